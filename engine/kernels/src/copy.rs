@@ -1,0 +1,96 @@
+//! Moving boxes between strided layouts.
+
+use bytemuck::Pod;
+
+use crate::buffer::View;
+use crate::loops::{Nest, for_each_index};
+use crate::scalar::Scalar;
+
+/// Copies the values of `src` into `dst`, whose element at index 0 is at `offset` and whose strides are `strides`.
+///
+/// Both hold elements of `src.dtype`. Cost: one pass; runs that are contiguous on both sides are `memcpy`.
+pub fn strided(src: &View<'_>, dst: &mut [u8], offset: usize, strides: &[isize]) {
+    match src.dtype.size() {
+        1 => typed::<u8>(src, dst, offset, strides),
+        2 => typed::<u16>(src, dst, offset, strides),
+        4 => typed::<u32>(src, dst, offset, strides),
+        8 => typed::<u64>(src, dst, offset, strides),
+        _ => typed::<[u64; 2]>(src, dst, offset, strides),
+    }
+}
+
+fn typed<T: Pod>(src: &View<'_>, dst: &mut [u8], offset: usize, strides: &[isize]) {
+    let from: &[T] = bytemuck::cast_slice(src.bytes);
+    let to: &mut [T] = bytemuck::cast_slice_mut(dst);
+    let nest = Nest::new(&src.shape, &[&src.strides, strides]);
+    if nest.is_empty() {
+        return;
+    }
+    let inner = nest.shape.len() - 1;
+    let (n, si, di) = (nest.shape[inner], nest.strides[0][inner], nest.strides[1][inner]);
+    let dims: Vec<usize> = (0..inner).collect();
+    for_each_index(&nest, &dims, &mut [src.offset as isize, offset as isize], &mut |at| {
+        let (s, d) = (at[0], at[1]);
+        if di == 1 && si == 1 {
+            to[d as usize..d as usize + n].copy_from_slice(&from[s as usize..s as usize + n]);
+        } else if di == 1 && si == 0 {
+            to[d as usize..d as usize + n].fill(from[s as usize]);
+        } else {
+            for i in 0..n as isize {
+                to[(d + i * di) as usize] = from[(s + i * si) as usize];
+            }
+        }
+    });
+}
+
+/// Fills `dst` with one value, end to end.
+pub fn fill(value: &Scalar, dst: &mut [u8]) {
+    let pattern = value.bytes();
+    if pattern.iter().all(|b| *b == pattern[0]) {
+        dst.fill(pattern[0]);
+    } else {
+        dst.chunks_exact_mut(pattern.len()).for_each(|d| d.copy_from_slice(pattern));
+    }
+}
+
+/// Fills a box of `dst` with one value.
+pub fn fill_box(value: &Scalar, shape: &[usize], dst: &mut [u8], offset: usize, strides: &[isize]) {
+    let mut wide = crate::buffer::Buffer::zeroed(value.dtype().size());
+    wide.bytes_mut().copy_from_slice(value.bytes());
+    let src = View { dtype: value.dtype(), bytes: wide.bytes(), offset: 0, shape: shape.to_vec(), strides: vec![0; shape.len()] };
+    strided(&src, dst, offset, strides);
+}
+
+/// True if every element of `bytes` has exactly the bytes of `value` (NaN equals NaN; -0.0 differs from 0.0).
+pub fn is_all(value: &Scalar, bytes: &[u8]) -> bool {
+    let pattern = value.bytes();
+    let n = pattern.len();
+    // Comparing the slice with itself shifted by one element is one vectorised `memcmp`.
+    bytes.len() < n || (&bytes[..n] == pattern && bytes[n..] == bytes[..bytes.len() - n])
+}
+
+/// Spreads a block of `clipped` shape, which stands in C order at the front of `bytes`, over the `full` shape in place, and fills
+/// what is beyond with `fill`: how an edge chunk becomes a whole one without a second buffer.
+pub fn pad_in_place(bytes: &mut [u8], clipped: &[usize], full: &[usize], fill: &Scalar) {
+    let size = fill.dtype().size();
+    let (Some((&n, outer)), Some((&width, full_outer))) = (clipped.split_last(), full.split_last()) else { return };
+    let (n, width) = (n * size, width * size);
+    let rows: usize = full_outer.iter().product();
+    // From the last row to the first: a row's new place is never before its old one.
+    for row in (0..rows).rev() {
+        let (mut rest, mut old, mut stride, mut inside) = (row, 0, 1, true);
+        for (have, all) in outer.iter().zip(full_outer).rev() {
+            let i = rest % all;
+            rest /= all;
+            inside &= i < *have;
+            old += i * stride;
+            stride *= have;
+        }
+        let new = row * width;
+        let kept = if inside { n } else { 0 };
+        if inside {
+            bytes.copy_within(old * n..old * n + n, new);
+        }
+        self::fill(fill, &mut bytes[new + kept..new + width]);
+    }
+}

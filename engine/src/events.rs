@@ -1,0 +1,105 @@
+//! What a run tells while it goes on.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::plan::{FinalizedPlan, StageId};
+use crate::storage::reader::Traffic;
+use crate::task::{TaskFailure, TaskOutcome};
+
+/// Something happened.
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub enum Event<'a> {
+    /// The run begins.
+    RunStarted { plan: &'a FinalizedPlan, executor: &'a str, slots: usize },
+    /// A stage has its first task under way.
+    StageStarted { stage: StageId },
+    /// A request came back; some or all of its tasks are finished.
+    Outcome { outcome: &'a TaskOutcome },
+    /// A task failed and is tried again.
+    Retried { failure: &'a TaskFailure, attempt: u32 },
+    /// A stage has finished its last task.
+    StageEnded { stage: StageId },
+    /// Everything is written and published, or the run failed.
+    RunEnded { succeeded: bool },
+}
+
+/// Somebody who looks on. Called from workers' threads: be quick.
+pub trait Observer: Send + Sync {
+    /// Is told of an event.
+    fn on(&self, event: &Event<'_>);
+}
+
+/// What a run took.
+#[derive(Clone, Debug, Default)]
+pub struct RunReport {
+    /// The run's name.
+    pub run: String,
+    /// Bytes and requests of each stage, in the plan's order.
+    pub stages: Vec<StageReport>,
+    /// Time from start to end.
+    pub wall: Duration,
+    /// CPU time of this process during the run.
+    pub process_cpu: Duration,
+    /// Threads or processes that ran tasks.
+    pub slots: usize,
+    /// Highest resident memory of this process so far.
+    pub peak_rss_bytes: u64,
+    /// Highest resident memory of a worker process, where there were some.
+    pub worker_peak_bytes: Option<u64>,
+    /// Projected memory of the local process: reserved memory and the tasks that ran at once.
+    pub projected_bytes: u64,
+    /// Tasks that were tried again.
+    pub retries: u64,
+}
+
+/// What a stage took.
+#[derive(Clone, Debug, Default)]
+pub struct StageReport {
+    /// Its name.
+    pub name: String,
+    /// Tasks.
+    pub tasks: u64,
+    /// Bytes and requests.
+    pub traffic: Traffic,
+    /// CPU time of its tasks.
+    pub cpu: Duration,
+    /// Projected memory of one task, reserved memory included.
+    pub projected_bytes: u64,
+    /// The most bytes that a task's buffers took.
+    pub peak_bytes: u64,
+}
+
+impl RunReport {
+    /// Bytes and requests of all stages.
+    pub fn traffic(&self) -> Traffic {
+        let mut all = Traffic::default();
+        self.stages.iter().for_each(|s| all.add(s.traffic));
+        all
+    }
+}
+
+impl fmt::Display for RunReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use crate::memory::size;
+        let all = self.traffic();
+        writeln!(f, "{:<24} {:>9} {:>10} {:>10} {:>9} {:>11} {:>11}", "stage", "tasks", "read", "written", "CPU s", "projected", "buffers")?;
+        for s in &self.stages {
+            writeln!(
+                f,
+                "{:<24} {:>9} {:>10} {:>10} {:>9.2} {:>11} {:>11}",
+                s.name,
+                s.tasks,
+                size(s.traffic.bytes_read).to_string(),
+                size(s.traffic.bytes_written).to_string(),
+                s.cpu.as_secs_f64(),
+                size(s.projected_bytes).to_string(),
+                size(s.peak_bytes).to_string()
+            )?;
+        }
+        writeln!(f, "read {} in {} requests, wrote {} in {}", size(all.bytes_read), all.reads, size(all.bytes_written), all.writes)?;
+        writeln!(f, "{:.2} s, {:.2} s of CPU, {} at once, {} tried again", self.wall.as_secs_f64(), self.process_cpu.as_secs_f64(), self.slots, self.retries)?;
+        write!(f, "peak memory {} measured, {} projected", size(self.worker_peak_bytes.unwrap_or(self.peak_rss_bytes)), size(self.projected_bytes))
+    }
+}

@@ -1,0 +1,67 @@
+//! Where tasks run.
+//!
+//! An executor pulls requests from the driver and gives outcomes back. It knows requests, not plans; the driver owns order,
+//! retries and budgets, the executor only how many requests it has under way.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use crate::task::{TaskOutcome, TaskRequest};
+use crate::worker::RunContext;
+
+/// What an executor cannot do.
+#[derive(Clone, Debug, Error)]
+#[allow(missing_docs)]
+pub enum ExecutorError {
+    #[error("threads could not be started: {0}")]
+    Threads(String),
+    #[error("the worker `{}` could not be started: {message}", command.display())]
+    Start { command: PathBuf, message: String },
+    #[error("the worker `{}` does not speak this program's protocol: {message}", command.display())]
+    Protocol { command: PathBuf, message: String },
+    #[error("{0} is in the memory of this process, where workers in other processes cannot see it: use a directory or an object store, or run on threads")]
+    Unreachable(String),
+}
+
+/// The driver's side: where requests come from and outcomes go. Shared by an executor's threads.
+pub trait TaskSource: Sync {
+    /// The next request, without waiting.
+    fn try_next(&self) -> Next;
+
+    /// Waits until something may have changed since a [`Next::Wait`].
+    fn wait(&self);
+
+    /// Gives an outcome back. Every request that was handed out must come back once.
+    fn finished(&self, outcome: TaskOutcome);
+}
+
+/// What to do next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Run this.
+    Run(TaskRequest),
+    /// Nothing just now: [`TaskSource::wait`], then ask again.
+    Wait,
+    /// Nothing any more.
+    Stop,
+}
+
+/// Runs requests until there are none.
+///
+/// Contract: every request that is pulled is given back exactly once, also when its worker dies; nothing runs any more when
+/// [`run`](Executor::run) returns.
+pub trait Executor: Send + Sync + fmt::Debug {
+    /// For people.
+    fn name(&self) -> &str;
+
+    /// Requests that it can have under way at once.
+    fn slots(&self) -> usize;
+
+    /// Pulls and runs until the source stops.
+    ///
+    /// # Errors
+    /// Where no worker can be had at all; failures of tasks are outcomes.
+    fn run(&self, context: &RunContext, source: &dyn TaskSource) -> Result<(), ExecutorError>;
+}

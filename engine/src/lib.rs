@@ -1,0 +1,26 @@
+//! Plans of bounded memory over chunked arrays, and the worker and driver that run them.
+//!
+//! The path of a computation: a [`graph`] of nodes is [lowered](plan::lower::lower) to a [`Plan`](plan::Plan), whose memory is
+//! [projected](memory) and checked; the [`driver`] hands its tasks to an [`executor`], whose [`worker`]s read chunks from
+//! [`storage`], compute and write; a [`session`] publishes the results.
+//!
+//! Nothing imports from what comes later in: `grid · spec → readmap → memory → storage → graph → plan → task · session →
+//! executor → worker · journal · driver → events`.
+
+pub mod driver;
+pub mod events;
+pub mod executor;
+pub mod graph;
+pub mod grid;
+pub mod journal;
+pub mod machine;
+pub mod memory;
+pub mod plan;
+pub mod readmap;
+pub mod session;
+pub mod spec;
+pub mod storage;
+pub mod task;
+pub mod worker;
+
+pub use freestone_kernels as kernels;

@@ -1,0 +1,67 @@
+//! What the machine has, and what this process has used of it.
+
+use std::fs;
+
+/// Bytes of memory that this process may use: the machine's, or its memory cgroup's limit if that is lower.
+pub fn memory_bytes() -> u64 {
+    let machine = line_value(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemTotal:").unwrap_or(4_000_000_000);
+    cgroup_limit().map_or(machine, |limit| limit.min(machine))
+}
+
+/// The limit of the memory cgroup that this process is in (version 2, then 1); `None` if there is none.
+fn cgroup_limit() -> Option<u64> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    groups
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.splitn(3, ':');
+            let (id, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+            let file = if id == "0" {
+                format!("/sys/fs/cgroup{path}/memory.max")
+            } else if controllers.split(',').any(|c| c == "memory") {
+                format!("/sys/fs/cgroup/memory{path}/memory.limit_in_bytes")
+            } else {
+                return None;
+            };
+            fs::read_to_string(file).ok()?.trim().parse().ok()
+        })
+        .min()
+}
+
+/// Cores that this process may use.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// The highest resident memory of this process so far (`VmHWM`), in bytes; 0 where the system does not tell.
+///
+/// `getrusage` is not used: its figure survives `exec`, so a worker would report its parent's.
+pub fn peak_rss_bytes() -> u64 {
+    line_value(&fs::read_to_string("/proc/self/status").unwrap_or_default(), "VmHWM:").unwrap_or(0)
+}
+
+/// Starts [`peak_rss_bytes`] anew from what is resident now, where the system allows it.
+pub fn reset_peak_rss() {
+    let _ = fs::write("/proc/self/clear_refs", "5");
+}
+
+/// CPU time of this process in nanoseconds, all threads.
+pub fn process_cpu_ns() -> u64 {
+    clock(rustix::thread::ClockId::ProcessCPUTime)
+}
+
+/// CPU time of this thread in nanoseconds.
+pub fn thread_cpu_ns() -> u64 {
+    clock(rustix::thread::ClockId::ThreadCPUTime)
+}
+
+fn clock(id: rustix::thread::ClockId) -> u64 {
+    let now = rustix::time::clock_gettime(id);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// The value of a line like `VmHWM:  1234 kB`, in bytes.
+fn line_value(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find(|l| l.starts_with(name))?;
+    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+}

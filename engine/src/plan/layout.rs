@@ -1,0 +1,248 @@
+//! How a stage's tasks run: how each input is read, and the buffer schedule.
+//!
+//! This is derived from the plan, by the planner to project memory and by the worker to do the work: there is one source.
+
+use freestone_kernels::eval;
+use freestone_kernels::reduce::Finish;
+
+use super::{ArrayId, Kernel, Place, Plan, PlanError, Stage};
+use crate::grid::AxisGrid;
+use crate::memory::{MemoryEstimate, Part, Schedule, SlotId, Step};
+use crate::readmap::AxisMap;
+use crate::storage::codec::Codec;
+use crate::storage::is_remote_url;
+
+/// How a block of an input is brought in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadMode {
+    /// Each block lies inside one chunk: the decoded chunk is looked at, not copied.
+    InChunk,
+    /// A block is assembled from several chunks, decoded one after the other.
+    Assembled,
+}
+
+/// An input of a stage, ready to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InputLayout {
+    /// How.
+    pub mode: ReadMode,
+    /// Axes of the iteration space along which its values differ.
+    pub varies: Vec<bool>,
+    /// A decoded chunk.
+    pub chunk: SlotId,
+    /// An assembled block.
+    pub region: Option<SlotId>,
+}
+
+/// An output of a stage, ready to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutputLayout {
+    /// Its accumulators, for a reduction.
+    pub accumulator: Option<SlotId>,
+    /// Its block; the accumulators themselves where they are what is stored.
+    pub block: Option<SlotId>,
+}
+
+/// A stage, ready to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StageLayout {
+    /// The buffers and the steps.
+    pub schedule: Schedule,
+    /// Its projected memory.
+    pub estimate: MemoryEstimate,
+    /// Inputs in order.
+    pub inputs: Vec<InputLayout>,
+    /// Outputs in order.
+    pub outputs: Vec<OutputLayout>,
+    /// A task writes one chunk of each output.
+    pub one_chunk: bool,
+}
+
+/// Requests that one thread keeps between chunks: keys, coordinates, small vectors.
+const TASK_OVERHEAD_BYTES: u64 = 65_536;
+
+impl StageLayout {
+    /// Derives the layout.
+    ///
+    /// # Errors
+    /// Where a codec cannot be used, or sizes overflow.
+    pub fn of(plan: &Plan, stage: &Stage) -> Result<StageLayout, PlanError> {
+        let block: Vec<u64> = stage.walk.axes().iter().zip(stage.tasks.axes()).map(|(w, t)| w.max_extent().min(t.max_extent())).collect();
+        let task = stage.tasks.max_chunk();
+        let expr = stage.kernel.expr();
+        let mut s = Schedule::default();
+        let (mut decode_contexts, mut encode_contexts, mut encoded, mut scratch, mut indexes) = (0u64, 0u64, 0u64, 0u64, 0u64);
+        let mut inputs = Vec::with_capacity(stage.inputs.len());
+        for input in &stage.inputs {
+            let mut chunk_bytes = 0;
+            for id in &input.sources {
+                let bounds = SourceBounds::of(plan, *id)?;
+                chunk_bytes = bounds.chunk.max(chunk_bytes);
+                encoded = encoded.max(bounds.encoded);
+                scratch = scratch.max(bounds.scratch);
+                decode_contexts = decode_contexts.max(bounds.context);
+                indexes += bounds.index;
+            }
+            let varies = input.map.varies();
+            let mode = read_mode(plan, stage, input);
+            let chunk = s.slot(Part::DecodedChunk, chunk_bytes);
+            let size = plan.array(input.sources[0]).info.dtype.size() as u64;
+            let region = match mode {
+                ReadMode::InChunk => None,
+                ReadMode::Assembled => {
+                    let elements = block.iter().zip(&varies).filter(|(_, v)| **v).try_fold(size, |p, (n, _)| p.checked_mul(*n));
+                    Some(s.slot(Part::Region, elements.unwrap_or(u64::MAX / 4)))
+                }
+            };
+            inputs.push(InputLayout { mode, varies, chunk, region });
+        }
+        let encoded = s.slot(Part::EncodedInput, encoded);
+        let scratch = s.slot(Part::DecodeScratch, scratch);
+        let indexes = s.slot(Part::ShardIndex, indexes);
+        let kernel_scratch = s.slot(Part::KernelScratch, eval::scratch_bytes(expr) + TASK_OVERHEAD_BYTES);
+        let mut outputs = Vec::with_capacity(stage.outputs.len());
+        let mut encode_slots = Vec::with_capacity(stage.outputs.len());
+        let mut one_chunk = true;
+        for (j, output) in stage.outputs.iter().enumerate() {
+            let array = plan.array(output.array);
+            let codec = codec(plan, output.array)?;
+            encode_contexts = encode_contexts.max(codec.encode_context_bytes());
+            let stored = codec.decoded_bytes();
+            let network = if is_remote(plan, &array.place) { codec.encoded_bound() } else { 0 };
+            let encode = if codec.is_raw() { 0 } else { codec.encoded_bound() + codec.encode_scratch() };
+            encode_slots.push(s.slot(Part::EncodeBuffer, encode + network));
+            match &stage.kernel {
+                Kernel::Map(_) => {
+                    one_chunk &= array.info.grid.chunk_counts() == stage.tasks.chunk_counts();
+                    outputs.push(OutputLayout { accumulator: None, block: Some(s.slot(Part::Output, stored)) });
+                }
+                Kernel::Reduce { expr, folds, axes } => {
+                    let dtype = expr.dtype(expr.results()[j]);
+                    let accumulator = folds[j].op.accumulator(dtype).unwrap_or(dtype);
+                    let kept = task.iter().enumerate().filter(|(d, _)| !axes.contains(d)).try_fold(accumulator.size() as u64, |p, (_, n)| p.checked_mul(*n));
+                    let accumulator = s.slot(Part::Accumulator, kept.unwrap_or(u64::MAX / 4));
+                    // Accumulators that are stored as they are need no block of their own.
+                    let as_they_are = folds[j].finish == Finish::Keep && array.info.stored_shape.is_none();
+                    let block = (!as_they_are).then(|| s.slot(Part::Output, stored));
+                    outputs.push(OutputLayout { accumulator: Some(accumulator), block });
+                }
+            }
+        }
+        let contexts = s.slot(Part::CodecContext, decode_contexts + encode_contexts);
+        let held = [contexts, indexes, kernel_scratch];
+        let loads = |s: &mut Vec<Step>| {
+            for (i, input) in inputs.iter().enumerate() {
+                s.extend(input.region.map(Step::Take));
+                s.extend([Step::Take(input.chunk), Step::Take(encoded), Step::Take(scratch), Step::Load(i), Step::Release(scratch), Step::Release(encoded)]);
+                if input.mode == ReadMode::Assembled {
+                    s.push(Step::Release(input.chunk));
+                }
+            }
+        };
+        let unload = |s: &mut Vec<Step>| s.extend(inputs.iter().map(|i| Step::Release(i.region.unwrap_or(i.chunk))));
+        let store = |s: &mut Vec<Step>, j: usize| s.extend([Step::Take(encode_slots[j]), Step::Store(j), Step::Release(encode_slots[j])]);
+        s.once.extend(held.map(Step::Take));
+        match &stage.kernel {
+            Kernel::Map(_) => {
+                let blocks: Vec<SlotId> = outputs.iter().filter_map(|o| o.block).collect();
+                let (mut once, mut apply, mut chunk, mut end) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+                loads(&mut once);
+                apply.extend(blocks.iter().map(|b| Step::Take(*b)));
+                apply.push(Step::Apply);
+                if one_chunk {
+                    unload(&mut apply);
+                    (0..outputs.len()).for_each(|j| store(&mut chunk, j));
+                    end.extend(blocks.iter().map(|b| Step::Release(*b)));
+                    s.after = apply;
+                } else {
+                    chunk = apply;
+                    (0..outputs.len()).for_each(|j| store(&mut chunk, j));
+                    chunk.extend(blocks.iter().map(|b| Step::Release(*b)));
+                    unload(&mut end);
+                }
+                s.once.extend(once);
+                s.each_chunk = chunk;
+                s.end = end;
+            }
+            Kernel::Reduce { .. } => {
+                s.once.extend(outputs.iter().filter_map(|o| o.accumulator).map(Step::Take));
+                let (mut each, mut chunk) = (Vec::new(), Vec::new());
+                loads(&mut each);
+                each.push(Step::Fold);
+                unload(&mut each);
+                for (j, output) in outputs.iter().enumerate() {
+                    chunk.extend(output.block.map(Step::Take));
+                    chunk.push(Step::Finish(j));
+                    store(&mut chunk, j);
+                    chunk.extend(output.block.map(Step::Release));
+                }
+                s.each_block = each;
+                s.each_chunk = chunk;
+                s.end.extend(outputs.iter().filter_map(|o| o.accumulator).map(Step::Release));
+            }
+        }
+        s.end.extend(held.map(Step::Release));
+        let estimate = s.estimate(plan.reserved_mem)?;
+        Ok(StageLayout { schedule: s, estimate, inputs, outputs, one_chunk })
+    }
+}
+
+/// Bounds of reading a chunk of an array.
+struct SourceBounds {
+    chunk: u64,
+    encoded: u64,
+    scratch: u64,
+    context: u64,
+    index: u64,
+}
+
+impl SourceBounds {
+    fn of(plan: &Plan, id: ArrayId) -> Result<SourceBounds, PlanError> {
+        let array = plan.array(id);
+        let chunk = array.info.chunk_shape().iter().try_fold(array.info.dtype.size() as u64, |p, n| p.checked_mul(*n)).unwrap_or(u64::MAX / 4);
+        let mut bounds = SourceBounds { chunk, encoded: 0, scratch: 0, context: 0, index: 0 };
+        if matches!(array.place, Place::Constant(_) | Place::Generated(_)) {
+            return Ok(bounds);
+        }
+        let codec = codec(plan, id)?;
+        let network = if is_remote(plan, &array.place) { codec.encoded_bound() } else { 0 };
+        bounds.encoded = network + if codec.is_raw() { 0 } else { codec.encoded_bound() };
+        bounds.scratch = codec.decode_scratch();
+        bounds.context = codec.decode_context_bytes();
+        if let Some(shard) = &array.info.shard {
+            // The encoded index, the decoded one, and the entries that are kept.
+            bounds.index = 3 * 16 * shard.chunks.iter().product::<u64>() + 4096;
+        }
+        Ok(bounds)
+    }
+}
+
+fn codec(plan: &Plan, id: ArrayId) -> Result<Codec, PlanError> {
+    let array = plan.array(id);
+    Codec::new(&array.info.codecs, array.info.dtype, &array.info.fill, &array.info.chunk_shape())
+        .map_err(|error| PlanError::Codec { array: array.name.clone(), error })
+}
+
+/// True if chunks cross a network.
+fn is_remote(plan: &Plan, place: &Place) -> bool {
+    match place {
+        Place::Input { url, .. } | Place::Output { url, .. } => is_remote_url(url),
+        Place::Work => plan.remote_work,
+        Place::Constant(_) | Place::Generated(_) => false,
+    }
+}
+
+/// [`ReadMode::InChunk`] if every block of every task lies inside one chunk of one source.
+fn read_mode(plan: &Plan, stage: &Stage, input: &super::StageInput) -> ReadMode {
+    let (Some(axes), [source]) = (input.map.as_affine(), input.sources.as_slice()) else { return ReadMode::Assembled };
+    let whole_task = matches!(stage.kernel, Kernel::Map(_));
+    let grid = &plan.array(*source).info.grid;
+    let inside = axes.iter().zip(grid.axes()).all(|(map, chunks)| match map {
+        AxisMap::Fixed(_) => true,
+        AxisMap::Along { axis, start, step } => {
+            let blocks: &AxisGrid = if whole_task { &stage.tasks.axes()[*axis] } else { &stage.walk.axes()[*axis] };
+            blocks.is_empty() || blocks.nests_in(chunks, *start, *step) || stage.tasks.axes()[*axis].nests_in(chunks, *start, *step)
+        }
+    });
+    if inside { ReadMode::InChunk } else { ReadMode::Assembled }
+}

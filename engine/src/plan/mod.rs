@@ -1,0 +1,501 @@
+//! A plan: stages over arrays, checked before anything runs.
+//!
+//! [`lower()`](lower::lower) makes a [`Plan`] of a graph; [`Plan::finalize`] checks it and projects its memory. Only a [`FinalizedPlan`] runs, and
+//! reading one back from bytes goes through the same check.
+
+mod explain;
+mod layout;
+pub mod lower;
+
+use std::fmt;
+
+use freestone_kernels::reduce::Finish;
+use freestone_kernels::{DType, Expr, Generate, ReduceOp};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+
+use crate::grid::{AxisGrid, ChunkGrid, GridError, Region};
+use crate::memory::{MemoryEstimate, ScheduleError, size};
+use crate::readmap::{ReadMap, ReadMapError};
+use crate::storage::array::ArrayInfo;
+use crate::storage::codec::CodecError;
+
+pub use layout::{InputLayout, OutputLayout, ReadMode, StageLayout};
+
+/// Version of the plan's format. A plan of another version is refused.
+pub const FORMAT: u32 = 1;
+
+/// Number of an array in its plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ArrayId(pub usize);
+
+/// Number of a stage in its plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct StageId(pub usize);
+
+/// Stages in an order in which they can run, and the arrays between them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Version of the engine that made it.
+    pub engine: String,
+    /// Bytes that a task may hold.
+    pub allowed_mem: u64,
+    /// Bytes of those that are not arrays.
+    pub reserved_mem: u64,
+    /// Tasks that it was made to keep busy.
+    pub parallelism: u64,
+    /// The work directory is across a network, which holds bytes once more while they move.
+    pub remote_work: bool,
+    /// The arrays that stages read and write.
+    pub arrays: Vec<PlanArray>,
+    /// The stages; each comes after those that it waits for.
+    pub stages: Vec<Stage>,
+    /// What is published at the end.
+    pub publications: Vec<Publication>,
+}
+
+/// An array that a plan reads or writes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlanArray {
+    /// For people.
+    pub name: String,
+    /// How its chunks lie.
+    pub info: ArrayInfo,
+    /// Where they are.
+    pub place: Place,
+}
+
+/// Where an array's chunks are.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Place {
+    /// In a store that the plan only reads.
+    Input {
+        /// The store.
+        url: String,
+        /// The array's path there.
+        path: String,
+        /// Hash of its metadata when the plan was made.
+        tag: String,
+    },
+    /// In a store that the plan writes.
+    Output {
+        /// The store.
+        url: String,
+        /// The array's path there.
+        path: String,
+    },
+    /// In the run's folder of the work directory.
+    Work,
+    /// In the plan itself: the values' bytes in C order, as hexadecimal text.
+    Constant(String),
+    /// Nowhere: values follow from indices.
+    Generated(Generate),
+}
+
+/// An output array and what its metadata will say; the last thing that a run writes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Publication {
+    /// The array.
+    pub array: ArrayId,
+    /// Its `zarr.json`.
+    pub document: Value,
+    /// The `zarr.json` of the group that holds it, written if there is none yet.
+    pub group: Option<Value>,
+    /// What is there may be replaced.
+    pub overwrite: bool,
+}
+
+/// One lowered operation: many tasks that do not know of each other.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Stage {
+    /// Unique, for people: `mean-003`.
+    pub name: String,
+    /// What a task computes.
+    pub kernel: Kernel,
+    /// What it reads, over the iteration space.
+    pub inputs: Vec<StageInput>,
+    /// What it writes.
+    pub outputs: Vec<StageOutput>,
+    /// The tasks: one for each chunk of this grid over the iteration space.
+    pub tasks: ChunkGrid,
+    /// The blocks in which a task walks its part of the iteration space.
+    pub walk: ChunkGrid,
+    /// Stages whose outputs it reads.
+    pub after: Vec<StageId>,
+}
+
+/// What a task computes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kernel {
+    /// An elementwise function; its results are the outputs. A copy is the identity.
+    Map(Expr),
+    /// Folds of the results of an elementwise function along axes of the iteration space.
+    Reduce {
+        /// The function; one result for each output.
+        expr: Expr,
+        /// How each result is folded.
+        folds: Vec<Fold>,
+        /// The axes, rising.
+        axes: Vec<usize>,
+    },
+}
+
+/// How one result is folded, and what becomes of it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Fold {
+    /// The operation.
+    pub op: ReduceOp,
+    /// What is done to the accumulators at the end.
+    pub finish: Finish,
+}
+
+/// An input of a stage.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageInput {
+    /// The arrays that the map names.
+    pub sources: Vec<ArrayId>,
+    /// Where each element of the iteration space comes from.
+    pub map: ReadMap,
+}
+
+/// An output of a stage.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageOutput {
+    /// The array.
+    pub array: ArrayId,
+    /// For each of its axes, where a task's part lies.
+    pub axes: Vec<OutAxis>,
+}
+
+/// Where along an axis of an output a task's part lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutAxis {
+    /// At the task's elements along this axis of the iteration space.
+    Kept(usize),
+    /// At the task's number along this axis: a partial result.
+    Part(usize),
+    /// At 0: a reduced axis that stays.
+    One,
+}
+
+impl Kernel {
+    /// The elementwise function.
+    pub fn expr(&self) -> &Expr {
+        match self {
+            Kernel::Map(expr) | Kernel::Reduce { expr, .. } => expr,
+        }
+    }
+}
+
+impl Stage {
+    /// Number of tasks.
+    pub fn n_tasks(&self) -> u64 {
+        self.tasks.n_chunks()
+    }
+
+    /// The part of output `output` that task `coords` writes.
+    pub fn output_region(&self, output: &StageOutput, coords: &[u64]) -> Region {
+        let task = self.tasks.region(coords);
+        let along = |axis: &OutAxis| match axis {
+            OutAxis::Kept(a) => (task.start[*a], task.shape[*a]),
+            OutAxis::Part(a) => (coords[*a], 1),
+            OutAxis::One => (0, 1),
+        };
+        let (start, shape) = output.axes.iter().map(along).unzip();
+        Region { start, shape }
+    }
+}
+
+/// Why a plan does not run.
+#[derive(Clone, Debug, Error)]
+#[allow(missing_docs)]
+pub enum PlanError {
+    #[error("stage `{stage}` needs {} per task, but allowed_mem is {}:\n{estimate}\n{advice}", size(*projected), size(*allowed))]
+    ExceedsMemory { stage: String, projected: u64, allowed: u64, estimate: MemoryEstimate, advice: String },
+    #[error("the local process may hold {} (local_mem), but one task of stage `{stage}` needs {}: raise local_mem", size(*allowed), size(*projected))]
+    ExceedsLocalMemory { stage: String, projected: u64, allowed: u64 },
+    #[error("the plan is malformed: {0}")]
+    Malformed(String),
+    #[error("the plan has format {found}, this program reads format {FORMAT}: make the plan again with this version")]
+    Format { found: u32 },
+    #[error("`{array}`: {error}")]
+    Codec { array: String, error: CodecError },
+    #[error("{0}")]
+    BadOutput(String),
+    #[error(transparent)]
+    Grid(#[from] GridError),
+    #[error(transparent)]
+    ReadMap(#[from] ReadMapError),
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
+}
+
+/// A plan that was checked, with the memory of each stage's tasks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FinalizedPlan {
+    plan: Plan,
+    layouts: Vec<StageLayout>,
+    run: RunId,
+}
+
+/// Hash of a finalised plan's bytes: the same plan is the same run.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct RunId(String);
+
+impl fmt::Display for RunId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Plan {
+    /// Checks the plan and projects its memory; the only way to something that runs.
+    ///
+    /// Cost: a few microseconds a stage; nothing per chunk or task.
+    ///
+    /// # Errors
+    /// Where a stage does not fit `allowed_mem` (the worst one is named), or the plan contradicts itself.
+    pub fn finalize(self) -> Result<FinalizedPlan, PlanError> {
+        if self.format != FORMAT {
+            return Err(PlanError::Format { found: self.format });
+        }
+        self.check_arrays()?;
+        let mut layouts = Vec::with_capacity(self.stages.len());
+        for (i, stage) in self.stages.iter().enumerate() {
+            self.check_stage(i, stage).map_err(|e| match e {
+                PlanError::Malformed(why) => PlanError::Malformed(format!("stage `{}`: {why}", stage.name)),
+                other => other,
+            })?;
+            layouts.push(StageLayout::of(&self, stage)?);
+        }
+        self.check_writers()?;
+        let worst = layouts.iter().zip(&self.stages).max_by_key(|(l, _)| l.estimate.total());
+        if let Some((layout, stage)) = worst.filter(|(l, _)| l.estimate.total() > self.allowed_mem) {
+            return Err(PlanError::ExceedsMemory {
+                stage: stage.name.clone(),
+                projected: layout.estimate.total(),
+                allowed: self.allowed_mem,
+                estimate: layout.estimate.clone(),
+                advice: explain::advice(&self, stage),
+            });
+        }
+        let bytes = serde_json::to_vec(&self).map_err(|e| PlanError::Malformed(e.to_string()))?;
+        let run = RunId(Sha256::digest(&bytes).iter().take(8).map(|b| format!("{b:02x}")).collect());
+        Ok(FinalizedPlan { plan: self, layouts, run })
+    }
+
+    /// An array.
+    pub fn array(&self, id: ArrayId) -> &PlanArray {
+        &self.arrays[id.0]
+    }
+
+    fn check_arrays(&self) -> Result<(), PlanError> {
+        for array in &self.arrays {
+            let malformed = |why: &str| Err(PlanError::Malformed(format!("array `{}`: {why}", array.name)));
+            let info = &array.info;
+            if info.fill.dtype() != info.dtype {
+                return malformed("its fill value has another dtype");
+            }
+            let axes_hold = info.grid.axes().iter().all(|a| match a {
+                AxisGrid::Regular { first, size, n, last } => *n < 2 || (*first > 0 && *size > 0 && *last > 0),
+                AxisGrid::Bounds(b) => b.first() == Some(&0) && b.windows(2).all(|w| w[0] < w[1]),
+            });
+            if !axes_hold {
+                return malformed("its grid has empty chunks");
+            }
+            if let Some(stored) = &info.stored_shape
+                && (stored.len() != info.grid.axes().len() || info.grid.max_chunk().iter().zip(stored).any(|(c, s)| c > s))
+            {
+                return malformed("its chunks are larger than they are stored");
+            }
+            if let Place::Constant(hex) = &array.place
+                && hex.len() as u128 != 2 * info.n_bytes()
+            {
+                return malformed("it has another number of values than elements");
+            }
+        }
+        Ok(())
+    }
+
+    fn check_stage(&self, index: usize, stage: &Stage) -> Result<(), PlanError> {
+        let malformed = |why: String| Err(PlanError::Malformed(why));
+        let space = stage.tasks.shape();
+        if stage.walk.shape() != space {
+            return malformed("its walk has another shape than its tasks".into());
+        }
+        let expr = stage.kernel.expr();
+        if expr.inputs().len() != stage.inputs.len() || expr.results().len() != stage.outputs.len() {
+            return malformed("its expression has another number of inputs or results".into());
+        }
+        for (input, dtype) in stage.inputs.iter().zip(expr.inputs()) {
+            if input.map.shape() != space {
+                return malformed("an input has another shape than its tasks".into());
+            }
+            let Some(sources) = input.sources.iter().map(|s| self.arrays.get(s.0)).collect::<Option<Vec<_>>>() else {
+                return malformed("it reads an array that is not there".into());
+            };
+            if sources.iter().any(|s| s.info.dtype != *dtype) {
+                return malformed("an input has another dtype than its expression says".into());
+            }
+            input.map.check(&sources.iter().map(|s| s.info.shape()).collect::<Vec<_>>())?;
+            for (id, source) in input.sources.iter().zip(&sources) {
+                let written = |s: &StageId| self.stages.get(s.0).is_some_and(|w| w.outputs.iter().any(|o| o.array == *id));
+                if matches!(source.place, Place::Work | Place::Output { .. }) && !stage.after.iter().any(written) {
+                    return malformed(format!("it reads `{}` without waiting for who writes it", source.name));
+                }
+            }
+        }
+        if stage.after.iter().any(|s| s.0 >= index) {
+            return malformed("it waits for a stage that is not before it".into());
+        }
+        let results: Vec<DType> = match &stage.kernel {
+            Kernel::Map(expr) => expr.result_dtypes(),
+            Kernel::Reduce { expr, folds, axes } => {
+                if folds.len() != expr.results().len() || axes.iter().any(|a| *a >= space.len()) || axes.windows(2).any(|w| w[0] >= w[1]) {
+                    return malformed("its folds or axes do not fit".into());
+                }
+                let accumulators = expr.result_dtypes().into_iter().zip(folds).map(|(d, f)| f.op.accumulator(d).map(|a| f.finish.dtype(a)));
+                match accumulators.collect() {
+                    Some(all) => all,
+                    None => return malformed("a fold is not defined for its dtype".into()),
+                }
+            }
+        };
+        for (output, dtype) in stage.outputs.iter().zip(results) {
+            let Some(array) = self.arrays.get(output.array.0) else { return malformed("it writes an array that is not there".into()) };
+            if array.info.dtype != dtype || array.info.shard.is_some() || !matches!(array.place, Place::Work | Place::Output { .. }) {
+                return malformed(format!("`{}` cannot be written by it", array.name));
+            }
+            if output.axes.len() != array.info.grid.axes().len() {
+                return malformed(format!("`{}` has another number of axes", array.name));
+            }
+            for (axis, grid) in output.axes.iter().zip(array.info.grid.axes()) {
+                if !one_writer(axis, grid, stage) {
+                    return malformed(format!("`{}` has chunks that two of its tasks would write", array.name));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Every array that is written is written by one stage.
+    fn check_writers(&self) -> Result<(), PlanError> {
+        let mut writers = vec![0; self.arrays.len()];
+        self.stages.iter().flat_map(|s| &s.outputs).for_each(|o| writers[o.array.0] += 1);
+        for (array, n) in self.arrays.iter().zip(writers) {
+            let expect = usize::from(matches!(array.place, Place::Work | Place::Output { .. }));
+            if n != expect {
+                return Err(PlanError::Malformed(format!("`{}` is written by {n} stages, not by {expect}", array.name)));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// True if each chunk of the output along this axis lies inside one task, and tasks end where the axis ends.
+fn one_writer(axis: &OutAxis, grid: &AxisGrid, stage: &Stage) -> bool {
+    match (axis, &stage.kernel) {
+        (OutAxis::Kept(a), kernel) => {
+            let Some(tasks) = stage.tasks.axes().get(*a) else { return false };
+            let reduced = matches!(kernel, Kernel::Reduce { axes, .. } if axes.contains(a));
+            // A reduction writes one chunk a task.
+            let single = matches!(kernel, Kernel::Map(_)) || tasks.n_chunks() == grid.n_chunks();
+            !reduced && single && tasks.len() == grid.len() && grid.nests_in(tasks, 0, 1)
+        }
+        (OutAxis::Part(a), Kernel::Reduce { axes, .. }) => axes.contains(a) && grid.len() == stage.tasks.axes()[*a].n_chunks() && grid.max_extent() <= 1,
+        (OutAxis::One, Kernel::Reduce { axes, .. }) => grid.len() == 1 && axes.iter().all(|a| stage.tasks.axes()[*a].n_chunks() <= 1),
+        _ => false,
+    }
+}
+
+impl FinalizedPlan {
+    /// The plan.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// How a stage's tasks run.
+    pub fn layout(&self, stage: StageId) -> &StageLayout {
+        &self.layouts[stage.0]
+    }
+
+    /// The stages with their layouts.
+    pub fn stages(&self) -> impl Iterator<Item = (StageId, &Stage, &StageLayout)> {
+        self.plan.stages.iter().zip(&self.layouts).enumerate().map(|(i, (s, l))| (StageId(i), s, l))
+    }
+
+    /// The run's name.
+    pub fn run_id(&self) -> &RunId {
+        &self.run
+    }
+
+    /// Projected memory of one task of the hungriest stage, reserved memory included.
+    pub fn projected_mem(&self) -> u64 {
+        self.layouts.iter().map(|l| l.estimate.total()).max().unwrap_or(self.plan.reserved_mem)
+    }
+
+    /// Tasks of a stage that fit into `local_mem` at once, at most `threads`; 0 if not even one does.
+    pub fn local_tasks(&self, stage: StageId, threads: usize, local_mem: u64) -> usize {
+        let per_task = self.layouts[stage.0].estimate.per_task().max(1);
+        let room = local_mem.saturating_sub(self.plan.reserved_mem) / per_task;
+        (room.min(threads as u64) as usize).min(self.plan.stages[stage.0].n_tasks().max(1) as usize)
+    }
+
+    /// Projected memory of the whole local process: reserved memory once, and the tasks of one stage that run at once.
+    ///
+    /// # Errors
+    /// Where a stage has no room for one task.
+    pub fn projected_local_mem(&self, threads: usize, local_mem: u64) -> Result<u64, PlanError> {
+        let mut most = self.plan.reserved_mem;
+        for (id, stage, layout) in self.stages() {
+            match self.local_tasks(id, threads, local_mem) {
+                0 => return Err(PlanError::ExceedsLocalMemory { stage: stage.name.clone(), projected: layout.estimate.total(), allowed: local_mem }),
+                n => most = most.max(self.plan.reserved_mem + n as u64 * layout.estimate.per_task()),
+            }
+        }
+        Ok(most)
+    }
+
+    /// The bytes that travel.
+    ///
+    /// # Errors
+    /// Never for a plan that was finalised; the type says that it could.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, PlanError> {
+        serde_json::to_vec(&self.plan).map_err(|e| PlanError::Malformed(e.to_string()))
+    }
+
+    /// Reads a plan back, and checks it as if it were new.
+    ///
+    /// # Errors
+    /// As [`Plan::finalize`].
+    pub fn from_bytes(bytes: &[u8]) -> Result<FinalizedPlan, PlanError> {
+        serde_json::from_slice::<Plan>(bytes).map_err(|e| PlanError::Malformed(e.to_string()))?.finalize()
+    }
+}
+
+/// Attributes of an output.
+pub type Attributes = Map<String, Value>;
+
+/// Bytes as hexadecimal text.
+pub(crate) fn to_hex(bytes: &[u8]) -> String {
+    use fmt::Write as _;
+    let mut text = String::with_capacity(2 * bytes.len());
+    for b in bytes {
+        let _ = write!(text, "{b:02x}");
+    }
+    text
+}
+
+/// Bytes of hexadecimal text; `None` if it is none.
+pub(crate) fn from_hex(text: &str) -> Option<Vec<u8>> {
+    let digits = text.as_bytes();
+    let digit = |c: u8| (c as char).to_digit(16).map(|d| d as u8);
+    digits.chunks(2).map(|pair| Some(digit(pair[0])? << 4 | digit(*pair.get(1)?)?)).collect()
+}

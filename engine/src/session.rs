@@ -1,0 +1,167 @@
+//! How results become visible: all at once, or not at all.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+use thiserror::Error;
+
+use crate::grid::{ChunkGrid, Region};
+use crate::plan::{FinalizedPlan, Place, Publication};
+use crate::storage::metadata::exists;
+use crate::storage::{Keys, StorageError, Store, Stores, join, read_small};
+
+/// Why results cannot be written or published.
+#[derive(Clone, Debug, Error)]
+#[allow(missing_docs)]
+pub enum SessionError {
+    #[error("{place} exists already: choose another place, or ask to overwrite it")]
+    Exists { place: String },
+    #[error("{place} holds files that are not Zarr's ({}): choose another place", names.join(", "))]
+    Foreign { place: String, names: Vec<String> },
+    #[error("{place} is {what}, so no array can be stored in it: choose another place")]
+    NotAGroup { place: String, what: &'static str },
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+/// Where a run's outputs go, and the commit that publishes them.
+pub trait Session: Send + Sync {
+    /// Finds out whether the outputs may be written, and changes nothing.
+    ///
+    /// # Errors
+    /// Where something is in the way.
+    fn check(&self, plan: &FinalizedPlan) -> Result<(), SessionError>;
+
+    /// Makes room: what will be overwritten stops being visible.
+    ///
+    /// # Errors
+    /// Where storage fails.
+    fn begin(&self, plan: &FinalizedPlan) -> Result<(), SessionError>;
+
+    /// Makes all chunks durable and publishes the outputs. Called once, after every task's receipts were checked.
+    ///
+    /// # Errors
+    /// Where storage fails; then nothing or a part of the outputs is visible, each of them whole.
+    fn commit(&self, plan: &FinalizedPlan) -> Result<(), SessionError>;
+}
+
+/// Plain Zarr stores: each array's `zarr.json` is written last, so that a killed run leaves no array, and an overwrite
+/// removes it first.
+#[derive(Clone, Debug)]
+pub struct PlainZarr {
+    stores: Stores,
+}
+
+/// Metadata documents that we look for are not larger.
+const MAX_DOCUMENT_BYTES: u64 = 64_000_000;
+
+impl PlainZarr {
+    /// With the stores that are open already.
+    pub fn new(stores: Stores) -> PlainZarr {
+        PlainZarr { stores }
+    }
+
+    fn targets<'a>(&self, plan: &'a FinalizedPlan) -> Result<Vec<Target<'a>>, SessionError> {
+        let mut targets = Vec::new();
+        for publication in &plan.plan().publications {
+            let array = plan.plan().array(publication.array);
+            if let Place::Output { url, path } = &array.place {
+                targets.push(Target { store: self.stores.open(url)?, path, grid: &array.info.grid, keys: array.info.keys, publication });
+            }
+        }
+        Ok(targets)
+    }
+}
+
+struct Target<'a> {
+    store: Arc<dyn Store>,
+    path: &'a str,
+    grid: &'a ChunkGrid,
+    keys: Keys,
+    publication: &'a Publication,
+}
+
+fn document(store: &dyn Store, key: &str) -> Result<Option<Value>, StorageError> {
+    Ok(read_small(store, key, MAX_DOCUMENT_BYTES)?.map(|bytes| serde_json::from_slice(&bytes).unwrap_or(Value::Null)))
+}
+
+impl Session for PlainZarr {
+    fn check(&self, plan: &FinalizedPlan) -> Result<(), SessionError> {
+        for target in self.targets(plan)? {
+            let place = target.store.place(target.path);
+            let store = &*target.store;
+            if target.publication.group.is_some() {
+                let what = match document(store, "zarr.json")? {
+                    Some(d) if d["node_type"] != "group" => Some("an array"),
+                    Some(_) => None,
+                    None if read_small(store, ".zarray", MAX_DOCUMENT_BYTES)?.is_some() => Some("an array"),
+                    None if read_small(store, ".zgroup", MAX_DOCUMENT_BYTES)?.is_some() => Some("a group of Zarr format 2"),
+                    None => None,
+                };
+                if let Some(what) = what {
+                    return Err(SessionError::NotAGroup { place: store.url().to_owned(), what });
+                }
+            }
+            let there = exists(store, target.path)?;
+            if there && !target.publication.overwrite {
+                return Err(SessionError::Exists { place });
+            }
+            if !there && !store.url().starts_with("http") {
+                // Chunks that a killed run left are ours to remove; anything else is not.
+                let prefix = if target.path.is_empty() { String::new() } else { format!("{}/", target.path) };
+                let names: Vec<String> = store.list(&prefix)?.into_iter().filter(|n| n != "c").take(5).collect();
+                if !names.is_empty() {
+                    return Err(SessionError::Foreign { place, names });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn begin(&self, plan: &FinalizedPlan) -> Result<(), SessionError> {
+        for target in self.targets(plan)? {
+            for name in ["zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"] {
+                target.store.remove(&join(target.path, name))?;
+            }
+            if target.path.is_empty() {
+                for name in target.store.list("")? {
+                    target.store.remove(&format!("{name}/"))?;
+                    target.store.remove(&name)?;
+                }
+            } else {
+                target.store.remove(&format!("{}/", target.path))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn commit(&self, plan: &FinalizedPlan) -> Result<(), SessionError> {
+        let targets = self.targets(plan)?;
+        for target in &targets {
+            let all = Region { start: vec![0; target.grid.axes().len()], shape: target.grid.chunk_counts() };
+            let mut keys = (0..all.n_elements()).map(|i| join(target.path, &target.keys.key(&target.grid.coords(i))));
+            target.store.sync(&mut keys)?;
+        }
+        for target in &targets {
+            let text = pretty(&target.publication.document);
+            target.store.write(&join(target.path, "zarr.json"), &text)?;
+        }
+        for target in &targets {
+            if let Some(group) = &target.publication.group
+                && document(&*target.store, "zarr.json")?.is_none()
+            {
+                target.store.write("zarr.json", &pretty(group))?;
+            }
+        }
+        for target in &targets {
+            let key = join(target.path, "zarr.json");
+            let group = target.publication.group.is_some().then(|| "zarr.json".to_owned());
+            target.store.sync(&mut std::iter::once(key).chain(group))?;
+        }
+        Ok(())
+    }
+}
+
+fn pretty(document: &Value) -> Vec<u8> {
+    serde_json::to_vec_pretty(document).unwrap_or_default()
+}

@@ -1,0 +1,222 @@
+//! What a computation may use.
+//!
+//! A [`Spec`] is resolved from layers, each of which sets some things and leaves others: code, command line, environment,
+//! file, defaults, in that precedence.
+
+use std::path::Path;
+
+use bytesize::ByteSize;
+use serde::{Deserialize, Deserializer, Serialize};
+use thiserror::Error;
+
+use crate::machine;
+use crate::storage::CodecName;
+
+/// Limits and places of a computation. The words mean what they mean in Cubed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spec {
+    /// Directory or URL for intermediate arrays, plans and journals.
+    pub work_dir: String,
+    /// Bytes that one task may hold, `reserved_mem` included.
+    pub allowed_mem: u64,
+    /// Bytes that a worker holds before any array: program, stacks, plan.
+    pub reserved_mem: u64,
+    /// Bytes that the local process may hold in all.
+    pub local_mem: u64,
+    /// Tasks that the plan should keep busy at once. It is part of the plan, so it decides the bits of partial sums.
+    pub parallelism: u64,
+    /// Threads or processes of local executors.
+    pub threads: usize,
+    /// Codec of intermediate arrays.
+    pub codec: CodecName,
+}
+
+/// One layer of settings; what is `None` is left to the layers below.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// See [`Spec::work_dir`].
+    pub work_dir: Option<String>,
+    /// See [`Spec::allowed_mem`].
+    #[serde(default, deserialize_with = "bytes")]
+    pub allowed_mem: Option<u64>,
+    /// See [`Spec::reserved_mem`].
+    #[serde(default, deserialize_with = "bytes")]
+    pub reserved_mem: Option<u64>,
+    /// See [`Spec::local_mem`].
+    #[serde(default, deserialize_with = "bytes")]
+    pub local_mem: Option<u64>,
+    /// See [`Spec::parallelism`].
+    pub parallelism: Option<u64>,
+    /// See [`Spec::threads`].
+    pub threads: Option<usize>,
+    /// See [`Spec::codec`].
+    pub codec: Option<CodecName>,
+}
+
+/// Why settings do not hold.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[allow(missing_docs)]
+pub enum SpecError {
+    #[error("`{value}` is no size: write bytes or a number with a unit, as in 500MB or \"2 GB\" (powers of 1000; GiB is 1024³)")]
+    Size { value: String },
+    #[error("{place} cannot be used: {why}")]
+    Source { place: String, why: String },
+    #[error("{name} must be at least {least}, not {value}")]
+    TooSmall { name: &'static str, value: u64, least: u64 },
+}
+
+/// Bytes of a text such as `2 GB` (powers of 1000), `1.5GiB` or `1000000`.
+///
+/// # Errors
+/// Where it is no size.
+pub fn parse_size(text: &str) -> Result<u64, SpecError> {
+    text.trim().parse::<ByteSize>().map(|b| b.as_u64()).map_err(|_| SpecError::Size { value: text.to_owned() })
+}
+
+fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Text {
+        Number(u64),
+        Words(String),
+    }
+    match Option::<Text>::deserialize(deserializer)? {
+        None => Ok(None),
+        Some(Text::Number(n)) => Ok(Some(n)),
+        Some(Text::Words(words)) => parse_size(&words).map(Some).map_err(serde::de::Error::custom),
+    }
+}
+
+/// What the defaults reserve: the program, its stacks and the plan.
+pub const DEFAULT_RESERVED_MEM: u64 = 16_000_000;
+/// What a task may hold if nothing is said.
+pub const DEFAULT_ALLOWED_MEM: u64 = 2_000_000_000;
+/// The file that is read if no other is named, in the current directory.
+pub const DEFAULT_FILE: &str = "freestone.toml";
+
+impl Settings {
+    /// From the variables `FREESTONE_WORK_DIR`, `FREESTONE_ALLOWED_MEM`, … .
+    ///
+    /// # Errors
+    /// Where one of them cannot be read.
+    pub fn from_env(lookup: impl Fn(&str) -> Option<String>) -> Result<Settings, SpecError> {
+        let text = |name: &str| lookup(&format!("FREESTONE_{name}")).filter(|v| !v.is_empty());
+        let bad = |name: &str, why: String| SpecError::Source { place: format!("the environment variable FREESTONE_{name}"), why };
+        let size = |name: &str| text(name).map(|v| parse_size(&v).map_err(|e| bad(name, e.to_string()))).transpose();
+        let count = |name: &str| text(name).map(|v| v.parse::<u64>().map_err(|_| bad(name, format!("`{v}` is no whole number")))).transpose();
+        Ok(Settings {
+            work_dir: text("WORK_DIR"),
+            allowed_mem: size("ALLOWED_MEM")?,
+            reserved_mem: size("RESERVED_MEM")?,
+            local_mem: size("LOCAL_MEM")?,
+            parallelism: count("PARALLELISM")?,
+            threads: count("THREADS")?.map(|n| n as usize),
+            codec: text("CODEC").map(|v| v.parse().map_err(|e| bad("CODEC", e))).transpose()?,
+        })
+    }
+
+    /// From a TOML file; one that is not there sets nothing.
+    ///
+    /// # Errors
+    /// Where it cannot be read or says what is not known.
+    pub fn from_file(path: &Path) -> Result<Settings, SpecError> {
+        let bad = |why: String| SpecError::Source { place: format!("the settings file {}", path.display()), why };
+        match std::fs::read_to_string(path) {
+            Ok(text) => toml::from_str(&text).map_err(|e| bad(e.to_string())),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Settings::default()),
+            Err(e) => Err(bad(e.to_string())),
+        }
+    }
+
+    /// These settings, and what they leave open from `below`.
+    #[must_use]
+    pub fn or(self, below: Settings) -> Settings {
+        Settings {
+            work_dir: self.work_dir.or(below.work_dir),
+            allowed_mem: self.allowed_mem.or(below.allowed_mem),
+            reserved_mem: self.reserved_mem.or(below.reserved_mem),
+            local_mem: self.local_mem.or(below.local_mem),
+            parallelism: self.parallelism.or(below.parallelism),
+            threads: self.threads.or(below.threads),
+            codec: self.codec.or(below.codec),
+        }
+    }
+
+    /// Fills what is still open with the defaults.
+    ///
+    /// # Errors
+    /// Where a limit is too small to mean anything.
+    pub fn resolve(self) -> Result<Spec, SpecError> {
+        let threads = self.threads.unwrap_or_else(machine::cores);
+        let allowed_mem = self.allowed_mem.unwrap_or(DEFAULT_ALLOWED_MEM);
+        let machine_mem = machine::memory_bytes() / 5 * 4;
+        let at_least = |name, value: u64, least| if value < least { Err(SpecError::TooSmall { name, value, least }) } else { Ok(value) };
+        Ok(Spec {
+            work_dir: self.work_dir.unwrap_or_else(|| std::env::temp_dir().join("freestone").to_string_lossy().into_owned()),
+            allowed_mem: at_least("allowed_mem", allowed_mem, 1)?,
+            reserved_mem: self.reserved_mem.unwrap_or(DEFAULT_RESERVED_MEM),
+            local_mem: self.local_mem.unwrap_or_else(|| allowed_mem.saturating_mul(threads as u64).min(machine_mem)),
+            parallelism: at_least("parallelism", self.parallelism.unwrap_or(threads as u64), 1)?,
+            threads: at_least("threads", threads as u64, 1)? as usize,
+            codec: self.codec.unwrap_or_default(),
+        })
+    }
+}
+
+impl Spec {
+    /// Resolves settings from code with those of the environment, of the file `FREESTONE_CONFIG` or `freestone.toml`, and the defaults.
+    ///
+    /// # Errors
+    /// Where a layer cannot be read or a limit is too small.
+    pub fn load(code: Settings) -> Result<Spec, SpecError> {
+        let environment = Settings::from_env(|name| std::env::var(name).ok())?;
+        let file = std::env::var("FREESTONE_CONFIG").unwrap_or_else(|_| DEFAULT_FILE.into());
+        code.or(environment).or(Settings::from_file(Path::new(&file))?).resolve()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &str, expect: Option<u64>) {
+        assert_eq!(parse_size(text).ok(), expect, "{text}");
+    }
+
+    #[test]
+    fn sizes_are_powers_of_1000_unless_said() {
+        check("2 GB", Some(2_000_000_000));
+        check("500MB", Some(500_000_000));
+        check("1.5 GiB", Some(1_610_612_736));
+        check("1000000", Some(1_000_000));
+        check("60 kB", Some(60_000));
+        for bad in ["", "GB", "2 QB", "-1", "1e", "two"] {
+            check(bad, None);
+        }
+    }
+
+    #[test]
+    fn code_comes_before_environment_before_file() {
+        let file: Settings = toml::from_str("allowed_mem = \"1 GB\"\nthreads = 3\nwork_dir = \"f\"").unwrap();
+        let env = Settings::from_env(|n| match n {
+            "FREESTONE_THREADS" => Some("5".into()),
+            "FREESTONE_WORK_DIR" => Some("e".into()),
+            _ => None,
+        })
+        .unwrap();
+        let code = Settings { work_dir: Some("c".into()), ..Settings::default() };
+        let spec = code.or(env).or(file).resolve().unwrap();
+        assert_eq!((spec.work_dir.as_str(), spec.threads, spec.allowed_mem, spec.reserved_mem), ("c", 5, 1_000_000_000, DEFAULT_RESERVED_MEM));
+        assert_eq!(spec.parallelism, 5);
+    }
+
+    #[test]
+    fn bad_settings_name_their_source() {
+        assert!(toml::from_str::<Settings>("alowed_mem = 1").is_err());
+        let error = Settings::from_env(|n| (n == "FREESTONE_ALLOWED_MEM").then(|| "lots".into())).unwrap_err();
+        assert!(error.to_string().contains("FREESTONE_ALLOWED_MEM"), "{error}");
+        assert!(Settings { threads: Some(0), ..Settings::default() }.resolve().is_err());
+    }
+}

@@ -1,0 +1,158 @@
+//! A directory.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use freestone_kernels::Buffer;
+
+use super::{ByteRange, StorageError, Store};
+
+/// Objects as files below a directory, which is made by the first write.
+///
+/// A write goes to a unique name beside its target and is renamed: readers never see a part, and a retry or a late twin does
+/// no harm. Nothing is flushed to the disk before [`Store::sync`].
+#[derive(Debug)]
+pub struct LocalStore {
+    root: PathBuf,
+    url: String,
+}
+
+/// Above this number of files one flush of the whole file system is cheaper than one for each file.
+const SYNC_ONE_BY_ONE: usize = 256;
+
+static NEXT_NAME: AtomicU64 = AtomicU64::new(0);
+
+impl LocalStore {
+    /// The store at a directory, which need not exist.
+    pub fn new(root: impl AsRef<Path>) -> LocalStore {
+        let root = std::path::absolute(root.as_ref()).unwrap_or_else(|_| root.as_ref().to_owned());
+        LocalStore { url: root.to_string_lossy().trim_end_matches('/').to_owned(), root }
+    }
+
+    fn path(&self, key: &str) -> PathBuf {
+        if key.is_empty() { self.root.clone() } else { self.root.join(key) }
+    }
+
+    fn failed(&self, key: &str, action: &'static str) -> impl FnOnce(std::io::Error) -> StorageError {
+        let place = self.place(key);
+        move |error| StorageError::io(place, action, &error)
+    }
+}
+
+/// True for the names of files that are being written.
+fn is_temporary(name: &str) -> bool {
+    name.starts_with('.') && name.ends_with(".part")
+}
+
+impl Store for LocalStore {
+    fn url(&self) -> &str {
+        &self.url
+    }
+
+    fn is_remote(&self) -> bool {
+        false
+    }
+
+    fn read(&self, key: &str, range: Option<ByteRange>, limit: u64, into: &mut Buffer) -> Result<bool, StorageError> {
+        let mut file = match File::open(self.path(key)) {
+            Ok(file) => file,
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(false),
+            Err(e) => return Err(self.failed(key, "read")(e)),
+        };
+        let metadata = file.metadata().map_err(self.failed(key, "read"))?;
+        if metadata.is_dir() {
+            return Ok(false);
+        }
+        let size = metadata.len();
+        let (offset, len) = match range {
+            None => (0, size),
+            Some(ByteRange::At { offset, len }) => (offset, len),
+            Some(ByteRange::Last(len)) => (size.checked_sub(len).ok_or_else(|| StorageError::Truncated { place: self.place(key), wanted: len })?, len),
+        };
+        if len > limit {
+            return Err(StorageError::TooLong { place: self.place(key), len, limit });
+        }
+        if offset.checked_add(len).is_none_or(|end| end > size) {
+            return Err(StorageError::Truncated { place: self.place(key), wanted: offset.saturating_add(len) });
+        }
+        if offset > 0 {
+            file.seek(SeekFrom::Start(offset)).map_err(self.failed(key, "read"))?;
+        }
+        into.set_len(len as usize);
+        file.read_exact(into.bytes_mut()).map_err(self.failed(key, "read"))?;
+        Ok(true)
+    }
+
+    fn write(&self, key: &str, bytes: &[u8]) -> Result<(), StorageError> {
+        let target = self.path(key);
+        let mut name = OsString::from(".");
+        name.push(target.file_name().unwrap_or_default());
+        name.push(format!(".{}-{}.part", std::process::id(), NEXT_NAME.fetch_add(1, Ordering::Relaxed)));
+        let temporary = target.with_file_name(name);
+        let mut file = match File::create_new(&temporary) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                fs::create_dir_all(target.parent().unwrap_or(&self.root)).map_err(self.failed(key, "written"))?;
+                File::create_new(&temporary)
+            }
+            other => other,
+        }
+        .map_err(self.failed(key, "written"))?;
+        let written = file.write_all(bytes).and_then(|()| {
+            drop(file);
+            fs::rename(&temporary, &target)
+        });
+        written.map_err(|e| {
+            let _ = fs::remove_file(&temporary);
+            self.failed(key, "written")(e)
+        })
+    }
+
+    fn remove(&self, key: &str) -> Result<(), StorageError> {
+        let removed = match key.strip_suffix('/') {
+            Some(prefix) => fs::remove_dir_all(self.path(prefix)),
+            None => fs::remove_file(self.path(key)),
+        };
+        match removed {
+            Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Err(self.failed(key, "removed")(e)),
+            _ => Ok(()),
+        }
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<String>, StorageError> {
+        let entries = match fs::read_dir(self.path(prefix.trim_end_matches('/'))) {
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(Vec::new()),
+            other => other.map_err(self.failed(prefix, "listed"))?,
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let name = entry.map_err(self.failed(prefix, "listed"))?.file_name().to_string_lossy().into_owned();
+            if !is_temporary(&name) {
+                names.push(name);
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn sync(&self, keys: &mut dyn Iterator<Item = String>) -> Result<(), StorageError> {
+        let first: Vec<String> = keys.take(SYNC_ONE_BY_ONE + 1).collect();
+        if first.len() > SYNC_ONE_BY_ONE {
+            let root = File::open(&self.root).map_err(self.failed("", "flushed"))?;
+            return rustix::fs::syncfs(&root).map_err(|e| self.failed("", "flushed")(e.into()));
+        }
+        let mut folders = std::collections::BTreeSet::new();
+        for key in first {
+            let path = self.path(&key);
+            File::open(&path).and_then(|f| f.sync_all()).map_err(self.failed(&key, "flushed"))?;
+            folders.extend(path.parent().map(Path::to_owned));
+        }
+        // A renamed file is found again after a power cut only if its folder is flushed too.
+        for folder in folders {
+            File::open(&folder).and_then(|f| f.sync_all()).map_err(self.failed("", "flushed"))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,105 @@
+//! The memory of this process; it counts what is asked of it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use freestone_kernels::Buffer;
+
+use super::{ByteRange, StorageError, Store};
+
+/// Objects in memory, for results that are wanted here and for tests.
+#[derive(Debug)]
+pub struct MemoryStore {
+    url: String,
+    objects: RwLock<BTreeMap<String, Arc<[u8]>>>,
+    counts: Mutex<Counts>,
+}
+
+/// How often each key was read and written.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Reads that found an object, by key.
+    pub reads: HashMap<String, u64>,
+    /// Writes, by key.
+    pub writes: HashMap<String, u64>,
+}
+
+static NEXT_STORE: AtomicU64 = AtomicU64::new(0);
+
+impl MemoryStore {
+    /// An empty store with a URL of its own.
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> MemoryStore {
+        MemoryStore { url: format!("memory://{}", NEXT_STORE.fetch_add(1, Ordering::Relaxed)), objects: RwLock::default(), counts: Mutex::default() }
+    }
+
+    /// What was read and written so far.
+    pub fn counts(&self) -> Counts {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// All keys.
+    pub fn keys(&self) -> Vec<String> {
+        self.objects.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
+    }
+}
+
+impl Store for MemoryStore {
+    fn url(&self) -> &str {
+        &self.url
+    }
+
+    fn is_remote(&self) -> bool {
+        false
+    }
+
+    fn read(&self, key: &str, range: Option<ByteRange>, limit: u64, into: &mut Buffer) -> Result<bool, StorageError> {
+        let Some(object) = self.objects.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned() else { return Ok(false) };
+        let size = object.len() as u64;
+        let (offset, len) = match range {
+            None => (0, size),
+            Some(ByteRange::At { offset, len }) => (offset, len),
+            Some(ByteRange::Last(len)) => (size.checked_sub(len).ok_or_else(|| StorageError::Truncated { place: self.place(key), wanted: len })?, len),
+        };
+        if len > limit {
+            return Err(StorageError::TooLong { place: self.place(key), len, limit });
+        }
+        let end = offset
+            .checked_add(len)
+            .filter(|end| *end <= size)
+            .ok_or_else(|| StorageError::Truncated { place: self.place(key), wanted: offset.saturating_add(len) })?;
+        into.set_len(len as usize);
+        into.bytes_mut().copy_from_slice(&object[offset as usize..end as usize]);
+        *self.counts.lock().unwrap_or_else(PoisonError::into_inner).reads.entry(key.to_owned()).or_default() += 1;
+        Ok(true)
+    }
+
+    fn write(&self, key: &str, bytes: &[u8]) -> Result<(), StorageError> {
+        self.objects.write().unwrap_or_else(PoisonError::into_inner).insert(key.to_owned(), bytes.into());
+        *self.counts.lock().unwrap_or_else(PoisonError::into_inner).writes.entry(key.to_owned()).or_default() += 1;
+        Ok(())
+    }
+
+    fn remove(&self, key: &str) -> Result<(), StorageError> {
+        let mut objects = self.objects.write().unwrap_or_else(PoisonError::into_inner);
+        if key.ends_with('/') {
+            objects.retain(|k, _| !k.starts_with(key));
+        } else {
+            objects.remove(key);
+        }
+        Ok(())
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<String>, StorageError> {
+        let objects = self.objects.read().unwrap_or_else(PoisonError::into_inner);
+        let below = objects.keys().filter_map(|k| k.strip_prefix(prefix));
+        let mut names: Vec<String> = below.map(|k| k.split('/').next().unwrap_or(k).to_owned()).collect();
+        names.dedup();
+        Ok(names)
+    }
+
+    fn sync(&self, _keys: &mut dyn Iterator<Item = String>) -> Result<(), StorageError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,225 @@
+//! Encoded bytes, in and out.
+//!
+//! Stores move whole objects and ranges of them ([`Store`]: [`LocalStore`], [`MemoryStore`], object stores); [`array`] says
+//! how an array's chunks lie in a store; [`codec`] turns encoded bytes into blocks and back, by zarrs' codecs, with guards and
+//! bounds; [`reader`] does all of it for one chunk.
+
+pub mod array;
+pub mod codec;
+mod local;
+mod memory;
+pub mod metadata;
+#[cfg(feature = "object-stores")]
+mod object;
+pub mod reader;
+mod zstd_bound;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use freestone_kernels::Buffer;
+use thiserror::Error;
+
+pub use array::{ArrayInfo, Keys, StoredArray};
+pub use codec::CodecName;
+pub use local::LocalStore;
+pub use memory::{Counts, MemoryStore};
+
+/// Why bytes did not move.
+#[derive(Clone, Debug, Error)]
+#[allow(missing_docs)]
+pub enum StorageError {
+    #[error("{place} has {len} bytes, but at most {limit} are expected there: the object is damaged or is something else")]
+    TooLong { place: String, len: u64, limit: u64 },
+    #[error("{place} ends before byte {wanted}: the object is cut short")]
+    Truncated { place: String, wanted: u64 },
+    #[error("no space is left at {place}: free some, or choose another work_dir or output")]
+    NoSpace { place: String },
+    #[error("{place} cannot be {action}: permission denied")]
+    Denied { place: String, action: &'static str },
+    #[error("{place} could not be {action}: {message}")]
+    Io { place: String, action: &'static str, message: String, transient: bool },
+    #[error("`{url}` is no location that can be opened: {why}")]
+    BadUrl { url: String, why: String },
+    #[error("`{0}` names a store in the memory of another process: use a directory or an object store with executors that run processes")]
+    NotHere(String),
+}
+
+impl StorageError {
+    /// True if trying again may help.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, StorageError::Io { transient: true, .. })
+    }
+
+    pub(crate) fn io(place: String, action: &'static str, error: &std::io::Error) -> StorageError {
+        use std::io::ErrorKind as K;
+        match error.kind() {
+            K::StorageFull | K::QuotaExceeded => StorageError::NoSpace { place },
+            K::PermissionDenied | K::ReadOnlyFilesystem => StorageError::Denied { place, action },
+            kind => StorageError::Io {
+                place,
+                action,
+                message: error.to_string(),
+                transient: matches!(kind, K::Interrupted | K::TimedOut | K::WouldBlock | K::ResourceBusy),
+            },
+        }
+    }
+}
+
+/// Part of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ByteRange {
+    /// `len` bytes from `offset`.
+    At {
+        /// First byte.
+        offset: u64,
+        /// Number of bytes.
+        len: u64,
+    },
+    /// The last bytes.
+    Last(u64),
+}
+
+/// Objects under keys like `u/c/0/1`. Keys are relative, and use `/`.
+///
+/// Contract: [`write`](Store::write) is atomic (a reader sees the whole object, old or new, or none); a missing object is not
+/// an error; every error names the place.
+pub trait Store: Send + Sync + fmt::Debug {
+    /// Where it is, as [`Stores::open`] takes it.
+    fn url(&self) -> &str;
+
+    /// True if bytes cross a network, which holds them once more while they arrive.
+    fn is_remote(&self) -> bool;
+
+    /// Reads an object or a part of it into `into`, sets its length, and returns true; false if there is no such object.
+    ///
+    /// `into` has room for `limit` bytes.
+    ///
+    /// # Errors
+    /// Where the object or part is longer than `limit`, a part reaches beyond the object, or the store fails.
+    fn read(&self, key: &str, range: Option<ByteRange>, limit: u64, into: &mut Buffer) -> Result<bool, StorageError>;
+
+    /// Writes a whole object.
+    ///
+    /// # Errors
+    /// Where the store fails; then the object is as before.
+    fn write(&self, key: &str, bytes: &[u8]) -> Result<(), StorageError>;
+
+    /// Removes an object, or all objects below a prefix that ends in `/`; nothing there is no error.
+    ///
+    /// # Errors
+    /// Where the store fails.
+    fn remove(&self, key: &str) -> Result<(), StorageError>;
+
+    /// The names directly below a prefix (empty, or ending in `/`), objects and prefixes alike.
+    ///
+    /// # Errors
+    /// Where the store fails or cannot list.
+    fn list(&self, prefix: &str) -> Result<Vec<String>, StorageError>;
+
+    /// Makes objects that were written durable: they survive a power cut once this returns.
+    ///
+    /// # Errors
+    /// Where the store fails.
+    fn sync(&self, keys: &mut dyn Iterator<Item = String>) -> Result<(), StorageError>;
+
+    /// A key in words, for messages.
+    fn place(&self, key: &str) -> String {
+        if key.is_empty() { self.url().to_owned() } else { format!("{}/{key}", self.url()) }
+    }
+}
+
+/// Metadata is rarely larger than this; what is larger costs a second request.
+const SMALL_BYTES: u64 = 16_384;
+
+/// Reads an object of at most `limit` bytes whole.
+///
+/// # Errors
+/// As [`Store::read`].
+pub fn read_small(store: &dyn Store, key: &str, limit: u64) -> Result<Option<Vec<u8>>, StorageError> {
+    let mut room = SMALL_BYTES.min(limit);
+    loop {
+        let mut buffer = Buffer::zeroed(room as usize);
+        match store.read(key, None, room, &mut buffer) {
+            Ok(found) => return Ok(found.then(|| buffer.bytes().to_vec())),
+            Err(StorageError::TooLong { len, .. }) if len > room && len <= limit => room = len,
+            Err(StorageError::TooLong { place, len, .. }) => return Err(StorageError::TooLong { place, len, limit }),
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// The stores that a program has opened, by URL. Stores in memory are found only here.
+#[derive(Clone, Debug, Default)]
+pub struct Stores {
+    open: Arc<Mutex<HashMap<String, Arc<dyn Store>>>>,
+}
+
+impl Stores {
+    /// Adds a store that was made elsewhere.
+    pub fn insert(&self, store: Arc<dyn Store>) {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).insert(store.url().to_owned(), store);
+    }
+
+    /// Takes over all stores of another.
+    pub fn extend(&self, other: &Stores) {
+        let theirs: Vec<_> = other.open.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        theirs.into_iter().for_each(|s| self.insert(s));
+    }
+
+    /// The store at a URL: a path, `file://…`, and with the feature `object-stores` `s3://bucket/prefix` and
+    /// `http(s)://host/prefix`. Nothing is created.
+    ///
+    /// # Errors
+    /// Where the scheme is unknown, or a store in memory is not in this process.
+    pub fn open(&self, url: &str) -> Result<Arc<dyn Store>, StorageError> {
+        let url = url.trim_end_matches('/');
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(store) = open.get(url) {
+            return Ok(Arc::clone(store));
+        }
+        let store: Arc<dyn Store> = match url.split_once("://") {
+            None => Arc::new(LocalStore::new(url)),
+            Some(("file", path)) => Arc::new(LocalStore::new(path)),
+            Some(("memory", _)) => return Err(StorageError::NotHere(url.to_owned())),
+            #[cfg(feature = "object-stores")]
+            Some(("s3" | "http" | "https", _)) => Arc::new(object::ObjectStore::open(url)?),
+            #[cfg(not(feature = "object-stores"))]
+            Some(("s3" | "http" | "https", _)) => {
+                return Err(StorageError::BadUrl { url: url.to_owned(), why: "this build is without the feature `object-stores`".into() });
+            }
+            Some((scheme, _)) => {
+                return Err(StorageError::BadUrl { url: url.to_owned(), why: format!("`{scheme}` is not one of file, s3, http, https") });
+            }
+        };
+        open.insert(url.to_owned(), Arc::clone(&store));
+        Ok(store)
+    }
+}
+
+/// Splits a location into the store's URL and the name of what lies directly in it, as `a/b.zarr/u` into `a/b.zarr` and `u`.
+pub fn split_location(location: &str) -> (String, String) {
+    let location = location.trim_end_matches('/');
+    let scheme = location.find("://").map_or(0, |at| at + 3);
+    match location[scheme..].rfind('/') {
+        Some(0) if scheme == 0 => ("/".into(), location[1..].into()),
+        Some(at) => (location[..scheme + at].into(), location[scheme + at + 1..].into()),
+        None if scheme > 0 => (location.into(), String::new()),
+        None => (".".into(), location.into()),
+    }
+}
+
+/// Joins parts of a key, leaving out empty ones.
+pub fn join(prefix: &str, name: &str) -> String {
+    match (prefix.is_empty(), name.is_empty()) {
+        (true, _) => name.to_owned(),
+        (_, true) => prefix.to_owned(),
+        _ => format!("{prefix}/{name}"),
+    }
+}
+
+/// True for locations across a network.
+pub fn is_remote_url(url: &str) -> bool {
+    ["s3://", "http://", "https://"].iter().any(|scheme| url.starts_with(scheme))
+}

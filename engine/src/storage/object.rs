@@ -1,0 +1,162 @@
+//! Object stores: S3 and what speaks its language, and plain HTTP servers.
+//!
+//! The engine is synchronous; requests run on a small runtime of their own, and a caller waits on a channel. That works from
+//! any thread, also from one that belongs to a runtime of the user's.
+
+use std::sync::{Arc, OnceLock, mpsc};
+
+use freestone_kernels::Buffer;
+use object_store::aws::AmazonS3Builder;
+use object_store::http::HttpBuilder;
+use object_store::path::Path;
+use object_store::{ClientOptions, GetOptions, GetRange, ObjectStore as Backend, ObjectStoreExt};
+
+use super::{ByteRange, StorageError, Store};
+
+/// Objects below a prefix of a bucket or server.
+#[derive(Debug)]
+pub(super) struct ObjectStore {
+    url: String,
+    prefix: String,
+    backend: Arc<dyn Backend>,
+}
+
+/// Threads that wait for sockets; they do no computing.
+const IO_THREADS: usize = 2;
+
+fn runtime() -> Result<&'static tokio::runtime::Runtime, StorageError> {
+    static RUNTIME: OnceLock<Result<tokio::runtime::Runtime, String>> = OnceLock::new();
+    let made = RUNTIME.get_or_init(|| {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(IO_THREADS).thread_name("freestone-io").enable_all().build().map_err(|e| e.to_string())
+    });
+    made.as_ref().map_err(|message| StorageError::Io { place: "the network".into(), action: "reached", message: message.clone(), transient: false })
+}
+
+impl ObjectStore {
+    /// Credentials, region and endpoint come from the environment (`AWS_…`).
+    pub(super) fn open(url: &str) -> Result<ObjectStore, StorageError> {
+        let bad = |why: String| StorageError::BadUrl { url: url.to_owned(), why };
+        let (scheme, rest) = url.split_once("://").ok_or_else(|| bad("it has no scheme".into()))?;
+        let (host, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        if host.is_empty() {
+            return Err(bad("it names no bucket or host".into()));
+        }
+        let backend: Arc<dyn Backend> = match scheme {
+            "s3" => Arc::new(AmazonS3Builder::from_env().with_bucket_name(host).build().map_err(|e| bad(e.to_string()))?),
+            _ => {
+                let options = ClientOptions::new().with_allow_http(scheme == "http");
+                Arc::new(HttpBuilder::new().with_url(format!("{scheme}://{host}")).with_client_options(options).build().map_err(|e| bad(e.to_string()))?)
+            }
+        };
+        Ok(ObjectStore { url: url.to_owned(), prefix: prefix.to_owned(), backend })
+    }
+
+    fn path(&self, key: &str) -> Result<Path, StorageError> {
+        Path::parse(super::join(&self.prefix, key)).map_err(|e| StorageError::BadUrl { url: self.place(key), why: e.to_string() })
+    }
+
+    /// Runs a request on the runtime and waits for it.
+    fn wait<T: Send + 'static>(
+        &self,
+        key: &str,
+        action: &'static str,
+        request: impl Future<Output = object_store::Result<T>> + Send + 'static,
+    ) -> Result<Option<T>, StorageError> {
+        let (send, receive) = mpsc::sync_channel(1);
+        runtime()?.spawn(async move {
+            let _ = send.send(request.await);
+        });
+        let place = self.place(key);
+        match receive.recv() {
+            Ok(Ok(value)) => Ok(Some(value)),
+            Ok(Err(object_store::Error::NotFound { .. })) => Ok(None),
+            Ok(Err(object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. })) => Err(StorageError::Denied { place, action }),
+            // The client has retried what it knows to be transient; what is left may still pass on another worker.
+            Ok(Err(e)) => Err(StorageError::Io { place, action, transient: matches!(e, object_store::Error::Generic { .. }), message: e.to_string() }),
+            Err(_) => Err(StorageError::Io { place, action, message: "the request was dropped".into(), transient: true }),
+        }
+    }
+}
+
+impl Store for ObjectStore {
+    fn url(&self) -> &str {
+        &self.url
+    }
+
+    fn is_remote(&self) -> bool {
+        true
+    }
+
+    fn read(&self, key: &str, range: Option<ByteRange>, limit: u64, into: &mut Buffer) -> Result<bool, StorageError> {
+        let (backend, path, place) = (Arc::clone(&self.backend), self.path(key)?, self.place(key));
+        let wanted = range;
+        let fetched = self.wait(key, "read", async move {
+            let range = wanted.map(|r| match r {
+                ByteRange::At { offset, len } => GetRange::Bounded(offset..offset + len),
+                ByteRange::Last(len) => GetRange::Suffix(len),
+            });
+            let found = backend.get_opts(&path, GetOptions { range, ..GetOptions::default() }).await?;
+            let len = found.range.end - found.range.start;
+            // The length is known before the body is fetched: too much is never brought into memory.
+            if len > limit { Ok(Err(len)) } else { found.bytes().await.map(Ok) }
+        })?;
+        let bytes = match fetched {
+            None => return Ok(false),
+            Some(Err(len)) => return Err(StorageError::TooLong { place, len, limit }),
+            Some(Ok(bytes)) => bytes,
+        };
+        if let Some(ByteRange::At { len, .. } | ByteRange::Last(len)) = range
+            && (bytes.len() as u64) < len
+        {
+            return Err(StorageError::Truncated { place, wanted: len });
+        }
+        into.set_len(bytes.len());
+        into.bytes_mut().copy_from_slice(&bytes);
+        Ok(true)
+    }
+
+    fn write(&self, key: &str, bytes: &[u8]) -> Result<(), StorageError> {
+        let (backend, path, payload) = (Arc::clone(&self.backend), self.path(key)?, object_store::PutPayload::from(bytes.to_vec()));
+        match self.wait(key, "written", async move { backend.put(&path, payload).await.map(drop) })? {
+            Some(()) => Ok(()),
+            None => Err(StorageError::Io { place: self.place(key), action: "written", message: "there is no such bucket".into(), transient: false }),
+        }
+    }
+
+    fn remove(&self, key: &str) -> Result<(), StorageError> {
+        if let Some(prefix) = key.strip_suffix('/') {
+            let (backend, path) = (Arc::clone(&self.backend), self.path(prefix)?);
+            let listed = self.wait(key, "listed", async move { backend.list_with_delimiter(Some(&path)).await })?;
+            if let Some(found) = listed {
+                for object in found.objects {
+                    let (backend, path) = (Arc::clone(&self.backend), object.location);
+                    self.wait(key, "removed", async move { backend.delete(&path).await })?;
+                }
+                for folder in found.common_prefixes {
+                    let below = folder.as_ref().strip_prefix(&self.prefix).unwrap_or(folder.as_ref()).trim_start_matches('/').to_owned();
+                    self.remove(&format!("{below}/"))?;
+                }
+            }
+            return Ok(());
+        }
+        let (backend, path) = (Arc::clone(&self.backend), self.path(key)?);
+        self.wait(key, "removed", async move { backend.delete(&path).await }).map(drop)
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<String>, StorageError> {
+        let (backend, path) = (Arc::clone(&self.backend), self.path(prefix.trim_end_matches('/'))?);
+        let found = self.wait(prefix, "listed", async move { backend.list_with_delimiter(Some(&path)).await })?;
+        let mut names: Vec<String> = Vec::new();
+        if let Some(found) = found {
+            let all = found.objects.iter().map(|o| &o.location).chain(&found.common_prefixes);
+            names.extend(all.filter_map(|p| p.filename().map(str::to_owned)));
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn sync(&self, _keys: &mut dyn Iterator<Item = String>) -> Result<(), StorageError> {
+        // An acknowledged put is durable.
+        Ok(())
+    }
+}

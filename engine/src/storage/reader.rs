@@ -1,0 +1,227 @@
+//! One chunk, from or to a store.
+
+use std::sync::Arc;
+
+use freestone_kernels::{Buffer, DType, Scalar, copy};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::array::ArrayInfo;
+use super::codec::{Codec, CodecError, Contexts};
+use super::{ByteRange, StorageError, Store, join};
+use crate::memory::{Arena, Overrun};
+
+/// Why a chunk did not come or go.
+#[derive(Clone, Debug, Error)]
+#[allow(missing_docs)]
+pub enum ChunkError {
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    #[error("{place}: {error}")]
+    Codec { place: String, error: CodecError },
+    #[error(transparent)]
+    Overrun(#[from] Overrun),
+}
+
+/// What was moved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Encoded bytes read.
+    pub bytes_read: u64,
+    /// Encoded bytes written.
+    pub bytes_written: u64,
+    /// Requests that read, those that found nothing included.
+    pub reads: u64,
+    /// Requests that wrote.
+    pub writes: u64,
+}
+
+impl Traffic {
+    /// Adds another's.
+    pub fn add(&mut self, other: Traffic) {
+        self.bytes_read += other.bytes_read;
+        self.bytes_written += other.bytes_written;
+        self.reads += other.reads;
+        self.writes += other.writes;
+    }
+}
+
+/// What a thread holds besides the array: buffers, codec states, counters.
+#[derive(Debug)]
+pub struct Desk {
+    /// Buffers.
+    pub arena: Arena,
+    /// Codec states.
+    pub contexts: Contexts,
+    /// Counters.
+    pub traffic: Traffic,
+}
+
+/// The index of the shard that was read last.
+#[derive(Debug, Default)]
+pub struct ShardCache {
+    coords: Vec<u64>,
+    /// Offset and length of each chunk; `None` if there is no such shard.
+    entries: Option<Vec<[u64; 2]>>,
+}
+
+/// An array opened for its chunks.
+#[derive(Debug)]
+pub struct ChunkAccess {
+    store: Arc<dyn Store>,
+    path: String,
+    info: ArrayInfo,
+    codec: Codec,
+    index: Option<Codec>,
+}
+
+/// Entry of a shard's index for a chunk that is not there.
+const ABSENT: [u64; 2] = [u64::MAX, u64::MAX];
+
+/// What became of a chunk that was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Written {
+    /// Every element is the fill value: nothing is stored.
+    Fill,
+    /// An object of so many bytes with that xxh3 hash.
+    Object {
+        /// Encoded bytes.
+        len: u64,
+        /// xxh3-64 of them.
+        hash: u64,
+    },
+}
+
+impl ChunkAccess {
+    /// Makes the codecs ready. No I/O.
+    ///
+    /// # Errors
+    /// Where a codec cannot be used.
+    pub fn new(store: Arc<dyn Store>, path: &str, info: &ArrayInfo) -> Result<ChunkAccess, CodecError> {
+        let codec = Codec::new(&info.codecs, info.dtype, &info.fill, &info.chunk_shape())?;
+        let index = match &info.shard {
+            Some(shard) => {
+                let shape: Vec<u64> = shard.chunks.iter().copied().chain([2]).collect();
+                Some(Codec::new(&shard.index_codecs, DType::UInt64, &Scalar::new(u64::MAX), &shape)?)
+            }
+            None => None,
+        };
+        Ok(ChunkAccess { store, path: path.to_owned(), info: info.clone(), codec, index })
+    }
+
+    /// The array.
+    pub fn info(&self) -> &ArrayInfo {
+        &self.info
+    }
+
+    /// Shape of chunk `coords` as it is stored.
+    pub fn stored_shape(&self, coords: &[u64]) -> Vec<u64> {
+        self.info.stored_shape.clone().unwrap_or_else(|| self.info.grid.region(coords).shape)
+    }
+
+    /// The key of the object that holds a chunk.
+    pub fn key(&self, coords: &[u64]) -> String {
+        let object: Vec<u64> = match &self.info.shard {
+            Some(shard) => coords.iter().zip(&shard.chunks).map(|(c, n)| c / n).collect(),
+            None => coords.to_vec(),
+        };
+        join(&self.path, &self.info.keys.key(&object))
+    }
+
+    /// Reads and decodes a chunk; one that is not there is all fill values.
+    ///
+    /// The block has the chunk's stored shape.
+    ///
+    /// # Errors
+    /// Where the store fails or the bytes are no such chunk.
+    pub fn read(&self, coords: &[u64], desk: &mut Desk, cache: &mut ShardCache) -> Result<Buffer, ChunkError> {
+        let expected = self.stored_shape(coords).iter().product::<u64>() * self.info.dtype.size() as u64;
+        let key = self.key(coords);
+        let failed = |error| match error {
+            CodecError::Overrun(o) => ChunkError::Overrun(o),
+            error => ChunkError::Codec { place: format!("{} (chunk {coords:?})", self.store.place(&key)), error },
+        };
+        let range = match &self.info.shard {
+            None => None,
+            Some(_) => match self.locate(coords, &key, desk, cache)? {
+                Some(range) => Some(range),
+                None => return self.filled(expected, desk),
+            },
+        };
+        let limit = if self.codec.is_raw() { expected } else { self.codec.encoded_bound() };
+        let mut encoded = desk.arena.buffer(limit)?;
+        desk.traffic.reads += 1;
+        if !self.store.read(&key, range, limit, &mut encoded)? {
+            desk.arena.recycle(encoded);
+            return self.filled(expected, desk);
+        }
+        desk.traffic.bytes_read += encoded.len() as u64;
+        if self.codec.is_raw() {
+            return if encoded.len() as u64 == expected { Ok(encoded) } else { Err(failed(CodecError::Length { found: encoded.len() as u64, expected })) };
+        }
+        let block = self.codec.decode(encoded.bytes(), expected, &mut desk.arena, &mut desk.contexts).map_err(failed)?;
+        desk.arena.recycle(encoded);
+        Ok(block)
+    }
+
+    fn filled(&self, bytes: u64, desk: &mut Desk) -> Result<Buffer, ChunkError> {
+        let mut block = desk.arena.buffer(bytes)?;
+        copy::fill(&self.info.fill, block.bytes_mut());
+        Ok(block)
+    }
+
+    /// Where a chunk lies in its shard; `None` if it is not there.
+    fn locate(&self, coords: &[u64], key: &str, desk: &mut Desk, cache: &mut ShardCache) -> Result<Option<ByteRange>, ChunkError> {
+        let (Some(shard), Some(index)) = (&self.info.shard, &self.index) else { return Ok(None) };
+        let object: Vec<u64> = coords.iter().zip(&shard.chunks).map(|(c, n)| c / n).collect();
+        if cache.coords != object || cache.entries.is_none() {
+            let len = index.encoded_bound();
+            let range = if shard.index_at_end { ByteRange::Last(len) } else { ByteRange::At { offset: 0, len } };
+            let mut encoded = desk.arena.buffer(len)?;
+            desk.traffic.reads += 1;
+            let found = self.store.read(key, Some(range), len, &mut encoded)?;
+            *cache = ShardCache { coords: object, entries: None };
+            if found {
+                desk.traffic.bytes_read += len;
+                let place = |error| ChunkError::Codec { place: format!("the shard index of {}", self.store.place(key)), error };
+                let block = index.decode(encoded.bytes(), index.decoded_bytes(), &mut desk.arena, &mut desk.contexts).map_err(place)?;
+                cache.entries = Some(block.as_slice::<u64>().chunks_exact(2).map(|e| [e[0], e[1]]).collect());
+                desk.arena.recycle(block);
+            }
+            desk.arena.recycle(encoded);
+        }
+        let within = coords.iter().zip(&shard.chunks).fold(0, |i, (c, n)| i * n + c % n);
+        let Some(entry) = cache.entries.as_ref().and_then(|e| e.get(within as usize)) else { return Ok(None) };
+        if *entry == ABSENT {
+            return Ok(None);
+        }
+        let [offset, len] = *entry;
+        if len > self.codec.encoded_bound() {
+            return Err(StorageError::TooLong { place: self.store.place(key), len, limit: self.codec.encoded_bound() }.into());
+        }
+        Ok(Some(ByteRange::At { offset, len }))
+    }
+
+    /// Encodes a block of a chunk's stored shape and writes it, unless it is all fill values.
+    ///
+    /// # Errors
+    /// Where a codec or the store fails.
+    pub fn write(&self, coords: &[u64], block: &[u8], desk: &mut Desk) -> Result<Written, ChunkError> {
+        if copy::is_all(&self.info.fill, block) {
+            return Ok(Written::Fill);
+        }
+        let key = self.key(coords);
+        let encoded =
+            self.codec.encode(block, &mut desk.arena, &mut desk.contexts).map_err(|error| ChunkError::Codec { place: self.store.place(&key), error })?;
+        let bytes = encoded.as_ref().map_or(block, Buffer::bytes);
+        self.store.write(&key, bytes)?;
+        desk.traffic.writes += 1;
+        desk.traffic.bytes_written += bytes.len() as u64;
+        let written = Written::Object { len: bytes.len() as u64, hash: xxhash_rust::xxh3::xxh3_64(bytes) };
+        if let Some(encoded) = encoded {
+            desk.arena.recycle(encoded);
+        }
+        Ok(written)
+    }
+}

@@ -1,0 +1,161 @@
+//! What travels between driver and workers: plain data, no code, no credentials.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::memory::Overrun;
+use crate::plan::{ArrayId, PlanError, RunId, StageId};
+use crate::storage::StorageError;
+use crate::storage::codec::CodecError;
+use crate::storage::reader::{ChunkError, Traffic, Written};
+
+/// Where a run's plan lies: workers fetch it from there, requests carry only this.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct RunAddress {
+    /// The work directory.
+    pub work_dir: String,
+    /// The run's folder in it.
+    pub run: RunId,
+}
+
+/// A range of tasks of one stage, to be run by one worker one after the other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskRequest {
+    /// The stage.
+    pub stage: StageId,
+    /// First task.
+    pub first: u64,
+    /// Number of tasks.
+    pub count: u64,
+    /// 0 for the first try.
+    pub attempt: u32,
+}
+
+/// What became of a request.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TaskOutcome {
+    /// The request.
+    pub request: TaskRequest,
+    /// Which worker ran it: a thread's or process's name.
+    pub worker: String,
+    /// The tasks that were finished, in order.
+    pub done: Vec<TaskReport>,
+    /// Why the next one was not.
+    pub failure: Option<TaskFailure>,
+    /// Highest resident memory of the worker's process so far, where the worker is one of its own.
+    pub worker_peak_bytes: Option<u64>,
+}
+
+/// A finished task.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TaskReport {
+    /// Its number.
+    pub task: u64,
+    /// What it wrote, one receipt for each chunk.
+    pub receipts: Vec<Receipt>,
+    /// What it moved.
+    pub traffic: Traffic,
+    /// CPU time of its thread.
+    pub cpu_ns: u64,
+    /// Time from start to end.
+    pub wall_ns: u64,
+    /// The most bytes that its buffers took.
+    pub peak_bytes: u64,
+}
+
+/// Proof that a chunk was written, or that nothing had to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receipt {
+    /// The array.
+    pub array: ArrayId,
+    /// The chunk's place in C order.
+    pub chunk: u64,
+    /// What became of it.
+    pub written: Written,
+}
+
+/// Why a task failed; decides whether it is tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureKind {
+    /// The store may answer next time.
+    Transient,
+    /// The worker is gone.
+    WorkerLost,
+    /// An object is damaged or of another kind.
+    BadInput,
+    /// No space is left.
+    NoSpace,
+    /// Not permitted.
+    Denied,
+    /// The store failed for good.
+    Storage,
+    /// More memory was asked for than was projected.
+    Overrun,
+    /// The run was cancelled.
+    Cancelled,
+    /// Plan and worker do not fit together.
+    Plan,
+}
+
+impl FailureKind {
+    /// True if another attempt may end better.
+    pub fn is_worth_retrying(self) -> bool {
+        matches!(self, FailureKind::Transient | FailureKind::WorkerLost)
+    }
+}
+
+/// A failed task, as plain data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskFailure {
+    /// Why.
+    pub kind: FailureKind,
+    /// In words.
+    pub message: String,
+    /// The stage's name.
+    pub stage: String,
+    /// The task.
+    pub task: u64,
+}
+
+impl fmt::Display for TaskFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "task {} of stage `{}` failed: {}", self.task, self.stage, self.message)
+    }
+}
+
+/// The kind of a failure and its words.
+pub(crate) type Cause = (FailureKind, String);
+
+impl From<Overrun> for FailureKind {
+    fn from(_: Overrun) -> Self {
+        FailureKind::Overrun
+    }
+}
+
+/// The cause of a chunk that did not come or go.
+pub(crate) fn cause_of_chunk(error: &ChunkError) -> Cause {
+    let kind = match error {
+        ChunkError::Storage(e) => kind_of_storage(e),
+        ChunkError::Codec { error: CodecError::Overrun(_), .. } | ChunkError::Overrun(_) => FailureKind::Overrun,
+        ChunkError::Codec { .. } => FailureKind::BadInput,
+    };
+    (kind, error.to_string())
+}
+
+/// What a storage error means for a task.
+pub fn kind_of_storage(error: &StorageError) -> FailureKind {
+    match error {
+        e if e.is_transient() => FailureKind::Transient,
+        StorageError::TooLong { .. } | StorageError::Truncated { .. } => FailureKind::BadInput,
+        StorageError::NoSpace { .. } => FailureKind::NoSpace,
+        StorageError::Denied { .. } => FailureKind::Denied,
+        _ => FailureKind::Storage,
+    }
+}
+
+/// The cause of a plan that a worker cannot run.
+pub(crate) fn cause_of_plan(error: &PlanError) -> Cause {
+    (FailureKind::Plan, error.to_string())
+}

@@ -1,0 +1,72 @@
+//! In this process.
+
+use freestone_engine::executor::{Executor, ExecutorError, Next, TaskSource};
+use freestone_engine::worker::{RunContext, Worker};
+
+/// One request after the other, on the calling thread.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Serial;
+
+impl Executor for Serial {
+    fn name(&self) -> &str {
+        "serial"
+    }
+
+    fn slots(&self) -> usize {
+        1
+    }
+
+    fn run(&self, context: &RunContext, source: &dyn TaskSource) -> Result<(), ExecutorError> {
+        work(context, source, "main");
+        Ok(())
+    }
+}
+
+/// On a pool of threads (rayon's).
+#[derive(Clone, Copy, Debug)]
+pub struct Threads {
+    threads: usize,
+}
+
+impl Threads {
+    /// With so many threads, at least one.
+    pub fn new(threads: usize) -> Threads {
+        Threads { threads: threads.max(1) }
+    }
+}
+
+impl Executor for Threads {
+    fn name(&self) -> &str {
+        "threads"
+    }
+
+    fn slots(&self) -> usize {
+        self.threads
+    }
+
+    fn run(&self, context: &RunContext, source: &dyn TaskSource) -> Result<(), ExecutorError> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(self.threads)
+            .thread_name(|i| format!("freestone-{i}"))
+            .build()
+            .map_err(|e| ExecutorError::Threads(e.to_string()))?;
+        pool.broadcast(|thread| work(context, source, &format!("thread {}", thread.index())));
+        Ok(())
+    }
+}
+
+/// One worker's life.
+fn work(context: &RunContext, source: &dyn TaskSource, name: &str) {
+    let mut worker = Worker::new(context.clone(), name.to_owned());
+    loop {
+        match source.try_next() {
+            Next::Run(request) => source.finished(worker.run(&request)),
+            Next::Wait => {
+                // Who waits holds nothing: its share of memory is for those who work.
+                worker.rest();
+                source.wait();
+            }
+            Next::Stop => return,
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! Arrays in, arrays out.
+
+use std::sync::Arc;
+
+use freestone_engine::graph::{Node, Op};
+use freestone_engine::grid::ChunkGrid;
+use freestone_engine::plan::lower::Output as EngineOutput;
+use freestone_engine::storage::metadata::{self, MetadataError, array_document, group_document, open_array};
+use freestone_engine::storage::{ArrayInfo, CodecName, Keys, Store, Stores, join, split_location};
+use freestone_kernels::Scalar;
+use serde_json::{Map, Value};
+
+use crate::array::{Array, Dim, Origin};
+use crate::error::Error;
+
+/// Opens a stored array, `winds.zarr/u` or `s3://bucket/winds.zarr/u`, of Zarr format 2 or 3.
+///
+/// Reads its metadata, nothing else.
+///
+/// # Errors
+/// Where there is no array, or one that uses what is not supported.
+pub fn open(location: &str) -> Result<Array, Error> {
+    let (url, name) = split_location(location);
+    open_in(&Stores::default().open(&url)?, &name)
+}
+
+/// Opens an array in a store that is open already.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_in(store: &Arc<dyn Store>, path: &str) -> Result<Array, Error> {
+    let stored = open_array(store, path)?;
+    let group = path.rsplit_once('/').map_or("", |(group, _)| group).to_owned();
+    let shape = stored.info.shape();
+    let origin = |len: u64| Origin { store: store.url().to_owned(), group: group.clone(), len, start: 0, step: 1 };
+    let dims = stored.dims.iter().zip(&shape).map(|(name, len)| Dim { name: name.clone(), origin: name.is_some().then(|| origin(*len)) });
+    let (dims, attributes) = (dims.collect(), stored.attributes.clone());
+    let node = Arc::new(Node { dtype: stored.info.dtype, grid: stored.info.grid.clone(), op: Op::Stored(stored) });
+    Ok(Array::from_parts(node, dims, attributes))
+}
+
+/// Where a result goes, and how.
+#[derive(Clone, Debug)]
+pub struct Target {
+    array: Array,
+    url: String,
+    path: String,
+    in_group: bool,
+    chunks: Option<Vec<u64>>,
+    codec: CodecName,
+    fill: Option<f64>,
+    overwrite: bool,
+    stores: Stores,
+}
+
+impl Target {
+    /// An array of its own at a location.
+    pub fn array(array: &Array, location: &str) -> Target {
+        let (url, path) = split_location(location);
+        Target::new(array, url, path, false)
+    }
+
+    /// An array in a group, which is made if it is not there, with the coordinate arrays of its axes.
+    pub fn in_group(array: &Array, group: &str, name: &str) -> Target {
+        Target::new(array, group.trim_end_matches('/').to_owned(), name.to_owned(), true)
+    }
+
+    fn new(array: &Array, url: String, path: String, in_group: bool) -> Target {
+        Target { array: array.clone(), url, path, in_group, chunks: None, codec: CodecName::Zstd(0), fill: None, overwrite: false, stores: Stores::default() }
+    }
+
+    /// Uses stores that are open already, for instance in memory.
+    #[must_use]
+    pub fn with_stores(mut self, stores: &Stores) -> Target {
+        self.stores = stores.clone();
+        self
+    }
+
+    /// Stored chunks of that shape; otherwise as the array is chunked, made regular.
+    #[must_use]
+    pub fn chunks(mut self, chunks: &[u64]) -> Target {
+        self.chunks = Some(chunks.to_vec());
+        self
+    }
+
+    /// Stored with that codec; otherwise zstd at its default level.
+    #[must_use]
+    pub fn codec(mut self, codec: CodecName) -> Target {
+        self.codec = codec;
+        self
+    }
+
+    /// The value of chunks that are not stored; otherwise 0.
+    #[must_use]
+    pub fn fill(mut self, value: f64) -> Target {
+        self.fill = Some(value);
+        self
+    }
+
+    /// What is there may be replaced.
+    #[must_use]
+    pub fn overwrite(mut self, yes: bool) -> Target {
+        self.overwrite = yes;
+        self
+    }
+}
+
+/// What the planner needs of targets; coordinates of the axes of arrays in groups are added.
+///
+/// # Errors
+/// What an operator left in an array, or chunks that do not fit.
+pub fn outputs(targets: &[Target]) -> Result<Vec<EngineOutput>, Error> {
+    let mut all = Vec::new();
+    for target in targets {
+        all.push(output(target, &target.array, &target.path)?);
+    }
+    for target in targets.iter().filter(|t| t.in_group) {
+        for (name, coordinate) in coordinates(target)? {
+            let taken = all.iter().any(|o| o.url == target.url && o.path == name);
+            if !taken && !kept_as_it_is(target, &name, &coordinate)? {
+                // A coordinate is small: one chunk.
+                let whole = Target { chunks: Some(coordinate.shape()?.iter().map(|n| (*n).max(1)).collect()), fill: None, ..target.clone() };
+                all.push(output(&whole, &coordinate, &name)?);
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// A coordinate that an existing group has already, with the same length, stays.
+fn kept_as_it_is(target: &Target, name: &str, coordinate: &Array) -> Result<bool, Error> {
+    if target.overwrite {
+        return Ok(false);
+    }
+    match open_array(&target.stores.open(&target.url)?, name) {
+        Ok(there) => Ok(there.info.shape() == coordinate.shape()?),
+        Err(MetadataError::NoZarr { .. }) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn output(target: &Target, array: &Array, path: &str) -> Result<EngineOutput, Error> {
+    let inner = array.get()?;
+    let (dtype, shape) = (inner.node.dtype, inner.node.shape());
+    let chunks = match &target.chunks {
+        Some(chunks) => chunks.clone(),
+        None => inner.node.grid.max_chunk().iter().map(|n| (*n).max(1)).collect(),
+    };
+    let grid = ChunkGrid::regular(&shape, &chunks)?;
+    let fill = match (target.fill, &inner.node.op) {
+        (Some(value), _) => Scalar::from_f64(dtype, value),
+        // A copy keeps the meaning of chunks that are not there.
+        (None, Op::Stored(stored)) => stored.info.fill,
+        (None, _) => Scalar::zero(dtype),
+    };
+    let info =
+        ArrayInfo { dtype, fill, grid, stored_shape: Some(chunks), codecs: target.codec.codecs(dtype), keys: Keys::Default { separator: '/' }, shard: None };
+    let names: Vec<Option<String>> = inner.dims.iter().map(|d| d.name.clone()).collect();
+    let url = target.stores.open(&target.url)?.url().to_owned();
+    Ok(EngineOutput {
+        node: Arc::clone(&inner.node),
+        name: path.to_owned(),
+        url,
+        path: path.to_owned(),
+        document: array_document(&info, &names, &inner.attributes),
+        info,
+        group: target.in_group.then(|| group_document(&Map::<String, Value>::new())),
+        overwrite: target.overwrite,
+    })
+}
+
+/// Coordinate arrays of a target's axes: one-dimensional, of the axis's name, beside the array that the axis comes from.
+fn coordinates(target: &Target) -> Result<Vec<(String, Array)>, Error> {
+    let mut found = Vec::new();
+    let shape = target.array.shape()?;
+    for (dim, len) in target.array.dims()?.iter().zip(&shape) {
+        let (Some(name), Some(origin)) = (&dim.name, &dim.origin) else { continue };
+        if *name == target.path {
+            continue;
+        }
+        let store = target.stores.open(&origin.store)?;
+        let coordinate = match metadata::open_array(&store, &join(&origin.group, name)) {
+            Ok(stored) if stored.info.shape() == [origin.len] => open_in(&store, &join(&origin.group, name))?,
+            // No coordinate, or another array of that name: the axis has a name only.
+            Ok(_) | Err(MetadataError::NoZarr { .. } | MetadataError::Group { .. } | MetadataError::Unsupported { .. }) => continue,
+            Err(e) => return Err(e.into()),
+        };
+        let sliced = if origin.start == 0 && origin.step == 1 && *len == origin.len {
+            coordinate
+        } else {
+            let stop = origin.start as i64 + origin.step * *len as i64;
+            coordinate.slice(0, Some(origin.start as i64), (stop >= 0).then_some(stop), origin.step)?
+        };
+        found.push((name.clone(), sliced));
+    }
+    Ok(found)
+}

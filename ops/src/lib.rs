@@ -1,0 +1,20 @@
+//! Lazy arrays.
+//!
+//! An [`Array`] is a handle on an array that is read, generated or computed later; its dtype, shape and chunks are known
+//! now. Operators and methods build a graph and read nothing but metadata. [`io`] opens arrays and says where results go.
+
+mod array;
+mod create;
+mod elementwise;
+mod error;
+pub mod io;
+mod manipulate;
+pub mod reduce;
+
+pub use array::{Array, Dim};
+pub use create::{arange, asarray, full, random_uniform, scalar};
+pub use elementwise::{
+    abs, add, divide, equal, greater, greater_equal, less, less_equal, logical_and, logical_not, logical_or, maximum, minimum, multiply, negative, not_equal,
+    round, sqrt, subtract, where_,
+};
+pub use error::Error;

@@ -1,0 +1,142 @@
+//! From targets to a plan, from a plan to results.
+
+use std::sync::Arc;
+
+use freestone_engine::driver::{self, Run};
+use freestone_engine::events::{Observer, RunReport};
+use freestone_engine::executor::Executor;
+use freestone_engine::memory::Arena;
+use freestone_engine::plan::FinalizedPlan;
+use freestone_engine::plan::lower::{lower, stores_of};
+use freestone_engine::session::PlainZarr;
+use freestone_engine::spec::Spec;
+use freestone_engine::storage::codec::Contexts;
+use freestone_engine::storage::reader::{ChunkAccess, Desk, ShardCache};
+use freestone_engine::storage::{CodecName, MemoryStore, Store, Stores, metadata};
+use freestone_engine::worker::Cancel;
+use freestone_executors::Threads;
+use freestone_kernels::dtype::Element;
+use freestone_ops::Array;
+use freestone_ops::io::{Target, outputs};
+use ndarray::{ArrayD, IxDyn};
+
+use crate::error::Error;
+
+/// A checked plan and the stores that it reads and writes.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    plan: Arc<FinalizedPlan>,
+    stores: Stores,
+}
+
+impl Planned {
+    /// The plan.
+    pub fn plan(&self) -> &FinalizedPlan {
+        &self.plan
+    }
+}
+
+/// Plans to store arrays, all of them in one plan.
+///
+/// Reads metadata only and writes nothing. Cost: microseconds an operation, whatever the number of chunks.
+///
+/// # Errors
+/// What an operator left in an array; a stage that does not fit `allowed_mem`; results that would be in each other's way.
+pub fn plan(targets: &[Target], spec: &Spec) -> Result<Planned, Error> {
+    plan_in(targets, spec, &Stores::default())
+}
+
+fn plan_in(targets: &[Target], spec: &Spec, stores: &Stores) -> Result<Planned, Error> {
+    let outputs = outputs(targets)?;
+    let plan = lower(&outputs, spec)?;
+    let all = stores_of(&outputs)?;
+    all.extend(stores);
+    Ok(Planned { plan: Arc::new(plan), stores: all })
+}
+
+/// What a run may have besides an executor.
+#[derive(Clone, Default)]
+#[allow(missing_debug_implementations)]
+pub struct Options<'a> {
+    /// Who looks on.
+    pub observers: &'a [&'a dyn Observer],
+    /// Stops the run when asked.
+    pub cancel: Cancel,
+    /// Stores in memory that targets name.
+    pub stores: Stores,
+}
+
+/// Runs a plan.
+///
+/// # Errors
+/// Where something is in the way of a result, a task fails for good, or storage does; then nothing is published.
+pub fn run(planned: &Planned, spec: &Spec, executor: &dyn Executor) -> Result<RunReport, Error> {
+    run_with(planned, spec, executor, &Options::default())
+}
+
+/// Runs a plan with somebody looking on.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_with(planned: &Planned, spec: &Spec, executor: &dyn Executor, options: &Options<'_>) -> Result<RunReport, Error> {
+    let stores = planned.stores.clone();
+    stores.extend(&options.stores);
+    let session = PlainZarr::new(stores.clone());
+    let run = Run { spec, stores: &stores, executor, session: &session, observers: options.observers, cancel: options.cancel.clone() };
+    Ok(driver::run(&planned.plan, &run)?)
+}
+
+/// Computes an array into memory, on threads.
+///
+/// # Errors
+/// As [`plan`] and [`run`], and where `T` is not the array's dtype.
+pub fn compute<T: Element>(array: &Array, spec: &Spec) -> Result<ArrayD<T>, Error> {
+    compute_with(array, spec, &Threads::new(spec.threads))
+}
+
+/// Computes an array into memory.
+///
+/// # Errors
+/// As [`compute`]; executors that run processes cannot see this memory.
+pub fn compute_with<T: Element>(array: &Array, spec: &Spec, executor: &dyn Executor) -> Result<ArrayD<T>, Error> {
+    let found = array.dtype()?;
+    if found != T::DTYPE {
+        return Err(Error::ResultType { found, asked: T::DTYPE });
+    }
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let stores = Stores::default();
+    stores.insert(Arc::clone(&store));
+    let target = Target::array(array, &format!("{}/result", store.url())).with_stores(&stores).codec(CodecName::None);
+    let planned = plan_in(&[target], spec, &stores)?;
+    run(&planned, spec, executor)?;
+    read_whole(&store)
+}
+
+/// The result that [`compute_with`] stored, chunk by chunk.
+fn read_whole<T: Element>(store: &Arc<dyn Store>) -> Result<ArrayD<T>, Error> {
+    let stored = metadata::open_array(store, "result").map_err(freestone_ops::Error::from)?;
+    let shape: Vec<usize> = stored.info.shape().iter().map(|n| *n as usize).collect();
+    let mut values = ArrayD::<T>::from_elem(IxDyn(&shape), T::default());
+    let access = ChunkAccess::new(Arc::clone(store), "result", &stored.info)
+        .map_err(|error| freestone_engine::plan::PlanError::Codec { array: "result".into(), error })?;
+    let mut desk = Desk { arena: Arena::new(u64::MAX / 4), contexts: Contexts::default(), traffic: Default::default() };
+    let grid = &stored.info.grid;
+    for index in 0..grid.n_chunks() {
+        let coords = grid.coords(index);
+        let region = grid.region(&coords);
+        let block = access
+            .read(&coords, &mut desk, &mut ShardCache::default())
+            .map_err(|e| freestone_ops::Error::Argument(format!("the result could not be read back: {e}")))?;
+        let whole: Vec<usize> = access.stored_shape(&coords).iter().map(|n| *n as usize).collect();
+        let Ok(view) = ndarray::ArrayViewD::from_shape(IxDyn(&whole), block.as_slice::<T>()) else { continue };
+        let clipped = view.slice_each_axis(|axis| ndarray::Slice::from(0..region.shape[axis.axis.index()] as usize));
+        values
+            .slice_each_axis_mut(|axis| {
+                let d = axis.axis.index();
+                ndarray::Slice::from(region.start[d] as usize..(region.start[d] + region.shape[d]) as usize)
+            })
+            .assign(&clipped);
+        desk.arena.recycle(block);
+    }
+    Ok(values)
+}

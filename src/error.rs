@@ -1,0 +1,61 @@
+//! One error for whoever uses the facade, and what a command exits with.
+
+use freestone_engine::driver::RunError;
+use freestone_engine::executor::ExecutorError;
+use freestone_engine::plan::PlanError;
+use freestone_engine::session::SessionError;
+use freestone_engine::spec::SpecError;
+use freestone_engine::task::FailureKind;
+use thiserror::Error;
+
+/// Why something was not computed.
+#[derive(Debug, Error)]
+#[allow(missing_docs)]
+pub enum Error {
+    #[error(transparent)]
+    Array(#[from] freestone_ops::Error),
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error(transparent)]
+    Run(#[from] RunError),
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    #[error("the result is {found}, not {asked}")]
+    ResultType { found: freestone_kernels::DType, asked: freestone_kernels::DType },
+}
+
+/// What a command tells its caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ExitCode {
+    /// A task or the system failed.
+    Failed = 1,
+    /// The command line makes no sense.
+    Usage = 2,
+    /// The plan does not fit the memory allowed.
+    Memory = 3,
+    /// An input cannot be used, or does not fit the others.
+    Input = 4,
+    /// Something else is where the result should go.
+    Conflict = 5,
+    /// Stopped on request; finished work is kept.
+    Interrupted = 130,
+}
+
+impl Error {
+    /// The exit code for this error.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Error::Plan(PlanError::ExceedsMemory { .. } | PlanError::ExceedsLocalMemory { .. })
+            | Error::Run(RunError::Plan(PlanError::ExceedsMemory { .. } | PlanError::ExceedsLocalMemory { .. })) => ExitCode::Memory,
+            Error::Array(_) | Error::Plan(_) | Error::ResultType { .. } => ExitCode::Input,
+            Error::Spec(_) => ExitCode::Usage,
+            Error::Run(RunError::Session(SessionError::Storage(_))) => ExitCode::Failed,
+            Error::Run(RunError::Session(_)) => ExitCode::Conflict,
+            Error::Run(RunError::Cancelled { .. }) => ExitCode::Interrupted,
+            Error::Run(RunError::Executor(ExecutorError::Unreachable(_))) => ExitCode::Input,
+            Error::Run(RunError::Task { failure, .. }) if failure.kind == FailureKind::BadInput => ExitCode::Input,
+            Error::Run(_) => ExitCode::Failed,
+        }
+    }
+}

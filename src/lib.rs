@@ -1,0 +1,51 @@
+//! Computing on arrays that are larger than memory, within a memory that is promised.
+//!
+//! Array expressions are lazy. They are lowered into a plan of stages whose memory is projected before anything runs; a plan
+//! that does not fit is refused. Every stage is many independent tasks, which run on threads or in processes and give the
+//! same bytes. Results appear when all of them are complete.
+//!
+//! ```
+//! use freestone::{Spec, Settings, Target, Threads};
+//!
+//! # let folder = tempfile::tempdir()?;
+//! # let out = folder.path().join("means.zarr").display().to_string();
+//! # let work_dir = folder.path().join("work").display().to_string();
+//! let winds = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/winds-v3.zarr");
+//! let u = freestone::open(&format!("{winds}/u"))?;
+//! let v = freestone::open(&format!("{winds}/v"))?;
+//! let uv = (&u * &v).mean(0)?;
+//!
+//! let spec = Spec::load(Settings { allowed_mem: Some(100_000_000), work_dir: Some(work_dir), ..Settings::default() })?;
+//! let planned = freestone::plan(&[Target::in_group(&uv, &out, "uv")], &spec)?;
+//! assert!(planned.plan().projected_mem() <= 100_000_000);
+//!
+//! let report = freestone::run(&planned, &spec, &Threads::new(2))?;
+//! assert_eq!(report.traffic().reads, 34); // every chunk of u and v once, and two coordinates
+//!
+//! let values = freestone::compute::<f32>(&freestone::open(&format!("{out}/uv"))?.sum(())?, &spec)?;
+//! assert!((values.sum() - 30828.06).abs() < 0.1);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod compute;
+mod error;
+#[cfg(feature = "cli")]
+pub mod progress;
+
+pub use compute::{Options, Planned, compute, compute_with, plan, run, run_with};
+pub use error::{Error, ExitCode};
+pub use freestone_engine as engine;
+pub use freestone_engine::events::RunReport;
+pub use freestone_engine::memory::size;
+pub use freestone_engine::spec::{Settings, Spec, parse_size};
+pub use freestone_engine::storage::{CodecName, MemoryStore, Stores};
+pub use freestone_engine::worker::Cancel;
+pub use freestone_executors::{Processes, Serial, Threads, WORKER_ARGUMENT, serve};
+pub use freestone_kernels::{DType, Scalar};
+pub use freestone_ops::Error as ArrayError;
+pub use freestone_ops::io::{Target, open, open_in};
+pub use freestone_ops::reduce::Axes;
+pub use freestone_ops::{
+    Array, abs, add, arange, asarray, divide, equal, full, greater, greater_equal, less, less_equal, logical_and, logical_not, logical_or, maximum, minimum,
+    multiply, negative, not_equal, random_uniform, round, scalar, sqrt, subtract, where_,
+};
