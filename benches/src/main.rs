@@ -1,1 +1,201 @@
-fn main() {}
+//! Freestone against its peers, against the floor, and against its own bars.
+//!
+//! `run` and `bars` only direct: every measurement is made in a fresh process, one system after the other ([`rounds`]), on
+//! inputs that are made once ([`inputs`]). A process of ours is this program again, with a hidden subcommand: [`workloads`]
+//! is what Freestone does there, [`floor`] what the C libraries alone would take. Peers are `peers/peer.py`. [`report`]
+//! prints and keeps the results; [`bars`] judges them.
+
+#![allow(clippy::print_stdout, reason = "results go to stdout")]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod bars;
+mod floor;
+mod inputs;
+mod native;
+mod process;
+mod report;
+mod rounds;
+mod sample;
+#[path = "../../examples/quadratic_means/winds.rs"]
+mod winds;
+mod workloads;
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use freestone::CodecName;
+use serde::Serialize;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+type Failure = Box<dyn Error>;
+
+/// Measures Freestone.
+#[derive(Parser)]
+#[command(name = "freestone-bench")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measures one workload, in turn with other systems, and keeps the result.
+    Run {
+        workload: Workload,
+        #[command(flatten)]
+        setup: Setup,
+        /// Systems to compare with, as in dask,cubed,tensorstore.
+        #[arg(long, value_delimiter = ',')]
+        vs: Vec<Peer>,
+        /// Date of the result, YYYY-MM-DD; otherwise today.
+        #[arg(long)]
+        date: Option<String>,
+    },
+    /// Measures everything and compares it with the bars; fails if one is missed.
+    Bars {
+        #[command(flatten)]
+        setup: Setup,
+        /// Leaves out the bars that need Python.
+        #[arg(long)]
+        no_peers: bool,
+    },
+    #[command(hide = true)]
+    ChildFreestone(workloads::Child),
+    #[command(hide = true)]
+    ChildFloor {
+        #[arg(long)]
+        input: PathBuf,
+        #[arg(long)]
+        codec: Codec,
+    },
+}
+
+/// What `run` measures.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum Workload {
+    /// Means over time of u·u, u·v and v·v, from Zarr to Zarr.
+    QuadMeans,
+    /// A sum over 10 000 small chunks, and what chunks and tasks cost in memory.
+    ManySmall,
+    /// Planning quadratic means of 1 EB in 10⁹ chunks.
+    PlanScaling,
+}
+
+/// How it is measured.
+#[derive(Args, Clone)]
+struct Setup {
+    /// Bytes of u and v together (`quad_means`).
+    #[arg(long, default_value = "2GB", value_parser = freestone::parse_size)]
+    size: u64,
+    /// Codec of inputs and outputs (`quad_means`).
+    #[arg(long, value_enum, default_value_t = Codec::Zstd)]
+    codec: Codec,
+    /// Threads of every system.
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+    /// Bytes that Freestone's process may hold.
+    #[arg(long, default_value = "400MB", value_parser = freestone::parse_size)]
+    local_mem: u64,
+    /// Fresh processes of each system; medians count.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    repeat: u32,
+    /// Where inputs are kept and, while it runs, outputs.
+    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/data"))]
+    data: PathBuf,
+}
+
+/// Codecs that every system has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Codec {
+    /// zstd at its default level.
+    Zstd,
+    /// lz4 behind a byte shuffle, by blosc.
+    Blosc,
+    /// Uncompressed.
+    None,
+}
+
+impl Codec {
+    fn name(self) -> &'static str {
+        match self {
+            Codec::Zstd => "zstd",
+            Codec::Blosc => "blosc",
+            Codec::None => "none",
+        }
+    }
+
+    fn ours(self) -> CodecName {
+        match self {
+            Codec::Zstd => CodecName::Zstd(0),
+            Codec::Blosc => CodecName::Lz4,
+            Codec::None => CodecName::None,
+        }
+    }
+}
+
+/// The other systems.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Peer {
+    /// dask.array on its threaded scheduler.
+    Dask,
+    /// Cubed with more fusion and uncompressed intermediates.
+    Cubed,
+    /// Cubed as it comes.
+    CubedDefault,
+    /// A hand-written loop over TensorStore.
+    Tensorstore,
+}
+
+impl Peer {
+    /// The name that `peer.py` knows.
+    fn system(self) -> &'static str {
+        match self {
+            Peer::Dask => "dask",
+            Peer::Cubed => "cubed-tuned",
+            Peer::CubedDefault => "cubed",
+            Peer::Tensorstore => "tensorstore",
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    match dispatch(Arguments::parse().command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// True if nothing was missed.
+fn dispatch(command: Command) -> Result<bool, Failure> {
+    match command {
+        Command::Run { workload: Workload::QuadMeans, setup, vs, date } => {
+            report::keep(&rounds::quad_means(&setup, &vs)?, &setup, date)?;
+        }
+        Command::Run { workload: Workload::ManySmall, setup, vs, date } => {
+            let mut measured = rounds::many_small(&setup, &vs)?;
+            for work in [workloads::Work::MemorySum, workloads::Work::Tasks] {
+                let micros = rounds::micros(&setup, work)?;
+                measured.notes.push(format!("{}: {micros:.1} µs of CPU {}", work.name(), work.per()));
+            }
+            report::keep(&measured, &setup, date)?;
+        }
+        Command::Run { workload: Workload::PlanScaling, setup, .. } => {
+            let (seconds, grown) = rounds::plan_scaling(&setup)?;
+            println!("planned quadratic means of 1 EB in 10⁹ chunks, and wrote the plan as text: {seconds:.4} s, {} more memory", freestone::size(grown));
+        }
+        Command::Bars { setup, no_peers } => return bars::check(&setup, no_peers),
+        Command::ChildFreestone(child) => println!("{}", serde_json::to_string(&workloads::run(&child)?)?),
+        Command::ChildFloor { input, codec } => println!("{}", serde_json::to_string(&floor::measure(&input, codec)?)?),
+    }
+    Ok(true)
+}

@@ -13,7 +13,7 @@ use crate::events::{Event, Observer, RunReport, StageReport};
 use crate::executor::{Executor, ExecutorError, Next, TaskSource};
 use crate::journal::Journal;
 use crate::machine;
-use crate::plan::{FinalizedPlan, PlanError, StageId};
+use crate::plan::{FinalizedPlan, LocalMemory, PlanError, StageId};
 use crate::session::{Session, SessionError};
 use crate::spec::Spec;
 use crate::storage::{StorageError, Store, Stores};
@@ -71,7 +71,9 @@ const MAX_BATCH: u64 = 64;
 /// See [`RunError`].
 pub fn run(plan: &Arc<FinalizedPlan>, run: &Run<'_>) -> Result<RunReport, RunError> {
     let slots = run.executor.slots();
-    let projected = plan.projected_local_mem(slots, run.spec.local_mem)?;
+    let local = LocalMemory { limit: run.spec.local_mem, shared: run.executor.shares_process() };
+    let projected =
+        if local.shared { plan.projected_local_mem(slots, &local)? } else { plan.projected_local_mem(slots, &local).map(|_| plan.projected_mem())? };
     run.session.check(plan)?;
     let address = RunAddress { work_dir: run.spec.work_dir.clone(), run: plan.run_id().clone() };
     let work = run.stores.open(&address.work_dir).map_err(RunError::Work)?;
@@ -82,7 +84,7 @@ pub fn run(plan: &Arc<FinalizedPlan>, run: &Run<'_>) -> Result<RunReport, RunErr
     let (start, cpu) = (Instant::now(), machine::process_cpu_ns());
     let tell = |event: &Event<'_>| run.observers.iter().for_each(|o| o.on(event));
     tell(&Event::RunStarted { plan, executor: run.executor.name(), slots });
-    let queue = Queue::new(plan, run, slots, &journal);
+    let queue = Queue::new(plan, run, local, &journal);
     let context = RunContext { plan: Arc::clone(plan), address, stores: run.stores.clone(), cancel: run.cancel.clone() };
     let executed = run.executor.run(&context, &queue);
     let ended = finish(executed, queue, &journal, run, plan, &folder);
@@ -137,6 +139,7 @@ fn clean(work: &dyn Store, folder: &str) {
 struct Queue<'a> {
     plan: &'a FinalizedPlan,
     run: &'a Run<'a>,
+    local: LocalMemory,
     slots: usize,
     journal: &'a Journal,
     state: Mutex<State>,
@@ -162,7 +165,7 @@ struct Progress {
 }
 
 impl<'a> Queue<'a> {
-    fn new(plan: &'a FinalizedPlan, run: &'a Run<'a>, slots: usize, journal: &'a Journal) -> Queue<'a> {
+    fn new(plan: &'a FinalizedPlan, run: &'a Run<'a>, local: LocalMemory, journal: &'a Journal) -> Queue<'a> {
         let stages = plan.stages().map(|(_, stage, layout)| Progress {
             next: 0,
             done: 0,
@@ -178,7 +181,7 @@ impl<'a> Queue<'a> {
             worker_peak_bytes: None,
             error: None,
         };
-        Queue { plan, run, slots, journal, state: Mutex::new(state), changed: Condvar::new() }
+        Queue { plan, run, local, slots: run.executor.slots(), journal, state: Mutex::new(state), changed: Condvar::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -190,11 +193,11 @@ impl<'a> Queue<'a> {
     }
 
     fn bytes(&self, stage: StageId) -> u64 {
-        self.plan.layout(stage).estimate.per_task()
+        self.local.bytes(self.plan, stage)
     }
 
     fn admits(&self, state: &State, stage: StageId) -> bool {
-        let room = self.run.spec.local_mem.saturating_sub(self.plan.plan().reserved_mem);
+        let room = self.local.limit.saturating_sub(self.local.base(self.plan));
         state.in_flight_bytes + self.bytes(stage) <= room
     }
 

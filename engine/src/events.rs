@@ -48,7 +48,7 @@ pub struct RunReport {
     pub peak_rss_bytes: u64,
     /// Highest resident memory of a worker process, where there were some.
     pub worker_peak_bytes: Option<u64>,
-    /// Projected memory of the local process: reserved memory and the tasks that ran at once.
+    /// Projected memory of the process that ran tasks: of this one with all its tasks, or of one worker process.
     pub projected_bytes: u64,
     /// Tasks that were tried again.
     pub retries: u64,

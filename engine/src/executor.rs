@@ -59,6 +59,9 @@ pub trait Executor: Send + Sync + fmt::Debug {
     /// Requests that it can have under way at once.
     fn slots(&self) -> usize;
 
+    /// True if all its tasks run in this process, so that reserved memory counts once; false if each has a process of its own.
+    fn shares_process(&self) -> bool;
+
     /// Pulls and runs until the source stops.
     ///
     /// # Errors

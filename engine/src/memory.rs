@@ -256,6 +256,7 @@ impl Arena {
         self.limit = limit;
         self.taken = 0;
         self.trim(0);
+        self.highest = self.allocated;
     }
 
     /// A permit for a slot.

@@ -169,6 +169,10 @@ impl Executor for Processes {
         self.processes
     }
 
+    fn shares_process(&self) -> bool {
+        false
+    }
+
     fn run(&self, context: &RunContext, source: &dyn TaskSource) -> Result<(), ExecutorError> {
         let plan = context.plan.plan();
         let hidden = plan.arrays.iter().find_map(|a| match &a.place {

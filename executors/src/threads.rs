@@ -16,6 +16,10 @@ impl Executor for Serial {
         1
     }
 
+    fn shares_process(&self) -> bool {
+        true
+    }
+
     fn run(&self, context: &RunContext, source: &dyn TaskSource) -> Result<(), ExecutorError> {
         work(context, source, "main");
         Ok(())
@@ -42,6 +46,10 @@ impl Executor for Threads {
 
     fn slots(&self) -> usize {
         self.threads
+    }
+
+    fn shares_process(&self) -> bool {
+        true
     }
 
     fn run(&self, context: &RunContext, source: &dyn TaskSource) -> Result<(), ExecutorError> {

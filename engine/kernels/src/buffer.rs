@@ -1,8 +1,12 @@
 //! Bytes of a block, and strided looks at them.
 
 use bytemuck::{Pod, Zeroable};
+use memmap2::MmapMut;
 
 use crate::dtype::{DType, Element};
+
+/// Buffers from here on are mappings of their own.
+const MAPPED_BYTES: usize = 262_144;
 
 /// One cache line: what aligns a [`Buffer`] without unsafe code.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -11,7 +15,8 @@ struct Line([u8; 64]);
 
 /// An owned run of bytes that can be seen as a slice of any dtype.
 ///
-/// A buffer made here is aligned to 64 bytes. One that a codec made ([`Buffer::from_vec`]) is taken over without a copy where
+/// A buffer made here is aligned to 64 bytes. A large one is a mapping of its own, which is the system's again as soon as it is
+/// dropped, whatever the program's allocator keeps: what is not held is not resident. One that a codec made ([`Buffer::from_vec`]) is taken over without a copy where
 /// its alignment allows.
 #[derive(Debug)]
 pub struct Buffer {
@@ -22,12 +27,18 @@ pub struct Buffer {
 #[derive(Debug)]
 enum Memory {
     Lines(Vec<Line>),
+    Mapped(MmapMut),
     Foreign(Vec<u8>),
 }
 
 impl Buffer {
     /// `len` zero bytes. Fresh pages are not touched until they are written.
     pub fn zeroed(len: usize) -> Buffer {
+        if len >= MAPPED_BYTES
+            && let Ok(map) = MmapMut::map_anon(len)
+        {
+            return Buffer { memory: Memory::Mapped(map), len };
+        }
         Buffer { memory: Memory::Lines(bytemuck::zeroed_vec(len.div_ceil(64))), len }
     }
 
@@ -64,19 +75,21 @@ impl Buffer {
     pub fn capacity(&self) -> usize {
         match &self.memory {
             Memory::Lines(lines) => lines.len() * 64,
+            Memory::Mapped(map) => map.len(),
             Memory::Foreign(bytes) => bytes.capacity(),
         }
     }
 
     /// True if it was made here, so that any use of its bytes is as good as its first.
     pub fn is_reusable(&self) -> bool {
-        matches!(self.memory, Memory::Lines(_))
+        !matches!(self.memory, Memory::Foreign(_))
     }
 
     /// Sets the number of bytes in use, at most the capacity that it was made with; what they hold is left over from before.
     pub fn set_len(&mut self, len: usize) {
         let room = match &self.memory {
             Memory::Lines(lines) => lines.len() * 64,
+            Memory::Mapped(map) => map.len(),
             Memory::Foreign(bytes) => bytes.len(),
         };
         assert!(len <= room, "a buffer of {room} bytes cannot hold {len}");
@@ -87,6 +100,7 @@ impl Buffer {
     pub fn bytes(&self) -> &[u8] {
         match &self.memory {
             Memory::Lines(lines) => &bytemuck::cast_slice(lines)[..self.len],
+            Memory::Mapped(map) => &map[..self.len],
             Memory::Foreign(bytes) => &bytes[..self.len],
         }
     }
@@ -95,6 +109,7 @@ impl Buffer {
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         match &mut self.memory {
             Memory::Lines(lines) => &mut bytemuck::cast_slice_mut(lines)[..self.len],
+            Memory::Mapped(map) => &mut map[..self.len],
             Memory::Foreign(bytes) => &mut bytes[..self.len],
         }
     }

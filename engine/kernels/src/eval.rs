@@ -51,7 +51,9 @@ fn allocate(expr: &Expr) -> (Vec<usize>, Vec<usize>) {
     let (mut place, mut sizes, mut free) = (Vec::with_capacity(n), Vec::new(), Vec::<usize>::new());
     for (i, node) in expr.nodes().iter().enumerate() {
         let size = expr.dtype(i as u32).size();
-        let found = free.iter().position(|r| sizes[*r] == size).map(|at| free.swap_remove(at));
+        // A literal's register is filled once, before the first strip: nothing else may ever be in it.
+        let reusable = if matches!(node, Node::Literal(_)) { None } else { free.iter().position(|r| sizes[*r] == size) };
+        let found = reusable.map(|at| free.swap_remove(at));
         place.push(found.unwrap_or_else(|| {
             sizes.push(size);
             sizes.len() - 1
@@ -380,3 +382,30 @@ macro_rules! complex_sources {
     })* };
 }
 complex_sources!(Complex64: f32, Complex128: f64);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scalar::Scalar;
+
+    /// A literal that comes after registers were given back once shared one with them, and was right for the first strip only.
+    #[test]
+    fn literals_keep_their_registers_over_many_strips() {
+        let mut expr = Expr::new(vec![DType::Float32]);
+        let mut x = expr.push(Node::Input(0)).unwrap();
+        for literal in [3.0f32, 5.0, 7.0, 11.0] {
+            let l = expr.push(Node::Literal(Scalar::new(literal))).unwrap();
+            let a = expr.push(Node::Binary(BinaryOp::Multiply, x, l)).unwrap();
+            let b = expr.push(Node::Unary(UnaryOp::Negative, a)).unwrap();
+            x = expr.push(Node::Binary(BinaryOp::Add, b, x)).unwrap();
+        }
+        expr.add_results(&[x]);
+        let values: Vec<f32> = (0..5 * STRIP + 77).map(|i| (i % 13) as f32).collect();
+        let input = Buffer::from_slice(&values);
+        let mut out = Buffer::zeroed(input.len());
+        let shape = [values.len()];
+        map(&mut Machine::new(&expr), &shape, &[View::contiguous(DType::Float32, input.bytes(), &shape)], &mut [out.bytes_mut()]);
+        let expect: Vec<f32> = values.iter().map(|v| [3.0f32, 5.0, 7.0, 11.0].iter().fold(*v, |x, l| -(x * l) + x)).collect();
+        assert_eq!(out.as_slice::<f32>(), expect);
+    }
+}

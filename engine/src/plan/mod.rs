@@ -6,6 +6,8 @@
 mod explain;
 mod layout;
 pub mod lower;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 
@@ -441,23 +443,19 @@ impl FinalizedPlan {
         self.layouts.iter().map(|l| l.estimate.total()).max().unwrap_or(self.plan.reserved_mem)
     }
 
-    /// Tasks of a stage that fit into `local_mem` at once, at most `threads`; 0 if not even one does.
-    pub fn local_tasks(&self, stage: StageId, threads: usize, local_mem: u64) -> usize {
-        let per_task = self.layouts[stage.0].estimate.per_task().max(1);
-        let room = local_mem.saturating_sub(self.plan.reserved_mem) / per_task;
-        (room.min(threads as u64) as usize).min(self.plan.stages[stage.0].n_tasks().max(1) as usize)
-    }
-
-    /// Projected memory of the whole local process: reserved memory once, and the tasks of one stage that run at once.
+    /// Projected memory of the whole local machine for the stage that needs most: the tasks that run at once, and reserved memory
+    /// once if they share a process, else once for each.
     ///
     /// # Errors
     /// Where a stage has no room for one task.
-    pub fn projected_local_mem(&self, threads: usize, local_mem: u64) -> Result<u64, PlanError> {
-        let mut most = self.plan.reserved_mem;
+    pub fn projected_local_mem(&self, slots: usize, local: &LocalMemory) -> Result<u64, PlanError> {
+        let mut most = local.base(self);
         for (id, stage, layout) in self.stages() {
-            match self.local_tasks(id, threads, local_mem) {
-                0 => return Err(PlanError::ExceedsLocalMemory { stage: stage.name.clone(), projected: layout.estimate.total(), allowed: local_mem }),
-                n => most = most.max(self.plan.reserved_mem + n as u64 * layout.estimate.per_task()),
+            let each = local.bytes(self, id).max(1);
+            let room = local.limit.saturating_sub(local.base(self)) / each;
+            match room.min(slots as u64).min(stage.n_tasks().max(1)) {
+                0 => return Err(PlanError::ExceedsLocalMemory { stage: stage.name.clone(), projected: layout.estimate.total(), allowed: local.limit }),
+                n => most = most.max(local.base(self) + n * each),
             }
         }
         Ok(most)
@@ -477,6 +475,28 @@ impl FinalizedPlan {
     /// As [`Plan::finalize`].
     pub fn from_bytes(bytes: &[u8]) -> Result<FinalizedPlan, PlanError> {
         serde_json::from_slice::<Plan>(bytes).map_err(|e| PlanError::Malformed(e.to_string()))?.finalize()
+    }
+}
+
+/// How much the local machine may hold, and how tasks share it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LocalMemory {
+    /// Bytes in all.
+    pub limit: u64,
+    /// Tasks share one process.
+    pub shared: bool,
+}
+
+impl LocalMemory {
+    /// Bytes that are held whatever runs.
+    pub fn base(&self, plan: &FinalizedPlan) -> u64 {
+        if self.shared { plan.plan.reserved_mem } else { 0 }
+    }
+
+    /// Bytes that a task of a stage adds.
+    pub fn bytes(&self, plan: &FinalizedPlan, stage: StageId) -> u64 {
+        let estimate = &plan.layout(stage).estimate;
+        if self.shared { estimate.per_task() } else { estimate.total() }
     }
 }
 

@@ -1,0 +1,94 @@
+//! Inputs that are made once and kept.
+
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use freestone::{CodecName, DType, Settings, Spec, Target, Threads};
+use serde_json::{Value, json};
+
+use crate::winds::synthetic_winds;
+use crate::{Codec, Failure, Setup};
+
+/// Elements along an axis of `tiny`, and of its chunks: 10 000 chunks of 16 KB.
+const TINY: [u64; 2] = [6400, 6400];
+const TINY_CHUNK: [u64; 2] = [64, 64];
+
+/// The group that holds winds `u` and `v`.
+pub(crate) fn winds(setup: &Setup) -> Result<PathBuf, Failure> {
+    let folder = setup.data.join(format!("{}-{}", label(setup.size), setup.codec.name()));
+    let parameters = json!({"field": "winds-1", "bytes": setup.size, "codec": setup.codec.name()});
+    made(&folder, &parameters, setup, |group| Ok(synthetic_winds(setup.size, group, setup.codec.ours())?))
+}
+
+/// The group that holds `tiny`: noise of limited precision, so that zstd has something to do.
+pub(crate) fn tiny(setup: &Setup) -> Result<PathBuf, Failure> {
+    let folder = setup.data.join("many_small-zstd");
+    let parameters = json!({"field": "tiny-1", "shape": TINY, "chunk": TINY_CHUNK, "codec": Codec::Zstd.name()});
+    made(&folder, &parameters, setup, |group| {
+        let noise = freestone::random_uniform(&TINY, -30.0, 30.0, 21, DType::Float32, &TINY_CHUNK)?;
+        let rounded = freestone::round(&(noise * 32.0))? / 32.0;
+        Ok(vec![Target::in_group(&rounded, group, "tiny").chunks(&TINY_CHUNK).codec(CodecName::Zstd(0)).overwrite(true)])
+    })
+}
+
+/// Makes a group unless a stamp says that it is there with the same parameters; the stamp is written last.
+fn made(folder: &Path, parameters: &Value, setup: &Setup, targets: impl FnOnce(&str) -> Result<Vec<Target>, Failure>) -> Result<PathBuf, Failure> {
+    let (group, stamp) = (folder.join("inputs.zarr"), folder.join("stamp.json"));
+    let found = fs::read(&stamp).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
+    if found.as_ref() != Some(parameters) {
+        eprintln!("making inputs in {}", folder.display());
+        match fs::remove_file(&stamp) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e.into()),
+            _ => fs::create_dir_all(folder)?,
+        }
+        let work_dir = folder.join("work");
+        let spec = spec(&work_dir, setup.threads, setup.local_mem)?;
+        let planned = freestone::plan(&targets(&group.display().to_string())?, &spec)?;
+        freestone::run(&planned, &spec, &Threads::new(spec.threads))?;
+        fs::remove_dir_all(&work_dir)?;
+        fs::write(&stamp, serde_json::to_vec_pretty(parameters)?)?;
+    }
+    Ok(group)
+}
+
+/// Limits for everything that Freestone does here: each thread may take its share. The user's own settings do not count.
+pub(crate) fn spec(work_dir: &Path, threads: usize, local_mem: u64) -> Result<Spec, Failure> {
+    let settings = Settings {
+        work_dir: Some(work_dir.display().to_string()),
+        allowed_mem: Some(local_mem / threads.max(1) as u64),
+        local_mem: Some(local_mem),
+        threads: Some(threads),
+        ..Settings::default()
+    };
+    Ok(settings.resolve()?)
+}
+
+/// Reads every file once, so that the first system that is measured finds them in the page cache as the others do.
+pub(crate) fn warm(folder: &Path) -> Result<(), Failure> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            warm(&entry.path())?;
+        } else {
+            io::copy(&mut fs::File::open(entry.path())?, &mut io::sink())?;
+        }
+    }
+    Ok(())
+}
+
+/// A size as a file name has it: `2GB`, `1.5GB`.
+pub(crate) fn label(bytes: u64) -> String {
+    freestone::size(bytes).to_string().replace(".0 ", "").replace(' ', "")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_make_short_names() {
+        for (bytes, name) in [(2_000_000_000, "2GB"), (1_500_000_000, "1.5GB"), (64_000_000, "64MB")] {
+            assert_eq!(label(bytes), name);
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Fresh processes that print one line of JSON.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde::de::DeserializeOwned;
+
+use crate::Failure;
+
+/// Nothing here takes longer unless it hangs.
+pub(crate) const TIME_LIMIT: Duration = Duration::from_secs(600);
+
+/// Runs a command to its end and reads the last line of its stdout.
+///
+/// Both streams go to files: a pipe that nobody reads would stop the process, and a thread that reads would share its cores.
+pub(crate) fn json<T: DeserializeOwned>(command: &mut Command, limit: Duration) -> Result<T, Failure> {
+    let stdout = checked(command, limit)?;
+    let line = stdout.lines().rfind(|l| !l.trim().is_empty()).ok_or("it printed nothing")?;
+    serde_json::from_str(line).map_err(|e| format!("what it printed last is not understood ({e}): {line}").into())
+}
+
+/// Runs a command to its end and gives its stdout; what it said on stderr is shown if it fails.
+pub(crate) fn checked(command: &mut Command, limit: Duration) -> Result<String, Failure> {
+    let (mut stdout, mut stderr) = (tempfile::tempfile()?, tempfile::tempfile()?);
+    let mut child = command.stdin(Stdio::null()).stdout(stdout.try_clone()?).stderr(stderr.try_clone()?).spawn()?;
+    let start = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if start.elapsed() > limit {
+            child.kill()?;
+            child.wait()?;
+            return Err(format!("stopped after its time limit of {} s", limit.as_secs()).into());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    if status.success() {
+        return Ok(text(&mut stdout)?);
+    }
+    eprintln!("{}", text(&mut stderr)?.trim_end());
+    Err(format!("failed: {status}").into())
+}
+
+fn text(file: &mut File) -> std::io::Result<String> {
+    file.seek(SeekFrom::Start(0))?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The folder of the peers' scripts.
+fn peers() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("peers")
+}
+
+/// Makes the peers' environment if need be; the first time it downloads them.
+pub(crate) fn set_up_peers() -> Result<(), Failure> {
+    eprintln!("setting up the peers");
+    checked(Command::new("sh").arg(peers().join("setup.sh")), TIME_LIMIT).map_err(|e| format!("the peers' setup.sh {e}"))?;
+    Ok(())
+}
+
+/// One of the peers' scripts, in their environment.
+pub(crate) fn script(name: &str) -> Command {
+    let mut command = Command::new(peers().join(".venv/bin/python"));
+    command.arg(peers().join(name));
+    command
+}
+
+/// This program again.
+pub(crate) fn own(subcommand: &str) -> Result<Command, Failure> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg(subcommand);
+    Ok(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[test]
+    fn the_last_line_counts() {
+        assert_eq!(json::<u32>(&mut shell("echo noise; echo 7; echo"), TIME_LIMIT).unwrap(), 7);
+        assert!(json::<u32>(&mut shell("true"), TIME_LIMIT).is_err());
+        assert!(json::<u32>(&mut shell("echo 7; exit 3"), TIME_LIMIT).unwrap_err().to_string().contains("failed"));
+    }
+
+    #[test]
+    fn what_hangs_is_stopped() {
+        let error = json::<u32>(&mut shell("exec sleep 60"), Duration::from_millis(50)).unwrap_err();
+        assert!(error.to_string().contains("time limit"), "{error}");
+    }
+}

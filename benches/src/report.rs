@@ -1,0 +1,157 @@
+//! Results in a table, on the terminal and in files.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
+use std::{fs, iter};
+
+use freestone_engine::machine;
+use serde_json::json;
+
+use crate::sample::{Measured, Row};
+use crate::{Codec, Failure, Setup, inputs};
+
+/// Prints the result, and keeps it as Markdown and as JSON in `benches/results`.
+pub(crate) fn keep(measured: &Measured, setup: &Setup, date: Option<String>) -> Result<(), Failure> {
+    let date = date.unwrap_or_else(today);
+    let (size, codec) = parameters(measured, setup);
+    let text = markdown(measured, setup, &date);
+    println!("\n{text}");
+    let name: Vec<&str> = [&*date, measured.workload].into_iter().chain(size.as_deref()).chain(iter::once(codec.name())).collect();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("results");
+    fs::create_dir_all(&folder)?;
+    let document = json!({
+        "date": date, "revision": revision(), "machine": machine_in_words(), "size_bytes": size.is_some().then_some(setup.size), "codec": codec,
+        "threads": setup.threads, "local_mem": setup.local_mem, "repeat": setup.repeat, "measured": measured,
+    });
+    fs::write(folder.join(format!("{}.md", name.join("-"))), &text)?;
+    fs::write(folder.join(format!("{}.json", name.join("-"))), serde_json::to_vec_pretty(&document)?)?;
+    println!("kept as benches/results/{}.md and .json", name.join("-"));
+    Ok(())
+}
+
+/// Size, where the workload has several, and codec.
+fn parameters(measured: &Measured, setup: &Setup) -> (Option<String>, Codec) {
+    if measured.workload == "quad_means" { (Some(inputs::label(setup.size)), setup.codec) } else { (None, Codec::Zstd) }
+}
+
+/// The whole report.
+pub(crate) fn markdown(measured: &Measured, setup: &Setup, date: &str) -> String {
+    let (size, codec) = parameters(measured, setup);
+    let mut text = format!("# {}{}, {}\n\n", measured.workload, size.map_or(String::new(), |s| format!(", {s}")), codec.name());
+    text += &format!(
+        "{date}, revision {}, {}. Medians of {} fresh processes each, in turn; inputs in the page cache; local_mem {}.\n\n",
+        revision(),
+        machine_in_words(),
+        setup.repeat,
+        freestone::size(setup.local_mem)
+    );
+    text += &table(measured, setup, codec);
+    text += "\nThe last three columns are Freestone's figure over the row's: below 1 is better for Freestone.\n";
+    if let Some(floor) = measured.floor_s() {
+        text += &format!("The floor ({floor:.2} s of CPU) is every chunk read, decoded by the C library and folded once on one thread, with warm buffers.\n");
+    }
+    let packages = measured.rows.iter().skip(1).find_map(|r| r.samples.first()).map(|s| &s.versions);
+    let notes = packages.map(|p| format!("peers use {}", p.iter().map(|(k, v)| format!("{k} {v}")).collect::<Vec<_>>().join(", ")));
+    let failures = measured.rows.iter().filter_map(|r| r.failure.as_ref().map(|f| format!("{}, run {}: {f}", r.system, r.samples.len() + 1)));
+    let notes: Vec<String> = notes.into_iter().chain(measured.notes.iter().cloned()).chain(failures).map(|n| format!("- {n}\n")).collect();
+    if notes.is_empty() { text } else { text + "\n" + &notes.concat() }
+}
+
+fn table(measured: &Measured, setup: &Setup, codec: Codec) -> String {
+    let head = ["system", "version", "threads", "codec", "wall s", "CPU s", "peak RSS", "projected", "floor CPU s", "CPU / floor", "CPU ×", "wall ×", "RSS ×"];
+    let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
+    let number = |value: Option<f64>| or_dash(value.map(|v| format!("{v:.2}")));
+    let bytes = |value: Option<u64>| or_dash(value.map(|v| freestone::size(v).to_string()));
+    let floor = measured.floor_s();
+    let row = |row: &Row| {
+        vec![
+            row.system.to_owned(),
+            or_dash(row.version().map(str::to_owned)),
+            setup.threads.to_string(),
+            codec.name().to_owned(),
+            number(row.wall_s()),
+            number(row.cpu_s()),
+            bytes(row.peak_rss_bytes().map(|b| b as u64)),
+            bytes(row.projected_bytes()),
+            number(floor),
+            number(row.cpu_s().zip(floor).map(|(cpu, floor)| cpu / floor)),
+            number(measured.ratio(row.system, Row::cpu_s)),
+            number(measured.ratio(row.system, Row::wall_s)),
+            number(measured.ratio(row.system, Row::peak_rss_bytes)),
+        ]
+    };
+    aligned(iter::once(head.map(str::to_owned).to_vec()).chain(measured.rows.iter().map(row)).collect())
+}
+
+/// A Markdown table that can also be read as text: the first two columns to the left, the others to the right.
+fn aligned(rows: Vec<Vec<String>>) -> String {
+    let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0).max(3);
+    let mut text = String::new();
+    for (i, row) in rows.iter().enumerate() {
+        let cells = row.iter().enumerate().map(|(c, cell)| {
+            let wide = width(c);
+            if c < 2 { format!("{cell:<wide$}") } else { format!("{cell:>wide$}") }
+        });
+        text += &format!("| {} |\n", cells.collect::<Vec<_>>().join(" | "));
+        if i == 0 {
+            let rules = (0..row.len()).map(|c| if c < 2 { "-".repeat(width(c)) } else { format!("{}:", "-".repeat(width(c) - 1)) });
+            text += &format!("| {} |\n", rules.collect::<Vec<_>>().join(" | "));
+        }
+    }
+    text
+}
+
+fn machine_in_words() -> String {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpuinfo.lines().find(|l| l.starts_with("model name")).and_then(|l| l.split_once(": ")).map_or("an unknown processor", |(_, m)| m);
+    format!("{} cores of {model}, {}", machine::cores(), freestone::size(machine::memory_bytes()))
+}
+
+/// The commit that is checked out, with a `+` where files differ from it.
+fn revision() -> String {
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git").current_dir(env!("CARGO_MANIFEST_DIR")).args(arguments).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    match (git(&["rev-parse", "--short=10", "HEAD"]), git(&["status", "--porcelain", "--untracked-files=no"])) {
+        (Some(commit), Some(changes)) => commit + if changes.is_empty() { "" } else { "+" },
+        _ => "unknown".into(),
+    }
+}
+
+/// Today's date, UTC.
+pub(crate) fn today() -> String {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    date_of(seconds / 86_400)
+}
+
+/// The Gregorian date so many days after 1970-01-01 (Hinnant, "chrono-compatible low-level date algorithms", 2013).
+fn date_of(days: u64) -> String {
+    // Years begin on 1 March, so that the leap day is a year's last.
+    let days = days + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year_of_era = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day_of_year = day - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let (month, day) = (if shifted < 10 { shifted + 3 } else { shifted - 9 }, day_of_year - (153 * shifted + 2) / 5 + 1);
+    format!("{:04}-{month:02}-{day:02}", year_of_era + era * 400 + u64::from(month <= 2))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_gregorian() {
+        for (days, date) in [(0, "1970-01-01"), (789, "1972-02-29"), (11_016, "2000-02-29"), (20_454, "2026-01-01"), (20_818, "2026-12-31")] {
+            assert_eq!(date_of(days), date, "{days}");
+        }
+    }
+
+    #[test]
+    fn columns_line_up() {
+        let text = aligned(vec![vec!["a".into(), "b".into(), "CPU ×".into()], vec!["dask".into(), "1".into(), "0.5".into()]]);
+        assert_eq!(text, "| a    | b   | CPU × |\n| ---- | --- | ----: |\n| dask | 1   |   0.5 |\n");
+    }
+}

@@ -1,0 +1,135 @@
+//! Systems in turn, each time in a fresh process.
+//!
+//! A round runs every system once, so that whatever else the machine does meets all of them.
+
+use std::fs;
+use std::path::Path;
+
+use serde::Deserialize;
+
+use crate::floor::Floor;
+use crate::sample::{Measured, Row, Sample, median};
+use crate::workloads::{N_SMALL, Work};
+use crate::{Codec, Failure, Peer, Setup, inputs, process};
+
+/// Sums of the same values in another order agree to this.
+const SUM_TOLERANCE: f64 = 1e-8;
+
+/// Quadratic means on Freestone and the peers, with their floor. That they agree is checked in the first round.
+pub(crate) fn quad_means(setup: &Setup, vs: &[Peer]) -> Result<Measured, Failure> {
+    measure(setup, Work::QuadMeans, &inputs::winds(setup)?, vs)
+}
+
+/// A sum over many small chunks on Freestone and the peers.
+pub(crate) fn many_small(setup: &Setup, vs: &[Peer]) -> Result<Measured, Failure> {
+    measure(setup, Work::ManySmall, &inputs::tiny(setup)?, vs)
+}
+
+/// CPU time of a chunk or task in memory, in microseconds.
+pub(crate) fn micros(setup: &Setup, work: Work) -> Result<f64, Failure> {
+    let samples = repeated(setup, work)?;
+    Ok(median(samples.iter().map(|s| s.cpu_s)).unwrap_or_default() * 1e6 / N_SMALL as f64)
+}
+
+/// Seconds to plan quadratic means of 1 EB and write the plan as text, and the memory that takes.
+pub(crate) fn plan_scaling(setup: &Setup) -> Result<(f64, u64), Failure> {
+    let samples = repeated(setup, Work::PlanScaling)?;
+    let grown = samples.iter().filter_map(|s| s.grown_bytes).max().unwrap_or_default();
+    Ok((median(samples.iter().map(|s| s.wall_s)).unwrap_or_default(), grown))
+}
+
+/// A workload that is Freestone's alone.
+fn repeated(setup: &Setup, work: Work) -> Result<Vec<Sample>, Failure> {
+    let scratch = scratch(setup)?;
+    (0..setup.repeat).map(|_| freestone(setup, work, scratch.path(), scratch.path())).collect()
+}
+
+/// A folder for outputs that goes when it is dropped, on the file system of the inputs.
+fn scratch(setup: &Setup) -> Result<tempfile::TempDir, Failure> {
+    fs::create_dir_all(&setup.data)?;
+    Ok(tempfile::Builder::new().prefix("out-").tempdir_in(&setup.data)?)
+}
+
+fn measure(setup: &Setup, work: Work, input: &Path, vs: &[Peer]) -> Result<Measured, Failure> {
+    if !vs.is_empty() {
+        process::set_up_peers()?;
+    }
+    let scratch = scratch(setup)?;
+    inputs::warm(input)?;
+    let systems = std::iter::once("freestone").chain(vs.iter().map(|p| p.system()));
+    let mut measured = Measured { workload: work.name(), rows: systems.map(Row::new).collect(), floors: Vec::new(), notes: Vec::new() };
+    for round in 0..setup.repeat {
+        eprint!("{} round {}/{}:", work.name(), round + 1, setup.repeat);
+        for row in measured.rows.iter_mut().filter(|r| r.failure.is_none()) {
+            let run = match row.system {
+                "freestone" => freestone(setup, work, input, scratch.path())?,
+                system => match peer(setup, work, input, scratch.path(), system) {
+                    Ok(sample) => sample,
+                    Err(error) => {
+                        eprint!(" {}: {error};", row.system);
+                        row.failure = Some(error.to_string());
+                        continue;
+                    }
+                },
+            };
+            eprint!(" {} {:.2} s of CPU;", row.system, run.cpu_s);
+            row.samples.push(run);
+        }
+        if work == Work::QuadMeans {
+            let floor: Floor =
+                process::json(process::own("child-floor")?.arg("--input").arg(input).args(["--codec", setup.codec.name()]), process::TIME_LIMIT)?;
+            eprint!(" floor {:.2} s", floor.total());
+            measured.floors.push(floor);
+        }
+        eprintln!();
+        if round == 0 {
+            measured.notes.extend(agreements(&measured.rows, work, scratch.path())?);
+        }
+    }
+    Ok(measured)
+}
+
+fn freestone(setup: &Setup, work: Work, input: &Path, scratch: &Path) -> Result<Sample, Failure> {
+    let mut command = process::own("child-freestone")?;
+    command.arg(work.name()).arg("--input").arg(input).arg("--out").arg(scratch.join("freestone")).args(["--codec", setup.codec.name()]);
+    command.args(["--threads", &setup.threads.to_string(), "--local-mem", &setup.local_mem.to_string()]);
+    process::json(&mut command, process::TIME_LIMIT).map_err(|e| format!("freestone {e}").into())
+}
+
+fn peer(setup: &Setup, work: Work, input: &Path, scratch: &Path, system: &str) -> Result<Sample, Failure> {
+    let out = scratch.join(system);
+    if out.exists() {
+        fs::remove_dir_all(&out)?;
+    }
+    let codec = if work == Work::QuadMeans { setup.codec } else { Codec::Zstd };
+    let mut command = process::script("peer.py");
+    command.args(["--system", system, "--workload", work.name(), "--codec", codec.name(), "--threads", &setup.threads.to_string()]);
+    process::json(command.arg("--data").arg(input).arg("--out").arg(&out), process::TIME_LIMIT)
+}
+
+/// Compares every peer's result with Freestone's: how far they are apart, or an error, since times of wrong results mean nothing.
+fn agreements(rows: &[Row], work: Work, scratch: &Path) -> Result<Vec<String>, Failure> {
+    #[derive(Deserialize)]
+    struct Compared {
+        max_rel: f64,
+    }
+    let ours = rows[0].samples.first().and_then(|s| s.result);
+    let mut notes = Vec::new();
+    for row in rows.iter().skip(1).filter(|r| !r.samples.is_empty()) {
+        let apart = if work == Work::QuadMeans {
+            let mut command = process::script("compare.py");
+            command.arg(scratch.join("freestone")).arg(scratch.join(row.system));
+            let compared: Compared = process::json(&mut command, process::TIME_LIMIT).map_err(|e| format!("comparing with {} {e}", row.system))?;
+            compared.max_rel
+        } else {
+            let (Some(ours), Some(theirs)) = (ours, row.samples[0].result) else { return Err(format!("{} gave no result to compare", row.system).into()) };
+            let apart = ((ours - theirs) / theirs).abs();
+            if apart.is_nan() || apart > SUM_TOLERANCE {
+                return Err(format!("freestone's result is {ours}, but {}'s is {theirs}", row.system).into());
+            }
+            apart
+        };
+        notes.push(format!("results of freestone and {} differ by at most {apart:.1e}, relative to the largest", row.system));
+    }
+    Ok(notes)
+}

@@ -1,0 +1,224 @@
+//! What Freestone does in a fresh process of this program.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use clap::{Args, ValueEnum};
+use freestone::engine::storage::metadata::array_document;
+use freestone::engine::storage::{ArrayInfo, Keys, Store, read_small};
+use freestone::engine::{grid::ChunkGrid, machine};
+use freestone::{Array, CodecName, DType, MemoryStore, Options, RunReport, Scalar, Spec, Stores, Target, Threads};
+use serde_json::Map;
+
+use crate::sample::Sample;
+use crate::{Codec, Failure, inputs};
+
+/// One measurement, as the parent process asks for it.
+#[derive(Args)]
+pub(crate) struct Child {
+    pub(crate) work: Work,
+    /// Group of inputs.
+    #[arg(long)]
+    pub(crate) input: PathBuf,
+    /// Group of outputs; the work directory is beside it.
+    #[arg(long)]
+    pub(crate) out: PathBuf,
+    #[arg(long)]
+    pub(crate) codec: Codec,
+    #[arg(long)]
+    pub(crate) threads: usize,
+    #[arg(long)]
+    pub(crate) local_mem: u64,
+}
+
+/// What is measured.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(crate) enum Work {
+    QuadMeans,
+    ManySmall,
+    MemorySum,
+    Tasks,
+    PlanScaling,
+}
+
+impl Work {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Work::QuadMeans => "quad_means",
+            Work::ManySmall => "many_small",
+            Work::MemorySum => "memory_sum",
+            Work::Tasks => "tasks",
+            Work::PlanScaling => "plan_scaling",
+        }
+    }
+
+    /// What its CPU time is divided by.
+    pub(crate) fn per(self) -> &'static str {
+        if self == Work::Tasks { "a task" } else { "a chunk" }
+    }
+}
+
+/// Chunks of every workload that has small ones.
+pub(crate) const N_SMALL: u64 = 10_000;
+/// 10 000 chunks of 1 KB of `float32`.
+const MEMORY: [u64; 2] = [1600, 1600];
+const MEMORY_CHUNK: [u64; 2] = [16, 16];
+/// Two arrays of 5·10⁸ chunks of 1 GB of `float32`.
+const VAST: [u64; 3] = [50_000_000, 50_000, 50_000];
+const VAST_CHUNK: [u64; 3] = [1000, 500, 500];
+const VAST_ALLOWED_MEM: u64 = 10_000_000_000;
+
+/// Runs it, and says what it took.
+pub(crate) fn run(child: &Child) -> Result<Sample, Failure> {
+    let start = Clocks::start();
+    let spec = inputs::spec(&child.out.with_extension("work"), child.threads, child.local_mem)?;
+    match child.work {
+        Work::QuadMeans => quad_means(child, &spec, &start),
+        Work::ManySmall => many_small(child, &spec, &start),
+        Work::MemorySum => memory_sum(&spec),
+        Work::Tasks => tasks(&spec),
+        Work::PlanScaling => plan_scaling(spec),
+    }
+}
+
+fn quad_means(child: &Child, spec: &Spec, start: &Clocks) -> Result<Sample, Failure> {
+    let (u, v) = (open(&child.input, "u")?, open(&child.input, "v")?);
+    let (codec, out) = (child.codec.ours(), child.out.display().to_string());
+    let means: Vec<Target> = quadratic(&u, &v)?.iter().map(|(name, mean)| Target::in_group(mean, &out, name).codec(codec).overwrite(true)).collect();
+    let report = freestone::run(&freestone::plan(&means, spec)?, spec, &Threads::new(spec.threads))?;
+    Ok(start.stop(Some(&report)))
+}
+
+fn many_small(child: &Child, spec: &Spec, start: &Clocks) -> Result<Sample, Failure> {
+    let y = open(&child.input, "tiny")? * 2.0 + 1.0;
+    let (sum, report) = sum_of(&(&y * &y), spec, &Stores::default())?;
+    Ok(Sample { result: Some(sum), ..start.stop(Some(&report)) })
+}
+
+fn memory_sum(spec: &Spec) -> Result<Sample, Failure> {
+    let (stores, x) = in_memory(spec)?;
+    let start = Clocks::start();
+    let (sum, report) = sum_of(&x, spec, &stores)?;
+    Ok(Sample { result: Some(sum), ..start.stop(Some(&report)) })
+}
+
+fn tasks(spec: &Spec) -> Result<Sample, Failure> {
+    let (stores, x) = in_memory(spec)?;
+    let start = Clocks::start();
+    let y = x * 2.0 + 1.0;
+    let target = Target::array(&y, &place(&stores, "y")).with_stores(&stores).chunks(&MEMORY_CHUNK).codec(CodecName::None);
+    let report = run_in(&target, spec, &stores)?;
+    let sample = start.stop(Some(&report));
+    if sample.tasks != N_SMALL {
+        return Err(format!("the plan has {} tasks, not one for each of {N_SMALL} chunks", sample.tasks).into());
+    }
+    Ok(sample)
+}
+
+fn plan_scaling(spec: Spec) -> Result<Sample, Failure> {
+    let stores = Stores::default();
+    let store = memory_store(&stores);
+    let info = ArrayInfo {
+        dtype: DType::Float32,
+        fill: Scalar::zero(DType::Float32),
+        grid: ChunkGrid::regular(&VAST, &VAST_CHUNK)?,
+        stored_shape: Some(VAST_CHUNK.to_vec()),
+        codecs: CodecName::Zstd(0).codecs(DType::Float32),
+        keys: Keys::Default { separator: '/' },
+        shard: None,
+    };
+    let document = serde_json::to_vec(&array_document(&info, &[], &Map::new()))?;
+    for name in ["u", "v"] {
+        store.write(&format!("{name}/zarr.json"), &document)?;
+    }
+    let spec = Spec { allowed_mem: VAST_ALLOWED_MEM, ..spec };
+    machine::reset_peak_rss();
+    let (start, before) = (Clocks::start(), machine::peak_rss_bytes());
+    let (u, v) = (freestone::open_in(&store, "u")?, freestone::open_in(&store, "v")?);
+    let means = quadratic(&u, &v)?;
+    let targets: Vec<Target> = means.iter().map(|(name, mean)| Target::array(mean, &format!("{}/{name}", store.url())).with_stores(&stores)).collect();
+    let planned = freestone::plan(&targets, &spec)?;
+    let text = planned.plan().to_string();
+    let sample = start.stop(None);
+    if text.lines().count() < 10 {
+        return Err(format!("this is no plan: {text}").into());
+    }
+    Ok(Sample { grown_bytes: Some(sample.peak_rss_bytes.saturating_sub(before)), ..sample })
+}
+
+fn open(group: &Path, name: &str) -> Result<Array, Failure> {
+    Ok(freestone::open(&group.join(name).display().to_string())?)
+}
+
+fn quadratic(u: &Array, v: &Array) -> Result<[(&'static str, Array); 3], Failure> {
+    Ok([("uu", (u * u).mean(0)?), ("uv", (u * v).mean(0)?), ("vv", (v * v).mean(0)?)])
+}
+
+/// The `float64` sum of an array, and what it took. Not by `compute`, which gives no report.
+fn sum_of(array: &Array, spec: &Spec, stores: &Stores) -> Result<(f64, RunReport), Failure> {
+    let store = memory_store(stores);
+    let sum = array.astype(DType::Float64)?.sum(())?;
+    let target = Target::array(&sum, &format!("{}/sum", store.url())).with_stores(stores).codec(CodecName::None);
+    let report = run_in(&target, spec, stores)?;
+    let bytes = read_small(&*store, "sum/c", 8)?.ok_or("there is no sum")?;
+    Ok((f64::from_le_bytes(bytes.as_slice().try_into()?), report))
+}
+
+fn run_in(target: &Target, spec: &Spec, stores: &Stores) -> Result<RunReport, Failure> {
+    let options = Options { stores: stores.clone(), ..Options::default() };
+    let planned = freestone::plan(std::slice::from_ref(target), spec)?;
+    Ok(freestone::run_with(&planned, spec, &Threads::new(spec.threads), &options)?)
+}
+
+/// An array of small chunks of noise in memory, and the stores that have it.
+fn in_memory(spec: &Spec) -> Result<(Stores, Array), Failure> {
+    let stores = Stores::default();
+    let store = memory_store(&stores);
+    let noise = freestone::random_uniform(&MEMORY, -1.0, 1.0, 31, DType::Float32, &MEMORY_CHUNK)?;
+    let target = Target::array(&noise, &format!("{}/x", store.url())).with_stores(&stores).chunks(&MEMORY_CHUNK).codec(CodecName::None);
+    run_in(&target, spec, &stores)?;
+    let x = freestone::open_in(&store, "x")?;
+    Ok((stores, x))
+}
+
+/// A new store in memory.
+fn memory_store(stores: &Stores) -> Arc<dyn Store> {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    stores.insert(Arc::clone(&store));
+    store
+}
+
+/// An array's location in a new store in memory.
+fn place(stores: &Stores, name: &str) -> String {
+    format!("{}/{name}", memory_store(stores).url())
+}
+
+/// When the measurement began.
+struct Clocks {
+    wall: Instant,
+    cpu_ns: u64,
+}
+
+impl Clocks {
+    fn start() -> Clocks {
+        Clocks { wall: Instant::now(), cpu_ns: machine::process_cpu_ns() }
+    }
+
+    /// What was taken since.
+    fn stop(&self, report: Option<&RunReport>) -> Sample {
+        let zstd = zstd_safe::version_string().to_owned();
+        Sample {
+            wall_s: self.wall.elapsed().as_secs_f64(),
+            cpu_s: (machine::process_cpu_ns() - self.cpu_ns) as f64 * 1e-9,
+            peak_rss_bytes: machine::peak_rss_bytes(),
+            versions: BTreeMap::from([("freestone".to_owned(), env!("CARGO_PKG_VERSION").to_owned()), ("zstd".to_owned(), zstd)]),
+            tasks: report.map_or(0, |r| r.stages.iter().map(|s| s.tasks).sum()),
+            result: None,
+            projected_bytes: report.map(|r| r.projected_bytes),
+            grown_bytes: None,
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! What lowering makes, and what the check refuses.
+
+use std::sync::Arc;
+
+use freestone_kernels::{BinaryOp, DType, Expr, Generate, Node as ExprNode, ReduceOp, Scalar};
+use proptest::prelude::*;
+
+use super::lower::{Output, lower};
+use super::*;
+use crate::graph::{Node, NodeRef, Op};
+use crate::spec::{Settings, Spec};
+use crate::storage::{CodecName, Keys};
+
+fn spec(allowed: u64, parallelism: u64) -> Spec {
+    Settings { allowed_mem: Some(allowed), parallelism: Some(parallelism), threads: Some(2), work_dir: Some("work".into()), ..Settings::default() }
+        .resolve()
+        .unwrap()
+}
+
+fn random(shape: &[u64], chunk: &[u64], seed: u64) -> NodeRef {
+    let op = Op::Generate(Generate::Uniform { seed, low: Scalar::new(0.0), high: Scalar::new(1.0) });
+    Arc::new(Node { op, dtype: DType::Float32, grid: ChunkGrid::regular(shape, chunk).unwrap() })
+}
+
+fn product(a: &NodeRef, b: &NodeRef) -> NodeRef {
+    let expr = Expr::of(&[DType::Float32, DType::Float32], |e, i| e.push(ExprNode::Binary(BinaryOp::Multiply, i[0], i[1]))).unwrap();
+    Node::map(expr, vec![Arc::clone(a), Arc::clone(b)])
+}
+
+fn mean(a: &NodeRef) -> NodeRef {
+    let grid = ChunkGrid::new(a.grid.axes()[1..].to_vec());
+    Arc::new(Node { op: Op::Reduce { input: Arc::clone(a), fold: ReduceOp::Sum, mean: true, axes: vec![0], keepdims: false }, dtype: a.dtype, grid })
+}
+
+fn output(node: &NodeRef, path: &str, chunk: Option<&[u64]>) -> Output {
+    let chunks = chunk.map_or_else(|| node.grid.max_chunk(), <[u64]>::to_vec);
+    let grid = ChunkGrid::regular(&node.shape(), &chunks).unwrap();
+    let info = ArrayInfo {
+        dtype: node.dtype,
+        fill: Scalar::zero(node.dtype),
+        grid,
+        stored_shape: Some(chunks),
+        codecs: CodecName::Zstd(3).codecs(node.dtype),
+        keys: Keys::Default { separator: '/' },
+        shard: None,
+    };
+    Output { node: Arc::clone(node), name: path.into(), url: "out".into(), path: path.into(), info, document: Value::Null, group: None, overwrite: false }
+}
+
+fn quad_means(shape: &[u64], chunk: &[u64]) -> Vec<Output> {
+    let (u, v) = (random(shape, chunk, 1), random(shape, chunk, 2));
+    [("uu", product(&u, &u)), ("uv", product(&u, &v)), ("vv", product(&v, &v))].iter().map(|(n, p)| output(&mean(p), n, None)).collect()
+}
+
+#[test]
+fn quadratic_means_are_one_stage_where_tasks_are_enough() {
+    let plan = lower(&quad_means(&[12, 73, 144], &[3, 37, 72]), &spec(100_000_000, 2)).unwrap();
+    let [stage] = plan.plan().stages.as_slice() else { panic!("{plan}") };
+    assert_eq!((stage.inputs.len(), stage.outputs.len(), stage.n_tasks()), (2, 3, 4));
+}
+
+#[test]
+fn a_long_reduction_is_two_stages_and_never_more() {
+    let plan = lower(&quad_means(&[1_460, 360, 720], &[20, 360, 720]), &spec(400_000_000, 2)).unwrap();
+    let names: Vec<&str> = plan.plan().stages.iter().map(|s| s.name.as_str()).collect();
+    assert_eq!(names, ["mean-000", "combine-001"]);
+    assert_eq!(plan.plan().stages[0].n_tasks(), 8);
+    assert_eq!(plan.plan().stages[1].outputs.len(), 3);
+}
+
+#[test]
+fn a_plan_of_a_billion_chunks_is_as_small_as_any() {
+    let plan = lower(&quad_means(&[1_000_000_000, 16_000, 8_000], &[1_000, 160, 800]), &spec(4_000_000_000, 1000)).unwrap();
+    let winds = plan.plan().arrays.iter().filter(|a| matches!(a.place, Place::Generated(_)));
+    assert!(winds.clone().all(|a| a.info.grid.n_chunks() == 1_000_000_000));
+    assert_eq!(winds.map(|a| a.info.n_bytes()).sum::<u128>(), 1_024_000_000_000_000_000);
+    assert_eq!(plan.plan().stages.len(), 2);
+    assert!(plan.to_bytes().unwrap().len() < 20_000);
+}
+
+#[test]
+fn what_travels_is_what_was_planned() {
+    let plan = lower(&quad_means(&[40, 73, 144], &[3, 37, 72]), &spec(100_000_000, 8)).unwrap();
+    let back = FinalizedPlan::from_bytes(&plan.to_bytes().unwrap()).unwrap();
+    assert_eq!(back, plan);
+    assert_eq!(back.run_id(), plan.run_id());
+}
+
+#[test]
+fn one_byte_too_little_is_refused() {
+    let outputs = quad_means(&[1_460, 360, 720], &[20, 360, 720]);
+    let needs = lower(&outputs, &spec(u64::MAX / 8, 2)).unwrap().projected_mem();
+    assert!(lower(&outputs, &spec(needs, 2)).is_ok());
+    // Siblings come apart before anything is refused: one product alone needs less.
+    let alone = lower(&outputs[..1], &spec(u64::MAX / 8, 2)).unwrap().projected_mem();
+    let error = lower(&outputs[..1], &spec(alone - 1, 2)).unwrap_err();
+    let PlanError::ExceedsMemory { projected, allowed, .. } = &error else { panic!("{error}") };
+    assert_eq!((*projected, *allowed), (alone, alone - 1));
+    assert!(error.to_string().contains("use smaller chunks"), "{error}");
+}
+
+#[test]
+fn two_tasks_never_write_one_chunk() {
+    let x = random(&[100, 100], &[10, 100], 1);
+    let plan = lower(&[output(&x, "x", None)], &spec(100_000_000, 2)).unwrap().plan().clone();
+    let mut bad = plan.clone();
+    bad.stages[0].tasks = ChunkGrid::regular(&[100, 100], &[15, 100]).unwrap();
+    bad.stages[0].walk = bad.stages[0].tasks.clone();
+    assert!(matches!(bad.finalize(), Err(PlanError::Malformed(why)) if why.contains("two of its tasks")));
+    let mut twice = plan.clone();
+    twice.stages.push(twice.stages[0].clone());
+    assert!(matches!(twice.finalize(), Err(PlanError::Malformed(why)) if why.contains("written by 2 stages")));
+    let mut other = plan;
+    other.format = 99;
+    assert!(matches!(other.finalize(), Err(PlanError::Format { found: 99 })));
+}
+
+#[test]
+fn the_memory_of_quadratic_means_by_parts() {
+    let plan = lower(&quad_means(&[1_460, 360, 720], &[20, 360, 720]), &spec(400_000_000, 2)).unwrap();
+    insta::assert_snapshot!(plan.layout(StageId(0)).estimate, @r"
+         32.0 MB  reserved (program, stacks, plan)
+         41.5 MB  decoded chunks
+         86.0 kB  kernel scratch
+          6.2 MB  accumulators
+    ");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+    /// A plan that fits keeps fitting when more is allowed, keeps its parallelism, and every output chunk has one task.
+    #[test]
+    fn more_memory_never_hurts(
+        t in 1u64..60, y in 1u64..50, x in 1u64..50, ct in 1u64..20, cy in 1u64..20, cx in 1u64..20,
+        oy in 1u64..50, ox in 1u64..50, allowed in 32_200_000u64..34_000_000, parallelism in 1u64..9, reduce: bool,
+    ) {
+        let source = random(&[t, y, x], &[ct.min(t), cy.min(y), cx.min(x)], 3);
+        let outputs = if reduce {
+            vec![output(&mean(&source), "m", Some(&[oy.min(y), ox.min(x)]))]
+        } else {
+            let rechunk = Arc::new(Node { op: Op::Rechunk(Arc::clone(&source)), dtype: source.dtype, grid: ChunkGrid::regular(&[t, y, x], &[t, oy.min(y), ox.min(x)]).unwrap() });
+            vec![output(&rechunk, "r", Some(&[t, oy.min(y), ox.min(x)]))]
+        };
+        let Ok(plan) = lower(&outputs, &spec(allowed, parallelism)) else { return Ok(()) };
+        let more = lower(&outputs, &spec(allowed * 4, parallelism)).unwrap();
+        let chunks = plan.plan().arrays.iter().find(|a| matches!(a.place, Place::Output { .. })).unwrap().info.grid.n_chunks();
+        for p in [&plan, &more] {
+            prop_assert!(p.projected_mem() <= p.plan().allowed_mem);
+            prop_assert!(p.plan().stages.len() <= 2);
+            let first = &p.plan().stages[0];
+            prop_assert!(first.n_tasks() >= chunks.min(parallelism), "{}", p);
+        }
+        prop_assert_eq!(FinalizedPlan::from_bytes(&plan.to_bytes().unwrap()).unwrap(), plan);
+    }
+}

@@ -1,0 +1,16 @@
+//! The executors of this process pass the suite; processes do in the end-to-end tests, which have a worker program.
+
+// A test that panics has failed.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use freestone_executors::{Serial, Threads, conformance};
+
+#[test]
+fn serial() {
+    conformance::check(tempfile::tempdir().unwrap().path(), |_| Box::new(Serial));
+}
+
+#[test]
+fn threads() {
+    conformance::check(tempfile::tempdir().unwrap().path(), |slots| Box::new(Threads::new(slots)));
+}

@@ -1,0 +1,396 @@
+//! What cannot be read, and what cannot be written: a typed error, its exit code, and nothing left behind.
+
+use std::fs;
+use std::path::Path;
+
+use freestone::engine::driver::RunError;
+use freestone::engine::plan::PlanError;
+use freestone::engine::session::SessionError;
+use freestone::engine::storage::StorageError;
+use freestone::engine::storage::codec::CodecError;
+use freestone::engine::storage::metadata::MetadataError;
+use freestone::engine::task::FailureKind;
+use freestone::{Array, ArrayError, CodecName, DType, Error, ExitCode, Serial, Settings, Spec, Target, Threads};
+use serde_json::{Value, json};
+
+use crate::support::{Place, WINDS_V3, chunk_files, document, names, tree};
+
+/// 7 × 5 float32 in chunks of 3 × 2, stored by the tests' own writer.
+fn small(folder: &str, change: impl FnOnce(&mut Value)) {
+    let elements: Vec<Vec<u8>> = (0..35u8).map(|i| f32::from(i).to_le_bytes().to_vec()).collect();
+    let mut document = document(&[7, 5], &[3, 2], "float32");
+    change(&mut document);
+    for (key, bytes) in chunk_files(&[7, 5], &[3, 2], &elements) {
+        let path = Path::new(folder).join(key);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+    fs::write(Path::new(folder).join("zarr.json"), serde_json::to_vec(&document).unwrap()).unwrap();
+}
+
+fn also(document: &mut Value, codec: &str) {
+    document["codecs"].as_array_mut().unwrap().push(json!({"name": codec}));
+}
+
+/// The library's own encoding of that array.
+fn encoded(place: &Place, name: &str, codec: CodecName) -> String {
+    small(&place.at("plain"), |_| {});
+    let array = freestone::open(&place.at("plain")).unwrap();
+    store(&array, &place.at(name), place, |t| t.codec(codec)).unwrap();
+    place.at(name)
+}
+
+fn store(array: &Array, output: &str, place: &Place, how: impl FnOnce(Target) -> Target) -> Result<(), Error> {
+    let planned = freestone::plan(&[how(Target::array(array, output))], &place.spec())?;
+    freestone::run(&planned, &place.spec(), &Serial).map(drop)
+}
+
+#[track_caller]
+fn check(result: Result<impl Sized, impl Into<Error>>, code: ExitCode, says: &str, is: impl FnOnce(&Error) -> bool) {
+    let Err(error) = result.map_err(Into::into) else { panic!("it should have failed with: {says}") };
+    assert!(is(&error), "another error than expected: {error:?}");
+    assert!(error.to_string().contains(says), "`{error}` does not say `{says}`");
+    assert_eq!(error.exit_code(), code, "{error}");
+}
+
+fn is_metadata(error: &Error, is: fn(&MetadataError) -> bool) -> bool {
+    matches!(error, Error::Array(ArrayError::Metadata(e)) if is(e))
+}
+
+fn is_bad_chunk(error: &Error) -> bool {
+    matches!(error, Error::Run(RunError::Task { failure, attempts: 1 }) if failure.kind == FailureKind::BadInput)
+}
+
+/// Reads the whole array: an error of damaged input that publishes nothing.
+#[track_caller]
+fn check_damaged(place: &Place, input: &str, says: &str) {
+    let array = freestone::open(input).unwrap();
+    check(store(&array, &place.at("copy"), place, |t| t), ExitCode::Input, says, is_bad_chunk);
+    assert!(freestone::open(&place.at("copy")).is_err(), "nothing is published");
+}
+
+#[test]
+fn what_is_no_array() {
+    let place = Place::new();
+    fs::write(place.at("file"), "text").unwrap();
+    for path in [place.at("nothing"), place.at("file"), place.folder.path().display().to_string()] {
+        check(freestone::open(&path), ExitCode::Input, "no Zarr array", |e| is_metadata(e, |m| matches!(m, MetadataError::NoZarr { .. })));
+    }
+    let group = |e: &Error| is_metadata(e, |m| matches!(m, MetadataError::Group { children, .. } if children.contains(&"u".to_owned())));
+    check(freestone::open(WINDS_V3), ExitCode::Input, "is a Zarr group", group);
+    check(freestone::open("ftp://host/array"), ExitCode::Input, "ftp", |e| matches!(e, Error::Array(ArrayError::Storage(StorageError::BadUrl { .. }))));
+}
+
+#[track_caller]
+fn check_metadata(change: impl FnOnce(&mut Value), says: &str, is: fn(&MetadataError) -> bool) {
+    let place = Place::new();
+    small(&place.at("in"), change);
+    let before = names(place.folder.path());
+    check(freestone::open(&place.at("in")), ExitCode::Input, says, |e| is_metadata(e, is));
+    assert_eq!(names(place.folder.path()), before);
+}
+
+#[test]
+fn metadata_that_makes_no_sense() {
+    let malformed: fn(&MetadataError) -> bool = |e| matches!(e, MetadataError::Malformed { .. });
+    let unknown: fn(&MetadataError) -> bool = |e| matches!(e, MetadataError::Codec { error: CodecError::Unknown(n), .. } if n == "lossy_magic");
+    check_metadata(|d| also(d, "lossy_magic"), "lossy_magic", unknown);
+    check_metadata(|d| d["shape"] = json!("seven"), "in", malformed);
+    check_metadata(|d| d["shape"] = json!([7, -5]), "in", malformed);
+    check_metadata(|d| d["shape"] = json!([7, 5, 2]), "in", malformed);
+    check_metadata(|d| d["codecs"] = json!(3), "in", malformed);
+    check_metadata(|d| d["codecs"] = json!([]), "in", |_| true);
+    check_metadata(|d| d["fill_value"] = json!({"a": 1}), "in", malformed);
+    check_metadata(|d| d["chunk_grid"] = json!(null), "in", malformed);
+    check_metadata(|d| d["chunk_grid"]["configuration"]["chunk_shape"] = json!([3, 0]), "in", malformed);
+    check_metadata(|d| d["chunk_grid"]["configuration"]["chunk_shape"] = json!([3]), "in", malformed);
+    check_metadata(|d| d["data_type"] = json!("string"), "in", |_| true);
+    check_metadata(|d| *d = json!([1, 2]), "in", |_| true);
+    check_metadata(|d| *d = json!({}), "in", |_| true);
+}
+
+#[test]
+fn metadata_cut_short_anywhere() {
+    let place = Place::new();
+    small(&place.at("in"), |_| {});
+    let path = place.at("in/zarr.json");
+    let whole = fs::read(&path).unwrap();
+    for len in 0..whole.len() {
+        fs::write(&path, &whole[..len]).unwrap();
+        check(freestone::open(&place.at("in")), ExitCode::Input, "no JSON", |e| is_metadata(e, |m| matches!(m, MetadataError::Malformed { .. })));
+    }
+}
+
+/// Opened and refused, or planned within memory: no panic, no overflow, no attempt to hold it.
+#[track_caller]
+fn check_absurd(shape: [u64; 2], chunk: [u64; 2], fits: bool) {
+    let place = Place::new();
+    small(&place.at("in"), |d| {
+        d["shape"] = json!(shape);
+        d["chunk_grid"]["configuration"]["chunk_shape"] = json!(chunk);
+    });
+    let planned = freestone::open(&place.at("in")).map_err(Error::from).and_then(|array| {
+        let sum = array.sum(())?;
+        freestone::plan(&[Target::array(&sum, &place.at("out"))], &place.spec())
+    });
+    match planned {
+        Ok(_) => assert!(fits, "it cannot be held"),
+        Err(error) => assert!(!fits && [ExitCode::Input, ExitCode::Memory].contains(&error.exit_code()), "{error}"),
+    }
+    assert!(!Path::new(&place.at("out")).exists());
+}
+
+#[test]
+fn chunks_of_more_elements_than_can_be_counted() {
+    check_absurd([u64::MAX, 5], [u64::MAX, 2], false);
+    check_absurd([7, 5], [u64::MAX, u64::MAX], false);
+    check_absurd([1 << 40, 1 << 40], [1 << 40, 1 << 40], false);
+}
+
+#[test]
+fn chunks_of_more_bytes_than_can_be_counted() {
+    check_absurd([1 << 62, 4], [1 << 62, 1], false);
+    check_absurd([1 << 61, 4], [1 << 61, 1], false);
+}
+
+#[test]
+fn chunks_larger_than_memory() {
+    check_absurd([1 << 62, 4], [1 << 31, 4], false);
+    check_absurd([7, 5], [1 << 40, 1], false);
+}
+
+#[test]
+fn more_elements_than_can_be_counted() {
+    check_absurd([1 << 40, 1 << 40], [1 << 10, 1 << 10], false);
+}
+
+#[test]
+fn the_longest_axes_there_are() {
+    check_absurd([u64::MAX, u64::MAX], [3, 2], false);
+}
+
+#[test]
+fn an_axis_of_more_elements_than_a_signed_index() {
+    check_absurd([u64::MAX, 1], [1 << 20, 1], false);
+}
+
+#[test]
+fn damaged_chunks() {
+    let place = Place::new();
+    small(&place.at("short"), |_| {});
+    fs::write(place.at("short/c/1/1"), [1, 2, 3]).unwrap();
+    check_damaged(&place, &place.at("short"), "c/1/1");
+    fs::write(place.at("short/c/1/1"), []).unwrap();
+    check_damaged(&place, &place.at("short"), "c/1/1");
+    fs::write(place.at("short/c/1/1"), [0; 4096]).unwrap();
+    check_damaged(&place, &place.at("short"), "c/1/1");
+
+    let zstd = encoded(&place, "zstd", CodecName::Zstd(3));
+    let chunk = format!("{zstd}/c/0/1");
+    let whole = fs::read(&chunk).unwrap();
+    fs::write(&chunk, &whole[..whole.len() - 2]).unwrap();
+    check_damaged(&place, &zstd, "c/0/1");
+    // Magic, frame header descriptor, window or frame content size.
+    for at in 0..6 {
+        for bit in 0..8 {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1 << bit;
+            fs::write(&chunk, &damaged).unwrap();
+            let array = freestone::open(&zstd).unwrap();
+            match store(&array, &place.at("flipped"), &place, |t| t.overwrite(true)) {
+                // A bit that only says whether there is a dictionary or a checksum may go unseen.
+                Ok(()) => {}
+                Err(error) => assert!(is_bad_chunk(&error) && error.exit_code() == ExitCode::Input, "byte {at}, bit {bit}: {error:?}"),
+            }
+        }
+    }
+    // The content size that claims terabytes: single segment, eight bytes of size.
+    let mut liar = whole[..4].to_vec();
+    liar.push(0xe0);
+    liar.extend((1u64 << 45).to_le_bytes());
+    liar.extend(&whole[6..]);
+    fs::write(&chunk, &liar).unwrap();
+    check_damaged(&place, &zstd, "c/0/1");
+
+    let lz4 = encoded(&place, "lz4", CodecName::Lz4);
+    let mut damaged = fs::read(format!("{lz4}/c/0/0")).unwrap();
+    damaged[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
+    fs::write(format!("{lz4}/c/0/0"), damaged).unwrap();
+    check_damaged(&place, &lz4, "c/0/0");
+}
+
+#[test]
+fn every_flipped_byte_of_a_checksummed_chunk_is_found() {
+    let place = Place::new();
+    let crc = place.at("crc");
+    small(&crc, |d| also(d, "crc32c"));
+    for (key, bytes) in tree(format!("{crc}/c")) {
+        let sum = crc32c(&bytes);
+        fs::write(format!("{crc}/c/{key}"), [bytes.as_slice(), &sum.to_le_bytes()].concat()).unwrap();
+    }
+    let array = freestone::open(&crc).unwrap();
+    store(&array, &place.at("good"), &place, |t| t).unwrap();
+    let whole = fs::read(format!("{crc}/c/2/2")).unwrap();
+    for at in 0..whole.len() {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 0x10;
+        fs::write(format!("{crc}/c/2/2"), damaged).unwrap();
+        check_damaged(&place, &crc, "crc32c");
+    }
+}
+
+/// Castagnoli's polynomial, bit by bit.
+fn crc32c(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0u32, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), |c, _| if c & 1 == 1 { c >> 1 ^ 0x82f6_3b78 } else { c >> 1 }))
+}
+
+#[test]
+fn operations_that_do_not_fit() {
+    let u = freestone::open(&format!("{WINDS_V3}/u")).unwrap();
+    let latitude = freestone::open(&format!("{WINDS_V3}/latitude")).unwrap();
+    let line = line!() + 1;
+    let failed = &u + &latitude;
+    let here = format!("{}:{line}:", file!());
+    let deferred = |e: &Error| matches!(e, Error::Array(ArrayError::Deferred { source, .. }) if matches!(**source, ArrayError::Broadcast { .. }));
+    check(failed.shape(), ExitCode::Input, &here, deferred);
+    check(failed.mean(0), ExitCode::Input, &here, deferred);
+    let place = Place::new();
+    check(store(&(failed * 2.0), &place.at("out"), &place, |t| t), ExitCode::Input, &here, deferred);
+    check(u.mean(3), ExitCode::Input, "out of range", |e| matches!(e, Error::Array(ArrayError::Axis { axis: 3, rank: 3 })));
+    check(u.mean([0, -3]), ExitCode::Input, "twice", |e| matches!(e, Error::Array(ArrayError::AxisTwice(_))));
+    check(u.rechunk(&[0, 1, 1]), ExitCode::Input, "0", |e| matches!(e, Error::Array(ArrayError::Grid(_))));
+    check(u.slice(0, None, None, 0), ExitCode::Input, "0", |e| matches!(e, Error::Array(ArrayError::Argument(_))));
+    check(freestone::compute::<f64>(&u, &place.spec()), ExitCode::Input, "float32", |e| matches!(e, Error::ResultType { found: DType::Float32, .. }));
+    assert!(names(place.folder.path()).is_empty());
+}
+
+#[test]
+fn places_that_are_taken() {
+    let place = Place::new();
+    small(&place.at("in"), |_| {});
+    let array = freestone::open(&place.at("in")).unwrap();
+    let tripled = &array * 3.0;
+    store(&tripled, &place.at("out"), &place, |t| t).unwrap();
+    let before = tree(place.at("out"));
+    let exists = |e: &Error| matches!(e, Error::Run(RunError::Session(SessionError::Exists { .. })));
+    check(store(&array, &place.at("out"), &place, |t| t), ExitCode::Conflict, "exists already", exists);
+    assert!(tree(place.at("out")) == before);
+    store(&array, &place.at("out"), &place, |t| t.overwrite(true)).unwrap();
+    assert!(tree(place.at("out")) != before);
+
+    fs::create_dir(place.at("notes")).unwrap();
+    fs::write(place.at("notes/thesis.tex"), "years of work").unwrap();
+    let foreign = |e: &Error| matches!(e, Error::Run(RunError::Session(SessionError::Foreign { names, .. })) if *names == ["thesis.tex"]);
+    for overwrite in [false, true] {
+        check(store(&array, &place.at("notes"), &place, |t| t.overwrite(overwrite)), ExitCode::Conflict, "thesis.tex", foreign);
+    }
+    assert_eq!(fs::read_to_string(place.at("notes/thesis.tex")).unwrap(), "years of work");
+
+    let over_input = |e: &Error| matches!(e, Error::Plan(PlanError::BadOutput(_)));
+    let input = tree(place.at("in"));
+    for output in [place.at("in"), place.at("in/c"), place.at("in/../in"), place.at("./in")] {
+        check(store(&tripled, &output, &place, |t| t.overwrite(true)), ExitCode::Input, "computed from", over_input);
+        assert!(tree(place.at("in")) == input, "{output}");
+    }
+}
+
+#[test]
+fn an_overwrite_that_fails_half_way_leaves_no_array() {
+    let place = Place::new();
+    small(&place.at("in"), |_| {});
+    let array = freestone::open(&place.at("in")).unwrap();
+    store(&(&array * 3.0), &place.at("out"), &place, |t| t).unwrap();
+    // The last chunk: those before it are written already.
+    fs::write(place.at("in/c/2/2"), [1]).unwrap();
+    check(store(&array, &place.at("out"), &place, |t| t.overwrite(true)), ExitCode::Input, "c/2/2", is_bad_chunk);
+    check(freestone::open(&place.at("out")), ExitCode::Input, "no Zarr array", |_| true);
+    // And what it left is not in the way.
+    small(&place.at("in"), |_| {});
+    store(&array, &place.at("out"), &place, |t| t).unwrap();
+    assert!(freestone::open(&place.at("out")).is_ok());
+}
+
+#[test]
+fn a_work_dir_that_cannot_be_made() {
+    let place = Place::new();
+    small(&place.at("in"), |_| {});
+    fs::write(place.at("file"), "").unwrap();
+    let spec = Spec { work_dir: place.at("file/work"), ..place.spec() };
+    let array = freestone::open(&place.at("in")).unwrap();
+    let planned = freestone::plan(&[Target::array(&array, &place.at("out"))], &spec).unwrap();
+    let before = names(place.folder.path());
+    check(freestone::run(&planned, &spec, &Serial), ExitCode::Failed, "work directory", |e| matches!(e, Error::Run(RunError::Work(_))));
+    assert_eq!(names(place.folder.path()), before);
+}
+
+#[test]
+fn memory_one_byte_short_is_refused_and_nothing_is_touched() {
+    let place = Place::new();
+    let u = freestone::open(&format!("{WINDS_V3}/u")).unwrap();
+    let mean = (&u * &u).mean(0).unwrap();
+    let targets = [Target::array(&mean, &place.at("out"))];
+    let projected = freestone::plan(&targets, &place.spec()).unwrap().plan().projected_mem();
+    let allow = |allowed_mem: u64| Spec { allowed_mem, ..place.spec() };
+    let refused = |e: &Error| matches!(e, Error::Plan(PlanError::ExceedsMemory { allowed, projected: p, .. }) if *allowed == projected - 1 && *p == projected);
+    check(freestone::plan(&targets, &allow(projected - 1)), ExitCode::Memory, "allowed_mem", refused);
+    assert!(names(place.folder.path()).is_empty());
+
+    let spec = allow(projected);
+    let planned = freestone::plan(&targets, &spec).unwrap();
+    let local = Spec { local_mem: projected - 1, ..spec.clone() };
+    let exceeds = |e: &Error| matches!(e, Error::Run(RunError::Plan(PlanError::ExceedsLocalMemory { .. })));
+    check(freestone::run(&planned, &local, &Threads::new(2)), ExitCode::Memory, "local_mem", exceeds);
+    assert!(names(place.folder.path()).is_empty());
+    freestone::run(&planned, &Spec { local_mem: projected, ..spec }, &Threads::new(2)).unwrap();
+    assert!(freestone::open(&place.at("out")).is_ok());
+    let zero = Settings { allowed_mem: Some(0), ..Settings::default() }.resolve();
+    check(zero, ExitCode::Usage, "allowed_mem", |e| matches!(e, Error::Spec(_)));
+}
+
+#[test]
+fn arrays_of_nothing_and_of_one() {
+    let place = Place::new();
+    for (name, shape) in [("empty", vec![0, 5]), ("none", vec![7, 0]), ("zero-d", vec![])] {
+        let folder = place.at(name);
+        fs::create_dir_all(format!("{folder}/c")).unwrap();
+        let chunks: Vec<u64> = shape.iter().map(|_| 2).collect();
+        let mut document = document(&shape, &chunks, "float32");
+        document["fill_value"] = json!(1.5);
+        fs::write(format!("{folder}/zarr.json"), document.to_string()).unwrap();
+        let array = freestone::open(&folder).unwrap();
+        assert_eq!(array.shape().unwrap(), shape);
+        let values = freestone::compute::<f32>(&array, &place.spec()).unwrap();
+        assert_eq!(values.len(), shape.iter().product::<u64>() as usize);
+        assert!(values.iter().all(|x| *x == 1.5));
+        store(&(&array + 1.0), &place.at(&format!("{name}-out")), &place, |t| t).unwrap();
+        let back = freestone::open(&place.at(&format!("{name}-out"))).unwrap();
+        assert_eq!(back.shape().unwrap(), shape);
+        let sum = freestone::compute::<f32>(&back.sum(()).unwrap(), &place.spec()).unwrap().sum();
+        assert_eq!(sum, if shape.is_empty() { 2.5 } else { 0.0 });
+        let mean = freestone::compute::<f32>(&array.mean(()).unwrap(), &place.spec()).unwrap().sum();
+        assert!(if shape.is_empty() { mean == 1.5 } else { mean.is_nan() }, "{name}: {mean}");
+    }
+    let empty = freestone::open(&place.at("empty")).unwrap();
+    check(empty.max(0), ExitCode::Input, "no elements", |e| matches!(e, Error::Array(ArrayError::Empty { .. })));
+    assert!(empty.max(1).is_ok(), "a row of none is no extreme of nothing: there is no row");
+    // A chunk of a 0-d array has the key `c`.
+    fs::remove_dir(place.at("zero-d/c")).unwrap();
+    fs::write(place.at("zero-d/c"), 4.25f32.to_le_bytes()).unwrap();
+    assert_eq!(freestone::compute::<f32>(&freestone::open(&place.at("zero-d")).unwrap(), &place.spec()).unwrap().sum(), 4.25);
+}
+
+/// The input under another name must not be replaced by what is computed from it.
+#[test]
+fn an_output_that_is_the_input_by_another_name() {
+    let place = Place::new();
+    small(&place.at("in"), |_| {});
+    fs::create_dir(place.at("other")).unwrap();
+    std::os::unix::fs::symlink(place.at("in"), place.at("link")).unwrap();
+    let before = tree(place.at("in"));
+    let array = freestone::open(&place.at("in")).unwrap();
+    for output in ["other/../in", "link"] {
+        let ended = store(&(&array * 3.0), &place.at(output), &place, |t| t.overwrite(true));
+        assert!(tree(place.at("in")) == before, "{output}: the input was replaced");
+        assert!(ended.is_err(), "{output}");
+    }
+}

@@ -1,0 +1,153 @@
+//! The `freestone` command, driven from outside: what it prints, what it leaves, and what it exits with.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use crate::support::{BINARY, Place, WINDS_V2, WINDS_V3, names};
+
+fn freestone(place: &Place, arguments: &[&str]) -> Output {
+    let mut command = Command::new(BINARY);
+    // Nobody's settings but ours.
+    std::env::vars().filter(|(name, _)| name.starts_with("FREESTONE_")).for_each(|(name, _)| {
+        command.env_remove(name);
+    });
+    command.current_dir(place.folder.path()).env("FREESTONE_WORK_DIR", place.at("work")).args(arguments).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// The command fails with that code, says so on stderr and nothing on stdout, and leaves no output.
+#[track_caller]
+fn check_failure(place: &Place, arguments: &[&str], code: i32, says: &[&str]) {
+    let before = names(place.folder.path());
+    let output = freestone(place, arguments);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{errors}");
+    for text in says {
+        assert!(errors.contains(text), "`{errors}` does not say `{text}`");
+    }
+    assert!(!errors.contains("panicked"), "{errors}");
+    let after = names(place.folder.path());
+    let new: Vec<&String> = after.iter().filter(|n| !before.contains(n) && !n.starts_with("work")).collect();
+    assert!(new.is_empty(), "it left {new:?}");
+}
+
+fn u() -> String {
+    format!("{WINDS_V3}/u")
+}
+
+#[test]
+fn info_of_an_array() {
+    let place = Place::new();
+    let text = stdout(&freestone(&place, &["info", &u()])).replace(WINDS_V3, "WINDS");
+    insta::assert_snapshot!(text, @r#"
+    array WINDS/u (Zarr format 3)
+      dtype   float32
+      shape   [12, 73, 144] (time, latitude, longitude)
+      size    504.6 kB uncompressed
+      chunks  [3, 37, 72] of 32.0 kB, 16 in all
+      codecs  bytes, zstd
+      fill    NaN
+      _FillValue: "AAAAAAAA+H8="
+      standard_name: "eastward_wind"
+      units: "m s-1"
+    "#);
+    let v2 = stdout(&freestone(&place, &["info", &format!("{WINDS_V2}/u/")]));
+    assert!(v2.contains("(Zarr format 2)") && v2.contains("(time, latitude, longitude)"), "{v2}");
+}
+
+#[test]
+fn info_of_a_group() {
+    let place = Place::new();
+    for (format, group) in [(3, WINDS_V3), (2, WINDS_V2)] {
+        let text = stdout(&freestone(&place, &["info", group]));
+        assert!(text.starts_with("group "), "format {format}: {text}");
+        for line in ["  latitude  float32 [73]", "  u  float32 [12, 73, 144] in chunks [3, 37, 72]", "title: \"Long-term monthly mean winds"] {
+            assert!(text.contains(line), "format {format}: {text}");
+        }
+    }
+}
+
+#[test]
+fn rechunk_writes_an_equal_array() {
+    let place = Place::new();
+    for (name, executor) in [("t", "threads"), ("p", "processes"), ("s", "serial")] {
+        let text = stdout(&freestone(&place, &["rechunk", &u(), name, "--chunks", "12,10,20", "--executor", executor, "--threads", "2"]));
+        assert!(text.contains("rechunk-000") && text.contains("peak memory"), "{text}");
+        let (source, copy) = (freestone::open(&u()).unwrap(), freestone::open(&place.at(name)).unwrap());
+        assert_eq!(copy.grid().unwrap().max_chunk(), [12, 10, 20]);
+        let values = |array| freestone::compute::<f32>(array, &place.spec()).unwrap();
+        assert_eq!(values(&source), values(&copy), "{executor}");
+        assert_eq!(source.attributes().unwrap().get("units"), copy.attributes().unwrap().get("units"), "a copy keeps its attributes");
+        assert_eq!(copy.dims().unwrap()[0].name.as_deref(), Some("time"));
+    }
+    assert!(names(place.at("work")).is_empty(), "{:?}", names(place.at("work")));
+}
+
+#[test]
+fn wrong_usage_is_2() {
+    let place = Place::new();
+    check_failure(&place, &[], 2, &["Usage"]);
+    check_failure(&place, &["reshape"], 2, &["reshape"]);
+    check_failure(&place, &["rechunk", &u(), "out"], 2, &["--chunks"]);
+    check_failure(&place, &["rechunk", &u(), "out", "--chunks", "1,x,2"], 2, &["--chunks"]);
+    check_failure(&place, &["rechunk", &u(), "out", "--chunks", "12,10,20", "--allowed-mem", "lots"], 2, &["lots", "is no size"]);
+    check_failure(&place, &["rechunk", &u(), "out", "--chunks", "12,10,20", "--threads", "0"], 2, &["threads"]);
+    check_failure(&place, &["rechunk", &u(), "out", "--chunks", "12,10,20", "--executor", "cloud"], 2, &["cloud"]);
+    fs::write(place.at("freestone.toml"), "alowed_mem = 3").unwrap();
+    check_failure(&place, &["rechunk", &u(), "out", "--chunks", "12,10,20"], 2, &["freestone.toml", "alowed_mem"]);
+}
+
+#[test]
+fn too_little_memory_is_3_and_leaves_nothing() {
+    let place = Place::new();
+    let arguments = ["rechunk", &u(), "out", "--chunks", "12,73,144", "--allowed-mem", "16100kB"];
+    check_failure(&place, &arguments, 3, &["stage `rechunk-000` needs", "allowed_mem is 16.1 MB", "decoded chunks"]);
+    assert!(!Path::new(&place.at("out")).exists() && !Path::new(&place.at("work")).exists());
+}
+
+#[test]
+fn an_input_that_cannot_be_used_is_4() {
+    let place = Place::new();
+    check_failure(&place, &["info", "nothing.zarr"], 4, &["no Zarr array", "nothing.zarr"]);
+    check_failure(&place, &["rechunk", "nothing.zarr", "out", "--chunks", "1"], 4, &["no Zarr array"]);
+    check_failure(&place, &["rechunk", WINDS_V3, "out", "--chunks", "1"], 4, &["is a Zarr group", "name one of its arrays"]);
+    check_failure(&place, &["rechunk", &u(), "out", "--chunks", "1,2"], 4, &[]);
+    check_failure(&place, &["rechunk", &u(), "out", "--chunks", "0,2,3"], 4, &[]);
+    check_failure(&place, &["info", "gopher://hole"], 4, &["gopher"]);
+}
+
+#[test]
+fn what_is_in_the_way_is_5() {
+    let place = Place::new();
+    let again = ["rechunk", &u(), "out", "--chunks", "12,10,20"];
+    stdout(&freestone(&place, &again));
+    check_failure(&place, &again, 5, &["exists already", "overwrite"]);
+    stdout(&freestone(&place, &[&again[..], &["--overwrite"]].concat()));
+    fs::create_dir(place.at("mine")).unwrap();
+    fs::write(place.at("mine/notes"), "mine").unwrap();
+    check_failure(&place, &["rechunk", &u(), "mine", "--chunks", "12,10,20", "--overwrite"], 5, &["notes"]);
+}
+
+#[test]
+fn a_failed_run_is_1() {
+    let place = Place::new();
+    fs::write(place.at("file"), "").unwrap();
+    let work_dir = place.at("file/work");
+    check_failure(&place, &["rechunk", &u(), "out", "--chunks", "12,10,20", "--work-dir", &work_dir], 1, &["work directory"]);
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let place = Place::new();
+    let script = format!("{BINARY} info {WINDS_V3}; echo $? >&2");
+    let mut child = Command::new("sh").args(["-c", &script]).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let errors = String::from_utf8(child.wait_with_output().unwrap().stderr).unwrap();
+    assert!(!errors.contains("panicked") && ["0\n", "141\n"].contains(&errors.as_str()), "{errors}");
+    drop(place);
+}

@@ -1,0 +1,168 @@
+//! Workers that are processes: who they are, how they die, and what is left of an interrupted run.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Mutex;
+
+use freestone::engine::driver::RunError;
+use freestone::engine::events::{Event, Observer};
+use freestone::engine::executor::ExecutorError;
+use freestone::{Array, Cancel, Error, ExitCode, Options, Planned, Processes, RunReport, Spec, Target, Threads, WORKER_ARGUMENT};
+
+use crate::support::{BINARY, Place, WINDS_V3, in_memory, names, open_in_memory, processes, tree};
+
+/// Many small tasks: every chunk of the winds' time means in pieces of its own.
+fn many_tasks(output: &str, spec: &Spec) -> Planned {
+    let u = freestone::open(&format!("{WINDS_V3}/u")).unwrap();
+    let doubled: Array = &u * 2.0;
+    freestone::plan(&[Target::array(&doubled, output).chunks(&[1, 8, 8])], spec).unwrap()
+}
+
+fn run(planned: &Planned, spec: &Spec, executor: &Processes, observer: &dyn Observer, cancel: &Cancel) -> Result<RunReport, Error> {
+    let options = Options { observers: &[observer], cancel: cancel.clone(), ..Options::default() };
+    freestone::run_with(planned, spec, executor, &options)
+}
+
+/// Does something with each worker's name that outcomes carry.
+struct Workers<F>(F);
+
+impl<F: Fn(&str) + Send + Sync> Observer for Workers<F> {
+    fn on(&self, event: &Event<'_>) {
+        if let Event::Outcome { outcome } = event {
+            (self.0)(&outcome.worker);
+        }
+    }
+}
+
+/// The pid in "process PID (i)".
+fn pid(worker: &str) -> u32 {
+    worker.split_whitespace().nth(1).and_then(|pid| pid.parse().ok()).unwrap_or_else(|| panic!("`{worker}` names no pid"))
+}
+
+fn kill(pid: u32) {
+    assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
+}
+
+#[test]
+fn workers_are_processes_of_their_own() {
+    let place = Place::new();
+    let seen = Mutex::new(BTreeSet::new());
+    let observer = Workers(|worker: &str| {
+        seen.lock().unwrap().insert(pid(worker));
+    });
+    let planned = many_tasks(&place.at("out"), &place.spec());
+    let report = run(&planned, &place.spec(), &processes(3), &observer, &Cancel::default()).unwrap();
+    let pids = seen.into_inner().unwrap();
+    assert_eq!(pids.len(), 3, "{pids:?}");
+    assert!(!pids.contains(&std::process::id()));
+    assert_eq!((report.retries, report.slots), (0, 3));
+    assert!(report.worker_peak_bytes.is_some_and(|b| b > 1_000_000), "{report:?}");
+    assert!(pids.iter().all(|pid| !Path::new(&format!("/proc/{pid}")).exists()), "none is left");
+}
+
+#[test]
+fn a_killed_worker_is_replaced_and_the_bytes_are_the_same() {
+    let place = Place::new();
+    let (expect, found) = (place.at("expect"), place.at("found"));
+    freestone::run(&many_tasks(&expect, &place.spec()), &place.spec(), &Threads::new(1)).unwrap();
+
+    let killed = Mutex::new(None);
+    let seen = Mutex::new(BTreeSet::new());
+    let observer = Workers(|worker: &str| {
+        let mut killed = killed.lock().unwrap();
+        seen.lock().unwrap().insert(pid(worker));
+        if killed.is_none() {
+            kill(pid(worker));
+            *killed = Some(pid(worker));
+        }
+    });
+    let report = run(&many_tasks(&found, &place.spec()), &place.spec(), &processes(2), &observer, &Cancel::default()).unwrap();
+    assert!(report.retries >= 1, "{report:?}");
+    assert!(seen.into_inner().unwrap().len() >= 3, "another process took over");
+    assert!(tree(&expect) == tree(&found));
+}
+
+#[test]
+fn a_task_that_always_kills_its_worker_ends_the_run() {
+    let place = Place::new();
+    // Speaks the protocol up to the first request, then is gone.
+    let script = format!("head -c 4 >/dev/null; exec {BINARY} {WORKER_ARGUMENT} </dev/null");
+    let executor = Processes::new(1, "sh", ["-c".to_owned(), script]);
+    let error = run(&many_tasks(&place.at("out"), &place.spec()), &place.spec(), &executor, &Workers(|_: &str| {}), &Cancel::default()).unwrap_err();
+    assert_eq!(error.exit_code(), ExitCode::Failed, "{error}");
+    assert!(tree(place.at("out")).is_empty());
+}
+
+#[track_caller]
+fn check_start(command: &str, arguments: &[&str], expect: &str) {
+    let place = Place::new();
+    let executor = Processes::new(2, command, arguments);
+    let error = run(&many_tasks(&place.at("out"), &place.spec()), &place.spec(), &executor, &Workers(|_: &str| {}), &Cancel::default()).unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains(expect) && text.contains(command), "{text}");
+    assert_eq!(error.exit_code(), ExitCode::Failed);
+    assert!(!Path::new(&place.at("out")).exists(), "nothing is published");
+}
+
+#[test]
+fn a_command_that_is_no_worker_is_named() {
+    check_start("/no/such/program", &[], "could not be started");
+    check_start("true", &[], "does not speak this program's protocol");
+    check_start("echo", &["hello, this is no frame at all"], "does not speak this program's protocol");
+}
+
+#[test]
+fn memory_cannot_be_seen_by_processes() {
+    let place = Place::new();
+    let store = in_memory(WINDS_V3);
+    let sum = open_in_memory(&store, "u").sum(0).unwrap();
+    let planned = freestone::plan(&[Target::array(&sum, &place.at("out"))], &place.spec()).unwrap();
+    let error = freestone::run(&planned, &place.spec(), &processes(2)).unwrap_err();
+    assert!(matches!(&error, Error::Run(RunError::Executor(ExecutorError::Unreachable(_)))), "{error:?}");
+    assert_eq!(error.exit_code(), ExitCode::Input);
+    assert!(!Path::new(&place.at("out")).exists());
+    assert!(tree(place.at("work")).is_empty(), "a run that cannot begin leaves no plan behind");
+}
+
+#[test]
+fn an_interrupted_run_keeps_its_work_and_publishes_nothing() {
+    let place = Place::new();
+    let cancel = Cancel::default();
+    let observer = Workers(|_: &str| cancel.cancel());
+    let planned = many_tasks(&place.at("out"), &place.spec());
+    let error = run(&planned, &place.spec(), &processes(2), &observer, &cancel).unwrap_err();
+    assert!(matches!(&error, Error::Run(RunError::Cancelled { .. })), "{error:?}");
+    assert_eq!(error.exit_code(), ExitCode::Interrupted);
+    let work = tree(place.at("work"));
+    let run = planned.plan().run_id().to_string();
+    assert!(work.contains_key(&format!("{run}/plan.json")), "{:?}", work.keys());
+    assert!(work.keys().any(|k| k.starts_with(&format!("{run}/journal/"))), "{:?}", work.keys());
+    assert!(names(place.at("out")).iter().all(|n| !n.ends_with("zarr.json")), "no array can be opened");
+    assert!(freestone::open(&place.at("out")).is_err());
+
+    // What is left is not in the way of another try.
+    freestone::run(&planned, &place.spec(), &Threads::new(2)).unwrap();
+    assert!(freestone::open(&place.at("out")).is_ok());
+    assert!(tree(place.at("work")).is_empty());
+}
+
+#[test]
+fn processes_pass_the_suite_of_executors() {
+    let place = Place::new();
+    freestone_executors::conformance::check(place.folder.path(), |slots| Box::new(processes(slots)));
+}
+
+/// An executor that cannot begin is found out before anything is removed.
+#[test]
+fn an_executor_that_cannot_begin_leaves_what_was_to_be_overwritten() {
+    let place = Place::new();
+    let store = in_memory(WINDS_V3);
+    let spec = place.spec();
+    freestone::run(&many_tasks(&place.at("out"), &spec), &spec, &Threads::new(2)).unwrap();
+    let before = tree(place.at("out"));
+    let hidden = open_in_memory(&store, "u").sum(0).unwrap();
+    let planned = freestone::plan(&[Target::array(&hidden, &place.at("out")).overwrite(true)], &spec).unwrap();
+    assert!(freestone::run(&planned, &spec, &processes(1)).is_err());
+    assert!(tree(place.at("out")) == before, "the old array is gone");
+}

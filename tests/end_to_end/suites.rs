@@ -1,0 +1,273 @@
+//! What needs more than a folder: files of zarr-python, a disk that runs full, a memory limit, an S3 server. `.ci/run` sets
+//! these up and runs each group of tests by the prefix of its names.
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use freestone::engine::driver::RunError;
+use freestone::engine::kernels::dtype::{Complex128, Kind};
+use freestone::engine::storage::StorageError;
+use freestone::engine::task::FailureKind;
+use freestone::{Array, CodecName, DType, Error, ExitCode, Processes, Serial, Spec, Target, Threads, WORKER_ARGUMENT};
+use serde_json::Value;
+
+use crate::support::{BINARY, Place, WINDS_V3, spec_in};
+
+fn variable(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: these tests are run by .ci/run"))
+}
+
+// --- Files that zarr-python wrote -----------------------------------------------------------------------------------
+
+fn close(found: f64, expect: f64) -> bool {
+    found == expect || (found - expect).abs() <= 1e-12 * expect.abs()
+}
+
+/// Sum and weighted sum of what is no NaN, real and imaginary parts apart.
+fn sums(array: &Array, spec: &Spec) -> [Complex128; 2] {
+    let values = freestone::compute::<Complex128>(&array.astype(DType::Complex128).unwrap(), spec).unwrap();
+    let mut sums = [Complex128::default(); 2];
+    for (i, x) in values.iter().enumerate().filter(|(_, x)| !x.re.is_nan()) {
+        sums[0] += x;
+        sums[1] += x * (i % 97 + 1) as f64;
+    }
+    sums
+}
+
+#[test]
+#[ignore = "needs files of zarr-python: run by .ci/run"]
+fn interop_reads_what_zarr_python_wrote() {
+    let folder = variable("FREESTONE_INTEROP");
+    let place = Place::new();
+    let listed: Vec<Value> = serde_json::from_slice(&fs::read(format!("{folder}/expected.json")).unwrap()).unwrap();
+    assert!(listed.len() > 30, "only {} arrays are listed", listed.len());
+    for expect in &listed {
+        let path = expect["path"].as_str().unwrap();
+        let array = freestone::open(&format!("{folder}/{path}")).unwrap_or_else(|e| panic!("{path}: {e}"));
+        let numbers = |v: &Value| -> Vec<u64> { v.as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect() };
+        assert_eq!(array.shape().unwrap(), numbers(&expect["shape"]), "{path}");
+        assert_eq!(array.dtype().unwrap().name(), expect["dtype"], "{path}");
+        let complex = |v: &Value| match v.as_array() {
+            Some(parts) => Complex128::new(parts[0].as_f64().unwrap(), parts[1].as_f64().unwrap()),
+            None => Complex128::new(v.as_f64().unwrap(), 0.0),
+        };
+        let wanted = [complex(&expect["sum"]), complex(&expect["weighted"])];
+        let found = sums(&array, &place.spec());
+        for (f, w) in found.iter().zip(wanted) {
+            assert!(close(f.re, w.re) && close(f.im, w.im), "{path}: {found:?}, not {wanted:?}");
+        }
+        // And by the library's own reduction, chunk by chunk.
+        if expect["n_nan"] == 0 && array.dtype().unwrap().kind() != Kind::Complex {
+            let sum = array.astype(DType::Float64).unwrap().sum(()).unwrap();
+            let sum = freestone::compute::<f64>(&sum, &place.spec()).unwrap().sum();
+            assert!(close(sum, wanted[0].re), "{path}: {sum}");
+        }
+    }
+    println!("{} arrays", listed.len());
+}
+
+// --- A disk that runs full ------------------------------------------------------------------------------------------
+
+/// 5.8 MB that do not compress.
+fn too_large(chunk: u64) -> Array {
+    freestone::random_uniform(&[1200, 1200], 0.0, 1.0, 7, DType::Float32, &[chunk, chunk]).unwrap()
+}
+
+fn is_no_space(error: &Error) -> bool {
+    match error {
+        Error::Run(RunError::Task { failure, .. }) => failure.kind == FailureKind::NoSpace,
+        Error::Run(RunError::Work(StorageError::NoSpace { .. })) => true,
+        _ => false,
+    }
+}
+
+fn emptied(folder: &str) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { fs::remove_dir_all(path).unwrap() } else { fs::remove_file(path).unwrap() }
+    }
+}
+
+#[track_caller]
+fn check_full(output: &str, work_dir: &str, array: &Array) {
+    let spec = spec_in(work_dir);
+    let planned = freestone::plan(&[Target::array(array, output).codec(CodecName::None)], &spec).unwrap();
+    let error = freestone::run(&planned, &spec, &Threads::new(2)).unwrap_err();
+    assert!(is_no_space(&error), "{error:?}");
+    assert!(error.to_string().contains("no space is left"), "{error}");
+    assert_eq!(error.exit_code(), ExitCode::Failed);
+    assert!(freestone::open(output).is_err(), "nothing is published");
+}
+
+#[test]
+#[ignore = "needs a small disk: run by .ci/run"]
+fn disk_full() {
+    let (small, place) = (variable("FREESTONE_SMALL_DISK"), Place::new());
+    let output = format!("{small}/out");
+    check_full(&output, &place.at("work"), &too_large(100));
+    // Space is free again: what was written is still no array, and not in the way of one.
+    let less = too_large(100).slice(0, None, Some(200), 1).unwrap();
+    assert!(freestone::open(&output).is_err());
+    let planned = freestone::plan(&[Target::array(&less, &output)], &place.spec()).unwrap();
+    freestone::run(&planned, &place.spec(), &Serial).unwrap();
+    assert!(freestone::open(&output).is_ok());
+    emptied(&small);
+
+    // The intermediate of a rechunk that is used twice does not fit into the work directory.
+    let rechunked = too_large(100).rechunk(&[1200, 50]).unwrap();
+    check_full(&place.at("out"), &format!("{small}/work"), &(&rechunked * 2.0));
+    assert!(!Path::new(&place.at("out/zarr.json")).exists());
+    emptied(&small);
+
+    // Not even the plan fits.
+    fs::write(format!("{small}/ballast"), vec![1; 8 << 20]).unwrap_err();
+    check_full(&place.at("out"), &format!("{small}/work"), &too_large(100));
+    assert!(!Path::new(&place.at("out/zarr.json")).exists());
+    emptied(&small);
+}
+
+// --- A memory limit that kills --------------------------------------------------------------------------------------
+
+/// A cgroup below the one that we may write, with a limit.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    fn new(name: &str, limit: u64) -> Cgroup {
+        let folder = PathBuf::from(variable("FREESTONE_CGROUP")).join(name);
+        fs::create_dir(&folder).unwrap();
+        let version_1 = folder.join("memory.limit_in_bytes");
+        let limits = if version_1.exists() { version_1 } else { folder.join("memory.max") };
+        fs::write(limits, limit.to_string()).unwrap();
+        // Swapping would hide what is over the limit.
+        for (file, value) in [("memory.swap.max", "0"), ("memory.swappiness", "0"), ("memory.oom.group", "0")] {
+            if folder.join(file).exists() {
+                fs::write(folder.join(file), value).unwrap();
+            }
+        }
+        Cgroup(folder)
+    }
+
+    /// A shell script that goes into the cgroup and becomes the command.
+    fn enter(&self) -> String {
+        format!("echo $$ > {}/cgroup.procs && exec \"$0\" \"$@\"", self.0.display())
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+const ALLOWED: &str = "100MB";
+
+fn rechunk(place: &Place, output: &str, cgroup: &Cgroup) -> Output {
+    let arguments = ["rechunk", &place.at("in"), &place.at(output), "--chunks", "4096,256", "--codec", "none", "--allowed-mem", ALLOWED];
+    let limits = ["--work-dir", &place.at("work"), "--executor", "serial", "--threads", "1"];
+    Command::new("sh").args(["-c", &cgroup.enter(), BINARY]).args(arguments).args(limits).output().unwrap()
+}
+
+#[test]
+#[ignore = "needs a memory cgroup: run by .ci/run"]
+fn cgroup_bounds_hold_at_the_projection() {
+    let place = Place::new();
+    let source = freestone::random_uniform(&[4096, 2048], 0.0, 1.0, 3, DType::Float32, &[1024, 2048]).unwrap();
+    let planned = freestone::plan(&[Target::array(&source, &place.at("in")).codec(CodecName::None)], &place.spec()).unwrap();
+    freestone::run(&planned, &place.spec(), &Serial).unwrap();
+
+    // The plan that the command will make.
+    let stored = freestone::open(&place.at("in")).unwrap().rechunk(&[4096, 256]).unwrap();
+    let target = Target::array(&stored, &place.at("limited")).chunks(&[4096, 256]).codec(CodecName::None);
+    let spec = Spec { parallelism: 1, threads: 1, allowed_mem: freestone::parse_size(ALLOWED).unwrap(), ..place.spec() };
+    let projected = freestone::plan(&[target], &spec).unwrap().plan().projected_mem();
+    assert!(projected > 25_000_000, "{projected}");
+
+    let run = rechunk(&place, "limited", &Cgroup::new("limited", projected));
+    let text = String::from_utf8_lossy(&run.stdout);
+    assert!(run.status.success(), "{:?} {text} {}", run.status, String::from_utf8_lossy(&run.stderr));
+    assert!(freestone::open(&place.at("limited")).is_ok());
+
+    // The limit is real: half of what the run took is not enough.
+    let peak = text.split("peak memory ").nth(1).and_then(|t| t.split(" measured").next()).unwrap_or_else(|| panic!("{text}"));
+    let peak = freestone::parse_size(peak).unwrap();
+    assert!(peak <= projected, "measured {peak}, projected {projected}");
+    let run = rechunk(&place, "killed", &Cgroup::new("half", peak / 2));
+    assert!(run.status.signal() == Some(9), "{:?}: a limit of {} should have killed it", run.status, peak / 2);
+    assert!(freestone::open(&place.at("killed")).is_err(), "a killed run publishes nothing");
+}
+
+#[test]
+#[ignore = "needs a memory cgroup: run by .ci/run"]
+fn cgroup_bounds_hold_for_workers() {
+    let place = Place::new();
+    let targets = means(&place.at("means"));
+    let planned = freestone::plan(&targets, &place.spec()).unwrap();
+    // Each worker is one process with one task: reserved memory and the task's projection.
+    let cgroup = Cgroup::new("worker", planned.plan().projected_mem());
+    let worker = Processes::new(1, "sh", ["-c".to_owned(), cgroup.enter(), BINARY.to_owned(), WORKER_ARGUMENT.to_owned()]);
+    let report = freestone::run(&planned, &place.spec(), &worker).unwrap();
+    assert_eq!(report.retries, 0, "no worker was killed");
+    assert!(report.worker_peak_bytes.is_some_and(|b| b <= planned.plan().projected_mem()), "{report:?}");
+}
+
+fn means(output: &str) -> Vec<Target> {
+    let [u, v] = ["u", "v"].map(|name| freestone::open(&format!("{WINDS_V3}/{name}")).unwrap());
+    [("uu", &u * &u), ("uv", &u * &v), ("vv", &v * &v)].iter().map(|(name, x)| Target::in_group(&x.mean(0).unwrap(), output, name)).collect()
+}
+
+// --- An S3 server ---------------------------------------------------------------------------------------------------
+
+fn stored(target: Target, spec: &Spec) -> Result<(), Error> {
+    freestone::run(&freestone::plan(&[target], spec)?, spec, &Threads::new(2)).map(drop)
+}
+
+fn values(location: &str, spec: &Spec) -> ndarray::ArrayD<f32> {
+    freestone::compute::<f32>(&freestone::open(location).unwrap(), spec).unwrap()
+}
+
+#[test]
+#[ignore = "needs an S3 server: run by .ci/run"]
+fn s3_round_trip() {
+    let (s3, place) = (variable("FREESTONE_S3"), Place::new());
+    let source = format!("{WINDS_V3}/u");
+    let u = freestone::open(&source).unwrap().rechunk(&[12, 10, 20]).unwrap();
+    stored(Target::array(&u, &format!("{s3}/u")), &place.spec()).unwrap();
+    assert_eq!(values(&format!("{s3}/u"), &place.spec()), values(&source, &place.spec()));
+
+    // From S3 to S3, with the work directory there too: in two stages, by threads and by processes.
+    let spec = Spec { work_dir: format!("{s3}/work"), ..place.spec() };
+    let on_s3 = freestone::open(&format!("{s3}/u")).unwrap();
+    let doubled = &on_s3.rechunk(&[3, 37, 72]).unwrap() * 2.0;
+    stored(Target::array(&doubled, &format!("{s3}/doubled")), &spec).unwrap();
+    assert_eq!(values(&format!("{s3}/doubled"), &place.spec()), values(&source, &place.spec()) * 2.0);
+
+    for (name, executor) in [("threads", None), ("processes", Some(crate::support::processes(2)))] {
+        let group = format!("{s3}/means-{name}.zarr");
+        let planned = freestone::plan(&means(&group), &spec).unwrap();
+        match executor {
+            Some(processes) => freestone::run(&planned, &spec, &processes).unwrap(),
+            None => freestone::run(&planned, &spec, &Threads::new(2)).unwrap(),
+        };
+        let sum: f64 = values(&format!("{group}/uv"), &place.spec()).iter().map(|x| f64::from(*x)).sum();
+        assert!((sum / 30_828.0636 - 1.0).abs() < 1e-6, "{sum}");
+    }
+}
+
+#[test]
+#[ignore = "needs an S3 server: run by .ci/run"]
+fn s3_conflicts_and_what_is_not_there() {
+    let (s3, place) = (variable("FREESTONE_S3"), Place::new());
+    let target = |location: &str| Target::array(&freestone::open(&format!("{WINDS_V3}/u")).unwrap(), location);
+    stored(target(&format!("{s3}/taken")), &place.spec()).unwrap();
+    let error = stored(target(&format!("{s3}/taken")), &place.spec()).unwrap_err();
+    assert_eq!(error.exit_code(), ExitCode::Conflict, "{error}");
+    stored(target(&format!("{s3}/taken")).overwrite(true), &place.spec()).unwrap();
+    assert!(freestone::open(&format!("{s3}/nothing")).is_err());
+
+    let missing = "s3://freestone-no-such-bucket/u";
+    assert!(freestone::open(missing).is_err());
+    let error = stored(target(missing), &place.spec()).expect_err("what is written into no bucket is lost");
+    assert!(error.to_string().contains("freestone-no-such-bucket"), "{error}");
+}

@@ -1,0 +1,157 @@
+//! What several of these tests need: places, file trees, and a Zarr writer that shares no code with the library.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use freestone::engine::storage::Store;
+use freestone::{Array, MemoryStore, Processes, Settings, Spec, WORKER_ARGUMENT};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+pub const BINARY: &str = env!("CARGO_BIN_EXE_freestone");
+pub const WINDS_V3: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/winds-v3.zarr");
+pub const WINDS_V2: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/winds-v2.zarr");
+
+/// A folder for one test, with names for what may come in it.
+pub struct Place {
+    pub folder: TempDir,
+}
+
+impl Place {
+    pub fn new() -> Place {
+        Place { folder: TempDir::new().unwrap() }
+    }
+
+    pub fn at(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
+    /// Small, the same on every machine, and with its work directory in this folder.
+    pub fn spec(&self) -> Spec {
+        spec_in(&self.at("work"))
+    }
+}
+
+pub fn spec_in(work_dir: &str) -> Spec {
+    let settings = Settings {
+        work_dir: Some(work_dir.into()),
+        allowed_mem: Some(100_000_000),
+        local_mem: Some(1_000_000_000),
+        threads: Some(2),
+        parallelism: Some(2),
+        ..Settings::default()
+    };
+    settings.resolve().unwrap()
+}
+
+/// Processes of the command's binary.
+pub fn processes(n: usize) -> Processes {
+    Processes::new(n, BINARY, [WORKER_ARGUMENT])
+}
+
+/// Every file below a folder, by its path there.
+pub fn tree(folder: impl AsRef<Path>) -> BTreeMap<String, Vec<u8>> {
+    fn walk(root: &Path, folder: &Path, found: &mut BTreeMap<String, Vec<u8>>) {
+        let Ok(entries) = fs::read_dir(folder) else { return };
+        for entry in entries {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(root, &path, found);
+            } else {
+                found.insert(path.strip_prefix(root).unwrap().display().to_string(), fs::read(&path).unwrap());
+            }
+        }
+    }
+    let mut found = BTreeMap::new();
+    walk(folder.as_ref(), folder.as_ref(), &mut found);
+    found
+}
+
+/// Every file and folder below a folder, by its path there: finds what only an empty folder tells.
+pub fn names(folder: impl AsRef<Path>) -> Vec<String> {
+    let mut all: Vec<String> = Vec::new();
+    let mut open = vec![folder.as_ref().to_owned()];
+    while let Some(next) = open.pop() {
+        for entry in fs::read_dir(&next).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            all.push(path.strip_prefix(&folder).unwrap().display().to_string());
+            if path.is_dir() {
+                open.push(path);
+            }
+        }
+    }
+    all.sort_unstable();
+    all
+}
+
+pub fn copy_tree(from: impl AsRef<Path>, to: impl AsRef<Path>) {
+    for (name, bytes) in tree(from) {
+        let target = to.as_ref().join(name);
+        fs::create_dir_all(target.parent().unwrap()).unwrap();
+        fs::write(target, bytes).unwrap();
+    }
+}
+
+/// A folder's files in a store that counts.
+pub fn in_memory(folder: &str) -> Arc<MemoryStore> {
+    let store = Arc::new(MemoryStore::new());
+    for (key, bytes) in tree(folder) {
+        store.write(&key, &bytes).unwrap();
+    }
+    store
+}
+
+pub fn open_in_memory(store: &Arc<MemoryStore>, path: &str) -> Array {
+    let store: Arc<dyn Store> = Arc::<MemoryStore>::clone(store);
+    freestone::open_in(&store, path).unwrap()
+}
+
+/// `zarr.json` of an array of plain bytes.
+pub fn document(shape: &[u64], chunks: &[u64], dtype: &str) -> Value {
+    json!({
+        "zarr_format": 3, "node_type": "array", "shape": shape, "data_type": dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunks}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": if dtype == "bool" { json!(false) } else { json!(0) },
+        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
+        "attributes": {},
+    })
+}
+
+/// Chunk keys of a regular grid with the bytes of each chunk, edges filled up with zeros; `elements` in C order.
+pub fn chunk_files(shape: &[u64], chunks: &[u64], elements: &[Vec<u8>]) -> Vec<(String, Vec<u8>)> {
+    let counts: Vec<u64> = shape.iter().zip(chunks).map(|(n, c)| n.div_ceil(*c)).collect();
+    let mut files = Vec::new();
+    for number in 0..counts.iter().product::<u64>() {
+        let at = unravel(number, &counts);
+        let mut bytes = Vec::new();
+        for within in 0..chunks.iter().product::<u64>() {
+            let index: Vec<u64> = unravel(within, chunks).iter().zip(&at).zip(chunks).map(|((i, c), size)| c * size + i).collect();
+            if index.iter().zip(shape).all(|(i, n)| i < n) {
+                let flat = index.iter().zip(shape).fold(0, |flat, (i, n)| flat * n + i);
+                bytes.extend_from_slice(&elements[flat as usize]);
+            } else {
+                bytes.extend(std::iter::repeat_n(0, elements[0].len()));
+            }
+        }
+        let key = std::iter::once("c".to_owned()).chain(at.iter().map(u64::to_string)).collect::<Vec<_>>().join("/");
+        files.push((key, bytes));
+    }
+    files
+}
+
+fn unravel(mut flat: u64, shape: &[u64]) -> Vec<u64> {
+    let mut index: Vec<u64> = shape
+        .iter()
+        .rev()
+        .map(|n| {
+            let i = flat % n;
+            flat /= n;
+            i
+        })
+        .collect();
+    index.reverse();
+    index
+}
