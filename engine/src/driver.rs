@@ -79,13 +79,17 @@ pub fn run(plan: &Arc<FinalizedPlan>, run: &Run<'_>) -> Result<RunReport, RunErr
     let work = run.stores.open(&address.work_dir).map_err(RunError::Work)?;
     let folder = address.run.to_string();
     work.write(&format!("{folder}/plan.json"), &plan.to_bytes()?).map_err(RunError::Work)?;
+    let context = RunContext { plan: Arc::clone(plan), address, stores: run.stores.clone(), cancel: run.cancel.clone() };
+    if let Err(error) = run.executor.check(&context) {
+        clean(&*work, &folder);
+        return Err(error.into());
+    }
     let journal = Journal::start(Arc::clone(&work), format!("{folder}/journal")).map_err(RunError::Work)?;
     run.session.begin(plan)?;
     let (start, cpu) = (Instant::now(), machine::process_cpu_ns());
     let tell = |event: &Event<'_>| run.observers.iter().for_each(|o| o.on(event));
     tell(&Event::RunStarted { plan, executor: run.executor.name(), slots });
     let queue = Queue::new(plan, run, local, &journal);
-    let context = RunContext { plan: Arc::clone(plan), address, stores: run.stores.clone(), cancel: run.cancel.clone() };
     let executed = run.executor.run(&context, &queue);
     let ended = finish(executed, queue, &journal, run, plan, &folder);
     tell(&Event::RunEnded { succeeded: ended.is_ok() });
@@ -109,10 +113,11 @@ fn finish(
 ) -> Result<RunReport, RunError> {
     let journaled = journal.flush();
     let state = queue.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+    // An executor that has no workers fails its tasks too; it knows better why.
+    executed?;
     if let Some(error) = state.error {
         return Err(error);
     }
-    executed?;
     if run.cancel.is_cancelled() {
         return Err(RunError::Cancelled { run: folder.to_owned(), work_dir: run.spec.work_dir.clone() });
     }

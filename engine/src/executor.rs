@@ -62,6 +62,12 @@ pub trait Executor: Send + Sync + fmt::Debug {
     /// True if all its tasks run in this process, so that reserved memory counts once; false if each has a process of its own.
     fn shares_process(&self) -> bool;
 
+    /// Finds out whether its workers can be had and can reach what the plan names, before anything is replaced.
+    ///
+    /// # Errors
+    /// Where they cannot.
+    fn check(&self, context: &RunContext) -> Result<(), ExecutorError>;
+
     /// Pulls and runs until the source stops.
     ///
     /// # Errors

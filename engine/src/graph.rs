@@ -29,7 +29,7 @@ pub struct Node {
 #[derive(Debug)]
 pub enum Op {
     /// An array in a store.
-    Stored(StoredArray),
+    Stored(Box<StoredArray>),
     /// Values that the program has in memory, in C order.
     Constant(Arc<Buffer>),
     /// Values that follow from indices.

@@ -329,6 +329,11 @@ impl ChunkGrid {
     }
 }
 
+/// Bytes of a block; `None` where they cannot be counted, or lie beyond what any memory has (2⁶⁰).
+pub fn block_bytes(shape: &[u64], size: usize) -> Option<u64> {
+    shape.iter().try_fold(size as u64, |p, n| p.checked_mul(*n)).filter(|bytes| *bytes < 1 << 60)
+}
+
 /// Calls `f` with every coordinate of a box, in C order, until it fails.
 pub fn try_for_each_coord<E>(coords: &Region, mut f: impl FnMut(&[u64]) -> Result<(), E>) -> Result<(), E> {
     if coords.shape.contains(&0) {
@@ -403,7 +408,7 @@ mod tests {
 
         #[test]
         fn a_slice_has_its_length(g in axis(), start in 0u64..40, step in prop_oneof![-3i64..0, 1i64..4], len in 0u64..40) {
-            prop_assume!(g.len() > 0);
+            prop_assume!(!g.is_empty());
             let start = start % g.len();
             let room = if step > 0 { (g.len() - 1 - start) / step as u64 } else { start / step.unsigned_abs() } + 1;
             let len = len.min(room);

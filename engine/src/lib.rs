@@ -4,8 +4,8 @@
 //! [projected](memory) and checked; the [`driver`] hands its tasks to an [`executor`], whose [`worker`]s read chunks from
 //! [`storage`], compute and write; a [`session`] publishes the results.
 //!
-//! Nothing imports from what comes later in: `grid · spec → readmap → memory → storage → graph → plan → task · session →
-//! executor → worker · journal · driver → events`.
+//! Nothing imports from what comes later in: `machine · grid → readmap → memory → storage · spec → graph → plan → task · session →
+//! worker → executor · events → journal → driver`.
 
 pub mod driver;
 pub mod events;

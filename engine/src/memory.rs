@@ -168,7 +168,7 @@ impl Walk {
                     if !std::mem::replace(&mut self.taken[*i], false) {
                         return Err(ScheduleError("a buffer is given back that is not taken"));
                     }
-                    self.now -= slots[*i].bytes;
+                    self.now = self.now.saturating_sub(slots[*i].bytes);
                 }
                 _ => {}
             }

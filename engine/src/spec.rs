@@ -149,17 +149,17 @@ impl Settings {
     /// # Errors
     /// Where a limit is too small to mean anything.
     pub fn resolve(self) -> Result<Spec, SpecError> {
-        let threads = self.threads.unwrap_or_else(machine::cores);
+        let at_least = |name, value: u64, least| if value < least { Err(SpecError::TooSmall { name, value, least }) } else { Ok(value) };
+        let threads = at_least("threads", self.threads.unwrap_or_else(machine::cores) as u64, 1)? as usize;
         let allowed_mem = self.allowed_mem.unwrap_or(DEFAULT_ALLOWED_MEM);
         let machine_mem = machine::memory_bytes() / 5 * 4;
-        let at_least = |name, value: u64, least| if value < least { Err(SpecError::TooSmall { name, value, least }) } else { Ok(value) };
         Ok(Spec {
             work_dir: self.work_dir.unwrap_or_else(|| std::env::temp_dir().join("freestone").to_string_lossy().into_owned()),
             allowed_mem: at_least("allowed_mem", allowed_mem, 1)?,
             reserved_mem: self.reserved_mem.unwrap_or(DEFAULT_RESERVED_MEM),
             local_mem: self.local_mem.unwrap_or_else(|| allowed_mem.saturating_mul(threads as u64).min(machine_mem)),
             parallelism: at_least("parallelism", self.parallelism.unwrap_or(threads as u64), 1)?,
-            threads: at_least("threads", threads as u64, 1)? as usize,
+            threads,
             codec: self.codec.unwrap_or_default(),
         })
     }

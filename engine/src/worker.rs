@@ -89,7 +89,7 @@ struct Ready {
 
 #[derive(Debug)]
 enum Source {
-    Chunks(ChunkAccess, ShardCache),
+    Chunks(Box<ChunkAccess>, ShardCache),
     Constant(Buffer, ArrayInfo),
     Generated(Generate, ArrayInfo),
 }
@@ -263,7 +263,7 @@ impl RunContext {
                     Ok(Source::Constant(values, array.info.clone()))
                 }
                 Place::Generated(generate) => Ok(Source::Generated(generate.clone(), array.info.clone())),
-                _ => open(*id).map(|access| Source::Chunks(access, ShardCache::default())),
+                _ => open(*id).map(|access| Source::Chunks(Box::new(access), ShardCache::default())),
             }
         };
         Ok(Ready {

@@ -7,6 +7,9 @@
 
 mod winds;
 
+// What it prints is what it is for.
+#![allow(clippy::print_stdout)]
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -44,7 +47,7 @@ struct Arguments {
     #[arg(long)]
     threads: Option<usize>,
     /// Where tasks run: serial, threads or processes.
-    #[arg(long, default_value = "threads")]
+    #[arg(long, default_value = "threads", value_parser = ["serial", "threads", "processes"])]
     executor: String,
     /// Codec of the results and of generated winds: none, lz4, zstd or zstd:LEVEL.
     #[arg(long, default_value = "zstd")]

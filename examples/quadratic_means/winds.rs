@@ -8,6 +8,9 @@ use ndarray::Array1;
 /// Chunks of 20 time steps of the whole map: about 20 MB.
 pub(crate) const CHUNK: [u64; 3] = [20, 360, 720];
 const WAVES: usize = 6;
+/// 2¹³ + 1: multiplying by it and subtracting twice rounds a `float32` to its 11 leading bits, as archives do before they compress
+/// (T. J. Dekker, "A floating-point technique for extending the available precision", 1971).
+const KEEP_11_BITS: f64 = 8193.0;
 
 /// Arrays `u` and `v`, of so many bytes together, and their coordinates, as targets in a group.
 ///
@@ -37,7 +40,9 @@ pub(crate) fn synthetic_winds(bytes: u64, group: &str, codec: CodecName) -> Resu
             field = field + &envelope * (&cos_x * &cos_t + &sin_x * &sin_t);
         }
         let noise = freestone::random_uniform(&shape, -1.4, 1.4, seed, DType::Float32, &CHUNK)?;
-        let rounded = freestone::round(&((field + &noise) * 32.0))? / 32.0;
+        let exact = field + &noise;
+        let shifted = &exact * KEEP_11_BITS;
+        let rounded = &shifted - &(&shifted - &exact);
         let named = rounded.with_dims(&[Some("time"), Some("latitude"), Some("longitude")])?.with_attribute("units", "m s-1")?;
         targets.push(Target::in_group(&named, group, name).chunks(&CHUNK).codec(codec).overwrite(true));
     }

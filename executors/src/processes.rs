@@ -93,13 +93,10 @@ impl Processes {
             Command::new(&self.command).args(&self.arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(|e| failed(e.to_string()))?;
         let (Some(mut requests), Some(outcomes)) = (child.stdin.take(), child.stdout.take()) else { return Err(failed("it has no pipes".into())) };
         let name = format!("process {} ({index})", child.id());
-        let mut process = {
-            let hello = Hello { version: VERSION, address: context.address.clone(), name: name.clone() };
-            let sent = send(&mut requests, &hello);
-            let process = Process { child, requests, outcomes: BufReader::new(outcomes), name };
-            sent.map_err(|e| failed(e.to_string()))?;
-            process
-        };
+        let hello = Hello { version: VERSION, address: context.address.clone(), name: name.clone() };
+        // A program that is gone already is told from its silence below.
+        let _ = send(&mut requests, &hello);
+        let mut process = Process { child, requests, outcomes: BufReader::new(outcomes), name };
         let protocol = |message: String| ExecutorError::Protocol { command: self.command.clone(), message };
         match receive::<Ready>(&mut process.outcomes) {
             Ok(Some(Ready { error: None, version: VERSION, .. })) => Ok(process),
@@ -173,7 +170,7 @@ impl Executor for Processes {
         false
     }
 
-    fn run(&self, context: &RunContext, source: &dyn TaskSource) -> Result<(), ExecutorError> {
+    fn check(&self, context: &RunContext) -> Result<(), ExecutorError> {
         let plan = context.plan.plan();
         let hidden = plan.arrays.iter().find_map(|a| match &a.place {
             Place::Input { url, .. } | Place::Output { url, .. } if url.starts_with("memory://") => Some(a.name.clone()),
@@ -182,6 +179,10 @@ impl Executor for Processes {
         if let Some(name) = hidden {
             return Err(ExecutorError::Unreachable(format!("`{name}`")));
         }
+        self.start(context, 0).map(drop)
+    }
+
+    fn run(&self, context: &RunContext, source: &dyn TaskSource) -> Result<(), ExecutorError> {
         let error = Mutex::new(None);
         std::thread::scope(|scope| {
             for index in 0..self.processes {

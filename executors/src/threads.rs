@@ -20,6 +20,10 @@ impl Executor for Serial {
         true
     }
 
+    fn check(&self, _context: &RunContext) -> Result<(), ExecutorError> {
+        Ok(())
+    }
+
     fn run(&self, context: &RunContext, source: &dyn TaskSource) -> Result<(), ExecutorError> {
         work(context, source, "main");
         Ok(())
@@ -50,6 +54,10 @@ impl Executor for Threads {
 
     fn shares_process(&self) -> bool {
         true
+    }
+
+    fn check(&self, _context: &RunContext) -> Result<(), ExecutorError> {
+        Ok(())
     }
 
     fn run(&self, context: &RunContext, source: &dyn TaskSource) -> Result<(), ExecutorError> {

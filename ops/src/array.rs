@@ -6,6 +6,7 @@ use std::sync::Arc;
 use freestone_engine::graph::{Node, NodeRef, Op};
 use freestone_engine::grid::ChunkGrid;
 use freestone_engine::readmap::ReadMap;
+use freestone_engine::storage::Store;
 use freestone_kernels::DType;
 use serde_json::{Map, Value};
 
@@ -37,10 +38,10 @@ pub struct Dim {
 }
 
 /// An axis of a stored array, or a slice of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) struct Origin {
     /// The store, and the group's path in it, of the array that the axis comes from.
-    pub(crate) store: String,
+    pub(crate) store: Arc<dyn Store>,
     pub(crate) group: String,
     /// Length of the stored axis.
     pub(crate) len: u64,
@@ -48,6 +49,15 @@ pub(crate) struct Origin {
     pub(crate) start: u64,
     pub(crate) step: i64,
 }
+
+impl PartialEq for Origin {
+    fn eq(&self, other: &Origin) -> bool {
+        let key = |o: &Origin| (o.store.url().to_owned(), o.group.clone(), o.len, o.start, o.step);
+        key(self) == key(other)
+    }
+}
+
+impl Eq for Origin {}
 
 impl Array {
     pub(crate) fn from_parts(node: NodeRef, dims: Vec<Dim>, attributes: Map<String, Value>) -> Array {

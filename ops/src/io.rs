@@ -32,10 +32,10 @@ pub fn open_in(store: &Arc<dyn Store>, path: &str) -> Result<Array, Error> {
     let stored = open_array(store, path)?;
     let group = path.rsplit_once('/').map_or("", |(group, _)| group).to_owned();
     let shape = stored.info.shape();
-    let origin = |len: u64| Origin { store: store.url().to_owned(), group: group.clone(), len, start: 0, step: 1 };
+    let origin = |len: u64| Origin { store: Arc::clone(store), group: group.clone(), len, start: 0, step: 1 };
     let dims = stored.dims.iter().zip(&shape).map(|(name, len)| Dim { name: name.clone(), origin: name.is_some().then(|| origin(*len)) });
     let (dims, attributes) = (dims.collect(), stored.attributes.clone());
-    let node = Arc::new(Node { dtype: stored.info.dtype, grid: stored.info.grid.clone(), op: Op::Stored(stored) });
+    let node = Arc::new(Node { dtype: stored.info.dtype, grid: stored.info.grid.clone(), op: Op::Stored(Box::new(stored)) });
     Ok(Array::from_parts(node, dims, attributes))
 }
 
@@ -178,9 +178,9 @@ fn coordinates(target: &Target) -> Result<Vec<(String, Array)>, Error> {
         if *name == target.path {
             continue;
         }
-        let store = target.stores.open(&origin.store)?;
-        let coordinate = match metadata::open_array(&store, &join(&origin.group, name)) {
-            Ok(stored) if stored.info.shape() == [origin.len] => open_in(&store, &join(&origin.group, name))?,
+        let store = &origin.store;
+        let coordinate = match metadata::open_array(store, &join(&origin.group, name)) {
+            Ok(stored) if stored.info.shape() == [origin.len] => open_in(store, &join(&origin.group, name))?,
             // No coordinate, or another array of that name: the axis has a name only.
             Ok(_) | Err(MetadataError::NoZarr { .. } | MetadataError::Group { .. } | MetadataError::Unsupported { .. }) => continue,
             Err(e) => return Err(e.into()),

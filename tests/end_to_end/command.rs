@@ -52,9 +52,9 @@ fn info_of_an_array() {
       chunks  [3, 37, 72] of 32.0 kB, 16 in all
       codecs  bytes, zstd
       fill    NaN
-      _FillValue: "AAAAAAAA+H8="
-      standard_name: "eastward_wind"
       units: "m s-1"
+      standard_name: "eastward_wind"
+      _FillValue: "AAAAAAAA+H8="
     "#);
     let v2 = stdout(&freestone(&place, &["info", &format!("{WINDS_V2}/u/")]));
     assert!(v2.contains("(Zarr format 2)") && v2.contains("(time, latitude, longitude)"), "{v2}");
@@ -106,7 +106,7 @@ fn wrong_usage_is_2() {
 fn too_little_memory_is_3_and_leaves_nothing() {
     let place = Place::new();
     let arguments = ["rechunk", &u(), "out", "--chunks", "12,73,144", "--allowed-mem", "16100kB"];
-    check_failure(&place, &arguments, 3, &["stage `rechunk-000` needs", "allowed_mem is 16.1 MB", "decoded chunks"]);
+    check_failure(&place, &arguments, 3, &["stage `rechunk-000` needs", "allowed_mem is 16.1 MB", "output blocks"]);
     assert!(!Path::new(&place.at("out")).exists() && !Path::new(&place.at("work")).exists());
 }
 

@@ -1,10 +1,11 @@
 //! The whole library from outside: from Zarr to Zarr, through every executor, with damaged inputs and dying workers.
 
 // Tests say by panicking that something is wrong.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unreachable_pub)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs, unreachable_pub)]
 
 mod bad_input;
 mod command;
+mod memory;
 mod processes;
 mod quad_means;
 mod suites;

@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::support::{BINARY, Place, WINDS_V2, WINDS_V3, in_memory, open_in_memory, tree};
 
 /// Sums over the maps of the means, by NumPy in float64.
-const SUMS: [(&str, f64); 3] = [("uu", 3_836_151.0286), ("uv", 30_828.0636), ("vv", 108_203.8186)];
+const SUMS: [(&str, f64); 3] = [("uu", 3836151.0286), ("uv", 30828.0636), ("vv", 108203.8186)];
 
 fn means(u: &Array, v: &Array) -> [(&'static str, Array); 3] {
     [("uu", (u * u).mean(0).unwrap()), ("uv", (u * v).mean(0).unwrap()), ("vv", (v * v).mean(0).unwrap())]

@@ -86,14 +86,6 @@ pub fn names(folder: impl AsRef<Path>) -> Vec<String> {
     all
 }
 
-pub fn copy_tree(from: impl AsRef<Path>, to: impl AsRef<Path>) {
-    for (name, bytes) in tree(from) {
-        let target = to.as_ref().join(name);
-        fs::create_dir_all(target.parent().unwrap()).unwrap();
-        fs::write(target, bytes).unwrap();
-    }
-}
-
 /// A folder's files in a store that counts.
 pub fn in_memory(folder: &str) -> Arc<MemoryStore> {
     let store = Arc::new(MemoryStore::new());

@@ -123,7 +123,7 @@ fn stored(input: &Input, number: usize, store: &Arc<MemoryStore>) -> Pair {
         ((state >> 33) % 33) as f64 - 16.0
     };
     let value = |x: f64| match dtype {
-        DType::Float32 | DType::Float64 if x == 13.0 && input.seed % 4 == 0 => f64::NAN,
+        DType::Float32 | DType::Float64 if x == 13.0 && input.seed.is_multiple_of(4) => f64::NAN,
         DType::Float32 | DType::Float64 => x / 4.0,
         DType::Bool => f64::from(u8::from(x > 2.0)),
         DType::UInt8 => x + 16.0,
@@ -136,7 +136,7 @@ fn stored(input: &Input, number: usize, store: &Arc<MemoryStore>) -> Pair {
     store.write(&format!("{path}/zarr.json"), &serde_json::to_vec(&document(&shape, &chunks, dtype.name())).unwrap()).unwrap();
     for (key, bytes) in chunk_files(&shape, &chunks, &elements) {
         // A chunk of zeros need not be there.
-        if bytes.iter().any(|b| *b != 0) || input.seed % 2 == 0 {
+        if bytes.iter().any(|b| *b != 0) || input.seed.is_multiple_of(2) {
             store.write(&format!("{path}/{key}"), &bytes).unwrap();
         }
     }

@@ -267,7 +267,7 @@ fn unary(op: UnaryOp, dtype: DType, a: &[u8], out: &mut [u8]) {
             DType::Complex128 => loop1(see::<Complex128>(a), see_mut::<f64>(out), |x| x.norm()),
             _ => dispatch!(real, dtype, T => loop1(see::<T>(a), see_mut::<T>(out), |x| x.magnitude()), else => {}),
         },
-        UnaryOp::Sqrt => dispatch!(inexact, dtype, T => loop1(see::<T>(a), see_mut::<T>(out), |x| ComplexFloat::sqrt(x)), else => {}),
+        UnaryOp::Sqrt => dispatch!(inexact, dtype, T => loop1(see::<T>(a), see_mut::<T>(out), ComplexFloat::sqrt), else => {}),
         UnaryOp::Round => dispatch!(real, dtype, T => loop1(see::<T>(a), see_mut::<T>(out), |x| x.nearest()), else => {}),
         UnaryOp::LogicalNot => loop1(a, out, |x| u8::from(x == 0)),
     }

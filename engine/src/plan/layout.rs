@@ -6,7 +6,7 @@ use freestone_kernels::eval;
 use freestone_kernels::reduce::Finish;
 
 use super::{ArrayId, Kernel, Place, Plan, PlanError, Stage};
-use crate::grid::AxisGrid;
+use crate::grid::{AxisGrid, block_bytes};
 use crate::memory::{MemoryEstimate, Part, Schedule, SlotId, Step};
 use crate::readmap::AxisMap;
 use crate::storage::codec::Codec;
@@ -58,7 +58,10 @@ pub struct StageLayout {
     pub one_chunk: bool,
 }
 
-/// Requests that one thread keeps between chunks: keys, coordinates, small vectors.
+/// Stands for what cannot be counted: no limit allows it.
+const TOO_LARGE: u64 = 1 << 61;
+
+/// What one thread keeps between chunks: keys, coordinates, small vectors.
 const TASK_OVERHEAD_BYTES: u64 = 65_536;
 
 impl StageLayout {
@@ -91,7 +94,7 @@ impl StageLayout {
                 ReadMode::InChunk => None,
                 ReadMode::Assembled => {
                     let elements = block.iter().zip(&varies).filter(|(_, v)| **v).try_fold(size, |p, (n, _)| p.checked_mul(*n));
-                    Some(s.slot(Part::Region, elements.unwrap_or(u64::MAX / 4)))
+                    Some(s.slot(Part::Region, elements.unwrap_or(TOO_LARGE)))
                 }
             };
             inputs.push(InputLayout { mode, varies, chunk, region });
@@ -120,7 +123,7 @@ impl StageLayout {
                     let dtype = expr.dtype(expr.results()[j]);
                     let accumulator = folds[j].op.accumulator(dtype).unwrap_or(dtype);
                     let kept = task.iter().enumerate().filter(|(d, _)| !axes.contains(d)).try_fold(accumulator.size() as u64, |p, (_, n)| p.checked_mul(*n));
-                    let accumulator = s.slot(Part::Accumulator, kept.unwrap_or(u64::MAX / 4));
+                    let accumulator = s.slot(Part::Accumulator, kept.unwrap_or(TOO_LARGE));
                     // Accumulators that are stored as they are need no block of their own.
                     let as_they_are = folds[j].finish == Finish::Keep && array.info.stored_shape.is_none();
                     let block = (!as_they_are).then(|| s.slot(Part::Output, stored));
@@ -199,7 +202,7 @@ struct SourceBounds {
 impl SourceBounds {
     fn of(plan: &Plan, id: ArrayId) -> Result<SourceBounds, PlanError> {
         let array = plan.array(id);
-        let chunk = array.info.chunk_shape().iter().try_fold(array.info.dtype.size() as u64, |p, n| p.checked_mul(*n)).unwrap_or(u64::MAX / 4);
+        let chunk = block_bytes(&array.info.chunk_shape(), array.info.dtype.size()).unwrap_or(TOO_LARGE);
         let mut bounds = SourceBounds { chunk, encoded: 0, scratch: 0, context: 0, index: 0 };
         if matches!(array.place, Place::Constant(_) | Place::Generated(_)) {
             return Ok(bounds);
@@ -210,8 +213,9 @@ impl SourceBounds {
         bounds.scratch = codec.decode_scratch();
         bounds.context = codec.decode_context_bytes();
         if let Some(shard) = &array.info.shard {
+            let index = shard.index_codec().map_err(|error| PlanError::Codec { array: array.name.clone(), error })?;
             // The encoded index, the decoded one, and the entries that are kept.
-            bounds.index = 3 * 16 * shard.chunks.iter().product::<u64>() + 4096;
+            bounds.index = index.encoded_bound() + index.decode_scratch() + 2 * index.decoded_bytes();
         }
         Ok(bounds)
     }

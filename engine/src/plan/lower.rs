@@ -22,7 +22,7 @@ use crate::grid::{AxisGrid, ChunkGrid};
 use crate::readmap::ReadMap;
 use crate::spec::Spec;
 use crate::storage::array::ArrayInfo;
-use crate::storage::{Stores, is_remote_url};
+use crate::storage::{Stores, identity, is_remote_url};
 
 /// An array to compute, and where it goes.
 #[derive(Clone, Debug)]
@@ -109,7 +109,7 @@ fn key(node: &NodeRef) -> *const Node {
 
 /// Two outputs at one place, or one inside the other, or over an input.
 fn check_places(outputs: &[Output]) -> Result<(), PlanError> {
-    let place = |url: &str, path: &str| crate::storage::join(url.trim_end_matches('/'), path) + "/";
+    let place = |url: &str, path: &str| identity(url, path) + "/";
     let all: Vec<String> = outputs.iter().map(|o| place(&o.url, &o.path)).collect();
     for (i, a) in all.iter().enumerate() {
         if let Some(b) = all[..i].iter().find(|b| a.starts_with(b.as_str()) || b.starts_with(a.as_str())) {

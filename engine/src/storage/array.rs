@@ -5,7 +5,7 @@ use std::sync::Arc;
 use freestone_kernels::{DType, Scalar};
 use serde::{Deserialize, Serialize};
 
-use super::codec::CodecName;
+use super::codec::{Codec, CodecError, CodecName};
 use super::{Store, join};
 use crate::grid::ChunkGrid;
 
@@ -53,6 +53,17 @@ pub enum Keys {
         /// Between the numbers.
         separator: char,
     },
+}
+
+impl Shard {
+    /// The codec of the index: offset and length of each chunk.
+    ///
+    /// # Errors
+    /// Where it cannot be used.
+    pub fn index_codec(&self) -> Result<Codec, CodecError> {
+        let shape: Vec<u64> = self.chunks.iter().copied().chain([2]).collect();
+        Codec::new(&self.index_codecs, DType::UInt64, &Scalar::new(u64::MAX), &shape)
+    }
 }
 
 impl Keys {

@@ -17,6 +17,7 @@ use zarrs::array::{ArrayToBytesCodecTraits, BytesToBytesCodecTraits};
 use zarrs::metadata::v3::MetadataV3;
 
 use super::zstd_bound;
+use crate::grid::block_bytes;
 use crate::memory::{Arena, Overrun};
 
 /// Why bytes are no chunk.
@@ -121,11 +122,19 @@ pub struct Codec {
 /// One bytes-to-bytes codec, in the order of encoding.
 #[derive(Debug)]
 enum Filter {
-    Zstd { level: i32, checksum: bool },
-    Gzip { level: u32 },
-    Zlib { level: u32 },
+    Zstd {
+        level: i32,
+        checksum: bool,
+    },
+    Gzip {
+        level: u32,
+    },
+    Zlib {
+        level: u32,
+    },
     Crc32c,
-    Blosc(Arc<dyn BytesToBytesCodecTraits>),
+    /// With the largest block that is allowed.
+    Blosc(Arc<dyn BytesToBytesCodecTraits>, u64),
 }
 
 /// Codecs' states of one thread, used again from chunk to chunk.
@@ -141,8 +150,10 @@ impl std::fmt::Debug for Contexts {
     }
 }
 
-/// Most bytes that blosc holds inside: three blocks of at most 2 MB at the levels that matter.
-const BLOSC_CONTEXT_BYTES: u64 = 6_000_000;
+/// The largest block that blosc chooses by itself (c-blosc 1.21, `compute_blocksize`).
+const BLOSC_BLOCK_BYTES: u64 = 1 << 20;
+/// State of the codecs inside blosc, of which zstd's is the largest.
+const BLOSC_INNER_BYTES: u64 = 1_300_000;
 /// State and window of an inflate or deflate stream.
 const GZIP_CONTEXT_BYTES: u64 = 400_000;
 
@@ -177,14 +188,14 @@ impl Codec {
                         .map_err(|e| unusable(name, e.to_string()))?;
                     let chain = CodecChain::from_metadata(&[bytes, metadata.clone()]).map_err(|e| unusable(name, e.to_string()))?;
                     let blosc = chain.bytes_to_bytes_codecs().first().cloned().ok_or_else(|| unusable(name, "it is no bytes-to-bytes codec".into()))?;
-                    filters.push(Filter::Blosc(blosc));
+                    filters.push(Filter::Blosc(blosc, number("blocksize").map_or(0, |b| b.max(0) as u64).max(BLOSC_BLOCK_BYTES)));
                 }
                 other => return Err(CodecError::Unknown(other.to_owned())),
             }
         }
         let head = CodecChain::from_metadata(&head).map_err(|e| unusable("bytes", e.to_string()))?;
         let data_type = DataType::from_metadata(&MetadataV3::new(dtype.name())).map_err(|e| unusable("bytes", e.to_string()))?;
-        let decoded = shape.iter().product::<u64>() * dtype.size() as u64;
+        let decoded = block_bytes(shape, dtype.size()).ok_or_else(|| unusable("bytes", format!("chunks of shape {shape:?} are larger than any memory")))?;
         Ok(Codec {
             plain: n_transposes == 0 && !foreign_order,
             head,
@@ -229,7 +240,7 @@ impl Codec {
         }
         let steps: u64 =
             sizes.iter().zip(self.filters.iter().skip(usize::from(self.plain))).map(|(s, f)| if matches!(f, Filter::Crc32c) { 0 } else { *s }).sum();
-        steps + self.decoded * self.n_transposes as u64
+        steps + self.decoded * self.n_transposes as u64 + self.working_bytes()
     }
 
     /// Bytes that encoding holds besides the block and the encode buffer.
@@ -243,33 +254,31 @@ impl Codec {
             })
             .sum();
         let head = if self.plain { 0 } else { self.decoded * (1 + self.n_transposes as u64) };
-        head + steps.saturating_sub(self.encoded_bound())
+        head + steps.saturating_sub(self.encoded_bound()) + self.working_bytes()
     }
 
-    /// Bytes that the codecs' own state takes while decoding.
+    /// Bytes of codecs' state that a thread keeps from chunk to chunk for decoding.
     pub fn decode_context_bytes(&self) -> u64 {
-        self.filters
-            .iter()
-            .map(|f| match f {
-                Filter::Zstd { .. } => zstd_bound::DECOMPRESSION_CONTEXT_BYTES,
-                Filter::Gzip { .. } | Filter::Zlib { .. } => GZIP_CONTEXT_BYTES,
-                Filter::Blosc(_) => BLOSC_CONTEXT_BYTES.min(3 * self.decoded + 65_536),
-                Filter::Crc32c => 0,
-            })
-            .sum()
+        if self.filters.iter().any(|f| matches!(f, Filter::Zstd { .. })) { zstd_bound::DECOMPRESSION_CONTEXT_BYTES } else { 0 }
     }
 
-    /// Bytes that the codecs' own state takes while encoding.
+    /// Bytes of codecs' state that a thread keeps from chunk to chunk for encoding.
     pub fn encode_context_bytes(&self) -> u64 {
-        self.filters
-            .iter()
-            .map(|f| match f {
-                Filter::Zstd { level, .. } => zstd_bound::compression_context_bytes(*level, self.decoded),
-                Filter::Gzip { .. } | Filter::Zlib { .. } => GZIP_CONTEXT_BYTES,
-                Filter::Blosc(_) => BLOSC_CONTEXT_BYTES.min(3 * self.decoded + 65_536),
-                Filter::Crc32c => 0,
-            })
-            .sum()
+        let state = |f: &Filter| match f {
+            Filter::Zstd { level, .. } => zstd_bound::compression_context_bytes(*level, self.decoded),
+            _ => 0,
+        };
+        self.filters.iter().map(state).max().unwrap_or(0)
+    }
+
+    /// Bytes that codecs hold inside while they work on one chunk.
+    fn working_bytes(&self) -> u64 {
+        let working = |f: &Filter| match f {
+            Filter::Gzip { .. } | Filter::Zlib { .. } => GZIP_CONTEXT_BYTES,
+            Filter::Blosc(_, block) => 3 * (*block).min(self.decoded + 64) + BLOSC_INNER_BYTES.min(self.decoded + 65_536),
+            Filter::Zstd { .. } | Filter::Crc32c => 0,
+        };
+        self.filters.iter().map(working).max().unwrap_or(0)
     }
 
     /// Decodes a chunk that holds `expected` bytes.
@@ -354,7 +363,7 @@ impl Filter {
             // Stored blocks of deflate add 5 bytes per 16 KB at worst; header and trailer 18.
             Filter::Gzip { .. } | Filter::Zlib { .. } => size + size / 1024 + 64,
             Filter::Crc32c => size + 4,
-            Filter::Blosc(codec) => codec.encoded_representation(&BytesRepresentation::BoundedSize(size)).size().unwrap_or(size + 16),
+            Filter::Blosc(codec, _) => codec.encoded_representation(&BytesRepresentation::BoundedSize(size)).size().unwrap_or(size + 16),
         }
     }
 
@@ -374,7 +383,7 @@ impl Filter {
                 inflate(self, bytes, block.bytes_mut())?;
                 return Ok(block);
             }
-            Filter::Blosc(_) | Filter::Crc32c => {
+            Filter::Blosc(..) | Filter::Crc32c => {
                 let decoded = self.decode(bytes, expected, true, contexts)?;
                 if decoded.len() as u64 == expected {
                     return Ok(arena.adopt(decoded)?);
@@ -404,13 +413,16 @@ impl Filter {
                 reader(self, bytes).take(most + 1).read_to_end(&mut out).map_err(|e| CodecError::Corrupt(e.to_string()))?;
                 if out.len() as u64 > most { Err(CodecError::Length { found: out.len() as u64, expected: most }) } else { Ok(out) }
             }
-            Filter::Blosc(codec) => {
+            Filter::Blosc(codec, block) => {
                 // Header: version, versionlz, flags, typesize, nbytes, blocksize, cbytes (little-endian u32).
                 let word = |at: usize| bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes);
                 match (word(4), word(12)) {
                     (Some(n), Some(c)) if u64::from(n) <= most && c as usize == bytes.len() && (!exact || u64::from(n) == most) => {}
                     (Some(n), Some(c)) if c as usize == bytes.len() => return Err(CodecError::Length { found: n.into(), expected: most }),
                     _ => return Err(CodecError::Corrupt("the blosc header does not agree with the length of the object".into())),
+                }
+                if word(8).is_none_or(|b| u64::from(b) > *block) {
+                    return Err(CodecError::Corrupt(format!("its blosc blocks are larger than {block} bytes")));
                 }
                 let size = if exact { BytesRepresentation::FixedSize(most) } else { BytesRepresentation::BoundedSize(most) };
                 let decoded = codec
@@ -449,7 +461,7 @@ impl Filter {
                 out.extend_from_slice(&crc32c::crc32c(bytes).to_le_bytes());
                 Ok(out)
             }
-            Filter::Blosc(codec) => {
+            Filter::Blosc(codec, _) => {
                 let encoded =
                     codec.encode(Cow::Borrowed(bytes), &CodecOptions::default().with_concurrent_target(1)).map_err(|e| CodecError::Encode(e.to_string()))?;
                 Ok(encoded.into_owned())

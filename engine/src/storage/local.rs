@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use freestone_kernels::Buffer;
@@ -28,7 +28,7 @@ static NEXT_NAME: AtomicU64 = AtomicU64::new(0);
 impl LocalStore {
     /// The store at a directory, which need not exist.
     pub fn new(root: impl AsRef<Path>) -> LocalStore {
-        let root = std::path::absolute(root.as_ref()).unwrap_or_else(|_| root.as_ref().to_owned());
+        let root = resolved(root.as_ref());
         LocalStore { url: root.to_string_lossy().trim_end_matches('/').to_owned(), root }
     }
 
@@ -40,6 +40,24 @@ impl LocalStore {
         let place = self.place(key);
         move |error| StorageError::io(place, action, &error)
     }
+}
+
+/// The path without links and `..` as far as it exists: two names of one place become one.
+pub(super) fn resolved(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let mut known = PathBuf::new();
+    for component in absolute.components() {
+        match component {
+            Component::ParentDir => {
+                known.pop();
+            }
+            other => known.push(other),
+        }
+        if let Ok(real) = known.canonicalize() {
+            known = real;
+        }
+    }
+    known
 }
 
 /// True for the names of files that are being written.

@@ -164,6 +164,9 @@ fn opened(store: &Arc<dyn Store>, path: &str, format: u8, document: Value, attri
     let codec_error = |error| MetadataError::Codec { place: place.clone(), error };
     let (chunk, codecs, shard) = unshard(&outer, codecs).map_err(codec_error)?;
     Codec::new(&codecs, dtype, &fill, &chunk).map_err(codec_error)?;
+    if let Some(shard) = &shard {
+        shard.index_codec().map_err(codec_error)?;
+    }
     let grid = ChunkGrid::regular(array.shape(), &chunk).map_err(|e: GridError| malformed(e.to_string()))?;
     let attributes = match attributes {
         Some(v) => v.as_object().cloned().unwrap_or_default(),
@@ -211,8 +214,11 @@ fn dims(format: u8, document: &Value, attributes: &Map<String, Value>, rank: usi
     }
 }
 
+/// Chunk shape, codecs, and the shard if there is one.
+type Unsharded = (Vec<u64>, Vec<Value>, Option<Shard>);
+
 /// Inner chunk shape, inner codecs and the shard, for an array that is sharded; else what was given.
-fn unshard(outer: &[u64], codecs: Vec<Value>) -> Result<(Vec<u64>, Vec<Value>, Option<Shard>), CodecError> {
+fn unshard(outer: &[u64], codecs: Vec<Value>) -> Result<Unsharded, CodecError> {
     if !codecs.iter().any(|c| c["name"] == "sharding_indexed") {
         return Ok((outer.to_vec(), codecs, None));
     }

@@ -223,3 +223,13 @@ pub fn join(prefix: &str, name: &str) -> String {
 pub fn is_remote_url(url: &str) -> bool {
     ["s3://", "http://", "https://"].iter().any(|scheme| url.starts_with(scheme))
 }
+
+/// One name for what lies at a path in the store at a URL, whatever links and dots lead there.
+pub fn identity(url: &str, path: &str) -> String {
+    let location = join(url.trim_end_matches('/'), path);
+    match location.split_once("://") {
+        None => local::resolved(location.as_ref()).to_string_lossy().into_owned(),
+        Some(("file", path)) => local::resolved(path.as_ref()).to_string_lossy().into_owned(),
+        Some(_) => location,
+    }
+}

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use freestone_kernels::{Buffer, DType, Scalar, copy};
+use freestone_kernels::{Buffer, copy};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::array::ArrayInfo;
+use super::array::{ArrayInfo, Shard};
 use super::codec::{Codec, CodecError, Contexts};
 use super::{ByteRange, StorageError, Store, join};
 use crate::memory::{Arena, Overrun};
@@ -100,13 +100,7 @@ impl ChunkAccess {
     /// Where a codec cannot be used.
     pub fn new(store: Arc<dyn Store>, path: &str, info: &ArrayInfo) -> Result<ChunkAccess, CodecError> {
         let codec = Codec::new(&info.codecs, info.dtype, &info.fill, &info.chunk_shape())?;
-        let index = match &info.shard {
-            Some(shard) => {
-                let shape: Vec<u64> = shard.chunks.iter().copied().chain([2]).collect();
-                Some(Codec::new(&shard.index_codecs, DType::UInt64, &Scalar::new(u64::MAX), &shape)?)
-            }
-            None => None,
-        };
+        let index = info.shard.as_ref().map(Shard::index_codec).transpose()?;
         Ok(ChunkAccess { store, path: path.to_owned(), info: info.clone(), codec, index })
     }
 

@@ -1,0 +1,28 @@
+# What is done often. `just` alone lists it.
+
+_list:
+    @just --list --unsorted
+
+# Formatting, lints and documentation: the quick suites of .ci/run
+check:
+    .ci/run format clippy rustdoc
+
+# All tests that need nothing but Rust
+test:
+    cargo test --release --workspace
+
+# Quadratic means of the winds that the repository ships
+example *arguments:
+    cargo run --release --example quadratic_means -- {{ arguments }}
+
+# Everything that must pass before a change is merged, or only the suites named
+ci *suites:
+    .ci/run {{ suites }}
+
+# Quadratic means against Dask, Cubed and TensorStore; measure alone
+bench:
+    cargo run --release -p freestone-bench -- run quad_means --size 2GB --vs dask,cubed,tensorstore
+
+# All benchmarks against their limits
+bars:
+    cargo run --release -p freestone-bench -- bars

@@ -1,0 +1,85 @@
+//! The bound of every read path and kernel: what a task's buffers really take is under its projection, and not far under.
+//!
+//! Buffers are counted where they are allocated; whole processes are measured by the `cgroup` suite and the harness.
+
+use freestone::engine::memory::Part;
+use freestone::{Array, CodecName, DType, Serial, Spec, Target};
+
+use crate::support::{Place, spec_in};
+
+/// Chunks of 4 MB: large beside what is fixed.
+const CHUNK: [u64; 2] = [1000, 1000];
+
+fn stored(place: &Place, name: &str, chunks: &[u64], codec: CodecName, incompressible: bool, spec: &Spec) -> Array {
+    let shape = [3000, 2000];
+    let values = if incompressible {
+        freestone::random_uniform(&shape, -1.0, 1.0, 7, DType::Float32, chunks).unwrap()
+    } else {
+        freestone::full(&shape, 3.0, DType::Float32, chunks).unwrap()
+    };
+    let target = Target::array(&values, &place.at(name)).codec(codec);
+    freestone::run(&freestone::plan(&[target], spec).unwrap(), spec, &Serial).unwrap();
+    freestone::open(&place.at(name)).unwrap()
+}
+
+/// Runs the plan of `build` on one thread and compares each stage's buffers with its projection.
+#[track_caller]
+fn check(what: &str, codec: CodecName, build: impl Fn(&Array, &Array) -> Array) {
+    for incompressible in [true, false] {
+        let place = Place::new();
+        let spec = Spec { allowed_mem: 400_000_000, ..spec_in(&place.at("work")) };
+        let a = stored(&place, "a", &CHUNK, codec, incompressible, &spec);
+        let b = stored(&place, "b", &[1500, 700], codec, incompressible, &spec);
+        let target = Target::array(&build(&a, &b), &place.at("out")).codec(codec);
+        let planned = freestone::plan(&[target], &spec).unwrap();
+        let report = freestone::run(&planned, &spec, &Serial).unwrap();
+        assert!(report.traffic().bytes_read > 0, "{what}: nothing was read");
+        for (stage, (_, _, layout)) in report.stages.iter().zip(planned.plan().stages()) {
+            let projected = layout.estimate.per_task();
+            assert!(stage.peak_bytes <= projected, "{what}, {}: {} over {projected}", stage.name, stage.peak_bytes);
+            // What codecs and the evaluator hold inside is not counted here.
+            let inside = [Part::Reserved, Part::CodecContext, Part::KernelScratch, Part::DecodeScratch];
+            let buffers: u64 = layout.estimate.parts().iter().filter(|(p, _)| !inside.contains(p)).map(|(_, b)| b).sum();
+            if incompressible && buffers > 1_000_000 {
+                assert!(buffers * 10 <= stage.peak_bytes * 14, "{what}, {}: {buffers} projected for {}", stage.name, stage.peak_bytes);
+            }
+        }
+    }
+}
+
+#[test]
+fn copies_are_bounded_for_every_codec() {
+    for codec in [CodecName::None, CodecName::Lz4, CodecName::Zstd(1), CodecName::Zstd(3)] {
+        check(&format!("copy {codec:?}"), codec, |a, _| a.clone());
+    }
+}
+
+#[test]
+fn elementwise_functions_are_bounded() {
+    check("a·2 + 1", CodecName::Zstd(1), |a, _| a * 2.0 + 1.0);
+    check("misaligned a + b", CodecName::Zstd(1), |a, b| a + b);
+    check("comparison", CodecName::Zstd(1), |a, b| freestone::less(a, b).unwrap());
+    check("broadcast", CodecName::Zstd(1), |a, _| a - &a.at(0, 5).unwrap());
+}
+
+#[test]
+fn views_are_bounded() {
+    check("slice off by one", CodecName::Zstd(1), |a, _| a.slice(0, Some(1), None, 1).unwrap());
+    check("step", CodecName::Zstd(1), |a, _| a.slice(1, None, None, 2).unwrap());
+    check("flip", CodecName::Lz4, |a, _| a.flip(0).unwrap());
+    check("transpose", CodecName::Zstd(1), |a, _| a.permute_dims(&[1, 0]).unwrap());
+}
+
+#[test]
+fn reductions_are_bounded() {
+    check("mean over rows", CodecName::Zstd(1), |a, _| a.mean(0).unwrap());
+    check("sum over columns", CodecName::Lz4, |a, _| a.sum(1).unwrap());
+    check("max of everything", CodecName::None, |a, _| a.max(()).unwrap());
+    check("mean of a product", CodecName::Zstd(3), |a, b| (a * b).mean(0).unwrap());
+}
+
+#[test]
+fn rechunks_are_bounded() {
+    check("to rows", CodecName::Zstd(1), |a, _| a.rechunk(&[30, 2000]).unwrap());
+    check("to columns", CodecName::None, |a, _| a.rechunk(&[3000, 50]).unwrap());
+}
