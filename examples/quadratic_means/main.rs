@@ -5,10 +5,10 @@
 //!
 //! The first runs on monthly winds that the repository ships; the second makes a wind field of any size and runs on that.
 
-mod winds;
-
 // What it prints is what it is for.
 #![allow(clippy::print_stdout)]
+
+mod winds;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -1,6 +1,6 @@
 //! Encoded bytes, in and out.
 //!
-//! Stores move whole objects and ranges of them ([`Store`]: [`LocalStore`], [`MemoryStore`], object stores); [`array`] says
+//! Stores move whole objects and ranges of them ([`Store`]: [`LocalStore`], [`MemoryStore`], object stores); [`mod@array`] says
 //! how an array's chunks lie in a store; [`codec`] turns encoded bytes into blocks and back, by zarrs' codecs, with guards and
 //! bounds; [`reader`] does all of it for one chunk.
 
