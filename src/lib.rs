@@ -30,6 +30,8 @@
 mod compute;
 mod error;
 #[cfg(feature = "cli")]
+pub mod limits;
+#[cfg(feature = "cli")]
 pub mod progress;
 
 pub use compute::{Options, Planned, compute, compute_with, plan, run, run_with};
@@ -43,9 +45,7 @@ pub use freestone_engine::worker::Cancel;
 pub use freestone_executors::{Processes, Serial, Threads, WORKER_ARGUMENT, serve};
 pub use freestone_kernels::{DType, Scalar};
 pub use freestone_ops::Error as ArrayError;
+pub use freestone_ops::elementwise::*;
 pub use freestone_ops::io::{Target, open, open_in};
 pub use freestone_ops::reduce::Axes;
-pub use freestone_ops::{
-    Array, abs, add, arange, asarray, divide, equal, full, greater, greater_equal, less, less_equal, logical_and, logical_not, logical_or, maximum, minimum,
-    multiply, negative, not_equal, random_uniform, round, scalar, sqrt, subtract, where_,
-};
+pub use freestone_ops::{Array, arange, asarray, full, random_uniform, scalar};

@@ -3,12 +3,13 @@
 use std::io::{self, Write};
 use std::process;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use freestone::engine::executor::Executor;
+use clap::{Parser, Subcommand};
+use freestone::engine::driver::RunError;
 use freestone::engine::storage::metadata::{self, MetadataError};
 use freestone::engine::storage::{StoredArray, Stores, join, split_location};
+use freestone::limits::Limits;
 use freestone::progress::Progress;
-use freestone::{Cancel, CodecName, Error, ExitCode, Options, Processes, Serial, Settings, Spec, Target, Threads, size};
+use freestone::{Cancel, CodecName, Error, ExitCode, Options, Target, size};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -55,36 +56,6 @@ enum Command {
     /// Answers a driver's requests through standard input and output.
     #[command(name = freestone::WORKER_ARGUMENT, hide = true)]
     Worker,
-}
-
-/// What a computation may use. What is not given comes from FREESTONE_… variables, freestone.toml, or the defaults.
-#[derive(Args)]
-struct Limits {
-    /// Bytes that one task may hold, as in 200MB.
-    #[arg(long, value_parser = freestone::parse_size)]
-    allowed_mem: Option<u64>,
-    /// Bytes of those that are not arrays.
-    #[arg(long, value_parser = freestone::parse_size)]
-    reserved_mem: Option<u64>,
-    /// Bytes that the whole local process may hold.
-    #[arg(long, value_parser = freestone::parse_size)]
-    local_mem: Option<u64>,
-    /// Directory or URL for intermediate arrays, plans and journals.
-    #[arg(long)]
-    work_dir: Option<String>,
-    /// Threads or processes.
-    #[arg(long)]
-    threads: Option<usize>,
-    /// Where tasks run.
-    #[arg(long, value_enum, default_value = "threads")]
-    executor: ExecutorName,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum ExecutorName {
-    Serial,
-    Threads,
-    Processes,
 }
 
 fn main() {
@@ -134,24 +105,13 @@ fn run(command: Command) -> Result<(), Failure> {
 }
 
 fn compute(targets: &[Target], limits: &Limits, plan_only: bool) -> Result<(), Failure> {
-    let spec = Spec::load(Settings {
-        work_dir: limits.work_dir.clone(),
-        allowed_mem: limits.allowed_mem,
-        reserved_mem: limits.reserved_mem,
-        local_mem: limits.local_mem,
-        threads: limits.threads,
-        ..Settings::default()
-    })?;
+    let spec = limits.spec()?;
     let planned = freestone::plan(targets, &spec)?;
     say(&planned.plan().to_string())?;
     if plan_only {
         return Ok(());
     }
-    let executor: Box<dyn Executor> = match limits.executor {
-        ExecutorName::Serial => Box::new(Serial),
-        ExecutorName::Threads => Box::new(Threads::new(spec.threads)),
-        ExecutorName::Processes => Box::new(Processes::of_this_program(spec.threads).map_err(|e| Failure::Usage(e.to_string()))?),
-    };
+    let executor = limits.executor(&spec).map_err(RunError::from)?;
     let cancel = Cancel::default();
     let asked = cancel.clone();
     // The first request ends cleanly, the second at once.

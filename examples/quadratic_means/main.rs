@@ -14,9 +14,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use freestone::engine::executor::Executor;
+use freestone::engine::driver::RunError;
+use freestone::limits::Limits;
 use freestone::progress::Progress;
-use freestone::{Cancel, CodecName, DType, Error, Options, Processes, Serial, Settings, Spec, Target, Threads};
+use freestone::{Cancel, CodecName, DType, Error, Options, Target};
 use winds::synthetic_winds;
 
 #[global_allocator]
@@ -34,24 +35,11 @@ struct Arguments {
     /// Makes a wind field of this size first, beside the output, and runs on it.
     #[arg(long, value_parser = freestone::parse_size)]
     generate: Option<u64>,
-    /// Bytes that one task may hold.
-    #[arg(long, value_parser = freestone::parse_size)]
-    allowed_mem: Option<u64>,
-    /// Bytes that the whole process may hold.
-    #[arg(long, value_parser = freestone::parse_size)]
-    local_mem: Option<u64>,
-    /// For intermediate results.
-    #[arg(long)]
-    work_dir: Option<String>,
-    /// Threads or processes.
-    #[arg(long)]
-    threads: Option<usize>,
-    /// Where tasks run: serial, threads or processes.
-    #[arg(long, default_value = "threads", value_parser = ["serial", "threads", "processes"])]
-    executor: String,
     /// Codec of the results and of generated winds: none, lz4, zstd or zstd:LEVEL.
     #[arg(long, default_value = "zstd")]
     codec: CodecName,
+    #[command(flatten)]
+    limits: Limits,
 }
 
 fn main() -> ExitCode {
@@ -71,18 +59,8 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<(), Error> {
-    let spec = Spec::load(Settings {
-        allowed_mem: arguments.allowed_mem,
-        local_mem: arguments.local_mem,
-        work_dir: arguments.work_dir.clone(),
-        threads: arguments.threads,
-        ..Settings::default()
-    })?;
-    let executor: Box<dyn Executor> = match arguments.executor.as_str() {
-        "serial" => Box::new(Serial),
-        "processes" => Box::new(Processes::of_this_program(spec.threads).map_err(|e| freestone::ArrayError::Argument(e.to_string()))?),
-        _ => Box::new(Threads::new(spec.threads)),
-    };
+    let spec = arguments.limits.spec()?;
+    let executor = arguments.limits.executor(&spec).map_err(RunError::from)?;
     let output = arguments.output.clone().unwrap_or_else(|| {
         let folder: PathBuf = std::env::temp_dir().join("freestone-quadratic-means");
         folder.join("means.zarr").display().to_string()

@@ -5,7 +5,7 @@
 
 mod array;
 mod create;
-mod elementwise;
+pub mod elementwise;
 mod error;
 pub mod io;
 mod manipulate;
@@ -13,8 +13,5 @@ pub mod reduce;
 
 pub use array::{Array, Dim};
 pub use create::{arange, asarray, full, random_uniform, scalar};
-pub use elementwise::{
-    abs, add, divide, equal, greater, greater_equal, less, less_equal, logical_and, logical_not, logical_or, maximum, minimum, multiply, negative, not_equal,
-    round, sqrt, subtract, where_,
-};
+pub use elementwise::*;
 pub use error::Error;

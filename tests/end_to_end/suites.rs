@@ -232,6 +232,7 @@ fn values(location: &str, spec: &Spec) -> ndarray::ArrayD<f32> {
 #[ignore = "needs an S3 server: run by .ci/run"]
 fn s3_round_trip() {
     let (s3, place) = (variable("FREESTONE_S3"), Place::new());
+    freestone::engine::storage::conformance::check(&*freestone::Stores::default().open(&s3).unwrap(), "conformance");
     let source = format!("{WINDS_V3}/u");
     let u = freestone::open(&source).unwrap().rechunk(&[12, 10, 20]).unwrap();
     stored(Target::array(&u, &format!("{s3}/u")), &place.spec()).unwrap();

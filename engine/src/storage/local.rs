@@ -84,18 +84,7 @@ impl Store for LocalStore {
         if metadata.is_dir() {
             return Ok(false);
         }
-        let size = metadata.len();
-        let (offset, len) = match range {
-            None => (0, size),
-            Some(ByteRange::At { offset, len }) => (offset, len),
-            Some(ByteRange::Last(len)) => (size.checked_sub(len).ok_or_else(|| StorageError::Truncated { place: self.place(key), wanted: len })?, len),
-        };
-        if len > limit {
-            return Err(StorageError::TooLong { place: self.place(key), len, limit });
-        }
-        if offset.checked_add(len).is_none_or(|end| end > size) {
-            return Err(StorageError::Truncated { place: self.place(key), wanted: offset.saturating_add(len) });
-        }
+        let (offset, len) = ByteRange::of(range, metadata.len(), limit, || self.place(key))?;
         if offset > 0 {
             file.seek(SeekFrom::Start(offset)).map_err(self.failed(key, "read"))?;
         }

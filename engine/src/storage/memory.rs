@@ -56,21 +56,9 @@ impl Store for MemoryStore {
 
     fn read(&self, key: &str, range: Option<ByteRange>, limit: u64, into: &mut Buffer) -> Result<bool, StorageError> {
         let Some(object) = self.objects.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned() else { return Ok(false) };
-        let size = object.len() as u64;
-        let (offset, len) = match range {
-            None => (0, size),
-            Some(ByteRange::At { offset, len }) => (offset, len),
-            Some(ByteRange::Last(len)) => (size.checked_sub(len).ok_or_else(|| StorageError::Truncated { place: self.place(key), wanted: len })?, len),
-        };
-        if len > limit {
-            return Err(StorageError::TooLong { place: self.place(key), len, limit });
-        }
-        let end = offset
-            .checked_add(len)
-            .filter(|end| *end <= size)
-            .ok_or_else(|| StorageError::Truncated { place: self.place(key), wanted: offset.saturating_add(len) })?;
+        let (offset, len) = ByteRange::of(range, object.len() as u64, limit, || self.place(key))?;
         into.set_len(len as usize);
-        into.bytes_mut().copy_from_slice(&object[offset as usize..end as usize]);
+        into.bytes_mut().copy_from_slice(&object[offset as usize..(offset + len) as usize]);
         *self.counts.lock().unwrap_or_else(PoisonError::into_inner).reads.entry(key.to_owned()).or_default() += 1;
         Ok(true)
     }

@@ -6,6 +6,7 @@
 
 pub mod array;
 pub mod codec;
+pub mod conformance;
 mod local;
 mod memory;
 pub mod metadata;
@@ -79,6 +80,27 @@ pub enum ByteRange {
     },
     /// The last bytes.
     Last(u64),
+}
+
+impl ByteRange {
+    /// Offset and length of a range, or of the whole object, of `size` bytes.
+    ///
+    /// # Errors
+    /// Where it is longer than `limit` or reaches beyond the object.
+    fn of(range: Option<ByteRange>, size: u64, limit: u64, place: impl Fn() -> String) -> Result<(u64, u64), StorageError> {
+        let (offset, len) = match range {
+            None => (0, size),
+            Some(ByteRange::At { offset, len }) => (offset, len),
+            Some(ByteRange::Last(len)) => (size.checked_sub(len).ok_or_else(|| StorageError::Truncated { place: place(), wanted: len })?, len),
+        };
+        if len > limit {
+            return Err(StorageError::TooLong { place: place(), len, limit });
+        }
+        match offset.checked_add(len) {
+            Some(end) if end <= size => Ok((offset, len)),
+            _ => Err(StorageError::Truncated { place: place(), wanted: offset.saturating_add(len) }),
+        }
+    }
 }
 
 /// Objects under keys like `u/c/0/1`. Keys are relative, and use `/`.

@@ -92,7 +92,7 @@ impl Store for ObjectStore {
         let wanted = range;
         let fetched = self.wait(key, "read", async move {
             let range = wanted.map(|r| match r {
-                ByteRange::At { offset, len } => GetRange::Bounded(offset..offset + len),
+                ByteRange::At { offset, len } => GetRange::Bounded(offset..offset.saturating_add(len)),
                 ByteRange::Last(len) => GetRange::Suffix(len),
             });
             let found = backend.get_opts(&path, GetOptions { range, ..GetOptions::default() }).await?;

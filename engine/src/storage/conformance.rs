@@ -1,0 +1,87 @@
+//! The suite that every store passes.
+
+use freestone_kernels::Buffer;
+
+use super::{ByteRange, StorageError, Store, read_small};
+
+/// Holds a store, empty below `prefix`, against the contract of [`Store`]; panics where it breaks it.
+///
+/// # Panics
+/// With what is wrong.
+#[allow(clippy::panic, clippy::expect_used, clippy::unwrap_used)]
+pub fn check(store: &dyn Store, prefix: &str) {
+    let key = |name: &str| format!("{prefix}/{name}");
+    let whole = |name: &str| read_small(store, &key(name), 1_000_000).unwrap();
+    let part = |name: &str, range: ByteRange, limit: u64| {
+        let mut buffer = Buffer::zeroed(limit as usize);
+        store.read(&key(name), Some(range), limit, &mut buffer).map(|found| found.then(|| buffer.bytes().to_vec()))
+    };
+    let bytes: Vec<u8> = (0..100_000u32).map(|i| (i % 251) as u8).collect();
+
+    assert_eq!(whole("a"), None, "what was never written is not there");
+    assert_eq!(part("a", ByteRange::Last(4), 4).unwrap(), None, "nor is a part of it");
+    store.remove(&key("a")).expect("removing nothing is no error");
+    store.remove(&key("a/")).expect("nor is removing nothing below a prefix");
+
+    store.write(&key("a"), &bytes).unwrap();
+    store.write(&key("b/c/0/1"), b"").unwrap();
+    store.write(&key("b/c/0/2"), b"two").unwrap();
+    assert_eq!(whole("a").as_deref(), Some(bytes.as_slice()));
+    assert_eq!(whole("b/c/0/1").as_deref(), Some(b"".as_slice()), "an empty object is there");
+    assert_eq!(whole("b"), None, "a prefix is no object");
+    assert_eq!(part("a", ByteRange::At { offset: 7, len: 5 }, 5).unwrap().unwrap(), bytes[7..12]);
+    assert_eq!(part("a", ByteRange::Last(9), 20).unwrap().unwrap(), bytes[bytes.len() - 9..]);
+
+    assert!(matches!(part("a", ByteRange::At { offset: 0, len: 50 }, 49), Err(StorageError::TooLong { .. })), "a limit holds for parts");
+    assert!(matches!(store.read(&key("a"), None, 10, &mut Buffer::zeroed(10)), Err(StorageError::TooLong { len: 100_000, limit: 10, .. })));
+    for (offset, len) in [(99_990, 20), (100_000, 1), (u64::MAX - 1, 5)] {
+        let beyond = part("a", ByteRange::At { offset, len }, 100);
+        assert!(beyond.is_err(), "a part from {offset} of {len} bytes reaches beyond the object: {beyond:?}");
+    }
+
+    store.write(&key("a"), b"new").unwrap();
+    assert_eq!(whole("a").as_deref(), Some(b"new".as_slice()), "a write replaces the whole object");
+    assert_eq!(store.list(&format!("{prefix}/")).unwrap(), ["a", "b"]);
+    assert_eq!(store.list(&key("b/c/0/")).unwrap(), ["1", "2"]);
+    store.sync(&mut ["a", "not there", "b/c/0/2"].into_iter().map(key)).expect("what is not there is flushed");
+
+    store.remove(&key("b/")).unwrap();
+    assert_eq!((whole("b/c/0/1"), whole("b/c/0/2")), (None, None));
+    store.remove(&key("a")).unwrap();
+    assert_eq!(store.list(&format!("{prefix}/")).unwrap(), Vec::<String>::new());
+
+    // Readers see one whole object or the other, never a part or a mixture.
+    let kinds = [vec![1u8; 60_000], vec![2u8; 90_000]];
+    store.write(&key("race"), &kinds[0]).unwrap();
+    std::thread::scope(|scope| {
+        let writers: Vec<_> = kinds.iter().map(|k| scope.spawn(|| (0..20).for_each(|_| store.write(&key("race"), k).unwrap()))).collect();
+        for _ in 0..40 {
+            let seen = whole("race").expect("it is there all the time");
+            assert!(kinds.contains(&seen), "a reader saw {} bytes of a mixture", seen.len());
+        }
+        writers.into_iter().for_each(|w| w.join().unwrap());
+    });
+    store.remove(&key("race")).unwrap();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{LocalStore, MemoryStore};
+    use super::*;
+
+    #[test]
+    fn stores_keep_their_contract() {
+        let folder = tempfile::tempdir().unwrap();
+        check(&LocalStore::new(folder.path()), "x");
+        check(&MemoryStore::new(), "x");
+    }
+
+    #[test]
+    fn an_interrupted_write_is_not_listed() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = LocalStore::new(folder.path());
+        store.write("u", b"whole").unwrap();
+        std::fs::write(folder.path().join(".u.1-2.part"), b"ha").unwrap();
+        assert_eq!(store.list("").unwrap(), ["u"]);
+    }
+}
