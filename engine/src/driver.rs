@@ -93,6 +93,9 @@ pub fn run(plan: &Arc<FinalizedPlan>, run: &Run<'_>) -> Result<RunReport, RunErr
     let executed = run.executor.run(&context, &queue);
     let ended = finish(executed, queue, &journal, run, plan, &folder);
     tell(&Event::RunEnded { succeeded: ended.is_ok() });
+    if ended.is_err() {
+        run.session.abandon(plan);
+    }
     let mut report = ended?;
     clean(&*work, &folder);
     report.wall = start.elapsed();

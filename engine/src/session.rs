@@ -20,6 +20,8 @@ pub enum SessionError {
     Foreign { place: String, names: Vec<String> },
     #[error("{place} is {what}, so no array can be stored in it: choose another place")]
     NotAGroup { place: String, what: &'static str },
+    #[error("another run has begun to write {place} meanwhile: this run's result is not published; run it again once the other has ended")]
+    Taken { place: String },
     #[error(transparent)]
     Storage(#[from] StorageError),
 }
@@ -43,14 +45,24 @@ pub trait Session: Send + Sync {
     /// # Errors
     /// Where storage fails; then nothing or a part of the outputs is visible, each of them whole.
     fn commit(&self, plan: &FinalizedPlan) -> Result<(), SessionError>;
+
+    /// Gives up after a failure: nothing will be published. Finished chunks stay; failing to tidy up is no further failure.
+    fn abandon(&self, plan: &FinalizedPlan);
 }
 
 /// Plain Zarr stores: each array's `zarr.json` is written last, so that a killed run leaves no array, and an overwrite
 /// removes it first.
+///
+/// A run leaves a claim where it writes, and does not publish what another run has claimed since. That keeps two runs from
+/// publishing a mixture by accident; it is no lock: who must be safe from late writers needs a transactional store.
 #[derive(Clone, Debug)]
 pub struct PlainZarr {
     stores: Stores,
+    claim: String,
 }
+
+/// The object that says which run writes an array.
+const CLAIM: &str = ".freestone-claim";
 
 /// Metadata documents that we look for are not larger.
 const MAX_DOCUMENT_BYTES: u64 = 64_000_000;
@@ -58,7 +70,8 @@ const MAX_DOCUMENT_BYTES: u64 = 64_000_000;
 impl PlainZarr {
     /// With the stores that are open already.
     pub fn new(stores: Stores) -> PlainZarr {
-        PlainZarr { stores }
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos());
+        PlainZarr { stores, claim: format!("{}-{now}", std::process::id()) }
     }
 
     fn targets<'a>(&self, plan: &'a FinalizedPlan) -> Result<Vec<Target<'a>>, SessionError> {
@@ -70,6 +83,14 @@ impl PlainZarr {
             }
         }
         Ok(targets)
+    }
+}
+
+impl PlainZarr {
+    /// True while no other run has claimed the place.
+    fn owns(&self, target: &Target<'_>) -> Result<bool, StorageError> {
+        let claim = read_small(&*target.store, &join(target.path, CLAIM), MAX_DOCUMENT_BYTES)?;
+        Ok(claim.as_deref() == Some(self.claim.as_bytes()))
     }
 }
 
@@ -109,7 +130,7 @@ impl Session for PlainZarr {
             if !there && !store.url().starts_with("http") {
                 // Chunks that a killed run left are ours to remove; anything else is not.
                 let prefix = if target.path.is_empty() { String::new() } else { format!("{}/", target.path) };
-                let names: Vec<String> = store.list(&prefix)?.into_iter().filter(|n| n != "c").take(5).collect();
+                let names: Vec<String> = store.list(&prefix)?.into_iter().filter(|n| n != "c" && n != CLAIM).take(5).collect();
                 if !names.is_empty() {
                     return Err(SessionError::Foreign { place, names });
                 }
@@ -131,8 +152,17 @@ impl Session for PlainZarr {
             } else {
                 target.store.remove(&format!("{}/", target.path))?;
             }
+            target.store.write(&join(target.path, CLAIM), self.claim.as_bytes())?;
         }
         Ok(())
+    }
+
+    fn abandon(&self, plan: &FinalizedPlan) {
+        for target in self.targets(plan).into_iter().flatten() {
+            if self.owns(&target).unwrap_or(false) {
+                let _ = target.store.remove(&join(target.path, CLAIM));
+            }
+        }
     }
 
     fn commit(&self, plan: &FinalizedPlan) -> Result<(), SessionError> {
@@ -143,8 +173,14 @@ impl Session for PlainZarr {
             target.store.sync(&mut keys)?;
         }
         for target in &targets {
+            if !self.owns(target)? {
+                return Err(SessionError::Taken { place: target.store.place(target.path) });
+            }
+        }
+        for target in &targets {
             let text = pretty(&target.publication.document);
             target.store.write(&join(target.path, "zarr.json"), &text)?;
+            target.store.remove(&join(target.path, CLAIM))?;
         }
         for target in &targets {
             if let Some(group) = &target.publication.group
@@ -164,4 +200,33 @@ impl Session for PlainZarr {
 
 fn pretty(document: &Value) -> Vec<u8> {
     serde_json::to_vec_pretty(document).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::plan::lower::lower;
+    use crate::plan::tests::{output, random, spec};
+    use crate::storage::MemoryStore;
+
+    #[test]
+    fn what_another_run_has_begun_is_not_published() {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let stores = Stores::default();
+        stores.insert(Arc::clone(&store));
+        let mut target = output(&random(&[4, 4], &[2, 2], 1), "x", None);
+        target.url = store.url().to_owned();
+        let plan = lower(&[target], &spec(100_000_000, 1)).unwrap();
+        let (first, second) = (PlainZarr::new(stores.clone()), PlainZarr::new(stores));
+        first.begin(&plan).unwrap();
+        second.begin(&plan).unwrap();
+        assert!(matches!(first.commit(&plan), Err(SessionError::Taken { .. })));
+        assert!(!exists(&*store, "x").unwrap());
+        second.commit(&plan).unwrap();
+        assert!(exists(&*store, "x").unwrap());
+        assert!(matches!(first.check(&plan), Err(SessionError::Exists { .. })));
+        assert!(read_small(&*store, "x/.freestone-claim", 100).unwrap().is_none());
+    }
 }

@@ -7,7 +7,7 @@ mod explain;
 mod layout;
 pub mod lower;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::fmt;
 

@@ -11,13 +11,13 @@ use crate::graph::{Node, NodeRef, Op};
 use crate::spec::{Settings, Spec};
 use crate::storage::{CodecName, Keys};
 
-fn spec(allowed: u64, parallelism: u64) -> Spec {
+pub(crate) fn spec(allowed: u64, parallelism: u64) -> Spec {
     Settings { allowed_mem: Some(allowed), parallelism: Some(parallelism), threads: Some(2), work_dir: Some("work".into()), ..Settings::default() }
         .resolve()
         .unwrap()
 }
 
-fn random(shape: &[u64], chunk: &[u64], seed: u64) -> NodeRef {
+pub(crate) fn random(shape: &[u64], chunk: &[u64], seed: u64) -> NodeRef {
     let op = Op::Generate(Generate::Uniform { seed, low: Scalar::new(0.0), high: Scalar::new(1.0) });
     Arc::new(Node { op, dtype: DType::Float32, grid: ChunkGrid::regular(shape, chunk).unwrap() })
 }
@@ -32,7 +32,7 @@ fn mean(a: &NodeRef) -> NodeRef {
     Arc::new(Node { op: Op::Reduce { input: Arc::clone(a), fold: ReduceOp::Sum, mean: true, axes: vec![0], keepdims: false }, dtype: a.dtype, grid })
 }
 
-fn output(node: &NodeRef, path: &str, chunk: Option<&[u64]>) -> Output {
+pub(crate) fn output(node: &NodeRef, path: &str, chunk: Option<&[u64]>) -> Output {
     let chunks = chunk.map_or_else(|| node.grid.max_chunk(), <[u64]>::to_vec);
     let grid = ChunkGrid::regular(&node.shape(), &chunks).unwrap();
     let info = ArrayInfo {
