@@ -107,9 +107,9 @@ fn run(command: Command) -> Result<(), Failure> {
 fn compute(targets: &[Target], limits: &Limits, plan_only: bool) -> Result<(), Failure> {
     let spec = limits.spec()?;
     let planned = freestone::plan(targets, &spec)?;
-    say(&planned.plan().to_string())?;
+    let said = say(&planned.plan().to_string());
     if plan_only {
-        return Ok(());
+        return said;
     }
     let executor = limits.executor(&spec).map_err(RunError::from)?;
     let cancel = Cancel::default();
@@ -119,7 +119,9 @@ fn compute(targets: &[Target], limits: &Limits, plan_only: bool) -> Result<(), F
     ctrlc::set_handler(handler).map_err(|e| Failure::Usage(e.to_string()))?;
     let progress = Progress::new();
     let report = freestone::run_with(&planned, &spec, &*executor, &Options { observers: &[&progress], cancel, ..Options::default() })?;
-    say(&report.to_string())
+    // The work is done; that nobody hears of it is no failure.
+    let _ = say(&report.to_string());
+    Ok(())
 }
 
 fn info(location: &str) -> Result<(), Failure> {

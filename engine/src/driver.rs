@@ -75,9 +75,11 @@ pub fn run(plan: &Arc<FinalizedPlan>, run: &Run<'_>) -> Result<RunReport, RunErr
     let projected =
         if local.shared { plan.projected_local_mem(slots, &local)? } else { plan.projected_local_mem(slots, &local).map(|_| plan.projected_mem())? };
     run.session.check(plan)?;
-    let address = RunAddress { work_dir: run.spec.work_dir.clone(), run: plan.run_id().clone() };
+    // Two runs of one plan must not see each other's intermediates, nor those of one that was killed.
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos());
+    let folder = format!("{}-{now:x}-{}", plan.run_id(), std::process::id());
+    let address = RunAddress { work_dir: run.spec.work_dir.clone(), folder: folder.clone() };
     let work = run.stores.open(&address.work_dir).map_err(RunError::Work)?;
-    let folder = address.run.to_string();
     work.write(&format!("{folder}/plan.json"), &plan.to_bytes()?).map_err(RunError::Work)?;
     let context = RunContext { plan: Arc::clone(plan), address, stores: run.stores.clone(), cancel: run.cancel.clone() };
     if let Err(error) = run.executor.check(&context) {

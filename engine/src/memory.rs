@@ -283,8 +283,8 @@ impl Arena {
     pub fn buffer(&mut self, len: u64) -> Result<Buffer, Overrun> {
         let fits = |b: &Buffer| b.capacity() as u64 >= len;
         if let Some(best) = (0..self.idle.len()).filter(|i| fits(&self.idle[*i])).min_by_key(|i| self.idle[*i].capacity())
-            // A far larger buffer is left for who needs it.
-            && self.idle[best].capacity() as u64 <= 4 * len + 65_536
+            // A larger one is left for who needs it: counted as its capacity, it would take the place of another buffer.
+            && self.idle[best].capacity() as u64 <= len + 4096
         {
             let mut buffer = self.idle.swap_remove(best);
             buffer.set_len(len as usize);
@@ -305,6 +305,11 @@ impl Arena {
         let buffer = Buffer::from_vec(bytes);
         self.account(&buffer);
         Ok(buffer)
+    }
+
+    /// Lets idle buffers go, so that a codec can allocate so many bytes by itself.
+    pub fn prepare(&mut self, bytes: u64) {
+        self.trim(bytes);
     }
 
     /// Gives a buffer back for later use.
@@ -397,6 +402,17 @@ mod tests {
                 prop_assert!(arena.highest() <= limit + 8192);
             }
         }
+    }
+
+    /// A large idle buffer once served a smaller need, and the next large need was over the limit.
+    #[test]
+    fn a_larger_buffer_does_not_stand_in_for_a_smaller_one() {
+        let mut arena = Arena::new(900_000);
+        let large = arena.buffer(500_000).unwrap();
+        arena.recycle(large);
+        let small = arena.buffer(400_000).unwrap();
+        let large = arena.buffer(500_000).unwrap();
+        assert_eq!((small.len(), large.len()), (400_000, 500_000));
     }
 
     #[test]

@@ -130,7 +130,10 @@ impl Session for PlainZarr {
             if !there && !store.url().starts_with("http") {
                 // Chunks that a killed run left are ours to remove; anything else is not.
                 let prefix = if target.path.is_empty() { String::new() } else { format!("{}/", target.path) };
-                let names: Vec<String> = store.list(&prefix)?.into_iter().filter(|n| n != "c" && n != CLAIM).take(5).collect();
+                let strange = |n: &String| !n.bytes().all(|b| b.is_ascii_digit());
+                let beside = store.list(&prefix)?.into_iter().filter(|n| n != "c" && n != CLAIM);
+                let inside = store.list(&format!("{prefix}c/"))?.into_iter().filter(strange).map(|n| format!("c/{n}"));
+                let names: Vec<String> = beside.chain(inside).take(5).collect();
                 if !names.is_empty() {
                     return Err(SessionError::Foreign { place, names });
                 }

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::memory::Overrun;
-use crate::plan::{ArrayId, PlanError, RunId, StageId};
+use crate::plan::{ArrayId, PlanError, StageId};
 use crate::storage::StorageError;
 use crate::storage::codec::CodecError;
 use crate::storage::reader::{ChunkError, Traffic, Written};
@@ -15,8 +15,8 @@ use crate::storage::reader::{ChunkError, Traffic, Written};
 pub struct RunAddress {
     /// The work directory.
     pub work_dir: String,
-    /// The run's folder in it.
-    pub run: RunId,
+    /// The run's folder in it: the run's name, and what sets this try apart from others of the same plan.
+    pub folder: String,
 }
 
 /// A range of tasks of one stage, to be run by one worker one after the other.

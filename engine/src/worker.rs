@@ -61,7 +61,7 @@ impl RunContext {
     pub fn fetch(address: RunAddress) -> Result<RunContext, String> {
         let stores = Stores::default();
         let store = stores.open(&address.work_dir).map_err(|e| e.to_string())?;
-        let key = format!("{}/plan.json", address.run);
+        let key = format!("{}/plan.json", address.folder);
         let bytes =
             read_small(&*store, &key, MAX_PLAN_BYTES).map_err(|e| e.to_string())?.ok_or_else(|| format!("there is no plan at {}", store.place(&key)))?;
         let plan = FinalizedPlan::from_bytes(&bytes).map_err(|e| e.to_string())?;
@@ -184,7 +184,6 @@ impl Worker {
                     let stage = self.context.plan.plan().stages.get(request.stage.0).map(|s| s.name.clone()).unwrap_or_default();
                     outcome.failure = Some(TaskFailure { kind, message, stage, task });
                     // What the task held is gone with it; start from an empty desk.
-                    self.ready = None;
                     self.rest();
                     break;
                 }
@@ -193,10 +192,11 @@ impl Worker {
         outcome
     }
 
-    /// Gives all buffers back to the system: for a worker that has to wait.
+    /// Gives everything back to the system: for a worker that has to wait.
     pub fn rest(&mut self) {
-        let limit = self.ready.as_ref().map_or(0, |r| self.context.plan.layout(r.stage).estimate.per_task());
-        self.desk.arena = Arena::new(limit);
+        self.ready = None;
+        self.desk.arena = Arena::new(0);
+        self.desk.contexts = Contexts::default();
     }
 
     fn run_task(&mut self, stage_id: StageId, number: u64) -> Result<TaskReport, Cause> {
@@ -207,6 +207,8 @@ impl Worker {
         let layout = plan.layout(stage_id);
         if self.ready.as_ref().is_none_or(|r| r.stage != stage_id) {
             self.desk.arena.set_limit(layout.estimate.per_task());
+            // Another stage's codecs are not in this one's projection.
+            self.desk.contexts = Contexts::default();
             self.ready = Some(self.context.ready(stage_id)?);
         }
         let Some(ready) = self.ready.as_mut() else { return Err((FailureKind::Plan, "the stage is not ready".into())) };
@@ -249,7 +251,7 @@ impl RunContext {
             let array = plan.array(id);
             let (store, path): (Arc<dyn Store>, String) = match &array.place {
                 Place::Input { url, path, .. } | Place::Output { url, path } => (self.stores.open(url).map_err(storage)?, path.clone()),
-                _ => (self.stores.open(&self.address.work_dir).map_err(storage)?, join(&self.address.run.to_string(), &array.name)),
+                _ => (self.stores.open(&self.address.work_dir).map_err(storage)?, join(&self.address.folder, &array.name)),
             };
             ChunkAccess::new(store, &path, &array.info).map_err(|error| cause_of_plan(&crate::plan::PlanError::Codec { array: array.name.clone(), error }))
         };

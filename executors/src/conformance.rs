@@ -65,10 +65,10 @@ fn context(folder: &Path) -> RunContext {
     };
     let plan: FinalizedPlan = lower(&[output], &spec).expect("the plan is made");
     assert_eq!(plan.plan().stages[0].n_tasks(), N_TASKS);
-    let address = RunAddress { work_dir: spec.work_dir, run: plan.run_id().clone() };
+    let address = RunAddress { work_dir: spec.work_dir, folder: plan.run_id().to_string() };
     let stores = Stores::default();
     let work = stores.open(&address.work_dir).expect("the work directory opens");
-    work.write(&format!("{}/plan.json", address.run), &plan.to_bytes().expect("the plan has bytes")).expect("the plan is written");
+    work.write(&format!("{}/plan.json", address.folder), &plan.to_bytes().expect("the plan has bytes")).expect("the plan is written");
     RunContext { plan: Arc::new(plan), address, stores, cancel: Cancel::default() }
 }
 

@@ -10,3 +10,9 @@ mod threads;
 
 pub use processes::{Processes, WORKER_ARGUMENT, serve};
 pub use threads::{Serial, Threads};
+
+/// Slots that a plan has tasks for.
+fn useful(slots: usize, context: &freestone_engine::worker::RunContext) -> usize {
+    let tasks = context.plan.plan().stages.iter().map(|s| s.n_tasks()).fold(0, u64::saturating_add);
+    slots.min(usize::try_from(tasks).unwrap_or(usize::MAX)).max(1)
+}

@@ -7,8 +7,7 @@ use std::ffi::OsString;
 use std::io::{self, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Mutex, PoisonError, mpsc};
 
 use freestone_engine::executor::{Executor, ExecutorError, Next, TaskSource};
 use freestone_engine::machine;
@@ -46,9 +45,12 @@ impl Processes {
 
 /// What a worker process does: answers requests until its input ends.
 ///
+/// When the input ends, the process ends, also in the middle of a task: a driver that is gone must not be followed by late
+/// writes.
+///
 /// # Errors
 /// Where input or output break.
-pub fn serve(input: impl io::Read, mut output: impl io::Write) -> io::Result<()> {
+pub fn serve(input: impl io::Read + Send + 'static, mut output: impl io::Write) -> io::Result<()> {
     let mut input = BufReader::new(input);
     let Some(hello) = receive::<Hello>(&mut input)? else { return Ok(()) };
     let mut ready = Ready { version: VERSION, pid: std::process::id(), error: None };
@@ -61,8 +63,17 @@ pub fn serve(input: impl io::Read, mut output: impl io::Write) -> io::Result<()>
         }
     };
     send(&mut output, &ready)?;
+    let (requests, queue) = mpsc::channel();
+    std::thread::spawn(move || {
+        while let Ok(Some(request)) = receive::<TaskRequest>(&mut input) {
+            if requests.send(request).is_err() {
+                return;
+            }
+        }
+        std::process::exit(0);
+    });
     let mut worker = Worker::new(context, hello.name);
-    while let Some(request) = receive::<TaskRequest>(&mut input)? {
+    for request in queue {
         let mut outcome = worker.run(&request);
         outcome.worker_peak_bytes = Some(machine::peak_rss_bytes());
         send(&mut output, &outcome)?;
@@ -151,7 +162,7 @@ impl Processes {
     }
 }
 
-fn lost(context: &RunContext, request: TaskRequest, worker: String, kind: FailureKind, message: String) -> TaskOutcome {
+pub(crate) fn lost(context: &RunContext, request: TaskRequest, worker: String, kind: FailureKind, message: String) -> TaskOutcome {
     let stage = context.plan.plan().stages.get(request.stage.0).map(|s| s.name.clone()).unwrap_or_default();
     let failure = TaskFailure { kind, message, stage, task: request.first };
     TaskOutcome { request, worker, done: Vec::new(), failure: Some(failure), worker_peak_bytes: None }
@@ -185,7 +196,7 @@ impl Executor for Processes {
     fn run(&self, context: &RunContext, source: &dyn TaskSource) -> Result<(), ExecutorError> {
         let error = Mutex::new(None);
         std::thread::scope(|scope| {
-            for index in 0..self.processes {
+            for index in 0..crate::useful(self.processes, context) {
                 let error = &error;
                 scope.spawn(move || self.work(context, source, index, error));
             }

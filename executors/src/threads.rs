@@ -1,7 +1,12 @@
 //! In this process.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use freestone_engine::executor::{Executor, ExecutorError, Next, TaskSource};
+use freestone_engine::task::FailureKind;
 use freestone_engine::worker::{RunContext, Worker};
+
+use crate::processes::lost;
 
 /// One request after the other, on the calling thread.
 #[derive(Clone, Copy, Debug, Default)]
@@ -62,7 +67,7 @@ impl Executor for Threads {
 
     fn run(&self, context: &RunContext, source: &dyn TaskSource) -> Result<(), ExecutorError> {
         let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(self.threads)
+            .num_threads(crate::useful(self.threads, context))
             .thread_name(|i| format!("freestone-{i}"))
             .build()
             .map_err(|e| ExecutorError::Threads(e.to_string()))?;
@@ -76,7 +81,13 @@ fn work(context: &RunContext, source: &dyn TaskSource, name: &str) {
     let mut worker = Worker::new(context.clone(), name.to_owned());
     loop {
         match source.try_next() {
-            Next::Run(request) => source.finished(worker.run(&request)),
+            Next::Run(request) => {
+                // A panic is a defect; it must end the run, not leave others waiting for its outcome.
+                let ran = catch_unwind(AssertUnwindSafe(|| worker.run(&request)));
+                source.finished(
+                    ran.unwrap_or_else(|_| lost(context, request, name.to_owned(), FailureKind::Plan, "the task panicked: please report this".into())),
+                );
+            }
             Next::Wait => {
                 // Who waits holds nothing: its share of memory is for those who work.
                 worker.rest();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use freestone_engine::graph::{Node, Op};
+use freestone_engine::graph::{Node, NodeRef, Op};
 use freestone_engine::grid::ChunkGrid;
 use freestone_engine::plan::lower::Output as EngineOutput;
 use freestone_engine::storage::metadata::{self, MetadataError, array_document, group_document, open_array};
@@ -147,11 +147,9 @@ fn output(target: &Target, array: &Array, path: &str) -> Result<EngineOutput, Er
         None => inner.node.grid.max_chunk().iter().map(|n| (*n).max(1)).collect(),
     };
     let grid = ChunkGrid::regular(&shape, &chunks)?;
-    let fill = match (target.fill, &inner.node.op) {
-        (Some(value), _) => Scalar::from_f64(dtype, value),
-        // A copy keeps the meaning of chunks that are not there.
-        (None, Op::Stored(stored)) => stored.info.fill,
-        (None, _) => Scalar::zero(dtype),
+    let fill = match target.fill {
+        Some(value) => Scalar::from_f64(dtype, value),
+        None => inherited_fill(&inner.node).unwrap_or(Scalar::zero(dtype)),
     };
     let info =
         ArrayInfo { dtype, fill, grid, stored_shape: Some(chunks), codecs: target.codec.codecs(dtype), keys: Keys::Default { separator: '/' }, shard: None };
@@ -167,6 +165,16 @@ fn output(target: &Target, array: &Array, path: &str) -> Result<EngineOutput, Er
         group: target.in_group.then(|| group_document(&Map::<String, Value>::new())),
         overwrite: target.overwrite,
     })
+}
+
+/// A copy keeps the value of chunks that are not there, whatever its chunks are: it may stand for missing data.
+fn inherited_fill(node: &NodeRef) -> Option<Scalar> {
+    match &node.op {
+        Op::Stored(stored) => Some(stored.info.fill),
+        Op::Rechunk(input) => inherited_fill(input),
+        Op::View { sources, .. } => sources.first().and_then(inherited_fill),
+        _ => None,
+    }
 }
 
 /// Coordinate arrays of a target's axes: one-dimensional, of the axis's name, beside the array that the axis comes from.

@@ -394,3 +394,29 @@ fn an_output_that_is_the_input_by_another_name() {
         assert!(ended.is_err(), "{output}");
     }
 }
+
+/// A folder of the user's that happens to be called as chunks' folders are.
+#[test]
+fn a_folder_named_c_is_not_ours() {
+    let place = Place::new();
+    std::fs::create_dir_all(place.at("project/c")).unwrap();
+    std::fs::write(place.at("project/c/main.c"), "code").unwrap();
+    let target = Target::array(&freestone::scalar(1.0), &place.at("project"));
+    let error = freestone::plan(&[target], &place.spec()).and_then(|p| freestone::run(&p, &place.spec(), &freestone::Serial)).unwrap_err();
+    assert_eq!(error.exit_code(), freestone::ExitCode::Conflict, "{error}");
+    assert_eq!(std::fs::read_to_string(place.at("project/c/main.c")).unwrap(), "code");
+}
+
+/// Missing data stay missing in a copy, and more than some hundred chunks of them in a new folder are no failure.
+#[test]
+fn a_copy_keeps_its_fill_value() {
+    let place = Place::new();
+    let spec = place.spec();
+    let nan = freestone::full(&[3000], f64::NAN, freestone::DType::Float64, &[1000]).unwrap();
+    let first = Target::array(&nan, &place.at("new/folder/a")).fill(f64::NAN);
+    freestone::run(&freestone::plan(&[first], &spec).unwrap(), &spec, &freestone::Serial).unwrap();
+    let again = freestone::open(&place.at("new/folder/a")).unwrap().rechunk(&[5]).unwrap();
+    let report = freestone::run(&freestone::plan(&[Target::array(&again, &place.at("b/c"))], &spec).unwrap(), &spec, &freestone::Serial).unwrap();
+    assert_eq!(report.traffic().bytes_written, 0);
+    assert!(freestone::compute::<f64>(&freestone::open(&place.at("b/c")).unwrap(), &spec).unwrap().iter().all(|x| x.is_nan()));
+}

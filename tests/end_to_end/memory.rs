@@ -83,3 +83,12 @@ fn rechunks_are_bounded() {
     check("to rows", CodecName::Zstd(1), |a, _| a.rechunk(&[30, 2000]).unwrap());
     check("to columns", CodecName::None, |a, _| a.rechunk(&[3000, 50]).unwrap());
 }
+
+/// Output chunks larger than input chunks: the second task of a thread once reused a larger buffer for a smaller need and ran over.
+#[test]
+fn merging_rechunks_are_bounded_over_many_tasks() {
+    for codec in [CodecName::None, CodecName::Lz4, CodecName::Zstd(1)] {
+        check("merge", codec, |a, _| a.rechunk(&[2000, 1000]).unwrap());
+        check("merge both", codec, |a, _| a.rechunk(&[1500, 1400]).unwrap());
+    }
+}

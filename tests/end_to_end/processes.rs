@@ -140,15 +140,15 @@ fn an_interrupted_run_keeps_its_work_and_publishes_nothing() {
     assert_eq!(error.exit_code(), ExitCode::Interrupted);
     let work = tree(place.at("work"));
     let run = planned.plan().run_id().to_string();
-    assert!(work.contains_key(&format!("{run}/plan.json")), "{:?}", work.keys());
-    assert!(work.keys().any(|k| k.starts_with(&format!("{run}/journal/"))), "{:?}", work.keys());
+    assert!(work.keys().any(|k| k.starts_with(&run) && k.ends_with("/plan.json")), "{:?}", work.keys());
+    assert!(work.keys().any(|k| k.starts_with(&run) && k.contains("/journal/")), "{:?}", work.keys());
     assert!(names(place.at("out")).iter().all(|n| !n.ends_with("zarr.json")), "no array can be opened");
     assert!(freestone::open(&place.at("out")).is_err());
 
     // What is left is not in the way of another try.
     freestone::run(&planned, &place.spec(), &Threads::new(2)).unwrap();
     assert!(freestone::open(&place.at("out")).is_ok());
-    assert!(tree(place.at("work")).is_empty());
+    assert!(tree(place.at("work")) == work, "each try has a folder of its own");
 }
 
 #[test]

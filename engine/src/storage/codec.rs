@@ -303,6 +303,10 @@ impl Codec {
                 }
                 continue;
             }
+            if !(i == 0 && self.plain && matches!(filter, Filter::Zstd { .. })) {
+                // What codecs allocate by themselves stands beside the pool.
+                arena.prepare(self.decode_scratch() + expected);
+            }
             if i == 0 && self.plain {
                 return filter.decode_last(&bytes, expected, arena, contexts);
             }
@@ -316,6 +320,7 @@ impl Codec {
             block.bytes_mut().copy_from_slice(&bytes);
             return Ok(block);
         }
+        arena.prepare(self.decode_scratch() + expected);
         let options = CodecOptions::default().with_concurrent_target(1);
         let decoded = self.head.decode(bytes, &self.shape, &self.data_type, &self.fill, &options).map_err(|e| CodecError::Corrupt(e.to_string()))?;
         let block = decoded.into_fixed().map_err(|e| CodecError::Corrupt(e.to_string()))?.into_owned();
@@ -328,6 +333,9 @@ impl Codec {
     /// Where a codec fails.
     pub fn encode(&self, block: &[u8], arena: &mut Arena, contexts: &mut Contexts) -> Result<Option<Buffer>, CodecError> {
         let mut bytes: Cow<'_, [u8]> = Cow::Borrowed(block);
+        if !self.is_raw() {
+            arena.prepare(self.encode_scratch() + self.encoded_bound());
+        }
         if !self.plain {
             let options = CodecOptions::default().with_concurrent_target(1);
             let encoded = self

@@ -147,7 +147,11 @@ impl Store for LocalStore {
     fn sync(&self, keys: &mut dyn Iterator<Item = String>) -> Result<(), StorageError> {
         let first: Vec<String> = keys.take(SYNC_ONE_BY_ONE + 1).collect();
         if first.len() > SYNC_ONE_BY_ONE {
-            let root = File::open(&self.root).map_err(self.failed("", "flushed"))?;
+            let root = match File::open(&self.root) {
+                // Nothing but fill values: no write has made the folder.
+                Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+                other => other.map_err(self.failed("", "flushed"))?,
+            };
             return rustix::fs::syncfs(&root).map_err(|e| self.failed("", "flushed")(e.into()));
         }
         let mut folders = std::collections::BTreeSet::new();
