@@ -4,7 +4,6 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::memory::Overrun;
 use crate::plan::{ArrayId, PlanError, StageId};
 use crate::storage::StorageError;
 use crate::storage::codec::CodecError;
@@ -127,12 +126,6 @@ impl fmt::Display for TaskFailure {
 
 /// The kind of a failure and its words.
 pub(crate) type Cause = (FailureKind, String);
-
-impl From<Overrun> for FailureKind {
-    fn from(_: Overrun) -> Self {
-        FailureKind::Overrun
-    }
-}
 
 /// The cause of a chunk that did not come or go.
 pub(crate) fn cause_of_chunk(error: &ChunkError) -> Cause {

@@ -14,7 +14,7 @@ use freestone_kernels::{Buffer, Generate, ReduceOp, View, contiguous_strides, co
 use crate::grid::{Region, try_for_each_coord};
 use crate::machine;
 use crate::memory::{Arena, Overrun, SlotId, Step};
-use crate::plan::{FinalizedPlan, Kernel, OutAxis, Place, ReadMode, Stage, StageId, StageLayout, from_hex};
+use crate::plan::{FinalizedPlan, Kernel, Place, ReadMode, Stage, StageId, StageLayout, from_hex};
 use crate::readmap::{AxisMap, Origin, Piece};
 use crate::storage::codec::Contexts;
 use crate::storage::reader::{ChunkAccess, ChunkError, Desk, ShardCache};
@@ -536,11 +536,4 @@ fn views<'a>(loaded: &'a [Option<Loaded>], inputs: &'a [Vec<Source>], part: &Reg
             })
         })
         .collect()
-}
-
-impl Stage {
-    /// True if a reduction's partial results are what it writes.
-    pub fn is_partial(&self) -> bool {
-        self.outputs.iter().any(|o| o.axes.iter().any(|a| matches!(a, OutAxis::Part(_))))
-    }
 }

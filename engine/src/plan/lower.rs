@@ -348,7 +348,7 @@ impl<'a> Lowering<'a> {
             for (at, other) in fused.iter().enumerate().skip(first) {
                 if let Some(both) = join(other, &draft)? {
                     let fits = self
-                        .cut(&both, at)
+                        .cut(&both)
                         .iter()
                         .all(|s| StageLayout::of(&self.as_plan(Vec::new()), s).is_ok_and(|l| l.estimate.total() <= self.spec.allowed_mem));
                     if fits {
@@ -406,11 +406,11 @@ impl<'a> Lowering<'a> {
 
     /// The stages of a draft; partial results get arrays of their own.
     fn split(&mut self, draft: Draft) -> Vec<Stage> {
-        let Kind::Reduce { axes, folds, .. } = &draft.kind else { return self.cut(&draft, 0) };
+        let Kind::Reduce { axes, folds, .. } = &draft.kind else { return self.cut(&draft) };
         let groups = self.reduce_groups(&draft);
         let parts: Vec<u64> = axes.iter().zip(&groups).map(|(a, g)| draft.walk.axes()[*a].n_chunks().div_ceil(*g).max(1)).collect();
         if parts.iter().all(|p| *p <= 1) {
-            return self.cut(&draft, 0);
+            return self.cut(&draft);
         }
         let shape = draft.walk.shape();
         let (fold_axes, folds) = (axes.clone(), folds.clone());
@@ -458,7 +458,7 @@ impl<'a> Lowering<'a> {
     }
 
     /// The one stage of a draft, whole along reduced axes.
-    fn cut(&self, draft: &Draft, _at: usize) -> Vec<Stage> {
+    fn cut(&self, draft: &Draft) -> Vec<Stage> {
         match &draft.kind {
             Kind::Map { grid } => vec![self.map_stage(draft, grid)],
             Kind::Reduce { axes, .. } => {

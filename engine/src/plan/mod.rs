@@ -14,7 +14,7 @@ use std::fmt;
 use freestone_kernels::reduce::Finish;
 use freestone_kernels::{DType, Expr, Generate, ReduceOp};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
@@ -499,9 +499,6 @@ impl LocalMemory {
         if self.shared { estimate.per_task() } else { estimate.total() }
     }
 }
-
-/// Attributes of an output.
-pub type Attributes = Map<String, Value>;
 
 /// Bytes as hexadecimal text.
 pub(crate) fn to_hex(bytes: &[u8]) -> String {
