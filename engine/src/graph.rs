@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use freestone_kernels::reduce::Finish;
 use freestone_kernels::{Buffer, DType, Expr, Generate, ReduceOp};
 
 use crate::grid::{AxisGrid, ChunkGrid};
@@ -54,8 +55,8 @@ pub enum Op {
         input: NodeRef,
         /// How.
         fold: ReduceOp,
-        /// The sum is divided by the number of elements.
-        mean: bool,
+        /// What becomes of the accumulators.
+        finish: Finish,
         /// The axes, rising.
         axes: Vec<usize>,
         /// They stay, with length 1.
@@ -121,13 +122,14 @@ fn view_grid(sources: &[NodeRef], map: &ReadMap) -> ChunkGrid {
         // The source axis that runs along `d` in the first piece that has one decides the cuts.
         let along = map.pieces().iter().find_map(|piece| match &piece.from {
             Origin::Source { source, axes } => axes.iter().enumerate().find_map(|(s, a)| match a {
-                AxisMap::Along { axis, start, step } if *axis == d => Some((piece, &sources[*source].grid.axes()[s], *start, *step)),
+                AxisMap::Along { axis, start, step } if *axis == d => Some((piece, &sources[*source].grid.axes()[s], Some((*start, *step)))),
+                AxisMap::Gather { axis, .. } if *axis == d => Some((piece, &sources[*source].grid.axes()[s], None)),
                 _ => None,
             }),
-            Origin::Fill(_) => None,
+            Origin::Fill(_) | Origin::Flat => None,
         });
         match along {
-            Some((piece, axis, start, step)) if piece.to.shape[d] == *n => axis.slice(start, step, *n),
+            Some((piece, axis, Some((start, step)))) if piece.to.shape[d] == *n => axis.slice(start, step, *n),
             Some((_, axis, ..)) => AxisGrid::regular(*n, axis.max_extent()),
             None => AxisGrid::regular(*n, (*n).clamp(1, BROADCAST_CHUNK)),
         }

@@ -1,14 +1,20 @@
 //! Which input elements a task reads.
 //!
 //! A [`ReadMap`] is data, not a closure, because tasks run in other processes. It answers one question: *where does each
-//! element of this array come from?* It has one normal form, a list of boxes each of which is an affine image of a box of
-//! a source or one fill value, and the form is closed under composition: slices, flips, permutations, broadcasts,
-//! concatenations and pads are one map each, and so is any chain of them. A chain of views costs no stage.
+//! element of this array come from?* It has one normal form, a list of boxes each of which is an image of a box of a source, affine
+//! or by a list of indices along each axis, or one fill value. The form is closed under composition: slices, flips, permutations,
+//! broadcasts, concatenations, pads and takes are one map each, and so is any chain of them. A chain of views costs no stage.
+//!
+//! Besides there is one map for arrays of another shape with the same elements in C order ([`ReadMap::flat`]), which composes with
+//! elementwise functions only.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::grid::Region;
+use crate::grid::{AxisGrid, Region, try_for_each_coord};
 use freestone_kernels::Scalar;
 
 /// More pieces than this are not walked for every task: the planner must materialise instead.
@@ -20,6 +26,8 @@ pub const MAX_PIECES: usize = 4096;
 pub enum ReadMapError {
     #[error("a chain of views has {0} pieces, over the limit of {MAX_PIECES}: store or rechunk one of its arrays first")]
     TooManyPieces(usize),
+    #[error("a view of a reshaped array must be stored before it is looked at again")]
+    Flat,
     #[error("the read map is malformed: {0}")]
     Malformed(&'static str),
 }
@@ -53,10 +61,12 @@ pub enum Origin {
         /// The index along each of the source's axes.
         axes: Vec<AxisMap>,
     },
+    /// The elements of source 0, which has another shape, in C order. The only piece of its map.
+    Flat,
 }
 
 /// The index along one axis of a source.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AxisMap {
     /// The same everywhere.
@@ -70,60 +80,146 @@ pub enum AxisMap {
         /// Pace; negative runs backwards.
         step: i64,
     },
+    /// `indices[start + step · (i − first)]`, where `i` is the index along `axis` of the array and `first` the box's first.
+    Gather {
+        /// Axis of the array.
+        axis: usize,
+        /// Place in the list for the box's first element.
+        start: u64,
+        /// Pace in the list; negative runs backwards.
+        step: i64,
+        /// The list.
+        indices: Arc<[u64]>,
+    },
+}
+
+/// Elements of a box, along one axis, whose indices are evenly spaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The first element.
+    pub first: u64,
+    /// Number of elements.
+    pub count: u64,
+    /// Index of the first.
+    pub start: u64,
+    /// Distance of the indices.
+    pub step: i64,
 }
 
 impl AxisMap {
-    /// The index for the `j`-th element of the box along the axis.
-    fn at(self, j: u64) -> u64 {
+    /// All indices along an axis.
+    pub fn whole(axis: usize) -> AxisMap {
+        AxisMap::Along { axis, start: 0, step: 1 }
+    }
+
+    /// The axis of the array along which the index varies.
+    pub fn axis(&self) -> Option<usize> {
         match self {
-            AxisMap::Fixed(x) => x,
-            AxisMap::Along { start, step, .. } => (start as i128 + step as i128 * j as i128) as u64,
+            AxisMap::Fixed(_) => None,
+            AxisMap::Along { axis, .. } | AxisMap::Gather { axis, .. } => Some(*axis),
         }
     }
 
-    /// The elements `j` of `0..len` whose index lies in `lo..hi`: first and number.
-    pub fn preimage(self, lo: u64, hi: u64, len: u64) -> (u64, u64) {
-        let (first, end) = match self {
-            AxisMap::Fixed(x) => (0, if lo <= x && x < hi { len as i128 } else { 0 }),
-            AxisMap::Along { start, step, .. } => {
-                let (s, t, lo, hi) = (start as i128, step as i128, lo as i128, hi as i128);
-                let ceil = |a: i128, b: i128| -((-a).div_euclid(b));
-                if t > 0 { (ceil(lo - s, t), ceil(hi - s, t)) } else { ((s - hi).div_euclid(-t) + 1, (s - lo).div_euclid(-t) + 1) }
-            }
-        };
-        let (first, end) = (first.clamp(0, len as i128), end.clamp(0, len as i128));
-        (first as u64, (end - first).max(0) as u64)
+    /// The index for the `j`-th element of the box along the axis.
+    pub fn at(&self, j: u64) -> u64 {
+        let along = |start: u64, step: i64| (start as i128 + step as i128 * j as i128) as u64;
+        match self {
+            AxisMap::Fixed(x) => *x,
+            AxisMap::Along { start, step, .. } => along(*start, *step),
+            AxisMap::Gather { start, step, indices, .. } => indices[along(*start, *step) as usize],
+        }
     }
 
-    /// Lowest and highest index over a box of `to`.
-    pub fn span(self, to: &Region) -> (u64, u64) {
+    /// The elements of `0..len` whose index lies in `lo..hi`, in runs of evenly spaced indices.
+    pub fn runs(&self, lo: u64, hi: u64, len: u64) -> Vec<Run> {
         match self {
-            AxisMap::Fixed(x) => (x, x),
-            AxisMap::Along { axis, .. } => {
-                let (a, b) = (self.at(0), self.at(to.shape[axis].saturating_sub(1)));
-                (a.min(b), a.max(b))
+            AxisMap::Fixed(x) if lo <= *x && *x < hi => vec![Run { first: 0, count: len, start: *x, step: 0 }],
+            AxisMap::Fixed(_) => vec![],
+            AxisMap::Along { start, step, .. } => {
+                let (s, t, lo, hi) = (*start as i128, *step as i128, lo as i128, hi as i128);
+                let ceil = |a: i128, b: i128| -((-a).div_euclid(b));
+                let (first, end) = if t > 0 { (ceil(lo - s, t), ceil(hi - s, t)) } else { ((s - hi).div_euclid(-t) + 1, (s - lo).div_euclid(-t) + 1) };
+                let (first, end) = (first.clamp(0, len as i128) as u64, end.clamp(0, len as i128) as u64);
+                if first < end { vec![Run { first, count: end - first, start: self.at(first), step: *step }] } else { vec![] }
+            }
+            AxisMap::Gather { .. } => {
+                let mut runs = Vec::new();
+                (0..len).for_each(|j| {
+                    let index = self.at(j);
+                    if lo <= index && index < hi {
+                        extend(&mut runs, j, index);
+                    }
+                });
+                runs
+            }
+        }
+    }
+
+    /// The chunks along an axis that hold indices of `0..len`, each with its runs.
+    pub fn hits(&self, grid: &AxisGrid, len: u64) -> Vec<(u64, Vec<Run>)> {
+        match self {
+            _ if len == 0 => vec![],
+            AxisMap::Gather { .. } => {
+                let mut hits: BTreeMap<u64, Vec<Run>> = BTreeMap::new();
+                (0..len).for_each(|j| {
+                    let index = self.at(j);
+                    extend(hits.entry(grid.find(index)).or_default(), j, index);
+                });
+                hits.into_iter().collect()
+            }
+            _ => {
+                let (a, b) = (grid.find(self.at(0)), grid.find(self.at(len - 1)));
+                let all = a.min(b)..=a.max(b);
+                all.map(|c| (c, self.runs(grid.start(c), grid.start(c + 1), len))).filter(|(_, runs)| !runs.is_empty()).collect()
             }
         }
     }
 
     /// The same index for a box that starts `offset` elements later along each axis.
-    fn moved(self, offset: &[u64]) -> AxisMap {
+    fn moved(&self, offset: &[u64]) -> AxisMap {
         match self {
-            AxisMap::Along { axis, step, .. } => AxisMap::Along { axis, start: self.at(offset[axis]), step },
-            fixed => fixed,
+            AxisMap::Along { axis, step, .. } => AxisMap::Along { axis: *axis, start: self.at(offset[*axis]), step: *step },
+            AxisMap::Gather { axis, start, step, indices } => {
+                AxisMap::Gather { axis: *axis, start: (*start as i64 + step * offset[*axis] as i64) as u64, step: *step, indices: Arc::clone(indices) }
+            }
+            AxisMap::Fixed(x) => AxisMap::Fixed(*x),
         }
     }
 
-    /// What `inner`, an index into an array along whose axes these are the indices, becomes.
-    fn then(inner: AxisMap, outer: &[AxisMap], inner_first: &[u64]) -> AxisMap {
-        match inner {
-            AxisMap::Fixed(x) => AxisMap::Fixed(x),
-            AxisMap::Along { axis: middle, step: t, .. } => match outer[middle] {
-                AxisMap::Fixed(x) => AxisMap::Fixed(inner.at(x - inner_first[middle])),
-                AxisMap::Along { axis, start, step } => AxisMap::Along { axis, start: inner.at(start - inner_first[middle]), step: t * step },
-            },
+    /// What this, an index into an array along whose axes `outer` are the indices over a box of `to` elements, becomes.
+    fn after(&self, outer: &[AxisMap], first: &[u64], to: &[u64]) -> AxisMap {
+        let Some(middle) = self.axis() else { return self.clone() };
+        match (self, &outer[middle]) {
+            (_, AxisMap::Fixed(x)) => AxisMap::Fixed(self.at(x - first[middle])),
+            (AxisMap::Along { step: t, .. }, AxisMap::Along { axis, start, step }) => {
+                AxisMap::Along { axis: *axis, start: self.at(start - first[middle]), step: t * step }
+            }
+            (AxisMap::Gather { start: s, step: t, indices, .. }, AxisMap::Along { axis, start, step }) => {
+                let start = (*s as i64 + t * (start - first[middle]) as i64) as u64;
+                AxisMap::Gather { axis: *axis, start, step: t * step, indices: Arc::clone(indices) }
+            }
+            (_, outer) => {
+                let axis = outer.axis().unwrap_or(0);
+                let indices = (0..to[axis]).map(|j| self.at(outer.at(j) - first[middle])).collect();
+                AxisMap::Gather { axis, start: 0, step: 1, indices }
+            }
         }
     }
+}
+
+/// Adds an element to the last run, or begins another.
+fn extend(runs: &mut Vec<Run>, j: u64, index: u64) {
+    if let Some(run) = runs.last_mut()
+        && run.first + run.count == j
+    {
+        let next = index as i64 - (run.start as i64 + run.step * (run.count as i64 - 1));
+        if run.count == 1 || next == run.step {
+            run.step = next;
+            run.count += 1;
+            return;
+        }
+    }
+    runs.push(Run { first: j, count: 1, start: index, step: 0 });
 }
 
 impl ReadMap {
@@ -134,12 +230,17 @@ impl ReadMap {
 
     /// The array is source 0.
     pub fn identity(shape: &[u64]) -> ReadMap {
-        let axes = (0..shape.len()).map(|axis| AxisMap::Along { axis, start: 0, step: 1 }).collect();
-        ReadMap::affine(shape.to_vec(), axes)
+        ReadMap::image(shape.to_vec(), (0..shape.len()).map(AxisMap::whole).collect())
     }
 
-    /// One piece: the array is an affine image of source 0.
-    pub fn affine(shape: Vec<u64>, axes: Vec<AxisMap>) -> ReadMap {
+    /// The elements of source 0, which has another shape, in C order.
+    pub fn flat(shape: Vec<u64>) -> ReadMap {
+        let to = Region::whole(&shape);
+        ReadMap { shape, pieces: vec![Piece { to, from: Origin::Flat }] }
+    }
+
+    /// One piece: the array is an image of source 0, by indices along its axes.
+    pub fn image(shape: Vec<u64>, axes: Vec<AxisMap>) -> ReadMap {
         let to = Region::whole(&shape);
         ReadMap { shape, pieces: vec![Piece { to, from: Origin::Source { source: 0, axes } }] }
     }
@@ -154,8 +255,19 @@ impl ReadMap {
         &self.pieces
     }
 
-    /// The index maps, if the array is an affine image of source 0 as a whole.
-    pub fn as_affine(&self) -> Option<&[AxisMap]> {
+    /// True if it is of the same elements in C order, in another shape.
+    pub fn is_flat(&self) -> bool {
+        matches!(self.pieces.as_slice(), [Piece { from: Origin::Flat, .. }])
+    }
+
+    /// Numbers in the lists of indices that it holds.
+    pub fn n_indices(&self) -> usize {
+        let of = |axis: &AxisMap| if let AxisMap::Gather { indices, .. } = axis { indices.len() } else { 0 };
+        self.pieces.iter().map(|p| if let Origin::Source { axes, .. } = &p.from { axes.iter().map(of).sum() } else { 0 }).sum()
+    }
+
+    /// The index maps, if the array is an image of source 0 as a whole.
+    pub fn as_image(&self) -> Option<&[AxisMap]> {
         match self.pieces.as_slice() {
             [Piece { to, from: Origin::Source { source: 0, axes } }] if to.shape == self.shape => Some(axes),
             _ => None,
@@ -164,7 +276,12 @@ impl ReadMap {
 
     /// Number of sources: one more than the highest named.
     pub fn n_sources(&self) -> usize {
-        self.pieces.iter().map(|p| if let Origin::Source { source, .. } = &p.from { source + 1 } else { 0 }).max().unwrap_or(0)
+        let of = |from: &Origin| match from {
+            Origin::Fill(_) => 0,
+            Origin::Source { source, .. } => source + 1,
+            Origin::Flat => 1,
+        };
+        self.pieces.iter().map(|p| of(&p.from)).max().unwrap_or(0)
     }
 
     /// The map from this array to the sources of its sources: source `k` is replaced by `inner[k]`, whose own sources are
@@ -173,8 +290,18 @@ impl ReadMap {
     /// Cost: pairs of pieces.
     ///
     /// # Errors
-    /// Where the result has more than [`MAX_PIECES`] pieces.
+    /// Where the result has more than [`MAX_PIECES`] pieces, or it is a view of a reshaped array or the other way round.
     pub fn compose(&self, inner: &[ReadMap]) -> Result<ReadMap, ReadMapError> {
+        if let [one] = inner
+            && (self.is_flat() || one.is_flat())
+        {
+            let is_nothing = |m: &ReadMap| *m == ReadMap::identity(&m.shape);
+            let both = (self.is_flat() || is_nothing(self)) && (one.is_flat() || is_nothing(one));
+            return if both { Ok(ReadMap::flat(self.shape.clone())) } else { Err(ReadMapError::Flat) };
+        }
+        if inner.iter().any(ReadMap::is_flat) {
+            return Err(ReadMapError::Flat);
+        }
         let mut base = Vec::with_capacity(inner.len());
         let mut n = 0;
         for map in inner {
@@ -189,16 +316,17 @@ impl ReadMap {
             };
             let map = inner.get(*source).ok_or(ReadMapError::Malformed("a piece names a source that is not there"))?;
             for below in &map.pieces {
-                let Some((to, moved)) = within(piece, axes, &below.to) else { continue };
-                let from = match &below.from {
-                    Origin::Fill(value) => Origin::Fill(*value),
-                    Origin::Source { source: s, axes: inner_axes } => {
-                        Origin::Source { source: base[*source] + s, axes: inner_axes.iter().map(|a| AxisMap::then(*a, &moved, &below.to.start)).collect() }
-                    }
-                };
-                pieces.push(Piece { to, from });
+                for (to, moved) in within(piece, axes, &below.to)? {
+                    let from = match &below.from {
+                        Origin::Source { source: s, axes: inner_axes } => {
+                            Origin::Source { source: base[*source] + s, axes: inner_axes.iter().map(|a| a.after(&moved, &below.to.start, &to.shape)).collect() }
+                        }
+                        other => other.clone(),
+                    };
+                    pieces.push(Piece { to, from });
+                }
                 if pieces.len() > MAX_PIECES {
-                    return Err(ReadMapError::TooManyPieces(self.pieces.len() * map.pieces.len()));
+                    return Err(ReadMapError::TooManyPieces(pieces.len()));
                 }
             }
         }
@@ -212,8 +340,8 @@ impl ReadMap {
             let Some(mut to) = piece.to.intersect(region) else { continue };
             let offset: Vec<u64> = to.start.iter().zip(&piece.to.start).map(|(a, b)| a - b).collect();
             let from = match &piece.from {
-                Origin::Fill(value) => Origin::Fill(*value),
                 Origin::Source { source, axes } => Origin::Source { source: *source, axes: axes.iter().map(|a| a.moved(&offset)).collect() },
+                other => other.clone(),
             };
             to.start.iter_mut().zip(&region.start).for_each(|(a, b)| *a -= b);
             inside.push(Piece { to, from });
@@ -229,11 +357,10 @@ impl ReadMap {
                 *v |= piece.to.shape[d] != self.shape[d];
             }
             if let Origin::Source { axes, .. } = &piece.from {
-                for axis in axes {
-                    if let AxisMap::Along { axis, .. } = axis {
-                        varies[*axis] = true;
-                    }
-                }
+                axes.iter().filter_map(AxisMap::axis).for_each(|a| varies[a] = true);
+            }
+            if piece.from == Origin::Flat {
+                varies.fill(true);
             }
         }
         varies
@@ -260,6 +387,12 @@ impl ReadMap {
             if self.pieces[..i].iter().any(|other| other.to.intersect(to).is_some()) {
                 return Err(ReadMapError::Malformed("two pieces overlap"));
             }
+            if piece.from == Origin::Flat {
+                let n = |shape: &[u64]| shape.iter().map(|n| u128::from(*n)).product::<u128>();
+                if self.pieces.len() != 1 || to.shape != self.shape || sources.first().map(|s| n(s)) != Some(n(&self.shape)) {
+                    return Err(ReadMapError::Malformed("a reshaped array has another number of elements"));
+                }
+            }
             if let Origin::Source { source, axes } = &piece.from {
                 let shape = sources.get(*source).ok_or(ReadMapError::Malformed("a piece names a source that is not there"))?;
                 if shape.len() != axes.len() {
@@ -271,6 +404,12 @@ impl ReadMap {
                 for (axis, n) in axes.iter().zip(shape) {
                     let inside = match axis {
                         AxisMap::Fixed(x) => x < n,
+                        AxisMap::Gather { axis, start, step, indices } => {
+                            let Some(len) = to.shape.get(*axis) else { return Err(ReadMapError::Malformed("an index map runs along no axis")) };
+                            let end = *start as i128 + *step as i128 * (*len as i128 - 1);
+                            let listed = 0..indices.len() as i128;
+                            *step != 0 && listed.contains(&i128::from(*start)) && listed.contains(&end) && indices.iter().all(|i| i < n)
+                        }
                         AxisMap::Along { axis, start, step } => {
                             let Some(len) = to.shape.get(*axis) else { return Err(ReadMapError::Malformed("an index map runs along no axis")) };
                             let end = *start as i128 + *step as i128 * (*len as i128 - 1);
@@ -290,34 +429,58 @@ impl ReadMap {
     }
 }
 
-/// The part of a piece whose indices lie in a box of the source, and its index maps moved there.
-fn within(piece: &Piece, axes: &[AxisMap], source: &Region) -> Option<(Region, Vec<AxisMap>)> {
-    let mut to = piece.to.clone();
-    let mut offset = vec![0; to.start.len()];
+/// The parts of a piece whose indices lie in a box of the source, and the index maps moved there.
+fn within(piece: &Piece, axes: &[AxisMap], source: &Region) -> Result<Vec<(Region, Vec<AxisMap>)>, ReadMapError> {
+    let rank = piece.to.start.len();
+    // For each axis of the box, the ranges of elements that are inside.
+    let mut inside: Vec<Vec<(u64, u64)>> = piece.to.shape.iter().map(|n| vec![(0, *n)]).collect();
     for (map, (lo, n)) in axes.iter().zip(source.start.iter().zip(&source.shape)) {
-        match *map {
-            AxisMap::Fixed(x) => {
-                if x < *lo || x >= lo + n {
-                    return None;
+        match map.axis() {
+            None if map.runs(*lo, lo + n, 1).is_empty() => return Ok(vec![]),
+            None => {}
+            Some(axis) => {
+                let mut ranges: Vec<(u64, u64)> = Vec::new();
+                for run in map.runs(*lo, lo + n, piece.to.shape[axis]) {
+                    match ranges.last_mut() {
+                        Some(last) if last.0 + last.1 == run.first => last.1 += run.count,
+                        _ => ranges.push((run.first, run.count)),
+                    }
                 }
-            }
-            AxisMap::Along { axis, .. } => {
-                let (first, count) = map.preimage(*lo, lo + n, piece.to.shape[axis]);
-                let start = offset[axis].max(first);
-                let stop = (offset[axis] + to.shape[axis]).min(first + count);
-                if start >= stop {
-                    return None;
-                }
-                offset[axis] = start;
-                to.shape[axis] = stop - start;
+                inside[axis] = both(&inside[axis], &ranges);
             }
         }
     }
-    if to.shape.contains(&0) {
-        return None;
+    let n = inside.iter().map(Vec::len).product::<usize>();
+    if n > MAX_PIECES {
+        return Err(ReadMapError::TooManyPieces(n));
     }
-    to.start.iter_mut().zip(&offset).for_each(|(s, o)| *s += o);
-    Some((to, axes.iter().map(|a| a.moved(&offset)).collect()))
+    let counts: Vec<u64> = inside.iter().map(|r| r.len() as u64).collect();
+    let mut parts = Vec::with_capacity(n);
+    let add = |at: &[u64]| {
+        let chosen: Vec<(u64, u64)> = inside.iter().zip(at).map(|(ranges, i)| ranges[*i as usize]).collect();
+        let offset: Vec<u64> = chosen.iter().map(|c| c.0).collect();
+        let to = Region { start: (0..rank).map(|d| piece.to.start[d] + offset[d]).collect(), shape: chosen.iter().map(|c| c.1).collect() };
+        if !to.shape.contains(&0) {
+            parts.push((to, axes.iter().map(|a| a.moved(&offset)).collect()));
+        }
+        Ok::<(), ReadMapError>(())
+    };
+    try_for_each_coord(&Region::whole(&counts), add)?;
+    Ok(parts)
+}
+
+/// What two lists of rising ranges have in common.
+fn both(a: &[(u64, u64)], b: &[(u64, u64)]) -> Vec<(u64, u64)> {
+    let mut out = Vec::new();
+    let (mut i, mut j) = (0, 0);
+    while i < a.len() && j < b.len() {
+        let (start, stop) = (a[i].0.max(b[j].0), (a[i].0 + a[i].1).min(b[j].0 + b[j].1));
+        if start < stop {
+            out.push((start, stop - start));
+        }
+        if a[i].0 + a[i].1 < b[j].0 + b[j].1 { i += 1 } else { j += 1 }
+    }
+    out
 }
 
 #[cfg(test)]
@@ -335,15 +498,10 @@ mod tests {
             .expect("pieces cover the array");
         match &piece.from {
             Origin::Fill(v) => Err(*v),
-            Origin::Source { source, axes } => Ok((
-                *source,
-                axes.iter()
-                    .map(|a| match a {
-                        AxisMap::Fixed(x) => *x,
-                        AxisMap::Along { axis, .. } => a.at(index[*axis] - piece.to.start[*axis]),
-                    })
-                    .collect(),
-            )),
+            Origin::Source { source, axes } => {
+                Ok((*source, axes.iter().map(|a| a.at(a.axis().map_or(0, |axis| index[axis] - piece.to.start[axis]))).collect()))
+            }
+            Origin::Flat => unreachable!(),
         }
     }
 
@@ -361,7 +519,16 @@ mod tests {
         let pick = |k: u64, n: u64| (seed.rotate_left(k as u32 * 7 + 3) ^ seed.wrapping_mul(0x9E37_79B9_7F4A_7C15 + k)) % n.max(1);
         let along = |axis: usize| AxisMap::Along { axis, start: 0, step: 1 };
         let rank = shape.len();
-        match pick(0, 5) {
+        match pick(0, 6) {
+            5 => {
+                // Some elements along one axis, in any order and repeated.
+                let axis = pick(1, rank as u64) as usize;
+                let indices: Arc<[u64]> = (0..1 + pick(2, 7)).map(|i| pick(i + 3, shape[axis])).collect();
+                let mut out = shape.clone();
+                out[axis] = indices.len() as u64;
+                let gather = |d| if d == axis { AxisMap::Gather { axis, start: 0, step: 1, indices: Arc::clone(&indices) } } else { along(d) };
+                ReadMap::image(out, (0..rank).map(gather).collect())
+            }
             0 => {
                 let mut out = Vec::new();
                 let axes = shape
@@ -380,10 +547,10 @@ mod tests {
                         }
                     })
                     .collect();
-                ReadMap::affine(out, axes)
+                ReadMap::image(out, axes)
             }
-            1 => ReadMap::affine(shape.iter().rev().copied().collect(), (0..rank).rev().map(along).collect()),
-            2 => ReadMap::affine([vec![3], shape.clone()].concat(), (1..=rank).map(along).collect()),
+            1 => ReadMap::image(shape.iter().rev().copied().collect(), (0..rank).rev().map(along).collect()),
+            2 => ReadMap::image([vec![3], shape.clone()].concat(), (1..=rank).map(along).collect()),
             3 => {
                 let mut out = shape.clone();
                 out[0] += 3;
@@ -403,7 +570,7 @@ mod tests {
                 // Dropped to a fixed index along the first axis, where there are two; else rolled.
                 if rank > 1 {
                     let axes = std::iter::once(AxisMap::Fixed(pick(3, shape[0]))).chain((0..rank - 1).map(along)).collect();
-                    return ReadMap::affine(shape[1..].to_vec(), axes);
+                    return ReadMap::image(shape[1..].to_vec(), axes);
                 }
                 let by = pick(4, shape[0]);
                 let part = |to: u64, n: u64, from: u64| Piece {
@@ -455,9 +622,10 @@ mod tests {
     #[test]
     fn concatenation_numbers_its_sources() {
         let along = AxisMap::Along { axis: 0, start: 0, step: 1 };
-        let half = |at: u64, source: usize| Piece { to: Region { start: vec![at], shape: vec![2] }, from: Origin::Source { source, axes: vec![along] } };
+        let half =
+            |at: u64, source: usize| Piece { to: Region { start: vec![at], shape: vec![2] }, from: Origin::Source { source, axes: vec![along.clone()] } };
         let concat = ReadMap::new(vec![4], vec![half(0, 0), half(2, 1)]);
-        let flip = ReadMap::affine(vec![2], vec![AxisMap::Along { axis: 0, start: 1, step: -1 }]);
+        let flip = ReadMap::image(vec![2], vec![AxisMap::Along { axis: 0, start: 1, step: -1 }]);
         let both = concat.compose(&[concat_of_one(), flip]).unwrap();
         assert_eq!(trace(&both, &[1]), Ok((0, vec![1])));
         assert_eq!(trace(&both, &[3]), Ok((1, vec![0])));

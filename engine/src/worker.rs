@@ -9,13 +9,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use freestone_kernels::eval::{self, Machine};
-use freestone_kernels::{Buffer, Generate, ReduceOp, View, contiguous_strides, copy, reduce};
+use freestone_kernels::reduce::{self, Folded};
+use freestone_kernels::{Buffer, DType, Generate, View, contiguous_strides, copy};
 
 use crate::grid::{Region, try_for_each_coord};
 use crate::machine;
 use crate::memory::{Arena, Overrun, SlotId, Step};
 use crate::plan::{FinalizedPlan, Kernel, Place, ReadMode, Stage, StageId, StageLayout, from_hex};
-use crate::readmap::{AxisMap, Origin, Piece};
+use crate::readmap::{AxisMap, Origin, Piece, Run};
 use crate::storage::codec::Contexts;
 use crate::storage::reader::{ChunkAccess, ChunkError, Desk, ShardCache};
 use crate::storage::{ArrayInfo, Store, Stores, join, read_small};
@@ -330,13 +331,12 @@ impl Task<'_> {
 
     fn take(&mut self, slot: SlotId) -> Result<(), Cause> {
         self.desk.arena.take(self.layout.schedule.slots[slot.0].bytes).map_err(overrun)?;
-        let Kernel::Reduce { expr, folds, axes } = &self.stage.kernel else { return Ok(()) };
+        let Kernel::Reduce { folds, axes, .. } = &self.stage.kernel else { return Ok(()) };
         if let Some(j) = self.layout.outputs.iter().position(|o| o.accumulator == Some(slot)) {
-            let values = expr.dtype(expr.results()[j]);
-            let dtype = folds[j].op.accumulator(values).unwrap_or(values);
+            let dtype = folds[j].accumulator();
             let elements: u64 = (0..self.region.shape.len()).filter(|d| !axes.contains(d)).map(|d| self.region.shape[d]).product();
             let mut buffer = self.desk.arena.buffer(elements * dtype.size() as u64).map_err(overrun)?;
-            reduce::start(folds[j].op, dtype, buffer.bytes_mut());
+            folds[j].op.start(folds[j].values, buffer.bytes_mut());
             self.accumulators[j] = Some(buffer);
         }
         Ok(())
@@ -376,17 +376,18 @@ impl Task<'_> {
     fn look_into_chunk(&mut self, i: usize, axes: &[AxisMap], to: &Region) -> Result<Loaded, Cause> {
         let source = &mut self.ready.inputs[i][0];
         let grid = &source.info().grid;
-        let coords: Vec<u64> = axes.iter().zip(grid.axes()).map(|(map, axis)| axis.find(map.span(to).0)).collect();
+        let coords: Vec<u64> = axes.iter().zip(grid.axes()).map(|(map, axis)| axis.find(map.at(0))).collect();
         let starts: Vec<u64> = coords.iter().zip(grid.axes()).map(|(c, axis)| axis.start(*c)).collect();
         let stored = contiguous_strides(&sizes(&source.stored_shape(&coords)));
         let (mut offset, mut strides) = (0isize, vec![0isize; to.shape.len()]);
         for ((map, start), stride) in axes.iter().zip(&starts).zip(&stored) {
-            match *map {
-                AxisMap::Fixed(x) => offset += (x - start) as isize * stride,
+            match map {
                 AxisMap::Along { axis, start: first, step } => {
-                    offset += (first as i64 - *start as i64) as isize * stride;
-                    strides[axis] += step as isize * stride;
+                    offset += (*first as i64 - *start as i64) as isize * stride;
+                    strides[*axis] += *step as isize * stride;
                 }
+                AxisMap::Fixed(x) => offset += (x - start) as isize * stride,
+                AxisMap::Gather { .. } => return Err((FailureKind::Plan, "a list of indices cannot be looked at in place".into())),
             }
         }
         let block = source.read(&coords, self.desk).map_err(|e| cause_of_chunk(&e))?;
@@ -398,7 +399,7 @@ impl Task<'_> {
         let varies = &self.layout.inputs[i].varies;
         let shape: Vec<usize> = self.cell.shape.iter().zip(varies).map(|(n, v)| if *v { *n as usize } else { 1 }).collect();
         let strides: Vec<isize> = contiguous_strides(&shape).into_iter().zip(varies).map(|(s, v)| if *v { s } else { 0 }).collect();
-        let size = self.ready.inputs[i][0].info().dtype.size();
+        let size = self.stage.kernel.expr().inputs()[i].size();
         let bytes = shape.iter().product::<usize>() * size;
         let mut region = self.desk.arena.buffer(bytes as u64).map_err(overrun)?;
         let desk = &mut *self.desk;
@@ -407,41 +408,39 @@ impl Task<'_> {
             let extent = |to: &[u64]| -> Vec<usize> { to.iter().zip(varies).map(|(n, v)| if *v { *n as usize } else { 1 }).collect() };
             match &piece.from {
                 Origin::Fill(value) => copy::fill_box(value, &extent(&piece.to.shape), region.bytes_mut(), at(&piece.to.start) as usize, &strides),
+                Origin::Flat => copy_flat(&self.cell, self.stage.inputs[i].map.shape(), &mut self.ready.inputs[i][0], desk, region.bytes_mut())?,
                 Origin::Source { source, axes } => {
                     let source = &mut self.ready.inputs[i][*source];
                     let grid = source.info().grid.clone();
-                    let spans: Vec<(u64, u64)> = axes.iter().map(|a| a.span(&piece.to)).collect();
-                    let touched = Region { start: spans.iter().map(|s| s.0).collect(), shape: spans.iter().map(|s| s.1 - s.0 + 1).collect() };
-                    try_for_each_coord(&grid.overlapping(&touched), |coords| {
-                        let chunk = grid.region(coords);
-                        // The elements of the piece whose source lies in this chunk.
-                        let (mut first, mut count) = (vec![0; piece.to.shape.len()], piece.to.shape.clone());
-                        for (map, (lo, n)) in axes.iter().zip(chunk.start.iter().zip(&chunk.shape)) {
-                            if let AxisMap::Along { axis, .. } = *map {
-                                (first[axis], count[axis]) = map.preimage(*lo, lo + n, piece.to.shape[axis]);
-                            }
-                        }
-                        if count.contains(&0) {
-                            return Ok(());
-                        }
-                        let stored = contiguous_strides(&sizes(&source.stored_shape(coords)));
-                        let (mut offset, mut from) = (0isize, vec![0isize; first.len()]);
-                        for ((map, start), stride) in axes.iter().zip(&chunk.start).zip(&stored) {
-                            match *map {
-                                AxisMap::Fixed(x) => offset += (x - start) as isize * stride,
-                                AxisMap::Along { axis, start: zero, step } => {
-                                    offset += (zero as i64 + step * first[axis] as i64 - *start as i64) as isize * stride;
-                                    from[axis] += step as isize * stride;
+                    // Along each of the source's axes, the chunks that hold what is wanted; each is decoded once.
+                    let length = |a: &AxisMap| a.axis().map_or(1, |d| piece.to.shape[d]);
+                    let hits: Vec<Vec<(u64, Vec<Run>)>> = axes.iter().zip(grid.axes()).map(|(a, grid)| a.hits(grid, length(a))).collect();
+                    let counts: Vec<u64> = hits.iter().map(|h| h.len() as u64).collect();
+                    try_for_each_coord(&Region::whole(&counts), |hit| {
+                        let (coords, runs): (Vec<u64>, Vec<&[Run]>) =
+                            hits.iter().zip(hit).map(|(h, i)| (h[*i as usize].0, h[*i as usize].1.as_slice())).unzip();
+                        let chunk = grid.region(&coords);
+                        let stored = contiguous_strides(&sizes(&source.stored_shape(&coords)));
+                        let block = source.read(&coords, desk).map_err(|e| cause_of_chunk(&e))?;
+                        let counts: Vec<u64> = runs.iter().map(|r| r.len() as u64).collect();
+                        let _: Result<(), ()> = try_for_each_coord(&Region::whole(&counts), |which| {
+                            let (mut target, mut count) = (piece.to.start.clone(), piece.to.shape.clone());
+                            let (mut offset, mut from) = (0isize, vec![0isize; target.len()]);
+                            for (s, map) in axes.iter().enumerate() {
+                                let run = runs[s][which[s] as usize];
+                                offset += (run.start - chunk.start[s]) as isize * stored[s];
+                                if let Some(axis) = map.axis() {
+                                    (target[axis], count[axis]) = (piece.to.start[axis] + run.first, run.count);
+                                    from[axis] += run.step as isize * stored[s];
                                 }
                             }
-                        }
-                        let block = source.read(coords, desk).map_err(|e| cause_of_chunk(&e))?;
-                        let target: Vec<u64> = piece.to.start.iter().zip(&first).map(|(a, b)| a + b).collect();
-                        let view =
-                            View { dtype: source.info().dtype, bytes: source.bytes(&block), offset: offset as usize, shape: extent(&count), strides: from };
-                        copy::strided(&view, region.bytes_mut(), at(&target) as usize, &strides);
+                            let view =
+                                View { dtype: source.info().dtype, bytes: source.bytes(&block), offset: offset as usize, shape: extent(&count), strides: from };
+                            copy::strided(&view, region.bytes_mut(), at(&target) as usize, &strides);
+                            Ok(())
+                        });
                         block.into_iter().for_each(|b| desk.arena.recycle(b));
-                        Ok(())
+                        Ok::<(), Cause>(())
                     })?;
                 }
             }
@@ -450,16 +449,43 @@ impl Task<'_> {
     }
 
     fn fold(&mut self) {
-        let Kernel::Reduce { folds, axes, .. } = &self.stage.kernel else { return };
-        let views = views(&self.loaded, &self.ready.inputs, &self.cell);
+        let Kernel::Reduce { folds, axes, parts, .. } = &self.stage.kernel else { return };
+        let views = views(self.stage.kernel.expr().inputs(), &self.loaded, &self.ready.inputs, &self.cell);
         // Accumulators lie in C order over the kept axes of the task.
         let kept: Vec<usize> = self.region.shape.iter().enumerate().map(|(d, n)| if axes.contains(&d) { 1 } else { *n as usize }).collect();
         let strides: Vec<isize> = contiguous_strides(&kept).into_iter().enumerate().map(|(d, s)| if axes.contains(&d) { 0 } else { s }).collect();
         let offset = (0..kept.len()).map(|d| (self.cell.start[d] - self.region.start[d]) as isize * strides[d]).sum::<isize>();
-        let ops: Vec<ReduceOp> = folds.iter().map(|f| f.op).collect();
-        let fold = reduce::Fold { ops: &ops, offset: offset as usize, strides: &strides };
+        let folded: Vec<Folded> = folds.iter().map(|f| Folded { op: f.op, values: f.values }).collect();
+        // Blocks come in C order: along the reduced axes, what lies before this one is folded already.
+        let seen = match parts {
+            None => self.seen_before(axes, &|d, start, len| (start, len, self.cell.start[d], self.cell.shape[d])),
+            Some(parts) => self.seen_before(axes, &|d, first, len| {
+                let part = &parts[axes.iter().position(|a| *a == d).unwrap_or(0)];
+                let at = |i: u64| part.start(i);
+                (at(first), at(first + len) - at(first), at(self.cell.start[d]), part.extent(self.cell.start[d]))
+            }),
+        };
+        let merge = parts.as_ref().map(|parts| axes.iter().zip(parts).map(|(a, part)| part.extent(self.cell.start[*a])).product());
+        // `argmin` and `argmax` count in C order along the reduced axes.
+        let space = self.stage.tasks.shape();
+        let mut weights = vec![0isize; space.len()];
+        let mut weight = 1;
+        for d in axes.iter().rev() {
+            weights[*d] = weight;
+            weight *= space[*d] as isize;
+        }
+        let first = (0..space.len()).map(|d| self.cell.start[d] * weights[d] as u64).sum();
+        let fold = reduce::Fold { folds: &folded, offset: offset as usize, strides: &strides, seen, merge, index: (first, &weights) };
         let mut accumulators: Vec<&mut [u8]> = self.accumulators.iter_mut().flatten().map(Buffer::bytes_mut).collect();
         reduce::fold(&mut self.ready.machine, &sizes(&self.cell.shape), &views, &fold, &mut accumulators);
+    }
+
+    /// Elements that the accumulators of the block at hand hold already. `of` gives, for a reduced axis and the task's first element and
+    /// length along it, the elements' first and number for the task, and for the block.
+    fn seen_before(&self, axes: &[usize], of: &dyn Fn(usize, u64, u64) -> (u64, u64, u64, u64)) -> u64 {
+        let along: Vec<(u64, u64, u64, u64)> = axes.iter().map(|d| of(*d, self.region.start[*d], self.region.shape[*d])).collect();
+        let product = |some: &[(u64, u64, u64, u64)], f: fn(&(u64, u64, u64, u64)) -> u64| some.iter().map(f).product::<u64>();
+        (0..along.len()).map(|k| product(&along[..k], |a| a.3) * (along[k].2 - along[k].0) * product(&along[k + 1..], |a| a.1)).sum()
     }
 
     /// Evaluates the output chunk at hand.
@@ -473,7 +499,7 @@ impl Task<'_> {
             let stored: u64 = output.stored_shape(&self.chunk).iter().product();
             blocks.push(self.desk.arena.buffer(stored * output.info().dtype.size() as u64).map_err(overrun)?);
         }
-        let views = views(&self.loaded, &self.ready.inputs, &region);
+        let views = views(self.stage.kernel.expr().inputs(), &self.loaded, &self.ready.inputs, &region);
         let mut fronts: Vec<&mut [u8]> = blocks.iter_mut().zip(&self.ready.outputs).map(|(b, o)| &mut b.bytes_mut()[..n * o.info().dtype.size()]).collect();
         eval::map(&mut self.ready.machine, &shape, &views, &mut fronts);
         for (j, (mut block, output)) in blocks.into_iter().zip(&self.ready.outputs).enumerate() {
@@ -485,7 +511,7 @@ impl Task<'_> {
 
     /// Turns accumulator `j` into its output block.
     fn finish(&mut self, j: usize) -> Result<(), Cause> {
-        let Kernel::Reduce { expr, folds, .. } = &self.stage.kernel else { return Ok(()) };
+        let Kernel::Reduce { folds, .. } = &self.stage.kernel else { return Ok(()) };
         let output = &self.ready.outputs[j];
         let region = self.stage.output_region(&self.stage.outputs[j], &self.coords);
         self.chunk = output.info().grid.overlapping(&region).start;
@@ -493,10 +519,8 @@ impl Task<'_> {
         let stored: u64 = output.stored_shape(&self.chunk).iter().product();
         let size = output.info().dtype.size();
         let mut block = self.desk.arena.buffer(stored * size as u64).map_err(overrun)?;
-        let values = expr.dtype(expr.results()[j]);
-        let dtype = folds[j].op.accumulator(values).unwrap_or(values);
         let n = region.n_elements() as usize;
-        folds[j].finish.apply(dtype, accumulator.bytes(), &mut block.bytes_mut()[..n * size]);
+        folds[j].finish.apply(folds[j].op, folds[j].values, accumulator.bytes(), &mut block.bytes_mut()[..n * size]);
         pad(&mut block, &sizes(&region.shape), output, &self.chunk);
         self.blocks[j] = Some(block);
         Ok(())
@@ -511,6 +535,131 @@ impl Task<'_> {
     }
 }
 
+/// Copies the elements of a region of an array of `shape` from a source of another shape with the same elements in C order.
+///
+/// Chunk by chunk: the chunk's rows are intervals of the common order, and so are the region's; what they share is copied.
+fn copy_flat(region: &Region, shape: &[u64], source: &mut Source, desk: &mut Desk, out: &mut [u8]) -> Result<(), Cause> {
+    let size = source.info().dtype.size();
+    let grid = source.info().grid.clone();
+    if region.n_elements() == 0 {
+        return Ok(());
+    }
+    let last: Vec<u64> = region.start.iter().zip(&region.shape).map(|(s, n)| s + n - 1).collect();
+    let from = |index: &[u64]| index.iter().zip(shape).fold(0, |at, (i, n)| at * n + i);
+    let touched = flat_bounds(&grid.shape(), from(&region.start), from(&last));
+    try_for_each_coord(&grid.overlapping(&touched), |coords| {
+        let chunk = grid.region(coords);
+        if !shared_rows(&chunk, &grid.shape(), region, shape, |_, _, _| true) {
+            return Ok(());
+        }
+        let stored = sizes(&source.stored_shape(coords));
+        let strides = contiguous_strides(&stored);
+        let block = source.read(coords, desk).map_err(|e| cause_of_chunk(&e))?;
+        let bytes = source.bytes(&block);
+        shared_rows(&chunk, &grid.shape(), region, shape, |within, to, n| {
+            let at: isize = within.iter().zip(&strides).map(|(i, s)| *i as isize * s).sum();
+            let (from, to, n) = (at as usize * size, to as usize * size, n as usize * size);
+            out[to..to + n].copy_from_slice(&bytes[from..from + n]);
+            false
+        });
+        block.into_iter().for_each(|b| desk.arena.recycle(b));
+        Ok(())
+    })
+}
+
+/// A box that holds the elements `first..=last` of the C order.
+fn flat_bounds(shape: &[u64], first: u64, last: u64) -> Region {
+    let mut bounds = Region::whole(shape);
+    let mut below: u64 = shape.iter().product();
+    let (mut first, mut last) = (first, last);
+    for (d, n) in shape.iter().enumerate() {
+        below /= n;
+        let (a, b) = (first / below, last / below);
+        (bounds.start[d], bounds.shape[d]) = (a, b - a + 1);
+        if a != b {
+            break;
+        }
+        (first, last) = (first - a * below, last - b * below);
+    }
+    bounds
+}
+
+/// Calls `f` for the runs of elements that are in a chunk of an array of one shape and in a region of an array of another, in C order: with the
+/// place in the chunk, the element of the region, and the number of elements. Ends, with true, as soon as `f` says so.
+fn shared_rows(chunk: &Region, chunked: &[u64], region: &Region, shape: &[u64], mut f: impl FnMut(&[u64], u64, u64) -> bool) -> bool {
+    let rows = match chunk.shape.split_last() {
+        Some((_, outer)) => Region { start: vec![0; outer.len()], shape: outer.to_vec() },
+        None => Region { start: vec![], shape: vec![] },
+    };
+    let width = chunk.shape.last().copied().unwrap_or(1);
+    let found = try_for_each_coord(&rows, |row| {
+        let global: Vec<u64> = row.iter().zip(&chunk.start).map(|(i, s)| i + s).chain(chunk.start.last().copied()).collect();
+        let begin = global.iter().zip(chunked).fold(0, |at, (i, n)| at * n + i);
+        let mut within: Vec<u64> = row.iter().copied().chain(chunk.start.last().map(|_| 0)).collect();
+        let mut at = begin;
+        while at < begin + width {
+            let Some((next, element, run)) = first_in(region, shape, at) else { break };
+            if next >= begin + width {
+                break;
+            }
+            let n = run.min(begin + width - next);
+            if let Some(w) = within.last_mut() {
+                *w = next - begin;
+            }
+            if f(&within, element, n) {
+                return Err(());
+            }
+            at = next + n;
+        }
+        Ok(())
+    });
+    found.is_err()
+}
+
+/// The first element of a region, at `at` or after it in the C order of an array: its place there, its number in the region, and how many
+/// follow without a gap.
+fn first_in(region: &Region, shape: &[u64], at: u64) -> Option<(u64, u64, u64)> {
+    let rank = shape.len();
+    let mut index = vec![0; rank];
+    let mut rest = at;
+    for d in (0..rank).rev() {
+        (index[d], rest) = (rest % shape[d], rest / shape[d]);
+    }
+    if rest > 0 {
+        return None;
+    }
+    // The next index that is inside, in lexicographic order.
+    let mut d = 0;
+    while d < rank {
+        let (lo, hi) = (region.start[d], region.start[d] + region.shape[d]);
+        if index[d] < lo {
+            index[d..].copy_from_slice(&region.start[d..]);
+            break;
+        }
+        if index[d] >= hi {
+            // Beyond the end along this axis: one further along an axis before it.
+            loop {
+                if d == 0 {
+                    return None;
+                }
+                d -= 1;
+                index[d] += 1;
+                if index[d] < region.start[d] + region.shape[d] {
+                    break;
+                }
+            }
+            index[d + 1..].copy_from_slice(&region.start[d + 1..]);
+            break;
+        }
+        d += 1;
+    }
+    let fold = |f: &dyn Fn(usize) -> (u64, u64)| (0..rank).fold(0, |sum, d| sum * f(d).1 + f(d).0);
+    let place = fold(&|d| (index[d], shape[d]));
+    let element = fold(&|d| (index[d] - region.start[d], region.shape[d]));
+    let run = (0..rank).next_back().map_or(1, |d| region.start[d] + region.shape[d] - index[d]);
+    Some((place, element, run))
+}
+
 /// Spreads an edge chunk over its stored shape.
 fn pad(block: &mut Buffer, shape: &[usize], output: &ChunkAccess, chunk: &[u64]) {
     let stored = sizes(&output.stored_shape(chunk));
@@ -520,15 +669,16 @@ fn pad(block: &mut Buffer, shape: &[usize], output: &ChunkAccess, chunk: &[u64])
 }
 
 /// The loaded blocks as seen from a part of the iteration space.
-fn views<'a>(loaded: &'a [Option<Loaded>], inputs: &'a [Vec<Source>], part: &Region) -> Vec<View<'a>> {
+fn views<'a>(dtypes: &[DType], loaded: &'a [Option<Loaded>], inputs: &'a [Vec<Source>], part: &Region) -> Vec<View<'a>> {
     loaded
         .iter()
         .zip(inputs)
-        .filter_map(|(loaded, sources)| {
+        .zip(dtypes)
+        .filter_map(|((loaded, sources), dtype)| {
             let loaded = loaded.as_ref()?;
             let shift: isize = (0..part.start.len()).map(|d| (part.start[d] - loaded.cell.start[d]) as isize * loaded.strides[d]).sum();
             Some(View {
-                dtype: sources[0].info().dtype,
+                dtype: *dtype,
                 bytes: loaded.block.as_ref().map_or_else(|| sources[0].bytes(&None), Buffer::bytes),
                 offset: (loaded.offset + shift) as usize,
                 shape: sizes(&part.shape),

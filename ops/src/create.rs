@@ -1,40 +1,208 @@
 //! Arrays from nothing, and from the program's memory.
 
+use std::panic::Location;
 use std::sync::Arc;
 
 use freestone_engine::graph::{Node, Op};
 use freestone_engine::grid::{AxisGrid, ChunkGrid};
+use freestone_engine::storage::metadata::array_document;
+use freestone_engine::storage::{ArrayInfo, CodecName, Keys, MemoryStore, Store};
 use freestone_kernels::dtype::{Element, Kind};
 use freestone_kernels::{Buffer, DType, Generate, Scalar};
 use ndarray::{ArrayBase, Data, Dimension};
+use serde_json::Map;
 
 use crate::array::Array;
+use crate::elementwise::{Operand, where_};
 use crate::error::Error;
 
 /// Every element is `value`, cast to `dtype`.
 ///
 /// # Errors
 /// Where the chunks do not fit the shape.
-pub fn full(shape: &[u64], value: f64, dtype: DType, chunks: &[u64]) -> Result<Array, Error> {
-    generated(shape, dtype, chunks, Generate::Full(Scalar::from_f64(dtype, value)))
+pub fn full(shape: &[u64], value: impl Into<Scalar>, dtype: DType, chunks: &[u64]) -> Result<Array, Error> {
+    generated(shape, dtype, chunks, Generate::Full(value.into().cast(dtype)))
+}
+
+/// Every element is 0.
+///
+/// # Errors
+/// Where the chunks do not fit the shape.
+pub fn zeros(shape: &[u64], dtype: DType, chunks: &[u64]) -> Result<Array, Error> {
+    full(shape, 0, dtype, chunks)
+}
+
+/// Every element is 1.
+///
+/// # Errors
+/// Where the chunks do not fit the shape.
+pub fn ones(shape: &[u64], dtype: DType, chunks: &[u64]) -> Result<Array, Error> {
+    full(shape, 1, dtype, chunks)
+}
+
+/// Every element is something: 0, since nothing is gained by less.
+///
+/// # Errors
+/// Where the chunks do not fit the shape.
+pub fn empty(shape: &[u64], dtype: DType, chunks: &[u64]) -> Result<Array, Error> {
+    zeros(shape, dtype, chunks)
+}
+
+/// `value` everywhere, in the shape and chunks of another array, and in its dtype unless one is given.
+///
+/// # Errors
+/// The error that an operator left in the array.
+pub fn full_like(array: &Array, value: impl Into<Scalar>, dtype: Option<DType>) -> Result<Array, Error> {
+    let inner = array.get()?;
+    let dtype = dtype.unwrap_or(inner.node.dtype);
+    let node = Node { op: Op::Generate(Generate::Full(value.into().cast(dtype))), dtype, grid: inner.node.grid.clone() };
+    Ok(Array::from_parts(Arc::new(node), inner.dims.clone(), Map::new()))
+}
+
+/// 0 everywhere, as [`full_like`].
+///
+/// # Errors
+/// The error that an operator left in the array.
+pub fn zeros_like(array: &Array, dtype: Option<DType>) -> Result<Array, Error> {
+    full_like(array, 0, dtype)
+}
+
+/// 1 everywhere, as [`full_like`].
+///
+/// # Errors
+/// The error that an operator left in the array.
+pub fn ones_like(array: &Array, dtype: Option<DType>) -> Result<Array, Error> {
+    full_like(array, 1, dtype)
+}
+
+/// Anything everywhere, as [`full_like`].
+///
+/// # Errors
+/// The error that an operator left in the array.
+pub fn empty_like(array: &Array, dtype: Option<DType>) -> Result<Array, Error> {
+    zeros_like(array, dtype)
 }
 
 /// `start, start + step, …` up to but without `stop`.
 ///
-/// Shape: `(⌈(stop − start) / step⌉,)`, or no elements.
+/// Shape: `(⌈(stop − start) / step⌉,)`, or no elements. Integers are exact.
 ///
 /// # Errors
 /// Where the step is 0 or not finite, or `dtype` is bool or complex.
-pub fn arange(start: f64, stop: f64, step: f64, dtype: DType, chunk: u64) -> Result<Array, Error> {
-    let n = ((stop - start) / step).ceil();
-    if step == 0.0 || !n.is_finite() || n > 1e18 {
-        return Err(Error::Argument(format!("a range from {start} to {stop} in steps of {step} has no number of elements")));
-    }
+pub fn arange(start: impl Into<Scalar>, stop: impl Into<Scalar>, step: impl Into<Scalar>, dtype: DType, chunk: u64) -> Result<Array, Error> {
+    let (start, stop, step) = (start.into(), stop.into(), step.into());
     if matches!(dtype.kind(), Kind::Bool | Kind::Complex) {
         return Err(Error::Domain { op: "arange", dtype });
     }
-    let shape = [n.max(0.0) as u64];
-    generated(&shape, dtype, &[chunk], Generate::Arange { start: Scalar::new(start), step: Scalar::new(step) })
+    let bad = || Error::Argument(format!("a range from {start} to {stop} in steps of {step} has no number of elements"));
+    let n = match (start.get::<i64>(), stop.get::<i64>(), step.get::<i64>()) {
+        (_, _, Some(0)) => return Err(bad()),
+        (Some(start), Some(stop), Some(step)) => {
+            let (span, step) = (i128::from(stop) - i128::from(start), i128::from(step));
+            span / step + i128::from(span % step != 0 && (span < 0) == (step < 0))
+        }
+        _ => {
+            let real = |s: Scalar| s.cast(DType::Float64).get::<f64>().unwrap_or(f64::NAN);
+            let n = ((real(stop) - real(start)) / real(step)).ceil();
+            if real(step) == 0.0 || !n.is_finite() {
+                return Err(bad());
+            }
+            n as i128
+        }
+    };
+    let n = u64::try_from(n.max(0)).ok().filter(|n| *n < 1 << 59).ok_or_else(bad)?;
+    generated(&[n], dtype, &[chunk], Generate::Arange { start, step })
+}
+
+/// `n` values from `start` to `stop` at even distances, which is the last one if `endpoint` says so, else the one after it.
+///
+/// # Errors
+/// Where `dtype` is bool or complex.
+pub fn linspace(start: f64, stop: f64, n: u64, endpoint: bool, dtype: DType, chunk: u64) -> Result<Array, Error> {
+    if matches!(dtype.kind(), Kind::Bool | Kind::Complex) {
+        return Err(Error::Domain { op: "linspace", dtype });
+    }
+    let intervals = if endpoint { n.saturating_sub(1).max(1) } else { n.max(1) };
+    generated(&[n], dtype, &[chunk], Generate::Linspace { start: Scalar::new(start), stop: Scalar::new(stop), intervals })
+}
+
+/// 1 on one diagonal of a matrix, 0 elsewhere; `k` is how far above the main diagonal it is.
+///
+/// # Errors
+/// Where the chunks do not fit the shape.
+pub fn eye(rows: u64, columns: u64, k: i64, dtype: DType, chunks: &[u64]) -> Result<Array, Error> {
+    generated(&[rows, columns], dtype, chunks, Generate::Eye { k })
+}
+
+/// The lower triangle of the last two axes, up to the `k`-th diagonal above the main one; 0 elsewhere.
+///
+/// Cost: no stage.
+///
+/// # Errors
+/// Where there are not two axes.
+pub fn tril(array: &Array, k: i64) -> Result<Array, Error> {
+    let zero = literal_zero(array)?;
+    where_(&triangle(array, k)?, array, zero)
+}
+
+/// The upper triangle of the last two axes, from the `k`-th diagonal above the main one; 0 elsewhere.
+///
+/// Cost: no stage.
+///
+/// # Errors
+/// Where there are not two axes.
+pub fn triu(array: &Array, k: i64) -> Result<Array, Error> {
+    let zero = literal_zero(array)?;
+    where_(&triangle(array, k.saturating_sub(1))?, zero, array)
+}
+
+fn literal_zero(array: &Array) -> Result<Operand, Error> {
+    Ok(if array.dtype()? == DType::Bool { false.into() } else { 0.into() })
+}
+
+/// Where the last two axes are in the lower triangle.
+fn triangle(array: &Array, k: i64) -> Result<Array, Error> {
+    let grid = array.grid()?;
+    let Some(axes) = grid.axes().len().checked_sub(2).map(|n| grid.axes()[n..].to_vec()) else {
+        return Err(Error::Argument(format!("a triangle needs at least 2 axes, not {}", grid.axes().len())));
+    };
+    Ok(Array::unnamed(Arc::new(Node { op: Op::Generate(Generate::Triangle { k }), dtype: DType::Bool, grid: ChunkGrid::new(axes) })))
+}
+
+/// How [`meshgrid`] orders its axes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Indexing {
+    /// The first array runs along the second axis.
+    Xy,
+    /// Array `i` runs along axis `i`.
+    Ij,
+}
+
+/// One-dimensional arrays, each spread over the grid that all of them span.
+///
+/// Cost: no stage.
+///
+/// # Errors
+/// Where one has another number of axes, or dtypes differ.
+pub fn meshgrid(arrays: &[Array], indexing: Indexing) -> Result<Vec<Array>, Error> {
+    let mut shape = Vec::with_capacity(arrays.len());
+    for array in arrays {
+        match array.shape()?.as_slice() {
+            [n] => shape.push(*n),
+            other => return Err(Error::Argument(format!("meshgrid takes arrays of one axis, not of shape {other:?}"))),
+        }
+        let (left, right) = (arrays[0].dtype()?, array.dtype()?);
+        if left != right {
+            return Err(Error::Promotion { left, right });
+        }
+    }
+    let place = |i: usize| if indexing == Indexing::Xy && i < 2 && arrays.len() > 1 { 1 - i } else { i };
+    let to: Vec<u64> = (0..shape.len()).map(|d| shape[place(d)]).collect();
+    let spread = |(i, array): (usize, &Array)| {
+        let thick = (place(i) + 1..shape.len()).try_fold(array.clone(), |a, _| a.expand_dims(-1))?;
+        thick.broadcast_to(&to)
+    };
+    arrays.iter().enumerate().map(spread).collect()
 }
 
 /// Independent uniform values in `[low, high)`.
@@ -50,16 +218,82 @@ pub fn random_uniform(shape: &[u64], low: f64, high: f64, seed: u64, dtype: DTyp
     generated(shape, dtype, chunks, Generate::Uniform { seed, low: Scalar::new(low), high: Scalar::new(high) })
 }
 
+/// Independent normal values, by Box & Muller; independent of the chunks as in [`random_uniform`].
+///
+/// # Errors
+/// Where `dtype` is not a real float, or the chunks do not fit the shape.
+pub fn random_normal(shape: &[u64], mean: f64, deviation: f64, seed: u64, dtype: DType, chunks: &[u64]) -> Result<Array, Error> {
+    if dtype.kind() != Kind::Float {
+        return Err(Error::Domain { op: "random_normal", dtype });
+    }
+    generated(shape, dtype, chunks, Generate::Normal { seed, mean: Scalar::new(mean), deviation: Scalar::new(deviation) })
+}
+
+/// Independent integers of `low..high`, each as likely as the others; independent of the chunks as in [`random_uniform`].
+///
+/// # Errors
+/// Where `dtype` is not an integer or does not hold the bounds, the range is empty, or the chunks do not fit the shape.
+pub fn random_integers(shape: &[u64], low: i64, high: i64, seed: u64, dtype: DType, chunks: &[u64]) -> Result<Array, Error> {
+    if !dtype.is_integer() {
+        return Err(Error::Domain { op: "random_integers", dtype });
+    }
+    let holds = |x: i64| Scalar::new(x).cast(dtype).cast(DType::Int64).get() == Some(x) && (x >= 0 || dtype != DType::UInt64);
+    if low >= high || !holds(low) || !holds(high - 1) {
+        return Err(Error::Argument(format!("integers from {low} to before {high} are no range of {dtype}")));
+    }
+    generated(shape, dtype, chunks, Generate::Integers { seed, low, range: high.wrapping_sub(low) as u64 })
+}
+
 fn generated(shape: &[u64], dtype: DType, chunks: &[u64], what: Generate) -> Result<Array, Error> {
     let grid = ChunkGrid::regular(shape, chunks)?;
     Ok(Array::unnamed(Arc::new(Node { op: Op::Generate(what), dtype, grid })))
 }
 
-/// An array of the values of one in memory, at most 1 MB: it becomes part of the plan. Store larger ones first.
+/// Values of more bytes are put into a store of their own, in this process's memory.
+const MAX_CONSTANT_BYTES: usize = 1_000_000;
+
+/// Chunks of an array in memory are about so large.
+const MEMORY_CHUNK_BYTES: usize = 8_000_000;
+
+/// An array of the values of one in memory.
+///
+/// Up to 1 MB it becomes part of the plan; a larger one stays in this process, where workers in other processes cannot see it: store it
+/// for those.
+#[track_caller]
 pub fn asarray<T: Element, S: Data<Elem = T>, D: Dimension>(values: &ArrayBase<S, D>) -> Array {
+    let at = Location::caller();
+    in_memory(values).unwrap_or_else(|e| Array::failed(e, at))
+}
+
+fn in_memory<T: Element, S: Data<Elem = T>, D: Dimension>(values: &ArrayBase<S, D>) -> Result<Array, Error> {
     let shape: Vec<u64> = values.shape().iter().map(|n| *n as u64).collect();
     let flat: Vec<T> = values.iter().copied().collect();
-    constant(&shape, T::DTYPE, Buffer::from_slice(&flat))
+    if size_of_val(flat.as_slice()) <= MAX_CONSTANT_BYTES {
+        return Ok(constant(&shape, T::DTYPE, Buffer::from_slice(&flat)));
+    }
+    // Chunks of whole rows, the last one filled up.
+    let row: usize = values.shape()[1..].iter().product();
+    let rows = (MEMORY_CHUNK_BYTES / (row * size_of::<T>()).max(1)).clamp(1, values.shape()[0]);
+    let chunk: Vec<u64> = std::iter::once(rows as u64).chain(shape[1..].iter().copied()).collect();
+    let info = ArrayInfo {
+        dtype: T::DTYPE,
+        fill: Scalar::zero(T::DTYPE),
+        grid: ChunkGrid::regular(&shape, &chunk)?,
+        stored_shape: Some(chunk),
+        codecs: CodecName::None.codecs(T::DTYPE),
+        keys: Keys::Default { separator: '/' },
+        shard: None,
+    };
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    store.write("values/zarr.json", &serde_json::to_vec(&array_document(&info, &[], &Map::new())).unwrap_or_default())?;
+    for (i, values) in flat.chunks(rows * row).enumerate() {
+        let mut bytes = Buffer::from_slice(values).bytes().to_vec();
+        bytes.resize(rows * row * size_of::<T>(), 0);
+        let mut coords = vec![0; shape.len()];
+        coords[0] = i as u64;
+        store.write(&format!("values/{}", info.keys.key(&coords)), &bytes)?;
+    }
+    crate::io::open_in(&store, "values")
 }
 
 /// An array of no axes.

@@ -8,17 +8,43 @@ use std::sync::Arc;
 
 use freestone_engine::graph::{Node, NodeRef};
 use freestone_engine::readmap::{AxisMap, ReadMap};
-use freestone_kernels::dtype::Kind;
-use freestone_kernels::{BinaryOp, DType, Expr, Node as ExprNode, Scalar, UnaryOp};
+use freestone_kernels::dtype::{Complex128, Kind};
+use freestone_kernels::{BinaryOp, DType, Domain, Expr, Node as ExprNode, Scalar, UnaryOp};
 
 use crate::array::{Array, Dim, kept_attributes};
 use crate::error::Error;
 
-/// An operand: an array, or a number that takes the array's dtype as Python's numbers do.
-pub(crate) enum Operand<'a> {
-    Array(&'a Array),
-    Number(f64),
+/// An operand: an array, or a number that takes the array's dtype where it can, as Python's numbers do.
+#[derive(Clone, Debug)]
+pub enum Operand {
+    /// An array.
+    Array(Array),
+    /// A bool, `int64`, `float64` or `complex128`: what Python's four kinds of numbers are.
+    Number(Scalar),
 }
+
+impl From<Array> for Operand {
+    fn from(array: Array) -> Operand {
+        Operand::Array(array)
+    }
+}
+
+impl From<&Array> for Operand {
+    fn from(array: &Array) -> Operand {
+        Operand::Array(array.clone())
+    }
+}
+
+macro_rules! numbers {
+    ($($from:ty),*) => { $(
+        impl From<$from> for Operand {
+            fn from(number: $from) -> Operand {
+                Operand::Number(number.into())
+            }
+        }
+    )* };
+}
+numbers!(bool, i32, i64, f64, Complex128);
 
 /// The shape that all broadcast to.
 pub(crate) fn broadcast_shapes(left: &[u64], right: &[u64]) -> Result<Vec<u64>, Error> {
@@ -45,7 +71,7 @@ pub(crate) fn broadcast_node(node: &NodeRef, shape: &[u64]) -> NodeRef {
         .iter()
         .enumerate()
         .map(|(d, n)| if *n == 1 && shape[d + shift] != 1 { AxisMap::Fixed(0) } else { AxisMap::Along { axis: d + shift, start: 0, step: 1 } });
-    Node::view(vec![Arc::clone(node)], ReadMap::affine(shape.to_vec(), axes.collect()))
+    Node::view(vec![Arc::clone(node)], ReadMap::image(shape.to_vec(), axes.collect()))
 }
 
 /// Names of the axes of a broadcast result: the first operand that names an axis and has its full length decides.
@@ -90,111 +116,264 @@ fn cast_to(expr: &mut Expr, node: u32, dtype: DType) -> Result<u32, Error> {
     Ok(if expr.dtype(node) == dtype { node } else { expr.push(ExprNode::Cast(dtype, node))? })
 }
 
-/// The dtype that a number takes beside an array.
-fn weak(dtype: DType, number: f64, op: BinaryOp) -> Result<DType, Error> {
-    match dtype.kind() {
-        Kind::Float | Kind::Complex => Ok(dtype),
-        Kind::Signed | Kind::Unsigned if number.fract() == 0.0 && Scalar::from_f64(dtype, number).cast(DType::Float64).get() == Some(number) => Ok(dtype),
-        Kind::Signed | Kind::Unsigned => Ok(DType::Float64),
-        Kind::Bool => Err(Error::Argument(format!("{} of a bool array and a number: cast the array first", op.name()))),
-    }
+/// A number as a literal of the dtype that it takes beside an array of `dtype`.
+///
+/// Source: the Array API standard, "mixing arrays with Python scalars". A float beside integers, which it leaves open, makes `float64`.
+fn weak(dtype: DType, number: Scalar, op: &str) -> Result<Scalar, Error> {
+    let to = match (number.dtype().kind(), dtype.kind()) {
+        (Kind::Bool, Kind::Bool)
+        | (Kind::Signed, Kind::Float | Kind::Complex)
+        | (Kind::Float, Kind::Float | Kind::Complex)
+        | (Kind::Complex, Kind::Complex) => dtype,
+        (Kind::Signed, Kind::Signed | Kind::Unsigned) => {
+            let same = number.cast(dtype);
+            if same.cast(DType::Int64) != number || (dtype == DType::UInt64 && number.get::<i64>() < Some(0)) {
+                return Err(Error::Argument(format!("{number} is no {dtype}: cast the array first")));
+            }
+            dtype
+        }
+        (Kind::Float, Kind::Signed | Kind::Unsigned) => DType::Float64,
+        (Kind::Complex, Kind::Float) if dtype == DType::Float32 => DType::Complex64,
+        (Kind::Complex, Kind::Float) => DType::Complex128,
+        _ => return Err(Error::Argument(format!("{op} of an array of {dtype} and {number}, a {}: cast the array first", number.dtype()))),
+    };
+    Ok(number.cast(to))
 }
 
-fn binary(op: BinaryOp, left: Operand<'_>, right: Operand<'_>) -> Result<Array, Error> {
-    let finish = |expr: &mut Expr, a: u32, b: u32, dtype: DType| {
-        // True division of integers is done in floats.
-        let dtype = if op == BinaryOp::Divide && dtype.is_integer() { DType::Float64 } else { dtype };
-        let (a, b) = (cast_to(expr, a, dtype)?, cast_to(expr, b, dtype)?);
+/// The dtype in which a function of a domain works on `dtype`: floats for integers where it needs them.
+fn working(domain: Domain, dtype: DType) -> DType {
+    if dtype.is_integer() && matches!(domain, Domain::Inexact | Domain::Float) { DType::Float64 } else { dtype }
+}
+
+/// Operands in one expression with one dtype.
+fn common(expr: &mut Expr, operands: &[Operand], slots: &[u32], op: &str) -> Result<(Vec<u32>, DType), Error> {
+    let mut dtype: Option<DType> = None;
+    for slot in slots {
+        let right = expr.dtype(*slot);
+        dtype = Some(match dtype {
+            Some(left) => left.promote(right).ok_or(Error::Promotion { left, right })?,
+            None => right,
+        });
+    }
+    // Numbers alone have their own dtypes.
+    let numbers = || operands.iter().filter_map(|o| if let Operand::Number(n) = o { Some(n.dtype()) } else { None }).max();
+    let arrays = dtype.or_else(numbers).ok_or_else(|| Error::Argument("there is no operand".into()))?;
+    let mut dtype = arrays;
+    let mut literals = Vec::new();
+    for operand in operands {
+        if let Operand::Number(number) = operand {
+            let literal = weak(arrays, *number, op)?;
+            dtype = dtype.promote(literal.dtype()).ok_or(Error::Promotion { left: dtype, right: literal.dtype() })?;
+            literals.push(literal);
+        }
+    }
+    let (mut arrays, mut literals) = (slots.iter(), literals.into_iter());
+    let nodes = operands.iter().filter_map(|operand| match operand {
+        Operand::Array(_) => arrays.next().copied().map(Ok),
+        Operand::Number(_) => literals.next().map(|l| expr.push(ExprNode::Literal(l.cast(dtype)))),
+    });
+    let nodes = nodes.collect::<Result<Vec<_>, _>>()?;
+    let nodes = nodes.into_iter().map(|n| cast_to(expr, n, dtype)).collect::<Result<Vec<_>, _>>()?;
+    Ok((nodes, dtype))
+}
+
+fn arrays_of(operands: &[Operand]) -> Vec<&Array> {
+    operands.iter().filter_map(|o| if let Operand::Array(a) = o { Some(a) } else { None }).collect()
+}
+
+/// A function of two operands by its number, as the named functions below.
+///
+/// # Errors
+/// Where shapes do not broadcast, dtypes have no common type, or it is not defined for that type.
+pub fn binary(op: BinaryOp, left: Operand, right: Operand) -> Result<Array, Error> {
+    let operands = [left, right];
+    if arrays_of(&operands).is_empty() {
+        return Err(Error::Argument(format!("{} of two numbers is no array: make one of them an array", op.name())));
+    }
+    map(&arrays_of(&operands), |expr, slots| {
+        let (nodes, dtype) = common(expr, &operands, slots, &op.name())?;
+        let dtype = working(op.domain(), dtype);
+        let (a, b) = (cast_to(expr, nodes[0], dtype)?, cast_to(expr, nodes[1], dtype)?);
         Ok(expr.push(ExprNode::Binary(op, a, b))?)
-    };
-    let with_number = |array: &Array, number: f64, array_first: bool| {
-        map(&[array], |expr, slots| {
-            let dtype = weak(expr.dtype(slots[0]), number, op)?;
-            let dtype = if op == BinaryOp::Divide && dtype.is_integer() { DType::Float64 } else { dtype };
-            let literal = expr.push(ExprNode::Literal(Scalar::from_f64(dtype, number)))?;
-            let (a, b) = if array_first { (slots[0], literal) } else { (literal, slots[0]) };
-            finish(expr, a, b, dtype)
-        })
-    };
-    match (left, right) {
-        (Operand::Array(a), Operand::Array(b)) => map(&[a, b], |expr, slots| {
-            let (left, right) = (expr.dtype(slots[0]), expr.dtype(slots[1]));
-            let dtype = left.promote(right).ok_or(Error::Promotion { left, right })?;
-            finish(expr, slots[0], slots[1], dtype)
-        }),
-        (Operand::Array(a), Operand::Number(n)) => with_number(a, n, true),
-        (Operand::Number(n), Operand::Array(b)) => with_number(b, n, false),
-        (Operand::Number(_), Operand::Number(_)) => Err(Error::Argument("at least one operand must be an array".into())),
-    }
+    })
 }
 
-fn unary(op: UnaryOp, a: &Array) -> Result<Array, Error> {
-    map(&[a], |expr, slots| Ok(expr.push(ExprNode::Unary(op, slots[0]))?))
+/// A function of one array by its number, as the named functions below.
+///
+/// # Errors
+/// Where it is not defined for the dtype.
+pub fn unary(op: UnaryOp, a: &Array) -> Result<Array, Error> {
+    map(&[a], |expr, slots| {
+        let dtype = working(op.domain(), expr.dtype(slots[0]));
+        let a = cast_to(expr, slots[0], dtype)?;
+        Ok(expr.push(ExprNode::Unary(op, a))?)
+    })
 }
 
 macro_rules! binary_functions {
-    ($($name:ident $op:ident $doc:literal;)*) => { $(
-        #[doc = $doc]
-        ///
-        /// Shapes broadcast, dtypes are promoted as the Array API standard says. Cost: no stage.
-        ///
-        /// # Errors
-        /// Where shapes do not broadcast, dtypes have no common type, or it is not defined for that type.
-        pub fn $name(a: &Array, b: &Array) -> Result<Array, Error> {
-            binary(BinaryOp::$op, Operand::Array(a), Operand::Array(b))
-        }
-    )* };
+    ($($name:ident $op:ident $doc:literal;)*) => {
+        $(
+            #[doc = $doc]
+            ///
+            /// Shapes broadcast, dtypes are promoted as the Array API standard says. Cost: no stage.
+            ///
+            /// # Errors
+            /// Where shapes do not broadcast, dtypes have no common type, or it is not defined for that type.
+            pub fn $name(x1: impl Into<Operand>, x2: impl Into<Operand>) -> Result<Array, Error> {
+                binary(BinaryOp::$op, x1.into(), x2.into())
+            }
+        )*
+
+        /// The functions of two operands: name in the standard, number, what it gives.
+        pub const BINARY: &[(&str, BinaryOp, &str)] = &[$((stringify!($name), BinaryOp::$op, $doc)),*];
+    };
 }
 
 binary_functions! {
     add Add "The sum; integers wrap.";
-    subtract Subtract "The difference; integers wrap.";
-    multiply Multiply "The product; integers wrap.";
+    atan2 Atan2 "The angle of the point (x2, x1), in radians.";
+    bitwise_and BitwiseAnd "Bits that both integers, or bools, have.";
+    bitwise_left_shift BitwiseLeftShift "The bits of an integer moved up by another; beyond its width nothing is left.";
+    bitwise_or BitwiseOr "Bits that one of two integers, or bools, has.";
+    bitwise_right_shift BitwiseRightShift "The bits of an integer moved down by another, keeping its sign.";
+    bitwise_xor BitwiseXor "Bits that just one of two integers, or bools, has.";
+    copysign Copysign "The magnitude of the first with the sign of the second.";
     divide Divide "The true quotient; integers give `float64`.";
-    minimum Minimum "The lesser of two real numbers; NaN if one is NaN.";
-    maximum Maximum "The greater of two real numbers; NaN if one is NaN.";
     equal Equal "True where equal.";
-    not_equal NotEqual "True where not equal.";
-    less Less "True where the first is less.";
-    less_equal LessEqual "True where the first is not greater.";
+    floor_divide FloorDivide "The quotient rounded to -infinity; integers by 0 give 0.";
     greater Greater "True where the first is greater.";
     greater_equal GreaterEqual "True where the first is not less.";
+    hypot Hypot "The square root of the sum of squares, without overflow between.";
+    less Less "True where the first is less.";
+    less_equal LessEqual "True where the first is not greater.";
+    logaddexp Logaddexp "The logarithm of the sum of exponentials, without overflow between.";
     logical_and LogicalAnd "True where both bools are.";
     logical_or LogicalOr "True where one of two bools is.";
+    logical_xor LogicalXor "True where just one of two bools is.";
+    maximum Maximum "The greater of two real numbers; NaN if one is NaN.";
+    minimum Minimum "The lesser of two real numbers; NaN if one is NaN.";
+    multiply Multiply "The product; integers wrap.";
+    nextafter Nextafter "The next float after the first towards the second.";
+    not_equal NotEqual "True where not equal.";
+    pow Pow "The first to the power of the second; integers wrap, and negative exponents truncate.";
+    remainder Remainder "What `floor_divide` leaves, with the sign of the divisor; integers by 0 give 0.";
+    subtract Subtract "The difference; integers wrap.";
 }
 
 macro_rules! unary_functions {
-    ($($name:ident $op:ident $doc:literal;)*) => { $(
-        #[doc = $doc]
-        ///
-        /// Cost: no stage.
-        ///
-        /// # Errors
-        /// Where it is not defined for the dtype.
-        pub fn $name(a: &Array) -> Result<Array, Error> {
-            unary(UnaryOp::$op, a)
-        }
-    )* };
+    ($($name:ident $op:ident $doc:literal;)*) => {
+        $(
+            #[doc = $doc]
+            ///
+            /// Cost: no stage.
+            ///
+            /// # Errors
+            /// Where it is not defined for the dtype.
+            pub fn $name(x: &Array) -> Result<Array, Error> {
+                unary(UnaryOp::$op, x)
+            }
+        )*
+
+        /// The functions of one array: name in the standard, number, what it gives.
+        pub const UNARY: &[(&str, UnaryOp, &str)] = &[$((stringify!($name), UnaryOp::$op, $doc)),*];
+    };
 }
 
 unary_functions! {
-    negative Negative "The negative; integers wrap.";
     abs Abs "The magnitude; real for complex numbers.";
-    sqrt Sqrt "The square root of a float; NaN below 0.";
-    round Round "The nearest integer, ties to even.";
+    acos Acos "The arc cosine, in radians; integers give `float64`, here as below.";
+    acosh Acosh "The inverse hyperbolic cosine.";
+    asin Asin "The arc sine, in radians.";
+    asinh Asinh "The inverse hyperbolic sine.";
+    atan Atan "The arc tangent, in radians.";
+    atanh Atanh "The inverse hyperbolic tangent.";
+    bitwise_invert BitwiseInvert "The bits of an integer, or a bool, turned round.";
+    ceil Ceil "The least integer that is not less.";
+    conj Conj "The complex conjugate.";
+    cos Cos "The cosine of radians.";
+    cosh Cosh "The hyperbolic cosine.";
+    exp Exp "e to the power of it.";
+    expm1 Expm1 "e to the power of it, less 1, precise near 0.";
+    floor Floor "The greatest integer that is not greater.";
+    imag Imag "The imaginary part; 0 for real numbers.";
+    isfinite Isfinite "True where neither infinite nor NaN.";
+    isinf Isinf "True where infinite.";
+    isnan Isnan "True where NaN.";
+    log Log "The natural logarithm; NaN below 0.";
+    log10 Log10 "The logarithm to base 10.";
+    log1p Log1p "The natural logarithm of 1 more, precise near 0.";
+    log2 Log2 "The logarithm to base 2.";
     logical_not LogicalNot "True where a bool is false.";
+    negative Negative "The negative; integers wrap.";
+    positive Positive "The number itself.";
+    real Real "The real part.";
+    reciprocal Reciprocal "1 divided by it.";
+    round Round "The nearest integer, ties to even.";
+    sign Sign "-1, 0 or 1; of complex numbers the direction.";
+    signbit Signbit "True where a float's sign bit is set, as in -0.0.";
+    sin Sin "The sine of radians.";
+    sinh Sinh "The hyperbolic sine.";
+    sqrt Sqrt "The square root; NaN below 0.";
+    square Square "It times itself; integers wrap.";
+    tan Tan "The tangent of radians.";
+    tanh Tanh "The hyperbolic tangent.";
+    trunc Trunc "The integer next to it towards 0.";
+}
+
+/// The elements, but not below `min` and not above `max`; NaN where one is NaN.
+///
+/// Bounds take the array's dtype, and broadcast to it. Cost: no stage.
+///
+/// # Errors
+/// Where a bound does not fit the dtype or the shape.
+pub fn clip(x: &Array, min: Option<Operand>, max: Option<Operand>) -> Result<Array, Error> {
+    let (dtype, shape) = (x.dtype()?, x.shape()?);
+    if !dtype.is_real() {
+        return Err(Error::Domain { op: "clip", dtype });
+    }
+    let bound = |bound: Option<Operand>| match bound {
+        Some(Operand::Array(a)) if a.dtype()?.promote(dtype) == Some(dtype) && broadcast_shapes(&shape, &a.shape()?)? == shape => {
+            Ok(Some(Operand::Array(a.astype(dtype)?)))
+        }
+        Some(Operand::Array(a)) => Err(Error::Argument(format!("a bound of {} {:?} does not fit an array of {dtype} {shape:?}", a.dtype()?, a.shape()?))),
+        other => Ok(other),
+    };
+    let mut clipped = x.clone();
+    if let Some(min) = bound(min)? {
+        clipped = maximum(&clipped, min)?;
+    }
+    if let Some(max) = bound(max)? {
+        clipped = minimum(&clipped, max)?;
+    }
+    if clipped.dtype()? != dtype {
+        return Err(Error::Argument(format!("a float does not bound an array of {dtype}: cast the array first")));
+    }
+    Ok(clipped)
+}
+
+/// Applies an elementwise expression of one result to arrays that broadcast.
+///
+/// Cost: no stage.
+///
+/// # Errors
+/// Where shapes do not broadcast, or the expression's inputs are of other dtypes.
+pub fn apply(expr: &Expr, arrays: &[&Array]) -> Result<Array, Error> {
+    if arrays.is_empty() || expr.results().len() != 1 {
+        return Err(Error::Argument(format!("an expression of {} results cannot be applied to {} arrays", expr.results().len(), arrays.len())));
+    }
+    map(arrays, |whole, slots| Ok(whole.append(expr, slots)?[0]))
 }
 
 /// Elements of `a` where `condition` is true, of `b` elsewhere.
 ///
 /// # Errors
 /// Where shapes do not broadcast, the condition is not bool, or `a` and `b` have no common type.
-pub fn where_(condition: &Array, a: &Array, b: &Array) -> Result<Array, Error> {
-    map(&[condition, a, b], |expr, slots| {
-        let (left, right) = (expr.dtype(slots[1]), expr.dtype(slots[2]));
-        let dtype = left.promote(right).ok_or(Error::Promotion { left, right })?;
-        let (a, b) = (cast_to(expr, slots[1], dtype)?, cast_to(expr, slots[2], dtype)?);
-        Ok(expr.push(ExprNode::Where(slots[0], a, b))?)
+pub fn where_(condition: &Array, x1: impl Into<Operand>, x2: impl Into<Operand>) -> Result<Array, Error> {
+    let operands = [x1.into(), x2.into()];
+    let arrays: Vec<&Array> = std::iter::once(condition).chain(arrays_of(&operands)).collect();
+    map(&arrays, |expr, slots| {
+        let (nodes, _) = common(expr, &operands, &slots[1..], "where")?;
+        Ok(expr.push(ExprNode::Where(slots[0], nodes[0], nodes[1]))?)
     })
 }
 
@@ -219,42 +398,26 @@ fn or_failed(result: Result<Array, Error>, at: &'static Location<'static>) -> Ar
 }
 
 macro_rules! operators {
+    (@one $trait:ident $method:ident $op:ident, $left:ty, $right:ty) => {
+        impl std::ops::$trait<$right> for $left {
+            type Output = Array;
+            #[track_caller]
+            fn $method(self, other: $right) -> Array {
+                or_failed(binary(BinaryOp::$op, self.into(), other.into()), Location::caller())
+            }
+        }
+    };
     ($($trait:ident $method:ident $op:ident;)*) => { $(
-        impl std::ops::$trait<&Array> for &Array {
-            type Output = Array;
-            #[track_caller]
-            fn $method(self, other: &Array) -> Array { or_failed(binary(BinaryOp::$op, Operand::Array(self), Operand::Array(other)), Location::caller()) }
-        }
-        impl std::ops::$trait<Array> for Array {
-            type Output = Array;
-            #[track_caller]
-            fn $method(self, other: Array) -> Array { or_failed(binary(BinaryOp::$op, Operand::Array(&self), Operand::Array(&other)), Location::caller()) }
-        }
-        impl std::ops::$trait<&Array> for Array {
-            type Output = Array;
-            #[track_caller]
-            fn $method(self, other: &Array) -> Array { or_failed(binary(BinaryOp::$op, Operand::Array(&self), Operand::Array(other)), Location::caller()) }
-        }
-        impl std::ops::$trait<Array> for &Array {
-            type Output = Array;
-            #[track_caller]
-            fn $method(self, other: Array) -> Array { or_failed(binary(BinaryOp::$op, Operand::Array(self), Operand::Array(&other)), Location::caller()) }
-        }
-        impl std::ops::$trait<f64> for &Array {
-            type Output = Array;
-            #[track_caller]
-            fn $method(self, other: f64) -> Array { or_failed(binary(BinaryOp::$op, Operand::Array(self), Operand::Number(other)), Location::caller()) }
-        }
-        impl std::ops::$trait<f64> for Array {
-            type Output = Array;
-            #[track_caller]
-            fn $method(self, other: f64) -> Array { or_failed(binary(BinaryOp::$op, Operand::Array(&self), Operand::Number(other)), Location::caller()) }
-        }
-        impl std::ops::$trait<&Array> for f64 {
-            type Output = Array;
-            #[track_caller]
-            fn $method(self, other: &Array) -> Array { or_failed(binary(BinaryOp::$op, Operand::Number(self), Operand::Array(other)), Location::caller()) }
-        }
+        operators!(@one $trait $method $op, &Array, &Array);
+        operators!(@one $trait $method $op, Array, Array);
+        operators!(@one $trait $method $op, Array, &Array);
+        operators!(@one $trait $method $op, &Array, Array);
+        operators!(@one $trait $method $op, &Array, f64);
+        operators!(@one $trait $method $op, Array, f64);
+        operators!(@one $trait $method $op, f64, &Array);
+        operators!(@one $trait $method $op, &Array, i32);
+        operators!(@one $trait $method $op, Array, i32);
+        operators!(@one $trait $method $op, i32, &Array);
     )* };
 }
 
@@ -263,20 +426,29 @@ operators! {
     Sub sub Subtract;
     Mul mul Multiply;
     Div div Divide;
+    Rem rem Remainder;
+    BitAnd bitand BitwiseAnd;
+    BitOr bitor BitwiseOr;
+    BitXor bitxor BitwiseXor;
+    Shl shl BitwiseLeftShift;
+    Shr shr BitwiseRightShift;
 }
 
-impl std::ops::Neg for &Array {
-    type Output = Array;
-    #[track_caller]
-    fn neg(self) -> Array {
-        or_failed(unary(UnaryOp::Negative, self), Location::caller())
-    }
+macro_rules! prefixes {
+    ($($trait:ident $method:ident $op:ident $type:ty;)*) => { $(
+        impl std::ops::$trait for $type {
+            type Output = Array;
+            #[track_caller]
+            fn $method(self) -> Array {
+                or_failed(unary(UnaryOp::$op, &self), Location::caller())
+            }
+        }
+    )* };
 }
 
-impl std::ops::Neg for Array {
-    type Output = Array;
-    #[track_caller]
-    fn neg(self) -> Array {
-        or_failed(unary(UnaryOp::Negative, &self), Location::caller())
-    }
+prefixes! {
+    Neg neg Negative Array;
+    Neg neg Negative &Array;
+    Not not BitwiseInvert Array;
+    Not not BitwiseInvert &Array;
 }

@@ -12,6 +12,7 @@ mod manipulate;
 pub mod reduce;
 
 pub use array::{Array, Dim};
-pub use create::{arange, asarray, full, random_uniform, scalar};
+pub use create::*;
 pub use elementwise::*;
 pub use error::Error;
+pub use manipulate::{Index, Pad, broadcast_arrays, concat, stack};

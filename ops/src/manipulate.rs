@@ -1,10 +1,16 @@
-//! Views: the same elements, elsewhere. None of these costs a stage.
+//! Views: the same elements, elsewhere. Only reshaping costs a stage.
 
-use freestone_engine::readmap::{AxisMap, ReadMap};
+use std::sync::Arc;
 
-use crate::array::{Array, Dim};
-use crate::elementwise::{broadcast_node, broadcast_shapes};
+use freestone_engine::graph::{Node, Op};
+use freestone_engine::grid::{AxisGrid, ChunkGrid, Region};
+use freestone_engine::readmap::{AxisMap, MAX_PIECES, Origin, Piece, ReadMap};
+use freestone_kernels::{DType, Generate, Scalar};
+
+use crate::array::{Array, Dim, kept_attributes};
+use crate::elementwise::{broadcast_node, broadcast_shapes, not_equal};
 use crate::error::Error;
+use crate::reduce::Axes;
 
 impl Array {
     /// Elements `start, start + step, …` along one axis, up to but without `stop`; bounds as in Python: negative ones count
@@ -19,16 +25,13 @@ impl Array {
         let (first, len) = bounds(start, stop, step, shape[axis])?;
         let mut to = shape.clone();
         to[axis] = len;
-        let maps = (0..shape.len()).map(|d| match d {
-            d if d == axis => AxisMap::Along { axis: d, start: first, step },
-            d => AxisMap::Along { axis: d, start: 0, step: 1 },
-        });
+        let maps = (0..shape.len()).map(|d| if d == axis { AxisMap::Along { axis: d, start: first, step } } else { AxisMap::whole(d) });
         let mut dims = inner.dims.clone();
         if let Some(origin) = &mut dims[axis].origin {
             origin.start = (origin.start as i64 + origin.step * first as i64) as u64;
             origin.step *= step;
         }
-        self.view(ReadMap::affine(to, maps.collect()), dims)
+        self.view(ReadMap::image(to, maps.collect()), dims)
     }
 
     /// The element at `index` along one axis, which is dropped; negative ones count from the end.
@@ -42,23 +45,52 @@ impl Array {
         let n = shape[axis] as i64;
         let at = if index < 0 { index + n } else { index };
         if !(0..n).contains(&at) {
-            return Err(Error::Argument(format!("index {index} is out of range for axis {axis}, which has {n} elements")));
+            return Err(out_of_range(index, axis, n as u64));
         }
         let maps = (0..shape.len()).map(|d| match d {
             d if d == axis => AxisMap::Fixed(at as u64),
-            d => AxisMap::Along { axis: d - usize::from(d > axis), start: 0, step: 1 },
+            d => AxisMap::whole(d - usize::from(d > axis)),
         });
         let to = (0..shape.len()).filter(|d| *d != axis).map(|d| shape[d]).collect();
         let dims = (0..shape.len()).filter(|d| *d != axis).map(|d| inner.dims[d].clone()).collect();
-        self.view(ReadMap::affine(to, maps.collect()), dims)
+        self.view(ReadMap::image(to, maps.collect()), dims)
     }
 
-    /// Backwards along one axis.
+    /// Elements at `indices` along one axis, in that order; negative ones count from the end.
+    ///
+    /// Shape: the axis gets the length of the list. Cost: no stage; the list travels in the plan. Only chunks that hold one of the
+    /// elements are read.
     ///
     /// # Errors
-    /// Where the axis is out of range.
-    pub fn flip(&self, axis: i64) -> Result<Array, Error> {
-        self.slice(axis, None, None, -1)
+    /// Where axis or an index are out of range.
+    pub fn take(&self, indices: &[i64], axis: i64) -> Result<Array, Error> {
+        let axis = self.axis(axis)?;
+        let n = self.shape()?[axis];
+        let place = |i: &i64| {
+            let at = if *i < 0 { *i + n as i64 } else { *i };
+            if (0..n as i64).contains(&at) { Ok(at as u64) } else { Err(out_of_range(*i, axis, n)) }
+        };
+        self.gathered(axis, indices.iter().map(place).collect::<Result<_, _>>()?)
+    }
+
+    fn gathered(&self, axis: usize, indices: Arc<[u64]>) -> Result<Array, Error> {
+        let inner = self.get()?;
+        let mut to = inner.node.shape();
+        to[axis] = indices.len() as u64;
+        let gather = |d| if d == axis { AxisMap::Gather { axis, start: 0, step: 1, indices: Arc::clone(&indices) } } else { AxisMap::whole(d) };
+        let maps = (0..to.len()).map(gather).collect();
+        let mut dims = inner.dims.clone();
+        dims[axis].origin = None;
+        self.view(if indices.is_empty() { ReadMap::new(to, vec![]) } else { ReadMap::image(to, maps) }, dims)
+    }
+
+    /// Backwards along axes; along all with `()`.
+    ///
+    /// # Errors
+    /// Where an axis is out of range or named twice.
+    pub fn flip(&self, axes: impl Into<Axes>) -> Result<Array, Error> {
+        let axes = axes.into().resolve(self.shape()?.len())?;
+        axes.into_iter().try_fold(self.clone(), |array, axis| array.slice(axis as i64, None, None, -1))
     }
 
     /// Axis `i` of the result is axis `axes[i]` of this array.
@@ -74,10 +106,37 @@ impl Array {
         if sorted != (0..shape.len()).collect::<Vec<_>>() {
             return Err(Error::Argument(format!("{axes:?} does not name each of {} axes once", shape.len())));
         }
-        let maps = (0..shape.len()).map(|d| AxisMap::Along { axis: order.iter().position(|o| *o == d).unwrap_or(d), start: 0, step: 1 });
+        let maps = (0..shape.len()).map(|d| AxisMap::whole(order.iter().position(|o| *o == d).unwrap_or(d)));
         let to = order.iter().map(|d| shape[*d]).collect();
         let dims = order.iter().map(|d| inner.dims[*d].clone()).collect();
-        self.view(ReadMap::affine(to, maps.collect()), dims)
+        self.view(ReadMap::image(to, maps.collect()), dims)
+    }
+
+    /// The last two axes exchanged.
+    ///
+    /// # Errors
+    /// Where there are not as many.
+    pub fn matrix_transpose(&self) -> Result<Array, Error> {
+        let rank = self.shape()?.len() as i64;
+        if rank < 2 {
+            return Err(Error::Argument(format!("matrix_transpose needs at least 2 axes, not {rank}")));
+        }
+        self.permute_dims(&(0..rank - 2).chain([rank - 1, rank - 2]).collect::<Vec<_>>())
+    }
+
+    /// Axes `source` of this array become axes `destination` of the result; the others keep their order.
+    ///
+    /// # Errors
+    /// Where an axis is out of range or named twice, or the lists differ in length.
+    pub fn moveaxis(&self, source: impl Into<Axes>, destination: impl Into<Axes>) -> Result<Array, Error> {
+        let rank = self.shape()?.len();
+        let (from, to) = (source.into().in_order(rank)?, destination.into().in_order(rank)?);
+        if from.len() != to.len() {
+            return Err(Error::Argument(format!("moveaxis needs as many destinations as sources, not {} and {}", to.len(), from.len())));
+        }
+        let mut rest = (0..rank).filter(|d| !from.contains(d));
+        let order: Vec<i64> = (0..rank).filter_map(|d| to.iter().position(|t| *t == d).map(|i| from[i]).or_else(|| rest.next())).map(|d| d as i64).collect();
+        self.permute_dims(&order)
     }
 
     /// A new axis of length 1 before axis `axis` of the result.
@@ -93,12 +152,25 @@ impl Array {
             return Err(Error::Axis { axis, rank });
         }
         let at = at as usize;
-        let maps = (0..shape.len()).map(|d| AxisMap::Along { axis: d + usize::from(d >= at), start: 0, step: 1 });
+        let maps = (0..shape.len()).map(|d| AxisMap::whole(d + usize::from(d >= at)));
         let mut to = shape.clone();
         to.insert(at, 1);
         let mut dims = inner.dims.clone();
         dims.insert(at, Dim::default());
-        self.view(ReadMap::affine(to, maps.collect()), dims)
+        self.view(ReadMap::image(to, maps.collect()), dims)
+    }
+
+    /// Without axes of length 1.
+    ///
+    /// # Errors
+    /// Where an axis is out of range, named twice, or of another length.
+    pub fn squeeze(&self, axes: impl Into<Axes>) -> Result<Array, Error> {
+        let shape = self.shape()?;
+        let axes = axes.into().resolve(shape.len())?;
+        if let Some(axis) = axes.iter().find(|a| shape[**a] != 1) {
+            return Err(Error::Argument(format!("axis {axis} has {} elements: only axes of length 1 can be squeezed", shape[*axis])));
+        }
+        axes.iter().rev().try_fold(self.clone(), |array, axis| array.at(*axis as i64, 0))
     }
 
     /// The array in a shape that its own broadcasts to.
@@ -115,6 +187,415 @@ impl Array {
         let dims = (0..shape.len()).map(|d| if d >= shift && own[d - shift] == shape[d] { inner.dims[d - shift].clone() } else { Dim::default() });
         Ok(Array::from_parts(broadcast_node(&inner.node, shape), dims.collect(), inner.attributes.clone()))
     }
+
+    /// Elements moved up along axes by `shift`, those beyond the end coming in at the start. Along `()` in C order over all axes, which costs a
+    /// stage for the reshaping.
+    ///
+    /// # Errors
+    /// Where an axis is out of range or named twice.
+    pub fn roll(&self, shift: i64, axes: impl Into<Axes>) -> Result<Array, Error> {
+        let shape = self.shape()?;
+        match axes.into().0 {
+            None if shape.len() == 1 => self.roll(shift, 0),
+            None => self.reshape(&[-1])?.roll(shift, 0)?.reshape(&shape.iter().map(|n| *n as i64).collect::<Vec<_>>()),
+            Some(axes) => Axes(Some(axes)).resolve(shape.len())?.into_iter().try_fold(self.clone(), |array, axis| {
+                let n = shape[axis];
+                let by = if n == 0 { 0 } else { shift.rem_euclid(n as i64) as u64 };
+                array.along_one(axis, n, &[(by, Some((n - by, 1))), (n - by, Some((0, 1)))], None)
+            }),
+        }
+    }
+
+    /// The array beside itself, `repetitions[i]` times along axis `i`, counted from the last.
+    ///
+    /// # Errors
+    /// Where the result is beyond what an array can be.
+    pub fn tile(&self, repetitions: &[u64]) -> Result<Array, Error> {
+        let mut array = self.clone();
+        for _ in self.shape()?.len()..repetitions.len() {
+            array = array.expand_dims(0)?;
+        }
+        let rank = array.shape()?.len();
+        for (d, times) in repetitions.iter().enumerate() {
+            let axis = rank - repetitions.len() + d;
+            let n = array.shape()?[axis];
+            n.checked_mul(*times).ok_or_else(|| too_large(n, *times))?;
+            if *times > 64 {
+                array = array.gathered(axis, list(n * times, |i| i % n)?)?;
+            } else {
+                array = array.along_one(axis, n * times, &vec![(n, Some((0, 1))); *times as usize], None)?;
+            }
+        }
+        Ok(array)
+    }
+
+    /// Each element along an axis `times` times.
+    ///
+    /// # Errors
+    /// Where the axis is out of range.
+    pub fn repeat(&self, times: u64, axis: i64) -> Result<Array, Error> {
+        let at = self.axis(axis)?;
+        let n = self.shape()?[at];
+        let len = n.checked_mul(times).ok_or_else(|| too_large(n, times))?;
+        if times == 1 { Ok(self.clone()) } else { self.gathered(at, list(len, |i| i / times)?) }
+    }
+
+    /// Each element along an axis as often as its entry in `times` says.
+    ///
+    /// # Errors
+    /// Where the axis is out of range, or the list's length is not the axis's.
+    pub fn repeat_each(&self, times: &[u64], axis: i64) -> Result<Array, Error> {
+        let at = self.axis(axis)?;
+        let n = self.shape()?[at];
+        if times.len() as u64 != n {
+            return Err(Error::Argument(format!("{} repetitions were given for the {n} elements of axis {at}", times.len())));
+        }
+        let total = times.iter().try_fold(0u64, |sum, t| sum.checked_add(*t)).filter(|t| *t <= MAX_LIST).ok_or_else(|| too_large(n, u64::MAX))?;
+        let mut indices = Vec::with_capacity(total as usize);
+        times.iter().enumerate().for_each(|(i, t)| indices.extend(std::iter::repeat_n(i as u64, *t as usize)));
+        self.gathered(at, indices.into())
+    }
+
+    /// The array with `before` and `after` elements added along each axis.
+    ///
+    /// # Errors
+    /// Where the widths are not one pair for each axis, or there are not enough elements to take them from.
+    pub fn pad(&self, widths: &[(u64, u64)], mode: Pad) -> Result<Array, Error> {
+        let shape = self.shape()?;
+        if widths.len() != shape.len() {
+            return Err(Error::Argument(format!("{} pairs of widths were given for {} axes", widths.len(), shape.len())));
+        }
+        let mut array = self.clone();
+        for (axis, ((before, after), n)) in widths.iter().zip(&shape).enumerate() {
+            let total = n.checked_add(*before).and_then(|t| t.checked_add(*after)).ok_or_else(|| too_large(*n, 2))?;
+            let most = match mode {
+                Pad::Constant(_) => u64::MAX,
+                Pad::Edge => {
+                    if *n > 0 {
+                        u64::MAX
+                    } else {
+                        0
+                    }
+                }
+                Pad::Reflect => n.saturating_sub(1),
+                Pad::Symmetric | Pad::Wrap => *n,
+            };
+            if *before.max(after) > most {
+                return Err(Error::Argument(format!("axis {axis} has {n} elements, too few for {} of padding like this", before.max(after))));
+            }
+            let (low, high) = match mode {
+                Pad::Constant(_) => (None, None),
+                Pad::Edge => (Some((0, 0)), Some((n.saturating_sub(1), 0))),
+                Pad::Reflect => (Some((*before, -1)), Some((n.saturating_sub(2), -1))),
+                Pad::Symmetric => (Some((before.saturating_sub(1), -1)), Some((n.saturating_sub(1), -1))),
+                Pad::Wrap => (Some((n.saturating_sub(*before), 1)), Some((0, 1))),
+            };
+            let fill = if let Pad::Constant(value) = mode { Some(value) } else { None };
+            array = array.along_one(axis, total, &[(*before, low), (*n, Some((0, 1))), (*after, high)], fill)?;
+        }
+        Ok(array)
+    }
+
+    /// Pieces one after the other along one axis: each of so many elements, from an element of this array at a pace (0 repeats it), or a fill
+    /// value.
+    fn along_one(&self, axis: usize, len: u64, pieces: &[(u64, Option<(u64, i64)>)], fill: Option<Scalar>) -> Result<Array, Error> {
+        let inner = self.get()?;
+        let mut shape = inner.node.shape();
+        shape[axis] = len;
+        let fill = fill.unwrap_or(Scalar::zero(inner.node.dtype)).cast(inner.node.dtype);
+        let (mut at, mut all) = (0, Vec::new());
+        for (n, from) in pieces {
+            let mut to = Region::whole(&shape);
+            (to.start[axis], to.shape[axis]) = (at, *n);
+            at += n;
+            let image = |(start, step): (u64, i64)| {
+                let map = |d| match d {
+                    d if d != axis => AxisMap::whole(d),
+                    _ if step == 0 => AxisMap::Fixed(start),
+                    d => AxisMap::Along { axis: d, start, step },
+                };
+                Origin::Source { source: 0, axes: (0..shape.len()).map(map).collect() }
+            };
+            if !to.shape.contains(&0) {
+                all.push(Piece { to, from: from.map_or(Origin::Fill(fill), image) });
+            }
+        }
+        let mut dims = inner.dims.clone();
+        if let [Piece { to, from: Origin::Source { .. } }] = all.as_slice()
+            && to.shape == inner.node.shape()
+        {
+            return Ok(self.clone());
+        }
+        dims[axis].origin = None;
+        self.view(ReadMap::new(shape, all), dims)
+    }
+
+    /// The elements in C order in another shape; one of its numbers may be -1, which stands for what is left.
+    ///
+    /// Cost: none where only axes of length 1 come or go; else a stage, unless the result is stored as it is. Chunks follow those of this array.
+    ///
+    /// # Errors
+    /// Where the number of elements is another.
+    pub fn reshape(&self, shape: &[i64]) -> Result<Array, Error> {
+        let inner = self.get()?;
+        let own = inner.node.shape();
+        let n: u64 = own.iter().product();
+        let bad = || Error::Argument(format!("{n} elements of shape {own:?} cannot take the shape {shape:?}"));
+        let unknown = shape.iter().filter(|s| **s == -1).count();
+        let known = shape.iter().filter(|s| **s != -1).try_fold(1u64, |p, s| u64::try_from(*s).ok().and_then(|s| p.checked_mul(s))).ok_or_else(bad)?;
+        let rest = if unknown == 1 && known > 0 && n.is_multiple_of(known) { n / known } else { 1 };
+        let to: Vec<u64> = shape.iter().map(|s| if *s == -1 { rest } else { *s as u64 }).collect();
+        if unknown > 1 || to.iter().product::<u64>() != n || (unknown == 1 && known == 0) {
+            return Err(bad());
+        }
+        if to == own {
+            return Ok(self.clone());
+        }
+        if n == 0 {
+            let grid = ChunkGrid::regular(&to, &to.iter().map(|n| (*n).max(1)).collect::<Vec<_>>())?;
+            let node = Node { op: Op::Generate(Generate::Full(Scalar::zero(inner.node.dtype))), dtype: inner.node.dtype, grid };
+            return Ok(Array::unnamed(Arc::new(node)));
+        }
+        let long = |shape: &[u64]| -> Vec<usize> { (0..shape.len()).filter(|d| shape[*d] != 1).collect() };
+        let (old, new) = (long(&own), long(&to));
+        if old.iter().map(|d| own[*d]).eq(new.iter().map(|d| to[*d])) {
+            let pair = |d: usize| old.iter().position(|o| *o == d).map(|i| new[i]);
+            let maps = (0..own.len()).map(|d| pair(d).map_or(AxisMap::Fixed(0), AxisMap::whole)).collect();
+            let from = |d: usize| new.iter().position(|o| *o == d).map(|i| inner.dims[old[i]].clone());
+            return self.view(ReadMap::image(to.clone(), maps), (0..to.len()).map(|d| from(d).unwrap_or_default()).collect());
+        }
+        let grid = reshaped_grid(&inner.node.grid, &to, inner.node.dtype.size() as u64);
+        let op = Op::View { sources: vec![Arc::clone(&inner.node)], map: ReadMap::flat(to.clone()) };
+        let node = Arc::new(Node { op, dtype: inner.node.dtype, grid });
+        Ok(Array::from_parts(node, vec![Dim::default(); to.len()], inner.attributes.clone()))
+    }
+
+    /// The `n`-th difference of neighbours along an axis, which gets `n` shorter; for bools whether they differ.
+    ///
+    /// Cost: no stage.
+    ///
+    /// # Errors
+    /// Where the axis is out of range.
+    pub fn diff(&self, axis: i64, n: u64) -> Result<Array, Error> {
+        self.axis(axis)?;
+        (0..n).try_fold(self.clone(), |array, _| {
+            let (high, low) = (array.slice(axis, Some(1), None, 1)?, array.slice(axis, None, Some(-1), 1)?);
+            if array.dtype()? == DType::Bool { not_equal(high, low) } else { crate::elementwise::subtract(high, low) }
+        })
+    }
+
+    /// The arrays along an axis, without that axis.
+    ///
+    /// # Errors
+    /// Where the axis is out of range, or there are more than 4096.
+    pub fn unstack(&self, axis: i64) -> Result<Vec<Array>, Error> {
+        let n = self.shape()?[self.axis(axis)?];
+        if n > MAX_PIECES as u64 {
+            return Err(Error::Argument(format!("unstack would make {n} arrays: at most {MAX_PIECES} are sensible")));
+        }
+        (0..n as i64).map(|i| self.at(axis, i)).collect()
+    }
+
+    /// A part of the array, as Python's brackets take it: along each axis in turn, with the rest whole.
+    ///
+    /// Cost: no stage.
+    ///
+    /// # Errors
+    /// Where there are more indices than axes, more than one `Ellipsis` or list, or one is out of range.
+    pub fn index(&self, indices: &[Index]) -> Result<Array, Error> {
+        let rank = self.shape()?.len();
+        let used = indices.iter().filter(|i| !matches!(i, Index::NewAxis | Index::Ellipsis)).count();
+        if used > rank {
+            return Err(Error::Argument(format!("{used} indices were given for {rank} axes")));
+        }
+        for (what, n) in [
+            ("`...`", indices.iter().filter(|i| matches!(i, Index::Ellipsis)).count()),
+            ("list of indices", indices.iter().filter(|i| matches!(i, Index::Take(_))).count()),
+        ] {
+            if n > 1 {
+                return Err(Error::Argument(format!("only one {what} can stand in brackets, not {n}")));
+            }
+        }
+        let (mut array, mut axis) = (self.clone(), 0i64);
+        for index in indices {
+            // An axis that is dropped makes room for the next.
+            (array, axis) = match index {
+                Index::At(i) => (array.at(axis, *i)?, axis),
+                Index::Slice { start, stop, step } => (array.slice(axis, *start, *stop, step.unwrap_or(1))?, axis + 1),
+                Index::Ellipsis => (array, axis + (rank - used) as i64),
+                Index::NewAxis => (array.expand_dims(axis)?, axis + 1),
+                Index::Take(list) => (array.take(list, axis)?, axis + 1),
+            };
+        }
+        Ok(array)
+    }
+}
+
+/// What stands in brackets, as in Python.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Index {
+    /// One element; the axis is dropped. Negative ones count from the end.
+    At(i64),
+    /// Elements from `start` to before `stop`, each `step`-th; negative bounds count from the end, and a negative step runs backwards.
+    Slice {
+        /// The first, or the end that the step comes from.
+        start: Option<i64>,
+        /// The one before which it ends.
+        stop: Option<i64>,
+        /// The pace, 1 if it is not given.
+        step: Option<i64>,
+    },
+    /// As many whole axes as are left.
+    Ellipsis,
+    /// A new axis of length 1.
+    NewAxis,
+    /// These elements, in this order.
+    Take(Vec<i64>),
+}
+
+/// What is added by [`Array::pad`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pad {
+    /// One value, cast to the array's dtype.
+    Constant(Scalar),
+    /// The element at the edge.
+    Edge,
+    /// The elements mirrored at the edge, without the edge itself.
+    Reflect,
+    /// The elements mirrored at the edge, with it.
+    Symmetric,
+    /// The elements of the other end.
+    Wrap,
+}
+
+/// Arrays one after the other along an axis; with `None` each is flattened first, which costs a stage.
+///
+/// Dtypes are promoted. Cost: no stage.
+///
+/// # Errors
+/// Where there are none, or they differ in number or length of the other axes.
+pub fn concat(arrays: &[Array], axis: Option<i64>) -> Result<Array, Error> {
+    let Some(first) = arrays.first() else { return Err(Error::Argument("there is nothing to join: give at least one array".into())) };
+    let Some(axis) = axis else {
+        let flat = arrays.iter().map(|a| a.reshape(&[-1])).collect::<Result<Vec<_>, _>>()?;
+        return concat(&flat, Some(0));
+    };
+    let axis = first.axis(axis)?;
+    let mut shape = first.shape()?;
+    let dtype = arrays.iter().skip(1).try_fold(first.dtype()?, |left, a| {
+        let right = a.dtype()?;
+        left.promote(right).ok_or(Error::Promotion { left, right })
+    })?;
+    let cast = arrays.iter().map(|a| a.astype(dtype)).collect::<Result<Vec<_>, _>>()?;
+    let mut all = Vec::new();
+    let mut at = 0u64;
+    for (source, array) in cast.iter().enumerate() {
+        let own = array.shape()?;
+        if let Some(d) = (0..shape.len().max(own.len())).find(|d| *d != axis && shape.get(*d) != own.get(*d)).or((own.len() <= axis).then_some(axis)) {
+            return Err(Error::Argument(format!("arrays of shape {shape:?} and {own:?} cannot be joined along axis {axis}: they differ along axis {d}")));
+        }
+        let mut to = Region::whole(&own);
+        to.start[axis] = at;
+        at = at.checked_add(own[axis]).ok_or_else(|| too_large(at, 2))?;
+        if !own.contains(&0) {
+            all.push(Piece { to, from: Origin::Source { source, axes: (0..own.len()).map(AxisMap::whole).collect() } });
+        }
+    }
+    if all.len() > MAX_PIECES {
+        return Err(Error::Argument(format!("{} arrays cannot be joined at once: join and store at most {MAX_PIECES}", all.len())));
+    }
+    shape[axis] = at;
+    let (mut dims, attributes) = (first.dims()?.to_vec(), arrays.iter().map(Array::attributes).collect::<Result<Vec<_>, _>>()?);
+    dims[axis].origin = None;
+    let nodes = cast.iter().map(|a| a.node().cloned()).collect::<Result<Vec<_>, _>>()?;
+    Ok(Array::from_parts(Node::view(nodes, ReadMap::new(shape, all)), dims, kept_attributes(attributes.into_iter())))
+}
+
+/// Arrays of one shape along a new axis.
+///
+/// Dtypes are promoted. Cost: no stage.
+///
+/// # Errors
+/// Where there are none, or they differ in shape.
+pub fn stack(arrays: &[Array], axis: i64) -> Result<Array, Error> {
+    let thick = arrays.iter().map(|a| a.expand_dims(axis)).collect::<Result<Vec<_>, _>>()?;
+    concat(&thick, Some(axis))
+}
+
+/// The arrays in the shape that all broadcast to.
+///
+/// # Errors
+/// Where there is none.
+pub fn broadcast_arrays(arrays: &[Array]) -> Result<Vec<Array>, Error> {
+    let shape = arrays.iter().try_fold(Vec::new(), |shape, a| broadcast_shapes(&shape, &a.shape()?))?;
+    arrays.iter().map(|a| a.broadcast_to(&shape)).collect()
+}
+
+/// A list of indices is held in memory by whoever reads it.
+const MAX_LIST: u64 = 1 << 24;
+
+fn list(len: u64, index: impl Fn(u64) -> u64) -> Result<Arc<[u64]>, Error> {
+    if len > MAX_LIST {
+        return Err(Error::Argument(format!("{len} repeated elements along one axis are more than {MAX_LIST}: repeat a part at a time")));
+    }
+    Ok((0..len).map(index).collect())
+}
+
+fn too_large(n: u64, times: u64) -> Error {
+    Error::Argument(format!("{n} elements {times} times are beyond what an array can hold"))
+}
+
+fn out_of_range(index: i64, axis: usize, n: u64) -> Error {
+    Error::Argument(format!("index {index} is out of range for axis {axis}, which has {n} elements"))
+}
+
+/// Largest chunk of a reshaped array that is made so that each source chunk is read once.
+const MAX_RESHAPED_CHUNK_BYTES: u64 = 128_000_000;
+
+/// Chunks of an array of `to` with the elements of another in C order: where groups of axes with the same number of elements correspond, a
+/// group's chunks are as large as the source's and follow the C order.
+fn reshaped_grid(from: &ChunkGrid, to: &[u64], size: u64) -> ChunkGrid {
+    let own = from.shape();
+    let mut axes: Vec<AxisGrid> = Vec::with_capacity(to.len());
+    let others: u64 = from.max_chunk().iter().product();
+    let (mut i, mut j) = (0, 0);
+    while i < own.len() || j < to.len() {
+        let (i0, j0) = (i, j);
+        let (mut a, mut b) = (1u64, 1u64);
+        loop {
+            if i < own.len() && (a < b || i == i0) {
+                a *= own[i];
+                i += 1;
+            } else if j < to.len() && (b < a || j == j0) {
+                b *= to[j];
+                j += 1;
+            } else {
+                break;
+            }
+        }
+        // What is left at the end has length 1.
+        while a == b && i == own.len() && j < to.len() && to[j] == 1 {
+            j += 1;
+        }
+        if i - i0 == 1 && j - j0 == 1 {
+            axes.push(from.axes()[i0].clone());
+            continue;
+        }
+        let chunk: Vec<u64> = from.axes()[i0..i].iter().map(AxisGrid::max_extent).collect();
+        let linear: u64 = chunk.iter().product();
+        // Rows of chunks as wide as the axes inside the outermost that is cut.
+        let cut = chunk.iter().zip(&own[i0..i]).position(|(c, n)| *c > 1 && c <= n).unwrap_or(0);
+        let wide = chunk.get(cut).copied().unwrap_or(1) * own[i0..i].iter().skip(cut + 1).product::<u64>();
+        let mut room = if wide.saturating_mul(others / linear.max(1)).saturating_mul(size) <= MAX_RESHAPED_CHUNK_BYTES { wide } else { linear }.max(1);
+        let mut group = Vec::new();
+        for n in to[j0..j].iter().rev() {
+            let c = room.clamp(1, (*n).max(1));
+            room /= c;
+            group.push(AxisGrid::regular(*n, c));
+        }
+        axes.extend(group.into_iter().rev());
+    }
+    ChunkGrid::new(axes)
 }
 
 /// First element and number of elements of a Python slice.

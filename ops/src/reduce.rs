@@ -2,103 +2,233 @@
 
 use std::sync::Arc;
 
-use freestone_engine::graph::{Node, Op};
+use freestone_engine::graph::{Node, NodeRef, Op};
 use freestone_engine::grid::{AxisGrid, ChunkGrid};
 use freestone_kernels::dtype::Kind;
+use freestone_kernels::reduce::Finish;
 use freestone_kernels::{DType, Generate, ReduceOp, Scalar};
 
 use crate::array::{Array, Dim, kept_attributes};
+use crate::elementwise::not_equal;
 use crate::error::Error;
 
-/// Along which axes, and whether they stay with length 1. From a number, a list (empty: along none), or [`All`](Axes::All).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Axes {
-    /// Every axis.
-    All,
-    /// These; negative ones count from the end.
-    These(Vec<i64>),
-}
+/// Axes of an array: from a number, a list, or `()` for all of them. Negative ones count from the end.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Axes(pub(crate) Option<Vec<i64>>);
 
 impl From<i64> for Axes {
     fn from(axis: i64) -> Self {
-        Axes::These(vec![axis])
+        Axes(Some(vec![axis]))
     }
 }
 
 impl<const N: usize> From<[i64; N]> for Axes {
     fn from(axes: [i64; N]) -> Self {
-        Axes::These(axes.to_vec())
+        Axes(Some(axes.to_vec()))
+    }
+}
+
+impl From<Vec<i64>> for Axes {
+    fn from(axes: Vec<i64>) -> Self {
+        Axes(Some(axes))
     }
 }
 
 impl From<()> for Axes {
     fn from((): ()) -> Self {
-        Axes::All
+        Axes(None)
+    }
+}
+
+impl Axes {
+    /// Their numbers in an array of so many axes, in the order given.
+    pub(crate) fn in_order(&self, rank: usize) -> Result<Vec<usize>, Error> {
+        let Some(axes) = &self.0 else { return Ok((0..rank).collect()) };
+        let mut numbers: Vec<usize> = Vec::with_capacity(axes.len());
+        for axis in axes {
+            let at = if *axis < 0 { *axis + rank as i64 } else { *axis };
+            if !(0..rank as i64).contains(&at) {
+                return Err(Error::Axis { axis: *axis, rank });
+            }
+            if numbers.contains(&(at as usize)) {
+                return Err(Error::AxisTwice(at));
+            }
+            numbers.push(at as usize);
+        }
+        Ok(numbers)
+    }
+
+    /// Their numbers, rising.
+    pub(crate) fn resolve(&self, rank: usize) -> Result<Vec<usize>, Error> {
+        let mut numbers = self.in_order(rank)?;
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+}
+
+/// Along which axes a reduction goes, and how: from a number, a list (empty: along none), `()` for every axis, or built up as in
+/// `Along::axes([0, 1]).keepdims().correction(1.0)`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Along {
+    axes: Axes,
+    keepdims: bool,
+    dtype: Option<DType>,
+    correction: Option<f64>,
+}
+
+impl Along {
+    /// Every axis.
+    pub fn all() -> Along {
+        Along::default()
+    }
+
+    /// These axes; negative ones count from the end.
+    pub fn axes(axes: impl Into<Axes>) -> Along {
+        Along { axes: axes.into(), ..Along::default() }
+    }
+
+    /// The reduced axes stay, with length 1.
+    #[must_use]
+    pub fn keepdims(self) -> Along {
+        Along { keepdims: true, ..self }
+    }
+
+    /// The result's dtype, for `sum` and `prod`; values are cast to it before they are folded.
+    #[must_use]
+    pub fn dtype(self, dtype: DType) -> Along {
+        Along { dtype: Some(dtype), ..self }
+    }
+
+    /// What is subtracted from the number of elements, for `var` and `std`: 1 makes the estimate of a sample unbiased.
+    #[must_use]
+    pub fn correction(self, correction: f64) -> Along {
+        Along { correction: Some(correction), ..self }
+    }
+}
+
+impl<T: Into<Axes>> From<T> for Along {
+    fn from(axes: T) -> Self {
+        Along::axes(axes)
     }
 }
 
 macro_rules! reductions {
-    ($($name:ident $keep:ident $fold:ident $mean:literal $doc:literal;)*) => { impl Array { $(
+    ($($name:ident $doc:literal;)*) => { impl Array { $(
         #[doc = $doc]
         ///
-        /// Shape: the reduced axes are dropped. `()` reduces all of them.
+        /// Shape: the reduced axes are dropped, or stay with length 1 ([`Along::keepdims`]). `()` reduces all of them.
         /// Cost: one stage where one task can stream the reduced axes, else two. Memory: one chunk of each input and the accumulators.
         ///
         /// # Errors
-        /// Where an axis is out of range, or it is not defined for the dtype.
-        pub fn $name(&self, axes: impl Into<Axes>) -> Result<Array, Error> {
-            self.reduce(stringify!($name), ReduceOp::$fold, $mean, axes.into(), false)
-        }
-
-        #[doc = concat!("As [`Array::", stringify!($name), "`]; the reduced axes stay with length 1.")]
-        ///
-        /// # Errors
-        /// The same.
-        pub fn $keep(&self, axes: impl Into<Axes>) -> Result<Array, Error> {
-            self.reduce(stringify!($name), ReduceOp::$fold, $mean, axes.into(), true)
+        /// Where an axis is out of range or named twice, it is not defined for the dtype, or an option is not one of this function.
+        pub fn $name(&self, along: impl Into<Along>) -> Result<Array, Error> {
+            self.reduction(stringify!($name), &along.into())
         }
     )* } };
 }
 
 reductions! {
-    sum sum_keepdims Sum false "The sum. Floats are summed in `float64` and keep their dtype; integers give `int64` or `uint64` and wrap.";
-    mean mean_keepdims Sum true "The mean, ignoring nothing: a NaN makes its result NaN. Floats keep their dtype and are summed in `float64`; integers give `float64`.";
-    min min_keepdims Min false "The least element; NaN if there is one.";
-    max max_keepdims Max false "The greatest element; NaN if there is one.";
+    all "True where all elements are: not 0, NaN included. Of none it is true.";
+    any "True where one element is not 0. Of none it is false.";
+    argmax "The index of the first greatest element, or of the first NaN, as `int64`: along one axis, or in C order over all.";
+    argmin "The index of the first least element, or of the first NaN, as `int64`: along one axis, or in C order over all.";
+    count_nonzero "The number of elements that are not 0, as `int64`.";
+    max "The greatest element; NaN if there is one.";
+    mean "The mean, ignoring nothing: a NaN makes its result NaN. Floats keep their dtype and are summed as in `sum`; integers give `float64`.";
+    min "The least element; NaN if there is one.";
+    prod "The product. Floats are multiplied in `float64` and keep their dtype; integers give `int64` or `uint64` and wrap.";
+    std "The standard deviation: the square root of `var`.";
+    sum "The sum. `float32` is summed in `float64`, `float64` in twice its precision, and both keep their dtype; integers give `int64` or `uint64` and wrap.";
+    var "The variance, by Welford's algorithm merged as Chan, Golub & LeVeque do (1979): precise far from 0. NaN where no more elements are than the correction.";
+}
+
+/// What a reduction folds, and what it makes of that.
+struct Parts {
+    input: Array,
+    fold: ReduceOp,
+    finish: Finish,
+    /// The result of folding nothing.
+    empty: Option<Scalar>,
 }
 
 impl Array {
-    fn reduce(&self, name: &'static str, fold: ReduceOp, mean: bool, axes: Axes, keepdims: bool) -> Result<Array, Error> {
-        let inner = self.get()?;
-        let shape = inner.node.shape();
-        let mut numbers: Vec<usize> = match axes {
-            Axes::All => (0..shape.len()).collect(),
-            Axes::These(these) => these.into_iter().map(|a| self.axis(a)).collect::<Result<_, _>>()?,
-        };
-        numbers.sort_unstable();
-        if let Some(w) = numbers.windows(2).find(|w| w[0] == w[1]) {
-            return Err(Error::AxisTwice(w[0] as i64));
+    fn reduction(&self, name: &'static str, along: &Along) -> Result<Array, Error> {
+        let shape = self.shape()?;
+        let axes = along.axes.resolve(shape.len())?;
+        if name.starts_with("arg") && along.axes.0.as_ref().is_some_and(|a| a.len() != 1) {
+            return Err(Error::Argument(format!("{name} goes along one axis or all of them")));
         }
-        let from = inner.node.dtype;
-        let accumulator = fold.accumulator(from).ok_or(Error::Domain { op: name, dtype: from })?;
-        let dtype = match (mean, from.kind()) {
-            (true, Kind::Signed | Kind::Unsigned) => DType::Float64,
-            (true, _) | (_, Kind::Float | Kind::Complex) => from,
-            _ => accumulator,
+        if along.dtype.is_some() && !matches!(name, "sum" | "prod") {
+            return Err(Error::Argument(format!("{name} has no dtype to choose: cast its result")));
+        }
+        if along.correction.is_some() && !matches!(name, "var" | "std") {
+            return Err(Error::Argument(format!("{name} has no correction: var and std have")));
+        }
+        let count = axes.iter().map(|a| shape[*a]).product();
+        let parts = self.parts(name, along, count)?;
+        let dtype = parts.finish.dtype(parts.fold, parts.input.dtype()?).ok_or(Error::Domain { op: name, dtype: self.dtype()? })?;
+        let empty = axes.iter().find(|a| shape[**a] == 0);
+        let op = |input: &NodeRef| match (empty, parts.empty) {
+            (None, _) => Ok(Op::Reduce { input: Arc::clone(input), fold: parts.fold, finish: parts.finish, axes: axes.clone(), keepdims: along.keepdims }),
+            (Some(_), Some(value)) => Ok(Op::Generate(Generate::Full(value.cast(dtype)))),
+            (Some(axis), None) => Err(Error::Empty { op: name, axis: *axis }),
         };
-        let kept = |d: &usize| !numbers.contains(d);
+        let inner = parts.input.get()?;
+        let kept = |d: &usize| !axes.contains(d);
         let axis = |d: usize| if kept(&d) { inner.node.grid.axes()[d].clone() } else { AxisGrid::regular(1, 1) };
-        let out: Vec<usize> = (0..shape.len()).filter(|d| keepdims || kept(d)).collect();
+        let out: Vec<usize> = (0..shape.len()).filter(|d| along.keepdims || kept(d)).collect();
         let grid = ChunkGrid::new(out.iter().map(|d| axis(*d)).collect());
         let dims = out.iter().map(|d| if kept(d) { inner.dims[*d].clone() } else { Dim { name: inner.dims[*d].name.clone(), origin: None } }).collect();
         let attributes = kept_attributes(std::iter::once(&inner.attributes));
-        let op = match numbers.iter().find(|a| shape[**a] == 0) {
-            // Nothing to fold: the sum of nothing is 0, its mean NaN.
-            Some(_) if fold == ReduceOp::Sum && mean => Op::Generate(Generate::Full(Scalar::from_f64(dtype, f64::NAN))),
-            Some(_) if fold == ReduceOp::Sum => Op::Generate(Generate::Full(Scalar::zero(dtype))),
-            Some(axis) => return Err(Error::Empty { op: name, axis: *axis }),
-            None => Op::Reduce { input: Arc::clone(&inner.node), fold, mean, axes: numbers, keepdims },
-        };
-        Ok(Array::from_parts(Arc::new(Node { op, dtype, grid }), dims, attributes))
+        Ok(Array::from_parts(Arc::new(Node { op: op(&inner.node)?, dtype, grid }), dims, attributes))
+    }
+
+    fn parts(&self, name: &'static str, along: &Along, count: u64) -> Result<Parts, Error> {
+        let from = self.dtype()?;
+        let integer = from.is_integer() || from == DType::Bool;
+        let undefined = Err(Error::Domain { op: name, dtype: from });
+        // Whether elements are not 0, as bytes.
+        let truth = || if from == DType::Bool { self.astype(DType::UInt8) } else { not_equal(self, 0)?.astype(DType::UInt8) };
+        let parts = |input: Array, fold, finish, empty: Option<Scalar>| Ok(Parts { input, fold, finish, empty });
+        match name {
+            "sum" | "prod" => {
+                let natural = match from.kind() {
+                    Kind::Bool | Kind::Signed => DType::Int64,
+                    Kind::Unsigned => DType::UInt64,
+                    _ => from,
+                };
+                let dtype = along.dtype.unwrap_or(natural);
+                if dtype == DType::Bool || (from.kind() == Kind::Complex && dtype.kind() != Kind::Complex) {
+                    return Err(Error::Promotion { left: from, right: dtype });
+                }
+                // Values that the accumulators hold exactly need no cast of their own.
+                let input = match (from.kind(), dtype.kind()) {
+                    _ if from == dtype => self.clone(),
+                    (Kind::Bool, Kind::Signed | Kind::Unsigned) => self.astype(DType::UInt8)?,
+                    (Kind::Signed, Kind::Signed) | (Kind::Unsigned, Kind::Unsigned) => self.clone(),
+                    (_, Kind::Float) => self.astype(DType::Float64)?,
+                    _ => self.astype(dtype)?,
+                };
+                let fold = if name == "sum" { ReduceOp::Sum } else { ReduceOp::Prod };
+                parts(input, fold, Finish::Value(dtype), Some(Scalar::new(u8::from(name == "prod"))))
+            }
+            "mean" => {
+                let (input, dtype) = if integer { (self.astype(DType::Float64)?, DType::Float64) } else { (self.clone(), from) };
+                parts(input, ReduceOp::Sum, Finish::Mean { count, dtype }, Some(Scalar::new(f64::NAN)))
+            }
+            "var" | "std" => {
+                let (input, dtype) = if integer { (self.astype(DType::Float64)?, DType::Float64) } else { (self.clone(), from) };
+                let correction = Scalar::new(along.correction.unwrap_or(0.0));
+                parts(input, ReduceOp::Var, Finish::Var { count, correction, root: name == "std", dtype }, Some(Scalar::new(f64::NAN)))
+            }
+            "any" => parts(truth()?, ReduceOp::Max, Finish::Value(DType::Bool), Some(Scalar::new(0u8))),
+            "all" => parts(truth()?, ReduceOp::Min, Finish::Value(DType::Bool), Some(Scalar::new(1u8))),
+            "count_nonzero" => parts(truth()?, ReduceOp::Sum, Finish::Value(DType::Int64), Some(Scalar::new(0u8))),
+            _ if from == DType::Bool => undefined,
+            "min" => parts(self.clone(), ReduceOp::Min, Finish::Value(from), None),
+            "max" => parts(self.clone(), ReduceOp::Max, Finish::Value(from), None),
+            "argmin" => parts(self.clone(), ReduceOp::Argmin, Finish::Value(DType::Int64), None),
+            _ => parts(self.clone(), ReduceOp::Argmax, Finish::Value(DType::Int64), None),
+        }
     }
 }

@@ -8,6 +8,7 @@ mod command;
 mod memory;
 mod processes;
 mod quad_means;
+mod rearranged;
 mod suites;
 mod support;
 mod values;

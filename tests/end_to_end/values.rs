@@ -10,21 +10,22 @@ use std::sync::Arc;
 
 use freestone::engine::storage::Store;
 use freestone::engine::storage::metadata::open_array;
-use freestone::{Array, Axes, CodecName, DType, MemoryStore, Spec};
+use freestone::{Along, Array, Axes, CodecName, DType, MemoryStore, Spec};
 use ndarray::{ArrayD, Axis, IxDyn, Slice};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestCaseError, TestRunner};
 
+use crate::rearranged::rearrange;
 use crate::support::{Place, chunk_files, document};
 
 const DTYPES: [DType; 8] = [DType::Float32, DType::Float64, DType::Int32, DType::Float32, DType::UInt8, DType::Int64, DType::Bool, DType::Int16];
 
 /// An array and what it must be.
 #[derive(Clone)]
-struct Pair {
-    lazy: Array,
-    whole: ArrayD<f64>,
-    dtype: DType,
+pub struct Pair {
+    pub lazy: Array,
+    pub whole: ArrayD<f64>,
+    pub dtype: DType,
 }
 
 #[derive(Clone, Debug)]
@@ -37,12 +38,12 @@ struct Input {
 
 /// What to do next; numbers are taken modulo what there is to choose from.
 #[derive(Clone, Debug)]
-struct Step {
-    op: u8,
-    operand: u8,
-    a: i8,
-    b: i8,
-    c: i8,
+pub struct Step {
+    pub op: u8,
+    pub operand: u8,
+    pub a: i8,
+    pub b: i8,
+    pub c: i8,
 }
 
 #[derive(Clone, Debug)]
@@ -69,7 +70,7 @@ fn programs() -> impl Strategy<Value = Program> {
 }
 
 /// A value of a dtype as the oracle holds it.
-fn rounded(x: f64, dtype: DType) -> f64 {
+pub fn rounded(x: f64, dtype: DType) -> f64 {
     match dtype {
         DType::Float32 => f64::from(x as f32),
         DType::Float64 => x,
@@ -154,7 +155,7 @@ fn broadcast(a: &ArrayD<f64>, shape: &[usize]) -> ArrayD<f64> {
     a.broadcast(IxDyn(shape)).unwrap().to_owned()
 }
 
-fn common_shape(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
+pub fn common_shape(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
     let rank = a.len().max(b.len());
     let at = |s: &[usize], d: usize| if d + s.len() >= rank { s[d + s.len() - rank] } else { 1 };
     (0..rank)
@@ -203,7 +204,7 @@ fn apply(a: &Pair, pool: &[Pair], step: &Step, names: &mut Vec<&'static str>) ->
     let rank = a.whole.ndim();
     let axis = (rank > 0).then(|| step.a.unsigned_abs() as usize % rank);
     let float = matches!(a.dtype, DType::Float32 | DType::Float64);
-    let (name, lazy, whole, dtype) = match step.op % 36 {
+    let (name, lazy, whole, dtype) = match step.op % 48 {
         op @ (0..=4 | 8) => {
             let b = partner(a, pool, step);
             let dtype = a.dtype.promote(b.dtype).filter(|d| *d != DType::Bool)?;
@@ -261,7 +262,7 @@ fn apply(a: &Pair, pool: &[Pair], step: &Step, names: &mut Vec<&'static str>) ->
         },
         9 | 14..=16 => ("not", freestone::logical_not(&a.lazy).unwrap(), a.whole.mapv(|x| 1.0 - x), a.dtype),
         10 | 11 if float => ("number", 2.5 - &(&a.lazy * 3.0), a.whole.mapv(|x| rounded(2.5 - rounded(x * 3.0, a.dtype), a.dtype)), a.dtype),
-        10 | 11 if a.dtype != DType::Bool => ("number", &a.lazy * 3.0, a.whole.mapv(|x| wrapped(x as i128 * 3, a.dtype)), a.dtype),
+        10 | 11 if a.dtype != DType::Bool => ("number", &a.lazy * 3, a.whole.mapv(|x| wrapped(x as i128 * 3, a.dtype)), a.dtype),
         12 | 13 => {
             let (axis, n) = (axis?, a.whole.shape()[axis?] as i64);
             // Not too often empty.
@@ -299,13 +300,14 @@ fn apply(a: &Pair, pool: &[Pair], step: &Step, names: &mut Vec<&'static str>) ->
             let chunks: Vec<u64> = (0..rank).map(|d| u64::from([step.a, step.b, step.c, step.a][d].unsigned_abs()) % 9 + 1).collect();
             ("rechunk", a.lazy.rechunk(&chunks).unwrap(), a.whole.clone(), a.dtype)
         }
+        36..=47 => return rearrange(a, pool, step, names),
         _ => return reduce(a, step, names),
     };
     names.push(name);
     Some(Pair { lazy, whole, dtype })
 }
 
-fn python_slice(start: Option<i64>, stop: Option<i64>, step: i64, n: i64) -> Vec<usize> {
+pub fn python_slice(start: Option<i64>, stop: Option<i64>, step: i64, n: i64) -> Vec<usize> {
     // PySlice_AdjustIndices.
     let adjust = |x: i64| {
         let x = if x < 0 { x + n } else { x };
@@ -330,8 +332,13 @@ fn python_slice(start: Option<i64>, stop: Option<i64>, step: i64, n: i64) -> Vec
 fn reduce(a: &Pair, step: &Step, names: &mut Vec<&'static str>) -> Option<Pair> {
     let rank = a.whole.ndim();
     let axes: Vec<usize> = (0..rank).filter(|d| step.a >> d & 1 == 1).collect();
-    let given = Axes::These(axes.iter().map(|d| if step.b < 0 { *d as i64 - rank as i64 } else { *d as i64 }).collect());
-    let given = if axes.len() == rank && step.c % 3 == 0 { Axes::All } else { given };
+    let given: Axes = axes.iter().map(|d| if step.b < 0 { *d as i64 - rank as i64 } else { *d as i64 }).collect::<Vec<_>>().into();
+    let given: Axes = if axes.len() == rank && step.c % 3 == 0 { ().into() } else { given };
+    let keepdims = step.b % 2 == 0;
+    let given = if keepdims { Along::axes(given).keepdims() } else { Along::axes(given) };
+    if step.operand % 3 == 0 {
+        return truth(a, step, &axes, given, names);
+    }
     if a.dtype == DType::Bool || !is_tame(&a.whole) {
         return None;
     }
@@ -344,7 +351,6 @@ fn reduce(a: &Pair, step: &Step, names: &mut Vec<&'static str>) -> Option<Pair> 
     };
     let count: f64 = axes.iter().map(|d| a.whole.shape()[*d]).product::<usize>() as f64;
     let float = matches!(a.dtype, DType::Float32 | DType::Float64);
-    let keepdims = step.b % 2 == 0;
     let kind = step.c.rem_euclid(4);
     if kind > 1 && count == 0.0 {
         let refused = if kind == 2 { a.lazy.min(given) } else { a.lazy.max(given) };
@@ -359,15 +365,11 @@ fn reduce(a: &Pair, step: &Step, names: &mut Vec<&'static str>) -> Option<Pair> 
         DType::Int64
     };
     let mean_dtype = if float { a.dtype } else { DType::Float64 };
-    let (name, lazy, whole, dtype) = match (kind, keepdims) {
-        (0, false) => ("sum", a.lazy.sum(given), fold(0.0, |x, y| x + y), sum_dtype),
-        (0, true) => ("sum", a.lazy.sum_keepdims(given), fold(0.0, |x, y| x + y), sum_dtype),
-        (1, false) => ("mean", a.lazy.mean(given), fold(0.0, |x, y| x + y) / count, mean_dtype),
-        (1, true) => ("mean", a.lazy.mean_keepdims(given), fold(0.0, |x, y| x + y) / count, mean_dtype),
-        (2, false) => ("min", a.lazy.min(given), fold(f64::INFINITY, least), a.dtype),
-        (2, true) => ("min", a.lazy.min_keepdims(given), fold(f64::INFINITY, least), a.dtype),
-        (_, false) => ("max", a.lazy.max(given), fold(f64::NEG_INFINITY, |x, y| -least(-x, -y)), a.dtype),
-        (_, true) => ("max", a.lazy.max_keepdims(given), fold(f64::NEG_INFINITY, |x, y| -least(-x, -y)), a.dtype),
+    let (name, lazy, whole, dtype) = match kind {
+        0 => ("sum", a.lazy.sum(given), fold(0.0, |x, y| x + y), sum_dtype),
+        1 => ("mean", a.lazy.mean(given), fold(0.0, |x, y| x + y) / count, mean_dtype),
+        2 => ("min", a.lazy.min(given), fold(f64::INFINITY, least), a.dtype),
+        _ => ("max", a.lazy.max(given), fold(f64::NEG_INFINITY, |x, y| -least(-x, -y)), a.dtype),
     };
     let mut whole = whole.mapv(|x| rounded(x, dtype));
     if !keepdims {
@@ -375,6 +377,44 @@ fn reduce(a: &Pair, step: &Step, names: &mut Vec<&'static str>) -> Option<Pair> 
             whole = whole.index_axis_move(Axis(*d), 0);
         }
     }
+    names.push(name);
+    Some(Pair { lazy: lazy.unwrap(), whole, dtype })
+}
+
+/// Reductions to bools, counts and positions.
+fn truth(a: &Pair, step: &Step, axes: &[usize], along: Along, names: &mut Vec<&'static str>) -> Option<Pair> {
+    let keepdims = step.b % 2 == 0;
+    // The values along the reduced axes, in C order, for each kept element.
+    let shape = a.whole.shape();
+    let (kept, len): (Vec<usize>, usize) = ((0..shape.len()).filter(|d| !axes.contains(d)).collect(), axes.iter().map(|d| shape[*d]).product());
+    let order: Vec<usize> = kept.iter().chain(axes).copied().collect();
+    let rows: Vec<f64> = a.whole.clone().permuted_axes(IxDyn(&order)).iter().copied().collect();
+    let out: Vec<usize> = (0..shape.len()).filter(|d| keepdims || kept.contains(d)).map(|d| if kept.contains(&d) { shape[d] } else { 1 }).collect();
+    let n: usize = kept.iter().map(|d| shape[*d]).product();
+    let fold = |f: &dyn Fn(&[f64]) -> f64| {
+        let values = (0..n).map(|i| f(&rows[i * len..(i + 1) * len])).collect();
+        ArrayD::from_shape_vec(IxDyn(&out), values).unwrap()
+    };
+    let positions = axes.len() == 1 || axes.len() == shape.len();
+    let (name, lazy, whole, dtype) = match step.c.rem_euclid(5) {
+        0 => ("any", a.lazy.any(along), fold(&|v| f64::from(u8::from(v.iter().any(|x| *x != 0.0)))), DType::Bool),
+        1 => ("all", a.lazy.all(along), fold(&|v| f64::from(u8::from(v.iter().all(|x| *x != 0.0)))), DType::Bool),
+        2 => ("count_nonzero", a.lazy.count_nonzero(along), fold(&|v| v.iter().filter(|x| **x != 0.0).count() as f64), DType::Int64),
+        kind if positions && len > 0 && a.dtype != DType::Bool => {
+            let along = match (axes.len() == 1, keepdims) {
+                (true, _) => along,
+                (false, true) => Along::all().keepdims(),
+                (false, false) => Along::all(),
+            };
+            let sign = if kind == 3 { 1.0 } else { -1.0 };
+            let first = |v: &[f64]| {
+                let best = |i: usize, x: f64| v[i].is_nan() || (!x.is_nan() && sign * v[i] <= sign * x);
+                (1..v.len()).fold(0, |i, j| if best(i, v[j]) { i } else { j }) as f64
+            };
+            if kind == 3 { ("argmin", a.lazy.argmin(along), fold(&first), DType::Int64) } else { ("argmax", a.lazy.argmax(along), fold(&first), DType::Int64) }
+        }
+        _ => return None,
+    };
     names.push(name);
     Some(Pair { lazy: lazy.unwrap(), whole, dtype })
 }
@@ -445,7 +485,7 @@ fn any_program_in_any_chunking_is_what_ndarray_gives() {
     let place = Place::new();
     let mut config = Config { failure_persistence: None, ..Config::default() };
     if std::env::var_os("PROPTEST_CASES").is_none() {
-        config.cases = 200;
+        config.cases = 300;
     }
     if std::env::var_os("PROPTEST_RNG_SEED").is_none() {
         config.rng_seed = RngSeed::Fixed(20_240_229);

@@ -199,7 +199,7 @@ elements!(Bool => Bool, i8 => Int8, i16 => Int16, i32 => Int32, i64 => Int64, u8
 
 /// Calls the body with `$t` standing for the Rust type of a dtype, for the kinds named first.
 ///
-/// `dispatch!(real, dtype, T => f::<T>(x), else => y)`; the kinds are `all`, `numeric` (without bool), `real`, `float`, `inexact`
+/// `dispatch!(real, dtype, T => f::<T>(x), else => y)`; the kinds are `all`, `numeric` (without bool), `real`, `integer`, `float`, `inexact`
 /// (floats and complex).
 #[macro_export]
 macro_rules! dispatch {
@@ -223,6 +223,10 @@ macro_rules! dispatch {
     (real, $d:expr, $t:ident => $body:expr, else => $else:expr) => {
         $crate::dispatch!(@arms $d, $t => $body, $else, Int8 = i8, Int16 = i16, Int32 = i32, Int64 = i64,
             UInt8 = u8, UInt16 = u16, UInt32 = u32, UInt64 = u64, Float32 = f32, Float64 = f64)
+    };
+    (integer, $d:expr, $t:ident => $body:expr, else => $else:expr) => {
+        $crate::dispatch!(@arms $d, $t => $body, $else, Int8 = i8, Int16 = i16, Int32 = i32, Int64 = i64,
+            UInt8 = u8, UInt16 = u16, UInt32 = u32, UInt64 = u64)
     };
     (float, $d:expr, $t:ident => $body:expr, else => $else:expr) => {
         $crate::dispatch!(@arms $d, $t => $body, $else, Float32 = f32, Float64 = f64)

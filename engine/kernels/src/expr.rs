@@ -10,37 +10,174 @@ use thiserror::Error;
 use crate::dtype::{DType, Kind};
 use crate::scalar::Scalar;
 
-/// Function of one element.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[allow(missing_docs)]
-pub enum UnaryOp {
-    Negative,
-    Abs,
-    Sqrt,
-    Round,
-    LogicalNot,
+/// The dtypes that a function is defined for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Domain {
+    /// Every dtype.
+    All,
+    /// Bool only.
+    Bool,
+    /// Bool and integers.
+    Bits,
+    /// Integers.
+    Integer,
+    /// Integers, floats and complex numbers.
+    Numeric,
+    /// Integers and floats.
+    Real,
+    /// Floats and complex numbers.
+    Inexact,
+    /// Floats.
+    Float,
 }
 
-/// Function of two elements of one dtype.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[allow(missing_docs)]
-pub enum BinaryOp {
-    Add,
-    Subtract,
-    Multiply,
-    Divide,
-    Minimum,
-    Maximum,
-    Equal,
-    NotEqual,
-    Less,
-    LessEqual,
-    Greater,
-    GreaterEqual,
-    LogicalAnd,
-    LogicalOr,
+/// Dtype of a function's result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Gives {
+    Same,
+    Bool,
+    /// Of a complex number the dtype of its parts.
+    Part,
+}
+
+impl Domain {
+    /// True if it has `dtype`.
+    pub fn has(self, dtype: DType) -> bool {
+        let kind = dtype.kind();
+        match self {
+            Domain::All => true,
+            Domain::Bool => kind == Kind::Bool,
+            Domain::Bits => kind == Kind::Bool || dtype.is_integer(),
+            Domain::Integer => dtype.is_integer(),
+            Domain::Numeric => kind != Kind::Bool,
+            Domain::Real => dtype.is_real(),
+            Domain::Inexact => matches!(kind, Kind::Float | Kind::Complex),
+            Domain::Float => kind == Kind::Float,
+        }
+    }
+}
+
+impl Gives {
+    fn of(self, dtype: DType) -> DType {
+        match (self, dtype) {
+            (Gives::Bool, _) => DType::Bool,
+            (Gives::Part, DType::Complex64) => DType::Float32,
+            (Gives::Part, DType::Complex128) => DType::Float64,
+            _ => dtype,
+        }
+    }
+}
+
+/// An enum of functions, and where each is defined.
+macro_rules! functions {
+    ($(#[$meta:meta])* $name:ident { $($op:ident: $domain:ident -> $gives:ident,)* }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        #[allow(missing_docs)]
+        pub enum $name { $($op,)* }
+
+        impl $name {
+            /// The dtypes that it is defined for.
+            pub fn domain(self) -> Domain {
+                match self { $($name::$op => Domain::$domain,)* }
+            }
+
+            /// Dtype of the result for operands of `dtype`.
+            ///
+            /// # Errors
+            /// Where it is not defined for `dtype`.
+            pub fn result(self, dtype: DType) -> Result<DType, ExprError> {
+                if !self.domain().has(dtype) {
+                    return Err(ExprError::Domain { op: self.name(), dtype });
+                }
+                Ok(match self { $($name::$op => Gives::$gives,)* }.of(dtype))
+            }
+
+            /// The function's name in the Array API standard.
+            pub fn name(self) -> String {
+                serde_json::to_value(self).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
+            }
+        }
+    };
+}
+
+functions! {
+    /// Function of one element.
+    UnaryOp {
+        Abs: Numeric -> Part,
+        Acos: Inexact -> Same,
+        Acosh: Inexact -> Same,
+        Asin: Inexact -> Same,
+        Asinh: Inexact -> Same,
+        Atan: Inexact -> Same,
+        Atanh: Inexact -> Same,
+        BitwiseInvert: Bits -> Same,
+        Ceil: Real -> Same,
+        Conj: Numeric -> Same,
+        Cos: Inexact -> Same,
+        Cosh: Inexact -> Same,
+        Exp: Inexact -> Same,
+        Expm1: Inexact -> Same,
+        Floor: Real -> Same,
+        Imag: Numeric -> Part,
+        Isfinite: Numeric -> Bool,
+        Isinf: Numeric -> Bool,
+        Isnan: Numeric -> Bool,
+        Log: Inexact -> Same,
+        Log1p: Inexact -> Same,
+        Log2: Inexact -> Same,
+        Log10: Inexact -> Same,
+        LogicalNot: Bool -> Same,
+        Negative: Numeric -> Same,
+        Positive: Numeric -> Same,
+        Real: Numeric -> Part,
+        Reciprocal: Inexact -> Same,
+        Round: Numeric -> Same,
+        Sign: Numeric -> Same,
+        Signbit: Float -> Bool,
+        Sin: Inexact -> Same,
+        Sinh: Inexact -> Same,
+        Sqrt: Inexact -> Same,
+        Square: Numeric -> Same,
+        Tan: Inexact -> Same,
+        Tanh: Inexact -> Same,
+        Trunc: Real -> Same,
+    }
+}
+
+functions! {
+    /// Function of two elements of one dtype.
+    BinaryOp {
+        Add: Numeric -> Same,
+        Atan2: Float -> Same,
+        BitwiseAnd: Bits -> Same,
+        BitwiseLeftShift: Integer -> Same,
+        BitwiseOr: Bits -> Same,
+        BitwiseRightShift: Integer -> Same,
+        BitwiseXor: Bits -> Same,
+        Copysign: Float -> Same,
+        Divide: Inexact -> Same,
+        Equal: All -> Bool,
+        FloorDivide: Real -> Same,
+        Greater: Real -> Bool,
+        GreaterEqual: Real -> Bool,
+        Hypot: Float -> Same,
+        Less: Real -> Bool,
+        LessEqual: Real -> Bool,
+        Logaddexp: Float -> Same,
+        LogicalAnd: Bool -> Same,
+        LogicalOr: Bool -> Same,
+        LogicalXor: Bool -> Same,
+        Maximum: Real -> Same,
+        Minimum: Real -> Same,
+        Multiply: Numeric -> Same,
+        Nextafter: Float -> Same,
+        NotEqual: All -> Bool,
+        Pow: Numeric -> Same,
+        Remainder: Real -> Same,
+        Subtract: Numeric -> Same,
+    }
 }
 
 /// One value of an expression; operands are indices of earlier nodes.
@@ -217,64 +354,6 @@ impl Expr {
             Node::Cast(dtype, a) => of(a).map(|_| dtype),
         }
     }
-}
-
-impl UnaryOp {
-    /// Dtype of the result.
-    ///
-    /// # Errors
-    /// Where it is not defined for `dtype`.
-    pub fn result(self, dtype: DType) -> Result<DType, ExprError> {
-        let kind = dtype.kind();
-        match self {
-            UnaryOp::Negative if kind != Kind::Bool => Ok(dtype),
-            UnaryOp::Abs => match dtype {
-                DType::Bool => None,
-                DType::Complex64 => Some(DType::Float32),
-                DType::Complex128 => Some(DType::Float64),
-                other => Some(other),
-            }
-            .ok_or(self.domain(dtype)),
-            UnaryOp::Sqrt if matches!(kind, Kind::Float | Kind::Complex) => Ok(dtype),
-            UnaryOp::Round if dtype.is_real() => Ok(dtype),
-            UnaryOp::LogicalNot if kind == Kind::Bool => Ok(dtype),
-            _ => Err(self.domain(dtype)),
-        }
-    }
-
-    fn domain(self, dtype: DType) -> ExprError {
-        ExprError::Domain { op: name(&self), dtype }
-    }
-}
-
-impl BinaryOp {
-    /// The function's name in the Array API standard.
-    pub fn name(self) -> String {
-        name(&self)
-    }
-
-    /// Dtype of the result for operands of `dtype`.
-    ///
-    /// # Errors
-    /// Where it is not defined for `dtype`.
-    pub fn result(self, dtype: DType) -> Result<DType, ExprError> {
-        use BinaryOp as B;
-        let kind = dtype.kind();
-        let result = match self {
-            B::Add | B::Subtract | B::Multiply => (kind != Kind::Bool).then_some(dtype),
-            B::Divide => matches!(kind, Kind::Float | Kind::Complex).then_some(dtype),
-            B::Minimum | B::Maximum => dtype.is_real().then_some(dtype),
-            B::Equal | B::NotEqual => Some(DType::Bool),
-            B::Less | B::LessEqual | B::Greater | B::GreaterEqual => dtype.is_real().then_some(DType::Bool),
-            B::LogicalAnd | B::LogicalOr => (kind == Kind::Bool).then_some(dtype),
-        };
-        result.ok_or(ExprError::Domain { op: self.name(), dtype })
-    }
-}
-
-/// The serialised name of a variant.
-fn name(op: &impl Serialize) -> String {
-    serde_json::to_value(op).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
 impl TryFrom<ExprText> for Expr {

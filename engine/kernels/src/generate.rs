@@ -2,9 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::apply::unary;
 use crate::copy;
 use crate::dispatch;
 use crate::dtype::{DType, Element};
+use crate::expr::UnaryOp;
 use crate::scalar::Scalar;
 
 /// An array whose values follow from their indices.
@@ -21,6 +23,47 @@ pub enum Generate {
         start: Scalar,
         /// Distance of neighbours.
         step: Scalar,
+    },
+    /// `n` values from `start` to `stop` at even distances along the only axis.
+    Linspace {
+        /// Value at index 0.
+        start: Scalar,
+        /// Value at index `n` − 1, or `n` if it is left out.
+        stop: Scalar,
+        /// Distances between the two.
+        intervals: u64,
+    },
+    /// 1 where the index along the second axis is that along the first plus `k`, else 0.
+    Eye {
+        /// Which diagonal: 0 the main one, above it if positive.
+        k: i64,
+    },
+    /// True where the index along the last axis is at most that along the last but one plus `k`.
+    Triangle {
+        /// The last diagonal that is true.
+        k: i64,
+    },
+    /// Independent normal values, for floats.
+    ///
+    /// Source: Box & Muller (1958) over the words of [`Generate::Uniform`]'s generator.
+    Normal {
+        /// The key.
+        seed: u64,
+        /// Mean.
+        mean: Scalar,
+        /// Standard deviation.
+        deviation: Scalar,
+    },
+    /// Independent integers, each of `low..high` as likely as the others but for one part in 2⁶⁴ of their number.
+    ///
+    /// Source: the high word of a product with the range (Lemire, ACM TOMACS 29, 2019), without rejection.
+    Integers {
+        /// The key.
+        seed: u64,
+        /// Least value.
+        low: i64,
+        /// Number of values.
+        range: u64,
     },
     /// Independent uniform values in `[low, high)`, for floats.
     ///
@@ -43,6 +86,41 @@ impl Generate {
         match self {
             Generate::Full(value) => copy::fill(value, out),
             Generate::Arange { start, step } => dispatch!(numeric, dtype, T => arange::<T>(start, step, origin.first().copied().unwrap_or(0), out), else => {}),
+            Generate::Linspace { start, stop, intervals } => {
+                let (a, b, n) = (real(start), real(stop), *intervals as f64);
+                let step = (b - a) / n;
+                let first = origin.first().copied().unwrap_or(0);
+                for (i, o) in (first..).zip(out.chunks_exact_mut(dtype.size())) {
+                    // The last value is `stop` itself, not what rounding makes of it.
+                    let value = if i == *intervals { b } else { a + step * i as f64 };
+                    o.copy_from_slice(Scalar::from_f64(dtype, value).bytes());
+                }
+            }
+            Generate::Eye { k } => {
+                let one = Scalar::new(1u8).cast(dtype);
+                out.fill(0);
+                for_diagonal(
+                    origin,
+                    block,
+                    |i, j| (j - i == *k).then_some(()),
+                    |_, at| out[at * one.bytes().len()..][..one.bytes().len()].copy_from_slice(one.bytes()),
+                );
+            }
+            Generate::Triangle { k } => for_diagonal(origin, block, |i, j| Some(u8::from(j - i <= *k)), |value, at| out[at] = value),
+            Generate::Integers { seed, low, range } => rows(shape, origin, block, out, dtype.size(), |first, row| {
+                let value = |counter: u64, lane: usize| {
+                    let w = philox(counter, *seed);
+                    let word = u64::from(w[2 * lane]) << 32 | u64::from(w[2 * lane + 1]);
+                    low.wrapping_add(((u128::from(word) * u128::from(*range)) >> 64) as i64)
+                };
+                for (i, o) in (first..).zip(row.chunks_exact_mut(dtype.size())) {
+                    o.copy_from_slice(&value(i / 2, (i % 2) as usize).to_ne_bytes()[..dtype.size()]);
+                }
+            }),
+            Generate::Normal { seed, mean, deviation } => rows(shape, origin, block, out, dtype.size(), |first, row| match dtype {
+                DType::Float32 => normal(*seed, [real(mean), real(deviation)], first, bytemuck::cast_slice_mut::<_, f32>(row), |x| x as f32),
+                _ => normal(*seed, [real(mean), real(deviation)], first, bytemuck::cast_slice_mut::<_, f64>(row), |x| x),
+            }),
             Generate::Uniform { seed, low, high } => rows(shape, origin, block, out, dtype.size(), |first, row| match dtype {
                 DType::Float32 => uniform_f32(*seed, real(low) as f32, real(high) as f32, first, bytemuck::cast_slice_mut(row)),
                 _ => uniform_f64(*seed, real(low), real(high), first, bytemuck::cast_slice_mut(row)),
@@ -70,6 +148,47 @@ fn arange<T: Element>(start: &Scalar, step: &Scalar, first: u64, out: &mut [u8])
         for (i, o) in out.chunks_exact_mut(size).enumerate() {
             o.copy_from_slice(Scalar::from_f64(T::DTYPE, a + d * (first + i as u64) as f64).bytes());
         }
+    }
+}
+
+/// Calls `f` with what `of` makes of the last two indices of each element of a box, and with the element's place in it.
+fn for_diagonal<T>(origin: &[u64], block: &[usize], of: impl Fn(i64, i64) -> Option<T>, mut f: impl FnMut(T, usize)) {
+    let [.., rows, columns] = *block else { return };
+    let [.., i0, j0] = *origin else { return };
+    for at in 0..block.iter().product() {
+        let (i, j) = (i0 as i64 + (at / columns % rows) as i64, j0 as i64 + (at % columns) as i64);
+        if let Some(value) = of(i, j) {
+            f(value, at);
+        }
+    }
+}
+
+/// Normal values `first…`: elements `2c` and `2c + 1` are the two of counter `c`.
+fn normal<T: Copy>(seed: u64, [mean, deviation]: [f64; 2], first: u64, out: &mut [T], narrow: impl Fn(f64) -> T) {
+    const PAIRS: usize = 256;
+    let (mut radius, mut angle, mut at) = ([0f64; PAIRS], [0f64; PAIRS], 0);
+    let mut results = [[0f64; PAIRS]; 2];
+    let apply = |op, a: &[f64], out: &mut [f64]| unary(op, DType::Float64, bytemuck::cast_slice(a), bytemuck::cast_slice_mut(out));
+    while at < out.len() {
+        let counter = (first + at as u64) / 2;
+        for (i, (r, a)) in radius.iter_mut().zip(&mut angle).enumerate() {
+            let w = philox(counter + i as u64, seed).map(u64::from);
+            // Uniform in (0, 1]: its logarithm is finite.
+            *r = (((w[0] << 32 | w[1]) >> 11) + 1) as f64 * (1.0 / 9_007_199_254_740_992.0);
+            *a = ((w[2] << 32 | w[3]) >> 11) as f64 * (std::f64::consts::TAU / 9_007_199_254_740_992.0);
+        }
+        let [cosines, sines] = &mut results;
+        apply(UnaryOp::Log, &radius, cosines);
+        radius.iter_mut().zip(&*cosines).for_each(|(r, log)| *r = (-2.0 * log).sqrt() * deviation);
+        apply(UnaryOp::Cos, &angle, cosines);
+        apply(UnaryOp::Sin, &angle, sines);
+        let odd = ((first + at as u64) % 2) as usize;
+        let n = (2 * PAIRS - odd).min(out.len() - at);
+        for (k, o) in out[at..at + n].iter_mut().enumerate() {
+            let (pair, lane) = ((k + odd) / 2, (k + odd) % 2);
+            *o = narrow(mean + radius[pair] * results[lane][pair]);
+        }
+        at += n;
     }
 }
 

@@ -8,19 +8,22 @@
 
 #[macro_use]
 mod simd;
+mod apply;
 pub mod buffer;
+mod cast;
 pub mod copy;
 pub mod dtype;
 pub mod eval;
 pub mod expr;
 pub mod generate;
 mod loops;
+mod math;
 pub mod reduce;
 pub mod scalar;
 
 pub use buffer::{Buffer, View, contiguous_strides};
 pub use dtype::DType;
-pub use expr::{BinaryOp, Expr, ExprError, Node, UnaryOp};
+pub use expr::{BinaryOp, Domain, Expr, ExprError, Node, UnaryOp};
 pub use generate::Generate;
 pub use reduce::ReduceOp;
 pub use scalar::Scalar;

@@ -1,42 +1,68 @@
 //! Folding blocks into accumulators.
 //!
 //! A task that reduces walks its input chunk by chunk and folds each block, evaluated in strips, into one accumulator per
-//! kept element. Accumulators are wider than the values (`float32` is summed in `float64`), and are what partial results
-//! hold. Sums along a contiguous axis use a fixed number of lanes, added in a fixed order: the same blocks in the same
-//! order give the same bits wherever they run.
+//! kept element. Accumulators are wider than the values and are what partial results hold, so that these merge by the same fold.
+//! Everything is added in a fixed order: the same blocks in the same order give the same bits wherever they run.
+//!
+//! An accumulator of two words travels as `complex128`, which is only a carrier: `(sum, error)` for sums of `float64`,
+//! `(mean, sum of squared deviations)` for variances, `(value, index)` for positions.
 
 use serde::{Deserialize, Serialize};
 
+use crate::apply::{Numeric, Real};
 use crate::buffer::View;
+use crate::cast::cast;
 use crate::copy;
 use crate::dispatch;
 use crate::dtype::{Complex64, Complex128, DType, Element, Kind};
-use crate::eval::{Machine, Numeric, Real, STRIP, Strip, cast};
+use crate::eval::{Machine, STRIP, Strip};
 use crate::loops::{Nest, for_each_index};
 use crate::scalar::Scalar;
 
-/// What is folded. A mean is a sum that is divided at the end ([`Finish`]).
+/// What is folded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[allow(missing_docs)]
 pub enum ReduceOp {
+    /// The sum. `float32` is added in `float64`; `float64` keeps the rounding errors of its additions as a second word
+    /// (TwoSum; Knuth, TAOCP 2, 4.2.2), so that the result is as if added in twice the precision.
     Sum,
+    /// The product.
+    Prod,
+    /// The least; NaN if there is one.
     Min,
+    /// The greatest; NaN if there is one.
     Max,
+    /// The index of the first least, or of the first NaN.
+    Argmin,
+    /// The index of the first greatest, or of the first NaN.
+    Argmax,
+    /// Mean and sum of squared deviations, by Welford (1962), merged by Chan, Golub & LeVeque (1979).
+    Var,
 }
 
 /// What becomes of the accumulators when everything is folded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Finish {
-    /// They are the result: a partial one, to be folded again, or the value itself.
+    /// They are a partial result, to be folded again.
     Keep,
-    /// Cast to a dtype.
-    Cast(DType),
-    /// Divided by the number of elements, then cast.
+    /// The value, cast to a dtype.
+    Value(DType),
+    /// A sum divided by the number of elements, then cast.
     Mean {
         /// Elements that were folded into each accumulator.
         count: u64,
+        /// The result's dtype.
+        dtype: DType,
+    },
+    /// Squared deviations divided by the number of elements less a correction; NaN where nothing is left of that.
+    Var {
+        /// Elements that were folded into each accumulator.
+        count: u64,
+        /// What is subtracted from their number, as `float64`.
+        correction: Scalar,
+        /// The square root of it.
+        root: bool,
         /// The result's dtype.
         dtype: DType,
     },
@@ -44,74 +70,158 @@ pub enum Finish {
 
 impl ReduceOp {
     /// Dtype of the accumulators for values of `dtype`, or `None` where it is not defined.
-    pub fn accumulator(self, dtype: DType) -> Option<DType> {
-        match (self, dtype.kind()) {
+    pub fn accumulator(self, values: DType) -> Option<DType> {
+        use ReduceOp as R;
+        match (self, values.kind()) {
             (_, Kind::Bool) => None,
-            (ReduceOp::Sum, Kind::Signed) => Some(DType::Int64),
-            (ReduceOp::Sum, Kind::Unsigned) => Some(DType::UInt64),
-            (ReduceOp::Sum, Kind::Float) => Some(DType::Float64),
-            (ReduceOp::Sum, Kind::Complex) => Some(DType::Complex128),
-            (ReduceOp::Min | ReduceOp::Max, Kind::Complex) => None,
-            (ReduceOp::Min | ReduceOp::Max, _) => Some(dtype),
+            (R::Sum | R::Prod, Kind::Signed) => Some(DType::Int64),
+            (R::Sum | R::Prod, Kind::Unsigned) => Some(DType::UInt64),
+            (R::Sum, Kind::Float) if values == DType::Float64 => Some(DType::Complex128),
+            (R::Sum | R::Prod, Kind::Float) => Some(DType::Float64),
+            (R::Sum | R::Prod, Kind::Complex) => Some(DType::Complex128),
+            (R::Min | R::Max, Kind::Complex) | (R::Argmin | R::Argmax, Kind::Complex) => None,
+            (R::Min | R::Max, _) => Some(values),
+            (R::Argmin | R::Argmax, _) => Some(DType::Complex128),
+            (R::Var, Kind::Float) => Some(DType::Complex128),
+            (R::Var, _) => None,
         }
     }
 
-    /// What an accumulator of `dtype` holds before anything is folded.
-    pub fn identity(self, dtype: DType) -> Scalar {
+    /// Dtype of what [`Finish::Value`] casts from.
+    fn value(self, values: DType) -> Option<DType> {
+        Some(match (self, self.accumulator(values)?) {
+            (ReduceOp::Sum, _) if values == DType::Float64 => DType::Float64,
+            (ReduceOp::Argmin | ReduceOp::Argmax, _) => DType::Int64,
+            (ReduceOp::Var, _) => DType::Float64,
+            (_, accumulator) => accumulator,
+        })
+    }
+
+    /// Fills accumulators for values of `dtype` with what they hold before anything is folded.
+    pub fn start(self, values: DType, accumulators: &mut [u8]) {
         match self {
-            ReduceOp::Sum => Scalar::zero(dtype),
-            ReduceOp::Min => Scalar::from_f64(dtype, f64::INFINITY),
-            ReduceOp::Max if dtype.kind() == Kind::Unsigned => Scalar::zero(dtype),
-            ReduceOp::Max => Scalar::from_f64(dtype, f64::NEG_INFINITY),
+            ReduceOp::Sum | ReduceOp::Var => accumulators.fill(0),
+            ReduceOp::Prod => copy::fill(&Scalar::new(1i64).cast(self.accumulator(values).unwrap_or(values)), accumulators),
+            ReduceOp::Min => copy::fill(&Scalar::from_f64(values, f64::INFINITY), accumulators),
+            ReduceOp::Max if values.kind() == Kind::Unsigned => accumulators.fill(0),
+            ReduceOp::Max => copy::fill(&Scalar::from_f64(values, f64::NEG_INFINITY), accumulators),
+            ReduceOp::Argmin | ReduceOp::Argmax => bytemuck::cast_slice_mut(accumulators).fill([0, NOWHERE]),
         }
     }
 }
 
 impl Finish {
-    /// Dtype of the result for accumulators of `accumulator`.
-    pub fn dtype(self, accumulator: DType) -> DType {
-        match self {
+    /// Dtype of the result of folding values of a dtype, or `None` where that is not defined.
+    pub fn dtype(self, op: ReduceOp, values: DType) -> Option<DType> {
+        let accumulator = op.accumulator(values)?;
+        Some(match self {
             Finish::Keep => accumulator,
-            Finish::Cast(dtype) | Finish::Mean { dtype, .. } => dtype,
+            Finish::Value(dtype) | Finish::Mean { dtype, .. } | Finish::Var { dtype, .. } => dtype,
+        })
+    }
+
+    /// True if the accumulators are the results already, byte for byte.
+    pub fn is_nothing(self, op: ReduceOp, values: DType) -> bool {
+        match self {
+            Finish::Keep => true,
+            Finish::Value(dtype) => op.value(values) == Some(dtype) && op.accumulator(values) == Some(dtype) && (op, values) != (ReduceOp::Sum, DType::Float64),
+            _ => false,
         }
     }
 
     /// Turns accumulators into results, element by element.
-    pub fn apply(self, accumulator: DType, values: &[u8], out: &mut [u8]) {
+    pub fn apply(self, op: ReduceOp, values: DType, accumulators: &[u8], out: &mut [u8]) {
+        let (Some(held), Some(value)) = (op.accumulator(values), op.value(values)) else { return };
         match self {
-            Finish::Keep => out.copy_from_slice(values),
-            Finish::Cast(dtype) => cast(accumulator, values, dtype, out),
-            Finish::Mean { count, dtype } => {
-                let scale = count as f64;
-                let (from, to) = (accumulator.size() * STRIP, dtype.size() * STRIP);
-                let mut mean = [Complex128::default(); STRIP];
-                for (a, o) in values.chunks(from).zip(out.chunks_mut(to)) {
-                    let n = a.len() / accumulator.size();
-                    if accumulator.kind() == Kind::Complex {
-                        cast(accumulator, a, DType::Complex128, bytemuck::cast_slice_mut(&mut mean[..n]));
-                        mean[..n].iter_mut().for_each(|m| *m /= scale);
-                        cast(DType::Complex128, bytemuck::cast_slice(&mean[..n]), dtype, o);
+            Finish::Keep => out.copy_from_slice(accumulators),
+            Finish::Value(dtype) => by_strips(held, accumulators, dtype, out, |a, o| value_of(op, values, a, |v| cast(value, v, dtype, o))),
+            Finish::Mean { count, dtype } => by_strips(held, accumulators, dtype, out, |a, o| {
+                value_of(op, values, a, |v| {
+                    let scale = count as f64;
+                    if value.kind() == Kind::Complex {
+                        let mut mean = [Complex128::default(); STRIP];
+                        let mean = &mut mean[..v.len() / value.size()];
+                        cast(value, v, DType::Complex128, bytemuck::cast_slice_mut(mean));
+                        mean.iter_mut().for_each(|m| *m /= scale);
+                        cast(DType::Complex128, bytemuck::cast_slice(mean), dtype, o);
                     } else {
-                        let real = &mut bytemuck::cast_slice_mut::<_, f64>(&mut mean)[..n];
-                        cast(accumulator, a, DType::Float64, bytemuck::cast_slice_mut(real));
-                        real.iter_mut().for_each(|m| *m /= scale);
-                        cast(DType::Float64, bytemuck::cast_slice(real), dtype, o);
+                        let mut mean = [0f64; STRIP];
+                        let mean = &mut mean[..v.len() / value.size()];
+                        cast(value, v, DType::Float64, bytemuck::cast_slice_mut(mean));
+                        mean.iter_mut().for_each(|m| *m /= scale);
+                        cast(DType::Float64, bytemuck::cast_slice(mean), dtype, o);
+                    }
+                });
+            }),
+            Finish::Var { count, correction, root, dtype } => by_strips(held, accumulators, dtype, out, |a, o| {
+                let left = count as f64 - correction.get::<f64>().unwrap_or_default();
+                let mut var = [0f64; STRIP];
+                let pairs: &[[f64; 2]] = bytemuck::cast_slice(a);
+                for (v, [_, squares]) in var.iter_mut().zip(pairs) {
+                    *v = if left > 0.0 { squares / left } else { f64::NAN };
+                    if root {
+                        *v = v.sqrt();
                     }
                 }
-            }
+                cast(DType::Float64, bytemuck::cast_slice(&var[..pairs.len()]), dtype, o);
+            }),
         }
     }
 }
 
-/// Where the accumulators of a block are: element strides (0 along reduced axes) and the first one's index.
+/// An index that no element has.
+const NOWHERE: u64 = u64::MAX;
+
+fn by_strips(from: DType, a: &[u8], to: DType, out: &mut [u8], mut f: impl FnMut(&[u8], &mut [u8])) {
+    for (a, o) in a.chunks(from.size() * STRIP).zip(out.chunks_mut(to.size() * STRIP)) {
+        f(a, o);
+    }
+}
+
+/// Calls `f` with the values of a strip of accumulators.
+fn value_of(op: ReduceOp, values: DType, accumulators: &[u8], f: impl FnOnce(&[u8])) {
+    match op {
+        ReduceOp::Sum if values == DType::Float64 => {
+            let pairs: &[[f64; 2]] = bytemuck::cast_slice(accumulators);
+            let mut sums = [0f64; STRIP];
+            // Beside an infinite sum its error is NaN.
+            sums.iter_mut().zip(pairs).for_each(|(s, [sum, error])| *s = if sum.is_finite() { sum + error } else { *sum });
+            f(bytemuck::cast_slice(&sums[..pairs.len()]));
+        }
+        ReduceOp::Argmin | ReduceOp::Argmax => {
+            let pairs: &[[u64; 2]] = bytemuck::cast_slice(accumulators);
+            let mut indices = [0u64; STRIP];
+            indices.iter_mut().zip(pairs).for_each(|(i, [_, index])| *i = *index);
+            f(bytemuck::cast_slice(&indices[..pairs.len()]));
+        }
+        _ => f(accumulators),
+    }
+}
+
+/// One result of an expression, and how it is folded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Folded {
+    /// The fold.
+    pub op: ReduceOp,
+    /// Dtype of the values that are folded; where partial results are merged, of those that they were made of.
+    pub values: DType,
+}
+
+/// Where the accumulators of a block are, and what the block is part of.
 #[derive(Clone, Debug)]
 pub struct Fold<'a> {
     /// One per result of the expression.
-    pub ops: &'a [ReduceOp],
+    pub folds: &'a [Folded],
     /// Index of the accumulator of the block's first element.
     pub offset: usize,
-    /// Distance of neighbours' accumulators along each axis of the block.
+    /// Distance of neighbours' accumulators along each axis of the block; 0 along reduced axes.
     pub strides: &'a [isize],
+    /// Elements that each accumulator of the block holds already.
+    pub seen: u64,
+    /// For merging partial results: the number of elements that each of them stands for.
+    pub merge: Option<u64>,
+    /// Index of the block's first element in the result of `argmin` and `argmax`, and its distances along each axis.
+    pub index: (u64, &'a [isize]),
 }
 
 /// Evaluates the expression over blocks of one shape and folds its results into `accumulators`.
@@ -122,6 +232,10 @@ pub fn fold(machine: &mut Machine, shape: &[usize], inputs: &[View<'_>], fold: &
     let k = inputs.len();
     let mut operands: Vec<&[isize]> = inputs.iter().map(|v| v.strides.as_slice()).collect();
     operands.push(fold.strides);
+    let indexed = fold.folds.iter().any(|f| matches!(f.op, ReduceOp::Argmin | ReduceOp::Argmax));
+    if indexed {
+        operands.push(fold.index.1);
+    }
     let nest = Nest::new(shape, &operands);
     if nest.is_empty() {
         return;
@@ -131,46 +245,85 @@ pub fn fold(machine: &mut Machine, shape: &[usize], inputs: &[View<'_>], fold: &
     // Kept axes outermost, then strips of the innermost axis, then the reduced axes.
     let (kept, reduced): (Vec<usize>, Vec<usize>) = (0..inner).partition(|d| nest.strides[k][*d] != 0);
     let mut offsets: Vec<isize> = inputs.iter().map(|v| v.offset as isize).chain([fold.offset as isize]).collect();
+    if indexed {
+        offsets.push(fold.index.0 as isize);
+    }
     let mut strips: Vec<Strip<'_>> = inputs.iter().map(|v| Strip { bytes: v.bytes, offset: 0, stride: 0 }).collect();
     for (strip, strides) in strips.iter_mut().zip(&nest.strides) {
         strip.stride = strides[inner];
     }
-    let results: Vec<(u32, DType)> = machine.expr().results().iter().map(|r| (*r, machine.expr().dtype(*r))).collect();
+    let results: Vec<u32> = machine.expr().results().to_vec();
     for_each_index(&nest, &kept, &mut offsets, &mut |outer| {
+        let mut seen = fold.seen;
         for start in (0..n_inner).step_by(STRIP) {
             let n = STRIP.min(n_inner - start);
             let mut at = outer.to_vec();
             at.iter_mut().zip(&nest.strides).for_each(|(o, s)| *o += start as isize * s[inner]);
+            if acc_stride != 0 {
+                seen = fold.seen;
+            }
             for_each_index(&nest, &reduced, &mut at, &mut |at| {
                 strips.iter_mut().zip(at).for_each(|(s, o)| s.offset = *o);
                 machine.run(&strips, n);
-                for ((op, acc), (result, dtype)) in fold.ops.iter().zip(accumulators.iter_mut()).zip(&results) {
-                    let values = machine.value(*result, &strips, n);
-                    fold_strip(*op, *dtype, values, acc, at[k] as usize, acc_stride);
+                let index = if indexed { (at[k + 1] as u64, nest.strides[k + 1][inner] as u64) } else { (0, 0) };
+                let place = Spot { at: at[k] as usize, stride: acc_stride as usize, seen, merge: fold.merge, index };
+                for ((folded, acc), result) in fold.folds.iter().zip(accumulators.iter_mut()).zip(&results) {
+                    fold_strip(*folded, machine.value(*result, &strips, n), acc, place);
                 }
+                seen += if acc_stride == 0 { n as u64 } else { 1 } * fold.merge.unwrap_or(1);
             });
         }
     });
 }
 
-/// Folds one strip: into `n` accumulators (`stride` > 0) or into one (`stride` 0).
-fn fold_strip(op: ReduceOp, dtype: DType, values: &[u8], acc: &mut [u8], at: usize, stride: isize) {
-    match (op, dtype) {
-        (ReduceOp::Sum, DType::Complex64) => sum::<Complex64, Complex128>(values, acc, at, stride, |x| Complex128::new(x.re.into(), x.im.into())),
-        (ReduceOp::Sum, DType::Complex128) => sum::<Complex128, Complex128>(values, acc, at, stride, |x| x),
-        (ReduceOp::Sum, DType::Float32) => sum::<f32, f64>(values, acc, at, stride, f64::from),
-        (ReduceOp::Sum, DType::Float64) => sum::<f64, f64>(values, acc, at, stride, |x| x),
-        (ReduceOp::Sum, DType::Int8) => sum::<i8, i64>(values, acc, at, stride, i64::from),
-        (ReduceOp::Sum, DType::Int16) => sum::<i16, i64>(values, acc, at, stride, i64::from),
-        (ReduceOp::Sum, DType::Int32) => sum::<i32, i64>(values, acc, at, stride, i64::from),
-        (ReduceOp::Sum, DType::Int64) => sum::<i64, i64>(values, acc, at, stride, |x| x),
-        (ReduceOp::Sum, DType::UInt8) => sum::<u8, u64>(values, acc, at, stride, u64::from),
-        (ReduceOp::Sum, DType::UInt16) => sum::<u16, u64>(values, acc, at, stride, u64::from),
-        (ReduceOp::Sum, DType::UInt32) => sum::<u32, u64>(values, acc, at, stride, u64::from),
-        (ReduceOp::Sum, DType::UInt64) => sum::<u64, u64>(values, acc, at, stride, |x| x),
-        (ReduceOp::Sum, DType::Bool) => {}
-        (ReduceOp::Min, _) => dispatch!(real, dtype, T => extreme::<T>(values, acc, at, stride, T::least), else => {}),
-        (ReduceOp::Max, _) => dispatch!(real, dtype, T => extreme::<T>(values, acc, at, stride, T::greatest), else => {}),
+/// Where a strip goes: into `n` accumulators (`stride` > 0) or into one (`stride` 0).
+#[derive(Clone, Copy)]
+struct Spot {
+    at: usize,
+    stride: usize,
+    seen: u64,
+    merge: Option<u64>,
+    index: (u64, u64),
+}
+
+fn fold_strip(Folded { op, values: dtype }: Folded, values: &[u8], acc: &mut [u8], spot: Spot) {
+    use DType as D;
+    use ReduceOp as R;
+    macro_rules! widened {
+        ($monoid:expr) => {
+            match dtype {
+                _ if spot.merge.is_some() => match op.accumulator(dtype) {
+                    Some(D::Int64) => total(values, acc, spot, |x: i64| x, $monoid),
+                    Some(D::UInt64) => total(values, acc, spot, |x: u64| x, $monoid),
+                    Some(D::Float64) => total(values, acc, spot, |x: f64| x, $monoid),
+                    _ => total(values, acc, spot, |x: Complex128| x, $monoid),
+                },
+                D::Complex64 => total(values, acc, spot, |x: Complex64| Complex128::new(x.re.into(), x.im.into()), $monoid),
+                D::Complex128 => total(values, acc, spot, |x: Complex128| x, $monoid),
+                D::Float32 => total(values, acc, spot, |x: f32| f64::from(x), $monoid),
+                D::Float64 => total(values, acc, spot, |x: f64| x, $monoid),
+                D::Int8 => total(values, acc, spot, |x: i8| i64::from(x), $monoid),
+                D::Int16 => total(values, acc, spot, |x: i16| i64::from(x), $monoid),
+                D::Int32 => total(values, acc, spot, |x: i32| i64::from(x), $monoid),
+                D::Int64 => total(values, acc, spot, |x: i64| x, $monoid),
+                D::UInt8 => total(values, acc, spot, |x: u8| u64::from(x), $monoid),
+                D::UInt16 => total(values, acc, spot, |x: u16| u64::from(x), $monoid),
+                D::UInt32 => total(values, acc, spot, |x: u32| u64::from(x), $monoid),
+                D::UInt64 => total(values, acc, spot, |x: u64| x, $monoid),
+                D::Bool => {}
+            }
+        };
+    }
+    match op {
+        R::Sum if dtype == D::Float64 => sum_twice(values, acc, spot),
+        R::Sum => widened!((0, Numeric::plus)),
+        R::Prod => widened!((1, Numeric::times)),
+        R::Min => dispatch!(real, dtype, T => extreme::<T>(values, acc, spot, T::least), else => {}),
+        R::Max => dispatch!(real, dtype, T => extreme::<T>(values, acc, spot, T::greatest), else => {}),
+        R::Argmin => dispatch!(real, dtype, T => position::<T>(values, acc, spot, T::least), else => {}),
+        R::Argmax => dispatch!(real, dtype, T => position::<T>(values, acc, spot, T::greatest), else => {}),
+        R::Var if dtype == D::Float32 => variance(values, acc, spot, |x: f32| f64::from(x)),
+        R::Var => variance(values, acc, spot, |x: f64| x),
     }
 }
 
@@ -180,64 +333,166 @@ wide_fn! {
     }
 }
 
-/// Independent lanes of a horizontal sum; fixed, since it decides the bits of the result.
+/// Folds each value into its own accumulator.
+fn spread<T: Copy, A: Copy>(values: &[T], acc: &mut [A], spot: Spot, f: impl Fn(A, T) -> A) {
+    if spot.stride == 1 {
+        return each(&mut acc[spot.at..spot.at + values.len()], values, f);
+    }
+    for (i, x) in values.iter().enumerate() {
+        let a = &mut acc[spot.at + i * spot.stride];
+        *a = f(*a, *x);
+    }
+}
+
+/// Independent lanes of a horizontal fold; fixed, since it decides the bits of the result.
 const LANES: usize = 32;
 
 wide_fn! {
-    fn lanes<T, A, F>(values: &[T], widen: F) -> A where {T: Copy, A: Numeric, F: Fn(T) -> A} {
-        let mut lanes = [A::default(); LANES];
+    fn lanes<T, A, W, F>(values: &[T], start: A, widen: W, f: F) -> A where {T: Copy, A: Copy, W: Fn(T) -> A, F: Fn(A, A) -> A} {
+        let mut lanes = [start; LANES];
         let chunks = values.chunks_exact(LANES);
         let rest = chunks.remainder();
         for chunk in chunks {
-            for i in 0..LANES { lanes[i] = lanes[i].plus(widen(chunk[i])); }
+            for i in 0..LANES { lanes[i] = f(lanes[i], widen(chunk[i])); }
         }
-        for (lane, x) in lanes.iter_mut().zip(rest) { *lane = lane.plus(widen(*x)); }
+        for (lane, x) in lanes.iter_mut().zip(rest) { *lane = f(*lane, widen(*x)); }
         let mut width = LANES / 2;
         while width > 0 {
-            for i in 0..width { lanes[i] = lanes[i].plus(lanes[i + width]); }
+            for i in 0..width { lanes[i] = f(lanes[i], lanes[i + width]); }
             width /= 2;
         }
         lanes[0]
     }
 }
 
-fn sum<T: Element, A: Numeric>(values: &[u8], acc: &mut [u8], at: usize, stride: isize, widen: impl Fn(T) -> A + Copy) {
+fn total<T: Element, A: Numeric>(values: &[u8], acc: &mut [u8], spot: Spot, widen: impl Fn(T) -> A + Copy, (start, f): (u8, impl Fn(A, A) -> A + Copy)) {
     let (values, acc): (&[T], &mut [A]) = (bytemuck::cast_slice(values), bytemuck::cast_slice_mut(acc));
-    match stride {
-        0 => acc[at] = acc[at].plus(lanes(values, widen)),
-        1 => each(&mut acc[at..at + values.len()], values, |a: A, x| a.plus(widen(x))),
-        _ => values.iter().enumerate().for_each(|(i, x)| {
-            let a = &mut acc[at + i * stride as usize];
-            *a = a.plus(widen(*x));
-        }),
+    let start: A = bytemuck::pod_read_unaligned(Scalar::new(start).cast(A::DTYPE).bytes());
+    match spot.stride {
+        0 => acc[spot.at] = f(acc[spot.at], lanes(values, start, widen, f)),
+        _ => spread(values, acc, spot, |a, x| f(a, widen(x))),
     }
 }
 
-wide_fn! {
-    fn extreme_of<T, F>(values: &[T], start: T, f: F) -> T where {T: Copy, F: Fn(T, T) -> T} {
-        let mut lanes = [start; LANES];
-        let chunks = values.chunks_exact(LANES);
-        let rest = chunks.remainder();
-        for chunk in chunks {
-            for i in 0..LANES { lanes[i] = f(lanes[i], chunk[i]); }
+/// `(sum, error)` with `x` added: the rounding error of the addition is kept exactly.
+#[inline(always)]
+fn two_sum([sum, error]: [f64; 2], x: f64) -> [f64; 2] {
+    let next = sum + x;
+    let back = next - sum;
+    [next, error + ((sum - (next - back)) + (x - back))]
+}
+
+fn sum_twice(values: &[u8], acc: &mut [u8], spot: Spot) {
+    let acc: &mut [[f64; 2]] = bytemuck::cast_slice_mut(acc);
+    if spot.merge.is_some() {
+        let merge = |a: [f64; 2], [sum, error]: [f64; 2]| {
+            let [sum, carried] = two_sum(a, sum);
+            [sum, carried + error]
+        };
+        let partial: &[[f64; 2]] = bytemuck::cast_slice(values);
+        match spot.stride {
+            0 => partial.iter().for_each(|p| acc[spot.at] = merge(acc[spot.at], *p)),
+            _ => spread(partial, acc, spot, merge),
         }
-        rest.iter().chain(&lanes).fold(start, |a, x| f(a, *x))
+        return;
+    }
+    let values: &[f64] = bytemuck::cast_slice(values);
+    match spot.stride {
+        // Within a strip lanes are as good as pairs.
+        0 => acc[spot.at] = two_sum(acc[spot.at], lanes(values, 0.0, |x| x, |a, b| a + b)),
+        _ => spread(values, acc, spot, two_sum),
     }
 }
 
-fn extreme<T: Real>(values: &[u8], acc: &mut [u8], at: usize, stride: isize, f: impl Fn(T, T) -> T + Copy) {
+fn extreme<T: Real>(values: &[u8], acc: &mut [u8], spot: Spot, f: impl Fn(T, T) -> T + Copy) {
     let (values, acc): (&[T], &mut [T]) = (bytemuck::cast_slice(values), bytemuck::cast_slice_mut(acc));
-    match stride {
-        0 => acc[at] = extreme_of(values, acc[at], f),
-        1 => each(&mut acc[at..at + values.len()], values, f),
-        _ => values.iter().enumerate().for_each(|(i, x)| {
-            let a = &mut acc[at + i * stride as usize];
-            *a = f(*a, *x);
-        }),
+    match spot.stride {
+        0 => acc[spot.at] = f(acc[spot.at], lanes(values, acc[spot.at], |x| x, f)),
+        _ => spread(values, acc, spot, f),
     }
 }
 
-/// Fills accumulators of `dtype` with the operation's identity.
-pub fn start(op: ReduceOp, dtype: DType, accumulators: &mut [u8]) {
-    copy::fill(&op.identity(dtype), accumulators);
+/// The better of two values with their indices: the extreme one, of equal ones the one that comes first.
+#[inline(always)]
+fn better<T: Real>(a: (T, u64), b: (T, u64), f: impl Fn(T, T) -> T) -> (T, u64) {
+    let same = a.0 == b.0 || (a.0.nan() && b.0.nan());
+    let chosen = f(a.0, b.0);
+    let first = if same { a.1 <= b.1 } else { chosen == a.0 || (a.0.nan() && !b.0.nan()) };
+    if b.1 == NOWHERE || (a.1 != NOWHERE && first) { a } else { b }
+}
+
+#[inline(always)]
+fn packed<T: Real>((value, index): (T, u64)) -> [u64; 2] {
+    let mut word = [0; 8];
+    word[..size_of::<T>()].copy_from_slice(bytemuck::bytes_of(&value));
+    [u64::from_ne_bytes(word), index]
+}
+
+#[inline(always)]
+fn unpacked<T: Real>([word, index]: [u64; 2]) -> (T, u64) {
+    (bytemuck::pod_read_unaligned(&word.to_ne_bytes()[..size_of::<T>()]), index)
+}
+
+fn position<T: Real>(values: &[u8], acc: &mut [u8], spot: Spot, f: impl Fn(T, T) -> T + Copy) {
+    let acc: &mut [[u64; 2]] = bytemuck::cast_slice_mut(acc);
+    if spot.merge.is_some() {
+        let merge = |a: [u64; 2], p: [u64; 2]| packed(better(unpacked::<T>(a), unpacked::<T>(p), f));
+        let partial: &[[u64; 2]] = bytemuck::cast_slice(values);
+        match spot.stride {
+            0 => partial.iter().for_each(|p| acc[spot.at] = merge(acc[spot.at], *p)),
+            _ => spread(partial, acc, spot, merge),
+        }
+        return;
+    }
+    let values: &[T] = bytemuck::cast_slice(values);
+    let (first, step) = spot.index;
+    if spot.stride == 0 {
+        let (Some(start), now) = (values.first(), unpacked::<T>(acc[spot.at])) else { return };
+        let best = lanes(values, *start, |x| x, f);
+        // Where it is matters only if it is better than what was found so far.
+        if now.1 == NOWHERE || better((best, first), now, f).1 == first {
+            let at = values.iter().position(|x| *x == best || x.nan()).unwrap_or(0) as u64;
+            acc[spot.at] = packed(better(now, (values[at as usize], first + at * step), f));
+        }
+        return;
+    }
+    for (i, x) in values.iter().enumerate() {
+        let a = &mut acc[spot.at + i * spot.stride];
+        *a = packed(better(unpacked::<T>(*a), (*x, first + i as u64 * step), f));
+    }
+}
+
+/// `(mean, squared deviations)` of `n` elements joined with those of `m` others.
+#[inline(always)]
+fn joined([mean, squares]: [f64; 2], n: f64, other: [f64; 2], m: f64) -> [f64; 2] {
+    let (delta, share) = (other[0] - mean, m / (n + m));
+    [mean + delta * share, squares + other[1] + delta * delta * n * share]
+}
+
+fn variance<T: Element>(values: &[u8], acc: &mut [u8], spot: Spot, widen: impl Fn(T) -> f64 + Copy) {
+    let acc: &mut [[f64; 2]] = bytemuck::cast_slice_mut(acc);
+    let seen = spot.seen as f64;
+    if let Some(each) = spot.merge {
+        let m = each as f64;
+        let partial: &[[f64; 2]] = bytemuck::cast_slice(values);
+        match spot.stride {
+            0 => partial.iter().enumerate().for_each(|(i, p)| acc[spot.at] = joined(acc[spot.at], seen + i as f64 * m, *p, m)),
+            _ => spread(partial, acc, spot, |a, p| joined(a, seen, p, m)),
+        }
+        return;
+    }
+    let values: &[T] = bytemuck::cast_slice(values);
+    if spot.stride == 0 {
+        let n = values.len() as f64;
+        let mean = lanes(values, 0.0, widen, |a, b| a + b) / n;
+        let square = |x: T| (widen(x) - mean) * (widen(x) - mean);
+        acc[spot.at] = joined(acc[spot.at], seen, [mean, lanes(values, 0.0, square, |a, b| a + b)], n);
+        return;
+    }
+    let share = 1.0 / (seen + 1.0);
+    spread(values, acc, spot, |[mean, squares], x| {
+        let delta = widen(x) - mean;
+        let next = mean + delta * share;
+        [next, squares + delta * (widen(x) - next)]
+    });
 }

@@ -66,16 +66,22 @@ impl Scalar {
     /// The value in another dtype.
     pub fn cast(&self, dtype: DType) -> Scalar {
         let mut out = Scalar::zero(dtype);
-        crate::eval::cast(self.dtype, self.bytes(), dtype, &mut out.bytes[..dtype.size()]);
+        crate::cast::cast(self.dtype, self.bytes(), dtype, &mut out.bytes[..dtype.size()]);
         out
     }
 }
 
-impl From<f64> for Scalar {
-    fn from(value: f64) -> Self {
-        Scalar::new(value)
-    }
+/// Python's four kinds of numbers.
+macro_rules! from_numbers {
+    ($($from:ty => $to:ty),*) => { $(
+        impl From<$from> for Scalar {
+            fn from(value: $from) -> Self {
+                Scalar::new(<$to>::from(value))
+            }
+        }
+    )* };
 }
+from_numbers!(bool => Bool, i32 => i64, i64 => i64, f64 => f64, Complex128 => Complex128);
 
 impl fmt::Debug for Scalar {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -3,7 +3,6 @@
 //! This is derived from the plan, by the planner to project memory and by the worker to do the work: there is one source.
 
 use freestone_kernels::eval;
-use freestone_kernels::reduce::Finish;
 
 use super::{ArrayId, Kernel, Place, Plan, PlanError, Stage};
 use crate::grid::{AxisGrid, block_bytes};
@@ -76,7 +75,7 @@ impl StageLayout {
         let mut s = Schedule::default();
         let (mut decode_contexts, mut encode_contexts, mut encoded, mut scratch, mut indexes) = (0u64, 0u64, 0u64, 0u64, 0u64);
         let mut inputs = Vec::with_capacity(stage.inputs.len());
-        for input in &stage.inputs {
+        for (i, input) in stage.inputs.iter().enumerate() {
             let mut chunk_bytes = 0;
             for id in &input.sources {
                 let bounds = SourceBounds::of(plan, *id)?;
@@ -89,7 +88,7 @@ impl StageLayout {
             let varies = input.map.varies();
             let mode = read_mode(plan, stage, input);
             let chunk = s.slot(Part::DecodedChunk, chunk_bytes);
-            let size = plan.array(input.sources[0]).info.dtype.size() as u64;
+            let size = expr.inputs()[i].size() as u64;
             let region = match mode {
                 ReadMode::InChunk => None,
                 ReadMode::Assembled => {
@@ -101,7 +100,10 @@ impl StageLayout {
         }
         let encoded = s.slot(Part::EncodedInput, encoded);
         let scratch = s.slot(Part::DecodeScratch, scratch);
+        let lists: usize = stage.inputs.iter().map(|i| i.map.n_indices()).sum();
         let indexes = s.slot(Part::ShardIndex, indexes);
+        // The list itself, and what a task makes of the part that is its own.
+        let lists = s.slot(Part::Indices, (size_of::<u64>() + size_of::<crate::readmap::Run>()) as u64 * lists as u64);
         let kernel_scratch = s.slot(Part::KernelScratch, eval::scratch_bytes(expr) + TASK_OVERHEAD_BYTES);
         let mut outputs = Vec::with_capacity(stage.outputs.len());
         let mut encode_slots = Vec::with_capacity(stage.outputs.len());
@@ -119,20 +121,19 @@ impl StageLayout {
                     one_chunk &= array.info.grid.chunk_counts() == stage.tasks.chunk_counts();
                     outputs.push(OutputLayout { accumulator: None, block: Some(s.slot(Part::Output, stored)) });
                 }
-                Kernel::Reduce { expr, folds, axes } => {
-                    let dtype = expr.dtype(expr.results()[j]);
-                    let accumulator = folds[j].op.accumulator(dtype).unwrap_or(dtype);
+                Kernel::Reduce { folds, axes, .. } => {
+                    let accumulator = folds[j].accumulator();
                     let kept = task.iter().enumerate().filter(|(d, _)| !axes.contains(d)).try_fold(accumulator.size() as u64, |p, (_, n)| p.checked_mul(*n));
                     let accumulator = s.slot(Part::Accumulator, kept.unwrap_or(TOO_LARGE));
                     // Accumulators that are stored as they are need no block of their own.
-                    let as_they_are = folds[j].finish == Finish::Keep && array.info.stored_shape.is_none();
+                    let as_they_are = folds[j].finish.is_nothing(folds[j].op, folds[j].values) && array.info.stored_shape.is_none();
                     let block = (!as_they_are).then(|| s.slot(Part::Output, stored));
                     outputs.push(OutputLayout { accumulator: Some(accumulator), block });
                 }
             }
         }
         let contexts = s.slot(Part::CodecContext, decode_contexts + encode_contexts);
-        let held = [contexts, indexes, kernel_scratch];
+        let held = [contexts, indexes, lists, kernel_scratch];
         let loads = |s: &mut Vec<Step>| {
             for (i, input) in inputs.iter().enumerate() {
                 s.extend(input.region.map(Step::Take));
@@ -238,11 +239,12 @@ fn is_remote(plan: &Plan, place: &Place) -> bool {
 
 /// [`ReadMode::InChunk`] if every block of every task lies inside one chunk of one source.
 fn read_mode(plan: &Plan, stage: &Stage, input: &super::StageInput) -> ReadMode {
-    let (Some(axes), [source]) = (input.map.as_affine(), input.sources.as_slice()) else { return ReadMode::Assembled };
+    let (Some(axes), [source]) = (input.map.as_image(), input.sources.as_slice()) else { return ReadMode::Assembled };
     let whole_task = matches!(stage.kernel, Kernel::Map(_));
     let grid = &plan.array(*source).info.grid;
     let inside = axes.iter().zip(grid.axes()).all(|(map, chunks)| match map {
         AxisMap::Fixed(_) => true,
+        AxisMap::Gather { .. } => false,
         AxisMap::Along { axis, start, step } => {
             let blocks: &AxisGrid = if whole_task { &stage.tasks.axes()[*axis] } else { &stage.walk.axes()[*axis] };
             blocks.is_empty() || blocks.nests_in(chunks, *start, *step) || stage.tasks.axes()[*axis].nests_in(chunks, *start, *step)

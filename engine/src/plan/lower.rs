@@ -4,22 +4,23 @@
 //! who reads it: a chain of views into one read map, a tree of elementwise functions into one expression, and stages that
 //! walk the same space over common inputs into one stage with several outputs.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use freestone_kernels::reduce::Finish;
-use freestone_kernels::{DType, Expr, Node as ExprNode, ReduceOp};
+use freestone_kernels::{Expr, Node as ExprNode, ReduceOp};
 use petgraph::algo::toposort;
 use petgraph::graph::{DiGraph, NodeIndex};
 use serde_json::Value;
 
+use super::inline::{Memo, push_input};
 use super::{
     ArrayId, FORMAT, FinalizedPlan, Fold, Kernel, OutAxis, Place, Plan, PlanArray, PlanError, Publication, Stage, StageId, StageInput, StageLayout,
     StageOutput, to_hex,
 };
 use crate::graph::{Node, NodeRef, Op};
 use crate::grid::{AxisGrid, ChunkGrid};
-use crate::readmap::ReadMap;
+use crate::readmap::{AxisMap, ReadMap};
 use crate::spec::Spec;
 use crate::storage::array::ArrayInfo;
 use crate::storage::{Stores, identity, is_remote_url};
@@ -75,7 +76,7 @@ pub fn lower(outputs: &[Output], spec: &Spec) -> Result<FinalizedPlan, PlanError
         lowering.add_output(output);
     }
     for node in &order {
-        if lowering.stored.contains_key(&key(node)) || lowering.materialise.contains_key(&key(node)) {
+        if lowering.stored.contains_key(&key(node)) || lowering.materialise.contains(&key(node)) {
             lowering.add_intermediate(node);
         }
     }
@@ -103,7 +104,7 @@ pub fn stores_of(outputs: &[Output]) -> Result<Stores, PlanError> {
     Ok(stores)
 }
 
-fn key(node: &NodeRef) -> *const Node {
+pub(super) fn key(node: &NodeRef) -> *const Node {
     Arc::as_ptr(node)
 }
 
@@ -159,32 +160,32 @@ fn collect(outputs: &[Output]) -> Result<Vec<NodeRef>, PlanError> {
 
 /// A stage before its tasks are cut.
 #[derive(Clone, Debug)]
-struct Draft {
-    name: &'static str,
-    kind: Kind,
-    expr: Expr,
-    inputs: Vec<StageInput>,
-    outputs: Vec<ArrayId>,
+pub(super) struct Draft {
+    pub(super) name: &'static str,
+    pub(super) kind: Kind,
+    pub(super) expr: Expr,
+    pub(super) inputs: Vec<StageInput>,
+    pub(super) outputs: Vec<ArrayId>,
     /// Blocks in which the iteration space is walked.
-    walk: ChunkGrid,
+    pub(super) walk: ChunkGrid,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-enum Kind {
+pub(super) enum Kind {
     /// Over the output's index space, cut as the output is.
     Map { grid: ChunkGrid },
     /// Over the input's index space; kept axes are cut as the output is.
-    Reduce { axes: Vec<usize>, kept: Vec<AxisGrid>, folds: Vec<(ReduceOp, bool, DType)>, keepdims: Vec<bool> },
+    Reduce { axes: Vec<usize>, kept: Vec<AxisGrid>, folds: Vec<Fold>, keepdims: Vec<bool> },
 }
 
-struct Lowering<'a> {
+pub(super) struct Lowering<'a> {
     spec: &'a Spec,
     arrays: Vec<PlanArray>,
     publications: Vec<Publication>,
     /// Nodes that have an array.
-    stored: HashMap<*const Node, ArrayId>,
+    pub(super) stored: HashMap<*const Node, ArrayId>,
     /// Nodes that must get one.
-    materialise: HashMap<*const Node, ()>,
+    pub(super) materialise: HashSet<*const Node>,
     /// Nodes to compute, and where to.
     roots: Vec<(NodeRef, ArrayId)>,
     drafts: Vec<Draft>,
@@ -197,30 +198,9 @@ impl<'a> Lowering<'a> {
             arrays: Vec::new(),
             publications: Vec::new(),
             stored: HashMap::new(),
-            materialise: HashMap::new(),
+            materialise: HashSet::new(),
             roots: Vec::new(),
             drafts: Vec::new(),
-        }
-    }
-
-    /// Finds what cannot be folded into its readers: reductions, rechunks, and what views in several pieces look at.
-    fn mark(&mut self, order: &[NodeRef]) {
-        for node in order {
-            match &node.op {
-                Op::Reduce { .. } | Op::Rechunk(_) => {
-                    self.materialise.insert(key(node), ());
-                }
-                Op::View { .. } => {
-                    if let Ok((map, bases)) = flatten(node, &ReadMap::identity(&node.shape()))
-                        && map.as_affine().is_none()
-                    {
-                        for base in bases.iter().filter(|b| matches!(b.op, Op::Map { .. })) {
-                            self.materialise.insert(key(base), ());
-                        }
-                    }
-                }
-                _ => {}
-            }
         }
     }
 
@@ -234,7 +214,7 @@ impl<'a> Lowering<'a> {
         self.publications.push(Publication { array: id, document: output.document.clone(), group: output.group.clone(), overwrite: output.overwrite });
         self.roots.push((Arc::clone(&output.node), id));
         // What is stored anyway is read back by others instead of being stored twice.
-        if self.materialise.contains_key(&key(&output.node)) {
+        if self.materialise.contains(&key(&output.node)) {
             self.stored.entry(key(&output.node)).or_insert(id);
         }
     }
@@ -251,7 +231,7 @@ impl<'a> Lowering<'a> {
     }
 
     /// The array of a node that is not computed.
-    fn leaf(&mut self, node: &NodeRef) -> Result<ArrayId, PlanError> {
+    pub(super) fn leaf(&mut self, node: &NodeRef) -> Result<ArrayId, PlanError> {
         if let Some(id) = self.stored.get(&key(node)) {
             return Ok(*id);
         }
@@ -282,45 +262,16 @@ impl<'a> Lowering<'a> {
         Ok(id)
     }
 
-    /// The expression node that yields `node` at the iteration space's image under `map`.
-    fn inline(&mut self, node: &NodeRef, map: &ReadMap, draft: &mut Draft, memo: &mut Memo) -> Result<u32, PlanError> {
-        if let Some(found) = memo.get(&key(node)).and_then(|all| all.iter().find(|(m, _)| m == map)) {
-            return Ok(found.1);
-        }
-        let bad = |e: freestone_kernels::ExprError| PlanError::Malformed(e.to_string());
-        let result = match &node.op {
-            Op::Map { expr, inputs } if !self.stored.contains_key(&key(node)) => {
-                let arguments = inputs.iter().map(|i| self.inline(i, map, draft, memo)).collect::<Result<Vec<_>, _>>()?;
-                draft.expr.append(expr, &arguments).map_err(bad)?[0]
-            }
-            Op::View { .. } => {
-                let (composed, bases) = flatten(node, map)?;
-                match bases.as_slice() {
-                    [base] if composed.as_affine().is_some() => self.inline(base, &composed, draft, memo)?,
-                    _ => {
-                        let sources = bases.iter().map(|b| self.leaf(b)).collect::<Result<Vec<_>, _>>()?;
-                        push_input(draft, StageInput { sources, map: composed }, node.dtype).map_err(bad)?
-                    }
-                }
-            }
-            _ => {
-                let sources = vec![self.leaf(node)?];
-                push_input(draft, StageInput { sources, map: map.clone() }, node.dtype).map_err(bad)?
-            }
-        };
-        memo.entry(key(node)).or_default().push((map.clone(), result));
-        Ok(result)
-    }
-
     /// Drafts the stage that computes a node.
     fn lower_root(&mut self, root: &NodeRef, target: ArrayId) -> Result<(), PlanError> {
         let grid = self.arrays[target.0].info.grid.clone();
         // What is computed is the node itself, not the array that others will read it from.
         let (kind, from, walk) = match &root.op {
-            Op::Reduce { input, fold, mean, axes, keepdims } => {
+            Op::Reduce { input, fold, finish, axes, keepdims } => {
                 let axis_of = |d: usize| if *keepdims { d } else { d - axes.iter().filter(|a| **a < d).count() };
                 let kept = (0..input.grid.axes().len()).filter(|d| !axes.contains(d)).map(|d| grid.axes()[axis_of(d)].clone()).collect();
-                let kind = Kind::Reduce { axes: axes.clone(), kept, folds: vec![(*fold, *mean, root.dtype)], keepdims: vec![*keepdims] };
+                let kind =
+                    Kind::Reduce { axes: axes.clone(), kept, folds: vec![Fold { op: *fold, values: input.dtype, finish: *finish }], keepdims: vec![*keepdims] };
                 (kind, Arc::clone(input), input.grid.clone())
             }
             Op::Rechunk(input) => (Kind::Map { grid: grid.clone() }, Arc::clone(input), grid),
@@ -434,9 +385,8 @@ impl<'a> Lowering<'a> {
             outputs: draft.outputs.clone(),
             walk: partial_grid.clone(),
         };
-        for (i, (fold, _, _)) in folds.iter().enumerate() {
-            let values = draft.expr.dtype(draft.expr.results()[i]);
-            let dtype = fold.accumulator(values).unwrap_or(values);
+        for fold in &folds {
+            let dtype = fold.accumulator();
             let id = ArrayId(self.arrays.len());
             self.arrays.push(PlanArray {
                 name: format!("partial-{}-{:03}", draft.name, id.0),
@@ -450,10 +400,11 @@ impl<'a> Lowering<'a> {
             }
             combine.inputs.push(StageInput { sources: vec![id], map: ReadMap::identity(&partial_shape) });
         }
-        let count = shape_product(&shape, &fold_axes);
-        let first = self.reduce_stage(&draft, &groups, Some(&partials), count);
-        let whole: Vec<u64> = parts.clone();
-        let second = self.reduce_stage(&combine, &whole, None, count);
+        let first = self.reduce_stage(&draft, &groups, Some(&partials));
+        let mut second = self.reduce_stage(&combine, &parts, None);
+        if let Kernel::Reduce { axes, parts, .. } = &mut second.kernel {
+            *parts = Some(axes.iter().map(|a| first.tasks.axes()[*a].clone()).collect());
+        }
         vec![first, second]
     }
 
@@ -463,12 +414,12 @@ impl<'a> Lowering<'a> {
             Kind::Map { grid } => vec![self.map_stage(draft, grid)],
             Kind::Reduce { axes, .. } => {
                 let whole: Vec<u64> = axes.iter().map(|a| draft.walk.axes()[*a].n_chunks().max(1)).collect();
-                vec![self.reduce_stage(draft, &whole, None, shape_product(&draft.walk.shape(), axes))]
+                vec![self.reduce_stage(draft, &whole, None)]
             }
         }
     }
 
-    fn reduce_stage(&self, draft: &Draft, groups: &[u64], partials: Option<&[ArrayId]>, count: u64) -> Stage {
+    fn reduce_stage(&self, draft: &Draft, groups: &[u64], partials: Option<&[ArrayId]>) -> Stage {
         let Kind::Reduce { axes, kept, folds, keepdims } = &draft.kind else { return self.map_stage(draft, &draft.walk) };
         let mut kept_axes = kept.iter();
         let tasks: Vec<AxisGrid> = draft
@@ -490,19 +441,10 @@ impl<'a> Lowering<'a> {
             };
             StageOutput { array: partials.map_or(draft.outputs[i], |p| p[i]), axes: (0..tasks.len()).filter_map(axis).collect() }
         });
-        let finish = |(i, (op, mean, dtype)): (usize, &(ReduceOp, bool, DType))| {
-            let accumulator = op.accumulator(draft.expr.dtype(draft.expr.results()[i]));
-            let finish = match (partials, mean) {
-                (Some(_), _) => Finish::Keep,
-                (None, true) => Finish::Mean { count, dtype: *dtype },
-                (None, false) if accumulator == Some(*dtype) => Finish::Keep,
-                (None, false) => Finish::Cast(*dtype),
-            };
-            Fold { op: *op, finish }
-        };
+        let folds = folds.iter().map(|f| if partials.is_some() { Fold { finish: Finish::Keep, ..*f } } else { *f }).collect();
         Stage {
             name: draft.name.into(),
-            kernel: Kernel::Reduce { expr: draft.expr.clone(), folds: folds.iter().enumerate().map(finish).collect(), axes: axes.clone() },
+            kernel: Kernel::Reduce { expr: draft.expr.clone(), folds, axes: axes.clone(), parts: None },
             inputs: draft.inputs.clone(),
             outputs: outputs.collect(),
             tasks: ChunkGrid::new(tasks),
@@ -518,7 +460,7 @@ impl<'a> Lowering<'a> {
         let kept_tasks: u64 = kept.iter().map(AxisGrid::n_chunks).product::<u64>().max(1);
         let bytes = |id: &ArrayId| self.arrays[id.0].info.n_bytes();
         let input: u128 = draft.inputs.iter().flat_map(|i| &i.sources).map(bytes).sum();
-        let partial: u128 = folds.iter().map(|(_, _, d)| d.size().max(8) as u128).sum::<u128>() * kept.iter().map(|a| u128::from(a.len())).product::<u128>();
+        let partial: u128 = folds.iter().map(|f| f.accumulator().size() as u128).sum::<u128>() * kept.iter().map(|a| u128::from(a.len())).product::<u128>();
         let by_size = (input / u128::from(kept_tasks)).div_ceil(MAX_TASK_INPUT_BYTES);
         let worth = (input / (PARTIAL_SHARE * partial).max(1)).max(1);
         let by_parallelism = u128::from((TASKS_PER_SLOT * self.spec.parallelism).div_ceil(kept_tasks)).min(worth);
@@ -574,13 +516,13 @@ impl<'a> Lowering<'a> {
     /// Bytes decoded for each byte used, for the worst input, from the sizes of tasks and source chunks.
     fn amplification(&self, stage: &Stage) -> f64 {
         let ratio = |input: &StageInput| {
-            let Some(axes) = input.map.as_affine() else { return 1.0 };
+            let Some(axes) = input.map.as_image() else { return 1.0 };
             let grid = &self.arrays[input.sources[0].0].info.grid;
             axes.iter()
                 .zip(grid.axes())
                 .map(|(map, chunks)| match map {
-                    crate::readmap::AxisMap::Fixed(_) => 1.0,
-                    crate::readmap::AxisMap::Along { axis, start, step } => {
+                    AxisMap::Fixed(_) | AxisMap::Gather { .. } => 1.0,
+                    AxisMap::Along { axis, start, step } => {
                         let tasks = &stage.tasks.axes()[*axis];
                         if chunks.n_chunks() <= 1 || tasks.is_empty() {
                             return (chunks.len().max(1) as f64 / (tasks.max_extent().max(1) as f64 * step.unsigned_abs() as f64)).max(1.0);
@@ -596,48 +538,6 @@ impl<'a> Lowering<'a> {
         };
         stage.inputs.iter().map(ratio).fold(1.0, f64::max)
     }
-}
-
-type Memo = HashMap<*const Node, Vec<(ReadMap, u32)>>;
-
-fn shape_product(shape: &[u64], axes: &[usize]) -> u64 {
-    axes.iter().map(|a| shape[*a]).product()
-}
-
-/// Composes a chain of views down to what is no view.
-fn flatten(node: &NodeRef, map: &ReadMap) -> Result<(ReadMap, Vec<NodeRef>), PlanError> {
-    let (mut map, mut bases) = (map.clone(), vec![Arc::clone(node)]);
-    while bases.iter().any(|b| matches!(b.op, Op::View { .. })) {
-        let inner: Vec<ReadMap> = bases
-            .iter()
-            .map(|b| match &b.op {
-                Op::View { map, .. } => map.clone(),
-                _ => ReadMap::identity(&b.shape()),
-            })
-            .collect();
-        map = map.compose(&inner)?;
-        // Sources that no piece names any more are counted by the maps' own numbering.
-        bases = bases
-            .iter()
-            .zip(&inner)
-            .flat_map(|(b, inner)| match &b.op {
-                Op::View { sources, .. } => sources[..inner.n_sources()].to_vec(),
-                _ => vec![Arc::clone(b)],
-            })
-            .collect();
-    }
-    Ok((map, bases))
-}
-
-fn push_input(draft: &mut Draft, input: StageInput, dtype: DType) -> Result<u32, freestone_kernels::ExprError> {
-    let slot = match draft.inputs.iter().position(|i| *i == input) {
-        Some(slot) => slot as u32,
-        None => {
-            draft.inputs.push(input);
-            draft.expr.add_input(dtype)
-        }
-    };
-    draft.expr.push(ExprNode::Input(slot))
 }
 
 /// One draft that does what two do, if they walk the same space and share an input.
@@ -670,10 +570,17 @@ fn join(a: &Draft, b: &Draft) -> Result<Option<Draft>, PlanError> {
 
 fn name_of(node: &NodeRef) -> &'static str {
     match &node.op {
-        Op::Reduce { mean: true, .. } => "mean",
-        Op::Reduce { fold: ReduceOp::Sum, .. } => "sum",
-        Op::Reduce { fold: ReduceOp::Min, .. } => "min",
-        Op::Reduce { fold: ReduceOp::Max, .. } => "max",
+        Op::Reduce { fold, finish, .. } => match (fold, finish) {
+            (_, Finish::Mean { .. }) => "mean",
+            (_, Finish::Var { root: true, .. }) => "std",
+            (ReduceOp::Sum, _) => "sum",
+            (ReduceOp::Prod, _) => "prod",
+            (ReduceOp::Min, _) => "min",
+            (ReduceOp::Max, _) => "max",
+            (ReduceOp::Argmin, _) => "argmin",
+            (ReduceOp::Argmax, _) => "argmax",
+            (ReduceOp::Var, _) => "var",
+        },
         Op::Rechunk(_) => "rechunk",
         Op::Map { .. } => "map",
         Op::View { .. } | Op::Stored(_) => "copy",

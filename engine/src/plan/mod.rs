@@ -4,6 +4,7 @@
 //! reading one back from bytes goes through the same check.
 
 mod explain;
+mod inline;
 mod layout;
 pub mod lower;
 #[cfg(test)]
@@ -145,6 +146,8 @@ pub enum Kernel {
         folds: Vec<Fold>,
         /// The axes, rising.
         axes: Vec<usize>,
+        /// Where partial results are merged: for each of the axes, the chunks that these were made of.
+        parts: Option<Vec<AxisGrid>>,
     },
 }
 
@@ -153,8 +156,17 @@ pub enum Kernel {
 pub struct Fold {
     /// The operation.
     pub op: ReduceOp,
+    /// Dtype of the values that are folded, or that merged partial results were made of.
+    pub values: DType,
     /// What is done to the accumulators at the end.
     pub finish: Finish,
+}
+
+impl Fold {
+    /// Dtype of its accumulators.
+    pub fn accumulator(&self) -> DType {
+        self.op.accumulator(self.values).unwrap_or(self.values)
+    }
 }
 
 /// An input of a stage.
@@ -359,12 +371,21 @@ impl Plan {
         }
         let results: Vec<DType> = match &stage.kernel {
             Kernel::Map(expr) => expr.result_dtypes(),
-            Kernel::Reduce { expr, folds, axes } => {
+            Kernel::Reduce { expr, folds, axes, parts } => {
                 if folds.len() != expr.results().len() || axes.iter().any(|a| *a >= space.len()) || axes.windows(2).any(|w| w[0] >= w[1]) {
                     return malformed("its folds or axes do not fit".into());
                 }
-                let accumulators = expr.result_dtypes().into_iter().zip(folds).map(|(d, f)| f.op.accumulator(d).map(|a| f.finish.dtype(a)));
-                match accumulators.collect() {
+                if let Some(parts) = parts {
+                    let one_each = |(a, part): (&usize, &AxisGrid)| part.n_chunks() == space[*a] && stage.walk.axes()[*a].max_extent() <= 1;
+                    if parts.len() != axes.len() || !axes.iter().zip(parts).all(one_each) {
+                        return malformed("its partial results are not those that it merges".into());
+                    }
+                }
+                let reads = |f: &Fold| if parts.is_some() { f.op.accumulator(f.values) } else { Some(f.values) };
+                if expr.result_dtypes().into_iter().zip(folds).any(|(d, f)| reads(f) != Some(d)) {
+                    return malformed("a fold reads another dtype than its expression gives".into());
+                }
+                match folds.iter().map(|f| f.finish.dtype(f.op, f.values)).collect() {
                     Some(all) => all,
                     None => return malformed("a fold is not defined for its dtype".into()),
                 }

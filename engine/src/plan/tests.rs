@@ -29,7 +29,8 @@ fn product(a: &NodeRef, b: &NodeRef) -> NodeRef {
 
 fn mean(a: &NodeRef) -> NodeRef {
     let grid = ChunkGrid::new(a.grid.axes()[1..].to_vec());
-    Arc::new(Node { op: Op::Reduce { input: Arc::clone(a), fold: ReduceOp::Sum, mean: true, axes: vec![0], keepdims: false }, dtype: a.dtype, grid })
+    let finish = Finish::Mean { count: a.shape()[0], dtype: a.dtype };
+    Arc::new(Node { op: Op::Reduce { input: Arc::clone(a), fold: ReduceOp::Sum, finish, axes: vec![0], keepdims: false }, dtype: a.dtype, grid })
 }
 
 pub(crate) fn output(node: &NodeRef, path: &str, chunk: Option<&[u64]>) -> Output {

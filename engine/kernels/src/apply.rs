@@ -1,0 +1,306 @@
+//! One function over one strip: the evaluation arms.
+
+use num_complex::Complex;
+
+use crate::dispatch;
+use crate::dtype::{Complex64, Complex128, DType, Element};
+use crate::expr::{BinaryOp, UnaryOp};
+use crate::math::{Elementary, RealMath, magnitude};
+
+wide_fn! {
+    pub(crate) fn loop1<T, U, F>(a: &[T], out: &mut [U], f: F) where {T: Copy, F: Fn(T) -> U} {
+        for (o, a) in out.iter_mut().zip(a) { *o = f(*a); }
+    }
+}
+wide_fn! {
+    fn loop2<T, U, F>(a: &[T], b: &[T], out: &mut [U], f: F) where {T: Copy, F: Fn(T, T) -> U} {
+        for ((o, a), b) in out.iter_mut().zip(a).zip(b) { *o = f(*a, *b); }
+    }
+}
+wide_fn! {
+    fn loop3<T>(c: &[u8], a: &[T], b: &[T], out: &mut [T]) where {T: Copy} {
+        for (((o, c), a), b) in out.iter_mut().zip(c).zip(a).zip(b) { *o = if *c != 0 { *a } else { *b }; }
+    }
+}
+
+fn see<T: Element>(bytes: &[u8]) -> &[T] {
+    bytemuck::cast_slice(bytes)
+}
+
+fn see_mut<T: Element>(bytes: &mut [u8]) -> &mut [T] {
+    bytemuck::cast_slice_mut(bytes)
+}
+
+/// What every numeric dtype has; integers wrap.
+pub(crate) trait Numeric: Element {
+    fn plus(self, other: Self) -> Self;
+    fn minus(self, other: Self) -> Self;
+    fn times(self, other: Self) -> Self;
+    fn neg(self) -> Self;
+    fn power(self, other: Self) -> Self;
+    fn direction(self) -> Self;
+    fn conjugate(self) -> Self {
+        self
+    }
+    fn nearest(self) -> Self {
+        self
+    }
+    fn finite(self) -> bool {
+        true
+    }
+    fn infinite(self) -> bool {
+        false
+    }
+    fn nan(self) -> bool {
+        false
+    }
+}
+
+/// What real dtypes have on top; minimum and maximum propagate NaN, quotients are rounded to -inf.
+pub(crate) trait Real: Numeric + PartialOrd {
+    fn least(self, other: Self) -> Self;
+    fn greatest(self, other: Self) -> Self;
+    fn size(self) -> Self;
+    fn below(self) -> Self {
+        self
+    }
+    fn above(self) -> Self {
+        self
+    }
+    fn whole(self) -> Self {
+        self
+    }
+    fn quotient(self, other: Self) -> Self;
+    fn modulus(self, other: Self) -> Self;
+}
+
+/// What integers have on top; a shift by the width or more, or by a negative number, shifts everything out.
+pub(crate) trait Bits: Real {
+    fn and(self, other: Self) -> Self;
+    fn or(self, other: Self) -> Self;
+    fn xor(self, other: Self) -> Self;
+    fn invert(self) -> Self;
+    fn left(self, by: Self) -> Self;
+    fn right(self, by: Self) -> Self;
+}
+
+macro_rules! integers {
+    ($($t:ty, $abs:expr, $sign:expr, $below_zero:expr;)*) => { $(
+        impl Numeric for $t {
+            #[inline(always)] fn plus(self, other: Self) -> Self { self.wrapping_add(other) }
+            #[inline(always)] fn minus(self, other: Self) -> Self { self.wrapping_sub(other) }
+            #[inline(always)] fn times(self, other: Self) -> Self { self.wrapping_mul(other) }
+            #[inline(always)] fn neg(self) -> Self { self.wrapping_neg() }
+            #[inline(always)] fn direction(self) -> Self { let f: fn($t) -> $t = $sign; f(self) }
+            /// By squaring. A negative exponent truncates: 0, but for bases of 1 and -1.
+            #[inline(always)] fn power(self, other: Self) -> Self {
+                let negative: fn($t) -> bool = $below_zero;
+                if negative(other) {
+                    return match self { 1 => 1, x if negative(x) && x.wrapping_neg() == 1 => if other & 1 == 0 { 1 } else { x }, _ => 0 };
+                }
+                let (mut result, mut base, mut rest): ($t, $t, $t) = (1, self, other);
+                while rest != 0 {
+                    if rest & 1 == 1 { result = result.wrapping_mul(base); }
+                    base = base.wrapping_mul(base);
+                    rest >>= 1;
+                }
+                result
+            }
+        }
+        impl Real for $t {
+            #[inline(always)] fn least(self, other: Self) -> Self { self.min(other) }
+            #[inline(always)] fn greatest(self, other: Self) -> Self { self.max(other) }
+            #[inline(always)] fn size(self) -> Self { let f: fn($t) -> $t = $abs; f(self) }
+            /// By 0 it gives 0, as NumPy has it; the standard leaves it open.
+            #[inline(always)] fn quotient(self, other: Self) -> Self {
+                let negative: fn($t) -> bool = $below_zero;
+                if other == 0 { return 0; }
+                let q = self.wrapping_div(other);
+                if self.wrapping_rem(other) != 0 && negative(self) != negative(other) { q.wrapping_sub(1) } else { q }
+            }
+            #[inline(always)] fn modulus(self, other: Self) -> Self {
+                let negative: fn($t) -> bool = $below_zero;
+                if other == 0 { return 0; }
+                let r = self.wrapping_rem(other);
+                if r != 0 && negative(r) != negative(other) { r.wrapping_add(other) } else { r }
+            }
+        }
+        impl Bits for $t {
+            #[inline(always)] fn and(self, other: Self) -> Self { self & other }
+            #[inline(always)] fn or(self, other: Self) -> Self { self | other }
+            #[inline(always)] fn xor(self, other: Self) -> Self { self ^ other }
+            #[inline(always)] fn invert(self) -> Self { !self }
+            #[inline(always)] fn left(self, by: Self) -> Self { if (by as u64) < <$t>::BITS as u64 { self << by } else { 0 } }
+            #[inline(always)] fn right(self, by: Self) -> Self {
+                if (by as u64) < <$t>::BITS as u64 { self >> by } else { (self >> (<$t>::BITS - 2)) >> 1 >> 1 }
+            }
+        }
+    )* };
+}
+integers! {
+    i8, |x| x.wrapping_abs(), |x| x.signum(), |x| x < 0;
+    i16, |x| x.wrapping_abs(), |x| x.signum(), |x| x < 0;
+    i32, |x| x.wrapping_abs(), |x| x.signum(), |x| x < 0;
+    i64, |x| x.wrapping_abs(), |x| x.signum(), |x| x < 0;
+    u8, |x| x, |x| x.min(1), |_| false;
+    u16, |x| x, |x| x.min(1), |_| false;
+    u32, |x| x, |x| x.min(1), |_| false;
+    u64, |x| x, |x| x.min(1), |_| false;
+}
+
+macro_rules! floats {
+    ($($t:ty),*) => { $(
+        impl Numeric for $t {
+            #[inline(always)] fn plus(self, other: Self) -> Self { self + other }
+            #[inline(always)] fn minus(self, other: Self) -> Self { self - other }
+            #[inline(always)] fn times(self, other: Self) -> Self { self * other }
+            #[inline(always)] fn neg(self) -> Self { -self }
+            #[inline(always)] fn power(self, other: Self) -> Self { Elementary::pow(self, other) }
+            #[inline(always)] fn direction(self) -> Self { Elementary::sign(self) }
+            #[inline(always)] fn nearest(self) -> Self { self.round_ties_even() }
+            #[inline(always)] fn finite(self) -> bool { self.is_finite() }
+            #[inline(always)] fn infinite(self) -> bool { self.is_infinite() }
+            #[inline(always)] fn nan(self) -> bool { self.is_nan() }
+        }
+        impl Real for $t {
+            #[inline(always)] fn least(self, other: Self) -> Self { if self < other || self.is_nan() { self } else { other } }
+            #[inline(always)] fn greatest(self, other: Self) -> Self { if self > other || self.is_nan() { self } else { other } }
+            #[inline(always)] fn size(self) -> Self { self.abs() }
+            #[inline(always)] fn below(self) -> Self { self.floor() }
+            #[inline(always)] fn above(self) -> Self { self.ceil() }
+            #[inline(always)] fn whole(self) -> Self { self.trunc() }
+            #[inline(always)] fn quotient(self, other: Self) -> Self { RealMath::floor_divide(self, other) }
+            #[inline(always)] fn modulus(self, other: Self) -> Self { RealMath::remainder(self, other) }
+        }
+        impl Numeric for Complex<$t> {
+            #[inline(always)] fn plus(self, other: Self) -> Self { self + other }
+            #[inline(always)] fn minus(self, other: Self) -> Self { self - other }
+            #[inline(always)] fn times(self, other: Self) -> Self { Elementary::times(self, other) }
+            #[inline(always)] fn neg(self) -> Self { -self }
+            #[inline(always)] fn power(self, other: Self) -> Self { Elementary::pow(self, other) }
+            #[inline(always)] fn direction(self) -> Self { Elementary::sign(self) }
+            #[inline(always)] fn conjugate(self) -> Self { self.conj() }
+            #[inline(always)] fn nearest(self) -> Self { Complex::new(self.re.round_ties_even(), self.im.round_ties_even()) }
+            #[inline(always)] fn finite(self) -> bool { self.re.is_finite() && self.im.is_finite() }
+            #[inline(always)] fn infinite(self) -> bool { self.re.is_infinite() || self.im.is_infinite() }
+            #[inline(always)] fn nan(self) -> bool { self.re.is_nan() || self.im.is_nan() }
+        }
+    )* };
+}
+floats!(f32, f64);
+
+/// Applies a function of one element to a strip of `dtype`.
+pub(crate) fn unary(op: UnaryOp, dtype: DType, a: &[u8], out: &mut [u8]) {
+    use UnaryOp as U;
+    macro_rules! same {
+        ($kind:ident, $f:expr) => { dispatch!($kind, dtype, T => loop1(see::<T>(a), see_mut::<T>(out), $f), else => {}) };
+    }
+    macro_rules! test {
+        ($kind:ident, $f:expr) => { dispatch!($kind, dtype, T => loop1(see::<T>(a), out, |x| u8::from($f(x))), else => {}) };
+    }
+    macro_rules! part {
+        ($complex:expr, $real:expr) => {
+            match dtype {
+                DType::Complex64 => loop1(see::<Complex64>(a), see_mut::<f32>(out), $complex),
+                DType::Complex128 => loop1(see::<Complex128>(a), see_mut::<f64>(out), $complex),
+                _ => same!(real, $real),
+            }
+        };
+    }
+    match op {
+        U::Abs => part!(magnitude, Real::size),
+        U::Acos => same!(inexact, Elementary::acos),
+        U::Acosh => same!(inexact, Elementary::acosh),
+        U::Asin => same!(inexact, Elementary::asin),
+        U::Asinh => same!(inexact, Elementary::asinh),
+        U::Atan => same!(inexact, Elementary::atan),
+        U::Atanh => same!(inexact, Elementary::atanh),
+        U::BitwiseInvert if dtype == DType::Bool => loop1(a, out, |x| u8::from(x == 0)),
+        U::BitwiseInvert => same!(integer, Bits::invert),
+        U::Ceil => same!(real, Real::above),
+        U::Conj => same!(numeric, Numeric::conjugate),
+        U::Cos => same!(inexact, Elementary::cos),
+        U::Cosh => same!(inexact, Elementary::cosh),
+        U::Exp => same!(inexact, Elementary::exp),
+        U::Expm1 => same!(inexact, Elementary::expm1),
+        U::Floor => same!(real, Real::below),
+        U::Imag => part!(|x| x.im, |_| Default::default()),
+        U::Isfinite => test!(numeric, Numeric::finite),
+        U::Isinf => test!(numeric, Numeric::infinite),
+        U::Isnan => test!(numeric, Numeric::nan),
+        U::Log => same!(inexact, Elementary::log),
+        U::Log1p => same!(inexact, Elementary::log1p),
+        U::Log2 => same!(inexact, Elementary::log2),
+        U::Log10 => same!(inexact, Elementary::log10),
+        U::LogicalNot => loop1(a, out, |x| u8::from(x == 0)),
+        U::Negative => same!(numeric, Numeric::neg),
+        U::Positive => out.copy_from_slice(a),
+        U::Real => part!(|x| x.re, |x| x),
+        U::Reciprocal => same!(inexact, Elementary::reciprocal),
+        U::Round => same!(numeric, Numeric::nearest),
+        U::Sign => same!(numeric, Numeric::direction),
+        U::Signbit => test!(float, |x: T| x.is_sign_negative()),
+        U::Sin => same!(inexact, Elementary::sin),
+        U::Sinh => same!(inexact, Elementary::sinh),
+        U::Sqrt => same!(inexact, Elementary::sqrt),
+        U::Square => same!(numeric, |x| Numeric::times(x, x)),
+        U::Tan => same!(inexact, Elementary::tan),
+        U::Tanh => same!(inexact, Elementary::tanh),
+        U::Trunc => same!(real, Real::whole),
+    }
+}
+
+/// Applies a function of two elements to strips of `dtype`.
+pub(crate) fn binary(op: BinaryOp, dtype: DType, a: &[u8], b: &[u8], out: &mut [u8]) {
+    use BinaryOp as B;
+    macro_rules! same {
+        ($kind:ident, $f:expr) => { dispatch!($kind, dtype, T => loop2(see::<T>(a), see(b), see_mut::<T>(out), $f), else => {}) };
+    }
+    macro_rules! test {
+        ($kind:ident, $f:expr) => { dispatch!($kind, dtype, T => loop2(see::<T>(a), see(b), out, |x: T, y: T| u8::from($f(&x, &y))), else => {}) };
+    }
+    let mut truth = |f: fn(bool, bool) -> bool| loop2(a, b, out, |x, y| u8::from(f(x != 0, y != 0)));
+    match op {
+        B::BitwiseAnd | B::LogicalAnd if dtype == DType::Bool => truth(|x, y| x & y),
+        B::BitwiseOr | B::LogicalOr if dtype == DType::Bool => truth(|x, y| x | y),
+        B::BitwiseXor | B::LogicalXor | B::NotEqual if dtype == DType::Bool => truth(|x, y| x != y),
+        B::Equal if dtype == DType::Bool => truth(|x, y| x == y),
+        B::LogicalAnd | B::LogicalOr | B::LogicalXor => {}
+        B::Add => same!(numeric, Numeric::plus),
+        B::Atan2 => same!(float, RealMath::atan2),
+        B::BitwiseAnd => same!(integer, Bits::and),
+        B::BitwiseLeftShift => same!(integer, Bits::left),
+        B::BitwiseOr => same!(integer, Bits::or),
+        B::BitwiseRightShift => same!(integer, Bits::right),
+        B::BitwiseXor => same!(integer, Bits::xor),
+        B::Copysign => same!(float, RealMath::copysign),
+        B::Divide => same!(inexact, Elementary::divide),
+        B::Equal => test!(numeric, PartialEq::eq),
+        B::FloorDivide => same!(real, Real::quotient),
+        B::Greater => test!(real, PartialOrd::gt),
+        B::GreaterEqual => test!(real, PartialOrd::ge),
+        B::Hypot => same!(float, RealMath::hypot),
+        B::Less => test!(real, PartialOrd::lt),
+        B::LessEqual => test!(real, PartialOrd::le),
+        B::Logaddexp => same!(float, RealMath::logaddexp),
+        B::Maximum => same!(real, Real::greatest),
+        B::Minimum => same!(real, Real::least),
+        B::Multiply => same!(numeric, Numeric::times),
+        B::Nextafter => same!(float, RealMath::nextafter),
+        B::NotEqual => test!(numeric, PartialEq::ne),
+        B::Pow => same!(numeric, Numeric::power),
+        B::Remainder => same!(real, Real::modulus),
+        B::Subtract => same!(numeric, Numeric::minus),
+    }
+}
+
+/// Elements of `a` where `c` is not 0, of `b` elsewhere.
+pub(crate) fn select(dtype: DType, c: &[u8], a: &[u8], b: &[u8], out: &mut [u8]) {
+    match dtype.size() {
+        1 => loop3::<u8>(c, a, b, out),
+        2 => loop3::<u16>(c, bytemuck::cast_slice(a), bytemuck::cast_slice(b), bytemuck::cast_slice_mut(out)),
+        4 => loop3::<u32>(c, bytemuck::cast_slice(a), bytemuck::cast_slice(b), bytemuck::cast_slice_mut(out)),
+        8 => loop3::<u64>(c, bytemuck::cast_slice(a), bytemuck::cast_slice(b), bytemuck::cast_slice_mut(out)),
+        _ => loop3::<[u64; 2]>(c, bytemuck::cast_slice(a), bytemuck::cast_slice(b), bytemuck::cast_slice_mut(out)),
+    }
+}

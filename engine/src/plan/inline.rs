@@ -1,0 +1,142 @@
+//! Folding views and elementwise functions into who reads them.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use freestone_kernels::{DType, Node as ExprNode};
+
+use super::lower::{Draft, Lowering, key};
+use super::{PlanError, StageInput};
+use crate::graph::{Node, NodeRef, Op};
+use crate::readmap::{ReadMap, ReadMapError};
+
+/// Expression nodes that were made already, by node and map.
+pub(super) type Memo = HashMap<*const Node, Vec<(ReadMap, u32)>>;
+
+impl Lowering<'_> {
+    /// Finds what cannot be folded into its readers: reductions, rechunks, what views in several pieces look at, and what composes with
+    /// no view because it is reshaped.
+    pub(super) fn mark(&mut self, order: &[NodeRef]) {
+        let mut reshaped: HashSet<*const Node> = HashSet::new();
+        for node in order {
+            match &node.op {
+                Op::Reduce { .. } | Op::Rechunk(_) => {
+                    self.materialise.insert(key(node));
+                }
+                Op::Map { inputs, .. } if inputs.iter().any(|i| reshaped.contains(&key(i)) && !self.materialise.contains(&key(i))) => {
+                    reshaped.insert(key(node));
+                }
+                Op::View { sources, map } => {
+                    if map.is_flat() {
+                        reshaped.insert(key(node));
+                    } else {
+                        // No view goes over a reshape: that gets an array.
+                        let found = sources.iter().map(key).filter(|k| reshaped.contains(k));
+                        self.materialise.extend(found.collect::<Vec<_>>());
+                    }
+                    let Ok((map, bases)) = self.flatten_marked(node) else {
+                        self.materialise.extend(sources.iter().filter(|s| matches!(s.op, Op::View { .. })).map(key));
+                        continue;
+                    };
+                    let single = map.is_flat() || map.as_image().is_some();
+                    let difficult = map.is_flat() || map.n_indices() > 0;
+                    for base in bases.iter().filter(|b| matches!(b.op, Op::Map { .. })) {
+                        if !single || (difficult && !self.passes(base, &map)) {
+                            self.materialise.insert(key(base));
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn flatten_marked(&self, node: &NodeRef) -> Result<(ReadMap, Vec<NodeRef>), ReadMapError> {
+        flatten(node, &ReadMap::identity(&node.shape()), &|n| self.materialise.contains(&key(n)))
+    }
+
+    /// True if a map goes through the elementwise functions and views that `node` is made of.
+    fn passes(&self, node: &NodeRef, map: &ReadMap) -> bool {
+        match &node.op {
+            _ if self.materialise.contains(&key(node)) => true,
+            Op::Map { inputs, .. } => inputs.iter().all(|i| self.passes(i, map)),
+            Op::View { .. } => match flatten(node, map, &|n| self.materialise.contains(&key(n))) {
+                Ok((map, bases)) => bases.iter().all(|b| self.passes(b, &map)),
+                Err(_) => false,
+            },
+            _ => true,
+        }
+    }
+
+    /// The expression node that yields `node` at the iteration space's image under `map`.
+    pub(super) fn inline(&mut self, node: &NodeRef, map: &ReadMap, draft: &mut Draft, memo: &mut Memo) -> Result<u32, PlanError> {
+        if let Some(found) = memo.get(&key(node)).and_then(|all| all.iter().find(|(m, _)| m == map)) {
+            return Ok(found.1);
+        }
+        let bad = |e: freestone_kernels::ExprError| PlanError::Malformed(e.to_string());
+        let result = match &node.op {
+            _ if self.stored.contains_key(&key(node)) => {
+                let sources = vec![self.leaf(node)?];
+                push_input(draft, StageInput { sources, map: map.clone() }, node.dtype).map_err(bad)?
+            }
+            Op::Map { expr, inputs } => {
+                let arguments = inputs.iter().map(|i| self.inline(i, map, draft, memo)).collect::<Result<Vec<_>, _>>()?;
+                draft.expr.append(expr, &arguments).map_err(bad)?[0]
+            }
+            Op::View { .. } => {
+                let (composed, bases) = flatten(node, map, &|n| self.stored.contains_key(&key(n)))?;
+                match bases.as_slice() {
+                    [base] if composed.is_flat() || composed.as_image().is_some() => self.inline(base, &composed, draft, memo)?,
+                    _ => {
+                        let sources = bases.iter().map(|b| self.leaf(b)).collect::<Result<Vec<_>, _>>()?;
+                        push_input(draft, StageInput { sources, map: composed }, node.dtype).map_err(bad)?
+                    }
+                }
+            }
+            _ => {
+                let sources = vec![self.leaf(node)?];
+                push_input(draft, StageInput { sources, map: map.clone() }, node.dtype).map_err(bad)?
+            }
+        };
+        memo.entry(key(node)).or_default().push((map.clone(), result));
+        Ok(result)
+    }
+}
+
+/// Composes a chain of views down to what is no view, or has an array of its own.
+fn flatten(node: &NodeRef, map: &ReadMap, has_array: &dyn Fn(&NodeRef) -> bool) -> Result<(ReadMap, Vec<NodeRef>), ReadMapError> {
+    let (mut map, mut bases) = (map.clone(), vec![Arc::clone(node)]);
+    let goes_on = |b: &NodeRef| matches!(b.op, Op::View { .. }) && (Arc::ptr_eq(b, node) || !has_array(b));
+    while bases.iter().any(goes_on) {
+        let inner: Vec<ReadMap> = bases
+            .iter()
+            .map(|b| match &b.op {
+                Op::View { map, .. } if goes_on(b) => map.clone(),
+                _ => ReadMap::identity(&b.shape()),
+            })
+            .collect();
+        map = map.compose(&inner)?;
+        // Sources that no piece names any more are counted by the maps' own numbering.
+        bases = bases
+            .iter()
+            .zip(&inner)
+            .flat_map(|(b, inner)| match &b.op {
+                Op::View { sources, .. } if goes_on(b) => sources[..inner.n_sources()].to_vec(),
+                _ => vec![Arc::clone(b)],
+            })
+            .collect();
+    }
+    Ok((map, bases))
+}
+
+/// Adds an input to a draft, or finds it there; returns its expression node.
+pub(super) fn push_input(draft: &mut Draft, input: StageInput, dtype: DType) -> Result<u32, freestone_kernels::ExprError> {
+    let slot = match draft.inputs.iter().position(|i| *i == input) {
+        Some(slot) => slot as u32,
+        None => {
+            draft.inputs.push(input);
+            draft.expr.add_input(dtype)
+        }
+    };
+    draft.expr.push(ExprNode::Input(slot))
+}
