@@ -1,17 +1,23 @@
 //! Lazy arrays.
 //!
 //! An [`Array`] is a handle on an array that is read, generated or computed later; its dtype, shape and chunks are known
-//! now. Operators and methods build a graph and read nothing but metadata. [`io`] opens arrays and says where results go.
+//! now. Operators and methods build a graph and read nothing but metadata. [`io`] opens arrays and says where results go;
+//! [`vocabulary`] has the functions by name.
 
 mod array;
+mod chunking;
 mod create;
 pub mod elementwise;
 mod error;
+mod index;
 pub mod io;
 mod manipulate;
 pub mod reduce;
+pub mod vocabulary;
 
 pub use array::{Array, Dim};
+pub use chunking::{DEFAULT_CHUNK_BYTES, default_chunks};
 pub use create::{arange, asarray, full, random_uniform, scalar};
 pub use elementwise::*;
 pub use error::Error;
+pub use index::Index;
