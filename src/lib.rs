@@ -30,6 +30,8 @@
 mod compute;
 mod error;
 #[cfg(feature = "cli")]
+pub mod expression;
+#[cfg(feature = "cli")]
 pub mod limits;
 #[cfg(feature = "cli")]
 pub mod progress;
@@ -48,4 +50,5 @@ pub use freestone_ops::Error as ArrayError;
 pub use freestone_ops::elementwise::*;
 pub use freestone_ops::io::{Target, open, open_in};
 pub use freestone_ops::reduce::Axes;
-pub use freestone_ops::{Array, arange, asarray, full, random_uniform, scalar};
+pub use freestone_ops::vocabulary;
+pub use freestone_ops::{Array, Index, arange, asarray, full, random_uniform, scalar};
