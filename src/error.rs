@@ -20,6 +20,9 @@ pub enum Error {
     Run(#[from] RunError),
     #[error(transparent)]
     Spec(#[from] SpecError),
+    #[cfg(feature = "cli")]
+    #[error(transparent)]
+    Expression(Box<crate::expression::ExpressionError>),
     #[error("the result is {found}, not {asked}")]
     ResultType { found: freestone_kernels::DType, asked: freestone_kernels::DType },
 }
@@ -50,6 +53,10 @@ impl Error {
             | Error::Run(RunError::Plan(PlanError::ExceedsMemory { .. } | PlanError::ExceedsLocalMemory { .. })) => ExitCode::Memory,
             Error::Array(_) | Error::Plan(_) | Error::ResultType { .. } => ExitCode::Input,
             Error::Spec(_) => ExitCode::Usage,
+            #[cfg(feature = "cli")]
+            Error::Expression(error) if error.cause.is_some() => ExitCode::Input,
+            #[cfg(feature = "cli")]
+            Error::Expression(_) => ExitCode::Usage,
             Error::Run(RunError::Session(SessionError::Storage(_))) => ExitCode::Failed,
             Error::Run(RunError::Session(_)) => ExitCode::Conflict,
             Error::Run(RunError::Cancelled { .. }) => ExitCode::Interrupted,
@@ -57,5 +64,12 @@ impl Error {
             Error::Run(RunError::Task { failure, .. }) if failure.kind == FailureKind::BadInput => ExitCode::Input,
             Error::Run(_) => ExitCode::Failed,
         }
+    }
+}
+
+#[cfg(feature = "cli")]
+impl From<crate::expression::ExpressionError> for Error {
+    fn from(error: crate::expression::ExpressionError) -> Self {
+        Error::Expression(Box::new(error))
     }
 }

@@ -30,6 +30,8 @@
 mod compute;
 mod error;
 #[cfg(feature = "cli")]
+pub mod expression;
+#[cfg(feature = "cli")]
 pub mod limits;
 #[cfg(feature = "cli")]
 pub mod progress;
@@ -49,6 +51,7 @@ pub use freestone_ops::Error as ArrayError;
 pub use freestone_ops::elementwise::*;
 pub use freestone_ops::io::{Target, open, open_in};
 pub use freestone_ops::reduce::{Along, Axes};
+pub use freestone_ops::vocabulary;
 pub use freestone_ops::{Array, Dim, Index, Indexing, Pad, broadcast_arrays, concat, stack};
 pub use freestone_ops::{arange, asarray, empty, empty_like, eye, full, full_like, linspace, meshgrid, ones, ones_like, scalar, tril, triu, zeros, zeros_like};
 pub use freestone_ops::{random_integers, random_normal, random_uniform};

@@ -296,6 +296,23 @@ fn in_memory<T: Element, S: Data<Elem = T>, D: Dimension>(values: &ArrayBase<S, 
     crate::io::open_in(&store, "values")
 }
 
+/// An array of numbers in C order, each cast to `dtype`.
+///
+/// # Errors
+/// Where there are more or less of them than the shape has elements, or more than 1 MB.
+pub fn from_scalars(shape: &[usize], values: &[Scalar], dtype: DType) -> Result<Array, Error> {
+    let shape: Vec<u64> = shape.iter().map(|n| *n as u64).collect();
+    let n = values.len() * dtype.size();
+    if shape.iter().product::<u64>() != values.len() as u64 || n > MAX_CONSTANT_BYTES {
+        return Err(Error::Argument(format!("{} numbers are no array of shape {shape:?} that a plan could hold", values.len())));
+    }
+    let mut buffer = Buffer::zeroed(n);
+    for (out, value) in buffer.bytes_mut().chunks_exact_mut(dtype.size().max(1)).zip(values) {
+        out.copy_from_slice(value.cast(dtype).bytes());
+    }
+    Ok(constant(&shape, dtype, buffer))
+}
+
 /// An array of no axes.
 pub fn scalar<T: Element>(value: T) -> Array {
     constant(&[], T::DTYPE, Buffer::from_slice(&[value]))

@@ -122,13 +122,14 @@ fn cast_to(expr: &mut Expr, node: u32, dtype: DType) -> Result<u32, Error> {
 fn weak(dtype: DType, number: Scalar, op: &str) -> Result<Scalar, Error> {
     let to = match (number.dtype().kind(), dtype.kind()) {
         (Kind::Bool, Kind::Bool)
-        | (Kind::Signed, Kind::Float | Kind::Complex)
+        | (Kind::Signed | Kind::Unsigned, Kind::Float | Kind::Complex)
         | (Kind::Float, Kind::Float | Kind::Complex)
         | (Kind::Complex, Kind::Complex) => dtype,
-        (Kind::Signed, Kind::Signed | Kind::Unsigned) => {
+        (Kind::Signed | Kind::Unsigned, Kind::Signed | Kind::Unsigned) => {
+            let negative = |s: &Scalar| s.dtype().kind() == Kind::Signed && s.cast(DType::Int64).get::<i64>() < Some(0);
             let same = number.cast(dtype);
-            if same.cast(DType::Int64) != number || (dtype == DType::UInt64 && number.get::<i64>() < Some(0)) {
-                return Err(Error::Argument(format!("{number} is no {dtype}: cast the array first")));
+            if same.cast(number.dtype()) != number || negative(&same) != negative(&number) {
+                return Err(Error::Argument(format!("{number} is out of range for {dtype}: cast the array first")));
             }
             dtype
         }

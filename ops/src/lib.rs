@@ -1,17 +1,21 @@
 //! Lazy arrays.
 //!
 //! An [`Array`] is a handle on an array that is read, generated or computed later; its dtype, shape and chunks are known
-//! now. Operators and methods build a graph and read nothing but metadata. [`io`] opens arrays and says where results go.
+//! now. Operators and methods build a graph and read nothing but metadata. [`io`] opens arrays and says where results go;
+//! [`vocabulary`] has the functions by name.
 
 mod array;
+mod chunking;
 mod create;
 pub mod elementwise;
 mod error;
 pub mod io;
 mod manipulate;
 pub mod reduce;
+pub mod vocabulary;
 
 pub use array::{Array, Dim};
+pub use chunking::{DEFAULT_CHUNK_BYTES, default_chunks};
 pub use create::*;
 pub use elementwise::*;
 pub use error::Error;

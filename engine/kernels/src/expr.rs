@@ -41,6 +41,20 @@ enum Gives {
 }
 
 impl Domain {
+    /// In words, for people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Domain::All => "all",
+            Domain::Bool => "bool",
+            Domain::Bits => "bool, integers",
+            Domain::Integer => "integers",
+            Domain::Numeric => "integers, floats, complex",
+            Domain::Real => "integers, floats",
+            Domain::Inexact => "floats, complex",
+            Domain::Float => "floats",
+        }
+    }
+
     /// True if it has `dtype`.
     pub fn has(self, dtype: DType) -> bool {
         let kind = dtype.kind();

@@ -1,0 +1,110 @@
+//! `freestone compute` and `freestone plan`: expressions to targets.
+
+use clap::Args;
+use freestone::expression::{Expression, Inputs, is_identifier};
+use freestone::limits::Limits;
+use freestone::{Array, CodecName, Target};
+
+use super::output::Output;
+use super::{Failure, Mode, execute};
+
+#[derive(Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    request: Request,
+    /// Prints the plan and runs nothing.
+    #[arg(long)]
+    plan_only: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct Request {
+    /// What to compute, as in "mean(u*v, axis=0)".
+    #[arg(required = true, value_name = "EXPR")]
+    expressions: Vec<String>,
+    /// A stored array and its name in the expressions, as in u=winds.zarr/u.
+    #[arg(short, long = "input", value_name = "NAME=ARRAY", value_parser = input)]
+    inputs: Vec<(String, String)>,
+    /// Where each result goes: a place for an array, or STORE:NAME for one in a group, with its coordinates.
+    #[arg(short, long = "output", value_name = "OUT")]
+    outputs: Vec<Output>,
+    /// Elements along each axis of a stored chunk; otherwise as the result is chunked.
+    #[arg(long, value_delimiter = ',')]
+    chunks: Option<Vec<u64>>,
+    /// Codec of the results: none, lz4, zstd or zstd:LEVEL.
+    #[arg(long, default_value = "zstd")]
+    codec: CodecName,
+    /// Replaces what is where the results go.
+    #[arg(long)]
+    overwrite: bool,
+    /// Prints one JSON object: the plan, or what the run took.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    limits: Limits,
+}
+
+fn input(text: &str) -> Result<(String, String), String> {
+    let (name, location) = text.split_once('=').filter(|(_, l)| !l.is_empty()).ok_or("write NAME=ARRAY, as in u=winds.zarr/u")?;
+    if !is_identifier(name) {
+        return Err(format!("`{name}` cannot be a name: letters, digits and _ can, if no digit comes first and Python has no other use for it"));
+    }
+    Ok((name.to_owned(), location.to_owned()))
+}
+
+pub(crate) fn compute(asked: &Arguments) -> Result<(), Failure> {
+    let request = &asked.request;
+    if !asked.plan_only || !request.outputs.is_empty() {
+        request.check_outputs()?;
+    }
+    execute(&request.targets()?, &request.limits, Mode { plan_only: asked.plan_only, json: request.json })
+}
+
+pub(crate) fn plan(request: &Request) -> Result<(), Failure> {
+    if !request.outputs.is_empty() {
+        request.check_outputs()?;
+    }
+    execute(&request.targets()?, &request.limits, Mode { plan_only: true, json: request.json })
+}
+
+impl Request {
+    fn check_outputs(&self) -> Result<(), Failure> {
+        let (expressions, outputs) = (self.expressions.len(), self.outputs.len());
+        if expressions == outputs {
+            return Ok(());
+        }
+        Err(Failure::Usage(format!("there are {expressions} expressions and {outputs} outputs: give one `-o` for each expression, in their order")))
+    }
+
+    /// Says which expression it is, where there are several.
+    fn name(&self, index: usize) -> String {
+        if self.expressions.len() == 1 { "expression".into() } else { format!("expression {}", index + 1) }
+    }
+
+    fn targets(&self) -> Result<Vec<Target>, Failure> {
+        // All texts are read before any store is.
+        let parse = |(i, text): (usize, &String)| Expression::parse(text).map_err(|e| e.named(&self.name(i)));
+        let expressions = self.expressions.iter().enumerate().map(parse).collect::<Result<Vec<_>, _>>()?;
+        let mut inputs = Inputs::new();
+        for (name, location) in &self.inputs {
+            if inputs.contains_key(name) {
+                return Err(Failure::Usage(format!("the input `{name}` is given twice")));
+            }
+            inputs.insert(name.clone(), freestone::open(location)?);
+        }
+        let evaluate = |(i, e): (usize, &Expression)| e.array(&inputs).map_err(|e| e.named(&self.name(i)));
+        let arrays = expressions.iter().enumerate().map(evaluate).collect::<Result<Vec<_>, _>>()?;
+        arrays.iter().enumerate().map(|(i, array)| self.target(i, array)).collect()
+    }
+
+    fn target(&self, index: usize, array: &Array) -> Result<Target, Failure> {
+        // A plan that is only looked at needs no place.
+        let placeholder = || Output::Array(format!("result-{}", index + 1));
+        let output = self.outputs.get(index).cloned().unwrap_or_else(placeholder);
+        let target = match &self.chunks {
+            Some(chunks) => output.target(&array.rechunk(chunks)?).chunks(chunks),
+            None => output.target(array),
+        };
+        Ok(target.codec(self.codec).overwrite(self.overwrite))
+    }
+}

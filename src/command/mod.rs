@@ -1,0 +1,63 @@
+//! The subcommands, one file each; `report` says what a plan is and what a run took, `output` where results go.
+
+pub(crate) mod compute;
+pub(crate) mod functions;
+pub(crate) mod info;
+mod output;
+pub(crate) mod rechunk;
+mod report;
+
+use std::io::{self, Write};
+use std::process;
+
+use freestone::engine::driver::RunError;
+use freestone::limits::Limits;
+use freestone::progress::Progress;
+use freestone::{Cancel, Error, ExitCode, Options, Target};
+
+/// Why a subcommand did not do what it was asked for.
+pub(crate) enum Failure {
+    Freestone(Error),
+    Usage(String),
+    /// Who reads our output has gone away: nothing to say to anybody.
+    Pipe,
+}
+
+impl<E: Into<Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Failure::Freestone(error.into())
+    }
+}
+
+fn say(text: &str) -> Result<(), Failure> {
+    writeln!(io::stdout(), "{text}").map_err(|_| Failure::Pipe)
+}
+
+/// How much is done, and in which form it is reported.
+#[derive(Clone, Copy)]
+struct Mode {
+    plan_only: bool,
+    json: bool,
+}
+
+/// Plans to store all targets, and runs the plan unless only it is wanted.
+fn execute(targets: &[Target], limits: &Limits, mode: Mode) -> Result<(), Failure> {
+    let spec = limits.spec()?;
+    let planned = freestone::plan(targets, &spec)?;
+    if mode.plan_only {
+        return say(&if mode.json { report::plan(planned.plan()).to_string() } else { planned.plan().to_string() });
+    }
+    // With JSON, one object is all that is said.
+    let said = if mode.json { Ok(()) } else { say(&planned.plan().to_string()) };
+    let executor = limits.executor(&spec).map_err(RunError::from)?;
+    let cancel = Cancel::default();
+    let asked = cancel.clone();
+    // The first request ends cleanly, the second at once.
+    let handler = move || if asked.is_cancelled() { process::exit(ExitCode::Interrupted as i32) } else { asked.cancel() };
+    ctrlc::set_handler(handler).map_err(|e| Failure::Usage(e.to_string()))?;
+    let progress = Progress::new();
+    let report = freestone::run_with(&planned, &spec, &*executor, &Options { observers: &[&progress], cancel, ..Options::default() })?;
+    // The work is done; that nobody hears of it is no failure.
+    let _ = said.and_then(|()| say(&if mode.json { report::run(&report).to_string() } else { report.to_string() }));
+    Ok(())
+}

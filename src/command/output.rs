@@ -1,0 +1,87 @@
+//! Where a result goes: `DIR` is an array of its own, `STORE:NAME` one in a group with its coordinates.
+
+use std::str::FromStr;
+
+use freestone::{Array, Target};
+
+/// An argument of `-o`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Output {
+    Array(String),
+    InGroup { store: String, name: String },
+}
+
+impl Output {
+    pub(crate) fn target(&self, array: &Array) -> Target {
+        match self {
+            Output::Array(location) => Target::array(array, location),
+            Output::InGroup { store, name } => Target::in_group(array, store, name),
+        }
+    }
+}
+
+/// A colon before a name without slashes separates it from its store: those of schemes and ports do not.
+impl FromStr for Output {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let array = || Ok(Output::Array(text.to_owned()));
+        if text.is_empty() {
+            return Err("it names no place".into());
+        }
+        let Some((store, name)) = text.rsplit_once(':').filter(|(_, name)| !name.contains(['/', '\\'])) else { return array() };
+        let in_host = store.split_once("://").is_some_and(|(scheme, rest)| scheme.starts_with("http") && !rest.contains('/'));
+        if in_host && !name.is_empty() && name.bytes().all(|b| b.is_ascii_digit()) {
+            return array();
+        }
+        // A drive of Windows.
+        if cfg!(windows) && store.len() == 1 {
+            return array();
+        }
+        if store.is_empty() || name.is_empty() {
+            return Err("write DIR, or STORE:NAME with both of them".into());
+        }
+        if name.starts_with("__") || name.bytes().all(|b| b == b'.') || name == "zarr.json" {
+            return Err(format!("Zarr does not allow an array to be called `{name}`"));
+        }
+        Ok(Output::InGroup { store: store.to_owned(), name: name.to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &str, expected: Option<(&str, &str)>) {
+        let expected = expected.map_or(Output::Array(text.into()), |(store, name)| Output::InGroup { store: store.into(), name: name.into() });
+        assert_eq!(text.parse(), Ok(expected));
+    }
+
+    #[test]
+    fn a_colon_before_a_name_separates_it() {
+        check("out.zarr", None);
+        check("a/b/out.zarr", None);
+        check("out.zarr:uu", Some(("out.zarr", "uu")));
+        check("/tmp/a:b/out.zarr:uu", Some(("/tmp/a:b/out.zarr", "uu")));
+        check("/tmp/a:b/out.zarr", None);
+        check("file:///a/b", None);
+        check("file:///a/b:c", Some(("file:///a/b", "c")));
+        check("s3://bucket/x", None);
+        check("s3://bucket/x:uu", Some(("s3://bucket/x", "uu")));
+        check("s3://bucket:uu", Some(("s3://bucket", "uu")));
+        check("s3://bucket", None);
+        check("http://host:9000", None);
+        check("http://host:9000/x", None);
+        check("http://host:9000/x:uu", Some(("http://host:9000/x", "uu")));
+        check("C:\\data\\x", None);
+        check("C:/data/x", None);
+    }
+
+    #[test]
+    fn names_that_are_none() {
+        for text in ["", ":", "a:", ":b", "a:..", "a:__b", "a:zarr.json"] {
+            assert!(text.parse::<Output>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! What is wrong with an expression, shown at its place.
+
+use std::fmt::{self, Display, Formatter};
+
+use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
+use freestone_ops::Error as ArrayError;
+
+use super::ast::Span;
+
+/// Why an expression gives no array, and where in its text.
+#[derive(Clone, Debug)]
+pub struct ExpressionError {
+    /// What is wrong, in a line.
+    pub message: String,
+    /// Beside the mark: what is there.
+    pub label: String,
+    /// The place in the text.
+    pub span: Span,
+    /// What to do.
+    pub help: Option<String>,
+    /// What a function said, where the expression is well-formed but cannot be computed.
+    pub cause: Option<ArrayError>,
+    text: String,
+    name: String,
+}
+
+/// The most of a text that is shown: the rest of a long one says nothing.
+const SHOWN: usize = 200;
+
+impl ExpressionError {
+    pub(super) fn new(message: impl Into<String>, span: Span) -> ExpressionError {
+        ExpressionError { message: message.into(), label: String::new(), span, help: None, cause: None, text: String::new(), name: "expression".into() }
+    }
+
+    pub(super) fn label(mut self, label: impl Into<String>) -> ExpressionError {
+        self.label = label.into();
+        self
+    }
+
+    pub(super) fn help(mut self, help: impl Into<String>) -> ExpressionError {
+        self.help = Some(help.into());
+        self
+    }
+
+    pub(super) fn cause(mut self, cause: ArrayError) -> ExpressionError {
+        self.cause = Some(cause);
+        self
+    }
+
+    pub(super) fn in_text(mut self, text: &str) -> ExpressionError {
+        text.clone_into(&mut self.text);
+        self
+    }
+
+    /// The same, of the expression that people know by that name.
+    #[must_use]
+    pub fn named(mut self, name: &str) -> ExpressionError {
+        name.clone_into(&mut self.name);
+        self
+    }
+
+    /// The message, the text with a mark at the place, and what to do; with colours for a terminal.
+    pub fn render(&self, colours: bool) -> String {
+        let (text, span) = self.shown();
+        let mut mark = AnnotationKind::Primary.span(span);
+        if !self.label.is_empty() {
+            mark = mark.label(&self.label);
+        }
+        let mut group = Level::ERROR.primary_title(&self.message).element(Snippet::source(text).path(&self.name).annotation(mark));
+        if let Some(help) = &self.help {
+            group = group.element(Level::HELP.message(help));
+        }
+        let renderer = if colours { Renderer::styled() } else { Renderer::plain() };
+        renderer.render(&[group])
+    }
+
+    /// A part of the text around the place, with control characters made visible, and the place in it.
+    fn shown(&self) -> (String, Span) {
+        let (mut text, mut place) = (String::new(), 0..0);
+        for (at, c) in self.text.char_indices() {
+            if at + SHOWN < self.span.start || at > self.span.end.min(self.span.start + SHOWN) + SHOWN / 2 {
+                continue;
+            }
+            if at < self.span.start {
+                place.start = text.len() + visible(c).len_utf8();
+            }
+            text.push(visible(c));
+            if at < self.span.end {
+                place.end = text.len();
+            }
+        }
+        place.end = place.end.max(place.start);
+        (text, place)
+    }
+}
+
+fn visible(c: char) -> char {
+    match c {
+        '\n' => '\n',
+        c if c.is_whitespace() => ' ',
+        c if c.is_control() => '\u{fffd}',
+        c => c,
+    }
+}
+
+impl Display for ExpressionError {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.render(false))
+    }
+}
+
+impl std::error::Error for ExpressionError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.cause.as_ref().map(|c| c as _)
+    }
+}
