@@ -19,7 +19,7 @@ use thiserror::Error as ThisError;
 
 use crate::array::Array;
 use crate::error::Error;
-use operand::{BINARY, UNARY};
+use operand::{BINARY, Binary, UNARY, Unary};
 use signature::Parameter;
 
 pub use arguments::Arguments;
@@ -89,8 +89,8 @@ pub struct Function {
 
 #[derive(Clone, Copy)]
 enum Call {
-    Unary(fn(&Array) -> Result<Array, Error>),
-    Binary(fn(Operand, Operand) -> Result<Array, Error>),
+    Unary(Unary),
+    Binary(Binary),
     General(fn(&Arguments) -> Result<Value, CallError>),
 }
 
@@ -181,11 +181,11 @@ fn row(section: Section, name: &'static str, signature: &'static str, summary: &
     Function { name, section, signature, summary: summary.to_owned().into(), dtypes: dtypes.to_owned().into(), cost, parameters, call }
 }
 
-fn unary_dtypes(call: fn(&Array) -> Result<Array, Error>) -> String {
-    dtypes(|x| call(x))
+fn unary_dtypes(call: Unary) -> String {
+    dtypes(call)
 }
 
-fn binary_dtypes(call: fn(Operand, Operand) -> Result<Array, Error>) -> String {
+fn binary_dtypes(call: Binary) -> String {
     dtypes(|x| call(Operand::Array(x.clone()), Operand::Array(x.clone())))
 }
 

@@ -21,8 +21,13 @@ pub enum Operand {
     Number(Scalar),
 }
 
+/// A function of one array.
+pub(super) type Unary = fn(&Array) -> Result<Array, Error>;
+/// A function of two arrays, or of an array and a number.
+pub(super) type Binary = fn(Operand, Operand) -> Result<Array, Error>;
+
 /// Functions of one array: name, function, summary.
-pub(super) static UNARY: &[(&str, fn(&Array) -> Result<Array, Error>, &str)] = &[
+pub(super) static UNARY: &[(&str, Unary, &str)] = &[
     ("abs", e::abs, "The magnitude; real for complex numbers."),
     ("bitwise_invert", e::logical_not, "All bits inverted; True where a bool is False."),
     ("logical_not", e::logical_not, "True where a bool is False."),
@@ -32,7 +37,7 @@ pub(super) static UNARY: &[(&str, fn(&Array) -> Result<Array, Error>, &str)] = &
 ];
 
 /// Functions of two arrays, or of an array and a number: name, function, summary.
-pub(super) static BINARY: &[(&str, fn(Operand, Operand) -> Result<Array, Error>, &str)] = &[
+pub(super) static BINARY: &[(&str, Binary, &str)] = &[
     ("add", |a, b| both(e::add, a, b), "The sum; integers wrap."),
     ("bitwise_and", |a, b| both(e::logical_and, a, b), "The bits that both have; True where both bools are."),
     ("bitwise_or", |a, b| both(e::logical_or, a, b), "The bits that one of two has; True where one of two bools is."),
