@@ -22,7 +22,7 @@ pub enum Error {
     Spec(#[from] SpecError),
     #[cfg(feature = "cli")]
     #[error(transparent)]
-    Expression(Box<crate::expression::ExpressionError>),
+    Expression(#[from] crate::expression::ExpressionError),
     #[error("the result is {found}, not {asked}")]
     ResultType { found: freestone_kernels::DType, asked: freestone_kernels::DType },
 }
@@ -64,12 +64,5 @@ impl Error {
             Error::Run(RunError::Task { failure, .. }) if failure.kind == FailureKind::BadInput => ExitCode::Input,
             Error::Run(_) => ExitCode::Failed,
         }
-    }
-}
-
-#[cfg(feature = "cli")]
-impl From<crate::expression::ExpressionError> for Error {
-    fn from(error: crate::expression::ExpressionError) -> Self {
-        Error::Expression(Box::new(error))
     }
 }

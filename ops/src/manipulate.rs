@@ -22,6 +22,9 @@ impl Array {
         let axis = self.axis(axis)?;
         let inner = self.get()?;
         let shape = inner.node.shape();
+        // A step beyond the axis takes one element at most, whatever it is.
+        let most = shape[axis].clamp(1, i64::MAX as u64) as i64;
+        let step = step.clamp(-most, most);
         let (first, len) = bounds(start, stop, step, shape[axis])?;
         let mut to = shape.clone();
         to[axis] = len;
@@ -395,62 +398,6 @@ impl Array {
         }
         (0..n as i64).map(|i| self.at(axis, i)).collect()
     }
-
-    /// A part of the array, as Python's brackets take it: along each axis in turn, with the rest whole.
-    ///
-    /// Cost: no stage.
-    ///
-    /// # Errors
-    /// Where there are more indices than axes, more than one `Ellipsis` or list, or one is out of range.
-    pub fn index(&self, indices: &[Index]) -> Result<Array, Error> {
-        let rank = self.shape()?.len();
-        let used = indices.iter().filter(|i| !matches!(i, Index::NewAxis | Index::Ellipsis)).count();
-        if used > rank {
-            return Err(Error::Argument(format!("{used} indices were given for {rank} axes")));
-        }
-        for (what, n) in [
-            ("`...`", indices.iter().filter(|i| matches!(i, Index::Ellipsis)).count()),
-            ("list of indices", indices.iter().filter(|i| matches!(i, Index::Take(_))).count()),
-        ] {
-            if n > 1 {
-                return Err(Error::Argument(format!("only one {what} can stand in brackets, not {n}")));
-            }
-        }
-        let (mut array, mut axis) = (self.clone(), 0i64);
-        for index in indices {
-            // An axis that is dropped makes room for the next.
-            (array, axis) = match index {
-                Index::At(i) => (array.at(axis, *i)?, axis),
-                Index::Slice { start, stop, step } => (array.slice(axis, *start, *stop, step.unwrap_or(1))?, axis + 1),
-                Index::Ellipsis => (array, axis + (rank - used) as i64),
-                Index::NewAxis => (array.expand_dims(axis)?, axis + 1),
-                Index::Take(list) => (array.take(list, axis)?, axis + 1),
-            };
-        }
-        Ok(array)
-    }
-}
-
-/// What stands in brackets, as in Python.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Index {
-    /// One element; the axis is dropped. Negative ones count from the end.
-    At(i64),
-    /// Elements from `start` to before `stop`, each `step`-th; negative bounds count from the end, and a negative step runs backwards.
-    Slice {
-        /// The first, or the end that the step comes from.
-        start: Option<i64>,
-        /// The one before which it ends.
-        stop: Option<i64>,
-        /// The pace, 1 if it is not given.
-        step: Option<i64>,
-    },
-    /// As many whole axes as are left.
-    Ellipsis,
-    /// A new axis of length 1.
-    NewAxis,
-    /// These elements, in this order.
-    Take(Vec<i64>),
 }
 
 /// What is added by [`Array::pad`].

@@ -22,7 +22,7 @@ fn list() -> String {
     let mut section = None;
     for f in vocabulary::functions() {
         if section.replace(f.section) != Some(f.section) {
-            let _ = write!(text, "{}{}\n", if text.is_empty() { "" } else { "\n" }, f.section.title());
+            let _ = writeln!(text, "{}{}", if text.is_empty() { "" } else { "\n" }, f.section.title());
         }
         let call = format!("{}{}", f.name, f.signature);
         // A long signature has its line for itself.

@@ -19,7 +19,13 @@ pub struct ExpressionError {
     /// What to do.
     pub help: Option<String>,
     /// What a function said, where the expression is well-formed but cannot be computed.
-    pub cause: Option<ArrayError>,
+    pub cause: Option<Box<ArrayError>>,
+    source: Box<Source>,
+}
+
+/// The expression: its text, and what people know it by.
+#[derive(Clone, Debug)]
+struct Source {
     text: String,
     name: String,
 }
@@ -29,7 +35,8 @@ const SHOWN: usize = 200;
 
 impl ExpressionError {
     pub(super) fn new(message: impl Into<String>, span: Span) -> ExpressionError {
-        ExpressionError { message: message.into(), label: String::new(), span, help: None, cause: None, text: String::new(), name: "expression".into() }
+        let source = Box::new(Source { text: String::new(), name: "expression".into() });
+        ExpressionError { message: message.into(), label: String::new(), span, help: None, cause: None, source }
     }
 
     pub(super) fn label(mut self, label: impl Into<String>) -> ExpressionError {
@@ -43,19 +50,19 @@ impl ExpressionError {
     }
 
     pub(super) fn cause(mut self, cause: ArrayError) -> ExpressionError {
-        self.cause = Some(cause);
+        self.cause = Some(Box::new(cause));
         self
     }
 
     pub(super) fn in_text(mut self, text: &str) -> ExpressionError {
-        text.clone_into(&mut self.text);
+        text.clone_into(&mut self.source.text);
         self
     }
 
     /// The same, of the expression that people know by that name.
     #[must_use]
     pub fn named(mut self, name: &str) -> ExpressionError {
-        name.clone_into(&mut self.name);
+        name.clone_into(&mut self.source.name);
         self
     }
 
@@ -66,7 +73,7 @@ impl ExpressionError {
         if !self.label.is_empty() {
             mark = mark.label(&self.label);
         }
-        let mut group = Level::ERROR.primary_title(&self.message).element(Snippet::source(text).path(&self.name).annotation(mark));
+        let mut group = Level::ERROR.primary_title(&self.message).element(Snippet::source(text).path(&self.source.name).annotation(mark));
         if let Some(help) = &self.help {
             group = group.element(Level::HELP.message(help));
         }
@@ -77,7 +84,7 @@ impl ExpressionError {
     /// A part of the text around the place, with control characters made visible, and the place in it.
     fn shown(&self) -> (String, Span) {
         let (mut text, mut place) = (String::new(), 0..0);
-        for (at, c) in self.text.char_indices() {
+        for (at, c) in self.source.text.char_indices() {
             if at + SHOWN < self.span.start || at > self.span.end.min(self.span.start + SHOWN) + SHOWN / 2 {
                 continue;
             }

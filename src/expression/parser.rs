@@ -192,8 +192,11 @@ impl Parser<'_> {
         loop {
             let opened = self.span();
             if self.take("[") {
-                let entries = self.nested(|p| p.list("]", opened, Parser::subscript))?;
-                left = self.make(Kind::Index(Box::new(left), entries.0), start..self.end_of_last())?;
+                if self.is("]") {
+                    return Err(self.unexpected("an index, a slice, `...` or `None`"));
+                }
+                let entries = self.nested(|p| p.list("]", opened, Parser::subscript))?.0;
+                left = self.make(Kind::Index(Box::new(left), entries), start..self.end_of_last())?;
             } else if self.take("(") {
                 let Kind::Name(name) = &left.kind else {
                     return Err(ExpressionError::new("only functions can be called", left.span.start..opened.end).label("this is no function's name"));

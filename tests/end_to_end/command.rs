@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 
 use crate::support::{BINARY, Place, WINDS_V2, WINDS_V3, names};
 
-fn freestone(place: &Place, arguments: &[&str]) -> Output {
+pub fn freestone(place: &Place, arguments: &[&str]) -> Output {
     let mut command = Command::new(BINARY);
     // Nobody's settings but ours.
     std::env::vars().filter(|(name, _)| name.starts_with("FREESTONE_")).for_each(|(name, _)| {
@@ -15,14 +15,14 @@ fn freestone(place: &Place, arguments: &[&str]) -> Output {
     command.current_dir(place.folder.path()).env("FREESTONE_WORK_DIR", place.at("work")).args(arguments).output().unwrap()
 }
 
-fn stdout(output: &Output) -> String {
+pub fn stdout(output: &Output) -> String {
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
 /// The command fails with that code, says so on stderr and nothing on stdout, and leaves no output.
 #[track_caller]
-fn check_failure(place: &Place, arguments: &[&str], code: i32, says: &[&str]) {
+pub fn check_failure(place: &Place, arguments: &[&str], code: i32, says: &[&str]) {
     let before = names(place.folder.path());
     let output = freestone(place, arguments);
     let errors = String::from_utf8_lossy(&output.stderr);

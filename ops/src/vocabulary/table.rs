@@ -97,7 +97,7 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
     (
         Section::Manipulation,
         rows! {
-            broadcast_arrays "(arrays, /)", "The arrays in the shape that all broadcast to.", ALL, VIEW, a => broadcast_arrays(&a.arrays("arrays")?);
+            broadcast_arrays "(*arrays)", "The arrays in the shape that all broadcast to.", ALL, VIEW, a => broadcast_arrays(&a.arrays("arrays")?);
             broadcast_to "(x, /, shape)", "The array in a shape that its own broadcasts to.", ALL, VIEW, a => a.array("x")?.broadcast_to(&a.shape("shape")?);
             concat "(arrays, /, *, axis=0)", "Arrays one after the other along an axis; with None each is flattened first.", ALL, VIEW,
                 a => concat(&a.arrays("arrays")?, a.optional_integer("axis")?);
@@ -159,7 +159,7 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
                 let (n, dtype) = (count(a, "num")?, a.dtype("dtype")?.unwrap_or(DType::Float64));
                 linspace(a.number("start")?, a.number("stop")?, n, a.flag("endpoint")?, dtype, a.chunks("chunks", &[n], dtype)?[0])
             };
-            meshgrid "(arrays, /, *, indexing='xy')", "Arrays of one axis, each spread over the grid that all of them span.", ALL, VIEW, a => {
+            meshgrid "(*arrays, indexing='xy')", "Arrays of one axis, each spread over the grid that all of them span.", ALL, VIEW, a => {
                 let indexing = match a.text("indexing")? {
                     "xy" => Indexing::Xy,
                     "ij" => Indexing::Ij,
