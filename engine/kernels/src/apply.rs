@@ -5,7 +5,7 @@ use num_complex::Complex;
 use crate::dispatch;
 use crate::dtype::{Complex64, Complex128, DType, Element};
 use crate::expr::{BinaryOp, UnaryOp};
-use crate::math::{Elementary, RealMath, magnitude};
+use crate::math::{self, Elementary};
 
 wide_fn! {
     pub(crate) fn loop1<T, U, F>(a: &[T], out: &mut [U], f: F) where {T: Copy, F: Fn(T) -> U} {
@@ -37,8 +37,6 @@ pub(crate) trait Numeric: Element {
     fn minus(self, other: Self) -> Self;
     fn times(self, other: Self) -> Self;
     fn neg(self) -> Self;
-    fn power(self, other: Self) -> Self;
-    fn direction(self) -> Self;
     fn conjugate(self) -> Self {
         self
     }
@@ -56,7 +54,7 @@ pub(crate) trait Numeric: Element {
     }
 }
 
-/// What real dtypes have on top; minimum and maximum propagate NaN, quotients are rounded to -inf.
+/// What real dtypes have on top; minimum and maximum propagate NaN.
 pub(crate) trait Real: Numeric + PartialOrd {
     fn least(self, other: Self) -> Self;
     fn greatest(self, other: Self) -> Self;
@@ -70,11 +68,9 @@ pub(crate) trait Real: Numeric + PartialOrd {
     fn whole(self) -> Self {
         self
     }
-    fn quotient(self, other: Self) -> Self;
-    fn modulus(self, other: Self) -> Self;
 }
 
-/// What integers have on top; a shift by the width or more, or by a negative number, shifts everything out.
+/// What integers have on top; quotients are rounded to -inf, and a shift by the width or more, or by a negative number, shifts everything out.
 pub(crate) trait Bits: Real {
     fn and(self, other: Self) -> Self;
     fn or(self, other: Self) -> Self;
@@ -82,6 +78,10 @@ pub(crate) trait Bits: Real {
     fn invert(self) -> Self;
     fn left(self, by: Self) -> Self;
     fn right(self, by: Self) -> Self;
+    fn power(self, other: Self) -> Self;
+    fn direction(self) -> Self;
+    fn quotient(self, other: Self) -> Self;
+    fn modulus(self, other: Self) -> Self;
 }
 
 macro_rules! integers {
@@ -91,6 +91,13 @@ macro_rules! integers {
             #[inline(always)] fn minus(self, other: Self) -> Self { self.wrapping_sub(other) }
             #[inline(always)] fn times(self, other: Self) -> Self { self.wrapping_mul(other) }
             #[inline(always)] fn neg(self) -> Self { self.wrapping_neg() }
+        }
+        impl Real for $t {
+            #[inline(always)] fn least(self, other: Self) -> Self { self.min(other) }
+            #[inline(always)] fn greatest(self, other: Self) -> Self { self.max(other) }
+            #[inline(always)] fn size(self) -> Self { let f: fn($t) -> $t = $abs; f(self) }
+        }
+        impl Bits for $t {
             #[inline(always)] fn direction(self) -> Self { let f: fn($t) -> $t = $sign; f(self) }
             /// By squaring. A negative exponent truncates: 0, but for bases of 1 and -1.
             #[inline(always)] fn power(self, other: Self) -> Self {
@@ -106,11 +113,6 @@ macro_rules! integers {
                 }
                 result
             }
-        }
-        impl Real for $t {
-            #[inline(always)] fn least(self, other: Self) -> Self { self.min(other) }
-            #[inline(always)] fn greatest(self, other: Self) -> Self { self.max(other) }
-            #[inline(always)] fn size(self) -> Self { let f: fn($t) -> $t = $abs; f(self) }
             /// By 0 it gives 0, as NumPy has it; the standard leaves it open.
             #[inline(always)] fn quotient(self, other: Self) -> Self {
                 let negative: fn($t) -> bool = $below_zero;
@@ -124,8 +126,6 @@ macro_rules! integers {
                 let r = self.wrapping_rem(other);
                 if r != 0 && negative(r) != negative(other) { r.wrapping_add(other) } else { r }
             }
-        }
-        impl Bits for $t {
             #[inline(always)] fn and(self, other: Self) -> Self { self & other }
             #[inline(always)] fn or(self, other: Self) -> Self { self | other }
             #[inline(always)] fn xor(self, other: Self) -> Self { self ^ other }
@@ -155,8 +155,6 @@ macro_rules! floats {
             #[inline(always)] fn minus(self, other: Self) -> Self { self - other }
             #[inline(always)] fn times(self, other: Self) -> Self { self * other }
             #[inline(always)] fn neg(self) -> Self { -self }
-            #[inline(always)] fn power(self, other: Self) -> Self { Elementary::pow(self, other) }
-            #[inline(always)] fn direction(self) -> Self { Elementary::sign(self) }
             #[inline(always)] fn nearest(self) -> Self { self.round_ties_even() }
             #[inline(always)] fn finite(self) -> bool { self.is_finite() }
             #[inline(always)] fn infinite(self) -> bool { self.is_infinite() }
@@ -169,16 +167,12 @@ macro_rules! floats {
             #[inline(always)] fn below(self) -> Self { self.floor() }
             #[inline(always)] fn above(self) -> Self { self.ceil() }
             #[inline(always)] fn whole(self) -> Self { self.trunc() }
-            #[inline(always)] fn quotient(self, other: Self) -> Self { RealMath::floor_divide(self, other) }
-            #[inline(always)] fn modulus(self, other: Self) -> Self { RealMath::remainder(self, other) }
         }
         impl Numeric for Complex<$t> {
             #[inline(always)] fn plus(self, other: Self) -> Self { self + other }
             #[inline(always)] fn minus(self, other: Self) -> Self { self - other }
             #[inline(always)] fn times(self, other: Self) -> Self { Elementary::times(self, other) }
             #[inline(always)] fn neg(self) -> Self { -self }
-            #[inline(always)] fn power(self, other: Self) -> Self { Elementary::pow(self, other) }
-            #[inline(always)] fn direction(self) -> Self { Elementary::sign(self) }
             #[inline(always)] fn conjugate(self) -> Self { self.conj() }
             #[inline(always)] fn nearest(self) -> Self { Complex::new(self.re.round_ties_even(), self.im.round_ties_even()) }
             #[inline(always)] fn finite(self) -> bool { self.re.is_finite() && self.im.is_finite() }
@@ -195,6 +189,9 @@ pub(crate) fn unary(op: UnaryOp, dtype: DType, a: &[u8], out: &mut [u8]) {
     macro_rules! same {
         ($kind:ident, $f:expr) => { dispatch!($kind, dtype, T => loop1(see::<T>(a), see_mut::<T>(out), $f), else => {}) };
     }
+    macro_rules! elementary {
+        ($f:ident) => { dispatch!(inexact, dtype, T => math::$f::<T>(see(a), see_mut(out)), else => {}) };
+    }
     macro_rules! test {
         ($kind:ident, $f:expr) => { dispatch!($kind, dtype, T => loop1(see::<T>(a), out, |x| u8::from($f(x))), else => {}) };
     }
@@ -208,44 +205,48 @@ pub(crate) fn unary(op: UnaryOp, dtype: DType, a: &[u8], out: &mut [u8]) {
         };
     }
     match op {
-        U::Abs => part!(magnitude, Real::size),
-        U::Acos => same!(inexact, Elementary::acos),
-        U::Acosh => same!(inexact, Elementary::acosh),
-        U::Asin => same!(inexact, Elementary::asin),
-        U::Asinh => same!(inexact, Elementary::asinh),
-        U::Atan => same!(inexact, Elementary::atan),
-        U::Atanh => same!(inexact, Elementary::atanh),
+        U::Abs => match dtype {
+            DType::Complex64 => math::norm(see::<Complex64>(a), see_mut::<f32>(out)),
+            DType::Complex128 => math::norm(see::<Complex128>(a), see_mut::<f64>(out)),
+            _ => same!(real, Real::size),
+        },
+        U::Acos => elementary!(acos),
+        U::Acosh => elementary!(acosh),
+        U::Asin => elementary!(asin),
+        U::Asinh => elementary!(asinh),
+        U::Atan => elementary!(atan),
+        U::Atanh => elementary!(atanh),
         U::BitwiseInvert if dtype == DType::Bool => loop1(a, out, |x| u8::from(x == 0)),
         U::BitwiseInvert => same!(integer, Bits::invert),
         U::Ceil => same!(real, Real::above),
         U::Conj => same!(numeric, Numeric::conjugate),
-        U::Cos => same!(inexact, Elementary::cos),
-        U::Cosh => same!(inexact, Elementary::cosh),
-        U::Exp => same!(inexact, Elementary::exp),
-        U::Expm1 => same!(inexact, Elementary::expm1),
+        U::Cos => elementary!(cos),
+        U::Cosh => elementary!(cosh),
+        U::Exp => elementary!(exp),
+        U::Expm1 => elementary!(expm1),
         U::Floor => same!(real, Real::below),
         U::Imag => part!(|x| x.im, |_| Default::default()),
         U::Isfinite => test!(numeric, Numeric::finite),
         U::Isinf => test!(numeric, Numeric::infinite),
         U::Isnan => test!(numeric, Numeric::nan),
-        U::Log => same!(inexact, Elementary::log),
-        U::Log1p => same!(inexact, Elementary::log1p),
-        U::Log2 => same!(inexact, Elementary::log2),
-        U::Log10 => same!(inexact, Elementary::log10),
+        U::Log => elementary!(log),
+        U::Log1p => elementary!(log1p),
+        U::Log2 => elementary!(log2),
+        U::Log10 => elementary!(log10),
         U::LogicalNot => loop1(a, out, |x| u8::from(x == 0)),
         U::Negative => same!(numeric, Numeric::neg),
         U::Positive => out.copy_from_slice(a),
         U::Real => part!(|x| x.re, |x| x),
-        U::Reciprocal => same!(inexact, Elementary::reciprocal),
+        U::Reciprocal => elementary!(reciprocal),
         U::Round => same!(numeric, Numeric::nearest),
-        U::Sign => same!(numeric, Numeric::direction),
+        U::Sign => dispatch!(inexact, dtype, T => math::sign::<T>(see(a), see_mut(out)), else => same!(integer, Bits::direction)),
         U::Signbit => test!(float, |x: T| x.is_sign_negative()),
-        U::Sin => same!(inexact, Elementary::sin),
-        U::Sinh => same!(inexact, Elementary::sinh),
-        U::Sqrt => same!(inexact, Elementary::sqrt),
+        U::Sin => elementary!(sin),
+        U::Sinh => elementary!(sinh),
+        U::Sqrt => elementary!(sqrt),
         U::Square => same!(numeric, |x| Numeric::times(x, x)),
-        U::Tan => same!(inexact, Elementary::tan),
-        U::Tanh => same!(inexact, Elementary::tanh),
+        U::Tan => elementary!(tan),
+        U::Tanh => elementary!(tanh),
         U::Trunc => same!(real, Real::whole),
     }
 }
@@ -255,6 +256,10 @@ pub(crate) fn binary(op: BinaryOp, dtype: DType, a: &[u8], b: &[u8], out: &mut [
     use BinaryOp as B;
     macro_rules! same {
         ($kind:ident, $f:expr) => { dispatch!($kind, dtype, T => loop2(see::<T>(a), see(b), see_mut::<T>(out), $f), else => {}) };
+    }
+    macro_rules! elementary {
+        ($kind:ident, $f:ident) => { elementary!($kind, $f, else => {}) };
+        ($kind:ident, $f:ident, else => $else:expr) => { dispatch!($kind, dtype, T => math::$f::<T>(see(a), see(b), see_mut(out)), else => $else) };
     }
     macro_rules! test {
         ($kind:ident, $f:expr) => { dispatch!($kind, dtype, T => loop2(see::<T>(a), see(b), out, |x: T, y: T| u8::from($f(&x, &y))), else => {}) };
@@ -267,29 +272,29 @@ pub(crate) fn binary(op: BinaryOp, dtype: DType, a: &[u8], b: &[u8], out: &mut [
         B::Equal if dtype == DType::Bool => truth(|x, y| x == y),
         B::LogicalAnd | B::LogicalOr | B::LogicalXor => {}
         B::Add => same!(numeric, Numeric::plus),
-        B::Atan2 => same!(float, RealMath::atan2),
+        B::Atan2 => elementary!(float, atan2),
         B::BitwiseAnd => same!(integer, Bits::and),
         B::BitwiseLeftShift => same!(integer, Bits::left),
         B::BitwiseOr => same!(integer, Bits::or),
         B::BitwiseRightShift => same!(integer, Bits::right),
         B::BitwiseXor => same!(integer, Bits::xor),
-        B::Copysign => same!(float, RealMath::copysign),
-        B::Divide => same!(inexact, Elementary::divide),
+        B::Copysign => elementary!(float, copysign),
+        B::Divide => elementary!(inexact, divide),
         B::Equal => test!(numeric, PartialEq::eq),
-        B::FloorDivide => same!(real, Real::quotient),
+        B::FloorDivide => elementary!(float, floor_divide, else => same!(integer, Bits::quotient)),
         B::Greater => test!(real, PartialOrd::gt),
         B::GreaterEqual => test!(real, PartialOrd::ge),
-        B::Hypot => same!(float, RealMath::hypot),
+        B::Hypot => elementary!(float, hypot),
         B::Less => test!(real, PartialOrd::lt),
         B::LessEqual => test!(real, PartialOrd::le),
-        B::Logaddexp => same!(float, RealMath::logaddexp),
+        B::Logaddexp => elementary!(float, logaddexp),
         B::Maximum => same!(real, Real::greatest),
         B::Minimum => same!(real, Real::least),
         B::Multiply => same!(numeric, Numeric::times),
-        B::Nextafter => same!(float, RealMath::nextafter),
+        B::Nextafter => elementary!(float, nextafter),
         B::NotEqual => test!(numeric, PartialEq::ne),
-        B::Pow => same!(numeric, Numeric::power),
-        B::Remainder => same!(real, Real::modulus),
+        B::Pow => elementary!(inexact, pow, else => same!(integer, Bits::power)),
+        B::Remainder => elementary!(float, remainder, else => same!(integer, Bits::modulus)),
         B::Subtract => same!(numeric, Numeric::minus),
     }
 }
