@@ -7,12 +7,13 @@ use freestone_engine::events::{Observer, RunReport};
 use freestone_engine::executor::Executor;
 use freestone_engine::memory::Arena;
 use freestone_engine::plan::FinalizedPlan;
-use freestone_engine::plan::lower::{lower, stores_of};
+use freestone_engine::plan::lower::{kernels_of, lower, stores_of};
 use freestone_engine::session::PlainZarr;
 use freestone_engine::spec::Spec;
 use freestone_engine::storage::codec::Contexts;
 use freestone_engine::storage::reader::{ChunkAccess, Desk, ShardCache};
 use freestone_engine::storage::{CodecName, MemoryStore, Store, Stores, metadata};
+use freestone_engine::user::KernelRegistry;
 use freestone_engine::worker::Cancel;
 use freestone_executors::Threads;
 use freestone_kernels::dtype::Element;
@@ -27,6 +28,7 @@ use crate::error::Error;
 pub struct Planned {
     plan: Arc<FinalizedPlan>,
     stores: Stores,
+    kernels: KernelRegistry,
 }
 
 impl Planned {
@@ -51,7 +53,7 @@ fn plan_in(targets: &[Target], spec: &Spec, stores: &Stores) -> Result<Planned, 
     let plan = lower(&outputs, spec)?;
     let all = stores_of(&outputs)?;
     all.extend(stores);
-    Ok(Planned { plan: Arc::new(plan), stores: all })
+    Ok(Planned { plan: Arc::new(plan), stores: all, kernels: kernels_of(&outputs)? })
 }
 
 /// What a run may have besides an executor.
@@ -82,7 +84,8 @@ pub fn run_with(planned: &Planned, spec: &Spec, executor: &dyn Executor, options
     let stores = planned.stores.clone();
     stores.extend(&options.stores);
     let session = PlainZarr::new(stores.clone());
-    let run = Run { spec, stores: &stores, executor, session: &session, observers: options.observers, cancel: options.cancel.clone() };
+    let run =
+        Run { spec, stores: &stores, kernels: &planned.kernels, executor, session: &session, observers: options.observers, cancel: options.cancel.clone() };
     Ok(driver::run(&planned.plan, &run)?)
 }
 

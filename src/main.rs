@@ -74,6 +74,6 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Functions { name } => command::functions::functions(name.as_deref()),
         Command::Info { store } => command::info::info(&store),
         Command::Rechunk(arguments) => command::rechunk::rechunk(&arguments),
-        Command::Worker => freestone::serve(io::stdin(), io::stdout()).map_err(|_| Failure::Pipe),
+        Command::Worker => freestone::serve(&freestone::KernelRegistry::new(), io::stdin(), io::stdout()).map_err(|_| Failure::Pipe),
     }
 }

@@ -18,6 +18,7 @@ use crate::session::{Session, SessionError};
 use crate::spec::Spec;
 use crate::storage::{StorageError, Store, Stores};
 use crate::task::{FailureKind, RunAddress, TaskFailure, TaskOutcome, TaskRequest};
+use crate::user::KernelRegistry;
 use crate::worker::{Cancel, RunContext};
 
 /// Why a run did not end well. Nothing is published then; finished work stays in the work directory.
@@ -48,6 +49,8 @@ pub struct Run<'a> {
     pub spec: &'a Spec,
     /// Stores that are open; those in memory are found only here.
     pub stores: &'a Stores,
+    /// Kernels of users that this process knows.
+    pub kernels: &'a KernelRegistry,
     /// Where tasks run.
     pub executor: &'a dyn Executor,
     /// Where outputs go.
@@ -81,7 +84,8 @@ pub fn run(plan: &Arc<FinalizedPlan>, run: &Run<'_>) -> Result<RunReport, RunErr
     let address = RunAddress { work_dir: run.spec.work_dir.clone(), folder: folder.clone() };
     let work = run.stores.open(&address.work_dir).map_err(RunError::Work)?;
     work.write(&format!("{folder}/plan.json"), &plan.to_bytes()?).map_err(RunError::Work)?;
-    let context = RunContext { plan: Arc::clone(plan), address, stores: run.stores.clone(), cancel: run.cancel.clone() };
+    let kernels = Arc::new(run.kernels.clone());
+    let context = RunContext { plan: Arc::clone(plan), address, stores: run.stores.clone(), kernels, cancel: run.cancel.clone() };
     if let Err(error) = run.executor.check(&context) {
         clean(&*work, &folder);
         return Err(error.into());

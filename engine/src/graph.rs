@@ -11,6 +11,7 @@ use freestone_kernels::{Buffer, DType, Expr, Generate, ReduceOp};
 use crate::grid::{AxisGrid, ChunkGrid};
 use crate::readmap::{AxisMap, Origin, ReadMap};
 use crate::storage::StoredArray;
+use crate::user::MakeKernel;
 
 /// A shared node.
 pub type NodeRef = Arc<Node>;
@@ -64,6 +65,27 @@ pub enum Op {
     },
     /// The same values in other chunks.
     Rechunk(NodeRef),
+    /// A function on blocks that the library does not know.
+    User(Box<UserNode>),
+}
+
+/// A user's kernel over blocks of arrays.
+#[derive(Debug)]
+pub struct UserNode {
+    /// Its arguments.
+    pub inputs: Vec<NodeRef>,
+    /// For each input, along which axis of the result its blocks run, axis by axis; `None` where it is one block.
+    pub axes: Vec<Vec<Option<usize>>>,
+    /// How plans call it.
+    pub name: &'static str,
+    /// Its version.
+    pub version: u32,
+    /// Its parameters.
+    pub parameters: serde_json::Value,
+    /// Scratch memory that it needs at most.
+    pub scratch_bytes: u64,
+    /// How it is made of its parameters.
+    pub make: MakeKernel,
 }
 
 impl Node {
@@ -79,6 +101,7 @@ impl Node {
             Op::View { sources, .. } => sources,
             Op::Map { inputs, .. } => inputs,
             Op::Reduce { input, .. } | Op::Rechunk(input) => std::slice::from_ref(input),
+            Op::User(user) => &user.inputs,
         }
     }
 

@@ -4,7 +4,7 @@
 //! [projected](memory) and checked; the [`driver`] hands its tasks to an [`executor`], whose [`worker`]s read chunks from
 //! [`storage`], compute and write; a [`session`] publishes the results.
 //!
-//! Nothing imports from what comes later in: `machine · grid → readmap → memory → storage · spec → graph → plan → task · session →
+//! Nothing imports from what comes later in: `machine · grid → readmap → memory → storage · spec → user → graph → plan → task · session →
 //! worker → executor · events → journal → driver`.
 
 pub mod driver;
@@ -21,6 +21,7 @@ pub mod session;
 pub mod spec;
 pub mod storage;
 pub mod task;
+pub mod user;
 pub mod worker;
 
 pub use freestone_kernels as kernels;

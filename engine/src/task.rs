@@ -96,6 +96,8 @@ pub enum FailureKind {
     Cancelled,
     /// Plan and worker do not fit together.
     Plan,
+    /// A user's kernel failed.
+    Kernel,
 }
 
 impl FailureKind {

@@ -4,6 +4,7 @@
 //! blocks, folds or evaluates them, encodes and writes. It is the same function in a thread, in a process and elsewhere;
 //! it needs nothing but the plan and storage, and uses one thread.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -21,6 +22,7 @@ use crate::storage::codec::Contexts;
 use crate::storage::reader::{ChunkAccess, ChunkError, Desk, ShardCache};
 use crate::storage::{ArrayInfo, Store, Stores, join, read_small};
 use crate::task::{Cause, FailureKind, Receipt, RunAddress, TaskFailure, TaskOutcome, TaskReport, TaskRequest, cause_of_chunk, cause_of_plan};
+use crate::user::{AnyKernel, Block, BlockMut, KernelRegistry};
 
 /// What all tasks of a run share.
 #[derive(Clone, Debug)]
@@ -31,6 +33,8 @@ pub struct RunContext {
     pub address: RunAddress,
     /// Stores that are open.
     pub stores: Stores,
+    /// Kernels of users that this program knows.
+    pub kernels: Arc<KernelRegistry>,
     /// Set to stop between blocks.
     pub cancel: Cancel,
 }
@@ -58,15 +62,34 @@ impl RunContext {
     /// Fetches a plan from its address and checks it: how a worker in another process begins.
     ///
     /// # Errors
-    /// Where it is not there, or not one.
-    pub fn fetch(address: RunAddress) -> Result<RunContext, String> {
+    /// Where it is not there, or not one, or needs a kernel that is not known here.
+    pub fn fetch(address: RunAddress, kernels: &KernelRegistry) -> Result<RunContext, String> {
         let stores = Stores::default();
         let store = stores.open(&address.work_dir).map_err(|e| e.to_string())?;
         let key = format!("{}/plan.json", address.folder);
         let bytes =
             read_small(&*store, &key, MAX_PLAN_BYTES).map_err(|e| e.to_string())?.ok_or_else(|| format!("there is no plan at {}", store.place(&key)))?;
         let plan = FinalizedPlan::from_bytes(&bytes).map_err(|e| e.to_string())?;
-        Ok(RunContext { plan: Arc::new(plan), address, stores, cancel: Cancel::default() })
+        let context = RunContext { plan: Arc::new(plan), address, stores, kernels: Arc::new(kernels.clone()), cancel: Cancel::default() };
+        context.check_kernels()?;
+        Ok(context)
+    }
+}
+
+impl RunContext {
+    /// Finds out whether the kernels that the plan names are known here.
+    ///
+    /// # Errors
+    /// Which is not, and what to do.
+    pub fn check_kernels(&self) -> Result<(), String> {
+        self.plan.plan().stages.iter().try_for_each(|s| self.kernel(s).map(|_| ()))
+    }
+
+    fn kernel(&self, stage: &Stage) -> Result<Option<Arc<dyn AnyKernel>>, String> {
+        match &stage.kernel {
+            Kernel::User { name, version, parameters, .. } => self.kernels.resolve(name, *version, parameters).map(Some),
+            Kernel::Map(_) | Kernel::Reduce { .. } => Ok(None),
+        }
     }
 }
 
@@ -85,7 +108,14 @@ struct Ready {
     stage: StageId,
     inputs: Vec<Vec<Source>>,
     outputs: Vec<ChunkAccess>,
-    machine: Machine,
+    computes: Computes,
+}
+
+/// What computes.
+#[derive(Debug)]
+enum Computes {
+    Machine(Machine),
+    User(Arc<dyn AnyKernel>),
 }
 
 #[derive(Debug)]
@@ -273,7 +303,11 @@ impl RunContext {
             stage: stage_id,
             inputs: stage.inputs.iter().map(|i| i.sources.iter().map(source).collect()).collect::<Result<_, _>>()?,
             outputs: stage.outputs.iter().map(|o| open(o.array)).collect::<Result<_, _>>()?,
-            machine: Machine::new(stage.kernel.expr()),
+            computes: match (self.kernel(stage).map_err(|e| (FailureKind::Plan, e))?, stage.kernel.expr()) {
+                (Some(kernel), _) => Computes::User(kernel),
+                (None, Some(expr)) => Computes::Machine(Machine::new(expr)),
+                (None, None) => return Err((FailureKind::Plan, "a stage has nothing to compute".into())),
+            },
         })
     }
 }
@@ -284,7 +318,7 @@ impl Task<'_> {
         let check = || if cancel.is_cancelled() { Err((FailureKind::Cancelled, "the run was cancelled".to_owned())) } else { Ok(()) };
         check()?;
         let chunks = match &self.stage.kernel {
-            Kernel::Map(_) => self.ready.outputs.first().map(|o| o.info().grid.overlapping(&self.region)),
+            Kernel::Map(_) | Kernel::User { .. } => self.ready.outputs.first().map(|o| o.info().grid.overlapping(&self.region)),
             Kernel::Reduce { .. } => None,
         };
         if let Some(chunks) = &chunks {
@@ -363,6 +397,9 @@ impl Task<'_> {
 
     /// Brings the block of input `i` for the cell at hand.
     fn load(&mut self, i: usize) -> Result<(), Cause> {
+        if let Kernel::User { blocks, .. } = &self.stage.kernel {
+            self.cell = blocks[i].region(&self.coords);
+        }
         let pieces = self.stage.inputs[i].map.restrict(&self.cell);
         let loaded = match (self.layout.inputs[i].mode, pieces.as_slice()) {
             (ReadMode::InChunk, [Piece { from: Origin::Source { axes, .. }, to }]) => self.look_into_chunk(i, axes, to)?,
@@ -399,7 +436,7 @@ impl Task<'_> {
         let varies = &self.layout.inputs[i].varies;
         let shape: Vec<usize> = self.cell.shape.iter().zip(varies).map(|(n, v)| if *v { *n as usize } else { 1 }).collect();
         let strides: Vec<isize> = contiguous_strides(&shape).into_iter().zip(varies).map(|(s, v)| if *v { s } else { 0 }).collect();
-        let size = self.stage.kernel.expr().inputs()[i].size();
+        let size = self.stage.kernel.inputs()[i].size();
         let bytes = shape.iter().product::<usize>() * size;
         let mut region = self.desk.arena.buffer(bytes as u64).map_err(overrun)?;
         let desk = &mut *self.desk;
@@ -449,8 +486,8 @@ impl Task<'_> {
     }
 
     fn fold(&mut self) {
-        let Kernel::Reduce { folds, axes, parts, .. } = &self.stage.kernel else { return };
-        let views = views(self.stage.kernel.expr().inputs(), &self.loaded, &self.ready.inputs, &self.cell);
+        let Kernel::Reduce { expr, folds, axes, parts } = &self.stage.kernel else { return };
+        let views = views(expr.inputs(), &self.loaded, &self.ready.inputs, &self.cell);
         // Accumulators lie in C order over the kept axes of the task.
         let kept: Vec<usize> = self.region.shape.iter().enumerate().map(|(d, n)| if axes.contains(&d) { 1 } else { *n as usize }).collect();
         let strides: Vec<isize> = contiguous_strides(&kept).into_iter().enumerate().map(|(d, s)| if axes.contains(&d) { 0 } else { s }).collect();
@@ -477,7 +514,8 @@ impl Task<'_> {
         let first = (0..space.len()).map(|d| self.cell.start[d] * weights[d] as u64).sum();
         let fold = reduce::Fold { folds: &folded, offset: offset as usize, strides: &strides, seen, merge, index: (first, &weights) };
         let mut accumulators: Vec<&mut [u8]> = self.accumulators.iter_mut().flatten().map(Buffer::bytes_mut).collect();
-        reduce::fold(&mut self.ready.machine, &sizes(&self.cell.shape), &views, &fold, &mut accumulators);
+        let Computes::Machine(machine) = &mut self.ready.computes else { return };
+        reduce::fold(machine, &sizes(&self.cell.shape), &views, &fold, &mut accumulators);
     }
 
     /// Elements that the accumulators of the block at hand hold already. `of` gives, for a reduced axis and the task's first element and
@@ -499,9 +537,30 @@ impl Task<'_> {
             let stored: u64 = output.stored_shape(&self.chunk).iter().product();
             blocks.push(self.desk.arena.buffer(stored * output.info().dtype.size() as u64).map_err(overrun)?);
         }
-        let views = views(self.stage.kernel.expr().inputs(), &self.loaded, &self.ready.inputs, &region);
         let mut fronts: Vec<&mut [u8]> = blocks.iter_mut().zip(&self.ready.outputs).map(|(b, o)| &mut b.bytes_mut()[..n * o.info().dtype.size()]).collect();
-        eval::map(&mut self.ready.machine, &shape, &views, &mut fronts);
+        match (&mut self.ready.computes, &self.stage.kernel) {
+            (Computes::User(kernel), Kernel::User { name, scratch_bytes, dtype, .. }) => {
+                let mut scratch = self.desk.arena.buffer(*scratch_bytes).map_err(overrun)?;
+                let mut inputs: Vec<Block<'_>> = Vec::with_capacity(self.loaded.len());
+                for (loaded, dtype) in self.loaded.iter().zip(self.stage.kernel.inputs()) {
+                    if let Some(Loaded { block: Some(block), cell, .. }) = loaded {
+                        inputs.push(Block { dtype, start: cell.start.clone(), shape: sizes(&cell.shape), bytes: block.bytes() });
+                    }
+                }
+                let Some(bytes) = fronts.pop() else { return Ok(()) };
+                let mut output = BlockMut { dtype: *dtype, start: region.start.clone(), shape: shape.clone(), bytes };
+                // A panic is the kernel's failure, not that of who runs it.
+                let applied = catch_unwind(AssertUnwindSafe(|| kernel.apply(&inputs, &mut output, &mut scratch.bytes_mut()[..*scratch_bytes as usize])));
+                let applied = applied.unwrap_or_else(|_| Err("it panicked".into()));
+                self.desk.arena.recycle(scratch);
+                applied.map_err(|e| (FailureKind::Kernel, format!("kernel `{name}`: {e}")))?;
+            }
+            (Computes::Machine(machine), kernel) => {
+                let views = views(&kernel.inputs(), &self.loaded, &self.ready.inputs, &region);
+                eval::map(machine, &shape, &views, &mut fronts);
+            }
+            (Computes::User(_), _) => return Err((FailureKind::Plan, "a stage's kernel is not its own".into())),
+        }
         for (j, (mut block, output)) in blocks.into_iter().zip(&self.ready.outputs).enumerate() {
             pad(&mut block, &shape, output, &self.chunk);
             self.blocks[j] = Some(block);

@@ -44,7 +44,7 @@ struct Arguments {
 
 fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some(freestone::WORKER_ARGUMENT) {
-        return match freestone::serve(std::io::stdin(), std::io::stdout()) {
+        return match freestone::serve(&freestone::KernelRegistry::new(), std::io::stdin(), std::io::stdout()) {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::FAILURE,
         };

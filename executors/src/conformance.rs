@@ -69,7 +69,7 @@ fn context(folder: &Path) -> RunContext {
     let stores = Stores::default();
     let work = stores.open(&address.work_dir).expect("the work directory opens");
     work.write(&format!("{}/plan.json", address.folder), &plan.to_bytes().expect("the plan has bytes")).expect("the plan is written");
-    RunContext { plan: Arc::new(plan), address, stores, cancel: Cancel::default() }
+    RunContext { plan: Arc::new(plan), address, stores, kernels: Arc::default(), cancel: Cancel::default() }
 }
 
 fn request(first: u64, count: u64) -> TaskRequest {

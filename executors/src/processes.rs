@@ -13,6 +13,7 @@ use freestone_engine::executor::{Executor, ExecutorError, Next, TaskSource};
 use freestone_engine::machine;
 use freestone_engine::plan::Place;
 use freestone_engine::task::{FailureKind, TaskFailure, TaskOutcome, TaskRequest};
+use freestone_engine::user::KernelRegistry;
 use freestone_engine::worker::{RunContext, Worker};
 
 use crate::protocol::{Hello, Ready, VERSION, receive, send};
@@ -43,18 +44,19 @@ impl Processes {
     }
 }
 
-/// What a worker process does: answers requests until its input ends.
+/// What a worker process does: answers requests until its input ends. It knows the users' kernels that it is given.
 ///
 /// When the input ends, the process ends, also in the middle of a task: a driver that is gone must not be followed by late
 /// writes.
 ///
 /// # Errors
 /// Where input or output break.
-pub fn serve(input: impl io::Read + Send + 'static, mut output: impl io::Write) -> io::Result<()> {
+pub fn serve(kernels: &KernelRegistry, input: impl io::Read + Send + 'static, mut output: impl io::Write) -> io::Result<()> {
     let mut input = BufReader::new(input);
     let Some(hello) = receive::<Hello>(&mut input)? else { return Ok(()) };
     let mut ready = Ready { version: VERSION, pid: std::process::id(), error: None };
-    let context = if hello.version == VERSION { RunContext::fetch(hello.address) } else { Err(format!("it speaks version {VERSION}, not {}", hello.version)) };
+    let context =
+        if hello.version == VERSION { RunContext::fetch(hello.address, kernels) } else { Err(format!("it speaks version {VERSION}, not {}", hello.version)) };
     let context = match context {
         Ok(context) => context,
         Err(error) => {

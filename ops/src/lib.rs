@@ -12,6 +12,7 @@ mod error;
 mod index;
 pub mod io;
 mod manipulate;
+mod map_blocks;
 pub mod reduce;
 pub mod vocabulary;
 
@@ -22,3 +23,4 @@ pub use elementwise::*;
 pub use error::Error;
 pub use index::Index;
 pub use manipulate::{Pad, broadcast_arrays, concat, stack};
+pub use map_blocks::{BlocksOut, Lengths, map_blocks};

@@ -37,6 +37,7 @@ impl fmt::Display for FinalizedPlan {
             let kernel = match &stage.kernel {
                 Kernel::Map(expr) if expr.is_identity() => "copies".to_owned(),
                 Kernel::Map(expr) => format!("computes {} elementwise", n(expr.results().len() as u64, "result")),
+                Kernel::User { name, version, .. } => format!("applies kernel {name} (version {version})"),
                 Kernel::Reduce { folds, axes, .. } => {
                     format!("folds {} along {}", n(folds.len() as u64, "result"), axes.iter().map(|a| format!("axis {a}")).collect::<Vec<_>>().join(", "))
                 }

@@ -23,6 +23,17 @@ impl Lowering<'_> {
                 Op::Reduce { .. } | Op::Rechunk(_) => {
                     self.materialise.insert(key(node));
                 }
+                Op::User(user) => {
+                    self.materialise.insert(key(node));
+                    for input in &user.inputs {
+                        let flat = self.flatten_marked(input).map(|(_, bases)| bases);
+                        let computed = |b: &NodeRef| matches!(b.op, Op::Map { .. });
+                        match flat {
+                            Ok(bases) => self.materialise.extend(bases.iter().filter(|b| computed(b)).map(key)),
+                            Err(_) => self.materialise.extend([key(input)]),
+                        }
+                    }
+                }
                 Op::Map { inputs, .. } if inputs.iter().any(|i| reshaped.contains(&key(i)) && !self.materialise.contains(&key(i))) => {
                     reshaped.insert(key(node));
                 }

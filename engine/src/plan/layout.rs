@@ -71,7 +71,8 @@ impl StageLayout {
     pub fn of(plan: &Plan, stage: &Stage) -> Result<StageLayout, PlanError> {
         let block: Vec<u64> = stage.walk.axes().iter().zip(stage.tasks.axes()).map(|(w, t)| w.max_extent().min(t.max_extent())).collect();
         let task = stage.tasks.max_chunk();
-        let expr = stage.kernel.expr();
+        let dtypes = stage.kernel.inputs();
+        let user = matches!(stage.kernel, Kernel::User { .. });
         let mut s = Schedule::default();
         let (mut decode_contexts, mut encode_contexts, mut encoded, mut scratch, mut indexes) = (0u64, 0u64, 0u64, 0u64, 0u64);
         let mut inputs = Vec::with_capacity(stage.inputs.len());
@@ -85,14 +86,16 @@ impl StageLayout {
                 decode_contexts = decode_contexts.max(bounds.context);
                 indexes += bounds.index;
             }
-            let varies = input.map.varies();
+            // A user's kernel sees every element of its block, in C order.
+            let varies = if user { vec![true; input.map.shape().len()] } else { input.map.varies() };
             let mode = read_mode(plan, stage, input);
             let chunk = s.slot(Part::DecodedChunk, chunk_bytes);
-            let size = expr.inputs()[i].size() as u64;
+            let size = dtypes[i].size() as u64;
             let region = match mode {
                 ReadMode::InChunk => None,
                 ReadMode::Assembled => {
-                    let elements = block.iter().zip(&varies).filter(|(_, v)| **v).try_fold(size, |p, (n, _)| p.checked_mul(*n));
+                    let own = if let Kernel::User { blocks, .. } = &stage.kernel { blocks[i].grid.max_chunk() } else { block.clone() };
+                    let elements = own.iter().zip(&varies).filter(|(_, v)| **v).try_fold(size, |p, (n, _)| p.checked_mul(*n));
                     Some(s.slot(Part::Region, elements.unwrap_or(TOO_LARGE)))
                 }
             };
@@ -104,7 +107,11 @@ impl StageLayout {
         let indexes = s.slot(Part::ShardIndex, indexes);
         // The list itself, and what a task makes of the part that is its own.
         let lists = s.slot(Part::Indices, (size_of::<u64>() + size_of::<crate::readmap::Run>()) as u64 * lists as u64);
-        let kernel_scratch = s.slot(Part::KernelScratch, eval::scratch_bytes(expr) + TASK_OVERHEAD_BYTES);
+        let kernel_scratch = match &stage.kernel {
+            Kernel::User { scratch_bytes, .. } => scratch_bytes.saturating_add(TASK_OVERHEAD_BYTES).min(TOO_LARGE),
+            Kernel::Map(expr) | Kernel::Reduce { expr, .. } => eval::scratch_bytes(expr) + TASK_OVERHEAD_BYTES,
+        };
+        let kernel_scratch = s.slot(Part::KernelScratch, kernel_scratch);
         let mut outputs = Vec::with_capacity(stage.outputs.len());
         let mut encode_slots = Vec::with_capacity(stage.outputs.len());
         let mut one_chunk = true;
@@ -117,7 +124,7 @@ impl StageLayout {
             let encode = if codec.is_raw() { 0 } else { codec.encoded_bound() + codec.encode_scratch() };
             encode_slots.push(s.slot(Part::EncodeBuffer, encode + network));
             match &stage.kernel {
-                Kernel::Map(_) => {
+                Kernel::Map(_) | Kernel::User { .. } => {
                     one_chunk &= array.info.grid.chunk_counts() == stage.tasks.chunk_counts();
                     outputs.push(OutputLayout { accumulator: None, block: Some(s.slot(Part::Output, stored)) });
                 }
@@ -147,7 +154,7 @@ impl StageLayout {
         let store = |s: &mut Vec<Step>, j: usize| s.extend([Step::Take(encode_slots[j]), Step::Store(j), Step::Release(encode_slots[j])]);
         s.once.extend(held.map(Step::Take));
         match &stage.kernel {
-            Kernel::Map(_) => {
+            Kernel::Map(_) | Kernel::User { .. } => {
                 let blocks: Vec<SlotId> = outputs.iter().filter_map(|o| o.block).collect();
                 let (mut once, mut apply, mut chunk, mut end) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
                 loads(&mut once);
@@ -240,6 +247,9 @@ fn is_remote(plan: &Plan, place: &Place) -> bool {
 /// [`ReadMode::InChunk`] if every block of every task lies inside one chunk of one source.
 fn read_mode(plan: &Plan, stage: &Stage, input: &super::StageInput) -> ReadMode {
     let (Some(axes), [source]) = (input.map.as_image(), input.sources.as_slice()) else { return ReadMode::Assembled };
+    if matches!(stage.kernel, Kernel::User { .. }) {
+        return ReadMode::Assembled;
+    }
     let whole_task = matches!(stage.kernel, Kernel::Map(_));
     let grid = &plan.array(*source).info.grid;
     let inside = axes.iter().zip(grid.axes()).all(|(map, chunks)| match map {

@@ -16,14 +16,15 @@ use serde_json::Value;
 use super::inline::{Memo, push_input};
 use super::{
     ArrayId, FORMAT, FinalizedPlan, Fold, Kernel, OutAxis, Place, Plan, PlanArray, PlanError, Publication, Stage, StageId, StageInput, StageLayout,
-    StageOutput, to_hex,
+    StageOutput, UserBlocks, to_hex,
 };
-use crate::graph::{Node, NodeRef, Op};
+use crate::graph::{Node, NodeRef, Op, UserNode};
 use crate::grid::{AxisGrid, ChunkGrid};
 use crate::readmap::{AxisMap, ReadMap};
 use crate::spec::Spec;
 use crate::storage::array::ArrayInfo;
 use crate::storage::{Stores, identity, is_remote_url};
+use crate::user::KernelRegistry;
 
 /// An array to compute, and where it goes.
 #[derive(Clone, Debug)]
@@ -108,6 +109,20 @@ pub(super) fn key(node: &NodeRef) -> *const Node {
     Arc::as_ptr(node)
 }
 
+/// Kernels of users that the graph has, so that this process finds them.
+///
+/// # Errors
+/// Where the graph is none.
+pub fn kernels_of(outputs: &[Output]) -> Result<KernelRegistry, PlanError> {
+    let mut kernels = KernelRegistry::new();
+    for node in collect(outputs)? {
+        if let Op::User(user) = &node.op {
+            kernels.insert(user.name, user.version, user.make);
+        }
+    }
+    Ok(kernels)
+}
+
 /// Two outputs at one place, or one inside the other, or over an input.
 fn check_places(outputs: &[Output]) -> Result<(), PlanError> {
     let place = |url: &str, path: &str| identity(url, path) + "/";
@@ -176,6 +191,8 @@ pub(super) enum Kind {
     Map { grid: ChunkGrid },
     /// Over the input's index space; kept axes are cut as the output is.
     Reduce { axes: Vec<usize>, kept: Vec<AxisGrid>, folds: Vec<Fold>, keepdims: Vec<bool> },
+    /// Over the output's blocks.
+    User { kernel: Kernel },
 }
 
 pub(super) struct Lowering<'a> {
@@ -213,8 +230,9 @@ impl<'a> Lowering<'a> {
         });
         self.publications.push(Publication { array: id, document: output.document.clone(), group: output.group.clone(), overwrite: output.overwrite });
         self.roots.push((Arc::clone(&output.node), id));
-        // What is stored anyway is read back by others instead of being stored twice.
-        if self.materialise.contains(&key(&output.node)) {
+        // What is stored anyway is read back by others instead of being stored twice. A user's kernel writes its own blocks only.
+        let as_it_is = !matches!(output.node.op, Op::User(_)) || output.info.grid == output.node.grid;
+        if as_it_is && self.materialise.contains(&key(&output.node)) {
             self.stored.entry(key(&output.node)).or_insert(id);
         }
     }
@@ -265,6 +283,11 @@ impl<'a> Lowering<'a> {
     /// Drafts the stage that computes a node.
     fn lower_root(&mut self, root: &NodeRef, target: ArrayId) -> Result<(), PlanError> {
         let grid = self.arrays[target.0].info.grid.clone();
+        if let Op::User(user) = &root.op
+            && self.stored.get(&key(root)) == Some(&target)
+        {
+            return self.lower_user(root, user, target);
+        }
         // What is computed is the node itself, not the array that others will read it from.
         let (kind, from, walk) = match &root.op {
             Op::Reduce { input, fold, finish, axes, keepdims } => {
@@ -285,6 +308,36 @@ impl<'a> Lowering<'a> {
         }
         draft.expr.add_results(&[result]);
         self.drafts.push(draft);
+        Ok(())
+    }
+
+    fn lower_user(&mut self, root: &NodeRef, user: &UserNode, target: ArrayId) -> Result<(), PlanError> {
+        let mut inputs = Vec::with_capacity(user.inputs.len());
+        let mut blocks = Vec::with_capacity(user.inputs.len());
+        for (input, axes) in user.inputs.iter().zip(&user.axes) {
+            // Elementwise functions among the inputs have arrays of their own, so that what is left is one read.
+            let mut read = Draft {
+                name: "",
+                kind: Kind::Map { grid: input.grid.clone() },
+                expr: Expr::new(Vec::new()),
+                inputs: Vec::new(),
+                outputs: Vec::new(),
+                walk: input.grid.clone(),
+            };
+            self.inline(input, &ReadMap::identity(&input.shape()), &mut read, &mut Memo::new())?;
+            inputs.extend(read.inputs);
+            blocks.push(UserBlocks { dtype: input.dtype, grid: input.grid.clone(), axes: axes.clone() });
+        }
+        let kernel = Kernel::User {
+            name: user.name.to_owned(),
+            version: user.version,
+            parameters: user.parameters.clone(),
+            scratch_bytes: user.scratch_bytes,
+            blocks,
+            dtype: root.dtype,
+        };
+        let walk = root.grid.clone();
+        self.drafts.push(Draft { name: name_of(root), kind: Kind::User { kernel }, expr: Expr::new(Vec::new()), inputs, outputs: vec![target], walk });
         Ok(())
     }
 
@@ -412,6 +465,19 @@ impl<'a> Lowering<'a> {
     fn cut(&self, draft: &Draft) -> Vec<Stage> {
         match &draft.kind {
             Kind::Map { grid } => vec![self.map_stage(draft, grid)],
+            Kind::User { kernel } => vec![Stage {
+                name: draft.name.into(),
+                kernel: kernel.clone(),
+                inputs: draft.inputs.clone(),
+                outputs: draft
+                    .outputs
+                    .iter()
+                    .map(|array| StageOutput { array: *array, axes: (0..draft.walk.axes().len()).map(OutAxis::Kept).collect() })
+                    .collect(),
+                tasks: draft.walk.clone(),
+                walk: draft.walk.clone(),
+                after: Vec::new(),
+            }],
             Kind::Reduce { axes, .. } => {
                 let whole: Vec<u64> = axes.iter().map(|a| draft.walk.axes()[*a].n_chunks().max(1)).collect();
                 vec![self.reduce_stage(draft, &whole, None)]
@@ -582,6 +648,7 @@ fn name_of(node: &NodeRef) -> &'static str {
             (ReduceOp::Var, _) => "var",
         },
         Op::Rechunk(_) => "rechunk",
+        Op::User(user) => user.name,
         Op::Map { .. } => "map",
         Op::View { .. } | Op::Stored(_) => "copy",
         Op::Constant(_) | Op::Generate(_) => "create",

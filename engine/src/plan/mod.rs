@@ -149,6 +149,40 @@ pub enum Kernel {
         /// Where partial results are merged: for each of the axes, the chunks that these were made of.
         parts: Option<Vec<AxisGrid>>,
     },
+    /// A user's kernel on whole blocks: task `i` computes block `i` of the output.
+    User {
+        /// How it is called.
+        name: String,
+        /// Its version.
+        version: u32,
+        /// Its parameters.
+        parameters: Value,
+        /// Scratch memory that it needs at most.
+        scratch_bytes: u64,
+        /// The blocks of each input.
+        blocks: Vec<UserBlocks>,
+        /// Dtype of the output.
+        dtype: DType,
+    },
+}
+
+/// The blocks of an input of a user's kernel.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct UserBlocks {
+    /// Element type.
+    pub dtype: DType,
+    /// The blocks.
+    pub grid: ChunkGrid,
+    /// For each axis, along which axis of the tasks its blocks are counted; `None` where it is one block.
+    pub axes: Vec<Option<usize>>,
+}
+
+impl UserBlocks {
+    /// The block for a task.
+    pub fn region(&self, task: &[u64]) -> Region {
+        let coords: Vec<u64> = self.axes.iter().map(|a| a.map_or(0, |a| task[a])).collect();
+        self.grid.region(&coords)
+    }
 }
 
 /// How one result is folded, and what becomes of it.
@@ -200,11 +234,25 @@ pub enum OutAxis {
 }
 
 impl Kernel {
-    /// The elementwise function.
-    pub fn expr(&self) -> &Expr {
+    /// The elementwise function, if it has one.
+    pub fn expr(&self) -> Option<&Expr> {
         match self {
-            Kernel::Map(expr) | Kernel::Reduce { expr, .. } => expr,
+            Kernel::Map(expr) | Kernel::Reduce { expr, .. } => Some(expr),
+            Kernel::User { .. } => None,
         }
+    }
+
+    /// Dtypes of the inputs.
+    pub fn inputs(&self) -> Vec<DType> {
+        match self {
+            Kernel::Map(expr) | Kernel::Reduce { expr, .. } => expr.inputs().to_vec(),
+            Kernel::User { blocks, .. } => blocks.iter().map(|b| b.dtype).collect(),
+        }
+    }
+
+    /// Number of outputs.
+    fn n_results(&self) -> usize {
+        self.expr().map_or(1, |e| e.results().len())
     }
 }
 
@@ -344,12 +392,13 @@ impl Plan {
         if stage.walk.shape() != space {
             return malformed("its walk has another shape than its tasks".into());
         }
-        let expr = stage.kernel.expr();
-        if expr.inputs().len() != stage.inputs.len() || expr.results().len() != stage.outputs.len() {
+        let dtypes = stage.kernel.inputs();
+        if dtypes.len() != stage.inputs.len() || stage.kernel.n_results() != stage.outputs.len() {
             return malformed("its expression has another number of inputs or results".into());
         }
-        for (input, dtype) in stage.inputs.iter().zip(expr.inputs()) {
-            if input.map.shape() != space {
+        for (i, (input, dtype)) in stage.inputs.iter().zip(&dtypes).enumerate() {
+            let wanted = if let Kernel::User { blocks, .. } = &stage.kernel { blocks[i].grid.shape() } else { space.clone() };
+            if input.map.shape() != wanted {
                 return malformed("an input has another shape than its tasks".into());
             }
             let Some(sources) = input.sources.iter().map(|s| self.arrays.get(s.0)).collect::<Option<Vec<_>>>() else {
@@ -371,6 +420,19 @@ impl Plan {
         }
         let results: Vec<DType> = match &stage.kernel {
             Kernel::Map(expr) => expr.result_dtypes(),
+            Kernel::User { blocks, dtype, .. } => {
+                let fits = |b: &UserBlocks| {
+                    let axis = |(axis, grid): (&Option<usize>, &AxisGrid)| match axis {
+                        Some(a) => stage.tasks.axes().get(*a).is_some_and(|t| t.n_chunks() == grid.n_chunks()),
+                        None => grid.n_chunks() <= 1,
+                    };
+                    b.axes.len() == b.grid.axes().len() && b.axes.iter().zip(b.grid.axes()).all(axis)
+                };
+                if !blocks.iter().all(fits) || stage.walk != stage.tasks {
+                    return malformed("its blocks are not those of its tasks".into());
+                }
+                vec![*dtype]
+            }
             Kernel::Reduce { expr, folds, axes, parts } => {
                 if folds.len() != expr.results().len() || axes.iter().any(|a| *a >= space.len()) || axes.windows(2).any(|w| w[0] >= w[1]) {
                     return malformed("its folds or axes do not fit".into());
