@@ -12,4 +12,5 @@ mod quad_means;
 mod rearranged;
 mod suites;
 mod support;
+mod user_kernels;
 mod values;

@@ -83,11 +83,11 @@ pub fn lower(outputs: &[Output], spec: &Spec) -> Result<FinalizedPlan, PlanError
     }
     // Roots in the order in which they can run.
     for node in &order {
-        for at in 0..lowering.roots.len() {
-            if key(&lowering.roots[at].0) == key(node) {
-                let (node, array) = lowering.roots[at].clone();
-                lowering.lower_root(&node, array)?;
-            }
+        let mut targets: Vec<ArrayId> = lowering.roots.iter().filter(|(n, _)| key(n) == key(node)).map(|(_, array)| *array).collect();
+        // The array that others read it from comes first: another output may be a copy of that.
+        targets.sort_by_key(|t| lowering.stored.get(&key(node)) != Some(t));
+        for target in targets {
+            lowering.lower_root(node, target)?;
         }
     }
     lowering.fuse_siblings()?;
@@ -301,7 +301,8 @@ impl<'a> Lowering<'a> {
             _ => (Kind::Map { grid: grid.clone() }, Arc::clone(root), grid),
         };
         let mut draft = Draft { name: name_of(root), kind, expr: Expr::new(Vec::new()), inputs: Vec::new(), outputs: vec![target], walk };
-        let own = if Arc::ptr_eq(&from, root) { self.stored.remove(&key(root)) } else { None };
+        let computed = Arc::ptr_eq(&from, root) && !matches!(root.op, Op::User(_));
+        let own = if computed { self.stored.remove(&key(root)) } else { None };
         let result = self.inline(&from, &ReadMap::identity(&from.shape()), &mut draft, &mut Memo::new())?;
         if let Some(id) = own {
             self.stored.insert(key(root), id);

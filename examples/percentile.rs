@@ -1,0 +1,109 @@
+//! A kernel of one's own: percentiles of wind speed over time, on threads or in processes.
+//!
+//!     cargo run --release --example percentile
+//!     cargo run --release --example percentile -- --executor processes --percent 50
+//!
+//! The library has no percentile. A kernel is a type whose fields are its parameters: it says how much scratch memory it needs,
+//! and computes one block. The same `main` is the worker: it registers the kernel where it calls `serve`.
+
+// What it prints is what it is for.
+#![allow(clippy::print_stdout)]
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use freestone::engine::driver::RunError;
+use freestone::limits::Limits;
+use freestone::{Block, BlockMut, BlocksOut, DType, Error, KernelRegistry, Target, UserKernel};
+use serde::{Deserialize, Serialize};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The element below which a share of the others is, along the first axis, which is dropped.
+///
+/// A block is (times, rows, columns); the result of a block is (rows, columns). NaN, if there is one, counts as largest.
+#[derive(Debug, Serialize, Deserialize)]
+struct Percentile {
+    percent: f64,
+}
+
+impl UserKernel for Percentile {
+    const NAME: &'static str = "percentile";
+    const VERSION: u32 = 1;
+
+    /// One column over time.
+    fn scratch_bytes(&self, inputs: &[&[usize]], _output: &[usize]) -> u64 {
+        (inputs[0][0] * size_of::<f32>()) as u64
+    }
+
+    fn apply(&self, inputs: &[Block<'_>], output: &mut BlockMut<'_>, scratch: &mut [u8]) -> Result<(), String> {
+        let values = inputs[0].array::<f32>()?;
+        let mut out = output.array::<f32>()?;
+        let n = inputs[0].shape[0];
+        let at = ((n.max(1) - 1) as f64 * (self.percent / 100.0).clamp(0.0, 1.0)).round() as usize;
+        let column = scratch.as_chunks_mut::<4>().0;
+        for (out, lane) in out.iter_mut().zip(values.lanes(ndarray::Axis(0))) {
+            for (c, x) in column.iter_mut().zip(lane) {
+                *c = x.to_ne_bytes();
+            }
+            let (_, found, _) = column[..n].select_nth_unstable_by(at, |a, b| f32::from_ne_bytes(*a).total_cmp(&f32::from_ne_bytes(*b)));
+            *out = f32::from_ne_bytes(*found);
+        }
+        Ok(())
+    }
+}
+
+/// Percentiles of wind speed over time.
+#[derive(Parser)]
+struct Arguments {
+    /// A group with arrays `u` and `v` whose first axis is time.
+    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/winds-v3.zarr"))]
+    input: String,
+    /// Where the group of results goes; it is replaced.
+    #[arg(long)]
+    output: Option<String>,
+    /// From 0, the least, to 100, the greatest.
+    #[arg(long, default_value_t = 90.0)]
+    percent: f64,
+    #[command(flatten)]
+    limits: Limits,
+}
+
+fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some(freestone::WORKER_ARGUMENT) {
+        let kernels = KernelRegistry::new().with::<Percentile>();
+        return if freestone::serve(&kernels, std::io::stdin(), std::io::stdout()).is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit_code() as u8)
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<(), Error> {
+    let spec = arguments.limits.spec()?;
+    let executor = arguments.limits.executor(&spec).map_err(RunError::from)?;
+    let output = arguments.output.clone().unwrap_or_else(|| std::env::temp_dir().join("freestone-percentile.zarr").display().to_string());
+    let u = freestone::open(&format!("{}/u", arguments.input))?;
+    let v = freestone::open(&format!("{}/v", arguments.input))?;
+    let speed = freestone::hypot(&u, &v)?;
+    // A percentile needs all times at once: one block along the first axis.
+    let mut chunks = speed.grid()?.max_chunk();
+    chunks[0] = speed.shape()?[0];
+    let kernel = Percentile { percent: arguments.percent };
+    let map = freestone::map_blocks(&kernel, &[&speed.rechunk(&chunks)?], &BlocksOut::new(DType::Float32).drop_axis(0))?;
+
+    let planned = freestone::plan(&[Target::in_group(&map, &output, "speed").overwrite(true)], &spec)?;
+    println!("{}", planned.plan());
+    let report = freestone::run(&planned, &spec, &*executor)?;
+    println!("{report}\n");
+
+    let stored = freestone::open(&format!("{output}/speed"))?;
+    let mean = freestone::compute::<f32>(&stored.mean(())?, &spec)?;
+    println!("{}th percentile of wind speed in {output}: {:.4} in the mean over the map", arguments.percent, mean.sum());
+    Ok(())
+}
