@@ -40,7 +40,7 @@ pub use freestone_engine as engine;
 pub use freestone_engine::events::RunReport;
 pub use freestone_engine::memory::size;
 pub use freestone_engine::spec::{Settings, Spec, parse_size};
-pub use freestone_engine::storage::{CodecName, MemoryStore, Stores};
+pub use freestone_engine::storage::{CodecName, Encoding, MemoryStore, Stores};
 pub use freestone_engine::worker::Cancel;
 pub use freestone_executors::{Processes, Serial, Threads, WORKER_ARGUMENT, serve};
 pub use freestone_kernels::{DType, Scalar};

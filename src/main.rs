@@ -9,7 +9,7 @@ use freestone::engine::storage::metadata::{self, MetadataError};
 use freestone::engine::storage::{StoredArray, Stores, join, split_location};
 use freestone::limits::Limits;
 use freestone::progress::Progress;
-use freestone::{Cancel, CodecName, Error, ExitCode, Options, Target, size};
+use freestone::{Cancel, Encoding, Error, ExitCode, Options, Target, size};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -41,9 +41,12 @@ enum Command {
         /// Elements along each axis of a chunk, as in 1830,13,29.
         #[arg(long, value_delimiter = ',', required = true)]
         chunks: Vec<u64>,
-        /// Codec of the new chunks: none, lz4, zstd or zstd:LEVEL.
+        /// Elements along each axis of a shard: so many chunks lie in one object.
+        #[arg(long, value_delimiter = ',')]
+        shards: Vec<u64>,
+        /// Codec of the new chunks: none, lz4, zstd, zstd:LEVEL, gzip or gzip:LEVEL; with +crc32c after it, they have a checksum.
         #[arg(long, default_value = "zstd")]
-        codec: CodecName,
+        codec: Encoding,
         /// Replaces what is at the target.
         #[arg(long)]
         overwrite: bool,
@@ -95,9 +98,10 @@ fn say(text: &str) -> Result<(), Failure> {
 fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Info { store } => info(&store),
-        Command::Rechunk { source, target, chunks, codec, overwrite, plan_only, limits } => {
+        Command::Rechunk { source, target, chunks, shards, codec, overwrite, plan_only, limits } => {
             let array = freestone::open(&source)?.rechunk(&chunks)?;
             let target = Target::array(&array, &target).chunks(&chunks).codec(codec).overwrite(overwrite);
+            let target = if shards.is_empty() { target } else { target.shards(&shards) };
             compute(&[target], &limits, plan_only)
         }
         Command::Worker => freestone::serve(io::stdin(), io::stdout()).map_err(|_| Failure::Pipe),
@@ -159,7 +163,7 @@ fn describe(array: &StoredArray) -> Result<(), Failure> {
     let chunk_bytes = info.chunk_shape().iter().fold(info.dtype.size() as u64, |p, n| p.saturating_mul(*n));
     say(&format!("  chunks  {:?} of {}, {} in all", info.chunk_shape(), size(chunk_bytes), info.grid.n_chunks()))?;
     if let Some(shard) = &info.shard {
-        say(&format!("  shards  of {:?} chunks", shard.chunks))?;
+        say(&format!("  shards  {:?} of {:?} chunks, {} in all", info.object_shape(), shard.chunks, info.objects().n_chunks()))?;
     }
     let codecs: Vec<String> = info.codecs.iter().map(|c| c["name"].as_str().unwrap_or_default().to_owned()).collect();
     say(&format!("  codecs  {}", codecs.join(", ")))?;

@@ -251,7 +251,7 @@ impl<'a> Queue<'a> {
             let mut left = report.receipts.len() as u64;
             let mut right = report.task == outcome.request.first + i as u64;
             for output in &stage.outputs {
-                let grid = &plan.array(output.array).info.grid;
+                let grid = plan.array(output.array).info.objects();
                 let chunks = grid.overlapping(&stage.output_region(output, &coords));
                 let mine = report.receipts.iter().filter(|r| r.array == output.array);
                 let mut seen: Vec<u64> = mine.map(|r| r.chunk).collect();

@@ -5,10 +5,9 @@ use std::sync::Arc;
 use serde_json::Value;
 use thiserror::Error;
 
-use crate::grid::{ChunkGrid, Region};
 use crate::plan::{FinalizedPlan, Place, Publication};
 use crate::storage::metadata::exists;
-use crate::storage::{Keys, StorageError, Store, Stores, join, read_small};
+use crate::storage::{ArrayInfo, StorageError, Store, Stores, join, read_small};
 
 /// Why results cannot be written or published.
 #[derive(Clone, Debug, Error)]
@@ -79,7 +78,7 @@ impl PlainZarr {
         for publication in &plan.plan().publications {
             let array = plan.plan().array(publication.array);
             if let Place::Output { url, path } = &array.place {
-                targets.push(Target { store: self.stores.open(url)?, path, grid: &array.info.grid, keys: array.info.keys, publication });
+                targets.push(Target { store: self.stores.open(url)?, path, info: &array.info, publication });
             }
         }
         Ok(targets)
@@ -97,8 +96,7 @@ impl PlainZarr {
 struct Target<'a> {
     store: Arc<dyn Store>,
     path: &'a str,
-    grid: &'a ChunkGrid,
-    keys: Keys,
+    info: &'a ArrayInfo,
     publication: &'a Publication,
 }
 
@@ -171,8 +169,8 @@ impl Session for PlainZarr {
     fn commit(&self, plan: &FinalizedPlan) -> Result<(), SessionError> {
         let targets = self.targets(plan)?;
         for target in &targets {
-            let all = Region { start: vec![0; target.grid.axes().len()], shape: target.grid.chunk_counts() };
-            let mut keys = (0..all.n_elements()).map(|i| join(target.path, &target.keys.key(&target.grid.coords(i))));
+            let objects = target.info.objects();
+            let mut keys = (0..objects.n_chunks()).map(|i| join(target.path, &target.info.object_key(&objects.coords(i))));
             target.store.sync(&mut keys)?;
         }
         for target in &targets {

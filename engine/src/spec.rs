@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 
 use crate::machine;
-use crate::storage::CodecName;
+use crate::storage::Encoding;
 
 /// Limits and places of a computation. The words mean what they mean in Cubed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,7 +28,7 @@ pub struct Spec {
     /// Threads or processes of local executors.
     pub threads: usize,
     /// Codec of intermediate arrays.
-    pub codec: CodecName,
+    pub codec: Encoding,
 }
 
 /// One layer of settings; what is `None` is left to the layers below.
@@ -51,7 +51,7 @@ pub struct Settings {
     /// See [`Spec::threads`].
     pub threads: Option<usize>,
     /// See [`Spec::codec`].
-    pub codec: Option<CodecName>,
+    pub codec: Option<Encoding>,
 }
 
 /// Why settings do not hold.

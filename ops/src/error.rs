@@ -28,6 +28,8 @@ pub enum Error {
     Empty { op: &'static str, axis: usize },
     #[error("{0}")]
     Argument(String),
+    #[error("{0}")]
+    Shards(String),
     #[error("{source} (in the expression at {}:{}:{})", at.file(), at.line(), at.column())]
     Deferred { source: Arc<Error>, at: &'static Location<'static> },
     #[error(transparent)]

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use freestone_engine::graph::{Node, NodeRef, Op};
 use freestone_engine::grid::ChunkGrid;
 use freestone_engine::plan::lower::Output as EngineOutput;
+use freestone_engine::storage::array::Shard;
 use freestone_engine::storage::metadata::{self, MetadataError, array_document, group_document, open_array};
-use freestone_engine::storage::{ArrayInfo, CodecName, Keys, Store, Stores, join, split_location};
+use freestone_engine::storage::{ArrayInfo, CodecName, Encoding, Keys, Store, Stores, join, split_location};
 use freestone_kernels::Scalar;
 use serde_json::{Map, Value};
 
@@ -47,7 +48,8 @@ pub struct Target {
     path: String,
     in_group: bool,
     chunks: Option<Vec<u64>>,
-    codec: CodecName,
+    shards: Option<Vec<u64>>,
+    codec: Encoding,
     fill: Option<f64>,
     overwrite: bool,
     stores: Stores,
@@ -66,7 +68,18 @@ impl Target {
     }
 
     fn new(array: &Array, url: String, path: String, in_group: bool) -> Target {
-        Target { array: array.clone(), url, path, in_group, chunks: None, codec: CodecName::Zstd(0), fill: None, overwrite: false, stores: Stores::default() }
+        Target {
+            array: array.clone(),
+            url,
+            path,
+            in_group,
+            chunks: None,
+            shards: None,
+            codec: CodecName::Zstd(0).into(),
+            fill: None,
+            overwrite: false,
+            stores: Stores::default(),
+        }
     }
 
     /// Uses stores that are open already, for instance in memory.
@@ -83,10 +96,19 @@ impl Target {
         self
     }
 
-    /// Stored with that codec; otherwise zstd at its default level.
+    /// Stored objects are shards of that shape, each of which holds several chunks; otherwise every chunk is an object.
+    ///
+    /// Each length must be a multiple of the chunks'. A shard is written by one task, which holds it whole; readers fetch single chunks.
     #[must_use]
-    pub fn codec(mut self, codec: CodecName) -> Target {
-        self.codec = codec;
+    pub fn shards(mut self, shards: &[u64]) -> Target {
+        self.shards = Some(shards.to_vec());
+        self
+    }
+
+    /// Stored with that codec, for instance `CodecName::Zstd(3)` or `"zstd:3+crc32c".parse()?`; otherwise zstd at its default level.
+    #[must_use]
+    pub fn codec(mut self, codec: impl Into<Encoding>) -> Target {
+        self.codec = codec.into();
         self
     }
 
@@ -119,7 +141,8 @@ pub fn outputs(targets: &[Target]) -> Result<Vec<EngineOutput>, Error> {
             let taken = all.iter().any(|o| o.url == target.url && o.path == name);
             if !taken && !kept_as_it_is(target, &name, &coordinate)? {
                 // A coordinate is small: one chunk.
-                let whole = Target { chunks: Some(coordinate.shape()?.iter().map(|n| (*n).max(1)).collect()), fill: None, ..target.clone() };
+                let chunks = Some(coordinate.shape()?.iter().map(|n| (*n).max(1)).collect());
+                let whole = Target { chunks, shards: None, fill: None, ..target.clone() };
                 all.push(output(&whole, &coordinate, &name)?);
             }
         }
@@ -151,8 +174,17 @@ fn output(target: &Target, array: &Array, path: &str) -> Result<EngineOutput, Er
         Some(value) => Scalar::from_f64(dtype, value),
         None => inherited_fill(&inner.node).unwrap_or(Scalar::zero(dtype)),
     };
-    let info =
-        ArrayInfo { dtype, fill, grid, stored_shape: Some(chunks), codecs: target.codec.codecs(dtype), keys: Keys::Default { separator: '/' }, shard: None };
+    let shard = target.shards.as_ref().map(|shards| shard(shards, &chunks)).transpose()?;
+    let info = ArrayInfo {
+        dtype,
+        fill,
+        grid,
+        stored_shape: Some(chunks),
+        codecs: target.codec.codecs(dtype),
+        keys: Keys::Default { separator: '/' },
+        shard,
+        window: None,
+    };
     let names: Vec<Option<String>> = inner.dims.iter().map(|d| d.name.clone()).collect();
     let url = target.stores.open(&target.url)?.url().to_owned();
     Ok(EngineOutput {
@@ -165,6 +197,22 @@ fn output(target: &Target, array: &Array, path: &str) -> Result<EngineOutput, Er
         group: target.in_group.then(|| group_document(&Map::<String, Value>::new())),
         overwrite: target.overwrite,
     })
+}
+
+/// Shards of a shape, out of chunks of another.
+fn shard(shards: &[u64], chunks: &[u64]) -> Result<Shard, Error> {
+    if shards.len() != chunks.len() {
+        return Err(Error::Shards(format!("{} shard sizes were given for {} axes: give one for each axis", shards.len(), chunks.len())));
+    }
+    for (axis, (shard, chunk)) in shards.iter().zip(chunks).enumerate() {
+        let chunk = (*chunk).max(1);
+        if *shard == 0 || shard % chunk != 0 {
+            let below = shard / chunk * chunk;
+            let nearest = if below == 0 { format!("{chunk}") } else { format!("{below} or {}", below.saturating_add(chunk)) };
+            return Err(Error::Shards(format!("along axis {axis} a shard of {shard} is no multiple of the chunks of {chunk}: use {nearest}")));
+        }
+    }
+    Ok(Shard::new(shards.iter().zip(chunks).map(|(s, c)| s / (*c).max(1)).collect()))
 }
 
 /// A copy keeps the value of chunks that are not there, whatever its chunks are: it may stand for missing data.

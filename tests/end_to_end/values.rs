@@ -416,7 +416,7 @@ fn run(program: &Program, place: &Place, statistics: &RefCell<Statistics>) -> Re
             pool.push(next);
         }
     }
-    let codec = [CodecName::None, CodecName::Zstd(0), CodecName::Lz4][program.codec as usize];
+    let codec = [CodecName::None, CodecName::Zstd(0), CodecName::Lz4][program.codec as usize].into();
     let spec = Spec { parallelism: program.parallelism, codec, ..place.spec() };
     let made = &pool[program.inputs.len().min(pool.len() - 1)..];
     for pair in made.iter().rev().take(2) {

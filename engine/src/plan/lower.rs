@@ -314,7 +314,7 @@ impl<'a> Lowering<'a> {
 
     /// Drafts the stage that computes a node.
     fn lower_root(&mut self, root: &NodeRef, target: ArrayId) -> Result<(), PlanError> {
-        let grid = self.arrays[target.0].info.grid.clone();
+        let grid = self.arrays[target.0].info.objects();
         // What is computed is the node itself, not the array that others will read it from.
         let (kind, from, walk) = match &root.op {
             Op::Reduce { input, fold, mean, axes, keepdims } => {

@@ -317,6 +317,18 @@ impl Plan {
             {
                 return malformed("its chunks are larger than they are stored");
             }
+            let rank = info.grid.axes().len();
+            if let Some(shard) = &info.shard
+                && (shard.chunks.len() != rank || shard.chunks.contains(&0) || info.stored_shape.is_none())
+            {
+                return malformed("its shards hold no whole chunks");
+            }
+            let per_object = |d: usize| info.shard.as_ref().map_or(1, |s| s.chunks[d]);
+            if let Some(first) = &info.window
+                && (first.len() != rank || (0..rank).any(|d| first[d] % per_object(d) != 0))
+            {
+                return malformed("its window does not begin with a whole object");
+            }
             if let Place::Constant(hex) = &array.place
                 && hex.len() as u128 != 2 * info.n_bytes()
             {
@@ -372,13 +384,13 @@ impl Plan {
         };
         for (output, dtype) in stage.outputs.iter().zip(results) {
             let Some(array) = self.arrays.get(output.array.0) else { return malformed("it writes an array that is not there".into()) };
-            if array.info.dtype != dtype || array.info.shard.is_some() || !matches!(array.place, Place::Work | Place::Output { .. }) {
+            if array.info.dtype != dtype || !matches!(array.place, Place::Work | Place::Output { .. }) {
                 return malformed(format!("`{}` cannot be written by it", array.name));
             }
             if output.axes.len() != array.info.grid.axes().len() {
                 return malformed(format!("`{}` has another number of axes", array.name));
             }
-            for (axis, grid) in output.axes.iter().zip(array.info.grid.axes()) {
+            for (axis, grid) in output.axes.iter().zip(array.info.objects().axes()) {
                 if !one_writer(axis, grid, stage) {
                     return malformed(format!("`{}` has chunks that two of its tasks would write", array.name));
                 }
@@ -401,7 +413,7 @@ impl Plan {
     }
 }
 
-/// True if each chunk of the output along this axis lies inside one task, and tasks end where the axis ends.
+/// True if each object (chunk or shard) of the output along this axis lies inside one task, and tasks end where the axis ends.
 fn one_writer(axis: &OutAxis, grid: &AxisGrid, stage: &Stage) -> bool {
     match (axis, &stage.kernel) {
         (OutAxis::Kept(a), kernel) => {

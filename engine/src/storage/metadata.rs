@@ -174,7 +174,7 @@ fn opened(store: &Arc<dyn Store>, path: &str, format: u8, document: Value, attri
     };
     let dims = dims(format, &document, &attributes, array.shape().len());
     let tag = Sha256::digest(text).iter().take(16).map(|b| format!("{b:02x}")).collect();
-    let info = ArrayInfo { dtype, fill, grid, stored_shape: Some(chunk), codecs, keys, shard };
+    let info = ArrayInfo { dtype, fill, grid, stored_shape: Some(chunk), codecs, keys, shard, window: None };
     let mut attributes = attributes;
     if format == 2 {
         attributes.remove("_ARRAY_DIMENSIONS");
@@ -245,17 +245,27 @@ fn unshard(outer: &[u64], codecs: Vec<Value>) -> Result<Unsharded, CodecError> {
 
 /// A Zarr v3 array document.
 ///
-/// `chunk` is a whole chunk's shape; `dims` may be empty.
+/// `dims` may be empty.
 pub fn array_document(info: &ArrayInfo, dims: &[Option<String>], attributes: &Map<String, Value>) -> Value {
+    let at_least_one = |shape: Vec<u64>| shape.into_iter().map(|c| c.max(1)).collect::<Vec<_>>();
+    let codecs = match &info.shard {
+        Some(shard) => json!([{"name": "sharding_indexed", "configuration": {
+            "chunk_shape": at_least_one(info.chunk_shape()),
+            "codecs": info.codecs,
+            "index_codecs": shard.index_codecs,
+            "index_location": if shard.index_at_end { "end" } else { "start" },
+        }}]),
+        None => json!(info.codecs),
+    };
     let mut document = json!({
         "zarr_format": 3,
         "node_type": "array",
         "shape": info.shape(),
         "data_type": info.dtype.name(),
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": info.chunk_shape().iter().map(|c| (*c).max(1)).collect::<Vec<_>>()}},
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": at_least_one(info.object_shape())}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "fill_value": fill_value(&info.fill),
-        "codecs": info.codecs,
+        "codecs": codecs,
         "attributes": attributes,
     });
     if dims.iter().any(Option::is_some) {

@@ -7,12 +7,14 @@
 pub mod array;
 pub mod codec;
 pub mod conformance;
+mod encoding;
 mod local;
 mod memory;
 pub mod metadata;
 #[cfg(feature = "object-stores")]
 mod object;
 pub mod reader;
+pub(crate) mod shard;
 mod zstd_bound;
 
 use std::collections::HashMap;
@@ -23,7 +25,7 @@ use freestone_kernels::Buffer;
 use thiserror::Error;
 
 pub use array::{ArrayInfo, Keys, StoredArray};
-pub use codec::CodecName;
+pub use encoding::{CodecName, Encoding};
 pub use local::LocalStore;
 pub use memory::{Counts, MemoryStore};
 
