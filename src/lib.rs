@@ -34,7 +34,7 @@ pub mod limits;
 #[cfg(feature = "cli")]
 pub mod progress;
 
-pub use compute::{Options, Planned, compute, compute_with, plan, run, run_with};
+pub use compute::{Options, Planned, compute, compute_with, create, plan, run, run_with};
 pub use error::{Error, ExitCode};
 pub use freestone_engine as engine;
 pub use freestone_engine::events::RunReport;
@@ -44,8 +44,8 @@ pub use freestone_engine::storage::{CodecName, Encoding, MemoryStore, Stores};
 pub use freestone_engine::worker::Cancel;
 pub use freestone_executors::{Processes, Serial, Threads, WORKER_ARGUMENT, serve};
 pub use freestone_kernels::{DType, Scalar};
-pub use freestone_ops::Error as ArrayError;
 pub use freestone_ops::elementwise::*;
 pub use freestone_ops::io::{Target, open, open_in};
 pub use freestone_ops::reduce::Axes;
 pub use freestone_ops::{Array, arange, asarray, full, random_uniform, scalar};
+pub use freestone_ops::{Error as ArrayError, RegionError};

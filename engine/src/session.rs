@@ -5,8 +5,8 @@ use std::sync::Arc;
 use serde_json::Value;
 use thiserror::Error;
 
-use crate::plan::{FinalizedPlan, Place, Publication};
-use crate::storage::metadata::exists;
+use crate::plan::{FinalizedPlan, Mode, Place, Publication};
+use crate::storage::metadata::{MetadataError, exists, open_array};
 use crate::storage::{ArrayInfo, StorageError, Store, Stores, join, read_small};
 
 /// Why results cannot be written or published.
@@ -19,6 +19,8 @@ pub enum SessionError {
     Foreign { place: String, names: Vec<String> },
     #[error("{place} is {what}, so no array can be stored in it: choose another place")]
     NotAGroup { place: String, what: &'static str },
+    #[error("{place} is not the array any more whose region this plan writes: it is gone, or its metadata have changed; plan again")]
+    Changed { place: String },
     #[error("another run has begun to write {place} meanwhile: this run's result is not published; run it again once the other has ended")]
     Taken { place: String },
     #[error(transparent)]
@@ -54,6 +56,9 @@ pub trait Session: Send + Sync {
 ///
 /// A run leaves a claim where it writes, and does not publish what another run has claimed since. That keeps two runs from
 /// publishing a mixture by accident; it is no lock: who must be safe from late writers needs a transactional store.
+///
+/// A region of an array that is there is written in place, chunk by chunk. That is no transaction: readers see new chunks beside old
+/// ones while the run goes on, and after one that failed. Runs that write different regions do not disturb each other.
 #[derive(Clone, Debug)]
 pub struct PlainZarr {
     stores: Stores,
@@ -83,9 +88,12 @@ impl PlainZarr {
         }
         Ok(targets)
     }
-}
 
-impl PlainZarr {
+    /// Those that were not there before: all but regions.
+    fn made<'a>(&self, plan: &'a FinalizedPlan) -> Result<Vec<Target<'a>>, SessionError> {
+        Ok(self.targets(plan)?.into_iter().filter(|t| !t.is_region()).collect())
+    }
+
     /// True while no other run has claimed the place.
     fn owns(&self, target: &Target<'_>) -> Result<bool, StorageError> {
         let claim = read_small(&*target.store, &join(target.path, CLAIM), MAX_DOCUMENT_BYTES)?;
@@ -100,6 +108,22 @@ struct Target<'a> {
     publication: &'a Publication,
 }
 
+impl Target<'_> {
+    fn is_region(&self) -> bool {
+        matches!(self.publication.mode, Mode::Region { .. })
+    }
+
+    /// The array whose region is written is still the one that was planned for.
+    fn check_unchanged(&self) -> Result<(), SessionError> {
+        let Mode::Region { tag: expect } = &self.publication.mode else { return Ok(()) };
+        match open_array(&self.store, self.path) {
+            Ok(there) if there.tag == *expect => Ok(()),
+            Err(MetadataError::Storage(e)) => Err(e.into()),
+            _ => Err(SessionError::Changed { place: self.store.place(self.path) }),
+        }
+    }
+}
+
 fn document(store: &dyn Store, key: &str) -> Result<Option<Value>, StorageError> {
     Ok(read_small(store, key, MAX_DOCUMENT_BYTES)?.map(|bytes| serde_json::from_slice(&bytes).unwrap_or(Value::Null)))
 }
@@ -109,6 +133,10 @@ impl Session for PlainZarr {
         for target in self.targets(plan)? {
             let place = target.store.place(target.path);
             let store = &*target.store;
+            if target.is_region() {
+                target.check_unchanged()?;
+                continue;
+            }
             if target.publication.group.is_some() {
                 let what = match document(store, "zarr.json")? {
                     Some(d) if d["node_type"] != "group" => Some("an array"),
@@ -141,7 +169,7 @@ impl Session for PlainZarr {
     }
 
     fn begin(&self, plan: &FinalizedPlan) -> Result<(), SessionError> {
-        for target in self.targets(plan)? {
+        for target in self.made(plan)? {
             for name in ["zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"] {
                 target.store.remove(&join(target.path, name))?;
             }
@@ -159,7 +187,7 @@ impl Session for PlainZarr {
     }
 
     fn abandon(&self, plan: &FinalizedPlan) {
-        for target in self.targets(plan).into_iter().flatten() {
+        for target in self.made(plan).into_iter().flatten() {
             if self.owns(&target).unwrap_or(false) {
                 let _ = target.store.remove(&join(target.path, CLAIM));
             }
@@ -167,12 +195,16 @@ impl Session for PlainZarr {
     }
 
     fn commit(&self, plan: &FinalizedPlan) -> Result<(), SessionError> {
-        let targets = self.targets(plan)?;
-        for target in &targets {
+        for target in self.targets(plan)? {
+            if target.publication.mode == Mode::Metadata {
+                continue;
+            }
             let objects = target.info.objects();
             let mut keys = (0..objects.n_chunks()).map(|i| join(target.path, &target.info.object_key(&objects.coords(i))));
             target.store.sync(&mut keys)?;
+            target.check_unchanged()?;
         }
+        let targets = self.made(plan)?;
         for target in &targets {
             if !self.owns(target)? {
                 return Err(SessionError::Taken { place: target.store.place(target.path) });

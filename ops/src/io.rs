@@ -1,9 +1,11 @@
 //! Arrays in, arrays out.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use freestone_engine::graph::{Node, NodeRef, Op};
 use freestone_engine::grid::ChunkGrid;
+use freestone_engine::plan::Mode;
 use freestone_engine::plan::lower::Output as EngineOutput;
 use freestone_engine::storage::array::Shard;
 use freestone_engine::storage::metadata::{self, MetadataError, array_document, group_document, open_array};
@@ -13,6 +15,7 @@ use serde_json::{Map, Value};
 
 use crate::array::{Array, Dim, Origin};
 use crate::error::Error;
+use crate::region::{Region, RegionError, window};
 
 /// Opens a stored array, `winds.zarr/u` or `s3://bucket/winds.zarr/u`, of Zarr format 2 or 3.
 ///
@@ -49,9 +52,10 @@ pub struct Target {
     in_group: bool,
     chunks: Option<Vec<u64>>,
     shards: Option<Vec<u64>>,
-    codec: Encoding,
+    codec: Option<Encoding>,
     fill: Option<f64>,
     overwrite: bool,
+    region: Option<Region>,
     stores: Stores,
 }
 
@@ -75,9 +79,10 @@ impl Target {
             in_group,
             chunks: None,
             shards: None,
-            codec: CodecName::Zstd(0).into(),
+            codec: None,
             fill: None,
             overwrite: false,
+            region: None,
             stores: Stores::default(),
         }
     }
@@ -108,7 +113,7 @@ impl Target {
     /// Stored with that codec, for instance `CodecName::Zstd(3)` or `"zstd:3+crc32c".parse()?`; otherwise zstd at its default level.
     #[must_use]
     pub fn codec(mut self, codec: impl Into<Encoding>) -> Target {
-        self.codec = codec.into();
+        self.codec = Some(codec.into());
         self
     }
 
@@ -125,6 +130,32 @@ impl Target {
         self.overwrite = yes;
         self
     }
+
+    /// Writes a region of an array that is there already, one range for each axis; the array's metadata stay as they are.
+    ///
+    /// A region begins and ends where the stored chunks (or shards) do, or at the array's end. Runs may write different regions of one
+    /// array at the same time. Each chunk is replaced as a whole; the region is not: readers see new chunks beside old ones until the
+    /// run has ended. Coordinates are not written. For all of this at once a transactional store is needed.
+    #[must_use]
+    pub fn region(mut self, region: &[Range<u64>]) -> Target {
+        self.region = Some(Region::At(region.to_vec()));
+        self
+    }
+
+    /// As [`region`](Target::region), where the coordinates say: each named axis lies where the values of its coordinate are found, all
+    /// of them and in one piece, in the coordinate of the stored array's group.
+    ///
+    /// Planning reads these coordinates.
+    #[must_use]
+    pub fn region_auto(mut self) -> Target {
+        self.region = Some(Region::Auto);
+        self
+    }
+
+    /// The stores that it was given.
+    pub fn stores(&self) -> &Stores {
+        &self.stores
+    }
 }
 
 /// What the planner needs of targets; coordinates of the axes of arrays in groups are added.
@@ -136,7 +167,7 @@ pub fn outputs(targets: &[Target]) -> Result<Vec<EngineOutput>, Error> {
     for target in targets {
         all.push(output(target, &target.array, &target.path)?);
     }
-    for target in targets.iter().filter(|t| t.in_group) {
+    for target in targets.iter().filter(|t| t.in_group && t.region.is_none()) {
         for (name, coordinate) in coordinates(target)? {
             let taken = all.iter().any(|o| o.url == target.url && o.path == name);
             if !taken && !kept_as_it_is(target, &name, &coordinate)? {
@@ -147,6 +178,19 @@ pub fn outputs(targets: &[Target]) -> Result<Vec<EngineOutput>, Error> {
             }
         }
     }
+    Ok(all)
+}
+
+/// What the planner needs to write the metadata of targets, and the coordinates of their axes with their values.
+///
+/// # Errors
+/// As [`outputs`], and for regions.
+pub fn metadata_outputs(targets: &[Target]) -> Result<Vec<EngineOutput>, Error> {
+    if let Some(target) = targets.iter().find(|t| t.region.is_some()) {
+        return Err(RegionError::Metadata { place: join(&target.url, &target.path) }.into());
+    }
+    let mut all = outputs(targets)?;
+    all[..targets.len()].iter_mut().for_each(|o| o.mode = Mode::Metadata);
     Ok(all)
 }
 
@@ -162,7 +206,41 @@ fn kept_as_it_is(target: &Target, name: &str, coordinate: &Array) -> Result<bool
     }
 }
 
+/// A region of an array that is there.
+fn region_output(target: &Target, region: &Region) -> Result<EngineOutput, Error> {
+    let store = target.stores.open(&target.url)?;
+    let place = || store.place(&target.path);
+    let given = [
+        ("chunks", target.chunks.is_some()),
+        ("shards", target.shards.is_some()),
+        ("a codec", target.codec.is_some()),
+        ("a fill value", target.fill.is_some()),
+        ("overwrite", target.overwrite),
+    ];
+    if let Some((what, _)) = given.into_iter().find(|(_, given)| *given) {
+        return Err(RegionError::Fixed { place: place(), what }.into());
+    }
+    let stored = match open_array(&store, &target.path) {
+        Err(MetadataError::NoZarr { .. }) => return Err(RegionError::Missing { place: place() }.into()),
+        other => other?,
+    };
+    Ok(EngineOutput {
+        node: Arc::clone(&target.array.get()?.node),
+        name: target.path.clone(),
+        url: store.url().to_owned(),
+        path: target.path.clone(),
+        info: window(&target.array, &stored, region)?,
+        document: Value::Null,
+        group: None,
+        overwrite: false,
+        mode: Mode::Region { tag: stored.tag },
+    })
+}
+
 fn output(target: &Target, array: &Array, path: &str) -> Result<EngineOutput, Error> {
+    if let Some(region) = &target.region {
+        return region_output(target, region);
+    }
     let inner = array.get()?;
     let (dtype, shape) = (inner.node.dtype, inner.node.shape());
     let chunks = match &target.chunks {
@@ -180,7 +258,7 @@ fn output(target: &Target, array: &Array, path: &str) -> Result<EngineOutput, Er
         fill,
         grid,
         stored_shape: Some(chunks),
-        codecs: target.codec.codecs(dtype),
+        codecs: target.codec.unwrap_or(CodecName::Zstd(0).into()).codecs(dtype),
         keys: Keys::Default { separator: '/' },
         shard,
         window: None,
@@ -196,6 +274,7 @@ fn output(target: &Target, array: &Array, path: &str) -> Result<EngineOutput, Er
         info,
         group: target.in_group.then(|| group_document(&Map::<String, Value>::new())),
         overwrite: target.overwrite,
+        mode: Mode::Whole,
     })
 }
 

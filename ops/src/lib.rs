@@ -10,8 +10,10 @@ mod error;
 pub mod io;
 mod manipulate;
 pub mod reduce;
+mod region;
 
 pub use array::{Array, Dim};
 pub use create::{arange, asarray, full, random_uniform, scalar};
 pub use elementwise::*;
 pub use error::Error;
+pub use region::RegionError;

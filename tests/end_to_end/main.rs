@@ -8,6 +8,7 @@ mod command;
 mod memory;
 mod processes;
 mod quad_means;
+mod regions;
 mod storing;
 mod suites;
 mod support;

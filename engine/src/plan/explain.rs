@@ -61,7 +61,13 @@ impl fmt::Display for FinalizedPlan {
             for output in &stage.outputs {
                 let array = plan.array(output.array);
                 let place = match &array.place {
-                    Place::Output { url, path } => format!(" to {}", crate::storage::join(url, path)),
+                    Place::Output { url, path } => {
+                        let region = array.info.window.as_ref().map_or_else(String::new, |first| {
+                            let start: Vec<u64> = first.iter().zip(array.info.chunk_shape()).map(|(f, c)| f * c).collect();
+                            format!("a region from {start:?} of ")
+                        });
+                        format!(" to {region}{}", crate::storage::join(url, path))
+                    }
                     _ => " to the work directory".into(),
                 };
                 let shards = if array.info.shard.is_some() { format!(" in shards {:?}", array.info.object_shape()) } else { String::new() };

@@ -110,6 +110,25 @@ pub struct Publication {
     pub group: Option<Value>,
     /// What is there may be replaced.
     pub overwrite: bool,
+    /// How much of it the run makes.
+    #[serde(default)]
+    pub mode: Mode,
+}
+
+/// How much of a published array a run makes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// All of it.
+    #[default]
+    Whole,
+    /// Its metadata: the values are written by later runs, region by region.
+    Metadata,
+    /// The values of a region of an array that is there; its metadata stay as they are.
+    Region {
+        /// Hash of the metadata when the plan was made.
+        tag: String,
+    },
 }
 
 /// One lowered operation: many tasks that do not know of each other.
@@ -401,10 +420,19 @@ impl Plan {
 
     /// Every array that is written is written by one stage.
     fn check_writers(&self) -> Result<(), PlanError> {
+        let mut metadata_only = vec![false; self.arrays.len()];
+        for publication in &self.publications {
+            let region = matches!(publication.mode, Mode::Region { .. });
+            match self.arrays.get(publication.array.0) {
+                Some(array) if matches!(array.place, Place::Output { .. }) && array.info.window.is_some() == region => {}
+                _ => return Err(PlanError::Malformed("it publishes what is no output, or another part of it".into())),
+            }
+            metadata_only[publication.array.0] = publication.mode == Mode::Metadata;
+        }
         let mut writers = vec![0; self.arrays.len()];
         self.stages.iter().flat_map(|s| &s.outputs).for_each(|o| writers[o.array.0] += 1);
-        for (array, n) in self.arrays.iter().zip(writers) {
-            let expect = usize::from(matches!(array.place, Place::Work | Place::Output { .. }));
+        for ((array, n), metadata_only) in self.arrays.iter().zip(writers).zip(metadata_only) {
+            let expect = usize::from(!metadata_only && matches!(array.place, Place::Work | Place::Output { .. }));
             if n != expect {
                 return Err(PlanError::Malformed(format!("`{}` is written by {n} stages, not by {expect}", array.name)));
             }

@@ -45,7 +45,8 @@ pub(crate) fn output(node: &NodeRef, path: &str, chunk: Option<&[u64]>) -> Outpu
         shard: None,
         window: None,
     };
-    Output { node: Arc::clone(node), name: path.into(), url: "out".into(), path: path.into(), info, document: Value::Null, group: None, overwrite: false }
+    let (node, name, url) = (Arc::clone(node), path.to_owned(), "out".to_owned());
+    Output { node, name, url, path: path.into(), info, document: Value::Null, group: None, overwrite: false, mode: Mode::Whole }
 }
 
 fn quad_means(shape: &[u64], chunk: &[u64]) -> Vec<Output> {
