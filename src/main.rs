@@ -50,6 +50,9 @@ enum Command {
         /// Replaces what is at the target.
         #[arg(long)]
         overwrite: bool,
+        /// The target is GROUP/NAME: the group is made if it is not there, with the array's coordinates, and gets consolidated metadata.
+        #[arg(long)]
+        consolidated: bool,
         /// Prints the plan and runs nothing.
         #[arg(long)]
         plan_only: bool,
@@ -98,9 +101,14 @@ fn say(text: &str) -> Result<(), Failure> {
 fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Info { store } => info(&store),
-        Command::Rechunk { source, target, chunks, shards, codec, overwrite, plan_only, limits } => {
+        Command::Rechunk { source, target, chunks, shards, codec, overwrite, consolidated, plan_only, limits } => {
             let array = freestone::open(&source)?.rechunk(&chunks)?;
-            let target = Target::array(&array, &target).chunks(&chunks).codec(codec).overwrite(overwrite);
+            let target = match (consolidated, split_location(&target)) {
+                (false, _) => Target::array(&array, &target),
+                (true, (group, _)) if group == "." => return Err(Failure::Usage("--consolidated needs a group: write the target as GROUP/NAME".into())),
+                (true, (group, name)) => Target::in_group(&array, &group, &name).consolidated(true),
+            };
+            let target = target.chunks(&chunks).codec(codec).overwrite(overwrite);
             let target = if shards.is_empty() { target } else { target.shards(&shards) };
             compute(&[target], &limits, plan_only)
         }

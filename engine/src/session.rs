@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use serde_json::Value;
 use thiserror::Error;
 
 use crate::plan::{FinalizedPlan, Mode, Place, Publication};
+use crate::storage::consolidated::{self, document, pretty};
 use crate::storage::metadata::{MetadataError, exists, open_array};
-use crate::storage::{ArrayInfo, StorageError, Store, Stores, join, read_small};
+use crate::storage::{ArrayInfo, StorageError, Store, Stores, join, read_small, split_location};
 
 /// Why results cannot be written or published.
 #[derive(Clone, Debug, Error)]
@@ -94,12 +94,57 @@ impl PlainZarr {
         Ok(self.targets(plan)?.into_iter().filter(|t| !t.is_region()).collect())
     }
 
+    /// Brings the consolidated metadata up to date of all groups, inside of their stores and around them, that hold a target and have
+    /// some, or should.
+    fn consolidate(&self, targets: &[Target<'_>]) -> Result<Vec<Folder>, StorageError> {
+        let mut groups: Vec<Folder> = Vec::new();
+        for target in targets {
+            for (at, (store, path)) in self.groups_around(target)?.into_iter().enumerate() {
+                let asked = at == 0 && target.publication.consolidated;
+                let wanted = document(&*store, &join(&path, "zarr.json"))?.is_some_and(|d| asked || consolidated::has_consolidated(&d));
+                if wanted && !groups.iter().any(|(s, p)| s.url() == store.url() && *p == path) {
+                    groups.push((store, path));
+                }
+            }
+        }
+        for (store, path) in &groups {
+            consolidated::refresh(&**store, path)?;
+        }
+        Ok(groups)
+    }
+
+    /// The folders around a target that are or may be groups, from inside out.
+    fn groups_around(&self, target: &Target<'_>) -> Result<Vec<Folder>, StorageError> {
+        let mut around = Vec::new();
+        let mut path = target.path;
+        while !path.is_empty() {
+            path = path.rsplit_once('/').map_or("", |(group, _)| group);
+            around.push((Arc::clone(&target.store), path.to_owned()));
+        }
+        let mut url = target.store.url().to_owned();
+        loop {
+            let (parent, name) = split_location(&url);
+            if name.is_empty() || parent == url || url.starts_with("memory://") {
+                return Ok(around);
+            }
+            let Ok(store) = self.stores.open(&parent) else { return Ok(around) };
+            if !document(&*store, "zarr.json")?.is_some_and(|d| d["node_type"] == "group") {
+                return Ok(around);
+            }
+            around.push((store, String::new()));
+            url = parent;
+        }
+    }
+
     /// True while no other run has claimed the place.
     fn owns(&self, target: &Target<'_>) -> Result<bool, StorageError> {
         let claim = read_small(&*target.store, &join(target.path, CLAIM), MAX_DOCUMENT_BYTES)?;
         Ok(claim.as_deref() == Some(self.claim.as_bytes()))
     }
 }
+
+/// A store, and a path in it.
+type Folder = (Arc<dyn Store>, String);
 
 struct Target<'a> {
     store: Arc<dyn Store>,
@@ -122,10 +167,6 @@ impl Target<'_> {
             _ => Err(SessionError::Changed { place: self.store.place(self.path) }),
         }
     }
-}
-
-fn document(store: &dyn Store, key: &str) -> Result<Option<Value>, StorageError> {
-    Ok(read_small(store, key, MAX_DOCUMENT_BYTES)?.map(|bytes| serde_json::from_slice(&bytes).unwrap_or(Value::Null)))
 }
 
 impl Session for PlainZarr {
@@ -182,6 +223,10 @@ impl Session for PlainZarr {
                 target.store.remove(&format!("{}/", target.path))?;
             }
             target.store.write(&join(target.path, CLAIM), self.claim.as_bytes())?;
+            if target.publication.overwrite {
+                // Nor must it be seen in its groups' copies.
+                self.consolidate(&[target])?;
+            }
         }
         Ok(())
     }
@@ -222,17 +267,17 @@ impl Session for PlainZarr {
                 target.store.write("zarr.json", &pretty(group))?;
             }
         }
+        let changed = self.consolidate(&targets)?;
         for target in &targets {
             let key = join(target.path, "zarr.json");
             let group = target.publication.group.is_some().then(|| "zarr.json".to_owned());
             target.store.sync(&mut std::iter::once(key).chain(group))?;
         }
+        for (store, path) in changed {
+            store.sync(&mut std::iter::once(join(&path, "zarr.json")))?;
+        }
         Ok(())
     }
-}
-
-fn pretty(document: &Value) -> Vec<u8> {
-    serde_json::to_vec_pretty(document).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -63,6 +63,7 @@ fn context(folder: &Path) -> RunContext {
         group: None,
         overwrite: false,
         mode: Mode::Whole,
+        consolidated: false,
     };
     let plan: FinalizedPlan = lower(&[output], &spec).expect("the plan is made");
     assert_eq!(plan.plan().stages[0].n_tasks(), N_TASKS);

@@ -55,6 +55,7 @@ pub struct Target {
     codec: Option<Encoding>,
     fill: Option<f64>,
     overwrite: bool,
+    consolidated: bool,
     region: Option<Region>,
     stores: Stores,
 }
@@ -82,6 +83,7 @@ impl Target {
             codec: None,
             fill: None,
             overwrite: false,
+            consolidated: false,
             region: None,
             stores: Stores::default(),
         }
@@ -128,6 +130,16 @@ impl Target {
     #[must_use]
     pub fn overwrite(mut self, yes: bool) -> Target {
         self.overwrite = yes;
+        self
+    }
+
+    /// The group gets consolidated metadata, which tell readers all of its arrays in one request; a group that has some keeps them up to
+    /// date in any case.
+    ///
+    /// For arrays [in groups](Target::in_group).
+    #[must_use]
+    pub fn consolidated(mut self, yes: bool) -> Target {
+        self.consolidated = yes;
         self
     }
 
@@ -216,6 +228,7 @@ fn region_output(target: &Target, region: &Region) -> Result<EngineOutput, Error
         ("a codec", target.codec.is_some()),
         ("a fill value", target.fill.is_some()),
         ("overwrite", target.overwrite),
+        ("consolidated metadata", target.consolidated),
     ];
     if let Some((what, _)) = given.into_iter().find(|(_, given)| *given) {
         return Err(RegionError::Fixed { place: place(), what }.into());
@@ -234,12 +247,16 @@ fn region_output(target: &Target, region: &Region) -> Result<EngineOutput, Error
         group: None,
         overwrite: false,
         mode: Mode::Region { tag: stored.tag },
+        consolidated: false,
     })
 }
 
 fn output(target: &Target, array: &Array, path: &str) -> Result<EngineOutput, Error> {
     if let Some(region) = &target.region {
         return region_output(target, region);
+    }
+    if target.consolidated && !target.in_group {
+        return Err(Error::Argument(format!("consolidated metadata belong to a group: store `{path}` by Target::in_group")));
     }
     let inner = array.get()?;
     let (dtype, shape) = (inner.node.dtype, inner.node.shape());
@@ -275,6 +292,7 @@ fn output(target: &Target, array: &Array, path: &str) -> Result<EngineOutput, Er
         group: target.in_group.then(|| group_document(&Map::<String, Value>::new())),
         overwrite: target.overwrite,
         mode: Mode::Whole,
+        consolidated: target.consolidated,
     })
 }
 

@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod command;
+mod groups;
 mod memory;
 mod processes;
 mod quad_means;

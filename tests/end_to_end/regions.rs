@@ -231,7 +231,7 @@ fn axes_without_names_are_whole_in_a_region_by_coordinates() {
 fn stages_read_a_region_that_was_stored() {
     let place = Place::new();
     let location = zeros(&place, &[8, 6], &[2, 2], |t| t.shards(&[4, 2]));
-    let rechunked = counted(4, 4).rechunk(&[2, 2]).unwrap();
+    let rechunked = counted(4, 4).rechunk(&[4, 1]).unwrap();
     let targets = [Target::array(&rechunked, &location).region(&[4..8, 2..6]), Target::array(&rechunked.sum(()).unwrap(), &place.at("sum"))];
     let planned = freestone::plan(&targets, &place.spec()).unwrap();
     let text = planned.plan().to_string();

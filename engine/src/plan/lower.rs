@@ -45,6 +45,8 @@ pub struct Output {
     pub overwrite: bool,
     /// How much of it is made.
     pub mode: Mode,
+    /// The group gets consolidated metadata.
+    pub consolidated: bool,
 }
 
 /// Values in the plan itself may be so large; beyond that they must be stored first.
@@ -239,6 +241,7 @@ impl<'a> Lowering<'a> {
             group: output.group.clone(),
             overwrite: output.overwrite,
             mode: output.mode.clone(),
+            consolidated: output.consolidated,
         });
         if output.mode == Mode::Metadata {
             return;

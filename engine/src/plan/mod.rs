@@ -113,6 +113,9 @@ pub struct Publication {
     /// How much of it the run makes.
     #[serde(default)]
     pub mode: Mode,
+    /// The group that holds it gets consolidated metadata. What has some is kept up in any case.
+    #[serde(default)]
+    pub consolidated: bool,
 }
 
 /// How much of a published array a run makes.

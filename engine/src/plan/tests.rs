@@ -46,7 +46,7 @@ pub(crate) fn output(node: &NodeRef, path: &str, chunk: Option<&[u64]>) -> Outpu
         window: None,
     };
     let (node, name, url) = (Arc::clone(node), path.to_owned(), "out".to_owned());
-    Output { node, name, url, path: path.into(), info, document: Value::Null, group: None, overwrite: false, mode: Mode::Whole }
+    Output { node, name, url, path: path.into(), info, document: Value::Null, group: None, overwrite: false, mode: Mode::Whole, consolidated: false }
 }
 
 fn quad_means(shape: &[u64], chunk: &[u64]) -> Vec<Output> {

@@ -12,7 +12,7 @@ use zarrs::storage::store::MemoryStore as NoStore;
 
 use super::array::{ArrayInfo, Keys, Shard, StoredArray};
 use super::codec::{Codec, CodecError};
-use super::{StorageError, Store, join, read_small};
+use super::{StorageError, Store, consolidated, join, read_small};
 use crate::grid::{ChunkGrid, GridError};
 
 /// Metadata larger than this is not metadata.
@@ -118,8 +118,21 @@ fn is_group(store: &dyn Store, path: &str) -> Result<bool, StorageError> {
 }
 
 fn children(store: &dyn Store, path: &str) -> Result<Vec<String>, StorageError> {
+    // Plain web servers cannot list: there consolidated metadata are asked first, elsewhere what is there.
+    let consolidated = |no: Option<StorageError>| match (consolidated::names(store, path)?, no) {
+        (None, Some(error)) => Err(error),
+        (names, _) => Ok(names),
+    };
+    if store.url().starts_with("http")
+        && let Some(names) = consolidated(None)?
+    {
+        return Ok(names);
+    }
     let prefix = if path.is_empty() { String::new() } else { format!("{path}/") };
-    let names = store.list(&prefix)?;
+    let names = match store.list(&prefix) {
+        Ok(names) => names,
+        Err(error) => consolidated(Some(error))?.unwrap_or_default(),
+    };
     Ok(names.into_iter().filter(|n| n != "zarr.json" && !n.starts_with('.')).collect())
 }
 

@@ -7,6 +7,7 @@
 pub mod array;
 pub mod codec;
 pub mod conformance;
+pub(crate) mod consolidated;
 mod encoding;
 mod local;
 mod memory;
