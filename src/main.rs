@@ -38,8 +38,8 @@ enum Command {
         source: String,
         /// Where the new array goes.
         target: String,
-        /// Elements along each axis of a chunk, as in 1830,13,29.
-        #[arg(long, value_delimiter = ',', required = true)]
+        /// Elements along each axis of a chunk, as in 1830,13,29. Only an array of no axes needs none.
+        #[arg(long, value_delimiter = ',')]
         chunks: Vec<u64>,
         /// Elements along each axis of a shard: so many chunks lie in one object.
         #[arg(long, value_delimiter = ',')]
@@ -102,7 +102,11 @@ fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Info { store } => info(&store),
         Command::Rechunk { source, target, chunks, shards, codec, overwrite, consolidated, plan_only, limits } => {
-            let array = freestone::open(&source)?.rechunk(&chunks)?;
+            let array = freestone::open(&source)?;
+            if chunks.is_empty() && !array.shape()?.is_empty() {
+                return Err(Failure::Usage(format!("--chunks is missing: {source} has shape {:?}, give a length for each axis", array.shape()?)));
+            }
+            let array = array.rechunk(&chunks)?;
             let target = match (consolidated, split_location(&target)) {
                 (false, _) => Target::array(&array, &target),
                 (true, (group, _)) if group == "." => return Err(Failure::Usage("--consolidated needs a group: write the target as GROUP/NAME".into())),

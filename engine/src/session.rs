@@ -178,6 +178,9 @@ impl Session for PlainZarr {
                 target.check_unchanged()?;
                 continue;
             }
+            if let Some(place) = store.obstacle(target.path) {
+                return Err(SessionError::NotAGroup { place, what: "a file" });
+            }
             if target.publication.group.is_some() {
                 let what = match document(store, "zarr.json")? {
                     Some(d) if d["node_type"] != "group" => Some("an array"),

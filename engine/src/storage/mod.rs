@@ -149,6 +149,11 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Where the store fails.
     fn sync(&self, keys: &mut dyn Iterator<Item = String>) -> Result<(), StorageError>;
 
+    /// What keeps objects from being written below a key, found without trying: the place of a file where a folder must be.
+    fn obstacle(&self, _key: &str) -> Option<String> {
+        None
+    }
+
     /// A key in words, for messages.
     fn place(&self, key: &str) -> String {
         if key.is_empty() { self.url().to_owned() } else { format!("{}/{key}", self.url()) }
