@@ -99,9 +99,14 @@ impl PlainZarr {
     fn consolidate(&self, targets: &[Target<'_>]) -> Result<Vec<Folder>, StorageError> {
         let mut groups: Vec<Folder> = Vec::new();
         for target in targets {
-            for (at, (store, path)) in self.groups_around(target)?.into_iter().enumerate() {
+            for (at, (store, path)) in self.groups_around(target).into_iter().enumerate() {
                 let asked = at == 0 && target.publication.consolidated;
-                let wanted = document(&*store, &join(&path, "zarr.json"))?.is_some_and(|d| asked || consolidated::has_consolidated(&d));
+                let group = match document(&*store, &join(&path, "zarr.json")) {
+                    // Who may write an array need not be allowed to look around it.
+                    Err(StorageError::Denied { .. }) if !asked => None,
+                    other => other?,
+                };
+                let wanted = group.is_some_and(|d| asked || consolidated::has_consolidated(&d));
                 if wanted && !groups.iter().any(|(s, p)| s.url() == store.url() && *p == path) {
                     groups.push((store, path));
                 }
@@ -114,7 +119,7 @@ impl PlainZarr {
     }
 
     /// The folders around a target that are or may be groups, from inside out.
-    fn groups_around(&self, target: &Target<'_>) -> Result<Vec<Folder>, StorageError> {
+    fn groups_around(&self, target: &Target<'_>) -> Vec<Folder> {
         let mut around = Vec::new();
         let mut path = target.path;
         while !path.is_empty() {
@@ -125,11 +130,12 @@ impl PlainZarr {
         loop {
             let (parent, name) = split_location(&url);
             if name.is_empty() || parent == url || url.starts_with("memory://") {
-                return Ok(around);
+                return around;
             }
-            let Ok(store) = self.stores.open(&parent) else { return Ok(around) };
-            if !document(&*store, "zarr.json")?.is_some_and(|d| d["node_type"] == "group") {
-                return Ok(around);
+            let Ok(store) = self.stores.open(&parent) else { return around };
+            // What is not there or not to be read is no group of ours.
+            if !matches!(document(&*store, "zarr.json"), Ok(Some(d)) if d["node_type"] == "group") {
+                return around;
             }
             around.push((store, String::new()));
             url = parent;

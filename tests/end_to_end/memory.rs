@@ -56,11 +56,8 @@ fn check_stored(what: &str, codec: impl Into<Encoding> + Copy, store: impl Fn(Ta
 
 #[test]
 fn copies_are_bounded_for_every_codec() {
-    for codec in [CodecName::None, CodecName::Lz4, CodecName::Zstd(1), CodecName::Zstd(3), CodecName::Gzip(1)] {
-        for crc32c in [false, true] {
-            let encoding = Encoding { codec, crc32c };
-            check_stored(&format!("copy {encoding}"), encoding, |target| target, |a, _| a.clone());
-        }
+    for codec in ["none", "lz4", "zstd:1", "zstd:3", "gzip:1", "none+crc32c", "lz4+crc32c", "zstd:1+crc32c"] {
+        check_stored(&format!("copy {codec}"), codec.parse::<Encoding>().unwrap(), |target| target, |a, _| a.clone());
     }
 }
 
@@ -96,14 +93,14 @@ fn rechunks_are_bounded() {
 
 #[test]
 fn shards_are_bounded() {
+    let shards = |target: Target| target.chunks(&[500, 250]).shards(&[1000, 1000]);
     for codec in ["none", "lz4", "zstd:1+crc32c"] {
-        let codec: Encoding = codec.parse().unwrap();
-        let shards = |target: Target| target.chunks(&[500, 250]).shards(&[1000, 1000]);
-        check_stored(&format!("shards {codec}"), codec, shards, |a, _| a.clone());
-        check_stored(&format!("shards of a product {codec}"), codec, |t| t.chunks(&[700, 500]).shards(&[1400, 1000]), |a, b| a * b);
-        check_stored(&format!("shards of a mean {codec}"), codec, |t| t.chunks(&[100]).shards(&[1000]), |a, _| a.mean(0).unwrap());
-        check_stored(&format!("many small chunks {codec}"), codec, |t| t.chunks(&[50, 50]).shards(&[1000, 1000]), |a, _| a.clone());
+        check_stored(&format!("shards {codec}"), codec.parse::<Encoding>().unwrap(), shards, |a, _| a.clone());
     }
+    let small = |target: Target| target.chunks(&[50, 50]).shards(&[1000, 1000]);
+    check_stored("many small chunks", CodecName::Lz4, small, |a, _| a.clone());
+    check_stored("shards of a product", CodecName::Zstd(1), |t| t.chunks(&[700, 500]).shards(&[1400, 1000]), |a, b| a * b);
+    check_stored("shards of a mean", CodecName::Zstd(1), |t| t.chunks(&[100]).shards(&[1000]), |a, _| a.mean(0).unwrap());
 }
 
 /// Output chunks larger than input chunks: the second task of a thread once reused a larger buffer for a smaller need and ran over.

@@ -27,7 +27,7 @@ use crate::storage::codec::CodecError;
 pub use layout::{InputLayout, OutputLayout, ReadMode, StageLayout};
 
 /// Version of the plan's format. A plan of another version is refused.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// Number of an array in its plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
