@@ -7,7 +7,7 @@ use freestone_engine::events::{Observer, RunReport};
 use freestone_engine::executor::Executor;
 use freestone_engine::memory::Arena;
 use freestone_engine::plan::FinalizedPlan;
-use freestone_engine::plan::lower::{kernels_of, lower, stores_of};
+use freestone_engine::plan::lower::{Output, kernels_of, lower, stores_of};
 use freestone_engine::session::PlainZarr;
 use freestone_engine::spec::Spec;
 use freestone_engine::storage::codec::Contexts;
@@ -15,10 +15,10 @@ use freestone_engine::storage::reader::{ChunkAccess, Desk, ShardCache};
 use freestone_engine::storage::{CodecName, MemoryStore, Store, Stores, metadata};
 use freestone_engine::user::KernelRegistry;
 use freestone_engine::worker::Cancel;
-use freestone_executors::Threads;
+use freestone_executors::{Serial, Threads};
 use freestone_kernels::dtype::Element;
 use freestone_ops::Array;
-use freestone_ops::io::{Target, outputs};
+use freestone_ops::io::{Target, metadata_outputs, outputs};
 use ndarray::{ArrayD, IxDyn};
 
 use crate::error::Error;
@@ -45,15 +45,40 @@ impl Planned {
 /// # Errors
 /// What an operator left in an array; a stage that does not fit `allowed_mem`; results that would be in each other's way.
 pub fn plan(targets: &[Target], spec: &Spec) -> Result<Planned, Error> {
-    plan_in(targets, spec, &Stores::default())
+    planned(targets, &outputs(targets)?, spec)
 }
 
-fn plan_in(targets: &[Target], spec: &Spec, stores: &Stores) -> Result<Planned, Error> {
-    let outputs = outputs(targets)?;
-    let plan = lower(&outputs, spec)?;
-    let all = stores_of(&outputs)?;
-    all.extend(stores);
-    Ok(Planned { plan: Arc::new(plan), stores: all, kernels: kernels_of(&outputs)? })
+/// Makes arrays without their values: writes the metadata of targets, and the coordinates of their axes.
+///
+/// The values are written later, region by region ([`Target::region`]), by this program or others; until then they are fill values. Of
+/// the arrays nothing is computed but coordinates, in this thread.
+///
+/// ```
+/// # use freestone::{DType, Serial, Settings, Spec, Target};
+/// # let folder = tempfile::tempdir()?;
+/// # let out = folder.path().join("ramp").display().to_string();
+/// # let spec = Spec::load(Settings { work_dir: Some(folder.path().join("work").display().to_string()), ..Settings::default() })?;
+/// let ramp = freestone::arange(0.0, 100.0, 1.0, DType::Float64, 10)?;
+/// freestone::create(&[Target::array(&ramp, &out)], &spec)?;
+///
+/// let part = Target::array(&ramp.slice(0, Some(20), Some(50), 1)?, &out).region(&[20..50]);
+/// freestone::run(&freestone::plan(&[part], &spec)?, &spec, &Serial)?;
+/// assert_eq!(freestone::compute::<f64>(&freestone::open(&out)?, &spec)?.sum(), (20..50).sum::<i32>() as f64);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// As [`plan`] and [`run`]; a target that is a region.
+pub fn create(targets: &[Target], spec: &Spec) -> Result<(), Error> {
+    let planned = planned(targets, &metadata_outputs(targets)?, spec)?;
+    run(&planned, spec, &Serial).map(drop)
+}
+
+fn planned(targets: &[Target], outputs: &[Output], spec: &Spec) -> Result<Planned, Error> {
+    let plan = lower(outputs, spec)?;
+    let stores = stores_of(outputs)?;
+    targets.iter().for_each(|t| stores.extend(t.stores()));
+    Ok(Planned { plan: Arc::new(plan), stores, kernels: kernels_of(outputs)? })
 }
 
 /// What a run may have besides an executor.
@@ -110,7 +135,7 @@ pub fn compute_with<T: Element>(array: &Array, spec: &Spec, executor: &dyn Execu
     let stores = Stores::default();
     stores.insert(Arc::clone(&store));
     let target = Target::array(array, &format!("{}/result", store.url())).with_stores(&stores).codec(CodecName::None);
-    let planned = plan_in(&[target], spec, &stores)?;
+    let planned = plan(&[target], spec)?;
     run(&planned, spec, executor)?;
     read_whole(&store)
 }

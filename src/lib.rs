@@ -36,24 +36,24 @@ pub mod limits;
 #[cfg(feature = "cli")]
 pub mod progress;
 
-pub use compute::{Options, Planned, compute, compute_with, plan, run, run_with};
+pub use compute::{Options, Planned, compute, compute_with, create, plan, run, run_with};
 pub use error::{Error, ExitCode};
 pub use freestone_engine as engine;
 pub use freestone_engine::events::RunReport;
 pub use freestone_engine::memory::size;
 pub use freestone_engine::spec::{Settings, Spec, parse_size};
-pub use freestone_engine::storage::{CodecName, MemoryStore, Stores};
+pub use freestone_engine::storage::{CodecName, Encoding, MemoryStore, Stores};
 pub use freestone_engine::user::{Block, BlockMut, KernelRegistry, UserKernel};
 pub use freestone_engine::worker::Cancel;
 pub use freestone_executors::{Processes, Serial, Threads, WORKER_ARGUMENT, serve};
 pub use freestone_kernels::dtype::{Bool, Complex64, Complex128};
 pub use freestone_kernels::{DType, Expr, Scalar};
-pub use freestone_ops::Error as ArrayError;
 pub use freestone_ops::elementwise::*;
 pub use freestone_ops::io::{Target, open, open_in};
 pub use freestone_ops::reduce::{Along, Axes};
 pub use freestone_ops::vocabulary;
 pub use freestone_ops::{Array, Dim, Index, Indexing, Pad, broadcast_arrays, concat, stack};
 pub use freestone_ops::{BlocksOut, Lengths, map_blocks};
+pub use freestone_ops::{Error as ArrayError, RegionError};
 pub use freestone_ops::{arange, asarray, empty, empty_like, eye, full, full_like, linspace, meshgrid, ones, ones_like, scalar, tril, triu, zeros, zeros_like};
 pub use freestone_ops::{random_integers, random_normal, random_uniform};

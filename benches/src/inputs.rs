@@ -17,7 +17,7 @@ const TINY_CHUNK: [u64; 2] = [64, 64];
 pub(crate) fn winds(setup: &Setup) -> Result<PathBuf, Failure> {
     let folder = setup.data.join(format!("{}-{}", label(setup.size), setup.codec.name()));
     let parameters = json!({"field": "winds-1", "bytes": setup.size, "codec": setup.codec.name()});
-    made(&folder, &parameters, setup, |group| Ok(synthetic_winds(setup.size, group, setup.codec.ours())?))
+    made(&folder, &parameters, setup, |group| Ok(synthetic_winds(setup.size, group, setup.codec.ours().into())?))
 }
 
 /// The group that holds `tiny`: noise of limited precision, so that zstd has something to do.

@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use freestone::engine::storage::metadata::array_document;
 use freestone::engine::storage::{ArrayInfo, Keys, Store, read_small};
 use freestone::engine::{grid::ChunkGrid, machine};
-use freestone::{Array, CodecName, DType, MemoryStore, Options, RunReport, Scalar, Spec, Stores, Target, Threads};
+use freestone::{Array, CodecName, DType, Encoding, MemoryStore, Options, RunReport, Scalar, Spec, Stores, Target, Threads};
 use serde_json::Map;
 
 use crate::sample::Sample;
@@ -126,9 +126,10 @@ fn plan_scaling(spec: Spec) -> Result<Sample, Failure> {
         fill: Scalar::zero(DType::Float32),
         grid: ChunkGrid::regular(&VAST, &VAST_CHUNK)?,
         stored_shape: Some(VAST_CHUNK.to_vec()),
-        codecs: CodecName::Zstd(0).codecs(DType::Float32),
+        codecs: Encoding::from(CodecName::Zstd(0)).codecs(DType::Float32),
         keys: Keys::Default { separator: '/' },
         shard: None,
+        window: None,
     };
     let document = serde_json::to_vec(&array_document(&info, &[], &Map::new()))?;
     for name in ["u", "v"] {

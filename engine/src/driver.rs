@@ -13,10 +13,10 @@ use crate::events::{Event, Observer, RunReport, StageReport};
 use crate::executor::{Executor, ExecutorError, Next, TaskSource};
 use crate::journal::Journal;
 use crate::machine;
-use crate::plan::{FinalizedPlan, LocalMemory, PlanError, StageId};
+use crate::plan::{FinalizedPlan, LocalMemory, Place, PlanError, StageId};
 use crate::session::{Session, SessionError};
 use crate::spec::Spec;
-use crate::storage::{StorageError, Store, Stores};
+use crate::storage::{StorageError, Store, Stores, identity};
 use crate::task::{FailureKind, RunAddress, TaskFailure, TaskOutcome, TaskRequest};
 use crate::user::KernelRegistry;
 use crate::worker::{Cancel, RunContext};
@@ -77,6 +77,7 @@ pub fn run(plan: &Arc<FinalizedPlan>, run: &Run<'_>) -> Result<RunReport, RunErr
     let local = LocalMemory { limit: run.spec.local_mem, shared: run.executor.shares_process() };
     let projected =
         if local.shared { plan.projected_local_mem(slots, &local)? } else { plan.projected_local_mem(slots, &local).map(|_| plan.projected_mem())? };
+    check_work_dir(plan, &run.spec.work_dir)?;
     run.session.check(plan)?;
     // Two runs of one plan must not see each other's intermediates, nor those of one that was killed.
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos());
@@ -110,6 +111,20 @@ pub fn run(plan: &Arc<FinalizedPlan>, run: &Run<'_>) -> Result<RunReport, RunErr
     report.slots = slots;
     report.projected_bytes = projected;
     Ok(report)
+}
+
+/// What is replaced is removed first, and the run's own plan and journal must not be in it.
+fn check_work_dir(plan: &FinalizedPlan, work_dir: &str) -> Result<(), PlanError> {
+    let work = identity(work_dir, "");
+    for array in &plan.plan().arrays {
+        if let Place::Output { url, path } = &array.place {
+            let place = identity(url, path);
+            if format!("{work}/").starts_with(&format!("{place}/")) {
+                return Err(PlanError::BadOutput(format!("the work directory {work} lies in the result's own place, {place}: choose another work_dir")));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn finish(
@@ -255,7 +270,7 @@ impl<'a> Queue<'a> {
             let mut left = report.receipts.len() as u64;
             let mut right = report.task == outcome.request.first + i as u64;
             for output in &stage.outputs {
-                let grid = &plan.array(output.array).info.grid;
+                let grid = plan.array(output.array).info.objects();
                 let chunks = grid.overlapping(&stage.output_region(output, &coords));
                 let mine = report.receipts.iter().filter(|r| r.array == output.array);
                 let mut seen: Vec<u64> = mine.map(|r| r.chunk).collect();

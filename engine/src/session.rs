@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use serde_json::Value;
 use thiserror::Error;
 
-use crate::grid::{ChunkGrid, Region};
-use crate::plan::{FinalizedPlan, Place, Publication};
-use crate::storage::metadata::exists;
-use crate::storage::{Keys, StorageError, Store, Stores, join, read_small};
+use crate::plan::{FinalizedPlan, Mode, Place, Publication};
+use crate::storage::consolidated::{self, document, pretty};
+use crate::storage::metadata::{MetadataError, exists, open_array};
+use crate::storage::{ArrayInfo, StorageError, Store, Stores, join, read_small, split_location};
 
 /// Why results cannot be written or published.
 #[derive(Clone, Debug, Error)]
@@ -20,6 +19,8 @@ pub enum SessionError {
     Foreign { place: String, names: Vec<String> },
     #[error("{place} is {what}, so no array can be stored in it: choose another place")]
     NotAGroup { place: String, what: &'static str },
+    #[error("{place} is not the array any more whose region this plan writes: it is gone, or its metadata have changed; plan again")]
+    Changed { place: String },
     #[error("another run has begun to write {place} meanwhile: this run's result is not published; run it again once the other has ended")]
     Taken { place: String },
     #[error(transparent)]
@@ -55,6 +56,9 @@ pub trait Session: Send + Sync {
 ///
 /// A run leaves a claim where it writes, and does not publish what another run has claimed since. That keeps two runs from
 /// publishing a mixture by accident; it is no lock: who must be safe from late writers needs a transactional store.
+///
+/// A region of an array that is there is written in place, chunk by chunk. That is no transaction: readers see new chunks beside old
+/// ones while the run goes on, and after one that failed. Runs that write different regions do not disturb each other.
 #[derive(Clone, Debug)]
 pub struct PlainZarr {
     stores: Stores,
@@ -79,14 +83,65 @@ impl PlainZarr {
         for publication in &plan.plan().publications {
             let array = plan.plan().array(publication.array);
             if let Place::Output { url, path } = &array.place {
-                targets.push(Target { store: self.stores.open(url)?, path, grid: &array.info.grid, keys: array.info.keys, publication });
+                targets.push(Target { store: self.stores.open(url)?, path, info: &array.info, publication });
             }
         }
         Ok(targets)
     }
-}
 
-impl PlainZarr {
+    /// Those that were not there before: all but regions.
+    fn made<'a>(&self, plan: &'a FinalizedPlan) -> Result<Vec<Target<'a>>, SessionError> {
+        Ok(self.targets(plan)?.into_iter().filter(|t| !t.is_region()).collect())
+    }
+
+    /// Brings the consolidated metadata up to date of all groups, inside of their stores and around them, that hold a target and have
+    /// some, or should.
+    fn consolidate(&self, targets: &[Target<'_>]) -> Result<Vec<Folder>, StorageError> {
+        let mut groups: Vec<Folder> = Vec::new();
+        for target in targets {
+            for (at, (store, path)) in self.groups_around(target).into_iter().enumerate() {
+                let asked = at == 0 && target.publication.consolidated;
+                let group = match document(&*store, &join(&path, "zarr.json")) {
+                    // Who may write an array need not be allowed to look around it.
+                    Err(StorageError::Denied { .. }) if !asked => None,
+                    other => other?,
+                };
+                let wanted = group.is_some_and(|d| asked || consolidated::has_consolidated(&d));
+                if wanted && !groups.iter().any(|(s, p)| s.url() == store.url() && *p == path) {
+                    groups.push((store, path));
+                }
+            }
+        }
+        for (store, path) in &groups {
+            consolidated::refresh(&**store, path)?;
+        }
+        Ok(groups)
+    }
+
+    /// The folders around a target that are or may be groups, from inside out.
+    fn groups_around(&self, target: &Target<'_>) -> Vec<Folder> {
+        let mut around = Vec::new();
+        let mut path = target.path;
+        while !path.is_empty() {
+            path = path.rsplit_once('/').map_or("", |(group, _)| group);
+            around.push((Arc::clone(&target.store), path.to_owned()));
+        }
+        let mut url = target.store.url().to_owned();
+        loop {
+            let (parent, name) = split_location(&url);
+            if name.is_empty() || parent == url || url.starts_with("memory://") {
+                return around;
+            }
+            let Ok(store) = self.stores.open(&parent) else { return around };
+            // What is not there or not to be read is no group of ours.
+            if !matches!(document(&*store, "zarr.json"), Ok(Some(d)) if d["node_type"] == "group") {
+                return around;
+            }
+            around.push((store, String::new()));
+            url = parent;
+        }
+    }
+
     /// True while no other run has claimed the place.
     fn owns(&self, target: &Target<'_>) -> Result<bool, StorageError> {
         let claim = read_small(&*target.store, &join(target.path, CLAIM), MAX_DOCUMENT_BYTES)?;
@@ -94,16 +149,30 @@ impl PlainZarr {
     }
 }
 
+/// A store, and a path in it.
+type Folder = (Arc<dyn Store>, String);
+
 struct Target<'a> {
     store: Arc<dyn Store>,
     path: &'a str,
-    grid: &'a ChunkGrid,
-    keys: Keys,
+    info: &'a ArrayInfo,
     publication: &'a Publication,
 }
 
-fn document(store: &dyn Store, key: &str) -> Result<Option<Value>, StorageError> {
-    Ok(read_small(store, key, MAX_DOCUMENT_BYTES)?.map(|bytes| serde_json::from_slice(&bytes).unwrap_or(Value::Null)))
+impl Target<'_> {
+    fn is_region(&self) -> bool {
+        matches!(self.publication.mode, Mode::Region { .. })
+    }
+
+    /// The array whose region is written is still the one that was planned for.
+    fn check_unchanged(&self) -> Result<(), SessionError> {
+        let Mode::Region { tag: expect } = &self.publication.mode else { return Ok(()) };
+        match open_array(&self.store, self.path) {
+            Ok(there) if there.tag == *expect => Ok(()),
+            Err(MetadataError::Storage(e)) => Err(e.into()),
+            _ => Err(SessionError::Changed { place: self.store.place(self.path) }),
+        }
+    }
 }
 
 impl Session for PlainZarr {
@@ -111,6 +180,13 @@ impl Session for PlainZarr {
         for target in self.targets(plan)? {
             let place = target.store.place(target.path);
             let store = &*target.store;
+            if target.is_region() {
+                target.check_unchanged()?;
+                continue;
+            }
+            if let Some(place) = store.obstacle(target.path) {
+                return Err(SessionError::NotAGroup { place, what: "a file" });
+            }
             if target.publication.group.is_some() {
                 let what = match document(store, "zarr.json")? {
                     Some(d) if d["node_type"] != "group" => Some("an array"),
@@ -143,7 +219,7 @@ impl Session for PlainZarr {
     }
 
     fn begin(&self, plan: &FinalizedPlan) -> Result<(), SessionError> {
-        for target in self.targets(plan)? {
+        for target in self.made(plan)? {
             for name in ["zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"] {
                 target.store.remove(&join(target.path, name))?;
             }
@@ -156,12 +232,16 @@ impl Session for PlainZarr {
                 target.store.remove(&format!("{}/", target.path))?;
             }
             target.store.write(&join(target.path, CLAIM), self.claim.as_bytes())?;
+            if target.publication.overwrite {
+                // Nor must it be seen in its groups' copies.
+                self.consolidate(&[target])?;
+            }
         }
         Ok(())
     }
 
     fn abandon(&self, plan: &FinalizedPlan) {
-        for target in self.targets(plan).into_iter().flatten() {
+        for target in self.made(plan).into_iter().flatten() {
             if self.owns(&target).unwrap_or(false) {
                 let _ = target.store.remove(&join(target.path, CLAIM));
             }
@@ -169,12 +249,16 @@ impl Session for PlainZarr {
     }
 
     fn commit(&self, plan: &FinalizedPlan) -> Result<(), SessionError> {
-        let targets = self.targets(plan)?;
-        for target in &targets {
-            let all = Region { start: vec![0; target.grid.axes().len()], shape: target.grid.chunk_counts() };
-            let mut keys = (0..all.n_elements()).map(|i| join(target.path, &target.keys.key(&target.grid.coords(i))));
+        for target in self.targets(plan)? {
+            if target.publication.mode == Mode::Metadata {
+                continue;
+            }
+            let objects = target.info.objects();
+            let mut keys = (0..objects.n_chunks()).map(|i| join(target.path, &target.info.object_key(&objects.coords(i))));
             target.store.sync(&mut keys)?;
+            target.check_unchanged()?;
         }
+        let targets = self.made(plan)?;
         for target in &targets {
             if !self.owns(target)? {
                 return Err(SessionError::Taken { place: target.store.place(target.path) });
@@ -192,17 +276,17 @@ impl Session for PlainZarr {
                 target.store.write("zarr.json", &pretty(group))?;
             }
         }
+        let changed = self.consolidate(&targets)?;
         for target in &targets {
             let key = join(target.path, "zarr.json");
             let group = target.publication.group.is_some().then(|| "zarr.json".to_owned());
             target.store.sync(&mut std::iter::once(key).chain(group))?;
         }
+        for (store, path) in changed {
+            store.sync(&mut std::iter::once(join(&path, "zarr.json")))?;
+        }
         Ok(())
     }
-}
-
-fn pretty(document: &Value) -> Vec<u8> {
-    serde_json::to_vec_pretty(document).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 
 use crate::machine;
-use crate::storage::CodecName;
+use crate::storage::Encoding;
 
 /// Limits and places of a computation. The words mean what they mean in Cubed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,7 +28,7 @@ pub struct Spec {
     /// Threads or processes of local executors.
     pub threads: usize,
     /// Codec of intermediate arrays.
-    pub codec: CodecName,
+    pub codec: Encoding,
 }
 
 /// One layer of settings; what is `None` is left to the layers below.
@@ -51,7 +51,7 @@ pub struct Settings {
     /// See [`Spec::threads`].
     pub threads: Option<usize>,
     /// See [`Spec::codec`].
-    pub codec: Option<CodecName>,
+    pub codec: Option<Encoding>,
 }
 
 /// Why settings do not hold.
@@ -172,7 +172,11 @@ impl Spec {
     /// Where a layer cannot be read or a limit is too small.
     pub fn load(code: Settings) -> Result<Spec, SpecError> {
         let environment = Settings::from_env(|name| std::env::var(name).ok())?;
-        let file = std::env::var("FREESTONE_CONFIG").unwrap_or_else(|_| DEFAULT_FILE.into());
+        let named = std::env::var("FREESTONE_CONFIG").ok().filter(|name| !name.is_empty());
+        if let Some(name) = named.as_ref().filter(|name| !Path::new(name).exists()) {
+            return Err(SpecError::Source { place: format!("the settings file {name}, which FREESTONE_CONFIG names,"), why: "there is no such file".into() });
+        }
+        let file = named.unwrap_or_else(|| DEFAULT_FILE.into());
         code.or(environment).or(Settings::from_file(Path::new(&file))?).resolve()
     }
 }

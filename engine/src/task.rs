@@ -68,7 +68,7 @@ pub struct TaskReport {
 pub struct Receipt {
     /// The array.
     pub array: ArrayId,
-    /// The chunk's place in C order.
+    /// The place, in C order, of the chunk or shard that was written.
     pub chunk: u64,
     /// What became of it.
     pub written: Written,

@@ -182,7 +182,7 @@ struct Task<'a> {
     coords: Vec<u64>,
     region: Region,
     cell: Region,
-    /// The output chunk at hand: of a map, the same for all outputs.
+    /// The output chunk or shard at hand: of a map, the same for all outputs.
     chunk: Vec<u64>,
     loaded: Vec<Option<Loaded>>,
     accumulators: Vec<Option<Buffer>>,
@@ -318,7 +318,7 @@ impl Task<'_> {
         let check = || if cancel.is_cancelled() { Err((FailureKind::Cancelled, "the run was cancelled".to_owned())) } else { Ok(()) };
         check()?;
         let chunks = match &self.stage.kernel {
-            Kernel::Map(_) | Kernel::User { .. } => self.ready.outputs.first().map(|o| o.info().grid.overlapping(&self.region)),
+            Kernel::Map(_) | Kernel::User { .. } => self.ready.outputs.first().map(|o| o.objects().overlapping(&self.region)),
             Kernel::Reduce { .. } => None,
         };
         if let Some(chunks) = &chunks {
@@ -529,12 +529,12 @@ impl Task<'_> {
     /// Evaluates the output chunk at hand.
     fn apply(&mut self) -> Result<(), Cause> {
         let Some(first) = self.ready.outputs.first() else { return Ok(()) };
-        let region = first.info().grid.region(&self.chunk);
+        let region = first.objects().region(&self.chunk);
         let shape = sizes(&region.shape);
         let n: usize = shape.iter().product();
         let mut blocks = Vec::with_capacity(self.blocks.len());
         for output in &self.ready.outputs {
-            let stored: u64 = output.stored_shape(&self.chunk).iter().product();
+            let stored: u64 = output.object_shape(&self.chunk).iter().product();
             blocks.push(self.desk.arena.buffer(stored * output.info().dtype.size() as u64).map_err(overrun)?);
         }
         let mut fronts: Vec<&mut [u8]> = blocks.iter_mut().zip(&self.ready.outputs).map(|(b, o)| &mut b.bytes_mut()[..n * o.info().dtype.size()]).collect();
@@ -573,9 +573,9 @@ impl Task<'_> {
         let Kernel::Reduce { folds, .. } = &self.stage.kernel else { return Ok(()) };
         let output = &self.ready.outputs[j];
         let region = self.stage.output_region(&self.stage.outputs[j], &self.coords);
-        self.chunk = output.info().grid.overlapping(&region).start;
+        self.chunk = output.objects().overlapping(&region).start;
         let (Some(_), Some(accumulator)) = (self.layout.outputs[j].block, &self.accumulators[j]) else { return Ok(()) };
-        let stored: u64 = output.stored_shape(&self.chunk).iter().product();
+        let stored: u64 = output.object_shape(&self.chunk).iter().product();
         let size = output.info().dtype.size();
         let mut block = self.desk.arena.buffer(stored * size as u64).map_err(overrun)?;
         let n = region.n_elements() as usize;
@@ -589,7 +589,7 @@ impl Task<'_> {
         let output = &self.ready.outputs[j];
         let Some(block) = self.blocks[j].as_ref().or(self.accumulators[j].as_ref()) else { return Ok(()) };
         let written = output.write(&self.chunk, block.bytes(), self.desk).map_err(|e| cause_of_chunk(&e))?;
-        self.receipts.push(Receipt { array: self.stage.outputs[j].array, chunk: output.info().grid.index(&self.chunk), written });
+        self.receipts.push(Receipt { array: self.stage.outputs[j].array, chunk: output.objects().index(&self.chunk), written });
         Ok(())
     }
 }
@@ -721,7 +721,7 @@ fn first_in(region: &Region, shape: &[u64], at: u64) -> Option<(u64, u64, u64)> 
 
 /// Spreads an edge chunk over its stored shape.
 fn pad(block: &mut Buffer, shape: &[usize], output: &ChunkAccess, chunk: &[u64]) {
-    let stored = sizes(&output.stored_shape(chunk));
+    let stored = sizes(&output.object_shape(chunk));
     if stored != shape {
         copy::pad_in_place(block.bytes_mut(), shape, &stored, &output.info().fill);
     }

@@ -17,7 +17,7 @@ use clap::Parser;
 use freestone::engine::driver::RunError;
 use freestone::limits::Limits;
 use freestone::progress::Progress;
-use freestone::{Cancel, CodecName, DType, Error, Options, Target};
+use freestone::{Cancel, DType, Encoding, Error, Options, Target};
 use winds::synthetic_winds;
 
 #[global_allocator]
@@ -35,9 +35,9 @@ struct Arguments {
     /// Makes a wind field of this size first, beside the output, and runs on it.
     #[arg(long, value_parser = freestone::parse_size)]
     generate: Option<u64>,
-    /// Codec of the results and of generated winds: none, lz4, zstd or zstd:LEVEL.
+    /// Codec of the results and of generated winds: as in zstd:3+crc32c.
     #[arg(long, default_value = "zstd")]
-    codec: CodecName,
+    codec: Encoding,
     #[command(flatten)]
     limits: Limits,
 }

@@ -2,7 +2,7 @@
 
 use std::f64::consts::TAU;
 
-use freestone::{Array, CodecName, DType, Error, Target};
+use freestone::{Array, DType, Encoding, Error, Target};
 use ndarray::Array1;
 
 /// Chunks of 20 time steps of the whole map: about 20 MB.
@@ -15,7 +15,7 @@ const KEEP_11_BITS: f64 = 8193.0;
 /// Arrays `u` and `v`, of so many bytes together, and their coordinates, as targets in a group.
 ///
 /// A zonal jet with a season, planetary waves that travel, and noise, rounded as archives do.
-pub(crate) fn synthetic_winds(bytes: u64, group: &str, codec: CodecName) -> Result<Vec<Target>, Error> {
+pub(crate) fn synthetic_winds(bytes: u64, group: &str, codec: Encoding) -> Result<Vec<Target>, Error> {
     let [_, ny, nx] = CHUNK;
     let nt = (bytes / (2 * 4 * ny * nx)).max(1);
     let shape = [nt, ny, nx];

@@ -17,7 +17,7 @@ use freestone_engine::graph::{Node, Op};
 use freestone_engine::grid::ChunkGrid;
 use freestone_engine::kernels::{DType, Generate, Scalar};
 use freestone_engine::plan::lower::{Output, lower};
-use freestone_engine::plan::{FinalizedPlan, StageId};
+use freestone_engine::plan::{FinalizedPlan, Mode, StageId};
 use freestone_engine::spec::{Settings, Spec};
 use freestone_engine::storage::{ArrayInfo, CodecName, Stores};
 use freestone_engine::task::{FailureKind, RunAddress, TaskOutcome, TaskRequest};
@@ -62,6 +62,8 @@ fn context(folder: &Path) -> RunContext {
         document: Value::Null,
         group: None,
         overwrite: false,
+        mode: Mode::Whole,
+        consolidated: false,
     };
     let plan: FinalizedPlan = lower(&[output], &spec).expect("the plan is made");
     assert_eq!(plan.plan().stages[0].n_tasks(), N_TASKS);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use freestone_engine::graph::{Node, Op};
 use freestone_engine::grid::{AxisGrid, ChunkGrid};
 use freestone_engine::storage::metadata::array_document;
-use freestone_engine::storage::{ArrayInfo, CodecName, Keys, MemoryStore, Store};
+use freestone_engine::storage::{ArrayInfo, CodecName, Encoding, Keys, MemoryStore, Store};
 use freestone_kernels::dtype::{Element, Kind};
 use freestone_kernels::{Buffer, DType, Generate, Scalar};
 use ndarray::{ArrayBase, Data, Dimension};
@@ -280,9 +280,10 @@ fn in_memory<T: Element, S: Data<Elem = T>, D: Dimension>(values: &ArrayBase<S, 
         fill: Scalar::zero(T::DTYPE),
         grid: ChunkGrid::regular(&shape, &chunk)?,
         stored_shape: Some(chunk),
-        codecs: CodecName::None.codecs(T::DTYPE),
+        codecs: Encoding::from(CodecName::None).codecs(T::DTYPE),
         keys: Keys::Default { separator: '/' },
         shard: None,
+        window: None,
     };
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
     store.write("values/zarr.json", &serde_json::to_vec(&array_document(&info, &[], &Map::new())).unwrap_or_default())?;

@@ -10,6 +10,8 @@ use freestone_engine::storage::metadata::MetadataError;
 use freestone_kernels::{DType, ExprError};
 use thiserror::Error;
 
+use crate::region::RegionError;
+
 /// Why an array cannot be built or stored.
 #[derive(Clone, Debug, Error)]
 #[allow(missing_docs)]
@@ -28,6 +30,10 @@ pub enum Error {
     Empty { op: &'static str, axis: usize },
     #[error("{0}")]
     Argument(String),
+    #[error("{0}")]
+    Shards(String),
+    #[error(transparent)]
+    Region(#[from] RegionError),
     #[error("{source} (in the expression at {}:{}:{})", at.file(), at.line(), at.column())]
     Deferred { source: Arc<Error>, at: &'static Location<'static> },
     #[error(transparent)]

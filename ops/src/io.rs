@@ -1,17 +1,21 @@
 //! Arrays in, arrays out.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use freestone_engine::graph::{Node, NodeRef, Op};
 use freestone_engine::grid::ChunkGrid;
+use freestone_engine::plan::Mode;
 use freestone_engine::plan::lower::Output as EngineOutput;
+use freestone_engine::storage::array::Shard;
 use freestone_engine::storage::metadata::{self, MetadataError, array_document, group_document, open_array};
-use freestone_engine::storage::{ArrayInfo, CodecName, Keys, Store, Stores, join, split_location};
+use freestone_engine::storage::{ArrayInfo, CodecName, Encoding, Keys, Store, Stores, join, split_location};
 use freestone_kernels::Scalar;
 use serde_json::{Map, Value};
 
 use crate::array::{Array, Dim, Origin};
 use crate::error::Error;
+use crate::region::{Region, RegionError, window};
 
 /// Opens a stored array, `winds.zarr/u` or `s3://bucket/winds.zarr/u`, of Zarr format 2 or 3.
 ///
@@ -47,9 +51,12 @@ pub struct Target {
     path: String,
     in_group: bool,
     chunks: Option<Vec<u64>>,
-    codec: CodecName,
+    shards: Option<Vec<u64>>,
+    codec: Option<Encoding>,
     fill: Option<f64>,
     overwrite: bool,
+    consolidated: bool,
+    region: Option<Region>,
     stores: Stores,
 }
 
@@ -66,7 +73,20 @@ impl Target {
     }
 
     fn new(array: &Array, url: String, path: String, in_group: bool) -> Target {
-        Target { array: array.clone(), url, path, in_group, chunks: None, codec: CodecName::Zstd(0), fill: None, overwrite: false, stores: Stores::default() }
+        Target {
+            array: array.clone(),
+            url,
+            path,
+            in_group,
+            chunks: None,
+            shards: None,
+            codec: None,
+            fill: None,
+            overwrite: false,
+            consolidated: false,
+            region: None,
+            stores: Stores::default(),
+        }
     }
 
     /// Uses stores that are open already, for instance in memory.
@@ -83,10 +103,19 @@ impl Target {
         self
     }
 
-    /// Stored with that codec; otherwise zstd at its default level.
+    /// Stored objects are shards of that shape, each of which holds several chunks; otherwise every chunk is an object.
+    ///
+    /// Each length must be a multiple of the chunks'. A shard is written by one task, which holds it whole; readers fetch single chunks.
     #[must_use]
-    pub fn codec(mut self, codec: CodecName) -> Target {
-        self.codec = codec;
+    pub fn shards(mut self, shards: &[u64]) -> Target {
+        self.shards = Some(shards.to_vec());
+        self
+    }
+
+    /// Stored with that codec, for instance `CodecName::Zstd(3)` or `"zstd:3+crc32c".parse()?`; otherwise zstd at its default level.
+    #[must_use]
+    pub fn codec(mut self, codec: impl Into<Encoding>) -> Target {
+        self.codec = Some(codec.into());
         self
     }
 
@@ -103,6 +132,42 @@ impl Target {
         self.overwrite = yes;
         self
     }
+
+    /// The group gets consolidated metadata, which tell readers all of its arrays in one request; a group that has some keeps them up to
+    /// date in any case.
+    ///
+    /// For arrays [in groups](Target::in_group).
+    #[must_use]
+    pub fn consolidated(mut self, yes: bool) -> Target {
+        self.consolidated = yes;
+        self
+    }
+
+    /// Writes a region of an array that is there already, one range for each axis; the array's metadata stay as they are.
+    ///
+    /// A region begins and ends where the stored chunks (or shards) do, or at the array's end. Runs may write different regions of one
+    /// array at the same time. Each chunk is replaced as a whole; the region is not: readers see new chunks beside old ones until the
+    /// run has ended. Coordinates are not written. For all of this at once a transactional store is needed.
+    #[must_use]
+    pub fn region(mut self, region: &[Range<u64>]) -> Target {
+        self.region = Some(Region::At(region.to_vec()));
+        self
+    }
+
+    /// As [`region`](Target::region), where the coordinates say: each named axis lies where the values of its coordinate are found, all
+    /// of them and in one piece, in the coordinate of the stored array's group.
+    ///
+    /// Planning reads these coordinates.
+    #[must_use]
+    pub fn region_auto(mut self) -> Target {
+        self.region = Some(Region::Auto);
+        self
+    }
+
+    /// The stores that it was given.
+    pub fn stores(&self) -> &Stores {
+        &self.stores
+    }
 }
 
 /// What the planner needs of targets; coordinates of the axes of arrays in groups are added.
@@ -114,16 +179,30 @@ pub fn outputs(targets: &[Target]) -> Result<Vec<EngineOutput>, Error> {
     for target in targets {
         all.push(output(target, &target.array, &target.path)?);
     }
-    for target in targets.iter().filter(|t| t.in_group) {
+    for target in targets.iter().filter(|t| t.in_group && t.region.is_none()) {
         for (name, coordinate) in coordinates(target)? {
             let taken = all.iter().any(|o| o.url == target.url && o.path == name);
             if !taken && !kept_as_it_is(target, &name, &coordinate)? {
                 // A coordinate is small: one chunk.
-                let whole = Target { chunks: Some(coordinate.shape()?.iter().map(|n| (*n).max(1)).collect()), fill: None, ..target.clone() };
+                let chunks = Some(coordinate.shape()?.iter().map(|n| (*n).max(1)).collect());
+                let whole = Target { chunks, shards: None, fill: None, ..target.clone() };
                 all.push(output(&whole, &coordinate, &name)?);
             }
         }
     }
+    Ok(all)
+}
+
+/// What the planner needs to write the metadata of targets, and the coordinates of their axes with their values.
+///
+/// # Errors
+/// As [`outputs`], and for regions.
+pub fn metadata_outputs(targets: &[Target]) -> Result<Vec<EngineOutput>, Error> {
+    if let Some(target) = targets.iter().find(|t| t.region.is_some()) {
+        return Err(RegionError::Metadata { place: join(&target.url, &target.path) }.into());
+    }
+    let mut all = outputs(targets)?;
+    all[..targets.len()].iter_mut().for_each(|o| o.mode = Mode::Metadata);
     Ok(all)
 }
 
@@ -139,7 +218,46 @@ fn kept_as_it_is(target: &Target, name: &str, coordinate: &Array) -> Result<bool
     }
 }
 
+/// A region of an array that is there.
+fn region_output(target: &Target, region: &Region) -> Result<EngineOutput, Error> {
+    let store = target.stores.open(&target.url)?;
+    let place = || store.place(&target.path);
+    let given = [
+        ("chunks", target.chunks.is_some()),
+        ("shards", target.shards.is_some()),
+        ("a codec", target.codec.is_some()),
+        ("a fill value", target.fill.is_some()),
+        ("overwrite", target.overwrite),
+        ("consolidated metadata", target.consolidated),
+    ];
+    if let Some((what, _)) = given.into_iter().find(|(_, given)| *given) {
+        return Err(RegionError::Fixed { place: place(), what }.into());
+    }
+    let stored = match open_array(&store, &target.path) {
+        Err(MetadataError::NoZarr { .. }) => return Err(RegionError::Missing { place: place() }.into()),
+        other => other?,
+    };
+    Ok(EngineOutput {
+        node: Arc::clone(&target.array.get()?.node),
+        name: target.path.clone(),
+        url: store.url().to_owned(),
+        path: target.path.clone(),
+        info: window(&target.array, &stored, region)?,
+        document: Value::Null,
+        group: None,
+        overwrite: false,
+        mode: Mode::Region { tag: stored.tag },
+        consolidated: false,
+    })
+}
+
 fn output(target: &Target, array: &Array, path: &str) -> Result<EngineOutput, Error> {
+    if let Some(region) = &target.region {
+        return region_output(target, region);
+    }
+    if target.consolidated && !target.in_group {
+        return Err(Error::Argument(format!("consolidated metadata belong to a group: store `{path}` by Target::in_group")));
+    }
     let inner = array.get()?;
     let (dtype, shape) = (inner.node.dtype, inner.node.shape());
     let chunks = match &target.chunks {
@@ -151,8 +269,17 @@ fn output(target: &Target, array: &Array, path: &str) -> Result<EngineOutput, Er
         Some(value) => Scalar::from_f64(dtype, value),
         None => inherited_fill(&inner.node).unwrap_or(Scalar::zero(dtype)),
     };
-    let info =
-        ArrayInfo { dtype, fill, grid, stored_shape: Some(chunks), codecs: target.codec.codecs(dtype), keys: Keys::Default { separator: '/' }, shard: None };
+    let shard = target.shards.as_ref().map(|shards| shard(shards, &chunks)).transpose()?;
+    let info = ArrayInfo {
+        dtype,
+        fill,
+        grid,
+        stored_shape: Some(chunks),
+        codecs: target.codec.unwrap_or(CodecName::Zstd(0).into()).codecs(dtype),
+        keys: Keys::Default { separator: '/' },
+        shard,
+        window: None,
+    };
     let names: Vec<Option<String>> = inner.dims.iter().map(|d| d.name.clone()).collect();
     let url = target.stores.open(&target.url)?.url().to_owned();
     Ok(EngineOutput {
@@ -164,7 +291,25 @@ fn output(target: &Target, array: &Array, path: &str) -> Result<EngineOutput, Er
         info,
         group: target.in_group.then(|| group_document(&Map::<String, Value>::new())),
         overwrite: target.overwrite,
+        mode: Mode::Whole,
+        consolidated: target.consolidated,
     })
+}
+
+/// Shards of a shape, out of chunks of another.
+fn shard(shards: &[u64], chunks: &[u64]) -> Result<Shard, Error> {
+    if shards.len() != chunks.len() {
+        return Err(Error::Shards(format!("{} shard sizes were given for {} axes: give one for each axis", shards.len(), chunks.len())));
+    }
+    for (axis, (shard, chunk)) in shards.iter().zip(chunks).enumerate() {
+        let chunk = (*chunk).max(1);
+        if *shard == 0 || shard % chunk != 0 {
+            let below = shard / chunk * chunk;
+            let nearest = if below == 0 { format!("{chunk}") } else { format!("{below} or {}", below.saturating_add(chunk)) };
+            return Err(Error::Shards(format!("along axis {axis} a shard of {shard} is no multiple of the chunks of {chunk}: use {nearest}")));
+        }
+    }
+    Ok(Shard::new(shards.iter().zip(chunks).map(|(s, c)| s / (*c).max(1)).collect()))
 }
 
 /// A copy keeps the value of chunks that are not there, whatever its chunks are: it may stand for missing data.

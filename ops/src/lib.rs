@@ -14,6 +14,7 @@ pub mod io;
 mod manipulate;
 mod map_blocks;
 pub mod reduce;
+mod region;
 pub mod vocabulary;
 
 pub use array::{Array, Dim};
@@ -24,3 +25,4 @@ pub use error::Error;
 pub use index::Index;
 pub use manipulate::{Pad, broadcast_arrays, concat, stack};
 pub use map_blocks::{BlocksOut, Lengths, map_blocks};
+pub use region::RegionError;

@@ -3,7 +3,7 @@
 use clap::Args;
 use freestone::expression::{Expression, Inputs, is_identifier};
 use freestone::limits::Limits;
-use freestone::{Array, CodecName, Target};
+use freestone::{Array, Encoding, Target};
 
 use super::output::Output;
 use super::{Failure, Mode, execute};
@@ -31,9 +31,15 @@ pub(crate) struct Request {
     /// Elements along each axis of a stored chunk; otherwise as the result is chunked.
     #[arg(long, value_delimiter = ',')]
     chunks: Option<Vec<u64>>,
-    /// Codec of the results: none, lz4, zstd or zstd:LEVEL.
+    /// Elements along each axis of a shard: so many chunks lie in one object.
+    #[arg(long, value_delimiter = ',')]
+    shards: Option<Vec<u64>>,
+    /// Codec of the results: none, lz4, zstd, zstd:LEVEL, gzip or gzip:LEVEL; with +crc32c after it, they have a checksum.
     #[arg(long, default_value = "zstd")]
-    codec: CodecName,
+    codec: Encoding,
+    /// Gives groups that results go into consolidated metadata.
+    #[arg(long)]
+    consolidated: bool,
     /// Replaces what is where the results go.
     #[arg(long)]
     overwrite: bool,
@@ -105,6 +111,10 @@ impl Request {
             Some(chunks) => output.target(&array.rechunk(chunks)?).chunks(chunks),
             None => output.target(array),
         };
-        Ok(target.codec(self.codec).overwrite(self.overwrite))
+        let target = match &self.shards {
+            Some(shards) => target.shards(shards),
+            None => target,
+        };
+        Ok(target.codec(self.codec).overwrite(self.overwrite).consolidated(self.consolidated))
     }
 }

@@ -41,7 +41,7 @@ fn describe(array: &StoredArray) -> Result<(), Failure> {
     let chunk_bytes = info.chunk_shape().iter().fold(info.dtype.size() as u64, |p, n| p.saturating_mul(*n));
     say(&format!("  chunks  {:?} of {}, {} in all", info.chunk_shape(), size(chunk_bytes), info.grid.n_chunks()))?;
     if let Some(shard) = &info.shard {
-        say(&format!("  shards  of {:?} chunks", shard.chunks))?;
+        say(&format!("  shards  {:?} of {:?} chunks, {} in all", info.object_shape(), shard.chunks, info.objects().n_chunks()))?;
     }
     let codecs: Vec<String> = info.codecs.iter().map(|c| c["name"].as_str().unwrap_or_default().to_owned()).collect();
     say(&format!("  codecs  {}", codecs.join(", ")))?;

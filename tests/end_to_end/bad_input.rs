@@ -323,6 +323,23 @@ fn a_work_dir_that_cannot_be_made() {
     assert_eq!(names(place.folder.path()), before);
 }
 
+/// The run's own plan and journal would be removed with what is replaced.
+#[test]
+fn a_work_dir_inside_of_a_result() {
+    let place = Place::new();
+    small(&place.at("in"), |_| {});
+    let array = freestone::open(&place.at("in")).unwrap();
+    store(&array, &place.at("out"), &place, |t| t).unwrap();
+    let before = tree(place.at("out"));
+    for work_dir in [place.at("out"), place.at("out/work"), place.at("in/../out/c")] {
+        let spec = Spec { work_dir, ..place.spec() };
+        let planned = freestone::plan(&[Target::array(&array, &place.at("out")).overwrite(true)], &spec).unwrap();
+        let refused = |e: &Error| matches!(e, Error::Run(RunError::Plan(PlanError::BadOutput(_))));
+        check(freestone::run(&planned, &spec, &Serial), ExitCode::Failed, "choose another work_dir", refused);
+        assert!(tree(place.at("out")) == before);
+    }
+}
+
 #[test]
 fn memory_one_byte_short_is_refused_and_nothing_is_touched() {
     let place = Place::new();

@@ -7,12 +7,16 @@ use std::process::{Command, Output};
 use crate::support::{BINARY, Place, WINDS_V2, WINDS_V3, names};
 
 pub fn freestone(place: &Place, arguments: &[&str]) -> Output {
+    freestone_with(place, &[], arguments)
+}
+
+fn freestone_with(place: &Place, variables: &[(&str, &str)], arguments: &[&str]) -> Output {
     let mut command = Command::new(BINARY);
     // Nobody's settings but ours.
     std::env::vars().filter(|(name, _)| name.starts_with("FREESTONE_")).for_each(|(name, _)| {
         command.env_remove(name);
     });
-    command.current_dir(place.folder.path()).env("FREESTONE_WORK_DIR", place.at("work")).args(arguments).output().unwrap()
+    command.current_dir(place.folder.path()).env("FREESTONE_WORK_DIR", place.at("work")).envs(variables.iter().copied()).args(arguments).output().unwrap()
 }
 
 pub fn stdout(output: &Output) -> String {
@@ -102,6 +106,27 @@ fn wrong_usage_is_2() {
     check_failure(&place, &["rechunk", &u(), "out", "--chunks", "12,10,20"], 2, &["freestone.toml", "alowed_mem"]);
 }
 
+/// It was ignored once.
+#[test]
+fn a_settings_file_that_is_named_must_be_there() {
+    let place = Place::new();
+    let rechunk = ["rechunk", &u(), "out", "--chunks", "12,10,20"];
+    let output = freestone_with(&place, &[("FREESTONE_CONFIG", "nothing.toml")], &rechunk);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && errors.contains("nothing.toml") && errors.contains("FREESTONE_CONFIG"), "{errors}");
+    fs::write(place.at("mine.toml"), "threads = 1").unwrap();
+    stdout(&freestone_with(&place, &[("FREESTONE_CONFIG", "mine.toml")], &rechunk));
+}
+
+#[test]
+fn an_array_of_no_axes_is_copied() {
+    let place = Place::new();
+    let one = freestone::Target::array(&freestone::scalar(1.5), &place.at("one"));
+    freestone::run(&freestone::plan(&[one], &place.spec()).unwrap(), &place.spec(), &freestone::Serial).unwrap();
+    stdout(&freestone(&place, &["rechunk", "one", "copy"]));
+    assert_eq!(freestone::compute::<f64>(&freestone::open(&place.at("copy")).unwrap(), &place.spec()).unwrap().sum(), 1.5);
+}
+
 #[test]
 fn too_little_memory_is_3_and_leaves_nothing() {
     let place = Place::new();
@@ -131,6 +156,11 @@ fn what_is_in_the_way_is_5() {
     fs::create_dir(place.at("mine")).unwrap();
     fs::write(place.at("mine/notes"), "mine").unwrap();
     check_failure(&place, &["rechunk", &u(), "mine", "--chunks", "12,10,20", "--overwrite"], 5, &["notes"]);
+    // Found before anything is computed.
+    fs::write(place.at("file"), "mine").unwrap();
+    for target in ["file", "file/u"] {
+        check_failure(&place, &["rechunk", &u(), target, "--chunks", "12,10,20", "--overwrite"], 5, &["file is a file"]);
+    }
 }
 
 #[test]

@@ -6,10 +6,13 @@
 mod bad_input;
 mod command;
 mod expressions;
+mod groups;
 mod memory;
 mod processes;
 mod quad_means;
 mod rearranged;
+mod regions;
+mod storing;
 mod suites;
 mod support;
 mod user_kernels;

@@ -68,6 +68,35 @@ fn interop_reads_what_zarr_python_wrote() {
     println!("{} arrays", listed.len());
 }
 
+/// What `read_outputs.py` reads: numbers in C order, stored in every way that we can, and the winds, piece by piece.
+#[test]
+#[ignore = "zarr-python reads what it writes: run by .ci/run"]
+fn interop_writes_for_zarr_python() {
+    let (group, place) = (format!("{}/outputs.zarr", variable("FREESTONE_INTEROP")), Place::new());
+    let run = |target: Target| freestone::run(&freestone::plan(&[target], &place.spec()).unwrap(), &place.spec(), &Threads::new(2)).unwrap();
+    let numbers = ndarray::Array::from_shape_fn(ndarray::IxDyn(&[30, 41]), |i| (41 * i[0] + i[1]) as f32);
+    let numbers = freestone::asarray(&numbers).with_dims(&[Some("y"), Some("x")]).unwrap();
+    let target = |name: &str| Target::in_group(&numbers, &group, name).chunks(&[8, 8]).overwrite(true);
+    for codec in ["none", "lz4", "zstd:5+crc32c", "gzip:1", "none+crc32c"] {
+        let encoding: freestone::Encoding = codec.parse().unwrap();
+        let name = codec.replace([':', '+'], "-");
+        run(target(&name).codec(encoding));
+        run(target(&format!("shards-{name}")).shards(&[16, 24]).codec(encoding));
+    }
+    freestone::create(&[target("regions").shards(&[8, 16])], &place.spec()).unwrap();
+    for rows in [0..16, 16..30] {
+        let part = numbers.slice(0, Some(rows.start), Some(rows.end), 1).unwrap();
+        run(Target::in_group(&part, &group, "regions").region(&[rows.start as u64..rows.end as u64, 0..41]));
+    }
+    let u = freestone::open(&format!("{WINDS_V3}/u")).unwrap();
+    freestone::create(&[Target::in_group(&u, &group, "u").chunks(&[1, 73, 144]).overwrite(true).consolidated(true)], &place.spec()).unwrap();
+    for months in [0..7, 7..12] {
+        run(Target::in_group(&u.slice(0, Some(months.start), Some(months.end), 1).unwrap(), &group, "u").region_auto());
+    }
+    // After everything else, by a run that was not asked to consolidate.
+    run(target("last"));
+}
+
 // --- A disk that runs full ------------------------------------------------------------------------------------------
 
 /// 5.8 MB that do not compress.

@@ -457,7 +457,7 @@ fn run(program: &Program, place: &Place, statistics: &RefCell<Statistics>) -> Re
         }
     }
     let codec = [CodecName::None, CodecName::Zstd(0), CodecName::Lz4][program.codec as usize];
-    let spec = Spec { parallelism: program.parallelism, codec, ..place.spec() };
+    let spec = Spec { parallelism: program.parallelism, codec: codec.into(), ..place.spec() };
     let made = &pool[program.inputs.len().min(pool.len() - 1)..];
     for pair in made.iter().rev().take(2) {
         let shape: Vec<usize> = pair.lazy.shape().map_err(|e| TestCaseError::fail(e.to_string()))?.iter().map(|n| *n as usize).collect();

@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
 """Reads quadratic means that Freestone wrote, as its users will: with zarr-python and with xarray.
 
-    python read_outputs.py GROUP
+    python read_outputs.py GROUP OUTPUTS
 
 GROUP holds uu, uv and vv (latitude, longitude), made from the winds of the 2.5 degree grid, and the two coordinates.
+OUTPUTS has consolidated metadata, arrays (y, x) of the numbers 0, 1, 2, ... in C order, stored in different ways, and the wind u.
 Prints one `ok` line per check that passed; stops at the first that did not.
 """
 
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import xarray as xr
@@ -80,10 +82,33 @@ def check_xarray(reader, dataset):
     print(f"ok {reader} coordinates")
 
 
+def check_stored(path):
+    group = zarr.open_group(path, mode="r")
+    names = set(group.array_keys()) - {"u", "time", *DIMS}
+    require(len(names) == 12, f"stored: {sorted(names)}")
+    numbers = np.arange(30 * 41, dtype="float32").reshape(30, 41)
+    for name in sorted(names):
+        array = group[name]
+        shards = (16, 24) if name.startswith("shards-") else (8, 16) if name == "regions" else None
+        require((array.shards, array.chunks) == (shards, (8, 8)), f"stored {name}: shards {array.shards}, chunks {array.chunks}")
+        require(np.array_equal(array[...], numbers), f"stored {name}: other values")
+        print(f"ok stored {name}")
+    # Only consolidated metadata are looked at.
+    # The year 1 needs another package to be decoded.
+    dataset = xr.open_zarr(path, consolidated=True, decode_times=False)
+    require(set(dataset.data_vars) == names | {"u"}, f"consolidated: {sorted(dataset.data_vars)}")
+    require(np.array_equal(dataset["last"].values, numbers), "consolidated: other values")
+    print("ok consolidated")
+    winds = xr.open_zarr(Path(__file__).parents[2] / "examples/data/winds-v3.zarr", consolidated=False, decode_times=False)
+    require(dataset["u"].identical(winds["u"]), "u, written region by region, is not the wind that was read")
+    print("ok regions")
+
+
 def main():
-    if len(sys.argv) != 2:
+    if len(sys.argv) != 3:
         sys.exit(__doc__)
-    path = sys.argv[1]
+    path, stored = sys.argv[1:]
+    check_stored(stored)
     check_zarr(path)
     check_xarray("xarray", xr.open_zarr(path, consolidated=False))
     with warnings.catch_warnings():

@@ -2,21 +2,25 @@
 
 use std::fmt;
 
-use super::{FinalizedPlan, Kernel, Place, Plan, ReadMode, Stage};
+use super::{FinalizedPlan, Kernel, Place, Plan, PlanArray, ReadMode, Stage};
 use crate::memory::size;
 
 /// What a user can change to make a stage fit.
 pub(super) fn advice(plan: &Plan, stage: &Stage) -> String {
     // The largest chunk among inputs and outputs, and its longest axis, is what dominates.
     let all = stage.inputs.iter().flat_map(|i| &i.sources).chain(stage.outputs.iter().map(|o| &o.array));
+    let written = |a: &PlanArray| matches!(a.place, Place::Output { .. });
+    // Of a sharded array the shard is written, and the chunk is read.
+    let held = |a: &PlanArray| if written(a) { a.info.object_shape() } else { a.info.chunk_shape() };
     let bytes = |shape: &[u64], size: usize| shape.iter().fold(size as u64, |p, n| p.saturating_mul(*n));
-    let largest = all.map(|id| plan.array(*id)).max_by_key(|a| bytes(&a.info.chunk_shape(), a.info.dtype.size()));
+    let largest = all.map(|id| plan.array(*id)).max_by_key(|a| bytes(&held(a), a.info.dtype.size()));
     match largest {
         Some(array) => {
-            let shape = array.info.chunk_shape();
+            let shape = held(array);
+            let what = if shape == array.info.chunk_shape() { "chunks" } else { "shards" };
             let widest = (0..shape.len()).max_by_key(|d| shape[*d]).unwrap_or(0);
             format!(
-                "raise allowed_mem, or use smaller chunks: those of `{}` are {:?} ({} each), longest along axis {widest}",
+                "raise allowed_mem, or use smaller {what}: those of `{}` are {:?} ({} each), longest along axis {widest}",
                 array.name,
                 shape,
                 size(bytes(&shape, array.info.dtype.size()))
@@ -58,10 +62,17 @@ impl fmt::Display for FinalizedPlan {
             for output in &stage.outputs {
                 let array = plan.array(output.array);
                 let place = match &array.place {
-                    Place::Output { url, path } => format!(" to {}", crate::storage::join(url, path)),
+                    Place::Output { url, path } => {
+                        let region = array.info.window.as_ref().map_or_else(String::new, |first| {
+                            let start: Vec<u64> = first.iter().zip(array.info.chunk_shape()).map(|(f, c)| f * c).collect();
+                            format!("a region from {start:?} of ")
+                        });
+                        format!(" to {region}{}", crate::storage::join(url, path))
+                    }
                     _ => " to the work directory".into(),
                 };
-                writeln!(f, "  writes {} {} {:?} in chunks {:?}{place}", array.name, array.info.dtype, array.info.shape(), array.info.chunk_shape())?;
+                let shards = if array.info.shard.is_some() { format!(" in shards {:?}", array.info.object_shape()) } else { String::new() };
+                writeln!(f, "  writes {} {} {:?} in chunks {:?}{shards}{place}", array.name, array.info.dtype, array.info.shape(), array.info.chunk_shape())?;
             }
             writeln!(f, "  projected memory per task {}:", size(layout.estimate.total()))?;
             for line in layout.estimate.to_string().lines() {

@@ -4,12 +4,13 @@
 
 use freestone_kernels::eval;
 
-use super::{ArrayId, Kernel, Place, Plan, PlanError, Stage};
+use super::{ArrayId, Kernel, Place, Plan, PlanArray, PlanError, Stage};
 use crate::grid::{AxisGrid, block_bytes};
 use crate::memory::{MemoryEstimate, Part, Schedule, SlotId, Step};
 use crate::readmap::AxisMap;
+use crate::storage::array::Shard;
 use crate::storage::codec::Codec;
-use crate::storage::is_remote_url;
+use crate::storage::{is_remote_url, shard};
 
 /// How a block of an input is brought in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +54,7 @@ pub struct StageLayout {
     pub inputs: Vec<InputLayout>,
     /// Outputs in order.
     pub outputs: Vec<OutputLayout>,
-    /// A task writes one chunk of each output.
+    /// A task writes one object of each output.
     pub one_chunk: bool,
 }
 
@@ -117,15 +118,12 @@ impl StageLayout {
         let mut one_chunk = true;
         for (j, output) in stage.outputs.iter().enumerate() {
             let array = plan.array(output.array);
-            let codec = codec(plan, output.array)?;
-            encode_contexts = encode_contexts.max(codec.encode_context_bytes());
-            let stored = codec.decoded_bytes();
-            let network = if is_remote(plan, &array.place) { codec.encoded_bound() } else { 0 };
-            let encode = if codec.is_raw() { 0 } else { codec.encoded_bound() + codec.encode_scratch() };
-            encode_slots.push(s.slot(Part::EncodeBuffer, encode + network));
+            let TargetBounds { stored, encode, context } = TargetBounds::of(plan, output.array)?;
+            encode_contexts = encode_contexts.max(context);
+            encode_slots.push(s.slot(Part::EncodeBuffer, encode));
             match &stage.kernel {
                 Kernel::Map(_) | Kernel::User { .. } => {
-                    one_chunk &= array.info.grid.chunk_counts() == stage.tasks.chunk_counts();
+                    one_chunk &= array.info.objects().chunk_counts() == stage.tasks.chunk_counts();
                     outputs.push(OutputLayout { accumulator: None, block: Some(s.slot(Part::Output, stored)) });
                 }
                 Kernel::Reduce { folds, axes, .. } => {
@@ -221,12 +219,40 @@ impl SourceBounds {
         bounds.scratch = codec.decode_scratch();
         bounds.context = codec.decode_context_bytes();
         if let Some(shard) = &array.info.shard {
-            let index = shard.index_codec().map_err(|error| PlanError::Codec { array: array.name.clone(), error })?;
+            let index = index_codec(array, shard)?;
             // The encoded index, the decoded one, and the entries that are kept.
             bounds.index = index.encoded_bound() + index.decode_scratch() + 2 * index.decoded_bytes();
         }
         Ok(bounds)
     }
+}
+
+/// Bounds of writing an object of an array: a chunk, or a shard.
+struct TargetBounds {
+    stored: u64,
+    encode: u64,
+    context: u64,
+}
+
+impl TargetBounds {
+    fn of(plan: &Plan, id: ArrayId) -> Result<TargetBounds, PlanError> {
+        let array = plan.array(id);
+        let codec = codec(plan, id)?;
+        let network = |encoded: u64| if is_remote(plan, &array.place) { encoded } else { 0 };
+        let context = codec.encode_context_bytes();
+        let Some(shard) = &array.info.shard else {
+            let encode = if codec.is_raw() { 0 } else { codec.encoded_bound() + codec.encode_scratch() };
+            return Ok(TargetBounds { stored: codec.decoded_bytes(), encode: encode + network(codec.encoded_bound()), context });
+        };
+        let index = index_codec(array, shard)?;
+        let encoded = shard::encoded_bound(shard, [&codec, &index]).min(TOO_LARGE);
+        let stored = block_bytes(&array.info.object_shape(), array.info.dtype.size()).unwrap_or(TOO_LARGE);
+        Ok(TargetBounds { stored, encode: encoded + shard::encode_scratch([&codec, &index]) + network(encoded), context })
+    }
+}
+
+fn index_codec(array: &PlanArray, shard: &Shard) -> Result<Codec, PlanError> {
+    shard.index_codec().map_err(|error| PlanError::Codec { array: array.name.clone(), error })
 }
 
 fn codec(plan: &Plan, id: ArrayId) -> Result<Codec, PlanError> {

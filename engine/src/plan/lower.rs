@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::inline::{Memo, push_input};
 use super::{
-    ArrayId, FORMAT, FinalizedPlan, Fold, Kernel, OutAxis, Place, Plan, PlanArray, PlanError, Publication, Stage, StageId, StageInput, StageLayout,
+    ArrayId, FORMAT, FinalizedPlan, Fold, Kernel, Mode, OutAxis, Place, Plan, PlanArray, PlanError, Publication, Stage, StageId, StageInput, StageLayout,
     StageOutput, UserBlocks, to_hex,
 };
 use crate::graph::{Node, NodeRef, Op, UserNode};
@@ -45,6 +45,10 @@ pub struct Output {
     pub group: Option<Value>,
     /// What is there may be replaced.
     pub overwrite: bool,
+    /// How much of it is made.
+    pub mode: Mode,
+    /// The group gets consolidated metadata.
+    pub consolidated: bool,
 }
 
 /// Values in the plan itself may be so large; beyond that they must be stored first.
@@ -71,7 +75,7 @@ pub fn lower(outputs: &[Output], spec: &Spec) -> Result<FinalizedPlan, PlanError
     }
     check_places(outputs)?;
     let mut lowering = Lowering::new(spec);
-    let order = collect(outputs)?;
+    let order = collect(outputs.iter().filter(|o| o.mode != Mode::Metadata))?;
     lowering.mark(&order);
     for output in outputs {
         lowering.add_output(output);
@@ -97,7 +101,7 @@ pub fn lower(outputs: &[Output], spec: &Spec) -> Result<FinalizedPlan, PlanError
 /// Stores that the graph's arrays were opened in, so that the run finds those in memory.
 pub fn stores_of(outputs: &[Output]) -> Result<Stores, PlanError> {
     let stores = Stores::default();
-    for node in collect(outputs)? {
+    for node in collect(outputs.iter())? {
         if let Op::Stored(array) = &node.op {
             stores.insert(Arc::clone(&array.store));
         }
@@ -115,7 +119,7 @@ pub(super) fn key(node: &NodeRef) -> *const Node {
 /// Where the graph is none.
 pub fn kernels_of(outputs: &[Output]) -> Result<KernelRegistry, PlanError> {
     let mut kernels = KernelRegistry::new();
-    for node in collect(outputs)? {
+    for node in collect(outputs.iter())? {
         if let Op::User(user) = &node.op {
             kernels.insert(user.name, user.version, user.make);
         }
@@ -136,7 +140,7 @@ fn check_places(outputs: &[Output]) -> Result<(), PlanError> {
             )));
         }
     }
-    for node in collect(outputs)? {
+    for node in collect(outputs.iter())? {
         if let Op::Stored(array) = &node.op {
             let input = place(array.store.url(), &array.path);
             if let Some(out) = all.iter().find(|o| input.starts_with(o.as_str()) || o.starts_with(&input)) {
@@ -152,10 +156,10 @@ fn check_places(outputs: &[Output]) -> Result<(), PlanError> {
 }
 
 /// The ancestors of the outputs as a graph, in an order in which each comes after its inputs.
-fn collect(outputs: &[Output]) -> Result<Vec<NodeRef>, PlanError> {
+fn collect<'a>(outputs: impl DoubleEndedIterator<Item = &'a Output>) -> Result<Vec<NodeRef>, PlanError> {
     let mut graph: DiGraph<NodeRef, ()> = DiGraph::new();
     let mut seen: HashMap<*const Node, NodeIndex> = HashMap::new();
-    let mut open: Vec<NodeRef> = outputs.iter().rev().map(|o| Arc::clone(&o.node)).collect();
+    let mut open: Vec<NodeRef> = outputs.rev().map(|o| Arc::clone(&o.node)).collect();
     for node in &open {
         seen.entry(key(node)).or_insert_with(|| graph.add_node(Arc::clone(node)));
     }
@@ -228,10 +232,20 @@ impl<'a> Lowering<'a> {
             info: output.info.clone(),
             place: Place::Output { url: output.url.clone(), path: output.path.clone() },
         });
-        self.publications.push(Publication { array: id, document: output.document.clone(), group: output.group.clone(), overwrite: output.overwrite });
+        self.publications.push(Publication {
+            array: id,
+            document: output.document.clone(),
+            group: output.group.clone(),
+            overwrite: output.overwrite,
+            mode: output.mode.clone(),
+            consolidated: output.consolidated,
+        });
+        if output.mode == Mode::Metadata {
+            return;
+        }
         self.roots.push((Arc::clone(&output.node), id));
         // What is stored anyway is read back by others instead of being stored twice. A user's kernel writes its own blocks only.
-        let as_it_is = !matches!(output.node.op, Op::User(_)) || output.info.grid == output.node.grid;
+        let as_it_is = !matches!(output.node.op, Op::User(_)) || output.info.objects() == output.node.grid;
         if as_it_is && self.materialise.contains(&key(&output.node)) {
             self.stored.entry(key(&output.node)).or_insert(id);
         }
@@ -282,7 +296,7 @@ impl<'a> Lowering<'a> {
 
     /// Drafts the stage that computes a node.
     fn lower_root(&mut self, root: &NodeRef, target: ArrayId) -> Result<(), PlanError> {
-        let grid = self.arrays[target.0].info.grid.clone();
+        let grid = self.arrays[target.0].info.objects();
         if let Op::User(user) = &root.op
             && self.stored.get(&key(root)) == Some(&target)
         {

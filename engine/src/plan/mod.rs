@@ -28,7 +28,7 @@ use crate::storage::codec::CodecError;
 pub use layout::{InputLayout, OutputLayout, ReadMode, StageLayout};
 
 /// Version of the plan's format. A plan of another version is refused.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// Number of an array in its plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -111,6 +111,28 @@ pub struct Publication {
     pub group: Option<Value>,
     /// What is there may be replaced.
     pub overwrite: bool,
+    /// How much of it the run makes.
+    #[serde(default)]
+    pub mode: Mode,
+    /// The group that holds it gets consolidated metadata. What has some is kept up in any case.
+    #[serde(default)]
+    pub consolidated: bool,
+}
+
+/// How much of a published array a run makes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// All of it.
+    #[default]
+    Whole,
+    /// Its metadata: the values are written by later runs, region by region.
+    Metadata,
+    /// The values of a region of an array that is there; its metadata stay as they are.
+    Region {
+        /// Hash of the metadata when the plan was made.
+        tag: String,
+    },
 }
 
 /// One lowered operation: many tasks that do not know of each other.
@@ -377,6 +399,18 @@ impl Plan {
             {
                 return malformed("its chunks are larger than they are stored");
             }
+            let rank = info.grid.axes().len();
+            if let Some(shard) = &info.shard
+                && (shard.chunks.len() != rank || shard.chunks.contains(&0) || info.stored_shape.is_none())
+            {
+                return malformed("its shards hold no whole chunks");
+            }
+            let per_object = |d: usize| info.shard.as_ref().map_or(1, |s| s.chunks[d]);
+            if let Some(first) = &info.window
+                && (first.len() != rank || (0..rank).any(|d| first[d] % per_object(d) != 0))
+            {
+                return malformed("its window does not begin with a whole object");
+            }
             if let Place::Constant(hex) = &array.place
                 && hex.len() as u128 != 2 * info.n_bytes()
             {
@@ -455,13 +489,13 @@ impl Plan {
         };
         for (output, dtype) in stage.outputs.iter().zip(results) {
             let Some(array) = self.arrays.get(output.array.0) else { return malformed("it writes an array that is not there".into()) };
-            if array.info.dtype != dtype || array.info.shard.is_some() || !matches!(array.place, Place::Work | Place::Output { .. }) {
+            if array.info.dtype != dtype || !matches!(array.place, Place::Work | Place::Output { .. }) {
                 return malformed(format!("`{}` cannot be written by it", array.name));
             }
             if output.axes.len() != array.info.grid.axes().len() {
                 return malformed(format!("`{}` has another number of axes", array.name));
             }
-            for (axis, grid) in output.axes.iter().zip(array.info.grid.axes()) {
+            for (axis, grid) in output.axes.iter().zip(array.info.objects().axes()) {
                 if !one_writer(axis, grid, stage) {
                     return malformed(format!("`{}` has chunks that two of its tasks would write", array.name));
                 }
@@ -472,10 +506,19 @@ impl Plan {
 
     /// Every array that is written is written by one stage.
     fn check_writers(&self) -> Result<(), PlanError> {
+        let mut metadata_only = vec![false; self.arrays.len()];
+        for publication in &self.publications {
+            let region = matches!(publication.mode, Mode::Region { .. });
+            match self.arrays.get(publication.array.0) {
+                Some(array) if matches!(array.place, Place::Output { .. }) && array.info.window.is_some() == region => {}
+                _ => return Err(PlanError::Malformed("it publishes what is no output, or another part of it".into())),
+            }
+            metadata_only[publication.array.0] = publication.mode == Mode::Metadata;
+        }
         let mut writers = vec![0; self.arrays.len()];
         self.stages.iter().flat_map(|s| &s.outputs).for_each(|o| writers[o.array.0] += 1);
-        for (array, n) in self.arrays.iter().zip(writers) {
-            let expect = usize::from(matches!(array.place, Place::Work | Place::Output { .. }));
+        for ((array, n), metadata_only) in self.arrays.iter().zip(writers).zip(metadata_only) {
+            let expect = usize::from(!metadata_only && matches!(array.place, Place::Work | Place::Output { .. }));
             if n != expect {
                 return Err(PlanError::Malformed(format!("`{}` is written by {n} stages, not by {expect}", array.name)));
             }
@@ -484,7 +527,7 @@ impl Plan {
     }
 }
 
-/// True if each chunk of the output along this axis lies inside one task, and tasks end where the axis ends.
+/// True if each object (chunk or shard) of the output along this axis lies inside one task, and tasks end where the axis ends.
 fn one_writer(axis: &OutAxis, grid: &AxisGrid, stage: &Stage) -> bool {
     match (axis, &stage.kernel) {
         (OutAxis::Kept(a), kernel) => {

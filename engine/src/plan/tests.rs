@@ -9,7 +9,7 @@ use super::lower::{Output, lower};
 use super::*;
 use crate::graph::{Node, NodeRef, Op};
 use crate::spec::{Settings, Spec};
-use crate::storage::{CodecName, Keys};
+use crate::storage::{CodecName, Encoding, Keys};
 
 pub(crate) fn spec(allowed: u64, parallelism: u64) -> Spec {
     Settings { allowed_mem: Some(allowed), parallelism: Some(parallelism), threads: Some(2), work_dir: Some("work".into()), ..Settings::default() }
@@ -41,11 +41,13 @@ pub(crate) fn output(node: &NodeRef, path: &str, chunk: Option<&[u64]>) -> Outpu
         fill: Scalar::zero(node.dtype),
         grid,
         stored_shape: Some(chunks),
-        codecs: CodecName::Zstd(3).codecs(node.dtype),
+        codecs: Encoding::from(CodecName::Zstd(3)).codecs(node.dtype),
         keys: Keys::Default { separator: '/' },
         shard: None,
+        window: None,
     };
-    Output { node: Arc::clone(node), name: path.into(), url: "out".into(), path: path.into(), info, document: Value::Null, group: None, overwrite: false }
+    let (node, name, url) = (Arc::clone(node), path.to_owned(), "out".to_owned());
+    Output { node, name, url, path: path.into(), info, document: Value::Null, group: None, overwrite: false, mode: Mode::Whole, consolidated: false }
 }
 
 fn quad_means(shape: &[u64], chunk: &[u64]) -> Vec<Output> {

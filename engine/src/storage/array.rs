@@ -5,8 +5,8 @@ use std::sync::Arc;
 use freestone_kernels::{DType, Scalar};
 use serde::{Deserialize, Serialize};
 
-use super::codec::{Codec, CodecError, CodecName};
-use super::{Store, join};
+use super::codec::{Codec, CodecError};
+use super::{Encoding, Store, join};
 use crate::grid::ChunkGrid;
 
 /// Everything that reading or writing a chunk needs to know; it travels in plans.
@@ -26,6 +26,9 @@ pub struct ArrayInfo {
     pub keys: Keys,
     /// Where several chunks share an object.
     pub shard: Option<Shard>,
+    /// Set where only a part of the stored array is meant, and written in place: the coordinates there of this grid's first chunk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<Vec<u64>>,
 }
 
 /// Chunks inside one object, by Zarr's `sharding_indexed`.
@@ -56,6 +59,12 @@ pub enum Keys {
 }
 
 impl Shard {
+    /// With the index that everybody writes: little-endian, checked, at the end.
+    pub fn new(chunks: Vec<u64>) -> Shard {
+        let index_codecs = vec![serde_json::json!({"name": "bytes", "configuration": {"endian": "little"}}), serde_json::json!({"name": "crc32c"})];
+        Shard { chunks, index_codecs, index_at_end: true }
+    }
+
     /// The codec of the index: offset and length of each chunk.
     ///
     /// # Errors
@@ -86,15 +95,16 @@ impl Keys {
 
 impl ArrayInfo {
     /// An array of our own between two stages: chunks as the grid cuts them, and a codec from the plan.
-    pub fn intermediate(dtype: DType, grid: ChunkGrid, codec: CodecName) -> ArrayInfo {
+    pub fn intermediate(dtype: DType, grid: ChunkGrid, encoding: impl Into<Encoding>) -> ArrayInfo {
         ArrayInfo {
             dtype,
             fill: Scalar::zero(dtype),
             grid,
             stored_shape: None,
-            codecs: codec.codecs(dtype),
+            codecs: encoding.into().codecs(dtype),
             keys: Keys::Default { separator: '.' },
             shard: None,
+            window: None,
         }
     }
 
@@ -111,6 +121,30 @@ impl ArrayInfo {
     /// Shape of the largest chunk as it is stored.
     pub fn chunk_shape(&self) -> Vec<u64> {
         self.stored_shape.clone().unwrap_or_else(|| self.grid.max_chunk())
+    }
+
+    /// The objects that are written: the chunks, or of a sharded array the shards.
+    pub fn objects(&self) -> ChunkGrid {
+        match &self.shard {
+            Some(shard) => ChunkGrid::new(self.grid.axes().iter().zip(&shard.chunks).map(|(axis, n)| axis.group(*n)).collect()),
+            None => self.grid.clone(),
+        }
+    }
+
+    /// Shape of the largest object as it is stored: a chunk's, or of a sharded array a shard's.
+    pub fn object_shape(&self) -> Vec<u64> {
+        match &self.shard {
+            Some(shard) => self.chunk_shape().iter().zip(&shard.chunks).map(|(c, n)| c.saturating_mul(*n)).collect(),
+            None => self.chunk_shape(),
+        }
+    }
+
+    /// The key of an object, by its coordinates in [`objects`](ArrayInfo::objects).
+    pub fn object_key(&self, coords: &[u64]) -> String {
+        let Some(first) = &self.window else { return self.keys.key(coords) };
+        let per_object = |d: usize| self.shard.as_ref().map_or(1, |s| s.chunks[d]);
+        let there: Vec<u64> = coords.iter().zip(first).enumerate().map(|(d, (c, first))| c + first / per_object(d)).collect();
+        self.keys.key(&there)
     }
 }
 

@@ -10,7 +10,6 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use freestone_kernels::{Buffer, DType, Scalar};
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use zarrs::array::{ArrayBytes, BytesRepresentation, CodecChain, CodecOptions, DataType, FillValue};
 use zarrs::array::{ArrayToBytesCodecTraits, BytesToBytesCodecTraits};
@@ -36,71 +35,6 @@ pub enum CodecError {
     Encode(String),
     #[error(transparent)]
     Overrun(#[from] Overrun),
-}
-
-/// Codecs that can be asked for by name, for intermediates and outputs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum CodecName {
-    /// Uncompressed.
-    #[default]
-    None,
-    /// zstd at a level; 0 is the library's default.
-    Zstd(i32),
-    /// lz4 behind a byte shuffle, by blosc.
-    Lz4,
-}
-
-impl CodecName {
-    /// The Zarr v3 codec list.
-    pub fn codecs(self, dtype: DType) -> Vec<serde_json::Value> {
-        let endian =
-            if dtype.size() == 1 { serde_json::json!({"name": "bytes"}) } else { serde_json::json!({"name": "bytes", "configuration": {"endian": "little"}}) };
-        let filter = match self {
-            CodecName::None => None,
-            CodecName::Zstd(level) => Some(serde_json::json!({"name": "zstd", "configuration": {"level": level, "checksum": false}})),
-            CodecName::Lz4 => Some(serde_json::json!({"name": "blosc", "configuration":
-                {"cname": "lz4", "clevel": 5, "shuffle": if dtype.size() == 1 { "noshuffle" } else { "shuffle" }, "typesize": dtype.size(), "blocksize": 0}})),
-        };
-        std::iter::once(endian).chain(filter).collect()
-    }
-}
-
-impl TryFrom<String> for CodecName {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        let (name, level) = text.split_once(':').map_or((text.as_str(), None), |(n, l)| (n, Some(l)));
-        match (name, level) {
-            ("none", None) => Ok(CodecName::None),
-            ("lz4", None) => Ok(CodecName::Lz4),
-            ("zstd", None) => Ok(CodecName::Zstd(0)),
-            ("zstd", Some(level)) => match level.parse() {
-                Ok(level @ -7..=22) => Ok(CodecName::Zstd(level)),
-                _ => Err(format!("zstd has levels -7 to 22, not `{level}`")),
-            },
-            _ => Err(format!("`{text}` is no codec: use none, lz4, zstd or zstd:LEVEL")),
-        }
-    }
-}
-
-impl std::str::FromStr for CodecName {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        CodecName::try_from(text.to_owned())
-    }
-}
-
-impl From<CodecName> for String {
-    fn from(codec: CodecName) -> Self {
-        match codec {
-            CodecName::None => "none".into(),
-            CodecName::Lz4 => "lz4".into(),
-            CodecName::Zstd(0) => "zstd".into(),
-            CodecName::Zstd(level) => format!("zstd:{level}"),
-        }
-    }
 }
 
 /// How the chunks of one array are encoded.
@@ -150,6 +84,8 @@ impl std::fmt::Debug for Contexts {
     }
 }
 
+/// Bytes of a CRC-32C.
+const CHECKSUM_BYTES: usize = 4;
 /// The largest block that blosc chooses by itself (c-blosc 1.21, `compute_blocksize`).
 const BLOSC_BLOCK_BYTES: u64 = 1 << 20;
 /// State of the codecs inside blosc, of which zstd's is the largest.
@@ -245,6 +181,8 @@ impl Codec {
 
     /// Bytes that encoding holds besides the block and the encode buffer.
     pub fn encode_scratch(&self) -> u64 {
+        // A checksum is put behind what our own encoders made, where there is room for it.
+        let in_place = matches!(self.filters.as_slice(), [.., Filter::Zstd { .. } | Filter::Gzip { .. } | Filter::Zlib { .. }, Filter::Crc32c]);
         let steps: u64 = self
             .filters
             .iter()
@@ -254,7 +192,8 @@ impl Codec {
             })
             .sum();
         let head = if self.plain { 0 } else { self.decoded * (1 + self.n_transposes as u64) };
-        head + steps.saturating_sub(self.encoded_bound()) + self.working_bytes()
+        let once = if in_place { self.encoded_bound() - CHECKSUM_BYTES as u64 } else { 0 };
+        head + steps.saturating_sub(self.encoded_bound() + once) + self.working_bytes()
     }
 
     /// Bytes of codecs' state that a thread keeps from chunk to chunk for decoding.
@@ -344,7 +283,11 @@ impl Codec {
                 .map_err(|e| CodecError::Encode(e.to_string()))?;
             bytes = Cow::Owned(encoded.into_owned());
         }
-        let Some((last, first)) = self.filters.split_last() else {
+        let (filters, checksum) = match self.filters.as_slice() {
+            [filters @ .., Filter::Crc32c] if !filters.is_empty() => (filters, CHECKSUM_BYTES),
+            filters => (filters, 0),
+        };
+        let Some((last, first)) = filters.split_last() else {
             return match bytes {
                 Cow::Borrowed(_) => Ok(None),
                 Cow::Owned(v) => Ok(Some(arena.adopt(v)?)),
@@ -353,13 +296,22 @@ impl Codec {
         for filter in first {
             bytes = Cow::Owned(filter.encode(&bytes, contexts)?);
         }
-        if let Filter::Zstd { level, checksum } = last {
-            let mut out = arena.buffer(last.bound(bytes.len() as u64))?;
-            let n = compress(*level, *checksum, &bytes, out.bytes_mut(), contexts)?;
-            out.set_len(n);
+        if let Filter::Zstd { level, checksum: own_checksum } = last {
+            let mut out = arena.buffer(last.bound(bytes.len() as u64) + checksum as u64)?;
+            let n = compress(*level, *own_checksum, &bytes, out.bytes_mut(), contexts)?;
+            out.set_len(n + checksum);
+            if checksum > 0 {
+                let (body, sum) = out.bytes_mut().split_at_mut(n);
+                sum.copy_from_slice(&crc32c::crc32c(body).to_le_bytes());
+            }
             return Ok(Some(out));
         }
-        Ok(Some(arena.adopt(last.encode(&bytes, contexts)?)?))
+        let mut out = last.encode(&bytes, contexts)?;
+        if checksum > 0 {
+            out.reserve_exact(checksum);
+            out.extend_from_slice(&crc32c::crc32c(&out).to_le_bytes());
+        }
+        Ok(Some(arena.adopt(out)?))
     }
 }
 
@@ -452,13 +404,13 @@ impl Filter {
                 Ok(out)
             }
             Filter::Gzip { level } => {
-                let out = Vec::with_capacity(self.bound(bytes.len() as u64) as usize);
+                let out = Vec::with_capacity(self.bound(bytes.len() as u64) as usize + CHECKSUM_BYTES);
                 let mut encoder = flate2::write::GzEncoder::new(out, flate2::Compression::new(*level));
                 encoder.write_all(bytes).map_err(failed)?;
                 encoder.finish().map_err(failed)
             }
             Filter::Zlib { level } => {
-                let out = Vec::with_capacity(self.bound(bytes.len() as u64) as usize);
+                let out = Vec::with_capacity(self.bound(bytes.len() as u64) as usize + CHECKSUM_BYTES);
                 let mut encoder = flate2::write::ZlibEncoder::new(out, flate2::Compression::new(*level));
                 encoder.write_all(bytes).map_err(failed)?;
                 encoder.finish().map_err(failed)
@@ -602,16 +554,6 @@ mod tests {
 
     fn bytemuck_cast(values: &[u32]) -> &[u8] {
         zarrs::array::transmute_to_bytes(values)
-    }
-
-    #[test]
-    fn names_are_read_back() {
-        for name in ["none", "lz4", "zstd", "zstd:-3", "zstd:19"] {
-            assert_eq!(String::from(name.parse::<CodecName>().unwrap()), name);
-        }
-        for bad in ["", "zstd:23", "zstd:x", "gzip", "none:1"] {
-            assert!(bad.parse::<CodecName>().is_err(), "{bad}");
-        }
     }
 
     #[test]

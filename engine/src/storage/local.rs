@@ -144,6 +144,12 @@ impl Store for LocalStore {
         Ok(names)
     }
 
+    fn obstacle(&self, key: &str) -> Option<String> {
+        let path = self.path(key);
+        let there = path.ancestors().find(|p| p.exists())?;
+        (!there.is_dir()).then(|| there.display().to_string())
+    }
+
     fn sync(&self, keys: &mut dyn Iterator<Item = String>) -> Result<(), StorageError> {
         let first: Vec<String> = keys.take(SYNC_ONE_BY_ONE + 1).collect();
         if first.len() > SYNC_ONE_BY_ONE {

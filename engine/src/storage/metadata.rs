@@ -12,7 +12,7 @@ use zarrs::storage::store::MemoryStore as NoStore;
 
 use super::array::{ArrayInfo, Keys, Shard, StoredArray};
 use super::codec::{Codec, CodecError};
-use super::{StorageError, Store, join, read_small};
+use super::{StorageError, Store, consolidated, join, read_small};
 use crate::grid::{ChunkGrid, GridError};
 
 /// Metadata larger than this is not metadata.
@@ -118,8 +118,21 @@ fn is_group(store: &dyn Store, path: &str) -> Result<bool, StorageError> {
 }
 
 fn children(store: &dyn Store, path: &str) -> Result<Vec<String>, StorageError> {
+    // Plain web servers cannot list: there consolidated metadata are asked first, elsewhere what is there.
+    let consolidated = |no: Option<StorageError>| match (consolidated::names(store, path)?, no) {
+        (None, Some(error)) => Err(error),
+        (names, _) => Ok(names),
+    };
+    if store.url().starts_with("http")
+        && let Some(names) = consolidated(None)?
+    {
+        return Ok(names);
+    }
     let prefix = if path.is_empty() { String::new() } else { format!("{path}/") };
-    let names = store.list(&prefix)?;
+    let names = match store.list(&prefix) {
+        Ok(names) => names,
+        Err(error) => consolidated(Some(error))?.unwrap_or_default(),
+    };
     Ok(names.into_iter().filter(|n| n != "zarr.json" && !n.starts_with('.')).collect())
 }
 
@@ -174,7 +187,7 @@ fn opened(store: &Arc<dyn Store>, path: &str, format: u8, document: Value, attri
     };
     let dims = dims(format, &document, &attributes, array.shape().len());
     let tag = Sha256::digest(text).iter().take(16).map(|b| format!("{b:02x}")).collect();
-    let info = ArrayInfo { dtype, fill, grid, stored_shape: Some(chunk), codecs, keys, shard };
+    let info = ArrayInfo { dtype, fill, grid, stored_shape: Some(chunk), codecs, keys, shard, window: None };
     let mut attributes = attributes;
     if format == 2 {
         attributes.remove("_ARRAY_DIMENSIONS");
@@ -245,17 +258,27 @@ fn unshard(outer: &[u64], codecs: Vec<Value>) -> Result<Unsharded, CodecError> {
 
 /// A Zarr v3 array document.
 ///
-/// `chunk` is a whole chunk's shape; `dims` may be empty.
+/// `dims` may be empty.
 pub fn array_document(info: &ArrayInfo, dims: &[Option<String>], attributes: &Map<String, Value>) -> Value {
+    let at_least_one = |shape: Vec<u64>| shape.into_iter().map(|c| c.max(1)).collect::<Vec<_>>();
+    let codecs = match &info.shard {
+        Some(shard) => json!([{"name": "sharding_indexed", "configuration": {
+            "chunk_shape": at_least_one(info.chunk_shape()),
+            "codecs": info.codecs,
+            "index_codecs": shard.index_codecs,
+            "index_location": if shard.index_at_end { "end" } else { "start" },
+        }}]),
+        None => json!(info.codecs),
+    };
     let mut document = json!({
         "zarr_format": 3,
         "node_type": "array",
         "shape": info.shape(),
         "data_type": info.dtype.name(),
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": info.chunk_shape().iter().map(|c| (*c).max(1)).collect::<Vec<_>>()}},
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": at_least_one(info.object_shape())}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "fill_value": fill_value(&info.fill),
-        "codecs": info.codecs,
+        "codecs": codecs,
         "attributes": attributes,
     });
     if dims.iter().any(Option::is_some) {

@@ -7,12 +7,15 @@
 pub mod array;
 pub mod codec;
 pub mod conformance;
+pub(crate) mod consolidated;
+mod encoding;
 mod local;
 mod memory;
 pub mod metadata;
 #[cfg(feature = "object-stores")]
 mod object;
 pub mod reader;
+pub(crate) mod shard;
 mod zstd_bound;
 
 use std::collections::HashMap;
@@ -23,7 +26,7 @@ use freestone_kernels::Buffer;
 use thiserror::Error;
 
 pub use array::{ArrayInfo, Keys, StoredArray};
-pub use codec::CodecName;
+pub use encoding::{CodecName, Encoding};
 pub use local::LocalStore;
 pub use memory::{Counts, MemoryStore};
 
@@ -146,6 +149,11 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Where the store fails.
     fn sync(&self, keys: &mut dyn Iterator<Item = String>) -> Result<(), StorageError>;
 
+    /// What keeps objects from being written below a key, found without trying: the place of a file where a folder must be.
+    fn obstacle(&self, _key: &str) -> Option<String> {
+        None
+    }
+
     /// A key in words, for messages.
     fn place(&self, key: &str) -> String {
         if key.is_empty() { self.url().to_owned() } else { format!("{}/{key}", self.url()) }
@@ -190,8 +198,8 @@ impl Stores {
         theirs.into_iter().for_each(|s| self.insert(s));
     }
 
-    /// The store at a URL: a path, `file://…`, and with the feature `object-stores` `s3://bucket/prefix` and
-    /// `http(s)://host/prefix`. Nothing is created.
+    /// The store at a URL: a path, `file://…`, with the feature `object-stores` `s3://bucket/prefix` and `http(s)://host/prefix`, with
+    /// `gcs` `gs://bucket/prefix`, with `azure` `az://container/prefix`. Nothing is created.
     ///
     /// # Errors
     /// Where the scheme is unknown, or a store in memory is not in this process.
@@ -205,20 +213,32 @@ impl Stores {
             None => Arc::new(LocalStore::new(url)),
             Some(("file", path)) => Arc::new(LocalStore::new(path)),
             Some(("memory", _)) => return Err(StorageError::NotHere(url.to_owned())),
-            #[cfg(feature = "object-stores")]
-            Some(("s3" | "http" | "https", _)) => Arc::new(object::ObjectStore::open(url)?),
-            #[cfg(not(feature = "object-stores"))]
-            Some(("s3" | "http" | "https", _)) => {
-                return Err(StorageError::BadUrl { url: url.to_owned(), why: "this build is without the feature `object-stores`".into() });
-            }
-            Some((scheme, _)) => {
-                return Err(StorageError::BadUrl { url: url.to_owned(), why: format!("`{scheme}` is not one of file, s3, http, https") });
-            }
+            Some((scheme, _)) => match REMOTE.iter().find(|(known, ..)| *known == scheme) {
+                #[cfg(feature = "object-stores")]
+                Some((.., true)) => Arc::new(object::ObjectStore::open(url)?),
+                Some((_, feature, _)) => {
+                    let why = format!("this program was built without the feature `{feature}`: build it with `--features {feature}`");
+                    return Err(StorageError::BadUrl { url: url.to_owned(), why });
+                }
+                None => {
+                    let known: Vec<&str> = REMOTE.iter().map(|(scheme, ..)| *scheme).collect();
+                    return Err(StorageError::BadUrl { url: url.to_owned(), why: format!("`{scheme}` is not one of file, {}", known.join(", ")) });
+                }
+            },
         };
         open.insert(url.to_owned(), Arc::clone(&store));
         Ok(store)
     }
 }
+
+/// Schemes of stores across a network, the feature that each needs, and whether this build has it.
+const REMOTE: [(&str, &str, bool); 5] = [
+    ("s3", "object-stores", cfg!(feature = "object-stores")),
+    ("http", "object-stores", cfg!(feature = "object-stores")),
+    ("https", "object-stores", cfg!(feature = "object-stores")),
+    ("gs", "gcs", cfg!(feature = "gcs")),
+    ("az", "azure", cfg!(feature = "azure")),
+];
 
 /// Splits a location into the store's URL and the name of what lies directly in it, as `a/b.zarr/u` into `a/b.zarr` and `u`.
 pub fn split_location(location: &str) -> (String, String) {
@@ -243,7 +263,7 @@ pub fn join(prefix: &str, name: &str) -> String {
 
 /// True for locations across a network.
 pub fn is_remote_url(url: &str) -> bool {
-    ["s3://", "http://", "https://"].iter().any(|scheme| url.starts_with(scheme))
+    url.split_once("://").is_some_and(|(scheme, _)| REMOTE.iter().any(|(known, ..)| *known == scheme))
 }
 
 /// One name for what lies at a path in the store at a URL, whatever links and dots lead there.
@@ -253,5 +273,46 @@ pub fn identity(url: &str, path: &str) -> String {
         None => local::resolved(location.as_ref()).to_string_lossy().into_owned(),
         Some(("file", path)) => local::resolved(path.as_ref()).to_string_lossy().into_owned(),
         Some(_) => location,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(url: &str, feature: &str, built: bool) {
+        assert!(is_remote_url(url));
+        let opened = Stores::default().open(url);
+        match opened {
+            Err(error) if !built => assert!(error.to_string().contains(&format!("`--features {feature}`")), "{error}"),
+            // What the environment lacks is another matter.
+            opened => assert!(built && opened.is_ok_and(|s| s.url() == url && s.is_remote()), "{url}"),
+        }
+    }
+
+    #[test]
+    fn a_scheme_whose_feature_is_off_names_it() {
+        check("s3://bucket/prefix", "object-stores", cfg!(feature = "object-stores"));
+        check("http://host/prefix", "object-stores", cfg!(feature = "object-stores"));
+        check("gs://bucket/prefix", "gcs", cfg!(feature = "gcs"));
+        if cfg!(not(feature = "azure")) {
+            // With it, the account's name must be in the environment.
+            check("az://container/prefix", "azure", false);
+        }
+        for url in ["gopher://hole", "gs", "file:///tmp", "/s3://x"] {
+            assert!(!is_remote_url(url), "{url}");
+        }
+        let error = Stores::default().open("gopher://hole").unwrap_err().to_string();
+        assert!(error.contains("file, s3, http, https, gs, az"), "{error}");
+    }
+
+    #[cfg(feature = "object-stores")]
+    #[test]
+    fn a_url_without_a_bucket_is_refused() {
+        for (scheme, ..) in REMOTE.iter().filter(|(.., built)| *built) {
+            let error = Stores::default().open(&format!("{scheme}:///prefix")).unwrap_err().to_string();
+            assert!(error.contains("no bucket"), "{error}");
+        }
     }
 }

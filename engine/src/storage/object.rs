@@ -1,4 +1,4 @@
-//! Object stores: S3 and what speaks its language, and plain HTTP servers.
+//! Object stores: S3 and what speaks its language, plain HTTP servers, and by features Google Cloud Storage and Azure.
 //!
 //! The engine is synchronous; requests run on a small runtime of their own, and a caller waits on a channel. That works from
 //! any thread, also from one that belongs to a runtime of the user's.
@@ -33,7 +33,7 @@ fn runtime() -> Result<&'static tokio::runtime::Runtime, StorageError> {
 }
 
 impl ObjectStore {
-    /// Credentials, region and endpoint come from the environment (`AWS_…`).
+    /// Credentials, region and endpoint come from the environment (`AWS_…`, `GOOGLE_…`, `AZURE_…`).
     pub(super) fn open(url: &str) -> Result<ObjectStore, StorageError> {
         let bad = |why: String| StorageError::BadUrl { url: url.to_owned(), why };
         let (scheme, rest) = url.split_once("://").ok_or_else(|| bad("it has no scheme".into()))?;
@@ -43,6 +43,10 @@ impl ObjectStore {
         }
         let backend: Arc<dyn Backend> = match scheme {
             "s3" => Arc::new(AmazonS3Builder::from_env().with_bucket_name(host).build().map_err(|e| bad(e.to_string()))?),
+            #[cfg(feature = "gcs")]
+            "gs" => Arc::new(object_store::gcp::GoogleCloudStorageBuilder::from_env().with_bucket_name(host).build().map_err(|e| bad(e.to_string()))?),
+            #[cfg(feature = "azure")]
+            "az" => Arc::new(object_store::azure::MicrosoftAzureBuilder::from_env().with_container_name(host).build().map_err(|e| bad(e.to_string()))?),
             _ => {
                 let options = ClientOptions::new().with_allow_http(scheme == "http");
                 Arc::new(HttpBuilder::new().with_url(format!("{scheme}://{host}")).with_client_options(options).build().map_err(|e| bad(e.to_string()))?)

@@ -8,7 +8,8 @@ use thiserror::Error;
 
 use super::array::{ArrayInfo, Shard};
 use super::codec::{Codec, CodecError, Contexts};
-use super::{ByteRange, StorageError, Store, join};
+use super::{ByteRange, StorageError, Store, join, shard};
+use crate::grid::ChunkGrid;
 use crate::memory::{Arena, Overrun};
 
 /// Why a chunk did not come or go.
@@ -71,12 +72,10 @@ pub struct ChunkAccess {
     store: Arc<dyn Store>,
     path: String,
     info: ArrayInfo,
+    objects: ChunkGrid,
     codec: Codec,
     index: Option<Codec>,
 }
-
-/// Entry of a shard's index for a chunk that is not there.
-const ABSENT: [u64; 2] = [u64::MAX, u64::MAX];
 
 /// What became of a chunk that was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -101,7 +100,7 @@ impl ChunkAccess {
     pub fn new(store: Arc<dyn Store>, path: &str, info: &ArrayInfo) -> Result<ChunkAccess, CodecError> {
         let codec = Codec::new(&info.codecs, info.dtype, &info.fill, &info.chunk_shape())?;
         let index = info.shard.as_ref().map(Shard::index_codec).transpose()?;
-        Ok(ChunkAccess { store, path: path.to_owned(), info: info.clone(), codec, index })
+        Ok(ChunkAccess { store, path: path.to_owned(), info: info.clone(), objects: info.objects(), codec, index })
     }
 
     /// The array.
@@ -114,13 +113,23 @@ impl ChunkAccess {
         self.info.stored_shape.clone().unwrap_or_else(|| self.info.grid.region(coords).shape)
     }
 
+    /// The objects that are written: the chunks, or of a sharded array the shards.
+    pub fn objects(&self) -> &ChunkGrid {
+        &self.objects
+    }
+
+    /// Shape of object `coords` as it is stored.
+    pub fn object_shape(&self, coords: &[u64]) -> Vec<u64> {
+        if self.info.stored_shape.is_some() { self.info.object_shape() } else { self.objects.region(coords).shape }
+    }
+
     /// The key of the object that holds a chunk.
     pub fn key(&self, coords: &[u64]) -> String {
         let object: Vec<u64> = match &self.info.shard {
             Some(shard) => coords.iter().zip(&shard.chunks).map(|(c, n)| c / n).collect(),
             None => coords.to_vec(),
         };
-        join(&self.path, &self.info.keys.key(&object))
+        join(&self.path, &self.info.object_key(&object))
     }
 
     /// Reads and decodes a chunk; one that is not there is all fill values.
@@ -187,7 +196,7 @@ impl ChunkAccess {
         }
         let within = coords.iter().zip(&shard.chunks).fold(0, |i, (c, n)| i * n + c % n);
         let Some(entry) = cache.entries.as_ref().and_then(|e| e.get(within as usize)) else { return Ok(None) };
-        if *entry == ABSENT {
+        if *entry == shard::ABSENT {
             return Ok(None);
         }
         let [offset, len] = *entry;
@@ -197,17 +206,27 @@ impl ChunkAccess {
         Ok(Some(ByteRange::At { offset, len }))
     }
 
-    /// Encodes a block of a chunk's stored shape and writes it, unless it is all fill values.
+    /// Encodes a block of an object's stored shape and writes it, unless it is all fill values.
     ///
     /// # Errors
     /// Where a codec or the store fails.
-    pub fn write(&self, coords: &[u64], block: &[u8], desk: &mut Desk) -> Result<Written, ChunkError> {
+    pub fn write(&self, object: &[u64], block: &[u8], desk: &mut Desk) -> Result<Written, ChunkError> {
+        let key = join(&self.path, &self.info.object_key(object));
         if copy::is_all(&self.info.fill, block) {
+            if self.info.window.is_some() {
+                // What was there before would be seen instead.
+                self.store.remove(&key)?;
+            }
             return Ok(Written::Fill);
         }
-        let key = self.key(coords);
-        let encoded =
-            self.codec.encode(block, &mut desk.arena, &mut desk.contexts).map_err(|error| ChunkError::Codec { place: self.store.place(&key), error })?;
+        let encoded = match (&self.info.shard, &self.index) {
+            (Some(shard), Some(index)) => shard::encode(&self.info, shard, [&self.codec, index], block, desk).map(Some),
+            _ => self.codec.encode(block, &mut desk.arena, &mut desk.contexts),
+        };
+        let encoded = encoded.map_err(|error| match error {
+            CodecError::Overrun(o) => ChunkError::Overrun(o),
+            error => ChunkError::Codec { place: self.store.place(&key), error },
+        })?;
         let bytes = encoded.as_ref().map_or(block, Buffer::bytes);
         self.store.write(&key, bytes)?;
         desk.traffic.writes += 1;

@@ -1,0 +1,67 @@
+//! A shard: several chunks in one object, with an index of where each of them is (Zarr's `sharding_indexed`).
+//!
+//! Of a sharded array the shard is what is written, the inner chunk what is read. What writing one holds is bounded beside the
+//! code that writes it.
+
+use freestone_kernels::{Buffer, View, contiguous_strides, copy};
+
+use super::array::{ArrayInfo, Shard};
+use super::codec::{Codec, CodecError};
+use super::reader::Desk;
+use crate::grid::{Region, try_for_each_coord};
+
+/// Entry of a shard's index for a chunk that is not there.
+pub(super) const ABSENT: [u64; 2] = [u64::MAX, u64::MAX];
+
+/// Bytes of an encoded shard at most.
+pub(crate) fn encoded_bound(shard: &Shard, [inner, index]: [&Codec; 2]) -> u64 {
+    let n = shard.chunks.iter().fold(1, |n: u64, c| n.saturating_mul(*c));
+    n.saturating_mul(inner.encoded_bound()).saturating_add(index.encoded_bound())
+}
+
+/// Bytes that [`encode`] holds besides the block and the encoded shard: a chunk on its way, or the index.
+pub(crate) fn encode_scratch(codecs: [&Codec; 2]) -> u64 {
+    let [chunk, index] = codecs.map(|codec| codec.decoded_bytes() + codec.encoded_bound() + codec.encode_scratch());
+    chunk + index
+}
+
+/// Encodes a block of a whole shard's shape. Chunks of fill values are left out.
+pub(super) fn encode(info: &ArrayInfo, shard: &Shard, codecs: [&Codec; 2], block: &[u8], desk: &mut Desk) -> Result<Buffer, CodecError> {
+    let [inner, index] = codecs;
+    let sizes = |shape: Vec<u64>| -> Vec<usize> { shape.iter().map(|n| *n as usize).collect() };
+    let (whole, shape) = (contiguous_strides(&sizes(info.object_shape())), sizes(info.chunk_shape()));
+    let strides = contiguous_strides(&shape);
+    let mut out = desk.arena.buffer(encoded_bound(shard, codecs))?;
+    let mut entries = desk.arena.buffer(index.decoded_bytes())?;
+    let mut chunk = desk.arena.buffer(inner.decoded_bytes())?;
+    let index_len = index.encoded_bound() as usize;
+    let (mut end, mut n) = (if shard.index_at_end { 0 } else { index_len }, 0);
+    try_for_each_coord(&Region::whole(&shard.chunks), |at| {
+        let offset: isize = at.iter().zip(&shape).zip(&whole).map(|((c, n), stride)| *c as isize * *n as isize * stride).sum();
+        let from = View { dtype: info.dtype, bytes: block, offset: offset as usize, shape: shape.clone(), strides: whole.clone() };
+        copy::strided(&from, chunk.bytes_mut(), 0, &strides);
+        let mut entry = ABSENT;
+        if !copy::is_all(&info.fill, chunk.bytes()) {
+            let encoded = inner.encode(chunk.bytes(), &mut desk.arena, &mut desk.contexts)?;
+            let bytes = encoded.as_ref().map_or(chunk.bytes(), Buffer::bytes);
+            out.bytes_mut()[end..end + bytes.len()].copy_from_slice(bytes);
+            entry = [end as u64, bytes.len() as u64];
+            end += bytes.len();
+            encoded.into_iter().for_each(|b| desk.arena.recycle(b));
+        }
+        entries.as_mut_slice::<u64>()[n..n + 2].copy_from_slice(&entry);
+        n += 2;
+        Ok::<(), CodecError>(())
+    })?;
+    desk.arena.recycle(chunk);
+    let encoded = index.encode(entries.bytes(), &mut desk.arena, &mut desk.contexts)?;
+    let bytes = encoded.as_ref().map_or(entries.bytes(), Buffer::bytes);
+    if bytes.len() != index_len {
+        return Err(CodecError::Encode("the codecs of the shard's index do not keep its length".into()));
+    }
+    let at = if shard.index_at_end { end } else { 0 };
+    out.bytes_mut()[at..at + index_len].copy_from_slice(bytes);
+    out.set_len(if shard.index_at_end { end + index_len } else { end });
+    encoded.into_iter().chain([entries]).for_each(|b| desk.arena.recycle(b));
+    Ok(out)
+}

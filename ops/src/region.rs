@@ -1,0 +1,195 @@
+//! Regions of arrays that are there already: which chunks they are, and where coordinates say that they lie.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use freestone_engine::grid::{AxisGrid, ChunkGrid};
+use freestone_engine::memory::Arena;
+use freestone_engine::storage::codec::Contexts;
+use freestone_engine::storage::metadata::{MetadataError, open_array};
+use freestone_engine::storage::reader::{ChunkAccess, Desk, ShardCache};
+use freestone_engine::storage::{ArrayInfo, Store, StoredArray, join};
+use freestone_kernels::DType;
+use thiserror::Error;
+
+use crate::array::{Array, Dim};
+use crate::error::Error;
+
+/// Why a region cannot be written.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[allow(missing_docs)]
+pub enum RegionError {
+    #[error("there is no array at {place} to write a region of: make it first, by `freestone::create` or by storing it whole")]
+    Missing { place: String },
+    #[error("a region of {place} was asked for with {what}: these are the stored array's, and stay; leave them away")]
+    Fixed { place: String, what: &'static str },
+    #[error("metadata come first for whole arrays, not for a region of {place}: leave the region away")]
+    Metadata { place: String },
+    #[error("a region of {region} axes was given for {place}, which has {array}: give one range for each axis")]
+    Rank { place: String, region: usize, array: usize },
+    #[error("{place} is {stored}, but what is to be written is {array}: cast it with astype")]
+    DType { place: String, stored: DType, array: DType },
+    #[error("along axis {axis} the region {}..{} of {place} does not lie in its {len} elements", region.start, region.end)]
+    Outside { place: String, axis: usize, region: Range<u64>, len: u64 },
+    #[error("along axis {axis} the region {}..{} of {place} has {} elements, but what is to be written has {len}", region.start, region.end, region.end - region.start)]
+    Shape { place: String, axis: usize, region: Range<u64>, len: u64 },
+    #[error("along axis {axis} the region {}..{} of {place} cuts what is stored in pieces of {size}: {}..{} is the smallest around it that does not",
+        region.start, region.end, around.start, around.end)]
+    Unaligned { place: String, axis: usize, region: Range<u64>, size: u64, around: Range<u64> },
+    #[error("axis {axis} is {array} in what is to be written, but {stored} in {place}: give the region's ranges, or the same names")]
+    Name { place: String, axis: usize, array: String, stored: String },
+    #[error("where axis {axis} (`{name}`) lies in {place} cannot be found: {why}; give the region's ranges instead")]
+    Coordinate { place: String, axis: usize, name: String, why: String },
+}
+
+/// What a target says of its region.
+#[derive(Clone, Debug)]
+pub(crate) enum Region {
+    /// One range for each axis.
+    At(Vec<Range<u64>>),
+    /// Where the coordinates say.
+    Auto,
+}
+
+/// Coordinates larger than this are not compared.
+const MAX_COORDINATE_BYTES: u64 = 64_000_000;
+
+/// Attributes without which equal numbers do not mean equal places.
+const MEANING: [&str; 4] = ["units", "calendar", "scale_factor", "add_offset"];
+
+/// The part of a stored array that a region is, as an array whose chunks are there.
+pub(crate) fn window(array: &Array, stored: &StoredArray, region: &Region) -> Result<ArrayInfo, Error> {
+    let place = || stored.location();
+    let (shape, there) = (array.shape()?, stored.info.shape());
+    if shape.len() != there.len() {
+        return Err(RegionError::Rank { place: place(), region: shape.len(), array: there.len() }.into());
+    }
+    if array.dtype()? != stored.info.dtype {
+        return Err(RegionError::DType { place: place(), stored: stored.info.dtype, array: array.dtype()? }.into());
+    }
+    let ranges = match region {
+        Region::At(ranges) => ranges.clone(),
+        Region::Auto => located(array, stored)?,
+    };
+    if ranges.len() != there.len() {
+        return Err(RegionError::Rank { place: place(), region: ranges.len(), array: there.len() }.into());
+    }
+    let (chunks, objects) = (stored.info.chunk_shape(), stored.info.object_shape());
+    let (mut axes, mut first) = (Vec::new(), Vec::new());
+    for (axis, region) in ranges.into_iter().enumerate() {
+        let (len, size, chunk) = (there[axis], objects[axis].max(1), chunks[axis].max(1));
+        if region.start > region.end || region.end > len {
+            return Err(RegionError::Outside { place: place(), axis, region, len }.into());
+        }
+        if region.end - region.start != shape[axis] {
+            return Err(RegionError::Shape { place: place(), axis, region, len: shape[axis] }.into());
+        }
+        if region.start % size != 0 || (region.end % size != 0 && region.end != len) {
+            let around = region.start / size * size..region.end.div_ceil(size).saturating_mul(size).min(len);
+            return Err(RegionError::Unaligned { place: place(), axis, region, size, around }.into());
+        }
+        axes.push(AxisGrid::regular(shape[axis], chunk));
+        first.push(region.start / chunk);
+    }
+    Ok(ArrayInfo { grid: ChunkGrid::new(axes), window: Some(first), ..stored.info.clone() })
+}
+
+/// Where the values of the array's coordinates lie in those of the stored array's.
+fn located(array: &Array, stored: &StoredArray) -> Result<Vec<Range<u64>>, Error> {
+    let group = stored.path.rsplit_once('/').map_or("", |(group, _)| group);
+    let (shape, there) = (array.shape()?, stored.info.shape());
+    let mut ranges = Vec::new();
+    for (axis, dim) in array.dims()?.iter().enumerate() {
+        let named = |name: &Option<String>| name.as_ref().map_or("without a name".to_owned(), |n| format!("named `{n}`"));
+        let name = match (&dim.name, &stored.dims[axis]) {
+            (Some(ours), Some(theirs)) if ours == theirs => ours,
+            (None, None) if shape[axis] == there[axis] => {
+                ranges.push(0..there[axis]);
+                continue;
+            }
+            (ours, theirs) => {
+                return Err(RegionError::Name { place: stored.location(), axis, array: named(ours), stored: named(theirs) }.into());
+            }
+        };
+        let start = find(stored, group, there[axis], dim, shape[axis]).map_err(|e| match e {
+            Search::Why(why) => RegionError::Coordinate { place: stored.location(), axis, name: name.clone(), why }.into(),
+            Search::Failed(error) => error,
+        })?;
+        ranges.push(start..start + shape[axis]);
+    }
+    Ok(ranges)
+}
+
+/// Why an axis was not found.
+enum Search {
+    Why(String),
+    Failed(Error),
+}
+
+impl From<Error> for Search {
+    fn from(error: Error) -> Search {
+        Search::Failed(error)
+    }
+}
+
+/// The first element, along a stored axis of `there` elements, of the `len` elements of an axis.
+fn find(stored: &StoredArray, group: &str, there: u64, dim: &Dim, len: u64) -> Result<u64, Search> {
+    let why = |text: &str| Search::Why(text.to_owned());
+    let name = dim.name.as_deref().unwrap_or_default();
+    let theirs = coordinate(&stored.store, group, name, there)?.ok_or_else(|| why("the stored array's group has no coordinate of that name and length"))?;
+    let ours = match &dim.origin {
+        Some(origin) => coordinate(&origin.store, &origin.group, name, origin.len)?.map(|c| (c, origin)),
+        None => None,
+    };
+    let (ours, origin) = ours.ok_or_else(|| why("what is to be written has no coordinate for it"))?;
+    if ours.info.dtype != theirs.info.dtype {
+        return Err(Search::Why(format!("its coordinate is {} here and {} there", ours.info.dtype, theirs.info.dtype)));
+    }
+    if let Some(attribute) = MEANING.iter().find(|a| ours.attributes.get(**a) != theirs.attributes.get(**a)) {
+        return Err(Search::Why(format!("the coordinates' attribute `{attribute}` differs")));
+    }
+    if len == 0 {
+        return Ok(0);
+    }
+    let size = ours.info.dtype.size();
+    let (all, theirs) = (values(&ours)?, values(&theirs)?);
+    let element = |i: u64| {
+        let at = (origin.start as i64 + origin.step * i as i64) as usize * size;
+        all.get(at..at + size).unwrap_or_default()
+    };
+    let wanted: Vec<u8> = (0..len).flat_map(element).copied().collect();
+    let mut starts = (0..=theirs.len().saturating_sub(wanted.len())).step_by(size).filter(|s| theirs[*s..].starts_with(&wanted));
+    match (starts.next(), starts.next()) {
+        (Some(start), None) => Ok((start / size) as u64),
+        (Some(_), Some(_)) => Err(why("its coordinate's values occur there more than once")),
+        _ => Err(why("its coordinate's values are not there, in this order and without gaps")),
+    }
+}
+
+/// A one-dimensional array of a name and length in a group.
+fn coordinate(store: &Arc<dyn Store>, group: &str, name: &str, len: u64) -> Result<Option<StoredArray>, Search> {
+    match open_array(store, &join(group, name)) {
+        Ok(stored) if stored.info.shape() == [len] => Ok(Some(stored)),
+        Ok(_) | Err(MetadataError::NoZarr { .. } | MetadataError::Group { .. } | MetadataError::Unsupported { .. }) => Ok(None),
+        Err(e) => Err(Search::Failed(e.into())),
+    }
+}
+
+/// All values of a one-dimensional array.
+fn values(stored: &StoredArray) -> Result<Vec<u8>, Search> {
+    let n_bytes = stored.info.n_bytes();
+    if n_bytes > u128::from(MAX_COORDINATE_BYTES) {
+        return Err(Search::Why(format!("its coordinate at {} is too large to be compared", stored.location())));
+    }
+    let failed = |e: &dyn std::fmt::Display| Search::Why(format!("its coordinate cannot be read: {e}"));
+    let access = ChunkAccess::new(Arc::clone(&stored.store), &stored.path, &stored.info).map_err(|e| failed(&e))?;
+    let mut desk = Desk { arena: Arena::new(4 * MAX_COORDINATE_BYTES), contexts: Contexts::default(), traffic: Default::default() };
+    let (mut bytes, mut cache) = (Vec::with_capacity(n_bytes as usize), ShardCache::default());
+    for chunk in 0..stored.info.grid.n_chunks() {
+        let block = access.read(&[chunk], &mut desk, &mut cache).map_err(|e| failed(&e))?;
+        let inside = stored.info.grid.region(&[chunk]).n_elements() as usize * stored.info.dtype.size();
+        bytes.extend_from_slice(&block.bytes()[..inside]);
+        desk.arena.recycle(block);
+    }
+    Ok(bytes)
+}
