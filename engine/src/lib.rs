@@ -4,12 +4,13 @@
 //! [projected](memory) and checked; the [`driver`] hands its tasks to an [`executor`], whose [`worker`]s read chunks from
 //! [`storage`], compute and write; a [`session`] publishes the results.
 //!
-//! Nothing imports from what comes later in: `machine · grid → readmap → memory → storage · spec → user → graph → plan → task · session →
+//! Nothing imports from what comes later in: `machine · grid · flat → readmap → memory → storage · spec → user → graph → plan → task · session →
 //! worker → executor · events → journal → driver`.
 
 pub mod driver;
 pub mod events;
 pub mod executor;
+mod flat;
 pub mod graph;
 pub mod grid;
 pub mod journal;

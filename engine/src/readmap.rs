@@ -295,9 +295,9 @@ impl ReadMap {
         if let [one] = inner
             && (self.is_flat() || one.is_flat())
         {
-            let is_nothing = |m: &ReadMap| *m == ReadMap::identity(&m.shape);
-            let both = (self.is_flat() || is_nothing(self)) && (one.is_flat() || is_nothing(one));
-            return if both { Ok(ReadMap::flat(self.shape.clone())) } else { Err(ReadMapError::Flat) };
+            // What looks like the identity may be the start of a longer array: an outer map is one only over this very shape.
+            let nothing = self.shape == one.shape && *self == ReadMap::identity(&self.shape);
+            return if one.is_flat() && (self.is_flat() || nothing) { Ok(ReadMap::flat(self.shape.clone())) } else { Err(ReadMapError::Flat) };
         }
         if inner.iter().any(ReadMap::is_flat) {
             return Err(ReadMapError::Flat);

@@ -13,6 +13,7 @@ use freestone_kernels::eval::{self, Machine};
 use freestone_kernels::reduce::{self, Folded};
 use freestone_kernels::{Buffer, DType, Generate, View, contiguous_strides, copy};
 
+use crate::flat::{flat_bounds, shared_rows};
 use crate::grid::{Region, try_for_each_coord};
 use crate::machine;
 use crate::memory::{Arena, Overrun, SlotId, Step};
@@ -624,99 +625,6 @@ fn copy_flat(region: &Region, shape: &[u64], source: &mut Source, desk: &mut Des
         block.into_iter().for_each(|b| desk.arena.recycle(b));
         Ok(())
     })
-}
-
-/// A box that holds the elements `first..=last` of the C order.
-fn flat_bounds(shape: &[u64], first: u64, last: u64) -> Region {
-    let mut bounds = Region::whole(shape);
-    let mut below: u64 = shape.iter().product();
-    let (mut first, mut last) = (first, last);
-    for (d, n) in shape.iter().enumerate() {
-        below /= n;
-        let (a, b) = (first / below, last / below);
-        (bounds.start[d], bounds.shape[d]) = (a, b - a + 1);
-        if a != b {
-            break;
-        }
-        (first, last) = (first - a * below, last - b * below);
-    }
-    bounds
-}
-
-/// Calls `f` for the runs of elements that are in a chunk of an array of one shape and in a region of an array of another, in C order: with the
-/// place in the chunk, the element of the region, and the number of elements. Ends, with true, as soon as `f` says so.
-fn shared_rows(chunk: &Region, chunked: &[u64], region: &Region, shape: &[u64], mut f: impl FnMut(&[u64], u64, u64) -> bool) -> bool {
-    let rows = match chunk.shape.split_last() {
-        Some((_, outer)) => Region { start: vec![0; outer.len()], shape: outer.to_vec() },
-        None => Region { start: vec![], shape: vec![] },
-    };
-    let width = chunk.shape.last().copied().unwrap_or(1);
-    let found = try_for_each_coord(&rows, |row| {
-        let global: Vec<u64> = row.iter().zip(&chunk.start).map(|(i, s)| i + s).chain(chunk.start.last().copied()).collect();
-        let begin = global.iter().zip(chunked).fold(0, |at, (i, n)| at * n + i);
-        let mut within: Vec<u64> = row.iter().copied().chain(chunk.start.last().map(|_| 0)).collect();
-        let mut at = begin;
-        while at < begin + width {
-            let Some((next, element, run)) = first_in(region, shape, at) else { break };
-            if next >= begin + width {
-                break;
-            }
-            let n = run.min(begin + width - next);
-            if let Some(w) = within.last_mut() {
-                *w = next - begin;
-            }
-            if f(&within, element, n) {
-                return Err(());
-            }
-            at = next + n;
-        }
-        Ok(())
-    });
-    found.is_err()
-}
-
-/// The first element of a region, at `at` or after it in the C order of an array: its place there, its number in the region, and how many
-/// follow without a gap.
-fn first_in(region: &Region, shape: &[u64], at: u64) -> Option<(u64, u64, u64)> {
-    let rank = shape.len();
-    let mut index = vec![0; rank];
-    let mut rest = at;
-    for d in (0..rank).rev() {
-        (index[d], rest) = (rest % shape[d], rest / shape[d]);
-    }
-    if rest > 0 {
-        return None;
-    }
-    // The next index that is inside, in lexicographic order.
-    let mut d = 0;
-    while d < rank {
-        let (lo, hi) = (region.start[d], region.start[d] + region.shape[d]);
-        if index[d] < lo {
-            index[d..].copy_from_slice(&region.start[d..]);
-            break;
-        }
-        if index[d] >= hi {
-            // Beyond the end along this axis: one further along an axis before it.
-            loop {
-                if d == 0 {
-                    return None;
-                }
-                d -= 1;
-                index[d] += 1;
-                if index[d] < region.start[d] + region.shape[d] {
-                    break;
-                }
-            }
-            index[d + 1..].copy_from_slice(&region.start[d + 1..]);
-            break;
-        }
-        d += 1;
-    }
-    let fold = |f: &dyn Fn(usize) -> (u64, u64)| (0..rank).fold(0, |sum, d| sum * f(d).1 + f(d).0);
-    let place = fold(&|d| (index[d], shape[d]));
-    let element = fold(&|d| (index[d] - region.start[d], region.shape[d]));
-    let run = (0..rank).next_back().map_or(1, |d| region.start[d] + region.shape[d] - index[d]);
-    Some((place, element, run))
 }
 
 /// Spreads an edge chunk over its stored shape.

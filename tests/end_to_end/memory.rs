@@ -86,6 +86,69 @@ fn reductions_are_bounded() {
 }
 
 #[test]
+fn reductions_with_state_are_bounded() {
+    check("variance over rows", CodecName::Zstd(1), |a, _| a.var(0).unwrap());
+    check("variance over columns", CodecName::None, |a, _| a.var(1).unwrap());
+    check("position over rows", CodecName::Zstd(1), |a, _| a.argmax(0).unwrap());
+    check("position in everything", CodecName::Lz4, |a, _| a.argmin(()).unwrap());
+    check("sum in twice the precision", CodecName::Zstd(1), |a, _| a.astype(DType::Float64).unwrap().sum(0).unwrap());
+    check("product and any", CodecName::Zstd(1), |a, _| &a.prod(1).unwrap() * &a.any(1).unwrap().astype(DType::Float32).unwrap());
+}
+
+#[test]
+fn elementary_functions_are_bounded() {
+    check("exp, log, sin", CodecName::Zstd(1), |a, _| freestone::sin(&freestone::log(&freestone::exp(a).unwrap()).unwrap()).unwrap());
+    check("hypot", CodecName::Lz4, |a, b| freestone::hypot(a, b).unwrap());
+    check("complex", CodecName::Zstd(1), |a, _| freestone::abs(&freestone::exp(&a.astype(DType::Complex128).unwrap()).unwrap()).unwrap());
+}
+
+#[test]
+fn views_by_lists_and_pieces_are_bounded() {
+    let every_third: Vec<i64> = (0..1000).map(|i| i * 3).rev().collect();
+    check("take rows", CodecName::Zstd(1), |a, _| a.take(&every_third, 0).unwrap());
+    check("take columns", CodecName::None, |a, _| a.take(&(0..2000).map(|i| i * 7 % 2000).collect::<Vec<_>>(), 1).unwrap());
+    check("repeat", CodecName::Zstd(1), |a, _| a.repeat(2, 0).unwrap());
+    check("tile", CodecName::Zstd(1), |a, _| a.tile(&[1, 2]).unwrap());
+    check("roll", CodecName::Zstd(1), |a, _| a.roll(17, 0).unwrap());
+    check("pad", CodecName::Zstd(1), |a, _| a.pad(&[(5, 5), (3, 3)], freestone::Pad::Reflect).unwrap());
+    check("concat", CodecName::Zstd(1), |a, b| freestone::concat(&[a.clone(), b.clone()], Some(0)).unwrap());
+    check("stack", CodecName::Zstd(1), |a, b| freestone::stack(&[a.clone(), b.clone()], 0).unwrap());
+    check("diff", CodecName::Zstd(1), |a, _| a.diff(0, 1).unwrap());
+    check("lower triangle", CodecName::Zstd(1), |a, _| freestone::tril(a, 0).unwrap());
+}
+
+#[test]
+fn reshapes_are_bounded() {
+    check("flat", CodecName::Zstd(1), |a, _| a.reshape(&[-1]).unwrap());
+    check("split rows", CodecName::Zstd(1), |a, _| a.reshape(&[300, 10, 2000]).unwrap());
+    check("other way round", CodecName::None, |a, _| a.reshape(&[2000, 3000]).unwrap());
+}
+
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+struct Doubled;
+
+impl freestone::UserKernel for Doubled {
+    const NAME: &'static str = "doubled";
+    const VERSION: u32 = 1;
+
+    fn scratch_bytes(&self, inputs: &[&[usize]], _output: &[usize]) -> u64 {
+        inputs[0].iter().product::<usize>() as u64 * 4
+    }
+
+    fn apply(&self, inputs: &[freestone::Block<'_>], output: &mut freestone::BlockMut<'_>, scratch: &mut [u8]) -> Result<(), String> {
+        scratch[..inputs[0].bytes.len()].copy_from_slice(inputs[0].bytes);
+        output.array::<f32>()?.assign(&inputs[0].array::<f32>()?.mapv(|x| 2.0 * x));
+        Ok(())
+    }
+}
+
+#[test]
+fn kernels_of_users_are_bounded() {
+    let out = freestone::BlocksOut::new(DType::Float32);
+    check("user's kernel", CodecName::Zstd(1), |a, _| freestone::map_blocks(&Doubled, &[a], &out).unwrap());
+}
+
+#[test]
 fn rechunks_are_bounded() {
     check("to rows", CodecName::Zstd(1), |a, _| a.rechunk(&[30, 2000]).unwrap());
     check("to columns", CodecName::None, |a, _| a.rechunk(&[3000, 50]).unwrap());

@@ -140,3 +140,15 @@ pub fn rearrange(a: &Pair, pool: &[Pair], step: &Step, names: &mut Vec<&'static 
     names.push(name);
     Some(Pair { lazy: lazy.unwrap_or_else(|e| panic!("{name}: {e}")), whole, dtype: a.dtype })
 }
+
+/// The start of an array looks like the identity map of its own shape; reshaping it once read the whole.
+#[test]
+fn the_start_of_an_array_is_reshaped_as_what_it_is() {
+    let x = freestone::arange(0, 24, 1, freestone::DType::Int64, 5).unwrap();
+    let spec = crate::support::Place::new().spec();
+    let start = x.slice(0, None, Some(12), 1).unwrap().reshape(&[3, 4]).unwrap();
+    let values: Vec<i64> = freestone::compute::<i64>(&start, &spec).unwrap().into_iter().collect();
+    assert_eq!(values, (0..12).collect::<Vec<_>>());
+    let rows = x.reshape(&[6, 4]).unwrap().slice(0, None, Some(2), 1).unwrap();
+    assert_eq!(freestone::compute::<i64>(&rows, &spec).unwrap().sum(), (0..8).sum::<i64>());
+}

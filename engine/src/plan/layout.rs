@@ -4,10 +4,10 @@
 
 use freestone_kernels::eval;
 
-use super::{ArrayId, Kernel, Place, Plan, PlanArray, PlanError, Stage};
+use super::{ArrayId, Kernel, Place, Plan, PlanArray, PlanError, Stage, StageInput};
 use crate::grid::{AxisGrid, block_bytes};
 use crate::memory::{MemoryEstimate, Part, Schedule, SlotId, Step};
-use crate::readmap::AxisMap;
+use crate::readmap::{AxisMap, Origin, Piece};
 use crate::storage::array::Shard;
 use crate::storage::codec::Codec;
 use crate::storage::{is_remote_url, shard};
@@ -104,10 +104,8 @@ impl StageLayout {
         }
         let encoded = s.slot(Part::EncodedInput, encoded);
         let scratch = s.slot(Part::DecodeScratch, scratch);
-        let lists: usize = stage.inputs.iter().map(|i| i.map.n_indices()).sum();
         let indexes = s.slot(Part::ShardIndex, indexes);
-        // The list itself, and what a task makes of the part that is its own.
-        let lists = s.slot(Part::Indices, (size_of::<u64>() + size_of::<crate::readmap::Run>()) as u64 * lists as u64);
+        let lists = s.slot(Part::Indices, stage.inputs.iter().map(|i| list_bytes(i, if user { &[] } else { &block })).sum());
         let kernel_scratch = match &stage.kernel {
             Kernel::User { scratch_bytes, .. } => scratch_bytes.saturating_add(TASK_OVERHEAD_BYTES).min(TOO_LARGE),
             Kernel::Map(expr) | Kernel::Reduce { expr, .. } => eval::scratch_bytes(expr) + TASK_OVERHEAD_BYTES,
@@ -196,6 +194,25 @@ impl StageLayout {
     }
 }
 
+/// What one index of a list becomes, at worst, when a task sorts its part of the list by chunks.
+const SORTED_INDEX_BYTES: u64 = 128;
+
+/// Lists of indices, and what is made of the part that one block needs.
+fn list_bytes(input: &StageInput, block: &[u64]) -> u64 {
+    let of = |piece: &Piece| match &piece.from {
+        Origin::Source { axes, .. } => axes
+            .iter()
+            .filter_map(|a| if let AxisMap::Gather { axis, indices, .. } = a { Some((axis, indices)) } else { None })
+            .map(|(axis, indices)| {
+                let here = piece.to.shape[*axis].min(block.get(*axis).copied().unwrap_or(u64::MAX));
+                size_of_val(&**indices) as u64 + SORTED_INDEX_BYTES * here
+            })
+            .sum(),
+        _ => 0,
+    };
+    input.map.pieces().iter().map(of).sum()
+}
+
 /// Bounds of reading a chunk of an array.
 struct SourceBounds {
     chunk: u64,
@@ -271,7 +288,7 @@ fn is_remote(plan: &Plan, place: &Place) -> bool {
 }
 
 /// [`ReadMode::InChunk`] if every block of every task lies inside one chunk of one source.
-fn read_mode(plan: &Plan, stage: &Stage, input: &super::StageInput) -> ReadMode {
+fn read_mode(plan: &Plan, stage: &Stage, input: &StageInput) -> ReadMode {
     let (Some(axes), [source]) = (input.map.as_image(), input.sources.as_slice()) else { return ReadMode::Assembled };
     if matches!(stage.kernel, Kernel::User { .. }) {
         return ReadMode::Assembled;
