@@ -5,11 +5,13 @@
 
 mod bad_input;
 mod command;
+mod elements;
 mod expressions;
 mod memory;
 mod processes;
 mod quad_means;
 mod rearranged;
+mod standard;
 mod suites;
 mod support;
 mod values;
