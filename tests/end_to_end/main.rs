@@ -5,13 +5,16 @@
 
 mod bad_input;
 mod command;
+mod elements;
 mod expressions;
+mod functions;
 mod groups;
 mod memory;
 mod processes;
 mod quad_means;
 mod rearranged;
 mod regions;
+mod standard;
 mod storing;
 mod suites;
 mod support;
