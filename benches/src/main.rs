@@ -11,6 +11,7 @@
 mod bars;
 mod floor;
 mod inputs;
+mod kernels;
 mod native;
 mod process;
 mod report;
@@ -66,6 +67,8 @@ enum Command {
     #[command(hide = true)]
     ChildFreestone(workloads::Child),
     #[command(hide = true)]
+    ChildKernels,
+    #[command(hide = true)]
     ChildFloor {
         #[arg(long)]
         input: PathBuf,
@@ -84,6 +87,8 @@ enum Workload {
     ManySmall,
     /// Planning quadratic means of 1 EB in 10⁹ chunks.
     PlanScaling,
+    /// Operations on blocks without any engine; `--vs numpy` compares.
+    Kernels,
 }
 
 /// How it is measured.
@@ -150,6 +155,8 @@ enum Peer {
     CubedDefault,
     /// A hand-written loop over TensorStore.
     Tensorstore,
+    /// NumPy on one thread, for `kernels` only.
+    Numpy,
 }
 
 impl Peer {
@@ -160,6 +167,7 @@ impl Peer {
             Peer::Cubed => "cubed-tuned",
             Peer::CubedDefault => "cubed",
             Peer::Tensorstore => "tensorstore",
+            Peer::Numpy => "numpy",
         }
     }
 }
@@ -178,6 +186,9 @@ fn main() -> ExitCode {
 /// True if nothing was missed.
 fn dispatch(command: Command) -> Result<bool, Failure> {
     match command {
+        Command::Run { workload, ref vs, .. } if vs.iter().any(|p| (*p == Peer::Numpy) != (workload == Workload::Kernels)) => {
+            return Err("kernels are compared with numpy, and nothing else is".into());
+        }
         Command::Run { workload: Workload::QuadMeans, setup, vs, date } => {
             report::keep(&rounds::quad_means(&setup, &vs)?, &setup, date)?;
         }
@@ -193,8 +204,10 @@ fn dispatch(command: Command) -> Result<bool, Failure> {
             let (seconds, grown) = rounds::plan_scaling(&setup)?;
             println!("planned quadratic means of 1 EB in 10⁹ chunks, and wrote the plan as text: {seconds:.4} s, {} more memory", freestone::size(grown));
         }
+        Command::Run { workload: Workload::Kernels, setup, vs, date } => report::keep_kernels(&kernels::measure(&setup, !vs.is_empty())?, &setup, date)?,
         Command::Bars { setup, no_peers } => return bars::check(&setup, no_peers),
         Command::ChildFreestone(child) => println!("{}", serde_json::to_string(&workloads::run(&child)?)?),
+        Command::ChildKernels => println!("{}", serde_json::to_string(&kernels::run()?)?),
         Command::ChildFloor { input, codec } => println!("{}", serde_json::to_string(&floor::measure(&input, codec)?)?),
     }
     Ok(true)

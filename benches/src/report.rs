@@ -6,9 +6,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use std::{fs, iter};
 
 use freestone_engine::machine;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::sample::{Measured, Row};
+use crate::kernels::{self, Timing};
+use crate::sample::{Measured, Row, median};
 use crate::{Codec, Failure, Setup, inputs};
 
 /// Prints the result, and keeps it as Markdown and as JSON in `benches/results`.
@@ -18,16 +19,67 @@ pub(crate) fn keep(measured: &Measured, setup: &Setup, date: Option<String>) -> 
     let text = markdown(measured, setup, &date);
     println!("\n{text}");
     let name: Vec<&str> = [&*date, measured.workload].into_iter().chain(size.as_deref()).chain(iter::once(codec.name())).collect();
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("results");
-    fs::create_dir_all(&folder)?;
     let document = json!({
         "date": date, "revision": revision(), "machine": machine_in_words(), "size_bytes": size.is_some().then_some(setup.size), "codec": codec,
         "threads": setup.threads, "local_mem": setup.local_mem, "repeat": setup.repeat, "measured": measured,
     });
-    fs::write(folder.join(format!("{}.md", name.join("-"))), &text)?;
-    fs::write(folder.join(format!("{}.json", name.join("-"))), serde_json::to_vec_pretty(&document)?)?;
-    println!("kept as benches/results/{}.md and .json", name.join("-"));
+    save(&name.join("-"), &text, &document)
+}
+
+/// Prints what kernels take, and keeps it likewise.
+pub(crate) fn keep_kernels(table: &kernels::Table, setup: &Setup, date: Option<String>) -> Result<(), Failure> {
+    let date = date.unwrap_or_else(today);
+    let text = kernels_markdown(table, setup, &date);
+    println!("\n{text}");
+    let document = json!({ "date": date, "revision": revision(), "machine": machine_in_words(), "repeat": setup.repeat, "measured": table });
+    save(&format!("{date}-kernels"), &text, &document)
+}
+
+fn save(name: &str, text: &str, document: &Value) -> Result<(), Failure> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("results");
+    fs::create_dir_all(&folder)?;
+    fs::write(folder.join(format!("{name}.md")), text)?;
+    fs::write(folder.join(format!("{name}.json")), serde_json::to_vec_pretty(document)?)?;
+    println!("kept as benches/results/{name}.md and .json");
     Ok(())
+}
+
+/// Speeds in millions of elements a second, of both sizes on both sides.
+pub(crate) fn kernels_markdown(table: &kernels::Table, setup: &Setup, date: &str) -> String {
+    let head = ["operation", "bar", "block", "NumPy", "ratio", "cached", "NumPy", "ratio"].map(str::to_owned).to_vec();
+    let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
+    let speed = |timings: &[Timing], of: fn(&Timing) -> f64| or_dash(median(timings.iter().map(of)).map(|ns| format!("{:.0}", 1e3 / ns)));
+    let ratio = |row: &kernels::Row, of| or_dash(row.ratio(of).map(|r| format!("{r:.2}")));
+    let (block, cached): (fn(&Timing) -> f64, fn(&Timing) -> f64) = (|t| t.block_ns, |t| t.cached_ns);
+    let rows = table.rows.iter().map(|row| {
+        let bar = or_dash(row.bar.map(|bar| bar.to_string()));
+        let name = row.case.replacen("astype ", "", 1).replace(" axis", ", axis");
+        let name = if row.case.starts_with("astype") { name.replace(' ', " → ") } else { name };
+        vec![
+            name,
+            bar,
+            speed(&row.ours, block),
+            speed(&row.numpy, block),
+            ratio(row, block),
+            speed(&row.ours, cached),
+            speed(&row.numpy, cached),
+            ratio(row, cached),
+        ]
+    });
+    format!(
+        "# kernels\n\n{date}, revision {}, {}. Medians of {} fresh processes each, in turn.\n\n{}\n{}",
+        revision(),
+        machine_in_words(),
+        setup.repeat,
+        aligned(iter::once(head).chain(rows).collect()),
+        format_args!(
+            "Million elements a second of CPU time on one thread: Freestone's kernels without an engine, and NumPy {} into arrays that are\n\
+             there already. *block* has {} elements and is out of any cache, *cached* has {}. The bar is the least ratio of the block.\n",
+            table.numpy.as_deref().unwrap_or("(not measured)"),
+            table.block,
+            table.cached
+        )
+    )
 }
 
 /// Size, where the workload has several, and codec.
