@@ -36,6 +36,9 @@ enum Command {
     Functions {
         /// The function.
         name: Option<String>,
+        /// The index of all functions as Markdown, which is docs/functions.md.
+        #[arg(long, conflicts_with = "name")]
+        markdown: bool,
     },
     /// Says what is stored at a location: an array's shape, dtype, chunks and codecs, or a group's arrays.
     Info {
@@ -71,7 +74,7 @@ fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Compute(arguments) => command::compute::compute(&arguments),
         Command::Plan(request) => command::compute::plan(&request),
-        Command::Functions { name } => command::functions::functions(name.as_deref()),
+        Command::Functions { name, markdown } => command::functions::functions(name.as_deref(), markdown),
         Command::Info { store } => command::info::info(&store),
         Command::Rechunk(arguments) => command::rechunk::rechunk(&arguments),
         Command::Worker => freestone::serve(&freestone::KernelRegistry::new(), io::stdin(), io::stdout()).map_err(|_| Failure::Pipe),

@@ -263,14 +263,8 @@ impl Bench {
             return eval::map(&mut self.machine, &self.shape, &views, &mut [self.out.bytes_mut()]);
         };
         let along = |d: usize| [isize::from(d == 0), isize::from(d == 1)];
-        let fold = Fold {
-            folds: &[Folded { op: *op, values: *values }],
-            offset: 0,
-            strides: &along(1 - *axis),
-            seen: 0,
-            merge: None,
-            index: (0, &along(*axis)),
-        };
+        let fold =
+            Fold { folds: &[Folded { op: *op, values: *values }], offset: 0, strides: &along(1 - *axis), seen: 0, merge: None, index: (0, &along(*axis)) };
         op.start(*values, accumulators.bytes_mut());
         reduce::fold(&mut self.machine, &self.shape, &views, &fold, &mut [accumulators.bytes_mut()]);
         finish.apply(*op, *values, accumulators.bytes(), self.out.bytes_mut());

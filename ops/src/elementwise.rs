@@ -390,6 +390,9 @@ impl Array {
         if from.kind() == Kind::Complex && dtype.kind() != Kind::Complex && dtype.kind() != Kind::Bool {
             return Err(Error::Promotion { left: from, right: dtype });
         }
+        if from == dtype {
+            return Ok(self.clone());
+        }
         map(&[self], |expr, slots| cast_to(expr, slots[0], dtype))
     }
 }
@@ -416,9 +419,11 @@ macro_rules! operators {
         operators!(@one $trait $method $op, &Array, f64);
         operators!(@one $trait $method $op, Array, f64);
         operators!(@one $trait $method $op, f64, &Array);
+        operators!(@one $trait $method $op, f64, Array);
         operators!(@one $trait $method $op, &Array, i32);
         operators!(@one $trait $method $op, Array, i32);
         operators!(@one $trait $method $op, i32, &Array);
+        operators!(@one $trait $method $op, i32, Array);
     )* };
 }
 

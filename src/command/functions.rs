@@ -6,7 +6,10 @@ use freestone::vocabulary::{self, either, nearest};
 
 use super::{Failure, say};
 
-pub(crate) fn functions(name: Option<&str>) -> Result<(), Failure> {
+pub(crate) fn functions(name: Option<&str>, markdown: bool) -> Result<(), Failure> {
+    if markdown {
+        return say(vocabulary::index().trim_end());
+    }
     let Some(name) = name else { return say(list().trim_end()) };
     let Some(f) = vocabulary::function(name) else {
         let standard = vocabulary::standard_name(name).filter(|n| vocabulary::function(n).is_some());
@@ -14,7 +17,16 @@ pub(crate) fn functions(name: Option<&str>) -> Result<(), Failure> {
         let hint = if near.is_empty() { "`freestone functions` lists them".into() } else { format!("did you mean {}?", either(&near)) };
         return Err(Failure::Usage(format!("there is no function `{name}`: {hint}")));
     };
-    say(&format!("{}{}\n\n{}\n\nsection  {}\ndtypes   {}\ncost     {}", f.name, f.signature, f.summary, f.section.title(), f.dtypes, f.cost))
+    say(&format!(
+        "{}{}\n\n{}\n\nsection  {}\nshape    {}\ndtypes   {}\ncost     {}",
+        f.name,
+        f.signature,
+        f.summary,
+        f.section.title(),
+        f.shape,
+        f.dtypes,
+        f.cost
+    ))
 }
 
 fn list() -> String {

@@ -185,7 +185,7 @@ fn entry_of(v: Value, e: &Expr, index: &mut Vec<Index>) -> Result<()> {
             }
         }
         Value::Array(_) => {
-            return Err(wrong("this is an array".into()).help("for elements by an array of numbers there is `take`, for those by a condition `where`"));
+            return Err(wrong("this is an array".into()).help("elements can be named by a list of numbers, as in x[[3, 1]]; by a condition there is `where`"));
         }
         other => return Err(wrong(format!("this is {}", other.describe()))),
     }

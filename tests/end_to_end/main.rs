@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod command;
+mod docs;
 mod elements;
 mod expressions;
 mod functions;

@@ -9,7 +9,7 @@ mod signature;
 mod table;
 mod value;
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::sync::LazyLock;
 
 use freestone_kernels::{BinaryOp, UnaryOp};
@@ -76,6 +76,8 @@ pub struct Function {
     pub signature: &'static str,
     /// What it returns, in a sentence.
     pub summary: &'static str,
+    /// Shape of the result.
+    pub shape: &'static str,
     /// The dtypes that it is defined for.
     pub dtypes: &'static str,
     /// Stages, and what they read.
@@ -158,20 +160,39 @@ impl Function {
 }
 
 static ALL: LazyLock<Vec<Function>> = LazyLock::new(|| {
-    let unary = UNARY.iter().map(|(name, op, doc)| row(Section::Elementwise, name, "(x, /)", doc, op.domain().name(), VIEW, Call::Unary(*op)));
-    let binary = BINARY.iter().map(|(name, op, doc)| row(Section::Elementwise, name, "(x1, x2, /)", doc, op.domain().name(), VIEW, Call::Binary(*op)));
-    let general = table::ROWS.iter().flat_map(|(section, rows)| {
-        let row = |r: &table::Row| row(*section, r.name, r.signature, r.summary, r.dtypes, r.cost, Call::General(r.call));
-        rows.iter().map(row).collect::<Vec<_>>()
-    });
+    let elementwise = |name, signature, summary, shape, dtypes, call| {
+        function_of(Section::Elementwise, table::Row { name, signature, summary, shape, dtypes, cost: VIEW, call: |_| Ok(Value::None) }, call)
+    };
+    let unary = UNARY.iter().map(|(name, op, doc)| elementwise(name, "(x, /)", doc, "the same", op.domain().name(), Call::Unary(*op)));
+    let together = "what the operands broadcast to";
+    let binary = BINARY.iter().map(|(name, op, doc)| elementwise(name, "(x1, x2, /)", doc, together, op.domain().name(), Call::Binary(*op)));
+    let general = table::ROWS.iter().flat_map(|(section, rows)| rows.iter().map(|row| function_of(*section, *row, Call::General(row.call))));
     let mut all: Vec<Function> = unary.chain(binary).chain(general).collect();
     all.sort_by_key(|f| (f.section, f.name));
     all
 });
 
-fn row(section: Section, name: &'static str, signature: &'static str, summary: &'static str, dtypes: &'static str, cost: &'static str, call: Call) -> Function {
+fn function_of(section: Section, row: table::Row, call: Call) -> Function {
+    let table::Row { name, signature, summary, shape, dtypes, cost, .. } = row;
     // A signature that cannot be read is one of no parameters; a test reads all of them.
-    Function { name, section, signature, summary, dtypes, cost, parameters: signature::parse(signature).unwrap_or_default(), call }
+    Function { name, section, signature, summary, shape, dtypes, cost, parameters: signature::parse(signature).unwrap_or_default(), call }
+}
+
+/// The index of all functions, as Markdown: a table for each section.
+pub fn index() -> String {
+    let mut text = String::from(
+        "The functions that expressions can call by name: the Array API standard's, with some of NumPy's and our own. In Rust they are functions \
+         of this crate or methods of `Array`. \"No stage\": what reads the result computes it as it goes.\n",
+    );
+    let mut section = None;
+    for f in functions() {
+        if section.replace(f.section) != Some(f.section) {
+            let _ = write!(text, "\n### {}\n\n| function | what it gives | shape | dtypes | cost |\n| --- | --- | --- | --- | --- |\n", f.section.title());
+        }
+        let cell = |text: &str| text.replace('|', "\\|");
+        let _ = writeln!(text, "| `{}{}` | {} | {} | {} | {} |", f.name, cell(f.signature), cell(f.summary), cell(f.shape), f.dtypes, f.cost);
+    }
+    text
 }
 
 /// All functions, by section and name.

@@ -10,22 +10,25 @@ use crate::manipulate::{Pad, broadcast_arrays, concat, stack};
 use crate::reduce::Along;
 
 /// A row.
+#[derive(Clone, Copy)]
 pub(super) struct Row {
     pub(super) name: &'static str,
     pub(super) signature: &'static str,
     pub(super) summary: &'static str,
+    pub(super) shape: &'static str,
     pub(super) dtypes: &'static str,
     pub(super) cost: &'static str,
     pub(super) call: fn(&Arguments) -> Result<Value, CallError>,
 }
 
-/// `name signature, summary, dtypes, cost, arguments => result;` where the result is `Ok` of what a [`Value`] is made from.
+/// `name signature, summary, shape, dtypes, cost, arguments => result;` where the result is `Ok` of what a [`Value`] is made from.
 macro_rules! rows {
-    ($($name:ident $signature:literal, $summary:literal, $dtypes:expr, $cost:expr, $a:ident => $result:expr;)*) => {
+    ($($name:ident $signature:literal, $summary:literal, $shape:literal, $dtypes:expr, $cost:expr, $a:ident => $result:expr;)*) => {
         &[$(Row {
             name: stringify!($name),
             signature: $signature,
             summary: $summary,
+            shape: $shape,
             dtypes: $dtypes,
             cost: $cost,
             call: |$a| Ok(Value::from($result?)),
@@ -38,6 +41,8 @@ const REAL: &str = "integers, floats";
 pub(super) const VIEW: &str = "no stage";
 const FOLD: &str = "one stage where one task can stream the reduced axes, else two";
 const MADE: &str = "no stage: values follow from indices";
+const PIECES: &str = "no stage over stored arrays; computed ones get one first";
+const FLATTENED: &str = "no stage; with axis=None as `reshape`";
 const LISTED: &str = "no stage; a list of indices travels in the plan";
 const RESHAPED: &str = "no stage where only axes of length 1 come or go, else one";
 
@@ -45,7 +50,7 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
     (
         Section::Elementwise,
         rows! {
-            clip "(x, /, min=None, max=None)", "The elements, but not below `min` and not above `max`; NaN where one is NaN.", REAL, VIEW, a => {
+            clip "(x, /, min=None, max=None)", "The elements, but not below `min` and not above `max`; NaN where one is NaN.", "that of x", REAL, VIEW, a => {
                 let bound = |name| if a.is_none(name)? { Ok::<_, CallError>(None) } else { a.operand(name).map(Some) };
                 clip(a.array("x")?, bound("min")?, bound("max")?)
             };
@@ -54,39 +59,39 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
     (
         Section::Statistical,
         rows! {
-            sum "(x, /, *, axis=None, dtype=None, keepdims=False)", "The sum; integers give 64 bits and wrap.", "all; bools count", FOLD,
+            sum "(x, /, *, axis=None, dtype=None, keepdims=False)", "The sum; integers give 64 bits and wrap.", "the reduced axes dropped, or 1 with keepdims", "all; bools count", FOLD,
                 a => a.array("x")?.sum(along(a)?);
-            prod "(x, /, *, axis=None, dtype=None, keepdims=False)", "The product; integers give 64 bits and wrap.", "all; bools count", FOLD,
+            prod "(x, /, *, axis=None, dtype=None, keepdims=False)", "The product; integers give 64 bits and wrap.", "the reduced axes dropped, or 1 with keepdims", "all; bools count", FOLD,
                 a => a.array("x")?.prod(along(a)?);
-            mean "(x, /, *, axis=None, keepdims=False)", "The mean; NaN if there is one. Integers give float64.", "all; bools count", FOLD,
+            mean "(x, /, *, axis=None, keepdims=False)", "The mean; NaN if there is one. Integers give float64.", "the reduced axes dropped, or 1 with keepdims", "all; bools count", FOLD,
                 a => a.array("x")?.mean(along(a)?);
-            var "(x, /, *, axis=None, correction=0.0, keepdims=False)", "The variance, with the number of elements less `correction` below the line.", REAL, FOLD,
+            var "(x, /, *, axis=None, correction=0.0, keepdims=False)", "The variance, with the number of elements less `correction` below the line.", "the reduced axes dropped, or 1 with keepdims", REAL, FOLD,
                 a => a.array("x")?.var(along(a)?);
-            std "(x, /, *, axis=None, correction=0.0, keepdims=False)", "The standard deviation: the square root of `var`.", REAL, FOLD,
+            std "(x, /, *, axis=None, correction=0.0, keepdims=False)", "The standard deviation: the square root of `var`.", "the reduced axes dropped, or 1 with keepdims", REAL, FOLD,
                 a => a.array("x")?.std(along(a)?);
-            min "(x, /, *, axis=None, keepdims=False)", "The least element; NaN if there is one.", REAL, FOLD, a => a.array("x")?.min(along(a)?);
-            max "(x, /, *, axis=None, keepdims=False)", "The greatest element; NaN if there is one.", REAL, FOLD, a => a.array("x")?.max(along(a)?);
+            min "(x, /, *, axis=None, keepdims=False)", "The least element; NaN if there is one.", "the reduced axes dropped, or 1 with keepdims", REAL, FOLD, a => a.array("x")?.min(along(a)?);
+            max "(x, /, *, axis=None, keepdims=False)", "The greatest element; NaN if there is one.", "the reduced axes dropped, or 1 with keepdims", REAL, FOLD, a => a.array("x")?.max(along(a)?);
         },
     ),
     (
         Section::Searching,
         rows! {
-            argmax "(x, /, *, axis=None, keepdims=False)", "The index of the first greatest element, or of the first NaN.", REAL, FOLD,
+            argmax "(x, /, *, axis=None, keepdims=False)", "The index of the first greatest element, or of the first NaN.", "the axis dropped, or 1 with keepdims; all of them with axis=None", REAL, FOLD,
                 a => a.array("x")?.argmax(along(a)?);
-            argmin "(x, /, *, axis=None, keepdims=False)", "The index of the first least element, or of the first NaN.", REAL, FOLD,
+            argmin "(x, /, *, axis=None, keepdims=False)", "The index of the first least element, or of the first NaN.", "the axis dropped, or 1 with keepdims; all of them with axis=None", REAL, FOLD,
                 a => a.array("x")?.argmin(along(a)?);
-            count_nonzero "(x, /, *, axis=None, keepdims=False)", "The number of elements that are not 0.", ALL, FOLD,
+            count_nonzero "(x, /, *, axis=None, keepdims=False)", "The number of elements that are not 0.", "the reduced axes dropped, or 1 with keepdims", ALL, FOLD,
                 a => a.array("x")?.count_nonzero(along(a)?);
-            where "(condition, x1, x2, /)", "Elements of `x1` where the condition is true, of `x2` elsewhere.", ALL, VIEW,
+            where "(condition, x1, x2, /)", "Elements of `x1` where the condition is true, of `x2` elsewhere.", "that to which all three broadcast", ALL, VIEW,
                 a => where_(a.array("condition")?, a.operand("x1")?, a.operand("x2")?);
         },
     ),
     (
         Section::Utility,
         rows! {
-            all "(x, /, *, axis=None, keepdims=False)", "True where all elements are not 0.", ALL, FOLD, a => a.array("x")?.all(along(a)?);
-            any "(x, /, *, axis=None, keepdims=False)", "True where one element is not 0.", ALL, FOLD, a => a.array("x")?.any(along(a)?);
-            diff "(x, /, *, axis=-1, n=1, prepend=None, append=None)", "The `n`-th difference of neighbours along an axis.", ALL, VIEW, a => {
+            all "(x, /, *, axis=None, keepdims=False)", "True where all elements are not 0.", "the reduced axes dropped, or 1 with keepdims", ALL, FOLD, a => a.array("x")?.all(along(a)?);
+            any "(x, /, *, axis=None, keepdims=False)", "True where one element is not 0.", "the reduced axes dropped, or 1 with keepdims", ALL, FOLD, a => a.array("x")?.any(along(a)?);
+            diff "(x, /, *, axis=-1, n=1, prepend=None, append=None)", "The `n`-th difference of neighbours along an axis.", "n shorter along axis, after prepend and append", ALL, VIEW, a => {
                 let end = |name| if a.is_none(name)? { Ok::<_, CallError>(None) } else { a.array(name).map(|x| Some(x.clone())) };
                 let parts: Vec<Array> = [end("prepend")?, Some(a.array("x")?.clone()), end("append")?].into_iter().flatten().collect();
                 let n = u64::try_from(a.integer("n")?).map_err(|_| a.refuse("n", "n is negative"))?;
@@ -97,33 +102,33 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
     (
         Section::Manipulation,
         rows! {
-            broadcast_arrays "(*arrays)", "The arrays in the shape that all broadcast to.", ALL, VIEW, a => broadcast_arrays(&a.arrays("arrays")?);
-            broadcast_to "(x, /, shape)", "The array in a shape that its own broadcasts to.", ALL, VIEW, a => a.array("x")?.broadcast_to(&a.shape("shape")?);
-            concat "(arrays, /, *, axis=0)", "Arrays one after the other along an axis; with None each is flattened first.", ALL, VIEW,
+            broadcast_arrays "(*arrays)", "The arrays in the shape that all broadcast to.", "of each array, that to which all broadcast", ALL, VIEW, a => broadcast_arrays(&a.arrays("arrays")?);
+            broadcast_to "(x, /, shape)", "The array in a shape that its own broadcasts to.", "shape", ALL, VIEW, a => a.array("x")?.broadcast_to(&a.shape("shape")?);
+            concat "(arrays, /, *, axis=0)", "Arrays one after the other along an axis; with None each is flattened first.", "lengths added along axis; (all elements,) with axis=None", ALL, PIECES,
                 a => concat(&a.arrays("arrays")?, a.optional_integer("axis")?);
-            expand_dims "(x, /, axis=0)", "A new axis of length 1 before axis `axis` of the result.", ALL, VIEW, a => a.array("x")?.expand_dims(a.integer("axis")?);
-            flip "(x, /, *, axis=None)", "Backwards along axes.", ALL, VIEW, a => a.array("x")?.flip(a.axes("axis")?);
-            matrix_transpose "(x, /)", "The last two axes exchanged.", ALL, VIEW, a => a.array("x")?.matrix_transpose();
-            moveaxis "(x, source, destination, /)", "Axes moved to other places.", ALL, VIEW,
+            expand_dims "(x, /, axis=0)", "A new axis of length 1 before axis `axis` of the result.", "1 inserted at axis", ALL, VIEW, a => a.array("x")?.expand_dims(a.integer("axis")?);
+            flip "(x, /, *, axis=None)", "Backwards along axes.", "that of x", ALL, VIEW, a => a.array("x")?.flip(a.axes("axis")?);
+            matrix_transpose "(x, /)", "The last two axes exchanged.", "the last two lengths exchanged", ALL, VIEW, a => a.array("x")?.matrix_transpose();
+            moveaxis "(x, source, destination, /)", "Axes moved to other places.", "lengths in the new order of axes", ALL, VIEW,
                 a => a.array("x")?.moveaxis(a.integers("source")?, a.integers("destination")?);
-            pad "(x, /, pad_width, *, mode='constant', constant_values=0)", "Elements added before and after each axis; modes as in NumPy.", ALL, VIEW, a => pad(a);
-            permute_dims "(x, /, axes)", "Axis `i` of the result is axis `axes[i]`.", ALL, VIEW, a => a.array("x")?.permute_dims(&a.integers("axes")?);
-            repeat "(x, repeats, /, *, axis=None)", "Each element several times along an axis; with None the array is flattened first.", ALL, LISTED, a => repeat(a);
-            reshape "(x, /, shape, *, copy=None)", "The elements in C order in another shape; -1 stands for what is left.", ALL, RESHAPED,
+            pad "(x, /, pad_width, *, mode='constant', constant_values=0)", "Elements added before and after each axis; modes as in NumPy.", "each length plus what is added before and after", ALL, PIECES, a => pad(a);
+            permute_dims "(x, /, axes)", "Axis `i` of the result is axis `axes[i]`.", "lengths in the order of axes", ALL, VIEW, a => a.array("x")?.permute_dims(&a.integers("axes")?);
+            repeat "(x, repeats, /, *, axis=None)", "Each element several times along an axis; with None the array is flattened first.", "length times repeats along axis, or the sum of a list of repeats; one axis with axis=None", ALL, LISTED, a => repeat(a);
+            reshape "(x, /, shape, *, copy=None)", "The elements in C order in another shape; -1 stands for what is left.", "shape, with what is left in place of -1", ALL, RESHAPED,
                 a => a.array("x")?.reshape(&a.integers("shape")?);
-            roll "(x, /, shift, *, axis=None)", "Elements moved up along axes; with None in C order over all of them.", ALL, VIEW, a => roll(a);
-            squeeze "(x, /, axis)", "Without axes of length 1.", ALL, VIEW, a => a.array("x")?.squeeze(a.axes("axis")?);
-            stack "(arrays, /, *, axis=0)", "Arrays of one shape along a new axis.", ALL, VIEW, a => stack(&a.arrays("arrays")?, a.integer("axis")?);
-            tile "(x, repetitions, /)", "The array beside itself.", ALL, VIEW, a => a.array("x")?.tile(&a.shape("repetitions")?);
-            tril "(x, /, *, k=0)", "The lower triangle of the last two axes; 0 elsewhere.", ALL, VIEW, a => tril(a.array("x")?, a.integer("k")?);
-            triu "(x, /, *, k=0)", "The upper triangle of the last two axes; 0 elsewhere.", ALL, VIEW, a => triu(a.array("x")?, a.integer("k")?);
-            unstack "(x, /, *, axis=0)", "The arrays along an axis, without that axis.", ALL, VIEW, a => a.array("x")?.unstack(a.integer("axis")?);
+            roll "(x, /, shift, *, axis=None)", "Elements moved up along axes; with None in C order over all of them.", "that of x", ALL, FLATTENED, a => roll(a);
+            squeeze "(x, /, axis)", "Without axes of length 1.", "the named axes dropped", ALL, VIEW, a => a.array("x")?.squeeze(a.axes("axis")?);
+            stack "(arrays, /, *, axis=0)", "Arrays of one shape along a new axis.", "the number of arrays inserted at axis", ALL, PIECES, a => stack(&a.arrays("arrays")?, a.integer("axis")?);
+            tile "(x, repetitions, /)", "The array beside itself.", "each length times its repetition; new axes in front for more repetitions", ALL, PIECES, a => a.array("x")?.tile(&a.shape("repetitions")?);
+            tril "(x, /, *, k=0)", "The lower triangle of the last two axes; 0 elsewhere.", "that of x", ALL, VIEW, a => tril(a.array("x")?, a.integer("k")?);
+            triu "(x, /, *, k=0)", "The upper triangle of the last two axes; 0 elsewhere.", "that of x", ALL, VIEW, a => triu(a.array("x")?, a.integer("k")?);
+            unstack "(x, /, *, axis=0)", "The arrays along an axis, without that axis.", "of each array, the axis dropped", ALL, VIEW, a => a.array("x")?.unstack(a.integer("axis")?);
         },
     ),
     (
         Section::Indexing,
         rows! {
-            take "(x, indices, /, *, axis=None)", "Elements at a list of indices along an axis.", ALL, LISTED, a => {
+            take "(x, indices, /, *, axis=None)", "Elements at a list of indices along an axis.", "the number of indices along axis", ALL, LISTED, a => {
                 let x = a.array("x")?;
                 let only = (x.shape()?.len() == 1).then_some(0);
                 let axis = a.optional_integer("axis")?.or(only).ok_or_else(|| a.refuse("axis", "axis is None, but take needs one for an array of several axes"))?;
@@ -134,7 +139,7 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
     (
         Section::DataType,
         rows! {
-            astype "(x, dtype, /, *, copy=True)", "The array in another dtype; to integers towards zero.", ALL, VIEW, a => {
+            astype "(x, dtype, /, *, copy=True)", "The array in another dtype; to integers towards zero.", "that of x", ALL, VIEW, a => {
                 a.array("x")?.astype(a.dtype("dtype")?.ok_or_else(|| a.refuse("dtype", "dtype is None, but astype needs one"))?)
             };
         },
@@ -142,24 +147,24 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
     (
         Section::Creation,
         rows! {
-            arange "(start, /, stop=None, step=1, *, dtype=None, chunks=None)", "`start, start + step, …` up to but without `stop`.", REAL, MADE, a => range(a);
-            asarray "(obj, /, *, dtype=None)", "A number or nested lists of numbers as an array.", ALL, "no stage; the values travel in the plan", a => listed(a);
-            empty "(shape, *, dtype=None, chunks=None)", "Every element is something.", ALL, MADE, a => filled(a, &a.shape("shape")?, Scalar::new(0u8), None);
-            empty_like "(x, /, *, dtype=None)", "As `empty`, with shape, dtype and chunks of `x`.", ALL, MADE, a => empty_like(a.array("x")?, a.dtype("dtype")?);
-            eye "(n_rows, n_cols=None, /, *, k=0, dtype=None, chunks=None)", "1 on one diagonal, 0 elsewhere.", ALL, MADE, a => {
+            arange "(start, /, stop=None, step=1, *, dtype=None, chunks=None)", "`start, start + step, …` up to but without `stop`.", "(⌈(stop − start) / step⌉,)", REAL, MADE, a => range(a);
+            asarray "(obj, /, *, dtype=None)", "A number or nested lists of numbers as an array.", "lengths of the lists from outside in; () for a number", ALL, "no stage; the values travel in the plan", a => listed(a);
+            empty "(shape, *, dtype=None, chunks=None)", "Every element is something.", "shape", ALL, MADE, a => filled(a, &a.shape("shape")?, Scalar::new(0u8), None);
+            empty_like "(x, /, *, dtype=None)", "As `empty`, with shape, dtype and chunks of `x`.", "that of x", ALL, MADE, a => empty_like(a.array("x")?, a.dtype("dtype")?);
+            eye "(n_rows, n_cols=None, /, *, k=0, dtype=None, chunks=None)", "1 on one diagonal, 0 elsewhere.", "(n_rows, n_cols), or (n_rows, n_rows)", ALL, MADE, a => {
                 let columns = if a.is_none("n_cols")? { "n_rows" } else { "n_cols" };
                 let (shape, dtype) = ([count(a, "n_rows")?, count(a, columns)?], a.dtype("dtype")?.unwrap_or(DType::Float64));
                 eye(shape[0], shape[1], a.integer("k")?, dtype, &a.chunks("chunks", &shape, dtype)?)
             };
-            full "(shape, fill_value, *, dtype=None, chunks=None)", "Every element is `fill_value`.", ALL, MADE,
+            full "(shape, fill_value, *, dtype=None, chunks=None)", "Every element is `fill_value`.", "shape", ALL, MADE,
                 a => filled(a, &a.shape("shape")?, a.scalar("fill_value")?, Some(a.scalar("fill_value")?.dtype()));
-            full_like "(x, /, fill_value, *, dtype=None)", "As `full`, with shape, dtype and chunks of `x`.", ALL, MADE,
+            full_like "(x, /, fill_value, *, dtype=None)", "As `full`, with shape, dtype and chunks of `x`.", "that of x", ALL, MADE,
                 a => full_like(a.array("x")?, a.scalar("fill_value")?, a.dtype("dtype")?);
-            linspace "(start, stop, /, num, *, dtype=None, endpoint=True, chunks=None)", "`num` values from `start` to `stop` at even distances.", REAL, MADE, a => {
+            linspace "(start, stop, /, num, *, dtype=None, endpoint=True, chunks=None)", "`num` values from `start` to `stop` at even distances.", "(num,)", REAL, MADE, a => {
                 let (n, dtype) = (count(a, "num")?, a.dtype("dtype")?.unwrap_or(DType::Float64));
                 linspace(a.number("start")?, a.number("stop")?, n, a.flag("endpoint")?, dtype, a.chunks("chunks", &[n], dtype)?[0])
             };
-            meshgrid "(*arrays, indexing='xy')", "Arrays of one axis, each spread over the grid that all of them span.", ALL, VIEW, a => {
+            meshgrid "(*arrays, indexing='xy')", "Arrays of one axis, each spread over the grid that all of them span.", "of each array, the lengths of all; the first two exchanged with indexing='xy'", ALL, VIEW, a => {
                 let indexing = match a.text("indexing")? {
                     "xy" => Indexing::Xy,
                     "ij" => Indexing::Ij,
@@ -167,24 +172,24 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
                 };
                 meshgrid(&a.arrays("arrays")?, indexing)
             };
-            ones "(shape, *, dtype=None, chunks=None)", "Every element is 1.", ALL, MADE, a => filled(a, &a.shape("shape")?, Scalar::new(1u8), None);
-            ones_like "(x, /, *, dtype=None)", "As `ones`, with shape, dtype and chunks of `x`.", ALL, MADE, a => ones_like(a.array("x")?, a.dtype("dtype")?);
-            zeros "(shape, *, dtype=None, chunks=None)", "Every element is 0.", ALL, MADE, a => filled(a, &a.shape("shape")?, Scalar::new(0u8), None);
-            zeros_like "(x, /, *, dtype=None)", "As `zeros`, with shape, dtype and chunks of `x`.", ALL, MADE, a => zeros_like(a.array("x")?, a.dtype("dtype")?);
+            ones "(shape, *, dtype=None, chunks=None)", "Every element is 1.", "shape", ALL, MADE, a => filled(a, &a.shape("shape")?, Scalar::new(1u8), None);
+            ones_like "(x, /, *, dtype=None)", "As `ones`, with shape, dtype and chunks of `x`.", "that of x", ALL, MADE, a => ones_like(a.array("x")?, a.dtype("dtype")?);
+            zeros "(shape, *, dtype=None, chunks=None)", "Every element is 0.", "shape", ALL, MADE, a => filled(a, &a.shape("shape")?, Scalar::new(0u8), None);
+            zeros_like "(x, /, *, dtype=None)", "As `zeros`, with shape, dtype and chunks of `x`.", "that of x", ALL, MADE, a => zeros_like(a.array("x")?, a.dtype("dtype")?);
         },
     ),
     (
         Section::Random,
         rows! {
-            random_integers "(shape, low, high, *, seed, dtype=int64, chunks=None)", "Independent integers of `low..high`.", "integers", MADE, a => {
+            random_integers "(shape, low, high, *, seed, dtype=int64, chunks=None)", "Independent integers of `low..high`.", "shape", "integers", MADE, a => {
                 let (shape, dtype) = (a.shape("shape")?, a.dtype("dtype")?.unwrap_or(DType::Int64));
                 random_integers(&shape, a.integer("low")?, a.integer("high")?, count(a, "seed")?, dtype, &a.chunks("chunks", &shape, dtype)?)
             };
-            random_normal "(shape, mean=0.0, deviation=1.0, *, seed, dtype=float64, chunks=None)", "Independent normal values.", "floats", MADE, a => {
+            random_normal "(shape, mean=0.0, deviation=1.0, *, seed, dtype=float64, chunks=None)", "Independent normal values.", "shape", "floats", MADE, a => {
                 let (shape, dtype) = (a.shape("shape")?, a.dtype("dtype")?.unwrap_or(DType::Float64));
                 random_normal(&shape, a.number("mean")?, a.number("deviation")?, count(a, "seed")?, dtype, &a.chunks("chunks", &shape, dtype)?)
             };
-            random_uniform "(shape, low=0.0, high=1.0, *, seed, dtype=float64, chunks=None)", "Independent uniform values in `[low, high)`.", "floats", MADE, a => {
+            random_uniform "(shape, low=0.0, high=1.0, *, seed, dtype=float64, chunks=None)", "Independent uniform values in `[low, high)`.", "shape", "floats", MADE, a => {
                 let (shape, dtype) = (a.shape("shape")?, a.dtype("dtype")?.unwrap_or(DType::Float64));
                 random_uniform(&shape, a.number("low")?, a.number("high")?, count(a, "seed")?, dtype, &a.chunks("chunks", &shape, dtype)?)
             };
@@ -193,7 +198,7 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
     (
         Section::Chunking,
         rows! {
-            rechunk "(x, /, chunks)", "The same values in chunks of another shape; -1 stands for a whole axis.", ALL, "one stage that copies everything", a => {
+            rechunk "(x, /, chunks)", "The same values in chunks of another shape; -1 stands for a whole axis.", "that of x", ALL, "one stage that copies everything", a => {
                 let x = a.array("x")?;
                 x.rechunk(&a.chunks("chunks", &x.shape()?, x.dtype()?)?)
             };
