@@ -2,16 +2,23 @@
 
 use crate::sample::{Measured, Row};
 use crate::workloads::{N_SMALL, Work};
-use crate::{Failure, Peer, Setup, report, rounds};
+use crate::{Failure, Peer, Setup, kernels, report, rounds};
 
-/// A figure that must not be above its limit.
+/// A figure that must not be beyond its limit.
 struct Bar {
     name: String,
     /// `None` where a system failed.
     measured: Option<f64>,
-    limit: f64,
+    limit: Limit,
     unit: &'static str,
 }
+
+#[derive(Clone, Copy)]
+enum Limit {
+    AtMost(f64),
+    AtLeast(f64),
+}
+use Limit::{AtLeast, AtMost};
 
 /// Freestone's CPU time over a peer's.
 const CPU_OVER: [(Peer, f64); 3] = [(Peer::Dask, 0.75), (Peer::Cubed, 0.35), (Peer::Tensorstore, 1.0)];
@@ -22,6 +29,8 @@ const PLAN_MB: f64 = 100.0;
 const MICROS_PER_SMALL_CHUNK: f64 = 80.0;
 const MICROS_PER_CHUNK_IN_MEMORY: f64 = 30.0;
 const MICROS_PER_TASK: f64 = 60.0;
+/// Of a `float32` mean of 10⁹ values of about 300.
+const MEAN_ERROR: f64 = 1e-7;
 
 /// Measures everything, prints each bar, and tells whether all hold.
 pub(crate) fn check(setup: &Setup, no_peers: bool) -> Result<bool, Failure> {
@@ -31,10 +40,15 @@ pub(crate) fn check(setup: &Setup, no_peers: bool) -> Result<bool, Failure> {
     let mut bars = against_peers(&winds, &vs);
     bars.push(within_projection(&winds));
     bars.extend(alone(setup)?);
+    if !no_peers {
+        let kernels = kernels::measure(setup, true)?;
+        println!("\n{}", report::kernels_markdown(&kernels, setup, &report::today()));
+        bars.extend(kernels.rows.iter().filter_map(speed));
+    }
 
     bars.iter().for_each(Bar::print);
     if no_peers {
-        println!("skip  CPU and memory beside dask, cubed and tensorstore: --no-peers was given");
+        println!("skip  CPU and memory beside dask, cubed and tensorstore, and kernels beside numpy: --no-peers was given");
     }
     let missed = bars.iter().filter(|b| !b.holds()).count();
     println!("{} of {} bars hold", bars.len() - missed, bars.len());
@@ -45,7 +59,7 @@ fn against_peers(winds: &Measured, vs: &[Peer]) -> Vec<Bar> {
     let over = |peer: Peer, what: &str, of: fn(&Row) -> Option<f64>, limit: f64| Bar {
         name: format!("quad_means: {what} over that of {}", peer.system()),
         measured: winds.ratio(peer.system(), of),
-        limit,
+        limit: AtMost(limit),
         unit: "",
     };
     let mut bars: Vec<Bar> = CPU_OVER.iter().filter(|(p, _)| vs.contains(p)).map(|(p, limit)| over(*p, "CPU", Row::cpu_s, *limit)).collect();
@@ -63,35 +77,53 @@ fn within_projection(winds: &Measured) -> Bar {
     Bar {
         name: "quad_means: highest peak RSS, within its projection".into(),
         measured: peak.map(|b| b as f64 * 1e-6),
-        limit: projected as f64 * 1e-6,
+        limit: AtMost(projected as f64 * 1e-6),
         unit: " MB",
     }
+}
+
+/// The speed of a kernel, if it has a bar.
+fn speed(row: &kernels::Row) -> Option<Bar> {
+    Some(Bar { name: format!("kernels: speed of {} over NumPy's", row.case), measured: row.ratio(|t| t.block_ns), limit: AtLeast(row.bar?), unit: "" })
 }
 
 /// The bars that need nobody else.
 fn alone(setup: &Setup) -> Result<Vec<Bar>, Failure> {
     let small = rounds::many_small(setup, &[])?.rows[0].cpu_s().map(|s| s * 1e6 / N_SMALL as f64);
     let (plan_s, plan_bytes) = rounds::plan_scaling(setup)?;
-    let bar = |name: &str, measured: Option<f64>, limit: f64, unit| Bar { name: name.into(), measured, limit, unit };
+    let bar = |name: &str, measured: Option<f64>, limit: f64, unit| Bar { name: name.into(), measured, limit: AtMost(limit), unit };
     Ok(vec![
         bar("plan_scaling: time to plan 1 EB", Some(plan_s), PLAN_SECONDS, " s"),
         bar("plan_scaling: memory to plan 1 EB", Some(plan_bytes as f64 * 1e-6), PLAN_MB, " MB"),
         bar("many_small: CPU a chunk", small, MICROS_PER_SMALL_CHUNK, " µs"),
         bar("memory_sum: CPU a chunk", Some(rounds::micros(setup, Work::MemorySum)?), MICROS_PER_CHUNK_IN_MEMORY, " µs"),
         bar("tasks: CPU a task", Some(rounds::micros(setup, Work::Tasks)?), MICROS_PER_TASK, " µs"),
+        bar("mean of 10⁹ values of about 300: relative error", Some(rounds::mean_accuracy(setup)?), MEAN_ERROR, ""),
     ])
 }
 
 impl Bar {
     fn holds(&self) -> bool {
-        self.measured.is_some_and(|m| m <= self.limit)
+        self.measured.is_some_and(|m| match self.limit {
+            AtMost(limit) => m <= limit,
+            AtLeast(limit) => m >= limit,
+        })
     }
 
     fn print(&self) {
         let word = if self.holds() { "ok" } else { "FAIL" };
-        let measured = self.measured.map_or("not measured".into(), |m| format!("{m:.3}{}", self.unit));
-        println!("{word:<5} {:<52} {measured:>14}, bar {}{}", self.name, (self.limit * 1000.0).round() / 1000.0, self.unit);
+        let measured = self.measured.map_or("not measured".into(), |m| format!("{}{}", number(m), self.unit));
+        let (side, limit) = match self.limit {
+            AtMost(limit) => ("at most", limit),
+            AtLeast(limit) => ("at least", limit),
+        };
+        println!("{word:<5} {:<54} {measured:>14}, {side} {}{}", self.name, number(limit), self.unit);
     }
+}
+
+/// With three decimals, unless none of them would be other than 0.
+fn number(value: f64) -> String {
+    if value != 0.0 && value.abs() < 1e-3 { format!("{value:.1e}") } else { format!("{value:.3}") }
 }
 
 #[cfg(test)]
@@ -100,8 +132,20 @@ mod tests {
 
     #[test]
     fn a_bar_holds_up_to_its_limit() {
-        for (measured, holds) in [(Some(0.5), true), (Some(1.0), true), (Some(1.01), false), (Some(f64::NAN), false), (None, false)] {
-            assert_eq!(Bar { name: String::new(), measured, limit: 1.0, unit: "" }.holds(), holds, "{measured:?}");
+        for (measured, most, least) in [
+            (Some(0.5), true, false),
+            (Some(1.0), true, true),
+            (Some(1.01), false, true),
+            (Some(f64::NAN), false, false),
+            (None, false, false),
+        ] {
+            let bar = |limit| Bar { name: String::new(), measured, limit, unit: "" };
+            assert_eq!((bar(AtMost(1.0)).holds(), bar(AtLeast(1.0)).holds()), (most, least), "{measured:?}");
         }
+    }
+
+    #[test]
+    fn small_figures_keep_their_digits() {
+        assert_eq!([0.0, 1e-7, 0.8, 169.5].map(number), ["0.000", "1.0e-7", "0.800", "169.500"]);
     }
 }

@@ -38,6 +38,12 @@ pub(crate) fn plan_scaling(setup: &Setup) -> Result<(f64, u64), Failure> {
     Ok((median(samples.iter().map(|s| s.wall_s)).unwrap_or_default(), grown))
 }
 
+/// Relative error of `float32` means of 10⁹ values of about 300; once, since it is the same each time.
+pub(crate) fn mean_accuracy(setup: &Setup) -> Result<f64, Failure> {
+    let scratch = scratch(setup)?;
+    freestone(setup, Work::MeanAccuracy, scratch.path(), scratch.path())?.result.ok_or_else(|| "there is no mean".into())
+}
+
 /// A workload that is Freestone's alone.
 fn repeated(setup: &Setup, work: Work) -> Result<Vec<Sample>, Failure> {
     let scratch = scratch(setup)?;

@@ -42,6 +42,7 @@ pub(crate) enum Work {
     MemorySum,
     Tasks,
     PlanScaling,
+    MeanAccuracy,
 }
 
 impl Work {
@@ -52,6 +53,7 @@ impl Work {
             Work::MemorySum => "memory_sum",
             Work::Tasks => "tasks",
             Work::PlanScaling => "plan_scaling",
+            Work::MeanAccuracy => "mean_accuracy",
         }
     }
 
@@ -70,6 +72,10 @@ const MEMORY_CHUNK: [u64; 2] = [16, 16];
 const VAST: [u64; 3] = [50_000_000, 50_000, 50_000];
 const VAST_CHUNK: [u64; 3] = [1000, 500, 500];
 const VAST_ALLOWED_MEM: u64 = 10_000_000_000;
+/// 10⁹ values, in chunks and in the parts that are read back.
+const MANY: u64 = 1_000_000_000;
+const MANY_CHUNK: u64 = 1_000_000;
+const MANY_PART: u64 = 10_000_000;
 
 /// Runs it, and says what it took.
 pub(crate) fn run(child: &Child) -> Result<Sample, Failure> {
@@ -81,6 +87,7 @@ pub(crate) fn run(child: &Child) -> Result<Sample, Failure> {
         Work::MemorySum => memory_sum(&spec),
         Work::Tasks => tasks(&spec),
         Work::PlanScaling => plan_scaling(spec),
+        Work::MeanAccuracy => mean_accuracy(&spec, &start),
     }
 }
 
@@ -148,6 +155,29 @@ fn plan_scaling(spec: Spec) -> Result<Sample, Failure> {
         return Err(format!("this is no plan: {text}").into());
     }
     Ok(Sample { grown_bytes: Some(sample.peak_rss_bytes.saturating_sub(before)), ..sample })
+}
+
+/// The relative error of `float32` means of 10⁹ values of about 300, the larger one of two: of random values and of equal ones.
+fn mean_accuracy(spec: &Spec, start: &Clocks) -> Result<Sample, Failure> {
+    let mean = |x: &Array| Ok::<f64, Failure>(f64::from(freestone::compute::<f32>(&x.mean(())?, spec)?.sum()));
+    let random = freestone::random_uniform(&[MANY], 299.0, 301.0, 41, DType::Float32, &[MANY_CHUNK])?;
+    let equal = 300.1f32;
+    let means = [mean(&random)?, mean(&freestone::full(&[MANY], f64::from(equal), DType::Float32, &[MANY_CHUNK])?)?];
+    let expect = [exact_mean(&random, spec)?, f64::from(equal)];
+    let errors = means.iter().zip(expect).map(|(mean, expect)| (mean - expect).abs() / expect);
+    Ok(Sample { result: Some(errors.fold(0.0, f64::max)), ..start.stop(None) })
+}
+
+/// By integers: between 256 and 512 a `float32` is a multiple of 2⁻¹⁵.
+fn exact_mean(x: &Array, spec: &Spec) -> Result<f64, Failure> {
+    const STEPS: f32 = 32_768.0;
+    let (mut sum, mut inside) = (0i64, true);
+    for first in (0..MANY).step_by(MANY_PART as usize) {
+        let part = freestone::compute::<f32>(&x.slice(0, Some(first as i64), Some((first + MANY_PART) as i64), 1)?, spec)?;
+        inside &= part.iter().all(|x| (256.0..512.0).contains(x));
+        sum += part.iter().map(|x| (x * STEPS) as i64).sum::<i64>();
+    }
+    if inside { Ok(sum as f64 / f64::from(STEPS) / MANY as f64) } else { Err("these are not values of about 300".into()) }
 }
 
 fn open(group: &Path, name: &str) -> Result<Array, Failure> {

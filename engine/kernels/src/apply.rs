@@ -18,8 +18,31 @@ wide_fn! {
     }
 }
 wide_fn! {
-    fn loop3<T>(c: &[u8], a: &[T], b: &[T], out: &mut [T]) where {T: Copy} {
-        for (((o, c), a), b) in out.iter_mut().zip(c).zip(a).zip(b) { *o = if *c != 0 { *a } else { *b }; }
+    fn loop3<T: Blend>(c: &[u8], a: &[T], b: &[T], out: &mut [T]) where {} {
+        for (((o, c), a), b) in out.iter_mut().zip(c).zip(a).zip(b) { *o = a.blend(*b, *c != 0); }
+    }
+}
+
+/// A choice by masks: `if` would be a branch for each element.
+trait Blend: Copy {
+    /// `self` if it is chosen, else `other`.
+    fn blend(self, other: Self, chosen: bool) -> Self;
+}
+
+macro_rules! blends {
+    ($($t:ty),*) => { $(impl Blend for $t {
+        #[inline(always)] fn blend(self, other: Self, chosen: bool) -> Self {
+            let mask = <$t>::from(chosen).wrapping_neg();
+            (self & mask) | (other & !mask)
+        }
+    })* };
+}
+blends!(u8, u16, u32, u64);
+
+impl Blend for [u64; 2] {
+    #[inline(always)]
+    fn blend(self, other: Self, chosen: bool) -> Self {
+        [self[0].blend(other[0], chosen), self[1].blend(other[1], chosen)]
     }
 }
 

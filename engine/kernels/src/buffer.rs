@@ -37,6 +37,9 @@ impl Buffer {
         if len >= MAPPED_BYTES
             && let Ok(map) = MmapMut::map_anon(len)
         {
+            // Advice only: without huge pages a pass over a block waits for page tables as much as for values.
+            #[cfg(target_os = "linux")]
+            let _ = map.advise(memmap2::Advice::HugePage);
             return Buffer { memory: Memory::Mapped(map), len };
         }
         Buffer { memory: Memory::Lines(bytemuck::zeroed_vec(len.div_ceil(64))), len }

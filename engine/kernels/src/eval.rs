@@ -24,6 +24,8 @@ pub fn scratch_bytes(expr: &Expr) -> u64 {
 pub struct Machine {
     expr: Expr,
     place: Vec<usize>,
+    /// For each node the output that it can be written to, instead of its register: nobody else reads it.
+    direct: Vec<Option<usize>>,
     registers: Vec<Buffer>,
 }
 
@@ -83,7 +85,13 @@ impl Machine {
                 copy::fill(value, registers[*at].bytes_mut());
             }
         }
-        Machine { expr: expr.clone(), place, registers }
+        let read: Vec<u32> = expr.nodes().iter().flat_map(operands).chain(expr.results().iter().copied()).collect();
+        let direct = (0..place.len() as u32).map(|node| match expr.nodes()[node as usize] {
+            Node::Input(_) | Node::Literal(_) => None,
+            _ if read.iter().filter(|r| **r == node).count() != 1 => None,
+            _ => expr.results().iter().position(|r| *r == node),
+        });
+        Machine { direct: direct.collect(), expr: expr.clone(), place, registers }
     }
 
     /// The expression.
@@ -91,8 +99,13 @@ impl Machine {
         &self.expr
     }
 
-    /// Evaluates one strip of `n` elements.
+    /// Evaluates one strip of `n` elements into registers.
     pub(crate) fn run(&mut self, inputs: &[Strip<'_>], n: usize) {
+        self.run_into(inputs, n, &mut [], 0);
+    }
+
+    /// Evaluates one strip of `n` elements; nodes with an output write there, from element `first`.
+    fn run_into(&mut self, inputs: &[Strip<'_>], n: usize, outputs: &mut [&mut [u8]], first: usize) {
         for i in 0..self.expr.nodes().len() {
             let node = self.expr.nodes()[i];
             if matches!(node, Node::Literal(_)) {
@@ -112,9 +125,13 @@ impl Machine {
                 }
                 continue;
             }
-            let mut out = std::mem::replace(&mut self.registers[self.place[i]], Buffer::zeroed(0));
+            let mut register = std::mem::replace(&mut self.registers[self.place[i]], Buffer::zeroed(0));
             let dtype = self.expr.dtype(i as u32);
-            let dst = &mut out.bytes_mut()[..n * dtype.size()];
+            let (size, output) = (dtype.size(), self.direct[i].and_then(|at| outputs.get_mut(at)));
+            let dst = match output {
+                Some(output) => &mut output[first * size..(first + n) * size],
+                None => &mut register.bytes_mut()[..n * size],
+            };
             let value = |a: u32| self.value(a, inputs, n);
             match node {
                 Node::Unary(op, a) => unary(op, self.expr.dtype(a), value(a), dst),
@@ -123,7 +140,7 @@ impl Machine {
                 Node::Cast(to, a) => cast(self.expr.dtype(a), value(a), to, dst),
                 Node::Input(_) | Node::Literal(_) => {}
             }
-            self.registers[self.place[i]] = out;
+            self.registers[self.place[i]] = register;
         }
     }
 
@@ -164,11 +181,11 @@ pub fn map(machine: &mut Machine, shape: &[usize], inputs: &[View<'_>], outputs:
                 strip.stride = nest.strides[i][inner];
                 strip.offset = at[i] + start as isize * strip.stride;
             }
-            machine.run(&strips, n);
-            for (result, out) in results.iter().zip(outputs.iter_mut()) {
+            let first = at[inputs.len()] as usize + start;
+            machine.run_into(&strips, n, outputs, first);
+            for (result, out) in results.iter().zip(outputs.iter_mut()).filter(|(r, _)| machine.direct[**r as usize].is_none()) {
                 let size = machine.expr.dtype(*result).size();
-                let first = (at[inputs.len()] as usize + start) * size;
-                out[first..first + n * size].copy_from_slice(machine.value(*result, &strips, n));
+                out[first * size..(first + n) * size].copy_from_slice(machine.value(*result, &strips, n));
             }
         }
     });
