@@ -80,7 +80,7 @@ macro_rules! truncating_casts {
                 const LOW: $from = <$to>::MIN as $from;
                 // One above the greatest, which is a power of two and therefore exact.
                 const HIGH: $from = (<$to>::MAX / 2 + 1) as $from * 2.0;
-                let inside = self >= LOW && self < HIGH;
+                let inside = (LOW..HIGH).contains(&self);
                 let safe = if inside { self } else { 0.0 };
                 // SAFETY: `safe` is 0 or within the bounds of `$to`, which `$through` holds.
                 #[allow(unsafe_code)]
