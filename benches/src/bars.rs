@@ -132,13 +132,9 @@ mod tests {
 
     #[test]
     fn a_bar_holds_up_to_its_limit() {
-        for (measured, most, least) in [
-            (Some(0.5), true, false),
-            (Some(1.0), true, true),
-            (Some(1.01), false, true),
-            (Some(f64::NAN), false, false),
-            (None, false, false),
-        ] {
+        for (measured, most, least) in
+            [(Some(0.5), true, false), (Some(1.0), true, true), (Some(1.01), false, true), (Some(f64::NAN), false, false), (None, false, false)]
+        {
             let bar = |limit| Bar { name: String::new(), measured, limit, unit: "" };
             assert_eq!((bar(AtMost(1.0)).holds(), bar(AtLeast(1.0)).holds()), (most, least), "{measured:?}");
         }

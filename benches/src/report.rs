@@ -49,8 +49,9 @@ pub(crate) fn kernels_markdown(table: &kernels::Table, setup: &Setup, date: &str
     let head = ["operation", "bar", "block", "NumPy", "ratio", "cached", "NumPy", "ratio"].map(str::to_owned).to_vec();
     let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
     let speed = |timings: &[Timing], of: fn(&Timing) -> f64| or_dash(median(timings.iter().map(of)).map(|ns| format!("{:.0}", 1e3 / ns)));
-    let ratio = |row: &kernels::Row, of| or_dash(row.ratio(of).map(|r| format!("{r:.2}")));
-    let (block, cached): (fn(&Timing) -> f64, fn(&Timing) -> f64) = (|t| t.block_ns, |t| t.cached_ns);
+    let ratio = |row: &kernels::Row, of: fn(&Timing) -> f64| or_dash(row.ratio(of).map(|r| format!("{r:.2}")));
+    let block = |t: &Timing| t.block_ns;
+    let cached = |t: &Timing| t.cached_ns;
     let rows = table.rows.iter().map(|row| {
         let bar = or_dash(row.bar.map(|bar| bar.to_string()));
         let name = row.case.replacen("astype ", "", 1).replace(" axis", ", axis");

@@ -162,7 +162,7 @@ pub fn stored(values: &ArrayD<Element>, dtype: DType, chunks: &[u64]) -> Array {
 
 /// What the library computes.
 pub fn computed(array: &Array, spec: &Spec) -> Result<ArrayD<Element>, freestone::Error> {
-    dispatch!(all, array.dtype().unwrap(), T => freestone::compute_with::<T>(array, spec, &Serial::default()).map(|a| a.mapv(Seen::seen)))
+    dispatch!(all, array.dtype().unwrap(), T => freestone::compute_with::<T>(array, spec, &Serial).map(|a| a.mapv(Seen::seen)))
 }
 
 /// A vector of elements.

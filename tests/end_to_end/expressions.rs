@@ -85,7 +85,7 @@ fn functions_are_listed_and_explained() {
     let place = Place::new();
     let list = stdout(&freestone(&place, &["functions"]));
     for f in freestone::vocabulary::functions() {
-        assert!(list.contains(&format!("  {}{}", f.name, f.signature)) && list.contains(&*f.summary), "{}", f.name);
+        assert!(list.contains(&format!("  {}{}", f.name, f.signature)) && list.contains(f.summary), "{}", f.name);
     }
     let one = stdout(&freestone(&place, &["functions", "mean"]));
     assert!(one.contains("mean(x, /, *, axis=None, keepdims=False)") && one.contains("cost"), "{one}");

@@ -133,7 +133,8 @@ fn special_cases() {
             groups.entry((row.function, dtype, absent.clone())).or_default().push(*row);
         }
     }
-    let (mut counts, mut failures): (BTreeMap<&str, Count>, Vec<(Row, DType, Element)>) = Default::default();
+    let mut counts: BTreeMap<&str, Count> = BTreeMap::new();
+    let mut failures: Vec<(Row, DType, Element)> = Vec::new();
     for ((name, dtype, absent), rows) in &groups {
         // Chunks that end within vectors and within strips of them.
         for chunk in [61, 7] {

@@ -55,7 +55,7 @@ fn chunks_of_fill_values_are_left_out() {
     let place = Place::new();
     let column = freestone::arange(0.0, 6.0, 1.0, DType::Float32, 2).unwrap();
     // Columns 0 to 3 are zero, 4 and 5 are 4 and 5; rows alike.
-    let kept = freestone::where_(&freestone::greater(&column, &freestone::scalar(3.5f32)).unwrap(), &column, &freestone::scalar(0f32)).unwrap();
+    let kept = freestone::where_(&freestone::greater(&column, freestone::scalar(3.5f32)).unwrap(), &column, freestone::scalar(0f32)).unwrap();
     let array = kept.broadcast_to(&[8, 6]).unwrap();
     run(&[Target::array(&array, &place.at("out")).chunks(&[2, 2]).shards(&[4, 4]).codec(CodecName::None)], &place).unwrap();
     assert_eq!(names(place.at("out/c")), ["0", "0/1", "1", "1/1"], "shards of nothing but fill values are not stored");

@@ -334,7 +334,7 @@ fn more(a: &Pair, pool: &[Pair], step: &Step, names: &mut Vec<&'static str>) -> 
             // Quotients of floats where both are multiples of 2^-16, which is exact.
             let b = partner(a, pool, step);
             let dtype = a.dtype.promote(b.dtype).filter(|d| *d != DType::Bool)?;
-            if !dtype.is_integer() && !(is_tame(&a.whole) && is_tame(&b.whole)) {
+            if !(dtype.is_integer() || is_tame(&a.whole) && is_tame(&b.whole)) {
                 return None;
             }
             let scale = if dtype.is_integer() { 1.0 } else { 65_536.0 };
@@ -427,7 +427,7 @@ fn reduce(a: &Pair, step: &Step, names: &mut Vec<&'static str>) -> Option<Pair> 
     let given: Axes = if axes.len() == rank && step.c % 3 == 0 { ().into() } else { given };
     let keepdims = step.b % 2 == 0;
     let given = if keepdims { Along::axes(given).keepdims() } else { Along::axes(given) };
-    if step.operand % 3 == 0 {
+    if step.operand.is_multiple_of(3) {
         return truth(a, step, &axes, given, names);
     }
     if a.dtype == DType::Bool || !is_tame(&a.whole) {
