@@ -398,9 +398,33 @@ fn sum_twice(values: &[u8], acc: &mut [u8], spot: Spot) {
     }
     let values: &[f64] = bytemuck::cast_slice(values);
     match spot.stride {
-        // Within a strip lanes are as good as pairs.
-        0 => acc[spot.at] = two_sum(acc[spot.at], lanes(values, 0.0, |x| x, |a, b| a + b)),
+        0 => {
+            let [sum, error] = lanes_twice(values);
+            let [sum, carried] = two_sum(acc[spot.at], sum);
+            acc[spot.at] = [sum, carried + error];
+        }
         _ => spread(values, acc, spot, two_sum),
+    }
+}
+
+wide_fn! {
+    /// `(sum, error)` of values, in as many lanes as [`lanes`] has; sums and errors are apart, which is what vectorises.
+    fn lanes_twice<>(values: &[f64]) -> [f64; 2] where {} {
+        let (mut sums, mut errors) = ([0f64; LANES], [0f64; LANES]);
+        let chunks = values.chunks_exact(LANES);
+        let rest = chunks.remainder();
+        for chunk in chunks {
+            for i in 0..LANES { [sums[i], errors[i]] = two_sum([sums[i], errors[i]], chunk[i]); }
+        }
+        for ((sum, error), x) in sums.iter_mut().zip(&mut errors).zip(rest) { [*sum, *error] = two_sum([*sum, *error], *x); }
+        let mut width = LANES / 2;
+        while width > 0 {
+            for i in 0..width {
+                [sums[i], errors[i]] = two_sum([sums[i], errors[i] + errors[i + width]], sums[i + width]);
+            }
+            width /= 2;
+        }
+        [sums[0], errors[0]]
     }
 }
 
