@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use freestone_engine::graph::{Node, NodeRef, Op};
 use freestone_engine::grid::{AxisGrid, ChunkGrid};
-use freestone_kernels::dtype::Kind;
+use freestone_kernels::dtype::{Complex128, Kind};
 use freestone_kernels::reduce::Finish;
 use freestone_kernels::{DType, Generate, ReduceOp, Scalar};
 
@@ -214,7 +214,8 @@ impl Array {
             }
             "mean" => {
                 let (input, dtype) = if integer { (self.astype(DType::Float64)?, DType::Float64) } else { (self.clone(), from) };
-                parts(input, ReduceOp::Sum, Finish::Mean { count, dtype }, Some(Scalar::new(f64::NAN)))
+                let nothing = Scalar::new(Complex128::new(f64::NAN, f64::NAN));
+                parts(input, ReduceOp::Sum, Finish::Mean { count, dtype }, Some(nothing))
             }
             "var" | "std" => {
                 let (input, dtype) = if integer { (self.astype(DType::Float64)?, DType::Float64) } else { (self.clone(), from) };
