@@ -7,6 +7,7 @@ mod bad_input;
 mod command;
 mod elements;
 mod expressions;
+mod functions;
 mod memory;
 mod processes;
 mod quad_means;

@@ -13,6 +13,7 @@ use crate::support::Place;
 
 const CASES: &str = include_str!("../data/special_cases.txt");
 const CASES_BY_DTYPE: &str = include_str!("../data/special_cases_by_dtype.txt");
+const REDUCTIONS: &str = include_str!("../data/reductions.txt");
 const PROMOTION: &str = include_str!("../data/promotion.txt");
 
 /// Rows that are known not to hold: function, kind, operands.
@@ -177,7 +178,13 @@ fn special_cases() {
     for (row, dtype, found) in &failures {
         let known = KNOWN.contains(&(row.function, row.kind, row.operands));
         unknown += usize::from(!known && !row.doubtful);
-        let word = if row.doubtful { "doubtful" } else if known { "known" } else { "FAILED" };
+        let word = if row.doubtful {
+            "doubtful"
+        } else if known {
+            "known"
+        } else {
+            "FAILED"
+        };
         println!("{word}: {} of {dtype} {}: {found:?}, not {}", row.function, row.operands, row.expected);
     }
     assert!(unknown == 0, "{unknown} rows fail that are not known to");
@@ -210,6 +217,108 @@ fn results_are_told_apart() {
     assert!(is_expected(Element::Complex(Complex128::new(1.0, -0.0)), "(1.0,-0.0)", DType::Complex128));
     assert!(!is_expected(Element::Complex(Complex128::new(1.0, 0.0)), "(1.0,-0.0)", DType::Complex64));
     assert!(!is_expected(Element::Bool(true), "false", DType::Bool) && !is_expected(Element::Int(1), "2", DType::Int8));
+}
+
+/// `[[1.0,nan],[3.0,4.0]]` and the like: the shape and the elements as text.
+fn nested(text: &str) -> (Vec<usize>, Vec<&str>) {
+    let Some(inside) = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')) else { return (vec![], vec![text]) };
+    let (mut depth, mut start, mut items) = (0, 0, vec![]);
+    for (i, c) in inside.char_indices() {
+        match c {
+            '[' | '(' => depth += 1,
+            ']' | ')' => depth -= 1,
+            ',' if depth == 0 => {
+                items.push(&inside[start..i]);
+                start = i + 1;
+            }
+            _ => {}
+        }
+    }
+    if !inside.is_empty() {
+        items.push(&inside[start..]);
+    }
+    let all: Vec<_> = items.iter().map(|t| nested(t)).collect();
+    let rest = all.first().map_or(vec![], |a| a.0.clone());
+    ([vec![items.len()], rest].concat(), all.into_iter().flat_map(|a| a.1).collect())
+}
+
+/// `(2,3)`, `(2,)` and `()`.
+fn tuple(text: &str) -> Vec<usize> {
+    text.trim_matches(['(', ')']).split(',').filter(|n| !n.is_empty()).map(|n| n.parse().unwrap()).collect()
+}
+
+fn keyword(text: &str) -> (String, Value) {
+    let (name, value) = text.split_once('=').unwrap();
+    let value = match value {
+        "None" => Value::None,
+        "true" => Value::Bool(true),
+        v if v.starts_with('(') => Value::Sequence(tuple(v).into_iter().map(|i| Value::Int(i as i128)).collect()),
+        v => v.parse().map(Value::Int).or(v.parse().map(Value::Float)).unwrap_or_else(|_| Value::DType(DType::from_name(v).unwrap())),
+    };
+    (name.to_owned(), value)
+}
+
+/// One row of the reductions for one dtype; what is wrong, if something is.
+fn reduced(function_name: &str, about: &str, input: &str, keywords: &str, expected: &str, dtype: DType, place: &Place) -> Result<(), String> {
+    let elements = input.split(' ').skip(1).find(|t| t.starts_with('['));
+    let (shape, values) = match (elements, input.split_once("shape=")) {
+        (Some(text), _) => nested(text),
+        (None, Some((_, shape))) => (tuple(shape), vec![]),
+        // Of a `dtype` row.
+        (None, None) => (vec![2], vec![]),
+    };
+    let values: Vec<Element> = values.iter().map(|v| operand(v, dtype).unwrap()).collect();
+    let len = shape.iter().product();
+    let values = if values.is_empty() { vec![Element::Int(1).fit(dtype); len] } else { values };
+    let array = stored(&ArrayD::from_shape_vec(IxDyn(&shape), values).unwrap(), dtype, &vec![1; shape.len()]);
+    let named = keywords.split(' ').filter(|k| !k.is_empty()).map(keyword).collect();
+    let result = match function(function_name).unwrap().call(vec![Value::Array(array)], named) {
+        Ok(Value::Array(result)) => result,
+        other if expected.split(" or ").any(|e| e == "error") => return if other.is_err() { Ok(()) } else { Err("no array".into()) },
+        other => return Err(format!("{other:?}")),
+    };
+    let found = result.dtype().unwrap();
+    if about == "dtype" {
+        return if expected.split(" or ").any(|e| e == found.name()) { Ok(()) } else { Err(format!("{found}")) };
+    }
+    let lengths: Vec<usize> = result.shape().unwrap().iter().map(|n| *n as usize).collect();
+    let values = computed(&result, &place.spec()).map_err(|e| e.to_string())?;
+    let fits = |one: &str| {
+        if let Some(shape) = one.strip_prefix("shape=") {
+            return lengths == tuple(shape);
+        }
+        let (shape, texts) = nested(one);
+        shape == lengths && values.iter().zip(texts).all(|(x, text)| is_expected(*x, text, found))
+    };
+    if expected.split(" or ").filter(|e| *e != "error").any(fits) { Ok(()) } else { Err(format!("{values:?}")) }
+}
+
+/// What reductions give for nothing, for NaN and infinities, for every dtype, and in which shape.
+#[test]
+fn reductions() {
+    let (place, mut counts, mut failures) = (Place::new(), BTreeMap::<&str, (usize, usize)>::new(), vec![]);
+    for line in REDUCTIONS.lines().filter(|l| !l.starts_with('#')) {
+        let columns: Vec<&str> = line.split('\t').collect();
+        let [name, about, input, keywords, expected] = *columns.first_chunk().unwrap();
+        let dtypes = match input.split(' ').next().unwrap() {
+            "real" => vec![DType::Float32, DType::Float64],
+            "complex" => vec![DType::Complex64, DType::Complex128],
+            one => vec![DType::from_name(one).unwrap()],
+        };
+        for dtype in dtypes.into_iter().filter(|_| expected != "unspecified") {
+            let count = counts.entry(name).or_default();
+            count.0 += 1;
+            if let Err(found) = reduced(name, about, input, keywords, expected, dtype, &place) {
+                count.1 += usize::from(columns.len() == 5);
+                failures.push(format!("{name} of {dtype}, {input} {keywords}: {found}, not {expected} {}", columns[5..].concat()));
+            }
+        }
+    }
+    for (name, (all, failed)) in &counts {
+        println!("{name:20} {} of {all} rows pass", all - failed);
+    }
+    failures.iter().for_each(|f| println!("{f}"));
+    assert!(counts.len() == 12 && counts.values().all(|c| c.1 == 0), "{failures:#?}");
 }
 
 /// NumPy's answer for an integer beside a float, which the standard leaves open: the least float that holds half of the integer's bits.
