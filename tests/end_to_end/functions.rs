@@ -892,7 +892,7 @@ fn philox(counter: u64, key: u64) -> [u32; 4] {
 
 #[test]
 fn every_function_is_what_its_oracle_says() {
-    let (place, mut turns, mut checks) = (Place::new(), BTreeMap::<&str, BTreeSet<(DType, usize)>>::new(), 0);
+    let (place, mut turns, mut checks) = (Place::quick(), BTreeMap::<&str, BTreeSet<(DType, usize)>>::new(), 0);
     let (spec, failures) = (place.spec(), RefCell::default());
     let mut all = |name: &'static str, dtypes: &[DType], run: &dyn Fn(&Case<'_>)| {
         for (i, dtype) in dtypes.iter().enumerate() {
@@ -929,7 +929,7 @@ fn every_function_is_what_its_oracle_says() {
 /// Mean and variance of many random values are what their distribution says, within five standard errors; bounds hold.
 #[test]
 fn moments_of_random_values() {
-    let place = Place::new();
+    let place = Place::quick();
     let n = 200_000;
     let check = |name: &str, arguments: Vec<Value>, dtype: DType, (mean, variance, fourth): (f64, f64, f64), bounds: (f64, f64)| {
         let named = vec![("seed".to_owned(), Value::Int(2024)), ("dtype".to_owned(), Value::DType(dtype)), ("chunks".to_owned(), Value::Int(70_001))];
@@ -964,7 +964,7 @@ fn moments_of_random_values() {
 /// A sum of `float64` is as if it were rounded once, also where each term alone would be lost.
 #[test]
 fn sums_keep_what_each_addition_would_lose() {
-    let place = Place::new();
+    let place = Place::quick();
     let n = 1_000_001;
     let check = |what: &str, values: Vec<f64>, exact: f64| {
         let line = ndarray::Array::from_shape_vec(IxDyn(&[n]), values).unwrap();

@@ -125,7 +125,7 @@ struct Count {
 
 #[test]
 fn special_cases() {
-    let (place, rows) = (Place::new(), rows());
+    let (place, rows) = (Place::quick(), rows());
     let mut groups: Group<'_> = BTreeMap::new();
     for row in &rows {
         let absent: Vec<bool> = row.operands.split(' ').map(|o| o == "none").collect();
@@ -296,7 +296,7 @@ fn reduced(function_name: &str, about: &str, input: &str, keywords: &str, expect
 /// What reductions give for nothing, for NaN and infinities, for every dtype, and in which shape.
 #[test]
 fn reductions() {
-    let (place, mut counts, mut failures) = (Place::new(), BTreeMap::<&str, (usize, usize)>::new(), vec![]);
+    let (place, mut counts, mut failures) = (Place::quick(), BTreeMap::<&str, (usize, usize)>::new(), vec![]);
     for line in REDUCTIONS.lines().filter(|l| !l.starts_with('#')) {
         let columns: Vec<&str> = line.split('\t').collect();
         let [name, about, input, keywords, expected] = *columns.first_chunk().unwrap();
@@ -350,7 +350,7 @@ fn ones(dtype: DType) -> ArrayD<Element> {
 /// Every function of two operands for every pair of dtypes: the dtype of the result where there is one, else an error.
 #[test]
 fn promotion_of_two_arrays() {
-    let (place, mut pairs, mut refused, mut extended) = (Place::new(), 0, 0, 0);
+    let (place, mut pairs, mut refused, mut extended) = (Place::quick(), 0, 0, 0);
     for (left, right, standard) in promotions() {
         let common = standard.or_else(|| mixed(left, right));
         assert_eq!(left.promote(right), common, "{left} with {right}");
@@ -403,7 +403,7 @@ fn beside(array: DType, number: &Value) -> Option<DType> {
 /// Python's numbers take the dtype of the array beside them, on either side.
 #[test]
 fn promotion_of_an_array_and_a_number() {
-    let (place, mut tried) = (Place::new(), 0);
+    let (place, mut tried) = (Place::quick(), 0);
     let (least, most) = (i128::from(i64::MIN), i128::from(u64::MAX));
     let integers = [0, 1, -1, 127, 128, -128, -129, 255, 256, 32_767, 32_768, 65_536, 1 << 31, -(1 << 31) - 1, 1 << 32, least, most, most / 2 + 1];
     let numbers: Vec<Value> = integers.map(Value::Int).into_iter().chain([Value::Bool(true), Value::Float(0.1), Value::Complex(0.5, -2.0)]).collect();
