@@ -601,3 +601,12 @@ fn the_writer_of_these_tests_writes_what_the_library_opens() {
     let place = Place::quick();
     assert_eq!(computed(&pair, &place.spec()).unwrap(), pair.whole);
 }
+
+/// They were taken for one input, of one dtype.
+#[test]
+fn views_of_nothing_in_several_dtypes() {
+    let place = Place::quick();
+    let empty = |dtype| freestone::zeros(&[2, 0], dtype, &[1, 1]).unwrap().roll(1, 0).unwrap();
+    let sum = &empty(DType::Float64) + &(&empty(DType::Float32) + &empty(DType::Float64));
+    assert_eq!(freestone::compute::<f64>(&sum, &place.spec()).unwrap().shape(), [2, 0]);
+}

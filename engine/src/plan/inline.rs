@@ -142,7 +142,8 @@ fn flatten(node: &NodeRef, map: &ReadMap, has_array: &dyn Fn(&NodeRef) -> bool) 
 
 /// Adds an input to a draft, or finds it there; returns its expression node.
 pub(super) fn push_input(draft: &mut Draft, input: StageInput, dtype: DType) -> Result<u32, freestone_kernels::ExprError> {
-    let slot = match draft.inputs.iter().position(|i| *i == input) {
+    // Inputs without elements are alike but in their dtype.
+    let slot = match draft.inputs.iter().zip(draft.expr.inputs()).position(|(i, d)| *i == input && *d == dtype) {
         Some(slot) => slot as u32,
         None => {
             draft.inputs.push(input);
