@@ -319,8 +319,10 @@ mod tests {
     fn every_case_runs() {
         for (case, _) in CASES {
             let mut bench = Bench::new(case, 4096).unwrap();
+            // Comparisons may all be false: what is there afterwards is not what was there before.
+            bench.out.bytes_mut().fill(0xaa);
             bench.call();
-            assert!(bench.out.bytes().iter().any(|b| *b != 0), "{case}");
+            assert!(bench.out.bytes().iter().any(|b| *b != 0xaa), "{case}");
         }
     }
 }
