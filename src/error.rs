@@ -51,6 +51,7 @@ impl Error {
         match self {
             Error::Plan(PlanError::ExceedsMemory { .. } | PlanError::ExceedsLocalMemory { .. })
             | Error::Run(RunError::Plan(PlanError::ExceedsMemory { .. } | PlanError::ExceedsLocalMemory { .. })) => ExitCode::Memory,
+            Error::Array(freestone_ops::Error::Coordinates { .. }) => ExitCode::Conflict,
             Error::Array(_) | Error::Plan(_) | Error::ResultType { .. } => ExitCode::Input,
             Error::Spec(_) => ExitCode::Usage,
             #[cfg(feature = "cli")]

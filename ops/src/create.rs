@@ -7,7 +7,7 @@ use freestone_engine::graph::{Node, Op};
 use freestone_engine::grid::{AxisGrid, ChunkGrid};
 use freestone_engine::storage::metadata::array_document;
 use freestone_engine::storage::{ArrayInfo, CodecName, Encoding, Keys, MemoryStore, Store};
-use freestone_kernels::dtype::{Element, Kind};
+use freestone_kernels::dtype::{Complex128, Element, Kind};
 use freestone_kernels::{Buffer, DType, Generate, Scalar};
 use ndarray::{ArrayBase, Data, Dimension};
 use serde_json::Map;
@@ -16,12 +16,28 @@ use crate::array::Array;
 use crate::elementwise::{Operand, where_};
 use crate::error::Error;
 
+/// A number in another dtype, if that holds it: integers are exact, and only complex numbers have an imaginary part.
+pub(crate) fn held(value: Scalar, dtype: DType) -> Result<Scalar, Error> {
+    let cast = value.cast(dtype);
+    let imaginary = value.get::<Complex128>().is_some_and(|c| c.im != 0.0) && dtype.kind() != Kind::Complex;
+    // Between integers the bits tell: a number that wraps comes back as another, or changes its sign.
+    let negative = |s: &Scalar| s.dtype().kind() == Kind::Signed && s.cast(DType::Int64).get::<i64>() < Some(0);
+    let inexact = dtype.is_integer() && value.dtype() != DType::Bool && {
+        let (a, b) = (cast.cast(DType::Float64).get::<f64>(), value.cast(DType::Float64).get::<f64>());
+        a != b || (value.dtype().is_integer() && negative(&cast) != negative(&value))
+    };
+    if imaginary || inexact {
+        return Err(Error::Argument(format!("{value} is out of range for {dtype}, or no number of that kind")));
+    }
+    Ok(cast)
+}
+
 /// Every element is `value`, cast to `dtype`.
 ///
 /// # Errors
-/// Where the chunks do not fit the shape.
+/// Where the dtype does not hold the value, or the chunks do not fit the shape.
 pub fn full(shape: &[u64], value: impl Into<Scalar>, dtype: DType, chunks: &[u64]) -> Result<Array, Error> {
-    generated(shape, dtype, chunks, Generate::Full(value.into().cast(dtype)))
+    generated(shape, dtype, chunks, Generate::Full(held(value.into(), dtype)?))
 }
 
 /// Every element is 0.
@@ -51,11 +67,11 @@ pub fn empty(shape: &[u64], dtype: DType, chunks: &[u64]) -> Result<Array, Error
 /// `value` everywhere, in the shape and chunks of another array, and in its dtype unless one is given.
 ///
 /// # Errors
-/// The error that an operator left in the array.
+/// Where the dtype does not hold the value; the error that an operator left in the array.
 pub fn full_like(array: &Array, value: impl Into<Scalar>, dtype: Option<DType>) -> Result<Array, Error> {
     let inner = array.get()?;
     let dtype = dtype.unwrap_or(inner.node.dtype);
-    let node = Node { op: Op::Generate(Generate::Full(value.into().cast(dtype))), dtype, grid: inner.node.grid.clone() };
+    let node = Node { op: Op::Generate(Generate::Full(held(value.into(), dtype)?)), dtype, grid: inner.node.grid.clone() };
     Ok(Array::from_parts(Arc::new(node), inner.dims.clone(), Map::new()))
 }
 
@@ -111,6 +127,10 @@ pub fn arange(start: impl Into<Scalar>, stop: impl Into<Scalar>, step: impl Into
         }
     };
     let n = u64::try_from(n.max(0)).ok().filter(|n| *n < 1 << 59).ok_or_else(bad)?;
+    if let (Some(start), Some(step), 1..) = (start.get::<i64>(), step.get::<i64>(), n) {
+        held(Scalar::new(start), dtype)?;
+        held(Scalar::new(start.wrapping_add(step.wrapping_mul(n as i64 - 1))), dtype)?;
+    }
     generated(&[n], dtype, &[chunk], Generate::Arange { start, step })
 }
 
@@ -309,7 +329,7 @@ pub fn from_scalars(shape: &[usize], values: &[Scalar], dtype: DType) -> Result<
     }
     let mut buffer = Buffer::zeroed(n);
     for (out, value) in buffer.bytes_mut().chunks_exact_mut(dtype.size().max(1)).zip(values) {
-        out.copy_from_slice(value.cast(dtype).bytes());
+        out.copy_from_slice(held(*value, dtype)?.bytes());
     }
     Ok(constant(&shape, dtype, buffer))
 }

@@ -28,6 +28,8 @@ pub enum Error {
     Domain { op: &'static str, dtype: DType },
     #[error("the {op} of no elements does not exist: axis {axis} has length 0")]
     Empty { op: &'static str, axis: usize },
+    #[error("axis `{name}` of `{array}` has other coordinates than the arrays that are in {place}: store it in another group, or rename the axis")]
+    Coordinates { place: String, array: String, name: String },
     #[error("{0}")]
     Argument(String),
     #[error("{0}")]

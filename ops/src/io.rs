@@ -8,14 +8,14 @@ use freestone_engine::grid::ChunkGrid;
 use freestone_engine::plan::Mode;
 use freestone_engine::plan::lower::Output as EngineOutput;
 use freestone_engine::storage::array::Shard;
-use freestone_engine::storage::metadata::{self, MetadataError, array_document, group_document, open_array};
-use freestone_engine::storage::{ArrayInfo, CodecName, Encoding, Keys, Store, Stores, join, split_location};
+use freestone_engine::storage::metadata::{self, MetadataError, array_document, group_document, open_array, open_group};
+use freestone_engine::storage::{ArrayInfo, CodecName, Encoding, Keys, Store, Stores, identity, join, split_location};
 use freestone_kernels::Scalar;
 use serde_json::{Map, Value};
 
 use crate::array::{Array, Dim, Origin};
 use crate::error::Error;
-use crate::region::{Region, RegionError, window};
+use crate::region::{Region, RegionError, agrees, window};
 
 /// Opens a stored array, `winds.zarr/u` or `s3://bucket/winds.zarr/u`, of Zarr format 2 or 3.
 ///
@@ -179,10 +179,34 @@ pub fn outputs(targets: &[Target]) -> Result<Vec<EngineOutput>, Error> {
     for target in targets {
         all.push(output(target, &target.array, &target.path)?);
     }
+    let own: Vec<String> = all.iter().map(|o| identity(&o.url, &o.path)).collect();
+    // Coordinates that this plan writes or leaves, with the axis that each is of.
+    let mut settled: Vec<(String, Dim, u64)> = Vec::new();
     for target in targets.iter().filter(|t| t.in_group && t.region.is_none()) {
-        for (name, coordinate) in coordinates(target)? {
-            let taken = all.iter().any(|o| o.url == target.url && o.path == name);
-            if !taken && !kept_as_it_is(target, &name, &coordinate)? {
+        for (name, dim, coordinate) in coordinates(target)? {
+            let store = target.stores.open(&target.url)?;
+            let (place, len) = (identity(store.url(), &name), coordinate.shape()?[0]);
+            let differ = || Error::Coordinates { place: store.place(""), array: target.path.clone(), name: name.clone() };
+            if own.contains(&place) {
+                continue;
+            }
+            if let Some((_, other, n)) = settled.iter().find(|(p, ..)| *p == place) {
+                if *other == dim && *n == len {
+                    continue;
+                }
+                return Err(differ());
+            }
+            let there = match open_array(&store, &name) {
+                Ok(there) => Some(there),
+                Err(MetadataError::NoZarr { .. }) => None,
+                Err(e) => return Err(e.into()),
+            };
+            let same = there.as_ref().map(|t| agrees(t, &dim, len)).transpose()?;
+            if same == Some(false) && (!target.overwrite || is_used(&store, &name, &target.path)?) {
+                return Err(differ());
+            }
+            settled.push((place, dim, len));
+            if same != Some(true) {
                 // A coordinate is small: one chunk.
                 let chunks = Some(coordinate.shape()?.iter().map(|n| (*n).max(1)).collect());
                 let whole = Target { chunks, shards: None, fill: None, ..target.clone() };
@@ -206,16 +230,19 @@ pub fn metadata_outputs(targets: &[Target]) -> Result<Vec<EngineOutput>, Error> 
     Ok(all)
 }
 
-/// A coordinate that an existing group has already, with the same length, stays.
-fn kept_as_it_is(target: &Target, name: &str, coordinate: &Array) -> Result<bool, Error> {
-    if target.overwrite {
-        return Ok(false);
+/// True if another array of the group than the one named has an axis of that name.
+fn is_used(store: &Arc<dyn Store>, name: &str, but: &str) -> Result<bool, Error> {
+    let children = match open_group(&**store, "") {
+        Ok(group) => group.children,
+        Err(MetadataError::NoZarr { .. }) => return Ok(false),
+        Err(e) => return Err(e.into()),
+    };
+    for child in children.iter().filter(|c| *c != name && *c != but) {
+        if open_array(store, child).is_ok_and(|a| a.dims.iter().flatten().any(|d| d == name)) {
+            return Ok(true);
+        }
     }
-    match open_array(&target.stores.open(&target.url)?, name) {
-        Ok(there) => Ok(there.info.shape() == coordinate.shape()?),
-        Err(MetadataError::NoZarr { .. }) => Ok(false),
-        Err(e) => Err(e.into()),
-    }
+    Ok(false)
 }
 
 /// A region of an array that is there.
@@ -280,7 +307,12 @@ fn output(target: &Target, array: &Array, path: &str) -> Result<EngineOutput, Er
         shard,
         window: None,
     };
-    let names: Vec<Option<String>> = inner.dims.iter().map(|d| d.name.clone()).collect();
+    // Readers of groups tell axes by their names: one without a name gets one that no other array has.
+    let unnamed = |d: usize| target.in_group.then(|| format!("{path}_dim_{d}"));
+    let names: Vec<Option<String>> = inner.dims.iter().enumerate().map(|(d, dim)| dim.name.clone().or_else(|| unnamed(d))).collect();
+    if target.in_group && names.len() > 1 && names.iter().flatten().any(|n| n == path) {
+        return Err(Error::Argument(format!("an array of several axes cannot be called `{path}`, as one of them is: that is the name of its coordinate")));
+    }
     let url = target.stores.open(&target.url)?.url().to_owned();
     Ok(EngineOutput {
         node: Arc::clone(&inner.node),
@@ -323,7 +355,7 @@ fn inherited_fill(node: &NodeRef) -> Option<Scalar> {
 }
 
 /// Coordinate arrays of a target's axes: one-dimensional, of the axis's name, beside the array that the axis comes from.
-fn coordinates(target: &Target) -> Result<Vec<(String, Array)>, Error> {
+fn coordinates(target: &Target) -> Result<Vec<(String, Dim, Array)>, Error> {
     let mut found = Vec::new();
     let shape = target.array.shape()?;
     for (dim, len) in target.array.dims()?.iter().zip(&shape) {
@@ -344,7 +376,7 @@ fn coordinates(target: &Target) -> Result<Vec<(String, Array)>, Error> {
             let stop = origin.start as i64 + origin.step * *len as i64;
             coordinate.slice(0, Some(origin.start as i64), (stop >= 0).then_some(stop), origin.step)?
         };
-        found.push((name.clone(), sliced));
+        found.push((name.clone(), dim.clone(), sliced));
     }
     Ok(found)
 }

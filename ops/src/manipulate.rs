@@ -8,6 +8,7 @@ use freestone_engine::readmap::{AxisMap, MAX_PIECES, Origin, Piece, ReadMap};
 use freestone_kernels::{DType, Generate, Scalar};
 
 use crate::array::{Array, Dim, kept_attributes};
+use crate::create::held;
 use crate::elementwise::{broadcast_node, broadcast_shapes, not_equal};
 use crate::error::Error;
 use crate::reduce::Axes;
@@ -305,7 +306,7 @@ impl Array {
         let inner = self.get()?;
         let mut shape = inner.node.shape();
         shape[axis] = len;
-        let fill = fill.unwrap_or(Scalar::zero(inner.node.dtype)).cast(inner.node.dtype);
+        let fill = held(fill.unwrap_or(Scalar::zero(inner.node.dtype)), inner.node.dtype)?;
         let (mut at, mut all) = (0, Vec::new());
         for (n, from) in pieces {
             let mut to = Region::whole(&shape);
@@ -378,9 +379,14 @@ impl Array {
     /// Cost: no stage.
     ///
     /// # Errors
-    /// Where the axis is out of range.
+    /// Where the axis is out of range, or `n` is over 32 and the axis as long.
     pub fn diff(&self, axis: i64, n: u64) -> Result<Array, Error> {
-        self.axis(axis)?;
+        let at = self.axis(axis)?;
+        // Each difference doubles what there is to read: what is this often differenced should be stored in between.
+        let n = n.min(self.shape()?[at]);
+        if n > MAX_DIFFERENCES {
+            return Err(Error::Argument(format!("{n} differences at once are too many: store the result of at most {MAX_DIFFERENCES} and go on from there")));
+        }
         (0..n).try_fold(self.clone(), |array, _| {
             let (high, low) = (array.slice(axis, Some(1), None, 1)?, array.slice(axis, None, Some(-1), 1)?);
             if array.dtype()? == DType::Bool { not_equal(high, low) } else { crate::elementwise::subtract(high, low) }
@@ -478,6 +484,9 @@ pub fn broadcast_arrays(arrays: &[Array]) -> Result<Vec<Array>, Error> {
     arrays.iter().map(|a| a.broadcast_to(&shape)).collect()
 }
 
+/// Differences of differences in one expression.
+const MAX_DIFFERENCES: u64 = 32;
+
 /// A list of indices is held in memory by whoever reads it.
 const MAX_LIST: u64 = 1 << 24;
 
@@ -489,7 +498,11 @@ fn list(len: u64, index: impl Fn(u64) -> u64) -> Result<Arc<[u64]>, Error> {
 }
 
 fn too_large(n: u64, times: u64) -> Error {
-    Error::Argument(format!("{n} elements {times} times are beyond what an array can hold"))
+    Error::Argument(if times == u64::MAX {
+        format!("the {n} repetitions are together beyond {MAX_LIST}")
+    } else {
+        format!("{n} elements {times} times are beyond what an array can hold")
+    })
 }
 
 fn out_of_range(index: i64, axis: usize, n: u64) -> Error {

@@ -166,6 +166,19 @@ fn find(stored: &StoredArray, group: &str, there: u64, dim: &Dim, len: u64) -> R
     }
 }
 
+/// True if a coordinate that a group has is that of an axis: the same values, and attributes that give them their meaning.
+pub(crate) fn agrees(there: &StoredArray, dim: &Dim, len: u64) -> Result<bool, Error> {
+    if there.info.shape() != [len] {
+        return Ok(false);
+    }
+    let group = there.path.rsplit_once('/').map_or("", |(group, _)| group);
+    match find(there, group, len, dim, len) {
+        Ok(start) => Ok(start == 0),
+        Err(Search::Why(_)) => Ok(false),
+        Err(Search::Failed(error)) => Err(error),
+    }
+}
+
 /// A one-dimensional array of a name and length in a group.
 fn coordinate(store: &Arc<dyn Store>, group: &str, name: &str, len: u64) -> Result<Option<StoredArray>, Search> {
     match open_array(store, &join(group, name)) {

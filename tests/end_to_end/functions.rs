@@ -983,3 +983,19 @@ fn sums_keep_what_each_addition_would_lose() {
     check("what cancels", with(1.0, &|i| [1e16, 3.0, -1e16, -3.0][i % 4]), 1.0);
     check("a tenth", vec![0.1; n], 100_000.1);
 }
+
+/// Numbers that a dtype does not hold once wrapped.
+#[test]
+fn numbers_that_do_not_fit_are_refused() {
+    use freestone::{Complex128, Pad, arange, full};
+    for (value, dtype) in [(300.0, DType::UInt8), (-1.0, DType::UInt8), (2.5, DType::Int8), (f64::NAN, DType::Int32), (1e300, DType::Int64)] {
+        assert!(full(&[2], value, dtype, &[2]).is_err(), "{value} as {dtype}");
+    }
+    assert!(full(&[2], 300, DType::UInt8, &[2]).is_err() && full(&[2], -1i64, DType::UInt64, &[2]).is_err());
+    assert!(full(&[2], Complex128::new(0.0, 1.0), DType::Float64, &[2]).is_err());
+    assert!(arange(0, 300, 1, DType::UInt8, 9).is_err() && arange(0, 256, 1, DType::UInt8, 9).is_ok());
+    let x = full(&[2], 7.0, DType::Int8, &[2]).unwrap();
+    assert!(x.pad(&[(1, 1)], Pad::Constant(300.into())).is_err() && x.pad(&[(1, 1)], Pad::Constant((-7).into())).is_ok());
+    assert!(x.diff(0, u64::MAX).is_ok_and(|d| d.shape().unwrap() == [0]));
+    assert!(freestone::zeros(&[99], DType::Int8, &[9]).unwrap().diff(0, 50).is_err());
+}

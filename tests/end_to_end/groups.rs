@@ -166,3 +166,35 @@ fn the_command_consolidates() {
     assert_eq!(sharding["configuration"]["chunk_shape"], json!([3, 20, 20]));
     assert_eq!(sharding["configuration"]["codecs"][2], json!({"name": "crc32c"}));
 }
+
+/// What a stranger found: groups whose arrays shared a coordinate that was only one of theirs.
+#[test]
+fn arrays_of_one_group_have_one_set_of_coordinates() {
+    use crate::command::freestone;
+    let place = crate::support::Place::new();
+    let u = format!("u={}/u", crate::support::WINDS_V3);
+    let run = |arguments: &[&str]| freestone(&place, &[&["compute", "-i", &u], arguments].concat());
+    // Places that are relative, however they are written, are one group.
+    let both = run(&["mean(u, axis=0)", "max(u, axis=0)", "-o", "co:a", "-o", "./co:b"]);
+    assert_eq!(both.status.code(), Some(0), "{}", String::from_utf8_lossy(&both.stderr));
+    let before = crate::support::tree(place.at("co"));
+    for (expression, more) in [("u[0, ::-1]", None), ("u[0, 3:]", None), ("u[0, ::-1]", Some("--overwrite"))] {
+        let refused = run(&[&[expression, "-o", "co:c"][..], more.as_slice()].concat());
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(5), "{expression}: {said}");
+        assert!(said.contains("`latitude` of `c` has other coordinates"), "{said}");
+    }
+    assert_eq!(crate::support::tree(place.at("co")), before);
+    // In one plan too, before anything is written.
+    assert_eq!(run(&["u", "u[::2]", "-o", "new:a", "-o", "new:b"]).status.code(), Some(5));
+    assert!(!std::path::Path::new(&place.at("new")).exists());
+    // What agrees joins; what has the coordinate for itself may replace it.
+    assert_eq!(run(&["u[0] * 2", "-o", "co:c"]).status.code(), Some(0));
+    assert_eq!(run(&["u", "-o", "alone:a"]).status.code(), Some(0));
+    assert_eq!(run(&["u[::2]", "-o", "alone:a", "--overwrite"]).status.code(), Some(0));
+    assert_eq!(run(&["u", "-o", "other:time"]).status.code(), Some(4));
+    // Axes without names get some.
+    assert_eq!(run(&["reshape(u, (12, -1))", "-o", "co:flat"]).status.code(), Some(0));
+    let text = std::fs::read_to_string(place.at("co/flat/zarr.json")).unwrap();
+    assert!(text.contains("flat_dim_1"), "{text}");
+}
