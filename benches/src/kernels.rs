@@ -292,8 +292,13 @@ fn filled(n: usize, seed: u32, width: f64, low: f64, dtype: DType) -> Buffer {
         h = (h ^ (h >> 13)).wrapping_mul(0xc2b2_ae35);
         h ^ (h >> 16)
     });
-    let values: Vec<f64> = hashed.map(|h| f64::from(h >> 8) / f64::from(1 << 24) * width + low).collect();
-    converted(DType::Float64, &Buffer::from_slice(&values), dtype)
+    let mut values = hashed.map(|h| f64::from(h >> 8) / f64::from(1 << 24) * width + low);
+    let mut out = Buffer::zeroed(n * dtype.size());
+    for piece in out.bytes_mut().chunks_mut(4096 * dtype.size()) {
+        let wide: Vec<f64> = values.by_ref().take(4096).collect();
+        piece.copy_from_slice(converted(DType::Float64, &Buffer::from_slice(&wide), dtype).bytes());
+    }
+    out
 }
 
 fn converted(from: DType, values: &Buffer, to: DType) -> Buffer {

@@ -9,6 +9,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod bars;
+mod compile;
 mod floor;
 mod inputs;
 mod kernels;
@@ -55,6 +56,9 @@ enum Command {
         /// Date of the result, YYYY-MM-DD; otherwise today.
         #[arg(long)]
         date: Option<String>,
+        /// Also builds from nothing, which takes long (`compile_time`).
+        #[arg(long)]
+        cold: bool,
     },
     /// Measures everything and compares it with the bars; fails if one is missed.
     Bars {
@@ -89,6 +93,8 @@ enum Workload {
     PlanScaling,
     /// Operations on blocks without any engine; `--vs numpy` compares.
     Kernels,
+    /// Compiling after a change in an elementwise loop; fails if it takes too long.
+    CompileTime,
 }
 
 /// How it is measured.
@@ -189,10 +195,10 @@ fn dispatch(command: Command) -> Result<bool, Failure> {
         Command::Run { workload, ref vs, .. } if vs.iter().any(|p| (*p == Peer::Numpy) != (workload == Workload::Kernels)) => {
             return Err("kernels are compared with numpy, and nothing else is".into());
         }
-        Command::Run { workload: Workload::QuadMeans, setup, vs, date } => {
+        Command::Run { workload: Workload::QuadMeans, setup, vs, date, .. } => {
             report::keep(&rounds::quad_means(&setup, &vs)?, &setup, date)?;
         }
-        Command::Run { workload: Workload::ManySmall, setup, vs, date } => {
+        Command::Run { workload: Workload::ManySmall, setup, vs, date, .. } => {
             let mut measured = rounds::many_small(&setup, &vs)?;
             for work in [workloads::Work::MemorySum, workloads::Work::Tasks] {
                 let micros = rounds::micros(&setup, work)?;
@@ -204,7 +210,8 @@ fn dispatch(command: Command) -> Result<bool, Failure> {
             let (seconds, grown) = rounds::plan_scaling(&setup)?;
             println!("planned quadratic means of 1 EB in 10⁹ chunks, and wrote the plan as text: {seconds:.4} s, {} more memory", freestone::size(grown));
         }
-        Command::Run { workload: Workload::Kernels, setup, vs, date } => report::keep_kernels(&kernels::measure(&setup, !vs.is_empty())?, &setup, date)?,
+        Command::Run { workload: Workload::CompileTime, cold, .. } => return compile::measure(cold),
+        Command::Run { workload: Workload::Kernels, setup, vs, date, .. } => report::keep_kernels(&kernels::measure(&setup, !vs.is_empty())?, &setup, date)?,
         Command::Bars { setup, no_peers } => return bars::check(&setup, no_peers),
         Command::ChildFreestone(child) => println!("{}", serde_json::to_string(&workloads::run(&child)?)?),
         Command::ChildKernels => println!("{}", serde_json::to_string(&kernels::run()?)?),
