@@ -19,7 +19,7 @@ const TIME_LIMIT: Duration = Duration::from_secs(3600);
 /// Measures and prints both, the second if that is asked for; tells whether they stay below their bars.
 pub(crate) fn measure(cold: bool) -> Result<bool, Failure> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().ok_or("the workspace has no root")?;
-    let test_binary = ["test", "--release", "--test", "end_to_end", "--no-run", "--offline"];
+    let test_binary = ["test", "--release", "--workspace", "--test", "end_to_end", "--no-run", "--offline"];
     cargo(root, &test_binary)?;
     // Cargo goes by this time alone, and compiles whole crates: what is changed does not matter.
     File::options().append(true).open(root.join(LOOPS))?.set_modified(SystemTime::now())?;
