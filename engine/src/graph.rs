@@ -3,6 +3,7 @@
 //! A [`Node`] is immutable and shared; a user's `Array` is a handle on one. Nodes know dtype, shape and chunks as soon as
 //! they are made. Nothing is read but input metadata.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use freestone_kernels::reduce::Finish;
@@ -129,11 +130,15 @@ impl Node {
 
 /// True if the node's values may differ along an axis: it is not broadcast there.
 fn varies(node: &NodeRef, axis: usize) -> bool {
-    match &node.op {
-        Op::View { map, .. } => map.varies()[axis],
-        Op::Map { inputs, .. } => inputs.iter().any(|i| varies(i, axis)),
-        _ => true,
+    fn look(node: &NodeRef, axis: usize, seen: &mut HashSet<*const Node>) -> bool {
+        match &node.op {
+            Op::View { map, .. } => map.varies()[axis],
+            // What was looked at before did not vary: else nobody would still be looking.
+            Op::Map { inputs, .. } => seen.insert(Arc::as_ptr(node)) && inputs.iter().any(|i| look(i, axis, seen)),
+            _ => true,
+        }
     }
+    look(node, axis, &mut HashSet::new())
 }
 
 /// Most elements along a broadcast axis in one chunk: without a cut of its own it is cut so that blocks stay small.

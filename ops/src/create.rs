@@ -7,30 +7,14 @@ use freestone_engine::graph::{Node, Op};
 use freestone_engine::grid::{AxisGrid, ChunkGrid};
 use freestone_engine::storage::metadata::array_document;
 use freestone_engine::storage::{ArrayInfo, CodecName, Encoding, Keys, MemoryStore, Store};
-use freestone_kernels::dtype::{Complex128, Element, Kind};
+use freestone_kernels::dtype::{Element, Kind};
 use freestone_kernels::{Buffer, DType, Generate, Scalar};
 use ndarray::{ArrayBase, Data, Dimension};
 use serde_json::Map;
 
 use crate::array::Array;
-use crate::elementwise::{Operand, where_};
+use crate::elementwise::{Operand, held, where_};
 use crate::error::Error;
-
-/// A number in another dtype, if that holds it: integers are exact, and only complex numbers have an imaginary part.
-pub(crate) fn held(value: Scalar, dtype: DType) -> Result<Scalar, Error> {
-    let cast = value.cast(dtype);
-    let imaginary = value.get::<Complex128>().is_some_and(|c| c.im != 0.0) && dtype.kind() != Kind::Complex;
-    // Between integers the bits tell: a number that wraps comes back as another, or changes its sign.
-    let negative = |s: &Scalar| s.dtype().kind() == Kind::Signed && s.cast(DType::Int64).get::<i64>() < Some(0);
-    let inexact = dtype.is_integer() && value.dtype() != DType::Bool && {
-        let (a, b) = (cast.cast(DType::Float64).get::<f64>(), value.cast(DType::Float64).get::<f64>());
-        a != b || (value.dtype().is_integer() && negative(&cast) != negative(&value))
-    };
-    if imaginary || inexact {
-        return Err(Error::Argument(format!("{value} is out of range for {dtype}, or no number of that kind")));
-    }
-    Ok(cast)
-}
 
 /// Every element is `value`, cast to `dtype`.
 ///

@@ -116,29 +116,40 @@ fn cast_to(expr: &mut Expr, node: u32, dtype: DType) -> Result<u32, Error> {
     Ok(if expr.dtype(node) == dtype { node } else { expr.push(ExprNode::Cast(dtype, node))? })
 }
 
+/// The value of a number that is whole.
+fn whole(number: Scalar) -> Option<i128> {
+    match number.get::<u64>() {
+        Some(large) => Some(large.into()),
+        None if number.dtype().kind() == Kind::Signed || number.dtype().kind() == Kind::Unsigned => number.cast(DType::Int64).get::<i64>().map(i128::from),
+        None => number.cast(DType::Float64).get::<f64>().filter(|x| x.fract() == 0.0 && x.abs() < 1e30).map(|x| x as i128),
+    }
+}
+
+/// A number in another dtype, if that holds it: integers are exact, and only complex numbers have an imaginary part.
+pub(crate) fn held(number: Scalar, dtype: DType) -> Result<Scalar, Error> {
+    let cast = number.cast(dtype);
+    let imaginary = number.get::<Complex128>().is_some_and(|c| c.im != 0.0) && dtype.kind() != Kind::Complex;
+    if imaginary || (dtype.is_integer() && (whole(number).is_none() || whole(number) != whole(cast))) {
+        return Err(Error::Argument(format!("{number} is out of range for {dtype}: choose a dtype that holds it, or cast the array first")));
+    }
+    Ok(cast)
+}
+
 /// A number as a literal of the dtype that it takes beside an array of `dtype`.
 ///
 /// Source: the Array API standard, "mixing arrays with Python scalars". A float beside integers, which it leaves open, makes `float64`.
 fn weak(dtype: DType, number: Scalar, op: &str) -> Result<Scalar, Error> {
     let to = match (number.dtype().kind(), dtype.kind()) {
         (Kind::Bool, Kind::Bool)
-        | (Kind::Signed | Kind::Unsigned, Kind::Float | Kind::Complex)
+        | (Kind::Signed | Kind::Unsigned, Kind::Signed | Kind::Unsigned | Kind::Float | Kind::Complex)
         | (Kind::Float, Kind::Float | Kind::Complex)
         | (Kind::Complex, Kind::Complex) => dtype,
-        (Kind::Signed | Kind::Unsigned, Kind::Signed | Kind::Unsigned) => {
-            let negative = |s: &Scalar| s.dtype().kind() == Kind::Signed && s.cast(DType::Int64).get::<i64>() < Some(0);
-            let same = number.cast(dtype);
-            if same.cast(number.dtype()) != number || negative(&same) != negative(&number) {
-                return Err(Error::Argument(format!("{number} is out of range for {dtype}: cast the array first")));
-            }
-            dtype
-        }
         (Kind::Float, Kind::Signed | Kind::Unsigned) => DType::Float64,
         (Kind::Complex, Kind::Float) if dtype == DType::Float32 => DType::Complex64,
         (Kind::Complex, Kind::Float) => DType::Complex128,
         _ => return Err(Error::Argument(format!("{op} of an array of {dtype} and {number}, a {}: cast the array first", number.dtype()))),
     };
-    Ok(number.cast(to))
+    held(number, to)
 }
 
 /// The dtype in which a function of a domain works on `dtype`: floats for integers where it needs them.

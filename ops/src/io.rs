@@ -68,6 +68,9 @@ impl Target {
     }
 
     /// An array in a group, which is made if it is not there, with the coordinate arrays of its axes.
+    ///
+    /// Planning reads the coordinates that the group has already: all arrays of a group share them, so an array with others is refused.
+    /// Axes without names get some, since readers of groups tell axes by their names.
     pub fn in_group(array: &Array, group: &str, name: &str) -> Target {
         Target::new(array, group.trim_end_matches('/').to_owned(), name.to_owned(), true)
     }
@@ -238,8 +241,11 @@ fn is_used(store: &Arc<dyn Store>, name: &str, but: &str) -> Result<bool, Error>
         Err(e) => return Err(e.into()),
     };
     for child in children.iter().filter(|c| *c != name && *c != but) {
-        if open_array(store, child).is_ok_and(|a| a.dims.iter().flatten().any(|d| d == name)) {
-            return Ok(true);
+        // What cannot be read may well use it.
+        match open_array(store, child) {
+            Ok(array) if !array.dims.iter().flatten().any(|d| d == name) => {}
+            Err(MetadataError::Group { .. } | MetadataError::NoZarr { .. }) => {}
+            _ => return Ok(true),
         }
     }
     Ok(false)

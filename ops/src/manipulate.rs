@@ -8,8 +8,7 @@ use freestone_engine::readmap::{AxisMap, MAX_PIECES, Origin, Piece, ReadMap};
 use freestone_kernels::{DType, Generate, Scalar};
 
 use crate::array::{Array, Dim, kept_attributes};
-use crate::create::held;
-use crate::elementwise::{broadcast_node, broadcast_shapes, not_equal};
+use crate::elementwise::{broadcast_node, broadcast_shapes, held, not_equal};
 use crate::error::Error;
 use crate::reduce::Axes;
 

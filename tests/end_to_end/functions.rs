@@ -988,7 +988,14 @@ fn sums_keep_what_each_addition_would_lose() {
 #[test]
 fn numbers_that_do_not_fit_are_refused() {
     use freestone::{Complex128, Pad, arange, full};
-    for (value, dtype) in [(300.0, DType::UInt8), (-1.0, DType::UInt8), (2.5, DType::Int8), (f64::NAN, DType::Int32), (1e300, DType::Int64)] {
+    for (value, dtype) in [
+        (300.0, DType::UInt8),
+        (-1.0, DType::UInt8),
+        (2.5, DType::Int8),
+        (f64::NAN, DType::Int32),
+        (1e300, DType::Int64),
+        (9_223_372_036_854_775_808.0, DType::Int64),
+    ] {
         assert!(full(&[2], value, dtype, &[2]).is_err(), "{value} as {dtype}");
     }
     assert!(full(&[2], 300, DType::UInt8, &[2]).is_err() && full(&[2], -1i64, DType::UInt64, &[2]).is_err());

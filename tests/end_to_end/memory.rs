@@ -117,6 +117,45 @@ fn views_by_lists_and_pieces_are_bounded() {
     check("lower triangle", CodecName::Zstd(1), |a, _| freestone::tril(a, 0).unwrap());
 }
 
+/// Long lists of indices are in the plan and in its text: a whole process, from storage, is within its projection on every executor.
+#[test]
+fn long_lists_are_bounded_in_whole_processes() {
+    let place = Place::new();
+    let x = freestone::random_uniform(&[30_000, 4], 0.0, 1.0, 3, DType::Float32, &[30_000, 4]).unwrap();
+    let spec = place.spec();
+    freestone::run(&freestone::plan(&[Target::array(&x, &place.at("x")).codec(CodecName::None)], &spec).unwrap(), &spec, &Serial).unwrap();
+    let input = format!("x={}", place.at("x"));
+    for executor in ["threads", "processes"] {
+        let out = place.at(executor);
+        let arguments = ["compute", "repeat(x, 100, axis=0)", "-i", &input, "-o", &out, "--codec", "none", "--chunks", "100000,4", "--threads", "1", "--json"];
+        let said = crate::command::stdout(&crate::command::freestone(&place, &[&arguments[..], &["--executor", executor]].concat()));
+        let report: serde_json::Value = serde_json::from_str(&said).unwrap();
+        let projected = report["projected_mem"].as_u64().unwrap();
+        // The driver holds the plan too, and the workers read it.
+        let measured = [&report["peak_mem"], &report["worker_peak_mem"]].map(|v| v.as_u64().unwrap_or(0));
+        assert!(measured[0] > 0 && (executor == "threads" || measured[1] > 0), "{said}");
+        for peak in measured {
+            assert!(peak <= projected, "{executor}: {peak} over {projected}");
+        }
+        assert!(projected - 32_000_000 <= 3 * measured[0], "{executor}: {projected} for {measured:?}");
+        println!("{executor}: {measured:?} measured, {projected} projected");
+    }
+}
+
+/// Sums of sums share their parts: planning once went through each of the 2^60 ways.
+#[test]
+fn shared_expressions_are_planned_once() {
+    let place = Place::new();
+    let spec = place.spec();
+    let mut x = freestone::random_uniform(&[6, 1], 0.0, 1.0, 3, DType::Float64, &[2, 1]).unwrap().broadcast_to(&[6, 4]).unwrap();
+    for _ in 0..60 {
+        x = (&x + &x) * 0.5;
+    }
+    for view in [x.take(&[3, 0, 5], 0).unwrap(), x.reshape(&[-1]).unwrap()] {
+        assert!(freestone::plan(&[Target::array(&view, &place.at("out"))], &spec).is_ok());
+    }
+}
+
 #[test]
 fn reshapes_are_bounded() {
     check("flat", CodecName::Zstd(1), |a, _| a.reshape(&[-1]).unwrap());

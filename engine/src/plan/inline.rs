@@ -52,7 +52,7 @@ impl Lowering<'_> {
                     let single = map.is_flat() || map.as_image().is_some();
                     let difficult = map.is_flat() || map.n_indices() > 0;
                     for base in bases.iter().filter(|b| matches!(b.op, Op::Map { .. })) {
-                        if !single || (difficult && !self.passes(base, &map)) {
+                        if !single || (difficult && !self.passes(base, &map, &mut HashMap::new())) {
                             self.materialise.insert(key(base));
                         }
                     }
@@ -67,12 +67,20 @@ impl Lowering<'_> {
     }
 
     /// True if a map goes through the elementwise functions and views that `node` is made of.
-    fn passes(&self, node: &NodeRef, map: &ReadMap) -> bool {
+    fn passes(&self, node: &NodeRef, map: &ReadMap, seen: &mut HashMap<*const Node, Vec<ReadMap>>) -> bool {
         match &node.op {
             _ if self.materialise.contains(&key(node)) => true,
-            Op::Map { inputs, .. } => inputs.iter().all(|i| self.passes(i, map)),
+            Op::Map { inputs, .. } => {
+                // Where it went through before, it does again: else nobody would still be asking.
+                let before = seen.entry(key(node)).or_default();
+                if before.contains(map) {
+                    return true;
+                }
+                before.push(map.clone());
+                inputs.iter().all(|i| self.passes(i, map, seen))
+            }
             Op::View { .. } => match flatten(node, map, &|n| self.materialise.contains(&key(n))) {
-                Ok((map, bases)) => bases.iter().all(|b| self.passes(b, &map)),
+                Ok((map, bases)) => bases.iter().all(|b| self.passes(b, &map, seen)),
                 Err(_) => false,
             },
             _ => true,

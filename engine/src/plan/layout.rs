@@ -197,7 +197,10 @@ impl StageLayout {
 /// What one index of a list becomes, at worst, when a task sorts its part of the list by chunks.
 const SORTED_INDEX_BYTES: u64 = 128;
 
-/// Lists of indices, and what is made of the part that one block needs.
+/// What one index of a list takes besides its text in the plan: itself, and a vector of them that grows while a plan is read.
+const LISTED_INDEX_BYTES: u64 = 32;
+
+/// Lists of indices, the text that carries them, and what is made of the part that one block needs.
 fn list_bytes(input: &StageInput, block: &[u64]) -> u64 {
     let of = |piece: &Piece| match &piece.from {
         Origin::Source { axes, .. } => axes
@@ -205,7 +208,8 @@ fn list_bytes(input: &StageInput, block: &[u64]) -> u64 {
             .filter_map(|a| if let AxisMap::Gather { axis, indices, .. } = a { Some((axis, indices)) } else { None })
             .map(|(axis, indices)| {
                 let here = piece.to.shape[*axis].min(block.get(*axis).copied().unwrap_or(u64::MAX));
-                size_of_val(&**indices) as u64 + SORTED_INDEX_BYTES * here
+                let digits = indices.iter().max().map_or(1, |most| most.checked_ilog10().unwrap_or(0) + 1);
+                (LISTED_INDEX_BYTES + u64::from(digits) + 1) * indices.len() as u64 + SORTED_INDEX_BYTES * here
             })
             .sum(),
         _ => 0,

@@ -370,8 +370,9 @@ impl Plan {
                 advice: explain::advice(&self, stage),
             });
         }
-        let bytes = serde_json::to_vec(&self).map_err(|e| PlanError::Malformed(e.to_string()))?;
-        let run = RunId(Sha256::digest(&bytes).iter().take(8).map(|b| format!("{b:02x}")).collect());
+        let mut hash = Sha256::new();
+        written(&self, |bytes| hash.update(bytes))?;
+        let run = RunId(hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect());
         Ok(FinalizedPlan { plan: self, layouts, run })
     }
 
@@ -592,7 +593,12 @@ impl FinalizedPlan {
     /// # Errors
     /// Never for a plan that was finalised; the type says that it could.
     pub fn to_bytes(&self) -> Result<Vec<u8>, PlanError> {
-        serde_json::to_vec(&self.plan).map_err(|e| PlanError::Malformed(e.to_string()))
+        // Counted first: a text that grows while it is written takes up to three times its length.
+        let mut n = 0;
+        written(&self.plan, |bytes| n += bytes.len())?;
+        let mut text = Vec::with_capacity(n);
+        written(&self.plan, |bytes| text.extend_from_slice(bytes))?;
+        Ok(text)
     }
 
     /// Reads a plan back, and checks it as if it were new.
@@ -624,6 +630,22 @@ impl LocalMemory {
         let estimate = &plan.layout(stage).estimate;
         if self.shared { estimate.per_task() } else { estimate.total() }
     }
+}
+
+/// Calls `f` with a plan's text, piece by piece: with long lists of indices it is better not held.
+fn written(plan: &Plan, f: impl FnMut(&[u8])) -> Result<(), PlanError> {
+    struct Pieces<F>(F);
+    impl<F: FnMut(&[u8])> std::io::Write for Pieces<F> {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            (self.0)(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    serde_json::to_writer(std::io::BufWriter::new(Pieces(f)), plan).map_err(|e| PlanError::Malformed(e.to_string()))
 }
 
 /// Bytes as hexadecimal text.
