@@ -125,9 +125,11 @@ fn long_lists_are_bounded_in_whole_processes() {
     let spec = place.spec();
     freestone::run(&freestone::plan(&[Target::array(&x, &place.at("x")).codec(CodecName::None)], &spec).unwrap(), &spec, &Serial).unwrap();
     let input = format!("x={}", place.at("x"));
-    for executor in ["threads", "processes"] {
-        let out = place.at(executor);
-        let arguments = ["compute", "repeat(x, 100, axis=0)", "-i", &input, "-o", &out, "--codec", "none", "--chunks", "100000,4", "--threads", "1", "--json"];
+    // All of a list, and next to nothing of one that is longer.
+    let expressions = ["repeat(x, 100, axis=0)", "take(repeat(x, 200, axis=0)[::-3], [5, 7, 1000000], axis=0)"];
+    for (i, (executor, expression)) in ["threads", "processes"].into_iter().flat_map(|e| expressions.map(|x| (e, x))).enumerate() {
+        let out = place.at(&format!("out-{i}"));
+        let arguments = ["compute", expression, "-i", &input, "-o", &out, "--codec", "none", "--chunks", "100000,4", "--threads", "1", "--json"];
         let said = crate::command::stdout(&crate::command::freestone(&place, &[&arguments[..], &["--executor", executor]].concat()));
         let report: serde_json::Value = serde_json::from_str(&said).unwrap();
         let projected = report["projected_mem"].as_u64().unwrap();

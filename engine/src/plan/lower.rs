@@ -74,8 +74,8 @@ pub fn lower(outputs: &[Output], spec: &Spec) -> Result<FinalizedPlan, PlanError
         return Err(PlanError::BadOutput("there is nothing to compute: name at least one array to store".into()));
     }
     check_places(outputs)?;
-    let mut lowering = Lowering::new(spec);
     let order = collect(outputs.iter().filter(|o| o.mode != Mode::Metadata))?;
+    let mut lowering = Lowering::new(spec, listed_bytes(&order));
     lowering.mark(&order);
     for output in outputs {
         lowering.add_output(output);
@@ -177,6 +177,12 @@ fn collect<'a>(outputs: impl DoubleEndedIterator<Item = &'a Output>) -> Result<V
     Ok(order.into_iter().map(|i| Arc::clone(&graph[i])).collect())
 }
 
+/// Bytes of the lists of indices in a graph: who made the plan holds them while it runs, also those that no stage needs any more.
+fn listed_bytes(nodes: &[NodeRef]) -> u64 {
+    let of = |node: &NodeRef| if let Op::View { map, .. } = &node.op { map.n_indices() * size_of::<u64>() } else { 0 };
+    nodes.iter().map(|n| of(n) as u64).sum()
+}
+
 /// A stage before its tasks are cut.
 #[derive(Clone, Debug)]
 pub(super) struct Draft {
@@ -201,6 +207,8 @@ pub(super) enum Kind {
 
 pub(super) struct Lowering<'a> {
     spec: &'a Spec,
+    /// What the graph itself holds, in lists of indices.
+    listed_bytes: u64,
     arrays: Vec<PlanArray>,
     publications: Vec<Publication>,
     /// Nodes that have an array.
@@ -213,9 +221,10 @@ pub(super) struct Lowering<'a> {
 }
 
 impl<'a> Lowering<'a> {
-    fn new(spec: &'a Spec) -> Lowering<'a> {
+    fn new(spec: &'a Spec, listed_bytes: u64) -> Lowering<'a> {
         Lowering {
             spec,
+            listed_bytes,
             arrays: Vec::new(),
             publications: Vec::new(),
             stored: HashMap::new(),
@@ -390,7 +399,7 @@ impl<'a> Lowering<'a> {
             format: FORMAT,
             engine: env!("CARGO_PKG_VERSION").into(),
             allowed_mem: self.spec.allowed_mem,
-            reserved_mem: self.spec.reserved_mem,
+            reserved_mem: self.spec.reserved_mem.saturating_add(self.listed_bytes),
             parallelism: self.spec.parallelism,
             remote_work: is_remote_url(&self.spec.work_dir),
             arrays: self.arrays.clone(),
