@@ -266,7 +266,7 @@ impl<'a> Queue<'a> {
         let plan = self.plan.plan();
         let stage = &plan.stages[outcome.request.stage.0];
         for (i, report) in outcome.done.iter().enumerate() {
-            let coords = stage.tasks.coords(report.task);
+            let coords = stage.task_coords(report.task);
             let mut left = report.receipts.len() as u64;
             let mut right = report.task == outcome.request.first + i as u64;
             for output in &stage.outputs {

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use freestone_kernels::reduce::Finish;
-use freestone_kernels::{Buffer, DType, Expr, Generate, ReduceOp};
+use freestone_kernels::{Buffer, DType, Expr, Generate, ReduceOp, ScanOp};
 
 use crate::grid::{AxisGrid, ChunkGrid};
 use crate::readmap::{AxisMap, Origin, ReadMap};
@@ -64,10 +64,50 @@ pub enum Op {
         /// They stay, with length 1.
         keepdims: bool,
     },
+    /// A running sum or product along an axis.
+    Scan {
+        /// What runs.
+        input: NodeRef,
+        /// How.
+        op: ScanOp,
+        /// Along which axis.
+        axis: usize,
+    },
+    /// Products of matrices.
+    Contract(ContractNode),
     /// The same values in other chunks.
     Rechunk(NodeRef),
     /// A function on blocks that the library does not know.
     User(Box<UserNode>),
+}
+
+/// `out[b…, i…, j…] = Σ lhs[b…, i…, k…] · rhs[b…, j…, k…]` over all `k…`.
+#[derive(Debug)]
+pub struct ContractNode {
+    /// `lhs` and `rhs`, of one dtype, which is the result's.
+    pub operands: [NodeRef; 2],
+    /// Axes that both have and that stay: the first ones.
+    pub batch: usize,
+    /// Axes that only `lhs`, and that only `rhs` has.
+    pub free: [usize; 2],
+}
+
+impl ContractNode {
+    /// Lengths of `b…, i…, j…, k…`.
+    pub fn space(&self) -> Vec<u64> {
+        let [lhs, rhs] = self.operands.each_ref().map(|o| o.shape());
+        let (first, second) = (self.batch + self.free[0], self.batch + self.free[1]);
+        [&lhs[..first], &rhs[self.batch..second], &lhs[first..]].concat()
+    }
+
+    /// Where operand 0 or 1 looks from there.
+    pub fn map(&self, operand: usize) -> ReadMap {
+        let space = self.space();
+        let skip = if operand == 0 { 0 } else { self.free[0] };
+        let free = self.batch + skip..self.batch + skip + self.free[operand];
+        let along = (0..self.batch).chain(free).chain(self.batch + self.free[0] + self.free[1]..space.len());
+        ReadMap::image(space.clone(), along.map(AxisMap::whole).collect())
+    }
 }
 
 /// A user's kernel over blocks of arrays.
@@ -101,7 +141,8 @@ impl Node {
             Op::Stored(_) | Op::Constant(_) | Op::Generate(_) => &[],
             Op::View { sources, .. } => sources,
             Op::Map { inputs, .. } => inputs,
-            Op::Reduce { input, .. } | Op::Rechunk(input) => std::slice::from_ref(input),
+            Op::Reduce { input, .. } | Op::Scan { input, .. } | Op::Rechunk(input) => std::slice::from_ref(input),
+            Op::Contract(c) => &c.operands,
             Op::User(user) => &user.inputs,
         }
     }

@@ -194,7 +194,7 @@ impl AxisGrid {
                 let (a, b) = (other.start(c0) - start, other.start(c1) - start);
                 (c0 == c1 && is_cut(a)) || (is_cut(a) && is_cut(b) && (c1 - c0 < 2 || (theirs % size == 0 && a >= *first && *n > 1)))
             }
-            _ if c1 - c0 < 4096 => (c0..=c1).all(|c| is_cut(other.start(c) - start)),
+            _ if c1 - c0 < 1 << 17 => (c0..=c1).all(|c| is_cut(other.start(c) - start)),
             _ => false,
         }
     }

@@ -349,6 +349,11 @@ impl ReadMap {
         inside
     }
 
+    /// The map with each piece's origin replaced.
+    pub fn with_origins(&self, f: impl Fn(&Origin) -> Origin) -> ReadMap {
+        ReadMap { shape: self.shape.clone(), pieces: self.pieces.iter().map(|p| Piece { to: p.to.clone(), from: f(&p.from) }).collect() }
+    }
+
     /// For each axis, whether the values differ along it; the others are broadcast.
     pub fn varies(&self) -> Vec<bool> {
         let mut varies: Vec<bool> = vec![false; self.shape.len()];

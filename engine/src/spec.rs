@@ -31,6 +31,26 @@ pub struct Spec {
     pub codec: Encoding,
 }
 
+impl Spec {
+    /// Bytes that a task may grow to where that only saves time: within what it is allowed, and so that as many tasks as the plan keeps busy
+    /// fit the local process together, if they run there.
+    pub fn growth_mem(&self) -> u64 {
+        if self.parallelism > self.threads as u64 {
+            return self.allowed_mem;
+        }
+        let each = self.local_mem.saturating_sub(self.reserved_mem) / self.parallelism.max(1);
+        self.allowed_mem.min(self.reserved_mem.saturating_add(each))
+    }
+
+    /// Tasks that a stage should have where it can: the last ones to finish leave others idle for a fraction of a task only.
+    pub fn wanted_tasks(&self) -> u64 {
+        self.parallelism.max((TASKS_PER_SLOT * self.parallelism).min(64))
+    }
+}
+
+/// Tasks for each slot of parallelism, where there are few.
+const TASKS_PER_SLOT: u64 = 4;
+
 /// One layer of settings; what is `None` is left to the layers below.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use freestone_kernels::eval::{self, Machine};
 use freestone_kernels::reduce::{self, Folded};
-use freestone_kernels::{Buffer, DType, Generate, View, contiguous_strides, copy};
+use freestone_kernels::{Buffer, DType, Generate, View, contiguous_strides, contract, copy};
 
 use crate::flat::{flat_bounds, shared_rows};
 use crate::grid::{Region, try_for_each_coord};
@@ -21,7 +21,7 @@ use crate::plan::{FinalizedPlan, Kernel, Place, ReadMode, Stage, StageId, StageL
 use crate::readmap::{AxisMap, Origin, Piece, Run};
 use crate::storage::codec::Contexts;
 use crate::storage::reader::{ChunkAccess, ChunkError, Desk, ShardCache};
-use crate::storage::{ArrayInfo, Store, Stores, join, read_small};
+use crate::storage::{ArrayInfo, ObjectPart, PART_BYTES, Store, Stores, join, read_small};
 use crate::task::{Cause, FailureKind, Receipt, RunAddress, TaskFailure, TaskOutcome, TaskReport, TaskRequest, cause_of_chunk, cause_of_plan};
 use crate::user::{AnyKernel, Block, BlockMut, KernelRegistry};
 
@@ -89,7 +89,7 @@ impl RunContext {
     fn kernel(&self, stage: &Stage) -> Result<Option<Arc<dyn AnyKernel>>, String> {
         match &stage.kernel {
             Kernel::User { name, version, parameters, .. } => self.kernels.resolve(name, *version, parameters).map(Some),
-            Kernel::Map(_) | Kernel::Reduce { .. } => Ok(None),
+            Kernel::Map(_) | Kernel::Reduce { .. } | Kernel::Scan { .. } | Kernel::Contract { .. } => Ok(None),
         }
     }
 }
@@ -107,15 +107,70 @@ pub struct Worker {
 #[derive(Debug)]
 struct Ready {
     stage: StageId,
-    inputs: Vec<Vec<Source>>,
+    /// In the order of the layout's.
+    sources: Vec<Opened>,
     outputs: Vec<ChunkAccess>,
     computes: Computes,
+}
+
+/// An array that is read, and its decoded chunks that are at hand.
+#[derive(Debug)]
+struct Opened {
+    source: Source,
+    /// The least recently used first.
+    chunks: Vec<(Vec<u64>, Buffer)>,
+}
+
+impl Opened {
+    /// Decodes a chunk, unless it is at hand; then at most `most` are, and none of `pinned` went.
+    fn fetch(&mut self, coords: &[u64], most: usize, pinned: &[Vec<u64>], desk: &mut Desk) -> Result<(), ChunkError> {
+        if let Some(at) = self.chunks.iter().position(|(c, _)| c == coords) {
+            let found = self.chunks.remove(at);
+            self.chunks.push(found);
+            return Ok(());
+        }
+        while self.chunks.len() >= most.max(1)
+            && let Some(oldest) = self.chunks.iter().position(|(c, _)| !pinned.contains(c))
+        {
+            desk.arena.recycle(self.chunks.remove(oldest).1);
+        }
+        if let Some(block) = self.source.read(coords, desk)? {
+            self.chunks.push((coords.to_vec(), block));
+        }
+        Ok(())
+    }
+
+    /// The values of a chunk that was fetched, in C order over its stored shape.
+    fn bytes(&self, coords: &[u64]) -> &[u8] {
+        match &self.source {
+            Source::Constant(values, _) => values.bytes(),
+            _ => self.chunks.iter().rev().find(|(c, _)| c == coords).map_or(&[], |(_, block)| block.bytes()),
+        }
+    }
+
+    /// True if parts of a chunk can be read, and it is not at hand as a whole.
+    fn reads_parts(&self, coords: &[u64]) -> bool {
+        matches!(&self.source, Source::Chunks(access, _) if access.is_in_parts()) && !self.chunks.iter().any(|(c, _)| c == coords)
+    }
+
+    fn read_parts(&self, coords: &[u64], parts: &[ObjectPart], into: &mut [u8], desk: &mut Desk) -> Result<bool, Cause> {
+        match &self.source {
+            Source::Chunks(access, _) => access.read_parts(coords, parts, into, desk).map_err(|e| cause_of_chunk(&e)),
+            _ => Ok(false),
+        }
+    }
+
+    fn clear(&mut self, desk: &mut Desk) {
+        self.chunks.drain(..).for_each(|(_, block)| desk.arena.recycle(block));
+    }
 }
 
 /// What computes.
 #[derive(Debug)]
 enum Computes {
     Machine(Machine),
+    /// For each operand of a product.
+    Operands(Box<[Machine; 2]>),
     User(Arc<dyn AnyKernel>),
 }
 
@@ -154,24 +209,25 @@ impl Source {
             }
         }
     }
-
-    fn bytes<'a>(&'a self, block: &'a Option<Buffer>) -> &'a [u8] {
-        match (self, block) {
-            (Source::Constant(values, _), _) => values.bytes(),
-            (_, Some(block)) => block.bytes(),
-            _ => &[],
-        }
-    }
 }
 
 /// A block of an input that was brought in, and how the iteration space lies on it.
 #[derive(Debug)]
 struct Loaded {
-    block: Option<Buffer>,
+    values: Values,
     /// Elements of the iteration space that it covers.
     cell: Region,
     offset: isize,
     strides: Vec<isize>,
+}
+
+/// Where a block's values are.
+#[derive(Debug)]
+enum Values {
+    /// Put together.
+    Own(Buffer),
+    /// In a chunk of one of the stage's sources.
+    Chunk { source: usize, coords: Vec<u64> },
 }
 
 /// One task on its way through the schedule.
@@ -189,6 +245,14 @@ struct Task<'a> {
     accumulators: Vec<Option<Buffer>>,
     blocks: Vec<Option<Buffer>>,
     receipts: Vec<Receipt>,
+}
+
+/// More parts of one chunk than this are not read one by one.
+const MAX_PARTS: usize = 2048;
+
+/// True if reading parts of a chunk of `whole` bytes costs less than reading all of it: a part costs as much as so many bytes.
+fn are_worth_it(parts: &[ObjectPart], whole: u64) -> bool {
+    parts.len() <= MAX_PARTS && parts.iter().map(|p| p.len as u64 + PART_BYTES).sum::<u64>() < whole
 }
 
 fn sizes(shape: &[u64]) -> Vec<usize> {
@@ -238,6 +302,9 @@ impl Worker {
             plan.plan().stages.get(stage_id.0).filter(|s| number < s.n_tasks()).ok_or((FailureKind::Plan, "there is no such task in the plan".to_owned()))?;
         let layout = plan.layout(stage_id);
         if self.ready.as_ref().is_none_or(|r| r.stage != stage_id) {
+            if let Some(before) = &mut self.ready {
+                before.sources.iter_mut().for_each(|s| s.clear(&mut self.desk));
+            }
             self.desk.arena.set_limit(layout.estimate.per_task());
             // Another stage's codecs are not in this one's projection.
             self.desk.contexts = Contexts::default();
@@ -245,7 +312,7 @@ impl Worker {
         }
         let Some(ready) = self.ready.as_mut() else { return Err((FailureKind::Plan, "the stage is not ready".into())) };
         self.desk.traffic = Default::default();
-        let coords = stage.tasks.coords(number);
+        let coords = stage.task_coords(number);
         let region = stage.tasks.region(&coords);
         let mut task = Task {
             stage,
@@ -302,10 +369,19 @@ impl RunContext {
         };
         Ok(Ready {
             stage: stage_id,
-            inputs: stage.inputs.iter().map(|i| i.sources.iter().map(source).collect()).collect::<Result<_, _>>()?,
+            sources: self
+                .plan
+                .layout(stage_id)
+                .sources
+                .iter()
+                .map(|s| Ok(Opened { source: source(&s.array)?, chunks: Vec::new() }))
+                .collect::<Result<_, Cause>>()?,
             outputs: stage.outputs.iter().map(|o| open(o.array)).collect::<Result<_, _>>()?,
             computes: match (self.kernel(stage).map_err(|e| (FailureKind::Plan, e))?, stage.kernel.expr()) {
                 (Some(kernel), _) => Computes::User(kernel),
+                (None, None) if let Kernel::Contract { operands, .. } = &stage.kernel => {
+                    Computes::Operands(Box::new([Machine::new(&operands[0]), Machine::new(&operands[1])]))
+                }
                 (None, Some(expr)) => Computes::Machine(Machine::new(expr)),
                 (None, None) => return Err((FailureKind::Plan, "a stage has nothing to compute".into())),
             },
@@ -319,19 +395,21 @@ impl Task<'_> {
         let check = || if cancel.is_cancelled() { Err((FailureKind::Cancelled, "the run was cancelled".to_owned())) } else { Ok(()) };
         check()?;
         let chunks = match &self.stage.kernel {
-            Kernel::Map(_) | Kernel::User { .. } => self.ready.outputs.first().map(|o| o.objects().overlapping(&self.region)),
             Kernel::Reduce { .. } => None,
+            _ => self.ready.outputs.first().map(|o| o.objects().overlapping(&self.stage.output_region(&self.stage.outputs[0], &self.coords))),
         };
         if let Some(chunks) = &chunks {
             self.chunk.clone_from(&chunks.start);
         }
         self.steps(&schedule.once)?;
-        if matches!(self.stage.kernel, Kernel::Reduce { .. }) {
+        if matches!(self.stage.kernel, Kernel::Reduce { .. } | Kernel::Contract { .. }) {
             let (walk, region) = (&self.stage.walk, self.region.clone());
             try_for_each_coord(&walk.overlapping(&region), |at| {
                 check()?;
                 if let Some(cell) = walk.region(at).intersect(&region) {
                     self.cell = cell;
+                    // What the last block looked at may go.
+                    self.loaded.iter_mut().for_each(|l| *l = None);
                     self.steps(&schedule.each_block)?;
                 }
                 Ok(())
@@ -342,6 +420,10 @@ impl Task<'_> {
             Some(chunks) => try_for_each_coord(&chunks, |at| {
                 check()?;
                 self.chunk = at.to_vec();
+                if matches!(self.stage.kernel, Kernel::Scan { .. }) {
+                    self.cell = self.ready.outputs[0].objects().region(at);
+                    self.loaded.iter_mut().for_each(|l| *l = None);
+                }
                 self.steps(&schedule.each_chunk)
             })?,
             None => self.steps(&schedule.each_chunk)?,
@@ -355,6 +437,7 @@ impl Task<'_> {
                 Step::Take(slot) => self.take(slot)?,
                 Step::Release(slot) => self.release(slot),
                 Step::Load(i) => self.load(i)?,
+                Step::Fold if matches!(self.stage.kernel, Kernel::Contract { .. }) => self.multiply()?,
                 Step::Fold => self.fold(),
                 Step::Apply => self.apply()?,
                 Step::Finish(j) => self.finish(j)?,
@@ -366,23 +449,35 @@ impl Task<'_> {
 
     fn take(&mut self, slot: SlotId) -> Result<(), Cause> {
         self.desk.arena.take(self.layout.schedule.slots[slot.0].bytes).map_err(overrun)?;
-        let Kernel::Reduce { folds, axes, .. } = &self.stage.kernel else { return Ok(()) };
-        if let Some(j) = self.layout.outputs.iter().position(|o| o.accumulator == Some(slot)) {
-            let dtype = folds[j].accumulator();
-            let elements: u64 = (0..self.region.shape.len()).filter(|d| !axes.contains(d)).map(|d| self.region.shape[d]).product();
-            let mut buffer = self.desk.arena.buffer(elements * dtype.size() as u64).map_err(overrun)?;
-            folds[j].op.start(folds[j].values, buffer.bytes_mut());
-            self.accumulators[j] = Some(buffer);
+        let Some(j) = self.layout.outputs.iter().position(|o| o.accumulator == Some(slot)) else { return Ok(()) };
+        let own = |kept: &dyn Fn(usize) -> bool| (0..self.region.shape.len()).filter(|d| kept(*d)).map(|d| self.region.shape[d]).product::<u64>();
+        let dtype = self.ready.outputs[j].info().dtype;
+        let (elements, dtype) = match &self.stage.kernel {
+            Kernel::Reduce { folds, axes, .. } => (own(&|d| !axes.contains(&d)), folds[j].accumulator()),
+            Kernel::Scan { op, axis, .. } => (own(&|d| d != *axis), op.carrier(dtype).unwrap_or(dtype)),
+            kernel => (own(&|d| !kernel.folds(d)), dtype),
+        };
+        let mut buffer = self.desk.arena.buffer(elements * dtype.size() as u64).map_err(overrun)?;
+        match &self.stage.kernel {
+            Kernel::Reduce { folds, .. } => folds[j].op.start(folds[j].values, buffer.bytes_mut()),
+            Kernel::Scan { op, .. } => op.start(dtype, buffer.bytes_mut()),
+            _ => buffer.bytes_mut().fill(0),
         }
+        self.accumulators[j] = Some(buffer);
         Ok(())
     }
 
     fn release(&mut self, slot: SlotId) {
         for (input, loaded) in self.layout.inputs.iter().zip(&mut self.loaded) {
-            if input.region.unwrap_or(input.chunk) == slot
-                && let Some(block) = loaded.take().and_then(|l| l.block)
+            if input.region == Some(slot)
+                && let Some(Loaded { values: Values::Own(block), .. }) = loaded.take()
             {
                 self.desk.arena.recycle(block);
+            }
+        }
+        for (source, opened) in self.layout.sources.iter().zip(&mut self.ready.sources) {
+            if source.slot == Some(slot) && !source.kept {
+                opened.clear(self.desk);
             }
         }
         for (j, output) in self.layout.outputs.iter().enumerate() {
@@ -401,6 +496,9 @@ impl Task<'_> {
         if let Kernel::User { blocks, .. } = &self.stage.kernel {
             self.cell = blocks[i].region(&self.coords);
         }
+        if self.stage.kernel.carry() == Some(i) {
+            return self.take_up(i);
+        }
         let pieces = self.stage.inputs[i].map.restrict(&self.cell);
         let loaded = match (self.layout.inputs[i].mode, pieces.as_slice()) {
             (ReadMode::InChunk, [Piece { from: Origin::Source { axes, .. }, to }]) => self.look_into_chunk(i, axes, to)?,
@@ -410,9 +508,21 @@ impl Task<'_> {
         Ok(())
     }
 
+    /// Goes on from what a scan had when it came to this task.
+    fn take_up(&mut self, i: usize) -> Result<(), Cause> {
+        let (at, coords) = (self.layout.inputs[i].sources[0], self.coords.clone());
+        self.fetch(at, &coords)?;
+        if let Some(carries) = &mut self.accumulators[0] {
+            carries.bytes_mut().copy_from_slice(self.ready.sources[at].bytes(&coords));
+        }
+        self.pass(at);
+        Ok(())
+    }
+
     /// The cell lies inside one chunk: decode it and look at it with strides.
     fn look_into_chunk(&mut self, i: usize, axes: &[AxisMap], to: &Region) -> Result<Loaded, Cause> {
-        let source = &mut self.ready.inputs[i][0];
+        let at = self.layout.inputs[i].sources[0];
+        let source = &self.ready.sources[at].source;
         let grid = &source.info().grid;
         let coords: Vec<u64> = axes.iter().zip(grid.axes()).map(|(map, axis)| axis.find(map.at(0))).collect();
         let starts: Vec<u64> = coords.iter().zip(grid.axes()).map(|(c, axis)| axis.start(*c)).collect();
@@ -428,8 +538,18 @@ impl Task<'_> {
                 AxisMap::Gather { .. } => return Err((FailureKind::Plan, "a list of indices cannot be looked at in place".into())),
             }
         }
-        let block = source.read(&coords, self.desk).map_err(|e| cause_of_chunk(&e))?;
-        Ok(Loaded { block, cell: self.cell.clone(), offset, strides })
+        self.fetch(at, &coords)?;
+        Ok(Loaded { values: Values::Chunk { source: at, coords }, cell: self.cell.clone(), offset, strides })
+    }
+
+    /// Has a chunk of source `at` at hand.
+    fn fetch(&mut self, at: usize, coords: &[u64]) -> Result<(), Cause> {
+        let looked_at = |l: &Loaded| match &l.values {
+            Values::Chunk { source, coords } if *source == at => Some(coords.clone()),
+            _ => None,
+        };
+        let pinned: Vec<Vec<u64>> = self.loaded.iter().flatten().filter_map(looked_at).collect();
+        self.ready.sources[at].fetch(coords, self.layout.sources[at].chunks, &pinned, self.desk).map_err(|e| cause_of_chunk(&e))
     }
 
     /// The cell touches several chunks, or is partly fill values: put it together in a buffer.
@@ -440,16 +560,17 @@ impl Task<'_> {
         let size = self.stage.kernel.inputs()[i].size();
         let bytes = shape.iter().product::<usize>() * size;
         let mut region = self.desk.arena.buffer(bytes as u64).map_err(overrun)?;
-        let desk = &mut *self.desk;
         for piece in pieces {
             let at = |start: &[u64]| start.iter().zip(&strides).map(|(s, stride)| *s as isize * stride).sum::<isize>();
             let extent = |to: &[u64]| -> Vec<usize> { to.iter().zip(varies).map(|(n, v)| if *v { *n as usize } else { 1 }).collect() };
+            let sources = &self.layout.inputs[i].sources;
             match &piece.from {
                 Origin::Fill(value) => copy::fill_box(value, &extent(&piece.to.shape), region.bytes_mut(), at(&piece.to.start) as usize, &strides),
-                Origin::Flat => copy_flat(&self.cell, self.stage.inputs[i].map.shape(), &mut self.ready.inputs[i][0], desk, region.bytes_mut())?,
+                Origin::Flat => self.copy_flat(i, region.bytes_mut())?,
                 Origin::Source { source, axes } => {
-                    let source = &mut self.ready.inputs[i][*source];
-                    let grid = source.info().grid.clone();
+                    let which = sources[*source];
+                    let info = self.ready.sources[which].source.info();
+                    let (grid, dtype) = (info.grid.clone(), info.dtype);
                     // Along each of the source's axes, the chunks that hold what is wanted; each is decoded once.
                     let length = |a: &AxisMap| a.axis().map_or(1, |d| piece.to.shape[d]);
                     let hits: Vec<Vec<(u64, Vec<Run>)>> = axes.iter().zip(grid.axes()).map(|(a, grid)| a.hits(grid, length(a))).collect();
@@ -458,37 +579,104 @@ impl Task<'_> {
                         let (coords, runs): (Vec<u64>, Vec<&[Run]>) =
                             hits.iter().zip(hit).map(|(h, i)| (h[*i as usize].0, h[*i as usize].1.as_slice())).unzip();
                         let chunk = grid.region(&coords);
-                        let stored = contiguous_strides(&sizes(&source.stored_shape(&coords)));
-                        let block = source.read(&coords, desk).map_err(|e| cause_of_chunk(&e))?;
+                        let stored = contiguous_strides(&sizes(&self.ready.sources[which].source.stored_shape(&coords)));
                         let counts: Vec<u64> = runs.iter().map(|r| r.len() as u64).collect();
-                        let _: Result<(), ()> = try_for_each_coord(&Region::whole(&counts), |which| {
-                            let (mut target, mut count) = (piece.to.start.clone(), piece.to.shape.clone());
-                            let (mut offset, mut from) = (0isize, vec![0isize; target.len()]);
-                            for (s, map) in axes.iter().enumerate() {
-                                let run = runs[s][which[s] as usize];
-                                offset += (run.start - chunk.start[s]) as isize * stored[s];
-                                if let Some(axis) = map.axis() {
-                                    (target[axis], count[axis]) = (piece.to.start[axis] + run.first, run.count);
-                                    from[axis] += run.step as isize * stored[s];
+                        // Each box of the chunk, and where it goes.
+                        let boxes = |f: &mut dyn FnMut(usize, Vec<isize>, Vec<usize>, usize)| {
+                            let _: Result<(), ()> = try_for_each_coord(&Region::whole(&counts), |one| {
+                                let (mut target, mut count) = (piece.to.start.clone(), piece.to.shape.clone());
+                                let (mut offset, mut from) = (0isize, vec![0isize; target.len()]);
+                                for (s, map) in axes.iter().enumerate() {
+                                    let run = runs[s][one[s] as usize];
+                                    offset += (run.start - chunk.start[s]) as isize * stored[s];
+                                    if let Some(axis) = map.axis() {
+                                        (target[axis], count[axis]) = (piece.to.start[axis] + run.first, run.count);
+                                        from[axis] += run.step as isize * stored[s];
+                                    }
                                 }
+                                f(offset as usize, from, extent(&count), at(&target) as usize);
+                                Ok(())
+                            });
+                        };
+                        if self.ready.sources[which].reads_parts(&coords) {
+                            let mut parts = Some(Vec::new());
+                            boxes(&mut |offset, from, shape, to| {
+                                let more = copy::runs(&shape, &from, &strides, MAX_PARTS);
+                                parts = parts.take().zip(more).map(|(mut parts, more)| {
+                                    parts.extend(more.into_iter().map(|(a, b, n)| ObjectPart {
+                                        offset: ((offset as isize + a) as usize * size) as u64,
+                                        place: (to as isize + b) as usize * size,
+                                        len: n * size,
+                                    }));
+                                    parts
+                                });
+                            });
+                            let whole = (stored.first().map_or(1, |s| *s as u64) * chunk.shape.first().copied().unwrap_or(1)) * size as u64;
+                            if let Some(parts) = parts.filter(|p| are_worth_it(p, whole))
+                                && self.ready.sources[which].read_parts(&coords, &parts, region.bytes_mut(), self.desk)?
+                            {
+                                return Ok(());
                             }
-                            let view =
-                                View { dtype: source.info().dtype, bytes: source.bytes(&block), offset: offset as usize, shape: extent(&count), strides: from };
-                            copy::strided(&view, region.bytes_mut(), at(&target) as usize, &strides);
-                            Ok(())
+                        }
+                        self.fetch(which, &coords)?;
+                        let opened = &self.ready.sources[which];
+                        boxes(&mut |offset, from, shape, to| {
+                            let view = View { dtype, bytes: opened.bytes(&coords), offset, shape, strides: from };
+                            copy::strided(&view, region.bytes_mut(), to, &strides);
                         });
-                        block.into_iter().for_each(|b| desk.arena.recycle(b));
                         Ok::<(), Cause>(())
                     })?;
+                    self.pass(which);
                 }
             }
         }
-        Ok(Loaded { block: Some(region), cell: self.cell.clone(), offset: 0, strides })
+        Ok(Loaded { values: Values::Own(region), cell: self.cell.clone(), offset: 0, strides })
+    }
+
+    /// Lets go of a chunk that was only passing, before another array's comes.
+    fn pass(&mut self, at: usize) {
+        if self.layout.sources[at].slot.is_none() {
+            self.ready.sources[at].clear(self.desk);
+        }
+    }
+
+    /// Copies the elements of the cell at hand from a source of another shape with the same elements in C order.
+    ///
+    /// Chunk by chunk: the chunk's rows are intervals of the common order, and so are the cell's; what they share is copied.
+    fn copy_flat(&mut self, i: usize, out: &mut [u8]) -> Result<(), Cause> {
+        let (region, shape, which) = (self.cell.clone(), self.stage.inputs[i].map.shape(), self.layout.inputs[i].sources[0]);
+        let info = self.ready.sources[which].source.info();
+        let (size, grid) = (info.dtype.size(), info.grid.clone());
+        if region.n_elements() == 0 {
+            return Ok(());
+        }
+        let last: Vec<u64> = region.start.iter().zip(&region.shape).map(|(s, n)| s + n - 1).collect();
+        let from = |index: &[u64]| index.iter().zip(shape).fold(0, |at, (i, n)| at * n + i);
+        let touched = flat_bounds(&grid.shape(), from(&region.start), from(&last));
+        try_for_each_coord(&grid.overlapping(&touched), |coords| {
+            let chunk = grid.region(coords);
+            if !shared_rows(&chunk, &grid.shape(), &region, shape, |_, _, _| true) {
+                return Ok(());
+            }
+            self.fetch(which, coords)?;
+            let opened = &self.ready.sources[which];
+            let strides = contiguous_strides(&sizes(&opened.source.stored_shape(coords)));
+            let bytes = opened.bytes(coords);
+            shared_rows(&chunk, &grid.shape(), &region, shape, |within, to, n| {
+                let at: isize = within.iter().zip(&strides).map(|(i, s)| *i as isize * s).sum();
+                let (from, to, n) = (at as usize * size, to as usize * size, n as usize * size);
+                out[to..to + n].copy_from_slice(&bytes[from..from + n]);
+                false
+            });
+            Ok::<(), Cause>(())
+        })?;
+        self.pass(which);
+        Ok(())
     }
 
     fn fold(&mut self) {
         let Kernel::Reduce { expr, folds, axes, parts } = &self.stage.kernel else { return };
-        let views = views(expr.inputs(), &self.loaded, &self.ready.inputs, &self.cell);
+        let views = views(expr.inputs(), &self.loaded, &self.ready.sources, &self.cell);
         // Accumulators lie in C order over the kept axes of the task.
         let kept: Vec<usize> = self.region.shape.iter().enumerate().map(|(d, n)| if axes.contains(&d) { 1 } else { *n as usize }).collect();
         let strides: Vec<isize> = contiguous_strides(&kept).into_iter().enumerate().map(|(d, s)| if axes.contains(&d) { 0 } else { s }).collect();
@@ -519,6 +707,79 @@ impl Task<'_> {
         reduce::fold(machine, &sizes(&self.cell.shape), &views, &fold, &mut accumulators);
     }
 
+    /// Adds the product of the loaded operands to the accumulators.
+    fn multiply(&mut self) -> Result<(), Cause> {
+        let Kernel::Contract { operands, batch, free } = &self.stage.kernel else { return Ok(()) };
+        let (batch, kept) = (*batch, batch + free[0] + free[1]);
+        let count = |axes: std::ops::Range<usize>| self.cell.shape[axes].iter().product::<u64>() as usize;
+        let (batches, k) = (count(0..batch), count(kept..self.cell.shape.len()));
+        let mut packs: [Option<Buffer>; 2] = [None, None];
+        let mut sides: Vec<(Vec<usize>, Vec<View<'_>>)> = Vec::with_capacity(2);
+        let mut first = 0;
+        // The axes of each operand, and its inputs as seen along these.
+        for (o, expr) in operands.iter().enumerate() {
+            let skip = if o == 0 { batch + free[0]..kept } else { batch..batch + free[0] };
+            let axes: Vec<usize> = (0..self.cell.shape.len()).filter(|d| !skip.contains(d)).collect();
+            let last = first + expr.inputs().len();
+            let mut views = views(expr.inputs(), &self.loaded[first..last], &self.ready.sources, &self.cell);
+            for view in &mut views {
+                view.shape = axes.iter().map(|d| view.shape[*d]).collect();
+                view.strides = axes.iter().map(|d| view.strides[*d]).collect();
+            }
+            if self.layout.packed[o].is_some() {
+                let shape: Vec<usize> = axes.iter().map(|d| self.cell.shape[*d] as usize).collect();
+                let size = expr.result_dtypes().first().map_or(1, |d| d.size());
+                let mut pack = self.desk.arena.buffer((shape.iter().product::<usize>() * size) as u64).map_err(overrun)?;
+                if let Computes::Operands(machines) = &mut self.ready.computes {
+                    eval::map(&mut machines[o], &shape, &views, &mut [pack.bytes_mut()]);
+                }
+                packs[o] = Some(pack);
+            }
+            sides.push((axes, views));
+            first = last;
+        }
+        let Some(out) = &mut self.accumulators[0] else { return Ok(()) };
+        let dtype = self.ready.outputs[0].info().dtype;
+        let rows = [count(batch..batch + free[0]), count(batch + free[0]..kept)];
+        let each = rows[0] * rows[1] * dtype.size();
+        for b in 0..batches {
+            let mut matrices = Vec::with_capacity(2);
+            for (o, (axes, views)) in sides.iter().enumerate() {
+                let matrix = match (&packs[o], views.first()) {
+                    (Some(pack), _) => View { dtype, bytes: pack.bytes(), offset: b * rows[o] * k, shape: vec![rows[o], k], strides: vec![k as isize, 1] },
+                    (None, Some(view)) => {
+                        let mut rest = b;
+                        let mut offset = view.offset as isize;
+                        for d in (0..batch).rev() {
+                            offset += (rest % view.shape[d]) as isize * view.strides[d];
+                            rest /= view.shape[d];
+                        }
+                        // Each side is one axis, or several that lie as one.
+                        let side = |of: std::ops::Range<usize>| of.rev().find(|d| view.shape[*d] > 1).map_or(0, |d| view.strides[d]);
+                        let free_end = batch + free[o];
+                        let (r, c) = (side(batch..free_end), side(free_end..axes.len()));
+                        let strides = match (r, c) {
+                            (0, 0) => vec![k as isize, 1],
+                            (0, c) => vec![c * k as isize, c],
+                            (r, 0) => vec![r, if r == 1 { rows[o] as isize } else { 1 }],
+                            both => vec![both.0, both.1],
+                        };
+                        View { dtype, bytes: view.bytes, offset: offset as usize, shape: vec![rows[o], k], strides }
+                    }
+                    (None, None) => return Err((FailureKind::Plan, "an operand has no input".into())),
+                };
+                if !contract::is_direct(&matrix) {
+                    return Err((FailureKind::Plan, "an operand does not lie as a matrix".into()));
+                }
+                matrices.push(matrix);
+            }
+            contract::add_product(&matrices[0], &matrices[1], &mut out.bytes_mut()[b * each..(b + 1) * each]);
+        }
+        drop(sides);
+        packs.into_iter().flatten().for_each(|p| self.desk.arena.recycle(p));
+        Ok(())
+    }
+
     /// Elements that the accumulators of the block at hand hold already. `of` gives, for a reduced axis and the task's first element and
     /// length along it, the elements' first and number for the task, and for the block.
     fn seen_before(&self, axes: &[usize], of: &dyn Fn(usize, u64, u64) -> (u64, u64, u64, u64)) -> u64 {
@@ -544,7 +805,7 @@ impl Task<'_> {
                 let mut scratch = self.desk.arena.buffer(*scratch_bytes).map_err(overrun)?;
                 let mut inputs: Vec<Block<'_>> = Vec::with_capacity(self.loaded.len());
                 for (loaded, dtype) in self.loaded.iter().zip(self.stage.kernel.inputs()) {
-                    if let Some(Loaded { block: Some(block), cell, .. }) = loaded {
+                    if let Some(Loaded { values: Values::Own(block), cell, .. }) = loaded {
                         inputs.push(Block { dtype, start: cell.start.clone(), shape: sizes(&cell.shape), bytes: block.bytes() });
                     }
                 }
@@ -557,10 +818,16 @@ impl Task<'_> {
                 applied.map_err(|e| (FailureKind::Kernel, format!("kernel `{name}`: {e}")))?;
             }
             (Computes::Machine(machine), kernel) => {
-                let views = views(&kernel.inputs(), &self.loaded, &self.ready.inputs, &region);
+                let views = views(&kernel.inputs(), &self.loaded, &self.ready.sources, &region);
                 eval::map(machine, &shape, &views, &mut fronts);
+                if let (Kernel::Scan { op, axis, exclusive, .. }, Some(values), Some(Some(carries))) =
+                    (kernel, fronts.first_mut(), self.accumulators.first_mut())
+                {
+                    let of = |axes: std::ops::Range<usize>| shape[axes].iter().product::<usize>();
+                    op.run(first.info().dtype, [of(0..*axis), shape[*axis], of(*axis + 1..shape.len())], values, carries.bytes_mut(), *exclusive);
+                }
             }
-            (Computes::User(_), _) => return Err((FailureKind::Plan, "a stage's kernel is not its own".into())),
+            (Computes::User(_) | Computes::Operands(_), _) => return Err((FailureKind::Plan, "a stage's kernel is not its own".into())),
         }
         for (j, (mut block, output)) in blocks.into_iter().zip(&self.ready.outputs).enumerate() {
             pad(&mut block, &shape, output, &self.chunk);
@@ -571,7 +838,7 @@ impl Task<'_> {
 
     /// Turns accumulator `j` into its output block.
     fn finish(&mut self, j: usize) -> Result<(), Cause> {
-        let Kernel::Reduce { folds, .. } = &self.stage.kernel else { return Ok(()) };
+        let Kernel::Reduce { folds, .. } = &self.stage.kernel else { return self.cut_out(j) };
         let output = &self.ready.outputs[j];
         let region = self.stage.output_region(&self.stage.outputs[j], &self.coords);
         self.chunk = output.objects().overlapping(&region).start;
@@ -586,6 +853,24 @@ impl Task<'_> {
         Ok(())
     }
 
+    /// Copies the chunk at hand out of accumulators that lie in C order over the task's part of the output.
+    fn cut_out(&mut self, j: usize) -> Result<(), Cause> {
+        let output = &self.ready.outputs[j];
+        let all = self.stage.output_region(&self.stage.outputs[j], &self.coords);
+        let (Some(_), Some(accumulator)) = (self.layout.outputs[j].block, &self.accumulators[j]) else { return Ok(()) };
+        let region = output.objects().region(&self.chunk);
+        let stored: u64 = output.object_shape(&self.chunk).iter().product();
+        let mut block = self.desk.arena.buffer(stored * output.info().dtype.size() as u64).map_err(overrun)?;
+        let strides = contiguous_strides(&sizes(&all.shape));
+        let offset: isize = (0..strides.len()).map(|d| (region.start[d] - all.start[d]) as isize * strides[d]).sum();
+        let shape = sizes(&region.shape);
+        let view = View { dtype: output.info().dtype, bytes: accumulator.bytes(), offset: offset as usize, shape: shape.clone(), strides };
+        copy::strided(&view, block.bytes_mut(), 0, &contiguous_strides(&shape));
+        pad(&mut block, &shape, output, &self.chunk);
+        self.blocks[j] = Some(block);
+        Ok(())
+    }
+
     fn store(&mut self, j: usize) -> Result<(), Cause> {
         let output = &self.ready.outputs[j];
         let Some(block) = self.blocks[j].as_ref().or(self.accumulators[j].as_ref()) else { return Ok(()) };
@@ -593,38 +878,6 @@ impl Task<'_> {
         self.receipts.push(Receipt { array: self.stage.outputs[j].array, chunk: output.objects().index(&self.chunk), written });
         Ok(())
     }
-}
-
-/// Copies the elements of a region of an array of `shape` from a source of another shape with the same elements in C order.
-///
-/// Chunk by chunk: the chunk's rows are intervals of the common order, and so are the region's; what they share is copied.
-fn copy_flat(region: &Region, shape: &[u64], source: &mut Source, desk: &mut Desk, out: &mut [u8]) -> Result<(), Cause> {
-    let size = source.info().dtype.size();
-    let grid = source.info().grid.clone();
-    if region.n_elements() == 0 {
-        return Ok(());
-    }
-    let last: Vec<u64> = region.start.iter().zip(&region.shape).map(|(s, n)| s + n - 1).collect();
-    let from = |index: &[u64]| index.iter().zip(shape).fold(0, |at, (i, n)| at * n + i);
-    let touched = flat_bounds(&grid.shape(), from(&region.start), from(&last));
-    try_for_each_coord(&grid.overlapping(&touched), |coords| {
-        let chunk = grid.region(coords);
-        if !shared_rows(&chunk, &grid.shape(), region, shape, |_, _, _| true) {
-            return Ok(());
-        }
-        let stored = sizes(&source.stored_shape(coords));
-        let strides = contiguous_strides(&stored);
-        let block = source.read(coords, desk).map_err(|e| cause_of_chunk(&e))?;
-        let bytes = source.bytes(&block);
-        shared_rows(&chunk, &grid.shape(), region, shape, |within, to, n| {
-            let at: isize = within.iter().zip(&strides).map(|(i, s)| *i as isize * s).sum();
-            let (from, to, n) = (at as usize * size, to as usize * size, n as usize * size);
-            out[to..to + n].copy_from_slice(&bytes[from..from + n]);
-            false
-        });
-        block.into_iter().for_each(|b| desk.arena.recycle(b));
-        Ok(())
-    })
 }
 
 /// Spreads an edge chunk over its stored shape.
@@ -636,21 +889,18 @@ fn pad(block: &mut Buffer, shape: &[usize], output: &ChunkAccess, chunk: &[u64])
 }
 
 /// The loaded blocks as seen from a part of the iteration space.
-fn views<'a>(dtypes: &[DType], loaded: &'a [Option<Loaded>], inputs: &'a [Vec<Source>], part: &Region) -> Vec<View<'a>> {
+fn views<'a>(dtypes: &[DType], loaded: &'a [Option<Loaded>], sources: &'a [Opened], part: &Region) -> Vec<View<'a>> {
     loaded
         .iter()
-        .zip(inputs)
         .zip(dtypes)
-        .filter_map(|((loaded, sources), dtype)| {
+        .filter_map(|(loaded, dtype)| {
             let loaded = loaded.as_ref()?;
             let shift: isize = (0..part.start.len()).map(|d| (part.start[d] - loaded.cell.start[d]) as isize * loaded.strides[d]).sum();
-            Some(View {
-                dtype: *dtype,
-                bytes: loaded.block.as_ref().map_or_else(|| sources[0].bytes(&None), Buffer::bytes),
-                offset: (loaded.offset + shift) as usize,
-                shape: sizes(&part.shape),
-                strides: loaded.strides.clone(),
-            })
+            let bytes = match &loaded.values {
+                Values::Own(block) => block.bytes(),
+                Values::Chunk { source, coords } => sources[*source].bytes(coords),
+            };
+            Some(View { dtype: *dtype, bytes, offset: (loaded.offset + shift) as usize, shape: sizes(&part.shape), strides: loaded.strides.clone() })
         })
         .collect()
 }

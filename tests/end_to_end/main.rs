@@ -11,6 +11,7 @@ mod expressions;
 mod functions;
 mod groups;
 mod memory;
+mod planner;
 mod processes;
 mod quad_means;
 mod rearranged;

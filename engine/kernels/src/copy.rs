@@ -43,6 +43,20 @@ fn typed<T: Pod>(src: &View<'_>, dst: &mut [u8], offset: usize, strides: &[isize
     });
 }
 
+/// The runs of elements that are contiguous both in `from` and in `to`: `(first in from, first in to, elements)`, as offsets from the box's own
+/// first; `None` if there are more than `most`.
+pub fn runs(shape: &[usize], from: &[isize], to: &[isize], most: usize) -> Option<Vec<(isize, isize, usize)>> {
+    let nest = Nest::new(shape, &[from, to]);
+    let inner = nest.shape.len() - 1;
+    let whole = nest.shape[inner] == 1 || (nest.strides[0][inner] == 1 && nest.strides[1][inner] == 1);
+    if nest.is_empty() || !whole || nest.shape[..inner].iter().product::<usize>() > most {
+        return None;
+    }
+    let mut runs = Vec::with_capacity(nest.shape[..inner].iter().product());
+    for_each_index(&nest, &(0..inner).collect::<Vec<_>>(), &mut [0, 0], &mut |at| runs.push((at[0], at[1], nest.shape[inner])));
+    Some(runs)
+}
+
 /// Fills `dst` with one value, end to end.
 pub fn fill(value: &Scalar, dst: &mut [u8]) {
     let pattern = value.bytes();

@@ -290,6 +290,11 @@ impl Expr {
         self.results.extend_from_slice(results);
     }
 
+    /// Makes these the results.
+    pub fn set_results(&mut self, results: &[u32]) {
+        self.results = results.to_vec();
+    }
+
     /// Appends `other`, whose inputs are the nodes `arguments` of this expression; returns the nodes of its results.
     ///
     /// # Errors

@@ -41,6 +41,9 @@ impl fmt::Display for FinalizedPlan {
             let kernel = match &stage.kernel {
                 Kernel::Map(expr) if expr.is_identity() => "copies".to_owned(),
                 Kernel::Map(expr) => format!("computes {} elementwise", n(expr.results().len() as u64, "result")),
+                Kernel::Scan { axis, exclusive: true, .. } => format!("finds what comes before each part along axis {axis}"),
+                Kernel::Scan { axis, .. } => format!("runs along axis {axis}"),
+                Kernel::Contract { .. } => "multiplies matrices".to_owned(),
                 Kernel::User { name, version, .. } => format!("applies kernel {name} (version {version})"),
                 Kernel::Reduce { folds, axes, .. } => {
                     format!("folds {} along {}", n(folds.len() as u64, "result"), axes.iter().map(|a| format!("axis {a}")).collect::<Vec<_>>().join(", "))
@@ -73,6 +76,9 @@ impl fmt::Display for FinalizedPlan {
                 };
                 let shards = if array.info.shard.is_some() { format!(" in shards {:?}", array.info.object_shape()) } else { String::new() };
                 writeln!(f, "  writes {} {} {:?} in chunks {:?}{shards}{place}", array.name, array.info.dtype, array.info.shape(), array.info.chunk_shape())?;
+            }
+            for note in &stage.notes {
+                writeln!(f, "  {note}")?;
             }
             writeln!(f, "  projected memory per task {}:", size(layout.estimate.total()))?;
             for line in layout.estimate.to_string().lines() {

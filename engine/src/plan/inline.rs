@@ -3,25 +3,34 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use freestone_kernels::{DType, Node as ExprNode};
+use freestone_kernels::dtype::Bool;
+use freestone_kernels::{DType, Node as ExprNode, Scalar};
 
 use super::lower::{Draft, Lowering, key};
 use super::{PlanError, StageInput};
 use crate::graph::{Node, NodeRef, Op};
-use crate::readmap::{ReadMap, ReadMapError};
+use crate::readmap::{Origin, ReadMap, ReadMapError};
 
 /// Expression nodes that were made already, by node and map.
 pub(super) type Memo = HashMap<*const Node, Vec<(ReadMap, u32)>>;
 
 impl Lowering<'_> {
-    /// Finds what cannot be folded into its readers: reductions, rechunks, what views in several pieces look at, and what composes with
+    /// Finds what cannot be folded into its readers: reductions, rechunks, too many computed arrays in one view, and what composes with
     /// no view because it is reshaped.
     pub(super) fn mark(&mut self, order: &[NodeRef]) {
         let mut reshaped: HashSet<*const Node> = HashSet::new();
         for node in order {
             match &node.op {
-                Op::Reduce { .. } | Op::Rechunk(_) => {
+                Op::Reduce { .. } | Op::Rechunk(_) | Op::Scan { .. } => {
                     self.materialise.insert(key(node));
+                }
+                Op::Contract(contract) => {
+                    self.materialise.insert(key(node));
+                    for (o, operand) in contract.operands.iter().enumerate() {
+                        if !self.passes(operand, &contract.map(o), &mut HashMap::new()) {
+                            self.materialise.insert(key(operand));
+                        }
+                    }
                 }
                 Op::User(user) => {
                     self.materialise.insert(key(node));
@@ -49,10 +58,10 @@ impl Lowering<'_> {
                         self.materialise.extend(sources.iter().filter(|s| matches!(s.op, Op::View { .. })).map(key));
                         continue;
                     };
-                    let single = map.is_flat() || map.as_image().is_some();
-                    let difficult = map.is_flat() || map.n_indices() > 0;
-                    for base in bases.iter().filter(|b| matches!(b.op, Op::Map { .. })) {
-                        if !single || (difficult && !self.passes(base, &map, &mut HashMap::new())) {
+                    let simple = map.as_image().is_some() && map.n_indices() == 0;
+                    let chosen = may_choose(&map, &bases, &|n| self.materialise.contains(&key(n)));
+                    for (k, base) in bases.iter().enumerate().filter(|(_, b)| matches!(b.op, Op::Map { .. })) {
+                        if !simple && !(chosen && self.passes(base, &only(&map, k, base.dtype), &mut HashMap::new())) {
                             self.materialise.insert(key(base));
                         }
                     }
@@ -80,7 +89,10 @@ impl Lowering<'_> {
                 inputs.iter().all(|i| self.passes(i, map, seen))
             }
             Op::View { .. } => match flatten(node, map, &|n| self.materialise.contains(&key(n))) {
-                Ok((map, bases)) => bases.iter().all(|b| self.passes(b, &map, seen)),
+                Ok((map, bases)) => {
+                    may_choose(&map, &bases, &|n| self.materialise.contains(&key(n)))
+                        && bases.iter().enumerate().all(|(k, b)| self.passes(b, &only(&map, k, b.dtype), seen))
+                }
                 Err(_) => false,
             },
             _ => true,
@@ -96,7 +108,7 @@ impl Lowering<'_> {
         let result = match &node.op {
             _ if self.stored.contains_key(&key(node)) => {
                 let sources = vec![self.leaf(node)?];
-                push_input(draft, StageInput { sources, map: map.clone() }, node.dtype).map_err(bad)?
+                push_input(draft, StageInput { sources, map: filled_as(map, node.dtype) }, node.dtype).map_err(bad)?
             }
             Op::Map { expr, inputs } => {
                 let arguments = inputs.iter().map(|i| self.inline(i, map, draft, memo)).collect::<Result<Vec<_>, _>>()?;
@@ -106,20 +118,77 @@ impl Lowering<'_> {
                 let (composed, bases) = flatten(node, map, &|n| self.stored.contains_key(&key(n)))?;
                 match bases.as_slice() {
                     [base] if composed.is_flat() || composed.as_image().is_some() => self.inline(base, &composed, draft, memo)?,
-                    _ => {
-                        let sources = bases.iter().map(|b| self.leaf(b)).collect::<Result<Vec<_>, _>>()?;
-                        push_input(draft, StageInput { sources, map: composed }, node.dtype).map_err(bad)?
-                    }
+                    _ => self.choose(&composed, &bases, node.dtype, draft, memo)?,
                 }
             }
             _ => {
                 let sources = vec![self.leaf(node)?];
-                push_input(draft, StageInput { sources, map: map.clone() }, node.dtype).map_err(bad)?
+                push_input(draft, StageInput { sources, map: filled_as(map, node.dtype) }, node.dtype).map_err(bad)?
             }
         };
         memo.entry(key(node)).or_default().push((map.clone(), result));
         Ok(result)
     }
+    /// The expression node for a view in several pieces. What is computed is evaluated everywhere, over fill values where it is not wanted, and
+    /// chosen by masks; what is stored or filled is one read.
+    fn choose(&mut self, map: &ReadMap, bases: &[NodeRef], dtype: DType, draft: &mut Draft, memo: &mut Memo) -> Result<u32, PlanError> {
+        let bad = |e: freestone_kernels::ExprError| PlanError::Malformed(e.to_string());
+        let computed: Vec<usize> = (0..bases.len()).filter(|k| matches!(bases[*k].op, Op::Map { .. }) && !self.stored.contains_key(&key(&bases[*k]))).collect();
+        let stored: Vec<usize> = (0..bases.len()).filter(|k| !computed.contains(k)).collect();
+        let is_rest = |from: &Origin| !matches!(from, Origin::Source { source, .. } if computed.contains(source));
+        let mut result = None;
+        if computed.is_empty() || map.pieces().iter().any(|p| is_rest(&p.from)) {
+            let sources = stored.iter().map(|k| self.leaf(&bases[*k])).collect::<Result<Vec<_>, _>>()?;
+            let rest = map.with_origins(|from| match from {
+                Origin::Source { source, axes } => match stored.iter().position(|k| k == source) {
+                    Some(at) => Origin::Source { source: at, axes: axes.clone() },
+                    None => Origin::Fill(Scalar::zero(dtype)),
+                },
+                other => other.clone(),
+            });
+            result = Some(push_input(draft, StageInput { sources, map: filled_as(&rest, dtype) }, dtype).map_err(bad)?);
+        }
+        for k in computed {
+            let value = self.inline(&bases[k], &only(map, k, bases[k].dtype), draft, memo)?;
+            let Some(others) = result else {
+                result = Some(value);
+                continue;
+            };
+            let is_here = |from: &Origin| matches!(from, Origin::Source { source, .. } if *source == k);
+            let mask = map.with_origins(|from| Origin::Fill(Scalar::new(Bool::from(is_here(from)))));
+            let mask = push_input(draft, StageInput { sources: Vec::new(), map: mask }, DType::Bool).map_err(bad)?;
+            result = Some(draft.expr.push(ExprNode::Where(mask, value, others)).map_err(bad)?);
+        }
+        result.ok_or_else(|| PlanError::Malformed("a view has no pieces".into()))
+    }
+}
+
+/// More computed arrays than this are not evaluated side by side to choose one of them.
+const MAX_CHOICES: usize = 4;
+/// More pieces than this are not looked through for every computed array.
+const MAX_CHOSEN_PIECES: usize = 64;
+
+/// True if a map's pieces can be chosen from what its sources compute, without their being stored.
+fn may_choose(map: &ReadMap, bases: &[NodeRef], has_array: &dyn Fn(&NodeRef) -> bool) -> bool {
+    let computed = bases.iter().filter(|b| matches!(b.op, Op::Map { .. }) && !has_array(b)).count();
+    map.is_flat() || map.as_image().is_some() || computed == 0 || (computed <= MAX_CHOICES && map.pieces().len() <= MAX_CHOSEN_PIECES)
+}
+
+/// What a map reads of one of its sources, which becomes source 0; something elsewhere.
+fn only(map: &ReadMap, which: usize, dtype: DType) -> ReadMap {
+    map.with_origins(|from| match from {
+        Origin::Source { source, axes } if *source == which => Origin::Source { source: 0, axes: axes.clone() },
+        Origin::Flat => Origin::Flat,
+        _ => Origin::Fill(Scalar::zero(dtype)),
+    })
+}
+
+/// The map with fill values of a dtype: those that have another are never looked at.
+fn filled_as(map: &ReadMap, dtype: DType) -> ReadMap {
+    map.with_origins(|from| match from {
+        Origin::Fill(value) if value.dtype() != dtype => Origin::Fill(Scalar::zero(dtype)),
+        other => other.clone(),
+    })
 }
 
 /// Composes a chain of views down to what is no view, or has an array of its own.

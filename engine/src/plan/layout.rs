@@ -2,9 +2,9 @@
 //!
 //! This is derived from the plan, by the planner to project memory and by the worker to do the work: there is one source.
 
-use freestone_kernels::eval;
+use freestone_kernels::{contract, eval};
 
-use super::{ArrayId, Kernel, Place, Plan, PlanArray, PlanError, Stage, StageInput};
+use super::{ArrayId, Kernel, OutAxis, Place, Plan, PlanArray, PlanError, Stage, StageInput};
 use crate::grid::{AxisGrid, block_bytes};
 use crate::memory::{MemoryEstimate, Part, Schedule, SlotId, Step};
 use crate::readmap::{AxisMap, Origin, Piece};
@@ -21,6 +21,19 @@ pub enum ReadMode {
     Assembled,
 }
 
+/// An array that a stage reads, ready to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceLayout {
+    /// Which.
+    pub array: ArrayId,
+    /// Decoded chunks of it that are there at once, at most.
+    pub chunks: usize,
+    /// Their memory; `None` if each input that reads it has that of one chunk while it is loaded.
+    pub slot: Option<SlotId>,
+    /// They stay from block to block, and from task to task.
+    pub kept: bool,
+}
+
 /// An input of a stage, ready to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InputLayout {
@@ -28,8 +41,10 @@ pub struct InputLayout {
     pub mode: ReadMode,
     /// Axes of the iteration space along which its values differ.
     pub varies: Vec<bool>,
-    /// A decoded chunk.
-    pub chunk: SlotId,
+    /// For each of its sources, which of the stage's it is.
+    pub sources: Vec<usize>,
+    /// A decoded chunk of those that have no slot of their own.
+    pub chunk: Option<SlotId>,
     /// An assembled block.
     pub region: Option<SlotId>,
 }
@@ -50,10 +65,14 @@ pub struct StageLayout {
     pub schedule: Schedule,
     /// Its projected memory.
     pub estimate: MemoryEstimate,
+    /// The arrays that are read, each once.
+    pub sources: Vec<SourceLayout>,
     /// Inputs in order.
     pub inputs: Vec<InputLayout>,
     /// Outputs in order.
     pub outputs: Vec<OutputLayout>,
+    /// Operands of a product that are put together before they are multiplied.
+    pub packed: [Option<SlotId>; 2],
     /// A task writes one object of each output.
     pub one_chunk: bool,
 }
@@ -76,31 +95,46 @@ impl StageLayout {
         let user = matches!(stage.kernel, Kernel::User { .. });
         let mut s = Schedule::default();
         let (mut decode_contexts, mut encode_contexts, mut encoded, mut scratch, mut indexes) = (0u64, 0u64, 0u64, 0u64, 0u64);
-        let mut inputs = Vec::with_capacity(stage.inputs.len());
-        for (i, input) in stage.inputs.iter().enumerate() {
-            let mut chunk_bytes = 0;
-            for id in &input.sources {
-                let bounds = SourceBounds::of(plan, *id)?;
-                chunk_bytes = bounds.chunk.max(chunk_bytes);
-                encoded = encoded.max(bounds.encoded);
-                scratch = scratch.max(bounds.scratch);
-                decode_contexts = decode_contexts.max(bounds.context);
-                indexes += bounds.index;
+        let modes: Vec<ReadMode> = stage.inputs.iter().enumerate().map(|(i, input)| read_mode(plan, stage, i, input)).collect();
+        let mut sources: Vec<SourceLayout> = Vec::new();
+        let mut chunk_bytes: Vec<u64> = Vec::new();
+        for id in stage.inputs.iter().flat_map(|i| &i.sources) {
+            if sources.iter().any(|s| s.array == *id) {
+                continue;
             }
+            let bounds = SourceBounds::of(plan, *id)?;
+            encoded = encoded.max(bounds.encoded);
+            scratch = scratch.max(bounds.scratch);
+            decode_contexts = decode_contexts.max(bounds.context);
+            indexes += bounds.index;
+            let keep = stage.keep.iter().find(|k| k.array == *id).map_or(0, |k| k.chunks as usize);
+            let looked_at = chunks_looked_at(plan, stage, *id, &modes);
+            // Who assembles blocks from an array whose chunks others look at needs one more for the chunks that those don't have.
+            let assembled = stage.inputs.iter().zip(&modes).any(|(i, m)| *m == ReadMode::Assembled && i.sources.contains(id));
+            let chunks = (looked_at + usize::from(assembled)).max(keep).max(1);
+            let slot = (keep > 0 || looked_at > 0).then(|| s.slot(Part::DecodedChunk, bounds.chunk.saturating_mul(chunks as u64).min(TOO_LARGE)));
+            sources.push(SourceLayout { array: *id, chunks, slot, kept: keep > 0 });
+            chunk_bytes.push(bounds.chunk);
+        }
+        let mut inputs = Vec::with_capacity(stage.inputs.len());
+        for (i, (input, mode)) in stage.inputs.iter().zip(modes).enumerate() {
+            let own: Vec<usize> = input.sources.iter().filter_map(|id| sources.iter().position(|s| s.array == *id)).collect();
             // A user's kernel sees every element of its block, in C order.
             let varies = if user { vec![true; input.map.shape().len()] } else { input.map.varies() };
-            let mode = read_mode(plan, stage, input);
-            let chunk = s.slot(Part::DecodedChunk, chunk_bytes);
+            let passing = own.iter().filter(|s| sources[**s].slot.is_none()).map(|s| chunk_bytes[*s]).max();
+            let chunk = passing.map(|bytes| s.slot(Part::DecodedChunk, bytes));
             let size = dtypes[i].size() as u64;
             let region = match mode {
                 ReadMode::InChunk => None,
+                // What a scan carries goes where it is carried on.
+                ReadMode::Assembled if stage.kernel.carry() == Some(i) => None,
                 ReadMode::Assembled => {
                     let own = if let Kernel::User { blocks, .. } = &stage.kernel { blocks[i].grid.max_chunk() } else { block.clone() };
                     let elements = own.iter().zip(&varies).filter(|(_, v)| **v).try_fold(size, |p, (n, _)| p.checked_mul(*n));
                     Some(s.slot(Part::Region, elements.unwrap_or(TOO_LARGE)))
                 }
             };
-            inputs.push(InputLayout { mode, varies, chunk, region });
+            inputs.push(InputLayout { mode, varies, sources: own, chunk, region });
         }
         let encoded = s.slot(Part::EncodedInput, encoded);
         let scratch = s.slot(Part::DecodeScratch, scratch);
@@ -108,7 +142,8 @@ impl StageLayout {
         let lists = s.slot(Part::Indices, stage.inputs.iter().map(|i| list_bytes(i, if user { &[] } else { &block })).sum());
         let kernel_scratch = match &stage.kernel {
             Kernel::User { scratch_bytes, .. } => scratch_bytes.saturating_add(TASK_OVERHEAD_BYTES).min(TOO_LARGE),
-            Kernel::Map(expr) | Kernel::Reduce { expr, .. } => eval::scratch_bytes(expr) + TASK_OVERHEAD_BYTES,
+            Kernel::Map(expr) | Kernel::Reduce { expr, .. } | Kernel::Scan { expr, .. } => eval::scratch_bytes(expr) + TASK_OVERHEAD_BYTES,
+            Kernel::Contract { operands, .. } => operands.iter().map(eval::scratch_bytes).sum::<u64>() + contract::SCRATCH_BYTES + TASK_OVERHEAD_BYTES,
         };
         let kernel_scratch = s.slot(Part::KernelScratch, kernel_scratch);
         let mut outputs = Vec::with_capacity(stage.outputs.len());
@@ -119,15 +154,29 @@ impl StageLayout {
             let TargetBounds { stored, encode, context } = TargetBounds::of(plan, output.array)?;
             encode_contexts = encode_contexts.max(context);
             encode_slots.push(s.slot(Part::EncodeBuffer, encode));
+            let kept_bytes = |size: usize, kept: &dyn Fn(usize) -> bool| {
+                let bytes = task.iter().enumerate().filter(|(d, _)| kept(*d)).try_fold(size as u64, |p, (_, n)| p.checked_mul(*n));
+                bytes.unwrap_or(TOO_LARGE).min(TOO_LARGE)
+            };
             match &stage.kernel {
+                Kernel::Scan { op, axis, .. } => {
+                    let carrier = op.carrier(array.info.dtype).unwrap_or(array.info.dtype);
+                    let accumulator = s.slot(Part::Accumulator, kept_bytes(carrier.size(), &|d| d != *axis));
+                    outputs.push(OutputLayout { accumulator: Some(accumulator), block: Some(s.slot(Part::Output, stored)) });
+                }
+                Kernel::Contract { .. } => {
+                    let accumulator = s.slot(Part::Accumulator, kept_bytes(array.info.dtype.size(), &|d| !stage.kernel.folds(d)));
+                    let as_they_are = array.info.stored_shape.is_none() && n_objects(plan, stage, j) == 1;
+                    let block = (!as_they_are).then(|| s.slot(Part::Output, stored));
+                    outputs.push(OutputLayout { accumulator: Some(accumulator), block });
+                }
                 Kernel::Map(_) | Kernel::User { .. } => {
                     one_chunk &= array.info.objects().chunk_counts() == stage.tasks.chunk_counts();
                     outputs.push(OutputLayout { accumulator: None, block: Some(s.slot(Part::Output, stored)) });
                 }
                 Kernel::Reduce { folds, axes, .. } => {
                     let accumulator = folds[j].accumulator();
-                    let kept = task.iter().enumerate().filter(|(d, _)| !axes.contains(d)).try_fold(accumulator.size() as u64, |p, (_, n)| p.checked_mul(*n));
-                    let accumulator = s.slot(Part::Accumulator, kept.unwrap_or(TOO_LARGE));
+                    let accumulator = s.slot(Part::Accumulator, kept_bytes(accumulator.size(), &|d| !axes.contains(&d)));
                     // Accumulators that are stored as they are need no block of their own.
                     let as_they_are = folds[j].finish.is_nothing(folds[j].op, folds[j].values) && array.info.stored_shape.is_none();
                     let block = (!as_they_are).then(|| s.slot(Part::Output, stored));
@@ -135,20 +184,46 @@ impl StageLayout {
                 }
             }
         }
-        let contexts = s.slot(Part::CodecContext, decode_contexts + encode_contexts);
-        let held = [contexts, indexes, lists, kernel_scratch];
-        let loads = |s: &mut Vec<Step>| {
-            for (i, input) in inputs.iter().enumerate() {
-                s.extend(input.region.map(Step::Take));
-                s.extend([Step::Take(input.chunk), Step::Take(encoded), Step::Take(scratch), Step::Load(i), Step::Release(scratch), Step::Release(encoded)]);
-                if input.mode == ReadMode::Assembled {
-                    s.push(Step::Release(input.chunk));
+        let mut packed = [None; 2];
+        if let Kernel::Contract { operands, batch, free } = &stage.kernel {
+            let mut first = 0;
+            for (o, expr) in operands.iter().enumerate() {
+                let last = first + expr.inputs().len();
+                if !(expr.is_identity() && lies_as_matrix(plan, &stage.inputs[first], &inputs[first], *batch, *free, o)) {
+                    let other = batch + free[0] * (1 - o)..batch + free[0] + free[1] * (1 - o);
+                    let size = expr.result_dtypes().first().map_or(0, |d| d.size()) as u64;
+                    let elements = block.iter().enumerate().filter(|(d, _)| !other.contains(d)).try_fold(size, |p, (_, n)| p.checked_mul(*n));
+                    packed[o] = Some(s.slot(Part::Region, elements.unwrap_or(TOO_LARGE)));
                 }
+                first = last;
+            }
+        }
+        let contexts = s.slot(Part::CodecContext, decode_contexts + encode_contexts);
+        let kept = sources.iter().filter(|s| s.kept).filter_map(|s| s.slot);
+        let held: Vec<SlotId> = [contexts, indexes, lists, kernel_scratch].into_iter().chain(kept).collect();
+        let of_blocks: Vec<SlotId> = sources.iter().filter(|s| !s.kept).filter_map(|s| s.slot).collect();
+        let carry = stage.kernel.carry();
+        let loads = |s: &mut Vec<Step>| {
+            let mut taken: Vec<SlotId> = Vec::new();
+            for (i, input) in inputs.iter().enumerate().filter(|(i, _)| Some(*i) != carry) {
+                s.extend(input.region.map(Step::Take));
+                for slot in input.sources.iter().filter_map(|k| sources[*k].slot).filter(|slot| of_blocks.contains(slot)) {
+                    if !taken.contains(&slot) {
+                        s.push(Step::Take(slot));
+                        taken.push(slot);
+                    }
+                }
+                s.extend(input.chunk.map(Step::Take));
+                s.extend([Step::Take(encoded), Step::Take(scratch), Step::Load(i), Step::Release(scratch), Step::Release(encoded)]);
+                s.extend(input.chunk.map(Step::Release));
             }
         };
-        let unload = |s: &mut Vec<Step>| s.extend(inputs.iter().map(|i| Step::Release(i.region.unwrap_or(i.chunk))));
+        let unload = |s: &mut Vec<Step>| {
+            s.extend(inputs.iter().filter_map(|i| i.region).map(Step::Release));
+            s.extend(of_blocks.iter().copied().map(Step::Release));
+        };
         let store = |s: &mut Vec<Step>, j: usize| s.extend([Step::Take(encode_slots[j]), Step::Store(j), Step::Release(encode_slots[j])]);
-        s.once.extend(held.map(Step::Take));
+        s.once.extend(held.iter().copied().map(Step::Take));
         match &stage.kernel {
             Kernel::Map(_) | Kernel::User { .. } => {
                 let blocks: Vec<SlotId> = outputs.iter().filter_map(|o| o.block).collect();
@@ -171,11 +246,30 @@ impl StageLayout {
                 s.each_chunk = chunk;
                 s.end = end;
             }
-            Kernel::Reduce { .. } => {
+            Kernel::Scan { .. } => {
+                s.once.extend(outputs.iter().filter_map(|o| o.accumulator).map(Step::Take));
+                if let Some(i) = carry {
+                    s.once.extend(inputs[i].chunk.map(Step::Take));
+                    s.once.extend([Step::Take(encoded), Step::Take(scratch), Step::Load(i), Step::Release(scratch), Step::Release(encoded)]);
+                    s.once.extend(inputs[i].chunk.map(Step::Release));
+                }
+                let mut chunk = Vec::new();
+                loads(&mut chunk);
+                chunk.extend(outputs.iter().filter_map(|o| o.block).map(Step::Take));
+                chunk.push(Step::Apply);
+                unload(&mut chunk);
+                store(&mut chunk, 0);
+                chunk.extend(outputs.iter().filter_map(|o| o.block).map(Step::Release));
+                s.each_chunk = chunk;
+                s.end.extend(outputs.iter().filter_map(|o| o.accumulator).map(Step::Release));
+            }
+            Kernel::Reduce { .. } | Kernel::Contract { .. } => {
                 s.once.extend(outputs.iter().filter_map(|o| o.accumulator).map(Step::Take));
                 let (mut each, mut chunk) = (Vec::new(), Vec::new());
                 loads(&mut each);
+                each.extend(packed.into_iter().flatten().map(Step::Take));
                 each.push(Step::Fold);
+                each.extend(packed.into_iter().flatten().map(Step::Release));
                 unload(&mut each);
                 for (j, output) in outputs.iter().enumerate() {
                     chunk.extend(output.block.map(Step::Take));
@@ -188,9 +282,9 @@ impl StageLayout {
                 s.end.extend(outputs.iter().filter_map(|o| o.accumulator).map(Step::Release));
             }
         }
-        s.end.extend(held.map(Step::Release));
+        s.end.extend(held.iter().copied().map(Step::Release));
         let estimate = s.estimate(plan.reserved_mem)?;
-        Ok(StageLayout { schedule: s, estimate, inputs, outputs, one_chunk })
+        Ok(StageLayout { schedule: s, estimate, sources, inputs, outputs, packed, one_chunk })
     }
 }
 
@@ -291,10 +385,53 @@ fn is_remote(plan: &Plan, place: &Place) -> bool {
     }
 }
 
+/// Chunks of an array that the inputs of one block look at, at most: inputs that surely look at the same one count once.
+fn chunks_looked_at(plan: &Plan, stage: &Stage, array: ArrayId, modes: &[ReadMode]) -> usize {
+    let cuts = plan.array(array).info.grid.axes();
+    let of_it = stage.inputs.iter().zip(modes).filter(|(input, mode)| **mode == ReadMode::InChunk && input.sources == [array]);
+    let all: Vec<&[AxisMap]> = of_it.filter_map(|(input, _)| input.map.as_image()).collect();
+    let alike = |a: &[AxisMap], b: &[AxisMap]| a.iter().zip(b).zip(cuts).all(|((a, b), cut)| a == b || cut.n_chunks() <= 1);
+    (0..all.len()).filter(|i| !all[..*i].iter().any(|other| alike(other, all[*i]))).count()
+}
+
+/// Objects of output `j` that one task writes at most.
+fn n_objects(plan: &Plan, stage: &Stage, j: usize) -> u64 {
+    let objects = plan.array(stage.outputs[j].array).info.objects();
+    let along = |(axis, grid): (&OutAxis, &AxisGrid)| match axis {
+        OutAxis::Kept(a) => grid.n_chunks().div_ceil(stage.tasks.axes()[*a].n_chunks().max(1)),
+        OutAxis::Part(_) | OutAxis::One => 1,
+    };
+    stage.outputs[j].axes.iter().zip(objects.axes()).map(along).product()
+}
+
+/// True if an operand that needs no arithmetic can be multiplied where its values are: each of its two sides is one axis, upwards, and one
+/// of these is contiguous.
+fn lies_as_matrix(plan: &Plan, input: &StageInput, layout: &InputLayout, batch: usize, free: [usize; 2], operand: usize) -> bool {
+    let rank = input.map.shape().len();
+    let first = if operand == 0 { batch } else { batch + free[0] };
+    let sides = (first..first + free[operand]).chain(batch + free[0] + free[1]..rank);
+    // Values that are broadcast along a side are not there for each of its rows.
+    if sides.into_iter().any(|d| !layout.varies[d] && input.map.shape()[d] > 1) {
+        return false;
+    }
+    if layout.mode == ReadMode::Assembled {
+        return true;
+    }
+    let Some(axes) = input.map.as_image() else { return false };
+    let contracted = rank - batch - free[0] - free[1];
+    let stored = plan.array(input.sources[0]).info.chunk_shape();
+    // Axes of the source after the last that has a length in its chunks do not matter.
+    let last = axes.iter().zip(&stored).rev().find(|(_, n)| **n > 1).map(|(a, _)| a);
+    let side = |axis: &AxisMap| axis.axis().is_some_and(|a| a >= batch);
+    let upwards = |axis: &AxisMap| !matches!(axis, AxisMap::Along { step, .. } if *step < 1) && !matches!(axis, AxisMap::Gather { .. });
+    let unit = last.is_none_or(|a| side(a) && matches!(a, AxisMap::Along { step: 1, .. }));
+    free[operand] <= 1 && contracted <= 1 && axes.iter().filter(|a| side(a)).all(upwards) && unit
+}
+
 /// [`ReadMode::InChunk`] if every block of every task lies inside one chunk of one source.
-fn read_mode(plan: &Plan, stage: &Stage, input: &StageInput) -> ReadMode {
+fn read_mode(plan: &Plan, stage: &Stage, i: usize, input: &StageInput) -> ReadMode {
     let (Some(axes), [source]) = (input.map.as_image(), input.sources.as_slice()) else { return ReadMode::Assembled };
-    if matches!(stage.kernel, Kernel::User { .. }) {
+    if matches!(stage.kernel, Kernel::User { .. }) || stage.kernel.carry() == Some(i) {
         return ReadMode::Assembled;
     }
     let whole_task = matches!(stage.kernel, Kernel::Map(_));

@@ -8,19 +8,19 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use freestone_kernels::reduce::Finish;
-use freestone_kernels::{Expr, Node as ExprNode, ReduceOp};
+use freestone_kernels::{Expr, ReduceOp, ScanOp};
 use petgraph::algo::toposort;
 use petgraph::graph::{DiGraph, NodeIndex};
 use serde_json::Value;
 
 use super::inline::{Memo, push_input};
 use super::{
-    ArrayId, FORMAT, FinalizedPlan, Fold, Kernel, Mode, OutAxis, Place, Plan, PlanArray, PlanError, Publication, Stage, StageId, StageInput, StageLayout,
-    StageOutput, UserBlocks, to_hex,
+    ArrayId, FORMAT, FinalizedPlan, Fold, Kernel, Mode, Place, Plan, PlanArray, PlanError, Publication, Stage, StageId, StageInput, StageLayout, UserBlocks,
+    to_hex,
 };
-use crate::graph::{Node, NodeRef, Op, UserNode};
+use crate::graph::{ContractNode, Node, NodeRef, Op, UserNode};
 use crate::grid::{AxisGrid, ChunkGrid};
-use crate::readmap::{AxisMap, ReadMap};
+use crate::readmap::ReadMap;
 use crate::spec::Spec;
 use crate::storage::array::ArrayInfo;
 use crate::storage::{Stores, identity, is_remote_url};
@@ -53,15 +53,6 @@ pub struct Output {
 
 /// Values in the plan itself may be so large; beyond that they must be stored first.
 const MAX_CONSTANT_BYTES: usize = 1_000_000;
-
-/// A task folds at most so much input, so that it can be retried, backed up and finish on Lambda.
-const MAX_TASK_INPUT_BYTES: u128 = 2_000_000_000;
-
-/// Tasks for each slot of parallelism: the last ones to finish leave others idle for a fraction of a task only.
-const TASKS_PER_SLOT: u64 = 4;
-
-/// A split is worth it while partial results are this much smaller than what is read.
-const PARTIAL_SHARE: u128 = 8;
 
 /// Lowers outputs to a checked plan.
 ///
@@ -201,15 +192,27 @@ pub(super) enum Kind {
     Map { grid: ChunkGrid },
     /// Over the input's index space; kept axes are cut as the output is.
     Reduce { axes: Vec<usize>, kept: Vec<AxisGrid>, folds: Vec<Fold>, keepdims: Vec<bool> },
+    /// Over the output's index space, chunk after chunk along an axis.
+    Scan { op: ScanOp, axis: usize, grid: ChunkGrid },
+    /// Over the indices that stay and those that are summed over; `grid` cuts the output. The draft's own expression and first inputs are
+    /// the left operand.
+    Contract { rhs: Expr, rhs_inputs: Vec<StageInput>, batch: usize, free: [usize; 2], grid: ChunkGrid },
     /// Over the output's blocks.
     User { kernel: Kernel },
 }
 
+impl Kind {
+    /// Inputs that are not the draft's own.
+    fn more_inputs(&self) -> &[StageInput] {
+        if let Kind::Contract { rhs_inputs, .. } = self { rhs_inputs } else { &[] }
+    }
+}
+
 pub(super) struct Lowering<'a> {
-    spec: &'a Spec,
+    pub(super) spec: &'a Spec,
     /// What the graph itself holds, in lists of indices.
     listed_bytes: u64,
-    arrays: Vec<PlanArray>,
+    pub(super) arrays: Vec<PlanArray>,
     publications: Vec<Publication>,
     /// Nodes that have an array.
     pub(super) stored: HashMap<*const Node, ArrayId>,
@@ -311,6 +314,9 @@ impl<'a> Lowering<'a> {
         {
             return self.lower_user(root, user, target);
         }
+        if let Op::Contract(contract) = &root.op {
+            return self.lower_contract(root, contract, target);
+        }
         // What is computed is the node itself, not the array that others will read it from.
         let (kind, from, walk) = match &root.op {
             Op::Reduce { input, fold, finish, axes, keepdims } => {
@@ -320,6 +326,7 @@ impl<'a> Lowering<'a> {
                     Kind::Reduce { axes: axes.clone(), kept, folds: vec![Fold { op: *fold, values: input.dtype, finish: *finish }], keepdims: vec![*keepdims] };
                 (kind, Arc::clone(input), input.grid.clone())
             }
+            Op::Scan { input, op, axis } => (Kind::Scan { op: *op, axis: *axis, grid: grid.clone() }, Arc::clone(input), grid),
             Op::Rechunk(input) => (Kind::Map { grid: grid.clone() }, Arc::clone(input), grid),
             _ => (Kind::Map { grid: grid.clone() }, Arc::clone(root), grid),
         };
@@ -331,6 +338,29 @@ impl<'a> Lowering<'a> {
             self.stored.insert(key(root), id);
         }
         draft.expr.add_results(&[result]);
+        self.drafts.push(draft);
+        Ok(())
+    }
+
+    fn lower_contract(&mut self, root: &NodeRef, contract: &ContractNode, target: ArrayId) -> Result<(), PlanError> {
+        let grid = self.arrays[target.0].info.objects();
+        let [lhs, rhs] = &contract.operands;
+        // Along the axes that are summed over, blocks are cut where the larger operand's chunks are.
+        let larger = if n_bytes(lhs) >= n_bytes(rhs) { (lhs, contract.batch + contract.free[0]) } else { (rhs, contract.batch + contract.free[1]) };
+        let walk = ChunkGrid::new(grid.axes().iter().chain(&larger.0.grid.axes()[larger.1..]).cloned().collect());
+        let kind = Kind::Contract { rhs: Expr::new(Vec::new()), rhs_inputs: Vec::new(), batch: contract.batch, free: contract.free, grid };
+        let mut drafts = Vec::with_capacity(2);
+        for (o, operand) in contract.operands.iter().enumerate() {
+            let (kind, walk) = (kind.clone(), walk.clone());
+            let mut draft = Draft { name: name_of(root), kind, expr: Expr::new(Vec::new()), inputs: Vec::new(), outputs: vec![target], walk };
+            let result = self.inline(operand, &contract.map(o), &mut draft, &mut Memo::new())?;
+            draft.expr.add_results(&[result]);
+            drafts.push(draft);
+        }
+        let (Some(right), Some(mut draft)) = (drafts.pop(), drafts.pop()) else { return Ok(()) };
+        if let Kind::Contract { rhs, rhs_inputs, .. } = &mut draft.kind {
+            (*rhs, *rhs_inputs) = (right.expr, right.inputs);
+        }
         self.drafts.push(draft);
         Ok(())
     }
@@ -369,7 +399,7 @@ impl<'a> Lowering<'a> {
     fn fuse_siblings(&mut self) -> Result<(), PlanError> {
         let mut fused: Vec<Draft> = Vec::new();
         for draft in std::mem::take(&mut self.drafts) {
-            let reads: Vec<ArrayId> = draft.inputs.iter().flat_map(|i| i.sources.clone()).collect();
+            let reads: Vec<ArrayId> = draft.inputs.iter().chain(draft.kind.more_inputs()).flat_map(|i| i.sources.clone()).collect();
             // A draft may join any earlier one after which nothing comes that it waits for.
             let first = fused.iter().rposition(|f| f.outputs.iter().any(|o| reads.contains(o))).map_or(0, |i| i + 1);
             let mut joined = None;
@@ -394,7 +424,7 @@ impl<'a> Lowering<'a> {
         Ok(())
     }
 
-    fn as_plan(&self, stages: Vec<Stage>) -> Plan {
+    pub(super) fn as_plan(&self, stages: Vec<Stage>) -> Plan {
         Plan {
             format: FORMAT,
             engine: env!("CARGO_PKG_VERSION").into(),
@@ -431,203 +461,6 @@ impl<'a> Lowering<'a> {
         }
         Ok(self.as_plan(stages))
     }
-
-    /// The stages of a draft; partial results get arrays of their own.
-    fn split(&mut self, draft: Draft) -> Vec<Stage> {
-        let Kind::Reduce { axes, folds, .. } = &draft.kind else { return self.cut(&draft) };
-        let groups = self.reduce_groups(&draft);
-        let parts: Vec<u64> = axes.iter().zip(&groups).map(|(a, g)| draft.walk.axes()[*a].n_chunks().div_ceil(*g).max(1)).collect();
-        if parts.iter().all(|p| *p <= 1) {
-            return self.cut(&draft);
-        }
-        let shape = draft.walk.shape();
-        let (fold_axes, folds) = (axes.clone(), folds.clone());
-        let Kind::Reduce { kept, keepdims, .. } = &draft.kind else { return Vec::new() };
-        // Partial results: one element along each reduced axis for each task along it.
-        let mut kept_axes = kept.iter();
-        let partial_axes: Vec<AxisGrid> = (0..shape.len())
-            .map(|d| match fold_axes.iter().position(|a| *a == d) {
-                Some(i) => AxisGrid::regular(parts[i], 1),
-                None => kept_axes.next().cloned().unwrap_or_else(|| AxisGrid::regular(1, 1)),
-            })
-            .collect();
-        let partial_grid = ChunkGrid::new(partial_axes);
-        let partial_shape = partial_grid.shape();
-        let mut partials = Vec::new();
-        let mut combine = Draft {
-            name: "combine",
-            kind: Kind::Reduce { axes: fold_axes.clone(), kept: kept.clone(), folds: folds.clone(), keepdims: keepdims.clone() },
-            expr: Expr::new(Vec::new()),
-            inputs: Vec::new(),
-            outputs: draft.outputs.clone(),
-            walk: partial_grid.clone(),
-        };
-        for fold in &folds {
-            let dtype = fold.accumulator();
-            let id = ArrayId(self.arrays.len());
-            self.arrays.push(PlanArray {
-                name: format!("partial-{}-{:03}", draft.name, id.0),
-                info: ArrayInfo::intermediate(dtype, partial_grid.clone(), self.spec.codec),
-                place: Place::Work,
-            });
-            partials.push(id);
-            let slot = combine.expr.add_input(dtype);
-            if let Ok(node) = combine.expr.push(ExprNode::Input(slot)) {
-                combine.expr.add_results(&[node]);
-            }
-            combine.inputs.push(StageInput { sources: vec![id], map: ReadMap::identity(&partial_shape) });
-        }
-        let first = self.reduce_stage(&draft, &groups, Some(&partials));
-        let mut second = self.reduce_stage(&combine, &parts, None);
-        if let Kernel::Reduce { axes, parts, .. } = &mut second.kernel {
-            *parts = Some(axes.iter().map(|a| first.tasks.axes()[*a].clone()).collect());
-        }
-        vec![first, second]
-    }
-
-    /// The one stage of a draft, whole along reduced axes.
-    fn cut(&self, draft: &Draft) -> Vec<Stage> {
-        match &draft.kind {
-            Kind::Map { grid } => vec![self.map_stage(draft, grid)],
-            Kind::User { kernel } => vec![Stage {
-                name: draft.name.into(),
-                kernel: kernel.clone(),
-                inputs: draft.inputs.clone(),
-                outputs: draft
-                    .outputs
-                    .iter()
-                    .map(|array| StageOutput { array: *array, axes: (0..draft.walk.axes().len()).map(OutAxis::Kept).collect() })
-                    .collect(),
-                tasks: draft.walk.clone(),
-                walk: draft.walk.clone(),
-                after: Vec::new(),
-            }],
-            Kind::Reduce { axes, .. } => {
-                let whole: Vec<u64> = axes.iter().map(|a| draft.walk.axes()[*a].n_chunks().max(1)).collect();
-                vec![self.reduce_stage(draft, &whole, None)]
-            }
-        }
-    }
-
-    fn reduce_stage(&self, draft: &Draft, groups: &[u64], partials: Option<&[ArrayId]>) -> Stage {
-        let Kind::Reduce { axes, kept, folds, keepdims } = &draft.kind else { return self.map_stage(draft, &draft.walk) };
-        let mut kept_axes = kept.iter();
-        let tasks: Vec<AxisGrid> = draft
-            .walk
-            .axes()
-            .iter()
-            .enumerate()
-            .map(|(d, axis)| match axes.iter().position(|a| *a == d) {
-                Some(i) => axis.group(groups[i]),
-                None => kept_axes.next().cloned().unwrap_or_else(|| axis.clone()),
-            })
-            .collect();
-        let outputs = (0..folds.len()).map(|i| {
-            let axis = |d: usize| match (axes.contains(&d), partials.is_some(), keepdims[i]) {
-                (false, _, _) => Some(OutAxis::Kept(d)),
-                (true, true, _) => Some(OutAxis::Part(d)),
-                (true, false, true) => Some(OutAxis::One),
-                (true, false, false) => None,
-            };
-            StageOutput { array: partials.map_or(draft.outputs[i], |p| p[i]), axes: (0..tasks.len()).filter_map(axis).collect() }
-        });
-        let folds = folds.iter().map(|f| if partials.is_some() { Fold { finish: Finish::Keep, ..*f } } else { *f }).collect();
-        Stage {
-            name: draft.name.into(),
-            kernel: Kernel::Reduce { expr: draft.expr.clone(), folds, axes: axes.clone(), parts: None },
-            inputs: draft.inputs.clone(),
-            outputs: outputs.collect(),
-            tasks: ChunkGrid::new(tasks),
-            walk: draft.walk.clone(),
-            after: Vec::new(),
-        }
-    }
-
-    /// How many blocks along each reduced axis one task folds.
-    fn reduce_groups(&self, draft: &Draft) -> Vec<u64> {
-        let Kind::Reduce { axes, kept, folds, .. } = &draft.kind else { return Vec::new() };
-        let counts: Vec<u64> = axes.iter().map(|a| draft.walk.axes()[*a].n_chunks().max(1)).collect();
-        let kept_tasks: u64 = kept.iter().map(AxisGrid::n_chunks).product::<u64>().max(1);
-        let bytes = |id: &ArrayId| self.arrays[id.0].info.n_bytes();
-        let input: u128 = draft.inputs.iter().flat_map(|i| &i.sources).map(bytes).sum();
-        let partial: u128 = folds.iter().map(|f| f.accumulator().size() as u128).sum::<u128>() * kept.iter().map(|a| u128::from(a.len())).product::<u128>();
-        let by_size = (input / u128::from(kept_tasks)).div_ceil(MAX_TASK_INPUT_BYTES);
-        let worth = (input / (PARTIAL_SHARE * partial).max(1)).max(1);
-        let by_parallelism = u128::from((TASKS_PER_SLOT * self.spec.parallelism).div_ceil(kept_tasks)).min(worth);
-        let mut wanted = by_size.max(if kept_tasks >= self.spec.parallelism { 1 } else { by_parallelism });
-        counts
-            .iter()
-            .map(|n| {
-                let parts = (*n).min(u64::try_from(wanted).unwrap_or(u64::MAX)).max(1);
-                wanted = wanted.div_ceil(u128::from(parts));
-                n.div_ceil(parts)
-            })
-            .collect()
-    }
-
-    fn map_stage(&self, draft: &Draft, grid: &ChunkGrid) -> Stage {
-        let stage = |tasks: ChunkGrid| Stage {
-            name: draft.name.into(),
-            kernel: Kernel::Map(draft.expr.clone()),
-            inputs: draft.inputs.clone(),
-            outputs: draft.outputs.iter().map(|array| StageOutput { array: *array, axes: (0..grid.axes().len()).map(OutAxis::Kept).collect() }).collect(),
-            walk: tasks.clone(),
-            tasks,
-            after: Vec::new(),
-        };
-        // A task may write several chunks where that saves reading a source chunk again and again.
-        let plan = self.as_plan(Vec::new());
-        let mut groups = vec![1u64; grid.axes().len()];
-        let grouped = |groups: &[u64]| ChunkGrid::new(grid.axes().iter().zip(groups).map(|(a, g)| a.group(*g)).collect());
-        let mut best = stage(grid.clone());
-        let mut reads = self.amplification(&best);
-        while reads > 1.05 {
-            let mut next: Option<(f64, Vec<u64>, Stage)> = None;
-            for d in 0..groups.len() {
-                if groups[d] >= grid.axes()[d].n_chunks() {
-                    continue;
-                }
-                let mut trial = groups.clone();
-                trial[d] = (2 * trial[d]).min(grid.axes()[d].n_chunks());
-                let candidate = stage(grouped(&trial));
-                let saved = self.amplification(&candidate);
-                let enough = candidate.n_tasks() >= TASKS_PER_SLOT * self.spec.parallelism;
-                let fits = || StageLayout::of(&plan, &candidate).is_ok_and(|l| l.estimate.total() <= self.spec.allowed_mem);
-                if enough && saved <= reads && next.as_ref().is_none_or(|(r, ..)| saved < *r) && fits() {
-                    next = Some((saved, trial, candidate));
-                }
-            }
-            let Some((saved, trial, candidate)) = next else { break };
-            (reads, groups, best) = (saved, trial, candidate);
-        }
-        best
-    }
-
-    /// Bytes decoded for each byte used, for the worst input, from the sizes of tasks and source chunks.
-    fn amplification(&self, stage: &Stage) -> f64 {
-        let ratio = |input: &StageInput| {
-            let Some(axes) = input.map.as_image() else { return 1.0 };
-            let grid = &self.arrays[input.sources[0].0].info.grid;
-            axes.iter()
-                .zip(grid.axes())
-                .map(|(map, chunks)| match map {
-                    AxisMap::Fixed(_) | AxisMap::Gather { .. } => 1.0,
-                    AxisMap::Along { axis, start, step } => {
-                        let tasks = &stage.tasks.axes()[*axis];
-                        if chunks.n_chunks() <= 1 || tasks.is_empty() {
-                            return (chunks.len().max(1) as f64 / (tasks.max_extent().max(1) as f64 * step.unsigned_abs() as f64)).max(1.0);
-                        }
-                        if chunks.nests_in(tasks, 0, 1) && *start == 0 && *step == 1 {
-                            return 1.0;
-                        }
-                        let (task, chunk) = (tasks.max_extent() as f64 * step.unsigned_abs() as f64, chunks.max_extent() as f64);
-                        (task + chunk - 1.0) / task
-                    }
-                })
-                .product::<f64>()
-        };
-        stage.inputs.iter().map(ratio).fold(1.0, f64::max)
-    }
 }
 
 /// One draft that does what two do, if they walk the same space and share an input.
@@ -658,6 +491,11 @@ fn join(a: &Draft, b: &Draft) -> Result<Option<Draft>, PlanError> {
     Ok(Some(both))
 }
 
+/// Number of uncompressed bytes.
+fn n_bytes(node: &NodeRef) -> u128 {
+    node.shape().iter().map(|n| u128::from(*n)).product::<u128>() * node.dtype.size() as u128
+}
+
 fn name_of(node: &NodeRef) -> &'static str {
     match &node.op {
         Op::Reduce { fold, finish, .. } => match (fold, finish) {
@@ -671,6 +509,9 @@ fn name_of(node: &NodeRef) -> &'static str {
             (ReduceOp::Argmax, _) => "argmax",
             (ReduceOp::Var, _) => "var",
         },
+        Op::Scan { op: ScanOp::Sum, .. } => "cumulative-sum",
+        Op::Scan { op: ScanOp::Prod, .. } => "cumulative-prod",
+        Op::Contract(_) => "matmul",
         Op::Rechunk(_) => "rechunk",
         Op::User(user) => user.name,
         Op::Map { .. } => "map",

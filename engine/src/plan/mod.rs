@@ -3,17 +3,19 @@
 //! [`lower()`](lower::lower) makes a [`Plan`] of a graph; [`Plan::finalize`] checks it and projects its memory. Only a [`FinalizedPlan`] runs, and
 //! reading one back from bytes goes through the same check.
 
+mod cut;
 mod explain;
 mod inline;
 mod layout;
 pub mod lower;
+mod rechunk;
 #[cfg(test)]
 pub(crate) mod tests;
 
 use std::fmt;
 
 use freestone_kernels::reduce::Finish;
-use freestone_kernels::{DType, Expr, Generate, ReduceOp};
+use freestone_kernels::{DType, Expr, Generate, ReduceOp, ScanOp, contract};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -29,6 +31,9 @@ pub use layout::{InputLayout, OutputLayout, ReadMode, StageLayout};
 
 /// Version of the plan's format. A plan of another version is refused.
 pub const FORMAT: u32 = 2;
+
+/// A worker keeps no more decoded chunks of an array than this.
+pub(crate) const MAX_KEPT: u64 = 4096;
 
 /// Number of an array in its plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -150,8 +155,26 @@ pub struct Stage {
     pub tasks: ChunkGrid,
     /// The blocks in which a task walks its part of the iteration space.
     pub walk: ChunkGrid,
+    /// The axis along which neighbouring tasks follow each other; the last one if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sweep: Option<usize>,
+    /// Decoded chunks that stay, because the next block or task reads them again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keep: Vec<Keep>,
     /// Stages whose outputs it reads.
     pub after: Vec<StageId>,
+    /// Why it is as it is, for people.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+/// How many decoded chunks of an array a worker keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keep {
+    /// The array.
+    pub array: ArrayId,
+    /// Chunks.
+    pub chunks: u64,
 }
 
 /// What a task computes.
@@ -170,6 +193,28 @@ pub enum Kernel {
         axes: Vec<usize>,
         /// Where partial results are merged: for each of the axes, the chunks that these were made of.
         parts: Option<Vec<AxisGrid>>,
+    },
+    /// A running sum or product along an axis, chunk by chunk of the walk.
+    Scan {
+        /// What runs: one result.
+        expr: Expr,
+        /// How.
+        op: ScanOp,
+        /// The axis.
+        axis: usize,
+        /// Each element becomes what was there before it.
+        exclusive: bool,
+        /// The last input has what came before each task: one element along the axis for each of them.
+        carry: bool,
+    },
+    /// `out[b…, i…, j…] = Σ lhs[b…, i…, k…] · rhs[b…, j…, k…]`; the iteration space is `b…, i…, j…, k…`.
+    Contract {
+        /// `lhs` of the first inputs, `rhs` of the others, one result each.
+        operands: Box<[Expr; 2]>,
+        /// Number of `b…`.
+        batch: usize,
+        /// Number of `i…` and of `j…`.
+        free: [usize; 2],
     },
     /// A user's kernel on whole blocks: task `i` computes block `i` of the output.
     User {
@@ -259,8 +304,25 @@ impl Kernel {
     /// The elementwise function, if it has one.
     pub fn expr(&self) -> Option<&Expr> {
         match self {
-            Kernel::Map(expr) | Kernel::Reduce { expr, .. } => Some(expr),
-            Kernel::User { .. } => None,
+            Kernel::Map(expr) | Kernel::Reduce { expr, .. } | Kernel::Scan { expr, .. } => Some(expr),
+            Kernel::User { .. } | Kernel::Contract { .. } => None,
+        }
+    }
+
+    /// True if tasks fold along an axis of the iteration space, which the result does not have.
+    pub fn folds(&self, axis: usize) -> bool {
+        match self {
+            Kernel::Reduce { axes, .. } => axes.contains(&axis),
+            Kernel::Contract { batch, free, .. } => axis >= batch + free[0] + free[1],
+            Kernel::Map(_) | Kernel::Scan { .. } | Kernel::User { .. } => false,
+        }
+    }
+
+    /// Number of the input that has what came before each task of a scan.
+    pub fn carry(&self) -> Option<usize> {
+        match self {
+            Kernel::Scan { expr, carry: true, .. } => Some(expr.inputs().len()),
+            _ => None,
         }
     }
 
@@ -268,6 +330,11 @@ impl Kernel {
     pub fn inputs(&self) -> Vec<DType> {
         match self {
             Kernel::Map(expr) | Kernel::Reduce { expr, .. } => expr.inputs().to_vec(),
+            Kernel::Scan { expr, op, carry, .. } => {
+                let carried = expr.result_dtypes().first().and_then(|d| op.carrier(*d)).filter(|_| *carry);
+                expr.inputs().iter().copied().chain(carried).collect()
+            }
+            Kernel::Contract { operands, .. } => operands.iter().flat_map(|o| o.inputs().to_vec()).collect(),
             Kernel::User { blocks, .. } => blocks.iter().map(|b| b.dtype).collect(),
         }
     }
@@ -282,6 +349,25 @@ impl Stage {
     /// Number of tasks.
     pub fn n_tasks(&self) -> u64 {
         self.tasks.n_chunks()
+    }
+
+    /// Coordinates of a task by its number: in C order, but for the axis of the sweep, which comes last.
+    pub fn task_coords(&self, number: u64) -> Vec<u64> {
+        let counts = self.tasks.chunk_counts();
+        let (mut rest, mut coords) = (number, vec![0; counts.len()]);
+        let others = (0..counts.len()).rev().filter(|d| Some(*d) != self.sweep);
+        for d in self.sweep.into_iter().chain(others) {
+            coords[d] = rest % counts[d].max(1);
+            rest /= counts[d].max(1);
+        }
+        coords
+    }
+
+    /// The number of the task at coordinates: the inverse of [`task_coords`](Stage::task_coords).
+    pub fn task_number(&self, coords: &[u64]) -> u64 {
+        let counts = self.tasks.chunk_counts();
+        let others = (0..counts.len()).filter(|d| Some(*d) != self.sweep);
+        others.chain(self.sweep).fold(0, |n, d| n * counts[d] + coords[d])
     }
 
     /// The part of output `output` that task `coords` writes.
@@ -432,7 +518,14 @@ impl Plan {
             return malformed("its expression has another number of inputs or results".into());
         }
         for (i, (input, dtype)) in stage.inputs.iter().zip(&dtypes).enumerate() {
-            let wanted = if let Kernel::User { blocks, .. } = &stage.kernel { blocks[i].grid.shape() } else { space.clone() };
+            let wanted = match &stage.kernel {
+                Kernel::User { blocks, .. } => blocks[i].grid.shape(),
+                Kernel::Scan { axis, .. } if stage.kernel.carry() == Some(i) => {
+                    let parts = |(d, n): (usize, &u64)| if d == *axis { stage.tasks.axes()[d].n_chunks() } else { *n };
+                    space.iter().enumerate().map(parts).collect()
+                }
+                _ => space.clone(),
+            };
             if input.map.shape() != wanted {
                 return malformed("an input has another shape than its tasks".into());
             }
@@ -449,6 +542,9 @@ impl Plan {
                     return malformed(format!("it reads `{}` without waiting for who writes it", source.name));
                 }
             }
+        }
+        if stage.sweep.is_some_and(|d| d >= space.len()) || stage.keep.iter().any(|k| k.array.0 >= self.arrays.len() || k.chunks == 0 || k.chunks > MAX_KEPT) {
+            return malformed("its sweep or what it keeps is not there".into());
         }
         if stage.after.iter().any(|s| s.0 >= index) {
             return malformed("it waits for a stage that is not before it".into());
@@ -467,6 +563,32 @@ impl Plan {
                     return malformed("its blocks are not those of its tasks".into());
                 }
                 vec![*dtype]
+            }
+            Kernel::Scan { expr, op, axis, carry, .. } => {
+                let [dtype] = expr.result_dtypes()[..] else { return malformed("it scans another number of results than one".into()) };
+                let (Some(tasks), Some(_)) = (stage.tasks.axes().get(*axis), op.carrier(dtype)) else { return malformed("its scan is not defined".into()) };
+                let whole = |d: usize| d == *axis || stage.tasks.axes()[d] == stage.walk.axes()[d];
+                if (!*carry && tasks.n_chunks() > 1) || !(0..space.len()).all(whole) || !stage.walk.axes()[*axis].nests_in(tasks, 0, 1) {
+                    return malformed("its tasks do not follow each other along the axis that it scans".into());
+                }
+                if *carry
+                    && stage.inputs.last().is_none_or(|i| {
+                        i.sources.len() != 1
+                            || i.map != ReadMap::identity(i.map.shape())
+                            || self.arrays[i.sources[0].0].info.grid.chunk_counts() != stage.tasks.chunk_counts()
+                    })
+                {
+                    return malformed("what came before its tasks is not there".into());
+                }
+                vec![dtype]
+            }
+            Kernel::Contract { operands, batch, free } => {
+                let results = operands.iter().flat_map(Expr::result_dtypes).collect::<Vec<_>>();
+                let kept = batch + free[0] + free[1];
+                match results[..] {
+                    [a, b] if a == b && contract::is_defined(a) && kept <= space.len() && stage.walk.axes()[..kept] == stage.tasks.axes()[..kept] => vec![a],
+                    _ => return malformed("its operands are no matrices of one dtype".into()),
+                }
             }
             Kernel::Reduce { expr, folds, axes, parts } => {
                 if folds.len() != expr.results().len() || axes.iter().any(|a| *a >= space.len()) || axes.windows(2).any(|w| w[0] >= w[1]) {
@@ -495,6 +617,10 @@ impl Plan {
             }
             if output.axes.len() != array.info.grid.axes().len() {
                 return malformed(format!("`{}` has another number of axes", array.name));
+            }
+            let split = |d: usize| stage.kernel.folds(d) && stage.tasks.axes()[d].n_chunks() > 1;
+            if (0..space.len()).any(|d| split(d) && !output.axes.contains(&OutAxis::Part(d))) {
+                return malformed(format!("`{}` would be written by several of its tasks", array.name));
             }
             for (axis, grid) in output.axes.iter().zip(array.info.objects().axes()) {
                 if !one_writer(axis, grid, stage) {
@@ -530,17 +656,16 @@ impl Plan {
 
 /// True if each object (chunk or shard) of the output along this axis lies inside one task, and tasks end where the axis ends.
 fn one_writer(axis: &OutAxis, grid: &AxisGrid, stage: &Stage) -> bool {
-    match (axis, &stage.kernel) {
-        (OutAxis::Kept(a), kernel) => {
+    let kernel = &stage.kernel;
+    match axis {
+        OutAxis::Kept(a) => {
             let Some(tasks) = stage.tasks.axes().get(*a) else { return false };
-            let reduced = matches!(kernel, Kernel::Reduce { axes, .. } if axes.contains(a));
             // A reduction writes one chunk a task.
-            let single = matches!(kernel, Kernel::Map(_)) || tasks.n_chunks() == grid.n_chunks();
-            !reduced && single && tasks.len() == grid.len() && grid.nests_in(tasks, 0, 1)
+            let single = !matches!(kernel, Kernel::Reduce { .. } | Kernel::User { .. }) || tasks.n_chunks() == grid.n_chunks();
+            !kernel.folds(*a) && single && tasks.len() == grid.len() && grid.nests_in(tasks, 0, 1)
         }
-        (OutAxis::Part(a), Kernel::Reduce { axes, .. }) => axes.contains(a) && grid.len() == stage.tasks.axes()[*a].n_chunks() && grid.max_extent() <= 1,
-        (OutAxis::One, Kernel::Reduce { axes, .. }) => grid.len() == 1 && axes.iter().all(|a| stage.tasks.axes()[*a].n_chunks() <= 1),
-        _ => false,
+        OutAxis::Part(a) => kernel.folds(*a) && stage.tasks.axes().get(*a).is_some_and(|t| grid.len() == t.n_chunks()) && grid.max_extent() <= 1,
+        OutAxis::One => grid.len() == 1 && matches!(kernel, Kernel::Reduce { axes, .. } if axes.iter().all(|a| stage.tasks.axes()[*a].n_chunks() <= 1)),
     }
 }
 

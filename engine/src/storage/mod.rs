@@ -106,6 +106,20 @@ impl ByteRange {
     }
 }
 
+/// A part of an object costs as much time as so many bytes more, in a file that the system holds.
+pub(crate) const PART_BYTES: u64 = 4096;
+
+/// A part of an object, and where it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ObjectPart {
+    /// First byte in the object.
+    pub offset: u64,
+    /// First byte in what it is read into.
+    pub place: usize,
+    /// Number of bytes.
+    pub len: usize,
+}
+
 /// Objects under keys like `u/c/0/1`. Keys are relative, and use `/`.
 ///
 /// Contract: [`write`](Store::write) is atomic (a reader sees the whole object, old or new, or none); a missing object is not
@@ -124,6 +138,15 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// # Errors
     /// Where the object or part is longer than `limit`, a part reaches beyond the object, or the store fails.
     fn read(&self, key: &str, range: Option<ByteRange>, limit: u64, into: &mut Buffer) -> Result<bool, StorageError>;
+
+    /// Reads parts of an object of `size` bytes straight to where they belong; false if there is no such object, `None` if it has another size, or
+    /// the store is better asked for whole objects.
+    ///
+    /// # Errors
+    /// Where the store fails.
+    fn read_parts(&self, _key: &str, _size: u64, _parts: &[ObjectPart], _into: &mut [u8]) -> Result<Option<bool>, StorageError> {
+        Ok(None)
+    }
 
     /// Writes a whole object.
     ///

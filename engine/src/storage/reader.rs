@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use super::array::{ArrayInfo, Shard};
 use super::codec::{Codec, CodecError, Contexts};
-use super::{ByteRange, StorageError, Store, join, shard};
+use super::{ByteRange, ObjectPart, StorageError, Store, join, shard};
 use crate::grid::ChunkGrid;
 use crate::memory::{Arena, Overrun};
 
@@ -166,6 +166,29 @@ impl ChunkAccess {
         let block = self.codec.decode(encoded.bytes(), expected, &mut desk.arena, &mut desk.contexts).map_err(failed)?;
         desk.arena.recycle(encoded);
         Ok(block)
+    }
+
+    /// Reads parts of a chunk that is stored as it is, offsets and places in bytes, straight to where they belong. False if that cannot be, or there
+    /// is no such chunk: then nothing is said of `into`.
+    ///
+    /// # Errors
+    /// Where the store fails.
+    pub fn read_parts(&self, coords: &[u64], parts: &[ObjectPart], into: &mut [u8], desk: &mut Desk) -> Result<bool, ChunkError> {
+        if !self.is_in_parts() {
+            return Ok(false);
+        }
+        let size = self.stored_shape(coords).iter().product::<u64>() * self.info.dtype.size() as u64;
+        if self.store.read_parts(&self.key(coords), size, parts, into)? != Some(true) {
+            return Ok(false);
+        }
+        desk.traffic.reads += 1;
+        desk.traffic.bytes_read += parts.iter().map(|p| p.len as u64).sum::<u64>();
+        Ok(true)
+    }
+
+    /// True if parts of chunks can be read.
+    pub fn is_in_parts(&self) -> bool {
+        self.codec.is_raw() && self.info.shard.is_none() && !self.store.is_remote()
     }
 
     fn filled(&self, bytes: u64, desk: &mut Desk) -> Result<Buffer, ChunkError> {

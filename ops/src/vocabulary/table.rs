@@ -6,6 +6,7 @@ use super::{Arguments, CallError, Section, Value};
 use crate::array::Array;
 use crate::create::*;
 use crate::elementwise::{clip, where_};
+use crate::linear::{Contracted, Running, outer, tensordot, vecdot};
 use crate::manipulate::{Pad, broadcast_arrays, concat, stack};
 use crate::reduce::Along;
 
@@ -37,12 +38,15 @@ macro_rules! rows {
 }
 
 const ALL: &str = "all";
+const NUMERIC: &str = "all but bool";
 const REAL: &str = "integers, floats";
 pub(super) const VIEW: &str = "no stage";
 const FOLD: &str = "one stage where one task can stream the reduced axes, else two";
 const MADE: &str = "no stage: values follow from indices";
 const PIECES: &str = "no stage over stored arrays; computed ones get one first";
 const FLATTENED: &str = "no stage; with axis=None as `reshape`";
+const SCAN: &str = "one stage where enough tasks go along the axis from end to end, else three that read the input twice";
+const PRODUCT: &str = "one stage; two where the result has few chunks and sums are long";
 const LISTED: &str = "no stage; a list of indices travels in the plan";
 const RESHAPED: &str = "no stage where only axes of length 1 come or go, else one";
 
@@ -61,6 +65,10 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
         rows! {
             sum "(x, /, *, axis=None, dtype=None, keepdims=False)", "The sum; integers give 64 bits and wrap.", "the reduced axes dropped, or 1 with keepdims", "all; bools count", FOLD,
                 a => a.array("x")?.sum(along(a)?);
+            cumulative_prod "(x, /, *, axis=None, dtype=None, include_initial=False)", "The running product along an axis; integers give 64 bits and wrap.", "that of x; longer by 1 with include_initial", ALL, SCAN,
+                a => a.array("x")?.cumulative_prod(running(a)?);
+            cumulative_sum "(x, /, *, axis=None, dtype=None, include_initial=False)", "The running sum along an axis; integers give 64 bits and wrap.", "that of x; longer by 1 with include_initial", ALL, SCAN,
+                a => a.array("x")?.cumulative_sum(running(a)?);
             prod "(x, /, *, axis=None, dtype=None, keepdims=False)", "The product; integers give 64 bits and wrap.", "the reduced axes dropped, or 1 with keepdims", "all; bools count", FOLD,
                 a => a.array("x")?.prod(along(a)?);
             mean "(x, /, *, axis=None, keepdims=False)", "The mean; NaN if there is one. Integers give float64.", "the reduced axes dropped, or 1 with keepdims", "all; bools count", FOLD,
@@ -71,6 +79,17 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
                 a => a.array("x")?.std(along(a)?);
             min "(x, /, *, axis=None, keepdims=False)", "The least element; NaN if there is one.", "the reduced axes dropped, or 1 with keepdims", REAL, FOLD, a => a.array("x")?.min(along(a)?);
             max "(x, /, *, axis=None, keepdims=False)", "The greatest element; NaN if there is one.", "the reduced axes dropped, or 1 with keepdims", REAL, FOLD, a => a.array("x")?.max(along(a)?);
+        },
+    ),
+    (
+        Section::LinearAlgebra,
+        rows! {
+            matmul "(x1, x2, /)", "The product of matrices in the last two axes, or of vectors; the axes before broadcast.", "(…, m, k) by (…, k, n) gives (…, m, n)", NUMERIC, PRODUCT, a => a.array("x1")?.matmul(a.array("x2")?);
+            outer "(x1, x2, /)", "Each element of one vector times each of another.", "(m,) and (n,) give (m, n)", NUMERIC, VIEW, a => outer(a.array("x1")?, a.array("x2")?);
+            tensordot "(x1, x2, /, *, axes=2)", "Sums of products over the last axes of `x1` and the first of `x2`, or over two lists of axes.", "the axes of x1 that stay, then those of x2", NUMERIC, PRODUCT,
+                a => tensordot(a.array("x1")?, a.array("x2")?, &contracted(a)?);
+            vecdot "(x1, x2, /, *, axis=-1)", "The sum of products along an axis, of conjugates of `x1`; the others broadcast.", "that to which the other axes broadcast", NUMERIC, FOLD,
+                a => vecdot(a.array("x1")?, a.array("x2")?, a.integer("axis")?);
         },
     ),
     (
@@ -263,6 +282,28 @@ fn along(a: &Arguments) -> Result<Along, CallError> {
         along = along.correction(a.number("correction")?);
     }
     Ok(along)
+}
+
+fn running(a: &Arguments) -> Result<Running, CallError> {
+    let mut running = a.optional_integer("axis")?.map_or_else(Running::default, Running::axis);
+    if let Some(dtype) = a.dtype("dtype")? {
+        running = running.dtype(dtype);
+    }
+    Ok(if a.flag("include_initial")? { running.include_initial() } else { running })
+}
+
+fn contracted(a: &Arguments) -> Result<Contracted, CallError> {
+    let axes = |v: &Value| match v {
+        Value::Int(i) => Some(vec![i64::try_from(*i).ok()?]),
+        Value::Sequence(items) => items.iter().map(|v| if let Value::Int(i) = v { i64::try_from(*i).ok() } else { None }).collect(),
+        _ => None,
+    };
+    let over = match a.value("axes")? {
+        Value::Int(n) => usize::try_from(*n).ok().map(Contracted::Count),
+        Value::Sequence(two) if two.len() == 2 => axes(&two[0]).zip(axes(&two[1])).map(|(l, r)| Contracted::Pairs(l, r)),
+        _ => None,
+    };
+    over.ok_or_else(|| a.refuse("axes", "axes is a number of axes, or a list of axes of x1 and one of x2"))
 }
 
 fn count(a: &Arguments, name: &'static str) -> Result<u64, CallError> {
