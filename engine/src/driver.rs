@@ -13,7 +13,7 @@ use crate::events::{Event, Observer, RunReport, StageReport};
 use crate::executor::{Executor, ExecutorError, Next, TaskSource};
 use crate::journal::Journal;
 use crate::machine;
-use crate::plan::{FinalizedPlan, LocalMemory, Place, PlanError, StageId};
+use crate::plan::{ArrayId, FinalizedPlan, LocalMemory, Place, PlanError, Stage, StageId};
 use crate::session::{Session, SessionError};
 use crate::spec::Spec;
 use crate::storage::{StorageError, Store, Stores, identity};
@@ -96,7 +96,7 @@ pub fn run(plan: &Arc<FinalizedPlan>, run: &Run<'_>) -> Result<RunReport, RunErr
     let (start, cpu) = (Instant::now(), machine::process_cpu_ns());
     let tell = |event: &Event<'_>| run.observers.iter().for_each(|o| o.on(event));
     tell(&Event::RunStarted { plan, executor: run.executor.name(), slots });
-    let queue = Queue::new(plan, run, local, &journal);
+    let queue = Queue::new(plan, run, local, Folder { work: &*work, name: &folder, journal: &journal });
     let executed = run.executor.run(&context, &queue);
     let ended = finish(executed, queue, &journal, run, plan, &folder);
     tell(&Event::RunEnded { succeeded: ended.is_ok() });
@@ -164,13 +164,38 @@ fn clean(work: &dyn Store, folder: &str) {
     let _ = work.remove(&format!("{folder}/"));
 }
 
+/// The run's folder in the work directory.
+#[derive(Clone, Copy)]
+struct Folder<'a> {
+    work: &'a dyn Store,
+    name: &'a str,
+    journal: &'a Journal,
+}
+
+impl Folder<'_> {
+    /// Removes intermediates that nobody reads any more, once it is journaled that their readers are finished.
+    ///
+    /// The journal outlives this process, not a power cut: who resumes a run must look whether what a receipt names is there. That
+    /// something cannot be removed is no failure; it goes with the folder.
+    fn remove_superseded(&self, arrays: &[String]) -> Result<(), StorageError> {
+        if arrays.is_empty() {
+            return Ok(());
+        }
+        self.journal.flush()?;
+        for array in arrays {
+            let _ = self.work.remove(&format!("{}/{array}/", self.name));
+        }
+        Ok(())
+    }
+}
+
 /// The tasks that are left, and what is known of those that are not.
 struct Queue<'a> {
     plan: &'a FinalizedPlan,
     run: &'a Run<'a>,
     local: LocalMemory,
     slots: usize,
-    journal: &'a Journal,
+    folder: Folder<'a>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -194,7 +219,7 @@ struct Progress {
 }
 
 impl<'a> Queue<'a> {
-    fn new(plan: &'a FinalizedPlan, run: &'a Run<'a>, local: LocalMemory, journal: &'a Journal) -> Queue<'a> {
+    fn new(plan: &'a FinalizedPlan, run: &'a Run<'a>, local: LocalMemory, folder: Folder<'a>) -> Queue<'a> {
         let stages = plan.stages().map(|(_, stage, layout)| Progress {
             next: 0,
             done: 0,
@@ -210,7 +235,7 @@ impl<'a> Queue<'a> {
             worker_peak_bytes: None,
             error: None,
         };
-        Queue { plan, run, local, slots: run.executor.slots(), journal, state: Mutex::new(state), changed: Condvar::new() }
+        Queue { plan, run, local, slots: run.executor.slots(), folder, state: Mutex::new(state), changed: Condvar::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -234,6 +259,24 @@ impl<'a> Queue<'a> {
         state.in_flight += 1;
         state.in_flight_bytes += self.bytes(request.stage);
         Next::Run(request)
+    }
+
+    fn is_finished(&self, state: &State, stage: StageId) -> bool {
+        state.stages[stage.0].done == self.plan.plan().stages[stage.0].n_tasks()
+    }
+
+    /// Names of the intermediates that a stage read and that no other stage will.
+    fn superseded(&self, state: &State, ended: StageId) -> Vec<String> {
+        let plan = self.plan.plan();
+        let reads = |stage: &Stage, id: &ArrayId| stage.inputs.iter().any(|i| i.sources.contains(id));
+        let mut read: Vec<ArrayId> = plan.stages[ended.0].inputs.iter().flat_map(|i| i.sources.iter().copied()).collect();
+        read.sort_unstable();
+        read.dedup();
+        read.retain(|id| {
+            let open = |(i, stage): (usize, &Stage)| reads(stage, id) && !self.is_finished(state, StageId(i));
+            plan.array(*id).place == Place::Work && !plan.stages.iter().enumerate().any(open)
+        });
+        read.iter().map(|id| plan.array(*id).name.clone()).collect()
     }
 
     /// Puts what a failed request left undone back, or ends the run.
@@ -305,7 +348,7 @@ impl TaskSource for Queue<'_> {
             let n = stage.n_tasks();
             let next = state.stages[id.0].next;
             all_out &= next >= n;
-            let ready = stage.after.iter().all(|s| state.stages[s.0].done == self.plan.plan().stages[s.0].n_tasks());
+            let ready = stage.after.iter().all(|s| self.is_finished(&state, *s));
             if next >= n || !ready || !self.admits(&state, id) {
                 continue;
             }
@@ -332,9 +375,9 @@ impl TaskSource for Queue<'_> {
 
     fn finished(&self, outcome: TaskOutcome) {
         let id = outcome.request.stage;
-        let checked = self.check_receipts(&outcome).and_then(|()| self.journal.record(&outcome).map_err(RunError::Work));
+        let checked = self.check_receipts(&outcome).and_then(|()| self.folder.journal.record(&outcome).map_err(RunError::Work));
         let mut retried = None;
-        let ended = {
+        let (ended, superseded) = {
             let mut state = self.lock();
             state.in_flight -= 1;
             state.in_flight_bytes -= self.bytes(id);
@@ -350,6 +393,7 @@ impl TaskSource for Queue<'_> {
                 progress.report.peak_bytes = progress.report.peak_bytes.max(report.peak_bytes);
             }
             let ended = progress.done == self.plan.plan().stages[id.0].n_tasks() && !outcome.done.is_empty();
+            let superseded = if ended && state.error.is_none() { self.superseded(&state, id) } else { Vec::new() };
             if let Some(failure) = &outcome.failure {
                 let before = state.retries;
                 self.failed(&mut state, &outcome, failure);
@@ -357,8 +401,11 @@ impl TaskSource for Queue<'_> {
                     retried = Some((failure.clone(), state.attempts.get(&(id, failure.task)).copied().unwrap_or(1)));
                 }
             }
-            ended
+            (ended, superseded)
         };
+        if let Err(error) = self.folder.remove_superseded(&superseded) {
+            self.lock().error.get_or_insert(RunError::Work(error));
+        }
         self.changed.notify_all();
         self.tell(&Event::Outcome { outcome: &outcome });
         if let Some((failure, attempt)) = &retried {

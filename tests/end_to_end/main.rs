@@ -10,6 +10,7 @@ mod elements;
 mod expressions;
 mod functions;
 mod groups;
+mod intermediates;
 mod memory;
 mod processes;
 mod quad_means;
