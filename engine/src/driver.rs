@@ -1,7 +1,8 @@
 //! A run from start to end: order, retries, budgets, journal, commit.
 //!
 //! The driver hands out ranges of tasks; executors pull them. A stage is ready when the stages that it reads from are
-//! finished; tasks are admitted while their projections fit `local_mem` together.
+//! finished; tasks are admitted while their projections fit `local_mem` together; what that leaves over keeps
+//! intermediates in memory, where tasks run in this process.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -16,7 +17,7 @@ use crate::machine;
 use crate::plan::{ArrayId, FinalizedPlan, LocalMemory, Place, PlanError, Stage, StageId};
 use crate::session::{Session, SessionError};
 use crate::spec::Spec;
-use crate::storage::{StorageError, Store, Stores, identity};
+use crate::storage::{StorageError, Store, Stores, TierStore, identity};
 use crate::task::{FailureKind, RunAddress, TaskFailure, TaskOutcome, TaskRequest};
 use crate::user::KernelRegistry;
 use crate::worker::{Cancel, RunContext};
@@ -75,8 +76,7 @@ const MAX_BATCH: u64 = 64;
 pub fn run(plan: &Arc<FinalizedPlan>, run: &Run<'_>) -> Result<RunReport, RunError> {
     let slots = run.executor.slots();
     let local = LocalMemory { limit: run.spec.local_mem, shared: run.executor.shares_process() };
-    let projected =
-        if local.shared { plan.projected_local_mem(slots, &local)? } else { plan.projected_local_mem(slots, &local).map(|_| plan.projected_mem())? };
+    let projection = plan.projected_local_mem(slots, &local)?;
     check_work_dir(plan, &run.spec.work_dir)?;
     run.session.check(plan)?;
     // Two runs of one plan must not see each other's intermediates, nor those of one that was killed.
@@ -85,8 +85,12 @@ pub fn run(plan: &Arc<FinalizedPlan>, run: &Run<'_>) -> Result<RunReport, RunErr
     let address = RunAddress { work_dir: run.spec.work_dir.clone(), folder: folder.clone() };
     let work = run.stores.open(&address.work_dir).map_err(RunError::Work)?;
     work.write(&format!("{folder}/plan.json"), &plan.to_bytes()?).map_err(RunError::Work)?;
+    // Tasks see the memory tier in the place of the work directory; plan and journal do not go through it.
+    let tier = (projection.kept > 0).then(|| Arc::new(TierStore::new(Arc::clone(&work), format!("{folder}/"), projection.kept)));
+    let between: Arc<dyn Store> = tier.as_ref().map_or(Arc::clone(&work), |t| Arc::<TierStore>::clone(t));
+    let stores = run.stores.with(&address.work_dir, Arc::clone(&between));
     let kernels = Arc::new(run.kernels.clone());
-    let context = RunContext { plan: Arc::clone(plan), address, stores: run.stores.clone(), kernels, cancel: run.cancel.clone() };
+    let context = RunContext { plan: Arc::clone(plan), address, stores, kernels, cancel: run.cancel.clone() };
     if let Err(error) = run.executor.check(&context) {
         clean(&*work, &folder);
         return Err(error.into());
@@ -96,7 +100,7 @@ pub fn run(plan: &Arc<FinalizedPlan>, run: &Run<'_>) -> Result<RunReport, RunErr
     let (start, cpu) = (Instant::now(), machine::process_cpu_ns());
     let tell = |event: &Event<'_>| run.observers.iter().for_each(|o| o.on(event));
     tell(&Event::RunStarted { plan, executor: run.executor.name(), slots });
-    let queue = Queue::new(plan, run, local, Folder { work: &*work, name: &folder, journal: &journal });
+    let queue = Queue::new(plan, run, local, projection.tasks, Folder { between: &*between, name: &folder, journal: &journal });
     let executed = run.executor.run(&context, &queue);
     let ended = finish(executed, queue, &journal, run, plan, &folder);
     tell(&Event::RunEnded { succeeded: ended.is_ok() });
@@ -109,7 +113,8 @@ pub fn run(plan: &Arc<FinalizedPlan>, run: &Run<'_>) -> Result<RunReport, RunErr
     report.process_cpu = Duration::from_nanos(machine::process_cpu_ns().saturating_sub(cpu));
     report.peak_rss_bytes = machine::peak_rss_bytes();
     report.slots = slots;
-    report.projected_bytes = projected;
+    report.projected_bytes = if local.shared { projection.total() } else { plan.projected_mem() };
+    report.kept_bytes = tier.map_or(0, |t| t.highest());
     Ok(report)
 }
 
@@ -167,7 +172,8 @@ fn clean(work: &dyn Store, folder: &str) {
 /// The run's folder in the work directory.
 #[derive(Clone, Copy)]
 struct Folder<'a> {
-    work: &'a dyn Store,
+    /// Where intermediates are: the work directory, or a memory tier over it.
+    between: &'a dyn Store,
     name: &'a str,
     journal: &'a Journal,
 }
@@ -183,7 +189,7 @@ impl Folder<'_> {
         }
         self.journal.flush()?;
         for array in arrays {
-            let _ = self.work.remove(&format!("{}/{array}/", self.name));
+            let _ = self.between.remove(&format!("{}/{array}/", self.name));
         }
         Ok(())
     }
@@ -194,6 +200,8 @@ struct Queue<'a> {
     plan: &'a FinalizedPlan,
     run: &'a Run<'a>,
     local: LocalMemory,
+    /// Bytes that tasks may hold together.
+    room: u64,
     slots: usize,
     folder: Folder<'a>,
     state: Mutex<State>,
@@ -219,7 +227,7 @@ struct Progress {
 }
 
 impl<'a> Queue<'a> {
-    fn new(plan: &'a FinalizedPlan, run: &'a Run<'a>, local: LocalMemory, folder: Folder<'a>) -> Queue<'a> {
+    fn new(plan: &'a FinalizedPlan, run: &'a Run<'a>, local: LocalMemory, room: u64, folder: Folder<'a>) -> Queue<'a> {
         let stages = plan.stages().map(|(_, stage, layout)| Progress {
             next: 0,
             done: 0,
@@ -235,7 +243,7 @@ impl<'a> Queue<'a> {
             worker_peak_bytes: None,
             error: None,
         };
-        Queue { plan, run, local, slots: run.executor.slots(), folder, state: Mutex::new(state), changed: Condvar::new() }
+        Queue { plan, run, local, room, slots: run.executor.slots(), folder, state: Mutex::new(state), changed: Condvar::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -251,8 +259,7 @@ impl<'a> Queue<'a> {
     }
 
     fn admits(&self, state: &State, stage: StageId) -> bool {
-        let room = self.local.limit.saturating_sub(self.local.base(self.plan));
-        state.in_flight_bytes + self.bytes(stage) <= room
+        state.in_flight_bytes + self.bytes(stage) <= self.room
     }
 
     fn hand_out(&self, state: &mut State, request: TaskRequest) -> Next {

@@ -70,6 +70,7 @@ pub(crate) fn run(report: &RunReport) -> Value {
         "slots": report.slots,
         "retries": report.retries,
         "projected_mem": report.projected_bytes,
+        "kept_mem": report.kept_bytes,
         "peak_mem": report.peak_rss_bytes,
         "worker_peak_mem": report.worker_peak_bytes,
     })

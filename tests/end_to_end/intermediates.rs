@@ -8,9 +8,9 @@ use freestone::engine::events::{Event, Observer};
 use freestone::engine::kernels::Buffer;
 use freestone::engine::plan::{LocalMemory, Place as ArrayPlace, StageId};
 use freestone::engine::storage::{ByteRange, StorageError, Store};
-use freestone::{Cancel, CodecName, DType, Error, MemoryStore, Options, Planned, RunReport, Serial, Spec, Stores, Target};
+use freestone::{Cancel, CodecName, DType, Error, MemoryStore, Options, Planned, RunReport, Serial, Spec, Stores, Target, Threads};
 
-use crate::support::{Place, spec_in};
+use crate::support::{Place, processes, spec_in, tree};
 
 /// A work directory in memory that knows how many bytes lie in it, refuses what it is told to, and remembers reads of what is not there.
 #[derive(Debug)]
@@ -118,7 +118,8 @@ fn chain(output: &str, spec: &Spec) -> Planned {
 /// So little memory that nothing but tasks has room.
 pub fn without_room(spec: &Spec, planned: &Planned, slots: usize) -> Spec {
     let local = LocalMemory { limit: spec.local_mem, shared: true };
-    Spec { local_mem: planned.plan().projected_local_mem(slots, &local).unwrap(), ..spec.clone() }
+    let projection = planned.plan().projected_local_mem(slots, &local).unwrap();
+    Spec { local_mem: projection.base + projection.tasks, ..spec.clone() }
 }
 
 /// Calls back when a stage has ended.
@@ -198,4 +199,76 @@ fn a_cancelled_run_keeps_what_is_not_superseded() {
     assert!(matches!(&error, Error::Run(RunError::Cancelled { .. })), "{error:?}");
     assert_eq!(work.arrays().keys().cloned().collect::<Vec<_>>(), [written_by(&planned, 1)]);
     assert!(freestone::open(&place.at("out")).is_err());
+}
+
+/// With room for all, for nothing, and for a part of the intermediates.
+#[test]
+fn what_is_kept_in_memory_changes_no_byte() {
+    let place = Place::new();
+    let mut expect = None;
+    for room in [None, Some(0), Some(300_000)] {
+        let work = Watched::new(None);
+        let spec = spec_in(work.url());
+        let output = place.at(&format!("out-{room:?}"));
+        let planned = chain(&output, &spec);
+        let tight = without_room(&spec, &planned, 2);
+        let spec = room.map_or(spec.clone(), |room| Spec { local_mem: tight.local_mem + room, ..spec.clone() });
+        let stores = Stores::default();
+        stores.insert(Arc::<Watched>::clone(&work));
+        let report = freestone::run_with(&planned, &spec, &Threads::new(2), &Options { stores, ..Options::default() }).unwrap();
+        let spilled = work.store.counts().writes.keys().any(|k| !k.ends_with("plan.json") && !k.contains("/journal/"));
+        assert_eq!((report.kept_bytes > 0, spilled), (room != Some(0), room.is_some()), "{room:?}: {report}");
+        assert!(report.projected_bytes <= spec.local_mem && report.kept_bytes <= room.unwrap_or(u64::MAX));
+        assert!(work.arrays().is_empty());
+        let found = tree(&output);
+        assert!(*expect.get_or_insert_with(|| found.clone()) == found, "{room:?}");
+    }
+}
+
+#[test]
+fn a_small_sum_leaves_nothing_in_the_work_directory_but_plan_and_journal() {
+    let (place, work) = (Place::new(), Watched::new(None));
+    let spec = spec_in(work.url());
+    let x = freestone::random_uniform(&[1000, 100], 0.0, 1.0, 7, DType::Float32, &[10, 100]).unwrap();
+    let planned = freestone::plan(&[Target::array(&x.sum(()).unwrap(), &place.at("out"))], &spec).unwrap();
+    assert_eq!(planned.plan().plan().stages.len(), 2);
+    let stores = Stores::default();
+    stores.insert(Arc::<Watched>::clone(&work));
+    freestone::run_with(&planned, &spec, &Threads::new(2), &Options { stores, ..Options::default() }).unwrap();
+    let mut written: Vec<String> = work.store.counts().writes.into_keys().map(|k| k.split_once('/').unwrap().1.to_owned()).collect();
+    written.sort_unstable();
+    assert_eq!(written, ["journal/000001.jsonl", "plan.json"]);
+}
+
+#[test]
+fn processes_have_no_memory_tier() {
+    let place = Place::new();
+    let planned = chain(&place.at("out"), &place.spec());
+    let report = freestone::run(&planned, &place.spec(), &processes(2)).unwrap();
+    assert_eq!((report.kept_bytes, report.projected_bytes), (0, planned.plan().projected_mem()));
+}
+
+/// Whole processes, with room for all intermediates and for a part of them.
+#[test]
+fn what_is_kept_in_memory_is_in_the_projection() {
+    let place = Place::new();
+    let spec = place.spec();
+    let x = freestone::random_uniform(&[4000, 2000], 0.0, 1.0, 3, DType::Float32, &[500, 2000]).unwrap();
+    let small = x.rechunk(&[100, 200]).unwrap();
+    for (name, x) in [("large", &x), ("small", &small)] {
+        freestone::run(&freestone::plan(&[Target::array(x, &place.at(name)).codec(CodecName::None)], &spec).unwrap(), &spec, &Serial).unwrap();
+    }
+    for (i, (name, local)) in [("large", "1GB"), ("large", "110MB"), ("small", "1GB"), ("small", "60MB")].into_iter().enumerate() {
+        let (input, out) = (format!("x={}", place.at(name)), place.at(&format!("out-{i}")));
+        let shared = ["--codec", "none", "--threads", "2", "--json", "--local-mem", local];
+        let arguments = ["compute", "roll(roll(x * 2, 7, axis=0) + 1, 3, axis=1)", "-i", &input, "-o", &out];
+        let said = crate::command::stdout(&crate::command::freestone(&place, &[&arguments[..], &shared].concat()));
+        let report: serde_json::Value = serde_json::from_str(&said).unwrap();
+        let [projected, peak, kept] = ["projected_mem", "peak_mem", "kept_mem"].map(|k| report[k].as_u64().unwrap());
+        println!("{name} in {local}: {peak} measured, {kept} kept, {projected} projected");
+        assert!(peak <= projected && projected <= freestone::parse_size(local).unwrap(), "{name} in {local}: {peak} measured, {projected} projected");
+        // Two intermediates of 32 MB; both are there while the second one is made.
+        assert!(kept > if local == "1GB" { 64_000_000 } else { 10_000_000 }, "{kept}");
+        assert!(peak > kept);
+    }
 }

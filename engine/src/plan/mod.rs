@@ -6,6 +6,7 @@
 mod explain;
 mod inline;
 mod layout;
+mod local;
 pub mod lower;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -26,6 +27,7 @@ use crate::storage::array::ArrayInfo;
 use crate::storage::codec::CodecError;
 
 pub use layout::{InputLayout, OutputLayout, ReadMode, StageLayout};
+pub use local::{LocalMemory, LocalProjection};
 
 /// Version of the plan's format. A plan of another version is refused.
 pub const FORMAT: u32 = 2;
@@ -570,24 +572,6 @@ impl FinalizedPlan {
         self.layouts.iter().map(|l| l.estimate.total()).max().unwrap_or(self.plan.reserved_mem)
     }
 
-    /// Projected memory of the whole local machine for the stage that needs most: the tasks that run at once, and reserved memory
-    /// once if they share a process, else once for each.
-    ///
-    /// # Errors
-    /// Where a stage has no room for one task.
-    pub fn projected_local_mem(&self, slots: usize, local: &LocalMemory) -> Result<u64, PlanError> {
-        let mut most = local.base(self);
-        for (id, stage, layout) in self.stages() {
-            let each = local.bytes(self, id).max(1);
-            let room = local.limit.saturating_sub(local.base(self)) / each;
-            match room.min(slots as u64).min(stage.n_tasks().max(1)) {
-                0 => return Err(PlanError::ExceedsLocalMemory { stage: stage.name.clone(), projected: layout.estimate.total(), allowed: local.limit }),
-                n => most = most.max(local.base(self) + n * each),
-            }
-        }
-        Ok(most)
-    }
-
     /// The bytes that travel.
     ///
     /// # Errors
@@ -607,28 +591,6 @@ impl FinalizedPlan {
     /// As [`Plan::finalize`].
     pub fn from_bytes(bytes: &[u8]) -> Result<FinalizedPlan, PlanError> {
         serde_json::from_slice::<Plan>(bytes).map_err(|e| PlanError::Malformed(e.to_string()))?.finalize()
-    }
-}
-
-/// How much the local machine may hold, and how tasks share it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LocalMemory {
-    /// Bytes in all.
-    pub limit: u64,
-    /// Tasks share one process.
-    pub shared: bool,
-}
-
-impl LocalMemory {
-    /// Bytes that are held whatever runs.
-    pub fn base(&self, plan: &FinalizedPlan) -> u64 {
-        if self.shared { plan.plan.reserved_mem } else { 0 }
-    }
-
-    /// Bytes that a task of a stage adds.
-    pub fn bytes(&self, plan: &FinalizedPlan, stage: StageId) -> u64 {
-        let estimate = &plan.layout(stage).estimate;
-        if self.shared { estimate.per_task() } else { estimate.total() }
     }
 }
 
