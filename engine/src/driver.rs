@@ -1,26 +1,30 @@
 //! A run from start to end: order, retries, budgets, journal, commit.
 //!
-//! The driver hands out ranges of tasks; executors pull them. A stage is ready when the stages that it reads from are
-//! finished; tasks are admitted while their projections fit `local_mem` together; what that leaves over keeps
+//! The driver hands out ranges of tasks; executors pull them (`driver/queue.rs`). A task is ready when what it reads is finished;
+//! tasks are admitted while their projections fit `local_mem` together; what that leaves over keeps
 //! intermediates in memory, where tasks run in this process.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+mod finished;
+mod queue;
+
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use crate::events::{Event, Observer, RunReport, StageReport};
-use crate::executor::{Executor, ExecutorError, Next, TaskSource};
+use crate::events::{Event, Observer, RunReport};
+use crate::executor::{Executor, ExecutorError};
 use crate::journal::Journal;
 use crate::machine;
-use crate::plan::{ArrayId, FinalizedPlan, LocalMemory, Place, PlanError, Stage, StageId};
+use crate::plan::{FinalizedPlan, LocalMemory, Place, PlanError};
 use crate::session::{Session, SessionError};
 use crate::spec::Spec;
 use crate::storage::{StorageError, Store, Stores, TierStore, identity};
-use crate::task::{FailureKind, RunAddress, TaskFailure, TaskOutcome, TaskRequest};
+use crate::task::{RunAddress, TaskFailure};
 use crate::user::KernelRegistry;
 use crate::worker::{Cancel, RunContext};
+
+use queue::{Folder, Queue};
 
 /// Why a run did not end well. Nothing is published then; finished work stays in the work directory.
 #[derive(Debug, Error)]
@@ -61,11 +65,6 @@ pub struct Run<'a> {
     /// Stops the run when asked.
     pub cancel: Cancel,
 }
-
-/// A task is tried so often.
-const MAX_ATTEMPTS: u32 = 3;
-/// Tasks in one request, at most: what is lost with a worker.
-const MAX_BATCH: u64 = 64;
 
 /// Runs a plan.
 ///
@@ -141,7 +140,7 @@ fn finish(
     folder: &str,
 ) -> Result<RunReport, RunError> {
     let journaled = journal.flush();
-    let state = queue.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let state = queue.into_state();
     // An executor that has no workers fails its tasks too; it knows better why.
     executed?;
     if let Some(error) = state.error {
@@ -151,8 +150,8 @@ fn finish(
         return Err(RunError::Cancelled { run: folder.to_owned(), work_dir: run.spec.work_dir.clone() });
     }
     journaled.map_err(RunError::Work)?;
-    if let Some(open) = state.stages.iter().zip(&plan.plan().stages).find(|(p, s)| p.done != s.n_tasks()) {
-        return Err(RunError::Receipts(format!("stage `{}` has {} of {} tasks finished", open.1.name, open.0.done, open.1.n_tasks())));
+    if let Some(open) = state.stages.iter().zip(&plan.plan().stages).find(|(p, s)| p.finished.count() != s.n_tasks()) {
+        return Err(RunError::Receipts(format!("stage `{}` has {} of {} tasks finished", open.1.name, open.0.finished.count(), open.1.n_tasks())));
     }
     run.session.commit(plan)?;
     Ok(RunReport {
@@ -167,259 +166,4 @@ fn finish(
 /// Removes what a successful run leaves; failing to is no failure of the run.
 fn clean(work: &dyn Store, folder: &str) {
     let _ = work.remove(&format!("{folder}/"));
-}
-
-/// The run's folder in the work directory.
-#[derive(Clone, Copy)]
-struct Folder<'a> {
-    /// Where intermediates are: the work directory, or a memory tier over it.
-    between: &'a dyn Store,
-    name: &'a str,
-    journal: &'a Journal,
-}
-
-impl Folder<'_> {
-    /// Removes intermediates that nobody reads any more, once it is journaled that their readers are finished.
-    ///
-    /// The journal outlives this process, not a power cut: who resumes a run must look whether what a receipt names is there. That
-    /// something cannot be removed is no failure; it goes with the folder.
-    fn remove_superseded(&self, arrays: &[String]) -> Result<(), StorageError> {
-        if arrays.is_empty() {
-            return Ok(());
-        }
-        self.journal.flush()?;
-        for array in arrays {
-            let _ = self.between.remove(&format!("{}/{array}/", self.name));
-        }
-        Ok(())
-    }
-}
-
-/// The tasks that are left, and what is known of those that are not.
-struct Queue<'a> {
-    plan: &'a FinalizedPlan,
-    run: &'a Run<'a>,
-    local: LocalMemory,
-    /// Bytes that tasks may hold together.
-    room: u64,
-    slots: usize,
-    folder: Folder<'a>,
-    state: Mutex<State>,
-    changed: Condvar,
-}
-
-struct State {
-    stages: Vec<Progress>,
-    again: VecDeque<(Instant, TaskRequest)>,
-    attempts: HashMap<(StageId, u64), u32>,
-    in_flight: usize,
-    in_flight_bytes: u64,
-    retries: u64,
-    worker_peak_bytes: Option<u64>,
-    error: Option<RunError>,
-}
-
-struct Progress {
-    /// First task that was not handed out yet.
-    next: u64,
-    done: u64,
-    report: StageReport,
-}
-
-impl<'a> Queue<'a> {
-    fn new(plan: &'a FinalizedPlan, run: &'a Run<'a>, local: LocalMemory, room: u64, folder: Folder<'a>) -> Queue<'a> {
-        let stages = plan.stages().map(|(_, stage, layout)| Progress {
-            next: 0,
-            done: 0,
-            report: StageReport { name: stage.name.clone(), tasks: stage.n_tasks(), projected_bytes: layout.estimate.total(), ..StageReport::default() },
-        });
-        let state = State {
-            stages: stages.collect(),
-            again: VecDeque::new(),
-            attempts: HashMap::new(),
-            in_flight: 0,
-            in_flight_bytes: 0,
-            retries: 0,
-            worker_peak_bytes: None,
-            error: None,
-        };
-        Queue { plan, run, local, room, slots: run.executor.slots(), folder, state: Mutex::new(state), changed: Condvar::new() }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn tell(&self, event: &Event<'_>) {
-        self.run.observers.iter().for_each(|o| o.on(event));
-    }
-
-    fn bytes(&self, stage: StageId) -> u64 {
-        self.local.bytes(self.plan, stage)
-    }
-
-    fn admits(&self, state: &State, stage: StageId) -> bool {
-        state.in_flight_bytes + self.bytes(stage) <= self.room
-    }
-
-    fn hand_out(&self, state: &mut State, request: TaskRequest) -> Next {
-        state.in_flight += 1;
-        state.in_flight_bytes += self.bytes(request.stage);
-        Next::Run(request)
-    }
-
-    fn is_finished(&self, state: &State, stage: StageId) -> bool {
-        state.stages[stage.0].done == self.plan.plan().stages[stage.0].n_tasks()
-    }
-
-    /// Names of the intermediates that a stage read and that no other stage will.
-    fn superseded(&self, state: &State, ended: StageId) -> Vec<String> {
-        let plan = self.plan.plan();
-        let reads = |stage: &Stage, id: &ArrayId| stage.inputs.iter().any(|i| i.sources.contains(id));
-        let mut read: Vec<ArrayId> = plan.stages[ended.0].inputs.iter().flat_map(|i| i.sources.iter().copied()).collect();
-        read.sort_unstable();
-        read.dedup();
-        read.retain(|id| {
-            let open = |(i, stage): (usize, &Stage)| reads(stage, id) && !self.is_finished(state, StageId(i));
-            plan.array(*id).place == Place::Work && !plan.stages.iter().enumerate().any(open)
-        });
-        read.iter().map(|id| plan.array(*id).name.clone()).collect()
-    }
-
-    /// Puts what a failed request left undone back, or ends the run.
-    fn failed(&self, state: &mut State, outcome: &TaskOutcome, failure: &TaskFailure) {
-        let stage = outcome.request.stage;
-        let attempts = state.attempts.entry((stage, failure.task)).or_insert(0);
-        *attempts += 1;
-        let attempts = *attempts;
-        if failure.kind == FailureKind::Cancelled {
-            return;
-        }
-        if !failure.kind.is_worth_retrying() || attempts >= MAX_ATTEMPTS {
-            state.error.get_or_insert(RunError::Task { failure: failure.clone(), attempts });
-            return;
-        }
-        state.retries += 1;
-        let end = outcome.request.first + outcome.request.count;
-        let not_before = Instant::now() + Duration::from_millis(50 << attempts.min(6));
-        // The task that failed alone, so that what comes after it does not wait for its next failure.
-        state.again.push_back((not_before, TaskRequest { stage, first: failure.task, count: 1, attempt: attempts }));
-        if failure.task + 1 < end {
-            state
-                .again
-                .push_back((Instant::now(), TaskRequest { stage, first: failure.task + 1, count: end - failure.task - 1, attempt: outcome.request.attempt }));
-        }
-    }
-
-    /// The tasks' receipts name exactly the chunks that the plan gives to them.
-    fn check_receipts(&self, outcome: &TaskOutcome) -> Result<(), RunError> {
-        let plan = self.plan.plan();
-        let stage = &plan.stages[outcome.request.stage.0];
-        for (i, report) in outcome.done.iter().enumerate() {
-            let coords = stage.tasks.coords(report.task);
-            let mut left = report.receipts.len() as u64;
-            let mut right = report.task == outcome.request.first + i as u64;
-            for output in &stage.outputs {
-                let grid = plan.array(output.array).info.objects();
-                let chunks = grid.overlapping(&stage.output_region(output, &coords));
-                let mine = report.receipts.iter().filter(|r| r.array == output.array);
-                let mut seen: Vec<u64> = mine.map(|r| r.chunk).collect();
-                seen.sort_unstable();
-                seen.dedup();
-                let inside = |c: &u64| grid.coords(*c).iter().zip(chunks.start.iter().zip(&chunks.shape)).all(|(c, (s, n))| s <= c && *c < s + n);
-                right &= seen.len() as u64 == chunks.n_elements() && seen.iter().all(inside);
-                left = left.saturating_sub(seen.len() as u64);
-            }
-            if !right || left != 0 {
-                return Err(RunError::Receipts(format!("task {} of stage `{}`", report.task, stage.name)));
-            }
-        }
-        Ok(())
-    }
-}
-
-impl TaskSource for Queue<'_> {
-    fn try_next(&self) -> Next {
-        let mut state = self.lock();
-        if state.error.is_some() || self.run.cancel.is_cancelled() {
-            return if state.in_flight == 0 { Next::Stop } else { Next::Wait };
-        }
-        let now = Instant::now();
-        if let Some(at) = state.again.iter().position(|(t, r)| *t <= now && self.admits(&state, r.stage))
-            && let Some((_, request)) = state.again.remove(at)
-        {
-            return self.hand_out(&mut state, request);
-        }
-        let mut all_out = state.again.is_empty();
-        for (id, stage, _) in self.plan.stages() {
-            let n = stage.n_tasks();
-            let next = state.stages[id.0].next;
-            all_out &= next >= n;
-            let ready = stage.after.iter().all(|s| self.is_finished(&state, *s));
-            if next >= n || !ready || !self.admits(&state, id) {
-                continue;
-            }
-            let batch = (n / (16 * self.slots as u64)).clamp(1, MAX_BATCH).min(n - next);
-            state.stages[id.0].next += batch;
-            let request = TaskRequest { stage: id, first: next, count: batch, attempt: 0 };
-            let handed = self.hand_out(&mut state, request);
-            drop(state);
-            if next == 0 {
-                self.tell(&Event::StageStarted { stage: id });
-            }
-            return handed;
-        }
-        if all_out && state.in_flight == 0 { Next::Stop } else { Next::Wait }
-    }
-
-    fn wait(&self) {
-        let state = self.lock();
-        if state.in_flight > 0 || !state.again.is_empty() {
-            // A little at a time: a delayed retry comes due, or the run is cancelled, without anybody's signal.
-            drop(self.changed.wait_timeout(state, Duration::from_millis(20)));
-        }
-    }
-
-    fn finished(&self, outcome: TaskOutcome) {
-        let id = outcome.request.stage;
-        let checked = self.check_receipts(&outcome).and_then(|()| self.folder.journal.record(&outcome).map_err(RunError::Work));
-        let mut retried = None;
-        let (ended, superseded) = {
-            let mut state = self.lock();
-            state.in_flight -= 1;
-            state.in_flight_bytes -= self.bytes(id);
-            state.worker_peak_bytes = state.worker_peak_bytes.max(outcome.worker_peak_bytes);
-            if let Err(error) = checked {
-                state.error.get_or_insert(error);
-            }
-            let progress = &mut state.stages[id.0];
-            progress.done += outcome.done.len() as u64;
-            for report in &outcome.done {
-                progress.report.traffic.add(report.traffic);
-                progress.report.cpu += Duration::from_nanos(report.cpu_ns);
-                progress.report.peak_bytes = progress.report.peak_bytes.max(report.peak_bytes);
-            }
-            let ended = progress.done == self.plan.plan().stages[id.0].n_tasks() && !outcome.done.is_empty();
-            let superseded = if ended && state.error.is_none() { self.superseded(&state, id) } else { Vec::new() };
-            if let Some(failure) = &outcome.failure {
-                let before = state.retries;
-                self.failed(&mut state, &outcome, failure);
-                if state.retries > before {
-                    retried = Some((failure.clone(), state.attempts.get(&(id, failure.task)).copied().unwrap_or(1)));
-                }
-            }
-            (ended, superseded)
-        };
-        if let Err(error) = self.folder.remove_superseded(&superseded) {
-            self.lock().error.get_or_insert(RunError::Work(error));
-        }
-        self.changed.notify_all();
-        self.tell(&Event::Outcome { outcome: &outcome });
-        if let Some((failure, attempt)) = &retried {
-            self.tell(&Event::Retried { failure, attempt: *attempt });
-        }
-        if ended {
-            self.tell(&Event::StageEnded { stage: id });
-        }
-    }
 }

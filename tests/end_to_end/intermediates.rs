@@ -103,10 +103,10 @@ impl Store for Watched {
     }
 }
 
-/// Four stages one after the other, with three arrays between them.
+/// Four stages one after the other, with three arrays between them. Every chunk needs all of those before it.
 fn chain(output: &str, spec: &Spec) -> Planned {
     let mut x = freestone::random_uniform(&[240, 200], 0.5, 1.0, 7, DType::Float32, &[20, 200]).unwrap();
-    for chunks in [[240, 20], [40, 100], [120, 50]] {
+    for chunks in [[240, 20], [20, 200], [240, 40]] {
         x = x.rechunk(&chunks).unwrap() * 2.0;
     }
     let planned = freestone::plan(&[Target::array(&x, output).codec(CodecName::None)], spec).unwrap();

@@ -14,6 +14,7 @@ mod intermediates;
 mod memory;
 mod processes;
 mod quad_means;
+mod readiness;
 mod rearranged;
 mod regions;
 mod standard;

@@ -8,6 +8,7 @@ mod inline;
 mod layout;
 mod local;
 pub mod lower;
+pub mod reads;
 #[cfg(test)]
 pub(crate) mod tests;
 

@@ -18,7 +18,7 @@ use super::{ByteRange, StorageError, Store};
 /// What is in memory is lost with the process, and with the run that it belongs to: a receipt for it in the journal is then one for
 /// nothing. Who resumes such a run must look which of the objects that receipts name are there, and compute the others again.
 ///
-/// Objects of 256 KB and more are mappings of their own, smaller ones share some ([`Slab`]), by folder: intermediates are removed array
+/// Objects of 256 KB and more are mappings of their own, smaller ones share some, by folder: intermediates are removed array
 /// by array, and their memory is then the system's again, whatever the program's allocator keeps.
 pub struct TierStore {
     below: Arc<dyn Store>,
