@@ -112,7 +112,7 @@ fn apply(x: &Array, step: &Step) -> Array {
         Step::Roll(by) => x.roll(*by, 0).unwrap(),
         Step::Flip(axis) => x.flip(*axis as i64).unwrap(),
         Step::Transpose => x.permute_dims(&[1, 0]).unwrap(),
-        Step::Flat(rows) if shape[0] * shape[1] % rows == 0 => x.reshape(&[*rows as i64, -1]).unwrap(),
+        Step::Flat(rows) if (shape[0] * shape[1]).is_multiple_of(*rows) => x.reshape(&[*rows as i64, -1]).unwrap(),
         Step::Flat(_) => x.reshape(&[1, -1]).unwrap(),
         Step::Take => x.take(&(0..shape[0] as i64).map(|i| i * 7 % shape[0] as i64).collect::<Vec<_>>(), 0).unwrap(),
         Step::Every(n) => x.slice(0, None, None, *n).unwrap(),

@@ -1,6 +1,9 @@
 //! What a run holds of this machine's memory: tasks, and between them intermediates.
 
+use std::fmt;
+
 use super::{FinalizedPlan, Place, PlanError, StageId};
+use crate::memory::size;
 use crate::storage::TierStore;
 
 /// How much the local machine may hold, and how tasks share it.
@@ -40,6 +43,13 @@ impl LocalProjection {
     /// All parts.
     pub fn total(&self) -> u64 {
         self.base.saturating_add(self.tasks).saturating_add(self.kept)
+    }
+}
+
+impl fmt::Display for LocalProjection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "projected memory {}: {} reserved, {} for tasks", size(self.total()), size(self.base), size(self.tasks))?;
+        if self.kept > 0 { write!(f, ", up to {} of intermediates", size(self.kept)) } else { Ok(()) }
     }
 }
 
