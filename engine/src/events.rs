@@ -48,8 +48,11 @@ pub struct RunReport {
     pub peak_rss_bytes: u64,
     /// Highest resident memory of a worker process, where there were some.
     pub worker_peak_bytes: Option<u64>,
-    /// Projected memory of the process that ran tasks: of this one with all its tasks, or of one worker process.
+    /// Projected memory of the process that ran tasks: of this one with all its tasks and the intermediates that it keeps, or of one worker
+    /// process.
     pub projected_bytes: u64,
+    /// The most bytes of intermediates that this process kept in memory at once.
+    pub kept_bytes: u64,
     /// Tasks that were tried again.
     pub retries: u64,
 }
@@ -100,6 +103,9 @@ impl fmt::Display for RunReport {
         }
         writeln!(f, "read {} in {} requests, wrote {} in {}", size(all.bytes_read), all.reads, size(all.bytes_written), all.writes)?;
         writeln!(f, "{:.2} s, {:.2} s of CPU, {} at once, {} tried again", self.wall.as_secs_f64(), self.process_cpu.as_secs_f64(), self.slots, self.retries)?;
+        if self.kept_bytes > 0 {
+            writeln!(f, "kept up to {} of intermediates in memory", size(self.kept_bytes))?;
+        }
         write!(f, "peak memory {} measured, {} projected", size(self.worker_peak_bytes.unwrap_or(self.peak_rss_bytes)), size(self.projected_bytes))
     }
 }

@@ -11,6 +11,7 @@ use std::io::{self, Write};
 use std::process;
 
 use freestone::engine::driver::RunError;
+use freestone::engine::plan::LocalMemory;
 use freestone::limits::Limits;
 use freestone::progress::Progress;
 use freestone::{Cancel, Error, ExitCode, Options, Target};
@@ -44,12 +45,18 @@ struct Mode {
 fn execute(targets: &[Target], limits: &Limits, mode: Mode) -> Result<(), Failure> {
     let spec = limits.spec()?;
     let planned = freestone::plan(targets, &spec)?;
+    let executor = limits.executor(&spec).map_err(RunError::from)?;
     if mode.plan_only {
-        return say(&if mode.json { report::plan(planned.plan()).to_string() } else { planned.plan().to_string() });
+        let local = LocalMemory { limit: spec.local_mem, shared: executor.shares_process() };
+        let here = planned.plan().projected_local_mem(executor.slots(), &local);
+        return say(&if mode.json {
+            report::plan(planned.plan(), here.ok()).to_string()
+        } else {
+            format!("{}\n{}, {} at once: {}", planned.plan(), executor.name(), executor.slots(), here.map_or_else(|e| e.to_string(), |p| p.to_string()))
+        });
     }
     // With JSON, one object is all that is said.
     let said = if mode.json { Ok(()) } else { say(&planned.plan().to_string()) };
-    let executor = limits.executor(&spec).map_err(RunError::from)?;
     let cancel = Cancel::default();
     let asked = cancel.clone();
     // The first request ends cleanly, the second at once.

@@ -1,12 +1,12 @@
 //! What a plan is and what a run took, as JSON.
 
 use freestone::RunReport;
-use freestone::engine::plan::{ArrayId, FinalizedPlan, Place, Plan};
+use freestone::engine::plan::{ArrayId, FinalizedPlan, LocalProjection, Place, Plan};
 use freestone::engine::storage::join;
 use serde_json::{Map, Value, json};
 
-/// A plan: its stages with tasks, arrays and projected memory. All sizes are bytes.
-pub(crate) fn plan(finalized: &FinalizedPlan) -> Value {
+/// A plan: its stages with tasks, arrays and projected memory, and what this machine would hold if all of it has room. All sizes are bytes.
+pub(crate) fn plan(finalized: &FinalizedPlan, here: Option<LocalProjection>) -> Value {
     let plan = finalized.plan();
     let stages = finalized.stages().map(|(_, stage, layout)| {
         let memory: Map<String, Value> =
@@ -26,6 +26,7 @@ pub(crate) fn plan(finalized: &FinalizedPlan) -> Value {
         "allowed_mem": plan.allowed_mem,
         "reserved_mem": plan.reserved_mem,
         "projected_mem": finalized.projected_mem(),
+        "local_mem": here.map(|p| json!({"projected_mem": p.total(), "base": p.base, "tasks": p.tasks, "intermediates": p.kept})),
         "tasks": plan.stages.iter().map(|s| s.n_tasks()).fold(0, u64::saturating_add),
         "stages": stages.collect::<Vec<_>>(),
     })
@@ -70,6 +71,7 @@ pub(crate) fn run(report: &RunReport) -> Value {
         "slots": report.slots,
         "retries": report.retries,
         "projected_mem": report.projected_bytes,
+        "kept_mem": report.kept_bytes,
         "peak_mem": report.peak_rss_bytes,
         "worker_peak_mem": report.worker_peak_bytes,
     })

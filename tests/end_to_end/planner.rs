@@ -61,7 +61,12 @@ fn a_climate_archive_is_rechunked_in_three_copies() {
         let plan = plan(&x, &place, &spec);
         let stages = &plan.plan().stages;
         let (requests, written) = traffic(&plan);
-        println!("{} copies, {} tasks, {written} bytes, {requests} requests, {} projected", stages.len(), stages.iter().map(|s| s.n_tasks()).sum::<u64>(), plan.projected_mem());
+        println!(
+            "{} copies, {} tasks, {written} bytes, {requests} requests, {} projected",
+            stages.len(),
+            stages.iter().map(|s| s.n_tasks()).sum::<u64>(),
+            plan.projected_mem()
+        );
         assert!(stages.iter().all(|s| s.n_tasks() >= 1000));
         assert!(stages.len() <= 3 && written <= 4_400_000_000_000 && requests <= 250_000, "{} copies, {written} bytes, {requests} requests", stages.len());
         assert!(plan.to_string().contains("in 3 copies"), "{plan}");
@@ -254,7 +259,13 @@ fn products_of_matrices_in_any_shape_of_memory() {
     product(&a1, &b2, &spec, 1, &(&wa + 1.0).dot(&(&wb * 2.0)));
     product(&a.flip(0).unwrap(), &b, &spec, 1, &wa.slice(ndarray::s![..;-1, ..]).dot(&wb));
     product(&a.flip(1).unwrap(), &b.flip(0).unwrap(), &spec, 1, &wa.dot(&wb));
-    product(&a.slice(1, Some(1), None, 2).unwrap(), &b.slice(0, None, None, 2).unwrap(), &spec, 1, &wa.slice(ndarray::s![.., 1..;2]).dot(&wb.slice(ndarray::s![..;2, ..])));
+    product(
+        &a.slice(1, Some(1), None, 2).unwrap(),
+        &b.slice(0, None, None, 2).unwrap(),
+        &spec,
+        1,
+        &wa.slice(ndarray::s![.., 1..;2]).dot(&wb.slice(ndarray::s![..;2, ..])),
+    );
     product(&a, &a.matrix_transpose().unwrap(), &spec, 1, &wa.dot(&wa.t()));
     product(&a.roll(3, 1).unwrap(), &b.roll(3, 0).unwrap(), &spec, 1, &wa.dot(&wb));
     let ones = freestone::ones(&[1, 90], DType::Float64, &[1, 90]).unwrap().broadcast_to(&[20, 90]).unwrap();
@@ -297,7 +308,8 @@ fn running_sums_over_any_number_of_blocks() {
             let mut expect = whole.clone();
             expect.accumulate_axis_inplace(Axis(0), |a, b| *b += a);
             assert_eq!(freestone::compute_with::<i64>(&sum, &spec, &Serial).unwrap(), expect, "{blocks} blocks, {parallelism}");
-            let most = store.counts().reads.iter().filter(|(k, _)| k.contains("/c/")).map(|(k, n)| n - before.reads.get(k).copied().unwrap_or(0)).max().unwrap();
+            let most =
+                store.counts().reads.iter().filter(|(k, _)| k.contains("/c/")).map(|(k, n)| n - before.reads.get(k).copied().unwrap_or(0)).max().unwrap();
             assert!(most <= 2, "{blocks} blocks, {parallelism}: a chunk is read {most} times");
             let plan = plan(&sum, &place, &spec);
             let large = plan.plan().arrays.iter().filter(|a| a.place == ArrayPlace::Work && a.info.n_bytes() > 8 * 2 * u128::from(columns) * 260);

@@ -7,7 +7,9 @@ mod cut;
 mod explain;
 mod inline;
 mod layout;
+mod local;
 pub mod lower;
+pub mod reads;
 mod rechunk;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -28,6 +30,7 @@ use crate::storage::array::ArrayInfo;
 use crate::storage::codec::CodecError;
 
 pub use layout::{InputLayout, OutputLayout, ReadMode, StageLayout};
+pub use local::{LocalMemory, LocalProjection};
 
 /// Version of the plan's format. A plan of another version is refused.
 pub const FORMAT: u32 = 2;
@@ -351,23 +354,20 @@ impl Stage {
         self.tasks.n_chunks()
     }
 
-    /// Coordinates of a task by its number: in C order, but for the axis of the sweep, which comes last.
+    /// The axes of the tasks in the order in which tasks are counted: C order, but for the axis of the sweep, which comes last.
+    pub fn order(&self) -> Vec<usize> {
+        (0..self.tasks.axes().len()).filter(|d| Some(*d) != self.sweep).chain(self.sweep).collect()
+    }
+
+    /// Coordinates of a task by its number.
     pub fn task_coords(&self, number: u64) -> Vec<u64> {
         let counts = self.tasks.chunk_counts();
         let (mut rest, mut coords) = (number, vec![0; counts.len()]);
-        let others = (0..counts.len()).rev().filter(|d| Some(*d) != self.sweep);
-        for d in self.sweep.into_iter().chain(others) {
+        for d in self.order().into_iter().rev() {
             coords[d] = rest % counts[d].max(1);
             rest /= counts[d].max(1);
         }
         coords
-    }
-
-    /// The number of the task at coordinates: the inverse of [`task_coords`](Stage::task_coords).
-    pub fn task_number(&self, coords: &[u64]) -> u64 {
-        let counts = self.tasks.chunk_counts();
-        let others = (0..counts.len()).filter(|d| Some(*d) != self.sweep);
-        others.chain(self.sweep).fold(0, |n, d| n * counts[d] + coords[d])
     }
 
     /// The part of output `output` that task `coords` writes.
@@ -695,24 +695,6 @@ impl FinalizedPlan {
         self.layouts.iter().map(|l| l.estimate.total()).max().unwrap_or(self.plan.reserved_mem)
     }
 
-    /// Projected memory of the whole local machine for the stage that needs most: the tasks that run at once, and reserved memory
-    /// once if they share a process, else once for each.
-    ///
-    /// # Errors
-    /// Where a stage has no room for one task.
-    pub fn projected_local_mem(&self, slots: usize, local: &LocalMemory) -> Result<u64, PlanError> {
-        let mut most = local.base(self);
-        for (id, stage, layout) in self.stages() {
-            let each = local.bytes(self, id).max(1);
-            let room = local.limit.saturating_sub(local.base(self)) / each;
-            match room.min(slots as u64).min(stage.n_tasks().max(1)) {
-                0 => return Err(PlanError::ExceedsLocalMemory { stage: stage.name.clone(), projected: layout.estimate.total(), allowed: local.limit }),
-                n => most = most.max(local.base(self) + n * each),
-            }
-        }
-        Ok(most)
-    }
-
     /// The bytes that travel.
     ///
     /// # Errors
@@ -732,28 +714,6 @@ impl FinalizedPlan {
     /// As [`Plan::finalize`].
     pub fn from_bytes(bytes: &[u8]) -> Result<FinalizedPlan, PlanError> {
         serde_json::from_slice::<Plan>(bytes).map_err(|e| PlanError::Malformed(e.to_string()))?.finalize()
-    }
-}
-
-/// How much the local machine may hold, and how tasks share it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LocalMemory {
-    /// Bytes in all.
-    pub limit: u64,
-    /// Tasks share one process.
-    pub shared: bool,
-}
-
-impl LocalMemory {
-    /// Bytes that are held whatever runs.
-    pub fn base(&self, plan: &FinalizedPlan) -> u64 {
-        if self.shared { plan.plan.reserved_mem } else { 0 }
-    }
-
-    /// Bytes that a task of a stage adds.
-    pub fn bytes(&self, plan: &FinalizedPlan, stage: StageId) -> u64 {
-        let estimate = &plan.layout(stage).estimate;
-        if self.shared { estimate.per_task() } else { estimate.total() }
     }
 }
 

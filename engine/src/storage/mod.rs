@@ -1,6 +1,6 @@
 //! Encoded bytes, in and out.
 //!
-//! Stores move whole objects and ranges of them ([`Store`]: [`LocalStore`], [`MemoryStore`], object stores); [`mod@array`] says
+//! Stores move whole objects and ranges of them ([`Store`]: [`LocalStore`], [`MemoryStore`], object stores; [`TierStore`] over another); [`mod@array`] says
 //! how an array's chunks lie in a store; [`codec`] turns encoded bytes into blocks and back, by zarrs' codecs, with guards and
 //! bounds; [`reader`] does all of it for one chunk.
 
@@ -16,6 +16,7 @@ pub mod metadata;
 mod object;
 pub mod reader;
 pub(crate) mod shard;
+mod tier;
 mod zstd_bound;
 
 use std::collections::HashMap;
@@ -29,6 +30,7 @@ pub use array::{ArrayInfo, Keys, StoredArray};
 pub use encoding::{CodecName, Encoding};
 pub use local::LocalStore;
 pub use memory::{Counts, MemoryStore};
+pub use tier::TierStore;
 
 /// Why bytes did not move.
 #[derive(Clone, Debug, Error)]
@@ -219,6 +221,13 @@ impl Stores {
     pub fn extend(&self, other: &Stores) {
         let theirs: Vec<_> = other.open.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
         theirs.into_iter().for_each(|s| self.insert(s));
+    }
+
+    /// The same stores, but with this one at a URL.
+    pub fn with(&self, url: &str, store: Arc<dyn Store>) -> Stores {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        open.insert(url.trim_end_matches('/').to_owned(), store);
+        Stores { open: Arc::new(Mutex::new(open)) }
     }
 
     /// The store at a URL: a path, `file://…`, with the feature `object-stores` `s3://bucket/prefix` and `http(s)://host/prefix`, with

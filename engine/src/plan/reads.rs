@@ -1,0 +1,262 @@
+//! Which tasks of earlier stages must be finished before a task can run.
+//!
+//! Answered from read maps when a request comes near its turn: nothing is kept for each chunk, and planning does not ask.
+
+use std::ops::Range;
+
+use super::{ArrayId, Kernel, OutAxis, Plan, Stage, StageId, StageOutput};
+use crate::flat::flat_bounds;
+use crate::grid::{Region, try_for_each_coord};
+use crate::readmap::{AxisMap, Origin};
+
+/// Tasks of a stage, in its order.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TaskRange {
+    /// The stage.
+    pub stage: StageId,
+    /// First task.
+    pub first: u64,
+    /// After the last.
+    pub end: u64,
+}
+
+/// What a request reads is not known by more ranges than these: it waits for whole stages then.
+const MAX_RANGES: usize = 4096;
+/// Nor is it found by looking at more pieces of read maps, and entries of lists of indices.
+const MAX_LOOKED_AT: usize = 65_536;
+
+/// For each array, the stage that writes it and which of its outputs it is.
+pub fn writers(plan: &Plan) -> Vec<Option<(StageId, usize)>> {
+    let mut writers = vec![None; plan.arrays.len()];
+    for (i, stage) in plan.stages.iter().enumerate() {
+        stage.outputs.iter().enumerate().for_each(|(j, o)| writers[o.array.0] = Some((StageId(i), j)));
+    }
+    writers
+}
+
+/// What a range of a stage's tasks waits for: at least all tasks whose results it reads, in disjoint rising ranges.
+///
+/// Cost: bounded, whatever the plan. Where it would take more, it is all tasks of the stages that are read.
+pub fn tasks_read(plan: &Plan, writers: &[Option<(StageId, usize)>], stage: StageId, tasks: Range<u64>) -> Vec<TaskRange> {
+    let whole = |stage: &StageId| TaskRange { stage: *stage, first: 0, end: plan.stages[stage.0].n_tasks() };
+    let after = &plan.stages[stage.0].after;
+    let mut search = Search { plan, writers, ranges: Vec::new(), left: MAX_LOOKED_AT };
+    match search.stage(&plan.stages[stage.0], tasks) {
+        Some(()) => {
+            // Whatever else it waits for, it does not read.
+            let reads = |s: &&StageId| plan.stages[stage.0].inputs.iter().flat_map(|i| &i.sources).any(|a| writers[a.0].is_some_and(|w| w.0 == **s));
+            search.ranges.extend(after.iter().filter(|s| !reads(s)).map(whole));
+            merge(&mut search.ranges);
+            search.ranges
+        }
+        None => after.iter().map(whole).collect(),
+    }
+}
+
+/// Sorts ranges and joins those that touch.
+fn merge(ranges: &mut Vec<TaskRange>) {
+    ranges.sort_unstable();
+    ranges.dedup_by(|next, last| {
+        let touches = next.stage == last.stage && next.first <= last.end;
+        if touches {
+            last.end = last.end.max(next.end);
+        }
+        touches
+    });
+}
+
+struct Search<'a> {
+    plan: &'a Plan,
+    writers: &'a [Option<(StageId, usize)>],
+    ranges: Vec<TaskRange>,
+    /// What may still be looked at.
+    left: usize,
+}
+
+// Everything here ends with `None` where it would take too long.
+impl Search<'_> {
+    fn stage(&mut self, stage: &Stage, tasks: Range<u64>) -> Option<()> {
+        for number in tasks {
+            let coords = stage.task_coords(number);
+            for (i, input) in stage.inputs.iter().enumerate() {
+                if input.sources.iter().all(|s| self.writers[s.0].is_none()) {
+                    continue;
+                }
+                let region = match &stage.kernel {
+                    Kernel::Scan { axis, .. } if stage.kernel.carry() == Some(i) => {
+                        let mut region = stage.tasks.region(&coords);
+                        (region.start[*axis], region.shape[*axis]) = (coords[*axis], 1);
+                        region
+                    }
+                    Kernel::Map(_) | Kernel::Reduce { .. } | Kernel::Scan { .. } | Kernel::Contract { .. } => stage.tasks.region(&coords),
+                    Kernel::User { blocks, .. } => blocks[i].region(&coords),
+                };
+                if region.n_elements() == 0 {
+                    continue;
+                }
+                self.left = self.left.checked_sub(input.map.pieces().len())?;
+                for piece in input.map.restrict(&region) {
+                    match &piece.from {
+                        Origin::Fill(_) => {}
+                        Origin::Source { source, axes } => {
+                            let id = input.sources[*source];
+                            let shape = self.plan.array(id).info.shape();
+                            let spans = axes.iter().zip(&shape).map(|(axis, n)| self.span(axis, &piece.to.shape, *n)).collect::<Option<Vec<_>>>()?;
+                            self.read(id, &spans)?;
+                        }
+                        Origin::Flat => {
+                            let at = |index: &mut dyn Iterator<Item = u64>| index.zip(input.map.shape()).fold(0, |at, (i, n)| at * n + i);
+                            let first = at(&mut region.start.iter().copied());
+                            let last = at(&mut region.start.iter().zip(&region.shape).map(|(s, n)| s + n - 1));
+                            let touched = flat_bounds(&self.plan.array(input.sources[0]).info.shape(), first, last);
+                            let spans: Vec<(u64, u64)> = touched.start.iter().zip(&touched.shape).map(|(s, n)| (*s, s + n - 1)).collect();
+                            self.read(input.sources[0], &spans)?;
+                        }
+                    }
+                }
+            }
+        }
+        Some(())
+    }
+
+    /// The lowest and the highest index along an axis of `n` elements, over a box of `to` elements.
+    fn span(&mut self, axis: &AxisMap, to: &[u64], n: u64) -> Option<(u64, u64)> {
+        match axis {
+            AxisMap::Fixed(x) => Some((*x, *x)),
+            AxisMap::Along { axis: d, .. } => {
+                let (a, b) = (axis.at(0), axis.at(to[*d] - 1));
+                Some((a.min(b), a.max(b)))
+            }
+            AxisMap::Gather { axis: d, .. } => {
+                self.left = self.left.checked_sub(usize::try_from(to[*d]).ok()?)?;
+                Some((0..to[*d]).map(|j| axis.at(j)).fold((n, 0), |(lo, hi), x| (lo.min(x), hi.max(x))))
+            }
+        }
+    }
+
+    /// Adds the tasks that write a box of an array, given by its first and last elements.
+    fn read(&mut self, array: ArrayId, spans: &[(u64, u64)]) -> Option<()> {
+        let Some((id, output)) = self.writers[array.0] else { return Some(()) };
+        let writer = &self.plan.stages[id.0];
+        let (order, counts) = (writer.order(), writer.tasks.chunk_counts());
+        let counts: Vec<u64> = order.iter().map(|d| counts[*d]).collect();
+        let tasks = writing_tasks(writer, &writer.outputs[output], spans);
+        let (start, shape) = order.iter().map(|d| (tasks.start[*d], tasks.shape[*d])).unzip();
+        let tasks = Region { start, shape };
+        // Axes at the end that are whole, and the one before them, are one range.
+        let mut inner = counts.len();
+        while inner > 0 && tasks.shape[inner - 1] == counts[inner - 1] {
+            inner -= 1;
+        }
+        let below: u64 = counts[inner..].iter().product();
+        let Some(last) = inner.checked_sub(1) else {
+            self.ranges.push(TaskRange { stage: id, first: 0, end: below });
+            return self.check();
+        };
+        let outer = Region { start: tasks.start[..last].to_vec(), shape: tasks.shape[..last].to_vec() };
+        if outer.n_elements() > MAX_RANGES as u64 {
+            return None;
+        }
+        let added: Result<(), ()> = try_for_each_coord(&outer, |at| {
+            let row = at.iter().zip(&counts).fold(0, |i, (c, n)| i * n + c) * counts[last] + tasks.start[last];
+            self.ranges.push(TaskRange { stage: id, first: row * below, end: (row + tasks.shape[last]) * below });
+            Ok(())
+        });
+        added.ok()?;
+        self.check()
+    }
+
+    /// Keeps the ranges few.
+    fn check(&mut self) -> Option<()> {
+        if self.ranges.len() > MAX_RANGES {
+            self.left = self.left.checked_sub(self.ranges.len())?;
+            merge(&mut self.ranges);
+        }
+        (self.ranges.len() <= MAX_RANGES).then_some(())
+    }
+}
+
+/// The box of tasks that write a box of an output.
+fn writing_tasks(writer: &Stage, output: &StageOutput, spans: &[(u64, u64)]) -> Region {
+    let mut tasks = Region::whole(&writer.tasks.chunk_counts());
+    for (axis, (first, last)) in output.axes.iter().zip(spans) {
+        let (d, a, b) = match axis {
+            OutAxis::Kept(d) => (*d, writer.tasks.axes()[*d].find(*first), writer.tasks.axes()[*d].find(*last)),
+            OutAxis::Part(d) => (*d, *first, *last),
+            OutAxis::One => continue,
+        };
+        (tasks.start[d], tasks.shape[d]) = (a, b - a + 1);
+    }
+    tasks
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use freestone_kernels::{DType, Expr};
+
+    use super::super::lower::lower;
+    use super::super::tests::{output, random, spec};
+    use super::super::{FinalizedPlan, Place, StageInput};
+    use super::*;
+    use crate::graph::{Node, Op};
+    use crate::grid::ChunkGrid;
+    use crate::readmap::ReadMap;
+
+    /// Tasks 0 to 29 of a stage over chunks of (10, 10) of (60, 50), and a copy of that by (20, 50) whose read map is exchanged.
+    fn two_stages(map: ReadMap, tasks: &[u64]) -> FinalizedPlan {
+        let x = random(&[60, 50], &[10, 10], 1);
+        let expr = Expr::identity(DType::Float32);
+        let first = Node::map(expr.clone(), vec![x]);
+        let cut = Arc::new(Node { op: Op::Rechunk(Arc::clone(&first)), dtype: first.dtype, grid: ChunkGrid::regular(&[60, 50], &[20, 50]).unwrap() });
+        let mut plan = lower(&[output(&first, "a", None), output(&cut, "b", None)], &spec(100_000_000, 2)).unwrap().plan().clone();
+        assert_eq!(plan.stages.len(), 2);
+        let a = plan.arrays.iter().position(|a| matches!(&a.place, Place::Output { path, .. } if path == "a")).unwrap();
+        let shape = map.shape().to_vec();
+        plan.stages[1].inputs = vec![StageInput { sources: vec![ArrayId(a)], map }];
+        plan.stages[1].tasks = ChunkGrid::regular(&shape, tasks).unwrap();
+        plan.stages[1].walk = plan.stages[1].tasks.clone();
+        plan.stages[1].after = vec![StageId(0)];
+        let b = plan.stages[1].outputs[0].array;
+        plan.stages[1].outputs[0].axes = (0..shape.len()).map(OutAxis::Kept).collect();
+        plan.arrays[b.0].info.grid = plan.stages[1].tasks.clone();
+        plan.arrays[b.0].info.stored_shape = None;
+        plan.finalize().unwrap()
+    }
+
+    #[track_caller]
+    fn check(map: ReadMap, tasks: &[u64], which: Range<u64>, expect: &[(u64, u64)]) {
+        let plan = two_stages(map, tasks);
+        let found = tasks_read(plan.plan(), &writers(plan.plan()), StageId(1), which);
+        assert_eq!(found.iter().map(|r| (r.first, r.end)).collect::<Vec<_>>(), expect);
+        assert_eq!(tasks_read(plan.plan(), &writers(plan.plan()), StageId(0), 0..30), []);
+    }
+
+    #[test]
+    fn what_is_read_follows_from_the_map() {
+        let along = |axis, start, step| AxisMap::Along { axis, start, step };
+        let whole = || ReadMap::identity(&[60, 50]);
+        check(whole(), &[20, 50], 1..2, &[(10, 20)]);
+        check(whole(), &[20, 50], 0..3, &[(0, 30)]);
+        check(whole(), &[60, 10], 2..3, &[(2, 3), (7, 8), (12, 13), (17, 18), (22, 23), (27, 28)]);
+        check(whole(), &[15, 25], 3..4, &[(7, 10), (12, 15)]);
+        // Flipped, transposed, every third row, one row, a list, another shape.
+        check(ReadMap::image(vec![60, 50], vec![along(0, 59, -1), along(1, 0, 1)]), &[20, 50], 0..1, &[(20, 30)]);
+        check(ReadMap::image(vec![50, 60], vec![along(1, 0, 1), along(0, 0, 1)]), &[10, 30], 1..2, &[(15, 16), (20, 21), (25, 26)]);
+        check(ReadMap::image(vec![20, 50], vec![along(0, 0, 3), along(1, 0, 1)]), &[5, 50], 1..2, &[(5, 15)]);
+        check(ReadMap::image(vec![50], vec![AxisMap::Fixed(33), along(0, 0, 1)]), &[20], 1..2, &[(17, 19)]);
+        let listed = AxisMap::Gather { axis: 0, start: 0, step: 1, indices: Arc::from([41, 49, 3, 5]) };
+        check(ReadMap::image(vec![4, 50], vec![listed, along(1, 0, 1)]), &[2, 50], 0..1, &[(20, 25)]);
+        check(ReadMap::flat(vec![3000]), &[500], 1..2, &[(5, 10)]);
+    }
+
+    #[test]
+    fn what_takes_too_long_waits_for_all() {
+        let plan = two_stages(ReadMap::identity(&[60, 50]), &[1, 1]);
+        let writers = writers(plan.plan());
+        assert_eq!(tasks_read(plan.plan(), &writers, StageId(1), 0..1), [TaskRange { stage: StageId(0), first: 0, end: 1 }]);
+        let mut search = Search { plan: plan.plan(), writers: &writers, ranges: Vec::new(), left: 5 };
+        assert_eq!(search.stage(&plan.plan().stages[1], 0..6), None);
+    }
+}

@@ -1,0 +1,313 @@
+//! A store that keeps objects in this process's memory while there is room.
+//!
+//! The driver puts one in the place of the work directory for a run whose tasks share its process. Nobody else knows of it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use freestone_kernels::Buffer;
+
+use super::array::ArrayInfo;
+use super::codec::Codec;
+use super::{ByteRange, StorageError, Store};
+
+/// A store over another one: what is written below a prefix stays in memory while it fits into a budget, and goes to the other store where
+/// it does not. Each object is in one of them, and is read and removed wherever it is.
+///
+/// What is in memory is lost with the process, and with the run that it belongs to: a receipt for it in the journal is then one for
+/// nothing. Who resumes such a run must look which of the objects that receipts name are there, and compute the others again.
+///
+/// Objects of 256 KB and more are mappings of their own, smaller ones share some, by folder: intermediates are removed array
+/// by array, and their memory is then the system's again, whatever the program's allocator keeps.
+pub struct TierStore {
+    below: Arc<dyn Store>,
+    prefix: String,
+    budget: u64,
+    kept: RwLock<Kept>,
+}
+
+#[derive(Default)]
+struct Kept {
+    objects: BTreeMap<String, Object>,
+    slabs: HashMap<u64, Slab>,
+    /// For each folder, the slab that is being filled.
+    filling: HashMap<String, u64>,
+    next_slab: u64,
+    used: u64,
+    highest: u64,
+}
+
+enum Object {
+    Own(Arc<Buffer>),
+    Packed { slab: u64, offset: usize, len: usize },
+}
+
+/// Small objects behind each other.
+struct Slab {
+    bytes: Buffer,
+    filled: usize,
+    objects: usize,
+}
+
+/// Objects from here on have a buffer of their own, which is a mapping.
+const OWN_BYTES: usize = 262_144;
+/// The first slab of a folder, and those after it.
+const SLAB_BYTES: [usize; 2] = [OWN_BYTES, 1_048_576];
+/// What a mapping is rounded up to.
+const PAGE_BYTES: u64 = 4096;
+/// What an object takes besides its bytes and its key: entries in maps, counters, allocations.
+const OBJECT_OVERHEAD_BYTES: u64 = 160;
+/// Keys of intermediates are not longer, give or take.
+const KEY_BYTES: u64 = 96;
+
+impl fmt::Debug for TierStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TierStore").field("below", &self.below).field("prefix", &self.prefix).field("budget", &self.budget).finish_non_exhaustive()
+    }
+}
+
+fn own_cost(key: &str, len: usize) -> u64 {
+    (len as u64).next_multiple_of(PAGE_BYTES) + packed_cost(key)
+}
+
+fn packed_cost(key: &str) -> u64 {
+    OBJECT_OVERHEAD_BYTES + key.len() as u64
+}
+
+impl TierStore {
+    /// Keeps up to `budget` bytes of what lies below `prefix`, which ends in `/`.
+    pub fn new(below: Arc<dyn Store>, prefix: String, budget: u64) -> TierStore {
+        TierStore { below, prefix, budget, kept: RwLock::default() }
+    }
+
+    /// Bytes of memory that are enough for an array.
+    pub fn bound(info: &ArrayInfo) -> u64 {
+        let objects = u128::from(info.objects().n_chunks());
+        // The largest object's bound stands for all of them where it is not known how they are cut.
+        let largest = Codec::new(&info.codecs, info.dtype, &info.fill, &info.chunk_shape()).ok();
+        let grown = largest.as_ref().map_or(0, |c| c.encoded_bound().saturating_sub(c.decoded_bytes()));
+        let encoded = info.n_bytes() + objects * u128::from(grown);
+        // A slab ends where the next object does not fit into its rest, and the last one is not full.
+        let last = SLAB_BYTES[usize::from(4 * encoded > 3 * SLAB_BYTES[0] as u128)] as u128 + SLAB_BYTES[0] as u128;
+        let packed = encoded + encoded / 4 + objects * u128::from(OBJECT_OVERHEAD_BYTES + KEY_BYTES) + last;
+        let small = largest.is_some_and(|c| c.encoded_bound() < OWN_BYTES as u64);
+        u64::try_from(packed + if small { 0 } else { objects * u128::from(PAGE_BYTES) }).unwrap_or(u64::MAX)
+    }
+
+    /// The most bytes that were kept at once.
+    pub fn highest(&self) -> u64 {
+        self.read_kept().highest
+    }
+
+    fn read_kept(&self) -> RwLockReadGuard<'_, Kept> {
+        self.kept.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_kept(&self) -> RwLockWriteGuard<'_, Kept> {
+        self.kept.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// True if the object is in memory now.
+    fn keep(&self, key: &str, bytes: &[u8]) -> bool {
+        if bytes.len() < OWN_BYTES {
+            return self.write_kept().pack(key, bytes, self.budget);
+        }
+        let cost = own_cost(key, bytes.len());
+        if !self.write_kept().reserve(cost, self.budget) {
+            return false;
+        }
+        // Copied while nobody waits.
+        let mut copy = Buffer::zeroed(bytes.len());
+        copy.bytes_mut().copy_from_slice(bytes);
+        self.write_kept().insert(key, Object::Own(Arc::new(copy)));
+        true
+    }
+}
+
+impl Kept {
+    fn reserve(&mut self, cost: u64, budget: u64) -> bool {
+        if cost > budget.saturating_sub(self.used) {
+            return false;
+        }
+        self.used += cost;
+        self.highest = self.highest.max(self.used);
+        true
+    }
+
+    /// Puts an object whose cost is reserved in the place of what was there.
+    fn insert(&mut self, key: &str, object: Object) {
+        self.forget(key);
+        self.objects.insert(key.to_owned(), object);
+    }
+
+    fn forget(&mut self, key: &str) {
+        match self.objects.remove(key) {
+            None => {}
+            Some(Object::Own(buffer)) => self.used -= own_cost(key, buffer.len()),
+            Some(Object::Packed { slab, .. }) => {
+                self.used -= packed_cost(key);
+                let Some(entry) = self.slabs.get_mut(&slab) else { return };
+                entry.objects -= 1;
+                if entry.objects == 0 {
+                    self.used -= entry.bytes.len() as u64;
+                    self.slabs.remove(&slab);
+                    self.filling.retain(|_, filling| *filling != slab);
+                }
+            }
+        }
+    }
+
+    fn pack(&mut self, key: &str, bytes: &[u8], budget: u64) -> bool {
+        let folder = key.rsplit_once('/').map_or("", |(folder, _)| folder);
+        let filling = self.filling.get(folder).copied();
+        let fits = |s: &Slab| s.bytes.len() - s.filled >= bytes.len();
+        let slab = match filling.filter(|id| self.slabs.get(id).is_some_and(fits)) {
+            Some(id) if self.reserve(packed_cost(key), budget) => id,
+            Some(_) => return false,
+            None => {
+                let size = SLAB_BYTES[usize::from(filling.is_some())];
+                if !self.reserve(size as u64 + packed_cost(key), budget) {
+                    return false;
+                }
+                self.next_slab += 1;
+                self.slabs.insert(self.next_slab, Slab { bytes: Buffer::zeroed(size), filled: 0, objects: 0 });
+                self.filling.insert(folder.to_owned(), self.next_slab);
+                self.next_slab
+            }
+        };
+        let Some(entry) = self.slabs.get_mut(&slab) else { return false };
+        let offset = entry.filled;
+        entry.bytes.bytes_mut()[offset..offset + bytes.len()].copy_from_slice(bytes);
+        entry.filled += bytes.len();
+        entry.objects += 1;
+        self.insert(key, Object::Packed { slab, offset, len: bytes.len() });
+        true
+    }
+}
+
+impl Store for TierStore {
+    fn url(&self) -> &str {
+        self.below.url()
+    }
+
+    fn is_remote(&self) -> bool {
+        self.below.is_remote()
+    }
+
+    fn read(&self, key: &str, range: Option<ByteRange>, limit: u64, into: &mut Buffer) -> Result<bool, StorageError> {
+        let copy = |bytes: &[u8], into: &mut Buffer| {
+            let (offset, len) = ByteRange::of(range, bytes.len() as u64, limit, || self.place(key))?;
+            into.set_len(len as usize);
+            into.bytes_mut().copy_from_slice(&bytes[offset as usize..(offset + len) as usize]);
+            Ok(true)
+        };
+        let kept = self.read_kept();
+        match kept.objects.get(key) {
+            Some(Object::Packed { slab, offset, len }) => match kept.slabs.get(slab) {
+                Some(slab) => return copy(&slab.bytes.bytes()[*offset..offset + len], into),
+                None => return Ok(false),
+            },
+            Some(Object::Own(buffer)) => {
+                let buffer = Arc::clone(buffer);
+                drop(kept);
+                return copy(buffer.bytes(), into);
+            }
+            None => drop(kept),
+        }
+        self.below.read(key, range, limit, into)
+    }
+
+    fn write(&self, key: &str, bytes: &[u8]) -> Result<(), StorageError> {
+        if key.starts_with(&self.prefix) && self.keep(key, bytes) {
+            return Ok(());
+        }
+        self.below.write(key, bytes)?;
+        if self.read_kept().objects.contains_key(key) {
+            self.write_kept().forget(key);
+        }
+        Ok(())
+    }
+
+    fn remove(&self, key: &str) -> Result<(), StorageError> {
+        let mut kept = self.write_kept();
+        let below = || kept.objects.range(key.to_owned()..).take_while(|(k, _)| k.starts_with(key)).map(|(k, _)| k.clone()).collect();
+        let gone: Vec<String> = if key.ends_with('/') { below() } else { vec![key.to_owned()] };
+        gone.iter().for_each(|key| kept.forget(key));
+        drop(kept);
+        self.below.remove(key)
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<String>, StorageError> {
+        let mut names = self.below.list(prefix)?;
+        let kept = self.read_kept();
+        let inside = kept.objects.range(prefix.to_owned()..).map_while(|(k, _)| k.strip_prefix(prefix));
+        names.extend(inside.map(|k| k.split('/').next().unwrap_or(k).to_owned()));
+        names.sort_unstable();
+        names.dedup();
+        Ok(names)
+    }
+
+    fn sync(&self, keys: &mut dyn Iterator<Item = String>) -> Result<(), StorageError> {
+        self.below.sync(keys)
+    }
+
+    fn obstacle(&self, key: &str) -> Option<String> {
+        self.below.obstacle(key)
+    }
+
+    fn place(&self, key: &str) -> String {
+        self.below.place(key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{MemoryStore, conformance};
+    use super::*;
+
+    fn tier(budget: u64) -> (Arc<MemoryStore>, TierStore) {
+        let below = Arc::new(MemoryStore::new());
+        (Arc::clone(&below), TierStore::new(below, "run/".into(), budget))
+    }
+
+    #[test]
+    fn it_keeps_the_contract_of_stores() {
+        for budget in [0, 100_000, 300_000, 600_000, 100_000_000] {
+            conformance::check(&tier(budget).1, "run");
+            conformance::check(&tier(budget).1, "other");
+        }
+    }
+
+    #[test]
+    fn it_keeps_what_has_room_below_its_prefix() {
+        let (below, tier) = tier(3_000_000);
+        tier.write("plan.json", b"plan").unwrap();
+        for i in 0..10 {
+            tier.write(&format!("run/large/{i}"), &vec![i; 500_000]).unwrap();
+            tier.write(&format!("run/small/{i}"), &vec![i; 70_000]).unwrap();
+        }
+        assert!(tier.highest() <= 3_000_000);
+        let spilled = below.keys().len();
+        assert!((2..19).contains(&spilled), "{:?}", below.keys());
+        for i in 0..10u8 {
+            for (name, len) in [("large", 500_000), ("small", 70_000)] {
+                let mut into = Buffer::zeroed(500_000);
+                assert!(tier.read(&format!("run/{name}/{i}"), None, 500_000, &mut into).unwrap());
+                assert!(into.len() == len && into.bytes().iter().all(|b| *b == i));
+            }
+        }
+        assert_eq!(tier.list("run/small/").unwrap().len(), 10);
+        // Written again with and without room for two of them.
+        tier.write("run/large/0", &vec![9; 500_000]).unwrap();
+        tier.write("run/small/0", b"other").unwrap();
+        let mut into = Buffer::zeroed(500_000);
+        assert!(tier.read("run/small/0", None, 500_000, &mut into).unwrap());
+        assert_eq!(into.bytes(), b"other");
+        tier.remove("run/large/").unwrap();
+        tier.remove("run/small/").unwrap();
+        let kept = tier.read_kept();
+        assert_eq!((kept.used, kept.slabs.len(), kept.filling.len(), kept.objects.len()), (0, 0, 0, 0));
+        assert_eq!(below.keys(), ["plan.json"]);
+    }
+}

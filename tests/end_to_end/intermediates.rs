@@ -1,0 +1,274 @@
+//! What lies between stages: where it is kept, and how long.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use freestone::engine::driver::RunError;
+use freestone::engine::events::{Event, Observer};
+use freestone::engine::kernels::Buffer;
+use freestone::engine::plan::{LocalMemory, Place as ArrayPlace, StageId};
+use freestone::engine::storage::{ByteRange, StorageError, Store};
+use freestone::{Cancel, CodecName, DType, Error, MemoryStore, Options, Planned, RunReport, Serial, Spec, Stores, Target, Threads};
+
+use crate::support::{Place, processes, spec_in, tree};
+
+/// A work directory in memory that knows how many bytes lie in it, refuses what it is told to, and remembers reads of what is not there.
+#[derive(Debug)]
+pub struct Watched {
+    store: MemoryStore,
+    sizes: Mutex<BTreeMap<String, u64>>,
+    missed: Mutex<Vec<String>>,
+    /// Objects of this array are refused after so many.
+    refuses: Option<(String, usize)>,
+}
+
+impl Watched {
+    pub fn new(refuses: Option<(String, usize)>) -> Arc<Watched> {
+        Arc::new(Watched { store: MemoryStore::new(), sizes: Mutex::default(), missed: Mutex::default(), refuses })
+    }
+
+    /// Bytes of intermediates, by array.
+    pub fn arrays(&self) -> BTreeMap<String, u64> {
+        let mut arrays = BTreeMap::new();
+        for (key, size) in self.sizes.lock().unwrap().iter() {
+            let parts: Vec<&str> = key.split('/').collect();
+            if let [_, array, _] = parts.as_slice()
+                && *array != "journal"
+            {
+                *arrays.entry((*array).to_owned()).or_default() += size;
+            }
+        }
+        arrays
+    }
+
+    /// Tasks that the journal names, by stage.
+    fn journaled(&self) -> BTreeMap<u64, usize> {
+        let mut tasks = BTreeMap::new();
+        for key in self.store.keys().iter().filter(|k| k.contains("/journal/")) {
+            let mut text = Buffer::zeroed(1 << 20);
+            assert!(self.store.read(key, None, 1 << 20, &mut text).unwrap());
+            for line in String::from_utf8(text.bytes().to_vec()).unwrap().lines() {
+                let entry: serde_json::Value = serde_json::from_str(line).unwrap();
+                *tasks.entry(entry[0].as_u64().unwrap()).or_default() += 1;
+            }
+        }
+        tasks
+    }
+
+    /// Intermediates that were read before they were there.
+    pub fn missed(&self) -> Vec<String> {
+        self.missed.lock().unwrap().clone()
+    }
+}
+
+impl Store for Watched {
+    fn url(&self) -> &str {
+        self.store.url()
+    }
+
+    fn is_remote(&self) -> bool {
+        false
+    }
+
+    fn read(&self, key: &str, range: Option<ByteRange>, limit: u64, into: &mut Buffer) -> Result<bool, StorageError> {
+        let found = self.store.read(key, range, limit, into)?;
+        if !found {
+            self.missed.lock().unwrap().push(key.to_owned());
+        }
+        Ok(found)
+    }
+
+    fn write(&self, key: &str, bytes: &[u8]) -> Result<(), StorageError> {
+        if let Some((array, after)) = &self.refuses
+            && key.contains(array.as_str())
+            && self.sizes.lock().unwrap().keys().filter(|k| k.contains(array.as_str())).count() >= *after
+        {
+            return Err(StorageError::Denied { place: self.place(key), action: "written" });
+        }
+        self.sizes.lock().unwrap().insert(key.to_owned(), bytes.len() as u64);
+        self.store.write(key, bytes)
+    }
+
+    fn remove(&self, key: &str) -> Result<(), StorageError> {
+        self.sizes.lock().unwrap().retain(|k, _| !(k == key || key.ends_with('/') && k.starts_with(key)));
+        self.store.remove(key)
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<String>, StorageError> {
+        self.store.list(prefix)
+    }
+
+    fn sync(&self, keys: &mut dyn Iterator<Item = String>) -> Result<(), StorageError> {
+        self.store.sync(keys)
+    }
+}
+
+/// Four stages one after the other, with three arrays between them. Every chunk needs all of those before it.
+fn chain(output: &str, spec: &Spec) -> Planned {
+    let mut x = freestone::random_uniform(&[240, 200], 0.5, 1.0, 7, DType::Float32, &[20, 200]).unwrap();
+    for chunks in [[240, 20], [20, 200], [240, 40]] {
+        x = x.rechunk(&chunks).unwrap() * 2.0;
+    }
+    let planned = freestone::plan(&[Target::array(&x, output).codec(CodecName::None)], spec).unwrap();
+    let between = planned.plan().plan().arrays.iter().filter(|a| a.place == ArrayPlace::Work).count();
+    assert_eq!((planned.plan().plan().stages.len(), between), (4, 3), "{}", planned.plan());
+    planned
+}
+
+/// So little memory that nothing but tasks has room.
+pub fn without_room(spec: &Spec, planned: &Planned, slots: usize) -> Spec {
+    let local = LocalMemory { limit: spec.local_mem, shared: true };
+    let projection = planned.plan().projected_local_mem(slots, &local).unwrap();
+    Spec { local_mem: projection.base + projection.tasks, ..spec.clone() }
+}
+
+/// Calls back when a stage has ended.
+struct Ended<F>(F);
+
+impl<F: Fn(StageId) + Send + Sync> Observer for Ended<F> {
+    fn on(&self, event: &Event<'_>) {
+        if let Event::StageEnded { stage } = event {
+            (self.0)(*stage);
+        }
+    }
+}
+
+fn run(planned: &Planned, spec: &Spec, work: &Arc<Watched>, observer: &dyn Observer, cancel: &Cancel) -> Result<RunReport, Error> {
+    let stores = Stores::default();
+    stores.insert(Arc::<Watched>::clone(work));
+    freestone::run_with(planned, spec, &Serial, &Options { observers: &[observer], cancel: cancel.clone(), stores })
+}
+
+fn written_by(planned: &Planned, stage: usize) -> String {
+    let plan = planned.plan().plan();
+    plan.array(plan.stages[stage].outputs[0].array).name.clone()
+}
+
+#[test]
+fn an_intermediate_goes_as_soon_as_it_was_read() {
+    let (place, work) = (Place::new(), Watched::new(None));
+    let spec = spec_in(work.url());
+    let planned = chain(&place.at("out"), &spec);
+    let seen = Mutex::new(Vec::new());
+    let observer = Ended(|stage: StageId| {
+        let journaled = work.journaled().get(&(stage.0 as u64)).copied().unwrap_or(0) as u64;
+        seen.lock().unwrap().push((work.arrays(), journaled == planned.plan().plan().stages[stage.0].n_tasks()));
+    });
+    run(&planned, &without_room(&spec, &planned, 1), &work, &observer, &Cancel::default()).unwrap();
+    let seen = seen.into_inner().unwrap();
+    assert_eq!(seen.len(), 4);
+    for (stage, (arrays, journaled)) in seen.iter().enumerate() {
+        // Of all that was written so far, only what the next stage reads is there.
+        let expect: Vec<String> = if stage < 3 { vec![written_by(&planned, stage)] } else { vec![] };
+        assert_eq!(arrays.keys().cloned().collect::<Vec<_>>(), expect, "after stage {stage}");
+        assert!(stage == 0 || *journaled, "stage {stage}: what it read is gone before its receipts are safe");
+    }
+    assert!(work.arrays().is_empty() && work.missed().is_empty());
+}
+
+#[test]
+fn a_failed_run_keeps_what_is_not_superseded() {
+    let place = Place::new();
+    let planned = |work: &Arc<Watched>| chain(&place.at("out"), &spec_in(work.url()));
+    let third = written_by(&planned(&Watched::new(None)), 2);
+    let work = Watched::new(Some((third.clone(), 3)));
+    let (spec, planned) = (spec_in(work.url()), planned(&work));
+    let error = run(&planned, &without_room(&spec, &planned, 1), &work, &Ended(|_| {}), &Cancel::default()).unwrap_err();
+    assert!(matches!(&error, Error::Run(RunError::Task { .. })), "{error:?}");
+    // What the third stage reads is whole, and so much of what it writes as it came to.
+    let second = written_by(&planned, 1);
+    let arrays = work.arrays();
+    assert_eq!(arrays.keys().cloned().collect::<Vec<_>>(), [second.clone(), third]);
+    let info = &planned.plan().plan().arrays.iter().find(|a| a.name == second).unwrap().info;
+    let chunks = work.store.keys().iter().filter(|k| k.contains(&second)).count() as u64;
+    assert_eq!(chunks, info.grid.n_chunks());
+}
+
+#[test]
+fn a_cancelled_run_keeps_what_is_not_superseded() {
+    let (place, work) = (Place::new(), Watched::new(None));
+    let spec = spec_in(work.url());
+    let planned = chain(&place.at("out"), &spec);
+    let cancel = Cancel::default();
+    let observer = Ended(|stage: StageId| {
+        if stage.0 == 1 {
+            cancel.cancel()
+        }
+    });
+    let error = run(&planned, &without_room(&spec, &planned, 1), &work, &observer, &cancel).unwrap_err();
+    assert!(matches!(&error, Error::Run(RunError::Cancelled { .. })), "{error:?}");
+    assert_eq!(work.arrays().keys().cloned().collect::<Vec<_>>(), [written_by(&planned, 1)]);
+    assert!(freestone::open(&place.at("out")).is_err());
+}
+
+/// With room for all, for nothing, and for a part of the intermediates.
+#[test]
+fn what_is_kept_in_memory_changes_no_byte() {
+    let place = Place::new();
+    let mut expect = None;
+    for room in [None, Some(0), Some(300_000)] {
+        let work = Watched::new(None);
+        let spec = spec_in(work.url());
+        let output = place.at(&format!("out-{room:?}"));
+        let planned = chain(&output, &spec);
+        let tight = without_room(&spec, &planned, 2);
+        let spec = room.map_or(spec.clone(), |room| Spec { local_mem: tight.local_mem + room, ..spec.clone() });
+        let stores = Stores::default();
+        stores.insert(Arc::<Watched>::clone(&work));
+        let report = freestone::run_with(&planned, &spec, &Threads::new(2), &Options { stores, ..Options::default() }).unwrap();
+        let spilled = work.store.counts().writes.keys().any(|k| !k.ends_with("plan.json") && !k.contains("/journal/"));
+        assert_eq!((report.kept_bytes > 0, spilled), (room != Some(0), room.is_some()), "{room:?}: {report}");
+        assert!(report.projected_bytes <= spec.local_mem && report.kept_bytes <= room.unwrap_or(u64::MAX));
+        assert!(work.arrays().is_empty());
+        let found = tree(&output);
+        assert!(*expect.get_or_insert_with(|| found.clone()) == found, "{room:?}");
+    }
+}
+
+#[test]
+fn a_small_sum_leaves_nothing_in_the_work_directory_but_plan_and_journal() {
+    let (place, work) = (Place::new(), Watched::new(None));
+    let spec = spec_in(work.url());
+    let x = freestone::random_uniform(&[1000, 100], 0.0, 1.0, 7, DType::Float32, &[10, 100]).unwrap();
+    let planned = freestone::plan(&[Target::array(&x.sum(()).unwrap(), &place.at("out"))], &spec).unwrap();
+    assert_eq!(planned.plan().plan().stages.len(), 2);
+    let stores = Stores::default();
+    stores.insert(Arc::<Watched>::clone(&work));
+    freestone::run_with(&planned, &spec, &Threads::new(2), &Options { stores, ..Options::default() }).unwrap();
+    let mut written: Vec<String> = work.store.counts().writes.into_keys().map(|k| k.split_once('/').unwrap().1.to_owned()).collect();
+    written.sort_unstable();
+    assert_eq!(written, ["journal/000001.jsonl", "plan.json"]);
+}
+
+#[test]
+fn processes_have_no_memory_tier() {
+    let place = Place::new();
+    let planned = chain(&place.at("out"), &place.spec());
+    let report = freestone::run(&planned, &place.spec(), &processes(2)).unwrap();
+    assert_eq!((report.kept_bytes, report.projected_bytes), (0, planned.plan().projected_mem()));
+}
+
+/// Whole processes, with room for all intermediates and for a part of them.
+#[test]
+fn what_is_kept_in_memory_is_in_the_projection() {
+    let place = Place::new();
+    let spec = place.spec();
+    let x = freestone::random_uniform(&[4000, 2000], 0.0, 1.0, 3, DType::Float32, &[500, 2000]).unwrap();
+    let small = x.rechunk(&[100, 200]).unwrap();
+    for (name, x) in [("large", &x), ("small", &small)] {
+        freestone::run(&freestone::plan(&[Target::array(x, &place.at(name)).codec(CodecName::None)], &spec).unwrap(), &spec, &Serial).unwrap();
+    }
+    for (i, (name, local)) in [("large", "1GB"), ("large", "110MB"), ("small", "1GB"), ("small", "60MB")].into_iter().enumerate() {
+        let (input, out) = (format!("x={}", place.at(name)), place.at(&format!("out-{i}")));
+        let shared = ["--codec", "none", "--threads", "2", "--json", "--local-mem", local];
+        let arguments = ["compute", "roll(roll(x * 2, 7, axis=0) + 1, 3, axis=1)", "-i", &input, "-o", &out];
+        let said = crate::command::stdout(&crate::command::freestone(&place, &[&arguments[..], &shared].concat()));
+        let report: serde_json::Value = serde_json::from_str(&said).unwrap();
+        let [projected, peak, kept] = ["projected_mem", "peak_mem", "kept_mem"].map(|k| report[k].as_u64().unwrap());
+        println!("{name} in {local}: {peak} measured, {kept} kept, {projected} projected");
+        assert!(peak <= projected && projected <= freestone::parse_size(local).unwrap(), "{name} in {local}: {peak} measured, {projected} projected");
+        // Two intermediates of 32 MB; both are there while the second one is made.
+        assert!(kept > if local == "1GB" { 64_000_000 } else { 10_000_000 }, "{kept}");
+        assert!(peak > kept);
+    }
+}

@@ -1,0 +1,220 @@
+//! When tasks run: never before what they read is finished, and as soon as it is.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use freestone::engine::events::{Event, Observer};
+use freestone::engine::executor::{Executor, ExecutorError, Next, TaskSource};
+use freestone::engine::storage::Store;
+use freestone::engine::worker::{RunContext, Worker};
+use freestone::{Array, CodecName, DType, Options, Planned, Serial, Spec, Stores, Target};
+use proptest::prelude::*;
+
+use crate::intermediates::{Watched, without_room};
+use crate::support::{Place, spec_in};
+
+/// Has several requests under way, and runs that one first which chance says.
+#[derive(Debug)]
+struct Shuffled {
+    slots: usize,
+    chance: Mutex<u64>,
+    /// How often each task ran.
+    ran: Mutex<BTreeMap<(usize, u64), usize>>,
+}
+
+impl Shuffled {
+    fn pick(&self, n: usize) -> usize {
+        let mut x = self.chance.lock().unwrap();
+        *x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (*x >> 33) as usize % n
+    }
+}
+
+impl Executor for Shuffled {
+    fn name(&self) -> &str {
+        "shuffled"
+    }
+
+    fn slots(&self) -> usize {
+        self.slots
+    }
+
+    fn shares_process(&self) -> bool {
+        true
+    }
+
+    fn check(&self, _context: &RunContext) -> Result<(), ExecutorError> {
+        Ok(())
+    }
+
+    fn run(&self, context: &RunContext, source: &dyn TaskSource) -> Result<(), ExecutorError> {
+        let mut worker = Worker::new(context.clone(), "shuffled".into());
+        let mut under_way = Vec::new();
+        loop {
+            let next = if under_way.len() < self.slots { source.try_next() } else { Next::Wait };
+            match next {
+                Next::Run(request) => under_way.push(request),
+                Next::Stop if under_way.is_empty() => return Ok(()),
+                _ => {
+                    assert!(!under_way.is_empty(), "nothing is under way, and nothing is handed out");
+                    // A request is run when it ends: what others under way will write is not there before.
+                    let outcome = worker.run(&under_way.swap_remove(self.pick(under_way.len())));
+                    assert_eq!(outcome.failure, None);
+                    for report in &outcome.done {
+                        *self.ran.lock().unwrap().entry((outcome.request.stage.0, report.task)).or_default() += 1;
+                    }
+                    source.finished(outcome);
+                }
+            }
+        }
+    }
+}
+
+/// Something that is done to an array of two axes.
+#[derive(Clone, Debug)]
+enum Step {
+    Rechunk(u64, u64),
+    Double,
+    Roll(i64),
+    Flip(usize),
+    Transpose,
+    Flat(u64),
+    Take,
+    Every(i64),
+    Repeat,
+    Joined(usize),
+    Sum(usize),
+    Mean,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        3 => (1u64..20, 1u64..20).prop_map(|(a, b)| Step::Rechunk(a, b)),
+        3 => Just(Step::Double),
+        1 => (1i64..30).prop_map(Step::Roll),
+        1 => (0usize..2).prop_map(Step::Flip),
+        1 => Just(Step::Transpose),
+        1 => (1u64..7).prop_map(Step::Flat),
+        1 => Just(Step::Take),
+        1 => (2i64..4).prop_map(Step::Every),
+        1 => Just(Step::Repeat),
+        1 => (0usize..2).prop_map(Step::Joined),
+        1 => (0usize..2).prop_map(Step::Sum),
+        1 => Just(Step::Mean),
+    ]
+}
+
+fn apply(x: &Array, step: &Step) -> Array {
+    let shape = x.shape().unwrap();
+    match step {
+        Step::Rechunk(a, b) => x.rechunk(&[(*a).min(shape[0]), (*b).min(shape[1])]).unwrap(),
+        Step::Double => x * 2.0,
+        Step::Roll(by) => x.roll(*by, 0).unwrap(),
+        Step::Flip(axis) => x.flip(*axis as i64).unwrap(),
+        Step::Transpose => x.permute_dims(&[1, 0]).unwrap(),
+        Step::Flat(rows) if (shape[0] * shape[1]).is_multiple_of(*rows) => x.reshape(&[*rows as i64, -1]).unwrap(),
+        Step::Flat(_) => x.reshape(&[1, -1]).unwrap(),
+        Step::Take => x.take(&(0..shape[0] as i64).map(|i| i * 7 % shape[0] as i64).collect::<Vec<_>>(), 0).unwrap(),
+        Step::Every(n) => x.slice(0, None, None, *n).unwrap(),
+        Step::Repeat if shape[0] < 100 => x.repeat(2, 0).unwrap(),
+        Step::Repeat => x.clone(),
+        Step::Joined(axis) if shape[*axis] < 100 => freestone::concat(&[x.clone(), x * 3.0], Some(*axis as i64)).unwrap(),
+        Step::Joined(_) => x.clone(),
+        // All of an axis at once: every task of what comes before is read by all.
+        Step::Sum(axis) => x + &x.sum(freestone::Along::from(*axis as i64).keepdims()).unwrap(),
+        Step::Mean => x - &(&x.mean(()).unwrap() * 0.5),
+    }
+}
+
+/// Runs by chance, with so much memory for intermediates, and gives the result's values; everything must have been read after it was written.
+fn run(x: &Array, slots: usize, seed: u64, room: u64) -> ndarray::ArrayD<f64> {
+    let (place, work) = (Place::quick(), Watched::new(None));
+    let spec = Spec { parallelism: 8, ..spec_in(work.url()) };
+    let planned = freestone::plan(&[Target::array(x, &place.at("out")).codec(CodecName::None)], &spec).unwrap();
+    let tight = without_room(&spec, &planned, slots);
+    let spec = Spec { local_mem: tight.local_mem + room, ..spec };
+    let executor = Shuffled { slots, chance: Mutex::new(seed), ran: Mutex::default() };
+    let stores = Stores::default();
+    stores.insert(Arc::<Watched>::clone(&work));
+    freestone::run_with(&planned, &spec, &executor, &Options { stores, ..Options::default() }).unwrap();
+    assert_eq!(work.missed(), [""; 0], "read before it was written, in\n{}", planned.plan());
+    let ran = executor.ran.into_inner().unwrap();
+    let tasks: u64 = planned.plan().plan().stages.iter().map(|s| s.n_tasks()).sum();
+    assert!(ran.len() as u64 == tasks && ran.values().all(|n| *n == 1), "{ran:?}");
+    freestone::compute(&freestone::open(&place.at("out")).unwrap(), &place.spec()).unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+    #[test]
+    fn no_task_runs_before_what_it_reads(
+        shape in (1u64..60, 1u64..40), chunks in (1u64..12, 1u64..12), steps in prop::collection::vec(step(), 1..7),
+        slots in 1usize..6, seed: u64, in_memory: bool,
+    ) {
+        let chunks = [chunks.0.min(shape.0), chunks.1.min(shape.1)];
+        let x = freestone::random_uniform(&[shape.0, shape.1], 0.5, 1.0, 5, DType::Float64, &chunks).unwrap();
+        let y = steps.iter().fold(x, |x, s| apply(&x, s));
+        let found = run(&y, slots, seed, if in_memory { 100_000_000 } else { 0 });
+        // One task after the other, in the order of chance 0.
+        let expect = run(&y, 1, 0, 0);
+        prop_assert_eq!(found, expect);
+    }
+}
+
+/// Stages as they start and end.
+#[derive(Default)]
+struct Order(Mutex<Vec<(&'static str, usize)>>);
+
+impl Observer for Order {
+    fn on(&self, event: &Event<'_>) {
+        match event {
+            Event::StageStarted { stage } => self.0.lock().unwrap().push(("started", stage.0)),
+            Event::StageEnded { stage } => self.0.lock().unwrap().push(("ended", stage.0)),
+            _ => {}
+        }
+    }
+}
+
+#[track_caller]
+fn check(planned: &Planned, spec: &Spec, expect: &[(&'static str, usize)]) {
+    let order = Order::default();
+    freestone::run_with(planned, spec, &Serial, &Options { observers: &[&order], ..Options::default() }).unwrap();
+    assert_eq!(order.0.into_inner().unwrap(), expect, "{}", planned.plan());
+}
+
+#[test]
+fn a_stage_starts_before_the_one_that_it_reads_has_ended() {
+    let place = Place::new();
+    let spec = Spec { parallelism: 16, ..place.spec() };
+    let x = freestone::random_uniform(&[2000, 100], 0.5, 1.0, 7, DType::Float32, &[10, 100]).unwrap();
+    let plan = |x: &Array, name: &str| freestone::plan(&[Target::array(x, &place.at(name))], &spec).unwrap();
+    // Chunks are merged.
+    let merged = x.rechunk(&[40, 100]).unwrap() * 2.0;
+    let overlap = [("started", 0), ("started", 1), ("ended", 0), ("ended", 1)];
+    check(&plan(&merged.rechunk(&[80, 100]).unwrap(), "merged"), &spec, &overlap);
+    // Every chunk needs all others.
+    let columns = x.rechunk(&[2000, 10]).unwrap() * 2.0;
+    let barrier = [("started", 0), ("ended", 0), ("started", 1), ("ended", 1)];
+    check(&plan(&columns.rechunk(&[100, 100]).unwrap(), "columns"), &spec, &barrier);
+    // Rows are folded in parts, and each row's parts are merged while others are folded.
+    let wide = freestone::random_uniform(&[8, 100_000], 0.5, 1.0, 7, DType::Float32, &[1, 500]).unwrap();
+    check(&plan(&wide.sum(1).unwrap(), "rows"), &spec, &overlap);
+}
+
+#[test]
+fn a_stage_that_reads_a_stored_result_waits_for_its_chunks_only() {
+    let place = Place::new();
+    let x = freestone::random_uniform(&[600, 10], 0.5, 1.0, 7, DType::Float32, &[10, 10]).unwrap();
+    let store: Arc<dyn Store> = Arc::new(freestone::MemoryStore::new());
+    let stores = Stores::default();
+    stores.insert(Arc::clone(&store));
+    let doubled = (&x * 2.0).rechunk(&[30, 10]).unwrap();
+    let targets = [("a", &doubled), ("b", &(&doubled + 1.0).flip(0).unwrap())];
+    let targets = targets.map(|(name, x)| Target::array(x, &format!("{}/{name}", store.url())).with_stores(&stores));
+    let spec = place.spec();
+    let planned = freestone::plan(&targets, &spec).unwrap();
+    let executor = Shuffled { slots: 3, chance: Mutex::new(1), ran: Mutex::default() };
+    freestone::run(&planned, &spec, &executor).unwrap();
+    let [a, b] = ["a", "b"].map(|name| freestone::compute::<f32>(&freestone::open_in(&store, name).unwrap(), &spec).unwrap());
+    assert!(b.indexed_iter().all(|(at, b)| a[[599 - at[0], at[1]]] + 1.0 == *b));
+}
