@@ -9,7 +9,7 @@ const STRIP: usize = 4096;
 /// Sums that are kept apart, so that additions need not wait for each other.
 const LANES: usize = 32;
 /// Elements along an axis of the squares in which a square is transposed.
-const SQUARE: usize = 32;
+const SQUARE: usize = 16;
 
 /// Adds u·u, u·v and v·v of one chunk of maps to sums over time.
 pub(crate) fn quadratic(u: &[f32], v: &[f32], sums: &mut [Vec<f64>; 3]) {
@@ -164,19 +164,24 @@ pub(crate) fn chain(a: &[f32], b: &[f32], out: &mut [f32]) {
     );
 }
 
-/// `a` and the transposed `b`, both squares.
+/// `a` and the transposed `b`, both squares whose side is a multiple of 16 or below that.
+///
+/// Rows of a large power of two meet in the same lines of a cache, hence through small squares that are kept elsewhere.
 pub(crate) fn add_transposed(a: &[f32], b: &[f32], out: &mut [f32]) {
     let n = a.len().isqrt();
+    let side = SQUARE.min(n);
     wide(
         #[inline(always)]
         || {
-            for i0 in (0..n).step_by(SQUARE) {
-                for j0 in (0..n).step_by(SQUARE) {
-                    for i in i0..(i0 + SQUARE).min(n) {
-                        for j in j0..(j0 + SQUARE).min(n) {
-                            out[i * n + j] = a[i * n + j] + b[j * n + i];
-                        }
-                    }
+            let mut square = [[0.0f32; SQUARE]; SQUARE];
+            for (i0, j0) in (0..n).step_by(side).flat_map(|i| (0..n).step_by(side).map(move |j| (i, j))) {
+                for j in 0..side {
+                    let row = &b[(j0 + j) * n + i0..][..side];
+                    square.iter_mut().zip(row).for_each(|(to, x)| to[j] = *x);
+                }
+                for (i, turned) in (i0..).zip(&square[..side]) {
+                    let at = i * n + j0..i * n + j0 + side;
+                    out[at.clone()].iter_mut().zip(&a[at]).zip(turned).for_each(|((out, a), b)| *out = a + b);
                 }
             }
         },

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::floor::Floor;
 use crate::sample::{Measured, Row, Sample, median};
-use crate::table::{CASES, Case, Kind};
+use crate::table::{BLOCK, CASES, Case, Geometry, Kind};
 use crate::workloads::{N_SMALL, Work};
 use crate::{Codec, Failure, Peer, Setup, inputs, process};
 
@@ -90,6 +90,12 @@ impl Job {
         }
     }
 
+    /// Why Freestone cannot do it yet.
+    fn lacks(self) -> Option<String> {
+        let Job::Row(case) = self else { return None };
+        case.lacks().map(|function| format!("there is no {function} yet"))
+    }
+
     /// The arrays that it writes; none if it gives one number.
     fn outputs(self) -> Vec<&'static str> {
         match self {
@@ -117,15 +123,11 @@ impl Job {
 
 /// A row of the table on Freestone and the peers, with its floor. What fails is said in the result.
 pub(crate) fn row(setup: &Setup, case: Case, vs: &[Peer]) -> Result<Measured, Failure> {
-    let nothing = |why: String| {
-        let ours = Row { failure: Some(why), ..Row::new("freestone") };
-        Measured { workload: case.name, rows: vec![ours], floors: Vec::new(), notes: Vec::new() }
-    };
-    if let Some(function) = case.lacks() {
-        return Ok(nothing(format!("there is no {function} yet")));
-    }
     let input = inputs::of(setup, &case)?;
-    Ok(measure(setup, Job::Row(case), &input, vs).unwrap_or_else(|e| nothing(e.to_string())))
+    Ok(measure(setup, Job::Row(case), &input, vs).unwrap_or_else(|e| {
+        let ours = Row { failure: Some(e.to_string()), ..Row::new("freestone") };
+        Measured { workload: case.name, rows: vec![ours], floors: Vec::new(), notes: Vec::new() }
+    }))
 }
 
 fn measure(setup: &Setup, job: Job, input: &Path, vs: &[Peer]) -> Result<Measured, Failure> {
@@ -136,6 +138,7 @@ fn measure(setup: &Setup, job: Job, input: &Path, vs: &[Peer]) -> Result<Measure
     inputs::warm(input)?;
     let systems = std::iter::once("freestone").chain(vs.iter().map(|p| p.system()));
     let mut measured = Measured { workload: job.name(), rows: systems.map(Row::new).collect(), floors: Vec::new(), notes: Vec::new() };
+    measured.rows[0].failure = job.lacks();
     for round in 0..setup.repeat {
         eprint!("{} round {}/{}:", job.name(), round + 1, setup.repeat);
         for row in measured.rows.iter_mut().filter(|r| r.failure.is_none()) {
@@ -154,18 +157,29 @@ fn measure(setup: &Setup, job: Job, input: &Path, vs: &[Peer]) -> Result<Measure
             row.samples.push(run);
         }
         if let Some(case) = job.floor(setup) {
-            let mut command = process::own("child-floor")?;
-            command.arg(case.name).arg("--input").arg(input).arg("--scratch").arg(scratch.path().join("floor"));
-            let floor: Floor = process::json(&mut command, process::TIME_LIMIT).map_err(|e| format!("the floor {e}"))?;
+            let floor = floor(setup, case, input, scratch.path(), !vs.is_empty()).map_err(|e| format!("the floor {e}"))?;
             eprint!(" floor {:.2} s", floor.total());
             measured.floors.push(floor);
         }
         eprintln!();
-        if round == 0 {
+        if round == 0 && measured.rows[0].failure.is_none() {
             measured.notes.extend(agreements(&measured.rows, job, scratch.path())?);
         }
     }
     Ok(measured)
+}
+
+/// With Python, products of matrices are as fast as NumPy's, if that is faster than what Rust has.
+fn floor(setup: &Setup, case: Case, input: &Path, scratch: &Path, python: bool) -> Result<Floor, Failure> {
+    let mut command = process::own("child-floor")?;
+    command.arg(case.name).arg("--input").arg(input).arg("--scratch").arg(scratch.join("floor"));
+    let mut floor: Floor = process::json(&mut command, process::TIME_LIMIT)?;
+    if case.kind == Kind::Matmul && python {
+        let product: f64 = process::json(process::script("gemm.py").arg(BLOCK.to_string()), process::TIME_LIMIT)?;
+        let n_products = Geometry::of(setup.row_size()).blocks.pow(3);
+        floor.compute_s = floor.compute_s.min(product * n_products as f64);
+    }
+    Ok(floor)
 }
 
 fn freestone(setup: &Setup, work: Work, input: &Path, scratch: &Path) -> Result<Sample, Failure> {
