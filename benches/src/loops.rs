@@ -4,38 +4,54 @@
 
 use crate::native::wide;
 
-/// Cells of a strip: its sums stay in the second-level cache while time goes by.
-const STRIP: usize = 4096;
+/// Cells of a strip: its sums stay in the first-level cache while time goes by.
+const STRIP: usize = 1024;
+/// Maps that are added at once, so that sums are loaded and stored less often.
+const TIMES: usize = 4;
 /// Sums that are kept apart, so that additions need not wait for each other.
 const LANES: usize = 32;
 /// Elements along an axis of the squares in which a square is transposed.
 const SQUARE: usize = 16;
 
-/// Adds u·u, u·v and v·v of one chunk of maps to sums over time.
+/// Adds u·u, u·v and v·v of one chunk of maps to sums over time, of [`TIMES`] maps at once.
 pub(crate) fn quadratic(u: &[f32], v: &[f32], sums: &mut [Vec<f64>; 3]) {
-    let [uu, uv, vv] = sums;
+    let cells = sums[0].len();
     wide(
         #[inline(always)]
         || {
             strips(
-                uu.len(),
+                cells,
                 #[inline(always)]
                 |strip| {
-                    let cells = uu.len();
-                    for (u, v) in u.chunks_exact(cells).zip(v.chunks_exact(cells)) {
-                        let maps = u[strip.clone()].iter().zip(&v[strip.clone()]);
-                        let sums = uu[strip.clone()].iter_mut().zip(&mut uv[strip.clone()]).zip(&mut vv[strip.clone()]);
-                        for ((u, v), ((uu, uv), vv)) in maps.zip(sums) {
-                            let (u, v) = (f64::from(*u), f64::from(*v));
-                            *uu += u * u;
-                            *uv += u * v;
-                            *vv += v * v;
-                        }
+                    let (u, v) = (u.chunks_exact(TIMES * cells), v.chunks_exact(TIMES * cells));
+                    for (u, v) in u.remainder().chunks_exact(cells).zip(v.remainder().chunks_exact(cells)) {
+                        products([&u[strip.clone()]], [&v[strip.clone()]], sums, strip.start);
+                    }
+                    for (u, v) in u.zip(v) {
+                        let at = |t: usize| t * cells + strip.start..t * cells + strip.end;
+                        products([&u[at(0)], &u[at(1)], &u[at(2)], &u[at(3)]], [&v[at(0)], &v[at(1)], &v[at(2)], &v[at(3)]], sums, strip.start);
                     }
                 },
             );
         },
     );
+}
+
+/// Adds products of strips of so many times, which have the same cells.
+#[inline(always)]
+fn products<const T: usize>(u: [&[f32]; T], v: [&[f32]; T], sums: &mut [Vec<f64>; 3], first: usize) {
+    let n = u[0].len();
+    let [uu, uv, vv] = sums;
+    let (uu, uv, vv) = (&mut uu[first..first + n], &mut uv[first..first + n], &mut vv[first..first + n]);
+    let (u, v) = (u.map(|x| &x[..n]), v.map(|x| &x[..n]));
+    for i in 0..n {
+        let mut sum = [uu[i], uv[i], vv[i]];
+        for t in 0..T {
+            let (u, v) = (f64::from(u[t][i]), f64::from(v[t][i]));
+            sum = [sum[0] + u * u, sum[1] + u * v, sum[2] + v * v];
+        }
+        [uu[i], uv[i], vv[i]] = sum;
+    }
 }
 
 /// The sum of all values, or of what is made of them.
