@@ -106,7 +106,8 @@ enum Workload {
     /// A sum over 10 000 small chunks, and what chunks and tasks cost in memory.
     ManySmall,
     /// Rows of the table in the README, each beside its floor: those that are named, or all.
-    Workload,
+    #[value(name = "workload")]
+    Rows,
     /// Planning quadratic means of 1 EB in 10⁹ chunks.
     PlanScaling,
     /// Operations on blocks without any engine; `--vs numpy` compares.
@@ -225,10 +226,10 @@ fn dispatch(command: Command) -> Result<bool, Failure> {
         Command::Run { workload, ref vs, .. } if vs.iter().any(|p| (*p == Peer::Numpy) != (workload == Workload::Kernels)) => {
             return Err("kernels are compared with numpy, and nothing else is".into());
         }
-        Command::Run { workload, ref cases, .. } if !cases.is_empty() && workload != Workload::Workload => {
+        Command::Run { workload, ref cases, .. } if !cases.is_empty() && workload != Workload::Rows => {
             return Err("only `run workload` has rows".into());
         }
-        Command::Run { workload: Workload::Workload, cases, setup, vs, date, .. } => {
+        Command::Run { workload: Workload::Rows, cases, setup, vs, date, .. } => {
             let cases = if cases.is_empty() { table::CASES.to_vec() } else { cases };
             let measured = cases.into_iter().map(|case| Ok((case, rounds::row(&setup, case, &vs)?))).collect::<Result<Vec<_>, Failure>>()?;
             report::keep_rows(&measured, &setup, date)?;
