@@ -1,8 +1,9 @@
 //! What Freestone promises of itself, checked.
 
 use crate::sample::{Measured, Row};
+use crate::table::{CASES, Case};
 use crate::workloads::{N_SMALL, Work};
-use crate::{Failure, Peer, Setup, kernels, report, rounds};
+use crate::{Failure, Part, Peer, Setup, kernels, report, rounds};
 
 /// A figure that must not be beyond its limit.
 struct Bar {
@@ -32,27 +33,58 @@ const MICROS_PER_TASK: f64 = 60.0;
 /// Of a `float32` mean of 10⁹ values of about 300.
 const MEAN_ERROR: f64 = 1e-7;
 
-/// Measures everything, prints each bar, and tells whether all hold.
-pub(crate) fn check(setup: &Setup, no_peers: bool) -> Result<bool, Failure> {
-    let vs: Vec<Peer> = if no_peers { Vec::new() } else { CPU_OVER.map(|(peer, _)| peer).to_vec() };
-    let winds = rounds::quad_means(setup, &vs)?;
-    println!("\n{}", report::markdown(&winds, setup, &report::today()));
-    let mut bars = against_peers(&winds, &vs);
-    bars.push(within_projection(&winds));
-    bars.extend(alone(setup)?);
-    if !no_peers {
+/// The peers that a row of the table is held against.
+const ROW_PEERS: [Peer; 2] = [Peer::Dask, Peer::Tensorstore];
+
+/// Measures everything, or the parts that are named, prints each bar, and tells whether all hold.
+pub(crate) fn check(setup: &Setup, no_peers: bool, only: &[Part]) -> Result<bool, Failure> {
+    let asked = |part: Part| only.is_empty() || only.contains(&part);
+    let (mut bars, mut missing) = (Vec::new(), Vec::new());
+    if asked(Part::Spine) {
+        let vs: Vec<Peer> = if no_peers { Vec::new() } else { CPU_OVER.map(|(peer, _)| peer).to_vec() };
+        let winds = rounds::quad_means(setup, &vs)?;
+        println!("\n{}", report::markdown(&winds, setup, &report::today()));
+        bars.extend(against_peers(&winds, &vs));
+        bars.push(within_projection(&winds));
+        bars.extend(alone(setup)?);
+    }
+    if asked(Part::Workloads) {
+        let vs: &[Peer] = if no_peers { &[] } else { &ROW_PEERS };
+        let rows = CASES.into_iter().map(|case| Ok((case, rounds::row(setup, case, vs)?))).collect::<Result<Vec<_>, Failure>>()?;
+        println!("\n{}", report::rows_markdown(&rows, setup, &report::today()));
+        for (case, measured) in &rows {
+            match case.lacks() {
+                Some(function) => missing.push(format!("{}: there is no {function} yet", case.name)),
+                None => bars.extend(of_row(case, measured)),
+            }
+        }
+    }
+    if asked(Part::Kernels) && !no_peers {
         let kernels = kernels::measure(setup, true)?;
         println!("\n{}", report::kernels_markdown(&kernels, setup, &report::today()));
         bars.extend(kernels.rows.iter().filter_map(speed));
     }
 
     bars.iter().for_each(Bar::print);
+    missing.iter().for_each(|why| println!("skip  {why}"));
     if no_peers {
-        println!("skip  CPU and memory beside dask, cubed and tensorstore, and kernels beside numpy: --no-peers was given");
+        println!("skip  what is compared with peers: --no-peers was given");
     }
     let missed = bars.iter().filter(|b| !b.holds()).count();
     println!("{} of {} bars hold", bars.len() - missed, bars.len());
     Ok(missed == 0)
+}
+
+/// CPU time over the floor, memory within its projection, and wall time and memory not behind any peer.
+fn of_row(case: &Case, measured: &Measured) -> Vec<Bar> {
+    let bar = |what: String, measured, limit| Bar { name: format!("{}: {what}", case.name), measured, limit: AtMost(limit), unit: "" };
+    let over_floor = measured.rows[0].cpu_s().zip(measured.floor_s()).map(|(cpu, floor)| cpu / floor);
+    let mut bars = vec![bar("CPU over the floor".into(), over_floor, case.bar), within_projection(measured)];
+    for peer in measured.rows.iter().skip(1).filter(|r| r.failure.is_none()) {
+        bars.push(bar(format!("wall time over that of {}", peer.system), measured.ratio(peer.system, Row::wall_s), 1.0));
+        bars.push(bar(format!("peak RSS over that of {}", peer.system), measured.ratio(peer.system, Row::peak_rss_bytes), 1.0));
+    }
+    bars
 }
 
 fn against_peers(winds: &Measured, vs: &[Peer]) -> Vec<Bar> {
@@ -70,12 +102,12 @@ fn against_peers(winds: &Measured, vs: &[Peer]) -> Vec<Bar> {
 }
 
 /// The highest peak of all runs, not a median: the projection is a promise.
-fn within_projection(winds: &Measured) -> Bar {
-    let ours = &winds.rows[0];
+fn within_projection(measured: &Measured) -> Bar {
+    let ours = &measured.rows[0];
     let peak = ours.samples.iter().map(|s| s.peak_rss_bytes).max();
     let projected = ours.projected_bytes().unwrap_or_default();
     Bar {
-        name: "quad_means: highest peak RSS, within its projection".into(),
+        name: format!("{}: highest peak RSS, within its projection", measured.workload),
         measured: peak.map(|b| b as f64 * 1e-6),
         limit: AtMost(projected as f64 * 1e-6),
         unit: " MB",
@@ -117,7 +149,7 @@ impl Bar {
             AtMost(limit) => ("at most", limit),
             AtLeast(limit) => ("at least", limit),
         };
-        println!("{word:<5} {:<54} {measured:>14}, {side} {}{}", self.name, number(limit), self.unit);
+        println!("{word:<5} {:<58} {measured:>14}, {side} {}{}", self.name, number(limit), self.unit);
     }
 }
 

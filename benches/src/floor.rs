@@ -1,125 +1,389 @@
-//! What quadratic means cost if nothing but the necessary is done.
+//! What a workload costs if nothing but the necessary is done.
 //!
-//! The necessary is: every chunk is read from the page cache, decoded by the codec's C library and folded once, and three
-//! maps are encoded; all of it in buffers that are warm, on one thread. A part of the chunks is measured by the thread's CPU
-//! clock and scaled to all of them. No engine comes into it.
+//! The necessary is: every input chunk is read from the page cache and decoded by the codec's C library once (twice where values
+//! are needed again after all have been seen: `cumulative_sum`, `anomalies`), one pass of arithmetic, and every output chunk
+//! encoded once and written to a new file; all of it in buffers that are warm, on one thread. A part of the chunks is measured
+//! by the thread's CPU clock and scaled to all of them. No engine comes into it.
 
 use std::fs::{self, File};
-use std::io::Read;
-use std::path::Path;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
 
+use clap::Args;
 use freestone_engine::machine::thread_cpu_ns;
+use ndarray::ArrayView2;
+use ndarray::linalg::general_mat_mul;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use zstd_safe::{CCtx, CParameter, DCtx};
 
-use crate::{Codec, Failure, native};
+use crate::table::{COLUMN, Case, Kind};
+use crate::{Codec, Failure, loops, native};
 
-/// Chunks of each array that are measured: at least these many, again from the first if there are fewer.
-const LEAST: u64 = 10;
-/// And at most, if there are more.
-const MOST: u64 = 25;
+/// Units of work that are measured, again from the first if there are fewer: where a unit is only read, and where it is encoded too.
+const READ_ONLY: u64 = 20;
+const ENCODED: u64 = 8;
+/// A unit of small chunks has so many.
+const SMALL: u64 = 100;
+/// Columns that are encoded.
+const COLUMNS: usize = 5;
+
+/// One measurement, as the parent process asks for it.
+#[derive(Args)]
+pub(crate) struct Child {
+    /// Row of the table.
+    case: String,
+    /// Group of inputs.
+    #[arg(long)]
+    input: PathBuf,
+    /// Folder for what is written.
+    #[arg(long)]
+    scratch: PathBuf,
+}
 
 /// CPU seconds of the whole workload, by what they are spent on.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Floor {
     pub(crate) read_s: f64,
     pub(crate) decode_s: f64,
-    pub(crate) fold_s: f64,
+    pub(crate) compute_s: f64,
     pub(crate) encode_s: f64,
+    pub(crate) write_s: f64,
 }
 
 impl Floor {
     pub(crate) fn total(&self) -> f64 {
-        self.read_s + self.decode_s + self.fold_s + self.encode_s
+        self.read_s + self.decode_s + self.compute_s + self.encode_s + self.write_s
+    }
+
+    fn add(&mut self, other: Floor, times: f64) {
+        self.read_s += other.read_s * times;
+        self.decode_s += other.decode_s * times;
+        self.compute_s += other.compute_s * times;
+        self.encode_s += other.encode_s * times;
+        self.write_s += other.write_s * times;
     }
 }
 
-/// Buffers and codec states that are used for every chunk.
+/// An input, as far as the floor needs it.
+struct Stored {
+    folder: PathBuf,
+    shape: Vec<u64>,
+    chunk: Vec<u64>,
+}
+
+/// Codec states and a buffer that are used for every chunk, and what has been measured.
 struct Bench {
     codec: Codec,
     decoder: DCtx<'static>,
     encoder: CCtx<'static>,
     encoded: Vec<u8>,
-    chunk: [Vec<f32>; 2],
-    sums: [Vec<f64>; 3],
+    scratch: PathBuf,
+    n_written: u64,
+    /// Of the unit at hand.
+    unit: Floor,
 }
 
-/// Measures the floor of a group with winds `u` and `v`.
-pub(crate) fn measure(group: &Path, codec: Codec) -> Result<Floor, Failure> {
-    let document: Value = serde_json::from_slice(&fs::read(group.join("u/zarr.json"))?)?;
-    let shape: Vec<u64> = serde_json::from_value(document["shape"].clone())?;
-    let chunk: Vec<u64> = serde_json::from_value(document["chunk_grid"]["configuration"]["chunk_shape"].clone())?;
-    if shape.len() != 3 || chunk.len() != 3 || shape[1..] != chunk[1..] {
-        return Err("the floor is for arrays (time, y, x) that are chunked along time only".into());
-    }
-    let (elements, cells) = (chunk.iter().product::<u64>() as usize, (chunk[1] * chunk[2]) as usize);
-    let mut bench = Bench {
-        codec,
-        decoder: DCtx::create(),
-        encoder: CCtx::create(),
-        encoded: vec![1; zstd_safe::compress_bound(4 * elements).max(native::blosc_bound(4 * elements))],
-        chunk: [(); 2].map(|()| vec![0.0; elements]),
-        sums: [(); 3].map(|()| vec![0.0; cells]),
-    };
-    bench.encoder.set_parameter(CParameter::CompressionLevel(0)).map_err(zstd)?;
+/// Measures the floor of a row of the table.
+pub(crate) fn run(child: &Child) -> Result<Floor, Failure> {
+    let case = Case::named(&child.case)?;
+    measure(case.kind, case.codec, &child.input, &child.scratch)
+}
 
-    let n_chunks = shape[0].div_ceil(chunk[0]);
-    let mut ignored = Floor::default();
-    for t in 0..n_chunks.min(2) {
-        bench.chunk(group, t, &mut ignored)?;
+fn measure(kind: Kind, codec: Codec, group: &Path, scratch: &Path) -> Result<Floor, Failure> {
+    let inputs = kind.inputs().iter().map(|name| Stored::at(&group.join(name))).collect::<Result<Vec<_>, _>>()?;
+    let [first, ..] = &inputs[..] else { return Err("a workload without inputs has no floor".into()) };
+    let last = inputs.last().unwrap_or(first);
+    let mut bench = Bench::new(codec, scratch, first.elements().max(first.cells() * 2) * 8)?;
+    match kind {
+        Kind::QuadMeans => bench.quad_means(first, last),
+        Kind::Sum | Kind::Mean | Kind::Var | Kind::Argmax => bench.reduction(kind, first),
+        Kind::Chain | Kind::TransposeAdd | Kind::Vorticity => bench.tiles(kind, first, last),
+        Kind::Rechunk => bench.rechunk(first),
+        Kind::Matmul => bench.matmul(first, last),
+        Kind::CumulativeSum | Kind::Anomalies => bench.two_passes(kind, first),
+        Kind::ManySmall => bench.many_small(first),
     }
-    bench.maps(&mut ignored)?;
+}
 
-    let measured = n_chunks.clamp(LEAST, MOST);
-    let mut floor = Floor::default();
-    for i in 0..measured {
-        bench.chunk(group, i % n_chunks, &mut floor)?;
+impl Stored {
+    fn at(folder: &Path) -> Result<Stored, Failure> {
+        let document: Value = serde_json::from_slice(&fs::read(folder.join("zarr.json"))?)?;
+        let shape = serde_json::from_value(document["shape"].clone())?;
+        let chunk = serde_json::from_value(document["chunk_grid"]["configuration"]["chunk_shape"].clone())?;
+        Ok(Stored { folder: folder.to_owned(), shape, chunk })
     }
-    let scale = n_chunks as f64 / measured as f64;
-    (floor.read_s, floor.decode_s, floor.fold_s) = (floor.read_s * scale, floor.decode_s * scale, floor.fold_s * scale);
-    bench.maps(&mut floor)?;
-    Ok(floor)
+
+    /// Of a chunk.
+    fn elements(&self) -> usize {
+        self.chunk.iter().product::<u64>() as usize
+    }
+
+    /// Of a map, if its chunks hold whole maps.
+    fn cells(&self) -> usize {
+        self.chunk[1..].iter().product::<u64>() as usize
+    }
+
+    fn counts(&self) -> Vec<u64> {
+        self.shape.iter().zip(&self.chunk).map(|(shape, chunk)| shape.div_ceil(*chunk)).collect()
+    }
+
+    fn n_chunks(&self) -> u64 {
+        self.counts().iter().product()
+    }
+
+    /// The file of a chunk, in C order; beyond the last it goes on from the first.
+    fn file(&self, index: u64) -> PathBuf {
+        let mut left = index % self.n_chunks();
+        let mut key: Vec<String> = Vec::new();
+        for count in self.counts().iter().rev() {
+            key.push((left % count).to_string());
+            left /= count;
+        }
+        key.reverse();
+        self.folder.join("c").join(key.join("/"))
+    }
+
+    /// The chunk on the other side of the diagonal.
+    fn mirrored(&self, index: u64) -> u64 {
+        let n = self.counts()[0];
+        index % n * n + index / n % n
+    }
 }
 
 impl Bench {
-    /// Reads, decodes and folds chunk `t` of both arrays.
-    fn chunk(&mut self, group: &Path, t: u64, floor: &mut Floor) -> Result<(), Failure> {
-        for (name, values) in ["u", "v"].iter().zip(&mut self.chunk) {
-            let out: &mut [u8] = bytemuck::cast_slice_mut(values);
-            let path = group.join(format!("{name}/c/{t}/0/0"));
-            if self.codec == Codec::None {
-                timed(&mut floor.read_s, || File::open(path)?.read_exact(out))?;
-                continue;
-            }
-            let len = timed(&mut floor.read_s, || read(&path, &mut self.encoded))?;
-            let bytes = &self.encoded[..len];
-            let decoded = timed(&mut floor.decode_s, || match self.codec {
-                Codec::Zstd => self.decoder.decompress(out, bytes).is_ok_and(|n| n == out.len()),
-                _ => native::blosc_decode(bytes, out),
-            });
-            if !decoded {
-                return Err(format!("chunk {t} of {name} cannot be decoded with {}", self.codec.name()).into());
-            }
-        }
-        timed(&mut floor.fold_s, || native::fold(&self.chunk[0], &self.chunk[1], &mut self.sums));
-        Ok(())
+    fn new(codec: Codec, scratch: &Path, bytes: usize) -> Result<Bench, Failure> {
+        let mut encoder = CCtx::create();
+        encoder.set_parameter(CParameter::CompressionLevel(0)).map_err(zstd)?;
+        let encoded = vec![1; zstd_safe::compress_bound(bytes).max(native::blosc_bound(bytes))];
+        fs::create_dir_all(scratch)?;
+        Ok(Bench { codec, decoder: DCtx::create(), encoder, encoded, scratch: scratch.to_owned(), n_written: 0, unit: Floor::default() })
     }
 
-    /// Encodes three maps of means.
-    fn maps(&mut self, floor: &mut Floor) -> Result<(), Failure> {
-        for sum in &self.sums {
-            let map: Vec<f32> = sum.iter().map(|s| *s as f32).collect();
-            let bytes: &[u8] = bytemuck::cast_slice(&map);
-            let out = &mut self.encoded[..];
-            timed(&mut floor.encode_s, || match self.codec {
-                Codec::Zstd => self.encoder.compress2(out, bytes).map(|_| ()).map_err(zstd),
-                Codec::Blosc => native::blosc_encode(bytes, out).then_some(()).ok_or_else(|| "blosc cannot encode a map".into()),
-                Codec::None => Ok(()),
-            })?;
+    fn quad_means(&mut self, u: &Stored, v: &Stored) -> Result<Floor, Failure> {
+        let mut chunks = [u, v].map(|x| vec![0.0; x.elements()]);
+        let mut sums = [(); 3].map(|()| vec![0.0; u.cells()]);
+        let mut floor = self.sampled(u.n_chunks(), READ_ONLY, |bench, i| {
+            for (x, values) in [u, v].iter().zip(&mut chunks) {
+                bench.load(&x.file(i), values)?;
+            }
+            bench.compute(|| loops::quadratic(&chunks[0], &chunks[1], &mut sums));
+            Ok(())
+        })?;
+        for sum in &sums {
+            floor.add(self.map(&to_single(sum))?, 1.0);
         }
-        Ok(())
+        Ok(floor)
     }
+
+    fn reduction(&mut self, kind: Kind, u: &Stored) -> Result<Floor, Failure> {
+        let mut values = vec![0.0f32; u.elements()];
+        let (mut sums, mut squares) = (vec![0.0; u.cells()], vec![0.0; u.cells()]);
+        let (mut best, mut at) = (vec![f32::NEG_INFINITY; u.cells()], vec![0u32; u.cells()]);
+        let less = vec![1.0f32; u.cells()];
+        let mut total = 0.0;
+        let mut floor = self.sampled(u.n_chunks(), READ_ONLY, |bench, i| {
+            bench.load(&u.file(i), &mut values)?;
+            bench.compute(|| match kind {
+                Kind::Sum => total += loops::sum(&values, |x| x),
+                Kind::Mean => loops::add_maps(&values, &mut sums),
+                Kind::Var => loops::add_squares(&values, &less, &mut sums, &mut squares),
+                _ => loops::keep_greatest(&values, i as u32 * u.chunk[0] as u32, &mut best, &mut at),
+            });
+            Ok(())
+        })?;
+        match kind {
+            Kind::Sum => std::hint::black_box(total),
+            Kind::Argmax => {
+                floor.add(self.map(&at.iter().map(|t| i64::from(*t)).collect::<Vec<_>>())?, 1.0);
+                0.0
+            }
+            _ => {
+                floor.add(self.map(&to_single(&sums))?, 1.0);
+                0.0
+            }
+        };
+        Ok(floor)
+    }
+
+    fn tiles(&mut self, kind: Kind, a: &Stored, b: &Stored) -> Result<Floor, Failure> {
+        let mut chunks = [(); 2].map(|()| vec![0.0f32; a.elements()]);
+        let mut out = vec![0.0; a.elements()];
+        self.sampled(a.n_chunks(), ENCODED, |bench, i| {
+            let [x, y] = &mut chunks;
+            bench.load(&a.file(i), x)?;
+            if kind == Kind::TransposeAdd {
+                // What is on the other side is there already, if each chunk is decoded once.
+                let unit = bench.unit;
+                bench.load(&a.file(a.mirrored(i)), y)?;
+                bench.unit = unit;
+            } else {
+                bench.load(&b.file(i), y)?;
+            }
+            bench.compute(|| match kind {
+                Kind::Chain => loops::chain(x, y, &mut out),
+                Kind::TransposeAdd => loops::add_transposed(x, y, &mut out),
+                _ => loops::curl(x, y, &mut out),
+            });
+            bench.store(&out)
+        })
+    }
+
+    fn rechunk(&mut self, u: &Stored) -> Result<Floor, Failure> {
+        let (map, column) = ([u.shape[1], u.shape[2]].map(|n| n as usize), COLUMN.map(|n| n as usize));
+        let n_columns = u.cells() / column.iter().product::<usize>();
+        let part = u.elements() / n_columns;
+        let (mut values, mut laid_out) = (vec![0.0f32; u.elements()], vec![0.0f32; u.elements()]);
+        // Columns from all over the map, put together without counting that.
+        let mut columns = vec![Vec::with_capacity(part * u.n_chunks() as usize); COLUMNS.min(n_columns)];
+        for t in 0..u.n_chunks() {
+            self.load(&u.file(t), &mut values)?;
+            loops::scatter(&values, map, column, &mut laid_out);
+            for (i, whole) in columns.iter_mut().enumerate() {
+                whole.extend_from_slice(&laid_out[i * n_columns / COLUMNS * part..][..part]);
+            }
+        }
+        self.fit(columns[0].len() * 4);
+        let mut floor = self.sampled(u.n_chunks(), READ_ONLY, |bench, i| {
+            bench.load(&u.file(i), &mut values)?;
+            bench.compute(|| loops::scatter(&values, map, column, &mut laid_out));
+            Ok(())
+        })?;
+        let stored = self.sampled(n_columns as u64, ENCODED, |bench, i| bench.store(&columns[i as usize % columns.len()]))?;
+        floor.add(stored, 1.0);
+        Ok(floor)
+    }
+
+    /// Each operand is decoded once.
+    fn matmul(&mut self, a: &Stored, b: &Stored) -> Result<Floor, Failure> {
+        let (n, n_blocks) = (a.chunk[0] as usize, a.counts()[0]);
+        let mut chunks = [(); 2].map(|()| vec![0.0f64; a.elements()]);
+        let mut product = ndarray::Array2::<f64>::zeros((n, n));
+        let mut floor = self.sampled(a.n_chunks(), ENCODED, |bench, i| {
+            for (x, values) in [a, b].iter().zip(&mut chunks) {
+                bench.load(&x.file(i), values)?;
+            }
+            Ok(())
+        })?;
+        let [x, y] = [0, 1].map(|i| ArrayView2::from_shape((n, n), &chunks[i]));
+        let (x, y) = (x?, y?);
+        floor.add(
+            self.sampled(n_blocks.pow(3), ENCODED, |bench, _| {
+                bench.compute(|| general_mat_mul(1.0, &x, &y, 1.0, &mut product));
+                Ok(())
+            })?,
+            1.0,
+        );
+        let product = product.as_slice().ok_or("a product is in C order")?;
+        floor.add(self.sampled(a.n_chunks(), ENCODED, |bench, _| bench.store(product))?, 1.0);
+        Ok(floor)
+    }
+
+    fn two_passes(&mut self, kind: Kind, u: &Stored) -> Result<Floor, Failure> {
+        let (mut values, mut out) = (vec![0.0f32; u.elements()], vec![0.0f32; u.elements()]);
+        let (mut sums, mut running) = (vec![0.0; u.cells()], vec![0.0; u.cells()]);
+        let mut floor = self.sampled(u.n_chunks(), ENCODED, |bench, i| {
+            bench.load(&u.file(i), &mut values)?;
+            bench.compute(|| loops::add_maps(&values, &mut sums));
+            Ok(())
+        })?;
+        let n_maps = ((ENCODED + 1) * u.chunk[0]) as f32;
+        let mean: Vec<f32> = sums.iter().map(|sum| *sum as f32 / n_maps).collect();
+        let second = self.sampled(u.n_chunks(), ENCODED, |bench, i| {
+            bench.load(&u.file(i), &mut values)?;
+            bench.compute(|| match kind {
+                Kind::CumulativeSum => loops::accumulate(&values, &mut running, &mut out),
+                _ => loops::subtract(&values, &mean, &mut out),
+            });
+            bench.store(&out)
+        })?;
+        floor.add(second, 1.0);
+        Ok(floor)
+    }
+
+    fn many_small(&mut self, tiny: &Stored) -> Result<Floor, Failure> {
+        let mut values = vec![0.0f32; tiny.elements()];
+        let mut total = 0.0;
+        let floor = self.sampled(tiny.n_chunks().div_ceil(SMALL), READ_ONLY, |bench, i| {
+            for chunk in i * SMALL..(i + 1) * SMALL {
+                bench.load(&tiny.file(chunk), &mut values)?;
+                total += bench.compute(|| {
+                    loops::sum(&values, |x| {
+                        let y = x * 2.0 + 1.0;
+                        y * y
+                    })
+                });
+            }
+            Ok(())
+        })?;
+        std::hint::black_box(total);
+        Ok(floor)
+    }
+
+    /// Measures `most` of `n` units of work, spread over all, after a first one that does not count; scaled to all.
+    fn sampled(&mut self, n: u64, most: u64, mut one: impl FnMut(&mut Bench, u64) -> Result<(), Failure>) -> Result<Floor, Failure> {
+        one(self, 0)?;
+        let mut floor = Floor::default();
+        for i in 0..most {
+            self.unit = Floor::default();
+            one(self, if n > most { i * n / most } else { i % n })?;
+            floor.add(self.unit, n as f64 / most as f64);
+        }
+        Ok(floor)
+    }
+
+    /// Encoding and writing one map.
+    fn map<T: bytemuck::Pod>(&mut self, values: &[T]) -> Result<Floor, Failure> {
+        self.sampled(1, 1, |bench, _| bench.store(values))
+    }
+
+    /// Reads and decodes a chunk.
+    fn load<T: bytemuck::Pod>(&mut self, file: &Path, out: &mut [T]) -> Result<(), Failure> {
+        let out: &mut [u8] = bytemuck::cast_slice_mut(out);
+        if self.codec == Codec::None {
+            return Ok(timed(&mut self.unit.read_s, || File::open(file)?.read_exact(out))?);
+        }
+        let len = timed(&mut self.unit.read_s, || read(file, &mut self.encoded))?;
+        let bytes = &self.encoded[..len];
+        let decoded = timed(&mut self.unit.decode_s, || match self.codec {
+            Codec::Zstd => self.decoder.decompress(out, bytes).is_ok_and(|n| n == out.len()),
+            _ => native::blosc_decode(bytes, out),
+        });
+        if decoded { Ok(()) } else { Err(format!("{} cannot be decoded with {}", file.display(), self.codec.name()).into()) }
+    }
+
+    fn compute<R>(&mut self, work: impl FnOnce() -> R) -> R {
+        timed(&mut self.unit.compute_s, work)
+    }
+
+    /// Encodes a chunk and writes it to a new file, which is removed when nobody looks at the clock.
+    fn store<T: bytemuck::Pod>(&mut self, values: &[T]) -> Result<(), Failure> {
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        self.fit(bytes.len());
+        let out = &mut self.encoded[..];
+        let len = timed(&mut self.unit.encode_s, || match self.codec {
+            Codec::Zstd => self.encoder.compress2(out, bytes).map_err(zstd),
+            Codec::Blosc => native::blosc_encode(bytes, out).ok_or_else(|| "blosc cannot encode a chunk".into()),
+            Codec::None => Ok(0),
+        })?;
+        let encoded = if self.codec == Codec::None { bytes } else { &self.encoded[..len] };
+        self.n_written += 1;
+        let path = self.scratch.join(self.n_written.to_string());
+        timed(&mut self.unit.write_s, || File::create(&path)?.write_all(encoded))?;
+        Ok(fs::remove_file(path)?)
+    }
+
+    /// Makes room for what so many bytes may become.
+    fn fit(&mut self, bytes: usize) {
+        let bound = zstd_safe::compress_bound(bytes).max(native::blosc_bound(bytes));
+        if self.encoded.len() < bound {
+            self.encoded.resize(bound, 1);
+        }
+    }
+}
+
+fn to_single(values: &[f64]) -> Vec<f32> {
+    values.iter().map(|x| *x as f32).collect()
 }
 
 /// Adds the CPU time of this thread to `seconds`.

@@ -1,11 +1,13 @@
 //! Inputs that are made once and kept.
 
+use std::f64::consts::PI;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use freestone::{CodecName, DType, Settings, Spec, Target, Threads};
+use freestone::{Array, CodecName, DType, Settings, Spec, Target, Threads};
 use serde_json::{Value, json};
 
+use crate::table::{BLOCK, Case, Geometry, Group, TILE};
 use crate::winds::synthetic_winds;
 use crate::{Codec, Failure, Setup};
 
@@ -13,11 +15,66 @@ use crate::{Codec, Failure, Setup};
 const TINY: [u64; 2] = [6400, 6400];
 const TINY_CHUNK: [u64; 2] = [64, 64];
 
-/// The group that holds winds `u` and `v`.
-pub(crate) fn winds(setup: &Setup) -> Result<PathBuf, Failure> {
-    let folder = setup.data.join(format!("{}-{}", label(setup.size), setup.codec.name()));
-    let parameters = json!({"field": "winds-1", "bytes": setup.size, "codec": setup.codec.name()});
-    made(&folder, &parameters, setup, |group| Ok(synthetic_winds(setup.size, group, setup.codec.ours().into())?))
+/// The group that holds winds `u` and `v`, of so many bytes together.
+pub(crate) fn winds(setup: &Setup, size: u64, codec: Codec) -> Result<PathBuf, Failure> {
+    let folder = setup.data.join(format!("{}-{}", label(size), codec.name()));
+    let parameters = json!({"field": "winds-1", "bytes": size, "codec": codec.name()});
+    made(&folder, &parameters, setup, |group| Ok(synthetic_winds(size, group, codec.ours().into())?))
+}
+
+/// The group that a row of the table reads.
+pub(crate) fn of(setup: &Setup, case: &Case) -> Result<PathBuf, Failure> {
+    let geometry = Geometry::of(setup.row_size());
+    match case.kind.group() {
+        Group::Winds => winds(setup, geometry.winds_bytes(), case.codec),
+        Group::Tiles => tiles(setup, geometry.tiles),
+        Group::Matrices => matrices(setup, geometry.blocks),
+        Group::Tiny => tiny(setup),
+    }
+}
+
+/// The group that holds `a` and `b`, of so many chunks along each axis: waves and some noise, rounded to 10 bits.
+fn tiles(setup: &Setup, n: u64) -> Result<PathBuf, Failure> {
+    let folder = setup.data.join(format!("tiles-{n}-zstd"));
+    let parameters = json!({"field": "tiles-1", "n": n, "codec": Codec::Zstd.name()});
+    made(&folder, &parameters, setup, |group| {
+        let (shape, chunk) = ([n * TILE; 2], [TILE; 2]);
+        let along = freestone::linspace(0.0, 40.0 * PI, n * TILE, true, DType::Float32, TILE)?;
+        let (y, x) = (along.expand_dims(1)?, along);
+        let field = |seed: u64| {
+            let shift = seed as f64;
+            let waves = freestone::sin(&(&y * 0.7 + shift))? * freestone::cos(&(&x * 0.31))? * 10.0 + freestone::cos(&((&y + &x) * 0.11))? * 5.0 + 1.0;
+            let noise = freestone::random_uniform(&shape, -0.35, 0.35, seed, DType::Float32, &chunk)?;
+            rounded(&(waves + noise))
+        };
+        [("a", 3), ("b", 4)]
+            .map(|(name, seed)| Ok(Target::in_group(&field(seed)?, group, name).chunks(&chunk).codec(CodecName::Zstd(0)).overwrite(true)))
+            .into_iter()
+            .collect()
+    })
+}
+
+/// By adding and subtracting what has the bits that go (T. J. Dekker, as for winds).
+fn rounded(exact: &Array) -> Result<Array, Failure> {
+    let shifted = exact * 8193.0;
+    Ok(&shifted - &(&shifted - exact))
+}
+
+/// The group that holds `A` and `B`, of so many chunks along each axis: numbers of three decimals.
+fn matrices(setup: &Setup, n: u64) -> Result<PathBuf, Failure> {
+    let folder = setup.data.join(format!("matrices-{n}-zstd"));
+    let parameters = json!({"field": "matrices-1", "n": n, "codec": Codec::Zstd.name()});
+    made(&folder, &parameters, setup, |group| {
+        let (shape, chunk) = ([n * BLOCK; 2], [BLOCK; 2]);
+        let field = |seed| {
+            let normal = freestone::random_normal(&shape, 0.0, 1000.0, seed, DType::Float64, &chunk)?;
+            Ok::<Array, Failure>(freestone::round(&normal)? / 1000.0)
+        };
+        [("A", 5), ("B", 6)]
+            .map(|(name, seed)| Ok(Target::in_group(&field(seed)?, group, name).chunks(&chunk).codec(CodecName::Zstd(0)).overwrite(true)))
+            .into_iter()
+            .collect()
+    })
 }
 
 /// The group that holds `tiny`: noise of limited precision, so that zstd has something to do.

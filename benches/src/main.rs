@@ -2,8 +2,8 @@
 //!
 //! `run` and `bars` only direct: every measurement is made in a fresh process, one system after the other ([`rounds`]), on
 //! inputs that are made once ([`inputs`]). A process of ours is this program again, with a hidden subcommand: [`workloads`]
-//! is what Freestone does there, [`floor`] what the C libraries alone would take. Peers are `peers/peer.py`. [`report`]
-//! prints and keeps the results; [`bars`] judges them.
+//! is what Freestone does there, [`floor`] what the C libraries and [`loops`] alone would take. Peers are `peers/peer.py`.
+//! [`table`] has the workloads that are held against the floor. [`report`] prints and keeps the results; [`bars`] judges them.
 
 #![allow(clippy::print_stdout, reason = "results go to stdout")]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -13,11 +13,13 @@ mod compile;
 mod floor;
 mod inputs;
 mod kernels;
+mod loops;
 mod native;
 mod process;
 mod report;
 mod rounds;
 mod sample;
+mod table;
 #[path = "../../examples/quadratic_means/winds.rs"]
 mod winds;
 mod workloads;
@@ -48,6 +50,9 @@ enum Command {
     /// Measures one workload, in turn with other systems, and keeps the result.
     Run {
         workload: Workload,
+        /// Rows of the table (`workload`); all of them if none is named.
+        #[arg(value_name = "NAME", value_parser = table::Case::named)]
+        cases: Vec<table::Case>,
         #[command(flatten)]
         setup: Setup,
         /// Systems to compare with, as in dask,cubed,tensorstore.
@@ -67,18 +72,29 @@ enum Command {
         /// Leaves out the bars that need Python.
         #[arg(long)]
         no_peers: bool,
+        /// Parts to check, as in spine,workloads; otherwise all.
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<Part>,
     },
     #[command(hide = true)]
     ChildFreestone(workloads::Child),
     #[command(hide = true)]
     ChildKernels,
     #[command(hide = true)]
-    ChildFloor {
-        #[arg(long)]
-        input: PathBuf,
-        #[arg(long)]
-        codec: Codec,
-    },
+    ChildFloor(floor::Child),
+    #[command(hide = true)]
+    ChildCase(workloads::CaseChild),
+}
+
+/// A part of the bars.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Quadratic means beside the peers; planning, tasks and small chunks.
+    Spine,
+    /// The rows of the table, beside the floor and the peers.
+    Workloads,
+    /// Kernels beside NumPy.
+    Kernels,
 }
 
 /// What `run` measures.
@@ -89,6 +105,9 @@ enum Workload {
     QuadMeans,
     /// A sum over 10 000 small chunks, and what chunks and tasks cost in memory.
     ManySmall,
+    /// Rows of the table in the README, each beside its floor: those that are named, or all.
+    #[value(name = "workload")]
+    Rows,
     /// Planning quadratic means of 1 EB in 10⁹ chunks.
     PlanScaling,
     /// Operations on blocks without any engine; `--vs numpy` compares.
@@ -100,9 +119,9 @@ enum Workload {
 /// How it is measured.
 #[derive(Args, Clone)]
 struct Setup {
-    /// Bytes of u and v together (`quad_means`).
-    #[arg(long, default_value = "2GB", value_parser = freestone::parse_size)]
-    size: u64,
+    /// Bytes of the largest inputs: 2 GB for `quad_means`, 600 MB for `workload` if it is not said.
+    #[arg(long, value_parser = freestone::parse_size)]
+    size: Option<u64>,
     /// Codec of inputs and outputs (`quad_means`).
     #[arg(long, value_enum, default_value_t = Codec::Zstd)]
     codec: Codec,
@@ -118,6 +137,18 @@ struct Setup {
     /// Where inputs are kept and, while it runs, outputs.
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/data"))]
     data: PathBuf,
+}
+
+impl Setup {
+    /// Bytes of u and v together (`quad_means`).
+    fn size(&self) -> u64 {
+        self.size.unwrap_or(2_000_000_000)
+    }
+
+    /// About the bytes of the largest inputs of a row of the table.
+    fn row_size(&self) -> u64 {
+        self.size.unwrap_or(600_000_000)
+    }
 }
 
 /// Codecs that every system has.
@@ -195,6 +226,14 @@ fn dispatch(command: Command) -> Result<bool, Failure> {
         Command::Run { workload, ref vs, .. } if vs.iter().any(|p| (*p == Peer::Numpy) != (workload == Workload::Kernels)) => {
             return Err("kernels are compared with numpy, and nothing else is".into());
         }
+        Command::Run { workload, ref cases, .. } if !cases.is_empty() && workload != Workload::Rows => {
+            return Err("only `run workload` has rows".into());
+        }
+        Command::Run { workload: Workload::Rows, cases, setup, vs, date, .. } => {
+            let cases = if cases.is_empty() { table::CASES.to_vec() } else { cases };
+            let measured = cases.into_iter().map(|case| Ok((case, rounds::row(&setup, case, &vs)?))).collect::<Result<Vec<_>, Failure>>()?;
+            report::keep_rows(&measured, &setup, date)?;
+        }
         Command::Run { workload: Workload::QuadMeans, setup, vs, date, .. } => {
             report::keep(&rounds::quad_means(&setup, &vs)?, &setup, date)?;
         }
@@ -212,10 +251,11 @@ fn dispatch(command: Command) -> Result<bool, Failure> {
         }
         Command::Run { workload: Workload::CompileTime, cold, .. } => return compile::measure(cold),
         Command::Run { workload: Workload::Kernels, setup, vs, date, .. } => report::keep_kernels(&kernels::measure(&setup, !vs.is_empty())?, &setup, date)?,
-        Command::Bars { setup, no_peers } => return bars::check(&setup, no_peers),
+        Command::Bars { setup, no_peers, only } => return bars::check(&setup, no_peers, &only),
         Command::ChildFreestone(child) => println!("{}", serde_json::to_string(&workloads::run(&child)?)?),
         Command::ChildKernels => println!("{}", serde_json::to_string(&kernels::run()?)?),
-        Command::ChildFloor { input, codec } => println!("{}", serde_json::to_string(&floor::measure(&input, codec)?)?),
+        Command::ChildFloor(child) => println!("{}", serde_json::to_string(&floor::run(&child)?)?),
+        Command::ChildCase(child) => println!("{}", serde_json::to_string(&workloads::run_case(&child)?)?),
     }
     Ok(true)
 }

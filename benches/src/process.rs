@@ -1,5 +1,6 @@
 //! Fresh processes that print one line of JSON.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -57,8 +58,16 @@ fn peers() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("peers")
 }
 
+/// An interpreter that has the peers already, if the user names one.
+fn given_python() -> Option<OsString> {
+    std::env::var_os("FREESTONE_PEERS_PYTHON").filter(|p| !p.is_empty())
+}
+
 /// Makes the peers' environment if need be; the first time it downloads them.
 pub(crate) fn set_up_peers() -> Result<(), Failure> {
+    if given_python().is_some() {
+        return Ok(());
+    }
     eprintln!("setting up the peers");
     checked(Command::new("sh").arg(peers().join("setup.sh")), TIME_LIMIT).map_err(|e| format!("the peers' setup.sh {e}"))?;
     Ok(())
@@ -66,7 +75,7 @@ pub(crate) fn set_up_peers() -> Result<(), Failure> {
 
 /// One of the peers' scripts, in their environment.
 pub(crate) fn script(name: &str) -> Command {
-    let mut command = Command::new(peers().join(".venv/bin/python"));
+    let mut command = Command::new(given_python().unwrap_or_else(|| peers().join(".venv/bin/python").into()));
     command.arg(peers().join(name));
     command
 }

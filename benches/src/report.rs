@@ -8,8 +8,10 @@ use std::{fs, iter};
 use freestone_engine::machine;
 use serde_json::{Value, json};
 
+use crate::floor::Floor;
 use crate::kernels::{self, Timing};
 use crate::sample::{Measured, Row, median};
+use crate::table::Case;
 use crate::{Codec, Failure, Setup, inputs};
 
 /// Prints the result, and keeps it as Markdown and as JSON in `benches/results`.
@@ -20,7 +22,7 @@ pub(crate) fn keep(measured: &Measured, setup: &Setup, date: Option<String>) -> 
     println!("\n{text}");
     let name: Vec<&str> = [&*date, measured.workload].into_iter().chain(size.as_deref()).chain(iter::once(codec.name())).collect();
     let document = json!({
-        "date": date, "revision": revision(), "machine": machine_in_words(), "size_bytes": size.is_some().then_some(setup.size), "codec": codec,
+        "date": date, "revision": revision(), "machine": machine_in_words(), "size_bytes": size.is_some().then_some(setup.size()), "codec": codec,
         "threads": setup.threads, "local_mem": setup.local_mem, "repeat": setup.repeat, "measured": measured,
     });
     save(&name.join("-"), &text, &document)
@@ -33,6 +35,87 @@ pub(crate) fn keep_kernels(table: &kernels::Table, setup: &Setup, date: Option<S
     println!("\n{text}");
     let document = json!({ "date": date, "revision": revision(), "machine": machine_in_words(), "repeat": setup.repeat, "measured": table });
     save(&format!("{date}-kernels"), &text, &document)
+}
+
+/// Prints rows of the table, and keeps them likewise.
+pub(crate) fn keep_rows(rows: &[(Case, Measured)], setup: &Setup, date: Option<String>) -> Result<(), Failure> {
+    let date = date.unwrap_or_else(today);
+    let text = rows_markdown(rows, setup, &date);
+    println!("\n{text}");
+    let measured: Vec<&Measured> = rows.iter().map(|(_, m)| m).collect();
+    let document = json!({
+        "date": date, "revision": revision(), "machine": machine_in_words(), "size_bytes": setup.row_size(), "threads": setup.threads,
+        "local_mem": setup.local_mem, "repeat": setup.repeat, "measured": measured,
+    });
+    let name = match rows {
+        [(case, _)] => format!("{date}-{}-{}", case.name, inputs::label(setup.row_size())),
+        _ => format!("{date}-workloads-{}", inputs::label(setup.row_size())),
+    };
+    save(&name, &text, &document)
+}
+
+/// A line for each row: beside the floor, within its projection, and beside each peer.
+pub(crate) fn rows_markdown(rows: &[(Case, Measured)], setup: &Setup, date: &str) -> String {
+    let dash = || "-".to_owned();
+    let number = |value: Option<f64>| value.map_or_else(dash, |v| format!("{v:.2}"));
+    let megabytes = |bytes: Option<f64>| bytes.map_or_else(dash, |b| format!("{:.0}", b * 1e-6));
+    let mut peers: Vec<&str> = Vec::new();
+    for row in rows.iter().flat_map(|(_, m)| m.rows.iter().skip(1)) {
+        if !peers.contains(&row.system) {
+            peers.push(row.system);
+        }
+    }
+    let head = ["workload", "bar", "CPU / floor", "floor CPU s", "CPU s", "wall s", "peak MB", "projected"].map(str::to_owned).into_iter();
+    let head = head.chain(peers.iter().flat_map(|p| [format!("{p} / floor"), "wall ×".into(), "RSS ×".into()]));
+    let line = |(case, measured): &(Case, Measured)| {
+        let (ours, floor) = (&measured.rows[0], measured.floor_s());
+        let over_floor = |cpu: Option<f64>| number(cpu.zip(floor).map(|(cpu, floor)| cpu / floor));
+        let highest = ours.samples.iter().map(|s| s.peak_rss_bytes).max();
+        let own = [
+            case.name.to_owned(),
+            case.bar.to_string(),
+            over_floor(ours.cpu_s()),
+            number(floor),
+            number(ours.cpu_s()),
+            number(ours.wall_s()),
+            megabytes(highest.map(|b| b as f64)),
+            megabytes(ours.projected_bytes().map(|b| b as f64)),
+        ];
+        let beside = peers.iter().flat_map(|peer| {
+            let theirs = measured.rows.iter().find(|r| r.system == *peer);
+            [over_floor(theirs.and_then(Row::cpu_s)), number(measured.ratio(peer, Row::wall_s)), number(measured.ratio(peer, Row::peak_rss_bytes))]
+        });
+        own.into_iter().chain(beside).collect()
+    };
+    let table = aligned(iter::once(head.collect()).chain(rows.iter().map(line)).collect());
+    let parts = rows.iter().filter_map(|(case, m)| Some(format!("- {}: {}\n", case.name, in_parts(m)?)));
+    let failures = rows.iter().flat_map(|(case, m)| m.rows.iter().filter_map(|r| Some(format!("- {}, {}: {}\n", case.name, r.system, r.failure.as_ref()?))));
+    format!(
+        "# workloads, {}\n\n{date}, revision {}, {}. Medians of {} fresh processes each, in turn; {} threads; inputs in the page cache; local_mem {}.\n\n\
+         {table}\nWall × and RSS × are Freestone's figure over the peer's: below 1 is better for Freestone. Peak is the highest of all runs.\n\n\
+         Of the floor, in CPU seconds:\n\n{}{}",
+        inputs::label(setup.row_size()),
+        revision(),
+        machine_in_words(),
+        setup.repeat,
+        setup.threads,
+        freestone::size(setup.local_mem),
+        parts.collect::<String>(),
+        failures.collect::<String>()
+    )
+}
+
+/// Medians of what the floor consists of.
+fn in_parts(measured: &Measured) -> Option<String> {
+    let part = |name: &str, of: fn(&Floor) -> f64| Some(format!("{name} {:.2}", median(measured.floors.iter().map(of))?));
+    let parts = [
+        part("read", |f| f.read_s)?,
+        part("decode", |f| f.decode_s)?,
+        part("compute", |f| f.compute_s)?,
+        part("encode", |f| f.encode_s)?,
+        part("write", |f| f.write_s)?,
+    ];
+    Some(parts.join(", "))
 }
 
 fn save(name: &str, text: &str, document: &Value) -> Result<(), Failure> {
@@ -85,7 +168,7 @@ pub(crate) fn kernels_markdown(table: &kernels::Table, setup: &Setup, date: &str
 
 /// Size, where the workload has several, and codec.
 fn parameters(measured: &Measured, setup: &Setup) -> (Option<String>, Codec) {
-    if measured.workload == "quad_means" { (Some(inputs::label(setup.size)), setup.codec) } else { (None, Codec::Zstd) }
+    if measured.workload == "quad_means" { (Some(inputs::label(setup.size())), setup.codec) } else { (None, Codec::Zstd) }
 }
 
 /// The whole report.

@@ -9,10 +9,12 @@ use clap::{Args, ValueEnum};
 use freestone::engine::storage::metadata::array_document;
 use freestone::engine::storage::{ArrayInfo, Keys, Store, read_small};
 use freestone::engine::{grid::ChunkGrid, machine};
+use freestone::expression::{Expression, Inputs};
 use freestone::{Array, CodecName, DType, Encoding, MemoryStore, Options, RunReport, Scalar, Spec, Stores, Target, Threads};
 use serde_json::Map;
 
 use crate::sample::Sample;
+use crate::table::Case;
 use crate::{Codec, Failure, inputs};
 
 /// One measurement, as the parent process asks for it.
@@ -31,6 +33,22 @@ pub(crate) struct Child {
     pub(crate) threads: usize,
     #[arg(long)]
     pub(crate) local_mem: u64,
+}
+
+/// One measurement of a row of the table.
+#[derive(Args)]
+pub(crate) struct CaseChild {
+    case: String,
+    /// Group of inputs.
+    #[arg(long)]
+    input: PathBuf,
+    /// Group of outputs; the work directory is beside it.
+    #[arg(long)]
+    out: PathBuf,
+    #[arg(long)]
+    threads: usize,
+    #[arg(long)]
+    local_mem: u64,
 }
 
 /// What is measured.
@@ -63,6 +81,8 @@ impl Work {
     }
 }
 
+/// If it is set, the plan of a row and the report of its run go to stderr.
+const EXPLAIN: &str = "FREESTONE_BENCH_EXPLAIN";
 /// Chunks of every workload that has small ones.
 pub(crate) const N_SMALL: u64 = 10_000;
 /// 10 000 chunks of 1 KB of `float32`.
@@ -89,6 +109,40 @@ pub(crate) fn run(child: &Child) -> Result<Sample, Failure> {
         Work::PlanScaling => plan_scaling(spec),
         Work::MeanAccuracy => mean_accuracy(&spec, &start),
     }
+}
+
+/// Evaluates a row's expressions and stores what they give, and says what it took.
+pub(crate) fn run_case(child: &CaseChild) -> Result<Sample, Failure> {
+    let case = Case::named(&child.case)?;
+    let start = Clocks::start();
+    let spec = inputs::spec(&child.out.with_extension("work"), child.threads, child.local_mem)?;
+    let arrays = case.kind.inputs().iter().map(|name| Ok(((*name).to_owned(), open(&child.input, name)?))).collect::<Result<Inputs, Failure>>()?;
+    let times = arrays.get("u").map_or(Ok(0), |u| u.shape().map(|shape| shape[0]))?;
+    let results = case.kind.outputs(times).into_iter().map(|(name, text)| {
+        let parsed = Expression::parse(&text).map_err(|e| e.to_string())?;
+        Ok((name, parsed.array(&arrays).map_err(|e| e.to_string())?))
+    });
+    let results = results.collect::<Result<Vec<(&str, Array)>, Failure>>()?;
+    if let ([(_, number)], true) = (&results[..], case.kind.is_number()) {
+        let (number, report) = number_of(number, &spec, &Stores::default())?;
+        return Ok(Sample { result: Some(number), ..start.stop(Some(&report)) });
+    }
+    let (chunks, out) = (case.kind.chunks(times), child.out.display().to_string());
+    let target = |(name, array): (&str, Array)| {
+        let target = match &chunks {
+            Some(chunks) => Target::in_group(&array.rechunk(chunks)?, &out, name).chunks(chunks),
+            None => Target::in_group(&array, &out, name),
+        };
+        Ok(target.codec(case.codec.ours()))
+    };
+    let targets = results.into_iter().map(target).collect::<Result<Vec<Target>, Failure>>()?;
+    let planned = freestone::plan(&targets, &spec)?;
+    let report = freestone::run(&planned, &spec, &Threads::new(spec.threads))?;
+    let sample = start.stop(Some(&report));
+    if std::env::var_os(EXPLAIN).is_some() {
+        eprintln!("{}\n{report:#?}", planned.plan());
+    }
+    Ok(sample)
 }
 
 fn quad_means(child: &Child, spec: &Spec, start: &Clocks) -> Result<Sample, Failure> {
@@ -188,11 +242,15 @@ fn quadratic(u: &Array, v: &Array) -> Result<[(&'static str, Array); 3], Failure
     Ok([("uu", (u * u).mean(0)?), ("uv", (u * v).mean(0)?), ("vv", (v * v).mean(0)?)])
 }
 
-/// The `float64` sum of an array, and what it took. Not by `compute`, which gives no report.
+/// The `float64` sum of an array, and what it took.
 fn sum_of(array: &Array, spec: &Spec, stores: &Stores) -> Result<(f64, RunReport), Failure> {
+    number_of(&array.astype(DType::Float64)?.sum(())?, spec, stores)
+}
+
+/// The value of an array that has one, a `float64`, and what it took. Not by `compute`, which gives no report.
+fn number_of(array: &Array, spec: &Spec, stores: &Stores) -> Result<(f64, RunReport), Failure> {
     let store = memory_store(stores);
-    let sum = array.astype(DType::Float64)?.sum(())?;
-    let target = Target::array(&sum, &format!("{}/sum", store.url())).with_stores(stores).codec(CodecName::None);
+    let target = Target::array(array, &format!("{}/sum", store.url())).with_stores(stores).codec(CodecName::None);
     let report = run_in(&target, spec, stores)?;
     let bytes = read_small(&*store, "sum/c", 8)?.ok_or("there is no sum")?;
     Ok((f64::from_le_bytes(bytes.as_slice().try_into()?), report))
