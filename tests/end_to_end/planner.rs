@@ -316,7 +316,7 @@ fn running_sums_over_any_number_of_blocks() {
             assert_eq!(large.count(), 0, "{plan}");
         }
     }
-    let x = freestone::arange(0.into(), 7.into(), 1.into(), DType::Int64, 2).unwrap();
+    let x = freestone::arange(0, 7, 1, DType::Int64, 2).unwrap();
     let with = freestone::compute_with::<i64>(&x.cumulative_sum(Running::axis(0).include_initial()).unwrap(), &place.spec(), &Serial).unwrap();
     assert_eq!(with.into_raw_vec_and_offset().0, [0, 0, 1, 3, 6, 10, 15, 21]);
 }
