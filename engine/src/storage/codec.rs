@@ -218,7 +218,7 @@ impl Codec {
             }
             let mut out = arena.buffer(most)?;
             // What codecs allocate by themselves stands beside the pool.
-            arena.prepare(filter.working_bytes(most));
+            arena.prepare(filter.working_bytes(most) + self.decode_context_bytes());
             let n = filter.decode(bytes.bytes(), out.bytes_mut(), contexts)?;
             if i == 0 && n as u64 != expected {
                 return Err(CodecError::Length { found: n as u64, expected });
@@ -271,7 +271,8 @@ impl Codec {
             }
             let from = bytes.as_ref().map_or(block, Buffer::bytes);
             let mut out = arena.buffer(filter.bound(from.len() as u64) + self.checksums_from(i + 1) as u64)?;
-            arena.prepare(filter.working_bytes(from.len() as u64));
+            // Idle buffers would take the place of a context, which can be larger than all of them.
+            arena.prepare(filter.working_bytes(from.len() as u64) + self.encode_context_bytes());
             let n = filter.encode(from, out.bytes_mut(), contexts)?;
             out.set_len(n);
             bytes.replace(out).into_iter().for_each(|b| arena.recycle(b));
@@ -512,6 +513,30 @@ mod tests {
                     prop_assert!(codec.decode(Buffer::from_slice(&bytes), block.len() as u64, &mut arena, &mut contexts).is_err());
                 }
             }
+        }
+    }
+
+    /// Every step takes its buffer from an arena that holds no more than the projection has for it.
+    #[test]
+    fn steps_stay_within_their_bounds() {
+        let values: Vec<u32> = (0..40_000u32).map(|i| i.wrapping_mul(2_654_435_761)).collect();
+        let block = bytemuck_cast(&values);
+        for codecs in chains() {
+            let codec = Codec::new(&codecs, DType::UInt32, &[200, 200]).unwrap();
+            let mut contexts = Contexts::default();
+            let room = codec.encoded_bound() + codec.encode_scratch();
+            let mut arena = Arena::new(room);
+            let encoded = codec.encode(block, &mut arena, &mut contexts).unwrap().unwrap_or_else(|| Buffer::from_slice(block));
+            assert!(arena.highest() <= room + 4096, "{codecs:?}: {} in {room}", arena.highest());
+
+            let room = codec.encoded_beside() + codec.decoded_bytes() + codec.decode_scratch();
+            let mut arena = Arena::new(room);
+            let mut stored = arena.buffer(codec.read_limit(codec.decoded_bytes())).unwrap();
+            stored.set_len(encoded.len());
+            stored.bytes_mut().copy_from_slice(encoded.bytes());
+            let back = codec.decode(stored, codec.decoded_bytes(), &mut arena, &mut contexts).unwrap();
+            assert!(back.bytes() == block, "{codecs:?}");
+            assert!(arena.highest() <= room + 4096, "{codecs:?}: {} in {room}", arena.highest());
         }
     }
 

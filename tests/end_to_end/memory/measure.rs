@@ -96,6 +96,15 @@ impl Bench {
         run
     }
 
+    /// The projection of a row's plan, without a run.
+    pub fn projected(&self, row: &Row) -> u64 {
+        let (mut arguments, _) = self.arguments(row);
+        arguments.push("--plan-only".to_owned());
+        let run = command(None, Path::new(BINARY)).env("FREESTONE_PARALLELISM", row.parallelism.to_string()).args(arguments).output().unwrap();
+        let plan: Value = serde_json::from_slice(&run.stdout).unwrap_or_else(|_| panic!("{}: {}", row.name(), String::from_utf8_lossy(&run.stderr)));
+        plan["projected_mem"].as_u64().unwrap()
+    }
+
     pub fn measure(&self, row: &Row) -> Result<Measured, String> {
         measured(&row.name(), &self.run(row, None))
     }
