@@ -19,6 +19,11 @@ example *arguments:
 ci *suites:
     .ci/run {{ suites }}
 
+# What every operation and codec takes beside its projection: docs/memory.md. With MEMORY_ROWS=all, all operations over all codecs
+memory:
+    .ci/run memory
+    cp target/ci/memory.md docs/memory.md
+
 # Quadratic means against Dask, Cubed and TensorStore; measure alone
 bench:
     cargo run --release -p freestone-bench -- run quad_means --size 2GB --vs dask,cubed,tensorstore

@@ -1,5 +1,6 @@
 //! The `freestone` command: its arguments. What they ask for is done in [`command`].
 
+mod allocator;
 mod command;
 
 use std::io::{self, IsTerminal, Write};
@@ -10,7 +11,7 @@ use command::Failure;
 use freestone::{Error, ExitCode};
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: allocator::Allocator = allocator::Allocator;
 
 /// Computes on arrays that are larger than memory, within a memory that is promised.
 ///

@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::support::{BINARY, Place, WINDS_V3, spec_in};
 
-fn variable(name: &str) -> String {
+pub fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: these tests are run by .ci/run"))
 }
 
@@ -161,10 +161,10 @@ fn disk_full() {
 // --- A memory limit that kills --------------------------------------------------------------------------------------
 
 /// A cgroup below the one that we may write, with a limit.
-struct Cgroup(PathBuf);
+pub struct Cgroup(PathBuf);
 
 impl Cgroup {
-    fn new(name: &str, limit: u64) -> Cgroup {
+    pub fn new(name: &str, limit: u64) -> Cgroup {
         let folder = PathBuf::from(variable("FREESTONE_CGROUP")).join(name);
         fs::create_dir(&folder).unwrap();
         let version_1 = folder.join("memory.limit_in_bytes");
@@ -180,7 +180,7 @@ impl Cgroup {
     }
 
     /// A shell script that goes into the cgroup and becomes the command.
-    fn enter(&self) -> String {
+    pub fn enter(&self) -> String {
         format!("echo $$ > {}/cgroup.procs && exec \"$0\" \"$@\"", self.0.display())
     }
 }

@@ -139,7 +139,12 @@ pub fn chunk_files(shape: &[u64], chunks: &[u64], elements: &[Vec<u8>]) -> Vec<(
     files
 }
 
-fn unravel(mut flat: u64, shape: &[u64]) -> Vec<u64> {
+/// Chunks of a regular grid.
+pub fn chunk_count(shape: &[u64], chunks: &[u64]) -> u64 {
+    shape.iter().zip(chunks).map(|(n, c)| n.div_ceil(*c)).product()
+}
+
+pub fn unravel(mut flat: u64, shape: &[u64]) -> Vec<u64> {
     let mut index: Vec<u64> = shape
         .iter()
         .rev()

@@ -311,6 +311,10 @@ fn list_bytes(input: &StageInput, block: &[u64]) -> u64 {
     input.map.pieces().iter().map(of).sum()
 }
 
+/// What reading over a network holds besides the bytes in their buffer: the client and its threads, trusted certificates, and the
+/// pieces of a body that have arrived.
+const NETWORK_BYTES: u64 = 8_000_000;
+
 /// Bounds of reading a chunk of an array.
 struct SourceBounds {
     chunk: u64,
@@ -329,14 +333,13 @@ impl SourceBounds {
             return Ok(bounds);
         }
         let codec = codec(plan, id)?;
-        let network = if is_remote(plan, &array.place) { codec.encoded_bound() } else { 0 };
-        bounds.encoded = network + if codec.is_raw() { 0 } else { codec.encoded_bound() };
+        bounds.encoded = codec.encoded_beside() + if is_remote(plan, &array.place) { NETWORK_BYTES } else { 0 };
         bounds.scratch = codec.decode_scratch();
         bounds.context = codec.decode_context_bytes();
         if let Some(shard) = &array.info.shard {
             let index = index_codec(array, shard)?;
             // The encoded index, the decoded one, and the entries that are kept.
-            bounds.index = index.encoded_bound() + index.decode_scratch() + 2 * index.decoded_bytes();
+            bounds.index = index.encoded_beside() + index.decode_scratch() + 2 * index.decoded_bytes();
         }
         Ok(bounds)
     }
@@ -372,8 +375,7 @@ fn index_codec(array: &PlanArray, shard: &Shard) -> Result<Codec, PlanError> {
 
 fn codec(plan: &Plan, id: ArrayId) -> Result<Codec, PlanError> {
     let array = plan.array(id);
-    Codec::new(&array.info.codecs, array.info.dtype, &array.info.fill, &array.info.chunk_shape())
-        .map_err(|error| PlanError::Codec { array: array.name.clone(), error })
+    Codec::new(&array.info.codecs, array.info.dtype, &array.info.chunk_shape()).map_err(|error| PlanError::Codec { array: array.name.clone(), error })
 }
 
 /// True if chunks cross a network.

@@ -71,7 +71,7 @@ impl Shard {
     /// Where it cannot be used.
     pub fn index_codec(&self) -> Result<Codec, CodecError> {
         let shape: Vec<u64> = self.chunks.iter().copied().chain([2]).collect();
-        Codec::new(&self.index_codecs, DType::UInt64, &Scalar::new(u64::MAX), &shape)
+        Codec::new(&self.index_codecs, DType::UInt64, &shape)
     }
 }
 

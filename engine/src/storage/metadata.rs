@@ -176,7 +176,7 @@ fn opened(store: &Arc<dyn Store>, path: &str, format: u8, document: Value, attri
         .map_err(|e| malformed(e.to_string()))?;
     let codec_error = |error| MetadataError::Codec { place: place.clone(), error };
     let (chunk, codecs, shard) = unshard(&outer, codecs).map_err(codec_error)?;
-    Codec::new(&codecs, dtype, &fill, &chunk).map_err(codec_error)?;
+    Codec::new(&codecs, dtype, &chunk).map_err(codec_error)?;
     if let Some(shard) = &shard {
         shard.index_codec().map_err(codec_error)?;
     }

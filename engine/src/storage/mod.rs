@@ -1,10 +1,11 @@
 //! Encoded bytes, in and out.
 //!
 //! Stores move whole objects and ranges of them ([`Store`]: [`LocalStore`], [`MemoryStore`], object stores; [`TierStore`] over another); [`mod@array`] says
-//! how an array's chunks lie in a store; [`codec`] turns encoded bytes into blocks and back, by zarrs' codecs, with guards and
+//! how an array's chunks lie in a store; [`codec`] turns encoded bytes into blocks and back, with guards and
 //! bounds; [`reader`] does all of it for one chunk.
 
 pub mod array;
+mod blosc;
 pub mod codec;
 pub mod conformance;
 pub(crate) mod consolidated;

@@ -6,6 +6,7 @@
 use std::sync::{Arc, OnceLock, mpsc};
 
 use freestone_kernels::Buffer;
+use futures_util::TryStreamExt;
 use object_store::aws::AmazonS3Builder;
 use object_store::http::HttpBuilder;
 use object_store::path::Path;
@@ -70,16 +71,48 @@ impl ObjectStore {
         runtime()?.spawn(async move {
             let _ = send.send(request.await);
         });
-        let place = self.place(key);
         match receive.recv() {
-            Ok(Ok(value)) => Ok(Some(value)),
-            Ok(Err(object_store::Error::NotFound { .. })) => Ok(None),
-            Ok(Err(object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. })) => Err(StorageError::Denied { place, action }),
-            // The client has retried what it knows to be transient; what is left may still pass on another worker.
-            Ok(Err(e)) => Err(StorageError::Io { place, action, transient: matches!(e, object_store::Error::Generic { .. }), message: e.to_string() }),
-            Err(_) => Err(StorageError::Io { place, action, message: "the request was dropped".into(), transient: true }),
+            Ok(result) => self.outcome(key, action, result),
+            Err(_) => Err(StorageError::Io { place: self.place(key), action, message: "the request was dropped".into(), transient: true }),
         }
     }
+
+    /// What a request's result means; `None` if there is no such object.
+    fn outcome<T>(&self, key: &str, action: &'static str, result: object_store::Result<T>) -> Result<Option<T>, StorageError> {
+        let place = self.place(key);
+        match result {
+            Ok(value) => Ok(Some(value)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. }) => Err(StorageError::Denied { place, action }),
+            // The client has retried what it knows to be transient; what is left may still pass on another worker.
+            Err(e) => Err(StorageError::Io { place, action, transient: matches!(e, object_store::Error::Generic { .. }), message: e.to_string() }),
+        }
+    }
+}
+
+/// Reads an object, or a range of it, piece by piece into a buffer with room for `limit` bytes; its length if it is longer.
+async fn fetch(backend: &dyn Backend, path: &Path, range: Option<ByteRange>, limit: u64, into: &mut Buffer) -> object_store::Result<Result<(), u64>> {
+    let range = range.map(|r| match r {
+        ByteRange::At { offset, len } => GetRange::Bounded(offset..offset.saturating_add(len)),
+        ByteRange::Last(len) => GetRange::Suffix(len),
+    });
+    let found = backend.get_opts(path, GetOptions { range, ..GetOptions::default() }).await?;
+    let len = found.range.end - found.range.start;
+    // The length is known before the body is fetched: too much is never brought into memory.
+    if len > limit {
+        return Ok(Err(len));
+    }
+    into.set_len(len as usize);
+    let (mut pieces, mut end) = (found.into_stream(), 0);
+    while let Some(piece) = pieces.try_next().await? {
+        match into.bytes_mut().get_mut(end..end + piece.len()) {
+            Some(place) => place.copy_from_slice(&piece),
+            None => return Ok(Err((end + piece.len()) as u64)),
+        }
+        end += piece.len();
+    }
+    into.set_len(end);
+    Ok(Ok(()))
 }
 
 impl Store for ObjectStore {
@@ -93,30 +126,19 @@ impl Store for ObjectStore {
 
     fn read(&self, key: &str, range: Option<ByteRange>, limit: u64, into: &mut Buffer) -> Result<bool, StorageError> {
         let (backend, path, place) = (Arc::clone(&self.backend), self.path(key)?, self.place(key));
-        let wanted = range;
-        let fetched = self.wait(key, "read", async move {
-            let range = wanted.map(|r| match r {
-                ByteRange::At { offset, len } => GetRange::Bounded(offset..offset.saturating_add(len)),
-                ByteRange::Last(len) => GetRange::Suffix(len),
-            });
-            let found = backend.get_opts(&path, GetOptions { range, ..GetOptions::default() }).await?;
-            let len = found.range.end - found.range.start;
-            // The length is known before the body is fetched: too much is never brought into memory.
-            if len > limit { Ok(Err(len)) } else { found.bytes().await.map(Ok) }
-        })?;
-        let bytes = match fetched {
-            None => return Ok(false),
-            Some(Err(len)) => return Err(StorageError::TooLong { place, len, limit }),
-            Some(Ok(bytes)) => bytes,
-        };
-        if let Some(ByteRange::At { len, .. } | ByteRange::Last(len)) = range
-            && (bytes.len() as u64) < len
-        {
-            return Err(StorageError::Truncated { place, wanted: len });
+        // The buffer goes to where the bytes arrive, and comes back full: they are never anywhere else as a whole.
+        let mut buffer = std::mem::replace(into, Buffer::zeroed(0));
+        let request = async move { Ok((fetch(&*backend, &path, range, limit, &mut buffer).await, buffer)) };
+        let Some((read, buffer)) = self.wait(key, "read", request)? else { return Ok(false) };
+        *into = buffer;
+        match self.outcome(key, "read", read)? {
+            None => Ok(false),
+            Some(Err(len)) => Err(StorageError::TooLong { place, len, limit }),
+            Some(Ok(())) => match range {
+                Some(ByteRange::At { len, .. } | ByteRange::Last(len)) if (into.len() as u64) < len => Err(StorageError::Truncated { place, wanted: len }),
+                _ => Ok(true),
+            },
         }
-        into.set_len(bytes.len());
-        into.bytes_mut().copy_from_slice(&bytes);
-        Ok(true)
     }
 
     fn write(&self, key: &str, bytes: &[u8]) -> Result<(), StorageError> {

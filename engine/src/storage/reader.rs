@@ -98,7 +98,7 @@ impl ChunkAccess {
     /// # Errors
     /// Where a codec cannot be used.
     pub fn new(store: Arc<dyn Store>, path: &str, info: &ArrayInfo) -> Result<ChunkAccess, CodecError> {
-        let codec = Codec::new(&info.codecs, info.dtype, &info.fill, &info.chunk_shape())?;
+        let codec = Codec::new(&info.codecs, info.dtype, &info.chunk_shape())?;
         let index = info.shard.as_ref().map(Shard::index_codec).transpose()?;
         Ok(ChunkAccess { store, path: path.to_owned(), info: info.clone(), objects: info.objects(), codec, index })
     }
@@ -152,7 +152,7 @@ impl ChunkAccess {
                 None => return self.filled(expected, desk),
             },
         };
-        let limit = if self.codec.is_raw() { expected } else { self.codec.encoded_bound() };
+        let limit = self.codec.read_limit(expected);
         let mut encoded = desk.arena.buffer(limit)?;
         desk.traffic.reads += 1;
         if !self.store.read(&key, range, limit, &mut encoded)? {
@@ -160,12 +160,7 @@ impl ChunkAccess {
             return self.filled(expected, desk);
         }
         desk.traffic.bytes_read += encoded.len() as u64;
-        if self.codec.is_raw() {
-            return if encoded.len() as u64 == expected { Ok(encoded) } else { Err(failed(CodecError::Length { found: encoded.len() as u64, expected })) };
-        }
-        let block = self.codec.decode(encoded.bytes(), expected, &mut desk.arena, &mut desk.contexts).map_err(failed)?;
-        desk.arena.recycle(encoded);
-        Ok(block)
+        self.codec.decode(encoded, expected, &mut desk.arena, &mut desk.contexts).map_err(failed)
     }
 
     /// Reads parts of a chunk that is stored as it is, offsets and places in bytes, straight to where they belong. False if that cannot be, or there
@@ -211,11 +206,12 @@ impl ChunkAccess {
             if found {
                 desk.traffic.bytes_read += len;
                 let place = |error| ChunkError::Codec { place: format!("the shard index of {}", self.store.place(key)), error };
-                let block = index.decode(encoded.bytes(), index.decoded_bytes(), &mut desk.arena, &mut desk.contexts).map_err(place)?;
+                let block = index.decode(encoded, index.decoded_bytes(), &mut desk.arena, &mut desk.contexts).map_err(place)?;
                 cache.entries = Some(block.as_slice::<u64>().chunks_exact(2).map(|e| [e[0], e[1]]).collect());
                 desk.arena.recycle(block);
+            } else {
+                desk.arena.recycle(encoded);
             }
-            desk.arena.recycle(encoded);
         }
         let within = coords.iter().zip(&shard.chunks).fold(0, |i, (c, n)| i * n + c % n);
         let Some(entry) = cache.entries.as_ref().and_then(|e| e.get(within as usize)) else { return Ok(None) };
