@@ -75,6 +75,8 @@ pub enum Step {
     Load(usize),
     /// Fold the loaded blocks into the accumulators.
     Fold,
+    /// Make output blocks ready for their slices.
+    Begin,
     /// Evaluate the loaded blocks into the output blocks.
     Apply,
     /// Turn accumulator `0…` into its output block.
@@ -95,6 +97,10 @@ pub struct Schedule {
     pub each_block: Vec<Step>,
     /// After the last block.
     pub after: Vec<Step>,
+    /// Where chunks are made slice by slice, before the first slice of each; what it takes [`each_chunk`](Schedule::each_chunk) gives back.
+    pub chunk_begin: Vec<Step>,
+    /// For each slice of a chunk; what it takes it gives back.
+    pub each_slice: Vec<Step>,
     /// For each chunk written; what it takes it gives back.
     pub each_chunk: Vec<Step>,
     /// At the end.
@@ -123,6 +129,12 @@ impl Schedule {
         }
         walk.go(&self.slots, &self.after)?;
         let before = walk.taken.clone();
+        walk.go(&self.slots, &self.chunk_begin)?;
+        let begun = walk.taken.clone();
+        walk.go(&self.slots, &self.each_slice)?;
+        if walk.taken != begun {
+            return Err(ScheduleError("a slice's steps do not give back what they take"));
+        }
         walk.go(&self.slots, &self.each_chunk)?;
         if walk.taken != before {
             return Err(ScheduleError("a chunk's steps do not give back what they take"));

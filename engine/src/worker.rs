@@ -424,6 +424,16 @@ impl Task<'_> {
                     self.cell = self.ready.outputs[0].objects().region(at);
                     self.loaded.iter_mut().for_each(|l| *l = None);
                 }
+                if self.layout.in_slices {
+                    self.steps(&schedule.chunk_begin)?;
+                    let (walk, chunk) = (&self.stage.walk, self.ready.outputs[0].objects().region(at));
+                    try_for_each_coord(&walk.overlapping(&chunk), |slice| {
+                        check()?;
+                        self.cell = walk.region(slice);
+                        self.loaded.iter_mut().for_each(|l| *l = None);
+                        self.steps(&schedule.each_slice)
+                    })?;
+                }
                 self.steps(&schedule.each_chunk)
             })?,
             None => self.steps(&schedule.each_chunk)?,
@@ -439,6 +449,8 @@ impl Task<'_> {
                 Step::Load(i) => self.load(i)?,
                 Step::Fold if matches!(self.stage.kernel, Kernel::Contract { .. }) => self.multiply()?,
                 Step::Fold => self.fold(),
+                Step::Begin => self.begin()?,
+                Step::Apply if self.layout.in_slices => self.apply_slice(),
                 Step::Apply => self.apply()?,
                 Step::Finish(j) => self.finish(j)?,
                 Step::Store(j) => self.store(j)?,
@@ -469,6 +481,9 @@ impl Task<'_> {
 
     fn release(&mut self, slot: SlotId) {
         for (input, loaded) in self.layout.inputs.iter().zip(&mut self.loaded) {
+            if input.region == Some(slot) && self.layout.as_is {
+                self.blocks[0].take().into_iter().for_each(|b| self.desk.arena.recycle(b));
+            }
             if input.region == Some(slot)
                 && let Some(Loaded { values: Values::Own(block), .. }) = loaded.take()
             {
@@ -559,7 +574,9 @@ impl Task<'_> {
         let strides: Vec<isize> = contiguous_strides(&shape).into_iter().zip(varies).map(|(s, v)| if *v { s } else { 0 }).collect();
         let size = self.stage.kernel.inputs()[i].size();
         let bytes = shape.iter().product::<usize>() * size;
-        let mut region = self.desk.arena.buffer(bytes as u64).map_err(overrun)?;
+        // What is written as it is has room for what fills up an edge chunk.
+        let stored = if self.layout.as_is { self.ready.outputs[0].object_shape(&self.chunk).iter().product::<u64>() * size as u64 } else { 0 };
+        let mut region = self.desk.arena.buffer(stored.max(bytes as u64)).map_err(overrun)?;
         for piece in pieces {
             let at = |start: &[u64]| start.iter().zip(&strides).map(|(s, stride)| *s as isize * stride).sum::<isize>();
             let extent = |to: &[u64]| -> Vec<usize> { to.iter().zip(varies).map(|(n, v)| if *v { *n as usize } else { 1 }).collect() };
@@ -760,7 +777,8 @@ impl Task<'_> {
                         let (r, c) = (side(batch..free_end), side(free_end..axes.len()));
                         let strides = match (r, c) {
                             (0, 0) => vec![k as isize, 1],
-                            (0, c) => vec![c * k as isize, c],
+                            (0, 1) => vec![k as isize, 1],
+                            (0, c) => vec![1, c],
                             (r, 0) => vec![r, if r == 1 { rows[o] as isize } else { 1 }],
                             both => vec![both.0, both.1],
                         };
@@ -788,12 +806,55 @@ impl Task<'_> {
         (0..along.len()).map(|k| product(&along[..k], |a| a.3) * (along[k].2 - along[k].0) * product(&along[k + 1..], |a| a.1)).sum()
     }
 
+    /// Has output blocks for the chunk at hand, with what fills up an edge chunk.
+    fn begin(&mut self) -> Result<(), Cause> {
+        for (j, output) in self.ready.outputs.iter().enumerate() {
+            let stored: u64 = output.object_shape(&self.chunk).iter().product();
+            let block = self.desk.arena.buffer(stored * output.info().dtype.size() as u64).map_err(overrun)?;
+            self.blocks[j] = Some(block);
+        }
+        Ok(())
+    }
+
+    /// Evaluates a slice of the output chunk at hand; after the last one the chunk is spread over its stored shape.
+    fn apply_slice(&mut self) {
+        let Some(first) = self.ready.outputs.first() else { return };
+        let region = first.objects().region(&self.chunk);
+        let (shape, all) = (sizes(&self.cell.shape), sizes(&region.shape));
+        let before = (0..all.len()).fold(0, |at, d| at * all[d] + (self.cell.start[d] - region.start[d]) as usize);
+        let n: usize = shape.iter().product();
+        let views = views(&self.stage.kernel.inputs(), &self.loaded, &self.ready.sources, &self.cell);
+        let mut parts: Vec<&mut [u8]> = Vec::with_capacity(self.blocks.len());
+        for (block, output) in self.blocks.iter_mut().zip(&self.ready.outputs) {
+            let size = output.info().dtype.size();
+            if let Some(block) = block {
+                parts.push(&mut block.bytes_mut()[before * size..(before + n) * size]);
+            }
+        }
+        if let Computes::Machine(machine) = &mut self.ready.computes {
+            eval::map(machine, &shape, &views, &mut parts);
+        }
+        let is_last = (0..all.len()).all(|d| self.cell.start[d] + self.cell.shape[d] == region.start[d] + region.shape[d]);
+        if is_last {
+            for (block, output) in self.blocks.iter_mut().zip(&self.ready.outputs) {
+                block.iter_mut().for_each(|b| pad(b, &all, output, &self.chunk));
+            }
+        }
+    }
+
     /// Evaluates the output chunk at hand.
     fn apply(&mut self) -> Result<(), Cause> {
         let Some(first) = self.ready.outputs.first() else { return Ok(()) };
         let region = first.objects().region(&self.chunk);
         let shape = sizes(&region.shape);
         let n: usize = shape.iter().product();
+        if self.layout.as_is {
+            if let Some(Loaded { values: Values::Own(mut block), .. }) = self.loaded[0].take() {
+                pad(&mut block, &shape, first, &self.chunk);
+                self.blocks[0] = Some(block);
+            }
+            return Ok(());
+        }
         let mut blocks = Vec::with_capacity(self.blocks.len());
         for output in &self.ready.outputs {
             let stored: u64 = output.object_shape(&self.chunk).iter().product();

@@ -14,7 +14,9 @@ use crate::support::{Place, document, open_in_memory};
 /// An array whose chunks are not there: enough for a plan.
 fn planned(shape: &[u64], chunks: &[u64], dtype: &str) -> Array {
     let store = Arc::new(MemoryStore::new());
-    store.write("x/zarr.json", &serde_json::to_vec(&document(shape, chunks, dtype)).unwrap()).unwrap();
+    let mut zarr = document(shape, chunks, dtype);
+    zarr["codecs"].as_array_mut().unwrap().push(serde_json::json!({"name": "zstd", "configuration": {"level": 3, "checksum": false}}));
+    store.write("x/zarr.json", &serde_json::to_vec(&zarr).unwrap()).unwrap();
     open_in_memory(&store, "x")
 }
 
@@ -108,10 +110,21 @@ fn integers(shape: &[u64], chunks: &[u64], seed: u64, spec: &Spec) -> (Arc<Memor
     (store, x, whole)
 }
 
+/// The same array compressed, of which no parts can be read.
+fn compressed(x: &Array, spec: &Spec) -> Array {
+    let store = Arc::new(MemoryStore::new());
+    let stores = Stores::default();
+    stores.insert(Arc::<MemoryStore>::clone(&store));
+    let target = Target::in_group(x, store.url(), "x").with_stores(&stores).codec(CodecName::Zstd(1));
+    freestone::run(&freestone::plan(&[target], spec).unwrap(), spec, &Serial).unwrap();
+    open_in_memory(&store, "x")
+}
+
 #[derive(Clone, Debug)]
 struct Rechunk {
     /// Length, and chunk before and after, along each axis.
     axes: Vec<(u64, u64, u64)>,
+    compressed: bool,
 }
 
 fn rechunks() -> impl Strategy<Value = Rechunk> {
@@ -123,7 +136,7 @@ fn rechunks() -> impl Strategy<Value = Rechunk> {
         });
         prop::collection::vec(axis, rank)
     });
-    axes.prop_map(|axes| Rechunk { axes })
+    (axes, prop::bool::weighted(0.7)).prop_map(|(axes, compressed)| Rechunk { axes, compressed })
 }
 
 /// As Cubed's property test: memory for five of the largest chunks is enough, values stay, and each object is written once.
@@ -139,6 +152,7 @@ fn any_rechunk_fits_five_chunks_and_keeps_every_value() {
         let allowed_mem = 5 * largest + 200_000;
         let spec = Spec { reserved_mem: 0, allowed_mem, local_mem: 8 * allowed_mem, ..place.spec() };
         let (_, x, whole) = integers(&shape, &source, 3, &place.spec());
+        let x = if case.compressed { compressed(&x, &place.spec()) } else { x };
         let out: Arc<MemoryStore> = Arc::new(MemoryStore::new());
         let stores = Stores::default();
         stores.insert(Arc::<MemoryStore>::clone(&out));

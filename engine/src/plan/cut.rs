@@ -132,7 +132,7 @@ impl Lowering<'_> {
             StageOutput { array: partials.map_or(draft.outputs[i], |p| p[i]), axes: (0..tasks.len()).filter_map(axis).collect() }
         });
         let folds = folds.iter().map(|f| if partials.is_some() { Fold { finish: Finish::Keep, ..*f } } else { *f }).collect();
-        Stage {
+        let mut stage = Stage {
             name: draft.name.into(),
             kernel: Kernel::Reduce { expr: draft.expr.clone(), folds, axes: axes.clone(), parts: None },
             inputs: draft.inputs.clone(),
@@ -143,7 +143,16 @@ impl Lowering<'_> {
             keep: Vec::new(),
             after: Vec::new(),
             notes: Vec::new(),
+        };
+        // Blocks follow each other along the last axis that has several: what they share stays, if it fits.
+        let (looks, along) = (self.looks(&stage), (0..stage.walk.axes().len()).rev().find(|d| stage.walk.axes()[*d].n_chunks() > 1));
+        if along.is_some() && reads_per_chunk(&stage, &looks, along) < 0.95 * reads_per_chunk(&stage, &looks, None) {
+            stage.keep = keeps(&stage, &looks);
+            if !StageLayout::of(&self.as_plan(Vec::new()), &stage).is_ok_and(|l| l.estimate.total() <= self.spec.growth_mem()) {
+                stage.keep.clear();
+            }
         }
+        stage
     }
 
     /// A running sum: in one stage where enough tasks can go along the axis from end to end; else sums of parts of it first, what came
@@ -350,18 +359,22 @@ impl Lowering<'_> {
         while reads > 1.05 {
             let mut next: Option<(f64, Vec<u64>, Stage)> = None;
             for d in 0..groups.len() {
-                if groups[d] >= grid.axes()[d].n_chunks() {
+                let all = grid.axes()[d].n_chunks();
+                if groups[d] >= all {
                     continue;
                 }
-                let mut trial = groups.clone();
-                trial[d] = (2 * trial[d]).min(grid.axes()[d].n_chunks());
-                let candidate = stage(grouped(&trial));
-                if candidate.n_tasks() < self.spec.wanted_tasks() || !fits(&candidate) {
-                    continue;
-                }
-                let (candidate, saved) = self.with_kept(candidate, &fits);
-                if saved < reads && next.as_ref().is_none_or(|(r, ..)| saved < *r) {
-                    next = Some((saved, trial, candidate));
+                // Whole rows may be read without what lies beside them.
+                for wider in [(2 * groups[d]).min(all), all] {
+                    let mut trial = groups.clone();
+                    trial[d] = wider;
+                    let candidate = stage(grouped(&trial));
+                    if candidate.n_tasks() < self.spec.wanted_tasks() || !fits(&candidate) {
+                        continue;
+                    }
+                    let (candidate, saved) = self.with_kept(candidate, &fits);
+                    if saved < reads && next.as_ref().is_none_or(|(r, ..)| saved < *r) {
+                        next = Some((saved, trial, candidate));
+                    }
                 }
             }
             let Some((saved, trial, candidate)) = next else { break };
@@ -382,8 +395,9 @@ impl Lowering<'_> {
         for (reads, d) in sweeps.into_iter().filter(|(r, _)| *r < 0.95 * plain) {
             let keep = keeps(&stage, &looks);
             let candidate = Stage { sweep: Some(d), keep, ..stage.clone() };
-            if fits(&candidate) {
-                return (candidate, reads);
+            let slim = self.in_slices(&candidate);
+            if let Some(best) = slim.into_iter().chain([candidate]).find(fits) {
+                return (best, reads);
             }
         }
         (stage, plain)
@@ -407,6 +421,38 @@ impl Lowering<'_> {
             }
         }
         together >= 2 * PART_BYTES
+    }
+
+    /// The stage with its chunks made slice by slice, if all chunks that are looked at stay meanwhile: then blocks are assembled in a cache's size.
+    fn in_slices(&self, stage: &Stage) -> Option<Stage> {
+        let followed = |axis: &AxisMap| matches!(axis, AxisMap::Along { .. } | AxisMap::Fixed(_));
+        let plain = |from: &Origin| match from {
+            Origin::Source { axes, .. } => axes.iter().all(followed),
+            Origin::Fill(_) => true,
+            Origin::Flat => false,
+        };
+        let pieces: usize = stage.inputs.iter().map(|i| i.map.pieces().len()).sum();
+        if pieces > MAX_LOOKS || !stage.inputs.iter().flat_map(|i| i.map.pieces()).all(|p| plain(&p.from)) {
+            return None;
+        }
+        let objects = self.arrays[stage.outputs[0].array.0].info.objects();
+        let chunk = objects.max_chunk();
+        // Slices along the first axis that has a length lie one after the other in a chunk.
+        let d = chunk.iter().position(|n| *n > 1)?;
+        let size = stage.kernel.inputs().iter().map(|t| t.size() as u64).max().unwrap_or(1);
+        let row = chunk[d + 1..].iter().product::<u64>().saturating_mul(size).max(1);
+        let AxisGrid::Regular { first, size: rows, .. } = objects.axes()[d] else { return None };
+        if first != rows && objects.axes()[d].n_chunks() > 1 {
+            return None;
+        }
+        let most = (SLICE_BYTES / row).max(1);
+        let slice = (1..=most.min(rows)).rev().find(|n| rows % n == 0)?;
+        if slice == rows || slice * row < SLICE_BYTES / 16 {
+            return None;
+        }
+        let mut walk = objects.axes().to_vec();
+        walk[d] = AxisGrid::regular(walk[d].len(), slice);
+        Some(Stage { walk: ChunkGrid::new(walk), ..stage.clone() })
     }
 
     /// How the inputs look at arrays: those that go along the same axes at a small distance from each other look as one.
@@ -652,6 +698,9 @@ pub(super) struct Visits {
     pub(super) bytes: f64,
 }
 
+/// A slice of a chunk that is made at once: with those of a few inputs it stays in a cache.
+const SLICE_BYTES: u64 = 1 << 19;
+
 /// More different ways to look at arrays are not gone into.
 const MAX_LOOKS: usize = 64;
 
@@ -693,6 +742,12 @@ impl Along {
     }
 }
 
+/// Elements of a block along an axis.
+fn block_extent(stage: &Stage, d: usize) -> u64 {
+    let task = stage.tasks.axes()[d].max_extent().max(1);
+    if matches!(stage.kernel, Kernel::Map(_)) { task } else { stage.walk.axes()[d].max_extent().clamp(1, task) }
+}
+
 /// Reads for each chunk that is read at all, for the worst look: from block to block along `sweep` chunks are kept.
 fn reads_per_chunk(stage: &Stage, looks: &[Look], sweep: Option<usize>) -> f64 {
     let of = |look: &Look| {
@@ -700,7 +755,7 @@ fn reads_per_chunk(stage: &Stage, looks: &[Look], sweep: Option<usize>) -> f64 {
         for axis in &look.axes {
             let Some(d) = axis.axis else { continue };
             along[d] = true;
-            let block = stage.tasks.axes()[d].max_extent().max(1);
+            let block = block_extent(stage, d);
             let blocks = axis.len.div_ceil(block).max(1) as f64;
             let whole = (axis.len as f64 * axis.step as f64 / axis.chunk.max(1) as f64).ceil().min(axis.chunks as f64).max(1.0);
             reads *= if sweep == Some(d) { whole } else { (blocks * axis.touched(block) as f64).max(whole) };
@@ -718,7 +773,7 @@ fn reads_per_chunk(stage: &Stage, looks: &[Look], sweep: Option<usize>) -> f64 {
 fn keeps(stage: &Stage, looks: &[Look]) -> Vec<Keep> {
     let mut keeps: Vec<Keep> = Vec::new();
     for look in looks {
-        let touched: u64 = look.axes.iter().filter_map(|a| a.axis.map(|d| a.touched(stage.tasks.axes()[d].max_extent()))).product();
+        let touched: u64 = look.axes.iter().filter_map(|a| a.axis.map(|d| a.touched(block_extent(stage, d)))).product();
         match keeps.iter_mut().find(|k| k.array == look.array) {
             Some(keep) => keep.chunks = (keep.chunks + touched).min(MAX_KEPT),
             None => keeps.push(Keep { array: look.array, chunks: touched.clamp(1, MAX_KEPT) }),

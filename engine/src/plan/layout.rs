@@ -75,6 +75,10 @@ pub struct StageLayout {
     pub packed: [Option<SlotId>; 2],
     /// A task writes one object of each output.
     pub one_chunk: bool,
+    /// The assembled block of the only input is what is written.
+    pub as_is: bool,
+    /// Chunks are made slice by slice, each a block of the walk.
+    pub in_slices: bool,
 }
 
 /// Stands for what cannot be counted: no limit allows it.
@@ -116,6 +120,8 @@ impl StageLayout {
             sources.push(SourceLayout { array: *id, chunks, slot, kept: keep > 0 });
             chunk_bytes.push(bounds.chunk);
         }
+        let in_slices = matches!(stage.kernel, Kernel::Map(_)) && stage.walk != stage.tasks;
+        let as_is = !in_slices && is_plain_copy(plan, stage, &modes);
         let mut inputs = Vec::with_capacity(stage.inputs.len());
         for (i, (input, mode)) in stage.inputs.iter().zip(modes).enumerate() {
             let own: Vec<usize> = input.sources.iter().filter_map(|id| sources.iter().position(|s| s.array == *id)).collect();
@@ -131,7 +137,8 @@ impl StageLayout {
                 ReadMode::Assembled => {
                     let own = if let Kernel::User { blocks, .. } = &stage.kernel { blocks[i].grid.max_chunk() } else { block.clone() };
                     let elements = own.iter().zip(&varies).filter(|(_, v)| **v).try_fold(size, |p, (n, _)| p.checked_mul(*n));
-                    Some(s.slot(Part::Region, elements.unwrap_or(TOO_LARGE)))
+                    let stored = if as_is { TargetBounds::of(plan, stage.outputs[0].array)?.stored } else { 0 };
+                    Some(s.slot(Part::Region, elements.unwrap_or(TOO_LARGE).max(stored)))
                 }
             };
             inputs.push(InputLayout { mode, varies, sources: own, chunk, region });
@@ -172,7 +179,7 @@ impl StageLayout {
                 }
                 Kernel::Map(_) | Kernel::User { .. } => {
                     one_chunk &= array.info.objects().chunk_counts() == stage.tasks.chunk_counts();
-                    outputs.push(OutputLayout { accumulator: None, block: Some(s.slot(Part::Output, stored)) });
+                    outputs.push(OutputLayout { accumulator: None, block: (!as_is).then(|| s.slot(Part::Output, stored)) });
                 }
                 Kernel::Reduce { folds, axes, .. } => {
                     let accumulator = folds[j].accumulator();
@@ -231,7 +238,20 @@ impl StageLayout {
                 loads(&mut once);
                 apply.extend(blocks.iter().map(|b| Step::Take(*b)));
                 apply.push(Step::Apply);
-                if one_chunk {
+                if in_slices {
+                    s.chunk_begin = blocks.iter().map(|b| Step::Take(*b)).chain([Step::Begin]).collect();
+                    s.each_slice.append(&mut once);
+                    s.each_slice.push(Step::Apply);
+                    let mut slice = std::mem::take(&mut s.each_slice);
+                    unload(&mut slice);
+                    s.each_slice = slice;
+                    (0..outputs.len()).for_each(|j| store(&mut chunk, j));
+                    chunk.extend(blocks.iter().map(|b| Step::Release(*b)));
+                } else if as_is {
+                    store(&mut chunk, 0);
+                    unload(&mut end);
+                    s.after = apply;
+                } else if one_chunk {
                     unload(&mut apply);
                     (0..outputs.len()).for_each(|j| store(&mut chunk, j));
                     end.extend(blocks.iter().map(|b| Step::Release(*b)));
@@ -284,7 +304,7 @@ impl StageLayout {
         }
         s.end.extend(held.iter().copied().map(Step::Release));
         let estimate = s.estimate(plan.reserved_mem)?;
-        Ok(StageLayout { schedule: s, estimate, sources, inputs, outputs, packed, one_chunk })
+        Ok(StageLayout { schedule: s, estimate, sources, inputs, outputs, packed, one_chunk, as_is, in_slices })
     }
 }
 
@@ -387,6 +407,16 @@ fn is_remote(plan: &Plan, place: &Place) -> bool {
     }
 }
 
+/// True if all that a task does is to put one object of the output together.
+fn is_plain_copy(plan: &Plan, stage: &Stage, modes: &[ReadMode]) -> bool {
+    let (Kernel::Map(expr), [input], [output]) = (&stage.kernel, stage.inputs.as_slice(), stage.outputs.as_slice()) else { return false };
+    let one_object = plan.array(output.array).info.objects().chunk_counts() == stage.tasks.chunk_counts();
+    expr.is_identity()
+        && modes == [ReadMode::Assembled]
+        && one_object
+        && input.map.varies().iter().zip(stage.tasks.axes()).all(|(v, t)| *v || t.max_extent() <= 1)
+}
+
 /// Chunks of an array that the inputs of one block look at, at most: inputs that surely look at the same one count once.
 fn chunks_looked_at(plan: &Plan, stage: &Stage, array: ArrayId, modes: &[ReadMode]) -> usize {
     let cuts = plan.array(array).info.grid.axes();
@@ -436,7 +466,7 @@ fn read_mode(plan: &Plan, stage: &Stage, i: usize, input: &StageInput) -> ReadMo
     if matches!(stage.kernel, Kernel::User { .. }) || stage.kernel.carry() == Some(i) {
         return ReadMode::Assembled;
     }
-    let whole_task = matches!(stage.kernel, Kernel::Map(_));
+    let whole_task = matches!(stage.kernel, Kernel::Map(_)) && stage.walk == stage.tasks;
     let grid = &plan.array(*source).info.grid;
     let inside = axes.iter().zip(grid.axes()).all(|(map, chunks)| match map {
         AxisMap::Fixed(_) => true,
