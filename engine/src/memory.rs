@@ -256,19 +256,22 @@ pub struct Arena {
     taken: u64,
     allocated: u64,
     highest: u64,
+    /// Bytes under the limit that are allocated elsewhere: of a codec's context.
+    outside: u64,
     idle: Vec<Buffer>,
 }
 
 impl Arena {
     /// For tasks whose projection without reserved memory is `limit`.
     pub fn new(limit: u64) -> Arena {
-        Arena { limit, taken: 0, allocated: 0, highest: 0, idle: Vec::new() }
+        Arena { limit, taken: 0, allocated: 0, highest: 0, outside: 0, idle: Vec::new() }
     }
 
     /// The limit becomes that of another stage; idle buffers beyond it go.
     pub fn set_limit(&mut self, limit: u64) {
         self.limit = limit;
         self.taken = 0;
+        self.outside = 0;
         self.trim(0);
         self.highest = self.allocated;
     }
@@ -326,6 +329,12 @@ impl Arena {
         self.trim(bytes);
     }
 
+    /// From now on, so many bytes under the limit are a codec's own, until there is another limit: idle buffers do not take their place.
+    pub fn stand_outside(&mut self, bytes: u64) {
+        self.outside = self.outside.max(bytes);
+        self.trim(0);
+    }
+
     /// Gives a buffer back for later use.
     pub fn recycle(&mut self, buffer: Buffer) {
         if buffer.is_reusable() {
@@ -356,7 +365,7 @@ impl Arena {
 
     fn trim(&mut self, wanted: u64) {
         self.idle.sort_by_key(Buffer::capacity);
-        while self.allocated + wanted > self.limit
+        while self.allocated + self.outside + wanted > self.limit
             && let Some(largest) = self.idle.pop()
         {
             self.allocated = self.allocated.saturating_sub(largest.capacity() as u64);
