@@ -12,7 +12,7 @@ use proptest::test_runner::{Config, RngSeed, TestRunner};
 use crate::support::{Place, document, open_in_memory};
 
 /// An array whose chunks are not there: enough for a plan.
-fn planned(shape: &[u64], chunks: &[u64], dtype: &str) -> Array {
+pub(crate) fn planned(shape: &[u64], chunks: &[u64], dtype: &str) -> Array {
     let store = Arc::new(MemoryStore::new());
     store.write("x/zarr.json", &serde_json::to_vec(&document(shape, chunks, dtype)).unwrap()).unwrap();
     open_in_memory(&store, "x")
