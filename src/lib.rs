@@ -8,6 +8,7 @@
 pub mod functions {}
 
 mod compute;
+pub mod drawing;
 mod error;
 #[cfg(feature = "cli")]
 pub mod expression;

@@ -31,8 +31,8 @@ enum Command {
     /// Expressions are written as in Python, with the functions of the Array API standard: freestone functions lists them.
     /// All of them are one plan.
     Compute(command::compute::Arguments),
-    /// Prints the plan of a computation, and runs nothing.
-    Plan(command::compute::Request),
+    /// Prints the plan of a computation and why it is so, and runs nothing.
+    Plan(command::compute::PlanArguments),
     /// Lists the functions that expressions can use, or explains one.
     Functions {
         /// The function.
@@ -74,7 +74,7 @@ fn main() {
 fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Compute(arguments) => command::compute::compute(&arguments),
-        Command::Plan(request) => command::compute::plan(&request),
+        Command::Plan(arguments) => command::compute::plan(&arguments),
         Command::Functions { name, markdown } => command::functions::functions(name.as_deref(), markdown),
         Command::Info { store } => command::info::info(&store),
         Command::Rechunk(arguments) => command::rechunk::rechunk(&arguments),

@@ -313,6 +313,17 @@ impl Arena {
         Ok(buffer)
     }
 
+    /// A buffer of `len` bytes for a slot that is taken, whose bound is `bound`: it is made as large as that, so that whatever the slot holds next
+    /// fits it too. What was never touched of it is not resident.
+    ///
+    /// # Errors
+    /// Where what is allocated would exceed the projection.
+    pub fn buffer_in(&mut self, bound: u64, len: u64) -> Result<Buffer, Overrun> {
+        let mut buffer = self.buffer(bound.max(len))?;
+        buffer.set_len(len as usize);
+        Ok(buffer)
+    }
+
     /// Takes over bytes that a codec allocated.
     ///
     /// # Errors

@@ -469,7 +469,7 @@ impl Task<'_> {
             Kernel::Scan { op, axis, .. } => (own(&|d| d != *axis), op.carrier(dtype).unwrap_or(dtype)),
             kernel => (own(&|d| !kernel.folds(d)), dtype),
         };
-        let mut buffer = self.desk.arena.buffer(elements * dtype.size() as u64).map_err(overrun)?;
+        let mut buffer = self.room(Some(slot), elements * dtype.size() as u64)?;
         match &self.stage.kernel {
             Kernel::Reduce { folds, .. } => folds[j].op.start(folds[j].values, buffer.bytes_mut()),
             Kernel::Scan { op, .. } => op.start(dtype, buffer.bytes_mut()),
@@ -521,6 +521,12 @@ impl Task<'_> {
         };
         self.loaded[i] = Some(loaded);
         Ok(())
+    }
+
+    /// A buffer for what a slot holds now.
+    fn room(&mut self, slot: Option<SlotId>, bytes: u64) -> Result<Buffer, Cause> {
+        let bound = slot.map_or(0, |slot| self.layout.schedule.slots[slot.0].bytes);
+        self.desk.arena.buffer_in(bound, bytes).map_err(overrun)
     }
 
     /// Goes on from what a scan had when it came to this task.
@@ -576,7 +582,7 @@ impl Task<'_> {
         let bytes = shape.iter().product::<usize>() * size;
         // What is written as it is has room for what fills up an edge chunk.
         let stored = if self.layout.as_is { self.ready.outputs[0].object_shape(&self.chunk).iter().product::<u64>() * size as u64 } else { 0 };
-        let mut region = self.desk.arena.buffer(stored.max(bytes as u64)).map_err(overrun)?;
+        let mut region = self.room(self.layout.inputs[i].region, stored.max(bytes as u64))?;
         for piece in pieces {
             let at = |start: &[u64]| start.iter().zip(&strides).map(|(s, stride)| *s as isize * stride).sum::<isize>();
             let extent = |to: &[u64]| -> Vec<usize> { to.iter().zip(varies).map(|(n, v)| if *v { *n as usize } else { 1 }).collect() };
@@ -810,8 +816,9 @@ impl Task<'_> {
     fn begin(&mut self) -> Result<(), Cause> {
         for (j, output) in self.ready.outputs.iter().enumerate() {
             let stored: u64 = output.object_shape(&self.chunk).iter().product();
-            let block = self.desk.arena.buffer(stored * output.info().dtype.size() as u64).map_err(overrun)?;
-            self.blocks[j] = Some(block);
+            let bytes = stored * output.info().dtype.size() as u64;
+            let bound = self.layout.outputs[j].block.map_or(0, |slot| self.layout.schedule.slots[slot.0].bytes);
+            self.blocks[j] = Some(self.desk.arena.buffer_in(bound, bytes).map_err(overrun)?);
         }
         Ok(())
     }
@@ -856,9 +863,10 @@ impl Task<'_> {
             return Ok(());
         }
         let mut blocks = Vec::with_capacity(self.blocks.len());
-        for output in &self.ready.outputs {
+        for (output, layout) in self.ready.outputs.iter().zip(&self.layout.outputs) {
             let stored: u64 = output.object_shape(&self.chunk).iter().product();
-            blocks.push(self.desk.arena.buffer(stored * output.info().dtype.size() as u64).map_err(overrun)?);
+            let bound = layout.block.map_or(0, |slot| self.layout.schedule.slots[slot.0].bytes);
+            blocks.push(self.desk.arena.buffer_in(bound, stored * output.info().dtype.size() as u64).map_err(overrun)?);
         }
         let mut fronts: Vec<&mut [u8]> = blocks.iter_mut().zip(&self.ready.outputs).map(|(b, o)| &mut b.bytes_mut()[..n * o.info().dtype.size()]).collect();
         match (&mut self.ready.computes, &self.stage.kernel) {

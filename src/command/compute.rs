@@ -1,5 +1,7 @@
 //! `freestone compute` and `freestone plan`: expressions to targets.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use freestone::expression::{Expression, Inputs, is_identifier};
 use freestone::limits::Limits;
@@ -15,6 +17,15 @@ pub(crate) struct Arguments {
     /// Prints the plan and runs nothing.
     #[arg(long)]
     plan_only: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct PlanArguments {
+    #[command(flatten)]
+    request: Request,
+    /// Draws the plan into a file.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -63,14 +74,15 @@ pub(crate) fn compute(asked: &Arguments) -> Result<(), Failure> {
     if !asked.plan_only || !request.outputs.is_empty() {
         request.check_outputs()?;
     }
-    execute(&request.targets()?, &request.limits, Mode { plan_only: asked.plan_only, json: request.json })
+    execute(&request.targets()?, &request.limits, Mode { plan_only: asked.plan_only, json: request.json, svg: None })
 }
 
-pub(crate) fn plan(request: &Request) -> Result<(), Failure> {
+pub(crate) fn plan(asked: &PlanArguments) -> Result<(), Failure> {
+    let request = &asked.request;
     if !request.outputs.is_empty() {
         request.check_outputs()?;
     }
-    execute(&request.targets()?, &request.limits, Mode { plan_only: true, json: request.json })
+    execute(&request.targets()?, &request.limits, Mode { plan_only: true, json: request.json, svg: asked.svg.as_deref() })
 }
 
 impl Request {

@@ -8,8 +8,10 @@ pub(crate) mod rechunk;
 mod report;
 
 use std::io::{self, Write};
-use std::process;
+use std::path::Path;
+use std::{fs, process};
 
+use freestone::drawing::svg;
 use freestone::engine::driver::RunError;
 use freestone::engine::plan::LocalMemory;
 use freestone::limits::Limits;
@@ -36,23 +38,29 @@ fn say(text: &str) -> Result<(), Failure> {
 
 /// How much is done, and in which form it is reported.
 #[derive(Clone, Copy)]
-struct Mode {
+struct Mode<'a> {
     plan_only: bool,
     json: bool,
+    /// Where a drawing of the plan goes.
+    svg: Option<&'a Path>,
 }
 
 /// Plans to store all targets, and runs the plan unless only it is wanted.
-fn execute(targets: &[Target], limits: &Limits, mode: Mode) -> Result<(), Failure> {
+fn execute(targets: &[Target], limits: &Limits, mode: Mode<'_>) -> Result<(), Failure> {
     let spec = limits.spec()?;
     let planned = freestone::plan(targets, &spec)?;
     let executor = limits.executor(&spec).map_err(RunError::from)?;
     if mode.plan_only {
         let local = LocalMemory { limit: spec.local_mem, shared: executor.shares_process() };
         let here = planned.plan().projected_local_mem(executor.slots(), &local);
+        let explanation = planned.plan().explain();
+        if let Some(file) = mode.svg {
+            fs::write(file, svg(&explanation)).map_err(|e| Failure::Usage(format!("cannot write the drawing to {}: {e}", file.display())))?;
+        }
         return say(&if mode.json {
-            report::plan(planned.plan(), here.ok()).to_string()
+            report::plan(&explanation, here.ok()).to_string()
         } else {
-            format!("{}\n{}, {} at once: {}", planned.plan(), executor.name(), executor.slots(), here.map_or_else(|e| e.to_string(), |p| p.to_string()))
+            format!("{explanation}\n{}, {} at once: {}", executor.name(), executor.slots(), here.map_or_else(|e| e.to_string(), |p| p.to_string()))
         });
     }
     // With JSON, one object is all that is said.

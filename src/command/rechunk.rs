@@ -48,5 +48,5 @@ pub(crate) fn rechunk(asked: &Arguments) -> Result<(), Failure> {
     };
     let target = target.chunks(&asked.chunks).codec(asked.codec).overwrite(asked.overwrite);
     let target = if asked.shards.is_empty() { target } else { target.shards(&asked.shards) };
-    execute(&[target], &asked.limits, Mode { plan_only: asked.plan_only, json: false })
+    execute(&[target], &asked.limits, Mode { plan_only: asked.plan_only, json: false, svg: None })
 }

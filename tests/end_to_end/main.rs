@@ -7,6 +7,7 @@ mod bad_input;
 mod command;
 mod docs;
 mod elements;
+mod explain;
 mod expressions;
 mod functions;
 mod groups;

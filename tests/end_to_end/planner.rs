@@ -12,7 +12,7 @@ use proptest::test_runner::{Config, RngSeed, TestRunner};
 use crate::support::{Place, document, open_in_memory};
 
 /// An array whose chunks are not there: enough for a plan.
-fn planned(shape: &[u64], chunks: &[u64], dtype: &str) -> Array {
+pub(crate) fn planned(shape: &[u64], chunks: &[u64], dtype: &str) -> Array {
     let store = Arc::new(MemoryStore::new());
     let mut zarr = document(shape, chunks, dtype);
     zarr["codecs"].as_array_mut().unwrap().push(serde_json::json!({"name": "zstd", "configuration": {"level": 3, "checksum": false}}));

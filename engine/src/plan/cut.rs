@@ -5,11 +5,12 @@ use freestone_kernels::{Expr, Node as ExprNode, ReduceOp, ScanOp};
 
 use super::lower::{Draft, Kind, Lowering};
 use super::rechunk::{self, Prices, Problem};
+use super::traffic::{self, Arrays};
 use super::{ArrayId, Fold, Keep, Kernel, MAX_KEPT, OutAxis, Place, PlanArray, Stage, StageInput, StageLayout, StageOutput};
 use crate::grid::{AxisGrid, ChunkGrid};
 use crate::readmap::{AxisMap, Origin, ReadMap};
 use crate::storage::array::ArrayInfo;
-use crate::storage::{PART_BYTES, is_remote_url};
+use crate::storage::is_remote_url;
 
 /// A task folds at most so much input, so that it can be retried, backed up and finish on Lambda.
 const MAX_TASK_INPUT_BYTES: u128 = 2_000_000_000;
@@ -249,7 +250,7 @@ impl Lowering<'_> {
         let counts = draft.walk.chunk_counts();
         // Whole along the axes that are summed over.
         let mut groups: Vec<u64> = (0..rank).map(|d| if d < kept { 1 } else { counts[d].max(1) }).collect();
-        let bytes = |s: &Stage| -> f64 { s.inputs.iter().filter_map(|i| self.visits(s, i)).map(|v| v.reads * v.bytes).sum() };
+        let bytes = |s: &Stage| -> f64 { traffic::reads(self.known(), s).iter().map(|(_, t)| t.bytes).sum() };
         let mut best = stage(draft.outputs[0], &groups);
         let mut read = bytes(&best);
         loop {
@@ -403,26 +404,6 @@ impl Lowering<'_> {
         (stage, plain)
     }
 
-    /// True if tasks read only what they need of an array's chunks, because these are not encoded and what is needed lies together.
-    fn in_parts(&self, stage: &Stage, array: ArrayId, axes: &[AxisMap]) -> bool {
-        let array = &self.arrays[array.0];
-        let kind = self.kind_of(array);
-        if kind.compressed || kind.remote || array.info.shard.is_some() || !matches!(array.place, Place::Input { .. } | Place::Work) {
-            return false;
-        }
-        // Elements that lie together: whole axes from the last one on, and a part of the next.
-        let mut together = array.info.dtype.size() as u64;
-        for (map, cut) in axes.iter().zip(array.info.grid.axes()).rev() {
-            let AxisMap::Along { axis, step: 1, .. } = map else { return together >= 2 * PART_BYTES };
-            let wanted = stage.tasks.axes()[*axis].max_extent();
-            together *= wanted.min(cut.max_extent());
-            if wanted < cut.max_extent() {
-                break;
-            }
-        }
-        together >= 2 * PART_BYTES
-    }
-
     /// The stage with its chunks made slice by slice, if all chunks that are looked at stay meanwhile: then blocks are assembled in a cache's size.
     fn in_slices(&self, stage: &Stage) -> Option<Stage> {
         let followed = |axis: &AxisMap| matches!(axis, AxisMap::Along { .. } | AxisMap::Fixed(_));
@@ -462,7 +443,7 @@ impl Lowering<'_> {
             for piece in input.map.pieces() {
                 let Origin::Source { source, axes } = &piece.from else { continue };
                 let array = input.sources[*source];
-                if self.in_parts(stage, array, axes) {
+                if traffic::in_parts(self.known(), stage, array, axes) {
                     continue;
                 }
                 let cuts = self.arrays[array.0].info.grid.axes();
@@ -523,59 +504,25 @@ impl Lowering<'_> {
         looks
     }
 
-    /// Reads of an input's chunks by a stage's tasks, nearly: from the sizes of tasks and chunks. `None` for views in several pieces.
-    pub(super) fn visits(&self, stage: &Stage, input: &StageInput) -> Option<Visits> {
-        let axes = input.map.as_image()?;
-        let array = &self.arrays[input.sources[0].0];
-        let (mut reads, mut along) = (1.0, vec![false; stage.tasks.axes().len()]);
-        for (map, cut) in axes.iter().zip(array.info.grid.axes()) {
-            let (AxisMap::Along { axis, .. } | AxisMap::Gather { axis, .. }) = map else { continue };
-            let tasks = &stage.tasks.axes()[*axis];
-            along[*axis] = true;
-            if tasks.is_empty() || cut.is_empty() {
-                continue;
-            }
-            let (n, most) = (tasks.n_chunks() as f64, cut.n_chunks() as f64);
-            let AxisMap::Along { start, step, .. } = map else {
-                // Where a list looks is not gone into.
-                reads *= most.min(tasks.len() as f64);
-                continue;
-            };
-            let (a, b) = (cut.find(map.at(0)), cut.find(map.at(tasks.len() - 1)));
-            let touched = (a.abs_diff(b) + 1) as f64;
-            let (task, chunk) = (tasks.max_extent() as f64 * step.unsigned_abs() as f64, cut.max_extent() as f64);
-            let aligned = *step == 1 && *start == 0 && cut.nests_in(tasks, 0, 1);
-            reads *= if aligned { touched } else { (n * ((task + chunk - 1.0) / chunk).min(touched)).max(touched) };
-        }
-        let again = stage.tasks.axes().iter().zip(&along).filter(|(_, a)| !**a).map(|(t, _)| t.n_chunks().max(1) as f64).product::<f64>();
-        let bytes = array.info.chunk_shape().iter().product::<u64>() as f64 * array.info.dtype.size() as f64;
-        if self.in_parts(stage, input.sources[0], axes) {
-            let all: f64 = stage.tasks.axes().iter().map(|t| t.len().max(1) as f64).product();
-            let bytes = all * array.info.dtype.size() as f64 / (reads * again).max(1.0);
-            return Some(Visits { reads: reads * again, bytes });
-        }
-        Some(Visits { reads: reads * again, bytes })
-    }
-
     /// Seconds of one worker for what a stage reads.
     fn read_cost(&self, stage: &Stage, prices: &Prices) -> f64 {
-        let of = |i: &StageInput| self.visits(stage, i).map_or(0.0, |v| v.reads * (v.bytes * prices.source_byte + prices.source_request));
-        stage.inputs.iter().map(of).sum()
+        traffic::reads(self.known(), stage).iter().map(|(_, t)| t.bytes * prices.source_byte + t.requests * prices.source_request).sum()
+    }
+
+    /// The arrays so far.
+    fn known(&self) -> Arrays<'_> {
+        Arrays { all: &self.arrays, remote_work: is_remote_url(&self.spec.work_dir) }
     }
 
     fn kind_of(&self, array: &PlanArray) -> rechunk::Kind {
-        let remote = match &array.place {
-            Place::Input { url, .. } | Place::Output { url, .. } => is_remote_url(url),
-            Place::Work => is_remote_url(&self.spec.work_dir),
-            Place::Constant(_) | Place::Generated(_) => false,
-        };
-        rechunk::Kind { compressed: array.info.codecs.len() > 1, remote }
+        rechunk::Kind { compressed: array.info.codecs.len() > 1, remote: self.known().is_remote(array) }
     }
 
     /// The stages of a copy in several passes, if that is cheaper than one stage that reads chunks again and again.
     fn copies(&mut self, draft: &Draft, grid: &ChunkGrid, direct: &Stage) -> Option<Vec<Stage>> {
         let [target] = draft.outputs.as_slice() else { return None };
-        if reads_per_chunk(direct, &self.looks(direct), direct.sweep) <= WORTH_A_LOOK {
+        let again = reads_per_chunk(direct, &self.looks(direct), direct.sweep);
+        if again <= WORTH_A_LOOK {
             return None;
         }
         let info = self.arrays[target.0].info.clone();
@@ -605,7 +552,10 @@ impl Lowering<'_> {
             prices,
         };
         for _ in 0..ATTEMPTS {
-            let route = problem.route().filter(|r| r.boxes.len() > 1)?;
+            let Some(route) = problem.route().filter(|r| r.boxes.len() > 1) else {
+                self.remark(*target, format!("chunks are read {again:.1} times: several copies that fit would not be cheaper"));
+                return None;
+            };
             let arrays = self.arrays.len();
             if let Some(mut stages) = self.route_stages(draft, grid, &cuts, &route) {
                 let all = self.read_cost(&stages[0], &prices) + route.cost - problem.first_read(&route);
@@ -619,6 +569,9 @@ impl Lowering<'_> {
                 }
                 self.arrays.truncate(arrays);
                 if fits {
+                    let n = stages.len();
+                    let note = format!("chunks are read {again:.1} times: about {direct_cost:.2} s of one worker, where {n} copies take {all:.2} s");
+                    self.remark(*target, note);
                     return None;
                 }
             }
@@ -688,15 +641,6 @@ impl Lowering<'_> {
 const WORTH_A_LOOK: f64 = 1.3;
 /// So often is a route searched again with less memory.
 const ATTEMPTS: usize = 8;
-
-/// How often an input's chunks are read by a stage.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Visits {
-    /// Reads of a chunk.
-    pub(super) reads: f64,
-    /// Decoded bytes that each is of.
-    pub(super) bytes: f64,
-}
 
 /// A slice of a chunk that is made at once: with those of a few inputs it stays in a cache.
 const SLICE_BYTES: u64 = 1 << 19;

@@ -21,29 +21,27 @@ impl Lowering<'_> {
         let mut reshaped: HashSet<*const Node> = HashSet::new();
         for node in order {
             match &node.op {
-                Op::Reduce { .. } | Op::Rechunk(_) | Op::Scan { .. } => {
-                    self.materialise.insert(key(node));
-                }
+                Op::Reduce { .. } => self.mark_one(node, "others read what a reduction gives"),
+                Op::Rechunk(_) => self.mark_one(node, "it is read in its new chunks"),
+                Op::Scan { .. } => self.mark_one(node, "others read what runs along an axis"),
                 Op::Contract(contract) => {
-                    self.materialise.insert(key(node));
+                    self.mark_one(node, "others read a product of matrices");
                     for (o, operand) in contract.operands.iter().enumerate() {
                         if !self.passes(operand, &contract.map(o), &mut HashMap::new()) {
-                            self.materialise.insert(key(operand));
+                            self.mark_one(operand, "the product that reads it would go through views that do not compose");
                         }
                     }
                 }
                 Op::User(user) => {
-                    self.materialise.insert(key(node));
+                    self.mark_one(node, "a user's kernel writes blocks");
                     for input in &user.inputs {
                         let flat = self.flatten_marked(input).map(|(_, bases)| bases);
                         let computed = |b: &NodeRef| matches!(b.op, Op::Map { .. });
-                        match flat {
-                            Ok(bases) => self.materialise.extend(bases.iter().filter(|b| computed(b)).map(key)),
-                            Err(_) => self.materialise.extend([key(input)]),
-                        }
+                        let bases = flat.map_or_else(|_| vec![Arc::clone(input)], |bases| bases.into_iter().filter(computed).collect());
+                        bases.iter().for_each(|b| self.mark_one(b, "a user's kernel reads blocks"));
                     }
                 }
-                Op::Map { inputs, .. } if inputs.iter().any(|i| reshaped.contains(&key(i)) && !self.materialise.contains(&key(i))) => {
+                Op::Map { inputs, .. } if inputs.iter().any(|i| reshaped.contains(&key(i)) && !self.materialise.contains_key(&key(i))) => {
                     reshaped.insert(key(node));
                 }
                 Op::View { sources, map } => {
@@ -51,18 +49,20 @@ impl Lowering<'_> {
                         reshaped.insert(key(node));
                     } else {
                         // No view goes over a reshape: that gets an array.
-                        let found = sources.iter().map(key).filter(|k| reshaped.contains(k));
-                        self.materialise.extend(found.collect::<Vec<_>>());
+                        let found = sources.iter().filter(|s| reshaped.contains(&key(s)));
+                        found.for_each(|s| self.mark_one(s, "it is reshaped, and a view goes over that"));
                     }
                     let Ok((map, bases)) = self.flatten_marked(node) else {
-                        self.materialise.extend(sources.iter().filter(|s| matches!(s.op, Op::View { .. })).map(key));
+                        let views = sources.iter().filter(|s| matches!(s.op, Op::View { .. }));
+                        views.for_each(|s| self.mark_one(s, "the views over it have too many pieces, or go over a reshape"));
                         continue;
                     };
                     let simple = map.as_image().is_some() && map.n_indices() == 0;
-                    let chosen = may_choose(&map, &bases, &|n| self.materialise.contains(&key(n)));
+                    let chosen = may_choose(&map, &bases, &|n| self.materialise.contains_key(&key(n)));
                     for (k, base) in bases.iter().enumerate().filter(|(_, b)| matches!(b.op, Op::Map { .. })) {
                         if !simple && !(chosen && self.passes(base, &only(&map, k, base.dtype), &mut HashMap::new())) {
-                            self.materialise.insert(key(base));
+                            let why = if chosen { "the view that reads it does not compose with its own" } else { TOO_MANY };
+                            self.mark_one(base, why);
                         }
                     }
                 }
@@ -71,14 +71,18 @@ impl Lowering<'_> {
         }
     }
 
+    fn mark_one(&mut self, node: &NodeRef, why: &'static str) {
+        self.materialise.entry(key(node)).or_insert(why);
+    }
+
     fn flatten_marked(&self, node: &NodeRef) -> Result<(ReadMap, Vec<NodeRef>), ReadMapError> {
-        flatten(node, &ReadMap::identity(&node.shape()), &|n| self.materialise.contains(&key(n)))
+        flatten(node, &ReadMap::identity(&node.shape()), &|n| self.materialise.contains_key(&key(n)))
     }
 
     /// True if a map goes through the elementwise functions and views that `node` is made of.
     fn passes(&self, node: &NodeRef, map: &ReadMap, seen: &mut HashMap<*const Node, Vec<ReadMap>>) -> bool {
         match &node.op {
-            _ if self.materialise.contains(&key(node)) => true,
+            _ if self.materialise.contains_key(&key(node)) => true,
             Op::Map { inputs, .. } => {
                 // Where it went through before, it does again: else nobody would still be asking.
                 let before = seen.entry(key(node)).or_default();
@@ -88,9 +92,9 @@ impl Lowering<'_> {
                 before.push(map.clone());
                 inputs.iter().all(|i| self.passes(i, map, seen))
             }
-            Op::View { .. } => match flatten(node, map, &|n| self.materialise.contains(&key(n))) {
+            Op::View { .. } => match flatten(node, map, &|n| self.materialise.contains_key(&key(n))) {
                 Ok((map, bases)) => {
-                    may_choose(&map, &bases, &|n| self.materialise.contains(&key(n)))
+                    may_choose(&map, &bases, &|n| self.materialise.contains_key(&key(n)))
                         && bases.iter().enumerate().all(|(k, b)| self.passes(b, &only(&map, k, b.dtype), seen))
                 }
                 Err(_) => false,
@@ -167,6 +171,8 @@ impl Lowering<'_> {
 const MAX_CHOICES: usize = 4;
 /// More pieces than this are not looked through for every computed array.
 const MAX_CHOSEN_PIECES: usize = 64;
+/// Why these get arrays.
+const TOO_MANY: &str = "more than 4 computed arrays, or 64 pieces of them, meet in one view";
 
 /// True if a map's pieces can be chosen from what its sources compute, without their being stored.
 fn may_choose(map: &ReadMap, bases: &[NodeRef], has_array: &dyn Fn(&NodeRef) -> bool) -> bool {

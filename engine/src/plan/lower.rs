@@ -4,7 +4,7 @@
 //! who reads it: a chain of views into one read map, a tree of elementwise functions into one expression, and stages that
 //! walk the same space over common inputs into one stage with several outputs.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use freestone_kernels::reduce::Finish;
@@ -20,6 +20,7 @@ use super::{
 };
 use crate::graph::{ContractNode, Node, NodeRef, Op, UserNode};
 use crate::grid::{AxisGrid, ChunkGrid};
+use crate::memory::size;
 use crate::readmap::ReadMap;
 use crate::spec::Spec;
 use crate::storage::array::ArrayInfo;
@@ -54,6 +55,9 @@ pub struct Output {
 /// Values in the plan itself may be so large; beyond that they must be stored first.
 const MAX_CONSTANT_BYTES: usize = 1_000_000;
 
+/// No more than so many notes are made of a stage.
+const MAX_NOTES: usize = 6;
+
 /// Lowers outputs to a checked plan.
 ///
 /// Cost: a few microseconds a node; nothing per chunk.
@@ -72,7 +76,7 @@ pub fn lower(outputs: &[Output], spec: &Spec) -> Result<FinalizedPlan, PlanError
         lowering.add_output(output);
     }
     for node in &order {
-        if lowering.stored.contains_key(&key(node)) || lowering.materialise.contains(&key(node)) {
+        if lowering.stored.contains_key(&key(node)) || lowering.materialise.contains_key(&key(node)) {
             lowering.add_intermediate(node);
         }
     }
@@ -216,11 +220,13 @@ pub(super) struct Lowering<'a> {
     publications: Vec<Publication>,
     /// Nodes that have an array.
     pub(super) stored: HashMap<*const Node, ArrayId>,
-    /// Nodes that must get one.
-    pub(super) materialise: HashSet<*const Node>,
+    /// Nodes that must get one, and why.
+    pub(super) materialise: HashMap<*const Node, &'static str>,
     /// Nodes to compute, and where to.
     roots: Vec<(NodeRef, ArrayId)>,
     drafts: Vec<Draft>,
+    /// What there is to say of the stages that write these arrays.
+    remarks: Vec<(ArrayId, String)>,
 }
 
 impl<'a> Lowering<'a> {
@@ -231,7 +237,8 @@ impl<'a> Lowering<'a> {
             arrays: Vec::new(),
             publications: Vec::new(),
             stored: HashMap::new(),
-            materialise: HashSet::new(),
+            materialise: HashMap::new(),
+            remarks: Vec::new(),
             roots: Vec::new(),
             drafts: Vec::new(),
         }
@@ -258,7 +265,7 @@ impl<'a> Lowering<'a> {
         self.roots.push((Arc::clone(&output.node), id));
         // What is stored anyway is read back by others instead of being stored twice. A user's kernel writes its own blocks only.
         let as_it_is = !matches!(output.node.op, Op::User(_)) || output.info.objects() == output.node.grid;
-        if as_it_is && self.materialise.contains(&key(&output.node)) {
+        if as_it_is && self.materialise.contains_key(&key(&output.node)) {
             self.stored.entry(key(&output.node)).or_insert(id);
         }
     }
@@ -269,9 +276,17 @@ impl<'a> Lowering<'a> {
         }
         let id = ArrayId(self.arrays.len());
         let name = format!("{}-{:03}", name_of(node), id.0);
+        if let Some(why) = self.materialise.get(&key(node)) {
+            self.remark(id, format!("`{name}` is stored in between: {why}"));
+        }
         self.arrays.push(PlanArray { name, info: ArrayInfo::intermediate(node.dtype, node.grid.clone(), self.spec.codec), place: Place::Work });
         self.stored.insert(key(node), id);
         self.roots.push((Arc::clone(node), id));
+    }
+
+    /// Says something of the stage that writes an array.
+    pub(super) fn remark(&mut self, array: ArrayId, note: String) {
+        self.remarks.push((array, note));
     }
 
     /// The array of a node that is not computed.
@@ -402,22 +417,28 @@ impl<'a> Lowering<'a> {
             let reads: Vec<ArrayId> = draft.inputs.iter().chain(draft.kind.more_inputs()).flat_map(|i| i.sources.clone()).collect();
             // A draft may join any earlier one after which nothing comes that it waits for.
             let first = fused.iter().rposition(|f| f.outputs.iter().any(|o| reads.contains(o))).map_or(0, |i| i + 1);
-            let mut joined = None;
+            let (mut joined, mut too_large) = (None, None);
             for (at, other) in fused.iter().enumerate().skip(first) {
                 if let Some(both) = join(other, &draft)? {
-                    let fits = self
-                        .cut(&both)
-                        .iter()
-                        .all(|s| StageLayout::of(&self.as_plan(Vec::new()), s).is_ok_and(|l| l.estimate.total() <= self.spec.allowed_mem));
-                    if fits {
+                    let plan = self.as_plan(Vec::new());
+                    let needs = self.cut(&both).iter().map(|s| StageLayout::of(&plan, s).map_or(u64::MAX, |l| l.estimate.total())).max().unwrap_or(0);
+                    if needs <= self.spec.allowed_mem {
                         joined = Some((at, both));
                         break;
                     }
+                    too_large.get_or_insert((other.outputs[0], needs));
                 }
             }
             match joined {
                 Some((at, both)) => fused[at] = both,
-                None => fused.push(draft),
+                None => {
+                    if let Some((other, needs)) = too_large {
+                        let name = &self.arrays[other.0].name;
+                        let note = format!("walks the blocks of `{name}` again: in one stage, a task would need {}, over allowed_mem", size(needs));
+                        self.remark(draft.outputs[0], note);
+                    }
+                    fused.push(draft);
+                }
             }
         }
         self.drafts = fused;
@@ -459,6 +480,13 @@ impl<'a> Lowering<'a> {
             stage.after = after;
             stage.name = format!("{}-{i:03}", stage.name);
         }
+        for (array, note) in std::mem::take(&mut self.remarks) {
+            if let Some(StageId(i)) = writer.get(&array)
+                && stages[*i].notes.len() < MAX_NOTES
+            {
+                stages[*i].notes.push(note);
+            }
+        }
         Ok(self.as_plan(stages))
     }
 }
@@ -498,17 +526,7 @@ fn n_bytes(node: &NodeRef) -> u128 {
 
 fn name_of(node: &NodeRef) -> &'static str {
     match &node.op {
-        Op::Reduce { fold, finish, .. } => match (fold, finish) {
-            (_, Finish::Mean { .. }) => "mean",
-            (_, Finish::Var { root: true, .. }) => "std",
-            (ReduceOp::Sum, _) => "sum",
-            (ReduceOp::Prod, _) => "prod",
-            (ReduceOp::Min, _) => "min",
-            (ReduceOp::Max, _) => "max",
-            (ReduceOp::Argmin, _) => "argmin",
-            (ReduceOp::Argmax, _) => "argmax",
-            (ReduceOp::Var, _) => "var",
-        },
+        Op::Reduce { fold, finish, .. } => fold_name(*fold, finish),
         Op::Scan { op: ScanOp::Sum, .. } => "cumulative-sum",
         Op::Scan { op: ScanOp::Prod, .. } => "cumulative-prod",
         Op::Contract(_) => "matmul",
@@ -517,5 +535,20 @@ fn name_of(node: &NodeRef) -> &'static str {
         Op::Map { .. } => "map",
         Op::View { .. } | Op::Stored(_) => "copy",
         Op::Constant(_) | Op::Generate(_) => "create",
+    }
+}
+
+/// What a fold is called.
+pub(super) fn fold_name(fold: ReduceOp, finish: &Finish) -> &'static str {
+    match (fold, finish) {
+        (_, Finish::Mean { .. }) => "mean",
+        (_, Finish::Var { root: true, .. }) => "std",
+        (ReduceOp::Sum, _) => "sum",
+        (ReduceOp::Prod, _) => "prod",
+        (ReduceOp::Min, _) => "min",
+        (ReduceOp::Max, _) => "max",
+        (ReduceOp::Argmin, _) => "argmin",
+        (ReduceOp::Argmax, _) => "argmax",
+        (ReduceOp::Var, _) => "var",
     }
 }

@@ -4,7 +4,7 @@
 //! reading one back from bytes goes through the same check.
 
 mod cut;
-mod explain;
+pub mod explain;
 mod inline;
 mod layout;
 mod local;
@@ -13,6 +13,7 @@ pub mod reads;
 mod rechunk;
 #[cfg(test)]
 pub(crate) mod tests;
+mod traffic;
 
 use std::fmt;
 
@@ -29,6 +30,7 @@ use crate::readmap::{ReadMap, ReadMapError};
 use crate::storage::array::ArrayInfo;
 use crate::storage::codec::CodecError;
 
+pub use explain::PlanExplanation;
 pub use layout::{InputLayout, OutputLayout, ReadMode, StageLayout};
 pub use local::{LocalMemory, LocalProjection};
 

@@ -1,0 +1,206 @@
+//! What a stage reads and writes: how often its tasks ask for chunks, and for how many bytes of them.
+//!
+//! The planner decides by it, and the explanation of a plan says it. It follows from the sizes of tasks and chunks, with no work per chunk:
+//! exactly where these nest, nearly where they don't. Bytes are those of decoded chunks; codecs make fewer of them.
+
+use super::{ArrayId, Kernel, Place, Plan, PlanArray, Stage, StageInput};
+use crate::flat::flat_bounds;
+use crate::grid::{AxisGrid, ChunkGrid};
+use crate::readmap::{AxisMap, Origin, Piece};
+use crate::storage::{PART_BYTES, is_remote_url};
+
+/// Arrays, and what is known of where they are.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Arrays<'a> {
+    /// All of a plan.
+    pub(super) all: &'a [PlanArray],
+    /// The work directory is across a network.
+    pub(super) remote_work: bool,
+}
+
+impl<'a> Arrays<'a> {
+    pub(super) fn of(plan: &'a Plan) -> Arrays<'a> {
+        Arrays { all: &plan.arrays, remote_work: plan.remote_work }
+    }
+
+    pub(super) fn is_remote(&self, array: &PlanArray) -> bool {
+        match &array.place {
+            Place::Input { url, .. } | Place::Output { url, .. } => is_remote_url(url),
+            Place::Work => self.remote_work,
+            Place::Constant(_) | Place::Generated(_) => false,
+        }
+    }
+}
+
+/// How often chunks are asked for, and how many bytes that is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Traffic {
+    /// Chunks, or parts of chunks, that are read; objects that are written.
+    pub(super) requests: f64,
+    /// Decoded bytes of all of them.
+    pub(super) bytes: f64,
+    /// It is so, not nearly so.
+    pub(super) exact: bool,
+    /// Chunks are read in parts.
+    pub(super) parts: bool,
+}
+
+/// What a stage reads of each array, in the order in which its inputs name them. Arrays that are made, not read, count as if they were stored.
+pub(super) fn reads(arrays: Arrays<'_>, stage: &Stage) -> Vec<(ArrayId, Traffic)> {
+    let mut all: Vec<(ArrayId, Traffic)> = Vec::new();
+    for i in 0..stage.inputs.len() {
+        let mut own = of_input(arrays, stage, i);
+        own.retain(|(id, traffic)| match all.iter_mut().find(|(other, _)| other == id) {
+            Some((_, sum)) => {
+                // What one input has decoded is there for the others, where it stays.
+                let stays = stage.keep.iter().any(|k| k.array == *id);
+                let join = |a: f64, b: f64| if stays { a.max(b) } else { a + b };
+                *sum = Traffic {
+                    requests: join(sum.requests, traffic.requests),
+                    bytes: join(sum.bytes, traffic.bytes),
+                    exact: false,
+                    parts: sum.parts && traffic.parts,
+                };
+                false
+            }
+            None => true,
+        });
+        all.extend(own);
+    }
+    all
+}
+
+/// What a stage writes to each of its outputs. Chunks of fill values may be left out.
+pub(super) fn writes(arrays: Arrays<'_>, stage: &Stage) -> Vec<Traffic> {
+    let of = |array: &PlanArray| {
+        let requests = array.info.objects().n_chunks() as f64;
+        let whole = array.info.object_shape().iter().fold(array.info.dtype.size() as f64, |p, n| p * *n as f64);
+        let bytes = if array.info.stored_shape.is_some() { requests * whole } else { array.info.n_bytes() as f64 };
+        Traffic { requests, bytes, exact: true, parts: false }
+    };
+    stage.outputs.iter().map(|o| of(&arrays.all[o.array.0])).collect()
+}
+
+/// True if tasks read only what they need of an array's chunks, because these are not encoded and what is needed lies together.
+pub(super) fn in_parts(arrays: Arrays<'_>, stage: &Stage, array: ArrayId, axes: &[AxisMap]) -> bool {
+    let array = &arrays.all[array.0];
+    let encoded = array.info.codecs.len() > 1 || array.info.shard.is_some();
+    if encoded || arrays.is_remote(array) || !matches!(array.place, Place::Input { .. } | Place::Work) {
+        return false;
+    }
+    // Elements that lie together: whole axes from the last one on, and a part of the next.
+    let mut together = array.info.dtype.size() as u64;
+    for (map, cut) in axes.iter().zip(array.info.grid.axes()).rev() {
+        let AxisMap::Along { axis, step: 1, .. } = map else { return together >= 2 * PART_BYTES };
+        let Some(wanted) = stage.tasks.axes().get(*axis).map(AxisGrid::max_extent) else { return false };
+        together *= wanted.min(cut.max_extent());
+        if wanted < cut.max_extent() {
+            break;
+        }
+    }
+    together >= 2 * PART_BYTES
+}
+
+/// The blocks in which an input is read, over its map's shape, and how often all of them are.
+fn blocks(stage: &Stage, i: usize, input: &StageInput) -> (ChunkGrid, f64) {
+    match &stage.kernel {
+        Kernel::User { blocks, .. } => (blocks[i].grid.clone(), stage.n_tasks() as f64 / blocks[i].grid.n_chunks().max(1) as f64),
+        // What was before each task: one element of it a task.
+        _ if stage.kernel.carry() == Some(i) => {
+            let axes = stage.tasks.axes().iter().zip(input.map.shape());
+            (ChunkGrid::new(axes.map(|(t, n)| if t.len() == *n { t.clone() } else { AxisGrid::regular(*n, 1) }).collect()), 1.0)
+        }
+        Kernel::Map(_) => (stage.tasks.clone(), 1.0),
+        // Tasks go through blocks one by one, and forget.
+        Kernel::Reduce { .. } | Kernel::Contract { .. } | Kernel::Scan { .. } => {
+            let finer = |(t, w): (&AxisGrid, &AxisGrid)| if w.n_chunks() >= t.n_chunks() { w.clone() } else { t.clone() };
+            (ChunkGrid::new(stage.tasks.axes().iter().zip(stage.walk.axes()).map(finer).collect()), 1.0)
+        }
+    }
+}
+
+fn of_input(arrays: Arrays<'_>, stage: &Stage, i: usize) -> Vec<(ArrayId, Traffic)> {
+    let input = &stage.inputs[i];
+    let (blocks, times) = blocks(stage, i, input);
+    let mut all: Vec<(ArrayId, Traffic)> = Vec::new();
+    for piece in input.map.pieces() {
+        let (id, axes) = match &piece.from {
+            Origin::Fill(_) => continue,
+            Origin::Flat => (input.sources[0], None),
+            Origin::Source { source, axes } => (input.sources[*source], Some(axes)),
+        };
+        let info = &arrays.all[id.0].info;
+        let whole = info.chunk_shape().iter().fold(info.dtype.size() as f64, |p, n| p * *n as f64);
+        let mean = info.n_bytes() as f64 / info.grid.n_chunks().max(1) as f64;
+        let chunk = if info.stored_shape.is_some() { whole } else { mean };
+        let (requests, exact) = match axes {
+            Some(axes) => of_piece(stage, &blocks, id, piece, axes, &info.grid),
+            None => (of_flat(&blocks, &info.grid), false),
+        };
+        let requests = requests * times;
+        let parts = axes.is_some_and(|axes| in_parts(arrays, stage, id, axes));
+        let bytes = if parts { piece.to.shape.iter().fold(info.dtype.size() as f64, |p, n| p * *n as f64) * times } else { requests * chunk };
+        let found = Traffic { requests, bytes, exact: exact && !parts, parts };
+        match all.iter_mut().find(|(other, _)| *other == id) {
+            Some((_, sum)) => {
+                *sum = Traffic { requests: sum.requests + requests, bytes: sum.bytes + bytes, exact: false, parts: sum.parts && parts };
+            }
+            None => all.push((id, found)),
+        }
+    }
+    all
+}
+
+/// Reads of chunks for one piece of a map, and whether that is exact.
+fn of_piece(stage: &Stage, blocks: &ChunkGrid, array: ArrayId, piece: &Piece, axes: &[AxisMap], cuts: &ChunkGrid) -> (f64, bool) {
+    // Chunks that are kept stay from task to task of a sweep, else from block to block.
+    let last = || (0..stage.walk.axes().len()).rev().find(|d| stage.walk.axes()[*d].n_chunks() > 1);
+    let kept = if stage.keep.iter().any(|k| k.array == array) { stage.sweep.or_else(last) } else { None };
+    let stays = |d: usize| kept == Some(d);
+    let (mut reads, mut exact, mut along) = (1.0, true, vec![false; blocks.axes().len()]);
+    for (map, cut) in axes.iter().zip(cuts.axes()) {
+        let (AxisMap::Along { axis, .. } | AxisMap::Gather { axis, .. }) = map else { continue };
+        let (d, block) = (*axis, &blocks.axes()[*axis]);
+        let (first, len) = (piece.to.start[d], piece.to.shape[d]);
+        along[d] = true;
+        if len == 0 || cut.is_empty() {
+            continue;
+        }
+        let n = (block.find(first + len - 1) - block.find(first) + 1) as f64;
+        let AxisMap::Along { start, step, .. } = map else {
+            // Where a list looks is not gone into.
+            (reads, exact) = (reads * (cut.n_chunks() as f64).min(len as f64), false);
+            continue;
+        };
+        let touched = (cut.find(map.at(0)).abs_diff(cut.find(map.at(len - 1))) + 1) as f64;
+        let whole = first == 0 && len == block.len();
+        let (taken, chunk) = (block.max_extent() as f64 * step.unsigned_abs() as f64, cut.max_extent() as f64);
+        let known = if stays(d) || n <= 1.0 || (whole && *step == 1 && *start == 0 && cut.nests_in(block, 0, 1)) {
+            Some(touched)
+        } else if touched <= 1.0 || (whole && block.nests_in(cut, *start, *step)) {
+            Some(n)
+        } else {
+            None
+        };
+        reads *= known.unwrap_or_else(|| (n * ((taken + chunk - 1.0) / chunk).min(touched)).max(touched));
+        exact &= known.is_some() && !stays(d);
+    }
+    let met = |d: usize| {
+        let (block, first, len) = (&blocks.axes()[d], piece.to.start[d], piece.to.shape[d]);
+        if len == 0 { 1.0 } else { (block.find(first + len - 1) - block.find(first) + 1) as f64 }
+    };
+    let others = (0..along.len()).filter(|d| !along[*d] && !stays(*d));
+    (others.map(met).fold(reads, |p, n| p * n), exact)
+}
+
+/// Reads of the chunks of an array by blocks of one of another shape: as many as a block in the middle touches, for each.
+fn of_flat(blocks: &ChunkGrid, cuts: &ChunkGrid) -> f64 {
+    let (shape, n, chunks) = (blocks.shape(), blocks.n_chunks(), cuts.n_chunks());
+    if shape.contains(&0) || n == 0 || chunks <= 1 {
+        return n as f64;
+    }
+    let block = blocks.region(&blocks.chunk_counts().iter().map(|n| n / 2).collect::<Vec<_>>());
+    let at = |last: bool| shape.iter().enumerate().fold(0, |at, (d, n)| at * n + block.start[d] + if last { block.shape[d] - 1 } else { 0 });
+    let touched = cuts.overlapping(&flat_bounds(&cuts.shape(), at(false), at(true))).n_elements();
+    (n as f64 * touched as f64).max(chunks as f64)
+}

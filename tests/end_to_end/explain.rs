@@ -1,0 +1,263 @@
+//! What plans say of themselves: what is read, as a run reads it; why; and drawings in which nothing lies over anything else.
+
+use std::sync::Arc;
+
+use freestone::drawing::svg;
+use freestone::engine::plan::{FinalizedPlan, PlanExplanation};
+use freestone::{Array, CodecName, DType, Serial, Spec, Target, concat};
+
+use crate::command::{freestone, stdout};
+use crate::planner::planned;
+use crate::support::Place;
+
+fn plan(arrays: &[&Array], place: &Place, spec: &Spec) -> FinalizedPlan {
+    let targets: Vec<Target> = arrays.iter().enumerate().map(|(i, a)| Target::array(a, &place.at(&format!("out-{i}"))).codec(CodecName::None)).collect();
+    freestone::plan(&targets, spec).unwrap().plan().clone()
+}
+
+/// An array of these chunks in a store.
+fn stored(place: &Place, name: &str, shape: &[u64], chunks: &[u64]) -> Array {
+    let x = freestone::random_uniform(shape, 0.0, 1.0, 1, DType::Float32, chunks).unwrap();
+    freestone::run(&freestone::plan(&[Target::array(&x, &place.at(name))], &place.spec()).unwrap(), &place.spec(), &Serial).unwrap();
+    freestone::open(&place.at(name)).unwrap()
+}
+
+/// Holds what a plan says that its stages read and write against what a run takes; true if all of it was said to be exact.
+#[track_caller]
+fn check_traffic(arrays: &[&Array], place: &Place, within: f64) -> bool {
+    let out = |i: usize| place.at(&format!("out-{i}-{}", std::panic::Location::caller().line()));
+    let targets: Vec<Target> = arrays.iter().enumerate().map(|(i, a)| Target::array(a, &out(i)).overwrite(true)).collect();
+    let planned = freestone::plan(&targets, &place.spec()).unwrap();
+    let explained = planned.plan().explain();
+    let report = freestone::run(&planned, &place.spec(), &Serial).unwrap();
+    let mut exact = true;
+    for (stage, took) in explained.stages.iter().zip(&report.stages) {
+        let (reads, writes): (u64, u64) = (stage.reads.iter().map(|r| r.traffic.requests).sum(), stage.writes.iter().map(|w| w.traffic.requests).sum());
+        assert_eq!(writes, took.traffic.writes, "{explained}");
+        let all_exact = stage.reads.iter().all(|r| r.traffic.exact);
+        exact &= all_exact;
+        let ratio = reads as f64 / took.traffic.reads.max(1) as f64;
+        let right = if all_exact { reads == took.traffic.reads } else { ratio < within && ratio > 1.0 / within };
+        assert!(right, "{}: said {reads}, read {}\n{explained}", stage.name, took.traffic.reads);
+    }
+    exact
+}
+
+#[test]
+fn what_is_said_to_be_read_is_read() {
+    let place = Place::new();
+    let x = stored(&place, "x", &[60, 40, 30], &[10, 20, 15]);
+    let y = stored(&place, "y", &[60, 40, 30], &[10, 20, 15]);
+    assert!(check_traffic(&[&(&x * &y).mean(0).unwrap(), &(&x * &x).mean(0).unwrap()], &place, 1.0));
+    assert!(check_traffic(&[&(&x + &y)], &place, 1.0));
+    assert!(check_traffic(&[&x.sum([0, 1, 2]).unwrap()], &place, 1.0));
+    assert!(check_traffic(&[&x.rechunk(&[5, 20, 15]).unwrap()], &place, 1.0));
+    assert!(check_traffic(&[&x.rechunk(&[20, 40, 30]).unwrap()], &place, 1.0));
+    let within = 1.5;
+    check_traffic(&[&x.rechunk(&[60, 7, 11]).unwrap()], &place, within);
+    check_traffic(&[&x.slice(0, Some(3), Some(50), 1).unwrap()], &place, within);
+    check_traffic(&[&x.flip([0]).unwrap()], &place, within);
+    check_traffic(&[&concat(&[x.clone(), y.clone()], Some(0)).unwrap()], &place, within);
+    check_traffic(&[&x.roll(3, 0).unwrap()], &place, within);
+    check_traffic(&[&x.cumulative_sum(0).unwrap()], &place, within);
+    check_traffic(&[&x.reshape(&[2400, 30]).unwrap()], &place, 3.0);
+    let (a, b) = (stored(&place, "a", &[50, 60], &[10, 20]), stored(&place, "b", &[60, 40], &[20, 8]));
+    check_traffic(&[&a.matmul(&b).unwrap()], &place, within);
+    check_traffic(&[&(&a + &a.matrix_transpose().unwrap().slice(0, Some(0), Some(50), 1).unwrap().slice(1, Some(0), Some(1), 1).unwrap())], &place, 2.0);
+}
+
+#[test]
+fn plans_say_why() {
+    let place = Place::quick();
+    let (x, y) = (planned(&[400, 300], &[40, 300], "float64"), planned(&[400, 300], &[40, 300], "float64"));
+    #[track_caller]
+    fn check(plan: &FinalizedPlan, words: &[&str]) {
+        let text = plan.to_string();
+        for words in words {
+            assert!(text.contains(words), "`{words}` is not in:\n{text}");
+        }
+        assert!(plan.explain().stages.iter().all(|s| s.notes.len() <= 8), "{text}");
+        assert_eq!(FinalizedPlan::from_bytes(&plan.to_bytes().unwrap()).unwrap().to_string(), text);
+    }
+    let (xx, xy) = (&x * &x, &x * &y);
+    check(
+        &plan(&[&xx.mean(0).unwrap(), &xy.mean(0).unwrap()], &place, &place.spec()),
+        &["while it reads, and then folds: multiply", "out-0 and out-1 walk the same blocks", "out-1 = mean(multiply(x, x))"],
+    );
+    let view = x.slice(0, Some(1), None, 1).unwrap().flip([1]).unwrap();
+    check(&plan(&[&view], &place, &place.spec()), &["x[1:, ::-1] is a view: it costs no stage"]);
+    let centred = &x - &x.mean(0).unwrap();
+    check(&plan(&[&centred], &place, &place.spec()), &["waits for", "is stored in between: others read what a reduction gives", "broadcast"]);
+    let six: Vec<Array> = (0..6).map(|i| &x + f64::from(i)).collect();
+    check(&plan(&[&concat(&six, Some(0)).unwrap()], &place, &place.spec()), &["more than 4 computed arrays"]);
+    let square = &x + &x;
+    check(&plan(&[&square.reshape(&[300, 400]).unwrap().flip([0]).unwrap()], &place, &place.spec()), &["it is reshaped, and a view goes over that"]);
+    let alone = plan(&[&xx.mean(0).unwrap()], &place, &place.spec()).projected_mem();
+    let tight = Spec { allowed_mem: alone + 2_000, ..place.spec() };
+    let (max, min) = (x.max(0).unwrap(), x.mean(0).unwrap());
+    check(&plan(&[&xx.mean(0).unwrap(), &max, &min], &place, &tight), &["over allowed_mem"]);
+}
+
+/// An array of one element in 10^9 chunks each is planned and explained as fast as any.
+#[test]
+fn a_billion_chunks_are_explained_at_once() {
+    let place = Place::quick();
+    let x = planned(&[1_000_000, 1_000_000], &[1_000, 1], "float64");
+    let spec = Spec { parallelism: 1000, ..place.spec() };
+    let plan = plan(&[&(&x + &x).mean(0).unwrap(), &x.slice(0, Some(1), None, 1).unwrap()], &place, &spec);
+    let start = std::time::Instant::now();
+    let explained = plan.explain();
+    assert!(start.elapsed().as_millis() < 100, "{:?}", start.elapsed());
+    assert!(explained.read.requests >= 2_000_000_000, "{explained}");
+}
+
+/// A tag of an XML document: its name and its attributes, and the text that follows it.
+struct Tag {
+    name: String,
+    attributes: Vec<(String, String)>,
+    text: String,
+}
+
+impl Tag {
+    fn get(&self, name: &str) -> Option<&str> {
+        self.attributes.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
+    }
+
+    fn number(&self, name: &str) -> f64 {
+        self.get(name).unwrap().parse().unwrap()
+    }
+}
+
+/// The tags of a document that is well-formed.
+fn tags(xml: &str) -> Vec<Tag> {
+    fn unescape(text: &str) -> String {
+        let mut rest = text;
+        while let Some(at) = rest.find('&') {
+            rest = &rest[at..];
+            assert!(["&amp;", "&lt;", "&gt;", "&quot;", "&#39;"].iter().any(|e| rest.starts_with(e)), "{}", &rest[..20.min(rest.len())]);
+            rest = &rest[1..];
+        }
+        text.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", "\"").replace("&#39;", "'").replace("&amp;", "&")
+    }
+    let (mut open, mut found) = (Vec::new(), Vec::new());
+    for (i, piece) in xml.split('<').enumerate() {
+        if i == 0 {
+            assert!(piece.trim().is_empty());
+            continue;
+        }
+        let (tag, text) = piece.split_once('>').expect("a tag ends");
+        if let Some(name) = tag.strip_prefix('/') {
+            assert_eq!(open.pop().as_deref(), Some(name));
+            continue;
+        }
+        let closed = tag.ends_with('/');
+        let tag = tag.trim_end_matches('/');
+        let (name, mut rest) = tag.split_once(' ').unwrap_or((tag, ""));
+        let mut attributes: Vec<(String, String)> = Vec::new();
+        while let Some((key, after)) = rest.split_once("=\"") {
+            let (value, more) = after.split_once('"').expect("a value ends");
+            assert!(attributes.iter().all(|(k, _)| k != key.trim()), "{tag}");
+            attributes.push((key.trim().into(), unescape(value)));
+            rest = more;
+        }
+        assert!(rest.trim().is_empty(), "{tag}");
+        if !closed {
+            open.push(name.to_owned());
+        }
+        found.push(Tag { name: name.into(), attributes, text: unescape(text) });
+    }
+    assert!(open.is_empty(), "{open:?}");
+    found
+}
+
+/// Corners of a box.
+type Corners = [f64; 4];
+
+fn overlap(a: &Corners, b: &Corners) -> bool {
+    a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3]
+}
+
+/// That a drawing is well-formed, has all boxes inside and none over another, and no text on lines over a box.
+#[track_caller]
+fn check_drawing(explained: &PlanExplanation, name: &str) {
+    let drawn = svg(explained);
+    if let Ok(folder) = std::env::var("FREESTONE_DRAWINGS") {
+        std::fs::write(format!("{folder}/{name}.svg"), &drawn).unwrap();
+    }
+    let tags = tags(&drawn);
+    let (width, height) = (tags[0].number("width"), tags[0].number("height"));
+    assert_eq!(tags[0].get("viewBox"), Some(format!("0 0 {width} {height}").as_str()));
+    let has = |t: &Tag, class: &str| t.get("class").is_some_and(|c| c.split(' ').any(|c| c == class));
+    let boxes: Vec<Corners> = tags
+        .iter()
+        .filter(|t| t.name == "rect" && has(t, "box"))
+        .map(|t| [t.number("x"), t.number("y"), t.number("x") + t.number("width"), t.number("y") + t.number("height")])
+        .collect();
+    assert!(boxes.iter().all(|b| b[0] >= 0.0 && b[1] >= 0.0 && b[2] <= width && b[3] <= height), "{name}: a box is outside");
+    for (i, a) in boxes.iter().enumerate() {
+        assert!(!boxes[..i].iter().any(|b| overlap(a, b)), "{name}: a box lies over another");
+    }
+    let arrays: std::collections::HashSet<usize> =
+        explained.stages.iter().flat_map(|s| s.reads.iter().map(|r| r.array.id).chain(s.writes.iter().map(|w| w.array.id))).collect();
+    assert_eq!(boxes.len(), explained.stages.len() + arrays.len());
+    let mut labels: Vec<Corners> = Vec::new();
+    for t in tags.iter().filter(|t| t.name == "text") {
+        // Wider than most fonts are.
+        let (x, y, w) = (t.number("x"), t.number("y"), 5.0 * t.text.chars().count() as f64);
+        let x = if has(t, "before") { x - w } else { x };
+        assert!(x >= 0.0 && x + w <= width, "{name}: `{}` is cut off", t.text);
+        if has(t, "on") {
+            let place = [x, y - 8.0, x + w, y + 1.0];
+            assert!(!boxes.iter().any(|b| overlap(&place, b)), "{name}: `{}` lies over a box", t.text);
+            assert!(!labels.iter().any(|b| overlap(&place, b)), "{name}: `{}` lies over a text", t.text);
+            labels.push(place);
+        }
+    }
+    assert!(labels.len() >= explained.stages.len());
+}
+
+#[test]
+fn drawings_can_be_read_at_any_size() {
+    let place = Place::quick();
+    let spec = place.spec();
+    let input = |t: u64| planned(&[t, 300, 200], &[50, 100, 100], "float32");
+    let x = input(1000);
+    check_drawing(&plan(&[&x.mean(0).unwrap()], &place, &spec).explain(), "one");
+
+    let anomaly = &x - &x.mean(0).unwrap();
+    let turned = anomaly.rechunk(&[1000, 30, 40]).unwrap();
+    let sums = turned.cumulative_sum(0).unwrap();
+    check_drawing(&plan(&[&sums, &anomaly.std([1, 2]).unwrap(), &x.max(0).unwrap()], &place, &spec).explain(), "five");
+
+    let mut deep = x.clone();
+    for i in 0..30 {
+        deep = (&deep * 2.0).rechunk(if i % 2 == 0 { &[100, 60, 50] } else { &[50, 100, 100] }).unwrap();
+    }
+    let deep = plan(&[&deep, &(&deep + &x.mean(0).unwrap())], &place, &spec).explain();
+    assert!(deep.stages.len() >= 30);
+    check_drawing(&deep, "deep");
+
+    let inputs: Vec<Array> = (0..12).map(|i| input(500 + 50 * i)).collect();
+    let means: Vec<Array> = inputs.iter().map(|x| freestone::sqrt(&(x * 2.0)).unwrap().mean(0).unwrap()).collect();
+    let stds: Vec<Array> = inputs.iter().map(|x| x.std(0).unwrap()).collect();
+    let mut results: Vec<Array> = inputs.iter().zip(&means).map(|(x, m)| (x - m).max([1, 2]).unwrap()).collect();
+    results.push(means.iter().skip(1).fold(means[0].clone(), |sum, m| &sum + m));
+    results.push(stds.iter().skip(1).fold(stds[0].clone(), |sum, m| &sum + m).rechunk(&[300, 10]).unwrap());
+    results.push(means[3].matmul(&stds[4].matrix_transpose().unwrap()).unwrap().cumulative_sum(1).unwrap());
+    let wide = plan(&results.iter().collect::<Vec<_>>(), &place, &spec).explain();
+    assert!(wide.stages.len() >= 30, "{}", wide.stages.len());
+    check_drawing(&wide, "wide");
+}
+
+#[test]
+fn the_command_draws() {
+    let place = Place::new();
+    let place_ = Arc::new(stored(&place, "<&\"'>", &[20, 20], &[10, 10]));
+    assert_eq!(place_.shape().unwrap(), [20, 20]);
+    let text = stdout(&freestone(&place, &["plan", "mean(u, axis=0)", "-i", "u=<&\"'>", "--svg", "plan.svg", "--json"]));
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let read = &json["stages"][0]["reads"][0];
+    assert_eq!((read["traffic"]["requests"].as_u64(), read["traffic"]["exact"].as_bool(), read["how"].as_str()), (Some(4), Some(true), Some("chunk_by_chunk")));
+    let drawn = std::fs::read_to_string(place.at("plan.svg")).unwrap();
+    assert!(tags(&drawn).iter().any(|t| t.text == "<&\"'>"), "{drawn}");
+}
