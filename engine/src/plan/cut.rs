@@ -321,8 +321,13 @@ impl Lowering<'_> {
         let Kind::Reduce { axes, kept, folds, .. } = &draft.kind else { return Vec::new() };
         let counts: Vec<u64> = axes.iter().map(|a| draft.walk.axes()[*a].n_chunks().max(1)).collect();
         let kept_tasks: u64 = kept.iter().map(AxisGrid::n_chunks).product::<u64>().max(1);
-        let bytes = |id: &ArrayId| self.arrays[id.0].info.n_bytes();
-        let input: u128 = draft.inputs.iter().flat_map(|i| &i.sources).map(bytes).sum();
+        // What is folded, at most as much as the arrays that it is of.
+        let elements: u128 = draft.walk.shape().iter().map(|n| u128::from(*n)).product();
+        let bytes = |i: &StageInput| {
+            let arrays = i.sources.iter().map(|id| &self.arrays[id.0].info);
+            arrays.clone().map(ArrayInfo::n_bytes).sum::<u128>().min(elements * arrays.map(|a| a.dtype.size() as u128).max().unwrap_or(0))
+        };
+        let input: u128 = draft.inputs.iter().map(bytes).sum();
         let partial: u128 = folds.iter().map(|f| f.accumulator().size() as u128).sum::<u128>() * kept.iter().map(|a| u128::from(a.len())).product::<u128>();
         let by_size = (input / u128::from(kept_tasks)).div_ceil(MAX_TASK_INPUT_BYTES);
         let worth = (input / (PARTIAL_SHARE * partial).max(1)).max(1);
@@ -676,12 +681,16 @@ struct Along {
 impl Along {
     /// Chunks that one block of `n` elements touches.
     fn touched(&self, n: u64) -> u64 {
-        let reach = (n * self.step).saturating_add((self.most - self.least).unsigned_abs());
-        let aligned = self.least == self.most
-            && self.step == 1
-            && self.least.rem_euclid(self.chunk.max(1) as i64) == 0
-            && (n % self.chunk.max(1) == 0 || self.chunk % n.max(1) == 0);
-        let most = if aligned { n.div_ceil(self.chunk.max(1)) } else { (reach + self.chunk.max(1) - 2) / self.chunk.max(1) + 1 };
+        let (reach, chunk) = ((n * self.step).saturating_add((self.most - self.least).unsigned_abs()), self.chunk.max(1));
+        let first = self.least.rem_euclid(chunk as i64) as u64;
+        // Where blocks are whole chunks long, or parts of chunks, it is known where in a chunk they begin.
+        let most = if self.step == 1 && n % chunk == 0 {
+            (first + reach - 1) / chunk + 1
+        } else if self.step == 1 && first == 0 && self.least == self.most && chunk % n.max(1) == 0 {
+            1
+        } else {
+            (reach + chunk - 2) / chunk + 1
+        };
         most.clamp(1, self.chunks.max(1))
     }
 }
