@@ -17,7 +17,7 @@ use crate::flat::{flat_bounds, shared_rows};
 use crate::grid::{Region, try_for_each_coord};
 use crate::machine;
 use crate::memory::{Arena, Overrun, SlotId, Step};
-use crate::plan::{FinalizedPlan, Kernel, Place, ReadMode, Stage, StageId, StageLayout, from_hex};
+use crate::plan::{FinalizedPlan, Kernel, MAX_PARTS, Place, ReadMode, Stage, StageId, StageLayout, from_hex};
 use crate::readmap::{AxisMap, Origin, Piece, Run};
 use crate::storage::codec::Contexts;
 use crate::storage::reader::{ChunkAccess, ChunkError, Desk, ShardCache};
@@ -247,12 +247,9 @@ struct Task<'a> {
     receipts: Vec<Receipt>,
 }
 
-/// More parts of one chunk than this are not read one by one.
-const MAX_PARTS: usize = 2048;
-
 /// True if reading parts of a chunk of `whole` bytes costs less than reading all of it: a part costs as much as so many bytes.
 fn are_worth_it(parts: &[ObjectPart], whole: u64) -> bool {
-    parts.len() <= MAX_PARTS && parts.iter().map(|p| p.len as u64 + PART_BYTES).sum::<u64>() < whole
+    parts.iter().map(|p| p.len as u64 + PART_BYTES).sum::<u64>() < whole
 }
 
 fn sizes(shape: &[u64]) -> Vec<usize> {
@@ -624,7 +621,7 @@ impl Task<'_> {
                         if self.ready.sources[which].reads_parts(&coords) {
                             let mut parts = Some(Vec::new());
                             boxes(&mut |offset, from, shape, to| {
-                                let more = copy::runs(&shape, &from, &strides, MAX_PARTS);
+                                let more = copy::runs(&shape, &from, &strides, MAX_PARTS as usize);
                                 parts = parts.take().zip(more).map(|(mut parts, more)| {
                                     parts.extend(more.into_iter().map(|(a, b, n)| ObjectPart {
                                         offset: ((offset as isize + a) as usize * size) as u64,
@@ -635,10 +632,17 @@ impl Task<'_> {
                                 });
                             });
                             let whole = (stored.first().map_or(1, |s| *s as u64) * chunk.shape.first().copied().unwrap_or(1)) * size as u64;
-                            if let Some(parts) = parts.filter(|p| are_worth_it(p, whole))
-                                && self.ready.sources[which].read_parts(&coords, &parts, region.bytes_mut(), self.desk)?
-                            {
-                                return Ok(());
+                            let only = self.layout.inputs[i].mode == ReadMode::Parts;
+                            match parts {
+                                Some(parts) if only || are_worth_it(&parts, whole) => {
+                                    if !self.ready.sources[which].read_parts(&coords, &parts, region.bytes_mut(), self.desk)? {
+                                        let fill = self.ready.sources[which].source.info().fill;
+                                        boxes(&mut |_, _, shape, to| copy::fill_box(&fill, &shape, region.bytes_mut(), to, &strides));
+                                    }
+                                    return Ok(());
+                                }
+                                None if only => return Err((FailureKind::Plan, "a block has too many parts to be read one by one".into())),
+                                _ => {}
                             }
                         }
                         self.fetch(which, &coords)?;

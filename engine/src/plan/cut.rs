@@ -145,6 +145,10 @@ impl Lowering<'_> {
             after: Vec::new(),
             notes: Vec::new(),
         };
+        if let Some(walk) = self.in_pieces(&stage) {
+            stage.walk = walk;
+            return stage;
+        }
         // Blocks follow each other along the last axis that has several: what they share stays, if it fits.
         let (looks, along) = (self.looks(&stage), (0..stage.walk.axes().len()).rev().find(|d| stage.walk.axes()[*d].n_chunks() > 1));
         if along.is_some() && reads_per_chunk(&stage, &looks, along) < 0.95 * reads_per_chunk(&stage, &looks, None) {
@@ -154,6 +158,29 @@ impl Lowering<'_> {
             }
         }
         stage
+    }
+
+    /// Blocks of a cache's size, if all that a reduction reads can be read in such pieces.
+    fn in_pieces(&self, stage: &Stage) -> Option<ChunkGrid> {
+        let Kernel::Reduce { axes, .. } = &stage.kernel else { return None };
+        let size = stage.kernel.inputs().iter().map(|t| t.size() as u64).max()?;
+        let mut walk = stage.walk.axes().to_vec();
+        let bytes = |walk: &[AxisGrid]| walk.iter().fold(size, |p, a| p.saturating_mul(a.max_extent().max(1)));
+        // Axes that stay first: along those that go, the same accumulators are used again.
+        let order = (0..walk.len()).filter(|d| !axes.contains(d)).chain(axes.iter().copied());
+        for d in order {
+            let (AxisGrid::Regular { first, size: each, n, .. }, over) = (&walk[d], bytes(&walk).div_ceil(PIECE_BYTES)) else { continue };
+            if over <= 1 || (first != each && *n > 1) {
+                continue;
+            }
+            let most = (each / over).max(1);
+            let piece = (1..=most).rev().find(|p| each % p == 0).unwrap_or(1);
+            walk[d] = AxisGrid::regular(walk[d].len(), piece);
+        }
+        let fine = Stage { walk: ChunkGrid::new(walk), ..stage.clone() };
+        let plan = self.as_plan(Vec::new());
+        let all = bytes(fine.walk.axes()) < bytes(stage.walk.axes()) && fine.inputs.iter().all(|i| traffic::only_parts(&plan, &fine, i));
+        all.then_some(fine.walk)
     }
 
     /// A running sum: in one stage where enough tasks can go along the axis from end to end; else sums of parts of it first, what came
@@ -647,6 +674,8 @@ const WORTH_A_LOOK: f64 = 1.3;
 /// So often is a route searched again with less memory.
 const ATTEMPTS: usize = 8;
 
+/// A piece of a chunk that is folded at once: with that of another input it stays in a cache.
+const PIECE_BYTES: u64 = 1 << 19;
 /// A slice of a chunk that is made at once: with those of a few inputs it stays in a cache.
 const SLICE_BYTES: u64 = 1 << 19;
 

@@ -4,7 +4,7 @@
 
 use freestone_kernels::{contract, eval};
 
-use super::{ArrayId, Kernel, OutAxis, Place, Plan, PlanArray, PlanError, Stage, StageInput};
+use super::{ArrayId, Kernel, OutAxis, Place, Plan, PlanArray, PlanError, Stage, StageInput, traffic};
 use crate::grid::{AxisGrid, block_bytes};
 use crate::memory::{MemoryEstimate, Part, Schedule, SlotId, Step};
 use crate::readmap::{AxisMap, Origin, Piece};
@@ -19,6 +19,8 @@ pub enum ReadMode {
     InChunk,
     /// A block is assembled from several chunks, decoded one after the other.
     Assembled,
+    /// A block is read straight out of chunks that are not encoded.
+    Parts,
 }
 
 /// An array that a stage reads, ready to run.
@@ -127,14 +129,14 @@ impl StageLayout {
             let own: Vec<usize> = input.sources.iter().filter_map(|id| sources.iter().position(|s| s.array == *id)).collect();
             // A user's kernel sees every element of its block, in C order.
             let varies = if user { vec![true; input.map.shape().len()] } else { input.map.varies() };
-            let passing = own.iter().filter(|s| sources[**s].slot.is_none()).map(|s| chunk_bytes[*s]).max();
+            let passing = own.iter().filter(|s| sources[**s].slot.is_none() && mode != ReadMode::Parts).map(|s| chunk_bytes[*s]).max();
             let chunk = passing.map(|bytes| s.slot(Part::DecodedChunk, bytes));
             let size = dtypes[i].size() as u64;
             let region = match mode {
                 ReadMode::InChunk => None,
                 // What a scan carries goes where it is carried on.
                 ReadMode::Assembled if stage.kernel.carry() == Some(i) => None,
-                ReadMode::Assembled => {
+                ReadMode::Assembled | ReadMode::Parts => {
                     let own = if let Kernel::User { blocks, .. } = &stage.kernel { blocks[i].grid.max_chunk() } else { block.clone() };
                     let elements = own.iter().zip(&varies).filter(|(_, v)| **v).try_fold(size, |p, (n, _)| p.checked_mul(*n));
                     let stored = if as_is { TargetBounds::of(plan, stage.outputs[0].array)?.stored } else { 0 };
@@ -412,7 +414,7 @@ fn is_plain_copy(plan: &Plan, stage: &Stage, modes: &[ReadMode]) -> bool {
     let (Kernel::Map(expr), [input], [output]) = (&stage.kernel, stage.inputs.as_slice(), stage.outputs.as_slice()) else { return false };
     let one_object = plan.array(output.array).info.objects().chunk_counts() == stage.tasks.chunk_counts();
     expr.is_identity()
-        && modes == [ReadMode::Assembled]
+        && matches!(modes, [ReadMode::Assembled | ReadMode::Parts])
         && one_object
         && input.map.varies().iter().zip(stage.tasks.axes()).all(|(v, t)| *v || t.max_extent() <= 1)
 }
@@ -446,7 +448,7 @@ fn lies_as_matrix(plan: &Plan, input: &StageInput, layout: &InputLayout, batch: 
     if sides.into_iter().any(|d| !layout.varies[d] && input.map.shape()[d] > 1) {
         return false;
     }
-    if layout.mode == ReadMode::Assembled {
+    if layout.mode != ReadMode::InChunk {
         return true;
     }
     let Some(axes) = input.map.as_image() else { return false };
@@ -476,5 +478,16 @@ fn read_mode(plan: &Plan, stage: &Stage, i: usize, input: &StageInput) -> ReadMo
             blocks.is_empty() || blocks.nests_in(chunks, *start, *step) || stage.tasks.axes()[*axis].nests_in(chunks, *start, *step)
         }
     });
-    if inside { ReadMode::InChunk } else { ReadMode::Assembled }
+    let finer = || {
+        let elements = |shape: Vec<u64>| shape.iter().fold(1u64, |p, n| p.saturating_mul(*n));
+        let varies = input.map.varies();
+        let block = stage.walk.max_chunk().into_iter().zip(&varies).filter(|(_, v)| **v).map(|(n, _)| n).collect();
+        elements(block) < elements(grid.max_chunk())
+    };
+    match inside {
+        // A chunk that is looked at piece by piece is not read again for each of them.
+        true if !(matches!(stage.kernel, Kernel::Reduce { .. }) && finer() && traffic::only_parts(plan, stage, input)) => ReadMode::InChunk,
+        _ if traffic::only_parts(plan, stage, input) => ReadMode::Parts,
+        _ => ReadMode::Assembled,
+    }
 }
