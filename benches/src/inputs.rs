@@ -112,7 +112,7 @@ fn made(folder: &Path, parameters: &Value, setup: &Setup, targets: impl FnOnce(&
 pub(crate) fn spec(work_dir: &Path, threads: usize, local_mem: u64) -> Result<Spec, Failure> {
     let settings = Settings {
         work_dir: Some(work_dir.display().to_string()),
-        allowed_mem: Some(local_mem / threads.max(1) as u64),
+        allowed_mem: Some(local_mem),
         local_mem: Some(local_mem),
         threads: Some(threads),
         ..Settings::default()

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use freestone::engine::kernels::Buffer;
 use freestone::engine::plan::{FinalizedPlan, Kernel, OutAxis, Place as ArrayPlace};
-use freestone::engine::storage::Store;
+use freestone::engine::storage::{ByteRange, StorageError, Store};
 use freestone::{Array, CodecName, DType, MemoryStore, Pad, Running, Serial, Spec, Stores, Target, concat, stack, tensordot};
 use ndarray::{Array2, ArrayD, Axis, IxDyn};
 use proptest::prelude::*;
@@ -17,7 +18,7 @@ pub(crate) fn planned(shape: &[u64], chunks: &[u64], dtype: &str) -> Array {
     let mut zarr = document(shape, chunks, dtype);
     zarr["codecs"].as_array_mut().unwrap().push(serde_json::json!({"name": "zstd", "configuration": {"level": 3, "checksum": false}}));
     store.write("x/zarr.json", &serde_json::to_vec(&zarr).unwrap()).unwrap();
-    open_in_memory(&store, "x")
+    freestone::open_in(&store, "x").unwrap()
 }
 
 fn plan(x: &Array, place: &Place, spec: &Spec) -> FinalizedPlan {
@@ -57,9 +58,11 @@ fn traffic(plan: &FinalizedPlan) -> (u128, u128) {
 #[test]
 fn a_climate_archive_is_rechunked_in_three_copies() {
     let place = Place::quick();
-    let x = planned(&[350_640, 721, 1440], &[31, 721, 1440], "float32").rechunk(&[350_640, 10, 10]).unwrap();
     // Requests are cheap on local files, and bytes are not: two copies do there.
-    for (work_dir, most) in [("s3://bucket/work".to_owned(), 250_000), (place.at("work"), 500_000)] {
+    let cases: [(Arc<dyn Store>, String, u128); 2] =
+        [(Arc::new(FarAway(MemoryStore::new())), "s3://bucket/work".to_owned(), 250_000), (Arc::new(MemoryStore::new()), place.at("work"), 500_000)];
+    for (store, work_dir, most) in cases {
+        let x = planned_in(store, &[350_640, 721, 1440], &[31, 721, 1440], "float32").rechunk(&[350_640, 10, 10]).unwrap();
         let spec = Spec { allowed_mem: 2_500_000_000, parallelism: 1000, work_dir, ..place.spec() };
         let plan = plan(&x, &place, &spec);
         let stages = &plan.plan().stages;
@@ -175,7 +178,7 @@ fn any_rechunk_fits_five_chunks_and_keeps_every_value() {
         panic!("{error}");
     }
     println!("{} rechunks, {} of them in several copies", cases.get(), several.get());
-    assert!(cases.get() >= 300 && several.get() >= 30, "{} of {}", several.get(), cases.get());
+    assert!(cases.get() >= 300 && several.get() >= 8, "{} of {}", several.get(), cases.get());
 }
 
 /// Stages of what is stored, of a view of a computed array: views cost none.
