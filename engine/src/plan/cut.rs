@@ -538,7 +538,9 @@ impl Lowering<'_> {
 
     /// Seconds of one worker for what a stage reads.
     fn read_cost(&self, stage: &Stage, prices: &Prices) -> f64 {
-        traffic::reads(self.known(), stage).iter().map(|(_, t)| t.bytes * prices.source_byte + t.requests * prices.source_request).sum()
+        // As if nothing stayed from task to task: tasks that follow each other may go to different workers.
+        let apart = Stage { keep: Vec::new(), ..stage.clone() };
+        traffic::reads(self.known(), &apart).iter().map(|(_, t)| t.bytes * prices.source_byte + t.requests * prices.source_request).sum()
     }
 
     /// The arrays so far.

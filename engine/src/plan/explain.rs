@@ -162,8 +162,8 @@ pub struct Traffic {
 impl Traffic {
     const NONE: Traffic = Traffic { bytes: 0, requests: 0, exact: true };
 
-    fn of(counted: traffic::Traffic) -> Traffic {
-        Traffic { bytes: counted.bytes.round() as u64, requests: counted.requests.round() as u64, exact: counted.exact }
+    fn of(requests: f64, bytes: f64, exact: bool) -> Traffic {
+        Traffic { bytes: bytes.round() as u64, requests: requests.round() as u64, exact }
     }
 
     fn and(self, other: Traffic) -> Traffic {
@@ -215,23 +215,25 @@ fn explain_stage(plan: &Plan, stage: &Stage, layout: &StageLayout) -> StageExpla
         let inputs = || stage.inputs.iter().zip(&layout.inputs).filter(|(i, _)| i.sources.contains(&id));
         let how = match () {
             () if made => How::Made,
-            () if counted.parts => How::InParts,
             () if inputs().all(|(_, l)| l.mode == ReadMode::InChunk) => How::ChunkByChunk,
+            () if counted.parts => How::InParts,
             () => How::Assembling,
         };
+        let bytes = if how == How::ChunkByChunk { counted.whole_bytes } else { counted.bytes };
+        let exact = counted.exact && how != How::InParts;
         Reading {
             array,
             how,
             places: inputs().count(),
             kept_chunks: stage.keep.iter().find(|k| k.array == id).map_or(0, |k| k.chunks),
-            traffic: if made { Traffic::NONE } else { Traffic::of(counted) },
+            traffic: if made { Traffic::NONE } else { Traffic::of(counted.requests, bytes, exact) },
         }
     });
     let names: Vec<String> = stage.inputs.iter().map(|i| input_name(plan, i)).collect();
     let writes = stage.outputs.iter().zip(traffic::writes(arrays, stage)).enumerate().map(|(j, (output, counted))| Writing {
         array: explain_array(plan, output.array),
         formula: formula(&stage.kernel, j, &names),
-        traffic: Traffic::of(counted),
+        traffic: Traffic::of(counted.requests, counted.bytes, counted.exact),
     });
     StageExplanation {
         name: stage.name.clone(),

@@ -39,6 +39,8 @@ pub(super) struct Traffic {
     pub(super) requests: f64,
     /// Decoded bytes of all of them.
     pub(super) bytes: f64,
+    /// The same if no chunk were read in parts.
+    pub(super) whole_bytes: f64,
     /// It is so, not nearly so.
     pub(super) exact: bool,
     /// Chunks are read in parts.
@@ -52,12 +54,13 @@ pub(super) fn reads(arrays: Arrays<'_>, stage: &Stage) -> Vec<(ArrayId, Traffic)
         let mut own = of_input(arrays, stage, i);
         own.retain(|(id, traffic)| match all.iter_mut().find(|(other, _)| other == id) {
             Some((_, sum)) => {
-                // What one input has decoded is there for the others, where it stays.
-                let stays = stage.keep.iter().any(|k| k.array == *id);
+                // What one input has decoded is there for the others that go along the same axes, where it stays.
+                let stays = stage.keep.iter().any(|k| k.array == *id) && alike(stage, i, *id);
                 let join = |a: f64, b: f64| if stays { a.max(b) } else { a + b };
                 *sum = Traffic {
                     requests: join(sum.requests, traffic.requests),
                     bytes: join(sum.bytes, traffic.bytes),
+                    whole_bytes: join(sum.whole_bytes, traffic.whole_bytes),
                     exact: false,
                     parts: sum.parts && traffic.parts,
                 };
@@ -70,13 +73,25 @@ pub(super) fn reads(arrays: Arrays<'_>, stage: &Stage) -> Vec<(ArrayId, Traffic)
     all
 }
 
+/// True if an input goes along the axes of an array as the first input does that reads it.
+fn alike(stage: &Stage, i: usize, array: ArrayId) -> bool {
+    let along = |input: &StageInput| {
+        let axes = |piece: &Piece| match &piece.from {
+            Origin::Source { source, axes } if input.sources[*source] == array => Some(axes.iter().map(AxisMap::axis).collect::<Vec<_>>()),
+            _ => None,
+        };
+        input.map.pieces().iter().find_map(axes)
+    };
+    stage.inputs.iter().find_map(along) == along(&stage.inputs[i])
+}
+
 /// What a stage writes to each of its outputs. Chunks of fill values may be left out.
 pub(super) fn writes(arrays: Arrays<'_>, stage: &Stage) -> Vec<Traffic> {
     let of = |array: &PlanArray| {
         let requests = array.info.objects().n_chunks() as f64;
         let whole = array.info.object_shape().iter().fold(array.info.dtype.size() as f64, |p, n| p * *n as f64);
         let bytes = if array.info.stored_shape.is_some() { requests * whole } else { array.info.n_bytes() as f64 };
-        Traffic { requests, bytes, exact: true, parts: false }
+        Traffic { requests, bytes, whole_bytes: bytes, exact: true, parts: false }
     };
     stage.outputs.iter().map(|o| of(&arrays.all[o.array.0])).collect()
 }
@@ -173,17 +188,23 @@ fn of_input(arrays: Arrays<'_>, stage: &Stage, i: usize) -> Vec<(ArrayId, Traffi
         let whole = info.chunk_shape().iter().fold(info.dtype.size() as f64, |p, n| p * *n as f64);
         let mean = info.n_bytes() as f64 / info.grid.n_chunks().max(1) as f64;
         let chunk = if info.stored_shape.is_some() { whole } else { mean };
-        let (requests, exact) = match axes {
+        let (requests, needed, exact) = match axes {
             Some(axes) => of_piece(stage, &blocks, id, piece, axes, &info.grid),
-            None => (of_flat(&blocks, &info.grid), false),
+            None => (of_flat(&blocks, &info.grid), f64::INFINITY, false),
         };
-        let requests = requests * times;
-        let parts = axes.is_some_and(|axes| in_parts(arrays, stage, id, axes));
-        let bytes = if parts { piece.to.shape.iter().fold(info.dtype.size() as f64, |p, n| p * *n as f64) * times } else { requests * chunk };
-        let found = Traffic { requests, bytes, exact: exact && !parts, parts };
+        let (requests, whole_bytes) = (requests * times, requests * times * chunk);
+        let needed = needed * times * info.dtype.size() as f64;
+        let parts = needed < 0.99 * whole_bytes && axes.is_some_and(|axes| in_parts(arrays, stage, id, axes));
+        let found = Traffic { requests, bytes: if parts { needed } else { whole_bytes }, whole_bytes, exact, parts };
         match all.iter_mut().find(|(other, _)| *other == id) {
             Some((_, sum)) => {
-                *sum = Traffic { requests: sum.requests + requests, bytes: sum.bytes + bytes, exact: false, parts: sum.parts && parts };
+                *sum = Traffic {
+                    requests: sum.requests + found.requests,
+                    bytes: sum.bytes + found.bytes,
+                    whole_bytes: sum.whole_bytes + found.whole_bytes,
+                    exact: false,
+                    parts: sum.parts && found.parts,
+                };
             }
             None => all.push((id, found)),
         }
@@ -191,33 +212,35 @@ fn of_input(arrays: Arrays<'_>, stage: &Stage, i: usize) -> Vec<(ArrayId, Traffi
     all
 }
 
-/// Reads of chunks for one piece of a map, and whether that is exact.
-fn of_piece(stage: &Stage, blocks: &ChunkGrid, array: ArrayId, piece: &Piece, axes: &[AxisMap], cuts: &ChunkGrid) -> (f64, bool) {
+/// Reads of chunks for one piece of a map, elements that are needed, again by each block, and whether the reads are exact.
+fn of_piece(stage: &Stage, blocks: &ChunkGrid, array: ArrayId, piece: &Piece, axes: &[AxisMap], cuts: &ChunkGrid) -> (f64, f64, bool) {
     // Chunks that are kept stay from task to task of a sweep, else from block to block.
     let last = || (0..stage.walk.axes().len()).rev().find(|d| stage.walk.axes()[*d].n_chunks() > 1);
     let kept = if stage.keep.iter().any(|k| k.array == array) { stage.sweep.or_else(last) } else { None };
     let stays = |d: usize| kept == Some(d);
-    let (mut reads, mut exact, mut along) = (1.0, true, vec![false; blocks.axes().len()]);
+    let (mut reads, mut needed, mut exact, mut along) = (1.0, 1.0, true, vec![false; blocks.axes().len()]);
     for (map, cut) in axes.iter().zip(cuts.axes()) {
         let (AxisMap::Along { axis, .. } | AxisMap::Gather { axis, .. }) = map else { continue };
-        let (d, block) = (*axis, &blocks.axes()[*axis]);
+        let d = *axis;
         let (first, len) = (piece.to.start[d], piece.to.shape[d]);
         along[d] = true;
+        needed *= len as f64;
         if len == 0 || cut.is_empty() {
             continue;
         }
-        let n = (block.find(first + len - 1) - block.find(first) + 1) as f64;
+        // The blocks as the piece has them.
+        let block = if len == blocks.axes()[d].len() { blocks.axes()[d].clone() } else { blocks.axes()[d].slice(first, 1, len) };
+        let n = block.n_chunks() as f64;
         let AxisMap::Along { start, step, .. } = map else {
             // Where a list looks is not gone into.
             (reads, exact) = (reads * (cut.n_chunks() as f64).min(len as f64), false);
             continue;
         };
         let touched = (cut.find(map.at(0)).abs_diff(cut.find(map.at(len - 1))) + 1) as f64;
-        let whole = first == 0 && len == block.len();
         let (taken, chunk) = (block.max_extent() as f64 * step.unsigned_abs() as f64, cut.max_extent() as f64);
-        let known = if stays(d) || n <= 1.0 || (whole && *step == 1 && *start == 0 && cut.nests_in(block, 0, 1)) {
+        let known = if stays(d) || n <= 1.0 || (*step == 1 && *start == 0 && cut.nests_in(&block, 0, 1)) {
             Some(touched)
-        } else if touched <= 1.0 || (whole && block.nests_in(cut, *start, *step)) {
+        } else if touched <= 1.0 || block.nests_in(cut, *start, *step) {
             Some(n)
         } else {
             None
@@ -229,8 +252,8 @@ fn of_piece(stage: &Stage, blocks: &ChunkGrid, array: ArrayId, piece: &Piece, ax
         let (block, first, len) = (&blocks.axes()[d], piece.to.start[d], piece.to.shape[d]);
         if len == 0 { 1.0 } else { (block.find(first + len - 1) - block.find(first) + 1) as f64 }
     };
-    let others = (0..along.len()).filter(|d| !along[*d] && !stays(*d));
-    (others.map(met).fold(reads, |p, n| p * n), exact)
+    let again: f64 = (0..along.len()).filter(|d| !along[*d] && !stays(*d)).map(met).product();
+    (reads * again, needed * again, exact)
 }
 
 /// Reads of the chunks of an array by blocks of one of another shape: as many as a block in the middle touches, for each.
