@@ -12,9 +12,46 @@ use proptest::test_runner::{Config, RngSeed, TestRunner};
 
 use crate::support::{Place, document, open_in_memory};
 
+/// A store that says that it is far away.
+#[derive(Debug)]
+struct FarAway(MemoryStore);
+
+impl Store for FarAway {
+    fn url(&self) -> &str {
+        "s3://bucket/archive"
+    }
+
+    fn is_remote(&self) -> bool {
+        true
+    }
+
+    fn read(&self, key: &str, range: Option<ByteRange>, limit: u64, into: &mut Buffer) -> Result<bool, StorageError> {
+        self.0.read(key, range, limit, into)
+    }
+
+    fn write(&self, key: &str, bytes: &[u8]) -> Result<(), StorageError> {
+        self.0.write(key, bytes)
+    }
+
+    fn remove(&self, key: &str) -> Result<(), StorageError> {
+        self.0.remove(key)
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<String>, StorageError> {
+        self.0.list(prefix)
+    }
+
+    fn sync(&self, keys: &mut dyn Iterator<Item = String>) -> Result<(), StorageError> {
+        self.0.sync(keys)
+    }
+}
+
 /// An array whose chunks are not there: enough for a plan.
 pub(crate) fn planned(shape: &[u64], chunks: &[u64], dtype: &str) -> Array {
-    let store = Arc::new(MemoryStore::new());
+    planned_in(Arc::new(MemoryStore::new()), shape, chunks, dtype)
+}
+
+fn planned_in(store: Arc<dyn Store>, shape: &[u64], chunks: &[u64], dtype: &str) -> Array {
     let mut zarr = document(shape, chunks, dtype);
     zarr["codecs"].as_array_mut().unwrap().push(serde_json::json!({"name": "zstd", "configuration": {"level": 3, "checksum": false}}));
     store.write("x/zarr.json", &serde_json::to_vec(&zarr).unwrap()).unwrap();
