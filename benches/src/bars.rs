@@ -27,6 +27,7 @@ const CPU_OVER: [(Peer, f64); 3] = [(Peer::Dask, 0.75), (Peer::Cubed, 0.35), (Pe
 const RSS_OVER_DASK: f64 = 0.5;
 const PLAN_SECONDS: f64 = 1.0;
 const PLAN_MB: f64 = 100.0;
+const SLOWEST_PLAN_SECONDS: f64 = 0.1;
 const MICROS_PER_SMALL_CHUNK: f64 = 80.0;
 const MICROS_PER_CHUNK_IN_MEMORY: f64 = 30.0;
 const MICROS_PER_TASK: f64 = 60.0;
@@ -122,11 +123,12 @@ fn speed(row: &kernels::Row) -> Option<Bar> {
 /// The bars that need nobody else.
 fn alone(setup: &Setup) -> Result<Vec<Bar>, Failure> {
     let small = rounds::many_small(setup, &[])?.rows[0].cpu_s().map(|s| s * 1e6 / N_SMALL as f64);
-    let (plan_s, plan_bytes) = rounds::plan_scaling(setup)?;
+    let (plan_s, plan_bytes, slowest_s) = rounds::plan_scaling(setup)?;
     let bar = |name: &str, measured: Option<f64>, limit: f64, unit| Bar { name: name.into(), measured, limit: AtMost(limit), unit };
     Ok(vec![
         bar("plan_scaling: time to plan 1 EB", Some(plan_s), PLAN_SECONDS, " s"),
         bar("plan_scaling: memory to plan 1 EB", Some(plan_bytes as f64 * 1e-6), PLAN_MB, " MB"),
+        bar("plan_scaling: time of the slowest of other vast plans", Some(slowest_s), SLOWEST_PLAN_SECONDS, " s"),
         bar("many_small: CPU a chunk", small, MICROS_PER_SMALL_CHUNK, " µs"),
         bar("memory_sum: CPU a chunk", Some(rounds::micros(setup, Work::MemorySum)?), MICROS_PER_CHUNK_IN_MEMORY, " µs"),
         bar("tasks: CPU a task", Some(rounds::micros(setup, Work::Tasks)?), MICROS_PER_TASK, " µs"),

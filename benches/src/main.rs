@@ -246,7 +246,8 @@ fn dispatch(command: Command) -> Result<bool, Failure> {
             report::keep(&measured, &setup, date)?;
         }
         Command::Run { workload: Workload::PlanScaling, setup, .. } => {
-            let (seconds, grown) = rounds::plan_scaling(&setup)?;
+            let (seconds, grown, slowest) = rounds::plan_scaling(&setup)?;
+            println!("the slowest of other vast plans took {slowest:.4} s");
             println!("planned quadratic means of 1 EB in 10⁹ chunks, and wrote the plan as text: {seconds:.4} s, {} more memory", freestone::size(grown));
         }
         Command::Run { workload: Workload::CompileTime, cold, .. } => return compile::measure(cold),

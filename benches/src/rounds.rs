@@ -33,10 +33,11 @@ pub(crate) fn micros(setup: &Setup, work: Work) -> Result<f64, Failure> {
 }
 
 /// Seconds to plan quadratic means of 1 EB and write the plan as text, and the memory that takes.
-pub(crate) fn plan_scaling(setup: &Setup) -> Result<(f64, u64), Failure> {
+pub(crate) fn plan_scaling(setup: &Setup) -> Result<(f64, u64, f64), Failure> {
     let samples = repeated(setup, Work::PlanScaling)?;
     let grown = samples.iter().filter_map(|s| s.grown_bytes).max().unwrap_or_default();
-    Ok((median(samples.iter().map(|s| s.wall_s)).unwrap_or_default(), grown))
+    let slowest = median(samples.iter().filter_map(|s| s.result)).unwrap_or_default();
+    Ok((median(samples.iter().map(|s| s.wall_s)).unwrap_or_default(), grown, slowest))
 }
 
 /// Relative error of `float32` means of 10⁹ values of about 300; once, since it is the same each time.

@@ -208,7 +208,47 @@ fn plan_scaling(spec: Spec) -> Result<Sample, Failure> {
     if text.lines().count() < 10 {
         return Err(format!("this is no plan: {text}").into());
     }
-    Ok(Sample { grown_bytes: Some(sample.peak_rss_bytes.saturating_sub(before)), ..sample })
+    Ok(Sample { grown_bytes: Some(sample.peak_rss_bytes.saturating_sub(before)), result: Some(slowest_plan(&stores, &store, &spec)?), ..sample })
+}
+
+/// Large arrays, their chunks, expressions of them, and the chunks of the result if it has others: what Cubed's own tests plan, and the searches of
+/// this planner.
+const PLANS: &[(&[u64], &[u64], &str, Option<&[u64]>)] = &[
+    (&[25_000_000, 25_000_000], &[5000, 5000], "matmul(x, x)", None),
+    (&[50_000, 987, 1920], &[10, 987, 1920], "mean(x*x, axis=0)", None),
+    (&[350_640, 721, 1440], &[31, 721, 1440], "x", Some(&[350_640, 10, 10])),
+    (&[10_000_000, 1000], &[100, 1000], "cumulative_sum(x, axis=0)", None),
+    (&[1_000_000, 1_000_000], &[1000, 1000], "x + matrix_transpose(x)", None),
+    (&[1_000_000, 1_000_000], &[1000, 1000], "pad(x, 3) * 2", None),
+    (&[1_000_000, 1_000_000], &[1000, 1000], "x[1:-1, 2:] - x[1:-1, :-2] + x[2:, 1:-1]", None),
+    (&[1_000_000_000], &[1000], "sum(x)", None),
+    (&[1_000_000, 1_000_000], &[1000, 1000], "reshape(x, [-1])", None),
+];
+
+/// Seconds that the slowest of some plans takes.
+fn slowest_plan(stores: &Stores, store: &Arc<dyn Store>, spec: &Spec) -> Result<f64, Failure> {
+    let mut slowest: f64 = 0.0;
+    for (i, (shape, chunk, text, chunks)) in PLANS.iter().enumerate() {
+        let info = ArrayInfo {
+            dtype: DType::Float32,
+            fill: Scalar::zero(DType::Float32),
+            grid: ChunkGrid::regular(shape, chunk)?,
+            stored_shape: Some(chunk.to_vec()),
+            codecs: Encoding::from(CodecName::Zstd(0)).codecs(DType::Float32),
+            keys: Keys::Default { separator: '/' },
+            shard: None,
+            window: None,
+        };
+        store.write(&format!("in-{i}/zarr.json"), &serde_json::to_vec(&array_document(&info, &[], &Map::new()))?)?;
+        let start = Instant::now();
+        let x = freestone::open_in(store, &format!("in-{i}"))?;
+        let parsed = Expression::parse(text).map_err(|e| e.to_string())?;
+        let result = parsed.array(&std::iter::once(("x".to_owned(), x)).collect::<Inputs>()).map_err(|e| e.to_string())?;
+        let result = chunks.map_or_else(|| Ok(result.clone()), |c| result.rechunk(c))?;
+        freestone::plan(&[Target::array(&result, &format!("{}/out-{i}", store.url())).with_stores(stores)], spec)?;
+        slowest = slowest.max(start.elapsed().as_secs_f64());
+    }
+    Ok(slowest)
 }
 
 /// The relative error of `float32` means of 10⁹ values of about 300, the larger one of two: of random values and of equal ones.

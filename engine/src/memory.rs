@@ -75,6 +75,8 @@ pub enum Step {
     Load(usize),
     /// Fold the loaded blocks into the accumulators.
     Fold,
+    /// Make output blocks ready for their slices.
+    Begin,
     /// Evaluate the loaded blocks into the output blocks.
     Apply,
     /// Turn accumulator `0…` into its output block.
@@ -95,6 +97,10 @@ pub struct Schedule {
     pub each_block: Vec<Step>,
     /// After the last block.
     pub after: Vec<Step>,
+    /// Where chunks are made slice by slice, before the first slice of each; what it takes [`each_chunk`](Schedule::each_chunk) gives back.
+    pub chunk_begin: Vec<Step>,
+    /// For each slice of a chunk; what it takes it gives back.
+    pub each_slice: Vec<Step>,
     /// For each chunk written; what it takes it gives back.
     pub each_chunk: Vec<Step>,
     /// At the end.
@@ -123,6 +129,12 @@ impl Schedule {
         }
         walk.go(&self.slots, &self.after)?;
         let before = walk.taken.clone();
+        walk.go(&self.slots, &self.chunk_begin)?;
+        let begun = walk.taken.clone();
+        walk.go(&self.slots, &self.each_slice)?;
+        if walk.taken != begun {
+            return Err(ScheduleError("a slice's steps do not give back what they take"));
+        }
         walk.go(&self.slots, &self.each_chunk)?;
         if walk.taken != before {
             return Err(ScheduleError("a chunk's steps do not give back what they take"));
@@ -244,19 +256,22 @@ pub struct Arena {
     taken: u64,
     allocated: u64,
     highest: u64,
+    /// Bytes under the limit that are allocated elsewhere: of a codec's context.
+    outside: u64,
     idle: Vec<Buffer>,
 }
 
 impl Arena {
     /// For tasks whose projection without reserved memory is `limit`.
     pub fn new(limit: u64) -> Arena {
-        Arena { limit, taken: 0, allocated: 0, highest: 0, idle: Vec::new() }
+        Arena { limit, taken: 0, allocated: 0, highest: 0, outside: 0, idle: Vec::new() }
     }
 
     /// The limit becomes that of another stage; idle buffers beyond it go.
     pub fn set_limit(&mut self, limit: u64) {
         self.limit = limit;
         self.taken = 0;
+        self.outside = 0;
         self.trim(0);
         self.highest = self.allocated;
     }
@@ -298,6 +313,17 @@ impl Arena {
         Ok(buffer)
     }
 
+    /// A buffer of `len` bytes for a slot that is taken, whose bound is `bound`: it is made as large as that, so that whatever the slot holds next
+    /// fits it too. What was never touched of it is not resident.
+    ///
+    /// # Errors
+    /// Where what is allocated would exceed the projection.
+    pub fn buffer_in(&mut self, bound: u64, len: u64) -> Result<Buffer, Overrun> {
+        let mut buffer = self.buffer(bound.max(len))?;
+        buffer.set_len(len as usize);
+        Ok(buffer)
+    }
+
     /// Takes over bytes that a codec allocated.
     ///
     /// # Errors
@@ -312,6 +338,12 @@ impl Arena {
     /// Lets idle buffers go, so that a codec can allocate so many bytes by itself.
     pub fn prepare(&mut self, bytes: u64) {
         self.trim(bytes);
+    }
+
+    /// From now on, so many bytes under the limit are a codec's own, until there is another limit: idle buffers do not take their place.
+    pub fn stand_outside(&mut self, bytes: u64) {
+        self.outside = self.outside.max(bytes);
+        self.trim(0);
     }
 
     /// Gives a buffer back for later use.
@@ -344,7 +376,7 @@ impl Arena {
 
     fn trim(&mut self, wanted: u64) {
         self.idle.sort_by_key(Buffer::capacity);
-        while self.allocated + wanted > self.limit
+        while self.allocated + self.outside + wanted > self.limit
             && let Some(largest) = self.idle.pop()
         {
             self.allocated = self.allocated.saturating_sub(largest.capacity() as u64);

@@ -17,7 +17,7 @@ use crate::flat::{flat_bounds, shared_rows};
 use crate::grid::{Region, try_for_each_coord};
 use crate::machine;
 use crate::memory::{Arena, Overrun, SlotId, Step};
-use crate::plan::{FinalizedPlan, Kernel, Place, ReadMode, Stage, StageId, StageLayout, from_hex};
+use crate::plan::{FinalizedPlan, Kernel, MAX_PARTS, Place, ReadMode, Stage, StageId, StageLayout, from_hex};
 use crate::readmap::{AxisMap, Origin, Piece, Run};
 use crate::storage::codec::Contexts;
 use crate::storage::reader::{ChunkAccess, ChunkError, Desk, ShardCache};
@@ -247,12 +247,9 @@ struct Task<'a> {
     receipts: Vec<Receipt>,
 }
 
-/// More parts of one chunk than this are not read one by one.
-const MAX_PARTS: usize = 2048;
-
 /// True if reading parts of a chunk of `whole` bytes costs less than reading all of it: a part costs as much as so many bytes.
 fn are_worth_it(parts: &[ObjectPart], whole: u64) -> bool {
-    parts.len() <= MAX_PARTS && parts.iter().map(|p| p.len as u64 + PART_BYTES).sum::<u64>() < whole
+    parts.iter().map(|p| p.len as u64 + PART_BYTES).sum::<u64>() < whole
 }
 
 fn sizes(shape: &[u64]) -> Vec<usize> {
@@ -424,6 +421,16 @@ impl Task<'_> {
                     self.cell = self.ready.outputs[0].objects().region(at);
                     self.loaded.iter_mut().for_each(|l| *l = None);
                 }
+                if self.layout.in_slices {
+                    self.steps(&schedule.chunk_begin)?;
+                    let (walk, chunk) = (&self.stage.walk, self.ready.outputs[0].objects().region(at));
+                    try_for_each_coord(&walk.overlapping(&chunk), |slice| {
+                        check()?;
+                        self.cell = walk.region(slice);
+                        self.loaded.iter_mut().for_each(|l| *l = None);
+                        self.steps(&schedule.each_slice)
+                    })?;
+                }
                 self.steps(&schedule.each_chunk)
             })?,
             None => self.steps(&schedule.each_chunk)?,
@@ -439,6 +446,8 @@ impl Task<'_> {
                 Step::Load(i) => self.load(i)?,
                 Step::Fold if matches!(self.stage.kernel, Kernel::Contract { .. }) => self.multiply()?,
                 Step::Fold => self.fold(),
+                Step::Begin => self.begin()?,
+                Step::Apply if self.layout.in_slices => self.apply_slice(),
                 Step::Apply => self.apply()?,
                 Step::Finish(j) => self.finish(j)?,
                 Step::Store(j) => self.store(j)?,
@@ -457,7 +466,7 @@ impl Task<'_> {
             Kernel::Scan { op, axis, .. } => (own(&|d| d != *axis), op.carrier(dtype).unwrap_or(dtype)),
             kernel => (own(&|d| !kernel.folds(d)), dtype),
         };
-        let mut buffer = self.desk.arena.buffer(elements * dtype.size() as u64).map_err(overrun)?;
+        let mut buffer = self.room(Some(slot), elements * dtype.size() as u64)?;
         match &self.stage.kernel {
             Kernel::Reduce { folds, .. } => folds[j].op.start(folds[j].values, buffer.bytes_mut()),
             Kernel::Scan { op, .. } => op.start(dtype, buffer.bytes_mut()),
@@ -469,6 +478,9 @@ impl Task<'_> {
 
     fn release(&mut self, slot: SlotId) {
         for (input, loaded) in self.layout.inputs.iter().zip(&mut self.loaded) {
+            if input.region == Some(slot) && self.layout.as_is {
+                self.blocks[0].take().into_iter().for_each(|b| self.desk.arena.recycle(b));
+            }
             if input.region == Some(slot)
                 && let Some(Loaded { values: Values::Own(block), .. }) = loaded.take()
             {
@@ -506,6 +518,12 @@ impl Task<'_> {
         };
         self.loaded[i] = Some(loaded);
         Ok(())
+    }
+
+    /// A buffer for what a slot holds now.
+    fn room(&mut self, slot: Option<SlotId>, bytes: u64) -> Result<Buffer, Cause> {
+        let bound = slot.map_or(0, |slot| self.layout.schedule.slots[slot.0].bytes);
+        self.desk.arena.buffer_in(bound, bytes).map_err(overrun)
     }
 
     /// Goes on from what a scan had when it came to this task.
@@ -559,7 +577,9 @@ impl Task<'_> {
         let strides: Vec<isize> = contiguous_strides(&shape).into_iter().zip(varies).map(|(s, v)| if *v { s } else { 0 }).collect();
         let size = self.stage.kernel.inputs()[i].size();
         let bytes = shape.iter().product::<usize>() * size;
-        let mut region = self.desk.arena.buffer(bytes as u64).map_err(overrun)?;
+        // What is written as it is has room for what fills up an edge chunk.
+        let stored = if self.layout.as_is { self.ready.outputs[0].object_shape(&self.chunk).iter().product::<u64>() * size as u64 } else { 0 };
+        let mut region = self.room(self.layout.inputs[i].region, stored.max(bytes as u64))?;
         for piece in pieces {
             let at = |start: &[u64]| start.iter().zip(&strides).map(|(s, stride)| *s as isize * stride).sum::<isize>();
             let extent = |to: &[u64]| -> Vec<usize> { to.iter().zip(varies).map(|(n, v)| if *v { *n as usize } else { 1 }).collect() };
@@ -601,7 +621,7 @@ impl Task<'_> {
                         if self.ready.sources[which].reads_parts(&coords) {
                             let mut parts = Some(Vec::new());
                             boxes(&mut |offset, from, shape, to| {
-                                let more = copy::runs(&shape, &from, &strides, MAX_PARTS);
+                                let more = copy::runs(&shape, &from, &strides, MAX_PARTS as usize);
                                 parts = parts.take().zip(more).map(|(mut parts, more)| {
                                     parts.extend(more.into_iter().map(|(a, b, n)| ObjectPart {
                                         offset: ((offset as isize + a) as usize * size) as u64,
@@ -612,10 +632,17 @@ impl Task<'_> {
                                 });
                             });
                             let whole = (stored.first().map_or(1, |s| *s as u64) * chunk.shape.first().copied().unwrap_or(1)) * size as u64;
-                            if let Some(parts) = parts.filter(|p| are_worth_it(p, whole))
-                                && self.ready.sources[which].read_parts(&coords, &parts, region.bytes_mut(), self.desk)?
-                            {
-                                return Ok(());
+                            let only = self.layout.inputs[i].mode == ReadMode::Parts;
+                            match parts {
+                                Some(parts) if only || are_worth_it(&parts, whole) => {
+                                    if !self.ready.sources[which].read_parts(&coords, &parts, region.bytes_mut(), self.desk)? {
+                                        let fill = self.ready.sources[which].source.info().fill;
+                                        boxes(&mut |_, _, shape, to| copy::fill_box(&fill, &shape, region.bytes_mut(), to, &strides));
+                                    }
+                                    return Ok(());
+                                }
+                                None if only => return Err((FailureKind::Plan, "a block has too many parts to be read one by one".into())),
+                                _ => {}
                             }
                         }
                         self.fetch(which, &coords)?;
@@ -760,7 +787,8 @@ impl Task<'_> {
                         let (r, c) = (side(batch..free_end), side(free_end..axes.len()));
                         let strides = match (r, c) {
                             (0, 0) => vec![k as isize, 1],
-                            (0, c) => vec![c * k as isize, c],
+                            (0, 1) => vec![k as isize, 1],
+                            (0, c) => vec![1, c],
                             (r, 0) => vec![r, if r == 1 { rows[o] as isize } else { 1 }],
                             both => vec![both.0, both.1],
                         };
@@ -788,16 +816,61 @@ impl Task<'_> {
         (0..along.len()).map(|k| product(&along[..k], |a| a.3) * (along[k].2 - along[k].0) * product(&along[k + 1..], |a| a.1)).sum()
     }
 
+    /// Has output blocks for the chunk at hand, with what fills up an edge chunk.
+    fn begin(&mut self) -> Result<(), Cause> {
+        for (j, output) in self.ready.outputs.iter().enumerate() {
+            let stored: u64 = output.object_shape(&self.chunk).iter().product();
+            let bytes = stored * output.info().dtype.size() as u64;
+            let bound = self.layout.outputs[j].block.map_or(0, |slot| self.layout.schedule.slots[slot.0].bytes);
+            self.blocks[j] = Some(self.desk.arena.buffer_in(bound, bytes).map_err(overrun)?);
+        }
+        Ok(())
+    }
+
+    /// Evaluates a slice of the output chunk at hand; after the last one the chunk is spread over its stored shape.
+    fn apply_slice(&mut self) {
+        let Some(first) = self.ready.outputs.first() else { return };
+        let region = first.objects().region(&self.chunk);
+        let (shape, all) = (sizes(&self.cell.shape), sizes(&region.shape));
+        let before = (0..all.len()).fold(0, |at, d| at * all[d] + (self.cell.start[d] - region.start[d]) as usize);
+        let n: usize = shape.iter().product();
+        let views = views(&self.stage.kernel.inputs(), &self.loaded, &self.ready.sources, &self.cell);
+        let mut parts: Vec<&mut [u8]> = Vec::with_capacity(self.blocks.len());
+        for (block, output) in self.blocks.iter_mut().zip(&self.ready.outputs) {
+            let size = output.info().dtype.size();
+            if let Some(block) = block {
+                parts.push(&mut block.bytes_mut()[before * size..(before + n) * size]);
+            }
+        }
+        if let Computes::Machine(machine) = &mut self.ready.computes {
+            eval::map(machine, &shape, &views, &mut parts);
+        }
+        let is_last = (0..all.len()).all(|d| self.cell.start[d] + self.cell.shape[d] == region.start[d] + region.shape[d]);
+        if is_last {
+            for (block, output) in self.blocks.iter_mut().zip(&self.ready.outputs) {
+                block.iter_mut().for_each(|b| pad(b, &all, output, &self.chunk));
+            }
+        }
+    }
+
     /// Evaluates the output chunk at hand.
     fn apply(&mut self) -> Result<(), Cause> {
         let Some(first) = self.ready.outputs.first() else { return Ok(()) };
         let region = first.objects().region(&self.chunk);
         let shape = sizes(&region.shape);
         let n: usize = shape.iter().product();
+        if self.layout.as_is {
+            if let Some(Loaded { values: Values::Own(mut block), .. }) = self.loaded[0].take() {
+                pad(&mut block, &shape, first, &self.chunk);
+                self.blocks[0] = Some(block);
+            }
+            return Ok(());
+        }
         let mut blocks = Vec::with_capacity(self.blocks.len());
-        for output in &self.ready.outputs {
+        for (output, layout) in self.ready.outputs.iter().zip(&self.layout.outputs) {
             let stored: u64 = output.object_shape(&self.chunk).iter().product();
-            blocks.push(self.desk.arena.buffer(stored * output.info().dtype.size() as u64).map_err(overrun)?);
+            let bound = layout.block.map_or(0, |slot| self.layout.schedule.slots[slot.0].bytes);
+            blocks.push(self.desk.arena.buffer_in(bound, stored * output.info().dtype.size() as u64).map_err(overrun)?);
         }
         let mut fronts: Vec<&mut [u8]> = blocks.iter_mut().zip(&self.ready.outputs).map(|(b, o)| &mut b.bytes_mut()[..n * o.info().dtype.size()]).collect();
         match (&mut self.ready.computes, &self.stage.kernel) {

@@ -14,7 +14,9 @@ use crate::support::{Place, document, open_in_memory};
 /// An array whose chunks are not there: enough for a plan.
 pub(crate) fn planned(shape: &[u64], chunks: &[u64], dtype: &str) -> Array {
     let store = Arc::new(MemoryStore::new());
-    store.write("x/zarr.json", &serde_json::to_vec(&document(shape, chunks, dtype)).unwrap()).unwrap();
+    let mut zarr = document(shape, chunks, dtype);
+    zarr["codecs"].as_array_mut().unwrap().push(serde_json::json!({"name": "zstd", "configuration": {"level": 3, "checksum": false}}));
+    store.write("x/zarr.json", &serde_json::to_vec(&zarr).unwrap()).unwrap();
     open_in_memory(&store, "x")
 }
 
@@ -56,7 +58,8 @@ fn traffic(plan: &FinalizedPlan) -> (u128, u128) {
 fn a_climate_archive_is_rechunked_in_three_copies() {
     let place = Place::quick();
     let x = planned(&[350_640, 721, 1440], &[31, 721, 1440], "float32").rechunk(&[350_640, 10, 10]).unwrap();
-    for work_dir in ["s3://bucket/work".to_owned(), place.at("work")] {
+    // Requests are cheap on local files, and bytes are not: two copies do there.
+    for (work_dir, most) in [("s3://bucket/work".to_owned(), 250_000), (place.at("work"), 500_000)] {
         let spec = Spec { allowed_mem: 2_500_000_000, parallelism: 1000, work_dir, ..place.spec() };
         let plan = plan(&x, &place, &spec);
         let stages = &plan.plan().stages;
@@ -68,8 +71,8 @@ fn a_climate_archive_is_rechunked_in_three_copies() {
             plan.projected_mem()
         );
         assert!(stages.iter().all(|s| s.n_tasks() >= 1000));
-        assert!(stages.len() <= 3 && written <= 4_400_000_000_000 && requests <= 250_000, "{} copies, {written} bytes, {requests} requests", stages.len());
-        assert!(plan.to_string().contains("in 3 copies"), "{plan}");
+        assert!(stages.len() <= 3 && written <= 4_400_000_000_000 && requests <= most, "{} copies, {written} bytes, {requests} requests", stages.len());
+        assert!(plan.to_string().contains(&format!("in {} copies", stages.len())), "{plan}");
     }
 }
 
@@ -108,10 +111,21 @@ fn integers(shape: &[u64], chunks: &[u64], seed: u64, spec: &Spec) -> (Arc<Memor
     (store, x, whole)
 }
 
+/// The same array compressed, of which no parts can be read.
+fn compressed(x: &Array, spec: &Spec) -> Array {
+    let store = Arc::new(MemoryStore::new());
+    let stores = Stores::default();
+    stores.insert(Arc::<MemoryStore>::clone(&store));
+    let target = Target::in_group(x, store.url(), "x").with_stores(&stores).codec(CodecName::Zstd(1));
+    freestone::run(&freestone::plan(&[target], spec).unwrap(), spec, &Serial).unwrap();
+    open_in_memory(&store, "x")
+}
+
 #[derive(Clone, Debug)]
 struct Rechunk {
     /// Length, and chunk before and after, along each axis.
     axes: Vec<(u64, u64, u64)>,
+    compressed: bool,
 }
 
 fn rechunks() -> impl Strategy<Value = Rechunk> {
@@ -123,7 +137,7 @@ fn rechunks() -> impl Strategy<Value = Rechunk> {
         });
         prop::collection::vec(axis, rank)
     });
-    axes.prop_map(|axes| Rechunk { axes })
+    (axes, prop::bool::weighted(0.7)).prop_map(|(axes, compressed)| Rechunk { axes, compressed })
 }
 
 /// As Cubed's property test: memory for five of the largest chunks is enough, values stay, and each object is written once.
@@ -136,9 +150,11 @@ fn any_rechunk_fits_five_chunks_and_keeps_every_value() {
         let (shape, source): (Vec<u64>, Vec<u64>) = case.axes.iter().map(|a| (a.0, a.1)).unzip();
         let target: Vec<u64> = case.axes.iter().map(|a| a.2).collect();
         let largest = 8 * source.iter().product::<u64>().max(target.iter().product());
-        let allowed_mem = 5 * largest + 200_000;
+        // What a task holds whatever the chunks: kernels' scratch, and states of codecs.
+        let allowed_mem = 5 * largest + 400_000;
         let spec = Spec { reserved_mem: 0, allowed_mem, local_mem: 8 * allowed_mem, ..place.spec() };
         let (_, x, whole) = integers(&shape, &source, 3, &place.spec());
+        let x = if case.compressed { compressed(&x, &place.spec()) } else { x };
         let out: Arc<MemoryStore> = Arc::new(MemoryStore::new());
         let stores = Stores::default();
         stores.insert(Arc::<MemoryStore>::clone(&out));
@@ -329,4 +345,48 @@ fn sums_of_a_million_chunks_are_two_stages() {
         let plan = plan(&array, &place, &place.spec());
         assert!(plan.plan().stages.len() <= 2 && plan.plan().stages.iter().all(|s| matches!(s.kernel, Kernel::Reduce { .. })), "{plan}");
     }
+}
+
+/// What is cut away is neither read nor computed: it may be damaged.
+#[test]
+fn chunks_that_are_cut_away_are_not_read() {
+    let place = Place::quick();
+    let (_, x, whole) = integers(&[24, 30], &[6, 10], 11, &place.spec());
+    let store = Arc::new(MemoryStore::new());
+    let stores = Stores::default();
+    stores.insert(Arc::<MemoryStore>::clone(&store));
+    let target = Target::in_group(&x, store.url(), "x").with_stores(&stores).codec("zstd+crc32c".parse::<freestone::Encoding>().unwrap());
+    freestone::run(&freestone::plan(&[target], &place.spec()).unwrap(), &place.spec(), &Serial).unwrap();
+    // Every chunk of the last two columns of chunks, and of the last row.
+    for key in store.keys().into_iter().filter(|k| k.starts_with("x/c/") && (k.ends_with("/1") || k.ends_with("/2") || k.starts_with("x/c/3/"))) {
+        store.write(&key, b"poison").unwrap();
+    }
+    let x = open_in_memory(&store, "x");
+    let cut = |x: &Array| x.slice(1, None, Some(10), 1).unwrap().slice(0, None, Some(18), 1).unwrap();
+    let kept = whole.slice(ndarray::s![..18, ..10]).to_owned();
+    let y = cut(&x.cumulative_sum(0).unwrap().rechunk(&[24, 30]).unwrap());
+    assert!(freestone::compute_with::<i64>(&y, &place.spec(), &Serial).is_err(), "the poison works");
+    let shifted = kept.mapv(|v| v * 3 + 1);
+    assert_eq!(freestone::compute_with::<i64>(&cut(&(&(&x * 3) + 1)), &place.spec(), &Serial).unwrap(), shifted.clone().into_dyn());
+    let both = concat(&[cut(&x), -&cut(&x)], Some(1)).unwrap().slice(1, Some(3), Some(13), 1).unwrap();
+    let expect = ndarray::concatenate(Axis(1), &[kept.view(), kept.mapv(|v| -v).view()]).unwrap().slice(ndarray::s![.., 3..13]).to_owned();
+    assert_eq!(freestone::compute_with::<i64>(&both, &place.spec(), &Serial).unwrap(), expect.into_dyn());
+    let total = cut(&x).sum(()).unwrap();
+    assert_eq!(freestone::compute_with::<i64>(&total, &place.spec(), &Serial).unwrap().sum(), kept.sum());
+    let product = cut(&x).matmul(&cut(&x).matrix_transpose().unwrap()).unwrap();
+    let expect = kept.dot(&kept.t());
+    assert_eq!(freestone::compute_with::<i64>(&product, &place.spec(), &Serial).unwrap(), expect.into_dyn());
+}
+
+/// What is stored stays stored when something is computed from it: Cubed's fusion once left it empty.
+#[test]
+fn what_others_are_computed_from_is_stored_too() {
+    let place = Place::quick();
+    let (_, x, whole) = integers(&[24, 30], &[6, 10], 2, &place.spec());
+    let d = -&(-&x);
+    let targets = [Target::array(&d, &place.at("d")), Target::array(&(&d + 1), &place.at("e"))];
+    freestone::run(&freestone::plan(&targets, &place.spec()).unwrap(), &place.spec(), &Serial).unwrap();
+    let read = |name: &str| freestone::compute_with::<i64>(&freestone::open(&place.at(name)).unwrap(), &place.spec(), &Serial).unwrap();
+    assert_eq!(read("d"), whole);
+    assert_eq!(read("e"), whole.mapv(|v| v + 1));
 }

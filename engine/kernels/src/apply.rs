@@ -184,8 +184,8 @@ macro_rules! floats {
             #[inline(always)] fn nan(self) -> bool { self.is_nan() }
         }
         impl Real for $t {
-            #[inline(always)] fn least(self, other: Self) -> Self { if self < other || self.is_nan() { self } else { other } }
-            #[inline(always)] fn greatest(self, other: Self) -> Self { if self > other || self.is_nan() { self } else { other } }
+            #[inline(always)] fn least(self, other: Self) -> Self { if (self < other) | self.is_nan() { self } else { other } }
+            #[inline(always)] fn greatest(self, other: Self) -> Self { if (self > other) | self.is_nan() { self } else { other } }
             #[inline(always)] fn size(self) -> Self { self.abs() }
             #[inline(always)] fn below(self) -> Self { self.floor() }
             #[inline(always)] fn above(self) -> Self { self.ceil() }

@@ -28,6 +28,13 @@ fn typed<T: Pod>(src: &View<'_>, dst: &mut [u8], offset: usize, strides: &[isize
     }
     let inner = nest.shape.len() - 1;
     let (n, si, di) = (nest.shape[inner], nest.strides[0][inner], nest.strides[1][inner]);
+    // Where the source jumps along the innermost axis, an axis along which it jumps less is walked beside it, in squares.
+    let closer = |d: &usize| nest.strides[0][*d] != 0 && nest.strides[0][*d].abs() < si.abs() && nest.shape[*d] > 1;
+    if let Some(across) = (0..inner).filter(closer).min_by_key(|d| nest.strides[0][*d].abs()) {
+        let dims: Vec<usize> = (0..inner).filter(|d| *d != across).collect();
+        let plane = Plane { rows: nest.shape[across], columns: n, from: [nest.strides[0][across], si], to: [nest.strides[1][across], di] };
+        return for_each_index(&nest, &dims, &mut [src.offset as isize, offset as isize], &mut |at| plane.transpose(from, at[0], to, at[1]));
+    }
     let dims: Vec<usize> = (0..inner).collect();
     for_each_index(&nest, &dims, &mut [src.offset as isize, offset as isize], &mut |at| {
         let (s, d) = (at[0], at[1]);
@@ -55,6 +62,48 @@ pub fn runs(shape: &[usize], from: &[isize], to: &[isize], most: usize) -> Optio
     let mut runs = Vec::with_capacity(nest.shape[..inner].iter().product());
     for_each_index(&nest, &(0..inner).collect::<Vec<_>>(), &mut [0, 0], &mut |at| runs.push((at[0], at[1], nest.shape[inner])));
     Some(runs)
+}
+
+/// Side of a square that is turned at once: it stays in the cache, and its rows are whole cache lines.
+const SQUARE: usize = 32;
+
+/// Two axes of a copy: distances along the rows' axis and along the columns'.
+struct Plane {
+    rows: usize,
+    columns: usize,
+    from: [isize; 2],
+    to: [isize; 2],
+}
+
+impl Plane {
+    /// Copies from `s` to `d` by squares, each through a buffer: rows whose distance is a power of two share few places in a cache, so
+    /// that each of its lines must be used up at once.
+    fn transpose<T: Pod>(&self, src: &[T], s: isize, dst: &mut [T], d: isize) {
+        let mut square = [[T::zeroed(); SQUARE]; SQUARE];
+        for row in (0..self.rows).step_by(SQUARE) {
+            let rows = SQUARE.min(self.rows - row);
+            for column in (0..self.columns).step_by(SQUARE) {
+                let columns = SQUARE.min(self.columns - column);
+                let start = |strides: [isize; 2]| row as isize * strides[0] + column as isize * strides[1];
+                for j in 0..columns {
+                    let at = s + start(self.from) + j as isize * self.from[1];
+                    if self.from[0] == 1 {
+                        square.iter_mut().zip(&src[at as usize..at as usize + rows]).for_each(|(line, x)| line[j] = *x);
+                    } else {
+                        square[..rows].iter_mut().enumerate().for_each(|(i, line)| line[j] = src[(at + i as isize * self.from[0]) as usize]);
+                    }
+                }
+                for (i, line) in square[..rows].iter().enumerate() {
+                    let at = d + start(self.to) + i as isize * self.to[0];
+                    if self.to[1] == 1 {
+                        dst[at as usize..at as usize + columns].copy_from_slice(&line[..columns]);
+                    } else {
+                        line[..columns].iter().enumerate().for_each(|(j, x)| dst[(at + j as isize * self.to[1]) as usize] = *x);
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// Fills `dst` with one value, end to end.

@@ -224,15 +224,22 @@ pub struct Fold<'a> {
     pub index: (u64, &'a [isize]),
 }
 
+/// Accumulators that are kept together in the cache while the reduced axes are walked. Several strips, so that a row is read in pieces
+/// which are longer than a page.
+const BAND: usize = 4096;
+
+/// Rows from which on accumulators of two words are taken apart.
+const MANY_ROWS: usize = 4;
+
 /// Evaluates the expression over blocks of one shape and folds its results into `accumulators`.
 ///
-/// Cost: one pass over the inputs. Where the innermost axis is kept, strips of accumulators stay in the cache while the
+/// Cost: one pass over the inputs. Where the innermost axis is kept, bands of accumulators stay in the cache while the
 /// reduced axes are walked.
 pub fn fold(machine: &mut Machine, shape: &[usize], inputs: &[View<'_>], fold: &Fold<'_>, accumulators: &mut [&mut [u8]]) {
     let k = inputs.len();
     let mut operands: Vec<&[isize]> = inputs.iter().map(|v| v.strides.as_slice()).collect();
     operands.push(fold.strides);
-    let indexed = fold.folds.iter().any(|f| matches!(f.op, ReduceOp::Argmin | ReduceOp::Argmax));
+    let indexed = fold.folds.iter().any(Folded::is_position);
     if indexed {
         operands.push(fold.index.1);
     }
@@ -242,38 +249,172 @@ pub fn fold(machine: &mut Machine, shape: &[usize], inputs: &[View<'_>], fold: &
     }
     let inner = nest.shape.len() - 1;
     let (n_inner, acc_stride) = (nest.shape[inner], nest.strides[k][inner]);
-    // Kept axes outermost, then strips of the innermost axis, then the reduced axes.
+    // Kept axes outermost, then strips or bands of the innermost axis, then the reduced axes.
     let (kept, reduced): (Vec<usize>, Vec<usize>) = (0..inner).partition(|d| nest.strides[k][*d] != 0);
     let mut offsets: Vec<isize> = inputs.iter().map(|v| v.offset as isize).chain([fold.offset as isize]).collect();
     if indexed {
         offsets.push(fold.index.0 as isize);
     }
-    let mut strips: Vec<Strip<'_>> = inputs.iter().map(|v| Strip { bytes: v.bytes, offset: 0, stride: 0 }).collect();
-    for (strip, strides) in strips.iter_mut().zip(&nest.strides) {
-        strip.stride = strides[inner];
-    }
-    let results: Vec<u32> = machine.expr().results().to_vec();
-    for_each_index(&nest, &kept, &mut offsets, &mut |outer| {
-        let mut seen = fold.seen;
-        for start in (0..n_inner).step_by(STRIP) {
-            let n = STRIP.min(n_inner - start);
-            let mut at = outer.to_vec();
-            at.iter_mut().zip(&nest.strides).for_each(|(o, s)| *o += start as isize * s[inner]);
-            if acc_stride != 0 {
-                seen = fold.seen;
+    let steps: Vec<isize> = nest.strides.iter().map(|s| s[inner]).collect();
+    let strips = inputs.iter().zip(&steps).map(|(v, step)| Strip { bytes: v.bytes, offset: 0, stride: *step }).collect();
+    let mut row = Row { results: machine.expr().results().to_vec(), machine, strips, steps: &steps, fold, indexed };
+    let per_element = fold.merge.unwrap_or(1);
+    if acc_stride == 0 {
+        for_each_index(&nest, &kept, &mut offsets, &mut |outer| {
+            let mut seen = fold.seen;
+            for start in (0..n_inner).step_by(STRIP) {
+                let n = STRIP.min(n_inner - start);
+                for_each_index(&nest, &reduced, &mut moved(outer, start, &steps), &mut |at| {
+                    row.fold(at, 0, n, seen, Words::Paired, accumulators);
+                    seen += n as u64 * per_element;
+                });
             }
-            for_each_index(&nest, &reduced, &mut at, &mut |at| {
-                strips.iter_mut().zip(at).for_each(|(s, o)| s.offset = *o);
-                machine.run(&strips, n);
-                let index = if indexed { (at[k + 1] as u64, nest.strides[k + 1][inner] as u64) } else { (0, 0) };
-                let place = Spot { at: at[k] as usize, stride: acc_stride as usize, seen, merge: fold.merge, index };
-                for ((folded, acc), result) in fold.folds.iter().zip(accumulators.iter_mut()).zip(&results) {
-                    fold_strip(*folded, machine.value(*result, &strips, n), acc, place);
+        });
+        return;
+    }
+    let rows: usize = reduced.iter().map(|d| nest.shape[*d]).product();
+    let fixed = !indexed || steps[k + 1] == 0;
+    let apart = rows >= MANY_ROWS && acc_stride == 1 && fold.merge.is_none() && fixed;
+    for_each_index(&nest, &kept, &mut offsets, &mut |outer| {
+        for start in (0..n_inner).step_by(BAND) {
+            let band = BAND.min(n_inner - start);
+            let mut at = moved(outer, start, &steps);
+            let first = at[k] as usize;
+            let mut held = Held::default();
+            if apart {
+                for (folded, acc) in fold.folds.iter().zip(accumulators.iter_mut()).filter(|(f, _)| f.is_pair()) {
+                    strips_of(acc, first, band).for_each(|strip| folded.take_apart(strip, &mut held));
                 }
-                seen += if acc_stride == 0 { n as u64 } else { 1 } * fold.merge.unwrap_or(1);
+            }
+            let mut seen = fold.seen;
+            for_each_index(&nest, &reduced, &mut at, &mut |at| {
+                let index = if indexed { at[k + 1] as u64 } else { 0 };
+                let words = if apart { Words::Apart { later: held.is_before(index) } } else { Words::Paired };
+                for start in (0..band).step_by(STRIP) {
+                    row.fold(at, start, STRIP.min(band - start), seen, words, accumulators);
+                }
+                held.add(index);
+                seen += per_element;
             });
+            if apart {
+                for (folded, acc) in fold.folds.iter().zip(accumulators.iter_mut()).filter(|(f, _)| f.is_pair()) {
+                    strips_of(acc, first, band).for_each(|strip| folded.put_together(strip));
+                }
+            }
         }
     });
+}
+
+/// Offsets `start` elements further along the innermost axis.
+fn moved(offsets: &[isize], start: usize, steps: &[isize]) -> Vec<isize> {
+    offsets.iter().zip(steps).map(|(o, step)| o + start as isize * step).collect()
+}
+
+/// Accumulators of two words, by strips.
+fn strips_of(acc: &mut [u8], first: usize, n: usize) -> std::slice::ChunksMut<'_, [u64; 2]> {
+    let pairs: &mut [[u64; 2]] = bytemuck::cast_slice_mut(acc);
+    pairs[first..first + n].chunks_mut(STRIP)
+}
+
+/// What is the same for each strip of a block.
+struct Row<'m, 'a> {
+    machine: &'m mut Machine,
+    results: Vec<u32>,
+    strips: Vec<Strip<'a>>,
+    steps: &'m [isize],
+    fold: &'m Fold<'m>,
+    indexed: bool,
+}
+
+impl Row<'_, '_> {
+    /// Evaluates and folds a strip of `n` elements, which is `start` elements after the offsets.
+    fn fold(&mut self, at: &[isize], start: usize, n: usize, seen: u64, words: Words, accumulators: &mut [&mut [u8]]) {
+        let (k, offset) = (self.strips.len(), |i: usize| at[i] + start as isize * self.steps[i]);
+        self.strips.iter_mut().enumerate().for_each(|(i, s)| s.offset = offset(i));
+        self.machine.run(&self.strips, n);
+        let index = if self.indexed { (offset(k + 1) as u64, self.steps[k + 1] as u64) } else { (0, 0) };
+        let spot = Spot { at: offset(k) as usize, stride: self.steps[k] as usize, seen, merge: self.fold.merge, index, words };
+        for ((folded, acc), result) in self.fold.folds.iter().zip(accumulators.iter_mut()).zip(&self.results) {
+            fold_strip(*folded, self.machine.value(*result, &self.strips, n), acc, spot);
+        }
+    }
+}
+
+/// How the accumulators of a strip lie that have two words.
+#[derive(Clone, Copy)]
+enum Words {
+    /// Beside each other.
+    Paired,
+    /// All first words, then all second ones, so that each is a slice: what folding many rows is faster with.
+    Apart {
+        /// For positions: the elements come after all that the accumulators stand for.
+        later: bool,
+    },
+}
+
+/// Which indices the accumulators of a band hold.
+#[derive(Default)]
+struct Held {
+    /// Some of them hold none.
+    nowhere: bool,
+    /// The greatest.
+    last: Option<u64>,
+}
+
+impl Held {
+    fn add(&mut self, index: u64) {
+        self.nowhere = false;
+        self.last = self.last.max(Some(index));
+    }
+
+    fn is_before(&self, index: u64) -> bool {
+        !self.nowhere && self.last < Some(index)
+    }
+}
+
+impl Folded {
+    fn is_position(&self) -> bool {
+        matches!(self.op, ReduceOp::Argmin | ReduceOp::Argmax)
+    }
+
+    /// True if an accumulator has two words that are not one complex number.
+    fn is_pair(&self) -> bool {
+        self.is_position() || self.op == ReduceOp::Var || (self.op, self.values) == (ReduceOp::Sum, DType::Float64)
+    }
+
+    /// Makes [`Words::Apart`] of a strip of accumulators. The values of positions become a slice of their dtype.
+    fn take_apart(&self, strip: &mut [[u64; 2]], held: &mut Held) {
+        let (mut firsts, mut seconds) = ([0; STRIP], [0; STRIP]);
+        let n = strip.len();
+        let (firsts, seconds) = (&mut firsts[..n], &mut seconds[..n]);
+        strip.iter().zip(firsts.iter_mut().zip(seconds.iter_mut())).for_each(|(pair, (first, second))| [*first, *second] = *pair);
+        let (a, b) = bytemuck::cast_slice_mut::<_, u64>(strip).split_at_mut(n);
+        b.copy_from_slice(seconds);
+        if !self.is_position() {
+            return a.copy_from_slice(firsts);
+        }
+        seconds.iter().for_each(|index| if *index == NOWHERE { held.nowhere = true } else { held.last = held.last.max(Some(*index)) });
+        dispatch!(real, self.values, T => {
+            bytemuck::cast_slice_mut::<_, T>(a).iter_mut().zip(firsts).for_each(|(value, word)| *value = unpacked([*word, 0]).0);
+        }, else => {});
+    }
+
+    /// The reverse of [`Folded::take_apart`].
+    fn put_together(&self, strip: &mut [[u64; 2]]) {
+        let (mut firsts, mut seconds) = ([0; STRIP], [0; STRIP]);
+        let n = strip.len();
+        let (firsts, seconds) = (&mut firsts[..n], &mut seconds[..n]);
+        let (a, b) = bytemuck::cast_slice::<_, u64>(strip).split_at(n);
+        seconds.copy_from_slice(b);
+        if self.is_position() {
+            dispatch!(real, self.values, T => {
+                firsts.iter_mut().zip(bytemuck::cast_slice::<_, T>(a)).for_each(|(word, value)| *word = packed((*value, 0))[0]);
+            }, else => {});
+        } else {
+            firsts.copy_from_slice(a);
+        }
+        strip.iter_mut().zip(firsts.iter().zip(seconds.iter())).for_each(|(pair, (first, second))| *pair = [*first, *second]);
+    }
 }
 
 /// Where a strip goes: into `n` accumulators (`stride` > 0) or into one (`stride` 0).
@@ -284,6 +425,14 @@ struct Spot {
     seen: u64,
     merge: Option<u64>,
     index: (u64, u64),
+    words: Words,
+}
+
+impl Spot {
+    /// First and second words of accumulators that are apart.
+    fn apart<'a>(&self, acc: &'a mut [u8], n: usize) -> (&'a mut [u64], &'a mut [u64]) {
+        bytemuck::cast_slice_mut::<_, u64>(acc)[2 * self.at..2 * (self.at + n)].split_at_mut(n)
+    }
 }
 
 fn fold_strip(Folded { op, values: dtype }: Folded, values: &[u8], acc: &mut [u8], spot: Spot) {
@@ -320,8 +469,8 @@ fn fold_strip(Folded { op, values: dtype }: Folded, values: &[u8], acc: &mut [u8
         R::Prod => widened!((1, Numeric::times)),
         R::Min => dispatch!(real, dtype, T => extreme::<T>(values, acc, spot, T::least), else => {}),
         R::Max => dispatch!(real, dtype, T => extreme::<T>(values, acc, spot, T::greatest), else => {}),
-        R::Argmin => dispatch!(real, dtype, T => position::<T>(values, acc, spot, T::least), else => {}),
-        R::Argmax => dispatch!(real, dtype, T => position::<T>(values, acc, spot, T::greatest), else => {}),
+        R::Argmin => dispatch!(real, dtype, T => position::<T>(values, acc, spot, (T::least, |x, y| x < y)), else => {}),
+        R::Argmax => dispatch!(real, dtype, T => position::<T>(values, acc, spot, (T::greatest, |x, y| x > y)), else => {}),
         R::Var if dtype == D::Float32 => variance(values, acc, spot, |x: f32| f64::from(x)),
         R::Var => variance(values, acc, spot, |x: f64| x),
     }
@@ -382,7 +531,18 @@ fn two_sum([sum, error]: [f64; 2], x: f64) -> [f64; 2] {
     [next, error + ((sum - (next - back)) + (x - back))]
 }
 
+wide_fn! {
+    fn each_twice<>(sums: &mut [f64], errors: &mut [f64], values: &[f64]) where {} {
+        for ((sum, error), x) in sums.iter_mut().zip(errors).zip(values) { [*sum, *error] = two_sum([*sum, *error], *x); }
+    }
+}
+
 fn sum_twice(values: &[u8], acc: &mut [u8], spot: Spot) {
+    if let Words::Apart { .. } = spot.words {
+        let values: &[f64] = bytemuck::cast_slice(values);
+        let (sums, errors) = spot.apart(acc, values.len());
+        return each_twice(bytemuck::cast_slice_mut(sums), bytemuck::cast_slice_mut(errors), values);
+    }
     let acc: &mut [[f64; 2]] = bytemuck::cast_slice_mut(acc);
     if spot.merge.is_some() {
         let merge = |a: [f64; 2], [sum, error]: [f64; 2]| {
@@ -413,8 +573,14 @@ wide_fn! {
         let (mut sums, mut errors) = ([0f64; LANES], [0f64; LANES]);
         let chunks = values.chunks_exact(LANES);
         let rest = chunks.remainder();
-        for chunk in chunks {
-            for i in 0..LANES { [sums[i], errors[i]] = two_sum([sums[i], errors[i]], chunk[i]); }
+        // Half of the lanes at a time: all of them do not fit in registers.
+        for half in [0, LANES / 2] {
+            let (mut s, mut e) = ([0f64; LANES / 2], [0f64; LANES / 2]);
+            for chunk in chunks.clone() {
+                for i in 0..LANES / 2 { [s[i], e[i]] = two_sum([s[i], e[i]], chunk[half + i]); }
+            }
+            sums[half..half + LANES / 2].copy_from_slice(&s);
+            errors[half..half + LANES / 2].copy_from_slice(&e);
         }
         for ((sum, error), x) in sums.iter_mut().zip(&mut errors).zip(rest) { [*sum, *error] = two_sum([*sum, *error], *x); }
         let mut width = LANES / 2;
@@ -428,10 +594,24 @@ wide_fn! {
     }
 }
 
+/// Choices that are made before they are stored: a choice in place becomes a masked store, which some processors are slow with.
+const CHOICES: usize = 128;
+
+wide_fn! {
+    fn choose<T: Element, F>(acc: &mut [T], values: &[T], f: F) where {F: Fn(T, T) -> T} {
+        let mut chosen = [T::zeroed(); CHOICES];
+        for (acc, values) in acc.chunks_mut(CHOICES).zip(values.chunks(CHOICES)) {
+            for ((c, a), x) in chosen.iter_mut().zip(acc.iter()).zip(values) { *c = f(*a, *x); }
+            acc.copy_from_slice(&chosen[..values.len()]);
+        }
+    }
+}
+
 fn extreme<T: Real>(values: &[u8], acc: &mut [u8], spot: Spot, f: impl Fn(T, T) -> T + Copy) {
     let (values, acc): (&[T], &mut [T]) = (bytemuck::cast_slice(values), bytemuck::cast_slice_mut(acc));
     match spot.stride {
         0 => acc[spot.at] = f(acc[spot.at], lanes(values, acc[spot.at], |x| x, f)),
+        1 => choose(&mut acc[spot.at..spot.at + values.len()], values, f),
         _ => spread(values, acc, spot, f),
     }
 }
@@ -457,7 +637,45 @@ fn unpacked<T: Real>([word, index]: [u64; 2]) -> (T, u64) {
     (bytemuck::pod_read_unaligned(&word.to_ne_bytes()[..size_of::<T>()]), index)
 }
 
-fn position<T: Real>(values: &[u8], acc: &mut [u8], spot: Spot, f: impl Fn(T, T) -> T + Copy) {
+wide_fn! {
+    /// Index of the first value for which `f` holds.
+    fn first_where<T, F>(values: &[T], f: F) -> Option<usize> where {T: Copy, F: Fn(T) -> bool} {
+        // Without a way out of the loop it is vectorised.
+        let found = values.chunks(LANES).position(|chunk| chunk.iter().fold(false, |any, x| any | f(*x)))?;
+        values[found * LANES..].iter().position(|x| f(*x)).map(|i| found * LANES + i)
+    }
+}
+
+wide_fn! {
+    /// Values that win take the place of those that stand for other elements, each with its index.
+    fn place<T: Element, W>(best: &mut [T], places: &mut [u64], values: &[T], index: u64, wins: W) where {W: Fn(T, T, u64) -> bool} {
+        let (mut chosen, mut at) = ([T::zeroed(); CHOICES], [0; CHOICES]);
+        for ((best, places), values) in best.chunks_mut(CHOICES).zip(places.chunks_mut(CHOICES)).zip(values.chunks(CHOICES)) {
+            let n = values.len();
+            for ((((c, a), b), p), x) in chosen.iter_mut().zip(&mut at).zip(best.iter()).zip(places.iter()).zip(values) {
+                let won = wins(*x, *b, *p);
+                *c = if won { *x } else { *b };
+                *a = if won { index } else { *p };
+            }
+            best.copy_from_slice(&chosen[..n]);
+            places.copy_from_slice(&at[..n]);
+        }
+    }
+}
+
+fn position<T: Real>(values: &[u8], acc: &mut [u8], spot: Spot, (f, beyond): (impl Fn(T, T) -> T + Copy, impl Fn(T, T) -> bool + Copy)) {
+    if let Words::Apart { later } = spot.words {
+        let values: &[T] = bytemuck::cast_slice(values);
+        let (best, places) = spot.apart(acc, values.len());
+        let best = &mut bytemuck::cast_slice_mut(best)[..values.len()];
+        let wins = |x: T, b: T| (beyond(x, b) | x.nan()) & !b.nan();
+        let index = spot.index.0;
+        return match later {
+            // Earlier elements win ties.
+            true => place(best, places, values, index, |x, b, _| wins(x, b)),
+            false => place(best, places, values, index, |x, b, p| wins(x, b) | (((x == b) | (x.nan() & b.nan())) & (index < p)) | (p == NOWHERE)),
+        };
+    }
     let acc: &mut [[u64; 2]] = bytemuck::cast_slice_mut(acc);
     if spot.merge.is_some() {
         let merge = |a: [u64; 2], p: [u64; 2]| packed(better(unpacked::<T>(a), unpacked::<T>(p), f));
@@ -475,7 +693,7 @@ fn position<T: Real>(values: &[u8], acc: &mut [u8], spot: Spot, f: impl Fn(T, T)
         let best = lanes(values, *start, |x| x, f);
         // Where it is matters only if it is better than what was found so far.
         if now.1 == NOWHERE || better((best, first), now, f).1 == first {
-            let at = values.iter().position(|x| *x == best || x.nan()).unwrap_or(0) as u64;
+            let at = first_where(values, |x| (x == best) | x.nan()).unwrap_or(0) as u64;
             acc[spot.at] = packed(better(now, (values[at as usize], first + at * step), f));
         }
         return;
@@ -493,7 +711,27 @@ fn joined([mean, squares]: [f64; 2], n: f64, other: [f64; 2], m: f64) -> [f64; 2
     [mean + delta * share, squares + other[1] + delta * delta * n * share]
 }
 
+/// `(mean, squared deviations)` with one more element, which is the part `share` of them all.
+#[inline(always)]
+fn one_more([mean, squares]: [f64; 2], x: f64, share: f64) -> [f64; 2] {
+    let delta = x - mean;
+    let next = mean + delta * share;
+    [next, squares + delta * (x - next)]
+}
+
+wide_fn! {
+    fn each_variance<T, W>(means: &mut [f64], squares: &mut [f64], values: &[T], share: f64, widen: W) where {T: Copy, W: Fn(T) -> f64} {
+        for ((mean, squares), x) in means.iter_mut().zip(squares).zip(values) { [*mean, *squares] = one_more([*mean, *squares], widen(*x), share); }
+    }
+}
+
 fn variance<T: Element>(values: &[u8], acc: &mut [u8], spot: Spot, widen: impl Fn(T) -> f64 + Copy) {
+    if let Words::Apart { .. } = spot.words {
+        let values: &[T] = bytemuck::cast_slice(values);
+        let (means, squares) = spot.apart(acc, values.len());
+        let share = 1.0 / (spot.seen as f64 + 1.0);
+        return each_variance(bytemuck::cast_slice_mut(means), bytemuck::cast_slice_mut(squares), values, share, widen);
+    }
     let acc: &mut [[f64; 2]] = bytemuck::cast_slice_mut(acc);
     let seen = spot.seen as f64;
     if let Some(each) = spot.merge {
@@ -514,9 +752,57 @@ fn variance<T: Element>(values: &[u8], acc: &mut [u8], spot: Spot, widen: impl F
         return;
     }
     let share = 1.0 / (seen + 1.0);
-    spread(values, acc, spot, |[mean, squares], x| {
-        let delta = widen(x) - mean;
-        let next = mean + delta * share;
-        [next, squares + delta * (widen(x) - next)]
-    });
+    spread(values, acc, spot, |a, x| one_more(a, widen(x), share));
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::buffer::Buffer;
+    use crate::expr::Expr;
+
+    /// Accumulators of `float32` values, of which each block has `shape`; they come in the order that is given by their first indices.
+    fn folded(op: ReduceOp, shape: [usize; 2], axis: usize, blocks: &[(u64, Vec<f32>)]) -> Vec<[u64; 2]> {
+        let along = |d: usize| [isize::from(d == 0), isize::from(d == 1)];
+        let mut acc = Buffer::zeroed(shape[1 - axis] * 16);
+        op.start(DType::Float32, acc.bytes_mut());
+        let mut machine = Machine::new(&Expr::identity(DType::Float32));
+        for (first, values) in blocks {
+            let view = View::contiguous(DType::Float32, bytemuck::cast_slice(values), &shape);
+            let folds = [Folded { op, values: DType::Float32 }];
+            let block = Fold { folds: &folds, offset: 0, strides: &along(1 - axis), seen: 0, merge: None, index: (*first, &along(axis)) };
+            fold(&mut machine, &shape, &[view], &block, &mut [acc.bytes_mut()]);
+        }
+        bytemuck::cast_slice(acc.bytes()).to_vec()
+    }
+
+    proptest! {
+        /// Whatever is folded first: NaN before the extreme, the least index among equals.
+        #[test]
+        fn positions_are_those_of_a_plain_loop(
+            rows in 1usize..12, columns in prop::sample::select(vec![1, 31, 127, 128, 1025, 4100]), axis in 0usize..2, seed in 0usize..1000, nans in any::<bool>(),
+        ) {
+            let shape = [rows, columns];
+            let value = |block: usize, i: usize| match (i * 7919 + block * 104_729 + seed) % 37 {
+                0 if nans => f32::NAN,
+                x => (x % 11) as f32 - 5.0,
+            };
+            let block = |b: usize| (0..rows * columns).map(|i| value(b, i)).collect::<Vec<f32>>();
+            // The block that is folded second comes first.
+            let blocks = [(shape[axis] as u64, block(1)), (0, block(0))];
+            let all = |cell: usize| (0..2 * shape[axis]).map(move |i| {
+                let (b, i) = (i / shape[axis], i % shape[axis]);
+                value(b, if axis == 0 { i * columns + cell } else { cell * columns + i })
+            });
+            for (op, sign) in [(ReduceOp::Argmax, 1.0), (ReduceOp::Argmin, -1.0)] {
+                for (cell, [_, index]) in folded(op, shape, axis, &blocks).into_iter().enumerate() {
+                    let nan = all(cell).position(f32::is_nan);
+                    let greatest = all(cell).map(|x| x * sign).fold(f32::NEG_INFINITY, f32::max);
+                    prop_assert_eq!(Some(index as usize), nan.or_else(|| all(cell).position(|x| x * sign == greatest)));
+                }
+            }
+        }
+    }
 }

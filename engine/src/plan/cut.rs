@@ -133,7 +133,7 @@ impl Lowering<'_> {
             StageOutput { array: partials.map_or(draft.outputs[i], |p| p[i]), axes: (0..tasks.len()).filter_map(axis).collect() }
         });
         let folds = folds.iter().map(|f| if partials.is_some() { Fold { finish: Finish::Keep, ..*f } } else { *f }).collect();
-        Stage {
+        let mut stage = Stage {
             name: draft.name.into(),
             kernel: Kernel::Reduce { expr: draft.expr.clone(), folds, axes: axes.clone(), parts: None },
             inputs: draft.inputs.clone(),
@@ -144,7 +144,43 @@ impl Lowering<'_> {
             keep: Vec::new(),
             after: Vec::new(),
             notes: Vec::new(),
+        };
+        if let Some(walk) = self.in_pieces(&stage) {
+            stage.walk = walk;
+            return stage;
         }
+        // Blocks follow each other along the last axis that has several: what they share stays, if it fits.
+        let (looks, along) = (self.looks(&stage), (0..stage.walk.axes().len()).rev().find(|d| stage.walk.axes()[*d].n_chunks() > 1));
+        if along.is_some() && reads_per_chunk(&stage, &looks, along) < 0.95 * reads_per_chunk(&stage, &looks, None) {
+            stage.keep = keeps(&stage, &looks);
+            if !StageLayout::of(&self.as_plan(Vec::new()), &stage).is_ok_and(|l| l.estimate.total() <= self.spec.growth_mem()) {
+                stage.keep.clear();
+            }
+        }
+        stage
+    }
+
+    /// Blocks of a cache's size, if all that a reduction reads can be read in such pieces.
+    fn in_pieces(&self, stage: &Stage) -> Option<ChunkGrid> {
+        let Kernel::Reduce { axes, .. } = &stage.kernel else { return None };
+        let size = stage.kernel.inputs().iter().map(|t| t.size() as u64).max()?;
+        let mut walk = stage.walk.axes().to_vec();
+        let bytes = |walk: &[AxisGrid]| walk.iter().fold(size, |p, a| p.saturating_mul(a.max_extent().max(1)));
+        // Axes that stay first: along those that go, the same accumulators are used again.
+        let order = (0..walk.len()).filter(|d| !axes.contains(d)).chain(axes.iter().copied());
+        for d in order {
+            let (AxisGrid::Regular { first, size: each, n, .. }, over) = (&walk[d], bytes(&walk).div_ceil(PIECE_BYTES)) else { continue };
+            if over <= 1 || (first != each && *n > 1) {
+                continue;
+            }
+            let most = (each / over).max(1);
+            let piece = (1..=most).rev().find(|p| each % p == 0).unwrap_or(1);
+            walk[d] = AxisGrid::regular(walk[d].len(), piece);
+        }
+        let fine = Stage { walk: ChunkGrid::new(walk), ..stage.clone() };
+        let plan = self.as_plan(Vec::new());
+        let all = bytes(fine.walk.axes()) < bytes(stage.walk.axes()) && fine.inputs.iter().all(|i| traffic::only_parts(&plan, &fine, i));
+        all.then_some(fine.walk)
     }
 
     /// A running sum: in one stage where enough tasks can go along the axis from end to end; else sums of parts of it first, what came
@@ -312,8 +348,13 @@ impl Lowering<'_> {
         let Kind::Reduce { axes, kept, folds, .. } = &draft.kind else { return Vec::new() };
         let counts: Vec<u64> = axes.iter().map(|a| draft.walk.axes()[*a].n_chunks().max(1)).collect();
         let kept_tasks: u64 = kept.iter().map(AxisGrid::n_chunks).product::<u64>().max(1);
-        let bytes = |id: &ArrayId| self.arrays[id.0].info.n_bytes();
-        let input: u128 = draft.inputs.iter().flat_map(|i| &i.sources).map(bytes).sum();
+        // What is folded, at most as much as the arrays that it is of.
+        let elements: u128 = draft.walk.shape().iter().map(|n| u128::from(*n)).product();
+        let bytes = |i: &StageInput| {
+            let arrays = i.sources.iter().map(|id| &self.arrays[id.0].info);
+            arrays.clone().map(ArrayInfo::n_bytes).sum::<u128>().min(elements * arrays.map(|a| a.dtype.size() as u128).max().unwrap_or(0))
+        };
+        let input: u128 = draft.inputs.iter().map(bytes).sum();
         let partial: u128 = folds.iter().map(|f| f.accumulator().size() as u128).sum::<u128>() * kept.iter().map(|a| u128::from(a.len())).product::<u128>();
         let by_size = (input / u128::from(kept_tasks)).div_ceil(MAX_TASK_INPUT_BYTES);
         let worth = (input / (PARTIAL_SHARE * partial).max(1)).max(1);
@@ -351,18 +392,22 @@ impl Lowering<'_> {
         while reads > 1.05 {
             let mut next: Option<(f64, Vec<u64>, Stage)> = None;
             for d in 0..groups.len() {
-                if groups[d] >= grid.axes()[d].n_chunks() {
+                let all = grid.axes()[d].n_chunks();
+                if groups[d] >= all {
                     continue;
                 }
-                let mut trial = groups.clone();
-                trial[d] = (2 * trial[d]).min(grid.axes()[d].n_chunks());
-                let candidate = stage(grouped(&trial));
-                if candidate.n_tasks() < self.spec.wanted_tasks() || !fits(&candidate) {
-                    continue;
-                }
-                let (candidate, saved) = self.with_kept(candidate, &fits);
-                if saved < reads && next.as_ref().is_none_or(|(r, ..)| saved < *r) {
-                    next = Some((saved, trial, candidate));
+                // Whole rows may be read without what lies beside them.
+                for wider in [(2 * groups[d]).min(all), all] {
+                    let mut trial = groups.clone();
+                    trial[d] = wider;
+                    let candidate = stage(grouped(&trial));
+                    if candidate.n_tasks() < self.spec.wanted_tasks() || !fits(&candidate) {
+                        continue;
+                    }
+                    let (candidate, saved) = self.with_kept(candidate, &fits);
+                    if saved < reads && next.as_ref().is_none_or(|(r, ..)| saved < *r) {
+                        next = Some((saved, trial, candidate));
+                    }
                 }
             }
             let Some((saved, trial, candidate)) = next else { break };
@@ -383,11 +428,44 @@ impl Lowering<'_> {
         for (reads, d) in sweeps.into_iter().filter(|(r, _)| *r < 0.95 * plain) {
             let keep = keeps(&stage, &looks);
             let candidate = Stage { sweep: Some(d), keep, ..stage.clone() };
-            if fits(&candidate) {
-                return (candidate, reads);
+            let slim = self.in_slices(&candidate);
+            if let Some(best) = slim.into_iter().chain([candidate]).find(fits) {
+                return (best, reads);
             }
         }
         (stage, plain)
+    }
+
+    /// The stage with its chunks made slice by slice, if all chunks that are looked at stay meanwhile: then blocks are assembled in a cache's size.
+    fn in_slices(&self, stage: &Stage) -> Option<Stage> {
+        let followed = |axis: &AxisMap| matches!(axis, AxisMap::Along { .. } | AxisMap::Fixed(_));
+        let plain = |from: &Origin| match from {
+            Origin::Source { axes, .. } => axes.iter().all(followed),
+            Origin::Fill(_) => true,
+            Origin::Flat => false,
+        };
+        let pieces: usize = stage.inputs.iter().map(|i| i.map.pieces().len()).sum();
+        if pieces > MAX_LOOKS || !stage.inputs.iter().flat_map(|i| i.map.pieces()).all(|p| plain(&p.from)) {
+            return None;
+        }
+        let objects = self.arrays[stage.outputs[0].array.0].info.objects();
+        let chunk = objects.max_chunk();
+        // Slices along the first axis that has a length lie one after the other in a chunk.
+        let d = chunk.iter().position(|n| *n > 1)?;
+        let size = stage.kernel.inputs().iter().map(|t| t.size() as u64).max().unwrap_or(1);
+        let row = chunk[d + 1..].iter().product::<u64>().saturating_mul(size).max(1);
+        let AxisGrid::Regular { first, size: rows, .. } = objects.axes()[d] else { return None };
+        if first != rows && objects.axes()[d].n_chunks() > 1 {
+            return None;
+        }
+        let most = (SLICE_BYTES / row).max(1);
+        let slice = (1..=most.min(rows)).rev().find(|n| rows % n == 0)?;
+        if slice == rows || slice * row < SLICE_BYTES / 16 {
+            return None;
+        }
+        let mut walk = objects.axes().to_vec();
+        walk[d] = AxisGrid::regular(walk[d].len(), slice);
+        Some(Stage { walk: ChunkGrid::new(walk), ..stage.clone() })
     }
 
     /// How the inputs look at arrays: those that go along the same axes at a small distance from each other look as one.
@@ -598,6 +676,11 @@ const WORTH_A_LOOK: f64 = 1.3;
 /// So often is a route searched again with less memory.
 const ATTEMPTS: usize = 8;
 
+/// A piece of a chunk that is folded at once: with that of another input it stays in a cache.
+const PIECE_BYTES: u64 = 1 << 19;
+/// A slice of a chunk that is made at once: with those of a few inputs it stays in a cache.
+const SLICE_BYTES: u64 = 1 << 19;
+
 /// More different ways to look at arrays are not gone into.
 const MAX_LOOKS: usize = 64;
 
@@ -629,14 +712,24 @@ struct Along {
 impl Along {
     /// Chunks that one block of `n` elements touches.
     fn touched(&self, n: u64) -> u64 {
-        let reach = (n * self.step).saturating_add((self.most - self.least).unsigned_abs());
-        let aligned = self.least == self.most
-            && self.step == 1
-            && self.least.rem_euclid(self.chunk.max(1) as i64) == 0
-            && (n % self.chunk.max(1) == 0 || self.chunk % n.max(1) == 0);
-        let most = if aligned { n.div_ceil(self.chunk.max(1)) } else { (reach + self.chunk.max(1) - 2) / self.chunk.max(1) + 1 };
+        let (reach, chunk) = ((n * self.step).saturating_add((self.most - self.least).unsigned_abs()), self.chunk.max(1));
+        let first = self.least.rem_euclid(chunk as i64) as u64;
+        // Where blocks are whole chunks long, or parts of chunks, it is known where in a chunk they begin.
+        let most = if self.step == 1 && n % chunk == 0 {
+            (first + reach - 1) / chunk + 1
+        } else if self.step == 1 && first == 0 && self.least == self.most && chunk % n.max(1) == 0 {
+            1
+        } else {
+            (reach + chunk - 2) / chunk + 1
+        };
         most.clamp(1, self.chunks.max(1))
     }
+}
+
+/// Elements of a block along an axis.
+fn block_extent(stage: &Stage, d: usize) -> u64 {
+    let task = stage.tasks.axes()[d].max_extent().max(1);
+    if matches!(stage.kernel, Kernel::Map(_)) { task } else { stage.walk.axes()[d].max_extent().clamp(1, task) }
 }
 
 /// Reads for each chunk that is read at all, for the worst look: from block to block along `sweep` chunks are kept.
@@ -646,7 +739,7 @@ fn reads_per_chunk(stage: &Stage, looks: &[Look], sweep: Option<usize>) -> f64 {
         for axis in &look.axes {
             let Some(d) = axis.axis else { continue };
             along[d] = true;
-            let block = stage.tasks.axes()[d].max_extent().max(1);
+            let block = block_extent(stage, d);
             let blocks = axis.len.div_ceil(block).max(1) as f64;
             let whole = (axis.len as f64 * axis.step as f64 / axis.chunk.max(1) as f64).ceil().min(axis.chunks as f64).max(1.0);
             reads *= if sweep == Some(d) { whole } else { (blocks * axis.touched(block) as f64).max(whole) };
@@ -664,7 +757,7 @@ fn reads_per_chunk(stage: &Stage, looks: &[Look], sweep: Option<usize>) -> f64 {
 fn keeps(stage: &Stage, looks: &[Look]) -> Vec<Keep> {
     let mut keeps: Vec<Keep> = Vec::new();
     for look in looks {
-        let touched: u64 = look.axes.iter().filter_map(|a| a.axis.map(|d| a.touched(stage.tasks.axes()[d].max_extent()))).product();
+        let touched: u64 = look.axes.iter().filter_map(|a| a.axis.map(|d| a.touched(block_extent(stage, d)))).product();
         match keeps.iter_mut().find(|k| k.array == look.array) {
             Some(keep) => keep.chunks = (keep.chunks + touched).min(MAX_KEPT),
             None => keeps.push(Keep { array: look.array, chunks: touched.clamp(1, MAX_KEPT) }),

@@ -4,7 +4,7 @@
 
 use freestone_kernels::{contract, eval};
 
-use super::{ArrayId, Kernel, OutAxis, Place, Plan, PlanArray, PlanError, Stage, StageInput};
+use super::{ArrayId, Kernel, OutAxis, Place, Plan, PlanArray, PlanError, Stage, StageInput, traffic};
 use crate::grid::{AxisGrid, block_bytes};
 use crate::memory::{MemoryEstimate, Part, Schedule, SlotId, Step};
 use crate::readmap::{AxisMap, Origin, Piece};
@@ -19,6 +19,8 @@ pub enum ReadMode {
     InChunk,
     /// A block is assembled from several chunks, decoded one after the other.
     Assembled,
+    /// A block is read straight out of chunks that are not encoded.
+    Parts,
 }
 
 /// An array that a stage reads, ready to run.
@@ -75,6 +77,10 @@ pub struct StageLayout {
     pub packed: [Option<SlotId>; 2],
     /// A task writes one object of each output.
     pub one_chunk: bool,
+    /// The assembled block of the only input is what is written.
+    pub as_is: bool,
+    /// Chunks are made slice by slice, each a block of the walk.
+    pub in_slices: bool,
 }
 
 /// Stands for what cannot be counted: no limit allows it.
@@ -116,22 +122,25 @@ impl StageLayout {
             sources.push(SourceLayout { array: *id, chunks, slot, kept: keep > 0 });
             chunk_bytes.push(bounds.chunk);
         }
+        let in_slices = matches!(stage.kernel, Kernel::Map(_)) && stage.walk != stage.tasks;
+        let as_is = !in_slices && is_plain_copy(plan, stage, &modes);
         let mut inputs = Vec::with_capacity(stage.inputs.len());
         for (i, (input, mode)) in stage.inputs.iter().zip(modes).enumerate() {
             let own: Vec<usize> = input.sources.iter().filter_map(|id| sources.iter().position(|s| s.array == *id)).collect();
             // A user's kernel sees every element of its block, in C order.
             let varies = if user { vec![true; input.map.shape().len()] } else { input.map.varies() };
-            let passing = own.iter().filter(|s| sources[**s].slot.is_none()).map(|s| chunk_bytes[*s]).max();
+            let passing = own.iter().filter(|s| sources[**s].slot.is_none() && mode != ReadMode::Parts).map(|s| chunk_bytes[*s]).max();
             let chunk = passing.map(|bytes| s.slot(Part::DecodedChunk, bytes));
             let size = dtypes[i].size() as u64;
             let region = match mode {
                 ReadMode::InChunk => None,
                 // What a scan carries goes where it is carried on.
                 ReadMode::Assembled if stage.kernel.carry() == Some(i) => None,
-                ReadMode::Assembled => {
+                ReadMode::Assembled | ReadMode::Parts => {
                     let own = if let Kernel::User { blocks, .. } = &stage.kernel { blocks[i].grid.max_chunk() } else { block.clone() };
                     let elements = own.iter().zip(&varies).filter(|(_, v)| **v).try_fold(size, |p, (n, _)| p.checked_mul(*n));
-                    Some(s.slot(Part::Region, elements.unwrap_or(TOO_LARGE)))
+                    let stored = if as_is { TargetBounds::of(plan, stage.outputs[0].array)?.stored } else { 0 };
+                    Some(s.slot(Part::Region, elements.unwrap_or(TOO_LARGE).max(stored)))
                 }
             };
             inputs.push(InputLayout { mode, varies, sources: own, chunk, region });
@@ -172,7 +181,7 @@ impl StageLayout {
                 }
                 Kernel::Map(_) | Kernel::User { .. } => {
                     one_chunk &= array.info.objects().chunk_counts() == stage.tasks.chunk_counts();
-                    outputs.push(OutputLayout { accumulator: None, block: Some(s.slot(Part::Output, stored)) });
+                    outputs.push(OutputLayout { accumulator: None, block: (!as_is).then(|| s.slot(Part::Output, stored)) });
                 }
                 Kernel::Reduce { folds, axes, .. } => {
                     let accumulator = folds[j].accumulator();
@@ -231,7 +240,20 @@ impl StageLayout {
                 loads(&mut once);
                 apply.extend(blocks.iter().map(|b| Step::Take(*b)));
                 apply.push(Step::Apply);
-                if one_chunk {
+                if in_slices {
+                    s.chunk_begin = blocks.iter().map(|b| Step::Take(*b)).chain([Step::Begin]).collect();
+                    s.each_slice.append(&mut once);
+                    s.each_slice.push(Step::Apply);
+                    let mut slice = std::mem::take(&mut s.each_slice);
+                    unload(&mut slice);
+                    s.each_slice = slice;
+                    (0..outputs.len()).for_each(|j| store(&mut chunk, j));
+                    chunk.extend(blocks.iter().map(|b| Step::Release(*b)));
+                } else if as_is {
+                    store(&mut chunk, 0);
+                    unload(&mut end);
+                    s.after = apply;
+                } else if one_chunk {
                     unload(&mut apply);
                     (0..outputs.len()).for_each(|j| store(&mut chunk, j));
                     end.extend(blocks.iter().map(|b| Step::Release(*b)));
@@ -284,7 +306,7 @@ impl StageLayout {
         }
         s.end.extend(held.iter().copied().map(Step::Release));
         let estimate = s.estimate(plan.reserved_mem)?;
-        Ok(StageLayout { schedule: s, estimate, sources, inputs, outputs, packed, one_chunk })
+        Ok(StageLayout { schedule: s, estimate, sources, inputs, outputs, packed, one_chunk, as_is, in_slices })
     }
 }
 
@@ -387,6 +409,16 @@ fn is_remote(plan: &Plan, place: &Place) -> bool {
     }
 }
 
+/// True if all that a task does is to put one object of the output together.
+fn is_plain_copy(plan: &Plan, stage: &Stage, modes: &[ReadMode]) -> bool {
+    let (Kernel::Map(expr), [input], [output]) = (&stage.kernel, stage.inputs.as_slice(), stage.outputs.as_slice()) else { return false };
+    let one_object = plan.array(output.array).info.objects().chunk_counts() == stage.tasks.chunk_counts();
+    expr.is_identity()
+        && matches!(modes, [ReadMode::Assembled | ReadMode::Parts])
+        && one_object
+        && input.map.varies().iter().zip(stage.tasks.axes()).all(|(v, t)| *v || t.max_extent() <= 1)
+}
+
 /// Chunks of an array that the inputs of one block look at, at most: inputs that surely look at the same one count once.
 fn chunks_looked_at(plan: &Plan, stage: &Stage, array: ArrayId, modes: &[ReadMode]) -> usize {
     let cuts = plan.array(array).info.grid.axes();
@@ -416,7 +448,7 @@ fn lies_as_matrix(plan: &Plan, input: &StageInput, layout: &InputLayout, batch: 
     if sides.into_iter().any(|d| !layout.varies[d] && input.map.shape()[d] > 1) {
         return false;
     }
-    if layout.mode == ReadMode::Assembled {
+    if layout.mode != ReadMode::InChunk {
         return true;
     }
     let Some(axes) = input.map.as_image() else { return false };
@@ -436,7 +468,7 @@ fn read_mode(plan: &Plan, stage: &Stage, i: usize, input: &StageInput) -> ReadMo
     if matches!(stage.kernel, Kernel::User { .. }) || stage.kernel.carry() == Some(i) {
         return ReadMode::Assembled;
     }
-    let whole_task = matches!(stage.kernel, Kernel::Map(_));
+    let whole_task = matches!(stage.kernel, Kernel::Map(_)) && stage.walk == stage.tasks;
     let grid = &plan.array(*source).info.grid;
     let inside = axes.iter().zip(grid.axes()).all(|(map, chunks)| match map {
         AxisMap::Fixed(_) => true,
@@ -446,5 +478,16 @@ fn read_mode(plan: &Plan, stage: &Stage, i: usize, input: &StageInput) -> ReadMo
             blocks.is_empty() || blocks.nests_in(chunks, *start, *step) || stage.tasks.axes()[*axis].nests_in(chunks, *start, *step)
         }
     });
-    if inside { ReadMode::InChunk } else { ReadMode::Assembled }
+    let finer = || {
+        let elements = |shape: Vec<u64>| shape.iter().fold(1u64, |p, n| p.saturating_mul(*n));
+        let varies = input.map.varies();
+        let block = stage.walk.max_chunk().into_iter().zip(&varies).filter(|(_, v)| **v).map(|(n, _)| n).collect();
+        elements(block) < elements(grid.max_chunk())
+    };
+    match inside {
+        // A chunk that is looked at piece by piece is not read again for each of them.
+        true if !(matches!(stage.kernel, Kernel::Reduce { .. }) && finer() && traffic::only_parts(plan, stage, input)) => ReadMode::InChunk,
+        _ if traffic::only_parts(plan, stage, input) => ReadMode::Parts,
+        _ => ReadMode::Assembled,
+    }
 }

@@ -33,6 +33,7 @@ use crate::storage::codec::CodecError;
 pub use explain::PlanExplanation;
 pub use layout::{InputLayout, OutputLayout, ReadMode, StageLayout};
 pub use local::{LocalMemory, LocalProjection};
+pub(crate) use traffic::MAX_PARTS;
 
 /// Version of the plan's format. A plan of another version is refused.
 pub const FORMAT: u32 = 2;

@@ -116,6 +116,46 @@ pub(super) fn in_parts(arrays: Arrays<'_>, stage: &Stage, array: ArrayId, axes: 
     together >= 2 * PART_BYTES
 }
 
+/// More parts of one chunk than this are not read one by one.
+pub(crate) const MAX_PARTS: u64 = 2048;
+
+/// True if every block of an input can be read straight out of an array's chunks: these are files that are not encoded, the block lies in them as
+/// it does in memory, and its rows are long.
+pub(super) fn only_parts(plan: &Plan, stage: &Stage, input: &StageInput) -> bool {
+    let (Some(axes), [source]) = (input.map.as_image(), input.sources.as_slice()) else { return false };
+    let arrays = Arrays::of(plan);
+    let array = &arrays.all[source.0];
+    if array.info.codecs.len() > 1 || array.info.shard.is_some() || arrays.is_remote(array) || !matches!(array.place, Place::Input { .. }) {
+        return false;
+    }
+    if !array.info.codecs.iter().all(|c| c["name"] == "bytes" && c["configuration"]["endian"].as_str().is_none_or(|e| e == "little")) {
+        return false;
+    }
+    if matches!(stage.kernel, Kernel::User { .. }) {
+        return false;
+    }
+    let block = |d: usize| stage.walk.axes()[d].max_extent().min(stage.tasks.axes()[d].max_extent());
+    // Rows: whole axes from the last one on, and a part of the next.
+    let (mut row, mut rows, mut whole, mut before) = (array.info.dtype.size() as u64, 1u64, true, usize::MAX);
+    for (map, cut) in axes.iter().zip(array.info.grid.axes()).rev() {
+        match map {
+            AxisMap::Along { axis, step: 1, .. } if *axis < before => {
+                let wanted = block(*axis);
+                if whole {
+                    row = row.saturating_mul(wanted.min(cut.max_extent()))
+                } else {
+                    rows = rows.saturating_mul(wanted)
+                }
+                whole &= wanted >= cut.max_extent() && cut.n_chunks() == 1;
+                before = *axis;
+            }
+            AxisMap::Fixed(_) => whole &= cut.max_extent() <= 1,
+            _ => return false,
+        }
+    }
+    row >= 2 * PART_BYTES && rows <= MAX_PARTS
+}
+
 /// The blocks in which an input is read, over its map's shape, and how often all of them are.
 fn blocks(stage: &Stage, i: usize, input: &StageInput) -> (ChunkGrid, f64) {
     match &stage.kernel {

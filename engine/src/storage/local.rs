@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use freestone_kernels::Buffer;
 
-use super::{ByteRange, ObjectPart, StorageError, Store};
+use super::{ByteRange, ObjectPart, PartsRead, StorageError, Store};
 
 /// Objects as files below a directory, which is made by the first write.
 ///
@@ -93,21 +93,24 @@ impl Store for LocalStore {
         Ok(true)
     }
 
-    fn read_parts(&self, key: &str, size: u64, parts: &[ObjectPart], into: &mut [u8]) -> Result<Option<bool>, StorageError> {
+    fn read_parts(&self, key: &str, size: u64, parts: &[ObjectPart], into: &mut [u8]) -> Result<PartsRead, StorageError> {
         let file = match File::open(self.path(key)) {
             Ok(file) => file,
-            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(Some(false)),
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(PartsRead::Missing),
             Err(e) => return Err(self.failed(key, "read")(e)),
         };
         let metadata = file.metadata().map_err(self.failed(key, "read"))?;
-        if metadata.is_dir() || metadata.len() != size {
-            return Ok(None);
+        if metadata.is_dir() {
+            return Ok(PartsRead::Missing);
+        }
+        if metadata.len() != size {
+            return Ok(PartsRead::Length(metadata.len()));
         }
         for part in parts {
             let bytes = &mut into[part.place..part.place + part.len];
             std::os::unix::fs::FileExt::read_exact_at(&file, bytes, part.offset).map_err(self.failed(key, "read"))?;
         }
-        Ok(Some(true))
+        Ok(PartsRead::Done)
     }
 
     fn write(&self, key: &str, bytes: &[u8]) -> Result<(), StorageError> {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use freestone_kernels::Buffer;
 
-use super::{ByteRange, ObjectPart, StorageError, Store};
+use super::{ByteRange, ObjectPart, PartsRead, StorageError, Store};
 
 /// Objects in memory, for results that are wanted here and for tests.
 #[derive(Debug)]
@@ -63,16 +63,16 @@ impl Store for MemoryStore {
         Ok(true)
     }
 
-    fn read_parts(&self, key: &str, size: u64, parts: &[ObjectPart], into: &mut [u8]) -> Result<Option<bool>, StorageError> {
-        let Some(object) = self.objects.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned() else { return Ok(Some(false)) };
+    fn read_parts(&self, key: &str, size: u64, parts: &[ObjectPart], into: &mut [u8]) -> Result<PartsRead, StorageError> {
+        let Some(object) = self.objects.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned() else { return Ok(PartsRead::Missing) };
         if object.len() as u64 != size {
-            return Ok(None);
+            return Ok(PartsRead::Length(object.len() as u64));
         }
         for part in parts {
             into[part.place..part.place + part.len].copy_from_slice(&object[part.offset as usize..][..part.len]);
         }
         *self.counts.lock().unwrap_or_else(PoisonError::into_inner).reads.entry(key.to_owned()).or_default() += 1;
-        Ok(Some(true))
+        Ok(PartsRead::Done)
     }
 
     fn write(&self, key: &str, bytes: &[u8]) -> Result<(), StorageError> {

@@ -123,6 +123,17 @@ pub struct ObjectPart {
     pub len: usize,
 }
 
+/// What became of parts that were asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PartsRead {
+    /// They are there.
+    Done,
+    /// There is no such object.
+    Missing,
+    /// The object has another length, which is this.
+    Length(u64),
+}
+
 /// Objects under keys like `u/c/0/1`. Keys are relative, and use `/`.
 ///
 /// Contract: [`write`](Store::write) is atomic (a reader sees the whole object, old or new, or none); a missing object is not
@@ -142,13 +153,20 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Where the object or part is longer than `limit`, a part reaches beyond the object, or the store fails.
     fn read(&self, key: &str, range: Option<ByteRange>, limit: u64, into: &mut Buffer) -> Result<bool, StorageError>;
 
-    /// Reads parts of an object of `size` bytes straight to where they belong; false if there is no such object, `None` if it has another size, or
-    /// the store is better asked for whole objects.
+    /// Reads parts of an object of `size` bytes straight to where they belong.
     ///
     /// # Errors
     /// Where the store fails.
-    fn read_parts(&self, _key: &str, _size: u64, _parts: &[ObjectPart], _into: &mut [u8]) -> Result<Option<bool>, StorageError> {
-        Ok(None)
+    fn read_parts(&self, key: &str, _size: u64, parts: &[ObjectPart], into: &mut [u8]) -> Result<PartsRead, StorageError> {
+        for part in parts {
+            let mut buffer = Buffer::zeroed(part.len);
+            let range = ByteRange::At { offset: part.offset, len: part.len as u64 };
+            if !self.read(key, Some(range), part.len as u64, &mut buffer)? {
+                return Ok(PartsRead::Missing);
+            }
+            into[part.place..part.place + part.len].copy_from_slice(buffer.bytes());
+        }
+        Ok(PartsRead::Done)
     }
 
     /// Writes a whole object.

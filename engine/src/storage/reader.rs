@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use super::array::{ArrayInfo, Shard};
 use super::codec::{Codec, CodecError, Contexts};
-use super::{ByteRange, ObjectPart, StorageError, Store, join, shard};
+use super::{ByteRange, ObjectPart, PartsRead, StorageError, Store, join, shard};
 use crate::grid::ChunkGrid;
 use crate::memory::{Arena, Overrun};
 
@@ -163,22 +163,26 @@ impl ChunkAccess {
         self.codec.decode(encoded, expected, &mut desk.arena, &mut desk.contexts).map_err(failed)
     }
 
-    /// Reads parts of a chunk that is stored as it is, offsets and places in bytes, straight to where they belong. False if that cannot be, or there
-    /// is no such chunk: then nothing is said of `into`.
+    /// Reads parts of a chunk that is stored as it is, offsets and places in bytes, straight to where they belong. False if there is no such
+    /// chunk: then nothing is said of `into`.
     ///
     /// # Errors
-    /// Where the store fails.
+    /// Where the store fails, or the chunk has another length.
     pub fn read_parts(&self, coords: &[u64], parts: &[ObjectPart], into: &mut [u8], desk: &mut Desk) -> Result<bool, ChunkError> {
-        if !self.is_in_parts() {
-            return Ok(false);
-        }
-        let size = self.stored_shape(coords).iter().product::<u64>() * self.info.dtype.size() as u64;
-        if self.store.read_parts(&self.key(coords), size, parts, into)? != Some(true) {
-            return Ok(false);
-        }
+        let expected = self.stored_shape(coords).iter().product::<u64>() * self.info.dtype.size() as u64;
+        let key = self.key(coords);
         desk.traffic.reads += 1;
-        desk.traffic.bytes_read += parts.iter().map(|p| p.len as u64).sum::<u64>();
-        Ok(true)
+        match self.store.read_parts(&key, expected, parts, into)? {
+            PartsRead::Done => {
+                desk.traffic.bytes_read += parts.iter().map(|p| p.len as u64).sum::<u64>();
+                Ok(true)
+            }
+            PartsRead::Missing => Ok(false),
+            PartsRead::Length(found) => {
+                let place = format!("{} (chunk {coords:?})", self.store.place(&key));
+                Err(ChunkError::Codec { place, error: CodecError::Length { found, expected } })
+            }
+        }
     }
 
     /// True if parts of chunks can be read.

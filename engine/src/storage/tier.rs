@@ -85,7 +85,7 @@ impl TierStore {
     pub fn bound(info: &ArrayInfo) -> u64 {
         let objects = u128::from(info.objects().n_chunks());
         // The largest object's bound stands for all of them where it is not known how they are cut.
-        let largest = Codec::new(&info.codecs, info.dtype, &info.fill, &info.chunk_shape()).ok();
+        let largest = Codec::new(&info.codecs, info.dtype, &info.chunk_shape()).ok();
         let grown = largest.as_ref().map_or(0, |c| c.encoded_bound().saturating_sub(c.decoded_bytes()));
         let encoded = info.n_bytes() + objects * u128::from(grown);
         // A slab ends where the next object does not fit into its rest, and the last one is not full.
