@@ -60,7 +60,8 @@ impl Lowering<'_> {
                     let simple = map.as_image().is_some() && map.n_indices() == 0;
                     let chosen = may_choose(&map, &bases, &|n| self.materialise.contains_key(&key(n)));
                     for (k, base) in bases.iter().enumerate().filter(|(_, b)| matches!(b.op, Op::Map { .. })) {
-                        if !simple && !(chosen && self.passes(base, &only(&map, k, base.dtype), &mut HashMap::new())) {
+                        let folds = simple || (chosen && self.passes(base, &only(&map, k, base.dtype), &mut HashMap::new()));
+                        if !folds {
                             let why = if chosen { "the view that reads it does not compose with its own" } else { TOO_MANY };
                             self.mark_one(base, why);
                         }
