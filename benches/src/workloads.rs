@@ -211,9 +211,10 @@ fn plan_scaling(spec: Spec) -> Result<Sample, Failure> {
     Ok(Sample { grown_bytes: Some(sample.peak_rss_bytes.saturating_sub(before)), result: Some(slowest_plan(&stores, &store, &spec)?), ..sample })
 }
 
-/// Large arrays, their chunks, expressions of them, and the chunks of the result if it has others: what Cubed's own tests plan, and the searches of
-/// this planner.
-const PLANS: &[(&[u64], &[u64], &str, Option<&[u64]>)] = &[
+/// A large array's shape and chunks, an expression of it, and the chunks of the result if it has others.
+type VastPlan = (&'static [u64], &'static [u64], &'static str, Option<&'static [u64]>);
+/// What Cubed's own tests plan, and the searches of this planner.
+const PLANS: &[VastPlan] = &[
     (&[25_000_000, 25_000_000], &[5000, 5000], "matmul(x, x)", None),
     (&[50_000, 987, 1920], &[10, 987, 1920], "mean(x*x, axis=0)", None),
     (&[350_640, 721, 1440], &[31, 721, 1440], "x", Some(&[350_640, 10, 10])),

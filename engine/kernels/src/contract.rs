@@ -4,6 +4,7 @@
 //! memory, to plain loops in blocks.
 
 use faer::linalg::matmul::matmul;
+use faer::traits::{ComplexField, Conjugate};
 use faer::{Accum, MatMut, MatRef, Par};
 
 use crate::apply::Numeric;
@@ -35,10 +36,7 @@ pub fn add_product(lhs: &View<'_>, rhs: &View<'_>, out: &mut [u8]) {
     }
 }
 
-fn floats<T: faer::traits::ComplexField + bytemuck::Pod>(lhs: &View<'_>, rhs: &View<'_>, out: &mut [u8])
-where
-    T: faer::traits::Conjugate<Canonical = T>,
-{
+fn floats<T: ComplexField + Conjugate<Canonical = T> + bytemuck::Pod>(lhs: &View<'_>, rhs: &View<'_>, out: &mut [u8]) {
     let (m, n) = (lhs.shape[0], rhs.shape[0]);
     let out: &mut [T] = bytemuck::cast_slice_mut(out);
     let out = MatMut::from_row_major_slice_mut(out, m, n);

@@ -712,15 +712,15 @@ struct Along {
 impl Along {
     /// Chunks that one block of `n` elements touches.
     fn touched(&self, n: u64) -> u64 {
-        let (reach, chunk) = ((n * self.step).saturating_add((self.most - self.least).unsigned_abs()), self.chunk.max(1));
+        let (reach, chunk) = (n.saturating_mul(self.step).saturating_add((self.most - self.least).unsigned_abs()), self.chunk.max(1));
         let first = self.least.rem_euclid(chunk as i64) as u64;
         // Where blocks are whole chunks long, or parts of chunks, it is known where in a chunk they begin.
-        let most = if self.step == 1 && n % chunk == 0 {
-            (first + reach - 1) / chunk + 1
-        } else if self.step == 1 && first == 0 && self.least == self.most && chunk % n.max(1) == 0 {
+        let most = if self.step == 1 && n.is_multiple_of(chunk) {
+            first.saturating_add(reach - 1) / chunk + 1
+        } else if self.step == 1 && first == 0 && self.least == self.most && chunk.is_multiple_of(n.max(1)) {
             1
         } else {
-            (reach + chunk - 2) / chunk + 1
+            reach.saturating_add(chunk - 1).saturating_sub(1) / chunk + 1
         };
         most.clamp(1, self.chunks.max(1))
     }
