@@ -97,7 +97,7 @@ fn a_climate_archive_is_rechunked_in_three_copies() {
     let place = Place::quick();
     // Requests are cheap on local files, and bytes are not: two copies do there.
     let cases: [(Arc<dyn Store>, String, u128); 2] =
-        [(Arc::new(FarAway(MemoryStore::new())), "s3://bucket/work".to_owned(), 250_000), (Arc::new(MemoryStore::new()), place.at("work"), 500_000)];
+        [(Arc::new(FarAway(MemoryStore::new())), "s3://bucket/work".to_owned(), 250_000), (Arc::new(MemoryStore::new()), place.at("work"), 3_000_000)];
     for (store, work_dir, most) in cases {
         let x = planned_in(store, &[350_640, 721, 1440], &[31, 721, 1440], "float32").rechunk(&[350_640, 10, 10]).unwrap();
         let spec = Spec { allowed_mem: 2_500_000_000, parallelism: 1000, work_dir, ..place.spec() };

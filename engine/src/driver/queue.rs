@@ -164,7 +164,10 @@ impl<'a> Queue<'a> {
         if !stage.after.iter().all(|s| state.stages[s.0].finished.count() > 0 || self.is_finished(state, *s)) {
             return;
         }
-        let batch = (n / (16 * self.slots as u64)).clamp(1, MAX_BATCH);
+        let even = n / (16 * self.slots as u64);
+        // Tasks that keep chunks for each other go together, while every slot gets some.
+        let together = stage.sweep.map_or(1, |d| stage.tasks.axes()[d].n_chunks().min(n / (2 * self.slots as u64)));
+        let batch = even.max(together).clamp(1, MAX_BATCH);
         let all = stage.after.iter().all(|s| self.is_finished(state, *s));
         let window = (WINDOW_PER_SLOT * self.slots).min(MAX_WINDOW);
         let progress = &mut state.stages[id.0];

@@ -621,6 +621,9 @@ impl Plan {
             if output.axes.len() != array.info.grid.axes().len() {
                 return malformed(format!("`{}` has another number of axes", array.name));
             }
+            if matches!(stage.kernel, Kernel::Map(_)) && stage.walk != stage.tasks && !are_slices(&stage.walk, &array.info.objects()) {
+                return malformed(format!("`{}` is not made slice by slice by it", array.name));
+            }
             let split = |d: usize| stage.kernel.folds(d) && stage.tasks.axes()[d].n_chunks() > 1;
             if (0..space.len()).any(|d| split(d) && !output.axes.contains(&OutAxis::Part(d))) {
                 return malformed(format!("`{}` would be written by several of its tasks", array.name));
@@ -655,6 +658,13 @@ impl Plan {
         }
         Ok(())
     }
+}
+
+/// True if blocks are slices of objects, one after the other in memory: cut along the first axis that has a length only.
+fn are_slices(walk: &ChunkGrid, objects: &ChunkGrid) -> bool {
+    let first = objects.axes().iter().position(|a| a.max_extent() > 1);
+    let axis = |(d, (w, o)): (usize, (&AxisGrid, &AxisGrid))| if Some(d) == first { w.nests_in(o, 0, 1) } else { w == o };
+    walk.axes().len() == objects.axes().len() && walk.axes().iter().zip(objects.axes()).enumerate().all(axis)
 }
 
 /// True if each object (chunk or shard) of the output along this axis lies inside one task, and tasks end where the axis ends.
