@@ -159,7 +159,7 @@ impl Array {
 
     /// The same values in chunks of another shape.
     ///
-    /// Cost: one stage that reads each source chunk as often as memory makes it, and writes everything once.
+    /// Cost: one copy, or several with intermediates between them where reading chunks again and again would cost more; a plan says which and why.
     ///
     /// # Errors
     /// Where their number is not that of the axes, or one is 0.

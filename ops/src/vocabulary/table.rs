@@ -43,7 +43,7 @@ const REAL: &str = "integers, floats";
 pub(super) const VIEW: &str = "no stage";
 const FOLD: &str = "one stage where one task can stream the reduced axes, else two";
 const MADE: &str = "no stage: values follow from indices";
-const PIECES: &str = "no stage over stored arrays; computed ones get one first";
+const PIECES: &str = "no stage; more than four computed arrays get one each first";
 const FLATTENED: &str = "no stage; with axis=None as `reshape`";
 const SCAN: &str = "one stage where enough tasks go along the axis from end to end, else three that read the input twice";
 const PRODUCT: &str = "one stage; two where the result has few chunks and sums are long";
@@ -217,7 +217,7 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
     (
         Section::Chunking,
         rows! {
-            rechunk "(x, /, chunks)", "The same values in chunks of another shape; -1 stands for a whole axis.", "that of x", ALL, "one stage that copies everything", a => {
+            rechunk "(x, /, chunks)", "The same values in chunks of another shape; -1 stands for a whole axis.", "that of x", ALL, "one copy, or several where that costs less", a => {
                 let x = a.array("x")?;
                 x.rechunk(&a.chunks("chunks", &x.shape()?, x.dtype()?)?)
             };
