@@ -152,7 +152,16 @@ impl StageLayout {
         let kernel_scratch = match &stage.kernel {
             Kernel::User { scratch_bytes, .. } => scratch_bytes.saturating_add(TASK_OVERHEAD_BYTES).min(TOO_LARGE),
             Kernel::Map(expr) | Kernel::Reduce { expr, .. } | Kernel::Scan { expr, .. } => eval::scratch_bytes(expr) + TASK_OVERHEAD_BYTES,
-            Kernel::Contract { operands, .. } => operands.iter().map(eval::scratch_bytes).sum::<u64>() + contract::SCRATCH_BYTES + TASK_OVERHEAD_BYTES,
+            Kernel::Contract { operands, batch, free } => {
+                // Panels of both operands, which are never larger than these.
+                let kept = batch + free[0] + free[1];
+                let side = |free: std::ops::Range<usize>| {
+                    free.chain(kept..block.len()).fold(dtypes.first().map_or(16, |t| t.size() as u64), |p, d| p.saturating_mul(block[d]))
+                };
+                let both = side(*batch..batch + free[0]).saturating_add(side(batch + free[0]..kept)).saturating_mul(2);
+                let panels = contract::SCRATCH_BYTES.min(both.saturating_add(TASK_OVERHEAD_BYTES));
+                operands.iter().map(eval::scratch_bytes).sum::<u64>() + panels + TASK_OVERHEAD_BYTES
+            }
         };
         let kernel_scratch = s.slot(Part::KernelScratch, kernel_scratch);
         let mut outputs = Vec::with_capacity(stage.outputs.len());
@@ -485,8 +494,8 @@ fn read_mode(plan: &Plan, stage: &Stage, i: usize, input: &StageInput) -> ReadMo
         elements(block) < elements(grid.max_chunk())
     };
     match inside {
-        // A chunk that is looked at piece by piece is not read again for each of them.
-        true if !(matches!(stage.kernel, Kernel::Reduce { .. }) && finer() && traffic::only_parts(plan, stage, input)) => ReadMode::InChunk,
+        // Of a chunk of which a piece is looked at, no more than that is read.
+        true if !(finer() && traffic::only_parts(plan, stage, input)) => ReadMode::InChunk,
         _ if traffic::only_parts(plan, stage, input) => ReadMode::Parts,
         _ => ReadMode::Assembled,
     }

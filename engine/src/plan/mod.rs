@@ -390,7 +390,7 @@ impl Stage {
 #[derive(Clone, Debug, Error)]
 #[allow(missing_docs)]
 pub enum PlanError {
-    #[error("stage `{stage}` needs {} per task, but allowed_mem is {}:\n{estimate}\n{advice}", size(*projected), size(*allowed))]
+    #[error("stage `{stage}` needs {} per task, but allowed_mem is {}:\n{estimate}\n{advice}", apart(*projected, *allowed), apart(*allowed, *projected))]
     ExceedsMemory { stage: String, projected: u64, allowed: u64, estimate: MemoryEstimate, advice: String },
     #[error("the local process may hold {} (local_mem), but one task of stage `{stage}` needs {}: raise local_mem", size(*allowed), size(*projected))]
     ExceedsLocalMemory { stage: String, projected: u64, allowed: u64 },
@@ -426,6 +426,11 @@ impl fmt::Display for RunId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// A size in words, or in bytes where words would not tell it from another.
+fn apart(bytes: u64, other: u64) -> String {
+    if size(bytes).to_string() == size(other).to_string() { format!("{bytes} bytes") } else { size(bytes).to_string() }
 }
 
 impl Plan {
