@@ -196,7 +196,8 @@ fn plan_scaling(spec: Spec) -> Result<Sample, Failure> {
     for name in ["u", "v"] {
         store.write(&format!("{name}/zarr.json"), &document)?;
     }
-    let spec = Spec { allowed_mem: VAST_ALLOWED_MEM, ..spec };
+    // Room for the searches of the planner to go on.
+    let spec = Spec { allowed_mem: VAST_ALLOWED_MEM, local_mem: 4 * VAST_ALLOWED_MEM, ..spec };
     machine::reset_peak_rss();
     let (start, before) = (Clocks::start(), machine::peak_rss_bytes());
     let (u, v) = (freestone::open_in(&store, "u")?, freestone::open_in(&store, "v")?);
