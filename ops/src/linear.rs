@@ -11,7 +11,7 @@ use crate::array::{Array, Dim, kept_attributes};
 use crate::elementwise::{broadcast_shapes, conj, multiply};
 use crate::error::Error;
 use crate::manipulate::concat;
-use crate::reduce::{Along, Axes};
+use crate::reduce::{Along, Axes, summed};
 
 /// How a running sum or product goes: from the number of an axis, or `()` for the only axis, or built up as in
 /// `Running::axis(0).include_initial()`.
@@ -81,16 +81,7 @@ impl Array {
             None if rank == 1 => 0,
             None => return Err(Error::Argument(format!("{name} goes along one axis: say which of {rank}"))),
         };
-        let from = self.dtype()?;
-        let natural = match from.kind() {
-            Kind::Bool | Kind::Signed => DType::Int64,
-            Kind::Unsigned => DType::UInt64,
-            _ => from,
-        };
-        let dtype = along.dtype.unwrap_or(natural);
-        if dtype == DType::Bool || (from.kind() == Kind::Complex && dtype.kind() != Kind::Complex) {
-            return Err(Error::Promotion { left: from, right: dtype });
-        }
+        let dtype = summed(self.dtype()?, along.dtype)?;
         let input = self.astype(dtype)?;
         let inner = input.get()?;
         let grid = inner.node.grid.clone();

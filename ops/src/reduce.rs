@@ -142,6 +142,23 @@ reductions! {
     var "The variance, by Welford's algorithm merged as Chan, Golub & LeVeque do (1979): precise far from 0. NaN where no more elements are than the correction.";
 }
 
+/// The dtype of sums and products of values of a dtype, if it is not asked for: integers have 64 bits.
+///
+/// # Errors
+/// Where what is asked for cannot hold them.
+pub(crate) fn summed(from: DType, asked: Option<DType>) -> Result<DType, Error> {
+    let natural = match from.kind() {
+        Kind::Bool | Kind::Signed => DType::Int64,
+        Kind::Unsigned => DType::UInt64,
+        _ => from,
+    };
+    let dtype = asked.unwrap_or(natural);
+    if dtype == DType::Bool || (from.kind() == Kind::Complex && dtype.kind() != Kind::Complex) {
+        return Err(Error::Promotion { left: from, right: dtype });
+    }
+    Ok(dtype)
+}
+
 /// What a reduction folds, and what it makes of that.
 struct Parts {
     input: Array,
@@ -192,15 +209,7 @@ impl Array {
         let parts = |input: Array, fold, finish, empty: Option<Scalar>| Ok(Parts { input, fold, finish, empty });
         match name {
             "sum" | "prod" => {
-                let natural = match from.kind() {
-                    Kind::Bool | Kind::Signed => DType::Int64,
-                    Kind::Unsigned => DType::UInt64,
-                    _ => from,
-                };
-                let dtype = along.dtype.unwrap_or(natural);
-                if dtype == DType::Bool || (from.kind() == Kind::Complex && dtype.kind() != Kind::Complex) {
-                    return Err(Error::Promotion { left: from, right: dtype });
-                }
+                let dtype = summed(from, along.dtype)?;
                 // Values that the accumulators hold exactly need no cast of their own.
                 let input = match (from.kind(), dtype.kind()) {
                     _ if from == dtype => self.clone(),

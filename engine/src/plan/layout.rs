@@ -432,9 +432,18 @@ fn is_plain_copy(plan: &Plan, stage: &Stage, modes: &[ReadMode]) -> bool {
 fn chunks_looked_at(plan: &Plan, stage: &Stage, array: ArrayId, modes: &[ReadMode]) -> usize {
     let cuts = plan.array(array).info.grid.axes();
     let of_it = stage.inputs.iter().zip(modes).filter(|(input, mode)| **mode == ReadMode::InChunk && input.sources == [array]);
-    let all: Vec<&[AxisMap]> = of_it.filter_map(|(input, _)| input.map.as_image()).collect();
-    let alike = |a: &[AxisMap], b: &[AxisMap]| a.iter().zip(b).zip(cuts).all(|((a, b), cut)| a == b || cut.n_chunks() <= 1);
-    (0..all.len()).filter(|i| !all[..*i].iter().any(|other| alike(other, all[*i]))).count()
+    let all: Vec<(&[AxisMap], &[u64])> = of_it.filter_map(|(input, _)| Some((input.map.as_image()?, input.map.shape()))).collect();
+    // The one chunk along an axis that a map ever looks at, if it is one.
+    let only = |map: &AxisMap, shape: &[u64], cut: &AxisGrid| {
+        let last = map.axis().map_or(0, |d| shape[d].saturating_sub(1));
+        let (a, b) = (cut.find(map.at(0)), cut.find(map.at(last)));
+        (a == b && !matches!(map, AxisMap::Gather { .. })).then_some(a)
+    };
+    let same = |(a, b): (&AxisMap, &AxisMap), cut: &AxisGrid, shape: &[u64]| {
+        a == b || cut.n_chunks() <= 1 || only(a, shape, cut).is_some_and(|c| only(b, shape, cut) == Some(c))
+    };
+    let alike = |a: &[AxisMap], b: &[AxisMap], shape: &[u64]| a.iter().zip(b).zip(cuts).all(|(pair, cut)| same(pair, cut, shape));
+    (0..all.len()).filter(|i| !all[..*i].iter().any(|(other, shape)| alike(other, all[*i].0, shape))).count()
 }
 
 /// Objects of output `j` that one task writes at most.
