@@ -37,8 +37,8 @@ impl Progress {
 impl Observer for Progress {
     fn on(&self, event: &Event<'_>) {
         match event {
-            Event::RunStarted { plan, .. } => {
-                let stages = &plan.plan().stages;
+            Event::RunStarted(start) => {
+                let stages = &start.plan.plan().stages;
                 self.bar.set_length(stages.iter().map(|s| s.n_tasks()).fold(0, u64::saturating_add));
                 *self.names.lock().unwrap_or_else(PoisonError::into_inner) = stages.iter().map(|s| s.name.clone()).collect();
             }
@@ -47,15 +47,15 @@ impl Observer for Progress {
                     self.bar.set_prefix(name.clone());
                 }
             }
-            Event::Outcome { outcome } => {
+            Event::Outcome { outcome, .. } => {
                 let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
                 *read += outcome.done.iter().map(|d| d.traffic.bytes_read).sum::<u64>();
                 self.bar.set_message(format!("{} read", size(*read)));
                 self.bar.inc(outcome.done.len() as u64);
             }
-            Event::Retried { failure, attempt } => self.bar.println(format!("{failure}; trying again ({attempt})")),
-            Event::StageEnded { .. } => {}
-            Event::RunEnded { .. } => self.bar.finish_and_clear(),
+            Event::Retried { failure, attempt, .. } => self.bar.println(format!("{failure}; trying again ({attempt})")),
+            Event::StageEnded { .. } | Event::Started { .. } | Event::Recomputed { .. } => {}
+            Event::RunEnded(_) => self.bar.finish_and_clear(),
         }
     }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use crate::events::{Event, Observer, RunReport};
+use crate::events::{Event, Observer, RunReport, RunStart};
 use crate::executor::{Executor, ExecutorError};
 use crate::journal::Journal;
 use crate::machine;
@@ -98,22 +98,38 @@ pub fn run(plan: &Arc<FinalizedPlan>, run: &Run<'_>) -> Result<RunReport, RunErr
     run.session.begin(plan)?;
     let (start, cpu) = (Instant::now(), machine::process_cpu_ns());
     let tell = |event: &Event<'_>| run.observers.iter().for_each(|o| o.on(event));
-    tell(&Event::RunStarted { plan, executor: run.executor.name(), slots });
+    let finished = vec![0; plan.plan().stages.len()];
+    let projected_bytes = if local.shared { projection.total() } else { plan.projected_mem() };
+    tell(&Event::RunStarted(&RunStart {
+        run: &folder,
+        plan,
+        executor: run.executor.name(),
+        slots,
+        projected_bytes,
+        local_mem: run.spec.local_mem,
+        finished: &finished,
+    }));
     let queue = Queue::new(plan, run, local, projection.tasks, Folder { between: &*between, name: &folder, journal: &journal });
     let executed = run.executor.run(&context, &queue);
     let ended = finish(executed, queue, &journal, run, plan, &folder);
-    tell(&Event::RunEnded { succeeded: ended.is_ok() });
     if ended.is_err() {
         run.session.abandon(plan);
     }
-    let mut report = ended?;
+    let mut report = match ended {
+        Ok(report) => report,
+        Err(error) => {
+            tell(&Event::RunEnded(Err(&error)));
+            return Err(error);
+        }
+    };
     clean(&*work, &folder);
     report.wall = start.elapsed();
     report.process_cpu = Duration::from_nanos(machine::process_cpu_ns().saturating_sub(cpu));
     report.peak_rss_bytes = machine::peak_rss_bytes();
     report.slots = slots;
-    report.projected_bytes = if local.shared { projection.total() } else { plan.projected_mem() };
+    report.projected_bytes = projected_bytes;
     report.kept_bytes = tier.map_or(0, |t| t.highest());
+    tell(&Event::RunEnded(Ok(&report)));
     Ok(report)
 }
 

@@ -30,7 +30,7 @@ struct Workers<F>(F);
 
 impl<F: Fn(&str) + Send + Sync> Observer for Workers<F> {
     fn on(&self, event: &Event<'_>) {
-        if let Event::Outcome { outcome } = event {
+        if let Event::Outcome { outcome, .. } = event {
             (self.0)(&outcome.worker);
         }
     }

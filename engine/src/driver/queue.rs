@@ -72,6 +72,7 @@ pub(super) struct State {
     attempts: HashMap<(StageId, u64), u32>,
     in_flight: usize,
     in_flight_bytes: u64,
+    next_id: u64,
     pub(super) retries: u64,
     pub(super) worker_peak_bytes: Option<u64>,
     pub(super) error: Option<RunError>,
@@ -113,6 +114,7 @@ impl<'a> Queue<'a> {
             attempts: HashMap::new(),
             in_flight: 0,
             in_flight_bytes: 0,
+            next_id: 0,
             retries: 0,
             worker_peak_bytes: None,
             error: None,
@@ -216,7 +218,8 @@ impl<'a> Queue<'a> {
             let is_open = at_once || enough || state.stages[i].open || stage.after.iter().all(|s| self.is_handed_out(state, *s));
             if is_open && let Some(Waiting { first, count, .. }) = state.stages[i].window.remove(at) {
                 state.stages[i].open = true;
-                return Some(TaskRequest { stage: id, first, count, attempt: 0 });
+                state.next_id += 1;
+                return Some(TaskRequest { id: state.next_id, stage: id, first, count, attempt: 0, backup_of: None, timeout_ms: None });
             }
         }
         None
@@ -245,7 +248,8 @@ impl<'a> Queue<'a> {
         if failure.kind == FailureKind::Cancelled {
             return;
         }
-        if !failure.kind.is_worth_retrying() || attempts >= MAX_ATTEMPTS {
+        let worth = matches!(failure.kind, FailureKind::Transient | FailureKind::WorkerLost | FailureKind::Throttled | FailureKind::Crashed);
+        if !worth || attempts >= MAX_ATTEMPTS {
             state.error.get_or_insert(RunError::Task { failure: failure.clone(), attempts });
             return;
         }
@@ -253,11 +257,12 @@ impl<'a> Queue<'a> {
         let end = outcome.request.first + outcome.request.count;
         let not_before = Instant::now() + Duration::from_millis(50 << attempts.min(6));
         // The task that failed alone, so that what comes after it does not wait for its next failure.
-        state.again.push_back((not_before, TaskRequest { stage, first: failure.task, count: 1, attempt: attempts }));
+        state.next_id += 2;
+        let again = |id, first, count, attempt| TaskRequest { id, stage, first, count, attempt, backup_of: None, timeout_ms: None };
+        let ids = [state.next_id - 1, state.next_id];
+        state.again.push_back((not_before, again(ids[0], failure.task, 1, attempts)));
         if failure.task + 1 < end {
-            state
-                .again
-                .push_back((Instant::now(), TaskRequest { stage, first: failure.task + 1, count: end - failure.task - 1, attempt: outcome.request.attempt }));
+            state.again.push_back((Instant::now(), again(ids[1], failure.task + 1, end - failure.task - 1, outcome.request.attempt)));
         }
     }
 
@@ -312,6 +317,9 @@ impl TaskSource for Queue<'_> {
         if is_first {
             self.tell(&Event::StageStarted { stage });
         }
+        if let Next::Run(request) = &handed {
+            self.tell(&Event::Started { request });
+        }
         handed
     }
 
@@ -357,9 +365,10 @@ impl TaskSource for Queue<'_> {
             self.lock().error.get_or_insert(RunError::Work(error));
         }
         self.changed.notify_all();
-        self.tell(&Event::Outcome { outcome: &outcome });
+        let counted = outcome.done.len() as u64;
+        self.tell(&Event::Outcome { outcome: &outcome, counted });
         if let Some((failure, attempt)) = &retried {
-            self.tell(&Event::Retried { failure, attempt: *attempt });
+            self.tell(&Event::Retried { failure, attempt: *attempt, delay: Duration::ZERO });
         }
         if ended {
             self.tell(&Event::StageEnded { stage: id });

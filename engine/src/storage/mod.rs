@@ -47,6 +47,8 @@ pub enum StorageError {
     Denied { place: String, action: &'static str },
     #[error("{place} could not be {action}: {message}")]
     Io { place: String, action: &'static str, message: String, transient: bool },
+    #[error("{place} is asked for more than its store allows: {message}")]
+    Throttled { place: String, message: String },
     #[error("`{url}` is no location that can be opened: {why}")]
     BadUrl { url: String, why: String },
     #[error("`{0}` names a store in the memory of another process: use a directory or an object store with executors that run processes")]

@@ -22,6 +22,9 @@ pub enum ChunkError {
     Codec { place: String, error: CodecError },
     #[error(transparent)]
     Overrun(#[from] Overrun),
+    /// A chunk of an array that the run writes itself.
+    #[error("{why}")]
+    Own { array: usize, chunk: u64, why: String },
 }
 
 /// What was moved.
