@@ -85,7 +85,7 @@ pub fn run(plan: &Arc<FinalizedPlan>, run: &Run<'_>) -> Result<RunReport, RunErr
     let work = run.stores.open(&address.work_dir).map_err(RunError::Work)?;
     work.write(&format!("{folder}/plan.json"), &plan.to_bytes()?).map_err(RunError::Work)?;
     // Tasks see the memory tier in the place of the work directory; plan and journal do not go through it.
-    let tier = (projection.kept > 0).then(|| Arc::new(TierStore::new(Arc::clone(&work), format!("{folder}/"), projection.kept)));
+    let tier = (projection.kept > 0).then(|| Arc::new(TierStore::new(Arc::clone(&work), format!("{folder}/"), projection.kept, 0)));
     let between: Arc<dyn Store> = tier.as_ref().map_or(Arc::clone(&work), |t| Arc::<TierStore>::clone(t));
     let stores = run.stores.with(&address.work_dir, Arc::clone(&between));
     let kernels = Arc::new(run.kernels.clone());

@@ -17,10 +17,10 @@ use crate::flat::{flat_bounds, shared_rows};
 use crate::grid::{Region, try_for_each_coord};
 use crate::machine;
 use crate::memory::{Arena, Overrun, SlotId, Step};
-use crate::plan::{FinalizedPlan, Kernel, MAX_PARTS, Place, ReadMode, Stage, StageId, StageLayout, from_hex};
+use crate::plan::{FinalizedPlan, Kernel, MAX_PARTS, Place, PlanError, ReadMode, Stage, StageId, StageLayout, from_hex};
 use crate::readmap::{AxisMap, Origin, Piece, Run};
 use crate::storage::codec::Contexts;
-use crate::storage::reader::{ChunkAccess, ChunkError, Desk, ShardCache};
+use crate::storage::reader::{ChunkAccess, ChunkError, Desk, Own, ShardCache};
 use crate::storage::{ArrayInfo, ObjectPart, PART_BYTES, Store, Stores, join, read_small};
 use crate::task::{Cause, FailureKind, Receipt, RunAddress, TaskFailure, TaskOutcome, TaskReport, TaskRequest, cause_of_chunk, cause_of_plan};
 use crate::user::{AnyKernel, Block, BlockMut, KernelRegistry};
@@ -349,7 +349,12 @@ impl RunContext {
                 Place::Input { url, path, .. } | Place::Output { url, path } => (self.stores.open(url).map_err(storage)?, path.clone()),
                 _ => (self.stores.open(&self.address.work_dir).map_err(storage)?, join(&self.address.folder, &array.name)),
             };
-            ChunkAccess::new(store, &path, &array.info).map_err(|error| cause_of_plan(&crate::plan::PlanError::Codec { array: array.name.clone(), error }))
+            let access = ChunkAccess::new(store, &path, &array.info).map_err(|error| cause_of_plan(&PlanError::Codec { array: array.name.clone(), error }))?;
+            Ok(match &array.place {
+                Place::Work => access.owned(Own { array: id.0, whole: true }),
+                Place::Output { .. } => access.owned(Own { array: id.0, whole: false }),
+                _ => access,
+            })
         };
         let source = |id: &crate::plan::ArrayId| -> Result<Source, Cause> {
             let array = plan.array(*id);
