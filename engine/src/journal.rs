@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::finished::Finished;
 use crate::plan::{ArrayId, FinalizedPlan, StageId};
 use crate::storage::{StorageError, Store, read_small};
 use crate::task::{Receipt, TaskOutcome};
@@ -35,8 +36,8 @@ struct Pending {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Line {
-    /// The outputs' places are the run's.
-    Begun,
+    /// A process takes the run up, and the outputs' places are the run's: which boot of which machine it is.
+    Begun(String),
     /// A task is finished: stage, task, what it wrote.
     Done(StageId, u64, Vec<Receipt>),
     /// An intermediate was removed, because nobody reads it any more.
@@ -47,15 +48,17 @@ enum Line {
 
 /// What a journal tells of a run.
 #[derive(Debug, Default)]
-pub struct Replay {
-    /// The outputs' places were claimed.
-    pub begun: bool,
-    /// For each stage, finished tasks and what they wrote.
-    pub done: Vec<BTreeMap<u64, Vec<Receipt>>>,
-    /// Removed intermediates, and since when: tasks finished later have written theirs again.
-    pub removed: BTreeMap<ArrayId, Vec<u64>>,
+pub(crate) struct Replay {
+    /// Boots of machines under which processes took the run up; none if the outputs' places never were the run's.
+    pub(crate) begun: Vec<String>,
+    /// For each stage, its finished tasks.
+    pub(crate) finished: Vec<Finished>,
+    /// Removed intermediates, and the tasks that wrote theirs again afterwards.
+    pub(crate) removed: BTreeMap<ArrayId, Finished>,
+    /// One more than the highest epoch so far.
+    pub(crate) epoch: u32,
     /// Objects that were damaged and are ignored.
-    pub damaged: Vec<String>,
+    pub(crate) damaged: Vec<String>,
 }
 
 /// So many bytes wait at most, then they are due whatever the time.
@@ -79,9 +82,9 @@ impl Journal {
         pending.since.get_or_insert_with(Instant::now);
     }
 
-    /// Records that the outputs' places are the run's.
-    pub fn begun(&self) {
-        self.add(&line(&Line::Begun));
+    /// Records that a process under this boot of a machine has taken the run up, and that the outputs' places are the run's.
+    pub fn begun(&self, boot: &str) {
+        self.add(&line(&Line::Begun(boot.to_owned())));
     }
 
     /// Records the finished tasks of an outcome.
@@ -133,15 +136,23 @@ impl Journal {
         result
     }
 
-    /// Reads the journal below a prefix.
+    /// Reads the journal below a prefix. A finished task counts if `holds` says so of what it wrote.
     ///
     /// # Errors
     /// Where storage fails.
-    pub fn read(store: &dyn Store, prefix: &str, plan: &FinalizedPlan) -> Result<Replay, StorageError> {
+    pub(crate) fn read(
+        store: &dyn Store,
+        prefix: &str,
+        plan: &FinalizedPlan,
+        holds: &mut dyn FnMut(&Replay, &[Receipt]) -> bool,
+    ) -> Result<Replay, StorageError> {
         let stages = &plan.plan().stages;
-        let mut replay = Replay { done: stages.iter().map(|_| BTreeMap::new()).collect(), ..Replay::default() };
+        let mut replay = Replay { finished: stages.iter().map(|_| Finished::default()).collect(), ..Replay::default() };
         for name in store.list(&format!("{prefix}/"))? {
             let key = format!("{prefix}/{name}");
+            if let Some(epoch) = name.split('-').next().and_then(|e| e.parse::<u32>().ok()) {
+                replay.epoch = replay.epoch.max(epoch + 1);
+            }
             let Some(bytes) = read_small(store, &key, MAX_OBJECT_BYTES)? else { continue };
             let Some(lines) = lines(&bytes) else {
                 replay.damaged.push(store.place(&key));
@@ -149,20 +160,21 @@ impl Journal {
             };
             for line in lines {
                 match line {
-                    Line::Begun => replay.begun = true,
-                    Line::Done(stage, task, receipts) => {
-                        if stages.get(stage.0).is_some_and(|s| task < s.n_tasks()) {
-                            replay.done[stage.0].insert(task, receipts);
-                            let wrote = |(id, again): (&ArrayId, &mut Vec<u64>)| {
-                                if stages[stage.0].outputs.iter().any(|o| o.array == *id) {
-                                    again.push(task);
+                    Line::Begun(boot) => replay.begun.push(boot),
+                    Line::Done(id, task, receipts) => {
+                        let Some(stage) = stages.get(id.0).filter(|s| task < s.n_tasks()) else { continue };
+                        if holds(&replay, &receipts) {
+                            replay.finished[id.0].insert(task);
+                            let of_it = |(array, again): (&ArrayId, &mut Finished)| {
+                                if stage.outputs.iter().any(|o| o.array == *array) {
+                                    again.insert(task);
                                 }
                             };
-                            replay.removed.iter_mut().for_each(wrote);
+                            replay.removed.iter_mut().for_each(of_it);
                         }
                     }
                     Line::Removed(array) => {
-                        replay.removed.insert(array, Vec::new());
+                        replay.removed.insert(array, Finished::default());
                     }
                     Line::Crc32c(_) => {}
                 }

@@ -188,6 +188,14 @@ impl Store for LocalStore {
         }
     }
 
+    fn size(&self, key: &str) -> Result<Option<u64>, StorageError> {
+        match fs::metadata(self.path(key)) {
+            Ok(metadata) => Ok(metadata.is_file().then(|| metadata.len())),
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+            Err(e) => Err(self.failed(key, "looked at")(e)),
+        }
+    }
+
     fn changed(&self, key: &str) -> Result<Option<SystemTime>, StorageError> {
         let path = self.path(key);
         let found = path.ancestors().find_map(|p| match fs::metadata(p) {

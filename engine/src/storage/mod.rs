@@ -216,6 +216,14 @@ pub trait Store: Send + Sync + fmt::Debug {
         Ok(Some(Lock(None)))
     }
 
+    /// Bytes of an object; `None` if there is no such object, or the store does not tell.
+    ///
+    /// # Errors
+    /// Where the store fails.
+    fn size(&self, _key: &str) -> Result<Option<u64>, StorageError> {
+        Ok(None)
+    }
+
     /// When an object was written, or its folder changed where it is not there, by the store's clock; `None` where the store does not tell.
     ///
     /// # Errors

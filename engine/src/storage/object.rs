@@ -217,6 +217,11 @@ impl Store for ObjectStore {
         Ok(names)
     }
 
+    fn size(&self, key: &str) -> Result<Option<u64>, StorageError> {
+        let (backend, path) = (Arc::clone(&self.backend), self.path(key)?);
+        Ok(self.wait(key, "looked at", async move { backend.head(&path).await })?.map(|meta| meta.size))
+    }
+
     fn changed(&self, key: &str) -> Result<Option<SystemTime>, StorageError> {
         let (backend, path) = (Arc::clone(&self.backend), self.path(key)?);
         let found = self.wait(key, "looked at", async move { backend.head(&path).await })?;
