@@ -93,7 +93,7 @@ fn a_worker_that_always_dies_ends_the_run() {
     let executor = Processes::new(1, "sh", ["-c".to_owned(), script]);
     let error = run(&many_tasks(&place.at("out"), &place.spec()), &place.spec(), &executor, &Workers(|_: &str| {}), &Cancel::default()).unwrap_err();
     let lost =
-        |e: &Error| matches!(e, Error::Run(e) if matches!(e.cause(), RunError::Task { failure, attempts: 3, .. } if failure.kind == FailureKind::Crashed));
+        |e: &Error| matches!(e, Error::Run(e) if matches!(e.cause(), RunError::Task { failure, attempts: 2, .. } if failure.kind == FailureKind::Crashed));
     assert!(lost(&error), "{error:?}");
     assert_eq!(error.exit_code(), ExitCode::Failed, "{error}");
     assert!(tree(place.at("out")).is_empty());
