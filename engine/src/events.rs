@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use crate::driver::RunError;
+use crate::failure::RunError;
 use crate::plan::{FinalizedPlan, StageId};
 use crate::storage::reader::Traffic;
 use crate::task::{TaskFailure, TaskOutcome, TaskRequest};

@@ -45,11 +45,12 @@ pub trait Session: Send + Sync {
     /// What another process needs to go on with this session, as plain data without credentials.
     fn ticket(&self) -> Value;
 
-    /// Finds out whether the outputs' places are still this session's, in another process than the one that has begun it.
+    /// Finds out whether the outputs' places are still this session's, in another process than the one that has begun it. If all tasks are
+    /// `finished`, a part of them may be published already.
     ///
     /// # Errors
     /// Where somebody else has taken one of them since.
-    fn resume(&self, plan: &FinalizedPlan) -> Result<(), SessionError>;
+    fn resume(&self, plan: &FinalizedPlan, finished: bool) -> Result<(), SessionError>;
 
     /// Makes all chunks durable and publishes the outputs, after every task's receipts were checked. Called again, it finishes what a call before
     /// has left undone.
@@ -266,10 +267,10 @@ impl Session for PlainZarr {
         json!({"plain_zarr": {"claim": self.claim}})
     }
 
-    fn resume(&self, plan: &FinalizedPlan) -> Result<(), SessionError> {
+    fn resume(&self, plan: &FinalizedPlan, finished: bool) -> Result<(), SessionError> {
         for target in self.targets(plan)? {
             target.check_unchanged()?;
-            if !target.is_region() && !self.owns(&target)? && !self.is_published(&target)? {
+            if !target.is_region() && !self.owns(&target)? && !(finished && self.is_published(&target)?) {
                 return Err(SessionError::Taken { place: target.store.place(target.path) });
             }
         }

@@ -166,7 +166,7 @@ fn refused(folder: &str, spec: &Spec, verify: bool) -> RunError {
 #[test]
 fn inputs_that_changed_stop_it() {
     let place = Place::new();
-    let (spec, folder) = interrupted(&place, "out", 20);
+    let (spec, folder) = interrupted(&place, "out", 5);
     // A chunk that is written anew is found where chunks are looked at, even if it keeps its time.
     let chunk = place.at("x/c/29/0");
     let (bytes, modified) = (fs::read(&chunk).unwrap(), fs::metadata(&chunk).unwrap().modified().unwrap());
@@ -191,8 +191,8 @@ fn inputs_that_changed_stop_it() {
 #[test]
 fn places_that_another_run_has_taken_stop_it() {
     let place = Place::new();
-    let (spec, folder) = interrupted(&place, "out", 20);
-    let (_, second) = interrupted(&place, "out", 30);
+    let (spec, folder) = interrupted(&place, "out", 5);
+    let (_, second) = interrupted(&place, "out", 25);
     let error = refused(&folder, &spec, false);
     assert!(matches!(error.cause(), RunError::Session(SessionError::Taken { .. })), "{error}");
     resume(&second, &spec, &Serial, &Counting::default()).unwrap();
@@ -276,7 +276,7 @@ fn what_is_lost_or_damaged_is_computed_again() {
     for (i, (what, damage)) in damages.into_iter().enumerate() {
         for executor in [&Threads::new(2) as &dyn Executor, &processes(2)] {
             let name = format!("case-{i}-{}", executor.name());
-            let (spec, folder) = interrupted(&place, &name, 62);
+            let (spec, folder) = interrupted(&place, &name, 24);
             damage(&folder);
             let counting = Counting::default();
             let report = resume(&folder, &spec, executor, &counting).unwrap_or_else(|e| panic!("{what}: {e}"));
@@ -284,6 +284,34 @@ fn what_is_lost_or_damaged_is_computed_again() {
             assert_eq!(report.recomputed, counting.recomputed.load(Ordering::Relaxed));
             assert!(both(&place, &name) == expect, "{what}");
         }
+    }
+}
+
+/// What the lost chunks were made from was removed long ago: it is made again, too.
+#[test]
+fn what_was_removed_is_made_again_where_it_is_needed() {
+    let place = Place::new();
+    let plan = |name: &str, spec: &Spec| {
+        let y = [[600, 20], [20, 400], [600, 40]].iter().fold(input(&place), |x, chunks| x.rechunk(chunks).unwrap() * 2.0);
+        let planned = freestone::plan(&[Target::array(&y, &place.at(name)).codec(CodecName::None)], spec).unwrap();
+        assert!(planned.plan().plan().stages.len() >= 3, "{}", planned.plan());
+        planned
+    };
+    let spec = crate::intermediates::without_room(&place.spec(), &plan("expect", &place.spec()), 2);
+    freestone::run(&plan("expect", &spec), &spec, &Serial).unwrap();
+    for executor in [&Threads::new(2) as &dyn Executor, &processes(2)] {
+        let planned = plan(executor.name(), &spec);
+        let tasks: Vec<u64> = planned.plan().plan().stages.iter().map(|s| s.n_tasks()).collect();
+        let before_last: u64 = tasks[..tasks.len() - 1].iter().sum();
+        let stopped = Counting { cancel_after: Some(before_last + 2), ..Counting::default() };
+        let Err(Error::Run(error)) = run(&planned, &spec, &Serial, &stopped) else { panic!("it is cancelled") };
+        let folder = error.kept().unwrap();
+        let arrays = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir() && !p.ends_with("journal")).collect::<Vec<_>>();
+        assert_eq!(arrays.len(), 1, "the first intermediates are gone: {arrays:?}");
+        fs::remove_dir_all(&arrays[0]).unwrap();
+        let report = resume(folder, &spec, executor, &Counting::default()).unwrap();
+        assert!(report.recomputed > tasks[0], "{report}");
+        assert!(tree(place.at(executor.name())) == tree(place.at("expect")));
     }
 }
 
