@@ -163,10 +163,10 @@ impl<'a> Drive<'a> {
             kernels: Arc::new(run.kernels.clone()),
             cancel: stop.clone(),
         };
-        let journal = Journal::new(Arc::clone(work), address.journal(), epoch);
+        let journal = resumable.then(|| Journal::new(Arc::clone(work), address.journal(), epoch));
         let started = run.executor.check(&context).map_err(RunError::from).and_then(|()| {
             again_session(begin)?;
-            if resumable {
+            if let Some(journal) = &journal {
                 journal.begun(&machine::boot_id());
                 again(|| journal.flush(|| Ok(()))).map_err(RunError::Work)?;
             }
@@ -181,7 +181,7 @@ impl<'a> Drive<'a> {
         }
         let (start, cpu) = (Instant::now(), machine::process_cpu_ns());
         let tell = |event: &Event<'_>| run.observers.iter().for_each(|o| o.on(event));
-        let queue = Queue::new(plan, run, *local, projection.tasks, Folder { between: &*between, name: folder, journal: &journal }, stop, before);
+        let queue = Queue::new(plan, run, *local, projection.tasks, Folder { between: &*between, name: folder, journal: journal.as_ref() }, stop, before);
         let finished = queue.finished_tasks();
         let projected_bytes = if local.shared { projection.total() } else { plan.projected_mem() };
         let slots = run.executor.slots();
@@ -200,7 +200,7 @@ impl<'a> Drive<'a> {
                 _ => Ok(()),
             })
         };
-        let executed = keep(&queue, &journal, run.spec.deadline, resumable, &|| flush(true), || run.executor.run(&context, &queue));
+        let executed = keep(&queue, journal.as_ref(), run.spec.deadline, &|| flush(true), || run.executor.run(&context, &queue));
         // What a run that goes well has left between its stages is not needed any more.
         let whole = executed.is_ok() && queue.is_done();
         let flushed = if resumable { again(|| flush(!whole)) } else { Ok(()) };
@@ -272,9 +272,8 @@ impl<'a> Drive<'a> {
 /// Runs something while a thread looks after the run: it has the journal written, and ends the run at its deadline.
 fn keep<T>(
     queue: &Queue<'_>,
-    journal: &Journal,
+    journal: Option<&Journal>,
     deadline: Option<Duration>,
-    resumable: bool,
     flush: &(dyn Fn() -> Result<(), StorageError> + Sync),
     run: impl FnOnce() -> T,
 ) -> T {
@@ -291,9 +290,7 @@ fn keep<T>(
                 if let Some(limit) = deadline.filter(|d| start.elapsed() > *d) {
                     queue.fail(RunError::Deadline(limit));
                 }
-                let is_due = journal.is_due(FLUSH_EVERY) || queue.has_to_remove();
-                if resumable
-                    && is_due
+                if journal.is_some_and(|j| j.is_due(FLUSH_EVERY) || queue.has_to_remove())
                     && let Err(error) = again(flush)
                 {
                     queue.fail(RunError::Work(error));

@@ -41,7 +41,8 @@ pub(super) struct Folder<'a> {
     /// Where intermediates are: the work directory, or a memory tier over it.
     pub(super) between: &'a dyn Store,
     pub(super) name: &'a str,
-    pub(super) journal: &'a Journal,
+    /// None where nothing could be resumed.
+    pub(super) journal: Option<&'a Journal>,
 }
 
 /// The tasks that are left, and what is known of those that are not.
@@ -198,7 +199,9 @@ impl<'a> Queue<'a> {
             state.stages.iter_mut().for_each(|s| s.journaled |= s.started);
             state.removing.iter().map(|id| self.plan.plan().array(*id).name.clone()).collect()
         };
-        self.folder.journal.flush(|| save(&|array| leaving.iter().any(|l| l == array)))?;
+        if let Some(journal) = self.folder.journal {
+            journal.flush(|| save(&|array| leaving.iter().any(|l| l == array)))?;
+        }
         let superseded = {
             let mut state = self.lock();
             // One that was asked for again stays.
@@ -396,7 +399,9 @@ impl<'a> Queue<'a> {
             let is_there = state.removed.get(id).is_none_or(|again| again.count() > 0) && !state.removing.contains(id);
             plan.array(*id).place == Place::Work && is_there && self.is_read_by_all(state, *id)
         });
-        read.iter().for_each(|id| self.folder.journal.removed(*id));
+        if let Some(journal) = self.folder.journal {
+            read.iter().for_each(|id| journal.removed(*id));
+        }
         let (later, now): (Vec<ArrayId>, Vec<ArrayId>) = read.into_iter().partition(|id| self.writers[id.0].is_some_and(|w| state.stages[w.0.0].journaled));
         state.removing.extend(later);
         now.iter().for_each(|id| drop(state.removed.insert(*id, Finished::default())));
@@ -551,8 +556,8 @@ impl TaskSource for Queue<'_> {
     fn finished(&self, outcome: TaskOutcome) {
         let id = outcome.request.stage;
         let checked = self.check_receipts(&outcome);
-        if checked.is_ok() {
-            self.folder.journal.done(&outcome);
+        if let (Ok(()), Some(journal)) = (&checked, self.folder.journal) {
+            journal.done(&outcome);
         }
         let mut told = Told::default();
         let mut superseded = Vec::new();
