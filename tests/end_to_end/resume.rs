@@ -234,7 +234,7 @@ fn one_process_at_a_time() {
 fn what_is_lost_or_damaged_is_computed_again() {
     type Damage = fn(&str);
     fn intermediates(folder: &str) -> Vec<std::path::PathBuf> {
-        let arrays = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir() && !p.ends_with("journal"));
+        let arrays = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir() && !p.ends_with("journal") && !p.ends_with("kept"));
         let mut chunks: Vec<_> = arrays.flat_map(|a| fs::read_dir(a).unwrap().map(|e| e.unwrap().path())).collect();
         chunks.sort();
         assert!(chunks.len() > 3, "{chunks:?}");
@@ -306,7 +306,11 @@ fn what_was_removed_is_made_again_where_it_is_needed() {
         let stopped = Counting { cancel_after: Some(before_last + 2), ..Counting::default() };
         let Err(Error::Run(error)) = run(&planned, &spec, &Serial, &stopped) else { panic!("it is cancelled") };
         let folder = error.kept().unwrap();
-        let arrays = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir() && !p.ends_with("journal")).collect::<Vec<_>>();
+        let arrays = fs::read_dir(folder)
+            .unwrap()
+            .map(|e| e.unwrap().path())
+            .filter(|p| p.is_dir() && !p.ends_with("journal") && !p.ends_with("kept"))
+            .collect::<Vec<_>>();
         assert_eq!(arrays.len(), 1, "the first intermediates are gone: {arrays:?}");
         fs::remove_dir_all(&arrays[0]).unwrap();
         let report = resume(folder, &spec, executor, &Counting::default()).unwrap();
