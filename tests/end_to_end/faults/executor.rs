@@ -110,6 +110,8 @@ struct FaultSource<'a> {
 #[derive(Default)]
 struct Between {
     running: HashMap<u64, TaskRequest>,
+    /// Slots that are taken, by whatever is under way as the driver sees it, and by who asks for a request just now.
+    taken: usize,
     /// Outcomes that are held back, and after how many others each is let go.
     held: VecDeque<(TaskOutcome, u64)>,
     delivered: u64,
@@ -182,6 +184,7 @@ impl FaultSource<'_> {
             self.source.finished(outcome);
             let mut state = self.state.lock().unwrap();
             state.delivered += 1;
+            state.taken -= 1;
             let due = state.held.iter().position(|(_, after)| *after <= state.delivered);
             next = due.and_then(|at| state.held.remove(at)).map(|(outcome, _)| outcome);
         }
@@ -193,9 +196,25 @@ impl FaultSource<'_> {
         if state.running.is_empty() { state.held.pop_front().map(|(outcome, _)| outcome) } else { None }
     }
 
-    fn is_full(&self) -> bool {
-        let state = self.state.lock().unwrap();
-        !state.held.is_empty() && state.held.len() + state.running.len() >= self.executor.slots()
+    /// Asks the driver, unless all slots are taken: what is held back has one.
+    fn ask(&self) -> Next {
+        {
+            let mut state = self.state.lock().unwrap();
+            if state.taken >= self.executor.slots() {
+                return Next::Wait;
+            }
+            state.taken += 1;
+        }
+        let next = self.source.try_next();
+        let mut state = self.state.lock().unwrap();
+        match &next {
+            Next::Run(request) => {
+                self.executor.account.lock().unwrap().handed_out(request);
+                state.running.insert(request.id, request.clone());
+            }
+            _ => state.taken -= 1,
+        }
+        next
     }
 }
 
@@ -209,17 +228,14 @@ impl TaskSource for FaultSource<'_> {
                     return Next::Run(request);
                 }
             }
-            let next = if self.is_full() { Next::Wait } else { self.source.try_next() };
-            match next {
-                Next::Run(request) => {
-                    self.executor.account.lock().unwrap().handed_out(&request);
-                    if let Some(outcome) = self.nothing_done(&request) {
+            match self.ask() {
+                Next::Run(request) => match self.nothing_done(&request) {
+                    Some(outcome) => {
+                        self.state.lock().unwrap().running.remove(&request.id);
                         self.deliver(outcome);
-                        continue;
                     }
-                    self.state.lock().unwrap().running.insert(request.id, request.clone());
-                    return Next::Run(request);
-                }
+                    None => return Next::Run(request),
+                },
                 other => match self.let_go() {
                     Some(outcome) => self.deliver(outcome),
                     None => return other,

@@ -27,7 +27,7 @@ impl Program {
         let mut pool: Vec<Pair> = (0..1 + chance.below(2) as usize)
             .map(|number| {
                 let rank = 1 + chance.below(3);
-                let axes = (0..rank).map(|_| axis(&mut chance, if rank == 3 { 10 } else { 30 })).collect();
+                let axes = (0..rank).map(|_| axis(&mut chance, [400, 60, 16][rank as usize - 1])).collect();
                 let mut pair = stored(&Input { axes, dtype: chance.below(DTYPES.len() as u64) as usize, seed: chance.next() }, number, &store);
                 add_checksums(&format!("{inputs}/input-{number}"));
                 pair.lazy = freestone::open_in(&store, &format!("input-{number}")).unwrap();
@@ -35,7 +35,7 @@ impl Program {
             })
             .collect();
         let n_inputs = pool.len();
-        let steps: Vec<Step> = (0..3 + chance.below(6)).map(|_| step(&mut chance)).collect();
+        let steps: Vec<Step> = (0..4 + chance.below(6)).map(|_| step(&mut chance)).collect();
         let names = apply_all(&mut pool, &steps);
         let made = if pool.len() > n_inputs { &pool[n_inputs..] } else { &pool[..1] };
         let n_results = 1 + chance.below(3) as usize;
@@ -44,7 +44,7 @@ impl Program {
         if results.is_empty() {
             results.push(("result-0".into(), pool[0].clone(), cut(&pool[0], &mut chance)));
         }
-        Program { results, names, parallelism: chance.pick(&[1, 3, 16]), codec: chance.pick(&[CodecName::None, CodecName::Zstd(0), CodecName::Lz4]) }
+        Program { results, names, parallelism: chance.pick(&[3, 16, 64]), codec: chance.pick(&[CodecName::None, CodecName::Zstd(0), CodecName::Lz4]) }
     }
 
     /// All results into one group.
@@ -62,12 +62,12 @@ impl Program {
 
 /// Length and chunk.
 fn axis(chance: &mut Chance, most: u64) -> (u64, u64) {
-    let n = 1 + chance.below(most);
-    (n, (n / (1 + chance.below(7))).max(1))
+    let n = most / 4 + 1 + chance.below(most);
+    (n, (n / (1 + chance.below(8))).max(1))
 }
 
 fn cut(pair: &Pair, chance: &mut Chance) -> Vec<u64> {
-    pair.whole.shape().iter().map(|n| (*n as u64 / (1 + chance.below(6))).max(1).min((*n as u64).max(1))).collect()
+    pair.whole.shape().iter().map(|n| (*n as u64 / (1 + chance.below(9))).max(1)).collect()
 }
 
 fn step(chance: &mut Chance) -> Step {
@@ -104,7 +104,7 @@ fn the_checksum_is_castagnolis() {
 #[test]
 fn plans_have_stages_intermediates_and_several_results() {
     let (mut stages, mut tasks, mut many) = (Vec::new(), Vec::new(), 0);
-    for seed in 0..40 {
+    for seed in 0..60 {
         let place = crate::support::Place::quick();
         let program = Program::new(seed, &place.at("inputs"));
         let (planned, _) = program.plan(&place.at("results"), &place.spec());
@@ -116,5 +116,5 @@ fn plans_have_stages_intermediates_and_several_results() {
     stages.sort_unstable();
     tasks.sort_unstable();
     println!("stages {stages:?}\ntasks {tasks:?}\nseveral results {many}");
-    assert!(stages[20] >= 2 && stages[35] >= 4 && tasks[20] >= 20 && many >= 10);
+    assert!(stages[30] >= 2 && stages[50] >= 4 && tasks[30] >= 30 && many >= 20);
 }

@@ -1,6 +1,7 @@
 //! A store that fails.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -23,7 +24,6 @@ pub enum Holds {
 ///
 /// It keeps the contract of [`Store`] but for [`Fault::Torn`], which leaves a part of an object as a crash may where no rename protects it, and the
 /// three that no store admits: [`Fault::CorruptWrite`], [`Fault::CorruptRead`], [`Fault::Dropped`].
-#[derive(Debug)]
 pub struct FaultStore {
     inner: Arc<dyn Store>,
     holds: Holds,
@@ -33,6 +33,16 @@ pub struct FaultStore {
     /// Bytes that were written, and how many may be, by part.
     full: Vec<(Part, u64)>,
     written: AtomicU64,
+    watcher: Option<Watcher>,
+}
+
+/// Is called before every request, with what is asked and for which key, and after a write, which is `wrote` then.
+type Watcher = Box<dyn Fn(&str, &str) + Send + Sync>;
+
+impl fmt::Debug for FaultStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FaultStore").field("inner", &self.inner).field("holds", &self.holds).finish_non_exhaustive()
+    }
 }
 
 const PARTS: [Part; 5] = [Part::Intermediates, Part::Journal, Part::Outputs, Part::Documents, Part::Inputs];
@@ -41,7 +51,12 @@ impl FaultStore {
     pub fn new(inner: Arc<dyn Store>, holds: Holds, faults: Arc<Faults>) -> FaultStore {
         let room = |part: &Part| faults.strikes(Fault::NoSpace, *part, "", 0).map(|bits| (*part, 1 << (6 + bits % 10)));
         let full = PARTS.iter().filter_map(room).collect();
-        FaultStore { inner, holds, faults, tries: Mutex::default(), full, written: AtomicU64::new(0) }
+        FaultStore { inner, holds, faults, tries: Mutex::default(), full, written: AtomicU64::new(0), watcher: None }
+    }
+
+    /// A store without faults of its own, at which somebody looks.
+    pub fn watched(inner: Arc<dyn Store>, holds: Holds, watcher: impl Fn(&str, &str) + Send + Sync + 'static) -> FaultStore {
+        FaultStore { watcher: Some(Box::new(watcher)), ..FaultStore::new(inner, holds, Arc::new(Faults::new(0, Vec::new()))) }
     }
 
     fn part(&self, key: &str) -> Part {
@@ -56,6 +71,9 @@ impl FaultStore {
     }
 
     fn request(&self, action: &'static str, key: &str) -> Request<'_> {
+        if let Some(watcher) = &self.watcher {
+            watcher(action, key);
+        }
         let name = if self.holds == Holds::Work { key.split_once('/').map_or("", |(_, rest)| rest) } else { key };
         let what = format!("{action} {name}");
         let attempt = {
@@ -195,6 +213,9 @@ impl Store for FaultStore {
         let mut corrupt = bytes.to_vec();
         request.corrupt(Fault::CorruptWrite, &mut corrupt);
         self.inner.write(key, &corrupt)?;
+        if let Some(watcher) = &self.watcher {
+            watcher("wrote", key);
+        }
         request.drops()?;
         if request.strikes(Fault::LostResponse).is_some() {
             return Err(request.transient(Fault::LostResponse));
