@@ -91,7 +91,7 @@ impl Executor for FaultExecutor {
         let ran = self.inner.run(context, &between);
         let state = between.state.into_inner().unwrap();
         let mut account = self.account.lock().unwrap();
-        if !(state.running.is_empty() && state.held.is_empty() && account.under_way.is_empty()) {
+        if !(state.running.is_empty() && state.held.is_empty() && state.late.is_empty() && account.under_way.is_empty()) {
             let left = format!("the executor returned with requests under way: {:?}", account.under_way);
             account.violations.push(left);
         }
@@ -112,13 +112,27 @@ struct Between {
     running: HashMap<u64, TaskRequest>,
     /// Slots that are taken, by whatever is under way as the driver sees it, and by who asks for a request just now.
     taken: usize,
-    /// Outcomes that are held back, and after how many others each is let go.
-    held: VecDeque<(TaskOutcome, u64)>,
+    held: VecDeque<Held>,
     delivered: u64,
     /// Requests that are to be run once more.
     again: VecDeque<TaskRequest>,
     twice: BTreeSet<u64>,
+    /// Requests that came back, and are to be run once more after so many outcomes; and those which run.
+    late: VecDeque<(TaskRequest, u64)>,
+    late_running: BTreeSet<u64>,
 }
+
+/// An outcome that is held back.
+struct Held {
+    outcome: TaskOutcome,
+    /// It is let go after so many outcomes.
+    after: u64,
+    /// Or when this often there was nothing else to do.
+    waits: u64,
+}
+
+/// Answers of [`Next::Wait`] for which an outcome is held back until there is a backup: some seconds.
+const WAITS_FOR_BACKUP: u64 = 150;
 
 fn name(request: &TaskRequest) -> String {
     format!("{}/{}+{}", request.stage.0, request.first, request.count)
@@ -185,15 +199,34 @@ impl FaultSource<'_> {
             let mut state = self.state.lock().unwrap();
             state.delivered += 1;
             state.taken -= 1;
-            let due = state.held.iter().position(|(_, after)| *after <= state.delivered);
-            next = due.and_then(|at| state.held.remove(at)).map(|(outcome, _)| outcome);
+            let due = state.held.iter().position(|h| h.after <= state.delivered);
+            next = due.and_then(|at| state.held.remove(at)).map(|h| h.outcome);
         }
     }
 
-    /// What is held back takes a slot; it is let go where nothing else is under way.
+    /// What is held back is let go where nothing else is under way, sooner or later.
     fn let_go(&self) -> Option<TaskOutcome> {
         let mut state = self.state.lock().unwrap();
-        if state.running.is_empty() { state.held.pop_front().map(|(outcome, _)| outcome) } else { None }
+        if !state.running.is_empty() {
+            return None;
+        }
+        let first = state.held.front_mut()?;
+        first.waits = first.waits.saturating_sub(1);
+        if first.waits == 0 { state.held.pop_front().map(|h| h.outcome) } else { None }
+    }
+
+    /// A request that is to be run once more.
+    fn once_more(&self, is_over: bool) -> Option<TaskRequest> {
+        let mut state = self.state.lock().unwrap();
+        if let Some(request) = state.again.pop_front() {
+            state.running.insert(request.id, request.clone());
+            return Some(request);
+        }
+        let delivered = state.delivered;
+        let due = state.late.iter().position(|(_, after)| is_over || *after <= delivered)?;
+        let (request, _) = state.late.remove(due)?;
+        state.late_running.insert(request.id);
+        Some(request)
     }
 
     /// Asks the driver, unless all slots are taken: what is held back has one.
@@ -210,6 +243,10 @@ impl FaultSource<'_> {
         match &next {
             Next::Run(request) => {
                 self.executor.account.lock().unwrap().handed_out(request);
+                let delivered = state.delivered;
+                let repeated = state.held.iter_mut().find(|h| Some(h.outcome.request.id) == request.backup_of);
+                // After the backup, or after whatever comes before it.
+                repeated.into_iter().for_each(|h| h.after = delivered + 1 + request.id % 2);
                 state.running.insert(request.id, request.clone());
             }
             _ => state.taken -= 1,
@@ -221,12 +258,8 @@ impl FaultSource<'_> {
 impl TaskSource for FaultSource<'_> {
     fn try_next(&self) -> Next {
         loop {
-            {
-                let mut state = self.state.lock().unwrap();
-                if let Some(request) = state.again.pop_front() {
-                    state.running.insert(request.id, request.clone());
-                    return Next::Run(request);
-                }
+            if let Some(request) = self.once_more(false) {
+                return Next::Run(request);
             }
             match self.ask() {
                 Next::Run(request) => match self.nothing_done(&request) {
@@ -236,10 +269,15 @@ impl TaskSource for FaultSource<'_> {
                     }
                     None => return Next::Run(request),
                 },
-                other => match self.let_go() {
-                    Some(outcome) => self.deliver(outcome),
-                    None => return other,
-                },
+                other => {
+                    if let Some(outcome) = self.let_go() {
+                        self.deliver(outcome);
+                    } else if let Some(request) = self.once_more(other == Next::Stop) {
+                        return Next::Run(request);
+                    } else {
+                        return other;
+                    }
+                }
             }
         }
     }
@@ -252,6 +290,9 @@ impl TaskSource for FaultSource<'_> {
         let request = outcome.request.clone();
         {
             let mut state = self.state.lock().unwrap();
+            if state.late_running.remove(&request.id) {
+                return;
+            }
             if state.running.remove(&request.id).as_ref() != Some(&request) {
                 self.executor.account.lock().unwrap().violations.push(format!("the executor gave {request:?} back, which it did not have"));
             }
@@ -266,14 +307,22 @@ impl TaskSource for FaultSource<'_> {
             std::thread::sleep(Duration::from_micros(100 + bits % 3000));
         }
         let outcome = self.changed(outcome);
-        if let Some(bits) = self.strikes(Fault::Straggler, &request)
-            && self.executor.slots() > 1
-        {
-            self.fired(Fault::Straggler, &request);
+        for (fault, waits) in [(Fault::Straggler, 1), (Fault::Stuck, WAITS_FOR_BACKUP)] {
+            if let Some(bits) = self.strikes(fault, &request)
+                && self.executor.slots() > 1
+            {
+                self.fired(fault, &request);
+                let mut state = self.state.lock().unwrap();
+                let after = if fault == Fault::Straggler { state.delivered + 1 + bits % 6 } else { u64::MAX };
+                state.held.push_back(Held { outcome, after, waits });
+                return;
+            }
+        }
+        if let Some(bits) = self.strikes(Fault::LateTwin, &request) {
+            self.fired(Fault::LateTwin, &request);
             let mut state = self.state.lock().unwrap();
-            let after = state.delivered + 1 + bits % 6;
-            state.held.push_back((outcome, after));
-            return;
+            let after = state.delivered + 1 + bits % 12;
+            state.late.push_back((request, after));
         }
         self.deliver(outcome);
     }

@@ -68,8 +68,8 @@ impl Moment {
 
 /// Some hundred tasks: there and back between rows and columns, a sum, and a result that is all fill values.
 fn plan(folder: &str, results: &str) -> (Planned, Spec) {
-    let x = freestone::random_uniform(&[1280, 96], 0.5, 1.0, 7, DType::Float64, &[16, 96]).unwrap();
-    let columns = x.rechunk(&[1280, 2]).unwrap() * 2.0;
+    let x = freestone::random_uniform(&[2560, 96], 0.5, 1.0, 7, DType::Float64, &[16, 96]).unwrap();
+    let columns = x.rechunk(&[2560, 2]).unwrap() * 2.0;
     let rows = columns.rechunk(&[16, 96]).unwrap() + 1.0;
     let zeros = &rows * 0.0;
     let group = format!("{folder}/{results}");
@@ -336,7 +336,8 @@ fn total(planned: &Planned) -> u64 {
 
 /// In each quarter at four places, and four between the last task and the commit's end.
 fn moments(total: u64, in_chunks: bool) -> Vec<Moment> {
-    let tasks = (0..16).map(|i| (i, (2 * i + 1) * total / 32));
+    // Requests have up to a dozen tasks: each of them stays inside its quarter.
+    let tasks = (0..16).map(|i| (i, i / 4 * total / 4 + i % 4 * total / 23 + total / 80));
     let during = tasks.map(|(i, n)| if in_chunks && i % 2 == 1 { Moment::Chunk(n) } else { Moment::Tasks(n) });
     during.chain([Moment::StagesEnded, Moment::Flush, Moment::Published(0), Moment::Published(1)]).collect()
 }
@@ -350,7 +351,7 @@ fn a_killed_driver_publishes_nothing_and_can_be_followed() {
 fn check_bar(on: &str, in_chunks: bool) {
     let place = Place::quick();
     let total = total(&plan(&place.at("x"), "results").0);
-    let histogram = check_all(on, &moments(total, in_chunks), 30);
+    let histogram = check_all(on, &moments(total, in_chunks), 40);
     assert!(total >= 200 && histogram[..4].iter().all(|n| *n >= 4) && histogram[4] >= 3, "{total} tasks, {histogram:?}");
 }
 

@@ -54,8 +54,12 @@ pub enum Fault {
     TimedOut,
     /// The worker took too much memory, and nothing was done.
     OutOfMemory,
-    /// The request is run twice, and comes back once.
+    /// The request is run twice, and comes back once, after the second time.
     Twice,
+    /// The request is run once more after it has come back, as when an attempt that was given up goes on.
+    LateTwin,
+    /// An outcome is held back until a backup of its request is handed out, or for long.
+    Stuck,
     // Of processes and their files.
     /// A worker process is killed.
     Sigkill,
@@ -73,7 +77,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    pub const ALL: [Fault; 24] = [
+    pub const ALL: [Fault; 26] = [
         Fault::Delay,
         Fault::Transient,
         Fault::Throttled,
@@ -92,6 +96,8 @@ impl Fault {
         Fault::TimedOut,
         Fault::OutOfMemory,
         Fault::Twice,
+        Fault::LateTwin,
+        Fault::Stuck,
         Fault::Sigkill,
         Fault::Sigsegv,
         Fault::FlippedFile,

@@ -29,6 +29,8 @@ use crate::values::computed;
 
 /// What the driver can do by now; the model asks no more of it.
 pub const FINDS_DAMAGED_INTERMEDIATES: bool = false;
+pub const ENDURES_LATE_WRITERS: bool = false;
+pub const MAKES_BACKUPS: bool = false;
 
 /// Goes on with a run that did not end, in the process that calls: the one place that changes when the driver can.
 pub fn resume(_work_dir: &str, _run: &str, _spec: &Spec, _executor: &dyn Executor, _options: &Options<'_>) -> Option<Result<RunReport, Error>> {
@@ -87,7 +89,9 @@ const ON_REQUESTS: &[(Fault, &[Part])] = &[
 fn menu(on: On) -> Vec<(Fault, &'static [Part])> {
     let damages = if FINDS_DAMAGED_INTERMEDIATES { [DAMAGES, DAMAGES_TO_FILES][usize::from(on == On::Processes)] } else { &[][..] };
     let own = if on == On::Threads { ON_THREADS } else { ON_PROCESSES };
-    [own, ON_REQUESTS, damages].concat()
+    let late: &[(Fault, &[Part])] = if ENDURES_LATE_WRITERS { &[(Fault::LateTwin, &[Part::Requests])] } else { &[] };
+    let stuck: &[(Fault, &[Part])] = if MAKES_BACKUPS && on == On::Processes { &[(Fault::Stuck, &[Part::Requests])] } else { &[] };
+    [own, ON_REQUESTS, damages, late, stuck].concat()
 }
 
 /// What happens in one case. Each fault of the menu leads in turn; others come with it.
@@ -103,7 +107,8 @@ fn rules(on: On, seed: u64) -> Vec<Rule> {
             (Fault::NoSpace, 0) => &[1.0],
             (_, 0) if for_good => &[0.02, 0.1],
             _ if for_good => &[0.005],
-            (_, 0) => &[0.03, 0.1, 0.25],
+            (Fault::Stuck, _) => &[0.02],
+            (_, 0) => &[0.05, 0.15, 0.3],
             _ => &[0.01, 0.05],
         };
         let rate = chance.pick(rates);
@@ -243,6 +248,9 @@ struct Tally {
     ended: BTreeMap<String, u64>,
     cases: u64,
     left_over: u64,
+    backups: [u64; 2],
+    recomputed: u64,
+    resumed: u64,
 }
 
 /// Files that a killed worker had begun to write: no part of the results, and hidden.
@@ -328,12 +336,17 @@ fn check_case(on: On, seed: u64, tally: &Mutex<Tally>) {
                 let mut found = tree(&group);
                 found.retain(|name, _| !is_part(name));
                 same_files(&expect, &found).unwrap_or_else(|why| panic!("the run was resumed, and {why}\n{}", about()));
+                tally.lock().unwrap().resumed += 1;
             }
         }
     }
     let mut tally = tally.lock().unwrap();
     tally.cases += 1;
     faults.counts().into_iter().for_each(|(fault, n)| *tally.fired.entry(fault).or_default() += n);
+    if let Ok(report) = &ran {
+        tally.recomputed += report.recomputed;
+        (0..2).for_each(|i| tally.backups[i] += report.backups[i]);
+    }
     let ended = match &ran {
         Ok(report) if report.retries > 0 => "well, after retries".into(),
         Ok(_) => "well".into(),
@@ -411,6 +424,7 @@ fn check(on: On, default_cases: u64, all_must_fire: bool) {
     let tally = tally.into_inner().unwrap();
     println!("{} cases on {on:?}", tally.cases);
     tally.ended.iter().for_each(|(how, n)| println!("  ended {how:<28} {n:>6}"));
+    println!("  backups made and first {:?}, tasks computed again {}, runs resumed {}", tally.backups, tally.recomputed, tally.resumed);
     println!("  files that killed workers had begun, left beside results: {}", tally.left_over);
     let expected: BTreeSet<Fault> = menu(on).iter().map(|(fault, _)| *fault).chain([Fault::Cancelled]).collect();
     let fired = |fault: Fault| tally.fired.iter().filter(|((f, _), _)| *f == fault).map(|(_, n)| n).sum::<u64>();
@@ -421,6 +435,8 @@ fn check(on: On, default_cases: u64, all_must_fire: bool) {
     if all_must_fire && replayed.is_none() {
         let never: Vec<&Fault> = expected.iter().filter(|f| fired(**f) == 0).collect();
         assert!(never.is_empty(), "these never fired: {never:?}");
+        assert!(!FINDS_DAMAGED_INTERMEDIATES || tally.recomputed > 0, "nothing was computed again");
+        assert!(!MAKES_BACKUPS || on == On::Threads || tally.backups[0] > 0, "no backup was made");
     }
 }
 
