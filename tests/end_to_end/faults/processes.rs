@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use freestone::engine::events::{Event, Observer};
@@ -57,7 +57,8 @@ impl Observer for Killer {
                 continue;
             }
             let victim = seen[bits as usize % seen.len()];
-            if Command::new("kill").args([signal, &victim.to_string()]).status().unwrap().success() {
+            // It may end by itself just now.
+            if Command::new("kill").args([signal, &victim.to_string()]).stderr(Stdio::null()).status().unwrap().success() {
                 self.faults.fired(fault, Part::Requests, &format!("worker {victim}, when {what} had come back"));
             }
         }
