@@ -10,6 +10,7 @@
 pub mod driver;
 pub mod events;
 pub mod executor;
+mod finished;
 mod flat;
 pub mod graph;
 pub mod grid;

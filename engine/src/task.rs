@@ -101,7 +101,7 @@ pub enum FailureKind {
         /// The array.
         array: ArrayId,
         /// The place, in C order, of the object.
-        chunk: u64,
+        object: u64,
     },
     /// An object is damaged or of another kind.
     BadInput,
@@ -175,7 +175,7 @@ pub(crate) fn cause_of_chunk(error: &ChunkError) -> Cause {
         ChunkError::Storage(e) => kind_of_storage(e),
         ChunkError::Codec { error: CodecError::Overrun(_), .. } | ChunkError::Overrun(_) => FailureKind::Overrun,
         ChunkError::Codec { .. } => FailureKind::BadInput,
-        ChunkError::Own { array, chunk, .. } => FailureKind::Damaged { array: ArrayId(*array), chunk: *chunk },
+        ChunkError::Own { array, object, .. } => FailureKind::Damaged { array: ArrayId(*array), object: *object },
     };
     (kind, error.to_string())
 }

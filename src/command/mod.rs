@@ -1,11 +1,13 @@
 //! The subcommands, one file each; `report` says what a plan is and what a run took, `output` where results go.
 
+pub(crate) mod clean;
 pub(crate) mod compute;
 pub(crate) mod functions;
 pub(crate) mod info;
 mod output;
 pub(crate) mod rechunk;
 mod report;
+pub(crate) mod resume;
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -65,14 +67,19 @@ fn execute(targets: &[Target], limits: &Limits, mode: Mode<'_>) -> Result<(), Fa
     }
     // With JSON, one object is all that is said.
     let said = if mode.json { Ok(()) } else { say(&planned.plan().to_string()) };
-    let cancel = Cancel::default();
-    let asked = cancel.clone();
-    // The first request ends cleanly, the second at once.
-    let handler = move || if asked.is_cancelled() { process::exit(ExitCode::Interrupted as i32) } else { asked.cancel() };
-    ctrlc::set_handler(handler).map_err(|e| Failure::Usage(e.to_string()))?;
+    let cancel = interruptible()?;
     let progress = Progress::new();
     let report = freestone::run_with(&planned, &spec, &*executor, &Options { observers: &[&progress], cancel, ..Options::default() })?;
     // The work is done; that nobody hears of it is no failure.
     let _ = said.and_then(|()| say(&if mode.json { report::run(&report).to_string() } else { report.to_string() }));
     Ok(())
+}
+
+/// What is cancelled when somebody asks this process to stop, by Ctrl-C or otherwise: the first request ends cleanly, the second at once.
+fn interruptible() -> Result<Cancel, Failure> {
+    let cancel = Cancel::default();
+    let asked = cancel.clone();
+    let handler = move || if asked.is_cancelled() { process::exit(ExitCode::Interrupted as i32) } else { asked.cancel() };
+    ctrlc::set_handler(handler).map_err(|e| Failure::Usage(e.to_string()))?;
+    Ok(cancel)
 }

@@ -20,6 +20,7 @@ mod quad_means;
 mod readiness;
 mod rearranged;
 mod regions;
+mod resume;
 mod standard;
 mod storing;
 mod suites;

@@ -23,6 +23,7 @@ mod zstd_bound;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use freestone_kernels::Buffer;
 use thiserror::Error;
@@ -177,6 +178,17 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Where the store fails; then the object is as before.
     fn write(&self, key: &str, bytes: &[u8]) -> Result<(), StorageError>;
 
+    /// Writes a whole object that is given in parts, one after the other. Stores that can do it without putting them together first do.
+    ///
+    /// # Errors
+    /// As [`write`](Store::write).
+    fn write_parts(&self, key: &str, parts: &[&[u8]]) -> Result<(), StorageError> {
+        match parts {
+            [bytes] | [bytes, []] => self.write(key, bytes),
+            _ => self.write(key, &parts.concat()),
+        }
+    }
+
     /// Removes an object, or all objects below a prefix that ends in `/`; nothing there is no error.
     ///
     /// # Errors
@@ -195,6 +207,31 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Where the store fails.
     fn sync(&self, keys: &mut dyn Iterator<Item = String>) -> Result<(), StorageError>;
 
+    /// Keeps a lock on a key as long as what is returned lives, at most as long as the process; `None` if somebody else has it. Stores that
+    /// have no locks give one that means nothing.
+    ///
+    /// # Errors
+    /// Where the store fails.
+    fn lock(&self, _key: &str) -> Result<Option<Lock>, StorageError> {
+        Ok(Some(Lock(None)))
+    }
+
+    /// Bytes of an object; `None` if there is no such object, or the store does not tell.
+    ///
+    /// # Errors
+    /// Where the store fails.
+    fn size(&self, _key: &str) -> Result<Option<u64>, StorageError> {
+        Ok(None)
+    }
+
+    /// When an object was written, or its folder changed where it is not there, by the store's clock; `None` where the store does not tell.
+    ///
+    /// # Errors
+    /// Where the store fails.
+    fn changed(&self, _key: &str) -> Result<Option<SystemTime>, StorageError> {
+        Ok(None)
+    }
+
     /// What keeps objects from being written below a key, found without trying: the place of a file where a folder must be.
     fn obstacle(&self, _key: &str) -> Option<String> {
         None
@@ -205,6 +242,10 @@ pub trait Store: Send + Sync + fmt::Debug {
         if key.is_empty() { self.url().to_owned() } else { format!("{}/{key}", self.url()) }
     }
 }
+
+/// A lock on a key of a store.
+#[derive(Debug)]
+pub struct Lock(#[allow(dead_code)] Option<std::fs::File>);
 
 /// Metadata is rarely larger than this; what is larger costs a second request.
 const SMALL_BYTES: u64 = 16_384;
