@@ -195,7 +195,7 @@ fn a_cancelled_run_keeps_what_is_not_superseded() {
     let spec = spec_in(work.url());
     let planned = chain(&place.at("out"), &spec);
     let cancel = Cancel::default();
-    let observer = Ended(|_: StageId| {
+    let observer = Ended(|stage: StageId| {
         if stage.0 == 1 {
             cancel.cancel()
         }

@@ -112,7 +112,7 @@ impl Fault {
 pub enum Part {
     /// Chunks between stages.
     Intermediates,
-    /// The plan and the journal.
+    /// The plan, the journal, and whatever else a run keeps of itself.
     Journal,
     /// Chunks of results.
     Outputs,

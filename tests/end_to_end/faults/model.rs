@@ -28,17 +28,32 @@ use crate::support::{Place, names, processes, tree};
 use crate::values::computed;
 
 /// What the driver can do by now; the model asks no more of it. These go when it can do all.
-pub const FINDS_DAMAGED_INTERMEDIATES: bool = false;
-pub const ENDURES_LATE_WRITERS: bool = false;
-pub const MAKES_BACKUPS: bool = false;
+pub const FINDS_DAMAGED_INTERMEDIATES: bool = true;
+pub const ENDURES_LATE_WRITERS: bool = true;
+pub const MAKES_BACKUPS: bool = true;
 
-/// Goes on with a run that did not end, in the process that calls: the one place that changes when the driver can.
-pub fn resume(_work_dir: &str, _run: &str, _spec: &Spec, _executor: &dyn Executor, _options: &Options<'_>) -> Option<Result<RunReport, Error>> {
-    None
+/// Goes on with a run that did not end.
+pub fn resume(work_dir: &str, run: &str, spec: &Spec, executor: &dyn Executor, options: &Options<'_>) -> Result<RunReport, Error> {
+    let stored = freestone::open_run(&format!("{work_dir}/{run}"), &options.stores)?;
+    freestone::resume(&stored, spec, executor, options)
 }
 
-/// A task that failed less often than this in one of these ways is tried again.
-const TRIES: usize = 3;
+/// What a driver asks of storage for itself may fail so often.
+const DRIVERS_TRIES: u64 = 6;
+/// So many failures of all tasks a run survives in any case.
+const BUDGET: usize = 200;
+
+/// How often a task may fail in one way, and be tried again.
+fn tries(kind: FailureKind, spec: &Spec) -> usize {
+    match kind {
+        FailureKind::Transient | FailureKind::WorkerLost => spec.retries as usize,
+        FailureKind::Throttled => 4 * spec.retries as usize,
+        // Twice on different workers is too often.
+        FailureKind::Crashed | FailureKind::TimedOut | FailureKind::OutOfMemory => 1,
+        FailureKind::Damaged { .. } => 3,
+        _ => 0,
+    }
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum On {
@@ -184,11 +199,6 @@ fn causes(kind: FailureKind) -> &'static [Fault] {
     }
 }
 
-/// Kinds that are tried again, and so do not end a run at once.
-fn is_tried_again(kind: FailureKind) -> bool {
-    matches!(kind, FailureKind::Transient | FailureKind::Throttled | FailureKind::WorkerLost | FailureKind::Crashed)
-}
-
 fn cause_of_storage(error: &StorageError) -> &'static [Fault] {
     match error {
         StorageError::Io { transient: true, .. } => causes(FailureKind::Transient),
@@ -201,45 +211,51 @@ fn cause_of_storage(error: &StorageError) -> &'static [Fault] {
 
 const TASKS: &[Part] = &[Part::Intermediates, Part::Outputs, Part::Inputs, Part::Requests];
 
-/// How often each task failed in each way, by stage and number.
-fn failures(told: &Told) -> BTreeMap<(&str, u64), usize> {
+/// How often each task failed in each way: by stage, number and kind.
+fn failures(told: &Told) -> BTreeMap<(&str, u64, &str), (FailureKind, usize)> {
     let mut failures = BTreeMap::new();
-    told.failures.iter().for_each(|(f, _)| *failures.entry((f.stage.as_str(), f.task)).or_default() += 1);
+    told.failures.iter().for_each(|(f, _)| failures.entry((f.stage.as_str(), f.task, f.kind.name())).or_insert((f.kind, 0)).1 += 1);
     failures
 }
 
+/// Whether some task failed more often than a driver must endure, or all together did.
+fn too_often(told: &Told, spec: &Spec) -> bool {
+    let counted = told.failures.iter().filter(|(f, _)| !matches!(f.kind, FailureKind::Throttled | FailureKind::Superseded)).count();
+    counted >= BUDGET || failures(told).values().any(|(kind, n)| *kind != FailureKind::Superseded && *n > tries(*kind, spec))
+}
+
 /// Whether an error is what the faults that fired lead to.
-fn explain(error: &Error, told: &Told, faults: &Faults) -> Result<(), String> {
+fn explain(error: &Error, told: &Told, faults: &Faults, spec: &Spec) -> Result<(), String> {
     let Error::Run(error) = error else { return Err("it is no error of a run".into()) };
     let fired = |causes: &[Fault], parts: &[Part]| if faults.any(causes, parts) { Ok(()) } else { Err(format!("none of {causes:?} fired on {parts:?}")) };
-    match error {
-        RunError::Task { failure, attempts } => {
-            let same = |(f, _): &&(TaskFailure, String)| f.stage == failure.stage && f.task == failure.task;
+    match error.cause() {
+        RunError::Task { failure, attempts, .. } => {
             if !told.failures.iter().any(|(f, _)| f == failure) {
                 return Err("no task reported this failure".into());
             }
-            let n = told.failures.iter().filter(same).count();
-            if is_tried_again(failure.kind) && n < 2 {
-                return Err(format!("the task was given up after {n} failures, and {attempts} are reported"));
+            if !too_often(told, spec) {
+                return Err(format!("the task was given up too early, after {attempts} attempts"));
             }
             fired(causes(failure.kind), TASKS)
         }
         RunError::Work(e) => fired(cause_of_storage(e), &[Part::Journal]),
         RunError::Session(SessionError::Storage(e)) => fired(cause_of_storage(e), &[Part::Documents, Part::Outputs]),
-        RunError::Cancelled { .. } => fired(&[Fault::Cancelled], &[Part::Requests]),
+        RunError::Cancelled => fired(&[Fault::Cancelled], &[Part::Requests]),
         _ => Err("no fault leads to that".into()),
     }
 }
 
 /// Whether the run had to end well.
-fn must_survive(told: &Told, faults: &Faults) -> bool {
-    let driver = faults.counts().keys().any(|(fault, part)| match part {
-        Part::Journal | Part::Documents => *fault != Fault::Delay,
-        // Removing, listing and flushing are asked for by the driver, without another try.
-        Part::Outputs | Part::Intermediates => matches!(fault, Fault::NoSpace | Fault::Denied),
-        Part::Inputs | Part::Requests => *fault == Fault::Cancelled,
-    });
-    !driver && told.failures.iter().all(|(f, _)| is_tried_again(f.kind)) && failures(told).values().all(|n| *n < TRIES)
+fn must_survive(told: &Told, faults: &Faults, spec: &Spec) -> bool {
+    let counts = faults.counts();
+    // What the driver asks for itself it tries again; that it is not permitted, or that there is no room, it does not.
+    let own = |part: &Part| matches!(part, Part::Journal | Part::Documents);
+    let passing: u64 = counts.iter().filter(|((fault, part), _)| own(part) && *fault != Fault::Delay).map(|(_, n)| n).sum();
+    let for_good = counts.keys().any(|(fault, _)| matches!(fault, Fault::NoSpace | Fault::Denied | Fault::Cancelled));
+    // Of what tasks write, the driver removes, lists and flushes.
+    let others: u64 = counts.iter().filter(|((_, part), _)| matches!(part, Part::Intermediates | Part::Outputs)).map(|(_, n)| n).sum();
+    let seen = told.failures.iter().filter(|(f, _)| f.message.contains("injected")).count() as u64;
+    !for_good && passing + others.saturating_sub(seen) < DRIVERS_TRIES && !too_often(told, spec)
 }
 
 /// What a case came to.
@@ -287,7 +303,7 @@ fn check_case(on: On, seed: u64, tally: &Mutex<Tally>) {
     let listener = Listener { told: Mutex::default(), faults: &faults, cancel_after, cancel: Cancel::default() };
     let (watch, killer, vandal) = (Watch::default(), Killer::new(Arc::clone(&faults)), Vandal::new(Arc::clone(&faults), &planned, &work_dir));
     let observers: [&dyn Observer; 4] = [&listener, &watch, &killer, &vandal];
-    let options = Options { observers: &observers, cancel: listener.cancel.clone(), stores };
+    let options = Options { observers: &observers, cancel: listener.cancel.clone(), stores, ..Options::default() };
     let known = || format!("under way: {:?}\nfaults:\n  {}\n{}", executor.under_way(), faults.log().join("\n  "), planned.plan());
     let ran = watch.watched(&format!("case {seed} on {on:?}"), known, || freestone::run_with(&planned, &spec, &executor, &options));
 
@@ -312,11 +328,11 @@ fn check_case(on: On, seed: u64, tally: &Mutex<Tally>) {
             }
         }
         Err(error) => {
-            explain(error, &told, &faults).unwrap_or_else(|why| panic!("{why}\n{}", about()));
-            assert!(!must_survive(&told, &faults), "these faults are to be survived\n{}", about());
+            explain(error, &told, &faults, &spec).unwrap_or_else(|why| panic!("{why}\n{}", about()));
+            assert!(!must_survive(&told, &faults, &spec), "these faults are to be survived\n{}", about());
             // In the middle of the commit, some may be published, each of them whole.
-            let may_publish =
-                matches!(error, Error::Run(RunError::Session(SessionError::Storage(_)))) && told.ended.len() == planned.plan().plan().stages.len();
+            let may_publish = matches!(error, Error::Run(e) if matches!(e.cause(), RunError::Session(SessionError::Storage(_))))
+                && told.ended.len() == planned.plan().plan().stages.len();
             for (name, ..) in &program.results {
                 let document = format!("{name}/zarr.json");
                 assert!(may_publish || !found.contains_key(&document), "{name} is published\n{}", about());
@@ -331,11 +347,12 @@ fn check_case(on: On, seed: u64, tally: &Mutex<Tally>) {
                     same_files(&of(&expect), &of(&found)).unwrap_or_else(|why| panic!("{name} is published, and {why}\n{}", about()));
                 }
             }
-            // It goes on, with nothing in its way. (A run that could not begin has nothing to go on with.)
-            let plain: Box<dyn Executor> = if on == On::Threads { Box::new(Threads::new(2)) } else { Box::new(processes(2)) };
-            if !told.run.is_empty()
-                && let Some(resumed) = resume(&work_dir, &told.run, &spec, &*plain, &Options::default())
+            // It goes on, with nothing in its way.
+            if let Error::Run(e) = error
+                && e.kept().is_some()
             {
+                let plain: Box<dyn Executor> = if on == On::Threads { Box::new(Threads::new(2)) } else { Box::new(processes(2)) };
+                let resumed = resume(&work_dir, &told.run, &spec, &*plain, &Options::default());
                 resumed.unwrap_or_else(|e| panic!("it could not be resumed: {e:?}\n{}", about()));
                 let mut found = tree(&group);
                 found.retain(|name, _| !is_part(name));
@@ -354,11 +371,13 @@ fn check_case(on: On, seed: u64, tally: &Mutex<Tally>) {
     let ended = match &ran {
         Ok(report) if report.retries > 0 => "well, after retries".into(),
         Ok(_) => "well".into(),
-        Err(Error::Run(RunError::Task { failure, .. })) => format!("task: {}", failure.kind.name()),
-        Err(Error::Run(RunError::Work(_))) => "work directory".into(),
-        Err(Error::Run(RunError::Session(_))) => "session".into(),
-        Err(Error::Run(RunError::Cancelled { .. })) => "cancelled".into(),
-        Err(other) => format!("{other}"),
+        Err(Error::Run(error)) => match error.cause() {
+            RunError::Task { failure, .. } => format!("task: {}", failure.kind.name()),
+            RunError::Work(_) => "work directory".into(),
+            RunError::Session(_) => "session".into(),
+            other => other.to_string(),
+        },
+        Err(other) => other.to_string(),
     };
     *tally.ended.entry(ended).or_default() += 1;
 }

@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use freestone::engine::kernels::Buffer;
-use freestone::engine::storage::{ByteRange, LocalStore, ObjectPart, PartsRead, StorageError, Store};
+use freestone::engine::storage::{ByteRange, LocalStore, Lock, ObjectPart, PartsRead, StorageError, Store};
 
 use super::{Fault, Faults, Part};
 
@@ -65,8 +65,9 @@ impl FaultStore {
             Holds::Inputs => Part::Inputs,
             Holds::Outputs if name.starts_with('.') || name.starts_with('z') || name.is_empty() => Part::Documents,
             Holds::Outputs => Part::Outputs,
-            Holds::Work if key.contains("/journal/") || name == "plan.json" || key.matches('/').count() < 2 => Part::Journal,
-            Holds::Work => Part::Intermediates,
+            // An intermediate has a folder, and its chunks' names begin with a c.
+            Holds::Work if key.matches('/').count() == 2 && name.starts_with('c') => Part::Intermediates,
+            Holds::Work => Part::Journal,
         }
     }
 
@@ -242,6 +243,20 @@ impl Store for FaultStore {
         let request = self.request("flushed", "");
         request.begin()?;
         self.inner.sync(keys)
+    }
+
+    fn lock(&self, key: &str) -> Result<Option<Lock>, StorageError> {
+        self.inner.lock(key)
+    }
+
+    fn size(&self, key: &str) -> Result<Option<u64>, StorageError> {
+        self.request("measured", key).begin()?;
+        self.inner.size(key)
+    }
+
+    fn changed(&self, key: &str) -> Result<Option<SystemTime>, StorageError> {
+        self.request("looked up", key).begin()?;
+        self.inner.changed(key)
     }
 
     fn obstacle(&self, key: &str) -> Option<String> {
