@@ -1,5 +1,6 @@
 //! Worker processes that are killed, and files that are damaged between tasks.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -71,11 +72,13 @@ pub struct Vandal<'a> {
     planned: &'a Planned,
     work_dir: PathBuf,
     run: Mutex<String>,
+    /// How often each chunk was written.
+    tries: Mutex<HashMap<String, u64>>,
 }
 
 impl<'a> Vandal<'a> {
     pub fn new(faults: Arc<Faults>, planned: &'a Planned, work_dir: &str) -> Vandal<'a> {
-        Vandal { faults, planned, work_dir: work_dir.into(), run: Mutex::default() }
+        Vandal { faults, planned, work_dir: work_dir.into(), run: Mutex::default(), tries: Mutex::default() }
     }
 
     fn look_at(&self, stage: StageId, receipt: &Receipt) {
@@ -85,8 +88,14 @@ impl<'a> Vandal<'a> {
         }
         let key = format!("{}/{}", array.name, array.info.object_key(&array.info.objects().coords(receipt.chunk)));
         let path = self.work_dir.join(&*self.run.lock().unwrap()).join(&key);
+        let attempt = {
+            let mut tries = self.tries.lock().unwrap();
+            let tries = tries.entry(key.clone()).or_default();
+            *tries += 1;
+            *tries - 1
+        };
         for fault in [Fault::FlippedFile, Fault::CutFile, Fault::RemovedFile] {
-            if let Some(bits) = self.faults.strikes(fault, Part::Intermediates, &key, 0)
+            if let Some(bits) = self.faults.strikes(fault, Part::Intermediates, &key, attempt)
                 && damage(fault, &path, bits)
             {
                 self.faults.fired(fault, Part::Intermediates, &format!("{key}, written by stage {}", stage.0));
