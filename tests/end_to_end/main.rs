@@ -9,6 +9,7 @@ mod docs;
 mod elements;
 mod explain;
 mod expressions;
+mod faults;
 mod functions;
 mod groups;
 mod intermediates;
