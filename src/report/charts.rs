@@ -31,7 +31,10 @@ pub(super) fn timeline(html: &mut String, record: &Record, wall: u64) {
     html.push_str("<div class=\"chart lanes\">\n");
     // At least so many that the page stays small.
     let halvings = (0..).find(|h| timeline.lanes.iter().map(|l| l.bins.len() >> h).sum::<usize>() <= MAX_DRAWN).unwrap_or(0);
-    for (at, lane) in timeline.lanes.iter().enumerate() {
+    let mut lanes: Vec<(usize, &Lane)> = timeline.lanes.iter().enumerate().collect();
+    // As people count: worker 9 before worker 10.
+    lanes.sort_by_key(|(at, lane)| (*at + 1 == MAX_LANES, lane.name.trim_end_matches(|c: char| c.is_ascii_digit()), lane.name.len(), &lane.name));
+    for (at, lane) in lanes {
         let others = if at + 1 == MAX_LANES { timeline.n_others() } else { 0 };
         let name = if others > 0 { format!("{} and others", lane.name) } else { lane.name.clone() };
         let busy = lane.bins.iter().map(|b| b.busy).sum::<u64>() as f64 / (wall.max(1) as f64 * (others + 1) as f64);
@@ -196,7 +199,9 @@ fn steps(values: &[f64], high: f64) -> String {
 fn axis(html: &mut String, wall: u64) {
     html.push_str("<div class=\"row axis\"><span class=\"who\"></span><div class=\"ticks\">");
     for (at, label) in ticks(wall) {
-        let _ = write!(html, "<span style=\"left:{:.2}%\">{label}</span>", 100.0 * at);
+        // Where there is no room on its right, a label stands on the left of its time.
+        let class = if at > 0.9 { " class=\"end\"" } else { "" };
+        let _ = write!(html, "<span{class} style=\"left:{:.2}%\">{label}</span>", 100.0 * at);
     }
     html.push_str("</div><span class=\"side\"></span></div>\n");
 }

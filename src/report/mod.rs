@@ -74,7 +74,7 @@ impl Observer for Report {
 impl Drop for Report {
     /// Leaves no empty file where no run began.
     fn drop(&mut self) {
-        if fs::metadata(&self.file).is_ok_and(|m| m.len() == 0) {
+        if fs::metadata(&self.file).is_ok_and(|m| m.is_file() && m.len() == 0) {
             let _ = fs::remove_file(&self.file);
         }
     }

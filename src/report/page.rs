@@ -69,17 +69,19 @@ fn tiles(html: &mut String, record: &Record, ended: &Ended) {
     let (done, all) = (record.stages.iter().map(|s| s.done).sum::<u64>(), record.stages.iter().map(|s| s.tasks).sum::<u64>());
     let finished = record.stages.iter().map(|s| s.finished).sum::<u64>();
     let note = match (finished, done + finished == all) {
-        (0, true) => format!("in {} stage{}", record.stages.len(), if record.stages.len() == 1 { "" } else { "s" }),
+        (0, true) => format!("in {}", counted(record.stages.len() as u64, "stage")),
         (0, false) => format!("of {}", grouped(all)),
         (_, true) => format!("and {} before", grouped(finished)),
         (_, false) => format!("and {} before, of {}", grouped(finished), grouped(all)),
     };
     tile("Tasks", grouped(done), note);
-    tile("Read", size(traffic.bytes_read).to_string(), format!("{} requests", grouped(traffic.reads)));
-    tile("Written", size(traffic.bytes_written).to_string(), format!("{} requests", grouped(traffic.writes)));
+    tile("Read", size(traffic.bytes_read).to_string(), counted(traffic.reads, "request"));
+    tile("Written", size(traffic.bytes_written).to_string(), counted(traffic.writes, "request"));
     let kept = if ended.kept_bytes > 0 { format!(", {} of it intermediates", size(ended.kept_bytes)) } else { String::new() };
     let (peak, whose) = record.worker_peak.map_or((ended.peak_rss_bytes, String::new()), |peak| (peak, " by a worker".into()));
-    let scale = record.local_mem.max(peak).max(record.projected_bytes).max(1) as f64;
+    // Against the limit, where something can be seen then.
+    let most = peak.max(record.projected_bytes).max(1);
+    let scale = if record.local_mem <= 4 * most { record.local_mem.max(most) as f64 } else { 1.25 * most as f64 };
     let _ = writeln!(
         html,
         "<div class=\"tile wide\"><h2>Memory</h2><p class=\"figure\">{} <small>at most{whose}{kept}</small></p>{}\
@@ -128,7 +130,7 @@ fn troubles(html: &mut String, record: &Record, wall: u64) {
             cell(html, "Kind", "head", &escaped(kind));
             cell(html, "Times", "n", &grouped(trouble.count));
             cell(html, "Tried again", "n", &retried);
-            cell(html, "When", "", &when);
+            cell(html, "When", "whole", &when);
             cell(html, "The first", "long", &format!("<span class=\"quiet\">{}</span> {}", escaped(&trouble.place), escaped(&trouble.message)));
             html.push_str("</tr>\n");
         }
@@ -197,10 +199,10 @@ fn stages(html: &mut String, record: &Record, wall: u64) {
         };
         let before = if stage.finished > 0 { format!("<br><span class=\"quiet\">{} before</span>", grouped(stage.finished)) } else { String::new() };
         cell(html, "Tasks", "n", &(tasks + &before));
-        cell(html, "When", "", &during(stage, wall));
+        cell(html, "When", "whole", &during(stage, wall));
         cell(html, "CPU", "n", &duration(stage.cpu.as_micros() as u64));
         cell(html, "Median task", "n", &stage.walls.median_us().map_or("–".into(), |us| format!("≈ {}", duration(us))));
-        let moved = |bytes: u64, requests: u64| format!("{}<br><span class=\"quiet\">{} requests</span>", size(bytes), grouped(requests));
+        let moved = |bytes: u64, requests: u64| format!("{}<br><span class=\"quiet\">{}</span>", size(bytes), counted(requests, "request"));
         let Traffic { bytes_read, bytes_written, reads, writes } = stage.traffic;
         cell(html, "Read", "n", &moved(bytes_read, reads));
         cell(html, "Written", "n", &moved(bytes_written, writes));
@@ -247,11 +249,18 @@ fn slowest(html: &mut String, record: &Record) {
     for Slow { wall_ns, stage, task, cpu_ns, start, peak_bytes, bytes_read, worker } in slowest {
         let of = record.stages.get(*stage);
         let median = of.and_then(|s| s.walls.median_us()).unwrap_or(0);
-        let times = if median == 0 { "–".into() } else { format!("≈ {:.1} ×", *wall_ns as f64 / 1e3 / median as f64) };
+        let times = match *wall_ns as f64 / 1e3 / median as f64 {
+            times if times < 10.0 => format!("≈ {times:.1} ×"),
+            times if times.is_finite() => format!("≈ {} ×", grouped(times as u64)),
+            _ => "–".into(),
+        };
         let share = 100.0 * *wall_ns as f64 / most as f64;
         html.push_str("<tr>");
         cell(html, "Task", "head", &format!("<i class=\"key {}\"></i>{} {}", colour(*stage), escaped(of.map_or("", |s| s.name.as_str())), grouped(*task)));
-        let bar = format!("<div class=\"gauge\" aria-hidden=\"true\"><b class=\"time\" style=\"width:{share:.1}%\"></b></div>{}", duration(wall_ns / 1000));
+        let bar = format!(
+            "<div class=\"timed\"><div class=\"gauge\" aria-hidden=\"true\"><b class=\"time\" style=\"width:{share:.1}%\"></b></div><span>{}</span></div>",
+            duration(wall_ns / 1000)
+        );
         cell(html, "Time", "mem", &bar);
         cell(html, "CPU", "n", &duration(cpu_ns / 1000));
         cell(html, "To the median", "n", &times);
@@ -300,6 +309,11 @@ fn settings(html: &mut String, record: &Record, spec: &Spec) {
     }
     row("freestone", env!("CARGO_PKG_VERSION"));
     html.push_str("</dl>\n</section>\n");
+}
+
+/// `1 task`, `2 000 tasks`.
+fn counted(n: u64, what: &str) -> String {
+    format!("{} {what}{}", grouped(n), if n == 1 { "" } else { "s" })
 }
 
 /// A cell that says on a narrow screen what it is.

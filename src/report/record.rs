@@ -15,7 +15,7 @@ use super::timeline::{Span, Timeline};
 use crate::spans::InFlight;
 
 /// So many of the slowest tasks are kept.
-const N_SLOWEST: usize = 16;
+const N_SLOWEST: usize = 12;
 /// Longer messages are cut off.
 const MAX_MESSAGE: usize = 400;
 
