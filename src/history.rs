@@ -1,22 +1,6 @@
 //! What happened in a run, as lines of JSON for other programs.
 //!
-//! A line is an object. `event` says what it is, `t` when: microseconds since the run began. Stages are numbers, places in the list of the `run`
-//! line; all sizes are bytes. A file may have several runs after one another: each begins with a `run` line.
-//!
-//! | `event` | what it says | its other fields |
-//! | --- | --- | --- |
-//! | `run` | a run begins, or goes on | `version` of this table (1); `run`, `executor`, `slots`; `unix_us`, microseconds since 1970; `allowed_mem`, `reserved_mem`, `local_mem`, `projected_mem`; `stages`: for each its `name`, `tasks`, `finished` before, `projected_mem` |
-//! | `stage` | a stage has its first task under way | `stage` |
-//! | `taken` | a worker takes a request | `request`, `stage`, `first` and `count` of its tasks, `attempt`; `backup_of` another request, or none |
-//! | `outcome` | a request came back | `request`, `stage`, `worker`, `counted`: tasks that were not finished before; `tasks`; `failure` or none; `worker_peak_mem` or none |
-//! | `retry` | a failed task is tried again | `stage` (its name), `task`, `kind`, `message`, `attempt`, `delay_us` |
-//! | `recompute` | finished tasks are run once more | `stage`, `tasks`, `why` |
-//! | `stage_end` | a stage has finished its last task | `stage` |
-//! | `end` | the run has ended | `result`: `done`, `cancelled` or `failed`; `error` or none; where it is done `cpu_us`, `retries`, `peak_mem`, `kept_mem`, `bytes_read`, `reads`, `bytes_written`, `writes` |
-//!
-//! Each of an outcome's `tasks` is a list: task, start and end in microseconds since the run began, microseconds of CPU time, bytes that its
-//! buffers took at most, bytes read, reads, bytes written, writes. A `failure` has `kind`, `task` and `message`. Fields may be added without
-//! another version.
+#![doc = include_str!("../docs/history.md")]
 
 use std::fs::File;
 use std::io::{self, Write};
