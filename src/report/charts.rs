@@ -66,10 +66,11 @@ fn each_task<'a>(html: &mut String, record: &Record, spans: impl Iterator<Item =
         let w = (w - (w * 0.1).min(12.0)).max(6.0);
         let class = if span.failed { "bad".into() } else { colour(span.stage as usize) };
         let name = record.stages.get(span.stage as usize).map_or("", |s| s.name.as_str());
-        let what = if span.failed { " failed" } else { "" };
+        // Not told apart by colour alone.
+        let (what, shape) = if span.failed { (" failed", "y=\"2\" height=\"6\"") } else { ("", "height=\"10\"") };
         let _ = write!(
             html,
-            "<rect class=\"{class}\" x=\"{x:.0}\" width=\"{w:.0}\" height=\"10\"><title>{} task {}{what}, {} from {}</title></rect>",
+            "<rect class=\"{class}\" x=\"{x:.0}\" width=\"{w:.0}\" {shape}><title>{} task {}{what}, {} from {}</title></rect>",
             escaped(name),
             span.task,
             duration(span.end - span.start),

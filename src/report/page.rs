@@ -243,15 +243,15 @@ fn slowest(html: &mut String, record: &Record) {
     let Some(most) = slowest.first().map(|s| s.wall_ns.max(1)) else { return };
     html.push_str(
         "<section>\n<h2>Slowest tasks</h2>\n<table class=\"cards\"><thead><tr><th scope=\"col\">Task</th><th scope=\"col\">Time</th>\
-         <th scope=\"col\" class=\"n\">CPU</th><th scope=\"col\" class=\"n\">To the median</th><th scope=\"col\" class=\"n\">Read</th><th scope=\"col\" class=\"n\">Buffers</th>\
+         <th scope=\"col\" class=\"n\">CPU</th><th scope=\"col\" class=\"n\">× median</th><th scope=\"col\" class=\"n\">Read</th><th scope=\"col\" class=\"n\">Buffers</th>\
          <th scope=\"col\">Worker</th><th scope=\"col\" class=\"n\">Began</th></tr></thead><tbody>\n",
     );
     for Slow { wall_ns, stage, task, cpu_ns, start, peak_bytes, bytes_read, worker } in slowest {
         let of = record.stages.get(*stage);
         let median = of.and_then(|s| s.walls.median_us()).unwrap_or(0);
         let times = match *wall_ns as f64 / 1e3 / median as f64 {
-            times if times < 10.0 => format!("≈ {times:.1} ×"),
-            times if times.is_finite() => format!("≈ {} ×", grouped(times as u64)),
+            times if times < 10.0 => format!("≈ {times:.1}"),
+            times if times.is_finite() => format!("≈ {}", grouped(times as u64)),
             _ => "–".into(),
         };
         let share = 100.0 * *wall_ns as f64 / most as f64;
@@ -263,7 +263,7 @@ fn slowest(html: &mut String, record: &Record) {
         );
         cell(html, "Time", "mem", &bar);
         cell(html, "CPU", "n", &duration(cpu_ns / 1000));
-        cell(html, "To the median", "n", &times);
+        cell(html, "× median", "n", &times);
         cell(html, "Read", "n", &size(*bytes_read).to_string());
         cell(html, "Buffers", "n", &size(*peak_bytes).to_string());
         cell(html, "Worker", "", &escaped(worker));

@@ -1,10 +1,10 @@
 //! Who looks on at a run: its history and its report, from real runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use freestone::engine::events::Observer;
@@ -100,12 +100,15 @@ fn a_cancelled_run_has_a_report_too() {
 fn what_cannot_be_written_is_told_before_the_run_or_after_it() {
     let place = Place::new();
     let (source, nowhere) = (format!("{WINDS_V3}/u"), place.at("no/such/folder/file"));
+    let taken = place.at("taken");
+    fs::create_dir(&taken).unwrap();
+    fs::write(place.at("taken/file"), "text").unwrap();
     for option in ["--history", "--report"] {
         let out = place.at("out");
         check_failure(&place, &["rechunk", &source, &out, "--chunks", "12,73,144", option, &nowhere], 2, &["cannot write to", &nowhere]);
         check_failure(&place, &["rechunk", &source, &out, "--chunks", "12,73,144", "--plan-only", option, &place.at("f")], 2, &["--plan-only runs nothing"]);
         // A run that does not begin leaves no file.
-        check_failure(&place, &["rechunk", &source, WINDS_V3, "--chunks", "12,73,144", "--report", &place.at("f")], 5, &[]);
+        check_failure(&place, &["rechunk", &source, &taken, "--chunks", "12,73,144", "--report", &place.at("f")], 5, &[]);
     }
     // A disk that is full stops no run.
     for option in ["--history", "--report"] {
@@ -133,23 +136,29 @@ fn damaged(place: &Place, name: &str) -> String {
 
 // --- Pages for a browser --------------------------------------------------------------------------------------------
 
-/// A store that is slow, and now and then fails or asks for patience.
+/// A store that is slow, and fails or asks for patience when some chunks are read for the first time.
 #[derive(Debug)]
 struct Flaky {
     store: MemoryStore,
     requests: AtomicU64,
+    failed: Mutex<BTreeSet<String>>,
 }
 
 impl Flaky {
+    /// No task reads so many of these chunks that it fails for good.
     fn wait(&self, key: &str) -> Result<(), StorageError> {
         let n = self.requests.fetch_add(1, Ordering::Relaxed);
         std::thread::sleep(Duration::from_micros(300 + n * 7919 % 2500));
+        let time: Option<u64> = key.strip_prefix("x/c/").and_then(|k| k.split('/').next()?.parse().ok());
         let place = self.store.place(key);
-        match n % 100 {
-            37 => Err(StorageError::Io { place, action: "read", message: "connection reset by <peer> & \"lost\"".into(), transient: true }),
-            71 | 72 => Err(StorageError::Throttled { place, message: "503 Slow Down".into() }),
-            _ => Ok(()),
-        }
+        let error = match time {
+            Some(time) if time % 40 == 7 => {
+                StorageError::Io { place, action: "read", message: "connection reset by <peer> & \"lost\"".into(), transient: true }
+            }
+            Some(time) if time % 20 == 19 => StorageError::Throttled { place, message: "503 Slow Down".into() },
+            _ => return Ok(()),
+        };
+        if self.failed.lock().unwrap().insert(key.into()) { Err(error) } else { Ok(()) }
     }
 }
 
@@ -195,7 +204,7 @@ fn run(targets: &[Target], spec: &Spec, stores: &Stores, observers: &[&dyn Obser
 /// Means, anomalies and products of an array in a store that fails now and then.
 fn flaky_run(place: &Place, page: &Path) {
     let stores = Stores::default();
-    let store: Arc<dyn Store> = Arc::new(Flaky { store: MemoryStore::new(), requests: AtomicU64::new(0) });
+    let store: Arc<dyn Store> = Arc::new(Flaky { store: MemoryStore::new(), requests: AtomicU64::new(0), failed: Mutex::default() });
     stores.insert(Arc::clone(&store));
     let spec = Spec { threads: 6, parallelism: 6, local_mem: 600_000_000, ..place.spec() };
     let at = |name: &str| format!("{}/{name}", store.url());
