@@ -239,11 +239,8 @@ impl State {
 
     /// Bars for the first stages that run and have none.
     fn give_bars(&mut self) {
-        let mut n_bars = self.stages.iter().filter(|s| s.bar.is_some()).count();
-        for stage in self.stages.iter_mut().filter(|s| s.running && s.bar.is_none()) {
-            if n_bars == MAX_BARS {
-                return;
-            }
+        let free = MAX_BARS - self.stages.iter().filter(|s| s.bar.is_some()).count();
+        for stage in self.stages.iter_mut().filter(|s| s.running && s.bar.is_none()).take(free) {
             // Time that is left is estimated from what is done here and now, not by an earlier run.
             let bar = self.bars.insert_before(&self.whole, ProgressBar::new(stage.tasks).with_position(stage.done));
             bar.reset_eta();
@@ -252,7 +249,6 @@ impl State {
             }
             bar.set_prefix(stage.name.clone());
             stage.bar = Some(bar);
-            n_bars += 1;
         }
     }
 

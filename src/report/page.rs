@@ -78,14 +78,14 @@ fn tiles(html: &mut String, record: &Record, ended: &Ended) {
     tile("Read", size(traffic.bytes_read).to_string(), counted(traffic.reads, "request"));
     tile("Written", size(traffic.bytes_written).to_string(), counted(traffic.writes, "request"));
     let kept = if ended.kept_bytes > 0 { format!(", {} of it intermediates", size(ended.kept_bytes)) } else { String::new() };
-    let (peak, whose) = record.worker_peak.map_or((ended.peak_rss_bytes, String::new()), |peak| (peak, " by a worker".into()));
+    let (peak, whose, of) = record.worker_peak.map_or((ended.peak_rss_bytes, "", ""), |peak| (peak, " by a worker", " for a worker"));
     // Against the limit, where something can be seen then.
     let most = peak.max(record.projected_bytes).max(1);
     let scale = if record.local_mem <= 4 * most { record.local_mem.max(most) as f64 } else { 1.25 * most as f64 };
     let _ = writeln!(
         html,
         "<div class=\"tile wide\"><h2>Memory</h2><p class=\"figure\">{} <small>at most{whose}{kept}</small></p>{}\
-         <p class=\"quiet\">{} projected, {} allowed on this machine</p></div>",
+         <p class=\"quiet\">{} projected{of}, {} allowed on this machine</p></div>",
         size(peak),
         gauge(peak as f64 / scale, record.projected_bytes as f64 / scale),
         size(record.projected_bytes),
@@ -277,7 +277,7 @@ fn plan(html: &mut String, record: &Record) {
     html.push_str("<section>\n<h2>Plan</h2>\n");
     let drawing = svg(&record.explanation);
     if drawing.len() <= MAX_DRAWING {
-        let _ = write!(html, "<figure class=\"scroll\" tabindex=\"0\" aria-label=\"The plan, drawn\">{drawing}</figure>\n");
+        let _ = writeln!(html, "<figure class=\"scroll\" tabindex=\"0\" aria-label=\"The plan, drawn\">{drawing}</figure>");
     } else {
         html.push_str("<p class=\"quiet\">The plan is too large to be drawn here; <code>freestone plan … --svg FILE</code> draws it.</p>\n");
     }
