@@ -63,7 +63,8 @@ fn every_event_is_a_line() {
         (2, json!({"event": "taken", "request": 5, "stage": 0, "first": 20, "count": 2, "attempt": 0, "backup_of": null})),
         (
             3,
-            json!({"event": "outcome", "request": 5, "stage": 0, "worker": "worker \"1\"", "counted": 2, "tasks": null, "failure": null, "worker_peak_mem": null}),
+            json!({"event": "outcome", "request": 5, "stage": 0, "worker": "worker \"1\"", "counted": 2, "tasks": null,
+            "failure": null, "worker_peak_mem": null}),
         ),
         (
             5,

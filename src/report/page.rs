@@ -35,7 +35,8 @@ pub(super) fn page(record: &Record, ended: &Ended, spec: &Spec) -> String {
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<meta name=\"color-scheme\" content=\"light dark\">\n\
          <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">\n\
          <link rel=\"icon\" href=\"data:,\">\n<title>{word}: Freestone run {run}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n\
-         <header>\n<p class=\"pill {class}\">{word}</p>\n<h1>Freestone run <code>{run}</code></h1>\n<p class=\"quiet\">{executor}, {slots} at once · began {date} UTC</p>\n</header>\n",
+         <header>\n<p class=\"pill {class}\">{word}</p>\n<h1>Freestone run <code>{run}</code></h1>\n\
+         <p class=\"quiet\">{executor}, {slots} at once · began {date} UTC</p>\n</header>\n",
         run = escaped(&record.run),
         executor = escaped(&record.executor),
         slots = record.slots,
@@ -98,7 +99,8 @@ fn tiles(html: &mut String, record: &Record, ended: &Ended) {
 fn gauge(measured: f64, projected: f64) -> String {
     let over = if measured > projected { " over" } else { "" };
     format!(
-        "<div class=\"gauge\" aria-hidden=\"true\"><b class=\"projected\" style=\"width:{:.2}%\"></b><b class=\"measured{over}\" style=\"width:{:.2}%\"></b></div>",
+        "<div class=\"gauge\" aria-hidden=\"true\"><b class=\"projected\" style=\"width:{:.2}%\"></b>\
+         <b class=\"measured{over}\" style=\"width:{:.2}%\"></b></div>",
         100.0 * projected.min(1.0),
         100.0 * measured.min(1.0)
     )
@@ -118,7 +120,7 @@ fn troubles(html: &mut String, record: &Record, wall: u64) {
         let _ = writeln!(html, "<p>{} finished tasks were run once more, because what they had written was damaged or gone.</p>", grouped(record.recomputed));
     }
     if !record.troubles.is_empty() {
-        html.push_str("<table class=\"cards\"><thead><tr><th scope=\"col\">Kind</th><th scope=\"col\" class=\"n\">Times</th><th scope=\"col\" class=\"n\">Tried again</th><th scope=\"col\">When</th><th scope=\"col\">The first</th></tr></thead><tbody>\n");
+        table(html, &[("Kind", ""), ("Times", "n"), ("Tried again", "n"), ("When", ""), ("The first", "")]);
         for ((sort, kind), trouble) in &record.troubles {
             let retried = if *sort == Sort::Failure { grouped(trouble.retried) } else { "–".into() };
             let when = if trouble.count > 1 && trouble.last > trouble.first {
@@ -177,11 +179,9 @@ fn stages(html: &mut String, record: &Record, wall: u64) {
         shown.truncate(MAX_STAGES);
         shown.sort_by_key(|s| s.0);
     }
-    html.push_str(
-        "<section>\n<h2>Stages</h2>\n<table class=\"cards\"><thead><tr><th scope=\"col\">Stage</th><th scope=\"col\" class=\"n\">Tasks</th>\
-         <th scope=\"col\">When</th><th scope=\"col\" class=\"n\">CPU</th><th scope=\"col\" class=\"n\">Median task</th><th scope=\"col\" class=\"n\">Read</th>\
-         <th scope=\"col\" class=\"n\">Written</th><th scope=\"col\">Memory of a task</th></tr></thead><tbody>\n",
-    );
+    html.push_str("<section>\n<h2>Stages</h2>\n");
+    let figures = ["CPU", "Median task", "Read", "Written"].map(|name| (name, "n"));
+    table(html, &[&[("Stage", ""), ("Tasks", "n"), ("When", "")], &figures[..], &[("Memory of a task", "")]].concat());
     let reserved = record.reserved_mem;
     let allowed = record.explanation.allowed_mem.saturating_sub(reserved);
     let buffers = |s: &Stage| s.projected_bytes.saturating_sub(reserved);
@@ -218,7 +218,8 @@ fn stages(html: &mut String, record: &Record, wall: u64) {
     let end = if against_limit { "the end of the track is" } else { "far beyond the track is" };
     let _ = writeln!(
         html,
-        "<p class=\"quiet\">Memory: the most that the buffers of a task took, in what was projected for them; {end} what a task is allowed, {} ({} less {} reserved).</p>\n</section>",
+        "<p class=\"quiet\">Memory: the most that the buffers of a task took, in what was projected for them; \
+         {end} what a task is allowed, {} ({} less {} reserved).</p>\n</section>",
         size(allowed),
         size(record.explanation.allowed_mem),
         size(reserved)
@@ -241,11 +242,9 @@ fn during(stage: &Stage, wall: u64) -> String {
 fn slowest(html: &mut String, record: &Record) {
     let slowest = record.slowest();
     let Some(most) = slowest.first().map(|s| s.wall_ns.max(1)) else { return };
-    html.push_str(
-        "<section>\n<h2>Slowest tasks</h2>\n<table class=\"cards\"><thead><tr><th scope=\"col\">Task</th><th scope=\"col\">Time</th>\
-         <th scope=\"col\" class=\"n\">CPU</th><th scope=\"col\" class=\"n\">× median</th><th scope=\"col\" class=\"n\">Read</th><th scope=\"col\" class=\"n\">Buffers</th>\
-         <th scope=\"col\">Worker</th><th scope=\"col\" class=\"n\">Began</th></tr></thead><tbody>\n",
-    );
+    html.push_str("<section>\n<h2>Slowest tasks</h2>\n");
+    let figures = ["CPU", "× median", "Read", "Buffers"].map(|name| (name, "n"));
+    table(html, &[&[("Task", ""), ("Time", "")], &figures[..], &[("Worker", ""), ("Began", "n")]].concat());
     for Slow { wall_ns, stage, task, cpu_ns, start, peak_bytes, bytes_read, worker } in slowest {
         let of = record.stages.get(*stage);
         let median = of.and_then(|s| s.walls.median_us()).unwrap_or(0);
@@ -314,6 +313,16 @@ fn settings(html: &mut String, record: &Record, spec: &Spec) {
 /// `1 task`, `2 000 tasks`.
 fn counted(n: u64, what: &str) -> String {
     format!("{} {what}{}", grouped(n), if n == 1 { "" } else { "s" })
+}
+
+/// Begins a table: names of columns with their classes.
+fn table(html: &mut String, columns: &[(&str, &str)]) {
+    html.push_str("<table class=\"cards\"><thead><tr>");
+    for (name, class) in columns {
+        let class = if class.is_empty() { String::new() } else { format!(" class=\"{class}\"") };
+        let _ = write!(html, "<th scope=\"col\"{class}>{name}</th>");
+    }
+    html.push_str("</tr></thead><tbody>\n");
 }
 
 /// A cell that says on a narrow screen what it is.
