@@ -112,7 +112,9 @@ pub fn run(planned: &Planned, spec: &Spec, executor: &dyn Executor) -> Result<Ru
 /// # Errors
 /// As [`run`].
 pub fn run_with(planned: &Planned, spec: &Spec, executor: &dyn Executor, options: &Options<'_>) -> Result<RunReport, Error> {
-    let stores = planned.stores.clone();
+    // Not a handle on the plan's own: what one run adds is not the next one's.
+    let stores = Stores::default();
+    stores.extend(&planned.stores);
     stores.extend(&options.stores);
     let session = PlainZarr::new(stores.clone());
     let run =

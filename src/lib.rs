@@ -12,10 +12,13 @@ pub mod drawing;
 mod error;
 #[cfg(feature = "cli")]
 pub mod expression;
+pub mod history;
 #[cfg(feature = "cli")]
 pub mod limits;
 #[cfg(feature = "cli")]
 pub mod progress;
+pub mod report;
+mod spans;
 
 pub use compute::{Options, Planned, compute, compute_with, create, discard, open_run, plan, resume, run, run_with};
 pub use error::{Error, ExitCode};

@@ -82,7 +82,7 @@ const STORAGE_PAUSE: Duration = Duration::from_millis(100);
 /// See [`RunError`].
 pub fn run(plan: &Arc<FinalizedPlan>, run: &Run<'_>) -> Result<RunReport, RunError> {
     let drive = Drive::prepare(plan, run)?;
-    run.session.check(plan)?;
+    again_session(&|| run.session.check(plan))?;
     // Two runs of one plan must not see each other's intermediates, nor those of one that was killed.
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let folder = format!("{}-{:x}-{}", plan.run_id(), now.as_nanos(), std::process::id());
@@ -119,7 +119,7 @@ pub fn resume(stored: &StoredRun, run: &Run<'_>, verify_inputs: bool) -> Result<
     check_inputs(stored, &*drive.work, run.stores, &replay, verify_inputs)?;
     let begun = !replay.begun.is_empty();
     if !begun {
-        run.session.check(plan)?;
+        again_session(&|| run.session.check(plan))?;
     }
     let finished = replay.finished.iter().zip(&plan.plan().stages).all(|(f, s)| f.count() == s.n_tasks());
     let before = Before { finished: replay.finished, removed: replay.removed, epoch: replay.epoch };

@@ -64,6 +64,11 @@ pub fn peak_rss_bytes() -> u64 {
     line_value(&fs::read_to_string("/proc/self/status").unwrap_or_default(), "VmHWM:").unwrap_or(0)
 }
 
+/// The resident memory of this process (`VmRSS`), in bytes; 0 where the system does not tell.
+pub fn rss_bytes() -> u64 {
+    line_value(&fs::read_to_string("/proc/self/status").unwrap_or_default(), "VmRSS:").unwrap_or(0)
+}
+
 /// Starts [`peak_rss_bytes`] anew from what is resident now, where the system allows it.
 pub fn reset_peak_rss() {
     let _ = fs::write("/proc/self/clear_refs", "5");

@@ -270,7 +270,8 @@ impl Session for PlainZarr {
     fn resume(&self, plan: &FinalizedPlan, finished: bool) -> Result<(), SessionError> {
         for target in self.targets(plan)? {
             target.check_unchanged()?;
-            if !target.is_region() && !self.owns(&target)? && !(finished && self.is_published(&target)?) {
+            let is_ours = target.is_region() || self.owns(&target)? || (finished && self.is_published(&target)?);
+            if !is_ours {
                 return Err(SessionError::Taken { place: target.store.place(target.path) });
             }
         }

@@ -1,4 +1,5 @@
-//! The subcommands, one file each; `report` says what a plan is and what a run took, `output` where results go.
+//! The subcommands, one file each; `report` says what a plan is and what a run took, `output` where results go, `watching` who
+//! looks on.
 
 pub(crate) mod clean;
 pub(crate) mod compute;
@@ -8,6 +9,7 @@ mod output;
 pub(crate) mod rechunk;
 mod report;
 pub(crate) mod resume;
+mod watching;
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -15,10 +17,11 @@ use std::{fs, process};
 
 use freestone::drawing::svg;
 use freestone::engine::driver::RunError;
+use freestone::engine::events::Observer;
 use freestone::engine::plan::LocalMemory;
 use freestone::limits::Limits;
-use freestone::progress::Progress;
 use freestone::{Cancel, Error, ExitCode, Options, Target};
+use watching::Watching;
 
 /// Why a subcommand did not do what it was asked for.
 pub(crate) enum Failure {
@@ -48,7 +51,10 @@ struct Mode<'a> {
 }
 
 /// Plans to store all targets, and runs the plan unless only it is wanted.
-fn execute(targets: &[Target], limits: &Limits, mode: Mode<'_>) -> Result<(), Failure> {
+fn execute(targets: &[Target], limits: &Limits, watching: &Watching, mode: Mode<'_>) -> Result<(), Failure> {
+    if mode.plan_only && watching.is_asked() {
+        return Err(Failure::Usage("--plan-only runs nothing, so there is nothing for --history or --report to tell".into()));
+    }
     let spec = limits.spec()?;
     let planned = freestone::plan(targets, &spec)?;
     let executor = limits.executor(&spec).map_err(RunError::from)?;
@@ -68,8 +74,8 @@ fn execute(targets: &[Target], limits: &Limits, mode: Mode<'_>) -> Result<(), Fa
     // With JSON, one object is all that is said.
     let said = if mode.json { Ok(()) } else { say(&planned.plan().to_string()) };
     let cancel = interruptible()?;
-    let progress = Progress::new();
-    let report = freestone::run_with(&planned, &spec, &*executor, &Options { observers: &[&progress], cancel, ..Options::default() })?;
+    let run = |observers: &[&dyn Observer]| freestone::run_with(&planned, &spec, &*executor, &Options { observers, cancel, ..Options::default() });
+    let report = watching.watch(&spec, run)??;
     // The work is done; that nobody hears of it is no failure.
     let _ = said.and_then(|()| say(&if mode.json { report::run(&report).to_string() } else { report.to_string() }));
     Ok(())

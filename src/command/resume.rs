@@ -3,9 +3,9 @@
 use clap::Args;
 use freestone::engine::driver::RunError;
 use freestone::limits::Limits;
-use freestone::progress::Progress;
 use freestone::{Options, Stores};
 
+use super::watching::Watching;
 use super::{Failure, interruptible, report, say};
 
 #[derive(Args)]
@@ -19,6 +19,8 @@ pub(crate) struct Arguments {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    watching: Watching,
+    #[command(flatten)]
     limits: Limits,
 }
 
@@ -28,9 +30,10 @@ pub(crate) fn resume(asked: &Arguments) -> Result<(), Failure> {
     let folder = if asked.run.contains('/') { asked.run.clone() } else { format!("{}/{}", spec.work_dir.trim_end_matches('/'), asked.run) };
     let stored = freestone::open_run(&folder, &stores)?;
     let executor = asked.limits.executor(&spec).map_err(RunError::from)?;
-    let progress = Progress::new();
-    let options = Options { observers: &[&progress], cancel: interruptible()?, stores, verify_inputs: asked.verify_inputs, ..Options::default() };
-    let report = freestone::resume(&stored, &spec, &*executor, &options)?;
+    let cancel = interruptible()?;
+    let report = asked.watching.watch(&spec, |observers| {
+        freestone::resume(&stored, &spec, &*executor, &Options { observers, cancel, stores, verify_inputs: asked.verify_inputs, ..Options::default() })
+    })??;
     // The work is done; that nobody hears of it is no failure.
     let _ = say(&if asked.json { report::run(&report).to_string() } else { report.to_string() });
     Ok(())

@@ -14,6 +14,7 @@ mod functions;
 mod groups;
 mod intermediates;
 mod memory;
+mod observing;
 mod planner;
 mod processes;
 mod quad_means;

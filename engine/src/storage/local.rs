@@ -190,7 +190,7 @@ impl Store for LocalStore {
 
     fn size(&self, key: &str) -> Result<Option<u64>, StorageError> {
         match fs::metadata(self.path(key)) {
-            Ok(metadata) => Ok(metadata.is_file().then(|| metadata.len())),
+            Ok(metadata) => Ok(metadata.is_file().then_some(metadata.len())),
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
             Err(e) => Err(self.failed(key, "looked at")(e)),
         }
