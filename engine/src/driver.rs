@@ -94,7 +94,7 @@ pub fn run(plan: &Arc<FinalizedPlan>, run: &Run<'_>) -> Result<RunReport, RunErr
     let objects = [("run.json", &body), ("plan.json", &text)];
     let written = objects.into_iter().try_for_each(|(name, bytes)| again(|| drive.work.write(&format!("{}/{name}", address.folder), bytes)));
     if let Err(error) = written {
-        clean(&*drive.work, &address.folder);
+        let _ = record::clean(&*drive.work, &address.folder);
         return Err(RunError::Work(error));
     }
     drive.go(&address, Before::default(), &|| run.session.begin(plan))
@@ -175,7 +175,7 @@ impl<'a> Drive<'a> {
         if let Err(error) = started {
             // A run that was resumed keeps what it had.
             if epoch == 0 {
-                clean(&**work, folder);
+                let _ = record::clean(&**work, folder);
             }
             return Err(error);
         }
@@ -213,12 +213,13 @@ impl<'a> Drive<'a> {
                 tell(&Event::RunEnded(Err(&error)));
                 if !kept {
                     run.session.abandon(plan);
-                    clean(&**work, folder);
+                    let _ = record::clean(&**work, folder);
                 }
                 return Err(error);
             }
         };
-        clean(&**work, folder);
+        // That it cannot be removed is no failure of the run.
+        let _ = record::clean(&**work, folder);
         report.wall = start.elapsed();
         report.process_cpu = Duration::from_nanos(machine::process_cpu_ns().saturating_sub(cpu));
         report.peak_rss_bytes = machine::peak_rss_bytes();
@@ -416,9 +417,4 @@ fn check_work_dir(plan: &FinalizedPlan, work_dir: &str) -> Result<(), PlanError>
         }
     }
     Ok(())
-}
-
-/// Removes what a successful run leaves; failing to is no failure of the run.
-fn clean(work: &dyn Store, folder: &str) {
-    let _ = work.remove(&format!("{folder}/"));
 }

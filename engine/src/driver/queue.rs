@@ -21,8 +21,10 @@ use crate::storage::{StorageError, Store};
 use crate::task::{FailureKind, TaskFailure, TaskOutcome, TaskRequest};
 use crate::worker::Cancel;
 
-/// Tasks in one request, at most: what is lost with a worker.
+/// Tasks in one request, at most, what these read, and how long they take: what is lost with a worker.
 const MAX_BATCH: u64 = 64;
+const MAX_BATCH_BYTES: u64 = 500_000_000;
+const MAX_BATCH_TIME: Duration = Duration::from_secs(1);
 /// Requests in a stage's window, for each slot and in all.
 const WINDOW_PER_SLOT: usize = 4;
 const MAX_WINDOW: usize = 64;
@@ -244,6 +246,13 @@ impl<'a> Queue<'a> {
         self.local.bytes(self.plan, stage)
     }
 
+    /// Bytes that a task of a stage looks at, about.
+    fn input_bytes(&self, stage: &Stage) -> u64 {
+        let elements = stage.tasks.max_chunk().iter().fold(1u64, |n, len| n.saturating_mul(*len));
+        let sizes = stage.inputs.iter().filter_map(|i| i.sources.first()).map(|id| self.plan.plan().array(*id).info.dtype.size() as u64);
+        elements.saturating_mul(sizes.sum::<u64>().max(1)).max(1)
+    }
+
     fn admits(&self, state: &State, stage: StageId) -> bool {
         state.in_flight_bytes + self.bytes(stage) <= self.room
     }
@@ -280,7 +289,9 @@ impl<'a> Queue<'a> {
         let even = n / (16 * self.slots as u64);
         // Tasks that keep chunks for each other go together, while every slot gets some.
         let together = stage.sweep.map_or(1, |d| stage.tasks.axes()[d].n_chunks().min(n / (2 * self.slots as u64)));
-        let batch = even.max(together).clamp(1, MAX_BATCH);
+        // Not more than can be done again without much regret.
+        let few = (MAX_BATCH_BYTES / self.input_bytes(stage)).min((MAX_BATCH_TIME.as_nanos() / state.stages[id.0].durations.median().as_nanos().max(1)) as u64);
+        let batch = even.max(together).min(few).clamp(1, MAX_BATCH);
         let all = stage.after.iter().all(|s| self.is_finished(state, *s));
         let window = (WINDOW_PER_SLOT * self.slots).min(MAX_WINDOW);
         let progress = &mut state.stages[id.0];

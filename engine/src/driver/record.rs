@@ -12,7 +12,7 @@ use super::RunError;
 use crate::finished::Finished;
 use crate::journal::Journal;
 use crate::plan::{FinalizedPlan, Place};
-use crate::storage::{Lock, Store, Stores, read_small};
+use crate::storage::{Lock, StorageError, Store, Stores, read_small};
 use crate::task::RunAddress;
 use crate::worker::MAX_PLAN_BYTES;
 
@@ -121,12 +121,20 @@ pub fn folders(stores: &Stores, work_dir: &str) -> Result<Vec<String>, RunError>
     let mut runs = Vec::new();
     for name in work.list("").map_err(RunError::Work)? {
         // Anything else in the directory is not ours.
-        let is_ours = work.list(&format!("{name}/")).map_err(RunError::Work)?.iter().any(|n| n == "plan.json" || n == "run.json");
-        if is_ours {
+        if is_run(&name) {
             runs.push(name);
         }
     }
     Ok(runs)
+}
+
+/// True for names of runs' folders: hash of the plan, time, process.
+fn is_run(name: &str) -> bool {
+    let hex = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase());
+    match name.split('-').collect::<Vec<_>>()[..] {
+        [plan, time, pid] => plan.len() == 16 && hex(plan) && time.len() >= 15 && hex(time) && pid.parse::<u32>().is_ok(),
+        _ => false,
+    }
 }
 
 /// Removes a run's folder, unless a process is at it.
@@ -136,7 +144,13 @@ pub fn folders(stores: &Stores, work_dir: &str) -> Result<Vec<String>, RunError>
 pub fn remove(stores: &Stores, address: &RunAddress) -> Result<(), RunError> {
     let work = stores.open(&address.work_dir).map_err(RunError::Work)?;
     let Some(_lock) = address.lock(&*work)? else { return Err(RunError::Running { run: address.path() }) };
-    work.remove(&format!("{}/", address.folder)).map_err(RunError::Work)
+    clean(&*work, &address.folder).map_err(RunError::Work)
+}
+
+/// Removes a run's folder. What says that it is a run goes first: whatever is left of it after that is none.
+pub(super) fn clean(work: &dyn Store, folder: &str) -> Result<(), StorageError> {
+    work.remove(&format!("{folder}/run.json"))?;
+    work.remove(&format!("{folder}/"))
 }
 
 /// True if another process, perhaps, could go on with a run: nothing that it reads or writes is in this one's memory.

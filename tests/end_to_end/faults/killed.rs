@@ -67,7 +67,9 @@ impl Moment {
 }
 
 /// Some hundred tasks: there and back between rows and columns, a sum, and a result that is all fill values.
-fn plan(folder: &str, results: &str) -> (Planned, Spec) {
+///
+/// On `memory`, which is threads, there is room for intermediates in memory: they go with the process, and come back. Else there is none.
+fn plan(folder: &str, results: &str, on: &str) -> (Planned, Spec) {
     let x = freestone::random_uniform(&[2560, 96], 0.5, 1.0, 7, DType::Float64, &[16, 96]).unwrap();
     let columns = x.rechunk(&[2560, 2]).unwrap() * 2.0;
     let rows = columns.rechunk(&[16, 96]).unwrap() + 1.0;
@@ -77,8 +79,7 @@ fn plan(folder: &str, results: &str) -> (Planned, Spec) {
         [Target::in_group(&rows, &group, "rows"), Target::in_group(&columns.sum(0).unwrap(), &group, "sums"), Target::in_group(&zeros, &group, "zeros")];
     let spec = spec_in(LocalStore::new(format!("{folder}/work")).url());
     let planned = freestone::plan(&targets, &spec).unwrap();
-    // What is in memory goes with the process; here all is to be there.
-    let spec = without_room(&spec, &planned, SLOTS);
+    let spec = if on == "memory" { spec } else { without_room(&spec, &planned, SLOTS) };
     (planned, spec)
 }
 
@@ -154,7 +155,7 @@ fn faults_child() {
     let Ok(asked) = std::env::var(CHILD) else { return };
     let asked: Value = serde_json::from_str(&asked).unwrap();
     let text = |name: &str| asked[name].as_str().unwrap_or_default().to_owned();
-    let (planned, spec) = plan(&text("folder"), "results");
+    let (planned, spec) = plan(&text("folder"), "results", &text("on"));
     let executor: Box<dyn Executor> = if text("on") == "processes" { Box::new(processes(SLOTS)) } else { Box::new(Threads::new(SLOTS)) };
     let told = Arc::new(Told {
         moment: Moment::parse(&text("moment")),
@@ -177,7 +178,9 @@ fn faults_child() {
         Some(run) => resume(&spec.work_dir, run, &spec, &*executor, &options),
     };
     told.say(&match ended {
-        Ok(report) => json!({"ended": "well", "finished_before": report.finished_before, "recomputed": report.recomputed}),
+        Ok(report) => {
+            json!({"ended": "well", "finished_before": report.finished_before, "recomputed": report.recomputed, "in_memory": report.kept_bytes > 0})
+        }
         Err(error) => json!({"ended": error.to_string()}),
     });
 }
@@ -290,12 +293,13 @@ fn check(place: &Place, on: &str, moment: &Moment, slow_ms: u64, expect: &BTreeM
     let second = known(&heard);
     let ended = second.ended.clone().unwrap_or_else(|| panic!("{moment:?}: the process that goes on ended: {heard:?}"));
     assert_eq!(ended["ended"], "well", "{moment:?}: {ended}");
+    assert_eq!(ended["recomputed"], 0, "{moment:?}: {ended}");
     let mut found = tree(format!("{folder}/results"));
     found.retain(|name, _| !is_part(name));
     same_files(expect, &found).unwrap_or_else(|why| panic!("{moment:?}: {why}"));
     assert!(!Path::new(&format!("{folder}/work/{}", first.run)).exists(), "{moment:?}: the run's folder is left");
 
-    let (planned, _) = plan(&folder, "results");
+    let (planned, _) = plan(&folder, "results", on);
     for (i, stage) in planned.plan().plan().stages.iter().enumerate() {
         let of = |tasks: &BTreeMap<u64, u64>| tasks.get(&(i as u64)).copied().unwrap_or(0);
         let under_way: u64 = first.under_way.values().filter(|(s, _)| *s == i as u64).map(|(_, n)| n).sum();
@@ -311,7 +315,7 @@ fn check(place: &Place, on: &str, moment: &Moment, slow_ms: u64, expect: &BTreeM
 fn check_all(on: &str, moments: &[Moment], slow_ms: u64) -> [usize; 5] {
     let place = Place::quick();
     let folder = place.at("undisturbed");
-    let (planned, spec) = plan(&folder, "results");
+    let (planned, spec) = plan(&folder, "results", on);
     freestone::run(&planned, &spec, &Serial).unwrap();
     let expect = tree(format!("{folder}/results"));
     let total = total(&planned);
@@ -346,7 +350,7 @@ fn a_killed_driver_publishes_nothing_and_can_be_followed() {
 #[track_caller]
 fn check_bar(on: &str, in_chunks: bool) {
     let place = Place::quick();
-    let total = total(&plan(&place.at("x"), "results").0);
+    let total = total(&plan(&place.at("x"), "results", on).0);
     let histogram = check_all(on, &moments(total, in_chunks), 40);
     assert!(total >= 200 && histogram[..4].iter().all(|n| *n >= 4) && histogram[4] >= 3, "{total} tasks, {histogram:?}");
 }
@@ -355,6 +359,12 @@ fn check_bar(on: &str, in_chunks: bool) {
 #[ignore = "takes minutes: run by .ci/run"]
 fn faults_driver_killed_on_threads() {
     check_bar("threads", true);
+}
+
+#[test]
+#[ignore = "takes minutes: run by .ci/run"]
+fn faults_driver_killed_with_intermediates_in_memory() {
+    check_bar("memory", true);
 }
 
 #[test]
