@@ -1,7 +1,7 @@
 //! Bars for people who watch.
 //!
-//! A bar for each stage that runs, and below them a line for the whole run. Events only count; what is counted is drawn [`HERTZ`] times a second.
-//! What goes wrong on the way is told in lines above the bars, a few of them at a time ([`Lines`]).
+//! A bar for each stage that runs, and below them a line for the whole run. Events only count; what is counted is drawn eight times a second.
+//! What goes wrong on the way is told in lines above the bars, a few of them at a time.
 
 use std::collections::BTreeMap;
 use std::fmt;
