@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use crate::plan::{ArrayId, StageId};
+use crate::plan::StageId;
 use crate::task::{FailureKind, TaskFailure};
 
 /// How often what is tried again.
@@ -22,8 +22,6 @@ pub(super) struct Policy {
 pub(super) struct Attempts {
     policy: Policy,
     by_task: HashMap<(StageId, u64), Vec<Failed>>,
-    /// How often each object was found damaged or gone, whoever read it.
-    damages: HashMap<(ArrayId, u64), u32>,
     /// By kind.
     pub(super) failures: BTreeMap<&'static str, u64>,
     pub(super) retries: u64,
@@ -52,7 +50,7 @@ const THROTTLE_PAUSE: [Duration; 2] = [Duration::from_millis(200), Duration::fro
 /// What a task does to its worker by itself is not tried more often, whoever the workers are.
 const SAME_WAY: usize = 3;
 /// A chunk that is damaged again and again is not computed more often.
-const MAX_DAMAGES: u32 = 4;
+const MAX_DAMAGES: usize = 4;
 
 /// Who is to blame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +76,7 @@ fn cause(kind: FailureKind) -> Cause {
 
 impl Attempts {
     pub(super) fn new(policy: Policy) -> Attempts {
-        Attempts { policy, by_task: HashMap::new(), damages: HashMap::new(), failures: BTreeMap::new(), retries: 0, spent: 0 }
+        Attempts { policy, by_task: HashMap::new(), failures: BTreeMap::new(), retries: 0, spent: 0 }
     }
 
     /// Takes note of a failure of a task of a stage.
@@ -87,22 +85,15 @@ impl Attempts {
         let history = self.by_task.entry((stage, failure.task)).or_default();
         history.push(Failed { failure: failure.clone(), worker: worker.to_owned() });
         let attempts = history.len() as u32;
-        let alike: Vec<&Failed> = history.iter().filter(|f| f.failure.kind.name() == failure.kind.name()).collect();
+        // Of damage, that of the same chunk: a task may find one after the other of those that it reads.
+        let alike: Vec<&Failed> = history.iter().filter(|f| f.failure.kind == failure.kind).collect();
         let n = alike.len();
-        let damages = match failure.kind {
-            FailureKind::Damaged { array, object } => {
-                let n = self.damages.entry((array, object)).or_default();
-                *n += 1;
-                *n
-            }
-            _ => 0,
-        };
         let throttled = failure.kind == FailureKind::Throttled;
         let why = match cause(failure.kind) {
             Cause::Task => Some(String::new()),
             Cause::Perhaps if alike.iter().any(|f| f.worker != worker) => Some(format!("{} on two workers", failure.kind.name())),
             Cause::Perhaps if n >= SAME_WAY => Some(format!("{} {n} times", failure.kind.name())),
-            Cause::Damage if damages >= MAX_DAMAGES => Some(format!("computed again {} times", damages - 1)),
+            Cause::Damage if n >= MAX_DAMAGES => Some(format!("computed again {} times", n - 1)),
             Cause::Outside if n as u32 > self.policy.retries * if throttled { 4 } else { 1 } => Some(String::new()),
             _ if !throttled && self.spent >= self.policy.budget => Some(format!("{} tries of this run are spent", self.policy.budget)),
             _ => None,
@@ -136,6 +127,7 @@ impl Attempts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::ArrayId;
 
     /// Feeds failures of one task, each by a worker, and says how many were tried again before the run ended.
     #[track_caller]

@@ -245,7 +245,14 @@ pub trait Store: Send + Sync + fmt::Debug {
 
 /// A lock on a key of a store.
 #[derive(Debug)]
-pub struct Lock(#[allow(dead_code)] Option<std::fs::File>);
+pub struct Lock(Option<std::fs::File>);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // A process that is being started by another thread may have the file for a moment, and the lock with it.
+        let _ = self.0.as_ref().map(std::fs::File::unlock);
+    }
+}
 
 /// Metadata is rarely larger than this; what is larger costs a second request.
 const SMALL_BYTES: u64 = 16_384;
