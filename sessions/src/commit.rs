@@ -94,7 +94,8 @@ impl Repository {
             let (log, ..) = r.ops_log().await.map_err(|e| e.kind)?;
             let (mut log, mut collections) = (Box::pin(log), Vec::new());
             while let Some((at, update, _)) = log.try_next().await.map_err(|e| e.kind)? {
-                if at.timestamp_micros() <= mark.newest {
+                // Times are of many clocks: the entry itself is looked for, not an earlier one.
+                if at.timestamp_micros() == mark.newest {
                     break;
                 }
                 if matches!(update, UpdateType::GCRanUpdate) {
@@ -136,10 +137,22 @@ impl Repository {
                 }
             }
             self.check_not_collected(commit.mark)?;
-            if let Some(snapshot) = self.try_commit(commit, &tip, draft)? {
-                self.sync_snapshot(&snapshot)?;
-                return Ok(snapshot);
+            match self.try_commit(commit, &tip, draft) {
+                Ok(Some(snapshot)) => {
+                    self.sync_snapshot(&snapshot)?;
+                    return Ok(snapshot);
+                }
+                Ok(None) => {}
+                Err(e @ Error::Repository { .. }) => {
+                    // The answer may have been lost, not the commit.
+                    return self.committed(commit.session, commit.branch, commit.base)?.ok_or(e);
+                }
+                Err(e) => return Err(e),
             }
+        }
+        // Whoever was faster may have committed this very session.
+        if let Some(done) = self.committed(commit.session, commit.branch, commit.base)? {
+            return Ok(done);
         }
         match commit.options.rebase {
             Rebase::Disjoint { .. } => Err(Error::Contended { branch: commit.branch.to_owned(), attempts }),

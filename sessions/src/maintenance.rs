@@ -85,6 +85,7 @@ impl Repository {
             let done = garbage_collect(assets, &config, Some(settings.repo_update_retries()), settings.num_updates_per_repo_info_file()).await;
             done.map_err(|e| failed(&place, "freed of garbage", e))
         })?;
+        self.remove_parts(cutoff)?;
         self.records().create(&format!("{id}.end.json"), &CollectionEnd { ended: Utc::now().timestamp_millis() })?;
         Ok(Collected {
             n_snapshots: summary.snapshots_deleted,
@@ -92,6 +93,21 @@ impl Repository {
             n_chunks: summary.chunks_deleted,
             n_bytes: summary.bytes_deleted,
         })
+    }
+
+    /// Removes what writers that were killed have left half-written in a directory.
+    fn remove_parts(&self, cutoff: DateTime<Utc>) -> Result<(), Error> {
+        let Some(directory) = self.directory() else { return Ok(()) };
+        let Ok(files) = std::fs::read_dir(directory.join("chunks")) else { return Ok(()) };
+        for file in files.flatten() {
+            let name = file.file_name();
+            let is_part = name.to_str().is_some_and(|n| n.starts_with('.') && n.ends_with(".part"));
+            let is_old = || file.metadata().and_then(|m| m.modified()).is_ok_and(|at| DateTime::<Utc>::from(at) < cutoff);
+            if is_part && is_old() {
+                std::fs::remove_file(file.path()).map_err(|e| failed(&file.path().display().to_string(), "removed", e))?;
+            }
+        }
+        Ok(())
     }
 
     /// True if all collections that ran at these times, in milliseconds, were ours and removed nothing that is as young as a session.

@@ -365,6 +365,10 @@ impl Repository {
         Lock::take(&self.inner.location)
     }
 
+    pub(crate) fn directory(&self) -> Option<&std::path::Path> {
+        self.inner.location.directory()
+    }
+
     pub(crate) fn icechunk(&self) -> &Arc<icechunk::Repository> {
         &self.inner.repository
     }
