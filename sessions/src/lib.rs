@@ -14,7 +14,8 @@
 //! they are disjoint and it [may](Rebase).
 //!
 //! The modules, from below: `error`, `location`, `runtime`, `lock`, `objects` (bytes of chunks), `record` (our own objects), `repository`,
-//! `receipt`, `draft` (what a session has changed), `store` (the engine's view of it), `commit`, `session`, `array`, `shared`, `maintenance`.
+//! `receipt`, `draft` (what a session has changed), `store` (the engine's view of it), `commit`, `session`, `plan` (what
+//! the engine's driver needs), `array`, `shared`, `maintenance`.
 
 mod array;
 mod commit;
@@ -24,6 +25,7 @@ mod location;
 mod lock;
 mod maintenance;
 mod objects;
+mod plan;
 mod receipt;
 mod record;
 mod repository;

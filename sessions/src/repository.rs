@@ -126,7 +126,8 @@ impl Repository {
         wait(async move {
             let created = icechunk::Repository::create(backend).spec_version(format.spec()).check_clean_root(clean).execute().await;
             created.map(drop).map_err(|e| match e.kind {
-                RepositoryErrorKind::ParentDirectoryNotClean => Error::Exists { place },
+                // The second is of who lost a race.
+                RepositoryErrorKind::ParentDirectoryNotClean | RepositoryErrorKind::RepoInfoUpdated => Error::Exists { place },
                 kind => failed(&place, "created", kind),
             })
         })?;
@@ -415,12 +416,13 @@ pub(crate) fn failed(place: &str, action: &'static str, kind: impl std::error::E
 fn is_missing(kind: &RepositoryErrorKind) -> bool {
     use icechunk::format::IcechunkFormatErrorKind as F;
     use icechunk::refs::RefErrorKind as R;
-    match kind {
-        RepositoryErrorKind::SnapshotNotFound { .. } | RepositoryErrorKind::Ref(R::RefNotFound(_)) => true,
-        RepositoryErrorKind::FormatError(F::BranchNotFound { .. } | F::TagNotFound { .. } | F::SnapshotIdNotFound { .. }) => true,
-        RepositoryErrorKind::StorageError(icechunk::storage::StorageErrorKind::ObjectNotFound) => true,
-        _ => false,
-    }
+    matches!(
+        kind,
+        RepositoryErrorKind::SnapshotNotFound { .. }
+            | RepositoryErrorKind::Ref(R::RefNotFound(_))
+            | RepositoryErrorKind::FormatError(F::BranchNotFound { .. } | F::TagNotFound { .. } | F::SnapshotIdNotFound { .. })
+            | RepositoryErrorKind::StorageError(icechunk::storage::StorageErrorKind::ObjectNotFound)
+    )
 }
 
 /// Caches and requests are bounded: an object is fetched in one piece (in parallel parts it would be in memory twice), and no chunk is kept.

@@ -78,6 +78,10 @@ pub struct Ticket {
     pub base: String,
     /// The session.
     pub session: String,
+    /// The branch that it will be committed to.
+    pub branch: String,
+    /// Where the operations log was as it began.
+    mark: Option<Mark>,
     /// What the session has made or changed before.
     nodes: std::collections::BTreeMap<String, NodeChange>,
 }
@@ -94,14 +98,16 @@ impl WritableSession {
         // First the mark: what is collected after it is noticed.
         let mark = repository.mark()?;
         let base = repository.resolve(&Version::Branch(branch.to_owned()))?;
-        let (id, draft, closed) = (crate::new_id(), Arc::new(Mutex::new(Draft::default())), Arc::new(Mutex::new(None)));
-        let gate = {
-            let (closed, id) = (Arc::clone(&closed), id.clone());
-            Box::new(move || refuse(&closed, &id))
-        };
-        let writes = Writes { session: id.clone(), receipts: Keep::Here, draft: Arc::clone(&draft), gate: Some(gate) };
+        let inner = Inner { branch: branch.to_owned(), id: crate::new_id(), mark, draft: Arc::default(), closed: Arc::default() };
+        WritableSession::over(repository, base, inner)
+    }
+
+    fn over(repository: &Repository, base: String, inner: Inner) -> Result<WritableSession, Error> {
+        let (closed, id) = (Arc::clone(&inner.closed), inner.id.clone());
+        let gate = Box::new(move || refuse(&closed, &id));
+        let writes = Writes { session: inner.id.clone(), receipts: Keep::Here, draft: Arc::clone(&inner.draft), gate: Some(gate) };
         let store = Arc::new(SessionStore::new(repository, base, Some(writes))?);
-        Ok(WritableSession { store, inner: Arc::new(Inner { branch: branch.to_owned(), id, mark, draft, closed }) })
+        Ok(WritableSession { store, inner: Arc::new(inner) })
     }
 
     /// The branch that it commits to.
@@ -234,6 +240,8 @@ impl WritableSession {
             repository: self.repository().url().to_owned(),
             base: self.base().to_owned(),
             session: self.inner.id.clone(),
+            branch: self.inner.branch.clone(),
+            mark: self.inner.mark,
             nodes: self.draft(|d| d.nodes.clone()),
         })
     }
@@ -306,7 +314,7 @@ impl WritableSession {
         Ok(())
     }
 
-    fn document(&self, path: &str) -> Result<Option<Value>, Error> {
+    pub(crate) fn document(&self, path: &str) -> Result<Option<Value>, Error> {
         let text = self.store.document(path)?;
         let bad = |e: serde_json::Error| Error::BadNode { path: path.to_owned(), why: format!("it is no JSON: {e}") };
         text.map(|text| serde_json::from_slice(&text).map_err(bad)).transpose()
@@ -342,14 +350,30 @@ impl Ticket {
     /// # Errors
     /// Where the repository cannot be opened, or another version of the program made the ticket.
     pub fn open(&self) -> Result<Fork, Error> {
-        if self.version != VERSION {
-            return Err(Error::Version { what: "a ticket", found: self.version, known: VERSION });
-        }
-        let repository = Repository::open(&self.repository)?;
+        let repository = self.repository()?;
         let draft = Draft { nodes: self.nodes.clone(), ..Draft::default() };
         let writes = Writes { session: self.session.clone(), receipts: Keep::Here, draft: Arc::new(Mutex::new(draft)), gate: None };
         let store = Arc::new(SessionStore::new(&repository, self.base.clone(), Some(writes))?);
         Ok(Fork { store, session: self.session.clone() })
+    }
+
+    /// Goes on with the session itself, where the process that began it has died: receipts that were kept elsewhere can be merged and committed. If
+    /// it was committed already, committing it again finds that snapshot.
+    ///
+    /// # Errors
+    /// As [`open`](Ticket::open).
+    pub fn resume(&self) -> Result<WritableSession, Error> {
+        let draft = Draft { nodes: self.nodes.clone(), ..Draft::default() };
+        let (branch, id) = (self.branch.clone(), self.session.clone());
+        let inner = Inner { branch, id, mark: self.mark, draft: Arc::new(Mutex::new(draft)), closed: Arc::default() };
+        WritableSession::over(&self.repository()?, self.base.clone(), inner)
+    }
+
+    fn repository(&self) -> Result<Repository, Error> {
+        if self.version != VERSION {
+            return Err(Error::Version { what: "a ticket", found: self.version, known: VERSION });
+        }
+        Repository::open(&self.repository)
     }
 
     /// The URL of a store that writes for this session, as [`open_store`](crate::open_store) takes it.

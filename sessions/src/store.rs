@@ -66,14 +66,14 @@ impl fmt::Debug for Writes {
 
 /// What a key names.
 #[derive(Debug, PartialEq, Eq)]
-enum Key<'a> {
+pub(crate) enum Key<'a> {
     Document(&'a str),
     Chunk(&'a str, Vec<u32>),
     Nothing,
 }
 
 impl Key<'_> {
-    fn parse(key: &str) -> Key<'_> {
+    pub(crate) fn parse(key: &str) -> Key<'_> {
         if let Some(path) = key.strip_suffix("zarr.json") {
             return match path.strip_suffix('/') {
                 Some(path) => Key::Document(path),

@@ -17,7 +17,7 @@ macro_rules! everywhere {
     ($($case:ident),* $(,)?) => {
         mod in_memory { $(#[test] fn $case() { super::$case(&crate::support::Place::memory()); })* }
         mod in_a_directory { $(#[test] fn $case() { super::$case(&crate::support::Place::local()); })* }
-        mod s3 { $(#[test] #[ignore = "needs an S3 server: run by .ci/run"] fn $case() { super::$case(&crate::support::Place::s3(stringify!($case))); })* }
+        mod s3_server { $(#[test] #[ignore = "needs an S3 server: run by .ci/run"] fn $case() { super::$case(&crate::support::Place::s3(stringify!($case))); })* }
     };
 }
 
