@@ -32,7 +32,8 @@ impl SessionArray {
         let stored = open_array(&shared, path)?;
         let access = ChunkAccess::new(shared, path, &stored.info)?;
         let objects = stored.info.objects();
-        let desk = Desk { arena: Arena::new(u64::MAX), contexts: Contexts::default(), traffic: Traffic::default() };
+        // No limit: the caller holds the values, and no projection was made.
+        let desk = Desk { arena: Arena::new(1 << 60), contexts: Contexts::default(), traffic: Traffic::default() };
         Ok(SessionArray { store: Arc::clone(store), stored, access, objects, desk })
     }
 

@@ -23,7 +23,7 @@ use serde_json::{Map, Value, json};
 use crate::draft::{Draft, NodeChange, ancestors, icechunk_path, our_path};
 use crate::error::{Clash, Conflict, Error};
 use crate::receipt::{Placed, Written};
-use crate::repository::{Format, Repository, Version, failed, snapshot_id};
+use crate::repository::{Format, Repository, Snapshot, Version, failed, snapshot_id};
 use crate::runtime::wait;
 
 /// The property of a snapshot that says which session it is of.
@@ -129,7 +129,7 @@ impl Repository {
             let tip = self.resolve(&Version::Branch(commit.branch.to_owned()))?;
             if tip != commit.base {
                 if let Some(done) = self.committed(commit.session, commit.branch, commit.base)? {
-                    return Ok(done);
+                    return Ok(done.id);
                 }
                 let clashes = self.clashes(commit.base, &tip, draft)?;
                 if commit.options.rebase == Rebase::Never || !clashes.is_empty() {
@@ -145,14 +145,14 @@ impl Repository {
                 Ok(None) => {}
                 Err(e @ Error::Repository { .. }) => {
                     // The answer may have been lost, not the commit.
-                    return self.committed(commit.session, commit.branch, commit.base)?.ok_or(e);
+                    return self.committed(commit.session, commit.branch, commit.base)?.map(|s| s.id).ok_or(e);
                 }
                 Err(e) => return Err(e),
             }
         }
         // Whoever was faster may have committed this very session.
         if let Some(done) = self.committed(commit.session, commit.branch, commit.base)? {
-            return Ok(done);
+            return Ok(done.id);
         }
         match commit.options.rebase {
             Rebase::Disjoint { .. } => Err(Error::Contended { branch: commit.branch.to_owned(), attempts }),
@@ -165,10 +165,10 @@ impl Repository {
     }
 
     /// The snapshot that a session was committed as, if it was: looked for from the tip of its branch down to its base.
-    pub(crate) fn committed(&self, session: &str, branch: &str, base: &str) -> Result<Option<String>, Error> {
+    pub(crate) fn committed(&self, session: &str, branch: &str, base: &str) -> Result<Option<Snapshot>, Error> {
         for snapshot in self.history(&Version::Branch(branch.to_owned()))? {
             if snapshot.properties.get(SESSION_PROPERTY).and_then(Value::as_str) == Some(session) {
-                return Ok(Some(snapshot.id));
+                return Ok(Some(snapshot));
             }
             if snapshot.id == base {
                 break;

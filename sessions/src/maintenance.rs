@@ -20,6 +20,9 @@ use crate::shared::LONGEST_LIFE;
 /// Clocks of who writes and who collects may differ by so much.
 const MARGIN: Duration = Duration::from_secs(600);
 
+/// A collection of ours that was killed has ended by then. One that took longer is taken for somebody else's, which is the safe mistake.
+const LONGEST_COLLECTION_MS: i64 = 3_600_000;
+
 /// Manifests that a collection has in memory at a time, encoded and decoded.
 const MANIFEST_MEM: NonZeroUsize = NonZeroUsize::MIN.saturating_add((64 << 20) - 1);
 
@@ -117,7 +120,7 @@ impl Repository {
         let begins = self.records().get_all::<Collection>(&ids.iter().map(|id| format!("gc/{id}.json")).collect::<Vec<_>>())?;
         let ends = self.records().get_all::<CollectionEnd>(&ids.iter().map(|id| format!("gc/{id}.end.json")).collect::<Vec<_>>())?;
         let ours: Vec<(i64, i64, i64)> =
-            begins.into_iter().zip(ends).filter_map(|(b, e)| b.map(|b| (b.began, e.map_or(i64::MAX, |e| e.ended), b.cutoff))).collect();
+            begins.into_iter().zip(ends).filter_map(|(b, e)| b.map(|b| (b.began, e.map_or(b.began + LONGEST_COLLECTION_MS, |e| e.ended), b.cutoff))).collect();
         let spared = |at: &i64| ours.iter().any(|(from, to, cutoff)| from <= at && at <= to && *cutoff <= began);
         Ok(times.iter().all(spared))
     }

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use freestone_engine::storage::Store;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::array::SessionArray;
 use crate::commit::{Commit, CommitOptions, Mark};
@@ -74,9 +75,17 @@ struct Generation {
 enum State {
     Open,
     Committing,
-    Committed { snapshot: String },
+    Committed {
+        snapshot: String,
+        /// Names of joiners whose writes are not in it.
+        #[serde(default)]
+        dropped: Vec<String>,
+    },
     Abandoned,
 }
+
+/// The property of a snapshot that says which joiners' writes are not in it: names, and numbers of chunks.
+const DROPPED_PROPERTY: &str = "freestone_dropped";
 
 /// Somebody writes.
 #[derive(Debug, Serialize, Deserialize)]
@@ -161,6 +170,9 @@ pub struct Committed {
     /// Joiners that had not closed: what they wrote is not in it.
     pub dropped: Vec<JoinerStatus>,
 }
+
+/// Who has closed while a commit goes on waits so long for its end.
+const LONGEST_COMMIT: Duration = Duration::from_secs(30);
 
 fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
@@ -317,7 +329,7 @@ impl SharedSession {
     fn open_generation(&self) -> Result<(u64, Generation), Error> {
         let (number, generation) = self.generation()?;
         match &generation.state {
-            State::Committed { snapshot } => Err(self.closed(Closed::Committed { snapshot: snapshot.clone() })),
+            State::Committed { snapshot, .. } => Err(self.closed(Closed::Committed { snapshot: snapshot.clone() })),
             State::Abandoned => Err(self.closed(Closed::Abandoned)),
             State::Committing => Err(Error::Committing { session: self.id.clone() }),
             State::Open if generation.expires_at <= now() => Err(self.closed(Closed::Expired)),
@@ -342,7 +354,7 @@ impl SharedSession {
     pub fn status(&self) -> Result<SharedStatus, Error> {
         let (record, (_, generation)) = (self.record()?, self.generation()?);
         let state = match generation.state {
-            State::Committed { snapshot } => SessionState::Closed(Closed::Committed { snapshot }),
+            State::Committed { snapshot, .. } => SessionState::Closed(Closed::Committed { snapshot }),
             State::Abandoned => SessionState::Closed(Closed::Abandoned),
             State::Committing => SessionState::Committing,
             State::Open if generation.expires_at <= now() => SessionState::Closed(Closed::Expired),
@@ -470,7 +482,9 @@ impl SharedSession {
                 // Where the coordinator lives on, whoever comes first moves the branch; the other then finds the snapshot.
                 let (number, generation) = self.generation()?;
                 if let Some(snapshot) = self.repository.committed(&self.id, &record.branch, &record.base)? {
-                    return self.finish(number, generation.expires_at, snapshot, Vec::new());
+                    let of = |(name, n): (&String, &Value)| JoinerStatus { name: name.clone(), open: true, n_chunks: n.as_u64().unwrap_or(0) };
+                    let dropped = snapshot.properties.get(DROPPED_PROPERTY).and_then(Value::as_object).into_iter().flatten().map(of).collect();
+                    return self.finish(number, generation.expires_at, Committed { snapshot: snapshot.id, dropped });
                 }
                 (number, generation)
             }
@@ -482,7 +496,7 @@ impl SharedSession {
         }
         let number = self.swap(number, State::Committing, generation.expires_at)?;
         match self.gather_and_commit(&record, how) {
-            Ok(done) => self.finish(number, generation.expires_at, done.snapshot, done.dropped),
+            Ok(done) => self.finish(number, generation.expires_at, done),
             Err(e) => {
                 let _ = self.swap(number, State::Open, generation.expires_at);
                 Err(e)
@@ -513,8 +527,13 @@ impl SharedSession {
                 dropped.push(JoinerStatus { name: name.clone(), open: true, n_chunks });
             }
         }
-        let commit =
-            Commit { branch: &record.branch, base: &record.base, session: &self.id, mark: record.mark, message: &record.message, options: &how.options };
+        let mut options = how.options.clone();
+        if !dropped.is_empty() {
+            let names: Map<String, Value> = dropped.iter().map(|j| (j.name.clone(), j.n_chunks.into())).collect();
+            options.properties.insert(DROPPED_PROPERTY.to_owned(), Value::Object(names));
+        }
+        let Record { branch, base, message, mark, .. } = record;
+        let commit = Commit { branch, base, session: &self.id, mark: *mark, message, options: &options };
         let snapshot = self.repository.commit(&commit, &draft)?;
         Ok(Committed { snapshot, dropped })
     }
@@ -533,19 +552,20 @@ impl SharedSession {
     }
 
     /// Notes that it is committed. Who has taken over meanwhile notes the same.
-    fn finish(&self, number: u64, expires_at: u64, snapshot: String, dropped: Vec<JoinerStatus>) -> Result<Committed, Error> {
-        match self.swap(number, State::Committed { snapshot: snapshot.clone() }, expires_at) {
-            Err(Error::Stale { .. }) => {
-                let (number, newest) = self.generation()?;
-                if !matches!(newest.state, State::Committed { .. }) {
-                    return self.finish(number, expires_at, snapshot, dropped);
+    fn finish(&self, mut number: u64, expires_at: u64, done: Committed) -> Result<Committed, Error> {
+        let dropped: Vec<String> = done.dropped.iter().map(|j| j.name.clone()).collect();
+        loop {
+            match self.swap(number, State::Committed { snapshot: done.snapshot.clone(), dropped: dropped.clone() }, expires_at) {
+                Err(Error::Stale { .. }) => {
+                    let (newest, generation) = self.generation()?;
+                    if matches!(generation.state, State::Committed { .. }) {
+                        return Ok(done);
+                    }
+                    number = newest;
                 }
-            }
-            other => {
-                other?;
+                other => return other.map(|_| done),
             }
         }
-        Ok(Committed { snapshot, dropped })
     }
 }
 
@@ -589,6 +609,22 @@ impl Membership {
         self.check_now()?;
         *checked = Some(Instant::now());
         Ok(())
+    }
+
+    /// Finds out, after it has closed, whether a commit that was forced at the same moment has dropped what it wrote.
+    fn check_taken(&self) -> Result<(), Error> {
+        let start = Instant::now();
+        loop {
+            let state = self.session.generation()?.1.state;
+            match state {
+                State::Open => return Ok(()),
+                State::Committed { snapshot, dropped } if dropped.contains(&self.name) => return Err(self.session.closed(Closed::Committed { snapshot })),
+                State::Committed { .. } => return Ok(()),
+                State::Abandoned => return Err(self.session.closed(Closed::Abandoned)),
+                State::Committing if start.elapsed() > LONGEST_COMMIT => return Err(Error::Committing { session: self.session.id.clone() }),
+                State::Committing => std::thread::sleep(Duration::from_millis(50)),
+            }
+        }
     }
 
     fn check_now(&self) -> Result<(), Error> {
@@ -696,7 +732,8 @@ impl Joiner {
         self.flusher.flush()?;
         let joined = &self.flusher.joined;
         joined.check_now()?;
-        joined.session.create(&format!("joiners/{}/{:06}.closed.json", joined.name, joined.turn), &JoinedClosed { at: now() })
+        joined.session.create(&format!("joiners/{}/{:06}.closed.json", joined.name, joined.turn), &JoinedClosed { at: now() })?;
+        joined.check_taken()
     }
 }
 
