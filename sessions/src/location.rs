@@ -28,24 +28,21 @@ impl Location {
     /// Of a path, `file://PATH`, `s3://BUCKET/PREFIX` or `memory://NAME`.
     pub(crate) fn parse(url: &str) -> Result<Location, Error> {
         let bad = |why: &str| Error::BadUrl { url: url.to_owned(), why: why.to_owned() };
-        let trimmed = url.trim_end_matches('/');
-        if trimmed.contains(['#', '?']) {
+        if url.contains(['#', '?']) {
             return Err(bad("a repository's location has no `#` and no `?` in it"));
         }
-        match trimmed.split_once("://") {
-            None | Some(("file", _)) => {
-                let path = trimmed.strip_prefix("file://").unwrap_or(trimmed);
-                if path.is_empty() {
-                    return Err(bad("it names no directory"));
-                }
-                Ok(Location::Local(PathBuf::from(identity(path, ""))))
-            }
-            Some(("memory", name)) if !name.is_empty() => Ok(Location::Memory(name.to_owned())),
-            Some(("s3", rest)) => match rest.split_once('/') {
-                Some((bucket, prefix)) if !bucket.is_empty() && !prefix.is_empty() => Ok(Location::S3 { bucket: bucket.to_owned(), prefix: prefix.to_owned() }),
+        let (scheme, rest) = url.split_once("://").unwrap_or(("file", url));
+        let rest = rest.trim_end_matches('/');
+        match scheme {
+            "file" if rest.is_empty() => Err(bad("it names no directory")),
+            "file" => Ok(Location::Local(PathBuf::from(identity(rest, "")))),
+            "memory" if rest.is_empty() => Err(bad("it has no name")),
+            "memory" => Ok(Location::Memory(rest.to_owned())),
+            "s3" => match rest.split_once('/') {
+                Some((bucket, prefix)) if !bucket.is_empty() => Ok(Location::S3 { bucket: bucket.to_owned(), prefix: prefix.to_owned() }),
                 _ => Err(bad("a repository needs a bucket and a prefix in it: s3://BUCKET/PREFIX")),
             },
-            Some(_) => Err(bad("repositories are at a path, s3://BUCKET/PREFIX or memory://NAME")),
+            _ => Err(bad("repositories are at a path, s3://BUCKET/PREFIX or memory://NAME")),
         }
     }
 

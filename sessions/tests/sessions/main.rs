@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::single_range_in_vec_init)]
 
 mod conformance;
+mod examples;
 mod interop;
 mod plans;
 mod processes;
