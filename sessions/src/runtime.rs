@@ -4,6 +4,7 @@
 //! runtime of the user's.
 
 use std::sync::{OnceLock, mpsc};
+use std::task::{Context, Poll, Waker};
 
 use crate::error::Error;
 
@@ -19,9 +20,21 @@ fn runtime() -> Result<&'static tokio::runtime::Runtime, Error> {
 }
 
 /// Runs a request and waits for it.
+///
+/// What needs no waiting, as a reference in a manifest that is at hand, is answered where it was asked: going to another thread and back takes
+/// many times as long.
 pub(crate) fn wait<T: Send + 'static>(request: impl Future<Output = Result<T, Error>> + Send + 'static) -> Result<T, Error> {
+    let runtime = runtime()?;
+    let mut request = Box::pin(request);
+    let at_once = {
+        let _inside = runtime.enter();
+        request.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+    };
+    if let Poll::Ready(answer) = at_once {
+        return answer;
+    }
     let (send, receive) = mpsc::sync_channel(1);
-    runtime()?.spawn(async move {
+    runtime.spawn(async move {
         let _ = send.send(request.await);
     });
     receive.recv().unwrap_or_else(|_| Err(Error::Runtime { message: "a request was dropped".into() }))
