@@ -3,7 +3,7 @@
 //! ```sh
 //! cargo run --release -p freestone-sessions --example isolated -- REPOSITORY
 //! ```
-#![allow(clippy::print_stdout)]
+#![allow(clippy::print_stdout, clippy::single_range_in_vec_init)]
 
 use freestone_sessions::{Error, Format, MAIN, Repository, Version};
 use serde_json::{Map, Value, json};

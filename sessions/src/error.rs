@@ -85,7 +85,7 @@ pub enum Error {
     #[error("{place} cannot be understood: {why}")]
     Damaged { place: String, why: String },
     #[error("{place} could not be {action}: {message}")]
-    Repository { place: String, action: &'static str, message: String },
+    Repository { place: String, action: &'static str, message: String, transient: bool },
     #[error("requests cannot be run: {message}")]
     Runtime { message: String },
     #[error(transparent)]
@@ -196,6 +196,7 @@ impl Error {
         match self {
             Error::Storage(e) => e.is_transient(),
             Error::Contended { .. } | Error::Stale { .. } => true,
+            Error::Repository { transient, .. } => *transient,
             _ => false,
         }
     }

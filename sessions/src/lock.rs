@@ -22,7 +22,7 @@ impl Lock {
     pub(crate) fn take(location: &Location) -> Result<Lock, Error> {
         let Some(directory) = location.directory() else { return Ok(Lock(None)) };
         let path = directory.join(crate::FOLDER).join("lock");
-        let failed = |e: std::io::Error| Error::Repository { place: path.display().to_string(), action: "locked", message: e.to_string() };
+        let failed = |e: std::io::Error| Error::Repository { place: path.display().to_string(), action: "locked", message: e.to_string(), transient: false };
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).map_err(failed)?;
         }

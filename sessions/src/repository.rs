@@ -11,7 +11,7 @@ use icechunk::config::{CachingConfig, RepositoryConfig};
 use icechunk::format::SnapshotId;
 use icechunk::format::format_constants::SpecVersionBin;
 use icechunk::repository::{RepositoryErrorKind, VersionInfo};
-use icechunk::storage::{ConcurrencySettings, S3Options, Settings, Storage};
+use icechunk::storage::{ConcurrencySettings, S3Options, Settings, Storage, StorageErrorKind};
 use object_store::ObjectStore;
 use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
 use object_store::memory::InMemory;
@@ -400,17 +400,19 @@ pub(crate) fn snapshot_id(id: &str) -> Result<SnapshotId, Error> {
 }
 
 /// An error of Icechunk's, of which only the kind is kept: its trace of spans is for its own developers.
-pub(crate) fn failed(place: &str, action: &'static str, kind: impl std::error::Error) -> Error {
-    let mut message = kind.to_string();
-    let mut source = kind.source();
-    while let Some(cause) = source {
-        let text = cause.to_string();
+pub(crate) fn failed(place: &str, action: &'static str, kind: impl std::error::Error + 'static) -> Error {
+    let (mut message, mut transient) = (kind.to_string(), false);
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&kind);
+    while let Some(error) = cause {
+        let text = error.to_string();
         if !message.contains(&text) {
             message = format!("{message}: {text}");
         }
-        source = cause.source();
+        // As in the engine's object stores: the client has tried what it knows to be transient again; another worker may still get through.
+        transient |= matches!(error.downcast_ref(), Some(object_store::Error::Generic { .. }));
+        cause = error.source();
     }
-    Error::Repository { place: place.to_owned(), action, message }
+    Error::Repository { place: place.to_owned(), action, message, transient }
 }
 
 fn is_missing(kind: &RepositoryErrorKind) -> bool {
@@ -421,7 +423,7 @@ fn is_missing(kind: &RepositoryErrorKind) -> bool {
         RepositoryErrorKind::SnapshotNotFound { .. }
             | RepositoryErrorKind::Ref(R::RefNotFound(_))
             | RepositoryErrorKind::FormatError(F::BranchNotFound { .. } | F::TagNotFound { .. } | F::SnapshotIdNotFound { .. })
-            | RepositoryErrorKind::StorageError(icechunk::storage::StorageErrorKind::ObjectNotFound)
+            | RepositoryErrorKind::StorageError(StorageErrorKind::ObjectNotFound)
     )
 }
 
