@@ -12,6 +12,7 @@ use freestone_engine::storage::reader::Written;
 use freestone_engine::task;
 
 use crate::commit::CommitOptions;
+use crate::draft::NodeChange;
 use crate::error::Error;
 use crate::receipt::Receipt;
 use crate::session::WritableSession;
@@ -52,8 +53,11 @@ impl WritableSession {
                         return Err(Error::BadNode { path: output.path.to_owned(), why });
                     }
                 }
+                Mode::Whole | Mode::Metadata if output.publication.overwrite => {}
                 Mode::Whole | Mode::Metadata => {
-                    if !output.publication.overwrite && self.document(output.path)?.is_some() {
+                    // What a commit that failed has made here before is its own.
+                    let made = self.draft(|d| d.nodes.get(output.path).and_then(NodeChange::document).map(|d| *d == output.publication.document));
+                    if made.map_or_else(|| self.document(output.path).map(|d| d.is_some()), |own| Ok(!own))? {
                         return Err(Error::NodeExists { place: self.repository().url().to_owned(), path: output.path.to_owned() });
                     }
                 }
@@ -64,7 +68,7 @@ impl WritableSession {
 
     /// Commits a plan's outputs from the receipts of its tasks: arrays are made, references set, and all of it becomes visible at once.
     ///
-    /// A task that was run twice has given the same receipts twice. Needs no network before the commit itself.
+    /// A task that was run twice has given the same receipts twice. Where it fails, it can be called again, with all receipts.
     ///
     /// # Errors
     /// [`Error::Incomplete`] where a chunk has no receipt, and as [`check_plan`](WritableSession::check_plan) and
