@@ -2,17 +2,19 @@
 
 use std::sync::Arc;
 
-use freestone_engine::driver::{self, Run};
+use freestone_engine::driver::record::{self, StoredRun};
+use freestone_engine::driver::{self, Run, RunError};
 use freestone_engine::events::{Observer, RunReport};
 use freestone_engine::executor::Executor;
 use freestone_engine::memory::Arena;
 use freestone_engine::plan::FinalizedPlan;
 use freestone_engine::plan::lower::{Output, kernels_of, lower, stores_of};
-use freestone_engine::session::PlainZarr;
+use freestone_engine::session::{PlainZarr, Session};
 use freestone_engine::spec::Spec;
 use freestone_engine::storage::codec::Contexts;
 use freestone_engine::storage::reader::{ChunkAccess, Desk, ShardCache};
-use freestone_engine::storage::{CodecName, MemoryStore, Store, Stores, metadata};
+use freestone_engine::storage::{CodecName, MemoryStore, Store, Stores, identity, metadata, split_location};
+use freestone_engine::task::RunAddress;
 use freestone_engine::user::KernelRegistry;
 use freestone_engine::worker::Cancel;
 use freestone_executors::{Serial, Threads};
@@ -91,6 +93,10 @@ pub struct Options<'a> {
     pub cancel: Cancel,
     /// Stores in memory that targets name.
     pub stores: Stores,
+    /// Users' kernels that the plan of a resumed run names.
+    pub kernels: KernelRegistry,
+    /// Chunks of the inputs of a resumed run must not have been written or removed since it began: one request for each.
+    pub verify_inputs: bool,
 }
 
 /// Runs a plan.
@@ -106,12 +112,59 @@ pub fn run(planned: &Planned, spec: &Spec, executor: &dyn Executor) -> Result<Ru
 /// # Errors
 /// As [`run`].
 pub fn run_with(planned: &Planned, spec: &Spec, executor: &dyn Executor, options: &Options<'_>) -> Result<RunReport, Error> {
-    let stores = planned.stores.clone();
+    // Not a handle on the plan's own: what one run adds is not the next one's.
+    let stores = Stores::default();
+    stores.extend(&planned.stores);
     stores.extend(&options.stores);
     let session = PlainZarr::new(stores.clone());
     let run =
         Run { spec, stores: &stores, kernels: &planned.kernels, executor, session: &session, observers: options.observers, cancel: options.cancel.clone() };
     Ok(driver::run(&planned.plan, &run)?)
+}
+
+/// Opens a run that has ended early, by its folder: a path or URL, as its error and the command say it.
+///
+/// # Errors
+/// Where there is none that can be resumed.
+pub fn open_run(folder: &str, stores: &Stores) -> Result<StoredRun, Error> {
+    let (work_dir, folder) = split_location(folder);
+    Ok(StoredRun::open(stores, RunAddress { work_dir: identity(&work_dir, ""), folder })?)
+}
+
+/// Goes on with a run that was killed, cancelled or has failed, in this process or another one: nothing is planned anew, and no task that the
+/// journal tells of is run again. `spec` may differ in all but what the plan has fixed; its `work_dir` is not looked at.
+///
+/// ```no_run
+/// # use freestone::{Options, Settings, Spec, Stores, Threads};
+/// # let spec = Spec::load(Settings::default())?;
+/// let run = freestone::open_run("work/3f2a…-18c…-4711", &Stores::default())?;
+/// let report = freestone::resume(&run, &spec, &Threads::new(4), &Options::default())?;
+/// println!("{report}");
+/// # Ok::<(), freestone::Error>(())
+/// ```
+///
+/// # Errors
+/// As [`run`]; where the run is still going on, or its inputs or outputs' places have changed.
+pub fn resume(stored: &StoredRun, spec: &Spec, executor: &dyn Executor, options: &Options<'_>) -> Result<RunReport, Error> {
+    let stores = options.stores.clone();
+    let unknown = || RunError::NoRun { run: stored.address.path(), why: "its outputs go where this program cannot write".into() };
+    let session = PlainZarr::of_ticket(stores.clone(), &stored.record.session).ok_or_else(unknown)?;
+    let spec = Spec { work_dir: stored.address.work_dir.clone(), ..spec.clone() };
+    let (observers, cancel) = (options.observers, options.cancel.clone());
+    let run = Run { spec: &spec, stores: &stores, kernels: &options.kernels, executor, session: &session, observers, cancel };
+    Ok(driver::resume(stored, &run, options.verify_inputs)?)
+}
+
+/// Gives a run up: its folder and what it has written so far are removed, unless a process is at it.
+///
+/// # Errors
+/// Where it is still going on, or storage fails.
+pub fn discard(stored: &StoredRun, stores: &Stores) -> Result<(), Error> {
+    record::remove(stores, &stored.address)?;
+    if let Some(session) = PlainZarr::of_ticket(stores.clone(), &stored.record.session) {
+        session.abandon(&stored.plan);
+    }
+    Ok(())
 }
 
 /// Computes an array into memory, on threads.

@@ -471,7 +471,7 @@ fn lengths(shape: &[u64]) -> String {
 }
 
 /// `1 234 567`.
-fn grouped(n: u64) -> String {
+pub(crate) fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut text = String::new();
     for (i, c) in digits.chars().enumerate() {
@@ -494,7 +494,7 @@ fn short(n: u64) -> String {
 }
 
 /// A text as it stands in XML, without characters that it cannot have.
-fn escaped(words: &str) -> String {
+pub(crate) fn escaped(words: &str) -> String {
     let mut text = String::with_capacity(words.len());
     for c in words.chars() {
         match c {

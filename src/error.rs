@@ -41,6 +41,8 @@ pub enum ExitCode {
     Input = 4,
     /// Something else is where the result should go.
     Conflict = 5,
+    /// Stopped at its deadline; finished work is kept.
+    Deadline = 124,
     /// Stopped on request; finished work is kept.
     Interrupted = 130,
 }
@@ -49,21 +51,35 @@ impl Error {
     /// The exit code for this error.
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Error::Plan(PlanError::ExceedsMemory { .. } | PlanError::ExceedsLocalMemory { .. })
-            | Error::Run(RunError::Plan(PlanError::ExceedsMemory { .. } | PlanError::ExceedsLocalMemory { .. })) => ExitCode::Memory,
+            Error::Plan(error) => of_plan(error),
+            Error::Run(error) => of_run(error.cause()),
             Error::Array(freestone_ops::Error::Coordinates { .. }) => ExitCode::Conflict,
-            Error::Array(_) | Error::Plan(_) | Error::ResultType { .. } => ExitCode::Input,
+            Error::Array(_) | Error::ResultType { .. } => ExitCode::Input,
             Error::Spec(_) => ExitCode::Usage,
             #[cfg(feature = "cli")]
             Error::Expression(error) if error.cause.is_some() => ExitCode::Input,
             #[cfg(feature = "cli")]
             Error::Expression(_) => ExitCode::Usage,
-            Error::Run(RunError::Session(SessionError::Storage(_))) => ExitCode::Failed,
-            Error::Run(RunError::Session(_)) => ExitCode::Conflict,
-            Error::Run(RunError::Cancelled { .. }) => ExitCode::Interrupted,
-            Error::Run(RunError::Executor(ExecutorError::Unreachable(_))) => ExitCode::Input,
-            Error::Run(RunError::Task { failure, .. }) if failure.kind == FailureKind::BadInput => ExitCode::Input,
-            Error::Run(_) => ExitCode::Failed,
         }
+    }
+}
+
+fn of_plan(error: &PlanError) -> ExitCode {
+    match error {
+        PlanError::ExceedsMemory { .. } | PlanError::ExceedsLocalMemory { .. } => ExitCode::Memory,
+        _ => ExitCode::Input,
+    }
+}
+
+fn of_run(error: &RunError) -> ExitCode {
+    match error {
+        RunError::Plan(PlanError::ExceedsMemory { .. } | PlanError::ExceedsLocalMemory { .. }) => ExitCode::Memory,
+        RunError::Session(SessionError::Storage(_)) => ExitCode::Failed,
+        RunError::Session(_) | RunError::Running { .. } => ExitCode::Conflict,
+        RunError::Cancelled => ExitCode::Interrupted,
+        RunError::Deadline(_) => ExitCode::Deadline,
+        RunError::NoRun { .. } | RunError::InputChanged { .. } | RunError::Executor(ExecutorError::Unreachable(_)) => ExitCode::Input,
+        RunError::Task { failure, .. } if failure.kind == FailureKind::BadInput => ExitCode::Input,
+        _ => ExitCode::Failed,
     }
 }

@@ -12,14 +12,18 @@ pub mod drawing;
 mod error;
 #[cfg(feature = "cli")]
 pub mod expression;
+pub mod history;
 #[cfg(feature = "cli")]
 pub mod limits;
 #[cfg(feature = "cli")]
 pub mod progress;
+pub mod report;
+mod spans;
 
-pub use compute::{Options, Planned, compute, compute_with, create, plan, run, run_with};
+pub use compute::{Options, Planned, compute, compute_with, create, discard, open_run, plan, resume, run, run_with};
 pub use error::{Error, ExitCode};
 pub use freestone_engine as engine;
+pub use freestone_engine::driver::record::StoredRun;
 pub use freestone_engine::events::RunReport;
 pub use freestone_engine::memory::size;
 pub use freestone_engine::spec::{Settings, Spec, parse_size};

@@ -1,8 +1,10 @@
 //! What a computation may use, on a command line.
 
+use std::time::Duration;
+
 use clap::{Args, ValueEnum};
 use freestone_engine::executor::{Executor, ExecutorError};
-use freestone_engine::spec::{Settings, Spec, SpecError, parse_size};
+use freestone_engine::spec::{Settings, Spec, SpecError, parse_duration, parse_size};
 use freestone_executors::{Processes, Serial, Threads};
 
 /// What a computation may use. What is not given comes from FREESTONE_… variables, freestone.toml, or the defaults.
@@ -23,6 +25,15 @@ pub struct Limits {
     /// Threads or processes.
     #[arg(long)]
     pub threads: Option<usize>,
+    /// How often a task is tried again that storage or its worker failed.
+    #[arg(long)]
+    pub retries: Option<u32>,
+    /// What each task may take, as in 10m.
+    #[arg(long, value_parser = parse_duration)]
+    pub task_timeout: Option<Duration>,
+    /// What the whole run may take, as in 2h; it can be resumed then.
+    #[arg(long, value_parser = parse_duration)]
+    pub deadline: Option<Duration>,
     /// Where tasks run.
     #[arg(long, value_enum, default_value = "threads")]
     pub executor: ExecutorName,
@@ -51,6 +62,9 @@ impl Limits {
             reserved_mem: self.reserved_mem,
             local_mem: self.local_mem,
             threads: self.threads,
+            retries: self.retries,
+            task_timeout: self.task_timeout,
+            deadline: self.deadline,
             ..Settings::default()
         })
     }

@@ -16,7 +16,7 @@ static ALLOCATOR: allocator::Allocator = allocator::Allocator;
 /// Computes on arrays that are larger than memory, within a memory that is promised.
 ///
 /// Exit codes: 0 done, 1 failed, 2 wrong usage, 3 over allowed_mem, 4 an input cannot be used, 5 something is in the way of the
-/// result, 130 interrupted.
+/// result, 124 over its deadline, 130 interrupted; finished work is kept then.
 #[derive(Parser)]
 #[command(name = "freestone", version, disable_help_subcommand = true)]
 struct Arguments {
@@ -48,6 +48,10 @@ enum Command {
     },
     /// Copies an array into chunks of another shape.
     Rechunk(command::rechunk::Arguments),
+    /// Goes on with a run that was interrupted, killed or has failed: what it has finished is not computed again.
+    Resume(command::resume::Arguments),
+    /// Lists the runs in a work directory, and removes those that are of no use any more.
+    Clean(command::clean::Arguments),
     /// Answers a driver's requests through standard input and output.
     #[command(name = freestone::WORKER_ARGUMENT, hide = true)]
     Worker,
@@ -78,6 +82,8 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Functions { name, markdown } => command::functions::functions(name.as_deref(), markdown),
         Command::Info { store } => command::info::info(&store),
         Command::Rechunk(arguments) => command::rechunk::rechunk(&arguments),
+        Command::Resume(arguments) => command::resume::resume(&arguments),
+        Command::Clean(arguments) => command::clean::clean(&arguments),
         Command::Worker => freestone::serve(&freestone::KernelRegistry::new(), io::stdin(), io::stdout()).map_err(|_| Failure::Pipe),
     }
 }

@@ -3,7 +3,7 @@
 use crate::sample::{Measured, Row};
 use crate::table::{CASES, Case};
 use crate::workloads::{N_SMALL, Work};
-use crate::{Failure, Part, Peer, Setup, kernels, report, rounds};
+use crate::{Failure, Part, Peer, Setup, kernels, observers, report, rounds};
 
 /// A figure that must not be beyond its limit.
 struct Bar {
@@ -31,6 +31,9 @@ const SLOWEST_PLAN_SECONDS: f64 = 0.1;
 const MICROS_PER_SMALL_CHUNK: f64 = 80.0;
 const MICROS_PER_CHUNK_IN_MEMORY: f64 = 30.0;
 const MICROS_PER_TASK: f64 = 60.0;
+const MICROS_PER_EVENT: f64 = 3.0;
+/// The same at two instructions a nanosecond.
+const INSTRUCTIONS_PER_EVENT: f64 = 6000.0;
 /// Of a `float32` mean of 10⁹ values of about 300.
 const MEAN_ERROR: f64 = 1e-7;
 
@@ -64,6 +67,12 @@ pub(crate) fn check(setup: &Setup, no_peers: bool, only: &[Part]) -> Result<bool
         let kernels = kernels::measure(setup, true)?;
         println!("\n{}", report::kernels_markdown(&kernels, setup, &report::today()));
         bars.extend(kernels.rows.iter().filter_map(speed));
+    }
+    if asked(Part::Observers) {
+        let cost = observers::measure(setup.repeat)?;
+        let bar = |what: &str, measured, limit, unit| Bar { name: format!("observers: {what} an event"), measured, limit: AtMost(limit), unit };
+        bars.push(bar("CPU", Some(cost.micros), MICROS_PER_EVENT, " µs"));
+        bars.push(bar("instructions", cost.instructions, INSTRUCTIONS_PER_EVENT, ""));
     }
 
     bars.iter().for_each(Bar::print);

@@ -3,7 +3,8 @@
 //! `run` and `bars` only direct: every measurement is made in a fresh process, one system after the other ([`rounds`]), on
 //! inputs that are made once ([`inputs`]). A process of ours is this program again, with a hidden subcommand: [`workloads`]
 //! is what Freestone does there, [`floor`] what the C libraries and [`loops`] alone would take. Peers are `peers/peer.py`.
-//! [`table`] has the workloads that are held against the floor. [`report`] prints and keeps the results; [`bars`] judges them.
+//! [`table`] has the workloads that are held against the floor, [`observers`]
+//! what looking on costs. [`report`] prints and keeps the results; [`bars`] judges them.
 
 #![allow(clippy::print_stdout, reason = "results go to stdout")]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -15,6 +16,7 @@ mod inputs;
 mod kernels;
 mod loops;
 mod native;
+mod observers;
 mod process;
 mod report;
 mod rounds;
@@ -84,6 +86,8 @@ enum Command {
     ChildFloor(floor::Child),
     #[command(hide = true)]
     ChildCase(workloads::CaseChild),
+    #[command(hide = true)]
+    ChildObservers(observers::Child),
 }
 
 /// A part of the bars.
@@ -95,6 +99,8 @@ enum Part {
     Workloads,
     /// Kernels beside NumPy.
     Kernels,
+    /// What an event costs those who look on.
+    Observers,
 }
 
 /// What `run` measures.
@@ -112,6 +118,8 @@ enum Workload {
     PlanScaling,
     /// Operations on blocks without any engine; `--vs numpy` compares.
     Kernels,
+    /// An event told to bars, history and report: CPU time, and instructions by callgrind.
+    Observers,
     /// Compiling after a change in an elementwise loop; fails if it takes too long.
     CompileTime,
 }
@@ -250,6 +258,11 @@ fn dispatch(command: Command) -> Result<bool, Failure> {
             println!("the slowest of other vast plans took {slowest:.4} s");
             println!("planned quadratic means of 1 EB in 10⁹ chunks, and wrote the plan as text: {seconds:.4} s, {} more memory", freestone::size(grown));
         }
+        Command::Run { workload: Workload::Observers, setup, .. } => {
+            let observers::Cost { micros, instructions } = observers::measure(setup.repeat)?;
+            let instructions = instructions.map_or("instructions not counted: there is no valgrind".into(), |n| format!("{n:.0} instructions"));
+            println!("an event, told to bars, history and report: {micros:.2} µs of CPU, {instructions}");
+        }
         Command::Run { workload: Workload::CompileTime, cold, .. } => return compile::measure(cold),
         Command::Run { workload: Workload::Kernels, setup, vs, date, .. } => report::keep_kernels(&kernels::measure(&setup, !vs.is_empty())?, &setup, date)?,
         Command::Bars { setup, no_peers, only } => return bars::check(&setup, no_peers, &only),
@@ -257,6 +270,7 @@ fn dispatch(command: Command) -> Result<bool, Failure> {
         Command::ChildKernels => println!("{}", serde_json::to_string(&kernels::run()?)?),
         Command::ChildFloor(child) => println!("{}", serde_json::to_string(&floor::run(&child)?)?),
         Command::ChildCase(child) => println!("{}", serde_json::to_string(&workloads::run_case(&child)?)?),
+        Command::ChildObservers(child) => println!("{}", observers::run(&child)?),
     }
     Ok(true)
 }

@@ -1,50 +1,39 @@
-//! A run from start to end: order, retries, budgets, journal, commit.
+//! A run from start to end: order, retries, budgets, backups, journal, commit.
 //!
 //! The driver hands out ranges of tasks; executors pull them (`driver/queue.rs`). A task is ready when what it reads is finished;
 //! tasks are admitted while their projections fit `local_mem` together; what that leaves over keeps
-//! intermediates in memory, where tasks run in this process.
+//! intermediates in memory, where tasks run in this process. A thread of its own, the keeper, writes the journal every second, so that a
+//! run that ends early for whatever reason goes on from there in another process ([`resume`]).
 
-mod finished;
+mod attempts;
+mod durations;
 mod queue;
+pub mod record;
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
-use thiserror::Error;
+use freestone_kernels::Buffer;
 
-use crate::events::{Event, Observer, RunReport};
+use crate::events::{Event, Observer, RunReport, RunStart};
 use crate::executor::{Executor, ExecutorError};
-use crate::journal::Journal;
+use crate::finished::Finished;
+use crate::journal::{Journal, Replay};
 use crate::machine;
-use crate::plan::{FinalizedPlan, LocalMemory, Place, PlanError};
+use crate::plan::{ArrayId, FinalizedPlan, LocalMemory, Place, PlanError, Stage};
 use crate::session::{Session, SessionError};
 use crate::spec::Spec;
-use crate::storage::{StorageError, Store, Stores, TierStore, identity};
-use crate::task::{RunAddress, TaskFailure};
+use crate::storage::metadata::open_array;
+use crate::storage::reader::Written;
+use crate::storage::{StorageError, Store, Stores, TierStore, identity, join};
+use crate::task::{Receipt, RunAddress};
 use crate::user::KernelRegistry;
 use crate::worker::{Cancel, RunContext};
 
+pub use crate::failure::RunError;
 use queue::{Folder, Queue};
-
-/// Why a run did not end well. Nothing is published then; finished work stays in the work directory.
-#[derive(Debug, Error)]
-#[allow(missing_docs)]
-pub enum RunError {
-    #[error(transparent)]
-    Plan(#[from] PlanError),
-    #[error(transparent)]
-    Session(#[from] SessionError),
-    #[error("the work directory cannot be used: {0}")]
-    Work(#[source] StorageError),
-    #[error(transparent)]
-    Executor(#[from] ExecutorError),
-    #[error("{failure}{}", if *attempts > 1 { format!(" ({attempts} attempts)") } else { String::new() })]
-    Task { failure: TaskFailure, attempts: u32 },
-    #[error("a task reported other chunks than its plan says: {0}")]
-    Receipts(String),
-    #[error("the run {run} was interrupted; finished work is kept in {work_dir}")]
-    Cancelled { run: String, work_dir: String },
-}
+use record::{RECORD_FORMAT, RunRecord, StoredRun, can_be_resumed};
 
 /// Everything that a run needs besides its plan.
 #[derive(Clone)]
@@ -66,6 +55,25 @@ pub struct Run<'a> {
     pub cancel: Cancel,
 }
 
+/// What is known of a run from before.
+#[derive(Debug, Default)]
+struct Before {
+    /// For each stage, its finished tasks.
+    finished: Vec<Finished>,
+    /// Removed intermediates, and tasks that have written theirs again since.
+    removed: BTreeMap<ArrayId, Finished>,
+    /// How often the run was taken up.
+    epoch: u32,
+}
+
+/// The journal is written so often.
+const FLUSH_EVERY: Duration = Duration::from_millis(900);
+/// The keeper looks so often.
+const KEEPER_TICK: Duration = Duration::from_millis(100);
+/// What the driver itself asks of storage is tried so often where that may help, with pauses that double.
+const STORAGE_ATTEMPTS: u32 = 6;
+const STORAGE_PAUSE: Duration = Duration::from_millis(100);
+
 /// Runs a plan.
 ///
 /// Nothing is written before it is known that the outputs may be and that the work directory can be.
@@ -73,48 +81,328 @@ pub struct Run<'a> {
 /// # Errors
 /// See [`RunError`].
 pub fn run(plan: &Arc<FinalizedPlan>, run: &Run<'_>) -> Result<RunReport, RunError> {
-    let slots = run.executor.slots();
-    let local = LocalMemory { limit: run.spec.local_mem, shared: run.executor.shares_process() };
-    let projection = plan.projected_local_mem(slots, &local)?;
-    check_work_dir(plan, &run.spec.work_dir)?;
-    run.session.check(plan)?;
+    let drive = Drive::prepare(plan, run)?;
+    again_session(&|| run.session.check(plan))?;
     // Two runs of one plan must not see each other's intermediates, nor those of one that was killed.
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos());
-    let folder = format!("{}-{now:x}-{}", plan.run_id(), std::process::id());
-    let address = RunAddress { work_dir: run.spec.work_dir.clone(), folder: folder.clone() };
-    let work = run.stores.open(&address.work_dir).map_err(RunError::Work)?;
-    work.write(&format!("{folder}/plan.json"), &plan.to_bytes()?).map_err(RunError::Work)?;
-    // Tasks see the memory tier in the place of the work directory; plan and journal do not go through it.
-    let tier = (projection.kept > 0).then(|| Arc::new(TierStore::new(Arc::clone(&work), format!("{folder}/"), projection.kept)));
-    let between: Arc<dyn Store> = tier.as_ref().map_or(Arc::clone(&work), |t| Arc::<TierStore>::clone(t));
-    let stores = run.stores.with(&address.work_dir, Arc::clone(&between));
-    let kernels = Arc::new(run.kernels.clone());
-    let context = RunContext { plan: Arc::clone(plan), address, stores, kernels, cancel: run.cancel.clone() };
-    if let Err(error) = run.executor.check(&context) {
-        clean(&*work, &folder);
-        return Err(error.into());
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let folder = format!("{}-{:x}-{}", plan.run_id(), now.as_nanos(), std::process::id());
+    let address = RunAddress { work_dir: run.spec.work_dir.clone(), folder };
+    let record = RunRecord { format: RECORD_FORMAT, began_ms: now.as_millis() as u64, session: run.session.ticket() };
+    let body = serde_json::to_vec(&record).unwrap_or_default();
+    let _lock = address.lock(&*drive.work)?;
+    let text = plan.to_bytes()?;
+    let objects = [("run.json", &body), ("plan.json", &text)];
+    let written = objects.into_iter().try_for_each(|(name, bytes)| again(|| drive.work.write(&format!("{}/{name}", address.folder), bytes)));
+    if let Err(error) = written {
+        let _ = record::clean(&*drive.work, &address.folder);
+        return Err(RunError::Work(error));
     }
-    let journal = Journal::start(Arc::clone(&work), format!("{folder}/journal")).map_err(RunError::Work)?;
-    run.session.begin(plan)?;
-    let (start, cpu) = (Instant::now(), machine::process_cpu_ns());
-    let tell = |event: &Event<'_>| run.observers.iter().for_each(|o| o.on(event));
-    tell(&Event::RunStarted { plan, executor: run.executor.name(), slots });
-    let queue = Queue::new(plan, run, local, projection.tasks, Folder { between: &*between, name: &folder, journal: &journal });
-    let executed = run.executor.run(&context, &queue);
-    let ended = finish(executed, queue, &journal, run, plan, &folder);
-    tell(&Event::RunEnded { succeeded: ended.is_ok() });
-    if ended.is_err() {
-        run.session.abandon(plan);
+    drive.go(&address, Before::default(), &|| run.session.begin(plan))
+}
+
+/// Goes on with a run that has ended early, from its stored plan: tasks that the journal tells of are not run again.
+///
+/// Where the machine was started again since, outputs are read once, and those that are not what their receipts say are computed again. With
+/// `verify_inputs`, each chunk of the inputs that are still to be read is asked for the time of its last change, one request each; without, only
+/// their metadata are compared.
+///
+/// # Errors
+/// See [`RunError`]; [`RunError::Running`] while another process is at it, [`RunError::InputChanged`].
+pub fn resume(stored: &StoredRun, run: &Run<'_>, verify_inputs: bool) -> Result<RunReport, RunError> {
+    let (plan, address) = (&stored.plan, &stored.address);
+    let drive = Drive::prepare(plan, run)?;
+    let Some(_lock) = address.lock(&*drive.work)? else { return Err(RunError::Running { run: address.path() }) };
+    let boot = machine::boot_id();
+    let verifier = Verifier { plan, stores: run.stores, boot: &boot };
+    let replay = again(|| Journal::read(&*drive.work, &address.journal(), plan, &mut |replay, receipts| verifier.holds(replay, receipts)));
+    let replay = replay.map_err(RunError::Work)?;
+    check_inputs(stored, &*drive.work, run.stores, &replay, verify_inputs)?;
+    let begun = !replay.begun.is_empty();
+    if !begun {
+        again_session(&|| run.session.check(plan))?;
     }
-    let mut report = ended?;
-    clean(&*work, &folder);
-    report.wall = start.elapsed();
-    report.process_cpu = Duration::from_nanos(machine::process_cpu_ns().saturating_sub(cpu));
-    report.peak_rss_bytes = machine::peak_rss_bytes();
-    report.slots = slots;
-    report.projected_bytes = if local.shared { projection.total() } else { plan.projected_mem() };
-    report.kept_bytes = tier.map_or(0, |t| t.highest());
-    Ok(report)
+    let finished = replay.finished.iter().zip(&plan.plan().stages).all(|(f, s)| f.count() == s.n_tasks());
+    let before = Before { finished: replay.finished, removed: replay.removed, epoch: replay.epoch };
+    drive.go(address, before, &|| if begun { run.session.resume(plan, finished) } else { run.session.begin(plan) })
+}
+
+/// A run that is about to start.
+struct Drive<'a> {
+    plan: &'a Arc<FinalizedPlan>,
+    run: &'a Run<'a>,
+    local: LocalMemory,
+    projection: crate::plan::LocalProjection,
+    work: Arc<dyn Store>,
+}
+
+impl<'a> Drive<'a> {
+    /// Finds out whether there is room for it. Writes nothing.
+    fn prepare(plan: &'a Arc<FinalizedPlan>, run: &'a Run<'a>) -> Result<Drive<'a>, RunError> {
+        let local = LocalMemory { limit: run.spec.local_mem, shared: run.executor.shares_process() };
+        let projection = plan.projected_local_mem(run.executor.slots(), &local)?;
+        check_work_dir(plan, &run.spec.work_dir)?;
+        let work = run.stores.open(&run.spec.work_dir).map_err(RunError::Work)?;
+        Ok(Drive { plan, run, local, projection, work })
+    }
+
+    /// Runs what is left. `begin` makes the outputs' places the run's.
+    fn go(&self, address: &RunAddress, before: Before, begin: &dyn Fn() -> Result<(), SessionError>) -> Result<RunReport, RunError> {
+        let Drive { plan, run, local, projection, work } = self;
+        let folder = &address.folder;
+        let resumable = can_be_resumed(plan, &**work);
+        let epoch = before.epoch;
+        let gone: BTreeSet<String> = before.removed.keys().map(|id| plan.plan().array(*id).name.clone()).collect();
+        // Tasks see the memory tier in the place of the work directory; plan and journal do not go through it.
+        let tier = (projection.kept > 0).then(|| Arc::new(TierStore::new(Arc::clone(work), format!("{folder}/"), projection.kept, epoch)));
+        let between: Arc<dyn Store> = tier.as_ref().map_or(Arc::clone(work), |t| Arc::<TierStore>::clone(t));
+        let stop = run.cancel.child();
+        let context = RunContext {
+            plan: Arc::clone(plan),
+            address: address.clone(),
+            stores: run.stores.with(&address.work_dir, Arc::clone(&between)),
+            kernels: Arc::new(run.kernels.clone()),
+            cancel: stop.clone(),
+        };
+        let journal = resumable.then(|| Journal::new(Arc::clone(work), address.journal(), epoch));
+        let started = run.executor.check(&context).map_err(RunError::from).and_then(|()| {
+            again_session(begin)?;
+            if let Some(journal) = &journal {
+                journal.begun(&machine::boot_id());
+                again(|| journal.flush(|| Ok(()))).map_err(RunError::Work)?;
+            }
+            again(|| TierStore::restore(&**work, &format!("{folder}/"), &*between, &|array| gone.contains(array))).map_err(RunError::Work)
+        });
+        if let Err(error) = started {
+            // A run that was resumed keeps what it had.
+            if epoch == 0 {
+                let _ = record::clean(&**work, folder);
+            }
+            return Err(error);
+        }
+        let (start, cpu) = (Instant::now(), machine::process_cpu_ns());
+        let tell = |event: &Event<'_>| run.observers.iter().for_each(|o| o.on(event));
+        let queue = Queue::new(plan, run, *local, projection.tasks, Folder { between: &*between, name: folder, journal: journal.as_ref() }, stop, before);
+        let finished = queue.finished_tasks();
+        let projected_bytes = if local.shared { projection.total() } else { plan.projected_mem() };
+        let slots = run.executor.slots();
+        tell(&Event::RunStarted(&RunStart {
+            run: folder,
+            plan,
+            executor: run.executor.name(),
+            slots,
+            projected_bytes,
+            local_mem: run.spec.local_mem,
+            finished: &finished,
+        }));
+        let flush = |save: bool| {
+            queue.flush(|skip| match &tier {
+                Some(tier) if save => tier.save(skip),
+                _ => Ok(()),
+            })
+        };
+        let executed = keep(&queue, journal.as_ref(), run.spec.deadline, &|| flush(true), || run.executor.run(&context, &queue));
+        // What a run that goes well has left between its stages is not needed any more.
+        let whole = executed.is_ok() && queue.is_done();
+        let flushed = if resumable { again(|| flush(!whole)) } else { Ok(()) };
+        let ended = self.finish(executed, flushed, queue, folder);
+        let mut report = match ended {
+            Ok(report) => report,
+            Err(error) => {
+                let kept = resumable && (error.1 || finished.iter().any(|n| *n > 0));
+                let error = if kept { RunError::Stopped { error: Box::new(error.0), run: address.path() } } else { error.0 };
+                tell(&Event::RunEnded(Err(&error)));
+                if !kept {
+                    run.session.abandon(plan);
+                    let _ = record::clean(&**work, folder);
+                }
+                return Err(error);
+            }
+        };
+        // That it cannot be removed is no failure of the run.
+        let _ = record::clean(&**work, folder);
+        report.wall = start.elapsed();
+        report.process_cpu = Duration::from_nanos(machine::process_cpu_ns().saturating_sub(cpu));
+        report.peak_rss_bytes = machine::peak_rss_bytes();
+        report.slots = slots;
+        report.projected_bytes = projected_bytes;
+        report.kept_bytes = tier.map_or(0, |t| t.highest());
+        report.finished_before = finished.iter().sum();
+        tell(&Event::RunEnded(Ok(&report)));
+        Ok(report)
+    }
+
+    /// Publishes, or says why not, and whether any task was finished.
+    fn finish(
+        &self,
+        executed: Result<(), ExecutorError>,
+        flushed: Result<(), StorageError>,
+        queue: Queue<'_>,
+        folder: &str,
+    ) -> Result<RunReport, (RunError, bool)> {
+        let state = queue.into_state();
+        let any = state.stages.iter().any(|s| s.finished.count() > 0);
+        let failed = |error: RunError| (error, any);
+        // An executor that has no workers fails its tasks too; it knows better why.
+        executed.map_err(|e| failed(e.into()))?;
+        if let Some(error) = state.error {
+            return Err(failed(error));
+        }
+        if self.run.cancel.is_cancelled() {
+            return Err(failed(RunError::Cancelled));
+        }
+        flushed.map_err(|e| failed(RunError::Work(e)))?;
+        let open = state.stages.iter().zip(&self.plan.plan().stages).find(|(p, s)| p.finished.count() != s.n_tasks());
+        if let Some((progress, stage)) = open {
+            let text = format!("stage `{}` has {} of {} tasks finished", stage.name, progress.finished.count(), stage.n_tasks());
+            return Err(failed(RunError::Receipts(text)));
+        }
+        again_session(&|| self.run.session.commit(self.plan)).map_err(|e| failed(e.into()))?;
+        Ok(RunReport {
+            run: folder.to_owned(),
+            stages: state.stages.into_iter().map(|p| p.report).collect(),
+            worker_peak_bytes: state.worker_peak_bytes,
+            retries: state.attempts.retries,
+            failures: state.attempts.failures,
+            backups: state.backups,
+            recomputed: state.recomputed,
+            ..RunReport::default()
+        })
+    }
+}
+
+/// Runs something while a thread looks after the run: it has the journal written, and ends the run at its deadline.
+fn keep<T>(
+    queue: &Queue<'_>,
+    journal: Option<&Journal>,
+    deadline: Option<Duration>,
+    flush: &(dyn Fn() -> Result<(), StorageError> + Sync),
+    run: impl FnOnce() -> T,
+) -> T {
+    let (ended, changed, start) = (Mutex::new(false), Condvar::new(), Instant::now());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut is_ended = ended.lock().unwrap_or_else(PoisonError::into_inner);
+            while !*is_ended {
+                is_ended = changed.wait_timeout(is_ended, KEEPER_TICK).unwrap_or_else(PoisonError::into_inner).0;
+                if *is_ended {
+                    return;
+                }
+                drop(is_ended);
+                if let Some(limit) = deadline.filter(|d| start.elapsed() > *d) {
+                    queue.fail(RunError::Deadline(limit));
+                }
+                if journal.is_some_and(|j| j.is_due(FLUSH_EVERY) || queue.has_to_remove())
+                    && let Err(error) = again(flush)
+                {
+                    queue.fail(RunError::Work(error));
+                }
+                is_ended = ended.lock().unwrap_or_else(PoisonError::into_inner);
+            }
+        });
+        let result = run();
+        *ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        changed.notify_all();
+        result
+    })
+}
+
+/// Tries what storage failed again, where that may help.
+fn again<T>(action: impl Fn() -> Result<T, StorageError>) -> Result<T, StorageError> {
+    let mut attempt = 0;
+    loop {
+        match action() {
+            Err(error) if is_passing(&error) && attempt + 1 < STORAGE_ATTEMPTS => {
+                std::thread::sleep(STORAGE_PAUSE * (1 << attempt));
+                attempt += 1;
+            }
+            other => return other,
+        }
+    }
+}
+
+fn again_session(action: &dyn Fn() -> Result<(), SessionError>) -> Result<(), SessionError> {
+    let mut attempt = 0;
+    loop {
+        match action() {
+            Err(SessionError::Storage(error)) if is_passing(&error) && attempt + 1 < STORAGE_ATTEMPTS => {
+                std::thread::sleep(STORAGE_PAUSE * (1 << attempt));
+                attempt += 1;
+            }
+            other => return other,
+        }
+    }
+}
+
+fn is_passing(error: &StorageError) -> bool {
+    error.is_transient() || matches!(error, StorageError::Throttled { .. })
+}
+
+/// Whether what the journal says was written is there.
+struct Verifier<'a> {
+    plan: &'a FinalizedPlan,
+    stores: &'a Stores,
+    boot: &'a str,
+}
+
+impl Verifier<'_> {
+    /// Files that were not flushed may be lost or torn where the machine was started again since; then they are read.
+    fn holds(&self, replay: &Replay, receipts: &[Receipt]) -> bool {
+        if replay.begun.last().is_none_or(|boot| boot == self.boot) {
+            return true;
+        }
+        receipts.iter().all(|r| self.is_there(r).unwrap_or(false))
+    }
+
+    fn is_there(&self, receipt: &Receipt) -> Result<bool, StorageError> {
+        let (Some(array), Written::Object { len, hash }) = (self.plan.plan().arrays.get(receipt.array.0), receipt.written) else { return Ok(true) };
+        let Place::Output { url, path } = &array.place else { return Ok(true) };
+        let store = self.stores.open(url)?;
+        let objects = array.info.objects();
+        if store.is_remote() || receipt.chunk >= objects.n_chunks() {
+            return Ok(store.is_remote());
+        }
+        let mut buffer = Buffer::zeroed(len as usize);
+        let found = store.read(&join(path, &array.info.object_key(&objects.coords(receipt.chunk))), None, len, &mut buffer)?;
+        Ok(found && buffer.len() as u64 == len && xxhash_rust::xxh3::xxh3_64(buffer.bytes()) == hash)
+    }
+}
+
+/// Inputs that tasks are still to read are those that the plan was made for.
+fn check_inputs(stored: &StoredRun, work: &dyn Store, stores: &Stores, replay: &Replay, chunks: bool) -> Result<(), RunError> {
+    let plan = stored.plan.plan();
+    let is_open = |(i, stage): &(usize, &Stage)| replay.finished.get(*i).is_none_or(|f| f.count() < stage.n_tasks());
+    // The store's own clock, where it has one.
+    let began = work.changed(&format!("{}/plan.json", stored.address.folder)).map_err(RunError::Work)?.unwrap_or_else(|| stored.record.began());
+    for (id, array) in plan.arrays.iter().enumerate() {
+        let Place::Input { url, path, tag } = &array.place else { continue };
+        let reads = |stage: &Stage| stage.inputs.iter().any(|i| i.sources.contains(&ArrayId(id)));
+        let stages: Vec<String> = plan.stages.iter().enumerate().filter(is_open).filter(|(_, s)| reads(s)).map(|(_, s)| format!("`{}`", s.name)).collect();
+        if stages.is_empty() {
+            continue;
+        }
+        let store = stores.open(url).map_err(RunError::Work)?;
+        let changed = |place: String, what| RunError::InputChanged { place, what, stages: stages.clone() };
+        let there = again(|| match open_array(&store, path) {
+            Ok(there) => Ok(Some(there.tag)),
+            Err(crate::storage::metadata::MetadataError::Storage(error)) => Err(error),
+            Err(_) => Ok(None),
+        });
+        if there.map_err(RunError::Work)?.as_deref() != Some(tag) {
+            return Err(changed(store.place(path), "its metadata have changed, or it is gone"));
+        }
+        if !chunks {
+            continue;
+        }
+        let began = if store.is_remote() { stored.record.began() } else { began };
+        let objects = array.info.objects();
+        for n in 0..objects.n_chunks() {
+            let key = join(path, &array.info.object_key(&objects.coords(n)));
+            if again(|| store.changed(&key)).map_err(RunError::Work)?.is_some_and(|time| time > began) {
+                return Err(changed(store.place(&key), "it was written or removed since"));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What is replaced is removed first, and the run's own plan and journal must not be in it.
@@ -129,41 +417,4 @@ fn check_work_dir(plan: &FinalizedPlan, work_dir: &str) -> Result<(), PlanError>
         }
     }
     Ok(())
-}
-
-fn finish(
-    executed: Result<(), ExecutorError>,
-    queue: Queue<'_>,
-    journal: &Journal,
-    run: &Run<'_>,
-    plan: &FinalizedPlan,
-    folder: &str,
-) -> Result<RunReport, RunError> {
-    let journaled = journal.flush();
-    let state = queue.into_state();
-    // An executor that has no workers fails its tasks too; it knows better why.
-    executed?;
-    if let Some(error) = state.error {
-        return Err(error);
-    }
-    if run.cancel.is_cancelled() {
-        return Err(RunError::Cancelled { run: folder.to_owned(), work_dir: run.spec.work_dir.clone() });
-    }
-    journaled.map_err(RunError::Work)?;
-    if let Some(open) = state.stages.iter().zip(&plan.plan().stages).find(|(p, s)| p.finished.count() != s.n_tasks()) {
-        return Err(RunError::Receipts(format!("stage `{}` has {} of {} tasks finished", open.1.name, open.0.finished.count(), open.1.n_tasks())));
-    }
-    run.session.commit(plan)?;
-    Ok(RunReport {
-        run: folder.to_owned(),
-        stages: state.stages.into_iter().map(|p| p.report).collect(),
-        worker_peak_bytes: state.worker_peak_bytes,
-        retries: state.retries,
-        ..RunReport::default()
-    })
-}
-
-/// Removes what a successful run leaves; failing to is no failure of the run.
-fn clean(work: &dyn Store, folder: &str) {
-    let _ = work.remove(&format!("{folder}/"));
 }

@@ -1,28 +1,53 @@
 //! What a run tells while it goes on.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
+use crate::failure::RunError;
 use crate::plan::{FinalizedPlan, StageId};
 use crate::storage::reader::Traffic;
-use crate::task::{TaskFailure, TaskOutcome};
+use crate::task::{TaskFailure, TaskOutcome, TaskRequest};
 
 /// Something happened.
 #[derive(Debug)]
 #[allow(missing_docs)]
 pub enum Event<'a> {
-    /// The run begins.
-    RunStarted { plan: &'a FinalizedPlan, executor: &'a str, slots: usize },
+    /// The run begins, or goes on.
+    RunStarted(&'a RunStart<'a>),
     /// A stage has its first task under way.
     StageStarted { stage: StageId },
-    /// A request came back; some or all of its tasks are finished.
-    Outcome { outcome: &'a TaskOutcome },
-    /// A task failed and is tried again.
-    Retried { failure: &'a TaskFailure, attempt: u32 },
+    /// A worker takes a request; a backup says which one it repeats.
+    Started { request: &'a TaskRequest },
+    /// A request came back; some or all of its tasks are finished. `counted` of them were not before.
+    Outcome { outcome: &'a TaskOutcome, counted: u64 },
+    /// A task failed and is tried again, not before `delay`.
+    Retried { failure: &'a TaskFailure, attempt: u32, delay: Duration },
+    /// Finished tasks of a stage are run once more, because what they wrote is damaged or gone.
+    Recomputed { stage: StageId, tasks: u64, why: &'a str },
     /// A stage has finished its last task.
     StageEnded { stage: StageId },
-    /// Everything is written and published, or the run failed.
-    RunEnded { succeeded: bool },
+    /// Everything is written and published, or why not.
+    RunEnded(Result<&'a RunReport, &'a RunError>),
+}
+
+/// What is known when a run begins.
+#[derive(Debug)]
+pub struct RunStart<'a> {
+    /// The run's name: of its folder in the work directory.
+    pub run: &'a str,
+    /// The plan.
+    pub plan: &'a FinalizedPlan,
+    /// The executor's name.
+    pub executor: &'a str,
+    /// Requests that it can have under way at once.
+    pub slots: usize,
+    /// Projected memory of the process that runs tasks, in bytes.
+    pub projected_bytes: u64,
+    /// What all of this machine may hold, in bytes.
+    pub local_mem: u64,
+    /// For each stage, tasks that were finished before, where a run is resumed.
+    pub finished: &'a [u64],
 }
 
 /// Somebody who looks on. Called from workers' threads: be quick.
@@ -55,6 +80,14 @@ pub struct RunReport {
     pub kept_bytes: u64,
     /// Tasks that were tried again.
     pub retries: u64,
+    /// Failures that the run survived, by kind ([`FailureKind::name`](crate::task::FailureKind::name)).
+    pub failures: BTreeMap<&'static str, u64>,
+    /// Requests that were repeated because they took long, and of those the ones that came back first.
+    pub backups: [u64; 2],
+    /// Finished tasks that were run once more, because what they had written was damaged or gone.
+    pub recomputed: u64,
+    /// Tasks that were finished before the run was resumed.
+    pub finished_before: u64,
 }
 
 /// What a stage took.
@@ -103,6 +136,19 @@ impl fmt::Display for RunReport {
         }
         writeln!(f, "read {} in {} requests, wrote {} in {}", size(all.bytes_read), all.reads, size(all.bytes_written), all.writes)?;
         writeln!(f, "{:.2} s, {:.2} s of CPU, {} at once, {} tried again", self.wall.as_secs_f64(), self.process_cpu.as_secs_f64(), self.slots, self.retries)?;
+        if !self.failures.is_empty() {
+            let kinds: Vec<String> = self.failures.iter().map(|(kind, n)| format!("{kind} {n}")).collect();
+            writeln!(f, "survived: {}", kinds.join(", "))?;
+        }
+        if self.backups[0] > 0 {
+            writeln!(f, "repeated {} slow requests, {} of which came back first", self.backups[0], self.backups[1])?;
+        }
+        if self.recomputed > 0 {
+            writeln!(f, "computed {} tasks again whose results were damaged or gone", self.recomputed)?;
+        }
+        if self.finished_before > 0 {
+            writeln!(f, "{} tasks were finished before", self.finished_before)?;
+        }
         if self.kept_bytes > 0 {
             writeln!(f, "kept up to {} of intermediates in memory", size(self.kept_bytes))?;
         }

@@ -33,6 +33,12 @@ pub trait TaskSource: Sync {
     /// Waits until something may have changed since a [`Next::Wait`].
     fn wait(&self);
 
+    /// False once nobody waits for a request's outcome any more: somebody else has finished it, or the run ends. Who can stop it should, and give it
+    /// back as [`Superseded`](crate::task::FailureKind::Superseded).
+    fn is_wanted(&self, _request: &TaskRequest) -> bool {
+        true
+    }
+
     /// Gives an outcome back. Every request that was handed out must come back once.
     fn finished(&self, outcome: TaskOutcome);
 }

@@ -10,6 +10,8 @@
 pub mod driver;
 pub mod events;
 pub mod executor;
+mod failure;
+mod finished;
 mod flat;
 pub mod graph;
 pub mod grid;

@@ -28,6 +28,30 @@ fn cgroup_limit() -> Option<u64> {
         .min()
 }
 
+/// Names this start of this machine; empty where the system does not tell.
+pub fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+/// How often the system has ended a process of this process's memory cgroup for want of memory; 0 where there is none.
+pub fn oom_kills() -> u64 {
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let kills = |line: &str| {
+        let mut fields = line.splitn(3, ':');
+        let (id, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+        let file = if id == "0" {
+            format!("/sys/fs/cgroup{path}/memory.events")
+        } else if controllers.split(',').any(|c| c == "memory") {
+            format!("/sys/fs/cgroup/memory{path}/memory.oom_control")
+        } else {
+            return None;
+        };
+        let text = fs::read_to_string(file).ok()?;
+        text.lines().find_map(|l| l.strip_prefix("oom_kill "))?.trim().parse().ok()
+    };
+    groups.lines().filter_map(kills).max().unwrap_or(0)
+}
+
 /// Cores that this process may use.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
@@ -38,6 +62,11 @@ pub fn cores() -> usize {
 /// `getrusage` is not used: its figure survives `exec`, so a worker would report its parent's.
 pub fn peak_rss_bytes() -> u64 {
     line_value(&fs::read_to_string("/proc/self/status").unwrap_or_default(), "VmHWM:").unwrap_or(0)
+}
+
+/// The resident memory of this process (`VmRSS`), in bytes; 0 where the system does not tell.
+pub fn rss_bytes() -> u64 {
+    line_value(&fs::read_to_string("/proc/self/status").unwrap_or_default(), "VmRSS:").unwrap_or(0)
 }
 
 /// Starts [`peak_rss_bytes`] anew from what is resident now, where the system allows it.

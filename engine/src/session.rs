@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use serde_json::{Value, json};
 use thiserror::Error;
 
 use crate::plan::{FinalizedPlan, Mode, Place, Publication};
@@ -21,7 +22,7 @@ pub enum SessionError {
     NotAGroup { place: String, what: &'static str },
     #[error("{place} is not the array any more whose region this plan writes: it is gone, or its metadata have changed; plan again")]
     Changed { place: String },
-    #[error("another run has begun to write {place} meanwhile: this run's result is not published; run it again once the other has ended")]
+    #[error("another run has begun to write {place} meanwhile: this run's result is not published; start it anew once the other has ended")]
     Taken { place: String },
     #[error(transparent)]
     Storage(#[from] StorageError),
@@ -41,13 +42,24 @@ pub trait Session: Send + Sync {
     /// Where storage fails.
     fn begin(&self, plan: &FinalizedPlan) -> Result<(), SessionError>;
 
-    /// Makes all chunks durable and publishes the outputs. Called once, after every task's receipts were checked.
+    /// What another process needs to go on with this session, as plain data without credentials.
+    fn ticket(&self) -> Value;
+
+    /// Finds out whether the outputs' places are still this session's, in another process than the one that has begun it. If all tasks are
+    /// `finished`, a part of them may be published already.
+    ///
+    /// # Errors
+    /// Where somebody else has taken one of them since.
+    fn resume(&self, plan: &FinalizedPlan, finished: bool) -> Result<(), SessionError>;
+
+    /// Makes all chunks durable and publishes the outputs, after every task's receipts were checked. Called again, it finishes what a call before
+    /// has left undone.
     ///
     /// # Errors
     /// Where storage fails; then nothing or a part of the outputs is visible, each of them whole.
     fn commit(&self, plan: &FinalizedPlan) -> Result<(), SessionError>;
 
-    /// Gives up after a failure: nothing will be published. Finished chunks stay; failing to tidy up is no further failure.
+    /// Gives up: nothing will be published, and the outputs' places are free. Failing to tidy up is no further failure.
     fn abandon(&self, plan: &FinalizedPlan);
 }
 
@@ -76,6 +88,17 @@ impl PlainZarr {
     pub fn new(stores: Stores) -> PlainZarr {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos());
         PlainZarr { stores, claim: format!("{}-{now}", std::process::id()) }
+    }
+
+    /// The session that a ticket is from; `None` if it is not from one of this kind.
+    pub fn of_ticket(stores: Stores, ticket: &Value) -> Option<PlainZarr> {
+        Some(PlainZarr { stores, claim: ticket["plain_zarr"]["claim"].as_str()?.to_owned() })
+    }
+
+    /// True if the target's metadata are what this run publishes, and nobody has claimed the place.
+    fn is_published(&self, target: &Target<'_>) -> Result<bool, StorageError> {
+        let there = document(&*target.store, &join(target.path, "zarr.json"))?.as_ref() == Some(&target.publication.document);
+        Ok(there && read_small(&*target.store, &join(target.path, CLAIM), MAX_DOCUMENT_BYTES)?.is_none())
     }
 
     fn targets<'a>(&self, plan: &'a FinalizedPlan) -> Result<Vec<Target<'a>>, SessionError> {
@@ -240,10 +263,27 @@ impl Session for PlainZarr {
         Ok(())
     }
 
+    fn ticket(&self) -> Value {
+        json!({"plain_zarr": {"claim": self.claim}})
+    }
+
+    fn resume(&self, plan: &FinalizedPlan, finished: bool) -> Result<(), SessionError> {
+        for target in self.targets(plan)? {
+            target.check_unchanged()?;
+            let is_ours = target.is_region() || self.owns(&target)? || (finished && self.is_published(&target)?);
+            if !is_ours {
+                return Err(SessionError::Taken { place: target.store.place(target.path) });
+            }
+        }
+        Ok(())
+    }
+
     fn abandon(&self, plan: &FinalizedPlan) {
         for target in self.made(plan).into_iter().flatten() {
             if self.owns(&target).unwrap_or(false) {
-                let _ = target.store.remove(&join(target.path, CLAIM));
+                for name in ["c/", "c", CLAIM] {
+                    let _ = target.store.remove(&join(target.path, name));
+                }
             }
         }
     }
@@ -259,12 +299,16 @@ impl Session for PlainZarr {
             target.check_unchanged()?;
         }
         let targets = self.made(plan)?;
+        let mut left = Vec::new();
         for target in &targets {
-            if !self.owns(target)? {
-                return Err(SessionError::Taken { place: target.store.place(target.path) });
+            match (self.owns(target)?, self.is_published(target)?) {
+                (true, _) => left.push(target),
+                // By a call before this one, which did not come to its end.
+                (false, true) => {}
+                (false, false) => return Err(SessionError::Taken { place: target.store.place(target.path) }),
             }
         }
-        for target in &targets {
+        for target in left {
             let text = pretty(&target.publication.document);
             target.store.write(&join(target.path, "zarr.json"), &text)?;
             target.store.remove(&join(target.path, CLAIM))?;

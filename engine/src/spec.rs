@@ -4,6 +4,7 @@
 //! file, defaults, in that precedence.
 
 use std::path::Path;
+use std::time::Duration;
 
 use bytesize::ByteSize;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -27,8 +28,14 @@ pub struct Spec {
     pub parallelism: u64,
     /// Threads or processes of local executors.
     pub threads: usize,
-    /// Codec of intermediate arrays.
+    /// Codec of intermediate arrays. They have a checksum in any case.
     pub codec: Encoding,
+    /// How often a task is tried again that storage or its worker failed.
+    pub retries: u32,
+    /// What each task may take. Where tasks run on threads, it is looked at between chunks, blocks and slices.
+    pub task_timeout: Option<Duration>,
+    /// What a whole run may take; then it stops as if it were cancelled, and can be resumed.
+    pub deadline: Option<Duration>,
 }
 
 impl Spec {
@@ -72,6 +79,14 @@ pub struct Settings {
     pub threads: Option<usize>,
     /// See [`Spec::codec`].
     pub codec: Option<Encoding>,
+    /// See [`Spec::retries`].
+    pub retries: Option<u32>,
+    /// See [`Spec::task_timeout`].
+    #[serde(default, deserialize_with = "duration")]
+    pub task_timeout: Option<Duration>,
+    /// See [`Spec::deadline`].
+    #[serde(default, deserialize_with = "duration")]
+    pub deadline: Option<Duration>,
 }
 
 /// Why settings do not hold.
@@ -80,6 +95,8 @@ pub struct Settings {
 pub enum SpecError {
     #[error("`{value}` is no size: write bytes or a number with a unit, as in 500MB or \"2 GB\" (powers of 1000; GiB is 1024³)")]
     Size { value: String },
+    #[error("`{value}` is no duration: write a number with a unit, as in 90s, 15m or \"2h 30m\"")]
+    Duration { value: String },
     #[error("{place} cannot be used: {why}")]
     Source { place: String, why: String },
     #[error("{name} must be at least {least}, not {value}")]
@@ -92,6 +109,20 @@ pub enum SpecError {
 /// Where it is no size.
 pub fn parse_size(text: &str) -> Result<u64, SpecError> {
     text.trim().parse::<ByteSize>().map(|b| b.as_u64()).map_err(|_| SpecError::Size { value: text.to_owned() })
+}
+
+/// The time of a text such as `90s` or `2h 30m`.
+///
+/// # Errors
+/// Where it is none, or no time at all.
+pub fn parse_duration(text: &str) -> Result<Duration, SpecError> {
+    let bad = || SpecError::Duration { value: text.to_owned() };
+    humantime::parse_duration(text.trim()).ok().filter(|d| *d > Duration::ZERO).ok_or_else(bad)
+}
+
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    text.map(|t| parse_duration(&t)).transpose().map_err(serde::de::Error::custom)
 }
 
 fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
@@ -113,6 +144,8 @@ fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::E
 pub const DEFAULT_RESERVED_MEM: u64 = 32_000_000;
 /// What a task may hold if nothing is said.
 pub const DEFAULT_ALLOWED_MEM: u64 = 2_000_000_000;
+/// How often a task is tried again if nothing is said.
+pub const DEFAULT_RETRIES: u32 = 4;
 /// The file that is read if no other is named, in the current directory.
 pub const DEFAULT_FILE: &str = "freestone.toml";
 
@@ -125,6 +158,7 @@ impl Settings {
         let text = |name: &str| lookup(&format!("FREESTONE_{name}")).filter(|v| !v.is_empty());
         let bad = |name: &str, why: String| SpecError::Source { place: format!("the environment variable FREESTONE_{name}"), why };
         let size = |name: &str| text(name).map(|v| parse_size(&v).map_err(|e| bad(name, e.to_string()))).transpose();
+        let time = |name: &str| text(name).map(|v| parse_duration(&v).map_err(|e| bad(name, e.to_string()))).transpose();
         let count = |name: &str| text(name).map(|v| v.parse::<u64>().map_err(|_| bad(name, format!("`{v}` is no whole number")))).transpose();
         Ok(Settings {
             work_dir: text("WORK_DIR"),
@@ -134,6 +168,9 @@ impl Settings {
             parallelism: count("PARALLELISM")?,
             threads: count("THREADS")?.map(|n| n as usize),
             codec: text("CODEC").map(|v| v.parse().map_err(|e| bad("CODEC", e))).transpose()?,
+            retries: count("RETRIES")?.map(|n| u32::try_from(n).unwrap_or(u32::MAX)),
+            task_timeout: time("TASK_TIMEOUT")?,
+            deadline: time("DEADLINE")?,
         })
     }
 
@@ -161,6 +198,9 @@ impl Settings {
             parallelism: self.parallelism.or(below.parallelism),
             threads: self.threads.or(below.threads),
             codec: self.codec.or(below.codec),
+            retries: self.retries.or(below.retries),
+            task_timeout: self.task_timeout.or(below.task_timeout),
+            deadline: self.deadline.or(below.deadline),
         }
     }
 
@@ -181,6 +221,9 @@ impl Settings {
             parallelism: at_least("parallelism", self.parallelism.unwrap_or(threads as u64), 1)?,
             threads,
             codec: self.codec.unwrap_or_default(),
+            retries: self.retries.unwrap_or(DEFAULT_RETRIES),
+            task_timeout: self.task_timeout,
+            deadline: self.deadline,
         })
     }
 }

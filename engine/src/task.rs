@@ -21,6 +21,8 @@ pub struct RunAddress {
 /// A range of tasks of one stage, to be run by one worker one after the other.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskRequest {
+    /// Its number in this run: no two requests have the same.
+    pub id: u64,
     /// The stage.
     pub stage: StageId,
     /// First task.
@@ -29,6 +31,10 @@ pub struct TaskRequest {
     pub count: u64,
     /// 0 for the first try.
     pub attempt: u32,
+    /// The request that this one repeats while it is still under way, because it takes so long.
+    pub backup_of: Option<u64>,
+    /// Milliseconds that each task may take.
+    pub timeout_ms: Option<u64>,
 }
 
 /// What became of a request.
@@ -75,13 +81,28 @@ pub struct Receipt {
 }
 
 /// Why a task failed; decides whether it is tried again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureKind {
     /// The store may answer next time.
     Transient,
-    /// The worker is gone.
+    /// The store asks for fewer requests.
+    Throttled,
+    /// The worker was stopped from outside, or nothing is heard of it any more.
     WorkerLost,
+    /// The worker ended by itself in the middle of the task.
+    Crashed,
+    /// The task took longer than it may.
+    TimedOut,
+    /// The system stopped the worker for want of memory.
+    OutOfMemory,
+    /// A chunk that this run has written is damaged or gone.
+    Damaged {
+        /// The array.
+        array: ArrayId,
+        /// The place, in C order, of the object.
+        object: u64,
+    },
     /// An object is damaged or of another kind.
     BadInput,
     /// No space is left.
@@ -94,6 +115,8 @@ pub enum FailureKind {
     Overrun,
     /// The run was cancelled.
     Cancelled,
+    /// Somebody else has finished the request meanwhile.
+    Superseded,
     /// Plan and worker do not fit together.
     Plan,
     /// A user's kernel failed.
@@ -101,9 +124,26 @@ pub enum FailureKind {
 }
 
 impl FailureKind {
-    /// True if another attempt may end better.
-    pub fn is_worth_retrying(self) -> bool {
-        matches!(self, FailureKind::Transient | FailureKind::WorkerLost)
+    /// For people, and for counting.
+    pub fn name(self) -> &'static str {
+        match self {
+            FailureKind::Transient => "storage",
+            FailureKind::Throttled => "throttled",
+            FailureKind::WorkerLost => "worker lost",
+            FailureKind::Crashed => "crashed",
+            FailureKind::TimedOut => "timed out",
+            FailureKind::OutOfMemory => "out of memory",
+            FailureKind::Damaged { .. } => "damaged intermediate",
+            FailureKind::BadInput => "bad input",
+            FailureKind::NoSpace => "no space",
+            FailureKind::Denied => "denied",
+            FailureKind::Storage => "storage, for good",
+            FailureKind::Overrun => "memory overrun",
+            FailureKind::Cancelled => "cancelled",
+            FailureKind::Superseded => "superseded",
+            FailureKind::Plan => "plan",
+            FailureKind::Kernel => "kernel",
+        }
     }
 }
 
@@ -135,6 +175,7 @@ pub(crate) fn cause_of_chunk(error: &ChunkError) -> Cause {
         ChunkError::Storage(e) => kind_of_storage(e),
         ChunkError::Codec { error: CodecError::Overrun(_), .. } | ChunkError::Overrun(_) => FailureKind::Overrun,
         ChunkError::Codec { .. } => FailureKind::BadInput,
+        ChunkError::Own { array, object, .. } => FailureKind::Damaged { array: ArrayId(*array), object: *object },
     };
     (kind, error.to_string())
 }
@@ -143,6 +184,7 @@ pub(crate) fn cause_of_chunk(error: &ChunkError) -> Cause {
 pub fn kind_of_storage(error: &StorageError) -> FailureKind {
     match error {
         e if e.is_transient() => FailureKind::Transient,
+        StorageError::Throttled { .. } => FailureKind::Throttled,
         StorageError::TooLong { .. } | StorageError::Truncated { .. } => FailureKind::BadInput,
         StorageError::NoSpace { .. } => FailureKind::NoSpace,
         StorageError::Denied { .. } => FailureKind::Denied,

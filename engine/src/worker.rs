@@ -7,7 +7,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use freestone_kernels::eval::{self, Machine};
 use freestone_kernels::reduce::{self, Folded};
@@ -17,10 +17,10 @@ use crate::flat::{flat_bounds, shared_rows};
 use crate::grid::{Region, try_for_each_coord};
 use crate::machine;
 use crate::memory::{Arena, Overrun, SlotId, Step};
-use crate::plan::{FinalizedPlan, Kernel, MAX_PARTS, Place, ReadMode, Stage, StageId, StageLayout, from_hex};
+use crate::plan::{FinalizedPlan, Kernel, MAX_PARTS, Place, PlanError, ReadMode, Stage, StageId, StageLayout, from_hex};
 use crate::readmap::{AxisMap, Origin, Piece, Run};
 use crate::storage::codec::Contexts;
-use crate::storage::reader::{ChunkAccess, ChunkError, Desk, ShardCache};
+use crate::storage::reader::{ChunkAccess, ChunkError, Desk, Own, ShardCache};
 use crate::storage::{ArrayInfo, ObjectPart, PART_BYTES, Store, Stores, join, read_small};
 use crate::task::{Cause, FailureKind, Receipt, RunAddress, TaskFailure, TaskOutcome, TaskReport, TaskRequest, cause_of_chunk, cause_of_plan};
 use crate::user::{AnyKernel, Block, BlockMut, KernelRegistry};
@@ -42,22 +42,51 @@ pub struct RunContext {
 
 /// A wish to stop, shared by whoever holds a clone.
 #[derive(Clone, Debug, Default)]
-pub struct Cancel(Arc<AtomicBool>);
+pub struct Cancel {
+    own: Arc<AtomicBool>,
+    parent: Option<Arc<AtomicBool>>,
+}
 
 impl Cancel {
     /// Asks everybody to stop.
     pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.own.store(true, Ordering::Relaxed);
     }
 
     /// True once asked.
     pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.own.load(Ordering::Relaxed) || self.parent.as_ref().is_some_and(|p| p.load(Ordering::Relaxed))
+    }
+
+    /// One that is asked for itself, and whenever this one is.
+    pub(crate) fn child(&self) -> Cancel {
+        Cancel { own: Arc::default(), parent: Some(Arc::clone(&self.own)) }
+    }
+}
+
+/// What ends a task early. Asked between chunks, blocks and slices: a kernel that runs is not interrupted.
+#[derive(Clone, Copy, Debug)]
+struct Limits<'a> {
+    cancel: &'a Cancel,
+    timeout: Option<(Instant, Duration)>,
+}
+
+impl Limits<'_> {
+    fn check(&self) -> Result<(), Cause> {
+        if self.cancel.is_cancelled() {
+            return Err((FailureKind::Cancelled, "the run was cancelled".to_owned()));
+        }
+        match self.timeout {
+            Some((start, limit)) if start.elapsed() > limit => {
+                Err((FailureKind::TimedOut, format!("it took longer than the {} that task_timeout allows", humantime::format_duration(limit))))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
 /// Plans larger than this are not plans.
-const MAX_PLAN_BYTES: u64 = 256_000_000;
+pub(crate) const MAX_PLAN_BYTES: u64 = 256_000_000;
 
 impl RunContext {
     /// Fetches a plan from its address and checks it: how a worker in another process begins.
@@ -271,7 +300,7 @@ impl Worker {
     pub fn run(&mut self, request: &TaskRequest) -> TaskOutcome {
         let mut outcome = TaskOutcome { request: request.clone(), worker: self.name.clone(), done: Vec::new(), failure: None, worker_peak_bytes: None };
         for task in request.first..request.first.saturating_add(request.count) {
-            match self.run_task(request.stage, task) {
+            match self.run_task(request, task) {
                 Ok(report) => outcome.done.push(report),
                 Err((kind, message)) => {
                     let stage = self.context.plan.plan().stages.get(request.stage.0).map(|s| s.name.clone()).unwrap_or_default();
@@ -292,7 +321,8 @@ impl Worker {
         self.desk.contexts = Contexts::default();
     }
 
-    fn run_task(&mut self, stage_id: StageId, number: u64) -> Result<TaskReport, Cause> {
+    fn run_task(&mut self, request: &TaskRequest, number: u64) -> Result<TaskReport, Cause> {
+        let stage_id = request.stage;
         let (start, cpu) = (Instant::now(), machine::thread_cpu_ns());
         let plan = Arc::clone(&self.context.plan);
         let stage =
@@ -325,7 +355,7 @@ impl Worker {
             blocks: stage.outputs.iter().map(|_| None).collect(),
             receipts: Vec::new(),
         };
-        task.run(&self.context.cancel)?;
+        task.run(Limits { cancel: &self.context.cancel, timeout: request.timeout_ms.map(|ms| (start, Duration::from_millis(ms))) })?;
         let receipts = task.receipts;
         Ok(TaskReport {
             task: number,
@@ -349,7 +379,12 @@ impl RunContext {
                 Place::Input { url, path, .. } | Place::Output { url, path } => (self.stores.open(url).map_err(storage)?, path.clone()),
                 _ => (self.stores.open(&self.address.work_dir).map_err(storage)?, join(&self.address.folder, &array.name)),
             };
-            ChunkAccess::new(store, &path, &array.info).map_err(|error| cause_of_plan(&crate::plan::PlanError::Codec { array: array.name.clone(), error }))
+            let access = ChunkAccess::new(store, &path, &array.info).map_err(|error| cause_of_plan(&PlanError::Codec { array: array.name.clone(), error }))?;
+            Ok(match &array.place {
+                Place::Work => access.owned(Own { array: id.0, whole: true }),
+                Place::Output { .. } => access.owned(Own { array: id.0, whole: false }),
+                _ => access,
+            })
         };
         let source = |id: &crate::plan::ArrayId| -> Result<Source, Cause> {
             let array = plan.array(*id);
@@ -387,9 +422,9 @@ impl RunContext {
 }
 
 impl Task<'_> {
-    fn run(&mut self, cancel: &Cancel) -> Result<(), Cause> {
+    fn run(&mut self, limits: Limits<'_>) -> Result<(), Cause> {
         let schedule = &self.layout.schedule;
-        let check = || if cancel.is_cancelled() { Err((FailureKind::Cancelled, "the run was cancelled".to_owned())) } else { Ok(()) };
+        let check = || limits.check();
         check()?;
         let chunks = match &self.stage.kernel {
             Kernel::Reduce { .. } => None,
@@ -412,6 +447,7 @@ impl Task<'_> {
                 Ok(())
             })?;
         }
+        check()?;
         self.steps(&schedule.after)?;
         match chunks {
             Some(chunks) => try_for_each_coord(&chunks, |at| {

@@ -75,7 +75,7 @@ fn context(folder: &Path) -> RunContext {
 }
 
 fn request(first: u64, count: u64) -> TaskRequest {
-    TaskRequest { stage: StageId(0), first, count, attempt: 0 }
+    TaskRequest { id: first, stage: StageId(0), first, count, attempt: 0, backup_of: None, timeout_ms: None }
 }
 
 /// Hands out a list, and keeps account.

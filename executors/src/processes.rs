@@ -5,16 +5,19 @@
 
 use std::ffi::OsString;
 use std::io::{self, BufReader};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Mutex, PoisonError, mpsc};
+use std::time::{Duration, Instant};
 
 use freestone_engine::executor::{Executor, ExecutorError, Next, TaskSource};
 use freestone_engine::machine;
 use freestone_engine::plan::Place;
 use freestone_engine::task::{FailureKind, TaskFailure, TaskOutcome, TaskRequest};
 use freestone_engine::user::KernelRegistry;
-use freestone_engine::worker::{RunContext, Worker};
+use freestone_engine::worker::{Cancel, RunContext, Worker};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::protocol::{Hello, Ready, VERSION, receive, send};
 
@@ -89,6 +92,86 @@ struct Process {
     requests: ChildStdin,
     outcomes: BufReader<ChildStdout>,
     name: String,
+    /// [`machine::oom_kills`] when it was started.
+    oom_kills: u64,
+}
+
+/// What became of a request that a worker process was given.
+enum Answer {
+    Outcome(TaskOutcome),
+    /// The process is gone, or must go.
+    Gone(FailureKind, String),
+}
+
+/// A slot looks so often whether anybody still waits for its outcome.
+const TICK: Duration = Duration::from_millis(50);
+/// A worker that was asked to be quicker has so much longer until it is stopped.
+const GRACE: Duration = Duration::from_secs(5);
+/// A process whose output has ended has so long to end itself.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+impl Process {
+    /// Waits for the answer to a request, as long as somebody waits for it and its time is not over.
+    fn answer(&mut self, request: &TaskRequest, cancel: &Cancel, source: &dyn TaskSource) -> Answer {
+        let limit = request.timeout_ms.map(|ms| Duration::from_millis(ms.saturating_mul(request.count)).saturating_add(GRACE));
+        let start = Instant::now();
+        while self.outcomes.buffer().is_empty() {
+            let mut fds = [PollFd::new(self.outcomes.get_ref(), PollFlags::IN)];
+            let tick = Timespec { tv_sec: 0, tv_nsec: TICK.as_nanos() as _ };
+            match poll(&mut fds, Some(&tick)) {
+                Ok(0) | Err(rustix::io::Errno::INTR) => {}
+                // An end of the output is one, too, and is found below.
+                Ok(_) => break,
+                Err(e) => return Answer::Gone(FailureKind::WorkerLost, e.to_string()),
+            }
+            if cancel.is_cancelled() {
+                return Answer::Gone(FailureKind::Cancelled, "the run was cancelled".into());
+            }
+            if !source.is_wanted(request) {
+                return Answer::Gone(FailureKind::Superseded, "another worker was first".into());
+            }
+            if limit.is_some_and(|l| start.elapsed() > l) {
+                return Answer::Gone(FailureKind::TimedOut, "the worker process did not answer in time, and was stopped".into());
+            }
+        }
+        match receive::<TaskOutcome>(&mut self.outcomes) {
+            Ok(Some(outcome)) => Answer::Outcome(outcome),
+            Ok(None) => self.obituary("its output ended"),
+            Err(e) => self.obituary(&e.to_string()),
+        }
+    }
+
+    /// How a process ended that does not answer any more.
+    fn obituary(&mut self, symptom: &str) -> Answer {
+        let start = Instant::now();
+        let status = loop {
+            match self.child.try_wait() {
+                Ok(None) if start.elapsed() < LAST_WORDS => std::thread::sleep(Duration::from_millis(2)),
+                Ok(status) => break status,
+                Err(_) => break None,
+            }
+        };
+        let signals = [Some(from_outside::KILL), Some(from_outside::TERM), Some(from_outside::INT), Some(from_outside::HUP)];
+        let kind = match status {
+            Some(status) if status.signal() == Some(from_outside::KILL) && machine::oom_kills() > self.oom_kills => FailureKind::OutOfMemory,
+            Some(status) if status.signal().is_some() && signals.contains(&status.signal()) => FailureKind::WorkerLost,
+            Some(_) => FailureKind::Crashed,
+            None => FailureKind::WorkerLost,
+        };
+        let how = status.map_or_else(|| symptom.to_owned(), |s| s.to_string());
+        let why = if kind == FailureKind::OutOfMemory { "the system has ended the worker process for want of memory" } else { "the worker process is gone" };
+        Answer::Gone(kind, format!("{why}: {how}"))
+    }
+}
+
+/// Signals that come from outside.
+mod from_outside {
+    use rustix::process::Signal;
+
+    pub(super) const KILL: i32 = Signal::KILL.as_raw();
+    pub(super) const TERM: i32 = Signal::TERM.as_raw();
+    pub(super) const INT: i32 = Signal::INT.as_raw();
+    pub(super) const HUP: i32 = Signal::HUP.as_raw();
 }
 
 impl Drop for Process {
@@ -102,14 +185,17 @@ impl Drop for Process {
 impl Processes {
     fn start(&self, context: &RunContext, index: usize) -> Result<Process, ExecutorError> {
         let failed = |message: String| ExecutorError::Start { command: self.command.clone(), message };
-        let mut child =
-            Command::new(&self.command).args(&self.arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(|e| failed(e.to_string()))?;
+        let mut command = Command::new(&self.command);
+        // In a group of its own: what interrupts us from a terminal is ours to deal with.
+        command.args(&self.arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
+        let oom_kills = machine::oom_kills();
+        let mut child = command.spawn().map_err(|e| failed(e.to_string()))?;
         let (Some(mut requests), Some(outcomes)) = (child.stdin.take(), child.stdout.take()) else { return Err(failed("it has no pipes".into())) };
         let name = format!("process {} ({index})", child.id());
         let hello = Hello { version: VERSION, address: context.address.clone(), name: name.clone() };
         // A program that is gone already is told from its silence below.
         let _ = send(&mut requests, &hello);
-        let mut process = Process { child, requests, outcomes: BufReader::new(outcomes), name };
+        let mut process = Process { child, requests, outcomes: BufReader::new(outcomes), name, oom_kills };
         let protocol = |message: String| ExecutorError::Protocol { command: self.command.clone(), message };
         match receive::<Ready>(&mut process.outcomes) {
             Ok(Some(Ready { error: None, version: VERSION, .. })) => Ok(process),
@@ -145,19 +231,17 @@ impl Processes {
                 }
             }
             let Some(worker) = process.as_mut() else { continue };
-            let answer = send(&mut worker.requests, &request).and_then(|()| receive::<TaskOutcome>(&mut worker.outcomes));
+            let answer = match send(&mut worker.requests, &request) {
+                Ok(()) => worker.answer(&request, &context.cancel, source),
+                Err(e) => worker.obituary(&e.to_string()),
+            };
             match answer {
-                Ok(Some(outcome)) => source.finished(outcome),
-                broken => {
+                Answer::Outcome(outcome) => source.finished(outcome),
+                Answer::Gone(kind, message) => {
                     let name = worker.name.clone();
-                    let how = worker
-                        .child
-                        .try_wait()
-                        .ok()
-                        .flatten()
-                        .map_or_else(|| broken.err().map_or_else(|| "its output ended".into(), |e| e.to_string()), |s| s.to_string());
+                    // Before it is said to be gone, it is: nobody writes any more.
                     process = None;
-                    source.finished(lost(context, request, name, FailureKind::WorkerLost, format!("the worker process is gone: {how}")));
+                    source.finished(lost(context, request, name, kind, message));
                 }
             }
         }

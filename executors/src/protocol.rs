@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use freestone_engine::task::RunAddress;
 
 /// Version of the protocol; both sides must have the same.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 
 /// The first frame, from the driver.
 #[derive(Debug, Serialize, Deserialize)]

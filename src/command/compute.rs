@@ -8,6 +8,7 @@ use freestone::limits::Limits;
 use freestone::{Array, Encoding, Target};
 
 use super::output::Output;
+use super::watching::Watching;
 use super::{Failure, Mode, execute};
 
 #[derive(Args)]
@@ -17,6 +18,8 @@ pub(crate) struct Arguments {
     /// Prints the plan and runs nothing.
     #[arg(long)]
     plan_only: bool,
+    #[command(flatten)]
+    watching: Watching,
 }
 
 #[derive(Args)]
@@ -74,7 +77,7 @@ pub(crate) fn compute(asked: &Arguments) -> Result<(), Failure> {
     if !asked.plan_only || !request.outputs.is_empty() {
         request.check_outputs()?;
     }
-    execute(&request.targets()?, &request.limits, Mode { plan_only: asked.plan_only, json: request.json, svg: None })
+    execute(&request.targets()?, &request.limits, &asked.watching, Mode { plan_only: asked.plan_only, json: request.json, svg: None })
 }
 
 pub(crate) fn plan(asked: &PlanArguments) -> Result<(), Failure> {
@@ -82,7 +85,7 @@ pub(crate) fn plan(asked: &PlanArguments) -> Result<(), Failure> {
     if !request.outputs.is_empty() {
         request.check_outputs()?;
     }
-    execute(&request.targets()?, &request.limits, Mode { plan_only: true, json: request.json, svg: asked.svg.as_deref() })
+    execute(&request.targets()?, &request.limits, &Watching::default(), Mode { plan_only: true, json: request.json, svg: asked.svg.as_deref() })
 }
 
 impl Request {

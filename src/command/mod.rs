@@ -1,11 +1,15 @@
-//! The subcommands, one file each; `report` says what a plan is and what a run took, `output` where results go.
+//! The subcommands, one file each; `report` says what a plan is and what a run took, `output` where results go, `watching` who
+//! looks on.
 
+pub(crate) mod clean;
 pub(crate) mod compute;
 pub(crate) mod functions;
 pub(crate) mod info;
 mod output;
 pub(crate) mod rechunk;
 mod report;
+pub(crate) mod resume;
+mod watching;
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -13,10 +17,11 @@ use std::{fs, process};
 
 use freestone::drawing::svg;
 use freestone::engine::driver::RunError;
+use freestone::engine::events::Observer;
 use freestone::engine::plan::LocalMemory;
 use freestone::limits::Limits;
-use freestone::progress::Progress;
 use freestone::{Cancel, Error, ExitCode, Options, Target};
+use watching::Watching;
 
 /// Why a subcommand did not do what it was asked for.
 pub(crate) enum Failure {
@@ -46,7 +51,10 @@ struct Mode<'a> {
 }
 
 /// Plans to store all targets, and runs the plan unless only it is wanted.
-fn execute(targets: &[Target], limits: &Limits, mode: Mode<'_>) -> Result<(), Failure> {
+fn execute(targets: &[Target], limits: &Limits, watching: &Watching, mode: Mode<'_>) -> Result<(), Failure> {
+    if mode.plan_only && watching.is_asked() {
+        return Err(Failure::Usage("--plan-only runs nothing, so there is nothing for --history or --report to tell".into()));
+    }
     let spec = limits.spec()?;
     let planned = freestone::plan(targets, &spec)?;
     let executor = limits.executor(&spec).map_err(RunError::from)?;
@@ -65,14 +73,19 @@ fn execute(targets: &[Target], limits: &Limits, mode: Mode<'_>) -> Result<(), Fa
     }
     // With JSON, one object is all that is said.
     let said = if mode.json { Ok(()) } else { say(&planned.plan().to_string()) };
-    let cancel = Cancel::default();
-    let asked = cancel.clone();
-    // The first request ends cleanly, the second at once.
-    let handler = move || if asked.is_cancelled() { process::exit(ExitCode::Interrupted as i32) } else { asked.cancel() };
-    ctrlc::set_handler(handler).map_err(|e| Failure::Usage(e.to_string()))?;
-    let progress = Progress::new();
-    let report = freestone::run_with(&planned, &spec, &*executor, &Options { observers: &[&progress], cancel, ..Options::default() })?;
+    let cancel = interruptible()?;
+    let run = |observers: &[&dyn Observer]| freestone::run_with(&planned, &spec, &*executor, &Options { observers, cancel, ..Options::default() });
+    let report = watching.watch(&spec, run)??;
     // The work is done; that nobody hears of it is no failure.
     let _ = said.and_then(|()| say(&if mode.json { report::run(&report).to_string() } else { report.to_string() }));
     Ok(())
+}
+
+/// What is cancelled when somebody asks this process to stop, by Ctrl-C or otherwise: the first request ends cleanly, the second at once.
+fn interruptible() -> Result<Cancel, Failure> {
+    let cancel = Cancel::default();
+    let asked = cancel.clone();
+    let handler = move || if asked.is_cancelled() { process::exit(ExitCode::Interrupted as i32) } else { asked.cancel() };
+    ctrlc::set_handler(handler).map_err(|e| Failure::Usage(e.to_string()))?;
+    Ok(cancel)
 }

@@ -5,6 +5,7 @@ use freestone::engine::storage::split_location;
 use freestone::limits::Limits;
 use freestone::{Encoding, Target};
 
+use super::watching::Watching;
 use super::{Failure, Mode, execute};
 
 #[derive(Args)]
@@ -32,6 +33,8 @@ pub(crate) struct Arguments {
     #[arg(long)]
     plan_only: bool,
     #[command(flatten)]
+    watching: Watching,
+    #[command(flatten)]
     limits: Limits,
 }
 
@@ -48,5 +51,5 @@ pub(crate) fn rechunk(asked: &Arguments) -> Result<(), Failure> {
     };
     let target = target.chunks(&asked.chunks).codec(asked.codec).overwrite(asked.overwrite);
     let target = if asked.shards.is_empty() { target } else { target.shards(&asked.shards) };
-    execute(&[target], &asked.limits, Mode { plan_only: asked.plan_only, json: false, svg: None })
+    execute(&[target], &asked.limits, &asked.watching, Mode { plan_only: asked.plan_only, json: false, svg: None })
 }

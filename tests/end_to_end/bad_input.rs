@@ -58,7 +58,7 @@ fn is_metadata(error: &Error, is: fn(&MetadataError) -> bool) -> bool {
 }
 
 fn is_bad_chunk(error: &Error) -> bool {
-    matches!(error, Error::Run(RunError::Task { failure, attempts: 1 }) if failure.kind == FailureKind::BadInput)
+    matches!(error, Error::Run(e) if matches!(e.cause(), RunError::Task { failure, attempts: 1, .. } if failure.kind == FailureKind::BadInput))
 }
 
 /// Reads the whole array: an error of damaged input that publishes nothing.

@@ -106,9 +106,10 @@ fn too_large(chunk: u64) -> Array {
 }
 
 fn is_no_space(error: &Error) -> bool {
-    match error {
-        Error::Run(RunError::Task { failure, .. }) => failure.kind == FailureKind::NoSpace,
-        Error::Run(RunError::Work(StorageError::NoSpace { .. })) => true,
+    let Error::Run(error) = error else { return false };
+    match error.cause() {
+        RunError::Task { failure, .. } => failure.kind == FailureKind::NoSpace,
+        RunError::Work(StorageError::NoSpace { .. }) => true,
         _ => false,
     }
 }

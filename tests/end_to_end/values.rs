@@ -18,7 +18,7 @@ use proptest::test_runner::{Config, RngSeed, TestCaseError, TestRunner};
 use crate::rearranged::rearrange;
 use crate::support::{Place, chunk_files, document};
 
-const DTYPES: [DType; 8] = [DType::Float32, DType::Float64, DType::Int32, DType::Float32, DType::UInt8, DType::Int64, DType::Bool, DType::Int16];
+pub const DTYPES: [DType; 8] = [DType::Float32, DType::Float64, DType::Int32, DType::Float32, DType::UInt8, DType::Int64, DType::Bool, DType::Int16];
 
 /// An array and what it must be.
 #[derive(Clone)]
@@ -29,11 +29,12 @@ pub struct Pair {
 }
 
 #[derive(Clone, Debug)]
-struct Input {
+pub struct Input {
     /// Length and chunk along each axis.
-    axes: Vec<(u64, u64)>,
-    dtype: usize,
-    seed: u64,
+    pub axes: Vec<(u64, u64)>,
+    /// Of [`DTYPES`].
+    pub dtype: usize,
+    pub seed: u64,
 }
 
 /// What to do next; numbers are taken modulo what there is to choose from.
@@ -114,7 +115,7 @@ fn element_bytes(x: f64, dtype: DType) -> Vec<u8> {
 }
 
 /// The input stored by this test's own writer, and its values.
-fn stored(input: &Input, number: usize, store: &Arc<MemoryStore>) -> Pair {
+pub fn stored(input: &Input, number: usize, store: &Arc<dyn Store>) -> Pair {
     let dtype = DTYPES[input.dtype];
     let shape: Vec<u64> = input.axes.iter().map(|a| a.0).collect();
     let chunks: Vec<u64> = input.axes.iter().map(|a| a.1).collect();
@@ -141,8 +142,7 @@ fn stored(input: &Input, number: usize, store: &Arc<MemoryStore>) -> Pair {
             store.write(&format!("{path}/{key}"), &bytes).unwrap();
         }
     }
-    let store: Arc<dyn Store> = Arc::<MemoryStore>::clone(store);
-    Pair { lazy: freestone::open_in(&store, &path).unwrap(), whole, dtype }
+    Pair { lazy: freestone::open_in(store, &path).unwrap(), whole, dtype }
 }
 
 /// Sums of these are exact in any order, and integers among them are exact in `f64`.
@@ -197,6 +197,21 @@ fn partner(a: &Pair, pool: &[Pair], step: &Step) -> Pair {
         }
     }
     other
+}
+
+/// Applies steps, each of which adds what it makes to the pool; their names.
+pub fn apply_all(pool: &mut Vec<Pair>, steps: &[Step]) -> Vec<&'static str> {
+    let mut names = Vec::new();
+    for step in steps {
+        // Mostly what was made last, so that programs are deep.
+        let of = if step.operand % 4 == 0 { step.operand as usize / 4 % pool.len() } else { pool.len() - 1 };
+        let Some(next) = apply(&pool[of], pool, step, &mut names) else { continue };
+        let integers_are_exact = !next.dtype.is_integer() || next.whole.iter().all(|x| x.abs() < 9e15);
+        if next.whole.len() < 20_000 && integers_are_exact {
+            pool.push(next);
+        }
+    }
+    names
 }
 
 /// Applies a step; `None` where it is not defined for what there is, or its oracle would not be exact.
@@ -511,7 +526,7 @@ fn truth(a: &Pair, step: &Step, axes: &[usize], along: Along, names: &mut Vec<&'
 }
 
 /// What the library computes, as the oracle holds it.
-fn computed(pair: &Pair, spec: &Spec) -> Result<ArrayD<f64>, freestone::Error> {
+pub fn computed(pair: &Pair, spec: &Spec) -> Result<ArrayD<f64>, freestone::Error> {
     Ok(match pair.dtype {
         DType::Bool => freestone::compute::<freestone::engine::kernels::dtype::Bool>(&pair.lazy, spec)?.mapv(|x| f64::from(x.0)),
         DType::Float32 => freestone::compute::<f32>(&pair.lazy, spec)?.mapv(f64::from),
@@ -535,18 +550,9 @@ struct Statistics {
 }
 
 fn run(program: &Program, place: &Place, statistics: &RefCell<Statistics>) -> Result<(), TestCaseError> {
-    let store = Arc::new(MemoryStore::new());
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
     let mut pool: Vec<Pair> = program.inputs.iter().enumerate().map(|(i, input)| stored(input, i, &store)).collect();
-    let mut names = Vec::new();
-    for step in &program.steps {
-        // Mostly what was made last, so that programs are deep.
-        let of = if step.operand % 4 == 0 { step.operand as usize / 4 % pool.len() } else { pool.len() - 1 };
-        let Some(next) = apply(&pool[of], &pool, step, &mut names) else { continue };
-        let integers_are_exact = !next.dtype.is_integer() || next.whole.iter().all(|x| x.abs() < 9e15);
-        if next.whole.len() < 20_000 && integers_are_exact {
-            pool.push(next);
-        }
-    }
+    let names = apply_all(&mut pool, &program.steps);
     let codec = [CodecName::None, CodecName::Zstd(0), CodecName::Lz4][program.codec as usize];
     let spec = Spec { parallelism: program.parallelism, codec: codec.into(), ..place.spec() };
     let made = &pool[program.inputs.len().min(pool.len() - 1)..];
@@ -594,10 +600,9 @@ fn any_program_in_any_chunking_is_what_ndarray_gives() {
 
 #[test]
 fn the_writer_of_these_tests_writes_what_the_library_opens() {
-    let store = Arc::new(MemoryStore::new());
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
     let pair = stored(&Input { axes: vec![(7, 3), (5, 2)], dtype: 0, seed: 3 }, 0, &store);
-    let erased: Arc<dyn Store> = Arc::<MemoryStore>::clone(&store);
-    assert_eq!(open_array(&erased, "input-0").unwrap().info.grid.chunk_counts(), [3, 3]);
+    assert_eq!(open_array(&store, "input-0").unwrap().info.grid.chunk_counts(), [3, 3]);
     let place = Place::quick();
     assert_eq!(computed(&pair, &place.spec()).unwrap(), pair.whole);
 }

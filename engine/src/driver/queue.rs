@@ -1,29 +1,41 @@
 //! Which tasks are next.
 //!
 //! Each stage has a window at the head of its queue: requests with what they wait for, as ranges of tasks of earlier stages. A request is
-//! ready when these are finished. Requests of later stages come first, so that little lies between stages at any time.
+//! ready when these are finished. Requests of later stages come first, so that little lies between stages at any time. Tasks that failed, or
+//! whose results got lost, stand in a line of their own before them; a request that takes much longer than others is handed out a second time.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::finished::Finished;
-use super::{Run, RunError};
+use super::attempts::{Attempts, Decision, Policy};
+use super::durations::Durations;
+use super::{Before, Run, RunError};
 use crate::events::{Event, StageReport};
 use crate::executor::{Next, TaskSource};
+use crate::finished::Finished;
 use crate::journal::Journal;
-use crate::plan::reads::{TaskRange, tasks_read, writers};
+use crate::plan::reads::{TaskRange, tasks_read, tasks_writing, writers};
 use crate::plan::{ArrayId, FinalizedPlan, LocalMemory, Place, Stage, StageId};
 use crate::storage::{StorageError, Store};
 use crate::task::{FailureKind, TaskFailure, TaskOutcome, TaskRequest};
+use crate::worker::Cancel;
 
-/// A task is tried so often.
-const MAX_ATTEMPTS: u32 = 3;
-/// Tasks in one request, at most: what is lost with a worker.
+/// Tasks in one request, at most, what these read, and how long they take: what is lost with a worker.
 const MAX_BATCH: u64 = 64;
+const MAX_BATCH_BYTES: u64 = 500_000_000;
+const MAX_BATCH_TIME: Duration = Duration::from_secs(1);
 /// Requests in a stage's window, for each slot and in all.
 const WINDOW_PER_SLOT: usize = 4;
 const MAX_WINDOW: usize = 64;
+
+/// So many tries of failed tasks a run has at least; longer ones have half as many as they have tasks.
+const MIN_BUDGET: u64 = 200;
+/// A request is repeated once it has taken so many times the median of its stage's tasks, if so many of these are finished, and half of them,
+/// and it has taken so long at least.
+const SLOW: u32 = 3;
+const MIN_FINISHED: u64 = 10;
+const MIN_SLOW: Duration = Duration::from_millis(250);
 
 /// The run's folder in the work directory.
 #[derive(Clone, Copy)]
@@ -31,24 +43,8 @@ pub(super) struct Folder<'a> {
     /// Where intermediates are: the work directory, or a memory tier over it.
     pub(super) between: &'a dyn Store,
     pub(super) name: &'a str,
-    pub(super) journal: &'a Journal,
-}
-
-impl Folder<'_> {
-    /// Removes intermediates that nobody reads any more, once it is journaled that their readers are finished.
-    ///
-    /// The journal outlives this process, not a power cut: who resumes a run must look whether what a receipt names is there. That
-    /// something cannot be removed is no failure; it goes with the folder.
-    fn remove_superseded(&self, arrays: &[String]) -> Result<(), StorageError> {
-        if arrays.is_empty() {
-            return Ok(());
-        }
-        self.journal.flush()?;
-        for array in arrays {
-            let _ = self.between.remove(&format!("{}/{array}/", self.name));
-        }
-        Ok(())
-    }
+    /// None where nothing could be resumed.
+    pub(super) journal: Option<&'a Journal>,
 }
 
 /// The tasks that are left, and what is known of those that are not.
@@ -62,17 +58,25 @@ pub(super) struct Queue<'a> {
     folder: Folder<'a>,
     /// For each array, who writes it.
     writers: Vec<Option<(StageId, usize)>>,
+    /// Ends what is under way: because the run is cancelled, or because it has failed.
+    stop: Cancel,
     state: Mutex<State>,
     changed: Condvar,
 }
 
 pub(super) struct State {
     pub(super) stages: Vec<Progress>,
-    again: VecDeque<(Instant, TaskRequest)>,
-    attempts: HashMap<(StageId, u64), u32>,
-    in_flight: usize,
+    again: VecDeque<Again>,
+    flights: HashMap<u64, Flight>,
     in_flight_bytes: u64,
-    pub(super) retries: u64,
+    next_id: u64,
+    pub(super) attempts: Attempts,
+    pub(super) backups: [u64; 2],
+    pub(super) recomputed: u64,
+    /// Removed intermediates, and the tasks that have written theirs again since.
+    removed: BTreeMap<ArrayId, Finished>,
+    /// Intermediates that nobody reads any more, to be removed once the journal says so.
+    removing: Vec<ArrayId>,
     pub(super) worker_peak_bytes: Option<u64>,
     pub(super) error: Option<RunError>,
 }
@@ -85,8 +89,41 @@ pub(super) struct Progress {
     started: bool,
     /// Its requests are handed out as long as some are ready.
     open: bool,
+    ended: bool,
+    /// The journal may say of its tasks that they are finished.
+    journaled: bool,
     pub(super) finished: Finished,
+    durations: Durations,
     pub(super) report: StageReport,
+}
+
+/// A request that is under way.
+struct Flight {
+    request: TaskRequest,
+    since: Instant,
+    /// The other one of a slow request and its backup.
+    twin: Option<u64>,
+    wanted: bool,
+}
+
+/// Tasks that are run once more.
+struct Again {
+    not_before: Instant,
+    stage: StageId,
+    first: u64,
+    count: u64,
+    attempt: u32,
+    needs: Vec<TaskRange>,
+}
+
+/// What observers are told once nobody waits for the state.
+#[derive(Default)]
+struct Told {
+    counted: u64,
+    retried: Option<(u32, Duration)>,
+    /// Finished tasks of stages that are run once more.
+    recomputed: BTreeMap<StageId, u64>,
+    ended: bool,
 }
 
 /// A request in a window.
@@ -98,27 +135,99 @@ struct Waiting {
 }
 
 impl<'a> Queue<'a> {
-    pub(super) fn new(plan: &'a FinalizedPlan, run: &'a Run<'a>, local: LocalMemory, room: u64, folder: Folder<'a>) -> Queue<'a> {
-        let stages = plan.stages().map(|(_, stage, layout)| Progress {
+    pub(super) fn new(plan: &'a FinalizedPlan, run: &'a Run<'a>, local: LocalMemory, room: u64, folder: Folder<'a>, stop: Cancel, before: Before) -> Queue<'a> {
+        let mut before = before;
+        let n_tasks = plan.plan().stages.iter().map(Stage::n_tasks).fold(0, u64::saturating_add);
+        let writers = writers(plan.plan());
+        forget_what_is_gone(plan, &writers, &mut before);
+        before.finished.resize_with(plan.plan().stages.len(), Finished::default);
+        let stages = plan.stages().zip(before.finished).map(|((_, stage, layout), finished)| Progress {
             next: 0,
             window: VecDeque::new(),
             started: false,
             open: false,
-            finished: Finished::default(),
+            ended: finished.count() == stage.n_tasks(),
+            journaled: finished.count() > 0,
+            finished,
+            durations: Durations::default(),
             report: StageReport { name: stage.name.clone(), tasks: stage.n_tasks(), projected_bytes: layout.estimate.total(), ..StageReport::default() },
         });
+        let policy = Policy { retries: run.spec.retries, budget: (n_tasks / 2).max(MIN_BUDGET), seed: xxhash_rust::xxh3::xxh3_64(folder.name.as_bytes()) };
         let state = State {
             stages: stages.collect(),
             again: VecDeque::new(),
-            attempts: HashMap::new(),
-            in_flight: 0,
+            flights: HashMap::new(),
             in_flight_bytes: 0,
-            retries: 0,
+            next_id: 0,
+            attempts: Attempts::new(policy),
+            backups: [0; 2],
+            recomputed: 0,
+            removed: before.removed,
+            removing: Vec::new(),
             worker_peak_bytes: None,
             error: None,
         };
-        let writers = writers(plan.plan());
-        Queue { plan, run, local, room, slots: run.executor.slots(), folder, writers, state: Mutex::new(state), changed: Condvar::new() }
+        Queue { plan, run, local, room, slots: run.executor.slots(), folder, writers, stop, state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    /// True if every task is finished, and nothing went wrong.
+    pub(super) fn is_done(&self) -> bool {
+        let state = self.lock();
+        state.error.is_none() && (0..state.stages.len()).all(|i| self.is_finished(&state, StageId(i)))
+    }
+
+    /// For each stage, how many of its tasks are finished.
+    pub(super) fn finished_tasks(&self) -> Vec<u64> {
+        self.lock().stages.iter().map(|s| s.finished.count()).collect()
+    }
+
+    /// Ends the run with an error, unless it has one.
+    pub(super) fn fail(&self, error: RunError) {
+        self.fail_in(&mut self.lock(), error);
+        self.changed.notify_all();
+    }
+
+    fn fail_in(&self, state: &mut State, error: RunError) {
+        state.error.get_or_insert(error);
+        self.stop.cancel();
+    }
+
+    /// Makes durable what was finished until now, and removes intermediates that nobody reads any more.
+    ///
+    /// That something cannot be removed is no failure; it goes with the folder.
+    pub(super) fn flush(&self, save: impl FnOnce(&dyn Fn(&str) -> bool) -> Result<(), StorageError>) -> Result<(), StorageError> {
+        let leaving: Vec<String> = {
+            let mut state = self.lock();
+            state.stages.iter_mut().for_each(|s| s.journaled |= s.started);
+            state.removing.iter().map(|id| self.plan.plan().array(*id).name.clone()).collect()
+        };
+        if let Some(journal) = self.folder.journal {
+            journal.flush(|| save(&|array| leaving.iter().any(|l| l == array)))?;
+        }
+        let superseded = {
+            let mut state = self.lock();
+            // One that was asked for again stays.
+            let removing: Vec<ArrayId> = std::mem::take(&mut state.removing).into_iter().filter(|id| self.is_read_by_all(&state, *id)).collect();
+            // What came after the flush waits for the next one.
+            let (now, later): (Vec<ArrayId>, Vec<ArrayId>) =
+                removing.into_iter().partition(|id| leaving.iter().any(|l| *l == self.plan.plan().array(*id).name));
+            state.removing = later;
+            now.iter().for_each(|id| drop(state.removed.insert(*id, Finished::default())));
+            now
+        };
+        self.remove(&superseded);
+        Ok(())
+    }
+
+    /// True if intermediates wait for a flush to be removed.
+    pub(super) fn has_to_remove(&self) -> bool {
+        !self.lock().removing.is_empty()
+    }
+
+    fn remove(&self, arrays: &[ArrayId]) {
+        for id in arrays {
+            let _ = self.folder.between.remove(&format!("{}/{}/", self.folder.name, self.plan.plan().array(*id).name));
+        }
     }
 
     pub(super) fn into_state(self) -> State {
@@ -137,14 +246,27 @@ impl<'a> Queue<'a> {
         self.local.bytes(self.plan, stage)
     }
 
+    /// Bytes that a task of a stage looks at, about.
+    fn input_bytes(&self, stage: &Stage) -> u64 {
+        let elements = stage.tasks.max_chunk().iter().fold(1u64, |n, len| n.saturating_mul(*len));
+        let sizes = stage.inputs.iter().filter_map(|i| i.sources.first()).map(|id| self.plan.plan().array(*id).info.dtype.size() as u64);
+        elements.saturating_mul(sizes.sum::<u64>().max(1)).max(1)
+    }
+
     fn admits(&self, state: &State, stage: StageId) -> bool {
         state.in_flight_bytes + self.bytes(stage) <= self.room
     }
 
-    fn hand_out(&self, state: &mut State, request: TaskRequest) -> Next {
-        state.in_flight += 1;
-        state.in_flight_bytes += self.bytes(request.stage);
-        Next::Run(request)
+    fn hand_out(&self, state: &mut State, stage: StageId, first: u64, count: u64, attempt: u32, backup_of: Option<u64>) -> TaskRequest {
+        state.next_id += 1;
+        let timeout_ms = self.run.spec.task_timeout.map(|t| t.as_millis() as u64);
+        let request = TaskRequest { id: state.next_id, stage, first, count, attempt, backup_of, timeout_ms };
+        state.in_flight_bytes += self.bytes(stage);
+        if let Some(slow) = backup_of.and_then(|id| state.flights.get_mut(&id)) {
+            slow.twin = Some(request.id);
+        }
+        state.flights.insert(request.id, Flight { request: request.clone(), since: Instant::now(), twin: backup_of, wanted: true });
+        request
     }
 
     fn is_finished(&self, state: &State, stage: StageId) -> bool {
@@ -167,15 +289,20 @@ impl<'a> Queue<'a> {
         let even = n / (16 * self.slots as u64);
         // Tasks that keep chunks for each other go together, while every slot gets some.
         let together = stage.sweep.map_or(1, |d| stage.tasks.axes()[d].n_chunks().min(n / (2 * self.slots as u64)));
-        let batch = even.max(together).clamp(1, MAX_BATCH);
+        // Not more than can be done again without much regret.
+        let few = (MAX_BATCH_BYTES / self.input_bytes(stage)).min((MAX_BATCH_TIME.as_nanos() / state.stages[id.0].durations.median().as_nanos().max(1)) as u64);
+        let batch = even.max(together).min(few).clamp(1, MAX_BATCH);
         let all = stage.after.iter().all(|s| self.is_finished(state, *s));
         let window = (WINDOW_PER_SLOT * self.slots).min(MAX_WINDOW);
         let progress = &mut state.stages[id.0];
         while progress.window.len() < window && progress.next < n {
-            let (first, count) = (progress.next, batch.min(n - progress.next));
-            let needs = if all { Vec::new() } else { tasks_read(self.plan.plan(), &self.writers, id, first..first + count) };
-            progress.window.push_back(Waiting { first, count, needs });
-            progress.next += count;
+            let open = progress.finished.gap(progress.next, n);
+            let (first, count) = (open.start, batch.min(open.end - open.start));
+            progress.next = first + count;
+            if count > 0 {
+                let needs = if all { Vec::new() } else { tasks_read(self.plan.plan(), &self.writers, id, first..first + count) };
+                progress.window.push_back(Waiting { first, count, needs });
+            }
         }
     }
 
@@ -201,7 +328,7 @@ impl<'a> Queue<'a> {
     ///
     /// A worker that goes from one stage to another loses its buffers. While those before a stage have tasks left, it is left alone until each
     /// slot can have two requests of it, unless nobody had anything else to do (`at_once`).
-    fn next_request(&self, state: &mut State, at_once: bool) -> Option<TaskRequest> {
+    fn next_request(&self, state: &mut State, at_once: bool) -> Option<(StageId, u64, u64)> {
         for (i, stage) in self.plan.plan().stages.iter().enumerate().rev() {
             let id = StageId(i);
             if self.is_handed_out(state, id) || !self.admits(state, id) {
@@ -216,48 +343,142 @@ impl<'a> Queue<'a> {
             let is_open = at_once || enough || state.stages[i].open || stage.after.iter().all(|s| self.is_handed_out(state, *s));
             if is_open && let Some(Waiting { first, count, .. }) = state.stages[i].window.remove(at) {
                 state.stages[i].open = true;
-                return Some(TaskRequest { stage: id, first, count, attempt: 0 });
+                return Some((id, first, count));
             }
         }
         None
     }
 
-    /// Names of the intermediates that a stage read and that no other stage will.
-    fn superseded(&self, state: &State, ended: StageId) -> Vec<String> {
+    /// The first of the tasks that are run once more which can be: stage, first task, count, attempt.
+    fn next_again(&self, state: &mut State) -> Option<(StageId, u64, u64, u32)> {
+        let now = Instant::now();
+        let mut at = 0;
+        while at < state.again.len() {
+            let open = |a: &Again| state.stages[a.stage.0].finished.gap(a.first, a.first + a.count);
+            let tasks = open(&state.again[at]);
+            // Somebody else has finished them meanwhile.
+            if tasks.is_empty() {
+                state.again.remove(at);
+                continue;
+            }
+            let again = &state.again[at];
+            let is_ready = again.needs.iter().all(|r| state.stages[r.stage.0].finished.contains(r.first, r.end));
+            if again.not_before > now || !is_ready || !self.admits(state, again.stage) {
+                at += 1;
+                continue;
+            }
+            let Again { stage, first, count, attempt, .. } = *again;
+            let (end, rest) = (first + count, tasks.end);
+            if rest < end {
+                (state.again[at].first, state.again[at].count) = (rest, end - rest);
+            } else {
+                state.again.remove(at);
+            }
+            return Some((stage, tasks.start, tasks.end - tasks.start, attempt));
+        }
+        None
+    }
+
+    /// A request that takes much longer than others of its stage, and is not repeated yet.
+    fn slow(&self, state: &State) -> Option<TaskRequest> {
+        if self.run.executor.shares_process() {
+            return None;
+        }
+        let is_slow = |f: &&Flight| {
+            let stage = &state.stages[f.request.stage.0];
+            let (finished, n) = (stage.durations.count(), self.plan.plan().stages[f.request.stage.0].n_tasks());
+            let limit = (SLOW * stage.durations.median()).saturating_mul(u32::try_from(f.request.count).unwrap_or(u32::MAX)).max(MIN_SLOW);
+            f.twin.is_none() && f.wanted && finished >= MIN_FINISHED && 2 * stage.finished.count() >= n && f.since.elapsed() > limit
+        };
+        let slow = state.flights.values().filter(is_slow).min_by_key(|f| f.since)?;
+        self.admits(state, slow.request.stage).then(|| slow.request.clone())
+    }
+
+    fn is_read_by_all(&self, state: &State, id: ArrayId) -> bool {
+        let reads = |stage: &Stage| stage.inputs.iter().any(|i| i.sources.contains(&id));
+        !self.plan.plan().stages.iter().enumerate().any(|(i, stage)| reads(stage) && !self.is_finished(state, StageId(i)))
+    }
+
+    /// The intermediates that a stage read and that no other stage will. Those that the journal has nothing of are removed by the caller, the
+    /// others after the next flush.
+    fn superseded(&self, state: &mut State, ended: StageId) -> Vec<ArrayId> {
         let plan = self.plan.plan();
-        let reads = |stage: &Stage, id: &ArrayId| stage.inputs.iter().any(|i| i.sources.contains(id));
         let mut read: Vec<ArrayId> = plan.stages[ended.0].inputs.iter().flat_map(|i| i.sources.iter().copied()).collect();
         read.sort_unstable();
         read.dedup();
         read.retain(|id| {
-            let open = |(i, stage): (usize, &Stage)| reads(stage, id) && !self.is_finished(state, StageId(i));
-            plan.array(*id).place == Place::Work && !plan.stages.iter().enumerate().any(open)
+            let is_there = state.removed.get(id).is_none_or(|again| again.count() > 0) && !state.removing.contains(id);
+            plan.array(*id).place == Place::Work && is_there && self.is_read_by_all(state, *id)
         });
-        read.iter().map(|id| plan.array(*id).name.clone()).collect()
+        if let Some(journal) = self.folder.journal {
+            read.iter().for_each(|id| journal.removed(*id));
+        }
+        let (later, now): (Vec<ArrayId>, Vec<ArrayId>) = read.into_iter().partition(|id| self.writers[id.0].is_some_and(|w| state.stages[w.0.0].journaled));
+        state.removing.extend(later);
+        now.iter().for_each(|id| drop(state.removed.insert(*id, Finished::default())));
+        now
     }
 
     /// Puts what a failed request left undone back, or ends the run.
-    fn failed(&self, state: &mut State, outcome: &TaskOutcome, failure: &TaskFailure) {
-        let stage = outcome.request.stage;
-        let attempts = state.attempts.entry((stage, failure.task)).or_insert(0);
-        *attempts += 1;
-        let attempts = *attempts;
-        if failure.kind == FailureKind::Cancelled {
+    fn failed(&self, state: &mut State, outcome: &TaskOutcome, failure: &TaskFailure, twin: Option<u64>, told: &mut Told) {
+        let request = &outcome.request;
+        if matches!(failure.kind, FailureKind::Cancelled | FailureKind::Superseded) {
             return;
         }
-        if !failure.kind.is_worth_retrying() || attempts >= MAX_ATTEMPTS {
-            state.error.get_or_insert(RunError::Task { failure: failure.clone(), attempts });
+        // What another worker is at, too, is left to it.
+        let in_hand = twin.is_some_and(|id| state.flights.contains_key(&id));
+        let decision = state.attempts.decide(request.stage, failure, &outcome.worker);
+        let (attempt, delay) = match decision {
+            Decision::Again { attempt, delay } => (attempt, delay),
+            Decision::Stop { failure, attempts, note } => return self.fail_in(state, RunError::Task { failure, attempts, note }),
+        };
+        if in_hand {
             return;
         }
-        state.retries += 1;
-        let end = outcome.request.first + outcome.request.count;
-        let not_before = Instant::now() + Duration::from_millis(50 << attempts.min(6));
+        told.retried = Some((attempt, delay));
+        let mut needs = Vec::new();
+        if let FailureKind::Damaged { array, object } = failure.kind {
+            for r in tasks_writing(self.plan.plan(), &self.writers, array, object) {
+                self.take_back(state, r, told);
+            }
+            needs = tasks_read(self.plan.plan(), &self.writers, request.stage, failure.task..failure.task + 1);
+        }
+        let (now, end) = (Instant::now(), request.first + request.count);
         // The task that failed alone, so that what comes after it does not wait for its next failure.
-        state.again.push_back((not_before, TaskRequest { stage, first: failure.task, count: 1, attempt: attempts }));
+        state.again.push_back(Again { not_before: now + delay, stage: request.stage, first: failure.task, count: 1, attempt, needs });
         if failure.task + 1 < end {
-            state
-                .again
-                .push_back((Instant::now(), TaskRequest { stage, first: failure.task + 1, count: end - failure.task - 1, attempt: outcome.request.attempt }));
+            let (first, count) = (failure.task + 1, end - failure.task - 1);
+            state.again.push_back(Again { not_before: now, stage: request.stage, first, count, attempt: request.attempt, needs: Vec::new() });
+        }
+    }
+
+    /// Finished tasks are so no more, because what they wrote is damaged or gone; nor are those whose results they read and that were removed.
+    fn take_back(&self, state: &mut State, tasks: TaskRange, told: &mut Told) {
+        let plan = self.plan.plan();
+        let mut todo = vec![tasks];
+        while let Some(TaskRange { stage, first, end }) = todo.pop() {
+            for task in first..end {
+                if !state.stages[stage.0].finished.remove(task) {
+                    continue;
+                }
+                state.recomputed += 1;
+                *told.recomputed.entry(stage).or_default() += 1;
+                for output in &plan.stages[stage.0].outputs {
+                    state.removed.get_mut(&output.array).map(|again| again.remove(task));
+                }
+                let needs = tasks_read(plan, &self.writers, stage, task..task + 1);
+                for need in &needs {
+                    let reads = |id: &ArrayId| plan.stages[stage.0].inputs.iter().any(|i| i.sources.contains(id));
+                    let gone: Vec<ArrayId> =
+                        plan.stages[need.stage.0].outputs.iter().map(|o| o.array).filter(|id| reads(id) && state.removed.contains_key(id)).collect();
+                    for t in need.first..need.end {
+                        if gone.iter().any(|id| state.removed.get(id).is_some_and(|again| !again.contains(t, t + 1))) {
+                            todo.push(TaskRange { stage: need.stage, first: t, end: t + 1 });
+                        }
+                    }
+                }
+                state.again.push_back(Again { not_before: Instant::now(), stage, first: task, count: 1, attempt: 0, needs });
+            }
         }
     }
 
@@ -288,81 +509,127 @@ impl<'a> Queue<'a> {
     }
 }
 
+/// Of a run that is resumed: tasks whose results were removed are to be run again, where a stage that reads them has tasks left. That is so
+/// only if something else went wrong, too: what is removed is read by nobody.
+fn forget_what_is_gone(plan: &FinalizedPlan, writers: &[Option<(StageId, usize)>], before: &mut Before) {
+    for (i, stage) in plan.plan().stages.iter().enumerate().rev() {
+        if before.finished.get(i).is_none_or(|f| f.count() == stage.n_tasks()) {
+            continue;
+        }
+        for id in stage.inputs.iter().flat_map(|i| &i.sources) {
+            if let (Some(again), Some((writer, _))) = (before.removed.remove(id), writers[id.0]) {
+                before.finished[writer.0] = again;
+            }
+        }
+    }
+}
+
 impl TaskSource for Queue<'_> {
     fn try_next(&self) -> Next {
         let mut state = self.lock();
-        if state.error.is_some() || self.run.cancel.is_cancelled() {
-            return if state.in_flight == 0 { Next::Stop } else { Next::Wait };
+        if self.stop.is_cancelled() {
+            return if state.flights.is_empty() { Next::Stop } else { Next::Wait };
         }
-        let now = Instant::now();
-        if let Some(at) = state.again.iter().position(|(t, r)| *t <= now && self.admits(&state, r.stage))
-            && let Some((_, request)) = state.again.remove(at)
-        {
-            return self.hand_out(&mut state, request);
-        }
-        let Some(request) = self.next_request(&mut state, false).or_else(|| self.next_request(&mut state, true)) else {
+        let found = self.next_again(&mut state).map(|(stage, first, count, attempt)| (stage, first, count, attempt, None));
+        let found = found.or_else(|| {
+            let next = self.next_request(&mut state, false).or_else(|| self.next_request(&mut state, true));
+            next.map(|(stage, first, count)| (stage, first, count, 0, None))
+        });
+        let found = found.or_else(|| self.slow(&state).map(|r| (r.stage, r.first, r.count, r.attempt, Some(r.id))));
+        let Some((stage, first, count, attempt, backup_of)) = found else {
             let mut stages = (0..state.stages.len()).map(StageId);
             let all_out = state.again.is_empty() && stages.all(|id| self.is_handed_out(&state, id));
-            return if all_out && state.in_flight == 0 { Next::Stop } else { Next::Wait };
+            return if all_out && state.flights.is_empty() { Next::Stop } else { Next::Wait };
         };
-        let stage = request.stage;
+        state.backups[0] += u64::from(backup_of.is_some());
+        let request = self.hand_out(&mut state, stage, first, count, attempt, backup_of);
         let is_first = !std::mem::replace(&mut state.stages[stage.0].started, true);
-        let handed = self.hand_out(&mut state, request);
         drop(state);
         if is_first {
             self.tell(&Event::StageStarted { stage });
         }
-        handed
+        self.tell(&Event::Started { request: &request });
+        Next::Run(request)
     }
 
     fn wait(&self) {
         let state = self.lock();
-        if state.in_flight > 0 || !state.again.is_empty() {
+        if !state.flights.is_empty() || !state.again.is_empty() {
             // A little at a time: a delayed retry comes due, or the run is cancelled, without anybody's signal.
             drop(self.changed.wait_timeout(state, Duration::from_millis(20)));
         }
     }
 
+    fn is_wanted(&self, request: &TaskRequest) -> bool {
+        !self.stop.is_cancelled() && self.lock().flights.get(&request.id).is_some_and(|f| f.wanted)
+    }
+
     fn finished(&self, outcome: TaskOutcome) {
         let id = outcome.request.stage;
-        let checked = self.check_receipts(&outcome).and_then(|()| self.folder.journal.record(&outcome).map_err(RunError::Work));
-        let mut retried = None;
-        let (ended, superseded) = {
+        let checked = self.check_receipts(&outcome);
+        if let (Ok(()), Some(journal)) = (&checked, self.folder.journal) {
+            journal.done(&outcome);
+        }
+        let mut told = Told::default();
+        let mut superseded = Vec::new();
+        {
             let mut state = self.lock();
-            state.in_flight -= 1;
+            // Nobody knows of it, or it was given back before.
+            let Some(flight) = state.flights.remove(&outcome.request.id) else { return };
             state.in_flight_bytes -= self.bytes(id);
             state.worker_peak_bytes = state.worker_peak_bytes.max(outcome.worker_peak_bytes);
-            if let Err(error) = checked {
-                state.error.get_or_insert(error);
+            match checked {
+                Err(error) => self.fail_in(&mut state, error),
+                Ok(()) => self.count(&mut state, &outcome, &flight, &mut told),
             }
             let progress = &mut state.stages[id.0];
-            for report in &outcome.done {
-                progress.finished.insert(report.task);
-                progress.report.traffic.add(report.traffic);
-                progress.report.cpu += Duration::from_nanos(report.cpu_ns);
-                progress.report.peak_bytes = progress.report.peak_bytes.max(report.peak_bytes);
+            if progress.finished.count() == self.plan.plan().stages[id.0].n_tasks() && told.counted > 0 {
+                told.ended = !std::mem::replace(&mut progress.ended, true);
+                superseded = self.superseded(&mut state, id);
             }
-            let ended = progress.finished.count() == self.plan.plan().stages[id.0].n_tasks() && !outcome.done.is_empty();
-            let superseded = if ended && state.error.is_none() { self.superseded(&state, id) } else { Vec::new() };
             if let Some(failure) = &outcome.failure {
-                let before = state.retries;
-                self.failed(&mut state, &outcome, failure);
-                if state.retries > before {
-                    retried = Some((failure.clone(), state.attempts.get(&(id, failure.task)).copied().unwrap_or(1)));
+                self.failed(&mut state, &outcome, failure, flight.twin, &mut told);
+            }
+        }
+        self.remove(&superseded);
+        self.changed.notify_all();
+        self.tell(&Event::Outcome { outcome: &outcome, counted: told.counted });
+        if let (Some(failure), Some((attempt, delay))) = (&outcome.failure, told.retried) {
+            self.tell(&Event::Retried { failure, attempt, delay });
+        }
+        for (stage, tasks) in told.recomputed {
+            self.tell(&Event::Recomputed { stage, tasks, why: outcome.failure.as_ref().map_or("", |f| &f.message) });
+        }
+        if told.ended {
+            self.tell(&Event::StageEnded { stage: id });
+        }
+    }
+}
+
+impl Queue<'_> {
+    /// Takes note of an outcome's finished tasks.
+    fn count(&self, state: &mut State, outcome: &TaskOutcome, flight: &Flight, told: &mut Told) {
+        let stage = &self.plan.plan().stages[outcome.request.stage.0];
+        let progress = &mut state.stages[outcome.request.stage.0];
+        for report in &outcome.done {
+            if progress.finished.insert(report.task) {
+                told.counted += 1;
+                for output in &stage.outputs {
+                    state.removed.get_mut(&output.array).map(|again| again.insert(report.task));
                 }
             }
-            (ended, superseded)
-        };
-        if let Err(error) = self.folder.remove_superseded(&superseded) {
-            self.lock().error.get_or_insert(RunError::Work(error));
+            progress.report.traffic.add(report.traffic);
+            progress.report.cpu += Duration::from_nanos(report.cpu_ns);
+            progress.report.peak_bytes = progress.report.peak_bytes.max(report.peak_bytes);
         }
-        self.changed.notify_all();
-        self.tell(&Event::Outcome { outcome: &outcome });
-        if let Some((failure, attempt)) = &retried {
-            self.tell(&Event::Retried { failure, attempt: *attempt });
+        if let (Ok(n @ 1..), None) = (u32::try_from(outcome.done.len()), &outcome.failure) {
+            progress.durations.add(flight.since.elapsed() / n, u64::from(n));
         }
-        if ended {
-            self.tell(&Event::StageEnded { stage: id });
+        if let Some(twin) = flight.twin.and_then(|id| state.flights.get_mut(&id))
+            && progress.finished.contains(twin.request.first, twin.request.first + twin.request.count)
+        {
+            twin.wanted = false;
+            state.backups[1] += u64::from(outcome.request.backup_of.is_some());
         }
     }
 }

@@ -390,8 +390,7 @@ impl TargetBounds {
         let network = |encoded: u64| if is_remote(plan, &array.place) { encoded } else { 0 };
         let context = codec.encode_context_bytes();
         let Some(shard) = &array.info.shard else {
-            let encode = if codec.is_raw() { 0 } else { codec.encoded_bound() + codec.encode_scratch() };
-            return Ok(TargetBounds { stored: codec.decoded_bytes(), encode: encode + network(codec.encoded_bound()), context });
+            return Ok(TargetBounds { stored: codec.decoded_bytes(), encode: codec.encode_beside() + network(codec.encoded_bound()), context });
         };
         let index = index_codec(array, shard)?;
         let encoded = shard::encoded_bound(shard, [&codec, &index]).min(TOO_LARGE);

@@ -53,6 +53,21 @@ pub fn tasks_read(plan: &Plan, writers: &[Option<(StageId, usize)>], stage: Stag
     }
 }
 
+/// The tasks that write an object of an array, given by its place in C order.
+pub fn tasks_writing(plan: &Plan, writers: &[Option<(StageId, usize)>], array: ArrayId, object: u64) -> Vec<TaskRange> {
+    let objects = plan.array(array).info.objects();
+    if object >= objects.n_chunks() {
+        return Vec::new();
+    }
+    let region = objects.region(&objects.coords(object));
+    let spans: Vec<(u64, u64)> = region.start.iter().zip(&region.shape).map(|(s, n)| (*s, s + n.max(&1) - 1)).collect();
+    let mut search = Search { plan, writers, ranges: Vec::new(), left: MAX_LOOKED_AT };
+    match (search.read(array, &spans), writers[array.0]) {
+        (None, Some((stage, _))) => vec![TaskRange { stage, first: 0, end: plan.stages[stage.0].n_tasks() }],
+        _ => search.ranges,
+    }
+}
+
 /// Sorts ranges and joins those that touch.
 fn merge(ranges: &mut Vec<TaskRange>) {
     ranges.sort_unstable();

@@ -94,14 +94,14 @@ impl Keys {
 }
 
 impl ArrayInfo {
-    /// An array of our own between two stages: chunks as the grid cuts them, and a codec from the plan.
+    /// An array of our own between two stages: chunks as the grid cuts them, a codec from the plan, and a checksum in any case.
     pub fn intermediate(dtype: DType, grid: ChunkGrid, encoding: impl Into<Encoding>) -> ArrayInfo {
         ArrayInfo {
             dtype,
             fill: Scalar::zero(dtype),
             grid,
             stored_shape: None,
-            codecs: encoding.into().codecs(dtype),
+            codecs: Encoding { crc32c: true, ..encoding.into() }.codecs(dtype),
             keys: Keys::Default { separator: '.' },
             shard: None,
             window: None,

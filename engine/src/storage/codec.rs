@@ -71,6 +71,26 @@ impl std::fmt::Debug for Contexts {
     }
 }
 
+/// An encoded chunk: its bytes, or the block's own where these are the encoding, and what follows them.
+#[derive(Debug)]
+pub struct Encoded {
+    own: Option<Buffer>,
+    /// Checksums. They are not put behind the bytes, so that a block that is stored as it is need not be copied for them.
+    trailer: Vec<u8>,
+}
+
+impl Encoded {
+    /// The bytes, one part after the other; `block` is what was encoded.
+    pub fn parts<'a>(&'a self, block: &'a [u8]) -> [&'a [u8]; 2] {
+        [self.own.as_ref().map_or(block, Buffer::bytes), &self.trailer]
+    }
+
+    /// Gives the buffer back.
+    pub fn recycle(self, arena: &mut Arena) {
+        self.own.into_iter().for_each(|buffer| arena.recycle(buffer));
+    }
+}
+
 /// Bytes of a CRC-32C.
 const CHECKSUM_BYTES: usize = 4;
 /// State and window of an inflate or deflate stream.
@@ -156,33 +176,26 @@ impl Codec {
         most.saturating_sub(self.encoded_beside() + self.decoded) + self.working_bytes()
     }
 
-    /// Bytes that encoding holds besides the block and the encode buffer.
-    pub fn encode_scratch(&self) -> u64 {
-        let mut held = if self.copies_first() { self.decoded + self.checksums_from(0) as u64 } else { 0 };
+    /// Bytes that encoding holds besides the block: nothing where the block's own bytes are stored.
+    pub fn encode_beside(&self) -> u64 {
+        let mut held = if self.is_plain() { 0 } else { self.decoded };
         let mut most = held;
-        for (i, (filter, size)) in self.filters.iter().zip(self.sizes(self.decoded)).enumerate() {
-            if !matches!(filter, Filter::Crc32c) {
-                let made = filter.bound(size) + self.checksums_from(i + 1) as u64;
-                most = most.max(held + made);
-                held = made;
-            }
+        for (filter, size) in self.body().iter().zip(self.sizes(self.decoded)) {
+            most = most.max(held + filter.bound(size));
+            held = filter.bound(size);
         }
-        most.saturating_sub(self.encoded_bound()) + self.working_bytes()
+        most + self.working_bytes()
+    }
+
+    /// The filters before the checksums at the end.
+    fn body(&self) -> &[Filter] {
+        let checksums = self.filters.iter().rev().take_while(|f| matches!(f, Filter::Crc32c)).count();
+        &self.filters[..self.filters.len() - checksums]
     }
 
     /// What each filter is given, from blocks of `size` bytes on.
     fn sizes(&self, size: u64) -> Vec<u64> {
         self.filters.iter().scan(size, |size, f| Some(std::mem::replace(size, f.bound(*size)))).collect()
-    }
-
-    /// True if encoding begins with a block of its own: turned round, or with room for a checksum.
-    fn copies_first(&self) -> bool {
-        !self.is_plain() || matches!(self.filters.first(), Some(Filter::Crc32c))
-    }
-
-    /// Bytes of the checksums that follow each other from filter `i` on.
-    fn checksums_from(&self, i: usize) -> usize {
-        CHECKSUM_BYTES * self.filters[i..].iter().take_while(|f| matches!(f, Filter::Crc32c)).count()
     }
 
     /// Bytes of codecs' state that a thread keeps from chunk to chunk for decoding.
@@ -240,15 +253,14 @@ impl Codec {
         Ok(block)
     }
 
-    /// Encodes a block; `None` if its own bytes are the encoding.
+    /// Encodes a block.
     ///
     /// # Errors
     /// Where a codec fails.
-    pub fn encode(&self, block: &[u8], arena: &mut Arena, contexts: &mut Contexts) -> Result<Option<Buffer>, CodecError> {
+    pub fn encode(&self, block: &[u8], arena: &mut Arena, contexts: &mut Contexts) -> Result<Encoded, CodecError> {
         let mut bytes: Option<Buffer> = None;
-        if self.copies_first() {
-            let mut turned = arena.buffer((block.len() + self.checksums_from(0)) as u64)?;
-            turned.set_len(block.len());
+        if !self.is_plain() {
+            let mut turned = arena.buffer(block.len() as u64)?;
             match &self.order {
                 Some(order) if block.len() as u64 == self.decoded => {
                     let (stored, own) = self.strides(order);
@@ -261,25 +273,26 @@ impl Codec {
             swap_words(turned.bytes_mut(), self.swapped);
             bytes = Some(turned);
         }
-        for (i, filter) in self.filters.iter().enumerate() {
-            if let (Filter::Crc32c, Some(body)) = (filter, &mut bytes) {
-                let sum = crc32c::crc32c(body.bytes());
-                let end = body.len();
-                body.set_len(end + CHECKSUM_BYTES);
-                body.bytes_mut()[end..].copy_from_slice(&sum.to_le_bytes());
-                continue;
-            }
+        let body = self.body();
+        for filter in body {
             let from = bytes.as_ref().map_or(block, Buffer::bytes);
-            let bound = filter.bound(from.len() as u64);
-            let mut out = arena.buffer(bound + self.checksums_from(i + 1) as u64)?;
+            let mut out = arena.buffer(filter.bound(from.len() as u64))?;
             arena.stand_outside(self.encode_context_bytes());
             arena.prepare(filter.working_bytes(from.len() as u64));
-            // The room for checksums is not the filter's: blosc makes a frame longer than its bound where there is room.
-            let n = filter.encode(from, &mut out.bytes_mut()[..bound as usize], contexts)?;
+            let n = filter.encode(from, out.bytes_mut(), contexts)?;
             out.set_len(n);
             bytes.replace(out).into_iter().for_each(|b| arena.recycle(b));
         }
-        Ok(bytes)
+        let mut trailer = Vec::new();
+        let mut sum = 0;
+        for i in body.len()..self.filters.len() {
+            sum = match i - body.len() {
+                0 => crc32c::crc32c(bytes.as_ref().map_or(block, Buffer::bytes)),
+                _ => crc32c::crc32c_append(sum, &trailer[trailer.len() - CHECKSUM_BYTES..]),
+            };
+            trailer.extend_from_slice(&u32::to_le_bytes(sum));
+        }
+        Ok(Encoded { own: bytes, trailer })
     }
 
     /// Strides of a chunk's axes in what is stored, and in the block.
@@ -487,8 +500,7 @@ mod tests {
             for codecs in chains() {
                 let codec = Codec::new(&codecs, DType::UInt32, &[6, 35]).unwrap();
                 let (mut arena, mut contexts) = (Arena::new(1 << 20), Contexts::default());
-                let encoded = codec.encode(block, &mut arena, &mut contexts).unwrap();
-                let bytes = encoded.as_ref().map_or(block, Buffer::bytes).to_vec();
+                let bytes = codec.encode(block, &mut arena, &mut contexts).unwrap().parts(block).concat();
                 prop_assert!(bytes.len() as u64 <= codec.encoded_bound(), "{:?}", codecs);
                 let back = codec.decode(Buffer::from_slice(&bytes), block.len() as u64, &mut arena, &mut contexts).unwrap();
                 prop_assert_eq!(back.bytes(), block, "{:?}", codecs);
@@ -503,8 +515,7 @@ mod tests {
             for codecs in chains() {
                 let codec = Codec::new(&codecs, DType::UInt32, &[6, 35]).unwrap();
                 let (mut arena, mut contexts) = (Arena::new(1 << 20), Contexts::default());
-                let encoded = codec.encode(block, &mut arena, &mut contexts).unwrap();
-                let mut bytes = encoded.as_ref().map_or(block, Buffer::bytes).to_vec();
+                let mut bytes = codec.encode(block, &mut arena, &mut contexts).unwrap().parts(block).concat();
                 if truncate { bytes.truncate(cut.index(bytes.len())); } else { let at = flip.index(bytes.len()); bytes[at] ^= 1 << bit; }
                 match codec.decode(Buffer::from_slice(&bytes), block.len() as u64, &mut arena, &mut contexts) {
                     Ok(b) => prop_assert_eq!(b.len(), block.len()),
@@ -526,16 +537,16 @@ mod tests {
         for codecs in chains() {
             let codec = Codec::new(&codecs, DType::UInt32, &[200, 200]).unwrap();
             let mut contexts = Contexts::default();
-            let room = codec.encoded_bound() + codec.encode_scratch();
+            let room = codec.encode_beside();
             let mut arena = Arena::new(room);
-            let encoded = codec.encode(block, &mut arena, &mut contexts).unwrap().unwrap_or_else(|| Buffer::from_slice(block));
+            let encoded = codec.encode(block, &mut arena, &mut contexts).unwrap().parts(block).concat();
             assert!(arena.highest() <= room + 4096, "{codecs:?}: {} in {room}", arena.highest());
 
             let room = codec.encoded_beside() + codec.decoded_bytes() + codec.decode_scratch();
             let mut arena = Arena::new(room);
             let mut stored = arena.buffer(codec.read_limit(codec.decoded_bytes())).unwrap();
             stored.set_len(encoded.len());
-            stored.bytes_mut().copy_from_slice(encoded.bytes());
+            stored.bytes_mut().copy_from_slice(&encoded);
             let back = codec.decode(stored, codec.decoded_bytes(), &mut arena, &mut contexts).unwrap();
             assert!(back.bytes() == block, "{codecs:?}");
             assert!(arena.highest() <= room + 4096, "{codecs:?}: {} in {room}", arena.highest());
@@ -553,7 +564,8 @@ mod tests {
         for n in 1..400u64 {
             let values: Vec<u32> = (0..n as u32).map(|i| (i as f32 * 1.5).to_bits()).collect();
             let codec = Codec::new(&codecs, DType::UInt32, &[n]).unwrap();
-            let encoded = codec.encode(bytemuck_cast(&values), &mut Arena::new(1 << 21), &mut Contexts::default()).unwrap().unwrap();
+            let block = bytemuck_cast(&values);
+            let encoded = codec.encode(block, &mut Arena::new(1 << 21), &mut Contexts::default()).unwrap().parts(block).concat();
             assert!(encoded.len() as u64 <= codec.encoded_bound(), "{n}: {} over {}", encoded.len(), codec.encoded_bound());
         }
     }

@@ -3,12 +3,14 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
 use freestone_kernels::Buffer;
 
-use super::{ByteRange, ObjectPart, PartsRead, StorageError, Store};
+use super::{ByteRange, Lock, ObjectPart, PartsRead, StorageError, Store};
 
 /// Objects as files below a directory, which is made by the first write.
 ///
@@ -114,6 +116,10 @@ impl Store for LocalStore {
     }
 
     fn write(&self, key: &str, bytes: &[u8]) -> Result<(), StorageError> {
+        self.write_parts(key, &[bytes])
+    }
+
+    fn write_parts(&self, key: &str, parts: &[&[u8]]) -> Result<(), StorageError> {
         let target = self.path(key);
         let mut name = OsString::from(".");
         name.push(target.file_name().unwrap_or_default());
@@ -127,7 +133,7 @@ impl Store for LocalStore {
             other => other,
         }
         .map_err(self.failed(key, "written"))?;
-        let written = file.write_all(bytes).and_then(|()| {
+        let written = parts.iter().try_for_each(|part| file.write_all(part)).and_then(|()| {
             drop(file);
             fs::rename(&temporary, &target)
         });
@@ -162,6 +168,44 @@ impl Store for LocalStore {
         }
         names.sort_unstable();
         Ok(names)
+    }
+
+    fn lock(&self, key: &str) -> Result<Option<Lock>, StorageError> {
+        let path = self.path(key);
+        let open = || File::options().create(true).truncate(false).write(true).open(&path);
+        let file = match open() {
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                fs::create_dir_all(path.parent().unwrap_or(&self.root)).map_err(self.failed(key, "locked"))?;
+                open()
+            }
+            other => other,
+        };
+        let file = file.map_err(self.failed(key, "locked"))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Lock(Some(file)))),
+            Err(fs::TryLockError::WouldBlock) => Ok(None),
+            Err(fs::TryLockError::Error(e)) => Err(self.failed(key, "locked")(e)),
+        }
+    }
+
+    fn size(&self, key: &str) -> Result<Option<u64>, StorageError> {
+        match fs::metadata(self.path(key)) {
+            Ok(metadata) => Ok(metadata.is_file().then_some(metadata.len())),
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+            Err(e) => Err(self.failed(key, "looked at")(e)),
+        }
+    }
+
+    fn changed(&self, key: &str) -> Result<Option<SystemTime>, StorageError> {
+        let path = self.path(key);
+        let found = path.ancestors().find_map(|p| match fs::metadata(p) {
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => None,
+            other => Some(other),
+        });
+        let Some(metadata) = found.transpose().map_err(self.failed(key, "looked at"))? else { return Ok(None) };
+        // When its entry changed: a copy that keeps the time of its original is found out too.
+        let (seconds, nanoseconds) = (metadata.ctime(), metadata.ctime_nsec());
+        Ok(SystemTime::UNIX_EPOCH.checked_add(Duration::new(seconds.max(0) as u64, nanoseconds.clamp(0, 999_999_999) as u32)))
     }
 
     fn obstacle(&self, key: &str) -> Option<String> {

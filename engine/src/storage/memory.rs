@@ -76,7 +76,12 @@ impl Store for MemoryStore {
     }
 
     fn write(&self, key: &str, bytes: &[u8]) -> Result<(), StorageError> {
-        self.objects.write().unwrap_or_else(PoisonError::into_inner).insert(key.to_owned(), bytes.into());
+        self.write_parts(key, &[bytes])
+    }
+
+    fn write_parts(&self, key: &str, parts: &[&[u8]]) -> Result<(), StorageError> {
+        let object: Arc<[u8]> = if let [bytes] = parts { (*bytes).into() } else { parts.concat().into() };
+        self.objects.write().unwrap_or_else(PoisonError::into_inner).insert(key.to_owned(), object);
         *self.counts.lock().unwrap_or_else(PoisonError::into_inner).writes.entry(key.to_owned()).or_default() += 1;
         Ok(())
     }

@@ -23,6 +23,7 @@ mod zstd_bound;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use freestone_kernels::Buffer;
 use thiserror::Error;
@@ -47,6 +48,8 @@ pub enum StorageError {
     Denied { place: String, action: &'static str },
     #[error("{place} could not be {action}: {message}")]
     Io { place: String, action: &'static str, message: String, transient: bool },
+    #[error("{place} is asked for more than its store allows: {message}")]
+    Throttled { place: String, message: String },
     #[error("`{url}` is no location that can be opened: {why}")]
     BadUrl { url: String, why: String },
     #[error("`{0}` names a store in the memory of another process: use a directory or an object store with executors that run processes")]
@@ -175,6 +178,17 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Where the store fails; then the object is as before.
     fn write(&self, key: &str, bytes: &[u8]) -> Result<(), StorageError>;
 
+    /// Writes a whole object that is given in parts, one after the other. Stores that can do it without putting them together first do.
+    ///
+    /// # Errors
+    /// As [`write`](Store::write).
+    fn write_parts(&self, key: &str, parts: &[&[u8]]) -> Result<(), StorageError> {
+        match parts {
+            [bytes] | [bytes, []] => self.write(key, bytes),
+            _ => self.write(key, &parts.concat()),
+        }
+    }
+
     /// Removes an object, or all objects below a prefix that ends in `/`; nothing there is no error.
     ///
     /// # Errors
@@ -193,6 +207,31 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Where the store fails.
     fn sync(&self, keys: &mut dyn Iterator<Item = String>) -> Result<(), StorageError>;
 
+    /// Keeps a lock on a key as long as what is returned lives, at most as long as the process; `None` if somebody else has it. Stores that
+    /// have no locks give one that means nothing.
+    ///
+    /// # Errors
+    /// Where the store fails.
+    fn lock(&self, _key: &str) -> Result<Option<Lock>, StorageError> {
+        Ok(Some(Lock(None)))
+    }
+
+    /// Bytes of an object; `None` if there is no such object, or the store does not tell.
+    ///
+    /// # Errors
+    /// Where the store fails.
+    fn size(&self, _key: &str) -> Result<Option<u64>, StorageError> {
+        Ok(None)
+    }
+
+    /// When an object was written, or its folder changed where it is not there, by the store's clock; `None` where the store does not tell.
+    ///
+    /// # Errors
+    /// Where the store fails.
+    fn changed(&self, _key: &str) -> Result<Option<SystemTime>, StorageError> {
+        Ok(None)
+    }
+
     /// What keeps objects from being written below a key, found without trying: the place of a file where a folder must be.
     fn obstacle(&self, _key: &str) -> Option<String> {
         None
@@ -201,6 +240,17 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// A key in words, for messages.
     fn place(&self, key: &str) -> String {
         if key.is_empty() { self.url().to_owned() } else { format!("{}/{key}", self.url()) }
+    }
+}
+
+/// A lock on a key of a store.
+#[derive(Debug)]
+pub struct Lock(Option<std::fs::File>);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // A process that is being started by another thread may have the file for a moment, and the lock with it.
+        let _ = self.0.as_ref().map(std::fs::File::unlock);
     }
 }
 

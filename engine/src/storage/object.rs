@@ -4,13 +4,14 @@
 //! any thread, also from one that belongs to a runtime of the user's.
 
 use std::sync::{Arc, OnceLock, mpsc};
+use std::time::SystemTime;
 
 use freestone_kernels::Buffer;
 use futures_util::TryStreamExt;
 use object_store::aws::AmazonS3Builder;
 use object_store::http::HttpBuilder;
 use object_store::path::Path;
-use object_store::{ClientOptions, GetOptions, GetRange, ObjectStore as Backend, ObjectStoreExt};
+use object_store::{ClientOptions, GetOptions, GetRange, ObjectStore as Backend, ObjectStoreExt, RetryConfig};
 
 use super::{ByteRange, StorageError, Store};
 
@@ -43,14 +44,33 @@ impl ObjectStore {
             return Err(bad("it names no bucket or host".into()));
         }
         let backend: Arc<dyn Backend> = match scheme {
-            "s3" => Arc::new(AmazonS3Builder::from_env().with_bucket_name(host).build().map_err(|e| bad(e.to_string()))?),
+            "s3" => Arc::new(AmazonS3Builder::from_env().with_retry(retries()).with_bucket_name(host).build().map_err(|e| bad(e.to_string()))?),
             #[cfg(feature = "gcs")]
-            "gs" => Arc::new(object_store::gcp::GoogleCloudStorageBuilder::from_env().with_bucket_name(host).build().map_err(|e| bad(e.to_string()))?),
+            "gs" => Arc::new(
+                object_store::gcp::GoogleCloudStorageBuilder::from_env()
+                    .with_retry(retries())
+                    .with_bucket_name(host)
+                    .build()
+                    .map_err(|e| bad(e.to_string()))?,
+            ),
             #[cfg(feature = "azure")]
-            "az" => Arc::new(object_store::azure::MicrosoftAzureBuilder::from_env().with_container_name(host).build().map_err(|e| bad(e.to_string()))?),
+            "az" => Arc::new(
+                object_store::azure::MicrosoftAzureBuilder::from_env()
+                    .with_retry(retries())
+                    .with_container_name(host)
+                    .build()
+                    .map_err(|e| bad(e.to_string()))?,
+            ),
             _ => {
                 let options = ClientOptions::new().with_allow_http(scheme == "http");
-                Arc::new(HttpBuilder::new().with_url(format!("{scheme}://{host}")).with_client_options(options).build().map_err(|e| bad(e.to_string()))?)
+                Arc::new(
+                    HttpBuilder::new()
+                        .with_retry(retries())
+                        .with_url(format!("{scheme}://{host}"))
+                        .with_client_options(options)
+                        .build()
+                        .map_err(|e| bad(e.to_string()))?,
+                )
             }
         };
         Ok(ObjectStore { url: url.to_owned(), prefix: prefix.to_owned(), backend })
@@ -84,10 +104,22 @@ impl ObjectStore {
             Ok(value) => Ok(Some(value)),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. }) => Err(StorageError::Denied { place, action }),
-            // The client has retried what it knows to be transient; what is left may still pass on another worker.
+            // The client has tried a few times; what is left may still pass later, or on another worker.
+            Err(e) if is_throttle(&e) => Err(StorageError::Throttled { place, message: e.to_string() }),
             Err(e) => Err(StorageError::Io { place, action, transient: matches!(e, object_store::Error::Generic { .. }), message: e.to_string() }),
         }
     }
+}
+
+/// True for answers that ask for fewer requests. The client passes them on as text only.
+fn is_throttle(error: &object_store::Error) -> bool {
+    let text = error.to_string();
+    ["SlowDown", "429 Too Many", "503 Service", "TooManyRequests", "Throttl"].iter().any(|word| text.contains(word))
+}
+
+/// Requests are tried again by the client so often and so long; after that the driver decides.
+fn retries() -> RetryConfig {
+    RetryConfig { max_retries: 3, retry_timeout: std::time::Duration::from_secs(20), ..RetryConfig::default() }
 }
 
 /// Reads an object, or a range of it, piece by piece into a buffer with room for `limit` bytes; its length if it is longer.
@@ -142,7 +174,11 @@ impl Store for ObjectStore {
     }
 
     fn write(&self, key: &str, bytes: &[u8]) -> Result<(), StorageError> {
-        let (backend, path, payload) = (Arc::clone(&self.backend), self.path(key)?, object_store::PutPayload::from(bytes.to_vec()));
+        self.write_parts(key, &[bytes])
+    }
+
+    fn write_parts(&self, key: &str, parts: &[&[u8]]) -> Result<(), StorageError> {
+        let (backend, path, payload) = (Arc::clone(&self.backend), self.path(key)?, object_store::PutPayload::from(parts.concat()));
         match self.wait(key, "written", async move { backend.put(&path, payload).await.map(drop) })? {
             Some(()) => Ok(()),
             None => Err(StorageError::Io { place: self.place(key), action: "written", message: "there is no such bucket".into(), transient: false }),
@@ -179,6 +215,17 @@ impl Store for ObjectStore {
         }
         names.sort_unstable();
         Ok(names)
+    }
+
+    fn size(&self, key: &str) -> Result<Option<u64>, StorageError> {
+        let (backend, path) = (Arc::clone(&self.backend), self.path(key)?);
+        Ok(self.wait(key, "looked at", async move { backend.head(&path).await })?.map(|meta| meta.size))
+    }
+
+    fn changed(&self, key: &str) -> Result<Option<SystemTime>, StorageError> {
+        let (backend, path) = (Arc::clone(&self.backend), self.path(key)?);
+        let found = self.wait(key, "looked at", async move { backend.head(&path).await })?;
+        Ok(found.map(|meta| meta.last_modified.into()))
     }
 
     fn sync(&self, _keys: &mut dyn Iterator<Item = String>) -> Result<(), StorageError> {

@@ -22,6 +22,9 @@ pub enum ChunkError {
     Codec { place: String, error: CodecError },
     #[error(transparent)]
     Overrun(#[from] Overrun),
+    /// An object of an array that the run writes itself is damaged or gone.
+    #[error("{why}")]
+    Own { array: usize, object: u64, why: String },
 }
 
 /// What was moved.
@@ -75,7 +78,20 @@ pub struct ChunkAccess {
     objects: ChunkGrid,
     codec: Codec,
     index: Option<Codec>,
+    own: Option<Own>,
 }
+
+/// What is known of an array that the run writes itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Own {
+    /// Its number in the plan.
+    pub array: usize,
+    /// Every chunk is there once it is written, a mark in the place of one of fill values: what is not there is lost.
+    pub whole: bool,
+}
+
+/// An object in the place of a chunk of fill values, shorter than any chunk with its checksum.
+const FILL_MARK: &[u8] = b"fill";
 
 /// What became of a chunk that was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -100,7 +116,13 @@ impl ChunkAccess {
     pub fn new(store: Arc<dyn Store>, path: &str, info: &ArrayInfo) -> Result<ChunkAccess, CodecError> {
         let codec = Codec::new(&info.codecs, info.dtype, &info.chunk_shape())?;
         let index = info.shard.as_ref().map(Shard::index_codec).transpose()?;
-        Ok(ChunkAccess { store, path: path.to_owned(), info: info.clone(), objects: info.objects(), codec, index })
+        Ok(ChunkAccess { store, path: path.to_owned(), info: info.clone(), objects: info.objects(), codec, index, own: None })
+    }
+
+    /// The same, of an array that the run writes itself.
+    #[must_use]
+    pub fn owned(self, own: Own) -> ChunkAccess {
+        ChunkAccess { own: Some(own), ..self }
     }
 
     /// The array.
@@ -123,13 +145,17 @@ impl ChunkAccess {
         if self.info.stored_shape.is_some() { self.info.object_shape() } else { self.objects.region(coords).shape }
     }
 
-    /// The key of the object that holds a chunk.
-    pub fn key(&self, coords: &[u64]) -> String {
-        let object: Vec<u64> = match &self.info.shard {
+    /// The object that holds a chunk.
+    fn object(&self, coords: &[u64]) -> Vec<u64> {
+        match &self.info.shard {
             Some(shard) => coords.iter().zip(&shard.chunks).map(|(c, n)| c / n).collect(),
             None => coords.to_vec(),
-        };
-        join(&self.path, &self.info.object_key(&object))
+        }
+    }
+
+    /// The key of the object that holds a chunk.
+    pub fn key(&self, coords: &[u64]) -> String {
+        join(&self.path, &self.info.object_key(&self.object(coords)))
     }
 
     /// Reads and decodes a chunk; one that is not there is all fill values.
@@ -139,6 +165,23 @@ impl ChunkAccess {
     /// # Errors
     /// Where the store fails or the bytes are no such chunk.
     pub fn read(&self, coords: &[u64], desk: &mut Desk, cache: &mut ShardCache) -> Result<Buffer, ChunkError> {
+        self.read_any(coords, desk, cache).map_err(|error| self.blame(coords, error))
+    }
+
+    /// What is wrong with a chunk that the run has written can be mended by who runs it.
+    fn blame(&self, coords: &[u64], error: ChunkError) -> ChunkError {
+        let is_damage = matches!(
+            &error,
+            ChunkError::Codec { error: CodecError::Corrupt(_) | CodecError::Length { .. }, .. }
+                | ChunkError::Storage(StorageError::TooLong { .. } | StorageError::Truncated { .. })
+        );
+        match self.own {
+            Some(own) if is_damage => ChunkError::Own { array: own.array, object: self.objects.index(&self.object(coords)), why: error.to_string() },
+            _ => error,
+        }
+    }
+
+    fn read_any(&self, coords: &[u64], desk: &mut Desk, cache: &mut ShardCache) -> Result<Buffer, ChunkError> {
         let expected = self.stored_shape(coords).iter().product::<u64>() * self.info.dtype.size() as u64;
         let key = self.key(coords);
         let failed = |error| match error {
@@ -155,9 +198,21 @@ impl ChunkAccess {
         let limit = self.codec.read_limit(expected);
         let mut encoded = desk.arena.buffer(limit)?;
         desk.traffic.reads += 1;
-        if !self.store.read(&key, range, limit, &mut encoded)? {
-            desk.arena.recycle(encoded);
-            return self.filled(expected, desk);
+        let found = self.store.read(&key, range, limit, &mut encoded)?;
+        match self.own {
+            Some(Own { array, whole: true }) if !found => {
+                let why = format!("{} (chunk {coords:?}), which this run has written, is gone", self.store.place(&key));
+                return Err(ChunkError::Own { array, object: self.objects.index(&self.object(coords)), why });
+            }
+            Some(Own { whole: true, .. }) if encoded.bytes() == FILL_MARK => {
+                desk.arena.recycle(encoded);
+                return self.filled(expected, desk);
+            }
+            _ if !found => {
+                desk.arena.recycle(encoded);
+                return self.filled(expected, desk);
+            }
+            _ => {}
         }
         desk.traffic.bytes_read += encoded.len() as u64;
         self.codec.decode(encoded, expected, &mut desk.arena, &mut desk.contexts).map_err(failed)
@@ -180,7 +235,7 @@ impl ChunkAccess {
             PartsRead::Missing => Ok(false),
             PartsRead::Length(found) => {
                 let place = format!("{} (chunk {coords:?})", self.store.place(&key));
-                Err(ChunkError::Codec { place, error: CodecError::Length { found, expected } })
+                Err(self.blame(coords, ChunkError::Codec { place, error: CodecError::Length { found, expected } }))
             }
         }
     }
@@ -236,28 +291,49 @@ impl ChunkAccess {
     pub fn write(&self, object: &[u64], block: &[u8], desk: &mut Desk) -> Result<Written, ChunkError> {
         let key = join(&self.path, &self.info.object_key(object));
         if copy::is_all(&self.info.fill, block) {
-            if self.info.window.is_some() {
+            if self.own.is_some_and(|own| own.whole) {
+                self.store.write(&key, FILL_MARK)?;
+                desk.traffic.writes += 1;
+            } else if self.info.window.is_some() {
                 // What was there before would be seen instead.
                 self.store.remove(&key)?;
             }
             return Ok(Written::Fill);
         }
-        let encoded = match (&self.info.shard, &self.index) {
-            (Some(shard), Some(index)) => shard::encode(&self.info, shard, [&self.codec, index], block, desk).map(Some),
-            _ => self.codec.encode(block, &mut desk.arena, &mut desk.contexts),
-        };
-        let encoded = encoded.map_err(|error| match error {
+        let failed = |error| match error {
             CodecError::Overrun(o) => ChunkError::Overrun(o),
             error => ChunkError::Codec { place: self.store.place(&key), error },
-        })?;
-        let bytes = encoded.as_ref().map_or(block, Buffer::bytes);
-        self.store.write(&key, bytes)?;
-        desk.traffic.writes += 1;
-        desk.traffic.bytes_written += bytes.len() as u64;
-        let written = Written::Object { len: bytes.len() as u64, hash: xxhash_rust::xxh3::xxh3_64(bytes) };
-        if let Some(encoded) = encoded {
-            desk.arena.recycle(encoded);
-        }
+        };
+        let written = match (&self.info.shard, &self.index) {
+            (Some(shard), Some(index)) => {
+                let encoded = shard::encode(&self.info, shard, [&self.codec, index], block, desk).map_err(failed)?;
+                let written = self.put(&key, &[encoded.bytes()], desk)?;
+                desk.arena.recycle(encoded);
+                written
+            }
+            _ => {
+                let encoded = self.codec.encode(block, &mut desk.arena, &mut desk.contexts).map_err(failed)?;
+                let written = self.put(&key, &encoded.parts(block), desk)?;
+                encoded.recycle(&mut desk.arena);
+                written
+            }
+        };
         Ok(written)
+    }
+
+    fn put(&self, key: &str, parts: &[&[u8]], desk: &mut Desk) -> Result<Written, ChunkError> {
+        self.store.write_parts(key, parts)?;
+        let len = parts.iter().map(|p| p.len() as u64).sum();
+        desk.traffic.writes += 1;
+        desk.traffic.bytes_written += len;
+        let hash = match parts {
+            [bytes] | [bytes, []] => xxhash_rust::xxh3::xxh3_64(bytes),
+            _ => {
+                let mut hasher = xxhash_rust::xxh3::Xxh3::new();
+                parts.iter().for_each(|part| hasher.update(part));
+                hasher.digest()
+            }
+        };
+        Ok(Written::Object { len, hash })
     }
 }

@@ -21,7 +21,7 @@ pub(crate) fn encoded_bound(shard: &Shard, [inner, index]: [&Codec; 2]) -> u64 {
 
 /// Bytes that [`encode`] holds besides the block and the encoded shard: a chunk on its way, or the index.
 pub(crate) fn encode_scratch(codecs: [&Codec; 2]) -> u64 {
-    let [chunk, index] = codecs.map(|codec| codec.decoded_bytes() + codec.encoded_bound() + codec.encode_scratch());
+    let [chunk, index] = codecs.map(|codec| codec.decoded_bytes() + codec.encode_beside());
     chunk + index
 }
 
@@ -43,11 +43,13 @@ pub(super) fn encode(info: &ArrayInfo, shard: &Shard, codecs: [&Codec; 2], block
         let mut entry = ABSENT;
         if !copy::is_all(&info.fill, chunk.bytes()) {
             let encoded = inner.encode(chunk.bytes(), &mut desk.arena, &mut desk.contexts)?;
-            let bytes = encoded.as_ref().map_or(chunk.bytes(), Buffer::bytes);
-            out.bytes_mut()[end..end + bytes.len()].copy_from_slice(bytes);
-            entry = [end as u64, bytes.len() as u64];
-            end += bytes.len();
-            encoded.into_iter().for_each(|b| desk.arena.recycle(b));
+            let start = end;
+            for part in encoded.parts(chunk.bytes()) {
+                out.bytes_mut()[end..end + part.len()].copy_from_slice(part);
+                end += part.len();
+            }
+            entry = [start as u64, (end - start) as u64];
+            encoded.recycle(&mut desk.arena);
         }
         entries.as_mut_slice::<u64>()[n..n + 2].copy_from_slice(&entry);
         n += 2;
@@ -55,13 +57,17 @@ pub(super) fn encode(info: &ArrayInfo, shard: &Shard, codecs: [&Codec; 2], block
     })?;
     desk.arena.recycle(chunk);
     let encoded = index.encode(entries.bytes(), &mut desk.arena, &mut desk.contexts)?;
-    let bytes = encoded.as_ref().map_or(entries.bytes(), Buffer::bytes);
-    if bytes.len() != index_len {
+    let parts = encoded.parts(entries.bytes());
+    if parts.iter().map(|p| p.len()).sum::<usize>() != index_len {
         return Err(CodecError::Encode("the codecs of the shard's index do not keep its length".into()));
     }
-    let at = if shard.index_at_end { end } else { 0 };
-    out.bytes_mut()[at..at + index_len].copy_from_slice(bytes);
+    let mut at = if shard.index_at_end { end } else { 0 };
+    for part in parts {
+        out.bytes_mut()[at..at + part.len()].copy_from_slice(part);
+        at += part.len();
+    }
     out.set_len(if shard.index_at_end { end + index_len } else { end });
-    encoded.into_iter().chain([entries]).for_each(|b| desk.arena.recycle(b));
+    encoded.recycle(&mut desk.arena);
+    desk.arena.recycle(entries);
     Ok(out)
 }

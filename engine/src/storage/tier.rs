@@ -5,18 +5,18 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::SystemTime;
 
 use freestone_kernels::Buffer;
 
 use super::array::ArrayInfo;
 use super::codec::Codec;
-use super::{ByteRange, StorageError, Store};
+use super::{ByteRange, Lock, StorageError, Store, read_small};
 
 /// A store over another one: what is written below a prefix stays in memory while it fits into a budget, and goes to the other store where
 /// it does not. Each object is in one of them, and is read and removed wherever it is.
 ///
-/// What is in memory is lost with the process, and with the run that it belongs to: a receipt for it in the journal is then one for
-/// nothing. Who resumes such a run must look which of the objects that receipts name are there, and compute the others again.
+/// What is in memory is lost with the process, unless it was [saved](TierStore::save): then [`TierStore::restore`] brings it back in another one.
 ///
 /// Objects of 256 KB and more are mappings of their own, smaller ones share some, by folder: intermediates are removed array
 /// by array, and their memory is then the system's again, whatever the program's allocator keeps.
@@ -24,6 +24,8 @@ pub struct TierStore {
     below: Arc<dyn Store>,
     prefix: String,
     budget: u64,
+    /// Sets what this process saves apart from what those before it did.
+    epoch: u32,
     kept: RwLock<Kept>,
 }
 
@@ -39,14 +41,17 @@ struct Kept {
 }
 
 enum Object {
-    Own(Arc<Buffer>),
+    Own { buffer: Arc<Buffer>, saved: bool },
     Packed { slab: u64, offset: usize, len: usize },
 }
 
 /// Small objects behind each other.
 struct Slab {
+    folder: String,
     bytes: Buffer,
     filled: usize,
+    /// The front that is saved.
+    saved: usize,
     objects: usize,
 }
 
@@ -54,6 +59,10 @@ struct Slab {
 const OWN_BYTES: usize = 262_144;
 /// The first slab of a folder, and those after it.
 const SLAB_BYTES: [usize; 2] = [OWN_BYTES, 1_048_576];
+/// The folder of saved slabs.
+const SAVED: &str = "kept";
+/// A slab with the names of what is in it is not larger.
+const MAX_PACK_BYTES: u64 = 1 << 26;
 /// What a mapping is rounded up to.
 const PAGE_BYTES: u64 = 4096;
 /// What an object takes besides its bytes and its key: entries in maps, counters, allocations.
@@ -67,6 +76,10 @@ impl fmt::Debug for TierStore {
     }
 }
 
+fn folder_of(key: &str) -> &str {
+    key.rsplit_once('/').map_or("", |(folder, _)| folder)
+}
+
 fn own_cost(key: &str, len: usize) -> u64 {
     (len as u64).next_multiple_of(PAGE_BYTES) + packed_cost(key)
 }
@@ -77,8 +90,80 @@ fn packed_cost(key: &str) -> u64 {
 
 impl TierStore {
     /// Keeps up to `budget` bytes of what lies below `prefix`, which ends in `/`.
-    pub fn new(below: Arc<dyn Store>, prefix: String, budget: u64) -> TierStore {
-        TierStore { below, prefix, budget, kept: RwLock::default() }
+    pub fn new(below: Arc<dyn Store>, prefix: String, budget: u64, epoch: u32) -> TierStore {
+        TierStore { below, prefix, budget, epoch, kept: RwLock::default() }
+    }
+
+    /// Writes what is in memory and was not saved before to the store below, small objects together in one object for each slab. What lies
+    /// in a folder that `skip` names is left out.
+    ///
+    /// # Errors
+    /// Where the store below fails; what it has taken until then is saved.
+    pub fn save(&self, skip: &dyn Fn(&str) -> bool) -> Result<(), StorageError> {
+        let skips = |folder: &str| skip(folder.strip_prefix(&self.prefix).unwrap_or(folder));
+        let (own, slabs) = {
+            let kept = self.read_kept();
+            let unsaved = |(key, object): (&String, &Object)| match object {
+                Object::Own { buffer, saved: false } if !skips(folder_of(key)) => Some((key.clone(), Arc::clone(buffer))),
+                _ => None,
+            };
+            let own: Vec<(String, Arc<Buffer>)> = kept.objects.iter().filter_map(unsaved).collect();
+            let mut slabs: Vec<u64> = kept.slabs.iter().filter(|(_, s)| s.saved < s.filled && !skips(&s.folder)).map(|(id, _)| *id).collect();
+            slabs.sort_unstable();
+            (own, slabs)
+        };
+        for (key, bytes) in own {
+            self.below.write(&key, bytes.bytes())?;
+            // What was removed meanwhile, or written again, is not marked; what stays of it below is never looked for, or is the same.
+            if let Some(Object::Own { buffer, saved }) = self.write_kept().objects.get_mut(&key)
+                && Arc::ptr_eq(buffer, &bytes)
+            {
+                *saved = true;
+            }
+        }
+        for id in slabs {
+            let filled = {
+                let kept = self.read_kept();
+                let Some(slab) = kept.slabs.get(&id) else { continue };
+                let inside = |(key, object): (&String, &Object)| match object {
+                    Object::Packed { slab, offset, len } if *slab == id => Some((key.clone(), *offset, *len)),
+                    _ => None,
+                };
+                let below = kept.objects.range(format!("{}/", slab.folder)..).take_while(|(key, _)| folder_of(key).starts_with(&slab.folder));
+                let new = below.filter_map(inside).filter(|(_, offset, _)| *offset >= slab.saved).map(|(key, offset, len)| (key, offset - slab.saved, len));
+                let contents = serde_json::to_vec(&new.collect::<Vec<_>>()).unwrap_or_default();
+                let name = format!("{}{SAVED}/{:03}-{id:06}-{:07}", self.prefix, self.epoch, slab.saved);
+                let new_bytes = &slab.bytes.bytes()[slab.saved..slab.filled];
+                self.below.write_parts(&name, &[&(contents.len() as u64).to_le_bytes(), &contents, new_bytes])?;
+                slab.filled
+            };
+            if let Some(slab) = self.write_kept().slabs.get_mut(&id) {
+                slab.saved = filled;
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings small objects that were saved below a prefix to a store, in the order in which they were saved, but for those in folders that `skip`
+    /// names. Larger ones are where they are read.
+    ///
+    /// # Errors
+    /// Where a store fails. What is damaged is left out: who reads it will miss it.
+    pub fn restore(from: &dyn Store, prefix: &str, to: &dyn Store, skip: &dyn Fn(&str) -> bool) -> Result<(), StorageError> {
+        for name in from.list(&format!("{prefix}{SAVED}/"))? {
+            let key = format!("{prefix}{SAVED}/{name}");
+            let Some(pack) = read_small(from, &key, MAX_PACK_BYTES)? else { continue };
+            let Some((len, rest)) = pack.split_first_chunk::<8>() else { continue };
+            let Some((contents, bytes)) = usize::try_from(u64::from_le_bytes(*len)).ok().and_then(|n| rest.split_at_checked(n)) else { continue };
+            let contents: Vec<(String, usize, usize)> = serde_json::from_slice(contents).unwrap_or_default();
+            for (key, offset, len) in contents {
+                let ours = key.strip_prefix(prefix).is_some_and(|k| !skip(folder_of(k)));
+                if let (true, Some(object)) = (ours, offset.checked_add(len).and_then(|end| bytes.get(offset..end))) {
+                    to.write(&key, object)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Bytes of memory that are enough for an array.
@@ -109,19 +194,28 @@ impl TierStore {
     }
 
     /// True if the object is in memory now.
-    fn keep(&self, key: &str, bytes: &[u8]) -> bool {
-        if bytes.len() < OWN_BYTES {
-            return self.write_kept().pack(key, bytes, self.budget);
+    fn keep(&self, key: &str, parts: &[&[u8]]) -> bool {
+        let len = parts.iter().map(|p| p.len()).sum();
+        if len < OWN_BYTES {
+            return self.write_kept().pack(key, parts, len, self.budget);
         }
-        let cost = own_cost(key, bytes.len());
+        let cost = own_cost(key, len);
         if !self.write_kept().reserve(cost, self.budget) {
             return false;
         }
         // Copied while nobody waits.
-        let mut copy = Buffer::zeroed(bytes.len());
-        copy.bytes_mut().copy_from_slice(bytes);
-        self.write_kept().insert(key, Object::Own(Arc::new(copy)));
+        let mut copy = Buffer::zeroed(len);
+        copy_parts(parts, copy.bytes_mut());
+        self.write_kept().insert(key, Object::Own { buffer: Arc::new(copy), saved: false });
         true
+    }
+}
+
+fn copy_parts(parts: &[&[u8]], into: &mut [u8]) {
+    let mut at = 0;
+    for part in parts {
+        into[at..at + part.len()].copy_from_slice(part);
+        at += part.len();
     }
 }
 
@@ -144,7 +238,7 @@ impl Kept {
     fn forget(&mut self, key: &str) {
         match self.objects.remove(key) {
             None => {}
-            Some(Object::Own(buffer)) => self.used -= own_cost(key, buffer.len()),
+            Some(Object::Own { buffer, .. }) => self.used -= own_cost(key, buffer.len()),
             Some(Object::Packed { slab, .. }) => {
                 self.used -= packed_cost(key);
                 let Some(entry) = self.slabs.get_mut(&slab) else { return };
@@ -158,10 +252,10 @@ impl Kept {
         }
     }
 
-    fn pack(&mut self, key: &str, bytes: &[u8], budget: u64) -> bool {
-        let folder = key.rsplit_once('/').map_or("", |(folder, _)| folder);
+    fn pack(&mut self, key: &str, parts: &[&[u8]], len: usize, budget: u64) -> bool {
+        let folder = folder_of(key);
         let filling = self.filling.get(folder).copied();
-        let fits = |s: &Slab| s.bytes.len() - s.filled >= bytes.len();
+        let fits = |s: &Slab| s.bytes.len() - s.filled >= len;
         let slab = match filling.filter(|id| self.slabs.get(id).is_some_and(fits)) {
             Some(id) if self.reserve(packed_cost(key), budget) => id,
             Some(_) => return false,
@@ -171,17 +265,17 @@ impl Kept {
                     return false;
                 }
                 self.next_slab += 1;
-                self.slabs.insert(self.next_slab, Slab { bytes: Buffer::zeroed(size), filled: 0, objects: 0 });
+                self.slabs.insert(self.next_slab, Slab { folder: folder.to_owned(), bytes: Buffer::zeroed(size), filled: 0, saved: 0, objects: 0 });
                 self.filling.insert(folder.to_owned(), self.next_slab);
                 self.next_slab
             }
         };
         let Some(entry) = self.slabs.get_mut(&slab) else { return false };
         let offset = entry.filled;
-        entry.bytes.bytes_mut()[offset..offset + bytes.len()].copy_from_slice(bytes);
-        entry.filled += bytes.len();
+        copy_parts(parts, &mut entry.bytes.bytes_mut()[offset..offset + len]);
+        entry.filled += len;
         entry.objects += 1;
-        self.insert(key, Object::Packed { slab, offset, len: bytes.len() });
+        self.insert(key, Object::Packed { slab, offset, len });
         true
     }
 }
@@ -208,7 +302,7 @@ impl Store for TierStore {
                 Some(slab) => return copy(&slab.bytes.bytes()[*offset..offset + len], into),
                 None => return Ok(false),
             },
-            Some(Object::Own(buffer)) => {
+            Some(Object::Own { buffer, .. }) => {
                 let buffer = Arc::clone(buffer);
                 drop(kept);
                 return copy(buffer.bytes(), into);
@@ -219,10 +313,14 @@ impl Store for TierStore {
     }
 
     fn write(&self, key: &str, bytes: &[u8]) -> Result<(), StorageError> {
-        if key.starts_with(&self.prefix) && self.keep(key, bytes) {
+        self.write_parts(key, &[bytes])
+    }
+
+    fn write_parts(&self, key: &str, parts: &[&[u8]]) -> Result<(), StorageError> {
+        if key.starts_with(&self.prefix) && self.keep(key, parts) {
             return Ok(());
         }
-        self.below.write(key, bytes)?;
+        self.below.write_parts(key, parts)?;
         if self.read_kept().objects.contains_key(key) {
             self.write_kept().forget(key);
         }
@@ -252,6 +350,14 @@ impl Store for TierStore {
         self.below.sync(keys)
     }
 
+    fn lock(&self, key: &str) -> Result<Option<Lock>, StorageError> {
+        self.below.lock(key)
+    }
+
+    fn changed(&self, key: &str) -> Result<Option<SystemTime>, StorageError> {
+        self.below.changed(key)
+    }
+
     fn obstacle(&self, key: &str) -> Option<String> {
         self.below.obstacle(key)
     }
@@ -268,7 +374,7 @@ mod tests {
 
     fn tier(budget: u64) -> (Arc<MemoryStore>, TierStore) {
         let below = Arc::new(MemoryStore::new());
-        (Arc::clone(&below), TierStore::new(below, "run/".into(), budget))
+        (Arc::clone(&below), TierStore::new(below, "run/".into(), budget, 0))
     }
 
     #[test]
@@ -276,6 +382,48 @@ mod tests {
         for budget in [0, 100_000, 300_000, 600_000, 100_000_000] {
             conformance::check(&tier(budget).1, "run");
             conformance::check(&tier(budget).1, "other");
+        }
+    }
+
+    #[test]
+    fn what_was_saved_comes_back() {
+        for (budget, back) in [(0, 0), (400_000, 100_000_000), (1_000_000, 600_000), (100_000_000, 100_000_000), (100_000_000, 0)] {
+            let (below, tier) = tier(budget);
+            let object = |i: usize| vec![i as u8; if i.is_multiple_of(7) { 300_000 } else { 1000 + i }];
+            let check = |store: &dyn Store, last: usize| {
+                for i in 0..last {
+                    let found = read_small(store, &format!("run/a/{i}"), 1 << 20).unwrap();
+                    assert!(found.as_deref() == Some(object(i).as_slice()), "object {i}, budget {budget}");
+                }
+            };
+            for i in 0..30 {
+                tier.write(&format!("run/a/{i}"), &object(i)).unwrap();
+                tier.write(&format!("run/gone/{i}"), &object(i)).unwrap();
+                if i == 10 || i == 20 {
+                    tier.save(&|_| false).unwrap();
+                    // Written again after it was saved: the later one counts.
+                    tier.write("run/a/3", b"other").unwrap();
+                    tier.write("run/a/3", &object(3)).unwrap();
+                }
+            }
+            tier.save(&|folder| folder == "gone").unwrap();
+            tier.write("run/a/30", &object(30)).unwrap();
+            check(&tier, 31);
+            drop(tier);
+            let below: Arc<dyn Store> = below;
+            let second = TierStore::new(Arc::clone(&below), "run/".into(), back, 1);
+            TierStore::restore(&*below, "run/", &second, &|folder| folder == "gone").unwrap();
+            check(&second, 30);
+            assert!(budget < 100_000_000 || read_small(&second, "run/a/30", 1 << 20).unwrap().is_none());
+            let gone = |i: usize| second.read_kept().objects.contains_key(&format!("run/gone/{i}"));
+            assert!(!(0..30).any(gone));
+            // A third one finds what the second has saved, too.
+            second.write("run/a/31", &object(31)).unwrap();
+            second.save(&|_| false).unwrap();
+            let third = TierStore::new(Arc::clone(&below), "run/".into(), back, 2);
+            TierStore::restore(&*below, "run/", &third, &|_| false).unwrap();
+            check(&third, 30);
+            assert!(read_small(&third, "run/a/31", 1 << 20).unwrap().unwrap() == object(31));
         }
     }
 

@@ -1,0 +1,161 @@
+//! Runs that are there: what a run's folder in the work directory says of it.
+//!
+//! `plan.json`, `run.json` (how to go on), `journal/`, `lock`, `kept/` (small intermediates that were in memory), and a folder for each intermediate.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::RunError;
+use crate::finished::Finished;
+use crate::journal::Journal;
+use crate::plan::{FinalizedPlan, Place};
+use crate::storage::{Lock, StorageError, Store, Stores, read_small};
+use crate::task::RunAddress;
+use crate::worker::MAX_PLAN_BYTES;
+
+/// What must be known, besides plan and journal, to go on with a run in another process. No credentials.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunRecord {
+    /// [`RECORD_FORMAT`].
+    pub format: u32,
+    /// When the run began, in milliseconds since 1970.
+    pub began_ms: u64,
+    /// What the session needs ([`Session::ticket`](crate::session::Session::ticket)).
+    pub session: Value,
+}
+
+/// Version of [`RunRecord`].
+pub(super) const RECORD_FORMAT: u32 = 1;
+const MAX_RECORD_BYTES: u64 = 1_000_000;
+
+impl RunRecord {
+    /// When the run began.
+    pub fn began(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_millis(self.began_ms)
+    }
+}
+
+/// A run that was begun, as its folder has it.
+#[derive(Clone, Debug)]
+pub struct StoredRun {
+    /// Where it is.
+    pub address: RunAddress,
+    /// How to go on with it.
+    pub record: RunRecord,
+    /// Its plan.
+    pub plan: Arc<FinalizedPlan>,
+}
+
+/// How far a run has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Finished tasks.
+    pub finished: u64,
+    /// All tasks.
+    pub tasks: u64,
+    /// A process is at it now.
+    pub is_running: bool,
+}
+
+impl StoredRun {
+    /// Reads plan and record of a run.
+    ///
+    /// # Errors
+    /// Where there is no such run, or it is not one that this engine can run.
+    pub fn open(stores: &Stores, address: RunAddress) -> Result<StoredRun, RunError> {
+        let work = stores.open(&address.work_dir).map_err(RunError::Work)?;
+        let no_run = |why: &str| RunError::NoRun { run: address.path(), why: why.to_owned() };
+        let get = |name: &str, limit: u64| {
+            let found = read_small(&*work, &format!("{}/{name}", address.folder), limit).map_err(RunError::Work)?;
+            found.ok_or_else(|| no_run(&format!("it has no {name}")))
+        };
+        let record: RunRecord =
+            serde_json::from_slice(&get("run.json", MAX_RECORD_BYTES)?).map_err(|e| no_run(&format!("its run.json cannot be read: {e}")))?;
+        if record.format != RECORD_FORMAT {
+            return Err(no_run(&format!("it was begun by another version of this engine, with format {} instead of {RECORD_FORMAT}", record.format)));
+        }
+        let plan = FinalizedPlan::from_bytes(&get("plan.json", MAX_PLAN_BYTES)?)?;
+        Ok(StoredRun { address, record, plan: Arc::new(plan) })
+    }
+
+    /// How far it has come.
+    ///
+    /// # Errors
+    /// Where the work directory cannot be read.
+    pub fn standing(&self, stores: &Stores) -> Result<Standing, RunError> {
+        let work = stores.open(&self.address.work_dir).map_err(RunError::Work)?;
+        let lock = self.address.lock(&*work)?;
+        let replay = Journal::read(&*work, &self.address.journal(), &self.plan, &mut |_, _| true).map_err(RunError::Work)?;
+        let finished = replay.finished.iter().map(Finished::count).sum();
+        let tasks = self.plan.plan().stages.iter().map(|s| s.n_tasks()).fold(0, u64::saturating_add);
+        Ok(Standing { finished, tasks, is_running: lock.is_none() })
+    }
+}
+
+impl RunAddress {
+    /// The folder's path or URL, which is how a run is called when it is to be resumed.
+    pub fn path(&self) -> String {
+        format!("{}/{}", self.work_dir.trim_end_matches('/'), self.folder)
+    }
+
+    pub(super) fn journal(&self) -> String {
+        format!("{}/journal", self.folder)
+    }
+
+    /// `None` while a process is at the run.
+    pub(super) fn lock(&self, work: &dyn Store) -> Result<Option<Lock>, RunError> {
+        work.lock(&format!("{}/lock", self.folder)).map_err(RunError::Work)
+    }
+}
+
+/// Names of the folders in a work directory that are runs, or were meant to be.
+///
+/// # Errors
+/// Where the work directory cannot be listed.
+pub fn folders(stores: &Stores, work_dir: &str) -> Result<Vec<String>, RunError> {
+    let work = stores.open(work_dir).map_err(RunError::Work)?;
+    let mut runs = Vec::new();
+    for name in work.list("").map_err(RunError::Work)? {
+        // Anything else in the directory is not ours.
+        if is_run(&name) {
+            runs.push(name);
+        }
+    }
+    Ok(runs)
+}
+
+/// True for names of runs' folders: hash of the plan, time, process.
+fn is_run(name: &str) -> bool {
+    let hex = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase());
+    match name.split('-').collect::<Vec<_>>()[..] {
+        [plan, time, pid] => plan.len() == 16 && hex(plan) && time.len() >= 15 && hex(time) && pid.parse::<u32>().is_ok(),
+        _ => false,
+    }
+}
+
+/// Removes a run's folder, unless a process is at it.
+///
+/// # Errors
+/// Where it is running, or storage fails.
+pub fn remove(stores: &Stores, address: &RunAddress) -> Result<(), RunError> {
+    let work = stores.open(&address.work_dir).map_err(RunError::Work)?;
+    let Some(_lock) = address.lock(&*work)? else { return Err(RunError::Running { run: address.path() }) };
+    clean(&*work, &address.folder).map_err(RunError::Work)
+}
+
+/// Removes a run's folder. What says that it is a run goes first: whatever is left of it after that is none.
+pub(super) fn clean(work: &dyn Store, folder: &str) -> Result<(), StorageError> {
+    work.remove(&format!("{folder}/run.json"))?;
+    work.remove(&format!("{folder}/"))
+}
+
+/// True if another process, perhaps, could go on with a run: nothing that it reads or writes is in this one's memory.
+pub(super) fn can_be_resumed(plan: &FinalizedPlan, work: &dyn Store) -> bool {
+    let hidden = |url: &str| url.starts_with("memory://");
+    let places = plan.plan().arrays.iter().any(|a| matches!(&a.place, Place::Input { url, .. } | Place::Output { url, .. } if hidden(url)));
+    !places && !hidden(work.url())
+}

@@ -1,0 +1,72 @@
+//! Why a run did not end well.
+
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::executor::ExecutorError;
+use crate::plan::PlanError;
+use crate::session::SessionError;
+use crate::storage::StorageError;
+use crate::task::TaskFailure;
+
+/// Why a run did not end well. Nothing is published then.
+#[derive(Debug, Error)]
+#[allow(missing_docs)]
+pub enum RunError {
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    #[error("the work directory cannot be used: {0}")]
+    Work(#[source] StorageError),
+    #[error(transparent)]
+    Executor(#[from] ExecutorError),
+    #[error("{failure}{}", after(*attempts, note))]
+    Task { failure: TaskFailure, attempts: u32, note: String },
+    #[error("a task reported other chunks than its plan says: {0}")]
+    Receipts(String),
+    #[error("the run was interrupted")]
+    Cancelled,
+    #[error("the run has taken longer than the {} that deadline allows", humantime::format_duration(*.0))]
+    Deadline(Duration),
+    #[error("there is no run at {run} that can be resumed: {why}")]
+    NoRun { run: String, why: String },
+    #[error("the run {run} is still going on in another process")]
+    Running { run: String },
+    #[error(
+        "{place} is not what it was when the run began ({what}): nothing is computed from it any more. Start a new run. It concerns {}",
+        stages.join(", ")
+    )]
+    InputChanged { place: String, what: &'static str, stages: Vec<String> },
+    /// The error, where finished work is kept.
+    #[error("{error}\nFinished work is kept. To go on: freestone resume {run}")]
+    Stopped { error: Box<RunError>, run: String },
+}
+
+fn after(attempts: u32, note: &str) -> String {
+    match (attempts, note) {
+        (..=1, "") => String::new(),
+        (..=1, note) => format!(" ({note})"),
+        (n, "") => format!(" ({n} attempts)"),
+        (n, note) => format!(" ({n} attempts; {note})"),
+    }
+}
+
+impl RunError {
+    /// What went wrong, whether or not finished work is kept.
+    pub fn cause(&self) -> &RunError {
+        match self {
+            RunError::Stopped { error, .. } => error.cause(),
+            other => other,
+        }
+    }
+
+    /// The run's folder, if it can be resumed.
+    pub fn kept(&self) -> Option<&str> {
+        match self {
+            RunError::Stopped { run, .. } => Some(run),
+            _ => None,
+        }
+    }
+}

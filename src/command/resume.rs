@@ -1,0 +1,40 @@
+//! `freestone resume`.
+
+use clap::Args;
+use freestone::engine::driver::RunError;
+use freestone::limits::Limits;
+use freestone::{Options, Stores};
+
+use super::watching::Watching;
+use super::{Failure, interruptible, report, say};
+
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// The run's folder, as its error says it; or its name only, in the work directory.
+    run: String,
+    /// Also asks for each chunk of the inputs whether it was written since the run began.
+    #[arg(long)]
+    verify_inputs: bool,
+    /// Prints one JSON object: what the run took.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    watching: Watching,
+    #[command(flatten)]
+    limits: Limits,
+}
+
+pub(crate) fn resume(asked: &Arguments) -> Result<(), Failure> {
+    let spec = asked.limits.spec()?;
+    let stores = Stores::default();
+    let folder = if asked.run.contains('/') { asked.run.clone() } else { format!("{}/{}", spec.work_dir.trim_end_matches('/'), asked.run) };
+    let stored = freestone::open_run(&folder, &stores)?;
+    let executor = asked.limits.executor(&spec).map_err(RunError::from)?;
+    let cancel = interruptible()?;
+    let report = asked.watching.watch(&spec, |observers| {
+        freestone::resume(&stored, &spec, &*executor, &Options { observers, cancel, stores, verify_inputs: asked.verify_inputs, ..Options::default() })
+    })??;
+    // The work is done; that nobody hears of it is no failure.
+    let _ = say(&if asked.json { report::run(&report).to_string() } else { report.to_string() });
+    Ok(())
+}

@@ -1,0 +1,134 @@
+//! Worker processes that are killed, and files that are damaged between tasks.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+use freestone::engine::events::{Event, Observer};
+use freestone::engine::plan::{Place as ArrayPlace, StageId};
+use freestone::engine::storage::reader::Written;
+use freestone::engine::task::Receipt;
+use freestone::{Planned, engine::task::TaskRequest};
+
+use super::{Fault, Faults, Part};
+
+/// Kills workers when outcomes arrive: one that is at work, or that is about to be.
+pub struct Killer {
+    faults: Arc<Faults>,
+    seen: Mutex<Vec<u32>>,
+}
+
+impl Killer {
+    pub fn new(faults: Arc<Faults>) -> Killer {
+        Killer { faults, seen: Mutex::default() }
+    }
+}
+
+/// The pid in "process PID (i)".
+fn pid(worker: &str) -> Option<u32> {
+    worker.strip_prefix("process ")?.split_whitespace().next()?.parse().ok()
+}
+
+/// True if a process runs that this one has started.
+fn is_child(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let field = |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).map(|v| v.trim().to_owned());
+    field("PPid:") == Some(std::process::id().to_string()) && field("State:").is_some_and(|s| !s.starts_with('Z'))
+}
+
+fn name(request: &TaskRequest) -> String {
+    format!("{}/{}+{}", request.stage.0, request.first, request.count)
+}
+
+impl Observer for Killer {
+    fn on(&self, event: &Event<'_>) {
+        let Event::Outcome { outcome, .. } = event else { return };
+        let Some(pid) = pid(&outcome.worker) else { return };
+        let mut seen = self.seen.lock().unwrap();
+        if !seen.contains(&pid) {
+            seen.push(pid);
+        }
+        for (fault, signal) in [(Fault::Sigkill, "-KILL"), (Fault::Sigsegv, "-SEGV")] {
+            let (what, attempt) = (name(&outcome.request), u64::from(outcome.request.attempt));
+            let Some(bits) = self.faults.strikes(fault, Part::Requests, &what, attempt) else { continue };
+            seen.retain(|pid| is_child(*pid));
+            if seen.is_empty() {
+                continue;
+            }
+            let victim = seen[bits as usize % seen.len()];
+            // It may end by itself just now.
+            if Command::new("kill").args([signal, &victim.to_string()]).stderr(Stdio::null()).status().unwrap().success() {
+                self.faults.fired(fault, Part::Requests, &format!("worker {victim}, when {what} had come back"));
+            }
+        }
+    }
+}
+
+/// Damages the files of intermediates, which later tasks read, when the task that wrote them has come back.
+pub struct Vandal<'a> {
+    faults: Arc<Faults>,
+    planned: &'a Planned,
+    work_dir: PathBuf,
+    run: Mutex<String>,
+    /// How often each chunk was written.
+    tries: Mutex<HashMap<String, u64>>,
+}
+
+impl<'a> Vandal<'a> {
+    pub fn new(faults: Arc<Faults>, planned: &'a Planned, work_dir: &str) -> Vandal<'a> {
+        Vandal { faults, planned, work_dir: work_dir.into(), run: Mutex::default(), tries: Mutex::default() }
+    }
+
+    fn look_at(&self, stage: StageId, receipt: &Receipt) {
+        let array = self.planned.plan().plan().array(receipt.array);
+        if array.place != ArrayPlace::Work || receipt.written == Written::Fill {
+            return;
+        }
+        let key = format!("{}/{}", array.name, array.info.object_key(&array.info.objects().coords(receipt.chunk)));
+        let path = self.work_dir.join(&*self.run.lock().unwrap()).join(&key);
+        let attempt = {
+            let mut tries = self.tries.lock().unwrap();
+            let tries = tries.entry(key.clone()).or_default();
+            *tries += 1;
+            *tries - 1
+        };
+        for fault in [Fault::FlippedFile, Fault::CutFile, Fault::RemovedFile] {
+            if let Some(bits) = self.faults.strikes(fault, Part::Intermediates, &key, attempt)
+                && damage(fault, &path, bits)
+            {
+                self.faults.fired(fault, Part::Intermediates, &format!("{key}, written by stage {}", stage.0));
+            }
+        }
+    }
+}
+
+/// False where there is nothing to damage any more. Who reads meanwhile sees the old file or the damaged one.
+fn damage(fault: Fault, path: &Path, bits: u64) -> bool {
+    if fault == Fault::RemovedFile {
+        return fs::remove_file(path).is_ok();
+    }
+    let Ok(mut bytes) = fs::read(path) else { return false };
+    if bytes.is_empty() {
+        return false;
+    }
+    let at = bits as usize % bytes.len();
+    if fault == Fault::CutFile {
+        bytes.truncate(at);
+    } else {
+        bytes[at] ^= 1 << ((bits >> 32) % 8);
+    }
+    let damaged = path.with_extension("damaged");
+    fs::write(&damaged, bytes).and_then(|()| fs::rename(&damaged, path)).is_ok()
+}
+
+impl Observer for Vandal<'_> {
+    fn on(&self, event: &Event<'_>) {
+        match event {
+            Event::RunStarted(start) => start.run.clone_into(&mut self.run.lock().unwrap()),
+            Event::Outcome { outcome, .. } => outcome.done.iter().flat_map(|t| &t.receipts).for_each(|r| self.look_at(outcome.request.stage, r)),
+            _ => {}
+        }
+    }
+}

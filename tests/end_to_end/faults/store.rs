@@ -1,0 +1,327 @@
+//! A store that fails.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use freestone::engine::kernels::Buffer;
+use freestone::engine::storage::{ByteRange, LocalStore, Lock, ObjectPart, PartsRead, StorageError, Store};
+
+use super::{Fault, Faults, Part};
+
+/// Whose objects a store holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holds {
+    /// The work directory's. Its first folder is the run's, whose name is another one each time, and left out where faults are decided.
+    Work,
+    Outputs,
+    Inputs,
+}
+
+/// A store in front of another one, at its URL, that does to requests what [`Faults`] decide.
+///
+/// It keeps the contract of [`Store`] but for [`Fault::Torn`], which leaves a part of an object as a crash may where no rename protects it, and the
+/// three that no store admits: [`Fault::CorruptWrite`], [`Fault::CorruptRead`], [`Fault::Dropped`].
+pub struct FaultStore {
+    inner: Arc<dyn Store>,
+    holds: Holds,
+    faults: Arc<Faults>,
+    /// How often each was asked for.
+    tries: Mutex<HashMap<String, u64>>,
+    /// Bytes that were written, and how many may be, by part.
+    full: Vec<(Part, u64)>,
+    written: AtomicU64,
+    watcher: Option<Watcher>,
+}
+
+/// Is called before every request, with what is asked and for which key, and after a write, which is `wrote` then.
+type Watcher = Box<dyn Fn(&str, &str) + Send + Sync>;
+
+impl fmt::Debug for FaultStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FaultStore").field("inner", &self.inner).field("holds", &self.holds).finish_non_exhaustive()
+    }
+}
+
+const PARTS: [Part; 5] = [Part::Intermediates, Part::Journal, Part::Outputs, Part::Documents, Part::Inputs];
+
+impl FaultStore {
+    pub fn new(inner: Arc<dyn Store>, holds: Holds, faults: Arc<Faults>) -> FaultStore {
+        let room = |part: &Part| faults.strikes(Fault::NoSpace, *part, "", 0).map(|bits| (*part, 1 << (6 + bits % 10)));
+        let full = PARTS.iter().filter_map(room).collect();
+        FaultStore { inner, holds, faults, tries: Mutex::default(), full, written: AtomicU64::new(0), watcher: None }
+    }
+
+    /// A store without faults of its own, at which somebody looks.
+    pub fn watched(inner: Arc<dyn Store>, holds: Holds, watcher: impl Fn(&str, &str) + Send + Sync + 'static) -> FaultStore {
+        FaultStore { watcher: Some(Box::new(watcher)), ..FaultStore::new(inner, holds, Arc::new(Faults::new(0, Vec::new()))) }
+    }
+
+    fn part(&self, key: &str) -> Part {
+        let name = key.rsplit('/').next().unwrap_or(key);
+        match self.holds {
+            Holds::Inputs => Part::Inputs,
+            Holds::Outputs if name.starts_with('.') || name.starts_with('z') || name.is_empty() => Part::Documents,
+            Holds::Outputs => Part::Outputs,
+            // An intermediate has a folder, and its chunks' names begin with a c.
+            Holds::Work if key.matches('/').count() == 2 && name.starts_with('c') => Part::Intermediates,
+            Holds::Work => Part::Journal,
+        }
+    }
+
+    fn request(&self, action: &'static str, key: &str) -> Request<'_> {
+        if let Some(watcher) = &self.watcher {
+            watcher(action, key);
+        }
+        let name = if self.holds == Holds::Work { key.split_once('/').map_or("", |(_, rest)| rest) } else { key };
+        let what = format!("{action} {name}");
+        let attempt = {
+            let mut tries = self.tries.lock().unwrap();
+            let tries = tries.entry(what.clone()).or_default();
+            *tries += 1;
+            *tries - 1
+        };
+        Request { store: self, action, key: key.to_owned(), part: self.part(key), what, attempt }
+    }
+}
+
+/// A request on its way.
+struct Request<'a> {
+    store: &'a FaultStore,
+    action: &'static str,
+    key: String,
+    part: Part,
+    what: String,
+    attempt: u64,
+}
+
+impl Request<'_> {
+    fn strikes(&self, fault: Fault) -> Option<u64> {
+        self.store.faults.strikes(fault, self.part, &self.what, self.attempt)
+    }
+
+    fn fired(&self, fault: Fault) {
+        self.store.faults.fired(fault, self.part, &format!("{} (try {})", self.what, self.attempt));
+    }
+
+    fn place(&self) -> String {
+        self.store.inner.place(&self.key)
+    }
+
+    fn transient(&self, fault: Fault) -> StorageError {
+        self.fired(fault);
+        StorageError::Io { place: self.place(), action: self.action, message: format!("injected: {fault:?}"), transient: true }
+    }
+
+    /// What every request may meet before anything is done.
+    fn begin(&self) -> Result<(), StorageError> {
+        if let Some(bits) = self.strikes(Fault::Delay) {
+            self.fired(Fault::Delay);
+            std::thread::sleep(Duration::from_micros(100 + bits % 1500));
+        }
+        // Whoever is not permitted once never is.
+        if self.store.faults.strikes(Fault::Denied, self.part, &self.what, 0).is_some() {
+            self.fired(Fault::Denied);
+            return Err(StorageError::Denied { place: self.place(), action: self.action });
+        }
+        if self.strikes(Fault::Transient).is_some() {
+            return Err(self.transient(Fault::Transient));
+        }
+        if self.strikes(Fault::Throttled).is_some() {
+            self.fired(Fault::Throttled);
+            return Err(StorageError::Throttled { place: self.place(), message: "injected".into() });
+        }
+        Ok(())
+    }
+
+    /// True if the object is gone.
+    fn drops(&self) -> Result<bool, StorageError> {
+        let drops = self.strikes(Fault::Dropped).is_some();
+        if drops {
+            self.store.inner.remove(&self.key)?;
+            self.fired(Fault::Dropped);
+        }
+        Ok(drops)
+    }
+
+    /// One byte becomes another one.
+    fn corrupt(&self, fault: Fault, bytes: &mut [u8]) {
+        if let Some(bits) = self.strikes(fault)
+            && !bytes.is_empty()
+        {
+            let at = bits as usize % bytes.len();
+            bytes[at] ^= 1 << ((bits >> 32) % 8);
+            self.fired(fault);
+        }
+    }
+}
+
+impl Store for FaultStore {
+    fn url(&self) -> &str {
+        self.inner.url()
+    }
+
+    fn is_remote(&self) -> bool {
+        self.inner.is_remote()
+    }
+
+    fn read(&self, key: &str, range: Option<ByteRange>, limit: u64, into: &mut Buffer) -> Result<bool, StorageError> {
+        let request = self.request("read", key);
+        request.begin()?;
+        if !self.inner.read(key, range, limit, into)? {
+            return Ok(false);
+        }
+        if request.drops()? {
+            return Ok(false);
+        }
+        request.corrupt(Fault::CorruptRead, into.bytes_mut());
+        Ok(true)
+    }
+
+    fn read_parts(&self, key: &str, size: u64, parts: &[ObjectPart], into: &mut [u8]) -> Result<PartsRead, StorageError> {
+        let request = self.request("read", key);
+        request.begin()?;
+        let read = self.inner.read_parts(key, size, parts, into)?;
+        if read != PartsRead::Done {
+            return Ok(read);
+        }
+        if request.drops()? {
+            return Ok(PartsRead::Missing);
+        }
+        if let Some(part) = parts.first() {
+            request.corrupt(Fault::CorruptRead, &mut into[part.place..part.place + part.len]);
+        }
+        Ok(read)
+    }
+
+    fn write(&self, key: &str, bytes: &[u8]) -> Result<(), StorageError> {
+        let request = self.request("written", key);
+        request.begin()?;
+        if let Some((_, room)) = self.full.iter().find(|(part, _)| *part == request.part)
+            && self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed) + bytes.len() as u64 > *room
+        {
+            request.fired(Fault::NoSpace);
+            return Err(StorageError::NoSpace { place: request.place() });
+        }
+        if let Some(bits) = request.strikes(Fault::Torn)
+            && !bytes.is_empty()
+        {
+            self.inner.write(key, &bytes[..bits as usize % bytes.len()])?;
+            return Err(request.transient(Fault::Torn));
+        }
+        let mut corrupt = bytes.to_vec();
+        request.corrupt(Fault::CorruptWrite, &mut corrupt);
+        self.inner.write(key, &corrupt)?;
+        if let Some(watcher) = &self.watcher {
+            watcher("wrote", key);
+        }
+        request.drops()?;
+        if request.strikes(Fault::LostResponse).is_some() {
+            return Err(request.transient(Fault::LostResponse));
+        }
+        Ok(())
+    }
+
+    fn remove(&self, key: &str) -> Result<(), StorageError> {
+        let request = self.request("removed", key);
+        request.begin()?;
+        self.inner.remove(key)?;
+        if request.strikes(Fault::LostResponse).is_some() {
+            return Err(request.transient(Fault::LostResponse));
+        }
+        Ok(())
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<String>, StorageError> {
+        self.request("listed", prefix).begin()?;
+        self.inner.list(prefix)
+    }
+
+    fn sync(&self, keys: &mut dyn Iterator<Item = String>) -> Result<(), StorageError> {
+        let request = self.request("flushed", "");
+        request.begin()?;
+        self.inner.sync(keys)
+    }
+
+    fn lock(&self, key: &str) -> Result<Option<Lock>, StorageError> {
+        self.inner.lock(key)
+    }
+
+    fn size(&self, key: &str) -> Result<Option<u64>, StorageError> {
+        self.request("measured", key).begin()?;
+        self.inner.size(key)
+    }
+
+    fn changed(&self, key: &str) -> Result<Option<SystemTime>, StorageError> {
+        self.request("looked up", key).begin()?;
+        self.inner.changed(key)
+    }
+
+    fn obstacle(&self, key: &str) -> Option<String> {
+        self.inner.obstacle(key)
+    }
+
+    fn place(&self, key: &str) -> String {
+        self.inner.place(key)
+    }
+}
+
+fn over_a_folder(rules: Vec<super::Rule>) -> (tempfile::TempDir, Arc<Faults>, FaultStore) {
+    let folder = tempfile::tempdir().unwrap();
+    let faults = Arc::new(Faults::new(1, rules));
+    let store = FaultStore::new(Arc::new(LocalStore::new(folder.path())), Holds::Outputs, Arc::clone(&faults));
+    (folder, faults, store)
+}
+
+#[test]
+fn without_faults_it_keeps_the_contract_of_stores() {
+    let (_folder, faults, store) = over_a_folder(Vec::new());
+    freestone::engine::storage::conformance::check(&store, "x");
+    assert!(faults.counts().is_empty());
+}
+
+/// What is there after a write that met a fault, and what the write said.
+#[track_caller]
+fn check_write(fault: Fault, expect: impl Fn(Option<&[u8]>, &Result<(), StorageError>) -> bool) {
+    let (folder, faults, store) = over_a_folder(vec![super::Rule { fault, part: Part::Outputs, rate: 1.0 }]);
+    let bytes: Vec<u8> = (0..100_000u32).map(|i| i as u8).collect();
+    let said = store.write("c/0", &bytes);
+    let there = std::fs::read(folder.path().join("c/0")).ok();
+    assert!(expect(there.as_deref(), &said), "{fault:?}: {} bytes, {said:?}", there.map_or(0, |b| b.len()));
+    assert_eq!(faults.counts(), [((fault, Part::Outputs), 1)].into());
+    // Other parts are not struck.
+    store.write("zarr.json", &bytes).unwrap();
+    assert_eq!(faults.counts().len(), 1);
+}
+
+#[test]
+fn each_fault_of_a_write_is_what_it_says() {
+    let bytes: Vec<u8> = (0..100_000u32).map(|i| i as u8).collect();
+    let transient = |said: &Result<(), StorageError>| said.as_ref().is_err_and(StorageError::is_transient);
+    let differ = |there: &[u8]| there.iter().zip(&bytes).filter(|(x, y)| x != y).count();
+    check_write(Fault::Delay, |there, said| there == Some(&bytes) && said.is_ok());
+    check_write(Fault::Transient, |there, said| there.is_none() && transient(said));
+    check_write(Fault::Throttled, |there, said| there.is_none() && matches!(said, Err(StorageError::Throttled { .. })));
+    check_write(Fault::LostResponse, |there, said| there == Some(&bytes) && transient(said));
+    check_write(Fault::Torn, |there, said| there.is_some_and(|b| b.len() < bytes.len() && bytes.starts_with(b)) && transient(said));
+    check_write(Fault::CorruptWrite, |there, said| there.is_some_and(|b| b.len() == bytes.len() && differ(b) == 1) && said.is_ok());
+    check_write(Fault::Dropped, |there, said| there.is_none() && said.is_ok());
+    check_write(Fault::NoSpace, |there, said| there.is_none() && matches!(said, Err(StorageError::NoSpace { .. })));
+    check_write(Fault::Denied, |there, said| there.is_none() && matches!(said, Err(StorageError::Denied { .. })));
+}
+
+#[test]
+fn a_byte_that_is_corrupt_when_read_is_whole_in_the_store() {
+    let (folder, faults, store) = over_a_folder(vec![super::Rule { fault: Fault::CorruptRead, part: Part::Outputs, rate: 1.0 }]);
+    store.write("c/0", &[0; 1000]).unwrap();
+    let mut into = Buffer::zeroed(1000);
+    assert!(store.read("c/0", None, 1000, &mut into).unwrap());
+    assert_eq!(into.bytes().iter().filter(|b| **b != 0).count(), 1);
+    let mut into = vec![0; 10];
+    assert_eq!(store.read_parts("c/0", 1000, &[ObjectPart { offset: 5, place: 0, len: 10 }], &mut into).unwrap(), PartsRead::Done);
+    assert_eq!(into.iter().filter(|b| **b != 0).count(), 1);
+    assert_eq!(std::fs::read(folder.path().join("c/0")).unwrap(), [0; 1000]);
+    assert_eq!(faults.counts()[&(Fault::CorruptRead, Part::Outputs)], 2);
+}
