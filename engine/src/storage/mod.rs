@@ -96,7 +96,7 @@ impl ByteRange {
     ///
     /// # Errors
     /// Where it is longer than `limit` or reaches beyond the object.
-    fn of(range: Option<ByteRange>, size: u64, limit: u64, place: impl Fn() -> String) -> Result<(u64, u64), StorageError> {
+    pub fn of(range: Option<ByteRange>, size: u64, limit: u64, place: impl Fn() -> String) -> Result<(u64, u64), StorageError> {
         let (offset, len) = match range {
             None => (0, size),
             Some(ByteRange::At { offset, len }) => (offset, len),
@@ -278,9 +278,20 @@ pub fn read_small(store: &dyn Store, key: &str, limit: u64) -> Result<Option<Vec
 #[derive(Clone, Debug, Default)]
 pub struct Stores {
     open: Arc<Mutex<HashMap<String, Arc<dyn Store>>>>,
+    openers: Vec<(&'static str, Opener)>,
 }
 
+/// Opens a store at a URL that the engine does not know.
+pub type Opener = fn(&str) -> Result<Arc<dyn Store>, StorageError>;
+
 impl Stores {
+    /// With a way to open what begins with a prefix, such as `icechunk+`.
+    #[must_use]
+    pub fn with_opener(mut self, prefix: &'static str, opener: Opener) -> Stores {
+        self.openers.push((prefix, opener));
+        self
+    }
+
     /// Adds a store that was made elsewhere.
     pub fn insert(&self, store: Arc<dyn Store>) {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).insert(store.url().to_owned(), store);
@@ -296,7 +307,7 @@ impl Stores {
     pub fn with(&self, url: &str, store: Arc<dyn Store>) -> Stores {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner).clone();
         open.insert(url.trim_end_matches('/').to_owned(), store);
-        Stores { open: Arc::new(Mutex::new(open)) }
+        Stores { open: Arc::new(Mutex::new(open)), openers: self.openers.clone() }
     }
 
     /// The store at a URL: a path, `file://…`, with the feature `object-stores` `s3://bucket/prefix` and `http(s)://host/prefix`, with
@@ -309,6 +320,11 @@ impl Stores {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(store) = open.get(url) {
             return Ok(Arc::clone(store));
+        }
+        if let Some((_, opener)) = self.openers.iter().find(|(prefix, _)| url.starts_with(prefix)) {
+            let store = opener(url)?;
+            open.insert(url.to_owned(), Arc::clone(&store));
+            return Ok(store);
         }
         let store: Arc<dyn Store> = match url.split_once("://") {
             None => Arc::new(LocalStore::new(url)),
@@ -362,8 +378,9 @@ pub fn join(prefix: &str, name: &str) -> String {
     }
 }
 
-/// True for locations across a network.
+/// True for locations across a network; a repository over such a location is there too (`icechunk+s3://…`).
 pub fn is_remote_url(url: &str) -> bool {
+    let url = url.split_once("://").and_then(|(scheme, _)| scheme.rfind('+')).map_or(url, |at| &url[at + 1..]);
     url.split_once("://").is_some_and(|(scheme, _)| REMOTE.iter().any(|(known, ..)| *known == scheme))
 }
 

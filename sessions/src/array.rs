@@ -1,0 +1,185 @@
+//! An array of a session, chunk by chunk and region by region.
+//!
+//! For small and irregular work. Whole arrays are computed by plans, whose memory is projected; here the caller holds the values.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use freestone_engine::grid::{ChunkGrid, Region};
+use freestone_engine::memory::Arena;
+use freestone_engine::storage::codec::Contexts;
+use freestone_engine::storage::metadata::open_array;
+use freestone_engine::storage::reader::{ChunkAccess, Desk, ShardCache, Traffic, Written};
+use freestone_engine::storage::{ArrayInfo, Store, StoredArray};
+
+use crate::error::Error;
+use crate::store::SessionStore;
+
+/// An array of a session. Values are bytes in C order, in the machine's byte order.
+#[derive(Debug)]
+pub struct SessionArray {
+    store: Arc<SessionStore>,
+    stored: StoredArray,
+    access: ChunkAccess,
+    /// The chunks that are written whole: of a sharded array the shards.
+    objects: ChunkGrid,
+    desk: Desk,
+}
+
+impl SessionArray {
+    pub(crate) fn open(store: &Arc<SessionStore>, path: &str) -> Result<SessionArray, Error> {
+        let shared: Arc<dyn Store> = Arc::clone(store) as Arc<dyn Store>;
+        let stored = open_array(&shared, path)?;
+        let access = ChunkAccess::new(shared, path, &stored.info)?;
+        let objects = stored.info.objects();
+        // No limit: the caller holds the values, and no projection was made.
+        let desk = Desk { arena: Arena::new(1 << 60), contexts: Contexts::default(), traffic: Traffic::default() };
+        Ok(SessionArray { store: Arc::clone(store), stored, access, objects, desk })
+    }
+
+    /// How its chunks lie.
+    pub fn info(&self) -> &ArrayInfo {
+        &self.stored.info
+    }
+
+    /// What its metadata say.
+    pub fn stored(&self) -> &StoredArray {
+        &self.stored
+    }
+
+    fn path(&self) -> &str {
+        &self.stored.path
+    }
+
+    /// The values of all of the array.
+    ///
+    /// # Errors
+    /// Where storage fails or a chunk is damaged.
+    pub fn read(&mut self) -> Result<Vec<u8>, Error> {
+        let whole: Vec<Range<u64>> = self.stored.info.shape().iter().map(|n| 0..*n).collect();
+        self.read_region(&whole)
+    }
+
+    /// The values of a region, one range for each axis. Missing chunks have the fill value.
+    ///
+    /// # Errors
+    /// Where the region does not lie in the array, storage fails or a chunk is damaged.
+    pub fn read_region(&mut self, region: &[Range<u64>]) -> Result<Vec<u8>, Error> {
+        let region = self.inside(region)?;
+        let size = self.stored.info.dtype.size();
+        let mut values = vec![0; region.n_elements() as usize * size];
+        let grid = self.stored.info.grid.clone();
+        let mut cache = ShardCache::default();
+        if region.n_elements() > 0 {
+            for chunk in coords_of(&grid.overlapping(&region)) {
+                let block = self.access.read(&chunk, &mut self.desk, &mut cache)?;
+                let lies = grid.region(&chunk);
+                let stored = self.access.stored_shape(&chunk);
+                if let Some(both) = lies.intersect(&region) {
+                    let from = Values { bytes: block.bytes(), shape: &stored, start: &lies.start };
+                    copy_box(&both, &from, &mut values, (&region.shape, &region.start), size);
+                }
+                self.desk.arena.recycle(block);
+            }
+        }
+        Ok(values)
+    }
+
+    /// Writes one chunk (of a sharded array: one shard), its values padded to the full chunk shape.
+    ///
+    /// # Errors
+    /// Where there is no such chunk, the number of bytes is another, the session is closed, or storage fails.
+    pub fn write_chunk(&mut self, chunk: &[u64], values: &[u8]) -> Result<(), Error> {
+        let counts = self.objects.chunk_counts();
+        if chunk.len() != counts.len() || chunk.iter().zip(&counts).any(|(c, n)| c >= n) {
+            return Err(Error::NoChunk { array: self.path().to_owned(), chunk: chunk.to_vec() });
+        }
+        let expected = self.access.object_shape(chunk).iter().product::<u64>() * self.stored.info.dtype.size() as u64;
+        if values.len() as u64 != expected {
+            return Err(Error::Length { array: self.path().to_owned(), what: format!("chunk {chunk:?}"), given: values.len() as u64, expected });
+        }
+        if let Written::Fill = self.access.write(chunk, values, &mut self.desk)? {
+            // Nothing was stored, and nothing must be seen of what was there before.
+            let chunk: Vec<u32> = chunk.iter().map(|c| u32::try_from(*c).unwrap_or(u32::MAX)).collect();
+            self.store.note_fill(self.path(), &chunk)?;
+        }
+        Ok(())
+    }
+
+    /// Writes a region that begins and ends where stored chunks (or shards) do, or at the array's end.
+    ///
+    /// # Errors
+    /// [`Error::Misaligned`], which names the boundaries around, and as [`write_chunk`](SessionArray::write_chunk).
+    pub fn write_region(&mut self, region: &[Range<u64>], values: &[u8]) -> Result<(), Error> {
+        let inside = self.inside(region)?;
+        let sizes = self.stored.info.object_shape();
+        for (axis, ((range, size), len)) in region.iter().zip(&sizes).zip(self.stored.info.shape()).enumerate() {
+            let size = (*size).max(1);
+            if range.start % size != 0 || (range.end % size != 0 && range.end != len) {
+                let around = range.start / size * size..range.end.div_ceil(size).saturating_mul(size).min(len);
+                return Err(Error::Misaligned { array: self.path().to_owned(), axis, region: range.clone(), size, around });
+            }
+        }
+        let size = self.stored.info.dtype.size();
+        let expected = inside.n_elements() * size as u64;
+        if values.len() as u64 != expected {
+            return Err(Error::Length { array: self.path().to_owned(), what: "a region".into(), given: values.len() as u64, expected });
+        }
+        if expected == 0 {
+            return Ok(());
+        }
+        for chunk in coords_of(&self.objects.overlapping(&inside)) {
+            let lies = self.objects.region(&chunk);
+            let shape = self.access.object_shape(&chunk);
+            let mut block = vec![0; shape.iter().product::<u64>() as usize * size];
+            freestone_engine::kernels::copy::fill(&self.stored.info.fill, &mut block);
+            if let Some(both) = lies.intersect(&inside) {
+                let from = Values { bytes: values, shape: &inside.shape, start: &inside.start };
+                copy_box(&both, &from, &mut block, (&shape, &lies.start), size);
+            }
+            self.write_chunk(&chunk, &block)?;
+        }
+        Ok(())
+    }
+
+    /// A region that lies in the array.
+    fn inside(&self, region: &[Range<u64>]) -> Result<Region, Error> {
+        let shape = self.stored.info.shape();
+        if region.len() != shape.len() {
+            return Err(Error::Rank { array: self.path().to_owned(), given: region.len(), expected: shape.len() });
+        }
+        for (axis, (range, len)) in region.iter().zip(&shape).enumerate() {
+            if range.start > range.end || range.end > *len {
+                return Err(Error::Outside { array: self.path().to_owned(), axis, region: range.clone(), len: *len });
+            }
+        }
+        Ok(Region { start: region.iter().map(|r| r.start).collect(), shape: region.iter().map(|r| r.end - r.start).collect() })
+    }
+}
+
+/// Values of a part of an array, and where it lies there.
+struct Values<'a> {
+    bytes: &'a [u8],
+    shape: &'a [u64],
+    start: &'a [u64],
+}
+
+/// All coordinates in a region of chunks, in C order.
+fn coords_of(chunks: &Region) -> Vec<Vec<u64>> {
+    let grid = ChunkGrid::regular(&chunks.shape, &vec![1; chunks.shape.len()]);
+    let at = |c: Vec<u64>| c.iter().zip(&chunks.start).map(|(c, start)| c + start).collect();
+    grid.map_or_else(|_| Vec::new(), |grid| (0..grid.n_chunks()).map(|i| at(grid.coords(i))).collect())
+}
+
+/// Copies what two boxes of one array have in common, row by row.
+fn copy_box(both: &Region, from: &Values<'_>, to: &mut [u8], (to_shape, to_start): (&[u64], &[u64]), size: usize) {
+    let rank = both.shape.len();
+    let row = both.shape.last().copied().unwrap_or(1) as usize * size;
+    let outer = Region { start: both.start[..rank.saturating_sub(1)].to_vec(), shape: both.shape[..rank.saturating_sub(1)].to_vec() };
+    let offset = |at: &[u64], shape: &[u64], start: &[u64]| at.iter().zip(shape).zip(start).fold(0, |i, ((a, n), s)| i * n + (a - s)) as usize * size;
+    for mut at in coords_of(&outer) {
+        at.extend(both.start.last());
+        let (source, place) = (offset(&at, from.shape, from.start), offset(&at, to_shape, to_start));
+        to[place..place + row].copy_from_slice(&from.bytes[source..source + row]);
+    }
+}

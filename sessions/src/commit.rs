@@ -1,0 +1,492 @@
+//! One commit: all that a session has changed becomes visible at once, or nothing does.
+//!
+//! Icechunk's own rebase is not used. Where the branch has moved, what happened meanwhile (one read of its transaction logs) is held against what
+//! the session has changed; if the two are disjoint, the changes are made on top of the new tip. So a conflict names arrays and chunks, and a
+//! commit can be tried again by anybody who has the receipts.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt};
+use icechunk::diff::Diff;
+use icechunk::format::manifest::{ChunkPayload, ChunkRef};
+use icechunk::format::repo_info::UpdateType;
+use icechunk::format::snapshot::{ArrayShape, DimensionName, NodeData};
+use icechunk::format::{ChunkId, ChunkIndices, Path};
+use icechunk::repository::{RepositoryErrorKind, VersionInfo};
+use icechunk::session::{Session, SessionErrorKind};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::draft::{Draft, NodeChange, ancestors, icechunk_path, our_path};
+use crate::error::{Clash, Conflict, Error};
+use crate::receipt::{Placed, Written};
+use crate::repository::{Format, Repository, Snapshot, Version, failed, snapshot_id};
+use crate::runtime::wait;
+
+/// The property of a snapshot that says which session it is of.
+pub(crate) const SESSION_PROPERTY: &str = "freestone_session";
+
+/// What happens where the branch has moved since the session began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rebase {
+    /// The commit is refused with a [`Conflict`].
+    #[default]
+    Never,
+    /// It goes on top of the others if it changes other chunks and nodes than they did, else it is refused. What the session has read is not
+    /// looked at: a result that was computed from what another commit has changed is not computed again.
+    Disjoint {
+        /// Tries before [`Error::Contended`], with a pause before each that grows.
+        attempts: u32,
+    },
+}
+
+/// How to commit.
+#[derive(Clone, Debug, Default)]
+pub struct CommitOptions {
+    /// What happens where the branch has moved.
+    pub rebase: Rebase,
+    /// Arrays of which every chunk must have a receipt; otherwise a chunk without one is as it was before.
+    pub complete: Vec<String>,
+    /// What else the snapshot should say of itself.
+    pub properties: Map<String, Value>,
+}
+
+/// What a commit is made of.
+#[derive(Debug)]
+pub(crate) struct Commit<'a> {
+    pub(crate) branch: &'a str,
+    pub(crate) base: &'a str,
+    pub(crate) session: &'a str,
+    pub(crate) mark: Option<Mark>,
+    pub(crate) message: &'a str,
+    pub(crate) options: &'a CommitOptions,
+}
+
+/// Where the operations log was, and when, as a session began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Mark {
+    /// Time of the newest entry, in microseconds: no two entries have the same.
+    newest: i64,
+    /// When the session began, by its own clock, in milliseconds.
+    pub(crate) began: i64,
+}
+
+impl Repository {
+    /// The mark of now; none in format 1, which has no operations log. One read.
+    pub(crate) fn mark(&self) -> Result<Option<Mark>, Error> {
+        if self.format() == Format::V1 {
+            return Ok(None);
+        }
+        self.ask("read", |r| async move {
+            let (log, ..) = r.ops_log().await.map_err(|e| e.kind)?;
+            let first = Box::pin(log).try_next().await.map_err(|e| e.kind)?;
+            Ok(Some(Mark { newest: first.map_or(0, |(at, ..)| at.timestamp_micros()), began: chrono::Utc::now().timestamp_millis() }))
+        })
+    }
+
+    /// Refuses a session whose chunks a garbage collection may have taken: one that ran since, unless it was ours and spared what is so young.
+    fn check_not_collected(&self, mark: Option<Mark>) -> Result<(), Error> {
+        let Some(mark) = mark else { return Ok(()) };
+        let times: Vec<i64> = self.ask("read", move |r| async move {
+            let (log, ..) = r.ops_log().await.map_err(|e| e.kind)?;
+            let (mut log, mut collections) = (Box::pin(log), Vec::new());
+            while let Some((at, update, _)) = log.try_next().await.map_err(|e| e.kind)? {
+                // Times are of many clocks: the entry itself is looked for, not an earlier one.
+                if at.timestamp_micros() == mark.newest {
+                    break;
+                }
+                if matches!(update, UpdateType::GCRanUpdate) {
+                    collections.push(at.timestamp_millis());
+                }
+            }
+            Ok::<_, RepositoryErrorKind>(collections)
+        })?;
+        if times.is_empty() || self.spared(&times, mark.began)? {
+            return Ok(());
+        }
+        Err(Error::Collected { place: self.url().to_owned() })
+    }
+
+    /// Commits a draft. On a local repository nobody else commits meanwhile.
+    pub(crate) fn commit(&self, commit: &Commit<'_>, draft: &Draft) -> Result<String, Error> {
+        if draft.is_empty() {
+            return Err(Error::NothingToCommit);
+        }
+        check_complete(&commit.options.complete, draft)?;
+        let _lock = self.lock()?;
+        let attempts = match commit.options.rebase {
+            Rebase::Never => 1,
+            Rebase::Disjoint { attempts } => attempts.max(1),
+        };
+        self.sync_objects(draft)?;
+        for attempt in 0..attempts {
+            if attempt > 0 {
+                std::thread::sleep(pause(attempt));
+            }
+            let tip = self.resolve(&Version::Branch(commit.branch.to_owned()))?;
+            if tip != commit.base {
+                if let Some(done) = self.committed(commit.session, commit.branch, commit.base)? {
+                    return Ok(done.id);
+                }
+                let clashes = self.clashes(commit.base, &tip, draft)?;
+                if commit.options.rebase == Rebase::Never || !clashes.is_empty() {
+                    return Err(Error::Conflict(conflict(commit, tip, clashes)));
+                }
+            }
+            self.check_not_collected(commit.mark)?;
+            match self.try_commit(commit, &tip, draft) {
+                Ok(Some(snapshot)) => {
+                    self.sync_snapshot(&snapshot)?;
+                    return Ok(snapshot);
+                }
+                Ok(None) => {}
+                Err(e @ Error::Repository { .. }) => {
+                    // The answer may have been lost, not the commit.
+                    return self.committed(commit.session, commit.branch, commit.base)?.map(|s| s.id).ok_or(e);
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        // Whoever was faster may have committed this very session.
+        if let Some(done) = self.committed(commit.session, commit.branch, commit.base)? {
+            return Ok(done.id);
+        }
+        match commit.options.rebase {
+            Rebase::Disjoint { .. } => Err(Error::Contended { branch: commit.branch.to_owned(), attempts }),
+            Rebase::Never => {
+                let tip = self.resolve(&Version::Branch(commit.branch.to_owned()))?;
+                let clashes = self.clashes(commit.base, &tip, draft)?;
+                Err(Error::Conflict(conflict(commit, tip, clashes)))
+            }
+        }
+    }
+
+    /// The snapshot that a session was committed as, if it was: looked for from the tip of its branch down to its base.
+    pub(crate) fn committed(&self, session: &str, branch: &str, base: &str) -> Result<Option<Snapshot>, Error> {
+        for snapshot in self.history(&Version::Branch(branch.to_owned()))? {
+            if snapshot.properties.get(SESSION_PROPERTY).and_then(Value::as_str) == Some(session) {
+                return Ok(Some(snapshot));
+            }
+            if snapshot.id == base {
+                break;
+            }
+        }
+        Ok(None)
+    }
+
+    /// One try on top of a tip; none if the branch moved meanwhile.
+    fn try_commit(&self, commit: &Commit<'_>, tip: &str, draft: &Draft) -> Result<Option<String>, Error> {
+        let (repository, place) = (Arc::clone(self.icechunk()), self.url().to_owned());
+        let (branch, tip, message) = (commit.branch.to_owned(), snapshot_id(tip)?, commit.message.to_owned());
+        let mut properties: BTreeMap<String, Value> = commit.options.properties.clone().into_iter().collect();
+        properties.insert(SESSION_PROPERTY.to_owned(), json!(commit.session));
+        let nodes: Vec<(String, NodeChange)> = draft.nodes.iter().map(|(path, change)| (path.clone(), change.clone())).collect();
+        let chunks: Vec<Chunks> = draft.receipts.arrays().map(|(array, placed)| Chunks::of(draft, array, placed)).collect::<Result<_, _>>()?;
+        wait(async move {
+            let lost = |action| {
+                let place = place.clone();
+                move |e: icechunk::session::SessionError| failed(&place, action, e.kind)
+            };
+            let mut session = repository.writable_session(&branch).await.map_err(|e| failed(&place, "written", e.kind))?;
+            if *session.snapshot_id() != tip {
+                return Ok(None);
+            }
+            for (path, change) in &nodes {
+                apply_node(&mut session, &place, path, change).await?;
+            }
+            for Chunks { path, refs } in chunks {
+                for (chunk, payload) in refs {
+                    session.set_chunk_ref(path.clone(), chunk, payload).await.map_err(lost("given chunks"))?;
+                }
+            }
+            if !session.has_uncommitted_changes() {
+                return Err(Error::NothingToCommit);
+            }
+            match session.commit(message).properties(properties).execute().await {
+                Ok(id) => Ok(Some(id.to_string())),
+                Err(e) if matches!(e.kind, SessionErrorKind::Conflict { .. }) => Ok(None),
+                Err(e) => Err(lost("committed to")(e)),
+            }
+        })
+    }
+
+    /// What a draft and the commits since its base have both changed.
+    fn clashes(&self, base: &str, tip: &str, draft: &Draft) -> Result<Vec<Clash>, Error> {
+        let (from, to) = (snapshot_id(base)?, snapshot_id(tip)?);
+        let diff = self.ask("compared", move |r| async move {
+            match r.diff(&VersionInfo::SnapshotId(from), &VersionInfo::SnapshotId(to)).await {
+                Ok(diff) => Ok(Some(diff)),
+                Err(e) if matches!(e.kind, SessionErrorKind::BadSnapshotChainForDiff) => Ok(None),
+                Err(e) => Err(RepositoryErrorKind::Other(e.kind.to_string())),
+            }
+        })?;
+        let Some(diff) = diff else { return Ok(vec![Clash::Reset]) };
+        let resized = self.reshaped(base, tip, diff.updated_arrays.iter().map(our_path).filter(|p| draft.receipts.n_chunks(p) > 0))?;
+        Ok(clashes_of(&diff, &resized, draft))
+    }
+
+    /// Of arrays, those whose documents differ in more than attributes.
+    fn reshaped(&self, base: &str, tip: &str, arrays: impl Iterator<Item = String>) -> Result<BTreeSet<String>, Error> {
+        let document = |session: &crate::ReadonlySession, path: &str| -> Result<Value, Error> {
+            let text = session.session_store().document(path)?.unwrap_or_default();
+            let mut document: Value = serde_json::from_slice(&text).unwrap_or_default();
+            if let Some(document) = document.as_object_mut() {
+                document.remove("attributes");
+            }
+            Ok(document)
+        };
+        let mut differ = BTreeSet::new();
+        let mut sessions = None;
+        for path in arrays {
+            let (before, after) = match &mut sessions {
+                Some(sessions) => sessions,
+                none => none.insert((self.readonly_session(&Version::Snapshot(base.to_owned()))?, self.readonly_session(&Version::Snapshot(tip.to_owned()))?)),
+            };
+            if document(before, &path)? != document(after, &path)? {
+                differ.insert(path);
+            }
+        }
+        Ok(differ)
+    }
+
+    /// Makes chunk objects durable, before anything refers to them.
+    fn sync_objects(&self, draft: &Draft) -> Result<(), Error> {
+        let Some(store) = self.base_store() else { return Ok(()) };
+        let objects = draft.receipts.arrays().flat_map(|(_, chunks)| chunks.values()).filter_map(|(written, _)| match written {
+            Written::Object { id, .. } => Some(crate::objects::key(&ChunkId::new(*id))),
+            Written::Fill | Written::Inline { .. } => None,
+        });
+        Ok(store.sync(&mut objects.into_iter())?)
+    }
+
+    /// Makes a local snapshot durable, and the branch that leads there.
+    fn sync_snapshot(&self, id: &str) -> Result<(), Error> {
+        let Some(store) = self.base_store().filter(|s| !s.is_remote()) else { return Ok(()) };
+        let snapshot = snapshot_id(id)?;
+        let manifests = self.ask("read", move |r| async move {
+            r.lookup_manifest_files(&snapshot).await.map(|m| m.map(|f| f.id.to_string()).collect::<Vec<_>>()).map_err(|e| e.kind)
+        })?;
+        let keys = manifests.into_iter().map(|m| format!("manifests/{m}"));
+        let keys = keys.chain([format!("snapshots/{id}"), format!("transactions/{id}"), "repo".to_owned()]);
+        Ok(store.sync(&mut keys.into_iter())?)
+    }
+}
+
+fn conflict(commit: &Commit<'_>, tip: String, clashes: Vec<Clash>) -> Conflict {
+    Conflict { branch: commit.branch.to_owned(), base: commit.base.to_owned(), tip, clashes }
+}
+
+/// Between tries: 10 ms, doubled up to 2 s, and anything from half of it to all, so that racers drift apart.
+fn pause(attempt: u32) -> Duration {
+    let most = 10_000u64.saturating_mul(1 << attempt.min(10)).min(2_000_000);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| u64::from(d.subsec_nanos()));
+    Duration::from_micros(most / 2 + (now ^ u64::from(std::process::id()).wrapping_mul(2_654_435_761)) % (most / 2 + 1))
+}
+
+/// Finds out whether arrays that must be complete are.
+fn check_complete(arrays: &[String], draft: &Draft) -> Result<(), Error> {
+    for path in arrays {
+        let missing = || Error::BadNode { path: path.clone(), why: "it is no array that this session has made".into() };
+        let shape = Shape::of(path, draft.nodes.get(path).and_then(NodeChange::document).ok_or_else(missing)?)?;
+        let (wanted, there) = (shape.n_chunks(), draft.receipts.n_chunks(path) as u64);
+        if there < wanted {
+            let grid = freestone_engine::grid::ChunkGrid::regular(&shape.lens, &shape.chunks);
+            let first = grid.ok().and_then(|grid| {
+                let absent = |c: &Vec<u64>| draft.receipts.get(path, &c.iter().map(|c| *c as u32).collect::<Vec<_>>()).is_none();
+                (0..wanted).map(|i| grid.coords(i)).find(absent)
+            });
+            return Err(Error::Incomplete { array: path.clone(), n_missing: wanted - there, first: first.unwrap_or_default() });
+        }
+    }
+    Ok(())
+}
+
+/// References of one array's chunks.
+struct Chunks {
+    path: Path,
+    refs: Vec<(ChunkIndices, Option<ChunkPayload>)>,
+}
+
+impl Chunks {
+    fn of(draft: &Draft, array: &str, placed: &HashMap<Vec<u32>, Placed>) -> Result<Chunks, Error> {
+        // What an array that is made here does not have need not be said.
+        let fresh = draft.hides_chunks(array);
+        let refs = placed.iter().filter_map(|(chunk, (written, _))| {
+            let payload = match written {
+                Written::Fill if fresh => return None,
+                Written::Fill => None,
+                Written::Inline { bytes } => Some(ChunkPayload::Inline(Bytes::copy_from_slice(bytes))),
+                Written::Object { id, offset, len } => Some(ChunkPayload::Ref(ChunkRef { id: ChunkId::new(*id), offset: *offset, length: *len })),
+            };
+            Some((ChunkIndices(chunk.clone()), payload))
+        });
+        Ok(Chunks { path: icechunk_path(array)?, refs: refs.collect() })
+    }
+}
+
+/// What both a diff and a draft have changed.
+fn clashes_of(diff: &Diff, reshaped: &BTreeSet<String>, draft: &Draft) -> Vec<Clash> {
+    let paths = |set: &BTreeSet<Path>| set.iter().map(our_path).collect::<BTreeSet<String>>();
+    let (made, gone): (BTreeSet<_>, BTreeSet<_>) =
+        (&paths(&diff.new_groups) | &paths(&diff.new_arrays), &paths(&diff.deleted_groups) | &paths(&diff.deleted_arrays));
+    let updated = &paths(&diff.updated_groups) | &paths(&diff.updated_arrays);
+    let mut moved = BTreeSet::new();
+    for m in &diff.moved_nodes {
+        moved.extend([our_path(&m.from), our_path(&m.to)]);
+    }
+    let chunks: BTreeMap<String, &BTreeSet<ChunkIndices>> = diff.updated_chunks.iter().map(|(path, c)| (our_path(path), c)).collect();
+    let within = |path: &str, set: &BTreeSet<String>| set.contains(path) || ancestors(path).any(|a| set.contains(a));
+    let below = |path: &str, other: &str| path.is_empty() || other == path || other.strip_prefix(path).is_some_and(|rest| rest.starts_with('/'));
+    let mut nodes = BTreeSet::new();
+    for (path, change) in &draft.nodes {
+        let touched = made.contains(path) || updated.contains(path) || within(path, &gone) || within(path, &moved);
+        // A group that both have made, as an implied one, is one group.
+        let same_group =
+            matches!(change, NodeChange::New(d) if d["node_type"] == "group") && diff.new_groups.iter().any(|g| our_path(g) == *path) && !gone.contains(path);
+        // What goes must not have been changed anywhere inside.
+        let inside = matches!(change, NodeChange::Removed | NodeChange::Replaced(_))
+            && (made.iter().chain(&updated).chain(&moved).chain(chunks.keys()).any(|other| below(path, other)));
+        let over_chunks = change.hides() && chunks.contains_key(path);
+        if (touched && !same_group) || inside || over_chunks {
+            nodes.insert(path.clone());
+        }
+    }
+    let mut clashes = Vec::new();
+    for (array, ours) in draft.receipts.arrays().filter(|(_, ours)| !ours.is_empty()) {
+        if within(array, &gone) || within(array, &moved) || reshaped.contains(array) {
+            nodes.insert(array.clone());
+        }
+        let both: Vec<Vec<u32>> = chunks.get(array).into_iter().flat_map(|c| c.iter()).filter(|c| ours.contains_key(&c.0)).map(|c| c.0.clone()).collect();
+        if !both.is_empty() {
+            clashes.push(Clash::Chunks { array: array.clone(), chunks: both });
+        }
+    }
+    clashes.extend(nodes.into_iter().map(|path| Clash::Node { path }));
+    clashes
+}
+
+/// How an array's document says that it is cut.
+#[derive(Debug)]
+pub(crate) struct Shape {
+    pub(crate) lens: Vec<u64>,
+    pub(crate) chunks: Vec<u64>,
+    names: Option<Vec<DimensionName>>,
+}
+
+impl Shape {
+    pub(crate) fn of(path: &str, document: &Value) -> Result<Shape, Error> {
+        let bad = |why: &str| Error::BadNode { path: path.to_owned(), why: why.to_owned() };
+        if document["node_type"] != "array" {
+            return Err(bad("it is no array"));
+        }
+        if document["chunk_grid"]["name"] != "regular" {
+            return Err(bad("its chunk grid is not regular"));
+        }
+        let encoding = &document["chunk_key_encoding"];
+        if encoding["name"].as_str().or(encoding.as_str()) != Some("default") || encoding["configuration"]["separator"].as_str().is_some_and(|s| s != "/") {
+            return Err(bad("its chunk keys are not Zarr's default ones, which a repository has"));
+        }
+        let numbers = |v: &Value| v.as_array().map(|a| a.iter().map(Value::as_u64).collect::<Option<Vec<u64>>>()).unwrap_or_default();
+        let (lens, chunks) = (numbers(&document["shape"]), numbers(&document["chunk_grid"]["configuration"]["chunk_shape"]));
+        let (Some(lens), Some(chunks)) = (lens, chunks) else { return Err(bad("its shape or chunk shape is no list of numbers")) };
+        if lens.len() != chunks.len() || chunks.contains(&0) {
+            return Err(bad("its chunks do not fit its shape"));
+        }
+        let name = |v: &Value| v.as_str().map_or(DimensionName::NotSpecified, |n| DimensionName::Name(n.to_owned()));
+        let names = document["dimension_names"].as_array().map(|names| names.iter().map(name).collect());
+        Ok(Shape { lens, chunks, names })
+    }
+
+    /// Number of chunks along each axis.
+    pub(crate) fn counts(&self) -> impl Iterator<Item = u64> {
+        self.lens.iter().zip(&self.chunks).map(|(len, chunk)| len.div_ceil(*chunk))
+    }
+
+    pub(crate) fn n_chunks(&self) -> u64 {
+        self.counts().product()
+    }
+
+    fn icechunk(&self, path: &str) -> Result<ArrayShape, Error> {
+        let too_many =
+            || Error::BadNode { path: path.to_owned(), why: "it has more chunks along an axis than a repository can name: use larger chunks".into() };
+        let axes: Vec<(u64, u32)> =
+            self.lens.iter().zip(self.counts()).map(|(len, n)| u32::try_from(n).map(|n| (*len, n))).collect::<Result<_, _>>().map_err(|_| too_many())?;
+        ArrayShape::new(axes).ok_or_else(too_many)
+    }
+}
+
+/// Makes one change of a node.
+async fn apply_node(session: &mut Session, place: &str, path: &str, change: &NodeChange) -> Result<(), Error> {
+    let at = icechunk_path(path)?;
+    let lost = |e: icechunk::session::SessionError| match e.kind {
+        SessionErrorKind::AlreadyExists { .. } => Error::NodeExists { place: place.to_owned(), path: path.to_owned() },
+        SessionErrorKind::NodeNotFound { .. } => Error::NoNode { place: place.to_owned(), path: path.to_owned() },
+        kind => failed(place, "changed", kind),
+    };
+    match change {
+        NodeChange::Removed => remove_node(session, &at).await.map_err(lost),
+        NodeChange::New(document) | NodeChange::Replaced(document) => {
+            if matches!(change, NodeChange::Replaced(_)) {
+                remove_node(session, &at).await.map_err(lost)?;
+            }
+            for above in ancestors(path) {
+                match session.add_group(icechunk_path(above)?, group_document()).await {
+                    Err(e) if !matches!(e.kind, SessionErrorKind::AlreadyExists { .. }) => return Err(lost(e)),
+                    _ => {}
+                }
+            }
+            let text = text_of(document);
+            if document["node_type"] == "group" {
+                return match session.add_group(at, text).await {
+                    // One of the same name may have been made meanwhile; clashes were looked for before.
+                    Err(e) if matches!(&e.kind, SessionErrorKind::AlreadyExists { node, .. } if matches!(node.node_data, NodeData::Group)) => Ok(()),
+                    other => other.map_err(lost),
+                };
+            }
+            let shape = Shape::of(path, document)?;
+            session.add_array(at, shape.icechunk(path)?, shape.names, text).await.map_err(lost)
+        }
+        NodeChange::Updated(document) if document["node_type"] == "group" => session.update_group(&at, text_of(document)).await.map_err(lost),
+        NodeChange::Updated(document) => {
+            let shape = Shape::of(path, document)?;
+            drop_outside(session, &at, &shape).await.map_err(lost)?;
+            session.update_array(&at, shape.icechunk(path)?, shape.names, text_of(document)).await.map_err(lost)
+        }
+    }
+}
+
+/// Removes the chunks of an array that lie outside of its new shape, so that they do not come back when it grows again.
+async fn drop_outside(session: &mut Session, at: &Path, shape: &Shape) -> Result<(), icechunk::session::SessionError> {
+    let node = session.get_array(at).await?;
+    let counts: Vec<u64> = shape.counts().collect();
+    let NodeData::Array { shape: before, .. } = &node.node_data else { return Ok(()) };
+    if before.num_chunks().zip(&counts).all(|(before, after)| u64::from(before) <= *after) {
+        return Ok(());
+    }
+    let outside: Vec<ChunkIndices> = {
+        let chunks = session.chunk_coordinates(at).await?;
+        let is_outside = |c: &ChunkIndices| c.0.iter().zip(&counts).any(|(c, n)| u64::from(*c) >= *n);
+        let found: Vec<Result<ChunkIndices, _>> = chunks.filter(|c| std::future::ready(c.as_ref().map_or(true, is_outside))).collect().await;
+        found.into_iter().collect::<Result<_, _>>()?
+    };
+    session.delete_chunks(at, outside).await
+}
+
+async fn remove_node(session: &mut Session, at: &Path) -> Result<(), icechunk::session::SessionError> {
+    match session.get_node(at).await {
+        Ok(node) => session.delete_node(node).await,
+        Err(e) if matches!(e.kind, SessionErrorKind::NodeNotFound { .. }) => Ok(()),
+        Err(e) => Err(e),
+    }
+}
+
+fn text_of(document: &Value) -> Bytes {
+    Bytes::from(document.to_string())
+}
+
+fn group_document() -> Bytes {
+    text_of(&freestone_engine::storage::metadata::group_document(&Map::new()))
+}

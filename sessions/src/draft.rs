@@ -1,0 +1,158 @@
+//! What a session has changed and not yet committed: nodes and chunks.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::error::Error;
+use crate::receipt::{Receipt, Receipts};
+
+/// What becomes of an array or group.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum NodeChange {
+    /// It is made, where there is none.
+    New(Value),
+    /// It is made; what is there goes, with its chunks.
+    Replaced(Value),
+    /// Its document changes, its chunks stay.
+    Updated(Value),
+    /// It goes, with all below it.
+    Removed,
+}
+
+impl NodeChange {
+    /// The Zarr document that it has afterwards.
+    pub(crate) fn document(&self) -> Option<&Value> {
+        match self {
+            NodeChange::New(document) | NodeChange::Replaced(document) | NodeChange::Updated(document) => Some(document),
+            NodeChange::Removed => None,
+        }
+    }
+
+    /// True if nothing of what was there before is seen any more.
+    pub(crate) fn hides(&self) -> bool {
+        !matches!(self, NodeChange::Updated(_))
+    }
+}
+
+/// What a session has changed.
+#[derive(Debug, Default)]
+pub(crate) struct Draft {
+    pub(crate) nodes: BTreeMap<String, NodeChange>,
+    pub(crate) receipts: Receipts,
+    /// Receipts that are not yet told to others; `None` where nobody is told.
+    pub(crate) pending: Option<Vec<Receipt>>,
+}
+
+/// What a draft knows of a node.
+pub(crate) enum Known<'a> {
+    /// It has that document now.
+    Document(&'a Value),
+    /// It is not there.
+    Gone,
+    /// It is as in the base.
+    Unchanged,
+}
+
+impl Draft {
+    /// What became of a node.
+    pub(crate) fn node(&self, path: &str) -> Known<'_> {
+        match self.nodes.get(path) {
+            Some(change) => change.document().map_or(Known::Gone, Known::Document),
+            None if ancestors(path).any(|a| self.nodes.get(a).is_some_and(|c| matches!(c, NodeChange::Removed | NodeChange::Replaced(_)))) => Known::Gone,
+            None => Known::Unchanged,
+        }
+    }
+
+    /// True if chunks of an array in the base are not seen any more.
+    pub(crate) fn hides_chunks(&self, path: &str) -> bool {
+        match self.nodes.get(path) {
+            Some(change) => change.hides(),
+            None => matches!(self.node(path), Known::Gone),
+        }
+    }
+
+    /// Notes a chunk that this writer has written, in place of what it wrote there before.
+    pub(crate) fn write(&mut self, receipt: Receipt) {
+        if let Some(pending) = &mut self.pending {
+            pending.push(receipt.clone());
+        }
+        self.receipts.replace(receipt);
+    }
+
+    /// Notes what becomes of a node. Chunks that were written into what goes are forgotten.
+    pub(crate) fn change(&mut self, path: &str, change: NodeChange) {
+        if change.hides() {
+            self.receipts.remove(path);
+        }
+        let change = match (self.nodes.get(path), change) {
+            // What was made here is still made when its document changes.
+            (Some(NodeChange::New(_)), NodeChange::Updated(document) | NodeChange::Replaced(document)) => NodeChange::New(document),
+            (Some(NodeChange::Replaced(_)), NodeChange::Updated(document)) => NodeChange::Replaced(document),
+            (Some(NodeChange::Removed), NodeChange::New(document)) => NodeChange::Replaced(document),
+            (_, change) => change,
+        };
+        if matches!(change, NodeChange::Removed) {
+            let below = format!("{path}/");
+            let inside: Vec<String> = self.nodes.keys().filter(|p| path.is_empty() || p.starts_with(&below)).cloned().collect();
+            for path in inside {
+                self.nodes.remove(&path);
+                self.receipts.remove(&path);
+            }
+        }
+        self.nodes.insert(path.to_owned(), change);
+    }
+
+    /// True if there is nothing to commit.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.nodes.is_empty() && self.receipts.is_empty()
+    }
+}
+
+/// Paths of the groups around a node, from inside out; the root's is empty.
+pub(crate) fn ancestors(path: &str) -> impl Iterator<Item = &str> {
+    let mut rest = (!path.is_empty()).then_some(path);
+    std::iter::from_fn(move || {
+        let above = rest?.rsplit_once('/').map_or("", |(above, _)| above);
+        rest = (!above.is_empty()).then_some(above);
+        Some(above)
+    })
+}
+
+/// A path as Icechunk has it.
+pub(crate) fn icechunk_path(path: &str) -> Result<icechunk::format::Path, Error> {
+    let text = format!("/{path}");
+    icechunk::format::Path::try_from(text.as_str()).map_err(|e| Error::BadNode { path: path.to_owned(), why: format!("its path is none: {e}") })
+}
+
+/// A path as we have it.
+pub(crate) fn our_path(path: &icechunk::format::Path) -> String {
+    path.as_str().trim_start_matches('/').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn groups_around_a_node() {
+        assert_eq!(ancestors("a/b/c").collect::<Vec<_>>(), ["a/b", "a", ""]);
+        assert_eq!(ancestors("a").collect::<Vec<_>>(), [""]);
+        assert_eq!(ancestors("").count(), 0);
+    }
+
+    #[test]
+    fn what_was_removed_is_not_seen() {
+        let mut draft = Draft::default();
+        draft.write(Receipt::fill("g/a", &[0]));
+        draft.change("g", NodeChange::Removed);
+        assert!(matches!(draft.node("g/a"), Known::Gone));
+        assert!(draft.hides_chunks("g/a"));
+        draft.change("g", NodeChange::New(json!({"node_type": "group"})));
+        assert!(matches!(draft.nodes["g"], NodeChange::Replaced(_)), "what was there still has to go");
+        assert!(matches!(draft.node("other"), Known::Unchanged));
+    }
+}

@@ -1,0 +1,130 @@
+//! Where a repository is, and what a store over one of its sessions is called.
+//!
+//! A store's URL is all that a worker needs to open it: `icechunk+REPOSITORY#snapshot=ID` to read a snapshot, with `&session=ID` behind it to
+//! write for a session. Credentials are never part of it; they come from the environment of whoever opens it.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use freestone_engine::storage::identity;
+
+use crate::error::Error;
+
+/// What a store's URL begins with.
+pub const SCHEME: &str = "icechunk+";
+
+/// Where a repository is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Location {
+    /// In a directory.
+    Local(PathBuf),
+    /// Below a prefix of a bucket.
+    S3 { bucket: String, prefix: String },
+    /// In the memory of this process, under a name.
+    Memory(String),
+}
+
+impl Location {
+    /// Of a path, `file://PATH`, `s3://BUCKET/PREFIX` or `memory://NAME`.
+    pub(crate) fn parse(url: &str) -> Result<Location, Error> {
+        let bad = |why: &str| Error::BadUrl { url: url.to_owned(), why: why.to_owned() };
+        if url.contains(['#', '?']) {
+            return Err(bad("a repository's location has no `#` and no `?` in it"));
+        }
+        let (scheme, rest) = url.split_once("://").unwrap_or(("file", url));
+        let rest = rest.trim_end_matches('/');
+        match scheme {
+            "file" if rest.is_empty() => Err(bad("it names no directory")),
+            "file" => Ok(Location::Local(PathBuf::from(identity(rest, "")))),
+            "memory" if rest.is_empty() => Err(bad("it has no name")),
+            "memory" => Ok(Location::Memory(rest.to_owned())),
+            "s3" => match rest.split_once('/') {
+                Some((bucket, prefix)) if !bucket.is_empty() => Ok(Location::S3 { bucket: bucket.to_owned(), prefix: prefix.to_owned() }),
+                _ => Err(bad("a repository needs a bucket and a prefix in it: s3://BUCKET/PREFIX")),
+            },
+            _ => Err(bad("repositories are at a path, s3://BUCKET/PREFIX or memory://NAME")),
+        }
+    }
+
+    /// The directory, where it is one.
+    pub(crate) fn directory(&self) -> Option<&Path> {
+        match self {
+            Location::Local(path) => Some(path),
+            Location::S3 { .. } | Location::Memory(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Location::Local(path) => write!(f, "file://{}", path.display()),
+            Location::S3 { bucket, prefix } => write!(f, "s3://{bucket}/{prefix}"),
+            Location::Memory(name) => write!(f, "memory://{name}"),
+        }
+    }
+}
+
+/// What a store's URL says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct StoreUrl {
+    /// The repository's location.
+    pub(crate) repository: String,
+    /// The snapshot that is read.
+    pub(crate) snapshot: String,
+    /// The session that is written for.
+    pub(crate) session: Option<String>,
+}
+
+impl StoreUrl {
+    /// Takes a store's URL apart.
+    pub(crate) fn parse(url: &str) -> Result<StoreUrl, Error> {
+        let bad = || Error::BadUrl { url: url.to_owned(), why: format!("a store over a session is `{SCHEME}REPOSITORY#snapshot=ID`") };
+        let (repository, rest) = url.strip_prefix(SCHEME).and_then(|u| u.split_once('#')).ok_or_else(bad)?;
+        let (mut snapshot, mut session) = (None, None);
+        for part in rest.split('&') {
+            match part.split_once('=') {
+                Some(("snapshot", id)) => snapshot = Some(id.to_owned()),
+                Some(("session", id)) => session = Some(id.to_owned()),
+                _ => return Err(bad()),
+            }
+        }
+        Ok(StoreUrl { repository: repository.to_owned(), snapshot: snapshot.ok_or_else(bad)?, session })
+    }
+}
+
+impl fmt::Display for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{SCHEME}{}#snapshot={}", self.repository, self.snapshot)?;
+        match &self.session {
+            Some(session) => write!(f, "&session={session}"),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_location_is_printed_as_it_is_read() {
+        for url in ["file:///a/b", "s3://bucket/a/b", "memory://x"] {
+            assert_eq!(Location::parse(url).unwrap().to_string(), url);
+        }
+        assert_eq!(Location::parse("/a/b/").unwrap().to_string(), "file:///a/b");
+        for url in ["", "s3://bucket", "gopher://x/y", "memory://", "/a#b"] {
+            assert!(Location::parse(url).is_err(), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_store_url_is_printed_as_it_is_read() {
+        for url in ["icechunk+s3://b/p#snapshot=ABC", "icechunk+file:///p#snapshot=ABC&session=d"] {
+            assert_eq!(StoreUrl::parse(url).unwrap().to_string(), url);
+        }
+        for url in ["s3://b/p", "icechunk+s3://b/p", "icechunk+s3://b/p#session=d", "icechunk+s3://b/p#snapshot=A&key=secret"] {
+            assert!(StoreUrl::parse(url).is_err(), "{url}");
+        }
+    }
+}

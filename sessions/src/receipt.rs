@@ -1,0 +1,253 @@
+//! Proof that a chunk was written: what workers give back, and what a commit is made of.
+//!
+//! A receipt is this crate's own record, not Icechunk's: it is stable between versions, and holds no credentials.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::error::Error;
+
+/// Version of what is written to files and sent between processes.
+pub(crate) const VERSION: u32 = 1;
+
+/// Chunks of at most that many bytes need no object: their bytes are in the receipt, and then in the manifest. Icechunk's own default.
+pub(crate) const INLINE_BYTES: usize = 512;
+
+/// One chunk of one array was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receipt {
+    /// Path of the array in the repository.
+    pub array: String,
+    /// The chunk's coordinates; of a sharded array, the shard's.
+    pub chunk: Vec<u32>,
+    /// What became of it.
+    pub written: Written,
+    /// xxh3-64 of the encoded bytes; 0 for fill values.
+    pub hash: u64,
+}
+
+/// What became of a chunk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Written {
+    /// Every element is the fill value: there is nothing to store.
+    Fill,
+    /// It is so small that its bytes are here.
+    Inline {
+        /// Encoded bytes.
+        #[serde(with = "hex")]
+        bytes: Vec<u8>,
+    },
+    /// It is part of an object in the repository.
+    Object {
+        /// The object's id.
+        #[serde(with = "hex")]
+        id: [u8; 12],
+        /// First byte.
+        offset: u64,
+        /// Number of bytes.
+        len: u64,
+    },
+}
+
+impl Receipt {
+    /// Of a chunk of fill values.
+    pub fn fill(array: &str, chunk: &[u32]) -> Receipt {
+        Receipt { array: array.to_owned(), chunk: chunk.to_vec(), written: Written::Fill, hash: 0 }
+    }
+
+    /// Of a chunk whose encoded bytes are kept in the receipt.
+    pub fn inline(array: &str, chunk: &[u32], bytes: &[u8]) -> Receipt {
+        Receipt { array: array.to_owned(), chunk: chunk.to_vec(), written: Written::Inline { bytes: bytes.to_vec() }, hash: xxh3_64(bytes) }
+    }
+
+    /// Of a chunk that was written for a session as an object of so many bytes with that xxh3-64 hash.
+    ///
+    /// The object's id follows from these, so that a receipt which knows nothing of Icechunk (the engine's) is enough to find the object, and
+    /// a task that is run again writes the same object again instead of leaving an orphan.
+    pub fn object(session: &str, array: &str, chunk: &[u32], len: u64, hash: u64) -> Receipt {
+        let id = object_id(session, array, chunk, len, hash);
+        Receipt { array: array.to_owned(), chunk: chunk.to_vec(), written: Written::Object { id, offset: 0, len }, hash }
+    }
+}
+
+/// The id of the object that holds a chunk's bytes.
+fn object_id(session: &str, array: &str, chunk: &[u32], len: u64, hash: u64) -> [u8; 12] {
+    let mut digest = Sha256::new();
+    for text in [session, array] {
+        digest.update((text.len() as u64).to_le_bytes());
+        digest.update(text);
+    }
+    chunk.iter().for_each(|c| digest.update(c.to_le_bytes()));
+    digest.update(len.to_le_bytes());
+    digest.update(hash.to_le_bytes());
+    let mut id = [0; 12];
+    id.copy_from_slice(&digest.finalize()[..12]);
+    id
+}
+
+/// What is known of a written chunk: how, and its hash.
+pub(crate) type Placed = (Written, u64);
+
+/// Receipts by array and chunk, each chunk once.
+#[derive(Clone, Debug, Default)]
+pub struct Receipts {
+    arrays: BTreeMap<String, HashMap<Vec<u32>, Placed>>,
+}
+
+impl Receipts {
+    /// Adds one; the same again changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::WrittenTwice`] where the chunk has a receipt of other content.
+    pub fn add(&mut self, receipt: Receipt) -> Result<(), Error> {
+        let chunks = match self.arrays.get_mut(&receipt.array) {
+            Some(chunks) => chunks,
+            None => self.arrays.entry(receipt.array.clone()).or_default(),
+        };
+        match chunks.get(&receipt.chunk) {
+            Some((written, hash)) => {
+                let fill = |w: &Written| matches!(w, Written::Fill);
+                if *hash == receipt.hash && fill(written) == fill(&receipt.written) {
+                    return Ok(());
+                }
+                Err(Error::WrittenTwice { array: receipt.array, chunk: receipt.chunk })
+            }
+            None => {
+                chunks.insert(receipt.chunk, (receipt.written, receipt.hash));
+                Ok(())
+            }
+        }
+    }
+
+    /// Adds one, in place of what the same writer wrote before.
+    pub(crate) fn replace(&mut self, receipt: Receipt) {
+        self.arrays.entry(receipt.array).or_default().insert(receipt.chunk, (receipt.written, receipt.hash));
+    }
+
+    /// What is known of a chunk.
+    pub(crate) fn get(&self, array: &str, chunk: &[u32]) -> Option<&Placed> {
+        self.arrays.get(array)?.get(chunk)
+    }
+
+    /// Arrays with their chunks.
+    pub(crate) fn arrays(&self) -> impl Iterator<Item = (&String, &HashMap<Vec<u32>, Placed>)> {
+        self.arrays.iter()
+    }
+
+    /// Forgets an array.
+    pub(crate) fn remove(&mut self, array: &str) {
+        self.arrays.remove(array);
+    }
+
+    /// Number of chunks.
+    pub fn len(&self) -> usize {
+        self.arrays.values().map(HashMap::len).sum()
+    }
+
+    /// True if there are none.
+    pub fn is_empty(&self) -> bool {
+        self.arrays.values().all(HashMap::is_empty)
+    }
+
+    /// Number of chunks of an array.
+    pub fn n_chunks(&self, array: &str) -> usize {
+        self.arrays.get(array).map_or(0, HashMap::len)
+    }
+
+    /// All of them, to be sent.
+    pub fn to_vec(&self) -> Vec<Receipt> {
+        let of = |array: &String, (chunk, (written, hash)): (&Vec<u32>, &Placed)| Receipt {
+            array: array.clone(),
+            chunk: chunk.clone(),
+            written: written.clone(),
+            hash: *hash,
+        };
+        self.arrays.iter().flat_map(|(array, chunks)| chunks.iter().map(move |c| of(array, c))).collect()
+    }
+}
+
+/// Receipts on their way: of one session, with what a reader must know to trust them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Batch {
+    /// Version of this record.
+    pub version: u32,
+    /// The session that they are of.
+    pub session: String,
+    /// The receipts.
+    pub receipts: Vec<Receipt>,
+}
+
+impl Batch {
+    pub(crate) fn new(session: &str, receipts: Vec<Receipt>) -> Batch {
+        Batch { version: VERSION, session: session.to_owned(), receipts }
+    }
+
+    /// Finds out whether these are of a session and of a version that is known.
+    pub(crate) fn check(&self, session: &str) -> Result<(), Error> {
+        if self.version != VERSION {
+            return Err(Error::Version { what: "a receipt", found: self.version, known: VERSION });
+        }
+        if self.session != session {
+            return Err(Error::Foreign { found: self.session.clone(), expected: session.to_owned() });
+        }
+        Ok(())
+    }
+}
+
+/// Bytes as hexadecimal text: short in JSON, and the same everywhere.
+mod hex {
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    pub(super) fn serialize<S: Serializer>(bytes: impl AsRef<[u8]>, s: S) -> Result<S::Ok, S::Error> {
+        let digit = |n: u8| char::from_digit(u32::from(n), 16).unwrap_or('0');
+        s.serialize_str(&bytes.as_ref().iter().flat_map(|b| [digit(b >> 4), digit(b & 15)]).collect::<String>())
+    }
+
+    pub(super) fn deserialize<'de, T: TryFrom<Vec<u8>>, D: Deserializer<'de>>(d: D) -> Result<T, D::Error> {
+        let text = String::deserialize(d)?;
+        let pair = |p: &[u8]| std::str::from_utf8(p).ok().filter(|_| p.len() == 2).and_then(|p| u8::from_str_radix(p, 16).ok());
+        let bytes: Option<Vec<u8>> = text.as_bytes().chunks(2).map(pair).collect();
+        let bytes = bytes.ok_or_else(|| D::Error::custom("no hexadecimal number"))?;
+        T::try_from(bytes).map_err(|_| D::Error::custom("a number of another length was expected"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn receipts_travel_as_text() {
+        let batch = Batch::new("s", vec![Receipt::fill("a", &[0]), Receipt::inline("a", &[1], b"\x00\xffx"), Receipt::object("s", "a/b", &[2, 3], 9, 7)]);
+        let text = serde_json::to_string(&batch).unwrap();
+        assert_eq!(serde_json::from_str::<Batch>(&text).unwrap(), batch);
+        assert!(text.contains("00ff78"), "{text}");
+        assert!(matches!(batch.check("t"), Err(Error::Foreign { .. })));
+    }
+
+    #[test]
+    fn a_chunk_is_written_once_or_with_the_same_content() {
+        let mut receipts = Receipts::default();
+        receipts.add(Receipt::object("s", "a", &[0], 9, 7)).unwrap();
+        receipts.add(Receipt::object("s", "a", &[0], 9, 7)).unwrap();
+        assert_eq!(receipts.len(), 1);
+        for other in [Receipt::object("s", "a", &[0], 9, 8), Receipt::fill("a", &[0]), Receipt::inline("a", &[0], b"x")] {
+            assert!(matches!(receipts.add(other), Err(Error::WrittenTwice { array, chunk }) if array == "a" && chunk == [0]));
+        }
+    }
+
+    #[test]
+    fn an_object_is_named_by_all_that_tells_it_from_others() {
+        let one = object_id("s", "ab", &[1, 2], 9, 7);
+        assert_eq!(one, object_id("s", "ab", &[1, 2], 9, 7));
+        for other in
+            [object_id("sa", "b", &[1, 2], 9, 7), object_id("s", "ab", &[2, 1], 9, 7), object_id("s", "ab", &[1, 2], 8, 7), object_id("s", "ab", &[1, 2], 9, 8)]
+        {
+            assert_ne!(one, other);
+        }
+    }
+}

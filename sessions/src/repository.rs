@@ -1,0 +1,512 @@
+//! An Icechunk repository: branches, tags, history, and sessions over them.
+
+use std::collections::HashMap;
+use std::num::{NonZeroU16, NonZeroU64};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::SystemTime;
+
+use freestone_engine::storage::{Store, Stores};
+use futures_util::TryStreamExt;
+use icechunk::config::{CachingConfig, RepositoryConfig};
+use icechunk::format::SnapshotId;
+use icechunk::format::format_constants::SpecVersionBin;
+use icechunk::repository::{RepositoryErrorKind, VersionInfo};
+use icechunk::storage::{ConcurrencySettings, S3Options, Settings, Storage, StorageErrorKind};
+use object_store::ObjectStore;
+use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
+use object_store::memory::InMemory;
+use serde_json::{Map, Value};
+
+use crate::error::Error;
+use crate::location::Location;
+use crate::lock::Lock;
+use crate::objects::Objects;
+use crate::record::Records;
+use crate::runtime::wait;
+use crate::session::{ReadonlySession, WritableSession};
+
+/// Array and group nodes that are kept decoded, of snapshots.
+const CACHED_NODES: u64 = 20_000;
+
+/// References to chunks that are kept decoded, of manifests: some 60 bytes each. A manifest with more is read again for each chunk.
+const CACHED_CHUNK_REFS: u64 = 500_000;
+
+/// Requests that one repository has under way at a time.
+const CONCURRENT_REQUESTS: u16 = 16;
+
+/// The branch that every repository has.
+pub const MAIN: &str = "main";
+
+/// A versioned store of arrays: in a directory, below a prefix of an S3 bucket, or in memory.
+///
+/// Cheap to clone. All of its methods wait for what they ask for; they work from inside a user's runtime, too.
+#[derive(Clone, Debug)]
+pub struct Repository {
+    inner: Arc<Inner>,
+    sharing: bool,
+}
+
+#[derive(Debug)]
+struct Inner {
+    location: Location,
+    url: String,
+    repository: Arc<icechunk::Repository>,
+    objects: Objects,
+    records: Records,
+    /// Keeps what is in memory there.
+    _memory: Option<Arc<Memory>>,
+}
+
+/// What a snapshot is found by.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Version {
+    /// The newest of a branch.
+    Branch(String),
+    /// The one that a tag names.
+    Tag(String),
+    /// The one of that id.
+    Snapshot(String),
+}
+
+/// A commit.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Snapshot {
+    /// Its id.
+    pub id: String,
+    /// The one before; none of the first.
+    pub parent: Option<String>,
+    /// When it was written, by the clock of who wrote it.
+    pub written_at: SystemTime,
+    /// What it was committed with.
+    pub message: String,
+    /// What else is said of it.
+    pub properties: Map<String, Value>,
+}
+
+/// On-disk format of a new repository.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// Version 1, which Icechunk 1 reads too. It has no operations log, so that foreign garbage collections are not noticed.
+    V1,
+    /// Version 2.
+    #[default]
+    V2,
+}
+
+impl Format {
+    fn spec(self) -> SpecVersionBin {
+        match self {
+            Format::V1 => SpecVersionBin::V1,
+            Format::V2 => SpecVersionBin::V2,
+        }
+    }
+}
+
+impl Repository {
+    /// Makes a repository at a path, `s3://BUCKET/PREFIX` or `memory://NAME`, where nothing is yet.
+    ///
+    /// # Errors
+    /// [`Error::Exists`] where something is, and where storage fails.
+    pub fn create(url: &str, format: Format) -> Result<Repository, Error> {
+        let location = Location::parse(url)?;
+        let _lock = Lock::take(&location)?;
+        let memory = memory(&location, true)?;
+        if exists(&location, memory.as_deref())? {
+            return Err(Error::Exists { place: location.to_string() });
+        }
+        if let Some(path) = location.directory() {
+            let mut strange = std::fs::read_dir(path).into_iter().flatten().flatten().filter(|e| e.file_name() != crate::FOLDER);
+            if strange.next().is_some() {
+                return Err(Error::Exists { place: location.to_string() });
+            }
+        }
+        let (backend, place) = (storage(&location, memory.as_deref())?, location.to_string());
+        // Nothing of our settings is written into the repository: they are ours, not those of other readers. The directory was looked at already.
+        let clean = location.directory().is_none();
+        wait(async move {
+            let created = icechunk::Repository::create(backend).spec_version(format.spec()).check_clean_root(clean).execute().await;
+            created.map(drop).map_err(|e| match e.kind {
+                // The second is of who lost a race.
+                RepositoryErrorKind::ParentDirectoryNotClean | RepositoryErrorKind::RepoInfoUpdated => Error::Exists { place },
+                kind => failed(&place, "created", kind),
+            })
+        })?;
+        Repository::opened(location, memory)
+    }
+
+    /// A new repository in the memory of this process. It is there as long as a handle on it is.
+    ///
+    /// # Errors
+    /// As [`create`](Repository::create).
+    pub fn in_memory() -> Result<Repository, Error> {
+        Repository::create(&format!("memory://{}", crate::new_id()), Format::default())
+    }
+
+    /// Opens the repository at a path, `s3://BUCKET/PREFIX`, or at the `memory://NAME` of one of this process.
+    ///
+    /// Credentials, region and endpoint of S3 come from the environment (`AWS_…`).
+    ///
+    /// # Errors
+    /// [`Error::NoRepository`] where there is none, and where storage fails.
+    pub fn open(url: &str) -> Result<Repository, Error> {
+        let location = Location::parse(url)?;
+        let memory = memory(&location, false)?;
+        Repository::opened(location, memory)
+    }
+
+    /// Opens the repository, or makes one where there is none.
+    ///
+    /// # Errors
+    /// As [`open`](Repository::open) and [`create`](Repository::create).
+    pub fn open_or_create(url: &str, format: Format) -> Result<Repository, Error> {
+        match Repository::open(url) {
+            Err(Error::NoRepository { .. } | Error::NotHere { .. }) => match Repository::create(url, format) {
+                // Somebody else was faster.
+                Err(Error::Exists { .. }) => Repository::open(url),
+                other => other,
+            },
+            other => other,
+        }
+    }
+
+    fn opened(location: Location, memory: Option<Arc<Memory>>) -> Result<Repository, Error> {
+        if location.directory().is_some_and(|d| !d.is_dir()) {
+            return Err(Error::NoRepository { place: location.to_string() });
+        }
+        let backend = storage(&location, memory.as_deref())?;
+        let (url, place) = (location.to_string(), location.to_string());
+        let repository = wait(async move {
+            icechunk::Repository::open(backend).config(config()).execute().await.map_err(|e| match e.kind {
+                RepositoryErrorKind::RepositoryDoesntExist => Error::NoRepository { place },
+                kind => failed(&place, "opened", kind),
+            })
+        })?;
+        let repository = Arc::new(repository);
+        let objects = match &location {
+            Location::Memory(_) => Objects::Memory(Arc::clone(repository.asset_manager())),
+            Location::Local(_) | Location::S3 { .. } => Objects::Store(Stores::default().open(&url)?),
+        };
+        let records = Records::new(states(&location, memory.as_deref())?, &location);
+        Ok(Repository { inner: Arc::new(Inner { location, url, repository, objects, records, _memory: memory }), sharing: true })
+    }
+
+    /// With shared sessions switched on or off: off, none is created or joined, and no record of any is kept.
+    #[must_use]
+    pub fn sharing(mut self, yes: bool) -> Repository {
+        self.sharing = yes;
+        self
+    }
+
+    /// Where it is, as [`open`](Repository::open) takes it.
+    pub fn url(&self) -> &str {
+        &self.inner.url
+    }
+
+    /// The format on disk.
+    pub fn format(&self) -> Format {
+        if self.inner.repository.spec_version() == SpecVersionBin::V1 { Format::V1 } else { Format::V2 }
+    }
+
+    /// A session that reads one snapshot, whatever is committed meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::NoVersion`] where there is no such version.
+    pub fn readonly_session(&self, version: &Version) -> Result<ReadonlySession, Error> {
+        ReadonlySession::new(self, self.resolve(version)?)
+    }
+
+    /// A session that begins at the newest snapshot of a branch, and commits to it.
+    ///
+    /// # Errors
+    /// [`Error::NoVersion`] where there is no such branch.
+    pub fn writable_session(&self, branch: &str) -> Result<WritableSession, Error> {
+        WritableSession::new(self, branch)
+    }
+
+    /// The id of the snapshot of a version.
+    ///
+    /// # Errors
+    /// [`Error::NoVersion`] where there is none.
+    pub fn resolve(&self, version: &Version) -> Result<String, Error> {
+        let wanted = self.info_of(version)?;
+        let (what, exact) = match version {
+            Version::Branch(name) => (format!("branch `{name}`"), false),
+            Version::Tag(name) => (format!("tag `{name}`"), false),
+            Version::Snapshot(id) => (format!("snapshot `{id}`"), true),
+        };
+        let place = self.url().to_owned();
+        self.ask("read", move |r| async move {
+            let found = if exact {
+                // Ids of snapshots are resolved without a look: this one has one.
+                match &wanted {
+                    VersionInfo::SnapshotId(id) => r.lookup_snapshot(id).await.map(|s| s.id),
+                    other => r.resolve_version(other).await,
+                }
+            } else {
+                r.resolve_version(&wanted).await
+            };
+            match found {
+                Ok(id) => Ok(Ok(id.to_string())),
+                Err(e) if is_missing(&e.kind) => Ok(Err(())),
+                Err(e) => Err(e.kind),
+            }
+        })?
+        .map_err(|()| Error::NoVersion { place, what })
+    }
+
+    /// Names of all branches.
+    ///
+    /// # Errors
+    /// Where storage fails.
+    pub fn branches(&self) -> Result<Vec<String>, Error> {
+        self.ask("read", |r| async move { r.list_branches().await.map(|b| b.into_iter().collect()).map_err(|e| e.kind) })
+    }
+
+    /// Names of all tags.
+    ///
+    /// # Errors
+    /// Where storage fails.
+    pub fn tags(&self) -> Result<Vec<String>, Error> {
+        self.ask("read", |r| async move { r.list_tags().await.map(|t| t.into_iter().collect()).map_err(|e| e.kind) })
+    }
+
+    /// Makes a branch at a version.
+    ///
+    /// # Errors
+    /// Where there is one of that name, or no such version.
+    pub fn create_branch(&self, name: &str, at: &Version) -> Result<(), Error> {
+        let (name, id) = (name.to_owned(), self.id(at)?);
+        let _lock = self.lock()?;
+        self.ask("given a branch", move |r| async move { r.create_branch(&name, &id).await.map_err(|e| e.kind) })
+    }
+
+    /// Removes a branch. Its snapshots go with the next garbage collection, unless others lead there.
+    ///
+    /// # Errors
+    /// Where there is none, or it is `main`.
+    pub fn delete_branch(&self, name: &str) -> Result<(), Error> {
+        let name = name.to_owned();
+        let _lock = self.lock()?;
+        self.ask("freed of a branch", move |r| async move { r.delete_branch(&name).await.map_err(|e| e.kind) })
+    }
+
+    /// Names a snapshot for good.
+    ///
+    /// # Errors
+    /// Where there is, or ever was, a tag of that name, or no such version.
+    pub fn create_tag(&self, name: &str, at: &Version) -> Result<(), Error> {
+        let (name, id) = (name.to_owned(), self.id(at)?);
+        let _lock = self.lock()?;
+        self.ask("tagged", move |r| async move { r.create_tag(&name, &id).await.map_err(|e| e.kind) })
+    }
+
+    /// Removes a tag.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn delete_tag(&self, name: &str) -> Result<(), Error> {
+        let name = name.to_owned();
+        let _lock = self.lock()?;
+        self.ask("freed of a tag", move |r| async move { r.delete_tag(&name).await.map_err(|e| e.kind) })
+    }
+
+    /// A version's snapshots, the newest first.
+    ///
+    /// # Errors
+    /// Where there is no such version.
+    pub fn history(&self, of: &Version) -> Result<Vec<Snapshot>, Error> {
+        let id = self.id(of)?;
+        self.ask("read", move |r| async move {
+            let history = r.ancestry(&VersionInfo::SnapshotId(id)).await.map_err(|e| e.kind)?;
+            let snapshot = |s: icechunk::format::snapshot::SnapshotInfo| Snapshot {
+                id: s.id.to_string(),
+                parent: s.parent_id.map(|p| p.to_string()),
+                written_at: s.flushed_at.into(),
+                message: s.message,
+                properties: s.metadata.into_iter().collect(),
+            };
+            history.map_ok(snapshot).try_collect().await.map_err(|e: icechunk::repository::RepositoryError| e.kind)
+        })
+    }
+
+    pub(crate) fn id(&self, version: &Version) -> Result<SnapshotId, Error> {
+        snapshot_id(&self.resolve(version)?)
+    }
+
+    fn info_of(&self, version: &Version) -> Result<VersionInfo, Error> {
+        Ok(match version {
+            Version::Branch(name) => VersionInfo::BranchTipRef(name.clone()),
+            Version::Tag(name) => VersionInfo::TagRef(name.clone()),
+            Version::Snapshot(id) => VersionInfo::SnapshotId(snapshot_id(id).map_err(|_| self.no_version(version))?),
+        })
+    }
+
+    fn no_version(&self, version: &Version) -> Error {
+        let what = match version {
+            Version::Branch(name) => format!("branch `{name}`"),
+            Version::Tag(name) => format!("tag `{name}`"),
+            Version::Snapshot(id) => format!("snapshot `{id}`"),
+        };
+        Error::NoVersion { place: self.url().to_owned(), what }
+    }
+
+    /// Asks Icechunk for something and waits.
+    pub(crate) fn ask<T, F, A>(&self, action: &'static str, question: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: FnOnce(Arc<icechunk::Repository>) -> A,
+        A: Future<Output = Result<T, RepositoryErrorKind>> + Send + 'static,
+    {
+        let (asked, place) = (question(Arc::clone(&self.inner.repository)), self.inner.url.clone());
+        wait(async move { asked.await.map_err(|kind| failed(&place, action, kind)) })
+    }
+
+    /// Holds what must not happen twice at once in a local repository; nothing elsewhere, where the store compares and swaps.
+    pub(crate) fn lock(&self) -> Result<Lock, Error> {
+        Lock::take(&self.inner.location)
+    }
+
+    pub(crate) fn directory(&self) -> Option<&std::path::Path> {
+        self.inner.location.directory()
+    }
+
+    pub(crate) fn icechunk(&self) -> &Arc<icechunk::Repository> {
+        &self.inner.repository
+    }
+
+    pub(crate) fn objects(&self) -> &Objects {
+        &self.inner.objects
+    }
+
+    pub(crate) fn records(&self) -> &Records {
+        &self.inner.records
+    }
+
+    pub(crate) fn is_sharing(&self) -> bool {
+        self.sharing
+    }
+
+    /// The store that lies below, where there is one of ours for it.
+    pub(crate) fn base_store(&self) -> Option<&Arc<dyn Store>> {
+        match &self.inner.objects {
+            Objects::Store(store) => Some(store),
+            Objects::Memory(_) => None,
+        }
+    }
+}
+
+pub(crate) fn snapshot_id(id: &str) -> Result<SnapshotId, Error> {
+    SnapshotId::try_from(id).map_err(|e| Error::BadUrl { url: id.to_owned(), why: format!("it is no id of a snapshot: {e}") })
+}
+
+/// An error of Icechunk's, of which only the kind is kept: its trace of spans is for its own developers.
+pub(crate) fn failed(place: &str, action: &'static str, kind: impl std::error::Error + 'static) -> Error {
+    let (mut message, mut transient) = (kind.to_string(), false);
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&kind);
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !message.contains(&text) {
+            message = format!("{message}: {text}");
+        }
+        // As in the engine's object stores: the client has tried what it knows to be transient again; another worker may still get through.
+        transient |= matches!(error.downcast_ref(), Some(object_store::Error::Generic { .. }));
+        cause = error.source();
+    }
+    Error::Repository { place: place.to_owned(), action, message, transient }
+}
+
+fn is_missing(kind: &RepositoryErrorKind) -> bool {
+    use icechunk::format::IcechunkFormatErrorKind as F;
+    use icechunk::refs::RefErrorKind as R;
+    matches!(
+        kind,
+        RepositoryErrorKind::SnapshotNotFound { .. }
+            | RepositoryErrorKind::Ref(R::RefNotFound(_))
+            | RepositoryErrorKind::FormatError(F::BranchNotFound { .. } | F::TagNotFound { .. } | F::SnapshotIdNotFound { .. })
+            | RepositoryErrorKind::StorageError(StorageErrorKind::ObjectNotFound)
+    )
+}
+
+/// Caches and requests are bounded: an object is fetched in one piece (in parallel parts it would be in memory twice), and no chunk is kept.
+fn config() -> RepositoryConfig {
+    let one_piece = ConcurrencySettings { max_concurrent_requests_for_object: NonZeroU16::new(1), ideal_concurrent_request_size: NonZeroU64::new(1 << 40) };
+    RepositoryConfig {
+        max_concurrent_requests: Some(CONCURRENT_REQUESTS),
+        caching: Some(CachingConfig {
+            num_snapshot_nodes: Some(CACHED_NODES),
+            num_chunk_refs: Some(CACHED_CHUNK_REFS),
+            num_transaction_changes: Some(0),
+            num_bytes_attributes: Some(0),
+            num_bytes_chunks: Some(0),
+        }),
+        storage: Some(Settings { concurrency: Some(one_piece), ..Settings::default() }),
+        ..RepositoryConfig::default()
+    }
+}
+
+type Backend = Arc<dyn Storage + Send + Sync>;
+
+fn storage(location: &Location, memory: Option<&Memory>) -> Result<Backend, Error> {
+    let (location, place) = (location.clone(), location.to_string());
+    let made = match (location, memory) {
+        (_, Some(memory)) => return Ok(Arc::clone(&memory.storage)),
+        (Location::Memory(_), None) => return Err(Error::NotHere { place }),
+        (Location::Local(path), _) => wait(async move { Ok(icechunk::new_local_filesystem_storage(&path).await) })?,
+        (Location::S3 { bucket, prefix }, _) => {
+            // What is not said here comes from the environment, with the credentials.
+            let flag = |name: &str| std::env::var(name).is_ok_and(|v| ["1", "true", "yes", "on"].contains(&v.to_ascii_lowercase().as_str()));
+            let options = S3Options::default().with_allow_http(flag("AWS_ALLOW_HTTP")).with_anonymous(flag("AWS_SKIP_SIGNATURE"));
+            wait(async move { Ok(icechunk::new_s3_object_store_storage(options, bucket, Some(prefix), None, Vec::new(), Vec::new()).await) })?
+        }
+    };
+    made.map_err(|e| failed(&place, "opened", e.kind))
+}
+
+/// Where records of shared sessions lie: beside Icechunk's own folders, which it alone lists.
+fn states(location: &Location, memory: Option<&Memory>) -> Result<Arc<dyn ObjectStore>, Error> {
+    let place = location.to_string();
+    Ok(match (location, memory) {
+        (_, Some(memory)) => Arc::clone(&memory.records),
+        (Location::Memory(_), None) => return Err(Error::NotHere { place }),
+        (Location::Local(path), _) => Arc::new(object_store::local::LocalFileSystem::new_with_prefix(path).map_err(|e| failed(&place, "opened", e))?),
+        (Location::S3 { bucket, .. }, _) => {
+            let builder = AmazonS3Builder::from_env().with_bucket_name(bucket).with_conditional_put(S3ConditionalPut::ETagMatch);
+            Arc::new(builder.build().map_err(|e| failed(&place, "opened", e))?)
+        }
+    })
+}
+
+fn exists(location: &Location, memory: Option<&Memory>) -> Result<bool, Error> {
+    if location.directory().is_some_and(|d| !d.exists()) {
+        return Ok(false);
+    }
+    let (backend, place) = (storage(location, memory)?, location.to_string());
+    wait(async move { icechunk::Repository::exists(backend, None).await.map_err(|e| failed(&place, "looked at", e.kind)) })
+}
+
+/// A repository in memory: what Icechunk keeps, and our records.
+#[derive(Debug)]
+struct Memory {
+    storage: Backend,
+    records: Arc<dyn ObjectStore>,
+}
+
+/// Repositories in memory are found by their names from anywhere in the process, as directories are; who holds a handle keeps one alive.
+fn memory(location: &Location, make: bool) -> Result<Option<Arc<Memory>>, Error> {
+    static KNOWN: Mutex<Option<HashMap<String, Weak<Memory>>>> = Mutex::new(None);
+    let Location::Memory(name) = location else { return Ok(None) };
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = known.get_or_insert_default();
+    known.retain(|_, m| m.strong_count() > 0);
+    if let Some(memory) = known.get(name).and_then(Weak::upgrade) {
+        return Ok(Some(memory));
+    }
+    if !make {
+        return Err(Error::NotHere { place: location.to_string() });
+    }
+    let place = location.to_string();
+    let storage = wait(async move { icechunk::new_in_memory_storage().await.map_err(|e| failed(&place, "made", e.kind)) })?;
+    let memory = Arc::new(Memory { storage, records: Arc::new(InMemory::new()) });
+    known.insert(name.clone(), Arc::downgrade(&memory));
+    Ok(Some(memory))
+}

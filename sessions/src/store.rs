@@ -1,0 +1,446 @@
+//! The engine's view of a session: a [`Store`] whose keys are Zarr's.
+//!
+//! `u/zarr.json` is the document of a node and `u/c/0/1` a chunk, which is read through a reference in a manifest. A missing chunk is not found,
+//! whichever way it is asked for; readers then have fill values. What a session has written itself is seen by it.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use freestone_engine::kernels::Buffer;
+use freestone_engine::storage::{ByteRange, ObjectPart, PartsRead, StorageError, Store, join};
+use icechunk::format::manifest::{ChunkPayload, ChunkRef};
+use icechunk::format::snapshot::NodeSnapshot;
+use icechunk::format::{ByteRange as IceRange, ChunkId, ChunkIndices};
+use icechunk::repository::VersionInfo;
+use icechunk::session::{Session, SessionErrorKind};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::draft::{Draft, Known, icechunk_path, our_path};
+use crate::error::Error;
+use crate::location::StoreUrl;
+use crate::receipt::{INLINE_BYTES, Receipt, Written};
+use crate::repository::{Repository, Version, failed, snapshot_id};
+use crate::runtime::wait;
+
+/// A snapshot of a repository, with what a session has written over it.
+#[derive(Debug)]
+pub struct SessionStore {
+    url: String,
+    repository: Repository,
+    snapshot: String,
+    session: Arc<Session>,
+    writes: Option<Writes>,
+}
+
+/// How a store takes chunks.
+pub(crate) struct Writes {
+    /// The session that they are of.
+    pub(crate) session: String,
+    /// What becomes of their receipts.
+    pub(crate) receipts: Keep,
+    /// What was changed so far.
+    pub(crate) draft: Arc<Mutex<Draft>>,
+    /// Whether more may be written.
+    pub(crate) gate: Option<Gate>,
+}
+
+/// Asks whether more may be written.
+pub(crate) type Gate = Box<dyn Fn() -> Result<(), Error> + Send + Sync>;
+
+/// What becomes of receipts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// They are kept in the draft, with the bytes of small chunks.
+    Here,
+    /// The writer's caller makes them, from length and hash: every chunk is an object.
+    Elsewhere,
+}
+
+impl fmt::Debug for Writes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Writes").field("session", &self.session).field("receipts", &self.receipts).finish_non_exhaustive()
+    }
+}
+
+/// What a key names.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Key<'a> {
+    Document(&'a str),
+    Chunk(&'a str, Vec<u32>),
+    Nothing,
+}
+
+impl Key<'_> {
+    pub(crate) fn parse(key: &str) -> Key<'_> {
+        if let Some(path) = key.strip_suffix("zarr.json") {
+            return match path.strip_suffix('/') {
+                Some(path) => Key::Document(path),
+                None if path.is_empty() => Key::Document(""),
+                None => Key::Nothing,
+            };
+        }
+        let mut coords: Vec<u32> = Vec::new();
+        let mut rest = key;
+        loop {
+            let (above, last) = rest.rsplit_once('/').map_or(("", rest), |(above, last)| (above, last));
+            if last == "c" {
+                coords.reverse();
+                return Key::Chunk(above, coords);
+            }
+            match last.parse() {
+                Ok(n) if !above.is_empty() && last.bytes().all(|b| b.is_ascii_digit()) => coords.push(n),
+                _ => return Key::Nothing,
+            }
+            rest = above;
+        }
+    }
+}
+
+/// Where a chunk's bytes are.
+enum Found {
+    Nowhere,
+    Here(Bytes),
+    Object {
+        id: ChunkId,
+        offset: u64,
+        len: u64,
+    },
+    /// In a file of somebody else's.
+    Virtual {
+        len: u64,
+    },
+}
+
+/// Opens the store at a URL of this crate's: `icechunk+REPOSITORY#snapshot=ID`, with `&session=ID` behind it to write. For
+/// [`Stores::with_opener`](freestone_engine::storage::Stores::with_opener).
+///
+/// A store that writes keeps no receipts: who calls it makes them, by [`Receipt::object`], from what [`Store::write`] was given.
+///
+/// # Errors
+/// Where there is no such repository or snapshot. Credentials come from the environment.
+pub fn open_store(url: &str) -> Result<Arc<dyn Store>, StorageError> {
+    let open = || {
+        let parsed = StoreUrl::parse(url)?;
+        let repository = Repository::open(&parsed.repository)?;
+        let writes = parsed.session.map(|session| Writes { session, receipts: Keep::Elsewhere, draft: Arc::default(), gate: None });
+        SessionStore::new(&repository, parsed.snapshot, writes)
+    };
+    let opened = open().map_err(|e: Error| e.into_storage(url.to_owned(), "opened"))?;
+    Ok(Arc::new(opened))
+}
+
+impl SessionStore {
+    pub(crate) fn new(repository: &Repository, snapshot: String, writes: Option<Writes>) -> Result<SessionStore, Error> {
+        let id = snapshot_id(&snapshot)?;
+        if writes.is_none() {
+            repository.resolve(&Version::Snapshot(snapshot.clone()))?;
+        }
+        let session = repository.ask("read", |r| async move { r.readonly_session(&VersionInfo::SnapshotId(id)).await.map_err(|e| e.kind) })?;
+        let session_id = writes.as_ref().map(|w| w.session.clone());
+        let url = StoreUrl { repository: repository.url().to_owned(), snapshot: snapshot.clone(), session: session_id }.to_string();
+        Ok(SessionStore { url, repository: repository.clone(), snapshot, session: Arc::new(session), writes })
+    }
+
+    /// The snapshot that it is based on.
+    pub fn snapshot(&self) -> &str {
+        &self.snapshot
+    }
+
+    pub(crate) fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    pub(crate) fn draft(&self) -> Option<MutexGuard<'_, Draft>> {
+        self.writes.as_ref().map(|w| w.draft.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn failed(&self, action: &'static str) -> impl Fn(icechunk::session::SessionError) -> Error + use<> {
+        let place = self.url.clone();
+        move |e| failed(&place, action, e.kind)
+    }
+
+    /// The node in the base.
+    fn base_node(&self, path: &str) -> Result<Option<NodeSnapshot>, Error> {
+        let (session, at, failed) = (Arc::clone(&self.session), icechunk_path(path)?, self.failed("read"));
+        wait(async move {
+            match session.get_node(&at).await {
+                Ok(node) => Ok(Some(node)),
+                Err(e) if matches!(e.kind, SessionErrorKind::NodeNotFound { .. }) => Ok(None),
+                Err(e) => Err(failed(e)),
+            }
+        })
+    }
+
+    /// A node's document.
+    pub(crate) fn document(&self, path: &str) -> Result<Option<Vec<u8>>, Error> {
+        if let Some(draft) = self.draft() {
+            match draft.node(path) {
+                Known::Document(document) => return Ok(Some(document.to_string().into_bytes())),
+                Known::Gone => return Ok(None),
+                Known::Unchanged => {}
+            }
+        }
+        Ok(self.base_node(path)?.map(|node| node.user_data.to_vec()))
+    }
+
+    fn locate(&self, array: &str, chunk: &[u32]) -> Result<Found, Error> {
+        if let Some(draft) = self.draft() {
+            match draft.receipts.get(array, chunk) {
+                Some((Written::Fill, _)) => return Ok(Found::Nowhere),
+                Some((Written::Inline { bytes }, _)) => return Ok(Found::Here(Bytes::copy_from_slice(bytes))),
+                Some((Written::Object { id, offset, len }, _)) => {
+                    return Ok(Found::Object { id: ChunkId::new(*id), offset: *offset, len: *len });
+                }
+                None if draft.hides_chunks(array) => return Ok(Found::Nowhere),
+                None => {}
+            }
+        }
+        let (session, path, coords, failed) = (Arc::clone(&self.session), icechunk_path(array)?, ChunkIndices(chunk.to_vec()), self.failed("read"));
+        let payload = wait(async move {
+            match session.get_chunk_ref(&path, &coords).await {
+                Ok(payload) => Ok(payload),
+                Err(e) if matches!(e.kind, SessionErrorKind::NodeNotFound { .. } | SessionErrorKind::NotAnArray { .. }) => Ok(None),
+                Err(e) => Err(failed(e)),
+            }
+        })?;
+        Ok(match payload {
+            None => Found::Nowhere,
+            Some(ChunkPayload::Inline(bytes)) => Found::Here(bytes),
+            Some(ChunkPayload::Ref(ChunkRef { id, offset, length })) => Found::Object { id, offset, len: length },
+            Some(other) => Found::Virtual { len: other.length() },
+        })
+    }
+
+    /// Reads bytes of a chunk's object, which has to be there.
+    fn read_object(&self, key: &str, id: &ChunkId, offset: u64, len: u64, into: &mut Buffer) -> Result<(), StorageError> {
+        if self.repository.objects().read(id, offset, len, into)? {
+            return Ok(());
+        }
+        let message = format!("its object {} is gone: was garbage collected while it was written?", crate::objects::key(id));
+        Err(StorageError::Io { place: self.place(key), action: "read", message, transient: false })
+    }
+
+    /// Bytes of a chunk that lies in a file of somebody else's.
+    fn read_virtual(&self, array: &str, chunk: Vec<u32>, offset: u64, len: u64) -> Result<Bytes, Error> {
+        let (session, path, failed) = (Arc::clone(&self.session), icechunk_path(array)?, self.failed("read"));
+        wait(async move {
+            let range = IceRange::bounded(offset, offset + len);
+            match session.get_chunk_reader(&path, &ChunkIndices(chunk), &range).await.map_err(&failed)? {
+                Some(bytes) => bytes.await.map_err(&failed),
+                None => Ok(Bytes::new()),
+            }
+        })
+    }
+
+    fn writes(&self, key: &str) -> Result<&Writes, StorageError> {
+        let refused = || StorageError::Denied { place: self.place(key), action: "written in a session that only reads" };
+        let writes = self.writes.as_ref().ok_or_else(refused)?;
+        if let Some(gate) = &writes.gate {
+            gate().map_err(|e| e.into_storage(self.place(key), "written"))?;
+        }
+        Ok(writes)
+    }
+
+    /// Names directly below a node.
+    fn children(&self, path: &str) -> Result<Vec<String>, Error> {
+        let (session, at, failed) = (Arc::clone(&self.session), icechunk_path(path)?, self.failed("listed"));
+        let base: Vec<String> = wait(async move {
+            let mut below = Vec::new();
+            for node in session.list_nodes(&at).await.map_err(&failed)? {
+                below.push(our_path(&node.map_err(&failed)?.path));
+            }
+            Ok(below)
+        })?;
+        let prefix = if path.is_empty() { String::new() } else { format!("{path}/") };
+        let child = |p: &str| p.strip_prefix(&prefix).and_then(|p| p.split('/').next()).filter(|n| !n.is_empty()).map(str::to_owned);
+        let mut names: BTreeSet<String> = BTreeSet::new();
+        let draft = self.draft();
+        for node in base.iter().filter(|p| !draft.as_ref().is_some_and(|d| matches!(d.node(p), Known::Gone))) {
+            names.extend(child(node));
+        }
+        for (node, change) in draft.iter().flat_map(|d| &d.nodes) {
+            names.extend(change.document().and_then(|_| child(node)));
+        }
+        Ok(names.into_iter().collect())
+    }
+}
+
+impl Store for SessionStore {
+    fn url(&self) -> &str {
+        &self.url
+    }
+
+    fn is_remote(&self) -> bool {
+        self.repository.objects().is_remote()
+    }
+
+    fn read(&self, key: &str, range: Option<ByteRange>, limit: u64, into: &mut Buffer) -> Result<bool, StorageError> {
+        let wrong = |e: Error| e.into_storage(self.place(key), "read");
+        let copy = |bytes: &[u8], into: &mut Buffer| {
+            let (offset, len) = ByteRange::of(range, bytes.len() as u64, limit, || self.place(key))?;
+            into.set_len(len as usize);
+            into.bytes_mut().copy_from_slice(&bytes[offset as usize..(offset + len) as usize]);
+            Ok(true)
+        };
+        match Key::parse(key) {
+            Key::Nothing => Ok(false),
+            Key::Document(path) => match self.document(path).map_err(wrong)? {
+                Some(text) => copy(&text, into),
+                None => Ok(false),
+            },
+            Key::Chunk(array, chunk) => match self.locate(array, &chunk).map_err(wrong)? {
+                Found::Nowhere => Ok(false),
+                Found::Here(bytes) => copy(&bytes, into),
+                Found::Object { id, offset, len } => {
+                    let (start, len) = ByteRange::of(range, len, limit, || self.place(key))?;
+                    self.read_object(key, &id, offset + start, len, into).map(|()| true)
+                }
+                Found::Virtual { len } => {
+                    let (start, len) = ByteRange::of(range, len, limit, || self.place(key))?;
+                    let bytes = self.read_virtual(array, chunk, start, len).map_err(wrong)?;
+                    into.set_len(bytes.len());
+                    into.bytes_mut().copy_from_slice(&bytes);
+                    Ok(true)
+                }
+            },
+        }
+    }
+
+    fn read_parts(&self, key: &str, size: u64, parts: &[ObjectPart], into: &mut [u8]) -> Result<PartsRead, StorageError> {
+        let wrong = |e: Error| e.into_storage(self.place(key), "read");
+        let Key::Chunk(array, chunk) = Key::parse(key) else { return Ok(PartsRead::Missing) };
+        match self.locate(array, &chunk).map_err(wrong)? {
+            Found::Nowhere => Ok(PartsRead::Missing),
+            Found::Here(bytes) if bytes.len() as u64 != size => Ok(PartsRead::Length(bytes.len() as u64)),
+            Found::Object { len, .. } | Found::Virtual { len } if len != size => Ok(PartsRead::Length(len)),
+            Found::Here(bytes) => {
+                for part in parts {
+                    into[part.place..part.place + part.len].copy_from_slice(&bytes[part.offset as usize..][..part.len]);
+                }
+                Ok(PartsRead::Done)
+            }
+            Found::Object { id, offset, .. } => {
+                if let (0, Some(store)) = (offset, self.repository.base_store())
+                    && let done @ (PartsRead::Done | PartsRead::Missing) = store.read_parts(&crate::objects::key(&id), size, parts, into)?
+                {
+                    return match done {
+                        // The reference says that it is there: reading it whole says what is wrong.
+                        PartsRead::Missing => self.read_object(key, &id, 0, size, &mut Buffer::zeroed(size as usize)).map(|()| PartsRead::Done),
+                        done => Ok(done),
+                    };
+                }
+                for part in parts {
+                    let mut buffer = Buffer::zeroed(part.len);
+                    self.read_object(key, &id, offset + part.offset, part.len as u64, &mut buffer)?;
+                    into[part.place..part.place + part.len].copy_from_slice(buffer.bytes());
+                }
+                Ok(PartsRead::Done)
+            }
+            Found::Virtual { .. } => {
+                for part in parts {
+                    let bytes = self.read_virtual(array, chunk.clone(), part.offset, part.len as u64).map_err(wrong)?;
+                    into[part.place..part.place + part.len].copy_from_slice(&bytes);
+                }
+                Ok(PartsRead::Done)
+            }
+        }
+    }
+
+    fn write(&self, key: &str, bytes: &[u8]) -> Result<(), StorageError> {
+        let writes = self.writes(key)?;
+        let Key::Chunk(array, chunk) = Key::parse(key) else {
+            let why = "only chunks are written into a session: metadata are its creator's";
+            return Err(StorageError::Io { place: self.place(key), action: "written", message: why.into(), transient: false });
+        };
+        if writes.receipts == Keep::Here && bytes.len() <= INLINE_BYTES {
+            self.note(Receipt::inline(array, &chunk, bytes));
+            return Ok(());
+        }
+        let receipt = Receipt::object(&writes.session, array, &chunk, bytes.len() as u64, xxh3_64(bytes));
+        if let Written::Object { id, .. } = &receipt.written {
+            self.repository.objects().write(&ChunkId::new(*id), bytes)?;
+        }
+        if writes.receipts == Keep::Here {
+            self.note(receipt);
+        }
+        Ok(())
+    }
+
+    fn remove(&self, key: &str) -> Result<(), StorageError> {
+        let writes = self.writes(key)?;
+        match Key::parse(key) {
+            Key::Chunk(array, chunk) => {
+                if writes.receipts == Keep::Here {
+                    self.note(Receipt::fill(array, &chunk));
+                }
+                Ok(())
+            }
+            Key::Document(_) | Key::Nothing => {
+                let why = "only chunks are removed in a session: nodes go by its creator's word";
+                Err(StorageError::Io { place: self.place(key), action: "removed", message: why.into(), transient: false })
+            }
+        }
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<String>, StorageError> {
+        let path = prefix.trim_end_matches('/');
+        let wrong = |e: Error| e.into_storage(self.place(prefix), "listed");
+        let Some(document) = self.document(path).map_err(wrong)? else {
+            return if path.is_empty() { self.children(path).map_err(wrong) } else { Ok(Vec::new()) };
+        };
+        let mut names = match serde_json::from_slice::<serde_json::Value>(&document) {
+            Ok(document) if document["node_type"] == "array" => vec!["c".to_owned()],
+            _ => self.children(path).map_err(wrong)?,
+        };
+        names.push("zarr.json".into());
+        Ok(names)
+    }
+
+    fn sync(&self, _keys: &mut dyn Iterator<Item = String>) -> Result<(), StorageError> {
+        // The commit does, for all objects together.
+        Ok(())
+    }
+
+    fn place(&self, key: &str) -> String {
+        format!("{} in {}", if key.is_empty() { "the root" } else { key }, self.url)
+    }
+}
+
+impl SessionStore {
+    fn note(&self, receipt: Receipt) {
+        if let Some(mut draft) = self.draft() {
+            draft.write(receipt);
+        }
+    }
+
+    /// Notes that a chunk is all fill values.
+    pub(crate) fn note_fill(&self, array: &str, chunk: &[u32]) -> Result<(), Error> {
+        self.remove(&join(array, &chunk.iter().fold("c".to_owned(), |key, c| format!("{key}/{c}")))).map_err(Error::from)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_name_documents_and_chunks() {
+        for (key, expect) in [
+            ("zarr.json", Key::Document("")),
+            ("a/b/zarr.json", Key::Document("a/b")),
+            ("c/0/1", Key::Chunk("", vec![0, 1])),
+            ("a/c/2", Key::Chunk("a", vec![2])),
+            ("a/c", Key::Chunk("a", vec![])),
+            ("c/c/7", Key::Chunk("c", vec![7])),
+            (".zarray", Key::Nothing),
+            ("a/xzarr.json", Key::Nothing),
+            ("a/0/1", Key::Nothing),
+            ("a/c/+1", Key::Nothing),
+            ("", Key::Nothing),
+        ] {
+            assert_eq!(Key::parse(key), expect, "{key}");
+        }
+    }
+}

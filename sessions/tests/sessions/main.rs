@@ -1,0 +1,10 @@
+//! What sessions promise, in memory, in directories and on an S3 server.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::single_range_in_vec_init)]
+
+mod conformance;
+mod examples;
+mod interop;
+mod plans;
+mod processes;
+mod support;
