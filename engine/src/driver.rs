@@ -21,7 +21,7 @@ use crate::executor::{Executor, ExecutorError};
 use crate::finished::Finished;
 use crate::journal::{Journal, Replay};
 use crate::machine;
-use crate::plan::{ArrayId, FinalizedPlan, LocalMemory, Place, PlanError, Stage};
+use crate::plan::{ArrayId, FinalizedPlan, LocalMemory, LocalProjection, Place, PlanError, Stage};
 use crate::session::{Session, SessionError};
 use crate::spec::Spec;
 use crate::storage::metadata::open_array;
@@ -131,7 +131,7 @@ struct Drive<'a> {
     plan: &'a Arc<FinalizedPlan>,
     run: &'a Run<'a>,
     local: LocalMemory,
-    projection: crate::plan::LocalProjection,
+    projection: LocalProjection,
     work: Arc<dyn Store>,
 }
 
@@ -208,7 +208,9 @@ impl<'a> Drive<'a> {
         let mut report = match ended {
             Ok(report) => report,
             Err(error) => {
-                let kept = resumable && (error.1 || finished.iter().any(|n| *n > 0));
+                // Where somebody else has the outputs' places, nothing can go on.
+                let is_over = matches!(&error.0, RunError::Session(SessionError::Taken { .. } | SessionError::Changed { .. }));
+                let kept = resumable && !is_over && (error.1 || finished.iter().any(|n| *n > 0));
                 let error = if kept { RunError::Stopped { error: Box::new(error.0), run: address.path() } } else { error.0 };
                 tell(&Event::RunEnded(Err(&error)));
                 if !kept {
@@ -278,8 +280,17 @@ fn keep<T>(
     flush: &(dyn Fn() -> Result<(), StorageError> + Sync),
     run: impl FnOnce() -> T,
 ) -> T {
+    /// Lets the keeper go, also where an observer panics.
+    struct Ending<'a>(&'a Mutex<bool>, &'a Condvar);
+    impl Drop for Ending<'_> {
+        fn drop(&mut self) {
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+            self.1.notify_all();
+        }
+    }
     let (ended, changed, start) = (Mutex::new(false), Condvar::new(), Instant::now());
     std::thread::scope(|scope| {
+        let _ending = Ending(&ended, &changed);
         scope.spawn(|| {
             let mut is_ended = ended.lock().unwrap_or_else(PoisonError::into_inner);
             while !*is_ended {
@@ -299,38 +310,27 @@ fn keep<T>(
                 is_ended = ended.lock().unwrap_or_else(PoisonError::into_inner);
             }
         });
-        let result = run();
-        *ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        changed.notify_all();
-        result
+        run()
     })
 }
 
 /// Tries what storage failed again, where that may help.
 fn again<T>(action: impl Fn() -> Result<T, StorageError>) -> Result<T, StorageError> {
-    let mut attempt = 0;
-    loop {
-        match action() {
-            Err(error) if is_passing(&error) && attempt + 1 < STORAGE_ATTEMPTS => {
-                std::thread::sleep(STORAGE_PAUSE * (1 << attempt));
-                attempt += 1;
-            }
-            other => return other,
-        }
-    }
+    tried(action, is_passing)
 }
 
 fn again_session(action: &dyn Fn() -> Result<(), SessionError>) -> Result<(), SessionError> {
-    let mut attempt = 0;
-    loop {
+    tried(action, |error| matches!(error, SessionError::Storage(error) if is_passing(error)))
+}
+
+fn tried<T, E>(action: impl Fn() -> Result<T, E>, is_passing: impl Fn(&E) -> bool) -> Result<T, E> {
+    for attempt in 0..STORAGE_ATTEMPTS - 1 {
         match action() {
-            Err(SessionError::Storage(error)) if is_passing(&error) && attempt + 1 < STORAGE_ATTEMPTS => {
-                std::thread::sleep(STORAGE_PAUSE * (1 << attempt));
-                attempt += 1;
-            }
+            Err(error) if is_passing(&error) => std::thread::sleep(STORAGE_PAUSE * (1 << attempt)),
             other => return other,
         }
     }
+    action()
 }
 
 fn is_passing(error: &StorageError) -> bool {

@@ -42,7 +42,11 @@ fn pid(worker: &str) -> u32 {
 }
 
 fn kill(pid: u32) {
-    assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
+    signal("-KILL", pid);
+}
+
+fn signal(which: &str, pid: u32) {
+    assert!(Command::new("kill").args([which, &pid.to_string()]).status().unwrap().success());
 }
 
 #[test]
@@ -60,6 +64,27 @@ fn workers_are_processes_of_their_own() {
     assert_eq!((report.retries, report.slots), (0, 3));
     assert!(report.worker_peak_bytes.is_some_and(|b| b > 1_000_000), "{report:?}");
     assert!(pids.iter().all(|pid| !Path::new(&format!("/proc/{pid}")).exists()), "none is left");
+}
+
+/// Two workers that were stopped, not killed: they answer no more. What they have in hand is started a second time.
+#[test]
+fn a_worker_that_hangs_is_overtaken() {
+    let place = Place::new();
+    let (expect, found) = (place.at("expect"), place.at("found"));
+    freestone::run(&many_tasks(&expect, &place.spec()), &place.spec(), &Threads::new(1)).unwrap();
+    let stopped = Mutex::new(BTreeSet::new());
+    let observer = Workers(|worker: &str| {
+        let mut stopped = stopped.lock().unwrap();
+        if stopped.len() < 2 && stopped.insert(pid(worker)) {
+            signal("-STOP", pid(worker));
+        }
+    });
+    let report = run(&many_tasks(&found, &place.spec()), &place.spec(), &processes(4), &observer, &Cancel::default()).unwrap();
+    assert!(report.backups[0] >= 2 && report.backups[1] >= 2, "{report}");
+    assert_eq!(report.retries, 0, "{report}");
+    assert!(tree(&expect) == tree(&found));
+    let stopped = stopped.into_inner().unwrap();
+    assert!(stopped.len() == 2 && stopped.iter().all(|pid| !Path::new(&format!("/proc/{pid}")).exists()), "none is left");
 }
 
 #[test]

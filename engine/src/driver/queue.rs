@@ -433,6 +433,10 @@ impl<'a> Queue<'a> {
             Decision::Stop { failure, attempts, note } => return self.fail_in(state, RunError::Task { failure, attempts, note }),
         };
         if in_hand {
+            // It may be repeated once more.
+            if let Some(other) = twin.and_then(|id| state.flights.get_mut(&id)) {
+                other.twin = None;
+            }
             return;
         }
         told.retried = Some((attempt, delay));

@@ -29,7 +29,7 @@ pub struct RunRecord {
 }
 
 /// Version of [`RunRecord`].
-pub(super) const RECORD_FORMAT: u32 = 1;
+pub const RECORD_FORMAT: u32 = 1;
 const MAX_RECORD_BYTES: u64 = 1_000_000;
 
 impl RunRecord {

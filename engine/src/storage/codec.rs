@@ -2,7 +2,7 @@
 //!
 //! Only known codecs are let in. The bytes-to-bytes codecs are peeled off one by one so that each step's size is known before it
 //! is made (a flipped bit in a frame header cannot ask for terabytes), and every step goes from one buffer of the arena into
-//! another: what is held at worst is [`Codec::decode_scratch`] and [`Codec::encode_scratch`], and no codec allocates a chunk.
+//! another: what is held at worst is [`Codec::decode_scratch`] and [`Codec::encode_beside`], and no codec allocates a chunk.
 
 use std::io::{Cursor, Read, Write};
 
