@@ -70,6 +70,7 @@ struct Before {
 const FLUSH_EVERY: Duration = Duration::from_millis(900);
 /// The keeper looks so often.
 const KEEPER_TICK: Duration = Duration::from_millis(100);
+const MIN_TICK: Duration = Duration::from_millis(1);
 /// What the driver itself asks of storage is tried so often where that may help, with pauses that double.
 const STORAGE_ATTEMPTS: u32 = 6;
 const STORAGE_PAUSE: Duration = Duration::from_millis(100);
@@ -115,7 +116,11 @@ pub fn resume(stored: &StoredRun, run: &Run<'_>, verify_inputs: bool) -> Result<
     let boot = machine::boot_id();
     let verifier = Verifier { plan, stores: run.stores, boot: &boot };
     let replay = again(|| Journal::read(&*drive.work, &address.journal(), plan, &mut |replay, receipts| verifier.holds(replay, receipts)));
-    let replay = replay.map_err(RunError::Work)?;
+    let mut replay = replay.map_err(RunError::Work)?;
+    if replay.begun.is_empty() {
+        // Its outputs' places are to be made the run's again, and with that nothing is there any more that was written before.
+        replay = Replay { epoch: replay.epoch, finished: vec![Finished::default(); plan.plan().stages.len()], ..Replay::default() };
+    }
     check_inputs(stored, &*drive.work, run.stores, &replay, verify_inputs)?;
     let begun = !replay.begun.is_empty();
     if !begun {
@@ -204,7 +209,7 @@ impl<'a> Drive<'a> {
         // What a run that goes well has left between its stages is not needed any more.
         let whole = executed.is_ok() && queue.is_done();
         let flushed = if resumable { again(|| flush(!whole)) } else { Ok(()) };
-        let ended = self.finish(executed, flushed, queue, folder);
+        let ended = self.finish(executed, flushed, queue, folder, epoch > 0);
         let mut report = match ended {
             Ok(report) => report,
             Err(error) => {
@@ -233,6 +238,17 @@ impl<'a> Drive<'a> {
         Ok(report)
     }
 
+    /// Removes what interrupted writes have left beside the results. That it cannot be is no failure.
+    fn sweep(&self) {
+        for array in &self.plan.plan().arrays {
+            if let Place::Output { url, path } = &array.place
+                && let Ok(store) = self.run.stores.open(url)
+            {
+                let _ = store.sweep(&format!("{path}/"));
+            }
+        }
+    }
+
     /// Publishes, or says why not, and whether any task was finished.
     fn finish(
         &self,
@@ -240,6 +256,7 @@ impl<'a> Drive<'a> {
         flushed: Result<(), StorageError>,
         queue: Queue<'_>,
         folder: &str,
+        resumed: bool,
     ) -> Result<RunReport, (RunError, bool)> {
         let state = queue.into_state();
         let any = state.stages.iter().any(|s| s.finished.count() > 0);
@@ -257,6 +274,10 @@ impl<'a> Drive<'a> {
         if let Some((progress, stage)) = open {
             let text = format!("stage `{}` has {} of {} tasks finished", stage.name, progress.finished.count(), stage.n_tasks());
             return Err(failed(RunError::Receipts(text)));
+        }
+        if resumed || !state.attempts.failures.is_empty() || state.backups[0] > 0 {
+            // Workers that were stopped in the middle of a write have left its beginning.
+            self.sweep();
         }
         again_session(&|| self.run.session.commit(self.plan)).map_err(|e| failed(e.into()))?;
         Ok(RunReport {
@@ -294,7 +315,8 @@ fn keep<T>(
         scope.spawn(|| {
             let mut is_ended = ended.lock().unwrap_or_else(PoisonError::into_inner);
             while !*is_ended {
-                is_ended = changed.wait_timeout(is_ended, KEEPER_TICK).unwrap_or_else(PoisonError::into_inner).0;
+                let left = deadline.map_or(KEEPER_TICK, |d| d.saturating_sub(start.elapsed()));
+                is_ended = changed.wait_timeout(is_ended, left.clamp(MIN_TICK, KEEPER_TICK)).unwrap_or_else(PoisonError::into_inner).0;
                 if *is_ended {
                     return;
                 }

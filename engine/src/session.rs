@@ -1,6 +1,6 @@
 //! How results become visible: all at once, or not at all.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Value, json};
 use thiserror::Error;
@@ -8,7 +8,7 @@ use thiserror::Error;
 use crate::plan::{FinalizedPlan, Mode, Place, Publication};
 use crate::storage::consolidated::{self, document, pretty};
 use crate::storage::metadata::{MetadataError, exists, open_array};
-use crate::storage::{ArrayInfo, StorageError, Store, Stores, join, read_small, split_location};
+use crate::storage::{ArrayInfo, Lock, StorageError, Store, Stores, join, read_small, split_location};
 
 /// Why results cannot be written or published.
 #[derive(Clone, Debug, Error)]
@@ -22,8 +22,12 @@ pub enum SessionError {
     NotAGroup { place: String, what: &'static str },
     #[error("{place} is not the array any more whose region this plan writes: it is gone, or its metadata have changed; plan again")]
     Changed { place: String },
-    #[error("another run has begun to write {place} meanwhile: this run's result is not published; start it anew once the other has ended")]
+    #[error(
+        "{place} is not this run's any more: another run has begun to write there since, or it was removed. This run's result is not published; start it anew"
+    )]
     Taken { place: String },
+    #[error("another run writes {place} at the moment: wait for its end, or choose another place")]
+    Busy { place: String },
     #[error(transparent)]
     Storage(#[from] StorageError),
 }
@@ -71,10 +75,13 @@ pub trait Session: Send + Sync {
 ///
 /// A region of an array that is there is written in place, chunk by chunk. That is no transaction: readers see new chunks beside old
 /// ones while the run goes on, and after one that failed. Runs that write different regions do not disturb each other.
-#[derive(Clone, Debug)]
+///
+/// While it lives, a session that has begun keeps a lock on its claims, where stores have locks: another run is refused.
+#[derive(Debug)]
 pub struct PlainZarr {
     stores: Stores,
     claim: String,
+    locks: Mutex<Vec<Lock>>,
 }
 
 /// The object that says which run writes an array.
@@ -87,12 +94,19 @@ impl PlainZarr {
     /// With the stores that are open already.
     pub fn new(stores: Stores) -> PlainZarr {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos());
-        PlainZarr { stores, claim: format!("{}-{now}", std::process::id()) }
+        PlainZarr { stores, claim: format!("{}-{now}", std::process::id()), locks: Mutex::default() }
     }
 
     /// The session that a ticket is from; `None` if it is not from one of this kind.
     pub fn of_ticket(stores: Stores, ticket: &Value) -> Option<PlainZarr> {
-        Some(PlainZarr { stores, claim: ticket["plain_zarr"]["claim"].as_str()?.to_owned() })
+        Some(PlainZarr { stores, claim: ticket["plain_zarr"]["claim"].as_str()?.to_owned(), locks: Mutex::default() })
+    }
+
+    /// Keeps the claim on a target locked as long as this lives.
+    fn lock(&self, target: &Target<'_>) -> Result<(), SessionError> {
+        let lock = target.store.lock(&join(target.path, CLAIM))?.ok_or_else(|| SessionError::Busy { place: target.store.place(target.path) })?;
+        self.locks.lock().unwrap_or_else(PoisonError::into_inner).push(lock);
+        Ok(())
     }
 
     /// True if the target's metadata are what this run publishes, and nobody has claimed the place.
@@ -222,6 +236,10 @@ impl Session for PlainZarr {
                     return Err(SessionError::NotAGroup { place: store.url().to_owned(), what });
                 }
             }
+            let claim = join(target.path, CLAIM);
+            if read_small(store, &claim, MAX_DOCUMENT_BYTES)?.is_some() && store.lock(&claim)?.is_none() {
+                return Err(SessionError::Busy { place });
+            }
             let there = exists(store, target.path)?;
             if there && !target.publication.overwrite {
                 return Err(SessionError::Exists { place });
@@ -255,6 +273,7 @@ impl Session for PlainZarr {
                 target.store.remove(&format!("{}/", target.path))?;
             }
             target.store.write(&join(target.path, CLAIM), self.claim.as_bytes())?;
+            self.lock(&target)?;
             if target.publication.overwrite {
                 // Nor must it be seen in its groups' copies.
                 self.consolidate(&[target])?;
@@ -274,6 +293,9 @@ impl Session for PlainZarr {
             if !is_ours {
                 return Err(SessionError::Taken { place: target.store.place(target.path) });
             }
+            if !target.is_region() && self.owns(&target)? {
+                self.lock(&target)?;
+            }
         }
         Ok(())
     }
@@ -283,6 +305,11 @@ impl Session for PlainZarr {
             if self.owns(&target).unwrap_or(false) {
                 for name in ["c/", "c", CLAIM] {
                     let _ = target.store.remove(&join(target.path, name));
+                }
+                // The folder, if nothing else is in it.
+                let folder = format!("{}/", target.path);
+                if folder.len() > 1 && target.store.list(&folder).is_ok_and(|names| names.is_empty()) {
+                    let _ = target.store.remove(&folder);
                 }
             }
         }

@@ -100,6 +100,9 @@ impl RunContext {
         let bytes =
             read_small(&*store, &key, MAX_PLAN_BYTES).map_err(|e| e.to_string())?.ok_or_else(|| format!("there is no plan at {}", store.place(&key)))?;
         let plan = FinalizedPlan::from_bytes(&bytes).map_err(|e| e.to_string())?;
+        if !address.is_of(&plan) {
+            return Err(format!("{} is not what it was when the run began", store.place(&key)));
+        }
         let context = RunContext { plan: Arc::new(plan), address, stores, kernels: Arc::new(kernels.clone()), cancel: Cancel::default() };
         context.check_kernels()?;
         Ok(context)

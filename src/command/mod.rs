@@ -73,7 +73,7 @@ fn execute(targets: &[Target], limits: &Limits, watching: &Watching, mode: Mode<
     }
     // With JSON, one object is all that is said.
     let said = if mode.json { Ok(()) } else { say(&planned.plan().to_string()) };
-    let cancel = interruptible()?;
+    let cancel = interruptible(&spec.work_dir)?;
     let run = |observers: &[&dyn Observer]| freestone::run_with(&planned, &spec, &*executor, &Options { observers, cancel, ..Options::default() });
     let report = watching.watch(&spec, run)??;
     // The work is done; that nobody hears of it is no failure.
@@ -82,10 +82,17 @@ fn execute(targets: &[Target], limits: &Limits, watching: &Watching, mode: Mode<
 }
 
 /// What is cancelled when somebody asks this process to stop, by Ctrl-C or otherwise: the first request ends cleanly, the second at once.
-fn interruptible() -> Result<Cancel, Failure> {
+fn interruptible(work_dir: &str) -> Result<Cancel, Failure> {
     let cancel = Cancel::default();
     let asked = cancel.clone();
-    let handler = move || if asked.is_cancelled() { process::exit(ExitCode::Interrupted as i32) } else { asked.cancel() };
+    let hint = format!("stopped at once. What can be resumed is listed by: freestone clean --dry-run {work_dir}");
+    let handler = move || {
+        if asked.is_cancelled() {
+            let _ = writeln!(io::stderr(), "{hint}");
+            process::exit(ExitCode::Interrupted as i32);
+        }
+        asked.cancel();
+    };
     ctrlc::set_handler(handler).map_err(|e| Failure::Usage(e.to_string()))?;
     Ok(cancel)
 }

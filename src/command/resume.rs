@@ -30,7 +30,7 @@ pub(crate) fn resume(asked: &Arguments) -> Result<(), Failure> {
     let folder = if asked.run.contains('/') { asked.run.clone() } else { format!("{}/{}", spec.work_dir.trim_end_matches('/'), asked.run) };
     let stored = freestone::open_run(&folder, &stores)?;
     let executor = asked.limits.executor(&spec).map_err(RunError::from)?;
-    let cancel = interruptible()?;
+    let cancel = interruptible(&stored.address.work_dir)?;
     let report = asked.watching.watch(&spec, |observers| {
         freestone::resume(&stored, &spec, &*executor, &Options { observers, cancel, stores, verify_inputs: asked.verify_inputs, ..Options::default() })
     })??;

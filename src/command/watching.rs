@@ -32,6 +32,9 @@ impl Watching {
     /// Runs with all observers. That they cannot write is told, and changes nothing.
     pub(crate) fn watch<T>(&self, spec: &Spec, run: impl FnOnce(&[&dyn Observer]) -> T) -> Result<T, Failure> {
         let cannot = |file: &Path, error: io::Error| Failure::Usage(format!("cannot write to {}: {error}", file.display()));
+        if self.history.is_some() && self.history == self.report {
+            return Err(Failure::Usage("--history and --report cannot go to the same file".into()));
+        }
         let history = self.history.as_deref().map(|file| History::append(file).map_err(|e| cannot(file, e))).transpose()?;
         let report = self.report.as_deref().map(|file| Report::create(file, spec).map_err(|e| cannot(file, e))).transpose()?;
         let progress = Progress::new();

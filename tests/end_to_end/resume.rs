@@ -199,6 +199,55 @@ fn places_that_another_run_has_taken_stop_it() {
     assert!(matches!(refused(&folder, &spec, false).cause(), RunError::Session(SessionError::Taken { .. })));
 }
 
+/// The batch that says that the outputs' places are the run's is lost, while later ones are there: then nothing counts, since the places are cleared.
+#[test]
+fn without_the_beginning_of_the_journal_all_is_done_again() {
+    let place = Place::new();
+    let spec = place.spec();
+    freestone::run(&stages(&place, "expect", &spec), &spec, &Serial).unwrap();
+    let (spec, folder) = interrupted(&place, "out", 30);
+    fs::remove_file(format!("{folder}/journal/000-000001.jsonl")).unwrap();
+    let report = resume(&folder, &spec, &Serial, &Counting::default()).unwrap();
+    assert_eq!(report.finished_before, 0);
+    assert!(both(&place, "out") == both(&place, "expect"));
+}
+
+/// A run that is at work keeps others from its results' places.
+#[test]
+fn a_place_where_a_run_is_at_work_is_refused() {
+    struct Other<'a>(&'a Place, Mutex<Option<ExitCode>>);
+    impl Observer for Other<'_> {
+        fn on(&self, event: &Event<'_>) {
+            let mut found = self.1.lock().unwrap();
+            if matches!(event, Event::StageStarted { .. }) && found.is_none() {
+                let spec = self.0.spec();
+                let error = freestone::run(&stages(self.0, "out", &spec), &spec, &Serial).unwrap_err();
+                assert!(error.to_string().contains("another run writes"), "{error}");
+                *found = Some(error.exit_code());
+            }
+        }
+    }
+    let place = Place::new();
+    let spec = place.spec();
+    let other = Other(&place, Mutex::default());
+    freestone::run_with(&stages(&place, "out", &spec), &spec, &Threads::new(2), &Options { observers: &[&other], ..Options::default() }).unwrap();
+    assert_eq!(other.1.into_inner().unwrap(), Some(ExitCode::Conflict));
+    freestone::run(&stages(&place, "expect", &spec), &spec, &Serial).unwrap();
+    assert!(both(&place, "out") == both(&place, "expect"));
+}
+
+/// What a worker left that was killed in the middle of a write.
+#[test]
+fn the_beginnings_of_writes_go() {
+    let place = Place::new();
+    let (spec, folder) = interrupted(&place, "out", 25);
+    let left = place.at("out-y/c/3/.0.123-45.part");
+    fs::create_dir_all(place.at("out-y/c/3")).unwrap();
+    fs::write(&left, "half").unwrap();
+    resume(&folder, &spec, &Serial, &Counting::default()).unwrap();
+    assert!(!Path::new(&left).exists());
+}
+
 #[test]
 fn what_is_no_run_is_said() {
     let place = Place::new();
@@ -212,8 +261,12 @@ fn what_is_no_run_is_said() {
     fs::write(&record, text.replace("\"format\":1", "\"format\":77")).unwrap();
     assert!(open(&folder).contains("format 77"));
     fs::write(&record, text).unwrap();
-    fs::write(format!("{folder}/plan.json"), "{}").unwrap();
-    assert!(freestone::open_run(&folder, &Stores::default()).is_err());
+    let plan = format!("{folder}/plan.json");
+    let text = fs::read_to_string(&plan).unwrap();
+    fs::write(&plan, "{}").unwrap();
+    assert!(open(&folder).contains("plan.json cannot be used"));
+    fs::write(&plan, text.replacen("rechunk-000", "rechunk-00X", 1)).unwrap();
+    assert!(open(&folder).contains("not what it was"));
 }
 
 #[test]

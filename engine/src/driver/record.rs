@@ -78,7 +78,10 @@ impl StoredRun {
         if record.format != RECORD_FORMAT {
             return Err(no_run(&format!("it was begun by another version of this engine, with format {} instead of {RECORD_FORMAT}", record.format)));
         }
-        let plan = FinalizedPlan::from_bytes(&get("plan.json", MAX_PLAN_BYTES)?)?;
+        let plan = FinalizedPlan::from_bytes(&get("plan.json", MAX_PLAN_BYTES)?).map_err(|e| no_run(&format!("its plan.json cannot be used: {e}")))?;
+        if !address.is_of(&plan) {
+            return Err(no_run("its plan.json is not what it was when the run began"));
+        }
         Ok(StoredRun { address, record, plan: Arc::new(plan) })
     }
 
@@ -102,6 +105,11 @@ impl RunAddress {
         format!("{}/{}", self.work_dir.trim_end_matches('/'), self.folder)
     }
 
+    /// True if the folder is one of a run of this plan: its name begins with the hash of the plan.
+    pub(crate) fn is_of(&self, plan: &FinalizedPlan) -> bool {
+        self.folder.split('-').next() == Some(plan.run_id().to_string().as_str())
+    }
+
     pub(super) fn journal(&self) -> String {
         format!("{}/journal", self.folder)
     }
@@ -121,12 +129,16 @@ pub fn folders(stores: &Stores, work_dir: &str) -> Result<Vec<String>, RunError>
     let mut runs = Vec::new();
     for name in work.list("").map_err(RunError::Work)? {
         // Anything else in the directory is not ours.
-        if is_run(&name) {
+        let ours = |name: &String| OURS.contains(&name.as_str());
+        if is_run(&name) && work.list(&format!("{name}/")).map_err(RunError::Work)?.iter().any(ours) {
             runs.push(name);
         }
     }
     Ok(runs)
 }
+
+/// One of these is in the folder of every run, also of one that was removed in part.
+const OURS: [&str; 4] = ["journal", "lock", "plan.json", "run.json"];
 
 /// True for names of runs' folders: hash of the plan, time, process.
 fn is_run(name: &str) -> bool {

@@ -170,6 +170,26 @@ impl Store for LocalStore {
         Ok(names)
     }
 
+    fn sweep(&self, prefix: &str) -> Result<(), StorageError> {
+        let mut folders = vec![self.path(prefix.trim_end_matches('/'))];
+        while let Some(folder) = folders.pop() {
+            let entries = match fs::read_dir(&folder) {
+                Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => continue,
+                other => other.map_err(self.failed(prefix, "listed"))?,
+            };
+            for entry in entries {
+                let entry = entry.map_err(self.failed(prefix, "listed"))?;
+                // Links are not followed.
+                if entry.file_type().is_ok_and(|t| t.is_dir()) {
+                    folders.push(entry.path());
+                } else if is_temporary(&entry.file_name().to_string_lossy()) {
+                    fs::remove_file(entry.path()).map_err(self.failed(prefix, "removed"))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn lock(&self, key: &str) -> Result<Option<Lock>, StorageError> {
         let path = self.path(key);
         let open = || File::options().create(true).truncate(false).write(true).open(&path);

@@ -207,6 +207,14 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Where the store fails.
     fn sync(&self, keys: &mut dyn Iterator<Item = String>) -> Result<(), StorageError>;
 
+    /// Removes what interrupted writes have left below a prefix that ends in `/`, where nobody writes there any more.
+    ///
+    /// # Errors
+    /// Where the store fails.
+    fn sweep(&self, _prefix: &str) -> Result<(), StorageError> {
+        Ok(())
+    }
+
     /// Keeps a lock on a key as long as what is returned lives, at most as long as the process; `None` if somebody else has it. Stores that
     /// have no locks give one that means nothing.
     ///
