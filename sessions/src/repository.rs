@@ -102,6 +102,10 @@ impl Format {
     }
 }
 
+/// So often, with such pauses, one looks whether a repository is there that somebody else is making.
+const MAKING_ATTEMPTS: u32 = 250;
+const MAKING_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
+
 impl Repository {
     /// Makes a repository at a path, `s3://BUCKET/PREFIX` or `memory://NAME`, where nothing is yet.
     ///
@@ -159,14 +163,18 @@ impl Repository {
     /// # Errors
     /// As [`open`](Repository::open) and [`create`](Repository::create).
     pub fn open_or_create(url: &str, format: Format) -> Result<Repository, Error> {
-        match Repository::open(url) {
-            Err(Error::NoRepository { .. } | Error::NotHere { .. }) => match Repository::create(url, format) {
-                // Somebody else was faster.
-                Err(Error::Exists { .. }) => Repository::open(url),
-                other => other,
-            },
-            other => other,
+        for _ in 0..MAKING_ATTEMPTS {
+            match Repository::open(url) {
+                Err(Error::NoRepository { .. } | Error::NotHere { .. }) => {}
+                other => return other,
+            }
+            match Repository::create(url, format) {
+                // Somebody else is making it.
+                Err(Error::Exists { .. }) => std::thread::sleep(MAKING_PAUSE),
+                other => return other,
+            }
         }
+        Repository::open(url)
     }
 
     fn opened(location: Location, memory: Option<Arc<Memory>>) -> Result<Repository, Error> {
