@@ -109,6 +109,11 @@ impl PlainZarr {
         Ok(())
     }
 
+    /// Gives back what a try before this one has locked: it would be in its own way.
+    fn unlock(&self) {
+        self.locks.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// True if the target's metadata are what this run publishes, and nobody has claimed the place.
     fn is_published(&self, target: &Target<'_>) -> Result<bool, StorageError> {
         let there = document(&*target.store, &join(target.path, "zarr.json"))?.as_ref() == Some(&target.publication.document);
@@ -260,6 +265,7 @@ impl Session for PlainZarr {
     }
 
     fn begin(&self, plan: &FinalizedPlan) -> Result<(), SessionError> {
+        self.unlock();
         for target in self.made(plan)? {
             for name in ["zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"] {
                 target.store.remove(&join(target.path, name))?;
@@ -287,6 +293,7 @@ impl Session for PlainZarr {
     }
 
     fn resume(&self, plan: &FinalizedPlan, finished: bool) -> Result<(), SessionError> {
+        self.unlock();
         for target in self.targets(plan)? {
             target.check_unchanged()?;
             let is_ours = target.is_region() || self.owns(&target)? || (finished && self.is_published(&target)?);
@@ -368,6 +375,28 @@ mod tests {
     use crate::plan::lower::lower;
     use crate::plan::tests::{output, random, spec};
     use crate::storage::MemoryStore;
+
+    /// The driver tries again where storage failed for a while: its own locks must not keep it out, but another session.
+    #[test]
+    fn a_session_is_not_in_its_own_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut target = output(&random(&[4, 4], &[2, 2], 1), "x", None);
+        target.url = folder.path().display().to_string();
+        let plan = lower(&[target], &spec(100_000_000, 1)).unwrap();
+        let first = PlainZarr::new(Stores::default());
+        first.begin(&plan).unwrap();
+        first.begin(&plan).unwrap();
+        let other = PlainZarr::new(Stores::default());
+        assert!(matches!(other.check(&plan), Err(SessionError::Busy { .. })));
+        let later = PlainZarr::of_ticket(Stores::default(), &first.ticket()).unwrap();
+        assert!(matches!(later.resume(&plan, false), Err(SessionError::Busy { .. })));
+        drop(first);
+        later.resume(&plan, false).unwrap();
+        later.resume(&plan, false).unwrap();
+        assert!(matches!(other.check(&plan), Err(SessionError::Busy { .. })));
+        drop(later);
+        other.check(&plan).unwrap();
+    }
 
     #[test]
     fn what_another_run_has_begun_is_not_published() {
