@@ -92,7 +92,7 @@ pub(super) struct Moves {
 }
 
 /// More copies than this are never worth it.
-const MAX_COPIES: usize = 4;
+pub(super) const MAX_COPIES: usize = 4;
 /// Sizes of the boxes at the ends from which the search may begin.
 const STARTS: u64 = 64;
 /// Steps of the climb, as a stop for what does not end.
