@@ -89,12 +89,11 @@ impl Limits<'_> {
 pub(crate) const MAX_PLAN_BYTES: u64 = 256_000_000;
 
 impl RunContext {
-    /// Fetches a plan from its address and checks it: how a worker in another process begins.
+    /// Fetches a plan from its address and checks it: how a worker in another process begins, with the stores that it can open.
     ///
     /// # Errors
     /// Where it is not there, or not one, or needs a kernel that is not known here.
-    pub fn fetch(address: RunAddress, kernels: &KernelRegistry) -> Result<RunContext, String> {
-        let stores = Stores::default();
+    pub fn fetch(address: RunAddress, kernels: &KernelRegistry, stores: Stores) -> Result<RunContext, String> {
         let store = stores.open(&address.work_dir).map_err(|e| e.to_string())?;
         let key = format!("{}/plan.json", address.folder);
         let bytes =
