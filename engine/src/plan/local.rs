@@ -18,7 +18,7 @@ pub struct LocalMemory {
 impl LocalMemory {
     /// Bytes that are held whatever runs.
     pub fn base(&self, plan: &FinalizedPlan) -> u64 {
-        if self.shared { plan.plan.reserved_mem } else { 0 }
+        if self.shared { plan.plan.process_mem() } else { 0 }
     }
 
     /// Bytes that a task of a stage adds.
