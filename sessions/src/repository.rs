@@ -129,7 +129,12 @@ fn check_free(location: &Location) -> Result<(), Error> {
     if path.ancestors().any(|p| p.exists() && !p.is_dir()) {
         return Err(occupied());
     }
-    let ours = |name: &std::ffi::OsStr| name == crate::FOLDER || ICECHUNKS.iter().any(|n| name == *n);
+    // Who is killed while it writes leaves names with a `#` and a number.
+    let ours = |name: &std::ffi::OsStr| {
+        let name = name.to_string_lossy();
+        let name = name.split('#').next().unwrap_or_default();
+        name == crate::FOLDER || ICECHUNKS.contains(&name)
+    };
     if std::fs::read_dir(path).into_iter().flatten().flatten().any(|e| !ours(&e.file_name())) {
         return Err(occupied());
     }

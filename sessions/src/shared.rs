@@ -104,6 +104,9 @@ struct Joined {
 #[derive(Debug, Serialize, Deserialize)]
 struct JoinedClosed {
     at: u64,
+    /// Batches of receipts that it has told.
+    #[serde(default)]
+    batches: u64,
 }
 
 /// A session that anybody may join who knows its id. The handle is small, and can be sent to other processes as it is.
@@ -307,7 +310,7 @@ impl WritableSession {
             let name = format!("receipts/creator/000001-000001-{}.json", receipts.len());
             session.create(&name, &Batch::new(&session.id, receipts))?;
             session.create("joiners/creator/000001.json", &Joined { version: VERSION, at: created_at, process: std::process::id(), by: crate::new_id() })?;
-            session.create("joiners/creator/000001.closed.json", &JoinedClosed { at: created_at })?;
+            session.create("joiners/creator/000001.closed.json", &JoinedClosed { at: created_at, batches: 1 })?;
         }
         session.create("session.json", &record)?;
         let expires_at = created_at + life.as_millis() as u64;
@@ -453,7 +456,7 @@ impl SharedSession {
         let joined = Arc::new(Membership { session: self.clone(), name: name.to_owned(), turn, checked: Mutex::new(None) });
         // A commit may have begun since the state was looked at, and not have seen us.
         if let Err(refused) = joined.check_now() {
-            let _ = self.create(&format!("joiners/{name}/{turn:06}.closed.json"), &JoinedClosed { at: now() });
+            let _ = self.create(&format!("joiners/{name}/{turn:06}.closed.json"), &JoinedClosed { at: now(), batches: 0 });
             return Err(refused);
         }
         let draft = Arc::new(Mutex::new(Draft { nodes: record.nodes, pending: Some(Pending::default()), ..Draft::default() }));
@@ -564,6 +567,7 @@ impl SharedSession {
         let mut draft = Draft { nodes: record.nodes.clone(), ..Draft::default() };
         let mut dropped = Vec::new();
         for (name, turns) in &joiners {
+            self.check_told(name, turns)?;
             let (nodes, receipts) = self.written_by(turns)?;
             draft.merge_nodes(nodes)?;
             receipts.to_vec().into_iter().try_for_each(|r| draft.receipts.add(r))?;
@@ -581,6 +585,21 @@ impl SharedSession {
         let commit = Commit { branch, base, session: &self.id, mark: *mark, message, options: &options };
         let snapshot = self.repository.commit(&commit, &draft)?;
         Ok(Committed { snapshot, dropped })
+    }
+
+    /// All that who has closed last says to have told is there.
+    fn check_told(&self, name: &str, turns: &Turns) -> Result<(), Error> {
+        if turns.closed <= turns.dropped {
+            return Ok(());
+        }
+        let key = self.key(&format!("joiners/{name}/{:06}.closed.json", turns.closed));
+        let said = self.repository.records().get::<JoinedClosed>(&key)?.map_or(0, |c| c.batches);
+        let found = turns.receipts.iter().filter(|(turn, ..)| *turn == turns.closed).count() as u64;
+        if found < said {
+            let why = format!("{found} of the {said} records of what `{name}` has written are there: run it again, or take back what it wrote");
+            return Err(Error::Damaged { place: self.key(&format!("receipts/{name}")), why });
+        }
+        Ok(())
     }
 
     /// What was written under one name: of those who came one after the other, the later counts. What was written after the last one closed is
@@ -856,7 +875,7 @@ impl Joiner {
         }
         let joined = &self.flusher.joined;
         joined.check_now()?;
-        joined.session.create(&format!("joiners/{}/{:06}.dropped.json", joined.name, joined.turn), &JoinedClosed { at: now() })?;
+        joined.session.create(&format!("joiners/{}/{:06}.dropped.json", joined.name, joined.turn), &JoinedClosed { at: now(), batches: 0 })?;
         self.end()
     }
 
@@ -872,7 +891,8 @@ impl Joiner {
         self.flusher.flush()?;
         let joined = &self.flusher.joined;
         joined.check_now()?;
-        joined.session.create(&format!("joiners/{}/{:06}.closed.json", joined.name, joined.turn), &JoinedClosed { at: now() })?;
+        let batches = *self.flusher.next.lock().unwrap_or_else(PoisonError::into_inner) - 1;
+        joined.session.create(&format!("joiners/{}/{:06}.closed.json", joined.name, joined.turn), &JoinedClosed { at: now(), batches })?;
         joined.check_taken()
     }
 }

@@ -108,7 +108,11 @@ pub(crate) fn session(asked: &Arguments) -> Result<(), Failure> {
         }
         Arguments::Leave { session, name, drop } => {
             let joiner = session.open()?.join(name)?;
-            if *drop { joiner.retract()? } else { joiner.close()? };
+            if *drop {
+                joiner.retract()?
+            } else {
+                joiner.close()?
+            };
             say(&format!("{name} has left session {}", session.id))
         }
         Arguments::Status { session, json } => {

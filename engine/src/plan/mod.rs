@@ -25,7 +25,7 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::grid::{AxisGrid, ChunkGrid, GridError, Region};
-use crate::memory::{MemoryEstimate, ScheduleError, repository_bytes, size};
+use crate::memory::{MemoryEstimate, ScheduleError, commit_bytes, repository_bytes, size};
 use crate::readmap::{ReadMap, ReadMapError};
 use crate::storage::array::ArrayInfo;
 use crate::storage::codec::CodecError;
@@ -77,6 +77,15 @@ impl Plan {
     /// Bytes that a process has once, for all of its tasks.
     pub fn process_mem(&self) -> u64 {
         self.reserved_mem.saturating_add(self.repository_mem())
+    }
+
+    /// Bytes that the driver's process holds besides for the commit, where outputs are in a repository.
+    pub fn commit_mem(&self) -> u64 {
+        let chunks = |a: &PlanArray| match &a.place {
+            Place::Output { url, .. } if is_in_repository(url) => a.info.objects().n_chunks(),
+            _ => 0,
+        };
+        commit_bytes(self.arrays.iter().map(chunks).fold(0, u64::saturating_add))
     }
 
     /// Bytes of those for repositories, where arrays are in some: what is known of chunks there is held as long as the process lives.
