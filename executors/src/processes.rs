@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 use freestone_engine::executor::{Executor, ExecutorError, Next, TaskSource};
 use freestone_engine::machine;
 use freestone_engine::plan::Place;
+use freestone_engine::remote;
+use freestone_engine::storage::{Stores, is_in_memory};
 use freestone_engine::task::{FailureKind, TaskFailure, TaskOutcome, TaskRequest};
 use freestone_engine::user::KernelRegistry;
 use freestone_engine::worker::{Cancel, RunContext, Worker};
@@ -47,19 +49,22 @@ impl Processes {
     }
 }
 
-/// What a worker process does: answers requests until its input ends. It knows the users' kernels that it is given.
+/// What a worker process does: answers requests until its input ends. It knows the users' kernels that it is given, and stores that it can open.
 ///
 /// When the input ends, the process ends, also in the middle of a task: a driver that is gone must not be followed by late
 /// writes.
 ///
 /// # Errors
 /// Where input or output break.
-pub fn serve(kernels: &KernelRegistry, input: impl io::Read + Send + 'static, mut output: impl io::Write) -> io::Result<()> {
+pub fn serve(kernels: &KernelRegistry, stores: Stores, input: impl io::Read + Send + 'static, mut output: impl io::Write) -> io::Result<()> {
     let mut input = BufReader::new(input);
     let Some(hello) = receive::<Hello>(&mut input)? else { return Ok(()) };
     let mut ready = Ready { version: VERSION, pid: std::process::id(), error: None };
-    let context =
-        if hello.version == VERSION { RunContext::fetch(hello.address, kernels) } else { Err(format!("it speaks version {VERSION}, not {}", hello.version)) };
+    let context = if hello.version == VERSION {
+        remote::fetch(&hello.address, &stores, kernels).map_err(|refusal| refusal.message)
+    } else {
+        Err(format!("it speaks version {VERSION}, not {}", hello.version))
+    };
     let context = match context {
         Ok(context) => context,
         Err(error) => {
@@ -270,7 +275,7 @@ impl Executor for Processes {
     fn check(&self, context: &RunContext) -> Result<(), ExecutorError> {
         let plan = context.plan.plan();
         let hidden = plan.arrays.iter().find_map(|a| match &a.place {
-            Place::Input { url, .. } | Place::Output { url, .. } if url.starts_with("memory://") => Some(a.name.clone()),
+            Place::Input { url, .. } | Place::Output { url, .. } if is_in_memory(url) => Some(a.name.clone()),
             _ => None,
         });
         if let Some(name) = hidden {
