@@ -227,6 +227,7 @@ fn faults_happen_as_planned_and_are_counted() {
     assert_error(&tell(&emulator, append(10_000)), "Runtime.ExitError", "signal: killed");
     assert!(!file.exists() || fs::read(&file).unwrap().is_empty());
     // One that would be done before is killed as it answers.
+    emulator.set_faults(Faults { kill: 1.0, kill_after: Duration::from_secs(4)..Duration::from_secs(5), ..Faults::default() });
     assert_error(&tell(&emulator, append(0)), "Runtime.ExitError", "signal: killed");
     assert_eq!((emulator.stats().faults.killed, emulator.stats().exits), (2, 2));
     assert_eq!(fs::read(&file).unwrap(), b"x");
