@@ -29,6 +29,7 @@ pub(crate) fn run(report: &RunReport) -> Value {
     let all = report.traffic();
     json!({
         "run": report.run,
+        "snapshot": report.snapshot,
         "stages": stages.collect::<Vec<_>>(),
         "bytes_read": all.bytes_read,
         "reads": all.reads,
