@@ -52,6 +52,6 @@ fn built(package: &str) -> Result<PathBuf, Failure> {
         return Err(Failure::Usage("cargo has built nothing".into()));
     }
     let lines = String::from_utf8_lossy(&output.stdout);
-    let programs = lines.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()?["executable"].as_str().map(PathBuf::from));
-    programs.last().ok_or_else(|| Failure::Usage("cargo does not say where the program is".into()))
+    let mut programs = lines.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()?["executable"].as_str().map(PathBuf::from));
+    programs.next_back().ok_or_else(|| Failure::Usage("cargo does not say where the program is".into()))
 }
