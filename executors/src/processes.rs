@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use freestone_engine::executor::{Executor, ExecutorError, Next, TaskSource};
 use freestone_engine::machine;
 use freestone_engine::plan::Place;
+use freestone_engine::remote;
 use freestone_engine::storage::{Stores, is_in_memory};
 use freestone_engine::task::{FailureKind, TaskFailure, TaskOutcome, TaskRequest};
 use freestone_engine::user::KernelRegistry;
@@ -60,7 +61,7 @@ pub fn serve(kernels: &KernelRegistry, stores: Stores, input: impl io::Read + Se
     let Some(hello) = receive::<Hello>(&mut input)? else { return Ok(()) };
     let mut ready = Ready { version: VERSION, pid: std::process::id(), error: None };
     let context = if hello.version == VERSION {
-        RunContext::fetch(hello.address, kernels, stores)
+        remote::fetch(&hello.address, &stores, kernels).map_err(|refusal| refusal.message)
     } else {
         Err(format!("it speaks version {VERSION}, not {}", hello.version))
     };
