@@ -5,7 +5,7 @@
 //!
 //! The kernel itself is best in a library that the client uses too, so that both have the same.
 
-use freestone_lambda::{Allocator, Block, BlockMut, Error, KernelRegistry, Stores, UserKernel, serve};
+use freestone_lambda::{Allocator, Block, BlockMut, Error, KernelRegistry, UserKernel, serve, stores};
 use serde::{Deserialize, Serialize};
 
 /// Elements above a level become the level.
@@ -32,5 +32,5 @@ impl UserKernel for Clip {
 static ALLOCATOR: Allocator = Allocator;
 
 fn main() -> Result<(), Error> {
-    serve(KernelRegistry::new().with::<Clip>(), Stores::default())
+    serve(KernelRegistry::new().with::<Clip>(), stores())
 }

@@ -9,14 +9,14 @@
 //! its place:
 //!
 //! ```no_run
-//! use freestone_lambda::{Allocator, Error, KernelRegistry, Stores, serve};
+//! use freestone_lambda::{Allocator, Error, KernelRegistry, serve, stores};
 //!
 //! #[global_allocator]
 //! static ALLOCATOR: Allocator = Allocator;
 //!
 //! fn main() -> Result<(), Error> {
 //!     let kernels = KernelRegistry::new(); // .with::<MyKernel>()
-//!     serve(kernels, Stores::default())
+//!     serve(kernels, stores())
 //! }
 //! ```
 //!
@@ -34,6 +34,14 @@ pub use lambda_runtime::Error;
 use environment::Worker;
 use lambda_runtime::{LambdaEvent, service_fn};
 use serde_json::Value;
+
+/// Stores, with ways to open all that a worker of this build knows: with the feature `sessions` repositories, too.
+pub fn stores() -> Stores {
+    let stores = Stores::default();
+    #[cfg(feature = "sessions")]
+    let stores = stores.with_opener(freestone_sessions::SCHEME, freestone_sessions::open_store);
+    stores
+}
 
 /// Answers invocations until Lambda ends the process. The worker knows the users' kernels that it is given, and opens stores that the engine does not
 /// know as `stores` says.

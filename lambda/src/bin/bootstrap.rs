@@ -1,10 +1,10 @@
 //! The stock worker: all of the library, no kernels of users.
 
-use freestone_lambda::{Allocator, Error, KernelRegistry, Stores, serve};
+use freestone_lambda::{Allocator, Error, KernelRegistry, serve, stores};
 
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
 
 fn main() -> Result<(), Error> {
-    serve(KernelRegistry::new(), Stores::default())
+    serve(KernelRegistry::new(), stores())
 }
