@@ -143,7 +143,7 @@ struct Drive<'a> {
 impl<'a> Drive<'a> {
     /// Finds out whether there is room for it. Writes nothing.
     fn prepare(plan: &'a Arc<FinalizedPlan>, run: &'a Run<'a>) -> Result<Drive<'a>, RunError> {
-        let local = LocalMemory { limit: run.spec.local_mem, shared: run.executor.shares_process() };
+        let local = run.executor.local_memory(run.spec.local_mem);
         let projection = plan.projected_local_mem(run.executor.slots(), &local)?;
         check_work_dir(plan, &run.spec.work_dir)?;
         let work = run.stores.open(&run.spec.work_dir).map_err(RunError::Work)?;

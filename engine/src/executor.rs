@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use crate::plan::LocalMemory;
 use crate::task::{TaskOutcome, TaskRequest};
 use crate::worker::RunContext;
 
@@ -67,6 +68,18 @@ pub trait Executor: Send + Sync + fmt::Debug {
 
     /// True if all its tasks run in this process, so that reserved memory counts once; false if each has a process of its own.
     fn shares_process(&self) -> bool;
+
+    /// True if its tasks run on other machines, so that they take nothing of this one's memory. What their machines may hold is theirs to
+    /// check, in [`check`](Executor::check).
+    fn is_remote(&self) -> bool {
+        false
+    }
+
+    /// What this machine may hold of a run, if it may hold so many bytes, and how tasks share that.
+    fn local_memory(&self, local_mem: u64) -> LocalMemory {
+        let limit = if self.is_remote() { u64::MAX } else { local_mem };
+        LocalMemory { limit, shared: self.shares_process() }
+    }
 
     /// Finds out whether its workers can be had and can reach what the plan names, before anything is replaced.
     ///

@@ -18,7 +18,6 @@ use std::{fs, process};
 use freestone::drawing::svg;
 use freestone::engine::driver::RunError;
 use freestone::engine::events::Observer;
-use freestone::engine::plan::LocalMemory;
 use freestone::limits::Limits;
 use freestone::{Cancel, Error, ExitCode, Options, Target};
 use watching::Watching;
@@ -59,7 +58,7 @@ fn execute(targets: &[Target], limits: &Limits, watching: &Watching, mode: Mode<
     let planned = freestone::plan(targets, &spec)?;
     let executor = limits.executor(&spec).map_err(RunError::from)?;
     if mode.plan_only {
-        let local = LocalMemory { limit: spec.local_mem, shared: executor.shares_process() };
+        let local = executor.local_memory(spec.local_mem);
         let here = planned.plan().projected_local_mem(executor.slots(), &local);
         let explanation = planned.plan().explain();
         if let Some(file) = mode.svg {
