@@ -5,7 +5,7 @@
 //! [`storage`], compute and write; a [`session`] publishes the results.
 //!
 //! Nothing imports from what comes later in: `machine · grid · flat → readmap → memory → storage · spec → user → graph → plan → task · session →
-//! worker → executor · events → journal → driver`.
+//! worker → executor · remote · events → journal → driver`.
 
 pub mod driver;
 pub mod events;
@@ -20,6 +20,7 @@ pub mod machine;
 pub mod memory;
 pub mod plan;
 pub mod readmap;
+pub mod remote;
 pub mod session;
 pub mod spec;
 pub mod storage;
