@@ -5,8 +5,9 @@
 //! [`Workers::Simulated`] are a thousand environments that start, take requests and answer after a while, by a clock, on one thread.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, VecDeque};
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
@@ -30,8 +31,6 @@ const COLD_MICROS: u64 = 44_000;
 const WARM_MICROS: u64 = 2_000;
 /// What a task takes, in µs: short for a thousand environments, so that the driver is asked for much.
 const TASK_MICROS: u64 = 25_000;
-/// One request in so many takes ten times as long.
-const STRAGGLERS: u64 = 500;
 
 /// Who answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -47,7 +46,7 @@ pub(crate) enum Workers {
 pub(crate) enum Stages {
     /// One stage, of independent tasks.
     One,
-    /// A running sum: three stages, each waiting for parts of those before it.
+    /// Means of rows, and what is left of each chunk without them: two stages, the second waiting for parts of the first.
     Several,
 }
 
@@ -73,8 +72,8 @@ pub(crate) struct Cost {
     /// Of everything in the process, receipts included that workers make here.
     pub(crate) micros_per_task: f64,
     pub(crate) peak_rss_bytes: u64,
-    /// Time that the workers alone would take, if each always had something to do.
-    pub(crate) ideal_s: f64,
+    /// Of the time of simulated environments until the last request was handed out, what they waited for one.
+    pub(crate) waited: f64,
 }
 
 /// Measures in fresh processes.
@@ -96,7 +95,7 @@ pub(crate) fn print_all() -> Result<(), Failure> {
             cost.micros_per_task,
             freestone::size(cost.peak_rss_bytes),
             cost.wall_s,
-            if cost.ideal_s > 0.0 { format!("; {SLOTS} environments that never wait would take {:.2} s", cost.ideal_s) } else { String::new() }
+            if workers == Workers::Simulated { format!("; {SLOTS} environments waited {:.1} % of their time", 100.0 * cost.waited) } else { String::new() }
         );
     }
     Ok(())
@@ -113,26 +112,25 @@ pub(crate) fn run(child: &Child) -> Result<Cost, Failure> {
     let array = match child.stages {
         Stages::One => freestone::arange(0.0, 10.0 * child.tasks as f64, 1.0, DType::Float64, 10)?,
         Stages::Several => {
-            let columns = child.tasks / 2000;
-            freestone::random_uniform(&[columns * 10, 10_000], 0.0, 1.0, 1, DType::Float64, &[10, 10])?.cumulative_sum(1)?
+            let x = freestone::random_uniform(&[child.tasks / 3 * 10, 20], 0.0, 1.0, 1, DType::Float64, &[10, 10])?;
+            &x - &x.mean(1)?.expand_dims(1)?
         }
     };
     let planned = freestone::plan(&[Target::array(&array, &at("out")).codec(CodecName::None)], &spec)?;
     let tasks = planned.plan().plan().stages.iter().map(|s| s.n_tasks()).sum::<u64>();
-    let executor = Answering { workers: child.workers };
+    let executor = Answering { workers: child.workers, waited: Mutex::default() };
     let (start, cpu) = (Instant::now(), machine::process_cpu_ns());
     let report = freestone::run(&planned, &spec, &executor)?;
     let took = machine::process_cpu_ns() - cpu;
     if std::env::var_os("FREESTONE_BENCH_EXPLAIN").is_some() {
         eprintln!("{}\n{report}", planned.plan());
     }
-    let each = (TASK_MICROS as f64) * 1e-6;
     Ok(Cost {
         tasks,
         wall_s: start.elapsed().as_secs_f64(),
         micros_per_task: took as f64 * 1e-3 / tasks as f64,
         peak_rss_bytes: machine::peak_rss_bytes(),
-        ideal_s: if child.workers == Workers::Simulated { tasks as f64 * each / SLOTS as f64 } else { 0.0 },
+        waited: executor.waited.into_inner().unwrap_or_else(PoisonError::into_inner),
     })
 }
 
@@ -140,6 +138,7 @@ pub(crate) fn run(child: &Child) -> Result<Cost, Failure> {
 #[derive(Debug)]
 struct Answering {
     workers: Workers,
+    waited: Mutex<f64>,
 }
 
 impl Executor for Answering {
@@ -166,7 +165,7 @@ impl Executor for Answering {
     fn run(&self, context: &RunContext, source: &dyn TaskSource) -> Result<(), ExecutorError> {
         match self.workers {
             Workers::AtOnce => at_once(context, source),
-            Workers::Simulated => simulated(context, source),
+            Workers::Simulated => *self.waited.lock().unwrap_or_else(PoisonError::into_inner) = simulated(context, source),
         }
         Ok(())
     }
@@ -216,57 +215,46 @@ impl Ord for Flight {
     }
 }
 
-/// Gives each request to an environment that has nothing to do, and its outcome back when its time has come.
-fn simulated(context: &RunContext, source: &dyn TaskSource) {
+/// Gives each request to an environment that has nothing to do, and its outcome back when its time has come. Gives the time that environments
+/// waited for a request until the last was handed out, over all of their time until then.
+fn simulated(context: &RunContext, source: &dyn TaskSource) -> f64 {
     let mut flights: BinaryHeap<Reverse<Flight>> = BinaryHeap::with_capacity(SLOTS);
-    let mut idle: Vec<usize> = (0..SLOTS).rev().collect();
+    let begin = Instant::now();
+    // Those that have nothing to do, and since when.
+    let mut idle: VecDeque<(usize, Instant)> = (0..SLOTS).map(|e| (e, begin)).collect();
     let (mut is_warm, mut n) = (vec![false; SLOTS], 0u64);
+    let (mut waited, mut last) = (Duration::ZERO, begin);
     loop {
-        let now = Instant::now();
-        let mut is_over = false;
-        let mut any = false;
-        while let Some(environment) = idle.pop() {
-            let Next::Run(request) = source.try_next().inspect_stop(&mut is_over) else {
-                idle.push(environment);
-                break;
-            };
+        let mut next = Next::Wait;
+        while let Some(&(environment, since)) = idle.front() {
+            next = source.try_next();
+            let Next::Run(request) = next else { break };
+            idle.pop_front();
             n += 1;
-            any = true;
+            last = Instant::now();
+            waited += last - since;
             let start = if std::mem::replace(&mut is_warm[environment], true) { WARM_MICROS } else { COLD_MICROS + WARM_MICROS };
             // From a half to one and a half, the same in each run.
             let spread = 0.5 + (n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40) as f64 / (1u64 << 24) as f64;
-            let slow = if n.is_multiple_of(STRAGGLERS) { 10.0 } else { 1.0 };
-            let work = Duration::from_micros(TASK_MICROS * request.count).mul_f64(spread * slow);
-            flights.push(Reverse(Flight { due: now + Duration::from_micros(start) + work, environment, request }));
+            let work = Duration::from_micros(TASK_MICROS * request.count).mul_f64(spread);
+            flights.push(Reverse(Flight { due: last + Duration::from_micros(start) + work, environment, request }));
+            next = Next::Wait;
         }
+        let mut any = false;
         while flights.peek().is_some_and(|f| f.0.due <= Instant::now())
             && let Some(Reverse(flight)) = flights.pop()
         {
             any = true;
-            idle.push(flight.environment);
+            // It has waited since then, also for this thread.
+            idle.push_back((flight.environment, flight.due));
             source.finished(answer(context, flight.request, TASK_MICROS * 1000));
         }
         match flights.peek() {
-            None if is_over => return,
+            None if next == Next::Stop => return waited.as_secs_f64() / (SLOTS as f64 * (last - begin).as_secs_f64()),
             None => source.wait(),
-            Some(Reverse(next)) if !any => {
-                let pause = next.due.saturating_duration_since(Instant::now()).min(Duration::from_millis(1));
-                std::thread::sleep(pause);
-            }
+            Some(Reverse(next)) if !any => std::thread::sleep(next.due.saturating_duration_since(Instant::now()).min(Duration::from_millis(1))),
             Some(_) => {}
         }
-    }
-}
-
-/// Says whether it was the end.
-trait InspectStop {
-    fn inspect_stop(self, is_over: &mut bool) -> Self;
-}
-
-impl InspectStop for Next {
-    fn inspect_stop(self, is_over: &mut bool) -> Next {
-        *is_over |= self == Next::Stop;
-        self
     }
 }
 

@@ -9,6 +9,7 @@ mod attempts;
 mod durations;
 mod queue;
 pub mod record;
+mod recovery;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -32,7 +33,7 @@ use crate::user::KernelRegistry;
 use crate::worker::{Cancel, RunContext};
 
 pub use crate::failure::RunError;
-use queue::{Folder, Queue};
+use queue::{Folder, Queue, receipts_fit};
 use record::{RECORD_FORMAT, RunRecord, StoredRun, can_be_resumed};
 
 /// Everything that a run needs besides its plan.
@@ -120,6 +121,12 @@ pub fn resume(stored: &StoredRun, run: &Run<'_>, verify_inputs: bool) -> Result<
     if replay.begun.is_empty() {
         // Its outputs' places are to be made the run's again, and with that nothing is there any more that was written before.
         replay = Replay { epoch: replay.epoch, finished: vec![Finished::default(); plan.plan().stages.len()], ..Replay::default() };
+    }
+    if !replay.begun.is_empty() {
+        // Workers far away have told of more than came to the journal.
+        let holds = |receipts: &[Receipt]| verifier.holds(&replay, receipts);
+        let finished = again(|| recovery::finished_with_answers(&*drive.work, &address.folder, plan, &replay, &holds));
+        replay.finished = finished.map_err(RunError::Work)?;
     }
     check_inputs(stored, &*drive.work, run.stores, &replay, verify_inputs)?;
     let begun = !replay.begun.is_empty();
@@ -234,6 +241,7 @@ impl<'a> Drive<'a> {
         report.projected_bytes = projected_bytes;
         report.kept_bytes = tier.map_or(0, |t| t.highest());
         report.finished_before = finished.iter().sum();
+        report.invoked = run.executor.invoked();
         tell(&Event::RunEnded(Ok(&report)));
         Ok(report)
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
+use crate::executor::Invoked;
 use crate::failure::RunError;
 use crate::plan::{FinalizedPlan, StageId};
 use crate::storage::reader::Traffic;
@@ -88,6 +89,8 @@ pub struct RunReport {
     pub recomputed: u64,
     /// Tasks that were finished before the run was resumed.
     pub finished_before: u64,
+    /// What was taken of machines that are paid for by use.
+    pub invoked: Option<Invoked>,
 }
 
 /// What a stage took.
@@ -139,6 +142,17 @@ impl fmt::Display for RunReport {
         if !self.failures.is_empty() {
             let kinds: Vec<String> = self.failures.iter().map(|(kind, n)| format!("{kind} {n}")).collect();
             writeln!(f, "survived: {}", kinds.join(", "))?;
+        }
+        if let Some(i) = &self.invoked {
+            let cold = i.cold_starts;
+            writeln!(f, "{} invocations, {cold} of them cold starts, up to {} at once, {:.1} GB-seconds", i.invocations, i.most_at_once, i.gb_seconds())?;
+            if i.throttled + i.lost_answers + i.crashes > 0 {
+                let [throttled, lost, recovered, crashes] = [i.throttled, i.lost_answers, i.recovered, i.crashes];
+                writeln!(
+                    f,
+                    "invoked again {throttled} times when throttled; {lost} answers lost, {recovered} requests found by their records; {crashes} crashes"
+                )?;
+            }
         }
         if self.backups[0] > 0 {
             writeln!(f, "repeated {} slow requests, {} of which came back first", self.backups[0], self.backups[1])?;
