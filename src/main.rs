@@ -1,6 +1,5 @@
 //! The `freestone` command: its arguments. What they ask for is done in [`command`].
 
-mod allocator;
 mod command;
 
 use std::io::{self, IsTerminal, Write};
@@ -11,7 +10,7 @@ use command::Failure;
 use freestone::{Error, ExitCode};
 
 #[global_allocator]
-static ALLOCATOR: allocator::Allocator = allocator::Allocator;
+static ALLOCATOR: freestone_allocator::Allocator = freestone_allocator::Allocator;
 
 /// Computes on arrays that are larger than memory, within a memory that is promised.
 ///

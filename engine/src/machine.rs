@@ -1,6 +1,7 @@
 //! What the machine has, and what this process has used of it.
 
 use std::fs;
+use std::time::Duration;
 
 /// Bytes of memory that this process may use: the machine's, or its memory cgroup's limit if that is lower.
 pub fn memory_bytes() -> u64 {
@@ -67,6 +68,18 @@ pub fn peak_rss_bytes() -> u64 {
 /// The resident memory of this process (`VmRSS`), in bytes; 0 where the system does not tell.
 pub fn rss_bytes() -> u64 {
     line_value(&fs::read_to_string("/proc/self/status").unwrap_or_default(), "VmRSS:").unwrap_or(0)
+}
+
+/// How long ago this process was started, to a hundredth of a second; 0 where the system does not tell.
+pub fn process_age() -> Duration {
+    // The fields after the command's name, which is in brackets; the start is the 22nd of all, in
+    // hundredths of a second since the machine's start.
+    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let ticks = fields.split_whitespace().nth(19).and_then(|n| n.parse::<u64>().ok());
+    let started = ticks.map(|n| Duration::from_millis(10 * n));
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    started.map_or(Duration::ZERO, |s| Duration::new(now.tv_sec as u64, now.tv_nsec as u32).saturating_sub(s))
 }
 
 /// Starts [`peak_rss_bytes`] anew from what is resident now, where the system allows it.

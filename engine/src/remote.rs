@@ -256,14 +256,15 @@ fn tasks_of(name: &str) -> Option<(StageId, Range<u64>)> {
     Some((StageId(usize::try_from(stage).ok()?), first..first.checked_add(count)?))
 }
 
-/// Writes the record of a request that has ended, before its answer is given.
+/// Writes the record of a request that has ended, before its answer is given; bytes of its JSON.
 ///
 /// # Errors
 /// Where storage fails.
-pub fn write_record(work: &dyn Store, folder: &str, client: &str, outcome: &TaskOutcome) -> Result<(), StorageError> {
+pub fn write_record(work: &dyn Store, folder: &str, client: &str, outcome: &TaskOutcome) -> Result<usize, StorageError> {
     let key = record_key(folder, client, &outcome.request);
     // Serialising plain data to memory cannot fail.
-    work.write(&key, &serde_json::to_vec(outcome).unwrap_or_default())
+    let body = serde_json::to_vec(outcome).unwrap_or_default();
+    work.write(&key, &body).map(|()| body.len())
 }
 
 /// The outcome of a request whose answer was lost, if its worker has come to write it. One that is damaged counts as not written.

@@ -299,6 +299,11 @@ impl Worker {
         Worker { context, name, desk, ready: None }
     }
 
+    /// What it is called in outcomes.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Runs a request's tasks one after the other, until one fails.
     pub fn run(&mut self, request: &TaskRequest) -> TaskOutcome {
         let mut outcome = TaskOutcome { request: request.clone(), worker: self.name.clone(), done: Vec::new(), failure: None, worker_peak_bytes: None };

@@ -1,7 +1,12 @@
-//! The program's allocator: mimalloc, which is told to take memory only as it is used.
+//! The allocator of programs that run tasks: mimalloc, which is told to take memory only as it is used.
 //!
 //! By itself it asks for its first gigabyte at once and for huge pages in it. Then each thread that allocates a little has some
 //! 2 MB of its own: 8 MB of an idle process, 30 MB of one that reads over a network, which no projection knows.
+//!
+//! ```
+//! #[global_allocator]
+//! static ALLOCATOR: freestone_allocator::Allocator = freestone_allocator::Allocator;
+//! ```
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::ffi::{c_int, c_long};
@@ -9,7 +14,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use mimalloc::MiMalloc;
 
-pub(crate) struct Allocator;
+/// To be a program's `#[global_allocator]`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Allocator;
 
 /// `mi_option_arena_eager_commit`, since version 2 of the library.
 const ARENA_EAGER_COMMIT: c_int = 4;
