@@ -102,6 +102,11 @@ pub trait Executor: Send + Sync + fmt::Debug {
     /// Requests that it can have under way at once.
     fn slots(&self) -> usize;
 
+    /// Of these, requests that are worked at, if the others only wait with a worker: what tasks are shared out among.
+    fn workers(&self) -> usize {
+        self.slots()
+    }
+
     /// True if all its tasks run in this process, so that reserved memory counts once; false if each has a process of its own.
     fn shares_process(&self) -> bool;
 

@@ -55,6 +55,7 @@ pub(super) struct Queue<'a> {
     /// Bytes that tasks may hold together.
     room: u64,
     slots: usize,
+    workers: usize,
     folder: Folder<'a>,
     /// For each array, who writes it.
     writers: Vec<Option<(StageId, usize)>>,
@@ -171,7 +172,19 @@ impl<'a> Queue<'a> {
             worker_peak_bytes: None,
             error: None,
         };
-        Queue { plan, run, local, room, slots: run.executor.slots(), folder, writers, stop, state: Mutex::new(state), changed: Condvar::new() }
+        Queue {
+            plan,
+            run,
+            local,
+            room,
+            slots: run.executor.slots(),
+            workers: run.executor.workers(),
+            folder,
+            writers,
+            stop,
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        }
     }
 
     /// True if every task is finished, and nothing went wrong.
@@ -290,9 +303,9 @@ impl<'a> Queue<'a> {
         if !stage.after.iter().all(|s| state.stages[s.0].finished.count() > 0 || self.is_finished(state, *s)) {
             return;
         }
-        let even = n / (16 * self.slots as u64);
+        let even = n / (16 * self.workers as u64);
         // Tasks that keep chunks for each other go together, while every slot gets some.
-        let together = stage.sweep.map_or(1, |d| stage.tasks.axes()[d].n_chunks().min(n / (2 * self.slots as u64)));
+        let together = stage.sweep.map_or(1, |d| stage.tasks.axes()[d].n_chunks().min(n / (2 * self.workers as u64)));
         // Not more than can be done again without much regret.
         let few = (MAX_BATCH_BYTES / self.input_bytes(stage)).min((MAX_BATCH_TIME.as_nanos() / state.stages[id.0].walls.median().as_nanos().max(1)) as u64);
         let batch = even.max(together).min(few).clamp(1, MAX_BATCH);
@@ -388,11 +401,22 @@ impl<'a> Queue<'a> {
         if self.run.executor.shares_process() {
             return None;
         }
+        // What a task may take, by stage: there may be very many flights.
+        let limits: Vec<Option<Duration>> = state
+            .stages
+            .iter()
+            .zip(&self.plan.plan().stages)
+            .map(|(stage, of)| {
+                let enough = stage.durations.count() >= MIN_FINISHED && 2 * stage.finished.count() >= of.n_tasks();
+                enough.then(|| SLOW * stage.durations.median())
+            })
+            .collect();
+        if limits.iter().all(Option::is_none) {
+            return None;
+        }
         let is_slow = |f: &&Flight| {
-            let stage = &state.stages[f.request.stage.0];
-            let (finished, n) = (stage.durations.count(), self.plan.plan().stages[f.request.stage.0].n_tasks());
-            let limit = (SLOW * stage.durations.median()).saturating_mul(u32::try_from(f.request.count).unwrap_or(u32::MAX)).max(MIN_SLOW);
-            f.twin.is_none() && f.wanted && finished >= MIN_FINISHED && 2 * stage.finished.count() >= n && f.since.elapsed() > limit
+            let over = |l: Duration| f.since.elapsed() > l.saturating_mul(u32::try_from(f.request.count).unwrap_or(u32::MAX)).max(MIN_SLOW);
+            f.twin.is_none() && f.wanted && limits[f.request.stage.0].is_some_and(over)
         };
         let slow = state.flights.values().filter(is_slow).min_by_key(|f| f.since)?;
         self.admits(state, slow.request.stage).then(|| slow.request.clone())
