@@ -1,5 +1,6 @@
 //! From targets to a plan, from a plan to results.
 
+use std::io;
 use std::sync::Arc;
 
 use freestone_engine::driver::record::{self, StoredRun};
@@ -20,7 +21,7 @@ use freestone_engine::worker::Cancel;
 use freestone_executors::{Serial, Threads};
 use freestone_kernels::dtype::Element;
 use freestone_ops::Array;
-use freestone_ops::io::{Target, metadata_outputs, outputs};
+use freestone_ops::io::{Target, metadata_outputs, open_in, outputs};
 use ndarray::{ArrayD, IxDyn};
 
 use crate::error::Error;
@@ -40,6 +41,34 @@ impl Planned {
     }
 }
 
+/// Stores, with ways to open all that this program knows: those of the engine, and with the feature `sessions` versions of repositories,
+/// `icechunk+REPOSITORY#branch=NAME`, `#tag=NAME` or `#snapshot=ID`.
+pub fn stores() -> Stores {
+    let stores = Stores::default();
+    #[cfg(feature = "sessions")]
+    let stores = stores.with_opener(freestone_sessions::SCHEME, freestone_sessions::open_store);
+    stores
+}
+
+/// Opens a stored array, `winds.zarr/u`, `s3://bucket/winds.zarr/u` or `icechunk+repository#branch=main/winds/u`, of Zarr format 2 or 3.
+///
+/// Reads its metadata, nothing else. Of a repository's branch, it is the newest snapshot that is read, whatever is committed later.
+///
+/// # Errors
+/// Where there is no array, or one that uses what is not supported.
+pub fn open(location: &str) -> Result<Array, freestone_ops::Error> {
+    let (url, name) = split_location(location);
+    open_in(&stores().open(&url)?, &name)
+}
+
+/// What a worker process does: answers requests through its input and output until the input ends. It knows the users' kernels that it is given.
+///
+/// # Errors
+/// Where input or output break.
+pub fn serve(kernels: &KernelRegistry, input: impl io::Read + Send + 'static, output: impl io::Write) -> io::Result<()> {
+    freestone_executors::serve(kernels, stores(), input, output)
+}
+
 /// Plans to store arrays, all of them in one plan.
 ///
 /// Reads metadata only and writes nothing. Cost: microseconds an operation, whatever the number of chunks.
@@ -47,7 +76,7 @@ impl Planned {
 /// # Errors
 /// What an operator left in an array; a stage that does not fit `allowed_mem`; results that would be in each other's way.
 pub fn plan(targets: &[Target], spec: &Spec) -> Result<Planned, Error> {
-    planned(targets, &outputs(targets)?, spec)
+    planned(targets, &outputs(targets, &stores())?, spec)
 }
 
 /// Makes arrays without their values: writes the metadata of targets, and the coordinates of their axes.
@@ -72,13 +101,14 @@ pub fn plan(targets: &[Target], spec: &Spec) -> Result<Planned, Error> {
 /// # Errors
 /// As [`plan`] and [`run`]; a target that is a region.
 pub fn create(targets: &[Target], spec: &Spec) -> Result<(), Error> {
-    let planned = planned(targets, &metadata_outputs(targets)?, spec)?;
+    let planned = planned(targets, &metadata_outputs(targets, &stores())?, spec)?;
     run(&planned, spec, &Serial).map(drop)
 }
 
 fn planned(targets: &[Target], outputs: &[Output], spec: &Spec) -> Result<Planned, Error> {
     let plan = lower(outputs, spec)?;
-    let stores = stores_of(outputs)?;
+    let stores = stores();
+    stores.extend(&stores_of(outputs)?);
     targets.iter().for_each(|t| stores.extend(t.stores()));
     Ok(Planned { plan: Arc::new(plan), stores, kernels: kernels_of(outputs)? })
 }
@@ -91,6 +121,8 @@ pub struct Options<'a> {
     pub observers: &'a [&'a dyn Observer],
     /// Stops the run when asked.
     pub cancel: Cancel,
+    /// What the results are committed by; otherwise they go to plain Zarr stores.
+    pub session: Option<&'a dyn Session>,
     /// Stores in memory that targets name.
     pub stores: Stores,
     /// Users' kernels that the plan of a resumed run names.
@@ -113,13 +145,28 @@ pub fn run(planned: &Planned, spec: &Spec, executor: &dyn Executor) -> Result<Ru
 /// As [`run`].
 pub fn run_with(planned: &Planned, spec: &Spec, executor: &dyn Executor, options: &Options<'_>) -> Result<RunReport, Error> {
     // Not a handle on the plan's own: what one run adds is not the next one's.
-    let stores = Stores::default();
+    let stores = stores();
     stores.extend(&planned.stores);
     stores.extend(&options.stores);
-    let session = PlainZarr::new(stores.clone());
-    let run =
-        Run { spec, stores: &stores, kernels: &planned.kernels, executor, session: &session, observers: options.observers, cancel: options.cancel.clone() };
-    Ok(driver::run(&planned.plan, &run)?)
+    #[cfg(feature = "sessions")]
+    if let Some(array) = planned.plan.plan().arrays.iter().find(|a| options.session.is_none() && is_in_repository(a)) {
+        return Err(Error::NoSession { place: array.name.clone() });
+    }
+    let plain = PlainZarr::new(stores.clone());
+    let session = options.session.unwrap_or(&plain);
+    session.store().into_iter().for_each(|s| stores.insert(s));
+    let run = Run { spec, stores: &stores, kernels: &planned.kernels, executor, session, observers: options.observers, cancel: options.cancel.clone() };
+    let ran = driver::run(&planned.plan, &run);
+    if ran.as_ref().is_err_and(|e| e.kept().is_none()) {
+        // Also where it did not even begin.
+        session.abandon(&planned.plan);
+    }
+    Ok(ran?)
+}
+
+#[cfg(feature = "sessions")]
+fn is_in_repository(array: &freestone_engine::plan::PlanArray) -> bool {
+    matches!(&array.place, freestone_engine::plan::Place::Output { url, .. } if url.starts_with(freestone_sessions::SCHEME))
 }
 
 /// Opens a run that has ended early, by its folder: a path or URL, as its error and the command say it.
@@ -146,13 +193,27 @@ pub fn open_run(folder: &str, stores: &Stores) -> Result<StoredRun, Error> {
 /// # Errors
 /// As [`run`]; where the run is still going on, or its inputs or outputs' places have changed.
 pub fn resume(stored: &StoredRun, spec: &Spec, executor: &dyn Executor, options: &Options<'_>) -> Result<RunReport, Error> {
-    let stores = options.stores.clone();
-    let unknown = || RunError::NoRun { run: stored.address.path(), why: "its outputs go where this program cannot write".into() };
-    let session = PlainZarr::of_ticket(stores.clone(), &stored.record.session).ok_or_else(unknown)?;
+    let stores = stores();
+    stores.extend(&options.stores);
+    let own = if options.session.is_none() { Some(session_of(stored, &stores)?) } else { None };
+    let Some(session) = options.session.or(own.as_deref()) else { return Err(Error::NoSession { place: stored.address.path() }) };
+    session.store().into_iter().for_each(|s| stores.insert(s));
     let spec = Spec { work_dir: stored.address.work_dir.clone(), ..spec.clone() };
     let (observers, cancel) = (options.observers, options.cancel.clone());
-    let run = Run { spec: &spec, stores: &stores, kernels: &options.kernels, executor, session: &session, observers, cancel };
+    let run = Run { spec: &spec, stores: &stores, kernels: &options.kernels, executor, session, observers, cancel };
     Ok(driver::resume(stored, &run, options.verify_inputs)?)
+}
+
+/// The session that a run was begun with.
+fn session_of(stored: &StoredRun, stores: &Stores) -> Result<Box<dyn Session>, Error> {
+    if let Some(plain) = PlainZarr::of_ticket(stores.clone(), &stored.record.session) {
+        return Ok(Box::new(plain));
+    }
+    #[cfg(feature = "sessions")]
+    if let Some(ours) = freestone_sessions::RunSession::of_ticket(&stored.record.session) {
+        return Ok(Box::new(ours?));
+    }
+    Err(RunError::NoRun { run: stored.address.path(), why: "its outputs go where this program cannot write".into() }.into())
 }
 
 /// Gives a run up: its folder and what it has written so far are removed, unless a process is at it.
@@ -161,7 +222,9 @@ pub fn resume(stored: &StoredRun, spec: &Spec, executor: &dyn Executor, options:
 /// Where it is still going on, or storage fails.
 pub fn discard(stored: &StoredRun, stores: &Stores) -> Result<(), Error> {
     record::remove(stores, &stored.address)?;
-    if let Some(session) = PlainZarr::of_ticket(stores.clone(), &stored.record.session) {
+    let known = self::stores();
+    known.extend(stores);
+    if let Ok(session) = session_of(stored, &known) {
         session.abandon(&stored.plan);
     }
     Ok(())

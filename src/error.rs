@@ -3,7 +3,7 @@
 use freestone_engine::driver::RunError;
 use freestone_engine::executor::ExecutorError;
 use freestone_engine::plan::PlanError;
-use freestone_engine::session::SessionError;
+use freestone_engine::session::{Refusal, SessionError};
 use freestone_engine::spec::SpecError;
 use freestone_engine::task::FailureKind;
 use thiserror::Error;
@@ -23,6 +23,11 @@ pub enum Error {
     #[cfg(feature = "cli")]
     #[error(transparent)]
     Expression(#[from] crate::expression::ExpressionError),
+    #[cfg(feature = "sessions")]
+    #[error(transparent)]
+    Repository(#[from] freestone_sessions::Error),
+    #[error("`{place}` is in a repository: give the run its session, which commits it")]
+    NoSession { place: String },
     #[error("the result is {found}, not {asked}")]
     ResultType { found: freestone_kernels::DType, asked: freestone_kernels::DType },
 }
@@ -55,6 +60,9 @@ impl Error {
             Error::Run(error) => of_run(error.cause()),
             Error::Array(freestone_ops::Error::Coordinates { .. }) => ExitCode::Conflict,
             Error::Array(_) | Error::ResultType { .. } => ExitCode::Input,
+            Error::NoSession { .. } => ExitCode::Usage,
+            #[cfg(feature = "sessions")]
+            Error::Repository(error) => of_repository(error),
             Error::Spec(_) => ExitCode::Usage,
             #[cfg(feature = "cli")]
             Error::Expression(error) if error.cause.is_some() => ExitCode::Input,
@@ -74,12 +82,34 @@ fn of_plan(error: &PlanError) -> ExitCode {
 fn of_run(error: &RunError) -> ExitCode {
     match error {
         RunError::Plan(PlanError::ExceedsMemory { .. } | PlanError::ExceedsLocalMemory { .. }) => ExitCode::Memory,
-        RunError::Session(SessionError::Storage(_)) => ExitCode::Failed,
+        RunError::Session(SessionError::Storage(_) | SessionError::Refused { why: Refusal::Transient | Refusal::Failed, .. }) => ExitCode::Failed,
         RunError::Session(_) | RunError::Running { .. } => ExitCode::Conflict,
         RunError::Cancelled => ExitCode::Interrupted,
         RunError::Deadline(_) => ExitCode::Deadline,
         RunError::NoRun { .. } | RunError::InputChanged { .. } | RunError::Executor(ExecutorError::Unreachable(_)) => ExitCode::Input,
         RunError::Task { failure, .. } if failure.kind == FailureKind::BadInput => ExitCode::Input,
+        _ => ExitCode::Failed,
+    }
+}
+
+#[cfg(feature = "sessions")]
+fn of_repository(error: &freestone_sessions::Error) -> ExitCode {
+    use freestone_sessions::Error as E;
+    match error {
+        E::BadUrl { .. } | E::BadName { .. } | E::TooLong { .. } | E::SharingOff { .. } => ExitCode::Usage,
+        E::NoRepository { .. } | E::NotHere { .. } | E::NoVersion { .. } | E::NoNode { .. } | E::NoSession { .. } | E::BadNode { .. } => ExitCode::Input,
+        E::Exists { .. }
+        | E::NodeExists { .. }
+        | E::Conflict(_)
+        | E::Contended { .. }
+        | E::Closed { .. }
+        | E::Committing { .. }
+        | E::Stale { .. }
+        | E::OpenJoiners { .. }
+        | E::Replaced { .. }
+        | E::MadeTwice { .. }
+        | E::WrittenTwice { .. }
+        | E::Collected { .. } => ExitCode::Conflict,
         _ => ExitCode::Failed,
     }
 }

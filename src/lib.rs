@@ -18,9 +18,11 @@ pub mod limits;
 #[cfg(feature = "cli")]
 pub mod progress;
 pub mod report;
+#[cfg(feature = "sessions")]
+mod session;
 mod spans;
 
-pub use compute::{Options, Planned, compute, compute_with, create, discard, open_run, plan, resume, run, run_with};
+pub use compute::{Options, Planned, compute, compute_with, create, discard, open, open_run, plan, resume, run, run_with, serve, stores};
 pub use error::{Error, ExitCode};
 pub use freestone_engine as engine;
 pub use freestone_engine::driver::record::StoredRun;
@@ -30,11 +32,11 @@ pub use freestone_engine::spec::{Settings, Spec, parse_size};
 pub use freestone_engine::storage::{CodecName, Encoding, MemoryStore, Stores};
 pub use freestone_engine::user::{Block, BlockMut, KernelRegistry, UserKernel};
 pub use freestone_engine::worker::Cancel;
-pub use freestone_executors::{Processes, Serial, Threads, WORKER_ARGUMENT, serve};
+pub use freestone_executors::{Processes, Serial, Threads, WORKER_ARGUMENT};
 pub use freestone_kernels::dtype::{Bool, Complex64, Complex128};
 pub use freestone_kernels::{BinaryOp, DType, Expr, ExprError, Node as ExprNode, Scalar, UnaryOp};
 pub use freestone_ops::elementwise::*;
-pub use freestone_ops::io::{Target, open, open_in};
+pub use freestone_ops::io::{Target, open_in};
 pub use freestone_ops::reduce::{Along, Axes};
 pub use freestone_ops::vocabulary;
 pub use freestone_ops::{Array, Dim, Index, Indexing, Pad, broadcast_arrays, concat, stack};
@@ -43,3 +45,8 @@ pub use freestone_ops::{Contracted, Running, outer, tensordot, vecdot};
 pub use freestone_ops::{Error as ArrayError, RegionError};
 pub use freestone_ops::{arange, asarray, empty, empty_like, eye, full, full_like, linspace, meshgrid, ones, ones_like, scalar, tril, triu, zeros, zeros_like};
 pub use freestone_ops::{random_integers, random_normal, random_uniform};
+/// Repositories, sessions, tickets and receipts.
+#[cfg(feature = "sessions")]
+pub use freestone_sessions as sessions;
+#[cfg(feature = "sessions")]
+pub use session::{Session, open_version};

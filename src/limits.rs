@@ -56,7 +56,12 @@ impl Limits {
     /// # Errors
     /// As [`Spec::load`].
     pub fn spec(&self) -> Result<Spec, SpecError> {
-        Spec::load(Settings {
+        Spec::load(self.settings())
+    }
+
+    /// What is given here.
+    pub fn settings(&self) -> Settings {
+        Settings {
             work_dir: self.work_dir.clone(),
             allowed_mem: self.allowed_mem,
             reserved_mem: self.reserved_mem,
@@ -66,7 +71,7 @@ impl Limits {
             task_timeout: self.task_timeout,
             deadline: self.deadline,
             ..Settings::default()
-        })
+        }
     }
 
     /// The executor.

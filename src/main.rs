@@ -51,6 +51,12 @@ enum Command {
     Resume(command::resume::Arguments),
     /// Lists the runs in a work directory, and removes those that are of no use any more.
     Clean(command::clean::Arguments),
+    /// Sessions that several programs write together, and that become visible by one commit.
+    #[command(subcommand)]
+    Session(command::session::Arguments),
+    /// A repository's history and branches, and what it need not keep any more.
+    #[command(subcommand)]
+    Repo(command::repo::Arguments),
     /// Answers a driver's requests through standard input and output.
     #[command(name = freestone::WORKER_ARGUMENT, hide = true)]
     Worker,
@@ -83,6 +89,8 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Rechunk(arguments) => command::rechunk::rechunk(&arguments),
         Command::Resume(arguments) => command::resume::resume(&arguments),
         Command::Clean(arguments) => command::clean::clean(&arguments),
+        Command::Session(arguments) => command::session::session(&arguments),
+        Command::Repo(arguments) => command::repo::repo(&arguments),
         Command::Worker => freestone::serve(&freestone::KernelRegistry::new(), io::stdin(), io::stdout()).map_err(|_| Failure::Pipe),
     }
 }

@@ -15,18 +15,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use freestone_kernels::Buffer;
-
 use crate::events::{Event, Observer, RunReport, RunStart};
 use crate::executor::{Executor, ExecutorError};
 use crate::finished::Finished;
 use crate::journal::{Journal, Replay};
 use crate::machine;
-use crate::plan::{ArrayId, FinalizedPlan, LocalMemory, LocalProjection, Place, PlanError, Stage};
-use crate::session::{Session, SessionError};
+use crate::plan::{ArrayId, FinalizedPlan, LocalMemory, LocalProjection, Place, PlanArray, PlanError, Stage};
+use crate::session::{Refusal, Session, SessionError};
 use crate::spec::Spec;
 use crate::storage::metadata::open_array;
-use crate::storage::reader::Written;
 use crate::storage::{StorageError, Store, Stores, TierStore, identity, join};
 use crate::task::{Receipt, RunAddress};
 use crate::user::KernelRegistry;
@@ -56,6 +53,24 @@ pub struct Run<'a> {
     pub cancel: Cancel,
 }
 
+/// Which receipts are kept for the commit.
+#[derive(Clone, Debug, Default)]
+struct Kept {
+    /// For each array of the plan, whether it is an output of a session that takes receipts.
+    arrays: Vec<bool>,
+}
+
+impl Kept {
+    fn of(plan: &FinalizedPlan, session: &dyn Session) -> Kept {
+        let is_kept = |array: &PlanArray| session.takes_receipts() && matches!(array.place, Place::Output { .. });
+        Kept { arrays: plan.plan().arrays.iter().map(is_kept).collect() }
+    }
+
+    fn of_outputs<'a>(&'a self, written: &'a [Receipt]) -> impl Iterator<Item = Receipt> + 'a {
+        written.iter().filter(|r| self.arrays.get(r.array.0).copied().unwrap_or(false)).copied()
+    }
+}
+
 /// What is known of a run from before.
 #[derive(Debug, Default)]
 struct Before {
@@ -63,6 +78,8 @@ struct Before {
     finished: Vec<Finished>,
     /// Removed intermediates, and tasks that have written theirs again since.
     removed: BTreeMap<ArrayId, Finished>,
+    /// Of the outputs' chunks that are finished; none where the session does not take them.
+    receipts: Vec<Receipt>,
     /// How often the run was taken up.
     epoch: u32,
 }
@@ -115,18 +132,31 @@ pub fn resume(stored: &StoredRun, run: &Run<'_>, verify_inputs: bool) -> Result<
     let drive = Drive::prepare(plan, run)?;
     let Some(_lock) = address.lock(&*drive.work)? else { return Err(RunError::Running { run: address.path() }) };
     let boot = machine::boot_id();
-    let verifier = Verifier { plan, stores: run.stores, boot: &boot };
-    let replay = again(|| Journal::read(&*drive.work, &address.journal(), plan, &mut |replay, receipts| verifier.holds(replay, receipts)));
+    let verifier = Verifier { plan, session: run.session, boot: &boot };
+    let (mut receipts, keep) = (Vec::new(), Kept::of(plan, run.session));
+    let replay = again(|| {
+        receipts.clear();
+        Journal::read(&*drive.work, &address.journal(), plan, &mut |replay, written| {
+            let holds = verifier.holds(replay, written);
+            if holds {
+                receipts.extend(keep.of_outputs(written));
+            }
+            holds
+        })
+    });
     let mut replay = replay.map_err(RunError::Work)?;
     if replay.begun.is_empty() {
+        receipts.clear();
         // Its outputs' places are to be made the run's again, and with that nothing is there any more that was written before.
         replay = Replay { epoch: replay.epoch, finished: vec![Finished::default(); plan.plan().stages.len()], ..Replay::default() };
     }
     if !replay.begun.is_empty() {
         // Workers far away have told of more than came to the journal.
         let holds = |receipts: &[Receipt]| verifier.holds(&replay, receipts);
-        let finished = again(|| recovery::finished_with_answers(&*drive.work, &address.folder, plan, &replay, &holds));
-        replay.finished = finished.map_err(RunError::Work)?;
+        let found = again(|| recovery::finished_with_answers(&*drive.work, &address.folder, plan, &replay, &keep, &holds));
+        let (finished, recovered) = found.map_err(RunError::Work)?;
+        replay.finished = finished;
+        receipts.extend(recovered);
     }
     check_inputs(stored, &*drive.work, run.stores, &replay, verify_inputs)?;
     let begun = !replay.begun.is_empty();
@@ -134,7 +164,7 @@ pub fn resume(stored: &StoredRun, run: &Run<'_>, verify_inputs: bool) -> Result<
         again_session(&|| run.session.check(plan))?;
     }
     let finished = replay.finished.iter().zip(&plan.plan().stages).all(|(f, s)| f.count() == s.n_tasks());
-    let before = Before { finished: replay.finished, removed: replay.removed, epoch: replay.epoch };
+    let before = Before { finished: replay.finished, removed: replay.removed, receipts, epoch: replay.epoch };
     drive.go(address, before, &|| if begun { run.session.resume(plan, finished) } else { run.session.begin(plan) })
 }
 
@@ -221,7 +251,7 @@ impl<'a> Drive<'a> {
             Ok(report) => report,
             Err(error) => {
                 // Where somebody else has the outputs' places, nothing can go on.
-                let is_over = matches!(&error.0, RunError::Session(SessionError::Taken { .. } | SessionError::Changed { .. }));
+                let is_over = matches!(&error.0, RunError::Session(error) if error.is_final());
                 let kept = resumable && !is_over && (error.1 || finished.iter().any(|n| *n > 0));
                 let error = if kept { RunError::Stopped { error: Box::new(error.0), run: address.path() } } else { error.0 };
                 tell(&Event::RunEnded(Err(&error)));
@@ -287,9 +317,10 @@ impl<'a> Drive<'a> {
             // Workers that were stopped in the middle of a write have left its beginning.
             self.sweep();
         }
-        again_session(&|| self.run.session.commit(self.plan)).map_err(|e| failed(e.into()))?;
+        let snapshot = again_session(&|| self.run.session.commit(self.plan, &state.receipts)).map_err(|e| failed(e.into()))?;
         Ok(RunReport {
             run: folder.to_owned(),
+            snapshot,
             stages: state.stages.into_iter().map(|p| p.report).collect(),
             worker_peak_bytes: state.worker_peak_bytes,
             retries: state.attempts.retries,
@@ -345,15 +376,19 @@ fn keep<T>(
 }
 
 /// Tries what storage failed again, where that may help.
-fn again<T>(action: impl Fn() -> Result<T, StorageError>) -> Result<T, StorageError> {
+fn again<T>(action: impl FnMut() -> Result<T, StorageError>) -> Result<T, StorageError> {
     tried(action, is_passing)
 }
 
-fn again_session(action: &dyn Fn() -> Result<(), SessionError>) -> Result<(), SessionError> {
-    tried(action, |error| matches!(error, SessionError::Storage(error) if is_passing(error)))
+fn again_session<T>(action: &dyn Fn() -> Result<T, SessionError>) -> Result<T, SessionError> {
+    tried(action, |error| match error {
+        SessionError::Storage(error) => is_passing(error),
+        SessionError::Refused { why, .. } => *why == Refusal::Transient,
+        _ => false,
+    })
 }
 
-fn tried<T, E>(action: impl Fn() -> Result<T, E>, is_passing: impl Fn(&E) -> bool) -> Result<T, E> {
+fn tried<T, E>(mut action: impl FnMut() -> Result<T, E>, is_passing: impl Fn(&E) -> bool) -> Result<T, E> {
     for attempt in 0..STORAGE_ATTEMPTS - 1 {
         match action() {
             Err(error) if is_passing(&error) => std::thread::sleep(STORAGE_PAUSE * (1 << attempt)),
@@ -370,7 +405,7 @@ fn is_passing(error: &StorageError) -> bool {
 /// Whether what the journal says was written is there.
 struct Verifier<'a> {
     plan: &'a FinalizedPlan,
-    stores: &'a Stores,
+    session: &'a dyn Session,
     boot: &'a str,
 }
 
@@ -380,20 +415,7 @@ impl Verifier<'_> {
         if replay.begun.last().is_none_or(|boot| boot == self.boot) {
             return true;
         }
-        receipts.iter().all(|r| self.is_there(r).unwrap_or(false))
-    }
-
-    fn is_there(&self, receipt: &Receipt) -> Result<bool, StorageError> {
-        let (Some(array), Written::Object { len, hash }) = (self.plan.plan().arrays.get(receipt.array.0), receipt.written) else { return Ok(true) };
-        let Place::Output { url, path } = &array.place else { return Ok(true) };
-        let store = self.stores.open(url)?;
-        let objects = array.info.objects();
-        if store.is_remote() || receipt.chunk >= objects.n_chunks() {
-            return Ok(store.is_remote());
-        }
-        let mut buffer = Buffer::zeroed(len as usize);
-        let found = store.read(&join(path, &array.info.object_key(&objects.coords(receipt.chunk))), None, len, &mut buffer)?;
-        Ok(found && buffer.len() as u64 == len && xxhash_rust::xxh3::xxh3_64(buffer.bytes()) == hash)
+        receipts.iter().all(|r| self.session.holds(self.plan, r).unwrap_or(false))
     }
 }
 

@@ -62,6 +62,8 @@ pub trait Observer: Send + Sync {
 pub struct RunReport {
     /// The run's name.
     pub run: String,
+    /// The snapshot that has the results, where they were committed to a repository.
+    pub snapshot: Option<String>,
     /// Bytes and requests of each stage, in the plan's order.
     pub stages: Vec<StageReport>,
     /// Time from start to end.
@@ -165,6 +167,9 @@ impl fmt::Display for RunReport {
         }
         if self.kept_bytes > 0 {
             writeln!(f, "kept up to {} of intermediates in memory", size(self.kept_bytes))?;
+        }
+        if let Some(snapshot) = &self.snapshot {
+            writeln!(f, "committed as snapshot {snapshot}")?;
         }
         write!(f, "peak memory {} measured, {} projected", size(self.worker_peak_bytes.unwrap_or(self.peak_rss_bytes)), size(self.projected_bytes))
     }

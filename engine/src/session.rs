@@ -2,13 +2,17 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use freestone_kernels::Buffer;
 use serde_json::{Value, json};
 use thiserror::Error;
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::plan::{FinalizedPlan, Mode, Place, Publication};
 use crate::storage::consolidated::{self, document, pretty};
 use crate::storage::metadata::{MetadataError, exists, open_array};
+use crate::storage::reader::Written;
 use crate::storage::{ArrayInfo, Lock, StorageError, Store, Stores, join, read_small, split_location};
+use crate::task::Receipt;
 
 /// Why results cannot be written or published.
 #[derive(Clone, Debug, Error)]
@@ -28,12 +32,44 @@ pub enum SessionError {
     Taken { place: String },
     #[error("another run writes {place} at the moment: wait for its end, or choose another place")]
     Busy { place: String },
+    #[error("{message}")]
+    Refused { why: Refusal, message: String },
     #[error(transparent)]
     Storage(#[from] StorageError),
 }
 
+/// What a refusal of a transactional store means for a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Something else is in the way, such as another commit: what was computed stays, and may be published otherwise.
+    Conflict,
+    /// The session takes nothing any more.
+    Over,
+    /// Trying again may help.
+    Transient,
+    /// The store failed.
+    Failed,
+}
+
+impl SessionError {
+    /// True if the run can never be published.
+    pub(crate) fn is_final(&self) -> bool {
+        matches!(self, SessionError::Taken { .. } | SessionError::Changed { .. } | SessionError::Refused { why: Refusal::Over, .. })
+    }
+}
+
 /// Where a run's outputs go, and the commit that publishes them.
 pub trait Session: Send + Sync {
+    /// The store that tasks in this process write, where the session has one of its own.
+    fn store(&self) -> Option<Arc<dyn Store>> {
+        None
+    }
+
+    /// True if the commit is made of receipts, so that the driver has to keep them.
+    fn takes_receipts(&self) -> bool {
+        false
+    }
+
     /// Finds out whether the outputs may be written, and changes nothing.
     ///
     /// # Errors
@@ -56,12 +92,19 @@ pub trait Session: Send + Sync {
     /// Where somebody else has taken one of them since.
     fn resume(&self, plan: &FinalizedPlan, finished: bool) -> Result<(), SessionError>;
 
-    /// Makes all chunks durable and publishes the outputs, after every task's receipts were checked. Called again, it finishes what a call before
-    /// has left undone.
+    /// Finds out whether an output's chunk is stored as its receipt says, whatever happened to the machine since: reads it.
     ///
     /// # Errors
-    /// Where storage fails; then nothing or a part of the outputs is visible, each of them whole.
-    fn commit(&self, plan: &FinalizedPlan) -> Result<(), SessionError>;
+    /// Where storage fails.
+    fn holds(&self, plan: &FinalizedPlan, receipt: &Receipt) -> Result<bool, StorageError>;
+
+    /// Makes all chunks durable and publishes the outputs, after every task's receipts were checked. Called again, it finishes what a call before
+    /// has left undone. `receipts` are those of the outputs' chunks, some perhaps twice, where [`takes_receipts`](Session::takes_receipts). Gives
+    /// the id of the snapshot that has the outputs, where the store has snapshots.
+    ///
+    /// # Errors
+    /// Where storage fails or refuses; then nothing or, in plain stores, a part of the outputs is visible, each of them whole.
+    fn commit(&self, plan: &FinalizedPlan, receipts: &[Receipt]) -> Result<Option<String>, SessionError>;
 
     /// Gives up: nothing will be published, and the outputs' places are free. Failing to tidy up is no further failure.
     fn abandon(&self, plan: &FinalizedPlan);
@@ -206,6 +249,17 @@ impl Target<'_> {
         matches!(self.publication.mode, Mode::Region { .. })
     }
 
+    /// Keys of the documents of the groups around it in its store, from inside out.
+    fn groups(&self) -> Vec<String> {
+        let mut keys = Vec::new();
+        let mut path = self.path;
+        while !path.is_empty() {
+            path = path.rsplit_once('/').map_or("", |(group, _)| group);
+            keys.push(join(path, "zarr.json"));
+        }
+        keys
+    }
+
     /// The array whose region is written is still the one that was planned for.
     fn check_unchanged(&self) -> Result<(), SessionError> {
         let Mode::Region { tag: expect } = &self.publication.mode else { return Ok(()) };
@@ -322,7 +376,20 @@ impl Session for PlainZarr {
         }
     }
 
-    fn commit(&self, plan: &FinalizedPlan) -> Result<(), SessionError> {
+    fn holds(&self, plan: &FinalizedPlan, receipt: &Receipt) -> Result<bool, StorageError> {
+        let (Some(array), Written::Object { len, hash }) = (plan.plan().arrays.get(receipt.array.0), receipt.written) else { return Ok(true) };
+        let Place::Output { url, path } = &array.place else { return Ok(true) };
+        let store = self.stores.open(url)?;
+        let objects = array.info.objects();
+        if store.is_remote() || receipt.chunk >= objects.n_chunks() {
+            return Ok(store.is_remote());
+        }
+        let mut buffer = Buffer::zeroed(len as usize);
+        let found = store.read(&join(path, &array.info.object_key(&objects.coords(receipt.chunk))), None, len, &mut buffer)?;
+        Ok(found && buffer.len() as u64 == len && xxh3_64(buffer.bytes()) == hash)
+    }
+
+    fn commit(&self, plan: &FinalizedPlan, _receipts: &[Receipt]) -> Result<Option<String>, SessionError> {
         for target in self.targets(plan)? {
             if target.publication.mode == Mode::Metadata {
                 continue;
@@ -348,22 +415,24 @@ impl Session for PlainZarr {
             target.store.remove(&join(target.path, CLAIM))?;
         }
         for target in &targets {
-            if let Some(group) = &target.publication.group
-                && document(&*target.store, "zarr.json")?.is_none()
-            {
-                target.store.write("zarr.json", &pretty(group))?;
+            for key in target.groups() {
+                if let Some(group) = &target.publication.group
+                    && document(&*target.store, &key)?.is_none()
+                {
+                    target.store.write(&key, &pretty(group))?;
+                }
             }
         }
         let changed = self.consolidate(&targets)?;
         for target in &targets {
             let key = join(target.path, "zarr.json");
-            let group = target.publication.group.is_some().then(|| "zarr.json".to_owned());
-            target.store.sync(&mut std::iter::once(key).chain(group))?;
+            let groups = if target.publication.group.is_some() { target.groups() } else { Vec::new() };
+            target.store.sync(&mut std::iter::once(key).chain(groups))?;
         }
         for (store, path) in changed {
             store.sync(&mut std::iter::once(join(&path, "zarr.json")))?;
         }
-        Ok(())
+        Ok(None)
     }
 }
 
@@ -409,9 +478,9 @@ mod tests {
         let (first, second) = (PlainZarr::new(stores.clone()), PlainZarr::new(stores));
         first.begin(&plan).unwrap();
         second.begin(&plan).unwrap();
-        assert!(matches!(first.commit(&plan), Err(SessionError::Taken { .. })));
+        assert!(matches!(first.commit(&plan, &[]), Err(SessionError::Taken { .. })));
         assert!(!exists(&*store, "x").unwrap());
-        second.commit(&plan).unwrap();
+        second.commit(&plan, &[]).unwrap();
         assert!(exists(&*store, "x").unwrap());
         assert!(matches!(first.check(&plan), Err(SessionError::Exists { .. })));
         assert!(read_small(&*store, "x/.freestone-claim", 100).unwrap().is_none());

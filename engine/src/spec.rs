@@ -36,6 +36,14 @@ pub struct Spec {
     pub task_timeout: Option<Duration>,
     /// What a whole run may take; then it stops as if it were cancelled, and can be resumed.
     pub deadline: Option<Duration>,
+    /// The repository that results are committed to, where a run commits: a directory or URL.
+    pub repository: String,
+    /// Its branch.
+    pub branch: String,
+    /// How long a shared session lives unless it is said.
+    pub session_expiry: Duration,
+    /// Whether sessions may be shared by their ids.
+    pub sharing: bool,
 }
 
 impl Spec {
@@ -87,6 +95,15 @@ pub struct Settings {
     /// See [`Spec::deadline`].
     #[serde(default, deserialize_with = "duration")]
     pub deadline: Option<Duration>,
+    /// See [`Spec::repository`].
+    pub repository: Option<String>,
+    /// See [`Spec::branch`].
+    pub branch: Option<String>,
+    /// See [`Spec::session_expiry`].
+    #[serde(default, deserialize_with = "duration")]
+    pub session_expiry: Option<Duration>,
+    /// See [`Spec::sharing`].
+    pub sharing: Option<bool>,
 }
 
 /// Why settings do not hold.
@@ -146,6 +163,12 @@ pub const DEFAULT_RESERVED_MEM: u64 = 32_000_000;
 pub const DEFAULT_ALLOWED_MEM: u64 = 2_000_000_000;
 /// How often a task is tried again if nothing is said.
 pub const DEFAULT_RETRIES: u32 = 4;
+/// The repository if nothing is said, in the current directory, and its branch.
+pub const DEFAULT_REPOSITORY: &str = "freestone.icechunk";
+/// See [`DEFAULT_REPOSITORY`].
+pub const DEFAULT_BRANCH: &str = "main";
+/// How long a shared session lives if nothing is said.
+pub const DEFAULT_SESSION_EXPIRY: Duration = Duration::from_secs(24 * 3600);
 /// The file that is read if no other is named, in the current directory.
 pub const DEFAULT_FILE: &str = "freestone.toml";
 
@@ -171,6 +194,10 @@ impl Settings {
             retries: count("RETRIES")?.map(|n| u32::try_from(n).unwrap_or(u32::MAX)),
             task_timeout: time("TASK_TIMEOUT")?,
             deadline: time("DEADLINE")?,
+            repository: text("REPOSITORY"),
+            branch: text("BRANCH"),
+            session_expiry: time("SESSION_EXPIRY")?,
+            sharing: text("SHARING").map(|v| v.parse().map_err(|_| bad("SHARING", format!("`{v}` is neither true nor false")))).transpose()?,
         })
     }
 
@@ -201,6 +228,10 @@ impl Settings {
             retries: self.retries.or(below.retries),
             task_timeout: self.task_timeout.or(below.task_timeout),
             deadline: self.deadline.or(below.deadline),
+            repository: self.repository.or(below.repository),
+            branch: self.branch.or(below.branch),
+            session_expiry: self.session_expiry.or(below.session_expiry),
+            sharing: self.sharing.or(below.sharing),
         }
     }
 
@@ -224,6 +255,10 @@ impl Settings {
             retries: self.retries.unwrap_or(DEFAULT_RETRIES),
             task_timeout: self.task_timeout,
             deadline: self.deadline,
+            repository: self.repository.unwrap_or_else(|| DEFAULT_REPOSITORY.to_owned()),
+            branch: self.branch.unwrap_or_else(|| DEFAULT_BRANCH.to_owned()),
+            session_expiry: self.session_expiry.unwrap_or(DEFAULT_SESSION_EXPIRY),
+            sharing: self.sharing.unwrap_or(true),
         })
     }
 }

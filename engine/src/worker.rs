@@ -21,7 +21,7 @@ use crate::plan::{FinalizedPlan, Kernel, MAX_PARTS, Place, PlanError, ReadMode, 
 use crate::readmap::{AxisMap, Origin, Piece, Run};
 use crate::storage::codec::Contexts;
 use crate::storage::reader::{ChunkAccess, ChunkError, Desk, Own, ShardCache};
-use crate::storage::{ArrayInfo, ObjectPart, PART_BYTES, Store, Stores, join, read_small};
+use crate::storage::{ArrayInfo, ObjectPart, PART_BYTES, Store, Stores, join};
 use crate::task::{Cause, FailureKind, Receipt, RunAddress, TaskFailure, TaskOutcome, TaskReport, TaskRequest, cause_of_chunk, cause_of_plan};
 use crate::user::{AnyKernel, Block, BlockMut, KernelRegistry};
 
@@ -87,27 +87,6 @@ impl Limits<'_> {
 
 /// Plans larger than this are not plans.
 pub(crate) const MAX_PLAN_BYTES: u64 = 256_000_000;
-
-impl RunContext {
-    /// Fetches a plan from its address and checks it: how a worker in another process begins.
-    ///
-    /// # Errors
-    /// Where it is not there, or not one, or needs a kernel that is not known here.
-    pub fn fetch(address: RunAddress, kernels: &KernelRegistry) -> Result<RunContext, String> {
-        let stores = Stores::default();
-        let store = stores.open(&address.work_dir).map_err(|e| e.to_string())?;
-        let key = format!("{}/plan.json", address.folder);
-        let bytes =
-            read_small(&*store, &key, MAX_PLAN_BYTES).map_err(|e| e.to_string())?.ok_or_else(|| format!("there is no plan at {}", store.place(&key)))?;
-        let plan = FinalizedPlan::from_bytes(&bytes).map_err(|e| e.to_string())?;
-        if !address.is_of(&plan) {
-            return Err(format!("{} is not what it was when the run began", store.place(&key)));
-        }
-        let context = RunContext { plan: Arc::new(plan), address, stores, kernels: Arc::new(kernels.clone()), cancel: Cancel::default() };
-        context.check_kernels()?;
-        Ok(context)
-    }
-}
 
 impl RunContext {
     /// Finds out whether the kernels that the plan names are known here.

@@ -18,6 +18,7 @@ pub use threads::{Serial, Threads};
 
 use freestone_engine::executor::ExecutorError;
 use freestone_engine::plan::Place;
+use freestone_engine::storage::is_in_memory;
 use freestone_engine::task::{FailureKind, TaskFailure, TaskOutcome, TaskRequest};
 use freestone_engine::worker::RunContext;
 
@@ -30,7 +31,7 @@ fn useful(slots: usize, context: &RunContext) -> usize {
 /// What is in the memory of this process is not seen by workers in others.
 fn in_reach(context: &RunContext) -> Result<(), ExecutorError> {
     let hidden = context.plan.plan().arrays.iter().find_map(|a| match &a.place {
-        Place::Input { url, .. } | Place::Output { url, .. } if url.starts_with("memory://") => Some(a.name.clone()),
+        Place::Input { url, .. } | Place::Output { url, .. } if is_in_memory(url) => Some(a.name.clone()),
         _ => None,
     });
     hidden.map_or(Ok(()), |name| Err(ExecutorError::Unreachable(format!("`{name}`"))))

@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use freestone_engine::executor::{Executor, ExecutorError, Next, TaskSource};
 use freestone_engine::machine;
+use freestone_engine::remote;
+use freestone_engine::storage::Stores;
 use freestone_engine::task::{FailureKind, TaskOutcome, TaskRequest};
 use freestone_engine::user::KernelRegistry;
 use freestone_engine::worker::{Cancel, RunContext, Worker};
@@ -47,19 +49,22 @@ impl Processes {
     }
 }
 
-/// What a worker process does: answers requests until its input ends. It knows the users' kernels that it is given.
+/// What a worker process does: answers requests until its input ends. It knows the users' kernels that it is given, and stores that it can open.
 ///
 /// When the input ends, the process ends, also in the middle of a task: a driver that is gone must not be followed by late
 /// writes.
 ///
 /// # Errors
 /// Where input or output break.
-pub fn serve(kernels: &KernelRegistry, input: impl io::Read + Send + 'static, mut output: impl io::Write) -> io::Result<()> {
+pub fn serve(kernels: &KernelRegistry, stores: Stores, input: impl io::Read + Send + 'static, mut output: impl io::Write) -> io::Result<()> {
     let mut input = BufReader::new(input);
     let Some(hello) = receive::<Hello>(&mut input)? else { return Ok(()) };
     let mut ready = Ready { version: VERSION, pid: std::process::id(), error: None };
-    let context =
-        if hello.version == VERSION { RunContext::fetch(hello.address, kernels) } else { Err(format!("it speaks version {VERSION}, not {}", hello.version)) };
+    let context = if hello.version == VERSION {
+        remote::fetch(&hello.address, &stores, kernels).map_err(|refusal| refusal.message)
+    } else {
+        Err(format!("it speaks version {VERSION}, not {}", hello.version))
+    };
     let context = match context {
         Ok(context) => context,
         Err(error) => {

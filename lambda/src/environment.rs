@@ -55,8 +55,8 @@ impl Worker {
         })
     }
 
-    /// The answer to an invocation, as JSON. `deadline_ms` is when it must be given, in milliseconds since 1970.
-    pub(crate) fn answer(&mut self, body: Value, deadline_ms: u64) -> Value {
+    /// The answer to an invocation. `deadline_ms` is when it must be given, in milliseconds since 1970.
+    pub(crate) fn answer(&mut self, body: Value, deadline_ms: u64) -> Answer {
         let start = Instant::now();
         machine::reset_peak_rss();
         self.invocations += 1;
@@ -81,15 +81,13 @@ impl Worker {
             memory_bytes: self.memory_bytes,
             peak_bytes: machine::peak_rss_bytes(),
         };
-        let answer = match ended {
+        match ended {
             Err(refusal) => Answer::Refused { environment, refusal },
             Ok(Err(slots)) => Answer::Ready { environment, slots, remaining_ms: left.as_millis() as u64 },
             Ok(Ok(Ended { outcomes, recorded, not_started })) => {
                 Answer::Done { environment, outcomes, recorded, not_started, wall_ms: start.elapsed().as_millis() as u64 }
             }
-        };
-        // Plain data always has a JSON.
-        serde_json::to_value(&answer).unwrap_or_default()
+        }
     }
 
     /// Sees to it that the plan at an address is at hand; true if it was.

@@ -17,21 +17,10 @@ use crate::array::{Array, Dim, Origin};
 use crate::error::Error;
 use crate::region::{Region, RegionError, agrees, window};
 
-/// Opens a stored array, `winds.zarr/u` or `s3://bucket/winds.zarr/u`, of Zarr format 2 or 3.
-///
-/// Reads its metadata, nothing else.
+/// Opens an array of Zarr format 2 or 3 in a store that is open already. Reads its metadata, nothing else.
 ///
 /// # Errors
 /// Where there is no array, or one that uses what is not supported.
-pub fn open(location: &str) -> Result<Array, Error> {
-    let (url, name) = split_location(location);
-    open_in(&Stores::default().open(&url)?, &name)
-}
-
-/// Opens an array in a store that is open already.
-///
-/// # Errors
-/// As [`open`].
 pub fn open_in(store: &Arc<dyn Store>, path: &str) -> Result<Array, Error> {
     let stored = open_array(store, path)?;
     let group = path.rsplit_once('/').map_or("", |(group, _)| group).to_owned();
@@ -171,23 +160,35 @@ impl Target {
     pub fn stores(&self) -> &Stores {
         &self.stores
     }
+
+    /// The store that it goes to.
+    fn store(&self, stores: &Stores) -> Result<Arc<dyn Store>, Error> {
+        Ok(self.stores.get(&self.url).map_or_else(|| stores.open(&self.url), Ok)?)
+    }
+
+    /// The path in the store of what lies beside it.
+    fn beside(&self, name: &str) -> String {
+        join(self.path.rsplit_once('/').map_or("", |(group, _)| group), name)
+    }
 }
 
-/// What the planner needs of targets; coordinates of the axes of arrays in groups are added.
+/// What the planner needs of targets; coordinates of the axes of arrays in groups are added. Stores that the targets were not given are opened by
+/// `stores`.
 ///
 /// # Errors
 /// What an operator left in an array, or chunks that do not fit.
-pub fn outputs(targets: &[Target]) -> Result<Vec<EngineOutput>, Error> {
+pub fn outputs(targets: &[Target], stores: &Stores) -> Result<Vec<EngineOutput>, Error> {
     let mut all = Vec::new();
     for target in targets {
-        all.push(output(target, &target.array, &target.path)?);
+        all.push(output(target, &target.array, &target.path, stores)?);
     }
     let own: Vec<String> = all.iter().map(|o| identity(&o.url, &o.path)).collect();
     // Coordinates that this plan writes or leaves, with the axis that each is of.
     let mut settled: Vec<(String, Dim, u64)> = Vec::new();
     for target in targets.iter().filter(|t| t.in_group && t.region.is_none()) {
         for (name, dim, coordinate) in coordinates(target)? {
-            let store = target.stores.open(&target.url)?;
+            let store = target.store(stores)?;
+            let name = target.beside(&name);
             let (place, len) = (identity(store.url(), &name), coordinate.shape()?[0]);
             let differ = || Error::Coordinates { place: store.place(""), array: target.path.clone(), name: name.clone() };
             if own.contains(&place) {
@@ -213,7 +214,7 @@ pub fn outputs(targets: &[Target]) -> Result<Vec<EngineOutput>, Error> {
                 // A coordinate is small: one chunk.
                 let chunks = Some(coordinate.shape()?.iter().map(|n| (*n).max(1)).collect());
                 let whole = Target { chunks, shards: None, fill: None, ..target.clone() };
-                all.push(output(&whole, &coordinate, &name)?);
+                all.push(output(&whole, &coordinate, &name, stores)?);
             }
         }
     }
@@ -224,26 +225,28 @@ pub fn outputs(targets: &[Target]) -> Result<Vec<EngineOutput>, Error> {
 ///
 /// # Errors
 /// As [`outputs`], and for regions.
-pub fn metadata_outputs(targets: &[Target]) -> Result<Vec<EngineOutput>, Error> {
+pub fn metadata_outputs(targets: &[Target], stores: &Stores) -> Result<Vec<EngineOutput>, Error> {
     if let Some(target) = targets.iter().find(|t| t.region.is_some()) {
         return Err(RegionError::Metadata { place: join(&target.url, &target.path) }.into());
     }
-    let mut all = outputs(targets)?;
+    let mut all = outputs(targets, stores)?;
     all[..targets.len()].iter_mut().for_each(|o| o.mode = Mode::Metadata);
     Ok(all)
 }
 
 /// True if another array of the group than the one named has an axis of that name.
 fn is_used(store: &Arc<dyn Store>, name: &str, but: &str) -> Result<bool, Error> {
-    let children = match open_group(&**store, "") {
+    let group = name.rsplit_once('/').map_or("", |(group, _)| group);
+    let (own, but) = (last(name), last(but));
+    let children = match open_group(&**store, group) {
         Ok(group) => group.children,
         Err(MetadataError::NoZarr { .. }) => return Ok(false),
         Err(e) => return Err(e.into()),
     };
-    for child in children.iter().filter(|c| *c != name && *c != but) {
+    for child in children.iter().filter(|c| *c != own && *c != but) {
         // What cannot be read may well use it.
-        match open_array(store, child) {
-            Ok(array) if !array.dims.iter().flatten().any(|d| d == name) => {}
+        match open_array(store, &join(group, child)) {
+            Ok(array) if !array.dims.iter().flatten().any(|d| d == own) => {}
             Err(MetadataError::Group { .. } | MetadataError::NoZarr { .. }) => {}
             _ => return Ok(true),
         }
@@ -251,9 +254,14 @@ fn is_used(store: &Arc<dyn Store>, name: &str, but: &str) -> Result<bool, Error>
     Ok(false)
 }
 
+/// A path without the groups around it.
+fn last(path: &str) -> &str {
+    path.rsplit_once('/').map_or(path, |(_, name)| name)
+}
+
 /// A region of an array that is there.
-fn region_output(target: &Target, region: &Region) -> Result<EngineOutput, Error> {
-    let store = target.stores.open(&target.url)?;
+fn region_output(target: &Target, region: &Region, stores: &Stores) -> Result<EngineOutput, Error> {
+    let store = target.store(stores)?;
     let place = || store.place(&target.path);
     let given = [
         ("chunks", target.chunks.is_some()),
@@ -284,9 +292,9 @@ fn region_output(target: &Target, region: &Region) -> Result<EngineOutput, Error
     })
 }
 
-fn output(target: &Target, array: &Array, path: &str) -> Result<EngineOutput, Error> {
+fn output(target: &Target, array: &Array, path: &str, stores: &Stores) -> Result<EngineOutput, Error> {
     if let Some(region) = &target.region {
-        return region_output(target, region);
+        return region_output(target, region, stores);
     }
     if target.consolidated && !target.in_group {
         return Err(Error::Argument(format!("consolidated metadata belong to a group: store `{path}` by Target::in_group")));
@@ -314,12 +322,12 @@ fn output(target: &Target, array: &Array, path: &str) -> Result<EngineOutput, Er
         window: None,
     };
     // Readers of groups tell axes by their names: one without a name gets one that no other array has.
-    let unnamed = |d: usize| target.in_group.then(|| format!("{path}_dim_{d}"));
+    let unnamed = |d: usize| target.in_group.then(|| format!("{}_dim_{d}", last(path)));
     let names: Vec<Option<String>> = inner.dims.iter().enumerate().map(|(d, dim)| dim.name.clone().or_else(|| unnamed(d))).collect();
-    if target.in_group && names.len() > 1 && names.iter().flatten().any(|n| n == path) {
+    if target.in_group && names.len() > 1 && names.iter().flatten().any(|n| n == last(path)) {
         return Err(Error::Argument(format!("an array of several axes cannot be called `{path}`, as one of them is: that is the name of its coordinate")));
     }
-    let url = target.stores.open(&target.url)?.url().to_owned();
+    let url = target.store(stores)?.url().to_owned();
     Ok(EngineOutput {
         node: Arc::clone(&inner.node),
         name: path.to_owned(),
@@ -366,7 +374,7 @@ fn coordinates(target: &Target) -> Result<Vec<(String, Dim, Array)>, Error> {
     let shape = target.array.shape()?;
     for (dim, len) in target.array.dims()?.iter().zip(&shape) {
         let (Some(name), Some(origin)) = (&dim.name, &dim.origin) else { continue };
-        if *name == target.path {
+        if name == last(&target.path) {
             continue;
         }
         let store = &origin.store;

@@ -42,8 +42,21 @@ impl NodeChange {
 pub(crate) struct Draft {
     pub(crate) nodes: BTreeMap<String, NodeChange>,
     pub(crate) receipts: Receipts,
-    /// Receipts that are not yet told to others; `None` where nobody is told.
-    pub(crate) pending: Option<Vec<Receipt>>,
+    /// What is not yet told to others; `None` where nobody is told.
+    pub(crate) pending: Option<Pending>,
+}
+
+/// What others are still to be told.
+#[derive(Debug, Default)]
+pub(crate) struct Pending {
+    pub(crate) nodes: BTreeMap<String, NodeChange>,
+    pub(crate) receipts: Vec<Receipt>,
+}
+
+impl Pending {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.nodes.is_empty() && self.receipts.is_empty()
+    }
 }
 
 /// What a draft knows of a node.
@@ -77,9 +90,18 @@ impl Draft {
     /// Notes a chunk that this writer has written, in place of what it wrote there before.
     pub(crate) fn write(&mut self, receipt: Receipt) {
         if let Some(pending) = &mut self.pending {
-            pending.push(receipt.clone());
+            pending.receipts.push(receipt.clone());
         }
         self.receipts.replace(receipt);
+    }
+
+    /// Takes over a chunk that a task has written; the same again changes nothing.
+    pub(crate) fn add(&mut self, receipt: Receipt) -> Result<(), Error> {
+        let known = self.receipts.get(&receipt.array, &receipt.chunk).is_some();
+        if let (Some(pending), false) = (&mut self.pending, known) {
+            pending.receipts.push(receipt.clone());
+        }
+        self.receipts.add(receipt)
     }
 
     /// Notes what becomes of a node. Chunks that were written into what goes are forgotten.
@@ -102,7 +124,22 @@ impl Draft {
                 self.receipts.remove(&path);
             }
         }
+        if let Some(pending) = &mut self.pending {
+            pending.nodes.insert(path.to_owned(), change.clone());
+        }
         self.nodes.insert(path.to_owned(), change);
+    }
+
+    /// Takes over what another writer has made of nodes.
+    pub(crate) fn merge_nodes(&mut self, nodes: BTreeMap<String, NodeChange>) -> Result<(), Error> {
+        for (path, change) in nodes {
+            match self.nodes.get(&path) {
+                None => drop(self.nodes.insert(path, change)),
+                Some(known) if known.document() == change.document() => {}
+                Some(_) => return Err(Error::MadeTwice { path }),
+            }
+        }
+        Ok(())
     }
 
     /// True if there is nothing to commit.

@@ -48,6 +48,12 @@ pub enum Error {
     WrittenTwice { array: String, chunk: Vec<u32> },
     #[error("{n_missing} chunks of `{array}` have no receipt, chunk {first:?} among them: run what writes them, then commit")]
     Incomplete { array: String, n_missing: u64, first: Vec<u64> },
+    #[error("`{path}` was made by two writers, with different metadata: let one of them make it, or who creates the session")]
+    MadeTwice { path: String },
+    #[error("`{place}` is not in {expected}: all results of one run go to one session")]
+    Elsewhere { place: String, expected: String },
+    #[error("another process knows what session `{session}` has changed, so nothing can be read from it here: commit it first, or compute on threads")]
+    Unseen { session: String },
     #[error("a receipt of {found} was given to {expected}: merge it there")]
     Foreign { found: String, expected: String },
     #[error("nothing has changed, so there is nothing to commit")]

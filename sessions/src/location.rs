@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use freestone_engine::storage::identity;
 
 use crate::error::Error;
+use crate::repository::Version;
 
 /// What a store's URL begins with.
 pub const SCHEME: &str = "icechunk+";
@@ -70,8 +71,8 @@ impl fmt::Display for Location {
 pub(crate) struct StoreUrl {
     /// The repository's location.
     pub(crate) repository: String,
-    /// The snapshot that is read.
-    pub(crate) snapshot: String,
+    /// What is read.
+    pub(crate) version: Version,
     /// The session that is written for.
     pub(crate) session: Option<String>,
 }
@@ -79,23 +80,40 @@ pub(crate) struct StoreUrl {
 impl StoreUrl {
     /// Takes a store's URL apart.
     pub(crate) fn parse(url: &str) -> Result<StoreUrl, Error> {
-        let bad = || Error::BadUrl { url: url.to_owned(), why: format!("a store over a session is `{SCHEME}REPOSITORY#snapshot=ID`") };
+        let bad = || Error::BadUrl {
+            url: url.to_owned(),
+            why: format!("what a repository holds is at `{SCHEME}REPOSITORY#branch=NAME/PATH`, `#tag=NAME/PATH` or `#snapshot=ID/PATH`"),
+        };
         let (repository, rest) = url.strip_prefix(SCHEME).and_then(|u| u.split_once('#')).ok_or_else(bad)?;
-        let (mut snapshot, mut session) = (None, None);
+        let (mut version, mut session) = (None, None);
         for part in rest.split('&') {
-            match part.split_once('=') {
-                Some(("snapshot", id)) => snapshot = Some(id.to_owned()),
-                Some(("session", id)) => session = Some(id.to_owned()),
+            let (name, value) = part.split_once('=').filter(|(_, value)| !value.is_empty()).ok_or_else(bad)?;
+            match (name, value.to_owned(), &version) {
+                ("branch", name, None) => version = Some(Version::Branch(name)),
+                ("tag", name, None) => version = Some(Version::Tag(name)),
+                ("snapshot", id, None) => version = Some(Version::Snapshot(id)),
+                ("session", id, _) => session = Some(id),
                 _ => return Err(bad()),
             }
         }
-        Ok(StoreUrl { repository: repository.to_owned(), snapshot: snapshot.ok_or_else(bad)?, session })
+        // What is written has one base.
+        match version {
+            Some(version) if session.is_none() || matches!(version, Version::Snapshot(_)) => {
+                Ok(StoreUrl { repository: repository.to_owned(), version, session })
+            }
+            _ => Err(bad()),
+        }
     }
 }
 
 impl fmt::Display for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{SCHEME}{}#snapshot={}", self.repository, self.snapshot)?;
+        let (what, name) = match &self.version {
+            Version::Branch(name) => ("branch", name),
+            Version::Tag(name) => ("tag", name),
+            Version::Snapshot(id) => ("snapshot", id),
+        };
+        write!(f, "{SCHEME}{}#{what}={name}", self.repository)?;
         match &self.session {
             Some(session) => write!(f, "&session={session}"),
             None => Ok(()),
@@ -120,10 +138,18 @@ mod tests {
 
     #[test]
     fn a_store_url_is_printed_as_it_is_read() {
-        for url in ["icechunk+s3://b/p#snapshot=ABC", "icechunk+file:///p#snapshot=ABC&session=d"] {
+        for url in ["icechunk+s3://b/p#snapshot=ABC", "icechunk+file:///p#snapshot=ABC&session=d", "icechunk+p#branch=main", "icechunk+p#tag=v1"] {
             assert_eq!(StoreUrl::parse(url).unwrap().to_string(), url);
         }
-        for url in ["s3://b/p", "icechunk+s3://b/p", "icechunk+s3://b/p#session=d", "icechunk+s3://b/p#snapshot=A&key=secret"] {
+        for url in [
+            "s3://b/p",
+            "icechunk+s3://b/p",
+            "icechunk+s3://b/p#session=d",
+            "icechunk+s3://b/p#snapshot=A&key=secret",
+            "icechunk+p#branch=main&session=d",
+            "icechunk+p#branch=",
+            "icechunk+p#tag=a&branch=b",
+        ] {
             assert!(StoreUrl::parse(url).is_err(), "{url}");
         }
     }

@@ -1,22 +1,32 @@
 //! One plan, one commit: a plan's outputs in a session.
 //!
 //! A target of a plan is in a session if its store is the session's ([`WritableSession::store`]). Workers write it by the URL alone; the receipts of
-//! their tasks, which know nothing of Icechunk, are enough to commit it.
+//! their tasks, which know nothing of Icechunk, are enough to commit it. [`RunSession`] is what the engine's driver needs for that.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use freestone_engine::kernels::Buffer;
 use freestone_engine::plan::{ArrayId, FinalizedPlan, Mode, Place, Publication};
-use freestone_engine::storage::ArrayInfo;
+use freestone_engine::session::{Refusal, Session, SessionError};
 use freestone_engine::storage::metadata::open_array;
 use freestone_engine::storage::reader::Written;
+use freestone_engine::storage::{ArrayInfo, StorageError, Store};
 use freestone_engine::task;
+use icechunk::format::ChunkId;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use xxhash_rust::xxh3::xxh3_64;
 
-use crate::commit::CommitOptions;
+use crate::commit::{CommitOptions, Rebase};
 use crate::draft::NodeChange;
-use crate::error::Error;
-use crate::receipt::Receipt;
-use crate::session::WritableSession;
-use crate::store::Key;
+use crate::error::{Conflict, Error};
+use crate::receipt::{self, Receipt};
+use crate::repository::{Repository, Version};
+use crate::session::{Ticket, WritableSession, check_node};
+use crate::shared::Joiner;
+use crate::store::{Key, SessionStore};
 
 /// An output in this session.
 struct Output<'a> {
@@ -26,44 +36,13 @@ struct Output<'a> {
 }
 
 impl WritableSession {
-    /// A plan's outputs that are in this session.
-    fn outputs<'a>(&self, plan: &'a FinalizedPlan) -> HashMap<ArrayId, Output<'a>> {
-        let url = self.store().url().to_owned();
-        let output = |publication: &'a Publication| {
-            let array = plan.plan().array(publication.array);
-            match &array.place {
-                Place::Output { url: there, path } if *there == url => Some((publication.array, Output { path, info: &array.info, publication })),
-                _ => None,
-            }
-        };
-        plan.plan().publications.iter().filter_map(output).collect()
-    }
-
     /// Finds out whether a plan's outputs may be written here, and changes nothing.
     ///
     /// # Errors
-    /// [`Error::NodeExists`] where something is that may not be replaced; [`Error::BadNode`] where a region's array is another than was planned for.
+    /// [`Error::NodeExists`] where something is that may not be replaced; [`Error::BadNode`] where a region's array is another than was planned for;
+    /// [`Error::Elsewhere`] where an output is not in this session.
     pub fn check_plan(&self, plan: &FinalizedPlan) -> Result<(), Error> {
-        for output in self.outputs(plan).values() {
-            match &output.publication.mode {
-                Mode::Region { tag } => {
-                    let there = open_array(&self.store(), output.path)?;
-                    if there.tag != *tag {
-                        let why = "it is not the array any more that was planned for: plan again".to_owned();
-                        return Err(Error::BadNode { path: output.path.to_owned(), why });
-                    }
-                }
-                Mode::Whole | Mode::Metadata if output.publication.overwrite => {}
-                Mode::Whole | Mode::Metadata => {
-                    // What a commit that failed has made here before is its own.
-                    let made = self.draft(|d| d.nodes.get(output.path).and_then(NodeChange::document).map(|d| *d == output.publication.document));
-                    if made.map_or_else(|| self.document(output.path).map(|d| d.is_some()), |own| Ok(!own))? {
-                        return Err(Error::NodeExists { place: self.repository().url().to_owned(), path: output.path.to_owned() });
-                    }
-                }
-            }
-        }
-        Ok(())
+        check_plan(self.session_store(), plan)
     }
 
     /// Commits a plan's outputs from the receipts of its tasks: arrays are made, references set, and all of it becomes visible at once.
@@ -80,64 +59,116 @@ impl WritableSession {
         message: &str,
         options: &CommitOptions,
     ) -> Result<String, Error> {
-        self.check_plan(plan)?;
-        let outputs = self.outputs(plan);
-        for output in outputs.values() {
-            match output.publication.mode {
-                Mode::Region { .. } => {}
-                Mode::Whole | Mode::Metadata => {
-                    if let Some(group) = &output.publication.group
-                        && self.document("")?.is_none()
-                    {
-                        self.create_node("", group.clone())?;
-                    }
-                    let document = output.publication.document.clone();
-                    if self.document(output.path)?.is_some() {
-                        self.replace_node(output.path, document)?;
-                    } else {
-                        self.create_node(output.path, document)?;
+        take_plan(self.session_store(), plan, receipts)?;
+        self.commit_with(message, options)
+    }
+}
+
+/// A plan's outputs, all of which must be in a session.
+fn outputs<'a>(store: &SessionStore, plan: &'a FinalizedPlan) -> Result<HashMap<ArrayId, Output<'a>>, Error> {
+    let output = |publication: &'a Publication| {
+        let array = plan.plan().array(publication.array);
+        match &array.place {
+            Place::Output { url, path } if url == store.url() => Ok((publication.array, Output { path, info: &array.info, publication })),
+            Place::Output { url, path } => Err(Error::Elsewhere { place: format!("{url}/{path}"), expected: store.url().to_owned() }),
+            _ => Err(Error::Elsewhere { place: array.name.clone(), expected: store.url().to_owned() }),
+        }
+    };
+    plan.plan().publications.iter().map(output).collect()
+}
+
+fn check_plan(store: &Arc<SessionStore>, plan: &FinalizedPlan) -> Result<(), Error> {
+    for output in outputs(store, plan)?.values() {
+        match &output.publication.mode {
+            Mode::Region { tag } => {
+                let there = open_array(&(Arc::clone(store) as Arc<dyn Store>), output.path)?;
+                if there.tag != *tag {
+                    let why = "it is not the array any more that was planned for: plan again".to_owned();
+                    return Err(Error::BadNode { path: output.path.to_owned(), why });
+                }
+            }
+            Mode::Whole | Mode::Metadata => {
+                check_node(output.path, &output.publication.document)?;
+                if !output.publication.overwrite && !is_made(store, output) && store.document(output.path)?.is_some() {
+                    return Err(Error::NodeExists { place: store.repository().url().to_owned(), path: output.path.to_owned() });
+                }
+                for group in crate::draft::ancestors(output.path) {
+                    if store.parsed(group)?.is_some_and(|d| d["node_type"] != "group") {
+                        let why = format!("`{group}` is an array, so nothing can lie in it");
+                        return Err(Error::BadNode { path: output.path.to_owned(), why });
                     }
                 }
             }
         }
-        for receipt in receipts {
-            let Some(output) = outputs.get(&receipt.array) else { continue };
-            self.merge_receipts([self.receipt(output, &receipt)?])?;
-        }
-        for output in outputs.values().filter(|o| o.publication.mode != Mode::Metadata) {
-            self.check_written(output)?;
-        }
-        self.commit_with(message, options)
     }
+    Ok(())
+}
 
-    /// A task's receipt as one of ours.
-    fn receipt(&self, output: &Output<'_>, receipt: &task::Receipt) -> Result<Receipt, Error> {
-        let chunk = chunk_of(output, receipt.chunk)?;
-        Ok(match receipt.written {
-            Written::Fill => Receipt::fill(output.path, &chunk),
-            Written::Object { len, hash } => Receipt::object(self.id(), output.path, &chunk, len, hash),
-        })
+/// True if the session has made this very array: its creator, or a commit that failed.
+fn is_made(store: &SessionStore, output: &Output<'_>) -> bool {
+    let made = |change: &NodeChange| change.hides() && change.document() == Some(&output.publication.document);
+    store.draft().is_some_and(|d| d.nodes.get(output.path).is_some_and(made))
+}
+
+/// Takes a plan's outputs into a session's draft.
+fn take_plan(store: &Arc<SessionStore>, plan: &FinalizedPlan, receipts: impl IntoIterator<Item = task::Receipt>) -> Result<(), Error> {
+    check_plan(store, plan)?;
+    let outputs = outputs(store, plan)?;
+    for output in outputs.values().filter(|o| !matches!(o.publication.mode, Mode::Region { .. })) {
+        if let Some(group) = &output.publication.group
+            && store.document("")?.is_none()
+        {
+            change(store, "", NodeChange::New(group.clone()))?;
+        }
+        if is_made(store, output) {
+            continue;
+        }
+        let document = output.publication.document.clone();
+        let made = if store.document(output.path)?.is_some() { NodeChange::Replaced(document) } else { NodeChange::New(document) };
+        change(store, output.path, made)?;
     }
+    let session = store.session_id().unwrap_or_default().to_owned();
+    for receipt in receipts {
+        let Some(output) = outputs.get(&receipt.array) else { continue };
+        let receipt = ours(&session, output, &receipt)?;
+        store.draft().map_or(Ok(()), |mut d| d.add(receipt))?;
+    }
+    outputs.values().filter(|o| o.publication.mode != Mode::Metadata).try_for_each(|o| check_written(store, o))
+}
 
-    /// Every chunk that the plan writes of an output has a receipt.
-    fn check_written(&self, output: &Output<'_>) -> Result<(), Error> {
-        let wanted = output.info.objects().n_chunks();
-        if self.draft(|d| d.receipts.n_chunks(output.path)) as u64 >= wanted {
-            return Ok(());
+fn change(store: &SessionStore, path: &str, change: NodeChange) -> Result<(), Error> {
+    store.check_open()?;
+    if let Some(mut draft) = store.draft() {
+        draft.change(path, change);
+    }
+    Ok(())
+}
+
+/// A task's receipt as one of ours.
+fn ours(session: &str, output: &Output<'_>, receipt: &task::Receipt) -> Result<Receipt, Error> {
+    let chunk = chunk_of(output, receipt.chunk)?;
+    Ok(match receipt.written {
+        Written::Fill => Receipt::fill(output.path, &chunk),
+        Written::Object { len, hash } => Receipt::object(session, output.path, &chunk, len, hash),
+    })
+}
+
+/// Every chunk that the plan writes of an output has a receipt.
+fn check_written(store: &SessionStore, output: &Output<'_>) -> Result<(), Error> {
+    let wanted = output.info.objects().n_chunks();
+    let Some(draft) = store.draft().filter(|d| (d.receipts.n_chunks(output.path) as u64) < wanted) else { return Ok(()) };
+    let mut missing = Vec::new();
+    for i in 0..wanted {
+        let chunk = chunk_of(output, i)?;
+        if draft.receipts.get(output.path, &chunk).is_none() {
+            missing.push(chunk);
         }
-        let mut missing = Vec::new();
-        for i in 0..wanted {
-            let chunk = chunk_of(output, i)?;
-            if self.draft(|d| d.receipts.get(output.path, &chunk).is_none()) {
-                missing.push(chunk);
-            }
-        }
-        match missing.first() {
-            None => Ok(()),
-            Some(first) => {
-                let first = first.iter().map(|c| u64::from(*c)).collect();
-                Err(Error::Incomplete { array: output.path.to_owned(), n_missing: missing.len() as u64, first })
-            }
+    }
+    match missing.first() {
+        None => Ok(()),
+        Some(first) => {
+            let first = first.iter().map(|c| u64::from(*c)).collect();
+            Err(Error::Incomplete { array: output.path.to_owned(), n_missing: missing.len() as u64, first })
         }
     }
 }
@@ -148,5 +179,240 @@ fn chunk_of(output: &Output<'_>, number: u64) -> Result<Vec<u32>, Error> {
     match Key::parse(&output.info.object_key(&objects.coords(number))) {
         Key::Chunk("", chunk) if number < objects.n_chunks() => Ok(chunk),
         _ => Err(Error::NoChunk { array: output.path.to_owned(), chunk: vec![number] }),
+    }
+}
+
+/// What a run needs of a session: the engine's driver begins, resumes and commits it.
+///
+/// A run of its own commits when it is done ([`committing`](RunSession::committing)). One that has joined a shared session adds what it has made to
+/// that ([`joining`](RunSession::joining)), which somebody else commits.
+#[derive(Debug)]
+pub struct RunSession {
+    store: Arc<SessionStore>,
+    how: How,
+    /// A run has begun with it, and says how it ends.
+    begun: AtomicBool,
+}
+
+#[derive(Debug)]
+enum How {
+    Own {
+        session: WritableSession,
+        message: String,
+        options: CommitOptions,
+    },
+    /// Gone once it has closed.
+    Joined {
+        name: String,
+        joiner: Mutex<Option<Joiner>>,
+    },
+}
+
+/// What is written into a run's record: how to go on with its session in another process.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Record {
+    Own { ticket: Ticket, message: String, rebase: u32 },
+    Joined { repository: String, session: String, joiner: String },
+}
+
+/// The field of a run's record.
+const RECORD: &str = "icechunk";
+
+impl RunSession {
+    /// Commits a session when the run is done.
+    pub fn committing(session: &WritableSession, message: &str, options: CommitOptions) -> RunSession {
+        let store = Arc::clone(session.session_store());
+        RunSession { store, how: How::Own { session: session.clone(), message: message.to_owned(), options }, begun: AtomicBool::new(false) }
+    }
+
+    /// Adds what the run has made to a shared session, and closes the joiner when it is done.
+    pub fn joining(joiner: Joiner) -> RunSession {
+        let (store, name) = (Arc::clone(joiner.session_store()), joiner.name().to_owned());
+        RunSession { store, how: How::Joined { name, joiner: Mutex::new(Some(joiner)) }, begun: AtomicBool::new(false) }
+    }
+
+    /// The session of a run that is resumed, from its record; none if it was begun with another kind of session.
+    ///
+    /// # Errors
+    /// Where the repository cannot be opened; [`Error::Closed`] where the shared session has ended.
+    pub fn of_ticket(ticket: &Value) -> Option<Result<RunSession, Error>> {
+        let bad = |e: serde_json::Error| Error::Damaged { place: "the run's record".into(), why: e.to_string() };
+        let record = serde_json::from_value::<Record>(ticket.get(RECORD)?.clone()).map_err(bad);
+        Some(record.and_then(|record| match record {
+            Record::Own { ticket, message, rebase } => {
+                let rebase = if rebase == 0 { Rebase::Never } else { Rebase::Disjoint { attempts: rebase } };
+                Ok(RunSession::committing(&ticket.resume()?, &message, CommitOptions { rebase, ..CommitOptions::default() }))
+            }
+            Record::Joined { repository, session, joiner } => Ok(RunSession::joining(Repository::open(&repository)?.join_session(&session, &joiner)?)),
+        }))
+    }
+
+    /// As it was begun, but with another answer where the branch has moved.
+    #[must_use]
+    pub fn with_rebase(mut self, rebase: Rebase) -> RunSession {
+        if let How::Own { options, .. } = &mut self.how {
+            options.rebase = rebase;
+        }
+        self
+    }
+
+    fn joiner(joiner: &Mutex<Option<Joiner>>) -> MutexGuard<'_, Option<Joiner>> {
+        joiner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes a joiner that has added nothing. One that has told others a part of what it made stays open, so that nobody commits that part without
+    /// a word.
+    fn leave(&self) {
+        let How::Joined { joiner, .. } = &self.how else { return };
+        let told = self.store.draft().is_some_and(|d| !d.receipts.is_empty());
+        if let Some(open) = RunSession::joiner(joiner).take_if(|_| !told) {
+            let _ = open.end();
+        }
+    }
+
+    fn check_resumed(&self, plan: &FinalizedPlan) -> Result<(), Error> {
+        match &self.how {
+            How::Own { session, options, .. } => {
+                let repository = session.repository();
+                let tip = repository.resolve(&Version::Branch(session.branch().to_owned()))?;
+                // Better now than after the work, unless this very session has moved the branch.
+                if tip != session.base() && options.rebase == Rebase::Never && repository.committed(session.id(), session.branch(), session.base())?.is_none() {
+                    let (branch, base) = (session.branch().to_owned(), session.base().to_owned());
+                    return Err(Error::Conflict(Conflict { branch, base, tip, clashes: Vec::new() }));
+                }
+            }
+            How::Joined { joiner, .. } => {
+                if let Some(joiner) = &*RunSession::joiner(joiner) {
+                    joiner.check()?;
+                }
+            }
+        }
+        check_plan(&self.store, plan)
+    }
+
+    fn publish(&self, plan: &FinalizedPlan, receipts: &[task::Receipt]) -> Result<Option<String>, Error> {
+        match &self.how {
+            How::Own { session, message, options } => {
+                let mut options = options.clone();
+                options.properties.insert("freestone_plan".into(), json!(plan.run_id().to_string()));
+                options.properties.insert("freestone_version".into(), json!(env!("CARGO_PKG_VERSION")));
+                session.commit_plan(plan, receipts.iter().copied(), message, &options).map(Some)
+            }
+            How::Joined { joiner, .. } => {
+                let mut joiner = RunSession::joiner(joiner);
+                if let Some(open) = &*joiner {
+                    take_plan(&self.store, plan, receipts.iter().copied())?;
+                    open.end()?;
+                    *joiner = None;
+                }
+                Ok(None)
+            }
+        }
+    }
+}
+
+impl Session for RunSession {
+    fn store(&self) -> Option<Arc<dyn Store>> {
+        Some(Arc::new(self.store.for_tasks()))
+    }
+
+    fn takes_receipts(&self) -> bool {
+        true
+    }
+
+    fn check(&self, plan: &FinalizedPlan) -> Result<(), SessionError> {
+        Ok(check_plan(&self.store, plan)?)
+    }
+
+    fn begin(&self, plan: &FinalizedPlan) -> Result<(), SessionError> {
+        // Nothing has to make room: what is there stays visible until the commit.
+        self.begun.store(true, Ordering::Relaxed);
+        self.check(plan)
+    }
+
+    fn ticket(&self) -> Value {
+        let record = match &self.how {
+            How::Own { session, message, options } => session.fork().ok().map(|ticket| {
+                let rebase = if let Rebase::Disjoint { attempts } = options.rebase { attempts } else { 0 };
+                Record::Own { ticket, message: message.clone(), rebase }
+            }),
+            How::Joined { name, .. } => Some(Record::Joined {
+                repository: self.store.repository().url().to_owned(),
+                session: self.store.session_id().unwrap_or_default().to_owned(),
+                joiner: name.clone(),
+            }),
+        };
+        json!({RECORD: record})
+    }
+
+    fn resume(&self, plan: &FinalizedPlan, _finished: bool) -> Result<(), SessionError> {
+        self.begun.store(true, Ordering::Relaxed);
+        Ok(self.check_resumed(plan)?)
+    }
+
+    fn holds(&self, plan: &FinalizedPlan, receipt: &task::Receipt) -> Result<bool, StorageError> {
+        let find = || -> Result<Option<Receipt>, Error> {
+            let outputs = outputs(&self.store, plan)?;
+            outputs.get(&receipt.array).map(|o| ours(self.store.session_id().unwrap_or_default(), o, receipt)).transpose()
+        };
+        let failed = |e: Error| e.into_storage(self.store.url().to_owned(), "read");
+        let objects = self.store.repository().objects();
+        match find().map_err(failed)? {
+            Some(Receipt { written: receipt::Written::Object { id, offset, len }, hash, .. }) if !objects.is_remote() => {
+                let mut buffer = Buffer::zeroed(len as usize);
+                let whole = |e: &StorageError| !matches!(e, StorageError::Truncated { .. } | StorageError::TooLong { .. });
+                match objects.read(&ChunkId::new(id), offset, len, &mut buffer) {
+                    Ok(found) => Ok(found && buffer.len() as u64 == len && xxh3_64(buffer.bytes()) == hash),
+                    Err(e) if whole(&e) => Err(e),
+                    Err(_) => Ok(false),
+                }
+            }
+            // An intermediate, fill values, or an object of a store that keeps what it has answered for.
+            _ => Ok(true),
+        }
+    }
+
+    fn commit(&self, plan: &FinalizedPlan, receipts: &[task::Receipt]) -> Result<Option<String>, SessionError> {
+        Ok(self.publish(plan, receipts)?)
+    }
+
+    fn abandon(&self, _plan: &FinalizedPlan) {
+        match &self.how {
+            How::Own { session, .. } => session.abandon(),
+            How::Joined { .. } => self.leave(),
+        }
+    }
+}
+
+impl Drop for RunSession {
+    /// A shared session is not committed while somebody who has joined it is open: who never began need not be waited for. A run that can be
+    /// resumed must be.
+    fn drop(&mut self) {
+        if !self.begun.load(Ordering::Relaxed) {
+            self.leave();
+        }
+    }
+}
+
+impl From<Error> for SessionError {
+    fn from(error: Error) -> SessionError {
+        let why = match &error {
+            Error::Storage(e) => return SessionError::Storage(e.clone()),
+            Error::Conflict(_) | Error::NodeExists { .. } | Error::Committing { .. } | Error::OpenJoiners { .. } | Error::Contended { .. } => Refusal::Conflict,
+            Error::BadNode { .. }
+            | Error::NoNode { .. }
+            | Error::Elsewhere { .. }
+            | Error::MadeTwice { .. }
+            | Error::WrittenTwice { .. }
+            | Error::Collected { .. }
+            | Error::Closed { .. }
+            | Error::Replaced { .. }
+            | Error::NoSession { .. }
+            | Error::NoVersion { .. } => Refusal::Over,
+            e if e.is_transient() => Refusal::Transient,
+            _ => Refusal::Failed,
+        };
+        SessionError::Refused { why, message: error.to_string() }
     }
 }

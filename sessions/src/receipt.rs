@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::draft::NodeChange;
 use crate::error::Error;
 
 /// Version of what is written to files and sent between processes.
@@ -171,19 +172,22 @@ impl Receipts {
 }
 
 /// Receipts on their way: of one session, with what a reader must know to trust them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Batch {
     /// Version of this record.
     pub version: u32,
     /// The session that they are of.
     pub session: String,
+    /// What its writer has made of arrays and groups.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) nodes: BTreeMap<String, NodeChange>,
     /// The receipts.
     pub receipts: Vec<Receipt>,
 }
 
 impl Batch {
     pub(crate) fn new(session: &str, receipts: Vec<Receipt>) -> Batch {
-        Batch { version: VERSION, session: session.to_owned(), receipts }
+        Batch { version: VERSION, session: session.to_owned(), nodes: BTreeMap::new(), receipts }
     }
 
     /// Finds out whether these are of a session and of a version that is known.

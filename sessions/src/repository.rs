@@ -68,6 +68,12 @@ pub enum Version {
     Snapshot(String),
 }
 
+impl From<&str> for Version {
+    fn from(branch: &str) -> Version {
+        Version::Branch(branch.to_owned())
+    }
+}
+
 /// A commit.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Snapshot {

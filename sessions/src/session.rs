@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::array::SessionArray;
 use crate::commit::{Commit, CommitOptions, Mark, Shape};
-use crate::draft::{Draft, NodeChange};
+use crate::draft::{Draft, Known, NodeChange};
 use crate::error::{Closed, Error};
 use crate::receipt::{Batch, Receipt, VERSION};
 use crate::repository::{Repository, Version};
@@ -104,8 +104,8 @@ impl WritableSession {
 
     fn over(repository: &Repository, base: String, inner: Inner) -> Result<WritableSession, Error> {
         let (closed, id) = (Arc::clone(&inner.closed), inner.id.clone());
-        let gate = Box::new(move || refuse(&closed, &id));
-        let writes = Writes { session: inner.id.clone(), receipts: Keep::Here, draft: Arc::clone(&inner.draft), gate: Some(gate) };
+        let gate = Arc::new(move || refuse(&closed, &id));
+        let writes = Writes { session: inner.id.clone(), receipts: Keep::Here, draft: Some(Arc::clone(&inner.draft)), gate: Some(gate) };
         let store = Arc::new(SessionStore::new(repository, base, Some(writes))?);
         Ok(WritableSession { store, inner: Arc::new(inner) })
     }
@@ -129,8 +129,13 @@ impl WritableSession {
         self.inner.mark
     }
 
-    pub(crate) fn repository(&self) -> &Repository {
+    /// The repository.
+    pub fn repository(&self) -> &Repository {
         self.store.repository()
+    }
+
+    pub(crate) fn session_store(&self) -> &Arc<SessionStore> {
+        &self.store
     }
 
     /// The engine's view: the base, with what this session has written over it.
@@ -314,10 +319,13 @@ impl WritableSession {
         Ok(())
     }
 
-    pub(crate) fn document(&self, path: &str) -> Result<Option<Value>, Error> {
-        let text = self.store.document(path)?;
-        let bad = |e: serde_json::Error| Error::BadNode { path: path.to_owned(), why: format!("it is no JSON: {e}") };
-        text.map(|text| serde_json::from_slice(&text).map_err(bad)).transpose()
+    /// True if an array or group, or one around it, was made, changed or removed, or chunks of it were written.
+    pub fn has_changed(&self, path: &str) -> bool {
+        self.draft(|d| !matches!(d.node(path), Known::Unchanged) || d.receipts.n_chunks(path) > 0)
+    }
+
+    fn document(&self, path: &str) -> Result<Option<Value>, Error> {
+        self.store.parsed(path)
     }
 
     fn exists(&self, path: &str) -> Error {
@@ -336,7 +344,7 @@ fn refuse(closed: &Mutex<Option<Closed>>, session: &str) -> Result<(), Error> {
     }
 }
 
-fn check_node(path: &str, document: &Value) -> Result<(), Error> {
+pub(crate) fn check_node(path: &str, document: &Value) -> Result<(), Error> {
     match document["node_type"].as_str() {
         Some("group") => Ok(()),
         Some("array") => Shape::of(path, document).map(|_| ()),
@@ -352,7 +360,7 @@ impl Ticket {
     pub fn open(&self) -> Result<Fork, Error> {
         let repository = self.repository()?;
         let draft = Draft { nodes: self.nodes.clone(), ..Draft::default() };
-        let writes = Writes { session: self.session.clone(), receipts: Keep::Here, draft: Arc::new(Mutex::new(draft)), gate: None };
+        let writes = Writes { session: self.session.clone(), receipts: Keep::Here, draft: Some(Arc::new(Mutex::new(draft))), gate: None };
         let store = Arc::new(SessionStore::new(&repository, self.base.clone(), Some(writes))?);
         Ok(Fork { store, session: self.session.clone() })
     }
@@ -378,7 +386,8 @@ impl Ticket {
 
     /// The URL of a store that writes for this session, as [`open_store`](crate::open_store) takes it.
     pub fn store_url(&self) -> String {
-        crate::location::StoreUrl { repository: self.repository.clone(), snapshot: self.base.clone(), session: Some(self.session.clone()) }.to_string()
+        crate::location::StoreUrl { repository: self.repository.clone(), version: Version::Snapshot(self.base.clone()), session: Some(self.session.clone()) }
+            .to_string()
     }
 }
 

@@ -26,7 +26,7 @@ use serde_json::{Map, Value};
 
 use crate::array::SessionArray;
 use crate::commit::{Commit, CommitOptions, Mark};
-use crate::draft::{Draft, NodeChange};
+use crate::draft::{Draft, NodeChange, Pending};
 use crate::error::{Closed, Error};
 use crate::receipt::{Batch, Receipts, VERSION};
 use crate::record::numbered;
@@ -39,6 +39,9 @@ pub(crate) const DEFAULT_LIFE: Duration = Duration::from_secs(24 * 3600);
 
 /// How long a session may live. Garbage collection spares what is younger.
 pub(crate) const LONGEST_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Receipts in one object.
+const MAX_BATCH: usize = 50_000;
 
 /// Receipts are made durable that often.
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
@@ -414,10 +417,10 @@ impl SharedSession {
             let _ = self.create(&format!("joiners/{name}/{turn:06}.closed.json"), &JoinedClosed { at: now() });
             return Err(refused);
         }
-        let draft = Arc::new(Mutex::new(Draft { nodes: record.nodes, pending: Some(Vec::new()), ..Draft::default() }));
+        let draft = Arc::new(Mutex::new(Draft { nodes: record.nodes, pending: Some(Pending::default()), ..Draft::default() }));
         let gate = Arc::clone(&joined);
-        let gate = Box::new(move || gate.check());
-        let writes = Writes { session: self.id.clone(), receipts: Keep::Here, draft: Arc::clone(&draft), gate: Some(gate) };
+        let gate = Arc::new(move || gate.check());
+        let writes = Writes { session: self.id.clone(), receipts: Keep::Here, draft: Some(Arc::clone(&draft)), gate: Some(gate) };
         let store = Arc::new(SessionStore::new(&self.repository, record.base, Some(writes))?);
         let flusher = Arc::new(Flusher { joined, draft, next: Mutex::new(1), stop: (Mutex::new(false), Condvar::new()) });
         flush_regularly(Arc::downgrade(&flusher))?;
@@ -519,9 +522,9 @@ impl SharedSession {
         let mut draft = Draft { nodes: record.nodes.clone(), ..Draft::default() };
         let mut dropped = Vec::new();
         for (name, turns) in &joiners {
-            for receipt in self.receipts_of(turns)?.to_vec() {
-                draft.receipts.add(receipt)?;
-            }
+            let (nodes, receipts) = self.written_by(turns)?;
+            draft.merge_nodes(nodes)?;
+            receipts.to_vec().into_iter().try_for_each(|r| draft.receipts.add(r))?;
             if turns.is_open() {
                 let n_chunks = turns.receipts.iter().filter(|(turn, ..)| *turn > turns.closed).map(|(_, n, _)| n).sum();
                 dropped.push(JoinerStatus { name: name.clone(), open: true, n_chunks });
@@ -540,15 +543,16 @@ impl SharedSession {
 
     /// What was written under one name: of those who came one after the other, the later counts. What was written after the last one closed is
     /// dropped.
-    fn receipts_of(&self, turns: &Turns) -> Result<Receipts, Error> {
+    fn written_by(&self, turns: &Turns) -> Result<(BTreeMap<String, NodeChange>, Receipts), Error> {
         let keys: Vec<String> = turns.receipts.iter().filter(|(turn, ..)| !turns.is_open() || *turn <= turns.closed).map(|(.., key)| key.clone()).collect();
-        let mut receipts = Receipts::default();
+        let (mut nodes, mut receipts) = (BTreeMap::new(), Receipts::default());
         for (batch, key) in self.repository.records().get_all::<Batch>(&keys)?.into_iter().zip(&keys) {
             let batch = batch.ok_or_else(|| Error::Damaged { place: key.clone(), why: "it is gone".into() })?;
             batch.check(&self.id)?;
+            nodes.extend(batch.nodes);
             batch.receipts.into_iter().for_each(|r| receipts.replace(r));
         }
-        Ok(receipts)
+        Ok((nodes, receipts))
     }
 
     /// Notes that it is committed. Who has taken over meanwhile notes the same.
@@ -651,22 +655,37 @@ struct Flusher {
 impl Flusher {
     fn flush(&self) -> Result<(), Error> {
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-        let take = |draft: &Mutex<Draft>| draft.lock().unwrap_or_else(PoisonError::into_inner).pending.as_mut().map(std::mem::take);
-        let Some(receipts) = take(&self.draft).filter(|r| !r.is_empty()) else { return Ok(()) };
-        let session = &self.joined.session;
-        let name = format!("receipts/{}/{:06}-{next:06}-{}.json", self.joined.name, self.joined.turn, receipts.len());
-        let batch = Batch::new(&session.id, receipts);
-        let written = self.joined.check_now().and_then(|()| session.create(&name, &batch));
-        if written.is_err() {
-            // They are still to be told: storage may be better next time.
-            let mut draft = self.draft.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(pending) = &mut draft.pending {
-                pending.splice(0..0, batch.receipts);
+        loop {
+            let Pending { nodes, receipts } = self.take();
+            if nodes.is_empty() && receipts.is_empty() {
+                return Ok(());
             }
+            let session = &self.joined.session;
+            let name = format!("receipts/{}/{:06}-{next:06}-{}.json", self.joined.name, self.joined.turn, receipts.len());
+            let batch = Batch { nodes, ..Batch::new(&session.id, receipts) };
+            let written = self.joined.check_now().and_then(|()| session.create(&name, &batch));
+            if written.is_err() {
+                // They are still to be told: storage may be better next time.
+                let mut draft = self.draft.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(pending) = &mut draft.pending {
+                    pending.receipts.splice(0..0, batch.receipts);
+                    // What was made of a node since is newer.
+                    for (path, change) in batch.nodes {
+                        pending.nodes.entry(path).or_insert(change);
+                    }
+                }
+            }
+            written?;
+            *next += 1;
         }
-        written?;
-        *next += 1;
-        Ok(())
+    }
+
+    /// What is told next.
+    fn take(&self) -> Pending {
+        let mut draft = self.draft.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(pending) = draft.pending.as_mut().filter(|p| !p.is_empty()) else { return Pending::default() };
+        let later = pending.receipts.split_off(pending.receipts.len().min(MAX_BATCH));
+        Pending { nodes: std::mem::take(&mut pending.nodes), receipts: std::mem::replace(&mut pending.receipts, later) }
     }
 }
 
@@ -716,6 +735,23 @@ impl Joiner {
         SessionArray::open(&self.store, path)
     }
 
+    pub(crate) fn session_store(&self) -> &Arc<SessionStore> {
+        &self.store
+    }
+
+    /// The session.
+    pub fn session(&self) -> &SharedSession {
+        &self.flusher.joined.session
+    }
+
+    /// Finds out whether the session takes writes, now.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] and its like.
+    pub fn check(&self) -> Result<(), Error> {
+        self.flusher.joined.check_now()
+    }
+
     /// Makes receipts of all that was written durable now.
     ///
     /// # Errors
@@ -729,6 +765,10 @@ impl Joiner {
     /// # Errors
     /// As [`flush`](Joiner::flush). Then what was not durable before is not part of the session, and it is still open under this name.
     pub fn close(self) -> Result<(), Error> {
+        self.end()
+    }
+
+    pub(crate) fn end(&self) -> Result<(), Error> {
         self.flusher.flush()?;
         let joined = &self.flusher.joined;
         joined.check_now()?;

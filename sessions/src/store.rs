@@ -15,6 +15,7 @@ use icechunk::format::snapshot::NodeSnapshot;
 use icechunk::format::{ByteRange as IceRange, ChunkId, ChunkIndices};
 use icechunk::repository::VersionInfo;
 use icechunk::session::{Session, SessionErrorKind};
+use serde_json::Value;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::draft::{Draft, Known, icechunk_path, our_path};
@@ -40,14 +41,14 @@ pub(crate) struct Writes {
     pub(crate) session: String,
     /// What becomes of their receipts.
     pub(crate) receipts: Keep,
-    /// What was changed so far.
-    pub(crate) draft: Arc<Mutex<Draft>>,
+    /// What was changed so far; none where only another process knows it. Then nothing is read, since it would be the base's.
+    pub(crate) draft: Option<Arc<Mutex<Draft>>>,
     /// Whether more may be written.
     pub(crate) gate: Option<Gate>,
 }
 
 /// Asks whether more may be written.
-pub(crate) type Gate = Box<dyn Fn() -> Result<(), Error> + Send + Sync>;
+pub(crate) type Gate = Arc<dyn Fn() -> Result<(), Error> + Send + Sync>;
 
 /// What becomes of receipts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,10 +114,11 @@ enum Found {
     },
 }
 
-/// Opens the store at a URL of this crate's: `icechunk+REPOSITORY#snapshot=ID`, with `&session=ID` behind it to write. For
-/// [`Stores::with_opener`](freestone_engine::storage::Stores::with_opener).
+/// Opens the store at a URL of this crate's: `icechunk+REPOSITORY#snapshot=ID`, `#branch=NAME` or `#tag=NAME` to read, `#snapshot=ID&session=ID` to
+/// write. For [`Stores::with_opener`](freestone_engine::storage::Stores::with_opener). Of a branch, its newest snapshot is opened, and named by the
+/// store's own URL.
 ///
-/// A store that writes keeps no receipts: who calls it makes them, by [`Receipt::object`], from what [`Store::write`] was given.
+/// A store that writes reads nothing, and keeps no receipts: who calls it makes them, by [`Receipt::object`], from what [`Store::write`] was given.
 ///
 /// # Errors
 /// Where there is no such repository or snapshot. Credentials come from the environment.
@@ -124,8 +126,9 @@ pub fn open_store(url: &str) -> Result<Arc<dyn Store>, StorageError> {
     let open = || {
         let parsed = StoreUrl::parse(url)?;
         let repository = Repository::open(&parsed.repository)?;
-        let writes = parsed.session.map(|session| Writes { session, receipts: Keep::Elsewhere, draft: Arc::default(), gate: None });
-        SessionStore::new(&repository, parsed.snapshot, writes)
+        let writes = parsed.session.map(|session| Writes { session, receipts: Keep::Elsewhere, draft: None, gate: None });
+        let snapshot = if let Version::Snapshot(id) = parsed.version { id } else { repository.resolve(&parsed.version)? };
+        SessionStore::new(&repository, snapshot, writes)
     };
     let opened = open().map_err(|e: Error| e.into_storage(url.to_owned(), "opened"))?;
     Ok(Arc::new(opened))
@@ -139,7 +142,7 @@ impl SessionStore {
         }
         let session = repository.ask("read", |r| async move { r.readonly_session(&VersionInfo::SnapshotId(id)).await.map_err(|e| e.kind) })?;
         let session_id = writes.as_ref().map(|w| w.session.clone());
-        let url = StoreUrl { repository: repository.url().to_owned(), snapshot: snapshot.clone(), session: session_id }.to_string();
+        let url = StoreUrl { repository: repository.url().to_owned(), version: Version::Snapshot(snapshot.clone()), session: session_id }.to_string();
         Ok(SessionStore { url, repository: repository.clone(), snapshot, session: Arc::new(session), writes })
     }
 
@@ -152,8 +155,33 @@ impl SessionStore {
         &self.repository
     }
 
+    /// The same view, for tasks of a plan: who runs them makes the receipts.
+    pub(crate) fn for_tasks(&self) -> SessionStore {
+        let writes = |w: &Writes| Writes { session: w.session.clone(), receipts: Keep::Elsewhere, draft: w.draft.clone(), gate: w.gate.clone() };
+        SessionStore {
+            url: self.url.clone(),
+            repository: self.repository.clone(),
+            snapshot: self.snapshot.clone(),
+            session: Arc::clone(&self.session),
+            writes: self.writes.as_ref().map(writes),
+        }
+    }
+
+    /// The session that is written for.
+    pub(crate) fn session_id(&self) -> Option<&str> {
+        self.writes.as_ref().map(|w| w.session.as_str())
+    }
+
     pub(crate) fn draft(&self) -> Option<MutexGuard<'_, Draft>> {
-        self.writes.as_ref().map(|w| w.draft.lock().unwrap_or_else(PoisonError::into_inner))
+        self.writes.as_ref()?.draft.as_ref().map(|d| d.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Refuses to read where what was changed is not known.
+    fn check_seen(&self) -> Result<(), Error> {
+        match &self.writes {
+            Some(Writes { draft: None, session, .. }) => Err(Error::Unseen { session: session.clone() }),
+            _ => Ok(()),
+        }
     }
 
     fn failed(&self, action: &'static str) -> impl Fn(icechunk::session::SessionError) -> Error + use<> {
@@ -175,6 +203,7 @@ impl SessionStore {
 
     /// A node's document.
     pub(crate) fn document(&self, path: &str) -> Result<Option<Vec<u8>>, Error> {
+        self.check_seen()?;
         if let Some(draft) = self.draft() {
             match draft.node(path) {
                 Known::Document(document) => return Ok(Some(document.to_string().into_bytes())),
@@ -185,7 +214,14 @@ impl SessionStore {
         Ok(self.base_node(path)?.map(|node| node.user_data.to_vec()))
     }
 
+    /// A node's document, taken apart.
+    pub(crate) fn parsed(&self, path: &str) -> Result<Option<Value>, Error> {
+        let bad = |e: serde_json::Error| Error::BadNode { path: path.to_owned(), why: format!("it is no JSON: {e}") };
+        self.document(path)?.map(|text| serde_json::from_slice(&text).map_err(bad)).transpose()
+    }
+
     fn locate(&self, array: &str, chunk: &[u32]) -> Result<Found, Error> {
+        self.check_seen()?;
         if let Some(draft) = self.draft() {
             match draft.receipts.get(array, chunk) {
                 Some((Written::Fill, _)) => return Ok(Found::Nowhere),
@@ -232,6 +268,11 @@ impl SessionStore {
                 None => Ok(Bytes::new()),
             }
         })
+    }
+
+    /// Refuses where nothing may be written any more.
+    pub(crate) fn check_open(&self) -> Result<(), Error> {
+        self.writes.as_ref().and_then(|w| w.gate.as_ref()).map_or(Ok(()), |gate| gate())
     }
 
     fn writes(&self, key: &str) -> Result<&Writes, StorageError> {
@@ -390,7 +431,7 @@ impl Store for SessionStore {
         let Some(document) = self.document(path).map_err(wrong)? else {
             return if path.is_empty() { self.children(path).map_err(wrong) } else { Ok(Vec::new()) };
         };
-        let mut names = match serde_json::from_slice::<serde_json::Value>(&document) {
+        let mut names = match serde_json::from_slice::<Value>(&document) {
             Ok(document) if document["node_type"] == "array" => vec!["c".to_owned()],
             _ => self.children(path).map_err(wrong)?,
         };

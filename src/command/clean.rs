@@ -8,7 +8,7 @@ use freestone::engine::driver::record::{self, Standing};
 use freestone::engine::storage::{StorageError, Store, identity};
 use freestone::engine::task::RunAddress;
 use freestone::limits::Limits;
-use freestone::{Error, StoredRun, Stores, size};
+use freestone::{Error, StoredRun, size};
 
 use super::{Failure, say};
 
@@ -56,7 +56,7 @@ impl Found {
 }
 
 pub(crate) fn clean(asked: &Arguments) -> Result<(), Failure> {
-    let stores = Stores::default();
+    let stores = freestone::stores();
     let work_dir = identity(&asked.dir.clone().map_or_else(|| asked.limits.spec().map(|s| s.work_dir), Ok)?, "");
     let work = stores.open(&work_dir).map_err(RunError::Work)?;
     let mut found = Vec::new();

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use clap::Args;
 use freestone::expression::{Expression, Inputs, is_identifier};
 use freestone::limits::Limits;
-use freestone::{Array, Encoding, Target};
+use freestone::{Array, Encoding, Session, Target};
 
+use super::committing::Committing;
 use super::output::Output;
 use super::watching::Watching;
 use super::{Failure, Mode, execute};
@@ -61,6 +62,8 @@ pub(crate) struct Request {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    committing: Committing,
+    #[command(flatten)]
     limits: Limits,
 }
 
@@ -77,7 +80,7 @@ pub(crate) fn compute(asked: &Arguments) -> Result<(), Failure> {
     if !asked.plan_only || !request.outputs.is_empty() {
         request.check_outputs()?;
     }
-    execute(&request.targets()?, &request.limits, &asked.watching, Mode { plan_only: asked.plan_only, json: request.json, svg: None })
+    request.execute(&asked.watching, Mode { plan_only: asked.plan_only, json: request.json, svg: None })
 }
 
 pub(crate) fn plan(asked: &PlanArguments) -> Result<(), Failure> {
@@ -85,7 +88,7 @@ pub(crate) fn plan(asked: &PlanArguments) -> Result<(), Failure> {
     if !request.outputs.is_empty() {
         request.check_outputs()?;
     }
-    execute(&request.targets()?, &request.limits, &Watching::default(), Mode { plan_only: true, json: request.json, svg: asked.svg.as_deref() })
+    request.execute(&Watching::default(), Mode { plan_only: true, json: request.json, svg: asked.svg.as_deref() })
 }
 
 impl Request {
@@ -97,12 +100,21 @@ impl Request {
         Err(Failure::Usage(format!("there are {expressions} expressions and {outputs} outputs: give one `-o` for each expression, in their order")))
     }
 
+    fn execute(&self, watching: &Watching, mode: Mode<'_>) -> Result<(), Failure> {
+        let arrays = self.arrays()?;
+        let outputs: Vec<Output> = (0..arrays.len()).map(|i| self.outputs.get(i).cloned().unwrap_or_else(|| Output::placeholder(i))).collect();
+        let names: Vec<String> = outputs.iter().map(Output::text).collect();
+        let session = self.committing.begin(&self.limits, &names, mode.plan_only)?;
+        let targets = arrays.iter().zip(&outputs).map(|(array, output)| self.target(array, output, session.as_ref())).collect::<Result<Vec<_>, _>>()?;
+        execute(&targets, session.map(|s| self.committing.publishing(s, &names)), &self.limits, watching, mode)
+    }
+
     /// Says which expression it is, where there are several.
     fn name(&self, index: usize) -> String {
         if self.expressions.len() == 1 { "expression".into() } else { format!("expression {}", index + 1) }
     }
 
-    fn targets(&self) -> Result<Vec<Target>, Failure> {
+    fn arrays(&self) -> Result<Vec<Array>, Failure> {
         // All texts are read before any store is.
         let parse = |(i, text): (usize, &String)| Expression::parse(text).map_err(|e| e.named(&self.name(i)));
         let expressions = self.expressions.iter().enumerate().map(parse).collect::<Result<Vec<_>, _>>()?;
@@ -114,17 +126,13 @@ impl Request {
             inputs.insert(name.clone(), freestone::open(location)?);
         }
         let evaluate = |(i, e): (usize, &Expression)| e.array(&inputs).map_err(|e| e.named(&self.name(i)));
-        let arrays = expressions.iter().enumerate().map(evaluate).collect::<Result<Vec<_>, _>>()?;
-        arrays.iter().enumerate().map(|(i, array)| self.target(i, array)).collect()
+        Ok(expressions.iter().enumerate().map(evaluate).collect::<Result<Vec<_>, _>>()?)
     }
 
-    fn target(&self, index: usize, array: &Array) -> Result<Target, Failure> {
-        // A plan that is only looked at needs no place.
-        let placeholder = || Output::Array(format!("result-{}", index + 1));
-        let output = self.outputs.get(index).cloned().unwrap_or_else(placeholder);
+    fn target(&self, array: &Array, output: &Output, session: Option<&Session>) -> Result<Target, Failure> {
         let target = match &self.chunks {
-            Some(chunks) => output.target(&array.rechunk(chunks)?).chunks(chunks),
-            None => output.target(array),
+            Some(chunks) => output.target(&array.rechunk(chunks)?, session)?.chunks(chunks),
+            None => output.target(array, session)?,
         };
         let target = match &self.shards {
             Some(shards) => target.shards(shards),

@@ -1,7 +1,7 @@
 //! `freestone info`.
 
 use freestone::engine::storage::metadata::{self, MetadataError};
-use freestone::engine::storage::{StoredArray, Stores, join, split_location};
+use freestone::engine::storage::{StoredArray, join, split_location};
 use freestone::size;
 
 use super::{Failure, say};
@@ -9,7 +9,7 @@ use super::{Failure, say};
 pub(crate) fn info(location: &str) -> Result<(), Failure> {
     let metadata_error = |e: MetadataError| Failure::from(freestone::ArrayError::from(e));
     let (url, name) = split_location(location);
-    let store = Stores::default().open(&url).map_err(freestone::ArrayError::from)?;
+    let store = freestone::stores().open(&url).map_err(freestone::ArrayError::from)?;
     match metadata::open_array(&store, &name) {
         Ok(array) => describe(&array),
         Err(MetadataError::Group { .. }) => {

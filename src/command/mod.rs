@@ -2,13 +2,16 @@
 //! looks on.
 
 pub(crate) mod clean;
+mod committing;
 pub(crate) mod compute;
 pub(crate) mod functions;
 pub(crate) mod info;
 mod output;
 pub(crate) mod rechunk;
+pub(crate) mod repo;
 mod report;
 pub(crate) mod resume;
+pub(crate) mod session;
 mod watching;
 
 use std::io::{self, Write};
@@ -18,7 +21,9 @@ use std::{fs, process};
 use freestone::drawing::svg;
 use freestone::engine::driver::RunError;
 use freestone::engine::events::Observer;
+use freestone::engine::session::Session;
 use freestone::limits::Limits;
+use freestone::sessions::RunSession;
 use freestone::{Cancel, Error, ExitCode, Options, Target};
 use watching::Watching;
 
@@ -49,8 +54,8 @@ struct Mode<'a> {
     svg: Option<&'a Path>,
 }
 
-/// Plans to store all targets, and runs the plan unless only it is wanted.
-fn execute(targets: &[Target], limits: &Limits, watching: &Watching, mode: Mode<'_>) -> Result<(), Failure> {
+/// Plans to store all targets, and runs the plan unless only it is wanted. With a session, the results are committed by that.
+fn execute(targets: &[Target], session: Option<RunSession>, limits: &Limits, watching: &Watching, mode: Mode<'_>) -> Result<(), Failure> {
     if mode.plan_only && watching.is_asked() {
         return Err(Failure::Usage("--plan-only runs nothing, so there is nothing for --history or --report to tell".into()));
     }
@@ -73,7 +78,8 @@ fn execute(targets: &[Target], limits: &Limits, watching: &Watching, mode: Mode<
     // With JSON, one object is all that is said.
     let said = if mode.json { Ok(()) } else { say(&planned.plan().to_string()) };
     let cancel = interruptible(&spec.work_dir)?;
-    let run = |observers: &[&dyn Observer]| freestone::run_with(&planned, &spec, &*executor, &Options { observers, cancel, ..Options::default() });
+    let session = session.as_ref().map(|s| s as &dyn Session);
+    let run = |observers: &[&dyn Observer]| freestone::run_with(&planned, &spec, &*executor, &Options { observers, cancel, session, ..Options::default() });
     let report = watching.watch(&spec, run)??;
     // The work is done; that nobody hears of it is no failure.
     let _ = said.and_then(|()| say(&if mode.json { report::run(&report).to_string() } else { report.to_string() }));

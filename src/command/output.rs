@@ -2,9 +2,12 @@
 
 use std::str::FromStr;
 
-use freestone::{Array, Target};
+use freestone::{Array, Session, Target};
 
-/// An argument of `-o`.
+use super::Failure;
+use super::committing::path;
+
+/// An argument of `-o`. In a repository it is a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Output {
     Array(String),
@@ -12,10 +15,25 @@ pub(crate) enum Output {
 }
 
 impl Output {
-    pub(crate) fn target(&self, array: &Array) -> Target {
+    /// In plain Zarr stores, or in a session.
+    pub(crate) fn target(&self, array: &Array, session: Option<&Session>) -> Result<Target, Failure> {
+        Ok(match (self, session) {
+            (Output::Array(location), None) => Target::array(array, location),
+            (Output::InGroup { store, name }, None) => Target::in_group(array, store, name),
+            (output, Some(session)) => session.target(array, path(&output.text())?),
+        })
+    }
+
+    /// For a plan that is only looked at, and needs no place.
+    pub(crate) fn placeholder(index: usize) -> Output {
+        Output::Array(format!("result-{}", index + 1))
+    }
+
+    /// As it was given.
+    pub(crate) fn text(&self) -> String {
         match self {
-            Output::Array(location) => Target::array(array, location),
-            Output::InGroup { store, name } => Target::in_group(array, store, name),
+            Output::Array(location) => location.clone(),
+            Output::InGroup { store, name } => format!("{store}:{name}"),
         }
     }
 }

@@ -5,6 +5,7 @@ use freestone::engine::storage::split_location;
 use freestone::limits::Limits;
 use freestone::{Encoding, Target};
 
+use super::committing::{Committing, path};
 use super::watching::Watching;
 use super::{Failure, Mode, execute};
 
@@ -35,6 +36,8 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     watching: Watching,
     #[command(flatten)]
+    committing: Committing,
+    #[command(flatten)]
     limits: Limits,
 }
 
@@ -44,12 +47,16 @@ pub(crate) fn rechunk(asked: &Arguments) -> Result<(), Failure> {
         return Err(Failure::Usage(format!("--chunks is missing: {} has shape {:?}, give a length for each axis", asked.source, array.shape()?)));
     }
     let array = array.rechunk(&asked.chunks)?;
+    let names = [asked.target.clone()];
+    let session = asked.committing.begin(&asked.limits, &names, asked.plan_only)?;
     let target = match (asked.consolidated, split_location(&asked.target)) {
+        _ if let Some(session) = &session => session.target(&array, path(&asked.target)?),
         (false, _) => Target::array(&array, &asked.target),
         (true, (group, _)) if group == "." => return Err(Failure::Usage("--consolidated needs a group: write the target as GROUP/NAME".into())),
         (true, (group, name)) => Target::in_group(&array, &group, &name).consolidated(true),
     };
     let target = target.chunks(&asked.chunks).codec(asked.codec).overwrite(asked.overwrite);
     let target = if asked.shards.is_empty() { target } else { target.shards(&asked.shards) };
-    execute(&[target], &asked.limits, &asked.watching, Mode { plan_only: asked.plan_only, json: false, svg: None })
+    let session = session.map(|s| asked.committing.publishing(s, &names));
+    execute(&[target], session, &asked.limits, &asked.watching, Mode { plan_only: asked.plan_only, json: false, svg: None })
 }

@@ -1,12 +1,13 @@
 //! `freestone resume`.
 
 use clap::Args;
+use freestone::Options;
 use freestone::engine::driver::RunError;
+use freestone::engine::session::Session;
 use freestone::limits::Limits;
-use freestone::{Options, Stores};
 
 use super::watching::Watching;
-use super::{Failure, interruptible, report, say};
+use super::{Failure, committing, interruptible, report, say};
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -15,6 +16,9 @@ pub(crate) struct Arguments {
     /// Also asks for each chunk of the inputs whether it was written since the run began.
     #[arg(long)]
     verify_inputs: bool,
+    /// Where another commit came first, goes on top of what it has changed if that is disjoint.
+    #[arg(long)]
+    rebase: bool,
     /// Prints one JSON object: what the run took.
     #[arg(long)]
     json: bool,
@@ -26,13 +30,16 @@ pub(crate) struct Arguments {
 
 pub(crate) fn resume(asked: &Arguments) -> Result<(), Failure> {
     let spec = asked.limits.spec()?;
-    let stores = Stores::default();
+    let stores = freestone::stores();
     let folder = if asked.run.contains('/') { asked.run.clone() } else { format!("{}/{}", spec.work_dir.trim_end_matches('/'), asked.run) };
     let stored = freestone::open_run(&folder, &stores)?;
     let executor = asked.limits.executor(&spec).map_err(RunError::from)?;
     let cancel = interruptible(&stored.address.work_dir)?;
+    let rebased = if asked.rebase { freestone::sessions::RunSession::of_ticket(&stored.record.session) } else { None };
+    let rebased = rebased.transpose()?.map(|s| s.with_rebase(committing::rebase(true)));
+    let session = rebased.as_ref().map(|s| s as &dyn Session);
     let report = asked.watching.watch(&spec, |observers| {
-        freestone::resume(&stored, &spec, &*executor, &Options { observers, cancel, stores, verify_inputs: asked.verify_inputs, ..Options::default() })
+        freestone::resume(&stored, &spec, &*executor, &Options { observers, cancel, session, stores, verify_inputs: asked.verify_inputs, ..Options::default() })
     })??;
     // The work is done; that nobody hears of it is no failure.
     let _ = say(&if asked.json { report::run(&report).to_string() } else { report.to_string() });

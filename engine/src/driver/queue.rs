@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::attempts::{Attempts, Decision, Policy};
 use super::durations::Durations;
-use super::{Before, Run, RunError};
+use super::{Before, Kept, Run, RunError};
 use crate::events::{Event, StageReport};
 use crate::executor::{Next, TaskSource};
 use crate::finished::Finished;
@@ -18,7 +18,7 @@ use crate::journal::Journal;
 use crate::plan::reads::{TaskRange, tasks_read, tasks_writing, writers};
 use crate::plan::{ArrayId, FinalizedPlan, LocalMemory, Place, Stage, StageId};
 use crate::storage::{StorageError, Store};
-use crate::task::{FailureKind, TaskFailure, TaskOutcome, TaskReport, TaskRequest};
+use crate::task::{FailureKind, Receipt, TaskFailure, TaskOutcome, TaskReport, TaskRequest};
 use crate::worker::Cancel;
 
 /// Tasks in one request, at most, what these read, and how long they take: what is lost with a worker.
@@ -59,6 +59,7 @@ pub(super) struct Queue<'a> {
     folder: Folder<'a>,
     /// For each array, who writes it.
     writers: Vec<Option<(StageId, usize)>>,
+    kept: Kept,
     /// Ends what is under way: because the run is cancelled, or because it has failed.
     stop: Cancel,
     state: Mutex<State>,
@@ -76,6 +77,8 @@ pub(super) struct State {
     pub(super) recomputed: u64,
     /// Removed intermediates, and the tasks that have written theirs again since.
     removed: BTreeMap<ArrayId, Finished>,
+    /// Of the outputs' chunks, where the commit is made of them; of a task that was run again, twice.
+    pub(super) receipts: Vec<Receipt>,
     /// Intermediates that nobody reads any more, to be removed once the journal says so.
     removing: Vec<ArrayId>,
     pub(super) worker_peak_bytes: Option<u64>,
@@ -168,10 +171,12 @@ impl<'a> Queue<'a> {
             backups: [0; 2],
             recomputed: 0,
             removed: before.removed,
+            receipts: before.receipts,
             removing: Vec::new(),
             worker_peak_bytes: None,
             error: None,
         };
+        let kept = Kept::of(plan, run.session);
         Queue {
             plan,
             run,
@@ -181,6 +186,7 @@ impl<'a> Queue<'a> {
             workers: run.executor.workers(),
             folder,
             writers,
+            kept,
             stop,
             state: Mutex::new(state),
             changed: Condvar::new(),
@@ -663,6 +669,7 @@ impl Queue<'_> {
         for report in &outcome.done {
             if progress.finished.insert(report.task) {
                 told.counted += 1;
+                state.receipts.extend(self.kept.of_outputs(&report.receipts));
                 for output in &stage.outputs {
                     state.removed.get_mut(&output.array).map(|again| again.insert(report.task));
                 }

@@ -12,7 +12,7 @@ use super::RunError;
 use crate::finished::Finished;
 use crate::journal::Journal;
 use crate::plan::{FinalizedPlan, Place};
-use crate::storage::{Lock, StorageError, Store, Stores, read_small};
+use crate::storage::{Lock, StorageError, Store, Stores, is_in_memory, read_small};
 use crate::task::RunAddress;
 use crate::worker::MAX_PLAN_BYTES;
 
@@ -167,7 +167,6 @@ pub(super) fn clean(work: &dyn Store, folder: &str) -> Result<(), StorageError> 
 
 /// True if another process, perhaps, could go on with a run: nothing that it reads or writes is in this one's memory.
 pub(super) fn can_be_resumed(plan: &FinalizedPlan, work: &dyn Store) -> bool {
-    let hidden = |url: &str| url.starts_with("memory://");
-    let places = plan.plan().arrays.iter().any(|a| matches!(&a.place, Place::Input { url, .. } | Place::Output { url, .. } if hidden(url)));
-    !places && !hidden(work.url())
+    let places = plan.plan().arrays.iter().any(|a| matches!(&a.place, Place::Input { url, .. } | Place::Output { url, .. } if is_in_memory(url)));
+    !places && !is_in_memory(work.url())
 }

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::receipts_fit;
+use super::{Kept, receipts_fit};
 use crate::finished::Finished;
 use crate::journal::Replay;
 use crate::plan::{FinalizedPlan, Stage, StageId};
@@ -13,7 +13,7 @@ use crate::remote;
 use crate::storage::{StorageError, Store};
 use crate::task::{Receipt, TaskOutcome};
 
-/// For each stage its finished tasks, those too of which only records tell. Records of tasks that the journal knows are not read; of others, those
+/// For each stage its finished tasks, those too of which only records tell; and what of these' receipts is kept. Records of tasks that the journal knows are not read; of others, those
 /// whose receipts are what the plan asks for count, if `holds` says so of what they wrote.
 ///
 /// That a task's intermediate was removed since is no matter: who needs it finds it gone, and has it made again.
@@ -25,10 +25,11 @@ pub(super) fn finished_with_answers(
     folder: &str,
     plan: &FinalizedPlan,
     replay: &Replay,
+    keep: &Kept,
     holds: &dyn Fn(&[Receipt]) -> bool,
-) -> Result<Vec<Finished>, StorageError> {
+) -> Result<(Vec<Finished>, Vec<Receipt>), StorageError> {
     let stages = &plan.plan().stages;
-    let mut finished = replay.finished.clone();
+    let (mut finished, mut receipts) = (replay.finished.clone(), Vec::new());
     let mut wanted = |id: StageId, tasks: Range<u64>| {
         let is_new = |s: &Stage| tasks.end <= s.n_tasks() && !replay.finished[id.0].contains(tasks.start, tasks.end);
         stages.get(id.0).is_some_and(is_new)
@@ -38,11 +39,11 @@ pub(super) fn finished_with_answers(
         let Some(stage) = stages.get(request.stage.0) else { return };
         let asked = request.first..request.first.saturating_add(request.count).min(stage.n_tasks());
         for report in outcome.done.iter().filter(|r| asked.contains(&r.task)) {
-            if receipts_fit(plan, stage, report) && holds(&report.receipts) {
-                finished[request.stage.0].insert(report.task);
+            if receipts_fit(plan, stage, report) && holds(&report.receipts) && finished[request.stage.0].insert(report.task) {
+                receipts.extend(keep.of_outputs(&report.receipts));
             }
         }
     };
     remote::read_records(work, folder, &mut wanted, &mut each)?;
-    Ok(finished)
+    Ok((finished, receipts))
 }

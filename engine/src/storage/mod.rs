@@ -305,7 +305,12 @@ impl Stores {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).insert(store.url().to_owned(), store);
     }
 
-    /// Takes over all stores of another.
+    /// The store at a URL, if it was opened or added under that.
+    pub fn get(&self, url: &str) -> Option<Arc<dyn Store>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).get(url.trim_end_matches('/')).cloned()
+    }
+
+    /// Takes over all stores of another, but not its ways to open others.
     pub fn extend(&self, other: &Stores) {
         let theirs: Vec<_> = other.open.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
         theirs.into_iter().for_each(|s| self.insert(s));
@@ -365,9 +370,14 @@ const REMOTE: [(&str, &str, bool); 5] = [
     ("az", "azure", cfg!(feature = "azure")),
 ];
 
-/// Splits a location into the store's URL and the name of what lies directly in it, as `a/b.zarr/u` into `a/b.zarr` and `u`.
+/// Splits a location into the store's URL and the name of what lies directly in it, as `a/b.zarr/u` into `a/b.zarr` and `u`. Behind the `#` of a
+/// URL that has one, as `icechunk+a/b#branch=main/winds/u`, all after the first `/` is the name.
 pub fn split_location(location: &str) -> (String, String) {
     let location = location.trim_end_matches('/');
+    if let Some((_, version)) = location.split_once('#').filter(|(url, _)| url.split_once(['/', ':']).unwrap_or((url, "")).0.contains('+')) {
+        let store = location.len() - version.len() + version.find('/').unwrap_or(version.len());
+        return (location[..store].into(), location[store..].trim_start_matches('/').into());
+    }
     let scheme = location.find("://").map_or(0, |at| at + 3);
     match location[scheme..].rfind('/') {
         Some(0) if scheme == 0 => ("/".into(), location[1..].into()),
@@ -386,9 +396,19 @@ pub fn join(prefix: &str, name: &str) -> String {
     }
 }
 
+/// A location without what says how it is looked at, as `icechunk+` before a repository's.
+fn below(url: &str) -> &str {
+    url.split_once("://").and_then(|(scheme, _)| scheme.rfind('+')).map_or(url, |at| &url[at + 1..])
+}
+
+/// True for locations in the memory of one process.
+pub fn is_in_memory(url: &str) -> bool {
+    below(url).starts_with("memory://")
+}
+
 /// True for locations across a network; a repository over such a location is there too (`icechunk+s3://…`).
 pub fn is_remote_url(url: &str) -> bool {
-    let url = url.split_once("://").and_then(|(scheme, _)| scheme.rfind('+')).map_or(url, |at| &url[at + 1..]);
+    let url = below(url);
     url.split_once("://").is_some_and(|(scheme, _)| REMOTE.iter().any(|(known, ..)| *known == scheme))
 }
 

@@ -11,6 +11,7 @@
 //! Left out: signatures are looked for, not verified; CPU is not rationed; response streams, layers, versions.
 
 mod cgroup;
+mod client;
 mod environment;
 mod faults;
 mod front;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{fmt, io};
 
+pub use client::{Invoked, request};
 pub use faults::Faults;
 pub use stats::{Ended, EnvironmentStats, FaultsFired, Kept, Stats};
 
@@ -147,6 +149,20 @@ impl Emulator {
     /// Where clients send to: what `AWS_ENDPOINT_URL_LAMBDA` would be.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// Invokes the function and waits for its answer, on a connection of its own.
+    ///
+    /// # Errors
+    /// Where the connection is closed without an answer.
+    pub fn invoke(&self, body: &[u8]) -> io::Result<Invoked> {
+        let path = format!("/2015-03-31/functions/{}/invocations", self.function.config.function);
+        request(self.address, "POST", &path, &[], body, self.function.config.timeout + Duration::from_secs(30))
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// True if environments' memory is capped.

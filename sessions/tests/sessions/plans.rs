@@ -19,7 +19,7 @@ fn planned(session: &WritableSession, n: f64, change: impl Fn(Target) -> Target)
     stores.insert(session.store());
     let array = freestone_ops::arange(0.0, n, 1.0, DType::Float32, 2).unwrap();
     let target = change(Target::in_group(&array, session.store().url(), "u").with_stores(&stores));
-    Ok(lower(&outputs(&[target])?, &Spec::load(Settings::default()).unwrap()).unwrap())
+    Ok(lower(&outputs(&[target], &stores)?, &Spec::load(Settings::default()).unwrap()).unwrap())
 }
 
 /// Writes every chunk of the outputs with one value, as workers in other processes do: by the plan alone.

@@ -1,0 +1,60 @@
+//! A worker without any library: does what each invocation tells it. For the emulator's own tests.
+//!
+//! `{"do": "echo" | "sleep" | "allocate" | "exit" | "abort" | "error" | "long" | "append", "n": 3, "to": "a file"}`
+
+use std::error::Error;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use freestone_lambda_emulator::request;
+use serde_json::{Value, json};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let address: SocketAddr = std::env::var("AWS_LAMBDA_RUNTIME_API")?.parse()?;
+    let long = Duration::from_secs(3600);
+    if std::env::var("FAIL_INIT").is_ok() {
+        return Err("told to".into());
+    }
+    let mut count = 0;
+    loop {
+        let job = request(address, "GET", "/2018-06-01/runtime/invocation/next", &[], b"", long)?;
+        let id = job.header("lambda-runtime-aws-request-id").ok_or("no id")?.to_owned();
+        let deadline: u64 = job.header("lambda-runtime-deadline-ms").ok_or("no deadline")?.parse()?;
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_millis() as u64;
+        count += 1;
+        let body: Value = serde_json::from_slice(&job.body)?;
+        let n = body["n"].as_u64().unwrap_or_default();
+        let mut answer = json!({ "pid": std::process::id(), "count": count, "left_ms": deadline.saturating_sub(now), "echo": body });
+        let mut kind = "response";
+        match body["do"].as_str().unwrap_or_default() {
+            "sleep" => std::thread::sleep(Duration::from_millis(n)),
+            "allocate" => {
+                let block = vec![1u8; (n as usize) << 20];
+                answer["sum"] = block.iter().step_by(4096).map(|b| u64::from(*b)).sum::<u64>().into();
+            }
+            "exit" => std::process::exit(n as i32),
+            "abort" => std::process::abort(),
+            "error" => {
+                kind = "error";
+                answer = json!({ "errorType": "Told", "errorMessage": "to fail" });
+            }
+            "long" => answer = "x".repeat(n as usize).into(),
+            "append" => {
+                let mut file = OpenOptions::new().create(true).append(true).open(body["to"].as_str().unwrap_or_default())?;
+                std::thread::sleep(Duration::from_millis(n));
+                file.write_all(b"x")?;
+            }
+            "spin" => {
+                let mut x = 0u64;
+                for i in 0..n * 1_000_000 {
+                    x = std::hint::black_box(x.wrapping_add(i));
+                }
+                answer["x"] = x.into();
+            }
+            _ => {}
+        }
+        request(address, "POST", &format!("/2018-06-01/runtime/invocation/{id}/{kind}"), &[], answer.to_string().as_bytes(), long)?;
+    }
+}
