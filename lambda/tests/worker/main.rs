@@ -1,5 +1,6 @@
 //! The worker, in real processes under the emulator. Plans are made by the library, answers are read as a client reads them.
 
+mod client;
 mod support;
 
 use std::fs;
