@@ -226,7 +226,7 @@ impl<'a> Drive<'a> {
         let queue = Queue::new(plan, run, *local, projection.tasks, Folder { between: &*between, name: folder, journal: journal.as_ref() }, stop, before);
         let finished = queue.finished_tasks();
         let projected_bytes = if local.shared { projection.total() } else { plan.projected_mem() };
-        let slots = run.executor.slots();
+        let slots = run.executor.workers();
         tell(&Event::RunStarted(&RunStart {
             run: folder,
             plan,

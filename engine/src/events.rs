@@ -41,7 +41,7 @@ pub struct RunStart<'a> {
     pub plan: &'a FinalizedPlan,
     /// The executor's name.
     pub executor: &'a str,
-    /// Requests that it can have under way at once.
+    /// Requests that it can have at work at once.
     pub slots: usize,
     /// Projected memory of the process that runs tasks, in bytes.
     pub projected_bytes: u64,
