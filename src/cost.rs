@@ -321,8 +321,22 @@ mod tests {
         (report.stages[0].traffic.reads, report.stages[0].traffic.writes) = (4000, 1000);
         let cost = Prices::built_in().measured(&report, &place()).unwrap();
         assert!((cost.compute_dollars - 0.3333).abs() < 1e-3 && (cost.gb_seconds - 20_000.0).abs() < 1e-6, "{cost:?}");
-        insta::assert_snapshot!(cost, @"");
-        insta::assert_snapshot!(beside(&cost, &Prices::built_in().project(&explained(), &place())), @"");
+        insta::assert_snapshot!(cost, @r"
+        cost on AWS Lambda (eu-central-1 x86_64; prices of 2026-11-22, at prices of us-east-1): $0.35
+                    1000 invocations      $0.0002
+                 20000.0 GB-seconds         $0.33
+                    2000 puts to S3       $0.0100
+                    4000 gets from S3     $0.0016
+        ");
+        insta::assert_snapshot!(beside(&cost, &Prices::built_in().project(&explained(), &place())), @r"
+        cost on AWS Lambda (eu-central-1 x86_64; prices of 2026-11-22, at prices of us-east-1)
+                             measured      projected
+        invocations              1000            300
+        GB-seconds            20000.0          657.4
+        puts to S3               2000          20400
+        gets from S3             4000          20300
+        dollars                 $0.35          $0.12
+        ");
         let arm = Place { architecture: "arm64".into(), region: KNOWN_REGION.into(), ..place() };
         assert!((Prices::built_in().measured(&report, &arm).unwrap().compute_dollars - 0.2667).abs() < 1e-3);
     }
@@ -330,7 +344,13 @@ mod tests {
     #[test]
     fn a_plan_is_priced() {
         let plan = explained();
-        insta::assert_snapshot!(Prices::built_in().project(&plan, &place()), @"");
+        insta::assert_snapshot!(Prices::built_in().project(&plan, &place()), @r"
+        cost on AWS Lambda (eu-central-1 x86_64, 205 MiB; prices of 2026-11-22, at prices of us-east-1): $0.12
+                     300 invocations      $0.0001
+                   657.4 GB-seconds       $0.0110
+                   20400 puts to S3         $0.10
+                   20300 gets from S3     $0.0081
+        ");
         let larger = Place { memory_mib: Some(10_240), ..place() };
         assert!(Prices::built_in().project(&plan, &larger).gb_seconds > 0.0);
     }
