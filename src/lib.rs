@@ -16,6 +16,8 @@ pub mod expression;
 pub mod history;
 #[cfg(feature = "cli")]
 pub mod limits;
+#[cfg(feature = "package")]
+pub mod package;
 #[cfg(feature = "cli")]
 pub mod progress;
 pub mod report;

@@ -57,6 +57,9 @@ enum Command {
     /// A repository's history and branches, and what it need not keep any more.
     #[command(subcommand)]
     Repo(command::repo::Arguments),
+    /// The worker for AWS Lambda.
+    #[command(subcommand)]
+    Lambda(command::lambda::Action),
     /// Answers a driver's requests through standard input and output.
     #[command(name = freestone::WORKER_ARGUMENT, hide = true)]
     Worker,
@@ -91,6 +94,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Clean(arguments) => command::clean::clean(&arguments),
         Command::Session(arguments) => command::session::session(&arguments),
         Command::Repo(arguments) => command::repo::repo(&arguments),
+        Command::Lambda(action) => command::lambda::run(&action),
         Command::Worker => freestone::serve(&freestone::KernelRegistry::new(), io::stdin(), io::stdout()).map_err(|_| Failure::Pipe),
     }
 }

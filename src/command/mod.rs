@@ -6,6 +6,7 @@ mod committing;
 pub(crate) mod compute;
 pub(crate) mod functions;
 pub(crate) mod info;
+pub(crate) mod lambda;
 mod output;
 pub(crate) mod rechunk;
 pub(crate) mod repo;

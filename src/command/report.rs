@@ -39,6 +39,7 @@ pub(crate) fn run(report: &RunReport, measured: Option<&Cost>, projected: Option
     let all = report.traffic();
     let mut took = json!({
         "run": report.run,
+        "snapshot": report.snapshot,
         "stages": stages.collect::<Vec<_>>(),
         "bytes_read": all.bytes_read,
         "reads": all.reads,

@@ -7,10 +7,10 @@ use std::process::{Command, Output};
 use crate::support::{BINARY, Place, WINDS_V2, WINDS_V3, names};
 
 pub fn freestone(place: &Place, arguments: &[&str]) -> Output {
-    freestone_with(place, &[], arguments)
+    freestone_in(place, &[], arguments)
 }
 
-fn freestone_with(place: &Place, variables: &[(&str, &str)], arguments: &[&str]) -> Output {
+pub fn freestone_in(place: &Place, variables: &[(&str, &str)], arguments: &[&str]) -> Output {
     let mut command = Command::new(BINARY);
     // Nobody's settings but ours.
     std::env::vars().filter(|(name, _)| name.starts_with("FREESTONE_")).for_each(|(name, _)| {
@@ -111,11 +111,11 @@ fn wrong_usage_is_2() {
 fn a_settings_file_that_is_named_must_be_there() {
     let place = Place::new();
     let rechunk = ["rechunk", &u(), "out", "--chunks", "12,10,20"];
-    let output = freestone_with(&place, &[("FREESTONE_CONFIG", "nothing.toml")], &rechunk);
+    let output = freestone_in(&place, &[("FREESTONE_CONFIG", "nothing.toml")], &rechunk);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.code() == Some(2) && errors.contains("nothing.toml") && errors.contains("FREESTONE_CONFIG"), "{errors}");
     fs::write(place.at("mine.toml"), "threads = 1").unwrap();
-    stdout(&freestone_with(&place, &[("FREESTONE_CONFIG", "mine.toml")], &rechunk));
+    stdout(&freestone_in(&place, &[("FREESTONE_CONFIG", "mine.toml")], &rechunk));
 }
 
 #[test]

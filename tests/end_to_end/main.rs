@@ -21,6 +21,7 @@ mod quad_means;
 mod readiness;
 mod rearranged;
 mod regions;
+mod repositories;
 mod resume;
 mod standard;
 mod storing;

@@ -1,0 +1,36 @@
+//! A worker with a kernel of one's own, in place of the stock one.
+//!
+//!     cargo build --release --example own_kernel
+//!     freestone lambda package --bootstrap target/release/examples/own_kernel
+//!
+//! The kernel itself is best in a library that the client uses too, so that both have the same.
+
+use freestone_lambda::{Allocator, Block, BlockMut, Error, KernelRegistry, Stores, UserKernel, serve};
+use serde::{Deserialize, Serialize};
+
+/// Elements above a level become the level.
+#[derive(Debug, Serialize, Deserialize)]
+struct Clip {
+    most: f32,
+}
+
+impl UserKernel for Clip {
+    const NAME: &'static str = "clip";
+    const VERSION: u32 = 1;
+
+    fn scratch_bytes(&self, _inputs: &[&[usize]], _output: &[usize]) -> u64 {
+        0
+    }
+
+    fn apply(&self, inputs: &[Block<'_>], output: &mut BlockMut<'_>, _scratch: &mut [u8]) -> Result<(), String> {
+        output.array::<f32>()?.iter_mut().zip(inputs[0].array::<f32>()?).for_each(|(out, x)| *out = x.min(self.most));
+        Ok(())
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator;
+
+fn main() -> Result<(), Error> {
+    serve(KernelRegistry::new().with::<Clip>(), Stores::default())
+}
