@@ -270,15 +270,10 @@ impl fmt::Display for Cost {
 /// What was measured beside what was projected, in a table.
 pub fn beside(measured: &Cost, projected: &Cost) -> String {
     let mut text = format!("cost on AWS Lambda ({})\n{:<14} {:>14} {:>14}", measured.of(), "", "measured", "projected");
-    let figures: [(&str, fn(&Cost) -> String); 5] = [
-        ("invocations", |c| c.invocations.to_string()),
-        ("GB-seconds", |c| format!("{:.1}", c.gb_seconds)),
-        ("puts to S3", |c| c.puts.to_string()),
-        ("gets from S3", |c| c.gets.to_string()),
-        ("dollars", |c| dollars(c.dollars())),
-    ];
-    for (name, figure) in figures {
-        text.push_str(&format!("\n{name:<14} {:>14} {:>14}", figure(measured), figure(projected)));
+    let figures = |c: &Cost| [c.invocations.to_string(), format!("{:.1}", c.gb_seconds), c.puts.to_string(), c.gets.to_string(), dollars(c.dollars())];
+    let names = ["invocations", "GB-seconds", "puts to S3", "gets from S3", "dollars"];
+    for (name, (measured, projected)) in names.into_iter().zip(figures(measured).into_iter().zip(figures(projected))) {
+        text.push_str(&format!("\n{name:<14} {measured:>14} {projected:>14}"));
     }
     text
 }

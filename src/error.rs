@@ -96,9 +96,11 @@ fn of_run(error: &RunError) -> ExitCode {
 fn of_repository(error: &freestone_sessions::Error) -> ExitCode {
     use freestone_sessions::Error as E;
     match error {
-        E::BadUrl { .. } | E::BadName { .. } | E::TooLong { .. } | E::SharingOff { .. } => ExitCode::Usage,
+        E::BadUrl { .. } | E::BadName { .. } | E::BadRef { .. } | E::TooLong { .. } | E::SharingOff { .. } => ExitCode::Usage,
         E::NoRepository { .. } | E::NotHere { .. } | E::NoVersion { .. } | E::NoNode { .. } | E::NoSession { .. } | E::BadNode { .. } => ExitCode::Input,
         E::Exists { .. }
+        | E::Occupied { .. }
+        | E::RefExists { .. }
         | E::NodeExists { .. }
         | E::Conflict(_)
         | E::Contended { .. }

@@ -116,6 +116,7 @@ impl Repository {
             return Err(Error::NothingToCommit);
         }
         check_complete(&commit.options.complete, draft)?;
+        draft.check_hierarchy()?;
         let _lock = self.lock()?;
         let attempts = match commit.options.rebase {
             Rebase::Never => 1,
@@ -333,6 +334,7 @@ fn clashes_of(diff: &Diff, reshaped: &BTreeSet<String>, draft: &Draft) -> Vec<Cl
     let (made, gone): (BTreeSet<_>, BTreeSet<_>) =
         (&paths(&diff.new_groups) | &paths(&diff.new_arrays), &paths(&diff.deleted_groups) | &paths(&diff.deleted_arrays));
     let updated = &paths(&diff.updated_groups) | &paths(&diff.updated_arrays);
+    let arrays_made = paths(&diff.new_arrays);
     let mut moved = BTreeSet::new();
     for m in &diff.moved_nodes {
         moved.extend([our_path(&m.from), our_path(&m.to)]);
@@ -349,8 +351,9 @@ fn clashes_of(diff: &Diff, reshaped: &BTreeSet<String>, draft: &Draft) -> Vec<Cl
         // What goes must not have been changed anywhere inside.
         let inside = matches!(change, NodeChange::Removed | NodeChange::Replaced(_))
             && (made.iter().chain(&updated).chain(&moved).chain(chunks.keys()).any(|other| below(path, other)));
+        let in_array = change.document().is_some() && ancestors(path).any(|a| arrays_made.contains(a));
         let over_chunks = change.hides() && chunks.contains_key(path);
-        if (touched && !same_group) || inside || over_chunks {
+        if (touched && !same_group) || inside || in_array || over_chunks {
             nodes.insert(path.clone());
         }
     }

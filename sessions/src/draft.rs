@@ -142,6 +142,18 @@ impl Draft {
         Ok(())
     }
 
+    /// Nothing lies in an array that is made here.
+    pub(crate) fn check_hierarchy(&self) -> Result<(), Error> {
+        let is_array = |path: &str| self.nodes.get(path).and_then(NodeChange::document).is_some_and(|d| d["node_type"] == "array");
+        for (path, _) in self.nodes.iter().filter(|(_, change)| change.document().is_some()) {
+            if let Some(array) = ancestors(path).find(|a| is_array(a)) {
+                let why = format!("`{array}` is made an array, so nothing can lie in it");
+                return Err(Error::BadNode { path: path.clone(), why });
+            }
+        }
+        Ok(())
+    }
+
     /// True if there is nothing to commit.
     pub(crate) fn is_empty(&self) -> bool {
         self.nodes.is_empty() && self.receipts.is_empty()

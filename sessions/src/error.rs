@@ -21,6 +21,12 @@ pub enum Error {
     NoRepository { place: String },
     #[error("{place} holds something already: open it, or create the repository elsewhere")]
     Exists { place: String },
+    #[error("{place} holds something that is no repository, or is a file: name another place")]
+    Occupied { place: String },
+    #[error("{place} has a {what} already: choose another name")]
+    RefExists { place: String, what: String },
+    #[error("`{name}` cannot be the name of a branch or tag: it is empty, or is the branch that every repository has")]
+    BadRef { name: String },
     #[error("{place} is in the memory of another process or is gone: use a directory or an object store")]
     NotHere { place: String },
     #[error("{place} has no {what}")]

@@ -7,6 +7,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use freestone_engine::storage::identity;
+use percent_encoding::percent_decode_str;
 
 use crate::error::Error;
 use crate::repository::Version;
@@ -82,13 +83,16 @@ impl StoreUrl {
     pub(crate) fn parse(url: &str) -> Result<StoreUrl, Error> {
         let bad = || Error::BadUrl {
             url: url.to_owned(),
-            why: format!("what a repository holds is at `{SCHEME}REPOSITORY#branch=NAME/PATH`, `#tag=NAME/PATH` or `#snapshot=ID/PATH`"),
+            why: format!(
+                "what a repository holds is at `{SCHEME}REPOSITORY#branch=NAME/PATH`, `#tag=NAME/PATH` or `#snapshot=ID/PATH`, with %2F for a `/` in a name"
+            ),
         };
         let (repository, rest) = url.strip_prefix(SCHEME).and_then(|u| u.split_once('#')).ok_or_else(bad)?;
         let (mut version, mut session) = (None, None);
         for part in rest.split('&') {
             let (name, value) = part.split_once('=').filter(|(_, value)| !value.is_empty()).ok_or_else(bad)?;
-            match (name, value.to_owned(), &version) {
+            let value = percent_decode_str(value).decode_utf8().map_err(|_| bad())?.into_owned();
+            match (name, value, &version) {
                 ("branch", name, None) => version = Some(Version::Branch(name)),
                 ("tag", name, None) => version = Some(Version::Tag(name)),
                 ("snapshot", id, None) => version = Some(Version::Snapshot(id)),

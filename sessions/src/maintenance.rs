@@ -117,7 +117,11 @@ impl Repository {
     pub(crate) fn spared(&self, times: &[i64], began: i64) -> Result<bool, Error> {
         let names = self.records().list("gc")?;
         let ids: Vec<&str> = names.iter().filter_map(|n| n.strip_suffix(".json").filter(|n| !n.ends_with(".end"))).collect();
-        let begins = self.records().get_all::<Collection>(&ids.iter().map(|id| format!("gc/{id}.json")).collect::<Vec<_>>())?;
+        let begins = match self.records().get_all::<Collection>(&ids.iter().map(|id| format!("gc/{id}.json")).collect::<Vec<_>>()) {
+            // What it has spared is not known any more.
+            Err(Error::Damaged { .. }) => return Ok(false),
+            other => other?,
+        };
         let ends = self.records().get_all::<CollectionEnd>(&ids.iter().map(|id| format!("gc/{id}.end.json")).collect::<Vec<_>>())?;
         let ours: Vec<(i64, i64, i64)> =
             begins.into_iter().zip(ends).filter_map(|(b, e)| b.map(|b| (b.began, e.map_or(b.began + LONGEST_COLLECTION_MS, |e| e.ended), b.cutoff))).collect();

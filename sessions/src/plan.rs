@@ -302,8 +302,7 @@ impl RunSession {
             How::Joined { joiner, .. } => {
                 let mut joiner = RunSession::joiner(joiner);
                 if let Some(open) = &*joiner {
-                    take_plan(&self.store, plan, receipts.iter().copied())?;
-                    open.end()?;
+                    open.end_with(&plan.run_id().to_string(), || take_plan(&self.store, plan, receipts.iter().copied()))?;
                     *joiner = None;
                 }
                 Ok(None)

@@ -181,13 +181,19 @@ pub struct Batch {
     /// What its writer has made of arrays and groups.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) nodes: BTreeMap<String, NodeChange>,
+    /// The run that they are of, if of one: they count once its end was told, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) run: Option<String>,
+    /// All of the run's receipts are told.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) ends: bool,
     /// The receipts.
     pub receipts: Vec<Receipt>,
 }
 
 impl Batch {
     pub(crate) fn new(session: &str, receipts: Vec<Receipt>) -> Batch {
-        Batch { version: VERSION, session: session.to_owned(), nodes: BTreeMap::new(), receipts }
+        Batch { version: VERSION, session: session.to_owned(), nodes: BTreeMap::new(), run: None, ends: false, receipts }
     }
 
     /// Finds out whether these are of a session and of a version that is known.

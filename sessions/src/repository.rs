@@ -1,6 +1,7 @@
 //! An Icechunk repository: branches, tags, history, and sessions over them.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::num::{NonZeroU16, NonZeroU64};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::SystemTime;
@@ -28,8 +29,8 @@ use crate::session::{ReadonlySession, WritableSession};
 /// Array and group nodes that are kept decoded, of snapshots.
 const CACHED_NODES: u64 = 20_000;
 
-/// References to chunks that are kept decoded, of manifests: some 60 bytes each. A manifest with more is read again for each chunk.
-const CACHED_CHUNK_REFS: u64 = 500_000;
+/// References to chunks that are kept decoded, of manifests. An array with more has its manifest read again for each chunk.
+const CACHED_CHUNK_REFS: u64 = freestone_engine::memory::CACHED_REFERENCES;
 
 /// Requests that one repository has under way at a time.
 const CONCURRENT_REQUESTS: u16 = 16;
@@ -66,6 +67,16 @@ pub enum Version {
     Tag(String),
     /// The one of that id.
     Snapshot(String),
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Version::Branch(name) => write!(f, "branch `{name}`"),
+            Version::Tag(name) => write!(f, "tag `{name}`"),
+            Version::Snapshot(id) => write!(f, "snapshot `{id}`"),
+        }
+    }
 }
 
 impl From<&str> for Version {
@@ -108,6 +119,28 @@ impl Format {
     }
 }
 
+/// Files and folders that a repository, or the beginning of one, has.
+const ICECHUNKS: [&str; 9] = ["repo", "config.yaml", "refs", "snapshots", "manifests", "chunks", "transactions", "overwritten", "attributes"];
+
+/// Refuses a directory, or a file in the place of one, that holds anything else than a repository.
+fn check_free(location: &Location) -> Result<(), Error> {
+    let Some(path) = location.directory() else { return Ok(()) };
+    let occupied = || Error::Occupied { place: location.to_string() };
+    if path.ancestors().any(|p| p.exists() && !p.is_dir()) {
+        return Err(occupied());
+    }
+    // Who is killed while it writes leaves names with a `#` and a number.
+    let ours = |name: &std::ffi::OsStr| {
+        let name = name.to_string_lossy();
+        let name = name.split('#').next().unwrap_or_default();
+        name == crate::FOLDER || ICECHUNKS.contains(&name)
+    };
+    if std::fs::read_dir(path).into_iter().flatten().flatten().any(|e| !ours(&e.file_name())) {
+        return Err(occupied());
+    }
+    Ok(())
+}
+
 /// So often, with such pauses, one looks whether a repository is there that somebody else is making.
 const MAKING_ATTEMPTS: u32 = 250;
 const MAKING_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
@@ -119,17 +152,14 @@ impl Repository {
     /// [`Error::Exists`] where something is, and where storage fails.
     pub fn create(url: &str, format: Format) -> Result<Repository, Error> {
         let location = Location::parse(url)?;
+        // Looked at before a lock is left there.
+        check_free(&location)?;
         let _lock = Lock::take(&location)?;
         let memory = memory(&location, true)?;
         if exists(&location, memory.as_deref())? {
             return Err(Error::Exists { place: location.to_string() });
         }
-        if let Some(path) = location.directory() {
-            let mut strange = std::fs::read_dir(path).into_iter().flatten().flatten().filter(|e| e.file_name() != crate::FOLDER);
-            if strange.next().is_some() {
-                return Err(Error::Exists { place: location.to_string() });
-            }
-        }
+        check_free(&location)?;
         let (backend, place) = (storage(&location, memory.as_deref())?, location.to_string());
         // Nothing of our settings is written into the repository: they are ours, not those of other readers. The directory was looked at already.
         let clean = location.directory().is_none();
@@ -162,6 +192,21 @@ impl Repository {
         let location = Location::parse(url)?;
         let memory = memory(&location, false)?;
         Repository::opened(location, memory)
+    }
+
+    /// As [`open`](Repository::open), but whoever in this process opens it this way shares its caches.
+    pub(crate) fn open_shared(url: &str) -> Result<Repository, Error> {
+        static OPEN: Mutex<Option<HashMap<String, Weak<Inner>>>> = Mutex::new(None);
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = open.get_or_insert_default();
+        open.retain(|_, inner| inner.strong_count() > 0);
+        let place = Location::parse(url)?.to_string();
+        if let Some(inner) = open.get(&place).and_then(Weak::upgrade) {
+            return Ok(Repository { inner, sharing: true });
+        }
+        let repository = Repository::open(url)?;
+        open.insert(place, Arc::downgrade(&repository.inner));
+        Ok(repository)
     }
 
     /// Opens the repository, or makes one where there is none.
@@ -243,11 +288,7 @@ impl Repository {
     /// [`Error::NoVersion`] where there is none.
     pub fn resolve(&self, version: &Version) -> Result<String, Error> {
         let wanted = self.info_of(version)?;
-        let (what, exact) = match version {
-            Version::Branch(name) => (format!("branch `{name}`"), false),
-            Version::Tag(name) => (format!("tag `{name}`"), false),
-            Version::Snapshot(id) => (format!("snapshot `{id}`"), true),
-        };
+        let (what, exact) = (version.to_string(), matches!(version, Version::Snapshot(_)));
         let place = self.url().to_owned();
         self.ask("read", move |r| async move {
             let found = if exact {
@@ -289,8 +330,9 @@ impl Repository {
     /// # Errors
     /// Where there is one of that name, or no such version.
     pub fn create_branch(&self, name: &str, at: &Version) -> Result<(), Error> {
-        let (name, id) = (name.to_owned(), self.id(at)?);
+        let (name, id) = (named(name)?, self.id(at)?);
         let _lock = self.lock()?;
+        self.refuse_if_there(&Version::Branch(name.clone()))?;
         self.ask("given a branch", move |r| async move { r.create_branch(&name, &id).await.map_err(|e| e.kind) })
     }
 
@@ -299,8 +341,12 @@ impl Repository {
     /// # Errors
     /// Where there is none, or it is `main`.
     pub fn delete_branch(&self, name: &str) -> Result<(), Error> {
+        if name == MAIN {
+            return Err(Error::BadRef { name: name.to_owned() });
+        }
         let name = name.to_owned();
         let _lock = self.lock()?;
+        self.resolve(&Version::Branch(name.clone()))?;
         self.ask("freed of a branch", move |r| async move { r.delete_branch(&name).await.map_err(|e| e.kind) })
     }
 
@@ -309,8 +355,9 @@ impl Repository {
     /// # Errors
     /// Where there is, or ever was, a tag of that name, or no such version.
     pub fn create_tag(&self, name: &str, at: &Version) -> Result<(), Error> {
-        let (name, id) = (name.to_owned(), self.id(at)?);
+        let (name, id) = (named(name)?, self.id(at)?);
         let _lock = self.lock()?;
+        self.refuse_if_there(&Version::Tag(name.clone()))?;
         self.ask("tagged", move |r| async move { r.create_tag(&name, &id).await.map_err(|e| e.kind) })
     }
 
@@ -321,7 +368,16 @@ impl Repository {
     pub fn delete_tag(&self, name: &str) -> Result<(), Error> {
         let name = name.to_owned();
         let _lock = self.lock()?;
+        self.resolve(&Version::Tag(name.clone()))?;
         self.ask("freed of a tag", move |r| async move { r.delete_tag(&name).await.map_err(|e| e.kind) })
+    }
+
+    fn refuse_if_there(&self, version: &Version) -> Result<(), Error> {
+        match self.resolve(version) {
+            Err(Error::NoVersion { .. }) => Ok(()),
+            Ok(_) => Err(Error::RefExists { place: self.url().to_owned(), what: version.to_string() }),
+            Err(e) => Err(e),
+        }
     }
 
     /// A version's snapshots, the newest first.
@@ -356,12 +412,7 @@ impl Repository {
     }
 
     fn no_version(&self, version: &Version) -> Error {
-        let what = match version {
-            Version::Branch(name) => format!("branch `{name}`"),
-            Version::Tag(name) => format!("tag `{name}`"),
-            Version::Snapshot(id) => format!("snapshot `{id}`"),
-        };
-        Error::NoVersion { place: self.url().to_owned(), what }
+        Error::NoVersion { place: self.url().to_owned(), what: version.to_string() }
     }
 
     /// Asks Icechunk for something and waits.
@@ -407,6 +458,11 @@ impl Repository {
             Objects::Memory(_) => None,
         }
     }
+}
+
+/// The name of a new branch or tag.
+fn named(name: &str) -> Result<String, Error> {
+    if name.trim().is_empty() { Err(Error::BadRef { name: name.to_owned() }) } else { Ok(name.to_owned()) }
 }
 
 pub(crate) fn snapshot_id(id: &str) -> Result<SnapshotId, Error> {

@@ -374,7 +374,12 @@ impl Ticket {
         let draft = Draft { nodes: self.nodes.clone(), ..Draft::default() };
         let (branch, id) = (self.branch.clone(), self.session.clone());
         let inner = Inner { branch, id, mark: self.mark, draft: Arc::new(Mutex::new(draft)), closed: Arc::default() };
-        WritableSession::over(&self.repository()?, self.base.clone(), inner)
+        let repository = self.repository()?;
+        repository.resolve(&Version::Snapshot(self.base.clone())).map_err(|e| match e {
+            Error::NoVersion { .. } => Error::Collected { place: self.repository.clone() },
+            other => other,
+        })?;
+        WritableSession::over(&repository, self.base.clone(), inner)
     }
 
     fn repository(&self) -> Result<Repository, Error> {

@@ -16,7 +16,7 @@
 //!
 //! Expiry goes by the clock of whoever looks: clocks should agree to within the minute.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -104,6 +104,9 @@ struct Joined {
 #[derive(Debug, Serialize, Deserialize)]
 struct JoinedClosed {
     at: u64,
+    /// Batches of receipts that it has told.
+    #[serde(default)]
+    batches: u64,
 }
 
 /// A session that anybody may join who knows its id. The handle is small, and can be sent to other processes as it is.
@@ -122,6 +125,8 @@ pub enum SessionState {
     Committing,
     /// It takes nothing more.
     Closed(Closed),
+    /// Its records cannot be understood.
+    Damaged,
 }
 
 /// What is known of a shared session.
@@ -204,7 +209,8 @@ impl Repository {
         if !self.is_sharing() {
             return Err(Error::SharingOff { place: self.url().to_owned() });
         }
-        let session = SharedSession { repository: self.clone(), id: check_name(id)?.to_owned() };
+        let session = SharedSession { repository: self.clone(), id: id.to_owned() };
+        check_name(id).map_err(|_| session.no_session())?;
         session.record()?;
         Ok(session)
     }
@@ -223,8 +229,26 @@ impl Repository {
     /// # Errors
     /// Where storage fails.
     pub fn list_sessions(&self) -> Result<Vec<SharedStatus>, Error> {
-        let ids = self.records().list("sessions")?;
-        ids.into_iter().map(|id| SharedSession { repository: self.clone(), id }.status()).collect()
+        let mut all = Vec::new();
+        for id in self.records().list("sessions")? {
+            match (SharedSession { repository: self.clone(), id: id.clone() }).status() {
+                Ok(status) => all.push(status),
+                // Who made it has died before it was there.
+                Err(Error::NoSession { .. }) => {}
+                Err(Error::Damaged { why, .. }) => all.push(SharedStatus {
+                    id,
+                    branch: String::new(),
+                    base: String::new(),
+                    message: why,
+                    state: SessionState::Damaged,
+                    created_at: SystemTime::UNIX_EPOCH,
+                    expires_at: SystemTime::UNIX_EPOCH,
+                    joiners: Vec::new(),
+                }),
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(all)
     }
 
     /// When the oldest session that is still open or being committed began, in milliseconds since 1970, and the bases of all of them.
@@ -232,8 +256,17 @@ impl Repository {
         let (mut oldest, mut bases) = (None, Vec::new());
         for id in self.records().list("sessions")? {
             let session = SharedSession { repository: self.clone(), id };
-            let record = session.record()?;
-            let (_, generation) = session.generation()?;
+            let (record, generation) = match session.record().and_then(|r| Ok((r, session.generation()?.1))) {
+                Ok(known) => known,
+                Err(Error::NoSession { .. }) => continue,
+                // It may live: what is as young as a session can be is spared.
+                Err(Error::Damaged { .. }) => {
+                    let began = now().saturating_sub(LONGEST_LIFE.as_millis() as u64);
+                    oldest = Some(oldest.map_or(began, |o: u64| o.min(began)));
+                    continue;
+                }
+                Err(e) => return Err(e),
+            };
             // One that was being committed when it expired may still be finished.
             if matches!(generation.state, State::Committing) || (generation.state == State::Open && generation.expires_at > now()) {
                 oldest = Some(oldest.map_or(record.created_at, |o: u64| o.min(record.created_at)));
@@ -277,7 +310,7 @@ impl WritableSession {
             let name = format!("receipts/creator/000001-000001-{}.json", receipts.len());
             session.create(&name, &Batch::new(&session.id, receipts))?;
             session.create("joiners/creator/000001.json", &Joined { version: VERSION, at: created_at, process: std::process::id(), by: crate::new_id() })?;
-            session.create("joiners/creator/000001.closed.json", &JoinedClosed { at: created_at })?;
+            session.create("joiners/creator/000001.closed.json", &JoinedClosed { at: created_at, batches: 1 })?;
         }
         session.create("session.json", &record)?;
         let expires_at = created_at + life.as_millis() as u64;
@@ -320,12 +353,16 @@ impl SharedSession {
 
     /// The newest generation, and its number.
     fn generation(&self) -> Result<(u64, Generation), Error> {
+        let number = self.newest_generation()?;
+        let generation = self.repository.records().get(&self.key(&format!("state/{}", numbered(number))))?.ok_or_else(|| self.no_session())?;
+        Ok((number, generation))
+    }
+
+    /// The number of the newest generation.
+    fn newest_generation(&self) -> Result<u64, Error> {
         let names = self.repository.records().list(&self.key("state"))?;
         let newest = names.last().ok_or_else(|| self.no_session())?;
-        let number =
-            newest.trim_end_matches(".json").parse().map_err(|_| Error::Damaged { place: self.key("state"), why: format!("`{newest}` is no number") })?;
-        let generation = self.repository.records().get(&self.key(&format!("state/{newest}")))?.ok_or_else(|| self.no_session())?;
-        Ok((number, generation))
+        newest.trim_end_matches(".json").parse().map_err(|_| Error::Damaged { place: self.key("state"), why: format!("`{newest}` is no number") })
     }
 
     /// The newest generation, if it takes writes.
@@ -382,7 +419,7 @@ impl SharedSession {
     /// [`Error::TooLong`], [`Error::Closed`], and [`Error::Stale`] where somebody else changes it at the same time.
     pub fn update_expiration(&self, expires_in: Duration) -> Result<(), Error> {
         let (number, _) = self.open_generation()?;
-        let expires_at = now() + expires_in.as_millis() as u64;
+        let expires_at = now().saturating_add(u64::try_from(expires_in.as_millis()).unwrap_or(u64::MAX));
         let last = self.record()?.created_at + LONGEST_LIFE.as_millis() as u64;
         if expires_at > last {
             return Err(Error::TooLong { asked: expires_in, most: Duration::from_millis(last.saturating_sub(now())) });
@@ -395,8 +432,13 @@ impl SharedSession {
     /// # Errors
     /// [`Error::Closed`], [`Error::Committing`], [`Error::Stale`].
     pub fn abandon(&self) -> Result<(), Error> {
-        let (number, generation) = self.open_generation()?;
-        self.swap(number, State::Abandoned, generation.expires_at).map(|_| ())
+        let (number, expires_at) = match self.open_generation() {
+            Ok((number, generation)) => (number, generation.expires_at),
+            // What cannot be understood can still be given up.
+            Err(Error::Damaged { .. }) => (self.newest_generation()?, now()),
+            Err(e) => return Err(e),
+        };
+        self.swap(number, State::Abandoned, expires_at).map(|_| ())
     }
 
     /// Joins under a name, to write. Who joins under the name of somebody else takes over from it.
@@ -414,7 +456,7 @@ impl SharedSession {
         let joined = Arc::new(Membership { session: self.clone(), name: name.to_owned(), turn, checked: Mutex::new(None) });
         // A commit may have begun since the state was looked at, and not have seen us.
         if let Err(refused) = joined.check_now() {
-            let _ = self.create(&format!("joiners/{name}/{turn:06}.closed.json"), &JoinedClosed { at: now() });
+            let _ = self.create(&format!("joiners/{name}/{turn:06}.closed.json"), &JoinedClosed { at: now(), batches: 0 });
             return Err(refused);
         }
         let draft = Arc::new(Mutex::new(Draft { nodes: record.nodes, pending: Some(Pending::default()), ..Draft::default() }));
@@ -422,7 +464,7 @@ impl SharedSession {
         let gate = Arc::new(move || gate.check());
         let writes = Writes { session: self.id.clone(), receipts: Keep::Here, draft: Some(Arc::clone(&draft)), gate: Some(gate) };
         let store = Arc::new(SessionStore::new(&self.repository, record.base, Some(writes))?);
-        let flusher = Arc::new(Flusher { joined, draft, next: Mutex::new(1), stop: (Mutex::new(false), Condvar::new()) });
+        let flusher = Arc::new(Flusher { joined, draft, next: Mutex::new(1), run: Mutex::default(), stop: (Mutex::new(false), Condvar::new()) });
         flush_regularly(Arc::downgrade(&flusher))?;
         Ok(Joiner { store, flusher })
     }
@@ -450,6 +492,9 @@ impl SharedSession {
                 turns.newest = turns.newest.max(turn);
                 if file.ends_with(".closed.json") {
                     turns.closed = turns.closed.max(turn);
+                }
+                if file.ends_with(".dropped.json") {
+                    turns.dropped = turns.dropped.max(turn);
                 }
             }
             for file in records.list(&self.key(&format!("receipts/{name}")))? {
@@ -522,6 +567,7 @@ impl SharedSession {
         let mut draft = Draft { nodes: record.nodes.clone(), ..Draft::default() };
         let mut dropped = Vec::new();
         for (name, turns) in &joiners {
+            self.check_told(name, turns)?;
             let (nodes, receipts) = self.written_by(turns)?;
             draft.merge_nodes(nodes)?;
             receipts.to_vec().into_iter().try_for_each(|r| draft.receipts.add(r))?;
@@ -541,15 +587,43 @@ impl SharedSession {
         Ok(Committed { snapshot, dropped })
     }
 
+    /// All that who has closed last says to have told is there.
+    fn check_told(&self, name: &str, turns: &Turns) -> Result<(), Error> {
+        if turns.closed <= turns.dropped {
+            return Ok(());
+        }
+        let key = self.key(&format!("joiners/{name}/{:06}.closed.json", turns.closed));
+        let said = self.repository.records().get::<JoinedClosed>(&key)?.map_or(0, |c| c.batches);
+        let found = turns.receipts.iter().filter(|(turn, ..)| *turn == turns.closed).count() as u64;
+        if found < said {
+            let why = format!("{found} of the {said} records of what `{name}` has written are there: run it again, or take back what it wrote");
+            return Err(Error::Damaged { place: self.key(&format!("receipts/{name}")), why });
+        }
+        Ok(())
+    }
+
     /// What was written under one name: of those who came one after the other, the later counts. What was written after the last one closed is
     /// dropped.
     fn written_by(&self, turns: &Turns) -> Result<(BTreeMap<String, NodeChange>, Receipts), Error> {
-        let keys: Vec<String> = turns.receipts.iter().filter(|(turn, ..)| !turns.is_open() || *turn <= turns.closed).map(|(.., key)| key.clone()).collect();
+        let counts = |turn: u64| turn > turns.dropped && (!turns.is_open() || turn <= turns.closed);
+        let keys: Vec<String> = turns.receipts.iter().filter(|(turn, ..)| counts(*turn)).map(|(.., key)| key.clone()).collect();
         let (mut nodes, mut receipts) = (BTreeMap::new(), Receipts::default());
+        let mut batches = Vec::new();
         for (batch, key) in self.repository.records().get_all::<Batch>(&keys)?.into_iter().zip(&keys) {
             let batch = batch.ok_or_else(|| Error::Damaged { place: key.clone(), why: "it is gone".into() })?;
             batch.check(&self.id)?;
-            nodes.extend(batch.nodes);
+            batches.push(batch);
+        }
+        // What a run has told in part, before it died, is nothing.
+        let ended: BTreeSet<String> = batches.iter().filter(|b| b.ends).filter_map(|b| b.run.clone()).collect();
+        for batch in batches.into_iter().filter(|b| b.run.as_ref().is_none_or(|run| ended.contains(run))) {
+            for (path, change) in batch.nodes {
+                // What was written into an array that was made anew since goes with that.
+                if nodes.get(&path).is_some_and(|known: &NodeChange| known.document() != change.document()) {
+                    receipts.remove(&path);
+                }
+                nodes.insert(path, change);
+            }
             batch.receipts.into_iter().for_each(|r| receipts.replace(r));
         }
         Ok((nodes, receipts))
@@ -579,6 +653,8 @@ struct Turns {
     newest: u64,
     /// The last one that closed.
     closed: u64,
+    /// The last one that took back all that was written until then.
+    dropped: u64,
     /// Turn, number of chunks, and key of each batch of receipts, in order.
     receipts: Vec<(u64, u64, String)>,
 }
@@ -589,7 +665,7 @@ impl Turns {
     }
 
     fn n_chunks(&self) -> u64 {
-        self.receipts.iter().map(|(_, n, _)| n).sum()
+        self.receipts.iter().filter(|(turn, ..)| *turn > self.dropped).map(|(_, n, _)| n).sum()
     }
 }
 
@@ -649,6 +725,8 @@ struct Flusher {
     draft: Arc<Mutex<Draft>>,
     /// Number of the next batch; held while one is written.
     next: Mutex<u64>,
+    /// The run that all batches from now on are of.
+    run: Mutex<Option<String>>,
     stop: (Mutex<bool>, Condvar),
 }
 
@@ -660,10 +738,9 @@ impl Flusher {
             if nodes.is_empty() && receipts.is_empty() {
                 return Ok(());
             }
-            let session = &self.joined.session;
-            let name = format!("receipts/{}/{:06}-{next:06}-{}.json", self.joined.name, self.joined.turn, receipts.len());
-            let batch = Batch { nodes, ..Batch::new(&session.id, receipts) };
-            let written = self.joined.check_now().and_then(|()| session.create(&name, &batch));
+            let run = self.run.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let batch = Batch { nodes, run, ..Batch::new(&self.joined.session.id, receipts) };
+            let written = self.tell(*next, &batch);
             if written.is_err() {
                 // They are still to be told: storage may be better next time.
                 let mut draft = self.draft.lock().unwrap_or_else(PoisonError::into_inner);
@@ -678,6 +755,26 @@ impl Flusher {
             written?;
             *next += 1;
         }
+    }
+
+    fn tell(&self, number: u64, batch: &Batch) -> Result<(), Error> {
+        let name = format!("receipts/{}/{:06}-{number:06}-{}.json", self.joined.name, self.joined.turn, batch.receipts.len());
+        self.joined.check_now()?;
+        self.joined.session.create(&name, batch)
+    }
+
+    /// From now on, what is written is of a run, and counts once [`end_run`](Flusher::end_run) was told.
+    fn begin_run(&self, run: String) {
+        *self.run.lock().unwrap_or_else(PoisonError::into_inner) = Some(run);
+    }
+
+    fn end_run(&self) -> Result<(), Error> {
+        self.flush()?;
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let run = self.run.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.tell(*next, &Batch { run, ends: true, ..Batch::new(&self.joined.session.id, Vec::new()) })?;
+        *next += 1;
+        Ok(())
     }
 
     /// What is told next.
@@ -768,11 +865,34 @@ impl Joiner {
         self.end()
     }
 
+    /// Takes back all that was written under this name so far, and closes.
+    ///
+    /// # Errors
+    /// As [`close`](Joiner::close).
+    pub fn retract(self) -> Result<(), Error> {
+        if let Some(pending) = self.store.draft().as_mut().and_then(|d| d.pending.as_mut()) {
+            *pending = Pending::default();
+        }
+        let joined = &self.flusher.joined;
+        joined.check_now()?;
+        joined.session.create(&format!("joiners/{}/{:06}.dropped.json", joined.name, joined.turn), &JoinedClosed { at: now(), batches: 0 })?;
+        self.end()
+    }
+
+    /// Adds what a run has written, all of it or nothing, and closes.
+    pub(crate) fn end_with(&self, run: &str, take: impl FnOnce() -> Result<(), Error>) -> Result<(), Error> {
+        self.flusher.begin_run(format!("{run}-{:06}", self.flusher.joined.turn));
+        take()?;
+        self.flusher.end_run()?;
+        self.end()
+    }
+
     pub(crate) fn end(&self) -> Result<(), Error> {
         self.flusher.flush()?;
         let joined = &self.flusher.joined;
         joined.check_now()?;
-        joined.session.create(&format!("joiners/{}/{:06}.closed.json", joined.name, joined.turn), &JoinedClosed { at: now() })?;
+        let batches = *self.flusher.next.lock().unwrap_or_else(PoisonError::into_inner) - 1;
+        joined.session.create(&format!("joiners/{}/{:06}.closed.json", joined.name, joined.turn), &JoinedClosed { at: now(), batches })?;
         joined.check_taken()
     }
 }

@@ -125,7 +125,7 @@ enum Found {
 pub fn open_store(url: &str) -> Result<Arc<dyn Store>, StorageError> {
     let open = || {
         let parsed = StoreUrl::parse(url)?;
-        let repository = Repository::open(&parsed.repository)?;
+        let repository = Repository::open_shared(&parsed.repository)?;
         let writes = parsed.session.map(|session| Writes { session, receipts: Keep::Elsewhere, draft: None, gate: None });
         let snapshot = if let Version::Snapshot(id) = parsed.version { id } else { repository.resolve(&parsed.version)? };
         SessionStore::new(&repository, snapshot, writes)

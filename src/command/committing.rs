@@ -5,6 +5,8 @@ use freestone::limits::Limits;
 use freestone::sessions::{CommitOptions, Format, MAIN, Rebase, Repository, RunSession};
 use freestone::{Session, Settings, Spec};
 
+use xxhash_rust::xxh3::xxh3_64;
+
 use super::Failure;
 
 /// Tries of a commit that may go on top of others.
@@ -81,10 +83,7 @@ impl Committing {
             let status = repository.shared_session(id)?.status()?;
             return Ok(Some(Session::begin(&repository, &status.branch)?));
         }
-        let name = self
-            .name
-            .clone()
-            .unwrap_or_else(|| format!("compute-{}", outputs.join("-").replace(|c: char| !c.is_ascii_alphanumeric() && !"-_.".contains(c), ".")));
+        let name = self.name.clone().unwrap_or_else(|| writer(outputs));
         Ok(Some(Session::joined(repository.join_session(id, &name)?)))
     }
 
@@ -103,8 +102,14 @@ pub(crate) fn rebase(asked: bool) -> Rebase {
 pub(crate) fn path(output: &str) -> Result<&str, Failure> {
     let path = output.trim_matches('/');
     let is_name = |n: &str| !n.is_empty() && !n.starts_with("__") && !n.bytes().all(|b| b == b'.') && n != "zarr.json" && n != "c";
-    if path.contains(':') || !path.split('/').all(is_name) {
+    if path.contains([':', '\\']) || path.chars().any(char::is_control) || !path.split('/').all(is_name) {
         return Err(Failure::Usage(format!("`{output}` is no path in a repository: write GROUP/NAME")));
     }
     Ok(path)
+}
+
+/// The name of who writes these outputs, and nobody else does: the beginning of the first for people, and a hash of all.
+fn writer(outputs: &[String]) -> String {
+    let first: String = outputs.first().map_or("", |o| o.as_str()).chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(24).collect();
+    format!("compute-{first}-{:016x}", xxh3_64(outputs.join("\n").as_bytes()))
 }

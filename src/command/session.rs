@@ -38,6 +38,9 @@ pub(crate) enum Arguments {
         /// The writer.
         #[arg(long)]
         name: String,
+        /// Takes back what it has written.
+        #[arg(long)]
+        drop: bool,
     },
     /// Says in what state a session is, when it ends by itself, and who has joined it.
     Status {
@@ -103,8 +106,13 @@ pub(crate) fn session(asked: &Arguments) -> Result<(), Failure> {
             std::mem::forget(joiner);
             say(&format!("{name} has joined: session {} waits until it has closed", session.id))
         }
-        Arguments::Leave { session, name } => {
-            session.open()?.join(name)?.close()?;
+        Arguments::Leave { session, name, drop } => {
+            let joiner = session.open()?.join(name)?;
+            if *drop {
+                joiner.retract()?
+            } else {
+                joiner.close()?
+            };
             say(&format!("{name} has left session {}", session.id))
         }
         Arguments::Status { session, json } => {
@@ -154,6 +162,7 @@ fn state(status: &SharedStatus) -> String {
         }
         SessionState::Committing => "being committed".into(),
         SessionState::Closed(closed) => closed.to_string(),
+        SessionState::Damaged => "damaged".into(),
     }
 }
 
@@ -171,6 +180,7 @@ fn as_json(status: &SharedStatus) -> Value {
         SessionState::Closed(Closed::Abandoned) => ("abandoned", None),
         SessionState::Closed(Closed::Shared) => ("shared", None),
         SessionState::Closed(Closed::Expired) => ("expired", None),
+        SessionState::Damaged => ("damaged", None),
     };
     let ms = |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
     let joiners: Vec<Value> = status.joiners.iter().map(|j| json!({"name": j.name, "open": j.open, "chunks": j.n_chunks})).collect();

@@ -581,7 +581,7 @@ impl Lowering<'_> {
             target: extents(grid.axes()),
             source_bytes: source_bytes.max(info.dtype.size()) as u64,
             bytes: info.dtype.size() as u64,
-            memory: self.spec.growth_mem().saturating_sub(self.spec.reserved_mem),
+            memory: self.spec.growth_mem().saturating_sub(self.as_plan(Vec::new()).process_mem()),
             tasks: self.spec.wanted_tasks(),
             prices,
         };

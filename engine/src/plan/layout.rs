@@ -314,7 +314,7 @@ impl StageLayout {
             }
         }
         s.end.extend(held.iter().copied().map(Step::Release));
-        let estimate = s.estimate(plan.reserved_mem)?;
+        let estimate = s.estimate(plan.process_mem())?.with_repositories(plan.repository_mem());
         Ok(StageLayout { schedule: s, estimate, sources, inputs, outputs, packed, one_chunk, as_is, in_slices })
     }
 }

@@ -18,7 +18,7 @@ pub struct LocalMemory {
 impl LocalMemory {
     /// Bytes that are held whatever runs.
     pub fn base(&self, plan: &FinalizedPlan) -> u64 {
-        if self.shared { plan.plan.reserved_mem } else { 0 }
+        if self.shared { plan.plan.process_mem().saturating_add(plan.plan.commit_mem()) } else { 0 }
     }
 
     /// Bytes that a task of a stage adds.
@@ -31,7 +31,7 @@ impl LocalMemory {
 /// What the local machine holds at its worst, by parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LocalProjection {
-    /// Whatever runs: reserved memory, where tasks share a process.
+    /// Whatever runs: reserved memory, repositories and their commit, where tasks share a process.
     pub base: u64,
     /// All tasks that run at once. No more are admitted.
     pub tasks: u64,

@@ -25,10 +25,11 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::grid::{AxisGrid, ChunkGrid, GridError, Region};
-use crate::memory::{MemoryEstimate, ScheduleError, size};
+use crate::memory::{MemoryEstimate, ScheduleError, commit_bytes, repository_bytes, size};
 use crate::readmap::{ReadMap, ReadMapError};
 use crate::storage::array::ArrayInfo;
 use crate::storage::codec::CodecError;
+use crate::storage::is_in_repository;
 
 pub use explain::PlanExplanation;
 pub use layout::{InputLayout, OutputLayout, ReadMode, StageLayout};
@@ -70,6 +71,33 @@ pub struct Plan {
     pub stages: Vec<Stage>,
     /// What is published at the end.
     pub publications: Vec<Publication>,
+}
+
+impl Plan {
+    /// Bytes that a process has once, for all of its tasks.
+    pub fn process_mem(&self) -> u64 {
+        self.reserved_mem.saturating_add(self.repository_mem())
+    }
+
+    /// Bytes that the driver's process holds besides for the commit, where outputs are in a repository.
+    pub fn commit_mem(&self) -> u64 {
+        let chunks = |a: &PlanArray| match &a.place {
+            Place::Output { url, .. } if is_in_repository(url) => a.info.objects().n_chunks(),
+            _ => 0,
+        };
+        commit_bytes(self.arrays.iter().map(chunks).fold(0, u64::saturating_add))
+    }
+
+    /// Bytes of those for repositories, where arrays are in some: what is known of chunks there is held as long as the process lives.
+    pub fn repository_mem(&self) -> u64 {
+        let url = |a: &PlanArray| match &a.place {
+            Place::Input { url, .. } | Place::Output { url, .. } => Some(is_in_repository(url)),
+            _ => None,
+        };
+        let any = self.arrays.iter().any(|a| url(a) == Some(true));
+        let read = self.arrays.iter().filter(|a| matches!(a.place, Place::Input { .. }) && url(a) == Some(true));
+        repository_bytes(any, read.map(|a| a.info.objects().n_chunks()))
+    }
 }
 
 /// An array that a plan reads or writes.
@@ -710,7 +738,7 @@ impl FinalizedPlan {
 
     /// Projected memory of one task of the hungriest stage, reserved memory included.
     pub fn projected_mem(&self) -> u64 {
-        self.layouts.iter().map(|l| l.estimate.total()).max().unwrap_or(self.plan.reserved_mem)
+        self.layouts.iter().map(|l| l.estimate.total()).max().unwrap_or(self.plan.process_mem())
     }
 
     /// The bytes that travel.

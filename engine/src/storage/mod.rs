@@ -401,6 +401,11 @@ fn below(url: &str) -> &str {
     url.split_once("://").and_then(|(scheme, _)| scheme.rfind('+')).map_or(url, |at| &url[at + 1..])
 }
 
+/// True for what lies in a repository.
+pub fn is_in_repository(url: &str) -> bool {
+    below(url) != url
+}
+
 /// True for locations in the memory of one process.
 pub fn is_in_memory(url: &str) -> bool {
     below(url).starts_with("memory://")

@@ -3,7 +3,12 @@
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use freestone_sessions::{CommitOptions, Error, MAIN, Rebase, Receipt, Repository, Version};
+use freestone_engine::kernels::Buffer;
+use freestone_engine::plan::lower::lower;
+use freestone_engine::spec::{Settings, Spec};
+use freestone_engine::storage::Stores;
+use freestone_ops::io::{Target, outputs};
+use freestone_sessions::{CommitOptions, Error, MAIN, Rebase, Receipt, Repository, SCHEME, Version, open_store};
 use serde_json::json;
 
 use crate::support::{Place, bytes, create, floats, info, raw, read};
@@ -38,6 +43,7 @@ fn another_process() {
         ("join", [url, id, chunk]) => join(url, id, chunk.parse().unwrap(), None),
         ("join slowly", [url, id, chunk]) => join(url, id, chunk.parse().unwrap(), Some(Duration::from_secs(60))),
         ("receipts", [url]) => many_receipts(url),
+        ("references", [url, arrays]) => read_references(url, arrays.parse().unwrap()),
         other => panic!("{other:?}"),
     }
 }
@@ -206,4 +212,46 @@ fn ten_thousand_receipts_take_less_than_a_second_and_50_mb() {
     let numbers: Vec<f64> = said[0].split(' ').map(|n| n.parse().unwrap()).collect();
     println!("10000 receipts: {:.3} s, {:.1} MB", numbers[0], numbers[1]);
     assert!(numbers[0] < 1.0 && numbers[1] < 50.0, "{said:?}");
+}
+
+/// Reads one reference of each array, as a worker does, and says what that took.
+fn read_references(url: &str, arrays: u64) {
+    let (before, _) = memory();
+    let store = open_store(&format!("{SCHEME}{url}#branch=main")).unwrap();
+    for i in 0..arrays {
+        // The object is not there, but the reference is read.
+        let _ = store.read(&format!("u{i}/c/7"), None, 100_000, &mut Buffer::zeroed(100_000));
+    }
+    println!(">{}", memory().1 - before);
+}
+
+/// What the planner counts for repositories is what they take: not less, and not much more.
+#[test]
+fn references_take_what_is_projected() {
+    for (arrays, chunks) in [(1, 10), (1, 200_000), (4, 50_000)] {
+        let place = Place::local();
+        let repository = place.new_repository();
+        let session = repository.writable_session(MAIN).unwrap();
+        let id = session.id().to_owned();
+        for a in 0..arrays {
+            create(&session, &format!("u{a}"), &info(&[chunks], &[1]));
+            session.merge_receipts((0..chunks).map(|i| Receipt::object(&id, &format!("u{a}"), &[i as u32], 1000, i))).unwrap();
+        }
+        session.commit("many").unwrap();
+        let said = end(begin("references", &[repository.url(), &arrays.to_string()]));
+        let measured: f64 = said[0].parse().unwrap();
+        let projected = projected_for(&repository, arrays);
+        println!("{arrays} arrays of {chunks} references: {measured:.1} MB of {projected:.1} MB projected");
+        assert!(measured < projected && projected < 1.6 * measured, "{arrays} x {chunks}: {measured} MB measured, {projected} MB projected");
+    }
+}
+
+/// The plan's part for repositories, of a plan that reads the arrays, in MB.
+fn projected_for(repository: &Repository, arrays: u64) -> f64 {
+    let store = repository.readonly_session(&MAIN.into()).unwrap().store();
+    let targets: Vec<Target> = (0..arrays)
+        .map(|i| Target::array(&freestone_ops::io::open_in(&store, &format!("u{i}")).unwrap().sum(()).unwrap(), &format!("/tmp/none/sum{i}")))
+        .collect();
+    let plan = lower(&outputs(&targets, &Stores::default()).unwrap(), &Spec::load(Settings::default()).unwrap()).unwrap();
+    plan.plan().repository_mem() as f64 / 1e6
 }
