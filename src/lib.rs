@@ -8,6 +8,7 @@
 pub mod functions {}
 
 mod compute;
+pub mod cost;
 pub mod drawing;
 mod error;
 #[cfg(feature = "cli")]
@@ -34,6 +35,8 @@ pub use freestone_engine::spec::{Settings, Spec, parse_size};
 pub use freestone_engine::storage::{CodecName, Encoding, MemoryStore, Stores};
 pub use freestone_engine::user::{Block, BlockMut, KernelRegistry, UserKernel};
 pub use freestone_engine::worker::Cancel;
+#[cfg(feature = "lambda")]
+pub use freestone_executors::LambdaExecutor;
 pub use freestone_executors::{Processes, Serial, Threads, WORKER_ARGUMENT};
 pub use freestone_kernels::dtype::{Bool, Complex64, Complex128};
 pub use freestone_kernels::{BinaryOp, DType, Expr, ExprError, Node as ExprNode, Scalar, UnaryOp};

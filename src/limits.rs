@@ -1,8 +1,9 @@
 //! What a computation may use, on a command line.
 
+use std::str::FromStr;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use freestone_engine::executor::{Executor, ExecutorError};
 use freestone_engine::spec::{Settings, Spec, SpecError, parse_duration, parse_size};
 use freestone_executors::{Processes, Serial, Threads};
@@ -34,13 +35,13 @@ pub struct Limits {
     /// What the whole run may take, as in 2h; it can be resumed then.
     #[arg(long, value_parser = parse_duration)]
     pub deadline: Option<Duration>,
-    /// Where tasks run.
-    #[arg(long, value_enum, default_value = "threads")]
+    /// Where tasks run: serial, threads, processes, or lambda:FUNCTION on AWS Lambda.
+    #[arg(long, value_name = "EXECUTOR", default_value = "threads")]
     pub executor: ExecutorName,
 }
 
-/// The executors that run on this machine.
-#[derive(Clone, Copy, Debug, ValueEnum)]
+/// The executors by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ExecutorName {
     /// One task after the other.
     Serial,
@@ -48,7 +49,27 @@ pub enum ExecutorName {
     Threads,
     /// In processes of this program, whose `main` must call [`serve`](crate::serve) when it is asked to.
     Processes,
+    /// On AWS Lambda: the function, if it is not the one that `FREESTONE_LAMBDA_FUNCTION` names.
+    Lambda(Option<String>),
 }
+
+impl FromStr for ExecutorName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<ExecutorName, String> {
+        match text.split_once(':').unwrap_or((text, "")) {
+            ("serial", "") => Ok(ExecutorName::Serial),
+            ("threads", "") => Ok(ExecutorName::Threads),
+            ("processes", "") => Ok(ExecutorName::Processes),
+            ("lambda", "") => Ok(ExecutorName::Lambda(None)),
+            ("lambda", function) => Ok(ExecutorName::Lambda(Some(function.to_owned()))),
+            _ => Err("there are serial, threads, processes, lambda and lambda:FUNCTION".into()),
+        }
+    }
+}
+
+/// Tasks that a plan for AWS Lambda is cut for, unless it is said: as many as an account has invocations at once at first.
+const LAMBDA_PARALLELISM: u64 = 1000;
 
 impl Limits {
     /// Together with environment, file and defaults.
@@ -56,7 +77,8 @@ impl Limits {
     /// # Errors
     /// As [`Spec::load`].
     pub fn spec(&self) -> Result<Spec, SpecError> {
-        Spec::load(self.settings())
+        let parallelism = matches!(self.executor, ExecutorName::Lambda(_)).then_some(LAMBDA_PARALLELISM);
+        Spec::load_over(self.settings(), Settings { parallelism, ..Settings::default() })
     }
 
     /// What is given here.
@@ -77,15 +99,52 @@ impl Limits {
     /// The executor.
     ///
     /// # Errors
-    /// Where the system does not say which program this is, so that it could be started again.
+    /// Where the system does not say which program this is, so that it could be started again; where no function or region is named.
     pub fn executor(&self, spec: &Spec) -> Result<Box<dyn Executor>, ExecutorError> {
-        Ok(match self.executor {
+        Ok(match &self.executor {
             ExecutorName::Serial => Box::new(Serial),
             ExecutorName::Threads => Box::new(Threads::new(spec.threads)),
             ExecutorName::Processes => {
                 let start = |e: std::io::Error| ExecutorError::Start { command: "this program".into(), message: e.to_string() };
                 Box::new(Processes::of_this_program(spec.threads).map_err(start)?)
             }
+            ExecutorName::Lambda(function) => lambda(function.as_deref(), spec)?,
         })
+    }
+}
+
+/// Invokes a function as often at once as the plan has parts, or as `FREESTONE_LAMBDA_CONCURRENCY` says.
+#[cfg(feature = "lambda")]
+fn lambda(function: Option<&str>, spec: &Spec) -> Result<Box<dyn Executor>, ExecutorError> {
+    let variable = |name: &str| std::env::var(name).ok();
+    let executor = freestone_executors::LambdaExecutor::from_env(function, variable)?;
+    let concurrency = match variable("FREESTONE_LAMBDA_CONCURRENCY").filter(|v| !v.is_empty()) {
+        Some(text) => text.parse().map_err(|_| ExecutorError::Unavailable {
+            worker: "on AWS Lambda".into(),
+            message: format!("FREESTONE_LAMBDA_CONCURRENCY is `{text}`, which is no whole number"),
+        })?,
+        None => usize::try_from(spec.parallelism).unwrap_or(usize::MAX),
+    };
+    Ok(Box::new(executor.concurrency(concurrency)))
+}
+
+#[cfg(not(feature = "lambda"))]
+fn lambda(_: Option<&str>, _: &Spec) -> Result<Box<dyn Executor>, ExecutorError> {
+    Err(ExecutorError::Unavailable { worker: "on AWS Lambda".into(), message: "this program was built without the feature `lambda`".into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn executors_have_names() {
+        let check = |text: &str, expect: Option<ExecutorName>| assert_eq!(text.parse().ok(), expect, "{text}");
+        check("threads", Some(ExecutorName::Threads));
+        check("lambda", Some(ExecutorName::Lambda(None)));
+        check("lambda:f", Some(ExecutorName::Lambda(Some("f".into()))));
+        check("lambda:f:live", Some(ExecutorName::Lambda(Some("f:live".into()))));
+        check("threads:4", None);
+        check("cloud", None);
     }
 }

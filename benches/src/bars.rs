@@ -1,5 +1,6 @@
 //! What Freestone promises of itself, checked.
 
+use crate::driving::{self, Stages, Workers};
 use crate::sample::{Measured, Row};
 use crate::table::{CASES, Case};
 use crate::workloads::{N_SMALL, Work};
@@ -34,6 +35,11 @@ const MICROS_PER_TASK: f64 = 60.0;
 const MICROS_PER_EVENT: f64 = 3.0;
 /// The same at two instructions a nanosecond.
 const INSTRUCTIONS_PER_EVENT: f64 = 6000.0;
+/// Of a driver with a million tasks.
+const MICROS_TO_DRIVE: f64 = 25.0;
+const MB_TO_DRIVE: f64 = 200.0;
+/// What a thousand simulated environments wait for requests, of their time.
+const WAITED: f64 = 0.05;
 /// Of a `float32` mean of 10⁹ values of about 300.
 const MEAN_ERROR: f64 = 1e-7;
 
@@ -73,6 +79,10 @@ pub(crate) fn check(setup: &Setup, no_peers: bool, only: &[Part]) -> Result<bool
         let bar = |what: &str, measured, limit, unit| Bar { name: format!("observers: {what} an event"), measured, limit: AtMost(limit), unit };
         bars.push(bar("CPU", Some(cost.micros), MICROS_PER_EVENT, " µs"));
         bars.push(bar("instructions", cost.instructions, INSTRUCTIONS_PER_EVENT, ""));
+    }
+
+    if asked(Part::Driving) {
+        bars.extend(driver()?);
     }
 
     bars.iter().for_each(Bar::print);
@@ -143,6 +153,26 @@ fn alone(setup: &Setup) -> Result<Vec<Bar>, Failure> {
         bar("tasks: CPU a task", Some(rounds::micros(setup, Work::Tasks)?), MICROS_PER_TASK, " µs"),
         bar("mean of 10⁹ values of about 300: relative error", Some(rounds::mean_accuracy(setup)?), MEAN_ERROR, ""),
     ])
+}
+
+/// What the driver takes, alone and with environments that take their time.
+fn driver() -> Result<Vec<Bar>, Failure> {
+    let mut bars = Vec::new();
+    for (name, stages) in [("one stage", Stages::One), ("several stages", Stages::Several)] {
+        let cost = driving::measure(Workers::AtOnce, stages)?;
+        let bar = |what: &str, measured, limit, unit| Bar { name: format!("driving {name}: {what}"), measured: Some(measured), limit: AtMost(limit), unit };
+        bars.push(bar("CPU a task", cost.micros_per_task, MICROS_TO_DRIVE, " µs"));
+        bars.push(bar("peak RSS", cost.peak_rss_bytes as f64 * 1e-6, MB_TO_DRIVE, " MB"));
+    }
+    let cost = driving::measure(Workers::Simulated, Stages::One)?;
+    println!("driving 1000 simulated environments: {:.0} tasks/s", cost.tasks as f64 / cost.wall_s);
+    bars.push(Bar {
+        name: "driving 1000 environments: part of their time that they wait".into(),
+        measured: Some(cost.waited),
+        limit: AtMost(WAITED),
+        unit: "",
+    });
+    Ok(bars)
 }
 
 impl Bar {

@@ -11,6 +11,7 @@
 
 mod bars;
 mod compile;
+mod driving;
 mod floor;
 mod inputs;
 mod kernels;
@@ -88,6 +89,8 @@ enum Command {
     ChildCase(workloads::CaseChild),
     #[command(hide = true)]
     ChildObservers(observers::Child),
+    #[command(hide = true)]
+    ChildDriving(driving::Child),
 }
 
 /// A part of the bars.
@@ -101,6 +104,8 @@ enum Part {
     Kernels,
     /// What an event costs those who look on.
     Observers,
+    /// A million tasks on workers that compute nothing.
+    Driving,
 }
 
 /// What `run` measures.
@@ -120,6 +125,8 @@ enum Workload {
     Kernels,
     /// An event told to bars, history and report: CPU time, and instructions by callgrind.
     Observers,
+    /// A million tasks on workers that compute nothing: what the driver takes, and what it keeps a thousand of them waiting.
+    Driving,
     /// Compiling after a change in an elementwise loop; fails if it takes too long.
     CompileTime,
 }
@@ -263,6 +270,7 @@ fn dispatch(command: Command) -> Result<bool, Failure> {
             let instructions = instructions.map_or("instructions not counted: there is no valgrind".into(), |n| format!("{n:.0} instructions"));
             println!("an event, told to bars, history and report: {micros:.2} µs of CPU, {instructions}");
         }
+        Command::Run { workload: Workload::Driving, .. } => driving::print_all()?,
         Command::Run { workload: Workload::CompileTime, cold, .. } => return compile::measure(cold),
         Command::Run { workload: Workload::Kernels, setup, vs, date, .. } => report::keep_kernels(&kernels::measure(&setup, !vs.is_empty())?, &setup, date)?,
         Command::Bars { setup, no_peers, only } => return bars::check(&setup, no_peers, &only),
@@ -270,6 +278,7 @@ fn dispatch(command: Command) -> Result<bool, Failure> {
         Command::ChildKernels => println!("{}", serde_json::to_string(&kernels::run()?)?),
         Command::ChildFloor(child) => println!("{}", serde_json::to_string(&floor::run(&child)?)?),
         Command::ChildCase(child) => println!("{}", serde_json::to_string(&workloads::run_case(&child)?)?),
+        Command::ChildDriving(child) => println!("{}", serde_json::to_string(&driving::run(&child)?)?),
         Command::ChildObservers(child) => println!("{}", observers::run(&child)?),
     }
     Ok(true)

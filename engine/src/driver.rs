@@ -9,6 +9,7 @@ mod attempts;
 mod durations;
 mod queue;
 pub mod record;
+mod recovery;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -29,7 +30,7 @@ use crate::user::KernelRegistry;
 use crate::worker::{Cancel, RunContext};
 
 pub use crate::failure::RunError;
-use queue::{Folder, Queue};
+use queue::{Folder, Queue, receipts_fit};
 use record::{RECORD_FORMAT, RunRecord, StoredRun, can_be_resumed};
 
 /// Everything that a run needs besides its plan.
@@ -149,6 +150,14 @@ pub fn resume(stored: &StoredRun, run: &Run<'_>, verify_inputs: bool) -> Result<
         // Its outputs' places are to be made the run's again, and with that nothing is there any more that was written before.
         replay = Replay { epoch: replay.epoch, finished: vec![Finished::default(); plan.plan().stages.len()], ..Replay::default() };
     }
+    if !replay.begun.is_empty() {
+        // Workers far away have told of more than came to the journal.
+        let holds = |receipts: &[Receipt]| verifier.holds(&replay, receipts);
+        let found = again(|| recovery::finished_with_answers(&*drive.work, &address.folder, plan, &replay, &keep, &holds));
+        let (finished, recovered) = found.map_err(RunError::Work)?;
+        replay.finished = finished;
+        receipts.extend(recovered);
+    }
     check_inputs(stored, &*drive.work, run.stores, &replay, verify_inputs)?;
     let begun = !replay.begun.is_empty();
     if !begun {
@@ -171,7 +180,7 @@ struct Drive<'a> {
 impl<'a> Drive<'a> {
     /// Finds out whether there is room for it. Writes nothing.
     fn prepare(plan: &'a Arc<FinalizedPlan>, run: &'a Run<'a>) -> Result<Drive<'a>, RunError> {
-        let local = LocalMemory { limit: run.spec.local_mem, shared: run.executor.shares_process() };
+        let local = run.executor.local_memory(run.spec.local_mem);
         let projection = plan.projected_local_mem(run.executor.slots(), &local)?;
         check_work_dir(plan, &run.spec.work_dir)?;
         let work = run.stores.open(&run.spec.work_dir).map_err(RunError::Work)?;
@@ -217,7 +226,7 @@ impl<'a> Drive<'a> {
         let queue = Queue::new(plan, run, *local, projection.tasks, Folder { between: &*between, name: folder, journal: journal.as_ref() }, stop, before);
         let finished = queue.finished_tasks();
         let projected_bytes = if local.shared { projection.total() } else { plan.projected_mem() };
-        let slots = run.executor.slots();
+        let slots = run.executor.workers();
         tell(&Event::RunStarted(&RunStart {
             run: folder,
             plan,
@@ -262,6 +271,7 @@ impl<'a> Drive<'a> {
         report.projected_bytes = projected_bytes;
         report.kept_bytes = tier.map_or(0, |t| t.highest());
         report.finished_before = finished.iter().sum();
+        report.invoked = run.executor.invoked();
         tell(&Event::RunEnded(Ok(&report)));
         Ok(report)
     }

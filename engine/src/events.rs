@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
+use crate::executor::Invoked;
 use crate::failure::RunError;
 use crate::plan::{FinalizedPlan, StageId};
 use crate::storage::reader::Traffic;
@@ -40,7 +41,7 @@ pub struct RunStart<'a> {
     pub plan: &'a FinalizedPlan,
     /// The executor's name.
     pub executor: &'a str,
-    /// Requests that it can have under way at once.
+    /// Requests that it can have at work at once.
     pub slots: usize,
     /// Projected memory of the process that runs tasks, in bytes.
     pub projected_bytes: u64,
@@ -90,6 +91,8 @@ pub struct RunReport {
     pub recomputed: u64,
     /// Tasks that were finished before the run was resumed.
     pub finished_before: u64,
+    /// What was taken of machines that are paid for by use.
+    pub invoked: Option<Invoked>,
 }
 
 /// What a stage took.
@@ -141,6 +144,17 @@ impl fmt::Display for RunReport {
         if !self.failures.is_empty() {
             let kinds: Vec<String> = self.failures.iter().map(|(kind, n)| format!("{kind} {n}")).collect();
             writeln!(f, "survived: {}", kinds.join(", "))?;
+        }
+        if let Some(i) = &self.invoked {
+            let cold = i.cold_starts;
+            writeln!(f, "{} invocations, {cold} of them cold starts, up to {} at once, {:.1} GB-seconds", i.invocations, i.most_at_once, i.gb_seconds())?;
+            if i.throttled + i.lost_answers + i.crashes > 0 {
+                let [throttled, lost, recovered, crashes] = [i.throttled, i.lost_answers, i.recovered, i.crashes];
+                writeln!(
+                    f,
+                    "invoked again {throttled} times when throttled; {lost} answers lost, {recovered} requests found by their records; {crashes} crashes"
+                )?;
+            }
         }
         if self.backups[0] > 0 {
             writeln!(f, "repeated {} slow requests, {} of which came back first", self.backups[0], self.backups[1])?;

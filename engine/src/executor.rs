@@ -6,8 +6,11 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::plan::LocalMemory;
+use crate::remote::Refusal;
 use crate::task::{TaskOutcome, TaskRequest};
 use crate::worker::RunContext;
 
@@ -21,8 +24,42 @@ pub enum ExecutorError {
     Start { command: PathBuf, message: String },
     #[error("the worker `{}` does not speak this program's protocol: {message}", command.display())]
     Protocol { command: PathBuf, message: String },
+    /// A worker on another machine does not run this plan.
+    #[error("the worker {worker} does not run this plan: {}", refusal.message)]
+    Refused { worker: String, refusal: Refusal },
+    /// A worker on another machine cannot be asked.
+    #[error("the worker {worker} cannot be asked: {message}")]
+    Unavailable { worker: String, message: String },
     #[error("{0} is in the memory of this process, where workers in other processes cannot see it: use a directory or an object store, or run on threads")]
     Unreachable(String),
+}
+
+/// What a run has taken of somebody else's machines, where that is counted, and how their answers came.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Invoked {
+    /// Invocations that were accepted.
+    pub invocations: u64,
+    /// Of these, the first of an environment.
+    pub cold_starts: u64,
+    /// Memory of the function times the time that it ran, in bytes and milliseconds; what is paid for.
+    pub byte_ms: f64,
+    /// Invocations that were refused because there were too many, and made again.
+    pub throttled: u64,
+    /// Answers that did not come.
+    pub lost_answers: u64,
+    /// Requests whose answers did not come, and whose records told of them.
+    pub recovered: u64,
+    /// Environments that ended in the middle of an invocation.
+    pub crashes: u64,
+    /// The most invocations under way at once.
+    pub most_at_once: u64,
+}
+
+impl Invoked {
+    /// Gigabytes (2³⁰ bytes) times seconds, as clouds count them.
+    pub fn gb_seconds(&self) -> f64 {
+        self.byte_ms / f64::from(1u32 << 30) / 1e3
+    }
 }
 
 /// The driver's side: where requests come from and outcomes go. Shared by an executor's threads.
@@ -65,8 +102,30 @@ pub trait Executor: Send + Sync + fmt::Debug {
     /// Requests that it can have under way at once.
     fn slots(&self) -> usize;
 
+    /// Of these, requests that are worked at, if the others only wait with a worker: what tasks are shared out among.
+    fn workers(&self) -> usize {
+        self.slots()
+    }
+
     /// True if all its tasks run in this process, so that reserved memory counts once; false if each has a process of its own.
     fn shares_process(&self) -> bool;
+
+    /// True if its tasks run on other machines, so that they take nothing of this one's memory. What their machines may hold is theirs to
+    /// check, in [`check`](Executor::check).
+    fn is_remote(&self) -> bool {
+        false
+    }
+
+    /// What this machine may hold of a run, if it may hold so many bytes, and how tasks share that.
+    fn local_memory(&self, local_mem: u64) -> LocalMemory {
+        let limit = if self.is_remote() { u64::MAX } else { local_mem };
+        LocalMemory { limit, shared: self.shares_process() }
+    }
+
+    /// What the last [`run`](Executor::run) has taken of machines that are paid for by use.
+    fn invoked(&self) -> Option<Invoked> {
+        None
+    }
 
     /// Finds out whether its workers can be had and can reach what the plan names, before anything is replaced.
     ///

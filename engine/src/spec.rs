@@ -269,13 +269,21 @@ impl Spec {
     /// # Errors
     /// Where a layer cannot be read or a limit is too small.
     pub fn load(code: Settings) -> Result<Spec, SpecError> {
+        Spec::load_over(code, Settings::default())
+    }
+
+    /// The same, with other defaults for what no layer sets.
+    ///
+    /// # Errors
+    /// As [`load`](Spec::load).
+    pub fn load_over(code: Settings, defaults: Settings) -> Result<Spec, SpecError> {
         let environment = Settings::from_env(|name| std::env::var(name).ok())?;
         let named = std::env::var("FREESTONE_CONFIG").ok().filter(|name| !name.is_empty());
         if let Some(name) = named.as_ref().filter(|name| !Path::new(name).exists()) {
             return Err(SpecError::Source { place: format!("the settings file {name}, which FREESTONE_CONFIG names,"), why: "there is no such file".into() });
         }
         let file = named.unwrap_or_else(|| DEFAULT_FILE.into());
-        code.or(environment).or(Settings::from_file(Path::new(&file))?).resolve()
+        code.or(environment).or(Settings::from_file(Path::new(&file))?).or(defaults).resolve()
     }
 }
 

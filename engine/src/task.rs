@@ -46,7 +46,7 @@ pub struct TaskOutcome {
     pub worker: String,
     /// The tasks that were finished, in order.
     pub done: Vec<TaskReport>,
-    /// Why the next one was not.
+    /// Why the next one was not. If there is no reason, the rest was not started, and is handed out again at no cost.
     pub failure: Option<TaskFailure>,
     /// Highest resident memory of the worker's process so far, where the worker is one of its own.
     pub worker_peak_bytes: Option<u64>,

@@ -47,7 +47,7 @@ pub fn check(folder: &Path, make: impl Fn(usize) -> Box<dyn Executor>) {
 }
 
 /// A plan that writes `0, 1, …` into a folder, ready to run as the driver leaves it.
-fn context(folder: &Path) -> RunContext {
+pub(crate) fn context(folder: &Path) -> RunContext {
     let url = folder.join("out").display().to_string();
     let settings = Settings { work_dir: Some(folder.join("work").display().to_string()), threads: Some(1), ..Settings::default() };
     let spec: Spec = settings.resolve().expect("the settings hold");
@@ -74,26 +74,26 @@ fn context(folder: &Path) -> RunContext {
     RunContext { plan: Arc::new(plan), address, stores, kernels: Arc::default(), cancel: Cancel::default() }
 }
 
-fn request(first: u64, count: u64) -> TaskRequest {
+pub(crate) fn request(first: u64, count: u64) -> TaskRequest {
     TaskRequest { id: first, stage: StageId(0), first, count, attempt: 0, backup_of: None, timeout_ms: None }
 }
 
 /// Hands out a list, and keeps account.
-struct Recording {
+pub(crate) struct Recording {
     slots: usize,
     /// Asked so often, it says that there is nothing just now.
     waits_first: usize,
     /// After so many outcomes it hands out nothing any more.
     stop_after: usize,
-    state: Mutex<State>,
+    pub(crate) state: Mutex<State>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
-    todo: VecDeque<TaskRequest>,
+pub(crate) struct State {
+    pub(crate) todo: VecDeque<TaskRequest>,
     handed_out: Vec<TaskRequest>,
-    outcomes: Vec<TaskOutcome>,
+    pub(crate) outcomes: Vec<TaskOutcome>,
     in_flight: usize,
     asked: usize,
     waited: usize,
@@ -101,13 +101,13 @@ struct State {
 }
 
 impl Recording {
-    fn new(executor: &dyn Executor, todo: impl IntoIterator<Item = TaskRequest>) -> Recording {
+    pub(crate) fn new(executor: &dyn Executor, todo: impl IntoIterator<Item = TaskRequest>) -> Recording {
         let state = Mutex::new(State { todo: todo.into_iter().collect(), ..State::default() });
         Recording { slots: executor.slots(), waits_first: 0, stop_after: usize::MAX, state, changed: Condvar::new() }
     }
 
     /// Runs to the end and gives what was recorded; nothing may be called after that.
-    fn run(&self, executor: &dyn Executor, context: &RunContext) -> State {
+    pub(crate) fn run(&self, executor: &dyn Executor, context: &RunContext) -> State {
         executor.run(context, self).unwrap_or_else(|e| panic!("`{}` failed: {e}", executor.name()));
         let recorded = std::mem::replace(&mut *self.state.lock().unwrap(), State { over: true, ..State::default() });
         assert_eq!(recorded.in_flight, 0, "`{}` returned with requests under way", executor.name());
@@ -156,7 +156,7 @@ impl TaskSource for Recording {
 }
 
 /// What came back is what was handed out, each once.
-fn assert_all_came_back(recorded: &State) {
+pub(crate) fn assert_all_came_back(recorded: &State) {
     let key = |r: &TaskRequest| (r.stage, r.first, r.count, r.attempt);
     let mut out: Vec<_> = recorded.handed_out.iter().map(key).collect();
     let mut back: Vec<_> = recorded.outcomes.iter().map(|o| key(&o.request)).collect();

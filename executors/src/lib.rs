@@ -1,18 +1,45 @@
-//! Where tasks run: one after the other ([`Serial`]), on threads ([`Threads`]), in processes ([`Processes`]).
+//! Where tasks run: one after the other ([`Serial`]), on threads ([`Threads`]), in processes ([`Processes`]), and with feature `lambda` on AWS
+//! Lambda (`LambdaExecutor`).
 //!
 //! All of them pull requests from the driver and run them with the engine's [`Worker`](freestone_engine::worker::Worker); every executor passes the
 //! suite in [`conformance`].
 
 pub mod conformance;
+#[cfg(feature = "lambda")]
+mod lambda;
 mod processes;
 mod protocol;
 mod threads;
 
+#[cfg(feature = "lambda")]
+pub use lambda::{DEFAULT_CONCURRENCY, LambdaExecutor};
 pub use processes::{Processes, WORKER_ARGUMENT, serve};
 pub use threads::{Serial, Threads};
 
+use freestone_engine::executor::ExecutorError;
+use freestone_engine::plan::Place;
+use freestone_engine::storage::is_in_memory;
+use freestone_engine::task::{FailureKind, TaskFailure, TaskOutcome, TaskRequest};
+use freestone_engine::worker::RunContext;
+
 /// Slots that a plan has tasks for.
-fn useful(slots: usize, context: &freestone_engine::worker::RunContext) -> usize {
+fn useful(slots: usize, context: &RunContext) -> usize {
     let tasks = context.plan.plan().stages.iter().map(|s| s.n_tasks()).fold(0, u64::saturating_add);
     slots.min(usize::try_from(tasks).unwrap_or(usize::MAX)).max(1)
+}
+
+/// What is in the memory of this process is not seen by workers in others.
+fn in_reach(context: &RunContext) -> Result<(), ExecutorError> {
+    let hidden = context.plan.plan().arrays.iter().find_map(|a| match &a.place {
+        Place::Input { url, .. } | Place::Output { url, .. } if is_in_memory(url) => Some(a.name.clone()),
+        _ => None,
+    });
+    hidden.map_or(Ok(()), |name| Err(ExecutorError::Unreachable(format!("`{name}`"))))
+}
+
+/// The outcome of a request whose worker is gone.
+fn lost(context: &RunContext, request: TaskRequest, worker: String, kind: FailureKind, message: String) -> TaskOutcome {
+    let stage = context.plan.plan().stages.get(request.stage.0).map(|s| s.name.clone()).unwrap_or_default();
+    let failure = TaskFailure { kind, message, stage, task: request.first };
+    TaskOutcome { request, worker, done: Vec::new(), failure: Some(failure), worker_peak_bytes: None }
 }

@@ -13,14 +13,14 @@ use std::time::{Duration, Instant};
 
 use freestone_engine::executor::{Executor, ExecutorError, Next, TaskSource};
 use freestone_engine::machine;
-use freestone_engine::plan::Place;
 use freestone_engine::remote;
-use freestone_engine::storage::{Stores, is_in_memory};
-use freestone_engine::task::{FailureKind, TaskFailure, TaskOutcome, TaskRequest};
+use freestone_engine::storage::Stores;
+use freestone_engine::task::{FailureKind, TaskOutcome, TaskRequest};
 use freestone_engine::user::KernelRegistry;
 use freestone_engine::worker::{Cancel, RunContext, Worker};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::lost;
 use crate::protocol::{Hello, Ready, VERSION, receive, send};
 
 /// The argument that makes a program of ours a worker.
@@ -253,12 +253,6 @@ impl Processes {
     }
 }
 
-pub(crate) fn lost(context: &RunContext, request: TaskRequest, worker: String, kind: FailureKind, message: String) -> TaskOutcome {
-    let stage = context.plan.plan().stages.get(request.stage.0).map(|s| s.name.clone()).unwrap_or_default();
-    let failure = TaskFailure { kind, message, stage, task: request.first };
-    TaskOutcome { request, worker, done: Vec::new(), failure: Some(failure), worker_peak_bytes: None }
-}
-
 impl Executor for Processes {
     fn name(&self) -> &str {
         "processes"
@@ -273,14 +267,7 @@ impl Executor for Processes {
     }
 
     fn check(&self, context: &RunContext) -> Result<(), ExecutorError> {
-        let plan = context.plan.plan();
-        let hidden = plan.arrays.iter().find_map(|a| match &a.place {
-            Place::Input { url, .. } | Place::Output { url, .. } if is_in_memory(url) => Some(a.name.clone()),
-            _ => None,
-        });
-        if let Some(name) = hidden {
-            return Err(ExecutorError::Unreachable(format!("`{name}`")));
-        }
+        crate::in_reach(context)?;
         self.start(context, 0).map(drop)
     }
 

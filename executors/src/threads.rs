@@ -6,7 +6,7 @@ use freestone_engine::executor::{Executor, ExecutorError, Next, TaskSource};
 use freestone_engine::task::FailureKind;
 use freestone_engine::worker::{RunContext, Worker};
 
-use crate::processes::lost;
+use crate::lost;
 
 /// One request after the other, on the calling thread.
 #[derive(Clone, Copy, Debug, Default)]

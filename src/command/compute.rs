@@ -19,6 +19,9 @@ pub(crate) struct Arguments {
     /// Prints the plan and runs nothing.
     #[arg(long)]
     plan_only: bool,
+    /// With --plan-only, also says what it would cost on AWS Lambda.
+    #[arg(long)]
+    cost: bool,
     #[command(flatten)]
     watching: Watching,
 }
@@ -30,6 +33,9 @@ pub(crate) struct PlanArguments {
     /// Draws the plan into a file.
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
+    /// Also says what it would cost on AWS Lambda.
+    #[arg(long)]
+    cost: bool,
 }
 
 #[derive(Args)]
@@ -80,7 +86,7 @@ pub(crate) fn compute(asked: &Arguments) -> Result<(), Failure> {
     if !asked.plan_only || !request.outputs.is_empty() {
         request.check_outputs()?;
     }
-    request.execute(&asked.watching, Mode { plan_only: asked.plan_only, json: request.json, svg: None })
+    request.execute(&asked.watching, Mode { plan_only: asked.plan_only, json: request.json, cost: asked.cost, svg: None })
 }
 
 pub(crate) fn plan(asked: &PlanArguments) -> Result<(), Failure> {
@@ -88,7 +94,7 @@ pub(crate) fn plan(asked: &PlanArguments) -> Result<(), Failure> {
     if !request.outputs.is_empty() {
         request.check_outputs()?;
     }
-    request.execute(&Watching::default(), Mode { plan_only: true, json: request.json, svg: asked.svg.as_deref() })
+    request.execute(&Watching::default(), Mode { plan_only: true, json: request.json, cost: asked.cost, svg: asked.svg.as_deref() })
 }
 
 impl Request {

@@ -19,14 +19,15 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::{fs, process};
 
+use freestone::cost::{self, Cost, Place, Prices};
 use freestone::drawing::svg;
 use freestone::engine::driver::RunError;
 use freestone::engine::events::Observer;
-use freestone::engine::plan::LocalMemory;
+use freestone::engine::plan::PlanExplanation;
 use freestone::engine::session::Session;
 use freestone::limits::Limits;
 use freestone::sessions::RunSession;
-use freestone::{Cancel, Error, ExitCode, Options, Target};
+use freestone::{Cancel, Error, ExitCode, Options, RunReport, Spec, Target};
 use watching::Watching;
 
 /// Why a subcommand did not do what it was asked for.
@@ -52,6 +53,8 @@ fn say(text: &str) -> Result<(), Failure> {
 struct Mode<'a> {
     plan_only: bool,
     json: bool,
+    /// Also says what it would cost on AWS Lambda.
+    cost: bool,
     /// Where a drawing of the plan goes.
     svg: Option<&'a Path>,
 }
@@ -64,17 +67,27 @@ fn execute(targets: &[Target], session: Option<RunSession>, limits: &Limits, wat
     let spec = limits.spec()?;
     let planned = freestone::plan(targets, &spec)?;
     let executor = limits.executor(&spec).map_err(RunError::from)?;
+    if mode.cost && !mode.plan_only {
+        return Err(Failure::Usage("--cost goes with --plan-only; what a run has cost is said after it".into()));
+    }
     if mode.plan_only {
-        let local = LocalMemory { limit: spec.local_mem, shared: executor.shares_process() };
+        let local = executor.local_memory(spec.local_mem);
         let here = planned.plan().projected_local_mem(executor.slots(), &local);
         let explanation = planned.plan().explain();
         if let Some(file) = mode.svg {
             fs::write(file, svg(&explanation)).map_err(|e| Failure::Usage(format!("cannot write the drawing to {}: {e}", file.display())))?;
         }
+        let cost = if mode.cost { Some(projected(&explanation, &spec)?) } else { None };
         return say(&if mode.json {
-            report::plan(&explanation, here.ok()).to_string()
+            report::plan(&explanation, here.ok(), cost.as_ref()).to_string()
         } else {
-            format!("{explanation}\n{}, {} at once: {}", executor.name(), executor.slots(), here.map_or_else(|e| e.to_string(), |p| p.to_string()))
+            let here = match here {
+                _ if executor.is_remote() => "memory is the function's".to_owned(),
+                Ok(here) => here.to_string(),
+                Err(error) => error.to_string(),
+            };
+            let cost = cost.map(|c| format!("\n{c}")).unwrap_or_default();
+            format!("{explanation}\n{}, {} at once: {here}{cost}", executor.name(), executor.workers())
         });
     }
     // With JSON, one object is all that is said.
@@ -84,8 +97,27 @@ fn execute(targets: &[Target], session: Option<RunSession>, limits: &Limits, wat
     let run = |observers: &[&dyn Observer]| freestone::run_with(&planned, &spec, &*executor, &Options { observers, cancel, session, ..Options::default() });
     let report = watching.watch(&spec, run)??;
     // The work is done; that nobody hears of it is no failure.
-    let _ = said.and_then(|()| say(&if mode.json { report::run(&report).to_string() } else { report.to_string() }));
+    let projected = report.invoked.and_then(|_| projected(&planned.plan().explain(), &spec).ok());
+    let _ = said.and_then(|()| say(&took(&report, projected.as_ref(), &spec, mode.json)));
     Ok(())
+}
+
+/// What a plan would cost on AWS Lambda, whatever it is going to run on.
+fn projected(plan: &PlanExplanation, spec: &Spec) -> Result<Cost, Failure> {
+    let place = Place::from_env(spec.parallelism, |name| std::env::var(name).ok()).map_err(Failure::Usage)?;
+    Ok(Prices::load().map_err(Failure::Usage)?.project(plan, &place))
+}
+
+/// What a run took, and what that has cost where it ran on machines that are paid for by use.
+fn took(report: &RunReport, projected: Option<&Cost>, spec: &Spec, json: bool) -> String {
+    let place = Place::from_env(spec.parallelism, |name| std::env::var(name).ok());
+    let measured = place.ok().zip(Prices::load().ok()).and_then(|(place, prices)| prices.measured(report, &place));
+    let cost = match (measured.as_ref(), projected) {
+        (Some(measured), Some(projected)) => format!("\n{}", cost::beside(measured, projected)),
+        (Some(measured), None) => format!("\n{measured}"),
+        (None, _) => String::new(),
+    };
+    if json { report::run(report, measured.as_ref(), projected).to_string() } else { format!("{report}{cost}") }
 }
 
 /// What is cancelled when somebody asks this process to stop, by Ctrl-C or otherwise: the first request ends cleanly, the second at once.

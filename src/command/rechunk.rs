@@ -33,6 +33,9 @@ pub(crate) struct Arguments {
     /// Prints the plan and runs nothing.
     #[arg(long)]
     plan_only: bool,
+    /// With --plan-only, also says what it would cost on AWS Lambda.
+    #[arg(long)]
+    cost: bool,
     #[command(flatten)]
     watching: Watching,
     #[command(flatten)]
@@ -58,5 +61,5 @@ pub(crate) fn rechunk(asked: &Arguments) -> Result<(), Failure> {
     let target = target.chunks(&asked.chunks).codec(asked.codec).overwrite(asked.overwrite);
     let target = if asked.shards.is_empty() { target } else { target.shards(&asked.shards) };
     let session = session.map(|s| asked.committing.publishing(s, &names));
-    execute(&[target], session, &asked.limits, &asked.watching, Mode { plan_only: asked.plan_only, json: false, svg: None })
+    execute(&[target], session, &asked.limits, &asked.watching, Mode { plan_only: asked.plan_only, json: false, cost: asked.cost, svg: None })
 }

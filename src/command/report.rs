@@ -1,18 +1,28 @@
 //! What a plan is and what a run took, as JSON.
 
 use freestone::RunReport;
+use freestone::cost::Cost;
 use freestone::engine::plan::{LocalProjection, PlanExplanation};
 use serde_json::{Value, json};
 
 /// A plan explained, and what this machine would hold if all of it has room. All sizes are bytes.
-pub(crate) fn plan(explanation: &PlanExplanation, here: Option<LocalProjection>) -> Value {
+pub(crate) fn plan(explanation: &PlanExplanation, here: Option<LocalProjection>, cost: Option<&Cost>) -> Value {
     let mut all = json!(explanation);
     all["local_mem"] = json!(here.map(|p| json!({"projected_mem": p.total(), "base": p.base, "tasks": p.tasks, "intermediates": p.kept})));
+    if let Some(cost) = cost {
+        all["cost"] = priced(cost);
+    }
     all
 }
 
-/// What a run took: projected and measured memory, bytes and requests, seconds.
-pub(crate) fn run(report: &RunReport) -> Value {
+fn priced(cost: &Cost) -> Value {
+    let mut all = json!(cost);
+    all["dollars"] = json!(cost.dollars());
+    all
+}
+
+/// What a run took: projected and measured memory, bytes and requests, seconds; and what that has cost, where it is paid for.
+pub(crate) fn run(report: &RunReport, measured: Option<&Cost>, projected: Option<&Cost>) -> Value {
     let stages = report.stages.iter().map(|s| {
         json!({
             "name": s.name,
@@ -27,7 +37,7 @@ pub(crate) fn run(report: &RunReport) -> Value {
         })
     });
     let all = report.traffic();
-    json!({
+    let mut took = json!({
         "run": report.run,
         "snapshot": report.snapshot,
         "stages": stages.collect::<Vec<_>>(),
@@ -43,5 +53,10 @@ pub(crate) fn run(report: &RunReport) -> Value {
         "kept_mem": report.kept_bytes,
         "peak_mem": report.peak_rss_bytes,
         "worker_peak_mem": report.worker_peak_bytes,
-    })
+    });
+    if let Some(invoked) = report.invoked {
+        took["invoked"] = json!(invoked);
+        took["cost"] = json!({"measured": measured.map(priced), "projected": projected.map(priced)});
+    }
+    took
 }

@@ -7,7 +7,7 @@ use freestone::engine::session::Session;
 use freestone::limits::Limits;
 
 use super::watching::Watching;
-use super::{Failure, committing, interruptible, report, say};
+use super::{Failure, committing, interruptible, say, took};
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -42,6 +42,6 @@ pub(crate) fn resume(asked: &Arguments) -> Result<(), Failure> {
         freestone::resume(&stored, &spec, &*executor, &Options { observers, cancel, session, stores, verify_inputs: asked.verify_inputs, ..Options::default() })
     })??;
     // The work is done; that nobody hears of it is no failure.
-    let _ = say(&if asked.json { report::run(&report).to_string() } else { report.to_string() });
+    let _ = say(&took(&report, None, &spec, asked.json));
     Ok(())
 }

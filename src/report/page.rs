@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::charts::{self, colour};
 use super::record::{Ended, Outcome, Record, Slow, Sort, Stage};
+use crate::cost::dollars;
 use crate::drawing::{escaped, grouped, svg};
 
 const STYLE: &str = include_str!("page.css");
@@ -78,6 +79,16 @@ fn tiles(html: &mut String, record: &Record, ended: &Ended) {
     tile("Tasks", grouped(done), note);
     tile("Read", size(traffic.bytes_read).to_string(), counted(traffic.reads, "request"));
     tile("Written", size(traffic.bytes_written).to_string(), counted(traffic.writes, "request"));
+    if let Some([measured, projected]) = &ended.cost {
+        let note = format!(
+            "{} and {:.1} GB-seconds; {} projected, prices of {}",
+            counted(measured.invocations, "invocation"),
+            measured.gb_seconds,
+            dollars(projected.dollars()),
+            escaped(&measured.date)
+        );
+        tile("Cost", dollars(measured.dollars()), note);
+    }
     let kept = if ended.kept_bytes > 0 { format!(", {} of it intermediates", size(ended.kept_bytes)) } else { String::new() };
     let (peak, whose, of) = record.worker_peak.map_or((ended.peak_rss_bytes, "", ""), |peak| (peak, " by a worker", " for a worker"));
     // Against the limit, where something can be seen then.

@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crate::cost::{Cost, Place, Prices};
 use freestone_engine::driver::RunError;
 use freestone_engine::events::{Event, RunReport, RunStart};
 use freestone_engine::machine;
@@ -134,6 +135,8 @@ pub(super) struct Ended {
     pub(super) process_cpu: Duration,
     pub(super) peak_rss_bytes: u64,
     pub(super) kept_bytes: u64,
+    /// What it has cost, and what was projected, where it ran on machines that are paid for by use.
+    pub(super) cost: Option<[Cost; 2]>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -286,7 +289,14 @@ impl Record {
             process_cpu: Duration::from_nanos(machine::process_cpu_ns().saturating_sub(self.cpu_ns)),
             peak_rss_bytes: machine::peak_rss_bytes(),
             kept_bytes: result.map_or(0, |r| r.kept_bytes),
+            cost: result.ok().and_then(|r| self.cost(r)),
         }
+    }
+
+    fn cost(&self, report: &RunReport) -> Option<[Cost; 2]> {
+        let place = Place::from_env(self.slots as u64, |name| std::env::var(name).ok()).ok()?;
+        let prices = Prices::load().ok()?;
+        Some([prices.measured(report, &place)?, prices.project(&self.explanation, &place)])
     }
 }
 

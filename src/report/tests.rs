@@ -183,3 +183,14 @@ fn a_backup_that_wins_is_counted() {
     assert_eq!(record.stages[0].done, 1);
     assert!(page_of(&mut record, Ok(&RunReport::default())).contains("1 of these came back first"));
 }
+
+#[test]
+fn a_page_of_a_run_that_is_paid_for_says_what_it_cost() {
+    let mut record = record(1000, 2);
+    let html = page_of(&mut record, Ok(&RunReport::default()));
+    assert!(!html.contains("<h2>Cost</h2>"));
+    let invoked = freestone_engine::executor::Invoked { invocations: 7, byte_ms: f64::from(1 << 30) * 3e6, ..Default::default() };
+    let html = page_of(&mut record, Ok(&RunReport { invoked: Some(invoked), ..RunReport::default() }));
+    check_html(&html);
+    assert!(html.contains("<h2>Cost</h2>") && html.contains("7 invocations and 3000.0 GB-seconds; $"), "{html}");
+}

@@ -10,9 +10,12 @@ use std::{fs, thread};
 use freestone::engine::driver::RunError;
 use freestone::engine::driver::record::folders;
 use freestone::engine::events::{Event, Observer};
-use freestone::engine::executor::Executor;
+use freestone::engine::executor::{Executor, ExecutorError, Next, TaskSource};
+use freestone::engine::remote;
 use freestone::engine::session::SessionError;
-use freestone::engine::task::FailureKind;
+use freestone::engine::storage::Store;
+use freestone::engine::task::{FailureKind, TaskOutcome};
+use freestone::engine::worker::RunContext;
 use freestone::{Array, Cancel, CodecName, DType, Error, ExitCode, Options, Planned, RunReport, Serial, Spec, Stores, Target, Threads};
 
 use crate::support::{Place, processes, tree};
@@ -458,4 +461,94 @@ fn what_is_in_memory_is_not_kept() {
     let error = freestone::run_with(&planned, &spec, &Serial, &options).unwrap_err();
     assert!(matches!(&error, Error::Run(RunError::Cancelled)), "{error}");
     assert!(store.keys().is_empty());
+}
+
+/// Leaves a record of each outcome, as workers far away do.
+#[derive(Debug)]
+struct Leaving {
+    folder: Mutex<Option<String>>,
+}
+
+/// Between an executor and the driver.
+struct Between<'a> {
+    source: &'a dyn TaskSource,
+    work: Arc<dyn Store>,
+    folder: &'a str,
+}
+
+impl TaskSource for Between<'_> {
+    fn try_next(&self) -> Next {
+        self.source.try_next()
+    }
+
+    fn wait(&self) {
+        self.source.wait();
+    }
+
+    fn finished(&self, outcome: TaskOutcome) {
+        remote::write_record(&*self.work, self.folder, "first", &outcome).unwrap();
+        self.source.finished(outcome);
+    }
+}
+
+impl Executor for Leaving {
+    fn name(&self) -> &str {
+        "leaving"
+    }
+
+    fn slots(&self) -> usize {
+        1
+    }
+
+    fn shares_process(&self) -> bool {
+        false
+    }
+
+    fn check(&self, _: &RunContext) -> Result<(), ExecutorError> {
+        Ok(())
+    }
+
+    fn run(&self, context: &RunContext, source: &dyn TaskSource) -> Result<(), ExecutorError> {
+        *self.folder.lock().unwrap() = Some(context.address.folder.clone());
+        let work = context.stores.open(&context.address.work_dir).unwrap();
+        Serial.run(context, &Between { source, work, folder: &context.address.folder })
+    }
+}
+
+/// What a worker's record tells of is not run again, though the journal has nothing of it; a record that is damaged, or whose receipts are not
+/// what the plan says, tells nothing.
+#[test]
+fn records_of_workers_count_where_the_journal_is_silent() {
+    let place = Place::new();
+    let (expect, spec) = {
+        let spec = place.spec();
+        freestone::run(&stages(&place, "expect", &spec), &spec, &Serial).unwrap();
+        (both(&place, "expect"), specs(&place, "expect")[0].clone())
+    };
+    for (case, after) in [("early", 0.2), ("later", 0.5), ("late", 0.9)] {
+        let planned = stages(&place, case, &spec);
+        let n: u64 = planned.plan().plan().stages.iter().map(|s| s.n_tasks()).sum();
+        let stopped = Counting { cancel_after: Some((n as f64 * after) as u64), ..Counting::default() };
+        let Err(Error::Run(error)) = run(&planned, &spec, &Leaving { folder: Mutex::default() }, &stopped) else { panic!("it is cancelled") };
+        let folder = error.kept().unwrap().to_owned();
+        // All but that the run has begun.
+        let mut journal: Vec<_> = fs::read_dir(format!("{folder}/journal")).unwrap().map(|e| e.unwrap().path()).collect();
+        journal.sort();
+        assert!(journal.len() > 1);
+        journal.iter().skip(1).for_each(|f| fs::remove_file(f).unwrap());
+        let mut records: Vec<_> = fs::read_dir(format!("{folder}/answers/first")).unwrap().map(|e| e.unwrap().path()).collect();
+        records.sort();
+        let tasks = |path: &Path| serde_json::from_slice::<TaskOutcome>(&fs::read(path).unwrap()).unwrap().done.len() as u64;
+        assert_eq!(records.iter().map(|r| tasks(r)).sum::<u64>(), stopped.total());
+        let lost = tasks(&records[1]) + tasks(&records[3]);
+        fs::write(&records[1], b"{\"request\":").unwrap();
+        let text = fs::read_to_string(&records[3]).unwrap();
+        assert!(text.contains("\"chunk\":"), "{text}");
+        fs::write(&records[3], text.replace("\"chunk\":", "\"chunk\":1")).unwrap();
+        let resumed = Counting::default();
+        let report = resume(&folder, &spec, &Threads::new(2), &resumed).unwrap();
+        assert_eq!((report.finished_before, report.recomputed), (stopped.total() - lost, 0), "{case}");
+        assert_eq!(resumed.total(), n - stopped.total() + lost, "{case}");
+        assert!(both(&place, case) == expect, "{case}");
+    }
 }

@@ -18,7 +18,7 @@ use crate::journal::Journal;
 use crate::plan::reads::{TaskRange, tasks_read, tasks_writing, writers};
 use crate::plan::{ArrayId, FinalizedPlan, LocalMemory, Place, Stage, StageId};
 use crate::storage::{StorageError, Store};
-use crate::task::{FailureKind, Receipt, TaskFailure, TaskOutcome, TaskRequest};
+use crate::task::{FailureKind, Receipt, TaskFailure, TaskOutcome, TaskReport, TaskRequest};
 use crate::worker::Cancel;
 
 /// Tasks in one request, at most, what these read, and how long they take: what is lost with a worker.
@@ -55,6 +55,7 @@ pub(super) struct Queue<'a> {
     /// Bytes that tasks may hold together.
     room: u64,
     slots: usize,
+    workers: usize,
     folder: Folder<'a>,
     /// For each array, who writes it.
     writers: Vec<Option<(StageId, usize)>>,
@@ -96,7 +97,10 @@ pub(super) struct Progress {
     /// The journal may say of its tasks that they are finished.
     journaled: bool,
     pub(super) finished: Finished,
+    /// From handing out to outcome, of each task.
     durations: Durations,
+    /// Of tasks alone, as workers say.
+    walls: Durations,
     pub(super) report: StageReport,
 }
 
@@ -153,6 +157,7 @@ impl<'a> Queue<'a> {
             journaled: finished.count() > 0,
             finished,
             durations: Durations::default(),
+            walls: Durations::default(),
             report: StageReport { name: stage.name.clone(), tasks: stage.n_tasks(), projected_bytes: layout.estimate.total(), ..StageReport::default() },
         });
         let policy = Policy { retries: run.spec.retries, budget: (n_tasks / 2).max(MIN_BUDGET), seed: xxhash_rust::xxh3::xxh3_64(folder.name.as_bytes()) };
@@ -172,7 +177,20 @@ impl<'a> Queue<'a> {
             error: None,
         };
         let kept = Kept::of(plan, run.session);
-        Queue { plan, run, local, room, slots: run.executor.slots(), folder, writers, kept, stop, state: Mutex::new(state), changed: Condvar::new() }
+        Queue {
+            plan,
+            run,
+            local,
+            room,
+            slots: run.executor.slots(),
+            workers: run.executor.workers(),
+            folder,
+            writers,
+            kept,
+            stop,
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        }
     }
 
     /// True if every task is finished, and nothing went wrong.
@@ -291,11 +309,11 @@ impl<'a> Queue<'a> {
         if !stage.after.iter().all(|s| state.stages[s.0].finished.count() > 0 || self.is_finished(state, *s)) {
             return;
         }
-        let even = n / (16 * self.slots as u64);
+        let even = n / (16 * self.workers as u64);
         // Tasks that keep chunks for each other go together, while every slot gets some.
-        let together = stage.sweep.map_or(1, |d| stage.tasks.axes()[d].n_chunks().min(n / (2 * self.slots as u64)));
+        let together = stage.sweep.map_or(1, |d| stage.tasks.axes()[d].n_chunks().min(n / (2 * self.workers as u64)));
         // Not more than can be done again without much regret.
-        let few = (MAX_BATCH_BYTES / self.input_bytes(stage)).min((MAX_BATCH_TIME.as_nanos() / state.stages[id.0].durations.median().as_nanos().max(1)) as u64);
+        let few = (MAX_BATCH_BYTES / self.input_bytes(stage)).min((MAX_BATCH_TIME.as_nanos() / state.stages[id.0].walls.median().as_nanos().max(1)) as u64);
         let batch = even.max(together).min(few).clamp(1, MAX_BATCH);
         let all = stage.after.iter().all(|s| self.is_finished(state, *s));
         let window = (WINDOW_PER_SLOT * self.slots).min(MAX_WINDOW);
@@ -389,11 +407,22 @@ impl<'a> Queue<'a> {
         if self.run.executor.shares_process() {
             return None;
         }
+        // What a task may take, by stage: there may be very many flights.
+        let limits: Vec<Option<Duration>> = state
+            .stages
+            .iter()
+            .zip(&self.plan.plan().stages)
+            .map(|(stage, of)| {
+                let enough = stage.durations.count() >= MIN_FINISHED && 2 * stage.finished.count() >= of.n_tasks();
+                enough.then(|| SLOW * stage.durations.median())
+            })
+            .collect();
+        if limits.iter().all(Option::is_none) {
+            return None;
+        }
         let is_slow = |f: &&Flight| {
-            let stage = &state.stages[f.request.stage.0];
-            let (finished, n) = (stage.durations.count(), self.plan.plan().stages[f.request.stage.0].n_tasks());
-            let limit = (SLOW * stage.durations.median()).saturating_mul(u32::try_from(f.request.count).unwrap_or(u32::MAX)).max(MIN_SLOW);
-            f.twin.is_none() && f.wanted && finished >= MIN_FINISHED && 2 * stage.finished.count() >= n && f.since.elapsed() > limit
+            let over = |l: Duration| f.since.elapsed() > l.saturating_mul(u32::try_from(f.request.count).unwrap_or(u32::MAX)).max(MIN_SLOW);
+            f.twin.is_none() && f.wanted && limits[f.request.stage.0].is_some_and(over)
         };
         let slow = state.flights.values().filter(is_slow).min_by_key(|f| f.since)?;
         self.admits(state, slow.request.stage).then(|| slow.request.clone())
@@ -422,6 +451,16 @@ impl<'a> Queue<'a> {
         state.removing.extend(later);
         now.iter().for_each(|id| drop(state.removed.insert(*id, Finished::default())));
         now
+    }
+
+    /// Tasks that a worker has not come to are nobody's fault: they are handed out again as they were.
+    fn given_back(&self, state: &mut State, outcome: &TaskOutcome) {
+        let request = &outcome.request;
+        let (first, end) = (request.first + outcome.done.len() as u64, request.first + request.count);
+        if first < end {
+            let again = Again { not_before: Instant::now(), stage: request.stage, first, count: end - first, attempt: request.attempt, needs: Vec::new() };
+            state.again.push_back(again);
+        }
     }
 
     /// Puts what a failed request left undone back, or ends the run.
@@ -493,29 +532,35 @@ impl<'a> Queue<'a> {
 
     /// The tasks' receipts name exactly the chunks that the plan gives to them.
     fn check_receipts(&self, outcome: &TaskOutcome) -> Result<(), RunError> {
-        let plan = self.plan.plan();
-        let stage = &plan.stages[outcome.request.stage.0];
+        let stage = &self.plan.plan().stages[outcome.request.stage.0];
         for (i, report) in outcome.done.iter().enumerate() {
-            let coords = stage.task_coords(report.task);
-            let mut left = report.receipts.len() as u64;
-            let mut right = report.task == outcome.request.first + i as u64;
-            for output in &stage.outputs {
-                let grid = plan.array(output.array).info.objects();
-                let chunks = grid.overlapping(&stage.output_region(output, &coords));
-                let mine = report.receipts.iter().filter(|r| r.array == output.array);
-                let mut seen: Vec<u64> = mine.map(|r| r.chunk).collect();
-                seen.sort_unstable();
-                seen.dedup();
-                let inside = |c: &u64| grid.coords(*c).iter().zip(chunks.start.iter().zip(&chunks.shape)).all(|(c, (s, n))| s <= c && *c < s + n);
-                right &= seen.len() as u64 == chunks.n_elements() && seen.iter().all(inside);
-                left = left.saturating_sub(seen.len() as u64);
-            }
-            if !right || left != 0 {
+            if report.task != outcome.request.first + i as u64 || !receipts_fit(self.plan, stage, report) {
                 return Err(RunError::Receipts(format!("task {} of stage `{}`", report.task, stage.name)));
             }
         }
         Ok(())
     }
+}
+
+/// A task's receipts name exactly the chunks that the plan gives to it.
+pub(super) fn receipts_fit(plan: &FinalizedPlan, stage: &Stage, report: &TaskReport) -> bool {
+    let coords = stage.task_coords(report.task);
+    let mut left = report.receipts.len() as u64;
+    for output in &stage.outputs {
+        let grid = plan.plan().array(output.array).info.objects();
+        let chunks = grid.overlapping(&stage.output_region(output, &coords));
+        let mine = report.receipts.iter().filter(|r| r.array == output.array);
+        let mut seen: Vec<u64> = mine.map(|r| r.chunk).collect();
+        seen.sort_unstable();
+        seen.dedup();
+        let inside =
+            |c: &u64| *c < grid.n_chunks() && grid.coords(*c).iter().zip(chunks.start.iter().zip(&chunks.shape)).all(|(c, (s, n))| s <= c && *c < s + n);
+        if seen.len() as u64 != chunks.n_elements() || !seen.iter().all(inside) {
+            return false;
+        }
+        left = left.saturating_sub(seen.len() as u64);
+    }
+    left == 0
 }
 
 /// Of a run that is resumed: tasks whose results were removed are to be run again, where a stage that reads them has tasks left. That is so
@@ -596,8 +641,9 @@ impl TaskSource for Queue<'_> {
                 told.ended = !std::mem::replace(&mut progress.ended, true);
                 superseded = self.superseded(&mut state, id);
             }
-            if let Some(failure) = &outcome.failure {
-                self.failed(&mut state, &outcome, failure, flight.twin, &mut told);
+            match &outcome.failure {
+                Some(failure) => self.failed(&mut state, &outcome, failure, flight.twin, &mut told),
+                None => self.given_back(&mut state, &outcome),
             }
         }
         self.remove(&superseded);
@@ -628,6 +674,7 @@ impl Queue<'_> {
                     state.removed.get_mut(&output.array).map(|again| again.insert(report.task));
                 }
             }
+            progress.walls.add(Duration::from_nanos(report.wall_ns), 1);
             progress.report.traffic.add(report.traffic);
             progress.report.cpu += Duration::from_nanos(report.cpu_ns);
             progress.report.peak_bytes = progress.report.peak_bytes.max(report.peak_bytes);

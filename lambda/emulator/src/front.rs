@@ -60,6 +60,7 @@ fn is_it(function: &str, name: &str) -> bool {
 async fn invoke(function: Arc<Function>, request: Request<Incoming>) -> io::Result<Answer> {
     let header = |name: &str| request.headers().get(name).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
     let kind = header("x-amz-invocation-type");
+    let (wants_log, its_size) = (header("x-amz-log-type") == "Tail", function.config.memory_mib);
     if function.config.signed && !header("authorization").starts_with("AWS4-HMAC-SHA256 ") {
         let why = json!({ "message": "Missing Authentication Token" });
         return Ok(refuse(StatusCode::FORBIDDEN, "MissingAuthenticationTokenException", why));
@@ -110,10 +111,33 @@ async fn invoke(function: Arc<Function>, request: Request<Incoming>) -> io::Resu
     let version = ("X-Amz-Executed-Version", "$LATEST");
     match receive.await {
         Ok(Reply::Response(body)) => Ok(respond(StatusCode::OK, &[version, ("X-Amzn-RequestId", &id)], body)),
-        Ok(Reply::Error(body)) => Ok(respond(StatusCode::OK, &[version, ("X-Amzn-RequestId", &id), ("X-Amz-Function-Error", "Unhandled")], body)),
+        Ok(Reply::Error(body, used)) => {
+            let mut headers = vec![version, ("X-Amzn-RequestId", &id), ("X-Amz-Function-Error", "Unhandled")];
+            // What is of the log is the line with the figures.
+            let log = used.map(|used| {
+                let size = its_size;
+                base64(&format!("REPORT RequestId: {id}\tMemory Size: {size} MB\tMax Memory Used: {} MB\t\n", (used >> 20).min(size)))
+            });
+            if let Some(log) = log.as_ref().filter(|_| wants_log) {
+                headers.push(("X-Amz-Log-Result", log));
+            }
+            Ok(respond(StatusCode::OK, &headers, body))
+        }
         Ok(Reply::Service(why)) => Ok(refuse(StatusCode::INTERNAL_SERVER_ERROR, "ServiceException", json!({ "Type": "Service", "Message": why }))),
         Ok(Reply::Lost) | Err(_) => Err(io::ErrorKind::ConnectionReset.into()),
     }
+}
+
+/// A text in base 64.
+fn base64(text: &str) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut coded = String::new();
+    for three in text.as_bytes().chunks(3) {
+        let bits = (0..3).fold(0, |bits, i| bits << 8 | u32::from(three.get(i).copied().unwrap_or(0)));
+        let digit = |i: usize| if i <= three.len() { char::from(DIGITS[(bits >> (18 - 6 * i)) as usize % 64]) } else { '=' };
+        coded.extend((0..4).map(digit));
+    }
+    coded
 }
 
 /// An invocation that nobody waits for: after an error of the function it is tried twice more.

@@ -92,8 +92,8 @@ impl Drop for Lease {
 /// What the client gets.
 pub(crate) enum Reply {
     Response(Bytes),
-    /// An error of the function, as JSON.
-    Error(Bytes),
+    /// An error of the function, as JSON; and the most memory that its environment had, if that is known.
+    Error(Bytes, Option<u64>),
     /// Its connection is closed.
     Lost,
     /// No environment could be started.
@@ -239,6 +239,7 @@ impl Function {
             Err(error) => return Reply::Service(error.to_string()),
         };
         let ran = environment.run(&id, body.clone(), self.config.timeout, fate.kill, fate.slow, self.config.freeze).await;
+        let used = environment.stats().max_memory_bytes;
         let mut state = self.lock();
         let stats = &mut state.stats;
         stats.invocations += 1;
@@ -247,29 +248,30 @@ impl Function {
         let exit = |how: &str| error("Runtime.ExitError", format!("RequestId: {id} Error: Runtime exited with error: {how}"));
         let (mut reply, mut ended) = match ran {
             Ran::Response(body) => (Reply::Response(body), Ended::Answered),
-            Ran::Error(body) => (Reply::Error(body), Ended::Error),
+            Ran::Error(body) => (Reply::Error(body, used), Ended::Error),
             Ran::TooLong(n) => {
                 let text = format!("Response payload size ({n} bytes) exceeded maximum allowed payload size ({} bytes).", crate::MAX_BODY_BYTES);
-                (Reply::Error(error("Function.ResponseSizeTooLarge", text)), Ended::Error)
+                (Reply::Error(error("Function.ResponseSizeTooLarge", text), used), Ended::Error)
             }
             Ran::TimedOut => {
                 stats.timeouts += 1;
                 let text = format!("RequestId: {id} Error: Task timed out after {:.2} seconds", self.config.timeout.as_secs_f64());
-                (Reply::Error(error("Sandbox.Timedout", text)), Ended::Error)
+                (Reply::Error(error("Sandbox.Timedout", text), used), Ended::Error)
             }
             Ran::Exited(exited) => {
                 stats.exits += 1;
                 stats.oom_kills += u64::from(exited.for_memory);
-                (Reply::Error(exit(&exited.how)), Ended::Error)
+                let used = if exited.for_memory { Some(self.config.memory_mib << 20) } else { used };
+                (Reply::Error(exit(&exited.how), used), Ended::Error)
             }
             Ran::Killed => {
                 stats.exits += 1;
                 stats.faults.killed += u64::from(fate.kill.is_some());
-                (Reply::Error(exit("signal: killed")), Ended::Error)
+                (Reply::Error(exit("signal: killed"), used), Ended::Error)
             }
         };
         stats.function_errors += u64::from(ended == Ended::Error);
-        let answer = if let Reply::Response(body) | Reply::Error(body) = &reply { body.to_vec() } else { Vec::new() };
+        let answer = if let Reply::Response(body) | Reply::Error(body, _) = &reply { body.to_vec() } else { Vec::new() };
         if fate.lose && ended == Ended::Answered {
             stats.faults.lost += 1;
             (reply, ended) = (Reply::Lost, Ended::Lost);

@@ -3,6 +3,7 @@
 // Tests say by panicking that something is wrong, also in functions that only help them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
+mod client;
 mod support;
 
 use std::fs;

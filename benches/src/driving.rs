@@ -1,0 +1,284 @@
+//! What it costs to drive a run: a million tasks on workers that compute nothing.
+//!
+//! The executor here answers each request with the receipts that its tasks would have, of chunks that nobody wrote. What is left is the
+//! driver: order, receipts checked, journal, commit. [`Workers::AtOnce`] answers at once, with as many requests under way as there are slots;
+//! [`Workers::Simulated`] are a thousand environments that start, take requests and answer after a while, by a clock, on one thread.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use clap::{Args, ValueEnum};
+use freestone::engine::executor::{Executor, ExecutorError, Next, TaskSource};
+use freestone::engine::grid::try_for_each_coord;
+use freestone::engine::machine;
+use freestone::engine::storage::reader::{Traffic, Written};
+use freestone::engine::task::{Receipt, TaskOutcome, TaskReport, TaskRequest};
+use freestone::engine::worker::RunContext;
+use freestone::{CodecName, DType, Settings, Target};
+use serde::{Deserialize, Serialize};
+
+use crate::{Failure, process};
+
+/// Requests under way.
+const SLOTS: usize = 1000;
+/// Of every run.
+const N_TASKS: u64 = 1_000_000;
+/// What an environment takes to start, and a request until it is with its environment and its answer back: of the emulator (FACTS), in µs.
+const COLD_MICROS: u64 = 44_000;
+const WARM_MICROS: u64 = 2_000;
+/// What a task takes, in µs: short for a thousand environments, so that the driver is asked for much.
+const TASK_MICROS: u64 = 25_000;
+
+/// Who answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Workers {
+    /// At once, in an order of its own.
+    AtOnce,
+    /// Environments with latencies.
+    Simulated,
+}
+
+/// What is driven.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Stages {
+    /// One stage, of independent tasks.
+    One,
+    /// Means of rows, and what is left of each chunk without them: two stages, the second waiting for parts of the first.
+    Several,
+}
+
+/// One measurement, as the parent process asks for it.
+#[derive(Args)]
+pub(crate) struct Child {
+    #[arg(long)]
+    workers: Workers,
+    #[arg(long)]
+    stages: Stages,
+    #[arg(long, default_value_t = N_TASKS)]
+    tasks: u64,
+    /// Where the work directory is made.
+    #[arg(long)]
+    folder: Option<PathBuf>,
+}
+
+/// What driving took.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Cost {
+    pub(crate) tasks: u64,
+    pub(crate) wall_s: f64,
+    /// Of everything in the process, receipts included that workers make here.
+    pub(crate) micros_per_task: f64,
+    pub(crate) peak_rss_bytes: u64,
+    /// Of the time of simulated environments until the last request was handed out, what they waited for one.
+    pub(crate) waited: f64,
+}
+
+/// Measures in fresh processes.
+pub(crate) fn measure(workers: Workers, stages: Stages) -> Result<Cost, Failure> {
+    let name = |v: Option<clap::builder::PossibleValue>| v.map(|v| v.get_name().to_owned()).unwrap_or_default();
+    let mut command = process::own("child-driving")?;
+    command.args(["--workers", &name(workers.to_possible_value()), "--stages", &name(stages.to_possible_value())]);
+    process::json(&mut command, process::TIME_LIMIT)
+}
+
+/// Measures everything and prints it.
+pub(crate) fn print_all() -> Result<(), Failure> {
+    for (workers, stages) in [(Workers::AtOnce, Stages::One), (Workers::AtOnce, Stages::Several), (Workers::Simulated, Stages::One)] {
+        let cost = measure(workers, stages)?;
+        let rate = cost.tasks as f64 / cost.wall_s;
+        println!(
+            "{} tasks, stages: {stages:?}, workers: {workers:?}: {:.2} µs of CPU a task, {} at most, {:.2} s, {rate:.0} tasks/s{}",
+            cost.tasks,
+            cost.micros_per_task,
+            freestone::size(cost.peak_rss_bytes),
+            cost.wall_s,
+            if workers == Workers::Simulated { format!("; {SLOTS} environments waited {:.1} % of their time", 100.0 * cost.waited) } else { String::new() }
+        );
+    }
+    Ok(())
+}
+
+/// Drives a run, and says what it took.
+pub(crate) fn run(child: &Child) -> Result<Cost, Failure> {
+    let folder = match &child.folder {
+        Some(folder) => tempfile::tempdir_in(folder)?,
+        None => tempfile::tempdir()?,
+    };
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let spec = Settings { work_dir: Some(at("work")), parallelism: Some(SLOTS as u64), ..Settings::default() }.resolve()?;
+    let array = match child.stages {
+        Stages::One => freestone::arange(0.0, 10.0 * child.tasks as f64, 1.0, DType::Float64, 10)?,
+        Stages::Several => {
+            let x = freestone::random_uniform(&[child.tasks / 3 * 10, 20], 0.0, 1.0, 1, DType::Float64, &[10, 10])?;
+            &x - &x.mean(1)?.expand_dims(1)?
+        }
+    };
+    let planned = freestone::plan(&[Target::array(&array, &at("out")).codec(CodecName::None)], &spec)?;
+    let tasks = planned.plan().plan().stages.iter().map(|s| s.n_tasks()).sum::<u64>();
+    let executor = Answering { workers: child.workers, waited: Mutex::default() };
+    let (start, cpu) = (Instant::now(), machine::process_cpu_ns());
+    let report = freestone::run(&planned, &spec, &executor)?;
+    let took = machine::process_cpu_ns() - cpu;
+    if std::env::var_os("FREESTONE_BENCH_EXPLAIN").is_some() {
+        eprintln!("{}\n{report}", planned.plan());
+    }
+    Ok(Cost {
+        tasks,
+        wall_s: start.elapsed().as_secs_f64(),
+        micros_per_task: took as f64 * 1e-3 / tasks as f64,
+        peak_rss_bytes: machine::peak_rss_bytes(),
+        waited: executor.waited.into_inner().unwrap_or_else(PoisonError::into_inner),
+    })
+}
+
+/// Answers requests without computing.
+#[derive(Debug)]
+struct Answering {
+    workers: Workers,
+    waited: Mutex<f64>,
+}
+
+impl Executor for Answering {
+    fn name(&self) -> &str {
+        "answering"
+    }
+
+    fn slots(&self) -> usize {
+        SLOTS
+    }
+
+    fn shares_process(&self) -> bool {
+        false
+    }
+
+    fn is_remote(&self) -> bool {
+        true
+    }
+
+    fn check(&self, _: &RunContext) -> Result<(), ExecutorError> {
+        Ok(())
+    }
+
+    fn run(&self, context: &RunContext, source: &dyn TaskSource) -> Result<(), ExecutorError> {
+        match self.workers {
+            Workers::AtOnce => at_once(context, source),
+            Workers::Simulated => *self.waited.lock().unwrap_or_else(PoisonError::into_inner) = simulated(context, source),
+        }
+        Ok(())
+    }
+}
+
+/// Takes as many as there are slots, then gives one back that is not the first.
+fn at_once(context: &RunContext, source: &dyn TaskSource) {
+    let (mut flights, mut at) = (Vec::with_capacity(SLOTS), 0);
+    loop {
+        let next = if flights.len() < SLOTS { source.try_next() } else { Next::Wait };
+        match next {
+            Next::Run(request) => flights.push(request),
+            Next::Wait if flights.is_empty() => source.wait(),
+            Next::Stop if flights.is_empty() => return,
+            Next::Wait | Next::Stop => {
+                at = (at * 7919 + 17) % flights.len();
+                source.finished(answer(context, flights.swap_remove(at), 15_000));
+            }
+        }
+    }
+}
+
+/// A request with an environment, due at some time.
+struct Flight {
+    due: Instant,
+    environment: usize,
+    request: TaskRequest,
+}
+
+impl PartialEq for Flight {
+    fn eq(&self, other: &Flight) -> bool {
+        self.due == other.due
+    }
+}
+
+impl Eq for Flight {}
+
+impl PartialOrd for Flight {
+    fn partial_cmp(&self, other: &Flight) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Flight {
+    fn cmp(&self, other: &Flight) -> std::cmp::Ordering {
+        self.due.cmp(&other.due)
+    }
+}
+
+/// Gives each request to an environment that has nothing to do, and its outcome back when its time has come. Gives the time that environments
+/// waited for a request until the last was handed out, over all of their time until then.
+fn simulated(context: &RunContext, source: &dyn TaskSource) -> f64 {
+    let mut flights: BinaryHeap<Reverse<Flight>> = BinaryHeap::with_capacity(SLOTS);
+    let begin = Instant::now();
+    // Those that have nothing to do, and since when.
+    let mut idle: VecDeque<(usize, Instant)> = (0..SLOTS).map(|e| (e, begin)).collect();
+    let (mut is_warm, mut n) = (vec![false; SLOTS], 0u64);
+    let (mut waited, mut last) = (Duration::ZERO, begin);
+    loop {
+        let mut next = Next::Wait;
+        while let Some(&(environment, since)) = idle.front() {
+            next = source.try_next();
+            let Next::Run(request) = next else { break };
+            idle.pop_front();
+            n += 1;
+            last = Instant::now();
+            waited += last - since;
+            let start = if std::mem::replace(&mut is_warm[environment], true) { WARM_MICROS } else { COLD_MICROS + WARM_MICROS };
+            // From a half to one and a half, the same in each run.
+            let spread = 0.5 + (n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40) as f64 / (1u64 << 24) as f64;
+            let work = Duration::from_micros(TASK_MICROS * request.count).mul_f64(spread);
+            flights.push(Reverse(Flight { due: last + Duration::from_micros(start) + work, environment, request }));
+            next = Next::Wait;
+        }
+        let mut any = false;
+        while flights.peek().is_some_and(|f| f.0.due <= Instant::now())
+            && let Some(Reverse(flight)) = flights.pop()
+        {
+            any = true;
+            // It has waited since then, also for this thread.
+            idle.push_back((flight.environment, flight.due));
+            source.finished(answer(context, flight.request, TASK_MICROS * 1000));
+        }
+        match flights.peek() {
+            None if next == Next::Stop => return waited.as_secs_f64() / (SLOTS as f64 * (last - begin).as_secs_f64()),
+            None => source.wait(),
+            Some(Reverse(next)) if !any => std::thread::sleep(next.due.saturating_duration_since(Instant::now()).min(Duration::from_millis(1))),
+            Some(_) => {}
+        }
+    }
+}
+
+/// What a worker would say that has run the request.
+fn answer(context: &RunContext, request: TaskRequest, wall_ns: u64) -> TaskOutcome {
+    let plan = context.plan.plan();
+    let stage = &plan.stages[request.stage.0];
+    let done = (request.first..request.first + request.count).map(|task| {
+        let coords = stage.task_coords(task);
+        let mut receipts = Vec::new();
+        for output in &stage.outputs {
+            let grid = plan.array(output.array).info.objects();
+            let chunks = grid.overlapping(&stage.output_region(output, &coords));
+            let _ = try_for_each_coord::<()>(&chunks, |c| {
+                let chunk = grid.index(c);
+                let hash = chunk.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+                receipts.push(Receipt { array: output.array, chunk, written: Written::Object { len: 800, hash } });
+                Ok(())
+            });
+        }
+        let traffic = Traffic { bytes_read: 0, bytes_written: 800, reads: 0, writes: receipts.len() as u64 };
+        TaskReport { task, receipts, traffic, cpu_ns: 12_000, wall_ns, peak_bytes: 1_234_567 }
+    });
+    let done = done.collect();
+    let worker = format!("environment {}", request.id % SLOTS as u64);
+    TaskOutcome { request, worker, done, failure: None, worker_peak_bytes: Some(15_000_000) }
+}

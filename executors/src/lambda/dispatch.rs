@@ -1,0 +1,519 @@
+//! From requests to invocations, and from their replies to outcomes.
+//!
+//! One loop, on the thread that calls the executor, does everything but waiting for sockets and for storage; these are tasks of a small runtime,
+//! each of which sends what became of one invocation.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant, SystemTime};
+
+use freestone_engine::executor::{ExecutorError, Invoked, Next, TaskSource};
+use freestone_engine::remote::{self, Answer, Call, Environment, Invocation, RefusalKind};
+use freestone_engine::storage::Store;
+use freestone_engine::task::{FailureKind, RunAddress, TaskOutcome, TaskRequest};
+use freestone_engine::worker::RunContext;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::batch::Pace;
+use super::client::{self, Client};
+use super::reply::Reply;
+use super::window::Window;
+use super::{LambdaExecutor, Probed};
+use crate::lost;
+
+/// A probe that is told of too many invocations is made again so long, and one that fails otherwise so often.
+const PROBE_TIME: Duration = Duration::from_secs(60);
+const PROBES: u32 = 4;
+/// The loop looks around so often at least, and asks so often whether outcomes are still wanted.
+const TICK: Duration = Duration::from_millis(20);
+const WANTED_TICK: Duration = Duration::from_millis(100);
+/// Pauses of invocations that are made again: the first and the longest.
+const PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Where no invocation was accepted for so long, none will be.
+const STARVED: Duration = Duration::from_secs(600);
+/// The records of an answer that was lost are waited for so long at least, and looked for so often at first.
+const PATIENCE: Duration = Duration::from_secs(2);
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// Asks the function whether it can run the plan.
+pub(super) fn probe(of: &LambdaExecutor, context: &RunContext) -> Result<Probed, ExecutorError> {
+    let (runtime, client) = of.client()?;
+    let invocation = Invocation::new(context.address.clone(), client_name(), Call::Probe);
+    let (start, mut pause, mut failures) = (Instant::now(), PAUSE, 0);
+    loop {
+        let (reply, _) = runtime.block_on(client.invoke(&invocation));
+        let why = match reply {
+            Reply::Answer(answer) => match *answer {
+                Answer::Ready { environment, slots, .. } => return Ok(Probed { folder: context.address.folder.clone(), environment, slots }),
+                Answer::Refused { refusal, .. } if refusal.kind != RefusalKind::Storage => {
+                    return Err(ExecutorError::Refused { worker: of.worker(), refusal });
+                }
+                Answer::Refused { refusal, .. } => refusal.message,
+                Answer::Done { .. } => "it answers what it was not asked".into(),
+            },
+            Reply::Throttled(_) if start.elapsed() < PROBE_TIME && !context.cancel.is_cancelled() => {
+                std::thread::sleep(pause);
+                pause = (2 * pause).min(LONGEST_PAUSE);
+                continue;
+            }
+            Reply::Throttled(why) => return Err(of.unavailable(starved(&why))),
+            Reply::Ended(FailureKind::OutOfMemory, message) => format!("{message}: give the function more memory"),
+            Reply::Ended(_, message) => format!("{message}: the function's log says more"),
+            Reply::Lost { message, .. } => message,
+            Reply::Refused { message, .. } => return Err(of.unavailable(message)),
+        };
+        failures += 1;
+        if failures >= PROBES || context.cancel.is_cancelled() {
+            return Err(of.unavailable(why));
+        }
+        std::thread::sleep(pause * 4);
+        pause *= 2;
+    }
+}
+
+fn starved(why: &str) -> String {
+    format!("it refuses every invocation ({why}): the account's or its own reserved concurrency is 0, or used up by others")
+}
+
+/// Names this process, and no other that ever drives the run.
+fn client_name() -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    format!("{:x}-{}", now.as_nanos(), std::process::id())
+}
+
+/// Runs until the source stops, and says what that took.
+pub(super) fn run(of: &LambdaExecutor, probed: Option<Probed>, context: &RunContext, source: &dyn TaskSource) -> (Invoked, Result<(), ExecutorError>) {
+    let opened = of.client().and_then(|(runtime, client)| {
+        let work = context.stores.open(&context.address.work_dir).map_err(|e| of.unavailable(e.to_string()))?;
+        Ok((runtime, Remote { client, work, address: context.address.clone(), name: client_name(), function_timeout: of.function_timeout }))
+    });
+    let (runtime, remote) = match opened {
+        Ok(opened) => opened,
+        Err(error) => return (Invoked::default(), Err(error)),
+    };
+    let stages = &context.plan.plan().stages;
+    let tasks = stages.iter().map(|s| s.n_tasks()).fold(0, u64::saturating_add);
+    let (memory_bytes, slots) = probed.map_or_else(|| (0, vec![1; stages.len()]), |p| (p.environment.memory_bytes, p.slots));
+    let concurrency = client::sockets(of.concurrency);
+    let (send, receive) = channel();
+    let now = Instant::now();
+    let mut dispatch = Dispatch {
+        of,
+        context,
+        source,
+        runtime: &runtime,
+        remote: Arc::new(remote),
+        send,
+        window: Window::new(concurrency, now),
+        pace: Pace::new(of.batch_time, of.batch, &slots, tasks, concurrency),
+        memory_bytes,
+        waiting: VecDeque::new(),
+        again: VecDeque::new(),
+        calls: HashMap::new(),
+        out: 0,
+        n_calls: 0,
+        accepted: now,
+        looked: now,
+        invoked: Invoked::default(),
+        error: None,
+    };
+    dispatch.go(&receive);
+    let (invoked, error) = (dispatch.invoked, dispatch.error.take());
+    drop(dispatch);
+    runtime.shutdown_background();
+    (invoked, error.map_or(Ok(()), Err))
+}
+
+/// What tasks of the runtime share.
+#[derive(Debug)]
+struct Remote {
+    client: Arc<Client>,
+    work: Arc<dyn Store>,
+    address: RunAddress,
+    /// In the keys of records.
+    name: String,
+    function_timeout: Duration,
+}
+
+/// An invocation under way.
+struct UnderWay {
+    /// Requests whose outcomes are not given back yet; none if nobody needs them any more.
+    owed: Vec<TaskRequest>,
+    /// How often it was refused before.
+    refused: u32,
+    is_needed: Arc<AtomicBool>,
+}
+
+/// Requests that were in an invocation that was refused.
+struct Again {
+    not_before: Instant,
+    refused: u32,
+    requests: Vec<TaskRequest>,
+}
+
+/// What became of an invocation.
+struct Settled {
+    call: u64,
+    how: How,
+    outcomes: Vec<TaskOutcome>,
+    /// Not started, and nobody's fault.
+    not_started: Vec<TaskRequest>,
+    /// Nothing is known of these.
+    left: Vec<TaskRequest>,
+    /// How many outcomes come from records.
+    recovered: u64,
+    environment: Option<Environment>,
+    wall_ms: u64,
+    /// Holds the room that the answer takes.
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+enum How {
+    Answered,
+    Throttled,
+    /// The environment has ended, or a whole invocation's time.
+    Ended(FailureKind, String),
+    Lost(String),
+    /// No further invocation will do better.
+    Hopeless(FailureKind, ExecutorError),
+}
+
+struct Dispatch<'a> {
+    of: &'a LambdaExecutor,
+    context: &'a RunContext,
+    source: &'a dyn TaskSource,
+    runtime: &'a tokio::runtime::Runtime,
+    remote: Arc<Remote>,
+    send: Sender<Settled>,
+    window: Window,
+    pace: Pace,
+    memory_bytes: u64,
+    /// Requests that are in no invocation yet.
+    waiting: VecDeque<TaskRequest>,
+    again: VecDeque<Again>,
+    calls: HashMap<u64, UnderWay>,
+    /// Requests that were handed out to us and not given back.
+    out: usize,
+    n_calls: u64,
+    /// When the last invocation was accepted.
+    accepted: Instant,
+    looked: Instant,
+    invoked: Invoked,
+    error: Option<ExecutorError>,
+}
+
+impl Dispatch<'_> {
+    fn go(&mut self, settled: &Receiver<Settled>) {
+        loop {
+            while let Ok(settled) = settled.try_recv() {
+                self.settle(settled);
+            }
+            if self.looked.elapsed() >= WANTED_TICK || self.context.cancel.is_cancelled() {
+                self.looked = Instant::now();
+                self.give_up_unwanted();
+            }
+            self.window.look(Instant::now(), self.calls.len());
+            let stopped = self.pull();
+            self.invoke();
+            if self.out == 0 {
+                if stopped {
+                    break;
+                }
+                self.source.wait();
+                continue;
+            }
+            match settled.recv_timeout(TICK) {
+                Ok(settled) => self.settle(settled),
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+            }
+        }
+        // They can only be waited for.
+        let end = Instant::now() + self.of.linger;
+        while !self.calls.is_empty()
+            && let Ok(settled) = settled.recv_timeout(end.saturating_duration_since(Instant::now()))
+        {
+            self.settle(settled);
+        }
+    }
+
+    /// Invocations that can be made now.
+    fn room(&self) -> usize {
+        self.window.size().saturating_sub(self.calls.len())
+    }
+
+    /// Takes as many requests from the source as there is use for; true once there are no more.
+    fn pull(&mut self) -> bool {
+        let room = self.room();
+        loop {
+            let useful = room.saturating_mul(self.waiting.back().map_or(1, |r| self.pace.most(r)));
+            if self.out > 0 && (self.waiting.len() >= useful || self.out >= self.of.batch.saturating_mul(self.of.concurrency)) {
+                return false;
+            }
+            match self.source.try_next() {
+                Next::Run(request) => {
+                    self.out += 1;
+                    match &self.error {
+                        Some(error) => self.fail(vec![request], FailureKind::Denied, &error.to_string()),
+                        None => self.waiting.push_back(request),
+                    }
+                }
+                Next::Wait => return false,
+                Next::Stop => return true,
+            }
+        }
+    }
+
+    /// Makes invocations as there is room for them.
+    fn invoke(&mut self) {
+        let now = Instant::now();
+        while self.room() > 0 {
+            if let Some(at) = self.again.iter().position(|a| a.not_before <= now)
+                && let Some(Again { refused, requests, .. }) = self.again.remove(at)
+            {
+                self.call(requests, refused);
+                continue;
+            }
+            let room = self.room();
+            let requests = self.pace.next(&mut self.waiting, room);
+            if requests.is_empty() {
+                break;
+            }
+            self.call(requests, 0);
+        }
+        self.invoked.most_at_once = self.invoked.most_at_once.max(self.calls.len() as u64);
+        if self.calls.is_empty() && !self.again.is_empty() && self.accepted.elapsed() > STARVED {
+            self.give_up(FailureKind::Denied, self.of.unavailable(starved("for ten minutes")));
+        }
+    }
+
+    fn call(&mut self, requests: Vec<TaskRequest>, refused: u32) {
+        self.n_calls += 1;
+        let call = self.n_calls;
+        let is_needed = Arc::new(AtomicBool::new(true));
+        let expected = self.pace.expected(&requests);
+        self.calls.insert(call, UnderWay { owed: requests.clone(), refused, is_needed: Arc::clone(&is_needed) });
+        let (remote, send) = (Arc::clone(&self.remote), self.send.clone());
+        self.runtime.spawn(async move {
+            let settled = remote.invoke(call, requests, expected, &is_needed).await;
+            let _ = send.send(settled);
+        });
+    }
+
+    fn settle(&mut self, settled: Settled) {
+        let Settled { call, how, outcomes, not_started, left, recovered, environment, wall_ms, .. } = settled;
+        let Some(UnderWay { owed, refused, .. }) = self.calls.remove(&call) else { return };
+        let mut owed: HashMap<u64, TaskRequest> = owed.into_iter().map(|r| (r.id, r)).collect();
+        let now = Instant::now();
+        match &how {
+            How::Throttled => {
+                self.invoked.throttled += 1;
+                self.window.shrink(now);
+            }
+            _ => {
+                self.accepted = now;
+                self.invoked.invocations += 1;
+                self.invoked.recovered += recovered;
+                self.invoked.lost_answers += u64::from(matches!(how, How::Lost(_)));
+                self.invoked.crashes += u64::from(matches!(how, How::Ended(..)));
+                let is_cold = environment.as_ref().is_some_and(|e| e.invocations == 1);
+                self.invoked.cold_starts += u64::from(is_cold);
+                let (memory, init_ms) = environment.map_or((self.memory_bytes, 0), |e| (e.memory_bytes, if is_cold { e.init_ms } else { 0 }));
+                self.invoked.byte_ms += memory as f64 * (wall_ms + init_ms) as f64;
+            }
+        }
+        if outcomes.iter().any(|o| o.failure.as_ref().is_some_and(|f| f.kind == FailureKind::Throttled)) {
+            self.window.shrink(now);
+        }
+        for outcome in outcomes {
+            self.pace.learn(&outcome);
+            if owed.remove(&outcome.request.id).is_some() {
+                self.give_back(outcome);
+            }
+        }
+        let mut still = |requests: Vec<TaskRequest>| requests.into_iter().filter_map(|r| owed.remove(&r.id)).collect::<Vec<TaskRequest>>();
+        let (not_started, left) = (still(not_started), still(left));
+        let worker = format!("lambda invocation {call}");
+        self.unstarted(not_started, &worker);
+        if left.is_empty() && !matches!(how, How::Hopeless(..)) {
+            return;
+        }
+        match how {
+            How::Throttled => {
+                let pause = PAUSE.saturating_mul(1 << refused.min(10)).min(LONGEST_PAUSE);
+                // They do not come back together.
+                let not_before = now + pause.mul_f64(0.5 + (call % 64) as f64 / 64.0);
+                self.again.push_back(Again { not_before, refused: refused + 1, requests: left });
+            }
+            How::Answered => self.lose(left, &worker, FailureKind::WorkerLost, "its answer and its records do not tell of the request"),
+            // Perhaps only one of them is to blame. Each is tried alone before it is said of any.
+            How::Ended(FailureKind::Crashed | FailureKind::OutOfMemory | FailureKind::TimedOut, _) if left.len() > 1 => {
+                self.pace.suspect(&left);
+                self.unstarted(left, &worker);
+            }
+            How::Ended(kind, message) => self.lose(left, &worker, kind, &message),
+            How::Lost(message) => self.lose(left, &worker, FailureKind::WorkerLost, &format!("no answer came: {message}")),
+            How::Hopeless(kind, error) => {
+                self.fail(left, kind, &error.to_string());
+                self.give_up(kind, error);
+            }
+        }
+    }
+
+    /// Nothing that is asked of the function will go well.
+    fn give_up(&mut self, kind: FailureKind, error: ExecutorError) {
+        let requests = self.waiting.drain(..).chain(self.again.drain(..).flat_map(|a| a.requests)).collect();
+        self.fail(requests, kind, &error.to_string());
+        self.error.get_or_insert(error);
+    }
+
+    fn give_back(&mut self, outcome: TaskOutcome) {
+        self.out = self.out.saturating_sub(1);
+        self.source.finished(outcome);
+    }
+
+    fn unstarted(&mut self, requests: Vec<TaskRequest>, worker: &str) {
+        for request in requests {
+            self.give_back(TaskOutcome { request, worker: worker.to_owned(), done: Vec::new(), failure: None, worker_peak_bytes: None });
+        }
+    }
+
+    fn lose(&mut self, requests: Vec<TaskRequest>, worker: &str, kind: FailureKind, message: &str) {
+        for request in requests {
+            self.give_back(lost(self.context, request, worker.to_owned(), kind, message.to_owned()));
+        }
+    }
+
+    fn fail(&mut self, requests: Vec<TaskRequest>, kind: FailureKind, message: &str) {
+        self.lose(requests, "lambda", kind, message);
+    }
+
+    /// Gives back what nobody waits for any more. Its invocations go on, since they cannot be stopped; their outcomes are not looked at.
+    fn give_up_unwanted(&mut self) {
+        let cancelled = self.context.cancel.is_cancelled();
+        let source = self.source;
+        let unwanted = |r: &TaskRequest| cancelled || !source.is_wanted(r);
+        let mut given_up = Vec::new();
+        let mut sift = |requests: Vec<TaskRequest>| -> Vec<TaskRequest> {
+            let (gone, kept): (Vec<_>, Vec<_>) = requests.into_iter().partition(unwanted);
+            given_up.extend(gone);
+            kept
+        };
+        self.waiting = sift(std::mem::take(&mut self.waiting).into()).into();
+        self.again.iter_mut().for_each(|a| a.requests = sift(std::mem::take(&mut a.requests)));
+        self.again.retain(|a| !a.requests.is_empty());
+        for call in self.calls.values_mut() {
+            call.owed = sift(std::mem::take(&mut call.owed));
+            if call.owed.is_empty() {
+                call.is_needed.store(false, Ordering::Relaxed);
+            }
+        }
+        let (kind, message) = if cancelled { (FailureKind::Cancelled, "the run was cancelled") } else { (FailureKind::Superseded, "another worker was first") };
+        self.fail(given_up, kind, message);
+    }
+}
+
+impl Remote {
+    /// Makes an invocation, waits for its answer, and looks for records of what is missing in it.
+    async fn invoke(self: &Arc<Remote>, call: u64, requests: Vec<TaskRequest>, expected: Duration, is_needed: &AtomicBool) -> Settled {
+        let start = Instant::now();
+        let invocation = Invocation::new(self.address.clone(), self.name.as_str(), Call::Run(requests.clone()));
+        let (reply, permit) = self.client.invoke(&invocation).await;
+        let mut settled = Settled {
+            call,
+            how: How::Answered,
+            outcomes: Vec::new(),
+            not_started: Vec::new(),
+            left: requests,
+            recovered: 0,
+            environment: None,
+            wall_ms: 0,
+            _permit: permit,
+        };
+        match reply {
+            Reply::Answer(answer) => self.answered(&mut settled, *answer).await,
+            Reply::Throttled(_) => settled.how = How::Throttled,
+            Reply::Ended(kind, message) => {
+                settled.how = How::Ended(kind, message);
+                settled.recovered = self.find_records(&mut settled).await;
+            }
+            Reply::Lost { message, is_over } => {
+                settled.how = How::Lost(message);
+                // Where only the connection is lost, its worker may still be at it.
+                let patience = if is_over { Duration::ZERO } else { PATIENCE.max(expected.mul_f64(1.5)).min(self.function_timeout) };
+                let mut pause = LOOK_AGAIN;
+                loop {
+                    settled.recovered += self.find_records(&mut settled).await;
+                    let now = start.elapsed();
+                    if settled.left.is_empty() || now >= patience || !is_needed.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    tokio::time::sleep(pause.min(patience - now)).await;
+                    pause = (2 * pause).min(Duration::from_secs(2));
+                }
+            }
+            Reply::Refused { denied, message } => {
+                let kind = if denied { FailureKind::Denied } else { FailureKind::Plan };
+                settled.how = How::Hopeless(kind, ExecutorError::Unavailable { worker: "on AWS Lambda".into(), message });
+            }
+        }
+        if settled.environment.is_none() {
+            settled.wall_ms = start.elapsed().as_millis() as u64;
+        }
+        settled
+    }
+
+    async fn answered(self: &Arc<Remote>, settled: &mut Settled, answer: Answer) {
+        match answer {
+            Answer::Done { environment, outcomes, not_started, wall_ms, .. } => {
+                (settled.environment, settled.wall_ms) = (Some(environment), wall_ms);
+                let ended: HashSet<u64> = outcomes.iter().map(|o| o.request.id).collect();
+                let free: HashSet<u64> = not_started.into_iter().collect();
+                let left = std::mem::take(&mut settled.left).into_iter().filter(|r| !ended.contains(&r.id));
+                (settled.not_started, settled.left) = left.partition(|r| free.contains(&r.id));
+                settled.outcomes = outcomes;
+                // What was too long for the answer.
+                self.find_records(settled).await;
+            }
+            Answer::Refused { environment, refusal } if refusal.kind == RefusalKind::Storage => {
+                settled.environment = Some(environment);
+                settled.how = How::Ended(FailureKind::Transient, refusal.message);
+            }
+            Answer::Refused { refusal, .. } => {
+                settled.how = How::Hopeless(FailureKind::Plan, ExecutorError::Refused { worker: "on AWS Lambda".into(), refusal });
+            }
+            Answer::Ready { .. } => settled.how = How::Lost("it answers what it was not asked".into()),
+        }
+    }
+
+    /// Moves requests that have records from those of which nothing is known to the outcomes; how many.
+    async fn find_records(self: &Arc<Remote>, settled: &mut Settled) -> u64 {
+        if settled.left.is_empty() {
+            return 0;
+        }
+        let (remote, left) = (Arc::clone(self), std::mem::take(&mut settled.left));
+        let looked = tokio::task::spawn_blocking(move || {
+            let look = |request: TaskRequest| {
+                // One that cannot be read now is none.
+                let found = remote::read_record(&*remote.work, &remote.address.folder, &remote.name, &request).ok().flatten();
+                found
+                    .map(|mut outcome| {
+                        outcome.request = request.clone();
+                        outcome
+                    })
+                    .ok_or(request)
+            };
+            left.into_iter().map(look).collect::<Vec<_>>()
+        });
+        let before = settled.outcomes.len();
+        for found in looked.await.unwrap_or_default() {
+            match found {
+                Ok(outcome) => settled.outcomes.push(outcome),
+                Err(request) => settled.left.push(request),
+            }
+        }
+        (settled.outcomes.len() - before) as u64
+    }
+}

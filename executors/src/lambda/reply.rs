@@ -1,0 +1,175 @@
+//! What a reply of the Invoke API means.
+
+use freestone_engine::remote::Answer;
+use freestone_engine::task::FailureKind;
+use serde::Deserialize;
+
+/// Status, the headers that matter, and body of a reply.
+#[derive(Debug, Default)]
+pub(super) struct Raw<'a> {
+    pub(super) status: u16,
+    /// `x-amz-function-error`.
+    pub(super) function_error: Option<&'a str>,
+    /// `x-amzn-errortype`.
+    pub(super) error_type: Option<&'a str>,
+    /// `x-amz-log-result`: the end of the function's log, in base 64.
+    pub(super) log: Option<&'a str>,
+    pub(super) body: &'a [u8],
+}
+
+/// What it means.
+#[derive(Debug)]
+pub(super) enum Reply {
+    /// The worker's answer.
+    Answer(Box<Answer>),
+    /// Too many at once: nothing was run.
+    Throttled(String),
+    /// The environment came to its end, or its time did; of what it ran some may have been finished.
+    Ended(FailureKind, String),
+    /// The service failed, or the answer was none; of what was run some may have been finished, and may still go on unless it is over.
+    Lost { message: String, is_over: bool },
+    /// No invocation of this function will go well.
+    Refused { denied: bool, message: String },
+}
+
+/// What Lambda says of a function that has failed, and of requests that it refuses.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Said {
+    #[serde(rename = "errorType")]
+    error_type: String,
+    #[serde(rename = "errorMessage")]
+    error_message: String,
+    #[serde(alias = "Message")]
+    message: String,
+    #[serde(rename = "Reason")]
+    reason: String,
+}
+
+/// A process that was killed with so much of its memory in use was killed for that.
+const FULL: f64 = 0.95;
+
+/// Reads a reply.
+pub(super) fn read(raw: &Raw<'_>) -> Reply {
+    let said = || serde_json::from_slice::<Said>(raw.body).unwrap_or_default();
+    match (raw.status, raw.function_error) {
+        (200, None) => match serde_json::from_slice(raw.body) {
+            Ok(answer) => Reply::Answer(Box::new(answer)),
+            Err(error) => over(format!("the answer is not one of a worker of this version ({error})")),
+        },
+        (200, Some(_)) => of_function(&said(), raw.log),
+        (429, _) => {
+            let said = said();
+            Reply::Throttled(if said.reason.is_empty() { said.message } else { said.reason })
+        }
+        (status @ 500.., _) => over(format!("Lambda answered {status} {}: {}", raw.error_type.unwrap_or_default(), said().message)),
+        (status, _) => {
+            let kind = raw.error_type.map_or_else(|| status.to_string(), |t| t.split(':').next().unwrap_or(t).to_owned());
+            let hint = match status {
+                401 | 403 => "; the credentials must be valid and permit lambda:InvokeFunction",
+                404 => "; deploy it, or name another one, or another region",
+                _ => "",
+            };
+            Reply::Refused { denied: matches!(status, 401 | 403), message: format!("{kind}: {}{hint}", said().message) }
+        }
+    }
+}
+
+fn over(message: String) -> Reply {
+    Reply::Lost { message, is_over: true }
+}
+
+fn of_function(said: &Said, log: Option<&str>) -> Reply {
+    let Said { error_type, error_message, .. } = said;
+    let text = if error_type.is_empty() { error_message.clone() } else { format!("{error_type}: {error_message}") };
+    match error_type.as_str() {
+        // Its records have what it could not answer.
+        "Function.ResponseSizeTooLarge" => over(text),
+        "Sandbox.Timedout" => Reply::Ended(FailureKind::TimedOut, text),
+        "Runtime.OutOfMemory" => Reply::Ended(FailureKind::OutOfMemory, text),
+        "Runtime.ExitError" if error_message.contains("signal: killed") => {
+            // Lambda says so where a process needs more memory than it has, and gives no other reason. The log has the figures, if it came.
+            match log.and_then(memory_used) {
+                Some(part) if part < FULL => Reply::Ended(FailureKind::WorkerLost, text),
+                _ => Reply::Ended(FailureKind::OutOfMemory, format!("{text} (the environment was killed, which Lambda does for want of memory)")),
+            }
+        }
+        _ if error_message.contains("Task timed out") => Reply::Ended(FailureKind::TimedOut, text),
+        _ => Reply::Ended(FailureKind::Crashed, text),
+    }
+}
+
+/// What part of its memory a function has used, by the REPORT line of its log.
+fn memory_used(log: &str) -> Option<f64> {
+    let text = String::from_utf8_lossy(&base64(log)?).into_owned();
+    let report = text.lines().rfind(|l| l.starts_with("REPORT "))?;
+    let megabytes = |name: &str| report.split_once(name)?.1.split_whitespace().next()?.parse::<f64>().ok();
+    Some(megabytes("Max Memory Used: ")? / megabytes("Memory Size: ")?)
+}
+
+/// The bytes of a text in base 64.
+fn base64(text: &str) -> Option<Vec<u8>> {
+    let (mut bytes, mut bits, mut n) = (Vec::with_capacity(text.len() / 4 * 3), 0u32, 0);
+    for c in text.bytes().filter(|c| *c != b'=') {
+        let value = match c {
+            b'A'..=b'Z' => c - b'A',
+            b'a'..=b'z' => c - b'a' + 26,
+            b'0'..=b'9' => c - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        };
+        (bits, n) = (bits << 6 | u32::from(value), n + 6);
+        if n >= 8 {
+            n -= 8;
+            bytes.push((bits >> n) as u8);
+        }
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(raw: &Raw<'_>, expect: &str) {
+        let found = match read(raw) {
+            Reply::Answer(_) => "answer".into(),
+            Reply::Throttled(why) => format!("throttled: {why}"),
+            Reply::Ended(kind, why) => format!("{}: {why}", kind.name()),
+            Reply::Lost { message, is_over } => format!("lost: {message} {is_over}"),
+            Reply::Refused { denied, message } => format!("refused{}: {message}", if denied { ", denied" } else { "" }),
+        };
+        assert!(found.starts_with(expect), "{found}\nis not\n{expect}");
+    }
+
+    #[test]
+    fn replies_are_told_apart() {
+        let failed = |body: &'static str| Raw { status: 200, function_error: Some("Unhandled"), body: body.as_bytes(), ..Raw::default() };
+        let killed = r#"{"errorType":"Runtime.ExitError","errorMessage":"RequestId: 7 Error: Runtime exited with error: signal: killed"}"#;
+        check(&failed(killed), "out of memory: Runtime.ExitError");
+        // REPORT RequestId: 7  Memory Size: 256 MB  Max Memory Used: 256 MB, and the same with 100 MB.
+        let full = "UkVQT1JUIFJlcXVlc3RJZDogNwlNZW1vcnkgU2l6ZTogMjU2IE1CCU1heCBNZW1vcnkgVXNlZDogMjU2IE1CCQo=";
+        let half = "UkVQT1JUIFJlcXVlc3RJZDogNwlNZW1vcnkgU2l6ZTogMjU2IE1CCU1heCBNZW1vcnkgVXNlZDogMTAwIE1CCQo=";
+        check(&Raw { log: Some(full), ..failed(killed) }, "out of memory");
+        check(&Raw { log: Some(half), ..failed(killed) }, "worker lost");
+        check(&failed(r#"{"errorType":"Runtime.ExitError","errorMessage":"Runtime exited with error: exit status 3"}"#), "crashed");
+        check(&failed(r#"{"errorType":"Sandbox.Timedout","errorMessage":"Task timed out after 5.00 seconds"}"#), "timed out");
+        check(&failed(r#"{"errorMessage":"2026-11-22 Task timed out after 3.00 seconds"}"#), "timed out");
+        check(&failed(r#"{"errorType":"Function.ResponseSizeTooLarge","errorMessage":"Response payload size"}"#), "lost: Function.Resp");
+        check(&failed(r#"{"errorType":"panic","errorMessage":"oh"}"#), "crashed: panic: oh");
+        check(&failed("not json"), "crashed");
+        let refused = |status, kind, body: &'static str| Raw { status, error_type: Some(kind), body: body.as_bytes(), ..Raw::default() };
+        let many = r#"{"Type":"User","Reason":"ConcurrentInvocationLimitExceeded","message":"Rate Exceeded."}"#;
+        check(&refused(429, "TooManyRequestsException", many), "throttled: ConcurrentInvocationLimitExceeded");
+        check(&refused(500, "ServiceException", r#"{"Message":"oops"}"#), "lost: Lambda answered 500 ServiceException: oops");
+        check(&refused(503, "", ""), "lost: Lambda answered 503");
+        check(&refused(404, "ResourceNotFoundException:http://x", r#"{"Message":"Function not found"}"#), "refused: ResourceNotFoundException: Function not");
+        check(&refused(403, "AccessDeniedException", "{}"), "refused, denied: AccessDenied");
+        check(&refused(413, "RequestTooLargeException", "{}"), "refused: RequestTooLarge");
+        check(&Raw { status: 200, body: b"null", ..Raw::default() }, "lost: the answer is not one of a worker");
+        let refusal = br#"{"refused":{"environment":{"id":"e","invocations":1,"had_plan":false,"init_ms":1,"memory_bytes":1,"peak_bytes":1},"refusal":{"kind":"plan","message":"m"}}}"#;
+        check(&Raw { status: 200, body: refusal, ..Raw::default() }, "answer");
+    }
+}
