@@ -21,6 +21,7 @@ use freestone_lambda::DType;
 use freestone_lambda_emulator::{Cap, Emulator, Faults};
 use freestone_ops::io::{Target, open_in, outputs};
 use freestone_ops::random_normal;
+use freestone_sessions::{CommitOptions, Format, MAIN, Repository, RunSession};
 
 use crate::support::{Odd, Place, kernels, odd, own, run, stock, tree};
 
@@ -140,6 +141,47 @@ fn a_run_survives_what_goes_wrong() {
     }
     let invoked = report.invoked.unwrap();
     assert!(invoked.throttled >= stats.faults.throttled / 2 && invoked.recovered > 0 && invoked.crashes > 0, "{invoked:?}");
+}
+
+/// One commit for a whole run, with receipts from the workers, some of whom are killed or lose their answers: the same objects as threads write.
+#[test]
+fn a_run_is_one_commit() {
+    let place = Place::new();
+    let emulator = stock(|config| {
+        config.concurrency = 4;
+        config.faults = Faults { seed: 5, throttle: 0.1, kill: 0.05, kill_after: Duration::ZERO..Duration::from_millis(20), lose: 0.1, ..Faults::default() };
+    });
+    let lambda = executor(&emulator.url(), 4, 50);
+    let threads = Threads::new(2);
+    let spec = place.spec();
+    let source = random_normal(&[200, 60], 0.0, 1.0, 1, DType::Float64, &[2, 60]).unwrap();
+    let executors: [(&str, &dyn Executor); 2] = [("threads", &threads), ("lambda", &lambda)];
+    let mut objects = Vec::new();
+    for (name, executor) in executors {
+        let repository = Repository::open_or_create(&place.at(name), Format::default()).unwrap();
+        let session = repository.writable_session(MAIN).unwrap();
+        let stores = freestone_lambda::stores();
+        stores.insert(session.store());
+        let url = session.store().url().to_owned();
+        let target = |array, name: &str| Target::in_group(array, &url, name).with_stores(&stores);
+        let rows = source.rechunk(&[20, 30]).unwrap();
+        let lowered = outputs(&[target(&(&source * 2.0), "group/twice"), target(&rows, "group/rows")], &stores).unwrap();
+        let plan = Arc::new(lower(&lowered, &spec).unwrap());
+        let commit = RunSession::committing(&session, "by many", CommitOptions::default());
+        stores.insert(freestone_engine::session::Session::store(&commit).unwrap());
+        let kernels = kernels_of(&lowered).unwrap();
+        let run = Run { spec: &spec, stores: &stores, kernels: &kernels, executor, session: &commit, observers: &[], cancel: Cancel::default() };
+        let report = driver::run(&plan, &run).unwrap();
+        let history = repository.history(&MAIN.into()).unwrap();
+        assert_eq!((history.len(), report.snapshot.as_ref()), (2, Some(&history[0].id)), "{name}");
+        let mut twice = repository.readonly_session(&MAIN.into()).unwrap().array("group/twice").unwrap();
+        assert_eq!(twice.read().unwrap().len(), 200 * 60 * 8);
+        let mut chunks: Vec<Vec<u8>> = tree(place.at(&format!("{name}/chunks"))).into_values().collect();
+        chunks.sort_unstable();
+        objects.push(chunks);
+    }
+    assert!(objects[0].len() == 120 && objects[0] == objects[1]);
+    println!("{:?}", emulator.stats().faults);
 }
 
 /// Not a test: the client that the test below kills.
