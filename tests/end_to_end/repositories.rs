@@ -237,6 +237,25 @@ fn what_is_in_the_way_is_found_before_anything_runs() {
     assert_eq!(tree(place.at("repository")), before);
 }
 
+/// `tests/interop/icechunk_read.py` looks at it.
+#[test]
+#[ignore = "needs Python's icechunk: run by .ci/run"]
+fn icechunk_reads_what_runs_commit() {
+    let place = Place::new();
+    let folder = std::env::var("FREESTONE_ICECHUNK").expect("FREESTONE_ICECHUNK is set by .ci/run");
+    let path = format!("{folder}/ours-run");
+    let _ = fs::remove_dir_all(&path);
+    let repository = Repository::create(&path, Format::default()).unwrap();
+    let u = freestone::open(&format!("{WINDS_V3}/u")).unwrap();
+    let mut session = Session::begin(&repository, MAIN).unwrap();
+    session.store(&(&u * &u).mean(0).unwrap(), "means/uu").unwrap();
+    session.commit("squares", &place.spec()).unwrap();
+    let mut session = Session::begin(&repository, MAIN).unwrap();
+    let twice = session.open("means/uu").unwrap() * 2.0;
+    session.store(&twice, "means/twice").unwrap();
+    session.commit_with("twice that", &place.spec(), &processes(2), CommitOptions::default(), &Options::default()).unwrap();
+}
+
 // --- The driver is killed -------------------------------------------------------------------------------------------
 
 /// Tells [`repository_child`] what to do.

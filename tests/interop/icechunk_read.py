@@ -38,3 +38,21 @@ for format in range(1, major + 1):
     zarr.open_array(session.store, path="u")[2, 3] = 7
     session.commit("by them")
     print(f"ok {path.name} is written on")
+
+# What runs have committed, by threads and by processes.
+if major >= 2:
+    path = Path(sys.argv[1]) / "ours-run"
+    repository = icechunk.Repository.open(icechunk.local_filesystem_storage(str(path)))
+    history = list(repository.ancestry(branch="main"))
+    assert [s.message for s in history][:2] == ["twice that", "squares"], history
+    assert "freestone_plan" in history[0].metadata, history[0].metadata
+    winds = zarr.open_group(str(Path(__file__).parents[2] / "examples/data/winds-v3.zarr"), mode="r")
+    expect = (winds["u"][:].astype("f8") ** 2).mean(axis=0)
+    dataset = xarray.open_zarr(repository.readonly_session("main").store, group="means", consolidated=False)
+    assert dataset.uu.dims == ("latitude", "longitude"), dataset
+    np.testing.assert_array_equal(dataset.latitude.values, winds["latitude"][:])
+    np.testing.assert_allclose(dataset.uu.values, expect, rtol=1e-6)
+    np.testing.assert_array_equal(dataset.twice.values, 2 * dataset.uu.values)
+    before = repository.readonly_session(snapshot_id=history[1].id).store
+    assert sorted(zarr.open_group(before, path="means", mode="r").array_keys()) == ["latitude", "longitude", "uu"]
+    print("ok what runs have committed")
