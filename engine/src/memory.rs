@@ -244,7 +244,7 @@ impl fmt::Display for MemoryEstimate {
 }
 
 /// What a process holds that has repositories open: its own threads for them, the code that it touches, snapshots. Measured: 10 to 12 MB, of which pages of the program are the greater part.
-const REPOSITORY_BYTES: u64 = 16_000_000;
+const REPOSITORY_BYTES: u64 = 14_000_000;
 /// References to chunks that a repository keeps decoded, at most, and the bytes of one. Measured: 65 to 70.
 pub const CACHED_REFERENCES: u64 = 2_000_000;
 const REFERENCE_BYTES: u64 = 75;

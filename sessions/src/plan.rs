@@ -66,15 +66,16 @@ impl WritableSession {
 
 /// A plan's outputs, all of which must be in a session.
 fn outputs<'a>(store: &SessionStore, plan: &'a FinalizedPlan) -> Result<HashMap<ArrayId, Output<'a>>, Error> {
-    let output = |publication: &'a Publication| {
-        let array = plan.plan().array(publication.array);
-        match &array.place {
-            Place::Output { url, path } if url == store.url() => Ok((publication.array, Output { path, info: &array.info, publication })),
-            Place::Output { url, path } => Err(Error::Elsewhere { place: format!("{url}/{path}"), expected: store.url().to_owned() }),
-            _ => Err(Error::Elsewhere { place: array.name.clone(), expected: store.url().to_owned() }),
-        }
-    };
-    plan.plan().publications.iter().map(output).collect()
+    plan.plan().publications.iter().map(|p| Ok((p.array, output(store, plan, p)?))).collect()
+}
+
+fn output<'a>(store: &SessionStore, plan: &'a FinalizedPlan, publication: &'a Publication) -> Result<Output<'a>, Error> {
+    let array = plan.plan().array(publication.array);
+    match &array.place {
+        Place::Output { url, path } if url == store.url() => Ok(Output { path, info: &array.info, publication }),
+        Place::Output { url, path } => Err(Error::Elsewhere { place: format!("{url}/{path}"), expected: store.url().to_owned() }),
+        _ => Err(Error::Elsewhere { place: array.name.clone(), expected: store.url().to_owned() }),
+    }
 }
 
 fn check_plan(store: &Arc<SessionStore>, plan: &FinalizedPlan) -> Result<(), Error> {
@@ -121,6 +122,10 @@ fn take_plan(store: &Arc<SessionStore>, plan: &FinalizedPlan, receipts: impl Int
             change(store, "", NodeChange::New(group.clone()))?;
         }
         if is_made(store, output) {
+            // A try before this one has told of a part, perhaps.
+            if let (Mode::Whole, Some(mut draft)) = (&output.publication.mode, store.draft()) {
+                draft.receipts.remove(output.path);
+            }
             continue;
         }
         let document = output.publication.document.clone();
@@ -324,10 +329,10 @@ impl Session for RunSession {
         Ok(check_plan(&self.store, plan)?)
     }
 
-    fn begin(&self, plan: &FinalizedPlan) -> Result<(), SessionError> {
-        // Nothing has to make room: what is there stays visible until the commit.
+    fn begin(&self, _plan: &FinalizedPlan) -> Result<(), SessionError> {
+        // Nothing has to make room: what is there stays visible until the commit, and the base that was looked at is what it was.
         self.begun.store(true, Ordering::Relaxed);
-        self.check(plan)
+        Ok(())
     }
 
     fn ticket(&self) -> Value {
@@ -352,8 +357,8 @@ impl Session for RunSession {
 
     fn holds(&self, plan: &FinalizedPlan, receipt: &task::Receipt) -> Result<bool, StorageError> {
         let find = || -> Result<Option<Receipt>, Error> {
-            let outputs = outputs(&self.store, plan)?;
-            outputs.get(&receipt.array).map(|o| ours(self.store.session_id().unwrap_or_default(), o, receipt)).transpose()
+            let Some(publication) = plan.plan().publications.iter().find(|p| p.array == receipt.array) else { return Ok(None) };
+            ours(self.store.session_id().unwrap_or_default(), &output(&self.store, plan, publication)?, receipt).map(Some)
         };
         let failed = |e: Error| e.into_storage(self.store.url().to_owned(), "read");
         let objects = self.store.repository().objects();

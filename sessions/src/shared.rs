@@ -836,11 +836,6 @@ impl Joiner {
         &self.store
     }
 
-    /// The session.
-    pub fn session(&self) -> &SharedSession {
-        &self.flusher.joined.session
-    }
-
     /// Finds out whether the session takes writes, now.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! Runs that commit to repositories: one plan, one commit, whoever is killed.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -429,7 +430,8 @@ fn check_killed(place: &Place, on: &str, moment: &Moment, expect: &ArrayD<f64>) 
     }
     let runs = freestone::engine::driver::record::folders(&Stores::default(), &format!("{folder}/work")).unwrap();
     let [run] = runs.as_slice() else { panic!("{moment:?}: {runs:?}") };
-    let output = Command::new(BINARY).args(["resume", &format!("{folder}/work/{run}"), "--json"]).output().unwrap();
+    let run = Path::new(&folder).join("work").join(run);
+    let output = Command::new(BINARY).arg("resume").arg(run).arg("--json").output().unwrap();
     let report: Value = serde_json::from_str(&stdout(&output)).unwrap();
     let repository = Repository::open(&format!("{folder}/repository")).unwrap();
     assert_eq!(values(&repository, MAIN, "data/rows", &spec), *expect, "{moment:?}");

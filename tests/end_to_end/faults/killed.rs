@@ -282,7 +282,7 @@ fn check(place: &Place, on: &str, moment: &Moment, slow_ms: u64, expect: &BTreeM
     let published = left.keys().filter(|n| n.ends_with("/zarr.json")).count() as u64;
     let may_be = if let Moment::Published(n) = moment { *n } else { 0 };
     assert_eq!(published, may_be, "{moment:?}: {:?}", left.keys());
-    assert!(Path::new(&format!("{folder}/work/{}/plan.json", first.run)).exists(), "{moment:?}: the plan is not there");
+    assert!(Path::new(&folder).join("work").join(&first.run).join("plan.json").exists(), "{moment:?}: the plan is not there");
 
     let heard = Other::start(&json!({"folder": folder, "on": on, "resume": first.run})).hear();
     let second = known(&heard);
@@ -292,7 +292,7 @@ fn check(place: &Place, on: &str, moment: &Moment, slow_ms: u64, expect: &BTreeM
     let mut found = tree(format!("{folder}/results"));
     found.retain(|name, _| !is_part(name));
     same_files(expect, &found).unwrap_or_else(|why| panic!("{moment:?}: {why}"));
-    assert!(!Path::new(&format!("{folder}/work/{}", first.run)).exists(), "{moment:?}: the run's folder is left");
+    assert!(!Path::new(&folder).join("work").join(&first.run).exists(), "{moment:?}: the run's folder is left");
 
     let (planned, _) = plan(&folder, "results", on);
     for (i, stage) in planned.plan().plan().stages.iter().enumerate() {
