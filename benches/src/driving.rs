@@ -17,7 +17,8 @@ use freestone::engine::machine;
 use freestone::engine::storage::reader::{Traffic, Written};
 use freestone::engine::task::{Receipt, TaskOutcome, TaskReport, TaskRequest};
 use freestone::engine::worker::RunContext;
-use freestone::{CodecName, DType, Settings, Target};
+use freestone::sessions::{CommitOptions, Format, MAIN, Repository};
+use freestone::{CodecName, DType, Options, Settings, Target};
 use serde::{Deserialize, Serialize};
 
 use crate::{Failure, process};
@@ -57,6 +58,9 @@ pub(crate) struct Child {
     workers: Workers,
     #[arg(long)]
     stages: Stages,
+    /// Into a repository, with a commit at the end.
+    #[arg(long)]
+    commit: bool,
     #[arg(long, default_value_t = N_TASKS)]
     tasks: u64,
     /// Where the work directory is made.
@@ -77,21 +81,25 @@ pub(crate) struct Cost {
 }
 
 /// Measures in fresh processes.
-pub(crate) fn measure(workers: Workers, stages: Stages) -> Result<Cost, Failure> {
+pub(crate) fn measure(workers: Workers, stages: Stages, commit: bool) -> Result<Cost, Failure> {
     let name = |v: Option<clap::builder::PossibleValue>| v.map(|v| v.get_name().to_owned()).unwrap_or_default();
     let mut command = process::own("child-driving")?;
     command.args(["--workers", &name(workers.to_possible_value()), "--stages", &name(stages.to_possible_value())]);
+    command.args(commit.then_some("--commit"));
     process::json(&mut command, process::TIME_LIMIT)
 }
 
 /// Measures everything and prints it.
 pub(crate) fn print_all() -> Result<(), Failure> {
-    for (workers, stages) in [(Workers::AtOnce, Stages::One), (Workers::AtOnce, Stages::Several), (Workers::Simulated, Stages::One)] {
-        let cost = measure(workers, stages)?;
+    let at_once = Workers::AtOnce;
+    let rows = [(at_once, Stages::One, false), (at_once, Stages::Several, false), (at_once, Stages::One, true), (Workers::Simulated, Stages::One, false)];
+    for (workers, stages, commit) in rows {
+        let cost = measure(workers, stages, commit)?;
         let rate = cost.tasks as f64 / cost.wall_s;
         println!(
-            "{} tasks, stages: {stages:?}, workers: {workers:?}: {:.2} µs of CPU a task, {} at most, {:.2} s, {rate:.0} tasks/s{}",
+            "{} tasks, stages: {stages:?}, workers: {workers:?}, {}: {:.2} µs of CPU a task, {} at most, {:.2} s, {rate:.0} tasks/s{}",
             cost.tasks,
+            if commit { "committed" } else { "plain" },
             cost.micros_per_task,
             freestone::size(cost.peak_rss_bytes),
             cost.wall_s,
@@ -116,14 +124,23 @@ pub(crate) fn run(child: &Child) -> Result<Cost, Failure> {
             &x - &x.mean(1)?.expand_dims(1)?
         }
     };
-    let planned = freestone::plan(&[Target::array(&array, &at("out")).codec(CodecName::None)], &spec)?;
-    let tasks = planned.plan().plan().stages.iter().map(|s| s.n_tasks()).sum::<u64>();
     let executor = Answering { workers: child.workers, waited: Mutex::default() };
-    let (start, cpu) = (Instant::now(), machine::process_cpu_ns());
-    let report = freestone::run(&planned, &spec, &executor)?;
+    let (start, cpu);
+    let report = if child.commit {
+        let repository = Repository::create(&at("repository"), Format::default())?;
+        let mut session = freestone::Session::begin(&repository, MAIN)?;
+        session.add(session.target(&array, "out").codec(CodecName::None));
+        (start, cpu) = (Instant::now(), machine::process_cpu_ns());
+        session.commit_with("driven", &spec, &executor, CommitOptions::default(), &Options::default())?
+    } else {
+        let planned = freestone::plan(&[Target::array(&array, &at("out")).codec(CodecName::None)], &spec)?;
+        (start, cpu) = (Instant::now(), machine::process_cpu_ns());
+        freestone::run(&planned, &spec, &executor)?
+    };
     let took = machine::process_cpu_ns() - cpu;
+    let tasks = report.stages.iter().map(|s| s.tasks).sum::<u64>();
     if std::env::var_os("FREESTONE_BENCH_EXPLAIN").is_some() {
-        eprintln!("{}\n{report}", planned.plan());
+        eprintln!("{report}");
     }
     Ok(Cost {
         tasks,

@@ -36,7 +36,7 @@ use freestone::CodecName;
 use serde::Serialize;
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: freestone_allocator::Allocator = freestone_allocator::Allocator;
 
 type Failure = Box<dyn Error>;
 

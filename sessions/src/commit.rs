@@ -4,12 +4,14 @@
 //! the session has changed; if the two are disjoint, the changes are made on top of the new tip. So a conflict names arrays and chunks, and a
 //! commit can be tried again by anybody who has the receipts.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use freestone_allocator::Frugal;
 use futures_util::{StreamExt, TryStreamExt};
+use icechunk::config::{ManifestConfig, RepositoryConfig};
 use icechunk::diff::Diff;
 use icechunk::format::manifest::{ChunkPayload, ChunkRef};
 use icechunk::format::repo_info::UpdateType;
@@ -20,14 +22,18 @@ use icechunk::session::{Session, SessionErrorKind};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::draft::{Draft, NodeChange, ancestors, icechunk_path, our_path};
+use crate::draft::{Draft, Known, NodeChange, ancestors, icechunk_path, our_path};
 use crate::error::{Clash, Conflict, Error};
+use crate::manifests;
 use crate::receipt::{Placed, Written};
 use crate::repository::{Format, Repository, Snapshot, Version, failed, snapshot_id};
 use crate::runtime::wait;
 
 /// The property of a snapshot that says which session it is of.
 pub(crate) const SESSION_PROPERTY: &str = "freestone_session";
+
+/// References that are given to Icechunk in one go.
+const REFERENCES_AT_ONCE: usize = 4096;
 
 /// What happens where the branch has moved since the session began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -118,6 +124,7 @@ impl Repository {
         check_complete(&commit.options.complete, draft)?;
         draft.check_hierarchy()?;
         let _lock = self.lock()?;
+        let _frugal = Frugal::new();
         let attempts = match commit.options.rebase {
             Rebase::Never => 1,
             Rebase::Disjoint { attempts } => attempts.max(1),
@@ -181,37 +188,88 @@ impl Repository {
     /// One try on top of a tip; none if the branch moved meanwhile.
     fn try_commit(&self, commit: &Commit<'_>, tip: &str, draft: &Draft) -> Result<Option<String>, Error> {
         let (repository, place) = (Arc::clone(self.icechunk()), self.url().to_owned());
+        let splitting = self.splitting(tip, draft)?;
         let (branch, tip, message) = (commit.branch.to_owned(), snapshot_id(tip)?, commit.message.to_owned());
         let mut properties: BTreeMap<String, Value> = commit.options.properties.clone().into_iter().collect();
         properties.insert(SESSION_PROPERTY.to_owned(), json!(commit.session));
         let nodes: Vec<(String, NodeChange)> = draft.nodes.iter().map(|(path, change)| (path.clone(), change.clone())).collect();
-        let chunks: Vec<Chunks> = draft.receipts.arrays().map(|(array, placed)| Chunks::of(draft, array, placed)).collect::<Result<_, _>>()?;
-        wait(async move {
-            let lost = |action| {
-                let place = place.clone();
-                move |e: icechunk::session::SessionError| failed(&place, action, e.kind)
-            };
-            let mut session = repository.writable_session(&branch).await.map_err(|e| failed(&place, "written", e.kind))?;
-            if *session.snapshot_id() != tip {
-                return Ok(None);
-            }
-            for (path, change) in &nodes {
-                apply_node(&mut session, &place, path, change).await?;
-            }
-            for Chunks { path, refs } in chunks {
-                for (chunk, payload) in refs {
-                    session.set_chunk_ref(path.clone(), chunk, payload).await.map_err(lost("given chunks"))?;
+        let lost = |place: &str, action| {
+            let place = place.to_owned();
+            move |e: icechunk::session::SessionError| failed(&place, action, e.kind)
+        };
+        let session = wait({
+            let place = place.clone();
+            async move {
+                let repository = match splitting {
+                    // It shares all that is open.
+                    Some(config) => &repository.reopen(Some(config), None).await.map_err(|e| failed(&place, "opened", e.kind))?,
+                    None => &*repository,
+                };
+                let mut session = repository.writable_session(&branch).await.map_err(|e| failed(&place, "written", e.kind))?;
+                if *session.snapshot_id() != tip {
+                    return Ok(None);
                 }
+                for (path, change) in &nodes {
+                    apply_node(&mut session, &place, path, change).await?;
+                }
+                Ok(Some(session))
             }
+        })?;
+        let Some(mut session) = session else { return Ok(None) };
+        for (array, chunks) in draft.receipts.arrays() {
+            let path = icechunk_path(array)?;
+            // What an array that is made here does not have need not be said.
+            let fresh = draft.hides_chunks(array);
+            // All references at once would be a second copy of them.
+            for numbers in chunks.for_tree().chunks(REFERENCES_AT_ONCE) {
+                let refs: Vec<_> = numbers.iter().filter_map(|n| chunks.nth(*n)).filter_map(|(chunk, placed)| reference(chunk, placed, fresh)).collect();
+                let (path, lost) = (path.clone(), lost(&place, "given chunks"));
+                session = wait(async move {
+                    for (chunk, payload) in refs {
+                        session.set_chunk_ref(path.clone(), chunk, payload).await.map_err(&lost)?;
+                    }
+                    Ok(session)
+                })?;
+            }
+        }
+        wait(async move {
             if !session.has_uncommitted_changes() {
                 return Err(Error::NothingToCommit);
             }
             match session.commit(message).properties(properties).execute().await {
                 Ok(id) => Ok(Some(id.to_string())),
                 Err(e) if matches!(e.kind, SessionErrorKind::Conflict { .. }) => Ok(None),
-                Err(e) => Err(lost("committed to")(e)),
+                Err(e) => Err(lost(&place, "committed to")(e)),
             }
         })
+    }
+
+    /// How manifests of the arrays that a draft changes are cut, unless the repository says it itself or all are kept whole.
+    fn splitting(&self, tip: &str, draft: &Draft) -> Result<Option<RepositoryConfig>, Error> {
+        if self.icechunk().config().manifest.as_ref().is_some_and(|m| m.splitting.is_some()) {
+            return Ok(None);
+        }
+        let mut base = None;
+        let mut arrays = Vec::new();
+        for path in draft.nodes.keys().chain(draft.receipts.arrays().map(|(path, _)| path)).collect::<BTreeSet<_>>() {
+            let document = match draft.node(path) {
+                Known::Document(document) => Some(document.clone()),
+                Known::Gone => None,
+                Known::Unchanged => {
+                    let base = match &mut base {
+                        Some(base) => base,
+                        none => none.insert(self.readonly_session(&Version::Snapshot(tip.to_owned()))?),
+                    };
+                    base.session_store().parsed(path)?
+                }
+            };
+            // What is no array that a repository can hold is refused by who makes it.
+            if let Some(shape) = document.and_then(|d| Shape::of(path, &d).ok()) {
+                arrays.push((path.as_str(), shape.counts().collect()));
+            }
+        }
+        let manifest = |splitting| ManifestConfig { splitting: Some(splitting), ..ManifestConfig::default() };
+        Ok(manifests::splitting(arrays.into_iter()).map(|s| RepositoryConfig { manifest: Some(manifest(s)), ..RepositoryConfig::default() }))
     }
 
     /// What a draft and the commits since its base have both changed.
@@ -256,7 +314,7 @@ impl Repository {
     /// Makes chunk objects durable, before anything refers to them.
     fn sync_objects(&self, draft: &Draft) -> Result<(), Error> {
         let Some(store) = self.base_store() else { return Ok(()) };
-        let objects = draft.receipts.arrays().flat_map(|(_, chunks)| chunks.values()).filter_map(|(written, _)| match written {
+        let objects = draft.receipts.arrays().flat_map(|(_, chunks)| chunks.iter()).filter_map(|(_, (written, _))| match written {
             Written::Object { id, .. } => Some(crate::objects::key(&ChunkId::new(*id))),
             Written::Fill | Written::Inline { .. } => None,
         });
@@ -305,27 +363,15 @@ fn check_complete(arrays: &[String], draft: &Draft) -> Result<(), Error> {
     Ok(())
 }
 
-/// References of one array's chunks.
-struct Chunks {
-    path: Path,
-    refs: Vec<(ChunkIndices, Option<ChunkPayload>)>,
-}
-
-impl Chunks {
-    fn of(draft: &Draft, array: &str, placed: &HashMap<Vec<u32>, Placed>) -> Result<Chunks, Error> {
-        // What an array that is made here does not have need not be said.
-        let fresh = draft.hides_chunks(array);
-        let refs = placed.iter().filter_map(|(chunk, (written, _))| {
-            let payload = match written {
-                Written::Fill if fresh => return None,
-                Written::Fill => None,
-                Written::Inline { bytes } => Some(ChunkPayload::Inline(Bytes::copy_from_slice(bytes))),
-                Written::Object { id, offset, len } => Some(ChunkPayload::Ref(ChunkRef { id: ChunkId::new(*id), offset: *offset, length: *len })),
-            };
-            Some((ChunkIndices(chunk.clone()), payload))
-        });
-        Ok(Chunks { path: icechunk_path(array)?, refs: refs.collect() })
-    }
+/// What is said of a chunk; none if nothing need be said.
+fn reference(chunk: &[u32], (written, _): &Placed, fresh: bool) -> Option<(ChunkIndices, Option<ChunkPayload>)> {
+    let payload = match written {
+        Written::Fill if fresh => return None,
+        Written::Fill => None,
+        Written::Inline { bytes } => Some(ChunkPayload::Inline(Bytes::copy_from_slice(bytes))),
+        Written::Object { id, offset, len } => Some(ChunkPayload::Ref(ChunkRef { id: ChunkId::new(*id), offset: *offset, length: *len })),
+    };
+    Some((ChunkIndices(chunk.to_vec()), payload))
 }
 
 /// What both a diff and a draft have changed.
@@ -362,7 +408,7 @@ fn clashes_of(diff: &Diff, reshaped: &BTreeSet<String>, draft: &Draft) -> Vec<Cl
         if within(array, &gone) || within(array, &moved) || reshaped.contains(array) {
             nodes.insert(array.clone());
         }
-        let both: Vec<Vec<u32>> = chunks.get(array).into_iter().flat_map(|c| c.iter()).filter(|c| ours.contains_key(&c.0)).map(|c| c.0.clone()).collect();
+        let both: Vec<Vec<u32>> = chunks.get(array).into_iter().flat_map(|c| c.iter()).filter(|c| ours.get(&c.0).is_some()).map(|c| c.0.clone()).collect();
         if !both.is_empty() {
             clashes.push(Clash::Chunks { array: array.clone(), chunks: both });
         }

@@ -88,11 +88,13 @@ impl Draft {
     }
 
     /// Notes a chunk that this writer has written, in place of what it wrote there before.
-    pub(crate) fn write(&mut self, receipt: Receipt) {
+    pub(crate) fn write(&mut self, receipt: Receipt) -> Result<(), Error> {
+        let told = self.pending.is_some().then(|| receipt.clone());
+        self.receipts.replace(receipt)?;
         if let Some(pending) = &mut self.pending {
-            pending.receipts.push(receipt.clone());
+            pending.receipts.extend(told);
         }
-        self.receipts.replace(receipt);
+        Ok(())
     }
 
     /// Takes over a chunk that a task has written; the same again changes nothing.
@@ -196,7 +198,7 @@ mod tests {
     #[test]
     fn what_was_removed_is_not_seen() {
         let mut draft = Draft::default();
-        draft.write(Receipt::fill("g/a", &[0]));
+        draft.write(Receipt::fill("g/a", &[0])).unwrap();
         draft.change("g", NodeChange::Removed);
         assert!(matches!(draft.node("g/a"), Known::Gone));
         assert!(draft.hides_chunks("g/a"));

@@ -24,6 +24,7 @@ mod error;
 mod location;
 mod lock;
 mod maintenance;
+mod manifests;
 mod objects;
 mod plan;
 mod receipt;

@@ -2,8 +2,10 @@
 //!
 //! A receipt is this crate's own record, not Icechunk's: it is stable between versions, and holds no credentials.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
 
+use hashbrown::HashTable;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use xxhash_rust::xxh3::xxh3_64;
@@ -96,37 +98,119 @@ pub(crate) type Placed = (Written, u64);
 /// Receipts by array and chunk, each chunk once.
 #[derive(Clone, Debug, Default)]
 pub struct Receipts {
-    arrays: BTreeMap<String, HashMap<Vec<u32>, Placed>>,
+    arrays: BTreeMap<String, Chunks>,
+}
+
+/// One array's chunks, in the order in which they came. Some 50 bytes a chunk: a run's client holds those of all of its outputs.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Chunks {
+    /// Coordinates of each.
+    rank: usize,
+    /// Coordinates, one chunk's after the other.
+    coords: Vec<u32>,
+    placed: Vec<Placed>,
+    /// Numbers of chunks, by their coordinates.
+    numbers: HashTable<u32>,
+    hasher: RandomState,
+}
+
+impl Chunks {
+    /// Number of chunks.
+    pub(crate) fn len(&self) -> usize {
+        self.placed.len()
+    }
+
+    /// True if there are none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.placed.is_empty()
+    }
+
+    /// What is known of a chunk.
+    pub(crate) fn get(&self, chunk: &[u32]) -> Option<&Placed> {
+        let number = self.numbers.find(self.hasher.hash_one(chunk), |n| self.coords_of(*n) == chunk)?;
+        self.placed.get(*number as usize)
+    }
+
+    /// The chunk of a number.
+    pub(crate) fn nth(&self, number: u32) -> Option<(&[u32], &Placed)> {
+        self.placed.get(number as usize).map(|placed| (self.coords_of(number), placed))
+    }
+
+    /// All of them.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&[u32], &Placed)> {
+        (0..self.len() as u32).filter_map(|n| self.nth(n))
+    }
+
+    /// Numbers of all, in an order in which a [`BTreeMap`] that takes them has full nodes. Icechunk keeps changes in one.
+    ///
+    /// A node has room for 11. Keys that come in their order leave 6 in each: where a twelfth comes, the seventh goes up and a new node begins. So of
+    /// each twelve, every other and the last come in a first round, and in a second one the five that lie between the six.
+    pub(crate) fn for_tree(&self) -> Vec<u32> {
+        let mut sorted: Vec<u32> = (0..self.len() as u32).collect();
+        sorted.sort_unstable_by_key(|n| self.coords_of(*n));
+        let is_first = |(at, _): &(usize, u32)| at % 12 % 2 == 0 || at % 12 == 11;
+        let round = |first: bool| sorted.iter().copied().enumerate().filter(move |i| is_first(i) == first).map(|(_, n)| n);
+        round(true).chain(round(false)).collect()
+    }
+
+    fn coords_of(&self, number: u32) -> &[u32] {
+        &self.coords[number as usize * self.rank..][..self.rank]
+    }
+
+    /// Adds a chunk, or replaces what is known of it. False if the others have another number of coordinates.
+    #[must_use]
+    fn insert(&mut self, chunk: &[u32], placed: Placed) -> bool {
+        if self.is_empty() {
+            self.rank = chunk.len();
+        }
+        if self.rank != chunk.len() {
+            return false;
+        }
+        let hash = self.hasher.hash_one(chunk);
+        if let Some(number) = self.numbers.find(hash, |n| self.coords_of(*n) == chunk) {
+            let number = *number as usize;
+            self.placed[number] = placed;
+            return true;
+        }
+        let Chunks { rank, coords, numbers, hasher, .. } = self;
+        // A manifest has no room for more chunks than there are such numbers.
+        let number = self.placed.len() as u32;
+        coords.extend_from_slice(chunk);
+        numbers.insert_unique(hash, number, |n| hasher.hash_one(&coords[*n as usize * *rank..][..*rank]));
+        self.placed.push(placed);
+        true
+    }
 }
 
 impl Receipts {
     /// Adds one; the same again changes nothing.
     ///
     /// # Errors
-    /// [`Error::WrittenTwice`] where the chunk has a receipt of other content.
+    /// [`Error::WrittenTwice`] where the chunk has a receipt of other content, [`Error::NoChunk`] where the array's others have another rank.
     pub fn add(&mut self, receipt: Receipt) -> Result<(), Error> {
+        if let Some((written, hash)) = self.get(&receipt.array, &receipt.chunk) {
+            let fill = |w: &Written| matches!(w, Written::Fill);
+            if *hash == receipt.hash && fill(written) == fill(&receipt.written) {
+                return Ok(());
+            }
+            return Err(Error::WrittenTwice { array: receipt.array, chunk: receipt.chunk });
+        }
+        self.replace(receipt)
+    }
+
+    /// Adds one, in place of what the same writer wrote before.
+    ///
+    /// # Errors
+    /// [`Error::NoChunk`] as [`add`](Receipts::add).
+    pub(crate) fn replace(&mut self, receipt: Receipt) -> Result<(), Error> {
         let chunks = match self.arrays.get_mut(&receipt.array) {
             Some(chunks) => chunks,
             None => self.arrays.entry(receipt.array.clone()).or_default(),
         };
-        match chunks.get(&receipt.chunk) {
-            Some((written, hash)) => {
-                let fill = |w: &Written| matches!(w, Written::Fill);
-                if *hash == receipt.hash && fill(written) == fill(&receipt.written) {
-                    return Ok(());
-                }
-                Err(Error::WrittenTwice { array: receipt.array, chunk: receipt.chunk })
-            }
-            None => {
-                chunks.insert(receipt.chunk, (receipt.written, receipt.hash));
-                Ok(())
-            }
+        if chunks.insert(&receipt.chunk, (receipt.written, receipt.hash)) {
+            return Ok(());
         }
-    }
-
-    /// Adds one, in place of what the same writer wrote before.
-    pub(crate) fn replace(&mut self, receipt: Receipt) {
-        self.arrays.entry(receipt.array).or_default().insert(receipt.chunk, (receipt.written, receipt.hash));
+        Err(Error::NoChunk { array: receipt.array, chunk: receipt.chunk.into_iter().map(u64::from).collect() })
     }
 
     /// What is known of a chunk.
@@ -135,7 +219,7 @@ impl Receipts {
     }
 
     /// Arrays with their chunks.
-    pub(crate) fn arrays(&self) -> impl Iterator<Item = (&String, &HashMap<Vec<u32>, Placed>)> {
+    pub(crate) fn arrays(&self) -> impl Iterator<Item = (&String, &Chunks)> {
         self.arrays.iter()
     }
 
@@ -146,24 +230,24 @@ impl Receipts {
 
     /// Number of chunks.
     pub fn len(&self) -> usize {
-        self.arrays.values().map(HashMap::len).sum()
+        self.arrays.values().map(Chunks::len).sum()
     }
 
     /// True if there are none.
     pub fn is_empty(&self) -> bool {
-        self.arrays.values().all(HashMap::is_empty)
+        self.arrays.values().all(Chunks::is_empty)
     }
 
     /// Number of chunks of an array.
     pub fn n_chunks(&self, array: &str) -> usize {
-        self.arrays.get(array).map_or(0, HashMap::len)
+        self.arrays.get(array).map_or(0, Chunks::len)
     }
 
     /// All of them, to be sent.
     pub fn to_vec(&self) -> Vec<Receipt> {
-        let of = |array: &String, (chunk, (written, hash)): (&Vec<u32>, &Placed)| Receipt {
+        let of = |array: &String, (chunk, (written, hash)): (&[u32], &Placed)| Receipt {
             array: array.clone(),
-            chunk: chunk.clone(),
+            chunk: chunk.to_vec(),
             written: written.clone(),
             hash: *hash,
         };

@@ -624,7 +624,7 @@ impl SharedSession {
                 }
                 nodes.insert(path, change);
             }
-            batch.receipts.into_iter().for_each(|r| receipts.replace(r));
+            batch.receipts.into_iter().try_for_each(|r| receipts.replace(r))?;
         }
         Ok((nodes, receipts))
     }

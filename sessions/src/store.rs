@@ -396,27 +396,20 @@ impl Store for SessionStore {
             return Err(StorageError::Io { place: self.place(key), action: "written", message: why.into(), transient: false });
         };
         if writes.receipts == Keep::Here && bytes.len() <= INLINE_BYTES {
-            self.note(Receipt::inline(array, &chunk, bytes));
-            return Ok(());
+            return self.note(Receipt::inline(array, &chunk, bytes));
         }
         let receipt = Receipt::object(&writes.session, array, &chunk, bytes.len() as u64, xxh3_64(bytes));
         if let Written::Object { id, .. } = &receipt.written {
             self.repository.objects().write(&ChunkId::new(*id), bytes)?;
         }
-        if writes.receipts == Keep::Here {
-            self.note(receipt);
-        }
-        Ok(())
+        if writes.receipts == Keep::Here { self.note(receipt) } else { Ok(()) }
     }
 
     fn remove(&self, key: &str) -> Result<(), StorageError> {
         let writes = self.writes(key)?;
         match Key::parse(key) {
             Key::Chunk(array, chunk) => {
-                if writes.receipts == Keep::Here {
-                    self.note(Receipt::fill(array, &chunk));
-                }
-                Ok(())
+                if writes.receipts == Keep::Here { self.note(Receipt::fill(array, &chunk)) } else { Ok(()) }
             }
             Key::Document(_) | Key::Nothing => {
                 let why = "only chunks are removed in a session: nodes go by its creator's word";
@@ -450,10 +443,9 @@ impl Store for SessionStore {
 }
 
 impl SessionStore {
-    fn note(&self, receipt: Receipt) {
-        if let Some(mut draft) = self.draft() {
-            draft.write(receipt);
-        }
+    fn note(&self, receipt: Receipt) -> Result<(), StorageError> {
+        let noted = self.draft().map_or(Ok(()), |mut draft| draft.write(receipt));
+        noted.map_err(|e| e.into_storage(self.url.clone(), "written"))
     }
 
     /// Notes that a chunk is all fill values.

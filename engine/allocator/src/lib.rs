@@ -7,10 +7,13 @@
 //! #[global_allocator]
 //! static ALLOCATOR: freestone_allocator::Allocator = freestone_allocator::Allocator;
 //! ```
+//!
+//! What is freed it keeps for a while by itself, in case that it is asked for again. Where much memory is taken and freed once, [`Frugal`] has it given
+//! back to the system at once.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::ffi::{c_int, c_long};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use mimalloc::MiMalloc;
 
@@ -21,16 +24,54 @@ pub struct Allocator;
 /// `mi_option_arena_eager_commit`, since version 2 of the library.
 const ARENA_EAGER_COMMIT: c_int = 4;
 
+/// `mi_option_purge_delay`, since version 2; milliseconds, and what it is by itself.
+const PURGE_DELAY: c_int = 15;
+const DEFAULT_PURGE_DELAY: c_long = 10;
+
+#[allow(unsafe_code)]
+unsafe extern "C" {
+    fn mi_option_set(option: c_int, value: c_long);
+    fn mi_collect(force: bool);
+}
+
 static TOLD: AtomicBool = AtomicBool::new(false);
 
 #[allow(unsafe_code)]
 fn tell() {
-    unsafe extern "C" {
-        fn mi_option_set(option: c_int, value: c_long);
-    }
     // SAFETY: sets one number in a table; it allocates nothing, and nothing is allocated yet.
     unsafe { mi_option_set(ARENA_EAGER_COMMIT, 0) };
     TOLD.store(true, Ordering::Relaxed);
+}
+
+/// While one is there, what is freed goes back to the system at once, in all threads; what was kept before goes back as it is made. Costs a system
+/// call for each piece that goes.
+#[derive(Debug)]
+pub struct Frugal(());
+
+static FRUGAL: AtomicUsize = AtomicUsize::new(0);
+
+impl Frugal {
+    /// Begins. Without effect where [`Allocator`] is not the program's.
+    #[allow(unsafe_code, clippy::new_without_default)]
+    pub fn new() -> Frugal {
+        FRUGAL.fetch_add(1, Ordering::SeqCst);
+        // SAFETY: the first sets one number in a table, the second gives back what nobody has.
+        unsafe {
+            mi_option_set(PURGE_DELAY, 0);
+            mi_collect(true);
+        }
+        Frugal(())
+    }
+}
+
+impl Drop for Frugal {
+    #[allow(unsafe_code)]
+    fn drop(&mut self) {
+        if FRUGAL.fetch_sub(1, Ordering::SeqCst) == 1 {
+            // SAFETY: as above.
+            unsafe { mi_option_set(PURGE_DELAY, DEFAULT_PURGE_DELAY) };
+        }
+    }
 }
 
 // SAFETY: mimalloc does all of it.
