@@ -8,3 +8,7 @@ mod interop;
 mod plans;
 mod processes;
 mod support;
+
+/// As the programs have it, so that what is measured is what they take.
+#[global_allocator]
+static ALLOCATOR: freestone_allocator::Allocator = freestone_allocator::Allocator;

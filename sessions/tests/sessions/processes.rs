@@ -4,6 +4,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use freestone_engine::kernels::Buffer;
+use freestone_engine::memory::commit_bytes;
 use freestone_engine::plan::lower::lower;
 use freestone_engine::spec::{Settings, Spec};
 use freestone_engine::storage::Stores;
@@ -43,7 +44,8 @@ fn another_process() {
         ("join", [url, id, chunk]) => join(url, id, chunk.parse().unwrap(), None),
         ("join slowly", [url, id, chunk]) => join(url, id, chunk.parse().unwrap(), Some(Duration::from_secs(60))),
         ("receipts", [url]) => many_receipts(url),
-        ("references", [url, arrays]) => read_references(url, arrays.parse().unwrap()),
+        ("references", [url, arrays, chunks]) => read_references(url, arrays.parse().unwrap(), chunks.parse().unwrap()),
+        ("commit", [url, edge, rank]) => commit_cube(url, edge.parse().unwrap(), rank.parse().unwrap()),
         other => panic!("{other:?}"),
     }
 }
@@ -214,15 +216,55 @@ fn ten_thousand_receipts_take_less_than_a_second_and_50_mb() {
     assert!(numbers[0] < 1.0 && numbers[1] < 50.0, "{said:?}");
 }
 
-/// Reads one reference of each array, as a worker does, and says what that took.
-fn read_references(url: &str, arrays: u64) {
+/// Reads references of each array, some of each manifest, as a worker does, and says what that took.
+fn read_references(url: &str, arrays: u64, chunks: u64) {
     let (before, _) = memory();
     let store = open_store(&format!("{SCHEME}{url}#branch=main")).unwrap();
     for i in 0..arrays {
-        // The object is not there, but the reference is read.
-        let _ = store.read(&format!("u{i}/c/7"), None, 100_000, &mut Buffer::zeroed(100_000));
+        for chunk in (7..chunks).step_by(10_000) {
+            // The object is not there, but the reference is read.
+            let _ = store.read(&format!("u{i}/c/{chunk}"), None, 100_000, &mut Buffer::zeroed(100_000));
+        }
     }
     println!(">{}", memory().1 - before);
+}
+
+/// Receipts of all chunks of a cube with that many along each edge.
+fn cube_receipts(session: &str, edge: u64, rank: u32) -> impl Iterator<Item = Receipt> {
+    (0..edge.pow(rank)).map(move |i| {
+        let chunk: Vec<u32> = (0..rank).map(|axis| (i / edge.pow(axis) % edge) as u32).collect();
+        Receipt::object(session, "u", &chunk, 1000, i)
+    })
+}
+
+/// Commits all chunks of an array, and says what that took.
+fn commit_cube(url: &str, edge: u64, rank: u32) {
+    let repository = Repository::open(url).unwrap();
+    let session = repository.writable_session(MAIN).unwrap();
+    let id = session.id().to_owned();
+    let (before, _) = memory();
+    session.merge_receipts(cube_receipts(&id, edge, rank)).unwrap();
+    session.commit("many").unwrap();
+    println!(">{}", (memory().1 - before) * 1e6 / edge.pow(rank) as f64);
+}
+
+/// What a commit takes for each chunk: of an array that has none yet, and of one whose references are all replaced.
+#[test]
+fn commits_take_what_is_projected() {
+    for (edge, rank) in [(200_000, 1), (21, 4)] {
+        let place = Place::local();
+        let repository = place.new_repository();
+        let session = repository.writable_session(MAIN).unwrap();
+        create(&session, "u", &info(&vec![edge; rank as usize], &vec![1; rank as usize]));
+        session.commit("an array").unwrap();
+        for what in ["new", "replaced"] {
+            let said = end(begin("commit", &[repository.url(), &edge.to_string(), &rank.to_string()]));
+            let measured: f64 = said[0].parse().unwrap();
+            println!("{} chunks, {rank} axes, {what}: {measured:.0} bytes a chunk", edge.pow(rank));
+            let projected = commit_bytes(1) as f64;
+            assert!(measured < projected && projected < 1.6 * measured, "{measured} bytes measured, {projected} projected");
+        }
+    }
 }
 
 /// What the planner counts for repositories is what they take: not less, and not much more.
@@ -238,7 +280,7 @@ fn references_take_what_is_projected() {
             session.merge_receipts((0..chunks).map(|i| Receipt::object(&id, &format!("u{a}"), &[i as u32], 1000, i))).unwrap();
         }
         session.commit("many").unwrap();
-        let said = end(begin("references", &[repository.url(), &arrays.to_string()]));
+        let said = end(begin("references", &[repository.url(), &arrays.to_string(), &chunks.to_string()]));
         let measured: f64 = said[0].parse().unwrap();
         let projected = projected_for(&repository, arrays);
         println!("{arrays} arrays of {chunks} references: {measured:.1} MB of {projected:.1} MB projected");
