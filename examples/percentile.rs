@@ -18,7 +18,7 @@ use freestone::{Block, BlockMut, BlocksOut, DType, Error, KernelRegistry, Target
 use serde::{Deserialize, Serialize};
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: freestone_allocator::Allocator = freestone_allocator::Allocator;
 
 /// The element below which a share of the others is, along the first axis, which is dropped.
 ///

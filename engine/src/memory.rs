@@ -392,6 +392,11 @@ impl Arena {
         }
     }
 
+    /// A buffer of so many bytes is gone, and will not come back.
+    pub fn lost(&mut self, bytes: u64) {
+        self.allocated = self.allocated.saturating_sub(bytes);
+    }
+
     /// The most bytes that were allocated at once.
     pub fn highest(&self) -> u64 {
         self.highest

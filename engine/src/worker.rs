@@ -4,6 +4,8 @@
 //! blocks, folds or evaluates them, encodes and writes. It is the same function in a thread, in a process and elsewhere;
 //! it needs nothing but the plan and storage, and uses one thread.
 
+mod ahead;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,16 +16,18 @@ use freestone_kernels::reduce::{self, Folded};
 use freestone_kernels::{Buffer, DType, Generate, View, contiguous_strides, contract, copy};
 
 use crate::flat::{flat_bounds, shared_rows};
-use crate::grid::{Region, try_for_each_coord};
+use crate::grid::{ChunkGrid, Region, try_for_each_coord};
 use crate::machine;
 use crate::memory::{Arena, Overrun, SlotId, Step};
 use crate::plan::{FinalizedPlan, Kernel, MAX_PARTS, Place, PlanError, ReadMode, Stage, StageId, StageLayout, from_hex};
 use crate::readmap::{AxisMap, Origin, Piece, Run};
 use crate::storage::codec::Contexts;
 use crate::storage::reader::{ChunkAccess, ChunkError, Desk, Own, ShardCache};
-use crate::storage::{ArrayInfo, ObjectPart, PART_BYTES, Store, Stores, join};
+use crate::storage::{ArrayInfo, ObjectPart, PART_BYTES, Pending, Store, Stores, join};
 use crate::task::{Cause, FailureKind, Receipt, RunAddress, TaskFailure, TaskOutcome, TaskReport, TaskRequest, cause_of_chunk, cause_of_plan};
 use crate::user::{AnyKernel, Block, BlockMut, KernelRegistry};
+
+use ahead::Ahead;
 
 /// What all tasks of a run share.
 #[derive(Clone, Debug)]
@@ -133,19 +137,22 @@ struct Opened {
 }
 
 impl Opened {
-    /// Decodes a chunk, unless it is at hand; then at most `most` are, and none of `pinned` went.
-    fn fetch(&mut self, coords: &[u64], most: usize, pinned: &[Vec<u64>], desk: &mut Desk) -> Result<(), ChunkError> {
-        if let Some(at) = self.chunks.iter().position(|(c, _)| c == coords) {
-            let found = self.chunks.remove(at);
-            self.chunks.push(found);
-            return Ok(());
-        }
+    /// True if a chunk is at hand; then it is the last that was used.
+    fn has(&mut self, coords: &[u64]) -> bool {
+        let Some(at) = self.chunks.iter().position(|(c, _)| c == coords) else { return false };
+        let found = self.chunks.remove(at);
+        self.chunks.push(found);
+        true
+    }
+
+    /// Decodes a chunk that is not at hand, the read of which may have begun; then at most `most` are, and none of `pinned` went.
+    fn fetch(&mut self, coords: &[u64], begun: Option<Pending>, most: usize, pinned: &[Vec<u64>], desk: &mut Desk) -> Result<(), ChunkError> {
         while self.chunks.len() >= most.max(1)
             && let Some(oldest) = self.chunks.iter().position(|(c, _)| !pinned.contains(c))
         {
             desk.arena.recycle(self.chunks.remove(oldest).1);
         }
-        if let Some(block) = self.source.read(coords, desk)? {
+        if let Some(block) = self.source.read(coords, begun, desk)? {
             self.chunks.push((coords.to_vec(), block));
         }
         Ok(())
@@ -208,9 +215,9 @@ impl Source {
     }
 
     /// The block of a chunk; `None` for a constant, whose values are at hand.
-    fn read(&mut self, coords: &[u64], desk: &mut Desk) -> Result<Option<Buffer>, ChunkError> {
+    fn read(&mut self, coords: &[u64], begun: Option<Pending>, desk: &mut Desk) -> Result<Option<Buffer>, ChunkError> {
         match self {
-            Source::Chunks(access, cache) => access.read(coords, desk, cache).map(Some),
+            Source::Chunks(access, cache) => access.read_begun(coords, begun, desk, cache).map(Some),
             Source::Constant(..) => Ok(None),
             Source::Generated(generate, info) => {
                 let region = info.grid.region(coords);
@@ -256,6 +263,31 @@ struct Task<'a> {
     accumulators: Vec<Option<Buffer>>,
     blocks: Vec<Option<Buffer>>,
     receipts: Vec<Receipt>,
+    ahead: Ahead,
+}
+
+/// The chunk of a source in which a block lies that is inside one.
+fn chunk_under(axes: &[AxisMap], grid: &ChunkGrid) -> Vec<u64> {
+    axes.iter().zip(grid.axes()).map(|(map, axis)| axis.find(map.at(0))).collect()
+}
+
+/// Along each of a source's axes, the chunks that hold what is wanted of a piece, and what of them.
+fn hits(axes: &[AxisMap], grid: &ChunkGrid, to: &Region) -> Vec<Vec<(u64, Vec<Run>)>> {
+    let length = |a: &AxisMap| a.axis().map_or(1, |d| to.shape[d]);
+    axes.iter().zip(grid.axes()).map(|(a, grid)| a.hits(grid, length(a))).collect()
+}
+
+/// Visits the chunks of an array that share elements with a region of another of that `shape`, which has the same elements in C order.
+fn flat_chunks<E>(grid: &ChunkGrid, region: &Region, shape: &[u64], mut visit: impl FnMut(&[u64]) -> Result<(), E>) -> Result<(), E> {
+    if region.n_elements() == 0 {
+        return Ok(());
+    }
+    let last: Vec<u64> = region.start.iter().zip(&region.shape).map(|(s, n)| s + n - 1).collect();
+    let from = |index: &[u64]| index.iter().zip(shape).fold(0, |at, (i, n)| at * n + i);
+    let touched = flat_bounds(&grid.shape(), from(&region.start), from(&last));
+    try_for_each_coord(&grid.overlapping(&touched), |coords| {
+        if shared_rows(&grid.region(coords), &grid.shape(), region, shape, |_, _, _| true) { visit(coords) } else { Ok(()) }
+    })
 }
 
 /// True if reading parts of a chunk of `whole` bytes costs less than reading all of it: a part costs as much as so many bytes.
@@ -341,8 +373,10 @@ impl Worker {
             accumulators: stage.outputs.iter().map(|_| None).collect(),
             blocks: stage.outputs.iter().map(|_| None).collect(),
             receipts: Vec::new(),
+            ahead: Ahead::default(),
         };
         task.run(Limits { cancel: &self.context.cancel, timeout: request.timeout_ms.map(|ms| (start, Duration::from_millis(ms))) })?;
+        task.ahead.finish(task.desk);
         let receipts = task.receipts;
         Ok(TaskReport {
             task: number,
@@ -413,10 +447,7 @@ impl Task<'_> {
         let schedule = &self.layout.schedule;
         let check = || limits.check();
         check()?;
-        let chunks = match &self.stage.kernel {
-            Kernel::Reduce { .. } => None,
-            _ => self.ready.outputs.first().map(|o| o.objects().overlapping(&self.stage.output_region(&self.stage.outputs[0], &self.coords))),
-        };
+        let chunks = self.output_chunks();
         if let Some(chunks) = &chunks {
             self.chunk.clone_from(&chunks.start);
         }
@@ -459,6 +490,14 @@ impl Task<'_> {
             None => self.steps(&schedule.each_chunk)?,
         }
         self.steps(&schedule.end)
+    }
+
+    /// The objects that the task writes one after the other; none of a reduction, whose outputs differ.
+    fn output_chunks(&self) -> Option<Region> {
+        match &self.stage.kernel {
+            Kernel::Reduce { .. } => None,
+            _ => self.ready.outputs.first().map(|o| o.objects().overlapping(&self.stage.output_region(&self.stage.outputs[0], &self.coords))),
+        }
     }
 
     fn steps(&mut self, steps: &[Step]) -> Result<(), Cause> {
@@ -565,7 +604,7 @@ impl Task<'_> {
         let at = self.layout.inputs[i].sources[0];
         let source = &self.ready.sources[at].source;
         let grid = &source.info().grid;
-        let coords: Vec<u64> = axes.iter().zip(grid.axes()).map(|(map, axis)| axis.find(map.at(0))).collect();
+        let coords = chunk_under(axes, grid);
         let starts: Vec<u64> = coords.iter().zip(grid.axes()).map(|(c, axis)| axis.start(*c)).collect();
         let stored = contiguous_strides(&sizes(&source.stored_shape(&coords)));
         let (mut offset, mut strides) = (0isize, vec![0isize; to.shape.len()]);
@@ -585,12 +624,16 @@ impl Task<'_> {
 
     /// Has a chunk of source `at` at hand.
     fn fetch(&mut self, at: usize, coords: &[u64]) -> Result<(), Cause> {
+        if self.ready.sources[at].has(coords) {
+            return Ok(());
+        }
+        let begun = self.take_ahead(at, coords);
         let looked_at = |l: &Loaded| match &l.values {
             Values::Chunk { source, coords } if *source == at => Some(coords.clone()),
             _ => None,
         };
         let pinned: Vec<Vec<u64>> = self.loaded.iter().flatten().filter_map(looked_at).collect();
-        self.ready.sources[at].fetch(coords, self.layout.sources[at].chunks, &pinned, self.desk).map_err(|e| cause_of_chunk(&e))
+        self.ready.sources[at].fetch(coords, begun, self.layout.sources[at].chunks, &pinned, self.desk).map_err(|e| cause_of_chunk(&e))
     }
 
     /// The cell touches several chunks, or is partly fill values: put it together in a buffer.
@@ -615,8 +658,7 @@ impl Task<'_> {
                     let info = self.ready.sources[which].source.info();
                     let (grid, dtype) = (info.grid.clone(), info.dtype);
                     // Along each of the source's axes, the chunks that hold what is wanted; each is decoded once.
-                    let length = |a: &AxisMap| a.axis().map_or(1, |d| piece.to.shape[d]);
-                    let hits: Vec<Vec<(u64, Vec<Run>)>> = axes.iter().zip(grid.axes()).map(|(a, grid)| a.hits(grid, length(a))).collect();
+                    let hits = hits(axes, &grid, &piece.to);
                     let counts: Vec<u64> = hits.iter().map(|h| h.len() as u64).collect();
                     try_for_each_coord(&Region::whole(&counts), |hit| {
                         let (coords, runs): (Vec<u64>, Vec<&[Run]>) =
@@ -697,17 +739,8 @@ impl Task<'_> {
         let (region, shape, which) = (self.cell.clone(), self.stage.inputs[i].map.shape(), self.layout.inputs[i].sources[0]);
         let info = self.ready.sources[which].source.info();
         let (size, grid) = (info.dtype.size(), info.grid.clone());
-        if region.n_elements() == 0 {
-            return Ok(());
-        }
-        let last: Vec<u64> = region.start.iter().zip(&region.shape).map(|(s, n)| s + n - 1).collect();
-        let from = |index: &[u64]| index.iter().zip(shape).fold(0, |at, (i, n)| at * n + i);
-        let touched = flat_bounds(&grid.shape(), from(&region.start), from(&last));
-        try_for_each_coord(&grid.overlapping(&touched), |coords| {
+        flat_chunks(&grid, &region, shape, |coords| {
             let chunk = grid.region(coords);
-            if !shared_rows(&chunk, &grid.shape(), &region, shape, |_, _, _| true) {
-                return Ok(());
-            }
             self.fetch(which, coords)?;
             let opened = &self.ready.sources[which];
             let strides = contiguous_strides(&sizes(&opened.source.stored_shape(coords)));

@@ -21,7 +21,7 @@ use freestone::{Cancel, DType, Encoding, Error, Options, Target};
 use winds::synthetic_winds;
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: freestone_allocator::Allocator = freestone_allocator::Allocator;
 
 /// Means over time of u·u, u·v and v·v.
 #[derive(Parser)]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use freestone_engine::kernels::Buffer;
-use freestone_engine::storage::{ByteRange, StorageError, Store};
+use freestone_engine::storage::{ByteRange, Pending, StorageError, Store};
 use icechunk::asset_manager::AssetManager;
 use icechunk::format::ChunkId;
 
@@ -50,6 +50,14 @@ impl Objects {
                 into.bytes_mut().copy_from_slice(&bytes);
                 Ok(true)
             }
+        }
+    }
+
+    /// Begins to read the same, where it has to be waited for.
+    pub(crate) fn begin_read(&self, id: &ChunkId, offset: u64, len: u64, into: Buffer) -> Result<Pending, Buffer> {
+        match self {
+            Objects::Store(store) => store.begin_read(&key(id), Some(ByteRange::At { offset, len }), len, into),
+            Objects::Memory(_) => Err(into),
         }
     }
 

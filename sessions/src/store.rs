@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use freestone_engine::kernels::Buffer;
-use freestone_engine::storage::{ByteRange, ObjectPart, PartsRead, StorageError, Store, join};
+use freestone_engine::storage::{ByteRange, ObjectPart, PartsRead, Pending, StorageError, Store, join};
 use icechunk::format::manifest::{ChunkPayload, ChunkRef};
 use icechunk::format::snapshot::NodeSnapshot;
 use icechunk::format::{ByteRange as IceRange, ChunkId, ChunkIndices};
@@ -251,11 +251,12 @@ impl SessionStore {
 
     /// Reads bytes of a chunk's object, which has to be there.
     fn read_object(&self, key: &str, id: &ChunkId, offset: u64, len: u64, into: &mut Buffer) -> Result<(), StorageError> {
-        if self.repository.objects().read(id, offset, len, into)? {
-            return Ok(());
-        }
+        if self.repository.objects().read(id, offset, len, into)? { Ok(()) } else { Err(self.gone(key, id)) }
+    }
+
+    fn gone(&self, key: &str, id: &ChunkId) -> StorageError {
         let message = format!("its object {} is gone: was garbage collected while it was written?", crate::objects::key(id));
-        Err(StorageError::Io { place: self.place(key), action: "read", message, transient: false })
+        StorageError::Io { place: self.place(key), action: "read", message, transient: false }
     }
 
     /// Bytes of a chunk that lies in a file of somebody else's.
@@ -347,6 +348,15 @@ impl Store for SessionStore {
                 }
             },
         }
+    }
+
+    fn begin_read(&self, key: &str, range: Option<ByteRange>, limit: u64, into: Buffer) -> Result<Pending, Buffer> {
+        // What is here need not be waited for, and what is wrong is said when it is read.
+        let Key::Chunk(array, chunk) = Key::parse(key) else { return Err(into) };
+        let Ok(Found::Object { id, offset, len }) = self.locate(array, &chunk) else { return Err(into) };
+        let Ok((start, len)) = ByteRange::of(range, len, limit, || self.place(key)) else { return Err(into) };
+        let (begun, gone) = (self.repository.objects().begin_read(&id, offset + start, len, into)?, self.gone(key, &id));
+        Ok(Pending::new(move || begun.wait().and_then(|(found, buffer)| if found { Ok((true, buffer)) } else { Err(gone) })))
     }
 
     fn read_parts(&self, key: &str, size: u64, parts: &[ObjectPart], into: &mut [u8]) -> Result<PartsRead, StorageError> {

@@ -3,6 +3,7 @@
 // Tests say by panicking that something is wrong.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs, unreachable_pub)]
 
+mod ahead;
 mod bad_input;
 mod command;
 mod docs;

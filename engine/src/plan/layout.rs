@@ -81,6 +81,8 @@ pub struct StageLayout {
     pub as_is: bool,
     /// Chunks are made slice by slice, each a block of the walk.
     pub in_slices: bool,
+    /// Chunks from across a network that are on their way while one before them is worked on, at most.
+    pub ahead: usize,
 }
 
 /// Stands for what cannot be counted: no limit allows it.
@@ -315,8 +317,49 @@ impl StageLayout {
         }
         s.end.extend(held.iter().copied().map(Step::Release));
         let estimate = s.estimate(plan.process_mem())?.with_repositories(plan.repository_mem());
-        Ok(StageLayout { schedule: s, estimate, sources, inputs, outputs, packed, one_chunk, as_is, in_slices })
+        Ok(StageLayout { schedule: s, estimate, sources, inputs, outputs, packed, one_chunk, as_is, in_slices, ahead: 0 })
     }
+
+    /// The same, with chunks that are fetched before they are asked for, where they cross a network: as many as there is room for in what a task is
+    /// allowed, beside all that it needs.
+    ///
+    /// # Errors
+    /// As [`of`](StageLayout::of).
+    pub(super) fn with_ahead(mut self, plan: &Plan, stage: &Stage) -> Result<StageLayout, PlanError> {
+        let mut chunk = 0;
+        let far: Vec<ArrayId> = self.sources.iter().map(|s| s.array).filter(|id| can_be_ahead(plan, plan.array(*id))).collect();
+        for id in &far {
+            let codec = codec(plan, *id)?;
+            chunk = codec.read_limit(codec.decoded_bytes()).max(chunk);
+        }
+        let reads = traffic::reads(traffic::Arrays::of(plan), stage).into_iter().filter(|(id, _)| far.contains(id));
+        let in_task = reads.map(|(_, read)| read.requests).sum::<f64>() / stage.n_tasks().max(1) as f64;
+        // The first is waited for.
+        let others = (in_task.ceil() - 1.0).clamp(0.0, MOST_AHEAD as f64) as u64;
+        let room = plan.allowed_mem.saturating_sub(self.estimate.total()).saturating_sub(LIST_BYTES);
+        let several = (AHEAD_BYTES / chunk.max(1)).max(1);
+        let ahead = others.min(several).min(room / chunk.max(1));
+        if ahead > 0 {
+            let slot = self.schedule.slot(Part::EncodedInput, ahead * chunk + LIST_BYTES);
+            self.schedule.once.insert(0, Step::Take(slot));
+            self.schedule.end.push(Step::Release(slot));
+            self.estimate = self.schedule.estimate(plan.process_mem())?.with_repositories(plan.repository_mem());
+            self.ahead = ahead as usize;
+        }
+        Ok(self)
+    }
+}
+
+/// Chunks that are fetched ahead, at most; more than one only as far as all together are so small.
+const MOST_AHEAD: u64 = 4;
+const AHEAD_BYTES: u64 = 32_000_000;
+/// The list of chunks that a task will ask for, at most this many at a time.
+pub(crate) const LISTED: usize = 16_384;
+const LIST_BYTES: u64 = 16 * LISTED as u64;
+
+/// True if chunks of an array are waited for, and each is an object.
+fn can_be_ahead(plan: &Plan, array: &PlanArray) -> bool {
+    is_remote(plan, &array.place) && array.info.shard.is_none()
 }
 
 /// What one index of a list becomes, at worst, when a task sorts its part of the list by chunks.

@@ -32,6 +32,7 @@ use crate::storage::codec::CodecError;
 use crate::storage::is_in_repository;
 
 pub use explain::PlanExplanation;
+pub(crate) use layout::LISTED;
 pub use layout::{InputLayout, OutputLayout, ReadMode, StageLayout};
 pub use local::{LocalMemory, LocalProjection};
 pub(crate) use traffic::MAX_PARTS;
@@ -479,7 +480,7 @@ impl Plan {
                 PlanError::Malformed(why) => PlanError::Malformed(format!("stage `{}`: {why}", stage.name)),
                 other => other,
             })?;
-            layouts.push(StageLayout::of(&self, stage)?);
+            layouts.push(StageLayout::of(&self, stage)?.with_ahead(&self, stage)?);
         }
         self.check_writers()?;
         let worst = layouts.iter().zip(&self.stages).max_by_key(|(l, _)| l.estimate.total());

@@ -156,6 +156,15 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Where the object or part is longer than `limit`, a part reaches beyond the object, or the store fails.
     fn read(&self, key: &str, range: Option<ByteRange>, limit: u64, into: &mut Buffer) -> Result<bool, StorageError>;
 
+    /// Begins to read an object or a part of it, as [`read`](Store::read) does, and does not wait for it. Gives `into` back where the store cannot, or
+    /// where there is nothing to wait for.
+    ///
+    /// # Errors
+    /// `into`, which is the caller's again.
+    fn begin_read(&self, _key: &str, _range: Option<ByteRange>, _limit: u64, into: Buffer) -> Result<Pending, Buffer> {
+        Err(into)
+    }
+
     /// Reads parts of an object of `size` bytes straight to where they belong.
     ///
     /// # Errors
@@ -248,6 +257,30 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// A key in words, for messages.
     fn place(&self, key: &str) -> String {
         if key.is_empty() { self.url().to_owned() } else { format!("{}/{key}", self.url()) }
+    }
+}
+
+/// A read that is under way ([`Store::begin_read`]). Dropped, it is called off.
+pub struct Pending(Box<dyn FnOnce() -> Result<(bool, Buffer), StorageError> + Send>);
+
+impl Pending {
+    /// One that a function waits for: whether the object is there, and the buffer.
+    pub fn new(wait: impl FnOnce() -> Result<(bool, Buffer), StorageError> + Send + 'static) -> Pending {
+        Pending(Box::new(wait))
+    }
+
+    /// Waits until it has ended: whether the object is there, and the buffer, with its bytes if it is.
+    ///
+    /// # Errors
+    /// As [`Store::read`].
+    pub fn wait(self) -> Result<(bool, Buffer), StorageError> {
+        self.0()
+    }
+}
+
+impl fmt::Debug for Pending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Pending")
     }
 }
 

@@ -13,7 +13,7 @@ use object_store::http::HttpBuilder;
 use object_store::path::Path;
 use object_store::{ClientOptions, GetOptions, GetRange, ObjectStore as Backend, ObjectStoreExt, RetryConfig};
 
-use super::{ByteRange, StorageError, Store};
+use super::{ByteRange, Pending, StorageError, Store};
 
 /// Objects below a prefix of a bucket or server.
 #[derive(Debug)]
@@ -80,6 +80,24 @@ impl ObjectStore {
         Path::parse(super::join(&self.prefix, key)).map_err(|e| StorageError::BadUrl { url: self.place(key), why: e.to_string() })
     }
 
+    /// Begins to read.
+    fn pending(&self, key: &str, path: Path, range: Option<ByteRange>, limit: u64, mut buffer: Buffer) -> Result<Pending, StorageError> {
+        let (backend, place) = (Arc::clone(&self.backend), self.place(key));
+        let begun = begin(async move { Ok((fetch(&*backend, &path, range, limit, &mut buffer).await, buffer)) })?;
+        Ok(Pending::new(move || {
+            let dropped = || StorageError::Io { place: place.clone(), action: "read", message: "the request was dropped".into(), transient: true };
+            let (read, buffer) = begun.result().and_then(Result::ok).ok_or_else(dropped)?;
+            match outcome(place.clone(), "read", Some(read))? {
+                None => Ok((false, buffer)),
+                Some(Err(len)) => Err(StorageError::TooLong { place, len, limit }),
+                Some(Ok(())) => match range {
+                    Some(ByteRange::At { len, .. } | ByteRange::Last(len)) if (buffer.len() as u64) < len => Err(StorageError::Truncated { place, wanted: len }),
+                    _ => Ok((true, buffer)),
+                },
+            }
+        }))
+    }
+
     /// Runs a request on the runtime and waits for it.
     fn wait<T: Send + 'static>(
         &self,
@@ -87,27 +105,47 @@ impl ObjectStore {
         action: &'static str,
         request: impl Future<Output = object_store::Result<T>> + Send + 'static,
     ) -> Result<Option<T>, StorageError> {
-        let (send, receive) = mpsc::sync_channel(1);
-        runtime()?.spawn(async move {
-            let _ = send.send(request.await);
-        });
-        match receive.recv() {
-            Ok(result) => self.outcome(key, action, result),
-            Err(_) => Err(StorageError::Io { place: self.place(key), action, message: "the request was dropped".into(), transient: true }),
-        }
+        outcome(self.place(key), action, begin(request)?.result())
     }
+}
 
-    /// What a request's result means; `None` if there is no such object.
-    fn outcome<T>(&self, key: &str, action: &'static str, result: object_store::Result<T>) -> Result<Option<T>, StorageError> {
-        let place = self.place(key);
-        match result {
-            Ok(value) => Ok(Some(value)),
-            Err(object_store::Error::NotFound { .. }) => Ok(None),
-            Err(object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. }) => Err(StorageError::Denied { place, action }),
-            // The client has tried a few times; what is left may still pass later, or on another worker.
-            Err(e) if is_throttle(&e) => Err(StorageError::Throttled { place, message: e.to_string() }),
-            Err(e) => Err(StorageError::Io { place, action, transient: matches!(e, object_store::Error::Generic { .. }), message: e.to_string() }),
-        }
+/// A request that runs on the runtime, and is called off when this is dropped.
+struct Begun<T> {
+    answer: mpsc::Receiver<object_store::Result<T>>,
+    task: tokio::task::AbortHandle,
+}
+
+fn begin<T: Send + 'static>(request: impl Future<Output = object_store::Result<T>> + Send + 'static) -> Result<Begun<T>, StorageError> {
+    let (send, answer) = mpsc::sync_channel(1);
+    let task = runtime()?.spawn(async move {
+        let _ = send.send(request.await);
+    });
+    Ok(Begun { answer, task: task.abort_handle() })
+}
+
+impl<T> Begun<T> {
+    /// None if the request was dropped.
+    fn result(self) -> Option<object_store::Result<T>> {
+        self.answer.recv().ok()
+    }
+}
+
+impl<T> Drop for Begun<T> {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// What a request's result means; `None` if there is no such object.
+fn outcome<T>(place: String, action: &'static str, result: Option<object_store::Result<T>>) -> Result<Option<T>, StorageError> {
+    match result {
+        None => Err(StorageError::Io { place, action, message: "the request was dropped".into(), transient: true }),
+        Some(Ok(value)) => Ok(Some(value)),
+        Some(Err(object_store::Error::NotFound { .. })) => Ok(None),
+        Some(Err(object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. })) => Err(StorageError::Denied { place, action }),
+        // The client has tried a few times; what is left may still pass later, or on another worker.
+        Some(Err(e)) if is_throttle(&e) => Err(StorageError::Throttled { place, message: e.to_string() }),
+        Some(Err(e)) => Err(StorageError::Io { place, action, transient: matches!(e, object_store::Error::Generic { .. }), message: e.to_string() }),
     }
 }
 
@@ -157,19 +195,18 @@ impl Store for ObjectStore {
     }
 
     fn read(&self, key: &str, range: Option<ByteRange>, limit: u64, into: &mut Buffer) -> Result<bool, StorageError> {
-        let (backend, path, place) = (Arc::clone(&self.backend), self.path(key)?, self.place(key));
         // The buffer goes to where the bytes arrive, and comes back full: they are never anywhere else as a whole.
-        let mut buffer = std::mem::replace(into, Buffer::zeroed(0));
-        let request = async move { Ok((fetch(&*backend, &path, range, limit, &mut buffer).await, buffer)) };
-        let Some((read, buffer)) = self.wait(key, "read", request)? else { return Ok(false) };
+        let (path, buffer) = (self.path(key)?, std::mem::replace(into, Buffer::zeroed(0)));
+        let (found, buffer) = self.pending(key, path, range, limit, buffer)?.wait()?;
         *into = buffer;
-        match self.outcome(key, "read", read)? {
-            None => Ok(false),
-            Some(Err(len)) => Err(StorageError::TooLong { place, len, limit }),
-            Some(Ok(())) => match range {
-                Some(ByteRange::At { len, .. } | ByteRange::Last(len)) if (into.len() as u64) < len => Err(StorageError::Truncated { place, wanted: len }),
-                _ => Ok(true),
-            },
+        Ok(found)
+    }
+
+    fn begin_read(&self, key: &str, range: Option<ByteRange>, limit: u64, into: Buffer) -> Result<Pending, Buffer> {
+        // What is wrong with it is said when it is read.
+        match (self.path(key), runtime()) {
+            (Ok(path), Ok(_)) => self.pending(key, path, range, limit, into).map_err(|_| Buffer::zeroed(0)),
+            _ => Err(into),
         }
     }
 

@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use super::array::{ArrayInfo, Shard};
 use super::codec::{Codec, CodecError, Contexts};
-use super::{ByteRange, ObjectPart, PartsRead, StorageError, Store, join, shard};
+use super::{ByteRange, ObjectPart, PartsRead, Pending, StorageError, Store, join, shard};
 use crate::grid::ChunkGrid;
 use crate::memory::{Arena, Overrun};
 
@@ -158,6 +158,36 @@ impl ChunkAccess {
         join(&self.path, &self.info.object_key(&self.object(coords)))
     }
 
+    /// Begins to read a chunk that [`read`](ChunkAccess::read) will be asked for, where the store can and there is room for it.
+    pub fn begin_read(&self, coords: &[u64], desk: &mut Desk) -> Option<Pending> {
+        // Where a chunk lies in its shard is not known without reading.
+        if self.info.shard.is_some() {
+            return None;
+        }
+        let limit = self.encoded_limit(coords);
+        let into = desk.arena.buffer(limit).ok()?;
+        match self.store.begin_read(&self.key(coords), None, limit, into) {
+            Ok(pending) => {
+                desk.traffic.reads += 1;
+                Some(pending)
+            }
+            Err(into) => {
+                desk.arena.recycle(into);
+                None
+            }
+        }
+    }
+
+    /// Most bytes of a chunk as it is stored.
+    pub fn encoded_limit(&self, coords: &[u64]) -> u64 {
+        self.codec.read_limit(self.decoded_bytes(coords))
+    }
+
+    /// Bytes of a chunk as it is stored, decoded.
+    fn decoded_bytes(&self, coords: &[u64]) -> u64 {
+        self.stored_shape(coords).iter().product::<u64>() * self.info.dtype.size() as u64
+    }
+
     /// Reads and decodes a chunk; one that is not there is all fill values.
     ///
     /// The block has the chunk's stored shape.
@@ -165,7 +195,15 @@ impl ChunkAccess {
     /// # Errors
     /// Where the store fails or the bytes are no such chunk.
     pub fn read(&self, coords: &[u64], desk: &mut Desk, cache: &mut ShardCache) -> Result<Buffer, ChunkError> {
-        self.read_any(coords, desk, cache).map_err(|error| self.blame(coords, error))
+        self.read_begun(coords, None, desk, cache)
+    }
+
+    /// The same, of a chunk the read of which may have begun.
+    ///
+    /// # Errors
+    /// As [`read`](ChunkAccess::read).
+    pub fn read_begun(&self, coords: &[u64], begun: Option<Pending>, desk: &mut Desk, cache: &mut ShardCache) -> Result<Buffer, ChunkError> {
+        self.read_any(coords, begun, desk, cache).map_err(|error| self.blame(coords, error))
     }
 
     /// What is wrong with a chunk that the run has written can be mended by who runs it.
@@ -181,8 +219,8 @@ impl ChunkAccess {
         }
     }
 
-    fn read_any(&self, coords: &[u64], desk: &mut Desk, cache: &mut ShardCache) -> Result<Buffer, ChunkError> {
-        let expected = self.stored_shape(coords).iter().product::<u64>() * self.info.dtype.size() as u64;
+    fn read_any(&self, coords: &[u64], begun: Option<Pending>, desk: &mut Desk, cache: &mut ShardCache) -> Result<Buffer, ChunkError> {
+        let expected = self.decoded_bytes(coords);
         let key = self.key(coords);
         let failed = |error| match error {
             CodecError::Overrun(o) => ChunkError::Overrun(o),
@@ -195,10 +233,15 @@ impl ChunkAccess {
                 None => return self.filled(expected, desk),
             },
         };
-        let limit = self.codec.read_limit(expected);
-        let mut encoded = desk.arena.buffer(limit)?;
-        desk.traffic.reads += 1;
-        let found = self.store.read(&key, range, limit, &mut encoded)?;
+        let (found, encoded) = match begun {
+            Some(begun) => begun.wait()?,
+            None => {
+                let limit = self.codec.read_limit(expected);
+                let mut encoded = desk.arena.buffer(limit)?;
+                desk.traffic.reads += 1;
+                (self.store.read(&key, range, limit, &mut encoded)?, encoded)
+            }
+        };
         match self.own {
             Some(Own { array, whole: true }) if !found => {
                 let why = format!("{} (chunk {coords:?}), which this run has written, is gone", self.store.place(&key));
@@ -224,7 +267,7 @@ impl ChunkAccess {
     /// # Errors
     /// Where the store fails, or the chunk has another length.
     pub fn read_parts(&self, coords: &[u64], parts: &[ObjectPart], into: &mut [u8], desk: &mut Desk) -> Result<bool, ChunkError> {
-        let expected = self.stored_shape(coords).iter().product::<u64>() * self.info.dtype.size() as u64;
+        let expected = self.decoded_bytes(coords);
         let key = self.key(coords);
         desk.traffic.reads += 1;
         match self.store.read_parts(&key, expected, parts, into)? {
@@ -238,6 +281,11 @@ impl ChunkAccess {
                 Err(self.blame(coords, ChunkError::Codec { place, error: CodecError::Length { found, expected } }))
             }
         }
+    }
+
+    /// True if chunks cross a network.
+    pub fn is_remote(&self) -> bool {
+        self.store.is_remote()
     }
 
     /// True if parts of chunks can be read.

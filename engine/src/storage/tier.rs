@@ -11,7 +11,7 @@ use freestone_kernels::Buffer;
 
 use super::array::ArrayInfo;
 use super::codec::Codec;
-use super::{ByteRange, Lock, StorageError, Store, read_small};
+use super::{ByteRange, Lock, Pending, StorageError, Store, read_small};
 
 /// A store over another one: what is written below a prefix stays in memory while it fits into a budget, and goes to the other store where
 /// it does not. Each object is in one of them, and is read and removed wherever it is.
@@ -310,6 +310,11 @@ impl Store for TierStore {
             None => drop(kept),
         }
         self.below.read(key, range, limit, into)
+    }
+
+    fn begin_read(&self, key: &str, range: Option<ByteRange>, limit: u64, into: Buffer) -> Result<Pending, Buffer> {
+        // What is in memory need not be waited for.
+        if self.read_kept().objects.contains_key(key) { Err(into) } else { self.below.begin_read(key, range, limit, into) }
     }
 
     fn write(&self, key: &str, bytes: &[u8]) -> Result<(), StorageError> {

@@ -1,0 +1,189 @@
+//! Chunks from across a network are on their way before they are asked for: each once, none for nothing, as many as the projection has room for.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use freestone::engine::kernels::Buffer;
+use freestone::engine::plan::StageId;
+use freestone::engine::storage::{ByteRange, Pending, StorageError, Store};
+use freestone::{Array, CodecName, DType, MemoryStore, Serial, Settings, Spec, Stores, Target, concat};
+
+use crate::support::{Place, tree};
+
+/// A store that says that it is far away, and notes what is asked of it.
+#[derive(Debug)]
+struct FarAway {
+    store: MemoryStore,
+    /// Objects of chunks, and how often each was read.
+    reads: Mutex<BTreeMap<String, usize>>,
+    waited_for: AtomicUsize,
+    under_way: Arc<AtomicUsize>,
+    most: AtomicUsize,
+    /// Reads of this object fail after they have begun.
+    broken: Mutex<Option<String>>,
+}
+
+impl FarAway {
+    fn new() -> FarAway {
+        FarAway {
+            store: MemoryStore::new(),
+            reads: Mutex::default(),
+            waited_for: AtomicUsize::default(),
+            under_way: Arc::default(),
+            most: AtomicUsize::default(),
+            broken: Mutex::default(),
+        }
+    }
+
+    fn note(&self, key: &str) {
+        if key.contains("/c/") {
+            *self.reads.lock().unwrap().entry(key.to_owned()).or_default() += 1;
+        }
+    }
+
+    /// Reads so far, those that somebody waited for from the beginning, and the most that were under way while something else was done.
+    fn counts(&self) -> (usize, usize, usize) {
+        (self.reads.lock().unwrap().values().sum(), self.waited_for.load(Ordering::Relaxed), self.most.load(Ordering::Relaxed))
+    }
+
+    fn reset(&self) {
+        self.reads.lock().unwrap().clear();
+        self.waited_for.store(0, Ordering::Relaxed);
+        self.most.store(0, Ordering::Relaxed);
+    }
+}
+
+impl Store for FarAway {
+    fn url(&self) -> &str {
+        "s3://bucket/archive"
+    }
+
+    fn is_remote(&self) -> bool {
+        true
+    }
+
+    fn read(&self, key: &str, range: Option<ByteRange>, limit: u64, into: &mut Buffer) -> Result<bool, StorageError> {
+        self.note(key);
+        self.waited_for.fetch_add(usize::from(key.contains("/c/")), Ordering::Relaxed);
+        self.store.read(key, range, limit, into)
+    }
+
+    fn begin_read(&self, key: &str, range: Option<ByteRange>, limit: u64, mut into: Buffer) -> Result<Pending, Buffer> {
+        self.note(key);
+        let under_way = self.under_way.fetch_add(1, Ordering::Relaxed) + 1;
+        self.most.fetch_max(under_way, Ordering::Relaxed);
+        let mut read = self.store.read(key, range, limit, &mut into);
+        if self.broken.lock().unwrap().as_deref() == Some(key) {
+            read = Err(StorageError::Io { place: key.to_owned(), action: "read", message: "the line was cut".into(), transient: false });
+        }
+        let count = Arc::clone(&self.under_way);
+        Ok(Pending::new(move || {
+            count.fetch_sub(1, Ordering::Relaxed);
+            read.map(|found| (found, into))
+        }))
+    }
+
+    fn write(&self, key: &str, bytes: &[u8]) -> Result<(), StorageError> {
+        self.store.write(key, bytes)
+    }
+
+    fn remove(&self, key: &str) -> Result<(), StorageError> {
+        self.store.remove(key)
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<String>, StorageError> {
+        self.store.list(prefix)
+    }
+
+    fn sync(&self, keys: &mut dyn Iterator<Item = String>) -> Result<(), StorageError> {
+        self.store.sync(keys)
+    }
+}
+
+/// The same arrays near and far.
+struct Bench {
+    place: Place,
+    spec: Spec,
+    far: Arc<FarAway>,
+    near: Arc<dyn Store>,
+}
+
+impl Bench {
+    fn new(codec: CodecName) -> Bench {
+        let (place, far) = (Place::quick(), Arc::new(FarAway::new()));
+        let settings = Settings { work_dir: Some(place.at("work")), allowed_mem: Some(60_000_000), parallelism: Some(2), ..Settings::default() };
+        let bench = Bench { spec: settings.resolve().unwrap(), far, near: Arc::new(MemoryStore::new()), place };
+        for (name, shape, chunks) in [("a", [120u64, 90], [20u64, 30]), ("b", [120, 90], [40, 15])] {
+            let random = freestone::random_normal(&shape, 0.0, 1.0, 5, DType::Float64, &chunks).unwrap();
+            let stores = Stores::default();
+            stores.insert(Arc::clone(&bench.near));
+            let target = Target::array(&random, &format!("{}/{name}", bench.near.url())).with_stores(&stores).codec(codec);
+            freestone::run(&freestone::plan(&[target], &bench.spec).unwrap(), &bench.spec, &Serial).unwrap();
+            // One chunk is not there: all of it is fill values.
+            bench.near.remove(&format!("{name}/c/1/1")).unwrap();
+            let mut keys = vec![format!("{name}/zarr.json")];
+            for row in bench.near.list(&format!("{name}/c/")).unwrap() {
+                keys.extend(bench.near.list(&format!("{name}/c/{row}/")).unwrap().iter().map(|column| format!("{name}/c/{row}/{column}")));
+            }
+            for key in keys {
+                let mut buffer = Buffer::zeroed(1 << 20);
+                assert!(bench.near.read(&key, None, 1 << 20, &mut buffer).unwrap());
+                bench.far.write(&key, buffer.bytes()).unwrap();
+            }
+        }
+        bench
+    }
+
+    fn far(&self, name: &str) -> Array {
+        freestone::open_in(&(Arc::clone(&self.far) as Arc<dyn Store>), name).unwrap()
+    }
+
+    /// Computes the same near and far; the reads that somebody waited for from the beginning, of all, and how many chunks were ahead at most.
+    #[track_caller]
+    fn check(&self, name: &str, expression: impl Fn(&Array, &Array) -> Array) -> (usize, usize, usize) {
+        let near = |name| freestone::open_in(&self.near, name).unwrap();
+        let run = |array: &Array, to: &str| {
+            let planned = freestone::plan(&[Target::array(array, &self.place.at(to))], &self.spec).unwrap();
+            freestone::run(&planned, &self.spec, &Serial).unwrap();
+            planned
+        };
+        run(&expression(&near("a"), &near("b")), &format!("{name}-near"));
+        self.far.reset();
+        let planned = run(&expression(&self.far("a"), &self.far("b")), &format!("{name}-far"));
+        assert_eq!(tree(self.place.at(&format!("{name}-near"))), tree(self.place.at(&format!("{name}-far"))), "{name}");
+        let (reads, waited, most) = self.far.counts();
+        let plan = planned.plan();
+        let ahead = (0..plan.plan().stages.len()).map(|i| plan.layout(StageId(i)).ahead).max().unwrap();
+        assert!(most <= ahead, "{name}: {most} under way, {ahead} projected");
+        assert_eq!(self.far.under_way.load(Ordering::Relaxed), 0, "{name}: each that was begun is waited for");
+        assert!(plan.projected_mem() <= self.spec.allowed_mem);
+        println!("{name}: {reads} reads, {waited} waited for, {most} of {ahead} ahead");
+        (waited, reads, ahead)
+    }
+}
+
+/// For all ways to read: the same values, no read for nothing, and of each task only the first is waited for.
+#[test]
+fn what_comes_next_is_on_its_way() {
+    for codec in [CodecName::None, CodecName::Zstd(1)] {
+        let bench = Bench::new(codec);
+        // Tasks that read at all, and reads without anything ahead.
+        type Row<'a> = (&'a str, usize, usize, &'a dyn Fn(&Array, &Array) -> Array);
+        let rows: [Row<'_>; 9] = [
+            ("two inputs", 18, 36, &|a, _| a + &(a * 2.0).roll(20, 0).unwrap()),
+            ("all in one", 1, 18, &|a, _| a.sum(()).unwrap()),
+            ("means", 1, 18, &|a, _| a.mean(0).unwrap()),
+            ("rechunked", 0, 18, &|a, _| a.rechunk(&[120, 10]).unwrap()),
+            ("put together", 0, 0, &|a, b| concat(&[a.clone(), b.clone()], Some(1)).unwrap()),
+            ("of another shape", 0, 0, &|a, _| a.reshape(&[90, 120]).unwrap()),
+            ("taken", 0, 0, &|a, _| a.take(&[3, 100, 7, 50], 0).unwrap()),
+            ("product", 0, 0, &|a, b| a.matmul(&b.matrix_transpose().unwrap()).unwrap()),
+            ("running sums", 0, 0, &|a, _| a.cumulative_sum(0).unwrap()),
+        ];
+        for (name, tasks, reads, expression) in rows {
+            let (waited, found, ahead) = bench.check(name, expression);
+            println!("{name}: tasks {tasks} reads {reads}: {waited} {found} {ahead}");
+        }
+    }
+}
