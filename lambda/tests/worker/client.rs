@@ -19,15 +19,14 @@ use freestone_engine::worker::Cancel;
 use freestone_executors::{LambdaExecutor, Threads, conformance};
 use freestone_lambda::DType;
 use freestone_lambda_emulator::{Cap, Emulator, Faults};
-use freestone_ops::io::{Target, open_in, outputs};
-use freestone_ops::random_normal;
-use freestone_sessions::{CommitOptions, Format, MAIN, Repository, RunSession};
+use freestone_ops::io::{Target, outputs};
 
+use crate::anywhere;
 use crate::support::{Odd, Place, kernels, odd, own, run, stock, tree};
 
 /// So many environments, and invocations that are not longer than so.
-fn executor(url: &str, concurrency: usize, batch_ms: u64) -> LambdaExecutor {
-    let executor = LambdaExecutor::new("freestone", "eu-central-1").endpoint(url).credentials("key", "secret", None);
+pub(crate) fn executor(url: &str, concurrency: usize, batch_ms: u64) -> LambdaExecutor {
+    let executor = LambdaExecutor::new("freestone", "us-east-1").endpoint(url).credentials("key", "secret", None);
     executor.concurrency(concurrency).batches(8, Duration::from_millis(batch_ms)).function_timeout(Duration::from_secs(30))
 }
 
@@ -51,24 +50,18 @@ fn the_suite_for_executors_passes_through_the_client() {
 #[test]
 fn plans_have_the_same_bytes_through_the_client() {
     let place = Place::new();
-    let spec = place.spec_with(|s| s.allowed_mem = Some(60_000_000));
     let emulator = stock(|_| ());
-    let u = random_normal(&[64, 300, 200], 0.0, 1.0, 1, DType::Float32, &[8, 300, 200]).unwrap();
-    run(&[Target::array(&u, &place.at("u"))], &spec, &Threads::new(2));
-    let u = open_in(&Stores::default().open(&place.at("u")).unwrap(), "").unwrap();
-    let targets = |to: &str| {
-        let mean = (&u * &u).mean(0).unwrap();
-        vec![Target::in_group(&mean, &place.at(to), "mean"), Target::in_group(&u.rechunk(&[64, 30, 20]).unwrap(), &place.at(to), "columns")]
-    };
-    run(&targets("threads"), &spec, &Threads::new(2));
-    let report = run(&targets("lambda"), &spec, &executor(&emulator.url(), 4, 200));
-    assert_eq!(tree(place.at("threads")), tree(place.at("lambda")));
-    let invoked = report.invoked.unwrap();
-    // The probe is not one of the run's.
-    assert_eq!(invoked.invocations + 1, emulator.stats().invocations, "{report}");
-    assert!(invoked.gb_seconds() > 0.0 && invoked.most_at_once <= 4 && invoked.crashes == 0, "{report}");
-    assert!(invoked.invocations < report.stages.iter().map(|s| s.tasks).sum(), "several requests go into an invocation: {report}");
-    assert!(report.worker_peak_bytes.is_some());
+    let reports = anywhere::plans_have_the_same_bytes(&executor(&emulator.url(), 4, 200), &place.at("there"));
+    let invoked: Vec<_> = reports.iter().map(|r| r.invoked.unwrap()).collect();
+    // The probes are not the runs'.
+    let invocations: u64 = invoked.iter().map(|i| i.invocations).sum();
+    assert_eq!(invocations + reports.len() as u64, emulator.stats().invocations);
+    for (report, invoked) in reports.iter().zip(&invoked) {
+        assert!(invoked.gb_seconds() > 0.0 && invoked.most_at_once <= 4 && invoked.crashes == 0, "{report}");
+        assert!(report.worker_peak_bytes.is_some());
+    }
+    let tasks: u64 = reports.iter().flat_map(|r| &r.stages).map(|s| s.tasks).sum();
+    assert!(invocations < tasks, "several requests go into an invocation: {invocations} for {tasks}");
 }
 
 #[test]
@@ -143,7 +136,7 @@ fn a_run_survives_what_goes_wrong() {
     assert!(invoked.throttled >= stats.faults.throttled / 2 && invoked.recovered > 0 && invoked.crashes > 0, "{invoked:?}");
 }
 
-/// One commit for a whole run, with receipts from the workers, some of whom are killed or lose their answers: the same objects as threads write.
+/// One commit for a whole run, with receipts from the workers, some of whom are killed or lose their answers.
 #[test]
 fn a_run_is_one_commit() {
     let place = Place::new();
@@ -151,39 +144,7 @@ fn a_run_is_one_commit() {
         config.concurrency = 4;
         config.faults = Faults { seed: 5, throttle: 0.1, kill: 0.05, kill_after: Duration::ZERO..Duration::from_millis(20), lose: 0.1, ..Faults::default() };
     });
-    let lambda = executor(&emulator.url(), 4, 50);
-    let threads = Threads::new(2);
-    let spec = place.spec();
-    let source = random_normal(&[200, 60], 0.0, 1.0, 1, DType::Float64, &[2, 60]).unwrap();
-    let executors: [(&str, &dyn Executor); 2] = [("threads", &threads), ("lambda", &lambda)];
-    let mut objects = Vec::new();
-    for (name, executor) in executors {
-        let repository = Repository::open_or_create(&place.at(name), Format::default()).unwrap();
-        let session = repository.writable_session(MAIN).unwrap();
-        let stores = freestone_lambda::stores();
-        stores.insert(session.store());
-        let url = session.store().url().to_owned();
-        let target = |array, name: &str| Target::in_group(array, &url, name).with_stores(&stores);
-        let rows = source.rechunk(&[20, 30]).unwrap();
-        let lowered = outputs(&[target(&(&source * 2.0), "group/twice"), target(&rows, "group/rows")], &stores).unwrap();
-        let plan = Arc::new(lower(&lowered, &spec).unwrap());
-        let commit = RunSession::committing(&session, "by many", CommitOptions::default());
-        stores.insert(freestone_engine::session::Session::store(&commit).unwrap());
-        let kernels = kernels_of(&lowered).unwrap();
-        let run = Run { spec: &spec, stores: &stores, kernels: &kernels, executor, session: &commit, observers: &[], cancel: Cancel::default() };
-        let report = driver::run(&plan, &run).unwrap();
-        let history = repository.history(&MAIN.into()).unwrap();
-        assert_eq!((history.len(), report.snapshot.as_ref()), (2, Some(&history[0].id)), "{name}");
-        let mut twice = repository.readonly_session(&MAIN.into()).unwrap().array("group/twice").unwrap();
-        assert_eq!(twice.read().unwrap().len(), 200 * 60 * 8);
-        // What killed workers were writing lies there too, under names that begin with a dot, until garbage is collected.
-        let objects_of = tree(place.at(&format!("{name}/chunks"))).into_iter().filter(|(file, _)| !file.starts_with('.'));
-        let mut chunks: Vec<Vec<u8>> = objects_of.map(|(_, bytes)| bytes).collect();
-        chunks.sort_unstable();
-        objects.push(chunks);
-    }
-    assert_eq!((objects[0].len(), objects[1].len()), (120, 120));
-    assert!(objects[0] == objects[1]);
+    anywhere::a_run_is_one_commit(&executor(&emulator.url(), 4, 50), &place.at("there"));
     println!("{:?}", emulator.stats().faults);
 }
 
