@@ -18,11 +18,12 @@ use freestone_engine::task::{FailureKind, RunAddress};
 use freestone_engine::worker::Cancel;
 use freestone_executors::{LambdaExecutor, Threads, conformance};
 use freestone_lambda::DType;
-use freestone_lambda_emulator::{Cap, Emulator, Faults};
-use freestone_ops::io::{Target, outputs};
+use freestone_lambda_emulator::{Cap, Emulator, Faults, StoreFaults, StoreProxy};
+use freestone_ops::io::{Target, open_in, outputs};
+use freestone_sessions::{Format, MAIN, Repository};
 
 use crate::anywhere;
-use crate::support::{Odd, Place, kernels, odd, own, run, stock, tree};
+use crate::support::{Odd, Place, kernels, odd, own, run, stock, through, tree};
 
 /// So many environments, and invocations that are not longer than so.
 pub(crate) fn executor(url: &str, concurrency: usize, batch_ms: u64) -> LambdaExecutor {
@@ -94,31 +95,49 @@ fn an_environment_without_memory_is_told_from_one_that_was_lost() {
     assert!(emulator.stats().oom_kills >= 2);
 }
 
-/// Kills, lost answers, throttling, stragglers, and duplicates: the result is right, and little was computed twice.
+/// 5 % kills, 5 % lost answers, 10 % throttling, 2 % stragglers.
+fn chaos(concurrency: usize, variables: Vec<(String, String)>) -> Emulator {
+    own(|config| {
+        (config.concurrency, config.variables) = (concurrency, variables);
+        config.faults = Faults {
+            seed: 11,
+            throttle: 0.1,
+            kill: 0.05,
+            kill_after: Duration::ZERO..Duration::from_millis(40),
+            lose: 0.05,
+            duplicate: 0.0,
+            slow: 0.02,
+            slow_factor: 20,
+        };
+    })
+}
+
+/// So many tasks were computed, by their log, for each that there is; each kind of fault has come at least half as often as asked.
+fn assert_survived(emulator: &Emulator, report: &RunReport, log: &str, n: u64, since: Instant) {
+    let stats = emulator.stats();
+    let computed = fs::read(log).unwrap().iter().filter(|b| **b == b'+').count() as f64 / n as f64;
+    println!("{:.1} s, {computed:.3} × computed\n{report}\n{:?} of {} invocations", since.elapsed().as_secs_f64(), stats.faults, stats.asked);
+    assert!(computed <= 1.25, "{computed}");
+    let asked = stats.asked as f64;
+    for (fired, share) in [(stats.faults.throttled, 0.1), (stats.faults.killed, 0.05), (stats.faults.lost, 0.05), (stats.faults.slowed, 0.02)] {
+        assert!(fired as f64 >= 0.5 * share * asked, "{:?} of {asked}", stats.faults);
+    }
+    let invoked = report.invoked.unwrap();
+    assert!(invoked.throttled >= stats.faults.throttled / 2 && invoked.recovered > 0 && invoked.crashes > 0, "{invoked:?}");
+}
+
+/// Kills, lost answers, throttling, and stragglers: the result is right, and little was computed twice.
 #[test]
 fn a_run_survives_what_goes_wrong() {
     let place = Place::new();
     const N: u64 = 2000;
     let log = place.at("log");
     let kernel = Odd { sleep_ms: 4, log: Some(log.clone()), ..Odd::default() };
-    let faults = Faults {
-        seed: 11,
-        throttle: 0.1,
-        kill: 0.05,
-        kill_after: Duration::ZERO..Duration::from_millis(40),
-        lose: 0.05,
-        duplicate: 0.0,
-        slow: 0.02,
-        slow_factor: 20,
-    };
-    let emulator = own(|config| (config.concurrency, config.faults) = (16, faults.clone()));
+    let emulator = chaos(16, Vec::new());
     let start = Instant::now();
     // Short invocations, so that there are enough to go wrong.
     let report =
         run(&[Target::array(&odd(N, &kernel), &place.at("out"))], &place.spec(), &executor(&emulator.url(), 16, 30).batches(4, Duration::from_millis(30)));
-    let stats = emulator.stats();
-    let computed = fs::read(&log).unwrap().iter().filter(|b| **b == b'+').count() as f64 / N as f64;
-    println!("{:.1} s, {computed:.3} × computed\n{report}\n{:?} of {} invocations", start.elapsed().as_secs_f64(), stats.faults, stats.asked);
     run(&[Target::array(&odd(N, &Odd::default()), &place.at("expect"))], &place.spec(), &Threads::new(2));
     let chunks = |name: &str| {
         let mut files = tree(place.at(name));
@@ -127,13 +146,57 @@ fn a_run_survives_what_goes_wrong() {
         files
     };
     assert!(chunks("out").len() as u64 == N && chunks("out") == chunks("expect"));
-    assert!(computed <= 1.25, "{computed}");
-    let asked = stats.asked as f64;
-    for (fired, share) in [(stats.faults.throttled, 0.1), (stats.faults.killed, 0.05), (stats.faults.lost, 0.05), (stats.faults.slowed, 0.02)] {
-        assert!(fired as f64 >= 0.5 * share * asked, "{:?} of {asked}", stats.faults);
+    assert_survived(&emulator, &report, &log, N, start);
+}
+
+/// The same, and 2 % of what is asked of the object store goes wrong: there are inputs, work directory, and the repository that the run commits to.
+#[test]
+#[ignore = "needs an S3 server: .ci/run lambda"]
+fn lambda_a_run_survives_what_goes_wrong_with_storage_too() {
+    let store = std::env::var("AWS_ENDPOINT").unwrap();
+    let faults = StoreFaults { seed: 2, slow_down: 0.008, fail: 0.006, lose: 0.006 };
+    let proxy = StoreProxy::start(store.trim_start_matches("http://").parse().unwrap(), faults).unwrap();
+    // Another process, which finds the proxy where others find the store.
+    let client = Command::new(std::env::current_exe().unwrap())
+        .args(["client::the_client_of_a_faulty_store", "--exact", "--nocapture"])
+        .env("AWS_ENDPOINT", proxy.url())
+        .env("FREESTONE_TEST_FAULTY", "yes")
+        .status();
+    let stats = proxy.stats();
+    println!("{stats:?}");
+    assert!(client.unwrap().success());
+    let asked = stats.requests as f64;
+    for (fired, share) in [(stats.slowed_down, faults.slow_down), (stats.failed, faults.fail), (stats.lost, faults.lose)] {
+        assert!(fired as f64 >= 0.5 * share * asked, "{stats:?}");
     }
-    let invoked = report.invoked.unwrap();
-    assert!(invoked.throttled >= stats.faults.throttled / 2 && invoked.recovered > 0 && invoked.crashes > 0, "{invoked:?}");
+}
+
+/// Not a test: what the one above runs with a proxy in place of its object store.
+#[test]
+fn the_client_of_a_faulty_store() {
+    if std::env::var_os("FREESTONE_TEST_FAULTY").is_none() {
+        return;
+    }
+    const N: u64 = 2000;
+    let place = Place::new();
+    let root = format!("{}/chaos-{}", std::env::var("FREESTONE_S3").unwrap(), std::process::id());
+    let spec = place.spec_with(|s| s.work_dir = Some(format!("{root}/work")));
+    let numbers = freestone_ops::arange(0.0, 10.0 * N as f64, 1.0, DType::Float64, 10).unwrap();
+    run(&[Target::array(&numbers, &format!("{root}/numbers"))], &spec, &Threads::new(16));
+    let numbers = open_in(&Stores::default().open(&format!("{root}/numbers")).unwrap(), "").unwrap();
+    let log = place.at("log");
+    let kernel = Odd { sleep_ms: 4, log: Some(log.clone()), ..Odd::default() };
+    let emulator = chaos(16, std::env::vars().filter(|(name, _)| name.starts_with("AWS_")).collect());
+    let lambda = executor(&emulator.url(), 16, 30).batches(4, Duration::from_millis(30));
+    let repository = Repository::open_or_create(&format!("{root}/repository"), Format::default()).unwrap();
+    let start = Instant::now();
+    // It asserts that there is one commit of it.
+    let (snapshot, report) = anywhere::committed(&repository, &[("numbers", through(&kernel, &numbers))], &spec, &lambda);
+    let mut found = repository.readonly_session(&MAIN.into()).unwrap().array("numbers").unwrap();
+    let expect: Vec<u8> = (0..10 * N).flat_map(|i| (i as f64).to_le_bytes()).collect();
+    assert!(found.read().unwrap() == expect);
+    println!("{} tasks in one commit, {}", N, snapshot.id);
+    assert_survived(&emulator, &report, &log, N, start);
 }
 
 /// One commit for a whole run, with receipts from the workers, some of whom are killed or lose their answers.
