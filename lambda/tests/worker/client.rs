@@ -154,7 +154,7 @@ fn a_run_survives_what_goes_wrong() {
 #[ignore = "needs an S3 server: .ci/run lambda"]
 fn lambda_a_run_survives_what_goes_wrong_with_storage_too() {
     let store = std::env::var("AWS_ENDPOINT").unwrap();
-    let faults = StoreFaults { seed: 2, slow_down: 0.008, fail: 0.006, lose: 0.006 };
+    let faults = StoreFaults { seed: 2, slow_down: 0.008, fail: 0.006, lose: 0.006, lose_conditional: 1.0 };
     let proxy = StoreProxy::start(store.trim_start_matches("http://").parse().unwrap(), faults).unwrap();
     // Another process, which finds the proxy where others find the store.
     let client = Command::new(std::env::current_exe().unwrap())
@@ -165,6 +165,7 @@ fn lambda_a_run_survives_what_goes_wrong_with_storage_too() {
     let stats = proxy.stats();
     println!("{stats:?}");
     assert!(client.unwrap().success());
+    assert!(stats.lost_conditional > 0, "{stats:?}");
     let asked = stats.requests as f64;
     for (fired, share) in [(stats.slowed_down, faults.slow_down), (stats.failed, faults.fail), (stats.lost, faults.lose)] {
         assert!(fired as f64 >= 0.5 * share * asked, "{stats:?}");
