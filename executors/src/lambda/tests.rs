@@ -401,6 +401,29 @@ fn a_cancelled_run_ends_soon() {
     assert!(state.outcomes.iter().all(|o| o.failure.as_ref().unwrap().kind == FailureKind::Cancelled));
 }
 
+/// Not a test: what the one below runs, with an `aws` of its own on its path.
+#[test]
+fn the_client_with_a_profile() {
+    let Ok(url) = std::env::var("FREESTONE_TEST_PROFILE") else { return };
+    let folder = folder();
+    LambdaExecutor::new("f", "eu-central-1").endpoint(&url).check(&conformance::context(folder.path())).unwrap();
+}
+
+#[test]
+fn a_profile_signs_invocations() {
+    let fake = Fake::start(|_, _| Fate::Done);
+    let folder = folder();
+    let aws = folder.path().join("aws");
+    std::fs::write(&aws, "#!/bin/sh\necho '{\"AccessKeyId\": \"key\", \"SecretAccessKey\": \"secret\", \"SessionToken\": \"t\"}'\n").unwrap();
+    std::fs::set_permissions(&aws, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    command.args(["lambda::tests::the_client_with_a_profile", "--exact"]).env("FREESTONE_TEST_PROFILE", &fake.url);
+    command.env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_SECRET_ACCESS_KEY").env("PATH", format!("{}:/usr/bin:/bin", folder.path().display()));
+    // The other side looks at whose key has signed.
+    let output = command.output().unwrap();
+    assert!(output.status.success() && fake.count("Done") == 1, "{}", String::from_utf8_lossy(&output.stdout));
+}
+
 #[test]
 fn functions_have_names() {
     let check = |function: &str, expect: (&str, Option<&str>, &str)| {
