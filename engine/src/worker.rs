@@ -145,13 +145,17 @@ impl Opened {
         true
     }
 
-    /// Decodes a chunk that is not at hand, the read of which may have begun; then at most `most` are, and none of `pinned` went.
-    fn fetch(&mut self, coords: &[u64], begun: Option<Pending>, most: usize, pinned: &[Vec<u64>], desk: &mut Desk) -> Result<(), ChunkError> {
+    /// Lets chunks go, so that with one more at most `most` are at hand, but none of `pinned`.
+    fn make_room(&mut self, most: usize, pinned: &[Vec<u64>], desk: &mut Desk) {
         while self.chunks.len() >= most.max(1)
             && let Some(oldest) = self.chunks.iter().position(|(c, _)| !pinned.contains(c))
         {
             desk.arena.recycle(self.chunks.remove(oldest).1);
         }
+    }
+
+    /// Decodes a chunk that is not at hand, the read of which may have begun.
+    fn fetch(&mut self, coords: &[u64], begun: Option<Pending>, desk: &mut Desk) -> Result<(), ChunkError> {
         if let Some(block) = self.source.read(coords, begun, desk)? {
             self.chunks.push((coords.to_vec(), block));
         }
@@ -627,13 +631,14 @@ impl Task<'_> {
         if self.ready.sources[at].has(coords) {
             return Ok(());
         }
-        let begun = self.take_ahead(at, coords);
         let looked_at = |l: &Loaded| match &l.values {
             Values::Chunk { source, coords } if *source == at => Some(coords.clone()),
             _ => None,
         };
         let pinned: Vec<Vec<u64>> = self.loaded.iter().flatten().filter_map(looked_at).collect();
-        self.ready.sources[at].fetch(coords, begun, self.layout.sources[at].chunks, &pinned, self.desk).map_err(|e| cause_of_chunk(&e))
+        self.ready.sources[at].make_room(self.layout.sources[at].chunks, &pinned, self.desk);
+        let begun = self.take_ahead(at, coords);
+        self.ready.sources[at].fetch(coords, begun, self.desk).map_err(|e| cause_of_chunk(&e))
     }
 
     /// The cell touches several chunks, or is partly fill values: put it together in a buffer.

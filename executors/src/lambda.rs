@@ -19,7 +19,8 @@ use freestone_engine::remote::Environment;
 use freestone_engine::worker::RunContext;
 
 use client::Client;
-use object_store::aws::AwsCredential;
+use object_store::StaticCredentialProvider;
+use object_store::aws::{AwsCredential, AwsCredentialProvider};
 
 /// Invokes a function for its tasks.
 ///
@@ -41,7 +42,7 @@ pub struct LambdaExecutor {
     batch_time: Duration,
     function_timeout: Duration,
     linger: Duration,
-    credentials: Option<Arc<AwsCredential>>,
+    credentials: Option<AwsCredentialProvider>,
     probed: Mutex<Option<Probed>>,
     invoked: Mutex<Invoked>,
 }
@@ -149,11 +150,11 @@ impl LambdaExecutor {
         self
     }
 
-    /// Credentials to sign with, instead of those of the environment, of the machine, or of a profile.
+    /// Credentials to sign with, instead of those of the environment, of a profile, or of the machine.
     #[must_use]
     pub fn credentials(mut self, key_id: &str, secret_key: &str, token: Option<&str>) -> LambdaExecutor {
         let credential = AwsCredential { key_id: key_id.to_owned(), secret_key: secret_key.to_owned(), token: token.map(str::to_owned) };
-        self.credentials = Some(Arc::new(credential));
+        self.credentials = Some(Arc::new(StaticCredentialProvider::new(credential)));
         self
     }
 

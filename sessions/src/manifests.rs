@@ -14,10 +14,10 @@ const MANIFESTS: u64 = 64;
 /// How the manifests of arrays are cut, by their paths and their numbers of chunks along each axis; none if all are kept whole.
 pub(crate) fn splitting<'a>(arrays: impl Iterator<Item = (&'a str, Vec<u64>)>) -> Option<ManifestSplittingConfig> {
     let of = |(path, counts): (&str, Vec<u64>)| {
-        let dims = counts_in_one(&counts)?.into_iter().enumerate().map(|(axis, n)| ManifestSplitDim {
-            condition: ManifestSplitDimCondition::Axis(axis),
-            num_chunks: u32::try_from(n).unwrap_or(u32::MAX),
-        });
+        let dims = counts_in_one(&counts)?
+            .into_iter()
+            .enumerate()
+            .map(|(axis, n)| ManifestSplitDim { condition: ManifestSplitDimCondition::Axis(axis), num_chunks: u32::try_from(n).unwrap_or(u32::MAX) });
         Some((ManifestSplitCondition::PathMatches { regex: format!("^/{}$", regex_syntax::escape(path)) }, dims.collect()))
     };
     let sizes: Vec<_> = arrays.filter_map(of).collect();

@@ -6,16 +6,17 @@ use std::num::{NonZeroU16, NonZeroU64};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::SystemTime;
 
-use freestone_engine::storage::{Store, Stores};
+use freestone_engine::storage::{Store, Stores, aws};
 use futures_util::TryStreamExt;
 use icechunk::config::{CachingConfig, RepositoryConfig};
+use icechunk::config::{S3Credentials, S3StaticCredentials};
 use icechunk::format::SnapshotId;
 use icechunk::format::format_constants::SpecVersionBin;
 use icechunk::repository::{RepositoryErrorKind, VersionInfo};
 use icechunk::storage::{ConcurrencySettings, S3Options, Settings, Storage, StorageErrorKind};
-use object_store::ObjectStore;
-use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
+use object_store::aws::{AwsCredential, S3ConditionalPut};
 use object_store::memory::InMemory;
+use object_store::{ObjectStore, RetryConfig};
 use serde_json::{Map, Value};
 
 use crate::error::Error;
@@ -526,10 +527,30 @@ fn storage(location: &Location, memory: Option<&Memory>) -> Result<Backend, Erro
             // What is not said here comes from the environment, with the credentials.
             let flag = |name: &str| std::env::var(name).is_ok_and(|v| ["1", "true", "yes", "on"].contains(&v.to_ascii_lowercase().as_str()));
             let options = S3Options::default().with_allow_http(flag("AWS_ALLOW_HTTP")).with_anonymous(flag("AWS_SKIP_SIGNATURE"));
-            wait(async move { Ok(icechunk::new_s3_object_store_storage(options, bucket, Some(prefix), None, Vec::new(), Vec::new()).await) })?
+            let place = place.clone();
+            wait(async move {
+                let profile = aws::of_profile().await.map_err(|e| failed(&place, "opened", e))?;
+                let (options, credentials) = profile.map_or((options.clone(), None), |profile| of_profile(options, &profile));
+                Ok(icechunk::new_s3_object_store_storage(options, bucket, Some(prefix), credentials, Vec::new(), Vec::new()).await)
+            })?
         }
     };
     made.map_err(|e| failed(&place, "opened", e.kind))
+}
+
+/// Credentials of a profile, for Icechunk: it takes none that are renewed, and with them nothing from the environment.
+fn of_profile(options: S3Options, profile: &AwsCredential) -> (S3Options, Option<S3Credentials>) {
+    let first = |names: &[&str]| names.iter().find_map(|name| std::env::var(name).ok().filter(|v| !v.is_empty()));
+    let region = first(&["AWS_REGION", "AWS_DEFAULT_REGION"]);
+    let endpoint = first(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"]);
+    let credentials = S3StaticCredentials {
+        access_key_id: profile.key_id.clone(),
+        secret_access_key: profile.secret_key.clone(),
+        session_token: profile.token.clone(),
+        expires_after: None,
+    };
+    let options = region.into_iter().fold(options, S3Options::with_region);
+    (endpoint.into_iter().fold(options, S3Options::with_endpoint_url), Some(S3Credentials::Static(credentials)))
 }
 
 /// Where records of shared sessions lie: beside Icechunk's own folders, which it alone lists.
@@ -540,8 +561,9 @@ fn states(location: &Location, memory: Option<&Memory>) -> Result<Arc<dyn Object
         (Location::Memory(_), None) => return Err(Error::NotHere { place }),
         (Location::Local(path), _) => Arc::new(object_store::local::LocalFileSystem::new_with_prefix(path).map_err(|e| failed(&place, "opened", e))?),
         (Location::S3 { bucket, .. }, _) => {
-            let builder = AmazonS3Builder::from_env().with_bucket_name(bucket).with_conditional_put(S3ConditionalPut::ETagMatch);
-            Arc::new(builder.build().map_err(|e| failed(&place, "opened", e))?)
+            // More patient than a worker: nobody else would try again.
+            let built = aws::bucket(bucket).and_then(|b| b.with_retry(RetryConfig::default()).with_conditional_put(S3ConditionalPut::ETagMatch).build());
+            Arc::new(built.map_err(|e| failed(&place, "opened", e))?)
         }
     })
 }

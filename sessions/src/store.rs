@@ -419,7 +419,11 @@ impl Store for SessionStore {
         let writes = self.writes(key)?;
         match Key::parse(key) {
             Key::Chunk(array, chunk) => {
-                if writes.receipts == Keep::Here { self.note(Receipt::fill(array, &chunk)) } else { Ok(()) }
+                if writes.receipts == Keep::Here {
+                    self.note(Receipt::fill(array, &chunk))
+                } else {
+                    Ok(())
+                }
             }
             Key::Document(_) | Key::Nothing => {
                 let why = "only chunks are removed in a session: nodes go by its creator's word";

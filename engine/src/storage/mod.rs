@@ -5,6 +5,8 @@
 //! bounds; [`reader`] does all of it for one chunk.
 
 pub mod array;
+#[cfg(feature = "object-stores")]
+pub mod aws;
 mod blosc;
 pub mod codec;
 pub mod conformance;

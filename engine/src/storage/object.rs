@@ -11,10 +11,10 @@ use futures_util::TryStreamExt;
 use object_store::aws::AmazonS3Builder;
 use object_store::http::HttpBuilder;
 use object_store::path::Path;
-use object_store::{ClientOptions, GetOptions, GetRange, ObjectStore as Backend, ObjectStoreExt, RetryConfig};
+use object_store::{ClientOptions, GetOptions, GetRange, ObjectStore as Backend, ObjectStoreExt};
 
+use super::aws::{self, NoCredentials, retries};
 use super::{ByteRange, Pending, StorageError, Store};
-
 /// Objects below a prefix of a bucket or server.
 #[derive(Debug)]
 pub(super) struct ObjectStore {
@@ -35,7 +35,7 @@ fn runtime() -> Result<&'static tokio::runtime::Runtime, StorageError> {
 }
 
 impl ObjectStore {
-    /// Credentials, region and endpoint come from the environment (`AWS_…`, `GOOGLE_…`, `AZURE_…`).
+    /// Credentials, region and endpoint come from the environment (`AWS_…`, `GOOGLE_…`, `AZURE_…`); those of AWS from a profile, too.
     pub(super) fn open(url: &str) -> Result<ObjectStore, StorageError> {
         let bad = |why: String| StorageError::BadUrl { url: url.to_owned(), why };
         let (scheme, rest) = url.split_once("://").ok_or_else(|| bad("it has no scheme".into()))?;
@@ -44,7 +44,7 @@ impl ObjectStore {
             return Err(bad("it names no bucket or host".into()));
         }
         let backend: Arc<dyn Backend> = match scheme {
-            "s3" => Arc::new(AmazonS3Builder::from_env().with_retry(retries()).with_bucket_name(host).build().map_err(|e| bad(e.to_string()))?),
+            "s3" => Arc::new(aws::bucket(host).and_then(AmazonS3Builder::build).map_err(|e| bad(e.to_string()))?),
             #[cfg(feature = "gcs")]
             "gs" => Arc::new(
                 object_store::gcp::GoogleCloudStorageBuilder::from_env()
@@ -91,7 +91,9 @@ impl ObjectStore {
                 None => Ok((false, buffer)),
                 Some(Err(len)) => Err(StorageError::TooLong { place, len, limit }),
                 Some(Ok(())) => match range {
-                    Some(ByteRange::At { len, .. } | ByteRange::Last(len)) if (buffer.len() as u64) < len => Err(StorageError::Truncated { place, wanted: len }),
+                    Some(ByteRange::At { len, .. } | ByteRange::Last(len)) if (buffer.len() as u64) < len => {
+                        Err(StorageError::Truncated { place, wanted: len })
+                    }
                     _ => Ok((true, buffer)),
                 },
             }
@@ -143,6 +145,9 @@ fn outcome<T>(place: String, action: &'static str, result: Option<object_store::
         Some(Ok(value)) => Ok(Some(value)),
         Some(Err(object_store::Error::NotFound { .. })) => Ok(None),
         Some(Err(object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. })) => Err(StorageError::Denied { place, action }),
+        Some(Err(object_store::Error::Generic { source, .. })) if source.is::<NoCredentials>() => {
+            Err(StorageError::Io { place, action, message: source.to_string(), transient: false })
+        }
         // The client has tried a few times; what is left may still pass later, or on another worker.
         Some(Err(e)) if is_throttle(&e) => Err(StorageError::Throttled { place, message: e.to_string() }),
         Some(Err(e)) => Err(StorageError::Io { place, action, transient: matches!(e, object_store::Error::Generic { .. }), message: e.to_string() }),
@@ -153,11 +158,6 @@ fn outcome<T>(place: String, action: &'static str, result: Option<object_store::
 fn is_throttle(error: &object_store::Error) -> bool {
     let text = error.to_string();
     ["SlowDown", "429 Too Many", "503 Service", "TooManyRequests", "Throttl"].iter().any(|word| text.contains(word))
-}
-
-/// Requests are tried again by the client so often and so long; after that the driver decides.
-fn retries() -> RetryConfig {
-    RetryConfig { max_retries: 3, retry_timeout: std::time::Duration::from_secs(20), ..RetryConfig::default() }
 }
 
 /// Reads an object, or a range of it, piece by piece into a buffer with room for `limit` bytes; its length if it is longer.

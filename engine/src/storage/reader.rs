@@ -158,15 +158,10 @@ impl ChunkAccess {
         join(&self.path, &self.info.object_key(&self.object(coords)))
     }
 
-    /// Begins to read a chunk that [`read`](ChunkAccess::read) will be asked for, where the store can and there is room for it.
-    pub fn begin_read(&self, coords: &[u64], desk: &mut Desk) -> Option<Pending> {
-        // Where a chunk lies in its shard is not known without reading.
-        if self.info.shard.is_some() {
-            return None;
-        }
-        let limit = self.encoded_limit(coords);
-        let into = desk.arena.buffer(limit).ok()?;
-        match self.store.begin_read(&self.key(coords), None, limit, into) {
+    /// Begins to read a chunk, not of a shard, that [`read_begun`](ChunkAccess::read_begun) will be asked for, into a buffer of
+    /// [`encoded_limit`](ChunkAccess::encoded_limit) bytes, where the store can.
+    pub fn begin_read(&self, coords: &[u64], into: Buffer, desk: &mut Desk) -> Option<Pending> {
+        match self.store.begin_read(&self.key(coords), None, self.encoded_limit(coords), into) {
             Ok(pending) => {
                 desk.traffic.reads += 1;
                 Some(pending)

@@ -71,13 +71,15 @@ impl Task<'_> {
         };
         while self.ahead.begun.len() < self.layout.ahead {
             self.refill();
-            let Some(next) = self.ahead.list.pop_front() else { break };
-            let Source::Chunks(access, _) = &self.ready.sources[next.0 as usize].source else { continue };
+            let Some(next) = self.ahead.list.front().copied() else { break };
+            let Source::Chunks(access, _) = &self.ready.sources[next.0 as usize].source else { break };
             let coords = access.info().grid.coords(next.1);
-            if let Some(pending) = access.begin_read(&coords, self.desk) {
-                let bytes = access.encoded_limit(&coords);
-                self.ahead.begun.push_back((next, bytes, pending));
-            }
+            let bytes = access.encoded_limit(&coords);
+            // Where others hold more than they will at the end, there is room later.
+            let Ok(into) = self.desk.arena.buffer(bytes) else { break };
+            self.ahead.list.pop_front();
+            let pending = access.begin_read(&coords, into, self.desk);
+            self.ahead.begun.extend(pending.map(|pending| (next, bytes, pending)));
         }
         begun
     }

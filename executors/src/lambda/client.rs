@@ -1,17 +1,15 @@
 //! The Invoke API, signed, without an SDK.
 
-use std::io;
-use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use freestone_engine::remote::Invocation;
-use object_store::aws::{AmazonS3Builder, AwsAuthorizer, AwsCredential, AwsCredentialProvider};
+use freestone_engine::storage::aws;
+use object_store::aws::{AwsAuthorizer, AwsCredentialProvider};
 use object_store::client::{HttpClient, HttpConnector, HttpErrorKind, HttpRequest, HttpRequestBody, ReqwestConnector};
 use object_store::{ClientOptions, HeaderValue};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use serde::Deserialize;
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::LambdaExecutor;
 use super::reply::{Raw, Reply, read};
@@ -21,8 +19,6 @@ const BODY_UNITS: u32 = 1024;
 const UNIT_BYTES: u64 = 64 << 10;
 /// An answer comes so long after the function's time is over at the latest.
 const GRACE: Duration = Duration::from_secs(10);
-/// Credentials from the AWS command are asked for anew so often; it keeps them itself.
-const REFRESH: Duration = Duration::from_secs(600);
 
 /// A client of one function.
 #[derive(Debug)]
@@ -30,7 +26,7 @@ pub(super) struct Client {
     http: HttpClient,
     url: String,
     region: String,
-    credentials: Credentials,
+    credentials: AwsCredentialProvider,
     bodies: Arc<Semaphore>,
 }
 
@@ -38,7 +34,7 @@ pub(super) struct Client {
 pub(super) type Replied = (Reply, Option<OwnedSemaphorePermit>);
 
 impl Client {
-    /// No I/O, but that the AWS command may be asked for credentials.
+    /// No I/O.
     pub(super) fn new(of: &LambdaExecutor) -> Result<Client, String> {
         let options = ClientOptions::new()
             .with_allow_http(of.endpoint.starts_with("http://"))
@@ -51,8 +47,8 @@ impl Client {
             url = format!("{url}?Qualifier={qualifier}");
         }
         let credentials = match &of.credentials {
-            Some(given) => Credentials::Given(Arc::clone(given)),
-            None => Credentials::find(&of.region)?,
+            Some(given) => Arc::clone(given),
+            None => aws::credentials(&of.region).map_err(|e| e.to_string())?,
         };
         Ok(Client { http, url, region: of.region.clone(), credentials, bodies: Arc::new(Semaphore::new(BODY_UNITS as usize)) })
     }
@@ -60,9 +56,9 @@ impl Client {
     /// Invokes the function and waits for its answer.
     pub(super) async fn invoke(&self, invocation: &Invocation) -> Replied {
         let refused = |message: String, denied| (Reply::Refused { denied, message }, None);
-        let credential = match self.credentials.get().await {
+        let credential = match self.credentials.get_credential().await {
             Ok(credential) => credential,
-            Err(message) => return refused(format!("there are no AWS credentials: {message}"), true),
+            Err(error) => return refused(sources(&error), true),
         };
         // Plain data always has a JSON.
         let mut request = HttpRequest::new(HttpRequestBody::from(serde_json::to_vec(invocation).unwrap_or_default()));
@@ -116,71 +112,6 @@ fn sources(error: &dyn std::error::Error) -> String {
         next = source.source();
     }
     text
-}
-
-/// Who we are to AWS.
-#[derive(Debug)]
-enum Credentials {
-    Given(Arc<AwsCredential>),
-    /// Environment, web identity, container or instance, as for S3.
-    Chain(AwsCredentialProvider),
-    /// A profile, as the AWS command resolves it; single sign-on too.
-    Exported(Mutex<(Arc<AwsCredential>, Instant)>),
-}
-
-/// What says that the chain has something.
-const OF_CHAIN: [&str; 4] =
-    ["AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI"];
-
-impl Credentials {
-    fn find(region: &str) -> Result<Credentials, String> {
-        if !OF_CHAIN.iter().any(|name| std::env::var_os(name).is_some_and(|v| !v.is_empty())) {
-            match exported() {
-                Ok(Some(credential)) => return Ok(Credentials::Exported(Mutex::new((Arc::new(credential), Instant::now())))),
-                // A profile that was asked for must not be replaced by what a machine has.
-                Err(error) if std::env::var_os("AWS_PROFILE").is_some() => return Err(error),
-                _ => {}
-            }
-        }
-        // The bucket is never asked for anything.
-        let s3 = AmazonS3Builder::from_env().with_bucket_name("freestone").with_region(region).build().map_err(|e| e.to_string())?;
-        Ok(Credentials::Chain(Arc::clone(s3.credentials())))
-    }
-
-    async fn get(&self) -> Result<Arc<AwsCredential>, String> {
-        match self {
-            Credentials::Given(given) => Ok(Arc::clone(given)),
-            Credentials::Chain(provider) => provider.get_credential().await.map_err(|e| e.to_string()),
-            Credentials::Exported(known) => {
-                let mut known = known.lock().await;
-                if known.1.elapsed() > REFRESH {
-                    let asked = tokio::task::spawn_blocking(exported).await.map_err(|e| e.to_string())?;
-                    *known = (Arc::new(asked?.ok_or("the aws command is gone")?), Instant::now());
-                }
-                Ok(Arc::clone(&known.0))
-            }
-        }
-    }
-}
-
-/// What the AWS command says of the profile in use; `None` where it is not installed.
-fn exported() -> Result<Option<AwsCredential>, String> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Exported {
-        access_key_id: String,
-        secret_access_key: String,
-        session_token: Option<String>,
-    }
-    let output = match Command::new("aws").args(["configure", "export-credentials", "--format", "process"]).output() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        output => output.map_err(|e| format!("aws configure export-credentials: {e}"))?,
-    };
-    if !output.status.success() {
-        return Err(format!("aws configure export-credentials: {}", String::from_utf8_lossy(&output.stderr).trim()));
-    }
-    let exported: Exported = serde_json::from_slice(&output.stdout).map_err(|e| format!("aws configure export-credentials: {e}"))?;
-    Ok(Some(AwsCredential { key_id: exported.access_key_id, secret_key: exported.secret_access_key, token: exported.session_token }))
 }
 
 /// Descriptors that are not for sockets.

@@ -324,7 +324,9 @@ impl Dispatch<'_> {
                 self.invoked.byte_ms += memory as f64 * (wall_ms + init_ms) as f64;
             }
         }
-        if outcomes.iter().any(|o| o.failure.as_ref().is_some_and(|f| f.kind == FailureKind::Throttled)) {
+        // Storage asks for fewer, too: of tasks, or of workers that could not even fetch the plan.
+        let is_throttle = |o: &TaskOutcome| o.failure.as_ref().is_some_and(|f| f.kind == FailureKind::Throttled);
+        if outcomes.iter().any(is_throttle) || matches!(how, How::Ended(FailureKind::Transient, _)) {
             self.window.shrink(now);
         }
         for outcome in outcomes {

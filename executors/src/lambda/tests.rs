@@ -9,7 +9,7 @@ use std::thread;
 
 use freestone_engine::remote::{Answer, Call, Invocation, Refusal, RefusalKind, write_record};
 use freestone_engine::storage::Stores;
-use freestone_engine::task::{FailureKind, TaskOutcome, TaskRequest};
+use freestone_engine::task::{FailureKind, TaskFailure, TaskOutcome, TaskRequest};
 use freestone_engine::user::KernelRegistry;
 use freestone_engine::worker::Worker;
 
@@ -42,6 +42,8 @@ enum Fate {
     Recorded,
     /// It takes so many milliseconds more.
     Slow(u64),
+    /// Storage asks for fewer requests.
+    StorageThrottled,
     Refused(RefusalKind),
 }
 
@@ -57,6 +59,8 @@ struct Shared {
     invocations: AtomicU64,
     under_way: AtomicU64,
     most: AtomicU64,
+    /// The most under way since the twentieth invocation.
+    most_late: AtomicU64,
     fates: Mutex<BTreeMap<String, u64>>,
     /// How often each task was computed.
     tasks: Mutex<BTreeMap<(usize, u64), u64>>,
@@ -72,6 +76,7 @@ impl Fake {
             invocations: AtomicU64::new(0),
             under_way: AtomicU64::new(0),
             most: AtomicU64::new(0),
+            most_late: AtomicU64::new(0),
             fates: Mutex::default(),
             tasks: Mutex::default(),
             over: AtomicBool::new(false),
@@ -128,7 +133,11 @@ impl Shared {
             let mut body = vec![0; header("content-length").unwrap().parse().unwrap()];
             input.read_exact(&mut body).unwrap();
             let invocation = Invocation::from_json(&serde_json::from_slice(&body).unwrap()).unwrap();
-            self.most.fetch_max(self.under_way.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+            let under_way = self.under_way.fetch_add(1, Ordering::Relaxed) + 1;
+            self.most.fetch_max(under_way, Ordering::Relaxed);
+            if self.invocations.load(Ordering::Relaxed) >= 20 {
+                self.most_late.fetch_max(under_way, Ordering::Relaxed);
+            }
             let reply = self.reply(&invocation);
             self.under_way.fetch_sub(1, Ordering::Relaxed);
             let Some((status, headers, body)) = reply else { return };
@@ -161,6 +170,14 @@ impl Shared {
         let Call::Run(requests) = &invocation.call else {
             return answer(&Answer::Ready { environment, slots: vec![1], remaining_ms: 20_000 });
         };
+        if fate == Fate::StorageThrottled {
+            let slow_down = |request: &TaskRequest| {
+                let failure = TaskFailure { kind: FailureKind::Throttled, message: "SlowDown".into(), stage: String::new(), task: request.first };
+                TaskOutcome { request: request.clone(), worker: "w".into(), done: Vec::new(), failure: Some(failure), worker_peak_bytes: None }
+            };
+            let outcomes = requests.iter().map(slow_down).collect();
+            return answer(&Answer::Done { environment, outcomes, recorded: Vec::new(), not_started: Vec::new(), wall_ms: 1 });
+        }
         let n_requests = match fate {
             Fate::Killed => requests.len() / 2,
             Fate::Short => 1,
@@ -247,6 +264,19 @@ fn being_told_of_too_many_is_no_failure() {
     assert!(invoked.throttled >= 8 && invoked.throttled == fake.count("Throttled"), "{invoked:?}");
     assert!(fake.shared.most.load(Ordering::Relaxed) <= 8);
     assert!(fake.shared.tasks.lock().unwrap().values().all(|n| *n == 1));
+}
+
+/// Where storage asks tasks for fewer requests, or a worker cannot fetch the plan for that, there are fewer invocations.
+#[test]
+fn storage_that_is_asked_too_much_shrinks_the_window() {
+    for (fate, most) in [(Fate::StorageThrottled, 5), (Fate::Refused(RefusalKind::Storage), 5), (Fate::Slow(20), 8)] {
+        let fake = Fake::start(move |n, _| if n < 8 { fate } else { Fate::Slow(20) });
+        let folder = folder();
+        let (found, _) = outcomes(folder.path(), &fake.executor(8).batches(1, Duration::from_secs(1)), 1);
+        let failed = found.values().flatten().filter(|(kind, _)| matches!(kind, FailureKind::Throttled | FailureKind::Transient)).count();
+        assert_eq!(failed, if most == 5 { 8 } else { 0 }, "{found:?}");
+        assert_eq!(fake.shared.most_late.load(Ordering::Relaxed), most, "{fate:?}");
+    }
 }
 
 #[test]
@@ -369,6 +399,29 @@ fn a_cancelled_run_ends_soon() {
     let state = recorded.state.lock().unwrap();
     conformance::assert_all_came_back(&state);
     assert!(state.outcomes.iter().all(|o| o.failure.as_ref().unwrap().kind == FailureKind::Cancelled));
+}
+
+/// Not a test: what the one below runs, with an `aws` of its own on its path.
+#[test]
+fn the_client_with_a_profile() {
+    let Ok(url) = std::env::var("FREESTONE_TEST_PROFILE") else { return };
+    let folder = folder();
+    LambdaExecutor::new("f", "eu-central-1").endpoint(&url).check(&conformance::context(folder.path())).unwrap();
+}
+
+#[test]
+fn a_profile_signs_invocations() {
+    let fake = Fake::start(|_, _| Fate::Done);
+    let folder = folder();
+    let aws = folder.path().join("aws");
+    std::fs::write(&aws, "#!/bin/sh\necho '{\"AccessKeyId\": \"key\", \"SecretAccessKey\": \"secret\", \"SessionToken\": \"t\"}'\n").unwrap();
+    std::fs::set_permissions(&aws, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    command.args(["lambda::tests::the_client_with_a_profile", "--exact"]).env("FREESTONE_TEST_PROFILE", &fake.url);
+    command.env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_SECRET_ACCESS_KEY").env("PATH", format!("{}:/usr/bin:/bin", folder.path().display()));
+    // The other side looks at whose key has signed.
+    let output = command.output().unwrap();
+    assert!(output.status.success() && fake.count("Done") == 1, "{}", String::from_utf8_lossy(&output.stdout));
 }
 
 #[test]

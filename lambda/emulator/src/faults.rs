@@ -54,7 +54,7 @@ impl Faults {
 }
 
 /// A number in [0, 1) that looks random: SplitMix64 (Steele, Lea & Flood, 2014) of what it is for.
-fn unit(seed: u64, kind: u64, n: u64) -> f64 {
+pub(crate) fn unit(seed: u64, kind: u64, n: u64) -> f64 {
     let mix = |x: u64| {
         let mut z = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

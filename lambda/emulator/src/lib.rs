@@ -6,7 +6,8 @@
 //! stopped; a client that hangs up does not stop its invocation. What goes wrong besides is asked for by [`Faults`].
 //!
 //! [`Emulator::start`] takes a [`Config`] and listens on 127.0.0.1, at a port that the system chooses; when the value is dropped, everything is
-//! stopped. `front` has the Invoke API, `environment` a process and its Runtime API, `cgroup` its memory.
+//! stopped. `front` has the Invoke API, `environment` a process and its Runtime API, `cgroup` its memory. [`StoreProxy`] lets requests to an object
+//! store go wrong.
 //!
 //! Left out: signatures are looked for, not verified; CPU is not rationed; response streams, layers, versions.
 
@@ -16,6 +17,7 @@ mod environment;
 mod faults;
 mod front;
 mod function;
+mod proxy;
 mod stats;
 
 use std::ffi::OsString;
@@ -27,6 +29,7 @@ use std::{fmt, io};
 
 pub use client::{Invoked, request};
 pub use faults::Faults;
+pub use proxy::{StoreFaults, StoreProxy, StoreStats};
 pub use stats::{Ended, EnvironmentStats, FaultsFired, Kept, Stats};
 
 use function::Function;

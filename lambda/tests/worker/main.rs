@@ -3,7 +3,9 @@
 // Tests say by panicking that something is wrong, also in functions that only help them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
+mod anywhere;
 mod client;
+mod second;
 mod support;
 
 use std::fs;
@@ -30,7 +32,7 @@ static ALLOCATOR: Allocator = Allocator;
 #[test]
 fn the_worker_itself() {
     if std::env::var_os("AWS_LAMBDA_RUNTIME_API").is_some() {
-        serve(kernels(), Stores::default()).unwrap();
+        serve(kernels(), freestone_lambda::stores()).unwrap();
     }
 }
 
@@ -516,6 +518,9 @@ fn lambda_plans_run_on_an_object_store() {
     for (key, bytes) in here {
         assert_eq!(freestone_engine::storage::read_small(&*there, &key, 1 << 28).unwrap().as_ref(), Some(&bytes), "{key}");
     }
+    let client = client::executor(&emulator.url(), 4, 200);
+    anywhere::plans_have_the_same_bytes(&client, &format!("{place}/client"));
+    anywhere::a_run_is_one_commit(&client, &format!("{place}/commit"));
     // Processes were stopped between invocations: connections that they had kept still work.
     let stats = emulator.stats();
     assert_eq!(stats.function_errors, 0);

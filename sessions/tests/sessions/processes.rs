@@ -9,7 +9,7 @@ use freestone_engine::plan::lower::lower;
 use freestone_engine::spec::{Settings, Spec};
 use freestone_engine::storage::Stores;
 use freestone_ops::io::{Target, outputs};
-use freestone_sessions::{CommitOptions, Error, MAIN, Rebase, Receipt, Repository, SCHEME, Version, open_store};
+use freestone_sessions::{CommitOptions, Error, Format, MAIN, Rebase, Receipt, Repository, SCHEME, Version, open_store};
 use serde_json::json;
 
 use crate::support::{Place, bytes, create, floats, info, raw, read};
@@ -18,9 +18,14 @@ const ROLE: &str = "FREESTONE_TEST_ROLE";
 
 /// Begins this binary again, to do one thing only.
 fn begin(role: &str, arguments: &[&str]) -> Child {
+    another(role, arguments).spawn().unwrap()
+}
+
+fn another(role: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "processes::another_process", "--nocapture"]).env(ROLE, role).env("FREESTONE_TEST_ARGUMENTS", arguments.join("\n"));
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap()
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+    command
 }
 
 /// What it printed in lines that begin with `>`.
@@ -41,6 +46,7 @@ fn another_process() {
     match (role.as_str(), arguments.as_slice()) {
         ("race", [url, name]) => race(url, name),
         ("append", [url, name]) => append(url, name),
+        ("make", [url]) => make(url),
         ("join", [url, id, chunk]) => join(url, id, chunk.parse().unwrap(), None),
         ("join slowly", [url, id, chunk]) => join(url, id, chunk.parse().unwrap(), Some(Duration::from_secs(60))),
         ("receipts", [url]) => many_receipts(url),
@@ -48,6 +54,34 @@ fn another_process() {
         ("commit", [url, edge, rank]) => commit_cube(url, edge.parse().unwrap(), rank.parse().unwrap()),
         other => panic!("{other:?}"),
     }
+}
+
+/// Makes a repository with one array, and reads it.
+fn make(url: &str) {
+    let repository = Repository::create(url, Format::default()).unwrap();
+    let session = repository.writable_session(MAIN).unwrap();
+    create(&session, "u", &info(&[3], &[1]));
+    session.array("u").unwrap().write_chunk(&[1], &bytes(&[7.0])).unwrap();
+    session.commit("made").unwrap();
+    let shared = repository.create_session(MAIN, "shared", None).unwrap();
+    println!(">{:?} {}", read(repository.readonly_session(&MAIN.into()).unwrap().array("u").unwrap()), shared.id().is_empty());
+}
+
+/// Who has a profile only, which the `aws` command knows, can use repositories: Icechunk's objects, chunks, and our records.
+#[test]
+#[ignore = "needs an S3 server: run by .ci/run"]
+fn s3_a_profile_opens_repositories() {
+    let folder = tempfile::tempdir().unwrap();
+    let aws = folder.path().join("aws");
+    std::fs::write(&aws, "#!/bin/sh\necho >>\"$0.asked\"\necho '{\"AccessKeyId\": \"key\", \"SecretAccessKey\": \"secret\", \"SessionToken\": \"t\"}'\n")
+        .unwrap();
+    std::fs::set_permissions(&aws, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let url = Place::s3("profile").url("repository");
+    let mut command = another("make", &[&url]);
+    command.env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_SECRET_ACCESS_KEY").env("AWS_PROFILE", "p");
+    let child = command.env("PATH", format!("{}:/usr/bin:/bin", folder.path().display())).spawn().unwrap();
+    assert_eq!(end(child), ["[-1.0, 7.0, -1.0] false"]);
+    assert_eq!(std::fs::read(folder.path().join("aws.asked")).unwrap().len(), 1, "it is asked once");
 }
 
 const RACERS: u64 = 8;

@@ -1,0 +1,278 @@
+//! Buckets of S3, and who we are to AWS.
+//!
+//! Credentials are what the environment says (keys, a web identity, a container), as `object_store` finds them. Where it says nothing, they are those
+//! of a profile, single sign-on included, which the `aws` command resolves; else those of the machine. Stores, repositories and whoever signs requests
+//! to other services of AWS take them from here.
+
+use std::io;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use object_store::aws::{AmazonS3Builder, AwsCredential, AwsCredentialProvider};
+use object_store::{CredentialProvider, Error, RetryConfig};
+use serde::Deserialize;
+use thiserror::Error as ThisError;
+use tokio::sync::Mutex;
+
+/// Credentials that say when they expire are asked for anew so long before that, others so often; after a failure one waits so long at least.
+const MARGIN: Duration = Duration::from_secs(300);
+const REFRESH: Duration = Duration::from_secs(600);
+const PAUSE: Duration = Duration::from_secs(60);
+
+/// What says that the environment has credentials.
+const OF_ENVIRONMENT: [&str; 4] =
+    ["AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI"];
+
+/// A profile that was asked for must not be replaced by what a machine has.
+const PROFILES: [&str; 2] = ["AWS_PROFILE", "AWS_DEFAULT_PROFILE"];
+
+fn is_set(name: &&str) -> bool {
+    std::env::var_os(name).is_some_and(|v| !v.is_empty())
+}
+
+/// A bucket as the environment (`AWS_…`) describes it, with its credentials or a profile's.
+///
+/// Requests are tried again by the client a few times, and no longer than 20 seconds; after that the caller decides.
+///
+/// # Errors
+/// Where the environment holds nonsense.
+pub fn bucket(name: &str) -> object_store::Result<AmazonS3Builder> {
+    let builder = AmazonS3Builder::from_env().with_retry(retries()).with_bucket_name(name);
+    if OF_ENVIRONMENT.iter().any(is_set) {
+        return Ok(builder);
+    }
+    let machine = Arc::clone(builder.clone().build()?.credentials());
+    Ok(builder.with_credentials(Arc::new(OfProfile { machine })))
+}
+
+/// Credentials for other services in a region.
+///
+/// # Errors
+/// Where the environment holds nonsense.
+pub fn credentials(region: &str) -> object_store::Result<AwsCredentialProvider> {
+    // The bucket is never asked for anything.
+    Ok(Arc::clone(bucket("freestone")?.with_region(region).build()?.credentials()))
+}
+
+/// The profile's credentials as they are now; `None` where the environment or the machine has others, which are found without us.
+///
+/// # Errors
+/// Where a profile was asked for, and the `aws` command cannot give its credentials.
+pub async fn of_profile() -> object_store::Result<Option<Arc<AwsCredential>>> {
+    if OF_ENVIRONMENT.iter().any(is_set) { Ok(None) } else { Ok(ask().await?.0) }
+}
+
+pub(super) fn retries() -> RetryConfig {
+    RetryConfig { max_retries: 3, retry_timeout: Duration::from_secs(20), ..RetryConfig::default() }
+}
+
+/// Why there are no credentials.
+#[derive(Debug, ThisError)]
+#[error("there are no AWS credentials: {0}")]
+pub(super) struct NoCredentials(String);
+
+impl From<NoCredentials> for Error {
+    fn from(error: NoCredentials) -> Error {
+        Error::Generic { store: "AWS", source: Box::new(error) }
+    }
+}
+
+/// A profile's credentials, and the machine's where there is none.
+#[derive(Debug)]
+struct OfProfile {
+    machine: AwsCredentialProvider,
+}
+
+#[async_trait::async_trait]
+impl CredentialProvider for OfProfile {
+    type Credential = AwsCredential;
+
+    async fn get_credential(&self) -> object_store::Result<Arc<AwsCredential>> {
+        let (found, why) = ask().await?;
+        match found {
+            Some(credential) => Ok(credential),
+            None => self.machine.get_credential().await.map_err(|e| NoCredentials(format!("{why}; and of the machine: {e}")).into()),
+        }
+    }
+}
+
+/// What the AWS command has said.
+struct Said {
+    credential: Option<Arc<AwsCredential>>,
+    /// Why there is none.
+    why: String,
+    expires: Option<SystemTime>,
+    /// When it is asked again.
+    again: SystemTime,
+}
+
+/// It takes a second to answer, and whole processes have one profile.
+static SAID: Mutex<Option<Said>> = Mutex::const_new(None);
+
+/// What the AWS command says, or has said lately: credentials, or why there are none.
+async fn ask() -> Result<(Option<Arc<AwsCredential>>, String), NoCredentials> {
+    let mut said = SAID.lock().await;
+    let now = SystemTime::now();
+    if said.as_ref().is_none_or(|s| s.again <= now) {
+        let asked = tokio::task::spawn_blocking(exported).await.unwrap_or_else(|e| Err(e.to_string()));
+        let profile = PROFILES.iter().any(is_set);
+        *said = Some(match (asked, said.take()) {
+            (Ok((credential, expires)), _) => {
+                let again = expires.map_or(now + REFRESH, |at| (at - MARGIN).max(now + PAUSE).min(at));
+                Said { credential: Some(Arc::new(credential)), why: String::new(), expires, again }
+            }
+            // What is known holds a while longer.
+            (Err(_), Some(old)) if old.credential.is_some() && old.expires.is_none_or(|at| now < at) => {
+                let again = old.expires.map_or(now + PAUSE, |at| (now + PAUSE).min(at));
+                Said { again, ..old }
+            }
+            (Err(why), _) if profile => return Err(NoCredentials(why)),
+            (Err(why), _) => Said { credential: None, why, expires: None, again: now + REFRESH },
+        });
+    }
+    Ok(said.as_ref().map_or((None, String::new()), |s| (s.credential.clone(), s.why.clone())))
+}
+
+/// Credentials of the profile in use, and when they expire if they do.
+fn exported() -> Result<(AwsCredential, Option<SystemTime>), String> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Exported {
+        access_key_id: String,
+        secret_access_key: String,
+        session_token: Option<String>,
+        expiration: Option<String>,
+    }
+    const COMMAND: &str = "`aws configure export-credentials`";
+    let output = Command::new("aws").args(["configure", "export-credentials", "--format", "process"]).output().map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => "AWS_ACCESS_KEY_ID is not set, and there is no `aws` command to ask for a profile's".to_owned(),
+        _ => format!("{COMMAND}: {e}"),
+    })?;
+    if !output.status.success() {
+        return Err(format!("{COMMAND} says: {}", String::from_utf8_lossy(&output.stderr).trim()));
+    }
+    // Its output is a secret: an error must not quote it.
+    let found: Exported = serde_json::from_slice(&output.stdout).map_err(|e| format!("{COMMAND} answers no JSON of credentials ({:?})", e.classify()))?;
+    let expires = found.expiration.as_deref().and_then(time);
+    Ok((AwsCredential { key_id: found.access_key_id, secret_key: found.secret_access_key, token: found.session_token }, expires))
+}
+
+/// A time as `2026-11-22T20:00:00+00:00` or with a `Z`.
+fn time(text: &str) -> Option<SystemTime> {
+    humantime::parse_rfc3339(&text.replace("+00:00", "Z")).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::TcpListener;
+    use std::os::unix::fs::PermissionsExt;
+    use std::sync::mpsc::{Receiver, channel};
+    use std::{fs, thread};
+
+    use super::*;
+    use crate::storage::{StorageError, Stores, read_small};
+
+    #[test]
+    fn times_are_read() {
+        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_379_768);
+        assert_eq!((time("2026-11-22T20:36:08Z"), time("2026-11-22T20:36:08+00:00"), time("soon")), (Some(at), Some(at), None));
+    }
+
+    /// A bucket whose objects are all `here`; the key and the token that each request was signed with.
+    fn bucket_of_signatures() -> (String, Receiver<(String, String)>) {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (send, receive) = channel();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+                let head: Vec<String> = lines.take_while(|l| !l.is_empty()).collect();
+                let header = |name: &str| head.iter().find_map(|l| l.to_ascii_lowercase().strip_prefix(name).map(|v| v.trim().to_owned()));
+                let signed = header("authorization:").unwrap_or_default();
+                let key = signed.split_once("credential=").and_then(|(_, rest)| rest.split_once('/')).map_or_else(String::new, |(key, _)| key.to_owned());
+                send.send((key, header("x-amz-security-token:").unwrap_or_default())).unwrap();
+                let fixed = "Last-Modified: Sun, 22 Nov 2026 20:00:00 GMT\r\nETag: \"1\"\r\nConnection: close";
+                write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n{fixed}\r\n\r\nhere").unwrap();
+            }
+        });
+        (url, receive)
+    }
+
+    /// Not a test: what the one below runs, with an `aws` of its own on its path.
+    #[test]
+    fn the_process_itself() {
+        let Ok(pause) = std::env::var("FREESTONE_TEST_PROFILE") else { return };
+        let read = |key: &str| match read_small(&*Stores::default().open("s3://bucket/place").unwrap(), key, 100) {
+            Ok(found) => println!("read {}", String::from_utf8(found.unwrap()).unwrap()),
+            Err(error) => println!("{error} {}", matches!(error, StorageError::Io { transient: false, .. })),
+        };
+        read("a");
+        read("b");
+        thread::sleep(Duration::from_millis(pause.parse().unwrap()));
+        read("c");
+    }
+
+    /// A process with an `aws` that is this script: what it prints.
+    fn with_aws(script: &str, url: &str, variables: &[(&str, &str)]) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("aws");
+        fs::write(&path, format!("#!/bin/sh\n{script}")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["storage::aws::tests::the_process_itself", "--exact", "--nocapture"]);
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("AWS_")) {
+            command.env_remove(name);
+        }
+        command.env("PATH", format!("{}:/usr/bin:/bin", folder.path().display())).env("FREESTONE_TEST_PROFILE", "0");
+        command.envs([("AWS_ENDPOINT", url), ("AWS_ALLOW_HTTP", "true"), ("AWS_REGION", "r"), ("NO_PROXY", "127.0.0.1")]);
+        // The machine has no service for credentials.
+        command.env("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1").envs(variables.iter().copied());
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Gives `k1`, then `k2` and so on, which expire after so many seconds.
+    fn counting(seconds: u32) -> String {
+        format!(
+            r#"[ "$*" = "configure export-credentials --format process" ] || exit 1
+            echo >>"$0.n"; n=$(wc -l <"$0.n")
+            at=$(date -u -d "+{seconds} seconds" +%Y-%m-%dT%H:%M:%S+00:00)
+            echo "{{\"Version\": 1, \"AccessKeyId\": \"k$n\", \"SecretAccessKey\": \"s\", \"SessionToken\": \"t$n\", \"Expiration\": \"$at\"}}""#
+        )
+    }
+
+    #[test]
+    fn a_profile_signs_and_its_credentials_are_asked_for_before_they_expire() {
+        let (url, signed) = bucket_of_signatures();
+        let keys = || signed.try_iter().map(|(key, token)| format!("{key} {token}")).collect::<Vec<_>>();
+        assert_eq!(with_aws(&counting(3600), &url, &[]).matches("read here").count(), 3);
+        assert_eq!(keys(), ["k1 t1"; 3], "it is asked once");
+        assert_eq!(with_aws(&counting(3), &url, &[("FREESTONE_TEST_PROFILE", "3500")]).matches("read here").count(), 3);
+        assert_eq!(keys(), ["k1 t1", "k1 t1", "k2 t2"]);
+        // What the environment has comes first.
+        let of_environment = [("AWS_ACCESS_KEY_ID", "env"), ("AWS_SECRET_ACCESS_KEY", "s"), ("AWS_PROFILE", "p")];
+        assert_eq!(with_aws("exit 1", &url, &of_environment).matches("read here").count(), 3);
+        assert_eq!(keys(), ["env "; 3]);
+        // What cannot be asked again is used until it expires.
+        let once = format!("[ -e \"$0.n\" ] && exit 1\n{}", counting(3));
+        let said = with_aws(&once, &url, &[("AWS_PROFILE", "p"), ("FREESTONE_TEST_PROFILE", "3500")]);
+        assert!(said.matches("read here").count() == 2 && said.contains("there are no AWS credentials"), "{said}");
+        assert_eq!(keys(), ["k1 t1"; 2]);
+    }
+
+    #[test]
+    fn a_profile_that_gives_nothing_says_why() {
+        let (url, signed) = bucket_of_signatures();
+        for variables in [&[("AWS_PROFILE", "p")][..], &[]] {
+            let said = with_aws("echo 'Error: run aws sso login' >&2; exit 255", &url, variables);
+            assert!(said.matches("run aws sso login true").count() + said.matches("run aws sso login; and of the machine").count() == 3, "{said}");
+        }
+        let said = with_aws("echo '{\"AccessKeyId\": 7, \"SecretAccessKey\": \"hush\"}'", &url, &[("AWS_PROFILE", "p")]);
+        assert!(said.contains("answers no JSON of credentials") && !said.contains("hush"), "{said}");
+        assert_eq!(signed.try_iter().count(), 0);
+    }
+}
