@@ -184,8 +184,11 @@ impl Executor for LambdaExecutor {
         self.concurrency.saturating_mul(self.batch)
     }
 
+    /// Threads of all environments, as far as the function has told of its own.
     fn workers(&self) -> usize {
-        self.concurrency
+        let probed = self.probed.lock().unwrap_or_else(PoisonError::into_inner);
+        let each = probed.iter().flat_map(|p| &p.slots).max().map_or(1, |n| *n as usize);
+        self.concurrency.saturating_mul(each.min(self.batch))
     }
 
     fn shares_process(&self) -> bool {
