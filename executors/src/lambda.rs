@@ -141,8 +141,8 @@ impl LambdaExecutor {
         self
     }
 
-    /// How long the end of a run waits for invocations that nobody needs any more: they cannot be stopped, and write what others have written.
-    /// 5 seconds unless said.
+    /// How long the end of a run waits for invocations that nobody needs any more: they give back what they have not begun, but end what they have, and
+    /// write what others have written. 5 seconds unless said.
     #[must_use]
     pub fn linger(mut self, limit: Duration) -> LambdaExecutor {
         self.linger = limit;
