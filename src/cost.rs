@@ -331,7 +331,7 @@ mod tests {
         invocations              1000            300
         GB-seconds            20000.0          657.4
         puts to S3               2000          20400
-        gets from S3             4000          20300
+        gets from S3             4000          23583
         dollars                 $0.35          $0.12
         ");
         let arm = Place { architecture: "arm64".into(), region: KNOWN_REGION.into(), ..place() };
@@ -346,7 +346,7 @@ mod tests {
                      300 invocations      $0.0001
                    657.4 GB-seconds       $0.0110
                    20400 puts to S3         $0.10
-                   20300 gets from S3     $0.0081
+                   23583 gets from S3     $0.0094
         ");
         let larger = Place { memory_mib: Some(10_240), ..place() };
         assert!(Prices::built_in().project(&plan, &larger).gb_seconds > 0.0);
