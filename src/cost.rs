@@ -172,7 +172,8 @@ impl Prices {
             invocations: invocations as u64,
             gb_seconds: seconds * memory_mib as f64 / 1024.0,
             puts: plan.written.requests + records as u64,
-            gets: plan.read.requests + starts as u64,
+            // Once a second an environment looks whether anybody waits for it.
+            gets: plan.read.requests + (starts + seconds) as u64,
         };
         self.price(place, Some(memory_mib), taken)
     }
@@ -182,12 +183,13 @@ impl Prices {
     pub fn measured(&self, report: &RunReport, place: &Place) -> Option<Cost> {
         let invoked = report.invoked?;
         let traffic = report.traffic();
-        // Each invocation leaves a record at least.
+        // Each invocation leaves a record at least; once a second an environment looks whether anybody waits for it.
+        let looks = place.memory_mib.map_or(0, |mib| (invoked.gb_seconds() * 1024.0 / mib.max(1) as f64) as u64);
         let taken = Taken {
             invocations: invoked.invocations,
             gb_seconds: invoked.gb_seconds(),
             puts: traffic.writes + invoked.invocations,
-            gets: traffic.reads + invoked.cold_starts,
+            gets: traffic.reads + invoked.cold_starts + looks,
         };
         Some(self.price(place, place.memory_mib, taken))
     }
@@ -329,7 +331,7 @@ mod tests {
         invocations              1000            300
         GB-seconds            20000.0          657.4
         puts to S3               2000          20400
-        gets from S3             4000          20300
+        gets from S3             4000          23583
         dollars                 $0.35          $0.12
         ");
         let arm = Place { architecture: "arm64".into(), region: KNOWN_REGION.into(), ..place() };
@@ -344,7 +346,7 @@ mod tests {
                      300 invocations      $0.0001
                    657.4 GB-seconds       $0.0110
                    20400 puts to S3         $0.10
-                   20300 gets from S3     $0.0081
+                   23583 gets from S3     $0.0094
         ");
         let larger = Place { memory_mib: Some(10_240), ..place() };
         assert!(Prices::built_in().project(&plan, &larger).gb_seconds > 0.0);

@@ -4,7 +4,7 @@ use crate::driving::{self, Stages, Workers};
 use crate::sample::{Measured, Row};
 use crate::table::{CASES, Case};
 use crate::workloads::{N_SMALL, Work};
-use crate::{Failure, Part, Peer, Setup, kernels, observers, report, rounds};
+use crate::{Failure, Part, Peer, Setup, kernels, observers, report, rounds, scaling};
 
 /// A figure that must not be beyond its limit.
 struct Bar {
@@ -41,6 +41,8 @@ const MB_TO_DRIVE: f64 = 200.0;
 const MB_TO_COMMIT: f64 = 400.0;
 /// What a thousand simulated environments wait for requests, of their time.
 const WAITED: f64 = 0.05;
+/// The slowest of more environments with as many times the work, over one.
+const SLOWEST_OVER_ONE: f64 = 1.15;
 /// Of a `float32` mean of 10⁹ values of about 300.
 const MEAN_ERROR: f64 = 1e-7;
 
@@ -84,6 +86,16 @@ pub(crate) fn check(setup: &Setup, no_peers: bool, only: &[Part]) -> Result<bool
 
     if asked(Part::Driving) {
         bars.extend(driver()?);
+    }
+    if asked(Part::Scaling) {
+        let all = scaling::measure(setup.repeat)?;
+        println!("\n{}", scaling::markdown(&all));
+        bars.push(Bar {
+            name: "scaling: the slowest of 2 to 16 environments, over one".into(),
+            measured: scaling::slowest_over_one(&all),
+            limit: AtMost(SLOWEST_OVER_ONE),
+            unit: "",
+        });
     }
 
     bars.iter().for_each(Bar::print);

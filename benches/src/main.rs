@@ -4,7 +4,7 @@
 //! inputs that are made once ([`inputs`]). A process of ours is this program again, with a hidden subcommand: [`workloads`]
 //! is what Freestone does there, [`floor`] what the C libraries and [`loops`] alone would take. Peers are `peers/peer.py`.
 //! [`table`] has the workloads that are held against the floor, [`observers`]
-//! what looking on costs. [`report`] prints and keeps the results; [`bars`] judges them.
+//! what looking on costs, [`scaling`] what environments of AWS Lambda gain. [`report`] prints and keeps the results; [`bars`] judges them.
 
 #![allow(clippy::print_stdout, reason = "results go to stdout")]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -22,6 +22,7 @@ mod process;
 mod report;
 mod rounds;
 mod sample;
+mod scaling;
 mod table;
 #[path = "../../examples/quadratic_means/winds.rs"]
 mod winds;
@@ -91,6 +92,10 @@ enum Command {
     ChildObservers(observers::Child),
     #[command(hide = true)]
     ChildDriving(driving::Child),
+    #[command(hide = true)]
+    ChildScaling(scaling::Child),
+    #[command(hide = true)]
+    ChildEnvironment,
 }
 
 /// A part of the bars.
@@ -106,6 +111,8 @@ enum Part {
     Observers,
     /// A million tasks on workers that compute nothing.
     Driving,
+    /// More work on more environments.
+    Scaling,
 }
 
 /// What `run` measures.
@@ -127,6 +134,8 @@ enum Workload {
     Observers,
     /// A million tasks on workers that compute nothing: what the driver takes, and what it keeps a thousand of them waiting.
     Driving,
+    /// 1 to 16 environments with as many times the work: how long that takes.
+    Scaling,
     /// Compiling after a change in an elementwise loop; fails if it takes too long.
     CompileTime,
 }
@@ -271,6 +280,7 @@ fn dispatch(command: Command) -> Result<bool, Failure> {
             println!("an event, told to bars, history and report: {micros:.2} µs of CPU, {instructions}");
         }
         Command::Run { workload: Workload::Driving, .. } => driving::print_all()?,
+        Command::Run { workload: Workload::Scaling, setup, .. } => println!("{}", scaling::markdown(&scaling::measure(setup.repeat)?)),
         Command::Run { workload: Workload::CompileTime, cold, .. } => return compile::measure(cold),
         Command::Run { workload: Workload::Kernels, setup, vs, date, .. } => report::keep_kernels(&kernels::measure(&setup, !vs.is_empty())?, &setup, date)?,
         Command::Bars { setup, no_peers, only } => return bars::check(&setup, no_peers, &only),
@@ -279,6 +289,8 @@ fn dispatch(command: Command) -> Result<bool, Failure> {
         Command::ChildFloor(child) => println!("{}", serde_json::to_string(&floor::run(&child)?)?),
         Command::ChildCase(child) => println!("{}", serde_json::to_string(&workloads::run_case(&child)?)?),
         Command::ChildDriving(child) => println!("{}", serde_json::to_string(&driving::run(&child)?)?),
+        Command::ChildScaling(child) => println!("{}", serde_json::to_string(&scaling::run(&child)?)?),
+        Command::ChildEnvironment => scaling::environment()?,
         Command::ChildObservers(child) => println!("{}", observers::run(&child)?),
     }
     Ok(true)

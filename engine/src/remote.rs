@@ -7,11 +7,12 @@
 
 use std::ops::Range;
 
+use freestone_kernels::Buffer;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::plan::{FinalizedPlan, Place, PlanError, StageId};
-use crate::storage::{StorageError, Store, Stores, read_small};
+use crate::storage::{ByteRange, StorageError, Store, Stores, read_small};
 use crate::task::{RunAddress, TaskOutcome, TaskRequest};
 use crate::user::KernelRegistry;
 use crate::worker::{Cancel, MAX_PLAN_BYTES, RunContext};
@@ -280,6 +281,29 @@ fn read_outcome(work: &dyn Store, key: &str) -> Result<Option<TaskOutcome>, Stor
     Ok(read_small(work, key, MAX_RECORD_BYTES)?.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
 }
 
+/// The key of what a client leaves once it waits for none of its requests any more, beside the records of these.
+fn over_key(folder: &str, client: &str) -> String {
+    format!("{}/{client}/over", answers(folder))
+}
+
+/// Tells the workers of a client that it waits for none of its requests any more.
+///
+/// # Errors
+/// Where storage fails.
+pub fn write_over(work: &dyn Store, folder: &str, client: &str) -> Result<(), StorageError> {
+    work.write(&over_key(folder, client), b"{}")
+}
+
+/// True if a worker need not begin what a client has asked for: it has said so, or its run has ended and the folder is gone. A look costs one request
+/// to the store; looks with even and odd numbers are at one and the other. Where storage does not answer, nothing is over.
+pub fn is_over(work: &dyn Store, folder: &str, client: &str, look: u64) -> bool {
+    let is_there = |key: &str| {
+        let mut first = Buffer::zeroed(1);
+        work.read(key, Some(ByteRange::At { offset: 0, len: 1 }), 1, &mut first).ok()
+    };
+    if look.is_multiple_of(2) { is_there(&over_key(folder, client)) == Some(true) } else { is_there(&format!("{folder}/plan.json")) == Some(false) }
+}
+
 /// Goes through the records of all clients of a run, one at a time. `wanted` is asked with stage and tasks before a record is read.
 ///
 /// # Errors
@@ -340,6 +364,20 @@ mod tests {
         assert_eq!(asked, [(2, 10..13), (2, 20..23), (2, 30..33)]);
         assert_eq!(found, [b]);
         read_records(&work, "no such run", &mut |_, _| true, &mut |_| panic!("there is none")).unwrap();
+    }
+
+    #[test]
+    fn what_is_over_is_seen_at_one_look_or_the_other() {
+        let work = MemoryStore::new();
+        let looks = |client: &str| [0, 1].map(|look| is_over(&work, "run", client, look));
+        work.write("run/plan.json", b"{}").unwrap();
+        assert_eq!(looks("c-1"), [false, false]);
+        write_over(&work, "run", "c-1").unwrap();
+        assert_eq!((looks("c-1"), looks("c-2")), ([true, false], [false, false]));
+        // It is no record.
+        read_records(&work, "run", &mut |_, _| true, &mut |_| panic!("there is none")).unwrap();
+        work.remove("run/").unwrap();
+        assert_eq!(looks("c-2"), [false, true]);
     }
 
     #[test]

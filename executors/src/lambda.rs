@@ -142,8 +142,8 @@ impl LambdaExecutor {
         self
     }
 
-    /// How long the end of a run waits for invocations that nobody needs any more: they cannot be stopped, and write what others have written.
-    /// 5 seconds unless said.
+    /// How long the end of a run waits for invocations that nobody needs any more: they give back what they have not begun, but end what they have, and
+    /// write what others have written. 5 seconds unless said.
     #[must_use]
     pub fn linger(mut self, limit: Duration) -> LambdaExecutor {
         self.linger = limit;
@@ -185,8 +185,11 @@ impl Executor for LambdaExecutor {
         self.concurrency.saturating_mul(self.batch)
     }
 
+    /// Threads of all environments, as far as the function has told of its own.
     fn workers(&self) -> usize {
-        self.concurrency
+        let probed = self.probed.lock().unwrap_or_else(PoisonError::into_inner);
+        let each = probed.iter().flat_map(|p| &p.slots).max().map_or(1, |n| *n as usize);
+        self.concurrency.saturating_mul(each.min(self.batch))
     }
 
     fn shares_process(&self) -> bool {

@@ -1,16 +1,18 @@
 //! The requests of one invocation, several at once: as many as fit into memory, and as far as there is time.
 //!
 //! Each thread takes one request after another and runs its tasks in turn. Before each task it looks at the clock: one that would hardly end in time
-//! is not begun, unless it is the thread's first, which has as much time as any task ever gets.
+//! is not begun, unless it is the thread's first, which has as much time as any task ever gets. From time to time it looks whether anybody still waits
+//! for the results; if not, what was not begun is given back.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use freestone_engine::machine;
 use freestone_engine::plan::StageId;
-use freestone_engine::remote::write_record;
+use freestone_engine::remote::{is_over, write_record};
 use freestone_engine::storage::Store;
 use freestone_engine::task::{FailureKind, TaskFailure, TaskOutcome, TaskRequest};
 use freestone_engine::worker::{RunContext, Worker};
@@ -75,6 +77,9 @@ struct Shared<'a> {
     deadline: Deadline,
     state: Mutex<State<'a>>,
     changed: Condvar,
+    /// When it was last looked whether anybody waits for the results, and how often before.
+    looked: Mutex<(Instant, u64)>,
+    is_over: AtomicBool,
 }
 
 struct State<'a> {
@@ -90,6 +95,8 @@ struct State<'a> {
 const OUTCOME_BYTES: usize = 2_000_000;
 /// A record is written so often where storage fails in a way that may pass.
 const RECORD_ATTEMPTS: u32 = 3;
+/// It is looked so often at most whether anybody waits for the results: a request to storage each time.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Runs requests, at most `slots` of a stage at once; stages share the room in proportion.
 pub(crate) fn run(
@@ -112,6 +119,8 @@ pub(crate) fn run(
         deadline,
         state: Mutex::new(state),
         changed: Condvar::new(),
+        looked: Mutex::new((Instant::now(), 0)),
+        is_over: AtomicBool::new(false),
     };
     std::thread::scope(|scope| {
         // What a thread cannot be started for is done by the others; the first is this one.
@@ -131,6 +140,26 @@ impl<'a> Shared<'a> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// True once nobody waits for the results any more.
+    fn is_over(&self) -> bool {
+        let due = || {
+            let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+            (looked.0.elapsed() >= LOOK).then(|| {
+                let number = looked.1;
+                *looked = (Instant::now(), number + 1);
+                number
+            })
+        };
+        if !self.is_over.load(Ordering::Relaxed)
+            && let Some(work) = &self.work
+            && let Some(look) = due()
+            && is_over(&**work, &self.context.address.folder, self.client, look)
+        {
+            self.is_over.store(true, Ordering::Relaxed);
+        }
+        self.is_over.load(Ordering::Relaxed)
+    }
+
     /// One thread's part.
     fn work(&self, slot: u32, slots: &[u32]) {
         let mut worker = Worker::new(self.context.clone(), format!("lambda {}/{slot}", self.environment));
@@ -147,8 +176,11 @@ impl<'a> Shared<'a> {
     /// The next request that there is room and time for, and what it takes of the room.
     fn next(&self, worker: &mut Worker, slots: &[u32], is_first: bool) -> Option<(TaskRequest, f64)> {
         let share = |r: &TaskRequest| 1.0 / f64::from(slots.get(r.stage.0).copied().unwrap_or(1).max(1));
-        let mut state = self.lock();
         loop {
+            if self.is_over() {
+                return None;
+            }
+            let mut state = self.lock();
             let left = self.deadline.left();
             let fits = |r: &TaskRequest| state.taken == 0.0 || state.taken + share(r) < 1.0 + 1e-6;
             let in_time = |r: &TaskRequest| left > Duration::ZERO && (is_first || left > 2 * state.pace.slowest(r.stage));
@@ -164,9 +196,7 @@ impl<'a> Shared<'a> {
             // Who waits holds nothing: its share of memory is for those who work.
             drop(state);
             worker.rest();
-            state = self.lock();
-            let tick = Duration::from_millis(20);
-            state = self.changed.wait_timeout(state, tick).unwrap_or_else(PoisonError::into_inner).0;
+            drop(self.changed.wait_timeout(self.lock(), Duration::from_millis(20)));
         }
     }
 
@@ -177,7 +207,7 @@ impl<'a> Shared<'a> {
         for task in request.first..request.first.saturating_add(request.count) {
             let left = self.deadline.left();
             let first = std::mem::replace(is_first, false);
-            if left.is_zero() || (!first && left < 2 * self.lock().pace.slowest(request.stage)) {
+            if left.is_zero() || (!first && (left < 2 * self.lock().pace.slowest(request.stage) || self.is_over())) {
                 break;
             }
             let limit = left.as_millis() as u64;

@@ -5,6 +5,7 @@
 
 mod measure;
 mod table;
+mod worker;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};

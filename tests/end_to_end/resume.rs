@@ -270,6 +270,9 @@ fn what_is_no_run_is_said() {
     assert!(open(&folder).contains("plan.json cannot be used"));
     fs::write(&plan, text.replacen("rechunk-000", "rechunk-00X", 1)).unwrap();
     assert!(open(&folder).contains("not what it was"));
+    // Of one that is removed, this goes first: a kill in the middle of it leaves the rest.
+    fs::remove_file(&record).unwrap();
+    assert!(open(&folder).contains("it had ended, or was cleaned"), "{}", open(&folder));
 }
 
 #[test]

@@ -309,9 +309,11 @@ impl<'a> Queue<'a> {
         if !stage.after.iter().all(|s| state.stages[s.0].finished.count() > 0 || self.is_finished(state, *s)) {
             return;
         }
-        let even = n / (16 * self.workers as u64);
+        // Towards the end fewer, so that all workers come to it together.
+        let workers = self.workers as u64;
+        let even = (n / (16 * workers)).min((n - state.stages[id.0].next) / (2 * workers));
         // Tasks that keep chunks for each other go together, while every slot gets some.
-        let together = stage.sweep.map_or(1, |d| stage.tasks.axes()[d].n_chunks().min(n / (2 * self.workers as u64)));
+        let together = stage.sweep.map_or(1, |d| stage.tasks.axes()[d].n_chunks().min(n / (2 * workers)));
         // Not more than can be done again without much regret.
         let few = (MAX_BATCH_BYTES / self.input_bytes(stage)).min((MAX_BATCH_TIME.as_nanos() / state.stages[id.0].walls.median().as_nanos().max(1)) as u64);
         let batch = even.max(together).min(few).clamp(1, MAX_BATCH);

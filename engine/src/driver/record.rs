@@ -73,8 +73,14 @@ impl StoredRun {
             let found = read_small(&*work, &format!("{}/{name}", address.folder), limit).map_err(RunError::Work)?;
             found.ok_or_else(|| no_run(&format!("it has no {name}")))
         };
-        let record: RunRecord =
-            serde_json::from_slice(&get("run.json", MAX_RECORD_BYTES)?).map_err(|e| no_run(&format!("its run.json cannot be read: {e}")))?;
+        // It is the first to go, when a run has ended or is cleaned.
+        let record = get("run.json", MAX_RECORD_BYTES).map_err(|error| match (error, work.list(&format!("{}/", address.folder))) {
+            (RunError::NoRun { .. }, Ok(names)) if !names.is_empty() => {
+                no_run("it has no run.json, so it had ended, or was cleaned, when its folder was being removed. If it went well, its results are there")
+            }
+            (error, _) => error,
+        })?;
+        let record: RunRecord = serde_json::from_slice(&record).map_err(|e| no_run(&format!("its run.json cannot be read: {e}")))?;
         if record.format != RECORD_FORMAT {
             return Err(no_run(&format!("it was begun by another version of this engine, with format {} instead of {RECORD_FORMAT}", record.format)));
         }

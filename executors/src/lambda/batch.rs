@@ -95,6 +95,8 @@ impl Pace {
             let slots = self.stages.get(batch[0].stage.0).map_or(1, |s| s.slots as usize);
             let even = (waiting.len() + 1).div_ceil(invocations.max(1)).max(slots);
             let most = self.most(&batch[0]).min(even);
+            // In whole rounds, of which the last would leave some of the environment idle.
+            let most = if most > slots { most - most % slots } else { most };
             while batch.len() < most
                 && let Some(next) = waiting.front()
                 && !is_suspect(next)
@@ -152,7 +154,9 @@ mod tests {
         check(pace(0.001, 1000), 1000, 1, 10, 4);
         let mut late = pace(0.001, 1);
         late.left = 1000;
-        check(late, 1000, 1, 10, 5);
+        check(late.clone(), 1000, 1, 10, 4);
+        late.stages[0].slots = 3;
+        check(late, 1000, 1, 10, 3);
         assert_eq!(pace(2.0, 1).expected(requests(10, 3).make_contiguous()), Duration::from_secs(30));
         assert_eq!(pace(2.0, 1).expected(requests(1, 3).make_contiguous()), Duration::from_secs(6));
     }

@@ -230,7 +230,10 @@ impl Dispatch<'_> {
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
         }
-        // They can only be waited for.
+        // They can only be waited for. Workers that are told so do not begin what nobody waits for.
+        if !self.calls.is_empty() {
+            let _ = remote::write_over(&*self.remote.work, &self.remote.address.folder, &self.remote.name);
+        }
         let end = Instant::now() + self.of.linger;
         while !self.calls.is_empty()
             && let Ok(settled) = settled.recv_timeout(end.saturating_duration_since(Instant::now()))
@@ -392,7 +395,7 @@ impl Dispatch<'_> {
         self.lose(requests, "lambda", kind, message);
     }
 
-    /// Gives back what nobody waits for any more. Its invocations go on, since they cannot be stopped; their outcomes are not looked at.
+    /// Gives back what nobody waits for any more. Its invocations go on; their outcomes are not looked at.
     fn give_up_unwanted(&mut self) {
         let cancelled = self.context.cancel.is_cancelled();
         let source = self.source;

@@ -95,7 +95,7 @@ impl Environment {
     pub(crate) async fn start(config: &Config, number: usize, parent: Option<&Parent>) -> io::Result<Environment> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let address = listener.local_addr()?;
-        let cgroup = parent.map(|p| p.make(config.memory_mib << 20)).transpose()?;
+        let cgroup = parent.map(|p| p.make(config.cap_bytes.unwrap_or(config.memory_mib << 20))).transpose()?;
         let id = format!("env-{number:04}");
         let mut command = tokio::process::Command::new(&config.command);
         command.args(&config.arguments).env_clear().stdin(Stdio::null()).process_group(0).kill_on_drop(true);

@@ -62,6 +62,8 @@ pub struct Config {
     pub freeze: bool,
     /// Whether memory cgroups are needed.
     pub cap: Cap,
+    /// The limit of an environment's memory cgroup, where it is not the memory that its worker is told of.
+    pub cap_bytes: Option<u64>,
     /// Refuses invocations without a signature.
     pub signed: bool,
     /// Keeps the bodies of all invocations and answers ([`Emulator::kept`]).
@@ -87,6 +89,7 @@ impl Config {
             requests: None,
             freeze: true,
             cap: Cap::WherePossible,
+            cap_bytes: None,
             signed: false,
             keep_bodies: false,
             faults: Faults::default(),

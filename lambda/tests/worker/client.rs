@@ -10,7 +10,7 @@ use freestone_engine::driver::{self, Run, RunError};
 use freestone_engine::events::RunReport;
 use freestone_engine::executor::{Executor, ExecutorError};
 use freestone_engine::plan::lower::{kernels_of, lower, stores_of};
-use freestone_engine::remote::RefusalKind;
+use freestone_engine::remote::{Call, Invocation, RefusalKind};
 use freestone_engine::session::PlainZarr;
 use freestone_engine::spec::Spec;
 use freestone_engine::storage::Stores;
@@ -226,6 +226,42 @@ fn the_client_itself() {
 fn is_idle(emulator: &Emulator) -> bool {
     let stats = emulator.stats();
     stats.asked == stats.invocations + stats.throttled
+}
+
+/// The run is cancelled while a long invocation is under way: its worker does not begin all that it was asked for.
+#[test]
+fn what_nobody_waits_for_is_not_begun() {
+    let place = Place::new();
+    let emulator = own(|config| (config.concurrency, config.keep_bodies, config.timeout) = (1, true, Duration::from_secs(60)));
+    let kernel = Odd { sleep_ms: 500, log: Some(place.at("log")), ..Odd::default() };
+    let begun = || fs::read(place.at("log")).unwrap_or_default().iter().filter(|b| **b == b'+').count() as u64;
+    let executor = executor(&emulator.url(), 1, 60_000).batches(64, Duration::from_secs(60));
+    let spec = place.spec();
+    let lowered = outputs(&[Target::array(&odd(2000, &kernel), &place.at("out"))], &Stores::default()).unwrap();
+    let plan = Arc::new(lower(&lowered, &spec).unwrap());
+    let (stores, kernels, cancel) = (stores_of(&lowered).unwrap(), kernels_of(&lowered).unwrap(), Cancel::default());
+    let session = PlainZarr::new(stores.clone());
+    let run = Run { spec: &spec, stores: &stores, kernels: &kernels, executor: &executor, session: &session, observers: &[], cancel: cancel.clone() };
+    let error = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while begun() < 8 {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            cancel.cancel();
+        });
+        driver::run(&plan, &run).unwrap_err()
+    });
+    assert!(matches!(error.cause(), RunError::Cancelled), "{error}");
+    while !is_idle(&emulator) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let requests = |body: &[u8]| match serde_json::from_slice::<Invocation>(body).unwrap().call {
+        Call::Run(requests) => requests.iter().map(|r| r.count).sum(),
+        Call::Probe => 0,
+    };
+    let asked: u64 = emulator.kept().iter().map(|k| requests(&k.request)).sum();
+    println!("{} of {asked} were begun", begun());
+    assert!(begun() < asked, "{} of {asked}", begun());
 }
 
 /// The client is killed half-way, with answers lost before: what the workers have finished is not computed again.

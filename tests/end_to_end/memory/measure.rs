@@ -66,8 +66,9 @@ impl Bench {
         self.place.at(name)
     }
 
-    /// The arguments of `freestone` for a row, whose inputs are there when this returns, and where its results go.
-    pub fn arguments(&self, row: &Row) -> (Vec<String>, String) {
+    /// The command for a row, whose inputs are there when this returns, and where its results go. A shell may prepare its process: a script that
+    /// ends by becoming its arguments.
+    pub fn command(&self, row: &Row, executor: &str, shell: Option<&str>) -> (Command, String) {
         let out = self.place.at(&format!("out-{}", self.runs.fetch_add(1, Ordering::Relaxed)));
         let mut arguments = vec!["compute".to_owned()];
         arguments.extend(row.expressions.iter().cloned());
@@ -80,27 +81,25 @@ impl Bench {
             arguments.extend(["-o".to_owned(), format!("{out}/{i}")]);
         }
         arguments.extend(row.arguments.iter().cloned());
-        let limits = ["--executor", "serial", "--threads", "1", "--json", "--codec", &row.written, "--local-mem", "2GB", "--work-dir"];
+        let limits = ["--executor", executor, "--threads", "1", "--json", "--codec", &row.written, "--local-mem", "2GB", "--work-dir"];
         arguments.extend(limits.map(str::to_owned));
         arguments.push(format!("{out}-work"));
-        (arguments, out)
+        let mut command = command(shell, Path::new(BINARY));
+        command.env("FREESTONE_PARALLELISM", row.parallelism.to_string()).args(arguments);
+        (command, out)
     }
 
-    /// Runs a row in a fresh process, which `shell` may prepare: a script that ends by becoming its arguments.
+    /// Runs a row in a fresh process, and keeps nothing that it has written.
     pub fn run(&self, row: &Row, shell: Option<&str>) -> Output {
-        let (arguments, out) = self.arguments(row);
-        let run = command(shell, Path::new(BINARY)).env("FREESTONE_PARALLELISM", row.parallelism.to_string()).args(arguments).output().unwrap();
-        for folder in [out.clone(), format!("{out}-work")] {
-            let _ = fs::remove_dir_all(folder);
-        }
+        let (mut command, out) = self.command(row, "serial", shell);
+        let run = command.output().unwrap();
+        remove(&out);
         run
     }
 
     /// The projection of a row's plan, without a run.
     pub fn projected(&self, row: &Row) -> u64 {
-        let (mut arguments, _) = self.arguments(row);
-        arguments.push("--plan-only".to_owned());
-        let run = command(None, Path::new(BINARY)).env("FREESTONE_PARALLELISM", row.parallelism.to_string()).args(arguments).output().unwrap();
+        let run = self.command(row, "serial", None).0.arg("--plan-only").output().unwrap();
         let plan: Value = serde_json::from_slice(&run.stdout).unwrap_or_else(|_| panic!("{}: {}", row.name(), String::from_utf8_lossy(&run.stderr)));
         plan["projected_mem"].as_u64().unwrap()
     }
@@ -173,6 +172,13 @@ impl Bench {
         if zarr_2 {
             to_zarr_2(Path::new(to), &shape, &chunks, &codecs);
         }
+    }
+}
+
+/// Removes what a command has written.
+pub fn remove(out: &str) {
+    for folder in [out.to_owned(), format!("{out}-work")] {
+        let _ = fs::remove_dir_all(folder);
     }
 }
 
