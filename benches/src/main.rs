@@ -4,7 +4,8 @@
 //! inputs that are made once ([`inputs`]). A process of ours is this program again, with a hidden subcommand: [`workloads`]
 //! is what Freestone does there, [`floor`] what the C libraries and [`loops`] alone would take. Peers are `peers/peer.py`.
 //! [`table`] has the workloads that are held against the floor, [`observers`]
-//! what looking on costs, [`scaling`] what environments of AWS Lambda gain. [`report`] prints and keeps the results; [`bars`] judges them.
+//! what looking on costs, [`scaling`] what environments of AWS Lambda gain, [`remote`]
+//! what chunks gain that are fetched ahead. [`report`] prints and keeps the results; [`bars`] judges them.
 
 #![allow(clippy::print_stdout, reason = "results go to stdout")]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -19,6 +20,7 @@ mod loops;
 mod native;
 mod observers;
 mod process;
+mod remote;
 mod report;
 mod rounds;
 mod sample;
@@ -126,6 +128,8 @@ enum Workload {
     /// Rows of the table in the README, each beside its floor: those that are named, or all.
     #[value(name = "workload")]
     Rows,
+    /// Chunks from across a network, on their way before they are asked for and not.
+    Remote,
     /// Planning quadratic means of 1 EB in 10⁹ chunks.
     PlanScaling,
     /// Operations on blocks without any engine; `--vs numpy` compares.
@@ -281,6 +285,7 @@ fn dispatch(command: Command) -> Result<bool, Failure> {
         }
         Command::Run { workload: Workload::Driving, .. } => driving::print_all()?,
         Command::Run { workload: Workload::Scaling, setup, .. } => println!("{}", scaling::markdown(&scaling::measure(setup.repeat)?)),
+        Command::Run { workload: Workload::Remote, setup, .. } => remote::print_all(setup.repeat)?,
         Command::Run { workload: Workload::CompileTime, cold, .. } => return compile::measure(cold),
         Command::Run { workload: Workload::Kernels, setup, vs, date, .. } => report::keep_kernels(&kernels::measure(&setup, !vs.is_empty())?, &setup, date)?,
         Command::Bars { setup, no_peers, only } => return bars::check(&setup, no_peers, &only),

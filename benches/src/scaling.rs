@@ -2,8 +2,8 @@
 //!
 //! Real worker processes under the emulator, invoked by the real executor. The worker is this program ([`environment`]), with a kernel that sleeps
 //! in proportion to its bytes, so that two cores are enough for sixteen environments: what is left is what the client, the driver, the workers and
-//! their storage take. That is a folder in memory where there is one: one disk would be asked by all of them, as S3 is not. Each number of environments has a process of its own: its first run finds no environment and starts all, the others find them
-//! warm, and their median counts.
+//! their storage take. That is a folder in memory where there is one: one disk would be asked by all of them, as S3 is not. Each number of environments
+//! has a process of its own: its first run finds no environment and starts all, the others find them warm, and their median counts.
 
 use std::fmt::Write;
 use std::time::{Duration, Instant};
