@@ -171,6 +171,11 @@ impl fmt::Display for RunReport {
         if let Some(snapshot) = &self.snapshot {
             writeln!(f, "committed as snapshot {snapshot}")?;
         }
-        write!(f, "peak memory {} measured, {} projected", size(self.worker_peak_bytes.unwrap_or(self.peak_rss_bytes)), size(self.projected_bytes))
+        let (measured, projected) = (size(self.worker_peak_bytes.unwrap_or(self.peak_rss_bytes)), size(self.projected_bytes));
+        match self.invoked {
+            // Where as many tasks run at once as have room.
+            Some(_) => write!(f, "peak memory of an environment {measured} measured, {projected} projected for one task in it"),
+            None => write!(f, "peak memory {measured} measured, {projected} projected"),
+        }
     }
 }
