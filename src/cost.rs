@@ -160,7 +160,8 @@ impl Prices {
             let computing = bytes / (a.compute_bytes_per_second * cpu);
             let all = (waiting + computing) / at_once.min(tasks.max(1.0)).min(1.0 + waiting / computing.max(1e-9));
             let each = all / tasks.max(1.0);
-            let even = (tasks / (16.0 * place.concurrency.max(1) as f64)).ceil().max(1.0);
+            // Requests are shared out among all that environments run at once.
+            let even = (tasks / (16.0 * place.concurrency.max(1) as f64 * at_once.min(MAX_TASKS))).ceil().max(1.0);
             let together = (a.invocation_seconds / each.max(1e-6)).clamp(1.0, MAX_TASKS).min(even);
             invocations += (tasks / together).ceil();
             records += (tasks / even.min(TASKS_PER_RECORD)).ceil();

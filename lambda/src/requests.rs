@@ -205,9 +205,13 @@ impl<'a> Shared<'a> {
         let name = worker.name().to_owned();
         let mut outcome = TaskOutcome { request: request.clone(), worker: name, done: Vec::new(), failure: None, worker_peak_bytes: None };
         for task in request.first..request.first.saturating_add(request.count) {
-            let left = self.deadline.left();
             let first = std::mem::replace(is_first, false);
-            if left.is_zero() || (!first && (left < 2 * self.lock().pace.slowest(request.stage) || self.is_over())) {
+            // A look may take its time, so it comes before that of the task is known.
+            if !first && self.is_over() {
+                break;
+            }
+            let left = self.deadline.left();
+            if left.is_zero() || (!first && left < 2 * self.lock().pace.slowest(request.stage)) {
                 break;
             }
             let limit = left.as_millis() as u64;

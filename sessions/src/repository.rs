@@ -529,7 +529,7 @@ fn storage(location: &Location, memory: Option<&Memory>) -> Result<Backend, Erro
             let options = S3Options::default().with_allow_http(flag("AWS_ALLOW_HTTP")).with_anonymous(flag("AWS_SKIP_SIGNATURE"));
             let place = place.clone();
             wait(async move {
-                let profile = aws::of_profile().await.map_err(|e| failed(&place, "opened", e))?;
+                let profile = if options.anonymous { None } else { aws::of_profile().await.map_err(|e| failed(&place, "opened", e))? };
                 let (options, credentials) = profile.map_or((options.clone(), None), |profile| of_profile(options, &profile));
                 Ok(icechunk::new_s3_object_store_storage(options, bucket, Some(prefix), credentials, Vec::new(), Vec::new()).await)
             })?

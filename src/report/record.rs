@@ -30,6 +30,8 @@ pub(super) struct Record {
     pub(super) local_mem: u64,
     pub(super) reserved_mem: u64,
     pub(super) explanation: PlanExplanation,
+    /// Tasks that the plan keeps busy.
+    parallelism: u64,
     /// Since 1970.
     pub(super) unix: Duration,
     pub(super) stages: Vec<Stage>,
@@ -170,6 +172,7 @@ impl Record {
             local_mem: start.local_mem,
             reserved_mem: plan.reserved_mem,
             explanation: start.plan.explain(),
+            parallelism: plan.parallelism,
             unix: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
             stages: stages.collect(),
             timeline: Timeline::default(),
@@ -294,7 +297,7 @@ impl Record {
     }
 
     fn cost(&self, report: &RunReport) -> Option<[Cost; 2]> {
-        let place = Place::from_env(self.slots as u64, |name| std::env::var(name).ok()).ok()?;
+        let place = Place::from_env(self.parallelism, |name| std::env::var(name).ok()).ok()?;
         let prices = Prices::load().ok()?;
         Some([prices.measured(report, &place)?, prices.project(&self.explanation, &place)])
     }

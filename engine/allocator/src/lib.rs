@@ -13,7 +13,8 @@
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::ffi::{c_int, c_long};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use mimalloc::MiMalloc;
 
@@ -24,13 +25,13 @@ pub struct Allocator;
 /// `mi_option_arena_eager_commit`, since version 2 of the library.
 const ARENA_EAGER_COMMIT: c_int = 4;
 
-/// `mi_option_purge_delay`, since version 2; milliseconds, and what it is by itself.
+/// `mi_option_purge_delay`, since version 2; milliseconds.
 const PURGE_DELAY: c_int = 15;
-const DEFAULT_PURGE_DELAY: c_long = 10;
 
 #[allow(unsafe_code)]
 unsafe extern "C" {
     fn mi_option_set(option: c_int, value: c_long);
+    fn mi_option_get(option: c_int) -> c_long;
     fn mi_collect(force: bool);
 }
 
@@ -48,18 +49,23 @@ fn tell() {
 #[derive(Debug)]
 pub struct Frugal(());
 
-static FRUGAL: AtomicUsize = AtomicUsize::new(0);
+/// How many there are, and the delay without any.
+static FRUGAL: Mutex<(usize, c_long)> = Mutex::new((0, 0));
 
 impl Frugal {
     /// Begins. Without effect where [`Allocator`] is not the program's.
     #[allow(unsafe_code, clippy::new_without_default)]
     pub fn new() -> Frugal {
-        FRUGAL.fetch_add(1, Ordering::SeqCst);
-        // SAFETY: the first sets one number in a table, the second gives back what nobody has.
+        let mut frugal = FRUGAL.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: the first two read and set one number in a table, the third gives back what nobody has.
         unsafe {
-            mi_option_set(PURGE_DELAY, 0);
+            if frugal.0 == 0 {
+                frugal.1 = mi_option_get(PURGE_DELAY);
+                mi_option_set(PURGE_DELAY, 0);
+            }
             mi_collect(true);
         }
+        frugal.0 += 1;
         Frugal(())
     }
 }
@@ -67,9 +73,11 @@ impl Frugal {
 impl Drop for Frugal {
     #[allow(unsafe_code)]
     fn drop(&mut self) {
-        if FRUGAL.fetch_sub(1, Ordering::SeqCst) == 1 {
+        let mut frugal = FRUGAL.lock().unwrap_or_else(PoisonError::into_inner);
+        frugal.0 -= 1;
+        if frugal.0 == 0 {
             // SAFETY: as above.
-            unsafe { mi_option_set(PURGE_DELAY, DEFAULT_PURGE_DELAY) };
+            unsafe { mi_option_set(PURGE_DELAY, frugal.1) };
         }
     }
 }

@@ -34,6 +34,8 @@ pub struct SourceLayout {
     pub slot: Option<SlotId>,
     /// They stay from block to block, and from task to task.
     pub kept: bool,
+    /// They are waited for, across a network, and each is an object.
+    pub far: bool,
 }
 
 /// An input of a stage, ready to run.
@@ -121,7 +123,7 @@ impl StageLayout {
             let assembled = stage.inputs.iter().zip(&modes).any(|(i, m)| *m == ReadMode::Assembled && i.sources.contains(id));
             let chunks = (looked_at + usize::from(assembled)).max(keep).max(1);
             let slot = (keep > 0 || looked_at > 0).then(|| s.slot(Part::DecodedChunk, bounds.chunk.saturating_mul(chunks as u64).min(TOO_LARGE)));
-            sources.push(SourceLayout { array: *id, chunks, slot, kept: keep > 0 });
+            sources.push(SourceLayout { array: *id, chunks, slot, kept: keep > 0, far: is_far(plan, plan.array(*id)) });
             chunk_bytes.push(bounds.chunk);
         }
         let in_slices = matches!(stage.kernel, Kernel::Map(_)) && stage.walk != stage.tasks;
@@ -320,27 +322,29 @@ impl StageLayout {
         Ok(StageLayout { schedule: s, estimate, sources, inputs, outputs, packed, one_chunk, as_is, in_slices, ahead: 0 })
     }
 
-    /// The same, with chunks that are fetched before they are asked for, where they cross a network: as many as there is room for in what a task is
-    /// allowed, beside all that it needs.
+    /// The same, with chunks that are fetched before they are asked for, where they cross a network: a few, as far as they add no more than a half to
+    /// what a task needs, and there is room for it to grow.
     ///
     /// # Errors
     /// As [`of`](StageLayout::of).
     pub(super) fn with_ahead(mut self, plan: &Plan, stage: &Stage) -> Result<StageLayout, PlanError> {
         let mut chunk = 0;
-        let far: Vec<ArrayId> = self.sources.iter().map(|s| s.array).filter(|id| can_be_ahead(plan, plan.array(*id))).collect();
-        for id in &far {
-            let codec = codec(plan, *id)?;
+        for source in self.sources.iter().filter(|s| s.far) {
+            let codec = codec(plan, source.array)?;
             chunk = codec.read_limit(codec.decoded_bytes()).max(chunk);
         }
-        let reads = traffic::reads(traffic::Arrays::of(plan), stage).into_iter().filter(|(id, _)| far.contains(id));
+        let is_far = |id: &ArrayId| self.sources.iter().any(|s| s.array == *id && s.far);
+        let reads = traffic::reads(traffic::Arrays::of(plan), stage).into_iter().filter(|(id, _)| is_far(id));
         let in_task = reads.map(|(_, read)| read.requests).sum::<f64>() / stage.n_tasks().max(1) as f64;
         // The first is waited for.
         let others = (in_task.ceil() - 1.0).clamp(0.0, MOST_AHEAD as f64) as u64;
-        let room = plan.allowed_mem.saturating_sub(self.estimate.total()).saturating_sub(LIST_BYTES);
-        let several = (AHEAD_BYTES / chunk.max(1)).max(1);
-        let ahead = others.min(several).min(room / chunk.max(1));
+        // Lists of indices are sorted once more while it is looked ahead.
+        let lists = LIST_BYTES + self.schedule.slots.iter().filter(|s| s.part == Part::Indices).map(|s| s.bytes).sum::<u64>();
+        let room = plan.growth_mem.saturating_sub(self.estimate.total()).saturating_sub(lists);
+        let most = AHEAD_BYTES.min(self.estimate.per_task() / 2).min(room);
+        let ahead = others.min(most / chunk.max(1));
         if ahead > 0 {
-            let slot = self.schedule.slot(Part::EncodedInput, ahead * chunk + LIST_BYTES);
+            let slot = self.schedule.slot(Part::EncodedInput, ahead * chunk + lists);
             self.schedule.once.insert(0, Step::Take(slot));
             self.schedule.end.push(Step::Release(slot));
             self.estimate = self.schedule.estimate(plan.process_mem())?.with_repositories(plan.repository_mem());
@@ -350,15 +354,15 @@ impl StageLayout {
     }
 }
 
-/// Chunks that are fetched ahead, at most; more than one only as far as all together are so small.
+/// Chunks that are fetched ahead, at most, and bytes of all of them.
 const MOST_AHEAD: u64 = 4;
 const AHEAD_BYTES: u64 = 32_000_000;
 /// The list of chunks that a task will ask for, at most this many at a time.
 pub(crate) const LISTED: usize = 16_384;
 const LIST_BYTES: u64 = 16 * LISTED as u64;
 
-/// True if chunks of an array are waited for, and each is an object.
-fn can_be_ahead(plan: &Plan, array: &PlanArray) -> bool {
+/// True if chunks of an array are waited for, across a network, and each is an object.
+fn is_far(plan: &Plan, array: &PlanArray) -> bool {
     is_remote(plan, &array.place) && array.info.shard.is_none()
 }
 

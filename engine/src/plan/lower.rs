@@ -450,6 +450,7 @@ impl<'a> Lowering<'a> {
             format: FORMAT,
             engine: env!("CARGO_PKG_VERSION").into(),
             allowed_mem: self.spec.allowed_mem,
+            growth_mem: self.spec.growth_mem(),
             reserved_mem: self.spec.reserved_mem.saturating_add(self.listed_bytes),
             parallelism: self.spec.parallelism,
             remote_work: is_remote_url(&self.spec.work_dir),

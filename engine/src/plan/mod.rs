@@ -38,7 +38,7 @@ pub use local::{LocalMemory, LocalProjection};
 pub(crate) use traffic::MAX_PARTS;
 
 /// Version of the plan's format. A plan of another version is refused.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 /// A worker keeps no more decoded chunks of an array than this.
 pub(crate) const MAX_KEPT: u64 = 4096;
@@ -60,6 +60,8 @@ pub struct Plan {
     pub engine: String,
     /// Bytes that a task may hold.
     pub allowed_mem: u64,
+    /// Bytes of those that it may grow to where that only saves time, so that others of the plan have room beside it.
+    pub growth_mem: u64,
     /// Bytes of those that are not arrays.
     pub reserved_mem: u64,
     /// Tasks that it was made to keep busy.

@@ -127,9 +127,13 @@ async fn ask() -> Result<(Option<Arc<AwsCredential>>, String), NoCredentials> {
                 let again = old.expires.map_or(now + PAUSE, |at| (now + PAUSE).min(at));
                 Said { again, ..old }
             }
-            (Err(why), _) if profile => return Err(NoCredentials(why)),
-            (Err(why), _) => Said { credential: None, why, expires: None, again: now + REFRESH },
+            (Err(why), _) => Said { credential: None, why, expires: None, again: now + if profile { PAUSE } else { REFRESH } },
         });
+    }
+    if let Some(Said { credential: None, why, .. }) = &*said
+        && PROFILES.iter().any(is_set)
+    {
+        return Err(NoCredentials(why.clone()));
     }
     Ok(said.as_ref().map_or((None, String::new()), |s| (s.credential.clone(), s.why.clone())))
 }
@@ -145,7 +149,10 @@ fn exported() -> Result<(AwsCredential, Option<SystemTime>), String> {
         expiration: Option<String>,
     }
     const COMMAND: &str = "`aws configure export-credentials`";
-    let output = Command::new("aws").args(["configure", "export-credentials", "--format", "process"]).output().map_err(|e| match e.kind() {
+    // Those of the machine are renewed without it.
+    let mut command = Command::new("aws");
+    command.args(["configure", "export-credentials", "--format", "process"]).env("AWS_EC2_METADATA_DISABLED", "true");
+    let output = command.output().map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => "AWS_ACCESS_KEY_ID is not set, and there is no `aws` command to ask for a profile's".to_owned(),
         _ => format!("{COMMAND}: {e}"),
     })?;

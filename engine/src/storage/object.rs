@@ -12,9 +12,11 @@ use object_store::aws::AmazonS3Builder;
 use object_store::http::HttpBuilder;
 use object_store::path::Path;
 use object_store::{ClientOptions, GetOptions, GetRange, ObjectStore as Backend, ObjectStoreExt};
+use tokio::runtime::Runtime;
 
 use super::aws::{self, NoCredentials, retries};
 use super::{ByteRange, Pending, StorageError, Store};
+
 /// Objects below a prefix of a bucket or server.
 #[derive(Debug)]
 pub(super) struct ObjectStore {
@@ -26,8 +28,8 @@ pub(super) struct ObjectStore {
 /// Threads that wait for sockets; they do no computing.
 const IO_THREADS: usize = 2;
 
-fn runtime() -> Result<&'static tokio::runtime::Runtime, StorageError> {
-    static RUNTIME: OnceLock<Result<tokio::runtime::Runtime, String>> = OnceLock::new();
+fn runtime() -> Result<&'static Runtime, StorageError> {
+    static RUNTIME: OnceLock<Result<Runtime, String>> = OnceLock::new();
     let made = RUNTIME.get_or_init(|| {
         tokio::runtime::Builder::new_multi_thread().worker_threads(IO_THREADS).thread_name("freestone-io").enable_all().build().map_err(|e| e.to_string())
     });
@@ -81,10 +83,10 @@ impl ObjectStore {
     }
 
     /// Begins to read.
-    fn pending(&self, key: &str, path: Path, range: Option<ByteRange>, limit: u64, mut buffer: Buffer) -> Result<Pending, StorageError> {
+    fn pending(&self, runtime: &Runtime, key: &str, path: Path, range: Option<ByteRange>, limit: u64, mut buffer: Buffer) -> Pending {
         let (backend, place) = (Arc::clone(&self.backend), self.place(key));
-        let begun = begin(async move { Ok((fetch(&*backend, &path, range, limit, &mut buffer).await, buffer)) })?;
-        Ok(Pending::new(move || {
+        let begun = begin(runtime, async move { Ok((fetch(&*backend, &path, range, limit, &mut buffer).await, buffer)) });
+        Pending::new(move || {
             let dropped = || StorageError::Io { place: place.clone(), action: "read", message: "the request was dropped".into(), transient: true };
             let (read, buffer) = begun.result().and_then(Result::ok).ok_or_else(dropped)?;
             match outcome(place.clone(), "read", Some(read))? {
@@ -97,7 +99,7 @@ impl ObjectStore {
                     _ => Ok((true, buffer)),
                 },
             }
-        }))
+        })
     }
 
     /// Runs a request on the runtime and waits for it.
@@ -107,7 +109,7 @@ impl ObjectStore {
         action: &'static str,
         request: impl Future<Output = object_store::Result<T>> + Send + 'static,
     ) -> Result<Option<T>, StorageError> {
-        outcome(self.place(key), action, begin(request)?.result())
+        outcome(self.place(key), action, begin(runtime()?, request).result())
     }
 }
 
@@ -117,12 +119,12 @@ struct Begun<T> {
     task: tokio::task::AbortHandle,
 }
 
-fn begin<T: Send + 'static>(request: impl Future<Output = object_store::Result<T>> + Send + 'static) -> Result<Begun<T>, StorageError> {
+fn begin<T: Send + 'static>(runtime: &Runtime, request: impl Future<Output = object_store::Result<T>> + Send + 'static) -> Begun<T> {
     let (send, answer) = mpsc::sync_channel(1);
-    let task = runtime()?.spawn(async move {
+    let task = runtime.spawn(async move {
         let _ = send.send(request.await);
     });
-    Ok(Begun { answer, task: task.abort_handle() })
+    Begun { answer, task: task.abort_handle() }
 }
 
 impl<T> Begun<T> {
@@ -197,7 +199,7 @@ impl Store for ObjectStore {
     fn read(&self, key: &str, range: Option<ByteRange>, limit: u64, into: &mut Buffer) -> Result<bool, StorageError> {
         // The buffer goes to where the bytes arrive, and comes back full: they are never anywhere else as a whole.
         let (path, buffer) = (self.path(key)?, std::mem::replace(into, Buffer::zeroed(0)));
-        let (found, buffer) = self.pending(key, path, range, limit, buffer)?.wait()?;
+        let (found, buffer) = self.pending(runtime()?, key, path, range, limit, buffer).wait()?;
         *into = buffer;
         Ok(found)
     }
@@ -205,7 +207,7 @@ impl Store for ObjectStore {
     fn begin_read(&self, key: &str, range: Option<ByteRange>, limit: u64, into: Buffer) -> Result<Pending, Buffer> {
         // What is wrong with it is said when it is read.
         match (self.path(key), runtime()) {
-            (Ok(path), Ok(_)) => self.pending(key, path, range, limit, into).map_err(|_| Buffer::zeroed(0)),
+            (Ok(path), Ok(runtime)) => Ok(self.pending(runtime, key, path, range, limit, into)),
             _ => Err(into),
         }
     }

@@ -278,11 +278,6 @@ impl ChunkAccess {
         }
     }
 
-    /// True if chunks cross a network.
-    pub fn is_remote(&self) -> bool {
-        self.store.is_remote()
-    }
-
     /// True if parts of chunks can be read.
     pub fn is_in_parts(&self) -> bool {
         self.codec.is_raw() && self.info.shard.is_none() && !self.store.is_remote()

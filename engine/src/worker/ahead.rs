@@ -27,13 +27,14 @@ pub(super) struct Ahead {
     listed: u64,
     /// There are no more.
     is_whole: bool,
-    begun: VecDeque<(Wanted, u64, Pending)>,
+    /// With the bytes of its buffer, each that was begun; none for one that need not be waited for, or that the store cannot begin.
+    begun: VecDeque<(Wanted, Option<(u64, Pending)>)>,
 }
 
 impl Ahead {
     /// Waits for the first so many of those on their way, which nobody wants.
     fn skip(&mut self, n: usize, desk: &mut Desk) {
-        for (_, bytes, pending) in self.begun.drain(..n) {
+        for (bytes, pending) in self.begun.drain(..n).filter_map(|(_, begun)| begun) {
             match pending.wait() {
                 Ok((_, buffer)) => desk.arena.recycle(buffer),
                 // Who asks for it again is told.
@@ -51,14 +52,14 @@ impl Ahead {
 impl Task<'_> {
     /// The read of a chunk that is asked for now, if it has begun. Begins those of the next.
     pub(super) fn take_ahead(&mut self, at: usize, coords: &[u64]) -> Option<Pending> {
-        if self.layout.ahead == 0 || !self.is_far(at) {
+        if self.layout.ahead == 0 || !self.layout.sources[at].far {
             return None;
         }
         let wanted = (at as u32, self.ready.sources[at].source.info().grid.index(coords));
-        let begun = match self.ahead.begun.iter().position(|(w, ..)| *w == wanted) {
+        let begun = match self.ahead.begun.iter().position(|(w, _)| *w == wanted) {
             Some(place) => {
                 self.ahead.skip(place, self.desk);
-                self.ahead.begun.pop_front().map(|(.., pending)| pending)
+                self.ahead.begun.pop_front().and_then(|(_, begun)| begun).map(|(_, pending)| pending)
             }
             None => {
                 self.refill();
@@ -69,24 +70,21 @@ impl Task<'_> {
                 None
             }
         };
-        while self.ahead.begun.len() < self.layout.ahead {
+        // Those that need not be waited for are looked at a few at a time.
+        let is_short = |ahead: &Ahead| ahead.begun.iter().flat_map(|(_, begun)| begun).count() < self.layout.ahead;
+        while is_short(&self.ahead) && self.ahead.begun.len() < 4 * self.layout.ahead {
             self.refill();
             let Some(next) = self.ahead.list.front().copied() else { break };
             let Source::Chunks(access, _) = &self.ready.sources[next.0 as usize].source else { break };
             let coords = access.info().grid.coords(next.1);
-            let bytes = access.encoded_limit(&coords);
             // Where others hold more than they will at the end, there is room later.
-            let Ok(into) = self.desk.arena.buffer(bytes) else { break };
+            let Ok(into) = self.desk.arena.buffer(access.encoded_limit(&coords)) else { break };
+            let bytes = into.capacity() as u64;
             self.ahead.list.pop_front();
             let pending = access.begin_read(&coords, into, self.desk);
-            self.ahead.begun.extend(pending.map(|pending| (next, bytes, pending)));
+            self.ahead.begun.push_back((next, pending.map(|pending| (bytes, pending))));
         }
         begun
-    }
-
-    /// True if chunks of a source cross a network.
-    fn is_far(&self, at: usize) -> bool {
-        matches!(&self.ready.sources[at].source, Source::Chunks(access, _) if access.is_remote() && access.info().shard.is_none())
     }
 
     /// Lists what comes next, where the list is used up.
@@ -94,7 +92,8 @@ impl Task<'_> {
         if !self.ahead.list.is_empty() || self.ahead.is_whole {
             return;
         }
-        let (mut list, mut skip) = (VecDeque::new(), self.ahead.listed);
+        // Its memory is used again.
+        let (mut list, mut skip) = (std::mem::take(&mut self.ahead.list), self.ahead.listed);
         let ended = self.upcoming(&mut |wanted| {
             if skip > 0 {
                 skip -= 1;
@@ -225,7 +224,7 @@ impl Listing<'_, '_> {
         let excess = (chunks.len() + 1).saturating_sub(most);
         chunks.drain(..excess);
         chunks.push(coords.to_vec());
-        if !self.task.is_far(at) {
+        if !self.task.layout.sources[at].far {
             return ControlFlow::Continue(());
         }
         (self.visit)((at as u32, self.task.ready.sources[at].source.info().grid.index(coords)))

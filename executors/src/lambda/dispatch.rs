@@ -230,11 +230,12 @@ impl Dispatch<'_> {
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
         }
-        // They can only be waited for. Workers that are told so do not begin what nobody waits for.
-        if !self.calls.is_empty() {
-            let _ = remote::write_over(&*self.remote.work, &self.remote.address.folder, &self.remote.name);
-        }
+        // They can only be waited for. Workers that are told so do not begin what nobody waits for; storage that does not answer is not waited for.
         let end = Instant::now() + self.of.linger;
+        if !self.calls.is_empty() {
+            let remote = Arc::clone(&self.remote);
+            std::thread::spawn(move || remote::write_over(&*remote.work, &remote.address.folder, &remote.name));
+        }
         while !self.calls.is_empty()
             && let Ok(settled) = settled.recv_timeout(end.saturating_duration_since(Instant::now()))
         {
