@@ -103,7 +103,8 @@ pub(crate) fn path(output: &str) -> Result<&str, Failure> {
     let path = output.trim_matches('/');
     let is_name = |n: &str| !n.is_empty() && !n.starts_with("__") && !n.bytes().all(|b| b == b'.') && n != "zarr.json" && n != "c";
     if path.contains([':', '\\']) || path.chars().any(char::is_control) || !path.split('/').all(is_name) {
-        return Err(Failure::Usage(format!("`{output}` is no path in a repository: write GROUP/NAME")));
+        let why = "write GROUP/NAME, of which none is `c`, `zarr.json`, dots, or begins with `__`";
+        return Err(Failure::Usage(format!("`{output}` is no path in a repository: {why}")));
     }
     Ok(path)
 }

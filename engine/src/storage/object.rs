@@ -4,7 +4,7 @@
 //! any thread, also from one that belongs to a runtime of the user's.
 
 use std::sync::{Arc, OnceLock, mpsc};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use freestone_kernels::Buffer;
 use futures_util::TryStreamExt;
@@ -102,6 +102,14 @@ impl ObjectStore {
         })
     }
 
+    /// Deletes an object. The client does not do that again where the answer is lost, since it does not know that it may.
+    fn delete(&self, key: &str, path: &Path) -> Result<(), StorageError> {
+        persist(PAUSE, || {
+            let (backend, path) = (Arc::clone(&self.backend), path.clone());
+            self.wait(key, "removed", async move { backend.delete(&path).await }).map(drop)
+        })
+    }
+
     /// Runs a request on the runtime and waits for it.
     fn wait<T: Send + 'static>(
         &self,
@@ -111,6 +119,21 @@ impl ObjectStore {
     ) -> Result<Option<T>, StorageError> {
         outcome(self.place(key), action, begin(runtime()?, request).result())
     }
+}
+
+/// Attempts of what may be done again, and the pause before the second, which doubles.
+const ATTEMPTS: u32 = 4;
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Tries again what has failed in a way that may pass.
+fn persist<T>(pause: Duration, mut request: impl FnMut() -> Result<T, StorageError>) -> Result<T, StorageError> {
+    for attempt in 1..ATTEMPTS {
+        match request() {
+            Err(StorageError::Io { transient: true, .. } | StorageError::Throttled { .. }) => std::thread::sleep(pause * (1 << (attempt - 1))),
+            other => return other,
+        }
+    }
+    request()
 }
 
 /// A request that runs on the runtime, and is called off when this is dropped.
@@ -230,8 +253,7 @@ impl Store for ObjectStore {
             let listed = self.wait(key, "listed", async move { backend.list_with_delimiter(Some(&path)).await })?;
             if let Some(found) = listed {
                 for object in found.objects {
-                    let (backend, path) = (Arc::clone(&self.backend), object.location);
-                    self.wait(key, "removed", async move { backend.delete(&path).await })?;
+                    self.delete(key, &object.location)?;
                 }
                 for folder in found.common_prefixes {
                     let below = folder.as_ref().strip_prefix(&self.prefix).unwrap_or(folder.as_ref()).trim_start_matches('/').to_owned();
@@ -240,8 +262,7 @@ impl Store for ObjectStore {
             }
             return Ok(());
         }
-        let (backend, path) = (Arc::clone(&self.backend), self.path(key)?);
-        self.wait(key, "removed", async move { backend.delete(&path).await }).map(drop)
+        self.delete(key, &self.path(key)?)
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<String>, StorageError> {
@@ -270,5 +291,30 @@ impl Store for ObjectStore {
     fn sync(&self, _keys: &mut dyn Iterator<Item = String>) -> Result<(), StorageError> {
         // An acknowledged put is durable.
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(failures: usize, error: &StorageError, expect: (usize, bool)) {
+        let mut n = 0;
+        let ended = persist(Duration::ZERO, || {
+            n += 1;
+            if n > failures { Ok(()) } else { Err(error.clone()) }
+        });
+        assert_eq!((n, ended.is_ok()), expect);
+    }
+
+    #[test]
+    fn what_may_pass_is_tried_again() {
+        let failed = |transient| StorageError::Io { place: "p".into(), action: "removed", message: "m".into(), transient };
+        check(0, &failed(true), (1, true));
+        check(3, &failed(true), (4, true));
+        check(4, &failed(true), (4, false));
+        check(2, &StorageError::Throttled { place: "p".into(), message: "m".into() }, (3, true));
+        check(1, &failed(false), (1, false));
     }
 }
