@@ -13,7 +13,7 @@ use crate::support::{Place, tree};
 
 /// A store that says that it is far away, and notes what is asked of it.
 #[derive(Debug)]
-struct FarAway {
+pub struct FarAway {
     store: MemoryStore,
     /// Objects of chunks, and how often each was read.
     reads: Mutex<BTreeMap<String, usize>>,
@@ -25,7 +25,7 @@ struct FarAway {
 }
 
 impl FarAway {
-    fn new() -> FarAway {
+    pub fn new() -> FarAway {
         FarAway {
             store: MemoryStore::new(),
             reads: Mutex::default(),

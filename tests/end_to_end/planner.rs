@@ -2,49 +2,15 @@
 
 use std::sync::Arc;
 
-use freestone::engine::kernels::Buffer;
 use freestone::engine::plan::{FinalizedPlan, Kernel, OutAxis, Place as ArrayPlace};
-use freestone::engine::storage::{ByteRange, StorageError, Store};
+use freestone::engine::storage::Store;
 use freestone::{Array, CodecName, DType, MemoryStore, Pad, Running, Serial, Spec, Stores, Target, concat, stack, tensordot};
 use ndarray::{Array2, ArrayD, Axis, IxDyn};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestRunner};
 
+use crate::ahead::FarAway;
 use crate::support::{Place, document, open_in_memory};
-
-/// A store that says that it is far away.
-#[derive(Debug)]
-struct FarAway(MemoryStore);
-
-impl Store for FarAway {
-    fn url(&self) -> &str {
-        "s3://bucket/archive"
-    }
-
-    fn is_remote(&self) -> bool {
-        true
-    }
-
-    fn read(&self, key: &str, range: Option<ByteRange>, limit: u64, into: &mut Buffer) -> Result<bool, StorageError> {
-        self.0.read(key, range, limit, into)
-    }
-
-    fn write(&self, key: &str, bytes: &[u8]) -> Result<(), StorageError> {
-        self.0.write(key, bytes)
-    }
-
-    fn remove(&self, key: &str) -> Result<(), StorageError> {
-        self.0.remove(key)
-    }
-
-    fn list(&self, prefix: &str) -> Result<Vec<String>, StorageError> {
-        self.0.list(prefix)
-    }
-
-    fn sync(&self, keys: &mut dyn Iterator<Item = String>) -> Result<(), StorageError> {
-        self.0.sync(keys)
-    }
-}
 
 /// An array whose chunks are not there: enough for a plan.
 pub(crate) fn planned(shape: &[u64], chunks: &[u64], dtype: &str) -> Array {
@@ -97,7 +63,7 @@ fn a_climate_archive_is_rechunked_in_three_copies() {
     let place = Place::quick();
     // Requests are cheap on local files, and bytes are not: two copies do there.
     let cases: [(Arc<dyn Store>, String, u128); 2] =
-        [(Arc::new(FarAway(MemoryStore::new())), "s3://bucket/work".to_owned(), 250_000), (Arc::new(MemoryStore::new()), place.at("work"), 3_000_000)];
+        [(Arc::new(FarAway::new()), "s3://bucket/work".to_owned(), 250_000), (Arc::new(MemoryStore::new()), place.at("work"), 3_000_000)];
     for (store, work_dir, most) in cases {
         let x = planned_in(store, &[350_640, 721, 1440], &[31, 721, 1440], "float32").rechunk(&[350_640, 10, 10]).unwrap();
         let spec = Spec { allowed_mem: 2_500_000_000, parallelism: 1000, work_dir, ..place.spec() };

@@ -232,14 +232,19 @@ impl Dispatch<'_> {
         }
         // They can only be waited for. Workers that are told so do not begin what nobody waits for; storage that does not answer is not waited for.
         let end = Instant::now() + self.of.linger;
-        if !self.calls.is_empty() {
-            let remote = Arc::clone(&self.remote);
-            std::thread::spawn(move || remote::write_over(&*remote.work, &remote.address.folder, &remote.name));
-        }
+        let told = (!self.calls.is_empty()).then(|| {
+            let (remote, (telling, told)) = (Arc::clone(&self.remote), channel());
+            std::thread::spawn(move || telling.send(remote::write_over(&*remote.work, &remote.address.folder, &remote.name)));
+            told
+        });
         while !self.calls.is_empty()
             && let Ok(settled) = settled.recv_timeout(end.saturating_duration_since(Instant::now()))
         {
             self.settle(settled);
+        }
+        // Not into a folder that is removed meanwhile.
+        if let Some(told) = told {
+            let _ = told.recv_timeout(end.saturating_duration_since(Instant::now()));
         }
     }
 
