@@ -35,6 +35,9 @@ pub(crate) const SESSION_PROPERTY: &str = "freestone_session";
 /// References that are given to Icechunk in one go.
 const REFERENCES_AT_ONCE: usize = 4096;
 
+/// How often a commit is tried again because storage did not answer, whatever happens where the branch has moved.
+const LOST_ANSWERS: u32 = 5;
+
 /// What happens where the branch has moved since the session began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Rebase {
@@ -130,9 +133,10 @@ impl Repository {
             Rebase::Disjoint { attempts } => attempts.max(1),
         };
         self.sync_objects(draft)?;
-        for attempt in 0..attempts {
-            if attempt > 0 {
-                std::thread::sleep(pause(attempt));
+        let (mut moved, mut lost) = (0, 0);
+        while moved < attempts {
+            if moved + lost > 0 {
+                std::thread::sleep(pause(moved + lost));
             }
             let tip = self.resolve(&Version::Branch(commit.branch.to_owned()))?;
             if tip != commit.base {
@@ -150,10 +154,18 @@ impl Repository {
                     self.sync_snapshot(&snapshot)?;
                     return Ok(snapshot);
                 }
-                Ok(None) => {}
+                Ok(None) => moved += 1,
                 Err(e @ Error::Repository { .. }) => {
                     // The answer may have been lost, not the commit.
-                    return self.committed(commit.session, commit.branch, commit.base)?.map(|s| s.id).ok_or(e);
+                    if let Some(done) = self.committed(commit.session, commit.branch, commit.base)? {
+                        self.sync_snapshot(&done.id)?;
+                        return Ok(done.id);
+                    }
+                    // Nobody else tries it again: a put with a condition is not repeated by the client, which cannot know what became of it. We look.
+                    if !e.is_transient() || lost == LOST_ANSWERS {
+                        return Err(e);
+                    }
+                    lost += 1;
                 }
                 Err(e) => return Err(e),
             }
