@@ -24,7 +24,7 @@ use crate::plan::{ArrayId, FinalizedPlan, LocalMemory, LocalProjection, Place, P
 use crate::session::{Refusal, Session, SessionError};
 use crate::spec::Spec;
 use crate::storage::metadata::open_array;
-use crate::storage::{StorageError, Store, Stores, TierStore, identity, join};
+use crate::storage::{Lock, StorageError, Store, Stores, TierStore, identity, join};
 use crate::task::{Receipt, RunAddress};
 use crate::user::KernelRegistry;
 use crate::worker::{Cancel, RunContext};
@@ -108,7 +108,7 @@ pub fn run(plan: &Arc<FinalizedPlan>, run: &Run<'_>) -> Result<RunReport, RunErr
     let address = RunAddress { work_dir: run.spec.work_dir.clone(), folder };
     let record = RunRecord { format: RECORD_FORMAT, began_ms: now.as_millis() as u64, session: run.session.ticket() };
     let body = serde_json::to_vec(&record).unwrap_or_default();
-    let _lock = address.lock(&*drive.work)?;
+    let Some(lock) = address.lock(&*drive.work)? else { return Err(RunError::Running { run: address.path() }) };
     let text = plan.to_bytes()?;
     let objects = [("run.json", &body), ("plan.json", &text)];
     let written = objects.into_iter().try_for_each(|(name, bytes)| again(|| drive.work.write(&format!("{}/{name}", address.folder), bytes)));
@@ -116,7 +116,7 @@ pub fn run(plan: &Arc<FinalizedPlan>, run: &Run<'_>) -> Result<RunReport, RunErr
         let _ = record::clean(&*drive.work, &address.folder);
         return Err(RunError::Work(error));
     }
-    drive.go(&address, Before::default(), &|| run.session.begin(plan))
+    drive.go(&address, &lock, Before::default(), &|| run.session.begin(plan))
 }
 
 /// Goes on with a run that has ended early, from its stored plan: tasks that the journal tells of are not run again.
@@ -130,7 +130,7 @@ pub fn run(plan: &Arc<FinalizedPlan>, run: &Run<'_>) -> Result<RunReport, RunErr
 pub fn resume(stored: &StoredRun, run: &Run<'_>, verify_inputs: bool) -> Result<RunReport, RunError> {
     let (plan, address) = (&stored.plan, &stored.address);
     let drive = Drive::prepare(plan, run)?;
-    let Some(_lock) = address.lock(&*drive.work)? else { return Err(RunError::Running { run: address.path() }) };
+    let Some(lock) = address.lock(&*drive.work)? else { return Err(RunError::Running { run: address.path() }) };
     let boot = machine::boot_id();
     let verifier = Verifier { plan, session: run.session, boot: &boot };
     let (mut receipts, keep) = (Vec::new(), Kept::of(plan, run.session));
@@ -165,7 +165,7 @@ pub fn resume(stored: &StoredRun, run: &Run<'_>, verify_inputs: bool) -> Result<
     }
     let finished = replay.finished.iter().zip(&plan.plan().stages).all(|(f, s)| f.count() == s.n_tasks());
     let before = Before { finished: replay.finished, removed: replay.removed, receipts, epoch: replay.epoch };
-    drive.go(address, before, &|| if begun { run.session.resume(plan, finished) } else { run.session.begin(plan) })
+    drive.go(address, &lock, before, &|| if begun { run.session.resume(plan, finished) } else { run.session.begin(plan) })
 }
 
 /// A run that is about to start.
@@ -188,7 +188,7 @@ impl<'a> Drive<'a> {
     }
 
     /// Runs what is left. `begin` makes the outputs' places the run's.
-    fn go(&self, address: &RunAddress, before: Before, begin: &dyn Fn() -> Result<(), SessionError>) -> Result<RunReport, RunError> {
+    fn go(&self, address: &RunAddress, lock: &Lock, before: Before, begin: &dyn Fn() -> Result<(), SessionError>) -> Result<RunReport, RunError> {
         let Drive { plan, run, local, projection, work } = self;
         let folder = &address.folder;
         let resumable = can_be_resumed(plan, &**work);
@@ -242,13 +242,20 @@ impl<'a> Drive<'a> {
                 _ => Ok(()),
             })
         };
-        let executed = keep(&queue, journal.as_ref(), run.spec.deadline, &|| flush(true), || run.executor.run(&context, &queue));
+        let executed = keep(&queue, lock, journal.as_ref(), run.spec.deadline, &|| flush(true), || run.executor.run(&context, &queue));
         // What a run that goes well has left between its stages is not needed any more.
         let whole = executed.is_ok() && queue.is_done();
-        let flushed = if resumable { again(|| flush(!whole)) } else { Ok(()) };
-        let ended = self.finish(executed, flushed, queue, folder, epoch > 0);
+        let is_ours = !lock.is_lost();
+        let flushed = if resumable && is_ours { again(|| flush(!whole)) } else { Ok(()) };
+        let ended = if is_ours { self.finish(executed, flushed, queue, folder, epoch > 0) } else { Err((RunError::TakenOver, false)) };
         let mut report = match ended {
             Ok(report) => report,
+            // Folder and outputs belong to whoever goes on with it.
+            Err((RunError::TakenOver, _)) => {
+                let error = RunError::TakenOver;
+                tell(&Event::RunEnded(Err(&error)));
+                return Err(error);
+            }
             Err(error) => {
                 // Where somebody else has the outputs' places, nothing can go on.
                 let is_over = matches!(&error.0, RunError::Session(error) if error.is_final());
@@ -332,9 +339,10 @@ impl<'a> Drive<'a> {
     }
 }
 
-/// Runs something while a thread looks after the run: it has the journal written, and ends the run at its deadline.
+/// Runs something while a thread looks after the run: it has the journal written, and ends the run at its deadline, and where it is somebody else's.
 fn keep<T>(
     queue: &Queue<'_>,
+    lock: &Lock,
     journal: Option<&Journal>,
     deadline: Option<Duration>,
     flush: &(dyn Fn() -> Result<(), StorageError> + Sync),
@@ -360,6 +368,9 @@ fn keep<T>(
                     return;
                 }
                 drop(is_ended);
+                if lock.is_lost() {
+                    queue.fail(RunError::TakenOver);
+                }
                 if let Some(limit) = deadline.filter(|d| start.elapsed() > *d) {
                     queue.fail(RunError::Deadline(limit));
                 }

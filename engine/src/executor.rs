@@ -32,6 +32,12 @@ pub enum ExecutorError {
     Unavailable { worker: String, message: String },
     #[error("{0} is in the memory of this process, where workers in other processes cannot see it: use a directory or an object store, or run on threads")]
     Unreachable(String),
+    /// The work directory is elsewhere, so the workers are.
+    #[error(
+        "{array} is to be in a directory of this machine, {url}, but workers that share the work directory {work_dir} do not see that: give it a place in \
+         an object store too, such as s3://BUCKET/PREFIX, or run on threads"
+    )]
+    Local { array: String, url: String, work_dir: String },
 }
 
 /// What a run has taken of somebody else's machines, where that is counted, and how their answers came.

@@ -34,6 +34,8 @@ pub enum RunError {
     NoRun { run: String, why: String },
     #[error("the run {run} is still going on in another process")]
     Running { run: String },
+    #[error("another process has taken the run over, since this one had given no sign of life for half a minute: it goes on there")]
+    TakenOver,
     #[error(
         "{place} is not what it was when the run began ({what}): nothing is computed from it any more. Start a new run. It concerns {}",
         stages.join(", ")

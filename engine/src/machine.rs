@@ -3,6 +3,8 @@
 use std::fs;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// Bytes of memory that this process may use: the machine's, or its memory cgroup's limit if that is lower.
 pub fn memory_bytes() -> u64 {
     let machine = line_value(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemTotal:").unwrap_or(4_000_000_000);
@@ -72,14 +74,50 @@ pub fn rss_bytes() -> u64 {
 
 /// How long ago this process was started, to a hundredth of a second; 0 where the system does not tell.
 pub fn process_age() -> Duration {
-    // The fields after the command's name, which is in brackets; the start is the 22nd of all, in
-    // hundredths of a second since the machine's start.
-    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    let ticks = fields.split_whitespace().nth(19).and_then(|n| n.parse::<u64>().ok());
-    let started = ticks.map(|n| Duration::from_millis(10 * n));
+    let started = started("self").map(|ticks| Duration::from_millis(10 * ticks));
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     started.map_or(Duration::ZERO, |s| Duration::new(now.tv_sec as u64, now.tv_nsec as u32).saturating_sub(s))
+}
+
+/// When a process that has not ended was started, in hundredths of a second since the machine's start.
+fn started(pid: &str) -> Option<u64> {
+    // The fields after the command's name, which is in brackets: the first is the state, the start is the 22nd of all.
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let ended = matches!(fields.next()?, "Z" | "X");
+    fields.nth(18)?.parse().ok().filter(|_| !ended)
+}
+
+/// A process, such that others can tell whether it still runs: on the same start of the same machine, among the same processes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessId {
+    /// [`boot_id`].
+    pub boot: String,
+    /// Names the processes that see each other.
+    pub namespace: String,
+    /// Its number there.
+    pub pid: u32,
+    /// When it was started, in hundredths of a second since the machine's start: numbers are used again.
+    pub started: u64,
+}
+
+impl ProcessId {
+    /// This process.
+    pub fn own() -> ProcessId {
+        ProcessId::of(std::process::id())
+    }
+
+    /// A process that this one sees.
+    pub fn of(pid: u32) -> ProcessId {
+        let namespace = fs::read_link("/proc/self/ns/pid").map_or_else(|_| String::new(), |n| n.display().to_string());
+        ProcessId { boot: boot_id(), namespace, pid, started: started(&pid.to_string()).unwrap_or(0) }
+    }
+
+    /// True if it was one that this process would see, and it is not there any more.
+    pub fn is_gone(&self) -> bool {
+        let now = ProcessId::of(self.pid);
+        !self.boot.is_empty() && (&self.boot, &self.namespace) == (&now.boot, &now.namespace) && self.started != now.started
+    }
 }
 
 /// Starts [`peak_rss_bytes`] anew from what is resident now, where the system allows it.

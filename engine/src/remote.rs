@@ -5,6 +5,7 @@
 //! later process that resumes the run, finds it there ([`read_record`], [`read_records`]). Keys follow from the request and from who asked, so that an
 //! invocation that is delivered twice writes the same objects with the same receipts.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use freestone_kernels::Buffer;
@@ -12,7 +13,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::plan::{FinalizedPlan, Place, PlanError, StageId};
-use crate::storage::{ByteRange, StorageError, Store, Stores, read_small};
+use crate::storage::metadata::{MetadataError, open_array};
+use crate::storage::{ByteRange, StorageError, Store, Stores, is_remote_url, read_small};
 use crate::task::{RunAddress, TaskOutcome, TaskRequest};
 use crate::user::KernelRegistry;
 use crate::worker::{Cancel, MAX_PLAN_BYTES, RunContext};
@@ -210,6 +212,31 @@ pub fn fetch(address: &RunAddress, stores: &Stores, kernels: &KernelRegistry) ->
         RunContext { plan: plan.into(), address: address.clone(), stores: stores.clone(), kernels: kernels.clone().into(), cancel: Cancel::default() };
     context.check_kernels().map_err(|e| Refusal::new(RefusalKind::UnknownKernel, e))?;
     Ok(context)
+}
+
+/// Finds out whether what a plan reads is there where this program looks, and what it was when the plan was made: a directory of that name may be
+/// another one here, or none, and chunks that are not there are fill values. The metadata of each array in a directory are read, and in each store
+/// elsewhere those of one.
+///
+/// # Errors
+/// A [`Refusal`].
+pub fn check_inputs(context: &RunContext) -> Result<(), Refusal> {
+    let mut seen = BTreeSet::new();
+    for array in &context.plan.plan().arrays {
+        let Place::Input { url, path, tag } = &array.place else { continue };
+        if !seen.insert((url, (!is_remote_url(url)).then_some(path))) {
+            continue;
+        }
+        let store = context.stores.open(url).map_err(|e| refusal_of_storage(&e))?;
+        let unreachable = |why: String| Refusal::new(RefusalKind::Unreachable, format!("array `{}`: {why}", array.name));
+        match open_array(&store, path) {
+            Ok(there) if there.tag == *tag => {}
+            Ok(_) => return Err(unreachable(format!("{} is not what it was when the plan was made, or another one of that name", store.place(path)))),
+            Err(MetadataError::Storage(e)) => return Err(refusal_of_storage(&e)),
+            Err(e) => return Err(unreachable(format!("{e}; inputs must be where workers see them, such as s3://BUCKET/PREFIX"))),
+        }
+    }
+    Ok(())
 }
 
 /// For each stage, how many tasks fit into `memory_bytes` of one process at once, reserved memory counted once, and at most `most`.

@@ -206,6 +206,7 @@ impl Executor for LambdaExecutor {
 
     fn check(&self, context: &RunContext) -> Result<(), ExecutorError> {
         crate::in_reach(context)?;
+        crate::in_reach_from_afar(context)?;
         let probed = dispatch::probe(self, context)?;
         *self.probed.lock().unwrap_or_else(PoisonError::into_inner) = Some(probed);
         Ok(())

@@ -19,6 +19,8 @@ pub use threads::{Serial, Threads};
 use freestone_engine::executor::ExecutorError;
 use freestone_engine::plan::Place;
 use freestone_engine::storage::is_in_memory;
+#[cfg(feature = "lambda")]
+use freestone_engine::storage::is_remote_url;
 use freestone_engine::task::{FailureKind, TaskFailure, TaskOutcome, TaskRequest};
 use freestone_engine::worker::RunContext;
 
@@ -35,6 +37,18 @@ fn in_reach(context: &RunContext) -> Result<(), ExecutorError> {
         _ => None,
     });
     hidden.map_or(Ok(()), |name| Err(ExecutorError::Unreachable(format!("`{name}`"))))
+}
+
+/// Workers on other machines see directories of this one only if they have it as a network's file system; that they see the work directory, a plan that
+/// they have found there tells. Chunks that are not there would be fill values, and results would go where nobody looks.
+#[cfg(feature = "lambda")]
+fn in_reach_from_afar(context: &RunContext) -> Result<(), ExecutorError> {
+    let work_dir = &context.address.work_dir;
+    let local = context.plan.plan().arrays.iter().find_map(|a| match &a.place {
+        Place::Input { url, .. } | Place::Output { url, .. } if is_remote_url(work_dir) && !is_remote_url(url) => Some((a.name.clone(), url.clone())),
+        _ => None,
+    });
+    local.map_or(Ok(()), |(name, url)| Err(ExecutorError::Local { array: format!("`{name}`"), url, work_dir: work_dir.clone() }))
 }
 
 /// The outcome of a request whose worker is gone.

@@ -69,7 +69,10 @@ impl Worker {
             had_plan = self.fetch(&invocation.address)?;
             let plan = self.plan.as_mut().ok_or_else(|| Refusal::new(RefusalKind::Plan, "the plan is not there"))?;
             Ok(match invocation.call {
-                Call::Probe => Err(plan.slots.clone()),
+                Call::Probe => {
+                    remote::check_inputs(&plan.context)?;
+                    Err(plan.slots.clone())
+                }
                 Call::Run(requests) => Ok(run(&plan.context, &plan.slots, &mut plan.pace, &self.id, &invocation.client, requests, deadline)),
             })
         });

@@ -221,8 +221,8 @@ impl Repository {
                 other => return other,
             }
             match Repository::create(url, format) {
-                // Somebody else is making it.
-                Err(Error::Exists { .. }) => std::thread::sleep(MAKING_PAUSE),
+                // Somebody else is making it, or it is not known whether it was made.
+                Err(e) if matches!(e, Error::Exists { .. }) || e.is_transient() => std::thread::sleep(MAKING_PAUSE),
                 other => return other,
             }
         }

@@ -11,6 +11,7 @@ use freestone::engine::driver::RunError;
 use freestone::engine::driver::record::folders;
 use freestone::engine::events::{Event, Observer};
 use freestone::engine::executor::{Executor, ExecutorError, Next, TaskSource};
+use freestone::engine::machine::ProcessId;
 use freestone::engine::remote;
 use freestone::engine::session::SessionError;
 use freestone::engine::storage::Store;
@@ -18,6 +19,7 @@ use freestone::engine::task::{FailureKind, TaskOutcome};
 use freestone::engine::worker::RunContext;
 use freestone::{Array, Cancel, CodecName, DType, Error, ExitCode, Options, Planned, RunReport, Serial, Spec, Stores, Target, Threads};
 
+use crate::suites::variable;
 use crate::support::{Place, processes, tree};
 
 /// Counts finished tasks by stage, and cancels after so many in all.
@@ -554,4 +556,58 @@ fn records_of_workers_count_where_the_journal_is_silent() {
         assert_eq!(resumed.total(), n - stopped.total() + lost, "{case}");
         assert!(both(&place, case) == expect, "{case}");
     }
+}
+
+/// Does something once, when the first task has ended.
+struct Once<F: Fn() + Sync>(std::sync::Once, F);
+
+impl<F: Fn() + Sync> Observer for Once<F> {
+    fn on(&self, event: &Event<'_>) {
+        if matches!(event, Event::Outcome { .. }) {
+            self.0.call_once(&self.1);
+        }
+    }
+}
+
+/// In an object store the lock on a run is an object: nobody else goes on with a run while it is going on, and who has lost it to somebody else stops.
+#[test]
+#[ignore = "needs an S3 server: run by .ci/run"]
+fn s3_one_process_at_a_time_is_at_a_run() {
+    let place = Place::new();
+    let spec = Spec { work_dir: format!("{}/locked", variable("FREESTONE_S3")), ..place.spec() };
+    let stores = Stores::default();
+    let store = stores.open(&spec.work_dir).unwrap();
+    let folder = || folders(&stores, &spec.work_dir).unwrap().pop().unwrap();
+    let planned = stages(&place, "locked", &spec);
+    let resumed = |first: &str| resume(&format!("{}/{first}", spec.work_dir), &spec, &Serial, &Counting::default());
+    let observed = |observer: &dyn Observer| freestone::run_with(&planned, &spec, &Serial, &Options { observers: &[observer], ..Options::default() });
+
+    let meanwhile = Mutex::new(None);
+    let second = Once(std::sync::Once::new(), || {
+        let stored = freestone::open_run(&format!("{}/{}", spec.work_dir, folder()), &stores).unwrap();
+        assert!(stored.standing(&stores).unwrap().is_running);
+        *meanwhile.lock().unwrap() = Some(resumed(&folder()));
+    });
+    observed(&second).unwrap();
+    let error = meanwhile.into_inner().unwrap().unwrap().unwrap_err();
+    assert!(matches!(&error, Error::Run(RunError::Running { .. })) && error.exit_code() == ExitCode::Conflict, "{error}");
+    assert_eq!(folders(&stores, &spec.work_dir).unwrap(), Vec::<String>::new(), "the lock goes with the run");
+    let expect = both(&place, "locked");
+
+    // Somebody else has taken it over, and is gone by now.
+    ["y", "z"].map(|part| fs::remove_dir_all(place.at(&format!("locked-{part}"))).unwrap());
+    let gone = ProcessId { started: 1, ..ProcessId::own() };
+    let theirs = serde_json::json!({ "id": "theirs", "process": gone, "renewed": 0 }).to_string();
+    let taking = Once(std::sync::Once::new(), || {
+        store.write(&format!("{}/lock", folder()), theirs.as_bytes()).unwrap();
+        // Signs of life are given every five seconds.
+        thread::sleep(Duration::from_secs(7));
+    });
+    let error = observed(&taking).unwrap_err();
+    assert!(matches!(&error, Error::Run(RunError::TakenOver)) && error.exit_code() == ExitCode::Conflict, "{error}");
+    let left = folder();
+    assert_eq!(fs::exists(place.at("locked-y/zarr.json")).ok(), Some(false), "nothing is published");
+    resumed(&left).unwrap();
+    assert!(both(&place, "locked") == expect);
+    assert_eq!(folders(&stores, &spec.work_dir).unwrap(), Vec::<String>::new());
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use freestone_kernels::Buffer;
 
-use super::{ByteRange, Lock, ObjectPart, PartsRead, StorageError, Store};
+use super::{ByteRange, Held, Lock, ObjectPart, PartsRead, StorageError, Store};
 
 /// Objects as files below a directory, which is made by the first write.
 ///
@@ -202,7 +202,7 @@ impl Store for LocalStore {
         };
         let file = file.map_err(self.failed(key, "locked"))?;
         match file.try_lock() {
-            Ok(()) => Ok(Some(Lock(Some(file)))),
+            Ok(()) => Ok(Some(Lock(Held::File(file)))),
             Err(fs::TryLockError::WouldBlock) => Ok(None),
             Err(fs::TryLockError::Error(e)) => Err(self.failed(key, "locked")(e)),
         }

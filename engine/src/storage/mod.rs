@@ -12,6 +12,8 @@ pub mod codec;
 pub mod conformance;
 pub(crate) mod consolidated;
 mod encoding;
+#[cfg(feature = "object-stores")]
+mod lease;
 mod local;
 mod memory;
 pub mod metadata;
@@ -226,13 +228,14 @@ pub trait Store: Send + Sync + fmt::Debug {
         Ok(())
     }
 
-    /// Keeps a lock on a key as long as what is returned lives, at most as long as the process; `None` if somebody else has it. Stores that
-    /// have no locks give one that means nothing.
+    /// Keeps a lock on a key as long as what is returned lives, at most as long as the process; `None` if somebody else has it. In an object store
+    /// it is an object that is written again every five seconds; whoever finds it waits half a minute for that, unless its holder was a process of the
+    /// same machine that is gone. Stores that have no locks give one that means nothing.
     ///
     /// # Errors
     /// Where the store fails.
     fn lock(&self, _key: &str) -> Result<Option<Lock>, StorageError> {
-        Ok(Some(Lock(None)))
+        Ok(Some(Lock(Held::Nothing)))
     }
 
     /// Bytes of an object; `None` if there is no such object, or the store does not tell.
@@ -288,12 +291,34 @@ impl fmt::Debug for Pending {
 
 /// A lock on a key of a store.
 #[derive(Debug)]
-pub struct Lock(Option<std::fs::File>);
+pub struct Lock(Held);
+
+#[derive(Debug)]
+enum Held {
+    /// The store has no locks.
+    Nothing,
+    File(std::fs::File),
+    #[cfg(feature = "object-stores")]
+    Lease(lease::Lease),
+}
+
+impl Lock {
+    /// True once somebody else has taken it, since this process gave no sign of life: whoever has it must stop.
+    pub fn is_lost(&self) -> bool {
+        match &self.0 {
+            Held::Nothing | Held::File(_) => false,
+            #[cfg(feature = "object-stores")]
+            Held::Lease(lease) => lease.is_lost(),
+        }
+    }
+}
 
 impl Drop for Lock {
     fn drop(&mut self) {
         // A process that is being started by another thread may have the file for a moment, and the lock with it.
-        let _ = self.0.as_ref().map(std::fs::File::unlock);
+        if let Held::File(file) = &self.0 {
+            let _ = file.unlock();
+        }
     }
 }
 

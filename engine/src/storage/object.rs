@@ -15,7 +15,8 @@ use object_store::{ClientOptions, GetOptions, GetRange, ObjectStore as Backend, 
 use tokio::runtime::Runtime;
 
 use super::aws::{self, NoCredentials, retries};
-use super::{ByteRange, Pending, StorageError, Store};
+use super::lease::Lease;
+use super::{ByteRange, Held, Lock, Pending, StorageError, Store};
 
 /// Objects below a prefix of a bucket or server.
 #[derive(Debug)]
@@ -275,6 +276,20 @@ impl Store for ObjectStore {
         }
         names.sort_unstable();
         Ok(names)
+    }
+
+    fn lock(&self, key: &str) -> Result<Option<Lock>, StorageError> {
+        let (backend, path) = (Arc::clone(&self.backend), self.path(key)?);
+        let taken = async move {
+            match Lease::take(backend, path).await {
+                Ok(taken) => Ok(taken.map(|lease| Lock(Held::Lease(lease)))),
+                // It takes no conditions.
+                Err(object_store::Error::NotImplemented { .. } | object_store::Error::NotSupported { .. }) => Ok(Some(Lock(Held::Nothing))),
+                Err(e) => Err(e),
+            }
+        };
+        let no_bucket = || StorageError::Io { place: self.place(key), action: "locked", message: "there is no such bucket".into(), transient: false };
+        self.wait(key, "locked", taken)?.ok_or_else(no_bucket)
     }
 
     fn size(&self, key: &str) -> Result<Option<u64>, StorageError> {

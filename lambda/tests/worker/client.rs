@@ -15,7 +15,7 @@ use freestone_engine::session::PlainZarr;
 use freestone_engine::spec::Spec;
 use freestone_engine::storage::Stores;
 use freestone_engine::task::{FailureKind, RunAddress};
-use freestone_engine::worker::Cancel;
+use freestone_engine::worker::{Cancel, RunContext};
 use freestone_executors::{LambdaExecutor, Threads, conformance};
 use freestone_lambda::DType;
 use freestone_lambda_emulator::{Cap, Emulator, Faults, StoreFaults, StoreProxy};
@@ -23,7 +23,7 @@ use freestone_ops::io::{Target, open_in, outputs};
 use freestone_sessions::{Format, MAIN, Repository};
 
 use crate::anywhere;
-use crate::support::{Odd, Place, kernels, odd, own, run, stock, through, tree};
+use crate::support::{Odd, Place, kernels, odd, own, plan, run, stock, through, tree, written};
 
 /// So many environments, and invocations that are not longer than so.
 pub(crate) fn executor(url: &str, concurrency: usize, batch_ms: u64) -> LambdaExecutor {
@@ -80,6 +80,40 @@ fn what_the_function_cannot_run_ends_before_anything_is_replaced() {
     let error = tried(&[Target::array(&numbers, &place.at("out"))], &spec, &other).unwrap_err();
     assert!(error.to_string().contains("deploy it"), "{error}");
     assert!(!fs::exists(place.at("out")).unwrap());
+}
+
+/// Environments see other directories than this machine: chunks that are not there would be fill values, and results would be lost.
+#[test]
+fn places_that_the_function_does_not_see_are_refused() {
+    let place = Place::new();
+    let emulator = stock(|_| ());
+    let (spec, executor) = (place.spec(), executor(&emulator.url(), 2, 1000));
+    let numbers = freestone_ops::arange(0.0, 30.0, 1.0, DType::Float64, 10).unwrap();
+    run(&[Target::array(&numbers, &place.at("in"))], &spec, &Threads::new(2));
+    let input = open_in(&Stores::default().open(&place.at("in")).unwrap(), "").unwrap();
+    let plan = Arc::new(plan(&[Target::array(&input.rechunk(&[15]).unwrap(), &place.at("out"))], &spec));
+    let context = |address: RunAddress| RunContext {
+        plan: Arc::clone(&plan),
+        address,
+        stores: Stores::default(),
+        kernels: Arc::default(),
+        cancel: Cancel::default(),
+    };
+    let address = written(&plan, &spec);
+    executor.check(&context(address.clone())).unwrap();
+
+    let far = RunAddress { work_dir: "s3://bucket/work".into(), ..address.clone() };
+    let error = executor.check(&context(far)).unwrap_err();
+    assert!(matches!(&error, ExecutorError::Local { url, .. } if *url == place.at("in")), "{error}");
+
+    let document = fs::read_to_string(place.at("in/zarr.json")).unwrap();
+    fs::write(place.at("in/zarr.json"), document.replace("null", "\"NaN\"").replace("\"fill_value\":0.0", "\"fill_value\":1.0")).unwrap();
+    for (says, change) in [("is not what it was", None), ("no array", Some(place.at("in/zarr.json")))] {
+        change.map(fs::remove_file).transpose().unwrap();
+        let error = executor.check(&context(address.clone())).unwrap_err();
+        let ExecutorError::Refused { refusal, .. } = &error else { panic!("{error}") };
+        assert!(refusal.kind == RefusalKind::Unreachable && refusal.message.contains(says), "{error}");
+    }
 }
 
 /// A kernel takes what no projection knows of, and its environment is killed for it: the run ends, and says so of the stage.

@@ -1,0 +1,263 @@
+//! Locks in object stores: an object that says who has the lock, written again every few seconds.
+//!
+//! It is made and renewed by puts with a condition, of which a store lets one win. Who finds the lock taken waits for a sign of life, unless the holder
+//! was a process of this machine that is gone. No clocks are compared: what counts is whether the object changes while somebody looks.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use object_store::path::Path;
+use object_store::{Error, ObjectStore as Backend, ObjectStoreExt, PutMode, PutOptions, PutPayload, Result, UpdateVersion};
+use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
+
+use crate::machine::ProcessId;
+
+/// How often a holder gives a sign of life, and how long it may give none before others take the lock.
+#[derive(Clone, Copy, Debug)]
+struct Terms {
+    renew: Duration,
+    expire: Duration,
+}
+
+const TERMS: Terms = Terms { renew: Duration::from_secs(5), expire: Duration::from_secs(30) };
+/// A put whose answer was lost is tried so often; what is there then tells what became of it.
+const TRIES: u32 = 6;
+const PAUSE: Duration = Duration::from_millis(100);
+const MAX_BYTES: u64 = 10_000;
+
+/// What the object says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Holder {
+    id: String,
+    process: ProcessId,
+    renewed: u64,
+}
+
+/// A lock that this process has, as long as it lives.
+#[derive(Debug)]
+pub(super) struct Lease {
+    backend: Arc<dyn Backend>,
+    runtime: Handle,
+    path: Path,
+    id: String,
+    is_lost: Arc<AtomicBool>,
+    renewal: AbortHandle,
+}
+
+impl Lease {
+    /// Takes the lock at a path; `None` if somebody has it who lives. That may take as long as a sign of life of somebody who gives none.
+    pub(super) async fn take(backend: Arc<dyn Backend>, path: Path) -> Result<Option<Lease>> {
+        Lease::take_on(backend, path, TERMS).await
+    }
+
+    async fn take_on(backend: Arc<dyn Backend>, path: Path, terms: Terms) -> Result<Option<Lease>> {
+        static LEASES: AtomicU64 = AtomicU64::new(0);
+        let process = ProcessId::own();
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let id = format!("{}-{now:x}-{}-{}", process.boot, process.pid, LEASES.fetch_add(1, Ordering::Relaxed));
+        let me = Holder { id: id.clone(), process, renewed: 0 };
+        let Some(version) = acquire(&*backend, &path, &me, terms).await? else { return Ok(None) };
+        let is_lost = Arc::new(AtomicBool::new(false));
+        let runtime = Handle::current();
+        let renewal = runtime.spawn(keep(Arc::clone(&backend), path.clone(), me, version, terms, Arc::clone(&is_lost))).abort_handle();
+        Ok(Some(Lease { backend, runtime, path, id, is_lost, renewal }))
+    }
+
+    /// True once somebody else has taken the lock, or removed it.
+    pub(super) fn is_lost(&self) -> bool {
+        self.is_lost.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.renewal.abort();
+        if self.is_lost() {
+            return;
+        }
+        let (backend, path, id) = (Arc::clone(&self.backend), self.path.clone(), std::mem::take(&mut self.id));
+        let (done, wait) = std::sync::mpsc::sync_channel(1);
+        self.runtime.spawn(async move {
+            // One that cannot be removed runs out.
+            if let Ok(Some((holder, _))) = look(&*backend, &path).await
+                && holder.id == id
+            {
+                let _ = backend.delete(&path).await;
+            }
+            let _ = done.send(());
+        });
+        let _ = wait.recv();
+    }
+}
+
+/// Makes the object, or takes it over from somebody who gives no sign of life.
+async fn acquire(backend: &dyn Backend, path: &Path, me: &Holder, terms: Terms) -> Result<Option<UpdateVersion>> {
+    let mut seen: Option<(Holder, Instant)> = None;
+    loop {
+        if let Some(version) = put(backend, path, me, PutMode::Create).await? {
+            return Ok(Some(version));
+        }
+        // It may be gone again.
+        let Some((holder, version)) = look(backend, path).await? else { continue };
+        if holder.id == me.id {
+            return Ok(Some(version));
+        }
+        let silent = match &seen {
+            Some((before, _)) if *before != holder => return Ok(None),
+            Some((_, since)) => since.elapsed(),
+            None => Duration::ZERO,
+        };
+        if silent < terms.expire && !holder.process.is_gone() {
+            seen.get_or_insert((holder, Instant::now()));
+            tokio::time::sleep(terms.renew / 2).await;
+            continue;
+        }
+        if let Some(version) = put(backend, path, me, PutMode::Update(version)).await? {
+            return Ok(Some(version));
+        }
+    }
+}
+
+/// Gives signs of life until the lock is somebody else's.
+async fn keep(backend: Arc<dyn Backend>, path: Path, mut me: Holder, mut version: UpdateVersion, terms: Terms, is_lost: Arc<AtomicBool>) {
+    loop {
+        tokio::time::sleep(terms.renew).await;
+        me.renewed += 1;
+        match put(&*backend, &path, &me, PutMode::Update(version.clone())).await {
+            Ok(Some(now)) => version = now,
+            // An earlier one whose answer was lost may have been ours.
+            Ok(None) => match look(&*backend, &path).await {
+                Ok(Some((holder, now))) if holder.id == me.id => version = now,
+                Ok(_) => return is_lost.store(true, Ordering::Relaxed),
+                Err(_) => {}
+            },
+            Err(_) => {}
+        }
+    }
+}
+
+/// Writes the object if a condition holds; `None` if it does not, or it is not known whether it did.
+async fn put(backend: &dyn Backend, path: &Path, holder: &Holder, mode: PutMode) -> Result<Option<UpdateVersion>> {
+    // Serialising plain data to memory cannot fail.
+    let body = PutPayload::from(serde_json::to_vec(holder).unwrap_or_default());
+    let mut tries = 1;
+    loop {
+        let options = PutOptions { mode: mode.clone(), ..PutOptions::default() };
+        match backend.put_opts(path, body.clone(), options).await {
+            Ok(done) => return Ok(Some(done.into())),
+            Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => return Ok(None),
+            Err(Error::NotFound { .. }) if matches!(mode, PutMode::Update(_)) => return Ok(None),
+            Err(Error::Generic { .. }) if tries < TRIES => {
+                tokio::time::sleep(PAUSE * tries).await;
+                tries += 1;
+            }
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Who has the lock; nothing is known of one who has written something else.
+async fn look(backend: &dyn Backend, path: &Path) -> Result<Option<(Holder, UpdateVersion)>> {
+    match backend.get(path).await {
+        Ok(found) => {
+            let version = UpdateVersion { e_tag: found.meta.e_tag.clone(), version: found.meta.version.clone() };
+            let holder = if found.meta.size > MAX_BYTES { Holder::default() } else { serde_json::from_slice(&found.bytes().await?).unwrap_or_default() };
+            Ok(Some((holder, version)))
+        }
+        Err(Error::NotFound { .. }) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use object_store::memory::InMemory;
+
+    use super::*;
+
+    const QUICK: Terms = Terms { renew: Duration::from_millis(20), expire: Duration::from_millis(400) };
+    /// As if it had been killed.
+    const NEVER: Terms = Terms { renew: Duration::from_secs(1000), expire: Duration::from_millis(400) };
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+    }
+
+    fn store() -> (Arc<dyn Backend>, Path) {
+        (Arc::new(InMemory::new()), Path::from("run/lock"))
+    }
+
+    fn take(runtime: &tokio::runtime::Runtime, store: &(Arc<dyn Backend>, Path), terms: Terms) -> Option<Lease> {
+        runtime.block_on(Lease::take_on(Arc::clone(&store.0), store.1.clone(), terms)).unwrap()
+    }
+
+    fn holder(runtime: &tokio::runtime::Runtime, store: &(Arc<dyn Backend>, Path)) -> Option<Holder> {
+        runtime.block_on(look(&*store.0, &store.1)).unwrap().map(|(h, _)| h)
+    }
+
+    #[test]
+    fn one_has_the_lock_until_it_lets_go() {
+        let (runtime, store) = (runtime(), store());
+        let first = take(&runtime, &store, QUICK).unwrap();
+        assert!(take(&runtime, &store, QUICK).is_none(), "its holder lives");
+        assert!(!first.is_lost() && holder(&runtime, &store).unwrap().renewed > 0);
+        drop(first);
+        assert_eq!(holder(&runtime, &store), None);
+        assert!(take(&runtime, &store, QUICK).is_some());
+    }
+
+    #[test]
+    fn who_gives_no_sign_of_life_loses_it_and_notices() {
+        let (runtime, store) = (runtime(), store());
+        let silent = take(&runtime, &store, NEVER).unwrap();
+        let next = take(&runtime, &store, QUICK).unwrap();
+        // It wakes up.
+        let me = Holder { id: silent.id.clone(), ..Holder::default() };
+        let version = UpdateVersion { e_tag: Some("0".into()), version: None };
+        runtime.block_on(keep(Arc::clone(&store.0), store.1.clone(), me, version, QUICK, Arc::clone(&silent.is_lost)));
+        assert!(silent.is_lost() && !next.is_lost());
+        drop(silent);
+        assert_eq!(holder(&runtime, &store).unwrap().id, next.id, "who has lost it does not remove it");
+    }
+
+    #[test]
+    fn a_process_of_this_machine_that_is_gone_is_not_waited_for() {
+        let (runtime, store) = (runtime(), store());
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        let process = ProcessId::of(child.id());
+        let theirs = Holder { id: "theirs".into(), process, renewed: 3 };
+        runtime.block_on(put(&*store.0, &store.1, &theirs, PutMode::Overwrite)).unwrap();
+        let never = Terms { renew: Duration::from_millis(20), expire: Duration::from_secs(1000) };
+        let waits = runtime.block_on(async { tokio::time::timeout(Duration::from_millis(300), Lease::take_on(Arc::clone(&store.0), store.1.clone(), never)).await });
+        assert!(waits.is_err(), "it is there");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(take(&runtime, &store, never).is_some());
+    }
+
+    #[test]
+    fn of_many_who_want_it_at_once_one_gets_it() {
+        let (runtime, store) = (runtime(), store());
+        for _ in 0..20 {
+            let all = runtime.block_on(async {
+                let taking: Vec<_> = (0..8).map(|_| tokio::spawn(Lease::take_on(Arc::clone(&store.0), store.1.clone(), QUICK))).collect();
+                let mut got = Vec::new();
+                for taken in taking {
+                    got.extend(taken.await.unwrap().unwrap());
+                }
+                got
+            });
+            assert_eq!(all.len(), 1);
+        }
+    }
+
+    #[test]
+    fn what_somebody_else_has_written_there_runs_out() {
+        let (runtime, store) = (runtime(), store());
+        runtime.block_on(store.0.put(&store.1, PutPayload::from_static(b"no holder"))).unwrap();
+        assert!(take(&runtime, &store, QUICK).is_some());
+    }
+}
