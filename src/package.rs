@@ -31,7 +31,7 @@ pub enum PackageError {
     #[error("{} is no program for x86-64 Linux: {why}", path.display())]
     NotAProgram { path: PathBuf, why: String },
     #[error(
-        "{} needs version {}.{} of the C library, Lambda's provided.al2023 has {}.{}: build it on an older system, such as Debian 12",
+        "{} needs version {}.{} of the C library, Lambda's provided.al2023 has {}.{}: build it on a system that has no newer one, such as Amazon Linux 2023",
         path.display(), wants.0, wants.1, GLIBC.0, GLIBC.1
     )]
     Glibc { path: PathBuf, wants: (u32, u32) },

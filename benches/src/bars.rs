@@ -4,7 +4,7 @@ use crate::driving::{self, Stages, Workers};
 use crate::sample::{Measured, Row};
 use crate::table::{CASES, Case};
 use crate::workloads::{N_SMALL, Work};
-use crate::{Failure, Part, Peer, Setup, kernels, observers, report, rounds, scaling};
+use crate::{Failure, Part, Peer, Setup, kernels, observers, report, rounds, scaling, starts};
 
 /// A figure that must not be beyond its limit.
 struct Bar {
@@ -43,6 +43,8 @@ const MB_TO_COMMIT: f64 = 400.0;
 const WAITED: f64 = 0.05;
 /// The slowest of more environments with as many times the work, over one.
 const SLOWEST_OVER_ONE: f64 = 1.15;
+/// Until a worker for AWS Lambda that has to be started gives its first answer.
+const MS_TO_FIRST_ANSWER: f64 = 100.0;
 /// Of a `float32` mean of 10⁹ values of about 300.
 const MEAN_ERROR: f64 = 1e-7;
 
@@ -95,6 +97,14 @@ pub(crate) fn check(setup: &Setup, no_peers: bool, only: &[Part]) -> Result<bool
             measured: scaling::slowest_over_one(&all),
             limit: AtMost(SLOWEST_OVER_ONE),
             unit: "",
+        });
+    }
+    if asked(Part::Starts) {
+        bars.push(Bar {
+            name: "starts: time to a new worker's first answer".into(),
+            measured: Some(starts::first_answer_ms()?),
+            limit: AtMost(MS_TO_FIRST_ANSWER),
+            unit: " ms",
         });
     }
 

@@ -4,7 +4,7 @@
 //! inputs that are made once ([`inputs`]). A process of ours is this program again, with a hidden subcommand: [`workloads`]
 //! is what Freestone does there, [`floor`] what the C libraries and [`loops`] alone would take. Peers are `peers/peer.py`.
 //! [`table`] has the workloads that are held against the floor, [`observers`]
-//! what looking on costs, [`scaling`] what environments of AWS Lambda gain, [`remote`]
+//! what looking on costs, [`scaling`] what environments of AWS Lambda gain, [`starts`] how soon they answer, [`remote`]
 //! what chunks gain that are fetched ahead. [`report`] prints and keeps the results; [`bars`] judges them.
 
 #![allow(clippy::print_stdout, reason = "results go to stdout")]
@@ -25,6 +25,7 @@ mod report;
 mod rounds;
 mod sample;
 mod scaling;
+mod starts;
 mod table;
 #[path = "../../examples/quadratic_means/winds.rs"]
 mod winds;
@@ -115,6 +116,8 @@ enum Part {
     Driving,
     /// More work on more environments.
     Scaling,
+    /// How soon a new environment answers.
+    Starts,
 }
 
 /// What `run` measures.
@@ -140,6 +143,8 @@ enum Workload {
     Driving,
     /// 1 to 16 environments with as many times the work: how long that takes.
     Scaling,
+    /// The first answer of a worker for AWS Lambda that has to be started.
+    Starts,
     /// Compiling after a change in an elementwise loop; fails if it takes too long.
     CompileTime,
 }
@@ -285,6 +290,7 @@ fn dispatch(command: Command) -> Result<bool, Failure> {
         }
         Command::Run { workload: Workload::Driving, .. } => driving::print_all()?,
         Command::Run { workload: Workload::Scaling, setup, .. } => println!("{}", scaling::markdown(&scaling::measure(setup.repeat)?)),
+        Command::Run { workload: Workload::Starts, .. } => println!("a new worker's first answer: {:.1} ms", starts::first_answer_ms()?),
         Command::Run { workload: Workload::Remote, setup, .. } => remote::print_all(setup.repeat)?,
         Command::Run { workload: Workload::CompileTime, cold, .. } => return compile::measure(cold),
         Command::Run { workload: Workload::Kernels, setup, vs, date, .. } => report::keep_kernels(&kernels::measure(&setup, !vs.is_empty())?, &setup, date)?,

@@ -1,6 +1,6 @@
 //! A worker with a kernel of one's own, in place of the stock one.
 //!
-//!     cargo build --release --example own_kernel
+//!     cargo build --release -p freestone-lambda --example own_kernel
 //!     freestone lambda package --bootstrap target/release/examples/own_kernel
 //!
 //! The kernel itself is best in a library that the client uses too, so that both have the same.

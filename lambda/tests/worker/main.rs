@@ -402,6 +402,7 @@ fn an_answer_that_would_be_too_long_is_left_in_the_records() {
     assert_eq!(emulator.stats().function_errors, 0);
 }
 
+/// What starts take is only told: `freestone-bench bars --only starts` judges it.
 #[test]
 fn starts_and_rests_are_small() {
     let place = Place::new();
