@@ -39,7 +39,7 @@ use folder::{Generation, Joined, JoinedClosed, Record, State, now, time};
 use joiner::check_name;
 
 /// How long a session lives unless something else was asked for.
-pub(crate) const DEFAULT_LIFE: Duration = Duration::from_secs(24 * 3600);
+const DEFAULT_LIFE: Duration = Duration::from_secs(24 * 3600);
 
 /// How long a session may live. Garbage collection spares what is younger.
 pub(crate) const LONGEST_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);

@@ -57,7 +57,7 @@ struct Pair {
     whole: ArrayD<Element>,
 }
 
-/// A row of the table of functions that are not of one element.
+/// A row of a table of functions that need more than [`Elementwise`](elementwise::Elementwise) has.
 struct Other {
     name: &'static str,
     dtypes: &'static [DType],
@@ -90,7 +90,7 @@ fn every_function_is_what_its_oracle_says() {
     let failures = failures.take();
     assert!(failures.is_empty(), "{} calls, the first of them at\n{}", failures.len(), failures[..failures.len().min(40)].join("\n"));
     for f in functions() {
-        let turns = turns.get(f.name).unwrap_or_else(|| panic!("{} has no row here: write what it must give", f.name));
+        let turns = turns.get(f.name).unwrap_or_else(|| panic!("{} has no row in any table: write what it must give", f.name));
         let dtypes: BTreeSet<DType> = turns.iter().map(|t| t.0).collect();
         // Some are not defined for as many.
         let least = match f.dtypes {
@@ -173,7 +173,7 @@ impl Case<'_> {
             let differ = values.iter().zip(whole).position(|(x, y)| !near.agree(*x, *y, *dtype));
             if let Some(at) = differ {
                 let (found, expected) = (values.iter().nth(at), whole.iter().nth(at));
-                self.failures.borrow_mut().push(format!("{}: {}: element {at} is {found:?}, not {expected:?}", Location::caller().line(), what()));
+                self.failures.borrow_mut().push(format!("{}: {}: element {at} is {found:?}, not {expected:?}", Location::caller(), what()));
             }
         }
         self.checks.set(self.checks.get() + 1);

@@ -25,7 +25,7 @@ use crate::command::stdout;
 use crate::intermediates::without_room;
 use crate::support::{BINARY, Place, processes, spec_in};
 
-/// Tells [`repository_child`] what to do.
+/// Tells [`faults_repository_child`] what to do.
 const CHILD: &str = "FREESTONE_REPOSITORY_CHILD";
 
 /// When the driver is killed.
