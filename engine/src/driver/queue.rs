@@ -3,39 +3,33 @@
 //! Each stage has a window at the head of its queue: requests with what they wait for, as ranges of tasks of earlier stages. A request is
 //! ready when these are finished. Requests of later stages come first, so that little lies between stages at any time. Tasks that failed, or
 //! whose results got lost, stand in a line of their own before them; a request that takes much longer than others is handed out a second time.
+//!
+//! Here is what is known of tasks, and the queue as executors see it; `next` chooses what is handed out, `outcomes` takes note of what comes back.
+
+mod next;
+mod outcomes;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::attempts::{Attempts, Decision, Policy};
+use super::attempts::{Attempts, Policy};
 use super::durations::Durations;
 use super::{Before, Kept, Run, RunError};
 use crate::events::{Event, StageReport};
 use crate::executor::{Next, TaskSource};
 use crate::finished::Finished;
 use crate::journal::Journal;
-use crate::plan::reads::{TaskRange, tasks_read, tasks_writing, writers};
-use crate::plan::{ArrayId, FinalizedPlan, LocalMemory, Place, Stage, StageId};
+use crate::plan::reads::{TaskRange, writers};
+use crate::plan::{ArrayId, FinalizedPlan, LocalMemory, Stage, StageId};
 use crate::storage::{StorageError, Store};
-use crate::task::{FailureKind, Receipt, TaskFailure, TaskOutcome, TaskReport, TaskRequest};
+use crate::task::{Receipt, TaskOutcome, TaskRequest};
 use crate::worker::Cancel;
 
-/// Tasks in one request, at most, what these read, and how long they take: what is lost with a worker.
-const MAX_BATCH: u64 = 64;
-const MAX_BATCH_BYTES: u64 = 500_000_000;
-const MAX_BATCH_TIME: Duration = Duration::from_secs(1);
-/// Requests in a stage's window, for each slot and in all.
-const WINDOW_PER_SLOT: usize = 4;
-const MAX_WINDOW: usize = 64;
+pub(super) use outcomes::receipts_fit;
 
 /// So many tries of failed tasks a run has at least; longer ones have half as many as they have tasks.
 const MIN_BUDGET: u64 = 200;
-/// A request is repeated once it has taken so many times the median of its stage's tasks, if so many of these are finished, and half of them,
-/// and it has taken so long at least.
-const SLOW: u32 = 3;
-const MIN_FINISHED: u64 = 10;
-const MIN_SLOW: Duration = Duration::from_millis(250);
 
 /// The run's folder in the work directory.
 #[derive(Clone, Copy)]
@@ -269,13 +263,6 @@ impl<'a> Queue<'a> {
         self.local.bytes(self.plan, stage)
     }
 
-    /// Bytes that a task of a stage looks at, about.
-    fn input_bytes(&self, stage: &Stage) -> u64 {
-        let elements = stage.tasks.max_chunk().iter().fold(1u64, |n, len| n.saturating_mul(*len));
-        let sizes = stage.inputs.iter().filter_map(|i| i.sources.first()).map(|id| self.plan.plan().array(*id).info.dtype.size() as u64);
-        elements.saturating_mul(sizes.sum::<u64>().max(1)).max(1)
-    }
-
     fn admits(&self, state: &State, stage: StageId) -> bool {
         state.in_flight_bytes + self.bytes(stage) <= self.room
     }
@@ -302,281 +289,9 @@ impl<'a> Queue<'a> {
         progress.window.is_empty() && progress.next >= self.plan.plan().stages[stage.0].n_tasks()
     }
 
-    /// Fills a stage's window; leaves it where nothing of it can be ready.
-    fn look_ahead(&self, state: &mut State, id: StageId) {
-        let stage = &self.plan.plan().stages[id.0];
-        let n = stage.n_tasks();
-        if !stage.after.iter().all(|s| state.stages[s.0].finished.count() > 0 || self.is_finished(state, *s)) {
-            return;
-        }
-        // Towards the end fewer, so that all workers come to it together.
-        let workers = self.workers as u64;
-        let even = (n / (16 * workers)).min((n - state.stages[id.0].next) / (2 * workers));
-        // Tasks that keep chunks for each other go together, while every slot gets some.
-        let together = stage.sweep.map_or(1, |d| stage.tasks.axes()[d].n_chunks().min(n / (2 * workers)));
-        // Not more than can be done again without much regret.
-        let few = (MAX_BATCH_BYTES / self.input_bytes(stage)).min((MAX_BATCH_TIME.as_nanos() / state.stages[id.0].walls.median().as_nanos().max(1)) as u64);
-        let batch = even.max(together).min(few).clamp(1, MAX_BATCH);
-        let all = stage.after.iter().all(|s| self.is_finished(state, *s));
-        let window = (WINDOW_PER_SLOT * self.slots).min(MAX_WINDOW);
-        let progress = &mut state.stages[id.0];
-        while progress.window.len() < window && progress.next < n {
-            let open = progress.finished.gap(progress.next, n);
-            let (first, count) = (open.start, batch.min(open.end - open.start));
-            progress.next = first + count;
-            if count > 0 {
-                let needs = if all { Vec::new() } else { tasks_read(self.plan.plan(), &self.writers, id, first..first + count) };
-                progress.window.push_back(Waiting { first, count, needs });
-            }
-        }
-    }
-
-    /// The place in a stage's window of the first request that is ready, and how many are.
-    fn ready(&self, state: &mut State, id: StageId) -> Option<(usize, usize)> {
-        let mut window = std::mem::take(&mut state.stages[id.0].window);
-        let is_finished = |r: &TaskRange| state.stages[r.stage.0].finished.contains(r.first, r.end);
-        let mut found = None;
-        for (at, waiting) in window.iter_mut().enumerate() {
-            // Each range is found finished once; between that, one look is enough.
-            while waiting.needs.last().is_some_and(is_finished) {
-                waiting.needs.pop();
-            }
-            if waiting.needs.is_empty() {
-                found = Some(found.map_or((at, 1), |(first, n)| (first, n + 1)));
-            }
-        }
-        state.stages[id.0].window = window;
-        found
-    }
-
-    /// The next request: of the last stage that has one ready.
-    ///
-    /// A worker that goes from one stage to another loses its buffers. While those before a stage have tasks left, it is left alone until each
-    /// slot can have two requests of it, unless nobody had anything else to do (`at_once`).
-    fn next_request(&self, state: &mut State, at_once: bool) -> Option<(StageId, u64, u64)> {
-        for (i, stage) in self.plan.plan().stages.iter().enumerate().rev() {
-            let id = StageId(i);
-            if self.is_handed_out(state, id) || !self.admits(state, id) {
-                continue;
-            }
-            self.look_ahead(state, id);
-            let Some((at, n_ready)) = self.ready(state, id) else {
-                state.stages[i].open = false;
-                continue;
-            };
-            let enough = n_ready >= (2 * self.slots).min(state.stages[i].window.len());
-            let is_open = at_once || enough || state.stages[i].open || stage.after.iter().all(|s| self.is_handed_out(state, *s));
-            if is_open && let Some(Waiting { first, count, .. }) = state.stages[i].window.remove(at) {
-                state.stages[i].open = true;
-                return Some((id, first, count));
-            }
-        }
-        None
-    }
-
-    /// The first of the tasks that are run once more which can be: stage, first task, count, attempt.
-    fn next_again(&self, state: &mut State) -> Option<(StageId, u64, u64, u32)> {
-        let now = Instant::now();
-        let mut at = 0;
-        while at < state.again.len() {
-            let open = |a: &Again| state.stages[a.stage.0].finished.gap(a.first, a.first + a.count);
-            let tasks = open(&state.again[at]);
-            // Somebody else has finished them meanwhile.
-            if tasks.is_empty() {
-                state.again.remove(at);
-                continue;
-            }
-            let again = &state.again[at];
-            let is_ready = again.needs.iter().all(|r| state.stages[r.stage.0].finished.contains(r.first, r.end));
-            if again.not_before > now || !is_ready || !self.admits(state, again.stage) {
-                at += 1;
-                continue;
-            }
-            let Again { stage, first, count, attempt, .. } = *again;
-            let (end, rest) = (first + count, tasks.end);
-            if rest < end {
-                (state.again[at].first, state.again[at].count) = (rest, end - rest);
-            } else {
-                state.again.remove(at);
-            }
-            return Some((stage, tasks.start, tasks.end - tasks.start, attempt));
-        }
-        None
-    }
-
-    /// A request that takes much longer than others of its stage, and is not repeated yet.
-    fn slow(&self, state: &State) -> Option<TaskRequest> {
-        if self.run.executor.shares_process() {
-            return None;
-        }
-        // What a task may take, by stage: there may be very many flights.
-        let limits: Vec<Option<Duration>> = state
-            .stages
-            .iter()
-            .zip(&self.plan.plan().stages)
-            .map(|(stage, of)| {
-                let enough = stage.durations.count() >= MIN_FINISHED && 2 * stage.finished.count() >= of.n_tasks();
-                enough.then(|| SLOW * stage.durations.median())
-            })
-            .collect();
-        if limits.iter().all(Option::is_none) {
-            return None;
-        }
-        let is_slow = |f: &&Flight| {
-            let over = |l: Duration| f.since.elapsed() > l.saturating_mul(u32::try_from(f.request.count).unwrap_or(u32::MAX)).max(MIN_SLOW);
-            f.twin.is_none() && f.wanted && limits[f.request.stage.0].is_some_and(over)
-        };
-        let slow = state.flights.values().filter(is_slow).min_by_key(|f| f.since)?;
-        self.admits(state, slow.request.stage).then(|| slow.request.clone())
-    }
-
     fn is_read_by_all(&self, state: &State, id: ArrayId) -> bool {
         let reads = |stage: &Stage| stage.inputs.iter().any(|i| i.sources.contains(&id));
         !self.plan.plan().stages.iter().enumerate().any(|(i, stage)| reads(stage) && !self.is_finished(state, StageId(i)))
-    }
-
-    /// The intermediates that a stage read and that no other stage will. Those that the journal has nothing of are removed by the caller, the
-    /// others after the next flush.
-    fn superseded(&self, state: &mut State, ended: StageId) -> Vec<ArrayId> {
-        let plan = self.plan.plan();
-        let mut read: Vec<ArrayId> = plan.stages[ended.0].inputs.iter().flat_map(|i| i.sources.iter().copied()).collect();
-        read.sort_unstable();
-        read.dedup();
-        read.retain(|id| {
-            let is_there = state.removed.get(id).is_none_or(|again| again.count() > 0) && !state.removing.contains(id);
-            plan.array(*id).place == Place::Work && is_there && self.is_read_by_all(state, *id)
-        });
-        if let Some(journal) = self.folder.journal {
-            read.iter().for_each(|id| journal.removed(*id));
-        }
-        let (later, now): (Vec<ArrayId>, Vec<ArrayId>) = read.into_iter().partition(|id| self.writers[id.0].is_some_and(|w| state.stages[w.0.0].journaled));
-        state.removing.extend(later);
-        now.iter().for_each(|id| drop(state.removed.insert(*id, Finished::default())));
-        now
-    }
-
-    /// Tasks that a worker has not come to are nobody's fault: they are handed out again as they were.
-    fn given_back(&self, state: &mut State, outcome: &TaskOutcome) {
-        let request = &outcome.request;
-        let (first, end) = (request.first + outcome.done.len() as u64, request.first + request.count);
-        if first < end {
-            let again = Again { not_before: Instant::now(), stage: request.stage, first, count: end - first, attempt: request.attempt, needs: Vec::new() };
-            state.again.push_back(again);
-        }
-    }
-
-    /// Puts what a failed request left undone back, or ends the run.
-    fn failed(&self, state: &mut State, outcome: &TaskOutcome, failure: &TaskFailure, twin: Option<u64>, told: &mut Told) {
-        let request = &outcome.request;
-        if matches!(failure.kind, FailureKind::Cancelled | FailureKind::Superseded) {
-            return;
-        }
-        // What another worker is at, too, is left to it.
-        let in_hand = twin.is_some_and(|id| state.flights.contains_key(&id));
-        let decision = state.attempts.decide(request.stage, failure, &outcome.worker);
-        let (attempt, delay) = match decision {
-            Decision::Again { attempt, delay } => (attempt, delay),
-            Decision::Stop { failure, attempts, note } => return self.fail_in(state, RunError::Task { failure, attempts, note }),
-        };
-        if in_hand {
-            // It may be repeated once more.
-            if let Some(other) = twin.and_then(|id| state.flights.get_mut(&id)) {
-                other.twin = None;
-            }
-            return;
-        }
-        told.retried = Some((attempt, delay));
-        let mut needs = Vec::new();
-        if let FailureKind::Damaged { array, object } = failure.kind {
-            for r in tasks_writing(self.plan.plan(), &self.writers, array, object) {
-                self.take_back(state, r, told);
-            }
-            needs = tasks_read(self.plan.plan(), &self.writers, request.stage, failure.task..failure.task + 1);
-        }
-        let (now, end) = (Instant::now(), request.first + request.count);
-        // The task that failed alone, so that what comes after it does not wait for its next failure.
-        state.again.push_back(Again { not_before: now + delay, stage: request.stage, first: failure.task, count: 1, attempt, needs });
-        if failure.task + 1 < end {
-            let (first, count) = (failure.task + 1, end - failure.task - 1);
-            state.again.push_back(Again { not_before: now, stage: request.stage, first, count, attempt: request.attempt, needs: Vec::new() });
-        }
-    }
-
-    /// Finished tasks are so no more, because what they wrote is damaged or gone; nor are those whose results they read and that were removed.
-    fn take_back(&self, state: &mut State, tasks: TaskRange, told: &mut Told) {
-        let plan = self.plan.plan();
-        let mut todo = vec![tasks];
-        while let Some(TaskRange { stage, first, end }) = todo.pop() {
-            for task in first..end {
-                if !state.stages[stage.0].finished.remove(task) {
-                    continue;
-                }
-                state.recomputed += 1;
-                *told.recomputed.entry(stage).or_default() += 1;
-                for output in &plan.stages[stage.0].outputs {
-                    state.removed.get_mut(&output.array).map(|again| again.remove(task));
-                }
-                let needs = tasks_read(plan, &self.writers, stage, task..task + 1);
-                for need in &needs {
-                    let reads = |id: &ArrayId| plan.stages[stage.0].inputs.iter().any(|i| i.sources.contains(id));
-                    let gone: Vec<ArrayId> =
-                        plan.stages[need.stage.0].outputs.iter().map(|o| o.array).filter(|id| reads(id) && state.removed.contains_key(id)).collect();
-                    for t in need.first..need.end {
-                        if gone.iter().any(|id| state.removed.get(id).is_some_and(|again| !again.contains(t, t + 1))) {
-                            todo.push(TaskRange { stage: need.stage, first: t, end: t + 1 });
-                        }
-                    }
-                }
-                state.again.push_back(Again { not_before: Instant::now(), stage, first: task, count: 1, attempt: 0, needs });
-            }
-        }
-    }
-
-    /// The tasks' receipts name exactly the chunks that the plan gives to them.
-    fn check_receipts(&self, outcome: &TaskOutcome) -> Result<(), RunError> {
-        let stage = &self.plan.plan().stages[outcome.request.stage.0];
-        for (i, report) in outcome.done.iter().enumerate() {
-            if report.task != outcome.request.first + i as u64 || !receipts_fit(self.plan, stage, report) {
-                return Err(RunError::Receipts(format!("task {} of stage `{}`", report.task, stage.name)));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// A task's receipts name exactly the chunks that the plan gives to it.
-pub(super) fn receipts_fit(plan: &FinalizedPlan, stage: &Stage, report: &TaskReport) -> bool {
-    let coords = stage.task_coords(report.task);
-    let mut left = report.receipts.len() as u64;
-    for output in &stage.outputs {
-        let grid = plan.plan().array(output.array).info.objects();
-        let chunks = grid.overlapping(&stage.output_region(output, &coords));
-        let mine = report.receipts.iter().filter(|r| r.array == output.array);
-        let mut seen: Vec<u64> = mine.map(|r| r.chunk).collect();
-        seen.sort_unstable();
-        seen.dedup();
-        let inside =
-            |c: &u64| *c < grid.n_chunks() && grid.coords(*c).iter().zip(chunks.start.iter().zip(&chunks.shape)).all(|(c, (s, n))| s <= c && *c < s + n);
-        if seen.len() as u64 != chunks.n_elements() || !seen.iter().all(inside) {
-            return false;
-        }
-        left = left.saturating_sub(seen.len() as u64);
-    }
-    left == 0
-}
-
-/// Of a run that is resumed: tasks whose results were removed are to be run again, where a stage that reads them has tasks left. That is so
-/// only if something else went wrong, too: what is removed is read by nobody.
-fn forget_what_is_gone(plan: &FinalizedPlan, writers: &[Option<(StageId, usize)>], before: &mut Before) {
-    for (i, stage) in plan.plan().stages.iter().enumerate().rev() {
-        if before.finished.get(i).is_none_or(|f| f.count() == stage.n_tasks()) {
-            continue;
-        }
-        for id in stage.inputs.iter().flat_map(|i| &i.sources) {
-            if let (Some(again), Some((writer, _))) = (before.removed.remove(id), writers[id.0]) {
-                before.finished[writer.0] = again;
-            }
-        }
     }
 }
 
@@ -663,32 +378,17 @@ impl TaskSource for Queue<'_> {
     }
 }
 
-impl Queue<'_> {
-    /// Takes note of an outcome's finished tasks.
-    fn count(&self, state: &mut State, outcome: &TaskOutcome, flight: &Flight, told: &mut Told) {
-        let stage = &self.plan.plan().stages[outcome.request.stage.0];
-        let progress = &mut state.stages[outcome.request.stage.0];
-        for report in &outcome.done {
-            if progress.finished.insert(report.task) {
-                told.counted += 1;
-                state.receipts.extend(self.kept.of_outputs(&report.receipts));
-                for output in &stage.outputs {
-                    state.removed.get_mut(&output.array).map(|again| again.insert(report.task));
-                }
+/// Of a run that is resumed: tasks whose results were removed are to be run again, where a stage that reads them has tasks left. That is so
+/// only if something else went wrong, too: what is removed is read by nobody.
+fn forget_what_is_gone(plan: &FinalizedPlan, writers: &[Option<(StageId, usize)>], before: &mut Before) {
+    for (i, stage) in plan.plan().stages.iter().enumerate().rev() {
+        if before.finished.get(i).is_none_or(|f| f.count() == stage.n_tasks()) {
+            continue;
+        }
+        for id in stage.inputs.iter().flat_map(|i| &i.sources) {
+            if let (Some(again), Some((writer, _))) = (before.removed.remove(id), writers[id.0]) {
+                before.finished[writer.0] = again;
             }
-            progress.walls.add(Duration::from_nanos(report.wall_ns), 1);
-            progress.report.traffic.add(report.traffic);
-            progress.report.cpu += Duration::from_nanos(report.cpu_ns);
-            progress.report.peak_bytes = progress.report.peak_bytes.max(report.peak_bytes);
-        }
-        if let (Ok(n @ 1..), None) = (u32::try_from(outcome.done.len()), &outcome.failure) {
-            progress.durations.add(flight.since.elapsed() / n, u64::from(n));
-        }
-        if let Some(twin) = flight.twin.and_then(|id| state.flights.get_mut(&id))
-            && progress.finished.contains(twin.request.first, twin.request.first + twin.request.count)
-        {
-            twin.wanted = false;
-            state.backups[1] += u64::from(outcome.request.backup_of.is_some());
         }
     }
 }

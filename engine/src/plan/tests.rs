@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use freestone_kernels::reduce::Finish;
 use freestone_kernels::{BinaryOp, DType, Expr, Generate, Node as ExprNode, ReduceOp, Scalar};
 use proptest::prelude::*;
 
 use super::lower::{Output, lower};
 use super::*;
 use crate::graph::{Node, NodeRef, Op};
+use crate::grid::ChunkGrid;
 use crate::spec::{Settings, Spec};
 use crate::storage::{CodecName, Encoding, Keys};
 

@@ -7,7 +7,9 @@
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
 
-use super::{Source, Task, chunk_under, flat_chunks, hits};
+use super::load::{chunk_under, flat_chunks, hits};
+use super::ready::Source;
+use super::steps::Task;
 use crate::grid::{Region, try_for_each_coord};
 use crate::memory::Step;
 use crate::plan::{Kernel, LISTED, ReadMode};

@@ -1,0 +1,176 @@
+//! Sessions that several join by their id: programs that know nothing else of each other, writers that die and come again, arrays that clash.
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+use std::{fs, thread};
+
+use freestone::sessions::{Closed, CommitOptions, Error as RepositoryError, MAIN, Rebase, Repository, SessionState};
+use freestone::{Array, Error, ExitCode, Options, Serial, Session};
+
+use super::{id_of, n_snapshots, ramp, repository, values};
+use crate::command::{freestone_in, stdout};
+use crate::support::{BINARY, Place, WINDS_V3, tree};
+
+/// Eight programs that know the repository and an id only; one is killed half-way and started again: one commit, all values.
+#[test]
+fn programs_join_by_id_and_one_dies() {
+    let place = Place::quick();
+    let run = |arguments: &[&str]| freestone_in(&place, &[], arguments);
+    let id = id_of(&run(&["session", "create", "--repository", "r", "-m", "by eight"]));
+    let compute = |n: usize| {
+        let mut command = Command::new(BINARY);
+        command
+            .current_dir(place.folder.path())
+            .env("FREESTONE_WORK_DIR", place.at(&format!("work-{n}")))
+            .args(["compute", &format!("u * {n}"), "-i", &format!("u={WINDS_V3}/u"), "-o", &format!("all/u{n}"), "--chunks", "1,10,10"])
+            .args(["--repository", "r", "--session", &id, "--executor", "threads"])
+            .stdout(Stdio::null());
+        command.spawn().unwrap()
+    };
+    let mut children: Vec<_> = (0..8).map(compute).collect();
+    thread::sleep(Duration::from_millis(60));
+    children[3].kill().unwrap();
+    let refused = run(&["session", "commit", &id, "--repository", "r"]);
+    let status = children[3].wait().unwrap();
+    for (n, mut child) in children.into_iter().enumerate().filter(|(n, _)| *n != 3) {
+        assert!(child.wait().unwrap().success(), "{n}");
+    }
+    // Unless it was quicker than the signal.
+    if !status.success() {
+        let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(refused.status.code() == Some(5) && text.contains("open writers"), "{text}");
+        let text = stdout(&run(&["session", "status", &id, "--repository", "r"]));
+        let written = |l: &&str| l.contains("compute-all-u3");
+        assert!(text.lines().find(written).is_none_or(|l| l.ends_with(": 0 chunks, open")), "{text}");
+        assert!(compute(3).wait().unwrap().success());
+    }
+    let snapshot = id_of(&run(&["session", "commit", &id, "--repository", "r"]));
+    let repository = Repository::open(&place.at("r")).unwrap();
+    assert_eq!(n_snapshots(&repository), 2);
+    assert_eq!(repository.resolve(&MAIN.into()).unwrap(), snapshot);
+    let spec = place.spec();
+    let u = freestone::compute::<f32>(&freestone::open(&format!("{WINDS_V3}/u")).unwrap(), &spec).unwrap();
+    for n in 0..8 {
+        let found = freestone::compute::<f32>(&freestone::open_version(&repository, MAIN, &format!("all/u{n}")).unwrap(), &spec).unwrap();
+        assert_eq!(found, &u * n as f32, "{n}");
+    }
+    // After the commit nobody joins.
+    let late = freestone_in(&place, &[], &["compute", "u", "-i", &format!("u={WINDS_V3}/u"), "-o", "late", "--repository", "r", "--session", &id]);
+    assert_eq!(late.status.code(), Some(5));
+    assert!(String::from_utf8_lossy(&late.stderr).contains(&format!("committed as snapshot {snapshot}")));
+}
+
+/// A writer that comes again with other metadata takes back what it wrote before, and one that died in the middle of telling has told nothing.
+#[test]
+fn writers_that_come_again() {
+    let place = Place::quick();
+    let spec = place.spec();
+    let repository = repository(&place);
+    let shared = repository.create_session(MAIN, "again", None).unwrap();
+    for n in [60.0, 20.0] {
+        let mut session = Session::joined(shared.join("w").unwrap());
+        session.store(&ramp(n), "g/a").unwrap();
+        session.commit("", &spec).unwrap();
+    }
+    // As a run leaves it that is killed while it tells: its batches are there, their end is not.
+    let mut session = Session::joined(shared.join("dead").unwrap());
+    session.store(&ramp(30.0), "g/b").unwrap();
+    session.commit("", &spec).unwrap();
+    let receipts = place.at(&format!("repository/_freestone/sessions/{}/receipts/dead", shared.id()));
+    let last = tree(&receipts).into_keys().last().unwrap();
+    assert!(last.ends_with("-0.json"), "{last}");
+    fs::remove_file(format!("{receipts}/{last}")).unwrap();
+    shared.join("dead").unwrap().close().unwrap();
+    shared.commit().unwrap();
+    assert_eq!(values(&repository, MAIN, "g/a", &spec).sum(), 190.0);
+    assert!(freestone::open_version(&repository, MAIN, "g/b").is_err());
+}
+
+/// Nothing comes to lie in an array, whoever comes first.
+#[test]
+fn arrays_hold_no_arrays() {
+    let place = Place::quick();
+    let spec = place.spec();
+    let repository = repository(&place);
+    let shared = repository.create_session(MAIN, "inside", None).unwrap();
+    for path in ["m", "m/n"] {
+        let mut session = Session::joined(shared.join(&path.replace('/', "-")).unwrap());
+        session.store(&ramp(20.0), path).unwrap();
+        session.commit("", &spec).unwrap();
+    }
+    let error = shared.commit().unwrap_err().to_string();
+    assert!(error.contains("`m` is made an array, so nothing can lie in it"), "{error}");
+    // One of them takes back what it wrote, and the other's work is not lost.
+    shared.join("m").unwrap().retract().unwrap();
+    shared.commit().unwrap();
+    assert_eq!(values(&repository, MAIN, "m/n", &spec).sum(), 190.0);
+    for (first, second) in [("p", "p/q"), ("r/s", "r")] {
+        let mut sessions: Vec<Session> = [first, second].iter().map(|_| Session::begin(&repository, MAIN).unwrap()).collect();
+        sessions[0].store(&ramp(20.0), first).unwrap();
+        sessions[1].store(&ramp(20.0), second).unwrap();
+        let late = sessions.pop().unwrap();
+        sessions.pop().unwrap().commit("first", &spec).unwrap();
+        let rebase = CommitOptions { rebase: Rebase::Disjoint { attempts: 5 }, ..CommitOptions::default() };
+        let error = late.commit_with("second", &spec, &Serial, rebase, &Options::default()).unwrap_err();
+        assert!(error.to_string().contains("changed the same") && error.exit_code() == ExitCode::Conflict, "{error}");
+    }
+}
+
+/// A session that its creator has shared takes whole arrays of who joins, each made by one of them only.
+#[test]
+fn who_joins_makes_arrays_of_its_own() {
+    let place = Place::quick();
+    let spec = place.spec();
+    let repository = repository(&place);
+    let shared = repository.create_session(MAIN, "two", None).unwrap();
+    let add = |name: &str, path: &str, array: &Array| -> Result<freestone::RunReport, Error> {
+        let mut session = Session::joined(shared.join(name)?);
+        session.store(array, path)?;
+        session.commit("", &spec)
+    };
+    assert_eq!(add("one", "g/a", &ramp(30.0)).unwrap().snapshot, None);
+    add("two", "g/b", &ramp(20.0)).unwrap();
+    // The same once more under the same name takes its place; nobody notices.
+    add("two", "g/b", &ramp(20.0)).unwrap();
+    assert!(freestone::open_version(&repository, MAIN, "g/a").is_err());
+    shared.commit().unwrap();
+    assert_eq!(values(&repository, MAIN, "g/a", &spec).sum() - values(&repository, MAIN, "g/b", &spec).sum(), 435.0 - 190.0);
+    assert!(matches!(shared.status().unwrap().state, SessionState::Closed(Closed::Committed { .. })));
+
+    // Two who make different arrays at one place are told so, and nothing is committed.
+    let shared = repository.create_session(MAIN, "clash", None).unwrap();
+    for (name, n) in [("one", 30.0), ("two", 20.0)] {
+        let mut session = Session::joined(shared.join(name).unwrap());
+        session.store(&ramp(n), "same").unwrap();
+        session.commit("", &spec).unwrap();
+    }
+    assert!(matches!(shared.commit(), Err(RepositoryError::MadeTwice { path }) if path == "same"));
+    // One that fails to plan does not keep others waiting.
+    let shared = repository.create_session(MAIN, "fails", None).unwrap();
+    let mut session = Session::joined(shared.join("one").unwrap());
+    session.store(&ramp(30.0), "g/a").unwrap();
+    assert!(session.commit("", &spec).unwrap_err().to_string().contains("there is an array or group `g/a`"));
+    assert!(shared.status().unwrap().joiners.iter().all(|j| !j.open && j.n_chunks == 0));
+}
+
+/// Sessions that are there in part, or damaged, are in nobody's way.
+#[test]
+fn damaged_sessions_block_nothing() {
+    let place = Place::quick();
+    let run = |arguments: &[&str]| freestone_in(&place, &[("FREESTONE_REPOSITORY", "r")], arguments);
+    let half = id_of(&run(&["session", "create"]));
+    fs::remove_dir_all(place.at(&format!("r/_freestone/sessions/{half}/state"))).unwrap();
+    let damaged = id_of(&run(&["session", "create"]));
+    for file in tree(place.at(&format!("r/_freestone/sessions/{damaged}/state"))).keys() {
+        fs::write(place.at(&format!("r/_freestone/sessions/{damaged}/state/{file}")), "{").unwrap();
+    }
+    let text = stdout(&run(&["session", "list"]));
+    assert!(text.contains(&format!("{damaged}  damaged")) && !text.contains(&half), "{text}");
+    stdout(&run(&["repo", "gc", "--older-than", "1ms"]));
+    stdout(&run(&["repo", "expire", "1ms"]));
+    stdout(&run(&["session", "abandon", &damaged]));
+    assert!(stdout(&run(&["session", "list"])).contains("abandoned"));
+    let long = id_of(&run(&["session", "create"]));
+    assert_eq!(run(&["session", "extend", &long, "18446744073709551s616ms"]).status.code(), Some(2));
+    assert!(stdout(&run(&["session", "status", &long])).contains("open"));
+}
