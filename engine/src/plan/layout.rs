@@ -354,6 +354,19 @@ impl StageLayout {
     }
 }
 
+/// What tasks of a stage hold all the while, or whenever they read, however small the chunks are.
+pub(super) fn without_chunks(plan: &Plan, stage: &Stage) -> Vec<(&'static str, u64)> {
+    let far = stage.inputs.iter().flat_map(|i| &i.sources).any(|id| is_remote(plan, &plan.array(*id).place));
+    let lists = stage.inputs.iter().map(|i| list_bytes(i, &vec![0; i.map.shape().len()])).sum();
+    let all = [
+        ("reserved", plan.reserved_mem),
+        ("for repositories", plan.repository_mem()),
+        ("for the network", if far { NETWORK_BYTES } else { 0 }),
+        ("for lists of indices", lists),
+    ];
+    all.into_iter().filter(|(_, bytes)| *bytes > 0).collect()
+}
+
 /// Chunks that are fetched ahead, at most, and bytes of all of them.
 const MOST_AHEAD: u64 = 4;
 const AHEAD_BYTES: u64 = 32_000_000;
