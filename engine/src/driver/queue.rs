@@ -15,6 +15,7 @@ use crate::events::{Event, StageReport};
 use crate::executor::{Next, TaskSource};
 use crate::finished::Finished;
 use crate::journal::Journal;
+use crate::memory::size;
 use crate::plan::reads::{TaskRange, tasks_read, tasks_writing, writers};
 use crate::plan::{ArrayId, FinalizedPlan, LocalMemory, Place, Stage, StageId};
 use crate::storage::{StorageError, Store};
@@ -476,7 +477,13 @@ impl<'a> Queue<'a> {
         let decision = state.attempts.decide(request.stage, failure, &outcome.worker);
         let (attempt, delay) = match decision {
             Decision::Again { attempt, delay } => (attempt, delay),
-            Decision::Stop { failure, attempts, note } => return self.fail_in(state, RunError::Task { failure, attempts, note }),
+            Decision::Stop { failure, attempts, mut note } => {
+                if failure.kind == FailureKind::OutOfMemory {
+                    let projected = self.plan.layout(request.stage).estimate.total();
+                    note = format!("{note}; {} projected", size(projected));
+                }
+                return self.fail_in(state, RunError::Task { failure, attempts, note });
+            }
         };
         if in_hand {
             // It may be repeated once more.
