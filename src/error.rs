@@ -88,6 +88,7 @@ fn of_run(error: &RunError) -> ExitCode {
         RunError::Deadline(_) => ExitCode::Deadline,
         RunError::NoRun { .. } | RunError::InputChanged { .. } | RunError::Executor(ExecutorError::Unreachable(_)) => ExitCode::Input,
         RunError::Task { failure, .. } if failure.kind == FailureKind::BadInput => ExitCode::Input,
+        RunError::Task { failure, .. } if failure.kind == FailureKind::Refused => ExitCode::Conflict,
         _ => ExitCode::Failed,
     }
 }

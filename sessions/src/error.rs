@@ -219,6 +219,7 @@ impl Error {
             Error::Storage(e) => e,
             Error::BadUrl { url, why } => StorageError::BadUrl { url, why },
             Error::NotHere { place } => StorageError::NotHere(place),
+            e @ (Error::Closed { .. } | Error::Committing { .. } | Error::Replaced { .. }) => StorageError::Refused { place, message: e.to_string() },
             e => StorageError::Io { place, action, transient: e.is_transient(), message: e.to_string() },
         }
     }

@@ -403,6 +403,8 @@ impl From<Error> for SessionError {
     fn from(error: Error) -> SessionError {
         let why = match &error {
             Error::Storage(e) => return SessionError::Storage(e.clone()),
+            // Who has taken over goes on with the same run, perhaps, and needs its folder.
+            Error::Replaced { .. } => Refusal::Conflict,
             Error::Conflict(_) | Error::NodeExists { .. } | Error::Committing { .. } | Error::OpenJoiners { .. } | Error::Contended { .. } => Refusal::Conflict,
             Error::BadNode { .. }
             | Error::NoNode { .. }
@@ -411,7 +413,6 @@ impl From<Error> for SessionError {
             | Error::WrittenTwice { .. }
             | Error::Collected { .. }
             | Error::Closed { .. }
-            | Error::Replaced { .. }
             | Error::NoSession { .. }
             | Error::NoVersion { .. } => Refusal::Over,
             e if e.is_transient() => Refusal::Transient,
