@@ -113,6 +113,7 @@ fn of_repository(error: &freestone_sessions::Error) -> ExitCode {
         | E::MadeTwice { .. }
         | E::WrittenTwice { .. }
         | E::Collected { .. } => ExitCode::Conflict,
+        E::Cancelled => ExitCode::Interrupted,
         _ => ExitCode::Failed,
     }
 }

@@ -62,6 +62,8 @@ pub enum Error {
     Unseen { session: String },
     #[error("a receipt of {found} was given to {expected}: merge it there")]
     Foreign { found: String, expected: String },
+    #[error("the commit was cancelled: nothing of it is visible, and it can be tried again")]
+    Cancelled,
     #[error("nothing has changed, so there is nothing to commit")]
     NothingToCommit,
     #[error("{0}")]

@@ -1,7 +1,10 @@
-//! Runs into repositories that meet others: who take a run over.
+//! Runs into repositories that meet others: who take a run over, and who have the repository's lock.
 
+use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
+use std::time::Duration;
 
 use freestone::engine::driver::RunError;
 use freestone::engine::driver::record::folders;
@@ -9,7 +12,8 @@ use freestone::engine::events::{Event, Observer};
 use freestone::engine::session::SessionError;
 use freestone::engine::task::FailureKind;
 use freestone::sessions::{CommitOptions, Format, MAIN, Repository};
-use freestone::{DType, Error, ExitCode, Options, Planned, Serial, Session, Spec, Stores};
+use freestone::{Cancel, DType, Error, ExitCode, Options, Planned, Serial, Session, Spec, Stores};
+use rustix::fs::{FlockOperation, flock};
 
 use crate::support::Place;
 
@@ -93,4 +97,44 @@ fn a_run_that_goes_on_is_not_taken_over() {
     let refused = refused.lock().unwrap().take().unwrap();
     assert!(matches!(&refused, Error::Run(RunError::Running { .. })) && refused.exit_code() == ExitCode::Conflict, "{refused}");
     shared.commit().unwrap();
+}
+
+/// It waited for the lock, whoever asked it to stop.
+#[test]
+fn a_commit_that_waits_for_the_lock_can_be_cancelled() {
+    let place = Place::quick();
+    let (repository, spec) = (repository(&place), place.spec());
+    let session = Session::begin(&repository, MAIN).unwrap();
+    let planned = planned(&session, &spec);
+    let lock = File::options().append(true).open(format!("{}/_freestone/lock", place.at("repository"))).unwrap();
+    flock(&lock, FlockOperation::LockExclusive).unwrap();
+    let (send, ended) = mpsc::channel();
+    let with = Arc::new(spec.clone());
+    thread::spawn(move || {
+        let cancel = Cancel::default();
+        let asked = cancel.clone();
+        let hook = Hook::after_the_tasks(&planned, move |_: &str| {
+            let asked = asked.clone();
+            // By then the commit waits.
+            thread::spawn(move || {
+                thread::sleep(Duration::from_millis(500));
+                asked.cancel();
+            });
+        });
+        let run = session.publishing("a ramp", CommitOptions::default());
+        let options = Options { session: Some(&run), observers: &[&hook], cancel, ..Options::default() };
+        let _ = send.send(freestone::run_with(&planned, &with, &Serial, &options));
+    });
+    let error = ended.recv_timeout(Duration::from_secs(60)).expect("it does not wait any longer").unwrap_err();
+    assert_eq!(error.exit_code(), ExitCode::Interrupted, "{error}");
+    let Error::Run(error) = error else { panic!("{error}") };
+    assert!(matches!(error.cause(), RunError::Cancelled), "{error:?}");
+    assert_eq!(repository.history(&MAIN.into()).unwrap().len(), 1, "nothing is committed");
+
+    drop(lock);
+    let stored = freestone::open_run(error.kept().unwrap(), &Stores::default()).unwrap();
+    let report = freestone::resume(&stored, &spec, &Serial, &Options::default()).unwrap();
+    assert!(report.snapshot.is_some() && report.finished_before > 0);
+    let ramp = freestone::compute::<f64>(&freestone::open_version(&repository, MAIN, "ramp").unwrap(), &spec).unwrap();
+    assert_eq!(ramp.sum(), 19_900.0);
 }
