@@ -195,6 +195,8 @@ pub fn open_run(folder: &str, stores: &Stores) -> Result<StoredRun, Error> {
 pub fn resume(stored: &StoredRun, spec: &Spec, executor: &dyn Executor, options: &Options<'_>) -> Result<RunReport, Error> {
     let stores = stores();
     stores.extend(&options.stores);
+    // To go on with its session may take it from the process that is at it.
+    stored.check_idle(&stores)?;
     let own = if options.session.is_none() { Some(session_of(stored, &stores)?) } else { None };
     let Some(session) = options.session.or(own.as_deref()) else { return Err(Error::NoSession { place: stored.address.path() }) };
     session.store().into_iter().for_each(|s| stores.insert(s));

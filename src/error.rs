@@ -88,6 +88,7 @@ fn of_run(error: &RunError) -> ExitCode {
         RunError::Deadline(_) => ExitCode::Deadline,
         RunError::NoRun { .. } | RunError::InputChanged { .. } | RunError::Executor(ExecutorError::Unreachable(_) | ExecutorError::Local { .. }) => ExitCode::Input,
         RunError::Task { failure, .. } if failure.kind == FailureKind::BadInput => ExitCode::Input,
+        RunError::Task { failure, .. } if failure.kind == FailureKind::Refused => ExitCode::Conflict,
         _ => ExitCode::Failed,
     }
 }
@@ -112,6 +113,7 @@ fn of_repository(error: &freestone_sessions::Error) -> ExitCode {
         | E::MadeTwice { .. }
         | E::WrittenTwice { .. }
         | E::Collected { .. } => ExitCode::Conflict,
+        E::Cancelled => ExitCode::Interrupted,
         _ => ExitCode::Failed,
     }
 }

@@ -324,7 +324,11 @@ impl<'a> Drive<'a> {
             // Workers that were stopped in the middle of a write have left its beginning.
             self.sweep();
         }
-        let snapshot = again_session(&|| self.run.session.commit(self.plan, &state.receipts)).map_err(|e| failed(e.into()))?;
+        let committed = again_session(&|| self.run.session.commit(self.plan, &state.receipts, &|| self.run.cancel.is_cancelled()));
+        let snapshot = committed.map_err(|error| match error {
+            SessionError::Refused { why: Refusal::Cancelled, .. } => failed(RunError::Cancelled),
+            error => failed(error.into()),
+        })?;
         Ok(RunReport {
             run: folder.to_owned(),
             snapshot,

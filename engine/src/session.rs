@@ -45,6 +45,8 @@ pub enum Refusal {
     Conflict,
     /// The session takes nothing any more.
     Over,
+    /// It was asked to stop.
+    Cancelled,
     /// Trying again may help.
     Transient,
     /// The store failed.
@@ -100,11 +102,12 @@ pub trait Session: Send + Sync {
 
     /// Makes all chunks durable and publishes the outputs, after every task's receipts were checked. Called again, it finishes what a call before
     /// has left undone. `receipts` are those of the outputs' chunks, some perhaps twice, where [`takes_receipts`](Session::takes_receipts). Gives
-    /// the id of the snapshot that has the outputs, where the store has snapshots.
+    /// the id of the snapshot that has the outputs, where the store has snapshots. While it waits for others, it asks whether it `is_cancelled`.
     ///
     /// # Errors
     /// Where storage fails or refuses; then nothing or, in plain stores, a part of the outputs is visible, each of them whole.
-    fn commit(&self, plan: &FinalizedPlan, receipts: &[Receipt]) -> Result<Option<String>, SessionError>;
+    /// [`Refusal::Cancelled`]; then nothing is.
+    fn commit(&self, plan: &FinalizedPlan, receipts: &[Receipt], is_cancelled: &dyn Fn() -> bool) -> Result<Option<String>, SessionError>;
 
     /// Gives up: nothing will be published, and the outputs' places are free. Failing to tidy up is no further failure.
     fn abandon(&self, plan: &FinalizedPlan);
@@ -389,7 +392,7 @@ impl Session for PlainZarr {
         Ok(found && buffer.len() as u64 == len && xxh3_64(buffer.bytes()) == hash)
     }
 
-    fn commit(&self, plan: &FinalizedPlan, _receipts: &[Receipt]) -> Result<Option<String>, SessionError> {
+    fn commit(&self, plan: &FinalizedPlan, _receipts: &[Receipt], _is_cancelled: &dyn Fn() -> bool) -> Result<Option<String>, SessionError> {
         for target in self.targets(plan)? {
             if target.publication.mode == Mode::Metadata {
                 continue;
@@ -478,9 +481,9 @@ mod tests {
         let (first, second) = (PlainZarr::new(stores.clone()), PlainZarr::new(stores));
         first.begin(&plan).unwrap();
         second.begin(&plan).unwrap();
-        assert!(matches!(first.commit(&plan, &[]), Err(SessionError::Taken { .. })));
+        assert!(matches!(first.commit(&plan, &[], &|| false), Err(SessionError::Taken { .. })));
         assert!(!exists(&*store, "x").unwrap());
-        second.commit(&plan, &[]).unwrap();
+        second.commit(&plan, &[], &|| false).unwrap();
         assert!(exists(&*store, "x").unwrap());
         assert!(matches!(first.check(&plan), Err(SessionError::Exists { .. })));
         assert!(read_small(&*store, "x/.freestone-claim", 100).unwrap().is_none());

@@ -109,6 +109,8 @@ pub enum FailureKind {
     NoSpace,
     /// Not permitted.
     Denied,
+    /// Somebody else has what the task writes.
+    Refused,
     /// The store failed for good.
     Storage,
     /// More memory was asked for than was projected.
@@ -137,6 +139,7 @@ impl FailureKind {
             FailureKind::BadInput => "bad input",
             FailureKind::NoSpace => "no space",
             FailureKind::Denied => "denied",
+            FailureKind::Refused => "refused",
             FailureKind::Storage => "storage, for good",
             FailureKind::Overrun => "memory overrun",
             FailureKind::Cancelled => "cancelled",
@@ -188,6 +191,7 @@ pub fn kind_of_storage(error: &StorageError) -> FailureKind {
         StorageError::TooLong { .. } | StorageError::Truncated { .. } => FailureKind::BadInput,
         StorageError::NoSpace { .. } => FailureKind::NoSpace,
         StorageError::Denied { .. } => FailureKind::Denied,
+        StorageError::Refused { .. } => FailureKind::Refused,
         _ => FailureKind::Storage,
     }
 }

@@ -164,10 +164,12 @@ impl Process {
             None => FailureKind::WorkerLost,
         };
         let how = status.map_or_else(|| symptom.to_owned(), |s| s.to_string());
-        let why = if kind == FailureKind::OutOfMemory { "the system has ended the worker process for want of memory" } else { "the worker process is gone" };
-        Answer::Gone(kind, format!("{why}: {how}"))
+        Answer::Gone(kind, if kind == FailureKind::OutOfMemory { STARVED.to_owned() } else { format!("the worker process is gone: {how}") })
     }
 }
+
+const STARVED: &str =
+    "the system has killed its worker process for want of memory: give the machine or its container more, or lower local_mem so that fewer tasks run at once";
 
 /// Signals that come from outside.
 mod from_outside {

@@ -64,7 +64,6 @@ pub struct CommitOptions {
 }
 
 /// What a commit is made of.
-#[derive(Debug)]
 pub(crate) struct Commit<'a> {
     pub(crate) branch: &'a str,
     pub(crate) base: &'a str,
@@ -72,6 +71,8 @@ pub(crate) struct Commit<'a> {
     pub(crate) mark: Option<Mark>,
     pub(crate) message: &'a str,
     pub(crate) options: &'a CommitOptions,
+    /// Asked while it waits for others.
+    pub(crate) is_cancelled: &'a dyn Fn() -> bool,
 }
 
 /// Where the operations log was, and when, as a session began.
@@ -126,7 +127,7 @@ impl Repository {
         }
         check_complete(&commit.options.complete, draft)?;
         draft.check_hierarchy()?;
-        let _lock = self.lock()?;
+        let _lock = self.lock_unless(commit.is_cancelled)?;
         let _frugal = Frugal::new();
         let attempts = match commit.options.rebase {
             Rebase::Never => 1,
@@ -136,6 +137,9 @@ impl Repository {
         let (mut moved, mut lost) = (0, 0);
         while moved < attempts {
             if moved + lost > 0 {
+                if (commit.is_cancelled)() {
+                    return Err(Error::Cancelled);
+                }
                 std::thread::sleep(pause(moved + lost));
             }
             let tip = self.resolve(&Version::Branch(commit.branch.to_owned()))?;

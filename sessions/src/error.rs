@@ -62,6 +62,8 @@ pub enum Error {
     Unseen { session: String },
     #[error("a receipt of {found} was given to {expected}: merge it there")]
     Foreign { found: String, expected: String },
+    #[error("the commit was cancelled: nothing of it is visible, and it can be tried again")]
+    Cancelled,
     #[error("nothing has changed, so there is nothing to commit")]
     NothingToCommit,
     #[error("{0}")]
@@ -219,6 +221,7 @@ impl Error {
             Error::Storage(e) => e,
             Error::BadUrl { url, why } => StorageError::BadUrl { url, why },
             Error::NotHere { place } => StorageError::NotHere(place),
+            e @ (Error::Closed { .. } | Error::Committing { .. } | Error::Replaced { .. }) => StorageError::Refused { place, message: e.to_string() },
             e => StorageError::Io { place, action, transient: e.is_transient(), message: e.to_string() },
         }
     }

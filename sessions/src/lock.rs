@@ -7,19 +7,25 @@
 //! programs: two that commit to one directory, one of them not this crate's, can lose a commit. The lock of a process that dies is free at once.
 
 use std::fs::{self, File};
+use std::thread;
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 use crate::error::Error;
 use crate::location::Location;
+
+/// While somebody else has the lock, it is looked for so often.
+const TICK: Duration = Duration::from_millis(5);
 
 /// The right to change a repository; ends when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Lock(Option<File>);
 
 impl Lock {
-    /// Waits for the lock of a local repository; elsewhere there is none.
-    pub(crate) fn take(location: &Location) -> Result<Lock, Error> {
+    /// Waits for the lock of a local repository, unless that is cancelled; elsewhere there is none.
+    pub(crate) fn take(location: &Location, is_cancelled: &dyn Fn() -> bool) -> Result<Lock, Error> {
         let Some(directory) = location.directory() else { return Ok(Lock(None)) };
         let path = directory.join(crate::FOLDER).join("lock");
         let failed = |e: std::io::Error| Error::Repository { place: path.display().to_string(), action: "locked", message: e.to_string(), transient: false };
@@ -28,8 +34,11 @@ impl Lock {
         }
         let file = File::options().create(true).append(true).open(&path).map_err(failed)?;
         loop {
-            match flock(&file, FlockOperation::LockExclusive) {
-                Err(rustix::io::Errno::INTR) => {}
+            // All who wait do it in this way: one who slept in the system would be served before those who ask.
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Err(Errno::INTR) => {}
+                Err(Errno::WOULDBLOCK) if is_cancelled() => return Err(Error::Cancelled),
+                Err(Errno::WOULDBLOCK) => thread::sleep(TICK),
                 other => break other.map_err(|e| failed(e.into()))?,
             }
         }

@@ -296,13 +296,14 @@ impl RunSession {
         check_plan(&self.store, plan)
     }
 
-    fn publish(&self, plan: &FinalizedPlan, receipts: &[task::Receipt]) -> Result<Option<String>, Error> {
+    fn publish(&self, plan: &FinalizedPlan, receipts: &[task::Receipt], is_cancelled: &dyn Fn() -> bool) -> Result<Option<String>, Error> {
         match &self.how {
             How::Own { session, message, options } => {
                 let mut options = options.clone();
                 options.properties.insert("freestone_plan".into(), json!(plan.run_id().to_string()));
                 options.properties.insert("freestone_version".into(), json!(env!("CARGO_PKG_VERSION")));
-                session.commit_plan(plan, receipts.iter().copied(), message, &options).map(Some)
+                take_plan(session.session_store(), plan, receipts.iter().copied())?;
+                session.commit_unless(message, &options, is_cancelled).map(Some)
             }
             How::Joined { joiner, .. } => {
                 let mut joiner = RunSession::joiner(joiner);
@@ -377,8 +378,8 @@ impl Session for RunSession {
         }
     }
 
-    fn commit(&self, plan: &FinalizedPlan, receipts: &[task::Receipt]) -> Result<Option<String>, SessionError> {
-        Ok(self.publish(plan, receipts)?)
+    fn commit(&self, plan: &FinalizedPlan, receipts: &[task::Receipt], is_cancelled: &dyn Fn() -> bool) -> Result<Option<String>, SessionError> {
+        Ok(self.publish(plan, receipts, is_cancelled)?)
     }
 
     fn abandon(&self, _plan: &FinalizedPlan) {
@@ -403,6 +404,8 @@ impl From<Error> for SessionError {
     fn from(error: Error) -> SessionError {
         let why = match &error {
             Error::Storage(e) => return SessionError::Storage(e.clone()),
+            // Who has taken over goes on with the same run, perhaps, and needs its folder.
+            Error::Replaced { .. } => Refusal::Conflict,
             Error::Conflict(_) | Error::NodeExists { .. } | Error::Committing { .. } | Error::OpenJoiners { .. } | Error::Contended { .. } => Refusal::Conflict,
             Error::BadNode { .. }
             | Error::NoNode { .. }
@@ -411,9 +414,9 @@ impl From<Error> for SessionError {
             | Error::WrittenTwice { .. }
             | Error::Collected { .. }
             | Error::Closed { .. }
-            | Error::Replaced { .. }
             | Error::NoSession { .. }
             | Error::NoVersion { .. } => Refusal::Over,
+            Error::Cancelled => Refusal::Cancelled,
             e if e.is_transient() => Refusal::Transient,
             _ => Refusal::Failed,
         };

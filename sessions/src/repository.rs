@@ -155,7 +155,7 @@ impl Repository {
         let location = Location::parse(url)?;
         // Looked at before a lock is left there.
         check_free(&location)?;
-        let _lock = Lock::take(&location)?;
+        let _lock = Lock::take(&location, &|| false)?;
         let memory = memory(&location, true)?;
         if exists(&location, memory.as_deref())? {
             return Err(Error::Exists { place: location.to_string() });
@@ -429,7 +429,12 @@ impl Repository {
 
     /// Holds what must not happen twice at once in a local repository; nothing elsewhere, where the store compares and swaps.
     pub(crate) fn lock(&self) -> Result<Lock, Error> {
-        Lock::take(&self.inner.location)
+        Lock::take(&self.inner.location, &|| false)
+    }
+
+    /// The same, unless it is cancelled while it waits.
+    pub(crate) fn lock_unless(&self, is_cancelled: &dyn Fn() -> bool) -> Result<Lock, Error> {
+        Lock::take(&self.inner.location, is_cancelled)
     }
 
     pub(crate) fn directory(&self) -> Option<&std::path::Path> {

@@ -289,12 +289,17 @@ impl WritableSession {
     /// [`Error::Conflict`] where the branch has moved and that was not allowed, or both have changed the same; [`Error::Incomplete`];
     /// [`Error::Collected`]; [`Error::NothingToCommit`]. Nothing is visible then, and the session can be committed again.
     pub fn commit_with(&self, message: &str, options: &CommitOptions) -> Result<String, Error> {
+        self.commit_unless(message, options, &|| false)
+    }
+
+    /// The same, unless it is cancelled while it waits for others.
+    pub(crate) fn commit_unless(&self, message: &str, options: &CommitOptions, is_cancelled: &dyn Fn() -> bool) -> Result<String, Error> {
         // Who writes while a commit goes on waits, and is refused afterwards.
         let mut closed = self.inner.closed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(state) = &*closed {
             return Err(Error::Closed { session: self.inner.id.clone(), state: state.clone() });
         }
-        let commit = Commit { branch: self.branch(), base: self.base(), session: self.id(), mark: self.inner.mark, message, options };
+        let commit = Commit { branch: self.branch(), base: self.base(), session: self.id(), mark: self.inner.mark, message, options, is_cancelled };
         let snapshot = self.draft(|draft| self.repository().commit(&commit, draft))?;
         *closed = Some(Closed::Committed { snapshot: snapshot.clone() });
         Ok(snapshot)

@@ -35,6 +35,7 @@ pub(crate) fn resume(asked: &Arguments) -> Result<(), Failure> {
     let stored = freestone::open_run(&folder, &stores)?;
     let executor = asked.limits.executor(&spec).map_err(RunError::from)?;
     let cancel = interruptible(&stored.address.work_dir)?;
+    stored.check_idle(&stores)?;
     let rebased = if asked.rebase { freestone::sessions::RunSession::of_ticket(&stored.record.session) } else { None };
     let rebased = rebased.transpose()?.map(|s| s.with_rebase(committing::rebase(true)));
     let session = rebased.as_ref().map(|s| s as &dyn Session);

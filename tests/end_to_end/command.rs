@@ -1,6 +1,7 @@
 //! The `freestone` command, driven from outside: what it prints, what it leaves, and what it exits with.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -180,4 +181,30 @@ fn a_reader_that_goes_away_is_no_failure() {
     let errors = String::from_utf8(child.wait_with_output().unwrap().stderr).unwrap();
     assert!(!errors.contains("panicked") && ["0\n", "141\n"].contains(&errors.as_str()), "{errors}");
     drop(place);
+}
+
+/// A program in cargo's place says what it would have made.
+#[test]
+fn a_worker_is_built_by_cargo_and_packed() {
+    let place = Place::new();
+    let (cargo, zip) = (place.at("cargo"), place.at("worker.zip"));
+    let build = |answer: &str, more: &[&str]| {
+        fs::write(&cargo, format!("#!/bin/sh\necho \"$@\" >\"$0.asked\"\n{answer}\n")).unwrap();
+        fs::set_permissions(&cargo, fs::Permissions::from_mode(0o755)).unwrap();
+        let output = freestone_in(&place, &[("CARGO", &cargo)], &[&["lambda", "package", "--output", &zip, "--build"], more].concat());
+        let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        (fs::read_to_string(place.at("cargo.asked")).unwrap(), said)
+    };
+    let artifacts = ["null", "\"/bin/true\"", "null"].map(|path| format!("echo '{{\"reason\":\"compiler-artifact\",\"executable\":{path}}}'"));
+    for (more, package) in [(&[][..], "freestone-lambda"), (&["own"], "own")] {
+        let (asked, said) = build(&artifacts.join("\n"), more);
+        assert_eq!(asked.trim_end(), format!("build --release --bin bootstrap --message-format json-render-diagnostics --package {package}"));
+        // A system may be newer than Lambda's.
+        assert!(said.starts_with(&format!("{zip}: ")) || said.contains("/bin/true needs version"), "{said}");
+    }
+    let _ = fs::remove_file(&zip);
+    for (answer, says) in [("exit 101", "cargo has built nothing"), ("", "cargo does not say where the program is")] {
+        let (_, said) = build(answer, &[]);
+        assert!(said.contains(says) && !Path::new(&zip).exists(), "{said}");
+    }
 }

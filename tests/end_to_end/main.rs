@@ -6,6 +6,7 @@
 mod ahead;
 mod bad_input;
 mod command;
+mod contended;
 mod docs;
 mod elements;
 mod explain;

@@ -74,6 +74,11 @@ fn cause(kind: FailureKind) -> Cause {
     }
 }
 
+/// How a worker ended, beside the message of the failure.
+fn ending(kind: FailureKind) -> &'static str {
+    if kind == FailureKind::OutOfMemory { "killed" } else { kind.name() }
+}
+
 impl Attempts {
     pub(super) fn new(policy: Policy) -> Attempts {
         Attempts { policy, by_task: HashMap::new(), failures: BTreeMap::new(), retries: 0, spent: 0 }
@@ -91,8 +96,8 @@ impl Attempts {
         let throttled = failure.kind == FailureKind::Throttled;
         let why = match cause(failure.kind) {
             Cause::Task => Some(String::new()),
-            Cause::Perhaps if alike.iter().any(|f| f.worker != worker) => Some(format!("{} on two workers", failure.kind.name())),
-            Cause::Perhaps if n >= SAME_WAY => Some(format!("{} {n} times", failure.kind.name())),
+            Cause::Perhaps if alike.iter().any(|f| f.worker != worker) => Some(format!("{} on two workers", ending(failure.kind))),
+            Cause::Perhaps if n >= SAME_WAY => Some(format!("{} {n} times", ending(failure.kind))),
             Cause::Damage if n >= MAX_DAMAGES => Some(format!("computed again {} times", n - 1)),
             Cause::Outside if n as u32 > self.policy.retries * if throttled { 4 } else { 1 } => Some(String::new()),
             _ if !throttled && self.spent >= self.policy.budget => Some(format!("{} tries of this run are spent", self.policy.budget)),
@@ -111,7 +116,7 @@ impl Attempts {
         let mut notes: Vec<String> = if why.is_empty() { Vec::new() } else { vec![why] };
         // What the task did by itself says more than how its last worker went.
         let own = history.iter().find(|f| matches!(cause(f.failure.kind), Cause::Perhaps | Cause::Task)).map_or(failure, |f| &f.failure);
-        if own != failure {
+        if own.kind != failure.kind {
             notes.push(format!("in the end: {}", failure.message));
         }
         Decision::Stop { failure: own.clone(), attempts, note: notes.join("; ") }
@@ -165,14 +170,15 @@ mod tests {
         check(&turns(K::Throttled, 30), 16, "failure 16");
         check(&turns(K::Crashed, 9), 1, "crashed on two workers");
         check(&same(K::Crashed, 9), 2, "crashed 3 times");
-        check(&turns(K::OutOfMemory, 9), 1, "out of memory on two workers");
+        check(&turns(K::OutOfMemory, 9), 1, "failure 0 | killed on two workers");
         check(&turns(K::TimedOut, 9), 1, "timed out on two workers");
         check(&same(K::Damaged { array: ArrayId(0), object: 3 }, 9), 3, "computed again 3 times");
         let chunks: Vec<_> = (0..20).map(|object| (K::Damaged { array: ArrayId(0), object }, "a")).collect();
         check(&chunks, 20, "");
         // Each kind counts for itself.
         check(&[(K::Crashed, "a"), (K::TimedOut, "b"), (K::OutOfMemory, "c"), (K::Transient, "a"), (K::Throttled, "a")], 5, "");
-        // The task's own failure comes first.
+        check(&same(K::OutOfMemory, 9), 2, "failure 0 | killed 3 times");
+        // The task's own failure comes first, and one of the same kind says no more.
         check(
             &[(K::Crashed, "a"), (K::WorkerLost, "b"), (K::WorkerLost, "b"), (K::WorkerLost, "b"), (K::WorkerLost, "b"), (K::WorkerLost, "b")],
             5,

@@ -91,6 +91,18 @@ impl StoredRun {
         Ok(StoredRun { address, record, plan: Arc::new(plan) })
     }
 
+    /// Finds out whether a process is at it now.
+    ///
+    /// # Errors
+    /// [`RunError::Running`], and where the work directory cannot be read.
+    pub fn check_idle(&self, stores: &Stores) -> Result<(), RunError> {
+        let work = stores.open(&self.address.work_dir).map_err(RunError::Work)?;
+        match self.address.lock(&*work)? {
+            Some(_) => Ok(()),
+            None => Err(RunError::Running { run: self.address.path() }),
+        }
+    }
+
     /// How far it has come.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ use std::fmt;
 use freestone_kernels::{DType, Expr, Node as ExprNode, ScanOp};
 use serde::{Serialize, Serializer};
 
+use super::layout::without_chunks;
 use super::lower::fold_name;
 use super::traffic::{self, Arrays};
 use super::{ArrayId, FinalizedPlan, Kernel, Place, Plan, PlanArray, ReadMode, Stage, StageId, StageInput, StageLayout};
@@ -559,6 +560,15 @@ impl fmt::Display for StageExplanation {
 
 /// What a user can change to make a stage fit.
 pub(super) fn advice(plan: &Plan, stage: &Stage) -> String {
+    let fixed = without_chunks(plan, stage);
+    let least = fixed.iter().fold(0, |sum: u64, (_, bytes)| sum.saturating_add(*bytes));
+    let mut advice = String::from("raise allowed_mem");
+    // Who allows little more than that would not get far with smaller chunks.
+    if plan.allowed_mem - least.min(plan.allowed_mem) < least / 4 {
+        let parts: Vec<String> = fixed.iter().map(|(what, bytes)| format!("{} {what}", size(*bytes))).collect();
+        let parts = if parts.len() > 1 { format!(": {}", parts.join(", ")) } else { String::new() };
+        advice += &format!(" (whatever the chunks are, it must be more than {}{parts})", size(least));
+    }
     // The largest chunk among inputs and outputs, and its longest axis, is what dominates.
     let all = stage.inputs.iter().flat_map(|i| &i.sources).chain(stage.outputs.iter().map(|o| &o.array));
     let written = |a: &PlanArray| matches!(a.place, Place::Output { .. });
@@ -566,18 +576,12 @@ pub(super) fn advice(plan: &Plan, stage: &Stage) -> String {
     let held = |a: &PlanArray| if written(a) { a.info.object_shape() } else { a.info.chunk_shape() };
     let bytes = |shape: &[u64], size: usize| shape.iter().fold(size as u64, |p, n| p.saturating_mul(*n));
     let largest = all.map(|id| plan.array(*id)).max_by_key(|a| bytes(&held(a), a.info.dtype.size()));
-    match largest {
-        Some(array) => {
-            let shape = held(array);
-            let what = if shape == array.info.chunk_shape() { "chunks" } else { "shards" };
-            let widest = (0..shape.len()).max_by_key(|d| shape[*d]).unwrap_or(0);
-            format!(
-                "raise allowed_mem, or use smaller {what}: those of `{}` are {:?} ({} each), longest along axis {widest}",
-                array.name,
-                shape,
-                size(bytes(&shape, array.info.dtype.size()))
-            )
-        }
-        None => "raise allowed_mem".into(),
+    if let Some(array) = largest.filter(|_| least < plan.allowed_mem) {
+        let shape = held(array);
+        let what = if shape == array.info.chunk_shape() { "chunks" } else { "shards" };
+        let widest = (0..shape.len()).max_by_key(|d| shape[*d]).unwrap_or(0);
+        let each = size(bytes(&shape, array.info.dtype.size()));
+        advice += &format!(", or use smaller {what}: those of `{}` are {shape:?} ({each} each), longest along axis {widest}", array.name);
     }
+    advice
 }

@@ -104,6 +104,25 @@ fn one_byte_too_little_is_refused() {
     assert!(error.to_string().contains("use smaller chunks"), "{error}");
 }
 
+/// Once smaller chunks were advised where nothing but the client of the network was too much.
+#[test]
+fn a_refusal_advises_what_can_help() {
+    let x = random(&[100, 100], &[10, 100], 1);
+    let mut plan = lower(&[output(&x, "x", None)], &spec(100_000_000, 2)).unwrap().plan().clone();
+    let codecs = plan.arrays.iter().find(|a| matches!(a.place, Place::Output { .. })).unwrap().info.codecs.clone();
+    let read = plan.arrays.iter_mut().find(|a| matches!(a.place, Place::Generated(_))).unwrap();
+    read.place = Place::Input { url: "s3://bucket/archive".into(), path: "x".into(), tag: String::new() };
+    read.info.codecs = codecs;
+    let mut check = |allowed: u64, advice: &str| {
+        (plan.allowed_mem, plan.growth_mem) = (allowed, allowed);
+        let error = plan.clone().finalize().unwrap_err().to_string();
+        assert_eq!(error.lines().last().unwrap(), advice, "{error}");
+    };
+    let least = "raise allowed_mem (whatever the chunks are, it must be more than 40.0 MB: 32.0 MB reserved, 8.0 MB for the network)";
+    check(39_000_000, least);
+    check(40_010_000, &format!("{least}, or use smaller chunks: those of `x` are [10, 100] (4.0 kB each), longest along axis 1"));
+}
+
 #[test]
 fn two_tasks_never_write_one_chunk() {
     let x = random(&[100, 100], &[10, 100], 1);

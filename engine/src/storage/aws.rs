@@ -4,10 +4,12 @@
 //! of a profile, single sign-on included, which the `aws` command resolves; else those of the machine. Stores, repositories and whoever signs requests
 //! to other services of AWS take them from here.
 
-use std::io;
-use std::process::Command;
+use std::ffi::OsStr;
+use std::io::{self, Read};
+use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
 use object_store::aws::{AmazonS3Builder, AwsCredential, AwsCredentialProvider};
 use object_store::{CredentialProvider, Error, RetryConfig};
@@ -19,6 +21,9 @@ use tokio::sync::Mutex;
 const MARGIN: Duration = Duration::from_secs(300);
 const REFRESH: Duration = Duration::from_secs(600);
 const PAUSE: Duration = Duration::from_secs(60);
+
+/// The AWS command has so long to answer. It may go over the network, or ask for a code.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// What says that the environment has credentials.
 const OF_ENVIRONMENT: [&str; 4] =
@@ -115,7 +120,7 @@ async fn ask() -> Result<(Option<Arc<AwsCredential>>, String), NoCredentials> {
     let mut said = SAID.lock().await;
     let now = SystemTime::now();
     if said.as_ref().is_none_or(|s| s.again <= now) {
-        let asked = tokio::task::spawn_blocking(exported).await.unwrap_or_else(|e| Err(e.to_string()));
+        let asked = tokio::task::spawn_blocking(|| exported("aws".as_ref(), LIMIT)).await.unwrap_or_else(|e| Err(e.to_string()));
         let profile = PROFILES.iter().any(is_set);
         *said = Some(match (asked, said.take()) {
             (Ok((credential, expires)), _) => {
@@ -139,7 +144,7 @@ async fn ask() -> Result<(Option<Arc<AwsCredential>>, String), NoCredentials> {
 }
 
 /// Credentials of the profile in use, and when they expire if they do.
-fn exported() -> Result<(AwsCredential, Option<SystemTime>), String> {
+fn exported(program: &OsStr, limit: Duration) -> Result<(AwsCredential, Option<SystemTime>), String> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
     struct Exported {
@@ -150,10 +155,14 @@ fn exported() -> Result<(AwsCredential, Option<SystemTime>), String> {
     }
     const COMMAND: &str = "`aws configure export-credentials`";
     // Those of the machine are renewed without it.
-    let mut command = Command::new("aws");
+    let mut command = Command::new(program);
     command.args(["configure", "export-credentials", "--format", "process"]).env("AWS_EC2_METADATA_DISABLED", "true");
-    let output = command.output().map_err(|e| match e.kind() {
+    let output = output_within(&mut command, limit).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => "AWS_ACCESS_KEY_ID is not set, and there is no `aws` command to ask for a profile's".to_owned(),
+        io::ErrorKind::TimedOut => {
+            let limit = humantime::format_duration(limit);
+            format!("{COMMAND} has not answered in {limit} and was stopped: run it by hand to see what it waits for, or set AWS_ACCESS_KEY_ID and the like")
+        }
         _ => format!("{COMMAND}: {e}"),
     })?;
     if !output.status.success() {
@@ -165,6 +174,35 @@ fn exported() -> Result<(AwsCredential, Option<SystemTime>), String> {
     Ok((AwsCredential { key_id: found.access_key_id, secret_key: found.secret_access_key, token: found.session_token }, expires))
 }
 
+/// What a command prints and how it ends; one that takes longer is killed.
+fn output_within(command: &mut Command, limit: Duration) -> io::Result<Output> {
+    let end = Instant::now() + limit;
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let (stdout, stderr) = (child.stdout.take().map(reader), child.stderr.take().map(reader));
+    loop {
+        // What it has started may keep the pipes open after it, and is not waited for any longer either.
+        if stdout.iter().chain(&stderr).all(thread::JoinHandle::is_finished)
+            && let Some(status) = child.try_wait()?
+        {
+            let read = |pipe: Option<thread::JoinHandle<_>>| pipe.and_then(|p| p.join().ok()).unwrap_or_else(|| Ok(Vec::new()));
+            return Ok(Output { status, stdout: read(stdout)?, stderr: read(stderr)? });
+        }
+        if Instant::now() >= end {
+            let _ = child.kill();
+            child.wait()?;
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn reader(mut pipe: impl Read + Send + 'static) -> thread::JoinHandle<io::Result<Vec<u8>>> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        pipe.read_to_end(&mut bytes).map(|_| bytes)
+    })
+}
+
 /// A time as `2026-11-22T20:00:00+00:00` or with a `Z`.
 fn time(text: &str) -> Option<SystemTime> {
     humantime::parse_rfc3339(&text.replace("+00:00", "Z")).ok()
@@ -172,11 +210,11 @@ fn time(text: &str) -> Option<SystemTime> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::io::{BufRead, BufReader, Write};
     use std::net::TcpListener;
     use std::os::unix::fs::PermissionsExt;
     use std::sync::mpsc::{Receiver, channel};
-    use std::{fs, thread};
 
     use super::*;
     use crate::storage::{StorageError, Stores, read_small};
@@ -269,6 +307,22 @@ mod tests {
         let said = with_aws(&once, &url, &[("AWS_PROFILE", "p"), ("FREESTONE_TEST_PROFILE", "3500")]);
         assert!(said.matches("read here").count() == 2 && said.contains("there are no AWS credentials"), "{said}");
         assert_eq!(keys(), ["k1 t1"; 2]);
+    }
+
+    #[test]
+    fn a_command_that_hangs_is_stopped() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("aws");
+        // The second leaves a child that keeps its pipes open.
+        for rest in ["exec sleep 600", "sleep 20 & exit 0"] {
+            let text = format!("#!/bin/sh\necho $$ >\"$0.pid\"\n{rest}");
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+            let said = exported(path.as_os_str(), Duration::from_secs(3)).unwrap_err();
+            assert!(said.contains("has not answered in 3s and was stopped: run it by hand"), "{said}");
+            let pid = fs::read_to_string(folder.path().join("aws.pid")).unwrap();
+            assert!(!std::path::Path::new("/proc").join(pid.trim()).exists(), "it is gone, and was waited for");
+        }
     }
 
     #[test]

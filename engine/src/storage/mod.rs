@@ -52,6 +52,8 @@ pub enum StorageError {
     Denied { place: String, action: &'static str },
     #[error("{place} could not be {action}: {message}")]
     Io { place: String, action: &'static str, message: String, transient: bool },
+    #[error("{place} takes nothing from this run: {message}")]
+    Refused { place: String, message: String },
     #[error("{place} is asked for more than its store allows: {message}")]
     Throttled { place: String, message: String },
     #[error("`{url}` is no location that can be opened: {why}")]

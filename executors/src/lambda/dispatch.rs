@@ -60,7 +60,7 @@ pub(super) fn probe(of: &LambdaExecutor, context: &RunContext) -> Result<Probed,
                 continue;
             }
             Reply::Throttled(why) => return Err(of.unavailable(starved(&why))),
-            Reply::Ended(FailureKind::OutOfMemory, message) => format!("{message}: give the function more memory"),
+            Reply::Ended(FailureKind::OutOfMemory, message) => message,
             Reply::Ended(_, message) => format!("{message}: the function's log says more"),
             Reply::Lost { message, .. } => message,
             Reply::Refused { message, .. } => return Err(of.unavailable(message)),

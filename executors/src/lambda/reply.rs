@@ -86,12 +86,12 @@ fn of_function(said: &Said, log: Option<&str>) -> Reply {
         // Its records have what it could not answer.
         "Function.ResponseSizeTooLarge" => over(text),
         "Sandbox.Timedout" => Reply::Ended(FailureKind::TimedOut, text),
-        "Runtime.OutOfMemory" => Reply::Ended(FailureKind::OutOfMemory, text),
+        "Runtime.OutOfMemory" => out_of_memory(log),
         "Runtime.ExitError" if error_message.contains("signal: killed") => {
             // Lambda says so where a process needs more memory than it has, and gives no other reason. The log has the figures, if it came.
-            match log.and_then(memory_used) {
-                Some(part) if part < FULL => Reply::Ended(FailureKind::WorkerLost, text),
-                _ => Reply::Ended(FailureKind::OutOfMemory, format!("{text} (the environment was killed, which Lambda does for want of memory)")),
+            match log.and_then(megabytes) {
+                Some([size, used]) if used < FULL * size => Reply::Ended(FailureKind::WorkerLost, text),
+                _ => out_of_memory(log),
             }
         }
         _ if error_message.contains("Task timed out") => Reply::Ended(FailureKind::TimedOut, text),
@@ -99,12 +99,17 @@ fn of_function(said: &Said, log: Option<&str>) -> Reply {
     }
 }
 
-/// What part of its memory a function has used, by the REPORT line of its log.
-fn memory_used(log: &str) -> Option<f64> {
+fn out_of_memory(log: Option<&str>) -> Reply {
+    let of = log.and_then(megabytes).map_or_else(String::new, |[size, _]| format!(" of {size} MB"));
+    Reply::Ended(FailureKind::OutOfMemory, format!("its environment{of} was killed for want of memory: give the function more memory"))
+}
+
+/// The memory of a function and what it has used of it, by the REPORT line of its log.
+fn megabytes(log: &str) -> Option<[f64; 2]> {
     let text = String::from_utf8_lossy(&base64(log)?).into_owned();
     let report = text.lines().rfind(|l| l.starts_with("REPORT "))?;
     let megabytes = |name: &str| report.split_once(name)?.1.split_whitespace().next()?.parse::<f64>().ok();
-    Some(megabytes("Max Memory Used: ")? / megabytes("Memory Size: ")?)
+    Some([megabytes("Memory Size: ")?, megabytes("Max Memory Used: ")?])
 }
 
 /// The bytes of a text in base 64.
@@ -148,11 +153,12 @@ mod tests {
     fn replies_are_told_apart() {
         let failed = |body: &'static str| Raw { status: 200, function_error: Some("Unhandled"), body: body.as_bytes(), ..Raw::default() };
         let killed = r#"{"errorType":"Runtime.ExitError","errorMessage":"RequestId: 7 Error: Runtime exited with error: signal: killed"}"#;
-        check(&failed(killed), "out of memory: Runtime.ExitError");
+        check(&failed(killed), "out of memory: its environment was killed for want of memory: give");
         // REPORT RequestId: 7  Memory Size: 256 MB  Max Memory Used: 256 MB, and the same with 100 MB.
         let full = "UkVQT1JUIFJlcXVlc3RJZDogNwlNZW1vcnkgU2l6ZTogMjU2IE1CCU1heCBNZW1vcnkgVXNlZDogMjU2IE1CCQo=";
         let half = "UkVQT1JUIFJlcXVlc3RJZDogNwlNZW1vcnkgU2l6ZTogMjU2IE1CCU1heCBNZW1vcnkgVXNlZDogMTAwIE1CCQo=";
-        check(&Raw { log: Some(full), ..failed(killed) }, "out of memory");
+        check(&Raw { log: Some(full), ..failed(killed) }, "out of memory: its environment of 256 MB was killed for want of memory: give");
+        check(&Raw { log: Some(full), ..failed(r#"{"errorType":"Runtime.OutOfMemory"}"#) }, "out of memory: its environment of 256 MB");
         check(&Raw { log: Some(half), ..failed(killed) }, "worker lost");
         check(&failed(r#"{"errorType":"Runtime.ExitError","errorMessage":"Runtime exited with error: exit status 3"}"#), "crashed");
         check(&failed(r#"{"errorType":"Sandbox.Timedout","errorMessage":"Task timed out after 5.00 seconds"}"#), "timed out");

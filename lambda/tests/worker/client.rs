@@ -126,6 +126,11 @@ fn an_environment_without_memory_is_told_from_one_that_was_lost() {
     let RunError::Task { failure, note, .. } = error.cause() else { panic!("{error}") };
     assert_eq!(failure.kind, FailureKind::OutOfMemory, "{error}");
     assert!(failure.stage.starts_with("odd") && note.contains("two workers"), "{error}");
+    let text = error.to_string();
+    assert!(
+        text.contains("its environment of 192 MB was killed for want of memory: give the function more memory (") && !text.contains("in the end"),
+        "{text}"
+    );
     assert!(emulator.stats().oom_kills >= 2);
 }
 

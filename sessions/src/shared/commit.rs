@@ -110,7 +110,7 @@ impl SharedSession {
             options.properties.insert(DROPPED_PROPERTY.to_owned(), Value::Object(names));
         }
         let Record { branch, base, message, mark, .. } = record;
-        let commit = Commit { branch, base, session: &self.id, mark: *mark, message, options: &options };
+        let commit = Commit { branch, base, session: &self.id, mark: *mark, message, options: &options, is_cancelled: &|| false };
         let snapshot = self.repository.commit(&commit, &draft)?;
         Ok(Committed { snapshot, dropped })
     }

@@ -119,7 +119,7 @@ impl EngineSession for Mortal {
         self.inner.holds(plan, receipt)
     }
 
-    fn commit(&self, plan: &FinalizedPlan, receipts: &[Receipt]) -> Result<Option<String>, SessionError> {
+    fn commit(&self, plan: &FinalizedPlan, receipts: &[Receipt], is_cancelled: &dyn Fn() -> bool) -> Result<Option<String>, SessionError> {
         match self.moment {
             Moment::BeforeCommit => die(),
             Moment::InCommit(us) => drop(thread::spawn(move || {
@@ -128,7 +128,7 @@ impl EngineSession for Mortal {
             })),
             _ => {}
         }
-        let done = self.inner.commit(plan, receipts);
+        let done = self.inner.commit(plan, receipts, is_cancelled);
         if self.moment == Moment::AfterCommit || matches!(self.moment, Moment::InCommit(_)) {
             die();
         }

@@ -9,6 +9,7 @@ use super::{Again, Flight, Queue, State, Told};
 use crate::driver::RunError;
 use crate::driver::attempts::Decision;
 use crate::finished::Finished;
+use crate::memory::size;
 use crate::plan::reads::{TaskRange, tasks_read, tasks_writing};
 use crate::plan::{ArrayId, FinalizedPlan, Place, Stage, StageId};
 use crate::task::{FailureKind, TaskFailure, TaskOutcome, TaskReport};
@@ -94,7 +95,13 @@ impl Queue<'_> {
         let decision = state.attempts.decide(request.stage, failure, &outcome.worker);
         let (attempt, delay) = match decision {
             Decision::Again { attempt, delay } => (attempt, delay),
-            Decision::Stop { failure, attempts, note } => return self.fail_in(state, RunError::Task { failure, attempts, note }),
+            Decision::Stop { failure, attempts, mut note } => {
+                if failure.kind == FailureKind::OutOfMemory {
+                    let projected = self.plan.layout(request.stage).estimate.total();
+                    note = format!("{note}; {} projected", size(projected));
+                }
+                return self.fail_in(state, RunError::Task { failure, attempts, note });
+            }
         };
         if in_hand {
             // It may be repeated once more.

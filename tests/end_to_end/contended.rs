@@ -1,0 +1,140 @@
+//! Runs into repositories that meet others: who take a run over, and who have the repository's lock.
+
+use std::fs::File;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use freestone::engine::driver::RunError;
+use freestone::engine::driver::record::folders;
+use freestone::engine::events::{Event, Observer};
+use freestone::engine::session::SessionError;
+use freestone::engine::task::FailureKind;
+use freestone::sessions::{CommitOptions, Format, MAIN, Repository};
+use freestone::{Cancel, DType, Error, ExitCode, Options, Planned, Serial, Session, Spec, Stores};
+use rustix::fs::{FlockOperation, flock};
+
+use crate::support::Place;
+
+/// Does something when the run of that name begins, or once all of its tasks are finished.
+struct Hook<F> {
+    tasks: Option<u64>,
+    finished: AtomicU64,
+    action: F,
+}
+
+impl<F> Hook<F> {
+    fn at_the_beginning(action: F) -> Hook<F> {
+        Hook { tasks: None, finished: AtomicU64::new(0), action }
+    }
+
+    fn after_the_tasks(planned: &Planned, action: F) -> Hook<F> {
+        let tasks = planned.plan().plan().stages.iter().map(|s| s.n_tasks()).sum();
+        Hook { tasks: Some(tasks), finished: AtomicU64::new(0), action }
+    }
+}
+
+impl<F: Fn(&str) + Send + Sync> Observer for Hook<F> {
+    fn on(&self, event: &Event<'_>) {
+        match (event, self.tasks) {
+            (Event::RunStarted(start), None) => (self.action)(start.run),
+            (Event::Outcome { counted, .. }, Some(tasks)) if self.finished.fetch_add(*counted, Ordering::SeqCst) + counted == tasks => (self.action)(""),
+            _ => {}
+        }
+    }
+}
+
+fn repository(place: &Place) -> Repository {
+    Repository::open_or_create(&place.at("repository"), Format::default()).unwrap()
+}
+
+fn planned(session: &Session, spec: &Spec) -> Planned {
+    let ramp = freestone::arange(0.0, 200.0, 1.0, DType::Float64, 10).unwrap();
+    freestone::plan(&[session.target(&ramp, "ramp")], spec).unwrap()
+}
+
+/// The exit code was that of a failure where a task noticed, and that of a conflict where the commit did.
+#[test]
+fn a_run_that_is_taken_over_ends_in_a_conflict_wherever_it_notices() {
+    let place = Place::quick();
+    let (repository, spec) = (repository(&place), place.spec());
+    let check = |by_tasks: bool, expect: &dyn Fn(&RunError) -> bool| {
+        let shared = repository.create_session(MAIN, "taken", None).unwrap();
+        let session = Session::joined(shared.join("worker").unwrap());
+        let planned = planned(&session, &spec);
+        let other = Mutex::new(None);
+        let take = |_: &str| *other.lock().unwrap() = Some(shared.join("worker").unwrap());
+        let hook = if by_tasks { Hook::at_the_beginning(take) } else { Hook::after_the_tasks(&planned, take) };
+        let run = session.publishing("", CommitOptions::default());
+        let error = freestone::run_with(&planned, &spec, &Serial, &Options { session: Some(&run), observers: &[&hook], ..Options::default() }).unwrap_err();
+        assert!(error.to_string().contains("another process has joined session"), "{error}");
+        assert_eq!(error.exit_code(), ExitCode::Conflict, "{error}");
+        let Error::Run(error) = error else { panic!("{error}") };
+        assert!(expect(error.cause()), "{error:?}");
+    };
+    check(true, &|e| matches!(e, RunError::Task { failure, .. } if failure.kind == FailureKind::Refused));
+    check(false, &|e| matches!(e, RunError::Session(SessionError::Refused { .. })));
+    // Who has taken it over needs what is finished.
+    assert_eq!(folders(&Stores::default(), &spec.work_dir).unwrap().len(), 1);
+}
+
+/// `resume` of a run that goes on was refused, but had joined its session before, so that the run itself could not end.
+#[test]
+fn a_run_that_goes_on_is_not_taken_over() {
+    let place = Place::quick();
+    let (repository, spec) = (repository(&place), place.spec());
+    let shared = repository.create_session(MAIN, "kept", None).unwrap();
+    let session = Session::joined(shared.join("worker").unwrap());
+    let planned = planned(&session, &spec);
+    let refused = Mutex::new(None);
+    let hook = Hook::at_the_beginning(|run: &str| {
+        let stored = freestone::open_run(&format!("{}/{run}", spec.work_dir), &Stores::default()).unwrap();
+        *refused.lock().unwrap() = freestone::resume(&stored, &spec, &Serial, &Options::default()).err();
+    });
+    let run = session.publishing("", CommitOptions::default());
+    freestone::run_with(&planned, &spec, &Serial, &Options { session: Some(&run), observers: &[&hook], ..Options::default() }).unwrap();
+    let refused = refused.lock().unwrap().take().unwrap();
+    assert!(matches!(&refused, Error::Run(RunError::Running { .. })) && refused.exit_code() == ExitCode::Conflict, "{refused}");
+    shared.commit().unwrap();
+}
+
+/// It waited for the lock, whoever asked it to stop.
+#[test]
+fn a_commit_that_waits_for_the_lock_can_be_cancelled() {
+    let place = Place::quick();
+    let (repository, spec) = (repository(&place), place.spec());
+    let session = Session::begin(&repository, MAIN).unwrap();
+    let planned = planned(&session, &spec);
+    let lock = File::options().append(true).open(format!("{}/_freestone/lock", place.at("repository"))).unwrap();
+    flock(&lock, FlockOperation::LockExclusive).unwrap();
+    let (send, ended) = mpsc::channel();
+    let with = Arc::new(spec.clone());
+    thread::spawn(move || {
+        let cancel = Cancel::default();
+        let asked = cancel.clone();
+        let hook = Hook::after_the_tasks(&planned, move |_: &str| {
+            let asked = asked.clone();
+            // By then the commit waits.
+            thread::spawn(move || {
+                thread::sleep(Duration::from_millis(500));
+                asked.cancel();
+            });
+        });
+        let run = session.publishing("a ramp", CommitOptions::default());
+        let options = Options { session: Some(&run), observers: &[&hook], cancel, ..Options::default() };
+        let _ = send.send(freestone::run_with(&planned, &with, &Serial, &options));
+    });
+    let error = ended.recv_timeout(Duration::from_secs(60)).expect("it does not wait any longer").unwrap_err();
+    assert_eq!(error.exit_code(), ExitCode::Interrupted, "{error}");
+    let Error::Run(error) = error else { panic!("{error}") };
+    assert!(matches!(error.cause(), RunError::Cancelled), "{error:?}");
+    assert_eq!(repository.history(&MAIN.into()).unwrap().len(), 1, "nothing is committed");
+
+    drop(lock);
+    let stored = freestone::open_run(error.kept().unwrap(), &Stores::default()).unwrap();
+    let report = freestone::resume(&stored, &spec, &Serial, &Options::default()).unwrap();
+    assert!(report.snapshot.is_some() && report.finished_before > 0);
+    let ramp = freestone::compute::<f64>(&freestone::open_version(&repository, MAIN, "ramp").unwrap(), &spec).unwrap();
+    assert_eq!(ramp.sum(), 19_900.0);
+}
