@@ -559,9 +559,9 @@ fn records_of_workers_count_where_the_journal_is_silent() {
 }
 
 /// Does something once, when the first task has ended.
-struct Once<F: Fn() + Sync>(std::sync::Once, F);
+struct Once<F: Fn() + Send + Sync>(std::sync::Once, F);
 
-impl<F: Fn() + Sync> Observer for Once<F> {
+impl<F: Fn() + Send + Sync> Observer for Once<F> {
     fn on(&self, event: &Event<'_>) {
         if matches!(event, Event::Outcome { .. }) {
             self.0.call_once(&self.1);
@@ -595,7 +595,9 @@ fn s3_one_process_at_a_time_is_at_a_run() {
     let expect = both(&place, "locked");
 
     // Somebody else has taken it over, and is gone by now.
-    ["y", "z"].map(|part| fs::remove_dir_all(place.at(&format!("locked-{part}"))).unwrap());
+    for part in ["y", "z"] {
+        fs::remove_dir_all(place.at(&format!("locked-{part}"))).unwrap();
+    }
     let gone = ProcessId { started: 1, ..ProcessId::own() };
     let theirs = serde_json::json!({ "id": "theirs", "process": gone, "renewed": 0 }).to_string();
     let taking = Once(std::sync::Once::new(), || {

@@ -231,7 +231,8 @@ mod tests {
         let theirs = Holder { id: "theirs".into(), process, renewed: 3 };
         runtime.block_on(put(&*store.0, &store.1, &theirs, PutMode::Overwrite)).unwrap();
         let never = Terms { renew: Duration::from_millis(20), expire: Duration::from_secs(1000) };
-        let waits = runtime.block_on(async { tokio::time::timeout(Duration::from_millis(300), Lease::take_on(Arc::clone(&store.0), store.1.clone(), never)).await });
+        let waits =
+            runtime.block_on(async { tokio::time::timeout(Duration::from_millis(300), Lease::take_on(Arc::clone(&store.0), store.1.clone(), never)).await });
         assert!(waits.is_err(), "it is there");
         child.kill().unwrap();
         child.wait().unwrap();

@@ -92,13 +92,8 @@ fn places_that_the_function_does_not_see_are_refused() {
     run(&[Target::array(&numbers, &place.at("in"))], &spec, &Threads::new(2));
     let input = open_in(&Stores::default().open(&place.at("in")).unwrap(), "").unwrap();
     let plan = Arc::new(plan(&[Target::array(&input.rechunk(&[15]).unwrap(), &place.at("out"))], &spec));
-    let context = |address: RunAddress| RunContext {
-        plan: Arc::clone(&plan),
-        address,
-        stores: Stores::default(),
-        kernels: Arc::default(),
-        cancel: Cancel::default(),
-    };
+    let context =
+        |address: RunAddress| RunContext { plan: Arc::clone(&plan), address, stores: Stores::default(), kernels: Arc::default(), cancel: Cancel::default() };
     let address = written(&plan, &spec);
     executor.check(&context(address.clone())).unwrap();
 
