@@ -64,6 +64,8 @@ const DEFAULT_BATCH: usize = 64;
 const DEFAULT_BATCH_TIME: Duration = Duration::from_secs(10);
 /// The longest that Lambda lets a function run.
 const DEFAULT_FUNCTION_TIMEOUT: Duration = Duration::from_secs(900);
+/// Threads that find out the addresses of hosts for new connections.
+const NAMES: usize = 8;
 /// What is waited for invocations that nobody needs any more.
 const DEFAULT_LINGER: Duration = Duration::from_secs(5);
 
@@ -169,7 +171,8 @@ impl LambdaExecutor {
     }
 
     fn client(&self) -> Result<(tokio::runtime::Runtime, Arc<Client>), ExecutorError> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("freestone-lambda").enable_all().build();
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(2).max_blocking_threads(dispatch::LOOKS + NAMES).thread_name("freestone-lambda").enable_all().build();
         let runtime = runtime.map_err(|e| ExecutorError::Threads(e.to_string()))?;
         let client = Client::new(self).map_err(|e| self.unavailable(e))?;
         Ok((runtime, Arc::new(client)))

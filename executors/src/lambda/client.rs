@@ -130,3 +130,24 @@ pub(super) fn sockets(wanted: usize) -> usize {
     }
     wanted.min(usize::try_from(current.saturating_sub(OTHER_DESCRIPTORS)).unwrap_or(usize::MAX)).max(1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The limit is one of the whole process: it is only raised here, as a run would.
+    #[test]
+    fn there_are_as_many_sockets_as_the_system_lets_us_have() {
+        let before = getrlimit(Resource::Nofile);
+        let (current, maximum) = (before.current.unwrap_or(u64::MAX), before.maximum.unwrap_or(u64::MAX));
+        assert_eq!(sockets(1), 1);
+        let fits = usize::try_from(current.min(1 << 20)).unwrap() - OTHER_DESCRIPTORS as usize;
+        assert_eq!(sockets(fits), fits);
+        assert_eq!(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX), current, "nothing is raised that is enough");
+        if maximum < 1 << 30 {
+            assert_eq!(sockets(1 << 30) as u64, maximum - OTHER_DESCRIPTORS);
+            assert_eq!(getrlimit(Resource::Nofile).current, Some(maximum));
+        }
+        assert!(super::super::dispatch::LOOKS as u64 <= OTHER_DESCRIPTORS / 2, "looking for records takes sockets too");
+    }
+}

@@ -14,7 +14,7 @@ use freestone_engine::remote::{self, Answer, Call, Environment, Invocation, Refu
 use freestone_engine::storage::Store;
 use freestone_engine::task::{FailureKind, RunAddress, TaskOutcome, TaskRequest};
 use freestone_engine::worker::RunContext;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::batch::Pace;
 use super::client::{self, Client};
@@ -37,6 +37,9 @@ const STARVED: Duration = Duration::from_secs(600);
 /// The records of an answer that was lost are waited for so long at least, and looked for so often at first.
 const PATIENCE: Duration = Duration::from_secs(2);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// Answers whose records are looked for at once, each by a thread with a connection of its own: less than what `client` leaves for other descriptors
+/// than its own.
+pub(super) const LOOKS: usize = 32;
 
 /// Asks the function whether it can run the plan.
 pub(super) fn probe(of: &LambdaExecutor, context: &RunContext) -> Result<Probed, ExecutorError> {
@@ -88,7 +91,10 @@ fn client_name() -> String {
 pub(super) fn run(of: &LambdaExecutor, probed: Option<Probed>, context: &RunContext, source: &dyn TaskSource) -> (Invoked, Result<(), ExecutorError>) {
     let opened = of.client().and_then(|(runtime, client)| {
         let work = context.stores.open(&context.address.work_dir).map_err(|e| of.unavailable(e.to_string()))?;
-        Ok((runtime, Remote { client, work, address: context.address.clone(), name: client_name(), function_timeout: of.function_timeout }))
+        Ok((
+            runtime,
+            Remote { client, work, address: context.address.clone(), name: client_name(), function_timeout: of.function_timeout, looks: Semaphore::new(LOOKS) },
+        ))
     });
     let (runtime, remote) = match opened {
         Ok(opened) => opened,
@@ -136,6 +142,8 @@ struct Remote {
     /// In the keys of records.
     name: String,
     function_timeout: Duration,
+    /// So many may look for records.
+    looks: Semaphore,
 }
 
 /// An invocation under way.
@@ -504,6 +512,8 @@ impl Remote {
         if settled.left.is_empty() {
             return 0;
         }
+        // Threads are left for others while these wait.
+        let _turn = self.looks.acquire().await;
         let (remote, left) = (Arc::clone(self), std::mem::take(&mut settled.left));
         let looked = tokio::task::spawn_blocking(move || {
             let look = |request: TaskRequest| {

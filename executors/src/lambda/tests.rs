@@ -295,6 +295,21 @@ fn lost_answers_are_found_in_records() {
     assert!(fake.shared.tasks.lock().unwrap().values().all(|n| *n == 1), "nothing is computed twice");
 }
 
+/// More than look for records at once.
+#[test]
+fn answers_that_are_lost_at_the_same_time_are_found_too() {
+    assert!(60 > dispatch::LOOKS);
+    let all = std::sync::Barrier::new(60);
+    let fake = Fake::start(move |_, _| {
+        all.wait();
+        Fate::Lost
+    });
+    let folder = folder();
+    let (found, invoked) = outcomes(folder.path(), &fake.executor(60).batches(1, Duration::from_secs(1)), 1);
+    assert!(found.len() == 60 && found.values().all(Option::is_none), "{found:?}");
+    assert_eq!((invoked.recovered, invoked.lost_answers, invoked.most_at_once), (60, 60, 60), "{invoked:?}");
+}
+
 #[test]
 fn failures_have_their_kinds() {
     for (fate, kind, says) in [
