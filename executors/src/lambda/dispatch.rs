@@ -57,12 +57,12 @@ pub(super) fn probe(of: &LambdaExecutor, context: &RunContext) -> Result<Probed,
                 Answer::Refused { refusal, .. } => refusal.message,
                 Answer::Done { .. } => "it answers what it was not asked".into(),
             },
-            Reply::Throttled(_) if start.elapsed() < PROBE_TIME && !context.cancel.is_cancelled() => {
+            Reply::Throttled { .. } if start.elapsed() < PROBE_TIME && !context.cancel.is_cancelled() => {
                 std::thread::sleep(pause);
                 pause = (2 * pause).min(LONGEST_PAUSE);
                 continue;
             }
-            Reply::Throttled(why) => return Err(of.unavailable(starved(&why))),
+            Reply::Throttled { why, .. } => return Err(of.unavailable(starved(&why))),
             Reply::Ended(FailureKind::OutOfMemory, message) => format!("{message}: give the function more memory"),
             Reply::Ended(_, message) => format!("{message}: the function's log says more"),
             Reply::Lost { message, .. } => message,
@@ -153,6 +153,7 @@ struct UnderWay {
     /// How often it was refused before.
     refused: u32,
     is_needed: Arc<AtomicBool>,
+    made: Instant,
 }
 
 /// Requests that were in an invocation that was refused.
@@ -181,7 +182,10 @@ struct Settled {
 
 enum How {
     Answered,
-    Throttled,
+    /// Too many at once, or in a time.
+    Throttled {
+        too_often: bool,
+    },
     /// The environment has ended, or a whole invocation's time.
     Ended(FailureKind, String),
     Lost(String),
@@ -233,7 +237,8 @@ impl Dispatch<'_> {
                 self.source.wait();
                 continue;
             }
-            match settled.recv_timeout(TICK) {
+            let pause = self.window.pause(Instant::now());
+            match settled.recv_timeout(if pause.is_zero() { TICK } else { pause.min(TICK) }) {
                 Ok(settled) => self.settle(settled),
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
@@ -286,7 +291,7 @@ impl Dispatch<'_> {
     /// Makes invocations as there is room for them.
     fn invoke(&mut self) {
         let now = Instant::now();
-        while self.room() > 0 {
+        while self.room() > 0 && self.window.pause(now).is_zero() {
             if let Some(at) = self.again.iter().position(|a| a.not_before <= now)
                 && let Some(Again { refused, requests, .. }) = self.again.remove(at)
             {
@@ -311,7 +316,9 @@ impl Dispatch<'_> {
         let call = self.n_calls;
         let is_needed = Arc::new(AtomicBool::new(true));
         let expected = self.pace.expected(&requests);
-        self.calls.insert(call, UnderWay { owed: requests.clone(), refused, is_needed: Arc::clone(&is_needed) });
+        let made = Instant::now();
+        self.window.made(made);
+        self.calls.insert(call, UnderWay { owed: requests.clone(), refused, made, is_needed: Arc::clone(&is_needed) });
         let (remote, send) = (Arc::clone(&self.remote), self.send.clone());
         self.runtime.spawn(async move {
             let settled = remote.invoke(call, requests, expected, &is_needed).await;
@@ -321,13 +328,13 @@ impl Dispatch<'_> {
 
     fn settle(&mut self, settled: Settled) {
         let Settled { call, how, outcomes, not_started, left, recovered, environment, wall_ms, .. } = settled;
-        let Some(UnderWay { owed, refused, .. }) = self.calls.remove(&call) else { return };
+        let Some(UnderWay { owed, refused, made, .. }) = self.calls.remove(&call) else { return };
         let mut owed: HashMap<u64, TaskRequest> = owed.into_iter().map(|r| (r.id, r)).collect();
         let now = Instant::now();
         match &how {
-            How::Throttled => {
+            How::Throttled { too_often } => {
                 self.invoked.throttled += 1;
-                self.window.shrink(now);
+                if *too_often { self.window.slow(now, made) } else { self.window.shrink(now) }
             }
             _ => {
                 self.accepted = now;
@@ -360,7 +367,7 @@ impl Dispatch<'_> {
             return;
         }
         match how {
-            How::Throttled => {
+            How::Throttled { .. } => {
                 let pause = PAUSE.saturating_mul(1 << refused.min(10)).min(LONGEST_PAUSE);
                 // They do not come back together.
                 let not_before = now + pause.mul_f64(0.5 + (call % 64) as f64 / 64.0);
@@ -453,7 +460,7 @@ impl Remote {
         };
         match reply {
             Reply::Answer(answer) => self.answered(&mut settled, *answer).await,
-            Reply::Throttled(_) => settled.how = How::Throttled,
+            Reply::Throttled { too_often, .. } => settled.how = How::Throttled { too_often },
             Reply::Ended(kind, message) => {
                 settled.how = How::Ended(kind, message);
                 settled.recovered = self.find_records(&mut settled).await;

@@ -18,7 +18,7 @@ use freestone_engine::task::{FailureKind, RunAddress};
 use freestone_engine::worker::Cancel;
 use freestone_executors::{LambdaExecutor, Threads, conformance};
 use freestone_lambda::DType;
-use freestone_lambda_emulator::{Cap, Emulator, Faults, StoreFaults, StoreProxy};
+use freestone_lambda_emulator::{Cap, Emulator, Faults, Rate, StoreFaults, StoreProxy};
 use freestone_ops::io::{Target, open_in, outputs};
 use freestone_sessions::{Format, MAIN, Repository};
 
@@ -312,4 +312,28 @@ fn a_client_that_was_killed_goes_on() {
     assert_eq!(begun(&place.at("log")), 300, "each task is computed once");
     assert!(emulator.stats().faults.lost > 0);
     assert_eq!(tree(place.at("out/c")).len(), 300);
+}
+
+/// The account's rate is far below what the function could do, as is how fast environments are added: what is refused is a share that follows from how
+/// the client paces itself (`window`), and the run ends with the right result.
+#[test]
+fn a_low_rate_of_invocations_is_kept_to() {
+    const N: u64 = 100;
+    let rate = |burst, per_second| Some(Rate { burst, per_second });
+    for (requests, scaling) in [(rate(8, 20.0), None), (None, rate(2, 2.0))] {
+        let place = Place::new();
+        let emulator = own(|config| (config.requests, config.scaling) = (requests, scaling));
+        // A few requests in an invocation, and all of them out at once.
+        let lambda = executor(&emulator.url(), 8, 1000).batches(64, Duration::from_millis(1));
+        let kernel = Odd { sleep_ms: 4, ..Odd::default() };
+        let report = run(&[Target::array(&odd(N, &kernel), &place.at("out"))], &place.spec(), &lambda);
+        run(&[Target::array(&odd(N, &kernel), &place.at("expect"))], &place.spec(), &Threads::new(8));
+        let found = tree(place.at("out/c"));
+        assert!(found.len() as u64 == N && found == tree(place.at("expect/c")));
+        let (asked, refused) = (emulator.stats().asked as f64, emulator.stats().throttled as f64);
+        println!("{refused} of {asked} were refused, {:.1} s", report.wall.as_secs_f64());
+        // Of the first window; by what finds out the rate, `log2` of 80; and one in eight. Each may have taken another one with it that was under way.
+        assert!(refused > 0.0 && refused <= 2.0 * (8.0 + 6.4 + asked * 1.1f64.log2()), "{refused} of {asked}");
+        assert_eq!(report.invoked.unwrap().throttled as f64, refused);
+    }
 }
