@@ -46,6 +46,47 @@ fn the_suite_for_executors_passes_through_the_client() {
     let place = Place::new();
     let emulator = stock(|_| ());
     conformance::check(place.0.path(), |slots| Box::new(executor(&emulator.url(), slots, 1000).batches(1, Duration::from_secs(1))));
+    // As many requests in one invocation.
+    conformance::check(&place.0.path().join("batches"), |slots| Box::new(executor(&emulator.url(), 1, 1000).batches(slots, Duration::from_secs(1))));
+}
+
+/// Credentials sign requests: they are in nothing that travels, nor in what a run leaves in its work directory.
+#[test]
+fn nobody_is_told_of_credentials() {
+    let place = Place::new();
+    let emulator = own(|config| {
+        (config.keep_bodies, config.signed) = (true, true);
+        let variables = [("AWS_ACCESS_KEY_ID", "id-4711-worker"), ("AWS_SECRET_ACCESS_KEY", "key-4711-worker"), ("AWS_SESSION_TOKEN", "token-4711-worker")];
+        config.variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    });
+    let lambda = executor(&emulator.url(), 2, 100).credentials("id-4711-client", "key-4711-client", Some("token-4711-client"));
+    // It fails in the middle, so that its folder stays.
+    let kernel = Odd { panic_at: Some(100), ..Odd::default() };
+    let error = tried(&[Target::array(&odd(20, &kernel), &place.at("out"))], &place.spec(), &lambda).unwrap_err();
+    assert!(matches!(error, RunError::Stopped { .. }), "{error}");
+    let found = tree(place.at("work"));
+    for name in ["run.json", "plan.json", ".jsonl", "/answers/"] {
+        assert!(found.keys().any(|path| path.contains(name)), "{name} is not in {:?}", found.keys());
+    }
+    let kept = emulator.kept();
+    assert!(kept.len() > 2);
+    let bodies = kept.iter().flat_map(|k| [("a request".to_owned(), &k.request), ("an answer".to_owned(), &k.answer)]);
+    for (what, bytes) in found.iter().map(|(path, bytes)| (path.clone(), bytes)).chain(bodies) {
+        assert!(!String::from_utf8_lossy(bytes).contains("-4711-"), "{what} tells of credentials");
+    }
+}
+
+/// What does not fit into an invocation of a function with little time is asked for again.
+#[test]
+fn a_function_with_little_time_is_invoked_more_often() {
+    let place = Place::new();
+    let emulator = own(|config| config.timeout = Duration::from_secs(3));
+    let lambda = LambdaExecutor::new("freestone", "us-east-1").endpoint(&emulator.url()).credentials("key", "secret", None);
+    let kernel = Odd { sleep_ms: 300, ..Odd::default() };
+    // Eight at once take twice what there is.
+    run(&[Target::array(&odd(150, &kernel), &place.at("out"))], &place.spec(), &lambda.concurrency(1).batches(150, Duration::from_secs(600)));
+    assert_eq!(tree(place.at("out/c")).len(), 150);
+    assert!(emulator.stats().invocations > 3, "{:?}", emulator.stats());
 }
 
 #[test]
