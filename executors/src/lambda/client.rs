@@ -17,8 +17,6 @@ use super::reply::{Raw, Reply, read};
 /// Bodies of answers that may be in memory at once, in units: TCP holds the others back.
 const BODY_UNITS: u32 = 1024;
 const UNIT_BYTES: u64 = 64 << 10;
-/// An answer comes so long after the function's time is over at the latest.
-const GRACE: Duration = Duration::from_secs(10);
 
 /// A client of one function.
 #[derive(Debug)]
@@ -34,11 +32,11 @@ pub(super) struct Client {
 pub(super) type Replied = (Reply, Option<OwnedSemaphorePermit>);
 
 impl Client {
-    /// No I/O.
-    pub(super) fn new(of: &LambdaExecutor) -> Result<Client, String> {
+    /// One that waits for an answer so long. No I/O.
+    pub(super) fn new(of: &LambdaExecutor, timeout: Duration) -> Result<Client, String> {
         let options = ClientOptions::new()
             .with_allow_http(of.endpoint.starts_with("http://"))
-            .with_timeout(of.function_timeout + GRACE)
+            .with_timeout(timeout)
             .with_connect_timeout(Duration::from_secs(10))
             .with_user_agent(HeaderValue::from_static(concat!("freestone/", env!("CARGO_PKG_VERSION"))));
         let http = ReqwestConnector::default().connect(&options).map_err(|e| e.to_string())?;

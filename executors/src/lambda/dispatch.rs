@@ -43,14 +43,17 @@ pub(super) const LOOKS: usize = 32;
 
 /// Asks the function whether it can run the plan.
 pub(super) fn probe(of: &LambdaExecutor, context: &RunContext) -> Result<Probed, ExecutorError> {
-    let (runtime, client) = of.client()?;
+    let (runtime, client) = of.client(of.function_timeout)?;
     let invocation = Invocation::new(context.address.clone(), client_name(), Call::Probe);
     let (start, mut pause, mut failures) = (Instant::now(), PAUSE, 0);
     loop {
         let (reply, _) = runtime.block_on(client.invoke(&invocation));
         let why = match reply {
             Reply::Answer(answer) => match *answer {
-                Answer::Ready { environment, slots, .. } => return Ok(Probed { folder: context.address.folder.clone(), environment, slots }),
+                Answer::Ready { environment, slots, remaining_ms } => {
+                    let time = Duration::from_millis(remaining_ms);
+                    return Ok(Probed { folder: context.address.folder.clone(), environment, slots, time });
+                }
                 Answer::Refused { refusal, .. } if refusal.kind != RefusalKind::Storage => {
                     return Err(ExecutorError::Refused { worker: of.worker(), refusal });
                 }
@@ -89,12 +92,10 @@ fn client_name() -> String {
 
 /// Runs until the source stops, and says what that took.
 pub(super) fn run(of: &LambdaExecutor, probed: Option<Probed>, context: &RunContext, source: &dyn TaskSource) -> (Invoked, Result<(), ExecutorError>) {
-    let opened = of.client().and_then(|(runtime, client)| {
+    let time = probed.as_ref().map_or(of.function_timeout, |p| p.time);
+    let opened = of.client(time).and_then(|(runtime, client)| {
         let work = context.stores.open(&context.address.work_dir).map_err(|e| of.unavailable(e.to_string()))?;
-        Ok((
-            runtime,
-            Remote { client, work, address: context.address.clone(), name: client_name(), function_timeout: of.function_timeout, looks: Semaphore::new(LOOKS) },
-        ))
+        Ok((runtime, Remote { client, work, address: context.address.clone(), name: client_name(), time, looks: Semaphore::new(LOOKS) }))
     });
     let (runtime, remote) = match opened {
         Ok(opened) => opened,
@@ -141,7 +142,8 @@ struct Remote {
     address: RunAddress,
     /// In the keys of records.
     name: String,
-    function_timeout: Duration,
+    /// What an invocation may take.
+    time: Duration,
     /// So many may look for records.
     looks: Semaphore,
 }
@@ -468,7 +470,7 @@ impl Remote {
             Reply::Lost { message, is_over } => {
                 settled.how = How::Lost(message);
                 // Where only the connection is lost, its worker may still be at it.
-                let patience = if is_over { Duration::ZERO } else { PATIENCE.max(expected.mul_f64(1.5)).min(self.function_timeout) };
+                let patience = if is_over { Duration::ZERO } else { PATIENCE.max(expected.mul_f64(1.5)).min(self.time) };
                 let mut pause = LOOK_AGAIN;
                 loop {
                     settled.recovered += self.find_records(&mut settled).await;
