@@ -14,6 +14,7 @@ mod faults;
 mod functions;
 mod groups;
 mod intermediates;
+mod lambda;
 mod memory;
 mod observing;
 mod planner;

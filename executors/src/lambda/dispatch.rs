@@ -116,7 +116,6 @@ pub(super) fn run(of: &LambdaExecutor, probed: Option<Probed>, context: &RunCont
         send,
         window: Window::new(concurrency, now),
         pace: Pace::new(of.batch_time, of.batch, &slots, tasks, concurrency),
-        memory_bytes,
         waiting: VecDeque::new(),
         again: VecDeque::new(),
         calls: HashMap::new(),
@@ -124,7 +123,7 @@ pub(super) fn run(of: &LambdaExecutor, probed: Option<Probed>, context: &RunCont
         n_calls: 0,
         accepted: now,
         looked: now,
-        invoked: Invoked::default(),
+        invoked: Invoked { memory_bytes, ..Invoked::default() },
         error: None,
     };
     dispatch.go(&receive);
@@ -154,8 +153,8 @@ struct UnderWay {
     owed: Vec<TaskRequest>,
     /// How often it was refused before.
     refused: u32,
-    is_needed: Arc<AtomicBool>,
     made: Instant,
+    is_needed: Arc<AtomicBool>,
 }
 
 /// Requests that were in an invocation that was refused.
@@ -204,7 +203,6 @@ struct Dispatch<'a> {
     send: Sender<Settled>,
     window: Window,
     pace: Pace,
-    memory_bytes: u64,
     /// Requests that are in no invocation yet.
     waiting: VecDeque<TaskRequest>,
     again: VecDeque<Again>,
@@ -346,8 +344,11 @@ impl Dispatch<'_> {
                 self.invoked.crashes += u64::from(matches!(how, How::Ended(..)));
                 let is_cold = environment.as_ref().is_some_and(|e| e.invocations == 1);
                 self.invoked.cold_starts += u64::from(is_cold);
-                let (memory, init_ms) = environment.map_or((self.memory_bytes, 0), |e| (e.memory_bytes, if is_cold { e.init_ms } else { 0 }));
-                self.invoked.byte_ms += memory as f64 * (wall_ms + init_ms) as f64;
+                self.invoked.plans += u64::from(environment.as_ref().is_some_and(|e| !e.had_plan));
+                self.invoked.records += outcomes.len() as u64;
+                let init_ms = environment.as_ref().filter(|_| is_cold).map_or(0, |e| e.init_ms);
+                self.invoked.memory_bytes = environment.map_or(self.invoked.memory_bytes, |e| e.memory_bytes);
+                self.invoked.byte_ms += self.invoked.memory_bytes as f64 * (wall_ms + init_ms) as f64;
             }
         }
         // Storage asks for fewer, too: of tasks, or of workers that could not even fetch the plan.
