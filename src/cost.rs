@@ -179,20 +179,21 @@ impl Prices {
         self.price(place, Some(memory_mib), taken)
     }
 
-    /// What a run has taken, as far as it is known: requests of tasks that were killed are not. `None` where it ran on no machines that are paid for
-    /// by use.
+    /// What a run has taken, as far as it is known: requests of tasks that were killed are not, nor is the probe before it. `None` where it ran on no
+    /// machines that are paid for by use.
     pub fn measured(&self, report: &RunReport, place: &Place) -> Option<Cost> {
         let invoked = report.invoked?;
         let traffic = report.traffic();
-        // Each invocation leaves a record at least; once a second an environment looks whether anybody waits for it.
-        let looks = place.memory_mib.map_or(0, |mib| (invoked.gb_seconds() * 1024.0 / mib.max(1) as f64) as u64);
+        let memory_mib = place.memory_mib.or_else(|| Some(invoked.memory_bytes >> 20).filter(|mib| *mib > 0));
+        // Once a second an environment looks whether anybody waits for it.
+        let looks = memory_mib.map_or(0, |mib| (invoked.gb_seconds() * 1024.0 / mib.max(1) as f64) as u64);
         let taken = Taken {
             invocations: invoked.invocations,
             gb_seconds: invoked.gb_seconds(),
-            puts: traffic.writes + invoked.invocations,
-            gets: traffic.reads + invoked.cold_starts + looks,
+            puts: traffic.writes + invoked.records,
+            gets: traffic.reads + invoked.plans + looks,
         };
-        Some(self.price(place, place.memory_mib, taken))
+        Some(self.price(place, memory_mib, taken))
     }
 
     fn price(&self, place: &Place, memory_mib: Option<u64>, taken: Taken) -> Cost {
@@ -313,7 +314,7 @@ mod tests {
         let mut report = RunReport::default();
         assert_eq!(Prices::built_in().measured(&report, &place()), None);
         let byte_ms = 1000.0 * 10_000.0 * f64::from(1u32 << 31);
-        report.invoked = Some(Invoked { invocations: 1000, byte_ms, ..Invoked::default() });
+        report.invoked = Some(Invoked { invocations: 1000, records: 1000, byte_ms, ..Invoked::default() });
         let stage = freestone_engine::events::StageReport { tasks: 1000, ..Default::default() };
         report.stages.push(stage);
         (report.stages[0].traffic.reads, report.stages[0].traffic.writes) = (4000, 1000);
@@ -335,6 +336,10 @@ mod tests {
         gets from S3             4000          23583
         dollars                 $0.35          $0.12
         ");
+        // The function has told its memory; its environments have looked 10 000 times whether anybody waits, and 16 of them have fetched the plan.
+        report.invoked = report.invoked.map(|i| Invoked { memory_bytes: 1 << 31, plans: 16, records: 5000, ..i });
+        let cost = Prices::built_in().measured(&report, &place()).unwrap();
+        assert_eq!((cost.memory_mib, cost.puts, cost.gets), (Some(2048), 6000, 14_016));
         let arm = Place { architecture: "arm64".into(), region: KNOWN_REGION.into(), ..place() };
         assert!((Prices::built_in().measured(&report, &arm).unwrap().compute_dollars - 0.2667).abs() < 1e-3);
     }

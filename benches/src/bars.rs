@@ -39,6 +39,8 @@ const INSTRUCTIONS_PER_EVENT: f64 = 6000.0;
 const MICROS_TO_DRIVE: f64 = 25.0;
 const MB_TO_DRIVE: f64 = 200.0;
 const MB_TO_COMMIT: f64 = 400.0;
+/// Descriptors of a client besides one for each invocation at once.
+const OTHER_DESCRIPTORS: f64 = 256.0;
 /// What a thousand simulated environments wait for requests, of their time.
 const WAITED: f64 = 0.05;
 /// The slowest of more environments with as many times the work, over one.
@@ -200,6 +202,13 @@ fn driver() -> Result<Vec<Bar>, Failure> {
         limit: AtMost(WAITED),
         unit: "",
     });
+    let cost = driving::measure(Workers::Function, Stages::One, false)?;
+    let said = cost.client.map(|c| c.to_string()).unwrap_or_default();
+    println!("driving a function, {} at once: {:.0} tasks/s; {said}", driving::SLOTS, cost.tasks as f64 / cost.wall_s);
+    let bar = |what: &str, measured, most, unit| Bar { name: format!("driving a function: {what}"), measured, limit: AtMost(most), unit };
+    bars.push(bar("CPU a task", Some(cost.micros_per_task), MICROS_TO_DRIVE, " µs"));
+    bars.push(bar("peak RSS", Some(cost.peak_rss_bytes as f64 * 1e-6), MB_TO_DRIVE, " MB"));
+    bars.push(bar("open descriptors", cost.client.map(|c| c.descriptors as f64), driving::SLOTS as f64 + OTHER_DESCRIPTORS, ""));
     Ok(bars)
 }
 

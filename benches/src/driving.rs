@@ -3,15 +3,19 @@
 //! The executor here answers each request with the receipts that its tasks would have, of chunks that nobody wrote. What is left is the
 //! driver: order, receipts checked, journal, commit. [`Workers::AtOnce`] answers at once, with as many requests under way as there are slots;
 //! [`Workers::Simulated`] are a thousand environments that start, take requests and answer after a while, by a clock, on one thread.
+//! [`Workers::Function`] is the executor for AWS Lambda itself, with a thousand invocations at once of a function in another process ([`function`]).
+
+pub(crate) mod function;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
-use freestone::engine::executor::{Executor, ExecutorError, Next, TaskSource};
+use freestone::engine::executor::{Executor, ExecutorError, Invoked, Next, TaskSource};
 use freestone::engine::grid::try_for_each_coord;
 use freestone::engine::machine;
 use freestone::engine::storage::reader::{Traffic, Written};
@@ -22,9 +26,10 @@ use freestone::{CodecName, DType, Options, Settings, Target};
 use serde::{Deserialize, Serialize};
 
 use crate::{Failure, process};
+use function::{Descriptors, Function};
 
-/// Requests under way.
-const SLOTS: usize = 1000;
+/// Requests under way, or invocations of a function.
+pub(crate) const SLOTS: usize = 1000;
 /// Of every run.
 const N_TASKS: u64 = 1_000_000;
 /// What an environment takes to start, and a request until it is with its environment and its answer back: of the emulator (FACTS), in µs.
@@ -40,6 +45,8 @@ pub(crate) enum Workers {
     AtOnce,
     /// Environments with latencies.
     Simulated,
+    /// A function, through the client.
+    Function,
 }
 
 /// What is driven.
@@ -78,12 +85,27 @@ pub(crate) struct Cost {
     pub(crate) peak_rss_bytes: u64,
     /// Of the time of simulated environments until the last request was handed out, what they waited for one.
     pub(crate) waited: f64,
+    /// Of a function.
+    pub(crate) client: Option<Client>,
+}
+
+/// What the client of a function did.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Client {
+    pub(crate) invocations: u64,
+    pub(crate) most_at_once: u64,
+    /// Requests whose answers got lost, and whose records told of them.
+    pub(crate) recovered: u64,
+    /// Open at once, at most.
+    pub(crate) descriptors: u64,
 }
 
 /// Measures in fresh processes.
 pub(crate) fn measure(workers: Workers, stages: Stages, commit: bool) -> Result<Cost, Failure> {
     let name = |v: Option<clap::builder::PossibleValue>| v.map(|v| v.get_name().to_owned()).unwrap_or_default();
     let mut command = process::own("child-driving")?;
+    // What a machine has to say about the way to the network does not concern its own addresses.
+    command.env("NO_PROXY", "127.0.0.1").env("no_proxy", "127.0.0.1");
     command.args(["--workers", &name(workers.to_possible_value()), "--stages", &name(stages.to_possible_value())]);
     command.args(commit.then_some("--commit"));
     process::json(&mut command, process::TIME_LIMIT)
@@ -92,7 +114,8 @@ pub(crate) fn measure(workers: Workers, stages: Stages, commit: bool) -> Result<
 /// Measures everything and prints it.
 pub(crate) fn print_all() -> Result<(), Failure> {
     let at_once = Workers::AtOnce;
-    let rows = [(at_once, Stages::One, false), (at_once, Stages::Several, false), (at_once, Stages::One, true), (Workers::Simulated, Stages::One, false)];
+    let [simulated, function] = [Workers::Simulated, Workers::Function].map(|workers| (workers, Stages::One, false));
+    let rows = [(at_once, Stages::One, false), (at_once, Stages::Several, false), (at_once, Stages::One, true), simulated, function];
     for (workers, stages, commit) in rows {
         let cost = measure(workers, stages, commit)?;
         let rate = cost.tasks as f64 / cost.wall_s;
@@ -103,7 +126,11 @@ pub(crate) fn print_all() -> Result<(), Failure> {
             cost.micros_per_task,
             freestone::size(cost.peak_rss_bytes),
             cost.wall_s,
-            if workers == Workers::Simulated { format!("; {SLOTS} environments waited {:.1} % of their time", 100.0 * cost.waited) } else { String::new() }
+            match cost.client {
+                Some(client) => format!("; {client}"),
+                None if workers == Workers::Simulated => format!("; {SLOTS} environments waited {:.1} % of their time", 100.0 * cost.waited),
+                None => String::new(),
+            }
         );
     }
     Ok(())
@@ -124,31 +151,47 @@ pub(crate) fn run(child: &Child) -> Result<Cost, Failure> {
             &x - &x.mean(1)?.expand_dims(1)?
         }
     };
-    let executor = Answering { workers: child.workers, waited: Mutex::default() };
+    let function = (child.workers == Workers::Function).then(Function::start).transpose()?;
+    let answering = Answering { workers: child.workers, waited: Mutex::default() };
+    let lambda = function.as_ref().map(Function::executor);
+    let executor: &dyn Executor = lambda.as_ref().map_or(&answering, |e| e);
+    let descriptors = function.as_ref().map(|_| Descriptors::count());
     let (start, cpu);
     let report = if child.commit {
         let repository = Repository::create(&at("repository"), Format::default())?;
         let mut session = freestone::Session::begin(&repository, MAIN)?;
         session.add(session.target(&array, "out").codec(CodecName::None));
         (start, cpu) = (Instant::now(), machine::process_cpu_ns());
-        session.commit_with("driven", &spec, &executor, CommitOptions::default(), &Options::default())?
+        session.commit_with("driven", &spec, executor, CommitOptions::default(), &Options::default())?
     } else {
         let planned = freestone::plan(&[Target::array(&array, &at("out")).codec(CodecName::None)], &spec)?;
         (start, cpu) = (Instant::now(), machine::process_cpu_ns());
-        freestone::run(&planned, &spec, &executor)?
+        freestone::run(&planned, &spec, executor)?
     };
-    let took = machine::process_cpu_ns() - cpu;
+    let (took, wall) = (machine::process_cpu_ns() - cpu, start.elapsed());
     let tasks = report.stages.iter().map(|s| s.tasks).sum::<u64>();
     if std::env::var_os("FREESTONE_BENCH_EXPLAIN").is_some() {
         eprintln!("{report}");
     }
+    let client = match (report.invoked, descriptors.map(Descriptors::most).transpose()?) {
+        (Some(Invoked { invocations, most_at_once, recovered, .. }), Some(descriptors)) => Some(Client { invocations, most_at_once, recovered, descriptors }),
+        _ => None,
+    };
     Ok(Cost {
         tasks,
-        wall_s: start.elapsed().as_secs_f64(),
+        wall_s: wall.as_secs_f64(),
         micros_per_task: took as f64 * 1e-3 / tasks as f64,
         peak_rss_bytes: machine::peak_rss_bytes(),
-        waited: executor.waited.into_inner().unwrap_or_else(PoisonError::into_inner),
+        waited: answering.waited.into_inner().unwrap_or_else(PoisonError::into_inner),
+        client,
     })
+}
+
+impl fmt::Display for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Client { invocations, most_at_once, recovered, descriptors } = self;
+        write!(f, "{invocations} invocations, {most_at_once} at once, {recovered} requests by their records, {descriptors} descriptors at most")
+    }
 }
 
 /// Answers requests without computing.
@@ -182,6 +225,8 @@ impl Executor for Answering {
     fn run(&self, context: &RunContext, source: &dyn TaskSource) -> Result<(), ExecutorError> {
         match self.workers {
             Workers::AtOnce => at_once(context, source),
+            // That has an executor of its own.
+            Workers::Function => {}
             Workers::Simulated => *self.waited.lock().unwrap_or_else(PoisonError::into_inner) = simulated(context, source),
         }
         Ok(())

@@ -96,6 +96,8 @@ enum Command {
     #[command(hide = true)]
     ChildDriving(driving::Child),
     #[command(hide = true)]
+    ChildAnswering,
+    #[command(hide = true)]
     ChildScaling(scaling::Child),
     #[command(hide = true)]
     ChildEnvironment,
@@ -300,6 +302,7 @@ fn dispatch(command: Command) -> Result<bool, Failure> {
         Command::ChildFloor(child) => println!("{}", serde_json::to_string(&floor::run(&child)?)?),
         Command::ChildCase(child) => println!("{}", serde_json::to_string(&workloads::run_case(&child)?)?),
         Command::ChildDriving(child) => println!("{}", serde_json::to_string(&driving::run(&child)?)?),
+        Command::ChildAnswering => driving::function::answer()?,
         Command::ChildScaling(child) => println!("{}", serde_json::to_string(&scaling::run(&child)?)?),
         Command::ChildEnvironment => scaling::environment()?,
         Command::ChildObservers(child) => println!("{}", observers::run(&child)?),

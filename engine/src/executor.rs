@@ -47,6 +47,12 @@ pub struct Invoked {
     pub invocations: u64,
     /// Of these, the first of an environment.
     pub cold_starts: u64,
+    /// Requests that have ended, and have left a record.
+    pub records: u64,
+    /// Environments that had to fetch the plan: cold ones, and those that had another.
+    pub plans: u64,
+    /// Bytes of the function's memory, once an environment has told it.
+    pub memory_bytes: u64,
     /// Memory of the function times the time that it ran, in bytes and milliseconds; what is paid for.
     pub byte_ms: f64,
     /// Invocations that were refused because there were too many, and made again.

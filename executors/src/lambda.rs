@@ -41,6 +41,7 @@ pub struct LambdaExecutor {
     batch: usize,
     batch_time: Duration,
     function_timeout: Duration,
+    grace: Duration,
     linger: Duration,
     credentials: Option<AwsCredentialProvider>,
     probed: Mutex<Option<Probed>>,
@@ -54,6 +55,8 @@ struct Probed {
     folder: String,
     environment: Environment,
     slots: Vec<u32>,
+    /// What an invocation may take.
+    time: Duration,
 }
 
 /// Invocations at once, as an account has them at first.
@@ -64,6 +67,10 @@ const DEFAULT_BATCH: usize = 64;
 const DEFAULT_BATCH_TIME: Duration = Duration::from_secs(10);
 /// The longest that Lambda lets a function run.
 const DEFAULT_FUNCTION_TIMEOUT: Duration = Duration::from_secs(900);
+/// An answer comes so long after the function's time is over at the latest: an environment may have to start before that time begins.
+const GRACE: Duration = Duration::from_secs(10);
+/// Threads that find out the addresses of hosts for new connections.
+const NAMES: usize = 8;
 /// What is waited for invocations that nobody needs any more.
 const DEFAULT_LINGER: Duration = Duration::from_secs(5);
 
@@ -86,6 +93,7 @@ impl LambdaExecutor {
             batch: DEFAULT_BATCH,
             batch_time: DEFAULT_BATCH_TIME,
             function_timeout: DEFAULT_FUNCTION_TIMEOUT,
+            grace: GRACE,
             linger: DEFAULT_LINGER,
             credentials: None,
             probed: Mutex::default(),
@@ -135,7 +143,7 @@ impl LambdaExecutor {
         self
     }
 
-    /// The function's own time limit; 900 seconds unless said. An answer that has not come 10 seconds after that is lost.
+    /// The function's own time limit until it has told it; 900 seconds unless said. An answer that has not come 10 seconds after that is lost.
     #[must_use]
     pub fn function_timeout(mut self, limit: Duration) -> LambdaExecutor {
         self.function_timeout = limit;
@@ -168,10 +176,12 @@ impl LambdaExecutor {
         ExecutorError::Unavailable { worker: self.worker(), message: message.into() }
     }
 
-    fn client(&self) -> Result<(tokio::runtime::Runtime, Arc<Client>), ExecutorError> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("freestone-lambda").enable_all().build();
+    /// A client that waits for an invocation of so long.
+    fn client(&self, time: Duration) -> Result<(tokio::runtime::Runtime, Arc<Client>), ExecutorError> {
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(2).max_blocking_threads(dispatch::LOOKS + NAMES).thread_name("freestone-lambda").enable_all().build();
         let runtime = runtime.map_err(|e| ExecutorError::Threads(e.to_string()))?;
-        let client = Client::new(self).map_err(|e| self.unavailable(e))?;
+        let client = Client::new(self, time + self.grace).map_err(|e| self.unavailable(e))?;
         Ok((runtime, Arc::new(client)))
     }
 }

@@ -23,6 +23,7 @@ use freestone::cost::{self, Cost, Place, Prices};
 use freestone::drawing::svg;
 use freestone::engine::driver::RunError;
 use freestone::engine::events::Observer;
+use freestone::engine::executor::Executor;
 use freestone::engine::plan::PlanExplanation;
 use freestone::engine::session::Session;
 use freestone::limits::Limits;
@@ -95,7 +96,7 @@ fn execute(targets: &[Target], session: Option<RunSession>, limits: &Limits, wat
     let cancel = interruptible(&spec.work_dir)?;
     let session = session.as_ref().map(|s| s as &dyn Session);
     let run = |observers: &[&dyn Observer]| freestone::run_with(&planned, &spec, &*executor, &Options { observers, cancel, session, ..Options::default() });
-    let report = watching.watch(&spec, run)??;
+    let report = watching.watch(&spec, run)?.inspect_err(|_| spent(&*executor, &spec))?;
     // The work is done; that nobody hears of it is no failure.
     let projected = report.invoked.and_then(|_| projected(&planned.plan().explain(), &spec).ok());
     let _ = said.and_then(|()| say(&took(&report, projected.as_ref(), &spec, mode.json)));
@@ -108,10 +109,23 @@ fn projected(plan: &PlanExplanation, spec: &Spec) -> Result<Cost, Failure> {
     Ok(Prices::load().map_err(Failure::Usage)?.project(plan, &place))
 }
 
+/// What a run has cost that ran on machines that are paid for by use.
+fn measured(report: &RunReport, spec: &Spec) -> Option<Cost> {
+    let place = Place::from_env(spec.parallelism, |name| std::env::var(name).ok()).ok()?;
+    Prices::load().ok()?.measured(report, &place)
+}
+
+/// Says what a run has cost that did not end well. What its tasks read and wrote is in the report that it does not have.
+fn spent(executor: &dyn Executor, spec: &Spec) {
+    let invoked = executor.invoked().filter(|i| i.invocations > 0);
+    if let Some(cost) = measured(&RunReport { invoked, ..RunReport::default() }, spec) {
+        let _ = writeln!(io::stderr(), "{cost}\n  and requests to S3 of its tasks");
+    }
+}
+
 /// What a run took, and what that has cost where it ran on machines that are paid for by use.
 fn took(report: &RunReport, projected: Option<&Cost>, spec: &Spec, json: bool) -> String {
-    let place = Place::from_env(spec.parallelism, |name| std::env::var(name).ok());
-    let measured = place.ok().zip(Prices::load().ok()).and_then(|(place, prices)| prices.measured(report, &place));
+    let measured = measured(report, spec);
     let cost = match (measured.as_ref(), projected) {
         (Some(measured), Some(projected)) => format!("\n{}", cost::beside(measured, projected)),
         (Some(measured), None) => format!("\n{measured}"),

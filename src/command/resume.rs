@@ -3,11 +3,12 @@
 use clap::Args;
 use freestone::Options;
 use freestone::engine::driver::RunError;
+use freestone::engine::events::Observer;
 use freestone::engine::session::Session;
 use freestone::limits::Limits;
 
 use super::watching::Watching;
-use super::{Failure, committing, interruptible, say, took};
+use super::{Failure, committing, interruptible, say, spent, took};
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -39,9 +40,10 @@ pub(crate) fn resume(asked: &Arguments) -> Result<(), Failure> {
     let rebased = if asked.rebase { freestone::sessions::RunSession::of_ticket(&stored.record.session) } else { None };
     let rebased = rebased.transpose()?.map(|s| s.with_rebase(committing::rebase(true)));
     let session = rebased.as_ref().map(|s| s as &dyn Session);
-    let report = asked.watching.watch(&spec, |observers| {
+    let run = |observers: &[&dyn Observer]| {
         freestone::resume(&stored, &spec, &*executor, &Options { observers, cancel, session, stores, verify_inputs: asked.verify_inputs, ..Options::default() })
-    })??;
+    };
+    let report = asked.watching.watch(&spec, run)?.inspect_err(|_| spent(&*executor, &spec))?;
     // The work is done; that nobody hears of it is no failure.
     let _ = say(&took(&report, None, &spec, asked.json));
     Ok(())

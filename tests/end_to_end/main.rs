@@ -15,6 +15,7 @@ mod faults;
 mod functions;
 mod groups;
 mod intermediates;
+mod lambda;
 mod memory;
 mod observing;
 mod planner;

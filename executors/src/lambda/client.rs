@@ -17,8 +17,6 @@ use super::reply::{Raw, Reply, read};
 /// Bodies of answers that may be in memory at once, in units: TCP holds the others back.
 const BODY_UNITS: u32 = 1024;
 const UNIT_BYTES: u64 = 64 << 10;
-/// An answer comes so long after the function's time is over at the latest.
-const GRACE: Duration = Duration::from_secs(10);
 
 /// A client of one function.
 #[derive(Debug)]
@@ -34,11 +32,11 @@ pub(super) struct Client {
 pub(super) type Replied = (Reply, Option<OwnedSemaphorePermit>);
 
 impl Client {
-    /// No I/O.
-    pub(super) fn new(of: &LambdaExecutor) -> Result<Client, String> {
+    /// One that waits for an answer so long. No I/O.
+    pub(super) fn new(of: &LambdaExecutor, timeout: Duration) -> Result<Client, String> {
         let options = ClientOptions::new()
             .with_allow_http(of.endpoint.starts_with("http://"))
-            .with_timeout(of.function_timeout + GRACE)
+            .with_timeout(timeout)
             .with_connect_timeout(Duration::from_secs(10))
             .with_user_agent(HeaderValue::from_static(concat!("freestone/", env!("CARGO_PKG_VERSION"))));
         let http = ReqwestConnector::default().connect(&options).map_err(|e| e.to_string())?;
@@ -129,4 +127,25 @@ pub(super) fn sockets(wanted: usize) -> usize {
         }
     }
     wanted.min(usize::try_from(current.saturating_sub(OTHER_DESCRIPTORS)).unwrap_or(usize::MAX)).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The limit is one of the whole process: it is only raised here, as a run would.
+    #[test]
+    fn there_are_as_many_sockets_as_the_system_lets_us_have() {
+        let before = getrlimit(Resource::Nofile);
+        let (current, maximum) = (before.current.unwrap_or(u64::MAX), before.maximum.unwrap_or(u64::MAX));
+        assert_eq!(sockets(1), 1);
+        let fits = usize::try_from(current.min(1 << 20)).unwrap() - OTHER_DESCRIPTORS as usize;
+        assert_eq!(sockets(fits), fits);
+        assert_eq!(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX), current, "nothing is raised that is enough");
+        if maximum < 1 << 30 {
+            assert_eq!(sockets(1 << 30) as u64, maximum - OTHER_DESCRIPTORS);
+            assert_eq!(getrlimit(Resource::Nofile).current, Some(maximum));
+        }
+        assert!(super::super::dispatch::LOOKS as u64 <= OTHER_DESCRIPTORS / 2, "looking for records takes sockets too");
+    }
 }

@@ -14,7 +14,7 @@ use freestone_engine::remote::{self, Answer, Call, Environment, Invocation, Refu
 use freestone_engine::storage::Store;
 use freestone_engine::task::{FailureKind, RunAddress, TaskOutcome, TaskRequest};
 use freestone_engine::worker::RunContext;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::batch::Pace;
 use super::client::{self, Client};
@@ -37,29 +37,35 @@ const STARVED: Duration = Duration::from_secs(600);
 /// The records of an answer that was lost are waited for so long at least, and looked for so often at first.
 const PATIENCE: Duration = Duration::from_secs(2);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// Answers whose records are looked for at once, each by a thread with a connection of its own: less than what `client` leaves for other descriptors
+/// than its own.
+pub(super) const LOOKS: usize = 32;
 
 /// Asks the function whether it can run the plan.
 pub(super) fn probe(of: &LambdaExecutor, context: &RunContext) -> Result<Probed, ExecutorError> {
-    let (runtime, client) = of.client()?;
+    let (runtime, client) = of.client(of.function_timeout)?;
     let invocation = Invocation::new(context.address.clone(), client_name(), Call::Probe);
     let (start, mut pause, mut failures) = (Instant::now(), PAUSE, 0);
     loop {
         let (reply, _) = runtime.block_on(client.invoke(&invocation));
         let why = match reply {
             Reply::Answer(answer) => match *answer {
-                Answer::Ready { environment, slots, .. } => return Ok(Probed { folder: context.address.folder.clone(), environment, slots }),
+                Answer::Ready { environment, slots, remaining_ms } => {
+                    let time = Duration::from_millis(remaining_ms);
+                    return Ok(Probed { folder: context.address.folder.clone(), environment, slots, time });
+                }
                 Answer::Refused { refusal, .. } if refusal.kind != RefusalKind::Storage => {
                     return Err(ExecutorError::Refused { worker: of.worker(), refusal });
                 }
                 Answer::Refused { refusal, .. } => refusal.message,
                 Answer::Done { .. } => "it answers what it was not asked".into(),
             },
-            Reply::Throttled(_) if start.elapsed() < PROBE_TIME && !context.cancel.is_cancelled() => {
+            Reply::Throttled { .. } if start.elapsed() < PROBE_TIME && !context.cancel.is_cancelled() => {
                 std::thread::sleep(pause);
                 pause = (2 * pause).min(LONGEST_PAUSE);
                 continue;
             }
-            Reply::Throttled(why) => return Err(of.unavailable(starved(&why))),
+            Reply::Throttled { why, .. } => return Err(of.unavailable(starved(&why))),
             Reply::Ended(FailureKind::OutOfMemory, message) => message,
             Reply::Ended(_, message) => format!("{message}: the function's log says more"),
             Reply::Lost { message, .. } => message,
@@ -86,9 +92,10 @@ fn client_name() -> String {
 
 /// Runs until the source stops, and says what that took.
 pub(super) fn run(of: &LambdaExecutor, probed: Option<Probed>, context: &RunContext, source: &dyn TaskSource) -> (Invoked, Result<(), ExecutorError>) {
-    let opened = of.client().and_then(|(runtime, client)| {
+    let time = probed.as_ref().map_or(of.function_timeout, |p| p.time);
+    let opened = of.client(time).and_then(|(runtime, client)| {
         let work = context.stores.open(&context.address.work_dir).map_err(|e| of.unavailable(e.to_string()))?;
-        Ok((runtime, Remote { client, work, address: context.address.clone(), name: client_name(), function_timeout: of.function_timeout }))
+        Ok((runtime, Remote { client, work, address: context.address.clone(), name: client_name(), time, looks: Semaphore::new(LOOKS) }))
     });
     let (runtime, remote) = match opened {
         Ok(opened) => opened,
@@ -109,7 +116,6 @@ pub(super) fn run(of: &LambdaExecutor, probed: Option<Probed>, context: &RunCont
         send,
         window: Window::new(concurrency, now),
         pace: Pace::new(of.batch_time, of.batch, &slots, tasks, concurrency),
-        memory_bytes,
         waiting: VecDeque::new(),
         again: VecDeque::new(),
         calls: HashMap::new(),
@@ -117,7 +123,7 @@ pub(super) fn run(of: &LambdaExecutor, probed: Option<Probed>, context: &RunCont
         n_calls: 0,
         accepted: now,
         looked: now,
-        invoked: Invoked::default(),
+        invoked: Invoked { memory_bytes, ..Invoked::default() },
         error: None,
     };
     dispatch.go(&receive);
@@ -135,7 +141,10 @@ struct Remote {
     address: RunAddress,
     /// In the keys of records.
     name: String,
-    function_timeout: Duration,
+    /// What an invocation may take.
+    time: Duration,
+    /// So many may look for records.
+    looks: Semaphore,
 }
 
 /// An invocation under way.
@@ -144,6 +153,7 @@ struct UnderWay {
     owed: Vec<TaskRequest>,
     /// How often it was refused before.
     refused: u32,
+    made: Instant,
     is_needed: Arc<AtomicBool>,
 }
 
@@ -173,7 +183,10 @@ struct Settled {
 
 enum How {
     Answered,
-    Throttled,
+    /// Too many at once, or in a time.
+    Throttled {
+        too_often: bool,
+    },
     /// The environment has ended, or a whole invocation's time.
     Ended(FailureKind, String),
     Lost(String),
@@ -190,7 +203,6 @@ struct Dispatch<'a> {
     send: Sender<Settled>,
     window: Window,
     pace: Pace,
-    memory_bytes: u64,
     /// Requests that are in no invocation yet.
     waiting: VecDeque<TaskRequest>,
     again: VecDeque<Again>,
@@ -225,7 +237,8 @@ impl Dispatch<'_> {
                 self.source.wait();
                 continue;
             }
-            match settled.recv_timeout(TICK) {
+            let pause = self.window.pause(Instant::now());
+            match settled.recv_timeout(if pause.is_zero() { TICK } else { pause.min(TICK) }) {
                 Ok(settled) => self.settle(settled),
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
@@ -278,7 +291,7 @@ impl Dispatch<'_> {
     /// Makes invocations as there is room for them.
     fn invoke(&mut self) {
         let now = Instant::now();
-        while self.room() > 0 {
+        while self.room() > 0 && self.window.pause(now).is_zero() {
             if let Some(at) = self.again.iter().position(|a| a.not_before <= now)
                 && let Some(Again { refused, requests, .. }) = self.again.remove(at)
             {
@@ -303,7 +316,9 @@ impl Dispatch<'_> {
         let call = self.n_calls;
         let is_needed = Arc::new(AtomicBool::new(true));
         let expected = self.pace.expected(&requests);
-        self.calls.insert(call, UnderWay { owed: requests.clone(), refused, is_needed: Arc::clone(&is_needed) });
+        let made = Instant::now();
+        self.window.made(made);
+        self.calls.insert(call, UnderWay { owed: requests.clone(), refused, made, is_needed: Arc::clone(&is_needed) });
         let (remote, send) = (Arc::clone(&self.remote), self.send.clone());
         self.runtime.spawn(async move {
             let settled = remote.invoke(call, requests, expected, &is_needed).await;
@@ -313,13 +328,13 @@ impl Dispatch<'_> {
 
     fn settle(&mut self, settled: Settled) {
         let Settled { call, how, outcomes, not_started, left, recovered, environment, wall_ms, .. } = settled;
-        let Some(UnderWay { owed, refused, .. }) = self.calls.remove(&call) else { return };
+        let Some(UnderWay { owed, refused, made, .. }) = self.calls.remove(&call) else { return };
         let mut owed: HashMap<u64, TaskRequest> = owed.into_iter().map(|r| (r.id, r)).collect();
         let now = Instant::now();
         match &how {
-            How::Throttled => {
+            How::Throttled { too_often } => {
                 self.invoked.throttled += 1;
-                self.window.shrink(now);
+                if *too_often { self.window.slow(now, made) } else { self.window.shrink(now) }
             }
             _ => {
                 self.accepted = now;
@@ -329,8 +344,11 @@ impl Dispatch<'_> {
                 self.invoked.crashes += u64::from(matches!(how, How::Ended(..)));
                 let is_cold = environment.as_ref().is_some_and(|e| e.invocations == 1);
                 self.invoked.cold_starts += u64::from(is_cold);
-                let (memory, init_ms) = environment.map_or((self.memory_bytes, 0), |e| (e.memory_bytes, if is_cold { e.init_ms } else { 0 }));
-                self.invoked.byte_ms += memory as f64 * (wall_ms + init_ms) as f64;
+                self.invoked.plans += u64::from(environment.as_ref().is_some_and(|e| !e.had_plan));
+                self.invoked.records += outcomes.len() as u64;
+                let init_ms = environment.as_ref().filter(|_| is_cold).map_or(0, |e| e.init_ms);
+                self.invoked.memory_bytes = environment.map_or(self.invoked.memory_bytes, |e| e.memory_bytes);
+                self.invoked.byte_ms += self.invoked.memory_bytes as f64 * (wall_ms + init_ms) as f64;
             }
         }
         // Storage asks for fewer, too: of tasks, or of workers that could not even fetch the plan.
@@ -352,7 +370,7 @@ impl Dispatch<'_> {
             return;
         }
         match how {
-            How::Throttled => {
+            How::Throttled { .. } => {
                 let pause = PAUSE.saturating_mul(1 << refused.min(10)).min(LONGEST_PAUSE);
                 // They do not come back together.
                 let not_before = now + pause.mul_f64(0.5 + (call % 64) as f64 / 64.0);
@@ -445,7 +463,7 @@ impl Remote {
         };
         match reply {
             Reply::Answer(answer) => self.answered(&mut settled, *answer).await,
-            Reply::Throttled(_) => settled.how = How::Throttled,
+            Reply::Throttled { too_often, .. } => settled.how = How::Throttled { too_often },
             Reply::Ended(kind, message) => {
                 settled.how = How::Ended(kind, message);
                 settled.recovered = self.find_records(&mut settled).await;
@@ -453,7 +471,7 @@ impl Remote {
             Reply::Lost { message, is_over } => {
                 settled.how = How::Lost(message);
                 // Where only the connection is lost, its worker may still be at it.
-                let patience = if is_over { Duration::ZERO } else { PATIENCE.max(expected.mul_f64(1.5)).min(self.function_timeout) };
+                let patience = if is_over { Duration::ZERO } else { PATIENCE.max(expected.mul_f64(1.5)).min(self.time) };
                 let mut pause = LOOK_AGAIN;
                 loop {
                     settled.recovered += self.find_records(&mut settled).await;
@@ -504,6 +522,8 @@ impl Remote {
         if settled.left.is_empty() {
             return 0;
         }
+        // Threads are left for others while these wait.
+        let _turn = self.looks.acquire().await;
         let (remote, left) = (Arc::clone(self), std::mem::take(&mut settled.left));
         let looked = tokio::task::spawn_blocking(move || {
             let look = |request: TaskRequest| {

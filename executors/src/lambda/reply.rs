@@ -22,8 +22,8 @@ pub(super) struct Raw<'a> {
 pub(super) enum Reply {
     /// The worker's answer.
     Answer(Box<Answer>),
-    /// Too many at once: nothing was run.
-    Throttled(String),
+    /// Too many at once, or in a time: nothing was run.
+    Throttled { too_often: bool, why: String },
     /// The environment came to its end, or its time did; of what it ran some may have been finished.
     Ended(FailureKind, String),
     /// The service failed, or the answer was none; of what was run some may have been finished, and may still go on unless it is over.
@@ -60,7 +60,9 @@ pub(super) fn read(raw: &Raw<'_>) -> Reply {
         (200, Some(_)) => of_function(&said(), raw.log),
         (429, _) => {
             let said = said();
-            Reply::Throttled(if said.reason.is_empty() { said.message } else { said.reason })
+            // Of the function, of its reserved concurrency, or of the caller.
+            let too_often = said.reason.ends_with("RateLimitExceeded");
+            Reply::Throttled { too_often, why: if said.reason.is_empty() { said.message } else { said.reason } }
         }
         (status @ 500.., _) => over(format!("Lambda answered {status} {}: {}", raw.error_type.unwrap_or_default(), said().message)),
         (status, _) => {
@@ -141,7 +143,7 @@ mod tests {
     fn check(raw: &Raw<'_>, expect: &str) {
         let found = match read(raw) {
             Reply::Answer(_) => "answer".into(),
-            Reply::Throttled(why) => format!("throttled: {why}"),
+            Reply::Throttled { too_often, why } => format!("throttled{}: {why}", if too_often { ", too often" } else { "" }),
             Reply::Ended(kind, why) => format!("{}: {why}", kind.name()),
             Reply::Lost { message, is_over } => format!("lost: {message} {is_over}"),
             Reply::Refused { denied, message } => format!("refused{}: {message}", if denied { ", denied" } else { "" }),
@@ -169,6 +171,9 @@ mod tests {
         let refused = |status, kind, body: &'static str| Raw { status, error_type: Some(kind), body: body.as_bytes(), ..Raw::default() };
         let many = r#"{"Type":"User","Reason":"ConcurrentInvocationLimitExceeded","message":"Rate Exceeded."}"#;
         check(&refused(429, "TooManyRequestsException", many), "throttled: ConcurrentInvocationLimitExceeded");
+        let often = r#"{"Reason":"FunctionInvocationRateLimitExceeded","message":"Rate Exceeded."}"#;
+        check(&refused(429, "TooManyRequestsException", often), "throttled, too often: FunctionInvocationRateLimitExceeded");
+        check(&refused(429, "TooManyRequestsException", r#"{"message":"Rate Exceeded."}"#), "throttled: Rate");
         check(&refused(500, "ServiceException", r#"{"Message":"oops"}"#), "lost: Lambda answered 500 ServiceException: oops");
         check(&refused(503, "", ""), "lost: Lambda answered 503");
         check(&refused(404, "ResourceNotFoundException:http://x", r#"{"Message":"Function not found"}"#), "refused: ResourceNotFoundException: Function not");

@@ -42,6 +42,8 @@ enum Fate {
     Recorded,
     /// It takes so many milliseconds more.
     Slow(u64),
+    /// A probe is told of so many milliseconds.
+    Brief(u64),
     /// Storage asks for fewer requests.
     StorageThrottled,
     Refused(RefusalKind),
@@ -168,7 +170,8 @@ impl Shared {
             _ => {}
         }
         let Call::Run(requests) = &invocation.call else {
-            return answer(&Answer::Ready { environment, slots: vec![1], remaining_ms: 20_000 });
+            let remaining_ms = if let Fate::Brief(ms) = fate { ms } else { 20_000 };
+            return answer(&Answer::Ready { environment, slots: vec![1], remaining_ms });
         };
         if fate == Fate::StorageThrottled {
             let slow_down = |request: &TaskRequest| {
@@ -293,6 +296,43 @@ fn lost_answers_are_found_in_records() {
     assert!(invoked.recovered > 0 && invoked.lost_answers >= fake.count("Lost") + fake.count("Late"), "{invoked:?}");
     assert!(fake.count("Lost") > 0 && fake.count("Late") > 0 && fake.count("Recorded") > 0);
     assert!(fake.shared.tasks.lock().unwrap().values().all(|n| *n == 1), "nothing is computed twice");
+}
+
+/// More than look for records at once.
+#[test]
+fn answers_that_are_lost_at_the_same_time_are_found_too() {
+    assert!(60 > dispatch::LOOKS);
+    let all = std::sync::Barrier::new(60);
+    let fake = Fake::start(move |_, _| {
+        all.wait();
+        Fate::Lost
+    });
+    let folder = folder();
+    let (found, invoked) = outcomes(folder.path(), &fake.executor(60).batches(1, Duration::from_secs(1)), 1);
+    assert!(found.len() == 60 && found.values().all(Option::is_none), "{found:?}");
+    assert_eq!((invoked.recovered, invoked.lost_answers, invoked.most_at_once), (60, 60, 60), "{invoked:?}");
+}
+
+/// Whatever was said of the function before it has told how much time it has.
+#[test]
+fn an_answer_is_waited_for_as_long_as_the_function_has_time() {
+    let folder = folder();
+    let lost = |told, said, slow| {
+        let is_first = AtomicBool::new(true);
+        let fake = Fake::start(move |_, invocation| match () {
+            () if is_probe(invocation) => Fate::Brief(told),
+            () if is_first.swap(false, Ordering::Relaxed) => Fate::Slow(slow),
+            () => Fate::Done,
+        });
+        let mut executor = fake.executor(4).function_timeout(said);
+        executor.grace = Duration::from_secs(1);
+        executor.check(&conformance::context(folder.path())).unwrap();
+        let (found, invoked) = outcomes(folder.path(), &executor, 1);
+        assert_eq!(found.len(), 60);
+        invoked.lost_answers
+    };
+    assert!(lost(100, Duration::from_secs(900), 600_000) > 0);
+    assert_eq!(lost(60_000, Duration::ZERO, 3000), 0);
 }
 
 #[test]

@@ -234,6 +234,7 @@ impl Function {
     }
 
     async fn run(self: Arc<Function>, mut lease: Lease, body: Bytes, fate: Fate, id: String, is_duplicate: bool) -> Reply {
+        let begun = Instant::now();
         let environment = match self.environment(&mut lease).await {
             Ok(environment) => environment,
             Err(error) => return Reply::Service(error.to_string()),
@@ -243,6 +244,7 @@ impl Function {
         let mut state = self.lock();
         let stats = &mut state.stats;
         stats.invocations += 1;
+        stats.ran_ms += 1e3 * begun.elapsed().as_secs_f64();
         stats.faults.slowed += u64::from(fate.slow.is_some());
         stats.faults.duplicated += u64::from(is_duplicate);
         let exit = |how: &str| error("Runtime.ExitError", format!("RequestId: {id} Error: Runtime exited with error: {how}"));

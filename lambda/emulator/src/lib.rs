@@ -7,10 +7,11 @@
 //!
 //! [`Emulator::start`] takes a [`Config`] and listens on 127.0.0.1, at a port that the system chooses; when the value is dropped, everything is
 //! stopped. `front` has the Invoke API, `environment` a process and its Runtime API, `cgroup` its memory. [`StoreProxy`] lets requests to an object
-//! store go wrong.
+//! store go wrong, and [`Answering`] is a function without environments, to measure clients with.
 //!
 //! Left out: signatures are looked for, not verified; CPU is not rationed; response streams, layers, versions.
 
+mod answering;
 mod cgroup;
 mod client;
 mod environment;
@@ -27,6 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{fmt, io};
 
+pub use answering::Answering;
 pub use client::{Invoked, request};
 pub use faults::Faults;
 pub use proxy::{StoreFaults, StoreProxy, StoreStats};

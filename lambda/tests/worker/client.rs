@@ -18,7 +18,7 @@ use freestone_engine::task::{FailureKind, RunAddress};
 use freestone_engine::worker::{Cancel, RunContext};
 use freestone_executors::{LambdaExecutor, Threads, conformance};
 use freestone_lambda::DType;
-use freestone_lambda_emulator::{Cap, Emulator, Faults, StoreFaults, StoreProxy};
+use freestone_lambda_emulator::{Cap, Emulator, Faults, Rate, StoreFaults, StoreProxy};
 use freestone_ops::io::{Target, open_in, outputs};
 use freestone_sessions::{Format, MAIN, Repository};
 
@@ -46,6 +46,47 @@ fn the_suite_for_executors_passes_through_the_client() {
     let place = Place::new();
     let emulator = stock(|_| ());
     conformance::check(place.0.path(), |slots| Box::new(executor(&emulator.url(), slots, 1000).batches(1, Duration::from_secs(1))));
+    // As many requests in one invocation.
+    conformance::check(&place.0.path().join("batches"), |slots| Box::new(executor(&emulator.url(), 1, 1000).batches(slots, Duration::from_secs(1))));
+}
+
+/// Credentials sign requests: they are in nothing that travels, nor in what a run leaves in its work directory.
+#[test]
+fn nobody_is_told_of_credentials() {
+    let place = Place::new();
+    let emulator = own(|config| {
+        (config.keep_bodies, config.signed) = (true, true);
+        let variables = [("AWS_ACCESS_KEY_ID", "id-4711-worker"), ("AWS_SECRET_ACCESS_KEY", "key-4711-worker"), ("AWS_SESSION_TOKEN", "token-4711-worker")];
+        config.variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    });
+    let lambda = executor(&emulator.url(), 2, 100).credentials("id-4711-client", "key-4711-client", Some("token-4711-client"));
+    // It fails in the middle, so that its folder stays.
+    let kernel = Odd { panic_at: Some(100), ..Odd::default() };
+    let error = tried(&[Target::array(&odd(20, &kernel), &place.at("out"))], &place.spec(), &lambda).unwrap_err();
+    assert!(matches!(error, RunError::Stopped { .. }), "{error}");
+    let found = tree(place.at("work"));
+    for name in ["run.json", "plan.json", ".jsonl", "/answers/"] {
+        assert!(found.keys().any(|path| path.contains(name)), "{name} is not in {:?}", found.keys());
+    }
+    let kept = emulator.kept();
+    assert!(kept.len() > 2);
+    let bodies = kept.iter().flat_map(|k| [("a request".to_owned(), &k.request), ("an answer".to_owned(), &k.answer)]);
+    for (what, bytes) in found.iter().map(|(path, bytes)| (path.clone(), bytes)).chain(bodies) {
+        assert!(!String::from_utf8_lossy(bytes).contains("-4711-"), "{what} tells of credentials");
+    }
+}
+
+/// What does not fit into an invocation of a function with little time is asked for again.
+#[test]
+fn a_function_with_little_time_is_invoked_more_often() {
+    let place = Place::new();
+    let emulator = own(|config| config.timeout = Duration::from_secs(3));
+    let lambda = LambdaExecutor::new("freestone", "us-east-1").endpoint(&emulator.url()).credentials("key", "secret", None);
+    let kernel = Odd { sleep_ms: 300, ..Odd::default() };
+    // Eight at once take twice what there is.
+    run(&[Target::array(&odd(150, &kernel), &place.at("out"))], &place.spec(), &lambda.concurrency(1).batches(150, Duration::from_secs(600)));
+    assert_eq!(tree(place.at("out/c")).len(), 150);
+    assert!(emulator.stats().invocations > 3, "{:?}", emulator.stats());
 }
 
 #[test]
@@ -129,7 +170,7 @@ fn an_environment_without_memory_is_told_from_one_that_was_lost() {
     assert!(emulator.stats().oom_kills >= 2);
 }
 
-/// 5 % kills, 5 % lost answers, 10 % throttling, 2 % stragglers.
+/// 5 % kills, 5 % lost answers, 10 % throttling, 2 % that run twice, 2 % stragglers.
 fn chaos(concurrency: usize, variables: Vec<(String, String)>) -> Emulator {
     own(|config| {
         (config.concurrency, config.variables) = (concurrency, variables);
@@ -139,7 +180,7 @@ fn chaos(concurrency: usize, variables: Vec<(String, String)>) -> Emulator {
             kill: 0.05,
             kill_after: Duration::ZERO..Duration::from_millis(40),
             lose: 0.05,
-            duplicate: 0.0,
+            duplicate: 0.02,
             slow: 0.02,
             slow_factor: 20,
         };
@@ -153,7 +194,9 @@ fn assert_survived(emulator: &Emulator, report: &RunReport, log: &str, n: u64, s
     println!("{:.1} s, {computed:.3} × computed\n{report}\n{:?} of {} invocations", since.elapsed().as_secs_f64(), stats.faults, stats.asked);
     assert!(computed <= 1.25, "{computed}");
     let asked = stats.asked as f64;
-    for (fired, share) in [(stats.faults.throttled, 0.1), (stats.faults.killed, 0.05), (stats.faults.lost, 0.05), (stats.faults.slowed, 0.02)] {
+    let fired = &stats.faults;
+    let shares = [(fired.throttled, 0.1), (fired.killed, 0.05), (fired.lost, 0.05), (fired.duplicated, 0.02), (fired.slowed, 0.02)];
+    for (fired, share) in shares {
         assert!(fired as f64 >= 0.5 * share * asked, "{:?} of {asked}", stats.faults);
     }
     let invoked = report.invoked.unwrap();
@@ -346,4 +389,28 @@ fn a_client_that_was_killed_goes_on() {
     assert_eq!(begun(&place.at("log")), 300, "each task is computed once");
     assert!(emulator.stats().faults.lost > 0);
     assert_eq!(tree(place.at("out/c")).len(), 300);
+}
+
+/// The account's rate is far below what the function could do, as is how fast environments are added: what is refused is a share that follows from how
+/// the client paces itself (`window`), and the run ends with the right result.
+#[test]
+fn a_low_rate_of_invocations_is_kept_to() {
+    const N: u64 = 100;
+    let rate = |burst, per_second| Some(Rate { burst, per_second });
+    for (requests, scaling) in [(rate(8, 20.0), None), (None, rate(2, 2.0))] {
+        let place = Place::new();
+        let emulator = own(|config| (config.requests, config.scaling) = (requests, scaling));
+        // A few requests in an invocation, and all of them out at once.
+        let lambda = executor(&emulator.url(), 8, 1000).batches(64, Duration::from_millis(1));
+        let kernel = Odd { sleep_ms: 4, ..Odd::default() };
+        let report = run(&[Target::array(&odd(N, &kernel), &place.at("out"))], &place.spec(), &lambda);
+        run(&[Target::array(&odd(N, &kernel), &place.at("expect"))], &place.spec(), &Threads::new(8));
+        let found = tree(place.at("out/c"));
+        assert!(found.len() as u64 == N && found == tree(place.at("expect/c")));
+        let (asked, refused) = (emulator.stats().asked as f64, emulator.stats().throttled as f64);
+        println!("{refused} of {asked} were refused, {:.1} s", report.wall.as_secs_f64());
+        // Of the first window; by what finds out the rate, `log2` of 80; and one in eight. Each may have taken another one with it that was under way.
+        assert!(refused > 0.0 && refused <= 2.0 * (8.0 + 6.4 + asked * 1.1f64.log2()), "{refused} of {asked}");
+        assert_eq!(report.invoked.unwrap().throttled as f64, refused);
+    }
 }

@@ -255,3 +255,11 @@ pub fn rows(everything: bool) -> Vec<Row> {
     }
     rows
 }
+
+/// How many there are, by the lengths of the lists.
+pub fn n_rows(everything: bool) -> usize {
+    let read = PATHS.iter().filter(|(.., writes)| !writes).count();
+    let paths = PATHS.len() * CODECS.len() + read * (formats().len() + 2);
+    // Without everything, large chunks that compress are left out.
+    if everything { 4 * (KERNELS.len() * CODECS.len() + paths) } else { 3 * (KERNELS.len() + paths) }
+}

@@ -1,0 +1,132 @@
+//! The executor for AWS Lambda, driven against a function that computes nothing.
+//!
+//! The function is a process of its own ([`answer`]), so that what it takes is not counted: it reads an invocation as a worker does, and answers with
+//! the receipts of the tasks after as long as these would have taken. What is left beside the driver is the client: batches, window, JSON, signatures,
+//! HTTP, and the records of answers that got lost.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, ChildStdin, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use freestone::LambdaExecutor;
+use freestone::engine::remote::{self, Call, Environment, Invocation};
+use freestone::engine::storage::Stores;
+use freestone::engine::user::KernelRegistry;
+use freestone::engine::worker::RunContext;
+use freestone_lambda_emulator::Answering;
+
+use super::{SLOTS, TASK_MICROS, WARM_MICROS};
+use crate::{Failure, process};
+
+/// Of so many answers, one gets lost.
+const PER_LOST: u64 = 100;
+/// Open descriptors are counted so often: each time takes a while.
+const COUNT: Duration = Duration::from_millis(100);
+
+/// A process that answers.
+pub(super) struct Function {
+    url: String,
+    child: Child,
+    /// It ends when this is closed.
+    stdin: Option<ChildStdin>,
+}
+
+impl Function {
+    pub(super) fn start() -> Result<Function, Failure> {
+        let mut child = process::own("child-answering")?.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let (stdin, stdout) = (child.stdin.take(), child.stdout.take().ok_or("it has no stdout")?);
+        let mut url = String::new();
+        BufReader::new(stdout).read_line(&mut url)?;
+        Ok(Function { url: url.trim().to_owned(), child, stdin })
+    }
+
+    /// As many environments as all the simulations here have.
+    pub(super) fn executor(&self) -> LambdaExecutor {
+        LambdaExecutor::new("driven", "us-east-1").endpoint(&self.url).credentials("key", "secret", None).concurrency(SLOTS)
+    }
+}
+
+impl Drop for Function {
+    fn drop(&mut self) {
+        drop(self.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// The process: answers until its standard input ends.
+pub(crate) fn answer() -> Result<(), Failure> {
+    let (plan, n) = (Mutex::new(None), AtomicU64::new(0));
+    let answering = Answering::start(move |body| {
+        let invocation = serde_json::from_slice(body).ok().and_then(|body| Invocation::from_json(&body).ok())?;
+        let n = n.fetch_add(1, Ordering::Relaxed);
+        answer_to(&invocation, &context(&plan, &invocation)?, n)
+    })?;
+    println!("{}", answering.url());
+    std::io::stdin().read_to_end(&mut Vec::new())?;
+    Ok(())
+}
+
+/// The run's plan, fetched once.
+fn context(plan: &Mutex<Option<RunContext>>, invocation: &Invocation) -> Option<RunContext> {
+    let mut plan = plan.lock().unwrap_or_else(PoisonError::into_inner);
+    if plan.as_ref().is_none_or(|p| p.address != invocation.address) {
+        *plan = remote::fetch(&invocation.address, &Stores::default(), &KernelRegistry::new()).ok();
+    }
+    plan.clone()
+}
+
+/// The body of the `n`-th answer, and how long its tasks would have taken, one after the other; `None` if it gets lost.
+fn answer_to(invocation: &Invocation, context: &RunContext, n: u64) -> Option<(Vec<u8>, Duration)> {
+    let environment = Environment { id: "driven".into(), invocations: n + 1, had_plan: n > 0, init_ms: 0, memory_bytes: 256 << 20, peak_bytes: 100_000_000 };
+    let warm = Duration::from_micros(WARM_MICROS);
+    let requests = match &invocation.call {
+        Call::Probe => {
+            let slots = vec![1; context.plan.plan().stages.len()];
+            let ready = remote::Answer::Ready { environment, slots, remaining_ms: 900_000 };
+            return Some((serde_json::to_vec(&ready).ok()?, warm));
+        }
+        Call::Run(requests) => requests,
+    };
+    let tasks = requests.iter().map(|r| r.count).sum::<u64>();
+    let work = Duration::from_micros(TASK_MICROS * tasks);
+    let outcomes: Vec<_> = requests.iter().map(|r| super::answer(context, r.clone(), TASK_MICROS * 1000)).collect();
+    if n % PER_LOST == PER_LOST - 1 {
+        let work = context.stores.open(&invocation.address.work_dir).ok()?;
+        outcomes.iter().try_for_each(|o| remote::write_record(&*work, &invocation.address.folder, &invocation.client, o).map(|_| ())).ok()?;
+        return None;
+    }
+    let wall_ms = work.as_millis() as u64;
+    let done = remote::Answer::Done { environment, outcomes, recorded: Vec::new(), not_started: Vec::new(), wall_ms };
+    Some((serde_json::to_vec(&done).ok()?, warm + work))
+}
+
+/// Counts this process's open descriptors, from time to time.
+pub(super) struct Descriptors {
+    is_over: Arc<AtomicBool>,
+    counting: JoinHandle<u64>,
+}
+
+impl Descriptors {
+    pub(super) fn count() -> Descriptors {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let its = Arc::clone(&is_over);
+        let counting = std::thread::spawn(move || {
+            let mut most = 0;
+            while !its.load(Ordering::Relaxed) {
+                most = most.max(std::fs::read_dir("/proc/self/fd").map_or(0, |open| open.count() as u64));
+                std::thread::sleep(COUNT);
+            }
+            most
+        });
+        Descriptors { is_over, counting }
+    }
+
+    /// The most that were open at once.
+    pub(super) fn most(self) -> Result<u64, Failure> {
+        self.is_over.store(true, Ordering::Relaxed);
+        self.counting.join().map_err(|_| "descriptors were not counted".into())
+    }
+}
