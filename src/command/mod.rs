@@ -23,6 +23,7 @@ use freestone::cost::{self, Cost, Place, Prices};
 use freestone::drawing::svg;
 use freestone::engine::driver::RunError;
 use freestone::engine::events::Observer;
+use freestone::engine::executor::Executor;
 use freestone::engine::plan::PlanExplanation;
 use freestone::engine::session::Session;
 use freestone::limits::Limits;
