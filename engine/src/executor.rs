@@ -34,10 +34,10 @@ pub enum ExecutorError {
     Unreachable(String),
     /// The work directory is elsewhere, so the workers are.
     #[error(
-        "{array} is to be in a directory of this machine, {url}, but workers that share the work directory {work_dir} do not see that: give it a place in \
+        "{array} has its place in a directory of this machine, {place}, which workers that share the work directory {work_dir} do not see: give it one in \
          an object store too, such as s3://BUCKET/PREFIX, or run on threads"
     )]
-    Local { array: String, url: String, work_dir: String },
+    Local { array: String, place: String, work_dir: String },
 }
 
 /// What a run has taken of somebody else's machines, where that is counted, and how their answers came.

@@ -20,7 +20,7 @@ use freestone_engine::executor::ExecutorError;
 use freestone_engine::plan::Place;
 use freestone_engine::storage::is_in_memory;
 #[cfg(feature = "lambda")]
-use freestone_engine::storage::is_remote_url;
+use freestone_engine::storage::{is_remote_url, join};
 use freestone_engine::task::{FailureKind, TaskFailure, TaskOutcome, TaskRequest};
 use freestone_engine::worker::RunContext;
 
@@ -45,10 +45,10 @@ fn in_reach(context: &RunContext) -> Result<(), ExecutorError> {
 fn in_reach_from_afar(context: &RunContext) -> Result<(), ExecutorError> {
     let work_dir = &context.address.work_dir;
     let local = context.plan.plan().arrays.iter().find_map(|a| match &a.place {
-        Place::Input { url, .. } | Place::Output { url, .. } if is_remote_url(work_dir) && !is_remote_url(url) => Some((a.name.clone(), url.clone())),
+        Place::Input { url, path, .. } | Place::Output { url, path } if is_remote_url(work_dir) && !is_remote_url(url) => Some((&a.name, join(url, path))),
         _ => None,
     });
-    local.map_or(Ok(()), |(name, url)| Err(ExecutorError::Local { array: format!("`{name}`"), url, work_dir: work_dir.clone() }))
+    local.map_or(Ok(()), |(name, place)| Err(ExecutorError::Local { array: format!("`{name}`"), place, work_dir: work_dir.clone() }))
 }
 
 /// The outcome of a request whose worker is gone.

@@ -140,7 +140,7 @@ fn places_that_the_function_does_not_see_are_refused() {
 
     let far = RunAddress { work_dir: "s3://bucket/work".into(), ..address.clone() };
     let error = executor.check(&context(far)).unwrap_err();
-    assert!(matches!(&error, ExecutorError::Local { url, .. } if *url == place.at("in")), "{error}");
+    assert!(matches!(&error, ExecutorError::Local { place: named, .. } if *named == place.at("out")), "{error}");
 
     let document = fs::read_to_string(place.at("in/zarr.json")).unwrap();
     fs::write(place.at("in/zarr.json"), document.replace("null", "\"NaN\"").replace("\"fill_value\":0.0", "\"fill_value\":1.0")).unwrap();
