@@ -157,7 +157,7 @@ pub fn run_with(planned: &Planned, spec: &Spec, executor: &dyn Executor, options
     session.store().into_iter().for_each(|s| stores.insert(s));
     let run = Run { spec, stores: &stores, kernels: &planned.kernels, executor, session, observers: options.observers, cancel: options.cancel.clone() };
     let ran = driver::run(&planned.plan, &run);
-    if ran.as_ref().is_err_and(|e| e.kept().is_none()) {
+    if ran.as_ref().is_err_and(RunError::is_final) {
         // Also where it did not even begin.
         session.abandon(&planned.plan);
     }

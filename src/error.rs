@@ -83,7 +83,7 @@ fn of_run(error: &RunError) -> ExitCode {
     match error {
         RunError::Plan(PlanError::ExceedsMemory { .. } | PlanError::ExceedsLocalMemory { .. }) => ExitCode::Memory,
         RunError::Session(SessionError::Storage(_) | SessionError::Refused { why: Refusal::Transient | Refusal::Failed, .. }) => ExitCode::Failed,
-        RunError::Session(_) | RunError::Running { .. } | RunError::TakenOver => ExitCode::Conflict,
+        RunError::Session(_) | RunError::Running { .. } | RunError::TakenOver { .. } => ExitCode::Conflict,
         RunError::Cancelled => ExitCode::Interrupted,
         RunError::Deadline(_) => ExitCode::Deadline,
         RunError::NoRun { .. } | RunError::InputChanged { .. } | RunError::Executor(ExecutorError::Unreachable(_) | ExecutorError::Local { .. }) => {

@@ -242,20 +242,25 @@ impl<'a> Drive<'a> {
                 _ => Ok(()),
             })
         };
-        let executed = keep(&queue, lock, journal.as_ref(), run.spec.deadline, &|| flush(true), || run.executor.run(&context, &queue));
+        let is_lost = || lock.is_lost().then(|| RunError::TakenOver { run: address.path() });
+        let executed = keep(&queue, &is_lost, journal.as_ref(), run.spec.deadline, &|| flush(true), || run.executor.run(&context, &queue));
         // What a run that goes well has left between its stages is not needed any more.
         let whole = executed.is_ok() && queue.is_done();
-        let is_ours = !lock.is_lost();
-        let flushed = if resumable && is_ours { again(|| flush(!whole)) } else { Ok(()) };
-        let ended = if is_ours { self.finish(executed, flushed, queue, folder, epoch > 0) } else { Err((RunError::TakenOver, false)) };
-        let mut report = match ended {
+        // Nothing is known where storage does not answer; then it is this process's, as far as it knows.
+        let is_ours = || !lock.is_lost() && lock.confirm().unwrap_or(true);
+        let taken_over = || {
+            let error = RunError::TakenOver { run: address.path() };
+            tell(&Event::RunEnded(Err(&error)));
+            error
+        };
+        // Folder and outputs belong to whoever goes on with it.
+        if !is_ours() {
+            return Err(taken_over());
+        }
+        let flushed = if resumable { again(|| flush(!whole)) } else { Ok(()) };
+        let mut report = match self.finish(executed, flushed, queue, folder, epoch > 0) {
             Ok(report) => report,
-            // Folder and outputs belong to whoever goes on with it.
-            Err((RunError::TakenOver, _)) => {
-                let error = RunError::TakenOver;
-                tell(&Event::RunEnded(Err(&error)));
-                return Err(error);
-            }
+            Err(_) if !is_ours() => return Err(taken_over()),
             Err(error) => {
                 // Where somebody else has the outputs' places, nothing can go on.
                 let is_over = matches!(&error.0, RunError::Session(error) if error.is_final());
@@ -346,7 +351,7 @@ impl<'a> Drive<'a> {
 /// Runs something while a thread looks after the run: it has the journal written, and ends the run at its deadline, and where it is somebody else's.
 fn keep<T>(
     queue: &Queue<'_>,
-    lock: &Lock,
+    is_lost: &(dyn Fn() -> Option<RunError> + Sync),
     journal: Option<&Journal>,
     deadline: Option<Duration>,
     flush: &(dyn Fn() -> Result<(), StorageError> + Sync),
@@ -372,8 +377,9 @@ fn keep<T>(
                     return;
                 }
                 drop(is_ended);
-                if lock.is_lost() {
-                    queue.fail(RunError::TakenOver);
+                if let Some(error) = is_lost() {
+                    queue.fail(error);
+                    return;
                 }
                 if let Some(limit) = deadline.filter(|d| start.elapsed() > *d) {
                     queue.fail(RunError::Deadline(limit));

@@ -32,10 +32,11 @@ pub enum RunError {
     Deadline(Duration),
     #[error("there is no run at {run} that can be resumed: {why}")]
     NoRun { run: String, why: String },
-    #[error("the run {run} is still going on in another process")]
+    #[error("the run {run} is still going on in another process; if that is gone, try again in a minute")]
     Running { run: String },
-    #[error("another process has taken the run over, since this one had given no sign of life for half a minute: it goes on there")]
-    TakenOver,
+    /// This process had given no sign of life for a while, or the lock was removed.
+    #[error("the lock on the run {run} is not this process's any more: another one goes on with it, or it was removed. What is here ends")]
+    TakenOver { run: String },
     #[error(
         "{place} is not what it was when the run began ({what}): nothing is computed from it any more. Start a new run. It concerns {}",
         stages.join(", ")
@@ -62,6 +63,11 @@ impl RunError {
             RunError::Stopped { error, .. } => error.cause(),
             other => other,
         }
+    }
+
+    /// True where nobody goes on with the run, here or elsewhere: its outputs' places can be given up.
+    pub fn is_final(&self) -> bool {
+        !matches!(self, RunError::Stopped { .. } | RunError::TakenOver { .. })
     }
 
     /// The run's folder, if it can be resumed.

@@ -116,7 +116,9 @@ impl ProcessId {
     /// True if it was one that this process would see, and it is not there any more.
     pub fn is_gone(&self) -> bool {
         let now = ProcessId::of(self.pid);
-        !self.boot.is_empty() && (&self.boot, &self.namespace) == (&now.boot, &now.namespace) && self.started != now.started
+        // Where those of others are hidden, the first one is.
+        let sees_all = started("1").is_some();
+        sees_all && !self.boot.is_empty() && (&self.boot, &self.namespace) == (&now.boot, &now.namespace) && self.started != now.started
     }
 }
 

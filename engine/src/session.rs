@@ -122,7 +122,7 @@ pub trait Session: Send + Sync {
 /// A region of an array that is there is written in place, chunk by chunk. That is no transaction: readers see new chunks beside old
 /// ones while the run goes on, and after one that failed. Runs that write different regions do not disturb each other.
 ///
-/// While it lives, a session that has begun keeps a lock on its claims, where stores have locks: another run is refused.
+/// While it lives, a session that has begun keeps a lock on its claims in directories: another run is refused.
 #[derive(Debug)]
 pub struct PlainZarr {
     stores: Stores,
@@ -148,8 +148,11 @@ impl PlainZarr {
         Some(PlainZarr { stores, claim: ticket["plain_zarr"]["claim"].as_str()?.to_owned(), locks: Mutex::default() })
     }
 
-    /// Keeps the claim on a target locked as long as this lives.
+    /// Keeps the claim on a target locked as long as this lives. In an object store a lock would be an object in the claim's place.
     fn lock(&self, target: &Target<'_>) -> Result<(), SessionError> {
+        if target.store.is_remote() {
+            return Ok(());
+        }
         let lock = target.store.lock(&join(target.path, CLAIM))?.ok_or_else(|| SessionError::Busy { place: target.store.place(target.path) })?;
         self.locks.lock().unwrap_or_else(PoisonError::into_inner).push(lock);
         Ok(())
@@ -299,7 +302,7 @@ impl Session for PlainZarr {
                 }
             }
             let claim = join(target.path, CLAIM);
-            if read_small(store, &claim, MAX_DOCUMENT_BYTES)?.is_some() && store.lock(&claim)?.is_none() {
+            if !store.is_remote() && read_small(store, &claim, MAX_DOCUMENT_BYTES)?.is_some() && store.lock(&claim)?.is_none() {
                 return Err(SessionError::Busy { place });
             }
             let there = exists(store, target.path)?;

@@ -35,8 +35,8 @@ pub(crate) const SESSION_PROPERTY: &str = "freestone_session";
 /// References that are given to Icechunk in one go.
 const REFERENCES_AT_ONCE: usize = 4096;
 
-/// How often a commit is tried again because storage did not answer, whatever happens where the branch has moved.
-const LOST_ANSWERS: u32 = 5;
+/// How often a commit is tried again because storage did not answer, whatever happens where the branch has moved; and so is making a repository.
+pub(crate) const LOST_ANSWERS: u32 = 5;
 
 /// What happens where the branch has moved since the session began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

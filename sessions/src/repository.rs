@@ -19,6 +19,7 @@ use object_store::memory::InMemory;
 use object_store::{ObjectStore, RetryConfig};
 use serde_json::{Map, Value};
 
+use crate::commit::LOST_ANSWERS;
 use crate::error::Error;
 use crate::location::Location;
 use crate::lock::Lock;
@@ -215,14 +216,20 @@ impl Repository {
     /// # Errors
     /// As [`open`](Repository::open) and [`create`](Repository::create).
     pub fn open_or_create(url: &str, format: Format) -> Result<Repository, Error> {
+        let mut lost = 0;
         for _ in 0..MAKING_ATTEMPTS {
             match Repository::open(url) {
                 Err(Error::NoRepository { .. } | Error::NotHere { .. }) => {}
                 other => return other,
             }
             match Repository::create(url, format) {
-                // Somebody else is making it, or it is not known whether it was made.
-                Err(e) if matches!(e, Error::Exists { .. }) || e.is_transient() => std::thread::sleep(MAKING_PAUSE),
+                // Somebody else is making it.
+                Err(Error::Exists { .. }) => std::thread::sleep(MAKING_PAUSE),
+                // It is not known whether it was made.
+                Err(e) if e.is_transient() && lost < LOST_ANSWERS => {
+                    lost += 1;
+                    std::thread::sleep(MAKING_PAUSE * lost);
+                }
                 other => return other,
             }
         }

@@ -606,7 +606,7 @@ fn s3_one_process_at_a_time_is_at_a_run() {
         thread::sleep(Duration::from_secs(7));
     });
     let error = observed(&taking).unwrap_err();
-    assert!(matches!(&error, Error::Run(RunError::TakenOver)) && error.exit_code() == ExitCode::Conflict, "{error}");
+    assert!(matches!(&error, Error::Run(RunError::TakenOver { .. })) && error.exit_code() == ExitCode::Conflict, "{error}");
     let left = folder();
     assert_eq!(fs::exists(place.at("locked-y/zarr.json")).ok(), Some(false), "nothing is published");
     resumed(&left).unwrap();

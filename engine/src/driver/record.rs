@@ -97,10 +97,7 @@ impl StoredRun {
     /// [`RunError::Running`], and where the work directory cannot be read.
     pub fn check_idle(&self, stores: &Stores) -> Result<(), RunError> {
         let work = stores.open(&self.address.work_dir).map_err(RunError::Work)?;
-        match self.address.lock(&*work)? {
-            Some(_) => Ok(()),
-            None => Err(RunError::Running { run: self.address.path() }),
-        }
+        if self.address.is_locked(&*work)? { Err(RunError::Running { run: self.address.path() }) } else { Ok(()) }
     }
 
     /// How far it has come.
@@ -109,11 +106,11 @@ impl StoredRun {
     /// Where the work directory cannot be read.
     pub fn standing(&self, stores: &Stores) -> Result<Standing, RunError> {
         let work = stores.open(&self.address.work_dir).map_err(RunError::Work)?;
-        let lock = self.address.lock(&*work)?;
+        let is_running = self.address.is_locked(&*work)?;
         let replay = Journal::read(&*work, &self.address.journal(), &self.plan, &mut |_, _| true).map_err(RunError::Work)?;
         let finished = replay.finished.iter().map(Finished::count).sum();
         let tasks = self.plan.plan().stages.iter().map(|s| s.n_tasks()).fold(0, u64::saturating_add);
-        Ok(Standing { finished, tasks, is_running: lock.is_none() })
+        Ok(Standing { finished, tasks, is_running })
     }
 }
 
@@ -135,6 +132,11 @@ impl RunAddress {
     /// `None` while a process is at the run.
     pub(super) fn lock(&self, work: &dyn Store) -> Result<Option<Lock>, RunError> {
         work.lock(&format!("{}/lock", self.folder)).map_err(RunError::Work)
+    }
+
+    /// True while a process is at the run.
+    fn is_locked(&self, work: &dyn Store) -> Result<bool, RunError> {
+        work.is_locked(&format!("{}/lock", self.folder)).map_err(RunError::Work)
     }
 }
 

@@ -11,6 +11,7 @@ use object_store::path::Path;
 use object_store::{Error, ObjectStore as Backend, ObjectStoreExt, PutMode, PutOptions, PutPayload, Result, UpdateVersion};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
+use tokio::sync::Mutex;
 use tokio::task::AbortHandle;
 
 use crate::machine::ProcessId;
@@ -22,7 +23,11 @@ struct Terms {
     expire: Duration,
 }
 
-const TERMS: Terms = Terms { renew: Duration::from_secs(5), expire: Duration::from_secs(30) };
+const TERMS: Terms = Terms { renew: Duration::from_secs(5), expire: Duration::from_secs(40) };
+/// Whoever waits for a lock looks at it so often in twice that time.
+const TURNS: u32 = 40;
+/// Letting go of a lock takes no longer.
+const RELEASE: Duration = Duration::from_secs(5);
 /// A put whose answer was lost is tried so often; what is there then tells what became of it.
 const TRIES: u32 = 6;
 const PAUSE: Duration = Duration::from_millis(100);
@@ -39,12 +44,18 @@ struct Holder {
 /// A lock that this process has, as long as it lives.
 #[derive(Debug)]
 pub(super) struct Lease {
-    backend: Arc<dyn Backend>,
+    held: Arc<Held>,
     runtime: Handle,
-    path: Path,
-    id: String,
-    is_lost: Arc<AtomicBool>,
     renewal: AbortHandle,
+}
+
+#[derive(Debug)]
+struct Held {
+    backend: Arc<dyn Backend>,
+    path: Path,
+    /// What was written last, and which version of the object that is.
+    last: Mutex<(Holder, UpdateVersion)>,
+    is_lost: AtomicBool,
 }
 
 impl Lease {
@@ -58,17 +69,23 @@ impl Lease {
         let process = ProcessId::own();
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
         let id = format!("{}-{now:x}-{}-{}", process.boot, process.pid, LEASES.fetch_add(1, Ordering::Relaxed));
-        let me = Holder { id: id.clone(), process, renewed: 0 };
+        let me = Holder { id, process, renewed: 0 };
         let Some(version) = acquire(&*backend, &path, &me, terms).await? else { return Ok(None) };
-        let is_lost = Arc::new(AtomicBool::new(false));
+        let held = Arc::new(Held { backend, path, last: Mutex::new((me, version)), is_lost: AtomicBool::new(false) });
         let runtime = Handle::current();
-        let renewal = runtime.spawn(keep(Arc::clone(&backend), path.clone(), me, version, terms, Arc::clone(&is_lost))).abort_handle();
-        Ok(Some(Lease { backend, runtime, path, id, is_lost, renewal }))
+        let renewal = runtime.spawn(keep(Arc::clone(&held), terms)).abort_handle();
+        Ok(Some(Lease { held, runtime, renewal }))
     }
 
-    /// True once somebody else has taken the lock, or removed it.
+    /// True once it is known that somebody else has taken the lock, or removed it.
     pub(super) fn is_lost(&self) -> bool {
-        self.is_lost.load(Ordering::Relaxed)
+        self.held.is_lost.load(Ordering::Relaxed)
+    }
+
+    /// Finds out whether the lock is still this process's, by a sign of life.
+    pub(super) fn confirm(&self) -> impl Future<Output = Result<bool>> + Send + 'static {
+        let held = Arc::clone(&self.held);
+        async move { held.renew().await.map(|()| !held.is_lost.load(Ordering::Relaxed)) }
     }
 }
 
@@ -78,64 +95,90 @@ impl Drop for Lease {
         if self.is_lost() {
             return;
         }
-        let (backend, path, id) = (Arc::clone(&self.backend), self.path.clone(), std::mem::take(&mut self.id));
+        let held = Arc::clone(&self.held);
         let (done, wait) = std::sync::mpsc::sync_channel(1);
         self.runtime.spawn(async move {
             // One that cannot be removed runs out.
-            if let Ok(Some((holder, _))) = look(&*backend, &path).await
-                && holder.id == id
+            let last = held.last.lock().await;
+            if let Ok(Some((holder, _))) = look(&*held.backend, &held.path).await
+                && holder.id == last.0.id
             {
-                let _ = backend.delete(&path).await;
+                let _ = held.backend.delete(&held.path).await;
             }
             let _ = done.send(());
         });
-        let _ = wait.recv();
+        let _ = wait.recv_timeout(RELEASE);
+    }
+}
+
+impl Held {
+    /// Gives a sign of life, and takes note if the lock is somebody else's.
+    async fn renew(&self) -> Result<()> {
+        let mut last = self.last.lock().await;
+        let now = Holder { renewed: last.0.renewed + 1, ..last.0.clone() };
+        if let Some(version) = put(&*self.backend, &self.path, &now, PutMode::Update(last.1.clone())).await? {
+            *last = (now, version);
+            return Ok(());
+        }
+        // An earlier one whose answer was lost may have been ours.
+        match look(&*self.backend, &self.path).await? {
+            Some((holder, version)) if holder.id == now.id => *last = (holder, version),
+            _ => self.is_lost.store(true, Ordering::Relaxed),
+        }
+        Ok(())
+    }
+}
+
+/// True if somebody has the lock at a path who has given a sign of life of late, by the clocks of this machine and the store, or is a process of this
+/// machine. Nothing is written.
+pub(super) async fn is_held(backend: Arc<dyn Backend>, path: Path) -> Result<bool> {
+    match backend.head(&path).await {
+        Ok(meta) => {
+            let age = SystemTime::now().duration_since(meta.last_modified.into()).unwrap_or_default();
+            let holder = look(&*backend, &path).await?.map(|(holder, _)| holder);
+            Ok(age < TERMS.expire && holder.is_some_and(|h| !h.process.is_gone()))
+        }
+        Err(Error::NotFound { .. }) => Ok(false),
+        Err(e) => Err(e),
     }
 }
 
 /// Makes the object, or takes it over from somebody who gives no sign of life.
 async fn acquire(backend: &dyn Backend, path: &Path, me: &Holder, terms: Terms) -> Result<Option<UpdateVersion>> {
     let mut seen: Option<(Holder, Instant)> = None;
-    loop {
+    for _ in 0..TURNS {
         if let Some(version) = put(backend, path, me, PutMode::Create).await? {
             return Ok(Some(version));
         }
         // It may be gone again.
-        let Some((holder, version)) = look(backend, path).await? else { continue };
-        if holder.id == me.id {
-            return Ok(Some(version));
-        }
-        let silent = match &seen {
-            Some((before, _)) if *before != holder => return Ok(None),
-            Some((_, since)) => since.elapsed(),
-            None => Duration::ZERO,
-        };
-        if silent < terms.expire && !holder.process.is_gone() {
+        if let Some((holder, version)) = look(backend, path).await? {
+            if holder.id == me.id {
+                return Ok(Some(version));
+            }
+            let silent = match &seen {
+                Some((before, _)) if *before != holder => return Ok(None),
+                Some((_, since)) => since.elapsed(),
+                None => Duration::ZERO,
+            };
+            if (silent >= terms.expire || holder.process.is_gone())
+                && let Some(version) = put(backend, path, me, PutMode::Update(version)).await?
+            {
+                return Ok(Some(version));
+            }
             seen.get_or_insert((holder, Instant::now()));
-            tokio::time::sleep(terms.renew / 2).await;
-            continue;
         }
-        if let Some(version) = put(backend, path, me, PutMode::Update(version)).await? {
-            return Ok(Some(version));
-        }
+        tokio::time::sleep(terms.expire / (TURNS / 2)).await;
     }
+    // Others come and go too fast.
+    Ok(None)
 }
 
 /// Gives signs of life until the lock is somebody else's.
-async fn keep(backend: Arc<dyn Backend>, path: Path, mut me: Holder, mut version: UpdateVersion, terms: Terms, is_lost: Arc<AtomicBool>) {
-    loop {
+async fn keep(held: Arc<Held>, terms: Terms) {
+    while !held.is_lost.load(Ordering::Relaxed) {
         tokio::time::sleep(terms.renew).await;
-        me.renewed += 1;
-        match put(&*backend, &path, &me, PutMode::Update(version.clone())).await {
-            Ok(Some(now)) => version = now,
-            // An earlier one whose answer was lost may have been ours.
-            Ok(None) => match look(&*backend, &path).await {
-                Ok(Some((holder, now))) if holder.id == me.id => version = now,
-                Ok(_) => return is_lost.store(true, Ordering::Relaxed),
-                Err(_) => {}
-            },
-            Err(_) => {}
-        }
+        // One that fails, or takes too long, is made up for by the next.
+        let _ = tokio::time::timeout(terms.renew, held.renew()).await;
     }
 }
 
@@ -202,10 +245,11 @@ mod tests {
     fn one_has_the_lock_until_it_lets_go() {
         let (runtime, store) = (runtime(), store());
         let first = take(&runtime, &store, QUICK).unwrap();
-        assert!(take(&runtime, &store, QUICK).is_none(), "its holder lives");
+        let is_held = || runtime.block_on(is_held(Arc::clone(&store.0), store.1.clone())).unwrap();
+        assert!(take(&runtime, &store, QUICK).is_none() && is_held(), "its holder lives");
         assert!(!first.is_lost() && holder(&runtime, &store).unwrap().renewed > 0);
         drop(first);
-        assert_eq!(holder(&runtime, &store), None);
+        assert!(holder(&runtime, &store).is_none() && !is_held());
         assert!(take(&runtime, &store, QUICK).is_some());
     }
 
@@ -215,12 +259,11 @@ mod tests {
         let silent = take(&runtime, &store, NEVER).unwrap();
         let next = take(&runtime, &store, QUICK).unwrap();
         // It wakes up.
-        let me = Holder { id: silent.id.clone(), ..Holder::default() };
-        let version = UpdateVersion { e_tag: Some("0".into()), version: None };
-        runtime.block_on(keep(Arc::clone(&store.0), store.1.clone(), me, version, QUICK, Arc::clone(&silent.is_lost)));
+        assert!(!runtime.block_on(silent.confirm()).unwrap() && runtime.block_on(next.confirm()).unwrap());
         assert!(silent.is_lost() && !next.is_lost());
+        let taken = holder(&runtime, &store).unwrap().id;
         drop(silent);
-        assert_eq!(holder(&runtime, &store).unwrap().id, next.id, "who has lost it does not remove it");
+        assert_eq!(holder(&runtime, &store).unwrap().id, taken, "who has lost it does not remove it");
     }
 
     #[test]

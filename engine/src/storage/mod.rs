@@ -231,13 +231,21 @@ pub trait Store: Send + Sync + fmt::Debug {
     }
 
     /// Keeps a lock on a key as long as what is returned lives, at most as long as the process; `None` if somebody else has it. In an object store
-    /// it is an object that is written again every five seconds; whoever finds it waits half a minute for that, unless its holder was a process of the
+    /// it is an object of that key that is written again every five seconds; whoever finds it waits 40 seconds for that, unless its holder was a process of the
     /// same machine that is gone. Stores that have no locks give one that means nothing.
     ///
     /// # Errors
     /// Where the store fails.
     fn lock(&self, _key: &str) -> Result<Option<Lock>, StorageError> {
         Ok(Some(Lock(Held::Nothing)))
+    }
+
+    /// True if somebody has a lock on a key, as far as that is found without waiting and without writing.
+    ///
+    /// # Errors
+    /// Where the store fails.
+    fn is_locked(&self, key: &str) -> Result<bool, StorageError> {
+        Ok(self.lock(key)?.is_none())
     }
 
     /// Bytes of an object; `None` if there is no such object, or the store does not tell.
@@ -311,6 +319,18 @@ impl Lock {
             Held::Nothing | Held::File(_) => false,
             #[cfg(feature = "object-stores")]
             Held::Lease(lease) => lease.is_lost(),
+        }
+    }
+
+    /// Finds out whether it is still this process's.
+    ///
+    /// # Errors
+    /// Where the store fails.
+    pub fn confirm(&self) -> Result<bool, StorageError> {
+        match &self.0 {
+            Held::Nothing | Held::File(_) => Ok(true),
+            #[cfg(feature = "object-stores")]
+            Held::Lease(lease) => object::confirm(lease),
         }
     }
 }

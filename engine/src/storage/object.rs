@@ -15,7 +15,7 @@ use object_store::{ClientOptions, GetOptions, GetRange, ObjectStore as Backend, 
 use tokio::runtime::Runtime;
 
 use super::aws::{self, NoCredentials, retries};
-use super::lease::Lease;
+use super::lease::{self, Lease};
 use super::{ByteRange, Held, Lock, Pending, StorageError, Store};
 
 /// Objects below a prefix of a bucket or server.
@@ -120,6 +120,12 @@ impl ObjectStore {
     ) -> Result<Option<T>, StorageError> {
         outcome(self.place(key), action, begin(runtime()?, request).result())
     }
+}
+
+/// Finds out whether a lock is still this process's.
+pub(super) fn confirm(lease: &Lease) -> Result<bool, StorageError> {
+    let place = || "the lock on the run".to_owned();
+    persist(PAUSE, || outcome(place(), "renewed", begin(runtime()?, lease.confirm()).result())).map(|ours| ours.unwrap_or(false))
 }
 
 /// Attempts of what may be done again, and the pause before the second, which doubles.
@@ -290,6 +296,11 @@ impl Store for ObjectStore {
         };
         let no_bucket = || StorageError::Io { place: self.place(key), action: "locked", message: "there is no such bucket".into(), transient: false };
         self.wait(key, "locked", taken)?.ok_or_else(no_bucket)
+    }
+
+    fn is_locked(&self, key: &str) -> Result<bool, StorageError> {
+        let (backend, path) = (Arc::clone(&self.backend), self.path(key)?);
+        Ok(self.wait(key, "looked at", lease::is_held(backend, path))?.unwrap_or(false))
     }
 
     fn size(&self, key: &str) -> Result<Option<u64>, StorageError> {

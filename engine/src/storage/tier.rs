@@ -359,6 +359,10 @@ impl Store for TierStore {
         self.below.lock(key)
     }
 
+    fn is_locked(&self, key: &str) -> Result<bool, StorageError> {
+        self.below.is_locked(key)
+    }
+
     fn changed(&self, key: &str) -> Result<Option<SystemTime>, StorageError> {
         self.below.changed(key)
     }

@@ -249,6 +249,10 @@ impl Store for FaultStore {
         self.inner.lock(key)
     }
 
+    fn is_locked(&self, key: &str) -> Result<bool, StorageError> {
+        self.inner.is_locked(key)
+    }
+
     fn size(&self, key: &str) -> Result<Option<u64>, StorageError> {
         self.request("measured", key).begin()?;
         self.inner.size(key)
