@@ -1,14 +1,15 @@
 //! Locks in object stores: an object that says who has the lock, written again every few seconds.
 //!
 //! It is made and renewed by puts with a condition, of which a store lets one win. Who finds the lock taken waits for a sign of life, unless the holder
-//! was a process of this machine that is gone. No clocks are compared: what counts is whether the object changes while somebody looks.
+//! was a process of this machine that is gone. To take it, no clocks are compared: what counts is whether the object changes while somebody looks.
+//! Who only asks whether it is taken ([`is_held`]) gets an answer at once, by the store's time of the last sign.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use object_store::path::Path;
-use object_store::{Error, ObjectStore as Backend, ObjectStoreExt, PutMode, PutOptions, PutPayload, Result, UpdateVersion};
+use object_store::{Error, ObjectMeta, ObjectStore as Backend, ObjectStoreExt, PutMode, PutOptions, PutPayload, Result, UpdateVersion};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
@@ -122,7 +123,7 @@ impl Held {
         }
         // An earlier one whose answer was lost may have been ours.
         match look(&*self.backend, &self.path).await? {
-            Some((holder, version)) if holder.id == now.id => *last = (holder, version),
+            Some((holder, meta)) if holder.id == now.id => *last = (holder, version_of(meta)),
             _ => self.is_lost.store(true, Ordering::Relaxed),
         }
         Ok(())
@@ -132,15 +133,9 @@ impl Held {
 /// True if somebody has the lock at a path who has given a sign of life of late, by the clocks of this machine and the store, or is a process of this
 /// machine. Nothing is written.
 pub(super) async fn is_held(backend: Arc<dyn Backend>, path: Path) -> Result<bool> {
-    match backend.head(&path).await {
-        Ok(meta) => {
-            let age = SystemTime::now().duration_since(meta.last_modified.into()).unwrap_or_default();
-            let holder = look(&*backend, &path).await?.map(|(holder, _)| holder);
-            Ok(age < TERMS.expire && holder.is_some_and(|h| !h.process.is_gone()))
-        }
-        Err(Error::NotFound { .. }) => Ok(false),
-        Err(e) => Err(e),
-    }
+    let Some((holder, meta)) = look(&*backend, &path).await? else { return Ok(false) };
+    let age = SystemTime::now().duration_since(meta.last_modified.into()).unwrap_or_default();
+    Ok(age < TERMS.expire && !holder.process.is_gone())
 }
 
 /// Makes the object, or takes it over from somebody who gives no sign of life.
@@ -151,7 +146,8 @@ async fn acquire(backend: &dyn Backend, path: &Path, me: &Holder, terms: Terms) 
             return Ok(Some(version));
         }
         // It may be gone again.
-        if let Some((holder, version)) = look(backend, path).await? {
+        if let Some((holder, meta)) = look(backend, path).await? {
+            let version = version_of(meta);
             if holder.id == me.id {
                 return Ok(Some(version));
             }
@@ -203,16 +199,20 @@ async fn put(backend: &dyn Backend, path: &Path, holder: &Holder, mode: PutMode)
 }
 
 /// Who has the lock; nothing is known of one who has written something else.
-async fn look(backend: &dyn Backend, path: &Path) -> Result<Option<(Holder, UpdateVersion)>> {
+async fn look(backend: &dyn Backend, path: &Path) -> Result<Option<(Holder, ObjectMeta)>> {
     match backend.get(path).await {
         Ok(found) => {
-            let version = UpdateVersion { e_tag: found.meta.e_tag.clone(), version: found.meta.version.clone() };
-            let holder = if found.meta.size > MAX_BYTES { Holder::default() } else { serde_json::from_slice(&found.bytes().await?).unwrap_or_default() };
-            Ok(Some((holder, version)))
+            let meta = found.meta.clone();
+            let holder = if meta.size > MAX_BYTES { Holder::default() } else { serde_json::from_slice(&found.bytes().await?).unwrap_or_default() };
+            Ok(Some((holder, meta)))
         }
         Err(Error::NotFound { .. }) => Ok(None),
         Err(e) => Err(e),
     }
+}
+
+fn version_of(meta: ObjectMeta) -> UpdateVersion {
+    UpdateVersion { e_tag: meta.e_tag, version: meta.version }
 }
 
 #[cfg(test)]
