@@ -123,6 +123,8 @@ pub enum FailureKind {
     Plan,
     /// A user's kernel failed.
     Kernel,
+    /// An invariant of the engine does not hold: a defect, never the user's to mend.
+    Internal,
 }
 
 impl FailureKind {
@@ -146,6 +148,7 @@ impl FailureKind {
             FailureKind::Superseded => "superseded",
             FailureKind::Plan => "plan",
             FailureKind::Kernel => "kernel",
+            FailureKind::Internal => "internal error",
         }
     }
 }
@@ -194,6 +197,12 @@ pub fn kind_of_storage(error: &StorageError) -> FailureKind {
         StorageError::Refused { .. } => FailureKind::Refused,
         _ => FailureKind::Storage,
     }
+}
+
+/// The cause of a broken invariant: a panic in debug builds, else an error that ends the run, never a wrong result.
+pub(crate) fn internal(invariant: &str) -> Cause {
+    debug_assert!(false, "broken invariant: {invariant}");
+    (FailureKind::Internal, format!("internal error: broken invariant: {invariant} (hint: this is a defect of Freestone, please report it)"))
 }
 
 /// The cause of a plan that a worker cannot run.

@@ -13,7 +13,7 @@ use super::steps::Task;
 use super::{overrun, sizes};
 use crate::plan::Kernel;
 use crate::storage::reader::ChunkAccess;
-use crate::task::{Cause, FailureKind, Receipt, cause_of_chunk};
+use crate::task::{Cause, FailureKind, Receipt, cause_of_chunk, internal};
 use crate::user::{Block, BlockMut};
 
 impl Task<'_> {
@@ -101,7 +101,7 @@ impl Task<'_> {
                     op.run(first.info().dtype, [of(0..*axis), shape[*axis], of(*axis + 1..shape.len())], values, carries.bytes_mut(), *exclusive);
                 }
             }
-            (Computes::User(_) | Computes::Operands(_), _) => return Err((FailureKind::Plan, "a stage's kernel is not its own".into())),
+            (Computes::User(_) | Computes::Operands(_), _) => return Err(internal("a stage's kernel is what its worker compiled")),
         }
         for (j, (mut block, output)) in blocks.into_iter().zip(&self.ready.outputs).enumerate() {
             pad(&mut block, &shape, output, &self.chunk);

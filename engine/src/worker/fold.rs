@@ -11,7 +11,7 @@ use super::ready::Computes;
 use super::steps::Task;
 use super::{overrun, sizes};
 use crate::plan::Kernel;
-use crate::task::{Cause, FailureKind};
+use crate::task::{Cause, internal};
 
 impl Task<'_> {
     pub(super) fn fold(&mut self) {
@@ -107,10 +107,10 @@ impl Task<'_> {
                         };
                         View { dtype, bytes: view.bytes, offset: offset as usize, shape: vec![rows[o], k], strides }
                     }
-                    (None, None) => return Err((FailureKind::Plan, "an operand has no input".into())),
+                    (None, None) => return Err(internal("an operand of a product has an input or a packed block")),
                 };
                 if !contract::is_direct(&matrix) {
-                    return Err((FailureKind::Plan, "an operand does not lie as a matrix".into()));
+                    return Err(internal("an operand that is not packed lies as a matrix"));
                 }
                 matrices.push(matrix);
             }

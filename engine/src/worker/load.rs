@@ -13,7 +13,7 @@ use crate::grid::{ChunkGrid, Region, try_for_each_coord};
 use crate::plan::{Kernel, MAX_PARTS, ReadMode};
 use crate::readmap::{AxisMap, Origin, Piece, Run};
 use crate::storage::{ObjectPart, PART_BYTES};
-use crate::task::{Cause, FailureKind, cause_of_chunk};
+use crate::task::{Cause, cause_of_chunk, internal};
 
 /// A block of an input that was brought in, and how the iteration space lies on it.
 #[derive(Debug)]
@@ -79,7 +79,7 @@ impl Task<'_> {
                     strides[*axis] += *step as isize * stride;
                 }
                 AxisMap::Fixed(x) => offset += (x - start) as isize * stride,
-                AxisMap::Gather { .. } => return Err((FailureKind::Plan, "a list of indices cannot be looked at in place".into())),
+                AxisMap::Gather { .. } => return Err(internal("an input that is read in its chunk has no list of indices")),
             }
         }
         self.fetch(at, &coords)?;
@@ -171,7 +171,7 @@ impl Task<'_> {
                                     }
                                     return Ok(());
                                 }
-                                None if only => return Err((FailureKind::Plan, "a block has too many parts to be read one by one".into())),
+                                None if only => return Err(internal("a block that is read in parts has few of them")),
                                 _ => {}
                             }
                         }

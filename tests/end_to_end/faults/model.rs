@@ -196,7 +196,13 @@ fn causes(kind: FailureKind) -> &'static [Fault] {
         FailureKind::NoSpace => &[Fault::NoSpace],
         FailureKind::Denied => &[Fault::Denied],
         FailureKind::Cancelled => &[Fault::Cancelled],
-        FailureKind::Refused | FailureKind::Storage | FailureKind::Overrun | FailureKind::Superseded | FailureKind::Plan | FailureKind::Kernel => &[],
+        FailureKind::Refused
+        | FailureKind::Storage
+        | FailureKind::Overrun
+        | FailureKind::Superseded
+        | FailureKind::Plan
+        | FailureKind::Kernel
+        | FailureKind::Internal => &[],
     }
 }
 
