@@ -3,22 +3,20 @@
 //! A [`Node`] is immutable and shared; a user's `Array` is a handle on one. Nodes know dtype, shape and chunks as soon as
 //! they are made. Nothing is read but input metadata.
 
-use std::collections::HashSet;
+use std::fmt;
 use std::sync::Arc;
 
-use freestone_kernels::reduce::Finish;
-use freestone_kernels::{Buffer, DType, Expr, Generate, ReduceOp, ScanOp};
+use freestone_kernels::{Buffer, DType, Expr, Generate};
 
 use crate::grid::{AxisGrid, ChunkGrid};
 use crate::readmap::{AxisMap, Origin, ReadMap};
+use crate::stages::Operation;
 use crate::storage::StoredArray;
-use crate::user::MakeKernel;
 
 /// A shared node.
 pub type NodeRef = Arc<Node>;
 
 /// An array that is not computed yet.
-#[derive(Debug)]
 pub struct Node {
     /// What it is.
     pub op: Op,
@@ -50,83 +48,46 @@ pub enum Op {
         expr: Expr,
         /// Its arguments.
         inputs: Vec<NodeRef>,
+        /// For each axis, whether the values may differ along it.
+        varies: Vec<bool>,
     },
-    /// A fold along axes.
-    Reduce {
-        /// What is folded.
-        input: NodeRef,
-        /// How.
-        fold: ReduceOp,
-        /// What becomes of the accumulators.
-        finish: Finish,
-        /// The axes, rising.
-        axes: Vec<usize>,
-        /// They stay, with length 1.
-        keepdims: bool,
-    },
-    /// A running sum or product along an axis.
-    Scan {
-        /// What runs.
-        input: NodeRef,
-        /// How.
-        op: ScanOp,
-        /// Along which axis.
-        axis: usize,
-    },
-    /// Products of matrices.
-    Contract(ContractNode),
     /// The same values in other chunks.
     Rechunk(NodeRef),
-    /// A function on blocks that the library does not know.
-    User(Box<UserNode>),
+    /// An operation with a kind of stage of its own.
+    Staged(Operation),
 }
 
-/// `out[b…, i…, j…] = Σ lhs[b…, i…, k…] · rhs[b…, j…, k…]` over all `k…`.
-#[derive(Debug)]
-pub struct ContractNode {
-    /// `lhs` and `rhs`, of one dtype, which is the result's.
-    pub operands: [NodeRef; 2],
-    /// Axes that both have and that stay: the first ones.
-    pub batch: usize,
-    /// Axes that only `lhs`, and that only `rhs` has.
-    pub free: [usize; 2],
-}
-
-impl ContractNode {
-    /// Lengths of `b…, i…, j…, k…`.
-    pub fn space(&self) -> Vec<u64> {
-        let [lhs, rhs] = self.operands.each_ref().map(|o| o.shape());
-        let (first, second) = (self.batch + self.free[0], self.batch + self.free[1]);
-        [&lhs[..first], &rhs[self.batch..second], &lhs[first..]].concat()
-    }
-
-    /// Where operand 0 or 1 looks from there.
-    pub fn map(&self, operand: usize) -> ReadMap {
-        let space = self.space();
-        let skip = if operand == 0 { 0 } else { self.free[0] };
-        let free = self.batch + skip..self.batch + skip + self.free[operand];
-        let along = (0..self.batch).chain(free).chain(self.batch + self.free[0] + self.free[1]..space.len());
-        ReadMap::image(space.clone(), along.map(AxisMap::whole).collect())
+impl fmt::Debug for Node {
+    /// Writes the operation, dtype, shape and chunks, and nothing of the arguments: a graph has more paths than nodes.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (shape, chunks) = (self.shape(), self.grid.max_chunk());
+        f.debug_struct("Node").field("op", &self.name()).field("dtype", &self.dtype).field("shape", &shape).field("chunks", &chunks).finish()
     }
 }
 
-/// A user's kernel over blocks of arrays.
-#[derive(Debug)]
-pub struct UserNode {
-    /// Its arguments.
-    pub inputs: Vec<NodeRef>,
-    /// For each input, along which axis of the result its blocks run, axis by axis; `None` where it is one block.
-    pub axes: Vec<Vec<Option<usize>>>,
-    /// How plans call it.
-    pub name: &'static str,
-    /// Its version.
-    pub version: u32,
-    /// Its parameters.
-    pub parameters: serde_json::Value,
-    /// Scratch memory that it needs at most.
-    pub scratch_bytes: u64,
-    /// How it is made of its parameters.
-    pub make: MakeKernel,
+impl Drop for Node {
+    /// Drops a deep graph without recursion.
+    fn drop(&mut self) {
+        let nothing = || Op::Generate(Generate::Triangle { k: 0 });
+        let mut open = std::mem::replace(&mut self.op, nothing()).into_inputs();
+        while let Some(node) = open.pop() {
+            if let Some(mut last) = Arc::into_inner(node) {
+                open.extend(std::mem::replace(&mut last.op, nothing()).into_inputs());
+            }
+        }
+    }
+}
+
+impl Op {
+    fn into_inputs(self) -> Vec<NodeRef> {
+        match self {
+            Op::Stored(_) | Op::Constant(_) | Op::Generate(_) => Vec::new(),
+            Op::View { sources, .. } => sources,
+            Op::Map { inputs, .. } => inputs,
+            Op::Rechunk(input) => vec![input],
+            Op::Staged(op) => op.into_inputs(),
+        }
+    }
 }
 
 impl Node {
@@ -141,9 +102,33 @@ impl Node {
             Op::Stored(_) | Op::Constant(_) | Op::Generate(_) => &[],
             Op::View { sources, .. } => sources,
             Op::Map { inputs, .. } => inputs,
-            Op::Reduce { input, .. } | Op::Scan { input, .. } | Op::Rechunk(input) => std::slice::from_ref(input),
-            Op::Contract(c) => &c.operands,
-            Op::User(user) => &user.inputs,
+            Op::Rechunk(input) => std::slice::from_ref(input),
+            Op::Staged(op) => op.kind().inputs(),
+        }
+    }
+
+    /// The name of the stage that would compute it, for people.
+    pub fn name(&self) -> &'static str {
+        match &self.op {
+            Op::Staged(op) => op.kind().name(),
+            Op::Rechunk(_) => "rechunk",
+            Op::Map { .. } => "map",
+            Op::View { .. } | Op::Stored(_) => "copy",
+            Op::Constant(_) | Op::Generate(_) => "create",
+        }
+    }
+
+    /// An operation with a kind of stage of its own.
+    pub fn staged(op: impl Into<Operation>, dtype: DType, grid: ChunkGrid) -> NodeRef {
+        Arc::new(Node { op: Op::Staged(op.into()), dtype, grid })
+    }
+
+    /// True if its values may differ along an axis: it is not broadcast there.
+    fn varies(&self, axis: usize) -> bool {
+        match &self.op {
+            Op::View { map, .. } => map.varies()[axis],
+            Op::Map { varies, .. } => varies[axis],
+            _ => true,
         }
     }
 
@@ -161,25 +146,13 @@ impl Node {
         let rank = inputs.first().map_or(0, |i| i.grid.axes().len());
         let axes = (0..rank).map(|d| {
             let axis = |n: &NodeRef| n.grid.axes()[d].clone();
-            let varying = inputs.iter().find(|n| varies(n, d) && n.grid.axes()[d].n_chunks() > 1).or(inputs.iter().find(|n| varies(n, d)));
+            let varying = inputs.iter().find(|n| n.varies(d) && n.grid.axes()[d].n_chunks() > 1).or(inputs.iter().find(|n| n.varies(d)));
             varying.or(inputs.first()).map_or_else(|| AxisGrid::regular(1, 1), axis)
         });
         let grid = ChunkGrid::new(axes.collect());
-        Arc::new(Node { op: Op::Map { expr, inputs }, dtype, grid })
+        let varies = (0..rank).map(|d| inputs.iter().any(|i| i.varies(d))).collect();
+        Arc::new(Node { op: Op::Map { expr, inputs, varies }, dtype, grid })
     }
-}
-
-/// True if the node's values may differ along an axis: it is not broadcast there.
-fn varies(node: &NodeRef, axis: usize) -> bool {
-    fn look(node: &NodeRef, axis: usize, seen: &mut HashSet<*const Node>) -> bool {
-        match &node.op {
-            Op::View { map, .. } => map.varies()[axis],
-            // What was looked at before did not vary: else nobody would still be looking.
-            Op::Map { inputs, .. } => seen.insert(Arc::as_ptr(node)) && inputs.iter().any(|i| look(i, axis, seen)),
-            _ => true,
-        }
-    }
-    look(node, axis, &mut HashSet::new())
 }
 
 /// Most elements along a broadcast axis in one chunk: without a cut of its own it is cut so that blocks stay small.

@@ -1,9 +1,7 @@
-//! What a task may hold, and proof that it does not hold more.
+//! Projected memory by parts, and the arena that refuses to exceed it.
 //!
-//! A stage has a [`Schedule`]: its named buffers with their bounds, and the order in which a task takes them, works, and
-//! gives them back. The planner runs the schedule in the abstract, and its high-water mark is the projection
-//! ([`Schedule::estimate`]); the worker runs the same list for real, through an [`Arena`] that refuses to hold more. One
-//! source, no drift.
+//! A stage's [`Program`](crate::program::Program) says when a task takes and releases its buffers. Its high-water mark is the
+//! projection, a [`MemoryEstimate`]; a worker runs the same program through an [`Arena`] that refuses to hold more.
 
 use std::fmt;
 
@@ -53,151 +51,6 @@ impl Part {
     }
 }
 
-/// A named buffer and the most bytes that it takes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Slot {
-    /// What it is for.
-    pub part: Part,
-    /// Its bound.
-    pub bytes: u64,
-}
-
-/// Number of a slot in its schedule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SlotId(pub usize);
-
-/// One step of a task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// From here on the buffer may exist.
-    Take(SlotId),
-    /// From here on it does not.
-    Release(SlotId),
-    /// Bring the block of input `0…` into its slot.
-    Load(usize),
-    /// Fold the loaded blocks into the accumulators.
-    Fold,
-    /// Make output blocks ready for their slices.
-    Begin,
-    /// Evaluate the loaded blocks into the output blocks.
-    Apply,
-    /// Turn accumulator `0…` into its output block.
-    Finish(usize),
-    /// Encode output block `0…` and write it.
-    Store(usize),
-}
-
-/// What one task does, as straight lists of steps: once, for each block of its walk, after the walk, for each chunk that it
-/// writes, and at the end.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Schedule {
-    /// The buffers.
-    pub slots: Vec<Slot>,
-    /// Before the first block.
-    pub once: Vec<Step>,
-    /// For each block; what it takes it gives back.
-    pub each_block: Vec<Step>,
-    /// After the last block.
-    pub after: Vec<Step>,
-    /// Where chunks are made slice by slice, before the first slice of each; what it takes [`each_chunk`](Schedule::each_chunk) gives back.
-    pub chunk_begin: Vec<Step>,
-    /// For each slice of a chunk; what it takes it gives back.
-    pub each_slice: Vec<Step>,
-    /// For each chunk written; what it takes it gives back.
-    pub each_chunk: Vec<Step>,
-    /// At the end.
-    pub end: Vec<Step>,
-}
-
-impl Schedule {
-    /// Adds a buffer.
-    pub fn slot(&mut self, part: Part, bytes: u64) -> SlotId {
-        self.slots.push(Slot { part, bytes });
-        SlotId(self.slots.len() - 1)
-    }
-
-    /// The projection: the highest sum of bounds that the steps reach, and what it is made of.
-    ///
-    /// # Errors
-    /// If a list takes what is taken, gives back what is not, or leaves something taken: then repeating it would not be
-    /// bounded by going through it once.
-    pub fn estimate(&self, reserved: u64) -> Result<MemoryEstimate, ScheduleError> {
-        let mut walk = Walk { taken: vec![false; self.slots.len()], now: reserved, worst: reserved, at_worst: vec![false; self.slots.len()] };
-        walk.go(&self.slots, &self.once)?;
-        let before = walk.taken.clone();
-        walk.go(&self.slots, &self.each_block)?;
-        if walk.taken != before {
-            return Err(ScheduleError("a block's steps do not give back what they take"));
-        }
-        walk.go(&self.slots, &self.after)?;
-        let before = walk.taken.clone();
-        walk.go(&self.slots, &self.chunk_begin)?;
-        let begun = walk.taken.clone();
-        walk.go(&self.slots, &self.each_slice)?;
-        if walk.taken != begun {
-            return Err(ScheduleError("a slice's steps do not give back what they take"));
-        }
-        walk.go(&self.slots, &self.each_chunk)?;
-        if walk.taken != before {
-            return Err(ScheduleError("a chunk's steps do not give back what they take"));
-        }
-        walk.go(&self.slots, &self.end)?;
-        if walk.taken.contains(&true) {
-            return Err(ScheduleError("the task ends with a buffer taken"));
-        }
-        let mut parts = vec![(Part::Reserved, reserved)];
-        for (slot, held) in self.slots.iter().zip(&walk.at_worst) {
-            if *held && slot.bytes > 0 {
-                match parts.iter_mut().find(|(p, _)| *p == slot.part) {
-                    Some((_, bytes)) => *bytes += slot.bytes,
-                    None => parts.push((slot.part, slot.bytes)),
-                }
-            }
-        }
-        parts.sort_by_key(|(part, _)| *part);
-        Ok(MemoryEstimate { parts })
-    }
-}
-
-struct Walk {
-    taken: Vec<bool>,
-    now: u64,
-    worst: u64,
-    at_worst: Vec<bool>,
-}
-
-impl Walk {
-    fn go(&mut self, slots: &[Slot], steps: &[Step]) -> Result<(), ScheduleError> {
-        for step in steps {
-            match step {
-                Step::Take(SlotId(i)) => {
-                    if std::mem::replace(&mut self.taken[*i], true) {
-                        return Err(ScheduleError("a buffer is taken twice"));
-                    }
-                    self.now = self.now.saturating_add(slots[*i].bytes);
-                    if self.now > self.worst {
-                        self.worst = self.now;
-                        self.at_worst.clone_from(&self.taken);
-                    }
-                }
-                Step::Release(SlotId(i)) => {
-                    if !std::mem::replace(&mut self.taken[*i], false) {
-                        return Err(ScheduleError("a buffer is given back that is not taken"));
-                    }
-                    self.now = self.now.saturating_sub(slots[*i].bytes);
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-}
-
-/// A schedule that is not one: a defect of the planner.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("the buffer schedule is malformed: {0}")]
-pub struct ScheduleError(pub &'static str);
-
 /// Projected memory of one task, by parts, reserved memory first.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryEstimate {
@@ -205,6 +58,19 @@ pub struct MemoryEstimate {
 }
 
 impl MemoryEstimate {
+    /// Returns the estimate of a process with `reserved` bytes whose task holds buffers of these parts at its worst.
+    pub(crate) fn new(reserved: u64, held: impl Iterator<Item = (Part, u64)>) -> MemoryEstimate {
+        let mut parts = vec![(Part::Reserved, reserved)];
+        for (part, bytes) in held.filter(|(_, bytes)| *bytes > 0) {
+            match parts.iter_mut().find(|(p, _)| *p == part) {
+                Some((_, sum)) => *sum = sum.saturating_add(bytes),
+                None => parts.push((part, bytes)),
+            }
+        }
+        parts.sort_by_key(|(part, _)| *part);
+        MemoryEstimate { parts }
+    }
+
     /// Bytes, reserved memory included.
     pub fn total(&self) -> u64 {
         self.parts.iter().fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes))
@@ -249,11 +115,10 @@ const REPOSITORY_BYTES: u64 = 14_000_000;
 pub const CACHED_REFERENCES: u64 = 2_000_000;
 const REFERENCE_BYTES: u64 = 75;
 
-/// What a process holds for repositories, besides all tasks: `chunks` are those of each array that is read from one, and `any` says whether one
-/// is read or written at all. The references of an array are held together while they are decoded.
-pub(crate) fn repository_bytes(any: bool, chunks: impl Iterator<Item = u64> + Clone) -> u64 {
-    let (all, largest) = (chunks.clone().fold(0, u64::saturating_add), chunks.max().unwrap_or(0));
-    let references = all.min(CACHED_REFERENCES.saturating_add(largest));
+/// Bytes that a process holds for repositories besides all tasks: `chunks` are those of all arrays that are read from one, `most` those of
+/// the largest, whose references are held together while they are decoded.
+pub(crate) fn repository_bytes(any: bool, chunks: u64, most: u64) -> u64 {
+    let references = chunks.min(CACHED_REFERENCES.saturating_add(most));
     if any { REPOSITORY_BYTES.saturating_add(references.saturating_mul(REFERENCE_BYTES)) } else { 0 }
 }
 
@@ -397,6 +262,12 @@ impl Arena {
         self.allocated = self.allocated.saturating_sub(bytes);
     }
 
+    /// Bytes of the permits that are taken.
+    #[cfg(test)]
+    pub(crate) fn taken(&self) -> u64 {
+        self.taken
+    }
+
     /// The most bytes that were allocated at once.
     pub fn highest(&self) -> u64 {
         self.highest
@@ -433,38 +304,6 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// The estimate is what a run of the same steps, with any number of blocks and chunks, reaches at most, and reaches.
-        #[test]
-        fn the_estimate_is_the_high_water_mark(
-            sizes in prop::collection::vec(0u64..1000, 3..8), keep in 0usize..3, blocks in 1usize..5, chunks in 1usize..4, reserved in 0u64..50,
-        ) {
-            let mut s = Schedule::default();
-            let ids: Vec<SlotId> = sizes.iter().map(|b| s.slot(Part::Region, *b)).collect();
-            let (kept, rest) = ids.split_at(keep);
-            s.once = kept.iter().map(|i| Step::Take(*i)).collect();
-            s.each_block = rest.iter().map(|i| Step::Take(*i)).chain([Step::Fold]).chain(rest.iter().map(|i| Step::Release(*i))).collect();
-            s.each_chunk = rest.iter().flat_map(|i| [Step::Take(*i), Step::Store(0), Step::Release(*i)]).collect();
-            s.end = kept.iter().map(|i| Step::Release(*i)).collect();
-            let estimate = s.estimate(reserved).unwrap();
-            let mut arena = Arena::new(estimate.per_task());
-            let mut highest = 0;
-            let mut run = |steps: &[Step]| for step in steps {
-                match step {
-                    Step::Take(i) => { arena.take(s.slots[i.0].bytes).unwrap(); highest = highest.max(arena.taken); }
-                    Step::Release(i) => arena.release(s.slots[i.0].bytes),
-                    _ => {}
-                }
-            };
-            run(&s.once);
-            (0..blocks).for_each(|_| run(&s.each_block));
-            run(&s.after);
-            (0..chunks).for_each(|_| run(&s.each_chunk));
-            run(&s.end);
-            prop_assert_eq!(highest, estimate.per_task());
-            prop_assert_eq!(estimate.total(), reserved + highest);
-            prop_assert_eq!(arena.taken, 0);
-        }
-
         #[test]
         fn an_arena_never_allocates_over_its_limit(limit in 10_000u64..1_000_000, asks in prop::collection::vec((1u64..400_000, any::<bool>()), 1..40)) {
             let mut arena = Arena::new(limit);
@@ -489,15 +328,5 @@ mod tests {
         let small = arena.buffer(400_000).unwrap();
         let large = arena.buffer(500_000).unwrap();
         assert_eq!((small.len(), large.len()), (400_000, 500_000));
-    }
-
-    #[test]
-    fn a_list_that_leaks_is_refused() {
-        let mut s = Schedule::default();
-        let a = s.slot(Part::Output, 10);
-        s.each_chunk = vec![Step::Take(a)];
-        assert!(s.estimate(0).is_err());
-        s.each_chunk = vec![Step::Take(a), Step::Take(a), Step::Release(a), Step::Release(a)];
-        assert!(s.estimate(0).is_err());
     }
 }

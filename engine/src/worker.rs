@@ -1,12 +1,10 @@
 //! How one task runs.
 //!
 //! It is the same in a thread, in a process and elsewhere: a [`Worker`] needs nothing but the plan and storage, and uses one thread. It has its
-//! stage ready (`ready`), and each task goes through the stage's buffer schedule (`steps`): it takes and gives back what the list says, and between
-//! that loads blocks (`load`), folds (`fold`) or evaluates them, encodes and writes (`apply`). What comes across a network is begun early (`ahead`).
+//! stage open (`ready`), and each task goes through the stage's program (`steps`): it takes and releases buffers, loads blocks (`load`), lets
+//! the stage's kernel compute, and stores. Chunks from across a network are read ahead (`ahead`).
 
 mod ahead;
-mod apply;
-mod fold;
 mod load;
 mod ready;
 mod steps;
@@ -16,17 +14,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::machine;
-use crate::memory::{Arena, Overrun};
-use crate::plan::{FinalizedPlan, Kernel, Stage};
+use crate::memory::Arena;
+use crate::plan::FinalizedPlan;
+use crate::state::{TaskState, overrun};
 use crate::storage::Stores;
 use crate::storage::codec::Contexts;
 use crate::storage::reader::Desk;
-use crate::task::{Cause, FailureKind, RunAddress, TaskFailure, TaskOutcome, TaskReport, TaskRequest};
-use crate::user::{AnyKernel, KernelRegistry};
+use crate::task::{Cause, FailureKind, RunAddress, TaskFailure, TaskOutcome, TaskReport, TaskRequest, internal};
+use crate::user::KernelRegistry;
 
 use ahead::Ahead;
 use ready::Ready;
-use steps::Task;
+use steps::Execution;
 
 /// What all tasks of a run share.
 #[derive(Clone, Debug)]
@@ -92,19 +91,12 @@ impl Limits<'_> {
 pub(crate) const MAX_PLAN_BYTES: u64 = 256_000_000;
 
 impl RunContext {
-    /// Finds out whether the kernels that the plan names are known here.
+    /// Checks that the kernels that the plan names are known here.
     ///
     /// # Errors
-    /// Which is not, and what to do.
+    /// Which one is not, and what to do.
     pub fn check_kernels(&self) -> Result<(), String> {
-        self.plan.plan().stages.iter().try_for_each(|s| self.kernel(s).map(|_| ()))
-    }
-
-    fn kernel(&self, stage: &Stage) -> Result<Option<Arc<dyn AnyKernel>>, String> {
-        match &stage.kernel {
-            Kernel::User { name, version, parameters, .. } => self.kernels.resolve(name, *version, parameters).map(Some),
-            Kernel::Map(_) | Kernel::Reduce { .. } | Kernel::Scan { .. } | Kernel::Contract { .. } => Ok(None),
-        }
+        self.plan.plan().stages.iter().try_for_each(|s| s.kernel.kind().resolve(&self.kernels))
     }
 }
 
@@ -170,27 +162,27 @@ impl Worker {
             self.desk.contexts = Contexts::default();
             self.ready = Some(self.context.ready(stage_id)?);
         }
-        let Some(ready) = self.ready.as_mut() else { return Err((FailureKind::Plan, "the stage is not ready".into())) };
+        let Some(ready) = self.ready.as_mut() else { return Err(internal("a worker opens a stage before it runs a task of it")) };
         self.desk.traffic = Default::default();
         let coords = stage.task_coords(number);
         let region = stage.tasks.region(&coords);
-        let mut task = Task {
+        let mut task = TaskState {
             stage,
             layout,
-            ready,
+            sources: &mut ready.sources,
+            grids: layout.sources.iter().map(|s| &plan.plan().array(s.array).info.grid).collect(),
+            outputs: &ready.outputs,
+            objects: &ready.objects,
             desk: &mut self.desk,
             coords,
-            cell: region.clone(),
             region,
-            chunk: Vec::new(),
             loaded: stage.inputs.iter().map(|_| None).collect(),
             accumulators: stage.outputs.iter().map(|_| None).collect(),
             blocks: stage.outputs.iter().map(|_| None).collect(),
             receipts: Vec::new(),
-            ahead: Ahead::default(),
         };
-        task.run(Limits { cancel: &self.context.cancel, timeout: request.timeout_ms.map(|ms| (start, Duration::from_millis(ms))) })?;
-        task.ahead.finish(task.desk);
+        let limits = Limits { cancel: &self.context.cancel, timeout: request.timeout_ms.map(|ms| (start, Duration::from_millis(ms))) };
+        Execution { task: &mut task, compiled: ready.compiled.as_mut(), ahead: Ahead::default(), limits }.run()?;
         let receipts = task.receipts;
         Ok(TaskReport {
             task: number,
@@ -201,12 +193,4 @@ impl Worker {
             peak_bytes: self.desk.arena.highest(),
         })
     }
-}
-
-fn sizes(shape: &[u64]) -> Vec<usize> {
-    shape.iter().map(|n| *n as usize).collect()
-}
-
-fn overrun(e: Overrun) -> Cause {
-    (FailureKind::Overrun, e.to_string())
 }

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use freestone_engine::graph::{ContractNode, Node, Op};
+use freestone_engine::graph::{Node, Op};
 use freestone_engine::grid::ChunkGrid;
+use freestone_engine::stages::{ContractNode, ScanNode};
 use freestone_kernels::dtype::Kind;
 use freestone_kernels::{DType, Generate, Scalar, ScanOp};
 
@@ -89,7 +90,7 @@ impl Array {
         let work = if grid.shape().contains(&0) {
             Op::Generate(Generate::Full(Scalar::new(value).cast(dtype)))
         } else {
-            Op::Scan { input: Arc::clone(&inner.node), op, axis }
+            Op::Staged(ScanNode { input: Arc::clone(&inner.node), op, axis }.into())
         };
         let result = Array::from_parts(Arc::new(Node { op: work, dtype, grid }), inner.dims.clone(), kept_attributes(std::iter::once(&inner.attributes)));
         if !along.include_initial {
@@ -237,7 +238,7 @@ fn contract(op: &'static str, lhs: &Array, rhs: &Array, batch: usize, free: [usi
     let work = if nothing {
         Op::Generate(Generate::Full(Scalar::new(0u8).cast(dtype)))
     } else {
-        Op::Contract(ContractNode { operands: [Arc::clone(&left.node), Arc::clone(&right.node)], batch, free })
+        Op::Staged(ContractNode { operands: [Arc::clone(&left.node), Arc::clone(&right.node)], batch, free }.into())
     };
     let attributes = kept_attributes([&left.attributes, &right.attributes].into_iter());
     Ok(Array::from_parts(Arc::new(Node { op: work, dtype, grid }), dims, attributes))

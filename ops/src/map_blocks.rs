@@ -1,9 +1,8 @@
 //! A user's own function on whole blocks.
 
-use std::sync::Arc;
-
-use freestone_engine::graph::{Node, NodeRef, Op, UserNode};
+use freestone_engine::graph::{Node, NodeRef};
 use freestone_engine::grid::{AxisGrid, ChunkGrid};
+use freestone_engine::stages::UserNode;
 use freestone_engine::user::{UserKernel, make};
 use freestone_kernels::DType;
 
@@ -132,7 +131,7 @@ pub fn map_blocks<K: UserKernel>(kernel: &K, arrays: &[&Array], out: &BlocksOut)
     make::<K>(&parameters).map_err(|e| bad(format!("its parameters do not come back from JSON: {e}")))?;
     let attributes = arrays.iter().map(|a| a.attributes()).collect::<Result<Vec<_>, _>>()?;
     let user = UserNode { inputs: nodes.clone(), axes, name: K::NAME, version: K::VERSION, parameters, scratch_bytes, make: make::<K> };
-    let node = Arc::new(Node { op: Op::User(Box::new(user)), dtype: out.dtype, grid });
+    let node = Node::staged(user, out.dtype, grid);
     let dims = result.into_iter().map(|(.., dim)| dim).collect();
     Ok(Array::from_parts(node, dims, kept_attributes(attributes.into_iter())))
 }

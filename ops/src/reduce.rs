@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use freestone_engine::graph::{Node, NodeRef, Op};
 use freestone_engine::grid::{AxisGrid, ChunkGrid};
+use freestone_engine::stages::ReduceNode;
 use freestone_kernels::dtype::{Complex128, Kind};
 use freestone_kernels::reduce::Finish;
 use freestone_kernels::{DType, Generate, ReduceOp, Scalar};
@@ -186,7 +187,9 @@ impl Array {
         let dtype = parts.finish.dtype(parts.fold, parts.input.dtype()?).ok_or(Error::Domain { op: name, dtype: self.dtype()? })?;
         let empty = axes.iter().find(|a| shape[**a] == 0);
         let op = |input: &NodeRef| match (empty, parts.empty) {
-            (None, _) => Ok(Op::Reduce { input: Arc::clone(input), fold: parts.fold, finish: parts.finish, axes: axes.clone(), keepdims: along.keepdims }),
+            (None, _) => Ok(Op::Staged(
+                ReduceNode { input: Arc::clone(input), fold: parts.fold, finish: parts.finish, axes: axes.clone(), keepdims: along.keepdims }.into(),
+            )),
             (Some(_), Some(value)) => Ok(Op::Generate(Generate::Full(value.cast(dtype)))),
             (Some(axis), None) => Err(Error::Empty { op: name, axis: *axis }),
         };

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use freestone::engine::plan::{FinalizedPlan, Kernel, OutAxis, Place as ArrayPlace};
+use freestone::engine::plan::{FinalizedPlan, OutAxis, Place as ArrayPlace};
+use freestone::engine::stages::Kernel;
 use freestone::engine::storage::Store;
 use freestone::{Array, CodecName, DType, MemoryStore, Pad, Running, Serial, Spec, Stores, Target, concat, stack, tensordot};
 use ndarray::{Array2, ArrayD, Axis, IxDyn};

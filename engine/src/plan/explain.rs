@@ -5,13 +5,12 @@
 
 use std::fmt;
 
-use freestone_kernels::{DType, Expr, Node as ExprNode, ScanOp};
+use freestone_kernels::{DType, Expr, Node as ExprNode};
 use serde::{Serialize, Serializer};
 
 use super::layout::without_chunks;
-use super::lower::fold_name;
-use super::traffic::{self, Arrays};
-use super::{ArrayId, FinalizedPlan, Kernel, Place, Plan, PlanArray, ReadMode, Stage, StageId, StageInput, StageLayout};
+use super::traffic;
+use super::{ArrayId, FinalizedPlan, Place, Plan, PlanArray, ReadMode, Stage, StageId, StageInput, StageLayout};
 use crate::memory::{MemoryEstimate, size};
 use crate::readmap::{AxisMap, Origin, ReadMap};
 
@@ -209,8 +208,8 @@ impl FinalizedPlan {
 }
 
 fn explain_stage(plan: &Plan, stage: &Stage, layout: &StageLayout) -> StageExplanation {
-    let arrays = Arrays::of(plan);
-    let reads = traffic::reads(arrays, stage).into_iter().map(|(id, counted)| {
+    let scope = plan.scope();
+    let reads = traffic::reads(scope, stage).into_iter().map(|(id, counted)| {
         let array = explain_array(plan, id);
         let made = matches!(array.role, Role::Constant | Role::Generated);
         let inputs = || stage.inputs.iter().zip(&layout.inputs).filter(|(i, _)| i.sources.contains(&id));
@@ -231,14 +230,14 @@ fn explain_stage(plan: &Plan, stage: &Stage, layout: &StageLayout) -> StageExpla
         }
     });
     let names: Vec<String> = stage.inputs.iter().map(|i| input_name(plan, i)).collect();
-    let writes = stage.outputs.iter().zip(traffic::writes(arrays, stage)).enumerate().map(|(j, (output, counted))| Writing {
+    let writes = stage.outputs.iter().zip(traffic::writes(scope, stage)).enumerate().map(|(j, (output, counted))| Writing {
         array: explain_array(plan, output.array),
-        formula: formula(&stage.kernel, j, &names),
+        formula: stage.kernel.kind().formula(j, &names),
         traffic: Traffic::of(counted.requests, counted.bytes, counted.exact),
     });
     StageExplanation {
         name: stage.name.clone(),
-        kernel: in_words(&stage.kernel),
+        kernel: stage.kernel.kind().description(),
         tasks: stage.n_tasks(),
         task_shape: stage.tasks.max_chunk(),
         block_shape: stage.walk.max_chunk().iter().zip(stage.tasks.max_chunk()).map(|(w, t)| (*w).min(t)).collect(),
@@ -275,27 +274,13 @@ fn explain_array(plan: &Plan, id: ArrayId) -> ArrayExplanation {
     }
 }
 
-fn in_words(kernel: &Kernel) -> String {
-    match kernel {
-        Kernel::Map(expr) if expr.is_identity() => "copies".to_owned(),
-        Kernel::Map(expr) => format!("computes {} elementwise", counted(expr.results().len() as u64, "result")),
-        Kernel::Scan { axis, exclusive: true, .. } => format!("finds what comes before each part along axis {axis}"),
-        Kernel::Scan { axis, .. } => format!("runs along axis {axis}"),
-        Kernel::Contract { .. } => "multiplies matrices".to_owned(),
-        Kernel::User { name, version, .. } => format!("applies kernel {name} (version {version})"),
-        Kernel::Reduce { folds, axes, .. } => {
-            format!("folds {} along {}", counted(folds.len() as u64, "result"), axes.iter().map(|a| format!("axis {a}")).collect::<Vec<_>>().join(", "))
-        }
-    }
-}
-
 /// `1 task`, `2 tasks`.
-fn counted(n: u64, what: &str) -> String {
+pub(crate) fn counted(n: u64, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 /// `a, b and c`; the first few of many.
-fn listed(names: &[String]) -> String {
+pub(crate) fn listed(names: &[String]) -> String {
     match names {
         [] => String::new(),
         [one] => one.clone(),
@@ -307,11 +292,8 @@ fn listed(names: &[String]) -> String {
 /// What can be seen of a stage's making, and what lowering has noted.
 fn notes(plan: &Plan, stage: &Stage) -> Vec<String> {
     let mut notes = Vec::new();
-    let exprs: Vec<&Expr> = match &stage.kernel {
-        Kernel::Contract { operands, .. } => operands.iter().collect(),
-        kernel => kernel.expr().into_iter().collect(),
-    };
-    let functions: Vec<String> = exprs.iter().flat_map(|e| e.nodes()).filter_map(function_name).collect();
+    let kind = stage.kernel.kind();
+    let functions: Vec<String> = kind.exprs().into_iter().flat_map(|e| e.nodes()).filter_map(function_name).collect();
     if !functions.is_empty() {
         let mut names: Vec<String> = Vec::new();
         for name in &functions {
@@ -320,11 +302,7 @@ fn notes(plan: &Plan, stage: &Stage) -> Vec<String> {
                 names.push(name.clone());
             }
         }
-        let then = match &stage.kernel {
-            Kernel::Map(_) => "reads",
-            Kernel::Contract { .. } => "reads, and then multiplies",
-            _ => "reads, and then folds",
-        };
+        let then = kind.after_reading();
         notes.push(format!("computes {} while it {then}: {}", counted(functions.len() as u64, "function"), listed(&names)));
     }
     if stage.outputs.len() > 1 {
@@ -340,7 +318,7 @@ fn notes(plan: &Plan, stage: &Stage) -> Vec<String> {
             views.push(view);
         }
     }
-    if !views.is_empty() && !matches!(stage.kernel, Kernel::User { .. }) {
+    if !views.is_empty() && !kind.reads_dense() {
         let (are, they) = if views.len() == 1 { ("is a view", "it") } else { ("are views", "they") };
         notes.push(format!("{} {are}: {they} cost no stage, only where is read", listed(&views)).replace("it cost ", "it costs "));
     }
@@ -365,31 +343,13 @@ fn function_name(node: &ExprNode) -> Option<String> {
     }
 }
 
-/// What is computed for output `j`.
-fn formula(kernel: &Kernel, j: usize, names: &[String]) -> String {
-    let of = |expr: &Expr, j: usize, names: &[String]| {
-        let mut text = String::new();
-        if let Some(result) = expr.results().get(j) {
-            write_term(expr, *result, names, &mut text);
-        }
-        if text.chars().count() > MAX_FORMULA { text.chars().take(MAX_FORMULA).chain(['…']).collect() } else { text }
-    };
-    match kernel {
-        Kernel::Map(expr) => of(expr, j, names),
-        Kernel::Reduce { expr, folds, parts, .. } => {
-            let what = if parts.is_some() { "merged " } else { "" };
-            let name = folds.get(j).map_or("", |f| fold_name(f.op, &f.finish));
-            format!("{what}{name}({})", of(expr, j, names))
-        }
-        Kernel::Scan { expr, op, .. } => {
-            format!("{}({})", if *op == ScanOp::Sum { "cumulative_sum" } else { "cumulative_prod" }, of(expr, 0, names))
-        }
-        Kernel::Contract { operands, .. } => {
-            let (left, right) = names.split_at(operands[0].inputs().len().min(names.len()));
-            format!("matmul({}, {})", of(&operands[0], 0, left), of(&operands[1], 0, right))
-        }
-        Kernel::User { name, .. } => format!("{name}({})", listed(names)),
+/// Result `j` of an expression as text, cut off where it gets long.
+pub(crate) fn term(expr: &Expr, j: usize, names: &[String]) -> String {
+    let mut text = String::new();
+    if let Some(result) = expr.results().get(j) {
+        write_term(expr, *result, names, &mut text);
     }
+    if text.chars().count() > MAX_FORMULA { text.chars().take(MAX_FORMULA).chain(['…']).collect() } else { text }
 }
 
 /// Writes a term of an expression until the text is long: every level writes something before it goes deeper.

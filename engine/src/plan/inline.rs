@@ -1,45 +1,52 @@
 //! Folding views and elementwise functions into who reads them.
 
 use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use freestone_kernels::dtype::Bool;
-use freestone_kernels::{DType, Node as ExprNode, Scalar};
+use freestone_kernels::{DType, ExprError, Node as ExprNode, Scalar};
 
 use super::lower::{Draft, Lowering, key};
-use super::{PlanError, StageInput};
+use super::{ArrayId, PlanError, StageInput, malformed};
 use crate::graph::{Node, NodeRef, Op};
 use crate::readmap::{Origin, ReadMap, ReadMapError};
+use crate::stages::AnyDraft;
+use crate::stages::map::MapDraft;
 
-/// Expression nodes that were made already, by node and map.
-pub(super) type Memo = HashMap<*const Node, Vec<(ReadMap, u32)>>;
+/// The values of nodes in a draft that is being built: expression nodes, by node and map.
+///
+/// A node is evaluated by steps on a stack of its own, since graphs are deeper than the program's stack.
+#[derive(Default)]
+struct Inlining {
+    known: HashMap<*const Node, Vec<(Rc<ReadMap>, u32)>>,
+    steps: Vec<Inline>,
+    values: Vec<u32>,
+}
+
+/// A step of inlining. The result of each is one value.
+enum Inline {
+    /// Evaluate a node at the iteration space's image under a map.
+    Node(NodeRef, Rc<ReadMap>),
+    /// Apply the function of a node to the last values.
+    Apply(NodeRef, Rc<ReadMap>),
+    /// Choose between the last value, which one of the computed arrays gives, and what was chosen before.
+    Choose { mask: StageInput },
+    /// Remember the last value as that of a node.
+    Know(NodeRef, Rc<ReadMap>),
+}
 
 impl Lowering<'_> {
     /// Finds what cannot be folded into its readers: reductions, rechunks, too many computed arrays in one view, and what composes with
     /// no view because it is reshaped.
-    pub(super) fn mark(&mut self, order: &[NodeRef]) {
+    pub(crate) fn mark(&mut self, order: &[NodeRef]) {
         let mut reshaped: HashSet<*const Node> = HashSet::new();
         for node in order {
             match &node.op {
-                Op::Reduce { .. } => self.mark_one(node, "others read what a reduction gives"),
                 Op::Rechunk(_) => self.mark_one(node, "it is read in its new chunks"),
-                Op::Scan { .. } => self.mark_one(node, "others read what runs along an axis"),
-                Op::Contract(contract) => {
-                    self.mark_one(node, "others read a product of matrices");
-                    for (o, operand) in contract.operands.iter().enumerate() {
-                        if !self.passes(operand, &contract.map(o), &mut HashMap::new()) {
-                            self.mark_one(operand, "the product that reads it would go through views that do not compose");
-                        }
-                    }
-                }
-                Op::User(user) => {
-                    self.mark_one(node, "a user's kernel writes blocks");
-                    for input in &user.inputs {
-                        let flat = self.flatten_marked(input).map(|(_, bases)| bases);
-                        let computed = |b: &NodeRef| matches!(b.op, Op::Map { .. });
-                        let bases = flat.map_or_else(|_| vec![Arc::clone(input)], |bases| bases.into_iter().filter(computed).collect());
-                        bases.iter().for_each(|b| self.mark_one(b, "a user's kernel reads blocks"));
-                    }
+                Op::Staged(op) => {
+                    self.mark_one(node, op.kind().reason());
+                    op.kind().mark(self);
                 }
                 Op::Map { inputs, .. } if inputs.iter().any(|i| reshaped.contains(&key(i)) && !self.materialise.contains_key(&key(i))) => {
                     reshaped.insert(key(node));
@@ -60,7 +67,7 @@ impl Lowering<'_> {
                     let simple = map.as_image().is_some() && map.n_indices() == 0;
                     let chosen = may_choose(&map, &bases, &|n| self.materialise.contains_key(&key(n)));
                     for (k, base) in bases.iter().enumerate().filter(|(_, b)| matches!(b.op, Op::Map { .. })) {
-                        let folds = simple || (chosen && self.passes(base, &only(&map, k, base.dtype), &mut HashMap::new()));
+                        let folds = simple || (chosen && self.passes(base, &only(&map, k, base.dtype)));
                         if !folds {
                             let why = if chosen { "the view that reads it does not compose with its own" } else { TOO_MANY };
                             self.mark_one(base, why);
@@ -72,76 +79,105 @@ impl Lowering<'_> {
         }
     }
 
-    fn mark_one(&mut self, node: &NodeRef, why: &'static str) {
+    pub(crate) fn mark_one(&mut self, node: &NodeRef, why: &'static str) {
         self.materialise.entry(key(node)).or_insert(why);
     }
 
-    fn flatten_marked(&self, node: &NodeRef) -> Result<(ReadMap, Vec<NodeRef>), ReadMapError> {
+    pub(crate) fn flatten_marked(&self, node: &NodeRef) -> Result<(ReadMap, Vec<NodeRef>), ReadMapError> {
         flatten(node, &ReadMap::identity(&node.shape()), &|n| self.materialise.contains_key(&key(n)))
     }
 
     /// True if a map goes through the elementwise functions and views that `node` is made of.
-    fn passes(&self, node: &NodeRef, map: &ReadMap, seen: &mut HashMap<*const Node, Vec<ReadMap>>) -> bool {
-        match &node.op {
-            _ if self.materialise.contains_key(&key(node)) => true,
-            Op::Map { inputs, .. } => {
-                // Where it went through before, it does again: else nobody would still be asking.
-                let before = seen.entry(key(node)).or_default();
-                if before.contains(map) {
-                    return true;
+    pub(crate) fn passes(&self, node: &NodeRef, map: &ReadMap) -> bool {
+        let has_array = |n: &NodeRef| self.materialise.contains_key(&key(n));
+        let mut seen: HashMap<*const Node, Vec<Rc<ReadMap>>> = HashMap::new();
+        let mut open = vec![(Arc::clone(node), Rc::new(map.clone()))];
+        while let Some((node, map)) = open.pop() {
+            match &node.op {
+                _ if has_array(&node) => {}
+                Op::Map { inputs, .. } => {
+                    let before = seen.entry(key(&node)).or_default();
+                    if !before.contains(&map) {
+                        before.push(Rc::clone(&map));
+                        open.extend(inputs.iter().map(|i| (Arc::clone(i), Rc::clone(&map))));
+                    }
                 }
-                before.push(map.clone());
-                inputs.iter().all(|i| self.passes(i, map, seen))
+                Op::View { .. } => match flatten(&node, &map, &has_array) {
+                    Ok((map, bases)) if may_choose(&map, &bases, &has_array) => {
+                        open.extend(bases.iter().enumerate().map(|(k, b)| (Arc::clone(b), Rc::new(only(&map, k, b.dtype)))));
+                    }
+                    _ => return false,
+                },
+                _ => {}
             }
-            Op::View { .. } => match flatten(node, map, &|n| self.materialise.contains_key(&key(n))) {
-                Ok((map, bases)) => {
-                    may_choose(&map, &bases, &|n| self.materialise.contains_key(&key(n)))
-                        && bases.iter().enumerate().all(|(k, b)| self.passes(b, &only(&map, k, b.dtype), seen))
-                }
-                Err(_) => false,
-            },
-            _ => true,
         }
+        true
     }
 
     /// The expression node that yields `node` at the iteration space's image under `map`.
-    pub(super) fn inline(&mut self, node: &NodeRef, map: &ReadMap, draft: &mut Draft, memo: &mut Memo) -> Result<u32, PlanError> {
-        if let Some(found) = memo.get(&key(node)).and_then(|all| all.iter().find(|(m, _)| m == map)) {
-            return Ok(found.1);
+    pub(crate) fn inline(&mut self, node: &NodeRef, map: &ReadMap, draft: &mut Draft) -> Result<u32, PlanError> {
+        let mut inlining = Inlining::default();
+        inlining.steps.push(Inline::Node(Arc::clone(node), Rc::new(map.clone())));
+        while let Some(step) = inlining.steps.pop() {
+            match step {
+                Inline::Node(node, map) => self.inline_node(node, map, draft, &mut inlining)?,
+                Inline::Apply(node, map) => {
+                    let Op::Map { expr, inputs, .. } = &node.op else { return Err(malformed("a node without a function is applied")) };
+                    let arguments = inlining.values.split_off(inlining.values.len() - inputs.len());
+                    let results = draft.expr.append(expr, &arguments).map_err(bad_expr)?;
+                    inlining.values.push(results[0]);
+                    inlining.know(&node, map);
+                }
+                Inline::Choose { mask } => {
+                    let mask = push_input(draft, mask, DType::Bool).map_err(bad_expr)?;
+                    let (Some(value), Some(others)) = (inlining.values.pop(), inlining.values.pop()) else {
+                        return Err(malformed("a view has no pieces"));
+                    };
+                    inlining.values.push(draft.expr.push(ExprNode::Where(mask, value, others)).map_err(bad_expr)?);
+                }
+                Inline::Know(node, map) => inlining.know(&node, map),
+            }
         }
-        let bad = |e: freestone_kernels::ExprError| PlanError::Malformed(e.to_string());
-        let result = match &node.op {
-            _ if self.stored.contains_key(&key(node)) => {
-                let sources = vec![self.leaf(node)?];
-                push_input(draft, StageInput { sources, map: filled_as(map, node.dtype) }, node.dtype).map_err(bad)?
+        inlining.values.pop().ok_or_else(|| malformed("a node has no value"))
+    }
+
+    fn inline_node(&mut self, node: NodeRef, map: Rc<ReadMap>, draft: &mut Draft, inlining: &mut Inlining) -> Result<(), PlanError> {
+        if let Some(found) = inlining.known.get(&key(&node)).and_then(|all| all.iter().find(|(m, _)| *m == map)) {
+            inlining.values.push(found.1);
+            return Ok(());
+        }
+        match &node.op {
+            Op::Map { inputs, .. } if !self.stored.contains_key(&key(&node)) => {
+                inlining.steps.push(Inline::Apply(Arc::clone(&node), Rc::clone(&map)));
+                inlining.steps.extend(inputs.iter().rev().map(|i| Inline::Node(Arc::clone(i), Rc::clone(&map))));
             }
-            Op::Map { expr, inputs } => {
-                let arguments = inputs.iter().map(|i| self.inline(i, map, draft, memo)).collect::<Result<Vec<_>, _>>()?;
-                draft.expr.append(expr, &arguments).map_err(bad)?[0]
-            }
-            Op::View { .. } => {
-                let (composed, bases) = flatten(node, map, &|n| self.stored.contains_key(&key(n)))?;
+            Op::View { .. } if !self.stored.contains_key(&key(&node)) => {
+                let (composed, bases) = flatten(&node, &map, &|n| self.stored.contains_key(&key(n)))?;
+                inlining.steps.push(Inline::Know(Arc::clone(&node), map));
                 match bases.as_slice() {
-                    [base] if composed.is_flat() || composed.as_image().is_some() => self.inline(base, &composed, draft, memo)?,
-                    _ => self.choose(&composed, &bases, node.dtype, draft, memo)?,
+                    [base] if composed.is_flat() || composed.as_image().is_some() => {
+                        inlining.steps.push(Inline::Node(Arc::clone(base), Rc::new(composed)));
+                    }
+                    _ => self.choose(&composed, &bases, node.dtype, draft, inlining)?,
                 }
             }
             _ => {
-                let sources = vec![self.leaf(node)?];
-                push_input(draft, StageInput { sources, map: filled_as(map, node.dtype) }, node.dtype).map_err(bad)?
+                let sources = vec![self.leaf(&node)?];
+                let input = StageInput { sources, map: filled_as(&map, node.dtype) };
+                inlining.values.push(push_input(draft, input, node.dtype).map_err(bad_expr)?);
+                inlining.know(&node, map);
             }
-        };
-        memo.entry(key(node)).or_default().push((map.clone(), result));
-        Ok(result)
+        }
+        Ok(())
     }
-    /// The expression node for a view in several pieces. What is computed is evaluated everywhere, over fill values where it is not wanted, and
-    /// chosen by masks; what is stored or filled is one read.
-    fn choose(&mut self, map: &ReadMap, bases: &[NodeRef], dtype: DType, draft: &mut Draft, memo: &mut Memo) -> Result<u32, PlanError> {
-        let bad = |e: freestone_kernels::ExprError| PlanError::Malformed(e.to_string());
+
+    /// Evaluates a view in several pieces. What is computed is evaluated everywhere, over fill values where it is not wanted, and chosen by
+    /// masks; what is stored or filled is one read.
+    fn choose(&mut self, map: &ReadMap, bases: &[NodeRef], dtype: DType, draft: &mut Draft, inlining: &mut Inlining) -> Result<(), PlanError> {
         let computed: Vec<usize> = (0..bases.len()).filter(|k| matches!(bases[*k].op, Op::Map { .. }) && !self.stored.contains_key(&key(&bases[*k]))).collect();
         let stored: Vec<usize> = (0..bases.len()).filter(|k| !computed.contains(k)).collect();
         let is_rest = |from: &Origin| !matches!(from, Origin::Source { source, .. } if computed.contains(source));
-        let mut result = None;
+        let mut has_value = false;
         if computed.is_empty() || map.pieces().iter().any(|p| is_rest(&p.from)) {
             let sources = stored.iter().map(|k| self.leaf(&bases[*k])).collect::<Result<Vec<_>, _>>()?;
             let rest = map.with_origins(|from| match from {
@@ -151,21 +187,42 @@ impl Lowering<'_> {
                 },
                 other => other.clone(),
             });
-            result = Some(push_input(draft, StageInput { sources, map: filled_as(&rest, dtype) }, dtype).map_err(bad)?);
+            inlining.values.push(push_input(draft, StageInput { sources, map: filled_as(&rest, dtype) }, dtype).map_err(bad_expr)?);
+            has_value = true;
         }
+        let mut steps = Vec::new();
         for k in computed {
-            let value = self.inline(&bases[k], &only(map, k, bases[k].dtype), draft, memo)?;
-            let Some(others) = result else {
-                result = Some(value);
-                continue;
-            };
-            let is_here = |from: &Origin| matches!(from, Origin::Source { source, .. } if *source == k);
-            let mask = map.with_origins(|from| Origin::Fill(Scalar::new(Bool::from(is_here(from)))));
-            let mask = push_input(draft, StageInput { sources: Vec::new(), map: mask }, DType::Bool).map_err(bad)?;
-            result = Some(draft.expr.push(ExprNode::Where(mask, value, others)).map_err(bad)?);
+            steps.push(Inline::Node(Arc::clone(&bases[k]), Rc::new(only(map, k, bases[k].dtype))));
+            if std::mem::replace(&mut has_value, true) {
+                let is_here = |from: &Origin| matches!(from, Origin::Source { source, .. } if *source == k);
+                let mask = map.with_origins(|from| Origin::Fill(Scalar::new(Bool::from(is_here(from)))));
+                steps.push(Inline::Choose { mask: StageInput { sources: Vec::new(), map: mask } });
+            }
         }
-        result.ok_or_else(|| PlanError::Malformed("a view has no pieces".into()))
+        inlining.steps.extend(steps.into_iter().rev());
+        Ok(())
     }
+}
+
+impl Inlining {
+    /// Remembers the last value as that of a node.
+    fn know(&mut self, node: &NodeRef, map: Rc<ReadMap>) {
+        if let Some(value) = self.values.last() {
+            self.known.entry(key(node)).or_default().push((map, *value));
+        }
+    }
+}
+
+fn bad_expr(error: ExprError) -> PlanError {
+    malformed(error.to_string())
+}
+
+/// The reads of an array without arithmetic: the inputs of a stage that takes its values as they are.
+pub(crate) fn as_read(lowering: &mut Lowering<'_>, node: &NodeRef) -> Result<Vec<StageInput>, PlanError> {
+    let grid = MapDraft { grid: node.grid.clone() };
+    let mut draft = Draft { outputs: Vec::new(), ..Draft::new("", AnyDraft::Map(grid), ArrayId(0), node.grid.clone()) };
+    lowering.inline(node, &ReadMap::identity(&node.shape()), &mut draft)?;
+    Ok(draft.inputs)
 }
 
 /// More computed arrays than this are not evaluated side by side to choose one of them.
@@ -225,7 +282,7 @@ fn flatten(node: &NodeRef, map: &ReadMap, has_array: &dyn Fn(&NodeRef) -> bool) 
 }
 
 /// Adds an input to a draft, or finds it there; returns its expression node.
-pub(super) fn push_input(draft: &mut Draft, input: StageInput, dtype: DType) -> Result<u32, freestone_kernels::ExprError> {
+pub(crate) fn push_input(draft: &mut Draft, input: StageInput, dtype: DType) -> Result<u32, ExprError> {
     // Inputs without elements are alike but in their dtype.
     let slot = match draft.inputs.iter().zip(draft.expr.inputs()).position(|(i, d)| *i == input && *d == dtype) {
         Some(slot) => slot as u32,

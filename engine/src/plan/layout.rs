@@ -1,16 +1,17 @@
-//! How a stage's tasks run: how each input is read, and the buffer schedule.
+//! How a stage's tasks run: how each input is read, and the program.
 //!
-//! This is derived from the plan, by the planner to project memory and by the worker to do the work: there is one source.
+//! The layout is derived from the plan, by the planner to project memory and by the worker to do the work: there is one source.
 
-use freestone_kernels::{contract, eval};
+use std::ops::Range;
 
-use super::{ArrayId, Kernel, OutAxis, Place, Plan, PlanArray, PlanError, Stage, StageInput, traffic};
+use super::{ArrayId, Place, Plan, PlanArray, PlanError, Scope, Stage, StageInput, traffic};
 use crate::grid::{AxisGrid, block_bytes};
-use crate::memory::{MemoryEstimate, Part, Schedule, SlotId, Step};
+use crate::memory::{MemoryEstimate, Part};
+use crate::program::{Program, SlotId, Step};
 use crate::readmap::{AxisMap, Origin, Piece};
 use crate::storage::array::Shard;
 use crate::storage::codec::Codec;
-use crate::storage::{is_remote_url, shard};
+use crate::storage::shard;
 
 /// How a block of an input is brought in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,11 +55,11 @@ pub struct InputLayout {
 }
 
 /// An output of a stage, ready to run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OutputLayout {
-    /// Its accumulators, for a reduction.
+    /// Its accumulators, for kinds that have some.
     pub accumulator: Option<SlotId>,
-    /// Its block; the accumulators themselves where they are what is stored.
+    /// Its block; `None` where the accumulators themselves are stored. A block that is stored as it was assembled has the input's slot.
     pub block: Option<SlotId>,
 }
 
@@ -66,7 +67,7 @@ pub struct OutputLayout {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StageLayout {
     /// The buffers and the steps.
-    pub schedule: Schedule,
+    pub program: Program,
     /// Its projected memory.
     pub estimate: MemoryEstimate,
     /// The arrays that are read, each once.
@@ -75,251 +76,161 @@ pub struct StageLayout {
     pub inputs: Vec<InputLayout>,
     /// Outputs in order.
     pub outputs: Vec<OutputLayout>,
-    /// Operands of a product that are put together before they are multiplied.
-    pub packed: [Option<SlotId>; 2],
-    /// A task writes one object of each output.
-    pub one_chunk: bool,
-    /// The assembled block of the only input is what is written.
-    pub as_is: bool,
-    /// Chunks are made slice by slice, each a block of the walk.
-    pub in_slices: bool,
-    /// Chunks from across a network that are on their way while one before them is worked on, at most.
+    /// Buffers of a kind's own between loading and computing: packed operands of a product.
+    pub packed: Vec<Option<SlotId>>,
+    /// Chunks from across a network that are in flight while one before them is worked on, at most.
     pub ahead: usize,
 }
 
 /// Stands for what cannot be counted: no limit allows it.
-const TOO_LARGE: u64 = 1 << 61;
+pub(crate) const TOO_LARGE: u64 = 1 << 61;
 
-/// What one thread keeps between chunks: keys, coordinates, small vectors.
-const TASK_OVERHEAD_BYTES: u64 = 65_536;
+/// Bytes that one thread holds between chunks: keys, coordinates, small vectors.
+pub(crate) const TASK_OVERHEAD_BYTES: u64 = 65_536;
+
+/// A layout while it is built: what all kinds have in common is there before the kind adds its slots and steps.
+#[derive(Debug)]
+pub(crate) struct Builder<'a> {
+    pub(crate) scope: Scope<'a>,
+    pub(crate) stage: &'a Stage,
+    pub(crate) program: Program,
+    pub(crate) sources: Vec<SourceLayout>,
+    pub(crate) inputs: Vec<InputLayout>,
+    pub(crate) outputs: Vec<OutputLayout>,
+    pub(crate) packed: Vec<Option<SlotId>>,
+    /// Largest block and largest task, in elements along each axis.
+    pub(crate) block: Vec<u64>,
+    pub(crate) task: Vec<u64>,
+    targets: Vec<TargetBounds>,
+    encode: Vec<SlotId>,
+    encoded: SlotId,
+    decode_scratch: SlotId,
+}
+
+impl<'a> Builder<'a> {
+    /// Adds the accumulators of output `j`.
+    pub(crate) fn accumulator(&mut self, j: usize, bytes: u64) -> SlotId {
+        let slot = self.program.slot(Part::Accumulator, bytes.min(TOO_LARGE));
+        self.outputs[j].accumulator = Some(slot);
+        slot
+    }
+
+    /// Adds the block of output `j`.
+    pub(crate) fn output(&mut self, j: usize) -> SlotId {
+        let slot = self.program.slot(Part::Output, self.targets[j].stored);
+        self.outputs[j].block = Some(slot);
+        slot
+    }
+
+    /// Bytes of an object of output `j`, decoded.
+    pub(crate) fn stored_bytes(&self, j: usize) -> u64 {
+        self.targets[j].stored
+    }
+
+    /// Bytes of a task's elements of this size along the axes that are kept.
+    pub(crate) fn kept_bytes(&self, size: usize, kept: impl Fn(usize) -> bool) -> u64 {
+        let bytes = self.task.iter().enumerate().filter(|(d, _)| kept(*d)).try_fold(size as u64, |p, (_, n)| p.checked_mul(*n));
+        bytes.unwrap_or(TOO_LARGE).min(TOO_LARGE)
+    }
+
+    /// Loads inputs, one after the other.
+    pub(crate) fn loads(&self, inputs: Range<usize>) -> Vec<Step> {
+        let (mut steps, mut taken) = (Vec::new(), Vec::new());
+        for i in inputs {
+            let input = &self.inputs[i];
+            steps.extend(input.region.map(Step::Take));
+            for slot in self.passing(i) {
+                if !taken.contains(&slot) {
+                    steps.push(Step::Take(slot));
+                    taken.push(slot);
+                }
+            }
+            steps.extend(input.chunk.map(Step::Take));
+            steps.extend([Step::Take(self.encoded), Step::Take(self.decode_scratch), Step::Load(i)]);
+            steps.extend([Step::Release(self.decode_scratch), Step::Release(self.encoded)]);
+            steps.extend(input.chunk.map(Step::Release));
+        }
+        steps
+    }
+
+    /// Releases what [`loads`](Builder::loads) leaves taken.
+    pub(crate) fn unloads(&self, inputs: Range<usize>) -> Vec<Step> {
+        let regions = inputs.clone().filter_map(|i| self.inputs[i].region).collect::<Vec<_>>();
+        let mut slots = regions;
+        for slot in inputs.flat_map(|i| self.passing(i)) {
+            if !slots.contains(&slot) {
+                slots.push(slot);
+            }
+        }
+        slots.into_iter().map(Step::Release).collect()
+    }
+
+    /// Slots of the decoded chunks that input `i` reads, of sources that keep none from block to block.
+    fn passing(&self, i: usize) -> Vec<SlotId> {
+        self.inputs[i].sources.iter().map(|k| &self.sources[*k]).filter(|s| !s.kept).filter_map(|s| s.slot).collect()
+    }
+
+    /// Stores output `j`.
+    pub(crate) fn store(&self, j: usize) -> [Step; 3] {
+        [Step::Take(self.encode[j]), Step::Store(j), Step::Release(self.encode[j])]
+    }
+}
+
+/// The steps between which buffers are taken: takes before, releases after.
+pub(crate) fn holding(slots: &[SlotId], steps: Vec<Step>) -> Vec<Step> {
+    let takes = slots.iter().copied().map(Step::Take);
+    takes.chain(steps).chain(slots.iter().copied().map(Step::Release)).collect()
+}
 
 impl StageLayout {
     /// Derives the layout.
     ///
     /// # Errors
     /// Where a codec cannot be used, or sizes overflow.
-    pub fn of(plan: &Plan, stage: &Stage) -> Result<StageLayout, PlanError> {
+    pub(crate) fn of(scope: Scope<'_>, stage: &Stage) -> Result<StageLayout, PlanError> {
+        let kind = stage.kernel.kind();
         let block: Vec<u64> = stage.walk.axes().iter().zip(stage.tasks.axes()).map(|(w, t)| w.max_extent().min(t.max_extent())).collect();
-        let task = stage.tasks.max_chunk();
-        let dtypes = stage.kernel.inputs();
-        let user = matches!(stage.kernel, Kernel::User { .. });
-        let mut s = Schedule::default();
-        let (mut decode_contexts, mut encode_contexts, mut encoded, mut scratch, mut indexes) = (0u64, 0u64, 0u64, 0u64, 0u64);
-        let modes: Vec<ReadMode> = stage.inputs.iter().enumerate().map(|(i, input)| read_mode(plan, stage, i, input)).collect();
-        let mut sources: Vec<SourceLayout> = Vec::new();
-        let mut chunk_bytes: Vec<u64> = Vec::new();
-        for id in stage.inputs.iter().flat_map(|i| &i.sources) {
-            if sources.iter().any(|s| s.array == *id) {
-                continue;
-            }
-            let bounds = SourceBounds::of(plan, *id)?;
-            encoded = encoded.max(bounds.encoded);
-            scratch = scratch.max(bounds.scratch);
-            decode_contexts = decode_contexts.max(bounds.context);
-            indexes += bounds.index;
-            let keep = stage.keep.iter().find(|k| k.array == *id).map_or(0, |k| k.chunks as usize);
-            let looked_at = chunks_looked_at(plan, stage, *id, &modes);
-            // Who assembles blocks from an array whose chunks others look at needs one more for the chunks that those don't have.
-            let assembled = stage.inputs.iter().zip(&modes).any(|(i, m)| *m == ReadMode::Assembled && i.sources.contains(id));
-            let chunks = (looked_at + usize::from(assembled)).max(keep).max(1);
-            let slot = (keep > 0 || looked_at > 0).then(|| s.slot(Part::DecodedChunk, bounds.chunk.saturating_mul(chunks as u64).min(TOO_LARGE)));
-            sources.push(SourceLayout { array: *id, chunks, slot, kept: keep > 0, far: is_far(plan, plan.array(*id)) });
-            chunk_bytes.push(bounds.chunk);
-        }
-        let in_slices = matches!(stage.kernel, Kernel::Map(_)) && stage.walk != stage.tasks;
-        let as_is = !in_slices && is_plain_copy(plan, stage, &modes);
-        let mut inputs = Vec::with_capacity(stage.inputs.len());
-        for (i, (input, mode)) in stage.inputs.iter().zip(modes).enumerate() {
-            let own: Vec<usize> = input.sources.iter().filter_map(|id| sources.iter().position(|s| s.array == *id)).collect();
-            // A user's kernel sees every element of its block, in C order.
-            let varies = if user { vec![true; input.map.shape().len()] } else { input.map.varies() };
-            let passing = own.iter().filter(|s| sources[**s].slot.is_none() && mode != ReadMode::Parts).map(|s| chunk_bytes[*s]).max();
-            let chunk = passing.map(|bytes| s.slot(Part::DecodedChunk, bytes));
-            let size = dtypes[i].size() as u64;
-            let region = match mode {
-                ReadMode::InChunk => None,
-                // What a scan carries goes where it is carried on.
-                ReadMode::Assembled if stage.kernel.carry() == Some(i) => None,
-                ReadMode::Assembled | ReadMode::Parts => {
-                    let own = if let Kernel::User { blocks, .. } = &stage.kernel { blocks[i].grid.max_chunk() } else { block.clone() };
-                    let elements = own.iter().zip(&varies).filter(|(_, v)| **v).try_fold(size, |p, (n, _)| p.checked_mul(*n));
-                    let stored = if as_is { TargetBounds::of(plan, stage.outputs[0].array)?.stored } else { 0 };
-                    Some(s.slot(Part::Region, elements.unwrap_or(TOO_LARGE).max(stored)))
-                }
-            };
-            inputs.push(InputLayout { mode, varies, sources: own, chunk, region });
-        }
-        let encoded = s.slot(Part::EncodedInput, encoded);
-        let scratch = s.slot(Part::DecodeScratch, scratch);
-        let indexes = s.slot(Part::ShardIndex, indexes);
-        let lists = s.slot(Part::Indices, stage.inputs.iter().map(|i| list_bytes(i, if user { &[] } else { &block })).sum());
-        let kernel_scratch = match &stage.kernel {
-            Kernel::User { scratch_bytes, .. } => scratch_bytes.saturating_add(TASK_OVERHEAD_BYTES).min(TOO_LARGE),
-            Kernel::Map(expr) | Kernel::Reduce { expr, .. } | Kernel::Scan { expr, .. } => eval::scratch_bytes(expr) + TASK_OVERHEAD_BYTES,
-            Kernel::Contract { operands, batch, free } => {
-                // Panels of both operands, which are never larger than these.
-                let kept = batch + free[0] + free[1];
-                let side = |free: std::ops::Range<usize>| {
-                    free.chain(kept..block.len()).fold(dtypes.first().map_or(16, |t| t.size() as u64), |p, d| p.saturating_mul(block[d]))
-                };
-                let both = side(*batch..batch + free[0]).saturating_add(side(batch + free[0]..kept)).saturating_mul(2);
-                let panels = contract::SCRATCH_BYTES.min(both.saturating_add(TASK_OVERHEAD_BYTES));
-                operands.iter().map(eval::scratch_bytes).sum::<u64>() + panels + TASK_OVERHEAD_BYTES
-            }
-        };
-        let kernel_scratch = s.slot(Part::KernelScratch, kernel_scratch);
-        let mut outputs = Vec::with_capacity(stage.outputs.len());
-        let mut encode_slots = Vec::with_capacity(stage.outputs.len());
-        let mut one_chunk = true;
-        for (j, output) in stage.outputs.iter().enumerate() {
-            let array = plan.array(output.array);
-            let TargetBounds { stored, encode, context } = TargetBounds::of(plan, output.array)?;
-            encode_contexts = encode_contexts.max(context);
-            encode_slots.push(s.slot(Part::EncodeBuffer, encode));
-            let kept_bytes = |size: usize, kept: &dyn Fn(usize) -> bool| {
-                let bytes = task.iter().enumerate().filter(|(d, _)| kept(*d)).try_fold(size as u64, |p, (_, n)| p.checked_mul(*n));
-                bytes.unwrap_or(TOO_LARGE).min(TOO_LARGE)
-            };
-            match &stage.kernel {
-                Kernel::Scan { op, axis, .. } => {
-                    let carrier = op.carrier(array.info.dtype).unwrap_or(array.info.dtype);
-                    let accumulator = s.slot(Part::Accumulator, kept_bytes(carrier.size(), &|d| d != *axis));
-                    outputs.push(OutputLayout { accumulator: Some(accumulator), block: Some(s.slot(Part::Output, stored)) });
-                }
-                Kernel::Contract { .. } => {
-                    let accumulator = s.slot(Part::Accumulator, kept_bytes(array.info.dtype.size(), &|d| !stage.kernel.folds(d)));
-                    let as_they_are = array.info.stored_shape.is_none() && n_objects(plan, stage, j) == 1;
-                    let block = (!as_they_are).then(|| s.slot(Part::Output, stored));
-                    outputs.push(OutputLayout { accumulator: Some(accumulator), block });
-                }
-                Kernel::Map(_) | Kernel::User { .. } => {
-                    one_chunk &= array.info.objects().chunk_counts() == stage.tasks.chunk_counts();
-                    outputs.push(OutputLayout { accumulator: None, block: (!as_is).then(|| s.slot(Part::Output, stored)) });
-                }
-                Kernel::Reduce { folds, axes, .. } => {
-                    let accumulator = folds[j].accumulator();
-                    let accumulator = s.slot(Part::Accumulator, kept_bytes(accumulator.size(), &|d| !axes.contains(&d)));
-                    // Accumulators that are stored as they are need no block of their own.
-                    let as_they_are = folds[j].finish.is_nothing(folds[j].op, folds[j].values) && array.info.stored_shape.is_none();
-                    let block = (!as_they_are).then(|| s.slot(Part::Output, stored));
-                    outputs.push(OutputLayout { accumulator: Some(accumulator), block });
-                }
-            }
-        }
-        let mut packed = [None; 2];
-        if let Kernel::Contract { operands, batch, free } = &stage.kernel {
-            let mut first = 0;
-            for (o, expr) in operands.iter().enumerate() {
-                let last = first + expr.inputs().len();
-                if !(expr.is_identity() && lies_as_matrix(plan, &stage.inputs[first], &inputs[first], *batch, *free, o)) {
-                    let other = batch + free[0] * (1 - o)..batch + free[0] + free[1] * (1 - o);
-                    let size = expr.result_dtypes().first().map_or(0, |d| d.size()) as u64;
-                    let elements = block.iter().enumerate().filter(|(d, _)| !other.contains(d)).try_fold(size, |p, (_, n)| p.checked_mul(*n));
-                    packed[o] = Some(s.slot(Part::Region, elements.unwrap_or(TOO_LARGE)));
-                }
-                first = last;
-            }
-        }
-        let contexts = s.slot(Part::CodecContext, decode_contexts + encode_contexts);
-        let kept = sources.iter().filter(|s| s.kept).filter_map(|s| s.slot);
+        let modes: Vec<ReadMode> = stage.inputs.iter().enumerate().map(|(i, input)| read_mode(scope, stage, i, input)).collect();
+        let mut program = Program::default();
+        let read = Sources::of(scope, stage, &modes, &mut program)?;
+        let inputs = input_layouts(stage, &block, &modes, &read, &mut program);
+        let encoded = program.slot(Part::EncodedInput, read.encoded);
+        let decode_scratch = program.slot(Part::DecodeScratch, read.scratch);
+        let indexes = program.slot(Part::ShardIndex, read.index);
+        let lists = stage.inputs.iter().map(|i| list_bytes(i, if kind.reads_dense() { &[] } else { &block })).sum();
+        let lists = program.slot(Part::Indices, lists);
+        let kernel_scratch = program.slot(Part::KernelScratch, kind.scratch_bytes(&block));
+        let targets = stage.outputs.iter().map(|o| TargetBounds::of(scope, o.array)).collect::<Result<Vec<_>, _>>()?;
+        let encode = targets.iter().map(|t| program.slot(Part::EncodeBuffer, t.encode)).collect();
+        let encode_context = targets.iter().map(|t| t.context).max().unwrap_or(0);
+        let contexts = program.slot(Part::CodecContext, read.context + encode_context);
+        let kept = read.sources.iter().filter(|s| s.kept).filter_map(|s| s.slot);
         let held: Vec<SlotId> = [contexts, indexes, lists, kernel_scratch].into_iter().chain(kept).collect();
-        let of_blocks: Vec<SlotId> = sources.iter().filter(|s| !s.kept).filter_map(|s| s.slot).collect();
-        let carry = stage.kernel.carry();
-        let loads = |s: &mut Vec<Step>| {
-            let mut taken: Vec<SlotId> = Vec::new();
-            for (i, input) in inputs.iter().enumerate().filter(|(i, _)| Some(*i) != carry) {
-                s.extend(input.region.map(Step::Take));
-                for slot in input.sources.iter().filter_map(|k| sources[*k].slot).filter(|slot| of_blocks.contains(slot)) {
-                    if !taken.contains(&slot) {
-                        s.push(Step::Take(slot));
-                        taken.push(slot);
-                    }
-                }
-                s.extend(input.chunk.map(Step::Take));
-                s.extend([Step::Take(encoded), Step::Take(scratch), Step::Load(i), Step::Release(scratch), Step::Release(encoded)]);
-                s.extend(input.chunk.map(Step::Release));
-            }
+        let mut builder = Builder {
+            scope,
+            stage,
+            program,
+            sources: read.sources,
+            inputs,
+            outputs: vec![OutputLayout::default(); stage.outputs.len()],
+            packed: Vec::new(),
+            block,
+            task: stage.tasks.max_chunk(),
+            targets,
+            encode,
+            encoded,
+            decode_scratch,
         };
-        let unload = |s: &mut Vec<Step>| {
-            s.extend(inputs.iter().filter_map(|i| i.region).map(Step::Release));
-            s.extend(of_blocks.iter().copied().map(Step::Release));
-        };
-        let store = |s: &mut Vec<Step>, j: usize| s.extend([Step::Take(encode_slots[j]), Step::Store(j), Step::Release(encode_slots[j])]);
-        s.once.extend(held.iter().copied().map(Step::Take));
-        match &stage.kernel {
-            Kernel::Map(_) | Kernel::User { .. } => {
-                let blocks: Vec<SlotId> = outputs.iter().filter_map(|o| o.block).collect();
-                let (mut once, mut apply, mut chunk, mut end) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-                loads(&mut once);
-                apply.extend(blocks.iter().map(|b| Step::Take(*b)));
-                apply.push(Step::Apply);
-                if in_slices {
-                    s.chunk_begin = blocks.iter().map(|b| Step::Take(*b)).chain([Step::Begin]).collect();
-                    s.each_slice.append(&mut once);
-                    s.each_slice.push(Step::Apply);
-                    let mut slice = std::mem::take(&mut s.each_slice);
-                    unload(&mut slice);
-                    s.each_slice = slice;
-                    (0..outputs.len()).for_each(|j| store(&mut chunk, j));
-                    chunk.extend(blocks.iter().map(|b| Step::Release(*b)));
-                } else if as_is {
-                    store(&mut chunk, 0);
-                    unload(&mut end);
-                    s.after = apply;
-                } else if one_chunk {
-                    unload(&mut apply);
-                    (0..outputs.len()).for_each(|j| store(&mut chunk, j));
-                    end.extend(blocks.iter().map(|b| Step::Release(*b)));
-                    s.after = apply;
-                } else {
-                    chunk = apply;
-                    (0..outputs.len()).for_each(|j| store(&mut chunk, j));
-                    chunk.extend(blocks.iter().map(|b| Step::Release(*b)));
-                    unload(&mut end);
-                }
-                s.once.extend(once);
-                s.each_chunk = chunk;
-                s.end = end;
-            }
-            Kernel::Scan { .. } => {
-                s.once.extend(outputs.iter().filter_map(|o| o.accumulator).map(Step::Take));
-                if let Some(i) = carry {
-                    s.once.extend(inputs[i].chunk.map(Step::Take));
-                    s.once.extend([Step::Take(encoded), Step::Take(scratch), Step::Load(i), Step::Release(scratch), Step::Release(encoded)]);
-                    s.once.extend(inputs[i].chunk.map(Step::Release));
-                }
-                let mut chunk = Vec::new();
-                loads(&mut chunk);
-                chunk.extend(outputs.iter().filter_map(|o| o.block).map(Step::Take));
-                chunk.push(Step::Apply);
-                unload(&mut chunk);
-                store(&mut chunk, 0);
-                chunk.extend(outputs.iter().filter_map(|o| o.block).map(Step::Release));
-                s.each_chunk = chunk;
-                s.end.extend(outputs.iter().filter_map(|o| o.accumulator).map(Step::Release));
-            }
-            Kernel::Reduce { .. } | Kernel::Contract { .. } => {
-                s.once.extend(outputs.iter().filter_map(|o| o.accumulator).map(Step::Take));
-                let (mut each, mut chunk) = (Vec::new(), Vec::new());
-                loads(&mut each);
-                each.extend(packed.into_iter().flatten().map(Step::Take));
-                each.push(Step::Fold);
-                each.extend(packed.into_iter().flatten().map(Step::Release));
-                unload(&mut each);
-                for (j, output) in outputs.iter().enumerate() {
-                    chunk.extend(output.block.map(Step::Take));
-                    chunk.push(Step::Finish(j));
-                    store(&mut chunk, j);
-                    chunk.extend(output.block.map(Step::Release));
-                }
-                s.each_block = each;
-                s.each_chunk = chunk;
-                s.end.extend(outputs.iter().filter_map(|o| o.accumulator).map(Step::Release));
-            }
-        }
-        s.end.extend(held.iter().copied().map(Step::Release));
-        let estimate = s.estimate(plan.process_mem())?.with_repositories(plan.repository_mem());
-        Ok(StageLayout { schedule: s, estimate, sources, inputs, outputs, packed, one_chunk, as_is, in_slices, ahead: 0 })
+        let steps = kind.program(&mut builder)?;
+        let Builder { mut program, sources, inputs, outputs, packed, .. } = builder;
+        program.steps = holding(&held, steps);
+        let estimate = program.estimate(scope.process_mem)?.with_repositories(scope.repository_mem);
+        Ok(StageLayout { program, estimate, sources, inputs, outputs, packed, ahead: 0 })
+    }
+
+    /// True if a stage fits what a task may grow to.
+    pub(crate) fn fits(scope: Scope<'_>, stage: &Stage) -> bool {
+        StageLayout::of(scope, stage).is_ok_and(|l| l.estimate.total() <= scope.growth_mem)
     }
 
     /// The same, with chunks that are fetched before they are asked for, where they cross a network: a few, as far as they add no more than a half to
@@ -327,27 +238,26 @@ impl StageLayout {
     ///
     /// # Errors
     /// As [`of`](StageLayout::of).
-    pub(super) fn with_ahead(mut self, plan: &Plan, stage: &Stage) -> Result<StageLayout, PlanError> {
+    pub(super) fn with_ahead(mut self, scope: Scope<'_>, stage: &Stage) -> Result<StageLayout, PlanError> {
         let mut chunk = 0;
         for source in self.sources.iter().filter(|s| s.far) {
-            let codec = codec(plan, source.array)?;
+            let codec = codec(scope, source.array)?;
             chunk = codec.read_limit(codec.decoded_bytes()).max(chunk);
         }
         let is_far = |id: &ArrayId| self.sources.iter().any(|s| s.array == *id && s.far);
-        let reads = traffic::reads(traffic::Arrays::of(plan), stage).into_iter().filter(|(id, _)| is_far(id));
+        let reads = traffic::reads(scope, stage).into_iter().filter(|(id, _)| is_far(id));
         let in_task = reads.map(|(_, read)| read.requests).sum::<f64>() / stage.n_tasks().max(1) as f64;
         // The first is waited for.
         let others = (in_task.ceil() - 1.0).clamp(0.0, MOST_AHEAD as f64) as u64;
         // Lists of indices are sorted once more while it is looked ahead.
-        let lists = LIST_BYTES + self.schedule.slots.iter().filter(|s| s.part == Part::Indices).map(|s| s.bytes).sum::<u64>();
-        let room = plan.growth_mem.saturating_sub(self.estimate.total()).saturating_sub(lists);
+        let lists = LIST_BYTES + self.program.slots.iter().filter(|s| s.part == Part::Indices).map(|s| s.bytes).sum::<u64>();
+        let room = scope.growth_mem.saturating_sub(self.estimate.total()).saturating_sub(lists);
         let most = AHEAD_BYTES.min(self.estimate.per_task() / 2);
         let ahead = others.min(most / chunk.max(1)).min(room / (chunk + STREAM_BYTES));
         if ahead > 0 {
-            let slot = self.schedule.slot(Part::EncodedInput, ahead * (chunk + STREAM_BYTES) + lists);
-            self.schedule.once.insert(0, Step::Take(slot));
-            self.schedule.end.push(Step::Release(slot));
-            self.estimate = self.schedule.estimate(plan.process_mem())?.with_repositories(plan.repository_mem());
+            let slot = self.program.slot(Part::EncodedInput, ahead * (chunk + STREAM_BYTES) + lists);
+            self.program.steps = holding(&[slot], std::mem::take(&mut self.program.steps));
+            self.estimate = self.program.estimate(scope.process_mem)?.with_repositories(scope.repository_mem);
             self.ahead = ahead as usize;
         }
         Ok(self)
@@ -356,7 +266,8 @@ impl StageLayout {
 
 /// What tasks of a stage hold all the while, or whenever they read, however small the chunks are.
 pub(super) fn without_chunks(plan: &Plan, stage: &Stage) -> Vec<(&'static str, u64)> {
-    let far = stage.inputs.iter().flat_map(|i| &i.sources).any(|id| is_remote(plan, &plan.array(*id).place));
+    let scope = plan.scope();
+    let far = stage.inputs.iter().flat_map(|i| &i.sources).any(|id| scope.is_remote(plan.array(*id)));
     let lists = stage.inputs.iter().map(|i| list_bytes(i, &vec![0; i.map.shape().len()])).sum();
     let all = [
         ("reserved", plan.reserved_mem),
@@ -375,8 +286,8 @@ pub(crate) const LISTED: usize = 16_384;
 const LIST_BYTES: u64 = 16 * LISTED as u64;
 
 /// True if chunks of an array are waited for, across a network, and each is an object.
-fn is_far(plan: &Plan, array: &PlanArray) -> bool {
-    is_remote(plan, &array.place) && array.info.shard.is_none()
+fn is_far(scope: Scope<'_>, array: &PlanArray) -> bool {
+    scope.is_remote(array) && array.info.shard.is_none()
 }
 
 /// What one index of a list becomes, at worst, when a task sorts its part of the list by chunks.
@@ -419,15 +330,15 @@ struct SourceBounds {
 }
 
 impl SourceBounds {
-    fn of(plan: &Plan, id: ArrayId) -> Result<SourceBounds, PlanError> {
-        let array = plan.array(id);
+    fn of(scope: Scope<'_>, id: ArrayId) -> Result<SourceBounds, PlanError> {
+        let array = scope.array(id);
         let chunk = block_bytes(&array.info.chunk_shape(), array.info.dtype.size()).unwrap_or(TOO_LARGE);
         let mut bounds = SourceBounds { chunk, encoded: 0, scratch: 0, context: 0, index: 0 };
         if matches!(array.place, Place::Constant(_) | Place::Generated(_)) {
             return Ok(bounds);
         }
-        let codec = codec(plan, id)?;
-        bounds.encoded = codec.encoded_beside() + if is_remote(plan, &array.place) { NETWORK_BYTES } else { 0 };
+        let codec = codec(scope, id)?;
+        bounds.encoded = codec.encoded_beside() + if scope.is_remote(array) { NETWORK_BYTES } else { 0 };
         bounds.scratch = codec.decode_scratch();
         bounds.context = codec.decode_context_bytes();
         if let Some(shard) = &array.info.shard {
@@ -440,6 +351,7 @@ impl SourceBounds {
 }
 
 /// Bounds of writing an object of an array: a chunk, or a shard.
+#[derive(Debug)]
 struct TargetBounds {
     stored: u64,
     encode: u64,
@@ -447,10 +359,10 @@ struct TargetBounds {
 }
 
 impl TargetBounds {
-    fn of(plan: &Plan, id: ArrayId) -> Result<TargetBounds, PlanError> {
-        let array = plan.array(id);
-        let codec = codec(plan, id)?;
-        let network = |encoded: u64| if is_remote(plan, &array.place) { encoded } else { 0 };
+    fn of(scope: Scope<'_>, id: ArrayId) -> Result<TargetBounds, PlanError> {
+        let array = scope.array(id);
+        let codec = codec(scope, id)?;
+        let network = |encoded: u64| if scope.is_remote(array) { encoded } else { 0 };
         let context = codec.encode_context_bytes();
         let Some(shard) = &array.info.shard else {
             return Ok(TargetBounds { stored: codec.decoded_bytes(), encode: codec.encode_beside() + network(codec.encoded_bound()), context });
@@ -466,33 +378,14 @@ fn index_codec(array: &PlanArray, shard: &Shard) -> Result<Codec, PlanError> {
     shard.index_codec().map_err(|error| PlanError::Codec { array: array.name.clone(), error })
 }
 
-fn codec(plan: &Plan, id: ArrayId) -> Result<Codec, PlanError> {
-    let array = plan.array(id);
+fn codec(scope: Scope<'_>, id: ArrayId) -> Result<Codec, PlanError> {
+    let array = scope.array(id);
     Codec::new(&array.info.codecs, array.info.dtype, &array.info.chunk_shape()).map_err(|error| PlanError::Codec { array: array.name.clone(), error })
 }
 
-/// True if chunks cross a network.
-fn is_remote(plan: &Plan, place: &Place) -> bool {
-    match place {
-        Place::Input { url, .. } | Place::Output { url, .. } => is_remote_url(url),
-        Place::Work => plan.remote_work,
-        Place::Constant(_) | Place::Generated(_) => false,
-    }
-}
-
-/// True if all that a task does is to put one object of the output together.
-fn is_plain_copy(plan: &Plan, stage: &Stage, modes: &[ReadMode]) -> bool {
-    let (Kernel::Map(expr), [input], [output]) = (&stage.kernel, stage.inputs.as_slice(), stage.outputs.as_slice()) else { return false };
-    let one_object = plan.array(output.array).info.objects().chunk_counts() == stage.tasks.chunk_counts();
-    expr.is_identity()
-        && matches!(modes, [ReadMode::Assembled | ReadMode::Parts])
-        && one_object
-        && input.map.varies().iter().zip(stage.tasks.axes()).all(|(v, t)| *v || t.max_extent() <= 1)
-}
-
 /// Chunks of an array that the inputs of one block look at, at most: inputs that surely look at the same one count once.
-fn chunks_looked_at(plan: &Plan, stage: &Stage, array: ArrayId, modes: &[ReadMode]) -> usize {
-    let cuts = plan.array(array).info.grid.axes();
+fn chunks_looked_at(scope: Scope<'_>, stage: &Stage, array: ArrayId, modes: &[ReadMode]) -> usize {
+    let cuts = scope.array(array).info.grid.axes();
     let of_it = stage.inputs.iter().zip(modes).filter(|(input, mode)| **mode == ReadMode::InChunk && input.sources == [array]);
     let all: Vec<(&[AxisMap], &[u64])> = of_it.filter_map(|(input, _)| Some((input.map.as_image()?, input.map.shape()))).collect();
     // The one chunk along an axis that a map ever looks at, if it is one.
@@ -508,48 +401,15 @@ fn chunks_looked_at(plan: &Plan, stage: &Stage, array: ArrayId, modes: &[ReadMod
     (0..all.len()).filter(|i| !all[..*i].iter().any(|(other, shape)| alike(other, all[*i].0, shape))).count()
 }
 
-/// Objects of output `j` that one task writes at most.
-fn n_objects(plan: &Plan, stage: &Stage, j: usize) -> u64 {
-    let objects = plan.array(stage.outputs[j].array).info.objects();
-    let along = |(axis, grid): (&OutAxis, &AxisGrid)| match axis {
-        OutAxis::Kept(a) => grid.n_chunks().div_ceil(stage.tasks.axes()[*a].n_chunks().max(1)),
-        OutAxis::Part(_) | OutAxis::One => 1,
-    };
-    stage.outputs[j].axes.iter().zip(objects.axes()).map(along).product()
-}
-
-/// True if an operand that needs no arithmetic can be multiplied where its values are: each of its two sides is one axis, upwards, and one
-/// of these is contiguous.
-fn lies_as_matrix(plan: &Plan, input: &StageInput, layout: &InputLayout, batch: usize, free: [usize; 2], operand: usize) -> bool {
-    let rank = input.map.shape().len();
-    let first = if operand == 0 { batch } else { batch + free[0] };
-    let sides = (first..first + free[operand]).chain(batch + free[0] + free[1]..rank);
-    // Values that are broadcast along a side are not there for each of its rows.
-    if sides.into_iter().any(|d| !layout.varies[d] && input.map.shape()[d] > 1) {
-        return false;
-    }
-    if layout.mode != ReadMode::InChunk {
-        return true;
-    }
-    let Some(axes) = input.map.as_image() else { return false };
-    let contracted = rank - batch - free[0] - free[1];
-    let stored = plan.array(input.sources[0]).info.chunk_shape();
-    // Axes of the source after the last that has a length in its chunks do not matter.
-    let last = axes.iter().zip(&stored).rev().find(|(_, n)| **n > 1).map(|(a, _)| a);
-    let side = |axis: &AxisMap| axis.axis().is_some_and(|a| a >= batch);
-    let upwards = |axis: &AxisMap| !matches!(axis, AxisMap::Along { step, .. } if *step < 1) && !matches!(axis, AxisMap::Gather { .. });
-    let unit = last.is_none_or(|a| side(a) && matches!(a, AxisMap::Along { step: 1, .. }));
-    free[operand] <= 1 && contracted <= 1 && axes.iter().filter(|a| side(a)).all(upwards) && unit
-}
-
 /// [`ReadMode::InChunk`] if every block of every task lies inside one chunk of one source.
-fn read_mode(plan: &Plan, stage: &Stage, i: usize, input: &StageInput) -> ReadMode {
-    let (Some(axes), [source]) = (input.map.as_image(), input.sources.as_slice()) else { return ReadMode::Assembled };
-    if matches!(stage.kernel, Kernel::User { .. }) || stage.kernel.carry() == Some(i) {
-        return ReadMode::Assembled;
+fn read_mode(scope: Scope<'_>, stage: &Stage, i: usize, input: &StageInput) -> ReadMode {
+    let kind = stage.kernel.kind();
+    if let Some(mode) = kind.read_mode(i) {
+        return mode;
     }
-    let whole_task = matches!(stage.kernel, Kernel::Map(_)) && stage.walk == stage.tasks;
-    let grid = &plan.array(*source).info.grid;
+    let (Some(axes), [source]) = (input.map.as_image(), input.sources.as_slice()) else { return ReadMode::Assembled };
+    let whole_task = !kind.walks() && stage.walk == stage.tasks;
+    let grid = &scope.array(*source).info.grid;
     let inside = axes.iter().zip(grid.axes()).all(|(map, chunks)| match map {
         AxisMap::Fixed(_) => true,
         AxisMap::Gather { .. } => false,
@@ -566,8 +426,64 @@ fn read_mode(plan: &Plan, stage: &Stage, i: usize, input: &StageInput) -> ReadMo
     };
     match inside {
         // Of a chunk of which a piece is looked at, no more than that is read.
-        true if !(finer() && traffic::only_parts(plan, stage, input)) => ReadMode::InChunk,
-        _ if traffic::only_parts(plan, stage, input) => ReadMode::Parts,
+        true if !(finer() && traffic::only_parts(scope, stage, input)) => ReadMode::InChunk,
+        _ if traffic::only_parts(scope, stage, input) => ReadMode::Parts,
         _ => ReadMode::Assembled,
     }
+}
+
+/// The sources of a stage, and the bounds of what reading them takes.
+struct Sources {
+    sources: Vec<SourceLayout>,
+    /// Decoded bytes of a chunk of each.
+    chunk: Vec<u64>,
+    encoded: u64,
+    scratch: u64,
+    context: u64,
+    index: u64,
+}
+
+impl Sources {
+    fn of(scope: Scope<'_>, stage: &Stage, modes: &[ReadMode], program: &mut Program) -> Result<Sources, PlanError> {
+        let mut all = Sources { sources: Vec::new(), chunk: Vec::new(), encoded: 0, scratch: 0, context: 0, index: 0 };
+        for id in stage.inputs.iter().flat_map(|i| &i.sources) {
+            if all.sources.iter().any(|s| s.array == *id) {
+                continue;
+            }
+            let bounds = SourceBounds::of(scope, *id)?;
+            all.encoded = all.encoded.max(bounds.encoded);
+            all.scratch = all.scratch.max(bounds.scratch);
+            all.context = all.context.max(bounds.context);
+            all.index += bounds.index;
+            let keep = stage.keep.iter().find(|k| k.array == *id).map_or(0, |k| k.chunks as usize);
+            let looked_at = chunks_looked_at(scope, stage, *id, modes);
+            // Who assembles blocks from an array whose chunks others look at needs one more for the chunks that those don't have.
+            let assembled = stage.inputs.iter().zip(modes).any(|(i, m)| *m == ReadMode::Assembled && i.sources.contains(id));
+            let chunks = (looked_at + usize::from(assembled)).max(keep).max(1);
+            let bytes = bounds.chunk.saturating_mul(chunks as u64).min(TOO_LARGE);
+            let slot = (keep > 0 || looked_at > 0).then(|| program.slot(Part::DecodedChunk, bytes));
+            all.sources.push(SourceLayout { array: *id, chunks, slot, kept: keep > 0, far: is_far(scope, scope.array(*id)) });
+            all.chunk.push(bounds.chunk);
+        }
+        Ok(all)
+    }
+}
+
+fn input_layouts(stage: &Stage, block: &[u64], modes: &[ReadMode], read: &Sources, program: &mut Program) -> Vec<InputLayout> {
+    let kind = stage.kernel.kind();
+    let sizes = kind.inputs();
+    let layout = |(i, (input, mode)): (usize, (&StageInput, &ReadMode))| {
+        let own: Vec<usize> = input.sources.iter().filter_map(|id| read.sources.iter().position(|s| s.array == *id)).collect();
+        let varies = if kind.reads_dense() { vec![true; input.map.shape().len()] } else { input.map.varies() };
+        let passing = own.iter().filter(|s| read.sources[**s].slot.is_none() && *mode != ReadMode::Parts).map(|s| read.chunk[*s]).max();
+        let chunk = passing.map(|bytes| program.slot(Part::DecodedChunk, bytes));
+        let region = (*mode != ReadMode::InChunk).then(|| {
+            let own = kind.input_block(i, block);
+            let mut kept = own.iter().zip(&varies).filter(|(_, v)| **v);
+            let bytes = kept.try_fold(sizes[i].size() as u64, |p, (n, _)| p.checked_mul(*n));
+            program.slot(Part::Region, bytes.unwrap_or(TOO_LARGE))
+        });
+        InputLayout { mode: *mode, varies, sources: own, chunk, region }
+    };
+    stage.inputs.iter().zip(modes).enumerate().map(layout).collect()
 }

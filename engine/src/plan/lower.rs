@@ -7,22 +7,22 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use freestone_kernels::reduce::Finish;
-use freestone_kernels::{Expr, ReduceOp, ScanOp};
+use freestone_kernels::Expr;
 use petgraph::algo::toposort;
 use petgraph::graph::{DiGraph, NodeIndex};
 use serde_json::Value;
 
-use super::inline::{Memo, push_input};
+use super::inline::push_input;
 use super::{
-    ArrayId, FORMAT, FinalizedPlan, Fold, Kernel, Mode, Place, Plan, PlanArray, PlanError, Publication, Stage, StageId, StageInput, StageLayout, UserBlocks,
-    to_hex,
+    ArrayId, FORMAT, FinalizedPlan, Mode, Place, Plan, PlanArray, PlanError, Publication, Repositories, Scope, Stage, StageId, StageInput, StageLayout, to_hex,
 };
-use crate::graph::{ContractNode, Node, NodeRef, Op, UserNode};
+use crate::graph::{Node, NodeRef, Op};
 use crate::grid::{AxisGrid, ChunkGrid};
 use crate::memory::size;
 use crate::readmap::ReadMap;
 use crate::spec::Spec;
+use crate::stages::AnyDraft;
+use crate::stages::map::MapDraft;
 use crate::storage::array::ArrayInfo;
 use crate::storage::{Stores, identity, is_remote_url};
 use crate::user::KernelRegistry;
@@ -104,7 +104,7 @@ pub fn stores_of(outputs: &[Output]) -> Result<Stores, PlanError> {
     Ok(stores)
 }
 
-pub(super) fn key(node: &NodeRef) -> *const Node {
+pub(crate) fn key(node: &NodeRef) -> *const Node {
     Arc::as_ptr(node)
 }
 
@@ -115,8 +115,8 @@ pub(super) fn key(node: &NodeRef) -> *const Node {
 pub fn kernels_of(outputs: &[Output]) -> Result<KernelRegistry, PlanError> {
     let mut kernels = KernelRegistry::new();
     for node in collect(outputs.iter())? {
-        if let Op::User(user) = &node.op {
-            kernels.insert(user.name, user.version, user.make);
+        if let Op::Staged(op) = &node.op {
+            op.kind().register(&mut kernels);
         }
     }
     Ok(kernels)
@@ -180,48 +180,35 @@ fn listed_bytes(nodes: &[NodeRef]) -> u64 {
 
 /// A stage before its tasks are cut.
 #[derive(Clone, Debug)]
-pub(super) struct Draft {
-    pub(super) name: &'static str,
-    pub(super) kind: Kind,
-    pub(super) expr: Expr,
-    pub(super) inputs: Vec<StageInput>,
-    pub(super) outputs: Vec<ArrayId>,
+pub(crate) struct Draft {
+    pub(crate) name: &'static str,
+    pub(crate) kind: AnyDraft,
+    pub(crate) expr: Expr,
+    pub(crate) inputs: Vec<StageInput>,
+    pub(crate) outputs: Vec<ArrayId>,
     /// Blocks in which the iteration space is walked.
-    pub(super) walk: ChunkGrid,
+    pub(crate) walk: ChunkGrid,
 }
 
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum Kind {
-    /// Over the output's index space, cut as the output is.
-    Map { grid: ChunkGrid },
-    /// Over the input's index space; kept axes are cut as the output is.
-    Reduce { axes: Vec<usize>, kept: Vec<AxisGrid>, folds: Vec<Fold>, keepdims: Vec<bool> },
-    /// Over the output's index space, chunk after chunk along an axis.
-    Scan { op: ScanOp, axis: usize, grid: ChunkGrid },
-    /// Over the indices that stay and those that are summed over; `grid` cuts the output. The draft's own expression and first inputs are
-    /// the left operand.
-    Contract { rhs: Expr, rhs_inputs: Vec<StageInput>, batch: usize, free: [usize; 2], grid: ChunkGrid },
-    /// Over the output's blocks.
-    User { kernel: Kernel },
-}
-
-impl Kind {
-    /// Inputs that are not the draft's own.
-    fn more_inputs(&self) -> &[StageInput] {
-        if let Kind::Contract { rhs_inputs, .. } = self { rhs_inputs } else { &[] }
+impl Draft {
+    /// A draft without inputs.
+    pub(crate) fn new(name: &'static str, kind: AnyDraft, target: ArrayId, walk: ChunkGrid) -> Draft {
+        Draft { name, kind, expr: Expr::new(Vec::new()), inputs: Vec::new(), outputs: vec![target], walk }
     }
 }
 
-pub(super) struct Lowering<'a> {
-    pub(super) spec: &'a Spec,
+#[derive(Debug)]
+pub(crate) struct Lowering<'a> {
+    pub(crate) spec: &'a Spec,
     /// What the graph itself holds, in lists of indices.
     listed_bytes: u64,
-    pub(super) arrays: Vec<PlanArray>,
+    pub(crate) arrays: Vec<PlanArray>,
+    repositories: Repositories,
     publications: Vec<Publication>,
     /// Nodes that have an array.
-    pub(super) stored: HashMap<*const Node, ArrayId>,
+    pub(crate) stored: HashMap<*const Node, ArrayId>,
     /// Nodes that must get one, and why.
-    pub(super) materialise: HashMap<*const Node, &'static str>,
+    pub(crate) materialise: HashMap<*const Node, &'static str>,
     /// Nodes to compute, and where to.
     roots: Vec<(NodeRef, ArrayId)>,
     drafts: Vec<Draft>,
@@ -235,6 +222,7 @@ impl<'a> Lowering<'a> {
             spec,
             listed_bytes,
             arrays: Vec::new(),
+            repositories: Repositories::default(),
             publications: Vec::new(),
             stored: HashMap::new(),
             materialise: HashMap::new(),
@@ -245,8 +233,7 @@ impl<'a> Lowering<'a> {
     }
 
     fn add_output(&mut self, output: &Output) {
-        let id = ArrayId(self.arrays.len());
-        self.arrays.push(PlanArray {
+        let id = self.add(PlanArray {
             name: output.name.clone(),
             info: output.info.clone(),
             place: Place::Output { url: output.url.clone(), path: output.path.clone() },
@@ -264,7 +251,7 @@ impl<'a> Lowering<'a> {
         }
         self.roots.push((Arc::clone(&output.node), id));
         // What is stored anyway is read back by others instead of being stored twice. A user's kernel writes its own blocks only.
-        let as_it_is = !matches!(output.node.op, Op::User(_)) || output.info.objects() == output.node.grid;
+        let as_it_is = !matches!(&output.node.op, Op::Staged(op) if !op.kind().is_readable_from(&output.node, &output.info.objects()));
         if as_it_is && self.materialise.contains_key(&key(&output.node)) {
             self.stored.entry(key(&output.node)).or_insert(id);
         }
@@ -275,22 +262,22 @@ impl<'a> Lowering<'a> {
             return;
         }
         let id = ArrayId(self.arrays.len());
-        let name = format!("{}-{:03}", name_of(node), id.0);
+        let name = format!("{}-{:03}", node.name(), id.0);
         if let Some(why) = self.materialise.get(&key(node)) {
             self.remark(id, format!("`{name}` is stored in between: {why}"));
         }
-        self.arrays.push(PlanArray { name, info: ArrayInfo::intermediate(node.dtype, node.grid.clone(), self.spec.codec), place: Place::Work });
+        self.add(PlanArray { name, info: ArrayInfo::intermediate(node.dtype, node.grid.clone(), self.spec.codec), place: Place::Work });
         self.stored.insert(key(node), id);
         self.roots.push((Arc::clone(node), id));
     }
 
     /// Says something of the stage that writes an array.
-    pub(super) fn remark(&mut self, array: ArrayId, note: String) {
+    pub(crate) fn remark(&mut self, array: ArrayId, note: String) {
         self.remarks.push((array, note));
     }
 
     /// The array of a node that is not computed.
-    pub(super) fn leaf(&mut self, node: &NodeRef) -> Result<ArrayId, PlanError> {
+    pub(crate) fn leaf(&mut self, node: &NodeRef) -> Result<ArrayId, PlanError> {
         if let Some(id) = self.stored.get(&key(node)) {
             return Ok(*id);
         }
@@ -316,112 +303,91 @@ impl<'a> Lowering<'a> {
             Op::Generate(what) => PlanArray { name: format!("generated-{:03}", id.0), info: own(&node.grid), place: Place::Generated(what.clone()) },
             _ => return Err(PlanError::Malformed("a computed array is read before it is stored".into())),
         };
-        self.arrays.push(array);
+        self.add(array);
         self.stored.insert(key(node), id);
         Ok(id)
     }
 
     /// Drafts the stage that computes a node.
     fn lower_root(&mut self, root: &NodeRef, target: ArrayId) -> Result<(), PlanError> {
-        let grid = self.arrays[target.0].info.objects();
-        if let Op::User(user) = &root.op
-            && self.stored.get(&key(root)) == Some(&target)
-        {
-            return self.lower_user(root, user, target);
-        }
-        if let Op::Contract(contract) = &root.op {
-            return self.lower_contract(root, contract, target);
-        }
-        // What is computed is the node itself, not the array that others will read it from.
-        let (kind, from, walk) = match &root.op {
-            Op::Reduce { input, fold, finish, axes, keepdims } => {
-                let axis_of = |d: usize| if *keepdims { d } else { d - axes.iter().filter(|a| **a < d).count() };
-                let kept = (0..input.grid.axes().len()).filter(|d| !axes.contains(d)).map(|d| grid.axes()[axis_of(d)].clone()).collect();
-                let kind =
-                    Kind::Reduce { axes: axes.clone(), kept, folds: vec![Fold { op: *fold, values: input.dtype, finish: *finish }], keepdims: vec![*keepdims] };
-                (kind, Arc::clone(input), input.grid.clone())
+        let staged = if let Op::Staged(op) = &root.op { op.kind().draft(root, target, self)? } else { None };
+        let draft = match staged {
+            Some(draft) => draft,
+            None => {
+                let grid = self.arrays[target.0].info.objects();
+                let draft = Draft::new(root.name(), AnyDraft::Map(MapDraft { grid: grid.clone() }), target, grid);
+                match &root.op {
+                    Op::Rechunk(input) => self.draft_of(input, draft)?,
+                    Op::Staged(_) => self.draft_of(root, draft)?,
+                    // What is computed is the node itself, not the array that others will read it from.
+                    _ => {
+                        let own = self.stored.remove(&key(root));
+                        let draft = self.draft_of(root, draft);
+                        if let Some(id) = own {
+                            self.stored.insert(key(root), id);
+                        }
+                        draft?
+                    }
+                }
             }
-            Op::Scan { input, op, axis } => (Kind::Scan { op: *op, axis: *axis, grid: grid.clone() }, Arc::clone(input), grid),
-            Op::Rechunk(input) => (Kind::Map { grid: grid.clone() }, Arc::clone(input), grid),
-            _ => (Kind::Map { grid: grid.clone() }, Arc::clone(root), grid),
         };
-        let mut draft = Draft { name: name_of(root), kind, expr: Expr::new(Vec::new()), inputs: Vec::new(), outputs: vec![target], walk };
-        let computed = Arc::ptr_eq(&from, root) && !matches!(root.op, Op::User(_));
-        let own = if computed { self.stored.remove(&key(root)) } else { None };
-        let result = self.inline(&from, &ReadMap::identity(&from.shape()), &mut draft, &mut Memo::new())?;
-        if let Some(id) = own {
-            self.stored.insert(key(root), id);
-        }
+        self.drafts.push(draft);
+        Ok(())
+    }
+
+    /// The draft with the values of a node as its result.
+    pub(crate) fn draft_of(&mut self, node: &NodeRef, draft: Draft) -> Result<Draft, PlanError> {
+        self.draft_over(node, &ReadMap::identity(&node.shape()), draft)
+    }
+
+    /// The same, of a node at its image under a map.
+    pub(crate) fn draft_over(&mut self, node: &NodeRef, map: &ReadMap, mut draft: Draft) -> Result<Draft, PlanError> {
+        let result = self.inline(node, map, &mut draft)?;
         draft.expr.add_results(&[result]);
-        self.drafts.push(draft);
-        Ok(())
+        Ok(draft)
     }
 
-    fn lower_contract(&mut self, root: &NodeRef, contract: &ContractNode, target: ArrayId) -> Result<(), PlanError> {
-        let grid = self.arrays[target.0].info.objects();
-        let [lhs, rhs] = &contract.operands;
-        // Along the axes that are summed over, blocks are cut where the larger operand's chunks are.
-        let larger = if n_bytes(lhs) >= n_bytes(rhs) { (lhs, contract.batch + contract.free[0]) } else { (rhs, contract.batch + contract.free[1]) };
-        let walk = ChunkGrid::new(grid.axes().iter().chain(&larger.0.grid.axes()[larger.1..]).cloned().collect());
-        let kind = Kind::Contract { rhs: Expr::new(Vec::new()), rhs_inputs: Vec::new(), batch: contract.batch, free: contract.free, grid };
-        let mut drafts = Vec::with_capacity(2);
-        for (o, operand) in contract.operands.iter().enumerate() {
-            let (kind, walk) = (kind.clone(), walk.clone());
-            let mut draft = Draft { name: name_of(root), kind, expr: Expr::new(Vec::new()), inputs: Vec::new(), outputs: vec![target], walk };
-            let result = self.inline(operand, &contract.map(o), &mut draft, &mut Memo::new())?;
-            draft.expr.add_results(&[result]);
-            drafts.push(draft);
-        }
-        let (Some(right), Some(mut draft)) = (drafts.pop(), drafts.pop()) else { return Ok(()) };
-        if let Kind::Contract { rhs, rhs_inputs, .. } = &mut draft.kind {
-            (*rhs, *rhs_inputs) = (right.expr, right.inputs);
-        }
-        self.drafts.push(draft);
-        Ok(())
+    /// True if an array is the one that others read a node from.
+    pub(crate) fn is_read_from(&self, node: &NodeRef, array: ArrayId) -> bool {
+        self.stored.get(&key(node)) == Some(&array)
     }
 
-    fn lower_user(&mut self, root: &NodeRef, user: &UserNode, target: ArrayId) -> Result<(), PlanError> {
-        let mut inputs = Vec::with_capacity(user.inputs.len());
-        let mut blocks = Vec::with_capacity(user.inputs.len());
-        for (input, axes) in user.inputs.iter().zip(&user.axes) {
-            // Elementwise functions among the inputs have arrays of their own, so that what is left is one read.
-            let mut read = Draft {
-                name: "",
-                kind: Kind::Map { grid: input.grid.clone() },
-                expr: Expr::new(Vec::new()),
-                inputs: Vec::new(),
-                outputs: Vec::new(),
-                walk: input.grid.clone(),
-            };
-            self.inline(input, &ReadMap::identity(&input.shape()), &mut read, &mut Memo::new())?;
-            inputs.extend(read.inputs);
-            blocks.push(UserBlocks { dtype: input.dtype, grid: input.grid.clone(), axes: axes.clone() });
+    /// Adds an array.
+    pub(crate) fn add(&mut self, array: PlanArray) -> ArrayId {
+        self.repositories.add(&array);
+        self.arrays.push(array);
+        ArrayId(self.arrays.len() - 1)
+    }
+
+    /// The arrays so far, and the limits.
+    pub(crate) fn scope(&self) -> Scope<'_> {
+        let repository_mem = self.repositories.bytes();
+        Scope {
+            arrays: &self.arrays,
+            remote_work: is_remote_url(&self.spec.work_dir),
+            growth_mem: self.spec.growth_mem(),
+            process_mem: self.reserved_mem().saturating_add(repository_mem),
+            repository_mem,
         }
-        let kernel = Kernel::User {
-            name: user.name.to_owned(),
-            version: user.version,
-            parameters: user.parameters.clone(),
-            scratch_bytes: user.scratch_bytes,
-            blocks,
-            dtype: root.dtype,
-        };
-        let walk = root.grid.clone();
-        self.drafts.push(Draft { name: name_of(root), kind: Kind::User { kernel }, expr: Expr::new(Vec::new()), inputs, outputs: vec![target], walk });
-        Ok(())
+    }
+
+    fn reserved_mem(&self) -> u64 {
+        self.spec.reserved_mem.saturating_add(self.listed_bytes)
     }
 
     /// Joins drafts that walk one space over common inputs, where memory allows.
     fn fuse_siblings(&mut self) -> Result<(), PlanError> {
         let mut fused: Vec<Draft> = Vec::new();
         for draft in std::mem::take(&mut self.drafts) {
-            let reads: Vec<ArrayId> = draft.inputs.iter().chain(draft.kind.more_inputs()).flat_map(|i| i.sources.clone()).collect();
+            let reads: Vec<ArrayId> = draft.inputs.iter().chain(draft.kind.kind().more_inputs()).flat_map(|i| i.sources.clone()).collect();
             // A draft may join any earlier one after which nothing comes that it waits for.
             let first = fused.iter().rposition(|f| f.outputs.iter().any(|o| reads.contains(o))).map_or(0, |i| i + 1);
             let (mut joined, mut too_large) = (None, None);
             for (at, other) in fused.iter().enumerate().skip(first) {
-                if let Some(both) = join(other, &draft)? {
-                    let plan = self.as_plan(Vec::new());
-                    let needs = self.cut(&both).iter().map(|s| StageLayout::of(&plan, s).map_or(u64::MAX, |l| l.estimate.total())).max().unwrap_or(0);
+                if let Some(both) = join(other, &draft)?
+                    && let Some(stage) = both.kind.kind().joined_stage(&both, self)
+                {
+                    let needs = StageLayout::of(self.scope(), &stage).map_or(u64::MAX, |l| l.estimate.total());
                     if needs <= self.spec.allowed_mem {
                         joined = Some((at, both));
                         break;
@@ -445,18 +411,18 @@ impl<'a> Lowering<'a> {
         Ok(())
     }
 
-    pub(super) fn as_plan(&self, stages: Vec<Stage>) -> Plan {
+    fn into_plan(self, stages: Vec<Stage>) -> Plan {
         Plan {
             format: FORMAT,
             engine: env!("CARGO_PKG_VERSION").into(),
             allowed_mem: self.spec.allowed_mem,
             growth_mem: self.spec.growth_mem(),
-            reserved_mem: self.spec.reserved_mem.saturating_add(self.listed_bytes),
+            reserved_mem: self.reserved_mem(),
             parallelism: self.spec.parallelism,
             remote_work: is_remote_url(&self.spec.work_dir),
-            arrays: self.arrays.clone(),
+            arrays: self.arrays,
             stages,
-            publications: self.publications.clone(),
+            publications: self.publications,
         }
     }
 
@@ -464,9 +430,7 @@ impl<'a> Lowering<'a> {
     fn emit(mut self) -> Result<Plan, PlanError> {
         let mut stages: Vec<Stage> = Vec::new();
         for draft in std::mem::take(&mut self.drafts) {
-            for stage in self.split(draft) {
-                stages.push(stage);
-            }
+            stages.extend(draft.kind.kind().stages(&draft, &mut self));
         }
         let mut writer = HashMap::new();
         for (i, stage) in stages.iter().enumerate() {
@@ -488,29 +452,16 @@ impl<'a> Lowering<'a> {
                 stages[*i].notes.push(note);
             }
         }
-        Ok(self.as_plan(stages))
+        Ok(self.into_plan(stages))
     }
 }
 
 /// One draft that does what two do, if they walk the same space and share an input.
 fn join(a: &Draft, b: &Draft) -> Result<Option<Draft>, PlanError> {
-    let kind = match (&a.kind, &b.kind) {
-        (Kind::Map { grid: x }, Kind::Map { grid: y }) if x == y => a.kind.clone(),
-        (Kind::Reduce { axes, kept, folds, keepdims }, Kind::Reduce { axes: axes_b, kept: kept_b, folds: folds_b, keepdims: keepdims_b })
-            if axes == axes_b && kept == kept_b =>
-        {
-            Kind::Reduce {
-                axes: axes.clone(),
-                kept: kept.clone(),
-                folds: folds.iter().chain(folds_b).copied().collect(),
-                keepdims: keepdims.iter().chain(keepdims_b).copied().collect(),
-            }
-        }
-        _ => return Ok(None),
-    };
     if a.walk != b.walk || !b.inputs.iter().any(|i| a.inputs.contains(i)) {
         return Ok(None);
     }
+    let Some(kind) = a.kind.join(&b.kind) else { return Ok(None) };
     let mut both = Draft { kind, outputs: a.outputs.iter().chain(&b.outputs).copied().collect(), ..a.clone() };
     let bad = |e: freestone_kernels::ExprError| PlanError::Malformed(e.to_string());
     let arguments =
@@ -518,38 +469,4 @@ fn join(a: &Draft, b: &Draft) -> Result<Option<Draft>, PlanError> {
     let results = both.expr.append(&b.expr, &arguments).map_err(bad)?;
     both.expr.add_results(&results);
     Ok(Some(both))
-}
-
-/// Number of uncompressed bytes.
-fn n_bytes(node: &NodeRef) -> u128 {
-    node.shape().iter().map(|n| u128::from(*n)).product::<u128>() * node.dtype.size() as u128
-}
-
-fn name_of(node: &NodeRef) -> &'static str {
-    match &node.op {
-        Op::Reduce { fold, finish, .. } => fold_name(*fold, finish),
-        Op::Scan { op: ScanOp::Sum, .. } => "cumulative-sum",
-        Op::Scan { op: ScanOp::Prod, .. } => "cumulative-prod",
-        Op::Contract(_) => "matmul",
-        Op::Rechunk(_) => "rechunk",
-        Op::User(user) => user.name,
-        Op::Map { .. } => "map",
-        Op::View { .. } | Op::Stored(_) => "copy",
-        Op::Constant(_) | Op::Generate(_) => "create",
-    }
-}
-
-/// What a fold is called.
-pub(super) fn fold_name(fold: ReduceOp, finish: &Finish) -> &'static str {
-    match (fold, finish) {
-        (_, Finish::Mean { .. }) => "mean",
-        (_, Finish::Var { root: true, .. }) => "std",
-        (ReduceOp::Sum, _) => "sum",
-        (ReduceOp::Prod, _) => "prod",
-        (ReduceOp::Min, _) => "min",
-        (ReduceOp::Max, _) => "max",
-        (ReduceOp::Argmin, _) => "argmin",
-        (ReduceOp::Argmax, _) => "argmax",
-        (ReduceOp::Var, _) => "var",
-    }
 }

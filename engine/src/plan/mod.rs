@@ -4,18 +4,21 @@
 //! reading one back from bytes goes through the same check. What a stage is says `stage`, what is checked `check`.
 
 mod check;
-mod cut;
+pub(crate) mod chunks;
 pub mod explain;
-mod inline;
-mod layout;
+pub(crate) mod inline;
+pub(crate) mod layout;
 mod local;
+pub(crate) mod looks;
 pub mod lower;
 pub mod reads;
-mod rechunk;
+pub(crate) mod rechunk;
+mod scope;
 mod stage;
 #[cfg(test)]
 pub(crate) mod tests;
-mod traffic;
+pub(crate) mod traffic;
+pub(crate) mod walk;
 
 use std::fmt;
 
@@ -26,7 +29,8 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::grid::GridError;
-use crate::memory::{MemoryEstimate, ScheduleError, commit_bytes, repository_bytes, size};
+use crate::memory::{MemoryEstimate, commit_bytes, repository_bytes, size};
+use crate::program::ProgramError;
 use crate::readmap::ReadMapError;
 use crate::storage::array::ArrayInfo;
 use crate::storage::codec::CodecError;
@@ -36,7 +40,8 @@ pub use explain::PlanExplanation;
 pub(crate) use layout::LISTED;
 pub use layout::{InputLayout, OutputLayout, ReadMode, StageLayout};
 pub use local::{LocalMemory, LocalProjection};
-pub use stage::{Fold, Keep, Kernel, OutAxis, Stage, StageInput, StageOutput, UserBlocks};
+pub(crate) use scope::Scope;
+pub use stage::{Keep, OutAxis, Stage, StageInput, StageOutput};
 pub(crate) use traffic::MAX_PARTS;
 
 /// Version of the plan's format. A plan of another version is refused.
@@ -95,13 +100,41 @@ impl Plan {
 
     /// Bytes of those for repositories, where arrays are in some: what is known of chunks there is held as long as the process lives.
     pub fn repository_mem(&self) -> u64 {
-        let url = |a: &PlanArray| match &a.place {
-            Place::Input { url, .. } | Place::Output { url, .. } => Some(is_in_repository(url)),
-            _ => None,
-        };
-        let any = self.arrays.iter().any(|a| url(a) == Some(true));
-        let read = self.arrays.iter().filter(|a| matches!(a.place, Place::Input { .. }) && url(a) == Some(true));
-        repository_bytes(any, read.map(|a| a.info.objects().n_chunks()))
+        Repositories::of(&self.arrays).bytes()
+    }
+}
+
+/// The arrays of a plan that are in repositories.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Repositories {
+    any: bool,
+    /// Chunks of those that are read: of all, and of the one that has most.
+    chunks: u64,
+    most: u64,
+}
+
+impl Repositories {
+    pub(crate) fn of(arrays: &[PlanArray]) -> Repositories {
+        let mut found = Repositories::default();
+        arrays.iter().for_each(|a| found.add(a));
+        found
+    }
+
+    pub(crate) fn add(&mut self, array: &PlanArray) {
+        let (Place::Input { url, .. } | Place::Output { url, .. }) = &array.place else { return };
+        if !is_in_repository(url) {
+            return;
+        }
+        self.any = true;
+        if matches!(array.place, Place::Input { .. }) {
+            let n = array.info.objects().n_chunks();
+            (self.chunks, self.most) = (self.chunks.saturating_add(n), self.most.max(n));
+        }
+    }
+
+    /// Bytes that a process holds for them.
+    pub(crate) fn bytes(&self) -> u64 {
+        repository_bytes(self.any, self.chunks, self.most)
     }
 }
 
@@ -200,7 +233,12 @@ pub enum PlanError {
     #[error(transparent)]
     ReadMap(#[from] ReadMapError),
     #[error(transparent)]
-    Schedule(#[from] ScheduleError),
+    Program(#[from] ProgramError),
+}
+
+/// The error of a plan that contradicts itself.
+pub(crate) fn malformed(why: impl Into<String>) -> PlanError {
+    PlanError::Malformed(why.into())
 }
 
 /// A plan that was checked, with the memory of each stage's tasks.
@@ -233,13 +271,14 @@ impl Plan {
             return Err(PlanError::Format { found: self.format });
         }
         self.check_arrays()?;
+        let scope = self.scope();
         let mut layouts = Vec::with_capacity(self.stages.len());
         for (i, stage) in self.stages.iter().enumerate() {
             self.check_stage(i, stage).map_err(|e| match e {
                 PlanError::Malformed(why) => PlanError::Malformed(format!("stage `{}`: {why}", stage.name)),
                 other => other,
             })?;
-            layouts.push(StageLayout::of(&self, stage)?.with_ahead(&self, stage)?);
+            layouts.push(StageLayout::of(scope, stage)?.with_ahead(scope, stage)?);
         }
         self.check_writers()?;
         let worst = layouts.iter().zip(&self.stages).max_by_key(|(l, _)| l.estimate.total());
@@ -256,6 +295,17 @@ impl Plan {
         written(&self, |bytes| hash.update(bytes))?;
         let run = RunId(hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect());
         Ok(FinalizedPlan { plan: self, layouts, run })
+    }
+
+    /// What the layout of its stages depends on.
+    pub(crate) fn scope(&self) -> Scope<'_> {
+        Scope {
+            arrays: &self.arrays,
+            remote_work: self.remote_work,
+            growth_mem: self.growth_mem,
+            process_mem: self.process_mem(),
+            repository_mem: self.repository_mem(),
+        }
     }
 
     /// An array.

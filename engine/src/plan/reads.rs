@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use super::{ArrayId, Kernel, OutAxis, Plan, Stage, StageId, StageOutput};
+use super::{ArrayId, OutAxis, Plan, Stage, StageId, StageOutput};
 use crate::flat::flat_bounds;
 use crate::grid::{Region, try_for_each_coord};
 use crate::readmap::{AxisMap, Origin};
@@ -97,15 +97,7 @@ impl Search<'_> {
                 if input.sources.iter().all(|s| self.writers[s.0].is_none()) {
                     continue;
                 }
-                let region = match &stage.kernel {
-                    Kernel::Scan { axis, .. } if stage.kernel.carry() == Some(i) => {
-                        let mut region = stage.tasks.region(&coords);
-                        (region.start[*axis], region.shape[*axis]) = (coords[*axis], 1);
-                        region
-                    }
-                    Kernel::Map(_) | Kernel::Reduce { .. } | Kernel::Scan { .. } | Kernel::Contract { .. } => stage.tasks.region(&coords),
-                    Kernel::User { blocks, .. } => blocks[i].region(&coords),
-                };
+                let region = stage.kernel.kind().input_region(stage, i, &coords, &stage.tasks.region(&coords));
                 if region.n_elements() == 0 {
                     continue;
                 }

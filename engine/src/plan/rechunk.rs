@@ -10,45 +10,45 @@ use crate::grid::{AxisGrid, ChunkGrid};
 
 /// What a rechunk has to do with.
 #[derive(Clone, Debug)]
-pub(super) struct Problem {
+pub(crate) struct Problem {
     /// Elements along each axis.
-    pub(super) shape: Vec<u64>,
+    pub(crate) shape: Vec<u64>,
     /// Elements of a source chunk along each axis.
-    pub(super) source: Vec<u64>,
+    pub(crate) source: Vec<u64>,
     /// Elements of a stored object of the target along each axis.
-    pub(super) target: Vec<u64>,
+    pub(crate) target: Vec<u64>,
     /// Bytes that an element of a box takes in the first copy, whose inputs may be several.
-    pub(super) source_bytes: u64,
+    pub(crate) source_bytes: u64,
     /// Bytes of an element of the result.
-    pub(super) bytes: u64,
+    pub(crate) bytes: u64,
     /// Bytes that a task may hold.
-    pub(super) memory: u64,
+    pub(crate) memory: u64,
     /// Tasks that a copy should have.
-    pub(super) tasks: u64,
+    pub(crate) tasks: u64,
     /// What things cost.
-    pub(super) prices: Prices,
+    pub(crate) prices: Prices,
 }
 
 /// Seconds of one worker, roughly: they weigh bytes against requests. Measured on local files and on object stores in the same region.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Prices {
+pub(crate) struct Prices {
     /// To read and decode a byte of the source.
-    pub(super) source_byte: f64,
+    pub(crate) source_byte: f64,
     /// To ask for a chunk of the source.
-    pub(super) source_request: f64,
+    pub(crate) source_request: f64,
     /// To write a byte of an intermediate.
-    pub(super) write_byte: f64,
+    pub(crate) write_byte: f64,
     /// To read a byte of an intermediate.
-    pub(super) read_byte: f64,
+    pub(crate) read_byte: f64,
     /// To write a chunk of an intermediate.
-    pub(super) write_request: f64,
+    pub(crate) write_request: f64,
     /// To read a chunk of an intermediate.
-    pub(super) read_request: f64,
+    pub(crate) read_request: f64,
 }
 
 impl Prices {
     /// Of chunks that are or are not compressed, and do or do not cross a network.
-    pub(super) fn new(source: Kind, work: Kind) -> Prices {
+    pub(crate) fn new(source: Kind, work: Kind) -> Prices {
         let read = |k: Kind| if k.compressed { 0.9e-9 } else { 0.12e-9 } + if k.remote { 1e-8 } else { 0.0 };
         let write = |k: Kind| if k.compressed { 2e-9 } else { 0.3e-9 } + if k.remote { 1.5e-8 } else { 0.0 };
         let ask = |k: Kind| if k.remote { 2e-2 } else { 1e-4 };
@@ -65,34 +65,34 @@ impl Prices {
 
 /// How chunks are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Kind {
-    pub(super) compressed: bool,
-    pub(super) remote: bool,
+pub(crate) struct Kind {
+    pub(crate) compressed: bool,
+    pub(crate) remote: bool,
 }
 
 /// A way from the source's chunks to the target's.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Route {
+pub(crate) struct Route {
     /// The box of a task, copy by copy.
-    pub(super) boxes: Vec<Vec<u64>>,
+    pub(crate) boxes: Vec<Vec<u64>>,
     /// Seconds of one worker.
-    pub(super) cost: f64,
+    pub(crate) cost: f64,
 }
 
 /// What a route moves.
 #[cfg(test)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Moves {
+pub(crate) struct Moves {
     /// Reads and writes, those of the source and of the target included.
-    pub(super) requests: f64,
+    pub(crate) requests: f64,
     /// Bytes written, the target included.
-    pub(super) written: f64,
+    pub(crate) written: f64,
     /// Tasks of the copy that has the fewest.
-    pub(super) fewest_tasks: u64,
+    pub(crate) fewest_tasks: u64,
 }
 
 /// More copies than this are never worth it.
-pub(super) const MAX_COPIES: usize = 4;
+pub(crate) const MAX_COPIES: usize = 4;
 /// Sizes of the boxes at the ends from which the search may begin.
 const STARTS: u64 = 64;
 /// Steps of the climb, as a stop for what does not end.
@@ -166,12 +166,12 @@ impl Problem {
     }
 
     /// The share of a route's cost that is reading the source.
-    pub(super) fn first_read(&self, route: &Route) -> f64 {
+    pub(crate) fn first_read(&self, route: &Route) -> f64 {
         self.first(&route.boxes[0])
     }
 
     /// The cheapest route that the search finds; `None` if none fits.
-    pub(super) fn route(&self) -> Option<Route> {
+    pub(crate) fn route(&self) -> Option<Route> {
         let mut best: Option<Route> = None;
         for copies in 1..=MAX_COPIES {
             if let Some(route) = self.best(copies)
@@ -300,7 +300,7 @@ impl Problem {
 const MAX_CUTS: u64 = 1 << 16;
 
 /// The grid that is cut where either grid is; `None` where that has too many cuts to list.
-pub(super) fn between(a: &ChunkGrid, b: &ChunkGrid) -> Option<ChunkGrid> {
+pub(crate) fn between(a: &ChunkGrid, b: &ChunkGrid) -> Option<ChunkGrid> {
     let axis = |(a, b): (&AxisGrid, &AxisGrid)| {
         if a.nests_in(b, 0, 1) {
             return Some(a.clone());

@@ -1,15 +1,14 @@
-//! What a stage is: a kernel over a grid of tasks, with the arrays that it reads and writes.
+//! A stage: a kernel over a grid of tasks, with the arrays that it reads and writes.
 //!
-//! All of it is data that travels with the plan. That it holds together is asked in `check`, how its tasks run in `layout`.
+//! All of it is data that travels with the plan. `check` verifies it, `layout` derives how its tasks run, and what is particular to its
+//! kind is in `stages`.
 
-use freestone_kernels::reduce::Finish;
-use freestone_kernels::{DType, Expr, ReduceOp, ScanOp};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::{ArrayId, StageId};
 use crate::grid::{AxisGrid, ChunkGrid, Region};
 use crate::readmap::ReadMap;
+use crate::stages::Kernel;
 
 /// One lowered operation: many tasks that do not know of each other.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -48,99 +47,6 @@ pub struct Keep {
     pub chunks: u64,
 }
 
-/// What a task computes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Kernel {
-    /// An elementwise function; its results are the outputs. A copy is the identity.
-    Map(Expr),
-    /// Folds of the results of an elementwise function along axes of the iteration space.
-    Reduce {
-        /// The function; one result for each output.
-        expr: Expr,
-        /// How each result is folded.
-        folds: Vec<Fold>,
-        /// The axes, rising.
-        axes: Vec<usize>,
-        /// Where partial results are merged: for each of the axes, the chunks that these were made of.
-        parts: Option<Vec<AxisGrid>>,
-    },
-    /// A running sum or product along an axis, chunk by chunk of the walk.
-    Scan {
-        /// What runs: one result.
-        expr: Expr,
-        /// How.
-        op: ScanOp,
-        /// The axis.
-        axis: usize,
-        /// Each element becomes what was there before it.
-        exclusive: bool,
-        /// The last input has what came before each task: one element along the axis for each of them.
-        carry: bool,
-    },
-    /// `out[b…, i…, j…] = Σ lhs[b…, i…, k…] · rhs[b…, j…, k…]`; the iteration space is `b…, i…, j…, k…`.
-    Contract {
-        /// `lhs` of the first inputs, `rhs` of the others, one result each.
-        operands: Box<[Expr; 2]>,
-        /// Number of `b…`.
-        batch: usize,
-        /// Number of `i…` and of `j…`.
-        free: [usize; 2],
-    },
-    /// A user's kernel on whole blocks: task `i` computes block `i` of the output.
-    User {
-        /// How it is called.
-        name: String,
-        /// Its version.
-        version: u32,
-        /// Its parameters.
-        parameters: Value,
-        /// Scratch memory that it needs at most.
-        scratch_bytes: u64,
-        /// The blocks of each input.
-        blocks: Vec<UserBlocks>,
-        /// Dtype of the output.
-        dtype: DType,
-    },
-}
-
-/// The blocks of an input of a user's kernel.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct UserBlocks {
-    /// Element type.
-    pub dtype: DType,
-    /// The blocks.
-    pub grid: ChunkGrid,
-    /// For each axis, along which axis of the tasks its blocks are counted; `None` where it is one block.
-    pub axes: Vec<Option<usize>>,
-}
-
-impl UserBlocks {
-    /// The block for a task.
-    pub fn region(&self, task: &[u64]) -> Region {
-        let coords: Vec<u64> = self.axes.iter().map(|a| a.map_or(0, |a| task[a])).collect();
-        self.grid.region(&coords)
-    }
-}
-
-/// How one result is folded, and what becomes of it.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Fold {
-    /// The operation.
-    pub op: ReduceOp,
-    /// Dtype of the values that are folded, or that merged partial results were made of.
-    pub values: DType,
-    /// What is done to the accumulators at the end.
-    pub finish: Finish,
-}
-
-impl Fold {
-    /// Dtype of its accumulators.
-    pub fn accumulator(&self) -> DType {
-        self.op.accumulator(self.values).unwrap_or(self.values)
-    }
-}
-
 /// An input of a stage.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StageInput {
@@ -171,52 +77,45 @@ pub enum OutAxis {
     One,
 }
 
-impl Kernel {
-    /// The elementwise function, if it has one.
-    pub fn expr(&self) -> Option<&Expr> {
-        match self {
-            Kernel::Map(expr) | Kernel::Reduce { expr, .. } | Kernel::Scan { expr, .. } => Some(expr),
-            Kernel::User { .. } | Kernel::Contract { .. } => None,
-        }
-    }
-
-    /// True if tasks fold along an axis of the iteration space, which the result does not have.
-    pub fn folds(&self, axis: usize) -> bool {
-        match self {
-            Kernel::Reduce { axes, .. } => axes.contains(&axis),
-            Kernel::Contract { batch, free, .. } => axis >= batch + free[0] + free[1],
-            Kernel::Map(_) | Kernel::Scan { .. } | Kernel::User { .. } => false,
-        }
-    }
-
-    /// Number of the input that has what came before each task of a scan.
-    pub fn carry(&self) -> Option<usize> {
-        match self {
-            Kernel::Scan { expr, carry: true, .. } => Some(expr.inputs().len()),
-            _ => None,
-        }
-    }
-
-    /// Dtypes of the inputs.
-    pub fn inputs(&self) -> Vec<DType> {
-        match self {
-            Kernel::Map(expr) | Kernel::Reduce { expr, .. } => expr.inputs().to_vec(),
-            Kernel::Scan { expr, op, carry, .. } => {
-                let carried = expr.result_dtypes().first().and_then(|d| op.carrier(*d)).filter(|_| *carry);
-                expr.inputs().iter().copied().chain(carried).collect()
-            }
-            Kernel::Contract { operands, .. } => operands.iter().flat_map(|o| o.inputs().to_vec()).collect(),
-            Kernel::User { blocks, .. } => blocks.iter().map(|b| b.dtype).collect(),
-        }
-    }
-
-    /// Number of outputs.
-    pub(super) fn n_results(&self) -> usize {
-        self.expr().map_or(1, |e| e.results().len())
+impl StageOutput {
+    /// An output whose axes are those of the iteration space.
+    pub(crate) fn kept(array: ArrayId, rank: usize) -> StageOutput {
+        StageOutput { array, axes: (0..rank).map(OutAxis::Kept).collect() }
     }
 }
 
 impl Stage {
+    /// A stage whose tasks load their whole region at once, and keep nothing.
+    pub(crate) fn new(name: &str, kernel: Kernel, inputs: Vec<StageInput>, outputs: Vec<StageOutput>, tasks: ChunkGrid) -> Stage {
+        Stage {
+            name: name.to_owned(),
+            kernel,
+            inputs,
+            outputs,
+            walk: tasks.clone(),
+            tasks,
+            sweep: None,
+            keep: Vec::new(),
+            after: Vec::new(),
+            notes: Vec::new(),
+        }
+    }
+
+    /// The blocks in which all tasks together go through the iteration space.
+    pub(crate) fn blocks(&self) -> ChunkGrid {
+        if !self.kernel.kind().walks() {
+            return self.tasks.clone();
+        }
+        let finer = |(t, w): (&AxisGrid, &AxisGrid)| if w.n_chunks() >= t.n_chunks() { w.clone() } else { t.clone() };
+        ChunkGrid::new(self.tasks.axes().iter().zip(self.walk.axes()).map(finer).collect())
+    }
+
+    /// Elements of a block along an axis, at most.
+    pub(crate) fn block_extent(&self, d: usize) -> u64 {
+        let task = self.tasks.axes()[d].max_extent().max(1);
+        if self.kernel.kind().walks() { self.walk.axes()[d].max_extent().clamp(1, task) } else { task }
+    }
+
     /// Number of tasks.
     pub fn n_tasks(&self) -> u64 {
         self.tasks.n_chunks()

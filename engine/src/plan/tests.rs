@@ -11,6 +11,7 @@ use super::*;
 use crate::graph::{Node, NodeRef, Op};
 use crate::grid::ChunkGrid;
 use crate::spec::{Settings, Spec};
+use crate::stages::ReduceNode;
 use crate::storage::{CodecName, Encoding, Keys};
 
 pub(crate) fn spec(allowed: u64, parallelism: u64) -> Spec {
@@ -32,7 +33,7 @@ fn product(a: &NodeRef, b: &NodeRef) -> NodeRef {
 fn mean(a: &NodeRef) -> NodeRef {
     let grid = ChunkGrid::new(a.grid.axes()[1..].to_vec());
     let finish = Finish::Mean { count: a.shape()[0], dtype: a.dtype };
-    Arc::new(Node { op: Op::Reduce { input: Arc::clone(a), fold: ReduceOp::Sum, finish, axes: vec![0], keepdims: false }, dtype: a.dtype, grid })
+    Node::staged(ReduceNode { input: Arc::clone(a), fold: ReduceOp::Sum, finish, axes: vec![0], keepdims: false }, a.dtype, grid)
 }
 
 pub(crate) fn output(node: &NodeRef, path: &str, chunk: Option<&[u64]>) -> Output {

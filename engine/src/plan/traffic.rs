@@ -3,55 +3,32 @@
 //! The planner decides by it, and the explanation of a plan says it. It follows from the sizes of tasks and chunks, with no work per chunk:
 //! exactly where these nest, nearly where they don't. Bytes are those of decoded chunks; codecs make fewer of them.
 
-use super::{ArrayId, Kernel, Place, Plan, PlanArray, Stage, StageInput};
+use super::{ArrayId, Place, PlanArray, Scope, Stage, StageInput};
 use crate::flat::flat_bounds;
 use crate::grid::{AxisGrid, ChunkGrid};
 use crate::readmap::{AxisMap, Origin, Piece};
-use crate::storage::{PART_BYTES, is_remote_url};
-
-/// Arrays, and what is known of where they are.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Arrays<'a> {
-    /// All of a plan.
-    pub(super) all: &'a [PlanArray],
-    /// The work directory is across a network.
-    pub(super) remote_work: bool,
-}
-
-impl<'a> Arrays<'a> {
-    pub(super) fn of(plan: &'a Plan) -> Arrays<'a> {
-        Arrays { all: &plan.arrays, remote_work: plan.remote_work }
-    }
-
-    pub(super) fn is_remote(&self, array: &PlanArray) -> bool {
-        match &array.place {
-            Place::Input { url, .. } | Place::Output { url, .. } => is_remote_url(url),
-            Place::Work => self.remote_work,
-            Place::Constant(_) | Place::Generated(_) => false,
-        }
-    }
-}
+use crate::storage::PART_BYTES;
 
 /// How often chunks are asked for, and how many bytes that is.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Traffic {
+pub(crate) struct Traffic {
     /// Chunks, or parts of chunks, that are read; objects that are written.
-    pub(super) requests: f64,
+    pub(crate) requests: f64,
     /// Decoded bytes of all of them.
-    pub(super) bytes: f64,
+    pub(crate) bytes: f64,
     /// The same if no chunk were read in parts.
-    pub(super) whole_bytes: f64,
+    pub(crate) whole_bytes: f64,
     /// It is so, not nearly so.
-    pub(super) exact: bool,
+    pub(crate) exact: bool,
     /// Chunks are read in parts.
-    pub(super) parts: bool,
+    pub(crate) parts: bool,
 }
 
 /// What a stage reads of each array, in the order in which its inputs name them. Arrays that are made, not read, count as if they were stored.
-pub(super) fn reads(arrays: Arrays<'_>, stage: &Stage) -> Vec<(ArrayId, Traffic)> {
+pub(crate) fn reads(scope: Scope<'_>, stage: &Stage) -> Vec<(ArrayId, Traffic)> {
     let mut all: Vec<(ArrayId, Traffic)> = Vec::new();
     for i in 0..stage.inputs.len() {
-        let mut own = of_input(arrays, stage, i);
+        let mut own = of_input(scope, stage, i);
         own.retain(|(id, traffic)| match all.iter_mut().find(|(other, _)| other == id) {
             Some((_, sum)) => {
                 // What one input has decoded is there for the others that go along the same axes, where it stays.
@@ -86,21 +63,21 @@ fn alike(stage: &Stage, i: usize, array: ArrayId) -> bool {
 }
 
 /// What a stage writes to each of its outputs. Chunks of fill values may be left out.
-pub(super) fn writes(arrays: Arrays<'_>, stage: &Stage) -> Vec<Traffic> {
+pub(crate) fn writes(scope: Scope<'_>, stage: &Stage) -> Vec<Traffic> {
     let of = |array: &PlanArray| {
         let requests = array.info.objects().n_chunks() as f64;
         let whole = array.info.object_shape().iter().fold(array.info.dtype.size() as f64, |p, n| p * *n as f64);
         let bytes = if array.info.stored_shape.is_some() { requests * whole } else { array.info.n_bytes() as f64 };
         Traffic { requests, bytes, whole_bytes: bytes, exact: true, parts: false }
     };
-    stage.outputs.iter().map(|o| of(&arrays.all[o.array.0])).collect()
+    stage.outputs.iter().map(|o| of(&scope.arrays[o.array.0])).collect()
 }
 
 /// True if tasks read only what they need of an array's chunks, because these are not encoded and what is needed lies together.
-pub(super) fn in_parts(arrays: Arrays<'_>, stage: &Stage, array: ArrayId, axes: &[AxisMap]) -> bool {
-    let array = &arrays.all[array.0];
+pub(crate) fn in_parts(scope: Scope<'_>, stage: &Stage, array: ArrayId, axes: &[AxisMap]) -> bool {
+    let array = &scope.arrays[array.0];
     let encoded = array.info.codecs.len() > 1 || array.info.shard.is_some();
-    if encoded || arrays.is_remote(array) || !matches!(array.place, Place::Input { .. } | Place::Work) {
+    if encoded || scope.is_remote(array) || !matches!(array.place, Place::Input { .. } | Place::Work) {
         return false;
     }
     // Elements that lie together: whole axes from the last one on, and a part of the next.
@@ -121,17 +98,16 @@ pub(crate) const MAX_PARTS: u64 = 2048;
 
 /// True if every block of an input can be read straight out of an array's chunks: these are files that are not encoded, the block lies in them as
 /// it does in memory, and its rows are long.
-pub(super) fn only_parts(plan: &Plan, stage: &Stage, input: &StageInput) -> bool {
+pub(crate) fn only_parts(scope: Scope<'_>, stage: &Stage, input: &StageInput) -> bool {
     let (Some(axes), [source]) = (input.map.as_image(), input.sources.as_slice()) else { return false };
-    let arrays = Arrays::of(plan);
-    let array = &arrays.all[source.0];
-    if array.info.codecs.len() > 1 || array.info.shard.is_some() || arrays.is_remote(array) || !matches!(array.place, Place::Input { .. }) {
+    let array = &scope.arrays[source.0];
+    if array.info.codecs.len() > 1 || array.info.shard.is_some() || scope.is_remote(array) || !matches!(array.place, Place::Input { .. }) {
         return false;
     }
     if !array.info.codecs.iter().all(|c| c["name"] == "bytes" && c["configuration"]["endian"].as_str().is_none_or(|e| e == "little")) {
         return false;
     }
-    if matches!(stage.kernel, Kernel::User { .. }) {
+    if stage.kernel.kind().reads_dense() {
         return false;
     }
     let block = |d: usize| stage.walk.axes()[d].max_extent().min(stage.tasks.axes()[d].max_extent());
@@ -156,27 +132,9 @@ pub(super) fn only_parts(plan: &Plan, stage: &Stage, input: &StageInput) -> bool
     row >= 2 * PART_BYTES && rows <= MAX_PARTS
 }
 
-/// The blocks in which an input is read, over its map's shape, and how often all of them are.
-fn blocks(stage: &Stage, i: usize, input: &StageInput) -> (ChunkGrid, f64) {
-    match &stage.kernel {
-        Kernel::User { blocks, .. } => (blocks[i].grid.clone(), stage.n_tasks() as f64 / blocks[i].grid.n_chunks().max(1) as f64),
-        // What was before each task: one element of it a task.
-        _ if stage.kernel.carry() == Some(i) => {
-            let axes = stage.tasks.axes().iter().zip(input.map.shape());
-            (ChunkGrid::new(axes.map(|(t, n)| if t.len() == *n { t.clone() } else { AxisGrid::regular(*n, 1) }).collect()), 1.0)
-        }
-        Kernel::Map(_) => (stage.tasks.clone(), 1.0),
-        // Tasks go through blocks one by one, and forget.
-        Kernel::Reduce { .. } | Kernel::Contract { .. } | Kernel::Scan { .. } => {
-            let finer = |(t, w): (&AxisGrid, &AxisGrid)| if w.n_chunks() >= t.n_chunks() { w.clone() } else { t.clone() };
-            (ChunkGrid::new(stage.tasks.axes().iter().zip(stage.walk.axes()).map(finer).collect()), 1.0)
-        }
-    }
-}
-
-fn of_input(arrays: Arrays<'_>, stage: &Stage, i: usize) -> Vec<(ArrayId, Traffic)> {
+fn of_input(scope: Scope<'_>, stage: &Stage, i: usize) -> Vec<(ArrayId, Traffic)> {
     let input = &stage.inputs[i];
-    let (blocks, times) = blocks(stage, i, input);
+    let (blocks, times) = stage.kernel.kind().input_blocks(stage, i);
     let mut all: Vec<(ArrayId, Traffic)> = Vec::new();
     for piece in input.map.pieces() {
         let (id, axes) = match &piece.from {
@@ -184,7 +142,7 @@ fn of_input(arrays: Arrays<'_>, stage: &Stage, i: usize) -> Vec<(ArrayId, Traffi
             Origin::Flat => (input.sources[0], None),
             Origin::Source { source, axes } => (input.sources[*source], Some(axes)),
         };
-        let info = &arrays.all[id.0].info;
+        let info = &scope.arrays[id.0].info;
         let whole = info.chunk_shape().iter().fold(info.dtype.size() as f64, |p, n| p * *n as f64);
         let mean = info.n_bytes() as f64 / info.grid.n_chunks().max(1) as f64;
         let chunk = if info.stored_shape.is_some() { whole } else { mean };
@@ -194,7 +152,7 @@ fn of_input(arrays: Arrays<'_>, stage: &Stage, i: usize) -> Vec<(ArrayId, Traffi
         };
         let (requests, whole_bytes) = (requests * times, requests * times * chunk);
         let needed = needed * times * info.dtype.size() as f64;
-        let parts = needed < 0.99 * whole_bytes && axes.is_some_and(|axes| in_parts(arrays, stage, id, axes));
+        let parts = needed < 0.99 * whole_bytes && axes.is_some_and(|axes| in_parts(scope, stage, id, axes));
         let found = Traffic { requests, bytes: if parts { needed } else { whole_bytes }, whole_bytes, exact, parts };
         match all.iter_mut().find(|(other, _)| *other == id) {
             Some((_, sum)) => {

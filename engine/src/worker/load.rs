@@ -1,76 +1,90 @@
 //! How a task brings in the block of an input.
 //!
-//! A block that lies inside one chunk is looked at where it was decoded; one that touches several, or is partly fill values, is put together in a
-//! buffer. Which chunks that takes is asked by `ahead` too, before anything is read, so it is said once: [`chunk_under`], [`hits`], [`flat_chunks`].
+//! A block that lies inside one chunk is looked at where it was decoded; one that touches several, or is partly fill values, is
+//! assembled in a buffer. `plan/chunks.rs` says which chunks that takes.
 
-use freestone_kernels::{Buffer, DType, View, contiguous_strides, copy};
+use freestone_kernels::{Buffer, View, contiguous_strides, copy};
 
-use super::ready::Opened;
-use super::sizes;
-use super::steps::Task;
-use crate::flat::{flat_bounds, shared_rows};
+use super::ahead::Ahead;
+use crate::flat::shared_rows;
 use crate::grid::{ChunkGrid, Region, try_for_each_coord};
-use crate::plan::{Kernel, MAX_PARTS, ReadMode};
-use crate::readmap::{AxisMap, Origin, Piece, Run};
+use crate::plan::chunks::{Touched, touched};
+use crate::plan::{MAX_PARTS, ReadMode};
+use crate::readmap::{AxisMap, Run};
+use crate::state::{Loaded, TaskState, Values, sizes};
 use crate::storage::{ObjectPart, PART_BYTES};
 use crate::task::{Cause, cause_of_chunk, internal};
 
-/// A block of an input that was brought in, and how the iteration space lies on it.
-#[derive(Debug)]
-pub(super) struct Loaded {
-    pub(super) values: Values,
-    /// Elements of the iteration space that it covers.
-    pub(super) cell: Region,
-    pub(super) offset: isize,
-    pub(super) strides: Vec<isize>,
+/// A block while it is assembled.
+struct Block {
+    buffer: Buffer,
+    /// In elements; 0 along axes where its values repeat.
+    strides: Vec<isize>,
+    /// Bytes of an element.
+    size: usize,
 }
 
-/// Where a block's values are.
-#[derive(Debug)]
-pub(super) enum Values {
-    /// Put together.
-    Own(Buffer),
-    /// In a chunk of one of the stage's sources.
-    Chunk { source: usize, coords: Vec<u64> },
+/// The boxes of a chunk that a box of a block takes, and where they go.
+struct Boxes<'a> {
+    axes: &'a [AxisMap],
+    runs: &'a [&'a [Run]],
+    to: &'a Region,
+    varies: &'a [bool],
+    chunk: &'a Region,
+    /// Strides of the chunk as it is stored.
+    stored: &'a [isize],
 }
 
-impl Task<'_> {
-    /// Brings the block of input `i` for the cell at hand.
-    pub(super) fn load(&mut self, i: usize) -> Result<(), Cause> {
-        if let Kernel::User { blocks, .. } = &self.stage.kernel {
-            self.cell = blocks[i].region(&self.coords);
+impl TaskState<'_> {
+    /// Brings in the block of input `i` for a cell.
+    pub(super) fn load(&mut self, i: usize, cell: &Region, ahead: &mut Ahead) -> Result<(), Cause> {
+        let (stage, layout) = (self.stage, self.layout);
+        let cell = stage.kernel.kind().input_region(stage, i, &self.coords, cell);
+        let (input, mode) = (&layout.inputs[i], layout.inputs[i].mode);
+        let grids = self.grids.clone();
+        let mut block = None;
+        let mut inside = None;
+        if mode != ReadMode::InChunk {
+            block = Some(self.block(i, &cell)?);
         }
-        if self.stage.kernel.carry() == Some(i) {
-            return self.take_up(i);
-        }
-        let pieces = self.stage.inputs[i].map.restrict(&self.cell);
-        let loaded = match (self.layout.inputs[i].mode, pieces.as_slice()) {
-            (ReadMode::InChunk, [Piece { from: Origin::Source { axes, .. }, to }]) => self.look_into_chunk(i, axes, to)?,
-            _ => self.assemble(i, &pieces)?,
-        };
-        self.loaded[i] = Some(loaded);
+        touched(&stage.inputs[i], input, &grids, &cell, |touched| {
+            if let Touched::Inside { source, coords, axes, to } = touched {
+                self.fetch(source, &coords, ahead)?;
+                inside = Some(self.look_into(source, coords, axes, to, &cell)?);
+                return Ok(());
+            }
+            let block = match &mut block {
+                Some(block) => block,
+                // The map of a block inside one chunk may have no piece there, or several where there are no elements.
+                None => block.insert(self.block(i, &cell)?),
+            };
+            self.copy(i, block, touched, &cell, ahead)
+        })?;
+        self.loaded[i] = Some(match (inside, block) {
+            (Some(inside), _) => inside,
+            (None, Some(Block { buffer, strides, .. })) => Loaded { values: Values::Own(buffer), cell, offset: 0, strides },
+            (None, None) => {
+                let Block { buffer, strides, .. } = self.block(i, &cell)?;
+                Loaded { values: Values::Own(buffer), cell, offset: 0, strides }
+            }
+        });
         Ok(())
     }
 
-    /// Goes on from what a scan had when it came to this task.
-    fn take_up(&mut self, i: usize) -> Result<(), Cause> {
-        let (at, coords) = (self.layout.inputs[i].sources[0], self.coords.clone());
-        self.fetch(at, &coords)?;
-        if let Some(carries) = &mut self.accumulators[0] {
-            carries.bytes_mut().copy_from_slice(self.ready.sources[at].bytes(&coords));
-        }
-        self.pass(at);
-        Ok(())
+    /// A buffer for the block of input `i` over a cell.
+    fn block(&mut self, i: usize, cell: &Region) -> Result<Block, Cause> {
+        let varies = &self.layout.inputs[i].varies;
+        let shape = extent(&cell.shape, varies);
+        let strides = contiguous_strides(&shape).into_iter().zip(varies).map(|(s, v)| if *v { s } else { 0 }).collect();
+        let size = self.stage.kernel.kind().inputs()[i].size();
+        let buffer = self.room(self.layout.inputs[i].region, (shape.iter().product::<usize>() * size) as u64)?;
+        Ok(Block { buffer, strides, size })
     }
 
-    /// The cell lies inside one chunk: decode it and look at it with strides.
-    fn look_into_chunk(&mut self, i: usize, axes: &[AxisMap], to: &Region) -> Result<Loaded, Cause> {
-        let at = self.layout.inputs[i].sources[0];
-        let source = &self.ready.sources[at].source;
-        let grid = &source.info().grid;
-        let coords = chunk_under(axes, grid);
-        let starts: Vec<u64> = coords.iter().zip(grid.axes()).map(|(c, axis)| axis.start(*c)).collect();
-        let stored = contiguous_strides(&sizes(&source.stored_shape(&coords)));
+    /// Looks at a chunk that was fetched with strides of the iteration space.
+    fn look_into(&self, source: usize, coords: Vec<u64>, axes: &[AxisMap], to: &Region, cell: &Region) -> Result<Loaded, Cause> {
+        let starts = self.grids[source].region(&coords).start;
+        let stored = contiguous_strides(&sizes(&self.sources[source].source.stored_shape(&coords)));
         let (mut offset, mut strides) = (0isize, vec![0isize; to.shape.len()]);
         for ((map, start), stride) in axes.iter().zip(&starts).zip(&stored) {
             match map {
@@ -82,186 +96,142 @@ impl Task<'_> {
                 AxisMap::Gather { .. } => return Err(internal("an input that is read in its chunk has no list of indices")),
             }
         }
-        self.fetch(at, &coords)?;
-        Ok(Loaded { values: Values::Chunk { source: at, coords }, cell: self.cell.clone(), offset, strides })
+        Ok(Loaded { values: Values::Chunk { source, coords }, cell: cell.clone(), offset, strides })
     }
 
-    /// Has a chunk of source `at` at hand.
-    fn fetch(&mut self, at: usize, coords: &[u64]) -> Result<(), Cause> {
-        if self.ready.sources[at].has(coords) {
+    /// Has a chunk of a source at hand.
+    fn fetch(&mut self, source: usize, coords: &[u64], ahead: &mut Ahead) -> Result<(), Cause> {
+        if self.sources[source].chunks.touch(coords) {
             return Ok(());
         }
-        let looked_at = |l: &Loaded| match &l.values {
-            Values::Chunk { source, coords } if *source == at => Some(coords.clone()),
+        let looked_at = |l: &'_ Loaded| match &l.values {
+            Values::Chunk { source: at, coords } if *at == source => Some(coords.clone()),
             _ => None,
         };
         let pinned: Vec<Vec<u64>> = self.loaded.iter().flatten().filter_map(looked_at).collect();
-        self.ready.sources[at].make_room(self.layout.sources[at].chunks, &pinned, self.desk);
-        let begun = self.take_ahead(at, coords);
-        self.ready.sources[at].fetch(coords, begun, self.desk).map_err(|e| cause_of_chunk(&e))
+        let pinned: Vec<&[u64]> = pinned.iter().map(Vec::as_slice).collect();
+        while let Some(gone) = self.sources[source].chunks.evict(self.layout.sources[source].chunks, &pinned) {
+            self.desk.arena.recycle(gone);
+        }
+        let begun = ahead.take(self, source, coords);
+        self.sources[source].fetch(coords, begun, self.desk).map_err(|e| cause_of_chunk(&e))
     }
 
-    /// The cell touches several chunks, or is partly fill values: put it together in a buffer.
-    fn assemble(&mut self, i: usize, pieces: &[Piece]) -> Result<Loaded, Cause> {
-        let varies = &self.layout.inputs[i].varies;
-        let shape: Vec<usize> = self.cell.shape.iter().zip(varies).map(|(n, v)| if *v { *n as usize } else { 1 }).collect();
-        let strides: Vec<isize> = contiguous_strides(&shape).into_iter().zip(varies).map(|(s, v)| if *v { s } else { 0 }).collect();
-        let size = self.stage.kernel.inputs()[i].size();
-        let bytes = shape.iter().product::<usize>() * size;
-        // What is written as it is has room for what fills up an edge chunk.
-        let stored = if self.layout.as_is { self.ready.outputs[0].object_shape(&self.chunk).iter().product::<u64>() * size as u64 } else { 0 };
-        let mut region = self.room(self.layout.inputs[i].region, stored.max(bytes as u64))?;
-        for piece in pieces {
-            let at = |start: &[u64]| start.iter().zip(&strides).map(|(s, stride)| *s as isize * stride).sum::<isize>();
-            let extent = |to: &[u64]| -> Vec<usize> { to.iter().zip(varies).map(|(n, v)| if *v { *n as usize } else { 1 }).collect() };
-            let sources = &self.layout.inputs[i].sources;
-            match &piece.from {
-                Origin::Fill(value) => copy::fill_box(value, &extent(&piece.to.shape), region.bytes_mut(), at(&piece.to.start) as usize, &strides),
-                Origin::Flat => self.copy_flat(i, region.bytes_mut())?,
-                Origin::Source { source, axes } => {
-                    let which = sources[*source];
-                    let info = self.ready.sources[which].source.info();
-                    let (grid, dtype) = (info.grid.clone(), info.dtype);
-                    // Along each of the source's axes, the chunks that hold what is wanted; each is decoded once.
-                    let hits = hits(axes, &grid, &piece.to);
-                    let counts: Vec<u64> = hits.iter().map(|h| h.len() as u64).collect();
-                    try_for_each_coord(&Region::whole(&counts), |hit| {
-                        let (coords, runs): (Vec<u64>, Vec<&[Run]>) =
-                            hits.iter().zip(hit).map(|(h, i)| (h[*i as usize].0, h[*i as usize].1.as_slice())).unzip();
-                        let chunk = grid.region(&coords);
-                        let stored = contiguous_strides(&sizes(&self.ready.sources[which].source.stored_shape(&coords)));
-                        let counts: Vec<u64> = runs.iter().map(|r| r.len() as u64).collect();
-                        // Each box of the chunk, and where it goes.
-                        let boxes = |f: &mut dyn FnMut(usize, Vec<isize>, Vec<usize>, usize)| {
-                            let _: Result<(), ()> = try_for_each_coord(&Region::whole(&counts), |one| {
-                                let (mut target, mut count) = (piece.to.start.clone(), piece.to.shape.clone());
-                                let (mut offset, mut from) = (0isize, vec![0isize; target.len()]);
-                                for (s, map) in axes.iter().enumerate() {
-                                    let run = runs[s][one[s] as usize];
-                                    offset += (run.start - chunk.start[s]) as isize * stored[s];
-                                    if let Some(axis) = map.axis() {
-                                        (target[axis], count[axis]) = (piece.to.start[axis] + run.first, run.count);
-                                        from[axis] += run.step as isize * stored[s];
-                                    }
-                                }
-                                f(offset as usize, from, extent(&count), at(&target) as usize);
-                                Ok(())
-                            });
-                        };
-                        if self.ready.sources[which].reads_parts(&coords) {
-                            let mut parts = Some(Vec::new());
-                            boxes(&mut |offset, from, shape, to| {
-                                let more = copy::runs(&shape, &from, &strides, MAX_PARTS as usize);
-                                parts = parts.take().zip(more).map(|(mut parts, more)| {
-                                    parts.extend(more.into_iter().map(|(a, b, n)| ObjectPart {
-                                        offset: ((offset as isize + a) as usize * size) as u64,
-                                        place: (to as isize + b) as usize * size,
-                                        len: n * size,
-                                    }));
-                                    parts
-                                });
-                            });
-                            let whole = (stored.first().map_or(1, |s| *s as u64) * chunk.shape.first().copied().unwrap_or(1)) * size as u64;
-                            let only = self.layout.inputs[i].mode == ReadMode::Parts;
-                            match parts {
-                                Some(parts) if only || are_worth_it(&parts, whole) => {
-                                    if !self.ready.sources[which].read_parts(&coords, &parts, region.bytes_mut(), self.desk)? {
-                                        let fill = self.ready.sources[which].source.info().fill;
-                                        boxes(&mut |_, _, shape, to| copy::fill_box(&fill, &shape, region.bytes_mut(), to, &strides));
-                                    }
-                                    return Ok(());
-                                }
-                                None if only => return Err(internal("a block that is read in parts has few of them")),
-                                _ => {}
-                            }
-                        }
-                        self.fetch(which, &coords)?;
-                        let opened = &self.ready.sources[which];
-                        boxes(&mut |offset, from, shape, to| {
-                            let view = View { dtype, bytes: opened.bytes(&coords), offset, shape, strides: from };
-                            copy::strided(&view, region.bytes_mut(), to, &strides);
-                        });
-                        Ok::<(), Cause>(())
-                    })?;
-                    self.pass(which);
+    /// Copies what a chunk has of a block, or fills a box of it.
+    fn copy(&mut self, i: usize, block: &mut Block, touched: Touched<'_>, cell: &Region, ahead: &mut Ahead) -> Result<(), Cause> {
+        match touched {
+            Touched::Fill { value, to } => {
+                let shape = extent(&to.shape, &self.layout.inputs[i].varies);
+                copy::fill_box(value, &shape, block.buffer.bytes_mut(), place(&to.start, &block.strides), &block.strides);
+            }
+            Touched::Part { source, coords, axes, runs, to } => {
+                let chunk = self.grids[source].region(&coords);
+                let stored = contiguous_strides(&sizes(&self.sources[source].source.stored_shape(&coords)));
+                let boxes = Boxes { axes, runs: &runs, to, varies: &self.layout.inputs[i].varies, chunk: &chunk, stored: &stored };
+                if self.read_parts(i, source, &coords, block, &boxes)? {
+                    return Ok(());
+                }
+                self.fetch(source, &coords, ahead)?;
+                let opened = &self.sources[source];
+                let (dtype, bytes) = (opened.source.info().dtype, opened.bytes(&coords));
+                boxes.each(|offset, strides, shape, to| {
+                    let view = View { dtype, bytes, offset, shape, strides };
+                    copy::strided(&view, block.buffer.bytes_mut(), place(&to, &block.strides), &block.strides);
+                });
+            }
+            Touched::Flat { source, coords } => {
+                self.fetch(source, &coords, ahead)?;
+                self.copy_flat(i, source, &coords, block, cell);
+            }
+            Touched::Done { source } => {
+                // A chunk that was only passing goes before another array's comes.
+                if self.layout.sources[source].slot.is_none() {
+                    self.sources[source].clear(self.desk);
                 }
             }
+            Touched::Inside { .. } => return Err(internal("a block inside one chunk is not assembled")),
         }
-        Ok(Loaded { values: Values::Own(region), cell: self.cell.clone(), offset: 0, strides })
-    }
-
-    /// Lets go of a chunk that was only passing, before another array's comes.
-    fn pass(&mut self, at: usize) {
-        if self.layout.sources[at].slot.is_none() {
-            self.ready.sources[at].clear(self.desk);
-        }
-    }
-
-    /// Copies the elements of the cell at hand from a source of another shape with the same elements in C order.
-    ///
-    /// Chunk by chunk: the chunk's rows are intervals of the common order, and so are the cell's; what they share is copied.
-    fn copy_flat(&mut self, i: usize, out: &mut [u8]) -> Result<(), Cause> {
-        let (region, shape, which) = (self.cell.clone(), self.stage.inputs[i].map.shape(), self.layout.inputs[i].sources[0]);
-        let info = self.ready.sources[which].source.info();
-        let (size, grid) = (info.dtype.size(), info.grid.clone());
-        flat_chunks(&grid, &region, shape, |coords| {
-            let chunk = grid.region(coords);
-            self.fetch(which, coords)?;
-            let opened = &self.ready.sources[which];
-            let strides = contiguous_strides(&sizes(&opened.source.stored_shape(coords)));
-            let bytes = opened.bytes(coords);
-            shared_rows(&chunk, &grid.shape(), &region, shape, |within, to, n| {
-                let at: isize = within.iter().zip(&strides).map(|(i, s)| *i as isize * s).sum();
-                let (from, to, n) = (at as usize * size, to as usize * size, n as usize * size);
-                out[to..to + n].copy_from_slice(&bytes[from..from + n]);
-                false
-            });
-            Ok::<(), Cause>(())
-        })?;
-        self.pass(which);
         Ok(())
     }
-}
 
-/// The loaded blocks as seen from a part of the iteration space.
-pub(super) fn views<'a>(dtypes: &[DType], loaded: &'a [Option<Loaded>], sources: &'a [Opened], part: &Region) -> Vec<View<'a>> {
-    loaded
-        .iter()
-        .zip(dtypes)
-        .filter_map(|(loaded, dtype)| {
-            let loaded = loaded.as_ref()?;
-            let shift: isize = (0..part.start.len()).map(|d| (part.start[d] - loaded.cell.start[d]) as isize * loaded.strides[d]).sum();
-            let bytes = match &loaded.values {
-                Values::Own(block) => block.bytes(),
-                Values::Chunk { source, coords } => sources[*source].bytes(coords),
-            };
-            Some(View { dtype: *dtype, bytes, offset: (loaded.offset + shift) as usize, shape: sizes(&part.shape), strides: loaded.strides.clone() })
-        })
-        .collect()
-}
-
-/// The chunk of a source in which a block lies that is inside one.
-pub(super) fn chunk_under(axes: &[AxisMap], grid: &ChunkGrid) -> Vec<u64> {
-    axes.iter().zip(grid.axes()).map(|(map, axis)| axis.find(map.at(0))).collect()
-}
-
-/// Along each of a source's axes, the chunks that hold what is wanted of a piece, and what of them.
-pub(super) fn hits(axes: &[AxisMap], grid: &ChunkGrid, to: &Region) -> Vec<Vec<(u64, Vec<Run>)>> {
-    let length = |a: &AxisMap| a.axis().map_or(1, |d| to.shape[d]);
-    axes.iter().zip(grid.axes()).map(|(a, grid)| a.hits(grid, length(a))).collect()
-}
-
-/// Visits the chunks of an array that share elements with a region of another of that `shape`, which has the same elements in C order.
-pub(super) fn flat_chunks<E>(grid: &ChunkGrid, region: &Region, shape: &[u64], mut visit: impl FnMut(&[u64]) -> Result<(), E>) -> Result<(), E> {
-    if region.n_elements() == 0 {
-        return Ok(());
+    /// Reads the boxes straight out of a chunk that is not encoded, where that costs less than reading the chunk; false where it was not done.
+    fn read_parts(&mut self, i: usize, source: usize, coords: &[u64], block: &mut Block, boxes: &Boxes<'_>) -> Result<bool, Cause> {
+        if !self.sources[source].reads_parts(coords) {
+            return Ok(false);
+        }
+        let (size, only) = (block.size, self.layout.inputs[i].mode == ReadMode::Parts);
+        let mut parts = Some(Vec::new());
+        boxes.each(|offset, from, shape, to| {
+            let to = place(&to, &block.strides);
+            let more = copy::runs(&shape, &from, &block.strides, MAX_PARTS as usize);
+            parts = parts.take().zip(more).map(|(mut parts, more)| {
+                parts.extend(more.into_iter().map(|(a, b, n)| ObjectPart {
+                    offset: ((offset as isize + a) as usize * size) as u64,
+                    place: (to as isize + b) as usize * size,
+                    len: n * size,
+                }));
+                parts
+            });
+        });
+        let whole = (boxes.stored.first().map_or(1, |s| *s as u64) * boxes.chunk.shape.first().copied().unwrap_or(1)) * size as u64;
+        match parts {
+            Some(parts) if only || are_worth_it(&parts, whole) => {
+                if !self.sources[source].read_parts(coords, &parts, block.buffer.bytes_mut(), self.desk)? {
+                    let fill = self.sources[source].source.info().fill;
+                    boxes.each(|_, _, shape, to| copy::fill_box(&fill, &shape, block.buffer.bytes_mut(), place(&to, &block.strides), &block.strides));
+                }
+                Ok(true)
+            }
+            None if only => Err(internal("a block that is read in parts has few of them")),
+            _ => Ok(false),
+        }
     }
-    let last: Vec<u64> = region.start.iter().zip(&region.shape).map(|(s, n)| s + n - 1).collect();
-    let from = |index: &[u64]| index.iter().zip(shape).fold(0, |at, (i, n)| at * n + i);
-    let touched = flat_bounds(&grid.shape(), from(&region.start), from(&last));
-    try_for_each_coord(&grid.overlapping(&touched), |coords| {
-        if shared_rows(&grid.region(coords), &grid.shape(), region, shape, |_, _, _| true) { visit(coords) } else { Ok(()) }
-    })
+
+    /// Copies the elements that a chunk shares with a cell of another shape with the same elements in C order.
+    ///
+    /// The chunk's rows are intervals of the common order, and so are the cell's; what they share is copied.
+    fn copy_flat(&self, i: usize, source: usize, coords: &[u64], block: &mut Block, cell: &Region) {
+        let (grid, opened): (&ChunkGrid, _) = (self.grids[source], &self.sources[source]);
+        let strides = contiguous_strides(&sizes(&opened.source.stored_shape(coords)));
+        let (bytes, size, out) = (opened.bytes(coords), block.size, block.buffer.bytes_mut());
+        shared_rows(&grid.region(coords), &grid.shape(), cell, self.stage.inputs[i].map.shape(), |within, to, n| {
+            let at: isize = within.iter().zip(&strides).map(|(i, s)| *i as isize * s).sum();
+            let (from, to, n) = (at as usize * size, to as usize * size, n as usize * size);
+            out[to..to + n].copy_from_slice(&bytes[from..from + n]);
+            false
+        });
+    }
+}
+
+impl Boxes<'_> {
+    /// Calls `f` with each box: its offset and strides in the chunk, its extent, and where it goes.
+    fn each(&self, mut f: impl FnMut(usize, Vec<isize>, Vec<usize>, Vec<u64>)) {
+        let counts: Vec<u64> = self.runs.iter().map(|r| r.len() as u64).collect();
+        let _: Result<(), ()> = try_for_each_coord(&Region::whole(&counts), |one| {
+            let (mut target, mut count) = (self.to.start.clone(), self.to.shape.clone());
+            let (mut offset, mut from) = (0isize, vec![0isize; target.len()]);
+            for (s, map) in self.axes.iter().enumerate() {
+                let run = self.runs[s][one[s] as usize];
+                offset += (run.start - self.chunk.start[s]) as isize * self.stored[s];
+                if let Some(axis) = map.axis() {
+                    (target[axis], count[axis]) = (self.to.start[axis] + run.first, run.count);
+                    from[axis] += run.step as isize * self.stored[s];
+                }
+            }
+            f(offset as usize, from, extent(&count, self.varies), target);
+            Ok(())
+        });
+    }
+}
+
+/// Elements along each axis, one where values repeat.
+fn extent(shape: &[u64], varies: &[bool]) -> Vec<usize> {
+    shape.iter().zip(varies).map(|(n, v)| if *v { *n as usize } else { 1 }).collect()
+}
+
+/// The element at an index.
+fn place(index: &[u64], strides: &[isize]) -> usize {
+    index.iter().zip(strides).map(|(i, stride)| *i as isize * stride).sum::<isize>() as usize
 }
 
 /// True if reading parts of a chunk of `whole` bytes costs less than reading all of it: a part costs as much as so many bytes.

@@ -1,146 +1,71 @@
-//! How a task goes through its stage's schedule.
+//! How one task goes through its program.
 //!
-//! The lists of steps come from the plan, which projected the task's memory from them; what a step takes is a slot there. So nothing here decides
-//! how much is held, or when. What the steps do to blocks is in `load`, `fold` and `apply`.
-
-use freestone_kernels::Buffer;
+//! The steps come from the plan, which projected the task's memory from them; what a step takes is a slot there. So nothing here decides
+//! how much is held, or when. How blocks come in is in `load`, what the kernel does with them in `stages`.
 
 use super::ahead::Ahead;
-use super::load::{Loaded, Values};
-use super::ready::Ready;
 use super::{Limits, overrun};
-use crate::grid::{Region, try_for_each_coord};
-use crate::memory::{SlotId, Step};
-use crate::plan::{Kernel, Stage, StageLayout};
-use crate::storage::reader::Desk;
-use crate::task::{Cause, Receipt};
+use crate::plan::chunks::forget;
+use crate::plan::walk::{At, TaskLoops};
+use crate::program::{SlotId, Step, Visitor, walk};
+use crate::stages::Compiled;
+use crate::state::{Loaded, TaskState, Values};
+use crate::task::Cause;
 
-/// One task on its way through the schedule.
-pub(super) struct Task<'a> {
-    pub(super) stage: &'a Stage,
-    pub(super) layout: &'a StageLayout,
-    pub(super) ready: &'a mut Ready,
-    pub(super) desk: &'a mut Desk,
-    pub(super) coords: Vec<u64>,
-    pub(super) region: Region,
-    pub(super) cell: Region,
-    /// The output chunk or shard at hand: of a map, the same for all outputs.
-    pub(super) chunk: Vec<u64>,
-    pub(super) loaded: Vec<Option<Loaded>>,
-    pub(super) accumulators: Vec<Option<Buffer>>,
-    pub(super) blocks: Vec<Option<Buffer>>,
-    pub(super) receipts: Vec<Receipt>,
+/// The visitor that runs a task.
+pub(super) struct Execution<'a, 't> {
+    pub(super) task: &'a mut TaskState<'t>,
+    pub(super) compiled: &'a mut dyn Compiled,
     pub(super) ahead: Ahead,
+    pub(super) limits: Limits<'a>,
 }
 
-impl Task<'_> {
-    pub(super) fn run(&mut self, limits: Limits<'_>) -> Result<(), Cause> {
-        let schedule = &self.layout.schedule;
-        let check = || limits.check();
-        check()?;
-        let chunks = self.output_chunks();
-        if let Some(chunks) = &chunks {
-            self.chunk.clone_from(&chunks.start);
-        }
-        self.steps(&schedule.once)?;
-        if matches!(self.stage.kernel, Kernel::Reduce { .. } | Kernel::Contract { .. }) {
-            let (walk, region) = (&self.stage.walk, self.region.clone());
-            try_for_each_coord(&walk.overlapping(&region), |at| {
-                check()?;
-                if let Some(cell) = walk.region(at).intersect(&region) {
-                    self.cell = cell;
-                    // What the last block looked at may go.
-                    self.loaded.iter_mut().for_each(|l| *l = None);
-                    self.steps(&schedule.each_block)?;
-                }
+impl Execution<'_, '_> {
+    pub(super) fn run(&mut self) -> Result<(), Cause> {
+        self.limits.check()?;
+        let (coords, region) = (self.task.coords.clone(), self.task.region.clone());
+        let loops = TaskLoops { stage: self.task.stage, objects: self.task.objects, coords: &coords, region: &region };
+        walk(&self.task.layout.program.steps, &loops, &loops.outside(), self)?;
+        self.ahead.finish(self.task.desk);
+        Ok(())
+    }
+}
+
+impl Visitor<At> for Execution<'_, '_> {
+    type Stop = Cause;
+
+    fn step(&mut self, step: &Step, at: &At) -> Result<(), Cause> {
+        match step {
+            Step::Take(slot) => self.task.desk.arena.take(self.task.layout.program.bytes(*slot)).map_err(overrun),
+            Step::Release(slot) => {
+                self.task.release(*slot);
                 Ok(())
-            })?;
-        }
-        check()?;
-        self.steps(&schedule.after)?;
-        match chunks {
-            Some(chunks) => try_for_each_coord(&chunks, |at| {
-                check()?;
-                self.chunk = at.to_vec();
-                if matches!(self.stage.kernel, Kernel::Scan { .. }) {
-                    self.cell = self.ready.outputs[0].objects().region(at);
-                    self.loaded.iter_mut().for_each(|l| *l = None);
-                }
-                if self.layout.in_slices {
-                    self.steps(&schedule.chunk_begin)?;
-                    let (walk, chunk) = (&self.stage.walk, self.ready.outputs[0].objects().region(at));
-                    try_for_each_coord(&walk.overlapping(&chunk), |slice| {
-                        check()?;
-                        self.cell = walk.region(slice);
-                        self.loaded.iter_mut().for_each(|l| *l = None);
-                        self.steps(&schedule.each_slice)
-                    })?;
-                }
-                self.steps(&schedule.each_chunk)
-            })?,
-            None => self.steps(&schedule.each_chunk)?,
-        }
-        self.steps(&schedule.end)
-    }
-
-    /// The objects that the task writes one after the other; none of a reduction, whose outputs differ.
-    pub(super) fn output_chunks(&self) -> Option<Region> {
-        match &self.stage.kernel {
-            Kernel::Reduce { .. } => None,
-            _ => self.ready.outputs.first().map(|o| o.objects().overlapping(&self.stage.output_region(&self.stage.outputs[0], &self.coords))),
-        }
-    }
-
-    fn steps(&mut self, steps: &[Step]) -> Result<(), Cause> {
-        for step in steps {
-            match *step {
-                Step::Take(slot) => self.take(slot)?,
-                Step::Release(slot) => self.release(slot),
-                Step::Load(i) => self.load(i)?,
-                Step::Fold if matches!(self.stage.kernel, Kernel::Contract { .. }) => self.multiply()?,
-                Step::Fold => self.fold(),
-                Step::Begin => self.begin()?,
-                Step::Apply if self.layout.in_slices => self.apply_slice(),
-                Step::Apply => self.apply()?,
-                Step::Finish(j) => self.finish(j)?,
-                Step::Store(j) => self.store(j)?,
             }
+            Step::Load(i) => self.task.load(*i, &at.cell, &mut self.ahead),
+            Step::Compute(phase) => self.compiled.compute(*phase, at, self.task),
+            Step::Store(j) => self.task.store(*j, at),
+            Step::ForEach { .. } => Ok(()),
         }
-        Ok(())
     }
 
-    fn take(&mut self, slot: SlotId) -> Result<(), Cause> {
-        self.desk.arena.take(self.layout.schedule.slots[slot.0].bytes).map_err(overrun)?;
-        let Some(j) = self.layout.outputs.iter().position(|o| o.accumulator == Some(slot)) else { return Ok(()) };
-        let own = |kept: &dyn Fn(usize) -> bool| (0..self.region.shape.len()).filter(|d| kept(*d)).map(|d| self.region.shape[d]).product::<u64>();
-        let dtype = self.ready.outputs[j].info().dtype;
-        let (elements, dtype) = match &self.stage.kernel {
-            Kernel::Reduce { folds, axes, .. } => (own(&|d| !axes.contains(&d)), folds[j].accumulator()),
-            Kernel::Scan { op, axis, .. } => (own(&|d| d != *axis), op.carrier(dtype).unwrap_or(dtype)),
-            kernel => (own(&|d| !kernel.folds(d)), dtype),
-        };
-        let mut buffer = self.room(Some(slot), elements * dtype.size() as u64)?;
-        match &self.stage.kernel {
-            Kernel::Reduce { folds, .. } => folds[j].op.start(folds[j].values, buffer.bytes_mut()),
-            Kernel::Scan { op, .. } => op.start(dtype, buffer.bytes_mut()),
-            _ => buffer.bytes_mut().fill(0),
-        }
-        self.accumulators[j] = Some(buffer);
+    fn enter(&mut self, body: &[Step], _: &At) -> Result<(), Cause> {
+        self.limits.check()?;
+        forget(body, &mut self.task.loaded);
         Ok(())
     }
+}
 
+impl TaskState<'_> {
+    /// Gives back the buffer of a slot, and its permit.
     fn release(&mut self, slot: SlotId) {
         for (input, loaded) in self.layout.inputs.iter().zip(&mut self.loaded) {
-            if input.region == Some(slot) && self.layout.as_is {
-                self.blocks[0].take().into_iter().for_each(|b| self.desk.arena.recycle(b));
-            }
             if input.region == Some(slot)
                 && let Some(Loaded { values: Values::Own(block), .. }) = loaded.take()
             {
                 self.desk.arena.recycle(block);
             }
         }
-        for (source, opened) in self.layout.sources.iter().zip(&mut self.ready.sources) {
+        for (source, opened) in self.layout.sources.iter().zip(&mut *self.sources) {
             if source.slot == Some(slot) && !source.kept {
                 opened.clear(self.desk);
             }
@@ -153,12 +78,6 @@ impl Task<'_> {
             };
             gone.into_iter().for_each(|b| self.desk.arena.recycle(b));
         }
-        self.desk.arena.release(self.layout.schedule.slots[slot.0].bytes);
-    }
-
-    /// A buffer for what a slot holds now.
-    pub(super) fn room(&mut self, slot: Option<SlotId>, bytes: u64) -> Result<Buffer, Cause> {
-        let bound = slot.map_or(0, |slot| self.layout.schedule.slots[slot.0].bytes);
-        self.desk.arena.buffer_in(bound, bytes).map_err(overrun)
+        self.desk.arena.release(self.layout.program.bytes(slot));
     }
 }

@@ -4,15 +4,15 @@
 //! blocks and the cut of the array follow, without going through tasks, how many chunks each block touches.
 
 use crate::plan::lower::Lowering;
-use crate::plan::{ArrayId, Keep, Kernel, MAX_KEPT, Stage, traffic};
+use crate::plan::{ArrayId, Keep, MAX_KEPT, Stage, traffic};
 use crate::readmap::{AxisMap, Origin};
 
 /// More different ways to look at arrays are not gone into.
-pub(super) const MAX_LOOKS: usize = 64;
+pub(crate) const MAX_LOOKS: usize = 64;
 
 /// How inputs look at an array.
 #[derive(Clone, Debug)]
-pub(super) struct Look {
+pub(crate) struct Look {
     array: ArrayId,
     axes: Vec<Along>,
     /// Inputs that look so.
@@ -37,13 +37,13 @@ struct Along {
 
 impl Lowering<'_> {
     /// How the inputs look at arrays: those that go along the same axes at a small distance from each other look as one.
-    pub(super) fn looks(&self, stage: &Stage) -> Vec<Look> {
+    pub(crate) fn looks(&self, stage: &Stage) -> Vec<Look> {
         let mut looks: Vec<Look> = Vec::new();
         for input in &stage.inputs {
             for piece in input.map.pieces() {
                 let Origin::Source { source, axes } = &piece.from else { continue };
                 let array = input.sources[*source];
-                if traffic::in_parts(self.known(), stage, array, axes) {
+                if traffic::in_parts(self.scope(), stage, array, axes) {
                     continue;
                 }
                 let cuts = self.arrays[array.0].info.grid.axes();
@@ -123,13 +123,13 @@ impl Along {
 }
 
 /// Reads for each chunk that is read at all, for the worst look: from block to block along `sweep` chunks are kept.
-pub(super) fn reads_per_chunk(stage: &Stage, looks: &[Look], sweep: Option<usize>) -> f64 {
+pub(crate) fn reads_per_chunk(stage: &Stage, looks: &[Look], sweep: Option<usize>) -> f64 {
     let of = |look: &Look| {
         let (mut reads, mut chunks, mut along) = (1.0, 1.0, vec![false; stage.tasks.axes().len()]);
         for axis in &look.axes {
             let Some(d) = axis.axis else { continue };
             along[d] = true;
-            let block = block_extent(stage, d);
+            let block = stage.block_extent(d);
             let blocks = axis.len.div_ceil(block).max(1) as f64;
             let whole = (axis.len as f64 * axis.step as f64 / axis.chunk.max(1) as f64).ceil().min(axis.chunks as f64).max(1.0);
             reads *= if sweep == Some(d) { whole } else { (blocks * axis.touched(block) as f64).max(whole) };
@@ -144,20 +144,14 @@ pub(super) fn reads_per_chunk(stage: &Stage, looks: &[Look], sweep: Option<usize
 }
 
 /// Chunks to keep of arrays that are read again.
-pub(super) fn keeps(stage: &Stage, looks: &[Look]) -> Vec<Keep> {
+pub(crate) fn keeps(stage: &Stage, looks: &[Look]) -> Vec<Keep> {
     let mut keeps: Vec<Keep> = Vec::new();
     for look in looks {
-        let touched: u64 = look.axes.iter().filter_map(|a| a.axis.map(|d| a.touched(block_extent(stage, d)))).product();
+        let touched: u64 = look.axes.iter().filter_map(|a| a.axis.map(|d| a.touched(stage.block_extent(d)))).product();
         match keeps.iter_mut().find(|k| k.array == look.array) {
             Some(keep) => keep.chunks = (keep.chunks + touched).min(MAX_KEPT),
             None => keeps.push(Keep { array: look.array, chunks: touched.clamp(1, MAX_KEPT) }),
         }
     }
     keeps
-}
-
-/// Elements of a block along an axis.
-fn block_extent(stage: &Stage, d: usize) -> u64 {
-    let task = stage.tasks.axes()[d].max_extent().max(1);
-    if matches!(stage.kernel, Kernel::Map(_)) { task } else { stage.walk.axes()[d].max_extent().clamp(1, task) }
 }

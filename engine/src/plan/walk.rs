@@ -1,0 +1,58 @@
+//! The loops of a task's program over the stage's grids.
+
+use super::{Scope, Stage};
+use crate::grid::{ChunkGrid, Region, try_for_each_coord};
+use crate::program::{Loops, Over};
+
+/// Where a task is in its program's loops.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct At {
+    /// The current part of the iteration space; of a loop over objects, the object's region in its array.
+    pub(crate) cell: Region,
+    /// Coordinates of the current object; none outside of loops over objects.
+    pub(crate) object: Vec<u64>,
+}
+
+/// The loops of one task.
+#[derive(Debug)]
+pub(crate) struct TaskLoops<'a> {
+    pub(crate) stage: &'a Stage,
+    /// Objects of each output.
+    pub(crate) objects: &'a [ChunkGrid],
+    /// The task.
+    pub(crate) coords: &'a [u64],
+    /// Its part of the iteration space.
+    pub(crate) region: &'a Region,
+}
+
+/// Objects of each output of a stage.
+pub(crate) fn objects(scope: Scope<'_>, stage: &Stage) -> Vec<ChunkGrid> {
+    stage.outputs.iter().map(|o| scope.array(o.array).info.objects()).collect()
+}
+
+impl TaskLoops<'_> {
+    /// The position outside of all loops.
+    pub(crate) fn outside(&self) -> At {
+        At { cell: self.region.clone(), object: Vec::new() }
+    }
+}
+
+impl Loops for TaskLoops<'_> {
+    type At = At;
+
+    fn each<E>(&self, over: Over, at: &At, mut visit: impl FnMut(&At) -> Result<(), E>) -> Result<(), E> {
+        let walk = &self.stage.walk;
+        match over {
+            Over::Blocks => try_for_each_coord(&walk.overlapping(self.region), |block| match walk.region(block).intersect(self.region) {
+                Some(cell) => visit(&At { cell, object: at.object.clone() }),
+                None => Ok(()),
+            }),
+            Over::Objects(j) => {
+                let part = self.stage.output_region(&self.stage.outputs[j], self.coords);
+                let objects = &self.objects[j];
+                try_for_each_coord(&objects.overlapping(&part), |object| visit(&At { cell: objects.region(object), object: object.to_vec() }))
+            }
+            Over::Slices => try_for_each_coord(&walk.overlapping(&at.cell), |slice| visit(&At { cell: walk.region(slice), object: at.object.clone() })),
+        }
+    }
+}

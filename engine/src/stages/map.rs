@@ -1,0 +1,283 @@
+//! Elementwise functions: how many chunks a task writes, what it keeps from task to task, and in which slices it makes a chunk.
+//!
+//! All three save reading a source chunk again and again; the planner tries them and takes what saves most and fits into the memory of
+//! a task. A copy is the identity; where one copy would read chunks again and again, `copy` finds several.
+
+use freestone_kernels::{DType, Expr, eval};
+use serde::{Deserialize, Serialize};
+
+use super::{Compiled, DraftKind, Kernel, StageKind, copy};
+use crate::grid::{AxisGrid, ChunkGrid};
+use crate::plan::explain::{counted, term};
+use crate::plan::layout::{Builder, StageLayout, holding};
+use crate::plan::looks::{MAX_LOOKS, keeps, reads_per_chunk};
+use crate::plan::lower::{Draft, Lowering};
+use crate::plan::walk::At;
+use crate::plan::{Plan, PlanError, ReadMode, Stage, StageOutput, malformed};
+use crate::program::{Over, Phase, SlotId, Step};
+use crate::readmap::{AxisMap, Origin};
+use crate::state::{TaskState, Values, sizes};
+use crate::task::{Cause, internal};
+use crate::user::KernelRegistry;
+
+/// Bytes of a slice of a chunk that is made at once: with those of a few inputs it stays in a cache.
+const SLICE_BYTES: u64 = 1 << 19;
+
+/// An elementwise function; its results are the outputs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Map(pub Expr);
+
+impl StageKind for Map {
+    fn inputs(&self) -> Vec<DType> {
+        self.0.inputs().to_vec()
+    }
+
+    fn exprs(&self) -> Vec<&Expr> {
+        vec![&self.0]
+    }
+
+    fn check(&self, plan: &Plan, stage: &Stage) -> Result<Vec<DType>, PlanError> {
+        if stage.walk != stage.tasks {
+            for output in &stage.outputs {
+                let array = plan.arrays.get(output.array.0).filter(|a| are_slices(&stage.walk, &a.info.objects()));
+                array.ok_or_else(|| malformed("its walk does not cut its outputs into slices"))?;
+            }
+        }
+        Ok(self.0.result_dtypes())
+    }
+
+    fn program(&self, layout: &mut Builder<'_>) -> Result<Vec<Step>, PlanError> {
+        let (stage, n) = (layout.stage, layout.inputs.len());
+        let objects = |body| Step::ForEach { over: Over::Objects(0), body };
+        if self.stores_as_assembled(layout) {
+            // The only input's block becomes the only output's: it has room for what fills up an edge chunk.
+            let region = layout.inputs[0].region;
+            layout.outputs[0].block = region;
+            if let Some(SlotId(slot)) = region {
+                let stored = layout.stored_bytes(0);
+                let bytes = &mut layout.program.slots[slot].bytes;
+                *bytes = stored.max(*bytes);
+            }
+            let body = [layout.loads(0..n), vec![Step::Compute(Phase::Block)], layout.store(0).to_vec(), layout.unloads(0..n)];
+            return Ok(vec![objects(body.concat())]);
+        }
+        let blocks: Vec<SlotId> = (0..stage.outputs.len()).map(|j| layout.output(j)).collect();
+        let stores = (0..blocks.len()).flat_map(|j| layout.store(j));
+        let (begin, compute) = (Step::Compute(Phase::Begin), Step::Compute(Phase::Block));
+        let (loads, unloads) = (layout.loads(0..n), layout.unloads(0..n));
+        if stage.walk != stage.tasks {
+            let slice = [loads, vec![compute], unloads].concat();
+            let slices = Step::ForEach { over: Over::Slices, body: slice };
+            return Ok(vec![objects(holding(&blocks, [begin, slices].into_iter().chain(stores).collect()))]);
+        }
+        let one_object = stage.outputs.iter().all(|o| layout.scope.array(o.array).info.objects().chunk_counts() == stage.tasks.chunk_counts());
+        if one_object {
+            let made = [begin, compute].into_iter().chain(unloads).chain(stores).collect();
+            return Ok(vec![objects([loads, holding(&blocks, made)].concat())]);
+        }
+        let each = objects(holding(&blocks, [begin, compute].into_iter().chain(stores).collect()));
+        Ok([loads, vec![each], unloads].concat())
+    }
+
+    fn description(&self) -> String {
+        if self.0.is_identity() { "copies".to_owned() } else { format!("computes {} elementwise", counted(self.0.results().len() as u64, "result")) }
+    }
+
+    fn formula(&self, j: usize, names: &[String]) -> String {
+        term(&self.0, j, names)
+    }
+
+    fn after_reading(&self) -> &'static str {
+        "reads"
+    }
+
+    fn walks(&self) -> bool {
+        false
+    }
+
+    fn compile(&self, _kernels: &KernelRegistry) -> Result<Box<dyn Compiled>, String> {
+        Ok(Box::new(CompiledMap { machine: eval::Machine::new(&self.0), dtypes: self.inputs() }))
+    }
+}
+
+impl Map {
+    /// True if all that a task does is to assemble one object of the output.
+    fn stores_as_assembled(&self, layout: &Builder<'_>) -> bool {
+        let stage = layout.stage;
+        let ([input], [output]) = (stage.inputs.as_slice(), stage.outputs.as_slice()) else { return false };
+        self.0.is_identity()
+            && stage.walk == stage.tasks
+            && layout.inputs[0].mode != ReadMode::InChunk
+            && layout.scope.array(output.array).info.objects().chunk_counts() == stage.tasks.chunk_counts()
+            && input.map.varies().iter().zip(stage.tasks.axes()).all(|(v, t)| *v || t.max_extent() <= 1)
+    }
+}
+
+/// True if blocks are slices of objects, one after the other in memory: cut along the first axis that has a length only.
+fn are_slices(walk: &ChunkGrid, objects: &ChunkGrid) -> bool {
+    let first = objects.axes().iter().position(|a| a.max_extent() > 1);
+    let axis = |(d, (w, o)): (usize, (&AxisGrid, &AxisGrid))| if Some(d) == first { w.nests_in(o, 0, 1) } else { w == o };
+    walk.axes().len() == objects.axes().len() && walk.axes().iter().zip(objects.axes()).enumerate().all(axis)
+}
+
+#[derive(Debug)]
+struct CompiledMap {
+    machine: eval::Machine,
+    dtypes: Vec<DType>,
+}
+
+impl Compiled for CompiledMap {
+    fn compute(&mut self, phase: Phase, at: &At, task: &mut TaskState<'_>) -> Result<(), Cause> {
+        match phase {
+            Phase::Begin => task.begin(at),
+            Phase::Block if task.is_stored_as_assembled() => match task.loaded[0].take().map(|loaded| loaded.values) {
+                Some(Values::Own(mut block)) => {
+                    block.set_len(task.stored_bytes(0, at));
+                    task.blocks[0] = Some(block);
+                    task.pad(0, at);
+                    Ok(())
+                }
+                _ => Err(internal("a block that is stored as it was assembled is the task's own")),
+            },
+            Phase::Block => self.evaluate(at, task),
+            Phase::Start | Phase::Finish(_) => Err(internal("an elementwise stage accumulates nothing")),
+        }
+    }
+}
+
+impl CompiledMap {
+    /// Evaluates the current cell, a slice of the current object or all of it; the last slice is followed by what fills up an edge chunk.
+    fn evaluate(&mut self, at: &At, task: &mut TaskState<'_>) -> Result<(), Cause> {
+        let object = task.outputs[0].objects().region(&at.object);
+        let (shape, all) = (sizes(&at.cell.shape), sizes(&object.shape));
+        let before = (0..all.len()).fold(0, |place, d| place * all[d] + (at.cell.start[d] - object.start[d]) as usize);
+        let n: usize = shape.iter().product();
+        let mut blocks = std::mem::take(&mut task.blocks);
+        let mut parts: Vec<&mut [u8]> = Vec::with_capacity(blocks.len());
+        for (block, output) in blocks.iter_mut().zip(task.outputs) {
+            let size = output.info().dtype.size();
+            let block = block.as_mut().ok_or_else(|| internal("an output block is there before it is computed"))?;
+            parts.push(&mut block.bytes_mut()[before * size..(before + n) * size]);
+        }
+        eval::map(&mut self.machine, &shape, &task.views(&self.dtypes, &at.cell), &mut parts);
+        task.blocks = blocks;
+        if (0..all.len()).all(|d| at.cell.start[d] + at.cell.shape[d] == object.start[d] + object.shape[d]) {
+            (0..task.blocks.len()).for_each(|j| task.pad(j, at));
+        }
+        Ok(())
+    }
+}
+
+/// An elementwise stage before it is cut: over the output's index space.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct MapDraft {
+    /// The output's objects.
+    pub(crate) grid: ChunkGrid,
+}
+
+impl DraftKind for MapDraft {
+    fn stages(&self, draft: &Draft, lowering: &mut Lowering<'_>) -> Vec<Stage> {
+        let direct = map_stage(lowering, draft, &self.grid);
+        copy::copies(lowering, draft, &self.grid, &direct).unwrap_or_else(|| vec![direct])
+    }
+
+    fn join(&self, other: &MapDraft) -> Option<MapDraft> {
+        (self == other).then(|| self.clone())
+    }
+
+    fn joined_stage(&self, draft: &Draft, lowering: &Lowering<'_>) -> Option<Stage> {
+        Some(map_stage(lowering, draft, &self.grid))
+    }
+}
+
+/// The stage of an elementwise draft over a grid of output objects, with as many chunks a task as pay.
+fn map_stage(lowering: &Lowering<'_>, draft: &Draft, grid: &ChunkGrid) -> Stage {
+    let rank = grid.axes().len();
+    let stage = |tasks: ChunkGrid| {
+        let outputs = draft.outputs.iter().map(|array| StageOutput::kept(*array, rank)).collect();
+        Stage::new(draft.name, Kernel::Map(Map(draft.expr.clone())), draft.inputs.clone(), outputs, tasks)
+    };
+    // A task may write several chunks, or chunks be kept for the next task, where that saves reading a source chunk again and again.
+    let scope = lowering.scope();
+    let mut groups = vec![1u64; grid.axes().len()];
+    let grouped = |groups: &[u64]| ChunkGrid::new(grid.axes().iter().zip(groups).map(|(a, g)| a.group(*g)).collect());
+    let fits = |stage: &Stage| StageLayout::fits(scope, stage);
+    let (mut best, mut reads) = with_kept(lowering, stage(grid.clone()), &fits);
+    while reads > 1.05 {
+        let mut next: Option<(f64, Vec<u64>, Stage)> = None;
+        for d in 0..groups.len() {
+            let all = grid.axes()[d].n_chunks();
+            if groups[d] >= all {
+                continue;
+            }
+            // Whole rows may be read without what lies beside them.
+            for wider in [(2 * groups[d]).min(all), all] {
+                let mut trial = groups.clone();
+                trial[d] = wider;
+                let candidate = stage(grouped(&trial));
+                if candidate.n_tasks() < lowering.spec.wanted_tasks() || !fits(&candidate) {
+                    continue;
+                }
+                let (candidate, saved) = with_kept(lowering, candidate, &fits);
+                if saved < reads && next.as_ref().is_none_or(|(r, ..)| saved < *r) {
+                    next = Some((saved, trial, candidate));
+                }
+            }
+        }
+        let Some((saved, trial, candidate)) = next else { break };
+        (reads, groups, best) = (saved, trial, candidate);
+    }
+    best
+}
+
+/// The stage with the sweep along which keeping decoded chunks saves most, if it saves some and fits; and how often chunks are read.
+fn with_kept(lowering: &Lowering<'_>, stage: Stage, fits: &dyn Fn(&Stage) -> bool) -> (Stage, f64) {
+    let looks = lowering.looks(&stage);
+    let plain = reads_per_chunk(&stage, &looks, None);
+    if plain <= 1.05 {
+        return (stage, plain);
+    }
+    let mut sweeps: Vec<(f64, usize)> = (0..stage.tasks.axes().len()).map(|d| (reads_per_chunk(&stage, &looks, Some(d)), d)).collect();
+    sweeps.sort_by(|a, b| a.0.total_cmp(&b.0));
+    for (reads, d) in sweeps.into_iter().filter(|(r, _)| *r < 0.95 * plain) {
+        let keep = keeps(&stage, &looks);
+        let candidate = Stage { sweep: Some(d), keep, ..stage.clone() };
+        let slim = in_slices(lowering, &candidate);
+        if let Some(best) = slim.into_iter().chain([candidate]).find(fits) {
+            return (best, reads);
+        }
+    }
+    (stage, plain)
+}
+
+/// The stage with its chunks made slice by slice, if all chunks that are looked at stay meanwhile: then blocks are assembled in a cache's size.
+fn in_slices(lowering: &Lowering<'_>, stage: &Stage) -> Option<Stage> {
+    let followed = |axis: &AxisMap| matches!(axis, AxisMap::Along { .. } | AxisMap::Fixed(_));
+    let plain = |from: &Origin| match from {
+        Origin::Source { axes, .. } => axes.iter().all(followed),
+        Origin::Fill(_) => true,
+        Origin::Flat => false,
+    };
+    let pieces: usize = stage.inputs.iter().map(|i| i.map.pieces().len()).sum();
+    if pieces > MAX_LOOKS || !stage.inputs.iter().flat_map(|i| i.map.pieces()).all(|p| plain(&p.from)) {
+        return None;
+    }
+    let objects = lowering.arrays[stage.outputs[0].array.0].info.objects();
+    let chunk = objects.max_chunk();
+    // Slices along the first axis that has a length lie one after the other in a chunk.
+    let d = chunk.iter().position(|n| *n > 1)?;
+    let size = stage.kernel.kind().inputs().iter().map(|t| t.size() as u64).max().unwrap_or(1);
+    let row = chunk[d + 1..].iter().product::<u64>().saturating_mul(size).max(1);
+    let AxisGrid::Regular { first, size: rows, .. } = objects.axes()[d] else { return None };
+    if first != rows && objects.axes()[d].n_chunks() > 1 {
+        return None;
+    }
+    let most = (SLICE_BYTES / row).max(1);
+    let slice = (1..=most.min(rows)).rev().find(|n| rows % n == 0)?;
+    if slice == rows || slice * row < SLICE_BYTES / 16 {
+        return None;
+    }
+    let mut walk = objects.axes().to_vec();
+    walk[d] = AxisGrid::regular(walk[d].len(), slice);
+    Some(Stage { walk: ChunkGrid::new(walk), ..stage.clone() })
+}

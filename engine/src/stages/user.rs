@@ -1,0 +1,278 @@
+//! Users' kernels on whole blocks: task `i` computes block `i` of the output.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use freestone_kernels::{DType, Expr};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{AnyDraft, Compiled, DraftKind, Kernel, StageKind, StageOp};
+use crate::graph::{NodeRef, Op};
+use crate::grid::{AxisGrid, ChunkGrid, Region};
+use crate::plan::explain::listed;
+use crate::plan::inline::as_read;
+use crate::plan::layout::{Builder, TASK_OVERHEAD_BYTES, TOO_LARGE, holding};
+use crate::plan::lower::{Draft, Lowering};
+use crate::plan::walk::At;
+use crate::plan::{ArrayId, Plan, PlanError, ReadMode, Stage, StageOutput, malformed};
+use crate::program::{Over, Phase, SlotId, Step};
+use crate::state::{Loaded, TaskState, Values, overrun, sizes};
+use crate::task::{Cause, FailureKind, internal};
+use crate::user::{AnyKernel, Block, BlockMut, KernelRegistry, MakeKernel};
+
+/// A user's kernel on whole blocks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct User {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: u32,
+    /// Its parameters.
+    pub parameters: Value,
+    /// Scratch memory that it needs at most.
+    pub scratch_bytes: u64,
+    /// The blocks of each input.
+    pub blocks: Vec<UserBlocks>,
+    /// Dtype of the output.
+    pub dtype: DType,
+}
+
+/// The blocks of an input of a user's kernel.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct UserBlocks {
+    /// Element type.
+    pub dtype: DType,
+    /// The blocks.
+    pub grid: ChunkGrid,
+    /// For each axis, along which axis of the tasks its blocks are counted; `None` where it is one block.
+    pub axes: Vec<Option<usize>>,
+}
+
+impl UserBlocks {
+    /// The block for a task.
+    pub fn region(&self, task: &[u64]) -> Region {
+        let coords: Vec<u64> = self.axes.iter().map(|a| a.map_or(0, |a| task[a])).collect();
+        self.grid.region(&coords)
+    }
+}
+
+impl StageKind for User {
+    fn inputs(&self) -> Vec<DType> {
+        self.blocks.iter().map(|b| b.dtype).collect()
+    }
+
+    fn exprs(&self) -> Vec<&Expr> {
+        Vec::new()
+    }
+
+    fn check(&self, _plan: &Plan, stage: &Stage) -> Result<Vec<DType>, PlanError> {
+        let fits = |b: &UserBlocks| {
+            let axis = |(axis, grid): (&Option<usize>, &AxisGrid)| match axis {
+                Some(a) => stage.tasks.axes().get(*a).is_some_and(|t| t.n_chunks() == grid.n_chunks()),
+                None => grid.n_chunks() <= 1,
+            };
+            b.axes.len() == b.grid.axes().len() && b.axes.iter().zip(b.grid.axes()).all(axis)
+        };
+        if !self.blocks.iter().all(fits) || stage.walk != stage.tasks {
+            return Err(malformed("its blocks are not those of its tasks"));
+        }
+        Ok(vec![self.dtype])
+    }
+
+    fn program(&self, layout: &mut Builder<'_>) -> Result<Vec<Step>, PlanError> {
+        let n = layout.inputs.len();
+        let block: SlotId = layout.output(0);
+        let made = [Step::Compute(Phase::Begin), Step::Compute(Phase::Block)].into_iter();
+        let made = made.chain(layout.unloads(0..n)).chain(layout.store(0)).collect();
+        Ok(vec![Step::ForEach { over: Over::Objects(0), body: [layout.loads(0..n), holding(&[block], made)].concat() }])
+    }
+
+    fn description(&self) -> String {
+        format!("applies kernel {} (version {})", self.name, self.version)
+    }
+
+    fn formula(&self, _j: usize, names: &[String]) -> String {
+        format!("{}({})", self.name, listed(names))
+    }
+
+    fn compile(&self, kernels: &KernelRegistry) -> Result<Box<dyn Compiled>, String> {
+        let code = kernels.resolve(&self.name, self.version, &self.parameters)?;
+        Ok(Box::new(CompiledUser { kernel: self.clone(), code }))
+    }
+
+    fn resolve(&self, kernels: &KernelRegistry) -> Result<(), String> {
+        kernels.resolve(&self.name, self.version, &self.parameters).map(|_| ())
+    }
+
+    fn writes_one_object(&self) -> bool {
+        true
+    }
+
+    fn scratch_bytes(&self, _block: &[u64]) -> u64 {
+        self.scratch_bytes.saturating_add(TASK_OVERHEAD_BYTES).min(TOO_LARGE)
+    }
+
+    fn read_mode(&self, _i: usize) -> Option<ReadMode> {
+        Some(ReadMode::Assembled)
+    }
+
+    fn reads_dense(&self) -> bool {
+        true
+    }
+
+    fn input_shape(&self, _stage: &Stage, i: usize) -> Vec<u64> {
+        self.blocks[i].grid.shape()
+    }
+
+    fn input_block(&self, i: usize, _block: &[u64]) -> Vec<u64> {
+        self.blocks[i].grid.max_chunk()
+    }
+
+    fn input_region(&self, _stage: &Stage, i: usize, coords: &[u64], _cell: &Region) -> Region {
+        self.blocks[i].region(coords)
+    }
+
+    fn input_blocks(&self, stage: &Stage, i: usize) -> (ChunkGrid, f64) {
+        let grid = &self.blocks[i].grid;
+        (grid.clone(), stage.n_tasks() as f64 / grid.n_chunks().max(1) as f64)
+    }
+
+    fn walks(&self) -> bool {
+        false
+    }
+}
+
+#[derive(Debug)]
+struct CompiledUser {
+    kernel: User,
+    code: Arc<dyn AnyKernel>,
+}
+
+impl Compiled for CompiledUser {
+    fn compute(&mut self, phase: Phase, at: &At, task: &mut TaskState<'_>) -> Result<(), Cause> {
+        match phase {
+            Phase::Begin => task.begin(at),
+            Phase::Block => self.apply(at, task),
+            Phase::Start | Phase::Finish(_) => Err(internal("a user's kernel accumulates nothing")),
+        }
+    }
+}
+
+impl CompiledUser {
+    fn apply(&self, at: &At, task: &mut TaskState<'_>) -> Result<(), Cause> {
+        let User { name, scratch_bytes, dtype, .. } = &self.kernel;
+        let region = task.outputs[0].objects().region(&at.object);
+        let shape = sizes(&region.shape);
+        let n = shape.iter().product::<usize>() * dtype.size();
+        let mut scratch = task.desk.arena.buffer(*scratch_bytes).map_err(overrun)?;
+        let mut block = task.blocks[0].take().ok_or_else(|| internal("an output block is there before it is computed"))?;
+        let mut inputs: Vec<Block<'_>> = Vec::with_capacity(task.loaded.len());
+        for (loaded, blocks) in task.loaded.iter().zip(&self.kernel.blocks) {
+            let Some(Loaded { values: Values::Own(values), cell, .. }) = loaded else {
+                return Err(internal("the blocks of a user's kernel are assembled before it runs"));
+            };
+            inputs.push(Block { dtype: blocks.dtype, start: cell.start.clone(), shape: sizes(&cell.shape), bytes: values.bytes() });
+        }
+        let mut output = BlockMut { dtype: *dtype, start: region.start, shape, bytes: &mut block.bytes_mut()[..n] };
+        // A panic is the kernel's failure, not that of who runs it.
+        let scratch_part = &mut scratch.bytes_mut()[..*scratch_bytes as usize];
+        let applied = catch_unwind(AssertUnwindSafe(|| self.code.apply(&inputs, &mut output, scratch_part)));
+        let applied = applied.unwrap_or_else(|_| Err("it panicked".into()));
+        task.desk.arena.recycle(scratch);
+        applied.map_err(|e| (FailureKind::Kernel, format!("kernel `{name}`: {e}")))?;
+        task.blocks[0] = Some(block);
+        task.pad(0, at);
+        Ok(())
+    }
+}
+
+/// A user's kernel before it is cut: its tasks are the output's blocks.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct UserDraft {
+    kernel: User,
+}
+
+impl DraftKind for UserDraft {
+    fn stages(&self, draft: &Draft, _lowering: &mut Lowering<'_>) -> Vec<Stage> {
+        let outputs = draft.outputs.iter().map(|array| StageOutput::kept(*array, draft.walk.axes().len())).collect();
+        vec![Stage::new(draft.name, Kernel::User(self.kernel.clone()), draft.inputs.clone(), outputs, draft.walk.clone())]
+    }
+}
+
+/// A user's kernel over blocks of arrays.
+#[derive(Debug)]
+pub struct UserNode {
+    /// Its arguments.
+    pub inputs: Vec<NodeRef>,
+    /// For each input, along which axis of the result its blocks run, axis by axis; `None` where it is one block.
+    pub axes: Vec<Vec<Option<usize>>>,
+    /// Its name in plans.
+    pub name: &'static str,
+    /// Its version.
+    pub version: u32,
+    /// Its parameters.
+    pub parameters: Value,
+    /// Scratch memory that it needs at most.
+    pub scratch_bytes: u64,
+    /// How it is made of its parameters.
+    pub make: MakeKernel,
+}
+
+impl StageOp for UserNode {
+    fn inputs(&self) -> &[NodeRef] {
+        &self.inputs
+    }
+
+    fn into_inputs(self) -> Vec<NodeRef> {
+        self.inputs
+    }
+
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn reason(&self) -> &'static str {
+        "a user's kernel writes blocks"
+    }
+
+    /// Elementwise functions among the inputs get arrays, so that what is left of each input is one read.
+    fn mark(&self, lowering: &mut Lowering<'_>) {
+        for input in &self.inputs {
+            let flat = lowering.flatten_marked(input).map(|(_, bases)| bases);
+            let computed = |b: &NodeRef| matches!(b.op, Op::Map { .. });
+            let bases = flat.map_or_else(|_| vec![Arc::clone(input)], |bases| bases.into_iter().filter(computed).collect());
+            bases.iter().for_each(|b| lowering.mark_one(b, "a user's kernel reads blocks"));
+        }
+    }
+
+    fn draft(&self, node: &NodeRef, target: ArrayId, lowering: &mut Lowering<'_>) -> Result<Option<Draft>, PlanError> {
+        // The kernel writes its own blocks only; any other array is copied from those.
+        if !lowering.is_read_from(node, target) {
+            return Ok(None);
+        }
+        let (mut inputs, mut blocks) = (Vec::with_capacity(self.inputs.len()), Vec::with_capacity(self.inputs.len()));
+        for (input, axes) in self.inputs.iter().zip(&self.axes) {
+            inputs.extend(as_read(lowering, input)?);
+            blocks.push(UserBlocks { dtype: input.dtype, grid: input.grid.clone(), axes: axes.clone() });
+        }
+        let kernel = User {
+            name: self.name.to_owned(),
+            version: self.version,
+            parameters: self.parameters.clone(),
+            scratch_bytes: self.scratch_bytes,
+            blocks,
+            dtype: node.dtype,
+        };
+        let draft = Draft::new(self.name, AnyDraft::User(UserDraft { kernel }), target, node.grid.clone());
+        Ok(Some(Draft { inputs, ..draft }))
+    }
+
+    fn is_readable_from(&self, node: &NodeRef, objects: &ChunkGrid) -> bool {
+        *objects == node.grid
+    }
+
+    fn register(&self, kernels: &mut KernelRegistry) {
+        kernels.insert(self.name, self.version, self.make);
+    }
+}
