@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use freestone_engine::events::RunReport;
-use freestone_engine::plan::PlanExplanation;
+use freestone::engine::events::RunReport;
+use freestone::engine::plan::PlanExplanation;
 use serde::{Deserialize, Serialize};
 
 /// Prices, and what is assumed where nothing was measured.
@@ -285,16 +285,16 @@ pub fn beside(measured: &Cost, projected: &Cost) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{CodecName, DType, Settings, Target};
-    use freestone_engine::executor::Invoked;
+    use freestone::engine::executor::Invoked;
+    use freestone::{CodecName, DType, Settings, Target};
 
     fn explained() -> PlanExplanation {
         let settings = Settings { work_dir: Some("work".into()), parallelism: Some(1000), ..Settings::default() };
         // 16 GB in chunks of 80 MB.
-        let x = crate::random_uniform(&[2000, 1000, 1000], 0.0, 1.0, 1, DType::Float64, &[10, 1000, 1000]).unwrap();
+        let x = freestone::random_uniform(&[2000, 1000, 1000], 0.0, 1.0, 1, DType::Float64, &[10, 1000, 1000]).unwrap();
         let y = x.rechunk(&[2000, 100, 100]).unwrap();
         let target = Target::array(&y, "no-such-folder/out").codec(CodecName::None);
-        crate::plan(&[target], &settings.resolve().unwrap()).unwrap().plan().explain()
+        freestone::plan(&[target], &settings.resolve().unwrap()).unwrap().plan().explain()
     }
 
     fn place() -> Place {
@@ -315,7 +315,7 @@ mod tests {
         assert_eq!(Prices::built_in().measured(&report, &place()), None);
         let byte_ms = 1000.0 * 10_000.0 * f64::from(1u32 << 31);
         report.invoked = Some(Invoked { invocations: 1000, records: 1000, byte_ms, ..Invoked::default() });
-        let stage = freestone_engine::events::StageReport { tasks: 1000, ..Default::default() };
+        let stage = freestone::engine::events::StageReport { tasks: 1000, ..Default::default() };
         report.stages.push(stage);
         (report.stages[0].traffic.reads, report.stages[0].traffic.writes) = (4000, 1000);
         let cost = Prices::built_in().measured(&report, &place()).unwrap();

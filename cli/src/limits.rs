@@ -4,9 +4,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Args;
-use freestone_engine::executor::{Executor, ExecutorError};
-use freestone_engine::spec::{Settings, Spec, SpecError, parse_duration, parse_size};
-use freestone_executors::{Processes, Serial, Threads};
+use freestone::engine::executor::{Executor, ExecutorError};
+use freestone::engine::spec::{Settings, Spec, SpecError, parse_duration, parse_size};
+use freestone::{LambdaExecutor, Processes, Serial, Threads};
 
 /// What a computation may use. What is not given comes from FREESTONE_… variables, freestone.toml, or the defaults.
 #[derive(Args, Clone, Debug)]
@@ -47,7 +47,7 @@ pub enum ExecutorName {
     Serial,
     /// In this process.
     Threads,
-    /// In processes of this program, whose `main` must call [`serve`](crate::serve) when it is asked to.
+    /// In processes of this program, whose `main` must call [`serve`](freestone::serve) when it is asked to.
     Processes,
     /// On AWS Lambda: the function, if it is not the one that `FREESTONE_LAMBDA_FUNCTION` names.
     Lambda(Option<String>),
@@ -114,10 +114,9 @@ impl Limits {
 }
 
 /// Invokes a function as often at once as the plan has parts, or as `FREESTONE_LAMBDA_CONCURRENCY` says.
-#[cfg(feature = "lambda")]
 fn lambda(function: Option<&str>, spec: &Spec) -> Result<Box<dyn Executor>, ExecutorError> {
     let variable = |name: &str| std::env::var(name).ok();
-    let executor = freestone_executors::LambdaExecutor::from_env(function, variable)?;
+    let executor = LambdaExecutor::from_env(function, variable)?;
     let concurrency = match variable("FREESTONE_LAMBDA_CONCURRENCY").filter(|v| !v.is_empty()) {
         Some(text) => text.parse().map_err(|_| ExecutorError::Unavailable {
             worker: "on AWS Lambda".into(),
@@ -126,11 +125,6 @@ fn lambda(function: Option<&str>, spec: &Spec) -> Result<Box<dyn Executor>, Exec
         None => usize::try_from(spec.parallelism).unwrap_or(usize::MAX),
     };
     Ok(Box::new(executor.concurrency(concurrency)))
-}
-
-#[cfg(not(feature = "lambda"))]
-fn lambda(_: Option<&str>, _: &Spec) -> Result<Box<dyn Executor>, ExecutorError> {
-    Err(ExecutorError::Unavailable { worker: "on AWS Lambda".into(), message: "this program was built without the feature `lambda`".into() })
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::process;
 
 use clap::{Parser, Subcommand};
 use command::Failure;
-use freestone::{Error, ExitCode};
+use freestone::ExitCode;
 
 #[global_allocator]
 static ALLOCATOR: freestone_allocator::Allocator = freestone_allocator::Allocator;
@@ -73,11 +73,13 @@ fn main() {
             ExitCode::Usage as i32
         }
         Err(Failure::Freestone(error)) => {
-            let _ = match &error {
-                Error::Expression(e) => writeln!(io::stderr(), "{}", e.render(io::stderr().is_terminal())),
-                other => writeln!(io::stderr(), "error: {other}"),
-            };
+            let _ = writeln!(io::stderr(), "error: {error}");
             error.exit_code() as i32
+        }
+        Err(Failure::Expression(error)) => {
+            let _ = writeln!(io::stderr(), "{}", error.render(io::stderr().is_terminal()));
+            // Well-formed, but wrong for these inputs, or wrong in itself.
+            (if error.cause.is_some() { ExitCode::Input } else { ExitCode::Usage }) as i32
         }
     };
     process::exit(code);

@@ -3,7 +3,7 @@
 //! A worker runs the tasks of a request one after the other, and says how long each of them took. When the first began follows from when the
 //! request was taken or came back, so events need not say it.
 
-use freestone_engine::task::TaskOutcome;
+use freestone::engine::task::TaskOutcome;
 
 /// The requests that are under way, and when each was taken, in microseconds.
 #[derive(Debug, Default)]
@@ -32,13 +32,13 @@ impl InFlight {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use freestone_engine::events::RunStart;
-    use freestone_engine::plan::StageId;
-    use freestone_engine::storage::reader::Traffic;
-    use freestone_engine::task::{FailureKind, TaskFailure, TaskReport, TaskRequest};
+    use freestone::engine::events::RunStart;
+    use freestone::engine::plan::StageId;
+    use freestone::engine::storage::reader::Traffic;
+    use freestone::engine::task::{FailureKind, TaskFailure, TaskReport, TaskRequest};
 
     use super::*;
-    use crate::{Array, DType, Planned, Settings, Spec, Target};
+    use freestone::{Array, DType, Planned, Settings, Spec, Target};
 
     pub(crate) fn spec() -> Spec {
         let settings = Settings { work_dir: Some("/nowhere/work".into()), allowed_mem: Some(40_000_000), threads: Some(2), ..Settings::default() };
@@ -48,10 +48,10 @@ pub(crate) mod tests {
     /// A plan of so many stages, each over so many elements in chunks of 10. It is not to be run.
     pub(crate) fn planned(n_stages: usize, n_elements: u64) -> Planned {
         // Arrays of one shape would be one stage.
-        let array = |i: usize| crate::full(&[n_elements + 10 * i as u64], 1.0, DType::Float64, &[10]).unwrap();
+        let array = |i: usize| freestone::full(&[n_elements + 10 * i as u64], 1.0, DType::Float64, &[10]).unwrap();
         let arrays: Vec<Array> = (0..n_stages).map(array).collect();
         let targets: Vec<Target> = arrays.iter().enumerate().map(|(i, a)| Target::array(a, &format!("/nowhere/out{i}"))).collect();
-        crate::plan(&targets, &spec()).unwrap()
+        freestone::plan(&targets, &spec()).unwrap()
     }
 
     pub(crate) fn started<'a>(planned: &'a Planned, finished: &'a [u64]) -> RunStart<'a> {

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use freestone_ops::vocabulary::{self, CallError, Given, Value, either, nearest};
 use freestone_ops::{Array, Error as ArrayError, Index};
 
 use super::ast::{Argument, Binary, Expr, Kind, Span, Subscript, Unary};
 use super::error::ExpressionError;
 use super::numbers;
+use super::vocabulary::{self, CallError, Given, Value, either, nearest};
 
 type Result<T> = std::result::Result<T, ExpressionError>;
 

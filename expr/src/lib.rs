@@ -1,13 +1,13 @@
-//! Arrays as text: `mean(u*v, axis=0)[::2]`.
+//! The expression language: arrays from text such as `mean(u*v, axis=0)[::2]`.
 //!
-//! The syntax is Python's, the functions are those of the [vocabulary](freestone_ops::vocabulary) and the operators stand for
-//! functions in it. The path of a text: `lexer` → `parser` → [`ast`] → `evaluate`, with `numbers` for arithmetic without arrays.
-//! Nothing is read or written; an error shows the place.
+//! The syntax is Python's; the functions are those of the [`vocabulary`], and operators stand for functions in it. The path of a
+//! text: `lexer` → `parser` → [`ast`] → `evaluate`, with `numbers` for arithmetic without arrays. Nothing is read or written; an
+//! error shows the place in the text.
 //!
 //! ```
-//! use freestone::expression::{Expression, Inputs};
+//! use freestone_expr::{Expression, Inputs};
 //!
-//! let x = freestone::arange(0.0, 12.0, 1.0, freestone::DType::Float64, 5)?;
+//! let x = freestone_ops::arange(0.0, 12.0, 1.0, freestone_kernels::DType::Float64, 5)?;
 //! let inputs = Inputs::from([("x".to_owned(), x)]);
 //! let total = Expression::parse("sum(x[::-2] * 2)")?.array(&inputs)?;
 //! assert!(total.shape()?.is_empty());
@@ -25,6 +25,7 @@ mod numbers;
 mod parser;
 #[cfg(test)]
 mod tests;
+pub mod vocabulary;
 
 use freestone_ops::Array;
 

@@ -2,8 +2,8 @@
 //!
 //! Integers are exact, up to 128 bits; `/` gives a float, `//` and `%` round towards minus infinity.
 
+use super::vocabulary::Value;
 use freestone_kernels::dtype::Complex128;
-use freestone_ops::vocabulary::Value;
 
 use super::ast::{Binary, Unary};
 

@@ -2,11 +2,10 @@
 //!
 //! Operators are parsed by how tight they bind (Pratt 1973). What Python has and we do not is refused with what to write instead.
 
-use freestone_ops::vocabulary::{self, either, nearest};
-
 use super::ast::{Argument, Binary, Expr, Kind, Span, Subscript, Unary};
 use super::error::ExpressionError;
 use super::lexer::{KEYWORDS, Token, What, tokens};
+use super::vocabulary::{self, either, nearest};
 
 /// Bytes of an expression: longer ones are no typing.
 const MAX_BYTES: usize = 65_536;

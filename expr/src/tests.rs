@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::ast::{Argument, Binary, Expr, Kind, Subscript, Unary};
 use super::*;
-use crate::DType;
+use freestone_kernels::DType;
 
 /// The tree in prefix form.
 fn tree(e: &Expr) -> String {

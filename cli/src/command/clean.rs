@@ -7,8 +7,8 @@ use freestone::engine::driver::RunError;
 use freestone::engine::driver::record::{self, Standing};
 use freestone::engine::storage::{StorageError, Store, identity};
 use freestone::engine::task::RunAddress;
-use freestone::limits::Limits;
 use freestone::{Error, StoredRun, size};
+use freestone_cli::limits::Limits;
 
 use super::{Failure, say};
 

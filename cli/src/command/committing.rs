@@ -1,9 +1,9 @@
 //! Results that are committed to a repository: `--repository`, `--branch`, `--message`, `--session`.
 
 use clap::Args;
-use freestone::limits::Limits;
 use freestone::sessions::{CommitOptions, Format, MAIN, Rebase, Repository, RunSession};
 use freestone::{Session, Settings, Spec};
+use freestone_cli::limits::Limits;
 
 use xxhash_rust::xxh3::xxh3_64;
 

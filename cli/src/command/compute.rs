@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use freestone::expression::{Expression, Inputs, is_identifier};
-use freestone::limits::Limits;
 use freestone::{Array, Encoding, Session, Target};
+use freestone_cli::limits::Limits;
+use freestone_expr::{Expression, Inputs, is_identifier};
 
 use super::committing::Committing;
 use super::output::Output;
@@ -122,7 +122,7 @@ impl Request {
 
     fn arrays(&self) -> Result<Vec<Array>, Failure> {
         // All texts are read before any store is.
-        let parse = |(i, text): (usize, &String)| Expression::parse(text).map_err(|e| e.named(&self.name(i)));
+        let parse = |(i, text): (usize, &String)| Expression::parse(text).map_err(|e| Failure::Expression(e.named(&self.name(i))));
         let expressions = self.expressions.iter().enumerate().map(parse).collect::<Result<Vec<_>, _>>()?;
         let mut inputs = Inputs::new();
         for (name, location) in &self.inputs {
@@ -131,8 +131,8 @@ impl Request {
             }
             inputs.insert(name.clone(), freestone::open(location)?);
         }
-        let evaluate = |(i, e): (usize, &Expression)| e.array(&inputs).map_err(|e| e.named(&self.name(i)));
-        Ok(expressions.iter().enumerate().map(evaluate).collect::<Result<Vec<_>, _>>()?)
+        let evaluate = |(i, e): (usize, &Expression)| e.array(&inputs).map_err(|e| Failure::Expression(e.named(&self.name(i))));
+        expressions.iter().enumerate().map(evaluate).collect()
     }
 
     fn target(&self, array: &Array, output: &Output, session: Option<&Session>) -> Result<Target, Failure> {

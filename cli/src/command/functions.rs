@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use freestone::vocabulary::{self, either, nearest};
+use freestone_expr::vocabulary::{self, either, nearest};
 
 use super::{Failure, say};
 

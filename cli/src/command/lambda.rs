@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use clap::Subcommand;
-use freestone::package::package;
+use freestone_cli::package::package;
 
 use super::{Failure, say};
 

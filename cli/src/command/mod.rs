@@ -19,21 +19,23 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::{fs, process};
 
-use freestone::cost::{self, Cost, Place, Prices};
-use freestone::drawing::svg;
 use freestone::engine::driver::RunError;
 use freestone::engine::events::Observer;
 use freestone::engine::executor::Executor;
 use freestone::engine::plan::PlanExplanation;
 use freestone::engine::session::Session;
-use freestone::limits::Limits;
 use freestone::sessions::RunSession;
 use freestone::{Cancel, Error, ExitCode, Options, RunReport, Spec, Target};
+use freestone_cli::cost::{self, Cost, Place, Prices};
+use freestone_cli::drawing::svg;
+use freestone_cli::limits::Limits;
+use freestone_expr::ExpressionError;
 use watching::Watching;
 
 /// Why a subcommand did not do what it was asked for.
 pub(crate) enum Failure {
     Freestone(Error),
+    Expression(ExpressionError),
     Usage(String),
     /// Who reads our output has gone away: nothing to say to anybody.
     Pipe,

@@ -2,8 +2,8 @@
 
 use clap::Args;
 use freestone::engine::storage::split_location;
-use freestone::limits::Limits;
 use freestone::{Encoding, Target};
+use freestone_cli::limits::Limits;
 
 use super::committing::{Committing, path};
 use super::watching::Watching;

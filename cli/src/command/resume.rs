@@ -5,7 +5,7 @@ use freestone::Options;
 use freestone::engine::driver::RunError;
 use freestone::engine::events::Observer;
 use freestone::engine::session::Session;
-use freestone::limits::Limits;
+use freestone_cli::limits::Limits;
 
 use super::watching::Watching;
 use super::{Failure, committing, interruptible, say, spent, took};

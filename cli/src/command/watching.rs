@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use freestone::Spec;
 use freestone::engine::events::Observer;
-use freestone::history::History;
-use freestone::progress::Progress;
-use freestone::report::Report;
+use freestone_cli::history::History;
+use freestone_cli::progress::Progress;
+use freestone_cli::report::Report;
 
 use super::Failure;
 

@@ -1,7 +1,7 @@
 use std::fs;
 
-use freestone_engine::plan::StageId;
-use freestone_engine::task::FailureKind;
+use freestone::engine::plan::StageId;
+use freestone::engine::task::FailureKind;
 use serde_json::{Value, json};
 
 use super::*;
@@ -18,7 +18,7 @@ fn tell_all(history: &History) {
     history.on(&Event::StageStarted { stage: StageId(0) });
     history.on(&Event::Started { request: &request(5, 0, 20, 2) });
     history.on(&Event::Outcome { outcome: &outcome(request(5, 0, 20, 2), "worker \"1\"", 30, 4000), counted: 2 });
-    let repeated = freestone_engine::task::TaskRequest { backup_of: Some(5), ..request(6, 0, 22, 1) };
+    let repeated = freestone::engine::task::TaskRequest { backup_of: Some(5), ..request(6, 0, 22, 1) };
     history.on(&Event::Started { request: &repeated });
     let lost = failure(FailureKind::WorkerLost, "<gone>\n", 22);
     let failed = TaskOutcome { failure: Some(lost.clone()), done: Vec::new(), worker_peak_bytes: Some(99), ..outcome(repeated, "w2", 0, 0) };

@@ -1,6 +1,6 @@
-use freestone_engine::driver::RunError;
-use freestone_engine::plan::StageId;
-use freestone_engine::task::FailureKind;
+use freestone::engine::driver::RunError;
+use freestone::engine::plan::StageId;
+use freestone::engine::task::FailureKind;
 use indicatif::InMemoryTerm;
 
 use super::*;
@@ -95,7 +95,7 @@ fn backups_and_repetitions_are_told() {
     let (during, _) = shown(1, 0, 110, |progress| {
         progress.on(&Event::StageStarted { stage: StageId(0) });
         done(progress, 0, 0, 40);
-        progress.on(&Event::Started { request: &freestone_engine::task::TaskRequest { backup_of: Some(1), ..request(9, 0, 7, 1) } });
+        progress.on(&Event::Started { request: &freestone::engine::task::TaskRequest { backup_of: Some(1), ..request(9, 0, 7, 1) } });
         progress.on(&Event::Recomputed { stage: StageId(0), tasks: 15, why: "chunk 3 is damaged" });
     });
     assert!(during.contains("takes long: begun once more elsewhere"), "{during}");

@@ -1,14 +1,11 @@
 //! Arguments of a call, by the name of their parameter and the kind that is needed.
 
 use freestone_kernels::{DType, Scalar};
+use freestone_ops::reduce::Axes;
+use freestone_ops::{Array, Error, Operand, default_chunks};
 
 use super::signature::{Bound, Given};
 use super::{CallError, Value};
-use crate::array::Array;
-use crate::chunking::default_chunks;
-use crate::elementwise::Operand;
-use crate::error::Error;
-use crate::reduce::Axes;
 
 /// The arguments of a call; each getter names a parameter of the function's signature.
 #[derive(Clone, Debug)]

@@ -13,10 +13,9 @@ use std::fmt::{self, Write};
 use std::sync::LazyLock;
 
 use freestone_kernels::{BinaryOp, UnaryOp};
+use freestone_ops::{BINARY, Error, Operand, UNARY, binary, unary};
 use thiserror::Error as ThisError;
 
-use crate::elementwise::{BINARY, Operand, UNARY, binary, unary};
-use crate::error::Error;
 use signature::Parameter;
 use table::VIEW;
 

@@ -1,14 +1,12 @@
 //! The functions that are not elementwise of one or two operands: one row each.
 
 use freestone_kernels::{DType, Scalar};
+use freestone_ops::reduce::Along;
+use freestone_ops::{Array, Contracted, Indexing, Pad, Running, broadcast_arrays, clip, concat, outer, stack, tensordot, vecdot, where_};
+use freestone_ops::{arange, empty_like, eye, from_scalars, full, full_like, linspace, meshgrid, ones_like, tril, triu, zeros_like};
+use freestone_ops::{random_integers, random_normal, random_uniform};
 
 use super::{Arguments, CallError, Section, Value};
-use crate::array::Array;
-use crate::create::*;
-use crate::elementwise::{clip, where_};
-use crate::linear::{Contracted, Running, outer, tensordot, vecdot};
-use crate::manipulate::{Pad, broadcast_arrays, concat, stack};
-use crate::reduce::Along;
 
 /// A row.
 #[derive(Clone, Copy)]

@@ -1,6 +1,6 @@
 use super::*;
-use crate::full;
 use freestone_kernels::DType;
+use freestone_ops::full;
 
 fn x() -> Value {
     Value::Array(full(&[4, 6], 1.0, DType::Float32, &[2, 3]).unwrap())

@@ -2,8 +2,7 @@
 
 use freestone_kernels::{DType, Scalar};
 
-use crate::array::Array;
-use crate::error::Error;
+use freestone_ops::{Array, Error};
 
 /// An argument or a result of a function.
 #[derive(Clone, Debug)]
