@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use freestone::LambdaExecutor;
+use freestone::engine::driver::batching::{MAX_BATCH, REQUESTS_PER_WORKER};
 use freestone::engine::events::RunReport;
 use freestone::engine::plan::PlanExplanation;
 use serde::{Deserialize, Serialize};
@@ -104,10 +106,8 @@ const MIB_PER_CPU: f64 = 1769.0;
 const MEMORY_MIB: [u64; 2] = [128, 10_240];
 /// A task's projection is so much of a function's memory, so that there is some to spare.
 const PART_OF_MEMORY: f64 = 0.9;
-/// Tasks in a request, and requests in an invocation, at most: as the driver and the executor make them.
-const MAX_TASKS: f64 = 64.0 * 64.0;
-/// Tasks that have one record.
-const TASKS_PER_RECORD: f64 = 64.0;
+/// Maximum tasks in one invocation: those of its requests.
+const MAX_TASKS: f64 = MAX_BATCH as f64 * LambdaExecutor::DEFAULT_BATCH as f64;
 /// What is assumed where no region is named, or its prices are not known.
 const KNOWN_REGION: &str = "us-east-1";
 
@@ -161,10 +161,11 @@ impl Prices {
             let all = (waiting + computing) / at_once.min(tasks.max(1.0)).min(1.0 + waiting / computing.max(1e-9));
             let each = all / tasks.max(1.0);
             // Requests are shared out among all that environments run at once.
-            let even = (tasks / (16.0 * place.concurrency.max(1) as f64 * at_once.min(MAX_TASKS))).ceil().max(1.0);
+            let even = (tasks / (REQUESTS_PER_WORKER as f64 * place.concurrency.max(1) as f64 * at_once.min(MAX_TASKS))).ceil().max(1.0);
             let together = (a.invocation_seconds / each.max(1e-6)).clamp(1.0, MAX_TASKS).min(even);
             invocations += (tasks / together).ceil();
-            records += (tasks / even.min(TASKS_PER_RECORD)).ceil();
+            // A record for each request.
+            records += (tasks / even.min(MAX_BATCH as f64)).ceil();
             seconds += all;
         }
         let starts = invocations.min(place.concurrency as f64);
