@@ -16,8 +16,9 @@
 //!
 //! Without default features, plans run on this machine, over stores in directories and in memory.
 //!
-//! Two crates build on this one: `freestone-expr` makes arrays from text, and `freestone-cli` is the `freestone` command with its progress
-//! bars, histories, reports, drawings and costs.
+//! The other crates of the workspace pass these features on: `freestone-cli`, the `freestone` command with its progress bars, histories,
+//! reports, drawings and costs, has `gcs` and `azure`; `freestone-lambda`, the worker on AWS Lambda, has `sessions` (default). `freestone-expr`,
+//! which makes arrays from text, has none.
 
 #[doc = include_str!("../docs/functions.md")]
 pub mod functions {}
