@@ -11,6 +11,10 @@ check:
 test:
     cargo test --release --workspace
 
+# Some end-to-end tests while working on them: compiles only what has changed
+quick *filter:
+    cargo test --profile quick --workspace --test end_to_end -- {{ filter }}
+
 # Quadratic means of the winds that the repository ships
 example *arguments:
     cargo run --release --example quadratic_means -- {{ arguments }}

@@ -13,8 +13,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use freestone::engine::driver::RunError;
-use freestone::limits::Limits;
 use freestone::{Block, BlockMut, BlocksOut, DType, Error, KernelRegistry, Target, UserKernel};
+use freestone_cli::limits::Limits;
 use serde::{Deserialize, Serialize};
 
 #[global_allocator]

@@ -20,9 +20,6 @@ pub enum Error {
     Run(#[from] RunError),
     #[error(transparent)]
     Spec(#[from] SpecError),
-    #[cfg(feature = "cli")]
-    #[error(transparent)]
-    Expression(#[from] crate::expression::ExpressionError),
     #[cfg(feature = "sessions")]
     #[error(transparent)]
     Repository(#[from] freestone_sessions::Error),
@@ -64,10 +61,6 @@ impl Error {
             #[cfg(feature = "sessions")]
             Error::Repository(error) => of_repository(error),
             Error::Spec(_) => ExitCode::Usage,
-            #[cfg(feature = "cli")]
-            Error::Expression(error) if error.cause.is_some() => ExitCode::Input,
-            #[cfg(feature = "cli")]
-            Error::Expression(_) => ExitCode::Usage,
         }
     }
 }

@@ -3,27 +3,30 @@
 //! # Status
 //!
 #![doc = include_str!("../docs/status.md")]
+//!
+//! # Features
+//!
+//! | feature | default | what it adds |
+//! | --- | --- | --- |
+//! | `object-stores` | yes | `s3://` and `http(s)://` stores |
+//! | `lambda` | yes | [`LambdaExecutor`]: runs on AWS Lambda; includes `object-stores` |
+//! | `sessions` | yes | [`Session`] and [`sessions`]: transactional repositories in Icechunk's format; includes `object-stores` |
+//! | `gcs` | no | `gs://` stores: Google Cloud Storage |
+//! | `azure` | no | `az://` stores: Azure Blob Storage |
+//!
+//! Without default features, plans run on this machine, over stores in directories and in memory.
+//!
+//! The other crates of the workspace pass these features on: `freestone-cli`, the `freestone` command with its progress bars, histories,
+//! reports, drawings and costs, has `gcs` and `azure`; `freestone-lambda`, the worker on AWS Lambda, has `sessions` (default). `freestone-expr`,
+//! which makes arrays from text, has none.
 
 #[doc = include_str!("../docs/functions.md")]
 pub mod functions {}
 
 mod compute;
-pub mod cost;
-pub mod drawing;
 mod error;
-#[cfg(feature = "cli")]
-pub mod expression;
-pub mod history;
-#[cfg(feature = "cli")]
-pub mod limits;
-#[cfg(feature = "package")]
-pub mod package;
-#[cfg(feature = "cli")]
-pub mod progress;
-pub mod report;
 #[cfg(feature = "sessions")]
 mod session;
-mod spans;
 
 pub use compute::{Options, Planned, compute, compute_with, create, discard, open, open_run, plan, resume, run, run_with, serve, stores};
 pub use error::{Error, ExitCode};
@@ -43,7 +46,6 @@ pub use freestone_kernels::{BinaryOp, DType, Expr, ExprError, Node as ExprNode, 
 pub use freestone_ops::elementwise::*;
 pub use freestone_ops::io::{Target, open_in};
 pub use freestone_ops::reduce::{Along, Axes};
-pub use freestone_ops::vocabulary;
 pub use freestone_ops::{Array, Dim, Index, Indexing, Pad, broadcast_arrays, concat, stack};
 pub use freestone_ops::{BlocksOut, DEFAULT_CHUNK_BYTES, Lengths, default_chunks, from_scalars, map_blocks};
 pub use freestone_ops::{Contracted, Running, outer, tensordot, vecdot};

@@ -14,10 +14,10 @@ use freestone::engine::machine;
 use freestone::engine::plan::StageId;
 use freestone::engine::storage::reader::Traffic;
 use freestone::engine::task::{FailureKind, Receipt, TaskFailure, TaskOutcome, TaskReport, TaskRequest};
-use freestone::history::History;
-use freestone::progress::Progress;
-use freestone::report::Report;
 use freestone::{DType, RunReport, Settings, Spec, Target};
+use freestone_cli::history::History;
+use freestone_cli::progress::Progress;
+use freestone_cli::report::Report;
 use indicatif::{ProgressDrawTarget, TermLike};
 
 use crate::{Failure, process};

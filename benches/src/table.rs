@@ -1,6 +1,6 @@
 //! The workloads that are held against the floor: what is computed, of what, and how near to the floor it must stay.
 
-use freestone::vocabulary;
+use freestone_expr::vocabulary;
 
 use crate::{Codec, winds};
 

@@ -9,8 +9,8 @@ use clap::{Args, ValueEnum};
 use freestone::engine::storage::metadata::array_document;
 use freestone::engine::storage::{ArrayInfo, Keys, Store, read_small};
 use freestone::engine::{grid::ChunkGrid, machine};
-use freestone::expression::{Expression, Inputs};
 use freestone::{Array, CodecName, DType, Encoding, MemoryStore, Options, RunReport, Scalar, Spec, Stores, Target, Threads};
+use freestone_expr::{Expression, Inputs};
 use serde_json::Map;
 
 use crate::sample::Sample;

@@ -6,6 +6,7 @@
 //! run that ends early for whatever reason goes on from there in another process ([`resume`]).
 
 mod attempts;
+pub mod batching;
 mod durations;
 mod queue;
 pub mod record;

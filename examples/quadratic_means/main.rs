@@ -15,9 +15,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use freestone::engine::driver::RunError;
-use freestone::limits::Limits;
-use freestone::progress::Progress;
 use freestone::{Cancel, DType, Encoding, Error, Options, Target};
+use freestone_cli::limits::Limits;
+use freestone_cli::progress::Progress;
 use winds::synthetic_winds;
 
 #[global_allocator]

@@ -61,8 +61,6 @@ struct Probed {
 
 /// Invocations at once, as an account has them at first.
 pub const DEFAULT_CONCURRENCY: usize = 1000;
-/// Requests in one invocation, at most.
-const DEFAULT_BATCH: usize = 64;
 /// What an invocation should take.
 const DEFAULT_BATCH_TIME: Duration = Duration::from_secs(10);
 /// The longest that Lambda lets a function run.
@@ -75,6 +73,9 @@ const NAMES: usize = 8;
 const DEFAULT_LINGER: Duration = Duration::from_secs(5);
 
 impl LambdaExecutor {
+    /// Default maximum of requests in one invocation.
+    pub const DEFAULT_BATCH: usize = 64;
+
     /// A function by its name, `NAME:ALIAS`, or its ARN (whose region comes before `region`), in a region.
     pub fn new(function: &str, region: &str) -> LambdaExecutor {
         let parts: Vec<&str> = function.split(':').collect();
@@ -90,7 +91,7 @@ impl LambdaExecutor {
             region: region.to_owned(),
             endpoint: format!("https://lambda.{region}.amazonaws.com"),
             concurrency: DEFAULT_CONCURRENCY,
-            batch: DEFAULT_BATCH,
+            batch: LambdaExecutor::DEFAULT_BATCH,
             batch_time: DEFAULT_BATCH_TIME,
             function_timeout: DEFAULT_FUNCTION_TIMEOUT,
             grace: GRACE,

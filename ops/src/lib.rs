@@ -1,8 +1,7 @@
 //! Lazy arrays.
 //!
 //! An [`Array`] is a handle on an array that is read, generated or computed later; its dtype, shape and chunks are known
-//! now. Operators and methods build a graph and read nothing but metadata. [`io`] opens arrays and says where results go;
-//! [`vocabulary`] has the functions by name.
+//! now. Operators and methods build a graph and read nothing but metadata. [`io`] opens arrays and says where results go.
 
 mod array;
 mod chunking;
@@ -16,7 +15,6 @@ mod manipulate;
 mod map_blocks;
 pub mod reduce;
 mod region;
-pub mod vocabulary;
 
 pub use array::{Array, Dim};
 pub use chunking::{DEFAULT_CHUNK_BYTES, default_chunks};

@@ -1,8 +1,8 @@
 //! What plans say of themselves: what is read, as a run reads it; why; and drawings in which nothing lies over anything else.
 
-use freestone::drawing::svg;
 use freestone::engine::plan::{FinalizedPlan, PlanExplanation};
 use freestone::{Array, CodecName, DType, Serial, Spec, Target, concat};
+use freestone_cli::drawing::svg;
 
 use crate::command::{freestone, stdout};
 use crate::planner::planned;

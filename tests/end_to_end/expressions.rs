@@ -84,7 +84,7 @@ fn a_plan_needs_no_outputs() {
 fn functions_are_listed_and_explained() {
     let place = Place::new();
     let list = stdout(&freestone(&place, &["functions"]));
-    for f in freestone::vocabulary::functions() {
+    for f in freestone_expr::vocabulary::functions() {
         assert!(list.contains(&format!("  {}{}", f.name, f.signature)) && list.contains(f.summary), "{}", f.name);
     }
     let one = stdout(&freestone(&place, &["functions", "mean"]));

@@ -14,8 +14,8 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::Location;
 
-use freestone::vocabulary::{Value, function, functions};
 use freestone::{Complex128, DType, Spec};
+use freestone_expr::vocabulary::{Value, function, functions};
 use ndarray::{ArrayD, IxDyn};
 
 use crate::elements::Element::{self, Complex, Int, Real};

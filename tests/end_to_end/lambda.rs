@@ -3,8 +3,8 @@
 use std::fs;
 use std::time::Duration;
 
-use freestone::cost::{Place as Region, Prices};
 use freestone::{CodecName, DType, LambdaExecutor, Serial, Target};
+use freestone_cli::cost::{Place as Region, Prices};
 use freestone_lambda_emulator::{Config, Emulator, worker_binary};
 
 use crate::command::freestone_in;

@@ -7,6 +7,7 @@ mod ahead;
 mod bad_input;
 mod command;
 mod contended;
+mod crates;
 mod docs;
 mod elements;
 mod explain;

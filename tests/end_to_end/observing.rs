@@ -10,9 +10,9 @@ use std::time::Duration;
 use freestone::engine::events::Observer;
 use freestone::engine::kernels::Buffer;
 use freestone::engine::storage::{ByteRange, StorageError, Store};
-use freestone::history::History;
-use freestone::report::Report;
 use freestone::{Cancel, CodecName, DType, MemoryStore, Options, RunReport, Spec, Stores, Target, Threads};
+use freestone_cli::history::History;
+use freestone_cli::report::Report;
 use serde_json::Value;
 
 use crate::command::{check_failure, freestone, stdout};

@@ -4,8 +4,8 @@
 
 use std::collections::BTreeMap;
 
-use freestone::vocabulary::{Value, function};
 use freestone::{Complex128, DType};
+use freestone_expr::vocabulary::{Value, function};
 use ndarray::{ArrayD, IxDyn};
 
 use crate::elements::{Element, computed, is_complex, is_signed, list, part, stored, ulps};

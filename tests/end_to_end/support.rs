@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_freestone");
-pub const WINDS_V3: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/winds-v3.zarr");
-pub const WINDS_V2: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/winds-v2.zarr");
+pub const WINDS_V3: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/data/winds-v3.zarr");
+pub const WINDS_V2: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/winds-v2.zarr");
 
 /// A folder for one test, with names for what may come in it.
 pub struct Place {

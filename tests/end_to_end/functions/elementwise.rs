@@ -2,8 +2,8 @@
 
 use std::cmp::Ordering;
 
-use freestone::vocabulary::Value;
 use freestone::{Complex128, DType};
+use freestone_expr::vocabulary::Value;
 
 use super::{BITS, BOOL, Case, EVERY, FLOATS, INEXACT, INTEGERS, NUMERIC, Other, REALS, SOME, others, result, spread, zero};
 use crate::elements::Element::{self, Complex, Int, Real};

@@ -3,7 +3,7 @@
 use std::f64::consts::TAU;
 
 use freestone::DType;
-use freestone::vocabulary::{Value, function};
+use freestone_expr::vocabulary::{Value, function};
 use ndarray::{ArrayD, IxDyn};
 
 use super::elementwise::C;

@@ -1,7 +1,7 @@
 //! Functions that move elements: what comes out is what was there, at another place or in other chunks, and differences of that.
 
 use freestone::DType;
-use freestone::vocabulary::Value;
+use freestone_expr::vocabulary::Value;
 use ndarray::{ArrayD, Axis, Dimension, IxDyn};
 
 use super::elementwise::each2;

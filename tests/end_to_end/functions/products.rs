@@ -1,6 +1,6 @@
 //! Sums of products: of matrices, along chosen axes, of vectors.
 
-use freestone::vocabulary::Value;
+use freestone_expr::vocabulary::Value;
 use ndarray::{ArrayD, Axis, IxDyn};
 
 use super::reduced::{product, total};

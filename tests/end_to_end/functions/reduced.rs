@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use freestone::DType;
-use freestone::vocabulary::Value;
+use freestone_expr::vocabulary::Value;
 use ndarray::{ArrayD, Axis, IxDyn};
 
 use super::elementwise::C;

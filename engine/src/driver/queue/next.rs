@@ -6,14 +6,11 @@
 use std::time::{Duration, Instant};
 
 use super::{Again, Flight, Queue, State, Waiting};
+use crate::driver::batching::{MAX_BATCH, MAX_BATCH_BYTES, MAX_BATCH_TIME, REQUESTS_PER_WORKER};
 use crate::plan::reads::{TaskRange, tasks_read};
 use crate::plan::{Stage, StageId};
 use crate::task::TaskRequest;
 
-/// Tasks in one request, at most, what these read, and how long they take: what is lost with a worker.
-const MAX_BATCH: u64 = 64;
-const MAX_BATCH_BYTES: u64 = 500_000_000;
-const MAX_BATCH_TIME: Duration = Duration::from_secs(1);
 /// Requests in a stage's window, for each slot and in all.
 const WINDOW_PER_SLOT: usize = 4;
 const MAX_WINDOW: usize = 64;
@@ -114,7 +111,7 @@ impl Queue<'_> {
         }
         // Towards the end fewer, so that all workers come to it together.
         let workers = self.workers as u64;
-        let even = (n / (16 * workers)).min((n - state.stages[id.0].next) / (2 * workers));
+        let even = (n / (REQUESTS_PER_WORKER * workers)).min((n - state.stages[id.0].next) / (2 * workers));
         // Tasks that keep chunks for each other go together, while every slot gets some.
         let together = stage.sweep.map_or(1, |d| stage.tasks.axes()[d].n_chunks().min(n / (2 * workers)));
         // Not more than can be done again without much regret.

@@ -1,0 +1,62 @@
+//! What a plan is and what a run took, as JSON.
+
+use freestone::RunReport;
+use freestone::engine::plan::{LocalProjection, PlanExplanation};
+use freestone_cli::cost::Cost;
+use serde_json::{Value, json};
+
+/// A plan explained, and what this machine would hold if all of it has room. All sizes are bytes.
+pub(crate) fn plan(explanation: &PlanExplanation, here: Option<LocalProjection>, cost: Option<&Cost>) -> Value {
+    let mut all = json!(explanation);
+    all["local_mem"] = json!(here.map(|p| json!({"projected_mem": p.total(), "base": p.base, "tasks": p.tasks, "intermediates": p.kept})));
+    if let Some(cost) = cost {
+        all["cost"] = priced(cost);
+    }
+    all
+}
+
+fn priced(cost: &Cost) -> Value {
+    let mut all = json!(cost);
+    all["dollars"] = json!(cost.dollars());
+    all
+}
+
+/// What a run took: projected and measured memory, bytes and requests, seconds; and what that has cost, where it is paid for.
+pub(crate) fn run(report: &RunReport, measured: Option<&Cost>, projected: Option<&Cost>) -> Value {
+    let stages = report.stages.iter().map(|s| {
+        json!({
+            "name": s.name,
+            "tasks": s.tasks,
+            "bytes_read": s.traffic.bytes_read,
+            "reads": s.traffic.reads,
+            "bytes_written": s.traffic.bytes_written,
+            "writes": s.traffic.writes,
+            "cpu_seconds": s.cpu.as_secs_f64(),
+            "projected_mem": s.projected_bytes,
+            "peak_mem": s.peak_bytes,
+        })
+    });
+    let all = report.traffic();
+    let mut took = json!({
+        "run": report.run,
+        "snapshot": report.snapshot,
+        "stages": stages.collect::<Vec<_>>(),
+        "bytes_read": all.bytes_read,
+        "reads": all.reads,
+        "bytes_written": all.bytes_written,
+        "writes": all.writes,
+        "seconds": report.wall.as_secs_f64(),
+        "cpu_seconds": report.process_cpu.as_secs_f64(),
+        "slots": report.slots,
+        "retries": report.retries,
+        "projected_mem": report.projected_bytes,
+        "kept_mem": report.kept_bytes,
+        "peak_mem": report.peak_rss_bytes,
+        "worker_peak_mem": report.worker_peak_bytes,
+    });
+    if let Some(invoked) = report.invoked {
+        took["invoked"] = json!(invoked);
+        took["cost"] = json!({"measured": measured.map(priced), "projected": projected.map(priced)});
+    }
+    took
+}

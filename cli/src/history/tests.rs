@@ -1,0 +1,130 @@
+use std::fs;
+
+use freestone::engine::plan::StageId;
+use freestone::engine::task::FailureKind;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::spans::tests::{failure, outcome, planned, request, started};
+
+fn lines(file: &Path) -> Vec<Value> {
+    fs::read_to_string(file).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+}
+
+/// A run in which everything happens.
+fn tell_all(history: &History) {
+    let plan = planned(2, 400);
+    history.on(&Event::RunStarted(&started(&plan, &[0, 7])));
+    history.on(&Event::StageStarted { stage: StageId(0) });
+    history.on(&Event::Started { request: &request(5, 0, 20, 2) });
+    history.on(&Event::Outcome { outcome: &outcome(request(5, 0, 20, 2), "worker \"1\"", 30, 4000), counted: 2 });
+    let repeated = freestone::engine::task::TaskRequest { backup_of: Some(5), ..request(6, 0, 22, 1) };
+    history.on(&Event::Started { request: &repeated });
+    let lost = failure(FailureKind::WorkerLost, "<gone>\n", 22);
+    let failed = TaskOutcome { failure: Some(lost.clone()), done: Vec::new(), worker_peak_bytes: Some(99), ..outcome(repeated, "w2", 0, 0) };
+    history.on(&Event::Outcome { outcome: &failed, counted: 0 });
+    history.on(&Event::Retried { failure: &lost, attempt: 1, delay: Duration::from_millis(250) });
+    history.on(&Event::Recomputed { stage: StageId(0), tasks: 3, why: "chunk 1 is gone" });
+    history.on(&Event::StageEnded { stage: StageId(0) });
+}
+
+#[test]
+fn every_event_is_a_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("history.jsonl");
+    let history = History::append(&file).unwrap();
+    tell_all(&history);
+    history.on(&Event::RunEnded(Ok(&RunReport { retries: 1, process_cpu: Duration::from_millis(3), peak_rss_bytes: 123, ..RunReport::default() })));
+    // Written when the run ends, not when the history is dropped.
+    let mut lines = lines(&file);
+    let names: Vec<&str> = lines.iter().map(|l| l["event"].as_str().unwrap()).collect();
+    assert_eq!(names, ["run", "stage", "taken", "outcome", "taken", "outcome", "retry", "recompute", "stage_end", "end"]);
+    let times: Vec<u64> = lines.iter().map(|l| l["t"].as_u64().unwrap()).collect();
+    assert!(times.is_sorted(), "{times:?}");
+
+    assert!(lines[0]["unix_us"].as_u64().unwrap() > 1_700_000_000_000_000);
+    assert_eq!(
+        (&lines[0]["version"], &lines[0]["run"], &lines[0]["slots"], &lines[0]["local_mem"]),
+        (&json!(1), &json!("run-1"), &json!(2), &json!(1_000_000_000))
+    );
+    assert_eq!((&lines[0]["stages"][1]["finished"], &lines[0]["stages"][1]["tasks"]), (&json!(7), &json!(41)));
+    // The second task follows the first.
+    let tasks = lines[3]["tasks"].take();
+    let (start, end) = (tasks[0][1].as_u64().unwrap(), tasks[0][2].as_u64().unwrap());
+    assert_eq!(tasks, json!([[20, start, end, 27, 1020, 4000, 1, 2000, 1], [21, end, end + 30, 27, 1021, 4000, 1, 2000, 1]]));
+    assert_eq!(end, start + 30);
+
+    let without_time = |line: &Value| {
+        let mut line = line.clone();
+        line.as_object_mut().unwrap().remove("t");
+        line
+    };
+    let expect = [
+        (2, json!({"event": "taken", "request": 5, "stage": 0, "first": 20, "count": 2, "attempt": 0, "backup_of": null})),
+        (
+            3,
+            json!({"event": "outcome", "request": 5, "stage": 0, "worker": "worker \"1\"", "counted": 2, "tasks": null,
+            "failure": null, "worker_peak_mem": null}),
+        ),
+        (
+            5,
+            json!({"event": "outcome", "request": 6, "stage": 0, "worker": "w2", "counted": 0, "tasks": [],
+            "failure": {"kind": "worker lost", "task": 22, "message": "<gone>\n"}, "worker_peak_mem": 99}),
+        ),
+        (6, json!({"event": "retry", "stage": "copy-000", "kind": "worker lost", "task": 22, "message": "<gone>\n", "attempt": 1, "delay_us": 250_000})),
+        (7, json!({"event": "recompute", "stage": 0, "tasks": 3, "why": "chunk 1 is gone"})),
+        (8, json!({"event": "stage_end", "stage": 0})),
+        (
+            9,
+            json!({"event": "end", "result": "done", "error": null, "cpu_us": 3000, "retries": 1, "peak_mem": 123, "kept_mem": 0,
+            "bytes_read": 0, "reads": 0, "bytes_written": 0, "writes": 0}),
+        ),
+    ];
+    for (at, expect) in expect {
+        assert_eq!(without_time(&lines[at]), expect);
+    }
+    assert_eq!(lines[4]["backup_of"], json!(5));
+    assert!(history.trouble().is_none());
+}
+
+#[test]
+fn runs_that_fail_or_are_cancelled_end_too_and_follow_each_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("history.jsonl");
+    let errors = [RunError::Cancelled, RunError::Receipts("none".into())];
+    for error in &errors {
+        let history = History::append(&file).unwrap();
+        tell_all(&history);
+        history.on(&Event::RunEnded(Err(error)));
+    }
+    let lines = lines(&file);
+    assert_eq!(lines.len(), 20);
+    assert_eq!((&lines[9]["result"], &lines[19]["result"]), (&json!("cancelled"), &json!("failed")));
+    assert_eq!(lines[19]["error"], json!(errors[1].to_string()));
+}
+
+#[test]
+fn lines_are_written_within_a_second_or_when_it_is_dropped() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("history.jsonl");
+    let history = History::append(&file).unwrap();
+    tell_all(&history);
+    let start = Instant::now();
+    while lines(&file).len() < 9 {
+        assert!(start.elapsed() < Duration::from_secs(20), "nothing was written");
+        thread::sleep(Duration::from_millis(20));
+    }
+    history.on(&Event::StageEnded { stage: StageId(1) });
+    drop(history);
+    assert_eq!(lines(&file).len(), 10);
+}
+
+#[test]
+fn a_full_disk_is_told_once_and_stops_nobody() {
+    let history = History::append(Path::new("/dev/full")).unwrap();
+    tell_all(&history);
+    history.on(&Event::RunEnded(Ok(&RunReport::default())));
+    assert_eq!(history.trouble().map(|e| e.kind()), Some(io::ErrorKind::StorageFull));
+    assert!(history.trouble().is_none());
+    assert!(History::append(Path::new("/nowhere/at/all")).is_err());
+}
