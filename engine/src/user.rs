@@ -159,8 +159,15 @@ impl KernelRegistry {
             None => {
                 let others: Vec<String> = self.kernels.keys().filter(|(n, _)| n == name).map(|(_, v)| v.to_string()).collect();
                 Err(match others.as_slice() {
-                    [] => format!("this worker does not know the kernel `{name}`: register it where its main calls serve"),
-                    _ => format!("this worker has version {} of the kernel `{name}`, the plan needs {version}: deploy the same program", others.join(", ")),
+                    [] => format!(
+                        "this program does not know the kernel `{name}` (hint: use the program that has it, and register it where a worker calls `serve` and \
+                         where a run is resumed)"
+                    ),
+                    _ => format!(
+                        "this program has version {} of the kernel `{name}`, the plan needs version {version} (hint: use the same program in workers as in the \
+                         client)",
+                        others.join(", ")
+                    ),
                 })
             }
         }

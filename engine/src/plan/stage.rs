@@ -180,6 +180,14 @@ impl Kernel {
         }
     }
 
+    /// The name of the user's kernel, if it is one.
+    pub fn user_kernel(&self) -> Option<&str> {
+        match self {
+            Kernel::User { name, .. } => Some(name),
+            Kernel::Map(_) | Kernel::Reduce { .. } | Kernel::Scan { .. } | Kernel::Contract { .. } => None,
+        }
+    }
+
     /// True if tasks fold along an axis of the iteration space, which the result does not have.
     pub fn folds(&self, axis: usize) -> bool {
         match self {

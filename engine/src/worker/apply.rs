@@ -3,14 +3,13 @@
 //! A chunk is evaluated from loaded blocks, as a whole or in slices, is what a user's kernel makes of them, or comes from accumulators at the end of a
 //! reduction (`fold`). It is spread over its stored shape before it is encoded and written whole.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use freestone_kernels::{Buffer, View, contiguous_strides, copy, eval};
 
 use super::load::{Loaded, Values, views};
 use super::ready::Computes;
 use super::steps::Task;
 use super::{overrun, sizes};
+use crate::panics;
 use crate::plan::Kernel;
 use crate::storage::reader::ChunkAccess;
 use crate::task::{Cause, FailureKind, Receipt, cause_of_chunk, internal};
@@ -86,8 +85,8 @@ impl Task<'_> {
                 let Some(bytes) = fronts.pop() else { return Ok(()) };
                 let mut output = BlockMut { dtype: *dtype, start: region.start.clone(), shape: shape.clone(), bytes };
                 // A panic is the kernel's failure, not that of who runs it.
-                let applied = catch_unwind(AssertUnwindSafe(|| kernel.apply(&inputs, &mut output, &mut scratch.bytes_mut()[..*scratch_bytes as usize])));
-                let applied = applied.unwrap_or_else(|_| Err("it panicked".into()));
+                let applied = panics::caught(|| kernel.apply(&inputs, &mut output, &mut scratch.bytes_mut()[..*scratch_bytes as usize]));
+                let applied = applied.unwrap_or_else(|panic| Err(format!("it panicked: {panic}")));
                 self.desk.arena.recycle(scratch);
                 applied.map_err(|e| (FailureKind::Kernel, format!("kernel `{name}`: {e}")))?;
             }
