@@ -242,22 +242,24 @@ impl Shared<'_> {
 
     /// One thread's part.
     fn work(&self, slot: u32) {
-        let idle = if slot == 0 { self.plan.idle().take() } else { None };
-        let mut worker = idle.unwrap_or_else(|| self.worker(slot));
-        let mut is_first = true;
-        while let Some((request, permit)) = self.next(&mut worker, is_first) {
+        let (mut own, mut is_first) = (None, true);
+        while let Some((request, permit)) = self.next(&mut own, is_first) {
+            // What is idle holds the room of a task, so it is there only for who has a permit.
+            let mut worker = own.take().or_else(|| self.plan.idle().take()).unwrap_or_else(|| self.worker(slot));
             let outcome = self.run_request(&mut worker, &request, &mut is_first, slot);
+            if self.plan.admission.most == 1 {
+                *self.plan.idle() = Some(worker);
+            } else {
+                own = Some(worker);
+            }
             // Where it is done, its room is free for others before its record is written.
             drop(permit);
             self.ended(outcome);
         }
-        if self.plan.admission.most == 1 {
-            *self.plan.idle() = Some(worker);
-        }
     }
 
     /// The next request that there is room and time for.
-    fn next(&self, worker: &mut Worker, is_first: bool) -> Option<(TaskRequest, Permit<'_>)> {
+    fn next(&self, worker: &mut Option<Worker>, is_first: bool) -> Option<(TaskRequest, Permit<'_>)> {
         let LoadedPlan { admission, pace, context, .. } = self.plan;
         loop {
             if self.is_over() {
@@ -279,7 +281,7 @@ impl Shared<'_> {
             }
             // Who waits holds nothing: its share of memory is for those who work.
             drop(state);
-            worker.rest();
+            worker.iter_mut().for_each(Worker::rest);
             admission.wait();
         }
     }
