@@ -73,7 +73,13 @@ struct Arguments {
 fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some(freestone::WORKER_ARGUMENT) {
         let kernels = KernelRegistry::new().with::<Percentile>();
-        return if freestone::serve(&kernels, std::io::stdin(), std::io::stdout()).is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        return match freestone::serve(&kernels) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("error: {error}");
+                ExitCode::FAILURE
+            }
+        };
     }
     match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,

@@ -61,12 +61,14 @@ pub fn open(location: &str) -> Result<Array, freestone_ops::Error> {
     open_in(&stores().open(&url)?, &name)
 }
 
-/// What a worker process does: answers requests through its input and output until the input ends. It knows the users' kernels that it is given.
+/// What a worker process does: answers the driver that has started it until that is gone. It knows the users' kernels that it is given.
+///
+/// What the process prints to its standard output goes to the driver's standard error.
 ///
 /// # Errors
-/// Where input or output break.
-pub fn serve(kernels: &KernelRegistry, input: impl io::Read + Send + 'static, output: impl io::Write) -> io::Result<()> {
-    freestone_executors::serve(kernels, stores(), input, output)
+/// Where no driver has started this process as a worker, or the connection to it breaks.
+pub fn serve(kernels: &KernelRegistry) -> io::Result<()> {
+    freestone_executors::serve(kernels, stores())
 }
 
 /// Plans to store arrays, all of them in one plan.

@@ -79,9 +79,10 @@ fn of_run(error: &RunError) -> ExitCode {
         RunError::Session(_) | RunError::Running { .. } | RunError::TakenOver { .. } => ExitCode::Conflict,
         RunError::Cancelled => ExitCode::Interrupted,
         RunError::Deadline(_) => ExitCode::Deadline,
-        RunError::NoRun { .. } | RunError::InputChanged { .. } | RunError::Executor(ExecutorError::Unreachable(_) | ExecutorError::Local { .. }) => {
-            ExitCode::Input
-        }
+        RunError::NoRun { .. }
+        | RunError::OtherEngine { .. }
+        | RunError::InputChanged { .. }
+        | RunError::Executor(ExecutorError::Unreachable(_) | ExecutorError::Local { .. }) => ExitCode::Input,
         RunError::Task { failure, .. } if failure.kind == FailureKind::BadInput => ExitCode::Input,
         RunError::Task { failure, .. } if failure.kind == FailureKind::Refused => ExitCode::Conflict,
         _ => ExitCode::Failed,

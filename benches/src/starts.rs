@@ -8,10 +8,10 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use freestone::engine::remote::{Answer, Call, Invocation};
 use freestone::engine::task::RunAddress;
 use freestone::{DType, Settings, Target};
 use freestone_lambda_emulator::{Config, Emulator};
+use freestone_worker::{Answer, Call, Invocation};
 
 use crate::{Failure, process, sample};
 

@@ -174,6 +174,13 @@ enum What<'a> {
         tasks: u64,
         why: &'a str,
     },
+    Memory {
+        stage: &'a str,
+        kernel: Option<&'a str>,
+        worker: &'a str,
+        measured_mem: u64,
+        projected_mem: u64,
+    },
     StageEnd {
         stage: usize,
     },
@@ -259,6 +266,13 @@ impl<'a> What<'a> {
                 delay_us: delay.as_micros() as u64,
             },
             Event::Recomputed { stage, tasks, why } => What::Recompute { stage: stage.0, tasks: *tasks, why },
+            Event::MemoryExceeded(excess) => What::Memory {
+                stage: &excess.stage,
+                kernel: excess.kernel.as_deref(),
+                worker: &excess.worker,
+                measured_mem: excess.measured_bytes,
+                projected_mem: excess.projected_bytes,
+            },
             Event::StageEnded { stage } => What::StageEnd { stage: stage.0 },
             Event::RunEnded(Ok(report)) => What::End { result: "done", error: None, took: Some(Took::of(report)) },
             Event::RunEnded(Err(error)) => {

@@ -60,7 +60,7 @@ enum Command {
     /// The worker for AWS Lambda.
     #[command(subcommand)]
     Lambda(command::lambda::Action),
-    /// Answers a driver's requests through standard input and output.
+    /// Answers a driver's requests: the driver starts it.
     #[command(name = freestone::WORKER_ARGUMENT, hide = true)]
     Worker,
 }
@@ -97,6 +97,6 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Session(arguments) => command::session::session(&arguments),
         Command::Repo(arguments) => command::repo::repo(&arguments),
         Command::Lambda(action) => command::lambda::run(&action),
-        Command::Worker => freestone::serve(&freestone::KernelRegistry::new(), io::stdin(), io::stdout()).map_err(|_| Failure::Pipe),
+        Command::Worker => freestone::serve(&freestone::KernelRegistry::new()).map_err(|e| Failure::Usage(e.to_string())),
     }
 }

@@ -201,6 +201,7 @@ impl State {
                 self.tell("recomputed", now, || line);
                 self.give_bars();
             }
+            Event::MemoryExceeded(excess) => self.tell("memory", now, || format!("warning: {excess}")),
             Event::StageEnded { stage } => {
                 let Some(stage) = self.stages.get_mut(stage.0) else { return };
                 stage.running = false;

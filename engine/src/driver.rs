@@ -224,9 +224,10 @@ impl<'a> Drive<'a> {
         }
         let (start, cpu) = (Instant::now(), machine::process_cpu_ns());
         let tell = |event: &Event<'_>| run.observers.iter().for_each(|o| o.on(event));
-        let queue = Queue::new(plan, run, *local, projection.tasks, Folder { between: &*between, name: folder, journal: journal.as_ref() }, stop, before);
+        let mut queue = Queue::new(plan, run, *local, projection.tasks, Folder { between: &*between, name: folder, journal: journal.as_ref() }, stop, before);
         let finished = queue.finished_tasks();
         let projected_bytes = if local.shared { projection.total() } else { plan.projected_mem() };
+        queue.watch_memory(projected_bytes);
         let slots = run.executor.workers();
         tell(&Event::RunStarted(&RunStart {
             run: folder,
@@ -266,7 +267,7 @@ impl<'a> Drive<'a> {
                 // Where somebody else has the outputs' places, nothing can go on.
                 let is_over = matches!(&error.0, RunError::Session(error) if error.is_final());
                 let kept = resumable && !is_over && (error.1 || finished.iter().any(|n| *n > 0));
-                let error = if kept { RunError::Stopped { error: Box::new(error.0), run: address.path() } } else { error.0 };
+                let error = if kept { RunError::Stopped { error: Box::new(error.0), run: address.path(), kernels: user_kernels(plan) } } else { error.0 };
                 tell(&Event::RunEnded(Err(&error)));
                 if !kept {
                     run.session.abandon(plan);
@@ -340,6 +341,7 @@ impl<'a> Drive<'a> {
             snapshot,
             stages: state.stages.into_iter().map(|p| p.report).collect(),
             worker_peak_bytes: state.worker_peak_bytes,
+            memory_excess: state.memory_excess,
             retries: state.attempts.retries,
             failures: state.attempts.failures,
             backups: state.backups,
@@ -347,6 +349,12 @@ impl<'a> Drive<'a> {
             ..RunReport::default()
         })
     }
+}
+
+/// Names of the users' kernels of a plan.
+fn user_kernels(plan: &FinalizedPlan) -> Vec<String> {
+    let names: BTreeSet<&str> = plan.plan().stages.iter().filter_map(|s| s.kernel.user_kernel()).collect();
+    names.into_iter().map(|name| format!("`{name}`")).collect()
 }
 
 /// Runs something while a thread looks after the run: it has the journal written, and ends the run at its deadline, and where it is somebody else's.

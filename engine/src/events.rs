@@ -26,6 +26,8 @@ pub enum Event<'a> {
     Retried { failure: &'a TaskFailure, attempt: u32, delay: Duration },
     /// Finished tasks of a stage are run once more, because what they wrote is damaged or gone.
     Recomputed { stage: StageId, tasks: u64, why: &'a str },
+    /// A process that runs tasks was measured to hold more than was projected. Told once in a run.
+    MemoryExceeded(&'a MemoryExcess),
     /// A stage has finished its last task.
     StageEnded { stage: StageId },
     /// Everything is written and published, or why not.
@@ -57,6 +59,33 @@ pub trait Observer: Send + Sync {
     fn on(&self, event: &Event<'_>);
 }
 
+/// A process that ran tasks held more memory than was projected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryExcess {
+    /// Name of the stage that ran when it was noticed.
+    pub stage: String,
+    /// Name of that stage's kernel, if it is a user's.
+    pub kernel: Option<String>,
+    /// The worker whose process it was: a thread's or process's name.
+    pub worker: String,
+    /// Highest resident memory that was measured of the process.
+    pub measured_bytes: u64,
+    /// Projected memory of the process.
+    pub projected_bytes: u64,
+}
+
+impl fmt::Display for MemoryExcess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use crate::memory::size;
+        let (measured, projected) = (size(self.measured_bytes), size(self.projected_bytes));
+        write!(f, "memory exceeded its projection: {measured} measured, {projected} projected, first seen in stage `{}`", self.stage)?;
+        match &self.kernel {
+            Some(kernel) => write!(f, ", kernel `{kernel}` (hint: include what the kernel allocates in its `scratch_bytes`)"),
+            None => write!(f, " (hint: raise `reserved_mem`; if the program itself does not take as much, please report this)"),
+        }
+    }
+}
+
 /// What a run took.
 #[derive(Clone, Debug, Default)]
 pub struct RunReport {
@@ -79,6 +108,8 @@ pub struct RunReport {
     /// Projected memory of the process that ran tasks: of this one with all its tasks and the intermediates that it keeps, or of one worker
     /// process.
     pub projected_bytes: u64,
+    /// Where more was measured than projected.
+    pub memory_excess: Option<MemoryExcess>,
     /// The most bytes of intermediates that this process kept in memory at once.
     pub kept_bytes: u64,
     /// Tasks that were tried again.
@@ -176,6 +207,7 @@ impl fmt::Display for RunReport {
             // Where as many tasks run at once as have room.
             Some(_) => write!(f, "peak memory of an environment {measured} measured, {projected} projected for one task in it"),
             None => write!(f, "peak memory {measured} measured, {projected} projected"),
-        }
+        }?;
+        self.memory_excess.as_ref().map_or(Ok(()), |excess| write!(f, "\nwarning: {excess}"))
     }
 }

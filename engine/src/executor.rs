@@ -24,7 +24,13 @@ pub enum ExecutorError {
     Start { command: PathBuf, message: String },
     #[error("the worker `{}` does not speak this program's protocol: {message}", command.display())]
     Protocol { command: PathBuf, message: String },
-    /// A worker on another machine does not run this plan.
+    /// This process is a worker itself: it has been started as one, but does not serve.
+    #[error(
+        "cannot start worker processes: this process is itself a worker (`{variable}` is set) and would start itself over and over (hint: call \
+         `freestone::serve` first thing in `main` when the program is started with `{argument}`)"
+    )]
+    Nested { argument: String, variable: &'static str },
+    /// A worker does not run this plan.
     #[error("the worker {worker} does not run this plan: {}", refusal.message)]
     Refused { worker: String, refusal: Refusal },
     /// A worker on another machine cannot be asked.

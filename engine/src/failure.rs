@@ -5,7 +5,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::executor::ExecutorError;
-use crate::plan::PlanError;
+use crate::plan::{ENGINE, PlanError};
 use crate::session::SessionError;
 use crate::storage::StorageError;
 use crate::task::TaskFailure;
@@ -43,8 +43,29 @@ pub enum RunError {
     )]
     InputChanged { place: String, what: &'static str, stages: Vec<String> },
     /// The error, where finished work is kept.
-    #[error("{error}\nFinished work is kept. To go on: freestone resume {run}")]
-    Stopped { error: Box<RunError>, run: String },
+    #[error("{error}\nFinished work is kept. To go on: {}", how_to_resume(run, kernels))]
+    Stopped {
+        error: Box<RunError>,
+        run: String,
+        /// The users' kernels of the plan, which the command does not know.
+        kernels: Vec<String>,
+    },
+    /// The run was begun by another version of the engine.
+    #[error(
+        "cannot resume {run}: it was begun by Freestone {found}, this program is Freestone {ENGINE} (hint: resume it with version {found}, or start a new run)"
+    )]
+    OtherEngine { run: String, found: String },
+}
+
+fn how_to_resume(run: &str, kernels: &[String]) -> String {
+    match kernels {
+        [] => format!("freestone resume {run}"),
+        _ => format!(
+            "call `freestone::resume` for {run} in the program that has the kernel {}, registered in `Options::kernels` (the command `freestone resume` does not \
+             know it)",
+            kernels.join(", ")
+        ),
+    }
 }
 
 fn after(attempts: u32, note: &str) -> String {

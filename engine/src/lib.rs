@@ -4,7 +4,7 @@
 //! [projected](memory) and checked; the [`driver`] hands its tasks to an [`executor`], whose [`worker`]s read chunks from
 //! [`storage`], compute and write; a [`session`] publishes the results.
 //!
-//! Nothing imports from what comes later in: `machine · grid · flat → readmap → memory → storage · spec → user → graph → plan → task · session →
+//! Nothing imports from what comes later in: `machine · panics · grid · flat → readmap → memory → storage · spec → user → graph → plan → task · session →
 //! worker → executor · remote · events → journal → driver`.
 
 pub mod driver;
@@ -18,6 +18,7 @@ pub mod grid;
 pub mod journal;
 pub mod machine;
 pub mod memory;
+pub mod panics;
 pub mod plan;
 pub mod program;
 pub mod readmap;

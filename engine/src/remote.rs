@@ -1,142 +1,19 @@
-//! What travels between a client and a worker that is invoked from afar, and what the worker leaves in storage in case its answer is lost.
+//! Records of finished requests, which workers leave in storage in case their answer is lost; and refusals of workers to run a plan.
 //!
-//! A client sends an [`Invocation`], a worker gives an [`Answer`]; both are JSON of less than [`MAX_BODY_BYTES`]. As each request of an invocation
-//! ends, its outcome is written below `{folder}/answers/` in the work directory, before the answer is given: a client whose answer was lost, or a
-//! later process that resumes the run, finds it there ([`read_record`], [`read_records`]). Keys follow from the request and from who asked, so that an
-//! invocation that is delivered twice writes the same objects with the same receipts.
+//! As each request of an invocation ends, its outcome is written below `{folder}/answers/` in the work directory, before the answer is given: a client
+//! whose answer was lost, or a later process that resumes the run, finds it there ([`read_record`], [`read_records`]). Keys follow from the request and
+//! from the client, so that an invocation that is delivered twice writes the same objects with the same receipts. The protocol itself is in
+//! `freestone-worker`.
 
-use std::collections::BTreeSet;
 use std::ops::Range;
 
 use freestone_kernels::Buffer;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::plan::{FinalizedPlan, Place, PlanError, StageId};
-use crate::storage::metadata::{MetadataError, open_array};
-use crate::storage::{ByteRange, StorageError, Store, Stores, is_remote_url, read_small};
-use crate::task::{RunAddress, TaskOutcome, TaskRequest};
-use crate::user::KernelRegistry;
-use crate::worker::{Cancel, MAX_PLAN_BYTES, RunContext};
-
-/// Version of what travels. Client and worker must have the same.
-pub const PROTOCOL: u32 = 1;
-
-/// The engine's version. Client and worker must have the same, since a plan's layout follows from the engine.
-pub const ENGINE: &str = env!("CARGO_PKG_VERSION");
-
-/// Neither an invocation nor an answer is longer: what AWS Lambda takes is 6 MiB, of which this leaves some to headers and encoding.
-pub const MAX_BODY_BYTES: usize = 6_000_000;
-
-/// What a client asks of a worker.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Invocation {
-    /// [`PROTOCOL`] of the client.
-    pub protocol: u32,
-    /// [`ENGINE`] of the client.
-    pub engine: String,
-    /// Where the run's plan lies.
-    pub address: RunAddress,
-    /// Names the process that asks, and no other that ever drives this run: ids of requests are unique with it. It is part of keys, so it has only
-    /// letters, digits, `-` and `_`.
-    pub client: String,
-    /// What is wanted.
-    pub call: Call,
-}
-
-/// What is wanted of a worker.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Call {
-    /// To fetch the plan and find out whether it can be run. Runs nothing.
-    Probe,
-    /// To run these requests, as many at once as fit into memory.
-    Run(Vec<TaskRequest>),
-}
-
-impl Invocation {
-    /// An invocation by this program.
-    pub fn new(address: RunAddress, client: impl Into<String>, call: Call) -> Invocation {
-        Invocation { protocol: PROTOCOL, engine: ENGINE.to_owned(), address, client: client.into(), call }
-    }
-
-    /// Reads an invocation, if it is of this program's versions.
-    ///
-    /// # Errors
-    /// [`RefusalKind::Protocol`] or [`RefusalKind::Engine`].
-    pub fn from_json(body: &serde_json::Value) -> Result<Invocation, Refusal> {
-        let version = body.get("protocol").and_then(serde_json::Value::as_u64);
-        if version != Some(u64::from(PROTOCOL)) {
-            let theirs = version.map_or("no version of it".to_owned(), |v| format!("version {v}"));
-            return Err(Refusal::new(RefusalKind::Protocol, format!("this worker speaks version {PROTOCOL} of the protocol, the client {theirs}: {DEPLOY}")));
-        }
-        let theirs = body.get("engine").and_then(serde_json::Value::as_str).unwrap_or("none");
-        if theirs != ENGINE {
-            return Err(Refusal::new(RefusalKind::Engine, format!("this worker has version {ENGINE} of the engine, the client {theirs}: {DEPLOY}")));
-        }
-        let invocation = Invocation::deserialize(body).map_err(|e| Refusal::new(RefusalKind::Protocol, format!("the invocation cannot be read: {e}")))?;
-        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-        if invocation.client.is_empty() || !invocation.client.chars().all(plain) {
-            return Err(Refusal::new(RefusalKind::Protocol, format!("`{}` is no name of a client", invocation.client)));
-        }
-        Ok(invocation)
-    }
-}
-
-const DEPLOY: &str = "deploy the worker of the client's version";
-
-/// What a worker answers. (That it answers with something else, or not at all, is for the client to tell.)
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Answer {
-    /// To a probe: the plan can be run.
-    Ready {
-        /// Who answers.
-        environment: Environment,
-        /// For each stage of the plan, how many of its tasks run at once in one environment; at least 1.
-        slots: Vec<u32>,
-        /// Milliseconds that one invocation may take, of which this one had so many left.
-        remaining_ms: u64,
-    },
-    /// To either: nothing was run.
-    Refused {
-        /// Who answers.
-        environment: Environment,
-        /// Why.
-        refusal: Refusal,
-    },
-    /// To requests: what became of them. Each is in one of the lists.
-    Done {
-        /// Who answers.
-        environment: Environment,
-        /// Requests that have ended. Where one's `done` has fewer tasks than it asks for and it has no `failure`, the rest was not started for
-        /// want of time.
-        outcomes: Vec<TaskOutcome>,
-        /// Ids of requests that have ended and whose outcomes are only in their records, since the answer would be too long.
-        recorded: Vec<u64>,
-        /// Ids of requests that were not started for want of time.
-        not_started: Vec<u64>,
-        /// Milliseconds from the invocation's arrival to its answer.
-        wall_ms: u64,
-    },
-}
-
-/// One execution environment: a process that answers one invocation after another.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Environment {
-    /// Unlike that of any other.
-    pub id: String,
-    /// How many invocations it has answered, this one included: 1 is a cold start.
-    pub invocations: u64,
-    /// True if the plan was there from an earlier invocation.
-    pub had_plan: bool,
-    /// Milliseconds from the process's start to its first request for work.
-    pub init_ms: u64,
-    /// Bytes of memory that it may use.
-    pub memory_bytes: u64,
-    /// Highest resident memory of the process in this invocation, or since its start where the system does not count anew.
-    pub peak_bytes: u64,
-}
+use crate::plan::StageId;
+use crate::storage::{ByteRange, StorageError, Store, read_small};
+use crate::task::{TaskOutcome, TaskRequest};
 
 /// Why a worker does not run a plan.
 #[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
@@ -161,7 +38,7 @@ impl Refusal {
 pub enum RefusalKind {
     /// Client and worker speak different versions of the protocol, or this is no invocation.
     Protocol,
-    /// Client and worker have different engines.
+    /// Client and worker, or worker and plan, have different versions of the engine.
     Engine,
     /// The plan has another format.
     Format,
@@ -175,92 +52,6 @@ pub enum RefusalKind {
     Unreachable,
     /// Storage failed; it may answer next time.
     Storage,
-}
-
-fn refusal_of_storage(error: &StorageError) -> Refusal {
-    let kind = if error.is_transient() || matches!(error, StorageError::Throttled { .. }) { RefusalKind::Storage } else { RefusalKind::Unreachable };
-    Refusal::new(kind, error.to_string())
-}
-
-/// Fetches a plan from its address, checks it, and finds out whether this program can run it: its kernels are known, and its places can be opened.
-/// Stores that the engine does not know are opened as `stores` says.
-///
-/// # Errors
-/// A [`Refusal`].
-pub fn fetch(address: &RunAddress, stores: &Stores, kernels: &KernelRegistry) -> Result<RunContext, Refusal> {
-    let store = stores.open(&address.work_dir).map_err(|e| refusal_of_storage(&e))?;
-    let key = format!("{}/plan.json", address.folder);
-    let no_plan = |why: String| Refusal::new(RefusalKind::Plan, why);
-    let bytes = read_small(&*store, &key, MAX_PLAN_BYTES).map_err(|e| refusal_of_storage(&e))?;
-    let bytes = bytes.ok_or_else(|| no_plan(format!("there is no plan at {}", store.place(&key))))?;
-    let plan = FinalizedPlan::from_bytes(&bytes).map_err(|e| match e {
-        PlanError::Format { .. } => Refusal::new(RefusalKind::Format, e.to_string()),
-        e => no_plan(e.to_string()),
-    })?;
-    drop(bytes);
-    if !address.is_of(&plan) {
-        return Err(no_plan(format!("{} is not what it was when the run began", store.place(&key))));
-    }
-    let places = plan.plan().arrays.iter().filter_map(|a| match &a.place {
-        Place::Input { url, .. } | Place::Output { url, .. } => Some((&a.name, url)),
-        _ => None,
-    });
-    for (name, url) in places {
-        stores.open(url).map_err(|e| Refusal::new(RefusalKind::Unreachable, format!("array `{name}`: {e}")))?;
-    }
-    let context =
-        RunContext { plan: plan.into(), address: address.clone(), stores: stores.clone(), kernels: kernels.clone().into(), cancel: Cancel::default() };
-    context.check_kernels().map_err(|e| Refusal::new(RefusalKind::UnknownKernel, e))?;
-    Ok(context)
-}
-
-/// Finds out whether what a plan reads is there where this program looks, and what it was when the plan was made: a directory of that name may be
-/// another one here, or none, and chunks that are not there are fill values. The metadata of each array in a directory are read, and in each store
-/// elsewhere those of one.
-///
-/// # Errors
-/// A [`Refusal`].
-pub fn check_inputs(context: &RunContext) -> Result<(), Refusal> {
-    let mut seen = BTreeSet::new();
-    for array in &context.plan.plan().arrays {
-        let Place::Input { url, path, tag } = &array.place else { continue };
-        if !seen.insert((url, (!is_remote_url(url)).then_some(path))) {
-            continue;
-        }
-        let store = context.stores.open(url).map_err(|e| refusal_of_storage(&e))?;
-        let unreachable = |why: String| Refusal::new(RefusalKind::Unreachable, format!("array `{}`: {why}", array.name));
-        match open_array(&store, path) {
-            Ok(there) if there.tag == *tag => {}
-            Ok(_) => return Err(unreachable(format!("{} is not what it was when the plan was made, or another one of that name", store.place(path)))),
-            Err(MetadataError::Storage(e)) => return Err(refusal_of_storage(&e)),
-            Err(e) => return Err(unreachable(format!("{e}; inputs must be where workers see them, such as s3://BUCKET/PREFIX"))),
-        }
-    }
-    Ok(())
-}
-
-/// For each stage, how many tasks fit into `memory_bytes` of one process at once, reserved memory counted once, and at most `most`.
-///
-/// # Errors
-/// [`RefusalKind::ExceedsMemory`] where a stage's projection does not fit.
-pub fn slots(plan: &FinalizedPlan, memory_bytes: u64, most: u32) -> Result<Vec<u32>, Refusal> {
-    let room = memory_bytes.saturating_sub(plan.plan().reserved_mem);
-    plan.stages()
-        .map(|(_, stage, layout)| {
-            let (total, each) = (layout.estimate.total(), layout.estimate.per_task());
-            if total > memory_bytes {
-                let mib = |bytes: u64| bytes.div_ceil(1 << 20);
-                let message = format!(
-                    "stage `{}` is projected to need {} MiB per task, but this worker has {} MiB: give the function more memory, or plan with a lower allowed_mem",
-                    stage.name,
-                    mib(total),
-                    memory_bytes >> 20
-                );
-                return Err(Refusal::new(RefusalKind::ExceedsMemory, message));
-            }
-            Ok(u32::try_from(room / each.max(1)).unwrap_or(u32::MAX).clamp(1, most.max(1)))
-        })
-        .collect()
 }
 
 /// Where records of a run lie.
@@ -290,8 +81,12 @@ fn tasks_of(name: &str) -> Option<(StageId, Range<u64>)> {
 /// Where storage fails.
 pub fn write_record(work: &dyn Store, folder: &str, client: &str, outcome: &TaskOutcome) -> Result<usize, StorageError> {
     let key = record_key(folder, client, &outcome.request);
-    // Serialising plain data to memory cannot fail.
-    let body = serde_json::to_vec(outcome).unwrap_or_default();
+    let body = serde_json::to_vec(outcome).map_err(|e| StorageError::Io {
+        place: work.place(&key),
+        action: "serialized",
+        message: e.to_string(),
+        transient: false,
+    })?;
     work.write(&key, &body).map(|()| body.len())
 }
 
@@ -405,22 +200,5 @@ mod tests {
         read_records(&work, "run", &mut |_, _| true, &mut |_| panic!("there is none")).unwrap();
         work.remove("run/").unwrap();
         assert_eq!(looks("c-2"), [false, true]);
-    }
-
-    #[test]
-    fn invocations_of_other_versions_are_refused_by_kind() {
-        let address = RunAddress { work_dir: "w".into(), folder: "f".into() };
-        let good = Invocation::new(address, "c-1", Call::Run(vec![request(1, 0)]));
-        let check = |change: &dyn Fn(&mut serde_json::Value), kind: Option<RefusalKind>| {
-            let mut body = serde_json::to_value(&good).unwrap();
-            change(&mut body);
-            assert_eq!(Invocation::from_json(&body).map_err(|r| r.kind), kind.map_or_else(|| Ok(good.clone()), Err), "{body}");
-        };
-        check(&|_| (), None);
-        check(&|b| b["protocol"] = 0.into(), Some(RefusalKind::Protocol));
-        check(&|b| *b = "hello".into(), Some(RefusalKind::Protocol));
-        check(&|b| b["engine"] = "0.0.1".into(), Some(RefusalKind::Engine));
-        check(&|b| b["call"] = "dance".into(), Some(RefusalKind::Protocol));
-        check(&|b| b["client"] = "../elsewhere".into(), Some(RefusalKind::Protocol));
     }
 }

@@ -48,7 +48,7 @@ pub struct TaskOutcome {
     pub done: Vec<TaskReport>,
     /// Why the next one was not. If there is no reason, the rest was not started, and is handed out again at no cost.
     pub failure: Option<TaskFailure>,
-    /// Highest resident memory of the worker's process so far, where the worker is one of its own.
+    /// Highest resident memory of the worker's process since it fetched the plan, where the worker is one of its own.
     pub worker_peak_bytes: Option<u64>,
 }
 

@@ -15,6 +15,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::panics;
+
 /// A function on blocks. Its fields are its parameters, and travel as JSON.
 pub trait UserKernel: Serialize + DeserializeOwned + fmt::Debug + Send + Sync + 'static {
     /// How plans call it; unique in a program.
@@ -155,12 +157,22 @@ impl KernelRegistry {
     /// Where it is not here, only in other versions, or does not take the parameters.
     pub fn resolve(&self, name: &str, version: u32, parameters: &Value) -> Result<Arc<dyn AnyKernel>, String> {
         match self.kernels.get(&(name.to_owned(), version)) {
-            Some(make) => make(parameters).map_err(|e| format!("kernel `{name}` does not take its parameters: {e}")),
+            Some(make) => {
+                let made = panics::caught(|| make(parameters)).unwrap_or_else(|panic| Err(format!("it panicked: {panic}")));
+                made.map_err(|e| format!("kernel `{name}` does not take its parameters: {e}"))
+            }
             None => {
                 let others: Vec<String> = self.kernels.keys().filter(|(n, _)| n == name).map(|(_, v)| v.to_string()).collect();
                 Err(match others.as_slice() {
-                    [] => format!("this worker does not know the kernel `{name}`: register it where its main calls serve"),
-                    _ => format!("this worker has version {} of the kernel `{name}`, the plan needs {version}: deploy the same program", others.join(", ")),
+                    [] => format!(
+                        "this program does not know the kernel `{name}` (hint: use the program that has it, and register it where a worker calls `serve` and \
+                         where a run is resumed)"
+                    ),
+                    _ => format!(
+                        "this program has version {} of the kernel `{name}`, the plan needs version {version} (hint: use the same program in workers as in the \
+                         client)",
+                        others.join(", ")
+                    ),
                 })
             }
         }

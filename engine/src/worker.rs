@@ -88,7 +88,7 @@ impl Limits<'_> {
 }
 
 /// Plans larger than this are not plans.
-pub(crate) const MAX_PLAN_BYTES: u64 = 256_000_000;
+pub const MAX_PLAN_BYTES: u64 = 256_000_000;
 
 impl RunContext {
     /// Checks that the kernels that the plan names are known here.

@@ -44,9 +44,12 @@ struct Arguments {
 
 fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some(freestone::WORKER_ARGUMENT) {
-        return match freestone::serve(&freestone::KernelRegistry::new(), std::io::stdin(), std::io::stdout()) {
+        return match freestone::serve(&freestone::KernelRegistry::new()) {
             Ok(()) => ExitCode::SUCCESS,
-            Err(_) => ExitCode::FAILURE,
+            Err(error) => {
+                eprintln!("error: {error}");
+                ExitCode::FAILURE
+            }
         };
     }
     match run(&Arguments::parse()) {

@@ -15,8 +15,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use freestone_engine::executor::{Executor, ExecutorError, Invoked, TaskSource};
-use freestone_engine::remote::Environment;
 use freestone_engine::worker::RunContext;
+use freestone_worker::Environment;
 
 use client::Client;
 use object_store::StaticCredentialProvider;

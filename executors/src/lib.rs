@@ -1,8 +1,8 @@
 //! Where tasks run: one after the other ([`Serial`]), on threads ([`Threads`]), in processes ([`Processes`]), and with feature `lambda` on AWS
 //! Lambda (`LambdaExecutor`).
 //!
-//! All of them pull requests from the driver and run them with the engine's [`Worker`](freestone_engine::worker::Worker); every executor passes the
-//! suite in [`conformance`].
+//! All of them pull requests from the driver. In this process they run them with the engine's [`Worker`](freestone_engine::worker::Worker), elsewhere they
+//! ask the worker of `freestone-worker`; every executor passes the suite in [`conformance`].
 
 pub mod conformance;
 #[cfg(feature = "lambda")]
@@ -13,11 +13,12 @@ mod threads;
 
 #[cfg(feature = "lambda")]
 pub use lambda::{DEFAULT_CONCURRENCY, LambdaExecutor};
-pub use processes::{Processes, WORKER_ARGUMENT, serve};
+pub use processes::{Processes, WORKER_ARGUMENT, WORKER_VARIABLE, serve};
 pub use threads::{Serial, Threads};
 
 use freestone_engine::executor::ExecutorError;
 use freestone_engine::plan::Place;
+use freestone_engine::remote::{Refusal, RefusalKind};
 use freestone_engine::storage::is_in_memory;
 #[cfg(feature = "lambda")]
 use freestone_engine::storage::{is_remote_url, join};
@@ -49,6 +50,12 @@ fn in_reach_from_afar(context: &RunContext) -> Result<(), ExecutorError> {
         _ => None,
     });
     local.map_or(Ok(()), |(name, place)| Err(ExecutorError::Local { array: format!("`{name}`"), place, work_dir: work_dir.clone() }))
+}
+
+/// Finds out whether this program knows the kernels of a plan.
+fn knows_kernels(context: &RunContext) -> Result<(), ExecutorError> {
+    let refused = |message| ExecutorError::Refused { worker: "in this process".into(), refusal: Refusal::new(RefusalKind::UnknownKernel, message) };
+    context.check_kernels().map_err(refused)
 }
 
 /// The outcome of a request whose worker is gone.

@@ -1,30 +1,37 @@
 //! In other processes on this machine.
 //!
-//! A worker process is started, never forked: a program that is told to [`serve`]. It gets the plan's address, fetches the
-//! plan itself, and then answers one request after the other through its standard input and output.
+//! A worker process is started, never forked: a program that is told to [`serve`]. It answers one invocation after another (`freestone-worker`) over a
+//! socket (`protocol`): first a probe, which fetches the plan and says whether it can be run there, then requests one at a time.
 
 use std::ffi::OsString;
 use std::io::{self, BufReader};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use freestone_engine::executor::{Executor, ExecutorError, Next, TaskSource};
 use freestone_engine::machine;
-use freestone_engine::remote;
+use freestone_engine::remote::RefusalKind;
 use freestone_engine::storage::Stores;
 use freestone_engine::task::{FailureKind, TaskOutcome, TaskRequest};
 use freestone_engine::user::KernelRegistry;
-use freestone_engine::worker::{Cancel, RunContext, Worker};
+use freestone_engine::worker::RunContext;
+use freestone_worker::{Answer, Call, Invocation, Place, Server};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde_json::Value;
 
 use crate::lost;
-use crate::protocol::{Hello, Ready, VERSION, receive, send};
+use crate::protocol::{receive, send, socket};
 
 /// The argument that makes a program of ours a worker.
 pub const WORKER_ARGUMENT: &str = "freestone-worker";
+
+/// The environment variable that is set in worker processes, which must not start workers themselves.
+pub const WORKER_VARIABLE: &str = "FREESTONE_WORKER";
 
 /// A number of worker processes, each of which runs one request at a time.
 #[derive(Clone, Debug)]
@@ -49,60 +56,52 @@ impl Processes {
     }
 }
 
-/// What a worker process does: answers requests until its input ends. It knows the users' kernels that it is given, and stores that it can open.
+/// What a worker process does: answers the driver until it is gone. It knows the users' kernels that it is given, and stores that it can open.
 ///
-/// When the input ends, the process ends, also in the middle of a task: a driver that is gone must not be followed by late
-/// writes.
+/// Standard input is empty from then on, and whatever is printed goes to the driver's standard error. When the driver is gone, the process ends, also in
+/// the middle of a task: a driver that is gone must not be followed by late writes.
 ///
 /// # Errors
-/// Where input or output break.
-pub fn serve(kernels: &KernelRegistry, stores: Stores, input: impl io::Read + Send + 'static, mut output: impl io::Write) -> io::Result<()> {
-    let mut input = BufReader::new(input);
-    let Some(hello) = receive::<Hello>(&mut input)? else { return Ok(()) };
-    let mut ready = Ready { version: VERSION, pid: std::process::id(), error: None };
-    let context = if hello.version == VERSION {
-        remote::fetch(&hello.address, &stores, kernels).map_err(|refusal| refusal.message)
-    } else {
-        Err(format!("it speaks version {VERSION}, not {}", hello.version))
-    };
-    let context = match context {
-        Ok(context) => context,
-        Err(error) => {
-            ready.error = Some(error);
-            return send(&mut output, &ready);
-        }
-    };
-    send(&mut output, &ready)?;
-    let (requests, queue) = mpsc::channel();
-    std::thread::spawn(move || {
-        while let Ok(Some(request)) = receive::<TaskRequest>(&mut input) {
-            if requests.send(request).is_err() {
-                return;
+/// Where this process is not a worker that a driver has started, or the socket to the driver breaks.
+pub fn serve(kernels: &KernelRegistry, stores: Stores) -> io::Result<()> {
+    let mut output = socket()?;
+    let mut input = BufReader::new(output.try_clone()?);
+    let id = std::process::id().to_string();
+    let place = Place { kind: "process", id, memory_bytes: machine::memory_bytes(), max_tasks: 1, is_remote: false };
+    let server = Server::new(place, kernels.clone(), stores);
+    let (invocations, queue) = mpsc::channel();
+    std::thread::Builder::new().name("freestone-driver".into()).spawn(move || {
+        loop {
+            match receive::<Value>(&mut input) {
+                Ok(Some(invocation)) => {
+                    // Without a receiver `serve` has returned, and says why.
+                    if invocations.send(invocation).is_err() {
+                        return;
+                    }
+                }
+                Ok(None) => std::process::exit(0),
+                Err(error) => {
+                    eprintln!("cannot read the driver's request: {error}");
+                    std::process::exit(1);
+                }
             }
         }
-        std::process::exit(0);
-    });
-    let mut worker = Worker::new(context, hello.name);
-    for request in queue {
-        let mut outcome = worker.run(&request);
-        outcome.worker_peak_bytes = Some(machine::peak_rss_bytes());
-        send(&mut output, &outcome)?;
-    }
-    Ok(())
+    })?;
+    queue.into_iter().try_for_each(|invocation| send(&mut output, &server.answer(invocation, None)))
 }
 
-/// A worker process and the pipes to it.
+/// A worker process and the socket to it.
 struct Process {
     child: Child,
-    requests: ChildStdin,
-    outcomes: BufReader<ChildStdout>,
+    requests: UnixStream,
+    answers: BufReader<UnixStream>,
     name: String,
     /// [`machine::oom_kills`] when it was started.
     oom_kills: u64,
 }
 
 /// What became of a request that a worker process was given.
-enum Answer {
+enum Reply {
     Outcome(TaskOutcome),
     /// The process is gone, or must go.
     Gone(FailureKind, String),
@@ -112,42 +111,67 @@ enum Answer {
 const TICK: Duration = Duration::from_millis(50);
 /// A worker that was asked to be quicker has so much longer until it is stopped.
 const GRACE: Duration = Duration::from_secs(5);
-/// A process whose output has ended has so long to end itself.
+/// A worker that has not answered its probe by then will not: its plan is fetched in seconds.
+const START_LIMIT: Duration = Duration::from_secs(120);
+/// A process whose answers have ended has so long to end itself.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
 impl Process {
-    /// Waits for the answer to a request, as long as somebody waits for it and its time is not over.
-    fn answer(&mut self, request: &TaskRequest, cancel: &Cancel, source: &dyn TaskSource) -> Answer {
-        let limit = request.timeout_ms.map(|ms| Duration::from_millis(ms.saturating_mul(request.count)).saturating_add(GRACE));
-        let start = Instant::now();
-        while self.outcomes.buffer().is_empty() {
-            let mut fds = [PollFd::new(self.outcomes.get_ref(), PollFlags::IN)];
+    /// Waits until there is something of an answer, or its end, as long as `given_up` has no reason to stop.
+    fn wait<T>(&self, given_up: impl Fn() -> Option<T>, broken: impl Fn(String) -> T) -> Result<(), T> {
+        while self.answers.buffer().is_empty() {
+            let mut fds = [PollFd::new(self.answers.get_ref(), PollFlags::IN)];
             let tick = Timespec { tv_sec: 0, tv_nsec: TICK.as_nanos() as _ };
             match poll(&mut fds, Some(&tick)) {
                 Ok(0) | Err(rustix::io::Errno::INTR) => {}
-                // An end of the output is one, too, and is found below.
                 Ok(_) => break,
-                Err(e) => return Answer::Gone(FailureKind::WorkerLost, e.to_string()),
+                Err(e) => return Err(broken(e.to_string())),
             }
-            if cancel.is_cancelled() {
-                return Answer::Gone(FailureKind::Cancelled, "the run was cancelled".into());
-            }
-            if !source.is_wanted(request) {
-                return Answer::Gone(FailureKind::Superseded, "another worker was first".into());
-            }
-            if limit.is_some_and(|l| start.elapsed() > l) {
-                return Answer::Gone(FailureKind::TimedOut, "the worker process did not answer in time, and was stopped".into());
+            if let Some(why) = given_up() {
+                return Err(why);
             }
         }
-        match receive::<TaskOutcome>(&mut self.outcomes) {
-            Ok(Some(outcome)) => Answer::Outcome(outcome),
-            Ok(None) => self.obituary("its output ended"),
+        Ok(())
+    }
+
+    /// Has a request run, as long as somebody waits for it and its time is not over.
+    fn run(&mut self, context: &RunContext, request: &TaskRequest, source: &dyn TaskSource) -> Reply {
+        let invocation = Invocation::unrecorded(context.address.clone(), Call::Run(vec![request.clone()]));
+        if let Err(e) = send(&mut self.requests, &invocation) {
+            return self.obituary(&e.to_string());
+        }
+        let limit = request.timeout_ms.map(|ms| Duration::from_millis(ms.saturating_mul(request.count)).saturating_add(GRACE));
+        let start = Instant::now();
+        let given_up = || {
+            if context.cancel.is_cancelled() {
+                Some(Reply::Gone(FailureKind::Cancelled, "the run was cancelled".into()))
+            } else if !source.is_wanted(request) {
+                Some(Reply::Gone(FailureKind::Superseded, "another worker was first".into()))
+            } else if limit.is_some_and(|l| start.elapsed() > l) {
+                Some(Reply::Gone(FailureKind::TimedOut, "the worker process did not answer in time, and was stopped".into()))
+            } else {
+                None
+            }
+        };
+        if let Err(gone) = self.wait(given_up, |e| Reply::Gone(FailureKind::WorkerLost, e)) {
+            return gone;
+        }
+        let odd = |what: &str| Reply::Gone(FailureKind::Internal, format!("internal error: the worker process answered a request with {what}"));
+        match receive::<Answer>(&mut self.answers) {
+            Ok(Some(Answer::Done { mut outcomes, .. })) => match outcomes.pop() {
+                Some(outcome) if outcomes.is_empty() && outcome.request.id == request.id => Reply::Outcome(outcome),
+                // Its time is not limited, and nobody who has one request runs another.
+                _ => odd("other outcomes than its own"),
+            },
+            Ok(Some(Answer::Refused { refusal, .. })) => Reply::Gone(FailureKind::Plan, refusal.message),
+            Ok(Some(Answer::Ready { .. })) => odd("a probe's answer"),
+            Ok(None) => self.obituary("its answers ended"),
             Err(e) => self.obituary(&e.to_string()),
         }
     }
 
     /// How a process ended that does not answer any more.
-    fn obituary(&mut self, symptom: &str) -> Answer {
+    fn obituary(&mut self, symptom: &str) -> Reply {
         let start = Instant::now();
         let status = loop {
             match self.child.try_wait() {
@@ -164,7 +188,7 @@ impl Process {
             None => FailureKind::WorkerLost,
         };
         let how = status.map_or_else(|| symptom.to_owned(), |s| s.to_string());
-        Answer::Gone(kind, if kind == FailureKind::OutOfMemory { STARVED.to_owned() } else { format!("the worker process is gone: {how}") })
+        Reply::Gone(kind, if kind == FailureKind::OutOfMemory { STARVED.to_owned() } else { format!("the worker process is gone: {how}") })
     }
 }
 
@@ -189,30 +213,75 @@ impl Drop for Process {
     }
 }
 
+/// Why there is no worker process, and what that is to its request.
+type NotStarted = (FailureKind, ExecutorError);
+
 impl Processes {
-    fn start(&self, context: &RunContext, index: usize) -> Result<Process, ExecutorError> {
-        let failed = |message: String| ExecutorError::Start { command: self.command.clone(), message };
-        let mut command = Command::new(&self.command);
-        // In a group of its own: what interrupts us from a terminal is ours to deal with.
-        command.args(&self.arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
+    /// Starts a worker and has it answer a probe.
+    fn start(&self, context: &RunContext) -> Result<Process, NotStarted> {
+        let start = |message: String| (FailureKind::Plan, ExecutorError::Start { command: self.command.clone(), message });
+        let protocol = |message: String| (FailureKind::Plan, ExecutorError::Protocol { command: self.command.clone(), message });
+        // A program that does not serve would start itself over and over.
+        if std::env::var_os(WORKER_VARIABLE).is_some() {
+            return Err((FailureKind::Plan, ExecutorError::Nested { argument: self.argument(), variable: WORKER_VARIABLE }));
+        }
         let oom_kills = machine::oom_kills();
-        let mut child = command.spawn().map_err(|e| failed(e.to_string()))?;
-        let (Some(mut requests), Some(outcomes)) = (child.stdin.take(), child.stdout.take()) else { return Err(failed("it has no pipes".into())) };
-        let name = format!("process {} ({index})", child.id());
-        let hello = Hello { version: VERSION, address: context.address.clone(), name: name.clone() };
+        let (mut child, requests) = self.spawn().map_err(|e| start(e.to_string()))?;
+        let answers = match requests.try_clone() {
+            Ok(answers) => BufReader::new(answers),
+            Err(e) => {
+                let _ = child.kill().and_then(|()| child.wait());
+                return Err(start(e.to_string()));
+            }
+        };
+        let name = format!("process {}", child.id());
+        let mut process = Process { child, requests, answers, name, oom_kills };
         // A program that is gone already is told from its silence below.
-        let _ = send(&mut requests, &hello);
-        let mut process = Process { child, requests, outcomes: BufReader::new(outcomes), name, oom_kills };
-        let protocol = |message: String| ExecutorError::Protocol { command: self.command.clone(), message };
-        match receive::<Ready>(&mut process.outcomes) {
-            Ok(Some(Ready { error: None, version: VERSION, .. })) => Ok(process),
-            Ok(Some(Ready { error, version, .. })) => Err(protocol(error.unwrap_or_else(|| format!("it speaks version {version}, not {VERSION}")))),
-            Ok(None) => Err(protocol(format!(
-                "it ended at once; it must be a program that serves when it is started with `{}`",
-                self.arguments.first().map(|a| a.to_string_lossy()).unwrap_or_default()
-            ))),
+        let _ = send(&mut process.requests, &Invocation::unrecorded(context.address.clone(), Call::Probe));
+        let began = Instant::now();
+        let given_up = || {
+            if context.cancel.is_cancelled() {
+                Some((FailureKind::Cancelled, start("the run was cancelled".into()).1))
+            } else if began.elapsed() > START_LIMIT {
+                Some(protocol(format!("no answer in {} s {}", START_LIMIT.as_secs(), self.hint())))
+            } else {
+                None
+            }
+        };
+        process.wait(given_up, &protocol)?;
+        match receive::<Answer>(&mut process.answers) {
+            Ok(Some(Answer::Ready { environment, .. })) => {
+                // Not always the child itself: a shell may have started it.
+                process.name = format!("process {}", environment.id);
+                Ok(process)
+            }
+            Ok(Some(Answer::Refused { refusal, .. })) => {
+                let kind = if refusal.kind == RefusalKind::Storage { FailureKind::Transient } else { FailureKind::Plan };
+                Err((kind, ExecutorError::Refused { worker: format!("`{}`", self.command.display()), refusal }))
+            }
+            Ok(Some(Answer::Done { .. })) => Err(protocol("it answers what it was not asked".into())),
+            Ok(None) => Err(protocol(format!("it ended at once {}", self.hint()))),
             Err(e) => Err(protocol(e.to_string())),
         }
+    }
+
+    /// The worker and this side of its socket.
+    fn spawn(&self) -> io::Result<(Child, UnixStream)> {
+        let (ours, theirs) = UnixStream::pair()?;
+        // What it prints must not be among what this program prints.
+        let printed = io::stderr().as_fd().try_clone_to_owned().map_or_else(|_| Stdio::null(), Stdio::from);
+        let mut command = Command::new(&self.command);
+        // In a group of its own: what interrupts us from a terminal is ours to deal with.
+        command.args(&self.arguments).env(WORKER_VARIABLE, "1").stdin(OwnedFd::from(theirs)).stdout(printed).process_group(0);
+        Ok((command.spawn()?, ours))
+    }
+
+    fn argument(&self) -> String {
+        self.arguments.first().map(|a| a.to_string_lossy().into_owned()).unwrap_or_default()
+    }
+
+    fn hint(&self) -> String {
+        format!("(hint: `main` must call `freestone::serve` when the program is started with `{}`)", self.argument())
     }
 
     /// One slot's life: a process, and another one where it dies.
@@ -227,24 +296,22 @@ impl Processes {
                 }
                 Next::Stop => return,
             };
-            if process.is_none() {
-                match self.start(context, index) {
-                    Ok(started) => process = Some(started),
-                    Err(e) => {
-                        source.finished(lost(context, request, format!("worker {index}"), FailureKind::Plan, e.to_string()));
-                        error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
+            let worker = match process.as_mut() {
+                Some(worker) => worker,
+                None => match self.start(context) {
+                    Ok(started) => process.insert(started),
+                    Err((kind, e)) => {
+                        source.finished(lost(context, request, format!("worker {index}"), kind, e.to_string()));
+                        if kind == FailureKind::Plan {
+                            error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
+                        }
                         continue;
                     }
-                }
-            }
-            let Some(worker) = process.as_mut() else { continue };
-            let answer = match send(&mut worker.requests, &request) {
-                Ok(()) => worker.answer(&request, &context.cancel, source),
-                Err(e) => worker.obituary(&e.to_string()),
+                },
             };
-            match answer {
-                Answer::Outcome(outcome) => source.finished(outcome),
-                Answer::Gone(kind, message) => {
+            match worker.run(context, &request, source) {
+                Reply::Outcome(outcome) => source.finished(outcome),
+                Reply::Gone(kind, message) => {
                     let name = worker.name.clone();
                     // Before it is said to be gone, it is: nobody writes any more.
                     process = None;
@@ -270,7 +337,7 @@ impl Executor for Processes {
 
     fn check(&self, context: &RunContext) -> Result<(), ExecutorError> {
         crate::in_reach(context)?;
-        self.start(context, 0).map(drop)
+        self.start(context).map(drop).map_err(|(_, error)| error)
     }
 
     fn run(&self, context: &RunContext, source: &dyn TaskSource) -> Result<(), ExecutorError> {

@@ -1,37 +1,21 @@
-//! Frames between the driver and worker processes: a length, then JSON.
+//! Frames between the driver and a worker process: a length, then JSON. Both ways over one socket, which is the worker's standard input when it starts.
+//!
+//! Standard output is not part of it: what kernels, libraries and `main` print goes to the driver's standard error.
 
+use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-
-use freestone_engine::task::RunAddress;
-
-/// Version of the protocol; both sides must have the same.
-pub(crate) const VERSION: u32 = 2;
-
-/// The first frame, from the driver.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Hello {
-    pub(crate) version: u32,
-    pub(crate) address: RunAddress,
-    pub(crate) name: String,
-}
-
-/// The answer: ready, or why not.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Ready {
-    pub(crate) version: u32,
-    pub(crate) pid: u32,
-    pub(crate) error: Option<String>,
-}
 
 /// Frames are not longer: a request's outcome has some hundred bytes a chunk.
 const MAX_FRAME_BYTES: u32 = 1 << 28;
 
 pub(crate) fn send(to: &mut impl Write, message: &impl Serialize) -> io::Result<()> {
     let body = serde_json::to_vec(message)?;
-    let length = u32::try_from(body.len()).map_err(|_| io::ErrorKind::InvalidData)?;
+    let length = u32::try_from(body.len()).ok().filter(|n| *n <= MAX_FRAME_BYTES).ok_or(io::ErrorKind::InvalidData)?;
     to.write_all(&length.to_le_bytes())?;
     to.write_all(&body)?;
     to.flush()
@@ -46,9 +30,25 @@ pub(crate) fn receive<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<O
     }
     let length = u32::from_le_bytes(length);
     if length > MAX_FRAME_BYTES {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "it answers with something else (does it print to its standard output?)"));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("invalid frame of {length} bytes: expected at most {MAX_FRAME_BYTES}")));
     }
     let mut body = vec![0; length as usize];
     from.read_exact(&mut body)?;
     Ok(Some(serde_json::from_slice(&body)?))
+}
+
+/// Takes the driver's socket from standard input, which is empty from then on: neither kernels nor processes that they start can read requests.
+///
+/// # Errors
+/// Where standard input is no socket, because no driver has started this process.
+pub(crate) fn socket() -> io::Result<UnixStream> {
+    let stdin = io::stdin();
+    // A descriptor beyond those of standard streams, which programs started from here do not inherit.
+    let socket = UnixStream::from(stdin.as_fd().try_clone_to_owned()?);
+    if let Err(error) = socket.peer_addr() {
+        let message = format!("cannot serve as a worker: standard input is not a driver's socket: {error} (hint: worker processes are started by `Processes`)");
+        return Err(io::Error::new(error.kind(), message));
+    }
+    rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
+    Ok(socket)
 }

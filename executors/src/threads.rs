@@ -1,12 +1,10 @@
 //! In this process.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use freestone_engine::executor::{Executor, ExecutorError, Next, TaskSource};
-use freestone_engine::task::FailureKind;
+use freestone_engine::panics;
+use freestone_engine::task::TaskOutcome;
 use freestone_engine::worker::{RunContext, Worker};
-
-use crate::lost;
+use freestone_worker::panicked;
 
 /// One request after the other, on the calling thread.
 #[derive(Clone, Copy, Debug, Default)]
@@ -25,8 +23,8 @@ impl Executor for Serial {
         true
     }
 
-    fn check(&self, _context: &RunContext) -> Result<(), ExecutorError> {
-        Ok(())
+    fn check(&self, context: &RunContext) -> Result<(), ExecutorError> {
+        crate::knows_kernels(context)
     }
 
     fn run(&self, context: &RunContext, source: &dyn TaskSource) -> Result<(), ExecutorError> {
@@ -61,8 +59,8 @@ impl Executor for Threads {
         true
     }
 
-    fn check(&self, _context: &RunContext) -> Result<(), ExecutorError> {
-        Ok(())
+    fn check(&self, context: &RunContext) -> Result<(), ExecutorError> {
+        crate::knows_kernels(context)
     }
 
     fn run(&self, context: &RunContext, source: &dyn TaskSource) -> Result<(), ExecutorError> {
@@ -83,10 +81,12 @@ fn work(context: &RunContext, source: &dyn TaskSource, name: &str) {
         match source.try_next() {
             Next::Run(request) => {
                 // A panic is a defect; it must end the run, not leave others waiting for its outcome.
-                let ran = catch_unwind(AssertUnwindSafe(|| worker.run(&request)));
-                source.finished(
-                    ran.unwrap_or_else(|_| lost(context, request, name.to_owned(), FailureKind::Plan, "the task panicked: please report this".into())),
-                );
+                let ran = panics::caught(|| worker.run(&request)).unwrap_or_else(|panic| {
+                    worker = Worker::new(context.clone(), name.to_owned());
+                    let failure = Some(panicked(context, &request, &panic));
+                    TaskOutcome { request, worker: name.to_owned(), done: Vec::new(), failure, worker_peak_bytes: None }
+                });
+                source.finished(ran);
             }
             Next::Wait => {
                 // Who waits holds nothing: its share of memory is for those who work.

@@ -20,10 +20,7 @@
 //! }
 //! ```
 //!
-//! `environment` answers one invocation after another; `requests` runs those of one.
-
-mod environment;
-mod requests;
+//! The worker itself is `freestone-worker`; here is what Lambda's Runtime API and its environments add.
 
 pub use freestone_allocator::Allocator;
 pub use freestone_engine::kernels::DType;
@@ -31,16 +28,29 @@ pub use freestone_engine::storage::Stores;
 pub use freestone_engine::user::{Block, BlockMut, KernelRegistry, UserKernel};
 pub use lambda_runtime::Error;
 
-use environment::Worker;
+pub use freestone_worker::stores;
+
+use std::time::{Duration, SystemTime};
+
+use freestone_engine::machine;
+use freestone_worker::{Place, Server};
 use lambda_runtime::{LambdaEvent, service_fn};
 use serde_json::Value;
 
-/// Stores, with ways to open all that a worker of this build knows: with the feature `sessions` repositories, too.
-pub fn stores() -> Stores {
-    let stores = Stores::default();
-    #[cfg(feature = "sessions")]
-    let stores = stores.with_opener(freestone_sessions::SCHEME, freestone_sessions::open_store);
-    stores
+/// Lambda gives one CPU for so much memory.
+const BYTES_PER_CPU: u64 = 1769 << 20;
+/// Tasks wait for storage most of the time, so more than one for each CPU are of use; beyond so many, each more would only take its share of memory
+/// that is not in its projection: a stack, and what the allocator keeps for its thread.
+const TASKS_PER_CPU: u64 = 4;
+const FEWEST_TASKS: u64 = 8;
+
+/// This environment.
+fn place() -> std::io::Result<Place> {
+    let mib = std::env::var("AWS_LAMBDA_FUNCTION_MEMORY_SIZE").ok().and_then(|v| v.parse::<u64>().ok());
+    let memory_bytes = mib.map_or_else(machine::memory_bytes, |mib| mib << 20);
+    let max_tasks = (memory_bytes.div_ceil(BYTES_PER_CPU) * TASKS_PER_CPU).max(FEWEST_TASKS);
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/uuid")?.trim().to_owned();
+    Ok(Place { kind: "lambda", id, memory_bytes, max_tasks: u32::try_from(max_tasks).unwrap_or(u32::MAX), is_remote: true })
 }
 
 /// Answers invocations until Lambda ends the process. The worker knows the users' kernels that it is given, and opens stores that the engine does not
@@ -51,11 +61,14 @@ pub fn stores() -> Stores {
 pub fn serve(kernels: KernelRegistry, stores: Stores) -> Result<(), Error> {
     // A backtrace would bring the program's symbols into memory for good.
     std::panic::set_hook(Box::new(|panic| log(&panic.to_string())));
-    let worker = std::sync::Mutex::new(Worker::start(kernels, stores)?);
+    let server = Server::new(place()?, kernels, stores);
     let handler = |event: LambdaEvent<Value>| {
         // One invocation at a time: nothing else is on this thread, so the handler may block it.
-        let answer = worker.lock().unwrap_or_else(std::sync::PoisonError::into_inner).answer(event.payload, event.context.deadline);
-        std::future::ready(Ok::<_, Error>(answer))
+        let answer = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map(|now| {
+            let left = Duration::from_millis(event.context.deadline).saturating_sub(now);
+            server.answer(event.payload, Some(left))
+        });
+        std::future::ready(answer.map_err(|_| Error::from("the clock is before 1970, so there is no deadline to keep to")))
     };
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(lambda_runtime::run(service_fn(handler)))
 }

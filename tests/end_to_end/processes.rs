@@ -8,7 +8,6 @@ use std::sync::Mutex;
 use freestone::engine::driver::RunError;
 use freestone::engine::events::{Event, Observer};
 use freestone::engine::executor::ExecutorError;
-use freestone::engine::task::FailureKind;
 use freestone::{Array, Cancel, Error, ExitCode, Options, Planned, Processes, RunReport, Spec, Target, Threads, WORKER_ARGUMENT};
 
 use crate::support::{BINARY, Place, WINDS_V3, in_memory, names, open_in_memory, processes, tree};
@@ -107,21 +106,6 @@ fn a_killed_worker_is_replaced_and_the_bytes_are_the_same() {
     assert!(report.retries >= 1, "{report:?}");
     assert!(seen.into_inner().unwrap().len() >= 3, "another process took over");
     assert!(tree(&expect) == tree(&found));
-}
-
-/// The worker gets its first frame, and then the end of its input: it says that it is ready, and is gone.
-#[test]
-fn a_worker_that_always_dies_ends_the_run() {
-    let place = Place::new();
-    let length = place.at("length");
-    let script = format!("head -c 4 >{length}; n=$(od -An -tu4 {length}); {{ cat {length}; head -c $n; }} | {BINARY} {WORKER_ARGUMENT}");
-    let executor = Processes::new(1, "sh", ["-c".to_owned(), script]);
-    let error = run(&many_tasks(&place.at("out"), &place.spec()), &place.spec(), &executor, &Workers(|_: &str| {}), &Cancel::default()).unwrap_err();
-    let lost =
-        |e: &Error| matches!(e, Error::Run(e) if matches!(e.cause(), RunError::Task { failure, attempts: 2, .. } if failure.kind == FailureKind::Crashed));
-    assert!(lost(&error), "{error:?}");
-    assert_eq!(error.exit_code(), ExitCode::Failed, "{error}");
-    assert!(tree(place.at("out")).is_empty());
 }
 
 #[track_caller]

@@ -154,7 +154,7 @@ fn a_worker_without_the_kernel_is_found_before_the_first_task() {
     let out = place.at("out.zarr");
     let planned = freestone::plan(&[Target::array(&y, &out)], &place.spec()).unwrap();
     let Err(error) = freestone::run(&planned, &place.spec(), &processes(1)) else { panic!("a worker had a kernel that nobody gave it") };
-    assert!(error.to_string().contains("does not know the kernel `scaled`: register it"), "{error}");
+    assert!(error.to_string().contains("does not know the kernel `scaled` (hint:"), "{error}");
     assert!(matches!(error, Error::Run(_)));
     assert!(!std::path::Path::new(&out).exists());
 }

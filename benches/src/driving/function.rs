@@ -12,11 +12,12 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use freestone::LambdaExecutor;
-use freestone::engine::remote::{self, Call, Environment, Invocation};
+use freestone::engine::remote;
 use freestone::engine::storage::Stores;
 use freestone::engine::user::KernelRegistry;
 use freestone::engine::worker::RunContext;
 use freestone_lambda_emulator::Answering;
+use freestone_worker::{Answer, Call, Environment, Invocation, fetch};
 
 use super::{SLOTS, TASK_MICROS, WARM_MICROS};
 use crate::{Failure, process};
@@ -73,7 +74,7 @@ pub(crate) fn answer() -> Result<(), Failure> {
 fn context(plan: &Mutex<Option<RunContext>>, invocation: &Invocation) -> Option<RunContext> {
     let mut plan = plan.lock().unwrap_or_else(PoisonError::into_inner);
     if plan.as_ref().is_none_or(|p| p.address != invocation.address) {
-        *plan = remote::fetch(&invocation.address, &Stores::default(), &KernelRegistry::new()).ok();
+        *plan = fetch(&invocation.address, &Stores::default(), &KernelRegistry::new()).ok();
     }
     plan.clone()
 }
@@ -85,7 +86,7 @@ fn answer_to(invocation: &Invocation, context: &RunContext, n: u64) -> Option<(V
     let requests = match &invocation.call {
         Call::Probe => {
             let slots = vec![1; context.plan.plan().stages.len()];
-            let ready = remote::Answer::Ready { environment, slots, remaining_ms: 900_000 };
+            let ready = Answer::Ready { environment, slots, remaining_ms: Some(900_000) };
             return Some((serde_json::to_vec(&ready).ok()?, warm));
         }
         Call::Run(requests) => requests,
@@ -95,11 +96,12 @@ fn answer_to(invocation: &Invocation, context: &RunContext, n: u64) -> Option<(V
     let outcomes: Vec<_> = requests.iter().map(|r| super::answer(context, r.clone(), TASK_MICROS * 1000)).collect();
     if n % PER_LOST == PER_LOST - 1 {
         let work = context.stores.open(&invocation.address.work_dir).ok()?;
-        outcomes.iter().try_for_each(|o| remote::write_record(&*work, &invocation.address.folder, &invocation.client, o).map(|_| ())).ok()?;
+        let client = invocation.client.as_ref()?;
+        outcomes.iter().try_for_each(|o| remote::write_record(&*work, &invocation.address.folder, client, o).map(|_| ())).ok()?;
         return None;
     }
     let wall_ms = work.as_millis() as u64;
-    let done = remote::Answer::Done { environment, outcomes, recorded: Vec::new(), not_started: Vec::new(), wall_ms };
+    let done = Answer::Done { environment, outcomes, recorded: Vec::new(), not_started: Vec::new(), wall_ms };
     Some((serde_json::to_vec(&done).ok()?, warm + work))
 }
 

@@ -53,6 +53,7 @@ pub(crate) fn run(report: &RunReport, measured: Option<&Cost>, projected: Option
         "kept_mem": report.kept_bytes,
         "peak_mem": report.peak_rss_bytes,
         "worker_peak_mem": report.worker_peak_bytes,
+        "warnings": report.memory_excess.iter().map(ToString::to_string).collect::<Vec<_>>(),
     });
     if let Some(invoked) = report.invoked {
         took["invoked"] = json!(invoked);

@@ -1,7 +1,13 @@
 use std::fs;
 
+<<<<<<< HEAD:cli/src/history/tests.rs
 use freestone::engine::plan::StageId;
 use freestone::engine::task::FailureKind;
+=======
+use freestone_engine::events::MemoryExcess;
+use freestone_engine::plan::StageId;
+use freestone_engine::task::FailureKind;
+>>>>>>> worker:src/history/tests.rs
 use serde_json::{Value, json};
 
 use super::*;
@@ -25,6 +31,9 @@ fn tell_all(history: &History) {
     history.on(&Event::Outcome { outcome: &failed, counted: 0 });
     history.on(&Event::Retried { failure: &lost, attempt: 1, delay: Duration::from_millis(250) });
     history.on(&Event::Recomputed { stage: StageId(0), tasks: 3, why: "chunk 1 is gone" });
+    let (stage, worker) = ("copy-000".into(), "w2".into());
+    let excess = MemoryExcess { stage, kernel: Some("hog".into()), worker, measured_bytes: 792, projected_bytes: 34 };
+    history.on(&Event::MemoryExceeded(&excess));
     history.on(&Event::StageEnded { stage: StageId(0) });
 }
 
@@ -38,7 +47,7 @@ fn every_event_is_a_line() {
     // Written when the run ends, not when the history is dropped.
     let mut lines = lines(&file);
     let names: Vec<&str> = lines.iter().map(|l| l["event"].as_str().unwrap()).collect();
-    assert_eq!(names, ["run", "stage", "taken", "outcome", "taken", "outcome", "retry", "recompute", "stage_end", "end"]);
+    assert_eq!(names, ["run", "stage", "taken", "outcome", "taken", "outcome", "retry", "recompute", "memory", "stage_end", "end"]);
     let times: Vec<u64> = lines.iter().map(|l| l["t"].as_u64().unwrap()).collect();
     assert!(times.is_sorted(), "{times:?}");
 
@@ -73,9 +82,10 @@ fn every_event_is_a_line() {
         ),
         (6, json!({"event": "retry", "stage": "copy-000", "kind": "worker lost", "task": 22, "message": "<gone>\n", "attempt": 1, "delay_us": 250_000})),
         (7, json!({"event": "recompute", "stage": 0, "tasks": 3, "why": "chunk 1 is gone"})),
-        (8, json!({"event": "stage_end", "stage": 0})),
+        (8, json!({"event": "memory", "stage": "copy-000", "kernel": "hog", "worker": "w2", "measured_mem": 792, "projected_mem": 34})),
+        (9, json!({"event": "stage_end", "stage": 0})),
         (
-            9,
+            10,
             json!({"event": "end", "result": "done", "error": null, "cpu_us": 3000, "retries": 1, "peak_mem": 123, "kept_mem": 0,
             "bytes_read": 0, "reads": 0, "bytes_written": 0, "writes": 0}),
         ),

@@ -113,6 +113,7 @@ pub(super) struct Slow {
 pub(super) enum Sort {
     Failure,
     Recompute,
+    Memory,
 }
 
 /// Things of one kind.
@@ -217,6 +218,10 @@ impl Record {
                 }
                 let trouble = self.trouble(Sort::Recompute, "computed again", now, || (format!("stage {name}"), cut(why)));
                 trouble.count += tasks;
+            }
+            Event::MemoryExceeded(excess) => {
+                let place = || (format!("stage {}, on {}", excess.stage, excess.worker), cut(&excess.to_string()));
+                self.trouble(Sort::Memory, "memory exceeded", now, place).count += 1;
             }
             Event::RunStarted(_) | Event::StageStarted { .. } | Event::StageEnded { .. } | Event::RunEnded(_) => {}
         }

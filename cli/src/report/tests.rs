@@ -1,7 +1,14 @@
+<<<<<<< HEAD:cli/src/report/tests.rs
 use freestone::engine::driver::RunError;
 use freestone::engine::events::{RunReport, RunStart};
 use freestone::engine::plan::StageId;
 use freestone::engine::task::{FailureKind, TaskOutcome, TaskRequest};
+=======
+use freestone_engine::driver::RunError;
+use freestone_engine::events::{MemoryExcess, RunReport, RunStart};
+use freestone_engine::plan::StageId;
+use freestone_engine::task::{FailureKind, TaskOutcome, TaskRequest};
+>>>>>>> worker:src/report/tests.rs
 
 use super::*;
 use crate::spans::tests::{failure, outcome, planned, request, spec, started};
@@ -120,10 +127,14 @@ fn names_and_messages_cannot_be_markup() {
     let lost = failure(FailureKind::Kernel, evil, 3);
     record.at(10, &Event::Outcome { outcome: &TaskOutcome { failure: Some(lost), ..outcome(request(1, 0, 0, 3), evil, 5, 0) }, counted: 3 });
     record.at(10, &Event::Recomputed { stage: StageId(0), tasks: 2, why: evil });
+    let [stage, worker] = [evil.to_owned(), evil.to_owned()];
+    let excess = MemoryExcess { stage, kernel: Some(evil.into()), worker, measured_bytes: 792_000_000, projected_bytes: 34_000_000 };
+    record.at(11, &Event::MemoryExceeded(&excess));
     let html = page_of(&mut record, Err(&RunError::Receipts(evil.into())));
     check_html(&html);
     assert!(html.contains("&lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt;&amp;&#39;\u{fffd}"));
     assert!(!html.contains("alert(\""));
+    assert!(html.contains("memory exceeded") && html.contains("792.0 MB measured, 34.0 MB projected"));
 }
 
 #[test]

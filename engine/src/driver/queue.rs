@@ -16,10 +16,11 @@ use std::time::{Duration, Instant};
 use super::attempts::{Attempts, Policy};
 use super::durations::Durations;
 use super::{Before, Kept, Run, RunError};
-use crate::events::{Event, StageReport};
+use crate::events::{Event, MemoryExcess, StageReport};
 use crate::executor::{Next, TaskSource};
 use crate::finished::Finished;
 use crate::journal::Journal;
+use crate::machine;
 use crate::plan::reads::{TaskRange, writers};
 use crate::plan::{ArrayId, FinalizedPlan, LocalMemory, Stage, StageId};
 use crate::storage::{StorageError, Store};
@@ -54,6 +55,8 @@ pub(super) struct Queue<'a> {
     /// For each array, who writes it.
     writers: Vec<Option<(StageId, usize)>>,
     kept: Kept,
+    /// Bytes that a process that runs tasks is projected to hold, and those that it is not to be measured beyond.
+    memory: Option<[u64; 2]>,
     /// Ends what is under way: because the run is cancelled, or because it has failed.
     stop: Cancel,
     state: Mutex<State>,
@@ -76,6 +79,7 @@ pub(super) struct State {
     /// Intermediates that nobody reads any more, to be removed once the journal says so.
     removing: Vec<ArrayId>,
     pub(super) worker_peak_bytes: Option<u64>,
+    pub(super) memory_excess: Option<MemoryExcess>,
     pub(super) error: Option<RunError>,
 }
 
@@ -125,6 +129,7 @@ struct Told {
     /// Finished tasks of stages that are run once more.
     recomputed: BTreeMap<StageId, u64>,
     ended: bool,
+    memory_excess: Option<MemoryExcess>,
 }
 
 /// A request in a window.
@@ -168,6 +173,7 @@ impl<'a> Queue<'a> {
             receipts: before.receipts,
             removing: Vec::new(),
             worker_peak_bytes: None,
+            memory_excess: None,
             error: None,
         };
         let kept = Kept::of(plan, run.session);
@@ -181,10 +187,51 @@ impl<'a> Queue<'a> {
             folder,
             writers,
             kept,
+            memory: None,
             stop,
             state: Mutex::new(state),
             changed: Condvar::new(),
         }
+    }
+
+    /// Watches the memory of processes that run tasks, which are projected to hold so many bytes. Machines far away are left to themselves.
+    pub(super) fn watch_memory(&mut self, projected: u64) {
+        if self.run.executor.is_remote() {
+            return;
+        }
+        let more = if self.run.executor.shares_process() {
+            // What the program held before beyond what is reserved for it is not the run's, and an earlier peak tells nothing of this run.
+            let held = machine::rss_bytes().saturating_sub(self.plan.plan().reserved_mem);
+            held.max(machine::peak_rss_bytes().saturating_sub(projected))
+        } else {
+            0
+        };
+        self.memory = Some([projected, projected.saturating_add(more)]);
+    }
+
+    /// Takes note of an outcome's worker that holds more than was projected; true if it is the first.
+    fn exceeded(&self, state: &mut State, outcome: &TaskOutcome, measured: u64) -> bool {
+        let Some([projected, limit]) = self.memory else { return false };
+        if measured <= limit {
+            return false;
+        }
+        if let Some(excess) = &mut state.memory_excess {
+            excess.measured_bytes = excess.measured_bytes.max(measured);
+            return false;
+        }
+        let stages = &self.plan.plan().stages;
+        // Where tasks share a process, any that runs now may have taken it: most likely one of a kernel that allocates by itself.
+        let others = if self.local.shared { state.flights.values().map(|f| f.request.stage).collect() } else { Vec::new() };
+        let all = || std::iter::once(outcome.request.stage).chain(others.iter().copied()).filter_map(|id| stages.get(id.0));
+        let Some(stage) = all().find(|s| s.kernel.user_kernel().is_some()).or_else(|| all().next()) else { return false };
+        state.memory_excess = Some(MemoryExcess {
+            stage: stage.name.clone(),
+            kernel: stage.kernel.user_kernel().map(str::to_owned),
+            worker: outcome.worker.clone(),
+            measured_bytes: measured,
+            projected_bytes: projected,
+        });
+        true
     }
 
     /// True if every task is finished, and nothing went wrong.
@@ -343,12 +390,16 @@ impl TaskSource for Queue<'_> {
         }
         let mut told = Told::default();
         let mut superseded = Vec::new();
+        let measured = outcome.worker_peak_bytes.unwrap_or_else(|| if self.local.shared { machine::peak_rss_bytes() } else { 0 });
         {
             let mut state = self.lock();
             // Nobody knows of it, or it was given back before.
             let Some(flight) = state.flights.remove(&outcome.request.id) else { return };
             state.in_flight_bytes -= self.bytes(id);
             state.worker_peak_bytes = state.worker_peak_bytes.max(outcome.worker_peak_bytes);
+            if self.exceeded(&mut state, &outcome, measured) {
+                told.memory_excess = state.memory_excess.clone();
+            }
             match checked {
                 Err(error) => self.fail_in(&mut state, error),
                 Ok(()) => self.count(&mut state, &outcome, &flight, &mut told),
@@ -366,6 +417,9 @@ impl TaskSource for Queue<'_> {
         self.remove(&superseded);
         self.changed.notify_all();
         self.tell(&Event::Outcome { outcome: &outcome, counted: told.counted });
+        if let Some(excess) = &told.memory_excess {
+            self.tell(&Event::MemoryExceeded(excess));
+        }
         if let (Some(failure), Some((attempt, delay))) = (&outcome.failure, told.retried) {
             self.tell(&Event::Retried { failure, attempt, delay });
         }

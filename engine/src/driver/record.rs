@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::RunError;
 use crate::finished::Finished;
 use crate::journal::Journal;
-use crate::plan::{FinalizedPlan, Place};
+use crate::plan::{FinalizedPlan, Place, PlanError};
 use crate::storage::{Lock, StorageError, Store, Stores, is_in_memory, read_small};
 use crate::task::RunAddress;
 use crate::worker::MAX_PLAN_BYTES;
@@ -84,7 +84,10 @@ impl StoredRun {
         if record.format != RECORD_FORMAT {
             return Err(no_run(&format!("it was begun by another version of this engine, with format {} instead of {RECORD_FORMAT}", record.format)));
         }
-        let plan = FinalizedPlan::from_bytes(&get("plan.json", MAX_PLAN_BYTES)?).map_err(|e| no_run(&format!("its plan.json cannot be used: {e}")))?;
+        let plan = FinalizedPlan::from_bytes(&get("plan.json", MAX_PLAN_BYTES)?).map_err(|error| match error {
+            PlanError::Engine { found } => RunError::OtherEngine { run: address.path(), found },
+            error => no_run(&format!("its plan.json cannot be used: {error}")),
+        })?;
         if !address.is_of(&plan) {
             return Err(no_run("its plan.json is not what it was when the run began"));
         }
@@ -121,7 +124,7 @@ impl RunAddress {
     }
 
     /// True if the folder is one of a run of this plan: its name begins with the hash of the plan.
-    pub(crate) fn is_of(&self, plan: &FinalizedPlan) -> bool {
+    pub fn is_of(&self, plan: &FinalizedPlan) -> bool {
         self.folder.split('-').next() == Some(plan.run_id().to_string().as_str())
     }
 

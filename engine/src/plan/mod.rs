@@ -47,6 +47,9 @@ pub(crate) use traffic::MAX_PARTS;
 /// Version of the plan's format. A plan of another version is refused.
 pub const FORMAT: u32 = 3;
 
+/// Version of the engine. A plan of another version is refused: stages and their memory follow from the engine.
+pub const ENGINE: &str = env!("CARGO_PKG_VERSION");
+
 /// A worker keeps no more decoded chunks of an array than this.
 pub(crate) const MAX_KEPT: u64 = 4096;
 
@@ -224,6 +227,8 @@ pub enum PlanError {
     Malformed(String),
     #[error("the plan has format {found}, this program reads format {FORMAT}: make the plan again with this version")]
     Format { found: u32 },
+    #[error("the plan was made by Freestone {found}, this program is Freestone {ENGINE} (hint: use version {found}, or make the plan again with this one)")]
+    Engine { found: String },
     #[error("`{array}`: {error}")]
     Codec { array: String, error: CodecError },
     #[error("{0}")]
@@ -358,8 +363,25 @@ impl FinalizedPlan {
     /// # Errors
     /// As [`Plan::finalize`].
     pub fn from_bytes(bytes: &[u8]) -> Result<FinalizedPlan, PlanError> {
-        serde_json::from_slice::<Plan>(bytes).map_err(|e| PlanError::Malformed(e.to_string()))?.finalize()
+        // A plan of another version may have other fields, so versions are looked at before those are missed.
+        let parsed = serde_json::from_slice::<Plan>(bytes);
+        let versions = match &parsed {
+            Ok(plan) => Some(Versions { format: plan.format, engine: plan.engine.clone() }),
+            Err(_) => serde_json::from_slice(bytes).ok(),
+        };
+        match versions {
+            Some(Versions { format, .. }) if format != FORMAT => Err(PlanError::Format { found: format }),
+            Some(Versions { engine, .. }) if engine != ENGINE => Err(PlanError::Engine { found: engine }),
+            _ => parsed.map_err(|e| PlanError::Malformed(e.to_string()))?.finalize(),
+        }
     }
+}
+
+/// What says of a plan's text whether this engine can read it.
+#[derive(Deserialize)]
+struct Versions {
+    format: u32,
+    engine: String,
 }
 
 /// A size in words, or in bytes where words would not tell it from another.

@@ -46,6 +46,11 @@ macro_rules! stage_kinds {
         }
 
         impl Kernel {
+            /// The name of the user's kernel, if it is one.
+            pub fn user_kernel(&self) -> Option<&str> {
+                self.kind().user_kernel()
+            }
+
             /// The one dispatch over kinds.
             pub(crate) fn kind(&self) -> &dyn StageKind {
                 match self {
@@ -150,6 +155,11 @@ pub(crate) trait StageKind: fmt::Debug {
     /// Checks that a worker's program has what [`compile`](StageKind::compile) needs.
     fn resolve(&self, _kernels: &KernelRegistry) -> Result<(), String> {
         Ok(())
+    }
+
+    /// The name of the user's kernel, if it is one.
+    fn user_kernel(&self) -> Option<&str> {
+        None
     }
 
     /// True if tasks fold along an axis of the iteration space, which the result does not have.

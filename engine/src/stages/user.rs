@@ -1,6 +1,5 @@
 //! Users' kernels on whole blocks: task `i` computes block `i` of the output.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use freestone_kernels::{DType, Expr};
@@ -10,6 +9,7 @@ use serde_json::Value;
 use super::{AnyDraft, Compiled, DraftKind, Kernel, StageKind, StageOp};
 use crate::graph::{NodeRef, Op};
 use crate::grid::{AxisGrid, ChunkGrid, Region};
+use crate::panics;
 use crate::plan::explain::listed;
 use crate::plan::inline::as_read;
 use crate::plan::layout::{Builder, TASK_OVERHEAD_BYTES, TOO_LARGE, holding};
@@ -105,6 +105,10 @@ impl StageKind for User {
         kernels.resolve(&self.name, self.version, &self.parameters).map(|_| ())
     }
 
+    fn user_kernel(&self) -> Option<&str> {
+        Some(&self.name)
+    }
+
     fn writes_one_object(&self) -> bool {
         true
     }
@@ -177,8 +181,8 @@ impl CompiledUser {
         let mut output = BlockMut { dtype: *dtype, start: region.start, shape, bytes: &mut block.bytes_mut()[..n] };
         // A panic is the kernel's failure, not that of who runs it.
         let scratch_part = &mut scratch.bytes_mut()[..*scratch_bytes as usize];
-        let applied = catch_unwind(AssertUnwindSafe(|| self.code.apply(&inputs, &mut output, scratch_part)));
-        let applied = applied.unwrap_or_else(|_| Err("it panicked".into()));
+        let applied = panics::caught(|| self.code.apply(&inputs, &mut output, scratch_part));
+        let applied = applied.unwrap_or_else(|panic| Err(format!("it panicked: {panic}")));
         task.desk.arena.recycle(scratch);
         applied.map_err(|e| (FailureKind::Kernel, format!("kernel `{name}`: {e}")))?;
         task.blocks[0] = Some(block);

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use freestone_engine::remote::Invocation;
 use freestone_engine::storage::aws;
+use freestone_worker::Invocation;
 use object_store::aws::{AwsAuthorizer, AwsCredentialProvider};
 use object_store::client::{HttpClient, HttpConnector, HttpErrorKind, HttpRequest, HttpRequestBody, ReqwestConnector};
 use object_store::{ClientOptions, HeaderValue};
@@ -58,8 +58,10 @@ impl Client {
             Ok(credential) => credential,
             Err(error) => return refused(sources(&error), true),
         };
-        // Plain data always has a JSON.
-        let mut request = HttpRequest::new(HttpRequestBody::from(serde_json::to_vec(invocation).unwrap_or_default()));
+        let mut request = match serde_json::to_vec(invocation) {
+            Ok(body) => HttpRequest::new(HttpRequestBody::from(body)),
+            Err(error) => return refused(format!("internal error: an invocation has no JSON: {error} (hint: please report this defect)"), false),
+        };
         match (self.url.parse(), "POST".parse()) {
             (Ok(url), Ok(post)) => (*request.uri_mut(), *request.method_mut()) = (url, post),
             _ => return refused(format!("{} is no URL", self.url), false),

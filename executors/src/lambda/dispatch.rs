@@ -10,10 +10,11 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant, SystemTime};
 
 use freestone_engine::executor::{ExecutorError, Invoked, Next, TaskSource};
-use freestone_engine::remote::{self, Answer, Call, Environment, Invocation, RefusalKind};
+use freestone_engine::remote::{self, RefusalKind};
 use freestone_engine::storage::Store;
 use freestone_engine::task::{FailureKind, RunAddress, TaskOutcome, TaskRequest};
 use freestone_engine::worker::RunContext;
+use freestone_worker::{Answer, Call, Environment, Invocation};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::batch::Pace;
@@ -44,14 +45,14 @@ pub(super) const LOOKS: usize = 32;
 /// Asks the function whether it can run the plan.
 pub(super) fn probe(of: &LambdaExecutor, context: &RunContext) -> Result<Probed, ExecutorError> {
     let (runtime, client) = of.client(of.function_timeout)?;
-    let invocation = Invocation::new(context.address.clone(), client_name(), Call::Probe);
+    let invocation = Invocation::new(context.address.clone(), client_name(of)?, Call::Probe);
     let (start, mut pause, mut failures) = (Instant::now(), PAUSE, 0);
     loop {
         let (reply, _) = runtime.block_on(client.invoke(&invocation));
         let why = match reply {
             Reply::Answer(answer) => match *answer {
                 Answer::Ready { environment, slots, remaining_ms } => {
-                    let time = Duration::from_millis(remaining_ms);
+                    let time = remaining_ms.map_or(of.function_timeout, Duration::from_millis);
                     return Ok(Probed { folder: context.address.folder.clone(), environment, slots, time });
                 }
                 Answer::Refused { refusal, .. } if refusal.kind != RefusalKind::Storage => {
@@ -85,9 +86,10 @@ fn starved(why: &str) -> String {
 }
 
 /// Names this process, and no other that ever drives the run.
-fn client_name() -> String {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    format!("{:x}-{}", now.as_nanos(), std::process::id())
+fn client_name(of: &LambdaExecutor) -> Result<String, ExecutorError> {
+    // Without the time it might be the name of another, whose records would be taken for this one's.
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_err(|_| of.unavailable("this machine's clock is before 1970: set it"))?;
+    Ok(format!("{:x}-{}", now.as_nanos(), std::process::id()))
 }
 
 /// Runs until the source stops, and says what that took.
@@ -95,7 +97,7 @@ pub(super) fn run(of: &LambdaExecutor, probed: Option<Probed>, context: &RunCont
     let time = probed.as_ref().map_or(of.function_timeout, |p| p.time);
     let opened = of.client(time).and_then(|(runtime, client)| {
         let work = context.stores.open(&context.address.work_dir).map_err(|e| of.unavailable(e.to_string()))?;
-        Ok((runtime, Remote { client, work, address: context.address.clone(), name: client_name(), time, looks: Semaphore::new(LOOKS) }))
+        Ok((runtime, Remote { client, work, address: context.address.clone(), name: client_name(of)?, time, looks: Semaphore::new(LOOKS) }))
     });
     let (runtime, remote) = match opened {
         Ok(opened) => opened,
@@ -328,7 +330,11 @@ impl Dispatch<'_> {
 
     fn settle(&mut self, settled: Settled) {
         let Settled { call, how, outcomes, not_started, left, recovered, environment, wall_ms, .. } = settled;
-        let Some(UnderWay { owed, refused, made, .. }) = self.calls.remove(&call) else { return };
+        let Some(UnderWay { owed, refused, made, .. }) = self.calls.remove(&call) else {
+            debug_assert!(false, "an invocation settles once");
+            let error = self.of.unavailable(format!("internal error: invocation {call} has settled twice (hint: please report this defect)"));
+            return self.give_up(FailureKind::Internal, error);
+        };
         let mut owed: HashMap<u64, TaskRequest> = owed.into_iter().map(|r| (r.id, r)).collect();
         let now = Instant::now();
         match &how {
@@ -525,6 +531,7 @@ impl Remote {
         // Threads are left for others while these wait.
         let _turn = self.looks.acquire().await;
         let (remote, left) = (Arc::clone(self), std::mem::take(&mut settled.left));
+        let asked = left.clone();
         let looked = tokio::task::spawn_blocking(move || {
             let look = |request: TaskRequest| {
                 // One that cannot be read now is none.
@@ -539,7 +546,8 @@ impl Remote {
             left.into_iter().map(look).collect::<Vec<_>>()
         });
         let before = settled.outcomes.len();
-        for found in looked.await.unwrap_or_default() {
+        // Where the look itself breaks off, nothing is known of any of them.
+        for found in looked.await.unwrap_or_else(|_| asked.into_iter().map(Err).collect()) {
             match found {
                 Ok(outcome) => settled.outcomes.push(outcome),
                 Err(request) => settled.left.push(request),

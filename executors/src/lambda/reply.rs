@@ -1,7 +1,7 @@
 //! What a reply of the Invoke API means.
 
-use freestone_engine::remote::Answer;
 use freestone_engine::task::FailureKind;
+use freestone_worker::Answer;
 use serde::Deserialize;
 
 /// Status, the headers that matter, and body of a reply.

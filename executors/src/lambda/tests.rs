@@ -7,11 +7,12 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use freestone_engine::remote::{Answer, Call, Invocation, Refusal, RefusalKind, write_record};
+use freestone_engine::remote::{Refusal, RefusalKind, write_record};
 use freestone_engine::storage::Stores;
 use freestone_engine::task::{FailureKind, TaskFailure, TaskOutcome, TaskRequest};
 use freestone_engine::user::KernelRegistry;
 use freestone_engine::worker::Worker;
+use freestone_worker::{Answer, Call, Invocation};
 
 use super::*;
 use crate::conformance::{self, Recording};
@@ -171,7 +172,7 @@ impl Shared {
         }
         let Call::Run(requests) = &invocation.call else {
             let remaining_ms = if let Fate::Brief(ms) = fate { ms } else { 20_000 };
-            return answer(&Answer::Ready { environment, slots: vec![1], remaining_ms });
+            return answer(&Answer::Ready { environment, slots: vec![1], remaining_ms: Some(remaining_ms) });
         };
         if fate == Fate::StorageThrottled {
             let slow_down = |request: &TaskRequest| {
@@ -215,14 +216,14 @@ impl Shared {
 
 /// Runs requests as a worker does, records included; only the first task of the first if it is to be a part.
 fn run(invocation: &Invocation, requests: &[TaskRequest], is_part: bool) -> Vec<TaskOutcome> {
-    let context = freestone_engine::remote::fetch(&invocation.address, &Stores::default(), &KernelRegistry::new()).unwrap();
+    let context = freestone_worker::fetch(&invocation.address, &Stores::default(), &KernelRegistry::new()).unwrap();
     let work = context.stores.open(&invocation.address.work_dir).unwrap();
     let mut worker = Worker::new(context, "fake".into());
     let one = |(i, request): (usize, &TaskRequest)| {
         let count = if is_part && i == 0 { 1 } else { request.count };
         let mut outcome = worker.run(&TaskRequest { count, ..request.clone() });
         outcome.request = request.clone();
-        write_record(&*work, &invocation.address.folder, &invocation.client, &outcome).unwrap();
+        write_record(&*work, &invocation.address.folder, invocation.client.as_deref().unwrap(), &outcome).unwrap();
         outcome
     };
     requests.iter().enumerate().map(one).collect()
@@ -443,8 +444,9 @@ fn a_cancelled_run_ends_soon() {
 
 /// Not a test: what the one below runs, with an `aws` of its own on its path.
 #[test]
+#[ignore = "not a test: started by another one"]
 fn the_client_with_a_profile() {
-    let Ok(url) = std::env::var("FREESTONE_TEST_PROFILE") else { return };
+    let url = std::env::var("FREESTONE_TEST_PROFILE").expect("it is started by another test");
     let folder = folder();
     LambdaExecutor::new("f", "eu-central-1").endpoint(&url).check(&conformance::context(folder.path())).unwrap();
 }
@@ -457,7 +459,7 @@ fn a_profile_signs_invocations() {
     std::fs::write(&aws, "#!/bin/sh\necho '{\"AccessKeyId\": \"key\", \"SecretAccessKey\": \"secret\", \"SessionToken\": \"t\"}'\n").unwrap();
     std::fs::set_permissions(&aws, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let mut command = std::process::Command::new(std::env::current_exe().unwrap());
-    command.args(["lambda::tests::the_client_with_a_profile", "--exact"]).env("FREESTONE_TEST_PROFILE", &fake.url);
+    command.args(["lambda::tests::the_client_with_a_profile", "--exact", "--ignored"]).env("FREESTONE_TEST_PROFILE", &fake.url);
     command.env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_SECRET_ACCESS_KEY").env("PATH", format!("{}:/usr/bin:/bin", folder.path().display()));
     // The other side looks at whose key has signed.
     let output = command.output().unwrap();

@@ -10,7 +10,7 @@ use freestone_engine::driver::{self, Run, RunError};
 use freestone_engine::events::RunReport;
 use freestone_engine::executor::{Executor, ExecutorError};
 use freestone_engine::plan::lower::{kernels_of, lower, stores_of};
-use freestone_engine::remote::{Call, Invocation, RefusalKind};
+use freestone_engine::remote::RefusalKind;
 use freestone_engine::session::PlainZarr;
 use freestone_engine::spec::Spec;
 use freestone_engine::storage::Stores;
@@ -21,6 +21,7 @@ use freestone_lambda::DType;
 use freestone_lambda_emulator::{Cap, Emulator, Faults, Rate, StoreFaults, StoreProxy};
 use freestone_ops::io::{Target, open_in, outputs};
 use freestone_sessions::{Format, MAIN, Repository};
+use freestone_worker::{Call, Invocation};
 
 use crate::anywhere;
 use crate::support::{Odd, Place, kernels, odd, own, plan, run, stock, through, tree, written};
@@ -236,7 +237,7 @@ fn lambda_a_run_survives_what_goes_wrong_with_storage_too() {
     let proxy = StoreProxy::start(store.trim_start_matches("http://").parse().unwrap(), faults).unwrap();
     // Another process, which finds the proxy where others find the store.
     let client = Command::new(std::env::current_exe().unwrap())
-        .args(["client::the_client_of_a_faulty_store", "--exact", "--nocapture"])
+        .args(["client::the_client_of_a_faulty_store", "--exact", "--ignored", "--nocapture"])
         .env("AWS_ENDPOINT", proxy.url())
         .env("FREESTONE_TEST_FAULTY", "yes")
         .output()
@@ -255,10 +256,9 @@ fn lambda_a_run_survives_what_goes_wrong_with_storage_too() {
 
 /// Not a test: what the one above runs with a proxy in place of its object store.
 #[test]
+#[ignore = "not a test: started by another one"]
 fn the_client_of_a_faulty_store() {
-    if std::env::var_os("FREESTONE_TEST_FAULTY").is_none() {
-        return;
-    }
+    assert!(std::env::var_os("FREESTONE_TEST_FAULTY").is_some(), "it is started by another test");
     const N: u64 = 2000;
     let place = Place::new();
     let root = format!("{}/chaos-{}", std::env::var("FREESTONE_S3").unwrap(), std::process::id());
@@ -295,8 +295,9 @@ fn a_run_is_one_commit() {
 
 /// Not a test: the client that the test below kills.
 #[test]
+#[ignore = "not a test: started by another one"]
 fn the_client_itself() {
-    let Ok(setup) = std::env::var("FREESTONE_TEST_CLIENT") else { return };
+    let setup = std::env::var("FREESTONE_TEST_CLIENT").expect("it is started by another test");
     let [url, root] = setup.split(' ').collect::<Vec<_>>()[..] else { panic!("{setup}") };
     let at = |name: &str| format!("{root}/{name}");
     let kernel = Odd { sleep_ms: 20, log: Some(at("log")), ..Odd::default() };
@@ -355,7 +356,7 @@ fn a_client_that_was_killed_goes_on() {
     });
     let setup = format!("{} {}", emulator.url(), place.0.path().display());
     let mut client = Command::new(std::env::current_exe().unwrap())
-        .args(["client::the_client_itself", "--exact", "--nocapture"])
+        .args(["client::the_client_itself", "--exact", "--ignored", "--nocapture"])
         .env("FREESTONE_TEST_CLIENT", setup)
         .stdout(Stdio::null())
         .spawn()

@@ -7,12 +7,12 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use freestone_engine::remote::{Call, Invocation};
 use freestone_engine::task::RunAddress;
 use freestone_executors::conformance;
 use freestone_lambda::DType;
 use freestone_ops::io::Target;
 use freestone_ops::random_normal;
+use freestone_worker::{Call, Invocation};
 use serde_json::{Value, json};
 use std::time::Duration;
 

@@ -11,62 +11,28 @@ use freestone_engine::events::RunReport;
 use freestone_engine::executor::{Executor, ExecutorError, Next, TaskSource};
 use freestone_engine::plan::lower::{kernels_of, lower, stores_of};
 use freestone_engine::plan::{FinalizedPlan, StageId};
-use freestone_engine::remote::{Answer, Call, Invocation, read_record};
+use freestone_engine::remote::read_record;
 use freestone_engine::session::PlainZarr;
 use freestone_engine::spec::{Settings, Spec};
 use freestone_engine::storage::Stores;
 use freestone_engine::task::{FailureKind, RunAddress, TaskFailure, TaskOutcome, TaskRequest};
 use freestone_engine::user::KernelRegistry;
 use freestone_engine::worker::{Cancel, RunContext};
-use freestone_lambda::{Block, BlockMut, UserKernel};
 use freestone_lambda_emulator::{Config, Emulator};
 use freestone_ops::io::{Target, outputs};
 use freestone_ops::{Array, BlocksOut, map_blocks};
-use serde::{Deserialize, Serialize};
+use freestone_worker::{Answer, Call, Invocation};
 use tempfile::TempDir;
+
+pub(crate) use crate::odd::Odd;
 
 /// The stock worker.
 pub(crate) const BOOTSTRAP: &str = env!("CARGO_BIN_EXE_bootstrap");
 
-/// Copies its block, and does something besides.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub(crate) struct Odd {
-    /// Sleeps so long.
-    pub(crate) sleep_ms: u64,
-    /// Takes so much memory that no projection knows.
-    pub(crate) hog_mib: usize,
-    /// Panics at the block that begins here.
-    pub(crate) panic_at: Option<u64>,
-    /// Appends `+` when it begins and `-` when it ends.
-    pub(crate) log: Option<String>,
-}
+/// A worker that knows [`Odd`].
+const OWN: &str = env!("CARGO_BIN_EXE_freestone-test-lambda-worker");
 
-impl UserKernel for Odd {
-    const NAME: &'static str = "odd";
-    const VERSION: u32 = 1;
-
-    fn scratch_bytes(&self, _inputs: &[&[usize]], _output: &[usize]) -> u64 {
-        0
-    }
-
-    fn apply(&self, inputs: &[Block<'_>], output: &mut BlockMut<'_>, _scratch: &mut [u8]) -> Result<(), String> {
-        let log = |what: &[u8]| {
-            use std::io::Write;
-            let Some(path) = &self.log else { return };
-            fs::OpenOptions::new().create(true).append(true).open(path).unwrap().write_all(what).unwrap();
-        };
-        log(b"+");
-        assert_ne!(self.panic_at, Some(inputs[0].start[0]), "it was told to panic");
-        let hog = vec![1u8; self.hog_mib << 20];
-        std::thread::sleep(Duration::from_millis(self.sleep_ms));
-        output.bytes.copy_from_slice(inputs[0].bytes);
-        std::hint::black_box(hog);
-        log(b"-");
-        Ok(())
-    }
-}
-
-/// What the worker that is this test program knows.
+/// What [`own`] functions know.
 pub(crate) fn kernels() -> KernelRegistry {
     KernelRegistry::new().with::<Odd>()
 }
@@ -132,13 +98,10 @@ pub(crate) fn stock(change: impl FnOnce(&mut Config)) -> Emulator {
     Emulator::start(config).unwrap()
 }
 
-/// A function that runs this program as a worker, which knows [`Odd`].
+/// A function that runs a worker which knows [`Odd`].
 pub(crate) fn own(change: impl FnOnce(&mut Config)) -> Emulator {
     stock(|config| {
-        config.command = std::env::current_exe().unwrap();
-        config.arguments = ["the_worker_itself", "--exact", "--nocapture"].map(Into::into).into();
-        // What the test runner prints.
-        config.log = Some("/dev/null".into());
+        config.command = OWN.into();
         change(config);
     })
 }

@@ -1,0 +1,47 @@
+//! A kernel that copies its block, and does something besides.
+
+use std::io::Read;
+use std::process::Command;
+
+use freestone_engine::user::{Block, BlockMut, UserKernel};
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Odd {
+    /// Prints to standard output, also through another process, and reads standard input.
+    Prints,
+    /// Panics at the block that begins here.
+    Panics { at: u64 },
+    /// Ends its process.
+    Exits,
+    /// Takes so many bytes that no projection knows of.
+    Hogs { bytes: usize },
+}
+
+impl UserKernel for Odd {
+    const NAME: &'static str = "odd";
+    const VERSION: u32 = 1;
+
+    fn scratch_bytes(&self, _inputs: &[&[usize]], _output: &[usize]) -> u64 {
+        0
+    }
+
+    fn apply(&self, inputs: &[Block<'_>], output: &mut BlockMut<'_>, _scratch: &mut [u8]) -> Result<(), String> {
+        match self {
+            Odd::Prints => {
+                println!("kernel prints {:?}", inputs[0].start);
+                let echo = Command::new("echo").arg("another process prints").status().map_err(|e| e.to_string())?;
+                let mut text = String::new();
+                let n = std::io::stdin().read_to_string(&mut text).map_err(|e| e.to_string())?;
+                if !echo.success() || n > 0 {
+                    return Err(format!("{echo}, and {n} bytes of standard input: {text}"));
+                }
+            }
+            Odd::Panics { at } => assert!(inputs[0].start[0] != *at, "block {at} is told to panic"),
+            Odd::Exits => std::process::exit(3),
+            Odd::Hogs { bytes } => drop(std::hint::black_box(vec![1u8; *bytes])),
+        }
+        output.bytes.copy_from_slice(inputs[0].bytes);
+        Ok(())
+    }
+}

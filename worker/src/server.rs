@@ -1,0 +1,130 @@
+//! Answers invocations, with the plan of the last one at hand.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
+use std::time::{Duration, Instant};
+
+use freestone_engine::machine;
+use freestone_engine::remote::{Refusal, RefusalKind};
+use freestone_engine::storage::Stores;
+use freestone_engine::task::RunAddress;
+use freestone_engine::user::KernelRegistry;
+use serde_json::Value;
+
+use crate::plan::{check_inputs, fetch, room, slots};
+use crate::protocol::{Answer, Call, Environment, Invocation};
+use crate::requests::{Deadline, Ended, LoadedPlan, run};
+
+/// Where a worker runs, and what it may take there.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Kind of place, which is part of the worker's name: `process`, `lambda`.
+    pub kind: &'static str,
+    /// Name of this process, unlike that of any other.
+    pub id: String,
+    /// Bytes of memory that the process may use.
+    pub memory_bytes: u64,
+    /// The most tasks that run at once, whatever memory there is.
+    pub max_tasks: u32,
+    /// Whether the process may see other directories than its client does, so that a probe looks whether inputs are the plan's.
+    pub is_remote: bool,
+}
+
+/// A worker: answers invocations, one after another or several at once.
+///
+/// It holds one plan. Invocations of the same plan run side by side as far as memory goes; one of another plan waits until they have ended.
+#[derive(Debug)]
+pub struct Server {
+    place: Place,
+    name: String,
+    kernels: KernelRegistry,
+    stores: Stores,
+    init_ms: u64,
+    invocations: AtomicU64,
+    plan: RwLock<Option<LoadedPlan>>,
+}
+
+/// What an invocation has come to.
+enum Done {
+    Ready(Vec<u32>),
+    Ran(Ended),
+}
+
+impl Server {
+    /// A worker that has answered nothing yet. It knows the users' kernels that it is given, and opens stores that the engine does not know as `stores`
+    /// says.
+    pub fn new(place: Place, kernels: KernelRegistry, stores: Stores) -> Server {
+        let name = format!("{} {}", place.kind, place.id);
+        let init_ms = machine::process_age().as_millis() as u64;
+        Server { place, name, kernels, stores, init_ms, invocations: AtomicU64::new(0), plan: RwLock::default() }
+    }
+
+    /// Answers an invocation, which may take so long.
+    pub fn answer(&self, body: Value, left: Option<Duration>) -> Answer {
+        let start = Instant::now();
+        let number = self.invocations.fetch_add(1, Ordering::Relaxed) + 1;
+        let deadline = Deadline::new(start, left);
+        let mut had_plan = false;
+        let invocation = Invocation::from_json(&body);
+        drop(body);
+        let done = invocation.and_then(|Invocation { address, client, call, .. }| {
+            self.with_plan(&address, &mut had_plan, |plan| match call {
+                Call::Probe => {
+                    if self.place.is_remote {
+                        check_inputs(&plan.context)?;
+                    }
+                    Ok(Done::Ready(plan.slots.clone()))
+                }
+                Call::Run(requests) => Ok(Done::Ran(run(plan, &self.name, client.as_deref(), requests, deadline))),
+            })
+        });
+        let environment = Environment {
+            id: self.place.id.clone(),
+            invocations: number,
+            had_plan,
+            init_ms: self.init_ms,
+            memory_bytes: self.place.memory_bytes,
+            peak_bytes: machine::peak_rss_bytes(),
+        };
+        match done {
+            Err(refusal) => Answer::Refused { environment, refusal },
+            Ok(Done::Ready(slots)) => Answer::Ready { environment, slots, remaining_ms: left.map(|l| l.as_millis() as u64) },
+            Ok(Done::Ran(Ended { outcomes, recorded, not_started })) => {
+                Answer::Done { environment, outcomes, recorded, not_started, wall_ms: start.elapsed().as_millis() as u64 }
+            }
+        }
+    }
+
+    /// Does something with the plan at an address, which is fetched unless it is at hand; `had_plan` tells which.
+    fn with_plan<T>(&self, address: &RunAddress, had_plan: &mut bool, f: impl FnOnce(&LoadedPlan) -> Result<T, Refusal>) -> Result<T, Refusal> {
+        let is_it = |held: &Option<LoadedPlan>| held.as_ref().is_some_and(|p| p.context.address == *address);
+        let mut held = self.plan.read().unwrap_or_else(PoisonError::into_inner);
+        *had_plan = is_it(&held);
+        if !*had_plan {
+            drop(held);
+            let mut other = self.plan.write().unwrap_or_else(PoisonError::into_inner);
+            // Another invocation may have fetched it meanwhile.
+            *had_plan = is_it(&other);
+            if !*had_plan {
+                // Two plans at once are in no projection.
+                *other = None;
+                machine::reset_peak_rss();
+                *other = Some(self.fetch(address)?);
+            }
+            held = RwLockWriteGuard::downgrade(other);
+        }
+        let Some(plan) = held.as_ref() else {
+            debug_assert!(false, "a plan that was fetched is at hand");
+            return Err(Refusal::new(RefusalKind::Plan, "internal error: a plan that was fetched is gone (hint: please report this defect)"));
+        };
+        f(plan)
+    }
+
+    fn fetch(&self, address: &RunAddress) -> Result<LoadedPlan, Refusal> {
+        let Place { memory_bytes, max_tasks, .. } = self.place;
+        let context = fetch(address, &self.stores, &self.kernels)?;
+        let slots = slots(&context.plan, memory_bytes, max_tasks)?;
+        let room = room(&context.plan, memory_bytes);
+        Ok(LoadedPlan::new(context, slots, room, max_tasks))
+    }
+}
