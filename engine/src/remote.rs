@@ -178,7 +178,7 @@ pub enum RefusalKind {
 }
 
 fn refusal_of_storage(error: &StorageError) -> Refusal {
-    let kind = if error.is_transient() || matches!(error, StorageError::Throttled { .. }) { RefusalKind::Storage } else { RefusalKind::Unreachable };
+    let kind = if error.is_transient() || error.is_throttle() { RefusalKind::Storage } else { RefusalKind::Unreachable };
     Refusal::new(kind, error.to_string())
 }
 

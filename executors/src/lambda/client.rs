@@ -58,8 +58,11 @@ impl Client {
             Ok(credential) => credential,
             Err(error) => return refused(sources(&error), true),
         };
-        // Plain data always has a JSON.
-        let mut request = HttpRequest::new(HttpRequestBody::from(serde_json::to_vec(invocation).unwrap_or_default()));
+        let body = match serde_json::to_vec(invocation) {
+            Ok(body) => body,
+            Err(error) => return refused(format!("internal error: broken invariant: an invocation has a JSON ({error})"), false),
+        };
+        let mut request = HttpRequest::new(HttpRequestBody::from(body));
         match (self.url.parse(), "POST".parse()) {
             (Ok(url), Ok(post)) => (*request.uri_mut(), *request.method_mut()) = (url, post),
             _ => return refused(format!("{} is no URL", self.url), false),
