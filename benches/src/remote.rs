@@ -4,12 +4,12 @@
 //! reads begin before they are waited for, once it does not; the plan is the same.
 
 use std::sync::{Arc, mpsc};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use freestone::engine::kernels::Buffer;
 use freestone::engine::machine;
 use freestone::engine::plan::StageId;
-use freestone::engine::storage::{ByteRange, Pending, StorageError, Store};
+use freestone::engine::storage::{ByteRange, Lock, ObjectPart, PartsRead, Pending, StorageError, Store, read_each};
 use freestone::{Array, CodecName, DType, Encoding, MemoryStore, Settings, Spec, Stores, Target, Threads};
 
 use crate::{Failure, sample};
@@ -35,6 +35,7 @@ fn deliver(store: &MemoryStore, key: &str, range: Option<ByteRange>, limit: u64,
     Ok(found)
 }
 
+#[deny(clippy::missing_trait_methods)]
 impl Store for Distant {
     fn url(&self) -> &str {
         "s3://distant/store"
@@ -72,6 +73,42 @@ impl Store for Distant {
 
     fn sync(&self, keys: &mut dyn Iterator<Item = String>) -> Result<(), StorageError> {
         self.store.sync(keys)
+    }
+
+    fn read_parts(&self, key: &str, _size: u64, parts: &[ObjectPart], into: &mut [u8]) -> Result<PartsRead, StorageError> {
+        read_each(self, key, parts, into)
+    }
+
+    fn write_parts(&self, key: &str, parts: &[&[u8]]) -> Result<(), StorageError> {
+        self.write(key, &parts.concat())
+    }
+
+    fn sweep(&self, prefix: &str) -> Result<(), StorageError> {
+        self.store.sweep(prefix)
+    }
+
+    fn lock(&self, key: &str) -> Result<Option<Lock>, StorageError> {
+        self.store.lock(key)
+    }
+
+    fn is_locked(&self, key: &str) -> Result<bool, StorageError> {
+        self.store.is_locked(key)
+    }
+
+    fn size(&self, key: &str) -> Result<Option<u64>, StorageError> {
+        self.store.size(key)
+    }
+
+    fn changed(&self, key: &str) -> Result<Option<SystemTime>, StorageError> {
+        self.store.changed(key)
+    }
+
+    fn obstacle(&self, key: &str) -> Option<String> {
+        self.store.obstacle(key)
+    }
+
+    fn place(&self, key: &str) -> String {
+        format!("{}/{key}", self.url())
     }
 }
 

@@ -14,7 +14,7 @@ mod recovery;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 use crate::events::{Event, Observer, RunReport, RunStart};
 use crate::executor::{Executor, ExecutorError};
@@ -22,12 +22,15 @@ use crate::finished::Finished;
 use crate::journal::{Journal, Replay};
 use crate::machine;
 use crate::plan::{ArrayId, FinalizedPlan, LocalMemory, LocalProjection, Place, PlanArray, PlanError, Stage};
+use crate::retry::Retry;
 use crate::session::{Refusal, Session, SessionError};
 use crate::spec::Spec;
 use crate::storage::metadata::open_array;
 use crate::storage::{Lock, StorageError, Store, Stores, TierStore, identity, join};
+use crate::system::System;
 use crate::task::{Receipt, RunAddress};
 use crate::user::KernelRegistry;
+use crate::work_dir;
 use crate::worker::{Cancel, RunContext};
 
 pub use crate::failure::RunError;
@@ -90,9 +93,6 @@ const FLUSH_EVERY: Duration = Duration::from_millis(900);
 /// The keeper looks so often.
 const KEEPER_TICK: Duration = Duration::from_millis(100);
 const MIN_TICK: Duration = Duration::from_millis(1);
-/// What the driver itself asks of storage is tried so often where that may help, with pauses that double.
-const STORAGE_ATTEMPTS: u32 = 6;
-const STORAGE_PAUSE: Duration = Duration::from_millis(100);
 
 /// Runs a plan.
 ///
@@ -102,17 +102,18 @@ const STORAGE_PAUSE: Duration = Duration::from_millis(100);
 /// See [`RunError`].
 pub fn run(plan: &Arc<FinalizedPlan>, run: &Run<'_>) -> Result<RunReport, RunError> {
     let drive = Drive::prepare(plan, run)?;
-    again_session(&|| run.session.check(plan))?;
+    again_session(run.stores.system(), &|| run.session.check(plan))?;
     // Two runs of one plan must not see each other's intermediates, nor those of one that was killed.
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let (system, now) = (run.stores.system(), run.stores.system().since_epoch());
     let folder = format!("{}-{:x}-{}", plan.run_id(), now.as_nanos(), std::process::id());
     let address = RunAddress { work_dir: run.spec.work_dir.clone(), folder };
     let record = RunRecord { format: RECORD_FORMAT, began_ms: now.as_millis() as u64, session: run.session.ticket() };
-    let body = serde_json::to_vec(&record).unwrap_or_default();
+    let body = serde_json::to_vec(&record).map_err(|e| RunError::internal(format!("a run's record has a JSON ({e})")))?;
+    work_dir::make(&run.spec.work_dir).map_err(RunError::Work)?;
     let Some(lock) = address.lock(&*drive.work)? else { return Err(RunError::Running { run: address.path() }) };
     let text = plan.to_bytes()?;
     let objects = [("run.json", &body), ("plan.json", &text)];
-    let written = objects.into_iter().try_for_each(|(name, bytes)| again(|| drive.work.write(&format!("{}/{name}", address.folder), bytes)));
+    let written = objects.into_iter().try_for_each(|(name, bytes)| again(system, || drive.work.write(&format!("{}/{name}", address.folder), bytes)));
     if let Err(error) = written {
         let _ = record::clean(&*drive.work, &address.folder);
         return Err(RunError::Work(error));
@@ -132,10 +133,10 @@ pub fn resume(stored: &StoredRun, run: &Run<'_>, verify_inputs: bool) -> Result<
     let (plan, address) = (&stored.plan, &stored.address);
     let drive = Drive::prepare(plan, run)?;
     let Some(lock) = address.lock(&*drive.work)? else { return Err(RunError::Running { run: address.path() }) };
-    let boot = machine::boot_id();
+    let (system, boot) = (run.stores.system(), machine::boot_id());
     let verifier = Verifier { plan, session: run.session, boot: &boot };
     let (mut receipts, keep) = (Vec::new(), Kept::of(plan, run.session));
-    let replay = again(|| {
+    let replay = again(system, || {
         receipts.clear();
         Journal::read(&*drive.work, &address.journal(), plan, &mut |replay, written| {
             let holds = verifier.holds(replay, written);
@@ -154,7 +155,7 @@ pub fn resume(stored: &StoredRun, run: &Run<'_>, verify_inputs: bool) -> Result<
     if !replay.begun.is_empty() {
         // Workers far away have told of more than came to the journal.
         let holds = |receipts: &[Receipt]| verifier.holds(&replay, receipts);
-        let found = again(|| recovery::finished_with_answers(&*drive.work, &address.folder, plan, &replay, &keep, &holds));
+        let found = again(system, || recovery::finished_with_answers(&*drive.work, &address.folder, plan, &replay, &keep, &holds));
         let (finished, recovered) = found.map_err(RunError::Work)?;
         replay.finished = finished;
         receipts.extend(recovered);
@@ -162,7 +163,7 @@ pub fn resume(stored: &StoredRun, run: &Run<'_>, verify_inputs: bool) -> Result<
     check_inputs(stored, &*drive.work, run.stores, &replay, verify_inputs)?;
     let begun = !replay.begun.is_empty();
     if !begun {
-        again_session(&|| run.session.check(plan))?;
+        again_session(system, &|| run.session.check(plan))?;
     }
     let finished = replay.finished.iter().zip(&plan.plan().stages).all(|(f, s)| f.count() == s.n_tasks());
     let before = Before { finished: replay.finished, removed: replay.removed, receipts, epoch: replay.epoch };
@@ -184,14 +185,14 @@ impl<'a> Drive<'a> {
         let local = run.executor.local_memory(run.spec.local_mem);
         let projection = plan.projected_local_mem(run.executor.slots(), &local)?;
         check_work_dir(plan, &run.spec.work_dir)?;
-        let work = run.stores.open(&run.spec.work_dir).map_err(RunError::Work)?;
+        let work = record::open_work(run.stores, &run.spec.work_dir)?;
         Ok(Drive { plan, run, local, projection, work })
     }
 
     /// Runs what is left. `begin` makes the outputs' places the run's.
     fn go(&self, address: &RunAddress, lock: &Lock, before: Before, begin: &dyn Fn() -> Result<(), SessionError>) -> Result<RunReport, RunError> {
         let Drive { plan, run, local, projection, work } = self;
-        let folder = &address.folder;
+        let (folder, system) = (&address.folder, run.stores.system());
         let resumable = can_be_resumed(plan, &**work);
         let epoch = before.epoch;
         let gone: BTreeSet<String> = before.removed.keys().map(|id| plan.plan().array(*id).name.clone()).collect();
@@ -206,14 +207,14 @@ impl<'a> Drive<'a> {
             kernels: Arc::new(run.kernels.clone()),
             cancel: stop.clone(),
         };
-        let journal = resumable.then(|| Journal::new(Arc::clone(work), address.journal(), epoch));
+        let journal = resumable.then(|| Journal::new(Arc::clone(work), address.journal(), epoch, system.clone()));
         let started = run.executor.check(&context).map_err(RunError::from).and_then(|()| {
-            again_session(begin)?;
+            again_session(system, begin)?;
             if let Some(journal) = &journal {
-                journal.begun(&machine::boot_id());
-                again(|| journal.flush(|| Ok(()))).map_err(RunError::Work)?;
+                journal.begun(&machine::boot_id())?;
+                again(system, || journal.flush(|| Ok(()))).map_err(RunError::Work)?;
             }
-            again(|| TierStore::restore(&**work, &format!("{folder}/"), &*between, &|array| gone.contains(array))).map_err(RunError::Work)
+            again(system, || TierStore::restore(&**work, &format!("{folder}/"), &*between, &|array| gone.contains(array))).map_err(RunError::Work)
         });
         if let Err(error) = started {
             // A run that was resumed keeps what it had.
@@ -222,7 +223,7 @@ impl<'a> Drive<'a> {
             }
             return Err(error);
         }
-        let (start, cpu) = (Instant::now(), machine::process_cpu_ns());
+        let (start, cpu) = (system.now(), machine::process_cpu_ns());
         let tell = |event: &Event<'_>| run.observers.iter().for_each(|o| o.on(event));
         let mut queue = Queue::new(plan, run, *local, projection.tasks, Folder { between: &*between, name: folder, journal: journal.as_ref() }, stop, before);
         let finished = queue.finished_tasks();
@@ -259,7 +260,7 @@ impl<'a> Drive<'a> {
         if !is_ours() {
             return Err(taken_over());
         }
-        let flushed = if resumable { again(|| flush(!whole)) } else { Ok(()) };
+        let flushed = if resumable { again(system, || flush(!whole)) } else { Ok(()) };
         let mut report = match self.finish(executed, flushed, queue, folder, epoch > 0) {
             Ok(report) => report,
             Err(_) if !is_ours() => return Err(taken_over()),
@@ -278,7 +279,7 @@ impl<'a> Drive<'a> {
         };
         // That it cannot be removed is no failure of the run.
         let _ = record::clean(&**work, folder);
-        report.wall = start.elapsed();
+        report.wall = system.elapsed(start);
         report.process_cpu = Duration::from_nanos(machine::process_cpu_ns().saturating_sub(cpu));
         report.peak_rss_bytes = machine::peak_rss_bytes();
         report.slots = slots;
@@ -331,7 +332,7 @@ impl<'a> Drive<'a> {
             // Workers that were stopped in the middle of a write have left its beginning.
             self.sweep();
         }
-        let committed = again_session(&|| self.run.session.commit(self.plan, &state.receipts, &|| self.run.cancel.is_cancelled()));
+        let committed = again_session(self.run.stores.system(), &|| self.run.session.commit(self.plan, &state.receipts, &|| self.run.cancel.is_cancelled()));
         let snapshot = committed.map_err(|error| match error {
             SessionError::Refused { why: Refusal::Cancelled, .. } => failed(RunError::Cancelled),
             error => failed(error.into()),
@@ -374,14 +375,16 @@ fn keep<T>(
             self.1.notify_all();
         }
     }
-    let (ended, changed, start) = (Mutex::new(false), Condvar::new(), Instant::now());
+    let system = queue.system();
+    let (ended, changed, start) = (Mutex::new(false), Condvar::new(), system.now());
     std::thread::scope(|scope| {
         let _ending = Ending(&ended, &changed);
         scope.spawn(|| {
             let mut is_ended = ended.lock().unwrap_or_else(PoisonError::into_inner);
             while !*is_ended {
-                let left = deadline.map_or(KEEPER_TICK, |d| d.saturating_sub(start.elapsed()));
-                is_ended = changed.wait_timeout(is_ended, left.clamp(MIN_TICK, KEEPER_TICK)).unwrap_or_else(PoisonError::into_inner).0;
+                let left = deadline.map_or(KEEPER_TICK, |d| d.saturating_sub(system.elapsed(start)));
+                let wait = system.clock.wait_bound(left.clamp(MIN_TICK, KEEPER_TICK));
+                is_ended = changed.wait_timeout(is_ended, wait).unwrap_or_else(PoisonError::into_inner).0;
                 if *is_ended {
                     return;
                 }
@@ -390,11 +393,11 @@ fn keep<T>(
                     queue.fail(error);
                     return;
                 }
-                if let Some(limit) = deadline.filter(|d| start.elapsed() > *d) {
+                if let Some(limit) = deadline.filter(|d| system.elapsed(start) > *d) {
                     queue.fail(RunError::Deadline(limit));
                 }
                 if journal.is_some_and(|j| j.is_due(FLUSH_EVERY) || queue.has_to_remove())
-                    && let Err(error) = again(flush)
+                    && let Err(error) = again(system, flush)
                 {
                     queue.fail(RunError::Work(error));
                 }
@@ -405,31 +408,32 @@ fn keep<T>(
     })
 }
 
-/// Tries what storage failed again, where that may help.
-fn again<T>(action: impl FnMut() -> Result<T, StorageError>) -> Result<T, StorageError> {
-    tried(action, is_passing)
+/// Tries again what storage failed, where that may help and the store has not done so.
+fn again<T>(system: &System, action: impl FnMut() -> Result<T, StorageError>) -> Result<T, StorageError> {
+    tried(system, action, StorageError::may_be_retried)
 }
 
-fn again_session<T>(action: &dyn Fn() -> Result<T, SessionError>) -> Result<T, SessionError> {
-    tried(action, |error| match error {
-        SessionError::Storage(error) => is_passing(error),
+fn again_session<T>(system: &System, action: &dyn Fn() -> Result<T, SessionError>) -> Result<T, SessionError> {
+    tried(system, action, |error| match error {
+        SessionError::Storage(error) => error.may_be_retried(),
         SessionError::Refused { why, .. } => *why == Refusal::Transient,
         _ => false,
     })
 }
 
-fn tried<T, E>(mut action: impl FnMut() -> Result<T, E>, is_passing: impl Fn(&E) -> bool) -> Result<T, E> {
-    for attempt in 0..STORAGE_ATTEMPTS - 1 {
-        match action() {
-            Err(error) if is_passing(&error) => std::thread::sleep(STORAGE_PAUSE * (1 << attempt)),
+fn tried<T, E>(system: &System, mut action: impl FnMut() -> Result<T, E>, is_passing: impl Fn(&E) -> bool) -> Result<T, E> {
+    let (begun, mut failures) = (system.now(), 0);
+    loop {
+        let error = match action() {
+            Err(error) if is_passing(&error) => error,
             other => return other,
+        };
+        failures += 1;
+        match Retry::STORAGE.next(failures, system.elapsed(begun), system.fraction()) {
+            Some(pause) => system.sleep(pause),
+            None => return Err(error),
         }
     }
-    action()
-}
-
-fn is_passing(error: &StorageError) -> bool {
-    error.is_transient() || matches!(error, StorageError::Throttled { .. })
 }
 
 /// Whether what the journal says was written is there.
@@ -451,7 +455,7 @@ impl Verifier<'_> {
 
 /// Inputs that tasks are still to read are those that the plan was made for.
 fn check_inputs(stored: &StoredRun, work: &dyn Store, stores: &Stores, replay: &Replay, chunks: bool) -> Result<(), RunError> {
-    let plan = stored.plan.plan();
+    let (plan, system) = (stored.plan.plan(), stores.system());
     let is_open = |(i, stage): &(usize, &Stage)| replay.finished.get(*i).is_none_or(|f| f.count() < stage.n_tasks());
     // The store's own clock, where it has one.
     let began = work.changed(&format!("{}/plan.json", stored.address.folder)).map_err(RunError::Work)?.unwrap_or_else(|| stored.record.began());
@@ -464,7 +468,7 @@ fn check_inputs(stored: &StoredRun, work: &dyn Store, stores: &Stores, replay: &
         }
         let store = stores.open(url).map_err(RunError::Work)?;
         let changed = |place: String, what| RunError::InputChanged { place, what, stages: stages.clone() };
-        let there = again(|| match open_array(&store, path) {
+        let there = again(system, || match open_array(&store, path) {
             Ok(there) => Ok(Some(there.tag)),
             Err(crate::storage::metadata::MetadataError::Storage(error)) => Err(error),
             Err(_) => Ok(None),
@@ -479,7 +483,7 @@ fn check_inputs(stored: &StoredRun, work: &dyn Store, stores: &Stores, replay: &
         let objects = array.info.objects();
         for n in 0..objects.n_chunks() {
             let key = join(path, &array.info.object_key(&objects.coords(n)));
-            if again(|| store.changed(&key)).map_err(RunError::Work)?.is_some_and(|time| time > began) {
+            if again(system, || store.changed(&key)).map_err(RunError::Work)?.is_some_and(|time| time > began) {
                 return Err(changed(store.place(&key), "it was written or removed since"));
             }
         }
@@ -499,4 +503,41 @@ fn check_work_dir(plan: &FinalizedPlan, work_dir: &str) -> Result<(), PlanError>
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::system::ManualClock;
+
+    /// So many tries are made where an action fails so often with an error, by a clock that stands still but for the pauses.
+    #[track_caller]
+    fn check(error: &StorageError, failures: u32, expect: (u32, bool)) {
+        let clock = ManualClock::default();
+        let (system, mut tries) = (System { clock: Arc::new(clock.clone()), ..System::default() }, 0);
+        let ended = again(&system, || {
+            tries += 1;
+            if tries > failures { Ok(()) } else { Err(error.clone()) }
+        });
+        assert_eq!((tries, ended.is_ok()), expect, "{error}");
+        let longest = (1..tries).map(|n| Retry::STORAGE.backoff.pause(n, 0.0)).sum();
+        assert!(clock.passed() <= longest && clock.passed() >= longest / 2, "{:?} of {longest:?}", clock.passed());
+    }
+
+    #[test]
+    fn what_may_pass_is_tried_again_unless_it_was_already() {
+        let place = || "p".to_owned();
+        let failed = |transient| StorageError::Io { place: place(), action: "removed", message: "m".into(), transient };
+        let throttled = StorageError::Throttled { place: place(), message: "m".into() };
+        let tries = Retry::STORAGE.tries;
+        check(&failed(true), 0, (1, true));
+        check(&failed(true), tries - 1, (tries, true));
+        check(&failed(true), tries, (tries, false));
+        check(&throttled, 2, (3, true));
+        check(&failed(false), 1, (1, false));
+        check(&StorageError::NoSpace { place: place() }, 1, (1, false));
+        for is_throttle in [false, true] {
+            check(&StorageError::GaveUp { place: place(), action: "read", message: "m".into(), is_throttle }, 1, (1, false));
+        }
+    }
 }

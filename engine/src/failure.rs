@@ -26,6 +26,9 @@ pub enum RunError {
     Task { failure: TaskFailure, attempts: u32, note: String },
     #[error("a task reported other chunks than its plan says: {0}")]
     Receipts(String),
+    /// A state that cannot happen: a defect of the engine.
+    #[error("internal error: broken invariant: {invariant} (hint: this is a defect of Freestone, please report it)")]
+    Internal { invariant: String },
     #[error("the run was interrupted")]
     Cancelled,
     #[error("the run has taken longer than the {} that deadline allows", humantime::format_duration(*.0))]
@@ -78,6 +81,13 @@ fn after(attempts: u32, note: &str) -> String {
 }
 
 impl RunError {
+    /// A state that cannot happen: a panic in debug builds, else an error that ends the run.
+    pub(crate) fn internal(invariant: impl Into<String>) -> RunError {
+        let invariant = invariant.into();
+        debug_assert!(false, "broken invariant: {invariant}");
+        RunError::Internal { invariant }
+    }
+
     /// What went wrong, whether or not finished work is kept.
     pub fn cause(&self) -> &RunError {
         match self {

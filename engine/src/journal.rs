@@ -9,9 +9,11 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::failure::RunError;
 use crate::finished::Finished;
-use crate::plan::{ArrayId, FinalizedPlan, StageId};
+use crate::plan::{ArrayId, FinalizedPlan, Stage, StageId};
 use crate::storage::{StorageError, Store, read_small};
+use crate::system::System;
 use crate::task::{Receipt, TaskOutcome};
 
 /// The journal of one run, written by one process at a time.
@@ -24,6 +26,7 @@ pub struct Journal {
     pending: Mutex<Pending>,
     /// Number of objects written; held while one is.
     written: Mutex<u64>,
+    system: System,
 }
 
 #[derive(Debug, Default)]
@@ -68,8 +71,8 @@ const MAX_OBJECT_BYTES: u64 = 1 << 28;
 
 impl Journal {
     /// A journal below `prefix`.
-    pub fn new(store: Arc<dyn Store>, prefix: String, epoch: u32) -> Journal {
-        Journal { store, prefix, epoch, pending: Mutex::default(), written: Mutex::default() }
+    pub fn new(store: Arc<dyn Store>, prefix: String, epoch: u32, system: System) -> Journal {
+        Journal { store, prefix, epoch, pending: Mutex::default(), written: Mutex::default(), system }
     }
 
     fn pending(&self) -> MutexGuard<'_, Pending> {
@@ -79,32 +82,44 @@ impl Journal {
     fn add(&self, lines: &[u8]) {
         let mut pending = self.pending();
         pending.lines.extend_from_slice(lines);
-        pending.since.get_or_insert_with(Instant::now);
+        pending.since.get_or_insert_with(|| self.system.now());
     }
 
     /// Records that a process under this boot of a machine has taken the run up, and that the outputs' places are the run's.
-    pub fn begun(&self, boot: &str) {
-        self.add(&line(&Line::Begun(boot.to_owned())));
+    ///
+    /// # Errors
+    /// [`RunError::Internal`], as those below.
+    pub fn begun(&self, boot: &str) -> Result<(), RunError> {
+        self.add(&line(&Line::Begun(boot.to_owned()))?);
+        Ok(())
     }
 
     /// Records the finished tasks of an outcome.
-    pub fn done(&self, outcome: &TaskOutcome) {
+    ///
+    /// # Errors
+    /// [`RunError::Internal`].
+    pub fn done(&self, outcome: &TaskOutcome) -> Result<(), RunError> {
         let mut lines = Vec::with_capacity(128 * outcome.done.len());
         for report in &outcome.done {
-            lines.extend(line(&Line::Done(outcome.request.stage, report.task, report.receipts.clone())));
+            lines.extend(line(&Line::Done(outcome.request.stage, report.task, report.receipts.clone()))?);
         }
         self.add(&lines);
+        Ok(())
     }
 
     /// Records that an intermediate is about to be removed.
-    pub fn removed(&self, array: ArrayId) {
-        self.add(&line(&Line::Removed(array)));
+    ///
+    /// # Errors
+    /// [`RunError::Internal`].
+    pub fn removed(&self, array: ArrayId) -> Result<(), RunError> {
+        self.add(&line(&Line::Removed(array))?);
+        Ok(())
     }
 
     /// True if something has waited so long, or much of it waits.
     pub fn is_due(&self, delay: Duration) -> bool {
         let pending = self.pending();
-        pending.since.is_some_and(|s| s.elapsed() >= delay) || pending.lines.len() >= MAX_PENDING_BYTES
+        pending.since.is_some_and(|s| self.system.elapsed(s) >= delay) || pending.lines.len() >= MAX_PENDING_BYTES
     }
 
     /// Writes what is pending, after `first`, which makes durable what it tells of.
@@ -121,7 +136,7 @@ impl Journal {
         let key = format!("{}/{:03}-{:06}.jsonl", self.prefix, self.epoch, *written + 1);
         let result = first().and_then(|()| {
             let sum = crc32c::crc32c(&lines);
-            lines.extend(line(&Line::Crc32c(sum)));
+            lines.extend(line(&Line::Crc32c(sum)).map_err(|_| StorageError::internal(self.store.place(&key), "a checksum has a JSON"))?);
             self.store.write(&key, &lines)
         });
         if result.is_err() {
@@ -129,7 +144,7 @@ impl Journal {
             lines.truncate(recorded);
             lines.append(&mut pending.lines);
             pending.lines = lines;
-            pending.since.get_or_insert_with(Instant::now);
+            pending.since.get_or_insert_with(|| self.system.now());
         } else {
             *written += 1;
         }
@@ -153,8 +168,8 @@ impl Journal {
             if let Some(epoch) = name.split('-').next().and_then(|e| e.parse::<u32>().ok()) {
                 replay.epoch = replay.epoch.max(epoch + 1);
             }
-            let Some(bytes) = read_small(store, &key, MAX_OBJECT_BYTES)? else { continue };
-            let Some(lines) = lines(&bytes) else {
+            // One that is listed and gone is damaged, too.
+            let Some(lines) = read_small(store, &key, MAX_OBJECT_BYTES)?.as_deref().and_then(lines) else {
                 replay.damaged.push(store.place(&key));
                 continue;
             };
@@ -162,7 +177,11 @@ impl Journal {
                 match line {
                     Line::Begun(boot) => replay.begun.push(boot),
                     Line::Done(id, task, receipts) => {
-                        let Some(stage) = stages.get(id.0).filter(|s| task < s.n_tasks()) else { continue };
+                        let is_of_it = |stage: &&Stage| task < stage.n_tasks() && receipts.iter().all(|r| stage.outputs.iter().any(|o| o.array == r.array));
+                        let Some(stage) = stages.get(id.0).filter(is_of_it) else {
+                            let message = format!("it tells of task {task} of stage {}, which is not one of the plan beside it", id.0);
+                            return Err(StorageError::Io { place: store.place(&key), action: "used", message, transient: false });
+                        };
                         if holds(&replay, &receipts) {
                             replay.finished[id.0].insert(task);
                             let of_it = |(array, again): (&ArrayId, &mut Finished)| {
@@ -184,11 +203,10 @@ impl Journal {
     }
 }
 
-fn line(line: &Line) -> Vec<u8> {
-    // Serialising plain data to memory cannot fail.
-    let mut bytes = serde_json::to_vec(line).unwrap_or_default();
+fn line(line: &Line) -> Result<Vec<u8>, RunError> {
+    let mut bytes = serde_json::to_vec(line).map_err(|e| RunError::internal(format!("a line of the journal has a JSON ({e})")))?;
     bytes.push(b'\n');
-    bytes
+    Ok(bytes)
 }
 
 /// The lines of an object, if it is whole.

@@ -1,58 +1,42 @@
-//! What the machine has, and what this process has used of it.
+//! Machine resources (CPUs, memory, cgroup limits), and this process's usage of them.
+//!
+//! Linux and macOS on 64-bit processors are supported. What only one of them tells is in a file of its own; where macOS does not tell it, the function
+//! says what it returns instead.
 
-use std::fs;
+#[cfg(target_os = "linux")]
+#[allow(clippy::disallowed_methods, reason = "what the system does not tell is no error")]
+#[path = "machine/linux.rs"]
+mod system;
+#[cfg(target_os = "macos")]
+#[path = "machine/macos.rs"]
+mod system;
+
+#[cfg(not(any(target_os = "linux", target_os = "macos")))]
+compile_error!("Freestone supports Linux and macOS: on Windows, build it in the Windows Subsystem for Linux");
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("Freestone supports 64-bit processors only: sizes of arrays are 64-bit numbers");
+
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+/// What is assumed where the system does not tell its memory.
+const UNKNOWN_MEMORY_BYTES: u64 = 4_000_000_000;
+
 /// Bytes of memory that this process may use: the machine's, or its memory cgroup's limit if that is lower.
 pub fn memory_bytes() -> u64 {
-    let machine = line_value(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemTotal:").unwrap_or(4_000_000_000);
-    cgroup_limit().map_or(machine, |limit| limit.min(machine))
-}
-
-/// The limit of the memory cgroup that this process is in (version 2, then 1); `None` if there is none.
-fn cgroup_limit() -> Option<u64> {
-    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-    groups
-        .lines()
-        .filter_map(|line| {
-            let mut fields = line.splitn(3, ':');
-            let (id, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
-            let file = if id == "0" {
-                format!("/sys/fs/cgroup{path}/memory.max")
-            } else if controllers.split(',').any(|c| c == "memory") {
-                format!("/sys/fs/cgroup/memory{path}/memory.limit_in_bytes")
-            } else {
-                return None;
-            };
-            fs::read_to_string(file).ok()?.trim().parse().ok()
-        })
-        .min()
+    let machine = system::total_memory().unwrap_or(UNKNOWN_MEMORY_BYTES);
+    system::memory_limit().map_or(machine, |limit| limit.min(machine))
 }
 
 /// Names this start of this machine; empty where the system does not tell.
 pub fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+    system::boot_id()
 }
 
 /// How often the system has ended a process of this process's memory cgroup for want of memory; 0 where there is none.
 pub fn oom_kills() -> u64 {
-    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let kills = |line: &str| {
-        let mut fields = line.splitn(3, ':');
-        let (id, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
-        let file = if id == "0" {
-            format!("/sys/fs/cgroup{path}/memory.events")
-        } else if controllers.split(',').any(|c| c == "memory") {
-            format!("/sys/fs/cgroup/memory{path}/memory.oom_control")
-        } else {
-            return None;
-        };
-        let text = fs::read_to_string(file).ok()?;
-        text.lines().find_map(|l| l.strip_prefix("oom_kill "))?.trim().parse().ok()
-    };
-    groups.lines().filter_map(kills).max().unwrap_or(0)
+    system::oom_kills()
 }
 
 /// Cores that this process may use.
@@ -60,32 +44,24 @@ pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// The highest resident memory of this process so far (`VmHWM`), in bytes; 0 where the system does not tell.
-///
-/// `getrusage` is not used: its figure survives `exec`, so a worker would report its parent's.
+/// The highest resident memory of this process so far, in bytes; 0 where the system does not tell.
 pub fn peak_rss_bytes() -> u64 {
-    line_value(&fs::read_to_string("/proc/self/status").unwrap_or_default(), "VmHWM:").unwrap_or(0)
+    system::peak_rss_bytes()
 }
 
-/// The resident memory of this process (`VmRSS`), in bytes; 0 where the system does not tell.
+/// The resident memory of this process, in bytes; 0 where the system does not tell.
 pub fn rss_bytes() -> u64 {
-    line_value(&fs::read_to_string("/proc/self/status").unwrap_or_default(), "VmRSS:").unwrap_or(0)
+    system::rss_bytes()
 }
 
 /// How long ago this process was started, to a hundredth of a second; 0 where the system does not tell.
 pub fn process_age() -> Duration {
-    let started = started("self").map(|ticks| Duration::from_millis(10 * ticks));
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    started.map_or(Duration::ZERO, |s| Duration::new(now.tv_sec as u64, now.tv_nsec as u32).saturating_sub(s))
+    system::process_age()
 }
 
-/// When a process that has not ended was started, in hundredths of a second since the machine's start.
-fn started(pid: &str) -> Option<u64> {
-    // The fields after the command's name, which is in brackets: the first is the state, the start is the 22nd of all.
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-    let ended = matches!(fields.next()?, "Z" | "X");
-    fields.nth(18)?.parse().ok().filter(|_| !ended)
+/// Starts [`peak_rss_bytes`] anew from what is resident now, where the system allows it.
+pub fn reset_peak_rss() {
+    system::reset_peak_rss();
 }
 
 /// A process, such that others can tell whether it still runs: on the same start of the same machine, among the same processes.
@@ -97,7 +73,7 @@ pub struct ProcessId {
     pub namespace: String,
     /// Its number there.
     pub pid: u32,
-    /// When it was started, in hundredths of a second since the machine's start: numbers are used again.
+    /// When it was started, as the system tells it: numbers are used again.
     pub started: u64,
 }
 
@@ -109,22 +85,16 @@ impl ProcessId {
 
     /// A process that this one sees.
     pub fn of(pid: u32) -> ProcessId {
-        let namespace = fs::read_link("/proc/self/ns/pid").map_or_else(|_| String::new(), |n| n.display().to_string());
-        ProcessId { boot: boot_id(), namespace, pid, started: started(&pid.to_string()).unwrap_or(0) }
+        ProcessId { boot: boot_id(), namespace: system::namespace(), pid, started: system::started(&pid.to_string()).unwrap_or(0) }
     }
 
     /// True if it was one that this process would see, and it is not there any more.
     pub fn is_gone(&self) -> bool {
         let now = ProcessId::of(self.pid);
         // Where those of others are hidden, the first one is.
-        let sees_all = started("1").is_some();
+        let sees_all = system::started("1").is_some();
         sees_all && !self.boot.is_empty() && (&self.boot, &self.namespace) == (&now.boot, &now.namespace) && self.started != now.started
     }
-}
-
-/// Starts [`peak_rss_bytes`] anew from what is resident now, where the system allows it.
-pub fn reset_peak_rss() {
-    let _ = fs::write("/proc/self/clear_refs", "5");
 }
 
 /// CPU time of this process in nanoseconds, all threads.
@@ -140,10 +110,4 @@ pub fn thread_cpu_ns() -> u64 {
 fn clock(id: rustix::thread::ClockId) -> u64 {
     let now = rustix::time::clock_gettime(id);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
-}
-
-/// The value of a line like `VmHWM:  1234 kB`, in bytes.
-fn line_value(text: &str, name: &str) -> Option<u64> {
-    let line = text.lines().find(|l| l.starts_with(name))?;
-    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
 }

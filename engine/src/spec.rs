@@ -10,13 +10,15 @@ use bytesize::ByteSize;
 use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 
-use crate::machine;
 use crate::storage::Encoding;
+use crate::work_dir::default_work_dir;
+use crate::{files, machine};
 
 /// Limits and places of a computation. The words mean what they mean in Cubed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
-    /// Directory or URL for intermediate arrays, plans and journals.
+    /// Directory or URL for intermediate arrays, plans and journals. Unless said, a directory of the user's own: `freestone-UID` in `TMPDIR` where that
+    /// is set, else `freestone` in `XDG_CACHE_HOME`, else `/tmp/freestone-UID`.
     pub work_dir: String,
     /// Bytes that one task may hold, `reserved_mem` included.
     pub allowed_mem: u64,
@@ -207,7 +209,7 @@ impl Settings {
     /// Where it cannot be read or says what is not known.
     pub fn from_file(path: &Path) -> Result<Settings, SpecError> {
         let bad = |why: String| SpecError::Source { place: format!("the settings file {}", path.display()), why };
-        match std::fs::read_to_string(path) {
+        match files::read_to_string(path) {
             Ok(text) => toml::from_str(&text).map_err(|e| bad(e.to_string())),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Settings::default()),
             Err(e) => Err(bad(e.to_string())),
@@ -245,7 +247,7 @@ impl Settings {
         let allowed_mem = self.allowed_mem.unwrap_or(DEFAULT_ALLOWED_MEM);
         let machine_mem = machine::memory_bytes() / 5 * 4;
         Ok(Spec {
-            work_dir: self.work_dir.unwrap_or_else(|| std::env::temp_dir().join("freestone").to_string_lossy().into_owned()),
+            work_dir: self.work_dir.unwrap_or_else(|| default_work_dir(|name| std::env::var(name).ok())),
             allowed_mem: at_least("allowed_mem", allowed_mem, 1)?,
             reserved_mem: self.reserved_mem.unwrap_or(DEFAULT_RESERVED_MEM),
             local_mem: self.local_mem.unwrap_or_else(|| allowed_mem.saturating_mul(threads as u64).min(machine_mem)),

@@ -190,11 +190,12 @@ pub(crate) fn cause_of_chunk(error: &ChunkError) -> Cause {
 pub fn kind_of_storage(error: &StorageError) -> FailureKind {
     match error {
         e if e.is_transient() => FailureKind::Transient,
-        StorageError::Throttled { .. } => FailureKind::Throttled,
+        e if e.is_throttle() => FailureKind::Throttled,
         StorageError::TooLong { .. } | StorageError::Truncated { .. } => FailureKind::BadInput,
         StorageError::NoSpace { .. } => FailureKind::NoSpace,
         StorageError::Denied { .. } => FailureKind::Denied,
         StorageError::Refused { .. } => FailureKind::Refused,
+        StorageError::Internal { .. } => FailureKind::Internal,
         _ => FailureKind::Storage,
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod conformance;
 #[cfg(feature = "lambda")]
+#[cfg_attr(not(test), warn(clippy::disallowed_methods))]
 mod lambda;
 mod processes;
 mod protocol;

@@ -222,6 +222,8 @@ impl Error {
             Error::BadUrl { url, why } => StorageError::BadUrl { url, why },
             Error::NotHere { place } => StorageError::NotHere(place),
             e @ (Error::Closed { .. } | Error::Committing { .. } | Error::Replaced { .. }) => StorageError::Refused { place, message: e.to_string() },
+            // Icechunk's client has retried it.
+            e @ Error::Repository { transient: true, .. } => StorageError::GaveUp { place, action, message: e.to_string(), is_throttle: false },
             e => StorageError::Io { place, action, transient: e.is_transient(), message: e.to_string() },
         }
     }

@@ -417,6 +417,8 @@ impl From<Error> for SessionError {
             | Error::NoSession { .. }
             | Error::NoVersion { .. } => Refusal::Over,
             Error::Cancelled => Refusal::Cancelled,
+            // Icechunk's client has retried it, and so has the commit where an answer was lost.
+            Error::Repository { .. } => Refusal::Failed,
             e if e.is_transient() => Refusal::Transient,
             _ => Refusal::Failed,
         };

@@ -19,10 +19,6 @@ use crate::runtime::wait;
 /// Requests for records at a time.
 const CONCURRENT: usize = 16;
 
-/// A record is put so often, with such a pause after the first time and longer ones after that.
-const TRIES: u32 = 3;
-const PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
-
 /// The records of a repository.
 #[derive(Debug)]
 pub(crate) struct Records {
@@ -87,31 +83,23 @@ impl Records {
 
     /// Makes a record; false if there is one.
     ///
-    /// A put whose answer was lost finds itself when it is tried again: so what is there is looked at. Where the connection broke, the client does not
-    /// try again by itself, since it does not know that this is harmless here.
+    /// A put whose answer was lost is repeated by the client, and finds itself: so what is there is looked at.
     pub(crate) fn create(&self, key: &str, record: &impl Serialize) -> Result<bool, Error> {
         let (path, place) = (self.path(key)?, self.place_of(key));
         let bytes = bytes::Bytes::from(serde_json::to_vec(record).map_err(|e| Error::Damaged { place: place.clone(), why: e.to_string() })?);
         let backend = Arc::clone(&self.backend);
         wait(async move {
-            let mut tries = 1;
-            loop {
-                let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-                match backend.put_opts(&path, PutPayload::from(bytes.clone()), options).await {
-                    Ok(_) => return Ok(true),
-                    Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
-                        let there = match backend.get(&path).await {
-                            Ok(found) => found.bytes().await,
-                            Err(e) => Err(e),
-                        };
-                        return there.map(|there| there == bytes).map_err(|e| failed(&place, "read", e));
-                    }
-                    Err(object_store::Error::Generic { .. }) if tries < TRIES => {
-                        tokio::time::sleep(PAUSE * tries).await;
-                        tries += 1;
-                    }
-                    Err(e) => return Err(failed(&place, "written", e)),
+            let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+            match backend.put_opts(&path, PutPayload::from(bytes.clone()), options).await {
+                Ok(_) => Ok(true),
+                Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
+                    let there = match backend.get(&path).await {
+                        Ok(found) => found.bytes().await,
+                        Err(e) => Err(e),
+                    };
+                    there.map(|there| there == bytes).map_err(|e| failed(&place, "read", e))
                 }
+                Err(e) => Err(failed(&place, "written", e)),
             }
         })
     }

@@ -14,9 +14,9 @@ use icechunk::format::SnapshotId;
 use icechunk::format::format_constants::SpecVersionBin;
 use icechunk::repository::{RepositoryErrorKind, VersionInfo};
 use icechunk::storage::{ConcurrencySettings, S3Options, Settings, Storage, StorageErrorKind};
+use object_store::ObjectStore;
 use object_store::aws::{AwsCredential, S3ConditionalPut};
 use object_store::memory::InMemory;
-use object_store::{ObjectStore, RetryConfig};
 use serde_json::{Map, Value};
 
 use crate::commit::LOST_ANSWERS;
@@ -573,8 +573,7 @@ fn states(location: &Location, memory: Option<&Memory>) -> Result<Arc<dyn Object
         (Location::Memory(_), None) => return Err(Error::NotHere { place }),
         (Location::Local(path), _) => Arc::new(object_store::local::LocalFileSystem::new_with_prefix(path).map_err(|e| failed(&place, "opened", e))?),
         (Location::S3 { bucket, .. }, _) => {
-            // More patient than a worker: nobody else would try again.
-            let built = aws::bucket(bucket).and_then(|b| b.with_retry(RetryConfig::default()).with_conditional_put(S3ConditionalPut::ETagMatch).build());
+            let built = aws::bucket(bucket).and_then(|b| b.with_conditional_put(S3ConditionalPut::ETagMatch).build());
             Arc::new(built.map_err(|e| failed(&place, "opened", e))?)
         }
     })

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
 
 use freestone::engine::kernels::Buffer;
 use freestone::engine::plan::{Place as ArrayPlace, PlanArray, StageId};
-use freestone::engine::storage::{ByteRange, Pending, StorageError, Store};
+use freestone::engine::storage::{ByteRange, Lock, ObjectPart, PartsRead, Pending, StorageError, Store, read_each};
 use freestone::{Array, CodecName, DType, MemoryStore, Serial, Settings, Spec, Stores, Target, concat};
 
 use crate::support::{Place, tree};
@@ -63,6 +64,7 @@ impl Drop for UnderWay {
     }
 }
 
+#[deny(clippy::missing_trait_methods)]
 impl Store for FarAway {
     fn url(&self) -> &str {
         "s3://bucket/archive"
@@ -107,6 +109,42 @@ impl Store for FarAway {
 
     fn sync(&self, keys: &mut dyn Iterator<Item = String>) -> Result<(), StorageError> {
         self.store.sync(keys)
+    }
+
+    fn read_parts(&self, key: &str, _size: u64, parts: &[ObjectPart], into: &mut [u8]) -> Result<PartsRead, StorageError> {
+        read_each(self, key, parts, into)
+    }
+
+    fn write_parts(&self, key: &str, parts: &[&[u8]]) -> Result<(), StorageError> {
+        self.write(key, &parts.concat())
+    }
+
+    fn sweep(&self, prefix: &str) -> Result<(), StorageError> {
+        self.store.sweep(prefix)
+    }
+
+    fn lock(&self, key: &str) -> Result<Option<Lock>, StorageError> {
+        self.store.lock(key)
+    }
+
+    fn is_locked(&self, key: &str) -> Result<bool, StorageError> {
+        self.store.is_locked(key)
+    }
+
+    fn size(&self, key: &str) -> Result<Option<u64>, StorageError> {
+        self.store.size(key)
+    }
+
+    fn changed(&self, key: &str) -> Result<Option<SystemTime>, StorageError> {
+        self.store.changed(key)
+    }
+
+    fn obstacle(&self, key: &str) -> Option<String> {
+        self.store.obstacle(key)
+    }
+
+    fn place(&self, key: &str) -> String {
+        format!("{}/{key}", self.url())
     }
 }
 

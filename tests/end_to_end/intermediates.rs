@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
 
 use freestone::engine::driver::RunError;
 use freestone::engine::events::{Event, Observer};
 use freestone::engine::kernels::Buffer;
 use freestone::engine::plan::{LocalMemory, Place as ArrayPlace, StageId};
-use freestone::engine::storage::{ByteRange, StorageError, Store};
+use freestone::engine::storage::{ByteRange, Lock, ObjectPart, PartsRead, Pending, StorageError, Store, read_each};
 use freestone::{Cancel, CodecName, DType, Error, MemoryStore, Options, Planned, RunReport, Serial, Spec, Stores, Target, Threads};
 
 use crate::support::{Place, processes, spec_in, tree};
@@ -67,6 +68,7 @@ impl Watched {
     }
 }
 
+#[deny(clippy::missing_trait_methods)]
 impl Store for Watched {
     fn url(&self) -> &str {
         &self.url
@@ -106,6 +108,46 @@ impl Store for Watched {
 
     fn sync(&self, keys: &mut dyn Iterator<Item = String>) -> Result<(), StorageError> {
         self.store.sync(keys)
+    }
+
+    fn begin_read(&self, _key: &str, _range: Option<ByteRange>, _limit: u64, into: Buffer) -> Result<Pending, Buffer> {
+        Err(into)
+    }
+
+    fn read_parts(&self, key: &str, _size: u64, parts: &[ObjectPart], into: &mut [u8]) -> Result<PartsRead, StorageError> {
+        read_each(self, key, parts, into)
+    }
+
+    fn write_parts(&self, key: &str, parts: &[&[u8]]) -> Result<(), StorageError> {
+        self.write(key, &parts.concat())
+    }
+
+    fn sweep(&self, prefix: &str) -> Result<(), StorageError> {
+        self.store.sweep(prefix)
+    }
+
+    fn lock(&self, key: &str) -> Result<Option<Lock>, StorageError> {
+        self.store.lock(key)
+    }
+
+    fn is_locked(&self, key: &str) -> Result<bool, StorageError> {
+        self.store.is_locked(key)
+    }
+
+    fn size(&self, key: &str) -> Result<Option<u64>, StorageError> {
+        self.store.size(key)
+    }
+
+    fn changed(&self, key: &str) -> Result<Option<SystemTime>, StorageError> {
+        self.store.changed(key)
+    }
+
+    fn obstacle(&self, key: &str) -> Option<String> {
+        self.store.obstacle(key)
+    }
+
+    fn place(&self, key: &str) -> String {
+        format!("{}/{key}", self.url)
     }
 }
 

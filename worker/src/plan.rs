@@ -11,7 +11,7 @@ use freestone_engine::user::KernelRegistry;
 use freestone_engine::worker::{Cancel, MAX_PLAN_BYTES, RunContext};
 
 fn refusal_of_storage(error: &StorageError) -> Refusal {
-    let kind = if error.is_transient() || matches!(error, StorageError::Throttled { .. }) { RefusalKind::Storage } else { RefusalKind::Unreachable };
+    let kind = if error.is_transient() || error.is_throttle() { RefusalKind::Storage } else { RefusalKind::Unreachable };
     Refusal::new(kind, error.to_string())
 }
 

@@ -366,7 +366,7 @@ impl Shared<'_> {
         let mut attempt = 1;
         loop {
             match write_record(&**work, &self.plan.context.address.folder, records.client, outcome) {
-                Err(error) if error.is_transient() && attempt < RECORD_ATTEMPTS && !self.deadline.left().is_zero() => attempt += 1,
+                Err(error) if error.may_be_retried() && attempt < RECORD_ATTEMPTS && !self.deadline.left().is_zero() => attempt += 1,
                 result => return result.map_err(|e| e.to_string()),
             }
         }

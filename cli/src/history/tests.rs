@@ -1,13 +1,8 @@
 use std::fs;
 
-<<<<<<< HEAD:cli/src/history/tests.rs
+use freestone::engine::events::MemoryExcess;
 use freestone::engine::plan::StageId;
 use freestone::engine::task::FailureKind;
-=======
-use freestone_engine::events::MemoryExcess;
-use freestone_engine::plan::StageId;
-use freestone_engine::task::FailureKind;
->>>>>>> worker:src/history/tests.rs
 use serde_json::{Value, json};
 
 use super::*;

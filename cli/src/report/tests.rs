@@ -1,14 +1,7 @@
-<<<<<<< HEAD:cli/src/report/tests.rs
 use freestone::engine::driver::RunError;
-use freestone::engine::events::{RunReport, RunStart};
+use freestone::engine::events::{MemoryExcess, RunReport, RunStart};
 use freestone::engine::plan::StageId;
 use freestone::engine::task::{FailureKind, TaskOutcome, TaskRequest};
-=======
-use freestone_engine::driver::RunError;
-use freestone_engine::events::{MemoryExcess, RunReport, RunStart};
-use freestone_engine::plan::StageId;
-use freestone_engine::task::{FailureKind, TaskOutcome, TaskRequest};
->>>>>>> worker:src/report/tests.rs
 
 use super::*;
 use crate::spans::tests::{failure, outcome, planned, request, spec, started};

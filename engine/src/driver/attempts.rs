@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use crate::plan::StageId;
+use crate::retry::Backoff;
 use crate::task::{FailureKind, TaskFailure};
 
 /// How often what is tried again.
@@ -43,10 +44,10 @@ pub(super) enum Decision {
     Stop { failure: TaskFailure, attempts: u32, note: String },
 }
 
-/// The first pause, and the longest.
-const PAUSE: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(10)];
+/// Pauses before a task is handed out again.
+const PAUSES: Backoff = Backoff { first: Duration::from_millis(50), longest: Duration::from_secs(10) };
 /// The same where a store asks for fewer requests.
-const THROTTLE_PAUSE: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(20)];
+const THROTTLE_PAUSES: Backoff = Backoff { first: Duration::from_millis(200), longest: Duration::from_secs(20) };
 /// What a task does to its worker by itself is not tried more often, whoever the workers are.
 const SAME_WAY: usize = 3;
 /// A chunk that is damaged again and again is not computed more often.
@@ -106,12 +107,12 @@ impl Attempts {
         let Some(why) = why else {
             self.retries += 1;
             self.spent += u64::from(!throttled);
-            let [first, longest] = if throttled { THROTTLE_PAUSE } else { PAUSE };
-            let pause = match cause(failure.kind) {
+            let pauses = if throttled { THROTTLE_PAUSES } else { PAUSES };
+            let delay = match cause(failure.kind) {
                 Cause::Damage => Duration::ZERO,
-                _ => first.saturating_mul(1 << (n - 1).min(16)).min(longest),
+                _ => pauses.pause(n as u32, self.jitter(stage, failure.task, attempts)),
             };
-            return Decision::Again { attempt: attempts, delay: pause.mul_f64(self.jitter(stage, failure.task, attempts)) };
+            return Decision::Again { attempt: attempts, delay };
         };
         let mut notes: Vec<String> = if why.is_empty() { Vec::new() } else { vec![why] };
         // What the task did by itself says more than how its last worker went.
@@ -122,10 +123,10 @@ impl Attempts {
         Decision::Stop { failure: own.clone(), attempts, note: notes.join("; ") }
     }
 
-    /// From a half to one: many tasks that failed together are not tried again together.
+    /// From 0 to 1: many tasks that failed together are not tried again together. The same in each run of the same folder.
     fn jitter(&self, stage: StageId, task: u64, attempt: u32) -> f64 {
         let words = [self.policy.seed, stage.0 as u64, task, u64::from(attempt)].map(u64::to_le_bytes).concat();
-        0.5 + (xxhash_rust::xxh3::xxh3_64(&words) >> 12) as f64 / (1u64 << 53) as f64
+        (xxhash_rust::xxh3::xxh3_64(&words) >> 11) as f64 / (1u64 << 53) as f64
     }
 }
 
@@ -144,7 +145,7 @@ mod tests {
                 Decision::Again { attempt, delay } => {
                     assert!(i < again, "failure {i} is tried again");
                     assert_eq!(attempt as usize, i + 1);
-                    assert!(delay <= THROTTLE_PAUSE[1]);
+                    assert!(delay <= THROTTLE_PAUSES.longest);
                 }
                 Decision::Stop { failure, attempts, note } => {
                     assert_eq!((i, attempts as usize), (again, i + 1), "{note}");
@@ -198,8 +199,8 @@ mod tests {
         let mut last = Duration::ZERO;
         for i in 0..8 {
             let Decision::Again { delay, .. } = attempts.decide(StageId(0), &throttled, "a") else { panic!("throttling spends no budget") };
-            let whole = THROTTLE_PAUSE[0] * (1 << i);
-            assert!(delay >= (whole / 2).min(THROTTLE_PAUSE[1] / 2) && delay <= whole.min(THROTTLE_PAUSE[1]), "{delay:?} of {whole:?}");
+            let whole = THROTTLE_PAUSES.first * (1 << i);
+            assert!(delay >= (whole / 2).min(THROTTLE_PAUSES.longest / 2) && delay <= whole.min(THROTTLE_PAUSES.longest), "{delay:?} of {whole:?}");
             assert!(delay > last / 4);
             last = delay;
         }

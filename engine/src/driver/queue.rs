@@ -24,6 +24,7 @@ use crate::machine;
 use crate::plan::reads::{TaskRange, writers};
 use crate::plan::{ArrayId, FinalizedPlan, LocalMemory, Stage, StageId};
 use crate::storage::{StorageError, Store};
+use crate::system::System;
 use crate::task::{Receipt, TaskOutcome, TaskRequest};
 use crate::worker::Cancel;
 
@@ -234,6 +235,11 @@ impl<'a> Queue<'a> {
         true
     }
 
+    /// The clock of the run.
+    pub(super) fn system(&self) -> &System {
+        self.run.stores.system()
+    }
+
     /// True if every task is finished, and nothing went wrong.
     pub(super) fn is_done(&self) -> bool {
         let state = self.lock();
@@ -322,7 +328,7 @@ impl<'a> Queue<'a> {
         if let Some(slow) = backup_of.and_then(|id| state.flights.get_mut(&id)) {
             slow.twin = Some(request.id);
         }
-        state.flights.insert(request.id, Flight { request: request.clone(), since: Instant::now(), twin: backup_of, wanted: true });
+        state.flights.insert(request.id, Flight { request: request.clone(), since: self.system().now(), twin: backup_of, wanted: true });
         request
     }
 
@@ -374,7 +380,7 @@ impl TaskSource for Queue<'_> {
         let state = self.lock();
         if !state.flights.is_empty() || !state.again.is_empty() {
             // A little at a time: a delayed retry comes due, or the run is cancelled, without anybody's signal.
-            drop(self.changed.wait_timeout(state, Duration::from_millis(20)));
+            drop(self.changed.wait_timeout(state, self.system().clock.wait_bound(Duration::from_millis(20))));
         }
     }
 
@@ -384,10 +390,7 @@ impl TaskSource for Queue<'_> {
 
     fn finished(&self, outcome: TaskOutcome) {
         let id = outcome.request.stage;
-        let checked = self.check_receipts(&outcome);
-        if let (Ok(()), Some(journal)) = (&checked, self.folder.journal) {
-            journal.done(&outcome);
-        }
+        let checked = self.check_receipts(&outcome).and_then(|()| self.folder.journal.map_or(Ok(()), |journal| journal.done(&outcome)));
         let mut told = Told::default();
         let mut superseded = Vec::new();
         let measured = outcome.worker_peak_bytes.unwrap_or_else(|| if self.local.shared { machine::peak_rss_bytes() } else { 0 });

@@ -14,6 +14,7 @@ use crate::journal::Journal;
 use crate::plan::{FinalizedPlan, Place, PlanError};
 use crate::storage::{Lock, StorageError, Store, Stores, is_in_memory, read_small};
 use crate::task::RunAddress;
+use crate::work_dir;
 use crate::worker::MAX_PLAN_BYTES;
 
 /// What must be known, besides plan and journal, to go on with a run in another process. No credentials.
@@ -67,7 +68,7 @@ impl StoredRun {
     /// # Errors
     /// Where there is no such run, or it is not one that this engine can run.
     pub fn open(stores: &Stores, address: RunAddress) -> Result<StoredRun, RunError> {
-        let work = stores.open(&address.work_dir).map_err(RunError::Work)?;
+        let work = open_work(stores, &address.work_dir)?;
         let no_run = |why: &str| RunError::NoRun { run: address.path(), why: why.to_owned() };
         let get = |name: &str, limit: u64| {
             let found = read_small(&*work, &format!("{}/{name}", address.folder), limit).map_err(RunError::Work)?;
@@ -99,7 +100,7 @@ impl StoredRun {
     /// # Errors
     /// [`RunError::Running`], and where the work directory cannot be read.
     pub fn check_idle(&self, stores: &Stores) -> Result<(), RunError> {
-        let work = stores.open(&self.address.work_dir).map_err(RunError::Work)?;
+        let work = open_work(stores, &self.address.work_dir)?;
         if self.address.is_locked(&*work)? { Err(RunError::Running { run: self.address.path() }) } else { Ok(()) }
     }
 
@@ -108,7 +109,7 @@ impl StoredRun {
     /// # Errors
     /// Where the work directory cannot be read.
     pub fn standing(&self, stores: &Stores) -> Result<Standing, RunError> {
-        let work = stores.open(&self.address.work_dir).map_err(RunError::Work)?;
+        let work = open_work(stores, &self.address.work_dir)?;
         let is_running = self.address.is_locked(&*work)?;
         let replay = Journal::read(&*work, &self.address.journal(), &self.plan, &mut |_, _| true).map_err(RunError::Work)?;
         let finished = replay.finished.iter().map(Finished::count).sum();
@@ -143,12 +144,17 @@ impl RunAddress {
     }
 }
 
+/// Opens a work directory; the default one only if it is this user's alone.
+pub(super) fn open_work(stores: &Stores, work_dir: &str) -> Result<Arc<dyn Store>, RunError> {
+    work_dir::check(work_dir).and_then(|()| stores.open(work_dir)).map_err(RunError::Work)
+}
+
 /// Names of the folders in a work directory that are runs, or were meant to be.
 ///
 /// # Errors
 /// Where the work directory cannot be listed.
 pub fn folders(stores: &Stores, work_dir: &str) -> Result<Vec<String>, RunError> {
-    let work = stores.open(work_dir).map_err(RunError::Work)?;
+    let work = open_work(stores, work_dir)?;
     let mut runs = Vec::new();
     for name in work.list("").map_err(RunError::Work)? {
         // Anything else in the directory is not ours.
@@ -177,7 +183,7 @@ fn is_run(name: &str) -> bool {
 /// # Errors
 /// Where it is running, or storage fails.
 pub fn remove(stores: &Stores, address: &RunAddress) -> Result<(), RunError> {
-    let work = stores.open(&address.work_dir).map_err(RunError::Work)?;
+    let work = open_work(stores, &address.work_dir)?;
     let Some(_lock) = address.lock(&*work)? else { return Err(RunError::Running { run: address.path() }) };
     clean(&*work, &address.folder).map_err(RunError::Work)
 }

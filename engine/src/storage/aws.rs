@@ -12,10 +12,14 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use object_store::aws::{AmazonS3Builder, AwsCredential, AwsCredentialProvider};
-use object_store::{CredentialProvider, Error, RetryConfig};
+use object_store::{CredentialProvider, Error};
 use serde::Deserialize;
 use thiserror::Error as ThisError;
 use tokio::sync::Mutex;
+
+use super::client::{Connector, retry_config};
+use crate::retry::Retry;
+use crate::system::System;
 
 /// Credentials that say when they expire are asked for anew so long before that, others so often; after a failure one waits so long at least.
 const MARGIN: Duration = Duration::from_secs(300);
@@ -38,12 +42,18 @@ fn is_set(name: &&str) -> bool {
 
 /// A bucket as the environment (`AWS_…`) describes it, with its credentials or a profile's.
 ///
-/// Requests are tried again by the client a few times, and no longer than 20 seconds; after that the caller decides.
+/// Requests are retried by the client as [`Retry::REQUESTS`] says, also puts with a condition: whoever makes one and finds its condition false must
+/// look whether what is there is its own.
 ///
 /// # Errors
 /// Where the environment holds nonsense.
 pub fn bucket(name: &str) -> object_store::Result<AmazonS3Builder> {
-    let builder = AmazonS3Builder::from_env().with_retry(retries()).with_bucket_name(name);
+    bucket_with(name, Connector { retry: Retry::REQUESTS, system: System::default() })
+}
+
+pub(super) fn bucket_with(name: &str, connector: Connector) -> object_store::Result<AmazonS3Builder> {
+    let retries = retry_config(&connector.retry);
+    let builder = AmazonS3Builder::from_env().with_retry(retries).with_http_connector(connector).with_bucket_name(name);
     if OF_ENVIRONMENT.iter().any(is_set) {
         return Ok(builder);
     }
@@ -66,10 +76,6 @@ pub fn credentials(region: &str) -> object_store::Result<AwsCredentialProvider> 
 /// Where a profile was asked for, and the `aws` command cannot give its credentials.
 pub async fn of_profile() -> object_store::Result<Option<Arc<AwsCredential>>> {
     if OF_ENVIRONMENT.iter().any(is_set) { Ok(None) } else { Ok(ask().await?.0) }
-}
-
-pub(super) fn retries() -> RetryConfig {
-    RetryConfig { max_retries: 3, retry_timeout: Duration::from_secs(20), ..RetryConfig::default() }
 }
 
 /// Why there are no credentials.

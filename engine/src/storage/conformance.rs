@@ -2,7 +2,7 @@
 
 use freestone_kernels::Buffer;
 
-use super::{ByteRange, StorageError, Store, read_small};
+use super::{ByteRange, ObjectPart, PartsRead, Pending, StorageError, Store, read_small};
 
 /// Holds a store, empty below `prefix`, against the contract of [`Store`]; panics where it breaks it.
 ///
@@ -49,6 +49,36 @@ pub fn check(store: &dyn Store, prefix: &str) {
     assert_eq!((whole("b/c/0/1"), whole("b/c/0/2")), (None, None));
     store.remove(&key("a")).unwrap();
     assert_eq!(store.list(&format!("{prefix}/")).unwrap(), Vec::<String>::new());
+
+    store.write(&key("d/parts"), &bytes).unwrap();
+    let wanted = [ObjectPart { offset: 10, place: 4, len: 3 }, ObjectPart { offset: 99_999, place: 0, len: 1 }];
+    let mut into = [0; 8];
+    assert_eq!(store.read_parts(&key("d/parts"), 100_000, &wanted, &mut into).unwrap(), PartsRead::Done);
+    assert_eq!((into[0], &into[4..7]), (bytes[99_999], &bytes[10..13]), "parts go to their places");
+    assert_eq!(store.read_parts(&key("d/none"), 100_000, &wanted, &mut into).unwrap(), PartsRead::Missing);
+    store.write_parts(&key("d/parts"), &[b"one", b"", b"two"]).unwrap();
+    assert_eq!(whole("d/parts").as_deref(), Some(b"onetwo".as_slice()), "what is written in parts is one object");
+    assert!(matches!(store.size(&key("d/parts")).unwrap(), None | Some(6)) && store.size(&key("d/none")).unwrap().is_none(), "the size, if it is told");
+    store.sweep(&key("d/")).unwrap();
+    assert_eq!(whole("d/parts").as_deref(), Some(b"onetwo".as_slice()), "what was written is not swept away");
+    match store.begin_read(&key("d/parts"), None, 10, Buffer::zeroed(10)).map(Pending::wait) {
+        Ok(read) => assert!(read.is_ok_and(|(found, buffer)| found && buffer.bytes() == b"onetwo")),
+        Err(buffer) => assert_eq!(buffer.len(), 10, "the buffer is the caller's again"),
+    }
+    store.remove(&key("d/")).unwrap();
+
+    let is_locked = || store.is_locked(&key("lock")).unwrap();
+    assert!(!is_locked(), "nobody has the lock");
+    let lock = store.lock(&key("lock")).unwrap().expect("the lock is free");
+    assert!(!lock.is_lost() && lock.confirm().unwrap());
+    if !lock.is_unheld() {
+        assert!(is_locked() && store.lock(&key("lock")).unwrap().is_none(), "one has a lock at a time");
+        assert!(store.lock(&key("other")).unwrap().is_some(), "of a key");
+        drop(lock);
+        assert!(!is_locked() && store.lock(&key("lock")).unwrap().is_some(), "who lets go of a lock leaves it to others");
+    }
+    store.remove(&key("lock")).unwrap();
+    store.remove(&key("other")).unwrap();
 
     // Readers see one whole object or the other, never a part or a mixture.
     let kinds = [vec![1u8; 60_000], vec![2u8; 90_000]];

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use object_store::path::Path;
 use object_store::{Error, ObjectMeta, ObjectStore as Backend, ObjectStoreExt, PutMode, PutOptions, PutPayload, Result, UpdateVersion};
@@ -16,6 +16,7 @@ use tokio::sync::Mutex;
 use tokio::task::AbortHandle;
 
 use crate::machine::ProcessId;
+use crate::system::System;
 
 /// How often a holder gives a sign of life, and how long it may give none before others take the lock.
 #[derive(Clone, Copy, Debug)]
@@ -29,9 +30,6 @@ const TERMS: Terms = Terms { renew: Duration::from_secs(5), expire: Duration::fr
 const TURNS: u32 = 40;
 /// Letting go of a lock takes no longer.
 const RELEASE: Duration = Duration::from_secs(5);
-/// A put whose answer was lost is tried so often; what is there then tells what became of it.
-const TRIES: u32 = 6;
-const PAUSE: Duration = Duration::from_millis(100);
 const MAX_BYTES: u64 = 10_000;
 
 /// What the object says.
@@ -57,22 +55,23 @@ struct Held {
     /// What was written last, and which version of the object that is.
     last: Mutex<(Holder, UpdateVersion)>,
     is_lost: AtomicBool,
+    system: System,
 }
 
 impl Lease {
     /// Takes the lock at a path; `None` if somebody has it who lives. That may take as long as a sign of life of somebody who gives none.
-    pub(super) async fn take(backend: Arc<dyn Backend>, path: Path) -> Result<Option<Lease>> {
-        Lease::take_on(backend, path, TERMS).await
+    pub(super) async fn take(backend: Arc<dyn Backend>, path: Path, system: System) -> Result<Option<Lease>> {
+        Lease::take_on(backend, path, TERMS, system).await
     }
 
-    async fn take_on(backend: Arc<dyn Backend>, path: Path, terms: Terms) -> Result<Option<Lease>> {
+    async fn take_on(backend: Arc<dyn Backend>, path: Path, terms: Terms, system: System) -> Result<Option<Lease>> {
         static LEASES: AtomicU64 = AtomicU64::new(0);
         let process = ProcessId::own();
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let now = system.since_epoch().as_nanos();
         let id = format!("{}-{now:x}-{}-{}", process.boot, process.pid, LEASES.fetch_add(1, Ordering::Relaxed));
         let me = Holder { id, process, renewed: 0 };
-        let Some(version) = acquire(&*backend, &path, &me, terms).await? else { return Ok(None) };
-        let held = Arc::new(Held { backend, path, last: Mutex::new((me, version)), is_lost: AtomicBool::new(false) });
+        let Some(version) = acquire(&*backend, &path, &me, terms, &system).await? else { return Ok(None) };
+        let held = Arc::new(Held { backend, path, last: Mutex::new((me, version)), is_lost: AtomicBool::new(false), system });
         let runtime = Handle::current();
         let renewal = runtime.spawn(keep(Arc::clone(&held), terms)).abort_handle();
         Ok(Some(Lease { held, runtime, renewal }))
@@ -132,14 +131,14 @@ impl Held {
 
 /// True if somebody has the lock at a path who has given a sign of life of late, by the clocks of this machine and the store, or is a process of this
 /// machine. Nothing is written.
-pub(super) async fn is_held(backend: Arc<dyn Backend>, path: Path) -> Result<bool> {
+pub(super) async fn is_held(backend: Arc<dyn Backend>, path: Path, system: System) -> Result<bool> {
     let Some((holder, meta)) = look(&*backend, &path).await? else { return Ok(false) };
-    let age = SystemTime::now().duration_since(meta.last_modified.into()).unwrap_or_default();
+    let age = system.clock.system_time().duration_since(meta.last_modified.into()).unwrap_or_default();
     Ok(age < TERMS.expire && !holder.process.is_gone())
 }
 
 /// Makes the object, or takes it over from somebody who gives no sign of life.
-async fn acquire(backend: &dyn Backend, path: &Path, me: &Holder, terms: Terms) -> Result<Option<UpdateVersion>> {
+async fn acquire(backend: &dyn Backend, path: &Path, me: &Holder, terms: Terms, system: &System) -> Result<Option<UpdateVersion>> {
     let mut seen: Option<(Holder, Instant)> = None;
     for _ in 0..TURNS {
         if let Some(version) = put(backend, path, me, PutMode::Create).await? {
@@ -153,7 +152,7 @@ async fn acquire(backend: &dyn Backend, path: &Path, me: &Holder, terms: Terms) 
             }
             let silent = match &seen {
                 Some((before, _)) if *before != holder => return Ok(None),
-                Some((_, since)) => since.elapsed(),
+                Some((_, since)) => system.elapsed(*since),
                 None => Duration::ZERO,
             };
             if (silent >= terms.expire || holder.process.is_gone())
@@ -161,9 +160,9 @@ async fn acquire(backend: &dyn Backend, path: &Path, me: &Holder, terms: Terms) 
             {
                 return Ok(Some(version));
             }
-            seen.get_or_insert((holder, Instant::now()));
+            seen.get_or_insert((holder, system.now()));
         }
-        tokio::time::sleep(terms.expire / (TURNS / 2)).await;
+        system.wait(terms.expire / (TURNS / 2)).await;
     }
     // Others come and go too fast.
     Ok(None)
@@ -172,29 +171,22 @@ async fn acquire(backend: &dyn Backend, path: &Path, me: &Holder, terms: Terms) 
 /// Gives signs of life until the lock is somebody else's.
 async fn keep(held: Arc<Held>, terms: Terms) {
     while !held.is_lost.load(Ordering::Relaxed) {
-        tokio::time::sleep(terms.renew).await;
+        held.system.wait(terms.renew).await;
         // One that fails, or takes too long, is made up for by the next.
         let _ = tokio::time::timeout(terms.renew, held.renew()).await;
     }
 }
 
-/// Writes the object if a condition holds; `None` if it does not, or it is not known whether it did.
+/// Writes the object if a condition holds; `None` if it does not, or if it was this put that has made it so: the client repeats one whose answer was
+/// lost. What is there then tells.
 async fn put(backend: &dyn Backend, path: &Path, holder: &Holder, mode: PutMode) -> Result<Option<UpdateVersion>> {
-    // Serialising plain data to memory cannot fail.
-    let body = PutPayload::from(serde_json::to_vec(holder).unwrap_or_default());
-    let mut tries = 1;
-    loop {
-        let options = PutOptions { mode: mode.clone(), ..PutOptions::default() };
-        match backend.put_opts(path, body.clone(), options).await {
-            Ok(done) => return Ok(Some(done.into())),
-            Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => return Ok(None),
-            Err(Error::NotFound { .. }) if matches!(mode, PutMode::Update(_)) => return Ok(None),
-            Err(Error::Generic { .. }) if tries < TRIES => {
-                tokio::time::sleep(PAUSE * tries).await;
-                tries += 1;
-            }
-            Err(e) => return Err(e),
-        }
+    let body = serde_json::to_vec(holder).map_err(|e| Error::Generic { store: "lock", source: Box::new(e) })?;
+    let is_update = matches!(mode, PutMode::Update(_));
+    match backend.put_opts(path, PutPayload::from(body), PutOptions { mode, ..PutOptions::default() }).await {
+        Ok(done) => Ok(Some(done.into())),
+        Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Ok(None),
+        Err(Error::NotFound { .. }) if is_update => Ok(None),
+        Err(e) => Err(e),
     }
 }
 
@@ -218,90 +210,135 @@ fn version_of(meta: ObjectMeta) -> UpdateVersion {
 #[cfg(test)]
 mod tests {
     use object_store::memory::InMemory;
+    use tokio::task::JoinHandle;
 
     use super::*;
+    use crate::system::ManualClock;
 
     const QUICK: Terms = Terms { renew: Duration::from_millis(20), expire: Duration::from_millis(400) };
     /// As if it had been killed.
-    const NEVER: Terms = Terms { renew: Duration::from_secs(1000), expire: Duration::from_millis(400) };
+    const NEVER: Terms = Terms { renew: Duration::from_secs(1_000_000), expire: Duration::from_millis(400) };
 
-    fn runtime() -> tokio::runtime::Runtime {
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+    /// A store, and a clock that the tests move.
+    struct Bench {
+        runtime: tokio::runtime::Runtime,
+        backend: Arc<dyn Backend>,
+        path: Path,
+        clock: ManualClock,
     }
 
-    fn store() -> (Arc<dyn Backend>, Path) {
-        (Arc::new(InMemory::new()), Path::from("run/lock"))
-    }
+    impl Bench {
+        fn new() -> Bench {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+            Bench { runtime, backend: Arc::new(InMemory::new()), path: Path::from("run/lock"), clock: ManualClock::default() }
+        }
 
-    fn take(runtime: &tokio::runtime::Runtime, store: &(Arc<dyn Backend>, Path), terms: Terms) -> Option<Lease> {
-        runtime.block_on(Lease::take_on(Arc::clone(&store.0), store.1.clone(), terms)).unwrap()
-    }
+        fn system(&self) -> System {
+            System { clock: Arc::new(self.clock.clone()), ..System::default() }
+        }
 
-    fn holder(runtime: &tokio::runtime::Runtime, store: &(Arc<dyn Backend>, Path)) -> Option<Holder> {
-        runtime.block_on(look(&*store.0, &store.1)).unwrap().map(|(h, _)| h)
+        fn begin(&self, terms: Terms) -> JoinHandle<Result<Option<Lease>>> {
+            self.runtime.spawn(Lease::take_on(Arc::clone(&self.backend), self.path.clone(), terms, self.system()))
+        }
+
+        /// Takes the lock, or learns that it cannot be had, while the clock is moved on by `advance`.
+        fn take_while(&self, terms: Terms, advance: impl Fn()) -> Option<Lease> {
+            let taking = self.begin(terms);
+            while !taking.is_finished() {
+                advance();
+            }
+            self.runtime.block_on(taking).unwrap().unwrap()
+        }
+
+        /// Takes the lock where nobody gives signs of life.
+        fn take(&self, terms: Terms) -> Option<Lease> {
+            self.take_while(terms, || {
+                self.clock.advance(Duration::from_millis(1));
+                std::thread::yield_now();
+            })
+        }
+
+        fn holder(&self) -> Option<Holder> {
+            self.runtime.block_on(look(&*self.backend, &self.path)).unwrap().map(|(h, _)| h)
+        }
+
+        /// Moves the clock on until the holder has given one more sign of life.
+        fn renew(&self) {
+            let Some(before) = self.holder() else { return };
+            self.clock.advance(QUICK.renew);
+            while self.holder().is_some_and(|h| h == before) {
+                std::thread::yield_now();
+            }
+        }
     }
 
     #[test]
     fn one_has_the_lock_until_it_lets_go() {
-        let (runtime, store) = (runtime(), store());
-        let first = take(&runtime, &store, QUICK).unwrap();
-        let is_held = || runtime.block_on(is_held(Arc::clone(&store.0), store.1.clone())).unwrap();
-        assert!(take(&runtime, &store, QUICK).is_none() && is_held(), "its holder lives");
-        assert!(!first.is_lost() && holder(&runtime, &store).unwrap().renewed > 0);
+        let bench = Bench::new();
+        let first = bench.take(QUICK).unwrap();
+        // The store in memory dates its objects by the machine's clock.
+        let is_held = || bench.runtime.block_on(is_held(Arc::clone(&bench.backend), bench.path.clone(), System::default())).unwrap();
+        assert!(bench.take_while(QUICK, || bench.renew()).is_none() && is_held(), "its holder lives");
+        assert!(!first.is_lost() && bench.holder().unwrap().renewed > 0);
         drop(first);
-        assert!(holder(&runtime, &store).is_none() && !is_held());
-        assert!(take(&runtime, &store, QUICK).is_some());
+        assert!(bench.holder().is_none() && !is_held());
+        assert!(bench.take(QUICK).is_some());
     }
 
     #[test]
     fn who_gives_no_sign_of_life_loses_it_and_notices() {
-        let (runtime, store) = (runtime(), store());
-        let silent = take(&runtime, &store, NEVER).unwrap();
-        let next = take(&runtime, &store, QUICK).unwrap();
+        let bench = Bench::new();
+        let silent = bench.take(NEVER).unwrap();
+        let begun = bench.clock.passed();
+        let next = bench.take(NEVER).unwrap();
+        assert!(bench.clock.passed() - begun >= NEVER.expire, "it is waited for");
         // It wakes up.
-        assert!(!runtime.block_on(silent.confirm()).unwrap() && runtime.block_on(next.confirm()).unwrap());
+        assert!(!bench.runtime.block_on(silent.confirm()).unwrap() && bench.runtime.block_on(next.confirm()).unwrap());
         assert!(silent.is_lost() && !next.is_lost());
-        let taken = holder(&runtime, &store).unwrap().id;
+        let taken = bench.holder().unwrap().id;
         drop(silent);
-        assert_eq!(holder(&runtime, &store).unwrap().id, taken, "who has lost it does not remove it");
+        assert_eq!(bench.holder().unwrap().id, taken, "who has lost it does not remove it");
     }
 
     #[test]
     fn a_process_of_this_machine_that_is_gone_is_not_waited_for() {
-        let (runtime, store) = (runtime(), store());
+        let bench = Bench::new();
         let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
         let process = ProcessId::of(child.id());
         let theirs = Holder { id: "theirs".into(), process, renewed: 3 };
-        runtime.block_on(put(&*store.0, &store.1, &theirs, PutMode::Overwrite)).unwrap();
-        let never = Terms { renew: Duration::from_millis(20), expire: Duration::from_secs(1000) };
-        let waits =
-            runtime.block_on(async { tokio::time::timeout(Duration::from_millis(300), Lease::take_on(Arc::clone(&store.0), store.1.clone(), never)).await });
-        assert!(waits.is_err(), "it is there");
+        bench.runtime.block_on(put(&*bench.backend, &bench.path, &theirs, PutMode::Overwrite)).unwrap();
+        let never = Terms { renew: Duration::from_secs(1_000_000), expire: Duration::from_secs(1000) };
+        let waits = bench.begin(never);
+        for _ in 0..10 {
+            bench.clock.advance(Duration::from_secs(50));
+            std::thread::sleep(Duration::from_millis(5));
+            assert!(!waits.is_finished(), "it is there");
+        }
+        waits.abort();
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(take(&runtime, &store, never).is_some());
+        let begun = bench.clock.passed();
+        assert!(bench.take_while(never, || {}).is_some());
+        assert_eq!(bench.clock.passed(), begun);
     }
 
     #[test]
     fn of_many_who_want_it_at_once_one_gets_it() {
-        let (runtime, store) = (runtime(), store());
+        let bench = Bench::new();
         for _ in 0..20 {
-            let all = runtime.block_on(async {
-                let taking: Vec<_> = (0..8).map(|_| tokio::spawn(Lease::take_on(Arc::clone(&store.0), store.1.clone(), QUICK))).collect();
-                let mut got = Vec::new();
-                for taken in taking {
-                    got.extend(taken.await.unwrap().unwrap());
-                }
-                got
-            });
-            assert_eq!(all.len(), 1);
+            let taking: Vec<_> = (0..8).map(|_| bench.begin(QUICK)).collect();
+            while !taking.iter().all(JoinHandle::is_finished) {
+                bench.renew();
+            }
+            let taken: Vec<_> = taking.into_iter().filter_map(|t| bench.runtime.block_on(t).unwrap().unwrap()).collect();
+            assert_eq!(taken.len(), 1);
         }
     }
 
     #[test]
     fn what_somebody_else_has_written_there_runs_out() {
-        let (runtime, store) = (runtime(), store());
-        runtime.block_on(store.0.put(&store.1, PutPayload::from_static(b"no holder"))).unwrap();
-        assert!(take(&runtime, &store, QUICK).is_some());
+        let bench = Bench::new();
+        bench.runtime.block_on(bench.backend.put(&bench.path, PutPayload::from_static(b"no holder"))).unwrap();
+        assert!(bench.take(QUICK).is_some());
     }
 }

@@ -22,7 +22,7 @@ pub struct LocalStore {
     url: String,
 }
 
-/// Above this number of files one flush of the whole file system is cheaper than one for each file.
+/// Above this number of files, where the system can, one flush of the whole file system is cheaper than one for each file.
 const SYNC_ONE_BY_ONE: usize = 256;
 
 static NEXT_NAME: AtomicU64 = AtomicU64::new(0);
@@ -208,6 +208,19 @@ impl Store for LocalStore {
         }
     }
 
+    fn is_locked(&self, key: &str) -> Result<bool, StorageError> {
+        let file = match File::open(self.path(key)) {
+            Ok(file) => file,
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(false),
+            Err(e) => return Err(self.failed(key, "looked at")(e)),
+        };
+        match file.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(fs::TryLockError::WouldBlock) => Ok(true),
+            Err(fs::TryLockError::Error(e)) => Err(self.failed(key, "looked at")(e)),
+        }
+    }
+
     fn size(&self, key: &str) -> Result<Option<u64>, StorageError> {
         match fs::metadata(self.path(key)) {
             Ok(metadata) => Ok(metadata.is_file().then_some(metadata.len())),
@@ -235,7 +248,8 @@ impl Store for LocalStore {
     }
 
     fn sync(&self, keys: &mut dyn Iterator<Item = String>) -> Result<(), StorageError> {
-        let first: Vec<String> = keys.take(SYNC_ONE_BY_ONE + 1).collect();
+        let first: Vec<String> = (&mut *keys).take(SYNC_ONE_BY_ONE + 1).collect();
+        #[cfg(target_os = "linux")]
         if first.len() > SYNC_ONE_BY_ONE {
             let root = match File::open(&self.root) {
                 // Nothing but fill values: no write has made the folder.
@@ -245,7 +259,8 @@ impl Store for LocalStore {
             return rustix::fs::syncfs(&root).map_err(|e| self.failed("", "flushed")(e.into()));
         }
         let mut folders = std::collections::BTreeSet::new();
-        for key in first {
+        // Where there is no flush of a file system, the others follow.
+        for key in first.into_iter().chain(keys) {
             let path = self.path(&key);
             match File::open(&path).and_then(|f| f.sync_all()) {
                 // A chunk of fill values is not stored.

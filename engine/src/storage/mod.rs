@@ -6,14 +6,18 @@
 
 pub mod array;
 #[cfg(feature = "object-stores")]
+#[allow(clippy::disallowed_methods, reason = "credentials expire by the machine's clock, and a command is waited for")]
 pub mod aws;
 mod blosc;
+#[cfg(feature = "object-stores")]
+mod client;
 pub mod codec;
 pub mod conformance;
 pub(crate) mod consolidated;
 mod encoding;
 #[cfg(feature = "object-stores")]
 mod lease;
+#[allow(clippy::disallowed_methods, reason = "its errors name their place")]
 mod local;
 mod memory;
 pub mod metadata;
@@ -24,13 +28,15 @@ pub(crate) mod shard;
 mod tier;
 mod zstd_bound;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use freestone_kernels::Buffer;
 use thiserror::Error;
+
+use crate::system::System;
 
 pub use array::{ArrayInfo, Keys, StoredArray};
 pub use encoding::{CodecName, Encoding};
@@ -52,10 +58,17 @@ pub enum StorageError {
     Denied { place: String, action: &'static str },
     #[error("{place} could not be {action}: {message}")]
     Io { place: String, action: &'static str, message: String, transient: bool },
+    #[error("the default work directory `{place}` cannot be trusted: {why} (hint: remove it, or name a directory of your own by FREESTONE_WORK_DIR)")]
+    NotPrivate { place: String, why: String },
     #[error("{place} takes nothing from this run: {message}")]
     Refused { place: String, message: String },
-    #[error("{place} is asked for more than its store allows: {message}")]
+    #[error("rate limited by the store at {place}: {message}")]
     Throttled { place: String, message: String },
+    /// A request across a network that its client has retried in vain: whoever made it does not repeat it at once.
+    #[error("{place} could not be {action}: {message}")]
+    GaveUp { place: String, action: &'static str, message: String, is_throttle: bool },
+    #[error("internal error at {place}: broken invariant: {invariant} (hint: this is a defect of Freestone, please report it)")]
+    Internal { place: String, invariant: &'static str },
     #[error("`{url}` is no location that can be opened: {why}")]
     BadUrl { url: String, why: String },
     #[error("`{0}` names a store in the memory of another process: use a directory or an object store with executors that run processes")]
@@ -63,9 +76,25 @@ pub enum StorageError {
 }
 
 impl StorageError {
-    /// True if trying again may help.
+    /// True if it may pass, other than by asking for less.
     pub fn is_transient(&self) -> bool {
-        matches!(self, StorageError::Io { transient: true, .. })
+        matches!(self, StorageError::Io { transient: true, .. } | StorageError::GaveUp { is_throttle: false, .. })
+    }
+
+    /// True if the store asks for fewer requests.
+    pub fn is_throttle(&self) -> bool {
+        matches!(self, StorageError::Throttled { .. } | StorageError::GaveUp { is_throttle: true, .. })
+    }
+
+    /// True if trying again may help, and nobody has: requests across a network are retried by their client.
+    pub fn may_be_retried(&self) -> bool {
+        matches!(self, StorageError::Io { transient: true, .. } | StorageError::Throttled { .. })
+    }
+
+    /// A state that cannot happen: a panic in debug builds, else an error that ends the run.
+    pub(crate) fn internal(place: String, invariant: &'static str) -> StorageError {
+        debug_assert!(false, "broken invariant at {place}: {invariant}");
+        StorageError::Internal { place, invariant }
     }
 
     pub(crate) fn io(place: String, action: &'static str, error: &std::io::Error) -> StorageError {
@@ -143,10 +172,39 @@ pub enum PartsRead {
     Length(u64),
 }
 
+/// Reads parts of an object one by one.
+///
+/// # Errors
+/// As [`Store::read`].
+pub fn read_each<S: Store + ?Sized>(store: &S, key: &str, parts: &[ObjectPart], into: &mut [u8]) -> Result<PartsRead, StorageError> {
+    for part in parts {
+        let mut buffer = Buffer::zeroed(part.len);
+        let range = ByteRange::At { offset: part.offset, len: part.len as u64 };
+        if !store.read(key, Some(range), part.len as u64, &mut buffer)? {
+            return Ok(PartsRead::Missing);
+        }
+        into[part.place..part.place + part.len].copy_from_slice(buffer.bytes());
+    }
+    Ok(PartsRead::Done)
+}
+
+/// Copies parts of an object that is in memory, if it has `size` bytes.
+pub(crate) fn copy_out(object: &[u8], size: u64, parts: &[ObjectPart], into: &mut [u8]) -> PartsRead {
+    if object.len() as u64 != size {
+        return PartsRead::Length(object.len() as u64);
+    }
+    for part in parts {
+        into[part.place..part.place + part.len].copy_from_slice(&object[part.offset as usize..][..part.len]);
+    }
+    PartsRead::Done
+}
+
 /// Objects under keys like `u/c/0/1`. Keys are relative, and use `/`.
 ///
 /// Contract: [`write`](Store::write) is atomic (a reader sees the whole object, old or new, or none); a missing object is not
-/// an error; every error names the place.
+/// an error; every error names the place; requests that cross a network are retried by the store itself, which answers
+/// [`StorageError::GaveUp`] in the end. What has a default here is made of the other methods; a store over another one passes all of them on,
+/// under `deny(clippy::missing_trait_methods)`.
 pub trait Store: Send + Sync + fmt::Debug {
     /// Where it is, as [`Stores::open`] takes it.
     fn url(&self) -> &str;
@@ -176,15 +234,7 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// # Errors
     /// Where the store fails.
     fn read_parts(&self, key: &str, _size: u64, parts: &[ObjectPart], into: &mut [u8]) -> Result<PartsRead, StorageError> {
-        for part in parts {
-            let mut buffer = Buffer::zeroed(part.len);
-            let range = ByteRange::At { offset: part.offset, len: part.len as u64 };
-            if !self.read(key, Some(range), part.len as u64, &mut buffer)? {
-                return Ok(PartsRead::Missing);
-            }
-            into[part.place..part.place + part.len].copy_from_slice(buffer.bytes());
-        }
-        Ok(PartsRead::Done)
+        read_each(self, key, parts, into)
     }
 
     /// Writes a whole object.
@@ -226,48 +276,36 @@ pub trait Store: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// Where the store fails.
-    fn sweep(&self, _prefix: &str) -> Result<(), StorageError> {
-        Ok(())
-    }
+    fn sweep(&self, prefix: &str) -> Result<(), StorageError>;
 
     /// Keeps a lock on a key as long as what is returned lives, at most as long as the process; `None` if somebody else has it. In an object store
     /// it is an object of that key that is written again every five seconds; whoever finds it waits 40 seconds for that, unless its holder was a process of the
-    /// same machine that is gone. Stores that have no locks give one that means nothing.
+    /// same machine that is gone. Stores that have no locks give [one that means nothing](Lock::unheld).
     ///
     /// # Errors
     /// Where the store fails.
-    fn lock(&self, _key: &str) -> Result<Option<Lock>, StorageError> {
-        Ok(Some(Lock(Held::Nothing)))
-    }
+    fn lock(&self, key: &str) -> Result<Option<Lock>, StorageError>;
 
     /// True if somebody has a lock on a key, as far as that is found without waiting and without writing.
     ///
     /// # Errors
     /// Where the store fails.
-    fn is_locked(&self, key: &str) -> Result<bool, StorageError> {
-        Ok(self.lock(key)?.is_none())
-    }
+    fn is_locked(&self, key: &str) -> Result<bool, StorageError>;
 
     /// Bytes of an object; `None` if there is no such object, or the store does not tell.
     ///
     /// # Errors
     /// Where the store fails.
-    fn size(&self, _key: &str) -> Result<Option<u64>, StorageError> {
-        Ok(None)
-    }
+    fn size(&self, key: &str) -> Result<Option<u64>, StorageError>;
 
     /// When an object was written, or its folder changed where it is not there, by the store's clock; `None` where the store does not tell.
     ///
     /// # Errors
     /// Where the store fails.
-    fn changed(&self, _key: &str) -> Result<Option<SystemTime>, StorageError> {
-        Ok(None)
-    }
+    fn changed(&self, key: &str) -> Result<Option<SystemTime>, StorageError>;
 
     /// What keeps objects from being written below a key, found without trying: the place of a file where a folder must be.
-    fn obstacle(&self, _key: &str) -> Option<String> {
-        None
-    }
+    fn obstacle(&self, key: &str) -> Option<String>;
 
     /// A key in words, for messages.
     fn place(&self, key: &str) -> String {
@@ -308,15 +346,29 @@ enum Held {
     /// The store has no locks.
     Nothing,
     File(std::fs::File),
+    Memory(Names, String),
     #[cfg(feature = "object-stores")]
     Lease(lease::Lease),
 }
 
+/// The keys in memory that somebody has a lock on.
+type Names = Arc<Mutex<HashSet<String>>>;
+
 impl Lock {
+    /// What a store gives that has no locks: it keeps nobody out.
+    pub fn unheld() -> Lock {
+        Lock(Held::Nothing)
+    }
+
+    /// True if it keeps nobody out, since the store has no locks.
+    pub fn is_unheld(&self) -> bool {
+        matches!(self.0, Held::Nothing)
+    }
+
     /// True once somebody else has taken it, since this process gave no sign of life: whoever has it must stop.
     pub fn is_lost(&self) -> bool {
         match &self.0 {
-            Held::Nothing | Held::File(_) => false,
+            Held::Nothing | Held::File(_) | Held::Memory(..) => false,
             #[cfg(feature = "object-stores")]
             Held::Lease(lease) => lease.is_lost(),
         }
@@ -328,7 +380,7 @@ impl Lock {
     /// Where the store fails.
     pub fn confirm(&self) -> Result<bool, StorageError> {
         match &self.0 {
-            Held::Nothing | Held::File(_) => Ok(true),
+            Held::Nothing | Held::File(_) | Held::Memory(..) => Ok(true),
             #[cfg(feature = "object-stores")]
             Held::Lease(lease) => object::confirm(lease),
         }
@@ -337,9 +389,13 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // A process that is being started by another thread may have the file for a moment, and the lock with it.
-        if let Held::File(file) = &self.0 {
-            let _ = file.unlock();
+        match &self.0 {
+            // A process that is being started by another thread may have the file for a moment, and the lock with it.
+            Held::File(file) => drop(file.unlock()),
+            Held::Memory(names, key) => drop(locked(names).remove(key)),
+            Held::Nothing => {}
+            #[cfg(feature = "object-stores")]
+            Held::Lease(_) => {}
         }
     }
 }
@@ -364,17 +420,45 @@ pub fn read_small(store: &dyn Store, key: &str, limit: u64) -> Result<Option<Vec
     }
 }
 
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The stores that a program has opened, by URL. Stores in memory are found only here.
 #[derive(Clone, Debug, Default)]
 pub struct Stores {
-    open: Arc<Mutex<HashMap<String, Arc<dyn Store>>>>,
+    open: Arc<Mutex<HashMap<String, Arc<Entry>>>>,
     openers: Vec<(&'static str, Opener)>,
+    system: System,
+}
+
+/// A store that is open, or is being opened: that may take requests, during which only those wait who want the same one.
+#[derive(Debug, Default)]
+struct Entry {
+    store: OnceLock<Arc<dyn Store>>,
+    opening: Mutex<()>,
+}
+
+impl From<Arc<dyn Store>> for Entry {
+    fn from(store: Arc<dyn Store>) -> Entry {
+        Entry { store: store.into(), opening: Mutex::default() }
+    }
 }
 
 /// Opens a store at a URL that the engine does not know.
 pub type Opener = fn(&str) -> Result<Arc<dyn Store>, StorageError>;
 
 impl Stores {
+    /// With a clock and random numbers of one's own.
+    pub fn with_system(system: System) -> Stores {
+        Stores { system, ..Stores::default() }
+    }
+
+    /// The clock and the random numbers of whoever uses these stores.
+    pub fn system(&self) -> &System {
+        &self.system
+    }
+
     /// With a way to open what begins with a prefix, such as `icechunk+`.
     #[must_use]
     pub fn with_opener(mut self, prefix: &'static str, opener: Opener) -> Stores {
@@ -384,50 +468,54 @@ impl Stores {
 
     /// Adds a store that was made elsewhere.
     pub fn insert(&self, store: Arc<dyn Store>) {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).insert(store.url().to_owned(), store);
+        locked(&self.open).insert(store.url().to_owned(), Arc::new(store.into()));
     }
 
     /// The store at a URL, if it was opened or added under that.
     pub fn get(&self, url: &str) -> Option<Arc<dyn Store>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).get(url.trim_end_matches('/')).cloned()
+        locked(&self.open).get(url.trim_end_matches('/')).and_then(|entry| entry.store.get().cloned())
     }
 
     /// Takes over all stores of another, but not its ways to open others.
     pub fn extend(&self, other: &Stores) {
-        let theirs: Vec<_> = other.open.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        let theirs: Vec<_> = locked(&other.open).values().filter_map(|entry| entry.store.get().cloned()).collect();
         theirs.into_iter().for_each(|s| self.insert(s));
     }
 
     /// The same stores, but with this one at a URL.
     pub fn with(&self, url: &str, store: Arc<dyn Store>) -> Stores {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        open.insert(url.trim_end_matches('/').to_owned(), store);
-        Stores { open: Arc::new(Mutex::new(open)), openers: self.openers.clone() }
+        let mut open = locked(&self.open).clone();
+        open.insert(url.trim_end_matches('/').to_owned(), Arc::new(store.into()));
+        Stores { open: Arc::new(Mutex::new(open)), ..self.clone() }
     }
 
     /// The store at a URL: a path, `file://…`, with the feature `object-stores` `s3://bucket/prefix` and `http(s)://host/prefix`, with
-    /// `gcs` `gs://bucket/prefix`, with `azure` `az://container/prefix`. Nothing is created.
+    /// `gcs` `gs://bucket/prefix`, with `azure` `az://container/prefix`. Nothing is created. Each URL is opened once.
     ///
     /// # Errors
     /// Where the scheme is unknown, or a store in memory is not in this process.
     pub fn open(&self, url: &str) -> Result<Arc<dyn Store>, StorageError> {
         let url = url.trim_end_matches('/');
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(store) = open.get(url) {
+        let entry = Arc::clone(locked(&self.open).entry(url.to_owned()).or_default());
+        let _opening = locked(&entry.opening);
+        if let Some(store) = entry.store.get() {
             return Ok(Arc::clone(store));
         }
+        let store = self.open_new(url)?;
+        Ok(Arc::clone(entry.store.get_or_init(|| store)))
+    }
+
+    fn open_new(&self, url: &str) -> Result<Arc<dyn Store>, StorageError> {
         if let Some((_, opener)) = self.openers.iter().find(|(prefix, _)| url.starts_with(prefix)) {
-            let store = opener(url)?;
-            open.insert(url.to_owned(), Arc::clone(&store));
-            return Ok(store);
+            return opener(url);
         }
-        let store: Arc<dyn Store> = match url.split_once("://") {
+        Ok(match url.split_once("://") {
             None => Arc::new(LocalStore::new(url)),
             Some(("file", path)) => Arc::new(LocalStore::new(path)),
             Some(("memory", _)) => return Err(StorageError::NotHere(url.to_owned())),
             Some((scheme, _)) => match REMOTE.iter().find(|(known, ..)| *known == scheme) {
                 #[cfg(feature = "object-stores")]
-                Some((.., true)) => Arc::new(object::ObjectStore::open(url)?),
+                Some((.., true)) => Arc::new(object::ObjectStore::open(url, &self.system)?),
                 Some((_, feature, _)) => {
                     let why = format!("this program was built without the feature `{feature}`: build it with `--features {feature}`");
                     return Err(StorageError::BadUrl { url: url.to_owned(), why });
@@ -437,9 +525,7 @@ impl Stores {
                     return Err(StorageError::BadUrl { url: url.to_owned(), why: format!("`{scheme}` is not one of file, {}", known.join(", ")) });
                 }
             },
-        };
-        open.insert(url.to_owned(), Arc::clone(&store));
-        Ok(store)
+        })
     }
 }
 
@@ -511,6 +597,8 @@ pub fn identity(url: &str, path: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Condvar;
+
     use super::*;
 
     #[track_caller]
@@ -547,5 +635,47 @@ mod tests {
             let error = Stores::default().open(&format!("{scheme}:///prefix")).unwrap_err().to_string();
             assert!(error.contains("no bucket"), "{error}");
         }
+    }
+    /// A store that is opened by nobody but those who wait for it.
+    fn gated(url: &str) -> Result<Arc<dyn Store>, StorageError> {
+        static OPENED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+        static CHANGED: Condvar = Condvar::new();
+        let mut opened = locked(&OPENED);
+        assert!(!opened.iter().any(|o| o == url), "{url} is opened once");
+        opened.push(url.to_owned());
+        CHANGED.notify_all();
+        // The first waits until the second is being opened too; the others are opened at once.
+        while url.ends_with("first") && !opened.iter().any(|o| o.ends_with("second")) {
+            opened = CHANGED.wait(opened).unwrap_or_else(PoisonError::into_inner);
+        }
+        if url.ends_with("broken") && !opened.iter().any(|o| o == "it was broken") {
+            opened.retain(|o| o != url);
+            opened.push("it was broken".into());
+            return Err(StorageError::NotHere(url.to_owned()));
+        }
+        Ok(Arc::new(MemoryStore::new()))
+    }
+
+    #[test]
+    fn stores_are_opened_beside_each_other_and_each_once() {
+        let stores = Stores::default().with_opener("gate://", gated);
+        std::thread::scope(|scope| {
+            let first: Vec<_> = (0..4).map(|_| scope.spawn(|| stores.open("gate://first").unwrap())).collect();
+            // It hangs for ever where one open waits for another.
+            let second = stores.open("gate://second").unwrap();
+            let first: Vec<_> = first.into_iter().map(|t| t.join().unwrap()).collect();
+            assert!(first.iter().all(|s| s.url() == first[0].url()) && second.url() != first[0].url());
+        });
+        assert!(stores.get("gate://third").is_none() && stores.get("gate://second/").is_some());
+    }
+
+    #[test]
+    fn a_store_that_could_not_be_opened_is_tried_again() {
+        let stores = Stores::default().with_opener("gate://", gated);
+        assert!(stores.open("gate://broken").is_err() && stores.get("gate://broken").is_none());
+        let copy = Stores::default();
+        copy.extend(&stores);
+        assert!(copy.get("gate://broken").is_none());
+        assert!(stores.open("gate://broken").is_ok());
     }
 }

@@ -4,7 +4,7 @@
 //! any thread, also from one that belongs to a runtime of the user's.
 
 use std::sync::{Arc, OnceLock, mpsc};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use freestone_kernels::Buffer;
 use futures_util::TryStreamExt;
@@ -14,9 +14,12 @@ use object_store::path::Path;
 use object_store::{ClientOptions, GetOptions, GetRange, ObjectStore as Backend, ObjectStoreExt};
 use tokio::runtime::Runtime;
 
-use super::aws::{self, NoCredentials, retries};
+use super::aws::{self, NoCredentials};
+use super::client::{Connector, Failure, GaveUp, retry_config};
 use super::lease::{self, Lease};
 use super::{ByteRange, Held, Lock, Pending, StorageError, Store};
+use crate::retry::Retry;
+use crate::system::System;
 
 /// Objects below a prefix of a bucket or server.
 #[derive(Debug)]
@@ -24,6 +27,7 @@ pub(super) struct ObjectStore {
     url: String,
     prefix: String,
     backend: Arc<dyn Backend>,
+    system: System,
 }
 
 /// Threads that wait for sockets; they do no computing.
@@ -39,19 +43,25 @@ fn runtime() -> Result<&'static Runtime, StorageError> {
 
 impl ObjectStore {
     /// Credentials, region and endpoint come from the environment (`AWS_…`, `GOOGLE_…`, `AZURE_…`); those of AWS from a profile, too.
-    pub(super) fn open(url: &str) -> Result<ObjectStore, StorageError> {
+    pub(super) fn open(url: &str, system: &System) -> Result<ObjectStore, StorageError> {
+        ObjectStore::open_with(url, system, Retry::REQUESTS)
+    }
+
+    pub(super) fn open_with(url: &str, system: &System, retry: Retry) -> Result<ObjectStore, StorageError> {
         let bad = |why: String| StorageError::BadUrl { url: url.to_owned(), why };
         let (scheme, rest) = url.split_once("://").ok_or_else(|| bad("it has no scheme".into()))?;
         let (host, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         if host.is_empty() {
             return Err(bad("it names no bucket or host".into()));
         }
+        let (connector, retries) = (Connector { retry, system: system.clone() }, retry_config(&retry));
         let backend: Arc<dyn Backend> = match scheme {
-            "s3" => Arc::new(aws::bucket(host).and_then(AmazonS3Builder::build).map_err(|e| bad(e.to_string()))?),
+            "s3" => Arc::new(aws::bucket_with(host, connector).and_then(AmazonS3Builder::build).map_err(|e| bad(e.to_string()))?),
             #[cfg(feature = "gcs")]
             "gs" => Arc::new(
                 object_store::gcp::GoogleCloudStorageBuilder::from_env()
-                    .with_retry(retries())
+                    .with_retry(retries)
+                    .with_http_connector(connector)
                     .with_bucket_name(host)
                     .build()
                     .map_err(|e| bad(e.to_string()))?,
@@ -59,7 +69,8 @@ impl ObjectStore {
             #[cfg(feature = "azure")]
             "az" => Arc::new(
                 object_store::azure::MicrosoftAzureBuilder::from_env()
-                    .with_retry(retries())
+                    .with_retry(retries)
+                    .with_http_connector(connector)
                     .with_container_name(host)
                     .build()
                     .map_err(|e| bad(e.to_string()))?,
@@ -68,7 +79,8 @@ impl ObjectStore {
                 let options = ClientOptions::new().with_allow_http(scheme == "http");
                 Arc::new(
                     HttpBuilder::new()
-                        .with_retry(retries())
+                        .with_retry(retries)
+                        .with_http_connector(connector)
                         .with_url(format!("{scheme}://{host}"))
                         .with_client_options(options)
                         .build()
@@ -76,7 +88,16 @@ impl ObjectStore {
                 )
             }
         };
-        Ok(ObjectStore { url: url.to_owned(), prefix: prefix.to_owned(), backend })
+        Ok(ObjectStore::over(url, prefix, backend, system))
+    }
+
+    pub(super) fn over(url: &str, prefix: &str, backend: Arc<dyn Backend>, system: &System) -> ObjectStore {
+        ObjectStore { url: url.to_owned(), prefix: prefix.to_owned(), backend, system: system.clone() }
+    }
+
+    #[cfg(test)]
+    pub(super) fn backend(&self) -> &dyn Backend {
+        &*self.backend
     }
 
     fn path(&self, key: &str) -> Result<Path, StorageError> {
@@ -103,12 +124,9 @@ impl ObjectStore {
         })
     }
 
-    /// Deletes an object. The client does not do that again where the answer is lost, since it does not know that it may.
     fn delete(&self, key: &str, path: &Path) -> Result<(), StorageError> {
-        persist(PAUSE, || {
-            let (backend, path) = (Arc::clone(&self.backend), path.clone());
-            self.wait(key, "removed", async move { backend.delete(&path).await }).map(drop)
-        })
+        let (backend, path) = (Arc::clone(&self.backend), path.clone());
+        self.wait(key, "removed", async move { backend.delete(&path).await }).map(drop)
     }
 
     /// Runs a request on the runtime and waits for it.
@@ -124,23 +142,8 @@ impl ObjectStore {
 
 /// Finds out whether a lock is still this process's.
 pub(super) fn confirm(lease: &Lease) -> Result<bool, StorageError> {
-    let place = || "the lock on the run".to_owned();
-    persist(PAUSE, || outcome(place(), "renewed", begin(runtime()?, lease.confirm()).result())).map(|ours| ours.unwrap_or(false))
-}
-
-/// Attempts of what may be done again, and the pause before the second, which doubles.
-const ATTEMPTS: u32 = 4;
-const PAUSE: Duration = Duration::from_millis(100);
-
-/// Tries again what has failed in a way that may pass.
-fn persist<T>(pause: Duration, mut request: impl FnMut() -> Result<T, StorageError>) -> Result<T, StorageError> {
-    for attempt in 1..ATTEMPTS {
-        match request() {
-            Err(StorageError::Io { transient: true, .. } | StorageError::Throttled { .. }) => std::thread::sleep(pause * (1 << (attempt - 1))),
-            other => return other,
-        }
-    }
-    request()
+    let confirmed = outcome("the lock on the run".to_owned(), "renewed", begin(runtime()?, lease.confirm()).result());
+    confirmed.map(|ours| ours.unwrap_or(false))
 }
 
 /// A request that runs on the runtime, and is called off when this is dropped.
@@ -180,16 +183,16 @@ fn outcome<T>(place: String, action: &'static str, result: Option<object_store::
         Some(Err(object_store::Error::Generic { source, .. })) if source.is::<NoCredentials>() => {
             Err(StorageError::Io { place, action, message: source.to_string(), transient: false })
         }
-        // The client has tried a few times; what is left may still pass later, or on another worker.
-        Some(Err(e)) if is_throttle(&e) => Err(StorageError::Throttled { place, message: e.to_string() }),
-        Some(Err(e)) => Err(StorageError::Io { place, action, transient: matches!(e, object_store::Error::Generic { .. }), message: e.to_string() }),
+        Some(Err(e)) => {
+            let (message, failure) = (e.to_string(), GaveUp::of(&e).map(|gave_up| gave_up.kind));
+            match failure {
+                Some(Failure::Unsupported) => Err(StorageError::Io { place, action, message, transient: false }),
+                // What is left may still pass later, or on another worker.
+                None if !matches!(e, object_store::Error::Generic { .. }) => Err(StorageError::Io { place, action, message, transient: false }),
+                kind => Err(StorageError::GaveUp { place, action, message, is_throttle: kind == Some(Failure::Throttle) }),
+            }
+        }
     }
-}
-
-/// True for answers that ask for fewer requests. The client passes them on as text only.
-fn is_throttle(error: &object_store::Error) -> bool {
-    let text = error.to_string();
-    ["SlowDown", "429 Too Many", "503 Service", "TooManyRequests", "Throttl"].iter().any(|word| text.contains(word))
 }
 
 /// Reads an object, or a range of it, piece by piece into a buffer with room for `limit` bytes; its length if it is longer.
@@ -285,12 +288,12 @@ impl Store for ObjectStore {
     }
 
     fn lock(&self, key: &str) -> Result<Option<Lock>, StorageError> {
-        let (backend, path) = (Arc::clone(&self.backend), self.path(key)?);
+        let (backend, path, system) = (Arc::clone(&self.backend), self.path(key)?, self.system.clone());
         let taken = async move {
-            match Lease::take(backend, path).await {
+            match Lease::take(backend, path, system).await {
                 Ok(taken) => Ok(taken.map(|lease| Lock(Held::Lease(lease)))),
                 // It takes no conditions.
-                Err(object_store::Error::NotImplemented { .. } | object_store::Error::NotSupported { .. }) => Ok(Some(Lock(Held::Nothing))),
+                Err(object_store::Error::NotImplemented { .. } | object_store::Error::NotSupported { .. }) => Ok(Some(Lock::unheld())),
                 Err(e) => Err(e),
             }
         };
@@ -299,8 +302,8 @@ impl Store for ObjectStore {
     }
 
     fn is_locked(&self, key: &str) -> Result<bool, StorageError> {
-        let (backend, path) = (Arc::clone(&self.backend), self.path(key)?);
-        Ok(self.wait(key, "looked at", lease::is_held(backend, path))?.unwrap_or(false))
+        let (backend, path, system) = (Arc::clone(&self.backend), self.path(key)?, self.system.clone());
+        Ok(self.wait(key, "looked at", lease::is_held(backend, path, system))?.unwrap_or(false))
     }
 
     fn size(&self, key: &str) -> Result<Option<u64>, StorageError> {
@@ -318,29 +321,14 @@ impl Store for ObjectStore {
         // An acknowledged put is durable.
         Ok(())
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[track_caller]
-    fn check(failures: usize, error: &StorageError, expect: (usize, bool)) {
-        let mut n = 0;
-        let ended = persist(Duration::ZERO, || {
-            n += 1;
-            if n > failures { Ok(()) } else { Err(error.clone()) }
-        });
-        assert_eq!((n, ended.is_ok()), expect);
+    fn sweep(&self, _prefix: &str) -> Result<(), StorageError> {
+        // A put that was interrupted leaves nothing.
+        Ok(())
     }
 
-    #[test]
-    fn what_may_pass_is_tried_again() {
-        let failed = |transient| StorageError::Io { place: "p".into(), action: "removed", message: "m".into(), transient };
-        check(0, &failed(true), (1, true));
-        check(3, &failed(true), (4, true));
-        check(4, &failed(true), (4, false));
-        check(2, &StorageError::Throttled { place: "p".into(), message: "m".into() }, (3, true));
-        check(1, &failed(false), (1, false));
+    fn obstacle(&self, _key: &str) -> Option<String> {
+        // There are no folders that a file could be in the place of.
+        None
     }
 }

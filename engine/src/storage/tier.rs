@@ -11,7 +11,7 @@ use freestone_kernels::Buffer;
 
 use super::array::ArrayInfo;
 use super::codec::Codec;
-use super::{ByteRange, Lock, Pending, StorageError, Store, read_small};
+use super::{ByteRange, Lock, ObjectPart, PartsRead, Pending, StorageError, Store, copy_out, read_small};
 
 /// A store over another one: what is written below a prefix stays in memory while it fits into a budget, and goes to the other store where
 /// it does not. Each object is in one of them, and is read and removed wherever it is.
@@ -131,7 +131,8 @@ impl TierStore {
                 };
                 let below = kept.objects.range(format!("{}/", slab.folder)..).take_while(|(key, _)| folder_of(key).starts_with(&slab.folder));
                 let new = below.filter_map(inside).filter(|(_, offset, _)| *offset >= slab.saved).map(|(key, offset, len)| (key, offset - slab.saved, len));
-                let contents = serde_json::to_vec(&new.collect::<Vec<_>>()).unwrap_or_default();
+                let contents = serde_json::to_vec(&new.collect::<Vec<_>>())
+                    .map_err(|_| StorageError::internal(self.place(&slab.folder), "the names of packed objects have a JSON"))?;
                 let name = format!("{}{SAVED}/{:03}-{id:06}-{:07}", self.prefix, self.epoch, slab.saved);
                 let new_bytes = &slab.bytes.bytes()[slab.saved..slab.filled];
                 self.below.write_parts(&name, &[&(contents.len() as u64).to_le_bytes(), &contents, new_bytes])?;
@@ -171,6 +172,7 @@ impl TierStore {
         let objects = u128::from(info.objects().n_chunks());
         // The largest object's bound stands for all of them where it is not known how they are cut.
         let largest = Codec::new(&info.codecs, info.dtype, &info.chunk_shape()).ok();
+        debug_assert!(largest.is_some(), "the plan has checked its codecs");
         let grown = largest.as_ref().map_or(0, |c| c.encoded_bound().saturating_sub(c.decoded_bytes()));
         let encoded = info.n_bytes() + objects * u128::from(grown);
         // A slab ends where the next object does not fit into its rest, and the last one is not full.
@@ -191,6 +193,24 @@ impl TierStore {
 
     fn write_kept(&self) -> RwLockWriteGuard<'_, Kept> {
         self.kept.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks at an object's bytes, if it is in memory.
+    fn with_kept<T>(&self, key: &str, look: impl FnOnce(&[u8]) -> Result<T, StorageError>) -> Result<Option<T>, StorageError> {
+        let kept = self.read_kept();
+        match kept.objects.get(key) {
+            None => Ok(None),
+            Some(Object::Packed { slab, offset, len }) => match kept.slabs.get(slab) {
+                Some(slab) => look(&slab.bytes.bytes()[*offset..offset + len]).map(Some),
+                None => Err(StorageError::internal(self.place(key), "a packed object's slab is in memory as long as the object")),
+            },
+            Some(Object::Own { buffer, .. }) => {
+                let buffer = Arc::clone(buffer);
+                // Copied while nobody waits.
+                drop(kept);
+                look(buffer.bytes()).map(Some)
+            }
+        }
     }
 
     /// True if the object is in memory now.
@@ -241,7 +261,9 @@ impl Kept {
             Some(Object::Own { buffer, .. }) => self.used -= own_cost(key, buffer.len()),
             Some(Object::Packed { slab, .. }) => {
                 self.used -= packed_cost(key);
-                let Some(entry) = self.slabs.get_mut(&slab) else { return };
+                let Some(entry) = self.slabs.get_mut(&slab) else {
+                    return debug_assert!(false, "a packed object's slab is in memory as long as the object");
+                };
                 entry.objects -= 1;
                 if entry.objects == 0 {
                     self.used -= entry.bytes.len() as u64;
@@ -270,7 +292,10 @@ impl Kept {
                 self.next_slab
             }
         };
-        let Some(entry) = self.slabs.get_mut(&slab) else { return false };
+        let Some(entry) = self.slabs.get_mut(&slab) else {
+            debug_assert!(false, "the slab that is being filled is in memory");
+            return false;
+        };
         let offset = entry.filled;
         copy_parts(parts, &mut entry.bytes.bytes_mut()[offset..offset + len]);
         entry.filled += len;
@@ -280,6 +305,7 @@ impl Kept {
     }
 }
 
+#[deny(clippy::missing_trait_methods)]
 impl Store for TierStore {
     fn url(&self) -> &str {
         self.below.url()
@@ -290,26 +316,18 @@ impl Store for TierStore {
     }
 
     fn read(&self, key: &str, range: Option<ByteRange>, limit: u64, into: &mut Buffer) -> Result<bool, StorageError> {
-        let copy = |bytes: &[u8], into: &mut Buffer| {
+        let kept = self.with_kept(key, |bytes| {
             let (offset, len) = ByteRange::of(range, bytes.len() as u64, limit, || self.place(key))?;
             into.set_len(len as usize);
             into.bytes_mut().copy_from_slice(&bytes[offset as usize..(offset + len) as usize]);
-            Ok(true)
-        };
-        let kept = self.read_kept();
-        match kept.objects.get(key) {
-            Some(Object::Packed { slab, offset, len }) => match kept.slabs.get(slab) {
-                Some(slab) => return copy(&slab.bytes.bytes()[*offset..offset + len], into),
-                None => return Ok(false),
-            },
-            Some(Object::Own { buffer, .. }) => {
-                let buffer = Arc::clone(buffer);
-                drop(kept);
-                return copy(buffer.bytes(), into);
-            }
-            None => drop(kept),
-        }
-        self.below.read(key, range, limit, into)
+            Ok(())
+        })?;
+        if kept.is_some() { Ok(true) } else { self.below.read(key, range, limit, into) }
+    }
+
+    fn read_parts(&self, key: &str, size: u64, parts: &[ObjectPart], into: &mut [u8]) -> Result<PartsRead, StorageError> {
+        let kept = self.with_kept(key, |bytes| Ok(copy_out(bytes, size, parts, into)))?;
+        kept.map_or_else(|| self.below.read_parts(key, size, parts, into), Ok)
     }
 
     fn begin_read(&self, key: &str, range: Option<ByteRange>, limit: u64, into: Buffer) -> Result<Pending, Buffer> {
@@ -355,12 +373,25 @@ impl Store for TierStore {
         self.below.sync(keys)
     }
 
+    fn sweep(&self, prefix: &str) -> Result<(), StorageError> {
+        self.below.sweep(prefix)
+    }
+
     fn lock(&self, key: &str) -> Result<Option<Lock>, StorageError> {
         self.below.lock(key)
     }
 
     fn is_locked(&self, key: &str) -> Result<bool, StorageError> {
         self.below.is_locked(key)
+    }
+
+    fn size(&self, key: &str) -> Result<Option<u64>, StorageError> {
+        let len = match self.read_kept().objects.get(key) {
+            Some(Object::Packed { len, .. }) => Some(*len as u64),
+            Some(Object::Own { buffer, .. }) => Some(buffer.len() as u64),
+            None => None,
+        };
+        if len.is_some() { Ok(len) } else { self.below.size(key) }
     }
 
     fn changed(&self, key: &str) -> Result<Option<SystemTime>, StorageError> {

@@ -7,11 +7,13 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use freestone_engine::executor::{ExecutorError, Invoked, Next, TaskSource};
 use freestone_engine::remote::{self, RefusalKind};
+use freestone_engine::retry::{Backoff, Retry};
 use freestone_engine::storage::Store;
+use freestone_engine::system::System;
 use freestone_engine::task::{FailureKind, RunAddress, TaskOutcome, TaskRequest};
 use freestone_engine::worker::RunContext;
 use freestone_worker::{Answer, Call, Environment, Invocation};
@@ -26,13 +28,12 @@ use crate::lost;
 
 /// A probe that is told of too many invocations is made again so long, and one that fails otherwise so often.
 const PROBE_TIME: Duration = Duration::from_secs(60);
-const PROBES: u32 = 4;
+const PROBES: Retry = Retry { tries: 4, backoff: Backoff { first: Duration::from_millis(200), longest: Duration::from_secs(5) }, within: Duration::MAX };
 /// The loop looks around so often at least, and asks so often whether outcomes are still wanted.
 const TICK: Duration = Duration::from_millis(20);
 const WANTED_TICK: Duration = Duration::from_millis(100);
-/// Pauses of invocations that are made again: the first and the longest.
-const PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Pauses before invocations that were refused are made again. Their requests are not retried by anybody else: what they ask for is no request to a store.
+const PAUSES: Backoff = Backoff { first: Duration::from_millis(50), longest: Duration::from_secs(5) };
 /// Where no invocation was accepted for so long, none will be.
 const STARVED: Duration = Duration::from_secs(600);
 /// The records of an answer that was lost are waited for so long at least, and looked for so often at first.
@@ -45,8 +46,9 @@ pub(super) const LOOKS: usize = 32;
 /// Asks the function whether it can run the plan.
 pub(super) fn probe(of: &LambdaExecutor, context: &RunContext) -> Result<Probed, ExecutorError> {
     let (runtime, client) = of.client(of.function_timeout)?;
-    let invocation = Invocation::new(context.address.clone(), client_name(of)?, Call::Probe);
-    let (start, mut pause, mut failures) = (Instant::now(), PAUSE, 0);
+    let invocation = Invocation::new(context.address.clone(), client_name(context.stores.system()), Call::Probe);
+    let system = context.stores.system();
+    let (start, mut refused, mut failures) = (system.now(), 0, 0);
     loop {
         let (reply, _) = runtime.block_on(client.invoke(&invocation));
         let why = match reply {
@@ -61,9 +63,9 @@ pub(super) fn probe(of: &LambdaExecutor, context: &RunContext) -> Result<Probed,
                 Answer::Refused { refusal, .. } => refusal.message,
                 Answer::Done { .. } => "it answers what it was not asked".into(),
             },
-            Reply::Throttled { .. } if start.elapsed() < PROBE_TIME && !context.cancel.is_cancelled() => {
-                std::thread::sleep(pause);
-                pause = (2 * pause).min(LONGEST_PAUSE);
+            Reply::Throttled { .. } if system.elapsed(start) < PROBE_TIME && !context.cancel.is_cancelled() => {
+                refused += 1;
+                system.sleep(PAUSES.pause(refused, system.fraction()));
                 continue;
             }
             Reply::Throttled { why, .. } => return Err(of.unavailable(starved(&why))),
@@ -73,11 +75,10 @@ pub(super) fn probe(of: &LambdaExecutor, context: &RunContext) -> Result<Probed,
             Reply::Refused { message, .. } => return Err(of.unavailable(message)),
         };
         failures += 1;
-        if failures >= PROBES || context.cancel.is_cancelled() {
-            return Err(of.unavailable(why));
+        match PROBES.next(failures, system.elapsed(start), system.fraction()) {
+            Some(pause) if !context.cancel.is_cancelled() => system.sleep(pause),
+            _ => return Err(of.unavailable(why)),
         }
-        std::thread::sleep(pause * 4);
-        pause *= 2;
     }
 }
 
@@ -86,18 +87,19 @@ fn starved(why: &str) -> String {
 }
 
 /// Names this process, and no other that ever drives the run.
-fn client_name(of: &LambdaExecutor) -> Result<String, ExecutorError> {
-    // Without the time it might be the name of another, whose records would be taken for this one's.
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_err(|_| of.unavailable("this machine's clock is before 1970: set it"))?;
-    Ok(format!("{:x}-{}", now.as_nanos(), std::process::id()))
+fn client_name(system: &System) -> String {
+    format!("{:x}-{}", system.since_epoch().as_nanos(), std::process::id())
 }
 
 /// Runs until the source stops, and says what that took.
 pub(super) fn run(of: &LambdaExecutor, probed: Option<Probed>, context: &RunContext, source: &dyn TaskSource) -> (Invoked, Result<(), ExecutorError>) {
-    let time = probed.as_ref().map_or(of.function_timeout, |p| p.time);
+    let (system, time) = (context.stores.system(), probed.as_ref().map_or(of.function_timeout, |p| p.time));
     let opened = of.client(time).and_then(|(runtime, client)| {
         let work = context.stores.open(&context.address.work_dir).map_err(|e| of.unavailable(e.to_string()))?;
-        Ok((runtime, Remote { client, work, address: context.address.clone(), name: client_name(of)?, time, looks: Semaphore::new(LOOKS) }))
+        Ok((
+            runtime,
+            Remote { client, work, address: context.address.clone(), name: client_name(system), time, looks: Semaphore::new(LOOKS), system: system.clone() },
+        ))
     });
     let (runtime, remote) = match opened {
         Ok(opened) => opened,
@@ -108,7 +110,7 @@ pub(super) fn run(of: &LambdaExecutor, probed: Option<Probed>, context: &RunCont
     let (memory_bytes, slots) = probed.map_or_else(|| (0, vec![1; stages.len()]), |p| (p.environment.memory_bytes, p.slots));
     let concurrency = client::sockets(of.concurrency);
     let (send, receive) = channel();
-    let now = Instant::now();
+    let now = system.now();
     let mut dispatch = Dispatch {
         of,
         context,
@@ -147,6 +149,7 @@ struct Remote {
     time: Duration,
     /// So many may look for records.
     looks: Semaphore,
+    system: System,
 }
 
 /// An invocation under way.
@@ -220,16 +223,20 @@ struct Dispatch<'a> {
 }
 
 impl Dispatch<'_> {
+    fn system(&self) -> &System {
+        self.context.stores.system()
+    }
+
     fn go(&mut self, settled: &Receiver<Settled>) {
         loop {
             while let Ok(settled) = settled.try_recv() {
                 self.settle(settled);
             }
-            if self.looked.elapsed() >= WANTED_TICK || self.context.cancel.is_cancelled() {
-                self.looked = Instant::now();
+            if self.system().elapsed(self.looked) >= WANTED_TICK || self.context.cancel.is_cancelled() {
+                self.looked = self.system().now();
                 self.give_up_unwanted();
             }
-            self.window.look(Instant::now(), self.calls.len());
+            self.window.look(self.system().now(), self.calls.len());
             let stopped = self.pull();
             self.invoke();
             if self.out == 0 {
@@ -239,27 +246,28 @@ impl Dispatch<'_> {
                 self.source.wait();
                 continue;
             }
-            let pause = self.window.pause(Instant::now());
+            let pause = self.window.pause(self.system().now());
             match settled.recv_timeout(if pause.is_zero() { TICK } else { pause.min(TICK) }) {
                 Ok(settled) => self.settle(settled),
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
         }
         // They can only be waited for. Workers that are told so do not begin what nobody waits for; storage that does not answer is not waited for.
-        let end = Instant::now() + self.of.linger;
+        let end = self.system().now() + self.of.linger;
         let told = (!self.calls.is_empty()).then(|| {
             let (remote, (telling, told)) = (Arc::clone(&self.remote), channel());
+            #[allow(clippy::disallowed_methods, reason = "it ends with its one request, which is waited for as long as the invocations are")]
             std::thread::spawn(move || telling.send(remote::write_over(&*remote.work, &remote.address.folder, &remote.name)));
             told
         });
         while !self.calls.is_empty()
-            && let Ok(settled) = settled.recv_timeout(end.saturating_duration_since(Instant::now()))
+            && let Ok(settled) = settled.recv_timeout(end.saturating_duration_since(self.system().now()))
         {
             self.settle(settled);
         }
         // Not into a folder that is removed meanwhile.
         if let Some(told) = told {
-            let _ = told.recv_timeout(end.saturating_duration_since(Instant::now()));
+            let _ = told.recv_timeout(end.saturating_duration_since(self.system().now()));
         }
     }
 
@@ -292,7 +300,7 @@ impl Dispatch<'_> {
 
     /// Makes invocations as there is room for them.
     fn invoke(&mut self) {
-        let now = Instant::now();
+        let now = self.system().now();
         while self.room() > 0 && self.window.pause(now).is_zero() {
             if let Some(at) = self.again.iter().position(|a| a.not_before <= now)
                 && let Some(Again { refused, requests, .. }) = self.again.remove(at)
@@ -308,7 +316,7 @@ impl Dispatch<'_> {
             self.call(requests, 0);
         }
         self.invoked.most_at_once = self.invoked.most_at_once.max(self.calls.len() as u64);
-        if self.calls.is_empty() && !self.again.is_empty() && self.accepted.elapsed() > STARVED {
+        if self.calls.is_empty() && !self.again.is_empty() && self.system().elapsed(self.accepted) > STARVED {
             self.give_up(FailureKind::Denied, self.of.unavailable(starved("for ten minutes")));
         }
     }
@@ -318,7 +326,7 @@ impl Dispatch<'_> {
         let call = self.n_calls;
         let is_needed = Arc::new(AtomicBool::new(true));
         let expected = self.pace.expected(&requests);
-        let made = Instant::now();
+        let made = self.system().now();
         self.window.made(made);
         self.calls.insert(call, UnderWay { owed: requests.clone(), refused, made, is_needed: Arc::clone(&is_needed) });
         let (remote, send) = (Arc::clone(&self.remote), self.send.clone());
@@ -336,7 +344,7 @@ impl Dispatch<'_> {
             return self.give_up(FailureKind::Internal, error);
         };
         let mut owed: HashMap<u64, TaskRequest> = owed.into_iter().map(|r| (r.id, r)).collect();
-        let now = Instant::now();
+        let now = self.system().now();
         match &how {
             How::Throttled { too_often } => {
                 self.invoked.throttled += 1;
@@ -377,9 +385,8 @@ impl Dispatch<'_> {
         }
         match how {
             How::Throttled { .. } => {
-                let pause = PAUSE.saturating_mul(1 << refused.min(10)).min(LONGEST_PAUSE);
                 // They do not come back together.
-                let not_before = now + pause.mul_f64(0.5 + (call % 64) as f64 / 64.0);
+                let not_before = now + PAUSES.pause(refused + 1, self.system().fraction());
                 self.again.push_back(Again { not_before, refused: refused + 1, requests: left });
             }
             How::Answered => self.lose(left, &worker, FailureKind::WorkerLost, "its answer and its records do not tell of the request"),
@@ -453,7 +460,7 @@ impl Dispatch<'_> {
 impl Remote {
     /// Makes an invocation, waits for its answer, and looks for records of what is missing in it.
     async fn invoke(self: &Arc<Remote>, call: u64, requests: Vec<TaskRequest>, expected: Duration, is_needed: &AtomicBool) -> Settled {
-        let start = Instant::now();
+        let start = self.system.now();
         let invocation = Invocation::new(self.address.clone(), self.name.as_str(), Call::Run(requests.clone()));
         let (reply, permit) = self.client.invoke(&invocation).await;
         let mut settled = Settled {
@@ -481,11 +488,11 @@ impl Remote {
                 let mut pause = LOOK_AGAIN;
                 loop {
                     settled.recovered += self.find_records(&mut settled).await;
-                    let now = start.elapsed();
+                    let now = self.system.elapsed(start);
                     if settled.left.is_empty() || now >= patience || !is_needed.load(Ordering::Relaxed) {
                         break;
                     }
-                    tokio::time::sleep(pause.min(patience - now)).await;
+                    self.system.wait(pause.min(patience - now)).await;
                     pause = (2 * pause).min(Duration::from_secs(2));
                 }
             }
@@ -495,7 +502,7 @@ impl Remote {
             }
         }
         if settled.environment.is_none() {
-            settled.wall_ms = start.elapsed().as_millis() as u64;
+            settled.wall_ms = self.system.elapsed(start).as_millis() as u64;
         }
         settled
     }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use freestone::engine::kernels::Buffer;
-use freestone::engine::storage::{ByteRange, LocalStore, Lock, ObjectPart, PartsRead, StorageError, Store};
+use freestone::engine::storage::{ByteRange, LocalStore, Lock, ObjectPart, PartsRead, Pending, StorageError, Store};
 
 use super::{Fault, Faults, Part};
 
@@ -158,6 +158,7 @@ impl Request<'_> {
     }
 }
 
+#[deny(clippy::missing_trait_methods)]
 impl Store for FaultStore {
     fn url(&self) -> &str {
         self.inner.url()
@@ -269,6 +270,18 @@ impl Store for FaultStore {
 
     fn place(&self, key: &str) -> String {
         self.inner.place(key)
+    }
+
+    fn begin_read(&self, _key: &str, _range: Option<ByteRange>, _limit: u64, into: Buffer) -> Result<Pending, Buffer> {
+        Err(into)
+    }
+
+    fn write_parts(&self, key: &str, parts: &[&[u8]]) -> Result<(), StorageError> {
+        self.write(key, &parts.concat())
+    }
+
+    fn sweep(&self, prefix: &str) -> Result<(), StorageError> {
+        self.inner.sweep(prefix)
     }
 }
 

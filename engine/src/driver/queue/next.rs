@@ -3,7 +3,7 @@
 //! Each stage has a window at the head of its queue; what is in it waits for tasks of earlier stages. Tasks that are run again come before it, and
 //! where nobody has anything else to do, a request that takes much longer than others is repeated.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{Again, Flight, Queue, State, Waiting};
 use crate::driver::batching::{MAX_BATCH, MAX_BATCH_BYTES, MAX_BATCH_TIME, REQUESTS_PER_WORKER};
@@ -48,7 +48,7 @@ impl Queue<'_> {
 
     /// The first of the tasks that are run once more which can be: stage, first task, count, attempt.
     pub(super) fn next_again(&self, state: &mut State) -> Option<(StageId, u64, u64, u32)> {
-        let now = Instant::now();
+        let now = self.system().now();
         let mut at = 0;
         while at < state.again.len() {
             let open = |a: &Again| state.stages[a.stage.0].finished.gap(a.first, a.first + a.count);
@@ -95,7 +95,7 @@ impl Queue<'_> {
             return None;
         }
         let is_slow = |f: &&Flight| {
-            let over = |l: Duration| f.since.elapsed() > l.saturating_mul(u32::try_from(f.request.count).unwrap_or(u32::MAX)).max(MIN_SLOW);
+            let over = |l: Duration| self.system().elapsed(f.since) > l.saturating_mul(u32::try_from(f.request.count).unwrap_or(u32::MAX)).max(MIN_SLOW);
             f.twin.is_none() && f.wanted && limits[f.request.stage.0].is_some_and(over)
         };
         let slow = state.flights.values().filter(is_slow).min_by_key(|f| f.since)?;

@@ -3,7 +3,7 @@
 //! Who is to blame for a failure, and whether it is tried again, `attempts` decides. Where results are damaged or gone, the tasks that made them are
 //! taken back, and those before these whose results were removed.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{Again, Flight, Queue, State, Told};
 use crate::driver::RunError;
@@ -44,7 +44,7 @@ impl Queue<'_> {
             progress.report.peak_bytes = progress.report.peak_bytes.max(report.peak_bytes);
         }
         if let (Ok(n @ 1..), None) = (u32::try_from(outcome.done.len()), &outcome.failure) {
-            progress.durations.add(flight.since.elapsed() / n, u64::from(n));
+            progress.durations.add(self.system().elapsed(flight.since) / n, u64::from(n));
         }
         if let Some(twin) = flight.twin.and_then(|id| state.flights.get_mut(&id))
             && progress.finished.contains(twin.request.first, twin.request.first + twin.request.count)
@@ -65,8 +65,11 @@ impl Queue<'_> {
             let is_there = state.removed.get(id).is_none_or(|again| again.count() > 0) && !state.removing.contains(id);
             plan.array(*id).place == Place::Work && is_there && self.is_read_by_all(state, *id)
         });
-        if let Some(journal) = self.folder.journal {
-            read.iter().for_each(|id| journal.removed(*id));
+        if let Some(journal) = self.folder.journal
+            && let Err(error) = read.iter().try_for_each(|id| journal.removed(*id))
+        {
+            self.fail_in(state, error);
+            return Vec::new();
         }
         let (later, now): (Vec<ArrayId>, Vec<ArrayId>) = read.into_iter().partition(|id| self.writers[id.0].is_some_and(|w| state.stages[w.0.0].journaled));
         state.removing.extend(later);
@@ -79,7 +82,7 @@ impl Queue<'_> {
         let request = &outcome.request;
         let (first, end) = (request.first + outcome.done.len() as u64, request.first + request.count);
         if first < end {
-            let again = Again { not_before: Instant::now(), stage: request.stage, first, count: end - first, attempt: request.attempt, needs: Vec::new() };
+            let again = Again { not_before: self.system().now(), stage: request.stage, first, count: end - first, attempt: request.attempt, needs: Vec::new() };
             state.again.push_back(again);
         }
     }
@@ -118,7 +121,7 @@ impl Queue<'_> {
             }
             needs = tasks_read(self.plan.plan(), &self.writers, request.stage, failure.task..failure.task + 1);
         }
-        let (now, end) = (Instant::now(), request.first + request.count);
+        let (now, end) = (self.system().now(), request.first + request.count);
         // The task that failed alone, so that what comes after it does not wait for its next failure.
         state.again.push_back(Again { not_before: now + delay, stage: request.stage, first: failure.task, count: 1, attempt, needs });
         if failure.task + 1 < end {
@@ -152,7 +155,7 @@ impl Queue<'_> {
                         }
                     }
                 }
-                state.again.push_back(Again { not_before: Instant::now(), stage, first: task, count: 1, attempt: 0, needs });
+                state.again.push_back(Again { not_before: self.system().now(), stage, first: task, count: 1, attempt: 0, needs });
             }
         }
     }

@@ -1,0 +1,208 @@
+//! Time and randomness: the one seam between the engine and what no run can repeat.
+//!
+//! A [`System`] is passed along with the [`Stores`](crate::storage::Stores) of a program; there is no global one. Programs have the clock of the
+//! machine, tests a [`ManualClock`] that they move by hand.
+
+use std::fmt;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+/// The passing of time.
+pub trait Clock: fmt::Debug + Send + Sync {
+    /// The present, for measuring how much time passes.
+    fn now(&self) -> Instant;
+
+    /// The present, by the calendar.
+    fn system_time(&self) -> SystemTime;
+
+    /// Returns once so much time has passed.
+    fn sleep(&self, time: Duration);
+
+    /// How long whoever waits for so much time to pass may wait before looking at the clock again.
+    fn wait_bound(&self, time: Duration) -> Duration;
+}
+
+/// A source of random numbers.
+pub trait Random: fmt::Debug + Send + Sync {
+    /// The next number, uniform in all bits.
+    fn next(&self) -> u64;
+}
+
+/// The clock and the random numbers of a program or test.
+#[derive(Clone, Debug)]
+pub struct System {
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
+    /// The random numbers.
+    pub random: Arc<dyn Random>,
+}
+
+impl Default for System {
+    fn default() -> System {
+        System { clock: Arc::new(MachineClock), random: Arc::new(SplitMix::from_machine()) }
+    }
+}
+
+impl System {
+    /// The present, for measuring how much time passes.
+    pub fn now(&self) -> Instant {
+        self.clock.now()
+    }
+
+    /// Time since then.
+    pub fn elapsed(&self, since: Instant) -> Duration {
+        self.clock.now().saturating_duration_since(since)
+    }
+
+    /// Returns once so much time has passed.
+    pub fn sleep(&self, time: Duration) {
+        self.clock.sleep(time);
+    }
+
+    /// A random number from 0 to 1, exclusive.
+    pub fn fraction(&self) -> f64 {
+        (self.random.next() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Time since 1970.
+    pub fn since_epoch(&self) -> Duration {
+        self.clock.system_time().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+    }
+
+    /// Waits until so much time has passed.
+    #[cfg(feature = "object-stores")]
+    pub async fn wait(&self, time: Duration) {
+        let begun = self.now();
+        loop {
+            let left = time.saturating_sub(self.elapsed(begun));
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(self.clock.wait_bound(left)).await;
+        }
+    }
+}
+
+/// The machine's clock.
+#[derive(Clone, Copy, Debug)]
+pub struct MachineClock;
+
+#[allow(clippy::disallowed_methods, reason = "the one place that asks the machine for the time")]
+impl Clock for MachineClock {
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+
+    fn system_time(&self) -> SystemTime {
+        SystemTime::now()
+    }
+
+    fn sleep(&self, time: Duration) {
+        std::thread::sleep(time);
+    }
+
+    fn wait_bound(&self, time: Duration) -> Duration {
+        time
+    }
+}
+
+/// A clock that stands still until it is moved, for tests. A sleep moves it.
+#[derive(Clone, Debug)]
+pub struct ManualClock {
+    start: Instant,
+    passed: Arc<Mutex<Duration>>,
+}
+
+impl Default for ManualClock {
+    fn default() -> ManualClock {
+        ManualClock { start: MachineClock.now(), passed: Arc::default() }
+    }
+}
+
+impl ManualClock {
+    /// Moves the clock forward.
+    pub fn advance(&self, time: Duration) {
+        *self.passed.lock().unwrap_or_else(PoisonError::into_inner) += time;
+    }
+
+    /// Time that has passed since the clock was made.
+    pub fn passed(&self) -> Duration {
+        *self.passed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Clock for ManualClock {
+    fn now(&self) -> Instant {
+        self.start + self.passed()
+    }
+
+    fn system_time(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000) + self.passed()
+    }
+
+    fn sleep(&self, time: Duration) {
+        self.advance(time);
+    }
+
+    fn wait_bound(&self, time: Duration) -> Duration {
+        time.min(Duration::from_millis(1))
+    }
+}
+
+/// The generator of Steele, Lea & Flood (2014): for jitter and names, not for secrets.
+#[derive(Debug)]
+pub struct SplitMix(AtomicU64);
+
+const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
+impl SplitMix {
+    /// A generator whose numbers follow from a seed.
+    pub fn new(seed: u64) -> SplitMix {
+        SplitMix(AtomicU64::new(seed))
+    }
+
+    /// A generator with a seed from the system.
+    #[allow(clippy::disallowed_methods, reason = "the one place that asks the system for randomness")]
+    pub fn from_machine() -> SplitMix {
+        SplitMix::new(std::collections::hash_map::RandomState::new().build_hasher().finish())
+    }
+}
+
+impl Random for SplitMix {
+    fn next(&self) -> u64 {
+        let mut z = self.0.fetch_add(STEP, Ordering::Relaxed).wrapping_add(STEP);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manual_clock_moves_by_hand_and_by_sleeping() {
+        let clock = ManualClock::default();
+        let (begun, date) = (clock.now(), clock.system_time());
+        assert_eq!(clock.now(), begun);
+        clock.advance(Duration::from_secs(3600));
+        clock.sleep(Duration::from_secs(60));
+        assert_eq!((clock.now() - begun, clock.system_time().duration_since(date).unwrap()), (clock.passed(), Duration::from_secs(3660)));
+    }
+
+    #[test]
+    fn random_numbers_follow_from_their_seed() {
+        let numbers = |seed| {
+            let random = SplitMix::new(seed);
+            [random.next(), random.next(), random.next()]
+        };
+        // The reference implementation's, for the seed 1234567.
+        assert_eq!(numbers(1_234_567), [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]);
+        assert_ne!(numbers(1), numbers(2));
+        let system = System::default();
+        assert!((0..1000).all(|_| (0.0..1.0).contains(&system.fraction())));
+    }
+}
