@@ -235,7 +235,7 @@ pub fn discard(stored: &StoredRun, stores: &Stores) -> Result<(), Error> {
 /// Computes an array into memory, on threads.
 ///
 /// # Errors
-/// As [`plan`] and [`run`], and where `T` is not the array's dtype.
+/// As [`plan`] and [`run`]; where `T` is not the array's dtype; where the array's values are packed ([`Array::raw`]).
 pub fn compute<T: Element>(array: &Array, spec: &Spec) -> Result<ArrayD<T>, Error> {
     compute_with(array, spec, &Threads::new(spec.threads))
 }
@@ -245,6 +245,8 @@ pub fn compute<T: Element>(array: &Array, spec: &Spec) -> Result<ArrayD<T>, Erro
 /// # Errors
 /// As [`compute`]; executors that run processes cannot see this memory.
 pub fn compute_with<T: Element>(array: &Array, spec: &Spec, executor: &dyn Executor) -> Result<ArrayD<T>, Error> {
+    // What comes back has no attributes that would tell.
+    array.check_unpacked()?;
     let found = array.dtype()?;
     if found != T::DTYPE {
         return Err(Error::ResultType { found, asked: T::DTYPE });

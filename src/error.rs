@@ -63,6 +63,7 @@ impl Error {
             Error::NoSession { .. } => ExitCode::Usage,
             #[cfg(feature = "sessions")]
             Error::Repository(error) => of_repository(error),
+            Error::Spec(SpecError::NoRoom { .. }) => ExitCode::Memory,
             Error::Spec(_) => ExitCode::Usage,
             #[cfg(feature = "cli")]
             Error::Expression(error) if error.cause.is_some() => ExitCode::Input,

@@ -310,13 +310,15 @@ fn output(target: &Target, array: &Array, path: &str, stores: &Stores) -> Result
         Some(value) => Scalar::from_f64(dtype, value),
         None => inherited_fill(&inner.node).unwrap_or(Scalar::zero(dtype)),
     };
+    let encoding = target.codec.unwrap_or(CodecName::Zstd(0).into());
+    encoding.check()?;
     let shard = target.shards.as_ref().map(|shards| shard(shards, &chunks)).transpose()?;
     let info = ArrayInfo {
         dtype,
         fill,
         grid,
         stored_shape: Some(chunks),
-        codecs: target.codec.unwrap_or(CodecName::Zstd(0).into()).codecs(dtype),
+        codecs: encoding.codecs(dtype),
         keys: Keys::Default { separator: '/' },
         shard,
         window: None,

@@ -7,6 +7,7 @@ use freestone_engine::grid::{AxisGrid, ChunkGrid};
 use freestone_engine::memory::Arena;
 use freestone_engine::storage::codec::Contexts;
 use freestone_engine::storage::metadata::{MetadataError, open_array};
+use freestone_engine::storage::packing::Packing;
 use freestone_engine::storage::reader::{ChunkAccess, Desk, ShardCache};
 use freestone_engine::storage::{ArrayInfo, Store, StoredArray, join};
 use freestone_kernels::DType;
@@ -29,6 +30,11 @@ pub enum RegionError {
     Rank { place: String, region: usize, array: usize },
     #[error("{place} is {stored}, but what is to be written is {array}: cast it with astype")]
     DType { place: String, stored: DType, array: DType },
+    #[error(
+        "cannot write a region of {place}: its readers unpack values by {stored}, but what is to be written has {array} (hint: give it the same attributes by \
+         `Array::with_attribute` if its values are packed so, or store it as an array of its own)"
+    )]
+    Packing { place: String, stored: String, array: String },
     #[error("along axis {axis} the region {}..{} of {place} does not lie in its {len} elements", region.start, region.end)]
     Outside { place: String, axis: usize, region: Range<u64>, len: u64 },
     #[error("along axis {axis} the region {}..{} of {place} has {} elements, but what is to be written has {len}", region.start, region.end, region.end - region.start)]
@@ -55,7 +61,7 @@ pub(crate) enum Region {
 const MAX_COORDINATE_BYTES: u64 = 64_000_000;
 
 /// Attributes without which equal numbers do not mean equal places.
-const MEANING: [&str; 4] = ["units", "calendar", "scale_factor", "add_offset"];
+const MEANING: [&str; 5] = ["units", "calendar", "scale_factor", "add_offset", "_Unsigned"];
 
 /// The part of a stored array that a region is, as an array whose chunks are there.
 pub(crate) fn window(array: &Array, stored: &StoredArray, region: &Region) -> Result<ArrayInfo, Error> {
@@ -66,6 +72,11 @@ pub(crate) fn window(array: &Array, stored: &StoredArray, region: &Region) -> Re
     }
     if array.dtype()? != stored.info.dtype {
         return Err(RegionError::DType { place: place(), stored: stored.info.dtype, array: array.dtype()? }.into());
+    }
+    let (stored_as, packed_as) = (Packing::of(&stored.attributes, stored.info.dtype), array.packing()?);
+    if !Packing::takes(stored_as.as_ref(), packed_as.as_ref()) {
+        let text = |packing: Option<Packing>| packing.map_or_else(|| "no such attributes".to_owned(), |p| p.attributes());
+        return Err(RegionError::Packing { place: place(), stored: text(stored_as), array: text(packed_as) }.into());
     }
     let ranges = match region {
         Region::At(ranges) => ranges.clone(),

@@ -46,6 +46,9 @@ pub(crate) struct Request {
     /// A stored array and its name in the expressions, as in u=winds.zarr/u.
     #[arg(short, long = "input", value_name = "NAME=ARRAY", value_parser = input)]
     inputs: Vec<(String, String)>,
+    /// Compute on the stored numbers of packed inputs (scale_factor, add_offset, _FillValue, …) as they are
+    #[arg(long)]
+    raw: bool,
     /// Where each result goes: a place for an array, or STORE:NAME for one in a group, with its coordinates.
     #[arg(short, long = "output", value_name = "OUT")]
     outputs: Vec<Output>,
@@ -129,7 +132,8 @@ impl Request {
             if inputs.contains_key(name) {
                 return Err(Failure::Usage(format!("the input `{name}` is given twice")));
             }
-            inputs.insert(name.clone(), freestone::open(location)?);
+            let array = freestone::open(location)?;
+            inputs.insert(name.clone(), if self.raw { array.raw()? } else { array });
         }
         let evaluate = |(i, e): (usize, &Expression)| e.array(&inputs).map_err(|e| e.named(&self.name(i)));
         Ok(expressions.iter().enumerate().map(evaluate).collect::<Result<Vec<_>, _>>()?)

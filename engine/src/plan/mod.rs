@@ -30,7 +30,7 @@ use crate::memory::{MemoryEstimate, ScheduleError, commit_bytes, repository_byte
 use crate::readmap::ReadMapError;
 use crate::storage::array::ArrayInfo;
 use crate::storage::codec::CodecError;
-use crate::storage::is_in_repository;
+use crate::storage::{EncodingError, is_in_repository};
 
 pub use explain::PlanExplanation;
 pub(crate) use layout::LISTED;
@@ -193,6 +193,8 @@ pub enum PlanError {
     Format { found: u32 },
     #[error("`{array}`: {error}")]
     Codec { array: String, error: CodecError },
+    #[error("codec of intermediate arrays: {0}")]
+    Encoding(#[from] EncodingError),
     #[error("{0}")]
     BadOutput(String),
     #[error(transparent)]

@@ -12,7 +12,7 @@ use zarrs::storage::store::MemoryStore as NoStore;
 
 use super::array::{ArrayInfo, Keys, Shard, StoredArray};
 use super::codec::{Codec, CodecError};
-use super::{StorageError, Store, consolidated, join, read_small};
+use super::{StorageError, Store, consolidated, join, packing, read_small};
 use crate::grid::{ChunkGrid, GridError};
 
 /// Metadata larger than this is not metadata.
@@ -188,10 +188,7 @@ fn opened(store: &Arc<dyn Store>, path: &str, format: u8, document: Value, attri
     let dims = dims(format, &document, &attributes, array.shape().len());
     let tag = Sha256::digest(text).iter().take(16).map(|b| format!("{b:02x}")).collect();
     let info = ArrayInfo { dtype, fill, grid, stored_shape: Some(chunk), codecs, keys, shard, window: None };
-    let mut attributes = attributes;
-    if format == 2 {
-        attributes.remove("_ARRAY_DIMENSIONS");
-    }
+    let attributes = if format == 2 { packing::normalized(attributes, dtype, (!document["fill_value"].is_null()).then_some(&fill)) } else { attributes };
     Ok(StoredArray { store: Arc::clone(store), path: path.to_owned(), info, format, dims, attributes, tag })
 }
 

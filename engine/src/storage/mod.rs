@@ -19,6 +19,7 @@ mod memory;
 pub mod metadata;
 #[cfg(feature = "object-stores")]
 mod object;
+pub mod packing;
 pub mod reader;
 pub(crate) mod shard;
 mod tier;
@@ -33,7 +34,7 @@ use freestone_kernels::Buffer;
 use thiserror::Error;
 
 pub use array::{ArrayInfo, Keys, StoredArray};
-pub use encoding::{CodecName, Encoding};
+pub use encoding::{CodecName, Encoding, EncodingError};
 pub use local::LocalStore;
 pub use memory::{Counts, MemoryStore};
 pub use tier::TierStore;
