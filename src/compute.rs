@@ -8,13 +8,13 @@ use freestone_engine::driver::{self, Run, RunError};
 use freestone_engine::events::{Observer, RunReport};
 use freestone_engine::executor::Executor;
 use freestone_engine::memory::Arena;
-use freestone_engine::plan::FinalizedPlan;
 use freestone_engine::plan::lower::{Output, kernels_of, lower, stores_of};
-use freestone_engine::session::{PlainZarr, Session};
+use freestone_engine::plan::{FinalizedPlan, Mode};
+use freestone_engine::session::{PlainZarr, Session, SessionError};
 use freestone_engine::spec::Spec;
 use freestone_engine::storage::codec::Contexts;
 use freestone_engine::storage::reader::{ChunkAccess, Desk, ShardCache};
-use freestone_engine::storage::{CodecName, MemoryStore, Store, Stores, identity, metadata, split_location};
+use freestone_engine::storage::{CodecName, MemoryStore, StorageError, Store, Stores, identity, metadata, split_location};
 use freestone_engine::task::RunAddress;
 use freestone_engine::user::KernelRegistry;
 use freestone_engine::worker::Cancel;
@@ -74,7 +74,8 @@ pub fn serve(kernels: &KernelRegistry, input: impl io::Read + Send + 'static, ou
 /// Reads metadata only and writes nothing. Cost: microseconds an operation, whatever the number of chunks.
 ///
 /// # Errors
-/// What an operator left in an array; a stage that does not fit `allowed_mem`; results that would be in each other's way.
+/// What an operator left in an array; a stage that does not fit `allowed_mem`; results that would be in each other's way, or in the place of something
+/// that is there and may not be replaced.
 pub fn plan(targets: &[Target], spec: &Spec) -> Result<Planned, Error> {
     planned(targets, &outputs(targets, &stores())?, spec)
 }
@@ -110,7 +111,30 @@ fn planned(targets: &[Target], outputs: &[Output], spec: &Spec) -> Result<Planne
     let stores = stores();
     stores.extend(&stores_of(outputs)?);
     targets.iter().for_each(|t| stores.extend(t.stores()));
+    check_free(outputs, &stores)?;
     Ok(Planned { plan: Arc::new(plan), stores, kernels: kernels_of(outputs)? })
+}
+
+/// Refuses results in the place of something that may not be replaced. The run looks again, and at more; this is found out before anything is
+/// prepared for it.
+fn check_free(outputs: &[Output], stores: &Stores) -> Result<(), Error> {
+    for output in outputs.iter().filter(|o| !o.overwrite && !matches!(o.mode, Mode::Region { .. })) {
+        let failed = |e: StorageError| Error::from(freestone_ops::Error::from(e));
+        let store = stores.open(&output.url).map_err(failed)?;
+        if !metadata::exists(&*store, &output.path).map_err(failed)? {
+            continue;
+        }
+        #[cfg(feature = "sessions")]
+        if let Some((repository, _)) = output.url.strip_prefix(freestone_sessions::SCHEME).and_then(|url| url.split_once('#')) {
+            // What the session itself has made, by its creator or by a commit that failed, may be written: the run knows.
+            if metadata::document(&*store, &output.path).map_err(failed)?.as_ref() == Some(&output.document) {
+                continue;
+            }
+            return Err(freestone_sessions::Error::NodeExists { place: repository.to_owned(), path: output.path.clone() }.into());
+        }
+        return Err(RunError::from(SessionError::Exists { place: store.place(&output.path) }).into());
+    }
+    Ok(())
 }
 
 /// What a run may have besides an executor.

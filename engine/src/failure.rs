@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use crate::executor::ExecutorError;
 use crate::plan::PlanError;
-use crate::session::SessionError;
+use crate::session::{Refusal, SessionError};
 use crate::storage::StorageError;
 use crate::task::TaskFailure;
 
@@ -43,8 +43,16 @@ pub enum RunError {
     )]
     InputChanged { place: String, what: &'static str, stages: Vec<String> },
     /// The error, where finished work is kept.
-    #[error("{error}\nFinished work is kept. To go on: freestone resume {run}")]
+    #[error("{error}\nFinished work is kept. To go on: freestone resume {run}{}", option(error))]
     Stopped { error: Box<RunError>, run: String },
+}
+
+/// The option without which a resumed run would be refused again.
+fn option(error: &RunError) -> &'static str {
+    match error.cause() {
+        RunError::Session(SessionError::Refused { why: Refusal::Moved, .. }) => " --rebase",
+        _ => "",
+    }
 }
 
 fn after(attempts: u32, note: &str) -> String {

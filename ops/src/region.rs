@@ -11,6 +11,7 @@ use freestone_engine::storage::packing::Packing;
 use freestone_engine::storage::reader::{ChunkAccess, Desk, ShardCache};
 use freestone_engine::storage::{ArrayInfo, Store, StoredArray, join};
 use freestone_kernels::DType;
+use serde_json::{Map, Value};
 use thiserror::Error;
 
 use crate::array::{Array, Dim};
@@ -62,6 +63,11 @@ const MAX_COORDINATE_BYTES: u64 = 64_000_000;
 
 /// Attributes without which equal numbers do not mean equal places.
 const MEANING: [&str; 5] = ["units", "calendar", "scale_factor", "add_offset", "_Unsigned"];
+
+/// The attribute by which equal numbers of two coordinates mean different places, if there is one.
+pub(crate) fn other_meaning(ours: &Map<String, Value>, theirs: &Map<String, Value>) -> Option<&'static str> {
+    MEANING.into_iter().find(|a| ours.get(*a) != theirs.get(*a))
+}
 
 /// The part of a stored array that a region is, as an array whose chunks are there.
 pub(crate) fn window(array: &Array, stored: &StoredArray, region: &Region) -> Result<ArrayInfo, Error> {
@@ -156,7 +162,7 @@ fn find(stored: &StoredArray, group: &str, there: u64, dim: &Dim, len: u64) -> R
     if ours.info.dtype != theirs.info.dtype {
         return Err(Search::Why(format!("its coordinate is {} here and {} there", ours.info.dtype, theirs.info.dtype)));
     }
-    if let Some(attribute) = MEANING.iter().find(|a| ours.attributes.get(**a) != theirs.attributes.get(**a)) {
+    if let Some(attribute) = other_meaning(&ours.attributes, &theirs.attributes) {
         return Err(Search::Why(format!("the coordinates' attribute `{attribute}` differs")));
     }
     if len == 0 {

@@ -289,7 +289,7 @@ impl Repository {
     }
 
     /// What a draft and the commits since its base have both changed.
-    fn clashes(&self, base: &str, tip: &str, draft: &Draft) -> Result<Vec<Clash>, Error> {
+    pub(crate) fn clashes(&self, base: &str, tip: &str, draft: &Draft) -> Result<Vec<Clash>, Error> {
         let (from, to) = (snapshot_id(base)?, snapshot_id(tip)?);
         let diff = self.ask("compared", move |r| async move {
             match r.diff(&VersionInfo::SnapshotId(from), &VersionInfo::SnapshotId(to)).await {

@@ -113,9 +113,9 @@ impl Request {
         let arrays = self.arrays()?;
         let outputs: Vec<Output> = (0..arrays.len()).map(|i| self.outputs.get(i).cloned().unwrap_or_else(|| Output::placeholder(i))).collect();
         let names: Vec<String> = outputs.iter().map(Output::text).collect();
-        let session = self.committing.begin(&self.limits, &names, mode.plan_only)?;
-        let targets = arrays.iter().zip(&outputs).map(|(array, output)| self.target(array, output, session.as_ref())).collect::<Result<Vec<_>, _>>()?;
-        execute(&targets, session.map(|s| self.committing.publishing(s, &names)), &self.limits, watching, mode)
+        let targets = |session: Option<&Session>| arrays.iter().zip(&outputs).map(|(array, output)| self.target(array, output, session)).collect();
+        let session = self.committing.begin(&self.limits, &names, mode.plan_only, &targets)?;
+        execute(&targets(session.as_ref())?, session.map(|s| self.committing.publishing(s, &names)), &self.limits, watching, mode)
     }
 
     /// Says which expression it is, where there are several.
@@ -148,6 +148,8 @@ impl Request {
             Some(shards) => target.shards(shards),
             None => target,
         };
-        Ok(target.codec(self.codec).overwrite(self.overwrite).consolidated(self.consolidated))
+        // Whatever is at a place that nobody has named is in nobody's way.
+        let overwrite = self.overwrite || self.outputs.is_empty();
+        Ok(target.codec(self.codec).overwrite(overwrite).consolidated(self.consolidated))
     }
 }

@@ -35,7 +35,9 @@ fn by_its_name(error: ExpressionError, inputs: &Inputs) -> ExpressionError {
     let is_it = |array: &Array| matches!(array.check_unpacked(), Err(ArrayError::Packed(p)) if p.place == packed.place);
     let Some((name, _)) = inputs.iter().find(|(_, array)| is_it(array)) else { return error };
     let packed = Packed { name: name.clone(), ..packed.clone() };
-    ExpressionError { message: packed.to_string(), ..error }.cause(packed.into())
+    let mut error = error;
+    error.message = packed.to_string();
+    error.cause(packed.into())
 }
 
 fn value(expr: &Expr, inputs: &Inputs) -> Result<Value> {

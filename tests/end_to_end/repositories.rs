@@ -180,7 +180,7 @@ fn a_run_that_comes_second_can_go_on_top() {
     assert_eq!(error.exit_code(), ExitCode::Conflict);
     let Error::Run(ran) = &error else { panic!("{error}") };
     let run = ran.kept().expect("what was computed is kept").to_owned();
-    assert!(error.to_string().contains("the two are disjoint"), "{error}");
+    assert!(error.to_string().contains("changed nothing of the same"), "{error}");
     let stored = freestone::open_run(&run, &Stores::default()).unwrap();
     let again = freestone::resume(&stored, &spec, &Serial, &Options::default()).unwrap_err().to_string();
     assert!(again.contains("came first"), "{again}");

@@ -113,6 +113,14 @@ pub fn exists(store: &dyn Store, path: &str) -> Result<bool, StorageError> {
     Ok(false)
 }
 
+/// The `zarr.json` of a node; `Null` where it is no JSON.
+///
+/// # Errors
+/// Where the store fails.
+pub fn document(store: &dyn Store, path: &str) -> Result<Option<Value>, StorageError> {
+    consolidated::document(store, &join(path, "zarr.json"))
+}
+
 fn is_group(store: &dyn Store, path: &str) -> Result<bool, StorageError> {
     Ok(read_small(store, &join(path, ".zgroup"), MAX_METADATA_BYTES)?.is_some())
 }
