@@ -18,6 +18,7 @@ mod intermediates;
 mod lambda;
 mod memory;
 mod observing;
+mod packed;
 mod planner;
 mod processes;
 mod quad_means;
