@@ -90,10 +90,10 @@ fn packed_values_are_not_computed_with() {
             is_packed((&t + 1).sum(0));
             is_packed(freestone::square(&t));
             is_packed(freestone::less(&t, 3));
-            is_packed(freestone::where_(&freestone::scalar(true), &t, 0));
+            is_packed(freestone::where_(&freestone::scalar(freestone::Bool(1)), &t, 0));
             is_packed(t.astype(DType::Float64));
             is_packed(t.cumulative_sum(freestone::Running::axis(0)));
-            is_packed(freestone::tensordot(&t, &t, freestone::Contracted::Count(0)));
+            is_packed(freestone::tensordot(&t, &t, &freestone::Contracted::Count(0)));
             is_packed(t.diff(0, 1));
             is_packed(freestone::map_blocks(&BlockSum, &[&t], &freestone::BlocksOut::new(DType::Int16)));
             let rank = t.shape().unwrap().len();
@@ -119,7 +119,7 @@ fn stored_numbers_unpack_as_the_message_says() {
     let expression = "where((t == -32767) | (t == -1), nan, t * 0.01 + 273.15)";
     stdout(&freestone(&place, &["compute", expression, "-i", "t=in/t", "-o", "kelvin:t", "--raw"]));
     let kelvin = freestone::open(&place.at("kelvin/t")).unwrap();
-    assert_eq!(kelvin.packing().unwrap(), None);
+    assert!(kelvin.packing().unwrap().is_none());
     let found = freestone::compute::<f64>(&kelvin, &place.spec()).unwrap();
     let expect = [273.15, 274.15, 275.15, 276.15, f64::NAN, f64::NAN];
     assert!(found.iter().zip(expect).all(|(a, b)| (a - b).abs() < 1e-9 || (a.is_nan() && b.is_nan())), "{found}");
@@ -179,7 +179,7 @@ fn copies_of_packed_values_keep_their_attributes() {
 fn harmless_attributes_are_no_packing() {
     let place = Place::quick();
     let u = freestone::open(&format!("{WINDS_V2}/u")).unwrap();
-    assert_eq!(u.packing().unwrap(), None);
+    assert!(u.packing().unwrap().is_none());
     assert!(!u.attributes().unwrap().contains_key("_FillValue"), "a copy is what it was");
     freestone::compute::<f32>(&u.mean(()).unwrap(), &place.spec()).unwrap();
     for (i, harmless) in [json!({"_FillValue": "AAAAAAAA+H8="}), json!({"scale_factor": 1.0, "add_offset": 0}), json!({"units": "K"})].into_iter().enumerate() {
@@ -190,7 +190,7 @@ fn harmless_attributes_are_no_packing() {
     // What is computed and of another sign now is not read as it was.
     let t = freestone::open(&write(&place, "bytes", 3, DType::UInt16, json!({"_Unsigned": "true"}))).unwrap();
     let signed = t.astype(DType::Int16).unwrap();
-    assert_eq!(signed.packing().unwrap(), None);
+    assert!(signed.packing().unwrap().is_none());
 }
 
 /// A region takes what its array's readers unpack rightly, and nothing else.
