@@ -300,7 +300,8 @@ fn read_whole<T: Element>(store: &Arc<dyn Store>) -> Result<ArrayD<T>, Error> {
             .read(&coords, &mut desk, &mut ShardCache::default())
             .map_err(|e| freestone_ops::Error::Argument(format!("the result could not be read back: {e}")))?;
         let whole: Vec<usize> = access.stored_shape(&coords).iter().map(|n| *n as usize).collect();
-        let Ok(view) = ndarray::ArrayViewD::from_shape(IxDyn(&whole), block.as_slice::<T>()) else { continue };
+        let view = ndarray::ArrayViewD::from_shape(IxDyn(&whole), block.as_slice::<T>())
+            .map_err(|_| Error::Internal { invariant: "a chunk that was read has the elements of its stored shape" })?;
         let clipped = view.slice_each_axis(|axis| ndarray::Slice::from(0..region.shape[axis.axis.index()] as usize));
         values
             .slice_each_axis_mut(|axis| {

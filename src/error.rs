@@ -34,6 +34,8 @@ pub enum Error {
         have(left), left.first().map_or("", String::as_str)
     )]
     Uneven { grown: String, axis: String, before: u64, after: u64, left: Vec<String> },
+    #[error("internal error: broken invariant: {invariant} (hint: this is a defect of Freestone, please report it)")]
+    Internal { invariant: &'static str },
     #[error("the result is {found}, not {asked}")]
     ResultType { found: freestone_kernels::DType, asked: freestone_kernels::DType },
 }
@@ -71,6 +73,7 @@ impl Error {
             Error::Run(error) => of_run(error.cause()),
             Error::Array(freestone_ops::Error::Coordinates { .. }) => ExitCode::Conflict,
             Error::Array(_) | Error::Uneven { .. } | Error::ResultType { .. } => ExitCode::Input,
+            Error::Internal { .. } => ExitCode::Failed,
             Error::NoSession { .. } => ExitCode::Usage,
             #[cfg(feature = "sessions")]
             Error::Repository(error) => of_repository(error),

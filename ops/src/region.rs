@@ -152,7 +152,7 @@ impl From<Error> for Search {
 /// The first element, along a stored axis of `there` elements, of the `len` elements of an axis.
 fn find(stored: &StoredArray, group: &str, there: u64, dim: &Dim, len: u64) -> Result<u64, Search> {
     let why = |text: &str| Search::Why(text.to_owned());
-    let name = dim.name.as_deref().unwrap_or_default();
+    let Some(name) = dim.name.as_deref() else { return Err(why("the axis has no name")) };
     let theirs = coordinate(&stored.store, group, name, there)?.ok_or_else(|| why("the stored array's group has no coordinate of that name and length"))?;
     let ours = match &dim.origin {
         Some(origin) => coordinate(&origin.store, &origin.group, name, origin.len)?.map(|c| (c, origin)),
@@ -171,10 +171,10 @@ fn find(stored: &StoredArray, group: &str, there: u64, dim: &Dim, len: u64) -> R
     let size = ours.info.dtype.size();
     let (all, theirs) = (values(&ours)?, values(&theirs)?);
     let element = |i: u64| {
-        let at = (origin.start as i64 + origin.step * i as i64) as usize * size;
-        all.get(at..at + size).unwrap_or_default()
+        let at = usize::try_from(origin.start as i64 + origin.step * i as i64).ok()?.checked_mul(size)?;
+        all.get(at..at + size)
     };
-    let wanted: Vec<u8> = (0..len).flat_map(element).copied().collect();
+    let wanted = (0..len).map(element).collect::<Option<Vec<_>>>().ok_or_else(|| why("internal error: the axis lies outside of its coordinate"))?.concat();
     let mut starts = (0..=theirs.len().saturating_sub(wanted.len())).step_by(size).filter(|s| theirs[*s..].starts_with(&wanted));
     match (starts.next(), starts.next()) {
         (Some(start), None) => Ok((start / size) as u64),

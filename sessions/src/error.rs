@@ -102,6 +102,8 @@ pub enum Error {
     Damaged { place: String, why: String },
     #[error("{place} could not be {action}: {message}")]
     Repository { place: String, action: &'static str, message: String, transient: bool },
+    #[error("internal error: broken invariant: {invariant} (hint: this is a defect of Freestone, please report it)")]
+    Internal { invariant: &'static str },
     #[error("requests cannot be run: {message}")]
     Runtime { message: String },
     #[error(transparent)]

@@ -118,19 +118,25 @@ fn take_plan(store: &Arc<SessionStore>, plan: &FinalizedPlan, receipts: impl Int
     for output in outputs.values().filter(|o| !matches!(o.publication.mode, Mode::Region { .. })) {
         if is_made(store, output) {
             // A try before this one has told of a part, perhaps.
-            if let (Mode::Whole, Some(mut draft)) = (&output.publication.mode, store.draft()) {
-                draft.receipts.remove(output.path);
+            if output.publication.mode == Mode::Whole {
+                store.own_draft()?.receipts.remove(output.path);
             }
         }
         for (path, made) in nodes_of(store, output)? {
             change(store, path, made)?;
         }
     }
-    let session = store.session_id().unwrap_or_default().to_owned();
+    let session = store.session_id()?.to_owned();
     for receipt in receipts {
-        let Some(output) = outputs.get(&receipt.array) else { continue };
+        let Some(output) = outputs.get(&receipt.array) else {
+            if matches!(plan.plan().array(receipt.array).place, Place::Output { .. }) {
+                return Err(Error::Internal { invariant: "every output of a plan is published" });
+            }
+            // Of an intermediate array.
+            continue;
+        };
         let receipt = ours(&session, output, &receipt)?;
-        store.draft().map_or(Ok(()), |mut d| d.add(receipt))?;
+        store.own_draft()?.add(receipt)?;
     }
     outputs.values().filter(|o| o.publication.mode != Mode::Metadata).try_for_each(|o| check_written(store, o))
 }
@@ -174,9 +180,7 @@ fn draft_of(session: &WritableSession, plan: &FinalizedPlan) -> Result<Draft, Er
 
 fn change(store: &SessionStore, path: &str, change: NodeChange) -> Result<(), Error> {
     store.check_open()?;
-    if let Some(mut draft) = store.draft() {
-        draft.change(path, change);
-    }
+    store.own_draft()?.change(path, change);
     Ok(())
 }
 
@@ -192,7 +196,10 @@ fn ours(session: &str, output: &Output<'_>, receipt: &task::Receipt) -> Result<R
 /// Every chunk that the plan writes of an output has a receipt.
 fn check_written(store: &SessionStore, output: &Output<'_>) -> Result<(), Error> {
     let wanted = output.info.objects().n_chunks();
-    let Some(draft) = store.draft().filter(|d| (d.receipts.n_chunks(output.path) as u64) < wanted) else { return Ok(()) };
+    let draft = store.own_draft()?;
+    if draft.receipts.n_chunks(output.path) as u64 >= wanted {
+        return Ok(());
+    }
     let mut missing = Vec::new();
     for i in 0..wanted {
         let chunk = chunk_of(output, i)?;
@@ -376,9 +383,9 @@ impl Session for RunSession {
                 let rebase = if let Rebase::Disjoint { attempts } = options.rebase { attempts } else { 0 };
                 Record::Own { ticket, message: message.clone(), rebase }
             }),
-            How::Joined { name, .. } => Some(Record::Joined {
+            How::Joined { name, .. } => self.store.session_id().ok().map(|session| Record::Joined {
                 repository: self.store.repository().url().to_owned(),
-                session: self.store.session_id().unwrap_or_default().to_owned(),
+                session: session.to_owned(),
                 joiner: name.clone(),
             }),
         };
@@ -393,7 +400,7 @@ impl Session for RunSession {
     fn holds(&self, plan: &FinalizedPlan, receipt: &task::Receipt) -> Result<bool, StorageError> {
         let find = || -> Result<Option<Receipt>, Error> {
             let Some(publication) = plan.plan().publications.iter().find(|p| p.array == receipt.array) else { return Ok(None) };
-            ours(self.store.session_id().unwrap_or_default(), &output(&self.store, plan, publication)?, receipt).map(Some)
+            ours(self.store.session_id()?, &output(&self.store, plan, publication)?, receipt).map(Some)
         };
         let failed = |e: Error| e.into_storage(self.store.url().to_owned(), "read");
         let objects = self.store.repository().objects();

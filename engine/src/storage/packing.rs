@@ -247,8 +247,8 @@ pub(crate) fn normalized(mut attributes: Map<String, Value>, dtype: DType, fill:
         return attributes;
     }
     let of_document = fill.filter(|_| is_named).and_then(encoded);
-    let of_attribute = || match attributes.get("_FillValue") {
-        Some(Value::Number(n)) if !dtype.is_integer() => n.as_f64().map(to_base64),
+    let of_attribute = || match number(attributes.get("_FillValue")?, dtype) {
+        Number::Float(x) if dtype.kind() == Kind::Float => Some(to_base64(x)),
         _ => None,
     };
     if let Some(value) = of_document.or_else(of_attribute) {
@@ -332,6 +332,8 @@ mod tests {
         assert_eq!(of(named(), Some(float(-9999.0)), DType::Float32), json!({"units": "K", "_FillValue": "AAAAAICHw8A="}));
         assert_eq!(of(named(), Some(float(f64::NAN)), DType::Float32), json!({"units": "K"}));
         assert_eq!(of(json!({"_FillValue": -9999.0}), None, DType::Float32), json!({"_FillValue": "AAAAAICHw8A="}));
+        assert_eq!(of(json!({"_FillValue": "NaN"}), None, DType::Float64), json!({"_FillValue": "AAAAAAAA+H8="}));
+        assert_eq!(of(json!({"_FillValue": 7}), None, DType::Int16), json!({"_FillValue": 7}));
         assert_eq!(of(named(), Some(Scalar::zero(DType::Bool)), DType::Bool), json!({"units": "K"}));
     }
 }
