@@ -8,13 +8,13 @@ use freestone_engine::driver::{self, Run, RunError};
 use freestone_engine::events::{Observer, RunReport};
 use freestone_engine::executor::Executor;
 use freestone_engine::memory::Arena;
-use freestone_engine::plan::FinalizedPlan;
 use freestone_engine::plan::lower::{Output, kernels_of, lower, stores_of};
-use freestone_engine::session::{PlainZarr, Session};
+use freestone_engine::plan::{FinalizedPlan, Mode};
+use freestone_engine::session::{PlainZarr, Session, SessionError};
 use freestone_engine::spec::Spec;
 use freestone_engine::storage::codec::Contexts;
 use freestone_engine::storage::reader::{ChunkAccess, Desk, ShardCache};
-use freestone_engine::storage::{CodecName, MemoryStore, Store, Stores, identity, metadata, split_location};
+use freestone_engine::storage::{CodecName, MemoryStore, StorageError, Store, Stores, identity, metadata, split_location};
 use freestone_engine::task::RunAddress;
 use freestone_engine::user::KernelRegistry;
 use freestone_engine::worker::Cancel;
@@ -76,7 +76,8 @@ pub fn serve(kernels: &KernelRegistry) -> io::Result<()> {
 /// Reads metadata only and writes nothing. Cost: microseconds an operation, whatever the number of chunks.
 ///
 /// # Errors
-/// What an operator left in an array; a stage that does not fit `allowed_mem`; results that would be in each other's way.
+/// What an operator left in an array; a stage that does not fit `allowed_mem`; results that would be in each other's way, or in the place of something
+/// that is there and may not be replaced.
 pub fn plan(targets: &[Target], spec: &Spec) -> Result<Planned, Error> {
     planned(targets, &outputs(targets, &stores())?, spec)
 }
@@ -112,7 +113,30 @@ fn planned(targets: &[Target], outputs: &[Output], spec: &Spec) -> Result<Planne
     let stores = stores();
     stores.extend(&stores_of(outputs)?);
     targets.iter().for_each(|t| stores.extend(t.stores()));
+    check_free(outputs, &stores)?;
     Ok(Planned { plan: Arc::new(plan), stores, kernels: kernels_of(outputs)? })
+}
+
+/// Refuses results in the place of something that may not be replaced. The run looks again, and at more; this is found out before anything is
+/// prepared for it.
+fn check_free(outputs: &[Output], stores: &Stores) -> Result<(), Error> {
+    for output in outputs.iter().filter(|o| !o.overwrite && !matches!(o.mode, Mode::Region { .. })) {
+        let failed = |e: StorageError| Error::from(freestone_ops::Error::from(e));
+        let store = stores.open(&output.url).map_err(failed)?;
+        if !metadata::exists(&*store, &output.path).map_err(failed)? {
+            continue;
+        }
+        #[cfg(feature = "sessions")]
+        if let Some((repository, _)) = output.url.strip_prefix(freestone_sessions::SCHEME).and_then(|url| url.split_once('#')) {
+            // What the session itself has made, by its creator or by a commit that failed, may be written: the run knows.
+            if metadata::document(&*store, &output.path).map_err(failed)?.as_ref() == Some(&output.document) {
+                continue;
+            }
+            return Err(freestone_sessions::Error::NodeExists { place: repository.to_owned(), path: output.path.clone() }.into());
+        }
+        return Err(RunError::from(SessionError::Exists { place: store.place(&output.path) }).into());
+    }
+    Ok(())
 }
 
 /// What a run may have besides an executor.
@@ -237,7 +261,7 @@ pub fn discard(stored: &StoredRun, stores: &Stores) -> Result<(), Error> {
 /// Computes an array into memory, on threads.
 ///
 /// # Errors
-/// As [`plan`] and [`run`], and where `T` is not the array's dtype.
+/// As [`plan`] and [`run`]; where `T` is not the array's dtype; where the array's values are packed ([`Array::raw`]).
 pub fn compute<T: Element>(array: &Array, spec: &Spec) -> Result<ArrayD<T>, Error> {
     compute_with(array, spec, &Threads::new(spec.threads))
 }
@@ -247,6 +271,8 @@ pub fn compute<T: Element>(array: &Array, spec: &Spec) -> Result<ArrayD<T>, Erro
 /// # Errors
 /// As [`compute`]; executors that run processes cannot see this memory.
 pub fn compute_with<T: Element>(array: &Array, spec: &Spec, executor: &dyn Executor) -> Result<ArrayD<T>, Error> {
+    // What comes back has no attributes that would tell.
+    array.check_unpacked()?;
     let found = array.dtype()?;
     if found != T::DTYPE {
         return Err(Error::ResultType { found, asked: T::DTYPE });
@@ -276,7 +302,8 @@ fn read_whole<T: Element>(store: &Arc<dyn Store>) -> Result<ArrayD<T>, Error> {
             .read(&coords, &mut desk, &mut ShardCache::default())
             .map_err(|e| freestone_ops::Error::Argument(format!("the result could not be read back: {e}")))?;
         let whole: Vec<usize> = access.stored_shape(&coords).iter().map(|n| *n as usize).collect();
-        let Ok(view) = ndarray::ArrayViewD::from_shape(IxDyn(&whole), block.as_slice::<T>()) else { continue };
+        let view = ndarray::ArrayViewD::from_shape(IxDyn(&whole), block.as_slice::<T>())
+            .map_err(|_| Error::Internal { invariant: "a chunk that was read has the elements of its stored shape" })?;
         let clipped = view.slice_each_axis(|axis| ndarray::Slice::from(0..region.shape[axis.axis.index()] as usize));
         values
             .slice_each_axis_mut(|axis| {

@@ -25,8 +25,21 @@ pub enum Error {
     Repository(#[from] freestone_sessions::Error),
     #[error("`{place}` is in a repository: give the run its session, which commits it")]
     NoSession { place: String },
+    #[error(
+        "cannot commit: `{grown}` has {after} elements along `{axis}` now, but {} still {before}, so that readers such as Xarray refuse the group (hint: append to \
+         all of them in one session, as in `session.append(&values, \"{}\", 0)?`)",
+        have(left), left.first().map_or("", String::as_str)
+    )]
+    Uneven { grown: String, axis: String, before: u64, after: u64, left: Vec<String> },
+    #[error("internal error: broken invariant: {invariant} (hint: this is a defect of Freestone, please report it)")]
+    Internal { invariant: &'static str },
     #[error("the result is {found}, not {asked}")]
     ResultType { found: freestone_kernels::DType, asked: freestone_kernels::DType },
+}
+
+fn have(arrays: &[String]) -> String {
+    let names: Vec<String> = arrays.iter().map(|name| format!("`{name}`")).collect();
+    format!("{} {}", names.join(", "), if names.len() == 1 { "has" } else { "have" })
 }
 
 /// What a command tells its caller.
@@ -56,10 +69,12 @@ impl Error {
             Error::Plan(error) => of_plan(error),
             Error::Run(error) => of_run(error.cause()),
             Error::Array(freestone_ops::Error::Coordinates { .. }) => ExitCode::Conflict,
-            Error::Array(_) | Error::ResultType { .. } => ExitCode::Input,
+            Error::Array(_) | Error::Uneven { .. } | Error::ResultType { .. } => ExitCode::Input,
+            Error::Internal { .. } => ExitCode::Failed,
             Error::NoSession { .. } => ExitCode::Usage,
             #[cfg(feature = "sessions")]
             Error::Repository(error) => of_repository(error),
+            Error::Spec(SpecError::NoRoom { .. }) => ExitCode::Memory,
             Error::Spec(_) => ExitCode::Usage,
         }
     }
@@ -93,7 +108,7 @@ fn of_run(error: &RunError) -> ExitCode {
 fn of_repository(error: &freestone_sessions::Error) -> ExitCode {
     use freestone_sessions::Error as E;
     match error {
-        E::BadUrl { .. } | E::BadName { .. } | E::BadRef { .. } | E::TooLong { .. } | E::SharingOff { .. } => ExitCode::Usage,
+        E::BadUrl { .. } | E::BadFormat { .. } | E::BadName { .. } | E::BadRef { .. } | E::TooLong { .. } | E::SharingOff { .. } => ExitCode::Usage,
         E::NoRepository { .. } | E::NotHere { .. } | E::NoVersion { .. } | E::NoNode { .. } | E::NoSession { .. } | E::BadNode { .. } => ExitCode::Input,
         E::Exists { .. }
         | E::Occupied { .. }

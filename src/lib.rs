@@ -49,7 +49,7 @@ pub use freestone_ops::reduce::{Along, Axes};
 pub use freestone_ops::{Array, Dim, Index, Indexing, Pad, broadcast_arrays, concat, stack};
 pub use freestone_ops::{BlocksOut, DEFAULT_CHUNK_BYTES, Lengths, default_chunks, from_scalars, map_blocks};
 pub use freestone_ops::{Contracted, Running, outer, tensordot, vecdot};
-pub use freestone_ops::{Error as ArrayError, RegionError};
+pub use freestone_ops::{Error as ArrayError, Packed, RegionError};
 pub use freestone_ops::{arange, asarray, empty, empty_like, eye, full, full_like, linspace, meshgrid, ones, ones_like, scalar, tril, triu, zeros, zeros_like};
 pub use freestone_ops::{random_integers, random_normal, random_uniform};
 /// Repositories, sessions, tickets and receipts.

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use freestone_engine::events::RunReport;
 use freestone_engine::executor::Executor;
 use freestone_engine::spec::Spec;
-use freestone_engine::storage::{Store, Stores};
+use freestone_engine::storage::metadata::{MetadataError, open_array, open_group};
+use freestone_engine::storage::{Store, Stores, join};
 use freestone_executors::Threads;
-use freestone_ops::Array;
-use freestone_ops::io::{Target, open_in};
+use freestone_ops::io::{Target, coordinate_after, open_in};
+use freestone_ops::{Array, RegionError, concat};
 use freestone_sessions::{CommitOptions, Joiner, Repository, RunSession, Version, WritableSession};
 
 use crate::compute::{Options, plan, run_with};
@@ -42,6 +43,31 @@ pub struct Session {
     how: How,
     targets: Vec<Target>,
     stores: Stores,
+    grown: Vec<Grown>,
+}
+
+/// What was appended to an array along an axis that has a name.
+#[derive(Clone, Debug)]
+struct Grown {
+    path: String,
+    /// The axis's name, and its number in the array.
+    name: String,
+    axis: usize,
+    /// Its length before and after.
+    before: u64,
+    after: u64,
+    /// What was appended.
+    array: Array,
+}
+
+impl Grown {
+    fn group(&self) -> &str {
+        self.path.rsplit_once('/').map_or("", |(group, _)| group)
+    }
+
+    fn is_along(&self, other: &Grown) -> bool {
+        (self.group(), &self.name) == (other.group(), &other.name)
+    }
 }
 
 #[derive(Debug)]
@@ -63,7 +89,7 @@ impl Session {
     pub fn of(session: WritableSession) -> Session {
         let stores = crate::stores();
         stores.insert(session.store());
-        Session { how: How::Own(session), targets: Vec::new(), stores }
+        Session { how: How::Own(session), targets: Vec::new(), stores, grown: Vec::new() }
     }
 
     /// With a shared session that was joined: [`commit`](Session::commit) adds the results to it, and who made it commits them with those of others.
@@ -71,7 +97,7 @@ impl Session {
         let stores = crate::stores();
         let store = joiner.store();
         stores.insert(Arc::clone(&store));
-        Session { how: How::Joined(RunSession::joining(joiner), store), targets: Vec::new(), stores }
+        Session { how: How::Joined(RunSession::joining(joiner), store), targets: Vec::new(), stores, grown: Vec::new() }
     }
 
     /// The session itself, to make groups, set attributes, resize, write chunks; none where a shared one was joined.
@@ -122,12 +148,43 @@ impl Session {
         Ok(self.add(target))
     }
 
-    /// Will append an array to one that is there, along an axis that gets longer by its length. Its other axes are of the same length. What is there
-    /// ends where its chunks (or shards) do.
+    /// Will append an array to one that is there, along an axis that gets longer by its length. Its other axes are of the same length. Where what is
+    /// there ends inside of a chunk (or shard), that chunk is written again.
+    ///
+    /// All arrays of a group that have the axis must grow alike, or readers such as Xarray refuse the group: append to each of them in the same session.
+    /// The coordinate of the axis is appended by itself if the array has one, because it comes from a stored array; otherwise give its values:
+    ///
+    /// ```
+    /// # use freestone::{DType, Settings, Spec};
+    /// # use freestone::sessions::{Format, MAIN, Repository};
+    /// # let folder = tempfile::tempdir()?;
+    /// # let place = folder.path().join("climate").display().to_string();
+    /// # let spec = Spec::load(Settings { work_dir: Some(folder.path().join("work").display().to_string()), ..Settings::default() })?;
+    /// # let repository = Repository::open_or_create(&place, Format::default())?;
+    /// # let days = |from, to| freestone::arange(from, to, 1.0, DType::Float64, 10)?.with_dims(&[Some("time")]);
+    /// # let mut session = freestone::Session::begin(&repository, MAIN)?;
+    /// # session.store(&days(0.0, 4.0)?, "wind/speed")?.store(&days(0.0, 4.0)?, "wind/time")?;
+    /// # session.commit("four days", &spec)?;
+    /// let mut session = freestone::Session::begin(&repository, MAIN)?;
+    /// session.append(&days(4.0, 6.0)?, "wind/speed", 0)?;
+    /// session.append(&days(4.0, 6.0)?, "wind/time", 0)?;
+    /// session.commit("two more days", &spec)?;
+    /// # assert_eq!(freestone::open_version(&repository, MAIN, "wind/time")?.shape()?, [6]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
-    /// Where the shapes do not fit, or the array that is there ends inside of a chunk; nothing has changed then.
+    /// Where the shapes do not fit; where the array ends inside of a chunk and has been changed in this session already. Nothing has changed then. That an
+    /// array of the group is left behind is an error of the [`commit`](Session::commit).
     pub fn append(&mut self, array: &Array, path: &str, axis: usize) -> Result<&mut Session, Error> {
+        let path = path.trim_matches('/');
+        if let Some(grown) = self.grow(array, path, axis)? {
+            self.grown.push(grown);
+        }
+        Ok(self)
+    }
+
+    fn grow(&mut self, array: &Array, path: &str, axis: usize) -> Result<Option<Grown>, Error> {
         let How::Own(session) = &self.how else {
             return Err(freestone_ops::Error::Argument("an array is appended by the session that will be committed, not by one that was joined".into()).into());
         };
@@ -140,28 +197,105 @@ impl Session {
             );
             return Err(freestone_ops::Error::Argument(text).into());
         }
+        let (stored, given) = (there.dtype()?, array.dtype()?);
+        if stored != given {
+            return Err(freestone_ops::Error::from(RegionError::DType { place: path.to_owned(), stored, array: given }).into());
+        }
         let objects = session.array(path)?.info().object_shape();
         let size = objects[axis].max(1);
-        if before[axis] % size != 0 {
+        let start = before[axis] / size * size;
+        let written = if start == before[axis] {
+            array.clone()
+        } else if session.has_changed(path) {
             let text = format!(
-                "`{path}` ends at {} along axis {axis}, inside of a chunk of {size}: append where a chunk ends, or rewrite it from {} on",
-                before[axis],
-                before[axis] / size * size
+                "`{path}` ends at {} along axis {axis}, inside of a chunk of {size}, and was changed in this session: append all at once, or commit first",
+                before[axis]
             );
             return Err(freestone_ops::Error::Argument(text).into());
-        }
+        } else {
+            concat(&[there.slice(axis as i64, Some(start as i64), None, 1)?, array.clone()], Some(axis as i64))?
+        };
         let mut shape = before.clone();
         shape[axis] += new[axis];
         session.resize(path, &shape)?;
-        let region: Vec<_> = shape.iter().enumerate().map(|(d, n)| if d == axis { before[d]..*n } else { 0..*n }).collect();
-        let target = self.target(array, path).region(&region);
-        Ok(self.add(target))
+        let region: Vec<_> = shape.iter().enumerate().map(|(d, n)| if d == axis { start..*n } else { 0..*n }).collect();
+        let target = self.target(&written, path).region(&region);
+        self.add(target);
+        let name = there.dims()?.get(axis).and_then(|dim| dim.name.clone());
+        Ok(name.map(|name| Grown { path: path.to_owned(), name, axis, before: before[axis], after: shape[axis], array: array.clone() }))
+    }
+
+    /// Appends the coordinates of axes along which arrays have grown, and refuses to leave arrays of their groups behind.
+    fn grow_groups(&mut self) -> Result<(), Error> {
+        let grown = self.grown.clone();
+        for (i, first) in grown.iter().enumerate() {
+            if grown[..i].iter().any(|g| g.is_along(first)) {
+                continue;
+            }
+            let along: Vec<&Grown> = grown.iter().filter(|g| g.is_along(first)).collect();
+            let coordinate = join(first.group(), &first.name);
+            if !along.iter().any(|g| g.path == coordinate) {
+                self.grow_coordinate(&coordinate, first, &along)?;
+            }
+            let after = along.iter().map(|g| g.after).max().unwrap_or(first.after);
+            let left = self.left_behind(first, after)?;
+            if !left.is_empty() {
+                let (grown, axis) = (first.path.clone(), first.name.clone());
+                return Err(Error::Uneven { grown, axis, before: first.before, after, left });
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends to the coordinate of an axis what that of the arrays has which were appended.
+    fn grow_coordinate(&mut self, path: &str, first: &Grown, along: &[&Grown]) -> Result<(), Error> {
+        let there = match open_array(&self.seen(), path) {
+            Ok(there) if there.info.shape() == [first.before] => there,
+            Ok(_) | Err(MetadataError::NoZarr { .. } | MetadataError::Group { .. } | MetadataError::Unsupported { .. }) => return Ok(()),
+            Err(e) => return Err(freestone_ops::Error::from(e).into()),
+        };
+        let mut parts = Vec::new();
+        for part in along.iter().filter(|g| g.path == first.path) {
+            // The same elements of another array, whose coordinate must be the same.
+            for other in along.iter().filter(|g| g.path != first.path && g.before == part.before) {
+                let (ours, theirs) = (&part.array.dims()?[part.axis], &other.array.dims()?[other.axis]);
+                if coordinate_after(&other.array, other.axis, &there)?.is_some() && ours != theirs {
+                    let (place, array) = (there.store.place(first.group()), other.path.clone());
+                    return Err(freestone_ops::Error::Coordinates { place, array, name: first.name.clone() }.into());
+                }
+            }
+            match coordinate_after(&part.array, part.axis, &there)? {
+                Some(coordinate) => parts.push(coordinate),
+                None => return Ok(()),
+            }
+        }
+        self.grow(&concat(&parts, Some(0))?, path, 0).map(drop)
+    }
+
+    /// Arrays of the group of one that has grown whose length along the axis is what it was before.
+    fn left_behind(&self, grown: &Grown, after: u64) -> Result<Vec<String>, Error> {
+        let failed = |e: MetadataError| Error::from(freestone_ops::Error::from(e));
+        let store = self.seen();
+        let mut left = Vec::new();
+        for child in open_group(&*store, grown.group()).map_err(failed)?.children {
+            let path = join(grown.group(), &child);
+            let array = match open_array(&store, &path) {
+                Ok(array) => array,
+                Err(MetadataError::NoZarr { .. } | MetadataError::Group { .. } | MetadataError::Unsupported { .. }) => continue,
+                Err(e) => return Err(failed(e)),
+            };
+            let is_short = |(name, len): (&Option<String>, u64)| name.as_ref() == Some(&grown.name) && len == grown.before && len != after;
+            if array.dims.iter().zip(array.info.shape()).any(is_short) {
+                left.push(path);
+            }
+        }
+        Ok(left)
     }
 
     /// Plans all that was stored as one plan, runs it on threads, and commits it as one snapshot.
     ///
     /// # Errors
-    /// As [`plan`] and [`run`](crate::run); where another commit came first. Nothing is visible then.
+    /// As [`plan`] and [`run`](crate::run); [`Error::Uneven`]; where another commit came first. Nothing is visible then.
     pub fn commit(self, message: &str, spec: &Spec) -> Result<RunReport, Error> {
         self.commit_with(message, spec, &Threads::new(spec.threads), CommitOptions::default(), &Options::default())
     }
@@ -171,7 +305,7 @@ impl Session {
     ///
     /// # Errors
     /// As [`commit`](Session::commit).
-    pub fn commit_with(self, message: &str, spec: &Spec, executor: &dyn Executor, options: CommitOptions, how: &Options<'_>) -> Result<RunReport, Error> {
+    pub fn commit_with(mut self, message: &str, spec: &Spec, executor: &dyn Executor, options: CommitOptions, how: &Options<'_>) -> Result<RunReport, Error> {
         if self.targets.is_empty() {
             let snapshot = match self.how {
                 How::Own(session) => Some(session.commit_with(message, &options)?),
@@ -180,6 +314,7 @@ impl Session {
             };
             return Ok(RunReport { snapshot, ..RunReport::default() });
         }
+        self.grow_groups()?;
         let planned = plan(&self.targets, spec)?;
         let session = self.publishing(message, options);
         run_with(&planned, spec, executor, &Options { session: Some(&session), ..how.clone() })

@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use crate::executor::ExecutorError;
 use crate::plan::{ENGINE, PlanError};
-use crate::session::SessionError;
+use crate::session::{Refusal, SessionError};
 use crate::storage::StorageError;
 use crate::task::TaskFailure;
 
@@ -46,7 +46,7 @@ pub enum RunError {
     )]
     InputChanged { place: String, what: &'static str, stages: Vec<String> },
     /// The error, where finished work is kept.
-    #[error("{error}\nFinished work is kept. To go on: {}", how_to_resume(run, kernels))]
+    #[error("{error}\nFinished work is kept. To go on: {}", how_to_resume(error, run, kernels))]
     Stopped {
         error: Box<RunError>,
         run: String,
@@ -60,14 +60,22 @@ pub enum RunError {
     OtherEngine { run: String, found: String },
 }
 
-fn how_to_resume(run: &str, kernels: &[String]) -> String {
+fn how_to_resume(error: &RunError, run: &str, kernels: &[String]) -> String {
     match kernels {
-        [] => format!("freestone resume {run}"),
+        [] => format!("freestone resume {run}{}", option(error)),
         _ => format!(
             "call `freestone::resume` for {run} in the program that has the kernel {}, registered in `Options::kernels` (the command `freestone resume` does not \
              know it)",
             kernels.join(", ")
         ),
+    }
+}
+
+/// The option without which a resumed run would be refused again.
+fn option(error: &RunError) -> &'static str {
+    match error.cause() {
+        RunError::Session(SessionError::Refused { why: Refusal::Moved, .. }) => " --rebase",
+        _ => "",
     }
 }
 

@@ -17,7 +17,7 @@ pub use plain::PlainZarr;
 #[derive(Clone, Debug, Error)]
 #[allow(missing_docs)]
 pub enum SessionError {
-    #[error("{place} exists already: choose another place, or ask to overwrite it")]
+    #[error("{place} exists already (hint: choose another place, or replace it by `--overwrite`, in Rust `Target::overwrite`)")]
     Exists { place: String },
     #[error("{place} holds files that are not Zarr's ({}): choose another place", names.join(", "))]
     Foreign { place: String, names: Vec<String> },
@@ -40,8 +40,10 @@ pub enum SessionError {
 /// What a refusal of a transactional store means for a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// Something else is in the way, such as another commit: what was computed stays, and may be published otherwise.
+    /// Something else is in the way: what was computed stays, and may be published otherwise.
     Conflict,
+    /// Another commit came first that changed nothing of the same: what was computed can be published on top of it, by a rebase.
+    Moved,
     /// The session takes nothing any more.
     Over,
     /// It was asked to stop.

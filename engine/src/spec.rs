@@ -10,7 +10,8 @@ use bytesize::ByteSize;
 use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 
-use crate::storage::Encoding;
+use crate::memory::size;
+use crate::storage::{Encoding, EncodingError};
 use crate::work_dir::default_work_dir;
 use crate::{files, machine};
 
@@ -120,6 +121,13 @@ pub enum SpecError {
     Source { place: String, why: String },
     #[error("{name} must be at least {least}, not {value}")]
     TooSmall { name: &'static str, value: u64, least: u64 },
+    #[error(
+        "allowed_mem is {}, of which reserved_mem takes {}: no room is left for arrays (hint: raise allowed_mem above reserved_mem)",
+        size(*allowed), size(*reserved)
+    )]
+    NoRoom { allowed: u64, reserved: u64 },
+    #[error("codec of intermediate arrays: {0}")]
+    Codec(#[from] EncodingError),
 }
 
 /// Bytes of a text such as `2 GB` (powers of 1000), `1.5GiB` or `1000000`.
@@ -192,7 +200,7 @@ impl Settings {
             local_mem: size("LOCAL_MEM")?,
             parallelism: count("PARALLELISM")?,
             threads: count("THREADS")?.map(|n| n as usize),
-            codec: text("CODEC").map(|v| v.parse().map_err(|e| bad("CODEC", e))).transpose()?,
+            codec: text("CODEC").map(|v| v.parse().map_err(|e: EncodingError| bad("CODEC", e.to_string()))).transpose()?,
             retries: count("RETRIES")?.map(|n| u32::try_from(n).unwrap_or(u32::MAX)),
             task_timeout: time("TASK_TIMEOUT")?,
             deadline: time("DEADLINE")?,
@@ -245,15 +253,21 @@ impl Settings {
         let at_least = |name, value: u64, least| if value < least { Err(SpecError::TooSmall { name, value, least }) } else { Ok(value) };
         let threads = at_least("threads", self.threads.unwrap_or_else(machine::cores) as u64, 1)? as usize;
         let allowed_mem = self.allowed_mem.unwrap_or(DEFAULT_ALLOWED_MEM);
+        let reserved_mem = self.reserved_mem.unwrap_or(DEFAULT_RESERVED_MEM);
+        if at_least("allowed_mem", allowed_mem, 1)? <= reserved_mem {
+            return Err(SpecError::NoRoom { allowed: allowed_mem, reserved: reserved_mem });
+        }
+        let codec = self.codec.unwrap_or_default();
+        codec.check()?;
         let machine_mem = machine::memory_bytes() / 5 * 4;
         Ok(Spec {
             work_dir: self.work_dir.unwrap_or_else(|| default_work_dir(|name| std::env::var(name).ok())),
-            allowed_mem: at_least("allowed_mem", allowed_mem, 1)?,
-            reserved_mem: self.reserved_mem.unwrap_or(DEFAULT_RESERVED_MEM),
+            allowed_mem,
+            reserved_mem,
             local_mem: self.local_mem.unwrap_or_else(|| allowed_mem.saturating_mul(threads as u64).min(machine_mem)),
             parallelism: at_least("parallelism", self.parallelism.unwrap_or(threads as u64), 1)?,
             threads,
-            codec: self.codec.unwrap_or_default(),
+            codec,
             retries: self.retries.unwrap_or(DEFAULT_RETRIES),
             task_timeout: self.task_timeout,
             deadline: self.deadline,
@@ -331,5 +345,38 @@ mod tests {
         let error = Settings::from_env(|n| (n == "FREESTONE_ALLOWED_MEM").then(|| "lots".into())).unwrap_err();
         assert!(error.to_string().contains("FREESTONE_ALLOWED_MEM"), "{error}");
         assert!(Settings { threads: Some(0), ..Settings::default() }.resolve().is_err());
+    }
+
+    /// Whichever layer says it: what a task may hold is more than what is reserved of it.
+    #[test]
+    fn allowed_mem_has_room_beside_reserved_mem() {
+        let toml = |text: &str| toml::from_str::<Settings>(text).unwrap();
+        let env = |name: &'static str, value: &'static str| Settings::from_env(move |n| (n == name).then(|| value.to_owned())).unwrap();
+        let code = |allowed, reserved| Settings { allowed_mem: allowed, reserved_mem: reserved, ..Settings::default() };
+        let refused = [
+            code(Some(20_000_000), None),
+            code(Some(1000), Some(2000)),
+            code(Some(1000), Some(1000)),
+            env("FREESTONE_ALLOWED_MEM", "20MB"),
+            env("FREESTONE_RESERVED_MEM", "3GB"),
+            toml("allowed_mem = \"32 MB\""),
+            toml("reserved_mem = \"2 GB\""),
+            // One layer says one thing, another the other.
+            code(Some(100_000_000), None).or(toml("reserved_mem = \"200 MB\"")),
+            env("FREESTONE_ALLOWED_MEM", "100MB").or(toml("reserved_mem = \"100 MB\"")),
+        ];
+        for settings in refused {
+            let error = settings.clone().resolve().unwrap_err();
+            assert!(matches!(error, SpecError::NoRoom { allowed, reserved } if allowed <= reserved), "{settings:?}: {error}");
+            assert!(error.to_string().contains("raise allowed_mem"), "{error}");
+        }
+        assert!(code(Some(1001), Some(1000)).resolve().is_ok());
+        assert_eq!(code(Some(0), Some(0)).resolve().unwrap_err(), SpecError::TooSmall { name: "allowed_mem", value: 0, least: 1 });
+    }
+
+    #[test]
+    fn a_codec_of_settings_has_levels() {
+        let codec = Some(crate::storage::CodecName::Zstd(99).into());
+        assert!(matches!(Settings { codec, ..Settings::default() }.resolve(), Err(SpecError::Codec(_))));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use freestone_ops::{Array, Error as ArrayError, Index};
+use freestone_ops::{Array, Error as ArrayError, Index, Packed};
 
 use super::ast::{Argument, Binary, Expr, Kind, Span, Subscript, Unary};
 use super::error::ExpressionError;
@@ -16,13 +16,28 @@ pub type Inputs = BTreeMap<String, Array>;
 
 /// The array that an expression is.
 pub(super) fn array(root: &Expr, inputs: &Inputs) -> Result<Array> {
-    match value(root, inputs)? {
+    match value(root, inputs).map_err(|e| by_its_name(e, inputs))? {
         Value::Array(array) => Ok(array),
         other => {
             let error = ExpressionError::new("the result is not an array", root.span.clone()).label(format!("this is {}", other.describe()));
             Err(if other.is_number() { error.help("for an array of it write `full((), …)`") } else { error })
         }
     }
+}
+
+/// Calls a packed array as the expression does.
+fn by_its_name(error: ExpressionError, inputs: &Inputs) -> ExpressionError {
+    let cause = error.cause.as_deref().map(|cause| match cause {
+        ArrayError::Deferred { source, .. } => &**source,
+        other => other,
+    });
+    let Some(ArrayError::Packed(packed)) = cause else { return error };
+    let is_it = |array: &Array| matches!(array.check_unpacked(), Err(ArrayError::Packed(p)) if p.place == packed.place);
+    let Some((name, _)) = inputs.iter().find(|(_, array)| is_it(array)) else { return error };
+    let packed = Packed { name: name.clone(), ..packed.clone() };
+    let mut error = error;
+    error.message = packed.to_string();
+    error.cause(packed.into())
 }
 
 fn value(expr: &Expr, inputs: &Inputs) -> Result<Value> {

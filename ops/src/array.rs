@@ -7,10 +7,11 @@ use freestone_engine::graph::{Node, NodeRef, Op};
 use freestone_engine::grid::ChunkGrid;
 use freestone_engine::readmap::ReadMap;
 use freestone_engine::storage::Store;
+use freestone_engine::storage::packing::{PACKING_ATTRIBUTES, Packing};
 use freestone_kernels::DType;
 use serde_json::{Map, Value};
 
-use crate::error::Error;
+use crate::error::{Error, Packed};
 
 /// A lazy, chunked, immutable array.
 ///
@@ -157,6 +158,50 @@ impl Array {
         Ok(Array { inner: Ok(inner) })
     }
 
+    /// The stored numbers of a packed array as they are: without the attributes that say how they are packed, and those that hold for unpacked values.
+    /// An array that is not packed stays as it is.
+    ///
+    /// Values that were packed by the attributes `scale_factor`, `add_offset`, `_Unsigned`, `_FillValue` or `missing_value` are not unpacked when they
+    /// are read. They can be copied; what computes on them is refused with [`Error::Packed`], unless they are asked for by this method.
+    ///
+    /// ```
+    /// # use freestone_kernels::DType;
+    /// let stored = freestone_ops::arange(0, 4, 1, DType::Int16, 4)?.with_attribute("scale_factor", 0.1)?.with_attribute("_FillValue", 3)?;
+    /// let error = stored.mean(0).unwrap_err().to_string();
+    /// assert!(error.contains("scale_factor=0.1") && error.contains("where(x == 3, nan, x * 0.1)"), "{error}");
+    ///
+    /// let x = stored.raw()?;
+    /// let unpacked = freestone_ops::where_(&freestone_ops::equal(&x, 3)?, f64::NAN, &x * 0.1)?;
+    /// assert_eq!(unpacked.dtype()?, DType::Float64);
+    /// # Ok::<(), freestone_ops::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The error that an operator left here.
+    pub fn raw(&self) -> Result<Array, Error> {
+        let mut inner = self.get()?.clone();
+        if inner.packing().is_some() {
+            inner.attributes.retain(|name, _| !BOUND_TO_VALUES.contains(&name.as_str()));
+        }
+        Ok(Array { inner: Ok(inner) })
+    }
+
+    /// How the values are packed, if they are.
+    ///
+    /// # Errors
+    /// The error that an operator left here.
+    pub fn packing(&self) -> Result<Option<Packing>, Error> {
+        Ok(self.get()?.packing())
+    }
+
+    /// Refuses an array whose values are packed, before something else than a copy is made of it.
+    ///
+    /// # Errors
+    /// [`Error::Packed`]; the error that an operator left here.
+    pub fn check_unpacked(&self) -> Result<(), Error> {
+        self.get()?.check_unpacked()
+    }
+
     /// The same values in chunks of another shape.
     ///
     /// Cost: one copy, or several with intermediates between them where reading chunks again and again would cost more; a plan says which and why.
@@ -186,12 +231,33 @@ impl Array {
     }
 }
 
+impl Inner {
+    fn packing(&self) -> Option<Packing> {
+        Packing::of(&self.attributes, self.node.dtype)
+    }
+
+    fn check_unpacked(&self) -> Result<(), Error> {
+        self.packing().map_or(Ok(()), |packing| Err(Packed::new(source(&self.node), packing).into()))
+    }
+}
+
+/// Where the values of a copy were stored first.
+fn source(node: &NodeRef) -> Option<String> {
+    match &node.op {
+        Op::Stored(stored) => Some(stored.location()),
+        Op::Rechunk(input) => source(input),
+        Op::View { sources, .. } => sources.first().and_then(source),
+        _ => None,
+    }
+}
+
 /// Attributes that lose their meaning when values or dtype change.
-const BOUND_TO_VALUES: [&str; 12] = [
+const BOUND_TO_VALUES: [&str; 13] = [
     "_FillValue",
     "missing_value",
     "scale_factor",
     "add_offset",
+    "_Unsigned",
     "valid_min",
     "valid_max",
     "valid_range",
@@ -202,13 +268,45 @@ const BOUND_TO_VALUES: [&str; 12] = [
     "actual_range",
 ];
 
-/// The attributes that a computed array keeps: those that all its inputs agree on and that do not describe their values.
-pub(crate) fn kept_attributes<'a>(mut inputs: impl Iterator<Item = &'a Map<String, Value>>) -> Map<String, Value> {
-    let Some(first) = inputs.next() else { return Map::new() };
-    let mut kept = first.clone();
-    kept.retain(|name, _| !BOUND_TO_VALUES.contains(&name.as_str()));
+/// The attributes of an array that is computed: those that all its inputs agree on and that do not describe their values.
+///
+/// All that computes asks for them here, so this is where packed values are refused.
+///
+/// # Errors
+/// [`Error::Packed`]; the error that an operator left in an input.
+pub(crate) fn computed_attributes(inputs: &[&Array]) -> Result<Map<String, Value>, Error> {
+    inputs.iter().try_for_each(|array| array.check_unpacked())?;
+    kept_attributes(inputs)
+}
+
+/// The attributes of an array whose elements are those of others, one beside the other: as of a computed one, and how the values are packed.
+///
+/// # Errors
+/// [`Error::Packed`] where they are not all packed alike; the error that an operator left in an input.
+pub(crate) fn joined_attributes(inputs: &[&Array]) -> Result<Map<String, Value>, Error> {
+    let Some(first) = inputs.first() else { return Ok(Map::new()) };
+    let packing = first.packing()?;
     for other in inputs {
+        if !Packing::same(packing.as_ref(), other.packing()?.as_ref()) {
+            first.check_unpacked()?;
+            other.check_unpacked()?;
+        }
+    }
+    let mut kept = kept_attributes(inputs)?;
+    if packing.is_some() {
+        let own = first.attributes()?;
+        kept.extend(PACKING_ATTRIBUTES.iter().filter_map(|name| Some(((*name).to_owned(), own.get(*name)?.clone()))));
+    }
+    Ok(kept)
+}
+
+fn kept_attributes(inputs: &[&Array]) -> Result<Map<String, Value>, Error> {
+    let Some((first, others)) = inputs.split_first() else { return Ok(Map::new()) };
+    let mut kept = first.attributes()?.clone();
+    kept.retain(|name, _| !BOUND_TO_VALUES.contains(&name.as_str()));
+    for other in others {
+        let other = other.attributes()?;
         kept.retain(|name, value| other.get(name) == Some(value));
     }
-    kept
+    Ok(kept)
 }

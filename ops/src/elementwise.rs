@@ -11,7 +11,7 @@ use freestone_engine::readmap::{AxisMap, ReadMap};
 use freestone_kernels::dtype::{Complex128, Kind};
 use freestone_kernels::{BinaryOp, DType, Domain, Expr, Node as ExprNode, Scalar, UnaryOp};
 
-use crate::array::{Array, Dim, kept_attributes};
+use crate::array::{Array, Dim, computed_attributes};
 use crate::error::Error;
 
 /// An operand: an array, or a number that takes the array's dtype where it can, as Python's numbers do.
@@ -108,8 +108,7 @@ fn map(operands: &[&Array], build: impl FnOnce(&mut Expr, &[u32]) -> Result<u32,
     let result = build(&mut expr, &slots)?;
     expr.add_results(&[result]);
     let dims = broadcast_dims(operands, &shape)?;
-    let all = operands.iter().map(|a| a.attributes()).collect::<Result<Vec<_>, _>>()?;
-    Ok(Array::from_parts(Node::map(expr, nodes), dims, kept_attributes(all.into_iter())))
+    Ok(Array::from_parts(Node::map(expr, nodes), dims, computed_attributes(operands)?))
 }
 
 fn cast_to(expr: &mut Expr, node: u32, dtype: DType) -> Result<u32, Error> {

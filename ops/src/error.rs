@@ -5,12 +5,46 @@ use std::sync::Arc;
 
 use freestone_engine::grid::GridError;
 use freestone_engine::readmap::ReadMapError;
-use freestone_engine::storage::StorageError;
 use freestone_engine::storage::metadata::MetadataError;
+use freestone_engine::storage::packing::Packing;
+use freestone_engine::storage::{EncodingError, StorageError};
 use freestone_kernels::{DType, ExprError};
 use thiserror::Error;
 
 use crate::region::RegionError;
+
+/// An array whose values would have to be unpacked first.
+#[derive(Clone, Debug, Error)]
+#[error(
+    "cannot compute on {}: its values are packed ({}), and are not unpacked when they are read (hint: `--raw`, in Rust `Array::raw`, computes on the stored \
+     numbers{})",
+    place.as_deref().map_or_else(|| "an array".to_owned(), |place| format!("`{place}`")), packing.attributes(), self.unpacked()
+)]
+pub struct Packed {
+    /// Where it is stored, if it is.
+    pub place: Option<String>,
+    /// What an expression calls it.
+    pub name: String,
+    /// How its values are packed.
+    pub packing: Box<Packing>,
+}
+
+impl Packed {
+    /// Named by the last part of its place, where that can be a name.
+    pub(crate) fn new(place: Option<String>, packing: Packing) -> Packed {
+        let last = place.as_deref().and_then(|p| p.rsplit('/').next()).filter(|n| is_identifier(n)).unwrap_or("x").to_owned();
+        Packed { place, name: last, packing: Box::new(packing) }
+    }
+
+    fn unpacked(&self) -> String {
+        self.packing.expression(&self.name).map(|e| format!("; unpacked they are `{e}`")).unwrap_or_default()
+    }
+}
+
+fn is_identifier(text: &str) -> bool {
+    let inside = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    text.chars().all(inside) && text.chars().next().is_some_and(|c| !c.is_ascii_digit())
+}
 
 /// Why an array cannot be built or stored.
 #[derive(Clone, Debug, Error)]
@@ -30,10 +64,14 @@ pub enum Error {
     Empty { op: &'static str, axis: usize },
     #[error("axis `{name}` of `{array}` has other coordinates than the arrays that are in {place}: store it in another group, or rename the axis")]
     Coordinates { place: String, array: String, name: String },
+    #[error(transparent)]
+    Packed(#[from] Packed),
     #[error("{0}")]
     Argument(String),
     #[error("{0}")]
     Shards(String),
+    #[error(transparent)]
+    Encoding(#[from] EncodingError),
     #[error(transparent)]
     Region(#[from] RegionError),
     #[error("{source} (in the expression at {}:{}:{})", at.file(), at.line(), at.column())]

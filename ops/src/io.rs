@@ -9,13 +9,13 @@ use freestone_engine::plan::Mode;
 use freestone_engine::plan::lower::Output as EngineOutput;
 use freestone_engine::storage::array::Shard;
 use freestone_engine::storage::metadata::{self, MetadataError, array_document, group_document, open_array, open_group};
-use freestone_engine::storage::{ArrayInfo, CodecName, Encoding, Keys, Store, Stores, identity, join, split_location};
+use freestone_engine::storage::{ArrayInfo, CodecName, Encoding, Keys, Store, StoredArray, Stores, identity, join, split_location};
 use freestone_kernels::Scalar;
 use serde_json::{Map, Value};
 
 use crate::array::{Array, Dim, Origin};
 use crate::error::Error;
-use crate::region::{Region, RegionError, agrees, window};
+use crate::region::{Region, RegionError, agrees, other_meaning, window};
 
 /// Opens an array of Zarr format 2 or 3 in a store that is open already. Reads its metadata, nothing else.
 ///
@@ -310,13 +310,15 @@ fn output(target: &Target, array: &Array, path: &str, stores: &Stores) -> Result
         Some(value) => Scalar::from_f64(dtype, value),
         None => inherited_fill(&inner.node).unwrap_or(Scalar::zero(dtype)),
     };
+    let encoding = target.codec.unwrap_or(CodecName::Zstd(0).into());
+    encoding.check()?;
     let shard = target.shards.as_ref().map(|shards| shard(shards, &chunks)).transpose()?;
     let info = ArrayInfo {
         dtype,
         fill,
         grid,
         stored_shape: Some(chunks),
-        codecs: target.codec.unwrap_or(CodecName::Zstd(0).into()).codecs(dtype),
+        codecs: encoding.codecs(dtype),
         keys: Keys::Default { separator: '/' },
         shard,
         window: None,
@@ -373,24 +375,42 @@ fn coordinates(target: &Target) -> Result<Vec<(String, Dim, Array)>, Error> {
     let mut found = Vec::new();
     let shape = target.array.shape()?;
     for (dim, len) in target.array.dims()?.iter().zip(&shape) {
-        let (Some(name), Some(origin)) = (&dim.name, &dim.origin) else { continue };
-        if name == last(&target.path) {
-            continue;
+        let Some(name) = dim.name.as_ref().filter(|name| *name != last(&target.path)) else { continue };
+        if let Some(coordinate) = coordinate(dim, *len)? {
+            found.push((name.clone(), dim.clone(), coordinate));
         }
-        let store = &origin.store;
-        let coordinate = match metadata::open_array(store, &join(&origin.group, name)) {
-            Ok(stored) if stored.info.shape() == [origin.len] => open_in(store, &join(&origin.group, name))?,
-            // No coordinate, or another array of that name: the axis has a name only.
-            Ok(_) | Err(MetadataError::NoZarr { .. } | MetadataError::Group { .. } | MetadataError::Unsupported { .. }) => continue,
-            Err(e) => return Err(e.into()),
-        };
-        let sliced = if origin.start == 0 && origin.step == 1 && *len == origin.len {
-            coordinate
-        } else {
-            let stop = origin.start as i64 + origin.step * *len as i64;
-            coordinate.slice(0, Some(origin.start as i64), (stop >= 0).then_some(stop), origin.step)?
-        };
-        found.push((name.clone(), dim.clone(), sliced));
     }
     Ok(found)
+}
+
+/// The coordinate array of an axis of `len` elements, where the array that the axis comes from has one.
+fn coordinate(dim: &Dim, len: u64) -> Result<Option<Array>, Error> {
+    let (Some(name), Some(origin)) = (&dim.name, &dim.origin) else { return Ok(None) };
+    let path = join(&origin.group, name);
+    let coordinate = match metadata::open_array(&origin.store, &path) {
+        Ok(stored) if stored.info.shape() == [origin.len] => open_in(&origin.store, &path)?,
+        // No coordinate, or another array of that name: the axis has a name only.
+        Ok(_) | Err(MetadataError::NoZarr { .. } | MetadataError::Group { .. } | MetadataError::Unsupported { .. }) => return Ok(None),
+        Err(e) => return Err(e.into()),
+    };
+    if origin.start == 0 && origin.step == 1 && len == origin.len {
+        return Ok(Some(coordinate));
+    }
+    let stop = origin.start as i64 + origin.step * len as i64;
+    coordinate.slice(0, Some(origin.start as i64), (stop >= 0).then_some(stop), origin.step).map(Some)
+}
+
+/// The coordinate array of an axis of an array, to be appended to another one: `None` where it has none.
+///
+/// # Errors
+/// [`Error::Coordinates`] where numbers of the two do not mean the same, for instance because their units differ.
+pub fn coordinate_after(array: &Array, axis: usize, there: &StoredArray) -> Result<Option<Array>, Error> {
+    let (dims, shape) = (array.dims()?, array.shape()?);
+    let Some((dim, len)) = dims.get(axis).zip(shape.get(axis)) else { return Err(Error::Axis { axis: axis as i64, rank: shape.len() }) };
+    let Some(coordinate) = coordinate(dim, *len)? else { return Ok(None) };
+    if other_meaning(coordinate.attributes()?, &there.attributes).is_some() || coordinate.dtype()? != there.info.dtype {
+        let (group, name) = there.path.rsplit_once('/').unwrap_or(("", &there.path));
+        return Err(Error::Coordinates { place: there.store.place(group), array: last(&there.path).to_owned(), name: name.to_owned() });
+    }
+    Ok(Some(coordinate))
 }

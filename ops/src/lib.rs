@@ -20,7 +20,7 @@ pub use array::{Array, Dim};
 pub use chunking::{DEFAULT_CHUNK_BYTES, default_chunks};
 pub use create::*;
 pub use elementwise::*;
-pub use error::Error;
+pub use error::{Error, Packed};
 pub use index::Index;
 pub use linear::{Contracted, Running, outer, tensordot, vecdot};
 pub use manipulate::{Pad, broadcast_arrays, concat, stack};

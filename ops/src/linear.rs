@@ -8,7 +8,7 @@ use freestone_engine::stages::{ContractNode, ScanNode};
 use freestone_kernels::dtype::Kind;
 use freestone_kernels::{DType, Generate, Scalar, ScanOp};
 
-use crate::array::{Array, Dim, kept_attributes};
+use crate::array::{Array, Dim, computed_attributes};
 use crate::elementwise::{broadcast_shapes, conj, multiply};
 use crate::error::Error;
 use crate::manipulate::concat;
@@ -92,7 +92,7 @@ impl Array {
         } else {
             Op::Staged(ScanNode { input: Arc::clone(&inner.node), op, axis }.into())
         };
-        let result = Array::from_parts(Arc::new(Node { op: work, dtype, grid }), inner.dims.clone(), kept_attributes(std::iter::once(&inner.attributes)));
+        let result = Array::from_parts(Arc::new(Node { op: work, dtype, grid }), inner.dims.clone(), computed_attributes(&[&input])?);
         if !along.include_initial {
             return Ok(result);
         }
@@ -240,6 +240,6 @@ fn contract(op: &'static str, lhs: &Array, rhs: &Array, batch: usize, free: [usi
     } else {
         Op::Staged(ContractNode { operands: [Arc::clone(&left.node), Arc::clone(&right.node)], batch, free }.into())
     };
-    let attributes = kept_attributes([&left.attributes, &right.attributes].into_iter());
+    let attributes = computed_attributes(&[&lhs, &rhs])?;
     Ok(Array::from_parts(Arc::new(Node { op: work, dtype, grid }), dims, attributes))
 }

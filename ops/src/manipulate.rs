@@ -7,7 +7,7 @@ use freestone_engine::grid::{AxisGrid, ChunkGrid, Region};
 use freestone_engine::readmap::{AxisMap, MAX_PIECES, Origin, Piece, ReadMap};
 use freestone_kernels::{DType, Generate, Scalar};
 
-use crate::array::{Array, Dim, kept_attributes};
+use crate::array::{Array, Dim, joined_attributes};
 use crate::elementwise::{broadcast_node, broadcast_shapes, held, not_equal};
 use crate::error::Error;
 use crate::reduce::Axes;
@@ -268,6 +268,10 @@ impl Array {
         if widths.len() != shape.len() {
             return Err(Error::Argument(format!("{} pairs of widths were given for {} axes", widths.len(), shape.len())));
         }
+        if matches!(mode, Pad::Constant(_)) {
+            // It is no packed number.
+            self.check_unpacked()?;
+        }
         let mut array = self.clone();
         for (axis, ((before, after), n)) in widths.iter().zip(&shape).enumerate() {
             let total = n.checked_add(*before).and_then(|t| t.checked_add(*after)).ok_or_else(|| too_large(*n, 2))?;
@@ -457,10 +461,10 @@ pub fn concat(arrays: &[Array], axis: Option<i64>) -> Result<Array, Error> {
         return Err(Error::Argument(format!("{} arrays cannot be joined at once: join and store at most {MAX_PIECES}", all.len())));
     }
     shape[axis] = at;
-    let (mut dims, attributes) = (first.dims()?.to_vec(), arrays.iter().map(Array::attributes).collect::<Result<Vec<_>, _>>()?);
+    let (mut dims, attributes) = (first.dims()?.to_vec(), joined_attributes(&arrays.iter().collect::<Vec<_>>())?);
     dims[axis].origin = None;
     let nodes = cast.iter().map(|a| a.node().cloned()).collect::<Result<Vec<_>, _>>()?;
-    Ok(Array::from_parts(Node::view(nodes, ReadMap::new(shape, all)), dims, kept_attributes(attributes.into_iter())))
+    Ok(Array::from_parts(Node::view(nodes, ReadMap::new(shape, all)), dims, attributes))
 }
 
 /// Arrays of one shape along a new axis.

@@ -6,7 +6,7 @@ use freestone_engine::stages::UserNode;
 use freestone_engine::user::{UserKernel, make};
 use freestone_kernels::DType;
 
-use crate::array::{Array, Dim, kept_attributes};
+use crate::array::{Array, Dim, computed_attributes};
 use crate::error::Error;
 
 /// What [`map_blocks`] makes of its arrays' blocks.
@@ -129,9 +129,9 @@ pub fn map_blocks<K: UserKernel>(kernel: &K, arrays: &[&Array], out: &BlocksOut)
     let scratch_bytes = kernel.scratch_bytes(&shapes.iter().map(Vec::as_slice).collect::<Vec<_>>(), &sizes(&grid));
     let parameters = serde_json::to_value(kernel).map_err(|e| bad(format!("its parameters are no JSON: {e}")))?;
     make::<K>(&parameters).map_err(|e| bad(format!("its parameters do not come back from JSON: {e}")))?;
-    let attributes = arrays.iter().map(|a| a.attributes()).collect::<Result<Vec<_>, _>>()?;
+    let attributes = computed_attributes(arrays)?;
     let user = UserNode { inputs: nodes.clone(), axes, name: K::NAME, version: K::VERSION, parameters, scratch_bytes, make: make::<K> };
     let node = Node::staged(user, out.dtype, grid);
     let dims = result.into_iter().map(|(.., dim)| dim).collect();
-    Ok(Array::from_parts(node, dims, kept_attributes(attributes.into_iter())))
+    Ok(Array::from_parts(node, dims, attributes))
 }

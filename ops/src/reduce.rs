@@ -9,7 +9,7 @@ use freestone_kernels::dtype::{Complex128, Kind};
 use freestone_kernels::reduce::Finish;
 use freestone_kernels::{DType, Generate, ReduceOp, Scalar};
 
-use crate::array::{Array, Dim, kept_attributes};
+use crate::array::{Array, Dim, computed_attributes};
 use crate::elementwise::not_equal;
 use crate::error::Error;
 
@@ -199,7 +199,7 @@ impl Array {
         let out: Vec<usize> = (0..shape.len()).filter(|d| along.keepdims || kept(d)).collect();
         let grid = ChunkGrid::new(out.iter().map(|d| axis(*d)).collect());
         let dims = out.iter().map(|d| if kept(d) { inner.dims[*d].clone() } else { Dim { name: inner.dims[*d].name.clone(), origin: None } }).collect();
-        let attributes = kept_attributes(std::iter::once(&inner.attributes));
+        let attributes = computed_attributes(&[&parts.input])?;
         Ok(Array::from_parts(Arc::new(Node { op: op(&inner.node)?, dtype, grid }), dims, attributes))
     }
 

@@ -7,9 +7,11 @@ use freestone_engine::grid::{AxisGrid, ChunkGrid};
 use freestone_engine::memory::Arena;
 use freestone_engine::storage::codec::Contexts;
 use freestone_engine::storage::metadata::{MetadataError, open_array};
+use freestone_engine::storage::packing::Packing;
 use freestone_engine::storage::reader::{ChunkAccess, Desk, ShardCache};
 use freestone_engine::storage::{ArrayInfo, Store, StoredArray, join};
 use freestone_kernels::DType;
+use serde_json::{Map, Value};
 use thiserror::Error;
 
 use crate::array::{Array, Dim};
@@ -29,6 +31,11 @@ pub enum RegionError {
     Rank { place: String, region: usize, array: usize },
     #[error("{place} is {stored}, but what is to be written is {array}: cast it with astype")]
     DType { place: String, stored: DType, array: DType },
+    #[error(
+        "cannot write a region of {place}: its readers unpack values by {stored}, but what is to be written has {array} (hint: give it the same attributes by \
+         `Array::with_attribute` if its values are packed so, or store it as an array of its own)"
+    )]
+    Packing { place: String, stored: String, array: String },
     #[error("along axis {axis} the region {}..{} of {place} does not lie in its {len} elements", region.start, region.end)]
     Outside { place: String, axis: usize, region: Range<u64>, len: u64 },
     #[error("along axis {axis} the region {}..{} of {place} has {} elements, but what is to be written has {len}", region.start, region.end, region.end - region.start)]
@@ -55,7 +62,12 @@ pub(crate) enum Region {
 const MAX_COORDINATE_BYTES: u64 = 64_000_000;
 
 /// Attributes without which equal numbers do not mean equal places.
-const MEANING: [&str; 4] = ["units", "calendar", "scale_factor", "add_offset"];
+const MEANING: [&str; 5] = ["units", "calendar", "scale_factor", "add_offset", "_Unsigned"];
+
+/// The attribute by which equal numbers of two coordinates mean different places, if there is one.
+pub(crate) fn other_meaning(ours: &Map<String, Value>, theirs: &Map<String, Value>) -> Option<&'static str> {
+    MEANING.into_iter().find(|a| ours.get(*a) != theirs.get(*a))
+}
 
 /// The part of a stored array that a region is, as an array whose chunks are there.
 pub(crate) fn window(array: &Array, stored: &StoredArray, region: &Region) -> Result<ArrayInfo, Error> {
@@ -66,6 +78,11 @@ pub(crate) fn window(array: &Array, stored: &StoredArray, region: &Region) -> Re
     }
     if array.dtype()? != stored.info.dtype {
         return Err(RegionError::DType { place: place(), stored: stored.info.dtype, array: array.dtype()? }.into());
+    }
+    let (stored_as, packed_as) = (Packing::of(&stored.attributes, stored.info.dtype), array.packing()?);
+    if !Packing::takes(stored_as.as_ref(), packed_as.as_ref()) {
+        let text = |packing: Option<Packing>| packing.map_or_else(|| "no such attributes".to_owned(), |p| p.attributes());
+        return Err(RegionError::Packing { place: place(), stored: text(stored_as), array: text(packed_as) }.into());
     }
     let ranges = match region {
         Region::At(ranges) => ranges.clone(),
@@ -135,7 +152,7 @@ impl From<Error> for Search {
 /// The first element, along a stored axis of `there` elements, of the `len` elements of an axis.
 fn find(stored: &StoredArray, group: &str, there: u64, dim: &Dim, len: u64) -> Result<u64, Search> {
     let why = |text: &str| Search::Why(text.to_owned());
-    let name = dim.name.as_deref().unwrap_or_default();
+    let Some(name) = dim.name.as_deref() else { return Err(why("the axis has no name")) };
     let theirs = coordinate(&stored.store, group, name, there)?.ok_or_else(|| why("the stored array's group has no coordinate of that name and length"))?;
     let ours = match &dim.origin {
         Some(origin) => coordinate(&origin.store, &origin.group, name, origin.len)?.map(|c| (c, origin)),
@@ -145,7 +162,7 @@ fn find(stored: &StoredArray, group: &str, there: u64, dim: &Dim, len: u64) -> R
     if ours.info.dtype != theirs.info.dtype {
         return Err(Search::Why(format!("its coordinate is {} here and {} there", ours.info.dtype, theirs.info.dtype)));
     }
-    if let Some(attribute) = MEANING.iter().find(|a| ours.attributes.get(**a) != theirs.attributes.get(**a)) {
+    if let Some(attribute) = other_meaning(&ours.attributes, &theirs.attributes) {
         return Err(Search::Why(format!("the coordinates' attribute `{attribute}` differs")));
     }
     if len == 0 {
@@ -154,10 +171,10 @@ fn find(stored: &StoredArray, group: &str, there: u64, dim: &Dim, len: u64) -> R
     let size = ours.info.dtype.size();
     let (all, theirs) = (values(&ours)?, values(&theirs)?);
     let element = |i: u64| {
-        let at = (origin.start as i64 + origin.step * i as i64) as usize * size;
-        all.get(at..at + size).unwrap_or_default()
+        let at = usize::try_from(origin.start as i64 + origin.step * i as i64).ok()?.checked_mul(size)?;
+        all.get(at..at + size)
     };
-    let wanted: Vec<u8> = (0..len).flat_map(element).copied().collect();
+    let wanted = (0..len).map(element).collect::<Option<Vec<_>>>().ok_or_else(|| why("internal error: the axis lies outside of its coordinate"))?.concat();
     let mut starts = (0..=theirs.len().saturating_sub(wanted.len())).step_by(size).filter(|s| theirs[*s..].starts_with(&wanted));
     match (starts.next(), starts.next()) {
         (Some(start), None) => Ok((start / size) as u64),

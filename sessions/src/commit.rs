@@ -289,7 +289,7 @@ impl Repository {
     }
 
     /// What a draft and the commits since its base have both changed.
-    fn clashes(&self, base: &str, tip: &str, draft: &Draft) -> Result<Vec<Clash>, Error> {
+    pub(crate) fn clashes(&self, base: &str, tip: &str, draft: &Draft) -> Result<Vec<Clash>, Error> {
         let (from, to) = (snapshot_id(base)?, snapshot_id(tip)?);
         let diff = self.ask("compared", move |r| async move {
             match r.diff(&VersionInfo::SnapshotId(from), &VersionInfo::SnapshotId(to)).await {
@@ -306,8 +306,7 @@ impl Repository {
     /// Of arrays, those whose documents differ in more than attributes.
     fn reshaped(&self, base: &str, tip: &str, arrays: impl Iterator<Item = String>) -> Result<BTreeSet<String>, Error> {
         let document = |session: &crate::ReadonlySession, path: &str| -> Result<Value, Error> {
-            let text = session.session_store().document(path)?.unwrap_or_default();
-            let mut document: Value = serde_json::from_slice(&text).unwrap_or_default();
+            let mut document = session.session_store().parsed(path)?.ok_or(Error::Internal { invariant: "an array that was changed is there" })?;
             if let Some(document) = document.as_object_mut() {
                 document.remove("attributes");
             }

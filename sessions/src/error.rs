@@ -17,6 +17,8 @@ use thiserror::Error;
 pub enum Error {
     #[error("`{url}` is no location of a repository: {why}")]
     BadUrl { url: String, why: String },
+    #[error("invalid format `{format}` of a repository: expected 1 or 2")]
+    BadFormat { format: String },
     #[error("there is no repository at {place}: create one, or name another place")]
     NoRepository { place: String },
     #[error("{place} holds something already: open it, or create the repository elsewhere")]
@@ -33,7 +35,7 @@ pub enum Error {
     NoVersion { place: String, what: String },
     #[error("there is no array or group `{path}` in {place}")]
     NoNode { place: String, path: String },
-    #[error("there is an array or group `{path}` in {place} already: choose another name, or replace it")]
+    #[error("there is an array or group `{path}` in {place} already (hint: choose another name, or replace it by `--overwrite`, in Rust `Target::overwrite`)")]
     NodeExists { place: String, path: String },
     #[error("the metadata of `{path}` cannot be used: {why}")]
     BadNode { path: String, why: String },
@@ -100,6 +102,8 @@ pub enum Error {
     Damaged { place: String, why: String },
     #[error("{place} could not be {action}: {message}")]
     Repository { place: String, action: &'static str, message: String, transient: bool },
+    #[error("internal error: broken invariant: {invariant} (hint: this is a defect of Freestone, please report it)")]
+    Internal { invariant: &'static str },
     #[error("requests cannot be run: {message}")]
     Runtime { message: String },
     #[error(transparent)]
@@ -155,7 +159,7 @@ pub struct Conflict {
     pub base: String,
     /// The snapshot that the branch is at.
     pub tip: String,
-    /// What both have changed; empty if the two are disjoint, and rebasing was not allowed.
+    /// What both have changed; empty if the two are disjoint, and a rebase was not allowed.
     pub clashes: Vec<Clash>,
 }
 
@@ -182,7 +186,7 @@ impl fmt::Display for Conflict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "another commit to branch `{}` came first (it is at {}, the session began at {})", self.branch, self.tip, self.base)?;
         if self.clashes.is_empty() {
-            return write!(f, ", but the two are disjoint: commit with a rebase, or run again from the new state");
+            return write!(f, ", but changed nothing of the same: commit with a rebase (`--rebase`, in Rust `Rebase::Disjoint`)");
         }
         write!(f, ", and changed the same:")?;
         for clash in &self.clashes {
@@ -200,7 +204,7 @@ impl fmt::Display for Conflict {
                 Clash::Reset => write!(f, " the branch's history was rewritten;")?,
             }
         }
-        write!(f, " run again from the new state")
+        write!(f, " start again from the new state")
     }
 }
 

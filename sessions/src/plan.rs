@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::commit::{CommitOptions, Rebase};
-use crate::draft::NodeChange;
+use crate::draft::{Draft, NodeChange};
 use crate::error::{Conflict, Error};
 use crate::receipt::{self, Receipt};
 use crate::repository::{Repository, Version};
@@ -116,36 +116,71 @@ fn take_plan(store: &Arc<SessionStore>, plan: &FinalizedPlan, receipts: impl Int
     check_plan(store, plan)?;
     let outputs = outputs(store, plan)?;
     for output in outputs.values().filter(|o| !matches!(o.publication.mode, Mode::Region { .. })) {
-        if let Some(group) = &output.publication.group
-            && store.document("")?.is_none()
-        {
-            change(store, "", NodeChange::New(group.clone()))?;
-        }
         if is_made(store, output) {
             // A try before this one has told of a part, perhaps.
-            if let (Mode::Whole, Some(mut draft)) = (&output.publication.mode, store.draft()) {
-                draft.receipts.remove(output.path);
+            if output.publication.mode == Mode::Whole {
+                store.own_draft()?.receipts.remove(output.path);
             }
-            continue;
         }
-        let document = output.publication.document.clone();
-        let made = if store.document(output.path)?.is_some() { NodeChange::Replaced(document) } else { NodeChange::New(document) };
-        change(store, output.path, made)?;
+        for (path, made) in nodes_of(store, output)? {
+            change(store, path, made)?;
+        }
     }
-    let session = store.session_id().unwrap_or_default().to_owned();
+    let session = store.session_id()?.to_owned();
     for receipt in receipts {
-        let Some(output) = outputs.get(&receipt.array) else { continue };
+        let Some(output) = outputs.get(&receipt.array) else {
+            if matches!(plan.plan().array(receipt.array).place, Place::Output { .. }) {
+                return Err(Error::Internal { invariant: "every output of a plan is published" });
+            }
+            // Of an intermediate array.
+            continue;
+        };
         let receipt = ours(&session, output, &receipt)?;
-        store.draft().map_or(Ok(()), |mut d| d.add(receipt))?;
+        store.own_draft()?.add(receipt)?;
     }
     outputs.values().filter(|o| o.publication.mode != Mode::Metadata).try_for_each(|o| check_written(store, o))
 }
 
+/// What becomes of nodes by an output: the array is made, and the root group where there is none. Nothing by a region, or if the session has it already.
+fn nodes_of<'a>(store: &SessionStore, output: &Output<'a>) -> Result<Vec<(&'a str, NodeChange)>, Error> {
+    let mut nodes = Vec::new();
+    if matches!(output.publication.mode, Mode::Region { .. }) {
+        return Ok(nodes);
+    }
+    if let Some(group) = &output.publication.group
+        && store.document("")?.is_none()
+    {
+        nodes.push(("", NodeChange::New(group.clone())));
+    }
+    if !is_made(store, output) {
+        let document = output.publication.document.clone();
+        let made = if store.document(output.path)?.is_some() { NodeChange::Replaced(document) } else { NodeChange::New(document) };
+        nodes.push((output.path, made));
+    }
+    Ok(nodes)
+}
+
+/// All that a session will have changed once a plan's outputs are in it.
+fn draft_of(session: &WritableSession, plan: &FinalizedPlan) -> Result<Draft, Error> {
+    let store = session.session_store();
+    let mut draft = session.draft(|d| Draft { nodes: d.nodes.clone(), ..Draft::default() });
+    for output in outputs(store, plan)?.values() {
+        for (path, made) in nodes_of(store, output)? {
+            draft.change(path, made);
+        }
+        // An array that is made clashes as a whole.
+        if matches!(output.publication.mode, Mode::Region { .. }) {
+            for i in 0..output.info.objects().n_chunks() {
+                draft.add(Receipt::fill(output.path, &chunk_of(output, i)?))?;
+            }
+        }
+    }
+    Ok(draft)
+}
+
 fn change(store: &SessionStore, path: &str, change: NodeChange) -> Result<(), Error> {
     store.check_open()?;
-    if let Some(mut draft) = store.draft() {
-        draft.change(path, change);
-    }
+    store.own_draft()?.change(path, change);
     Ok(())
 }
 
@@ -161,7 +196,10 @@ fn ours(session: &str, output: &Output<'_>, receipt: &task::Receipt) -> Result<R
 /// Every chunk that the plan writes of an output has a receipt.
 fn check_written(store: &SessionStore, output: &Output<'_>) -> Result<(), Error> {
     let wanted = output.info.objects().n_chunks();
-    let Some(draft) = store.draft().filter(|d| (d.receipts.n_chunks(output.path) as u64) < wanted) else { return Ok(()) };
+    let draft = store.own_draft()?;
+    if draft.receipts.n_chunks(output.path) as u64 >= wanted {
+        return Ok(());
+    }
     let mut missing = Vec::new();
     for i in 0..wanted {
         let chunk = chunk_of(output, i)?;
@@ -282,9 +320,12 @@ impl RunSession {
                 let repository = session.repository();
                 let tip = repository.resolve(&Version::Branch(session.branch().to_owned()))?;
                 // Better now than after the work, unless this very session has moved the branch.
-                if tip != session.base() && options.rebase == Rebase::Never && repository.committed(session.id(), session.branch(), session.base())?.is_none() {
-                    let (branch, base) = (session.branch().to_owned(), session.base().to_owned());
-                    return Err(Error::Conflict(Conflict { branch, base, tip, clashes: Vec::new() }));
+                if tip != session.base() && repository.committed(session.id(), session.branch(), session.base())?.is_none() {
+                    let clashes = repository.clashes(session.base(), &tip, &draft_of(session, plan)?)?;
+                    if options.rebase == Rebase::Never || !clashes.is_empty() {
+                        let (branch, base) = (session.branch().to_owned(), session.base().to_owned());
+                        return Err(Error::Conflict(Conflict { branch, base, tip, clashes }));
+                    }
                 }
             }
             How::Joined { joiner, .. } => {
@@ -342,9 +383,9 @@ impl Session for RunSession {
                 let rebase = if let Rebase::Disjoint { attempts } = options.rebase { attempts } else { 0 };
                 Record::Own { ticket, message: message.clone(), rebase }
             }),
-            How::Joined { name, .. } => Some(Record::Joined {
+            How::Joined { name, .. } => self.store.session_id().ok().map(|session| Record::Joined {
                 repository: self.store.repository().url().to_owned(),
-                session: self.store.session_id().unwrap_or_default().to_owned(),
+                session: session.to_owned(),
                 joiner: name.clone(),
             }),
         };
@@ -359,7 +400,7 @@ impl Session for RunSession {
     fn holds(&self, plan: &FinalizedPlan, receipt: &task::Receipt) -> Result<bool, StorageError> {
         let find = || -> Result<Option<Receipt>, Error> {
             let Some(publication) = plan.plan().publications.iter().find(|p| p.array == receipt.array) else { return Ok(None) };
-            ours(self.store.session_id().unwrap_or_default(), &output(&self.store, plan, publication)?, receipt).map(Some)
+            ours(self.store.session_id()?, &output(&self.store, plan, publication)?, receipt).map(Some)
         };
         let failed = |e: Error| e.into_storage(self.store.url().to_owned(), "read");
         let objects = self.store.repository().objects();
@@ -406,7 +447,10 @@ impl From<Error> for SessionError {
             Error::Storage(e) => return SessionError::Storage(e.clone()),
             // Who has taken over goes on with the same run, perhaps, and needs its folder.
             Error::Replaced { .. } => Refusal::Conflict,
-            Error::Conflict(_) | Error::NodeExists { .. } | Error::Committing { .. } | Error::OpenJoiners { .. } | Error::Contended { .. } => Refusal::Conflict,
+            // What both have changed stays so; what is disjoint can go on top.
+            Error::Conflict(conflict) if conflict.clashes.is_empty() => Refusal::Moved,
+            Error::Conflict(_) => Refusal::Over,
+            Error::NodeExists { .. } | Error::Committing { .. } | Error::OpenJoiners { .. } | Error::Contended { .. } => Refusal::Conflict,
             Error::BadNode { .. }
             | Error::NoNode { .. }
             | Error::Elsewhere { .. }

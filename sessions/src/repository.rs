@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::num::{NonZeroU16, NonZeroU64};
+use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::SystemTime;
 
@@ -105,11 +106,33 @@ pub struct Snapshot {
 /// On-disk format of a new repository.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
-    /// Version 1, which Icechunk 1 reads too. It has no operations log, so that foreign garbage collections are not noticed.
+    /// Version 1, which Icechunk 1.x reads too. It has no operations log, so that garbage collections by other programs are not noticed.
     V1,
-    /// Version 2.
+    /// Version 2, which Icechunk 1.x cannot read.
     #[default]
     V2,
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Format::V1 => "1",
+            Format::V2 => "2",
+        })
+    }
+}
+
+/// `1` or `2`.
+impl FromStr for Format {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Format, Error> {
+        match text {
+            "1" => Ok(Format::V1),
+            "2" => Ok(Format::V2),
+            _ => Err(Error::BadFormat { format: text.to_owned() }),
+        }
+    }
 }
 
 impl Format {

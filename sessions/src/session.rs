@@ -417,6 +417,8 @@ impl Fork {
 
     /// Receipts of everything that was written so far, for [`WritableSession::merge`].
     pub fn receipts(&self) -> Batch {
-        Batch::new(&self.session, self.store.draft().map(|d| d.receipts.to_vec()).unwrap_or_default())
+        let draft = self.store.draft();
+        debug_assert!(draft.is_some(), "broken invariant: a fork keeps its receipts");
+        Batch::new(&self.session, draft.map(|d| d.receipts.to_vec()).unwrap_or_default())
     }
 }

@@ -169,8 +169,13 @@ impl SessionStore {
     }
 
     /// The session that is written for.
-    pub(crate) fn session_id(&self) -> Option<&str> {
-        self.writes.as_ref().map(|w| w.session.as_str())
+    pub(crate) fn session_id(&self) -> Result<&str, Error> {
+        self.writes.as_ref().map(|w| w.session.as_str()).ok_or(Error::Internal { invariant: "a run's outputs are in a session that is written" })
+    }
+
+    /// What the session has changed, of one whose changes are known here.
+    pub(crate) fn own_draft(&self) -> Result<MutexGuard<'_, Draft>, Error> {
+        self.draft().ok_or(Error::Internal { invariant: "a session that takes receipts knows what it has changed" })
     }
 
     pub(crate) fn draft(&self) -> Option<MutexGuard<'_, Draft>> {

@@ -131,8 +131,10 @@ fn an_array_of_no_axes_is_copied() {
 #[test]
 fn too_little_memory_is_3_and_leaves_nothing() {
     let place = Place::new();
+    let arguments = ["rechunk", &u(), "out", "--chunks", "12,73,144", "--allowed-mem", "32100kB"];
+    check_failure(&place, &arguments, 3, &["stage `rechunk-000` needs", "allowed_mem is 32.1 MB", "encode buffers"]);
     let arguments = ["rechunk", &u(), "out", "--chunks", "12,73,144", "--allowed-mem", "16100kB"];
-    check_failure(&place, &arguments, 3, &["stage `rechunk-000` needs", "allowed_mem is 16.1 MB", "encode buffers"]);
+    check_failure(&place, &arguments, 3, &["allowed_mem is 16.1 MB, of which reserved_mem takes 32.0 MB"]);
     assert!(!Path::new(&place.at("out")).exists() && !Path::new(&place.at("work")).exists());
 }
 

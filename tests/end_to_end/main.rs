@@ -19,6 +19,7 @@ mod intermediates;
 mod lambda;
 mod memory;
 mod observing;
+mod packed;
 mod planner;
 mod processes;
 mod quad_means;

@@ -87,9 +87,9 @@ fn both(place: &Place, name: &str) -> Vec<BTreeMap<String, Vec<u8>>> {
 }
 
 /// With a spec that keeps nothing in memory, or what has room.
-fn specs(place: &Place, name: &str) -> [Spec; 2] {
+fn specs(place: &Place) -> [Spec; 2] {
     let spec = place.spec();
-    let planned = stages(place, name, &spec);
+    let planned = stages(place, "specs", &spec);
     [crate::intermediates::without_room(&spec, &planned, 2), spec]
 }
 
@@ -108,7 +108,7 @@ fn a_cancelled_run_goes_on_where_it_was() {
     let mut partial = 0;
     for (name, first) in &executors {
         for (second_name, second) in &executors {
-            for (s, spec) in specs(&place, "expect").iter().enumerate() {
+            for (s, spec) in specs(&place).iter().enumerate() {
                 for after in [1, 20, 60, 90] {
                     let case = format!("{name}-{second_name}-{s}-{after}");
                     let planned = stages(&place, &case, spec);
@@ -528,7 +528,7 @@ fn records_of_workers_count_where_the_journal_is_silent() {
     let (expect, spec) = {
         let spec = place.spec();
         freestone::run(&stages(&place, "expect", &spec), &spec, &Serial).unwrap();
-        (both(&place, "expect"), specs(&place, "expect")[0].clone())
+        (both(&place, "expect"), specs(&place)[0].clone())
     };
     for (case, after) in [("early", 0.2), ("later", 0.5), ("late", 0.9)] {
         let planned = stages(&place, case, &spec);

@@ -40,7 +40,7 @@ impl UserKernel for Scaled {
 
 /// Block sums: each block becomes one element along every axis.
 #[derive(Debug, Serialize, Deserialize)]
-struct BlockSum;
+pub struct BlockSum;
 
 impl UserKernel for BlockSum {
     const NAME: &'static str = "block_sum";

@@ -39,6 +39,15 @@ for format in range(1, major + 1):
     session.commit("by them")
     print(f"ok {path.name} is written on")
 
+# A group of format 1 to which days were appended: all of its arrays have grown.
+path = Path(sys.argv[1]) / "ours-appended"
+store = icechunk.Repository.open(icechunk.local_filesystem_storage(str(path))).readonly_session("main").store
+dataset = xarray.open_zarr(store, group="wind", consolidated=False)
+assert dict(dataset.sizes) == {"time": 7, "x": 6}, dataset
+assert str(dataset.time.values[6]).startswith("2000-01-07"), dataset.time
+np.testing.assert_array_equal(dataset.speed.sel(time="2000-01-06").values.ravel(), np.full(6, 5.0))
+print("ok days that were appended")
+
 # What runs have committed, by threads and by processes.
 if major >= 2:
     path = Path(sys.argv[1]) / "ours-run"

@@ -4,7 +4,8 @@
     python read_outputs.py GROUP OUTPUTS
 
 GROUP holds uu, uv and vv (latitude, longitude), made from the winds of the 2.5 degree grid, and the two coordinates.
-OUTPUTS has consolidated metadata, arrays (y, x) of the numbers 0, 1, 2, ... in C order, stored in different ways, and the wind u.
+OUTPUTS has consolidated metadata, arrays (y, x) of the numbers 0, 1, 2, ... in C order, stored in different ways, and the wind u. Beside it are
+the groups that write_inputs.py has packed, and their copies.
 Prints one `ok` line per check that passed; stops at the first that did not.
 """
 
@@ -104,10 +105,24 @@ def check_stored(path):
     print("ok regions")
 
 
+def check_packed(folder):
+    """Copies of what Xarray has packed are unpacked as their sources are, with the missing values in place."""
+    for zarr_format in (2, 3):
+        source = xr.open_zarr(folder / f"packed-v{zarr_format}.zarr", consolidated=False)
+        copy = xr.open_zarr(folder / f"copied-v{zarr_format}.zarr", consolidated=False)
+        require(set(copy.variables) == set(source.variables), f"packed: {sorted(copy.variables)}")
+        for name, variable in source.variables.items():
+            require(np.array_equal(copy[name].values, variable.values, equal_nan=True), f"packed {name}: {copy[name].values}, not {variable.values}")
+            require(copy[name].attrs == variable.attrs, f"packed {name}: {copy[name].attrs}, not {variable.attrs}")
+            require(name == "x" or np.flatnonzero(np.isnan(copy[name].values)).tolist() == [3, 7], f"packed {name}: {copy[name].values}")
+            print(f"ok packed {name} of format {zarr_format}")
+
+
 def main():
     if len(sys.argv) != 3:
         sys.exit(__doc__)
     path, stored = sys.argv[1:]
+    check_packed(Path(stored).parent)
     check_stored(stored)
     check_zarr(path)
     check_xarray("xarray", xr.open_zarr(path, consolidated=False))

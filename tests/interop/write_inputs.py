@@ -3,7 +3,7 @@
 
     python write_inputs.py DIR
 
-DIR/expected.json lists them. Per array:
+DIR/expected.json lists them; packed-v2.zarr and packed-v3.zarr are groups that Xarray has packed. Per array:
   path, zarr_format, dtype, shape, codec
   chunks    of the chunk grid: for a sharded array these are the shards, and `inner_chunks` is given too
   n_nan     elements that are NaN; the sums below skip them
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numcodecs
 import numpy as np
+import xarray as xr
 import zarr
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, TransposeCodec, ZstdCodec
 
@@ -160,12 +161,36 @@ def write_v2(out):
     add("missing-fill-null", "zstd", region=FIRST_CHUNKS, fill_value=None, compressors=zstd)
 
 
+def write_packed(root):
+    """Groups packed-v2.zarr and packed-v3.zarr, as Xarray packs arrays; what they hold is listed in packed-v2.txt and packed-v3.txt."""
+    numbers = np.arange(12.0)
+    numbers[[3, 7]] = np.nan
+    encodings = {
+        "scaled": {"dtype": "int16", "scale_factor": 0.01, "add_offset": 273.15, "_FillValue": -32767},
+        "bytes": {"dtype": "uint8", "_FillValue": 255},
+        "unsigned": {"dtype": "int8", "_Unsigned": "true", "scale_factor": 0.5, "_FillValue": -1},
+        "floats": {"dtype": "float32", "_FillValue": -9999.0},
+        "doubles": {"dtype": "float64", "_FillValue": 1e20},
+        "large": {"dtype": "float32", "_FillValue": np.float32(1e20)},
+        "both": {"dtype": "int32", "missing_value": -7, "_FillValue": -7},
+        "plain": {"dtype": "float32", "_FillValue": np.nan},
+    }
+    variables = {name: (("x",), numbers, {"units": "K"}, encoding) for name, encoding in encodings.items()}
+    # The coordinate is packed, too.
+    coordinate = ("x", np.arange(12) / 4, {"units": "m"}, {"dtype": "int16", "scale_factor": 0.25, "_FillValue": -1})
+    dataset = xr.Dataset(variables, coords={"x": coordinate})
+    for zarr_format in (2, 3):
+        dataset.to_zarr(root / f"packed-v{zarr_format}.zarr", mode="w", zarr_format=zarr_format, consolidated=False)
+        (root / f"packed-v{zarr_format}.txt").write_text("\n".join(encodings) + "\n")
+
+
 def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     out = Writer(Path(sys.argv[1]))
     write_v3(out)
     write_v2(out)
+    write_packed(out.root)
     lines = ",\n".join(json.dumps(entry, allow_nan=False) for entry in out.expected)
     (out.root / "expected.json").write_text(f"[\n{lines}\n]\n")
     print(f"wrote {len(out.expected)} arrays")

@@ -1,8 +1,8 @@
 //! Results that are committed to a repository: `--repository`, `--branch`, `--message`, `--session`.
 
 use clap::Args;
-use freestone::sessions::{CommitOptions, Format, MAIN, Rebase, Repository, RunSession};
-use freestone::{Session, Settings, Spec};
+use freestone::sessions::{CommitOptions, Error, Format, MAIN, Rebase, Repository, RunSession};
+use freestone::{Session, Settings, Spec, Target};
 use freestone_cli::limits::Limits;
 
 use xxhash_rust::xxh3::xxh3_64;
@@ -11,6 +11,9 @@ use super::Failure;
 
 /// Tries of a commit that may go on top of others.
 pub(crate) const REBASE_ATTEMPTS: u32 = 100;
+
+/// What is to be stored, in a session or in plain Zarr stores.
+pub(crate) type Targets<'a> = &'a dyn Fn(Option<&Session>) -> Result<Vec<Target>, Failure>;
 
 /// Where a repository is.
 #[derive(Args, Clone, Default)]
@@ -35,16 +38,21 @@ impl Place {
     }
 
     /// A repository that is not there is made.
-    pub(crate) fn open_or_create(&self) -> Result<(Repository, Spec), Failure> {
+    pub(crate) fn open_or_create(&self, format: Option<Format>) -> Result<(Repository, Spec), Failure> {
         let spec = self.spec(Settings::default())?;
-        Ok((open_or_create(&spec)?, spec))
+        Ok((open_or_create(&spec, format)?, spec))
     }
 }
 
 /// A new repository has one branch only: where another is asked for, there must be one.
-fn open_or_create(spec: &Spec) -> Result<Repository, Failure> {
-    let opened = if spec.branch == MAIN { Repository::open_or_create(&spec.repository, Format::default()) } else { Repository::open(&spec.repository) };
-    Ok(opened?.sharing(spec.sharing))
+fn open_or_create(spec: &Spec, format: Option<Format>) -> Result<Repository, Failure> {
+    let create = || Repository::open_or_create(&spec.repository, format.unwrap_or_default());
+    let repository = if spec.branch == MAIN { create() } else { Repository::open(&spec.repository) }?;
+    let found = repository.format();
+    if format.is_some_and(|format| format != found) {
+        return Err(Failure::Usage(format!("`{}` is a repository of format {found} already (hint: leave --format away)", spec.repository)));
+    }
+    Ok(repository.sharing(spec.sharing))
 }
 
 /// Commits the results to a repository, where any of these is given: then each output is a path there.
@@ -52,6 +60,9 @@ fn open_or_create(spec: &Spec) -> Result<Repository, Failure> {
 pub(crate) struct Committing {
     #[command(flatten)]
     place: Place,
+    /// Format of a repository that is made: 1, which Icechunk 1.x reads too, or 2 (default), which Icechunk 2 reads
+    #[arg(long, value_name = "1|2", conflicts_with = "session")]
+    format: Option<Format>,
     /// What the commit says.
     #[arg(short, long)]
     message: Option<String>,
@@ -68,16 +79,30 @@ pub(crate) struct Committing {
 
 impl Committing {
     fn is_asked(&self) -> bool {
-        self.place.repository.is_some() || self.place.branch.is_some() || self.message.is_some() || self.session.is_some() || self.rebase
+        self.place.repository.is_some()
+            || self.place.branch.is_some()
+            || self.message.is_some()
+            || self.session.is_some()
+            || self.rebase
+            || self.format.is_some()
     }
 
-    /// The session that results go to, where they go to one. A repository that is not there yet is made, unless nothing is to be run.
-    pub(crate) fn begin(&self, limits: &Limits, outputs: &[String], plan_only: bool) -> Result<Option<Session>, Failure> {
+    /// The session that results go to, where they go to one. A repository that is not there yet is made, unless nothing is to be run; first the
+    /// targets are planned for one in memory, so that nothing is left where the plan is refused.
+    pub(crate) fn begin(&self, limits: &Limits, outputs: &[String], plan_only: bool, targets: Targets<'_>) -> Result<Option<Session>, Failure> {
         if !self.is_asked() {
             return Ok(None);
         }
         let spec = self.place.spec(limits.settings())?;
-        let repository = if plan_only || self.session.is_some() { Repository::open(&spec.repository)?.sharing(spec.sharing) } else { open_or_create(&spec)? };
+        let repository = if plan_only || self.session.is_some() {
+            Repository::open(&spec.repository)?.sharing(spec.sharing)
+        } else {
+            if spec.branch == MAIN && matches!(Repository::open(&spec.repository), Err(Error::NoRepository { .. } | Error::NotHere { .. })) {
+                let rehearsal = Session::begin(&Repository::in_memory()?, MAIN)?;
+                freestone::plan(&targets(Some(&rehearsal))?, &limits.spec()?)?;
+            }
+            open_or_create(&spec, self.format)?
+        };
         let Some(id) = &self.session else { return Ok(Some(Session::begin(&repository, &spec.branch)?)) };
         if plan_only {
             let status = repository.shared_session(id)?.status()?;

@@ -46,6 +46,9 @@ pub(crate) struct Request {
     /// A stored array and its name in the expressions, as in u=winds.zarr/u.
     #[arg(short, long = "input", value_name = "NAME=ARRAY", value_parser = input)]
     inputs: Vec<(String, String)>,
+    /// Compute on the stored numbers of packed inputs (scale_factor, add_offset, _FillValue, …) as they are
+    #[arg(long)]
+    raw: bool,
     /// Where each result goes: a place for an array, or STORE:NAME for one in a group, with its coordinates.
     #[arg(short, long = "output", value_name = "OUT")]
     outputs: Vec<Output>,
@@ -110,9 +113,9 @@ impl Request {
         let arrays = self.arrays()?;
         let outputs: Vec<Output> = (0..arrays.len()).map(|i| self.outputs.get(i).cloned().unwrap_or_else(|| Output::placeholder(i))).collect();
         let names: Vec<String> = outputs.iter().map(Output::text).collect();
-        let session = self.committing.begin(&self.limits, &names, mode.plan_only)?;
-        let targets = arrays.iter().zip(&outputs).map(|(array, output)| self.target(array, output, session.as_ref())).collect::<Result<Vec<_>, _>>()?;
-        execute(&targets, session.map(|s| self.committing.publishing(s, &names)), &self.limits, watching, mode)
+        let targets = |session: Option<&Session>| arrays.iter().zip(&outputs).map(|(array, output)| self.target(array, output, session)).collect();
+        let session = self.committing.begin(&self.limits, &names, mode.plan_only, &targets)?;
+        execute(&targets(session.as_ref())?, session.map(|s| self.committing.publishing(s, &names)), &self.limits, watching, mode)
     }
 
     /// Says which expression it is, where there are several.
@@ -129,7 +132,8 @@ impl Request {
             if inputs.contains_key(name) {
                 return Err(Failure::Usage(format!("the input `{name}` is given twice")));
             }
-            inputs.insert(name.clone(), freestone::open(location)?);
+            let array = freestone::open(location)?;
+            inputs.insert(name.clone(), if self.raw { array.raw()? } else { array });
         }
         let evaluate = |(i, e): (usize, &Expression)| e.array(&inputs).map_err(|e| Failure::Expression(e.named(&self.name(i))));
         expressions.iter().enumerate().map(evaluate).collect()
@@ -144,6 +148,8 @@ impl Request {
             Some(shards) => target.shards(shards),
             None => target,
         };
-        Ok(target.codec(self.codec).overwrite(self.overwrite).consolidated(self.consolidated))
+        // Whatever is at a place that nobody has named is in nobody's way.
+        let overwrite = self.overwrite || self.outputs.is_empty();
+        Ok(target.codec(self.codec).overwrite(overwrite).consolidated(self.consolidated))
     }
 }

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use freestone::engine::storage::split_location;
-use freestone::{Encoding, Target};
+use freestone::{Encoding, Session, Target};
 use freestone_cli::limits::Limits;
 
 use super::committing::{Committing, path};
@@ -51,15 +51,18 @@ pub(crate) fn rechunk(asked: &Arguments) -> Result<(), Failure> {
     }
     let array = array.rechunk(&asked.chunks)?;
     let names = [asked.target.clone()];
-    let session = asked.committing.begin(&asked.limits, &names, asked.plan_only)?;
-    let target = match (asked.consolidated, split_location(&asked.target)) {
-        _ if let Some(session) = &session => session.target(&array, path(&asked.target)?),
-        (false, _) => Target::array(&array, &asked.target),
-        (true, (group, _)) if group == "." => return Err(Failure::Usage("--consolidated needs a group: write the target as GROUP/NAME".into())),
-        (true, (group, name)) => Target::in_group(&array, &group, &name).consolidated(true),
+    let targets = |session: Option<&Session>| {
+        let target = match (asked.consolidated, split_location(&asked.target)) {
+            _ if let Some(session) = session => session.target(&array, path(&asked.target)?),
+            (false, _) => Target::array(&array, &asked.target),
+            (true, (group, _)) if group == "." => return Err(Failure::Usage("--consolidated needs a group: write the target as GROUP/NAME".into())),
+            (true, (group, name)) => Target::in_group(&array, &group, &name).consolidated(true),
+        };
+        let target = target.chunks(&asked.chunks).codec(asked.codec).overwrite(asked.overwrite);
+        Ok(vec![if asked.shards.is_empty() { target } else { target.shards(&asked.shards) }])
     };
-    let target = target.chunks(&asked.chunks).codec(asked.codec).overwrite(asked.overwrite);
-    let target = if asked.shards.is_empty() { target } else { target.shards(&asked.shards) };
+    let session = asked.committing.begin(&asked.limits, &names, asked.plan_only, &targets)?;
+    let targets = targets(session.as_ref())?;
     let session = session.map(|s| asked.committing.publishing(s, &names));
-    execute(&[target], session, &asked.limits, &asked.watching, Mode { plan_only: asked.plan_only, json: false, cost: asked.cost, svg: None })
+    execute(&targets, session, &asked.limits, &asked.watching, Mode { plan_only: asked.plan_only, json: false, cost: asked.cost, svg: None })
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use clap::{Args, Subcommand};
 use freestone::engine::spec::parse_duration;
-use freestone::sessions::{Closed, CommitOptions, SessionState, SharedCommit, SharedStatus};
+use freestone::sessions::{Closed, CommitOptions, Format, SessionState, SharedCommit, SharedStatus};
 use serde_json::{Value, json};
 
 use super::committing::{Place, rebase};
@@ -19,6 +19,9 @@ pub(crate) enum Arguments {
         /// What the commit will say.
         #[arg(short, long, default_value = "a shared session")]
         message: String,
+        /// Format of a repository that is made: 1, which Icechunk 1.x reads too, or 2 (default), which Icechunk 2 reads
+        #[arg(long, value_name = "1|2")]
+        format: Option<Format>,
         /// How long it lives, as in 2h or 3d; at most 7 days. Otherwise as the settings say.
         #[arg(long, value_parser = parse_duration)]
         expires_in: Option<Duration>,
@@ -95,8 +98,8 @@ pub(crate) struct Which {
 
 pub(crate) fn session(asked: &Arguments) -> Result<(), Failure> {
     match asked {
-        Arguments::Create { place, message, expires_in } => {
-            let (repository, spec) = place.open_or_create()?;
+        Arguments::Create { place, message, format, expires_in } => {
+            let (repository, spec) = place.open_or_create(*format)?;
             let session = repository.create_session(&spec.branch, message, Some(expires_in.unwrap_or(spec.session_expiry)))?;
             say(session.id())
         }

@@ -68,6 +68,7 @@ pub fn lower(outputs: &[Output], spec: &Spec) -> Result<FinalizedPlan, PlanError
     if outputs.is_empty() {
         return Err(PlanError::BadOutput("there is nothing to compute: name at least one array to store".into()));
     }
+    spec.codec.check()?;
     check_places(outputs)?;
     let order = collect(outputs.iter().filter(|o| o.mode != Mode::Metadata))?;
     let mut lowering = Lowering::new(spec, listed_bytes(&order));

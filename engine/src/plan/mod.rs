@@ -34,7 +34,7 @@ use crate::program::ProgramError;
 use crate::readmap::ReadMapError;
 use crate::storage::array::ArrayInfo;
 use crate::storage::codec::CodecError;
-use crate::storage::is_in_repository;
+use crate::storage::{EncodingError, is_in_repository};
 
 pub use explain::PlanExplanation;
 pub(crate) use layout::LISTED;
@@ -231,6 +231,8 @@ pub enum PlanError {
     Engine { found: String },
     #[error("`{array}`: {error}")]
     Codec { array: String, error: CodecError },
+    #[error("codec of intermediate arrays: {0}")]
+    Encoding(#[from] EncodingError),
     #[error("{0}")]
     BadOutput(String),
     #[error(transparent)]

@@ -1,11 +1,13 @@
 //! How chunks can be asked to be encoded, by name: `zstd:3+crc32c`.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use freestone_kernels::DType;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use thiserror::Error;
 
 /// Compressors that can be asked for by name. What they take is bounded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -29,7 +31,7 @@ pub enum CodecName {
 /// let encoding: Encoding = "zstd:3+crc32c".parse()?;
 /// assert_eq!(encoding, Encoding { codec: CodecName::Zstd(3), crc32c: true });
 /// assert_eq!(Encoding::from(CodecName::Lz4).to_string(), "lz4");
-/// # Ok::<(), String>(())
+/// # Ok::<(), freestone_engine::storage::EncodingError>(())
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -40,10 +42,46 @@ pub struct Encoding {
     pub crc32c: bool,
 }
 
+/// Why chunks cannot be encoded as asked.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[allow(missing_docs)]
+pub enum EncodingError {
+    #[error("invalid level `{level}` of codec {codec}: expected a whole number from {} to {}", levels.start(), levels.end())]
+    Level { codec: &'static str, level: String, levels: RangeInclusive<i64> },
+    #[error("codec {0} has no levels (hint: write `{0}`)")]
+    NoLevels(String),
+    #[error("invalid suffix `+{0}` of a codec: expected `+crc32c`")]
+    Suffix(String),
+    #[error("unknown codec `{0}`: expected none, lz4, zstd, zstd:LEVEL, gzip or gzip:LEVEL, with +crc32c after it for a checksum")]
+    Unknown(String),
+}
+
 /// What gzip's own command uses.
 const GZIP_LEVEL: u32 = 6;
+const GZIP_LEVELS: RangeInclusive<i64> = 0..=9;
+const ZSTD_LEVELS: RangeInclusive<i64> = -7..=22;
+
+impl CodecName {
+    /// Refuses a level that the compressor does not have.
+    fn check(self) -> Result<(), EncodingError> {
+        let (codec, level, levels) = match self {
+            CodecName::None | CodecName::Lz4 => return Ok(()),
+            CodecName::Zstd(level) => ("zstd", i64::from(level), ZSTD_LEVELS),
+            CodecName::Gzip(level) => ("gzip", i64::from(level), GZIP_LEVELS),
+        };
+        if levels.contains(&level) { Ok(()) } else { Err(EncodingError::Level { codec, level: level.to_string(), levels }) }
+    }
+}
 
 impl Encoding {
+    /// Refuses a level that the compressor does not have: texts are checked when they are parsed, values when they are used.
+    ///
+    /// # Errors
+    /// [`EncodingError::Level`].
+    pub fn check(self) -> Result<(), EncodingError> {
+        self.codec.check()
+    }
+
     /// The Zarr v3 codec list.
     pub fn codecs(self, dtype: DType) -> Vec<Value> {
         let bytes = if dtype.size() == 1 { json!({"name": "bytes"}) } else { json!({"name": "bytes", "configuration": {"endian": "little"}}) };
@@ -66,13 +104,13 @@ impl From<CodecName> for Encoding {
 }
 
 impl FromStr for Encoding {
-    type Err = String;
+    type Err = EncodingError;
 
-    fn from_str(text: &str) -> Result<Encoding, String> {
+    fn from_str(text: &str) -> Result<Encoding, EncodingError> {
         let (compressor, crc32c) = match text.split_once('+') {
             None => (text, false),
             Some((compressor, "crc32c")) => (compressor, true),
-            Some((_, other)) => return Err(format!("`+{other}` cannot follow a codec: only +crc32c can")),
+            Some((_, other)) => return Err(EncodingError::Suffix(other.to_owned())),
         };
         let (name, level) = compressor.split_once(':').map_or((compressor, None), |(n, l)| (n, Some(l)));
         let codec = match (name, level) {
@@ -80,25 +118,26 @@ impl FromStr for Encoding {
             ("lz4", None) => CodecName::Lz4,
             ("zstd", None) => CodecName::Zstd(0),
             ("gzip", None) => CodecName::Gzip(GZIP_LEVEL),
-            ("zstd", Some(level)) => match level.parse() {
-                Ok(level @ -7..=22) => CodecName::Zstd(level),
-                _ => return Err(format!("zstd has levels -7 to 22, not `{level}`")),
-            },
-            ("gzip", Some(level)) => match level.parse() {
-                Ok(level @ 0..=9) => CodecName::Gzip(level),
-                _ => return Err(format!("gzip has levels 0 to 9, not `{level}`")),
-            },
-            ("none" | "lz4", Some(_)) => return Err(format!("{name} has no levels: write `{name}`")),
-            _ => return Err(format!("`{text}` is no codec: use none, lz4, zstd, zstd:LEVEL, gzip or gzip:LEVEL, with +crc32c after it for a checksum")),
+            ("zstd", Some(level)) => {
+                let bad = |_| EncodingError::Level { codec: "zstd", level: level.to_owned(), levels: ZSTD_LEVELS };
+                CodecName::Zstd(level.parse().map_err(bad)?)
+            }
+            ("gzip", Some(level)) => {
+                let bad = |_| EncodingError::Level { codec: "gzip", level: level.to_owned(), levels: GZIP_LEVELS };
+                CodecName::Gzip(level.parse().map_err(bad)?)
+            }
+            ("none" | "lz4", Some(_)) => return Err(EncodingError::NoLevels(name.to_owned())),
+            _ => return Err(EncodingError::Unknown(text.to_owned())),
         };
+        codec.check()?;
         Ok(Encoding { codec, crc32c })
     }
 }
 
 impl TryFrom<String> for Encoding {
-    type Error = String;
+    type Error = EncodingError;
 
-    fn try_from(text: String) -> Result<Encoding, String> {
+    fn try_from(text: String) -> Result<Encoding, EncodingError> {
         text.parse()
     }
 }
@@ -136,20 +175,38 @@ mod tests {
 
     #[track_caller]
     fn check(bad: &str, says: &str) {
-        let error = bad.parse::<Encoding>().unwrap_err();
+        let error = bad.parse::<Encoding>().unwrap_err().to_string();
         assert!(error.contains(says), "{bad}: `{error}` does not say `{says}`");
     }
 
     #[test]
     fn what_is_no_name_says_what_is() {
-        check("", "use none, lz4, zstd");
-        check("brotli", "`brotli` is no codec");
-        check("zstd:23", "-7 to 22");
-        check("zstd:x", "not `x`");
-        check("gzip:10", "0 to 9");
+        check("", "expected none, lz4, zstd");
+        check("brotli", "unknown codec `brotli`");
+        check("zstd:23", "`23` of codec zstd: expected a whole number from -7 to 22");
+        check("zstd:-8", "`-8` of codec zstd");
+        check("zstd:99999999999", "-7 to 22");
+        check("zstd:x", "invalid level `x`");
+        check("gzip:10", "from 0 to 9");
+        check("gzip:-1", "from 0 to 9");
         check("none:1", "no levels");
         check("lz4:3", "no levels");
-        check("zstd+sha256", "only +crc32c");
-        check("zstd+crc32c+crc32c", "only +crc32c");
+        check("zstd+sha256", "expected `+crc32c`");
+        check("zstd+crc32c+crc32c", "expected `+crc32c`");
+    }
+
+    /// A value is refused where its text is, with the same error.
+    #[test]
+    fn levels_of_values_are_those_of_texts() {
+        for level in -200..200 {
+            let both = |codec: CodecName, name: &str| assert_eq!(Encoding::from(codec).check().err(), format!("{name}:{level}").parse::<Encoding>().err());
+            both(CodecName::Zstd(level), "zstd");
+            if let Ok(level) = u32::try_from(level) {
+                both(CodecName::Gzip(level), "gzip");
+            }
+        }
+        assert!([i32::MIN, -8, 23, i32::MAX].iter().all(|l| Encoding::from(CodecName::Zstd(*l)).check().is_err()));
+        assert!([10, u32::MAX].iter().all(|l| Encoding::from(CodecName::Gzip(*l)).check().is_err()));
+        assert!([CodecName::None, CodecName::Lz4, CodecName::Zstd(-7), CodecName::Zstd(22), CodecName::Gzip(9)].iter().all(|c| c.check().is_ok()));
     }
 }

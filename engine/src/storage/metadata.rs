@@ -12,7 +12,7 @@ use zarrs::storage::store::MemoryStore as NoStore;
 
 use super::array::{ArrayInfo, Keys, Shard, StoredArray};
 use super::codec::{Codec, CodecError};
-use super::{StorageError, Store, consolidated, join, read_small};
+use super::{StorageError, Store, consolidated, join, packing, read_small};
 use crate::grid::{ChunkGrid, GridError};
 
 /// Metadata larger than this is not metadata.
@@ -113,6 +113,14 @@ pub fn exists(store: &dyn Store, path: &str) -> Result<bool, StorageError> {
     Ok(false)
 }
 
+/// The `zarr.json` of a node; `Null` where it is no JSON.
+///
+/// # Errors
+/// Where the store fails.
+pub fn document(store: &dyn Store, path: &str) -> Result<Option<Value>, StorageError> {
+    consolidated::document(store, &join(path, "zarr.json"))
+}
+
 fn is_group(store: &dyn Store, path: &str) -> Result<bool, StorageError> {
     Ok(read_small(store, &join(path, ".zgroup"), MAX_METADATA_BYTES)?.is_some())
 }
@@ -181,17 +189,16 @@ fn opened(store: &Arc<dyn Store>, path: &str, format: u8, document: Value, attri
         shard.index_codec().map_err(codec_error)?;
     }
     let grid = ChunkGrid::regular(array.shape(), &chunk).map_err(|e: GridError| malformed(e.to_string()))?;
-    let attributes = match attributes {
-        Some(v) => v.as_object().cloned().unwrap_or_default(),
-        None => document["attributes"].as_object().cloned().unwrap_or_default(),
+    // Attributes that cannot be read may say what the values mean.
+    let attributes = match attributes.as_ref().or(document.get("attributes")) {
+        Some(Value::Object(attributes)) => attributes.clone(),
+        None | Some(Value::Null) => Map::new(),
+        Some(_) => return Err(malformed("its attributes are no JSON object".into())),
     };
     let dims = dims(format, &document, &attributes, array.shape().len());
     let tag = Sha256::digest(text).iter().take(16).map(|b| format!("{b:02x}")).collect();
     let info = ArrayInfo { dtype, fill, grid, stored_shape: Some(chunk), codecs, keys, shard, window: None };
-    let mut attributes = attributes;
-    if format == 2 {
-        attributes.remove("_ARRAY_DIMENSIONS");
-    }
+    let attributes = if format == 2 { packing::normalized(attributes, dtype, (!document["fill_value"].is_null()).then_some(&fill)) } else { attributes };
     Ok(StoredArray { store: Arc::clone(store), path: path.to_owned(), info, format, dims, attributes, tag })
 }
 
@@ -306,9 +313,9 @@ fn fill_value(fill: &Scalar) -> Value {
         DType::Float64 if fill.get::<f64>().is_some_and(|x| x.to_bits() == 0x7ff8_0000_0000_0000) => json!("NaN"),
         DType::Float32 | DType::Float64 => fill.cast(DType::Float64).get::<f64>().and_then(|x| readable(x, true)).unwrap_or_else(hex),
         DType::Complex64 | DType::Complex128 => {
-            let c = fill.cast(DType::Complex128).get::<freestone_kernels::dtype::Complex128>().unwrap_or_default();
-            match (readable(c.re, true), readable(c.im, true)) {
-                (Some(re), Some(im)) => json!([re, im]),
+            let parts = fill.cast(DType::Complex128).get::<freestone_kernels::dtype::Complex128>();
+            match parts.map(|c| (readable(c.re, true), readable(c.im, true))) {
+                Some((Some(re), Some(im))) => json!([re, im]),
                 _ => hex(),
             }
         }

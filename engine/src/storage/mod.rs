@@ -23,6 +23,7 @@ mod memory;
 pub mod metadata;
 #[cfg(feature = "object-stores")]
 mod object;
+pub mod packing;
 pub mod reader;
 pub(crate) mod shard;
 mod tier;
@@ -39,7 +40,7 @@ use thiserror::Error;
 use crate::system::System;
 
 pub use array::{ArrayInfo, Keys, StoredArray};
-pub use encoding::{CodecName, Encoding};
+pub use encoding::{CodecName, Encoding, EncodingError};
 pub use local::LocalStore;
 pub use memory::{Counts, MemoryStore};
 pub use tier::TierStore;

@@ -121,7 +121,8 @@ impl SharedSession {
             return Ok(());
         }
         let key = self.key(&format!("joiners/{name}/{:06}.closed.json", turns.closed));
-        let said = self.repository.records().get::<JoinedClosed>(&key)?.map_or(0, |c| c.batches);
+        let closed = self.repository.records().get::<JoinedClosed>(&key)?;
+        let said = closed.ok_or_else(|| Error::Damaged { place: key, why: "it was listed and is gone".into() })?.batches;
         let found = turns.receipts.iter().filter(|(turn, ..)| *turn == turns.closed).count() as u64;
         if found < said {
             let why = format!("{found} of the {said} records of what `{name}` has written are there: run it again, or take back what it wrote");

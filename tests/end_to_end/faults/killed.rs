@@ -155,7 +155,8 @@ fn faults_child() {
     let Ok(asked) = std::env::var(CHILD) else { return };
     let asked: Value = serde_json::from_str(&asked).unwrap();
     let text = |name: &str| asked[name].as_str().unwrap_or_default().to_owned();
-    let (planned, spec) = plan(&text("folder"), "results", &text("on"));
+    // Who goes on reads the plan from the run's folder; a part of the results may be there.
+    let (planned, spec) = plan(&text("folder"), if asked["resume"].is_null() { "results" } else { "again" }, &text("on"));
     let executor: Box<dyn Executor> = if text("on") == "processes" { Box::new(processes(SLOTS)) } else { Box::new(Threads::new(SLOTS)) };
     let told = Arc::new(Told {
         moment: Moment::parse(&text("moment")),
@@ -294,7 +295,8 @@ fn check(place: &Place, on: &str, moment: &Moment, slow_ms: u64, expect: &BTreeM
     same_files(expect, &found).unwrap_or_else(|why| panic!("{moment:?}: {why}"));
     assert!(!Path::new(&folder).join("work").join(&first.run).exists(), "{moment:?}: the run's folder is left");
 
-    let (planned, _) = plan(&folder, "results", on);
+    // The same plan, for a place that is free.
+    let (planned, _) = plan(&folder, "again", on);
     for (i, stage) in planned.plan().plan().stages.iter().enumerate() {
         let of = |tasks: &BTreeMap<u64, u64>| tasks.get(&(i as u64)).copied().unwrap_or(0);
         let under_way: u64 = first.under_way.values().filter(|(s, _)| *s == i as u64).map(|(_, n)| n).sum();

@@ -83,6 +83,51 @@ fn settings_of_sessions_come_in_layers() {
     assert!(fs::exists(place.at("plain.zarr/zarr.json")).unwrap());
 }
 
+/// `--format` is that of a repository that is made; one that is there has its own.
+#[test]
+fn repositories_are_made_in_a_format() {
+    use freestone::sessions::Format;
+    let place = Place::quick();
+    let input = format!("u={WINDS_V3}/u");
+    let compute = |repository: &str, more: &[&str]| {
+        freestone_in(&place, &[], &[&["compute", "u", "-i", &input, "-o", "u", "--overwrite", "--repository", repository], more].concat())
+    };
+    let format = |repository: &str| Repository::open(&place.at(repository)).unwrap().format();
+    for (name, more, expect) in [("one", &["--format", "1"][..], Format::V1), ("two", &["--format", "2"], Format::V2), ("default", &[], Format::V2)] {
+        stdout(&compute(name, more));
+        assert_eq!(format(name), expect, "{name}");
+        stdout(&compute(name, more));
+        stdout(&compute(name, &[]));
+    }
+    let other = compute("one", &["--format", "2"]);
+    assert_eq!(other.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&other.stderr).contains("`one` is a repository of format 1 already"));
+    let u = format!("{WINDS_V3}/u");
+    stdout(&freestone_in(&place, &[], &["rechunk", &u, "u", "--chunks", "12,20,20", "--repository", "rechunked", "--format", "1"]));
+    assert_eq!(format("rechunked"), Format::V1);
+    id_of(&freestone_in(&place, &[], &["session", "create", "--repository", "shared", "--format", "1"]));
+    assert_eq!(format("shared"), Format::V1);
+    check_failure(&place, &["session", "create", "--repository", "none", "--format", "3"], 2, &["invalid format `3`", "expected 1 or 2"]);
+}
+
+/// A plan that is refused leaves no repository, whatever it is refused for; nor does an expression.
+#[test]
+fn a_refused_plan_makes_no_repository() {
+    let place = Place::quick();
+    let u = format!("{WINDS_V3}/u");
+    let input = format!("u={u}");
+    let new = |arguments: &[&str], code: i32| check_failure(&place, &[arguments, &["--repository", "new"]].concat(), code, &[]);
+    new(&["compute", "u", "-i", &input, "-o", "u", "--allowed-mem", "32010kB"], 3);
+    new(&["compute", "u", "-i", &input, "-o", "a", "-o", "b"], 2);
+    new(&["compute", "u", "u", "-i", &input, "-o", "a", "-o", "a"], 4);
+    new(&["compute", "u", "-i", &input, "-o", "u", "--chunks", "1,1"], 4);
+    new(&["compute", "mean(u, axis=7)", "-i", &input, "-o", "u"], 4);
+    new(&["compute", "u", "-i", &input, "-o", "a/c"], 2);
+    new(&["rechunk", &u, "u", "--chunks", "12,73,144", "--allowed-mem", "32100kB"], 3);
+    stdout(&freestone_in(&place, &[], &["compute", "u", "-i", &input, "-o", "u", "--repository", "new"]));
+    assert_eq!(n_snapshots(&Repository::open(&place.at("new")).unwrap()), 2);
+}
+
 #[test]
 fn wrong_places_in_repositories() {
     let place = Place::quick();
