@@ -82,3 +82,4 @@ for round in $(seq "$rounds"); do
 done
 rm -rf "$out/tmp"
 [ "$failed" -eq 0 ] || fail "$failed runs of test programs failed"
+echo "$rounds rounds: everything passed"

@@ -245,8 +245,13 @@ fn kernels_of_users_are_bounded() {
         let spec = place.spec();
         freestone::run(&freestone::plan(&[Target::array(&x, &place.at("x"))], &spec).unwrap(), &spec, &Serial).unwrap();
         let mut child = command(None, Path::new(TEST_CHILD));
-        child.arg("kernel").arg(place.folder.path()).stdin(Stdio::piped());
-        measured("a user's kernel", &child.spawn().unwrap().wait_with_output().unwrap()).unwrap()
+        child.arg("kernel").arg(place.folder.path()).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = child.spawn().unwrap();
+        // It ends when this is closed.
+        let input = child.stdin.take();
+        let output = child.wait_with_output().unwrap();
+        drop(input);
+        measured("a user's kernel", &output).unwrap()
     };
     let (idle, found) = (took(4), took(1500));
     println!("{} measured, {} projected, {:.2} for the task", size(found.peak), size(found.projected), found.looseness(idle.peak));

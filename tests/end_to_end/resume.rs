@@ -455,7 +455,8 @@ impl Executor for Stalling {
 #[test]
 fn a_deadline_stops_a_run_and_it_can_be_resumed() {
     let place = Place::new();
-    let spec = Spec { deadline: Some(Duration::from_millis(200)), ..place.spec() };
+    // Far more than the first request takes.
+    let spec = Spec { deadline: Some(Duration::from_secs(3)), ..place.spec() };
     let planned = stages(&place, "out", &spec);
     let error = freestone::run_with(&planned, &spec, &Stalling, &Options::default()).unwrap_err();
     assert_eq!(error.exit_code(), ExitCode::Deadline);

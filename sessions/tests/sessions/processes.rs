@@ -5,12 +5,11 @@ use std::time::{Duration, Instant};
 
 use freestone_engine::memory::commit_bytes;
 use freestone_engine::plan::lower::lower;
-use freestone_engine::spec::{Settings, Spec};
 use freestone_engine::storage::Stores;
 use freestone_ops::io::{Target, outputs};
 use freestone_sessions::{CommitOptions, Error, MAIN, Receipt, Repository, Version};
 
-use crate::support::{Place, create, info, raw, read};
+use crate::support::{Place, create, info, raw, read, spec};
 
 /// Starts the test child, to do one thing only.
 fn begin(role: &str, arguments: &[&str]) -> Child {
@@ -191,6 +190,6 @@ fn projected_for(repository: &Repository, arrays: u64) -> f64 {
     let targets: Vec<Target> = (0..arrays)
         .map(|i| Target::array(&freestone_ops::io::open_in(&store, &format!("u{i}")).unwrap().sum(()).unwrap(), &format!("/tmp/none/sum{i}")))
         .collect();
-    let plan = lower(&outputs(&targets, &Stores::default()).unwrap(), &Spec::load(Settings::default()).unwrap()).unwrap();
+    let plan = lower(&outputs(&targets, &Stores::default()).unwrap(), &spec()).unwrap();
     plan.plan().repository_mem() as f64 / 1e6
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use freestone_engine::kernels::DType;
+use freestone_engine::spec::{Settings, Spec};
 use freestone_engine::storage::{ArrayInfo, CodecName, Encoding, Store};
 use freestone_sessions::{Format, Repository};
 
@@ -58,6 +59,12 @@ impl Place {
 /// [`info`] without compression, so that chunks are as long as their values.
 pub(crate) fn raw(shape: &[u64], chunks: &[u64]) -> ArrayInfo {
     ArrayInfo { codecs: Encoding::from(CodecName::None).codecs(DType::Float32), ..info(shape, chunks) }
+}
+
+/// The same on every machine, and in every environment.
+pub(crate) fn spec() -> Spec {
+    let settings = Settings { allowed_mem: Some(100_000_000), local_mem: Some(1_000_000_000), threads: Some(2), parallelism: Some(2), ..Settings::default() };
+    settings.resolve().unwrap()
 }
 
 /// All values of an array, as the engine opens it.
