@@ -23,6 +23,10 @@ example *arguments:
 ci *suites:
     .ci/run {{ suites }}
 
+# The workspace's tests 10 times while busy loops keep every core from them; measure alone
+stress *arguments:
+    tests/stress.sh {{ arguments }}
+
 # What every operation and codec takes beside its projection: docs/memory.md. With MEMORY_ROWS=all, all operations over all codecs
 memory:
     .ci/run memory

@@ -56,10 +56,14 @@ impl Progress {
 
 impl Observer for Progress {
     fn on(&self, event: &Event<'_>) {
-        if self.silent {
-            return;
+        if !self.silent {
+            self.on_at(event, Instant::now());
         }
-        let now = Instant::now();
+    }
+}
+
+impl Progress {
+    fn on_at(&self, event: &Event<'_>, now: Instant) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if let Event::RunStarted(start) = event {
             *state = Some(State::new(start, &self.bars, now));

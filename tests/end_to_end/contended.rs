@@ -2,18 +2,19 @@
 
 use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
-use std::thread;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
 
 use freestone::engine::driver::RunError;
 use freestone::engine::driver::record::folders;
 use freestone::engine::events::{Event, Observer};
-use freestone::engine::session::SessionError;
-use freestone::engine::task::FailureKind;
-use freestone::sessions::{CommitOptions, Format, MAIN, Repository};
+use freestone::engine::plan::FinalizedPlan;
+use freestone::engine::session::{Session as EngineSession, SessionError};
+use freestone::engine::storage::{StorageError, Store};
+use freestone::engine::task::{FailureKind, Receipt};
+use freestone::sessions::{CommitOptions, Format, MAIN, Repository, RunSession};
 use freestone::{Cancel, DType, Error, ExitCode, Options, Planned, Serial, Session, Spec, Stores};
 use rustix::fs::{FlockOperation, flock};
+use serde_json::Value;
 
 use crate::support::Place;
 
@@ -99,7 +100,57 @@ fn a_run_that_goes_on_is_not_taken_over() {
     shared.commit().unwrap();
 }
 
-/// It waited for the lock, whoever asked it to stop.
+/// Cancels the run once its commit has asked that often whether it is cancelled, as it does while it waits for the lock.
+struct Impatient {
+    inner: RunSession,
+    cancel: Cancel,
+    asked: AtomicU64,
+}
+
+impl EngineSession for Impatient {
+    fn store(&self) -> Option<Arc<dyn Store>> {
+        self.inner.store()
+    }
+
+    fn takes_receipts(&self) -> bool {
+        self.inner.takes_receipts()
+    }
+
+    fn check(&self, plan: &FinalizedPlan) -> Result<(), SessionError> {
+        self.inner.check(plan)
+    }
+
+    fn begin(&self, plan: &FinalizedPlan) -> Result<(), SessionError> {
+        self.inner.begin(plan)
+    }
+
+    fn ticket(&self) -> Value {
+        self.inner.ticket()
+    }
+
+    fn resume(&self, plan: &FinalizedPlan, finished: bool) -> Result<(), SessionError> {
+        self.inner.resume(plan, finished)
+    }
+
+    fn holds(&self, plan: &FinalizedPlan, receipt: &Receipt) -> Result<bool, StorageError> {
+        self.inner.holds(plan, receipt)
+    }
+
+    fn commit(&self, plan: &FinalizedPlan, receipts: &[Receipt], is_cancelled: &dyn Fn() -> bool) -> Result<Option<String>, SessionError> {
+        self.inner.commit(plan, receipts, &|| {
+            if self.asked.fetch_add(1, Ordering::SeqCst) == 3 {
+                self.cancel.cancel();
+            }
+            is_cancelled()
+        })
+    }
+
+    fn abandon(&self, plan: &FinalizedPlan) {
+        self.inner.abandon(plan);
+    }
+}
+
+/// A run that is asked to stop while its commit waits for the repository's lock stops.
 #[test]
 fn a_commit_that_waits_for_the_lock_can_be_cancelled() {
     let place = Place::quick();
@@ -108,24 +159,10 @@ fn a_commit_that_waits_for_the_lock_can_be_cancelled() {
     let planned = planned(&session, &spec);
     let lock = File::options().append(true).open(format!("{}/_freestone/lock", place.at("repository"))).unwrap();
     flock(&lock, FlockOperation::LockExclusive).unwrap();
-    let (send, ended) = mpsc::channel();
-    let with = Arc::new(spec.clone());
-    thread::spawn(move || {
-        let cancel = Cancel::default();
-        let asked = cancel.clone();
-        let hook = Hook::after_the_tasks(&planned, move |_: &str| {
-            let asked = asked.clone();
-            // By then the commit waits.
-            thread::spawn(move || {
-                thread::sleep(Duration::from_millis(500));
-                asked.cancel();
-            });
-        });
-        let run = session.publishing("a ramp", CommitOptions::default());
-        let options = Options { session: Some(&run), observers: &[&hook], cancel, ..Options::default() };
-        let _ = send.send(freestone::run_with(&planned, &with, &Serial, &options));
-    });
-    let error = ended.recv_timeout(Duration::from_secs(60)).expect("it does not wait any longer").unwrap_err();
+    let cancel = Cancel::default();
+    let waiting = Impatient { inner: session.publishing("a ramp", CommitOptions::default()), cancel: cancel.clone(), asked: AtomicU64::new(0) };
+    let error = freestone::run_with(&planned, &spec, &Serial, &Options { session: Some(&waiting), cancel, ..Options::default() }).unwrap_err();
+    assert_eq!(waiting.asked.load(Ordering::SeqCst), 4, "it has waited");
     assert_eq!(error.exit_code(), ExitCode::Interrupted, "{error}");
     let Error::Run(error) = error else { panic!("{error}") };
     assert!(matches!(error.cause(), RunError::Cancelled), "{error:?}");

@@ -67,14 +67,6 @@ impl Element {
         }
     }
 
-    pub fn is_nan(self) -> bool {
-        match self {
-            Real(x) => x.is_nan(),
-            Complex(x) => x.is_nan(),
-            _ => false,
-        }
-    }
-
     /// The order of real elements; none with NaN.
     pub fn order(self, other: Element) -> Option<Ordering> {
         match (self, other) {

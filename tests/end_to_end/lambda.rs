@@ -12,7 +12,7 @@ use crate::support::Place;
 
 fn function() -> Emulator {
     let mut config = Config::new("freestone", worker_binary().unwrap());
-    config.timeout = Duration::from_secs(60);
+    config.timeout = Duration::from_secs(600);
     Emulator::start(config).unwrap()
 }
 

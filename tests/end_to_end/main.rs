@@ -28,6 +28,8 @@ mod rearranged;
 mod regions;
 mod repositories;
 mod resume;
+#[path = "../child/scenarios.rs"]
+mod scenarios;
 mod standard;
 mod storing;
 mod suites;

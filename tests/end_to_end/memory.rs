@@ -7,6 +7,8 @@ mod measure;
 mod table;
 mod worker;
 
+use std::path::Path;
+use std::process::Stdio;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -17,7 +19,7 @@ use measure::{Bench, Measured, command, measured};
 use table::{Data, Row, Size, n_rows, rows};
 
 use crate::suites::{Cgroup, variable};
-use crate::support::{Place, spec_in};
+use crate::support::{Place, TEST_CHILD};
 
 /// Projected for the task over what it takes, at most, where chunks are large and do not compress.
 const TIGHT: f64 = 1.4;
@@ -235,58 +237,24 @@ fn shared_expressions_are_planned_once() {
     }
 }
 
-#[derive(Debug, serde::Serialize, serde::Deserialize)]
-struct Doubled;
-
-impl freestone::UserKernel for Doubled {
-    const NAME: &'static str = "doubled";
-    const VERSION: u32 = 1;
-
-    fn scratch_bytes(&self, inputs: &[&[usize]], _output: &[usize]) -> u64 {
-        inputs[0].iter().product::<usize>() as u64 * 4
-    }
-
-    fn apply(&self, inputs: &[freestone::Block<'_>], output: &mut freestone::BlockMut<'_>, scratch: &mut [u8]) -> Result<(), String> {
-        scratch[..inputs[0].bytes.len()].copy_from_slice(inputs[0].bytes);
-        output.array::<f32>()?.assign(&inputs[0].array::<f32>()?.mapv(|x| 2.0 * x));
-        Ok(())
-    }
-}
-
-/// Runs this program's own test of the same name in a process of its own, which finds a place in its environment.
 #[test]
 fn kernels_of_users_are_bounded() {
-    if let Ok(place) = std::env::var("FREESTONE_MEMORY_CHILD") {
-        return doubled(&place);
-    }
     let took = |edge: u64| {
         let place = Place::new();
         let x = freestone::random_uniform(&[2 * edge, 2 * edge], 0.0, 1.0, 3, DType::Float32, &[edge, edge]).unwrap();
         let spec = place.spec();
         freestone::run(&freestone::plan(&[Target::array(&x, &place.at("x"))], &spec).unwrap(), &spec, &Serial).unwrap();
-        let mut child = command(None, &std::env::current_exe().unwrap());
-        child.env("FREESTONE_MEMORY_CHILD", place.folder.path()).args([
-            "--exact",
-            "memory::kernels_of_users_are_bounded",
-            "--nocapture",
-            "--test-threads",
-            "1",
-        ]);
-        measured("a user's kernel", &child.output().unwrap()).unwrap()
+        let mut child = command(None, Path::new(TEST_CHILD));
+        child.arg("kernel").arg(place.folder.path()).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = child.spawn().unwrap();
+        // It ends when this is closed.
+        let input = child.stdin.take();
+        let output = child.wait_with_output().unwrap();
+        drop(input);
+        measured("a user's kernel", &output).unwrap()
     };
     let (idle, found) = (took(4), took(1500));
     println!("{} measured, {} projected, {:.2} for the task", size(found.peak), size(found.projected), found.looseness(idle.peak));
     assert!(found.bytes_read > 0 && found.peak <= found.projected, "{found:?}");
     assert!(found.looseness(idle.peak) <= TIGHT, "{found:?}, {idle:?}");
-}
-
-fn doubled(place: &str) {
-    let x = freestone::open(&format!("{place}/x")).unwrap();
-    let y = freestone::map_blocks(&Doubled, &[&x], &freestone::BlocksOut::new(DType::Float32)).unwrap();
-    let spec = spec_in(&format!("{place}/work"));
-    let report = freestone::run(&freestone::plan(&[Target::array(&y, &format!("{place}/y"))], &spec).unwrap(), &spec, &Serial).unwrap();
-    let said = serde_json::json!({
-        "projected_mem": report.projected_bytes, "peak_mem": report.peak_rss_bytes, "bytes_read": report.traffic().bytes_read, "stages": [],
-    });
-    println!("\n{said}");
 }

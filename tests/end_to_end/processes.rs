@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Mutex;
+use std::sync::{Condvar, Mutex};
 
 use freestone::engine::driver::RunError;
 use freestone::engine::events::{Event, Observer};
-use freestone::engine::executor::ExecutorError;
+use freestone::engine::executor::{Executor, ExecutorError, Next, TaskSource};
+use freestone::engine::task::{FailureKind, TaskOutcome};
+use freestone::engine::worker::RunContext;
 use freestone::{Array, Cancel, Error, ExitCode, Options, Planned, Processes, RunReport, Spec, Target, Threads, WORKER_ARGUMENT};
 
 use crate::support::{BINARY, Place, WINDS_V3, in_memory, names, open_in_memory, processes, tree};
@@ -19,7 +21,7 @@ fn many_tasks(output: &str, spec: &Spec) -> Planned {
     freestone::plan(&[Target::array(&doubled, output).chunks(&[1, 8, 8])], spec).unwrap()
 }
 
-fn run(planned: &Planned, spec: &Spec, executor: &Processes, observer: &dyn Observer, cancel: &Cancel) -> Result<RunReport, Error> {
+fn run(planned: &Planned, spec: &Spec, executor: &dyn Executor, observer: &dyn Observer, cancel: &Cancel) -> Result<RunReport, Error> {
     let options = Options { observers: &[observer], cancel: cancel.clone(), ..Options::default() };
     freestone::run_with(planned, spec, executor, &options)
 }
@@ -48,6 +50,61 @@ fn signal(which: &str, pid: u32) {
     assert!(Command::new("kill").args([which, &pid.to_string()]).status().unwrap().success());
 }
 
+/// Processes whose outcomes reach the driver once each of them has had one.
+#[derive(Debug)]
+struct Together {
+    inner: Processes,
+    /// Names of the workers.
+    worked: Mutex<BTreeSet<String>>,
+    changed: Condvar,
+}
+
+impl Executor for Together {
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+
+    fn slots(&self) -> usize {
+        self.inner.slots()
+    }
+
+    fn shares_process(&self) -> bool {
+        self.inner.shares_process()
+    }
+
+    fn check(&self, context: &RunContext) -> Result<(), ExecutorError> {
+        self.inner.check(context)
+    }
+
+    fn run(&self, context: &RunContext, source: &dyn TaskSource) -> Result<(), ExecutorError> {
+        self.inner.run(context, &Waiting { together: self, source })
+    }
+}
+
+struct Waiting<'a> {
+    together: &'a Together,
+    source: &'a dyn TaskSource,
+}
+
+impl TaskSource for Waiting<'_> {
+    fn try_next(&self) -> Next {
+        self.source.try_next()
+    }
+
+    fn wait(&self) {
+        self.source.wait();
+    }
+
+    fn finished(&self, outcome: TaskOutcome) {
+        let mut worked = self.together.worked.lock().unwrap();
+        worked.insert(outcome.worker.clone());
+        self.together.changed.notify_all();
+        let slots = self.together.slots();
+        drop(self.together.changed.wait_while(worked, |worked| worked.len() < slots).unwrap());
+        self.source.finished(outcome);
+    }
+}
+
 #[test]
 fn workers_are_processes_of_their_own() {
     let place = Place::new();
@@ -56,7 +113,9 @@ fn workers_are_processes_of_their_own() {
         seen.lock().unwrap().insert(pid(worker));
     });
     let planned = many_tasks(&place.at("out"), &place.spec());
-    let report = run(&planned, &place.spec(), &processes(3), &observer, &Cancel::default()).unwrap();
+    // The first outcomes wait until all have one, so that none is too late for the last task.
+    let executor = Together { inner: processes(3), worked: Mutex::default(), changed: Condvar::new() };
+    let report = run(&planned, &place.spec(), &executor, &observer, &Cancel::default()).unwrap();
     let pids = seen.into_inner().unwrap();
     assert_eq!(pids.len(), 3, "{pids:?}");
     assert!(!pids.contains(&std::process::id()));
@@ -92,19 +151,17 @@ fn a_killed_worker_is_replaced_and_the_bytes_are_the_same() {
     let (expect, found) = (place.at("expect"), place.at("found"));
     freestone::run(&many_tasks(&expect, &place.spec()), &place.spec(), &Threads::new(1)).unwrap();
 
-    let killed = Mutex::new(None);
     let seen = Mutex::new(BTreeSet::new());
     let observer = Workers(|worker: &str| {
-        let mut killed = killed.lock().unwrap();
-        seen.lock().unwrap().insert(pid(worker));
-        if killed.is_none() {
+        let mut seen = seen.lock().unwrap();
+        if seen.is_empty() {
             kill(pid(worker));
-            *killed = Some(pid(worker));
         }
+        seen.insert(pid(worker));
     });
-    let report = run(&many_tasks(&found, &place.spec()), &place.spec(), &processes(2), &observer, &Cancel::default()).unwrap();
+    let report = run(&many_tasks(&found, &place.spec()), &place.spec(), &processes(1), &observer, &Cancel::default()).unwrap();
     assert!(report.retries >= 1, "{report:?}");
-    assert!(seen.into_inner().unwrap().len() >= 3, "another process took over");
+    assert_eq!(seen.into_inner().unwrap().len(), 2, "another process took over");
     assert!(tree(&expect) == tree(&found));
 }
 

@@ -10,7 +10,8 @@ use freestone::engine::worker::{RunContext, Worker};
 use freestone::{Array, CodecName, DType, Options, Planned, Serial, Spec, Stores, Target};
 use proptest::prelude::*;
 
-use crate::intermediates::{Watched, without_room};
+use crate::intermediates::Watched;
+use crate::scenarios::without_room;
 use crate::support::{Place, spec_in};
 
 /// Has several requests under way, and runs that one first which chance says.

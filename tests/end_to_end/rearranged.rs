@@ -3,7 +3,7 @@
 use freestone::{Index, Pad};
 use ndarray::{ArrayD, Axis, Dimension, IxDyn};
 
-use crate::values::{Pair, Step, common_shape, python_slice, rounded};
+use crate::values::{Pair, Step, python_slice, rounded};
 
 /// Applies one of the functions that rearrange; `None` where it is not defined for what there is.
 pub fn rearrange(a: &Pair, pool: &[Pair], step: &Step, names: &mut Vec<&'static str>) -> Option<Pair> {
@@ -136,9 +136,11 @@ pub fn rearrange(a: &Pair, pool: &[Pair], step: &Step, names: &mut Vec<&'static 
             }
         }
     };
-    assert!(common_shape(whole.shape(), whole.shape()).is_some());
+    let lazy = lazy.unwrap_or_else(|e| panic!("{name}: {e}"));
+    let shape: Vec<usize> = lazy.shape().unwrap().iter().map(|n| *n as usize).collect();
+    assert_eq!(shape, whole.shape(), "{name}");
     names.push(name);
-    Some(Pair { lazy: lazy.unwrap_or_else(|e| panic!("{name}: {e}")), whole, dtype: a.dtype })
+    Some(Pair { lazy, whole, dtype: a.dtype })
 }
 
 /// The start of an array looks like the identity map of its own shape; reshaping it once read the whole.

@@ -1,8 +1,9 @@
 //! Runs that end early, and go on in another process.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use std::{fs, thread};
@@ -90,7 +91,7 @@ fn both(place: &Place, name: &str) -> Vec<BTreeMap<String, Vec<u8>>> {
 fn specs(place: &Place) -> [Spec; 2] {
     let spec = place.spec();
     let planned = stages(place, "specs", &spec);
-    [crate::intermediates::without_room(&spec, &planned, 2), spec]
+    [crate::scenarios::without_room(&spec, &planned, 2), spec]
 }
 
 /// Whatever the moment of the cancel, the executors, and where intermediates are: nothing that was finished is run again, and the bytes are
@@ -174,10 +175,13 @@ fn inputs_that_changed_stop_it() {
     let (spec, folder) = interrupted(&place, "out", 5);
     // A chunk that is written anew is found where chunks are looked at, even if it keeps its time.
     let chunk = place.at("x/c/29/0");
-    let (bytes, modified) = (fs::read(&chunk).unwrap(), fs::metadata(&chunk).unwrap().modified().unwrap());
-    thread::sleep(Duration::from_millis(20));
-    fs::write(&chunk, &bytes).unwrap();
-    fs::File::options().write(true).open(&chunk).unwrap().set_modified(modified).unwrap();
+    let (bytes, before) = (fs::read(&chunk).unwrap(), fs::metadata(&chunk).unwrap());
+    let changed = |m: &fs::Metadata| (m.ctime(), m.ctime_nsec());
+    // The file system's clock goes in steps.
+    while changed(&fs::metadata(&chunk).unwrap()) == changed(&before) {
+        fs::write(&chunk, &bytes).unwrap();
+        fs::File::options().write(true).open(&chunk).unwrap().set_modified(before.modified().unwrap()).unwrap();
+    }
     let error = refused(&folder, &spec, true);
     assert!(matches!(&error, RunError::InputChanged { place, .. } if place.contains("x/c/29/0")), "{error}");
     assert!(error.to_string().contains("`rechunk-"), "{error}");
@@ -358,7 +362,7 @@ fn what_was_removed_is_made_again_where_it_is_needed() {
         assert!(planned.plan().plan().stages.len() >= 3, "{}", planned.plan());
         planned
     };
-    let spec = crate::intermediates::without_room(&place.spec(), &plan("expect", &place.spec()), 2);
+    let spec = crate::scenarios::without_room(&place.spec(), &plan("expect", &place.spec()), 2);
     freestone::run(&plan("expect", &spec), &spec, &Serial).unwrap();
     for executor in [&Threads::new(2) as &dyn Executor, &processes(2)] {
         let planned = plan(executor.name(), &spec);
@@ -400,20 +404,61 @@ fn a_damaged_input_is_reported_and_the_run_goes_on_when_it_is_mended() {
     assert!(both(&place, "out") == both(&place, "expect"));
 }
 
+/// Runs the first request, and no other before the run is stopped.
+#[derive(Debug)]
+struct Stalling;
+
+/// Hands out one request, and then waits for the end of the run.
+struct OneRequest<'a> {
+    source: &'a dyn TaskSource,
+    cancel: &'a Cancel,
+    handed_out: AtomicBool,
+}
+
+impl TaskSource for OneRequest<'_> {
+    fn try_next(&self) -> Next {
+        let stopped = self.cancel.is_cancelled();
+        if self.handed_out.swap(true, Ordering::Relaxed) && !stopped { Next::Wait } else { self.source.try_next() }
+    }
+
+    fn wait(&self) {
+        self.source.wait();
+    }
+
+    fn finished(&self, outcome: TaskOutcome) {
+        self.source.finished(outcome);
+    }
+}
+
+impl Executor for Stalling {
+    fn name(&self) -> &str {
+        "stalling"
+    }
+
+    fn slots(&self) -> usize {
+        1
+    }
+
+    fn shares_process(&self) -> bool {
+        true
+    }
+
+    fn check(&self, _: &RunContext) -> Result<(), ExecutorError> {
+        Ok(())
+    }
+
+    fn run(&self, context: &RunContext, source: &dyn TaskSource) -> Result<(), ExecutorError> {
+        Serial.run(context, &OneRequest { source, cancel: &context.cancel, handed_out: AtomicBool::new(false) })
+    }
+}
+
 #[test]
 fn a_deadline_stops_a_run_and_it_can_be_resumed() {
     let place = Place::new();
-    let spec = Spec { deadline: Some(Duration::from_millis(1)), ..place.spec() };
-    struct Slow;
-    impl Observer for Slow {
-        fn on(&self, event: &Event<'_>) {
-            if matches!(event, Event::Outcome { .. }) {
-                thread::sleep(Duration::from_millis(30));
-            }
-        }
-    }
+    // Far more than the first request takes.
+    let spec = Spec { deadline: Some(Duration::from_secs(3)), ..place.spec() };
     let planned = stages(&place, "out", &spec);
-    let error = freestone::run_with(&planned, &spec, &Serial, &Options { observers: &[&Slow], ..Options::default() }).unwrap_err();
+    let error = freestone::run_with(&planned, &spec, &Stalling, &Options::default()).unwrap_err();
     assert_eq!(error.exit_code(), ExitCode::Deadline);
     let Error::Run(error) = error else { panic!("{error}") };
     assert!(matches!(error.cause(), RunError::Deadline(_)), "{error}");

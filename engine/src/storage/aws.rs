@@ -217,102 +217,14 @@ fn time(text: &str) -> Option<SystemTime> {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::io::{BufRead, BufReader, Write};
-    use std::net::TcpListener;
     use std::os::unix::fs::PermissionsExt;
-    use std::sync::mpsc::{Receiver, channel};
 
     use super::*;
-    use crate::storage::{StorageError, Stores, read_small};
 
     #[test]
     fn times_are_read() {
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_379_768);
         assert_eq!((time("2026-11-22T20:36:08Z"), time("2026-11-22T20:36:08+00:00"), time("soon")), (Some(at), Some(at), None));
-    }
-
-    /// A bucket whose objects are all `here`; the key and the token that each request was signed with.
-    fn bucket_of_signatures() -> (String, Receiver<(String, String)>) {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let (send, receive) = channel();
-        thread::spawn(move || {
-            for stream in listener.incoming() {
-                let mut stream = stream.unwrap();
-                let lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
-                let head: Vec<String> = lines.take_while(|l| !l.is_empty()).collect();
-                let header = |name: &str| head.iter().find_map(|l| l.to_ascii_lowercase().strip_prefix(name).map(|v| v.trim().to_owned()));
-                let signed = header("authorization:").unwrap_or_default();
-                let key = signed.split_once("credential=").and_then(|(_, rest)| rest.split_once('/')).map_or_else(String::new, |(key, _)| key.to_owned());
-                send.send((key, header("x-amz-security-token:").unwrap_or_default())).unwrap();
-                let fixed = "Last-Modified: Sun, 22 Nov 2026 20:00:00 GMT\r\nETag: \"1\"\r\nConnection: close";
-                write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n{fixed}\r\n\r\nhere").unwrap();
-            }
-        });
-        (url, receive)
-    }
-
-    /// Not a test: what the one below runs, with an `aws` of its own on its path.
-    #[test]
-    fn the_process_itself() {
-        let Ok(pause) = std::env::var("FREESTONE_TEST_PROFILE") else { return };
-        let read = |key: &str| match read_small(&*Stores::default().open("s3://bucket/place").unwrap(), key, 100) {
-            Ok(found) => println!("read {}", String::from_utf8(found.unwrap()).unwrap()),
-            Err(error) => println!("{error} {}", matches!(error, StorageError::Io { transient: false, .. })),
-        };
-        read("a");
-        read("b");
-        thread::sleep(Duration::from_millis(pause.parse().unwrap()));
-        read("c");
-    }
-
-    /// A process with an `aws` that is this script: what it prints.
-    fn with_aws(script: &str, url: &str, variables: &[(&str, &str)]) -> String {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("aws");
-        fs::write(&path, format!("#!/bin/sh\n{script}")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["storage::aws::tests::the_process_itself", "--exact", "--nocapture"]);
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("AWS_")) {
-            command.env_remove(name);
-        }
-        command.env("PATH", format!("{}:/usr/bin:/bin", folder.path().display())).env("FREESTONE_TEST_PROFILE", "0");
-        command.envs([("AWS_ENDPOINT", url), ("AWS_ALLOW_HTTP", "true"), ("AWS_REGION", "r"), ("NO_PROXY", "127.0.0.1")]);
-        // The machine has no service for credentials.
-        command.env("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1").envs(variables.iter().copied());
-        let output = command.output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// Gives `k1`, then `k2` and so on, which expire after so many seconds.
-    fn counting(seconds: u32) -> String {
-        format!(
-            r#"[ "$*" = "configure export-credentials --format process" ] || exit 1
-            echo >>"$0.n"; n=$(wc -l <"$0.n")
-            at=$(date -u -d "+{seconds} seconds" +%Y-%m-%dT%H:%M:%S+00:00)
-            echo "{{\"Version\": 1, \"AccessKeyId\": \"k$n\", \"SecretAccessKey\": \"s\", \"SessionToken\": \"t$n\", \"Expiration\": \"$at\"}}""#
-        )
-    }
-
-    #[test]
-    fn a_profile_signs_and_its_credentials_are_asked_for_before_they_expire() {
-        let (url, signed) = bucket_of_signatures();
-        let keys = || signed.try_iter().map(|(key, token)| format!("{key} {token}")).collect::<Vec<_>>();
-        assert_eq!(with_aws(&counting(3600), &url, &[]).matches("read here").count(), 3);
-        assert_eq!(keys(), ["k1 t1"; 3], "it is asked once");
-        assert_eq!(with_aws(&counting(3), &url, &[("FREESTONE_TEST_PROFILE", "3500")]).matches("read here").count(), 3);
-        assert_eq!(keys(), ["k1 t1", "k1 t1", "k2 t2"]);
-        // What the environment has comes first.
-        let of_environment = [("AWS_ACCESS_KEY_ID", "env"), ("AWS_SECRET_ACCESS_KEY", "s"), ("AWS_PROFILE", "p")];
-        assert_eq!(with_aws("exit 1", &url, &of_environment).matches("read here").count(), 3);
-        assert_eq!(keys(), ["env "; 3]);
-        // What cannot be asked again is used until it expires.
-        let once = format!("[ -e \"$0.n\" ] && exit 1\n{}", counting(3));
-        let said = with_aws(&once, &url, &[("AWS_PROFILE", "p"), ("FREESTONE_TEST_PROFILE", "3500")]);
-        assert!(said.matches("read here").count() == 2 && said.contains("there are no AWS credentials"), "{said}");
-        assert_eq!(keys(), ["k1 t1"; 2]);
     }
 
     #[test]
@@ -329,17 +241,5 @@ mod tests {
             let pid = fs::read_to_string(folder.path().join("aws.pid")).unwrap();
             assert!(!std::path::Path::new("/proc").join(pid.trim()).exists(), "it is gone, and was waited for");
         }
-    }
-
-    #[test]
-    fn a_profile_that_gives_nothing_says_why() {
-        let (url, signed) = bucket_of_signatures();
-        for variables in [&[("AWS_PROFILE", "p")][..], &[]] {
-            let said = with_aws("echo 'Error: run aws sso login' >&2; exit 255", &url, variables);
-            assert!(said.matches("run aws sso login true").count() + said.matches("run aws sso login; and of the machine").count() == 3, "{said}");
-        }
-        let said = with_aws("echo '{\"AccessKeyId\": 7, \"SecretAccessKey\": \"hush\"}'", &url, &[("AWS_PROFILE", "p")]);
-        assert!(said.contains("answers no JSON of credentials") && !said.contains("hush"), "{said}");
-        assert_eq!(signed.try_iter().count(), 0);
     }
 }

@@ -181,6 +181,7 @@ impl Environment {
                 loop {
                     tokio::time::sleep(SLOW_PERIOD / factor).await;
                     self.signal(Signal::STOP);
+                    lock(&self.stats).pauses += 1;
                     tokio::time::sleep(SLOW_PERIOD - SLOW_PERIOD / factor).await;
                     self.signal(Signal::CONT);
                 }

@@ -1,6 +1,7 @@
 //! The Invoke API.
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -99,11 +100,20 @@ async fn invoke(function: Arc<Function>, request: Request<Incoming>) -> io::Resu
         Err(why) => return Ok(throttled(why)),
     };
     // The invocation does not depend on this connection.
-    let (send, receive) = tokio::sync::oneshot::channel();
+    let (mut send, receive) = tokio::sync::oneshot::channel();
     let id = request_id();
     let (its_function, its_id) = (Arc::clone(&function), id.clone());
     tokio::spawn(async move {
-        let reply = Arc::clone(&its_function).invoke(lease, body, fate, its_id).await;
+        let mut invocation = pin!(Arc::clone(&its_function).invoke(lease, body, fate, its_id));
+        let reply = tokio::select! {
+            biased;
+            reply = &mut invocation => reply,
+            () = send.closed() => {
+                its_function.count_hang_up();
+                drop(invocation.await);
+                return;
+            }
+        };
         if send.send(reply).is_err() {
             its_function.count_hang_up();
         }

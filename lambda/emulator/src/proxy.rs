@@ -281,7 +281,7 @@ mod tests {
     fn what_is_refused_is_not_done_and_what_gets_lost_is() {
         let (store, done) = store();
         let proxy = StoreProxy::start(store, StoreFaults::default()).unwrap();
-        let ask = |headers: &[(&str, &str)]| request(proxy.address, "PUT", "/bucket/key?x=1", headers, b"bytes", Duration::from_secs(10));
+        let ask = |headers: &[(&str, &str)]| request(proxy.address, "PUT", "/bucket/key?x=1", headers, b"bytes", Duration::from_secs(300));
         let fine = ask(&[]).unwrap();
         assert_eq!((fine.status, fine.header("etag"), fine.text().as_str()), (200, Some("\"7\""), "PUT /bucket/key?x=1 HTTP/1.1 bytes"));
         let only = |faults: StoreFaults| proxy.set_faults(faults);

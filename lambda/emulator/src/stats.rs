@@ -21,7 +21,7 @@ pub struct Stats {
     pub exits: u64,
     /// Of these, killed for want of memory.
     pub oom_kills: u64,
-    /// Clients that had hung up when their answer came.
+    /// Clients that hung up before their answer came.
     pub hung_up: u64,
     /// Most invocations at once.
     pub most_at_once: usize,
@@ -61,6 +61,8 @@ pub struct EnvironmentStats {
     pub max_memory_bytes: Option<u64>,
     /// Resident memory when it last was idle.
     pub idle_rss_bytes: Option<u64>,
+    /// Times that it was stopped because an invocation was slowed down.
+    pub pauses: u64,
     /// How it ended, if it has.
     pub ended: Option<String>,
 }

@@ -174,7 +174,7 @@ fn a_coordinator_that_died_is_finished_for(place: &Place) {
         let swaps: Vec<_> = (0..8).map(|_| scope.spawn(|| shared.update_expiration(Duration::from_secs(60)))).collect();
         swaps.into_iter().filter_map(|s| s.join().unwrap().err()).collect::<Vec<_>>()
     });
-    assert!(stale.iter().all(|e| matches!(e, Error::Stale { .. })), "{stale:?}");
+    assert!(stale.len() < 8 && stale.iter().all(|e| matches!(e, Error::Stale { .. })), "{stale:?}");
 }
 
 fn branches_tags_and_history(place: &Place) {
@@ -345,10 +345,10 @@ fn travelled(ticket: &Ticket) -> Fork {
 /// What travels holds nothing that would open a store.
 #[track_caller]
 fn no_secrets(text: &str) {
-    for (name, value) in std::env::vars().filter(|(name, _)| name.starts_with("AWS_")) {
-        let secret = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"].contains(&name.as_str());
-        assert!(!secret || value.len() < 4 || !text.contains(&value), "{name} is in {text}");
-        assert!(!text.contains("secret") && !text.contains("credential"), "{text}");
+    assert!(!text.contains("secret") && !text.contains("credential"), "{text}");
+    for name in ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"] {
+        let value = std::env::var(name).unwrap_or_default();
+        assert!(value.len() < 4 || !text.contains(&value), "{name} is in {text}");
     }
 }
 
@@ -538,8 +538,11 @@ fn a_shared_session_is_written_by_joiners(place: &Place) {
     create(&session, "u", &raw(&[600], &[200]));
     session.array("u").unwrap().write_chunk(&[0], &bytes(&long(200, 0.0))).unwrap();
     let shared = session.share("by three", None).unwrap();
-    assert!(matches!(session_of_clone(&repository, &shared), Err(Error::Closed { .. }) | Ok(())));
     let id = shared.id().to_owned();
+    assert_eq!(repository.shared_session(&id).unwrap().id(), id);
+    for name in ["", "a/b", ".hidden", "ü"] {
+        assert!(matches!(shared.join(name), Err(Error::BadName { .. })), "{name}");
+    }
     for i in 1..3u64 {
         let joiner = repository.join_session(&id, &format!("worker-{i}")).unwrap();
         let mut u = joiner.array("u").unwrap();
@@ -563,13 +566,6 @@ fn a_shared_session_is_written_by_joiners(place: &Place) {
     assert_eq!((history[0].id.as_str(), history[0].message.as_str()), (done.snapshot.as_str(), "by three"));
     assert_eq!(repository.list_sessions().unwrap().iter().map(|s| s.id.as_str()).collect::<Vec<_>>(), [id.as_str()]);
     assert!(matches!(repository.join_session("nobody", "a"), Err(Error::NoSession { .. })));
-    for name in ["", "a/b", ".hidden", "ü"] {
-        assert!(matches!(shared.join(name), Err(Error::BadName { .. } | Error::Closed { .. })), "{name}");
-    }
-}
-
-fn session_of_clone(repository: &Repository, shared: &SharedSession) -> Result<(), Error> {
-    repository.shared_session(shared.id()).map(drop)
 }
 
 fn open_joiners_keep_a_commit_waiting(place: &Place) {
@@ -657,9 +653,9 @@ fn sessions_expire_and_are_extended(place: &Place) {
     filled(&repository);
     let week = Duration::from_secs(7 * 24 * 3600);
     assert!(matches!(repository.create_session(MAIN, "long", Some(week + Duration::from_secs(1))), Err(Error::TooLong { .. })));
-    let shared = repository.create_session(MAIN, "short", Some(Duration::from_secs(2))).unwrap();
+    let shared = repository.create_session(MAIN, "short", Some(Duration::from_secs(1800))).unwrap();
     let life = |s: &SharedSession| s.status().map(|s| s.expires_at.duration_since(s.created_at).unwrap()).unwrap();
-    assert_eq!(life(&shared), Duration::from_secs(2));
+    assert_eq!(life(&shared), Duration::from_secs(1800));
     shared.update_expiration(Duration::from_secs(3600)).unwrap();
     assert!(life(&shared) >= Duration::from_secs(3600));
     assert!(matches!(shared.update_expiration(week + Duration::from_secs(1)), Err(Error::TooLong { .. })), "a life is counted from its beginning");

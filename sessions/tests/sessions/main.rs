@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::single_range_in_vec_init)]
 
+mod arrays;
 mod conformance;
 mod examples;
 mod interop;

@@ -4,14 +4,13 @@ use freestone_engine::kernels::DType;
 use freestone_engine::memory::Arena;
 use freestone_engine::plan::lower::lower;
 use freestone_engine::plan::{FinalizedPlan, Place as Lies};
-use freestone_engine::spec::{Settings, Spec};
 use freestone_engine::storage::Stores;
 use freestone_engine::storage::reader::{ChunkAccess, Desk};
 use freestone_engine::task::Receipt;
 use freestone_ops::io::{Target, outputs};
 use freestone_sessions::{CommitOptions, Error, MAIN, Repository, SCHEME, Ticket, Version, WritableSession, open_store};
 
-use crate::support::{Place, bytes, create, info, read};
+use crate::support::{Place, bytes, create, info, read, spec};
 
 /// A plan that writes an array of numbers into a session, with the target changed.
 fn planned(session: &WritableSession, n: f64, change: impl Fn(Target) -> Target) -> Result<FinalizedPlan, freestone_ops::Error> {
@@ -19,7 +18,7 @@ fn planned(session: &WritableSession, n: f64, change: impl Fn(Target) -> Target)
     stores.insert(session.store());
     let array = freestone_ops::arange(0.0, n, 1.0, DType::Float32, 2).unwrap();
     let target = change(Target::in_group(&array, session.store().url(), "u").with_stores(&stores));
-    Ok(lower(&outputs(&[target], &stores)?, &Spec::load(Settings::default()).unwrap()).unwrap())
+    Ok(lower(&outputs(&[target], &stores)?, &spec()).unwrap())
 }
 
 /// Writes every chunk of the outputs with one value, as workers in other processes do: by the plan alone.

@@ -1,12 +1,13 @@
-//! Places for repositories, and small arrays.
+//! Places for repositories.
 
 use std::sync::Arc;
 
-use freestone_engine::grid::ChunkGrid;
-use freestone_engine::kernels::{DType, Scalar};
-use freestone_engine::storage::{ArrayInfo, CodecName, Encoding, Keys, Store};
-use freestone_sessions::{Format, Repository, SessionArray, WritableSession};
-use serde_json::Map;
+use freestone_engine::kernels::DType;
+use freestone_engine::spec::{Settings, Spec};
+use freestone_engine::storage::{ArrayInfo, CodecName, Encoding, Store};
+use freestone_sessions::{Format, Repository};
+
+pub(crate) use crate::arrays::{bytes, create, floats, info, read};
 
 /// Where a test's repositories are.
 pub(crate) struct Place {
@@ -55,39 +56,15 @@ impl Place {
     }
 }
 
-/// A `float32` array; its fill value is -1.
-pub(crate) fn info(shape: &[u64], chunks: &[u64]) -> ArrayInfo {
-    ArrayInfo {
-        dtype: DType::Float32,
-        fill: Scalar::from_f64(DType::Float32, -1.0),
-        grid: ChunkGrid::regular(shape, chunks).unwrap(),
-        stored_shape: Some(chunks.to_vec()),
-        codecs: Encoding::from(CodecName::Zstd(0)).codecs(DType::Float32),
-        keys: Keys::Default { separator: '/' },
-        shard: None,
-        window: None,
-    }
-}
-
-/// The same without compression, so that chunks are as long as their values.
+/// [`info`] without compression, so that chunks are as long as their values.
 pub(crate) fn raw(shape: &[u64], chunks: &[u64]) -> ArrayInfo {
     ArrayInfo { codecs: Encoding::from(CodecName::None).codecs(DType::Float32), ..info(shape, chunks) }
 }
 
-pub(crate) fn create(session: &WritableSession, path: &str, info: &ArrayInfo) {
-    session.create_array(path, info, &[], &Map::new()).unwrap();
-}
-
-pub(crate) fn bytes(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|v| v.to_ne_bytes()).collect()
-}
-
-pub(crate) fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes.chunks_exact(4).map(|b| f32::from_ne_bytes(b.try_into().unwrap())).collect()
-}
-
-pub(crate) fn read(mut array: SessionArray) -> Vec<f32> {
-    floats(&array.read().unwrap())
+/// The same on every machine, and in every environment.
+pub(crate) fn spec() -> Spec {
+    let settings = Settings { allowed_mem: Some(100_000_000), local_mem: Some(1_000_000_000), threads: Some(2), parallelism: Some(2), ..Settings::default() };
+    settings.resolve().unwrap()
 }
 
 /// All values of an array, as the engine opens it.

@@ -23,14 +23,9 @@ use super::processes::{Killer, Vandal};
 use super::store::{FaultStore, Holds};
 use super::watch::Watch;
 use super::{Chance, Fault, Faults, Part, Rule, mix};
-use crate::intermediates::without_room;
+use crate::scenarios::without_room;
 use crate::support::{Place, names, processes, tree};
 use crate::values::computed;
-
-/// What the driver can do by now; the model asks no more of it. These go when it can do all.
-pub const FINDS_DAMAGED_INTERMEDIATES: bool = true;
-pub const ENDURES_LATE_WRITERS: bool = true;
-pub const MAKES_BACKUPS: bool = true;
 
 /// Goes on with a run that did not end.
 pub fn resume(work_dir: &str, run: &str, spec: &Spec, executor: &dyn Executor, options: &Options<'_>) -> Result<RunReport, Error> {
@@ -73,10 +68,11 @@ const ON_THREADS: &[(Fault, &[Part])] = &[
     (Fault::CorruptRead, &[Part::Inputs]),
 ];
 
-/// These need a driver that finds damage to what it has written.
+/// What happens to intermediates that pass this process.
 const DAMAGES: &[(Fault, &[Part])] =
     &[(Fault::CorruptWrite, &[Part::Intermediates]), (Fault::CorruptRead, &[Part::Intermediates]), (Fault::Dropped, &[Part::Intermediates])];
 
+/// What happens to their files.
 const DAMAGES_TO_FILES: &[(Fault, &[Part])] =
     &[(Fault::FlippedFile, &[Part::Intermediates]), (Fault::CutFile, &[Part::Intermediates]), (Fault::RemovedFile, &[Part::Intermediates])];
 
@@ -101,12 +97,13 @@ const ON_REQUESTS: &[(Fault, &[Part])] = &[
     (Fault::Twice, &[Part::Requests]),
 ];
 
+const LATE: &[(Fault, &[Part])] = &[(Fault::LateTwin, &[Part::Requests])];
+
 fn menu(on: On) -> Vec<(Fault, &'static [Part])> {
-    let damages = if FINDS_DAMAGED_INTERMEDIATES { [DAMAGES, DAMAGES_TO_FILES][usize::from(on == On::Processes)] } else { &[][..] };
-    let own = if on == On::Threads { ON_THREADS } else { ON_PROCESSES };
-    let late: &[(Fault, &[Part])] = if ENDURES_LATE_WRITERS { &[(Fault::LateTwin, &[Part::Requests])] } else { &[] };
-    let stuck: &[(Fault, &[Part])] = if MAKES_BACKUPS && on == On::Processes { &[(Fault::Stuck, &[Part::Requests])] } else { &[] };
-    [own, ON_REQUESTS, damages, late, stuck].concat()
+    let (own, damages) = if on == On::Threads { (ON_THREADS, DAMAGES) } else { (ON_PROCESSES, DAMAGES_TO_FILES) };
+    // Where tasks run in this process, there are no backups.
+    let stuck: &[(Fault, &[Part])] = if on == On::Processes { &[(Fault::Stuck, &[Part::Requests])] } else { &[] };
+    [own, ON_REQUESTS, damages, LATE, stuck].concat()
 }
 
 /// What happens in one case. Each fault of the menu leads in turn; others come with it.
@@ -466,8 +463,8 @@ fn check(on: On, default_cases: u64, all_must_fire: bool) {
     if all_must_fire && replayed.is_none() {
         let never: Vec<&Fault> = expected.iter().filter(|f| fired(**f) == 0).collect();
         assert!(never.is_empty(), "these never fired: {never:?}");
-        assert!(!FINDS_DAMAGED_INTERMEDIATES || tally.recomputed > 0, "nothing was computed again");
-        assert!(!MAKES_BACKUPS || on == On::Threads || tally.backups[0] > 0, "no backup was made");
+        assert!(tally.recomputed > 0, "nothing was computed again");
+        assert!(on == On::Threads || tally.backups[0] > 0, "no backup was made");
     }
 }
 

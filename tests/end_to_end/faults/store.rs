@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use freestone::engine::kernels::Buffer;
-use freestone::engine::storage::{ByteRange, LocalStore, Lock, ObjectPart, PartsRead, Pending, StorageError, Store};
+use freestone::engine::storage::{ByteRange, Lock, ObjectPart, PartsRead, Pending, StorageError, Store};
 
 use super::{Fault, Faults, Part};
 
@@ -55,6 +55,7 @@ impl FaultStore {
     }
 
     /// A store without faults of its own, at which somebody looks.
+    #[allow(dead_code)] // by the program in `tests/child`
     pub fn watched(inner: Arc<dyn Store>, holds: Holds, watcher: impl Fn(&str, &str) + Send + Sync + 'static) -> FaultStore {
         FaultStore { watcher: Some(Box::new(watcher)), ..FaultStore::new(inner, holds, Arc::new(Faults::new(0, Vec::new()))) }
     }
@@ -285,60 +286,68 @@ impl Store for FaultStore {
     }
 }
 
-fn over_a_folder(rules: Vec<super::Rule>) -> (tempfile::TempDir, Arc<Faults>, FaultStore) {
-    let folder = tempfile::tempdir().unwrap();
-    let faults = Arc::new(Faults::new(1, rules));
-    let store = FaultStore::new(Arc::new(LocalStore::new(folder.path())), Holds::Outputs, Arc::clone(&faults));
-    (folder, faults, store)
-}
+#[cfg(test)]
+mod tests {
+    use freestone::engine::storage::LocalStore;
 
-#[test]
-fn without_faults_it_keeps_the_contract_of_stores() {
-    let (_folder, faults, store) = over_a_folder(Vec::new());
-    freestone::engine::storage::conformance::check(&store, "x");
-    assert!(faults.counts().is_empty());
-}
+    use super::super::Rule;
+    use super::*;
 
-/// What is there after a write that met a fault, and what the write said.
-#[track_caller]
-fn check_write(fault: Fault, expect: impl Fn(Option<&[u8]>, &Result<(), StorageError>) -> bool) {
-    let (folder, faults, store) = over_a_folder(vec![super::Rule { fault, part: Part::Outputs, rate: 1.0 }]);
-    let bytes: Vec<u8> = (0..100_000u32).map(|i| i as u8).collect();
-    let said = store.write("c/0", &bytes);
-    let there = std::fs::read(folder.path().join("c/0")).ok();
-    assert!(expect(there.as_deref(), &said), "{fault:?}: {} bytes, {said:?}", there.map_or(0, |b| b.len()));
-    assert_eq!(faults.counts(), [((fault, Part::Outputs), 1)].into());
-    // Other parts are not struck.
-    store.write("zarr.json", &bytes).unwrap();
-    assert_eq!(faults.counts().len(), 1);
-}
+    fn over_a_folder(rules: Vec<Rule>) -> (tempfile::TempDir, Arc<Faults>, FaultStore) {
+        let folder = tempfile::tempdir().unwrap();
+        let faults = Arc::new(Faults::new(1, rules));
+        let store = FaultStore::new(Arc::new(LocalStore::new(folder.path())), Holds::Outputs, Arc::clone(&faults));
+        (folder, faults, store)
+    }
 
-#[test]
-fn each_fault_of_a_write_is_what_it_says() {
-    let bytes: Vec<u8> = (0..100_000u32).map(|i| i as u8).collect();
-    let transient = |said: &Result<(), StorageError>| said.as_ref().is_err_and(StorageError::is_transient);
-    let differ = |there: &[u8]| there.iter().zip(&bytes).filter(|(x, y)| x != y).count();
-    check_write(Fault::Delay, |there, said| there == Some(&bytes) && said.is_ok());
-    check_write(Fault::Transient, |there, said| there.is_none() && transient(said));
-    check_write(Fault::Throttled, |there, said| there.is_none() && matches!(said, Err(StorageError::Throttled { .. })));
-    check_write(Fault::LostResponse, |there, said| there == Some(&bytes) && transient(said));
-    check_write(Fault::Torn, |there, said| there.is_some_and(|b| b.len() < bytes.len() && bytes.starts_with(b)) && transient(said));
-    check_write(Fault::CorruptWrite, |there, said| there.is_some_and(|b| b.len() == bytes.len() && differ(b) == 1) && said.is_ok());
-    check_write(Fault::Dropped, |there, said| there.is_none() && said.is_ok());
-    check_write(Fault::NoSpace, |there, said| there.is_none() && matches!(said, Err(StorageError::NoSpace { .. })));
-    check_write(Fault::Denied, |there, said| there.is_none() && matches!(said, Err(StorageError::Denied { .. })));
-}
+    #[test]
+    fn without_faults_it_keeps_the_contract_of_stores() {
+        let (_folder, faults, store) = over_a_folder(Vec::new());
+        freestone::engine::storage::conformance::check(&store, "x");
+        assert!(faults.counts().is_empty());
+    }
 
-#[test]
-fn a_byte_that_is_corrupt_when_read_is_whole_in_the_store() {
-    let (folder, faults, store) = over_a_folder(vec![super::Rule { fault: Fault::CorruptRead, part: Part::Outputs, rate: 1.0 }]);
-    store.write("c/0", &[0; 1000]).unwrap();
-    let mut into = Buffer::zeroed(1000);
-    assert!(store.read("c/0", None, 1000, &mut into).unwrap());
-    assert_eq!(into.bytes().iter().filter(|b| **b != 0).count(), 1);
-    let mut into = vec![0; 10];
-    assert_eq!(store.read_parts("c/0", 1000, &[ObjectPart { offset: 5, place: 0, len: 10 }], &mut into).unwrap(), PartsRead::Done);
-    assert_eq!(into.iter().filter(|b| **b != 0).count(), 1);
-    assert_eq!(std::fs::read(folder.path().join("c/0")).unwrap(), [0; 1000]);
-    assert_eq!(faults.counts()[&(Fault::CorruptRead, Part::Outputs)], 2);
+    /// What is there after a write that met a fault, and what the write said.
+    #[track_caller]
+    fn check_write(fault: Fault, expect: impl Fn(Option<&[u8]>, &Result<(), StorageError>) -> bool) {
+        let (folder, faults, store) = over_a_folder(vec![Rule { fault, part: Part::Outputs, rate: 1.0 }]);
+        let bytes: Vec<u8> = (0..100_000u32).map(|i| i as u8).collect();
+        let said = store.write("c/0", &bytes);
+        let there = std::fs::read(folder.path().join("c/0")).ok();
+        assert!(expect(there.as_deref(), &said), "{fault:?}: {} bytes, {said:?}", there.map_or(0, |b| b.len()));
+        assert_eq!(faults.counts(), [((fault, Part::Outputs), 1)].into());
+        // Other parts are not struck.
+        store.write("zarr.json", &bytes).unwrap();
+        assert_eq!(faults.counts().len(), 1);
+    }
+
+    #[test]
+    fn each_fault_of_a_write_is_what_it_says() {
+        let bytes: Vec<u8> = (0..100_000u32).map(|i| i as u8).collect();
+        let transient = |said: &Result<(), StorageError>| said.as_ref().is_err_and(StorageError::is_transient);
+        let differ = |there: &[u8]| there.iter().zip(&bytes).filter(|(x, y)| x != y).count();
+        check_write(Fault::Delay, |there, said| there == Some(&bytes) && said.is_ok());
+        check_write(Fault::Transient, |there, said| there.is_none() && transient(said));
+        check_write(Fault::Throttled, |there, said| there.is_none() && matches!(said, Err(StorageError::Throttled { .. })));
+        check_write(Fault::LostResponse, |there, said| there == Some(&bytes) && transient(said));
+        check_write(Fault::Torn, |there, said| there.is_some_and(|b| b.len() < bytes.len() && bytes.starts_with(b)) && transient(said));
+        check_write(Fault::CorruptWrite, |there, said| there.is_some_and(|b| b.len() == bytes.len() && differ(b) == 1) && said.is_ok());
+        check_write(Fault::Dropped, |there, said| there.is_none() && said.is_ok());
+        check_write(Fault::NoSpace, |there, said| there.is_none() && matches!(said, Err(StorageError::NoSpace { .. })));
+        check_write(Fault::Denied, |there, said| there.is_none() && matches!(said, Err(StorageError::Denied { .. })));
+    }
+
+    #[test]
+    fn a_byte_that_is_corrupt_when_read_is_whole_in_the_store() {
+        let (folder, faults, store) = over_a_folder(vec![Rule { fault: Fault::CorruptRead, part: Part::Outputs, rate: 1.0 }]);
+        store.write("c/0", &[0; 1000]).unwrap();
+        let mut into = Buffer::zeroed(1000);
+        assert!(store.read("c/0", None, 1000, &mut into).unwrap());
+        assert_eq!(into.bytes().iter().filter(|b| **b != 0).count(), 1);
+        let mut into = vec![0; 10];
+        assert_eq!(store.read_parts("c/0", 1000, &[ObjectPart { offset: 5, place: 0, len: 10 }], &mut into).unwrap(), PartsRead::Done);
+        assert_eq!(into.iter().filter(|b| **b != 0).count(), 1);
+        assert_eq!(std::fs::read(folder.path().join("c/0")).unwrap(), [0; 1000]);
+        assert_eq!(faults.counts()[&(Fault::CorruptRead, Part::Outputs)], 2);
+    }
 }

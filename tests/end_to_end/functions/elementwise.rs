@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 
 use freestone::{Complex128, DType};
 use freestone_expr::vocabulary::Value;
+use ndarray::{ArrayD, IxDyn};
 
 use super::{BITS, BOOL, Case, EVERY, FLOATS, INEXACT, INTEGERS, NUMERIC, Other, REALS, SOME, others, result, spread, zero};
 use crate::elements::Element::{self, Complex, Int, Real};
@@ -54,9 +55,6 @@ pub(super) static ELEMENTWISE: &[Elementwise] = &[
     })),
     row!("floor", REALS, (-9.0, 9.0), Exact, |x| each(x, same, f64::floor, no)),
     row!("imag", NUMERIC, (-9.0, 9.0), Exact, |x| if let Complex(z) = x { Real(z.im) } else { each(x, |_| 0, |_| 0.0, no) }),
-    row!("isfinite", NUMERIC, (-9.0, 9.0), Exact, |_| Element::Bool(true)),
-    row!("isinf", NUMERIC, (-9.0, 9.0), Exact, |_| Element::Bool(false)),
-    row!("isnan", NUMERIC, (-9.0, 9.0), Exact, |x| Element::Bool(x.is_nan())),
     row!("log", INEXACT, (1.0, 90.0), Ulps(4), |x| inexact(x, f64::ln, C::ln)),
     row!("log10", INEXACT, (1.0, 90.0), Ulps(4), |x| inexact(x, f64::log10, C::log10)),
     row!("log1p", INEXACT, (-0.9, 90.0), Ulps(4), |x| inexact(x, f64::ln_1p, |z| (z + 1.0).ln())),
@@ -114,8 +112,28 @@ pub(super) static ELEMENTWISE: &[Elementwise] = &[
     row!("subtract", NUMERIC, (-99.0, 99.0), (-99.0, 99.0), Exact, |x, y, _| each2(x, y, |x, y| x - y, |x, y| x - y, |x, y| x - y)),
 ];
 
+/// A predicate of floats, on numbers and on what is none: of each part of complex numbers, joined.
+fn classified(c: &Case<'_>, holds: fn(f64) -> bool, join: fn(bool, bool) -> bool) {
+    let values = [0.5, f64::INFINITY, -3.0, f64::NAN, f64::NEG_INFINITY, 0.0];
+    let x = ArrayD::from_shape_fn(IxDyn(&[6, 6]), |at| match zero(c.dtype) {
+        Int(_) => Int(at[0] as i128 - at[1] as i128).fit(c.dtype),
+        Complex(_) => Complex(C::new(values[at[0]], values[at[1]])),
+        _ => Real(values[(at[0] + at[1]) % 6]),
+    });
+    let whole = x.mapv(|x| match x {
+        Real(x) => Element::Bool(holds(x)),
+        Complex(z) => Element::Bool(join(holds(z.re), holds(z.im))),
+        x => Element::Bool(holds(x.real())),
+    });
+    let x = c.pair(x, c.dtype);
+    c.check(vec![x.lazy], vec![], &[(Bool, whole)], Exact);
+}
+
 /// Of three operands, or to another dtype.
 pub(super) static OF_SEVERAL: &[Other] = others! {
+    isfinite NUMERIC |c| classified(c, f64::is_finite, |re, im| re && im);
+    isinf NUMERIC |c| classified(c, f64::is_infinite, |re, im| re || im);
+    isnan NUMERIC |c| classified(c, f64::is_nan, |re, im| re || im);
     clip REALS |c| {
         let (x, low, high) = (c.cube(), c.of(c.dtype, &[6, 1], (-9.0, 2.0)), c.of(c.dtype, &[10], (0.0, 9.0)));
         let (lows, highs) = (spread(&low.whole, &[4, 6, 10]), spread(&high.whole, &[4, 6, 10]));

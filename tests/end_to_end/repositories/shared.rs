@@ -1,8 +1,12 @@
 //! Sessions that several join by their id: programs that know nothing else of each other, writers that die and come again, arrays that clash.
 
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
-use std::{fs, thread};
 
 use freestone::sessions::{Closed, CommitOptions, Error as RepositoryError, MAIN, Rebase, Repository, SessionState};
 use freestone::{Array, Error, ExitCode, Options, Serial, Session};
@@ -11,39 +15,74 @@ use super::{id_of, n_snapshots, ramp, repository, values};
 use crate::command::{freestone_in, stdout};
 use crate::support::{BINARY, Place, WINDS_V3, tree};
 
+/// A server of a folder's documents that never answers when it is asked for a chunk, but says so to the test.
+fn serve_no_chunks(folder: &'static str) -> (String, Receiver<()>) {
+    fn answer(mut stream: TcpStream, folder: &str, asked: &Sender<()>) -> std::io::Result<()> {
+        let mut lines = BufReader::new(stream.try_clone()?).lines();
+        let request = lines.next().unwrap_or_else(|| Ok(String::new()))?;
+        for line in lines.by_ref() {
+            if line?.is_empty() {
+                break;
+            }
+        }
+        let path = request.split(' ').nth(1).unwrap_or_default().trim_start_matches('/');
+        if path.contains("/c/") {
+            let _ = asked.send(());
+            // Until the client is gone.
+            return lines.try_for_each(|line| line.map(drop));
+        }
+        match fs::read(Path::new(folder).join(path)) {
+            Ok(bytes) => {
+                write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", bytes.len())?;
+                if request.starts_with("HEAD") { Ok(()) } else { stream.write_all(&bytes) }
+            }
+            Err(_) => write!(stream, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"),
+        }
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let (asked, heard) = channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let asked = asked.clone();
+            std::thread::spawn(move || answer(stream, folder, &asked));
+        }
+    });
+    (url, heard)
+}
+
 /// Eight programs that know the repository and an id only; one is killed half-way and started again: one commit, all values.
 #[test]
 fn programs_join_by_id_and_one_dies() {
     let place = Place::quick();
     let run = |arguments: &[&str]| freestone_in(&place, &[], arguments);
     let id = id_of(&run(&["session", "create", "--repository", "r", "-m", "by eight"]));
-    let compute = |n: usize| {
+    let compute = |n: usize, inputs: &str| {
         let mut command = Command::new(BINARY);
         command
             .current_dir(place.folder.path())
+            .env("NO_PROXY", "127.0.0.1")
+            .env("no_proxy", "127.0.0.1")
             .env("FREESTONE_WORK_DIR", place.at(&format!("work-{n}")))
-            .args(["compute", &format!("u * {n}"), "-i", &format!("u={WINDS_V3}/u"), "-o", &format!("all/u{n}"), "--chunks", "1,10,10"])
+            .args(["compute", &format!("u * {n}"), "-i", &format!("u={inputs}/u"), "-o", &format!("all/u{n}"), "--chunks", "1,10,10"])
             .args(["--repository", "r", "--session", &id, "--executor", "threads"])
             .stdout(Stdio::null());
         command.spawn().unwrap()
     };
-    let mut children: Vec<_> = (0..8).map(compute).collect();
-    thread::sleep(Duration::from_millis(60));
+    let (stalled, asked) = serve_no_chunks(WINDS_V3);
+    let mut children: Vec<_> = (0..8).map(|n| compute(n, if n == 3 { &stalled } else { WINDS_V3 })).collect();
+    // It has joined, and waits for its first chunk.
+    asked.recv_timeout(Duration::from_secs(300)).expect("it asks for a chunk");
     children[3].kill().unwrap();
     let refused = run(&["session", "commit", &id, "--repository", "r"]);
-    let status = children[3].wait().unwrap();
-    for (n, mut child) in children.into_iter().enumerate().filter(|(n, _)| *n != 3) {
-        assert!(child.wait().unwrap().success(), "{n}");
+    for (n, mut child) in children.into_iter().enumerate() {
+        assert_eq!(child.wait().unwrap().success(), n != 3, "{n}");
     }
-    // Unless it was quicker than the signal.
-    if !status.success() {
-        let text = String::from_utf8_lossy(&refused.stderr).into_owned();
-        assert!(refused.status.code() == Some(5) && text.contains("open writers"), "{text}");
-        let text = stdout(&run(&["session", "status", &id, "--repository", "r"]));
-        let written = |l: &&str| l.contains("compute-all-u3");
-        assert!(text.lines().find(written).is_none_or(|l| l.ends_with(": 0 chunks, open")), "{text}");
-        assert!(compute(3).wait().unwrap().success());
-    }
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(5) && text.contains("open writers"), "{text}");
+    let text = stdout(&run(&["session", "status", &id, "--repository", "r"]));
+    assert!(text.lines().any(|l| l.contains("compute-all-u3") && l.ends_with(": 0 chunks, open")), "{text}");
+    assert!(compute(3, WINDS_V3).wait().unwrap().success());
     let snapshot = id_of(&run(&["session", "commit", &id, "--repository", "r"]));
     let repository = Repository::open(&place.at("r")).unwrap();
     assert_eq!(n_snapshots(&repository), 2);

@@ -1,11 +1,14 @@
 //! A worker without any library: does what each invocation tells it. For the emulator's own tests.
 //!
-//! `{"do": "echo" | "sleep" | "allocate" | "exit" | "abort" | "error" | "long" | "append", "n": 3, "to": "a file"}`
+//! `{"do": "echo" | "allocate" | "exit" | "abort" | "error" | "long" | "append", "n": 3, "to": "a file", "once": "another file"}`
+//!
+//! With `once`, it first waits until that file exists.
 
 use std::error::Error;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use freestone_lambda_emulator::request;
@@ -28,8 +31,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         let n = body["n"].as_u64().unwrap_or_default();
         let mut answer = json!({ "pid": std::process::id(), "count": count, "left_ms": deadline.saturating_sub(now), "echo": body });
         let mut kind = "response";
+        if let Some(file) = body["once"].as_str() {
+            while !Path::new(file).exists() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
         match body["do"].as_str().unwrap_or_default() {
-            "sleep" => std::thread::sleep(Duration::from_millis(n)),
             "allocate" => {
                 let block = vec![1u8; (n as usize) << 20];
                 answer["sum"] = block.iter().step_by(4096).map(|b| u64::from(*b)).sum::<u64>().into();
@@ -43,15 +50,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             "long" => answer = "x".repeat(n as usize).into(),
             "append" => {
                 let mut file = OpenOptions::new().create(true).append(true).open(body["to"].as_str().unwrap_or_default())?;
-                std::thread::sleep(Duration::from_millis(n));
                 file.write_all(b"x")?;
-            }
-            "spin" => {
-                let mut x = 0u64;
-                for i in 0..n * 1_000_000 {
-                    x = std::hint::black_box(x.wrapping_add(i));
-                }
-                answer["x"] = x.into();
             }
             _ => {}
         }

@@ -1,0 +1,106 @@
+//! A driver that says what it does, and stops at its moment.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use freestone::engine::events::{Event, Observer};
+use freestone::engine::storage::LocalStore;
+use freestone::{Options, Stores};
+use serde_json::json;
+
+use crate::faults::store::{FaultStore, Holds};
+use crate::scenarios::driver::{Asked, Moment, SLOTS, plan};
+use crate::{executor, say, stop};
+
+/// What this process says, and when it stops.
+struct Told {
+    moment: Option<Moment>,
+    n_stages: u64,
+    tasks: AtomicU64,
+    stages_ended: AtomicU64,
+    published: AtomicU64,
+    slow: Duration,
+}
+
+impl Told {
+    /// Stops the thread that calls where this is the moment.
+    fn reached(&self, is_it: bool) {
+        if is_it {
+            say(&json!({"stopped": self.moment, "tasks": self.tasks.load(Ordering::SeqCst)}));
+            stop();
+        }
+    }
+
+    fn asked(&self, action: &str, key: &str) {
+        let tasks = self.tasks.load(Ordering::SeqCst);
+        let document = action == "written" && key.ends_with("/zarr.json");
+        let chunk = action == "written" && !document && !key.contains("/journal/") && !key.ends_with("plan.json") && !key.contains("claim");
+        if key.contains("/journal/") {
+            say(&json!({"journal": key, "is": action}));
+        }
+        match self.moment {
+            Some(Moment::Chunk(n)) => self.reached(chunk && tasks >= n),
+            Some(Moment::Flush) => self.reached(action == "flushed"),
+            Some(Moment::Published(n)) => self.reached(document && self.published.fetch_add(1, Ordering::SeqCst) == n),
+            _ => {}
+        }
+    }
+}
+
+impl Observer for Told {
+    fn on(&self, event: &Event<'_>) {
+        match event {
+            Event::RunStarted(start) => say(&json!({"run": start.run, "finished": start.finished})),
+            Event::Started { request } => say(&json!({"out": [request.stage.0, request.first, request.count], "id": request.id})),
+            Event::Outcome { outcome, counted } => {
+                let tasks = self.tasks.fetch_add(*counted, Ordering::SeqCst) + counted;
+                say(&json!({"back": outcome.request.stage.0, "counted": counted, "id": outcome.request.id}));
+                if let Some(Moment::Tasks(n)) = self.moment {
+                    self.reached(tasks >= n);
+                }
+                std::thread::sleep(self.slow);
+            }
+            Event::StageEnded { .. } => {
+                let ended = self.stages_ended.fetch_add(1, Ordering::SeqCst) + 1;
+                self.reached(self.moment == Some(Moment::StagesEnded) && ended == self.n_stages);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Runs, or resumes.
+pub fn run(asked: &Asked) {
+    let (planned, spec) = plan(&asked.folder, "results", &asked.on);
+    let executor = executor(&asked.on, &asked.binary, SLOTS);
+    let told = Arc::new(Told {
+        moment: asked.moment,
+        n_stages: planned.plan().plan().stages.len() as u64,
+        tasks: AtomicU64::new(0),
+        stages_ended: AtomicU64::new(0),
+        published: AtomicU64::new(0),
+        slow: Duration::from_millis(asked.slow_ms),
+    });
+    let stores = Stores::default();
+    for (name, holds) in [("work", Holds::Work), ("results", Holds::Outputs)] {
+        let inner = Arc::new(LocalStore::new(format!("{}/{name}", asked.folder)));
+        let told = Arc::clone(&told);
+        stores.insert(Arc::new(FaultStore::watched(inner, holds, move |action, key| told.asked(action, key))));
+    }
+    let observers: [&dyn Observer; 1] = [&*told];
+    let options = Options { observers: &observers, stores, ..Options::default() };
+    let ended = match &asked.resume {
+        None => freestone::run_with(&planned, &spec, &*executor, &options),
+        Some(run) => {
+            let stored = freestone::open_run(&format!("{}/{run}", spec.work_dir), &options.stores).unwrap();
+            freestone::resume(&stored, &spec, &*executor, &options)
+        }
+    };
+    say(&match ended {
+        Ok(report) => {
+            json!({"ended": "well", "finished_before": report.finished_before, "recomputed": report.recomputed, "in_memory": report.kept_bytes > 0})
+        }
+        Err(error) => json!({"ended": error.to_string()}),
+    });
+}

@@ -1,0 +1,103 @@
+//! A driver that overwrites an array in a repository, and stops at its moment.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use freestone::Options;
+use freestone::engine::events::{Event, Observer};
+use freestone::engine::plan::FinalizedPlan;
+use freestone::engine::session::{Session as EngineSession, SessionError};
+use freestone::engine::storage::{StorageError, Store};
+use freestone::engine::task::Receipt;
+use freestone::sessions::{CommitOptions, RunSession};
+use serde_json::{Value, json};
+
+use crate::scenarios::repository::{Asked, Moment, overwriting};
+use crate::{executor, say, stop};
+
+/// Says that this is the moment, and goes no further.
+fn reached() -> ! {
+    say(&json!("stopped"));
+    stop()
+}
+
+/// Stops at its moment.
+struct Stopping {
+    moment: Moment,
+    inner: RunSession,
+    tasks: AtomicU64,
+}
+
+impl Observer for Stopping {
+    fn on(&self, event: &Event<'_>) {
+        if let Event::Outcome { counted, .. } = event {
+            let tasks = self.tasks.fetch_add(*counted, Ordering::SeqCst) + counted;
+            if matches!(self.moment, Moment::Tasks(n) if tasks >= n) {
+                reached();
+            }
+            // So that the journal is written in between.
+            thread::sleep(Duration::from_millis(30));
+        }
+    }
+}
+
+impl EngineSession for Stopping {
+    fn store(&self) -> Option<Arc<dyn Store>> {
+        self.inner.store()
+    }
+
+    fn takes_receipts(&self) -> bool {
+        self.inner.takes_receipts()
+    }
+
+    fn check(&self, plan: &FinalizedPlan) -> Result<(), SessionError> {
+        self.inner.check(plan)
+    }
+
+    fn begin(&self, plan: &FinalizedPlan) -> Result<(), SessionError> {
+        self.inner.begin(plan)
+    }
+
+    fn ticket(&self) -> Value {
+        self.inner.ticket()
+    }
+
+    fn resume(&self, plan: &FinalizedPlan, finished: bool) -> Result<(), SessionError> {
+        self.inner.resume(plan, finished)
+    }
+
+    fn holds(&self, plan: &FinalizedPlan, receipt: &Receipt) -> Result<bool, StorageError> {
+        self.inner.holds(plan, receipt)
+    }
+
+    fn commit(&self, plan: &FinalizedPlan, receipts: &[Receipt], is_cancelled: &dyn Fn() -> bool) -> Result<Option<String>, SessionError> {
+        match self.moment {
+            Moment::BeforeCommit => reached(),
+            Moment::InCommit(us) => drop(thread::spawn(move || {
+                thread::sleep(Duration::from_micros(us));
+                say(&json!("stopped"));
+            })),
+            _ => {}
+        }
+        let done = self.inner.commit(plan, receipts, is_cancelled);
+        if self.moment == Moment::AfterCommit || matches!(self.moment, Moment::InCommit(_)) {
+            reached();
+        }
+        done
+    }
+
+    fn abandon(&self, plan: &FinalizedPlan) {
+        self.inner.abandon(plan);
+    }
+}
+
+/// Runs until the moment.
+pub fn run(asked: &Asked) {
+    let (planned, spec, session) = overwriting(&asked.folder);
+    let stopping = Stopping { moment: asked.moment, inner: session.publishing("overwritten", CommitOptions::default()), tasks: AtomicU64::new(0) };
+    let executor = executor(&asked.on, &asked.binary, 2);
+    let _ = freestone::run_with(&planned, &spec, &*executor, &Options { session: Some(&stopping), observers: &[&stopping], ..Options::default() });
+    panic!("the moment never came");
+}

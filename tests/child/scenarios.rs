@@ -1,0 +1,129 @@
+//! What tests and their child program share: settings, and the runs that are killed.
+
+use freestone::engine::plan::LocalMemory;
+use freestone::{Planned, Settings, Spec};
+
+/// Small, the same on every machine.
+pub fn spec_in(work_dir: &str) -> Spec {
+    let settings = Settings {
+        work_dir: Some(work_dir.into()),
+        allowed_mem: Some(100_000_000),
+        local_mem: Some(1_000_000_000),
+        threads: Some(2),
+        parallelism: Some(2),
+        ..Settings::default()
+    };
+    settings.resolve().unwrap()
+}
+
+/// So little memory that nothing but tasks has room.
+pub fn without_room(spec: &Spec, planned: &Planned, slots: usize) -> Spec {
+    let local = LocalMemory { limit: spec.local_mem, shared: true };
+    let projection = planned.plan().projected_local_mem(slots, &local).unwrap();
+    Spec { local_mem: projection.base + projection.tasks, ..spec.clone() }
+}
+
+/// A run into plain arrays.
+pub mod driver {
+    use freestone::engine::storage::{LocalStore, Store};
+    use freestone::{DType, Planned, Spec, Target};
+    use serde::{Deserialize, Serialize};
+
+    pub const SLOTS: usize = 2;
+
+    /// When the driver is killed.
+    #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+    pub enum Moment {
+        /// When so many tasks are finished.
+        Tasks(u64),
+        /// When the next chunk is about to be written after so many tasks.
+        Chunk(u64),
+        /// All stages have ended, and what the journal did not get yet is only in memory.
+        StagesEnded,
+        /// The journal is whole, and the results are about to be flushed.
+        Flush,
+        /// So many results are published, and the next one is about to be.
+        Published(u64),
+    }
+
+    /// What the child is asked to do.
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    pub struct Asked {
+        /// Where everything is.
+        pub folder: String,
+        /// `threads`, `memory` or `processes`.
+        pub on: String,
+        /// The command's binary, for processes.
+        pub binary: String,
+        /// When to stop.
+        pub moment: Option<Moment>,
+        /// The run to resume, if it is not a new one.
+        pub resume: Option<String>,
+        /// A pause after each outcome.
+        pub slow_ms: u64,
+    }
+
+    /// Some hundred tasks: there and back between rows and columns, a sum, and a result that is all fill values.
+    ///
+    /// On `memory`, which is threads, there is room for intermediates in memory: they go with the process, and come back. Else there is none.
+    pub fn plan(folder: &str, results: &str, on: &str) -> (Planned, Spec) {
+        let x = freestone::random_uniform(&[2560, 96], 0.5, 1.0, 7, DType::Float64, &[16, 96]).unwrap();
+        let columns = x.rechunk(&[2560, 2]).unwrap() * 2.0;
+        let rows = columns.rechunk(&[16, 96]).unwrap() + 1.0;
+        let zeros = &rows * 0.0;
+        let group = format!("{folder}/{results}");
+        let targets =
+            [Target::in_group(&rows, &group, "rows"), Target::in_group(&columns.sum(0).unwrap(), &group, "sums"), Target::in_group(&zeros, &group, "zeros")];
+        let spec = super::spec_in(LocalStore::new(format!("{folder}/work")).url());
+        let planned = freestone::plan(&targets, &spec).unwrap();
+        let spec = if on == "memory" { spec } else { super::without_room(&spec, &planned, SLOTS) };
+        (planned, spec)
+    }
+}
+
+/// A run that overwrites an array in a repository.
+pub mod repository {
+    use freestone::sessions::{MAIN, Repository};
+    use freestone::{DType, Planned, Session, Spec};
+    use serde::{Deserialize, Serialize};
+
+    /// When the driver is killed.
+    #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+    pub enum Moment {
+        /// When so many tasks are finished.
+        Tasks(u64),
+        /// All tasks are finished, and the commit is about to begin.
+        BeforeCommit,
+        /// So many microseconds after it began. Where that is in the commit depends on the machine, and so does which array a reader sees.
+        InCommit(u64),
+        /// It is done, and the driver does not know it yet.
+        AfterCommit,
+    }
+
+    /// What the child is asked to do.
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    pub struct Asked {
+        /// Where everything is.
+        pub folder: String,
+        /// `threads` or `processes`.
+        pub on: String,
+        /// The command's binary, for processes.
+        pub binary: String,
+        /// When to stop.
+        pub moment: Moment,
+    }
+
+    pub const SHAPE: [u64; 2] = [1280, 64];
+
+    /// From rows to columns and back, over what is there.
+    pub fn overwriting(folder: &str) -> (Planned, Spec, Session) {
+        let repository = Repository::open(&format!("{folder}/repository")).unwrap();
+        let session = Session::begin(&repository, MAIN).unwrap();
+        let x = freestone::random_uniform(&SHAPE, 0.5, 1.0, 7, DType::Float64, &[16, 64]).unwrap();
+        let rows = (x.rechunk(&[1280, 2]).unwrap() * 2.0).rechunk(&[16, 64]).unwrap();
+        let spec = super::spec_in(&format!("{folder}/work"));
+        let planned = freestone::plan(&[session.target(&rows, "data/rows").overwrite(true)], &spec).unwrap();
+        let spec = super::without_room(&spec, &planned, 2);
+        (planned, spec, session)
+    }
+}
