@@ -248,7 +248,7 @@ impl Processes {
                 None
             }
         };
-        process.wait(given_up, &protocol)?;
+        process.wait(given_up, protocol)?;
         match receive::<Answer>(&mut process.answers) {
             Ok(Some(Answer::Ready { environment, .. })) => {
                 // Not always the child itself: a shell may have started it.

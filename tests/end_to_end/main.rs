@@ -2,6 +2,8 @@
 
 // Tests say by panicking that something is wrong.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs, unreachable_pub)]
+// Regions of one axis are arrays of one range.
+#![allow(clippy::single_range_in_vec_init)]
 
 mod ahead;
 mod bad_input;

@@ -8,11 +8,11 @@ use std::sync::{Condvar, Mutex};
 use freestone::engine::driver::RunError;
 use freestone::engine::events::{Event, Observer};
 use freestone::engine::executor::{Executor, ExecutorError, Next, TaskSource};
-use freestone::engine::task::{FailureKind, TaskOutcome};
+use freestone::engine::task::TaskOutcome;
 use freestone::engine::worker::RunContext;
-use freestone::{Array, Cancel, Error, ExitCode, Options, Planned, Processes, RunReport, Spec, Target, Threads, WORKER_ARGUMENT};
+use freestone::{Array, Cancel, Error, ExitCode, Options, Planned, Processes, RunReport, Spec, Target, Threads};
 
-use crate::support::{BINARY, Place, WINDS_V3, in_memory, names, open_in_memory, processes, tree};
+use crate::support::{Place, WINDS_V3, in_memory, names, open_in_memory, processes, tree};
 
 /// Many small tasks: every chunk of the winds' time means in pieces of its own.
 fn many_tasks(output: &str, spec: &Spec) -> Planned {

@@ -174,7 +174,7 @@ impl Observer for Listener<'_> {
             }
             Event::Recomputed { stage, tasks, .. } => *told.recomputed.entry(stage.0).or_default() += tasks,
             Event::RunEnded(_) => told.run_ended += 1,
-            Event::Started { .. } | Event::Retried { .. } => {}
+            Event::Started { .. } | Event::Retried { .. } | Event::MemoryExceeded(_) => {}
         }
     }
 }
