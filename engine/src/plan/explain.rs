@@ -9,8 +9,8 @@ use freestone_kernels::{DType, Expr, Node as ExprNode};
 use serde::{Serialize, Serializer};
 
 use super::layout::without_chunks;
-use super::traffic;
 use super::{ArrayId, FinalizedPlan, Place, Plan, PlanArray, ReadMode, Stage, StageId, StageInput, StageLayout};
+use super::{read_counts, traffic};
 use crate::memory::{MemoryEstimate, size};
 use crate::readmap::{AxisMap, Origin, ReadMap};
 
@@ -209,7 +209,7 @@ impl FinalizedPlan {
 
 fn explain_stage(plan: &Plan, stage: &Stage, layout: &StageLayout) -> StageExplanation {
     let scope = plan.scope();
-    let reads = traffic::reads(scope, stage).into_iter().map(|(id, counted)| {
+    let reads = read_counts::reads(scope, stage, layout).into_iter().map(|(id, counted)| {
         let array = explain_array(plan, id);
         let made = matches!(array.role, Role::Constant | Role::Generated);
         let inputs = || stage.inputs.iter().zip(&layout.inputs).filter(|(i, _)| i.sources.contains(&id));

@@ -11,6 +11,7 @@ pub(crate) mod layout;
 mod local;
 pub(crate) mod looks;
 pub mod lower;
+mod read_counts;
 pub mod reads;
 pub(crate) mod rechunk;
 mod scope;

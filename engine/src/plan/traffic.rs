@@ -1,7 +1,8 @@
-//! What a stage reads and writes: how often its tasks ask for chunks, and for how many bytes of them.
+//! What a stage reads and writes: how often its tasks ask for chunks, and for how many bytes of them, in closed form.
 //!
-//! The planner decides by it, and the explanation of a plan says it. It follows from the sizes of tasks and chunks, with no work per chunk:
-//! exactly where these nest, nearly where they don't. Bytes are those of decoded chunks; codecs make fewer of them.
+//! The planner weighs candidates by it: it follows from the sizes of tasks and chunks, with no work per chunk, exactly where these nest and
+//! nearly where they don't. What a finished plan says of its reads is counted (`read_counts`). Bytes are those of decoded chunks; codecs make
+//! fewer of them.
 
 use super::{ArrayId, Place, PlanArray, Scope, Stage, StageInput};
 use crate::flat::flat_bounds;
