@@ -175,12 +175,12 @@ fn inputs_that_changed_stop_it() {
     let (spec, folder) = interrupted(&place, "out", 5);
     // A chunk that is written anew is found where chunks are looked at, even if it keeps its time.
     let chunk = place.at("x/c/29/0");
-    let (bytes, before) = (fs::read(&chunk).unwrap(), fs::metadata(&chunk).unwrap());
-    let changed = |m: &fs::Metadata| (m.ctime(), m.ctime_nsec());
-    // The file system's clock goes in steps.
-    while changed(&fs::metadata(&chunk).unwrap()) == changed(&before) {
+    let (bytes, modified) = (fs::read(&chunk).unwrap(), fs::metadata(&chunk).unwrap().modified().unwrap());
+    let changed = |file: &str| fs::metadata(file).map(|m| (m.ctime(), m.ctime_nsec())).unwrap();
+    // The file system's clock goes in steps: until the change is seen to be later than the plan.
+    while changed(&chunk) <= changed(&format!("{folder}/plan.json")) {
         fs::write(&chunk, &bytes).unwrap();
-        fs::File::options().write(true).open(&chunk).unwrap().set_modified(before.modified().unwrap()).unwrap();
+        fs::File::options().write(true).open(&chunk).unwrap().set_modified(modified).unwrap();
     }
     let error = refused(&folder, &spec, true);
     assert!(matches!(&error, RunError::InputChanged { place, .. } if place.contains("x/c/29/0")), "{error}");
