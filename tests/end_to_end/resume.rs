@@ -154,7 +154,7 @@ fn a_run_of_fill_values_resumes_to_nothing() {
 
 /// An interrupted run of `stages`, and its folder.
 fn interrupted(place: &Place, name: &str, after: u64) -> (Spec, String) {
-    let spec = specs(place, name)[0].clone();
+    let spec = specs(place)[0].clone();
     let stopped = Counting { cancel_after: Some(after), ..Counting::default() };
     let Err(Error::Run(error)) = run(&stages(place, name, &spec), &spec, &Serial, &stopped) else { panic!("it is cancelled") };
     (spec, error.kept().unwrap().to_owned())
