@@ -219,7 +219,7 @@ fn regions_take_what_is_packed_alike() {
     write_region(&same, 0..3).unwrap();
     // Packed ones into an array of real numbers.
     freestone::create(&[Target::array(&t.raw().unwrap(), &place.at("real")).chunks(&[3])], &spec).unwrap();
-    let target = Target::array(&half(0, 3), &place.at("real")).region(&[0..3]);
+    let target = Target::array(&half(0, 3), &place.at("real")).region(std::slice::from_ref(&(0..3)));
     assert!(matches!(freestone::plan(&[target], &spec), Err(Error::Array(ArrayError::Region(RegionError::Packing { .. })))));
     // Nothing was written where it was refused.
     let store = freestone::Stores::default().open(&place.at("out")).unwrap();

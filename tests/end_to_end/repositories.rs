@@ -321,7 +321,7 @@ fn a_plan_finds_what_is_in_its_way() {
         freestone::plan(&[target.overwrite(true)], &spec).unwrap();
         assert_eq!(freestone::create(&[Target::array(&ramp(20.0), &place.at(location))], &spec).unwrap_err().exit_code(), ExitCode::Conflict);
     }
-    freestone::plan(&[Target::array(&ramp(10.0), &place.at("plain")).region(&[0..10])], &spec).unwrap();
+    freestone::plan(&[Target::array(&ramp(10.0), &place.at("plain")).region(std::slice::from_ref(&(0..10)))], &spec).unwrap();
     // What comes after the plan is found by the run.
     let planned = freestone::plan(&[Target::array(&ramp(20.0), &place.at("later"))], &spec).unwrap();
     run(Target::array(&ramp(20.0), &place.at("later"))).unwrap();
@@ -336,7 +336,7 @@ fn a_plan_finds_what_is_in_its_way() {
     assert!(error.to_string().contains("there is an array or group `x`") && error.to_string().contains("--overwrite"), "{error}");
     assert_eq!(error.exit_code(), ExitCode::Conflict);
     freestone::plan(&[session.target(&ramp(30.0), "x").overwrite(true)], &spec).unwrap();
-    freestone::plan(&[session.target(&ramp(10.0), "x").region(&[0..10])], &spec).unwrap();
+    freestone::plan(&[session.target(&ramp(10.0), "x").region(std::slice::from_ref(&(0..10)))], &spec).unwrap();
 }
 
 /// What a session has changed itself can be read on threads, and not silently as it was before elsewhere.

@@ -3,7 +3,7 @@
 //! `scale_factor`, `add_offset`, `_Unsigned`, `_FillValue` and `missing_value` are not applied when an array is read. A [`Packing`] says whether they
 //! would change its values, so that nothing computes on packed numbers without being told to.
 //!
-//! Format 3 keeps a float's `_FillValue` as Xarray does, in base64. In format 2 Xarray masks by the fill value of `.zarray` instead; [`normalized`]
+//! Format 3 keeps a float's `_FillValue` as Xarray does, in base64. In format 2 Xarray masks by the fill value of `.zarray` instead; `normalized`
 //! gives both the form of format 3, so that a copy has the missing values of its source.
 
 use base64::Engine as _;
