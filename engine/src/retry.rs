@@ -40,8 +40,9 @@ impl Retry {
     pub const REQUESTS: Retry =
         Retry { tries: 6, backoff: Backoff { first: Duration::from_millis(200), longest: Duration::from_secs(5) }, within: Duration::from_secs(20) };
 
-    /// What the driver asks of storage, where the store has not retried it.
-    pub const STORAGE: Retry = Retry { backoff: Backoff { first: Duration::from_millis(100), longest: Duration::from_secs(5) }, ..Retry::REQUESTS };
+    /// What the driver asks of storage, where the store has not retried it. It may be long, as a commit is.
+    pub const STORAGE: Retry =
+        Retry { tries: 6, backoff: Backoff { first: Duration::from_millis(100), longest: Duration::from_secs(5) }, within: Duration::MAX };
 
     /// The pause before the next try after so many failed ones, the first of which began so long ago; `None` where there is no next try.
     pub fn next(&self, failures: u32, elapsed: Duration, jitter: f64) -> Option<Duration> {
