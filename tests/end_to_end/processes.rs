@@ -8,9 +8,9 @@ use std::sync::Mutex;
 use freestone::engine::driver::RunError;
 use freestone::engine::events::{Event, Observer};
 use freestone::engine::executor::ExecutorError;
-use freestone::{Array, Cancel, Error, ExitCode, Options, Planned, Processes, RunReport, Spec, Target, Threads, WORKER_ARGUMENT};
+use freestone::{Array, Cancel, Error, ExitCode, Options, Planned, Processes, RunReport, Spec, Target, Threads};
 
-use crate::support::{BINARY, Place, WINDS_V3, in_memory, names, open_in_memory, processes, tree};
+use crate::support::{Place, WINDS_V3, in_memory, names, open_in_memory, processes, tree};
 
 /// Many small tasks: every chunk of the winds' time means in pieces of its own.
 fn many_tasks(output: &str, spec: &Spec) -> Planned {
