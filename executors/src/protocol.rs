@@ -25,7 +25,8 @@ pub(crate) fn send(to: &mut impl Write, message: &impl Serialize) -> io::Result<
 pub(crate) fn receive<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<Option<T>> {
     let mut length = [0; 4];
     match from.read_exact(&mut length) {
-        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        // A peer that ends with something of ours unread resets the connection.
+        Err(e) if matches!(e.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => return Ok(None),
         other => other?,
     }
     let length = u32::from_le_bytes(length);
