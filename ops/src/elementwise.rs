@@ -117,7 +117,7 @@ fn cast_to(expr: &mut Expr, node: u32, dtype: DType) -> Result<u32, Error> {
 }
 
 /// The value of a number that is whole.
-fn whole(number: Scalar) -> Option<i128> {
+pub(crate) fn whole(number: Scalar) -> Option<i128> {
     match number.get::<u64>() {
         Some(large) => Some(large.into()),
         None if number.dtype().kind() == Kind::Signed || number.dtype().kind() == Kind::Unsigned => number.cast(DType::Int64).get::<i64>().map(i128::from),

@@ -59,6 +59,10 @@ pub(crate) trait Numeric: Element {
     fn plus(self, other: Self) -> Self;
     fn minus(self, other: Self) -> Self;
     fn times(self, other: Self) -> Self;
+    /// As `times`, but 1 leaves every factor as it is.
+    fn product(self, other: Self) -> Self {
+        self.times(other)
+    }
     fn neg(self) -> Self;
     fn conjugate(self) -> Self {
         self
@@ -195,6 +199,11 @@ macro_rules! floats {
             #[inline(always)] fn plus(self, other: Self) -> Self { self + other }
             #[inline(always)] fn minus(self, other: Self) -> Self { self - other }
             #[inline(always)] fn times(self, other: Self) -> Self { Elementary::times(self, other) }
+            // The formula makes NaN of 1 times an infinity, and loses the signs of zeros.
+            #[inline(always)] fn product(self, other: Self) -> Self {
+                let one = |z: Self| z.re == 1.0 && z.im.to_bits() == 0;
+                if one(self) { other } else if one(other) { self } else { Elementary::times(self, other) }
+            }
             #[inline(always)] fn neg(self) -> Self { -self }
             #[inline(always)] fn conjugate(self) -> Self { self.conj() }
             #[inline(always)] fn nearest(self) -> Self { Complex::new(self.re.round_ties_even(), self.im.round_ties_even()) }

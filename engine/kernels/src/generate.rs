@@ -144,11 +144,33 @@ fn arange<T: Element>(start: &Scalar, step: &Scalar, first: u64, out: &mut [u8])
             o.copy_from_slice(&value.to_ne_bytes()[..size]);
         }
     } else {
-        let (a, d) = (real(start), real(step));
+        let ([a, a_rest], [d, d_rest]) = (two_words(start), two_words(step));
+        let exact = a_rest == 0.0 && d_rest == 0.0;
         for (i, o) in out.chunks_exact_mut(size).enumerate() {
-            o.copy_from_slice(Scalar::from_f64(T::DTYPE, a + d * (first + i as u64) as f64).bytes());
+            let i = (first + i as u64) as f64;
+            let value = if exact { a + d * i } else { compensated([a, a_rest], [d, d_rest], i) };
+            o.copy_from_slice(Scalar::from_f64(T::DTYPE, value).bytes());
         }
     }
+}
+
+/// A number as a `float64` and what that lacks: integers of 64 bits have more digits.
+fn two_words(value: &Scalar) -> [f64; 2] {
+    let nearest = real(value);
+    let whole = match value.dtype() {
+        DType::UInt64 => value.get::<u64>().map(i128::from),
+        _ => value.get::<i64>().map(i128::from),
+    };
+    [nearest, whole.map_or(0.0, |whole| (whole - nearest as i128) as f64)]
+}
+
+/// `start + step·i` of numbers of two words, nearly as if rounded once.
+fn compensated([a, a_rest]: [f64; 2], [d, d_rest]: [f64; 2], i: f64) -> f64 {
+    let product = d * i;
+    let lost = d.mul_add(i, -product);
+    let sum = a + product;
+    let back = sum - a;
+    sum + ((a - (sum - back)) + (product - back) + (lost + d_rest.mul_add(i, a_rest)))
 }
 
 /// Calls `f` with what `of` makes of the last two indices of each element of a box, and with the element's place in it.
@@ -286,6 +308,22 @@ mod tests {
     #[test]
     fn philox_known_answers() {
         assert_eq!(philox(0, 0), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
+    }
+
+    /// Integers beyond 2^53 keep their digits until the result is rounded.
+    #[test]
+    fn ranges_of_large_integers_are_rounded_once() {
+        let check = |start: Scalar, step: Scalar, n: usize, expect: &dyn Fn(i128) -> f64| {
+            let mut out = vec![0f64; n];
+            Generate::Arange { start, step }.fill(DType::Float64, &[n as u64], &[0], &[n], bytemuck::cast_slice_mut(&mut out));
+            out.iter().enumerate().for_each(|(i, x)| assert_eq!(*x, expect(i as i128), "{start} {step} {i}"));
+        };
+        for start in [(1i64 << 53) + 1, (1 << 60) + 129, -(1 << 53) - 1, i64::MAX - 4096] {
+            check(Scalar::new(start), Scalar::new(0.5), 64, &|i| (2 * i128::from(start) + i) as f64 / 2.0);
+            check(Scalar::new(start), Scalar::new((1i64 << 54) + 3), 64, &|i| (i128::from(start) + i * ((1 << 54) + 3)) as f64);
+        }
+        check(Scalar::new(u64::MAX), Scalar::new(-0.25), 64, &|i| (4 * i128::from(u64::MAX) - i) as f64 / 4.0);
+        check(Scalar::new(1.4), Scalar::new(0.4), 9, &|i| 1.4 + 0.4 * i as f64);
     }
 
     #[test]

@@ -58,7 +58,7 @@ impl Lowering<'_> {
             name: "partial".into(),
             kernel: Kernel::Reduce {
                 expr: widened,
-                folds: vec![Fold { op: op.fold(), values: carrier, finish: Finish::Value(carrier) }],
+                folds: vec![Fold { op: op.fold(), values: carrier, finish: Finish::Carry(carrier) }],
                 axes: vec![axis],
                 parts: None,
             },
