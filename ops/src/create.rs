@@ -286,7 +286,9 @@ fn in_memory<T: Element, S: Data<Elem = T>, D: Dimension>(values: &ArrayBase<S, 
         window: None,
     };
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
-    store.write("values/zarr.json", &serde_json::to_vec(&array_document(&info, &[], &Map::new())).unwrap_or_default())?;
+    let document =
+        serde_json::to_vec(&array_document(&info, &[], &Map::new())).map_err(|e| Error::Argument(format!("cannot write an array's metadata: {e}")))?;
+    store.write("values/zarr.json", &document)?;
     for (i, values) in flat.chunks(rows * row).enumerate() {
         let mut bytes = Buffer::from_slice(values).bytes().to_vec();
         bytes.resize(rows * row * size_of::<T>(), 0);

@@ -47,11 +47,11 @@ fn is_negative(terms: [Exact; 3]) -> bool {
         let (skip, bits) = (shift / 64, shift % 64);
         let word = |i: usize| (mantissa >> (64 * i).min(127)) as u64;
         let mut carry = false;
-        for i in skip..WORDS {
-            let below = if bits == 0 || i == skip { 0 } else { word(i - skip - 1) >> (64 - bits) };
-            let (part, first) = sum[i].overflowing_add(word(i - skip) << bits | below);
+        for (i, total) in sum.iter_mut().skip(skip).enumerate() {
+            let below = if bits == 0 || i == 0 { 0 } else { word(i - 1) >> (64 - bits) };
+            let (part, first) = total.overflowing_add(word(i) << bits | below);
             let (part, second) = part.overflowing_add(carry.into());
-            (sum[i], carry) = (part, first | second);
+            (*total, carry) = (part, first | second);
         }
     }
     sum[WORDS - 1] >> 63 == 1

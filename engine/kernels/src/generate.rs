@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::apply::unary;
 use crate::copy;
 use crate::dispatch;
-use crate::dtype::{DType, Element};
+use crate::dtype::{DType, Element, no_loop};
 use crate::expr::UnaryOp;
 use crate::scalar::Scalar;
 
@@ -85,11 +85,13 @@ impl Generate {
     pub fn fill(&self, dtype: DType, shape: &[u64], origin: &[u64], block: &[usize], out: &mut [u8]) {
         match self {
             Generate::Full(value) => copy::fill(value, out),
-            Generate::Arange { start, step } => dispatch!(numeric, dtype, T => arange::<T>(start, step, origin.first().copied().unwrap_or(0), out), else => {}),
+            Generate::Arange { start, step } => {
+                dispatch!(numeric, dtype, T => arange::<T>(start, step, first_index(origin), out), else => no_loop(&"arange", dtype))
+            }
             Generate::Linspace { start, stop, intervals } => {
                 let (a, b, n) = (real(start), real(stop), *intervals as f64);
                 let step = (b - a) / n;
-                let first = origin.first().copied().unwrap_or(0);
+                let first = first_index(origin);
                 for (i, o) in (first..).zip(out.chunks_exact_mut(dtype.size())) {
                     // The last value is `stop` itself, not what rounding makes of it.
                     let value = if i == *intervals { b } else { a + step * i as f64 };
@@ -127,6 +129,12 @@ impl Generate {
             }),
         }
     }
+}
+
+/// Where a block of an array of one axis starts.
+fn first_index(origin: &[u64]) -> u64 {
+    debug_assert_eq!(origin.len(), 1, "invariant `ranges have one axis`");
+    origin.first().copied().unwrap_or(0)
 }
 
 fn real(value: &Scalar) -> f64 {
@@ -175,8 +183,11 @@ fn compensated([a, a_rest]: [f64; 2], [d, d_rest]: [f64; 2], i: f64) -> f64 {
 
 /// Calls `f` with what `of` makes of the last two indices of each element of a box, and with the element's place in it.
 fn for_diagonal<T>(origin: &[u64], block: &[usize], of: impl Fn(i64, i64) -> Option<T>, mut f: impl FnMut(T, usize)) {
-    let [.., rows, columns] = *block else { return };
-    let [.., i0, j0] = *origin else { return };
+    let ([.., rows, columns], [.., i0, j0]) = (block, origin) else {
+        debug_assert!(false, "invariant `diagonals have two axes`");
+        return;
+    };
+    let (rows, columns, i0, j0) = (*rows, *columns, *i0, *j0);
     for at in 0..block.iter().product() {
         let (i, j) = (i0 as i64 + (at / columns % rows) as i64, j0 as i64 + (at % columns) as i64);
         if let Some(value) = of(i, j) {

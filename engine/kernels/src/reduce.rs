@@ -14,7 +14,7 @@ use crate::buffer::View;
 use crate::cast::cast;
 use crate::copy;
 use crate::dispatch;
-use crate::dtype::{Complex64, Complex128, DType, Element, Kind};
+use crate::dtype::{Complex64, Complex128, DType, Element, Kind, no_loop};
 use crate::eval::{Machine, STRIP, Strip};
 use crate::loops::{Nest, for_each_index};
 use crate::scalar::Scalar;
@@ -136,7 +136,9 @@ impl Finish {
 
     /// Turns accumulators into results, element by element.
     pub fn apply(self, op: ReduceOp, values: DType, accumulators: &[u8], out: &mut [u8]) {
-        let (Some(held), Some(value)) = (op.accumulator(values), op.value(values)) else { return };
+        let (Some(held), Some(value)) = (op.accumulator(values), op.value(values)) else {
+            return no_loop(&op, values);
+        };
         match self {
             Finish::Keep => out.copy_from_slice(accumulators),
             Finish::Value(dtype) => by_strips(held, accumulators, dtype, out, |a, o| value_of(op, values, a, |v| cast(value, v, dtype, o))),
@@ -429,7 +431,7 @@ impl Folded {
         seconds.iter().for_each(|index| if *index == NOWHERE { held.nowhere = true } else { held.last = held.last.max(Some(*index)) });
         dispatch!(real, self.values, T => {
             bytemuck::cast_slice_mut::<_, T>(a).iter_mut().zip(firsts).for_each(|(value, word)| *value = unpacked([*word, 0]).0);
-        }, else => {});
+        }, else => no_loop(&self.op, self.values));
     }
 
     /// The reverse of [`Folded::take_apart`].
@@ -442,7 +444,7 @@ impl Folded {
         if self.is_position() {
             dispatch!(real, self.values, T => {
                 firsts.iter_mut().zip(bytemuck::cast_slice::<_, T>(a)).for_each(|(word, value)| *word = packed((*value, 0))[0]);
-            }, else => {});
+            }, else => no_loop(&self.op, self.values));
         } else {
             firsts.copy_from_slice(a);
         }
@@ -492,7 +494,7 @@ fn fold_strip(Folded { op, values: dtype }: Folded, values: &[u8], acc: &mut [u8
                 D::UInt16 => total(values, acc, spot, |x: u16| u64::from(x), $monoid),
                 D::UInt32 => total(values, acc, spot, |x: u32| u64::from(x), $monoid),
                 D::UInt64 => total(values, acc, spot, |x: u64| x, $monoid),
-                D::Bool => {}
+                D::Bool => no_loop(&op, dtype),
             }
         };
     }
@@ -500,10 +502,10 @@ fn fold_strip(Folded { op, values: dtype }: Folded, values: &[u8], acc: &mut [u8
         R::Sum if dtype == D::Float64 => sum_twice(values, acc, spot),
         R::Sum => widened!((sum_identity, Numeric::plus)),
         R::Prod => widened!((|dtype| Scalar::new(1u8).cast(dtype), Numeric::product)),
-        R::Min => dispatch!(real, dtype, T => extreme::<T>(values, acc, spot, T::least), else => {}),
-        R::Max => dispatch!(real, dtype, T => extreme::<T>(values, acc, spot, T::greatest), else => {}),
-        R::Argmin => dispatch!(real, dtype, T => position::<T>(values, acc, spot, (T::least, |x, y| x < y)), else => {}),
-        R::Argmax => dispatch!(real, dtype, T => position::<T>(values, acc, spot, (T::greatest, |x, y| x > y)), else => {}),
+        R::Min => dispatch!(real, dtype, T => extreme::<T>(values, acc, spot, T::least), else => no_loop(&op, dtype)),
+        R::Max => dispatch!(real, dtype, T => extreme::<T>(values, acc, spot, T::greatest), else => no_loop(&op, dtype)),
+        R::Argmin => dispatch!(real, dtype, T => position::<T>(values, acc, spot, (T::least, |x, y| x < y)), else => no_loop(&op, dtype)),
+        R::Argmax => dispatch!(real, dtype, T => position::<T>(values, acc, spot, (T::greatest, |x, y| x > y)), else => no_loop(&op, dtype)),
         R::Var if dtype == D::Float32 => variance(values, acc, spot, |x: f32| f64::from(x)),
         R::Var => variance(values, acc, spot, |x: f64| x),
     }
@@ -732,7 +734,9 @@ fn position<T: Real>(values: &[u8], acc: &mut [u8], spot: Spot, (f, beyond): (im
         let best = lanes(values, *start, |x| x, f);
         // Where it is matters only if it is better than what was found so far.
         if now.1 == NOWHERE || better((best, first), now, f).1 == first {
-            let at = first_where(values, |x| (x == best) | x.nan()).unwrap_or(0) as u64;
+            let found = first_where(values, |x| (x == best) | x.nan());
+            debug_assert!(found.is_some(), "invariant `the best is one of them`");
+            let at = found.unwrap_or(0) as u64;
             acc[spot.at] = packed(better(now, (values[at as usize], first + at * step), f));
         }
         return;

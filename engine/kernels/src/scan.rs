@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::apply::Numeric;
 use crate::copy;
 use crate::dispatch;
-use crate::dtype::{Complex64, Complex128, DType, Kind};
+use crate::dtype::{Complex64, Complex128, DType, Kind, no_loop};
 use crate::reduce::{ReduceOp, sum_identity};
 use crate::scalar::Scalar;
 
@@ -51,7 +51,7 @@ impl ScanOp {
     ///
     /// Cost: one pass.
     pub fn run(self, dtype: DType, [outer, n, inner]: [usize; 3], values: &mut [u8], carries: &mut [u8], exclusive: bool) {
-        dispatch!(numeric, dtype, T => <T as Carried>::run(self, [outer, n, inner], bytemuck::cast_slice_mut(values), bytemuck::cast_slice_mut(carries), exclusive), else => ());
+        dispatch!(numeric, dtype, T => <T as Carried>::run(self, [outer, n, inner], bytemuck::cast_slice_mut(values), bytemuck::cast_slice_mut(carries), exclusive), else => no_loop(&self, dtype));
     }
 }
 
