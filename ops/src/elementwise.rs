@@ -165,7 +165,7 @@ fn of_bools(op: BinaryOp) -> Result<(BinaryOp, DType), Error> {
         B::Add | B::Maximum => (B::LogicalOr, DType::Bool),
         B::Multiply | B::Minimum => (B::LogicalAnd, DType::Bool),
         B::Subtract => {
-            return Err(Error::Argument("subtract is not defined for bool: use `logical_xor`, or cast one operand (hint: NumPy refuses it too)".into()));
+            return Err(Error::Argument("cannot subtract bools (hint: use `logical_xor`, or cast one of them)".into()));
         }
         B::Less | B::LessEqual | B::Greater | B::GreaterEqual => (op, DType::UInt8),
         _ if matches!(op.domain(), Domain::Float | Domain::Inexact) => (op, DType::Float64),
