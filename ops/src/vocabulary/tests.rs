@@ -86,7 +86,7 @@ fn a_method_call_is_written_as_a_function_call() {
 
 #[test]
 fn dtypes_are_those_that_work() {
-    assert_eq!(function("less").unwrap().dtypes, "integers, floats");
-    assert_eq!(function("add").unwrap().dtypes, "integers, floats, complex");
+    assert_eq!(function("less").unwrap().dtypes, "bool, integers, floats");
+    assert_eq!(function("add").unwrap().dtypes, "all");
     assert_eq!(function("logical_and").unwrap().dtypes, "bool");
 }
