@@ -5,7 +5,7 @@ mod command;
 use std::io::{self, IsTerminal, Write};
 use std::process;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use command::Failure;
 use freestone::ExitCode;
 
@@ -66,7 +66,8 @@ enum Command {
 }
 
 fn main() {
-    let code = match run(Arguments::parse().command) {
+    let arguments = command::negative::mark(std::env::args_os(), &Arguments::command());
+    let code = match run(Arguments::parse_from(arguments).command) {
         Ok(()) | Err(Failure::Pipe) => 0,
         Err(Failure::Usage(message)) => {
             let _ = writeln!(io::stderr(), "error: {message}");

@@ -13,8 +13,9 @@ use ndarray::{ArrayBase, Data, Dimension};
 use serde_json::Map;
 
 use crate::array::Array;
-use crate::elementwise::{Operand, held, where_};
+use crate::elementwise::{Operand, held, where_, whole};
 use crate::error::Error;
+use crate::range::length;
 
 /// Every element is `value`, cast to `dtype`.
 ///
@@ -85,35 +86,30 @@ pub fn empty_like(array: &Array, dtype: Option<DType>) -> Result<Array, Error> {
 
 /// `start, start + step, …` up to but without `stop`.
 ///
-/// Shape: `(⌈(stop − start) / step⌉,)`, or no elements. Integers are exact.
+/// Shape: `(⌈(stop − start) / step⌉,)` by exact arithmetic of the values given, or no elements. Integers are exact.
 ///
 /// # Errors
-/// Where the step is 0 or not finite, or `dtype` is bool or complex.
+/// Where the step is 0, a number is not finite or not real, `dtype` is bool or complex, or an integer dtype does not hold the elements.
 pub fn arange(start: impl Into<Scalar>, stop: impl Into<Scalar>, step: impl Into<Scalar>, dtype: DType, chunk: u64) -> Result<Array, Error> {
     let (start, stop, step) = (start.into(), stop.into(), step.into());
     if matches!(dtype.kind(), Kind::Bool | Kind::Complex) {
         return Err(Error::Domain { op: "arange", dtype });
     }
     let bad = || Error::Argument(format!("a range from {start} to {stop} in steps of {step} has no number of elements"));
-    let n = match (start.get::<i64>(), stop.get::<i64>(), step.get::<i64>()) {
-        (_, _, Some(0)) => return Err(bad()),
-        (Some(start), Some(stop), Some(step)) => {
-            let (span, step) = (i128::from(stop) - i128::from(start), i128::from(step));
-            span / step + i128::from(span % step != 0 && (span < 0) == (step < 0))
-        }
-        _ => {
-            let real = |s: Scalar| s.cast(DType::Float64).get::<f64>().unwrap_or(f64::NAN);
-            let n = ((real(stop) - real(start)) / real(step)).ceil();
-            if real(step) == 0.0 || !n.is_finite() {
-                return Err(bad());
-            }
-            n as i128
-        }
+    let n = length(start, stop, step).ok_or_else(bad)?;
+    if !dtype.is_integer() {
+        return generated(&[n], dtype, &[chunk], Generate::Arange { start, step });
+    }
+    // As NumPy, integers start from an integer and go on by one.
+    let truncated = |s: Scalar| whole(s).or_else(|| whole(s.cast(DType::Int64))).ok_or_else(bad);
+    let held = |value: i128| {
+        let number = i64::try_from(value).map(Scalar::new).or_else(|_| u64::try_from(value).map(Scalar::new)).map_err(|_| bad())?;
+        held(number, dtype).map(|_| number)
     };
-    let n = u64::try_from(n.max(0)).ok().filter(|n| *n < 1 << 59).ok_or_else(bad)?;
-    if let (Some(start), Some(step), 1..) = (start.get::<i64>(), step.get::<i64>(), n) {
-        held(Scalar::new(start), dtype)?;
-        held(Scalar::new(start.wrapping_add(step.wrapping_mul(n as i64 - 1))), dtype)?;
+    let (first, pace) = (truncated(start)?, truncated(step)?);
+    let (start, step) = if n == 0 { (Scalar::new(0i64), Scalar::new(0i64)) } else { (held(first)?, Scalar::new(pace as i64)) };
+    if n > 0 {
+        held(first + pace * i128::from(n - 1))?;
     }
     generated(&[n], dtype, &[chunk], Generate::Arange { start, step })
 }
@@ -290,7 +286,9 @@ fn in_memory<T: Element, S: Data<Elem = T>, D: Dimension>(values: &ArrayBase<S, 
         window: None,
     };
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
-    store.write("values/zarr.json", &serde_json::to_vec(&array_document(&info, &[], &Map::new())).unwrap_or_default())?;
+    let document =
+        serde_json::to_vec(&array_document(&info, &[], &Map::new())).map_err(|e| Error::Argument(format!("cannot write an array's metadata: {e}")))?;
+    store.write("values/zarr.json", &document)?;
     for (i, values) in flat.chunks(rows * row).enumerate() {
         let mut bytes = Buffer::from_slice(values).bytes().to_vec();
         bytes.resize(rows * row * size_of::<T>(), 0);

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use freestone_engine::graph::{Node, NodeRef};
 use freestone_engine::readmap::{AxisMap, ReadMap};
 use freestone_kernels::dtype::{Complex128, Kind};
+use freestone_kernels::expr::ExprError;
 use freestone_kernels::{BinaryOp, DType, Domain, Expr, Node as ExprNode, Scalar, UnaryOp};
 
 use crate::array::{Array, Dim, computed_attributes};
@@ -116,7 +117,7 @@ fn cast_to(expr: &mut Expr, node: u32, dtype: DType) -> Result<u32, Error> {
 }
 
 /// The value of a number that is whole.
-fn whole(number: Scalar) -> Option<i128> {
+pub(crate) fn whole(number: Scalar) -> Option<i128> {
     match number.get::<u64>() {
         Some(large) => Some(large.into()),
         None if number.dtype().kind() == Kind::Signed || number.dtype().kind() == Kind::Unsigned => number.cast(DType::Int64).get::<i64>().map(i128::from),
@@ -136,17 +137,16 @@ pub(crate) fn held(number: Scalar, dtype: DType) -> Result<Scalar, Error> {
 
 /// A number as a literal of the dtype that it takes beside an array of `dtype`.
 ///
-/// Source: the Array API standard, "mixing arrays with Python scalars". A float beside integers, which it leaves open, makes `float64`.
-fn weak(dtype: DType, number: Scalar, op: &str) -> Result<Scalar, Error> {
+/// Source: the Array API standard, "mixing arrays with Python scalars". Where it leaves a pair open, as NumPy: a number of another kind than bools
+/// or integers has its own dtype.
+fn weak(dtype: DType, number: Scalar) -> Result<Scalar, Error> {
     let to = match (number.dtype().kind(), dtype.kind()) {
-        (Kind::Bool, Kind::Bool)
-        | (Kind::Signed | Kind::Unsigned, Kind::Signed | Kind::Unsigned | Kind::Float | Kind::Complex)
-        | (Kind::Float, Kind::Float | Kind::Complex)
-        | (Kind::Complex, Kind::Complex) => dtype,
-        (Kind::Float, Kind::Signed | Kind::Unsigned) => DType::Float64,
+        (Kind::Signed, Kind::Bool) => DType::Int64,
+        (Kind::Unsigned, Kind::Bool) => DType::UInt64,
+        (Kind::Float, Kind::Bool | Kind::Signed | Kind::Unsigned) => DType::Float64,
         (Kind::Complex, Kind::Float) if dtype == DType::Float32 => DType::Complex64,
-        (Kind::Complex, Kind::Float) => DType::Complex128,
-        _ => return Err(Error::Argument(format!("{op} of an array of {dtype} and {number}, a {}: cast the array first", number.dtype()))),
+        (Kind::Complex, Kind::Bool | Kind::Signed | Kind::Unsigned | Kind::Float) => DType::Complex128,
+        _ => dtype,
     };
     held(number, to)
 }
@@ -156,16 +156,53 @@ fn working(domain: Domain, dtype: DType) -> DType {
     if dtype.is_integer() && matches!(domain, Domain::Inexact | Domain::Float) { DType::Float64 } else { dtype }
 }
 
-/// Operands in one expression with one dtype.
-fn common(expr: &mut Expr, operands: &[Operand], slots: &[u32], op: &str) -> Result<(Vec<u32>, DType), Error> {
-    let mut dtype: Option<DType> = None;
-    for slot in slots {
-        let right = expr.dtype(*slot);
-        dtype = Some(match dtype {
-            Some(left) => left.promote(right).ok_or(Error::Promotion { left, right })?,
-            None => right,
-        });
+/// What stands for a function of two bools, and the dtype that it works on: as NumPy, the sum is `or`, the product is `and`, and of the others the
+/// operands are numbers.
+fn of_bools(op: BinaryOp) -> Result<(BinaryOp, DType), Error> {
+    use BinaryOp as B;
+    Ok(match op {
+        B::Add | B::Maximum => (B::LogicalOr, DType::Bool),
+        B::Multiply | B::Minimum => (B::LogicalAnd, DType::Bool),
+        B::Subtract => {
+            return Err(Error::Argument("cannot subtract bools (hint: use `logical_xor`, or cast one of them)".into()));
+        }
+        B::Less | B::LessEqual | B::Greater | B::GreaterEqual => (op, DType::UInt8),
+        _ if matches!(op.domain(), Domain::Float | Domain::Inexact) => (op, DType::Float64),
+        _ if op.domain().has(DType::Bool) => (op, DType::Bool),
+        _ => (op, DType::Int8),
+    })
+}
+
+/// Compares a signed integer with a `uint64`, exactly: `float64`, which both are promoted to, has too few digits.
+fn compared(expr: &mut Expr, op: BinaryOp, a: u32, b: u32) -> Result<u32, ExprError> {
+    use BinaryOp as B;
+    let (signed, turned) = if expr.dtype(b) == DType::UInt64 { (a, false) } else { (b, true) };
+    let zero = expr.push(ExprNode::Literal(Scalar::zero(expr.dtype(signed))))?;
+    let negative = expr.push(ExprNode::Binary(B::Less, signed, zero))?;
+    let unsigned = expr.push(ExprNode::Cast(DType::UInt64, signed))?;
+    let (a, b) = if turned { (a, unsigned) } else { (unsigned, b) };
+    let same_sign = expr.push(ExprNode::Binary(op, a, b))?;
+    let holds_below_zero = match op {
+        B::NotEqual => true,
+        B::Less | B::LessEqual => !turned,
+        B::Greater | B::GreaterEqual => turned,
+        _ => false,
+    };
+    if holds_below_zero {
+        return expr.push(ExprNode::Binary(B::LogicalOr, same_sign, negative));
     }
+    let positive = expr.push(ExprNode::Unary(UnaryOp::LogicalNot, negative))?;
+    expr.push(ExprNode::Binary(B::LogicalAnd, same_sign, positive))
+}
+
+fn is_comparison(op: BinaryOp) -> bool {
+    use BinaryOp as B;
+    matches!(op, B::Equal | B::NotEqual | B::Less | B::LessEqual | B::Greater | B::GreaterEqual)
+}
+
+/// Operands in one expression with one dtype.
+fn common(expr: &mut Expr, operands: &[Operand], slots: &[u32]) -> Result<(Vec<u32>, DType), Error> {
+    let dtype = slots.iter().map(|slot| expr.dtype(*slot)).reduce(DType::promote);
     // Numbers alone have their own dtypes.
     let numbers = || operands.iter().filter_map(|o| if let Operand::Number(n) = o { Some(n.dtype()) } else { None }).max();
     let arrays = dtype.or_else(numbers).ok_or_else(|| Error::Argument("there is no operand".into()))?;
@@ -173,8 +210,8 @@ fn common(expr: &mut Expr, operands: &[Operand], slots: &[u32], op: &str) -> Res
     let mut literals = Vec::new();
     for operand in operands {
         if let Operand::Number(number) = operand {
-            let literal = weak(arrays, *number, op)?;
-            dtype = dtype.promote(literal.dtype()).ok_or(Error::Promotion { left: dtype, right: literal.dtype() })?;
+            let literal = weak(arrays, *number)?;
+            dtype = dtype.promote(literal.dtype());
             literals.push(literal);
         }
     }
@@ -195,15 +232,22 @@ fn arrays_of(operands: &[Operand]) -> Vec<&Array> {
 /// A function of two operands by its number, as the named functions below.
 ///
 /// # Errors
-/// Where shapes do not broadcast, dtypes have no common type, or it is not defined for that type.
+/// Where shapes do not broadcast, or it is not defined for the dtype that both are promoted to.
 pub fn binary(op: BinaryOp, left: Operand, right: Operand) -> Result<Array, Error> {
     let operands = [left, right];
     if arrays_of(&operands).is_empty() {
         return Err(Error::Argument(format!("{} of two numbers is no array: make one of them an array", op.name())));
     }
     map(&arrays_of(&operands), |expr, slots| {
-        let (nodes, dtype) = common(expr, &operands, slots, &op.name())?;
-        let dtype = working(op.domain(), dtype);
+        if let [a, b] = *slots
+            && is_comparison(op)
+            && matches!([expr.dtype(a), expr.dtype(b)].map(DType::kind), [Kind::Signed, Kind::Unsigned] | [Kind::Unsigned, Kind::Signed])
+            && expr.dtype(a).promote(expr.dtype(b)) == DType::Float64
+        {
+            return Ok(compared(expr, op, a, b)?);
+        }
+        let (nodes, dtype) = common(expr, &operands, slots)?;
+        let (op, dtype) = if dtype == DType::Bool { of_bools(op)? } else { (op, working(op.domain(), dtype)) };
         let (a, b) = (cast_to(expr, nodes[0], dtype)?, cast_to(expr, nodes[1], dtype)?);
         Ok(expr.push(ExprNode::Binary(op, a, b))?)
     })
@@ -226,10 +270,10 @@ macro_rules! binary_functions {
         $(
             #[doc = $doc]
             ///
-            /// Shapes broadcast, dtypes are promoted as the Array API standard says. Cost: no stage.
+            /// Shapes broadcast, dtypes are promoted as the Array API standard says, and where it is silent as NumPy does. Cost: no stage.
             ///
             /// # Errors
-            /// Where shapes do not broadcast, dtypes have no common type, or it is not defined for that type.
+            /// Where shapes do not broadcast, or it is not defined for the dtype that both are promoted to.
             pub fn $name(x1: impl Into<Operand>, x2: impl Into<Operand>) -> Result<Array, Error> {
                 binary(BinaryOp::$op, x1.into(), x2.into())
             }
@@ -241,7 +285,7 @@ macro_rules! binary_functions {
 }
 
 binary_functions! {
-    add Add "The sum; integers wrap.";
+    add Add "The sum; integers wrap. Of two bools whether one is true.";
     atan2 Atan2 "The angle of the point (x2, x1), in radians.";
     bitwise_and BitwiseAnd "Bits that both integers, or bools, have.";
     bitwise_left_shift BitwiseLeftShift "The bits of an integer moved up by another; beyond its width nothing is left.";
@@ -263,12 +307,12 @@ binary_functions! {
     logical_xor LogicalXor "True where just one of two bools is.";
     maximum Maximum "The greater of two real numbers; NaN if one is NaN.";
     minimum Minimum "The lesser of two real numbers; NaN if one is NaN.";
-    multiply Multiply "The product; integers wrap.";
+    multiply Multiply "The product; integers wrap. Of two bools whether both are true.";
     nextafter Nextafter "The next float after the first towards the second.";
     not_equal NotEqual "True where not equal.";
     pow Pow "The first to the power of the second; integers wrap, and negative exponents truncate.";
     remainder Remainder "What `floor_divide` leaves, with the sign of the divisor; integers by 0 give 0.";
-    subtract Subtract "The difference; integers wrap.";
+    subtract Subtract "The difference; integers wrap. Not defined for two bools.";
 }
 
 macro_rules! unary_functions {
@@ -343,7 +387,7 @@ pub fn clip(x: &Array, min: Option<Operand>, max: Option<Operand>) -> Result<Arr
         return Err(Error::Domain { op: "clip", dtype });
     }
     let bound = |bound: Option<Operand>| match bound {
-        Some(Operand::Array(a)) if a.dtype()?.promote(dtype) == Some(dtype) && broadcast_shapes(&shape, &a.shape()?)? == shape => {
+        Some(Operand::Array(a)) if a.dtype()?.promote(dtype) == dtype && broadcast_shapes(&shape, &a.shape()?)? == shape => {
             Ok(Some(Operand::Array(a.astype(dtype)?)))
         }
         Some(Operand::Array(a)) => Err(Error::Argument(format!("a bound of {} {:?} does not fit an array of {dtype} {shape:?}", a.dtype()?, a.shape()?))),
@@ -378,12 +422,12 @@ pub fn apply(expr: &Expr, arrays: &[&Array]) -> Result<Array, Error> {
 /// Elements of `a` where `condition` is true, of `b` elsewhere.
 ///
 /// # Errors
-/// Where shapes do not broadcast, the condition is not bool, or `a` and `b` have no common type.
+/// Where shapes do not broadcast, or the condition is not bool.
 pub fn where_(condition: &Array, x1: impl Into<Operand>, x2: impl Into<Operand>) -> Result<Array, Error> {
     let operands = [x1.into(), x2.into()];
     let arrays: Vec<&Array> = std::iter::once(condition).chain(arrays_of(&operands)).collect();
     map(&arrays, |expr, slots| {
-        let (nodes, _) = common(expr, &operands, &slots[1..], "where")?;
+        let (nodes, _) = common(expr, &operands, &slots[1..])?;
         Ok(expr.push(ExprNode::Where(slots[0], nodes[0], nodes[1]))?)
     })
 }

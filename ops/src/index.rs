@@ -28,7 +28,8 @@ pub enum Index {
 impl Array {
     /// The elements at an index; axes without an entry stay whole.
     ///
-    /// Cost: no stage.
+    /// Shape: as NumPy's. A list's axis takes the list's place; beside integers that something other than an integer separates from it, it comes
+    /// first: `x[0, :, [0, 1]]` has the shape `(2, …)`. Cost: no stage.
     ///
     /// # Errors
     /// Where there are more entries than axes, an index is out of range, a step is 0, or there is more than one ellipsis or list.
@@ -45,6 +46,12 @@ impl Array {
         if lists > 1 {
             return Err(Error::Argument(format!("an index can have one list of numbers, not {lists}: index twice")));
         }
+        // Beside a list, integers are lists of one: where they do not stand together, NumPy puts their common axis first.
+        let advanced = |i: &Index| matches!(i, Index::At(_) | Index::Take(_));
+        let between = |first: usize, last: usize| index[first..last].iter().any(|i| !advanced(i));
+        let ends = (index.iter().position(advanced), index.iter().rposition(advanced));
+        let comes_first = lists == 1 && matches!(ends, (Some(first), Some(last)) if between(first, last));
+        let mut list_axis = 0;
         let mut result = self.clone();
         // Along the result, and along this array for messages.
         let (mut axis, mut own) = (0, 0);
@@ -76,12 +83,13 @@ impl Array {
                 }
                 Index::Take(list) => {
                     result = result.take(list, axis)?;
+                    list_axis = axis;
                     axis += 1;
                 }
             }
             own += 1;
         }
-        Ok(result)
+        if comes_first { result.moveaxis(list_axis, 0) } else { Ok(result) }
     }
 }
 

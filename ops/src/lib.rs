@@ -13,6 +13,7 @@ pub mod io;
 mod linear;
 mod manipulate;
 mod map_blocks;
+mod range;
 pub mod reduce;
 mod region;
 

@@ -115,7 +115,7 @@ impl Array {
     /// wide as that.
     ///
     /// # Errors
-    /// Where an operand has no axes, the lengths differ, the dtypes have nothing in common, or they are bools.
+    /// Where an operand has no axes, or the lengths differ.
     pub fn matmul(&self, other: &Array) -> Result<Array, Error> {
         let (a, b) = (self.shape()?, other.shape()?);
         if a.is_empty() || b.is_empty() {
@@ -134,7 +134,7 @@ impl Array {
             let shape = [&batch[..], &own[own.len() - 1 - free..]].concat();
             if shape == own { Ok(x.clone()) } else { x.broadcast_to(&shape) }
         };
-        contract("matmul", &spread(self, free[0])?, &spread(&columns, free[1])?, batch.len(), free)
+        contract(&spread(self, free[0])?, &spread(&columns, free[1])?, batch.len(), free)
     }
 }
 
@@ -152,7 +152,7 @@ pub enum Contracted {
 /// Shape: the axes of `x1` that stay, then those of `x2`. Cost and memory as [`Array::matmul`].
 ///
 /// # Errors
-/// Where axes are out of range, named twice, or of other lengths, or the dtypes have nothing in common or are bools.
+/// Where axes are out of range, named twice, or of other lengths.
 pub fn tensordot(x1: &Array, x2: &Array, over: &Contracted) -> Result<Array, Error> {
     let (a, b) = (x1.shape()?, x2.shape()?);
     let (left, right) = match over {
@@ -171,7 +171,7 @@ pub fn tensordot(x1: &Array, x2: &Array, over: &Contracted) -> Result<Array, Err
         let order: Vec<i64> = (0..rank).filter(|d| !summed.contains(d)).chain(summed.iter().copied()).map(|d| d as i64).collect();
         x.permute_dims(&order)
     };
-    contract("tensordot", &turned(x1, a.len(), &left)?, &turned(x2, b.len(), &right)?, 0, [a.len() - left.len(), b.len() - right.len()])
+    contract(&turned(x1, a.len(), &left)?, &turned(x2, b.len(), &right)?, 0, [a.len() - left.len(), b.len() - right.len()])
 }
 
 /// The sum of products along an axis of both, the first operand's conjugates taken; the other axes broadcast.
@@ -179,7 +179,7 @@ pub fn tensordot(x1: &Array, x2: &Array, over: &Contracted) -> Result<Array, Err
 /// Shape: that to which the others broadcast. Cost and memory as `sum`.
 ///
 /// # Errors
-/// Where the axis is out of range or has other lengths, the shapes do not broadcast, or the dtypes have nothing in common.
+/// Where the axis is out of range or has other lengths, or the shapes do not broadcast.
 pub fn vecdot(x1: &Array, x2: &Array, axis: i64) -> Result<Array, Error> {
     if axis >= 0 {
         return Err(Error::Argument(format!("vecdot counts its axis from the end, from -1 down: {axis} is not such a number")));
@@ -189,7 +189,10 @@ pub fn vecdot(x1: &Array, x2: &Array, axis: i64) -> Result<Array, Error> {
     if m != n {
         return Err(Error::Argument(format!("vecdot sums along axes of one length, not of {m} and {n}")));
     }
-    let dtype = common("vecdot", x1, x2)?;
+    let dtype = common(x1, x2)?;
+    if dtype == DType::Bool {
+        return multiply(x1, x2)?.any(axis);
+    }
     let left = if x1.dtype()?.kind() == Kind::Complex { conj(x1)? } else { x1.clone() };
     multiply(left, x2)?.sum(Along::axes(axis).dtype(dtype))
 }
@@ -199,7 +202,7 @@ pub fn vecdot(x1: &Array, x2: &Array, axis: i64) -> Result<Array, Error> {
 /// Shape: `(m,)` and `(n,)` give `(m, n)`. Cost: no stage.
 ///
 /// # Errors
-/// Where an operand has not one axis, or the dtypes have nothing in common.
+/// Where an operand has not one axis.
 pub fn outer(x1: &Array, x2: &Array) -> Result<Array, Error> {
     let (a, b) = (x1.shape()?.len(), x2.shape()?.len());
     if (a, b) != (1, 1) {
@@ -208,15 +211,15 @@ pub fn outer(x1: &Array, x2: &Array) -> Result<Array, Error> {
     multiply(x1.expand_dims(1)?, x2.expand_dims(0)?)
 }
 
-fn common(op: &'static str, x1: &Array, x2: &Array) -> Result<DType, Error> {
-    let (left, right) = (x1.dtype()?, x2.dtype()?);
-    let dtype = left.promote(right).ok_or(Error::Promotion { left, right })?;
-    if dtype == DType::Bool { Err(Error::Domain { op, dtype }) } else { Ok(dtype) }
+fn common(x1: &Array, x2: &Array) -> Result<DType, Error> {
+    Ok(x1.dtype()?.promote(x2.dtype()?))
 }
 
 /// `out[b…, i…, j…] = Σ lhs[b…, i…, k…] · rhs[b…, j…, k…]`.
-fn contract(op: &'static str, lhs: &Array, rhs: &Array, batch: usize, free: [usize; 2]) -> Result<Array, Error> {
-    let dtype = common(op, lhs, rhs)?;
+fn contract(lhs: &Array, rhs: &Array, batch: usize, free: [usize; 2]) -> Result<Array, Error> {
+    let result = common(lhs, rhs)?;
+    // Of bools whether a pair of them is true: a count of pairs that cannot come back to 0.
+    let dtype = if result == DType::Bool { DType::Float32 } else { result };
     let (lhs, rhs) = (lhs.astype(dtype)?, rhs.astype(dtype)?);
     let (left, right) = (lhs.get()?, rhs.get()?);
     let (a, b) = (left.node.grid.axes(), right.node.grid.axes());
@@ -241,5 +244,5 @@ fn contract(op: &'static str, lhs: &Array, rhs: &Array, batch: usize, free: [usi
         Op::Staged(ContractNode { operands: [Arc::clone(&left.node), Arc::clone(&right.node)], batch, free }.into())
     };
     let attributes = computed_attributes(&[&lhs, &rhs])?;
-    Ok(Array::from_parts(Arc::new(Node { op: work, dtype, grid }), dims, attributes))
+    Array::from_parts(Arc::new(Node { op: work, dtype, grid }), dims, attributes).astype(result)
 }

@@ -438,10 +438,7 @@ pub fn concat(arrays: &[Array], axis: Option<i64>) -> Result<Array, Error> {
     };
     let axis = first.axis(axis)?;
     let mut shape = first.shape()?;
-    let dtype = arrays.iter().skip(1).try_fold(first.dtype()?, |left, a| {
-        let right = a.dtype()?;
-        left.promote(right).ok_or(Error::Promotion { left, right })
-    })?;
+    let dtype = arrays.iter().skip(1).try_fold(first.dtype()?, |left, a| Ok::<_, Error>(left.promote(a.dtype()?)))?;
     let cast = arrays.iter().map(|a| a.astype(dtype)).collect::<Result<Vec<_>, _>>()?;
     let mut all = Vec::new();
     let mut at = 0u64;

@@ -206,7 +206,6 @@ impl Array {
     fn parts(&self, name: &'static str, along: &Along, count: u64) -> Result<Parts, Error> {
         let from = self.dtype()?;
         let integer = from.is_integer() || from == DType::Bool;
-        let undefined = Err(Error::Domain { op: name, dtype: from });
         // Whether elements are not 0, as bytes.
         let truth = || if from == DType::Bool { self.astype(DType::UInt8) } else { not_equal(self, 0)?.astype(DType::UInt8) };
         let parts = |input: Array, fold, finish, empty: Option<Scalar>| Ok(Parts { input, fold, finish, empty });
@@ -237,7 +236,10 @@ impl Array {
             "any" => parts(truth()?, ReduceOp::Max, Finish::Value(DType::Bool), Some(Scalar::new(0u8))),
             "all" => parts(truth()?, ReduceOp::Min, Finish::Value(DType::Bool), Some(Scalar::new(1u8))),
             "count_nonzero" => parts(truth()?, ReduceOp::Sum, Finish::Value(DType::Int64), Some(Scalar::new(0u8))),
-            _ if from == DType::Bool => undefined,
+            "min" if from == DType::Bool => parts(truth()?, ReduceOp::Min, Finish::Value(from), None),
+            "max" if from == DType::Bool => parts(truth()?, ReduceOp::Max, Finish::Value(from), None),
+            "argmin" if from == DType::Bool => parts(truth()?, ReduceOp::Argmin, Finish::Value(DType::Int64), None),
+            "argmax" if from == DType::Bool => parts(truth()?, ReduceOp::Argmax, Finish::Value(DType::Int64), None),
             "min" => parts(self.clone(), ReduceOp::Min, Finish::Value(from), None),
             "max" => parts(self.clone(), ReduceOp::Max, Finish::Value(from), None),
             "argmin" => parts(self.clone(), ReduceOp::Argmin, Finish::Value(DType::Int64), None),

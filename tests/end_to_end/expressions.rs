@@ -113,6 +113,39 @@ fn arguments_that_make_no_sense() {
     stdout(&freestone(&place, &["compute", "u[1]", "-i", &u, "-o", "a", "--overwrite"]));
 }
 
+/// They were taken for options.
+#[test]
+fn expressions_that_start_with_a_minus() {
+    let place = Place::new();
+    let out = |arguments: &[&str]| stdout(&run(&place, "compute", arguments));
+    out(&["u", "v", "-o", "u.zarr", "-o", "v.zarr"]);
+    let (u, v) = (total(&place, "u.zarr"), total(&place, "v.zarr"));
+    out(&["-u", "-v", "-oa.zarr", "-o", "b.zarr"]);
+    assert_eq!((total(&place, "a.zarr"), total(&place, "b.zarr")), (-u, -v));
+    // After options, between them, with names like theirs, twice negative, a number first.
+    out(&["-o", "c.zarr", "-u", "--codec", "none"]);
+    assert_eq!(total(&place, "c.zarr"), -u);
+    out(&["--(u)", "-o", "d.zarr"]);
+    assert_eq!(total(&place, "d.zarr"), u);
+    out(&["-1*u", "-o", "e.zarr", "--overwrite"]);
+    assert_eq!(total(&place, "e.zarr"), -u);
+    let winds = format!("index={WINDS_V3}/u");
+    stdout(&freestone(&place, &["compute", "-index*2", &format!("-i{winds}"), "-o", "f.zarr"]));
+    assert_eq!(total(&place, "f.zarr"), -2.0 * u);
+    stdout(&freestone(&place, &["compute", "-i", &winds, "-o", "g.zarr", "--", "-index"]));
+    assert_eq!(total(&place, "g.zarr"), -u);
+    assert!(stdout(&run(&place, "plan", &["-u", "-v*2"])).contains("negative"));
+    // The mark in an error is where the mistake is.
+    let errors = run(&place, "plan", &["-u + w"]);
+    assert!(String::from_utf8_lossy(&errors.stderr).contains("expression:1:6"), "{}", String::from_utf8_lossy(&errors.stderr));
+    // Options are options, misspelt ones too.
+    let u = format!("u={WINDS_V3}/u");
+    check_failure(&place, &["compute", "-u", "--chunk", "2", "-i", &u, "-o", "h"], 2, &["unexpected argument '--chunk'"]);
+    check_failure(&place, &["compute", "-u", "-i", &u, "-o"], 2, &["a value is required"]);
+    check_failure(&place, &["compute", "u", "-i", &u, "-o", "-u"], 2, &[]);
+    assert!(stdout(&freestone(&place, &["compute", "-h"])).contains("<EXPR>"));
+}
+
 /// Each of them beside an expression that could be computed: nothing of that is written either.
 fn check_all(table: &[(&str, &str)], code: i32, marked: impl Fn(&str) -> bool) {
     let place = Place::new();
@@ -196,7 +229,7 @@ fn twenty_impossible_expressions() {
         ("u & v", "not defined for float32"),
         ("~u", "not defined for float32"),
         ("logical_not(u)", "not defined for float32"),
-        ("u + (v > 0)", "no common type"),
+        ("(u > 0) - (v > 0)", "cannot subtract bools"),
         ("where(u, u, v)", "condition"),
         ("permute_dims(u, (0, 1))", "does not name each of 3 axes once"),
         ("permute_dims(u, (0, 1, 3))", "axis 3 is out of range"),

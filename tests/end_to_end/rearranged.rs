@@ -3,7 +3,7 @@
 use freestone::{Index, Pad};
 use ndarray::{ArrayD, Axis, Dimension, IxDyn};
 
-use crate::values::{Pair, Step, python_slice, rounded};
+use crate::values::{Pair, Step, common_shape, promoted, python_slice, rounded};
 
 /// Applies one of the functions that rearrange; `None` where it is not defined for what there is.
 pub fn rearrange(a: &Pair, pool: &[Pair], step: &Step, names: &mut Vec<&'static str>) -> Option<Pair> {
@@ -87,10 +87,10 @@ pub fn rearrange(a: &Pair, pool: &[Pair], step: &Step, names: &mut Vec<&'static 
         7 => {
             let fits = |p: &&Pair| {
                 let s = p.whole.shape();
-                s.len() == rank && a.dtype.promote(p.dtype).is_some() && (0..rank).all(|d| d == axis || s[d] == a.whole.shape()[d])
+                s.len() == rank && promoted(a.dtype, p.dtype).is_some() && (0..rank).all(|d| d == axis || s[d] == a.whole.shape()[d])
             };
             let b = pool.iter().rev().find(fits)?;
-            let dtype = a.dtype.promote(b.dtype)?;
+            let dtype = promoted(a.dtype, b.dtype)?;
             let whole = ndarray::concatenate(Axis(axis), &[a.whole.view(), b.whole.view(), a.whole.view()]).ok()?.mapv(|x| rounded(x, dtype));
             names.push("concat");
             return Some(Pair { lazy: freestone::concat(&[a.lazy.clone(), b.lazy.clone(), a.lazy.clone()], Some(at)).unwrap(), whole, dtype });

@@ -4,8 +4,9 @@
 
 use std::collections::BTreeMap;
 
-use freestone::{Complex128, DType};
+use freestone::{Complex128, DType, Spec};
 use freestone_expr::vocabulary::{Value, function};
+use freestone_expr::{Expression, Inputs};
 use ndarray::{ArrayD, IxDyn};
 
 use crate::elements::{Element, computed, is_complex, is_signed, list, part, stored, ulps};
@@ -15,6 +16,9 @@ const CASES: &str = include_str!("../data/special_cases.txt");
 const CASES_BY_DTYPE: &str = include_str!("../data/special_cases_by_dtype.txt");
 const REDUCTIONS: &str = include_str!("../data/reductions.txt");
 const PROMOTION: &str = include_str!("../data/promotion.txt");
+/// NumPy's; `tests/interop/numpy_tables.py` writes them.
+const DTYPES: &str = include_str!("../data/dtypes.txt");
+const INDEXING: &str = include_str!("../data/indexing.txt");
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Row {
@@ -307,20 +311,6 @@ fn reductions() {
     assert!(counts.len() == 12 && counts.values().all(|c| c.1 == 0), "{failures:#?}");
 }
 
-/// NumPy's answer for an integer beside a float, which the standard leaves open: the least float that holds half of the integer's bits.
-fn mixed(left: DType, right: DType) -> Option<DType> {
-    let (integer, float) = if left.is_integer() { (left, right) } else { (right, left) };
-    let inexact = matches!(float, DType::Float32 | DType::Float64) || is_complex(float);
-    if !integer.is_integer() || !inexact {
-        return None;
-    }
-    Some(match float {
-        DType::Float32 if integer.size() > 2 => DType::Float64,
-        DType::Complex64 if integer.size() > 2 => DType::Complex128,
-        other => other,
-    })
-}
-
 fn promotions() -> impl Iterator<Item = (DType, DType, Option<DType>)> {
     PROMOTION.lines().filter(|l| !l.starts_with('#')).map(|line| {
         let [left, right, result] = line.split('\t').collect::<Vec<_>>().try_into().unwrap();
@@ -333,56 +323,183 @@ fn ones(dtype: DType) -> ArrayD<Element> {
     ArrayD::from_elem(IxDyn(&[3]), Element::Int(1).fit(dtype))
 }
 
-/// Every function of two operands for every pair of dtypes: the dtype of the result where there is one, else an error.
+/// The dtype that we give where it is not NumPy's; `None` is a refusal.
+fn instead_of_numpy(name: &str, dtypes: &[DType]) -> Option<Option<DType>> {
+    let any_complex = dtypes.iter().any(|d| is_complex(*d));
+    let common = dtypes.iter().copied().reduce(DType::promote).unwrap();
+    match name {
+        // The standard has them for bools only, and no order of complex numbers.
+        "logical_and" | "logical_or" | "logical_xor" if common != DType::Bool => Some(None),
+        "less" | "less_equal" | "greater" | "greater_equal" | "maximum" | "minimum" | "min" | "max" | "argmin" | "argmax" if any_complex => Some(None),
+        "var" | "std" if any_complex => Some(None),
+        // There is no `float16`: floats of integers are all `float64`.
+        "atan2" | "copysign" | "hypot" | "logaddexp" | "nextafter" if common == DType::Bool || common.is_integer() => Some(Some(DType::Float64)),
+        _ => None,
+    }
+}
+
+/// Every function of arrays whose dtypes may differ, for every dtype and pair of dtypes: NumPy's dtype, or an error where NumPy has one.
 #[test]
-fn promotion_of_two_arrays() {
-    let (place, mut pairs, mut refused, mut extended) = (Place::quick(), 0, 0, 0);
+fn dtypes_of_results_are_those_of_numpy() {
+    let (mut rows, mut refused) = (0, 0);
+    for line in DTYPES.lines().filter(|l| !l.starts_with('#')) {
+        let [name, dtypes, result] = line.split('\t').collect::<Vec<_>>().try_into().unwrap();
+        let dtypes: Vec<DType> = dtypes.split(' ').map(|d| DType::from_name(d).unwrap()).collect();
+        let expected = instead_of_numpy(name, &dtypes).unwrap_or_else(|| (result != "refused").then(|| DType::from_name(result).unwrap()));
+        let arrays: Vec<Value> = dtypes.iter().map(|d| Value::Array(stored(&ones(*d), *d, &[2]))).collect();
+        let (arguments, named) = match name {
+            "concat" | "stack" => (vec![Value::Sequence(arrays)], vec![]),
+            "where" => ([vec![Value::Array(stored(&ones(DType::Bool), DType::Bool, &[2]))], arrays].concat(), vec![]),
+            "tensordot" => (arrays, vec![("axes".into(), Value::Int(1))]),
+            _ => (arrays, vec![]),
+        };
+        match (function(name).unwrap().call(arguments, named), expected) {
+            (Ok(Value::Array(array)), Some(expected)) => assert_eq!(array.dtype().unwrap(), expected, "{line}"),
+            (Err(_), None) => refused += 1,
+            (found, expected) => panic!("{line}: {found:?}, not {expected:?}"),
+        }
+        rows += 1;
+    }
+    println!("dtypes: {rows} rows, {refused} refused");
+    assert!(rows > 6000, "rows are missing");
+}
+
+#[test]
+fn promotion_is_the_standards_where_it_has_one() {
     for (left, right, standard) in promotions() {
-        let common = standard.or_else(|| mixed(left, right));
-        assert_eq!(left.promote(right), common, "{left} with {right}");
-        pairs += 1;
-        extended += usize::from(standard.is_none() && common.is_some());
-        for (name, op, _) in freestone::BINARY {
-            let arrays = [left, right].map(|d| Value::Array(stored(&ones(d), d, &[2])));
-            let works = |d: &DType| op.domain().has(*d) || (d.is_integer() && op.domain().has(DType::Float64));
-            let found = function(name).unwrap().call(arrays.to_vec(), vec![]);
-            let Some(common) = common.filter(works) else {
-                assert!(found.is_err(), "{name} of {left} and {right} is defined");
-                refused += 1;
-                continue;
-            };
-            let Ok(Value::Array(array)) = found else { panic!("{name} of {left} and {right}: {found:?}") };
-            let comparison = matches!(*name, "equal" | "not_equal" | "less" | "less_equal" | "greater" | "greater_equal");
-            let expected = if comparison {
-                DType::Bool
-            } else if op.domain().has(common) {
-                common
-            } else {
-                DType::Float64
-            };
-            assert_eq!(array.dtype().unwrap(), expected, "{name} of {left} and {right}");
-            // Ones survive every cast.
-            if *name == "multiply" {
-                assert_eq!(computed(&array, &place.spec()).unwrap(), ones(expected), "{left} and {right}");
-            }
+        assert!(standard.is_none_or(|d| d == left.promote(right)), "{left} with {right}");
+    }
+}
+
+/// Two bools, of all four kinds of pairs, as NumPy has them.
+#[test]
+fn functions_of_bools() {
+    let place = Place::quick();
+    let bools = |values: [u8; 4]| Value::Array(stored(&list(values.map(|b| Element::Bool(b == 1)).to_vec()), DType::Bool, &[3]));
+    let check = |name: &str, arguments: Vec<Value>, expected: &[f64]| {
+        let Ok(Value::Array(array)) = function(name).unwrap().call(arguments, vec![]) else { panic!("{name} is refused") };
+        let values: Vec<f64> =
+            computed(&array, &place.spec()).unwrap().iter().map(|x| if let Element::Bool(b) = x { f64::from(u8::from(*b)) } else { x.real() }).collect();
+        assert_eq!(values, expected, "{name}");
+    };
+    for (name, expected) in [
+        ("add", [0.0, 1.0, 1.0, 1.0]),
+        ("multiply", [0.0, 0.0, 0.0, 1.0]),
+        ("maximum", [0.0, 1.0, 1.0, 1.0]),
+        ("minimum", [0.0, 0.0, 0.0, 1.0]),
+        ("pow", [1.0, 0.0, 1.0, 1.0]),
+        ("less", [0.0, 1.0, 0.0, 0.0]),
+        ("less_equal", [1.0, 1.0, 0.0, 1.0]),
+        ("greater", [0.0, 0.0, 1.0, 0.0]),
+        ("greater_equal", [1.0, 0.0, 1.0, 1.0]),
+        ("bitwise_left_shift", [0.0, 0.0, 1.0, 2.0]),
+        ("floor_divide", [0.0, 0.0, 0.0, 1.0]),
+        ("remainder", [0.0, 0.0, 0.0, 0.0]),
+        ("hypot", [0.0, 1.0, 1.0, 2f64.sqrt()]),
+    ] {
+        check(name, vec![bools([0, 0, 1, 1]), bools([0, 1, 0, 1])], &expected);
+    }
+    for (name, some, none, all) in [("min", 0.0, 0.0, 1.0), ("max", 1.0, 0.0, 1.0), ("argmin", 0.0, 0.0, 0.0), ("argmax", 2.0, 0.0, 0.0)] {
+        for (values, expected) in [([0, 0, 1, 0], some), ([0; 4], none), ([1; 4], all)] {
+            check(name, vec![bools(values)], &[expected]);
         }
     }
-    println!("promotion: {pairs} pairs, {extended} of them beyond the standard; {refused} calls refused");
-    assert_eq!((pairs, extended), (169, 64));
+    for name in ["matmul", "vecdot"] {
+        check(name, vec![bools([0, 1, 1, 1]), bools([1, 1, 1, 0])], &[1.0]);
+        check(name, vec![bools([0, 1, 0, 1]), bools([1, 0, 1, 0])], &[0.0]);
+    }
+}
+
+/// A signed integer and a `uint64` have no integer in common, and `float64` holds too few digits to tell them apart.
+#[test]
+fn comparisons_of_integers_are_exact() {
+    let place = Place::quick();
+    let (most, large) = (i128::from(i64::MAX), i128::from(u64::MAX));
+    let signed = [most, most, most - 1, -1, -1, 0, i128::from(i64::MIN), 5];
+    let unsigned = [most + 1, most, most, large, 0, 0, most + 1, 5];
+    let array = |values: &[i128], dtype| Value::Array(stored(&list(values.iter().map(|i| Element::Int(*i)).collect()), dtype, &[3]));
+    type Comparison = fn(&i128, &i128) -> bool;
+    let all: [(&str, Comparison); 6] = [
+        ("equal", i128::eq),
+        ("not_equal", i128::ne),
+        ("less", |x, y| x < y),
+        ("less_equal", |x, y| x <= y),
+        ("greater", |x, y| x > y),
+        ("greater_equal", |x, y| x >= y),
+    ];
+    for (name, compare) in all {
+        for (x, y, kinds) in [(signed, unsigned, [DType::Int64, DType::UInt64]), (unsigned, signed, [DType::UInt64, DType::Int64])] {
+            let Ok(Value::Array(found)) = function(name).unwrap().call(vec![array(&x, kinds[0]), array(&y, kinds[1])], vec![]) else { panic!("{name}") };
+            let expected = list(x.iter().zip(&y).map(|(x, y)| Element::Bool(compare(x, y))).collect());
+            assert_eq!(computed(&found, &place.spec()).unwrap(), expected, "{name} of {kinds:?}");
+        }
+    }
+}
+
+/// NumPy's shape and elements, also where a list and integers are apart from each other.
+#[test]
+fn indices_are_those_of_numpy() {
+    let (place, mut rows) = (Place::quick(), 0);
+    let counted = freestone::arange(0, 60, 1, DType::Int64, 60).unwrap().reshape(&[3, 4, 5]).unwrap().rechunk(&[2, 3, 2]).unwrap();
+    let inputs = Inputs::from([("x".to_owned(), counted)]);
+    for line in INDEXING.lines().filter(|l| !l.starts_with('#')) {
+        let [index, shape, elements] = line.split('\t').collect::<Vec<_>>().try_into().unwrap();
+        let numbers = |text: &str| text.split(' ').filter(|n| !n.is_empty()).map(|n| n.parse().unwrap()).collect::<Vec<i64>>();
+        let array = Expression::parse(&format!("x[{index}]")).unwrap().array(&inputs).unwrap_or_else(|e| panic!("{index}: {e}"));
+        let found = freestone::compute::<i64>(&array, &place.spec()).unwrap();
+        assert_eq!(found.shape().iter().map(|n| *n as i64).collect::<Vec<_>>(), numbers(shape), "{index}");
+        assert_eq!(found.iter().copied().take(40).step_by(3).collect::<Vec<_>>(), numbers(elements), "{index}");
+        rows += 1;
+    }
+    assert!(rows > 450, "rows are missing");
+}
+
+/// A zero keeps its sign in a running sum until something else comes, in one part and in several; a sum of nothing but zeros is +0.
+#[test]
+fn running_sums_of_negative_zeros() {
+    let quick = Place::quick();
+    for dtype in [DType::Float32, DType::Float64, DType::Complex64, DType::Complex128] {
+        let value = |x: f64| if is_complex(dtype) { Element::Complex(Complex128::new(x, -0.0)) } else { Element::Real(x) };
+        for (n, last) in [(2, -0.0), (30, -0.0), (30, 1.0)] {
+            let values: Vec<Element> = (0..n).map(|i| value(if i + 1 == n { last } else { -0.0 })).collect();
+            for parallelism in [1, 8] {
+                let spec = Spec { parallelism, ..quick.spec() };
+                let x = Value::Array(stored(&list(values.clone()), dtype, &[2]));
+                let of = |name: &str, named: Vec<(String, Value)>| {
+                    let Ok(Value::Array(array)) = function(name).unwrap().call(vec![x.clone()], named) else { panic!("{name}") };
+                    computed(&array, &spec).unwrap().iter().map(|x| format!("{x:?}")).collect::<Vec<_>>()
+                };
+                let text = |values: &[Element]| values.iter().map(|x| format!("{x:?}")).collect::<Vec<_>>();
+                assert_eq!(of("cumulative_sum", vec![]), text(&values), "{dtype} {n} {parallelism}");
+                let zero = if is_complex(dtype) { Element::Complex(Complex128::new(0.0, 0.0)) } else { Element::Real(0.0) };
+                let initial = of("cumulative_sum", vec![("include_initial".into(), Value::Bool(true))]);
+                assert_eq!(initial, text(&[vec![zero], values.clone()].concat()), "{dtype} {n} {parallelism}");
+                if last == 0.0 {
+                    assert_eq!(of("sum", vec![]), text(&[zero]), "{dtype} {n} {parallelism}");
+                    assert_eq!(of("mean", vec![]), text(&[zero]), "{dtype} {n} {parallelism}");
+                }
+            }
+        }
+        // 1, which comes before all, leaves everything as it is.
+        let first = if is_complex(dtype) { Element::Complex(Complex128::new(f64::INFINITY, 1.0)) } else { Element::Real(-0.0) };
+        let Ok(Value::Array(array)) = function("cumulative_prod").unwrap().call(vec![Value::Array(stored(&list(vec![first]), dtype, &[1]))], vec![]) else {
+            panic!("cumulative_prod of {dtype}")
+        };
+        assert_eq!(format!("{:?}", computed(&array, &quick.spec()).unwrap().first()), format!("{:?}", Some(first)), "{dtype}");
+    }
 }
 
 /// A number beside an array: the dtype that it takes. `None` is an error.
 fn beside(array: DType, number: &Value) -> Option<DType> {
-    let float = matches!(array, DType::Float32 | DType::Float64);
+    let whole = array == DType::Bool || array.is_integer();
     match number {
-        Value::Bool(_) => (array == DType::Bool).then_some(array),
-        Value::Int(i) => (array != DType::Bool && (!array.is_integer() || Element::Int(*i).fit(array) == Element::Int(*i))).then_some(array),
-        // The standard leaves a float beside integers open, as it does with arrays of them.
-        Value::Float(_) if array.is_integer() => Some(DType::Float64),
-        Value::Float(_) => (float || is_complex(array)).then_some(array),
+        Value::Bool(_) => Some(array),
+        // The standard leaves open what a number of another kind makes of bools and integers, as it does with arrays of them.
+        Value::Int(i) if array == DType::Bool => Some(if i64::try_from(*i).is_ok() { DType::Int64 } else { DType::UInt64 }),
+        Value::Int(i) => (!array.is_integer() || Element::Int(*i).fit(array) == Element::Int(*i)).then_some(array),
+        Value::Float(_) => Some(if whole { DType::Float64 } else { array }),
         Value::Complex(..) if array == DType::Float32 => Some(DType::Complex64),
-        Value::Complex(..) if array == DType::Float64 => Some(DType::Complex128),
-        _ => is_complex(array).then_some(array),
+        _ => Some(if is_complex(array) { array } else { DType::Complex128 }),
     }
 }
 
@@ -397,7 +514,13 @@ fn promotion_of_an_array_and_a_number() {
         for number in &numbers {
             let expected = beside(dtype, number);
             let exact = |d: DType| match number {
-                Value::Bool(b) => Element::Bool(*b),
+                Value::Bool(b) => {
+                    if d == DType::Bool {
+                        Element::Bool(*b)
+                    } else {
+                        Element::Int((*b).into()).fit(d)
+                    }
+                }
                 Value::Int(i) => Element::Int(*i).fit(d),
                 Value::Float(x) => Element::Real(*x).fit(d),
                 Value::Complex(re, im) => Element::Complex(Complex128::new(*re, *im)).fit(d),
@@ -408,8 +531,7 @@ fn promotion_of_an_array_and_a_number() {
                 if turned {
                     arguments.reverse();
                 }
-                let name = if dtype == DType::Bool { "bitwise_and" } else { "multiply" };
-                let found = function(name).unwrap().call(arguments, vec![]);
+                let found = function("multiply").unwrap().call(arguments, vec![]);
                 match (expected, found) {
                     (Some(expected), Ok(Value::Array(array))) => {
                         assert_eq!(array.dtype().unwrap(), expected, "{dtype} and {number:?}");

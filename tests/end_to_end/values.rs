@@ -222,7 +222,7 @@ fn apply(a: &Pair, pool: &[Pair], step: &Step, names: &mut Vec<&'static str>) ->
     let (name, lazy, whole, dtype) = match step.op % 56 {
         op @ (0..=4 | 8) => {
             let b = partner(a, pool, step);
-            let dtype = a.dtype.promote(b.dtype).filter(|d| *d != DType::Bool)?;
+            let dtype = promoted(a.dtype, b.dtype).filter(|d| *d != DType::Bool)?;
             let integer = |f: fn(i128, i128) -> i128| zip(&a.whole, &b.whole, |x, y| wrapped(f(x as i128, y as i128), dtype));
             let real = |f: fn(f64, f64) -> f64| zip(&a.whole, &b.whole, |x, y| rounded(f(x, y), dtype));
             match op {
@@ -239,7 +239,7 @@ fn apply(a: &Pair, pool: &[Pair], step: &Step, names: &mut Vec<&'static str>) ->
         }
         5 | 25 => {
             let b = partner(a, pool, step);
-            a.dtype.promote(b.dtype).filter(|d| *d != DType::Bool)?;
+            promoted(a.dtype, b.dtype).filter(|d| *d != DType::Bool)?;
             let of = |f: fn(&f64, &f64) -> bool| zip(&a.whole, &b.whole, |x, y| f64::from(u8::from(f(&x, &y))));
             let (lazy, whole) = match step.c.rem_euclid(6) {
                 0 => (freestone::less(&a.lazy, &b.lazy), of(f64::lt)),
@@ -253,7 +253,7 @@ fn apply(a: &Pair, pool: &[Pair], step: &Step, names: &mut Vec<&'static str>) ->
         }
         6 | 26 => {
             let b = partner(a, pool, step);
-            let dtype = a.dtype.promote(b.dtype)?;
+            let dtype = promoted(a.dtype, b.dtype)?;
             let fits = |p: &&Pair| {
                 p.dtype == DType::Bool && common_shape(p.whole.shape(), a.whole.shape()).is_some_and(|s| common_shape(&s, b.whole.shape()).is_some())
             };
@@ -348,7 +348,7 @@ fn more(a: &Pair, pool: &[Pair], step: &Step, names: &mut Vec<&'static str>) -> 
         50 => {
             // Quotients of floats where both are multiples of 2^-16, which is exact.
             let b = partner(a, pool, step);
-            let dtype = a.dtype.promote(b.dtype).filter(|d| *d != DType::Bool)?;
+            let dtype = promoted(a.dtype, b.dtype).filter(|d| *d != DType::Bool)?;
             if !(dtype.is_integer() || is_tame(&a.whole) && is_tame(&b.whole)) {
                 return None;
             }
@@ -370,7 +370,7 @@ fn more(a: &Pair, pool: &[Pair], step: &Step, names: &mut Vec<&'static str>) -> 
         }
         51 => {
             let b = partner(a, pool, step);
-            let dtype = a.dtype.promote(b.dtype).filter(|d| *d == DType::Bool || d.is_integer())?;
+            let dtype = promoted(a.dtype, b.dtype).filter(|d| *d == DType::Bool || d.is_integer())?;
             let of = |f: fn(i128, i128) -> i128| zip(&a.whole, &b.whole, |x, y| rounded(f(x as i128, y as i128) as f64, dtype));
             match step.c.rem_euclid(3) {
                 0 => ("bitwise_and", freestone::bitwise_and(&a.lazy, &b.lazy), of(|x, y| x & y), dtype),
@@ -411,6 +411,12 @@ fn more(a: &Pair, pool: &[Pair], step: &Step, names: &mut Vec<&'static str>) -> 
     };
     names.push(name);
     Some(Pair { lazy: lazy.unwrap_or_else(|e| panic!("{name}: {e}")), whole, dtype })
+}
+
+/// What two operands are promoted to. Not `uint64` beside signed integers: the oracle does not round them before it computes.
+pub fn promoted(left: DType, right: DType) -> Option<DType> {
+    let dtype = left.promote(right);
+    (dtype != DType::Float64 || !(left.is_integer() && right.is_integer())).then_some(dtype)
 }
 
 pub fn python_slice(start: Option<i64>, stop: Option<i64>, step: i64, n: i64) -> Vec<usize> {

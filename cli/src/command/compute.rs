@@ -8,6 +8,7 @@ use freestone_cli::limits::Limits;
 use freestone_expr::{Expression, Inputs, is_identifier};
 
 use super::committing::Committing;
+use super::negative::unmark;
 use super::output::Output;
 use super::watching::Watching;
 use super::{Failure, Mode, execute};
@@ -40,8 +41,8 @@ pub(crate) struct PlanArguments {
 
 #[derive(Args)]
 pub(crate) struct Request {
-    /// What to compute, as in "mean(u*v, axis=0)".
-    #[arg(required = true, value_name = "EXPR")]
+    /// What to compute, as in "mean(u*v, axis=0)" or "-u".
+    #[arg(required = true, value_name = "EXPR", value_parser = unmark)]
     expressions: Vec<String>,
     /// A stored array and its name in the expressions, as in u=winds.zarr/u.
     #[arg(short, long = "input", value_name = "NAME=ARRAY", value_parser = input)]

@@ -7,6 +7,7 @@ pub(crate) mod compute;
 pub(crate) mod functions;
 pub(crate) mod info;
 pub(crate) mod lambda;
+pub(crate) mod negative;
 mod output;
 pub(crate) mod rechunk;
 pub(crate) mod repo;

@@ -3,7 +3,7 @@
 use num_complex::Complex;
 
 use crate::dispatch;
-use crate::dtype::{Complex64, Complex128, DType, Element};
+use crate::dtype::{Complex64, Complex128, DType, Element, no_loop};
 use crate::expr::{BinaryOp, UnaryOp};
 use crate::math::{self, Elementary};
 
@@ -59,6 +59,10 @@ pub(crate) trait Numeric: Element {
     fn plus(self, other: Self) -> Self;
     fn minus(self, other: Self) -> Self;
     fn times(self, other: Self) -> Self;
+    /// As `times`, but 1 leaves every factor as it is.
+    fn product(self, other: Self) -> Self {
+        self.times(other)
+    }
     fn neg(self) -> Self;
     fn conjugate(self) -> Self {
         self
@@ -195,6 +199,11 @@ macro_rules! floats {
             #[inline(always)] fn plus(self, other: Self) -> Self { self + other }
             #[inline(always)] fn minus(self, other: Self) -> Self { self - other }
             #[inline(always)] fn times(self, other: Self) -> Self { Elementary::times(self, other) }
+            // The formula makes NaN of 1 times an infinity, and loses the signs of zeros.
+            #[inline(always)] fn product(self, other: Self) -> Self {
+                let one = |z: Self| z.re == 1.0 && z.im.to_bits() == 0;
+                if one(self) { other } else if one(other) { self } else { Elementary::times(self, other) }
+            }
             #[inline(always)] fn neg(self) -> Self { -self }
             #[inline(always)] fn conjugate(self) -> Self { self.conj() }
             #[inline(always)] fn nearest(self) -> Self { Complex::new(self.re.round_ties_even(), self.im.round_ties_even()) }
@@ -210,13 +219,13 @@ floats!(f32, f64);
 pub(crate) fn unary(op: UnaryOp, dtype: DType, a: &[u8], out: &mut [u8]) {
     use UnaryOp as U;
     macro_rules! same {
-        ($kind:ident, $f:expr) => { dispatch!($kind, dtype, T => loop1(see::<T>(a), see_mut::<T>(out), $f), else => {}) };
+        ($kind:ident, $f:expr) => { dispatch!($kind, dtype, T => loop1(see::<T>(a), see_mut::<T>(out), $f), else => no_loop(&op, dtype)) };
     }
     macro_rules! elementary {
-        ($f:ident) => { dispatch!(inexact, dtype, T => math::$f::<T>(see(a), see_mut(out)), else => {}) };
+        ($f:ident) => { dispatch!(inexact, dtype, T => math::$f::<T>(see(a), see_mut(out)), else => no_loop(&op, dtype)) };
     }
     macro_rules! test {
-        ($kind:ident, $f:expr) => { dispatch!($kind, dtype, T => loop1(see::<T>(a), out, |x| u8::from($f(x))), else => {}) };
+        ($kind:ident, $f:expr) => { dispatch!($kind, dtype, T => loop1(see::<T>(a), out, |x| u8::from($f(x))), else => no_loop(&op, dtype)) };
     }
     macro_rules! part {
         ($complex:expr, $real:expr) => {
@@ -278,14 +287,14 @@ pub(crate) fn unary(op: UnaryOp, dtype: DType, a: &[u8], out: &mut [u8]) {
 pub(crate) fn binary(op: BinaryOp, dtype: DType, a: &[u8], b: &[u8], out: &mut [u8]) {
     use BinaryOp as B;
     macro_rules! same {
-        ($kind:ident, $f:expr) => { dispatch!($kind, dtype, T => loop2(see::<T>(a), see(b), see_mut::<T>(out), $f), else => {}) };
+        ($kind:ident, $f:expr) => { dispatch!($kind, dtype, T => loop2(see::<T>(a), see(b), see_mut::<T>(out), $f), else => no_loop(&op, dtype)) };
     }
     macro_rules! elementary {
-        ($kind:ident, $f:ident) => { elementary!($kind, $f, else => {}) };
+        ($kind:ident, $f:ident) => { elementary!($kind, $f, else => no_loop(&op, dtype)) };
         ($kind:ident, $f:ident, else => $else:expr) => { dispatch!($kind, dtype, T => math::$f::<T>(see(a), see(b), see_mut(out)), else => $else) };
     }
     macro_rules! test {
-        ($kind:ident, $f:expr) => { dispatch!($kind, dtype, T => loop2(see::<T>(a), see(b), out, |x: T, y: T| u8::from($f(&x, &y))), else => {}) };
+        ($kind:ident, $f:expr) => { dispatch!($kind, dtype, T => loop2(see::<T>(a), see(b), out, |x: T, y: T| u8::from($f(&x, &y))), else => no_loop(&op, dtype)) };
     }
     let mut truth = |f: fn(bool, bool) -> bool| loop2(a, b, out, |x, y| u8::from(f(x != 0, y != 0)));
     match op {
@@ -293,7 +302,7 @@ pub(crate) fn binary(op: BinaryOp, dtype: DType, a: &[u8], b: &[u8], out: &mut [
         B::BitwiseOr | B::LogicalOr if dtype == DType::Bool => truth(|x, y| x | y),
         B::BitwiseXor | B::LogicalXor | B::NotEqual if dtype == DType::Bool => truth(|x, y| x != y),
         B::Equal if dtype == DType::Bool => truth(|x, y| x == y),
-        B::LogicalAnd | B::LogicalOr | B::LogicalXor => {}
+        B::LogicalAnd | B::LogicalOr | B::LogicalXor => no_loop(&op, dtype),
         B::Add => same!(numeric, Numeric::plus),
         B::Atan2 => elementary!(float, atan2),
         B::BitwiseAnd => same!(integer, Bits::and),

@@ -2,7 +2,7 @@
 
 use crate::apply::loop1;
 use crate::dispatch;
-use crate::dtype::{Complex64, Complex128, DType, Element, Kind};
+use crate::dtype::{Complex64, Complex128, DType, Element, Kind, no_loop};
 
 /// Casts values: to integers towards zero and saturating (NaN gives 0), complex to real by dropping the imaginary part,
 /// anything to bool by comparing with zero.
@@ -14,9 +14,9 @@ pub(crate) fn cast(from: DType, a: &[u8], to: DType, out: &mut [u8]) {
     } else if to == DType::Bool {
         dispatch!(all, from, T => spread::<T, u8>(a, out, |x| u8::from(x != T::default())));
     } else if from == DType::Bool {
-        dispatch!(numeric, to, U => spread(a, out, |x: u8| if x != 0 { one::<U>() } else { U::default() }), else => {});
+        dispatch!(numeric, to, U => spread(a, out, |x: u8| if x != 0 { one::<U>() } else { U::default() }), else => no_loop(&"cast", to));
     } else {
-        dispatch!(numeric, from, T => cast_from::<T>(a, to, out), else => {});
+        dispatch!(numeric, from, T => cast_from::<T>(a, to, out), else => no_loop(&"cast", from));
     }
 }
 
@@ -43,7 +43,7 @@ fn cast_from<T: Element + CastSource>(a: &[u8], to: DType, out: &mut [u8]) {
             Complex64::new(c.re as f32, c.im as f32)
         }),
         Kind::Complex => spread::<T, Complex128>(a, out, |x| x.complex()),
-        _ => dispatch!(real, to, U => spread::<T, U>(a, out, |x| x.part().cast_to()), else => {}),
+        _ => dispatch!(real, to, U => spread::<T, U>(a, out, |x| x.part().cast_to()), else => no_loop(&"cast", to)),
     }
 }
 

@@ -10,7 +10,7 @@ use faer::{Accum, MatMut, MatRef, Par};
 use crate::apply::Numeric;
 use crate::buffer::View;
 use crate::dispatch;
-use crate::dtype::{DType, Kind};
+use crate::dtype::{DType, Kind, no_loop};
 
 /// Bytes that one product holds besides its operands and its result, at most: packed panels.
 pub const SCRATCH_BYTES: u64 = 8 << 20;
@@ -31,8 +31,8 @@ pub fn add_product(lhs: &View<'_>, rhs: &View<'_>, out: &mut [u8]) {
         return;
     }
     match lhs.dtype.kind() {
-        Kind::Float | Kind::Complex => dispatch!(inexact, lhs.dtype, T => floats::<T>(lhs, rhs, out), else => ()),
-        _ => dispatch!(integer, lhs.dtype, T => integers::<T>(lhs, rhs, out), else => ()),
+        Kind::Float | Kind::Complex => dispatch!(inexact, lhs.dtype, T => floats::<T>(lhs, rhs, out), else => no_loop(&"contract", lhs.dtype)),
+        _ => dispatch!(integer, lhs.dtype, T => integers::<T>(lhs, rhs, out), else => no_loop(&"contract", lhs.dtype)),
     }
 }
 

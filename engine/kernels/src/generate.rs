@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::apply::unary;
 use crate::copy;
 use crate::dispatch;
-use crate::dtype::{DType, Element};
+use crate::dtype::{DType, Element, no_loop};
 use crate::expr::UnaryOp;
 use crate::scalar::Scalar;
 
@@ -85,11 +85,13 @@ impl Generate {
     pub fn fill(&self, dtype: DType, shape: &[u64], origin: &[u64], block: &[usize], out: &mut [u8]) {
         match self {
             Generate::Full(value) => copy::fill(value, out),
-            Generate::Arange { start, step } => dispatch!(numeric, dtype, T => arange::<T>(start, step, origin.first().copied().unwrap_or(0), out), else => {}),
+            Generate::Arange { start, step } => {
+                dispatch!(numeric, dtype, T => arange::<T>(start, step, first_index(origin), out), else => no_loop(&"arange", dtype))
+            }
             Generate::Linspace { start, stop, intervals } => {
                 let (a, b, n) = (real(start), real(stop), *intervals as f64);
                 let step = (b - a) / n;
-                let first = origin.first().copied().unwrap_or(0);
+                let first = first_index(origin);
                 for (i, o) in (first..).zip(out.chunks_exact_mut(dtype.size())) {
                     // The last value is `stop` itself, not what rounding makes of it.
                     let value = if i == *intervals { b } else { a + step * i as f64 };
@@ -129,6 +131,12 @@ impl Generate {
     }
 }
 
+/// Where a block of an array of one axis starts.
+fn first_index(origin: &[u64]) -> u64 {
+    debug_assert_eq!(origin.len(), 1, "invariant `ranges have one axis`");
+    origin.first().copied().unwrap_or(0)
+}
+
 fn real(value: &Scalar) -> f64 {
     value.cast(DType::Float64).get().unwrap_or_default()
 }
@@ -144,17 +152,42 @@ fn arange<T: Element>(start: &Scalar, step: &Scalar, first: u64, out: &mut [u8])
             o.copy_from_slice(&value.to_ne_bytes()[..size]);
         }
     } else {
-        let (a, d) = (real(start), real(step));
+        let ([a, a_rest], [d, d_rest]) = (two_words(start), two_words(step));
+        let exact = a_rest == 0.0 && d_rest == 0.0;
         for (i, o) in out.chunks_exact_mut(size).enumerate() {
-            o.copy_from_slice(Scalar::from_f64(T::DTYPE, a + d * (first + i as u64) as f64).bytes());
+            let i = (first + i as u64) as f64;
+            let value = if exact { a + d * i } else { compensated([a, a_rest], [d, d_rest], i) };
+            o.copy_from_slice(Scalar::from_f64(T::DTYPE, value).bytes());
         }
     }
 }
 
+/// A number as a `float64` and what that lacks: integers of 64 bits have more digits.
+fn two_words(value: &Scalar) -> [f64; 2] {
+    let nearest = real(value);
+    let whole = match value.dtype() {
+        DType::UInt64 => value.get::<u64>().map(i128::from),
+        _ => value.get::<i64>().map(i128::from),
+    };
+    [nearest, whole.map_or(0.0, |whole| (whole - nearest as i128) as f64)]
+}
+
+/// `start + step·i` of numbers of two words, nearly as if rounded once.
+fn compensated([a, a_rest]: [f64; 2], [d, d_rest]: [f64; 2], i: f64) -> f64 {
+    let product = d * i;
+    let lost = d.mul_add(i, -product);
+    let sum = a + product;
+    let back = sum - a;
+    sum + ((a - (sum - back)) + (product - back) + (lost + d_rest.mul_add(i, a_rest)))
+}
+
 /// Calls `f` with what `of` makes of the last two indices of each element of a box, and with the element's place in it.
 fn for_diagonal<T>(origin: &[u64], block: &[usize], of: impl Fn(i64, i64) -> Option<T>, mut f: impl FnMut(T, usize)) {
-    let [.., rows, columns] = *block else { return };
-    let [.., i0, j0] = *origin else { return };
+    let ([.., rows, columns], [.., i0, j0]) = (block, origin) else {
+        debug_assert!(false, "invariant `diagonals have two axes`");
+        return;
+    };
+    let (rows, columns, i0, j0) = (*rows, *columns, *i0, *j0);
     for at in 0..block.iter().product() {
         let (i, j) = (i0 as i64 + (at / columns % rows) as i64, j0 as i64 + (at % columns) as i64);
         if let Some(value) = of(i, j) {
@@ -286,6 +319,22 @@ mod tests {
     #[test]
     fn philox_known_answers() {
         assert_eq!(philox(0, 0), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
+    }
+
+    /// Integers beyond 2^53 keep their digits until the result is rounded.
+    #[test]
+    fn ranges_of_large_integers_are_rounded_once() {
+        let check = |start: Scalar, step: Scalar, n: usize, expect: &dyn Fn(i128) -> f64| {
+            let mut out = vec![0f64; n];
+            Generate::Arange { start, step }.fill(DType::Float64, &[n as u64], &[0], &[n], bytemuck::cast_slice_mut(&mut out));
+            out.iter().enumerate().for_each(|(i, x)| assert_eq!(*x, expect(i as i128), "{start} {step} {i}"));
+        };
+        for start in [(1i64 << 53) + 1, (1 << 60) + 129, -(1 << 53) - 1, i64::MAX - 4096] {
+            check(Scalar::new(start), Scalar::new(0.5), 64, &|i| (2 * i128::from(start) + i) as f64 / 2.0);
+            check(Scalar::new(start), Scalar::new((1i64 << 54) + 3), 64, &|i| (i128::from(start) + i * ((1 << 54) + 3)) as f64);
+        }
+        check(Scalar::new(u64::MAX), Scalar::new(-0.25), 64, &|i| (4 * i128::from(u64::MAX) - i) as f64 / 4.0);
+        check(Scalar::new(1.4), Scalar::new(0.4), 9, &|i| 1.4 + 0.4 * i as f64);
     }
 
     #[test]

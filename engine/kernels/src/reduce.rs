@@ -14,7 +14,7 @@ use crate::buffer::View;
 use crate::cast::cast;
 use crate::copy;
 use crate::dispatch;
-use crate::dtype::{Complex64, Complex128, DType, Element, Kind};
+use crate::dtype::{Complex64, Complex128, DType, Element, Kind, no_loop};
 use crate::eval::{Machine, STRIP, Strip};
 use crate::loops::{Nest, for_each_index};
 use crate::scalar::Scalar;
@@ -46,8 +46,10 @@ pub enum ReduceOp {
 pub enum Finish {
     /// They are a partial result, to be folded again.
     Keep,
-    /// The value, cast to a dtype.
+    /// The value, cast to a dtype. A sum that is zero is +0.
     Value(DType),
+    /// The value, cast to a dtype, with the sign of a zero: what running sums carry from part to part.
+    Carry(DType),
     /// A sum divided by the number of elements, then cast.
     Mean {
         /// Elements that were folded into each accumulator.
@@ -100,7 +102,9 @@ impl ReduceOp {
     /// Fills accumulators for values of `dtype` with what they hold before anything is folded.
     pub fn start(self, values: DType, accumulators: &mut [u8]) {
         match self {
-            ReduceOp::Sum | ReduceOp::Var => accumulators.fill(0),
+            ReduceOp::Sum if values == DType::Float64 => bytemuck::cast_slice_mut(accumulators).fill([-0.0f64, 0.0]),
+            ReduceOp::Sum => copy::fill(&sum_identity(self.accumulator(values).unwrap_or(values)), accumulators),
+            ReduceOp::Var => accumulators.fill(0),
             ReduceOp::Prod => copy::fill(&Scalar::new(1i64).cast(self.accumulator(values).unwrap_or(values)), accumulators),
             ReduceOp::Min => copy::fill(&Scalar::from_f64(values, f64::INFINITY), accumulators),
             ReduceOp::Max if values.kind() == Kind::Unsigned => accumulators.fill(0),
@@ -116,7 +120,7 @@ impl Finish {
         let accumulator = op.accumulator(values)?;
         Some(match self {
             Finish::Keep => accumulator,
-            Finish::Value(dtype) | Finish::Mean { dtype, .. } | Finish::Var { dtype, .. } => dtype,
+            Finish::Value(dtype) | Finish::Carry(dtype) | Finish::Mean { dtype, .. } | Finish::Var { dtype, .. } => dtype,
         })
     }
 
@@ -124,17 +128,21 @@ impl Finish {
     pub fn is_nothing(self, op: ReduceOp, values: DType) -> bool {
         match self {
             Finish::Keep => true,
-            Finish::Value(dtype) => op.value(values) == Some(dtype) && op.accumulator(values) == Some(dtype) && (op, values) != (ReduceOp::Sum, DType::Float64),
+            Finish::Value(dtype) => op.value(values) == Some(dtype) && op.accumulator(values) == Some(dtype) && !(op == ReduceOp::Sum && is_inexact(values)),
+            Finish::Carry(dtype) => op.value(values) == Some(dtype) && op.accumulator(values) == Some(dtype),
             _ => false,
         }
     }
 
     /// Turns accumulators into results, element by element.
     pub fn apply(self, op: ReduceOp, values: DType, accumulators: &[u8], out: &mut [u8]) {
-        let (Some(held), Some(value)) = (op.accumulator(values), op.value(values)) else { return };
+        let (Some(held), Some(value)) = (op.accumulator(values), op.value(values)) else {
+            return no_loop(&op, values);
+        };
         match self {
             Finish::Keep => out.copy_from_slice(accumulators),
             Finish::Value(dtype) => by_strips(held, accumulators, dtype, out, |a, o| value_of(op, values, a, |v| cast(value, v, dtype, o))),
+            Finish::Carry(dtype) => by_strips(held, accumulators, dtype, out, |a, o| carried_of(op, values, a, |v| cast(value, v, dtype, o))),
             Finish::Mean { count, dtype } => by_strips(held, accumulators, dtype, out, |a, o| {
                 value_of(op, values, a, |v| {
                     let scale = count as f64;
@@ -178,15 +186,42 @@ fn by_strips(from: DType, a: &[u8], to: DType, out: &mut [u8], mut f: impl FnMut
     }
 }
 
-/// Calls `f` with the values of a strip of accumulators.
+fn is_inexact(dtype: DType) -> bool {
+    matches!(dtype.kind(), Kind::Float | Kind::Complex)
+}
+
+/// What leaves every value as it is when added to it: -0.0 for floats, since 0.0 would change the sign of -0.0.
+pub(crate) fn sum_identity(dtype: DType) -> Scalar {
+    if is_inexact(dtype) { Scalar::new(Complex128::new(-0.0, -0.0)).cast(dtype) } else { Scalar::zero(dtype) }
+}
+
+/// Calls `f` with the values of a strip of accumulators, zeros with their signs.
+fn carried_of(op: ReduceOp, values: DType, accumulators: &[u8], f: impl FnOnce(&[u8])) {
+    if (op, values) != (ReduceOp::Sum, DType::Float64) {
+        return f(accumulators);
+    }
+    let pairs: &[[f64; 2]] = bytemuck::cast_slice(accumulators);
+    let mut sums = [0f64; STRIP];
+    sums.iter_mut().zip(pairs).for_each(|(s, [sum, error])| *s = if sum.is_finite() && *error != 0.0 { sum + error } else { *sum });
+    f(bytemuck::cast_slice(&sums[..pairs.len()]));
+}
+
+/// Calls `f` with the values of a strip of accumulators; sums that are zero are +0.
 fn value_of(op: ReduceOp, values: DType, accumulators: &[u8], f: impl FnOnce(&[u8])) {
     match op {
         ReduceOp::Sum if values == DType::Float64 => {
             let pairs: &[[f64; 2]] = bytemuck::cast_slice(accumulators);
             let mut sums = [0f64; STRIP];
-            // Beside an infinite sum its error is NaN.
+            // Beside an infinite sum its error is NaN; that of -0.0 is 0.0.
             sums.iter_mut().zip(pairs).for_each(|(s, [sum, error])| *s = if sum.is_finite() { sum + error } else { *sum });
             f(bytemuck::cast_slice(&sums[..pairs.len()]));
+        }
+        // Accumulators of other floats are `float64` or two of them.
+        ReduceOp::Sum if is_inexact(values) => {
+            let words: &[f64] = bytemuck::cast_slice(accumulators);
+            let mut sums = [0f64; 2 * STRIP];
+            sums.iter_mut().zip(words).for_each(|(s, word)| *s = word + 0.0);
+            f(bytemuck::cast_slice(&sums[..words.len()]));
         }
         ReduceOp::Argmin | ReduceOp::Argmax => {
             let pairs: &[[u64; 2]] = bytemuck::cast_slice(accumulators);
@@ -396,7 +431,7 @@ impl Folded {
         seconds.iter().for_each(|index| if *index == NOWHERE { held.nowhere = true } else { held.last = held.last.max(Some(*index)) });
         dispatch!(real, self.values, T => {
             bytemuck::cast_slice_mut::<_, T>(a).iter_mut().zip(firsts).for_each(|(value, word)| *value = unpacked([*word, 0]).0);
-        }, else => {});
+        }, else => no_loop(&self.op, self.values));
     }
 
     /// The reverse of [`Folded::take_apart`].
@@ -409,7 +444,7 @@ impl Folded {
         if self.is_position() {
             dispatch!(real, self.values, T => {
                 firsts.iter_mut().zip(bytemuck::cast_slice::<_, T>(a)).for_each(|(word, value)| *word = packed((*value, 0))[0]);
-            }, else => {});
+            }, else => no_loop(&self.op, self.values));
         } else {
             firsts.copy_from_slice(a);
         }
@@ -459,18 +494,18 @@ fn fold_strip(Folded { op, values: dtype }: Folded, values: &[u8], acc: &mut [u8
                 D::UInt16 => total(values, acc, spot, |x: u16| u64::from(x), $monoid),
                 D::UInt32 => total(values, acc, spot, |x: u32| u64::from(x), $monoid),
                 D::UInt64 => total(values, acc, spot, |x: u64| x, $monoid),
-                D::Bool => {}
+                D::Bool => no_loop(&op, dtype),
             }
         };
     }
     match op {
         R::Sum if dtype == D::Float64 => sum_twice(values, acc, spot),
-        R::Sum => widened!((0, Numeric::plus)),
-        R::Prod => widened!((1, Numeric::times)),
-        R::Min => dispatch!(real, dtype, T => extreme::<T>(values, acc, spot, T::least), else => {}),
-        R::Max => dispatch!(real, dtype, T => extreme::<T>(values, acc, spot, T::greatest), else => {}),
-        R::Argmin => dispatch!(real, dtype, T => position::<T>(values, acc, spot, (T::least, |x, y| x < y)), else => {}),
-        R::Argmax => dispatch!(real, dtype, T => position::<T>(values, acc, spot, (T::greatest, |x, y| x > y)), else => {}),
+        R::Sum => widened!((sum_identity, Numeric::plus)),
+        R::Prod => widened!((|dtype| Scalar::new(1u8).cast(dtype), Numeric::product)),
+        R::Min => dispatch!(real, dtype, T => extreme::<T>(values, acc, spot, T::least), else => no_loop(&op, dtype)),
+        R::Max => dispatch!(real, dtype, T => extreme::<T>(values, acc, spot, T::greatest), else => no_loop(&op, dtype)),
+        R::Argmin => dispatch!(real, dtype, T => position::<T>(values, acc, spot, (T::least, |x, y| x < y)), else => no_loop(&op, dtype)),
+        R::Argmax => dispatch!(real, dtype, T => position::<T>(values, acc, spot, (T::greatest, |x, y| x > y)), else => no_loop(&op, dtype)),
         R::Var if dtype == D::Float32 => variance(values, acc, spot, |x: f32| f64::from(x)),
         R::Var => variance(values, acc, spot, |x: f64| x),
     }
@@ -514,9 +549,15 @@ wide_fn! {
     }
 }
 
-fn total<T: Element, A: Numeric>(values: &[u8], acc: &mut [u8], spot: Spot, widen: impl Fn(T) -> A + Copy, (start, f): (u8, impl Fn(A, A) -> A + Copy)) {
+fn total<T: Element, A: Numeric>(
+    values: &[u8],
+    acc: &mut [u8],
+    spot: Spot,
+    widen: impl Fn(T) -> A + Copy,
+    (start, f): (fn(DType) -> Scalar, impl Fn(A, A) -> A + Copy),
+) {
     let (values, acc): (&[T], &mut [A]) = (bytemuck::cast_slice(values), bytemuck::cast_slice_mut(acc));
-    let start: A = bytemuck::pod_read_unaligned(Scalar::new(start).cast(A::DTYPE).bytes());
+    let start: A = bytemuck::pod_read_unaligned(start(A::DTYPE).bytes());
     match spot.stride {
         0 => acc[spot.at] = f(acc[spot.at], lanes(values, start, widen, f)),
         _ => spread(values, acc, spot, |a, x| f(a, widen(x))),
@@ -570,12 +611,12 @@ fn sum_twice(values: &[u8], acc: &mut [u8], spot: Spot) {
 wide_fn! {
     /// `(sum, error)` of values, in as many lanes as [`lanes`] has; sums and errors are apart, which is what vectorises.
     fn lanes_twice<>(values: &[f64]) -> [f64; 2] where {} {
-        let (mut sums, mut errors) = ([0f64; LANES], [0f64; LANES]);
+        let (mut sums, mut errors) = ([-0f64; LANES], [0f64; LANES]);
         let chunks = values.chunks_exact(LANES);
         let rest = chunks.remainder();
         // Half of the lanes at a time: all of them do not fit in registers.
         for half in [0, LANES / 2] {
-            let (mut s, mut e) = ([0f64; LANES / 2], [0f64; LANES / 2]);
+            let (mut s, mut e) = ([-0f64; LANES / 2], [0f64; LANES / 2]);
             for chunk in chunks.clone() {
                 for i in 0..LANES / 2 { [s[i], e[i]] = two_sum([s[i], e[i]], chunk[half + i]); }
             }
@@ -693,7 +734,9 @@ fn position<T: Real>(values: &[u8], acc: &mut [u8], spot: Spot, (f, beyond): (im
         let best = lanes(values, *start, |x| x, f);
         // Where it is matters only if it is better than what was found so far.
         if now.1 == NOWHERE || better((best, first), now, f).1 == first {
-            let at = first_where(values, |x| (x == best) | x.nan()).unwrap_or(0) as u64;
+            let found = first_where(values, |x| (x == best) | x.nan());
+            debug_assert!(found.is_some(), "invariant `the best is one of them`");
+            let at = found.unwrap_or(0) as u64;
             acc[spot.at] = packed(better(now, (values[at as usize], first + at * step), f));
         }
         return;

@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use crate::apply::Numeric;
 use crate::copy;
 use crate::dispatch;
-use crate::dtype::{Complex64, Complex128, DType, Kind};
-use crate::reduce::ReduceOp;
+use crate::dtype::{Complex64, Complex128, DType, Kind, no_loop};
+use crate::reduce::{ReduceOp, sum_identity};
 use crate::scalar::Scalar;
 
 /// What runs along.
@@ -41,7 +41,7 @@ impl ScanOp {
     /// Fills carries with what they hold before the first value.
     pub fn start(self, carrier: DType, carries: &mut [u8]) {
         match self {
-            ScanOp::Sum => carries.fill(0),
+            ScanOp::Sum => copy::fill(&sum_identity(carrier), carries),
             ScanOp::Prod => copy::fill(&Scalar::new(1i64).cast(carrier), carries),
         }
     }
@@ -51,7 +51,7 @@ impl ScanOp {
     ///
     /// Cost: one pass.
     pub fn run(self, dtype: DType, [outer, n, inner]: [usize; 3], values: &mut [u8], carries: &mut [u8], exclusive: bool) {
-        dispatch!(numeric, dtype, T => <T as Carried>::run(self, [outer, n, inner], bytemuck::cast_slice_mut(values), bytemuck::cast_slice_mut(carries), exclusive), else => ());
+        dispatch!(numeric, dtype, T => <T as Carried>::run(self, [outer, n, inner], bytemuck::cast_slice_mut(values), bytemuck::cast_slice_mut(carries), exclusive), else => no_loop(&self, dtype));
     }
 }
 
@@ -64,7 +64,7 @@ trait Carried: Numeric + bytemuck::Pod {
     fn run(op: ScanOp, shape: [usize; 3], values: &mut [Self], carries: &mut [Self::Carrier], exclusive: bool) {
         match op {
             ScanOp::Sum => run(shape, values, carries, exclusive, |a: Self::Carrier, b| a.plus(b)),
-            ScanOp::Prod => run(shape, values, carries, exclusive, |a: Self::Carrier, b| a.times(b)),
+            ScanOp::Prod => run(shape, values, carries, exclusive, |a: Self::Carrier, b| a.product(b)),
         }
     }
 }
@@ -120,6 +120,27 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// Zeros keep their signs, and 1 times an infinity has no NaN, whatever comes before.
+    #[test]
+    fn the_first_value_is_the_first_result() {
+        let check = |op: ScanOp, values: &[f64], dtype: DType, expect: &[f64]| {
+            let mut out = values.to_vec();
+            let carrier = op.carrier(dtype).unwrap();
+            let mut carry = vec![0u64; carrier.size() / 8];
+            let n = values.len() * 8 / dtype.size();
+            op.start(carrier, bytemuck::cast_slice_mut(&mut carry));
+            op.run(dtype, [1, n, 1], bytemuck::cast_slice_mut(&mut out), bytemuck::cast_slice_mut(&mut carry), false);
+            let same = out.iter().zip(expect).all(|(x, y)| x.to_bits() == y.to_bits() || (x.is_nan() && y.is_nan()));
+            assert!(same, "{op:?} of {dtype} {values:?}: {out:?}, not {expect:?}");
+        };
+        let inf = f64::INFINITY;
+        check(ScanOp::Sum, &[-0.0, -0.0, 0.0, -0.0], DType::Float64, &[-0.0, -0.0, 0.0, 0.0]);
+        check(ScanOp::Sum, &[-0.0, -0.0, -0.0, 0.0], DType::Complex128, &[-0.0, -0.0, -0.0, 0.0]);
+        check(ScanOp::Prod, &[-0.0, -1.0], DType::Float64, &[-0.0, 0.0]);
+        check(ScanOp::Prod, &[inf, 1.0], DType::Complex128, &[inf, 1.0]);
+        check(ScanOp::Prod, &[-0.0, -0.0], DType::Complex128, &[-0.0, -0.0]);
+    }
 
     proptest! {
         /// Blocks one after the other give what one block gives, and what a loop gives.

@@ -217,7 +217,7 @@ impl DraftKind for ScanDraft {
         };
         let (sums, before) = (partial("partial"), partial("before"));
         let out = |d: usize| if d == *axis { OutAxis::Part(d) } else { OutAxis::Kept(d) };
-        let fold = Fold { op: op.fold(), values: carrier, finish: Finish::Value(carrier) };
+        let fold = Fold { op: op.fold(), values: carrier, finish: Finish::Carry(carrier) };
         let kernel = Kernel::Reduce(Reduce { expr: widened, folds: vec![fold], axes: vec![*axis], parts: None });
         let output = StageOutput { array: sums, axes: (0..grid.axes().len()).map(out).collect() };
         let mut first = Stage::new("partial", kernel, draft.inputs.clone(), vec![output], tasks.clone());

@@ -12,7 +12,7 @@ mod value;
 use std::fmt::{self, Write};
 use std::sync::LazyLock;
 
-use freestone_kernels::{BinaryOp, UnaryOp};
+use freestone_kernels::{BinaryOp, Domain, UnaryOp};
 use freestone_ops::{BINARY, Error, Operand, UNARY, binary, unary};
 use thiserror::Error as ThisError;
 
@@ -164,12 +164,22 @@ static ALL: LazyLock<Vec<Function>> = LazyLock::new(|| {
     };
     let unary = UNARY.iter().map(|(name, op, doc)| elementwise(name, "(x, /)", doc, "the same", op.domain().name(), Call::Unary(*op)));
     let together = "what the operands broadcast to";
-    let binary = BINARY.iter().map(|(name, op, doc)| elementwise(name, "(x1, x2, /)", doc, together, op.domain().name(), Call::Binary(*op)));
+    let binary = BINARY.iter().map(|(name, op, doc)| elementwise(name, "(x1, x2, /)", doc, together, of_two(op.domain()), Call::Binary(*op)));
     let general = table::ROWS.iter().flat_map(|(section, rows)| rows.iter().map(|row| function_of(*section, *row, Call::General(row.call))));
     let mut all: Vec<Function> = unary.chain(binary).chain(general).collect();
     all.sort_by_key(|f| (f.section, f.name));
     all
 });
+
+/// The dtypes of functions of two operands: bools stand for numbers there.
+fn of_two(domain: Domain) -> &'static str {
+    match domain {
+        Domain::Numeric => Domain::All.name(),
+        Domain::Real => "bool, integers, floats",
+        Domain::Integer => Domain::Bits.name(),
+        other => other.name(),
+    }
+}
 
 fn function_of(section: Section, row: table::Row, call: Call) -> Function {
     let table::Row { name, signature, summary, shape, dtypes, cost, .. } = row;

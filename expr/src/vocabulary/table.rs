@@ -36,8 +36,8 @@ macro_rules! rows {
 }
 
 const ALL: &str = "all";
-const NUMERIC: &str = "all but bool";
 const REAL: &str = "integers, floats";
+const ORDERED: &str = "bool, integers, floats";
 pub(super) const VIEW: &str = "no stage";
 const FOLD: &str = "one stage where one task can stream the reduced axes, else two";
 const MADE: &str = "no stage: values follow from indices";
@@ -75,27 +75,27 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
                 a => a.array("x")?.var(along(a)?);
             std "(x, /, *, axis=None, correction=0.0, keepdims=False)", "The standard deviation: the square root of `var`.", "the reduced axes dropped, or 1 with keepdims", REAL, FOLD,
                 a => a.array("x")?.std(along(a)?);
-            min "(x, /, *, axis=None, keepdims=False)", "The least element; NaN if there is one.", "the reduced axes dropped, or 1 with keepdims", REAL, FOLD, a => a.array("x")?.min(along(a)?);
-            max "(x, /, *, axis=None, keepdims=False)", "The greatest element; NaN if there is one.", "the reduced axes dropped, or 1 with keepdims", REAL, FOLD, a => a.array("x")?.max(along(a)?);
+            min "(x, /, *, axis=None, keepdims=False)", "The least element; NaN if there is one.", "the reduced axes dropped, or 1 with keepdims", ORDERED, FOLD, a => a.array("x")?.min(along(a)?);
+            max "(x, /, *, axis=None, keepdims=False)", "The greatest element; NaN if there is one.", "the reduced axes dropped, or 1 with keepdims", ORDERED, FOLD, a => a.array("x")?.max(along(a)?);
         },
     ),
     (
         Section::LinearAlgebra,
         rows! {
-            matmul "(x1, x2, /)", "The product of matrices in the last two axes, or of vectors; the axes before broadcast.", "(…, m, k) by (…, k, n) gives (…, m, n)", NUMERIC, PRODUCT, a => a.array("x1")?.matmul(a.array("x2")?);
-            outer "(x1, x2, /)", "Each element of one vector times each of another.", "(m,) and (n,) give (m, n)", NUMERIC, VIEW, a => outer(a.array("x1")?, a.array("x2")?);
-            tensordot "(x1, x2, /, *, axes=2)", "Sums of products over the last axes of `x1` and the first of `x2`, or over two lists of axes.", "the axes of x1 that stay, then those of x2", NUMERIC, PRODUCT,
+            matmul "(x1, x2, /)", "The product of matrices in the last two axes, or of vectors; the axes before broadcast.", "(…, m, k) by (…, k, n) gives (…, m, n)", ALL, PRODUCT, a => a.array("x1")?.matmul(a.array("x2")?);
+            outer "(x1, x2, /)", "Each element of one vector times each of another.", "(m,) and (n,) give (m, n)", ALL, VIEW, a => outer(a.array("x1")?, a.array("x2")?);
+            tensordot "(x1, x2, /, *, axes=2)", "Sums of products over the last axes of `x1` and the first of `x2`, or over two lists of axes.", "the axes of x1 that stay, then those of x2", ALL, PRODUCT,
                 a => tensordot(a.array("x1")?, a.array("x2")?, &contracted(a)?);
-            vecdot "(x1, x2, /, *, axis=-1)", "The sum of products along an axis, of conjugates of `x1`; the others broadcast.", "that to which the other axes broadcast", NUMERIC, FOLD,
+            vecdot "(x1, x2, /, *, axis=-1)", "The sum of products along an axis, of conjugates of `x1`; the others broadcast.", "that to which the other axes broadcast", ALL, FOLD,
                 a => vecdot(a.array("x1")?, a.array("x2")?, a.integer("axis")?);
         },
     ),
     (
         Section::Searching,
         rows! {
-            argmax "(x, /, *, axis=None, keepdims=False)", "The index of the first greatest element, or of the first NaN.", "the axis dropped, or 1 with keepdims; all of them with axis=None", REAL, FOLD,
+            argmax "(x, /, *, axis=None, keepdims=False)", "The index of the first greatest element, or of the first NaN.", "the axis dropped, or 1 with keepdims; all of them with axis=None", ORDERED, FOLD,
                 a => a.array("x")?.argmax(along(a)?);
-            argmin "(x, /, *, axis=None, keepdims=False)", "The index of the first least element, or of the first NaN.", "the axis dropped, or 1 with keepdims; all of them with axis=None", REAL, FOLD,
+            argmin "(x, /, *, axis=None, keepdims=False)", "The index of the first least element, or of the first NaN.", "the axis dropped, or 1 with keepdims; all of them with axis=None", ORDERED, FOLD,
                 a => a.array("x")?.argmin(along(a)?);
             count_nonzero "(x, /, *, axis=None, keepdims=False)", "The number of elements that are not 0.", "the reduced axes dropped, or 1 with keepdims", ALL, FOLD,
                 a => a.array("x")?.count_nonzero(along(a)?);

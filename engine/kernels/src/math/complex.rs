@@ -127,7 +127,9 @@ fn log(z: C64) -> C64 {
 fn log1p(z: C64) -> C64 {
     let (a, b) = (z.re, z.im);
     let w = c(1.0 + a, b);
-    let re = if a.abs() < 0.5 && b.abs() < 0.5 {
+    let re = if b == 0.0 && a > -1.0 {
+        log1p_real(a)
+    } else if a.abs() < 0.5 && b.abs() < 0.5 {
         // 2 a + a^2 + b^2: the first and the last may cancel.
         let (aa, bb) = (a * a, b * b);
         let t = 2.0 * a + bb;
@@ -269,7 +271,8 @@ fn arcs(x: f64, y: f64) -> (f64, f64, f64) {
         };
         return (sine, cosine, height);
     }
-    if y <= f64::EPSILON * down.abs() {
+    // Not at 1 itself, which is a branch point.
+    if y < f64::EPSILON * down.abs() {
         if x < 1.0 {
             return (asin_real(x), acos_real(x), y / (-down * up).sqrt());
         }
@@ -396,8 +399,10 @@ fn norm(z: C64) -> f64 {
 
 #[inline(always)]
 fn sign(z: C64) -> C64 {
-    let tiny = z.re.abs().max(z.im.abs()) < 1e-290;
-    let z = if tiny { c(z.re * 18014398509481984.0, z.im * 18014398509481984.0) } else { z }; // 2^54
+    let large = z.re.abs().max(z.im.abs());
+    let factor = if large < 1e-290 { 18014398509481984.0 } else { 1.0 }; // 2^54
+    let factor = if large > 1e300 { 0.25 } else { factor };
+    let z = c(z.re * factor, z.im * factor);
     let h = norm(z);
     if z.re.is_nan() || z.im.is_nan() {
         c(NAN, NAN)
@@ -413,7 +418,7 @@ fn times(z: C64, w: C64) -> C64 {
     c(z.re * w.re - z.im * w.im, z.im * w.re + z.re * w.im)
 }
 
-/// Smith's quotient. A divisor of zero divides both parts.
+/// Smith's quotient, as [`reciprocal`]. A divisor of zero divides both parts.
 #[inline(always)]
 fn divide(z: C64, w: C64) -> C64 {
     let huge = z.re.abs().max(z.im.abs()).max(w.re.abs()).max(w.im.abs()) > 1e300;
@@ -430,7 +435,14 @@ fn divide(z: C64, w: C64) -> C64 {
 
 #[inline(always)]
 fn reciprocal(z: C64) -> C64 {
-    divide(c(1.0, 0.0), z)
+    let factor = if z.re.abs().max(z.im.abs()) > 1e300 { 0.25 } else { 1.0 };
+    let w = c(z.re * factor, z.im * factor);
+    let wide = w.re.abs() >= w.im.abs();
+    let (p, q) = if wide { (w.re, w.im) } else { (w.im, w.re) };
+    let r = if p == 0.0 { q } else { q / p };
+    let d = q.mul_add(r, p);
+    let (re, im) = if wide { (1.0 / d, -r / d) } else { (r / d, -1.0 / d) };
+    c(re * factor, im * factor)
 }
 
 /// `exp(y log(x))`, except for small whole exponents, which are products: they keep whole numbers whole.
@@ -444,18 +456,25 @@ fn pow(x: C64, y: C64) -> C64 {
     }
     if y.im == 0.0 && y.re.abs() <= 64.0 && y.re.floor() == y.re {
         let mut n = y.re.abs() as u32;
-        let (mut square, mut power) = (x, c(1.0, 0.0));
-        while n > 0 {
-            power = if n & 1 == 1 { times(power, square) } else { power };
+        // Not from 1 on, whose product with a number loses the signs of zeros.
+        let mut square = x;
+        while n & 1 == 0 {
             square = times(square, square);
             n >>= 1;
+        }
+        let mut power = square;
+        while n > 1 {
+            square = times(square, square);
+            n >>= 1;
+            power = if n & 1 == 1 { times(power, square) } else { power };
         }
         let power = if y.re < 0.0 { reciprocal(power) } else { power };
         if power.re.is_finite() && power.im.is_finite() && power != c(0.0, 0.0) {
             return power;
         }
     }
-    exp(times(y, log(x)))
+    let l = log(x);
+    exp(if y.im == 0.0 { c(y.re * l.re, y.re * l.im) } else { times(y, l) })
 }
 
 impl Norm for Complex<f64> {

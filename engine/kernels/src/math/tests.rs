@@ -357,3 +357,107 @@ fn complex_arithmetic() {
     let huge = Elementary::exp(C::new(710.0, 1.5));
     assert!(huge.re.is_finite() && huge.im.is_infinite());
 }
+
+/// Points of `tests/data/complex_points.txt`: every complex function at 0, 1, i, infinity and NaN, and beside them.
+const COMPLEX_POINTS: &str = include_str!("../../../../tests/data/complex_points.txt");
+
+/// Distance per component in units in the last place: infinite where a NaN, an infinity or the sign of a zero differs.
+fn component_distance(got: f64, text: &str, digits: i32, least_exponent: i32) -> f64 {
+    let either = text.starts_with('±');
+    let expect: f64 = text.trim_start_matches('±').parse().unwrap();
+    let (got, expect) = if either { (got.abs(), expect.abs()) } else { (got, expect) };
+    match expect {
+        _ if expect.is_nan() || got.is_nan() => {
+            if expect.is_nan() && got.is_nan() {
+                0.0
+            } else {
+                f64::INFINITY
+            }
+        }
+        _ if expect == 0.0 && got == 0.0 && expect.is_sign_negative() != got.is_sign_negative() => f64::INFINITY,
+        _ if expect.is_infinite() != got.is_infinite() => f64::INFINITY,
+        _ => ulps(got, expect, digits, least_exponent),
+    }
+}
+
+fn pair(text: &str) -> (&str, &str) {
+    text.strip_prefix('(').and_then(|t| t.strip_suffix(')')).and_then(|t| t.split_once(',')).unwrap()
+}
+
+macro_rules! complex_points {
+    ($part:ident, $name:expr, $z:expr; $($f:ident)*) => {
+        match $name {
+            $(stringify!($f) => spread($z, super::$f::<Complex<$part>>),)*
+            "square" => Elementary::times($z, $z),
+            "abs" => {
+                let mut out = [0.0; 17];
+                super::norm(&[$z; 17], &mut out);
+                Complex::new(out[5], 0.0)
+            }
+            other => unreachable!("{other}"),
+        }
+    };
+    ($part:ident, $name:expr, $z:expr) => {
+        complex_points!($part, $name, $z; acos acosh asin asinh atan atanh cos cosh exp expm1 log log1p log2 log10 reciprocal sign sin sinh sqrt tan tanh)
+    };
+}
+
+fn power(dtype: &str, x: Complex<f64>, y: Complex<f64>) -> Complex<f64> {
+    if dtype == "complex128" {
+        return spread(x, |x, out| super::pow(x, &[y; 17], out));
+    }
+    let narrow = |z: Complex<f64>| Complex::new(z.re as f32, z.im as f32);
+    let w = spread(narrow(x), |x, out| super::pow(x, &[narrow(y); 17], out));
+    Complex::new(w.re as f64, w.im as f64)
+}
+
+#[test]
+fn complex_functions_at_their_special_points_and_beside_them() {
+    let (mut failures, mut n) = (Vec::new(), 0);
+    let mut worst = std::collections::BTreeMap::<(&str, &str), f64>::new();
+    for line in COMPLEX_POINTS.lines().filter(|l| !l.starts_with('#')) {
+        let [name, dtype, operands, result] = line.split('\t').collect::<Vec<_>>().try_into().unwrap();
+        let mut operands = operands.split(' ').map(pair).map(|(re, im)| Complex::<f64>::new(re.parse().unwrap(), im.parse().unwrap()));
+        let (Complex { re: a, im: b }, exponent) = (operands.next().unwrap(), operands.next());
+        let (re, im) = if name == "abs" { (result, "0.0") } else { pair(result) };
+        let (digits, least) = if dtype == "complex64" { (24, -126) } else { (53, -1022) };
+        // f(conj z) = conj f(z), on the cuts too.
+        for conjugate in [1.0, -1.0] {
+            let exponent = exponent.map(|y| Complex::new(y.re, y.im * conjugate));
+            let w = if let Some(y) = exponent {
+                power(dtype, Complex::new(a, b * conjugate), y)
+            } else if dtype == "complex64" {
+                let w = complex_points!(f32, name, Complex::new(a as f32, (b * conjugate) as f32));
+                Complex::new(w.re as f64, w.im as f64)
+            } else {
+                complex_points!(f64, name, Complex::new(a, b * conjugate))
+            };
+            let im_found = if name == "abs" { w.im } else { w.im * conjugate };
+            let mut distance = component_distance(w.re, re, digits, least).max(component_distance(im_found, im, digits, least));
+            let numbers = [re, im].map(|t| t.trim_start_matches('±').parse::<f64>().unwrap());
+            if let ("pow", Some(large)) = (name, numbers.into_iter().map(f64::abs).reduce(f64::max).filter(|x| x.is_finite() && *x > 0.0)) {
+                // Of products and exponentials of products the parts are as precise as the larger one.
+                let off = [w.re, im_found].iter().zip(numbers).map(|(x, y)| (x - y).abs()).fold(0.0, f64::max);
+                let signs = [(w.re, re), (im_found, im)].iter().all(|(x, t)| *x != 0.0 || component_distance(*x, t, digits, least).is_finite());
+                distance = if signs { ulps(large + off, large, digits, least) } else { f64::INFINITY };
+            }
+            let most = worst.entry((name, dtype)).or_default();
+            *most = most.max(if distance.is_finite() { distance } else { 0.0 });
+            n += 1;
+            if distance > MOST_ULPS {
+                failures.push(format!(
+                    "{name} of {dtype} ({a:e}, {b:e}) {exponent:?} conjugate {conjugate}: ({:e}, {im_found:e}), not {result}: {distance:.1}",
+                    w.re
+                ));
+            }
+        }
+    }
+    for ((name, dtype), distance) in &worst {
+        println!("{name:12} {dtype:12} {distance:.2}");
+    }
+    assert!(failures.is_empty(), "{} of {n} fail:\n{}", failures.len(), failures.join("\n"));
+    assert!(n > 13_000, "rows are missing");
+}
+
+/// How far a component may be from the true value.
+const MOST_ULPS: f64 = 4.0;

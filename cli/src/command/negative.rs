@@ -1,0 +1,66 @@
+//! Expressions that start with a minus, as in `freestone compute "-x"`, told apart from options before clap reads them.
+//!
+//! Clap's `allow_hyphen_values` on the expressions would take every option after the first of them for another expression.
+
+use std::ffi::OsString;
+
+use clap::{Arg, Command};
+
+/// Stands before an expression that starts with a minus: no argument of a program can have it.
+const MARK: char = '\0';
+
+/// The arguments with marks before expressions that start with a minus.
+pub(crate) fn mark(arguments: impl Iterator<Item = OsString>, command: &Command) -> Vec<OsString> {
+    let mut all: Vec<OsString> = arguments.collect();
+    let Some(command) = all.get(1).and_then(|name| command.find_subcommand(name)).filter(|c| takes_expressions(c)) else { return all };
+    let mut is_value = false;
+    for argument in all.iter_mut().skip(2) {
+        let Some(text) = argument.to_str() else {
+            is_value = false;
+            continue;
+        };
+        if text == "--" {
+            break;
+        }
+        let marked = if !is_value && is_expression(text, command) { Some(format!("{MARK}{text}")) } else { None };
+        is_value = marked.is_none() && awaits_value(text, command);
+        if let Some(marked) = marked {
+            *argument = marked.into();
+        }
+    }
+    all
+}
+
+/// Reads an expression's argument.
+#[allow(clippy::unnecessary_wraps)]
+pub(crate) fn unmark(text: &str) -> Result<String, std::convert::Infallible> {
+    Ok(text.strip_prefix(MARK).unwrap_or(text).to_owned())
+}
+
+fn takes_expressions(command: &Command) -> bool {
+    command.get_arguments().any(|a| a.get_id() == "expressions")
+}
+
+/// True for what starts with a minus and is no option, nor looks like one that is misspelt.
+fn is_expression(text: &str, command: &Command) -> bool {
+    if let Some(name) = text.strip_prefix("--") {
+        let name = name.split('=').next().unwrap_or(name);
+        return !name.starts_with(|c: char| c.is_ascii_alphabetic()) || name.contains(|c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '_');
+    }
+    let Some(short) = text.strip_prefix('-').and_then(|rest| rest.chars().next()) else { return false };
+    match command.get_arguments().find(|a| a.get_short() == Some(short)) {
+        // `-iNAME=ARRAY` is an option, `-index*2` an expression.
+        Some(option) if option.get_id() == "inputs" => text.len() > 2 && !text.contains('='),
+        Some(_) => false,
+        None => short != 'h',
+    }
+}
+
+/// True for an option whose value is the next argument.
+fn awaits_value(text: &str, command: &Command) -> bool {
+    let takes = |a: &Arg| a.get_action().takes_values();
+    match text.strip_prefix("--") {
+        Some(name) => command.get_arguments().any(|a| a.get_long() == Some(name) && takes(a)),
+        None => text.len() == 2 && text.starts_with('-') && command.get_arguments().any(|a| a.get_short() == text.chars().nth(1) && takes(a)),
+    }
+}
