@@ -29,7 +29,6 @@ impl UserKernel for Odd {
     fn apply(&self, inputs: &[Block<'_>], output: &mut BlockMut<'_>, _scratch: &mut [u8]) -> Result<(), String> {
         match self {
             Odd::Prints => {
-                #[allow(clippy::print_stdout, reason = "the test is about a kernel that prints")]
                 println!("kernel prints {:?}", inputs[0].start);
                 let echo = Command::new("echo").arg("another process prints").status().map_err(|e| e.to_string())?;
                 let mut text = String::new();

@@ -1,7 +1,7 @@
 //! Worker processes: the suite of executors, what workers and kernels print, how they fail, and programs that do not serve.
 
 // A test that panics has failed.
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 #[path = "../helper/kernel.rs"]
 mod kernel;

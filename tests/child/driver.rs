@@ -72,7 +72,8 @@ impl Observer for Told {
 
 /// Runs, or resumes.
 pub fn run(asked: &Asked) {
-    let (planned, spec) = plan(&asked.folder, "results", &asked.on);
+    // A resumed run has its plan from the run's folder; a part of the results may be there.
+    let (planned, spec) = plan(&asked.folder, if asked.resume.is_none() { "results" } else { "again" }, &asked.on);
     let executor = executor(&asked.on, &asked.binary, SLOTS);
     let told = Arc::new(Told {
         moment: asked.moment,

@@ -3,7 +3,7 @@
 use freestone::{Index, Pad};
 use ndarray::{ArrayD, Axis, Dimension, IxDyn};
 
-use crate::values::{Pair, Step, common_shape, promoted, python_slice, rounded};
+use crate::values::{Pair, Step, promoted, python_slice, rounded};
 
 /// Applies one of the functions that rearrange; `None` where it is not defined for what there is.
 pub fn rearrange(a: &Pair, pool: &[Pair], step: &Step, names: &mut Vec<&'static str>) -> Option<Pair> {

@@ -103,9 +103,9 @@ fn runs_that_fail_or_are_cancelled_end_too_and_follow_each_other() {
         history.on(&Event::RunEnded(Err(error)));
     }
     let lines = lines(&file);
-    assert_eq!(lines.len(), 20);
-    assert_eq!((&lines[9]["result"], &lines[19]["result"]), (&json!("cancelled"), &json!("failed")));
-    assert_eq!(lines[19]["error"], json!(errors[1].to_string()));
+    assert_eq!(lines.len(), 22);
+    assert_eq!((&lines[10]["result"], &lines[21]["result"]), (&json!("cancelled"), &json!("failed")));
+    assert_eq!(lines[21]["error"], json!(errors[1].to_string()));
 }
 
 #[test]
@@ -115,13 +115,13 @@ fn lines_are_written_within_a_second_or_when_it_is_dropped() {
     let history = History::append(&file).unwrap();
     tell_all(&history);
     let start = Instant::now();
-    while lines(&file).len() < 9 {
+    while lines(&file).len() < 10 {
         assert!(start.elapsed() < Duration::from_secs(300), "nothing was written");
         thread::sleep(Duration::from_millis(20));
     }
     history.on(&Event::StageEnded { stage: StageId(1) });
     drop(history);
-    assert_eq!(lines(&file).len(), 10);
+    assert_eq!(lines(&file).len(), 11);
 }
 
 #[test]
