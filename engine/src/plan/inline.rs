@@ -22,6 +22,8 @@ struct Inlining {
     known: HashMap<*const Node, Vec<(Rc<ReadMap>, u32)>>,
     steps: Vec<Inline>,
     values: Vec<u32>,
+    /// Inputs of the draft by the arrays that they read.
+    slots: HashMap<Vec<ArrayId>, Vec<usize>>,
 }
 
 /// A step of inlining. The result of each is one value.
@@ -129,7 +131,7 @@ impl Lowering<'_> {
                     inlining.know(&node, map);
                 }
                 Inline::Choose { mask } => {
-                    let mask = push_input(draft, mask, DType::Bool).map_err(bad_expr)?;
+                    let mask = inlining.push_input(draft, mask, DType::Bool)?;
                     let (Some(value), Some(others)) = (inlining.values.pop(), inlining.values.pop()) else {
                         return Err(malformed("a view has no pieces"));
                     };
@@ -164,7 +166,8 @@ impl Lowering<'_> {
             _ => {
                 let sources = vec![self.leaf(&node)?];
                 let input = StageInput { sources, map: filled_as(&map, node.dtype) };
-                inlining.values.push(push_input(draft, input, node.dtype).map_err(bad_expr)?);
+                let value = inlining.push_input(draft, input, node.dtype)?;
+                inlining.values.push(value);
                 inlining.know(&node, map);
             }
         }
@@ -187,7 +190,8 @@ impl Lowering<'_> {
                 },
                 other => other.clone(),
             });
-            inlining.values.push(push_input(draft, StageInput { sources, map: filled_as(&rest, dtype) }, dtype).map_err(bad_expr)?);
+            let value = inlining.push_input(draft, StageInput { sources, map: filled_as(&rest, dtype) }, dtype)?;
+            inlining.values.push(value);
             has_value = true;
         }
         let mut steps = Vec::new();
@@ -205,6 +209,18 @@ impl Lowering<'_> {
 }
 
 impl Inlining {
+    /// Adds an input to the draft, or finds it there; returns its expression node.
+    fn push_input(&mut self, draft: &mut Draft, input: StageInput, dtype: DType) -> Result<u32, PlanError> {
+        let slots = self.slots.entry(input.sources.clone()).or_default();
+        let known = slots.iter().copied().find(|i| draft.inputs[*i] == input && draft.expr.inputs()[*i] == dtype);
+        let slot = known.unwrap_or_else(|| {
+            draft.inputs.push(input);
+            slots.push(draft.inputs.len() - 1);
+            draft.expr.add_input(dtype) as usize
+        });
+        draft.expr.push(ExprNode::Input(slot as u32)).map_err(bad_expr)
+    }
+
     /// Remembers the last value as that of a node.
     fn know(&mut self, node: &NodeRef, map: Rc<ReadMap>) {
         if let Some(value) = self.values.last() {

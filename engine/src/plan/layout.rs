@@ -2,6 +2,7 @@
 //!
 //! The layout is derived from the plan, by the planner to project memory and by the worker to do the work: there is one source.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use super::{ArrayId, Place, Plan, PlanArray, PlanError, Scope, Stage, StageInput, traffic};
@@ -383,11 +384,11 @@ fn codec(scope: Scope<'_>, id: ArrayId) -> Result<Codec, PlanError> {
     Codec::new(&array.info.codecs, array.info.dtype, &array.info.chunk_shape()).map_err(|error| PlanError::Codec { array: array.name.clone(), error })
 }
 
-/// Chunks of an array that the inputs of one block look at, at most: inputs that surely look at the same one count once.
-fn chunks_looked_at(scope: Scope<'_>, stage: &Stage, array: ArrayId, modes: &[ReadMode]) -> usize {
+/// Chunks of an array that the inputs of one block look at, at most; `readers` are the inputs that read it. Inputs that surely look at the same one count once.
+fn chunks_looked_at(scope: Scope<'_>, stage: &Stage, array: ArrayId, readers: &[usize], modes: &[ReadMode]) -> usize {
     let cuts = scope.array(array).info.grid.axes();
-    let of_it = stage.inputs.iter().zip(modes).filter(|(input, mode)| **mode == ReadMode::InChunk && input.sources == [array]);
-    let all: Vec<(&[AxisMap], &[u64])> = of_it.filter_map(|(input, _)| Some((input.map.as_image()?, input.map.shape()))).collect();
+    let of_it = readers.iter().filter(|i| modes[**i] == ReadMode::InChunk).map(|i| &stage.inputs[*i]).filter(|input| input.sources == [array]);
+    let all: Vec<(&[AxisMap], &[u64])> = of_it.filter_map(|input| Some((input.map.as_image()?, input.map.shape()))).collect();
     // The one chunk along an axis that a map ever looks at, if it is one.
     let only = |map: &AxisMap, shape: &[u64], cut: &AxisGrid| {
         let last = map.axis().map_or(0, |d| shape[d].saturating_sub(1));
@@ -435,6 +436,8 @@ fn read_mode(scope: Scope<'_>, stage: &Stage, i: usize, input: &StageInput) -> R
 /// The sources of a stage, and the bounds of what reading them takes.
 struct Sources {
     sources: Vec<SourceLayout>,
+    /// The place of each array among them.
+    places: HashMap<ArrayId, usize>,
     /// Decoded bytes of a chunk of each.
     chunk: Vec<u64>,
     encoded: u64,
@@ -445,20 +448,31 @@ struct Sources {
 
 impl Sources {
     fn of(scope: Scope<'_>, stage: &Stage, modes: &[ReadMode], program: &mut Program) -> Result<Sources, PlanError> {
-        let mut all = Sources { sources: Vec::new(), chunk: Vec::new(), encoded: 0, scratch: 0, context: 0, index: 0 };
+        let mut all = Sources { sources: Vec::new(), places: HashMap::new(), chunk: Vec::new(), encoded: 0, scratch: 0, context: 0, index: 0 };
+        let mut readers: HashMap<ArrayId, Vec<usize>> = HashMap::new();
+        for (i, input) in stage.inputs.iter().enumerate() {
+            for id in &input.sources {
+                let own = readers.entry(*id).or_default();
+                if own.last() != Some(&i) {
+                    own.push(i);
+                }
+            }
+        }
         for id in stage.inputs.iter().flat_map(|i| &i.sources) {
-            if all.sources.iter().any(|s| s.array == *id) {
+            if all.places.contains_key(id) {
                 continue;
             }
+            all.places.insert(*id, all.sources.len());
+            let own = readers.get(id).map_or(&[][..], Vec::as_slice);
             let bounds = SourceBounds::of(scope, *id)?;
             all.encoded = all.encoded.max(bounds.encoded);
             all.scratch = all.scratch.max(bounds.scratch);
             all.context = all.context.max(bounds.context);
             all.index += bounds.index;
             let keep = stage.keep.iter().find(|k| k.array == *id).map_or(0, |k| k.chunks as usize);
-            let looked_at = chunks_looked_at(scope, stage, *id, modes);
+            let looked_at = chunks_looked_at(scope, stage, *id, own, modes);
             // Who assembles blocks from an array whose chunks others look at needs one more for the chunks that those don't have.
-            let assembled = stage.inputs.iter().zip(modes).any(|(i, m)| *m == ReadMode::Assembled && i.sources.contains(id));
+            let assembled = own.iter().any(|i| modes[*i] == ReadMode::Assembled);
             let chunks = (looked_at + usize::from(assembled)).max(keep).max(1);
             let bytes = bounds.chunk.saturating_mul(chunks as u64).min(TOO_LARGE);
             let slot = (keep > 0 || looked_at > 0).then(|| program.slot(Part::DecodedChunk, bytes));
@@ -473,7 +487,7 @@ fn input_layouts(stage: &Stage, block: &[u64], modes: &[ReadMode], read: &Source
     let kind = stage.kernel.kind();
     let sizes = kind.inputs();
     let layout = |(i, (input, mode)): (usize, (&StageInput, &ReadMode))| {
-        let own: Vec<usize> = input.sources.iter().filter_map(|id| read.sources.iter().position(|s| s.array == *id)).collect();
+        let own: Vec<usize> = input.sources.iter().filter_map(|id| read.places.get(id).copied()).collect();
         let varies = if kind.reads_dense() { vec![true; input.map.shape().len()] } else { input.map.varies() };
         let passing = own.iter().filter(|s| read.sources[**s].slot.is_none() && *mode != ReadMode::Parts).map(|s| read.chunk[*s]).max();
         let chunk = passing.map(|bytes| program.slot(Part::DecodedChunk, bytes));
