@@ -22,8 +22,8 @@ struct Inlining {
     known: HashMap<*const Node, Vec<(Rc<ReadMap>, u32)>>,
     steps: Vec<Inline>,
     values: Vec<u32>,
-    /// Inputs of the draft by the arrays that they read.
-    slots: HashMap<Vec<ArrayId>, Vec<usize>>,
+    /// Inputs of the draft.
+    slots: HashMap<(StageInput, DType), u32>,
 }
 
 /// A step of inlining. The result of each is one value.
@@ -94,7 +94,12 @@ impl Lowering<'_> {
         let has_array = |n: &NodeRef| self.materialise.contains_key(&key(n));
         let mut seen: HashMap<*const Node, Vec<Rc<ReadMap>>> = HashMap::new();
         let mut open = vec![(Arc::clone(node), Rc::new(map.clone()))];
+        let mut left = MAX_STEPS;
         while let Some((node, map)) = open.pop() {
+            left -= 1;
+            if left == 0 {
+                return false;
+            }
             match &node.op {
                 _ if has_array(&node) => {}
                 Op::Map { inputs, .. } => {
@@ -120,7 +125,13 @@ impl Lowering<'_> {
     pub(crate) fn inline(&mut self, node: &NodeRef, map: &ReadMap, draft: &mut Draft) -> Result<u32, PlanError> {
         let mut inlining = Inlining::default();
         inlining.steps.push(Inline::Node(Arc::clone(node), Rc::new(map.clone())));
+        let mut left = MAX_STEPS;
         while let Some(step) = inlining.steps.pop() {
+            left -= 1;
+            if left == 0 {
+                let what = "an array is read at more places than a plan can hold";
+                return Err(PlanError::BadOutput(format!("{what} (hint: rechunk it, or store an array in between)")));
+            }
             match step {
                 Inline::Node(node, map) => self.inline_node(node, map, draft, &mut inlining)?,
                 Inline::Apply(node, map) => {
@@ -211,14 +222,11 @@ impl Lowering<'_> {
 impl Inlining {
     /// Adds an input to the draft, or finds it there; returns its expression node.
     fn push_input(&mut self, draft: &mut Draft, input: StageInput, dtype: DType) -> Result<u32, PlanError> {
-        let slots = self.slots.entry(input.sources.clone()).or_default();
-        let known = slots.iter().copied().find(|i| draft.inputs[*i] == input && draft.expr.inputs()[*i] == dtype);
-        let slot = known.unwrap_or_else(|| {
-            draft.inputs.push(input);
-            slots.push(draft.inputs.len() - 1);
-            draft.expr.add_input(dtype) as usize
+        let slot = *self.slots.entry((input, dtype)).or_insert_with_key(|(input, dtype)| {
+            draft.inputs.push(input.clone());
+            draft.expr.add_input(*dtype)
         });
-        draft.expr.push(ExprNode::Input(slot as u32)).map_err(bad_expr)
+        draft.expr.push(ExprNode::Input(slot)).map_err(bad_expr)
     }
 
     /// Remembers the last value as that of a node.
@@ -240,6 +248,9 @@ pub(crate) fn as_read(lowering: &mut Lowering<'_>, node: &NodeRef) -> Result<Vec
     lowering.inline(node, &ReadMap::identity(&node.shape()), &mut draft)?;
     Ok(draft.inputs)
 }
+
+/// More steps than this are not taken to fold what an array is made of into its readers.
+const MAX_STEPS: usize = 1 << 20;
 
 /// More computed arrays than this are not evaluated side by side to choose one of them.
 const MAX_CHOICES: usize = 4;

@@ -2,7 +2,7 @@
 //!
 //! The layout is derived from the plan, by the planner to project memory and by the worker to do the work: there is one source.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use super::{ArrayId, Place, Plan, PlanArray, PlanError, Scope, Stage, StageInput, traffic};
@@ -136,14 +136,13 @@ impl<'a> Builder<'a> {
 
     /// Loads inputs, one after the other.
     pub(crate) fn loads(&self, inputs: Range<usize>) -> Vec<Step> {
-        let (mut steps, mut taken) = (Vec::new(), Vec::new());
+        let (mut steps, mut taken) = (Vec::new(), HashSet::new());
         for i in inputs {
             let input = &self.inputs[i];
             steps.extend(input.region.map(Step::Take));
             for slot in self.passing(i) {
-                if !taken.contains(&slot) {
+                if taken.insert(slot) {
                     steps.push(Step::Take(slot));
-                    taken.push(slot);
                 }
             }
             steps.extend(input.chunk.map(Step::Take));
@@ -156,14 +155,9 @@ impl<'a> Builder<'a> {
 
     /// Releases what [`loads`](Builder::loads) leaves taken.
     pub(crate) fn unloads(&self, inputs: Range<usize>) -> Vec<Step> {
-        let regions = inputs.clone().filter_map(|i| self.inputs[i].region).collect::<Vec<_>>();
-        let mut slots = regions;
-        for slot in inputs.flat_map(|i| self.passing(i)) {
-            if !slots.contains(&slot) {
-                slots.push(slot);
-            }
-        }
-        slots.into_iter().map(Step::Release).collect()
+        let mut released = HashSet::new();
+        let regions = inputs.clone().filter_map(|i| self.inputs[i].region);
+        regions.chain(inputs.flat_map(|i| self.passing(i))).filter(|slot| released.insert(*slot)).map(Step::Release).collect()
     }
 
     /// Slots of the decoded chunks that input `i` reads, of sources that keep none from block to block.
@@ -395,11 +389,14 @@ fn chunks_looked_at(scope: Scope<'_>, stage: &Stage, array: ArrayId, readers: &[
         let (a, b) = (cut.find(map.at(0)), cut.find(map.at(last)));
         (a == b && !matches!(map, AxisMap::Gather { .. })).then_some(a)
     };
-    let same = |(a, b): (&AxisMap, &AxisMap), cut: &AxisGrid, shape: &[u64]| {
-        a == b || cut.n_chunks() <= 1 || only(a, shape, cut).is_some_and(|c| only(b, shape, cut) == Some(c))
+    // Inputs look at one chunk along an axis where it has one, where both look at the same one throughout, or where their maps are equal.
+    let place = |(a, cut): (&AxisMap, &AxisGrid), shape: &[u64]| match only(a, shape, cut) {
+        _ if cut.n_chunks() <= 1 => (Some(0), None),
+        Some(chunk) => (Some(chunk), None),
+        None => (None, Some(a.clone())),
     };
-    let alike = |a: &[AxisMap], b: &[AxisMap], shape: &[u64]| a.iter().zip(b).zip(cuts).all(|(pair, cut)| same(pair, cut, shape));
-    (0..all.len()).filter(|i| !all[..*i].iter().any(|(other, shape)| alike(other, all[*i].0, shape))).count()
+    let places = |(axes, shape): &(&[AxisMap], &[u64])| axes.iter().zip(cuts).map(|pair| place(pair, shape)).collect::<Vec<_>>();
+    all.iter().map(places).collect::<HashSet<_>>().len()
 }
 
 /// [`ReadMode::InChunk`] if every block of every task lies inside one chunk of one source.

@@ -57,6 +57,8 @@ const MAX_CONSTANT_BYTES: usize = 1_000_000;
 
 /// A stage that makes so many outputs is not joined with further drafts.
 const MAX_JOINED: usize = 64;
+/// A draft that does not fit beside so many others is not tried with further ones.
+const MAX_TRIED: usize = 64;
 
 /// No more than so many notes are made of a stage.
 const MAX_NOTES: usize = 6;
@@ -136,7 +138,7 @@ fn check_places(outputs: &[Output], order: &[NodeRef]) -> Result<(), PlanError> 
     let mut all: Vec<(String, usize)> = outputs.iter().enumerate().map(|(i, o)| (place(&o.url, &o.path), i)).collect();
     // Whatever a place holds comes right behind it.
     all.sort();
-    for pair in all.windows(2).filter(|pair| pair[1].0.starts_with(&pair[0].0)) {
+    if let Some(pair) = all.windows(2).find(|pair| pair[1].0.starts_with(&pair[0].0)) {
         let (first, second) = if pair[0].1 < pair[1].1 { (&pair[0].0, &pair[1].0) } else { (&pair[1].0, &pair[0].0) };
         return Err(PlanError::BadOutput(format!(
             "two results would be stored at {} and {}: give each a place of its own",
@@ -177,7 +179,7 @@ fn collect<'a>(outputs: impl DoubleEndedIterator<Item = &'a Output>) -> Result<V
                 open.push(Arc::clone(input));
                 graph.add_node(Arc::clone(input))
             });
-            graph.update_edge(from, to, ());
+            graph.add_edge(from, to, ());
         }
     }
     let order = toposort(&graph, None).map_err(|_| PlanError::Malformed("an array is computed from itself".into()))?;
@@ -392,14 +394,15 @@ impl<'a> Lowering<'a> {
         let mut fused: Vec<Draft> = Vec::new();
         // Places among these of the drafts that write, and of those that read, an array.
         let mut writers: HashMap<ArrayId, usize> = HashMap::new();
-        let mut readers: HashMap<ArrayId, Vec<usize>> = HashMap::new();
+        let mut readers: HashMap<(ArrayId, ChunkGrid), Vec<usize>> = HashMap::new();
         for draft in std::mem::take(&mut self.drafts) {
             let inputs = draft.inputs.iter().chain(draft.kind.kind().more_inputs());
             let reads: BTreeSet<ArrayId> = inputs.flat_map(arrays_of).collect();
             // A draft may join any earlier one after which nothing comes that it waits for.
             let first = reads.iter().filter_map(|id| writers.get(id)).max().map_or(0, |i| i + 1);
-            let shared: BTreeSet<usize> = draft.inputs.iter().flat_map(arrays_of).filter_map(|id| readers.get(&id)).flatten().copied().collect();
-            let (mut joined, mut too_large) = (None, None);
+            let shared: BTreeSet<usize> =
+                draft.inputs.iter().flat_map(arrays_of).filter_map(|id| readers.get(&(id, draft.walk.clone()))).flatten().copied().collect();
+            let (mut joined, mut too_large, mut tried) = (None, None, 0);
             for at in shared.range(first..).copied() {
                 let other = &fused[at];
                 if other.outputs.len() < MAX_JOINED
@@ -412,12 +415,16 @@ impl<'a> Lowering<'a> {
                         break;
                     }
                     too_large.get_or_insert((other.outputs[0], needs));
+                    tried += 1;
+                    if tried == MAX_TRIED {
+                        break;
+                    }
                 }
             }
             let place = joined.as_ref().map_or(fused.len(), |(at, _)| *at);
             writers.extend(draft.outputs.iter().map(|id| (*id, place)));
             for id in reads {
-                let places = readers.entry(id).or_default();
+                let places = readers.entry((id, draft.walk.clone())).or_default();
                 if places.last() != Some(&place) {
                     places.push(place);
                 }

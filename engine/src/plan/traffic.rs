@@ -149,7 +149,7 @@ fn of_input(scope: Scope<'_>, stage: &Stage, i: usize) -> Vec<(ArrayId, Traffic)
         let chunk = if info.stored_shape.is_some() { whole } else { mean };
         let (requests, needed, exact) = match axes {
             Some(axes) => of_piece(stage, &blocks, id, piece, axes, &info.grid),
-            None => (of_flat(&blocks, &info.grid), f64::INFINITY, false),
+            None => (flat_reads(&blocks, &info.grid), f64::INFINITY, false),
         };
         let (requests, whole_bytes) = (requests * times, requests * times * chunk);
         let needed = needed * times * info.dtype.size() as f64;
@@ -216,7 +216,7 @@ fn of_piece(stage: &Stage, blocks: &ChunkGrid, array: ArrayId, piece: &Piece, ax
 }
 
 /// Reads of the chunks of an array by blocks of one of another shape: as many as a block in the middle touches, for each.
-fn of_flat(blocks: &ChunkGrid, cuts: &ChunkGrid) -> f64 {
+pub(crate) fn flat_reads(blocks: &ChunkGrid, cuts: &ChunkGrid) -> f64 {
     let (shape, n, chunks) = (blocks.shape(), blocks.n_chunks(), cuts.n_chunks());
     if shape.contains(&0) || n == 0 || chunks <= 1 {
         return n as f64;

@@ -71,7 +71,9 @@ impl StageKind for Contract {
     }
 
     fn check(&self, _plan: &Plan, stage: &Stage) -> Result<Vec<DType>, PlanError> {
-        let (kept, rank) = (self.kept(), stage.tasks.axes().len());
+        let rank = stage.tasks.axes().len();
+        let counts = [self.batch, self.free[0], self.free[1]];
+        let Some(kept) = counts.iter().try_fold(0usize, |p, n| p.checked_add(*n)) else { return Err(malformed("its operands have too many axes")) };
         match self.operands.iter().flat_map(Expr::result_dtypes).collect::<Vec<_>>()[..] {
             [a, b] if a == b && contract::is_defined(a) && kept <= rank && stage.walk.axes()[..kept] == stage.tasks.axes()[..kept] => Ok(vec![a]),
             _ => Err(malformed("its operands are no matrices of one dtype")),

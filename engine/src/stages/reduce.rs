@@ -93,7 +93,7 @@ impl StageKind for Reduce {
             return Err(malformed("its folds or axes do not fit"));
         }
         if let Some(parts) = parts {
-            let one_each = |(a, part): (&usize, &AxisGrid)| part.n_chunks() == space[*a] && stage.walk.axes()[*a].max_extent() <= 1;
+            let one_each = |(a, part): (&usize, &AxisGrid)| part.holds() && part.n_chunks() == space[*a] && stage.walk.axes()[*a].max_extent() <= 1;
             if parts.len() != axes.len() || !axes.iter().zip(parts).all(one_each) {
                 return Err(malformed("its partial results are not those that it merges"));
             }

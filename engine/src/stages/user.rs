@@ -68,11 +68,12 @@ impl StageKind for User {
 
     fn check(&self, _plan: &Plan, stage: &Stage) -> Result<Vec<DType>, PlanError> {
         let fits = |b: &UserBlocks| {
+            let holds = b.grid.axes().iter().all(AxisGrid::holds);
             let axis = |(axis, grid): (&Option<usize>, &AxisGrid)| match axis {
                 Some(a) => stage.tasks.axes().get(*a).is_some_and(|t| t.n_chunks() == grid.n_chunks()),
                 None => grid.n_chunks() <= 1,
             };
-            b.axes.len() == b.grid.axes().len() && b.axes.iter().zip(b.grid.axes()).all(axis)
+            holds && b.axes.len() == b.grid.axes().len() && b.axes.iter().zip(b.grid.axes()).all(axis)
         };
         if !self.blocks.iter().all(fits) || stage.walk != stage.tasks {
             return Err(malformed("its blocks are not those of its tasks"));
