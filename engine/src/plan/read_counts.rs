@@ -1,8 +1,8 @@
-//! What a stage reads, counted with the visitor by which its tasks read.
+//! Read counts of a stage, from the visitor that its tasks use for reading.
 //!
-//! [`ChunkReads`] goes through the programs of tasks without reading anything. Of a stage of few tasks and reads it goes through all; of a
-//! larger one through the tasks at the edges and in the middle of each axis, each of which stands for those like it. Where even one task
-//! reads more chunks than are worth counting, the closed form of `traffic` is the answer. So the cost is bounded, whatever the plan.
+//! [`ChunkReads`] visits the programs of tasks without reading anything. For a stage with few tasks and reads, it visits all tasks. For a
+//! larger stage, it visits the tasks at the edges and in the middle of each axis, each of which represents similar tasks. If one task alone
+//! exceeds the limit of counted reads, the closed form of `traffic` is used. The cost is therefore bounded for every plan.
 
 use super::chunks::{ChunkReads, Touched};
 use super::traffic::{self, Traffic};
@@ -13,15 +13,15 @@ use crate::program::walk;
 use crate::readmap::Run;
 use crate::recent::Recent;
 
-/// A stage of no more tasks than this is counted as a whole, if it reads no more than [`MAX_READS`] chunks.
+/// The maximum number of tasks of a stage that is counted exactly, provided that it reads at most [`MAX_READS`] chunks.
 const MAX_TASKS: u64 = 4096;
-/// No more chunks than this are counted.
+/// The maximum number of chunk reads that are counted.
 const MAX_READS: u64 = 65_536;
 
-/// Ends the counting where it takes too long.
+/// The error that stops counting at the limit.
 struct TooMany;
 
-/// Reads of one source.
+/// The reads of one source.
 #[derive(Clone, Debug, Default)]
 struct Count {
     requests: f64,
@@ -32,7 +32,7 @@ struct Count {
     shard: Option<Vec<u64>>,
 }
 
-/// What a stage reads of each array, in the order in which its inputs name them. Arrays that are made, not read, count as if they were stored.
+/// Returns the reads of a stage from each array, in the order of its inputs. Generated arrays count as if they were stored.
 pub(crate) fn reads(scope: Scope<'_>, stage: &Stage, layout: &StageLayout) -> Vec<(ArrayId, Traffic)> {
     let mut counter = Counter::new(scope, stage, layout);
     let counted = match counter.all() {
@@ -45,7 +45,7 @@ pub(crate) fn reads(scope: Scope<'_>, stage: &Stage, layout: &StageLayout) -> Ve
     if !counted {
         return traffic::reads(scope, stage);
     }
-    // Tasks that follow each other may go to different workers, and chunks do not stay between those.
+    // Consecutive tasks may run on different workers, and workers do not share cached chunks.
     let exact = !counter.sampled && layout.sources.iter().all(|s| !s.kept);
     let traffic = |(source, count): (&super::layout::SourceLayout, Count)| {
         let Count { requests, bytes, whole_bytes, parts, .. } = count;
@@ -61,10 +61,10 @@ struct Counter<'a> {
     grids: Vec<&'a ChunkGrid>,
     objects: Vec<ChunkGrid>,
     counts: Vec<Count>,
-    /// Chunks of kept sources that stay for the next task.
+    /// Cached chunks of kept sources, which remain for the next task.
     at_hand: Vec<Recent<()>>,
     left: u64,
-    /// Some tasks stand for others.
+    /// True if counted tasks represent others.
     sampled: bool,
 }
 
@@ -84,7 +84,7 @@ impl<'a> Counter<'a> {
         }
     }
 
-    /// Counts all tasks, one after the other.
+    /// Counts all tasks in sequence.
     fn all(&mut self) -> Result<(), TooMany> {
         if self.stage.n_tasks() > MAX_TASKS {
             return Err(TooMany);
@@ -92,7 +92,7 @@ impl<'a> Counter<'a> {
         (0..self.stage.n_tasks()).try_for_each(|number| self.task(&self.stage.task_coords(number), 1.0))
     }
 
-    /// Counts tasks at the edges and in the middle of each axis, for those like them.
+    /// Counts the tasks at the edges and in the middle of each axis, weighted by the number of tasks that they represent.
     fn sample(&mut self) -> Result<(), TooMany> {
         self.sampled = true;
         let along = |n: u64| match n {
@@ -111,7 +111,7 @@ impl<'a> Counter<'a> {
             let (coords, weights): (Vec<u64>, Vec<f64>) = chosen.unzip();
             self.at_hand.iter_mut().for_each(Recent::clear);
             if let Some(d) = sweeps.filter(|d| coords[*d] > 0) {
-                // What the task before it leaves at hand.
+                // Start with the chunks that the preceding task leaves in the cache.
                 let mut before = coords.clone();
                 before[d] -= 1;
                 self.task(&before, 0.0)?;
@@ -120,7 +120,7 @@ impl<'a> Counter<'a> {
         })
     }
 
-    /// Counts one task that stands for so many.
+    /// Counts one task with a weight: the number of tasks that it represents.
     fn task(&mut self, coords: &[u64], weight: f64) -> Result<(), TooMany> {
         let (scope, stage, layout) = (self.scope, self.stage, self.layout);
         let (counts, left) = (&mut self.counts, &mut self.left);
