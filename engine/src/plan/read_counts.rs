@@ -1,7 +1,7 @@
-//! What a stage reads, counted with the visitor by which its tasks read.
+//! Read counts of a stage, from the visitor that its tasks use for reading.
 //!
-//! [`ChunkReads`] goes through the programs of all tasks without reading anything. Where that would take long, because there are many tasks, blocks or
-//! list entries, the closed form of `traffic` is the answer. So the cost is bounded, whatever the plan.
+//! [`ChunkReads`] visits the programs of all tasks without reading anything. A stage for which that takes long, because it has many tasks,
+//! blocks or list entries, has the closed form of `traffic` instead. The cost is therefore bounded for every plan.
 
 use super::chunks::{ChunkReads, Touched};
 use super::layout::SourceLayout;
@@ -13,15 +13,15 @@ use crate::program::walk;
 use crate::readmap::Run;
 use crate::recent::Recent;
 
-/// No more reads than this are counted of the stages of a plan.
+/// The maximum number of chunk reads that are counted for a plan.
 pub(crate) const MAX_READS: u64 = 65_536;
-/// No more rows, pieces and list entries than this are gone through for a stage.
+/// The maximum number of rows, pieces and list entries that are visited for a stage.
 const MAX_WORK: u64 = 2_000_000;
 
-/// Ends the counting where it takes too long.
+/// The error that stops counting at the limit.
 struct TooMany;
 
-/// Reads of one source.
+/// The reads of one source.
 #[derive(Clone, Debug, Default)]
 struct Count {
     requests: f64,
@@ -32,8 +32,8 @@ struct Count {
     shard: Option<Vec<u64>>,
 }
 
-/// What a stage reads of each array, in the order in which its inputs name them. Arrays that are made, not read, count as if they were stored. What is
-/// counted is taken from `left`.
+/// Returns the reads of a stage from each array, in the order of its inputs. Generated arrays count as if they were stored. Counted reads are
+/// subtracted from `left`.
 pub(crate) fn reads(scope: Scope<'_>, stage: &Stage, layout: &StageLayout, left: &mut u64) -> Vec<(ArrayId, Traffic)> {
     if work(scope, stage).is_none_or(|work| work > MAX_WORK) {
         return traffic::reads(scope, stage);
@@ -43,7 +43,7 @@ pub(crate) fn reads(scope: Scope<'_>, stage: &Stage, layout: &StageLayout, left:
         return traffic::reads(scope, stage);
     }
     *left = counter.left;
-    // Tasks that follow each other may go to different workers, and chunks and shard indexes do not stay between those.
+    // Consecutive tasks may run on different workers, which share neither cached chunks nor shard indexes.
     let stays = |s: &SourceLayout| s.kept || scope.array(s.array).info.shard.is_some();
     let exact = !layout.sources.iter().any(stays);
     let traffic = |(source, count): (&SourceLayout, Count)| {
@@ -53,7 +53,7 @@ pub(crate) fn reads(scope: Scope<'_>, stage: &Stage, layout: &StageLayout, left:
     layout.sources.iter().zip(counter.counts).map(traffic).collect()
 }
 
-/// About what counting takes besides its reads; `None` where that overflows.
+/// Returns the approximate cost of counting a stage in addition to its reads, or `None` on overflow.
 fn work(scope: Scope<'_>, stage: &Stage) -> Option<u64> {
     let kind = stage.kernel.kind();
     let n_inputs = stage.inputs.len() as u64;
@@ -62,13 +62,13 @@ fn work(scope: Scope<'_>, stage: &Stage) -> Option<u64> {
         let (blocks, _) = kind.input_blocks(stage, i);
         let n = stage.blocks().n_chunks().max(blocks.n_chunks());
         let each = if input.map.is_flat() {
-            // Each chunk near a block is compared with the block's rows.
+            // Each chunk near a block is compared with the rows of the block.
             let rows = blocks.max_chunk().iter().rev().skip(1).try_fold(1u64, |p, n| p.checked_mul(*n))?;
             rows.checked_mul(traffic::flat_reads(&blocks, &scope.array(*input.sources.first()?).info.grid) as u64 / n.max(1) + 1)?
         } else {
             (input.map.pieces().len() + input.map.n_indices()) as u64
         };
-        // Releases look at all inputs.
+        // A release visits all inputs.
         all = all.checked_add(n.checked_mul(each.checked_add(n_inputs)?)?)?;
     }
     Some(all)
@@ -81,7 +81,7 @@ struct Counter<'a> {
     grids: Vec<&'a ChunkGrid>,
     objects: Vec<ChunkGrid>,
     counts: Vec<Count>,
-    /// Chunks of kept sources that stay for the next task.
+    /// Cached chunks of kept sources, which remain for the next task.
     at_hand: Vec<Recent<()>>,
     left: u64,
 }
