@@ -1,7 +1,7 @@
-//! What the `freestone` command is made of, for programs that want the same: limits as command-line arguments, observers of runs, plans as
-//! drawings, costs on AWS, and packages for AWS Lambda.
+//! The parts of the `freestone` command, for use by other programs. They include limits as command-line arguments, observers of runs,
+//! drawings of plans, AWS costs, and AWS Lambda packages.
 //!
-//! Observers: [`progress`] bars on a terminal, [`history`] lines of JSON, [`report`] a page of HTML.
+//! The observers are [`progress`] bars on a terminal, [`history`] as lines of JSON, and [`report`] as an HTML page.
 
 pub mod cost;
 pub mod drawing;

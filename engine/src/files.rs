@@ -1,6 +1,6 @@
-//! Files: the functions of [`std::fs`] that programs here use, whose errors name the path.
+//! File functions of [`std::fs`] with errors that name the path.
 //!
-//! Arrays and runs go through [`storage`](crate::storage), whose errors name their place.
+//! Arrays and runs are accessed through [`storage`](crate::storage), whose errors name their location.
 #![allow(clippy::disallowed_methods, reason = "the one place that calls std::fs for others")]
 
 use std::fs::{self, Metadata, ReadDir};
@@ -14,31 +14,31 @@ fn named<T>(path: &Path, action: &str, result: Result<T>) -> Result<T> {
 /// Reads a whole file.
 ///
 /// # Errors
-/// As [`fs::read`].
+/// See [`fs::read`].
 pub fn read(path: impl AsRef<Path>) -> Result<Vec<u8>> {
     named(path.as_ref(), "read", fs::read(path.as_ref()))
 }
 
-/// Reads a whole file of text.
+/// Reads a whole file as UTF-8 text.
 ///
 /// # Errors
-/// As [`fs::read_to_string`].
+/// See [`fs::read_to_string`].
 pub fn read_to_string(path: impl AsRef<Path>) -> Result<String> {
     named(path.as_ref(), "read", fs::read_to_string(path.as_ref()))
 }
 
-/// Writes a whole file.
+/// Writes a whole file, replacing any contents.
 ///
 /// # Errors
-/// As [`fs::write`].
+/// See [`fs::write`].
 pub fn write(path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) -> Result<()> {
     named(path.as_ref(), "write", fs::write(path.as_ref(), bytes))
 }
 
-/// Opens a file that is replaced.
+/// Creates a file, truncating an existing one.
 ///
 /// # Errors
-/// As [`fs::File::create`].
+/// See [`fs::File::create`].
 pub fn create(path: impl AsRef<Path>) -> Result<fs::File> {
     named(path.as_ref(), "write", fs::File::create(path.as_ref()))
 }
@@ -46,15 +46,15 @@ pub fn create(path: impl AsRef<Path>) -> Result<fs::File> {
 /// Opens a file with options.
 ///
 /// # Errors
-/// As [`fs::OpenOptions::open`].
+/// See [`fs::OpenOptions::open`].
 pub fn open_with(options: &fs::OpenOptions, path: impl AsRef<Path>) -> Result<fs::File> {
     named(path.as_ref(), "open", options.open(path.as_ref()))
 }
 
-/// Makes a directory and those around it.
+/// Creates a directory and all missing parents.
 ///
 /// # Errors
-/// As [`fs::create_dir_all`].
+/// See [`fs::create_dir_all`].
 pub fn create_dir_all(path: impl AsRef<Path>) -> Result<()> {
     named(path.as_ref(), "make", fs::create_dir_all(path.as_ref()))
 }
@@ -62,7 +62,7 @@ pub fn create_dir_all(path: impl AsRef<Path>) -> Result<()> {
 /// Removes a file.
 ///
 /// # Errors
-/// As [`fs::remove_file`].
+/// See [`fs::remove_file`].
 pub fn remove_file(path: impl AsRef<Path>) -> Result<()> {
     named(path.as_ref(), "remove", fs::remove_file(path.as_ref()))
 }
@@ -70,15 +70,15 @@ pub fn remove_file(path: impl AsRef<Path>) -> Result<()> {
 /// Lists a directory.
 ///
 /// # Errors
-/// As [`fs::read_dir`].
+/// See [`fs::read_dir`].
 pub fn read_dir(path: impl AsRef<Path>) -> Result<ReadDir> {
     named(path.as_ref(), "list", fs::read_dir(path.as_ref()))
 }
 
-/// What is known of a file or directory.
+/// Returns the metadata of a file or directory.
 ///
 /// # Errors
-/// As [`fs::metadata`].
+/// See [`fs::metadata`].
 pub fn metadata(path: impl AsRef<Path>) -> Result<Metadata> {
     named(path.as_ref(), "look at", fs::metadata(path.as_ref()))
 }

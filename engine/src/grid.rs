@@ -82,6 +82,19 @@ impl AxisGrid {
         }
     }
 
+    /// True if the numbers describe a cut: no chunk is empty, boundaries rise from 0, and the length does not overflow. An axis that was read back
+    /// from a plan may be none.
+    pub fn holds(&self) -> bool {
+        match self {
+            AxisGrid::Regular { n: 0 | 1, .. } => true,
+            AxisGrid::Regular { first, size, n, last } => {
+                let length = (n - 2).checked_mul(*size).and_then(|b| b.checked_add(*first)).and_then(|b| b.checked_add(*last));
+                *first > 0 && *size > 0 && *last > 0 && length.is_some_and(|length| length < 1 << 63)
+            }
+            AxisGrid::Bounds(b) => b.first() == Some(&0) && b.windows(2).all(|w| w[0] < w[1]),
+        }
+    }
+
     /// True for an axis without elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

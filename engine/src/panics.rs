@@ -1,4 +1,4 @@
-//! Panics as text: message and location of a panic that was caught.
+//! Caught panics as text: message and location.
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -6,16 +6,16 @@ use std::panic::{self, AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
 
 thread_local! {
-    /// Location of this thread's last panic.
+    /// The location of this thread's last panic.
     static LOCATION: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// Calls `f`; a panic becomes an error with its message and location.
+/// Calls `f` and converts a panic to an error with its message and location.
 ///
-/// The location is known to the panic hook alone. The first call adds to the program's hook, which is called as before.
+/// Only the panic hook receives the location. The first call installs a hook that also calls the program's previous hook.
 ///
 /// # Errors
-/// The text of a panic, such as `index out of bounds (src/main.rs:12:9)`.
+/// Returns the text of a panic, such as `index out of bounds (src/main.rs:12:9)`.
 pub fn caught<T>(f: impl FnOnce() -> T) -> Result<T, String> {
     static HOOK: Once = Once::new();
     if !std::thread::panicking() {
@@ -31,7 +31,7 @@ pub fn caught<T>(f: impl FnOnce() -> T) -> Result<T, String> {
     LOCATION.take();
     catch_unwind(AssertUnwindSafe(f)).map_err(|payload| {
         let message = message(&*payload);
-        // A panic that comes from another thread has left its location there.
+        // A panic resumed from another thread has left its location in that thread.
         LOCATION.take().map_or_else(|| message.to_owned(), |location| format!("{message} ({location})"))
     })
 }
@@ -54,7 +54,7 @@ mod tests {
         };
         let [literal, formatted] = [check(|| panic!("literal"), "literal ("), check(|| panic!("of {}", 1 + 1), "of 2 (")];
         assert!(literal.contains("panics.rs:") && formatted.contains("panics.rs:"), "{literal}, {formatted}");
-        // Payloads that are no text, and panics of other threads, have no location of their own, nor that of an earlier one.
+        // A non-string payload has a location. A panic resumed from another thread has none, and does not take that of an earlier panic.
         assert!(check(|| panic::panic_any(7), "no message").contains("panics.rs:"));
         assert_eq!(check(|| panic::resume_unwind(Box::new("elsewhere")), "elsewhere"), "elsewhere");
         assert_eq!(caught(|| 3), Ok(3));

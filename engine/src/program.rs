@@ -1,61 +1,65 @@
-//! What one task does, as a tree of steps, and the walker that all visitors of it share.
+//! Task programs: the steps of one task as a tree, and the walker that all of its visitors share.
 //!
-//! A stage lowers to one [`Program`]. The memory projection ([`Program::estimate`]), the list of chunks that a task will read
-//! (`plan/chunks.rs`: prefetch, traffic, cost), and the execution (`worker/steps.rs`) are visitors of the same tree, so none of them
-//! repeats a loop that another has. What the loops run over is a [`Loops`]: nothing in particular for the projection, the blocks and
-//! objects of one task for the others (`plan/walk.rs`).
+//! A stage lowers to one [`Program`]. Three visitors share the tree, so none repeats a loop of another:
+//!
+//! - [`Program::estimate`] projects memory.
+//! - `plan/chunks.rs` lists the chunks that a task reads, for prefetch, traffic and cost.
+//! - `worker/steps.rs` executes the task.
+//!
+//! A `Loops` defines the iterations of each loop. The projection runs each body once. The other visitors iterate over the blocks and
+//! objects of one task (`plan/walk.rs`).
 
 use thiserror::Error;
 
 use crate::memory::{MemoryEstimate, Part};
 
-/// A named buffer and its bound.
+/// A named buffer with an upper bound on its size.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slot {
-    /// The row of the projection that the buffer belongs to.
+    /// The row of the projection to which the buffer belongs.
     pub part: Part,
-    /// The most bytes that it takes.
+    /// The maximum size of the buffer in bytes.
     pub bytes: u64,
 }
 
-/// Number of a slot in its program.
+/// The index of a slot in its program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SlotId(pub usize);
 
 /// One step of a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Allows the buffer to exist from here on.
+    /// Permits the buffer to be allocated from this step on.
     Take(SlotId),
-    /// Ends the buffer.
+    /// Releases the buffer.
     Release(SlotId),
-    /// Runs the body once for each part of the task; the body releases what it takes.
+    /// Runs the body once for each part of the task. The body releases every slot that it takes.
     ForEach {
-        /// The parts.
+        /// The parts to iterate over.
         over: Over,
-        /// The steps for each.
+        /// The steps to run for each part.
         body: Vec<Step>,
     },
-    /// Brings in the block of input `0…`.
+    /// Loads the block of an input, by input index.
     Load(usize),
     /// Runs a phase of the stage's kernel.
     Compute(Phase),
-    /// Encodes the block of output `0…` and writes it to the current object.
+    /// Encodes the block of an output, by output index, and writes it to the current object.
     Store(usize),
 }
 
-/// The parts of a task that a loop goes through.
+/// The parts of a task over which a loop iterates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Over {
-    /// Blocks of the stage's walk that overlap the task's region.
+    /// The blocks of the stage's walk that overlap the task's region.
     Blocks,
-    /// Objects (chunks or shards) of output `0…` that the task writes.
+    /// The objects (chunks or shards) that the task writes to an output, by output index.
     Objects(usize),
-    /// Blocks of the stage's walk inside the current object.
+    /// The blocks of the stage's walk inside the current object.
     Slices,
 }
 
-/// A phase of a stage's kernel. What it does is the stage kind's.
+/// A phase of a stage's kernel. The stage kind defines its effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// Prepares the accumulators.
@@ -64,11 +68,11 @@ pub enum Phase {
     Begin,
     /// Computes with the loaded blocks of the current cell.
     Block,
-    /// Makes the block of output `0…` from what was accumulated.
+    /// Computes the block of an output, by output index, from the accumulators.
     Finish(usize),
 }
 
-/// The buffers of a task, and its steps.
+/// The buffers and steps of a task.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Program {
     /// The buffers.
@@ -77,12 +81,12 @@ pub struct Program {
     pub steps: Vec<Step>,
 }
 
-/// A program that takes and releases its buffers in no order that holds: a defect of the planner.
+/// The error for a program whose takes and releases do not match: a defect of the planner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("malformed program: {0}")]
 pub struct ProgramError(pub &'static str);
 
-/// What the loops of a program run over.
+/// The iterations of a program's loops.
 pub(crate) trait Loops {
     /// A position in the loops.
     type At;
@@ -91,12 +95,12 @@ pub(crate) trait Loops {
     fn each<E>(&self, over: Over, at: &Self::At, visit: impl FnMut(&Self::At) -> Result<(), E>) -> Result<(), E>;
 }
 
-/// What is done at each step of a program.
+/// A visitor of a program's steps.
 pub(crate) trait Visitor<At> {
-    /// Why a visit ends early.
+    /// The reason for which a visit ends early.
     type Stop;
 
-    /// Visits a step that is no loop.
+    /// Visits a step other than a loop.
     fn step(&mut self, step: &Step, at: &At) -> Result<(), Self::Stop>;
 
     /// Called before each iteration of a loop.
@@ -108,7 +112,7 @@ pub(crate) trait Visitor<At> {
     }
 }
 
-/// Goes through steps in order, and through the bodies of their loops.
+/// Visits steps in order, including the bodies of their loops.
 pub(crate) fn walk<L: Loops, V: Visitor<L::At>>(steps: &[Step], loops: &L, at: &L::At, visitor: &mut V) -> Result<(), V::Stop> {
     for step in steps {
         match step {
@@ -124,22 +128,22 @@ pub(crate) fn walk<L: Loops, V: Visitor<L::At>>(steps: &[Step], loops: &L, at: &
 }
 
 impl Program {
-    /// Adds a buffer.
+    /// Adds a buffer and returns its slot.
     pub fn slot(&mut self, part: Part, bytes: u64) -> SlotId {
         self.slots.push(Slot { part, bytes });
         SlotId(self.slots.len() - 1)
     }
 
-    /// The bound of a buffer.
+    /// Returns the bound of a buffer in bytes.
     pub fn bytes(&self, slot: SlotId) -> u64 {
         self.slots[slot.0].bytes
     }
 
-    /// The projection: the highest sum of bounds that the steps reach, and its parts.
+    /// Returns the memory projection: the largest sum of bounds that the steps reach, and its parts.
     ///
     /// # Errors
-    /// Where a step takes what is taken or releases what is not, or where the body of a loop or the program leaves something taken:
-    /// repeating it would not be bounded by going through it once.
+    /// Returns an error if a step takes a slot that is taken or releases a slot that is not. Returns an error if a loop body or the program
+    /// leaves a slot taken: a single pass would then not bound repeated passes.
     pub fn estimate(&self, reserved: u64) -> Result<MemoryEstimate, ProgramError> {
         let none = vec![false; self.slots.len()];
         let mut water = HighWater { slots: &self.slots, taken: none.clone(), now: reserved, worst: reserved, at_worst: none, entered: Vec::new() };
@@ -152,7 +156,7 @@ impl Program {
     }
 }
 
-/// Goes through each body once.
+/// Loops that run each body once.
 struct Once;
 
 impl Loops for Once {
@@ -170,7 +174,7 @@ struct HighWater<'a> {
     now: u64,
     worst: u64,
     at_worst: Vec<bool>,
-    /// What was taken when each open loop was entered.
+    /// The slots that were taken on entry to each open loop.
     entered: Vec<Vec<bool>>,
 }
 
@@ -217,7 +221,7 @@ mod tests {
     use super::*;
     use crate::memory::Arena;
 
-    /// Runs each loop a number of times.
+    /// Loops that run each body a fixed number of times.
     struct Times(usize);
 
     impl Loops for Times {
@@ -228,7 +232,7 @@ mod tests {
         }
     }
 
-    /// Takes and releases permits as a worker does.
+    /// A visitor that takes and releases permits as a worker does.
     struct Permits<'a> {
         program: &'a Program,
         arena: Arena,
@@ -255,7 +259,7 @@ mod tests {
         }
     }
 
-    /// Loops in loops, side by side or nested.
+    /// Generates loops, nested or in sequence.
     fn bodies() -> impl Strategy<Value = Vec<Step>> {
         Just(Vec::new()).prop_recursive(4, 40, 4, |inner| {
             prop::collection::vec((any::<bool>(), inner), 1..4).prop_map(|parts| {
@@ -267,7 +271,7 @@ mod tests {
         })
     }
 
-    /// Wraps every list of steps, at each depth, in a slot of its own.
+    /// Wraps the list of steps at each depth in a slot of its own.
     fn with_slots(program: &mut Program, steps: Vec<Step>, sizes: &mut impl Iterator<Item = u64>) -> Vec<Step> {
         let slot = program.slot(Part::Region, sizes.next().unwrap_or(7));
         let mut all = vec![Step::Take(slot)];
@@ -285,7 +289,7 @@ mod tests {
     }
 
     proptest! {
-        /// The estimate is what a run of the same program reaches at most, and reaches, however often its loops run.
+        /// The estimate equals the maximum that a run of the same program reaches, for any number of iterations.
         #[test]
         fn the_estimate_is_the_high_water_mark(
             shape in bodies(), sizes in prop::collection::vec(0u64..1000, 12), times in 1usize..4, reserved in 0u64..50,

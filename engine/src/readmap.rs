@@ -403,6 +403,9 @@ impl ReadMap {
                 if shape.len() != axes.len() {
                     return Err(ReadMapError::Malformed("a piece has another number of index maps than the source has axes"));
                 }
+                if axes.iter().filter_map(AxisMap::axis).any(|a| a >= self.shape.len()) {
+                    return Err(ReadMapError::Malformed("an index map runs along no axis"));
+                }
                 if to.shape.contains(&0) {
                     continue;
                 }

@@ -1,8 +1,9 @@
-//! Chunks at hand, the least recently used first.
+//! A least-recently-used list of chunks.
 //!
-//! A task keeps decoded chunks in one, and whoever lists the chunks that a task will read goes through one without chunks: so both evict alike.
+//! A task caches decoded chunks in a [`Recent`]. The visitor that lists a task's reads uses a [`Recent`] without values, so both evict
+//! alike.
 
-/// Values by chunk coordinates, in the order of their last use.
+/// Values by chunk coordinates, in order of last use.
 #[derive(Clone, Debug)]
 pub(crate) struct Recent<T> {
     entries: Vec<(Vec<u64>, T)>,
@@ -15,24 +16,24 @@ impl<T> Default for Recent<T> {
 }
 
 impl<T> Recent<T> {
-    /// True if a chunk is at hand; then it is the last that was used.
+    /// Marks a chunk as the most recently used. Returns false if the chunk is not cached.
     pub(crate) fn touch(&mut self, coords: &[u64]) -> bool {
         let Some(at) = self.entries.iter().position(|(c, _)| c == coords) else { return false };
         self.entries[at..].rotate_left(1);
         true
     }
 
-    /// The value of a chunk at hand.
+    /// Returns the value of a cached chunk.
     pub(crate) fn get(&self, coords: &[u64]) -> Option<&T> {
         self.entries.iter().rev().find(|(c, _)| c == coords).map(|(_, value)| value)
     }
 
-    /// Adds a chunk that is not at hand.
+    /// Adds a chunk that is not cached.
     pub(crate) fn push(&mut self, coords: &[u64], value: T) {
         self.entries.push((coords.to_vec(), value));
     }
 
-    /// Removes a chunk, so that with one more at most `most` are at hand; none of the `pinned`. `None` once there is room.
+    /// Evicts the least recently used chunk outside `pinned` if no other chunk fits within `most`. Returns `None` if there is room.
     pub(crate) fn evict(&mut self, most: usize, pinned: &[&[u64]]) -> Option<T> {
         if self.entries.len() < most.max(1) {
             return None;
@@ -41,17 +42,17 @@ impl<T> Recent<T> {
         Some(self.entries.remove(oldest).1)
     }
 
-    /// Removes all.
+    /// Removes all chunks.
     pub(crate) fn clear(&mut self) {
         self.entries.clear();
     }
 
-    /// Removes all, and returns their values.
+    /// Removes all chunks and returns their values.
     pub(crate) fn drain(&mut self) -> impl Iterator<Item = T> {
         self.entries.drain(..).map(|(_, value)| value)
     }
 
-    /// Chunk coordinates, the least recently used first.
+    /// Returns the coordinates of the cached chunks, least recently used first.
     pub(crate) fn coords(&self) -> impl Iterator<Item = &[u64]> {
         self.entries.iter().map(|(c, _)| c.as_slice())
     }

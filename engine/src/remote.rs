@@ -1,8 +1,8 @@
-//! Records of finished requests, which workers leave in storage in case their answer is lost; and refusals of workers to run a plan.
+//! Records of finished requests, which workers write to storage in case an answer is lost; and refusals of workers to run a plan.
 //!
-//! As each request of an invocation ends, its outcome is written below `{folder}/answers/` in the work directory, before the answer is given: a client
-//! whose answer was lost, or a later process that resumes the run, finds it there ([`read_record`], [`read_records`]). Keys follow from the request and
-//! from the client, so that an invocation that is delivered twice writes the same objects with the same receipts. The protocol itself is in
+//! A worker writes the outcome of each request below `{folder}/answers/` in the work directory before it answers. A client whose answer was
+//! lost, or a later process that resumes the run, finds the outcome there ([`read_record`], [`read_records`]). Keys follow from the request
+//! and the client, so an invocation that is delivered twice writes the same objects with the same receipts. The protocol is in
 //! `freestone-worker`.
 
 use std::ops::Range;
@@ -15,70 +15,70 @@ use crate::plan::StageId;
 use crate::storage::{ByteRange, StorageError, Store, read_small};
 use crate::task::{TaskOutcome, TaskRequest};
 
-/// Why a worker does not run a plan.
+/// The reason for which a worker refuses to run a plan.
 #[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
 #[error("{message}")]
 pub struct Refusal {
-    /// By kind.
+    /// The kind of refusal.
     pub kind: RefusalKind,
-    /// In words, and what to do.
+    /// The message, including a suggested remedy.
     pub message: String,
 }
 
 impl Refusal {
-    /// A refusal.
+    /// Creates a refusal.
     pub fn new(kind: RefusalKind, message: impl Into<String>) -> Refusal {
         Refusal { kind, message: message.into() }
     }
 }
 
-/// Kinds of refusals. None but [`Storage`](RefusalKind::Storage) goes away by asking again.
+/// Kinds of refusals. Only [`Storage`](RefusalKind::Storage) may succeed on a retry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RefusalKind {
-    /// Client and worker speak different versions of the protocol, or this is no invocation.
+    /// Client and worker use different protocol versions, or the message is not an invocation.
     Protocol,
-    /// Client and worker, or worker and plan, have different versions of the engine.
+    /// Client and worker, or worker and plan, use different engine versions.
     Engine,
-    /// The plan has another format.
+    /// The plan has a different format version.
     Format,
-    /// There is no plan, or another one, or it does not hold together.
+    /// The plan is missing, inconsistent, or a different plan than requested.
     Plan,
-    /// The plan needs a kernel, or a version of one, that this worker does not have.
+    /// The plan needs a kernel, or a kernel version, that this worker does not have.
     UnknownKernel,
-    /// A task would need more memory than the worker has.
+    /// A task needs more memory than the worker has.
     ExceedsMemory,
-    /// The work directory, an input or an output is where this worker cannot go.
+    /// The work directory, an input or an output is not accessible to this worker.
     Unreachable,
-    /// Storage failed; it may answer next time.
+    /// Storage failed; a retry may succeed.
     Storage,
 }
 
-/// Where records of a run lie.
+/// Returns the folder of a run's records.
 fn answers(folder: &str) -> String {
     format!("{folder}/answers")
 }
 
-/// Records are not longer: a request's outcome has some hundred bytes a chunk.
+/// The maximum length of a record. An outcome takes a few hundred bytes per chunk.
 const MAX_RECORD_BYTES: u64 = 1 << 28;
 
-/// The key of the record of a request, in the work directory: `FOLDER/answers/CLIENT/ID-ATTEMPT-STAGE-FIRST-COUNT.json`.
+/// Returns the key of a request's record in the work directory: `FOLDER/answers/CLIENT/ID-ATTEMPT-STAGE-FIRST-COUNT.json`.
 pub fn record_key(folder: &str, client: &str, request: &TaskRequest) -> String {
     let TaskRequest { id, stage, first, count, attempt, .. } = request;
     format!("{}/{client}/{id:08}-{attempt}-{}-{first}-{count}.json", answers(folder), stage.0)
 }
 
-/// Stage and tasks that a record's name tells of.
+/// Returns the stage and tasks that a record's name encodes.
 fn tasks_of(name: &str) -> Option<(StageId, Range<u64>)> {
     let numbers: Vec<u64> = name.strip_suffix(".json")?.split('-').map(|n| n.parse().ok()).collect::<Option<_>>()?;
     let [_, _, stage, first, count] = numbers[..] else { return None };
     Some((StageId(usize::try_from(stage).ok()?), first..first.checked_add(count)?))
 }
 
-/// Writes the record of a request that has ended, before its answer is given; bytes of its JSON.
+/// Writes the record of a finished request and returns the length of its JSON in bytes. Workers call this before they answer.
 ///
 /// # Errors
-/// Where storage fails.
+/// Returns an error if storage fails.
 pub fn write_record(work: &dyn Store, folder: &str, client: &str, outcome: &TaskOutcome) -> Result<usize, StorageError> {
     let key = record_key(folder, client, &outcome.request);
     let body = serde_json::to_vec(outcome).map_err(|e| StorageError::Io {
@@ -90,10 +90,11 @@ pub fn write_record(work: &dyn Store, folder: &str, client: &str, outcome: &Task
     work.write(&key, &body).map(|()| body.len())
 }
 
-/// The outcome of a request whose answer was lost, if its worker has come to write it. One that is damaged counts as not written.
+/// Returns the recorded outcome of a request whose answer was lost, or `None` if no valid record exists. A damaged record counts as
+/// missing.
 ///
 /// # Errors
-/// Where storage fails.
+/// Returns an error if storage fails.
 pub fn read_record(work: &dyn Store, folder: &str, client: &str, request: &TaskRequest) -> Result<Option<TaskOutcome>, StorageError> {
     let found = read_outcome(work, &record_key(folder, client, request))?;
     Ok(found.filter(|o| (o.request.stage, o.request.first, o.request.count) == (request.stage, request.first, request.count)))
@@ -103,21 +104,23 @@ fn read_outcome(work: &dyn Store, key: &str) -> Result<Option<TaskOutcome>, Stor
     Ok(read_small(work, key, MAX_RECORD_BYTES)?.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
 }
 
-/// The key of what a client leaves once it waits for none of its requests any more, beside the records of these.
+/// Returns the key of the object that a client writes, beside its records, once it waits for no request.
 fn over_key(folder: &str, client: &str) -> String {
     format!("{}/{client}/over", answers(folder))
 }
 
-/// Tells the workers of a client that it waits for none of its requests any more.
+/// Writes the object that tells a client's workers that the client waits for no request.
 ///
 /// # Errors
-/// Where storage fails.
+/// Returns an error if storage fails.
 pub fn write_over(work: &dyn Store, folder: &str, client: &str) -> Result<(), StorageError> {
     work.write(&over_key(folder, client), b"{}")
 }
 
-/// True if a worker need not begin what a client has asked for: it has said so, or its run has ended and the folder is gone. A look costs one request
-/// to the store; looks with even and odd numbers are at one and the other. Where storage does not answer, nothing is over.
+/// Returns true if a worker need not start a client's requests.
+///
+/// Either the client has written its end object, or the run has ended and its folder is gone. Each check costs one storage request. Even
+/// and odd values of `look` check one and the other condition. Returns false if storage fails.
 pub fn is_over(work: &dyn Store, folder: &str, client: &str, look: u64) -> bool {
     let is_there = |key: &str| {
         let mut first = Buffer::zeroed(1);
@@ -126,10 +129,10 @@ pub fn is_over(work: &dyn Store, folder: &str, client: &str, look: u64) -> bool 
     if look.is_multiple_of(2) { is_there(&over_key(folder, client)) == Some(true) } else { is_there(&format!("{folder}/plan.json")) == Some(false) }
 }
 
-/// Goes through the records of all clients of a run, one at a time. `wanted` is asked with stage and tasks before a record is read.
+/// Visits the records of all clients of a run, one at a time. Calls `wanted` with stage and tasks before reading a record.
 ///
 /// # Errors
-/// Where storage fails.
+/// Returns an error if storage fails.
 pub fn read_records(
     work: &dyn Store,
     folder: &str,
@@ -196,7 +199,7 @@ mod tests {
         assert_eq!(looks("c-1"), [false, false]);
         write_over(&work, "run", "c-1").unwrap();
         assert_eq!((looks("c-1"), looks("c-2")), ([true, false], [false, false]));
-        // It is no record.
+        // The end object is not a record.
         read_records(&work, "run", &mut |_, _| true, &mut |_| panic!("there is none")).unwrap();
         work.remove("run/").unwrap();
         assert_eq!(looks("c-2"), [false, true]);

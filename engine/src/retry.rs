@@ -1,50 +1,52 @@
-//! Retry policies: how often something is tried, and how long the pauses between the tries are.
+//! Retry policies: the number of tries and the pauses between them.
 //!
-//! Each failure is retried at one level. A request that crosses a network is retried by the store's client ([`Retry::REQUESTS`]), which then says
-//! that it [gave up](crate::storage::StorageError::GaveUp). What no client retries, such as a busy file, the driver retries ([`Retry::STORAGE`]). A
-//! task whose requests were given up, or whose worker was lost, is handed out again by the driver's queue.
+//! Each failure is retried at one level. The store's client retries network requests ([`Retry::REQUESTS`]), and then reports that it [gave
+//! up](crate::storage::StorageError::GaveUp). The driver retries failures that no client retries, such as a busy file ([`Retry::STORAGE`]).
+//! The driver's queue reschedules a task whose requests were given up or whose worker was lost.
 
 use std::time::Duration;
 
-/// Pauses that double, up to a longest one.
+/// Exponential backoff: pauses double up to a maximum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backoff {
     /// The pause after the first failure.
     pub first: Duration,
-    /// The longest pause.
+    /// The maximum pause.
     pub longest: Duration,
 }
 
 impl Backoff {
-    /// The pause after so many failures, at least one. `jitter` is from 0 to 1, and takes up to half of the pause away: what failed together is not
-    /// tried again together.
+    /// Returns the pause after `failures` failures, at least one.
+    ///
+    /// `jitter` is from 0 to 1 and shortens the pause by up to half, so that operations that failed together are not retried together.
     pub fn pause(&self, failures: u32, jitter: f64) -> Duration {
         let whole = self.first.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(self.longest);
         whole.mul_f64(1.0 - jitter.clamp(0.0, 1.0) / 2.0)
     }
 }
 
-/// How often something is tried.
+/// A retry policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retry {
-    /// Tries in all, the first one included.
+    /// The maximum number of tries, including the first.
     pub tries: u32,
-    /// Pauses between the tries.
+    /// The pauses between tries.
     pub backoff: Backoff,
-    /// No try begins later than this after the first one.
+    /// The maximum time between the first try and the start of the last.
     pub within: Duration,
 }
 
 impl Retry {
-    /// Requests to an object store or server, by its client.
+    /// The policy of a client for requests to an object store or server.
     pub const REQUESTS: Retry =
         Retry { tries: 6, backoff: Backoff { first: Duration::from_millis(200), longest: Duration::from_secs(5) }, within: Duration::from_secs(20) };
 
-    /// What the driver asks of storage, where the store has not retried it. It may be long, as a commit is.
+    /// The driver's policy for storage operations that the store has not retried. It has no time limit, because an operation such as a
+    /// commit may be long.
     pub const STORAGE: Retry =
         Retry { tries: 6, backoff: Backoff { first: Duration::from_millis(100), longest: Duration::from_secs(5) }, within: Duration::MAX };
 
-    /// The pause before the next try after so many failed ones, the first of which began so long ago; `None` where there is no next try.
+    /// Returns the pause before the next try, or `None` if no try is left. `elapsed` is the time since the first try began.
     pub fn next(&self, failures: u32, elapsed: Duration, jitter: f64) -> Option<Duration> {
         let pause = self.backoff.pause(failures, jitter);
         (failures < self.tries && elapsed.saturating_add(pause) <= self.within).then_some(pause)

@@ -1,6 +1,6 @@
-//! What a task has at hand while it runs: open arrays, loaded blocks, accumulators, output blocks.
+//! The state of a running task: open arrays, loaded blocks, accumulators and output blocks.
 //!
-//! The worker drives a task through its program; stage kinds compute on what is here.
+//! The worker drives a task through its program, and stage kinds compute on this state.
 
 use freestone_kernels::{Buffer, DType, Generate, View, copy};
 
@@ -14,7 +14,7 @@ use crate::storage::reader::{ChunkAccess, ChunkError, Desk, ShardCache};
 use crate::storage::{ArrayInfo, ObjectPart, Pending};
 use crate::task::{Cause, FailureKind, Receipt, cause_of_chunk, internal};
 
-/// An array that is read, and its decoded chunks that are at hand.
+/// An input array with its cached decoded chunks.
 #[derive(Debug)]
 pub(crate) struct Opened {
     pub(crate) source: Source,
@@ -22,7 +22,7 @@ pub(crate) struct Opened {
 }
 
 impl Opened {
-    /// Decodes a chunk that is not at hand, the read of which may have begun.
+    /// Decodes a chunk that is not cached. `begun` is its read if one is in flight.
     pub(crate) fn fetch(&mut self, coords: &[u64], begun: Option<Pending>, desk: &mut Desk) -> Result<(), ChunkError> {
         if let Some(block) = self.source.read(coords, begun, desk)? {
             self.chunks.push(coords, block);
@@ -30,7 +30,7 @@ impl Opened {
         Ok(())
     }
 
-    /// The values of a chunk that was fetched, in C order over its stored shape.
+    /// Returns the values of a fetched chunk, in C order over its stored shape.
     pub(crate) fn bytes(&self, coords: &[u64]) -> &[u8] {
         match &self.source {
             Source::Constant(values, _) => values.bytes(),
@@ -38,7 +38,7 @@ impl Opened {
         }
     }
 
-    /// True if parts of a chunk can be read, and it is not at hand as a whole.
+    /// Returns true if parts of a chunk can be read and the whole chunk is not cached.
     pub(crate) fn reads_parts(&self, coords: &[u64]) -> bool {
         matches!(&self.source, Source::Chunks(access, _) if access.is_in_parts()) && self.chunks.get(coords).is_none()
     }
@@ -77,7 +77,7 @@ impl Source {
         }
     }
 
-    /// The block of a chunk; `None` for a constant, whose values are at hand.
+    /// Reads the block of a chunk. Returns `None` for a constant, whose values are in memory.
     fn read(&mut self, coords: &[u64], begun: Option<Pending>, desk: &mut Desk) -> Result<Option<Buffer>, ChunkError> {
         match self {
             Source::Chunks(access, cache) => access.read_begun(coords, begun, desk, cache).map(Some),
@@ -92,35 +92,35 @@ impl Source {
     }
 }
 
-/// A block of an input that was brought in, and how the iteration space lies on it.
+/// A loaded block of an input, with its mapping onto the iteration space.
 #[derive(Debug)]
 pub(crate) struct Loaded {
     pub(crate) values: Values,
-    /// Elements of the iteration space that it covers.
+    /// The region of the iteration space that the block covers.
     pub(crate) cell: Region,
     pub(crate) offset: isize,
     pub(crate) strides: Vec<isize>,
 }
 
-/// Where a block's values are.
+/// The location of a block's values.
 #[derive(Debug)]
 pub(crate) enum Values {
-    /// In a buffer in which they were assembled.
+    /// A buffer of its own, in which the block was assembled.
     Own(Buffer),
-    /// In a chunk of one of the stage's sources.
+    /// A chunk of one of the stage's sources.
     Chunk { source: usize, coords: Vec<u64> },
 }
 
-/// One task on its way through its program.
+/// A task in execution.
 #[derive(Debug)]
 pub(crate) struct TaskState<'a> {
     pub(crate) stage: &'a Stage,
     pub(crate) layout: &'a StageLayout,
     pub(crate) sources: &'a mut [Opened],
-    /// The chunks of each source.
+    /// The chunk grid of each source.
     pub(crate) grids: Vec<&'a ChunkGrid>,
     pub(crate) outputs: &'a [ChunkAccess],
-    /// Objects of each output.
+    /// The grid of objects of each output.
     pub(crate) objects: &'a [ChunkGrid],
     pub(crate) desk: &'a mut Desk,
     pub(crate) coords: Vec<u64>,
@@ -133,12 +133,12 @@ pub(crate) struct TaskState<'a> {
 }
 
 impl TaskState<'_> {
-    /// Views of the loaded blocks over a part of the iteration space.
+    /// Returns views of the loaded blocks over a part of the iteration space.
     pub(crate) fn views(&self, dtypes: &[DType], part: &Region) -> Vec<View<'_>> {
         self.views_of(0..dtypes.len(), dtypes, part)
     }
 
-    /// Views of some of the loaded blocks.
+    /// Returns views of some of the loaded blocks.
     pub(crate) fn views_of(&self, inputs: std::ops::Range<usize>, dtypes: &[DType], part: &Region) -> Vec<View<'_>> {
         let loaded = self.loaded[inputs].iter().zip(dtypes).filter_map(|(loaded, dtype)| Some((loaded.as_ref()?, *dtype)));
         loaded.map(|(loaded, dtype)| self.view(loaded, dtype, part)).collect()
@@ -150,7 +150,7 @@ impl TaskState<'_> {
         View { dtype, bytes, offset, shape: sizes(&part.shape), strides: loaded.strides.clone() }
     }
 
-    /// The bytes of a loaded block.
+    /// Returns the bytes of a loaded block.
     pub(crate) fn bytes<'s>(&'s self, values: &'s Values) -> &'s [u8] {
         match values {
             Values::Own(block) => block.bytes(),
@@ -158,7 +158,7 @@ impl TaskState<'_> {
         }
     }
 
-    /// A buffer for what a slot holds now.
+    /// Allocates a buffer of `bytes` within the bound of a slot.
     pub(crate) fn room(&mut self, slot: Option<SlotId>, bytes: u64) -> Result<Buffer, Cause> {
         let bound = slot.map_or(0, |slot| self.layout.program.bytes(slot));
         self.desk.arena.buffer_in(bound, bytes).map_err(overrun)
@@ -171,7 +171,7 @@ impl TaskState<'_> {
         Ok(self.accumulators[j].insert(buffer).bytes_mut())
     }
 
-    /// Allocates the output blocks of the current object, with room for what fills up an edge chunk.
+    /// Allocates the output blocks of the current object, including the padding of an edge chunk.
     pub(crate) fn begin(&mut self, at: &At) -> Result<(), Cause> {
         for j in 0..self.outputs.len() {
             let bytes = self.stored_bytes(j, at) as u64;
@@ -180,13 +180,13 @@ impl TaskState<'_> {
         Ok(())
     }
 
-    /// Bytes of the current object of output `j` as it is stored.
+    /// Returns the stored size in bytes of the current object of output `j`.
     pub(crate) fn stored_bytes(&self, j: usize, at: &At) -> usize {
         let output = &self.outputs[j];
         sizes(&output.object_shape(&at.object)).iter().product::<usize>() * output.info().dtype.size()
     }
 
-    /// Spreads the block of output `j` over its stored shape, where that is larger.
+    /// Spreads the block of output `j` over its stored shape if that is larger.
     pub(crate) fn pad(&mut self, j: usize, at: &At) {
         let output = &self.outputs[j];
         let (shape, stored) = (sizes(&output.objects().region(&at.object).shape), sizes(&output.object_shape(&at.object)));
@@ -195,12 +195,12 @@ impl TaskState<'_> {
         }
     }
 
-    /// True if the block of the only input is stored as it was assembled.
+    /// Returns true if the block of the only input is stored as assembled.
     pub(crate) fn is_stored_as_assembled(&self) -> bool {
         self.layout.outputs.first().is_some_and(|o| o.block.is_some() && o.block == self.layout.inputs.first().and_then(|i| i.region))
     }
 
-    /// Encodes the block of output `j`, or its accumulators where these are stored as they are, and writes it.
+    /// Encodes and writes the block of output `j`, or its accumulators if these are stored unchanged.
     pub(crate) fn store(&mut self, j: usize, at: &At) -> Result<(), Cause> {
         let output = &self.outputs[j];
         let made = if self.layout.outputs[j].block.is_some() { &self.blocks[j] } else { &self.accumulators[j] };

@@ -1,7 +1,7 @@
-//! Time and randomness: the one seam between the engine and what no run can repeat.
+//! Time and randomness: the only sources of nondeterminism that the engine uses.
 //!
-//! A [`System`] is passed along with the [`Stores`](crate::storage::Stores) of a program; there is no global one. Programs have the clock of the
-//! machine, tests a [`ManualClock`] that they move by hand.
+//! Each program passes a [`System`] along with its [`Stores`](crate::storage::Stores); there is no global instance. Programs use the
+//! machine's clock. Tests use a [`ManualClock`], which they advance explicitly.
 
 use std::fmt;
 use std::hash::{BuildHasher, Hasher};
@@ -9,33 +9,33 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-/// The passing of time.
+/// A clock.
 pub trait Clock: fmt::Debug + Send + Sync {
-    /// The present, for measuring how much time passes.
+    /// Returns the current instant, for measuring elapsed time.
     fn now(&self) -> Instant;
 
-    /// The present, by the calendar.
+    /// Returns the current wall-clock time.
     fn system_time(&self) -> SystemTime;
 
-    /// Returns once so much time has passed.
+    /// Blocks until `time` has passed.
     fn sleep(&self, time: Duration);
 
-    /// How long whoever waits for so much time to pass may wait before looking at the clock again.
+    /// Returns the maximum duration to wait before checking the clock again, within a wait of `time`.
     fn wait_bound(&self, time: Duration) -> Duration;
 }
 
 /// A source of random numbers.
 pub trait Random: fmt::Debug + Send + Sync {
-    /// The next number, uniform in all bits.
+    /// Returns the next number, uniform in all bits.
     fn next(&self) -> u64;
 }
 
-/// The clock and the random numbers of a program or test.
+/// The clock and random number source of a program or test.
 #[derive(Clone, Debug)]
 pub struct System {
     /// The clock.
     pub clock: Arc<dyn Clock>,
-    /// The random numbers.
+    /// The random number source.
     pub random: Arc<dyn Random>,
 }
 
@@ -46,32 +46,32 @@ impl Default for System {
 }
 
 impl System {
-    /// The present, for measuring how much time passes.
+    /// Returns the current instant, for measuring elapsed time.
     pub fn now(&self) -> Instant {
         self.clock.now()
     }
 
-    /// Time since then.
+    /// Returns the time elapsed since an instant.
     pub fn elapsed(&self, since: Instant) -> Duration {
         self.clock.now().saturating_duration_since(since)
     }
 
-    /// Returns once so much time has passed.
+    /// Blocks until `time` has passed.
     pub fn sleep(&self, time: Duration) {
         self.clock.sleep(time);
     }
 
-    /// A random number from 0 to 1, exclusive.
+    /// Returns a random number in the range 0 to 1, excluding 1.
     pub fn fraction(&self) -> f64 {
         (self.random.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// Time since 1970.
+    /// Returns the time since the Unix epoch.
     pub fn since_epoch(&self) -> Duration {
         self.clock.system_time().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
     }
 
-    /// Waits until so much time has passed.
+    /// Waits asynchronously until `time` has passed.
     #[cfg(feature = "object-stores")]
     pub async fn wait(&self, time: Duration) {
         let begun = self.now();
@@ -108,7 +108,7 @@ impl Clock for MachineClock {
     }
 }
 
-/// A clock that stands still until it is moved, for tests. A sleep moves it.
+/// A clock for tests that advances only when told to, or by a sleep.
 #[derive(Clone, Debug)]
 pub struct ManualClock {
     start: Instant,
@@ -122,12 +122,12 @@ impl Default for ManualClock {
 }
 
 impl ManualClock {
-    /// Moves the clock forward.
+    /// Advances the clock.
     pub fn advance(&self, time: Duration) {
         *self.passed.lock().unwrap_or_else(PoisonError::into_inner) += time;
     }
 
-    /// Time that has passed since the clock was made.
+    /// Returns the time that has passed since the clock was created.
     pub fn passed(&self) -> Duration {
         *self.passed.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -151,19 +151,19 @@ impl Clock for ManualClock {
     }
 }
 
-/// The generator of Steele, Lea & Flood (2014): for jitter and names, not for secrets.
+/// The SplitMix generator of Steele, Lea & Flood (2014). Used for jitter and names; not suitable for secrets.
 #[derive(Debug)]
 pub struct SplitMix(AtomicU64);
 
 const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
 impl SplitMix {
-    /// A generator whose numbers follow from a seed.
+    /// Creates a generator from a seed.
     pub fn new(seed: u64) -> SplitMix {
         SplitMix(AtomicU64::new(seed))
     }
 
-    /// A generator with a seed from the system.
+    /// Creates a generator with a seed from the operating system.
     #[allow(clippy::disallowed_methods, reason = "the one place that asks the system for randomness")]
     pub fn from_machine() -> SplitMix {
         SplitMix::new(std::collections::hash_map::RandomState::new().build_hasher().finish())
@@ -199,7 +199,7 @@ mod tests {
             let random = SplitMix::new(seed);
             [random.next(), random.next(), random.next()]
         };
-        // The reference implementation's, for the seed 1234567.
+        // The values of the reference implementation for the seed 1234567.
         assert_eq!(numbers(1_234_567), [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]);
         assert_ne!(numbers(1), numbers(2));
         let system = System::default();

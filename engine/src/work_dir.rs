@@ -1,7 +1,8 @@
-//! The work directory where nothing is said: one for each user, which nobody else can read or prepare.
+//! The default work directory: one for each user, inaccessible to other users.
 //!
-//! It lies in `TMPDIR`, which schedulers set for each job; else in `XDG_CACHE_HOME`; else in `/tmp`. It is made with the mode 0700 by the first run. What
-//! is there already under its name is used only if it is a directory of this user with that mode. Other work directories are their users' to make.
+//! Its location is `TMPDIR`, which schedulers set for each job; else `XDG_CACHE_HOME`; else `/tmp`. The first run creates the directory
+//! with mode 0700. An existing entry is used only if it is a directory owned by this user with that mode. Users create other work
+//! directories themselves.
 
 use std::fs::{self, DirBuilder};
 use std::io::ErrorKind;
@@ -10,9 +11,9 @@ use std::path::{Path, PathBuf};
 
 use crate::storage::StorageError;
 
-/// The default work directory of this user, by what variables of the environment say.
+/// Returns the default work directory of this user, given the environment variables.
 pub(crate) fn default_work_dir(variable: impl Fn(&str) -> Option<String>) -> String {
-    // Relative paths do not count, as the XDG Base Directory Specification says.
+    // The XDG Base Directory Specification requires relative paths to be ignored.
     let folder = |name: &str| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let user = rustix::process::geteuid().as_raw();
     let path = match (folder("TMPDIR"), folder("XDG_CACHE_HOME")) {
@@ -27,18 +28,18 @@ fn is_default(work_dir: &str) -> bool {
     work_dir == default_work_dir(|name| std::env::var(name).ok())
 }
 
-/// Makes the default work directory, unless it is there. Others are left to the first write.
+/// Creates the default work directory if it does not exist. The first write creates any other directory.
 ///
 /// # Errors
-/// Where it cannot be made, and as [`check`].
+/// Returns an error if the directory cannot be created, and the errors of [`check`].
 pub(crate) fn make(work_dir: &str) -> Result<(), StorageError> {
     if is_default(work_dir) { make_at(work_dir.as_ref(), rustix::process::geteuid().as_raw()) } else { Ok(()) }
 }
 
-/// Finds out whether the default work directory, if it is there, is this user's alone.
+/// Checks that the default work directory, if it exists, is private to this user.
 ///
 /// # Errors
-/// [`StorageError::NotPrivate`].
+/// Returns [`StorageError::NotPrivate`] if the directory is not private.
 pub(crate) fn check(work_dir: &str) -> Result<(), StorageError> {
     if is_default(work_dir) { check_at(work_dir.as_ref(), rustix::process::geteuid().as_raw()) } else { Ok(()) }
 }
@@ -96,7 +97,7 @@ mod tests {
         check_default(&[("TMPDIR", ""), ("XDG_CACHE_HOME", "cache")], "/tmp/freestone-UID");
     }
 
-    /// What is found at the place of the default work directory, and what is said of it.
+    /// Checks the error for an existing entry at the path of the default work directory.
     #[track_caller]
     fn check_found(prepare: impl Fn(&Path), stranger: u32, expect: Option<&str>) {
         let folder = tempfile::tempdir().unwrap();

@@ -1,8 +1,8 @@
-//! How one task runs.
+//! Execution of one task.
 //!
-//! It is the same in a thread, in a process and elsewhere: a [`Worker`] needs nothing but the plan and storage, and uses one thread. It has its
-//! stage open (`ready`), and each task goes through the stage's program (`steps`): it takes and releases buffers, loads blocks (`load`), lets
-//! the stage's kernel compute, and stores. Chunks from across a network are read ahead (`ahead`).
+//! A task runs in the same way in a thread, in a process and on AWS Lambda. A [`Worker`] needs only the plan and storage, and uses one
+//! thread. It opens a stage (`ready`) and runs each task through the stage's program (`steps`). The steps take and release buffers, load
+//! blocks (`load`), run the stage's kernel, and store results. Chunks that are read over a network are prefetched (`ahead`).
 
 mod ahead;
 mod load;
@@ -27,22 +27,22 @@ use ahead::Ahead;
 use ready::Ready;
 use steps::Execution;
 
-/// What all tasks of a run share.
+/// The context that all tasks of a run share.
 #[derive(Clone, Debug)]
 pub struct RunContext {
     /// The plan.
     pub plan: Arc<FinalizedPlan>,
-    /// Where the plan and the intermediates lie.
+    /// The location of the plan and the intermediates.
     pub address: RunAddress,
-    /// Stores that are open.
+    /// The open stores.
     pub stores: Stores,
-    /// Kernels of users that this program knows.
+    /// The users' kernels of this program.
     pub kernels: Arc<KernelRegistry>,
-    /// Set to stop between blocks.
+    /// The flag that stops tasks between blocks.
     pub cancel: Cancel,
 }
 
-/// A wish to stop, shared by whoever holds a clone.
+/// A cancellation flag, shared by all of its clones.
 #[derive(Clone, Debug, Default)]
 pub struct Cancel {
     own: Arc<AtomicBool>,
@@ -50,23 +50,23 @@ pub struct Cancel {
 }
 
 impl Cancel {
-    /// Asks everybody to stop.
+    /// Requests cancellation.
     pub fn cancel(&self) {
         self.own.store(true, Ordering::Relaxed);
     }
 
-    /// True once asked.
+    /// Returns true once cancellation is requested.
     pub fn is_cancelled(&self) -> bool {
         self.own.load(Ordering::Relaxed) || self.parent.as_ref().is_some_and(|p| p.load(Ordering::Relaxed))
     }
 
-    /// One that is asked for itself, and whenever this one is.
+    /// Returns a flag that can be cancelled on its own, and that is cancelled together with this one.
     pub(crate) fn child(&self) -> Cancel {
         Cancel { own: Arc::default(), parent: Some(Arc::clone(&self.own)) }
     }
 }
 
-/// What ends a task early. Asked between chunks, blocks and slices: a kernel that runs is not interrupted.
+/// The conditions that end a task early. Tasks check them between chunks, blocks and slices; a running kernel is not interrupted.
 #[derive(Clone, Copy, Debug)]
 struct Limits<'a> {
     cancel: &'a Cancel,
@@ -87,20 +87,20 @@ impl Limits<'_> {
     }
 }
 
-/// Plans larger than this are not plans.
+/// The maximum size of a stored plan in bytes.
 pub const MAX_PLAN_BYTES: u64 = 256_000_000;
 
 impl RunContext {
-    /// Checks that the kernels that the plan names are known here.
+    /// Checks that this program has the kernels that the plan names.
     ///
     /// # Errors
-    /// Which one is not, and what to do.
+    /// Returns an error that names the missing kernel, with a hint.
     pub fn check_kernels(&self) -> Result<(), String> {
         self.plan.plan().stages.iter().try_for_each(|s| s.kernel.kind().resolve(&self.kernels))
     }
 }
 
-/// One worker: a thread's buffers and the stage that it has ready.
+/// A worker: a thread's buffers and its open stage.
 #[derive(Debug)]
 pub struct Worker {
     context: RunContext,
@@ -110,18 +110,18 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// A worker with nothing ready yet.
+    /// Creates a worker without an open stage.
     pub fn new(context: RunContext, name: String) -> Worker {
         let desk = Desk { arena: Arena::new(0), contexts: Contexts::default(), traffic: Default::default() };
         Worker { context, name, desk, ready: None }
     }
 
-    /// What it is called in outcomes.
+    /// Returns the worker's name in outcomes.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Runs a request's tasks one after the other, until one fails.
+    /// Runs the tasks of a request in sequence, until one fails.
     pub fn run(&mut self, request: &TaskRequest) -> TaskOutcome {
         let mut outcome = TaskOutcome { request: request.clone(), worker: self.name.clone(), done: Vec::new(), failure: None, worker_peak_bytes: None };
         for task in request.first..request.first.saturating_add(request.count) {
@@ -130,7 +130,7 @@ impl Worker {
                 Err((kind, message)) => {
                     let stage = self.context.plan.plan().stages.get(request.stage.0).map(|s| s.name.clone()).unwrap_or_default();
                     outcome.failure = Some(TaskFailure { kind, message, stage, task });
-                    // What the task held is gone with it; start from an empty desk.
+                    // The buffers of the failed task are lost, so the worker starts with an empty desk.
                     self.rest();
                     break;
                 }
@@ -139,7 +139,7 @@ impl Worker {
         outcome
     }
 
-    /// Gives everything back to the system: for a worker that has to wait.
+    /// Releases all memory and the open stage, for a worker that has to wait.
     pub fn rest(&mut self) {
         self.ready = None;
         self.desk.arena = Arena::new(0);
@@ -158,7 +158,7 @@ impl Worker {
                 before.sources.iter_mut().for_each(|s| s.clear(&mut self.desk));
             }
             self.desk.arena.set_limit(layout.estimate.per_task());
-            // Another stage's codecs are not in this one's projection.
+            // The codec contexts of another stage are not part of this stage's projection.
             self.desk.contexts = Contexts::default();
             self.ready = Some(self.context.ready(stage_id)?);
         }

@@ -1,7 +1,8 @@
-//! In other processes on this machine.
+//! Worker processes on this machine.
 //!
-//! A worker process is started, never forked: a program that is told to [`serve`]. It answers one invocation after another (`freestone-worker`) over a
-//! socket (`protocol`): first a probe, which fetches the plan and says whether it can be run there, then requests one at a time.
+//! A worker process is spawned, never forked: it is a program that calls [`serve`]. It answers one invocation after another
+//! (`freestone-worker`) over a socket (`protocol`). The first invocation is a probe, which fetches the plan and checks that it can be run.
+//! Requests follow one at a time.
 
 use std::ffi::OsString;
 use std::io::{self, BufReader};
@@ -27,13 +28,13 @@ use serde_json::Value;
 use crate::lost;
 use crate::protocol::{receive, send, socket};
 
-/// The argument that makes a program of ours a worker.
+/// The argument that makes a Freestone program run as a worker.
 pub const WORKER_ARGUMENT: &str = "freestone-worker";
 
-/// The environment variable that is set in worker processes, which must not start workers themselves.
+/// The environment variable that is set in worker processes. Worker processes must not start workers themselves.
 pub const WORKER_VARIABLE: &str = "FREESTONE_WORKER";
 
-/// A number of worker processes, each of which runs one request at a time.
+/// An executor with a fixed number of worker processes, each of which runs one request at a time.
 #[derive(Clone, Debug)]
 pub struct Processes {
     processes: usize,
@@ -42,27 +43,28 @@ pub struct Processes {
 }
 
 impl Processes {
-    /// Workers that are this program, started with [`WORKER_ARGUMENT`]; its `main` must call [`serve`] then.
+    /// Creates an executor whose workers are this program, started with [`WORKER_ARGUMENT`]. The program's `main` must then call [`serve`].
     ///
     /// # Errors
-    /// Where the system does not say which program this is.
+    /// Returns an error if the path of this program is not available.
     pub fn of_this_program(processes: usize) -> io::Result<Processes> {
         Ok(Processes::new(processes, std::env::current_exe()?, [WORKER_ARGUMENT]))
     }
 
-    /// Workers that are any program that ends up in [`serve`].
+    /// Creates an executor whose workers are any program that calls [`serve`].
     pub fn new(processes: usize, command: impl Into<PathBuf>, arguments: impl IntoIterator<Item = impl Into<OsString>>) -> Processes {
         Processes { processes: processes.max(1), command: command.into(), arguments: arguments.into_iter().map(Into::into).collect() }
     }
 }
 
-/// What a worker process does: answers the driver until it is gone. It knows the users' kernels that it is given, and stores that it can open.
+/// Serves as a worker process: answers the driver until it disconnects. The worker uses the users' kernels in `kernels`, and opens stores
+/// through `stores`.
 ///
-/// Standard input is empty from then on, and whatever is printed goes to the driver's standard error. When the driver is gone, the process ends, also in
-/// the middle of a task: a driver that is gone must not be followed by late writes.
+/// Standard input is empty from this call on, and standard output goes to the driver's standard error. When the driver disconnects, the
+/// process exits, even during a task: a worker must not write after its driver has ended.
 ///
 /// # Errors
-/// Where this process is not a worker that a driver has started, or the socket to the driver breaks.
+/// Returns an error if no driver has started this process, or if the socket to the driver fails.
 pub fn serve(kernels: &KernelRegistry, stores: Stores) -> io::Result<()> {
     let mut output = socket()?;
     let mut input = BufReader::new(output.try_clone()?);
@@ -74,7 +76,7 @@ pub fn serve(kernels: &KernelRegistry, stores: Stores) -> io::Result<()> {
         loop {
             match receive::<Value>(&mut input) {
                 Ok(Some(invocation)) => {
-                    // Without a receiver `serve` has returned, and says why.
+                    // A missing receiver means that `serve` has returned with an error.
                     if invocations.send(invocation).is_err() {
                         return;
                     }
@@ -96,28 +98,28 @@ struct Process {
     requests: UnixStream,
     answers: BufReader<UnixStream>,
     name: String,
-    /// [`machine::oom_kills`] when it was started.
+    /// The value of [`machine::oom_kills`] when the process was started.
     oom_kills: u64,
 }
 
-/// What became of a request that a worker process was given.
+/// The result of a request to a worker process.
 enum Reply {
     Outcome(TaskOutcome),
-    /// The process is gone, or must go.
+    /// The process has ended, or must be stopped.
     Gone(FailureKind, String),
 }
 
-/// A slot looks so often whether anybody still waits for its outcome.
+/// The interval at which a slot checks whether its outcome is still needed.
 const TICK: Duration = Duration::from_millis(50);
-/// A worker that was asked to be quicker has so much longer until it is stopped.
+/// The additional time after a request's timeout before the worker is stopped.
 const GRACE: Duration = Duration::from_secs(5);
-/// A worker that has not answered its probe by then will not: its plan is fetched in seconds.
+/// The time limit of a probe. Fetching a plan takes seconds.
 const START_LIMIT: Duration = Duration::from_secs(120);
-/// A process whose answers have ended has so long to end itself.
+/// The time limit for a process to exit after its answers have ended.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
 impl Process {
-    /// Waits until there is something of an answer, or its end, as long as `given_up` has no reason to stop.
+    /// Waits until an answer or its end arrives, or `given_up` returns a reason to stop.
     fn wait<T>(&self, given_up: impl Fn() -> Option<T>, broken: impl Fn(String) -> T) -> Result<(), T> {
         while self.answers.buffer().is_empty() {
             let mut fds = [PollFd::new(self.answers.get_ref(), PollFlags::IN)];
@@ -134,7 +136,7 @@ impl Process {
         Ok(())
     }
 
-    /// Has a request run, as long as somebody waits for it and its time is not over.
+    /// Runs a request, until it is no longer needed or times out.
     fn run(&mut self, context: &RunContext, request: &TaskRequest, source: &dyn TaskSource) -> Reply {
         let invocation = Invocation::unrecorded(context.address.clone(), Call::Run(vec![request.clone()]));
         if let Err(e) = send(&mut self.requests, &invocation) {
@@ -160,7 +162,7 @@ impl Process {
         match receive::<Answer>(&mut self.answers) {
             Ok(Some(Answer::Done { mut outcomes, .. })) => match outcomes.pop() {
                 Some(outcome) if outcomes.is_empty() && outcome.request.id == request.id => Reply::Outcome(outcome),
-                // Its time is not limited, and nobody who has one request runs another.
+                // Without a time limit, a worker starts every request, and it has only this one.
                 _ => odd("other outcomes than its own"),
             },
             Ok(Some(Answer::Refused { refusal, .. })) => Reply::Gone(FailureKind::Plan, refusal.message),
@@ -170,7 +172,7 @@ impl Process {
         }
     }
 
-    /// How a process ended that does not answer any more.
+    /// Determines how an unresponsive process ended.
     fn obituary(&mut self, symptom: &str) -> Reply {
         let start = Instant::now();
         let status = loop {
@@ -195,7 +197,7 @@ impl Process {
 const STARVED: &str =
     "the system has killed its worker process for want of memory: give the machine or its container more, or lower local_mem so that fewer tasks run at once";
 
-/// Signals that come from outside.
+/// Signals that other processes send.
 mod from_outside {
     use rustix::process::Signal;
 
@@ -207,21 +209,21 @@ mod from_outside {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It holds nothing that could be lost: a killed task is one that is run again.
+        // The process holds no state that could be lost: a killed task is run again.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Why there is no worker process, and what that is to its request.
+/// The reason for which no worker process was started, and the failure kind of its request.
 type NotStarted = (FailureKind, ExecutorError);
 
 impl Processes {
-    /// Starts a worker and has it answer a probe.
+    /// Starts a worker and sends it a probe.
     fn start(&self, context: &RunContext) -> Result<Process, NotStarted> {
         let start = |message: String| (FailureKind::Plan, ExecutorError::Start { command: self.command.clone(), message });
         let protocol = |message: String| (FailureKind::Plan, ExecutorError::Protocol { command: self.command.clone(), message });
-        // A program that does not serve would start itself over and over.
+        // A program that does not call `serve` would start itself recursively.
         if std::env::var_os(WORKER_VARIABLE).is_some() {
             return Err((FailureKind::Plan, ExecutorError::Nested { argument: self.argument(), variable: WORKER_VARIABLE }));
         }
@@ -236,7 +238,7 @@ impl Processes {
         };
         let name = format!("process {}", child.id());
         let mut process = Process { child, requests, answers, name, oom_kills };
-        // A program that is gone already is told from its silence below.
+        // A program that has already exited is detected below by its missing answer.
         let _ = send(&mut process.requests, &Invocation::unrecorded(context.address.clone(), Call::Probe));
         let began = Instant::now();
         let given_up = || {
@@ -251,7 +253,7 @@ impl Processes {
         process.wait(given_up, protocol)?;
         match receive::<Answer>(&mut process.answers) {
             Ok(Some(Answer::Ready { environment, .. })) => {
-                // Not always the child itself: a shell may have started it.
+                // The worker may not be the child itself, because a shell may have started it.
                 process.name = format!("process {}", environment.id);
                 Ok(process)
             }
@@ -265,13 +267,13 @@ impl Processes {
         }
     }
 
-    /// The worker and this side of its socket.
+    /// Spawns the worker and returns it with this end of its socket.
     fn spawn(&self) -> io::Result<(Child, UnixStream)> {
         let (ours, theirs) = UnixStream::pair()?;
-        // What it prints must not be among what this program prints.
+        // The worker's output must not mix with this program's standard output.
         let printed = io::stderr().as_fd().try_clone_to_owned().map_or_else(|_| Stdio::null(), Stdio::from);
         let mut command = Command::new(&self.command);
-        // In a group of its own: what interrupts us from a terminal is ours to deal with.
+        // In a process group of its own: this program handles interrupts from the terminal.
         command.args(&self.arguments).env(WORKER_VARIABLE, "1").stdin(OwnedFd::from(theirs)).stdout(printed).process_group(0);
         Ok((command.spawn()?, ours))
     }
@@ -284,7 +286,7 @@ impl Processes {
         format!("(hint: `main` must call `freestone::serve` when the program is started with `{}`)", self.argument())
     }
 
-    /// One slot's life: a process, and another one where it dies.
+    /// Runs one slot: a process, which is replaced if it ends.
     fn work(&self, context: &RunContext, source: &dyn TaskSource, index: usize, error: &Mutex<Option<ExecutorError>>) {
         let mut process: Option<Process> = None;
         loop {
@@ -313,7 +315,7 @@ impl Processes {
                 Reply::Outcome(outcome) => source.finished(outcome),
                 Reply::Gone(kind, message) => {
                     let name = worker.name.clone();
-                    // Before it is said to be gone, it is: nobody writes any more.
+                    // Stop the process before reporting its loss, so that it writes nothing afterwards.
                     process = None;
                     source.finished(lost(context, request, name, kind, message));
                 }
@@ -348,7 +350,7 @@ impl Executor for Processes {
                 scope.spawn(move || self.work(context, source, index, error));
             }
         });
-        // That a worker could not be started fails its tasks; here is why.
+        // A worker that cannot be started fails its tasks. This error states the cause.
         match error.into_inner().unwrap_or_else(PoisonError::into_inner) {
             Some(e) => Err(e),
             None => Ok(()),

@@ -1,6 +1,7 @@
-//! Frames between the driver and a worker process: a length, then JSON. Both ways over one socket, which is the worker's standard input when it starts.
+//! Frames between the driver and a worker process: a length, then JSON. Both directions share one socket, the worker's standard input at
+//! its start.
 //!
-//! Standard output is not part of it: what kernels, libraries and `main` print goes to the driver's standard error.
+//! Standard output is not part of the protocol: output of kernels, libraries and `main` goes to the driver's standard error.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -10,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Frames are not longer: a request's outcome has some hundred bytes a chunk.
+/// The maximum length of a frame. A request's outcome takes a few hundred bytes per chunk.
 const MAX_FRAME_BYTES: u32 = 1 << 28;
 
 pub(crate) fn send(to: &mut impl Write, message: &impl Serialize) -> io::Result<()> {
@@ -21,11 +22,11 @@ pub(crate) fn send(to: &mut impl Write, message: &impl Serialize) -> io::Result<
     to.flush()
 }
 
-/// The next message; `None` at the end of the stream.
+/// Receives the next message. Returns `None` at the end of the stream.
 pub(crate) fn receive<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<Option<T>> {
     let mut length = [0; 4];
     match from.read_exact(&mut length) {
-        // A peer that ends with something of ours unread resets the connection.
+        // A peer that exits before reading everything resets the connection.
         Err(e) if matches!(e.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => return Ok(None),
         other => other?,
     }
@@ -38,13 +39,14 @@ pub(crate) fn receive<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<O
     Ok(Some(serde_json::from_slice(&body)?))
 }
 
-/// Takes the driver's socket from standard input, which is empty from then on: neither kernels nor processes that they start can read requests.
+/// Takes the driver's socket from standard input and leaves standard input empty, so that neither kernels nor their child processes can
+/// read requests.
 ///
 /// # Errors
-/// Where standard input is no socket, because no driver has started this process.
+/// Returns an error if standard input is not a socket, because no driver has started this process.
 pub(crate) fn socket() -> io::Result<UnixStream> {
     let stdin = io::stdin();
-    // A descriptor beyond those of standard streams, which programs started from here do not inherit.
+    // A descriptor above those of the standard streams, which child processes do not inherit.
     let socket = UnixStream::from(stdin.as_fd().try_clone_to_owned()?);
     if let Err(error) = socket.peer_addr() {
         let message = format!("cannot serve as a worker: standard input is not a driver's socket: {error} (hint: worker processes are started by `Processes`)");

@@ -1,8 +1,8 @@
 //! The expression language: arrays from text such as `mean(u*v, axis=0)[::2]`.
 //!
-//! The syntax is Python's; the functions are those of the [`vocabulary`], and operators stand for functions in it. The path of a
-//! text: `lexer` → `parser` → [`ast`] → `evaluate`, with `numbers` for arithmetic without arrays. Nothing is read or written; an
-//! error shows the place in the text.
+//! The syntax is that of Python. The functions are those of the [`vocabulary`], and operators map to its functions. A text passes through
+//! `lexer` → `parser` → [`ast`] → `evaluate`, with `numbers` for arithmetic without arrays. No array data is read or written. Errors point
+//! to the position in the text.
 //!
 //! ```
 //! use freestone_expr::{Expression, Inputs};
@@ -33,7 +33,7 @@ pub use error::ExpressionError;
 pub use evaluate::Inputs;
 pub use lexer::is_identifier;
 
-/// A text that is well-formed.
+/// A well-formed expression.
 #[derive(Clone, Debug)]
 pub struct Expression {
     text: String,
@@ -41,29 +41,29 @@ pub struct Expression {
 }
 
 impl Expression {
-    /// Reads a text.
+    /// Parses a text.
     ///
     /// # Errors
-    /// Where it is no expression, with the place.
+    /// Returns an error with its position if the text is not an expression.
     pub fn parse(text: &str) -> Result<Expression, ExpressionError> {
         Ok(Expression { text: text.to_owned(), root: parser::parse(text)? })
     }
 
-    /// Its text.
+    /// Returns the text.
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// Its parts.
+    /// Returns the syntax tree.
     pub fn root(&self) -> &ast::Expr {
         &self.root
     }
 
-    /// The lazy array that it is.
+    /// Builds the lazy array that the expression denotes.
     ///
     /// # Errors
-    /// Where a name is not known, arguments do not fit a function, the arrays cannot be computed with (then
-    /// [`cause`](field@ExpressionError::cause) is what the function said), or the result is no array.
+    /// Returns an error if a name is unknown, arguments do not match a function, or the result is not an array. If a function rejects its
+    /// arrays, [`cause`](field@ExpressionError::cause) is the function's error.
     pub fn array(&self, inputs: &Inputs) -> Result<Array, ExpressionError> {
         evaluate::array(&self.root, inputs).map_err(|e| e.in_text(&self.text))
     }

@@ -14,7 +14,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::Location;
 
-use freestone::{Complex128, DType, Spec};
+use freestone::{Array, Complex128, DType, Serial, Spec, Target};
 use freestone_expr::vocabulary::{Value, function, functions};
 use ndarray::{ArrayD, IxDyn};
 
@@ -169,6 +169,9 @@ impl Case<'_> {
             let shape: Vec<usize> = array.shape().unwrap().iter().map(|n| *n as usize).collect();
             assert_eq!(shape, whole.shape(), "{}", what());
             let values = computed(array, self.spec).unwrap_or_else(|e| panic!("{}: {e}", what()));
+            if self.chunking == 2 && matches!(self.dtype, Float64 | Bool) {
+                self.reads_what_is_said(array, &what());
+            }
             let differ = values.iter().zip(whole).position(|(x, y)| !near.agree(*x, *y, *dtype));
             if let Some(at) = differ {
                 let (found, expected) = (values.iter().nth(at), whole.iter().nth(at));
@@ -176,6 +179,21 @@ impl Case<'_> {
             }
         }
         self.checks.set(self.checks.get() + 1);
+    }
+
+    /// Compares the requests that a plan announces with those of its run: equal where the plan says so, else within a tenth.
+    fn reads_what_is_said(&self, array: &Array, what: &str) {
+        let out = format!("{}/reads", self.spec.work_dir);
+        let planned = freestone::plan(&[Target::array(array, &out).overwrite(true)], self.spec).unwrap();
+        let report = freestone::run(&planned, self.spec, &Serial).unwrap();
+        for (stage, took) in planned.plan().explain().stages.iter().zip(&report.stages) {
+            let said: u64 = stage.reads.iter().map(|r| r.traffic.requests).sum();
+            let (took, exact) = (took.traffic.reads, stage.reads.iter().all(|r| r.traffic.exact));
+            let near = if exact { said == took } else { said.abs_diff(took) * 10 <= took };
+            if !near {
+                self.failures.borrow_mut().push(format!("{what}: `{}` says {said} requests and makes {took}", stage.name));
+            }
+        }
     }
 
     /// For functions that move elements and keep the dtype.

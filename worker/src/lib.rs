@@ -1,11 +1,13 @@
-//! The worker, the same in every place: a process on this machine, an environment of AWS Lambda.
+//! The worker, identical in every place: a process on this machine, or an environment of AWS Lambda.
 //!
-//! A client sends an [`Invocation`]; a [`Server`] fetches the run's plan, keeps it for the next invocation, runs as many tasks at once as fit into its
-//! memory, and gives an [`Answer`]. What it cannot run it refuses before the first task, with the reason as data: another protocol or engine, another
-//! format of plans, a kernel that it does not know, too little memory ([`Call::Probe`] asks for nothing else). What it has no time for it gives back.
-//! How invocations and answers travel is the place's affair: frames over a socket (`freestone-executors`), Lambda's Runtime API (`freestone-lambda`).
+//! A client sends an [`Invocation`]. A [`Server`] fetches the run's plan and caches it for the next invocation. It runs as many tasks at
+//! once as fit its memory, and returns an [`Answer`]. A worker refuses a plan that it cannot run before the first task, with the reason in
+//! [`Answer::Refused`]. Reasons include another protocol, engine or plan format version, an unknown kernel, and too little memory.
+//! [`Call::Probe`] requests only this check. Requests for which no time is left are returned.
 //!
-//! `protocol` has the messages, `plan` fetches and checks, `server` answers, `requests` runs.
+//! Each place has its own transport: frames over a socket (`freestone-executors`), or Lambda's Runtime API (`freestone-lambda`).
+//!
+//! `protocol` defines the messages, `plan` fetches and checks plans, `server` answers invocations, and `requests` runs tasks.
 
 mod plan;
 mod protocol;
@@ -19,7 +21,7 @@ pub use server::{Place, Server};
 
 use freestone_engine::storage::Stores;
 
-/// Stores, with ways to open all that a worker of this build knows: with the feature `sessions` repositories, too.
+/// Returns stores with openers for every scheme of this build. The feature `sessions` adds repositories.
 pub fn stores() -> Stores {
     let stores = Stores::default();
     #[cfg(feature = "sessions")]
@@ -27,7 +29,7 @@ pub fn stores() -> Stores {
     stores
 }
 
-/// A line for the log of the worker's place.
+/// Writes a line to the log of the worker's place.
 pub(crate) fn log(line: &str) {
     eprintln!("{line}");
 }

@@ -1,4 +1,4 @@
-//! A plan as a worker has it: fetched from the work directory, and checked against what this program and its machine can run.
+//! Plans in a worker: fetched from the work directory, and checked against this program and its machine.
 
 use std::collections::BTreeSet;
 
@@ -15,11 +15,11 @@ fn refusal_of_storage(error: &StorageError) -> Refusal {
     Refusal::new(kind, error.to_string())
 }
 
-/// Fetches a plan from its address, checks it, and finds out whether this program can run it: its kernels are known, and its places can be opened.
-/// Stores that the engine does not know are opened as `stores` says.
+/// Fetches a plan from its address and checks that this program can run it: its kernels are known, and its stores can be opened. `stores`
+/// opens stores that are not built into the engine.
 ///
 /// # Errors
-/// A [`Refusal`].
+/// Returns a [`Refusal`] if the plan cannot be fetched or run.
 pub fn fetch(address: &RunAddress, stores: &Stores, kernels: &KernelRegistry) -> Result<RunContext, Refusal> {
     let store = stores.open(&address.work_dir).map_err(|e| refusal_of_storage(&e))?;
     let key = format!("{}/plan.json", address.folder);
@@ -48,12 +48,12 @@ pub fn fetch(address: &RunAddress, stores: &Stores, kernels: &KernelRegistry) ->
     Ok(context)
 }
 
-/// Finds out whether what a plan reads is there where this program looks, and what it was when the plan was made: a directory of that name may be
-/// another one here, or none, and chunks that are not there are fill values. The metadata of each array in a directory are read, and in each store
-/// elsewhere those of one.
+/// Checks that a plan's inputs are visible to this program and unchanged since planning. On this machine, a directory of the same name may
+/// be missing or different, and missing chunks would read as fill values. Reads the metadata of every array in a directory, and of one
+/// array in each remote store.
 ///
 /// # Errors
-/// A [`Refusal`].
+/// Returns a [`Refusal`] if an input is missing or has changed.
 pub fn check_inputs(context: &RunContext) -> Result<(), Refusal> {
     let mut seen = BTreeSet::new();
     for array in &context.plan.plan().arrays {
@@ -73,18 +73,19 @@ pub fn check_inputs(context: &RunContext) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Bytes that tasks may hold together in a process that may hold `memory_bytes`.
+/// Returns the bytes that tasks may hold together in a process limited to `memory_bytes`.
 pub(crate) fn room(plan: &FinalizedPlan, memory_bytes: u64) -> u64 {
     memory_bytes.saturating_sub(plan.plan().process_mem())
 }
 
-/// Limits of memory are in whole pages.
+/// The page size in bytes. Memory limits are in whole pages.
 const PAGE: u64 = 4096;
 
-/// For each stage, how many tasks fit into `memory_bytes` of one process at once, what a process has once counted once, and at most `most`.
+/// Returns the number of concurrent tasks of each stage that fit into `memory_bytes` of one process, at most `most`. Memory that a process
+/// holds once is counted once.
 ///
 /// # Errors
-/// [`RefusalKind::ExceedsMemory`] where a stage's projection does not fit.
+/// Returns [`RefusalKind::ExceedsMemory`] if a stage's projection does not fit.
 pub fn slots(plan: &FinalizedPlan, memory_bytes: u64, most: u32) -> Result<Vec<u32>, Refusal> {
     let room = room(plan, memory_bytes);
     plan.stages()

@@ -1,59 +1,63 @@
-//! The protocol between a client and a worker: an [`Invocation`] is answered by an [`Answer`]; both are JSON.
+//! The protocol between a client and a worker: an [`Invocation`] is answered by an [`Answer`]. Both are JSON.
 //!
-//! It is the same over the socket of a worker process and over the Invoke API of AWS Lambda, where neither is longer than [`MAX_BODY_BYTES`].
+//! The protocol is the same over the socket of a worker process and over the Invoke API of AWS Lambda. Lambda limits both to
+//! [`MAX_BODY_BYTES`].
 
 use freestone_engine::plan::ENGINE;
 use freestone_engine::remote::{Refusal, RefusalKind};
 use freestone_engine::task::{RunAddress, TaskOutcome, TaskRequest};
 use serde::{Deserialize, Serialize};
 
-/// Version of the protocol. Client and worker must have the same.
+/// The protocol version. Client and worker must use the same.
 pub const PROTOCOL: u32 = 3;
 
-/// Neither an invocation nor an answer is longer: what AWS Lambda takes is 6 MiB, of which this leaves some to headers and encoding.
+/// The maximum length of an invocation or an answer. AWS Lambda accepts 6 MiB; the remainder is left for headers and encoding.
 pub const MAX_BODY_BYTES: usize = 6_000_000;
 
-/// What a client asks of a worker.
+/// A client's message to a worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Invocation {
-    /// [`PROTOCOL`] of the client.
+    /// The [`PROTOCOL`] of the client.
     pub protocol: u32,
-    /// [`ENGINE`] of the client.
+    /// The [`ENGINE`] of the client.
     pub engine: String,
-    /// Where the run's plan lies.
+    /// The location of the run's plan.
     pub address: RunAddress,
-    /// Name of the client under which the worker leaves records of finished requests in the work directory; `None` where no answer can be lost, so that
-    /// none are needed. No other process that ever drives this run has the same name. It is part of keys, so it has only letters, digits, `-` and `_`.
+    /// The name under which the worker records finished requests in the work directory; `None` if answers cannot be lost and no records are
+    /// needed.
+    ///
+    /// No other process that ever drives this run has the same name. The name is part of keys, so it contains only letters, digits, `-` and
+    /// `_`.
     pub client: Option<String>,
-    /// What is asked for.
+    /// The call.
     pub call: Call,
 }
 
-/// What is wanted of a worker.
+/// The operation that a client requests from a worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Call {
-    /// To fetch the plan and find out whether it can be run. Runs nothing.
+    /// Fetches the plan and checks that it can be run. Runs no task.
     Probe,
-    /// To run these requests, as many at once as fit into memory.
+    /// Runs these requests, as many at once as fit into memory.
     Run(Vec<TaskRequest>),
 }
 
 impl Invocation {
-    /// An invocation by this program, whose outcomes are recorded under the client's name.
+    /// Creates an invocation by this program, whose outcomes are recorded under the client's name.
     pub fn new(address: RunAddress, client: impl Into<String>, call: Call) -> Invocation {
         Invocation { client: Some(client.into()), ..Invocation::unrecorded(address, call) }
     }
 
-    /// An invocation by this program, whose outcomes are only in the answer.
+    /// Creates an invocation by this program, whose outcomes are only in the answer.
     pub fn unrecorded(address: RunAddress, call: Call) -> Invocation {
         Invocation { protocol: PROTOCOL, engine: ENGINE.to_owned(), address, client: None, call }
     }
 
-    /// Reads an invocation, if it is of this program's versions.
+    /// Parses an invocation, if it has this program's versions.
     ///
     /// # Errors
-    /// [`RefusalKind::Protocol`] or [`RefusalKind::Engine`].
+    /// Returns [`RefusalKind::Protocol`] or [`RefusalKind::Engine`] if a version differs.
     pub fn from_json(body: &serde_json::Value) -> Result<Invocation, Refusal> {
         let refused = |kind, message: String| Err(Refusal::new(kind, message));
         let version = body.get("protocol").and_then(serde_json::Value::as_u64);
@@ -79,56 +83,56 @@ impl Invocation {
 
 const DEPLOY: &str = "(hint: build or deploy the worker of the client's version)";
 
-/// What a worker answers. (That it answers with something else, or not at all, is for the client to tell.)
+/// A worker's answer. Clients handle missing and malformed answers themselves.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
-    /// To a probe: the plan can be run.
+    /// The answer to a probe: the plan can be run.
     Ready {
-        /// Who answers.
+        /// The environment that answers.
         environment: Environment,
-        /// For each stage of the plan, how many of its tasks run at once in one environment; at least 1.
+        /// For each stage of the plan, the number of its tasks that run at once in one environment; at least 1.
         slots: Vec<u32>,
-        /// Milliseconds that this invocation had left; `None` where its time is not limited.
+        /// The milliseconds that this invocation had left; `None` if its time is not limited.
         remaining_ms: Option<u64>,
     },
-    /// To either: nothing was run.
+    /// The refusal of either call: no task was run.
     Refused {
-        /// Who answers.
+        /// The environment that answers.
         environment: Environment,
-        /// Why.
+        /// The reason.
         refusal: Refusal,
     },
-    /// To requests: what became of them. Each is in one of the lists.
+    /// The results of requests. Each request is in one of the lists.
     Done {
-        /// Who answers.
+        /// The environment that answers.
         environment: Environment,
-        /// Requests that have ended. Where one's `done` has fewer tasks than it asks for and it has no `failure`, the rest was not started for
-        /// want of time.
+        /// The outcomes of finished requests. If `done` has fewer tasks than the request and there is no `failure`, the time did not
+        /// suffice for the rest.
         outcomes: Vec<TaskOutcome>,
-        /// Ids of requests that have ended and whose outcomes are only in their records, since the answer would be too long.
+        /// The ids of finished requests whose outcomes are only in their records, because the answer would be too long.
         recorded: Vec<u64>,
-        /// Ids of requests that were not started for want of time.
+        /// The ids of requests that were not started, because the time did not suffice.
         not_started: Vec<u64>,
-        /// Milliseconds from the invocation's arrival to its answer.
+        /// The milliseconds from the invocation's arrival to its answer.
         wall_ms: u64,
     },
 }
 
-/// One execution environment: a process that answers one invocation after another.
+/// An execution environment: a process that answers one invocation after another.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Environment {
-    /// Unlike that of any other.
+    /// The unique id of the environment.
     pub id: String,
-    /// How many invocations it has answered, this one included: 1 is a cold start.
+    /// The number of invocations answered, including this one; 1 indicates a cold start.
     pub invocations: u64,
-    /// True if the plan was there from an earlier invocation.
+    /// True if the plan was cached from an earlier invocation.
     pub had_plan: bool,
-    /// Milliseconds from the process's start to its first request for work.
+    /// The milliseconds from the start of the process to its first request for work.
     pub init_ms: u64,
-    /// Bytes of memory that it may use.
+    /// The memory limit in bytes.
     pub memory_bytes: u64,
-    /// Highest resident memory of the process since it fetched this plan, or since its start where the system does not count anew.
+    /// The peak resident memory since the process fetched this plan, or since its start if the system cannot reset the peak.
     pub peak_bytes: u64,
 }
 

@@ -1,8 +1,8 @@
-//! The requests of one invocation, several at once: as many as fit into memory, and as far as there is time.
+//! Concurrent execution of the requests of one invocation, limited by memory and time.
 //!
-//! Each thread takes one request after another and runs its tasks in turn. Before each task it looks at the clock: one that would hardly end in time
-//! is not begun, unless it is the thread's first, which has as much time as any task ever gets. From time to time it looks whether the client still
-//! waits for the results; if not, what was not begun is given back.
+//! Each thread takes one request after another and runs its tasks in sequence. Before each task it checks the remaining time, and does not
+//! start a task that would probably exceed the deadline. This does not apply to a thread's first task, because no task ever gets more time.
+//! Threads periodically check whether the client still waits for results. If not, requests that have not started are returned.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,32 +18,33 @@ use freestone_engine::{machine, panics};
 
 use crate::log;
 
-/// When an invocation must have been answered; never, where its time is not limited.
+/// The deadline of an invocation's answer; `None` in `end` means no limit.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadline {
     end: Option<Instant>,
-    /// Set aside for records and the answer.
+    /// The time reserved for records and the answer.
     reserve: Duration,
 }
 
 impl Deadline {
-    /// The deadline of an invocation that began at `start` and may take so long: a tenth of it, at most two seconds, is set aside.
+    /// Creates the deadline of an invocation that began at `start`, with `left` as its limit. Reserves a tenth of the limit, at most two
+    /// seconds.
     pub(crate) fn new(start: Instant, left: Option<Duration>) -> Deadline {
         Deadline { end: left.map(|left| start + left), reserve: left.map_or(Duration::ZERO, |left| (left / 10).min(Duration::from_secs(2))) }
     }
 
-    /// Time that is left for tasks.
+    /// Returns the time left for tasks.
     fn left(&self) -> Duration {
         self.end.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()).saturating_sub(self.reserve))
     }
 }
 
-/// For each stage, how long its slowest task took.
+/// The duration of the slowest task of each stage.
 #[derive(Debug)]
 struct Pace(Mutex<Vec<Duration>>);
 
 impl Pace {
-    /// Of a stage; zero where nothing is known of it.
+    /// Returns the duration of a stage's slowest task; zero if none is known.
     fn slowest(&self, stage: StageId) -> Duration {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(stage.0).copied().unwrap_or_default()
     }
@@ -55,7 +56,7 @@ impl Pace {
     }
 }
 
-/// Admission of tasks by bytes, for all invocations of a process.
+/// Admission control by memory, for all invocations of a process.
 #[derive(Debug)]
 struct Admission {
     room: u64,
@@ -70,7 +71,7 @@ struct Admitted {
     tasks: u32,
 }
 
-/// A request's share of the room, until it is dropped.
+/// A request's reserved memory, released on drop.
 #[derive(Debug)]
 struct Permit<'a> {
     of: &'a Admission,
@@ -82,7 +83,8 @@ impl Admission {
         self.admitted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Room for a task of so many bytes, if there is some now. What runs alone always has room: that it fits at all was checked with the plan.
+    /// Reserves memory for a task if enough is free. A task that runs alone is always admitted, because the plan's check ensures that it
+    /// fits.
     fn admit(&self, bytes: u64) -> Option<Permit<'_>> {
         let mut admitted = self.lock();
         let fits = admitted.tasks < self.most && admitted.bytes.saturating_add(bytes) <= self.room;
@@ -93,7 +95,7 @@ impl Admission {
         })
     }
 
-    /// Waits until room may have become free.
+    /// Waits until memory may have been released.
     fn wait(&self) {
         drop(self.changed.wait_timeout(self.lock(), Duration::from_millis(20)));
     }
@@ -109,21 +111,21 @@ impl Drop for Permit<'_> {
     }
 }
 
-/// What the invocations of a plan share.
+/// The state that all invocations of a plan share.
 #[derive(Debug)]
 pub(crate) struct LoadedPlan {
-    /// The plan and where it lies.
+    /// The plan and its location.
     pub(crate) context: RunContext,
-    /// For each stage, how many of its tasks run at once.
+    /// The number of concurrent tasks of each stage.
     pub(crate) slots: Vec<u32>,
     admission: Admission,
     pace: Pace,
-    /// What the one task at a time that there is room for has at hand for the next.
+    /// The worker that is kept for the next task, if only one task runs at a time.
     idle: Mutex<Option<Worker>>,
 }
 
 impl LoadedPlan {
-    /// For a plan of whose tasks so many run at once, in `room` bytes.
+    /// Creates the shared state for a plan whose tasks are limited to `room` bytes and `most` at once.
     pub(crate) fn new(context: RunContext, slots: Vec<u32>, room: u64, most: u32) -> LoadedPlan {
         let admission = Admission { room, most: most.max(1), admitted: Mutex::default(), changed: Condvar::new() };
         LoadedPlan { pace: Pace(Mutex::new(vec![Duration::ZERO; slots.len()])), context, slots, admission, idle: Mutex::default() }
@@ -138,12 +140,13 @@ impl LoadedPlan {
     }
 }
 
-/// Bytes that a request's tasks take, one at a time; none where the plan has no such stage, which its outcome will say.
+/// Returns the bytes that a request's tasks need, one at a time. Returns 0 for a stage that is not in the plan; the outcome then reports
+/// the error.
 fn bytes(plan: &FinalizedPlan, request: &TaskRequest) -> u64 {
     if request.stage.0 < plan.plan().stages.len() { plan.layout(request.stage).estimate.per_task() } else { 0 }
 }
 
-/// What became of requests; each is in one of these.
+/// The results of requests. Each request is in one of the lists.
 #[derive(Debug, Default)]
 pub(crate) struct Ended {
     pub(crate) outcomes: Vec<TaskOutcome>,
@@ -151,20 +154,20 @@ pub(crate) struct Ended {
     pub(crate) not_started: Vec<u64>,
 }
 
-/// What the threads of an invocation share.
+/// The state that all threads of an invocation share.
 struct Shared<'a> {
     plan: &'a LoadedPlan,
-    /// In outcomes.
+    /// The worker's name in outcomes.
     name: &'a str,
     records: Option<Records<'a>>,
     deadline: Deadline,
     state: Mutex<State>,
-    /// When it was last looked whether anybody waits for the results, and how often before.
+    /// The time of the last check whether the client still waits, and the number of checks.
     looked: Mutex<(Instant, u64)>,
     is_over: AtomicBool,
 }
 
-/// Where records go.
+/// The destination of records.
 struct Records<'a> {
     client: &'a str,
     work: Result<Arc<dyn Store>, String>,
@@ -176,14 +179,16 @@ struct State {
     answer_bytes: usize,
 }
 
-/// Outcomes in one answer; the others are left in their records. Lambda would take three times as much, but an answer is in no task's projection.
+/// The maximum bytes of outcomes in one answer; other outcomes are only in their records.
+///
+/// Lambda permits three times as much, but no task's projection includes the answer.
 const OUTCOME_BYTES: usize = 2_000_000;
-/// A record is written so often where storage fails in a way that may pass.
+/// The maximum number of tries to write a record, for transient storage failures.
 const RECORD_ATTEMPTS: u32 = 3;
-/// It is looked so often at most whether anybody waits for the results: a request to storage each time.
+/// The minimum interval between checks whether the client still waits. Each check is a storage request.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Runs requests, as many at once as there is room for. Outcomes are recorded where the client has a name.
+/// Runs requests concurrently as far as memory permits. Records outcomes if the client has a name.
 pub(crate) fn run(plan: &LoadedPlan, name: &str, client: Option<&str>, requests: Vec<TaskRequest>, deadline: Deadline) -> Ended {
     let most = requests.iter().map(|r| plan.slots(r.stage)).max().unwrap_or(0);
     let threads = most.min(u32::try_from(requests.len()).unwrap_or(u32::MAX));
@@ -198,7 +203,7 @@ pub(crate) fn run(plan: &LoadedPlan, name: &str, client: Option<&str>, requests:
         is_over: AtomicBool::new(false),
     };
     std::thread::scope(|scope| {
-        // What a thread cannot be started for is done by the others; the first is this one.
+        // If a thread cannot be started, the others take its share. This thread is the first.
         for slot in 1..threads {
             let shared = &shared;
             let _ = std::thread::Builder::new().name(format!("task-{slot}")).spawn_scoped(scope, move || shared.work(slot));
@@ -220,7 +225,7 @@ impl Shared<'_> {
         Worker::new(self.plan.context.clone(), name)
     }
 
-    /// True once nobody waits for the results any more.
+    /// Returns true once the client no longer waits for results.
     fn is_over(&self) -> bool {
         let due = || {
             let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
@@ -240,11 +245,11 @@ impl Shared<'_> {
         self.is_over.load(Ordering::Relaxed)
     }
 
-    /// One thread's part.
+    /// Runs requests on one thread.
     fn work(&self, slot: u32) {
         let (mut own, mut is_first) = (None, true);
         while let Some((request, permit)) = self.next(&mut own, is_first) {
-            // What is idle holds the room of a task, so it is there only for who has a permit.
+            // An idle worker holds the memory of one task, so only a thread with a permit may take it.
             let mut worker = own.take().or_else(|| self.plan.idle().take()).unwrap_or_else(|| self.worker(slot));
             let outcome = self.run_request(&mut worker, &request, &mut is_first, slot);
             if self.plan.admission.most == 1 {
@@ -252,13 +257,13 @@ impl Shared<'_> {
             } else {
                 own = Some(worker);
             }
-            // Where it is done, its room is free for others before its record is written.
+            // Memory is released before the record is written.
             drop(permit);
             self.ended(outcome);
         }
     }
 
-    /// The next request that there is room and time for.
+    /// Returns the next request for which memory and time suffice.
     fn next(&self, worker: &mut Option<Worker>, is_first: bool) -> Option<(TaskRequest, Permit<'_>)> {
         let LoadedPlan { admission, pace, context, .. } = self.plan;
         loop {
@@ -279,21 +284,21 @@ impl Shared<'_> {
                     return Some((request, permit));
                 }
             }
-            // Who waits holds nothing: its share of memory is for those who work.
+            // A waiting thread releases its memory for running threads.
             drop(state);
             worker.iter_mut().for_each(Worker::rest);
             admission.wait();
         }
     }
 
-    /// Runs a request's tasks until one fails, all are done, or time is short.
+    /// Runs a request's tasks until one fails, all are done, or the time does not suffice.
     fn run_request(&self, worker: &mut Worker, request: &TaskRequest, is_first: &mut bool, slot: u32) -> TaskOutcome {
         let name = worker.name().to_owned();
         let pace = &self.plan.pace;
         let mut outcome = TaskOutcome { request: request.clone(), worker: name, done: Vec::new(), failure: None, worker_peak_bytes: None };
         for task in request.first..request.first.saturating_add(request.count) {
             let first = std::mem::replace(is_first, false);
-            // A look may take its time, so it comes before that of the task is known.
+            // The check may take time, so it precedes the computation of the time left.
             if !first && self.is_over() {
                 break;
             }
@@ -306,14 +311,14 @@ impl Shared<'_> {
             let timeout_ms = request.timeout_ms.into_iter().chain(limit).min();
             let one = TaskRequest { first: task, count: 1, timeout_ms, ..request.clone() };
             let start = Instant::now();
-            // A panic is a defect; it must not take the results of others with it.
+            // A panic is a defect, but must not discard the results of other tasks.
             let ran = panics::caught(|| worker.run(&one)).unwrap_or_else(|panic| {
                 *worker = self.worker(slot);
                 TaskOutcome { failure: Some(panicked(&self.plan.context, &one, &panic)), ..outcome.clone() }
             });
             match ran.failure {
                 Some(failure) if failure.kind == FailureKind::TimedOut && is_ours => {
-                    // It has never been slower, as far as is known: with a whole invocation for itself it may still end in time.
+                    // No slower task of this stage is known. With a whole invocation for itself, the task may still finish in time.
                     pace.add(request.stage, start.elapsed());
                     if first {
                         let message = format!(
@@ -338,7 +343,7 @@ impl Shared<'_> {
         outcome
     }
 
-    /// Records a request that has ended, and puts it into the answer.
+    /// Records a finished request and adds it to the answer.
     fn ended(&self, outcome: TaskOutcome) {
         if outcome.done.is_empty() && outcome.failure.is_none() {
             self.lock().ended.not_started.push(outcome.request.id);
@@ -360,7 +365,7 @@ impl Shared<'_> {
         }
     }
 
-    /// Writes the record of a request; its length.
+    /// Writes the record of a request and returns its length.
     fn record(&self, records: &Records<'_>, outcome: &TaskOutcome) -> Result<usize, String> {
         let work = records.work.as_ref().map_err(|e| format!("cannot open the work directory: {e}"))?;
         let mut attempt = 1;
@@ -373,7 +378,7 @@ impl Shared<'_> {
     }
 }
 
-/// The failure of a task that panicked outside of a user's kernel.
+/// Returns the failure of a task that panicked outside a user's kernel.
 pub fn panicked(context: &RunContext, request: &TaskRequest, panic: &str) -> TaskFailure {
     let stage = context.plan.plan().stages.get(request.stage.0).map(|s| s.name.clone()).unwrap_or_default();
     let message = format!("internal error: the task panicked: {panic} (hint: this is a defect of Freestone, please report it)");

@@ -1,4 +1,4 @@
-//! Answers invocations, with the plan of the last one at hand.
+//! A server that answers invocations and caches the plan of the last one.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
@@ -15,24 +15,25 @@ use crate::plan::{check_inputs, fetch, room, slots};
 use crate::protocol::{Answer, Call, Environment, Invocation};
 use crate::requests::{Deadline, Ended, LoadedPlan, run};
 
-/// Where a worker runs, and what it may take there.
+/// The place in which a worker runs, with its limits.
 #[derive(Clone, Debug)]
 pub struct Place {
-    /// Kind of place, which is part of the worker's name: `process`, `lambda`.
+    /// The kind of place, such as `process` or `lambda`, which is part of the worker's name.
     pub kind: &'static str,
-    /// Name of this process, unlike that of any other.
+    /// The unique name of this process.
     pub id: String,
-    /// Bytes of memory that the process may use.
+    /// The memory limit of the process in bytes.
     pub memory_bytes: u64,
-    /// The most tasks that run at once, whatever memory there is.
+    /// The maximum number of concurrent tasks, independent of memory.
     pub max_tasks: u32,
-    /// Whether the process may see other directories than its client does, so that a probe looks whether inputs are the plan's.
+    /// True if the process may see other directories than its client. A probe then checks that inputs are those of the plan.
     pub is_remote: bool,
 }
 
-/// A worker: answers invocations, one after another or several at once.
+/// A worker that answers invocations, in sequence or concurrently.
 ///
-/// It holds one plan. Invocations of the same plan run side by side as far as memory goes; one of another plan waits until they have ended.
+/// A server holds one plan. Invocations of the same plan run concurrently as far as memory permits. An invocation of another plan waits for
+/// them to end.
 #[derive(Debug)]
 pub struct Server {
     place: Place,
@@ -44,22 +45,22 @@ pub struct Server {
     plan: RwLock<Option<LoadedPlan>>,
 }
 
-/// What an invocation has come to.
+/// The result of an invocation.
 enum Done {
     Ready(Vec<u32>),
     Ran(Ended),
 }
 
 impl Server {
-    /// A worker that has answered nothing yet. It knows the users' kernels that it is given, and opens stores that the engine does not know as `stores`
-    /// says.
+    /// Creates a worker that has answered no invocation. The worker uses the users' kernels in `kernels`, and opens additional stores
+    /// through `stores`.
     pub fn new(place: Place, kernels: KernelRegistry, stores: Stores) -> Server {
         let name = format!("{} {}", place.kind, place.id);
         let init_ms = machine::process_age().as_millis() as u64;
         Server { place, name, kernels, stores, init_ms, invocations: AtomicU64::new(0), plan: RwLock::default() }
     }
 
-    /// Answers an invocation, which may take so long.
+    /// Answers an invocation, with `left` as its time limit.
     pub fn answer(&self, body: Value, left: Option<Duration>) -> Answer {
         let start = Instant::now();
         let number = self.invocations.fetch_add(1, Ordering::Relaxed) + 1;
@@ -95,7 +96,7 @@ impl Server {
         }
     }
 
-    /// Does something with the plan at an address, which is fetched unless it is at hand; `had_plan` tells which.
+    /// Calls `f` with the plan at an address, which is fetched unless cached. Sets `had_plan` to true if the plan was cached.
     fn with_plan<T>(&self, address: &RunAddress, had_plan: &mut bool, f: impl FnOnce(&LoadedPlan) -> Result<T, Refusal>) -> Result<T, Refusal> {
         let is_it = |held: &Option<LoadedPlan>| held.as_ref().is_some_and(|p| p.context.address == *address);
         let mut held = self.plan.read().unwrap_or_else(PoisonError::into_inner);
@@ -103,10 +104,10 @@ impl Server {
         if !*had_plan {
             drop(held);
             let mut other = self.plan.write().unwrap_or_else(PoisonError::into_inner);
-            // Another invocation may have fetched it meanwhile.
+            // Another invocation may have fetched the plan meanwhile.
             *had_plan = is_it(&other);
             if !*had_plan {
-                // Two plans at once are in no projection.
+                // No projection includes two plans at once.
                 *other = None;
                 machine::reset_peak_rss();
                 *other = Some(self.fetch(address)?);

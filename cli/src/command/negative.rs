@@ -1,15 +1,15 @@
-//! Expressions that start with a minus, as in `freestone compute "-x"`, told apart from options before clap reads them.
+//! Expressions that start with a minus sign, as in `freestone compute "-x"`, distinguished from options before clap parses them.
 //!
-//! Clap's `allow_hyphen_values` on the expressions would take every option after the first of them for another expression.
+//! With clap's `allow_hyphen_values`, every option after the first expression would become another expression.
 
 use std::ffi::OsString;
 
 use clap::{Arg, Command};
 
-/// Stands before an expression that starts with a minus: no argument of a program can have it.
+/// The mark before an expression that starts with a minus sign. No argument of a program can contain it.
 const MARK: char = '\0';
 
-/// The arguments with marks before expressions that start with a minus.
+/// Returns the arguments with marks before expressions that start with a minus sign.
 pub(crate) fn mark(arguments: impl Iterator<Item = OsString>, command: &Command) -> Vec<OsString> {
     let mut all: Vec<OsString> = arguments.collect();
     let Some(command) = all.get(1).and_then(|name| command.find_subcommand(name)).filter(|c| takes_expressions(c)) else { return all };
@@ -31,7 +31,7 @@ pub(crate) fn mark(arguments: impl Iterator<Item = OsString>, command: &Command)
     all
 }
 
-/// Reads an expression's argument.
+/// Parses the argument of an expression and removes the mark.
 #[allow(clippy::unnecessary_wraps)]
 pub(crate) fn unmark(text: &str) -> Result<String, std::convert::Infallible> {
     Ok(text.strip_prefix(MARK).unwrap_or(text).to_owned())
@@ -41,7 +41,7 @@ fn takes_expressions(command: &Command) -> bool {
     command.get_arguments().any(|a| a.get_id() == "expressions")
 }
 
-/// True for what starts with a minus and is no option, nor looks like one that is misspelt.
+/// Returns true for an argument that starts with a minus sign and is neither an option nor similar to a misspelt one.
 fn is_expression(text: &str, command: &Command) -> bool {
     if let Some(name) = text.strip_prefix("--") {
         let name = name.split('=').next().unwrap_or(name);
@@ -49,14 +49,14 @@ fn is_expression(text: &str, command: &Command) -> bool {
     }
     let Some(short) = text.strip_prefix('-').and_then(|rest| rest.chars().next()) else { return false };
     match command.get_arguments().find(|a| a.get_short() == Some(short)) {
-        // `-iNAME=ARRAY` is an option, `-index*2` an expression.
+        // `-iNAME=ARRAY` is an option; `-index*2` is an expression.
         Some(option) if option.get_id() == "inputs" => text.len() > 2 && !text.contains('='),
         Some(_) => false,
         None => short != 'h',
     }
 }
 
-/// True for an option whose value is the next argument.
+/// Returns true for an option whose value is the next argument.
 fn awaits_value(text: &str, command: &Command) -> bool {
     let takes = |a: &Arg| a.get_action().takes_values();
     match text.strip_prefix("--") {

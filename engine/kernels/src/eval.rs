@@ -85,10 +85,11 @@ impl Machine {
                 copy::fill(value, registers[*at].bytes_mut());
             }
         }
-        let read: Vec<u32> = expr.nodes().iter().flat_map(operands).chain(expr.results().iter().copied()).collect();
+        let mut reads = vec![0; place.len()];
+        expr.nodes().iter().flat_map(operands).chain(expr.results().iter().copied()).for_each(|r| reads[r as usize] += 1);
         let direct = (0..place.len() as u32).map(|node| match expr.nodes()[node as usize] {
             Node::Input(_) | Node::Literal(_) => None,
-            _ if read.iter().filter(|r| **r == node).count() != 1 => None,
+            _ if reads[node as usize] != 1 => None,
             _ => expr.results().iter().position(|r| *r == node),
         });
         Machine { direct: direct.collect(), expr: expr.clone(), place, registers }

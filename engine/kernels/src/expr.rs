@@ -4,6 +4,8 @@
 //! is [`Expr::append`]: one expression's results become another's inputs. Dtypes never mix inside: casts are nodes, put in
 //! while the expression is built.
 
+use std::collections::HashMap;
+
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -233,6 +235,44 @@ pub struct Expr {
     nodes: Vec<Node>,
     results: Vec<u32>,
     dtypes: Vec<DType>,
+    index: Index,
+}
+
+/// The first node of each value, in expressions of many nodes. It follows from the nodes, so comparisons leave it out.
+#[derive(Clone, Debug, Default)]
+struct Index {
+    places: HashMap<Node, u32>,
+    /// Nodes that are in it.
+    n: usize,
+}
+
+/// Expressions of fewer nodes are searched one by one.
+const INDEXED: usize = 64;
+
+impl PartialEq for Index {
+    fn eq(&self, _: &Index) -> bool {
+        true
+    }
+}
+
+impl Eq for Index {}
+
+impl std::hash::Hash for Index {
+    fn hash<H: std::hash::Hasher>(&self, _: &mut H) {}
+}
+
+impl Index {
+    /// The first of `nodes` that equals `node`.
+    fn find(&mut self, nodes: &[Node], node: &Node) -> Option<usize> {
+        if nodes.len() < INDEXED {
+            return nodes.iter().position(|n| n == node);
+        }
+        for (place, node) in nodes.iter().enumerate().skip(self.n) {
+            self.places.entry(*node).or_insert(place as u32);
+        }
+        self.n = nodes.len();
+        self.places.get(node).map(|place| *place as usize)
+    }
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -245,12 +285,12 @@ struct ExprText {
 impl Expr {
     /// An expression of these inputs with nothing in it yet.
     pub fn new(inputs: Vec<DType>) -> Expr {
-        Expr { inputs, nodes: Vec::new(), results: Vec::new(), dtypes: Vec::new() }
+        Expr { inputs, nodes: Vec::new(), results: Vec::new(), dtypes: Vec::new(), index: Index::default() }
     }
 
     /// The expression that returns its only input.
     pub fn identity(dtype: DType) -> Expr {
-        Expr { inputs: vec![dtype], nodes: vec![Node::Input(0)], results: vec![0], dtypes: vec![dtype] }
+        Expr { inputs: vec![dtype], nodes: vec![Node::Input(0)], results: vec![0], dtypes: vec![dtype], index: Index::default() }
     }
 
     /// One function of inputs in order.
@@ -270,7 +310,7 @@ impl Expr {
     /// # Errors
     /// Where an operand is not before it, or its function is not defined for the operands' dtypes.
     pub fn push(&mut self, node: Node) -> Result<u32, ExprError> {
-        if let Some(same) = self.nodes.iter().position(|n| *n == node) {
+        if let Some(same) = self.index.find(&self.nodes, &node) {
             return Ok(same as u32);
         }
         let dtype = self.check(&node)?;

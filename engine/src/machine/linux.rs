@@ -1,4 +1,4 @@
-//! Linux: `/proc`, and memory cgroups of version 2 and 1.
+//! Linux: `/proc`, and memory cgroups of versions 1 and 2.
 
 use std::fs;
 use std::time::Duration;
@@ -11,7 +11,7 @@ pub(super) fn total_memory() -> Option<u64> {
     line_value(&read("/proc/meminfo"), "MemTotal:")
 }
 
-/// The values that `value` finds in a file of the memory cgroups that this process is in.
+/// Returns the values that `value` parses from a file of each of this process's memory cgroups.
 fn of_cgroups(v2: &str, v1: &str, value: impl Fn(&str) -> Option<u64>) -> Vec<u64> {
     let groups = read("/proc/self/cgroup");
     let values = groups.lines().filter_map(|line| {
@@ -42,7 +42,9 @@ pub(super) fn boot_id() -> String {
     read("/proc/sys/kernel/random/boot_id").trim().to_owned()
 }
 
-/// `getrusage` is not used: its figure survives `exec`, so a worker would report its parent's.
+/// Returns the peak resident memory of this process in bytes.
+///
+/// `getrusage` is not used: its value survives `exec`, so a worker would report its parent's peak.
 pub(super) fn peak_rss_bytes() -> u64 {
     line_value(&read("/proc/self/status"), "VmHWM:").unwrap_or(0)
 }
@@ -61,9 +63,9 @@ pub(super) fn process_age() -> Duration {
     started.map_or(Duration::ZERO, |s| Duration::new(now.tv_sec as u64, now.tv_nsec as u32).saturating_sub(s))
 }
 
-/// When a process that has not ended was started, in hundredths of a second since the machine's start.
+/// Returns the start time of a running process, in hundredths of a second since boot. Returns `None` if the process has ended.
 pub(super) fn started(pid: &str) -> Option<u64> {
-    // The fields after the command's name, which is in brackets: the first is the state, the start is the 22nd of all.
+    // The fields after the parenthesised command name: the first is the state, and the start time is field 22 of the whole line.
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
     let ended = matches!(fields.next()?, "Z" | "X");
@@ -74,7 +76,7 @@ pub(super) fn namespace() -> String {
     fs::read_link("/proc/self/ns/pid").map_or_else(|_| String::new(), |n| n.display().to_string())
 }
 
-/// The value of a line like `VmHWM:  1234 kB`, in bytes.
+/// Returns the value of a line such as `VmHWM:  1234 kB`, in bytes.
 fn line_value(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find(|l| l.starts_with(name))?;
     Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)

@@ -1,9 +1,9 @@
-//! macOS: what `sysctl` and `ps` say.
+//! macOS: `sysctl` and `ps`.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// What a command prints; `None` where it fails.
+/// Returns the output of a command, or `None` if it fails.
 fn said(program: &str, arguments: &[&str]) -> Option<String> {
     let output = Command::new(program).args(arguments).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
@@ -14,7 +14,7 @@ pub(super) fn total_memory() -> Option<u64> {
     said("sysctl", &["-n", "hw.memsize"])?.parse().ok()
 }
 
-/// There are no cgroups.
+/// Returns `None`, because macOS has no cgroups.
 pub(super) fn memory_limit() -> Option<u64> {
     None
 }
@@ -27,7 +27,7 @@ pub(super) fn boot_id() -> String {
     said("sysctl", &["-n", "kern.bootsessionuuid"]).unwrap_or_default()
 }
 
-/// Not told for this process alone.
+/// Returns 0, because the value is not available for this process alone.
 pub(super) fn peak_rss_bytes() -> u64 {
     0
 }
@@ -39,12 +39,12 @@ pub(super) fn rss_bytes() -> u64 {
 
 pub(super) fn reset_peak_rss() {}
 
-/// Not told.
+/// Returns zero, because the value is not available.
 pub(super) fn process_age() -> Duration {
     Duration::ZERO
 }
 
-/// A number that stands for the date on which a process that has not ended was started.
+/// Returns a hash of the start time of a running process. Returns `None` if the process has ended.
 pub(super) fn started(pid: &str) -> Option<u64> {
     let own;
     let pid = if pid == "self" {
@@ -58,7 +58,7 @@ pub(super) fn started(pid: &str) -> Option<u64> {
     (!state.starts_with('Z')).then(|| xxhash_rust::xxh3::xxh3_64(date.trim().as_bytes()))
 }
 
-/// All processes see each other.
+/// Returns an empty string, because all processes share one namespace.
 pub(super) fn namespace() -> String {
     String::new()
 }

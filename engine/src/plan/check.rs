@@ -3,7 +3,9 @@
 //! A plan may come from anywhere, so nothing of it is taken for granted: not that maps stay inside of arrays, nor that no two tasks write one object.
 //! [`Plan::finalize`] asks, before it projects the memory.
 
-use super::{MAX_KEPT, Mode, OutAxis, Place, Plan, PlanError, Stage, StageId};
+use std::collections::HashSet;
+
+use super::{ArrayId, MAX_KEPT, Mode, OutAxis, Place, Plan, PlanError, Stage};
 use crate::grid::AxisGrid;
 
 impl Plan {
@@ -14,11 +16,7 @@ impl Plan {
             if info.fill.dtype() != info.dtype {
                 return malformed("its fill value has another dtype");
             }
-            let axes_hold = info.grid.axes().iter().all(|a| match a {
-                AxisGrid::Regular { first, size, n, last } => *n < 2 || (*first > 0 && *size > 0 && *last > 0),
-                AxisGrid::Bounds(b) => b.first() == Some(&0) && b.windows(2).all(|w| w[0] < w[1]),
-            });
-            if !axes_hold {
+            if !info.grid.axes().iter().all(AxisGrid::holds) {
                 return malformed("its grid has empty chunks");
             }
             if let Some(stored) = &info.stored_shape
@@ -49,6 +47,9 @@ impl Plan {
 
     pub(super) fn check_stage(&self, index: usize, stage: &Stage) -> Result<(), PlanError> {
         let malformed = |why: String| Err(PlanError::Malformed(why));
+        if !stage.tasks.axes().iter().chain(stage.walk.axes()).all(AxisGrid::holds) {
+            return malformed("its tasks or its walk are no grid".into());
+        }
         let space = stage.tasks.shape();
         if stage.walk.shape() != space {
             return malformed("its walk has another shape than its tasks".into());
@@ -58,6 +59,8 @@ impl Plan {
         if dtypes.len() != stage.inputs.len() {
             return malformed("its kernel has another number of inputs".into());
         }
+        let before = stage.after.iter().filter_map(|s| self.stages.get(s.0));
+        let written: HashSet<ArrayId> = before.flat_map(|s| &s.outputs).map(|o| o.array).collect();
         for (i, (input, dtype)) in stage.inputs.iter().zip(&dtypes).enumerate() {
             if input.map.shape() != kind.input_shape(stage, i) {
                 return malformed("an input has another shape than its tasks".into());
@@ -70,8 +73,7 @@ impl Plan {
             }
             input.map.check(&sources.iter().map(|s| s.info.shape()).collect::<Vec<_>>())?;
             for (id, source) in input.sources.iter().zip(&sources) {
-                let written = |s: &StageId| self.stages.get(s.0).is_some_and(|w| w.outputs.iter().any(|o| o.array == *id));
-                if matches!(source.place, Place::Work | Place::Output { .. }) && !stage.after.iter().any(written) {
+                if matches!(source.place, Place::Work | Place::Output { .. }) && !written.contains(id) {
                     return malformed(format!("it reads `{}` without waiting for who writes it", source.name));
                 }
             }
@@ -93,6 +95,10 @@ impl Plan {
             }
             if output.axes.len() != array.info.grid.axes().len() {
                 return malformed(format!("`{}` has another number of axes", array.name));
+            }
+            let kept = output.axes.iter().filter_map(|a| if let OutAxis::Kept(d) = a { Some(*d) } else { None });
+            if !kept.eq((0..space.len()).filter(|d| !kind.folds(*d))) {
+                return malformed(format!("`{}` has other axes than its tasks", array.name));
             }
             let split = |d: usize| kind.folds(d) && stage.tasks.axes()[d].n_chunks() > 1;
             if (0..space.len()).any(|d| split(d) && !output.axes.contains(&OutAxis::Part(d))) {

@@ -1,7 +1,7 @@
 //! The chunks that a task reads, in order.
 //!
-//! [`touched`] lists the chunks under a block of an input: a worker copies from them, and [`ChunkReads`] goes through a task's program
-//! with the same loops and the same eviction without reading anything. Prefetch, traffic and cost ask it what a task will read.
+//! [`touched`] lists the chunks that a block of an input overlaps. A worker copies from these chunks. [`ChunkReads`] visits a task's
+//! program with the same loops and the same eviction, but reads nothing. Prefetch, traffic and cost use it to list a task's reads.
 
 use crate::flat::{flat_bounds, shared_rows};
 use crate::grid::{ChunkGrid, Region, try_for_each_coord};
@@ -12,23 +12,23 @@ use crate::readmap::{AxisMap, Origin, Piece, Run};
 use crate::recent::Recent;
 use freestone_kernels::Scalar;
 
-/// A chunk under a block of an input, or what is there instead of chunks.
+/// A chunk that a block of an input overlaps, or a part of the block without chunks.
 #[derive(Debug)]
 pub(crate) enum Touched<'a> {
     /// The whole block lies inside this chunk of the source.
     Inside { source: usize, coords: Vec<u64>, axes: &'a [AxisMap], to: &'a Region },
-    /// A box of the block lies in this chunk; along each of the source's axes, in these runs.
+    /// A box of the block overlaps this chunk, in these runs along each of the source's axes.
     Part { source: usize, coords: Vec<u64>, axes: &'a [AxisMap], runs: Vec<&'a [Run]>, to: &'a Region },
     /// The chunk shares elements with the block in C order.
     Flat { source: usize, coords: Vec<u64> },
-    /// A box of the block has fill values.
+    /// A box of the block that holds fill values.
     Fill { value: &'a Scalar, to: &'a Region },
-    /// The box at hand needs no further chunk of the source.
+    /// The current box needs no further chunk of the source.
     Done { source: usize },
 }
 
 impl Touched<'_> {
-    /// The chunk, if it is one.
+    /// Returns the coordinates of the chunk, if there is one.
     pub(crate) fn coords(&self) -> Option<&[u64]> {
         match self {
             Touched::Inside { coords, .. } | Touched::Part { coords, .. } | Touched::Flat { coords, .. } => Some(coords),
@@ -37,7 +37,7 @@ impl Touched<'_> {
     }
 }
 
-/// Visits the chunks under a block of an input. `grids` has the chunks of each of the stage's sources.
+/// Visits the chunks that a block of an input overlaps. `grids` holds the chunk grid of each of the stage's sources.
 pub(crate) fn touched<E>(
     input: &StageInput,
     layout: &InputLayout,
@@ -80,7 +80,7 @@ pub(crate) fn touched<E>(
     Ok(())
 }
 
-/// Visits the chunks of an array that share elements with a region of another of that `shape`, which has the same elements in C order.
+/// Visits the chunks of an array that share elements with a region of an array of `shape`, which has the same elements in C order.
 fn flat_chunks<E>(grid: &ChunkGrid, region: &Region, shape: &[u64], mut visit: impl FnMut(&[u64]) -> Result<(), E>) -> Result<(), E> {
     if region.n_elements() == 0 {
         return Ok(());
@@ -93,19 +93,19 @@ fn flat_chunks<E>(grid: &ChunkGrid, region: &Region, shape: &[u64], mut visit: i
     })
 }
 
-/// A visitor of a task's program that lists the chunks that are read, each time that they are.
+/// A visitor of a task's program that lists chunk reads, including repeated reads of the same chunk.
 #[derive(Debug)]
 pub(crate) struct ChunkReads<'a, F> {
     pub(crate) stage: &'a Stage,
     pub(crate) layout: &'a StageLayout,
     pub(crate) grids: &'a [&'a ChunkGrid],
-    /// The task.
+    /// The task's coordinates.
     pub(crate) coords: &'a [u64],
-    /// Chunks of each source that are at hand.
+    /// The cached chunks of each source.
     pub(crate) at_hand: Vec<Recent<()>>,
-    /// For each input, the chunk that it looks at.
+    /// The chunk that each input views.
     pub(crate) inside: Vec<Option<(usize, Vec<u64>)>>,
-    /// Called with the source and what is read of it.
+    /// Called with the source and the part that is read.
     pub(crate) visit: F,
 }
 
@@ -162,7 +162,7 @@ impl<'a, E, F: FnMut(usize, &Touched<'_>) -> Result<(), E>> Visitor<At> for Chun
     }
 }
 
-/// Clears what the body of a loop loads, before its next iteration loads it: chunks that the last one looked at may go.
+/// Clears the blocks that a loop body loads, before its next iteration. Chunks that the previous iteration viewed may then be evicted.
 pub(crate) fn forget<T>(body: &[Step], loaded: &mut [Option<T>]) {
     for step in body {
         if let Step::Load(i) = step {

@@ -9,7 +9,7 @@ use freestone_kernels::{DType, Expr, Node as ExprNode};
 use serde::{Serialize, Serializer};
 
 use super::layout::without_chunks;
-use super::{ArrayId, FinalizedPlan, Place, Plan, PlanArray, ReadMode, Stage, StageId, StageInput, StageLayout};
+use super::{ArrayId, FinalizedPlan, Place, Plan, PlanArray, ReadMode, Scope, Stage, StageId, StageInput, StageLayout};
 use super::{read_counts, traffic};
 use crate::memory::{MemoryEstimate, size};
 use crate::readmap::{AxisMap, Origin, ReadMap};
@@ -192,7 +192,8 @@ impl FinalizedPlan {
     /// What it does and why. Costs as much as planning: nothing per chunk.
     pub fn explain(&self) -> PlanExplanation {
         let plan = self.plan();
-        let stages: Vec<StageExplanation> = self.stages().map(|(_, stage, layout)| explain_stage(plan, stage, layout)).collect();
+        let (scope, mut left) = (plan.scope(), read_counts::MAX_READS);
+        let stages: Vec<StageExplanation> = self.stages().map(|(_, stage, layout)| explain_stage(plan, scope, stage, layout, &mut left)).collect();
         let sum = |of: &dyn Fn(&StageExplanation) -> Vec<Traffic>| stages.iter().flat_map(of).fold(Traffic::NONE, Traffic::and);
         PlanExplanation {
             plan: self.run_id().to_string(),
@@ -207,9 +208,8 @@ impl FinalizedPlan {
     }
 }
 
-fn explain_stage(plan: &Plan, stage: &Stage, layout: &StageLayout) -> StageExplanation {
-    let scope = plan.scope();
-    let reads = read_counts::reads(scope, stage, layout).into_iter().map(|(id, counted)| {
+fn explain_stage(plan: &Plan, scope: Scope<'_>, stage: &Stage, layout: &StageLayout, left: &mut u64) -> StageExplanation {
+    let reads = read_counts::reads(scope, stage, layout, left).into_iter().map(|(id, counted)| {
         let array = explain_array(plan, id);
         let made = matches!(array.role, Role::Constant | Role::Generated);
         let inputs = || stage.inputs.iter().zip(&layout.inputs).filter(|(i, _)| i.sources.contains(&id));

@@ -1,4 +1,4 @@
-//! Folding views and elementwise functions into who reads them.
+//! Inlining of views and elementwise functions into their readers.
 
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -14,31 +14,33 @@ use crate::readmap::{Origin, ReadMap, ReadMapError};
 use crate::stages::AnyDraft;
 use crate::stages::map::MapDraft;
 
-/// The values of nodes in a draft that is being built: expression nodes, by node and map.
+/// The values of nodes in a draft under construction: expression nodes, by node and map.
 ///
-/// A node is evaluated by steps on a stack of its own, since graphs are deeper than the program's stack.
+/// Nodes are evaluated in steps on an explicit stack, because graphs may be deeper than the call stack.
 #[derive(Default)]
 struct Inlining {
     known: HashMap<*const Node, Vec<(Rc<ReadMap>, u32)>>,
     steps: Vec<Inline>,
     values: Vec<u32>,
+    /// Inputs of the draft.
+    slots: HashMap<(StageInput, DType), u32>,
 }
 
-/// A step of inlining. The result of each is one value.
+/// A step of inlining. Each step yields one value.
 enum Inline {
     /// Evaluate a node at the iteration space's image under a map.
     Node(NodeRef, Rc<ReadMap>),
     /// Apply the function of a node to the last values.
     Apply(NodeRef, Rc<ReadMap>),
-    /// Choose between the last value, which one of the computed arrays gives, and what was chosen before.
+    /// Select between the last value, from one of the computed arrays, and the previously selected value.
     Choose { mask: StageInput },
-    /// Remember the last value as that of a node.
+    /// Record the last value as the value of a node.
     Know(NodeRef, Rc<ReadMap>),
 }
 
 impl Lowering<'_> {
-    /// Finds what cannot be folded into its readers: reductions, rechunks, too many computed arrays in one view, and what composes with
-    /// no view because it is reshaped.
+    /// Finds the nodes that cannot be folded into their readers. These are reductions, rechunks, views of too many computed arrays, and
+    /// reshaped nodes that do not compose with a view.
     pub(crate) fn mark(&mut self, order: &[NodeRef]) {
         let mut reshaped: HashSet<*const Node> = HashSet::new();
         for node in order {
@@ -55,7 +57,7 @@ impl Lowering<'_> {
                     if map.is_flat() {
                         reshaped.insert(key(node));
                     } else {
-                        // No view goes over a reshape: that gets an array.
+                        // No view composes with a reshape, so the reshaped node gets an array.
                         let found = sources.iter().filter(|s| reshaped.contains(&key(s)));
                         found.for_each(|s| self.mark_one(s, "it is reshaped, and a view goes over that"));
                     }
@@ -87,12 +89,17 @@ impl Lowering<'_> {
         flatten(node, &ReadMap::identity(&node.shape()), &|n| self.materialise.contains_key(&key(n)))
     }
 
-    /// True if a map goes through the elementwise functions and views that `node` is made of.
+    /// Returns true if a map composes with the elementwise functions and views of `node`.
     pub(crate) fn passes(&self, node: &NodeRef, map: &ReadMap) -> bool {
         let has_array = |n: &NodeRef| self.materialise.contains_key(&key(n));
         let mut seen: HashMap<*const Node, Vec<Rc<ReadMap>>> = HashMap::new();
         let mut open = vec![(Arc::clone(node), Rc::new(map.clone()))];
+        let mut left = MAX_STEPS;
         while let Some((node, map)) = open.pop() {
+            left -= 1;
+            if left == 0 {
+                return false;
+            }
             match &node.op {
                 _ if has_array(&node) => {}
                 Op::Map { inputs, .. } => {
@@ -114,11 +121,17 @@ impl Lowering<'_> {
         true
     }
 
-    /// The expression node that yields `node` at the iteration space's image under `map`.
+    /// Returns the expression node that yields `node` at the iteration space's image under `map`.
     pub(crate) fn inline(&mut self, node: &NodeRef, map: &ReadMap, draft: &mut Draft) -> Result<u32, PlanError> {
         let mut inlining = Inlining::default();
         inlining.steps.push(Inline::Node(Arc::clone(node), Rc::new(map.clone())));
+        let mut left = MAX_STEPS;
         while let Some(step) = inlining.steps.pop() {
+            left -= 1;
+            if left == 0 {
+                let what = "an array is read at more places than a plan can hold";
+                return Err(PlanError::BadOutput(format!("{what} (hint: rechunk it, or store an array in between)")));
+            }
             match step {
                 Inline::Node(node, map) => self.inline_node(node, map, draft, &mut inlining)?,
                 Inline::Apply(node, map) => {
@@ -129,7 +142,7 @@ impl Lowering<'_> {
                     inlining.know(&node, map);
                 }
                 Inline::Choose { mask } => {
-                    let mask = push_input(draft, mask, DType::Bool).map_err(bad_expr)?;
+                    let mask = inlining.push_input(draft, mask, DType::Bool)?;
                     let (Some(value), Some(others)) = (inlining.values.pop(), inlining.values.pop()) else {
                         return Err(malformed("a view has no pieces"));
                     };
@@ -164,15 +177,16 @@ impl Lowering<'_> {
             _ => {
                 let sources = vec![self.leaf(&node)?];
                 let input = StageInput { sources, map: filled_as(&map, node.dtype) };
-                inlining.values.push(push_input(draft, input, node.dtype).map_err(bad_expr)?);
+                let value = inlining.push_input(draft, input, node.dtype)?;
+                inlining.values.push(value);
                 inlining.know(&node, map);
             }
         }
         Ok(())
     }
 
-    /// Evaluates a view in several pieces. What is computed is evaluated everywhere, over fill values where it is not wanted, and chosen by
-    /// masks; what is stored or filled is one read.
+    /// Evaluates a view in several pieces. Computed pieces are evaluated everywhere, over fill values outside the piece, and selected by
+    /// masks. Stored pieces and fill values are one read.
     fn choose(&mut self, map: &ReadMap, bases: &[NodeRef], dtype: DType, draft: &mut Draft, inlining: &mut Inlining) -> Result<(), PlanError> {
         let computed: Vec<usize> = (0..bases.len()).filter(|k| matches!(bases[*k].op, Op::Map { .. }) && !self.stored.contains_key(&key(&bases[*k]))).collect();
         let stored: Vec<usize> = (0..bases.len()).filter(|k| !computed.contains(k)).collect();
@@ -187,7 +201,8 @@ impl Lowering<'_> {
                 },
                 other => other.clone(),
             });
-            inlining.values.push(push_input(draft, StageInput { sources, map: filled_as(&rest, dtype) }, dtype).map_err(bad_expr)?);
+            let value = inlining.push_input(draft, StageInput { sources, map: filled_as(&rest, dtype) }, dtype)?;
+            inlining.values.push(value);
             has_value = true;
         }
         let mut steps = Vec::new();
@@ -205,7 +220,16 @@ impl Lowering<'_> {
 }
 
 impl Inlining {
-    /// Remembers the last value as that of a node.
+    /// Adds an input to the draft, or finds it there, and returns its expression node.
+    fn push_input(&mut self, draft: &mut Draft, input: StageInput, dtype: DType) -> Result<u32, PlanError> {
+        let slot = *self.slots.entry((input, dtype)).or_insert_with_key(|(input, dtype)| {
+            draft.inputs.push(input.clone());
+            draft.expr.add_input(*dtype)
+        });
+        draft.expr.push(ExprNode::Input(slot)).map_err(bad_expr)
+    }
+
+    /// Records the last value as the value of a node.
     fn know(&mut self, node: &NodeRef, map: Rc<ReadMap>) {
         if let Some(value) = self.values.last() {
             self.known.entry(key(node)).or_default().push((map, *value));
@@ -217,7 +241,7 @@ fn bad_expr(error: ExprError) -> PlanError {
     malformed(error.to_string())
 }
 
-/// The reads of an array without arithmetic: the inputs of a stage that takes its values as they are.
+/// Returns the reads of an array without arithmetic: the inputs of a stage that uses the values unchanged.
 pub(crate) fn as_read(lowering: &mut Lowering<'_>, node: &NodeRef) -> Result<Vec<StageInput>, PlanError> {
     let grid = MapDraft { grid: node.grid.clone() };
     let mut draft = Draft { outputs: Vec::new(), ..Draft::new("", AnyDraft::Map(grid), ArrayId(0), node.grid.clone()) };
@@ -225,20 +249,23 @@ pub(crate) fn as_read(lowering: &mut Lowering<'_>, node: &NodeRef) -> Result<Vec
     Ok(draft.inputs)
 }
 
-/// More computed arrays than this are not evaluated side by side to choose one of them.
+/// The maximum number of steps that fold an array's graph into its readers.
+const MAX_STEPS: usize = 1 << 20;
+
+/// The maximum number of computed arrays that are evaluated side by side to select one of them.
 const MAX_CHOICES: usize = 4;
-/// More pieces than this are not looked through for every computed array.
+/// The maximum number of pieces of a view that are evaluated for every computed array.
 const MAX_CHOSEN_PIECES: usize = 64;
-/// Why these get arrays.
+/// The explanation for storing these arrays.
 const TOO_MANY: &str = "more than 4 computed arrays, or 64 pieces of them, meet in one view";
 
-/// True if a map's pieces can be chosen from what its sources compute, without their being stored.
+/// Returns true if a map's pieces can be selected from the computed values of its sources, without storing the sources.
 fn may_choose(map: &ReadMap, bases: &[NodeRef], has_array: &dyn Fn(&NodeRef) -> bool) -> bool {
     let computed = bases.iter().filter(|b| matches!(b.op, Op::Map { .. }) && !has_array(b)).count();
     map.is_flat() || map.as_image().is_some() || computed == 0 || (computed <= MAX_CHOICES && map.pieces().len() <= MAX_CHOSEN_PIECES)
 }
 
-/// What a map reads of one of its sources, which becomes source 0; something elsewhere.
+/// Returns the part of a map that reads one of its sources, which becomes source 0. Other elements become zero.
 fn only(map: &ReadMap, which: usize, dtype: DType) -> ReadMap {
     map.with_origins(|from| match from {
         Origin::Source { source, axes } if *source == which => Origin::Source { source: 0, axes: axes.clone() },
@@ -247,7 +274,7 @@ fn only(map: &ReadMap, which: usize, dtype: DType) -> ReadMap {
     })
 }
 
-/// The map with fill values of a dtype: those that have another are never looked at.
+/// Returns the map with fill values of a dtype. Fill values of another dtype are never read.
 fn filled_as(map: &ReadMap, dtype: DType) -> ReadMap {
     map.with_origins(|from| match from {
         Origin::Fill(value) if value.dtype() != dtype => Origin::Fill(Scalar::zero(dtype)),
@@ -255,7 +282,7 @@ fn filled_as(map: &ReadMap, dtype: DType) -> ReadMap {
     })
 }
 
-/// Composes a chain of views down to what is no view, or has an array of its own.
+/// Composes a chain of views down to nodes that are not views or that have arrays of their own.
 fn flatten(node: &NodeRef, map: &ReadMap, has_array: &dyn Fn(&NodeRef) -> bool) -> Result<(ReadMap, Vec<NodeRef>), ReadMapError> {
     let (mut map, mut bases) = (map.clone(), vec![Arc::clone(node)]);
     let goes_on = |b: &NodeRef| matches!(b.op, Op::View { .. }) && (Arc::ptr_eq(b, node) || !has_array(b));
@@ -268,7 +295,7 @@ fn flatten(node: &NodeRef, map: &ReadMap, has_array: &dyn Fn(&NodeRef) -> bool) 
             })
             .collect();
         map = map.compose(&inner)?;
-        // Sources that no piece names any more are counted by the maps' own numbering.
+        // Take only the sources that the inner maps count, because `compose` numbers sources by these counts.
         bases = bases
             .iter()
             .zip(&inner)
@@ -281,9 +308,9 @@ fn flatten(node: &NodeRef, map: &ReadMap, has_array: &dyn Fn(&NodeRef) -> bool) 
     Ok((map, bases))
 }
 
-/// Adds an input to a draft, or finds it there; returns its expression node.
+/// Adds an input to a draft, or finds an equal one. Returns its expression node.
 pub(crate) fn push_input(draft: &mut Draft, input: StageInput, dtype: DType) -> Result<u32, ExprError> {
-    // Inputs without elements are alike but in their dtype.
+    // Inputs without elements differ only in dtype.
     let slot = match draft.inputs.iter().zip(draft.expr.inputs()).position(|(i, d)| *i == input && *d == dtype) {
         Some(slot) => slot as u32,
         None => {

@@ -1,7 +1,8 @@
-//! How a stage's tasks run: how each input is read, and the program.
+//! Stage layouts: the read mode of each input, and the program.
 //!
-//! The layout is derived from the plan, by the planner to project memory and by the worker to do the work: there is one source.
+//! The planner derives the layout from the plan to project memory, and the worker derives the same layout to execute the stage.
 
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use super::{ArrayId, Place, Plan, PlanArray, PlanError, Scope, Stage, StageInput, traffic};
@@ -13,82 +14,83 @@ use crate::storage::array::Shard;
 use crate::storage::codec::Codec;
 use crate::storage::shard;
 
-/// How a block of an input is brought in.
+/// The method by which a block of an input is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadMode {
-    /// Each block lies inside one chunk: the decoded chunk is looked at, not copied.
+    /// Each block lies inside one chunk. The decoded chunk is viewed in place, not copied.
     InChunk,
-    /// A block is assembled from several chunks, decoded one after the other.
+    /// A block is assembled from several chunks, decoded in sequence.
     Assembled,
-    /// A block is read straight out of chunks that are not encoded.
+    /// A block is read directly from chunks that are not encoded.
     Parts,
 }
 
-/// An array that a stage reads, ready to run.
+/// The layout of an array that a stage reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceLayout {
-    /// Which.
+    /// The array.
     pub array: ArrayId,
-    /// Decoded chunks of it that are there at once, at most.
+    /// The maximum number of its decoded chunks in memory.
     pub chunks: usize,
-    /// Their memory; `None` if each input that reads it has that of one chunk while it is loaded.
+    /// The memory of these chunks; `None` if each input that reads the array holds one chunk while loading.
     pub slot: Option<SlotId>,
-    /// They stay from block to block, and from task to task.
+    /// True if chunks remain in memory from block to block and from task to task.
     pub kept: bool,
-    /// They are waited for, across a network, and each is an object.
+    /// True if chunks are read over a network and each chunk is an object.
     pub far: bool,
 }
 
-/// An input of a stage, ready to run.
+/// The layout of a stage's input.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InputLayout {
-    /// How.
+    /// The read mode.
     pub mode: ReadMode,
-    /// Axes of the iteration space along which its values differ.
+    /// For each axis of the iteration space, whether values differ along it.
     pub varies: Vec<bool>,
-    /// For each of its sources, which of the stage's it is.
+    /// For each of the input's sources, its index among the stage's sources.
     pub sources: Vec<usize>,
-    /// A decoded chunk of those that have no slot of their own.
+    /// The slot of a decoded chunk of a source without a slot of its own.
     pub chunk: Option<SlotId>,
-    /// An assembled block.
+    /// The slot of an assembled block.
     pub region: Option<SlotId>,
 }
 
-/// An output of a stage, ready to run.
+/// The layout of a stage's output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OutputLayout {
-    /// Its accumulators, for kinds that have some.
+    /// The slot of the accumulators, for stage kinds that have them.
     pub accumulator: Option<SlotId>,
-    /// Its block; `None` where the accumulators themselves are stored. A block that is stored as it was assembled has the input's slot.
+    /// The slot of the output block; `None` if the accumulators themselves are stored. A block that is stored as assembled has the input's
+    /// slot.
     pub block: Option<SlotId>,
 }
 
-/// A stage, ready to run.
+/// The layout of a stage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StageLayout {
     /// The buffers and the steps.
     pub program: Program,
-    /// Its projected memory.
+    /// The projected memory.
     pub estimate: MemoryEstimate,
-    /// The arrays that are read, each once.
+    /// The arrays that the stage reads, each once.
     pub sources: Vec<SourceLayout>,
-    /// Inputs in order.
+    /// The inputs, in order.
     pub inputs: Vec<InputLayout>,
-    /// Outputs in order.
+    /// The outputs, in order.
     pub outputs: Vec<OutputLayout>,
-    /// Buffers of a kind's own between loading and computing: packed operands of a product.
+    /// The slots of a stage kind's own buffers between loading and computing, such as the packed operands of a product.
     pub packed: Vec<Option<SlotId>>,
-    /// Chunks from across a network that are in flight while one before them is worked on, at most.
+    /// The maximum number of prefetched chunks in flight while an earlier chunk is processed.
     pub ahead: usize,
 }
 
-/// Stands for what cannot be counted: no limit allows it.
+/// The size that represents an overflow. No memory limit admits it.
 pub(crate) const TOO_LARGE: u64 = 1 << 61;
 
-/// Bytes that one thread holds between chunks: keys, coordinates, small vectors.
+/// The bytes that one thread holds between chunks: keys, coordinates, small vectors.
 pub(crate) const TASK_OVERHEAD_BYTES: u64 = 65_536;
 
-/// A layout while it is built: what all kinds have in common is there before the kind adds its slots and steps.
+/// A layout under construction. It contains the parts common to all kinds before the kind adds its slots and steps.
 #[derive(Debug)]
 pub(crate) struct Builder<'a> {
     pub(crate) scope: Scope<'a>,
@@ -98,7 +100,7 @@ pub(crate) struct Builder<'a> {
     pub(crate) inputs: Vec<InputLayout>,
     pub(crate) outputs: Vec<OutputLayout>,
     pub(crate) packed: Vec<Option<SlotId>>,
-    /// Largest block and largest task, in elements along each axis.
+    /// The extents of the largest block and the largest task, in elements along each axis.
     pub(crate) block: Vec<u64>,
     pub(crate) task: Vec<u64>,
     targets: Vec<TargetBounds>,
@@ -122,27 +124,26 @@ impl<'a> Builder<'a> {
         slot
     }
 
-    /// Bytes of an object of output `j`, decoded.
+    /// Returns the decoded size in bytes of an object of output `j`.
     pub(crate) fn stored_bytes(&self, j: usize) -> u64 {
         self.targets[j].stored
     }
 
-    /// Bytes of a task's elements of this size along the axes that are kept.
+    /// Returns the bytes of a task's elements of `size` bytes along the axes that are kept.
     pub(crate) fn kept_bytes(&self, size: usize, kept: impl Fn(usize) -> bool) -> u64 {
         let bytes = self.task.iter().enumerate().filter(|(d, _)| kept(*d)).try_fold(size as u64, |p, (_, n)| p.checked_mul(*n));
         bytes.unwrap_or(TOO_LARGE).min(TOO_LARGE)
     }
 
-    /// Loads inputs, one after the other.
+    /// Returns the steps that load inputs in sequence.
     pub(crate) fn loads(&self, inputs: Range<usize>) -> Vec<Step> {
-        let (mut steps, mut taken) = (Vec::new(), Vec::new());
+        let (mut steps, mut taken) = (Vec::new(), HashSet::new());
         for i in inputs {
             let input = &self.inputs[i];
             steps.extend(input.region.map(Step::Take));
             for slot in self.passing(i) {
-                if !taken.contains(&slot) {
+                if taken.insert(slot) {
                     steps.push(Step::Take(slot));
-                    taken.push(slot);
                 }
             }
             steps.extend(input.chunk.map(Step::Take));
@@ -153,40 +154,35 @@ impl<'a> Builder<'a> {
         steps
     }
 
-    /// Releases what [`loads`](Builder::loads) leaves taken.
+    /// Returns the steps that release the slots that [`loads`](Builder::loads) leaves taken.
     pub(crate) fn unloads(&self, inputs: Range<usize>) -> Vec<Step> {
-        let regions = inputs.clone().filter_map(|i| self.inputs[i].region).collect::<Vec<_>>();
-        let mut slots = regions;
-        for slot in inputs.flat_map(|i| self.passing(i)) {
-            if !slots.contains(&slot) {
-                slots.push(slot);
-            }
-        }
-        slots.into_iter().map(Step::Release).collect()
+        let mut released = HashSet::new();
+        let regions = inputs.clone().filter_map(|i| self.inputs[i].region);
+        regions.chain(inputs.flat_map(|i| self.passing(i))).filter(|slot| released.insert(*slot)).map(Step::Release).collect()
     }
 
-    /// Slots of the decoded chunks that input `i` reads, of sources that keep none from block to block.
+    /// Returns the slots of decoded chunks that input `i` reads from sources that keep no chunks between blocks.
     fn passing(&self, i: usize) -> Vec<SlotId> {
         self.inputs[i].sources.iter().map(|k| &self.sources[*k]).filter(|s| !s.kept).filter_map(|s| s.slot).collect()
     }
 
-    /// Stores output `j`.
+    /// Returns the steps that store output `j`.
     pub(crate) fn store(&self, j: usize) -> [Step; 3] {
         [Step::Take(self.encode[j]), Step::Store(j), Step::Release(self.encode[j])]
     }
 }
 
-/// The steps between which buffers are taken: takes before, releases after.
+/// Wraps steps in the takes and releases of slots.
 pub(crate) fn holding(slots: &[SlotId], steps: Vec<Step>) -> Vec<Step> {
     let takes = slots.iter().copied().map(Step::Take);
     takes.chain(steps).chain(slots.iter().copied().map(Step::Release)).collect()
 }
 
 impl StageLayout {
-    /// Derives the layout.
+    /// Derives the layout of a stage.
     ///
     /// # Errors
-    /// Where a codec cannot be used, or sizes overflow.
+    /// Returns an error if a codec cannot be used or sizes overflow.
     pub(crate) fn of(scope: Scope<'_>, stage: &Stage) -> Result<StageLayout, PlanError> {
         let kind = stage.kernel.kind();
         let block: Vec<u64> = stage.walk.axes().iter().zip(stage.tasks.axes()).map(|(w, t)| w.max_extent().min(t.max_extent())).collect();
@@ -228,16 +224,17 @@ impl StageLayout {
         Ok(StageLayout { program, estimate, sources, inputs, outputs, packed, ahead: 0 })
     }
 
-    /// True if a stage fits what a task may grow to.
+    /// Returns true if a stage fits within the memory to which a task may grow.
     pub(crate) fn fits(scope: Scope<'_>, stage: &Stage) -> bool {
         StageLayout::of(scope, stage).is_ok_and(|l| l.estimate.total() <= scope.growth_mem)
     }
 
-    /// The same, with chunks that are fetched before they are asked for, where they cross a network: a few, as far as they add no more than a half to
-    /// what a task needs, and there is room for it to grow.
+    /// Adds prefetching of chunks that are read over a network.
+    ///
+    /// Prefetched chunks are limited in number, add at most half of the task's memory, and fit within the memory to which a task may grow.
     ///
     /// # Errors
-    /// As [`of`](StageLayout::of).
+    /// Returns the errors of [`of`](StageLayout::of).
     pub(super) fn with_ahead(mut self, scope: Scope<'_>, stage: &Stage) -> Result<StageLayout, PlanError> {
         let mut chunk = 0;
         for source in self.sources.iter().filter(|s| s.far) {
@@ -247,9 +244,9 @@ impl StageLayout {
         let is_far = |id: &ArrayId| self.sources.iter().any(|s| s.array == *id && s.far);
         let reads = traffic::reads(scope, stage).into_iter().filter(|(id, _)| is_far(id));
         let in_task = reads.map(|(_, read)| read.requests).sum::<f64>() / stage.n_tasks().max(1) as f64;
-        // The first is waited for.
+        // The task waits for its first chunk.
         let others = (in_task.ceil() - 1.0).clamp(0.0, MOST_AHEAD as f64) as u64;
-        // Lists of indices are sorted once more while it is looked ahead.
+        // Prefetching sorts the lists of indices a second time.
         let lists = LIST_BYTES + self.program.slots.iter().filter(|s| s.part == Part::Indices).map(|s| s.bytes).sum::<u64>();
         let room = scope.growth_mem.saturating_sub(self.estimate.total()).saturating_sub(lists);
         let most = AHEAD_BYTES.min(self.estimate.per_task() / 2);
@@ -264,7 +261,7 @@ impl StageLayout {
     }
 }
 
-/// What tasks of a stage hold all the while, or whenever they read, however small the chunks are.
+/// Returns the memory that a stage's tasks hold always, or during reads, independent of chunk size.
 pub(super) fn without_chunks(plan: &Plan, stage: &Stage) -> Vec<(&'static str, u64)> {
     let scope = plan.scope();
     let far = stage.inputs.iter().flat_map(|i| &i.sources).any(|id| scope.is_remote(plan.array(*id)));
@@ -278,25 +275,26 @@ pub(super) fn without_chunks(plan: &Plan, stage: &Stage) -> Vec<(&'static str, u
     all.into_iter().filter(|(_, bytes)| *bytes > 0).collect()
 }
 
-/// Chunks that are fetched ahead, at most, and bytes of all of them.
+/// The maximum number of prefetched chunks, and their maximum total size in bytes.
 const MOST_AHEAD: u64 = 4;
 const AHEAD_BYTES: u64 = 32_000_000;
-/// The list of chunks that a task will ask for, at most this many at a time.
+/// The maximum length of the list of a task's upcoming chunks.
 pub(crate) const LISTED: usize = 16_384;
 const LIST_BYTES: u64 = 16 * LISTED as u64;
 
-/// True if chunks of an array are waited for, across a network, and each is an object.
+/// Returns true if chunks of an array are read over a network and each chunk is an object.
 fn is_far(scope: Scope<'_>, array: &PlanArray) -> bool {
     scope.is_remote(array) && array.info.shard.is_none()
 }
 
-/// What one index of a list becomes, at worst, when a task sorts its part of the list by chunks.
+/// The maximum bytes for one index of a list when a task sorts its part of the list by chunks.
 const SORTED_INDEX_BYTES: u64 = 128;
 
-/// What one index of a list takes besides its text in the plan: itself, and a vector of them that grows while a plan is read.
+/// The bytes for one index of a list besides its text in the plan. They include the index's share of a vector that grows while a plan is
+/// parsed.
 const LISTED_INDEX_BYTES: u64 = 32;
 
-/// Lists of indices, the text that carries them, and what is made of the part that one block needs.
+/// Returns the bytes for lists of indices, for the text that contains them, and for the sorted part that one block needs.
 fn list_bytes(input: &StageInput, block: &[u64]) -> u64 {
     let of = |piece: &Piece| match &piece.from {
         Origin::Source { axes, .. } => axes
@@ -313,14 +311,14 @@ fn list_bytes(input: &StageInput, block: &[u64]) -> u64 {
     input.map.pieces().iter().map(of).sum()
 }
 
-/// What reading over a network holds besides the bytes in their buffer: the client and its threads, trusted certificates, and the
-/// pieces of a body that have arrived.
+/// The bytes that network reads hold besides the body's buffer: the client and its threads, trusted certificates, and received fragments of
+/// a body.
 const NETWORK_BYTES: u64 = 8_000_000;
 
-/// What each further body that arrives at the same time holds besides. Measured: with four chunks ahead, a peak of up to 1.5 MB more than without.
+/// The additional bytes for each further body received concurrently. Four prefetched chunks raised the measured peak by up to 1.5 MB.
 const STREAM_BYTES: u64 = 1_000_000;
 
-/// Bounds of reading a chunk of an array.
+/// The memory bounds for reading a chunk of an array.
 struct SourceBounds {
     chunk: u64,
     encoded: u64,
@@ -343,14 +341,14 @@ impl SourceBounds {
         bounds.context = codec.decode_context_bytes();
         if let Some(shard) = &array.info.shard {
             let index = index_codec(array, shard)?;
-            // The encoded index, the decoded one, and the entries that are kept.
+            // The encoded index, the decoded index, and the entries that are kept.
             bounds.index = index.encoded_beside() + index.decode_scratch() + 2 * index.decoded_bytes();
         }
         Ok(bounds)
     }
 }
 
-/// Bounds of writing an object of an array: a chunk, or a shard.
+/// The memory bounds for writing an object of an array: a chunk or a shard.
 #[derive(Debug)]
 struct TargetBounds {
     stored: u64,
@@ -383,25 +381,29 @@ fn codec(scope: Scope<'_>, id: ArrayId) -> Result<Codec, PlanError> {
     Codec::new(&array.info.codecs, array.info.dtype, &array.info.chunk_shape()).map_err(|error| PlanError::Codec { array: array.name.clone(), error })
 }
 
-/// Chunks of an array that the inputs of one block look at, at most: inputs that surely look at the same one count once.
-fn chunks_looked_at(scope: Scope<'_>, stage: &Stage, array: ArrayId, modes: &[ReadMode]) -> usize {
+/// Returns the maximum number of chunks of an array that the inputs of one block view. `readers` are the inputs that read the array. Inputs
+/// that certainly view the same chunk count once.
+fn chunks_looked_at(scope: Scope<'_>, stage: &Stage, array: ArrayId, readers: &[usize], modes: &[ReadMode]) -> usize {
     let cuts = scope.array(array).info.grid.axes();
-    let of_it = stage.inputs.iter().zip(modes).filter(|(input, mode)| **mode == ReadMode::InChunk && input.sources == [array]);
-    let all: Vec<(&[AxisMap], &[u64])> = of_it.filter_map(|(input, _)| Some((input.map.as_image()?, input.map.shape()))).collect();
-    // The one chunk along an axis that a map ever looks at, if it is one.
+    let of_it = readers.iter().filter(|i| modes[**i] == ReadMode::InChunk).map(|i| &stage.inputs[*i]).filter(|input| input.sources == [array]);
+    let all: Vec<(&[AxisMap], &[u64])> = of_it.filter_map(|input| Some((input.map.as_image()?, input.map.shape()))).collect();
+    // The only chunk along an axis that a map views, if there is exactly one.
     let only = |map: &AxisMap, shape: &[u64], cut: &AxisGrid| {
         let last = map.axis().map_or(0, |d| shape[d].saturating_sub(1));
         let (a, b) = (cut.find(map.at(0)), cut.find(map.at(last)));
         (a == b && !matches!(map, AxisMap::Gather { .. })).then_some(a)
     };
-    let same = |(a, b): (&AxisMap, &AxisMap), cut: &AxisGrid, shape: &[u64]| {
-        a == b || cut.n_chunks() <= 1 || only(a, shape, cut).is_some_and(|c| only(b, shape, cut) == Some(c))
+    // Inputs look at one chunk along an axis where it has one, where both look at the same one throughout, or where their maps are equal.
+    let place = |(a, cut): (&AxisMap, &AxisGrid), shape: &[u64]| match only(a, shape, cut) {
+        _ if cut.n_chunks() <= 1 => (Some(0), None),
+        Some(chunk) => (Some(chunk), None),
+        None => (None, Some(a.clone())),
     };
-    let alike = |a: &[AxisMap], b: &[AxisMap], shape: &[u64]| a.iter().zip(b).zip(cuts).all(|(pair, cut)| same(pair, cut, shape));
-    (0..all.len()).filter(|i| !all[..*i].iter().any(|(other, shape)| alike(other, all[*i].0, shape))).count()
+    let places = |(axes, shape): &(&[AxisMap], &[u64])| axes.iter().zip(cuts).map(|pair| place(pair, shape)).collect::<Vec<_>>();
+    all.iter().map(places).collect::<HashSet<_>>().len()
 }
 
-/// [`ReadMode::InChunk`] if every block of every task lies inside one chunk of one source.
+/// Returns the read mode of an input: [`ReadMode::InChunk`] if every block of every task lies inside one chunk of one source.
 fn read_mode(scope: Scope<'_>, stage: &Stage, i: usize, input: &StageInput) -> ReadMode {
     let kind = stage.kernel.kind();
     if let Some(mode) = kind.read_mode(i) {
@@ -425,17 +427,19 @@ fn read_mode(scope: Scope<'_>, stage: &Stage, i: usize, input: &StageInput) -> R
         elements(block) < elements(grid.max_chunk())
     };
     match inside {
-        // Of a chunk of which a piece is looked at, no more than that is read.
+        // If a block views only a piece of a chunk, read only that piece.
         true if !(finer() && traffic::only_parts(scope, stage, input)) => ReadMode::InChunk,
         _ if traffic::only_parts(scope, stage, input) => ReadMode::Parts,
         _ => ReadMode::Assembled,
     }
 }
 
-/// The sources of a stage, and the bounds of what reading them takes.
+/// The sources of a stage, and the memory bounds for reading them.
 struct Sources {
     sources: Vec<SourceLayout>,
-    /// Decoded bytes of a chunk of each.
+    /// The position of each array among the sources.
+    places: HashMap<ArrayId, usize>,
+    /// The decoded size of a chunk of each source in bytes.
     chunk: Vec<u64>,
     encoded: u64,
     scratch: u64,
@@ -445,20 +449,32 @@ struct Sources {
 
 impl Sources {
     fn of(scope: Scope<'_>, stage: &Stage, modes: &[ReadMode], program: &mut Program) -> Result<Sources, PlanError> {
-        let mut all = Sources { sources: Vec::new(), chunk: Vec::new(), encoded: 0, scratch: 0, context: 0, index: 0 };
+        let mut all = Sources { sources: Vec::new(), places: HashMap::new(), chunk: Vec::new(), encoded: 0, scratch: 0, context: 0, index: 0 };
+        let mut readers: HashMap<ArrayId, Vec<usize>> = HashMap::new();
+        for (i, input) in stage.inputs.iter().enumerate() {
+            for id in &input.sources {
+                let own = readers.entry(*id).or_default();
+                if own.last() != Some(&i) {
+                    own.push(i);
+                }
+            }
+        }
         for id in stage.inputs.iter().flat_map(|i| &i.sources) {
-            if all.sources.iter().any(|s| s.array == *id) {
+            if all.places.contains_key(id) {
                 continue;
             }
+            all.places.insert(*id, all.sources.len());
+            let own = readers.get(id).map_or(&[][..], Vec::as_slice);
             let bounds = SourceBounds::of(scope, *id)?;
             all.encoded = all.encoded.max(bounds.encoded);
             all.scratch = all.scratch.max(bounds.scratch);
             all.context = all.context.max(bounds.context);
             all.index += bounds.index;
             let keep = stage.keep.iter().find(|k| k.array == *id).map_or(0, |k| k.chunks as usize);
-            let looked_at = chunks_looked_at(scope, stage, *id, modes);
-            // Who assembles blocks from an array whose chunks others look at needs one more for the chunks that those don't have.
-            let assembled = stage.inputs.iter().zip(modes).any(|(i, m)| *m == ReadMode::Assembled && i.sources.contains(id));
+            let looked_at = chunks_looked_at(scope, stage, *id, own, modes);
+            // An input that assembles blocks from an array whose chunks other inputs view needs one more chunk, for chunks that no other
+            // input holds.
+            let assembled = own.iter().any(|i| modes[*i] == ReadMode::Assembled);
             let chunks = (looked_at + usize::from(assembled)).max(keep).max(1);
             let bytes = bounds.chunk.saturating_mul(chunks as u64).min(TOO_LARGE);
             let slot = (keep > 0 || looked_at > 0).then(|| program.slot(Part::DecodedChunk, bytes));
@@ -473,7 +489,7 @@ fn input_layouts(stage: &Stage, block: &[u64], modes: &[ReadMode], read: &Source
     let kind = stage.kernel.kind();
     let sizes = kind.inputs();
     let layout = |(i, (input, mode)): (usize, (&StageInput, &ReadMode))| {
-        let own: Vec<usize> = input.sources.iter().filter_map(|id| read.sources.iter().position(|s| s.array == *id)).collect();
+        let own: Vec<usize> = input.sources.iter().filter_map(|id| read.places.get(id).copied()).collect();
         let varies = if kind.reads_dense() { vec![true; input.map.shape().len()] } else { input.map.varies() };
         let passing = own.iter().filter(|s| read.sources[**s].slot.is_none() && *mode != ReadMode::Parts).map(|s| read.chunk[*s]).max();
         let chunk = passing.map(|bytes| program.slot(Part::DecodedChunk, bytes));

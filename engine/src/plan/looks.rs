@@ -1,42 +1,44 @@
-//! How often a stage's tasks read a chunk, and how many chunks must stay so that they do so once.
+//! Repeated chunk reads of a stage's tasks, and the number of chunks to cache so that each is read once.
 //!
-//! An input looks at an array along axes, at a distance from where the task is; inputs that look alike read the same chunks. From that, the extents of
-//! blocks and the cut of the array follow, without going through tasks, how many chunks each block touches.
+//! A [`Look`] is an access pattern: the axes of an array that an input reads, and the offset from the task's position. Inputs with the same
+//! pattern read the same chunks. The number of chunks that a block overlaps follows from the pattern, the block extents and the chunk grid,
+//! without visiting tasks.
 
 use crate::plan::lower::Lowering;
 use crate::plan::{ArrayId, Keep, MAX_KEPT, Stage, traffic};
 use crate::readmap::{AxisMap, Origin};
 
-/// More different ways to look at arrays are not gone into.
+/// The maximum number of distinct access patterns that are analyzed.
 pub(crate) const MAX_LOOKS: usize = 64;
 
-/// How inputs look at an array.
+/// An access pattern of inputs on an array.
 #[derive(Clone, Debug)]
 pub(crate) struct Look {
     array: ArrayId,
     axes: Vec<Along>,
-    /// Inputs that look so.
+    /// The number of inputs with this pattern.
     inputs: u64,
 }
 
-/// How inputs look along an axis of an array.
+/// An access pattern along one axis of an array.
 #[derive(Clone, Copy, Debug)]
 struct Along {
-    /// The axis of the iteration space that goes along it.
+    /// The axis of the iteration space that runs along the array's axis.
     axis: Option<usize>,
-    /// Where they look first and last, in elements from where a task is.
+    /// The minimum and maximum offset of the read elements from the task's position.
     least: i64,
     most: i64,
     step: u64,
-    /// Elements that they see in all.
+    /// The total number of elements read along the axis.
     len: u64,
-    /// Elements of a chunk, and number of chunks.
+    /// The number of elements in a chunk, and the number of chunks.
     chunk: u64,
     chunks: u64,
 }
 
 impl Lowering<'_> {
-    /// How the inputs look at arrays: those that go along the same axes at a small distance from each other look as one.
+    /// Returns the access patterns of a stage's inputs. Inputs that read along the same axes at a small distance from each other share one
+    /// pattern.
     pub(crate) fn looks(&self, stage: &Stage) -> Vec<Look> {
         let mut looks: Vec<Look> = Vec::new();
         for input in &stage.inputs {
@@ -72,7 +74,7 @@ impl Lowering<'_> {
                             chunk: cut.max_extent(),
                             chunks: cut.n_chunks(),
                         },
-                        // Where a list looks is not gone into.
+                        // The positions that a list selects are not analyzed.
                         AxisMap::Gather { .. } | AxisMap::Fixed(_) => Along { axis: None, least: 0, most: 0, step: 1, len: 1, chunk: 1, chunks: 1 },
                     })
                     .collect();
@@ -92,7 +94,7 @@ impl Lowering<'_> {
                     None => {}
                 }
             }
-            // Each input of its own decodes for itself, where nothing is kept.
+            // If no chunks are kept, each distinct input decodes chunks for itself.
             let mut seen: Vec<ArrayId> = Vec::new();
             for id in &input.sources {
                 if !seen.contains(id) {
@@ -106,11 +108,11 @@ impl Lowering<'_> {
 }
 
 impl Along {
-    /// Chunks that one block of `n` elements touches.
+    /// Returns the number of chunks that one block of `n` elements overlaps.
     fn touched(&self, n: u64) -> u64 {
         let (reach, chunk) = (n.saturating_mul(self.step).saturating_add((self.most - self.least).unsigned_abs()), self.chunk.max(1));
         let first = self.least.rem_euclid(chunk as i64) as u64;
-        // Where blocks are whole chunks long, or parts of chunks, it is known where in a chunk they begin.
+        // If the block length is a multiple or a divisor of the chunk length, the block's offset within a chunk is known.
         let most = if self.step == 1 && n.is_multiple_of(chunk) {
             first.saturating_add(reach - 1) / chunk + 1
         } else if self.step == 1 && first == 0 && self.least == self.most && chunk.is_multiple_of(n.max(1)) {
@@ -122,7 +124,7 @@ impl Along {
     }
 }
 
-/// Reads for each chunk that is read at all, for the worst look: from block to block along `sweep` chunks are kept.
+/// Returns the reads per chunk for the worst access pattern, if chunks are kept between blocks along `sweep`.
 pub(crate) fn reads_per_chunk(stage: &Stage, looks: &[Look], sweep: Option<usize>) -> f64 {
     let of = |look: &Look| {
         let (mut reads, mut chunks, mut along) = (1.0, 1.0, vec![false; stage.tasks.axes().len()]);
@@ -143,7 +145,7 @@ pub(crate) fn reads_per_chunk(stage: &Stage, looks: &[Look], sweep: Option<usize
     looks.iter().map(of).fold(1.0, f64::max)
 }
 
-/// Chunks to keep of arrays that are read again.
+/// Returns the number of chunks to keep of each array that is read repeatedly.
 pub(crate) fn keeps(stage: &Stage, looks: &[Look]) -> Vec<Keep> {
     let mut keeps: Vec<Keep> = Vec::new();
     for look in looks {

@@ -4,7 +4,7 @@
 //! who reads it: a chain of views into one read map, a tree of elementwise functions into one expression, and stages that
 //! walk the same space over common inputs into one stage with several outputs.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use freestone_kernels::Expr;
@@ -55,6 +55,11 @@ pub struct Output {
 /// Values in the plan itself may be so large; beyond that they must be stored first.
 const MAX_CONSTANT_BYTES: usize = 1_000_000;
 
+/// A stage that makes so many outputs is not joined with further drafts.
+const MAX_JOINED: usize = 64;
+/// A draft that does not fit beside so many others is not tried with further ones.
+const MAX_TRIED: usize = 64;
+
 /// No more than so many notes are made of a stage.
 const MAX_NOTES: usize = 6;
 
@@ -69,7 +74,7 @@ pub fn lower(outputs: &[Output], spec: &Spec) -> Result<FinalizedPlan, PlanError
         return Err(PlanError::BadOutput("there is nothing to compute: name at least one array to store".into()));
     }
     spec.codec.check()?;
-    check_places(outputs)?;
+    check_places(outputs, &collect(outputs.iter())?)?;
     let order = collect(outputs.iter().filter(|o| o.mode != Mode::Metadata))?;
     let mut lowering = Lowering::new(spec, listed_bytes(&order));
     lowering.mark(&order);
@@ -81,9 +86,13 @@ pub fn lower(outputs: &[Output], spec: &Spec) -> Result<FinalizedPlan, PlanError
             lowering.add_intermediate(node);
         }
     }
+    let mut roots: HashMap<*const Node, Vec<ArrayId>> = HashMap::new();
+    for (node, array) in &lowering.roots {
+        roots.entry(key(node)).or_default().push(*array);
+    }
     // Roots in the order in which they can run.
     for node in &order {
-        let mut targets: Vec<ArrayId> = lowering.roots.iter().filter(|(n, _)| key(n) == key(node)).map(|(_, array)| *array).collect();
+        let mut targets = roots.remove(&key(node)).unwrap_or_default();
         // The array that others read it from comes first: another output may be a copy of that.
         targets.sort_by_key(|t| lowering.stored.get(&key(node)) != Some(t));
         for target in targets {
@@ -124,22 +133,26 @@ pub fn kernels_of(outputs: &[Output]) -> Result<KernelRegistry, PlanError> {
 }
 
 /// Two outputs at one place, or one inside the other, or over an input.
-fn check_places(outputs: &[Output]) -> Result<(), PlanError> {
+fn check_places(outputs: &[Output], order: &[NodeRef]) -> Result<(), PlanError> {
     let place = |url: &str, path: &str| identity(url, path) + "/";
-    let all: Vec<String> = outputs.iter().map(|o| place(&o.url, &o.path)).collect();
-    for (i, a) in all.iter().enumerate() {
-        if let Some(b) = all[..i].iter().find(|b| a.starts_with(b.as_str()) || b.starts_with(a.as_str())) {
-            return Err(PlanError::BadOutput(format!(
-                "two results would be stored at {} and {}: give each a place of its own",
-                b.trim_end_matches('/'),
-                a.trim_end_matches('/')
-            )));
-        }
+    let mut all: Vec<(String, usize)> = outputs.iter().enumerate().map(|(i, o)| (place(&o.url, &o.path), i)).collect();
+    // Whatever a place holds comes right behind it.
+    all.sort();
+    if let Some(pair) = all.windows(2).find(|pair| pair[1].0.starts_with(&pair[0].0)) {
+        let (first, second) = if pair[0].1 < pair[1].1 { (&pair[0].0, &pair[1].0) } else { (&pair[1].0, &pair[0].0) };
+        return Err(PlanError::BadOutput(format!(
+            "two results would be stored at {} and {}: give each a place of its own",
+            first.trim_end_matches('/'),
+            second.trim_end_matches('/')
+        )));
     }
-    for node in collect(outputs.iter())? {
+    for node in order {
         if let Op::Stored(array) = &node.op {
             let input = place(array.store.url(), &array.path);
-            if let Some(out) = all.iter().find(|o| input.starts_with(o.as_str()) || o.starts_with(&input)) {
+            // The output that the input could be in, and the one that could be in the input.
+            let at = all.partition_point(|(o, _)| *o <= input);
+            let around = at.checked_sub(1).into_iter().chain([at]).filter_map(|i| all.get(i));
+            if let Some((out, _)) = around.into_iter().find(|(o, _)| input.starts_with(o.as_str()) || o.starts_with(&input)) {
                 return Err(PlanError::BadOutput(format!(
                     "the result at {} would replace {}, which it is computed from: store it elsewhere",
                     out.trim_end_matches('/'),
@@ -166,7 +179,7 @@ fn collect<'a>(outputs: impl DoubleEndedIterator<Item = &'a Output>) -> Result<V
                 open.push(Arc::clone(input));
                 graph.add_node(Arc::clone(input))
             });
-            graph.update_edge(from, to, ());
+            graph.add_edge(from, to, ());
         }
     }
     let order = toposort(&graph, None).map_err(|_| PlanError::Malformed("an array is computed from itself".into()))?;
@@ -379,13 +392,21 @@ impl<'a> Lowering<'a> {
     /// Joins drafts that walk one space over common inputs, where memory allows.
     fn fuse_siblings(&mut self) -> Result<(), PlanError> {
         let mut fused: Vec<Draft> = Vec::new();
+        // Places among these of the drafts that write, and of those that read, an array.
+        let mut writers: HashMap<ArrayId, usize> = HashMap::new();
+        let mut readers: HashMap<(ArrayId, ChunkGrid), Vec<usize>> = HashMap::new();
         for draft in std::mem::take(&mut self.drafts) {
-            let reads: Vec<ArrayId> = draft.inputs.iter().chain(draft.kind.kind().more_inputs()).flat_map(|i| i.sources.clone()).collect();
+            let inputs = draft.inputs.iter().chain(draft.kind.kind().more_inputs());
+            let reads: BTreeSet<ArrayId> = inputs.flat_map(arrays_of).collect();
             // A draft may join any earlier one after which nothing comes that it waits for.
-            let first = fused.iter().rposition(|f| f.outputs.iter().any(|o| reads.contains(o))).map_or(0, |i| i + 1);
-            let (mut joined, mut too_large) = (None, None);
-            for (at, other) in fused.iter().enumerate().skip(first) {
-                if let Some(both) = join(other, &draft)?
+            let first = reads.iter().filter_map(|id| writers.get(id)).max().map_or(0, |i| i + 1);
+            let shared: BTreeSet<usize> =
+                draft.inputs.iter().flat_map(arrays_of).filter_map(|id| readers.get(&(id, draft.walk.clone()))).flatten().copied().collect();
+            let (mut joined, mut too_large, mut tried) = (None, None, 0);
+            for at in shared.range(first..).copied() {
+                let other = &fused[at];
+                if other.outputs.len() < MAX_JOINED
+                    && let Some(both) = join(other, &draft)?
                     && let Some(stage) = both.kind.kind().joined_stage(&both, self)
                 {
                     let needs = StageLayout::of(self.scope(), &stage).map_or(u64::MAX, |l| l.estimate.total());
@@ -394,6 +415,18 @@ impl<'a> Lowering<'a> {
                         break;
                     }
                     too_large.get_or_insert((other.outputs[0], needs));
+                    tried += 1;
+                    if tried == MAX_TRIED {
+                        break;
+                    }
+                }
+            }
+            let place = joined.as_ref().map_or(fused.len(), |(at, _)| *at);
+            writers.extend(draft.outputs.iter().map(|id| (*id, place)));
+            for id in reads {
+                let places = readers.entry((id, draft.walk.clone())).or_default();
+                if places.last() != Some(&place) {
+                    places.push(place);
                 }
             }
             match joined {
@@ -455,6 +488,11 @@ impl<'a> Lowering<'a> {
         }
         Ok(self.into_plan(stages))
     }
+}
+
+/// The arrays that an input reads; a number of no array for one that reads none.
+fn arrays_of(input: &StageInput) -> Vec<ArrayId> {
+    if input.sources.is_empty() { vec![ArrayId(usize::MAX)] } else { input.sources.clone() }
 }
 
 /// One draft that does what two do, if they walk the same space and share an input.

@@ -1,27 +1,27 @@
-//! What a stage reads, counted with the visitor by which its tasks read.
+//! Read counts of a stage, from the visitor that its tasks use for reading.
 //!
-//! [`ChunkReads`] goes through the programs of tasks without reading anything. Of a stage of few tasks and reads it goes through all; of a
-//! larger one through the tasks at the edges and in the middle of each axis, each of which stands for those like it. Where even one task
-//! reads more chunks than are worth counting, the closed form of `traffic` is the answer. So the cost is bounded, whatever the plan.
+//! [`ChunkReads`] visits the programs of all tasks without reading anything. A stage for which that takes long, because it has many tasks,
+//! blocks or list entries, has the closed form of `traffic` instead. The cost is therefore bounded for every plan.
 
 use super::chunks::{ChunkReads, Touched};
+use super::layout::SourceLayout;
 use super::traffic::{self, Traffic};
 use super::walk::{TaskLoops, objects};
 use super::{ArrayId, Scope, Stage, StageLayout};
-use crate::grid::{ChunkGrid, Region, try_for_each_coord};
+use crate::grid::ChunkGrid;
 use crate::program::walk;
 use crate::readmap::Run;
 use crate::recent::Recent;
 
-/// A stage of no more tasks than this is counted as a whole, if it reads no more than [`MAX_READS`] chunks.
-const MAX_TASKS: u64 = 4096;
-/// No more chunks than this are counted.
-const MAX_READS: u64 = 65_536;
+/// The maximum number of chunk reads that are counted for a plan.
+pub(crate) const MAX_READS: u64 = 65_536;
+/// The maximum number of rows, pieces and list entries that are visited for a stage.
+const MAX_WORK: u64 = 2_000_000;
 
-/// Ends the counting where it takes too long.
+/// The error that stops counting at the limit.
 struct TooMany;
 
-/// Reads of one source.
+/// The reads of one source.
 #[derive(Clone, Debug, Default)]
 struct Count {
     requests: f64,
@@ -32,26 +32,46 @@ struct Count {
     shard: Option<Vec<u64>>,
 }
 
-/// What a stage reads of each array, in the order in which its inputs name them. Arrays that are made, not read, count as if they were stored.
-pub(crate) fn reads(scope: Scope<'_>, stage: &Stage, layout: &StageLayout) -> Vec<(ArrayId, Traffic)> {
-    let mut counter = Counter::new(scope, stage, layout);
-    let counted = match counter.all() {
-        Ok(()) => true,
-        Err(TooMany) => {
-            counter = Counter::new(scope, stage, layout);
-            counter.sample().is_ok()
-        }
-    };
-    if !counted {
+/// Returns the reads of a stage from each array, in the order of its inputs. Generated arrays count as if they were stored. Counted reads are
+/// subtracted from `left`.
+pub(crate) fn reads(scope: Scope<'_>, stage: &Stage, layout: &StageLayout, left: &mut u64) -> Vec<(ArrayId, Traffic)> {
+    if work(scope, stage).is_none_or(|work| work > MAX_WORK) {
         return traffic::reads(scope, stage);
     }
-    // Tasks that follow each other may go to different workers, and chunks do not stay between those.
-    let exact = !counter.sampled && layout.sources.iter().all(|s| !s.kept);
-    let traffic = |(source, count): (&super::layout::SourceLayout, Count)| {
+    let mut counter = Counter::new(scope, stage, layout, *left);
+    if (0..stage.n_tasks()).try_for_each(|number| counter.task(&stage.task_coords(number))).is_err() {
+        return traffic::reads(scope, stage);
+    }
+    *left = counter.left;
+    // Consecutive tasks may run on different workers, which share neither cached chunks nor shard indexes.
+    let stays = |s: &SourceLayout| s.kept || scope.array(s.array).info.shard.is_some();
+    let exact = !layout.sources.iter().any(stays);
+    let traffic = |(source, count): (&SourceLayout, Count)| {
         let Count { requests, bytes, whole_bytes, parts, .. } = count;
         (source.array, Traffic { requests, bytes, whole_bytes, exact, parts })
     };
     layout.sources.iter().zip(counter.counts).map(traffic).collect()
+}
+
+/// Returns the approximate cost of counting a stage in addition to its reads, or `None` on overflow.
+fn work(scope: Scope<'_>, stage: &Stage) -> Option<u64> {
+    let kind = stage.kernel.kind();
+    let n_inputs = stage.inputs.len() as u64;
+    let mut all = stage.n_tasks().checked_mul(n_inputs)?;
+    for (i, input) in stage.inputs.iter().enumerate() {
+        let (blocks, _) = kind.input_blocks(stage, i);
+        let n = stage.blocks().n_chunks().max(blocks.n_chunks());
+        let each = if input.map.is_flat() {
+            // Each chunk near a block is compared with the rows of the block.
+            let rows = blocks.max_chunk().iter().rev().skip(1).try_fold(1u64, |p, n| p.checked_mul(*n))?;
+            rows.checked_mul(traffic::flat_reads(&blocks, &scope.array(*input.sources.first()?).info.grid) as u64 / n.max(1) + 1)?
+        } else {
+            (input.map.pieces().len() + input.map.n_indices()) as u64
+        };
+        // A release visits all inputs.
+        all = all.checked_add(n.checked_mul(each.checked_add(n_inputs)?)?)?;
+    }
+    Some(all)
 }
 
 struct Counter<'a> {
@@ -61,15 +81,13 @@ struct Counter<'a> {
     grids: Vec<&'a ChunkGrid>,
     objects: Vec<ChunkGrid>,
     counts: Vec<Count>,
-    /// Chunks of kept sources that stay for the next task.
+    /// Cached chunks of kept sources, which remain for the next task.
     at_hand: Vec<Recent<()>>,
     left: u64,
-    /// Some tasks stand for others.
-    sampled: bool,
 }
 
 impl<'a> Counter<'a> {
-    fn new(scope: Scope<'a>, stage: &'a Stage, layout: &'a StageLayout) -> Counter<'a> {
+    fn new(scope: Scope<'a>, stage: &'a Stage, layout: &'a StageLayout, left: u64) -> Counter<'a> {
         let n = layout.sources.len();
         Counter {
             scope,
@@ -79,54 +97,17 @@ impl<'a> Counter<'a> {
             objects: objects(scope, stage),
             counts: vec![Count::default(); n],
             at_hand: vec![Recent::default(); n],
-            left: MAX_READS,
-            sampled: false,
+            left,
         }
     }
 
-    /// Counts all tasks, one after the other.
-    fn all(&mut self) -> Result<(), TooMany> {
-        if self.stage.n_tasks() > MAX_TASKS {
-            return Err(TooMany);
-        }
-        (0..self.stage.n_tasks()).try_for_each(|number| self.task(&self.stage.task_coords(number), 1.0))
-    }
-
-    /// Counts tasks at the edges and in the middle of each axis, for those like them.
-    fn sample(&mut self) -> Result<(), TooMany> {
-        self.sampled = true;
-        let along = |n: u64| match n {
-            0..=3 => (0..n).map(|c| (c, 1.0)).collect(),
-            _ => vec![(0, 1.0), (n / 2, (n - 2) as f64), (n - 1, 1.0)],
-        };
-        let axes: Vec<Vec<(u64, f64)>> = self.stage.tasks.chunk_counts().into_iter().map(along).collect();
-        let counts: Vec<u64> = axes.iter().map(|a| a.len() as u64).collect();
-        let samples = Region::whole(&counts);
-        if samples.n_elements() > MAX_TASKS {
-            return Err(TooMany);
-        }
-        let sweeps = self.layout.sources.iter().any(|s| s.kept).then_some(self.stage.sweep).flatten();
-        try_for_each_coord(&samples, |at| {
-            let chosen = axes.iter().zip(at).map(|(axis, i)| axis[*i as usize]);
-            let (coords, weights): (Vec<u64>, Vec<f64>) = chosen.unzip();
-            self.at_hand.iter_mut().for_each(Recent::clear);
-            if let Some(d) = sweeps.filter(|d| coords[*d] > 0) {
-                // What the task before it leaves at hand.
-                let mut before = coords.clone();
-                before[d] -= 1;
-                self.task(&before, 0.0)?;
-            }
-            self.task(&coords, weights.iter().product())
-        })
-    }
-
-    /// Counts one task that stands for so many.
-    fn task(&mut self, coords: &[u64], weight: f64) -> Result<(), TooMany> {
+    /// Counts one task.
+    fn task(&mut self, coords: &[u64]) -> Result<(), TooMany> {
         let (scope, stage, layout) = (self.scope, self.stage, self.layout);
         let (counts, left) = (&mut self.counts, &mut self.left);
         let visit = |source: usize, touched: &Touched<'_>| {
             *left = left.checked_sub(1).ok_or(TooMany)?;
-            counts[source].add(scope, stage, layout.sources[source].array, touched, weight);
+            counts[source].add(scope, stage, layout.sources[source].array, touched);
             Ok(())
         };
         let region = stage.tasks.region(coords);
@@ -141,7 +122,7 @@ impl<'a> Counter<'a> {
 }
 
 impl Count {
-    fn add(&mut self, scope: Scope<'_>, stage: &Stage, array: ArrayId, touched: &Touched<'_>, weight: f64) {
+    fn add(&mut self, scope: Scope<'_>, stage: &Stage, array: ArrayId, touched: &Touched<'_>) {
         let Some(coords) = touched.coords() else { return };
         let info = &scope.array(array).info;
         let size = info.dtype.size() as f64;
@@ -157,12 +138,12 @@ impl Count {
         if let Some(shard) = &info.shard {
             let object: Vec<u64> = coords.iter().zip(&shard.chunks).map(|(c, n)| c / n.max(&1)).collect();
             if self.shard.as_ref() != Some(&object) {
-                self.requests += weight;
+                self.requests += 1.0;
                 self.shard = Some(object);
             }
         }
-        self.requests += weight;
-        self.bytes += bytes * weight;
-        self.whole_bytes += whole * weight;
+        self.requests += 1.0;
+        self.bytes += bytes;
+        self.whole_bytes += whole;
     }
 }

@@ -1,33 +1,32 @@
-//! The arrays of a plan and the limits under which its stages are laid out, borrowed.
+//! A borrowed view of a plan's arrays and of the limits for the layout of its stages.
 //!
-//! Lowering lays out many candidates over the arrays that it has so far; a finished plan lays out its stages. Neither copies an array
-//! for that.
+//! Lowering lays out many candidates over the arrays built so far, and a finished plan lays out its stages. Neither copies the arrays.
 
 use super::{ArrayId, Place, PlanArray};
 use crate::storage::is_remote_url;
 
-/// What the layout of a stage depends on besides the stage.
+/// The inputs of a stage's layout other than the stage.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scope<'a> {
-    /// The arrays, by number.
+    /// The arrays, by array id.
     pub(crate) arrays: &'a [PlanArray],
-    /// The work directory is across a network.
+    /// True if the work directory is accessed over a network.
     pub(crate) remote_work: bool,
-    /// Bytes that a task may grow to where that only saves time.
+    /// The maximum bytes to which a task may grow for optimizations that only save time.
     pub(crate) growth_mem: u64,
-    /// Bytes that a process has once, for all of its tasks.
+    /// The bytes that a process holds once, for all of its tasks.
     pub(crate) process_mem: u64,
-    /// Bytes of these for repositories.
+    /// The part of `process_mem` for repositories, in bytes.
     pub(crate) repository_mem: u64,
 }
 
 impl<'a> Scope<'a> {
-    /// An array.
+    /// Returns an array.
     pub(crate) fn array(&self, id: ArrayId) -> &'a PlanArray {
         &self.arrays[id.0]
     }
 
-    /// True if an array's chunks cross a network.
+    /// Returns true if the chunks of an array are transferred over a network.
     pub(crate) fn is_remote(&self, array: &PlanArray) -> bool {
         match &array.place {
             Place::Input { url, .. } | Place::Output { url, .. } => is_remote_url(url),

@@ -48,7 +48,7 @@ pub struct Keep {
 }
 
 /// An input of a stage.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct StageInput {
     /// The arrays that the map names.
     pub sources: Vec<ArrayId>,

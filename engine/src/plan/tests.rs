@@ -9,7 +9,8 @@ use proptest::prelude::*;
 use super::lower::{Output, lower};
 use super::*;
 use crate::graph::{Node, NodeRef, Op};
-use crate::grid::ChunkGrid;
+use crate::grid::{AxisGrid, ChunkGrid, Region};
+use crate::readmap::{AxisMap, Origin, Piece, ReadMap};
 use crate::spec::{Settings, Spec};
 use crate::stages::ReduceNode;
 use crate::storage::{CodecName, Encoding, Keys};
@@ -138,6 +139,81 @@ fn two_tasks_never_write_one_chunk() {
     let mut other = plan;
     other.format = 99;
     assert!(matches!(other.finalize(), Err(PlanError::Format { found: 99 })));
+}
+
+/// Plans come from storage: what does not hold together is an error, whatever it is.
+#[test]
+fn malformed_plans_are_refused() {
+    let x = random(&[4, 4], &[2, 2], 1);
+    let plan = lower(&[output(&x, "x", None)], &spec(100_000_000, 2)).unwrap().plan().clone();
+    #[track_caller]
+    fn check(plan: &Plan, change: impl FnOnce(&mut Plan), says: &str) {
+        let mut bad = plan.clone();
+        change(&mut bad);
+        let error = bad.finalize().unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+    let broken = |axis: AxisGrid| {
+        move |plan: &mut Plan| {
+            let grid = ChunkGrid::new(vec![axis, AxisGrid::regular(4, 2)]);
+            (plan.stages[0].tasks, plan.stages[0].walk) = (grid.clone(), grid);
+        }
+    };
+    check(&plan, broken(AxisGrid::Regular { first: 3, size: 0, n: 3, last: 1 }), "no grid");
+    check(&plan, broken(AxisGrid::Regular { first: 1, size: u64::MAX, n: 4, last: 1 }), "no grid");
+    check(&plan, broken(AxisGrid::Bounds(Vec::new())), "no grid");
+    check(&plan, broken(AxisGrid::Bounds(vec![0, 3, 2, 4])), "no grid");
+    check(&plan, |plan| plan.stages[0].outputs[0].axes.swap(0, 1), "other axes than its tasks");
+    check(&plan, |plan| plan.stages[0].outputs[0].axes[1] = OutAxis::One, "other axes than its tasks");
+    check(&plan, |plan| plan.stages[0].outputs.clear(), "another number of results");
+    check(&plan, |plan| plan.stages[0].inputs.clear(), "another number of inputs");
+    let nowhere = |plan: &mut Plan| {
+        let map = &plan.stages[0].inputs[0].map;
+        let along = |axis| AxisMap::Along { axis, start: 0, step: 1 };
+        let empty = Piece { to: Region { start: vec![0, 0], shape: vec![0, 4] }, from: Origin::Source { source: 0, axes: vec![along(0), along(99)] } };
+        let pieces = map.pieces().iter().cloned().chain([empty]).collect();
+        plan.stages[0].inputs[0].map = ReadMap::new(map.shape().to_vec(), pieces);
+    };
+    check(&plan, nowhere, "runs along no axis");
+}
+
+/// Plans on a stack that recursion over ten thousand nodes would overflow.
+fn on_a_small_stack(test: impl FnOnce() + Send + 'static) {
+    std::thread::Builder::new().stack_size(256 << 10).spawn(test).unwrap().join().unwrap();
+}
+
+const MANY: usize = 10_000;
+
+fn plus(a: &NodeRef, b: &NodeRef) -> NodeRef {
+    let expr = Expr::of(&[DType::Float32, DType::Float32], |e, i| e.push(ExprNode::Binary(BinaryOp::Add, i[0], i[1]))).unwrap();
+    Node::map(expr, vec![Arc::clone(a), Arc::clone(b)])
+}
+
+#[test]
+fn deep_graphs_are_planned_printed_and_dropped_without_recursion() {
+    on_a_small_stack(|| {
+        let (x, y) = (random(&[100], &[50], 1), random(&[100], &[50], 2));
+        let sum = (0..MANY).fold(Arc::clone(&x), |sum, _| plus(&sum, &y));
+        let plan = lower(&[output(&sum, "sum", None)], &spec(100_000_000, 2)).unwrap();
+        assert_eq!((plan.plan().stages.len(), plan.plan().stages[0].inputs.len()), (1, 2));
+        let flipped = || ReadMap::image(vec![100], vec![AxisMap::Along { axis: 0, start: 99, step: -1 }]);
+        let views = (0..MANY).fold(x, |x, _| Node::view(vec![x], flipped()));
+        let plan = lower(&[output(&views, "views", None)], &spec(100_000_000, 2)).unwrap();
+        assert_eq!((plan.plan().stages.len(), plan.plan().stages[0].inputs[0].map.clone()), (1, ReadMap::identity(&[100])));
+        let doubled = (0..100).fold(Arc::clone(&y), |x, _| plus(&x, &x));
+        assert!(format!("{doubled:?}").len() < 200, "{doubled:?}");
+    });
+}
+
+#[test]
+fn wide_graphs_are_planned() {
+    let inputs: Vec<NodeRef> = (0..MANY).map(|seed| random(&[100], &[50], seed as u64)).collect();
+    let sum = inputs.iter().skip(1).fold(Arc::clone(&inputs[0]), |sum, x| plus(&sum, x));
+    let plan = lower(&[output(&sum, "sum", None)], &spec(1_000_000_000, 2)).unwrap();
+    assert_eq!((plan.plan().stages.len(), plan.plan().stages[0].inputs.len()), (1, MANY));
+    let outputs: Vec<Output> = inputs.iter().enumerate().map(|(i, x)| output(&plus(x, &inputs[0]), &format!("out-{i}"), None)).collect();
+    let plan = lower(&outputs, &spec(100_000_000, 2)).unwrap();
+    assert_eq!(plan.plan().stages.iter().map(|s| s.outputs.len()).sum::<usize>(), MANY);
 }
 
 #[test]

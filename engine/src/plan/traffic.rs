@@ -1,8 +1,8 @@
-//! What a stage reads and writes: how often its tasks ask for chunks, and for how many bytes of them, in closed form.
+//! The traffic of a stage in closed form: the number of chunk requests and their bytes.
 //!
-//! The planner weighs candidates by it: it follows from the sizes of tasks and chunks, with no work per chunk, exactly where these nest and
-//! nearly where they don't. What a finished plan says of its reads is counted (`read_counts`). Bytes are those of decoded chunks; codecs make
-//! fewer of them.
+//! The planner compares candidates by traffic. It follows from the sizes of tasks and chunks, with no work per chunk. The result is exact
+//! where task and chunk boundaries nest, and approximate elsewhere. A finished plan reports counted reads instead (`read_counts`). Bytes
+//! are those of decoded chunks; codecs reduce them.
 
 use super::{ArrayId, Place, PlanArray, Scope, Stage, StageInput};
 use crate::flat::flat_bounds;
@@ -10,29 +10,29 @@ use crate::grid::{AxisGrid, ChunkGrid};
 use crate::readmap::{AxisMap, Origin, Piece};
 use crate::storage::PART_BYTES;
 
-/// How often chunks are asked for, and how many bytes that is.
+/// The number of chunk requests and their bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Traffic {
-    /// Chunks, or parts of chunks, that are read; objects that are written.
+    /// The number of chunks, or parts of chunks, that are read; or of objects that are written.
     pub(crate) requests: f64,
-    /// Decoded bytes of all of them.
+    /// The total decoded bytes of these requests.
     pub(crate) bytes: f64,
-    /// The same if no chunk were read in parts.
+    /// The total decoded bytes if every chunk were read whole.
     pub(crate) whole_bytes: f64,
-    /// It is so, not nearly so.
+    /// True if the figures are exact, not approximate.
     pub(crate) exact: bool,
-    /// Chunks are read in parts.
+    /// True if chunks are read in parts.
     pub(crate) parts: bool,
 }
 
-/// What a stage reads of each array, in the order in which its inputs name them. Arrays that are made, not read, count as if they were stored.
+/// Returns the reads of a stage from each array, in the order of its inputs. Generated arrays count as if they were stored.
 pub(crate) fn reads(scope: Scope<'_>, stage: &Stage) -> Vec<(ArrayId, Traffic)> {
     let mut all: Vec<(ArrayId, Traffic)> = Vec::new();
     for i in 0..stage.inputs.len() {
         let mut own = of_input(scope, stage, i);
         own.retain(|(id, traffic)| match all.iter_mut().find(|(other, _)| other == id) {
             Some((_, sum)) => {
-                // What one input has decoded is there for the others that go along the same axes, where it stays.
+                // Inputs that run along the same axes share decoded chunks, if chunks are kept.
                 let stays = stage.keep.iter().any(|k| k.array == *id) && alike(stage, i, *id);
                 let join = |a: f64, b: f64| if stays { a.max(b) } else { a + b };
                 *sum = Traffic {
@@ -51,7 +51,7 @@ pub(crate) fn reads(scope: Scope<'_>, stage: &Stage) -> Vec<(ArrayId, Traffic)> 
     all
 }
 
-/// True if an input goes along the axes of an array as the first input does that reads it.
+/// Returns true if an input runs along the axes of an array in the same way as the first input that reads the array.
 fn alike(stage: &Stage, i: usize, array: ArrayId) -> bool {
     let along = |input: &StageInput| {
         let axes = |piece: &Piece| match &piece.from {
@@ -63,7 +63,7 @@ fn alike(stage: &Stage, i: usize, array: ArrayId) -> bool {
     stage.inputs.iter().find_map(along) == along(&stage.inputs[i])
 }
 
-/// What a stage writes to each of its outputs. Chunks of fill values may be left out.
+/// Returns the writes of a stage to each of its outputs. A run may write fewer objects, because it may omit chunks of fill values.
 pub(crate) fn writes(scope: Scope<'_>, stage: &Stage) -> Vec<Traffic> {
     let of = |array: &PlanArray| {
         let requests = array.info.objects().n_chunks() as f64;
@@ -74,14 +74,14 @@ pub(crate) fn writes(scope: Scope<'_>, stage: &Stage) -> Vec<Traffic> {
     stage.outputs.iter().map(|o| of(&scope.arrays[o.array.0])).collect()
 }
 
-/// True if tasks read only what they need of an array's chunks, because these are not encoded and what is needed lies together.
+/// Returns true if tasks read only the needed parts of an array's chunks. This requires chunks that are not encoded, and contiguous parts.
 pub(crate) fn in_parts(scope: Scope<'_>, stage: &Stage, array: ArrayId, axes: &[AxisMap]) -> bool {
     let array = &scope.arrays[array.0];
     let encoded = array.info.codecs.len() > 1 || array.info.shard.is_some();
     if encoded || scope.is_remote(array) || !matches!(array.place, Place::Input { .. } | Place::Work) {
         return false;
     }
-    // Elements that lie together: whole axes from the last one on, and a part of the next.
+    // Contiguous elements: whole trailing axes, and a part of the next axis.
     let mut together = array.info.dtype.size() as u64;
     for (map, cut) in axes.iter().zip(array.info.grid.axes()).rev() {
         let AxisMap::Along { axis, step: 1, .. } = map else { return together >= 2 * PART_BYTES };
@@ -94,11 +94,13 @@ pub(crate) fn in_parts(scope: Scope<'_>, stage: &Stage, array: ArrayId, axes: &[
     together >= 2 * PART_BYTES
 }
 
-/// More parts of one chunk than this are not read one by one.
+/// The maximum number of parts of one chunk that are read separately.
 pub(crate) const MAX_PARTS: u64 = 2048;
 
-/// True if every block of an input can be read straight out of an array's chunks: these are files that are not encoded, the block lies in them as
-/// it does in memory, and its rows are long.
+/// Returns true if every block of an input can be read directly from an array's chunks.
+///
+/// This requires that the chunks are files without encoding, that a block has the same layout in its chunks as in memory, and that its rows
+/// are long.
 pub(crate) fn only_parts(scope: Scope<'_>, stage: &Stage, input: &StageInput) -> bool {
     let (Some(axes), [source]) = (input.map.as_image(), input.sources.as_slice()) else { return false };
     let array = &scope.arrays[source.0];
@@ -112,7 +114,7 @@ pub(crate) fn only_parts(scope: Scope<'_>, stage: &Stage, input: &StageInput) ->
         return false;
     }
     let block = |d: usize| stage.walk.axes()[d].max_extent().min(stage.tasks.axes()[d].max_extent());
-    // Rows: whole axes from the last one on, and a part of the next.
+    // Rows: whole trailing axes, and a part of the next axis.
     let (mut row, mut rows, mut whole, mut before) = (array.info.dtype.size() as u64, 1u64, true, usize::MAX);
     for (map, cut) in axes.iter().zip(array.info.grid.axes()).rev() {
         match map {
@@ -149,7 +151,7 @@ fn of_input(scope: Scope<'_>, stage: &Stage, i: usize) -> Vec<(ArrayId, Traffic)
         let chunk = if info.stored_shape.is_some() { whole } else { mean };
         let (requests, needed, exact) = match axes {
             Some(axes) => of_piece(stage, &blocks, id, piece, axes, &info.grid),
-            None => (of_flat(&blocks, &info.grid), f64::INFINITY, false),
+            None => (flat_reads(&blocks, &info.grid), f64::INFINITY, false),
         };
         let (requests, whole_bytes) = (requests * times, requests * times * chunk);
         let needed = needed * times * info.dtype.size() as f64;
@@ -171,9 +173,10 @@ fn of_input(scope: Scope<'_>, stage: &Stage, i: usize) -> Vec<(ArrayId, Traffic)
     all
 }
 
-/// Reads of chunks for one piece of a map, elements that are needed, again by each block, and whether the reads are exact.
+/// Returns the chunk reads for one piece of a map, the needed elements counted for each block that needs them, and whether the reads are
+/// exact.
 fn of_piece(stage: &Stage, blocks: &ChunkGrid, array: ArrayId, piece: &Piece, axes: &[AxisMap], cuts: &ChunkGrid) -> (f64, f64, bool) {
-    // Chunks that are kept stay from task to task of a sweep, else from block to block.
+    // Kept chunks remain from task to task of a sweep, else from block to block.
     let last = || (0..stage.walk.axes().len()).rev().find(|d| stage.walk.axes()[*d].n_chunks() > 1);
     let kept = if stage.keep.iter().any(|k| k.array == array) { stage.sweep.or_else(last) } else { None };
     let stays = |d: usize| kept == Some(d);
@@ -187,11 +190,11 @@ fn of_piece(stage: &Stage, blocks: &ChunkGrid, array: ArrayId, piece: &Piece, ax
         if len == 0 || cut.is_empty() {
             continue;
         }
-        // The blocks as the piece has them.
+        // The blocks within the piece.
         let block = if len == blocks.axes()[d].len() { blocks.axes()[d].clone() } else { blocks.axes()[d].slice(first, 1, len) };
         let n = block.n_chunks() as f64;
         let AxisMap::Along { start, step, .. } = map else {
-            // Where a list looks is not gone into.
+            // The positions that a list selects are not analyzed.
             (reads, exact) = (reads * (cut.n_chunks() as f64).min(len as f64), false);
             continue;
         };
@@ -215,8 +218,8 @@ fn of_piece(stage: &Stage, blocks: &ChunkGrid, array: ArrayId, piece: &Piece, ax
     (reads * again, needed * again, exact)
 }
 
-/// Reads of the chunks of an array by blocks of one of another shape: as many as a block in the middle touches, for each.
-fn of_flat(blocks: &ChunkGrid, cuts: &ChunkGrid) -> f64 {
+/// Returns the reads of an array's chunks by blocks of an array of another shape. Each block counts as many reads as a block in the middle.
+pub(crate) fn flat_reads(blocks: &ChunkGrid, cuts: &ChunkGrid) -> f64 {
     let (shape, n, chunks) = (blocks.shape(), blocks.n_chunks(), cuts.n_chunks());
     if shape.contains(&0) || n == 0 || chunks <= 1 {
         return n as f64;

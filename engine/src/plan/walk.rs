@@ -4,12 +4,12 @@ use super::{Scope, Stage};
 use crate::grid::{ChunkGrid, Region, try_for_each_coord};
 use crate::program::{Loops, Over};
 
-/// Where a task is in its program's loops.
+/// The position of a task in its program's loops.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct At {
-    /// The current part of the iteration space; of a loop over objects, the object's region in its array.
+    /// The current part of the iteration space. In a loop over objects, the object's region in its array.
     pub(crate) cell: Region,
-    /// Coordinates of the current object; none outside of loops over objects.
+    /// The coordinates of the current object; empty outside loops over objects.
     pub(crate) object: Vec<u64>,
 }
 
@@ -17,21 +17,21 @@ pub(crate) struct At {
 #[derive(Debug)]
 pub(crate) struct TaskLoops<'a> {
     pub(crate) stage: &'a Stage,
-    /// Objects of each output.
+    /// The grid of objects of each output.
     pub(crate) objects: &'a [ChunkGrid],
-    /// The task.
+    /// The task's coordinates.
     pub(crate) coords: &'a [u64],
-    /// Its part of the iteration space.
+    /// The task's part of the iteration space.
     pub(crate) region: &'a Region,
 }
 
-/// Objects of each output of a stage.
+/// Returns the grid of objects of each output of a stage.
 pub(crate) fn objects(scope: Scope<'_>, stage: &Stage) -> Vec<ChunkGrid> {
     stage.outputs.iter().map(|o| scope.array(o.array).info.objects()).collect()
 }
 
 impl TaskLoops<'_> {
-    /// The position outside of all loops.
+    /// Returns the position outside all loops.
     pub(crate) fn outside(&self) -> At {
         At { cell: self.region.clone(), object: Vec::new() }
     }

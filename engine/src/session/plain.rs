@@ -1,4 +1,4 @@
-//! Outputs in plain Zarr stores: documents last, claims, and locks where there are some.
+//! Outputs in plain Zarr stores: metadata documents written last, claims, and locks where the store supports them.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,16 +14,16 @@ use crate::storage::reader::Written;
 use crate::storage::{ArrayInfo, Lock, StorageError, Store, Stores, join, read_small, split_location};
 use crate::task::Receipt;
 
-/// Plain Zarr stores: each array's `zarr.json` is written last, so that a killed run leaves no array, and an overwrite
+/// A session for plain Zarr stores. Each array's `zarr.json` is written last, so that a killed run leaves no array, and an overwrite
 /// removes it first.
 ///
-/// A run leaves a claim where it writes, and does not publish what another run has claimed since. That keeps two runs from
-/// publishing a mixture by accident; it is no lock: who must be safe from late writers needs a transactional store.
+/// A run writes a claim at each output, and does not publish an output that another run has claimed since. Claims prevent two runs from
+/// publishing a mixture by accident. They are not locks: protection from late writers requires a transactional store.
 ///
-/// A region of an array that is there is written in place, chunk by chunk. That is no transaction: readers see new chunks beside old
-/// ones while the run goes on, and after one that failed. Runs that write different regions do not disturb each other.
+/// A region of an existing array is written in place, chunk by chunk, without a transaction. During the run, and after a failed run,
+/// readers see new chunks beside old ones. Runs that write different regions do not interfere.
 ///
-/// While it lives, a session that has begun keeps a lock on its claims in directories: another run is refused.
+/// In local directories, an active session holds a lock on its claims, and other runs are refused.
 #[derive(Debug)]
 pub struct PlainZarr {
     stores: Stores,
@@ -31,25 +31,26 @@ pub struct PlainZarr {
     locks: Mutex<Vec<Lock>>,
 }
 
-/// The object that says which run writes an array.
+/// The object that names the run that writes an array.
 const CLAIM: &str = ".freestone-claim";
 
-/// Metadata documents that we look for are not larger.
+/// The maximum size in bytes of a metadata document that this module reads.
 const MAX_DOCUMENT_BYTES: u64 = 64_000_000;
 
 impl PlainZarr {
-    /// With the stores that are open already.
+    /// Creates a session that uses these open stores.
     pub fn new(stores: Stores) -> PlainZarr {
         let now = stores.system().since_epoch().as_nanos();
         PlainZarr { stores, claim: format!("{}-{now}", std::process::id()), locks: Mutex::default() }
     }
 
-    /// The session that a ticket is from; `None` if it is not from one of this kind.
+    /// Restores the session of a ticket. Returns `None` if the ticket is not from a session of this type.
     pub fn of_ticket(stores: Stores, ticket: &Value) -> Option<PlainZarr> {
         Some(PlainZarr { stores, claim: ticket["plain_zarr"]["claim"].as_str()?.to_owned(), locks: Mutex::default() })
     }
 
-    /// Keeps the claim on a target locked as long as this lives. In an object store a lock would be an object in the claim's place.
+    /// Locks the claim on a target for the lifetime of this session. Remote stores are not locked; their lock would be an object at the
+    /// claim's key.
     fn lock(&self, target: &Target<'_>) -> Result<(), SessionError> {
         if target.store.is_remote() {
             return Ok(());
@@ -59,12 +60,12 @@ impl PlainZarr {
         Ok(())
     }
 
-    /// Gives back what a try before this one has locked: it would be in its own way.
+    /// Releases the locks of a previous try, which would block the next one.
     fn unlock(&self) {
         self.locks.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// True if the target's metadata are what this run publishes, and nobody has claimed the place.
+    /// Returns true if the target's metadata are those that this run publishes and the location has no claim.
     fn is_published(&self, target: &Target<'_>) -> Result<bool, StorageError> {
         let there = document(&*target.store, &join(target.path, "zarr.json"))?.as_ref() == Some(&target.publication.document);
         Ok(there && read_small(&*target.store, &join(target.path, CLAIM), MAX_DOCUMENT_BYTES)?.is_none())
@@ -82,20 +83,20 @@ impl PlainZarr {
         Ok(targets)
     }
 
-    /// Those that were not there before: all but regions.
+    /// Returns the targets that the run creates: all except regions.
     fn made<'a>(&self, plan: &'a FinalizedPlan) -> Result<Vec<Target<'a>>, SessionError> {
         Ok(self.targets(plan)?.into_iter().filter(|t| !t.is_region()).collect())
     }
 
-    /// Brings the consolidated metadata up to date of all groups, inside of their stores and around them, that hold a target and have
-    /// some, or should.
+    /// Updates the consolidated metadata of all groups that contain a target and that have consolidated metadata, or are requested to.
+    /// Includes groups outside the target's store.
     fn consolidate(&self, targets: &[Target<'_>]) -> Result<Vec<Folder>, StorageError> {
         let mut groups: Vec<Folder> = Vec::new();
         for target in targets {
             for (at, (store, path)) in self.groups_around(target).into_iter().enumerate() {
                 let asked = at == 0 && target.publication.consolidated;
                 let group = match document(&*store, &join(&path, "zarr.json")) {
-                    // Who may write an array need not be allowed to look around it.
+                    // Permission to write an array may not include permission to read its parent groups.
                     Err(StorageError::Denied { .. }) if !asked => None,
                     other => other?,
                 };
@@ -111,7 +112,7 @@ impl PlainZarr {
         Ok(groups)
     }
 
-    /// The folders around a target that are or may be groups, from inside out.
+    /// Returns the folders that contain a target and are or may be groups, innermost first.
     fn groups_around(&self, target: &Target<'_>) -> Vec<Folder> {
         let mut around = Vec::new();
         let mut path = target.path;
@@ -126,7 +127,7 @@ impl PlainZarr {
                 return around;
             }
             let Ok(store) = self.stores.open(&parent) else { return around };
-            // What is not there or not to be read is no group of ours.
+            // A missing or unreadable document means that the folder is not a group.
             if !matches!(document(&*store, "zarr.json"), Ok(Some(d)) if d["node_type"] == "group") {
                 return around;
             }
@@ -135,14 +136,14 @@ impl PlainZarr {
         }
     }
 
-    /// True while no other run has claimed the place.
+    /// Returns true while no other run has claimed the location.
     fn owns(&self, target: &Target<'_>) -> Result<bool, StorageError> {
         let claim = read_small(&*target.store, &join(target.path, CLAIM), MAX_DOCUMENT_BYTES)?;
         Ok(claim.as_deref() == Some(self.claim.as_bytes()))
     }
 }
 
-/// A store, and a path in it.
+/// A store with a path in it.
 type Folder = (Arc<dyn Store>, String);
 
 struct Target<'a> {
@@ -157,7 +158,7 @@ impl Target<'_> {
         matches!(self.publication.mode, Mode::Region { .. })
     }
 
-    /// Keys of the documents of the groups around it in its store, from inside out.
+    /// Returns the keys of the documents of all enclosing groups in the target's store, innermost first.
     fn groups(&self) -> Vec<String> {
         let mut keys = Vec::new();
         let mut path = self.path;
@@ -168,7 +169,7 @@ impl Target<'_> {
         keys
     }
 
-    /// The array whose region is written is still the one that was planned for.
+    /// Checks that the array whose region is written is still the one in the plan.
     fn check_unchanged(&self) -> Result<(), SessionError> {
         let Mode::Region { tag: expect } = &self.publication.mode else { return Ok(()) };
         match open_array(&self.store, self.path) {
@@ -212,7 +213,7 @@ impl Session for PlainZarr {
                 return Err(SessionError::Exists { place });
             }
             if !there && !store.url().starts_with("http") {
-                // Chunks that a killed run left are ours to remove; anything else is not.
+                // Only chunks left by a killed run may be removed. Any other object is an error.
                 let prefix = if target.path.is_empty() { String::new() } else { format!("{}/", target.path) };
                 let strange = |n: &String| !n.bytes().all(|b| b.is_ascii_digit());
                 let beside = store.list(&prefix)?.into_iter().filter(|n| n != "c" && n != CLAIM);
@@ -243,7 +244,7 @@ impl Session for PlainZarr {
             target.store.write(&join(target.path, CLAIM), self.claim.as_bytes())?;
             self.lock(&target)?;
             if target.publication.overwrite {
-                // Nor must it be seen in its groups' copies.
+                // The enclosing groups' consolidated metadata must not list the removed array.
                 self.consolidate(&[target])?;
             }
         }
@@ -275,7 +276,7 @@ impl Session for PlainZarr {
                 for name in ["c/", "c", CLAIM] {
                     let _ = target.store.remove(&join(target.path, name));
                 }
-                // The folder, if nothing else is in it.
+                // Remove the folder if it is empty.
                 let folder = format!("{}/", target.path);
                 if folder.len() > 1 && target.store.list(&folder).is_ok_and(|names| names.is_empty()) {
                     let _ = target.store.remove(&folder);
@@ -285,7 +286,7 @@ impl Session for PlainZarr {
     }
 
     fn holds(&self, plan: &FinalizedPlan, receipt: &Receipt) -> Result<bool, StorageError> {
-        // No receipt of the plan is of an array that it does not have, or of a chunk that the array does not have.
+        // A receipt for an array or a chunk that does not exist is not from this plan.
         let Some(array) = plan.plan().arrays.get(receipt.array.0) else { return Ok(false) };
         let objects = array.info.objects();
         if receipt.chunk >= objects.n_chunks() {
@@ -316,7 +317,7 @@ impl Session for PlainZarr {
         for target in &targets {
             match (self.owns(target)?, self.is_published(target)?) {
                 (true, _) => left.push(target),
-                // By a call before this one, which did not come to its end.
+                // An earlier, interrupted call has published this target.
                 (false, true) => {}
                 (false, false) => return Err(SessionError::Taken { place: target.store.place(target.path) }),
             }
@@ -357,7 +358,7 @@ mod tests {
     use crate::plan::tests::{output, random, spec};
     use crate::storage::MemoryStore;
 
-    /// The driver tries again where storage failed for a while: its own locks must not keep it out, but another session.
+    /// The driver retries transient storage failures. A session's own locks must not block its retries, but must block other sessions.
     #[test]
     fn a_session_is_not_in_its_own_way() {
         let folder = tempfile::tempdir().unwrap();
@@ -390,7 +391,7 @@ mod tests {
         let (first, second) = (PlainZarr::new(stores.clone()), PlainZarr::new(stores));
         first.begin(&plan).unwrap();
         assert!(matches!(second.check(&plan), Err(SessionError::Busy { .. })));
-        // As where a store has no locks.
+        // Simulates a store without locks.
         first.unlock();
         second.begin(&plan).unwrap();
         assert!(matches!(first.commit(&plan, &[], &|| false), Err(SessionError::Taken { .. })));

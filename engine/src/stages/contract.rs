@@ -1,7 +1,7 @@
-//! Products of matrices, summed along axes: which boxes of the result tasks make, and whether parts of the sum are made side by side.
+//! Matrix products, summed along axes: the boxes of the result that tasks compute, and the division of the sum into parallel parts.
 //!
-//! A task goes along the axes that are summed over and adds products of matrices to its accumulators, a box of the result. Operands are
-//! multiplied where they lie, or packed first where they do not lie as matrices or are computed.
+//! A task iterates along the contracted axes and adds matrix products to its accumulators, a box of the result. Operands are multiplied in
+//! place. Operands that are computed, or whose layout is not that of matrices, are packed first.
 
 use std::ops::Range;
 
@@ -29,32 +29,32 @@ use crate::user::KernelRegistry;
 /// `out[b…, i…, j…] = Σ lhs[b…, i…, k…] · rhs[b…, j…, k…]`; the iteration space is `b…, i…, j…, k…`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Contract {
-    /// `lhs` of the first inputs, `rhs` of the others, one result each.
+    /// The expression of `lhs` over the first inputs and that of `rhs` over the others, with one result each.
     pub operands: Box<[Expr; 2]>,
-    /// Number of `b…`.
+    /// The number of axes `b…`.
     pub batch: usize,
-    /// Number of `i…` and of `j…`.
+    /// The numbers of axes `i…` and `j…`.
     pub free: [usize; 2],
 }
 
 impl Contract {
-    /// Number of axes that the result has.
+    /// Returns the number of axes of the result.
     fn kept(&self) -> usize {
         self.batch + self.free[0] + self.free[1]
     }
 
-    /// The inputs of an operand.
+    /// Returns the inputs of an operand.
     fn inputs_of(&self, operand: usize) -> Range<usize> {
         let first = self.operands[0].inputs().len();
         if operand == 0 { 0..first } else { first..first + self.operands[1].inputs().len() }
     }
 
-    /// The axes of the iteration space that an operand does not have.
+    /// Returns the axes of the iteration space that an operand lacks.
     fn axes_without(&self, operand: usize) -> Range<usize> {
         if operand == 0 { self.batch + self.free[0]..self.kept() } else { self.batch..self.batch + self.free[0] }
     }
 
-    /// The operand's axes, of a space of `rank`.
+    /// Returns the axes of an operand, for an iteration space of `rank` axes.
     fn axes_of(&self, operand: usize, rank: usize) -> Vec<usize> {
         let without = self.axes_without(operand);
         (0..rank).filter(|d| !without.contains(d)).collect()
@@ -71,7 +71,9 @@ impl StageKind for Contract {
     }
 
     fn check(&self, _plan: &Plan, stage: &Stage) -> Result<Vec<DType>, PlanError> {
-        let (kept, rank) = (self.kept(), stage.tasks.axes().len());
+        let rank = stage.tasks.axes().len();
+        let counts = [self.batch, self.free[0], self.free[1]];
+        let Some(kept) = counts.iter().try_fold(0usize, |p, n| p.checked_add(*n)) else { return Err(malformed("its operands have too many axes")) };
         match self.operands.iter().flat_map(Expr::result_dtypes).collect::<Vec<_>>()[..] {
             [a, b] if a == b && contract::is_defined(a) && kept <= rank && stage.walk.axes()[..kept] == stage.tasks.axes()[..kept] => Ok(vec![a]),
             _ => Err(malformed("its operands are no matrices of one dtype")),
@@ -122,7 +124,7 @@ impl StageKind for Contract {
     }
 
     fn scratch_bytes(&self, block: &[u64]) -> u64 {
-        // Panels of both operands, which are never larger than these.
+        // The panels of both operands, which never exceed these bounds.
         let size = self.inputs().first().map_or(16, |t| t.size() as u64);
         let side = |free: Range<usize>| free.chain(self.kept()..block.len()).fold(size, |p, d| p.saturating_mul(block[d]));
         let (left, right) = (side(self.batch..self.batch + self.free[0]), side(self.batch + self.free[0]..self.kept()));
@@ -136,7 +138,7 @@ impl StageKind for Contract {
     }
 }
 
-/// Objects of output `j` that one task writes at most.
+/// Returns the maximum number of objects of output `j` that one task writes.
 fn n_objects(layout: &Builder<'_>, j: usize) -> u64 {
     let stage = layout.stage;
     let objects = layout.scope.array(stage.outputs[j].array).info.objects();
@@ -148,8 +150,8 @@ fn n_objects(layout: &Builder<'_>, j: usize) -> u64 {
 }
 
 impl Contract {
-    /// True if an operand that needs no arithmetic can be multiplied where its values are: each of its two sides is one axis, upwards, and
-    /// one of these is contiguous.
+    /// Returns true if an operand without arithmetic can be multiplied in place. This requires that each of its two sides is one axis with
+    /// a positive stride, and that one of these axes is contiguous.
     fn lies_as_matrix(&self, layout: &Builder<'_>, operand: usize) -> bool {
         let Contract { batch, free, .. } = *self;
         let i = self.inputs_of(operand).start;
@@ -157,7 +159,7 @@ impl Contract {
         let rank = input.map.shape().len();
         let first = if operand == 0 { batch } else { batch + free[0] };
         let sides = (first..first + free[operand]).chain(self.kept()..rank);
-        // Values that are broadcast along a side are not there for each of its rows.
+        // Values that are broadcast along a side are not stored for each of its rows.
         if sides.into_iter().any(|d| !own.varies[d] && input.map.shape()[d] > 1) {
             return false;
         }
@@ -167,7 +169,7 @@ impl Contract {
         let Some(axes) = input.map.as_image() else { return false };
         let contracted = rank - self.kept();
         let stored = layout.scope.array(input.sources[0]).info.chunk_shape();
-        // Axes of the source after the last that has a length in its chunks do not matter.
+        // Trailing axes of the source whose chunk length is 1 do not matter.
         let last = axes.iter().zip(&stored).rev().find(|(_, n)| **n > 1).map(|(a, _)| a);
         let side = |axis: &AxisMap| axis.axis().is_some_and(|a| a >= batch);
         let upwards = |axis: &AxisMap| !matches!(axis, AxisMap::Along { step, .. } if *step < 1) && !matches!(axis, AxisMap::Gather { .. });
@@ -179,7 +181,7 @@ impl Contract {
 #[derive(Debug)]
 struct CompiledContract {
     kernel: Contract,
-    /// For each operand.
+    /// The evaluator of each operand.
     machines: [eval::Machine; 2],
 }
 
@@ -214,7 +216,7 @@ impl CompiledContract {
         added
     }
 
-    /// Views of an operand's inputs, along the operand's axes.
+    /// Returns views of an operand's inputs, along the operand's axes.
     fn views<'t>(&self, operand: usize, at: &At, task: &'t TaskState<'_>) -> Vec<View<'t>> {
         let axes = self.kernel.axes_of(operand, at.cell.shape.len());
         let mut views = task.views_of(self.kernel.inputs_of(operand), self.kernel.operands[operand].inputs(), &at.cell);
@@ -225,7 +227,7 @@ impl CompiledContract {
         views
     }
 
-    /// Evaluates an operand into a buffer in which it lies as matrices.
+    /// Evaluates an operand into a buffer with the layout of matrices.
     fn pack(&mut self, operand: usize, at: &At, task: &mut TaskState<'_>) -> Result<Buffer, Cause> {
         let axes = self.kernel.axes_of(operand, at.cell.shape.len());
         let shape: Vec<usize> = axes.iter().map(|d| at.cell.shape[*d] as usize).collect();
@@ -261,7 +263,7 @@ impl CompiledContract {
     }
 }
 
-/// The matrix of batch `b` of an operand that is multiplied where it lies. Each side is one axis, or several that lie as one.
+/// Returns the matrix of batch `b` of an operand that is multiplied in place. Each side is one axis, or several axes that are contiguous.
 fn matrix_of<'t>(view: &View<'t>, batch: usize, free: usize, b: usize, [rows, k]: [usize; 2]) -> View<'t> {
     let (mut rest, mut offset) = (b, view.offset as isize);
     for d in (0..batch).rev() {
@@ -278,7 +280,7 @@ fn matrix_of<'t>(view: &View<'t>, batch: usize, free: usize, b: usize, [rows, k]
     View { dtype: view.dtype, bytes: view.bytes, offset: offset as usize, shape: vec![rows, k], strides }
 }
 
-/// Copies the current object out of accumulators that lie in C order over the task's part of the output.
+/// Copies the current object from accumulators, which are in C order over the task's part of the output.
 fn cut_out(at: &At, task: &mut TaskState<'_>) -> Result<(), Cause> {
     let all = task.stage.output_region(&task.stage.outputs[0], &task.coords);
     let (output, region) = (&task.outputs[0], &task.outputs[0].objects().region(&at.object));
@@ -294,8 +296,8 @@ fn cut_out(at: &At, task: &mut TaskState<'_>) -> Result<(), Cause> {
     Ok(())
 }
 
-/// A product of matrices before it is cut: over the indices that stay and those that are summed over. The draft's own expression and
-/// inputs are the left operand.
+/// A matrix product before its division into tasks, over the free and the contracted indices. The draft's own expression and inputs are the
+/// left operand.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ContractDraft {
     rhs: Expr,
@@ -307,8 +309,8 @@ pub(crate) struct ContractDraft {
 }
 
 impl DraftKind for ContractDraft {
-    /// Tasks make boxes of the result as large as memory lets them, and go along the axes that are summed over. Where there are few boxes
-    /// and much to sum, parts of the sum are made side by side and added.
+    /// Chooses tasks that compute boxes of the result as large as memory permits, and that iterate along the contracted axes. If there are
+    /// few boxes and long sums, parts of the sum are computed in parallel and then added.
     fn stages(&self, draft: &Draft, lowering: &mut Lowering<'_>) -> Vec<Stage> {
         let (best, groups, read) = self.boxes(draft, lowering);
         let kept = self.grid.axes().len();
@@ -359,7 +361,7 @@ impl DraftKind for ContractDraft {
 }
 
 impl ContractDraft {
-    /// The stage whose tasks make boxes of so many chunks along each axis of the iteration space.
+    /// Returns the stage whose tasks compute boxes of `groups` chunks along each axis of the iteration space.
     fn stage(&self, draft: &Draft, output: ArrayId, groups: &[u64]) -> Stage {
         let kept = self.grid.axes().len();
         let tasks = ChunkGrid::new(draft.walk.axes().iter().zip(groups).map(|(a, g)| a.group(*g)).collect());
@@ -372,10 +374,10 @@ impl ContractDraft {
         Stage { walk, ..Stage::new(draft.name, kernel, inputs, vec![StageOutput { array: output, axes }], tasks) }
     }
 
-    /// The largest boxes that fit and leave enough tasks, with the bytes that they read.
+    /// Returns the largest boxes that fit and leave enough tasks, with the bytes that they read.
     fn boxes(&self, draft: &Draft, lowering: &Lowering<'_>) -> (Stage, Vec<u64>, f64) {
         let (scope, kept, counts) = (lowering.scope(), self.grid.axes().len(), draft.walk.chunk_counts());
-        // Whole along the axes that are summed over.
+        // The boxes are whole along the contracted axes.
         let mut groups: Vec<u64> = (0..counts.len()).map(|d| if d < kept { 1 } else { counts[d].max(1) }).collect();
         let bytes = |s: &Stage| -> f64 { traffic::reads(scope, s).iter().map(|(_, t)| t.bytes).sum() };
         let mut best = self.stage(draft, draft.outputs[0], &groups);
@@ -403,26 +405,26 @@ impl ContractDraft {
     }
 }
 
-/// `out[b…, i…, j…] = Σ lhs[b…, i…, k…] · rhs[b…, j…, k…]` over all `k…`.
+/// The product `out[b…, i…, j…] = Σ lhs[b…, i…, k…] · rhs[b…, j…, k…]`, summed over all `k…`.
 #[derive(Debug)]
 pub struct ContractNode {
-    /// `lhs` and `rhs`, of one dtype, which is the result's.
+    /// The operands `lhs` and `rhs`, whose common dtype is that of the result.
     pub operands: [NodeRef; 2],
-    /// Axes that both have and that stay: the first ones.
+    /// The number of leading axes that both operands and the result share.
     pub batch: usize,
-    /// Axes that only `lhs`, and that only `rhs` has.
+    /// The number of axes that only `lhs` has, and of those that only `rhs` has.
     pub free: [usize; 2],
 }
 
 impl ContractNode {
-    /// Lengths of `b…, i…, j…, k…`.
+    /// Returns the lengths of `b…, i…, j…, k…`.
     fn space(&self) -> Vec<u64> {
         let [lhs, rhs] = self.operands.each_ref().map(|o| o.shape());
         let (first, second) = (self.batch + self.free[0], self.batch + self.free[1]);
         [&lhs[..first], &rhs[self.batch..second], &lhs[first..]].concat()
     }
 
-    /// Where operand 0 or 1 looks from there.
+    /// Returns the read map of operand 0 or 1 over the iteration space.
     fn map(&self, operand: usize) -> ReadMap {
         let space = self.space();
         let skip = if operand == 0 { 0 } else { self.free[0] };
@@ -461,7 +463,7 @@ impl StageOp for ContractNode {
         let ContractNode { operands: [lhs, rhs], batch, free } = self;
         let grid = lowering.arrays[target.0].info.objects();
         let n_bytes = |n: &NodeRef| n.shape().iter().map(|n| u128::from(*n)).product::<u128>() * n.dtype.size() as u128;
-        // Along the axes that are summed over, blocks are cut where the larger operand's chunks are.
+        // Along the contracted axes, blocks follow the chunk grid of the larger operand.
         let (larger, first) = if n_bytes(lhs) >= n_bytes(rhs) { (lhs, batch + free[0]) } else { (rhs, batch + free[1]) };
         let walk = ChunkGrid::new(grid.axes().iter().chain(&larger.grid.axes()[first..]).cloned().collect());
         let kind = |rhs, rhs_inputs| AnyDraft::Contract(ContractDraft { rhs, rhs_inputs, batch: *batch, free: *free, grid: grid.clone() });

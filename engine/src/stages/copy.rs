@@ -1,7 +1,7 @@
-//! A copy in several passes, where one would read chunks again and again.
+//! Copies in several passes, for inputs whose chunks a single pass would read repeatedly.
 //!
-//! `plan/rechunk.rs` finds the boxes through which an array goes; here are the problem that it solves, and the stages of its answer, if
-//! they are cheaper than one.
+//! `plan/rechunk.rs` finds the intermediate chunk shapes. This module states the problem, and builds the stages of the solution if they are
+//! cheaper than one stage.
 
 use freestone_kernels::{Expr, Node as ExprNode};
 
@@ -15,13 +15,13 @@ use crate::plan::{ArrayId, Place, PlanArray, Scope, Stage, StageInput, StageLayo
 use crate::readmap::{AxisMap, ReadMap};
 use crate::storage::array::ArrayInfo;
 
-/// A single copy that reads no chunk more often than this, on average, is not worth a second one.
+/// The maximum average of reads per chunk for which a single copy is kept without a search for a cheaper route.
 const WORTH_A_LOOK: f64 = 1.3;
 
-/// So often is a route searched again with less memory.
+/// The maximum number of searches for a route, each with less memory.
 const ATTEMPTS: usize = 8;
 
-/// The stages of a copy in several passes, if that is cheaper than one stage that reads chunks again and again.
+/// Returns the stages of a copy in several passes, if they are cheaper than one stage that reads chunks repeatedly.
 pub(super) fn copies(lowering: &mut Lowering<'_>, draft: &Draft, grid: &ChunkGrid, direct: &Stage) -> Option<Vec<Stage>> {
     let [target] = draft.outputs.as_slice() else { return None };
     let again = reads_per_chunk(direct, &lowering.looks(direct), direct.sweep);
@@ -29,7 +29,7 @@ pub(super) fn copies(lowering: &mut Lowering<'_>, draft: &Draft, grid: &ChunkGri
         return None;
     }
     let info = lowering.arrays[target.0].info.clone();
-    // How the largest input is cut, seen from the result.
+    // The chunk grid of the largest input, mapped to the axes of the result.
     let images = draft.inputs.iter().filter(|i| i.map.as_image().is_some_and(|axes| !axes.iter().any(|a| matches!(a, AxisMap::Gather { .. }))));
     let largest = images.max_by_key(|i| lowering.arrays[i.sources[0].0].info.n_bytes())?;
     let source = &lowering.arrays[largest.sources[0].0];
@@ -81,7 +81,7 @@ pub(super) fn copies(lowering: &mut Lowering<'_>, draft: &Draft, grid: &ChunkGri
     None
 }
 
-/// The copies of a route, with the arrays between them.
+/// Returns the copies of a route, with intermediate arrays between them.
 fn route_stages(lowering: &mut Lowering<'_>, draft: &Draft, grid: &ChunkGrid, cuts: &[AxisGrid], route: &rechunk::Route) -> Option<Vec<Stage>> {
     let last = route.boxes.len() - 1;
     let tasks: Vec<ChunkGrid> = route
@@ -126,9 +126,9 @@ fn route_stages(lowering: &mut Lowering<'_>, draft: &Draft, grid: &ChunkGrid, cu
     Some(stages)
 }
 
-/// Seconds of one worker for what a stage reads.
+/// Returns the cost of a stage's reads in seconds of one worker.
 fn read_cost(lowering: &Lowering<'_>, stage: &Stage, prices: &Prices) -> f64 {
-    // As if nothing stayed from task to task: tasks that follow each other may go to different workers.
+    // Ignore chunks that remain from task to task, because consecutive tasks may run on different workers.
     let apart = Stage { keep: Vec::new(), ..stage.clone() };
     traffic::reads(lowering.scope(), &apart).iter().map(|(_, t)| t.bytes * prices.source_byte + t.requests * prices.source_request).sum()
 }

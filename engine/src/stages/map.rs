@@ -1,7 +1,7 @@
-//! Elementwise functions: how many chunks a task writes, what it keeps from task to task, and in which slices it makes a chunk.
+//! Elementwise functions: the number of chunks per task, the chunks cached from task to task, and the slices in which a chunk is computed.
 //!
-//! All three save reading a source chunk again and again; the planner tries them and takes what saves most and fits into the memory of
-//! a task. A copy is the identity; where one copy would read chunks again and again, `copy` finds several.
+//! All three choices avoid repeated reads of a source chunk. The planner tries each, and takes the one that saves most and fits the memory
+//! of a task. A copy is the identity function; `copy` finds a route in several passes if one copy would read chunks repeatedly.
 
 use freestone_kernels::{DType, Expr, eval};
 use serde::{Deserialize, Serialize};
@@ -20,10 +20,10 @@ use crate::state::{TaskState, Values, sizes};
 use crate::task::{Cause, internal};
 use crate::user::KernelRegistry;
 
-/// Bytes of a slice of a chunk that is made at once: with those of a few inputs it stays in a cache.
+/// The maximum bytes of a slice of a chunk. A slice fits a CPU cache together with slices of a few inputs.
 const SLICE_BYTES: u64 = 1 << 19;
 
-/// An elementwise function; its results are the outputs.
+/// An elementwise function whose results are the outputs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Map(pub Expr);
 
@@ -50,7 +50,7 @@ impl StageKind for Map {
         let (stage, n) = (layout.stage, layout.inputs.len());
         let objects = |body| Step::ForEach { over: Over::Objects(0), body };
         if self.stores_as_assembled(layout) {
-            // The only input's block becomes the only output's: it has room for what fills up an edge chunk.
+            // The only input's block becomes the only output's block, with room for the padding of an edge chunk.
             let region = layout.inputs[0].region;
             layout.outputs[0].block = region;
             if let Some(SlotId(slot)) = region {
@@ -101,7 +101,7 @@ impl StageKind for Map {
 }
 
 impl Map {
-    /// True if all that a task does is to assemble one object of the output.
+    /// Returns true if a task only assembles one object of the output.
     fn stores_as_assembled(&self, layout: &Builder<'_>) -> bool {
         let stage = layout.stage;
         let ([input], [output]) = (stage.inputs.as_slice(), stage.outputs.as_slice()) else { return false };
@@ -113,7 +113,7 @@ impl Map {
     }
 }
 
-/// True if blocks are slices of objects, one after the other in memory: cut along the first axis that has a length only.
+/// Returns true if blocks are contiguous slices of objects: divided only along the first axis with a length above 1.
 fn are_slices(walk: &ChunkGrid, objects: &ChunkGrid) -> bool {
     let first = objects.axes().iter().position(|a| a.max_extent() > 1);
     let axis = |(d, (w, o)): (usize, (&AxisGrid, &AxisGrid))| if Some(d) == first { w.nests_in(o, 0, 1) } else { w == o };
@@ -146,7 +146,7 @@ impl Compiled for CompiledMap {
 }
 
 impl CompiledMap {
-    /// Evaluates the current cell, a slice of the current object or all of it; the last slice is followed by what fills up an edge chunk.
+    /// Evaluates the current cell, which is a slice or the whole of the current object. Pads an edge chunk after the last slice.
     fn evaluate(&mut self, at: &At, task: &mut TaskState<'_>) -> Result<(), Cause> {
         let object = task.outputs[0].objects().region(&at.object);
         let (shape, all) = (sizes(&at.cell.shape), sizes(&object.shape));
@@ -168,7 +168,7 @@ impl CompiledMap {
     }
 }
 
-/// An elementwise stage before it is cut: over the output's index space.
+/// An elementwise stage before its division into tasks, over the output's index space.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct MapDraft {
     /// The output's objects.
@@ -190,14 +190,14 @@ impl DraftKind for MapDraft {
     }
 }
 
-/// The stage of an elementwise draft over a grid of output objects, with as many chunks a task as pay.
+/// Returns the stage of an elementwise draft over a grid of output objects, with as many chunks per task as reduce the cost.
 fn map_stage(lowering: &Lowering<'_>, draft: &Draft, grid: &ChunkGrid) -> Stage {
     let rank = grid.axes().len();
     let stage = |tasks: ChunkGrid| {
         let outputs = draft.outputs.iter().map(|array| StageOutput::kept(*array, rank)).collect();
         Stage::new(draft.name, Kernel::Map(Map(draft.expr.clone())), draft.inputs.clone(), outputs, tasks)
     };
-    // A task may write several chunks, or chunks be kept for the next task, where that saves reading a source chunk again and again.
+    // A task may write several chunks, or keep chunks for the next task, if that avoids repeated reads of a source chunk.
     let scope = lowering.scope();
     let mut groups = vec![1u64; grid.axes().len()];
     let grouped = |groups: &[u64]| ChunkGrid::new(grid.axes().iter().zip(groups).map(|(a, g)| a.group(*g)).collect());
@@ -210,7 +210,7 @@ fn map_stage(lowering: &Lowering<'_>, draft: &Draft, grid: &ChunkGrid) -> Stage 
             if groups[d] >= all {
                 continue;
             }
-            // Whole rows may be read without what lies beside them.
+            // A task of whole rows may avoid reads of adjacent elements.
             for wider in [(2 * groups[d]).min(all), all] {
                 let mut trial = groups.clone();
                 trial[d] = wider;
@@ -230,7 +230,7 @@ fn map_stage(lowering: &Lowering<'_>, draft: &Draft, grid: &ChunkGrid) -> Stage 
     best
 }
 
-/// The stage with the sweep along which keeping decoded chunks saves most, if it saves some and fits; and how often chunks are read.
+/// Returns the stage with the sweep along which caching decoded chunks saves most, if one saves reads and fits, and the reads per chunk.
 fn with_kept(lowering: &Lowering<'_>, stage: Stage, fits: &dyn Fn(&Stage) -> bool) -> (Stage, f64) {
     let looks = lowering.looks(&stage);
     let plain = reads_per_chunk(&stage, &looks, None);
@@ -250,7 +250,8 @@ fn with_kept(lowering: &Lowering<'_>, stage: Stage, fits: &dyn Fn(&Stage) -> boo
     (stage, plain)
 }
 
-/// The stage with its chunks made slice by slice, if all chunks that are looked at stay meanwhile: then blocks are assembled in a cache's size.
+/// Returns the stage with each chunk computed in slices, so that blocks fit a CPU cache. Requires that all viewed chunks remain cached
+/// meanwhile.
 fn in_slices(lowering: &Lowering<'_>, stage: &Stage) -> Option<Stage> {
     let followed = |axis: &AxisMap| matches!(axis, AxisMap::Along { .. } | AxisMap::Fixed(_));
     let plain = |from: &Origin| match from {
@@ -264,7 +265,7 @@ fn in_slices(lowering: &Lowering<'_>, stage: &Stage) -> Option<Stage> {
     }
     let objects = lowering.arrays[stage.outputs[0].array.0].info.objects();
     let chunk = objects.max_chunk();
-    // Slices along the first axis that has a length lie one after the other in a chunk.
+    // Slices along the first axis with a length above 1 are contiguous in a chunk.
     let d = chunk.iter().position(|n| *n > 1)?;
     let size = stage.kernel.kind().inputs().iter().map(|t| t.size() as u64).max().unwrap_or(1);
     let row = chunk[d + 1..].iter().product::<u64>().saturating_mul(size).max(1);

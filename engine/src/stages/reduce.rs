@@ -1,7 +1,7 @@
-//! Reductions: folds of an elementwise function along axes of the iteration space.
+//! Reductions of an elementwise function along axes of the iteration space.
 //!
-//! A task folds its part of the input block by block into accumulators. Where there are few tasks and much to fold, partial results get
-//! arrays of their own and a second stage merges them.
+//! A task reduces its part of the input block by block into accumulators. If there are few tasks and much input, partial results get arrays
+//! of their own, and a second stage merges them.
 
 use freestone_kernels::reduce::{self, Finish, Folded};
 use freestone_kernels::{Buffer, DType, Expr, Node as ExprNode, ReduceOp, contiguous_strides, eval};
@@ -23,46 +23,46 @@ use crate::storage::array::ArrayInfo;
 use crate::task::{Cause, internal};
 use crate::user::KernelRegistry;
 
-/// A task folds at most so many bytes of input, so that it can be retried, backed up and finish on Lambda.
+/// The maximum bytes of input per task, so that tasks can be retried, backed up, and finished within the time limit of AWS Lambda.
 pub(super) const MAX_TASK_INPUT_BYTES: u128 = 2_000_000_000;
 
-/// A split is worth it while partial results are this much smaller than what is read.
+/// The minimum ratio of bytes read to bytes of partial results for which a split is worthwhile.
 pub(super) const PARTIAL_SHARE: u128 = 8;
 
-/// Bytes of a piece of a chunk that is folded at once: with that of another input it stays in a cache.
+/// The maximum bytes of a piece of a chunk that is reduced at once. A piece fits a CPU cache together with that of another input.
 const PIECE_BYTES: u64 = 1 << 19;
 
-/// Folds of the results of an elementwise function along axes of the iteration space.
+/// Reductions of the results of an elementwise function along axes of the iteration space.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Reduce {
-    /// The function; one result for each output.
+    /// The function, with one result for each output.
     pub expr: Expr,
-    /// How each result is folded.
+    /// The reduction of each result.
     pub folds: Vec<Fold>,
-    /// The axes, rising.
+    /// The reduced axes, in ascending order.
     pub axes: Vec<usize>,
-    /// Where partial results are merged: for each of the axes, the chunks that these were made of.
+    /// The chunks along each reduced axis from which partial results were computed, for a stage that merges them.
     pub parts: Option<Vec<AxisGrid>>,
 }
 
-/// How one result is folded, and what becomes of it.
+/// The reduction of one result, with its final step.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Fold {
     /// The operation.
     pub op: ReduceOp,
-    /// Dtype of the values that are folded, or that merged partial results were made of.
+    /// The dtype of the values that are reduced, or from which merged partial results were computed.
     pub values: DType,
-    /// What is done to the accumulators at the end.
+    /// The operation on the accumulators at the end.
     pub finish: Finish,
 }
 
 impl Fold {
-    /// Dtype of its accumulators.
+    /// Returns the dtype of the accumulators.
     pub fn accumulator(&self) -> DType {
         self.op.accumulator(self.values).unwrap_or(self.values)
     }
 
-    /// The name of the function, for people.
+    /// Returns the display name of the function.
     fn name(&self) -> &'static str {
         match (self.op, self.finish) {
             (_, Finish::Mean { .. }) => "mean",
@@ -93,7 +93,7 @@ impl StageKind for Reduce {
             return Err(malformed("its folds or axes do not fit"));
         }
         if let Some(parts) = parts {
-            let one_each = |(a, part): (&usize, &AxisGrid)| part.n_chunks() == space[*a] && stage.walk.axes()[*a].max_extent() <= 1;
+            let one_each = |(a, part): (&usize, &AxisGrid)| part.holds() && part.n_chunks() == space[*a] && stage.walk.axes()[*a].max_extent() <= 1;
             if parts.len() != axes.len() || !axes.iter().zip(parts).all(one_each) {
                 return Err(malformed("its partial results are not those that it merges"));
             }
@@ -112,7 +112,7 @@ impl StageKind for Reduce {
         for (j, fold) in self.folds.iter().enumerate() {
             let bytes = layout.kept_bytes(fold.accumulator().size(), |d| !self.axes.contains(&d));
             accumulators.push(layout.accumulator(j, bytes));
-            // Accumulators that are stored as they are need no block of their own.
+            // Accumulators that are stored unchanged need no block of their own.
             let stored_shape = layout.scope.array(layout.stage.outputs[j].array).info.stored_shape.is_some();
             let as_they_are = fold.finish.is_nothing(fold.op, fold.values) && !stored_shape;
             let block: Vec<SlotId> = if as_they_are { Vec::new() } else { vec![layout.output(j)] };
@@ -172,7 +172,7 @@ impl Compiled for CompiledReduce {
 }
 
 impl CompiledReduce {
-    /// Folds the loaded blocks of the current cell into the accumulators, which lie in C order over the kept axes of the task.
+    /// Reduces the loaded blocks of the current cell into the accumulators, which are in C order over the kept axes of the task.
     fn fold(&mut self, at: &At, task: &mut TaskState<'_>) -> Result<(), Cause> {
         let Reduce { expr, folds, axes, parts } = &self.kernel;
         let (cell, region) = (&at.cell, &task.region);
@@ -199,10 +199,10 @@ impl CompiledReduce {
         Ok(())
     }
 
-    /// Number of elements that each accumulator of a cell holds already: blocks come in C order.
+    /// Returns the number of elements that each accumulator of a cell already contains. Blocks are processed in C order.
     fn folded_before(&self, cell: &Region, region: &Region) -> u64 {
         let Reduce { axes, parts, .. } = &self.kernel;
-        // For each reduced axis: first element and number of elements of the task, and of the block.
+        // For each reduced axis: the first element and the number of elements of the task, then of the block.
         let along: Vec<[u64; 4]> = axes
             .iter()
             .enumerate()
@@ -218,7 +218,7 @@ impl CompiledReduce {
         (0..along.len()).map(|k| product(&along[..k], 3) * (along[k][2] - along[k][0]) * product(&along[k + 1..], 1)).sum()
     }
 
-    /// Turns accumulator `j` into its output block.
+    /// Converts accumulator `j` to its output block.
     fn finish(&mut self, j: usize, at: &At, task: &mut TaskState<'_>) -> Result<(), Cause> {
         let fold = &self.kernel.folds[j];
         let output = &task.outputs[j];
@@ -232,14 +232,14 @@ impl CompiledReduce {
     }
 }
 
-/// A reduction before it is cut: over the input's index space.
+/// A reduction before its division into tasks, over the input's index space.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ReduceDraft {
     pub(crate) axes: Vec<usize>,
-    /// Kept axes, cut as the outputs are.
+    /// The grids of the kept axes, equal to those of the outputs.
     pub(crate) kept: Vec<AxisGrid>,
     pub(crate) folds: Vec<Fold>,
-    /// For each fold, whether the reduced axes stay, with length 1.
+    /// For each reduction, whether the reduced axes remain with length 1.
     pub(crate) keepdims: Vec<bool>,
 }
 
@@ -250,7 +250,7 @@ impl DraftKind for ReduceDraft {
         if parts.iter().all(|p| *p <= 1) {
             return self.joined_stage(draft, lowering).into_iter().collect();
         }
-        // Partial results: one element along each reduced axis for each task along it.
+        // Partial results have one element along each reduced axis for each task along that axis.
         let mut kept_axes = self.kept.iter();
         let partial_axes: Vec<AxisGrid> = (0..draft.walk.axes().len())
             .map(|d| match self.axes.iter().position(|a| *a == d) {
@@ -296,7 +296,7 @@ impl DraftKind for ReduceDraft {
         })
     }
 
-    /// Whole along reduced axes.
+    /// Returns a stage that is whole along the reduced axes.
     fn joined_stage(&self, draft: &Draft, lowering: &Lowering<'_>) -> Option<Stage> {
         let whole: Vec<u64> = self.axes.iter().map(|a| draft.walk.axes()[*a].n_chunks().max(1)).collect();
         Some(self.stage(draft, &whole, None, lowering))
@@ -304,7 +304,7 @@ impl DraftKind for ReduceDraft {
 }
 
 impl ReduceDraft {
-    /// A stage whose tasks fold so many blocks along each reduced axis, into partial results or the outputs.
+    /// Returns a stage whose tasks reduce `groups` blocks along each reduced axis, into partial results or the outputs.
     pub(super) fn stage(&self, draft: &Draft, groups: &[u64], partials: Option<&[ArrayId]>, lowering: &Lowering<'_>) -> Stage {
         let ReduceDraft { axes, kept, folds, keepdims } = self;
         let mut kept_axes = kept.iter();
@@ -331,7 +331,7 @@ impl ReduceDraft {
             stage.walk = walk;
             return stage;
         }
-        // Blocks follow each other along the last axis that has several: what they share stays, if it fits.
+        // Consecutive blocks differ along the last axis with several blocks. Chunks that they share are kept, if memory permits.
         let (looks, along) = (lowering.looks(&stage), (0..stage.walk.axes().len()).rev().find(|d| stage.walk.axes()[*d].n_chunks() > 1));
         if along.is_some() && reads_per_chunk(&stage, &looks, along) < 0.95 * reads_per_chunk(&stage, &looks, None) {
             stage.keep = keeps(&stage, &looks);
@@ -342,12 +342,12 @@ impl ReduceDraft {
         stage
     }
 
-    /// How many blocks along each reduced axis one task folds.
+    /// Returns the number of blocks along each reduced axis that one task reduces.
     fn groups(&self, draft: &Draft, lowering: &Lowering<'_>) -> Vec<u64> {
         let ReduceDraft { axes, kept, folds, .. } = self;
         let counts: Vec<u64> = axes.iter().map(|a| draft.walk.axes()[*a].n_chunks().max(1)).collect();
         let kept_tasks: u64 = kept.iter().map(AxisGrid::n_chunks).product::<u64>().max(1);
-        // What is folded, at most as much as the arrays that it is of.
+        // The bytes that are reduced, at most the size of the arrays that are read.
         let elements: u128 = draft.walk.shape().iter().map(|n| u128::from(*n)).product();
         let bytes = |i: &StageInput| {
             let arrays = i.sources.iter().map(|id| &lowering.arrays[id.0].info);
@@ -370,12 +370,12 @@ impl ReduceDraft {
     }
 }
 
-/// Blocks of a cache's size, if all that a reduction reads can be read in such pieces.
+/// Returns blocks that fit a CPU cache, if all inputs of a reduction can be read in such pieces.
 fn in_pieces(scope: Scope<'_>, stage: &Stage, axes: &[usize]) -> Option<ChunkGrid> {
     let size = stage.kernel.kind().inputs().iter().map(|t| t.size() as u64).max()?;
     let mut walk = stage.walk.axes().to_vec();
     let bytes = |walk: &[AxisGrid]| walk.iter().fold(size, |p, a| p.saturating_mul(a.max_extent().max(1)));
-    // Axes that stay first: along those that go, the same accumulators are used again.
+    // Kept axes come first: along reduced axes, the same accumulators are used again.
     let order = (0..walk.len()).filter(|d| !axes.contains(d)).chain(axes.iter().copied());
     for d in order {
         let (AxisGrid::Regular { first, size: each, n, .. }, over) = (&walk[d], bytes(&walk).div_ceil(PIECE_BYTES)) else { continue };
@@ -391,18 +391,18 @@ fn in_pieces(scope: Scope<'_>, stage: &Stage, axes: &[usize]) -> Option<ChunkGri
     all.then_some(fine.walk)
 }
 
-/// A fold along axes.
+/// A reduction along axes.
 #[derive(Debug)]
 pub struct ReduceNode {
-    /// The values that are folded.
+    /// The values to reduce.
     pub input: NodeRef,
-    /// How.
+    /// The operation.
     pub fold: ReduceOp,
-    /// What becomes of the accumulators.
+    /// The final operation on the accumulators.
     pub finish: Finish,
-    /// The axes, rising.
+    /// The reduced axes, in ascending order.
     pub axes: Vec<usize>,
-    /// They stay, with length 1.
+    /// True if the reduced axes remain with length 1.
     pub keepdims: bool,
 }
 

@@ -1,6 +1,7 @@
-//! Running sums and products along an axis: in one stage where enough tasks can go along the axis from end to end, else in three.
+//! Cumulative sums and products along an axis: one stage if enough tasks can run along the whole axis, else three stages.
 //!
-//! In three stages, sums of parts of the axis come first, then what came before each part, and then the input once more.
+//! Of the three stages, the first sums parts of the axis, the second computes the sum before each part, and the third reads the input
+//! again.
 
 use freestone_kernels::reduce::Finish;
 use freestone_kernels::{DType, Expr, Node as ExprNode, ScanOp, eval};
@@ -22,28 +23,28 @@ use crate::storage::array::ArrayInfo;
 use crate::task::{Cause, internal};
 use crate::user::KernelRegistry;
 
-/// A running sum or product along an axis, chunk by chunk of the walk.
+/// A cumulative sum or product along an axis, chunk by chunk of the walk.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Scan {
-    /// The values: one result.
+    /// The expression of the values, with one result.
     pub expr: Expr,
     /// The operation.
     pub op: ScanOp,
     /// The axis.
     pub axis: usize,
-    /// Each element becomes what was there before it.
+    /// True if each element is the total of the elements before it, excluding itself.
     pub exclusive: bool,
-    /// The last input has what came before each task: one element along the axis for each of them.
+    /// True if the last input holds the total before each task, with one element along the axis for each task.
     pub carry: bool,
 }
 
 impl Scan {
-    /// Number of the input that has what came before each task.
+    /// Returns the index of the input that holds the total before each task.
     fn carried(&self) -> Option<usize> {
         self.carry.then(|| self.expr.inputs().len())
     }
 
-    /// Dtype of the values that are scanned, and of what is carried along.
+    /// Returns the dtypes of the scanned values and of the running total.
     fn dtypes(&self) -> Option<(DType, DType)> {
         let [values] = self.expr.result_dtypes()[..] else { return None };
         Some((values, self.op.carrier(values)?))
@@ -100,7 +101,7 @@ impl StageKind for Scan {
         format!("{name}({})", term(&self.expr, 0, names))
     }
 
-    /// What came before a task lies in one chunk of its own.
+    /// Returns [`ReadMode::InChunk`] for the total before each task, which lies in a chunk of its own.
     fn read_mode(&self, i: usize) -> Option<ReadMode> {
         (self.carried() == Some(i)).then_some(ReadMode::InChunk)
     }
@@ -153,7 +154,7 @@ impl Compiled for CompiledScan {
 }
 
 impl CompiledScan {
-    /// Begins with what came before the task, or with nothing.
+    /// Initializes the running total with the total before the task, or with the neutral element.
     fn start(&mut self, task: &mut TaskState<'_>) -> Result<(), Cause> {
         let (op, axis) = (self.kernel.op, self.kernel.axis);
         let (_, carrier) = self.kernel.dtypes().ok_or_else(|| internal("a scan that was checked has a carrier"))?;
@@ -167,7 +168,7 @@ impl CompiledScan {
         Ok(())
     }
 
-    /// Evaluates the current object and runs along it.
+    /// Evaluates the current object and accumulates along it.
     fn run(&mut self, at: &At, task: &mut TaskState<'_>) -> Result<(), Cause> {
         let Scan { expr, op, axis, exclusive, .. } = &self.kernel;
         let shape = sizes(&at.cell.shape);
@@ -186,7 +187,7 @@ impl CompiledScan {
     }
 }
 
-/// A running sum before it is cut: over the output's index space, chunk after chunk along an axis.
+/// A cumulative sum or product before its division into tasks, over the output's index space, chunk by chunk along an axis.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ScanDraft {
     op: ScanOp,
@@ -235,13 +236,13 @@ impl DraftKind for ScanDraft {
 }
 
 impl ScanDraft {
-    /// The grid with another cut along the axis.
+    /// Returns the grid with the axis replaced.
     fn with(&self, along: AxisGrid) -> ChunkGrid {
         let axis = |(d, a): (usize, &AxisGrid)| if d == self.axis { along.clone() } else { a.clone() };
         ChunkGrid::new(self.grid.axes().iter().enumerate().map(axis).collect())
     }
 
-    /// Chunks along the axis that one task goes through.
+    /// Returns the number of chunks along the axis that one task processes.
     fn group(&self, draft: &Draft, lowering: &Lowering<'_>) -> u64 {
         let (axis, grid) = (self.axis, &self.grid);
         let n = grid.axes()[axis].n_chunks().max(1);
@@ -260,7 +261,7 @@ impl ScanDraft {
     }
 }
 
-/// A running sum or product along an axis.
+/// A cumulative sum or product along an axis.
 #[derive(Debug)]
 pub struct ScanNode {
     /// The values.

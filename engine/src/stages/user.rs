@@ -24,33 +24,33 @@ use crate::user::{AnyKernel, Block, BlockMut, KernelRegistry, MakeKernel};
 /// A user's kernel on whole blocks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct User {
-    /// Its name.
+    /// The name of the kernel.
     pub name: String,
-    /// Its version.
+    /// The version of the kernel.
     pub version: u32,
-    /// Its parameters.
+    /// The parameters of the kernel.
     pub parameters: Value,
-    /// Scratch memory that it needs at most.
+    /// The maximum scratch memory in bytes.
     pub scratch_bytes: u64,
     /// The blocks of each input.
     pub blocks: Vec<UserBlocks>,
-    /// Dtype of the output.
+    /// The dtype of the output.
     pub dtype: DType,
 }
 
 /// The blocks of an input of a user's kernel.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct UserBlocks {
-    /// Element type.
+    /// The dtype of the elements.
     pub dtype: DType,
-    /// The blocks.
+    /// The grid of blocks.
     pub grid: ChunkGrid,
-    /// For each axis, along which axis of the tasks its blocks are counted; `None` where it is one block.
+    /// For each axis, the axis of the tasks that its blocks follow; `None` for a single block.
     pub axes: Vec<Option<usize>>,
 }
 
 impl UserBlocks {
-    /// The block for a task.
+    /// Returns the block for a task.
     pub fn region(&self, task: &[u64]) -> Region {
         let coords: Vec<u64> = self.axes.iter().map(|a| a.map_or(0, |a| task[a])).collect();
         self.grid.region(&coords)
@@ -68,11 +68,12 @@ impl StageKind for User {
 
     fn check(&self, _plan: &Plan, stage: &Stage) -> Result<Vec<DType>, PlanError> {
         let fits = |b: &UserBlocks| {
+            let holds = b.grid.axes().iter().all(AxisGrid::holds);
             let axis = |(axis, grid): (&Option<usize>, &AxisGrid)| match axis {
                 Some(a) => stage.tasks.axes().get(*a).is_some_and(|t| t.n_chunks() == grid.n_chunks()),
                 None => grid.n_chunks() <= 1,
             };
-            b.axes.len() == b.grid.axes().len() && b.axes.iter().zip(b.grid.axes()).all(axis)
+            holds && b.axes.len() == b.grid.axes().len() && b.axes.iter().zip(b.grid.axes()).all(axis)
         };
         if !self.blocks.iter().all(fits) || stage.walk != stage.tasks {
             return Err(malformed("its blocks are not those of its tasks"));
@@ -179,7 +180,7 @@ impl CompiledUser {
             inputs.push(Block { dtype: blocks.dtype, start: cell.start.clone(), shape: sizes(&cell.shape), bytes: values.bytes() });
         }
         let mut output = BlockMut { dtype: *dtype, start: region.start, shape, bytes: &mut block.bytes_mut()[..n] };
-        // A panic is the kernel's failure, not that of who runs it.
+        // A panic is a failure of the kernel, not of the worker.
         let scratch_part = &mut scratch.bytes_mut()[..*scratch_bytes as usize];
         let applied = panics::caught(|| self.code.apply(&inputs, &mut output, scratch_part));
         let applied = applied.unwrap_or_else(|panic| Err(format!("it panicked: {panic}")));
@@ -191,7 +192,7 @@ impl CompiledUser {
     }
 }
 
-/// A user's kernel before it is cut: its tasks are the output's blocks.
+/// A user's kernel before its division into tasks, which are the output's blocks.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct UserDraft {
     kernel: User,
@@ -207,19 +208,19 @@ impl DraftKind for UserDraft {
 /// A user's kernel over blocks of arrays.
 #[derive(Debug)]
 pub struct UserNode {
-    /// Its arguments.
+    /// The arguments.
     pub inputs: Vec<NodeRef>,
-    /// For each input, along which axis of the result its blocks run, axis by axis; `None` where it is one block.
+    /// For each input and axis, the axis of the result that its blocks follow; `None` for a single block.
     pub axes: Vec<Vec<Option<usize>>>,
-    /// Its name in plans.
+    /// The name of the kernel in plans.
     pub name: &'static str,
-    /// Its version.
+    /// The version of the kernel.
     pub version: u32,
-    /// Its parameters.
+    /// The parameters of the kernel.
     pub parameters: Value,
-    /// Scratch memory that it needs at most.
+    /// The maximum scratch memory in bytes.
     pub scratch_bytes: u64,
-    /// How it is made of its parameters.
+    /// The function that creates the kernel from its parameters.
     pub make: MakeKernel,
 }
 
@@ -240,7 +241,7 @@ impl StageOp for UserNode {
         "a user's kernel writes blocks"
     }
 
-    /// Elementwise functions among the inputs get arrays, so that what is left of each input is one read.
+    /// Marks elementwise functions among the inputs for arrays of their own, so that each input is a single read.
     fn mark(&self, lowering: &mut Lowering<'_>) {
         for input in &self.inputs {
             let flat = lowering.flatten_marked(input).map(|(_, bases)| bases);
@@ -251,7 +252,7 @@ impl StageOp for UserNode {
     }
 
     fn draft(&self, node: &NodeRef, target: ArrayId, lowering: &mut Lowering<'_>) -> Result<Option<Draft>, PlanError> {
-        // The kernel writes its own blocks only; any other array is copied from those.
+        // The kernel writes only its own blocks. Any other array is copied from these.
         if !lowering.is_read_from(node, target) {
             return Ok(None);
         }

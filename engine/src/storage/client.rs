@@ -1,11 +1,11 @@
-//! Requests over HTTP, retried: the only place that repeats a request.
+//! An HTTP client with retries: the only place that retries network requests.
 //!
-//! `object_store` makes its requests through a [`Connector`]. A request that fails in a way that may pass is repeated as [`Retry`] says; what is left
-//! after that is a [`GaveUp`] in the error's chain of sources. `object_store` does not repeat what this client gave up; it goes on with a body that
-//! broke off, by the same policy.
+//! `object_store` sends its requests through a [`Connector`]. Transient failures are retried as [`Retry`] specifies. After the last try,
+//! the error's chain of sources contains a [`GaveUp`]. `object_store` does not retry requests that this client gave up. It does resume
+//! interrupted response bodies, with the same policy.
 //!
-//! Every request may be repeated, also a put with a condition whose answer was lost: the second one then finds the condition false, and whoever makes
-//! such puts looks at what is there.
+//! Every request may be retried, including a conditional put whose response was lost. The second put then fails its condition, so callers
+//! of conditional puts must read the object to detect their own write.
 
 use std::error::Error;
 
@@ -16,7 +16,7 @@ use thiserror::Error as ThisError;
 use crate::retry::Retry;
 use crate::system::System;
 
-/// Why a request was given up.
+/// The reason for which a request was given up.
 #[derive(Clone, Debug, PartialEq, Eq, ThisError)]
 #[error("{what}, {tries} {}", if *tries == 1 { "try" } else { "tries" })]
 pub(super) struct GaveUp {
@@ -26,19 +26,19 @@ pub(super) struct GaveUp {
     pub(super) kind: Failure,
 }
 
-/// How a request failed.
+/// The kind of a request's failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
-    /// The server or the connection failed; it may pass.
+    /// The server or the connection failed; the failure may be transient.
     Outage,
-    /// The server asked for fewer requests.
+    /// The server limited the request rate.
     Throttle,
-    /// The server cannot do this.
+    /// The server does not support the operation.
     Unsupported,
 }
 
 impl GaveUp {
-    /// What an error of `object_store` has of it.
+    /// Returns the [`GaveUp`] in an error of `object_store`, if there is one.
     pub(super) fn of(error: &object_store::Error) -> Option<&GaveUp> {
         chain(error).find_map(<dyn Error>::downcast_ref)
     }
@@ -53,7 +53,7 @@ fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn 
     })
 }
 
-/// Makes clients that retry.
+/// A connector whose clients retry.
 #[derive(Clone, Debug)]
 pub(super) struct Connector {
     pub(super) retry: Retry,
@@ -67,7 +67,7 @@ impl HttpConnector for Connector {
     }
 }
 
-/// The policy as `object_store` has it, which follows it where a body breaks off.
+/// Returns the equivalent policy for `object_store`, which applies it to interrupted response bodies.
 pub(super) fn retry_config(retry: &Retry) -> RetryConfig {
     let backoff = BackoffConfig { init_backoff: retry.backoff.first, max_backoff: retry.backoff.longest, base: 2.0 };
     RetryConfig { backoff, max_retries: retry.tries.saturating_sub(1) as usize, retry_timeout: retry.within }
@@ -95,18 +95,18 @@ impl HttpService for Retrying {
             let next = if kind == Failure::Unsupported { None } else { self.retry.next(tries, elapsed, self.system.fraction()) };
             match next {
                 Some(pause) => self.system.wait(pause).await,
-                // Of this kind `object_store` repeats nothing.
+                // `object_store` does not retry errors of this kind.
                 None => return Err(HttpError::new(HttpErrorKind::Unknown, GaveUp { what, tries, kind })),
             }
         }
     }
 }
 
-/// What came of one try.
+/// The result of one try.
 enum Answer {
-    /// What `object_store` is to see.
+    /// The result to return to `object_store`.
     Final(Result<HttpResponse, HttpError>),
-    /// What went wrong.
+    /// The message and kind of a failure.
     Failed(String, Failure),
 }
 
@@ -125,7 +125,7 @@ async fn answered(result: Result<HttpResponse, HttpError>) -> Answer {
     let status = response.status();
     let number = status.as_u16();
     match number {
-        // A bad request is what S3 answers where a client was too slow, too.
+        // S3 also answers slow clients with status 400.
         400 | 408 | 429 | 500.. => {}
         _ => return Answer::Final(Ok(response)),
     }
@@ -146,7 +146,7 @@ async fn answered(result: Result<HttpResponse, HttpError>) -> Answer {
     Answer::Failed(format!("the server answered {status}{code}"), kind)
 }
 
-/// Codes by which S3 and what speaks its language, and Azure, ask for fewer requests.
+/// The error codes for rate limits of S3, of services compatible with it, and of Azure.
 const THROTTLES: [&str; 7] =
     ["SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "BandwidthLimitExceeded", "TooManyRequests", "ServerBusy"];
 
@@ -154,14 +154,14 @@ fn is_throttle(status: u16, code: Option<&str>) -> bool {
     matches!(status, 429 | 503) || code.is_some_and(|c| THROTTLES.contains(&c))
 }
 
-/// The code in the XML of an error.
+/// Returns the code in the XML of an error response.
 fn code(body: &str) -> Option<&str> {
     let (_, rest) = body.split_once("<Error>")?;
     let (_, rest) = rest.split_once("<Code>")?;
     rest.split_once("</Code>").map(|(code, _)| code.trim())
 }
 
-/// An error with all that is behind it.
+/// Returns the text of an error with all of its sources.
 fn sources(error: &HttpError) -> String {
     let mut text = error.to_string();
     for source in chain(error).skip(1) {
@@ -189,10 +189,10 @@ mod tests {
     use crate::storage::{StorageError, Store};
     use crate::system::ManualClock;
 
-    /// What a server does with a request.
+    /// The reaction of a test server to a request.
     #[derive(Clone, Copy)]
     enum Reply {
-        /// Answers with a status and a body.
+        /// Sends a response with a status and a body.
         Answer(u16, &'static str),
         /// Sends a part of the body and closes the connection.
         Part,
@@ -206,7 +206,8 @@ mod tests {
     const TOO_SLOW: &str = "<Error><Code>RequestTimeout</Code></Error>";
     const EXPIRED: &str = "<Error><Code>ExpiredToken</Code></Error>";
 
-    /// A server on this machine that gives these replies, the last one again and again, after calling `each`; and the methods of the requests.
+    /// Starts a local server that sends these replies and repeats the last. Calls `each` before a reply. Returns the URL and the received
+    /// methods.
     fn server(replies: &'static [Reply], each: impl Fn() + Send + 'static) -> (String, Arc<Mutex<Vec<String>>>) {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let (url, seen) = (format!("http://{}", listener.local_addr().unwrap()), Arc::new(Mutex::new(Vec::new())));
@@ -239,7 +240,7 @@ mod tests {
 
     const QUICK: Retry = Retry { backoff: Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(2) }, ..Retry::REQUESTS };
 
-    /// A bucket at an endpoint, and the same place as a plain server.
+    /// Returns a bucket at an endpoint, and the same location as a plain HTTP server.
     fn stores(endpoint: &str, system: &System) -> [ObjectStore; 2] {
         let connector = Connector { retry: QUICK, system: system.clone() };
         let bucket = AmazonS3Builder::new().with_endpoint(endpoint).with_allow_http(true).with_bucket_name("bucket").with_region("r");
@@ -254,7 +255,7 @@ mod tests {
 
     type Request = fn(&dyn Store) -> Result<(), StorageError>;
 
-    /// How a request ended.
+    /// Returns the outcome of a request.
     fn ending(result: Result<(), StorageError>) -> &'static str {
         match result {
             Ok(()) => "done",
@@ -273,10 +274,10 @@ mod tests {
         ("size", |s| s.size("SlowDown").map(drop)),
     ];
 
-    /// Each kind of request meets these replies, of S3 and of a plain server, so often, and ends so.
+    /// Checks the number of requests and the outcome for each kind of request, with these replies of S3 and of a plain server.
     #[track_caller]
     fn check(replies: &'static [Reply], requests: usize, expect: &str) {
-        // An answer to the last kind, a HEAD, has no body, and so no code.
+        // The response to a HEAD, the last kind of request, has no body and thus no code.
         let is_coded = replies.iter().any(|r| matches!(r, Answer(400 | 500, body) if !body.is_empty()));
         for (name, make) in &REQUESTS[..if is_coded { 3 } else { 4 }] {
             for which in 0..2 {
@@ -302,9 +303,9 @@ mod tests {
         check(&[Answer(408, "")], tries, "gave up");
         check(&[Answer(400, TOO_SLOW)], tries, "gave up");
         check(&[Lose], tries, "gave up");
-        // The last failure counts.
+        // The last failure determines the outcome.
         check(&[Lose, Answer(500, ""), Answer(429, ""), Lose, Lose, Answer(503, SLOW_DOWN)], tries, "throttled");
-        // New credentials may do.
+        // A later request may succeed with new credentials.
         check(&[Answer(400, EXPIRED)], 1, "gave up");
         check(&[Answer(501, "")], 1, "failed");
         check(&[Answer(403, "<Error><Code>AccessDenied</Code></Error>")], 1, "denied");
@@ -348,7 +349,7 @@ mod tests {
     fn requests_end_with_their_time() {
         let clock = ManualClock::default();
         let system = System { clock: Arc::new(clock.clone()), ..System::default() };
-        // The clock stands still but for the server, and so do the pauses.
+        // Only the server and the loop below advance the clock, so pauses end only then.
         let moving = clock.clone();
         let (url, seen) = server(&[Answer(503, "")], move || moving.advance(Duration::from_secs(8)));
         let store = stores(&url, &system);

@@ -1,10 +1,10 @@
-//! Packed values: attributes of the CF conventions by which stored numbers stand for others.
+//! Packed values: CF conventions attributes that define a mapping from stored numbers to values.
 //!
-//! `scale_factor`, `add_offset`, `_Unsigned`, `_FillValue` and `missing_value` are not applied when an array is read. A [`Packing`] says whether they
-//! would change its values, so that nothing computes on packed numbers without being told to.
+//! Reads do not apply `scale_factor`, `add_offset`, `_Unsigned`, `_FillValue` and `missing_value`. A [`Packing`] states whether they would
+//! change an array's values, so that no computation uses packed numbers unless requested.
 //!
-//! Format 3 keeps a float's `_FillValue` as Xarray does, in base64. In format 2 Xarray masks by the fill value of `.zarray` instead; `normalized`
-//! gives both the form of format 3, so that a copy has the missing values of its source.
+//! Zarr format 3 stores a float's `_FillValue` in base64, as Xarray does. In format 2, Xarray masks by the fill value of `.zarray` instead.
+//! `normalized` converts both to the form of format 3, so that a copy has the missing values of its source.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -12,37 +12,37 @@ use freestone_kernels::dtype::{Complex128, Kind};
 use freestone_kernels::{DType, Scalar};
 use serde_json::{Map, Value, json};
 
-/// Attributes that say how values are packed, or which of them are missing.
+/// The attributes that define the packing of values or mark missing values.
 pub const PACKING_ATTRIBUTES: [&str; 5] = ["_FillValue", "missing_value", "scale_factor", "add_offset", "_Unsigned"];
 
-/// How the values of an array are packed: only what changes them.
+/// The packing of an array's values, restricted to attributes that change them.
 #[derive(Clone, Debug, Default)]
 pub struct Packing {
-    /// The missing values are of single precision.
+    /// True if the missing values have single precision.
     single: bool,
-    /// Stored values that stand for missing ones, in order, each once.
+    /// The stored values that mark missing data, sorted and without duplicates.
     missing: Vec<Number>,
     scale: Option<Number>,
     offset: Option<Number>,
-    /// Integers of one sign are to be read as integers of the other.
+    /// The dtype to which integers of the opposite signedness are reinterpreted.
     reinterpret: Option<DType>,
-    /// The attributes that this follows from, for people.
+    /// The display text of the attributes that define this packing.
     attributes: Vec<String>,
 }
 
-/// A number of an attribute.
+/// A number in an attribute.
 #[derive(Clone, Debug, PartialEq, PartialOrd)]
 enum Number {
     Int(i128),
     Float(f64),
-    /// One that is not understood, as it stands there.
+    /// A value that is not recognized, as text.
     Other(String),
 }
 
 impl Packing {
-    /// The packing that attributes give to values of a dtype; `None` if they change no value.
+    /// Returns the packing that attributes define for a dtype, or `None` if they change no value.
     ///
-    /// Booleans are not packed. A missing value of NaN, a scale of 1 and an offset of 0 change nothing.
+    /// Booleans are never packed. A missing value of NaN, a scale of 1 and an offset of 0 change no value.
     pub fn of(attributes: &Map<String, Value>, dtype: DType) -> Option<Packing> {
         if dtype == DType::Bool {
             return None;
@@ -73,20 +73,20 @@ impl Packing {
         (!packing.attributes.is_empty()).then_some(packing)
     }
 
-    /// The attributes, as `scale_factor=0.01, _FillValue=-32767`.
+    /// Returns the attributes as text, such as `scale_factor=0.01, _FillValue=-32767`.
     pub fn attributes(&self) -> String {
         self.attributes.join(", ")
     }
 
-    /// True if values that are packed as `other` says can be stored unchanged where readers unpack by `self`: the same scale, offset and sign, and
-    /// every value that is missing there is missing here.
+    /// Returns true if values packed by `other` can be stored unchanged in an array packed by `here`. This requires equal scale, offset and
+    /// signedness, and that every missing value of `other` is also one of `here`.
     pub fn takes(here: Option<&Packing>, other: Option<&Packing>) -> bool {
         let none = Packing::default();
         let (here, other) = (here.unwrap_or(&none), other.unwrap_or(&none));
         here.same_scale(other) && other.missing.iter().all(|m| here.missing.contains(m))
     }
 
-    /// True if two packings unpack all values alike.
+    /// Returns true if two packings unpack all values identically.
     pub fn same(a: Option<&Packing>, b: Option<&Packing>) -> bool {
         Packing::takes(a, b) && Packing::takes(b, a)
     }
@@ -95,7 +95,7 @@ impl Packing {
         self.scale == other.scale && self.offset == other.offset && self.reinterpret == other.reinterpret
     }
 
-    /// The expression that unpacks the stored numbers called `name`; `None` where an attribute is not understood.
+    /// Returns the expression that unpacks the stored numbers called `name`, or `None` if an attribute is not recognized.
     pub fn expression(&self, name: &str) -> Option<String> {
         let conditions = self.missing.iter().map(|m| Some(format!("{name} == {}", m.literal(self.single)?))).collect::<Option<Vec<_>>>()?;
         let mut value = self.reinterpret.map_or_else(|| name.to_owned(), |dtype| format!("astype({name}, {dtype})"));
@@ -116,7 +116,7 @@ impl Packing {
     }
 }
 
-/// Puts a number where it is another than the one that changes nothing; true if it did.
+/// Conditional insertion of a number that differs from the neutral one. Returns true if the number was inserted.
 trait InsertUnless {
     fn insert_unless(&mut self, number: Number, neutral: f64) -> bool;
 }
@@ -133,7 +133,7 @@ impl Number {
         matches!(self, Number::Float(x) if x.is_nan())
     }
 
-    /// As an expression takes it: the shortest text that gives the same bits, in single precision where it is of that.
+    /// Returns the number as an expression literal: the shortest text with the same bits, in single precision if `single` is true.
     fn literal(&self, single: bool) -> Option<String> {
         match self {
             Number::Int(i) => Some(i.to_string()),
@@ -145,7 +145,7 @@ impl Number {
     }
 }
 
-/// A scale or an offset: a number, alone or as the one entry of a list.
+/// Parses a scale or an offset: a number, or a list of one number.
 fn factor(value: &Value) -> Number {
     match value {
         Value::Array(list) if list.len() == 1 => factor(&list[0]),
@@ -155,7 +155,7 @@ fn factor(value: &Value) -> Number {
     }
 }
 
-/// The missing values of an attribute: one, or a list.
+/// Parses the missing values of an attribute: one value or a list.
 fn numbers(value: &Value, dtype: DType) -> Vec<Number> {
     match value {
         Value::Array(list) if dtype.kind() == Kind::Complex => vec![complex(list, value)],
@@ -164,14 +164,14 @@ fn numbers(value: &Value, dtype: DType) -> Vec<Number> {
     }
 }
 
-/// A missing value as values of the dtype have it.
+/// Parses a missing value for a dtype.
 fn number(value: &Value, dtype: DType) -> Number {
     let float = |x: f64| Number::Float(if dtype == DType::Float32 { f64::from(x as f32) } else { x });
     let exact = |n: &serde_json::Number| n.as_i64().map(i128::from).or(n.as_u64().map(i128::from));
     match value {
         Value::Number(n) => match (exact(n), n.as_f64()) {
             (Some(i), _) if dtype.is_integer() => Number::Int(i),
-            // Also an integer that was written with a point.
+            // An integer may be written with a decimal point.
             (_, Some(x)) if dtype.is_integer() && x == x.trunc() && x.abs() < 1e18 => Number::Int(x as i128),
             (_, Some(x)) => float(x),
             (_, None) => Number::Other(n.to_string()),
@@ -185,13 +185,13 @@ fn number(value: &Value, dtype: DType) -> Number {
     }
 }
 
-/// A complex missing value: a pair of floats. Only one of NaNs is understood.
+/// Parses a complex missing value: a pair of floats. Only a pair of NaNs is recognized.
 fn complex(list: &[Value], whole: &Value) -> Number {
     let parts: Vec<Number> = list.iter().map(|part| number(part, DType::Float64)).collect();
     if parts.len() == 2 && parts.iter().all(Number::is_nan) { Number::Float(f64::NAN) } else { Number::Other(whole.to_string()) }
 }
 
-/// The dtype that `_Unsigned` makes of another.
+/// Returns the dtype to which `_Unsigned` reinterprets another.
 fn reinterpreted(value: &Value, dtype: DType) -> Option<DType> {
     let said = |word: &str| value.as_str().map_or_else(|| value.to_string(), str::to_owned).eq_ignore_ascii_case(word);
     const PAIRS: [(DType, DType); 4] =
@@ -203,7 +203,7 @@ fn reinterpreted(value: &Value, dtype: DType) -> Option<DType> {
     })
 }
 
-/// An attribute's value for people: of a float in base64 the float.
+/// Returns an attribute's value for display, with a base64 float decoded.
 fn shown(name: &str, value: &Value, dtype: DType) -> String {
     match (name, value) {
         ("_FillValue", Value::String(text)) => match number(value, dtype) {
@@ -215,7 +215,7 @@ fn shown(name: &str, value: &Value, dtype: DType) -> String {
     }
 }
 
-/// A float as `_FillValue` of format 3 has it: its 8 bytes, little-endian, in base64.
+/// Returns a float in the encoding of `_FillValue` in format 3: 8 bytes, little-endian, in base64.
 fn to_base64(x: f64) -> Value {
     json!(BASE64.encode(x.to_le_bytes()))
 }
@@ -225,7 +225,7 @@ fn of_base64(text: &str) -> Option<f64> {
     Some(f64::from_le_bytes(bytes.try_into().ok()?))
 }
 
-/// A value as `_FillValue` of format 3 has it.
+/// Returns a fill value in the encoding of `_FillValue` in format 3.
 fn encoded(fill: &Scalar) -> Option<Value> {
     match fill.dtype().kind() {
         Kind::Complex => {
@@ -237,10 +237,11 @@ fn encoded(fill: &Scalar) -> Option<Value> {
     }
 }
 
-/// The attributes of an array of format 2 as they are of one of format 3.
+/// Converts the attributes of a format 2 array to those of a format 3 array.
 ///
-/// Xarray masks by the fill value of `.zarray`, if there is one, else by `_FillValue`, which may be a bare number. It reads arrays whose axes have names
-/// (`_ARRAY_DIMENSIONS`): of others a fill value is the value of chunks that are not stored, and nothing more. `fill` is `None` where `.zarray` says `null`.
+/// Xarray masks by the fill value of `.zarray`, if there is one, else by `_FillValue`, which may be a bare number. Xarray reads only arrays
+/// with named axes (`_ARRAY_DIMENSIONS`). In other arrays, a fill value is only the value of chunks that are not stored. `fill` is `None`
+/// if `.zarray` has `null`.
 pub(crate) fn normalized(mut attributes: Map<String, Value>, dtype: DType, fill: Option<&Scalar>) -> Map<String, Value> {
     let is_named = attributes.remove("_ARRAY_DIMENSIONS").is_some();
     if dtype == DType::Bool {
@@ -252,7 +253,7 @@ pub(crate) fn normalized(mut attributes: Map<String, Value>, dtype: DType, fill:
         _ => None,
     };
     if let Some(value) = of_document.or_else(of_attribute) {
-        // What is NaN anyway needs no mark.
+        // NaN is missing in any case, so no attribute is needed.
         if numbers(&value, dtype).iter().any(|n| !n.is_nan()) || attributes.contains_key("_FillValue") {
             attributes.insert("_FillValue".into(), value);
         }
@@ -289,7 +290,7 @@ mod tests {
         check(json!({"_Unsigned": "true", "_FillValue": -1, "scale_factor": 2}), Int8, Some("where(t == -1, nan, astype(t, uint8) * 2.0)"));
         check(json!({"_Unsigned": false}), UInt16, Some("astype(t, int16)"));
         check(json!({"missing_value": "Infinity"}), Float32, Some("where(t == inf, nan, t)"));
-        // Not understood is not harmless.
+        // Unrecognized attributes are not ignored.
         check(json!({"_FillValue": "n/a"}), Int16, Some("?"));
         check(json!({"scale_factor": {"a": 1}}), Int16, Some("?"));
         check(json!({"_FillValue": ["AAAAAAAA8D8=", "AAAAAAAAAAA="]}), Complex64, Some("?"));
@@ -314,7 +315,7 @@ mod tests {
         assert!(takes(scaled(), scaled()) && takes(json!({}), json!({})));
         assert!(takes(scaled(), json!({"scale_factor": 0.1})) && !takes(json!({"scale_factor": 0.1}), scaled()));
         assert!(!takes(scaled(), json!({})) && !takes(json!({}), scaled()) && !takes(scaled(), json!({"scale_factor": 0.2})));
-        // Real values may go where some of them would be missing: readers are told which.
+        // Values may be stored where some would be read as missing, because the attributes inform readers.
         assert!(takes(json!({"_FillValue": -1}), json!({})));
         assert!(!takes(json!({"_Unsigned": "true"}), json!({})));
         assert!(takes(json!({"_FillValue": 5}), json!({"missing_value": 5})));

@@ -1,8 +1,8 @@
-//! Chunks that are fetched before they are asked for.
+//! Prefetching of chunks.
 //!
-//! Which chunks a task asks for, and in which order, follows from its program: [`ChunkReads`] goes through it as the task does. While the
-//! task waits for a chunk or works on it, those after it are in flight, as many as the layout has room for. The list decides nothing:
-//! what is not in flight when it is asked for is read then.
+//! The chunks that a task requests, and their order, follow from its program: [`ChunkReads`] visits the program as the task does. While the
+//! task waits for a chunk or processes it, the next chunks are in flight, as far as the layout has room. The list is only a hint: a chunk
+//! that is not in flight is read on demand.
 
 use std::collections::VecDeque;
 
@@ -15,29 +15,30 @@ use crate::state::{Opened, Source, TaskState};
 use crate::storage::Pending;
 use crate::storage::reader::Desk;
 
-/// A chunk of one of the stage's sources, by its number in the array.
+/// A chunk of one of the stage's sources, by its index in the array.
 type Wanted = (u32, u64);
 
 /// The chunks that a task has in flight.
 #[derive(Debug, Default)]
 pub(super) struct Ahead {
-    /// Chunks at hand when the task began, by source.
+    /// The chunks cached when the task began, by source.
     at_hand: Option<Vec<Recent<()>>>,
-    /// The chunks that the task will ask for next, in order.
+    /// The chunks that the task requests next, in order.
     list: VecDeque<Wanted>,
-    /// Chunks that were listed so far.
+    /// The number of chunks listed so far.
     listed: u64,
-    /// There are no more.
+    /// True if no chunks remain to be listed.
     is_whole: bool,
-    /// Reads that were begun, with the bytes of their buffers; none for a chunk that need not be waited for, or that the store cannot begin.
+    /// The started reads with the bytes of their buffers; `None` for a chunk that needs no wait, or that the store cannot read
+    /// asynchronously.
     begun: VecDeque<(Wanted, Option<(u64, Pending)>)>,
 }
 
-/// Ends the listing when the list is full.
+/// The error that stops listing when the list is full.
 struct Full;
 
 impl Ahead {
-    /// The read of a chunk that is asked for now, if it has begun. Begins those of the next chunks.
+    /// Returns the pending read of a requested chunk, if the read has started. Starts reads of the next chunks.
     pub(super) fn take(&mut self, task: &mut TaskState<'_>, source: usize, coords: &[u64]) -> Option<Pending> {
         if task.layout.ahead == 0 || !task.layout.sources[source].far {
             return None;
@@ -57,13 +58,13 @@ impl Ahead {
                 None
             }
         };
-        // Those that need not be waited for are looked at a few at a time.
+        // Chunks that need no wait are checked a few at a time.
         while self.in_flight() < task.layout.ahead && self.begun.len() < 4 * task.layout.ahead {
             self.refill(task);
             let Some(next) = self.list.front().copied() else { break };
             let Source::Chunks(access, _) = &task.sources[next.0 as usize].source else { break };
             let coords = access.info().grid.coords(next.1);
-            // Where others hold more than they will at the end, there is room later.
+            // The arena is full at this point of the task; room may become free later.
             let Ok(into) = task.desk.arena.buffer(access.encoded_limit(&coords)) else { break };
             let bytes = into.capacity() as u64;
             self.list.pop_front();
@@ -77,29 +78,29 @@ impl Ahead {
         self.begun.iter().filter(|(_, begun)| begun.is_some()).count()
     }
 
-    /// Waits for the first `n` of those in flight, which nobody wants.
+    /// Waits for the first `n` reads in flight, whose chunks are not needed.
     fn skip(&mut self, n: usize, desk: &mut Desk) {
         for (bytes, pending) in self.begun.drain(..n).filter_map(|(_, begun)| begun) {
             match pending.wait() {
                 Ok((_, buffer)) => desk.arena.recycle(buffer),
-                // Whoever asks for it again gets the error.
+                // The next request for this chunk reports the error.
                 Err(_) => desk.arena.lost(bytes),
             }
         }
     }
 
-    /// Waits for all that is in flight, at the end of a task.
+    /// Waits for all reads in flight, at the end of a task.
     pub(super) fn finish(&mut self, desk: &mut Desk) {
         self.skip(self.begun.len(), desk);
     }
 
-    /// Lists the next chunks, where the list is used up.
+    /// Lists the next chunks if the list is empty.
     fn refill(&mut self, task: &TaskState<'_>) {
         if !self.list.is_empty() || self.is_whole {
             return;
         }
         let at_hand = self.at_hand.get_or_insert_with(|| task.sources.iter().map(names).collect()).clone();
-        // Its memory is used again.
+        // The list's allocation is reused.
         let (mut list, mut skip) = (std::mem::take(&mut self.list), self.listed);
         let visit = |source: usize, touched: &Touched<'_>| {
             let (true, Some(coords)) = (task.layout.sources[source].far, touched.coords()) else { return Ok(()) };
@@ -122,7 +123,7 @@ impl Ahead {
     }
 }
 
-/// The chunks that a source has at hand, without their values.
+/// Returns the coordinates of a source's cached chunks, without their values.
 fn names(opened: &Opened) -> Recent<()> {
     let mut names = Recent::default();
     opened.chunks.coords().for_each(|coords| names.push(coords, ()));

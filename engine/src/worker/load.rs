@@ -1,7 +1,7 @@
-//! How a task brings in the block of an input.
+//! Loading of input blocks.
 //!
-//! A block that lies inside one chunk is looked at where it was decoded; one that touches several, or is partly fill values, is
-//! assembled in a buffer. `plan/chunks.rs` says which chunks that takes.
+//! A block inside one chunk is viewed in place. A block that overlaps several chunks, or that contains fill values, is assembled in a
+//! buffer. `plan/chunks.rs` lists the chunks of a block.
 
 use freestone_kernels::{Buffer, View, contiguous_strides, copy};
 
@@ -15,28 +15,28 @@ use crate::state::{Loaded, TaskState, Values, sizes};
 use crate::storage::{ObjectPart, PART_BYTES};
 use crate::task::{Cause, cause_of_chunk, internal};
 
-/// A block while it is assembled.
+/// A block under assembly.
 struct Block {
     buffer: Buffer,
-    /// In elements; 0 along axes where its values repeat.
+    /// The strides in elements; 0 along axes where values repeat.
     strides: Vec<isize>,
-    /// Bytes of an element.
+    /// The size of an element in bytes.
     size: usize,
 }
 
-/// The boxes of a chunk that a box of a block takes, and where they go.
+/// The boxes of a chunk that overlap a box of a block, with their destinations.
 struct Boxes<'a> {
     axes: &'a [AxisMap],
     runs: &'a [&'a [Run]],
     to: &'a Region,
     varies: &'a [bool],
     chunk: &'a Region,
-    /// Strides of the chunk as it is stored.
+    /// The strides of the chunk as stored.
     stored: &'a [isize],
 }
 
 impl TaskState<'_> {
-    /// Brings in the block of input `i` for a cell.
+    /// Loads the block of input `i` for a cell.
     pub(super) fn load(&mut self, i: usize, cell: &Region, ahead: &mut Ahead) -> Result<(), Cause> {
         let (stage, layout) = (self.stage, self.layout);
         let cell = stage.kernel.kind().input_region(stage, i, &self.coords, cell);
@@ -55,7 +55,7 @@ impl TaskState<'_> {
             }
             let block = match &mut block {
                 Some(block) => block,
-                // The map of a block inside one chunk may have no piece there, or several where there are no elements.
+                // The map of a block inside one chunk may have no piece there, or several pieces if the block has no elements.
                 None => block.insert(self.block(i, &cell)?),
             };
             self.copy(i, block, touched, &cell, ahead)
@@ -71,7 +71,7 @@ impl TaskState<'_> {
         Ok(())
     }
 
-    /// A buffer for the block of input `i` over a cell.
+    /// Allocates a buffer for the block of input `i` over a cell.
     fn block(&mut self, i: usize, cell: &Region) -> Result<Block, Cause> {
         let varies = &self.layout.inputs[i].varies;
         let shape = extent(&cell.shape, varies);
@@ -81,7 +81,7 @@ impl TaskState<'_> {
         Ok(Block { buffer, strides, size })
     }
 
-    /// Looks at a chunk that was fetched with strides of the iteration space.
+    /// Views a fetched chunk with strides of the iteration space.
     fn look_into(&self, source: usize, coords: Vec<u64>, axes: &[AxisMap], to: &Region, cell: &Region) -> Result<Loaded, Cause> {
         let starts = self.grids[source].region(&coords).start;
         let stored = contiguous_strides(&sizes(&self.sources[source].source.stored_shape(&coords)));
@@ -99,7 +99,7 @@ impl TaskState<'_> {
         Ok(Loaded { values: Values::Chunk { source, coords }, cell: cell.clone(), offset, strides })
     }
 
-    /// Has a chunk of a source at hand.
+    /// Fetches a chunk of a source, unless it is cached.
     fn fetch(&mut self, source: usize, coords: &[u64], ahead: &mut Ahead) -> Result<(), Cause> {
         if self.sources[source].chunks.touch(coords) {
             return Ok(());
@@ -117,7 +117,7 @@ impl TaskState<'_> {
         self.sources[source].fetch(coords, begun, self.desk).map_err(|e| cause_of_chunk(&e))
     }
 
-    /// Copies what a chunk has of a block, or fills a box of it.
+    /// Copies the elements that a block takes from a chunk, or fills a box of the block.
     fn copy(&mut self, i: usize, block: &mut Block, touched: Touched<'_>, cell: &Region, ahead: &mut Ahead) -> Result<(), Cause> {
         match touched {
             Touched::Fill { value, to } => {
@@ -144,7 +144,7 @@ impl TaskState<'_> {
                 self.copy_flat(i, source, &coords, block, cell);
             }
             Touched::Done { source } => {
-                // A chunk that was only passing goes before another array's comes.
+                // A chunk that is not kept is released before another array's chunk is read.
                 if self.layout.sources[source].slot.is_none() {
                     self.sources[source].clear(self.desk);
                 }
@@ -154,7 +154,8 @@ impl TaskState<'_> {
         Ok(())
     }
 
-    /// Reads the boxes straight out of a chunk that is not encoded, where that costs less than reading the chunk; false where it was not done.
+    /// Reads the boxes directly from a chunk that is not encoded, if that costs less than reading the whole chunk. Returns false if nothing
+    /// was read.
     fn read_parts(&mut self, i: usize, source: usize, coords: &[u64], block: &mut Block, boxes: &Boxes<'_>) -> Result<bool, Cause> {
         if !self.sources[source].reads_parts(coords) {
             return Ok(false);
@@ -187,9 +188,9 @@ impl TaskState<'_> {
         }
     }
 
-    /// Copies the elements that a chunk shares with a cell of another shape with the same elements in C order.
+    /// Copies the elements that a chunk shares with a cell of another shape, whose elements have the same C order.
     ///
-    /// The chunk's rows are intervals of the common order, and so are the cell's; what they share is copied.
+    /// The rows of the chunk and those of the cell are intervals of the common order. Their intersections are copied.
     fn copy_flat(&self, i: usize, source: usize, coords: &[u64], block: &mut Block, cell: &Region) {
         let (grid, opened): (&ChunkGrid, _) = (self.grids[source], &self.sources[source]);
         let strides = contiguous_strides(&sizes(&opened.source.stored_shape(coords)));
@@ -204,7 +205,7 @@ impl TaskState<'_> {
 }
 
 impl Boxes<'_> {
-    /// Calls `f` with each box: its offset and strides in the chunk, its extent, and where it goes.
+    /// Calls `f` with each box: its offset and strides in the chunk, its extent, and its destination.
     fn each(&self, mut f: impl FnMut(usize, Vec<isize>, Vec<usize>, Vec<u64>)) {
         let counts: Vec<u64> = self.runs.iter().map(|r| r.len() as u64).collect();
         let _: Result<(), ()> = try_for_each_coord(&Region::whole(&counts), |one| {
@@ -224,17 +225,17 @@ impl Boxes<'_> {
     }
 }
 
-/// Elements along each axis, one where values repeat.
+/// Returns the number of elements along each axis; 1 where values repeat.
 fn extent(shape: &[u64], varies: &[bool]) -> Vec<usize> {
     shape.iter().zip(varies).map(|(n, v)| if *v { *n as usize } else { 1 }).collect()
 }
 
-/// The element at an index.
+/// Returns the position of the element at an index.
 fn place(index: &[u64], strides: &[isize]) -> usize {
     index.iter().zip(strides).map(|(i, stride)| *i as isize * stride).sum::<isize>() as usize
 }
 
-/// True if reading parts of a chunk of `whole` bytes costs less than reading all of it: a part costs as much as so many bytes.
+/// Returns true if reading parts of a chunk of `whole` bytes costs less than reading all of it. Each part has a fixed cost of `PART_BYTES`.
 fn are_worth_it(parts: &[ObjectPart], whole: u64) -> bool {
     parts.iter().map(|p| p.len as u64 + PART_BYTES).sum::<u64>() < whole
 }

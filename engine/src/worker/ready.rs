@@ -1,7 +1,7 @@
-//! A stage that a worker has open.
+//! The open stage of a worker.
 //!
-//! Opening costs requests and memory, and a worker runs many tasks of a stage: arrays, decoded chunks and the compiled kernel stay from
-//! task to task, until another stage comes.
+//! Opening a stage costs requests and memory, and a worker runs many tasks of a stage. Arrays, decoded chunks and the compiled kernel
+//! therefore remain from task to task, until the worker opens another stage.
 
 use std::sync::Arc;
 
@@ -18,14 +18,14 @@ use crate::storage::reader::{ChunkAccess, Own, ShardCache};
 use crate::storage::{Store, join};
 use crate::task::{Cause, FailureKind, cause_of_plan, kind_of_storage};
 
-/// A stage with its arrays opened and its kernel compiled.
+/// A stage with open arrays and a compiled kernel.
 #[derive(Debug)]
 pub(super) struct Ready {
     pub(super) stage: StageId,
-    /// In the order of the layout's.
+    /// The sources, in the order of the layout.
     pub(super) sources: Vec<Opened>,
     pub(super) outputs: Vec<ChunkAccess>,
-    /// Objects of each output.
+    /// The grid of objects of each output.
     pub(super) objects: Vec<ChunkGrid>,
     pub(super) compiled: Box<dyn Compiled>,
 }
@@ -59,7 +59,7 @@ impl RunContext {
         }
     }
 
-    /// Opens an array that is in a store.
+    /// Opens an array in a store.
     fn chunks(&self, id: ArrayId) -> Result<ChunkAccess, Cause> {
         let array = self.plan.plan().array(id);
         let open = |url: &str| self.stores.open(url).map_err(|e| (kind_of_storage(&e), e.to_string()));

@@ -1,7 +1,7 @@
-//! How one task goes through its program.
+//! Execution of a task's program.
 //!
-//! The steps come from the plan, which projected the task's memory from them; what a step takes is a slot there. So nothing here decides
-//! how much is held, or when. How blocks come in is in `load`, what the kernel does with them in `stages`.
+//! The plan projects the task's memory from the same steps, and each buffer that a step takes is a slot of the program. This module
+//! therefore decides neither the size nor the lifetime of buffers. Blocks are loaded in `load`, and kernels compute in `stages`.
 
 use super::ahead::Ahead;
 use super::{Limits, overrun};
@@ -12,7 +12,7 @@ use crate::stages::Compiled;
 use crate::state::{Loaded, TaskState, Values};
 use crate::task::Cause;
 
-/// The visitor that runs a task.
+/// The visitor that executes a task.
 pub(super) struct Execution<'a, 't> {
     pub(super) task: &'a mut TaskState<'t>,
     pub(super) compiled: &'a mut dyn Compiled,
@@ -56,7 +56,7 @@ impl Visitor<At> for Execution<'_, '_> {
 }
 
 impl TaskState<'_> {
-    /// Gives back the buffer of a slot, and its permit.
+    /// Recycles the buffer of a slot and returns its permit.
     fn release(&mut self, slot: SlotId) {
         for (input, loaded) in self.layout.inputs.iter().zip(&mut self.loaded) {
             if input.region == Some(slot)
