@@ -43,6 +43,8 @@ impl Lowering<'_> {
     /// reshaped nodes that do not compose with a view.
     pub(crate) fn mark(&mut self, order: &[NodeRef]) {
         let mut reshaped: HashSet<*const Node> = HashSet::new();
+        // Views that are an image of one node, composed down to it: a chain of them is composed once.
+        let mut images: HashMap<*const Node, (ReadMap, NodeRef)> = HashMap::new();
         for node in order {
             match &node.op {
                 Op::Rechunk(_) => self.mark_one(node, "it is read in its new chunks"),
@@ -61,12 +63,23 @@ impl Lowering<'_> {
                         let found = sources.iter().filter(|s| reshaped.contains(&key(s)));
                         found.for_each(|s| self.mark_one(s, "it is reshaped, and a view goes over that"));
                     }
-                    let Ok((map, bases)) = self.flatten_marked(node) else {
+                    let below = match sources.as_slice() {
+                        [source] if !self.materialise.contains_key(&key(source)) => images.get(&key(source)),
+                        _ => None,
+                    };
+                    let flat = match below {
+                        Some((inner, base)) => map.compose(std::slice::from_ref(inner)).map(|map| (map, vec![Arc::clone(base)])),
+                        None => self.flatten_marked(node),
+                    };
+                    let Ok((map, bases)) = flat else {
                         let views = sources.iter().filter(|s| matches!(s.op, Op::View { .. }));
                         views.for_each(|s| self.mark_one(s, "the views over it have too many pieces, or go over a reshape"));
                         continue;
                     };
                     let simple = map.as_image().is_some() && map.n_indices() == 0;
+                    if let (true, [base]) = (simple, bases.as_slice()) {
+                        images.insert(key(node), (map.clone(), Arc::clone(base)));
+                    }
                     let chosen = may_choose(&map, &bases, &|n| self.materialise.contains_key(&key(n)));
                     for (k, base) in bases.iter().enumerate().filter(|(_, b)| matches!(b.op, Op::Map { .. })) {
                         let folds = simple || (chosen && self.passes(base, &only(&map, k, base.dtype)));
