@@ -99,15 +99,15 @@ impl ProcessId {
 
 /// CPU time of this process in nanoseconds, all threads.
 pub fn process_cpu_ns() -> u64 {
-    clock(rustix::thread::ClockId::ProcessCPUTime)
+    clock(rustix::time::ClockId::ProcessCPUTime)
 }
 
 /// CPU time of this thread in nanoseconds.
 pub fn thread_cpu_ns() -> u64 {
-    clock(rustix::thread::ClockId::ThreadCPUTime)
+    clock(rustix::time::ClockId::ThreadCPUTime)
 }
 
-fn clock(id: rustix::thread::ClockId) -> u64 {
+fn clock(id: rustix::time::ClockId) -> u64 {
     let now = rustix::time::clock_gettime(id);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }

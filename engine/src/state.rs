@@ -118,7 +118,7 @@ pub(crate) struct TaskState<'a> {
     pub(crate) layout: &'a StageLayout,
     pub(crate) sources: &'a mut [Opened],
     /// The chunk grid of each source.
-    pub(crate) grids: Vec<&'a ChunkGrid>,
+    pub(crate) grids: &'a [&'a ChunkGrid],
     pub(crate) outputs: &'a [ChunkAccess],
     /// The grid of objects of each output.
     pub(crate) objects: &'a [ChunkGrid],

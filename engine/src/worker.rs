@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::grid::ChunkGrid;
 use crate::machine;
 use crate::memory::Arena;
 use crate::plan::FinalizedPlan;
@@ -166,11 +167,12 @@ impl Worker {
         self.desk.traffic = Default::default();
         let coords = stage.task_coords(number);
         let region = stage.tasks.region(&coords);
+        let grids: Vec<&ChunkGrid> = layout.sources.iter().map(|s| &plan.plan().array(s.array).info.grid).collect();
         let mut task = TaskState {
             stage,
             layout,
             sources: &mut ready.sources,
-            grids: layout.sources.iter().map(|s| &plan.plan().array(s.array).info.grid).collect(),
+            grids: &grids,
             outputs: &ready.outputs,
             objects: &ready.objects,
             desk: &mut self.desk,

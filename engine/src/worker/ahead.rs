@@ -114,7 +114,7 @@ impl Ahead {
             Ok(())
         };
         let inside = vec![None; task.stage.inputs.len()];
-        let (stage, layout, grids, coords) = (task.stage, task.layout, task.grids.as_slice(), task.coords.as_slice());
+        let (stage, layout, grids, coords) = (task.stage, task.layout, task.grids, task.coords.as_slice());
         let mut reads = ChunkReads { stage, layout, grids, coords, at_hand, inside, visit };
         let loops = TaskLoops { stage, objects: task.objects, coords, region: &task.region };
         self.is_whole = walk(&layout.program.steps, &loops, &loops.outside(), &mut reads).is_ok();

@@ -41,13 +41,13 @@ impl TaskState<'_> {
         let (stage, layout) = (self.stage, self.layout);
         let cell = stage.kernel.kind().input_region(stage, i, &self.coords, cell);
         let (input, mode) = (&layout.inputs[i], layout.inputs[i].mode);
-        let grids = self.grids.clone();
+        let grids = self.grids;
         let mut block = None;
         let mut inside = None;
         if mode != ReadMode::InChunk {
             block = Some(self.block(i, &cell)?);
         }
-        touched(&stage.inputs[i], input, &grids, &cell, |touched| {
+        touched(&stage.inputs[i], input, grids, &cell, |touched| {
             if let Touched::Inside { source, coords, axes, to } = touched {
                 self.fetch(source, &coords, ahead)?;
                 inside = Some(self.look_into(source, coords, axes, to, &cell)?);
@@ -83,13 +83,13 @@ impl TaskState<'_> {
 
     /// Views a fetched chunk with strides of the iteration space.
     fn look_into(&self, source: usize, coords: Vec<u64>, axes: &[AxisMap], to: &Region, cell: &Region) -> Result<Loaded, Cause> {
-        let starts = self.grids[source].region(&coords).start;
+        let starts = coords.iter().zip(self.grids[source].axes()).map(|(c, axis)| axis.start(*c));
         let stored = contiguous_strides(&sizes(&self.sources[source].source.stored_shape(&coords)));
         let (mut offset, mut strides) = (0isize, vec![0isize; to.shape.len()]);
-        for ((map, start), stride) in axes.iter().zip(&starts).zip(&stored) {
+        for ((map, start), stride) in axes.iter().zip(starts).zip(&stored) {
             match map {
                 AxisMap::Along { axis, start: first, step } => {
-                    offset += (*first as i64 - *start as i64) as isize * stride;
+                    offset += (*first as i64 - start as i64) as isize * stride;
                     strides[*axis] += *step as isize * stride;
                 }
                 AxisMap::Fixed(x) => offset += (x - start) as isize * stride,
