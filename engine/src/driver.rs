@@ -510,7 +510,7 @@ mod tests {
     use super::*;
     use crate::system::ManualClock;
 
-    /// So many tries are made where an action fails so often with an error, by a clock that stands still but for the pauses.
+    /// Checks the number of tries of an action that fails `failures` times, by a clock that moves only while it sleeps.
     #[track_caller]
     fn check(error: &StorageError, failures: u32, expect: (u32, bool)) {
         let clock = ManualClock::default();

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// What is assumed where the system does not tell its memory.
+/// The memory that is assumed if the system does not report its own, in bytes.
 const UNKNOWN_MEMORY_BYTES: u64 = 4_000_000_000;
 
 /// Bytes of memory that this process may use: the machine's, or its memory cgroup's limit if that is lower.

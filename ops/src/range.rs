@@ -60,7 +60,7 @@ fn is_negative(terms: [Exact; 3]) -> bool {
 /// Ranges are shorter than this.
 const MAX_LENGTH: i128 = 1 << 59;
 
-/// `⌈(stop − start) / step⌉` of the exact values, or 0; `None` where that is no number, or `MAX_LENGTH` or more.
+/// Returns `⌈(stop − start) / step⌉` of the exact values, at least 0; `None` if it is not finite or reaches `MAX_LENGTH`.
 pub(crate) fn length(start: Scalar, stop: Scalar, step: Scalar) -> Option<u64> {
     let (mut start, mut stop, mut step) = (Exact::of(start)?, Exact::of(stop)?, Exact::of(step)?);
     if step.mantissa == 0 {

@@ -12,7 +12,7 @@ use super::Failure;
 /// Tries of a commit that may go on top of others.
 pub(crate) const REBASE_ATTEMPTS: u32 = 100;
 
-/// What is to be stored, in a session or in plain Zarr stores.
+/// The targets of a command, in a session or in plain Zarr stores.
 pub(crate) type Targets<'a> = &'a dyn Fn(Option<&Session>) -> Result<Vec<Target>, Failure>;
 
 /// Where a repository is.

@@ -333,7 +333,7 @@ impl<'a> Lowering<'a> {
                 match &root.op {
                     Op::Rechunk(input) => self.draft_of(input, draft)?,
                     Op::Staged(_) => self.draft_of(root, draft)?,
-                    // What is computed is the node itself, not the array that others will read it from.
+                    // Compute the node itself instead of copying the array that other nodes read it from.
                     _ => {
                         let own = self.stored.remove(&key(root));
                         let draft = self.draft_of(root, draft);

@@ -187,7 +187,7 @@ fn outcome<T>(place: String, action: &'static str, result: Option<object_store::
             let (message, failure) = (e.to_string(), GaveUp::of(&e).map(|gave_up| gave_up.kind));
             match failure {
                 Some(Failure::Unsupported) => Err(StorageError::Io { place, action, message, transient: false }),
-                // What is left may still pass later, or on another worker.
+                // A remaining failure may pass later, or on another worker.
                 None if !matches!(e, object_store::Error::Generic { .. }) => Err(StorageError::Io { place, action, message, transient: false }),
                 kind => Err(StorageError::GaveUp { place, action, message, is_throttle: kind == Some(Failure::Throttle) }),
             }
