@@ -42,7 +42,7 @@ pub mod driver {
         StagesEnded,
         /// The journal is whole, and the results are about to be flushed.
         Flush,
-        /// So many results are published, and the next one is about to be.
+        /// Before the next result is published, after this number of results.
         Published(u64),
     }
 
@@ -94,7 +94,7 @@ pub mod repository {
         Tasks(u64),
         /// All tasks are finished, and the commit is about to begin.
         BeforeCommit,
-        /// So many microseconds after it began. Where that is in the commit depends on the machine, and so does which array a reader sees.
+        /// This number of microseconds after the commit began. The machine decides which part of the commit that is, and which array a reader sees.
         InCommit(u64),
         /// It is done, and the driver does not know it yet.
         AfterCommit,

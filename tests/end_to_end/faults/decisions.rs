@@ -95,7 +95,7 @@ impl Fault {
     ];
 }
 
-/// What is struck.
+/// The part of a run that a fault affects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Part {
     /// Chunks between stages.
@@ -112,7 +112,7 @@ pub enum Part {
     Requests,
 }
 
-/// How often a fault strikes a part: of so many tries, on average, one of `1 / rate`.
+/// The share of tries of a part that a fault affects, on average.
 #[derive(Clone, Copy, Debug)]
 pub struct Rule {
     pub fault: Fault,
@@ -147,7 +147,7 @@ impl Faults {
         self.log.lock().unwrap().push(format!("{fault:?} of {part:?}: {what}"));
     }
 
-    /// How often each took effect.
+    /// The number of times that each fault took effect.
     pub fn counts(&self) -> BTreeMap<(Fault, Part), u64> {
         self.fired.lock().unwrap().clone()
     }

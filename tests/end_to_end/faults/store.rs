@@ -307,7 +307,7 @@ mod tests {
         assert!(faults.counts().is_empty());
     }
 
-    /// What is there after a write that met a fault, and what the write said.
+    /// Checks the object that a faulty write leaves, and the result of the write.
     #[track_caller]
     fn check_write(fault: Fault, expect: impl Fn(Option<&[u8]>, &Result<(), StorageError>) -> bool) {
         let (folder, faults, store) = over_a_folder(vec![Rule { fault, part: Part::Outputs, rate: 1.0 }]);
