@@ -3,8 +3,9 @@
 //!     cargo run --release --example percentile
 //!     cargo run --release --example percentile -- --executor processes --percent 50
 //!
-//! The library has no percentile. A kernel is a type whose fields are its parameters: it says how much scratch memory it needs,
-//! and computes one block. The same `main` is the worker: it registers the kernel where it calls `serve`.
+//! The library has no percentile. A kernel is a type whose fields are its parameters: it says how
+//! much scratch memory it needs, and computes one block. The same `main` is the worker: it
+//! registers the kernel where it calls `serve`.
 
 // What it prints is what it is for.
 #![allow(clippy::print_stdout)]
@@ -22,7 +23,8 @@ static ALLOCATOR: freestone_allocator::Allocator = freestone_allocator::Allocato
 
 /// The element below which a share of the others is, along the first axis, which is dropped.
 ///
-/// A block is (times, rows, columns); the result of a block is (rows, columns). NaN, if there is one, counts as largest.
+/// A block is (times, rows, columns); the result of a block is (rows, columns). NaN, if there is
+/// one, counts as largest.
 #[derive(Debug, Serialize, Deserialize)]
 struct Percentile {
     percent: f64,
@@ -37,7 +39,12 @@ impl UserKernel for Percentile {
         (inputs[0][0] * size_of::<f32>()) as u64
     }
 
-    fn apply(&self, inputs: &[Block<'_>], output: &mut BlockMut<'_>, scratch: &mut [u8]) -> Result<(), String> {
+    fn apply(
+        &self,
+        inputs: &[Block<'_>],
+        output: &mut BlockMut<'_>,
+        scratch: &mut [u8],
+    ) -> Result<(), String> {
         let values = inputs[0].array::<f32>()?;
         let mut out = output.array::<f32>()?;
         let n = inputs[0].shape[0];
@@ -47,7 +54,9 @@ impl UserKernel for Percentile {
             for (c, x) in column.iter_mut().zip(lane) {
                 *c = x.to_ne_bytes();
             }
-            let (_, found, _) = column[..n].select_nth_unstable_by(at, |a, b| f32::from_ne_bytes(*a).total_cmp(&f32::from_ne_bytes(*b)));
+            let (_, found, _) = column[..n].select_nth_unstable_by(at, |a, b| {
+                f32::from_ne_bytes(*a).total_cmp(&f32::from_ne_bytes(*b))
+            });
             *out = f32::from_ne_bytes(*found);
         }
         Ok(())
@@ -93,7 +102,9 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<(), Error> {
     let spec = arguments.limits.spec()?;
     let executor = arguments.limits.executor(&spec).map_err(RunError::from)?;
-    let output = arguments.output.clone().unwrap_or_else(|| std::env::temp_dir().join("freestone-percentile.zarr").display().to_string());
+    let output = arguments.output.clone().unwrap_or_else(|| {
+        std::env::temp_dir().join("freestone-percentile.zarr").display().to_string()
+    });
     let u = freestone::open(&format!("{}/u", arguments.input))?;
     let v = freestone::open(&format!("{}/v", arguments.input))?;
     let speed = freestone::hypot(&u, &v)?;
@@ -101,15 +112,24 @@ fn run(arguments: &Arguments) -> Result<(), Error> {
     let mut chunks = speed.grid()?.max_chunk();
     chunks[0] = speed.shape()?[0];
     let kernel = Percentile { percent: arguments.percent };
-    let map = freestone::map_blocks(&kernel, &[&speed.rechunk(&chunks)?], &BlocksOut::new(DType::Float32).drop_axis(0))?;
+    let map = freestone::map_blocks(
+        &kernel,
+        &[&speed.rechunk(&chunks)?],
+        &BlocksOut::new(DType::Float32).drop_axis(0),
+    )?;
 
-    let planned = freestone::plan(&[Target::in_group(&map, &output, "speed").overwrite(true)], &spec)?;
+    let planned =
+        freestone::plan(&[Target::in_group(&map, &output, "speed").overwrite(true)], &spec)?;
     println!("{}", planned.plan());
     let report = freestone::run(&planned, &spec, &*executor)?;
     println!("{report}\n");
 
     let stored = freestone::open(&format!("{output}/speed"))?;
     let mean = freestone::compute::<f32>(&stored.mean(())?, &spec)?;
-    println!("{}th percentile of wind speed in {output}: {:.4} in the mean over the map", arguments.percent, mean.sum());
+    println!(
+        "{}th percentile of wind speed in {output}: {:.4} in the mean over the map",
+        arguments.percent,
+        mean.sum()
+    );
     Ok(())
 }

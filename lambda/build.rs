@@ -1,7 +1,8 @@
-//! Links the C++ library into the worker: one of the codecs (snappy, in blosc) wants it, and Lambda's system is not bound to have it, or the same.
+//! Links the C++ library into the worker: one of the codecs (snappy, in blosc) wants it, and
+//! Lambda's system is not bound to have it, or the same.
 //!
-//! A folder that has only the static library, and is searched first, does it. Where there is none, the shared one is linked, and
-//! `freestone lambda package` will say so.
+//! A folder that has only the static library, and is searched first, does it. Where there is none,
+//! the shared one is linked, and `freestone lambda package` will say so.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -14,7 +14,9 @@ use freestone_engine::session::{PlainZarr, Session, SessionError};
 use freestone_engine::spec::Spec;
 use freestone_engine::storage::codec::Contexts;
 use freestone_engine::storage::reader::{ChunkAccess, Desk, ShardCache};
-use freestone_engine::storage::{CodecName, MemoryStore, StorageError, Store, Stores, identity, metadata, split_location};
+use freestone_engine::storage::{
+    CodecName, MemoryStore, StorageError, Store, Stores, identity, metadata, split_location,
+};
 use freestone_engine::task::RunAddress;
 use freestone_engine::user::KernelRegistry;
 use freestone_engine::worker::Cancel;
@@ -41,8 +43,9 @@ impl Planned {
     }
 }
 
-/// Stores, with ways to open all that this program knows: those of the engine, and with the feature `sessions` versions of repositories,
-/// `icechunk+REPOSITORY#branch=NAME`, `#tag=NAME` or `#snapshot=ID`.
+/// Stores, with ways to open all that this program knows: those of the engine, and with the feature
+/// `sessions` versions of repositories, `icechunk+REPOSITORY#branch=NAME`, `#tag=NAME` or
+/// `#snapshot=ID`.
 pub fn stores() -> Stores {
     let stores = Stores::default();
     #[cfg(feature = "sessions")]
@@ -50,9 +53,11 @@ pub fn stores() -> Stores {
     stores
 }
 
-/// Opens a stored array, `winds.zarr/u`, `s3://bucket/winds.zarr/u` or `icechunk+repository#branch=main/winds/u`, of Zarr format 2 or 3.
+/// Opens a stored array, `winds.zarr/u`, `s3://bucket/winds.zarr/u` or
+/// `icechunk+repository#branch=main/winds/u`, of Zarr format 2 or 3.
 ///
-/// Reads its metadata, nothing else. Of a repository's branch, it is the newest snapshot that is read, whatever is committed later.
+/// Reads its metadata, nothing else. Of a repository's branch, it is the newest snapshot that is
+/// read, whatever is committed later.
 ///
 /// # Errors
 /// Where there is no array, or one that uses what is not supported.
@@ -61,7 +66,8 @@ pub fn open(location: &str) -> Result<Array, freestone_ops::Error> {
     open_in(&stores().open(&url)?, &name)
 }
 
-/// What a worker process does: answers the driver that has started it until that is gone. It knows the users' kernels that it is given.
+/// What a worker process does: answers the driver that has started it until that is gone. It knows
+/// the users' kernels that it is given.
 ///
 /// What the process prints to its standard output goes to the driver's standard error.
 ///
@@ -73,19 +79,22 @@ pub fn serve(kernels: &KernelRegistry) -> io::Result<()> {
 
 /// Plans to store arrays, all of them in one plan.
 ///
-/// Reads metadata only and writes nothing. Cost: microseconds an operation, whatever the number of chunks.
+/// Reads metadata only and writes nothing. Cost: microseconds an operation, whatever the number of
+/// chunks.
 ///
 /// # Errors
-/// What an operator left in an array; a stage that does not fit `allowed_mem`; results that would be in each other's way, or in the place of something
-/// that is there and may not be replaced.
+/// What an operator left in an array; a stage that does not fit `allowed_mem`; results that would
+/// be in each other's way, or in the place of something that is there and may not be replaced.
 pub fn plan(targets: &[Target], spec: &Spec) -> Result<Planned, Error> {
     planned(targets, &outputs(targets, &stores())?, spec)
 }
 
-/// Makes arrays without their values: writes the metadata of targets, and the coordinates of their axes.
+/// Makes arrays without their values: writes the metadata of targets, and the coordinates of their
+/// axes.
 ///
-/// The values are written later, region by region ([`Target::region`]), by this program or others; until then they are fill values. Of
-/// the arrays nothing is computed but coordinates, in this thread.
+/// The values are written later, region by region ([`Target::region`]), by this program or others;
+/// until then they are fill values. Of the arrays nothing is computed but coordinates, in this
+/// thread.
 ///
 /// ```
 /// # use freestone::{DType, Serial, Settings, Spec, Target};
@@ -117,24 +126,36 @@ fn planned(targets: &[Target], outputs: &[Output], spec: &Spec) -> Result<Planne
     Ok(Planned { plan: Arc::new(plan), stores, kernels: kernels_of(outputs)? })
 }
 
-/// Refuses results in the place of something that may not be replaced. The run looks again, and at more; this is found out before anything is
-/// prepared for it.
+/// Refuses results in the place of something that may not be replaced. The run looks again, and at
+/// more; this is found out before anything is prepared for it.
 fn check_free(outputs: &[Output], stores: &Stores) -> Result<(), Error> {
-    for output in outputs.iter().filter(|o| !o.overwrite && !matches!(o.mode, Mode::Region { .. })) {
+    for output in outputs.iter().filter(|o| !o.overwrite && !matches!(o.mode, Mode::Region { .. }))
+    {
         let failed = |e: StorageError| Error::from(freestone_ops::Error::from(e));
         let store = stores.open(&output.url).map_err(failed)?;
         if !metadata::exists(&*store, &output.path).map_err(failed)? {
             continue;
         }
         #[cfg(feature = "sessions")]
-        if let Some((repository, _)) = output.url.strip_prefix(freestone_sessions::SCHEME).and_then(|url| url.split_once('#')) {
-            // What the session itself has made, by its creator or by a commit that failed, may be written: the run knows.
-            if metadata::document(&*store, &output.path).map_err(failed)?.as_ref() == Some(&output.document) {
+        if let Some((repository, _)) =
+            output.url.strip_prefix(freestone_sessions::SCHEME).and_then(|url| url.split_once('#'))
+        {
+            // What the session itself has made, by its creator or by a commit that failed, may be
+            // written: the run knows.
+            if metadata::document(&*store, &output.path).map_err(failed)?.as_ref()
+                == Some(&output.document)
+            {
                 continue;
             }
-            return Err(freestone_sessions::Error::NodeExists { place: repository.to_owned(), path: output.path.clone() }.into());
+            return Err(freestone_sessions::Error::NodeExists {
+                place: repository.to_owned(),
+                path: output.path.clone(),
+            }
+            .into());
         }
-        return Err(RunError::from(SessionError::Exists { place: store.place(&output.path) }).into());
+        return Err(
+            RunError::from(SessionError::Exists { place: store.place(&output.path) }).into()
+        );
     }
     Ok(())
 }
@@ -153,14 +174,16 @@ pub struct Options<'a> {
     pub stores: Stores,
     /// Users' kernels that the plan of a resumed run names.
     pub kernels: KernelRegistry,
-    /// Chunks of the inputs of a resumed run must not have been written or removed since it began: one request for each.
+    /// Chunks of the inputs of a resumed run must not have been written or removed since it began:
+    /// one request for each.
     pub verify_inputs: bool,
 }
 
 /// Runs a plan.
 ///
 /// # Errors
-/// Where something is in the way of a result, a task fails for good, or storage does; then nothing is published.
+/// Where something is in the way of a result, a task fails for good, or storage does; then nothing
+/// is published.
 pub fn run(planned: &Planned, spec: &Spec, executor: &dyn Executor) -> Result<RunReport, Error> {
     run_with(planned, spec, executor, &Options::default())
 }
@@ -169,19 +192,34 @@ pub fn run(planned: &Planned, spec: &Spec, executor: &dyn Executor) -> Result<Ru
 ///
 /// # Errors
 /// As [`run`].
-pub fn run_with(planned: &Planned, spec: &Spec, executor: &dyn Executor, options: &Options<'_>) -> Result<RunReport, Error> {
+pub fn run_with(
+    planned: &Planned,
+    spec: &Spec,
+    executor: &dyn Executor,
+    options: &Options<'_>,
+) -> Result<RunReport, Error> {
     // Not a handle on the plan's own: what one run adds is not the next one's.
     let stores = stores();
     stores.extend(&planned.stores);
     stores.extend(&options.stores);
     #[cfg(feature = "sessions")]
-    if let Some(array) = planned.plan.plan().arrays.iter().find(|a| options.session.is_none() && is_in_repository(a)) {
+    if let Some(array) =
+        planned.plan.plan().arrays.iter().find(|a| options.session.is_none() && is_in_repository(a))
+    {
         return Err(Error::NoSession { place: array.name.clone() });
     }
     let plain = PlainZarr::new(stores.clone());
     let session = options.session.unwrap_or(&plain);
     session.store().into_iter().for_each(|s| stores.insert(s));
-    let run = Run { spec, stores: &stores, kernels: &planned.kernels, executor, session, observers: options.observers, cancel: options.cancel.clone() };
+    let run = Run {
+        spec,
+        stores: &stores,
+        kernels: &planned.kernels,
+        executor,
+        session,
+        observers: options.observers,
+        cancel: options.cancel.clone(),
+    };
     let ran = driver::run(&planned.plan, &run);
     if ran.as_ref().is_err_and(RunError::is_final) {
         // Also where it did not even begin.
@@ -195,7 +233,8 @@ fn is_in_repository(array: &freestone_engine::plan::PlanArray) -> bool {
     matches!(&array.place, freestone_engine::plan::Place::Output { url, .. } if url.starts_with(freestone_sessions::SCHEME))
 }
 
-/// Opens a run that has ended early, by its folder: a path or URL, as its error and the command say it.
+/// Opens a run that has ended early, by its folder: a path or URL, as its error and the command say
+/// it.
 ///
 /// # Errors
 /// Where there is none that can be resumed.
@@ -204,8 +243,9 @@ pub fn open_run(folder: &str, stores: &Stores) -> Result<StoredRun, Error> {
     Ok(StoredRun::open(stores, RunAddress { work_dir: identity(&work_dir, ""), folder })?)
 }
 
-/// Goes on with a run that was killed, cancelled or has failed, in this process or another one: nothing is planned anew, and no task that the
-/// journal tells of is run again. `spec` may differ in all but what the plan has fixed; its `work_dir` is not looked at.
+/// Goes on with a run that was killed, cancelled or has failed, in this process or another one:
+/// nothing is planned anew, and no task that the journal tells of is run again. `spec` may differ
+/// in all but what the plan has fixed; its `work_dir` is not looked at.
 ///
 /// ```no_run
 /// # use freestone::{Options, Settings, Spec, Stores, Threads};
@@ -218,17 +258,32 @@ pub fn open_run(folder: &str, stores: &Stores) -> Result<StoredRun, Error> {
 ///
 /// # Errors
 /// As [`run`]; where the run is still going on, or its inputs or outputs' places have changed.
-pub fn resume(stored: &StoredRun, spec: &Spec, executor: &dyn Executor, options: &Options<'_>) -> Result<RunReport, Error> {
+pub fn resume(
+    stored: &StoredRun,
+    spec: &Spec,
+    executor: &dyn Executor,
+    options: &Options<'_>,
+) -> Result<RunReport, Error> {
     let stores = stores();
     stores.extend(&options.stores);
     // To go on with its session may take it from the process that is at it.
     stored.check_idle(&stores)?;
     let own = if options.session.is_none() { Some(session_of(stored, &stores)?) } else { None };
-    let Some(session) = options.session.or(own.as_deref()) else { return Err(Error::NoSession { place: stored.address.path() }) };
+    let Some(session) = options.session.or(own.as_deref()) else {
+        return Err(Error::NoSession { place: stored.address.path() });
+    };
     session.store().into_iter().for_each(|s| stores.insert(s));
     let spec = Spec { work_dir: stored.address.work_dir.clone(), ..spec.clone() };
     let (observers, cancel) = (options.observers, options.cancel.clone());
-    let run = Run { spec: &spec, stores: &stores, kernels: &options.kernels, executor, session, observers, cancel };
+    let run = Run {
+        spec: &spec,
+        stores: &stores,
+        kernels: &options.kernels,
+        executor,
+        session,
+        observers,
+        cancel,
+    };
     Ok(driver::resume(stored, &run, options.verify_inputs)?)
 }
 
@@ -241,10 +296,15 @@ fn session_of(stored: &StoredRun, stores: &Stores) -> Result<Box<dyn Session>, E
     if let Some(ours) = freestone_sessions::RunSession::of_ticket(&stored.record.session) {
         return Ok(Box::new(ours?));
     }
-    Err(RunError::NoRun { run: stored.address.path(), why: "its outputs go where this program cannot write".into() }.into())
+    Err(RunError::NoRun {
+        run: stored.address.path(),
+        why: "its outputs go where this program cannot write".into(),
+    }
+    .into())
 }
 
-/// Gives a run up: its folder and what it has written so far are removed, unless a process is at it.
+/// Gives a run up: its folder and what it has written so far are removed, unless a process is at
+/// it.
 ///
 /// # Errors
 /// Where it is still going on, or storage fails.
@@ -261,7 +321,8 @@ pub fn discard(stored: &StoredRun, stores: &Stores) -> Result<(), Error> {
 /// Computes an array into memory, on threads.
 ///
 /// # Errors
-/// As [`plan`] and [`run`]; where `T` is not the array's dtype; where the array's values are packed ([`Array::raw`]).
+/// As [`plan`] and [`run`]; where `T` is not the array's dtype; where the array's values are packed
+/// ([`Array::raw`]).
 pub fn compute<T: Element>(array: &Array, spec: &Spec) -> Result<ArrayD<T>, Error> {
     compute_with(array, spec, &Threads::new(spec.threads))
 }
@@ -270,7 +331,11 @@ pub fn compute<T: Element>(array: &Array, spec: &Spec) -> Result<ArrayD<T>, Erro
 ///
 /// # Errors
 /// As [`compute`]; executors that run processes cannot see this memory.
-pub fn compute_with<T: Element>(array: &Array, spec: &Spec, executor: &dyn Executor) -> Result<ArrayD<T>, Error> {
+pub fn compute_with<T: Element>(
+    array: &Array,
+    spec: &Spec,
+    executor: &dyn Executor,
+) -> Result<ArrayD<T>, Error> {
     // What comes back has no attributes that would tell.
     array.check_unpacked()?;
     let found = array.dtype()?;
@@ -280,7 +345,9 @@ pub fn compute_with<T: Element>(array: &Array, spec: &Spec, executor: &dyn Execu
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
     let stores = Stores::default();
     stores.insert(Arc::clone(&store));
-    let target = Target::array(array, &format!("{}/result", store.url())).with_stores(&stores).codec(CodecName::None);
+    let target = Target::array(array, &format!("{}/result", store.url()))
+        .with_stores(&stores)
+        .codec(CodecName::None);
     let planned = plan(&[target], spec)?;
     run(&planned, spec, executor)?;
     read_whole(&store)
@@ -291,24 +358,36 @@ fn read_whole<T: Element>(store: &Arc<dyn Store>) -> Result<ArrayD<T>, Error> {
     let stored = metadata::open_array(store, "result").map_err(freestone_ops::Error::from)?;
     let shape: Vec<usize> = stored.info.shape().iter().map(|n| *n as usize).collect();
     let mut values = ArrayD::<T>::from_elem(IxDyn(&shape), T::default());
-    let access = ChunkAccess::new(Arc::clone(store), "result", &stored.info)
-        .map_err(|error| freestone_engine::plan::PlanError::Codec { array: "result".into(), error })?;
-    let mut desk = Desk { arena: Arena::new(u64::MAX / 4), contexts: Contexts::default(), traffic: Default::default() };
+    let access = ChunkAccess::new(Arc::clone(store), "result", &stored.info).map_err(|error| {
+        freestone_engine::plan::PlanError::Codec { array: "result".into(), error }
+    })?;
+    let mut desk = Desk {
+        arena: Arena::new(u64::MAX / 4),
+        contexts: Contexts::default(),
+        traffic: Default::default(),
+    };
     let grid = &stored.info.grid;
     for index in 0..grid.n_chunks() {
         let coords = grid.coords(index);
         let region = grid.region(&coords);
-        let block = access
-            .read(&coords, &mut desk, &mut ShardCache::default())
-            .map_err(|e| freestone_ops::Error::Argument(format!("the result could not be read back: {e}")))?;
+        let block = access.read(&coords, &mut desk, &mut ShardCache::default()).map_err(|e| {
+            freestone_ops::Error::Argument(format!("the result could not be read back: {e}"))
+        })?;
         let whole: Vec<usize> = access.stored_shape(&coords).iter().map(|n| *n as usize).collect();
-        let view = ndarray::ArrayViewD::from_shape(IxDyn(&whole), block.as_slice::<T>())
-            .map_err(|_| Error::Internal { invariant: "a chunk that was read has the elements of its stored shape" })?;
-        let clipped = view.slice_each_axis(|axis| ndarray::Slice::from(0..region.shape[axis.axis.index()] as usize));
+        let view = ndarray::ArrayViewD::from_shape(IxDyn(&whole), block.as_slice::<T>()).map_err(
+            |_| Error::Internal {
+                invariant: "a chunk that was read has the elements of its stored shape",
+            },
+        )?;
+        let clipped = view.slice_each_axis(|axis| {
+            ndarray::Slice::from(0..region.shape[axis.axis.index()] as usize)
+        });
         values
             .slice_each_axis_mut(|axis| {
                 let d = axis.axis.index();
-                ndarray::Slice::from(region.start[d] as usize..(region.start[d] + region.shape[d]) as usize)
+                ndarray::Slice::from(
+                    region.start[d] as usize..(region.start[d] + region.shape[d]) as usize,
+                )
             })
             .assign(&clipped);
         desk.arena.recycle(block);

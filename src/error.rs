@@ -26,12 +26,16 @@ pub enum Error {
     #[error("`{place}` is in a repository: give the run its session, which commits it")]
     NoSession { place: String },
     #[error(
-        "cannot commit: `{grown}` has {after} elements along `{axis}` now, but {} still {before}, so that readers such as Xarray refuse the group (hint: append to \
+        "cannot commit: `{grown}` has {after} elements along `{axis}` now, but {} still {before}, \
+            so that readers such as Xarray refuse the group (hint: append to \
          all of them in one session, as in `session.append(&values, \"{}\", 0)?`)",
         have(left), left.first().map_or("", String::as_str)
     )]
     Uneven { grown: String, axis: String, before: u64, after: u64, left: Vec<String> },
-    #[error("internal error: broken invariant: {invariant} (hint: this is a defect of Freestone, please report it)")]
+    #[error(
+        "internal error: broken invariant: {invariant} (hint: this is a defect of Freestone, \
+            please report it)"
+    )]
     Internal { invariant: &'static str },
     #[error("the result is {found}, not {asked}")]
     ResultType { found: freestone_kernels::DType, asked: freestone_kernels::DType },
@@ -89,17 +93,28 @@ fn of_plan(error: &PlanError) -> ExitCode {
 
 fn of_run(error: &RunError) -> ExitCode {
     match error {
-        RunError::Plan(PlanError::ExceedsMemory { .. } | PlanError::ExceedsLocalMemory { .. }) => ExitCode::Memory,
-        RunError::Session(SessionError::Storage(_) | SessionError::Refused { why: Refusal::Transient | Refusal::Failed, .. }) => ExitCode::Failed,
-        RunError::Session(_) | RunError::Running { .. } | RunError::TakenOver { .. } => ExitCode::Conflict,
+        RunError::Plan(PlanError::ExceedsMemory { .. } | PlanError::ExceedsLocalMemory { .. }) => {
+            ExitCode::Memory
+        }
+        RunError::Session(
+            SessionError::Storage(_)
+            | SessionError::Refused { why: Refusal::Transient | Refusal::Failed, .. },
+        ) => ExitCode::Failed,
+        RunError::Session(_) | RunError::Running { .. } | RunError::TakenOver { .. } => {
+            ExitCode::Conflict
+        }
         RunError::Cancelled => ExitCode::Interrupted,
         RunError::Deadline(_) => ExitCode::Deadline,
         RunError::NoRun { .. }
         | RunError::OtherEngine { .. }
         | RunError::InputChanged { .. }
-        | RunError::Executor(ExecutorError::Unreachable(_) | ExecutorError::Local { .. }) => ExitCode::Input,
+        | RunError::Executor(ExecutorError::Unreachable(_) | ExecutorError::Local { .. }) => {
+            ExitCode::Input
+        }
         RunError::Task { failure, .. } if failure.kind == FailureKind::BadInput => ExitCode::Input,
-        RunError::Task { failure, .. } if failure.kind == FailureKind::Refused => ExitCode::Conflict,
+        RunError::Task { failure, .. } if failure.kind == FailureKind::Refused => {
+            ExitCode::Conflict
+        }
         _ => ExitCode::Failed,
     }
 }
@@ -108,8 +123,18 @@ fn of_run(error: &RunError) -> ExitCode {
 fn of_repository(error: &freestone_sessions::Error) -> ExitCode {
     use freestone_sessions::Error as E;
     match error {
-        E::BadUrl { .. } | E::BadFormat { .. } | E::BadName { .. } | E::BadRef { .. } | E::TooLong { .. } | E::SharingOff { .. } => ExitCode::Usage,
-        E::NoRepository { .. } | E::NotHere { .. } | E::NoVersion { .. } | E::NoNode { .. } | E::NoSession { .. } | E::BadNode { .. } => ExitCode::Input,
+        E::BadUrl { .. }
+        | E::BadFormat { .. }
+        | E::BadName { .. }
+        | E::BadRef { .. }
+        | E::TooLong { .. }
+        | E::SharingOff { .. } => ExitCode::Usage,
+        E::NoRepository { .. }
+        | E::NotHere { .. }
+        | E::NoVersion { .. }
+        | E::NoNode { .. }
+        | E::NoSession { .. }
+        | E::BadNode { .. } => ExitCode::Input,
         E::Exists { .. }
         | E::Occupied { .. }
         | E::RefExists { .. }

@@ -16,9 +16,10 @@
 //!
 //! Without default features, plans run on this machine, over stores in directories and in memory.
 //!
-//! The other crates of the workspace pass these features on: `freestone-cli`, the `freestone` command with its progress bars, histories,
-//! reports, drawings and costs, has `gcs` and `azure`; `freestone-lambda`, the worker on AWS Lambda, has `sessions` (default). `freestone-expr`,
-//! which makes arrays from text, has none.
+//! The other crates of the workspace pass these features on: `freestone-cli`, the `freestone`
+//! command with its progress bars, histories, reports, drawings and costs, has `gcs` and `azure`;
+//! `freestone-lambda`, the worker on AWS Lambda, has `sessions` (default). `freestone-expr`, which
+//! makes arrays from text, has none.
 
 #[doc = include_str!("../docs/functions.md")]
 pub mod functions {}
@@ -28,7 +29,10 @@ mod error;
 #[cfg(feature = "sessions")]
 mod session;
 
-pub use compute::{Options, Planned, compute, compute_with, create, discard, open, open_run, plan, resume, run, run_with, serve, stores};
+pub use compute::{
+    Options, Planned, compute, compute_with, create, discard, open, open_run, plan, resume, run,
+    run_with, serve, stores,
+};
 pub use error::{Error, ExitCode};
 pub use freestone_engine as engine;
 pub use freestone_engine::driver::record::StoredRun;
@@ -47,10 +51,15 @@ pub use freestone_ops::elementwise::*;
 pub use freestone_ops::io::{Target, open_in};
 pub use freestone_ops::reduce::{Along, Axes};
 pub use freestone_ops::{Array, Dim, Index, Indexing, Pad, broadcast_arrays, concat, stack};
-pub use freestone_ops::{BlocksOut, DEFAULT_CHUNK_BYTES, Lengths, default_chunks, from_scalars, map_blocks};
+pub use freestone_ops::{
+    BlocksOut, DEFAULT_CHUNK_BYTES, Lengths, default_chunks, from_scalars, map_blocks,
+};
 pub use freestone_ops::{Contracted, Running, outer, tensordot, vecdot};
 pub use freestone_ops::{Error as ArrayError, Packed, RegionError};
-pub use freestone_ops::{arange, asarray, empty, empty_like, eye, full, full_like, linspace, meshgrid, ones, ones_like, scalar, tril, triu, zeros, zeros_like};
+pub use freestone_ops::{
+    arange, asarray, empty, empty_like, eye, full, full_like, linspace, meshgrid, ones, ones_like,
+    scalar, tril, triu, zeros, zeros_like,
+};
 pub use freestone_ops::{random_integers, random_normal, random_uniform};
 /// Repositories, sessions, tickets and receipts.
 #[cfg(feature = "sessions")]

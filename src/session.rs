@@ -37,7 +37,8 @@ use crate::error::Error;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// Nothing is written before [`commit`](Session::commit), and nothing is visible before that has ended well.
+/// Nothing is written before [`commit`](Session::commit), and nothing is visible before that has
+/// ended well.
 #[derive(Debug)]
 pub struct Session {
     how: How,
@@ -92,15 +93,22 @@ impl Session {
         Session { how: How::Own(session), targets: Vec::new(), stores, grown: Vec::new() }
     }
 
-    /// With a shared session that was joined: [`commit`](Session::commit) adds the results to it, and who made it commits them with those of others.
+    /// With a shared session that was joined: [`commit`](Session::commit) adds the results to it,
+    /// and who made it commits them with those of others.
     pub fn joined(joiner: Joiner) -> Session {
         let stores = crate::stores();
         let store = joiner.store();
         stores.insert(Arc::clone(&store));
-        Session { how: How::Joined(RunSession::joining(joiner), store), targets: Vec::new(), stores, grown: Vec::new() }
+        Session {
+            how: How::Joined(RunSession::joining(joiner), store),
+            targets: Vec::new(),
+            stores,
+            grown: Vec::new(),
+        }
     }
 
-    /// The session itself, to make groups, set attributes, resize, write chunks; none where a shared one was joined.
+    /// The session itself, to make groups, set attributes, resize, write chunks; none where a
+    /// shared one was joined.
     pub fn writable(&self) -> Option<&WritableSession> {
         match &self.how {
             How::Own(session) => Some(session),
@@ -115,19 +123,25 @@ impl Session {
         }
     }
 
-    /// An array as the session sees it. What it has changed itself can be read in this process only, so on threads.
+    /// An array as the session sees it. What it has changed itself can be read in this process
+    /// only, so on threads.
     ///
     /// # Errors
     /// Where there is none.
     pub fn open(&self, path: &str) -> Result<Array, Error> {
         match &self.how {
-            How::Own(session) if !session.has_changed(path) => open_version(session.repository(), Version::Snapshot(session.base().to_owned()), path),
+            How::Own(session) if !session.has_changed(path) => open_version(
+                session.repository(),
+                Version::Snapshot(session.base().to_owned()),
+                path,
+            ),
             How::Own(_) | How::Joined(..) => Ok(open_in(&self.seen(), path)?),
         }
     }
 
-    /// Where a result goes in the session, to be given chunks, a codec, a region; then [`add`](Session::add) it. The path leads through groups, which
-    /// are made; the coordinates of the array's axes are stored beside it.
+    /// Where a result goes in the session, to be given chunks, a codec, a region; then
+    /// [`add`](Session::add) it. The path leads through groups, which are made; the coordinates of
+    /// the array's axes are stored beside it.
     pub fn target(&self, array: &Array, path: &str) -> Target {
         Target::in_group(array, self.seen().url(), path.trim_matches('/')).with_stores(&self.stores)
     }
@@ -148,11 +162,14 @@ impl Session {
         Ok(self.add(target))
     }
 
-    /// Will append an array to one that is there, along an axis that gets longer by its length. Its other axes are of the same length. Where what is
-    /// there ends inside of a chunk (or shard), that chunk is written again.
+    /// Will append an array to one that is there, along an axis that gets longer by its length. Its
+    /// other axes are of the same length. Where what is there ends inside of a chunk (or shard),
+    /// that chunk is written again.
     ///
-    /// All arrays of a group that have the axis must grow alike, or readers such as Xarray refuse the group: append to each of them in the same session.
-    /// The coordinate of the axis is appended by itself if the array has one, because it comes from a stored array; otherwise give its values:
+    /// All arrays of a group that have the axis must grow alike, or readers such as Xarray refuse
+    /// the group: append to each of them in the same session. The coordinate of the axis is
+    /// appended by itself if the array has one, because it comes from a stored array; otherwise
+    /// give its values:
     ///
     /// ```
     /// # use freestone::{DType, Settings, Spec};
@@ -174,9 +191,15 @@ impl Session {
     /// ```
     ///
     /// # Errors
-    /// Where the shapes do not fit; where the array ends inside of a chunk and has been changed in this session already. Nothing has changed then. That an
-    /// array of the group is left behind is an error of the [`commit`](Session::commit).
-    pub fn append(&mut self, array: &Array, path: &str, axis: usize) -> Result<&mut Session, Error> {
+    /// Where the shapes do not fit; where the array ends inside of a chunk and has been changed in
+    /// this session already. Nothing has changed then. That an array of the group is left behind is
+    /// an error of the [`commit`](Session::commit).
+    pub fn append(
+        &mut self,
+        array: &Array,
+        path: &str,
+        axis: usize,
+    ) -> Result<&mut Session, Error> {
         let path = path.trim_matches('/');
         if let Some(grown) = self.grow(array, path, axis)? {
             self.grown.push(grown);
@@ -186,20 +209,32 @@ impl Session {
 
     fn grow(&mut self, array: &Array, path: &str, axis: usize) -> Result<Option<Grown>, Error> {
         let How::Own(session) = &self.how else {
-            return Err(freestone_ops::Error::Argument("an array is appended by the session that will be committed, not by one that was joined".into()).into());
+            return Err(freestone_ops::Error::Argument(
+                "an array is appended by the session that \
+                will be committed, not by one that was joined"
+                    .into(),
+            )
+            .into());
         };
         let there = self.open(path)?;
         let (before, new) = (there.shape()?, array.shape()?);
-        let fits = before.len() == new.len() && before.iter().zip(&new).enumerate().all(|(d, (a, b))| d == axis || a == b);
+        let fits = before.len() == new.len()
+            && before.iter().zip(&new).enumerate().all(|(d, (a, b))| d == axis || a == b);
         if axis >= before.len() || !fits {
             let text = format!(
-                "an array of shape {new:?} cannot be appended to `{path}` of shape {before:?} along axis {axis}: all other axes must be of the same length"
+                "an array of shape {new:?} cannot be appended to `{path}` of shape {before:?} \
+                    along axis {axis}: all other axes must be of the same length"
             );
             return Err(freestone_ops::Error::Argument(text).into());
         }
         let (stored, given) = (there.dtype()?, array.dtype()?);
         if stored != given {
-            return Err(freestone_ops::Error::from(RegionError::DType { place: path.to_owned(), stored, array: given }).into());
+            return Err(freestone_ops::Error::from(RegionError::DType {
+                place: path.to_owned(),
+                stored,
+                array: given,
+            })
+            .into());
         }
         let objects = session.array(path)?.info().object_shape();
         let size = objects[axis].max(1);
@@ -208,24 +243,40 @@ impl Session {
             array.clone()
         } else if session.has_changed(path) {
             let text = format!(
-                "`{path}` ends at {} along axis {axis}, inside of a chunk of {size}, and was changed in this session: append all at once, or commit first",
+                "`{path}` ends at {} along axis {axis}, inside of a chunk of {size}, and was \
+                    changed in this session: append all at once, or commit first",
                 before[axis]
             );
             return Err(freestone_ops::Error::Argument(text).into());
         } else {
-            concat(&[there.slice(axis as i64, Some(start as i64), None, 1)?, array.clone()], Some(axis as i64))?
+            concat(
+                &[there.slice(axis as i64, Some(start as i64), None, 1)?, array.clone()],
+                Some(axis as i64),
+            )?
         };
         let mut shape = before.clone();
         shape[axis] += new[axis];
         session.resize(path, &shape)?;
-        let region: Vec<_> = shape.iter().enumerate().map(|(d, n)| if d == axis { start..*n } else { 0..*n }).collect();
+        let region: Vec<_> = shape
+            .iter()
+            .enumerate()
+            .map(|(d, n)| if d == axis { start..*n } else { 0..*n })
+            .collect();
         let target = self.target(&written, path).region(&region);
         self.add(target);
         let name = there.dims()?.get(axis).and_then(|dim| dim.name.clone());
-        Ok(name.map(|name| Grown { path: path.to_owned(), name, axis, before: before[axis], after: shape[axis], array: array.clone() }))
+        Ok(name.map(|name| Grown {
+            path: path.to_owned(),
+            name,
+            axis,
+            before: before[axis],
+            after: shape[axis],
+            array: array.clone(),
+        }))
     }
 
-    /// Appends the coordinates of axes along which arrays have grown, and refuses to leave arrays of their groups behind.
+    /// Appends the coordinates of axes along which arrays have grown, and refuses to leave arrays
+    /// of their groups behind.
     fn grow_groups(&mut self) -> Result<(), Error> {
         let grown = self.grown.clone();
         for (i, first) in grown.iter().enumerate() {
@@ -248,20 +299,36 @@ impl Session {
     }
 
     /// Appends to the coordinate of an axis what that of the arrays has which were appended.
-    fn grow_coordinate(&mut self, path: &str, first: &Grown, along: &[&Grown]) -> Result<(), Error> {
+    fn grow_coordinate(
+        &mut self,
+        path: &str,
+        first: &Grown,
+        along: &[&Grown],
+    ) -> Result<(), Error> {
         let there = match open_array(&self.seen(), path) {
             Ok(there) if there.info.shape() == [first.before] => there,
-            Ok(_) | Err(MetadataError::NoZarr { .. } | MetadataError::Group { .. } | MetadataError::Unsupported { .. }) => return Ok(()),
+            Ok(_)
+            | Err(
+                MetadataError::NoZarr { .. }
+                | MetadataError::Group { .. }
+                | MetadataError::Unsupported { .. },
+            ) => return Ok(()),
             Err(e) => return Err(freestone_ops::Error::from(e).into()),
         };
         let mut parts = Vec::new();
         for part in along.iter().filter(|g| g.path == first.path) {
             // The same elements of another array, whose coordinate must be the same.
             for other in along.iter().filter(|g| g.path != first.path && g.before == part.before) {
-                let (ours, theirs) = (&part.array.dims()?[part.axis], &other.array.dims()?[other.axis]);
+                let (ours, theirs) =
+                    (&part.array.dims()?[part.axis], &other.array.dims()?[other.axis]);
                 if coordinate_after(&other.array, other.axis, &there)?.is_some() && ours != theirs {
                     let (place, array) = (there.store.place(first.group()), other.path.clone());
-                    return Err(freestone_ops::Error::Coordinates { place, array, name: first.name.clone() }.into());
+                    return Err(freestone_ops::Error::Coordinates {
+                        place,
+                        array,
+                        name: first.name.clone(),
+                    }
+                    .into());
                 }
             }
             match coordinate_after(&part.array, part.axis, &there)? {
@@ -281,10 +348,16 @@ impl Session {
             let path = join(grown.group(), &child);
             let array = match open_array(&store, &path) {
                 Ok(array) => array,
-                Err(MetadataError::NoZarr { .. } | MetadataError::Group { .. } | MetadataError::Unsupported { .. }) => continue,
+                Err(
+                    MetadataError::NoZarr { .. }
+                    | MetadataError::Group { .. }
+                    | MetadataError::Unsupported { .. },
+                ) => continue,
                 Err(e) => return Err(failed(e)),
             };
-            let is_short = |(name, len): (&Option<String>, u64)| name.as_ref() == Some(&grown.name) && len == grown.before && len != after;
+            let is_short = |(name, len): (&Option<String>, u64)| {
+                name.as_ref() == Some(&grown.name) && len == grown.before && len != after
+            };
             if array.dims.iter().zip(array.info.shape()).any(is_short) {
                 left.push(path);
             }
@@ -295,17 +368,32 @@ impl Session {
     /// Plans all that was stored as one plan, runs it on threads, and commits it as one snapshot.
     ///
     /// # Errors
-    /// As [`plan`] and [`run`](crate::run); [`Error::Uneven`]; where another commit came first. Nothing is visible then.
+    /// As [`plan`] and [`run`](crate::run); [`Error::Uneven`]; where another commit came first.
+    /// Nothing is visible then.
     pub fn commit(self, message: &str, spec: &Spec) -> Result<RunReport, Error> {
-        self.commit_with(message, spec, &Threads::new(spec.threads), CommitOptions::default(), &Options::default())
+        self.commit_with(
+            message,
+            spec,
+            &Threads::new(spec.threads),
+            CommitOptions::default(),
+            &Options::default(),
+        )
     }
 
-    /// As [`commit`](Session::commit), on an executor, with options of the commit and of the run. A session without arrays to compute commits what
-    /// was changed otherwise. Of a shared session that was joined, nothing is committed here: `message` and `options` are its creator's.
+    /// As [`commit`](Session::commit), on an executor, with options of the commit and of the run. A
+    /// session without arrays to compute commits what was changed otherwise. Of a shared session
+    /// that was joined, nothing is committed here: `message` and `options` are its creator's.
     ///
     /// # Errors
     /// As [`commit`](Session::commit).
-    pub fn commit_with(mut self, message: &str, spec: &Spec, executor: &dyn Executor, options: CommitOptions, how: &Options<'_>) -> Result<RunReport, Error> {
+    pub fn commit_with(
+        mut self,
+        message: &str,
+        spec: &Spec,
+        executor: &dyn Executor,
+        options: CommitOptions,
+        how: &Options<'_>,
+    ) -> Result<RunReport, Error> {
         if self.targets.is_empty() {
             let snapshot = match self.how {
                 How::Own(session) => Some(session.commit_with(message, &options)?),
@@ -320,7 +408,8 @@ impl Session {
         run_with(&planned, spec, executor, &Options { session: Some(&session), ..how.clone() })
     }
 
-    /// What a run needs to commit its results here, or to add them to the session that was joined: for [`Options::session`].
+    /// What a run needs to commit its results here, or to add them to the session that was joined:
+    /// for [`Options::session`].
     pub fn publishing(self, message: &str, options: CommitOptions) -> RunSession {
         match self.how {
             How::Own(session) => RunSession::committing(&session, message, options),
@@ -329,11 +418,15 @@ impl Session {
     }
 }
 
-/// An array as a version of a repository has it: `"main"` or any other branch's name, or a [`Version`]. Its plans name the snapshot, so they read
-/// that, whatever is committed later.
+/// An array as a version of a repository has it: `"main"` or any other branch's name, or a
+/// [`Version`]. Its plans name the snapshot, so they read that, whatever is committed later.
 ///
 /// # Errors
 /// Where there is no such version, or no array in it.
-pub fn open_version(repository: &Repository, version: impl Into<Version>, path: &str) -> Result<Array, Error> {
+pub fn open_version(
+    repository: &Repository,
+    version: impl Into<Version>,
+    path: &str,
+) -> Result<Array, Error> {
     Ok(open_in(&repository.readonly_session(&version.into())?.store(), path)?)
 }

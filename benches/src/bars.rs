@@ -23,7 +23,8 @@ enum Limit {
 use Limit::{AtLeast, AtMost};
 
 /// Freestone's CPU time over a peer's.
-const CPU_OVER: [(Peer, f64); 3] = [(Peer::Dask, 0.75), (Peer::Cubed, 0.35), (Peer::Tensorstore, 1.0)];
+const CPU_OVER: [(Peer, f64); 3] =
+    [(Peer::Dask, 0.75), (Peer::Cubed, 0.35), (Peer::Tensorstore, 1.0)];
 /// Freestone's memory over dask's.
 const RSS_OVER_DASK: f64 = 0.5;
 const PLAN_SECONDS: f64 = 1.0;
@@ -58,7 +59,8 @@ pub(crate) fn check(setup: &Setup, no_peers: bool, only: &[Part]) -> Result<bool
     let asked = |part: Part| only.is_empty() || only.contains(&part);
     let (mut bars, mut missing) = (Vec::new(), Vec::new());
     if asked(Part::Spine) {
-        let vs: Vec<Peer> = if no_peers { Vec::new() } else { CPU_OVER.map(|(peer, _)| peer).to_vec() };
+        let vs: Vec<Peer> =
+            if no_peers { Vec::new() } else { CPU_OVER.map(|(peer, _)| peer).to_vec() };
         let winds = rounds::quad_means(setup, &vs)?;
         println!("\n{}", report::markdown(&winds, setup, &report::today()));
         bars.extend(against_peers(&winds, &vs));
@@ -67,11 +69,16 @@ pub(crate) fn check(setup: &Setup, no_peers: bool, only: &[Part]) -> Result<bool
     }
     if asked(Part::Workloads) {
         let vs: &[Peer] = if no_peers { &[] } else { &ROW_PEERS };
-        let rows = CASES.into_iter().map(|case| Ok((case, rounds::row(setup, case, vs)?))).collect::<Result<Vec<_>, Failure>>()?;
+        let rows = CASES
+            .into_iter()
+            .map(|case| Ok((case, rounds::row(setup, case, vs)?)))
+            .collect::<Result<Vec<_>, Failure>>()?;
         println!("\n{}", report::rows_markdown(&rows, setup, &report::today()));
         for (case, measured) in &rows {
             match case.lacks() {
-                Some(function) => missing.push(format!("{}: there is no {function} yet", case.name)),
+                Some(function) => {
+                    missing.push(format!("{}: there is no {function} yet", case.name))
+                }
                 None => bars.extend(of_row(case, measured)),
             }
         }
@@ -83,7 +90,12 @@ pub(crate) fn check(setup: &Setup, no_peers: bool, only: &[Part]) -> Result<bool
     }
     if asked(Part::Observers) {
         let cost = observers::measure(setup.repeat)?;
-        let bar = |what: &str, measured, limit, unit| Bar { name: format!("observers: {what} an event"), measured, limit: AtMost(limit), unit };
+        let bar = |what: &str, measured, limit, unit| Bar {
+            name: format!("observers: {what} an event"),
+            measured,
+            limit: AtMost(limit),
+            unit,
+        };
         bars.push(bar("CPU", Some(cost.micros), MICROS_PER_EVENT, " µs"));
         bars.push(bar("instructions", cost.instructions, INSTRUCTIONS_PER_EVENT, ""));
     }
@@ -120,14 +132,30 @@ pub(crate) fn check(setup: &Setup, no_peers: bool, only: &[Part]) -> Result<bool
     Ok(missed == 0)
 }
 
-/// CPU time over the floor, memory within its projection, and wall time and memory not behind any peer.
+/// CPU time over the floor, memory within its projection, and wall time and memory not behind any
+/// peer.
 fn of_row(case: &Case, measured: &Measured) -> Vec<Bar> {
-    let bar = |what: String, measured, limit| Bar { name: format!("{}: {what}", case.name), measured, limit: AtMost(limit), unit: "" };
-    let over_floor = measured.rows[0].cpu_s().zip(measured.floor_s()).map(|(cpu, floor)| cpu / floor);
-    let mut bars = vec![bar("CPU over the floor".into(), over_floor, case.bar), within_projection(measured)];
+    let bar = |what: String, measured, limit| Bar {
+        name: format!("{}: {what}", case.name),
+        measured,
+        limit: AtMost(limit),
+        unit: "",
+    };
+    let over_floor =
+        measured.rows[0].cpu_s().zip(measured.floor_s()).map(|(cpu, floor)| cpu / floor);
+    let mut bars =
+        vec![bar("CPU over the floor".into(), over_floor, case.bar), within_projection(measured)];
     for peer in measured.rows.iter().skip(1).filter(|r| r.failure.is_none()) {
-        bars.push(bar(format!("wall time over that of {}", peer.system), measured.ratio(peer.system, Row::wall_s), 1.0));
-        bars.push(bar(format!("peak RSS over that of {}", peer.system), measured.ratio(peer.system, Row::peak_rss_bytes), 1.0));
+        bars.push(bar(
+            format!("wall time over that of {}", peer.system),
+            measured.ratio(peer.system, Row::wall_s),
+            1.0,
+        ));
+        bars.push(bar(
+            format!("peak RSS over that of {}", peer.system),
+            measured.ratio(peer.system, Row::peak_rss_bytes),
+            1.0,
+        ));
     }
     bars
 }
@@ -139,7 +167,11 @@ fn against_peers(winds: &Measured, vs: &[Peer]) -> Vec<Bar> {
         limit: AtMost(limit),
         unit: "",
     };
-    let mut bars: Vec<Bar> = CPU_OVER.iter().filter(|(p, _)| vs.contains(p)).map(|(p, limit)| over(*p, "CPU", Row::cpu_s, *limit)).collect();
+    let mut bars: Vec<Bar> = CPU_OVER
+        .iter()
+        .filter(|(p, _)| vs.contains(p))
+        .map(|(p, limit)| over(*p, "CPU", Row::cpu_s, *limit))
+        .collect();
     if vs.contains(&Peer::Dask) {
         bars.push(over(Peer::Dask, "peak RSS", Row::peak_rss_bytes, RSS_OVER_DASK));
     }
@@ -161,22 +193,47 @@ fn within_projection(measured: &Measured) -> Bar {
 
 /// The speed of a kernel, if it has a bar.
 fn speed(row: &kernels::Row) -> Option<Bar> {
-    Some(Bar { name: format!("kernels: speed of {} over NumPy's", row.case), measured: row.ratio(|t| t.block_ns), limit: AtLeast(row.bar?), unit: "" })
+    Some(Bar {
+        name: format!("kernels: speed of {} over NumPy's", row.case),
+        measured: row.ratio(|t| t.block_ns),
+        limit: AtLeast(row.bar?),
+        unit: "",
+    })
 }
 
 /// The bars that need nobody else.
 fn alone(setup: &Setup) -> Result<Vec<Bar>, Failure> {
     let small = rounds::many_small(setup, &[])?.rows[0].cpu_s().map(|s| s * 1e6 / N_SMALL as f64);
     let (plan_s, plan_bytes, slowest_s) = rounds::plan_scaling(setup)?;
-    let bar = |name: &str, measured: Option<f64>, limit: f64, unit| Bar { name: name.into(), measured, limit: AtMost(limit), unit };
+    let bar = |name: &str, measured: Option<f64>, limit: f64, unit| Bar {
+        name: name.into(),
+        measured,
+        limit: AtMost(limit),
+        unit,
+    };
     Ok(vec![
         bar("plan_scaling: time to plan 1 EB", Some(plan_s), PLAN_SECONDS, " s"),
         bar("plan_scaling: memory to plan 1 EB", Some(plan_bytes as f64 * 1e-6), PLAN_MB, " MB"),
-        bar("plan_scaling: time of the slowest of other vast plans", Some(slowest_s), SLOWEST_PLAN_SECONDS, " s"),
+        bar(
+            "plan_scaling: time of the slowest of other vast plans",
+            Some(slowest_s),
+            SLOWEST_PLAN_SECONDS,
+            " s",
+        ),
         bar("many_small: CPU a chunk", small, MICROS_PER_SMALL_CHUNK, " µs"),
-        bar("memory_sum: CPU a chunk", Some(rounds::micros(setup, Work::MemorySum)?), MICROS_PER_CHUNK_IN_MEMORY, " µs"),
+        bar(
+            "memory_sum: CPU a chunk",
+            Some(rounds::micros(setup, Work::MemorySum)?),
+            MICROS_PER_CHUNK_IN_MEMORY,
+            " µs",
+        ),
         bar("tasks: CPU a task", Some(rounds::micros(setup, Work::Tasks)?), MICROS_PER_TASK, " µs"),
-        bar("mean of 10⁹ values of about 300: relative error", Some(rounds::mean_accuracy(setup)?), MEAN_ERROR, ""),
+        bar(
+            "mean of 10⁹ values of about 300: relative error",
+            Some(rounds::mean_accuracy(setup)?),
+            MEAN_ERROR,
+            "",
+        ),
     ])
 }
 
@@ -190,7 +247,12 @@ fn driver() -> Result<Vec<Bar>, Failure> {
     ];
     for (name, stages, commit, most_mb) in rows {
         let cost = driving::measure(Workers::AtOnce, stages, commit)?;
-        let bar = |what: &str, measured, limit, unit| Bar { name: format!("driving {name}: {what}"), measured: Some(measured), limit: AtMost(limit), unit };
+        let bar = |what: &str, measured, limit, unit| Bar {
+            name: format!("driving {name}: {what}"),
+            measured: Some(measured),
+            limit: AtMost(limit),
+            unit,
+        };
         bars.push(bar("CPU a task", cost.micros_per_task, MICROS_TO_DRIVE, " µs"));
         bars.push(bar("peak RSS", cost.peak_rss_bytes as f64 * 1e-6, most_mb, " MB"));
     }
@@ -204,11 +266,25 @@ fn driver() -> Result<Vec<Bar>, Failure> {
     });
     let cost = driving::measure(Workers::Function, Stages::One, false)?;
     let said = cost.client.map(|c| c.to_string()).unwrap_or_default();
-    println!("driving a function, {} at once: {:.0} tasks/s; {said}", driving::SLOTS, cost.tasks as f64 / cost.wall_s);
-    let bar = |what: &str, measured, most, unit| Bar { name: format!("driving a function: {what}"), measured, limit: AtMost(most), unit };
+    println!(
+        "driving a function, {} at once: {:.0} tasks/s; {said}",
+        driving::SLOTS,
+        cost.tasks as f64 / cost.wall_s
+    );
+    let bar = |what: &str, measured, most, unit| Bar {
+        name: format!("driving a function: {what}"),
+        measured,
+        limit: AtMost(most),
+        unit,
+    };
     bars.push(bar("CPU a task", Some(cost.micros_per_task), MICROS_TO_DRIVE, " µs"));
     bars.push(bar("peak RSS", Some(cost.peak_rss_bytes as f64 * 1e-6), MB_TO_DRIVE, " MB"));
-    bars.push(bar("open descriptors", cost.client.map(|c| c.descriptors as f64), driving::SLOTS as f64 + OTHER_DESCRIPTORS, ""));
+    bars.push(bar(
+        "open descriptors",
+        cost.client.map(|c| c.descriptors as f64),
+        driving::SLOTS as f64 + OTHER_DESCRIPTORS,
+        "",
+    ));
     Ok(bars)
 }
 
@@ -222,12 +298,18 @@ impl Bar {
 
     fn print(&self) {
         let word = if self.holds() { "ok" } else { "FAIL" };
-        let measured = self.measured.map_or("not measured".into(), |m| format!("{}{}", number(m), self.unit));
+        let measured =
+            self.measured.map_or("not measured".into(), |m| format!("{}{}", number(m), self.unit));
         let (side, limit) = match self.limit {
             AtMost(limit) => ("at most", limit),
             AtLeast(limit) => ("at least", limit),
         };
-        println!("{word:<5} {:<58} {measured:>14}, {side} {}{}", self.name, number(limit), self.unit);
+        println!(
+            "{word:<5} {:<58} {measured:>14}, {side} {}{}",
+            self.name,
+            number(limit),
+            self.unit
+        );
     }
 }
 
@@ -242,11 +324,19 @@ mod tests {
 
     #[test]
     fn a_bar_holds_up_to_its_limit() {
-        for (measured, most, least) in
-            [(Some(0.5), true, false), (Some(1.0), true, true), (Some(1.01), false, true), (Some(f64::NAN), false, false), (None, false, false)]
-        {
+        for (measured, most, least) in [
+            (Some(0.5), true, false),
+            (Some(1.0), true, true),
+            (Some(1.01), false, true),
+            (Some(f64::NAN), false, false),
+            (None, false, false),
+        ] {
             let bar = |limit| Bar { name: String::new(), measured, limit, unit: "" };
-            assert_eq!((bar(AtMost(1.0)).holds(), bar(AtLeast(1.0)).holds()), (most, least), "{measured:?}");
+            assert_eq!(
+                (bar(AtMost(1.0)).holds(), bar(AtLeast(1.0)).holds()),
+                (most, least),
+                "{measured:?}"
+            );
         }
     }
 

@@ -1,6 +1,7 @@
 //! CPU time of compiling: after a change in an elementwise loop, and from nothing.
 //!
-//! The CPU time is that of `cargo` and everything that it starts. Dependencies must be there; nothing is downloaded.
+//! The CPU time is that of `cargo` and everything that it starts. Dependencies must be there;
+//! nothing is downloaded.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,8 @@ use crate::{Failure, process};
 
 /// CPU seconds until the test binary is linked again, in the profile for development.
 const CHANGE_SECONDS: f64 = 60.0;
-/// CPU seconds of a release build from nothing: of the library and the command, and of a program on the library without default features.
+/// CPU seconds of a release build from nothing: of the library and the command, and of a program on
+/// the library without default features.
 const COLD_SECONDS: f64 = 720.0;
 const PROGRAM_SECONDS: f64 = 300.0;
 /// The loops that are changed, in the workspace.
@@ -21,28 +23,61 @@ const LOOP: &str = "self.wrapping_add(other) }";
 const CHANGED_LOOP: &str = "self.wrapping_add(other).wrapping_add(0) }";
 const TIME_LIMIT: Duration = Duration::from_secs(3600);
 
-/// Measures and prints what a change takes, and with `cold` also builds from nothing; tells whether all stay below their bars.
+/// Measures and prints what a change takes, and with `cold` also builds from nothing; tells whether
+/// all stay below their bars.
 pub(crate) fn measure(cold: bool) -> Result<bool, Failure> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().ok_or("the workspace has no root")?;
-    let test_binary = ["test", "--profile", "quick", "--workspace", "--test", "end_to_end", "--no-run", "--offline"];
+    let test_binary = [
+        "test",
+        "--profile",
+        "quick",
+        "--workspace",
+        "--test",
+        "end_to_end",
+        "--no-run",
+        "--offline",
+    ];
     cargo(root, &test_binary)?;
     let edit = Edit::make(root.join(LOOPS))?;
     let changed = cargo(root, &test_binary)?;
     drop(edit);
-    let mut hold = judged("compile_time: a change in an elementwise loop, until the test binary is linked", changed, CHANGE_SECONDS);
+    let mut hold = judged(
+        "compile_time: a change in an elementwise loop, until the test binary is linked",
+        changed,
+        CHANGE_SECONDS,
+    );
     if cold {
         let folder = tempfile::Builder::new().prefix("cold-").tempdir_in(root.join("target"))?;
         let target = folder.path().display().to_string();
-        hold &= judged("compile_time: a release build from nothing", cargo(root, &["build", "--release", "--offline", "--target-dir", &target])?, COLD_SECONDS);
-        let program = tempfile::Builder::new().prefix("program-").tempdir_in(root.join("target"))?;
+        hold &= judged(
+            "compile_time: a release build from nothing",
+            cargo(root, &["build", "--release", "--offline", "--target-dir", &target])?,
+            COLD_SECONDS,
+        );
+        let program =
+            tempfile::Builder::new().prefix("program-").tempdir_in(root.join("target"))?;
         write_program(root, program.path())?;
-        let built = cargo(program.path(), &["build", "--release", "--offline", "--target-dir", &program.path().join("target").display().to_string()])?;
-        hold &= judged("compile_time: a program on the library without default features, from nothing", built, PROGRAM_SECONDS);
+        let built = cargo(
+            program.path(),
+            &[
+                "build",
+                "--release",
+                "--offline",
+                "--target-dir",
+                &program.path().join("target").display().to_string(),
+            ],
+        )?;
+        hold &= judged(
+            "compile_time: a program on the library without default features, from nothing",
+            built,
+            PROGRAM_SECONDS,
+        );
     }
     Ok(hold)
 }
 
-/// A change of one line in a source file, undone when this is dropped. A new time alone would leave incremental compilation nothing to do.
+/// A change of one line in a source file, undone when this is dropped. A new time alone would leave
+/// incremental compilation nothing to do.
 struct Edit {
     file: PathBuf,
     before: String,
@@ -71,18 +106,25 @@ impl Drop for Edit {
 /// A user's program: a workspace of its own, so that none of this workspace's profiles apply to it.
 fn write_program(root: &Path, folder: &Path) -> Result<(), Failure> {
     let manifest = format!(
-        "[workspace]\n[package]\nname = \"program\"\nedition = \"2024\"\n[dependencies]\nfreestone = {{ path = {:?}, default-features = false }}\n",
+        "[workspace]\n[package]\nname = \"program\"\nedition = \"2024\"\n[dependencies]\nfreestone \
+            = {{ path = {:?}, default-features = false }}\n",
         root.display().to_string()
     );
     fs::write(folder.join("Cargo.toml"), manifest)?;
     fs::copy(root.join("Cargo.lock"), folder.join("Cargo.lock"))?;
     fs::create_dir(folder.join("src"))?;
-    fs::write(folder.join("src/main.rs"), "fn main() {\n    println!(\"{:?}\", freestone::Settings::default().resolve());\n}\n")?;
+    fs::write(
+        folder.join("src/main.rs"),
+        "fn main() {\n    println!(\"{:?}\", freestone::Settings::default().resolve());\n}\n",
+    )?;
     Ok(())
 }
 
 fn judged(what: &str, seconds: f64, bar: f64) -> bool {
-    println!("{:<5} {what}: {seconds:.1} s of CPU, bar {bar} s", if seconds <= bar { "ok" } else { "FAIL" });
+    println!(
+        "{:<5} {what}: {seconds:.1} s of CPU, bar {bar} s",
+        if seconds <= bar { "ok" } else { "FAIL" }
+    );
     seconds <= bar
 }
 
@@ -98,9 +140,11 @@ fn children_cpu_s() -> Result<f64, Failure> {
     /// Linux counts in these for people, whatever its own clock is.
     const TICKS: f64 = 100.0;
     let stat = fs::read_to_string("/proc/self/stat")?;
-    // The second field is a name in brackets, which may have spaces; `cutime` and `cstime` are fields 16 and 17.
+    // The second field is a name in brackets, which may have spaces; `cutime` and `cstime` are
+    // fields 16 and 17.
     let fields = stat.rsplit_once(')').ok_or("/proc/self/stat is not understood")?.1;
-    let ticks: Vec<f64> = fields.split_whitespace().skip(13).take(2).map(str::parse).collect::<Result<_, _>>()?;
+    let ticks: Vec<f64> =
+        fields.split_whitespace().skip(13).take(2).map(str::parse).collect::<Result<_, _>>()?;
     Ok(ticks.iter().sum::<f64>() / TICKS)
 }
 
@@ -111,7 +155,11 @@ mod tests {
     #[test]
     fn the_time_of_children_is_counted() {
         let before = children_cpu_s().unwrap();
-        process::checked(Command::new("sh").args(["-c", "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done"]), TIME_LIMIT).unwrap();
+        process::checked(
+            Command::new("sh").args(["-c", "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done"]),
+            TIME_LIMIT,
+        )
+        .unwrap();
         assert!(children_cpu_s().unwrap() > before);
     }
 }

@@ -1,9 +1,11 @@
 //! What it costs to drive a run: a million tasks on workers that compute nothing.
 //!
-//! The executor here answers each request with the receipts that its tasks would have, of chunks that nobody wrote. What is left is the
-//! driver: order, receipts checked, journal, commit. [`Workers::AtOnce`] answers at once, with as many requests under way as there are slots;
-//! [`Workers::Simulated`] are a thousand environments that start, take requests and answer after a while, by a clock, on one thread.
-//! [`Workers::Function`] is the executor for AWS Lambda itself, with a thousand invocations at once of a function in another process ([`function`]).
+//! The executor here answers each request with the receipts that its tasks would have, of chunks
+//! that nobody wrote. What is left is the driver: order, receipts checked, journal, commit.
+//! [`Workers::AtOnce`] answers at once, with as many requests under way as there are slots;
+//! [`Workers::Simulated`] are a thousand environments that start, take requests and answer after a
+//! while, by a clock, on one thread. [`Workers::Function`] is the executor for AWS Lambda itself,
+//! with a thousand invocations at once of a function in another process ([`function`]).
 
 pub(crate) mod function;
 
@@ -32,10 +34,12 @@ use function::{Descriptors, Function};
 pub(crate) const SLOTS: usize = 1000;
 /// Of every run.
 const N_TASKS: u64 = 1_000_000;
-/// What an environment takes to start, and a request until it is with its environment and its answer back: of the emulator (FACTS), in µs.
+/// What an environment takes to start, and a request until it is with its environment and its
+/// answer back: of the emulator (FACTS), in µs.
 const COLD_MICROS: u64 = 44_000;
 const WARM_MICROS: u64 = 2_000;
-/// What a task takes, in µs: short for a thousand environments, so that the driver is asked for much.
+/// What a task takes, in µs: short for a thousand environments, so that the driver is asked for
+/// much.
 const TASK_MICROS: u64 = 25_000;
 
 /// Who answers.
@@ -54,7 +58,8 @@ pub(crate) enum Workers {
 pub(crate) enum Stages {
     /// One stage, of independent tasks.
     One,
-    /// Means of rows, and what is left of each chunk without them: two stages, the second waiting for parts of the first.
+    /// Means of rows, and what is left of each chunk without them: two stages, the second waiting
+    /// for parts of the first.
     Several,
 }
 
@@ -83,7 +88,8 @@ pub(crate) struct Cost {
     /// Of everything in the process, receipts included that workers make here.
     pub(crate) micros_per_task: f64,
     pub(crate) peak_rss_bytes: u64,
-    /// Of the time of simulated environments until the last request was handed out, what they waited for one.
+    /// Of the time of simulated environments until the last request was handed out, what they
+    /// waited for one.
     pub(crate) waited: f64,
     /// Of a function.
     pub(crate) client: Option<Client>,
@@ -102,11 +108,18 @@ pub(crate) struct Client {
 
 /// Measures in fresh processes.
 pub(crate) fn measure(workers: Workers, stages: Stages, commit: bool) -> Result<Cost, Failure> {
-    let name = |v: Option<clap::builder::PossibleValue>| v.map(|v| v.get_name().to_owned()).unwrap_or_default();
+    let name = |v: Option<clap::builder::PossibleValue>| {
+        v.map(|v| v.get_name().to_owned()).unwrap_or_default()
+    };
     let mut command = process::own("child-driving")?;
     // What a machine has to say about the way to the network does not concern its own addresses.
     command.env("NO_PROXY", "127.0.0.1").env("no_proxy", "127.0.0.1");
-    command.args(["--workers", &name(workers.to_possible_value()), "--stages", &name(stages.to_possible_value())]);
+    command.args([
+        "--workers",
+        &name(workers.to_possible_value()),
+        "--stages",
+        &name(stages.to_possible_value()),
+    ]);
     command.args(commit.then_some("--commit"));
     process::json(&mut command, process::TIME_LIMIT)
 }
@@ -114,13 +127,21 @@ pub(crate) fn measure(workers: Workers, stages: Stages, commit: bool) -> Result<
 /// Measures everything and prints it.
 pub(crate) fn print_all() -> Result<(), Failure> {
     let at_once = Workers::AtOnce;
-    let [simulated, function] = [Workers::Simulated, Workers::Function].map(|workers| (workers, Stages::One, false));
-    let rows = [(at_once, Stages::One, false), (at_once, Stages::Several, false), (at_once, Stages::One, true), simulated, function];
+    let [simulated, function] =
+        [Workers::Simulated, Workers::Function].map(|workers| (workers, Stages::One, false));
+    let rows = [
+        (at_once, Stages::One, false),
+        (at_once, Stages::Several, false),
+        (at_once, Stages::One, true),
+        simulated,
+        function,
+    ];
     for (workers, stages, commit) in rows {
         let cost = measure(workers, stages, commit)?;
         let rate = cost.tasks as f64 / cost.wall_s;
         println!(
-            "{} tasks, stages: {stages:?}, workers: {workers:?}, {}: {:.2} µs of CPU a task, {} at most, {:.2} s, {rate:.0} tasks/s{}",
+            "{} tasks, stages: {stages:?}, workers: {workers:?}, {}: {:.2} µs of CPU a task, {} at \
+                most, {:.2} s, {rate:.0} tasks/s{}",
             cost.tasks,
             if commit { "committed" } else { "plain" },
             cost.micros_per_task,
@@ -128,7 +149,10 @@ pub(crate) fn print_all() -> Result<(), Failure> {
             cost.wall_s,
             match cost.client {
                 Some(client) => format!("; {client}"),
-                None if workers == Workers::Simulated => format!("; {SLOTS} environments waited {:.1} % of their time", 100.0 * cost.waited),
+                None if workers == Workers::Simulated => format!(
+                    "; {SLOTS} environments waited {:.1} % of their time",
+                    100.0 * cost.waited
+                ),
                 None => String::new(),
             }
         );
@@ -143,11 +167,23 @@ pub(crate) fn run(child: &Child) -> Result<Cost, Failure> {
         None => tempfile::tempdir()?,
     };
     let at = |name: &str| folder.path().join(name).display().to_string();
-    let spec = Settings { work_dir: Some(at("work")), parallelism: Some(SLOTS as u64), ..Settings::default() }.resolve()?;
+    let spec = Settings {
+        work_dir: Some(at("work")),
+        parallelism: Some(SLOTS as u64),
+        ..Settings::default()
+    }
+    .resolve()?;
     let array = match child.stages {
         Stages::One => freestone::arange(0.0, 10.0 * child.tasks as f64, 1.0, DType::Float64, 10)?,
         Stages::Several => {
-            let x = freestone::random_uniform(&[child.tasks / 3 * 10, 20], 0.0, 1.0, 1, DType::Float64, &[10, 10])?;
+            let x = freestone::random_uniform(
+                &[child.tasks / 3 * 10, 20],
+                0.0,
+                1.0,
+                1,
+                DType::Float64,
+                &[10, 10],
+            )?;
             &x - &x.mean(1)?.expand_dims(1)?
         }
     };
@@ -162,9 +198,16 @@ pub(crate) fn run(child: &Child) -> Result<Cost, Failure> {
         let mut session = freestone::Session::begin(&repository, MAIN)?;
         session.add(session.target(&array, "out").codec(CodecName::None));
         (start, cpu) = (Instant::now(), machine::process_cpu_ns());
-        session.commit_with("driven", &spec, executor, CommitOptions::default(), &Options::default())?
+        session.commit_with(
+            "driven",
+            &spec,
+            executor,
+            CommitOptions::default(),
+            &Options::default(),
+        )?
     } else {
-        let planned = freestone::plan(&[Target::array(&array, &at("out")).codec(CodecName::None)], &spec)?;
+        let planned =
+            freestone::plan(&[Target::array(&array, &at("out")).codec(CodecName::None)], &spec)?;
         (start, cpu) = (Instant::now(), machine::process_cpu_ns());
         freestone::run(&planned, &spec, executor)?
     };
@@ -174,7 +217,9 @@ pub(crate) fn run(child: &Child) -> Result<Cost, Failure> {
         eprintln!("{report}");
     }
     let client = match (report.invoked, descriptors.map(Descriptors::most).transpose()?) {
-        (Some(Invoked { invocations, most_at_once, recovered, .. }), Some(descriptors)) => Some(Client { invocations, most_at_once, recovered, descriptors }),
+        (Some(Invoked { invocations, most_at_once, recovered, .. }), Some(descriptors)) => {
+            Some(Client { invocations, most_at_once, recovered, descriptors })
+        }
         _ => None,
     };
     Ok(Cost {
@@ -190,7 +235,11 @@ pub(crate) fn run(child: &Child) -> Result<Cost, Failure> {
 impl fmt::Display for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Client { invocations, most_at_once, recovered, descriptors } = self;
-        write!(f, "{invocations} invocations, {most_at_once} at once, {recovered} requests by their records, {descriptors} descriptors at most")
+        write!(
+            f,
+            "{invocations} invocations, {most_at_once} at once, {recovered} requests by their \
+                records, {descriptors} descriptors at most"
+        )
     }
 }
 
@@ -227,7 +276,10 @@ impl Executor for Answering {
             Workers::AtOnce => at_once(context, source),
             // That has an executor of its own.
             Workers::Function => {}
-            Workers::Simulated => *self.waited.lock().unwrap_or_else(PoisonError::into_inner) = simulated(context, source),
+            Workers::Simulated => {
+                *self.waited.lock().unwrap_or_else(PoisonError::into_inner) =
+                    simulated(context, source)
+            }
         }
         Ok(())
     }
@@ -277,8 +329,9 @@ impl Ord for Flight {
     }
 }
 
-/// Gives each request to an environment that has nothing to do, and its outcome back when its time has come. Gives the time that environments
-/// waited for a request until the last was handed out, over all of their time until then.
+/// Gives each request to an environment that has nothing to do, and its outcome back when its time
+/// has come. Gives the time that environments waited for a request until the last was handed out,
+/// over all of their time until then.
 fn simulated(context: &RunContext, source: &dyn TaskSource) -> f64 {
     let mut flights: BinaryHeap<Reverse<Flight>> = BinaryHeap::with_capacity(SLOTS);
     let begin = Instant::now();
@@ -295,11 +348,20 @@ fn simulated(context: &RunContext, source: &dyn TaskSource) -> f64 {
             n += 1;
             last = Instant::now();
             waited += last - since;
-            let start = if std::mem::replace(&mut is_warm[environment], true) { WARM_MICROS } else { COLD_MICROS + WARM_MICROS };
+            let start = if std::mem::replace(&mut is_warm[environment], true) {
+                WARM_MICROS
+            } else {
+                COLD_MICROS + WARM_MICROS
+            };
             // From a half to one and a half, the same in each run.
-            let spread = 0.5 + (n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40) as f64 / (1u64 << 24) as f64;
+            let spread =
+                0.5 + (n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40) as f64 / (1u64 << 24) as f64;
             let work = Duration::from_micros(TASK_MICROS * request.count).mul_f64(spread);
-            flights.push(Reverse(Flight { due: last + Duration::from_micros(start) + work, environment, request }));
+            flights.push(Reverse(Flight {
+                due: last + Duration::from_micros(start) + work,
+                environment,
+                request,
+            }));
             next = Next::Wait;
         }
         let mut any = false;
@@ -312,9 +374,13 @@ fn simulated(context: &RunContext, source: &dyn TaskSource) -> f64 {
             source.finished(answer(context, flight.request, TASK_MICROS * 1000));
         }
         match flights.peek() {
-            None if next == Next::Stop => return waited.as_secs_f64() / (SLOTS as f64 * (last - begin).as_secs_f64()),
+            None if next == Next::Stop => {
+                return waited.as_secs_f64() / (SLOTS as f64 * (last - begin).as_secs_f64());
+            }
             None => source.wait(),
-            Some(Reverse(next)) if !any => std::thread::sleep(next.due.saturating_duration_since(Instant::now()).min(Duration::from_millis(1))),
+            Some(Reverse(next)) if !any => std::thread::sleep(
+                next.due.saturating_duration_since(Instant::now()).min(Duration::from_millis(1)),
+            ),
             Some(_) => {}
         }
     }
@@ -333,11 +399,16 @@ fn answer(context: &RunContext, request: TaskRequest, wall_ns: u64) -> TaskOutco
             let _ = try_for_each_coord::<()>(&chunks, |c| {
                 let chunk = grid.index(c);
                 let hash = chunk.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-                receipts.push(Receipt { array: output.array, chunk, written: Written::Object { len: 800, hash } });
+                receipts.push(Receipt {
+                    array: output.array,
+                    chunk,
+                    written: Written::Object { len: 800, hash },
+                });
                 Ok(())
             });
         }
-        let traffic = Traffic { bytes_read: 0, bytes_written: 800, reads: 0, writes: receipts.len() as u64 };
+        let traffic =
+            Traffic { bytes_read: 0, bytes_written: 800, reads: 0, writes: receipts.len() as u64 };
         TaskReport { task, receipts, traffic, cpu_ns: 12_000, wall_ns, peak_bytes: 1_234_567 }
     });
     let done = done.collect();

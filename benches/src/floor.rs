@@ -1,9 +1,10 @@
 //! What a workload costs if nothing but the necessary is done.
 //!
-//! The necessary is: every input chunk is read from the page cache and decoded by the codec's C library once (twice where values
-//! are needed again after all have been seen: `cumulative_sum`, `anomalies`), one pass of arithmetic, and every output chunk
-//! encoded once and written to a new file; all of it in buffers that are warm, on one thread. A part of the chunks is measured
-//! by the thread's CPU clock and scaled to all of them. No engine comes into it.
+//! The necessary is: every input chunk is read from the page cache and decoded by the codec's C
+//! library once (twice where values are needed again after all have been seen: `cumulative_sum`,
+//! `anomalies`), one pass of arithmetic, and every output chunk encoded once and written to a new
+//! file; all of it in buffers that are warm, on one thread. A part of the chunks is measured by the
+//! thread's CPU clock and scaled to all of them. No engine comes into it.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -20,7 +21,8 @@ use zstd_safe::{CCtx, CParameter, DCtx};
 use crate::table::{COLUMN, Case, Kind};
 use crate::{Codec, Failure, loops, native};
 
-/// Units of work that are measured, again from the first if there are fewer: where a unit is only read, and where it is encoded too.
+/// Units of work that are measured, again from the first if there are fewer: where a unit is only
+/// read, and where it is encoded too.
 const READ_ONLY: u64 = 20;
 const ENCODED: u64 = 8;
 /// A unit of small chunks has so many.
@@ -91,8 +93,14 @@ pub(crate) fn run(child: &Child) -> Result<Floor, Failure> {
 }
 
 fn measure(kind: Kind, codec: Codec, group: &Path, scratch: &Path) -> Result<Floor, Failure> {
-    let inputs = kind.inputs().iter().map(|name| Stored::at(&group.join(name))).collect::<Result<Vec<_>, _>>()?;
-    let [first, ..] = &inputs[..] else { return Err("a workload without inputs has no floor".into()) };
+    let inputs = kind
+        .inputs()
+        .iter()
+        .map(|name| Stored::at(&group.join(name)))
+        .collect::<Result<Vec<_>, _>>()?;
+    let [first, ..] = &inputs[..] else {
+        return Err("a workload without inputs has no floor".into());
+    };
     let last = inputs.last().unwrap_or(first);
     let mut bench = Bench::new(codec, scratch, first.elements().max(first.cells() * 2) * 8)?;
     match kind {
@@ -110,7 +118,8 @@ impl Stored {
     fn at(folder: &Path) -> Result<Stored, Failure> {
         let document: Value = serde_json::from_slice(&fs::read(folder.join("zarr.json"))?)?;
         let shape = serde_json::from_value(document["shape"].clone())?;
-        let chunk = serde_json::from_value(document["chunk_grid"]["configuration"]["chunk_shape"].clone())?;
+        let chunk =
+            serde_json::from_value(document["chunk_grid"]["configuration"]["chunk_shape"].clone())?;
         Ok(Stored { folder: folder.to_owned(), shape, chunk })
     }
 
@@ -157,7 +166,15 @@ impl Bench {
         encoder.set_parameter(CParameter::CompressionLevel(0)).map_err(zstd)?;
         let encoded = vec![1; zstd_safe::compress_bound(bytes).max(native::blosc_bound(bytes))];
         fs::create_dir_all(scratch)?;
-        Ok(Bench { codec, decoder: DCtx::create(), encoder, encoded, scratch: scratch.to_owned(), n_written: 0, unit: Floor::default() })
+        Ok(Bench {
+            codec,
+            decoder: DCtx::create(),
+            encoder,
+            encoded,
+            scratch: scratch.to_owned(),
+            n_written: 0,
+            unit: Floor::default(),
+        })
     }
 
     fn quad_means(&mut self, u: &Stored, v: &Stored) -> Result<Floor, Failure> {
@@ -188,7 +205,9 @@ impl Bench {
                 Kind::Sum => total += loops::sum(&values, |x| x),
                 Kind::Mean => loops::add_maps(&values, &mut sums),
                 Kind::Var => loops::add_squares(&values, &less, &mut sums, &mut squares),
-                _ => loops::keep_greatest(&values, i as u32 * u.chunk[0] as u32, &mut best, &mut at),
+                _ => {
+                    loops::keep_greatest(&values, i as u32 * u.chunk[0] as u32, &mut best, &mut at)
+                }
             });
             Ok(())
         })?;
@@ -230,12 +249,14 @@ impl Bench {
     }
 
     fn rechunk(&mut self, u: &Stored) -> Result<Floor, Failure> {
-        let (map, column) = ([u.shape[1], u.shape[2]].map(|n| n as usize), COLUMN.map(|n| n as usize));
+        let (map, column) =
+            ([u.shape[1], u.shape[2]].map(|n| n as usize), COLUMN.map(|n| n as usize));
         let n_columns = u.cells() / column.iter().product::<usize>();
         let part = u.elements() / n_columns;
         let (mut values, mut laid_out) = (vec![0.0f32; u.elements()], vec![0.0f32; u.elements()]);
         // Columns from all over the map, put together without counting that.
-        let mut columns = vec![Vec::with_capacity(part * u.n_chunks() as usize); COLUMNS.min(n_columns)];
+        let mut columns =
+            vec![Vec::with_capacity(part * u.n_chunks() as usize); COLUMNS.min(n_columns)];
         for t in 0..u.n_chunks() {
             self.load(&u.file(t), &mut values)?;
             loops::scatter(&values, map, column, &mut laid_out);
@@ -249,7 +270,9 @@ impl Bench {
             bench.compute(|| loops::scatter(&values, map, column, &mut laid_out));
             Ok(())
         })?;
-        let stored = self.sampled(n_columns as u64, ENCODED, |bench, i| bench.store(&columns[i as usize % columns.len()]))?;
+        let stored = self.sampled(n_columns as u64, ENCODED, |bench, i| {
+            bench.store(&columns[i as usize % columns.len()])
+        })?;
         floor.add(stored, 1.0);
         Ok(floor)
     }
@@ -320,8 +343,14 @@ impl Bench {
         Ok(floor)
     }
 
-    /// Measures `most` of `n` units of work, spread over all, after a first one that does not count; scaled to all.
-    fn sampled(&mut self, n: u64, most: u64, mut one: impl FnMut(&mut Bench, u64) -> Result<(), Failure>) -> Result<Floor, Failure> {
+    /// Measures `most` of `n` units of work, spread over all, after a first one that does not
+    /// count; scaled to all.
+    fn sampled(
+        &mut self,
+        n: u64,
+        most: u64,
+        mut one: impl FnMut(&mut Bench, u64) -> Result<(), Failure>,
+    ) -> Result<Floor, Failure> {
         one(self, 0)?;
         let mut floor = Floor::default();
         for i in 0..most {
@@ -349,21 +378,28 @@ impl Bench {
             Codec::Zstd => self.decoder.decompress(out, bytes).is_ok_and(|n| n == out.len()),
             _ => native::blosc_decode(bytes, out),
         });
-        if decoded { Ok(()) } else { Err(format!("{} cannot be decoded with {}", file.display(), self.codec.name()).into()) }
+        if decoded {
+            Ok(())
+        } else {
+            Err(format!("{} cannot be decoded with {}", file.display(), self.codec.name()).into())
+        }
     }
 
     fn compute<R>(&mut self, work: impl FnOnce() -> R) -> R {
         timed(&mut self.unit.compute_s, work)
     }
 
-    /// Encodes a chunk and writes it to a new file, which is removed when nobody looks at the clock.
+    /// Encodes a chunk and writes it to a new file, which is removed when nobody looks at the
+    /// clock.
     fn store<T: bytemuck::Pod>(&mut self, values: &[T]) -> Result<(), Failure> {
         let bytes: &[u8] = bytemuck::cast_slice(values);
         self.fit(bytes.len());
         let out = &mut self.encoded[..];
         let len = timed(&mut self.unit.encode_s, || match self.codec {
             Codec::Zstd => self.encoder.compress2(out, bytes).map_err(zstd),
-            Codec::Blosc => native::blosc_encode(bytes, out).ok_or_else(|| "blosc cannot encode a chunk".into()),
+            Codec::Blosc => {
+                native::blosc_encode(bytes, out).ok_or_else(|| "blosc cannot encode a chunk".into())
+            }
             Codec::None => Ok(0),
         })?;
         let encoded = if self.codec == Codec::None { bytes } else { &self.encoded[..len] };

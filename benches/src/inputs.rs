@@ -19,7 +19,9 @@ const TINY_CHUNK: [u64; 2] = [64, 64];
 pub(crate) fn winds(setup: &Setup, size: u64, codec: Codec) -> Result<PathBuf, Failure> {
     let folder = setup.data.join(format!("{}-{}", label(size), codec.name()));
     let parameters = json!({"field": "winds-1", "bytes": size, "codec": codec.name()});
-    made(&folder, &parameters, setup, |group| Ok(synthetic_winds(size, group, codec.ours().into())?))
+    made(&folder, &parameters, setup, |group| {
+        Ok(synthetic_winds(size, group, codec.ours().into())?)
+    })
 }
 
 /// The group that a row of the table reads.
@@ -33,7 +35,8 @@ pub(crate) fn of(setup: &Setup, case: &Case) -> Result<PathBuf, Failure> {
     }
 }
 
-/// The group that holds `a` and `b`, of so many chunks along each axis: waves and some noise, rounded to 10 bits.
+/// The group that holds `a` and `b`, of so many chunks along each axis: waves and some noise,
+/// rounded to 10 bits.
 fn tiles(setup: &Setup, n: u64) -> Result<PathBuf, Failure> {
     let folder = setup.data.join(format!("tiles-{n}-zstd"));
     let parameters = json!({"field": "tiles-1", "n": n, "codec": Codec::Zstd.name()});
@@ -43,12 +46,20 @@ fn tiles(setup: &Setup, n: u64) -> Result<PathBuf, Failure> {
         let (y, x) = (along.expand_dims(1)?, along);
         let field = |seed: u64| {
             let shift = seed as f64;
-            let waves = freestone::sin(&(&y * 0.7 + shift))? * freestone::cos(&(&x * 0.31))? * 10.0 + freestone::cos(&((&y + &x) * 0.11))? * 5.0 + 1.0;
-            let noise = freestone::random_uniform(&shape, -0.35, 0.35, seed, DType::Float32, &chunk)?;
+            let waves = freestone::sin(&(&y * 0.7 + shift))? * freestone::cos(&(&x * 0.31))? * 10.0
+                + freestone::cos(&((&y + &x) * 0.11))? * 5.0
+                + 1.0;
+            let noise =
+                freestone::random_uniform(&shape, -0.35, 0.35, seed, DType::Float32, &chunk)?;
             rounded(&(waves + noise))
         };
         [("a", 3), ("b", 4)]
-            .map(|(name, seed)| Ok(Target::in_group(&field(seed)?, group, name).chunks(&chunk).codec(CodecName::Zstd(0)).overwrite(true)))
+            .map(|(name, seed)| {
+                Ok(Target::in_group(&field(seed)?, group, name)
+                    .chunks(&chunk)
+                    .codec(CodecName::Zstd(0))
+                    .overwrite(true))
+            })
             .into_iter()
             .collect()
     })
@@ -67,11 +78,17 @@ fn matrices(setup: &Setup, n: u64) -> Result<PathBuf, Failure> {
     made(&folder, &parameters, setup, |group| {
         let (shape, chunk) = ([n * BLOCK; 2], [BLOCK; 2]);
         let field = |seed| {
-            let normal = freestone::random_normal(&shape, 0.0, 1000.0, seed, DType::Float64, &chunk)?;
+            let normal =
+                freestone::random_normal(&shape, 0.0, 1000.0, seed, DType::Float64, &chunk)?;
             Ok::<Array, Failure>(freestone::round(&normal)? / 1000.0)
         };
         [("A", 5), ("B", 6)]
-            .map(|(name, seed)| Ok(Target::in_group(&field(seed)?, group, name).chunks(&chunk).codec(CodecName::Zstd(0)).overwrite(true)))
+            .map(|(name, seed)| {
+                Ok(Target::in_group(&field(seed)?, group, name)
+                    .chunks(&chunk)
+                    .codec(CodecName::Zstd(0))
+                    .overwrite(true))
+            })
             .into_iter()
             .collect()
     })
@@ -80,16 +97,28 @@ fn matrices(setup: &Setup, n: u64) -> Result<PathBuf, Failure> {
 /// The group that holds `tiny`: noise of limited precision, so that zstd has something to do.
 pub(crate) fn tiny(setup: &Setup) -> Result<PathBuf, Failure> {
     let folder = setup.data.join("many_small-zstd");
-    let parameters = json!({"field": "tiny-1", "shape": TINY, "chunk": TINY_CHUNK, "codec": Codec::Zstd.name()});
+    let parameters =
+        json!({"field": "tiny-1", "shape": TINY, "chunk": TINY_CHUNK, "codec": Codec::Zstd.name()});
     made(&folder, &parameters, setup, |group| {
         let noise = freestone::random_uniform(&TINY, -30.0, 30.0, 21, DType::Float32, &TINY_CHUNK)?;
         let rounded = freestone::round(&(noise * 32.0))? / 32.0;
-        Ok(vec![Target::in_group(&rounded, group, "tiny").chunks(&TINY_CHUNK).codec(CodecName::Zstd(0)).overwrite(true)])
+        Ok(vec![
+            Target::in_group(&rounded, group, "tiny")
+                .chunks(&TINY_CHUNK)
+                .codec(CodecName::Zstd(0))
+                .overwrite(true),
+        ])
     })
 }
 
-/// Makes a group unless a stamp says that it is there with the same parameters; the stamp is written last.
-fn made(folder: &Path, parameters: &Value, setup: &Setup, targets: impl FnOnce(&str) -> Result<Vec<Target>, Failure>) -> Result<PathBuf, Failure> {
+/// Makes a group unless a stamp says that it is there with the same parameters; the stamp is
+/// written last.
+fn made(
+    folder: &Path,
+    parameters: &Value,
+    setup: &Setup,
+    targets: impl FnOnce(&str) -> Result<Vec<Target>, Failure>,
+) -> Result<PathBuf, Failure> {
     let (group, stamp) = (folder.join("inputs.zarr"), folder.join("stamp.json"));
     let found = fs::read(&stamp).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
     if found.as_ref() != Some(parameters) {
@@ -108,7 +137,8 @@ fn made(folder: &Path, parameters: &Value, setup: &Setup, targets: impl FnOnce(&
     Ok(group)
 }
 
-/// Limits for everything that Freestone does here: each thread may take its share. The user's own settings do not count.
+/// Limits for everything that Freestone does here: each thread may take its share. The user's own
+/// settings do not count.
 pub(crate) fn spec(work_dir: &Path, threads: usize, local_mem: u64) -> Result<Spec, Failure> {
     let settings = Settings {
         work_dir: Some(work_dir.display().to_string()),
@@ -120,7 +150,8 @@ pub(crate) fn spec(work_dir: &Path, threads: usize, local_mem: u64) -> Result<Sp
     Ok(settings.resolve()?)
 }
 
-/// Reads every file once, so that the first system that is measured finds them in the page cache as the others do.
+/// Reads every file once, so that the first system that is measured finds them in the page cache as
+/// the others do.
 pub(crate) fn warm(folder: &Path) -> Result<(), Failure> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
@@ -144,7 +175,9 @@ mod tests {
 
     #[test]
     fn sizes_make_short_names() {
-        for (bytes, name) in [(2_000_000_000, "2GB"), (1_500_000_000, "1.5GB"), (64_000_000, "64MB")] {
+        for (bytes, name) in
+            [(2_000_000_000, "2GB"), (1_500_000_000, "1.5GB"), (64_000_000, "64MB")]
+        {
             assert_eq!(label(bytes), name);
         }
     }

@@ -1,11 +1,14 @@
 //! What kernels take without an engine around them, beside NumPy on one thread.
 //!
-//! A case is one operation on a block that is out of any cache, which is what a task does, and on one that stays in it. Our side
-//! evaluates an expression by [`eval::map`] or [`reduce::fold`], as a worker does; theirs is `peers/kernels.py`. Both make the same
-//! operands, measure in the same way and tell the size of their results, which must agree.
+//! A case is one operation on a block that is out of any cache, which is what a task does, and on
+//! one that stays in it. Our side evaluates an expression by [`eval::map`] or [`reduce::fold`], as
+//! a worker does; theirs is `peers/kernels.py`. Both make the same operands, measure in the same
+//! way and tell the size of their results, which must agree.
 
 use freestone_engine::kernels::reduce::{self, Finish, Fold, Folded};
-use freestone_engine::kernels::{BinaryOp, Buffer, DType, Expr, Node, ReduceOp, Scalar, UnaryOp, View, eval};
+use freestone_engine::kernels::{
+    BinaryOp, Buffer, DType, Expr, Node, ReduceOp, Scalar, UnaryOp, View, eval,
+};
 use freestone_engine::machine::thread_cpu_ns;
 use serde::{Deserialize, Serialize};
 
@@ -23,13 +26,14 @@ const LOOPS: usize = 64;
 /// How far apart the magnitudes of results may be: NumPy adds `float32` in `float32`.
 const TOLERANCE: f64 = 1e-4;
 
-/// Speed over NumPy's that arithmetic, comparisons and casts must reach, and that of elementary functions.
+/// Speed over NumPy's that arithmetic, comparisons and casts must reach, and that of elementary
+/// functions.
 const SIMPLE: Option<f64> = Some(0.8);
 const ELEMENTARY: Option<f64> = Some(0.5);
 const INFORMATION: Option<f64> = None;
 
-/// Operations as both sides read them (a name of NumPy's, dtypes, the axis of a reduction), with the least speed over NumPy's of the
-/// block that is out of any cache.
+/// Operations as both sides read them (a name of NumPy's, dtypes, the axis of a reduction), with
+/// the least speed over NumPy's of the block that is out of any cache.
 const CASES: [(&str, Option<f64>); 47] = [
     ("add float32", SIMPLE),
     ("subtract float32", SIMPLE),
@@ -131,12 +135,17 @@ pub(crate) fn measure(setup: &Setup, with_numpy: bool) -> Result<Table, Failure>
     let mut table = Table { block: BLOCK, cached: CACHED, numpy: None, rows: rows.into() };
     for round in 0..setup.repeat {
         eprintln!("kernels round {}/{}", round + 1, setup.repeat);
-        let ours: Timings = process::json(&mut process::own("child-kernels")?, process::TIME_LIMIT)?;
+        let ours: Timings =
+            process::json(&mut process::own("child-kernels")?, process::TIME_LIMIT)?;
         table.rows.iter_mut().zip(ours.timings).for_each(|(row, timing)| row.ours.push(timing));
         if with_numpy {
             let theirs = numpy()?;
             table.numpy = Some(theirs.version);
-            table.rows.iter_mut().zip(theirs.timings).for_each(|(row, timing)| row.numpy.push(timing));
+            table
+                .rows
+                .iter_mut()
+                .zip(theirs.timings)
+                .for_each(|(row, timing)| row.numpy.push(timing));
         }
     }
     table.rows.iter().try_for_each(agree)?;
@@ -145,9 +154,15 @@ pub(crate) fn measure(setup: &Setup, with_numpy: bool) -> Result<Table, Failure>
 
 fn numpy() -> Result<Timings, Failure> {
     let mut command = process::script("kernels.py");
-    // So that memory which NumPy allocates itself is warm as well: malloc keeps what was given back.
-    command.env("MALLOC_MMAP_THRESHOLD_", "4294967296").env("MALLOC_TRIM_THRESHOLD_", "68719476736").env("MALLOC_TOP_PAD_", "268435456");
-    command.args(["--block", &BLOCK.to_string(), "--cached", &CACHED.to_string()]).args(CASES.map(|(case, _)| case));
+    // So that memory which NumPy allocates itself is warm as well: malloc keeps what was given
+    // back.
+    command
+        .env("MALLOC_MMAP_THRESHOLD_", "4294967296")
+        .env("MALLOC_TRIM_THRESHOLD_", "68719476736")
+        .env("MALLOC_TOP_PAD_", "268435456");
+    command
+        .args(["--block", &BLOCK.to_string(), "--cached", &CACHED.to_string()])
+        .args(CASES.map(|(case, _)| case));
     process::json(&mut command, process::TIME_LIMIT)
 }
 
@@ -156,7 +171,12 @@ fn agree(row: &Row) -> Result<(), Failure> {
     let (Some(ours), Some(theirs)) = (row.ours.first(), row.numpy.first()) else { return Ok(()) };
     let (ours, theirs) = (ours.magnitude, theirs.magnitude);
     let apart = (ours - theirs).abs() / theirs;
-    if ours == theirs || apart < TOLERANCE { Ok(()) } else { Err(format!("{}: freestone's results add up to {ours}, NumPy's to {theirs}", row.case).into()) }
+    if ours == theirs || apart < TOLERANCE {
+        Ok(())
+    } else {
+        Err(format!("{}: freestone's results add up to {ours}, NumPy's to {theirs}", row.case)
+            .into())
+    }
 }
 
 /// Our side, in a process of its own.
@@ -166,7 +186,10 @@ pub(crate) fn run() -> Result<Timings, Failure> {
         let (cached_ns, magnitude) = timed(case, CACHED, LOOPS)?;
         Ok(Timing { block_ns, cached_ns, magnitude })
     });
-    Ok(Timings { version: env!("CARGO_PKG_VERSION").into(), timings: timings.into_iter().collect::<Result<_, Failure>>()? })
+    Ok(Timings {
+        version: env!("CARGO_PKG_VERSION").into(),
+        timings: timings.into_iter().collect::<Result<_, Failure>>()?,
+    })
 }
 
 /// CPU nanoseconds an element of a case, and the magnitude of its result.
@@ -179,7 +202,14 @@ fn timed(case: &str, n: usize, calls: usize) -> Result<(f64, f64), Failure> {
         (thread_cpu_ns() - start) as f64 / (calls * n) as f64
     });
     let median = median(times.collect::<Vec<_>>().into_iter()).unwrap_or_default();
-    Ok((median, converted(bench.out_dtype, &bench.out, DType::Float64).as_slice::<f64>().iter().map(|x| x.abs()).sum()))
+    Ok((
+        median,
+        converted(bench.out_dtype, &bench.out, DType::Float64)
+            .as_slice::<f64>()
+            .iter()
+            .map(|x| x.abs())
+            .sum(),
+    ))
 }
 
 /// A case that is ready to run.
@@ -220,20 +250,35 @@ impl Bench {
                     e.push(Node::Binary(BinaryOp::Less, at[0], zero))
                 })?;
                 let condition = mapped(&negative, dtype, &first);
-                let expr = Expr::of(&[DType::Bool, dtype, dtype], |e, at| e.push(Node::Where(at[0], at[1], at[2])))?;
+                let expr = Expr::of(&[DType::Bool, dtype, dtype], |e, at| {
+                    e.push(Node::Where(at[0], at[1], at[2]))
+                })?;
                 (expr, vec![(DType::Bool, condition), (dtype, first), (dtype, second())])
             }
             _ => match named::<UnaryOp>(name) {
-                Ok(op) => (Expr::of(&[dtype], |e, at| e.push(Node::Unary(op, at[0])))?, vec![(dtype, first)]),
+                Ok(op) => (
+                    Expr::of(&[dtype], |e, at| e.push(Node::Unary(op, at[0])))?,
+                    vec![(dtype, first)],
+                ),
                 Err(_) => {
                     let op: BinaryOp = named(name)?;
-                    (Expr::of(&[dtype; 2], |e, at| e.push(Node::Binary(op, at[0], at[1])))?, vec![(dtype, first), (dtype, second())])
+                    (
+                        Expr::of(&[dtype; 2], |e, at| e.push(Node::Binary(op, at[0], at[1])))?,
+                        vec![(dtype, first), (dtype, second())],
+                    )
                 }
             },
         };
         let out_dtype = expr.result_dtypes()[0];
         let out = Buffer::zeroed(n * out_dtype.size());
-        Ok(Bench { machine: eval::Machine::new(&expr), shape: vec![n], inputs, out, out_dtype, reduction: None })
+        Ok(Bench {
+            machine: eval::Machine::new(&expr),
+            shape: vec![n],
+            inputs,
+            out,
+            out_dtype,
+            reduction: None,
+        })
     }
 
     fn reducing(name: &str, values: DType, block: Buffer, axis: usize) -> Result<Bench, Failure> {
@@ -241,7 +286,12 @@ impl Bench {
         let op: ReduceOp = named(name)?;
         let out_dtype = if op == ReduceOp::Argmax { DType::Int64 } else { values };
         let finish = match op {
-            ReduceOp::Var => Finish::Var { count: side as u64, correction: Scalar::new(0.0f64), root: false, dtype: out_dtype },
+            ReduceOp::Var => Finish::Var {
+                count: side as u64,
+                correction: Scalar::new(0.0f64),
+                root: false,
+                dtype: out_dtype,
+            },
             _ => Finish::Value(out_dtype),
         };
         let accumulator = op.accumulator(values).ok_or("there is no such reduction")?;
@@ -258,15 +308,31 @@ impl Bench {
 
     /// What is measured: what a worker does with a block that it has decoded.
     fn call(&mut self) {
-        let views: Vec<View<'_>> = self.inputs.iter().map(|(dtype, b)| View::contiguous(*dtype, b.bytes(), &self.shape)).collect();
+        let views: Vec<View<'_>> = self
+            .inputs
+            .iter()
+            .map(|(dtype, b)| View::contiguous(*dtype, b.bytes(), &self.shape))
+            .collect();
         let Some(Reduction { op, values, finish, axis, accumulators }) = &mut self.reduction else {
             return eval::map(&mut self.machine, &self.shape, &views, &mut [self.out.bytes_mut()]);
         };
         let along = |d: usize| [isize::from(d == 0), isize::from(d == 1)];
-        let fold =
-            Fold { folds: &[Folded { op: *op, values: *values }], offset: 0, strides: &along(1 - *axis), seen: 0, merge: None, index: (0, &along(*axis)) };
+        let fold = Fold {
+            folds: &[Folded { op: *op, values: *values }],
+            offset: 0,
+            strides: &along(1 - *axis),
+            seen: 0,
+            merge: None,
+            index: (0, &along(*axis)),
+        };
         op.start(*values, accumulators.bytes_mut());
-        reduce::fold(&mut self.machine, &self.shape, &views, &fold, &mut [accumulators.bytes_mut()]);
+        reduce::fold(
+            &mut self.machine,
+            &self.shape,
+            &views,
+            &fold,
+            &mut [accumulators.bytes_mut()],
+        );
         finish.apply(*op, *values, accumulators.bytes(), self.out.bytes_mut());
     }
 }
@@ -312,7 +378,12 @@ fn converted(from: DType, values: &Buffer, to: DType) -> Buffer {
 fn mapped(expr: &Expr, dtype: DType, values: &Buffer) -> Buffer {
     let shape = [values.len() / dtype.size()];
     let mut out = Buffer::zeroed(shape[0] * expr.result_dtypes()[0].size());
-    eval::map(&mut eval::Machine::new(expr), &shape, &[View::contiguous(dtype, values.bytes(), &shape)], &mut [out.bytes_mut()]);
+    eval::map(
+        &mut eval::Machine::new(expr),
+        &shape,
+        &[View::contiguous(dtype, values.bytes(), &shape)],
+        &mut [out.bytes_mut()],
+    );
     out
 }
 

@@ -1,4 +1,5 @@
-//! What each workload computes of a chunk, in one pass: the arithmetic of the [floor](crate::floor).
+//! What each workload computes of a chunk, in one pass: the arithmetic of the
+//! [floor](crate::floor).
 //!
 //! Plain loops that the compiler makes vectors of, with accumulators that stay in a cache.
 
@@ -24,12 +25,19 @@ pub(crate) fn quadratic(u: &[f32], v: &[f32], sums: &mut [Vec<f64>; 3]) {
                 #[inline(always)]
                 |strip| {
                     let (u, v) = (u.chunks_exact(TIMES * cells), v.chunks_exact(TIMES * cells));
-                    for (u, v) in u.remainder().chunks_exact(cells).zip(v.remainder().chunks_exact(cells)) {
+                    for (u, v) in
+                        u.remainder().chunks_exact(cells).zip(v.remainder().chunks_exact(cells))
+                    {
                         products([&u[strip.clone()]], [&v[strip.clone()]], sums, strip.start);
                     }
                     for (u, v) in u.zip(v) {
                         let at = |t: usize| t * cells + strip.start..t * cells + strip.end;
-                        products([&u[at(0)], &u[at(1)], &u[at(2)], &u[at(3)]], [&v[at(0)], &v[at(1)], &v[at(2)], &v[at(3)]], sums, strip.start);
+                        products(
+                            [&u[at(0)], &u[at(1)], &u[at(2)], &u[at(3)]],
+                            [&v[at(0)], &v[at(1)], &v[at(2)], &v[at(3)]],
+                            sums,
+                            strip.start,
+                        );
                     }
                 },
             );
@@ -39,10 +47,16 @@ pub(crate) fn quadratic(u: &[f32], v: &[f32], sums: &mut [Vec<f64>; 3]) {
 
 /// Adds products of strips of so many times, which have the same cells.
 #[inline(always)]
-fn products<const T: usize>(u: [&[f32]; T], v: [&[f32]; T], sums: &mut [Vec<f64>; 3], first: usize) {
+fn products<const T: usize>(
+    u: [&[f32]; T],
+    v: [&[f32]; T],
+    sums: &mut [Vec<f64>; 3],
+    first: usize,
+) {
     let n = u[0].len();
     let [uu, uv, vv] = sums;
-    let (uu, uv, vv) = (&mut uu[first..first + n], &mut uv[first..first + n], &mut vv[first..first + n]);
+    let (uu, uv, vv) =
+        (&mut uu[first..first + n], &mut uv[first..first + n], &mut vv[first..first + n]);
     let (u, v) = (u.map(|x| &x[..n]), v.map(|x| &x[..n]));
     for i in 0..n {
         let mut sum = [uu[i], uv[i], vv[i]];
@@ -83,7 +97,10 @@ pub(crate) fn add_maps(u: &[f32], sums: &mut [f64]) {
                 #[inline(always)]
                 |strip| {
                     for map in u.chunks_exact(cells) {
-                        sums[strip.clone()].iter_mut().zip(&map[strip.clone()]).for_each(|(sum, x)| *sum += f64::from(*x));
+                        sums[strip.clone()]
+                            .iter_mut()
+                            .zip(&map[strip.clone()])
+                            .for_each(|(sum, x)| *sum += f64::from(*x));
                     }
                 },
             );
@@ -103,7 +120,9 @@ pub(crate) fn add_squares(u: &[f32], less: &[f32], sums: &mut [f64], squares: &m
                 |strip| {
                     for map in u.chunks_exact(cells) {
                         let values = map[strip.clone()].iter().zip(&less[strip.clone()]);
-                        for ((x, less), (sum, square)) in values.zip(sums[strip.clone()].iter_mut().zip(&mut squares[strip.clone()])) {
+                        for ((x, less), (sum, square)) in values
+                            .zip(sums[strip.clone()].iter_mut().zip(&mut squares[strip.clone()]))
+                        {
                             let x = f64::from(*x - *less);
                             *sum += x;
                             *square += x * x;
@@ -126,7 +145,10 @@ pub(crate) fn keep_greatest(u: &[f32], first: u32, best: &mut [f32], at: &mut [u
                 #[inline(always)]
                 |strip| {
                     for (time, map) in (first..).zip(u.chunks_exact(cells)) {
-                        for (x, (best, at)) in map[strip.clone()].iter().zip(best[strip.clone()].iter_mut().zip(&mut at[strip.clone()])) {
+                        for (x, (best, at)) in map[strip.clone()]
+                            .iter()
+                            .zip(best[strip.clone()].iter_mut().zip(&mut at[strip.clone()]))
+                        {
                             let better = *x > *best;
                             *best = if better { *x } else { *best };
                             *at = if better { time } else { *at };
@@ -149,7 +171,11 @@ pub(crate) fn accumulate(u: &[f32], running: &mut [f64], out: &mut [f32]) {
                 #[inline(always)]
                 |strip| {
                     for (map, out) in u.chunks_exact(cells).zip(out.chunks_exact_mut(cells)) {
-                        for ((x, sum), out) in map[strip.clone()].iter().zip(&mut running[strip.clone()]).zip(&mut out[strip.clone()]) {
+                        for ((x, sum), out) in map[strip.clone()]
+                            .iter()
+                            .zip(&mut running[strip.clone()])
+                            .zip(&mut out[strip.clone()])
+                        {
                             *sum += f64::from(*x);
                             *out = *sum as f32;
                         }
@@ -176,13 +202,18 @@ pub(crate) fn subtract(u: &[f32], less: &[f32], out: &mut [f32]) {
 pub(crate) fn chain(a: &[f32], b: &[f32], out: &mut [f32]) {
     wide(
         #[inline(always)]
-        || a.iter().zip(b).zip(out).for_each(|((a, b), out)| *out = (a * a + b * b).sqrt() * exp_below_zero(-(a - b).abs()) + 1.0),
+        || {
+            a.iter().zip(b).zip(out).for_each(|((a, b), out)| {
+                *out = (a * a + b * b).sqrt() * exp_below_zero(-(a - b).abs()) + 1.0
+            })
+        },
     );
 }
 
 /// `a` and the transposed `b`, both squares whose side is a multiple of 16 or below that.
 ///
-/// Rows of a large power of two meet in the same lines of a cache, hence through small squares that are kept elsewhere.
+/// Rows of a large power of two meet in the same lines of a cache, hence through small squares that
+/// are kept elsewhere.
 pub(crate) fn add_transposed(a: &[f32], b: &[f32], out: &mut [f32]) {
     let n = a.len().isqrt();
     let side = SQUARE.min(n);
@@ -190,21 +221,28 @@ pub(crate) fn add_transposed(a: &[f32], b: &[f32], out: &mut [f32]) {
         #[inline(always)]
         || {
             let mut square = [[0.0f32; SQUARE]; SQUARE];
-            for (i0, j0) in (0..n).step_by(side).flat_map(|i| (0..n).step_by(side).map(move |j| (i, j))) {
+            for (i0, j0) in
+                (0..n).step_by(side).flat_map(|i| (0..n).step_by(side).map(move |j| (i, j)))
+            {
                 for j in 0..side {
                     let row = &b[(j0 + j) * n + i0..][..side];
                     square.iter_mut().zip(row).for_each(|(to, x)| to[j] = *x);
                 }
                 for (i, turned) in (i0..).zip(&square[..side]) {
                     let at = i * n + j0..i * n + j0 + side;
-                    out[at.clone()].iter_mut().zip(&a[at]).zip(turned).for_each(|((out, a), b)| *out = a + b);
+                    out[at.clone()]
+                        .iter_mut()
+                        .zip(&a[at])
+                        .zip(turned)
+                        .for_each(|((out, a), b)| *out = a + b);
                 }
             }
         },
     );
 }
 
-/// Central differences of `b` along the second axis less those of `a` along the first, of squares; nothing at their borders.
+/// Central differences of `b` along the second axis less those of `a` along the first, of squares;
+/// nothing at their borders.
 pub(crate) fn curl(a: &[f32], b: &[f32], out: &mut [f32]) {
     let n = a.len().isqrt();
     wide(
@@ -215,7 +253,9 @@ pub(crate) fn curl(a: &[f32], b: &[f32], out: &mut [f32]) {
                 let (row, out) = (&b[i * n..(i + 1) * n], &mut out[i * n..(i + 1) * n]);
                 let dy = south[1..n - 1].iter().zip(&north[1..n - 1]);
                 let dx = row[2..].iter().zip(&row[..n - 2]);
-                for (out, ((south, north), (east, west))) in out[1..n - 1].iter_mut().zip(dy.zip(dx)) {
+                for (out, ((south, north), (east, west))) in
+                    out[1..n - 1].iter_mut().zip(dy.zip(dx))
+                {
                     *out = (east - west) * 0.5 - (south - north) * 0.5;
                 }
             }
@@ -228,7 +268,9 @@ pub(crate) fn scatter(u: &[f32], map: [usize; 2], column: [usize; 2], out: &mut 
     let ([height, width], [ny, nx]) = (map, column);
     let times = u.len() / (height * width);
     let mut rows = out.chunks_exact_mut(nx);
-    for (y0, x0) in (0..height).step_by(ny).flat_map(|y| (0..width).step_by(nx).map(move |x| (y, x))) {
+    for (y0, x0) in
+        (0..height).step_by(ny).flat_map(|y| (0..width).step_by(nx).map(move |x| (y, x)))
+    {
         for (t, y) in (0..times).flat_map(|t| (y0..y0 + ny).map(move |y| (t, y))) {
             let from = (t * height + y) * width + x0;
             if let Some(row) = rows.next() {
@@ -272,7 +314,11 @@ mod tests {
         let mut sums = [(); 3].map(|()| vec![1.0; cells]);
         quadratic(&u, &v, &mut sums);
         for cell in 0..cells {
-            let over_time = |f: &dyn Fn(f32, f32) -> f32| 1.0 + (0..times).map(|t| f64::from(f(u[t * cells + cell], v[t * cells + cell]))).sum::<f64>();
+            let over_time = |f: &dyn Fn(f32, f32) -> f32| {
+                1.0 + (0..times)
+                    .map(|t| f64::from(f(u[t * cells + cell], v[t * cells + cell])))
+                    .sum::<f64>()
+            };
             assert_eq!(sums[0][cell], over_time(&|u, _| u * u));
             assert_eq!(sums[1][cell], over_time(&|u, v| u * v));
             assert_eq!(sums[2][cell], over_time(&|_, v| v * v));

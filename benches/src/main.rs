@@ -1,11 +1,12 @@
 //! Freestone against its peers, against the floor, and against its own bars.
 //!
-//! `run` and `bars` only direct: every measurement is made in a fresh process, one system after the other ([`rounds`]), on
-//! inputs that are made once ([`inputs`]). A process of ours is this program again, with a hidden subcommand: [`workloads`]
-//! is what Freestone does there, [`floor`] what the C libraries and [`loops`] alone would take. Peers are `peers/peer.py`.
-//! [`table`] has the workloads that are held against the floor, [`observers`]
-//! what looking on costs, [`scaling`] what environments of AWS Lambda gain, [`starts`] how soon they answer, [`remote`]
-//! what chunks gain that are fetched ahead. [`report`] prints and keeps the results; [`bars`] judges them.
+//! `run` and `bars` only direct: every measurement is made in a fresh process, one system after the
+//! other ([`rounds`]), on inputs that are made once ([`inputs`]). A process of ours is this program
+//! again, with a hidden subcommand: [`workloads`] is what Freestone does there, [`floor`] what the
+//! C libraries and [`loops`] alone would take. Peers are `peers/peer.py`. [`table`] has the
+//! workloads that are held against the floor, [`observers`] what looking on costs, [`scaling`] what
+//! environments of AWS Lambda gain, [`starts`] how soon they answer, [`remote`] what chunks gain
+//! that are fetched ahead. [`report`] prints and keeps the results; [`bars`] judges them.
 
 #![allow(clippy::print_stdout, reason = "results go to stdout")]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -141,7 +142,8 @@ enum Workload {
     Kernels,
     /// An event told to bars, history and report: CPU time, and instructions by callgrind.
     Observers,
-    /// A million tasks on workers that compute nothing: what the driver takes, and what it keeps a thousand of them waiting.
+    /// A million tasks on workers that compute nothing: what the driver takes, and what it keeps a
+    /// thousand of them waiting.
     Driving,
     /// 1 to 16 environments with as many times the work: how long that takes.
     Scaling,
@@ -258,15 +260,22 @@ fn main() -> ExitCode {
 /// True if nothing was missed.
 fn dispatch(command: Command) -> Result<bool, Failure> {
     match command {
-        Command::Run { workload, ref vs, .. } if vs.iter().any(|p| (*p == Peer::Numpy) != (workload == Workload::Kernels)) => {
+        Command::Run { workload, ref vs, .. }
+            if vs.iter().any(|p| (*p == Peer::Numpy) != (workload == Workload::Kernels)) =>
+        {
             return Err("kernels are compared with numpy, and nothing else is".into());
         }
-        Command::Run { workload, ref cases, .. } if !cases.is_empty() && workload != Workload::Rows => {
+        Command::Run { workload, ref cases, .. }
+            if !cases.is_empty() && workload != Workload::Rows =>
+        {
             return Err("only `run workload` has rows".into());
         }
         Command::Run { workload: Workload::Rows, cases, setup, vs, date, .. } => {
             let cases = if cases.is_empty() { table::CASES.to_vec() } else { cases };
-            let measured = cases.into_iter().map(|case| Ok((case, rounds::row(&setup, case, &vs)?))).collect::<Result<Vec<_>, Failure>>()?;
+            let measured = cases
+                .into_iter()
+                .map(|case| Ok((case, rounds::row(&setup, case, &vs)?)))
+                .collect::<Result<Vec<_>, Failure>>()?;
             report::keep_rows(&measured, &setup, date)?;
         }
         Command::Run { workload: Workload::QuadMeans, setup, vs, date, .. } => {
@@ -276,34 +285,63 @@ fn dispatch(command: Command) -> Result<bool, Failure> {
             let mut measured = rounds::many_small(&setup, &vs)?;
             for work in [workloads::Work::MemorySum, workloads::Work::Tasks] {
                 let micros = rounds::micros(&setup, work)?;
-                measured.notes.push(format!("{}: {micros:.1} µs of CPU {}", work.name(), work.per()));
+                measured.notes.push(format!(
+                    "{}: {micros:.1} µs of CPU {}",
+                    work.name(),
+                    work.per()
+                ));
             }
             report::keep(&measured, &setup, date)?;
         }
         Command::Run { workload: Workload::PlanScaling, setup, .. } => {
             let (seconds, grown, slowest) = rounds::plan_scaling(&setup)?;
             println!("the slowest of other vast plans took {slowest:.4} s");
-            println!("planned quadratic means of 1 EB in 10⁹ chunks, and wrote the plan as text: {seconds:.4} s, {} more memory", freestone::size(grown));
+            println!(
+                "planned quadratic means of 1 EB in 10⁹ chunks, and wrote the plan as text: \
+                    {seconds:.4} s, {} more memory",
+                freestone::size(grown)
+            );
         }
         Command::Run { workload: Workload::Observers, setup, .. } => {
             let observers::Cost { micros, instructions } = observers::measure(setup.repeat)?;
-            let instructions = instructions.map_or("instructions not counted: there is no valgrind".into(), |n| format!("{n:.0} instructions"));
-            println!("an event, told to bars, history and report: {micros:.2} µs of CPU, {instructions}");
+            let instructions = instructions
+                .map_or("instructions not counted: there is no valgrind".into(), |n| {
+                    format!("{n:.0} instructions")
+                });
+            println!(
+                "an event, told to bars, history and report: {micros:.2} µs of CPU, {instructions}"
+            );
         }
         Command::Run { workload: Workload::Driving, .. } => driving::print_all()?,
-        Command::Run { workload: Workload::Scaling, setup, .. } => println!("{}", scaling::markdown(&scaling::measure(setup.repeat)?)),
-        Command::Run { workload: Workload::Starts, .. } => println!("a new worker's first answer: {:.1} ms", starts::first_answer_ms()?),
+        Command::Run { workload: Workload::Scaling, setup, .. } => {
+            println!("{}", scaling::markdown(&scaling::measure(setup.repeat)?))
+        }
+        Command::Run { workload: Workload::Starts, .. } => {
+            println!("a new worker's first answer: {:.1} ms", starts::first_answer_ms()?)
+        }
         Command::Run { workload: Workload::Remote, setup, .. } => remote::print_all(setup.repeat)?,
-        Command::Run { workload: Workload::CompileTime, cold, .. } => return compile::measure(cold),
-        Command::Run { workload: Workload::Kernels, setup, vs, date, .. } => report::keep_kernels(&kernels::measure(&setup, !vs.is_empty())?, &setup, date)?,
+        Command::Run { workload: Workload::CompileTime, cold, .. } => {
+            return compile::measure(cold);
+        }
+        Command::Run { workload: Workload::Kernels, setup, vs, date, .. } => {
+            report::keep_kernels(&kernels::measure(&setup, !vs.is_empty())?, &setup, date)?
+        }
         Command::Bars { setup, no_peers, only } => return bars::check(&setup, no_peers, &only),
-        Command::ChildFreestone(child) => println!("{}", serde_json::to_string(&workloads::run(&child)?)?),
+        Command::ChildFreestone(child) => {
+            println!("{}", serde_json::to_string(&workloads::run(&child)?)?)
+        }
         Command::ChildKernels => println!("{}", serde_json::to_string(&kernels::run()?)?),
         Command::ChildFloor(child) => println!("{}", serde_json::to_string(&floor::run(&child)?)?),
-        Command::ChildCase(child) => println!("{}", serde_json::to_string(&workloads::run_case(&child)?)?),
-        Command::ChildDriving(child) => println!("{}", serde_json::to_string(&driving::run(&child)?)?),
+        Command::ChildCase(child) => {
+            println!("{}", serde_json::to_string(&workloads::run_case(&child)?)?)
+        }
+        Command::ChildDriving(child) => {
+            println!("{}", serde_json::to_string(&driving::run(&child)?)?)
+        }
         Command::ChildAnswering => driving::function::answer()?,
-        Command::ChildScaling(child) => println!("{}", serde_json::to_string(&scaling::run(&child)?)?),
+        Command::ChildScaling(child) => {
+            println!("{}", serde_json::to_string(&scaling::run(&child)?)?)
+        }
         Command::ChildEnvironment => scaling::environment()?,
         Command::ChildObservers(child) => println!("{}", observers::run(&child)?),
     }

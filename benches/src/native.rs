@@ -25,13 +25,22 @@ fn wide_avx2<R>(work: impl FnOnce() -> R) -> R {
 pub(crate) fn blosc_decode(bytes: &[u8], out: &mut [u8]) -> bool {
     let mut found = 0usize;
     // SAFETY: the pointer is valid for the length beside it, and blosc only reads it.
-    let valid = unsafe { blosc_src::blosc_cbuffer_validate(bytes.as_ptr().cast(), bytes.len(), &raw mut found) };
+    let valid = unsafe {
+        blosc_src::blosc_cbuffer_validate(bytes.as_ptr().cast(), bytes.len(), &raw mut found)
+    };
     if valid != 0 || found != out.len() {
         return false;
     }
-    // SAFETY: the header was just checked against the input's length, blosc writes at most `out.len()` bytes, and the two
-    // do not overlap because `out` is borrowed mutably.
-    let written = unsafe { blosc_src::blosc_decompress_ctx(bytes.as_ptr().cast(), out.as_mut_ptr().cast(), out.len(), 1) };
+    // SAFETY: the header was just checked against the input's length, blosc writes at most
+    // `out.len()` bytes, and the two do not overlap because `out` is borrowed mutably.
+    let written = unsafe {
+        blosc_src::blosc_decompress_ctx(
+            bytes.as_ptr().cast(),
+            out.as_mut_ptr().cast(),
+            out.len(),
+            1,
+        )
+    };
     usize::try_from(written) == Ok(out.len())
 }
 
@@ -40,10 +49,12 @@ pub(crate) fn blosc_bound(bytes: usize) -> usize {
     bytes + blosc_src::BLOSC_MAX_OVERHEAD as usize
 }
 
-/// Encodes 4-byte elements with lz4 at level 5 behind a byte shuffle; `out` has room for the bound. Their length, or none if it fails.
+/// Encodes 4-byte elements with lz4 at level 5 behind a byte shuffle; `out` has room for the bound.
+/// Their length, or none if it fails.
 pub(crate) fn blosc_encode(bytes: &[u8], out: &mut [u8]) -> Option<usize> {
     let (level, shuffle, type_size) = (5, blosc_src::BLOSC_SHUFFLE as c_int, 4);
-    // SAFETY: both pointers are valid for the lengths beside them and do not overlap, and the name ends in a zero byte.
+    // SAFETY: both pointers are valid for the lengths beside them and do not overlap, and the name
+    // ends in a zero byte.
     let written = unsafe {
         blosc_src::blosc_compress_ctx(
             level,
@@ -67,7 +78,8 @@ mod tests {
 
     #[test]
     fn blosc_goes_there_and_back() {
-        let values: Vec<u8> = (0..40_000u32).flat_map(|i| ((i % 300) as f32).to_le_bytes()).collect();
+        let values: Vec<u8> =
+            (0..40_000u32).flat_map(|i| ((i % 300) as f32).to_le_bytes()).collect();
         let mut encoded = vec![0; blosc_bound(values.len())];
         let mut back = vec![0; values.len()];
         let len = blosc_encode(&values, &mut encoded).unwrap();

@@ -1,7 +1,8 @@
 //! What it costs to look on: an event, told to bars, history and report together.
 //!
-//! Events are made here, as those of a run on two workers that finishes a task with each request. CPU time is measured in a fresh process, as
-//! everywhere; instructions are counted by callgrind, as the difference of two runs, so that what does not depend on events falls out.
+//! Events are made here, as those of a run on two workers that finishes a task with each request.
+//! CPU time is measured in a fresh process, as everywhere; instructions are counted by callgrind,
+//! as the difference of two runs, so that what does not depend on events falls out.
 
 use std::io;
 use std::path::Path;
@@ -13,7 +14,9 @@ use freestone::engine::events::{Event, Observer, RunStart};
 use freestone::engine::machine;
 use freestone::engine::plan::StageId;
 use freestone::engine::storage::reader::Traffic;
-use freestone::engine::task::{FailureKind, Receipt, TaskFailure, TaskOutcome, TaskReport, TaskRequest};
+use freestone::engine::task::{
+    FailureKind, Receipt, TaskFailure, TaskOutcome, TaskReport, TaskRequest,
+};
 use freestone::{DType, RunReport, Settings, Spec, Target};
 use freestone_cli::history::History;
 use freestone_cli::progress::Progress;
@@ -44,11 +47,17 @@ pub(crate) struct Cost {
 
 /// Measures the CPU time of an event, the median of so many processes, and counts its instructions.
 pub(crate) fn measure(repeat: u32) -> Result<Cost, Failure> {
-    let micros = (0..repeat).map(|_| process::json(process::own("child-observers")?.args(["--tasks", &N_TASKS.to_string()]), process::TIME_LIMIT));
+    let micros = (0..repeat).map(|_| {
+        process::json(
+            process::own("child-observers")?.args(["--tasks", &N_TASKS.to_string()]),
+            process::TIME_LIMIT,
+        )
+    });
     let micros = micros.collect::<Result<Vec<f64>, Failure>>()?;
     let [few, many] = COUNTED;
     let counted = instructions(few)?.zip(instructions(many)?);
-    let instructions = counted.map(|(few_did, many_did)| (many_did - few_did) / (n_events(many) - n_events(few)) as f64);
+    let instructions = counted
+        .map(|(few_did, many_did)| (many_did - few_did) / (n_events(many) - n_events(few)) as f64);
     Ok(Cost { micros: crate::sample::median(micros.into_iter()).unwrap_or_default(), instructions })
 }
 
@@ -56,9 +65,12 @@ pub(crate) fn measure(repeat: u32) -> Result<Cost, Failure> {
 pub(crate) fn run(child: &Child) -> Result<f64, Failure> {
     let folder = tempfile::tempdir()?;
     let at = |name: &str| folder.path().join(name);
-    let spec = Settings { work_dir: Some(at("work").display().to_string()), ..Settings::default() }.resolve()?;
-    let progress = Progress::drawing_to(ProgressDrawTarget::term_like_with_hz(Box::new(Nowhere), 20));
-    let (history, report) = (History::append(&at("history.jsonl"))?, Report::create(&at("report.html"), &spec)?);
+    let spec = Settings { work_dir: Some(at("work").display().to_string()), ..Settings::default() }
+        .resolve()?;
+    let progress =
+        Progress::drawing_to(ProgressDrawTarget::term_like_with_hz(Box::new(Nowhere), 20));
+    let (history, report) =
+        (History::append(&at("history.jsonl"))?, Report::create(&at("report.html"), &spec)?);
     let cpu_ns = tell(&[&progress, &history, &report], child.tasks, &spec, &at("out"))?;
     match history.trouble().or(report.trouble()) {
         Some(error) => Err(error.into()),
@@ -77,14 +89,36 @@ fn tell(observers: &[&dyn Observer], tasks: u64, spec: &Spec, out: &Path) -> Res
     let planned = freestone::plan(&[Target::array(&array, &out.display().to_string())], spec)?;
     let plan = planned.plan();
     let tell = |event: Event<'_>| observers.iter().for_each(|o| o.on(&event));
-    let start =
-        RunStart { run: "observed", plan, executor: "threads", slots: 2, projected_bytes: plan.projected_mem(), local_mem: spec.local_mem, finished: &[0] };
+    let start = RunStart {
+        run: "observed",
+        plan,
+        executor: "threads",
+        slots: 2,
+        projected_bytes: plan.projected_mem(),
+        local_mem: spec.local_mem,
+        finished: &[0],
+    };
     tell(Event::RunStarted(&start));
     let stage = StageId(0);
     tell(Event::StageStarted { stage });
-    let request = TaskRequest { id: 0, stage, first: 0, count: 1, attempt: 0, backup_of: None, timeout_ms: None };
+    let request = TaskRequest {
+        id: 0,
+        stage,
+        first: 0,
+        count: 1,
+        attempt: 0,
+        backup_of: None,
+        timeout_ms: None,
+    };
     let traffic = Traffic { bytes_read: 1_234_567, bytes_written: 234_567, reads: 3, writes: 1 };
-    let done = TaskReport { task: 0, receipts: Vec::<Receipt>::new(), traffic, cpu_ns: 12_000, wall_ns: 15_000, peak_bytes: 3_456_789 };
+    let done = TaskReport {
+        task: 0,
+        receipts: Vec::<Receipt>::new(),
+        traffic,
+        cpu_ns: 12_000,
+        wall_ns: 15_000,
+        peak_bytes: 3_456_789,
+    };
     let mut outcomes = ["thread-0", "thread-1"].map(|worker| TaskOutcome {
         request: request.clone(),
         worker: worker.into(),
@@ -92,7 +126,12 @@ fn tell(observers: &[&dyn Observer], tasks: u64, spec: &Spec, out: &Path) -> Res
         failure: None,
         worker_peak_bytes: None,
     });
-    let mut failure = TaskFailure { kind: FailureKind::Throttled, message: "503 Slow Down".into(), stage: "arange-000".into(), task: 0 };
+    let mut failure = TaskFailure {
+        kind: FailureKind::Throttled,
+        message: "503 Slow Down".into(),
+        stage: "arange-000".into(),
+        task: 0,
+    };
     let before = machine::process_cpu_ns();
     for task in 0..tasks {
         let outcome = &mut outcomes[(task % 2) as usize];
@@ -102,7 +141,11 @@ fn tell(observers: &[&dyn Observer], tasks: u64, spec: &Spec, out: &Path) -> Res
         tell(Event::Outcome { outcome, counted: 1 });
         if task % FAILS == FAILS - 1 {
             failure.task = task;
-            tell(Event::Retried { failure: &failure, attempt: 1, delay: Duration::from_millis(100) });
+            tell(Event::Retried {
+                failure: &failure,
+                attempt: 1,
+                delay: Duration::from_millis(100),
+            });
         }
     }
     let took = machine::process_cpu_ns() - before;
@@ -114,7 +157,9 @@ fn tell(observers: &[&dyn Observer], tasks: u64, spec: &Spec, out: &Path) -> Res
 /// Instructions of a process that tells of so many tasks; `None` where there is no valgrind.
 fn instructions(tasks: u64) -> Result<Option<f64>, Failure> {
     let mut command = Command::new("valgrind");
-    command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]).arg(std::env::current_exe()?);
+    command
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .arg(std::env::current_exe()?);
     command.args(["child-observers", "--tasks", &tasks.to_string()]).stdin(Stdio::null());
     let output = match command.output() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -122,7 +167,11 @@ fn instructions(tasks: u64) -> Result<Option<f64>, Failure> {
     };
     let said = String::from_utf8_lossy(&output.stderr);
     let count = said.lines().find_map(|l| l.split_once("Collected :")?.1.trim().parse().ok());
-    if output.status.success() { Ok(count) } else { Err(format!("callgrind: {}", said.trim()).into()) }
+    if output.status.success() {
+        Ok(count)
+    } else {
+        Err(format!("callgrind: {}", said.trim()).into())
+    }
 }
 
 /// A terminal that shows nothing: bars are made for it all the same.

@@ -16,17 +16,26 @@ pub(crate) const TIME_LIMIT: Duration = Duration::from_secs(600);
 
 /// Runs a command to its end and reads the last line of its stdout.
 ///
-/// Both streams go to files: a pipe that nobody reads would stop the process, and a thread that reads would share its cores.
-pub(crate) fn json<T: DeserializeOwned>(command: &mut Command, limit: Duration) -> Result<T, Failure> {
+/// Both streams go to files: a pipe that nobody reads would stop the process, and a thread that
+/// reads would share its cores.
+pub(crate) fn json<T: DeserializeOwned>(
+    command: &mut Command,
+    limit: Duration,
+) -> Result<T, Failure> {
     let stdout = checked(command, limit)?;
     let line = stdout.lines().rfind(|l| !l.trim().is_empty()).ok_or("it printed nothing")?;
-    serde_json::from_str(line).map_err(|e| format!("what it printed last is not understood ({e}): {line}").into())
+    serde_json::from_str(line)
+        .map_err(|e| format!("what it printed last is not understood ({e}): {line}").into())
 }
 
 /// Runs a command to its end and gives its stdout; what it said on stderr is shown if it fails.
 pub(crate) fn checked(command: &mut Command, limit: Duration) -> Result<String, Failure> {
     let (mut stdout, mut stderr) = (tempfile::tempfile()?, tempfile::tempfile()?);
-    let mut child = command.stdin(Stdio::null()).stdout(stdout.try_clone()?).stderr(stderr.try_clone()?).spawn()?;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(stdout.try_clone()?)
+        .stderr(stderr.try_clone()?)
+        .spawn()?;
     let start = Instant::now();
     let status = loop {
         if let Some(status) = child.try_wait()? {
@@ -69,13 +78,15 @@ pub(crate) fn set_up_peers() -> Result<(), Failure> {
         return Ok(());
     }
     eprintln!("setting up the peers");
-    checked(Command::new("sh").arg(peers().join("setup.sh")), TIME_LIMIT).map_err(|e| format!("the peers' setup.sh {e}"))?;
+    checked(Command::new("sh").arg(peers().join("setup.sh")), TIME_LIMIT)
+        .map_err(|e| format!("the peers' setup.sh {e}"))?;
     Ok(())
 }
 
 /// One of the peers' scripts, in their environment.
 pub(crate) fn script(name: &str) -> Command {
-    let mut command = Command::new(given_python().unwrap_or_else(|| peers().join(".venv/bin/python").into()));
+    let mut command =
+        Command::new(given_python().unwrap_or_else(|| peers().join(".venv/bin/python").into()));
     command.arg(peers().join(name));
     command
 }
@@ -101,12 +112,18 @@ mod tests {
     fn the_last_line_counts() {
         assert_eq!(json::<u32>(&mut shell("echo noise; echo 7; echo"), TIME_LIMIT).unwrap(), 7);
         assert!(json::<u32>(&mut shell("true"), TIME_LIMIT).is_err());
-        assert!(json::<u32>(&mut shell("echo 7; exit 3"), TIME_LIMIT).unwrap_err().to_string().contains("failed"));
+        assert!(
+            json::<u32>(&mut shell("echo 7; exit 3"), TIME_LIMIT)
+                .unwrap_err()
+                .to_string()
+                .contains("failed")
+        );
     }
 
     #[test]
     fn what_hangs_is_stopped() {
-        let error = json::<u32>(&mut shell("exec sleep 60"), Duration::from_millis(50)).unwrap_err();
+        let error =
+            json::<u32>(&mut shell("exec sleep 60"), Duration::from_millis(50)).unwrap_err();
         assert!(error.to_string().contains("time limit"), "{error}");
     }
 }

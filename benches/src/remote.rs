@@ -1,7 +1,8 @@
 //! What it gains that chunks from across a network are on their way before they are asked for.
 //!
-//! The store here keeps its objects in memory, and hands them out as S3 does: after a while, and as fast as one connection is (FACTS). Once it lets
-//! reads begin before they are waited for, once it does not; the plan is the same.
+//! The store here keeps its objects in memory, and hands them out as S3 does: after a while, and as
+//! fast as one connection is (FACTS). Once it lets reads begin before they are waited for, once it
+//! does not; the plan is the same.
 
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant, SystemTime};
@@ -9,8 +10,12 @@ use std::time::{Duration, Instant, SystemTime};
 use freestone::engine::kernels::Buffer;
 use freestone::engine::machine;
 use freestone::engine::plan::StageId;
-use freestone::engine::storage::{ByteRange, Lock, ObjectPart, PartsRead, Pending, StorageError, Store, read_each};
-use freestone::{Array, CodecName, DType, Encoding, MemoryStore, Settings, Spec, Stores, Target, Threads};
+use freestone::engine::storage::{
+    ByteRange, Lock, ObjectPart, PartsRead, Pending, StorageError, Store, read_each,
+};
+use freestone::{
+    Array, CodecName, DType, Encoding, MemoryStore, Settings, Spec, Stores, Target, Threads,
+};
 
 use crate::{Failure, sample};
 
@@ -29,7 +34,13 @@ struct Distant {
 }
 
 /// Reads when its time has come.
-fn deliver(store: &MemoryStore, key: &str, range: Option<ByteRange>, limit: u64, into: &mut Buffer) -> Result<bool, StorageError> {
+fn deliver(
+    store: &MemoryStore,
+    key: &str,
+    range: Option<ByteRange>,
+    limit: u64,
+    into: &mut Buffer,
+) -> Result<bool, StorageError> {
     let found = store.read(key, range, limit, into)?;
     std::thread::sleep(LATENCY + Duration::from_secs_f64(into.len() as f64 / BYTES_PER_SECOND));
     Ok(found)
@@ -45,17 +56,37 @@ impl Store for Distant {
         true
     }
 
-    fn read(&self, key: &str, range: Option<ByteRange>, limit: u64, into: &mut Buffer) -> Result<bool, StorageError> {
+    fn read(
+        &self,
+        key: &str,
+        range: Option<ByteRange>,
+        limit: u64,
+        into: &mut Buffer,
+    ) -> Result<bool, StorageError> {
         deliver(&self.store, key, range, limit, into)
     }
 
-    fn begin_read(&self, key: &str, range: Option<ByteRange>, limit: u64, mut into: Buffer) -> Result<Pending, Buffer> {
+    fn begin_read(
+        &self,
+        key: &str,
+        range: Option<ByteRange>,
+        limit: u64,
+        mut into: Buffer,
+    ) -> Result<Pending, Buffer> {
         if !self.ahead {
             return Err(into);
         }
-        let (store, key, (send, receive)) = (Arc::clone(&self.store), key.to_owned(), mpsc::sync_channel(1));
-        std::thread::spawn(move || send.send(deliver(&store, &key, range, limit, &mut into).map(|found| (found, into))));
-        let dropped = |_| StorageError::Io { place: "the distant store".into(), action: "read", message: "its thread is gone".into(), transient: false };
+        let (store, key, (send, receive)) =
+            (Arc::clone(&self.store), key.to_owned(), mpsc::sync_channel(1));
+        std::thread::spawn(move || {
+            send.send(deliver(&store, &key, range, limit, &mut into).map(|found| (found, into)))
+        });
+        let dropped = |_| StorageError::Io {
+            place: "the distant store".into(),
+            action: "read",
+            message: "its thread is gone".into(),
+            transient: false,
+        };
         Ok(Pending::new(move || receive.recv().map_err(dropped)?))
     }
 
@@ -75,7 +106,13 @@ impl Store for Distant {
         self.store.sync(keys)
     }
 
-    fn read_parts(&self, key: &str, _size: u64, parts: &[ObjectPart], into: &mut [u8]) -> Result<PartsRead, StorageError> {
+    fn read_parts(
+        &self,
+        key: &str,
+        _size: u64,
+        parts: &[ObjectPart],
+        into: &mut [u8],
+    ) -> Result<PartsRead, StorageError> {
         read_each(self, key, parts, into)
     }
 
@@ -117,31 +154,46 @@ pub(crate) fn print_all(repeat: u32) -> Result<(), Failure> {
     let store = Arc::new(MemoryStore::new());
     let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir())?;
     let at = |name: &str| folder.path().join(name).display().to_string();
-    let settings = Settings { work_dir: Some(at("work")), threads: Some(THREADS), parallelism: Some(THREADS as u64), ..Settings::default() };
+    let settings = Settings {
+        work_dir: Some(at("work")),
+        threads: Some(THREADS),
+        parallelism: Some(THREADS as u64),
+        ..Settings::default()
+    };
     let spec = settings.resolve()?;
     let stores = Stores::default();
     stores.insert(Arc::clone(&store) as Arc<dyn Store>);
     let random = freestone::random_normal(&SHAPE, 0.0, 1.0, 3, DType::Float32, &CHUNK)?;
     let zstd = Encoding::from(CodecName::Zstd(1));
-    let target = Target::array(&random, &format!("{}/x", store.url())).with_stores(&stores).codec(zstd);
+    let target =
+        Target::array(&random, &format!("{}/x", store.url())).with_stores(&stores).codec(zstd);
     freestone::run(&freestone::plan(&[target], &spec)?, &spec, &Threads::new(THREADS))?;
     println!(
-        "{} chunks of {} MB of noise (zstd), {} ms and {:.0} MB/s away; {THREADS} threads, medians of {repeat}",
+        "{} chunks of {} MB of noise (zstd), {} ms and {:.0} MB/s away; {THREADS} threads, medians \
+            of {repeat}",
         SHAPE[0],
         CHUNK.iter().product::<u64>() * 4 / 1_000_000,
         LATENCY.as_millis(),
         BYTES_PER_SECOND * 1e-6
     );
     type Work = fn(&Array) -> Result<Array, Failure>;
-    let works: [(&str, Work); 2] = [("mean over time", |x| Ok(x.mean(0)?)), ("rechunk to rows", |x| Ok(x.rechunk(&[64, 50, 1000])?))];
+    let works: [(&str, Work); 2] = [
+        ("mean over time", |x| Ok(x.mean(0)?)),
+        ("rechunk to rows", |x| Ok(x.rechunk(&[64, 50, 1000])?)),
+    ];
     for (name, work) in works {
         let mut medians = Vec::new();
         for ahead in [false, true] {
-            let open =
-                || -> Result<Array, Failure> { Ok(freestone::open_in(&(Arc::new(Distant { store: Arc::clone(&store), ahead }) as Arc<dyn Store>), "x")?) };
+            let open = || -> Result<Array, Failure> {
+                Ok(freestone::open_in(
+                    &(Arc::new(Distant { store: Arc::clone(&store), ahead }) as Arc<dyn Store>),
+                    "x",
+                )?)
+            };
             let (array, mut walls, mut cpus) = (work(&open()?)?, Vec::new(), Vec::new());
             for _ in 0..repeat {
-                let planned = freestone::plan(&[Target::array(&array, &at(name)).overwrite(true)], &spec)?;
+                let planned =
+                    freestone::plan(&[Target::array(&array, &at(name)).overwrite(true)], &spec)?;
                 let (start, cpu) = (Instant::now(), machine::process_cpu_ns());
                 freestone::run(&planned, &spec, &Threads::new(THREADS))?;
                 walls.push(start.elapsed().as_secs_f64());
@@ -150,8 +202,14 @@ pub(crate) fn print_all(repeat: u32) -> Result<(), Failure> {
                     print_projection(&planned, &spec);
                 }
             }
-            let (wall, cpu) = (sample::median(walls.into_iter()).unwrap_or(f64::NAN), sample::median(cpus.into_iter()).unwrap_or(f64::NAN));
-            println!("{name}, {}: {wall:.2} s, {cpu:.2} s of CPU", if ahead { "chunks ahead" } else { "each waited for" });
+            let (wall, cpu) = (
+                sample::median(walls.into_iter()).unwrap_or(f64::NAN),
+                sample::median(cpus.into_iter()).unwrap_or(f64::NAN),
+            );
+            println!(
+                "{name}, {}: {wall:.2} s, {cpu:.2} s of CPU",
+                if ahead { "chunks ahead" } else { "each waited for" }
+            );
             medians.push(wall);
         }
         println!("{name}: {:.2} times as fast", medians[0] / medians[1]);
@@ -163,7 +221,13 @@ fn print_projection(planned: &freestone::Planned, spec: &Spec) {
     let plan = planned.plan();
     for (i, stage) in plan.plan().stages.iter().enumerate() {
         let layout = plan.layout(StageId(i));
-        let (total, allowed) = (freestone::size(layout.estimate.total()), freestone::size(spec.allowed_mem));
-        println!("  {}: {} tasks, {} chunks ahead, {total} projected of {allowed} allowed", stage.name, stage.n_tasks(), layout.ahead);
+        let (total, allowed) =
+            (freestone::size(layout.estimate.total()), freestone::size(spec.allowed_mem));
+        println!(
+            "  {}: {} tasks, {} chunks ahead, {total} projected of {allowed} allowed",
+            stage.name,
+            stage.n_tasks(),
+            layout.ahead
+        );
     }
 }

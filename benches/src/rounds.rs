@@ -16,9 +16,15 @@ use crate::{Codec, Failure, Peer, Setup, inputs, process};
 /// Sums of the same values in another order agree to this.
 const SUM_TOLERANCE: f64 = 1e-8;
 
-/// Quadratic means on Freestone and the peers, with their floor. That they agree is checked in the first round.
+/// Quadratic means on Freestone and the peers, with their floor. That they agree is checked in the
+/// first round.
 pub(crate) fn quad_means(setup: &Setup, vs: &[Peer]) -> Result<Measured, Failure> {
-    measure(setup, Job::Work(Work::QuadMeans), &inputs::winds(setup, setup.size(), setup.codec)?, vs)
+    measure(
+        setup,
+        Job::Work(Work::QuadMeans),
+        &inputs::winds(setup, setup.size(), setup.codec)?,
+        vs,
+    )
 }
 
 /// A sum over many small chunks on Freestone and the peers.
@@ -40,10 +46,13 @@ pub(crate) fn plan_scaling(setup: &Setup) -> Result<(f64, u64, f64), Failure> {
     Ok((median(samples.iter().map(|s| s.wall_s)).unwrap_or_default(), grown, slowest))
 }
 
-/// Relative error of `float32` means of 10⁹ values of about 300; once, since it is the same each time.
+/// Relative error of `float32` means of 10⁹ values of about 300; once, since it is the same each
+/// time.
 pub(crate) fn mean_accuracy(setup: &Setup) -> Result<f64, Failure> {
     let scratch = scratch(setup)?;
-    freestone(setup, Work::MeanAccuracy, scratch.path(), scratch.path())?.result.ok_or_else(|| "there is no mean".into())
+    freestone(setup, Work::MeanAccuracy, scratch.path(), scratch.path())?
+        .result
+        .ok_or_else(|| "there is no mean".into())
 }
 
 /// A workload that is Freestone's alone.
@@ -85,7 +94,9 @@ impl Job {
     /// The row that has its floor.
     fn floor(self, setup: &Setup) -> Option<Case> {
         match self {
-            Job::Work(Work::QuadMeans) => CASES.into_iter().find(|c| c.kind == Kind::QuadMeans && c.codec == setup.codec),
+            Job::Work(Work::QuadMeans) => {
+                CASES.into_iter().find(|c| c.kind == Kind::QuadMeans && c.codec == setup.codec)
+            }
             Job::Work(_) => None,
             Job::Row(case) => Some(case),
         }
@@ -115,7 +126,12 @@ impl Job {
                 cleared(&out)?;
                 let mut command = process::own("child-case")?;
                 command.arg(case.name).arg("--input").arg(input).arg("--out").arg(out);
-                command.args(["--threads", &setup.threads.to_string(), "--local-mem", &setup.local_mem.to_string()]);
+                command.args([
+                    "--threads",
+                    &setup.threads.to_string(),
+                    "--local-mem",
+                    &setup.local_mem.to_string(),
+                ]);
                 process::json(&mut command, process::TIME_LIMIT)
             }
         }
@@ -138,13 +154,20 @@ fn measure(setup: &Setup, job: Job, input: &Path, vs: &[Peer]) -> Result<Measure
     let scratch = scratch(setup)?;
     inputs::warm(input)?;
     let systems = std::iter::once("freestone").chain(vs.iter().map(|p| p.system()));
-    let mut measured = Measured { workload: job.name(), rows: systems.map(Row::new).collect(), floors: Vec::new(), notes: Vec::new() };
+    let mut measured = Measured {
+        workload: job.name(),
+        rows: systems.map(Row::new).collect(),
+        floors: Vec::new(),
+        notes: Vec::new(),
+    };
     measured.rows[0].failure = job.lacks();
     for round in 0..setup.repeat {
         eprint!("{} round {}/{}:", job.name(), round + 1, setup.repeat);
         for row in measured.rows.iter_mut().filter(|r| r.failure.is_none()) {
             let run = match row.system {
-                "freestone" => job.ours(setup, input, scratch.path()).map_err(|e| format!("freestone {e}"))?,
+                "freestone" => {
+                    job.ours(setup, input, scratch.path()).map_err(|e| format!("freestone {e}"))?
+                }
                 system => match peer(setup, job, input, scratch.path(), system) {
                     Ok(sample) => sample,
                     Err(error) => {
@@ -158,7 +181,8 @@ fn measure(setup: &Setup, job: Job, input: &Path, vs: &[Peer]) -> Result<Measure
             row.samples.push(run);
         }
         if let Some(case) = job.floor(setup) {
-            let floor = floor(setup, case, input, scratch.path(), !vs.is_empty()).map_err(|e| format!("the floor {e}"))?;
+            let floor = floor(setup, case, input, scratch.path(), !vs.is_empty())
+                .map_err(|e| format!("the floor {e}"))?;
             eprint!(" floor {:.2} s", floor.total());
             measured.floors.push(floor);
         }
@@ -171,12 +195,19 @@ fn measure(setup: &Setup, job: Job, input: &Path, vs: &[Peer]) -> Result<Measure
 }
 
 /// With Python, products of matrices are as fast as NumPy's, if that is faster than what Rust has.
-fn floor(setup: &Setup, case: Case, input: &Path, scratch: &Path, python: bool) -> Result<Floor, Failure> {
+fn floor(
+    setup: &Setup,
+    case: Case,
+    input: &Path,
+    scratch: &Path,
+    python: bool,
+) -> Result<Floor, Failure> {
     let mut command = process::own("child-floor")?;
     command.arg(case.name).arg("--input").arg(input).arg("--scratch").arg(scratch.join("floor"));
     let mut floor: Floor = process::json(&mut command, process::TIME_LIMIT)?;
     if case.kind == Kind::Matmul && python {
-        let product: f64 = process::json(process::script("gemm.py").arg(BLOCK.to_string()), process::TIME_LIMIT)?;
+        let product: f64 =
+            process::json(process::script("gemm.py").arg(BLOCK.to_string()), process::TIME_LIMIT)?;
         let n_products = Geometry::of(setup.row_size()).blocks.pow(3);
         floor.compute_s = floor.compute_s.min(product * n_products as f64);
     }
@@ -185,17 +216,43 @@ fn floor(setup: &Setup, case: Case, input: &Path, scratch: &Path, python: bool) 
 
 fn freestone(setup: &Setup, work: Work, input: &Path, scratch: &Path) -> Result<Sample, Failure> {
     let mut command = process::own("child-freestone")?;
-    command.arg(work.name()).arg("--input").arg(input).arg("--out").arg(scratch.join("freestone")).args(["--codec", setup.codec.name()]);
-    command.args(["--threads", &setup.threads.to_string(), "--local-mem", &setup.local_mem.to_string()]);
+    command
+        .arg(work.name())
+        .arg("--input")
+        .arg(input)
+        .arg("--out")
+        .arg(scratch.join("freestone"))
+        .args(["--codec", setup.codec.name()]);
+    command.args([
+        "--threads",
+        &setup.threads.to_string(),
+        "--local-mem",
+        &setup.local_mem.to_string(),
+    ]);
     process::json(&mut command, process::TIME_LIMIT)
 }
 
-fn peer(setup: &Setup, job: Job, input: &Path, scratch: &Path, system: &str) -> Result<Sample, Failure> {
+fn peer(
+    setup: &Setup,
+    job: Job,
+    input: &Path,
+    scratch: &Path,
+    system: &str,
+) -> Result<Sample, Failure> {
     let out = scratch.join(system);
     cleared(&out)?;
     let (workload, codec) = job.of_peers(setup);
     let mut command = process::script("peer.py");
-    command.args(["--system", system, "--workload", workload, "--codec", codec.name(), "--threads", &setup.threads.to_string()]);
+    command.args([
+        "--system",
+        system,
+        "--workload",
+        workload,
+        "--codec",
+        codec.name(),
+        "--threads",
+        &setup.threads.to_string(),
+    ]);
     process::json(command.arg("--data").arg(input).arg("--out").arg(&out), process::TIME_LIMIT)
 }
 
@@ -207,7 +264,8 @@ fn cleared(folder: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Compares every peer's result with Freestone's: how far they are apart, or an error, since times of wrong results mean nothing.
+/// Compares every peer's result with Freestone's: how far they are apart, or an error, since times
+/// of wrong results mean nothing.
 fn agreements(rows: &[Row], job: Job, scratch: &Path) -> Result<Vec<String>, Failure> {
     #[derive(Deserialize)]
     struct Compared {
@@ -218,19 +276,29 @@ fn agreements(rows: &[Row], job: Job, scratch: &Path) -> Result<Vec<String>, Fai
     let mut notes = Vec::new();
     for row in rows.iter().skip(1).filter(|r| !r.samples.is_empty()) {
         let apart = if outputs.is_empty() {
-            let (Some(ours), Some(theirs)) = (ours, row.samples[0].result) else { return Err(format!("{} gave no result to compare", row.system).into()) };
+            let (Some(ours), Some(theirs)) = (ours, row.samples[0].result) else {
+                return Err(format!("{} gave no result to compare", row.system).into());
+            };
             let apart = ((ours - theirs) / theirs).abs();
             if apart.is_nan() || apart > SUM_TOLERANCE {
-                return Err(format!("freestone's result is {ours}, but {}'s is {theirs}", row.system).into());
+                return Err(format!(
+                    "freestone's result is {ours}, but {}'s is {theirs}",
+                    row.system
+                )
+                .into());
             }
             apart
         } else {
             let mut command = process::script("compare.py");
             command.arg(scratch.join("freestone")).arg(scratch.join(row.system)).args(&outputs);
-            let compared: Compared = process::json(&mut command, process::TIME_LIMIT).map_err(|e| format!("comparing with {} {e}", row.system))?;
+            let compared: Compared = process::json(&mut command, process::TIME_LIMIT)
+                .map_err(|e| format!("comparing with {} {e}", row.system))?;
             compared.max_rel
         };
-        notes.push(format!("results of freestone and {} differ by at most {apart:.1e}, relative to the largest", row.system));
+        notes.push(format!(
+            "results of freestone and {} differ by at most {apart:.1e}, relative to the largest",
+            row.system
+        ));
     }
     Ok(notes)
 }

@@ -106,7 +106,12 @@ mod tests {
 
     #[test]
     fn medians_are_in_the_middle() {
-        for (values, expect) in [(vec![], None), (vec![3.0], Some(3.0)), (vec![9.0, 1.0, 2.0], Some(2.0)), (vec![4.0, 1.0], Some(2.5))] {
+        for (values, expect) in [
+            (vec![], None),
+            (vec![3.0], Some(3.0)),
+            (vec![9.0, 1.0, 2.0], Some(2.0)),
+            (vec![4.0, 1.0], Some(2.5)),
+        ] {
             assert_eq!(median(values.iter().copied()), expect, "{values:?}");
         }
     }

@@ -1,7 +1,8 @@
 //! How long a client waits for the first answer of a worker that is not there yet.
 //!
-//! The stock worker (`bootstrap`) under the emulator: a process is started, asks for work, fetches a plan from a folder and answers a probe. On AWS
-//! Lambda it takes as much longer as Lambda needs to find a machine and bring the program to it.
+//! The stock worker (`bootstrap`) under the emulator: a process is started, asks for work, fetches
+//! a plan from a folder and answers a probe. On AWS Lambda it takes as much longer as Lambda needs
+//! to find a machine and bring the program to it.
 
 use std::fs;
 use std::path::Path;
@@ -23,10 +24,20 @@ const BUILD_LIMIT: Duration = Duration::from_secs(3600);
 pub(crate) fn first_answer_ms() -> Result<f64, Failure> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().ok_or("the workspace has no root")?;
     // The worker as it is now, not as it was when it was last built.
-    process::checked(Command::new("cargo").current_dir(root).args(["build", "--release", "--workspace", "--bin", "bootstrap"]), BUILD_LIMIT)?;
+    process::checked(
+        Command::new("cargo").current_dir(root).args([
+            "build",
+            "--release",
+            "--workspace",
+            "--bin",
+            "bootstrap",
+        ]),
+        BUILD_LIMIT,
+    )?;
     let worker = std::env::current_exe()?.with_file_name("bootstrap");
     let folder = tempfile::tempdir()?;
-    let probe = serde_json::to_vec(&Invocation::new(written(folder.path())?, "starts-1", Call::Probe))?;
+    let probe =
+        serde_json::to_vec(&Invocation::new(written(folder.path())?, "starts-1", Call::Probe))?;
     let one = |_| -> Result<f64, Failure> {
         // Each finds nobody who was started before.
         let emulator = Emulator::start(Config::new("starts", &worker))?;
@@ -48,7 +59,10 @@ fn written(folder: &Path) -> Result<RunAddress, Failure> {
     let spec = Settings { work_dir: Some(at("work")), ..Settings::default() }.resolve()?;
     let numbers = freestone::arange(0.0, 1000.0, 1.0, DType::Float64, 100)?;
     let planned = freestone::plan(&[Target::array(&numbers, &at("out"))], &spec)?;
-    let address = RunAddress { work_dir: at("work"), folder: format!("{}-1234567890abcdef-1", planned.plan().run_id()) };
+    let address = RunAddress {
+        work_dir: at("work"),
+        folder: format!("{}-1234567890abcdef-1", planned.plan().run_id()),
+    };
     let run = folder.join("work").join(&address.folder);
     fs::create_dir_all(&run)?;
     fs::write(run.join("plan.json"), planned.plan().to_bytes()?)?;

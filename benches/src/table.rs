@@ -1,4 +1,5 @@
-//! The workloads that are held against the floor: what is computed, of what, and how near to the floor it must stay.
+//! The workloads that are held against the floor: what is computed, of what, and how near to the
+//! floor it must stay.
 
 use freestone_expr::vocabulary;
 
@@ -82,7 +83,10 @@ impl Case {
     /// The row of that name.
     pub(crate) fn named(name: &str) -> Result<Case, String> {
         let known = || CASES.map(|c| c.name).join(", ");
-        CASES.into_iter().find(|c| c.name == name).ok_or_else(|| format!("there is no such workload; there are {}", known()))
+        CASES
+            .into_iter()
+            .find(|c| c.name == name)
+            .ok_or_else(|| format!("there is no such workload; there are {}", known()))
     }
 
     /// The function that is not there yet, if it lacks one.
@@ -146,7 +150,13 @@ impl Kind {
     pub(crate) fn outputs(self, times: u64) -> Vec<(&'static str, String)> {
         let one = |text: &str| vec![("out", text.to_owned())];
         match self {
-            Kind::QuadMeans => [("uu", "mean(u*u, axis=0)"), ("uv", "mean(u*v, axis=0)"), ("vv", "mean(v*v, axis=0)")].map(|(n, e)| (n, e.into())).to_vec(),
+            Kind::QuadMeans => [
+                ("uu", "mean(u*u, axis=0)"),
+                ("uv", "mean(u*v, axis=0)"),
+                ("vv", "mean(v*v, axis=0)"),
+            ]
+            .map(|(n, e)| (n, e.into()))
+            .to_vec(),
             Kind::Sum => one("sum(u, dtype=float64)"),
             Kind::Mean => one("mean(u, axis=0)"),
             Kind::Var => one("var(u, axis=0)"),
@@ -156,7 +166,9 @@ impl Kind {
             Kind::TransposeAdd => one("a + matrix_transpose(a)"),
             Kind::Matmul => one("matmul(A, B)"),
             Kind::CumulativeSum => one("cumulative_sum(u, axis=0)"),
-            Kind::Vorticity => one("(b[1:-1, 2:] - b[1:-1, :-2]) * 0.5 - (a[2:, 1:-1] - a[:-2, 1:-1]) * 0.5"),
+            Kind::Vorticity => {
+                one("(b[1:-1, 2:] - b[1:-1, :-2]) * 0.5 - (a[2:, 1:-1] - a[:-2, 1:-1]) * 0.5")
+            }
             Kind::Anomalies => one(&anomalies(times)),
             Kind::ManySmall => one("sum(square(tiny * 2 + 1), dtype=float64)"),
         }
@@ -183,18 +195,25 @@ pub(crate) fn months(times: u64) -> Vec<usize> {
 /// `u` less the mean of its month over all years.
 fn anomalies(times: u64) -> String {
     let months = months(times);
-    let days = |month: usize| months.iter().enumerate().filter(|(_, m)| **m == month).map(|(t, _)| t).collect::<Vec<_>>();
+    let days = |month: usize| {
+        months.iter().enumerate().filter(|(_, m)| **m == month).map(|(t, _)| t).collect::<Vec<_>>()
+    };
     let mean = |month: usize| {
         let days = days(month);
         let (first, last) = (*days.first()?, *days.last()?);
-        let of = if last - first + 1 == days.len() { format!("u[{first}:{}]", last + 1) } else { format!("take(u, {days:?}, axis=0)") };
+        let of = if last - first + 1 == days.len() {
+            format!("u[{first}:{}]", last + 1)
+        } else {
+            format!("take(u, {days:?}, axis=0)")
+        };
         Some(format!("mean({of}, axis=0)"))
     };
     let means: Vec<String> = (0..12).filter_map(mean).collect();
     format!("u - take(stack([{}]), {months:?}, axis=0)", means.join(", "))
 }
 
-/// How many times winds have, chunks an axis of tiles has, and chunks an axis of matrices, if the largest inputs are of about so many bytes.
+/// How many times winds have, chunks an axis of tiles has, and chunks an axis of matrices, if the
+/// largest inputs are of about so many bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Geometry {
     pub(crate) times: u64,
@@ -234,7 +253,10 @@ mod tests {
     #[test]
     fn months_begin_again_after_a_year() {
         let months = months(400);
-        assert_eq!((months[0], months[30], months[31], months[364], months[365], months[399]), (0, 0, 1, 11, 0, 1));
+        assert_eq!(
+            (months[0], months[30], months[31], months[364], months[365], months[399]),
+            (0, 0, 1, 11, 0, 1)
+        );
     }
 
     #[test]

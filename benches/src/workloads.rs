@@ -9,7 +9,10 @@ use clap::{Args, ValueEnum};
 use freestone::engine::storage::metadata::array_document;
 use freestone::engine::storage::{ArrayInfo, Keys, Store, read_small};
 use freestone::engine::{grid::ChunkGrid, machine};
-use freestone::{Array, CodecName, DType, Encoding, MemoryStore, Options, RunReport, Scalar, Spec, Stores, Target, Threads};
+use freestone::{
+    Array, CodecName, DType, Encoding, MemoryStore, Options, RunReport, Scalar, Spec, Stores,
+    Target, Threads,
+};
 use freestone_expr::{Expression, Inputs};
 use serde_json::Map;
 
@@ -116,7 +119,12 @@ pub(crate) fn run_case(child: &CaseChild) -> Result<Sample, Failure> {
     let case = Case::named(&child.case)?;
     let start = Clocks::start();
     let spec = inputs::spec(&child.out.with_extension("work"), child.threads, child.local_mem)?;
-    let arrays = case.kind.inputs().iter().map(|name| Ok(((*name).to_owned(), open(&child.input, name)?))).collect::<Result<Inputs, Failure>>()?;
+    let arrays = case
+        .kind
+        .inputs()
+        .iter()
+        .map(|name| Ok(((*name).to_owned(), open(&child.input, name)?)))
+        .collect::<Result<Inputs, Failure>>()?;
     let times = arrays.get("u").map_or(Ok(0), |u| u.shape().map(|shape| shape[0]))?;
     let results = case.kind.outputs(times).into_iter().map(|(name, text)| {
         let parsed = Expression::parse(&text).map_err(|e| e.to_string())?;
@@ -148,8 +156,12 @@ pub(crate) fn run_case(child: &CaseChild) -> Result<Sample, Failure> {
 fn quad_means(child: &Child, spec: &Spec, start: &Clocks) -> Result<Sample, Failure> {
     let (u, v) = (open(&child.input, "u")?, open(&child.input, "v")?);
     let (codec, out) = (child.codec.ours(), child.out.display().to_string());
-    let means: Vec<Target> = quadratic(&u, &v)?.iter().map(|(name, mean)| Target::in_group(mean, &out, name).codec(codec).overwrite(true)).collect();
-    let report = freestone::run(&freestone::plan(&means, spec)?, spec, &Threads::new(spec.threads))?;
+    let means: Vec<Target> = quadratic(&u, &v)?
+        .iter()
+        .map(|(name, mean)| Target::in_group(mean, &out, name).codec(codec).overwrite(true))
+        .collect();
+    let report =
+        freestone::run(&freestone::plan(&means, spec)?, spec, &Threads::new(spec.threads))?;
     Ok(start.stop(Some(&report)))
 }
 
@@ -170,11 +182,18 @@ fn tasks(spec: &Spec) -> Result<Sample, Failure> {
     let (stores, x) = in_memory(spec)?;
     let start = Clocks::start();
     let y = x * 2.0 + 1.0;
-    let target = Target::array(&y, &place(&stores, "y")).with_stores(&stores).chunks(&MEMORY_CHUNK).codec(CodecName::None);
+    let target = Target::array(&y, &place(&stores, "y"))
+        .with_stores(&stores)
+        .chunks(&MEMORY_CHUNK)
+        .codec(CodecName::None);
     let report = run_in(&target, spec, &stores)?;
     let sample = start.stop(Some(&report));
     if sample.tasks != N_SMALL {
-        return Err(format!("the plan has {} tasks, not one for each of {N_SMALL} chunks", sample.tasks).into());
+        return Err(format!(
+            "the plan has {} tasks, not one for each of {N_SMALL} chunks",
+            sample.tasks
+        )
+        .into());
     }
     Ok(sample)
 }
@@ -202,17 +221,27 @@ fn plan_scaling(spec: Spec) -> Result<Sample, Failure> {
     let (start, before) = (Clocks::start(), machine::peak_rss_bytes());
     let (u, v) = (freestone::open_in(&store, "u")?, freestone::open_in(&store, "v")?);
     let means = quadratic(&u, &v)?;
-    let targets: Vec<Target> = means.iter().map(|(name, mean)| Target::array(mean, &format!("{}/{name}", store.url())).with_stores(&stores)).collect();
+    let targets: Vec<Target> = means
+        .iter()
+        .map(|(name, mean)| {
+            Target::array(mean, &format!("{}/{name}", store.url())).with_stores(&stores)
+        })
+        .collect();
     let planned = freestone::plan(&targets, &spec)?;
     let text = planned.plan().to_string();
     let sample = start.stop(None);
     if text.lines().count() < 10 {
         return Err(format!("this is no plan: {text}").into());
     }
-    Ok(Sample { grown_bytes: Some(sample.peak_rss_bytes.saturating_sub(before)), result: Some(slowest_plan(&stores, &store, &spec)?), ..sample })
+    Ok(Sample {
+        grown_bytes: Some(sample.peak_rss_bytes.saturating_sub(before)),
+        result: Some(slowest_plan(&stores, &store, &spec)?),
+        ..sample
+    })
 }
 
-/// A large array's shape and chunks, an expression of it, and the chunks of the result if it has others.
+/// A large array's shape and chunks, an expression of it, and the chunks of the result if it has
+/// others.
 type VastPlan = (&'static [u64], &'static [u64], &'static str, Option<&'static [u64]>);
 /// What Cubed's own tests plan, and the searches of this planner.
 const PLANS: &[VastPlan] = &[
@@ -241,24 +270,39 @@ fn slowest_plan(stores: &Stores, store: &Arc<dyn Store>, spec: &Spec) -> Result<
             shard: None,
             window: None,
         };
-        store.write(&format!("in-{i}/zarr.json"), &serde_json::to_vec(&array_document(&info, &[], &Map::new()))?)?;
+        store.write(
+            &format!("in-{i}/zarr.json"),
+            &serde_json::to_vec(&array_document(&info, &[], &Map::new()))?,
+        )?;
         let start = Instant::now();
         let x = freestone::open_in(store, &format!("in-{i}"))?;
         let parsed = Expression::parse(text).map_err(|e| e.to_string())?;
-        let result = parsed.array(&std::iter::once(("x".to_owned(), x)).collect::<Inputs>()).map_err(|e| e.to_string())?;
+        let result = parsed
+            .array(&std::iter::once(("x".to_owned(), x)).collect::<Inputs>())
+            .map_err(|e| e.to_string())?;
         let result = chunks.map_or_else(|| Ok(result.clone()), |c| result.rechunk(c))?;
-        freestone::plan(&[Target::array(&result, &format!("{}/out-{i}", store.url())).with_stores(stores)], spec)?;
+        freestone::plan(
+            &[Target::array(&result, &format!("{}/out-{i}", store.url())).with_stores(stores)],
+            spec,
+        )?;
         slowest = slowest.max(start.elapsed().as_secs_f64());
     }
     Ok(slowest)
 }
 
-/// The relative error of `float32` means of 10⁹ values of about 300, the larger one of two: of random values and of equal ones.
+/// The relative error of `float32` means of 10⁹ values of about 300, the larger one of two: of
+/// random values and of equal ones.
 fn mean_accuracy(spec: &Spec, start: &Clocks) -> Result<Sample, Failure> {
-    let mean = |x: &Array| Ok::<f64, Failure>(f64::from(freestone::compute::<f32>(&x.mean(())?, spec)?.sum()));
-    let random = freestone::random_uniform(&[MANY], 299.0, 301.0, 41, DType::Float32, &[MANY_CHUNK])?;
+    let mean = |x: &Array| {
+        Ok::<f64, Failure>(f64::from(freestone::compute::<f32>(&x.mean(())?, spec)?.sum()))
+    };
+    let random =
+        freestone::random_uniform(&[MANY], 299.0, 301.0, 41, DType::Float32, &[MANY_CHUNK])?;
     let equal = 300.1f32;
-    let means = [mean(&random)?, mean(&freestone::full(&[MANY], f64::from(equal), DType::Float32, &[MANY_CHUNK])?)?];
+    let means = [
+        mean(&random)?,
+        mean(&freestone::full(&[MANY], f64::from(equal), DType::Float32, &[MANY_CHUNK])?)?,
+    ];
     let expect = [exact_mean(&random, spec)?, f64::from(equal)];
     let errors = means.iter().zip(expect).map(|(mean, expect)| (mean - expect).abs() / expect);
     Ok(Sample { result: Some(errors.fold(0.0, f64::max)), ..start.stop(None) })
@@ -269,11 +313,18 @@ fn exact_mean(x: &Array, spec: &Spec) -> Result<f64, Failure> {
     const STEPS: f32 = 32_768.0;
     let (mut sum, mut inside) = (0i64, true);
     for first in (0..MANY).step_by(MANY_PART as usize) {
-        let part = freestone::compute::<f32>(&x.slice(0, Some(first as i64), Some((first + MANY_PART) as i64), 1)?, spec)?;
+        let part = freestone::compute::<f32>(
+            &x.slice(0, Some(first as i64), Some((first + MANY_PART) as i64), 1)?,
+            spec,
+        )?;
         inside &= part.iter().all(|x| (256.0..512.0).contains(x));
         sum += part.iter().map(|x| (x * STEPS) as i64).sum::<i64>();
     }
-    if inside { Ok(sum as f64 / f64::from(STEPS) / MANY as f64) } else { Err("these are not values of about 300".into()) }
+    if inside {
+        Ok(sum as f64 / f64::from(STEPS) / MANY as f64)
+    } else {
+        Err("these are not values of about 300".into())
+    }
 }
 
 fn open(group: &Path, name: &str) -> Result<Array, Failure> {
@@ -289,10 +340,13 @@ fn sum_of(array: &Array, spec: &Spec, stores: &Stores) -> Result<(f64, RunReport
     number_of(&array.astype(DType::Float64)?.sum(())?, spec, stores)
 }
 
-/// The value of an array that has one, a `float64`, and what it took. Not by `compute`, which gives no report.
+/// The value of an array that has one, a `float64`, and what it took. Not by `compute`, which gives
+/// no report.
 fn number_of(array: &Array, spec: &Spec, stores: &Stores) -> Result<(f64, RunReport), Failure> {
     let store = memory_store(stores);
-    let target = Target::array(array, &format!("{}/sum", store.url())).with_stores(stores).codec(CodecName::None);
+    let target = Target::array(array, &format!("{}/sum", store.url()))
+        .with_stores(stores)
+        .codec(CodecName::None);
     let report = run_in(&target, spec, stores)?;
     let bytes = read_small(&*store, "sum/c", 8)?.ok_or("there is no sum")?;
     Ok((f64::from_le_bytes(bytes.as_slice().try_into()?), report))
@@ -309,7 +363,10 @@ fn in_memory(spec: &Spec) -> Result<(Stores, Array), Failure> {
     let stores = Stores::default();
     let store = memory_store(&stores);
     let noise = freestone::random_uniform(&MEMORY, -1.0, 1.0, 31, DType::Float32, &MEMORY_CHUNK)?;
-    let target = Target::array(&noise, &format!("{}/x", store.url())).with_stores(&stores).chunks(&MEMORY_CHUNK).codec(CodecName::None);
+    let target = Target::array(&noise, &format!("{}/x", store.url()))
+        .with_stores(&stores)
+        .chunks(&MEMORY_CHUNK)
+        .codec(CodecName::None);
     run_in(&target, spec, &stores)?;
     let x = freestone::open_in(&store, "x")?;
     Ok((stores, x))
@@ -345,7 +402,10 @@ impl Clocks {
             wall_s: self.wall.elapsed().as_secs_f64(),
             cpu_s: (machine::process_cpu_ns() - self.cpu_ns) as f64 * 1e-9,
             peak_rss_bytes: machine::peak_rss_bytes(),
-            versions: BTreeMap::from([("freestone".to_owned(), env!("CARGO_PKG_VERSION").to_owned()), ("zstd".to_owned(), zstd)]),
+            versions: BTreeMap::from([
+                ("freestone".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+                ("zstd".to_owned(), zstd),
+            ]),
             tasks: report.map_or(0, |r| r.stages.iter().map(|s| s.tasks).sum()),
             result: None,
             projected_bytes: report.map(|r| r.projected_bytes),

@@ -1,7 +1,8 @@
 //! What a run costs on AWS: projected from its plan, and afterwards from what was measured.
 //!
-//! Prices and what is assumed of the cloud's speed are data (`prices.json`, or the file that `FREESTONE_PRICES` names), with the date when they were
-//! read. A projection is as good as these: bytes are those of decoded chunks, of which codecs make fewer, so it is rather too high.
+//! Prices and what is assumed of the cloud's speed are data (`prices.json`, or the file that
+//! `FREESTONE_PRICES` names), with the date when they were read. A projection is as good as these:
+//! bytes are those of decoded chunks, of which codecs make fewer, so it is rather too high.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -137,7 +138,10 @@ impl Prices {
         match std::env::var("FREESTONE_PRICES").ok().filter(|f| !f.is_empty()) {
             Some(file) => {
                 let bad = |why: String| format!("the price table {file}: {why}");
-                serde_json::from_str(&std::fs::read_to_string(&file).map_err(|e| bad(e.to_string()))?).map_err(|e| bad(e.to_string()))
+                serde_json::from_str(
+                    &std::fs::read_to_string(&file).map_err(|e| bad(e.to_string()))?,
+                )
+                .map_err(|e| bad(e.to_string()))
             }
             None => Ok(Prices::built_in()),
         }
@@ -145,23 +149,41 @@ impl Prices {
 
     /// What a plan is going to take in all, if all that it reads and writes is on S3.
     pub fn project(&self, plan: &PlanExplanation, place: &Place) -> Cost {
-        let needed = (plan.projected_mem as f64 / PART_OF_MEMORY / f64::from(1 << 20)).ceil() as u64;
+        let needed =
+            (plan.projected_mem as f64 / PART_OF_MEMORY / f64::from(1 << 20)).ceil() as u64;
         let memory_mib = place.memory_mib.unwrap_or(needed).clamp(MEMORY_MIB[0], MEMORY_MIB[1]);
         let cpu = (memory_mib as f64 / MIB_PER_CPU).min(1.0);
-        let at_once = ((memory_mib << 20) as f64 / plan.projected_mem.max(1) as f64).floor().max(1.0);
+        let at_once =
+            ((memory_mib << 20) as f64 / plan.projected_mem.max(1) as f64).floor().max(1.0);
         let a = &self.assumed;
         let (mut invocations, mut seconds, mut records) = (0.0, 0.0, 0.0);
         for stage in &plan.stages {
-            let bytes = stage.reads.iter().map(|r| r.traffic.bytes).chain(stage.writes.iter().map(|w| w.traffic.bytes)).sum::<u64>() as f64;
-            let requests = stage.reads.iter().map(|r| r.traffic.requests).chain(stage.writes.iter().map(|w| w.traffic.requests)).sum::<u64>() as f64;
+            let bytes = stage
+                .reads
+                .iter()
+                .map(|r| r.traffic.bytes)
+                .chain(stage.writes.iter().map(|w| w.traffic.bytes))
+                .sum::<u64>() as f64;
+            let requests = stage
+                .reads
+                .iter()
+                .map(|r| r.traffic.requests)
+                .chain(stage.writes.iter().map(|w| w.traffic.requests))
+                .sum::<u64>() as f64;
             let tasks = stage.tasks as f64;
             // Tasks wait for storage beside each other, and share the CPU.
             let waiting = bytes / a.network_bytes_per_second + requests * a.request_seconds;
             let computing = bytes / (a.compute_bytes_per_second * cpu);
-            let all = (waiting + computing) / at_once.min(tasks.max(1.0)).min(1.0 + waiting / computing.max(1e-9));
+            let all = (waiting + computing)
+                / at_once.min(tasks.max(1.0)).min(1.0 + waiting / computing.max(1e-9));
             let each = all / tasks.max(1.0);
             // Requests are shared out among all that environments run at once.
-            let even = (tasks / (REQUESTS_PER_WORKER as f64 * place.concurrency.max(1) as f64 * at_once.min(MAX_TASKS))).ceil().max(1.0);
+            let even = (tasks
+                / (REQUESTS_PER_WORKER as f64
+                    * place.concurrency.max(1) as f64
+                    * at_once.min(MAX_TASKS)))
+            .ceil()
+            .max(1.0);
             let together = (a.invocation_seconds / each.max(1e-6)).clamp(1.0, MAX_TASKS).min(even);
             invocations += (tasks / together).ceil();
             // A record for each request.
@@ -180,14 +202,16 @@ impl Prices {
         self.price(place, Some(memory_mib), taken)
     }
 
-    /// What a run has taken, as far as it is known: requests of tasks that were killed are not, nor is the probe before it. `None` where it ran on no
-    /// machines that are paid for by use.
+    /// What a run has taken, as far as it is known: requests of tasks that were killed are not, nor
+    /// is the probe before it. `None` where it ran on no machines that are paid for by use.
     pub fn measured(&self, report: &RunReport, place: &Place) -> Option<Cost> {
         let invoked = report.invoked?;
         let traffic = report.traffic();
-        let memory_mib = place.memory_mib.or_else(|| Some(invoked.memory_bytes >> 20).filter(|mib| *mib > 0));
+        let memory_mib =
+            place.memory_mib.or_else(|| Some(invoked.memory_bytes >> 20).filter(|mib| *mib > 0));
         // Once a second an environment looks whether anybody waits for it.
-        let looks = memory_mib.map_or(0, |mib| (invoked.gb_seconds() * 1024.0 / mib.max(1) as f64) as u64);
+        let looks =
+            memory_mib.map_or(0, |mib| (invoked.gb_seconds() * 1024.0 / mib.max(1) as f64) as u64);
         let taken = Taken {
             invocations: invoked.invocations,
             gb_seconds: invoked.gb_seconds(),
@@ -198,9 +222,15 @@ impl Prices {
     }
 
     fn price(&self, place: &Place, memory_mib: Option<u64>, taken: Taken) -> Cost {
-        let known = self.regions.get_key_value(&place.region).or_else(|| self.regions.get_key_value(KNOWN_REGION));
+        let known = self
+            .regions
+            .get_key_value(&place.region)
+            .or_else(|| self.regions.get_key_value(KNOWN_REGION));
         let of = |price: fn(&RegionPrices) -> f64| known.map_or(0.0, |(_, prices)| price(prices));
-        let gb_second = known.and_then(|(_, prices)| prices.gb_second.get(&place.architecture)).copied().unwrap_or(0.0);
+        let gb_second = known
+            .and_then(|(_, prices)| prices.gb_second.get(&place.architecture))
+            .copied()
+            .unwrap_or(0.0);
         Cost {
             region: place.region.clone(),
             prices_of: known.map(|(name, _)| name.clone()).unwrap_or_default(),
@@ -228,18 +258,28 @@ struct Taken {
 }
 
 impl Place {
-    /// As the environment says: `AWS_REGION`, `FREESTONE_LAMBDA_ARCHITECTURE` (`x86_64`), `FREESTONE_LAMBDA_MEMORY` in mebibytes.
+    /// As the environment says: `AWS_REGION`, `FREESTONE_LAMBDA_ARCHITECTURE` (`x86_64`),
+    /// `FREESTONE_LAMBDA_MEMORY` in mebibytes.
     ///
     /// # Errors
     /// Where a variable has no such value.
-    pub fn from_env(concurrency: u64, variable: impl Fn(&str) -> Option<String>) -> Result<Place, String> {
+    pub fn from_env(
+        concurrency: u64,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Result<Place, String> {
         let text = |name: &str| variable(name).filter(|v| !v.is_empty());
         let architecture = text("FREESTONE_LAMBDA_ARCHITECTURE").unwrap_or_else(|| "x86_64".into());
         if !["x86_64", "arm64"].contains(&architecture.as_str()) {
-            return Err(format!("FREESTONE_LAMBDA_ARCHITECTURE is `{architecture}`: there are x86_64 and arm64"));
+            return Err(format!(
+                "FREESTONE_LAMBDA_ARCHITECTURE is `{architecture}`: there are x86_64 and arm64"
+            ));
         }
-        let memory_mib = text("FREESTONE_LAMBDA_MEMORY").map(|v| v.parse().map_err(|_| format!("FREESTONE_LAMBDA_MEMORY is `{v}`: mebibytes are meant")));
-        let region = text("AWS_REGION").or_else(|| text("AWS_DEFAULT_REGION")).unwrap_or_else(|| KNOWN_REGION.into());
+        let memory_mib = text("FREESTONE_LAMBDA_MEMORY").map(|v| {
+            v.parse().map_err(|_| format!("FREESTONE_LAMBDA_MEMORY is `{v}`: mebibytes are meant"))
+        });
+        let region = text("AWS_REGION")
+            .or_else(|| text("AWS_DEFAULT_REGION"))
+            .unwrap_or_else(|| KNOWN_REGION.into());
         Ok(Place { region, architecture, memory_mib: memory_mib.transpose()?, concurrency })
     }
 }
@@ -251,7 +291,11 @@ impl Cost {
     }
 
     fn of(&self) -> String {
-        let whose = if self.prices_of == self.region { String::new() } else { format!(", at prices of {}", self.prices_of) };
+        let whose = if self.prices_of == self.region {
+            String::new()
+        } else {
+            format!(", at prices of {}", self.prices_of)
+        };
         let memory = self.memory_mib.map(|mib| format!(", {mib} MiB")).unwrap_or_default();
         format!("{} {}{memory}; prices of {}{whose}", self.region, self.architecture, self.date)
     }
@@ -265,8 +309,18 @@ pub fn dollars(amount: f64) -> String {
 impl fmt::Display for Cost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "cost on AWS Lambda ({}): {}", self.of(), dollars(self.dollars()))?;
-        writeln!(f, "  {:>14} invocations   {:>10}", self.invocations, dollars(self.invocation_dollars))?;
-        writeln!(f, "  {:>14.1} GB-seconds    {:>10}", self.gb_seconds, dollars(self.compute_dollars))?;
+        writeln!(
+            f,
+            "  {:>14} invocations   {:>10}",
+            self.invocations,
+            dollars(self.invocation_dollars)
+        )?;
+        writeln!(
+            f,
+            "  {:>14.1} GB-seconds    {:>10}",
+            self.gb_seconds,
+            dollars(self.compute_dollars)
+        )?;
         writeln!(f, "  {:>14} puts to S3    {:>10}", self.puts, dollars(self.put_dollars))?;
         write!(f, "  {:>14} gets from S3  {:>10}", self.gets, dollars(self.get_dollars))
     }
@@ -274,10 +328,26 @@ impl fmt::Display for Cost {
 
 /// What was measured beside what was projected, in a table.
 pub fn beside(measured: &Cost, projected: &Cost) -> String {
-    let mut text = format!("cost on AWS Lambda ({})\n{:<14} {:>14} {:>14}", measured.of(), "", "measured", "projected");
-    let figures = |c: &Cost| [c.invocations.to_string(), format!("{:.1}", c.gb_seconds), c.puts.to_string(), c.gets.to_string(), dollars(c.dollars())];
+    let mut text = format!(
+        "cost on AWS Lambda ({})\n{:<14} {:>14} {:>14}",
+        measured.of(),
+        "",
+        "measured",
+        "projected"
+    );
+    let figures = |c: &Cost| {
+        [
+            c.invocations.to_string(),
+            format!("{:.1}", c.gb_seconds),
+            c.puts.to_string(),
+            c.gets.to_string(),
+            dollars(c.dollars()),
+        ]
+    };
     let names = ["invocations", "GB-seconds", "puts to S3", "gets from S3", "dollars"];
-    for (name, (measured, projected)) in names.into_iter().zip(figures(measured).into_iter().zip(figures(projected))) {
+    for (name, (measured, projected)) in
+        names.into_iter().zip(figures(measured).into_iter().zip(figures(projected)))
+    {
         text.push_str(&format!("\n{name:<14} {measured:>14} {projected:>14}"));
     }
     text
@@ -290,16 +360,29 @@ mod tests {
     use freestone::{CodecName, DType, Settings, Target};
 
     fn explained() -> PlanExplanation {
-        let settings = Settings { work_dir: Some("work".into()), parallelism: Some(1000), ..Settings::default() };
+        let settings = Settings {
+            work_dir: Some("work".into()),
+            parallelism: Some(1000),
+            ..Settings::default()
+        };
         // 16 GB in chunks of 80 MB.
-        let x = freestone::random_uniform(&[2000, 1000, 1000], 0.0, 1.0, 1, DType::Float64, &[10, 1000, 1000]).unwrap();
+        let x = freestone::random_uniform(
+            &[2000, 1000, 1000],
+            0.0,
+            1.0,
+            1,
+            DType::Float64,
+            &[10, 1000, 1000],
+        )
+        .unwrap();
         let y = x.rechunk(&[2000, 100, 100]).unwrap();
         let target = Target::array(&y, "no-such-folder/out").codec(CodecName::None);
         freestone::plan(&[target], &settings.resolve().unwrap()).unwrap().plan().explain()
     }
 
     fn place() -> Place {
-        Place::from_env(1000, |name| (name == "AWS_REGION").then(|| "eu-central-1".to_owned())).unwrap()
+        Place::from_env(1000, |name| (name == "AWS_REGION").then(|| "eu-central-1".to_owned()))
+            .unwrap()
     }
 
     #[test]
@@ -309,18 +392,24 @@ mod tests {
         assert!(prices.regions[KNOWN_REGION].gb_second.keys().eq(["arm64", "x86_64"]));
     }
 
-    /// 1000 tasks of 10 s on 2 GB with 4 gets and a put each: by the price list, 0.333 dollars of compute and 0.0066 of requests.
+    /// 1000 tasks of 10 s on 2 GB with 4 gets and a put each: by the price list, 0.333 dollars of
+    /// compute and 0.0066 of requests.
     #[test]
     fn what_was_measured_is_priced() {
         let mut report = RunReport::default();
         assert_eq!(Prices::built_in().measured(&report, &place()), None);
         let byte_ms = 1000.0 * 10_000.0 * f64::from(1u32 << 31);
-        report.invoked = Some(Invoked { invocations: 1000, records: 1000, byte_ms, ..Invoked::default() });
+        report.invoked =
+            Some(Invoked { invocations: 1000, records: 1000, byte_ms, ..Invoked::default() });
         let stage = freestone::engine::events::StageReport { tasks: 1000, ..Default::default() };
         report.stages.push(stage);
         (report.stages[0].traffic.reads, report.stages[0].traffic.writes) = (4000, 1000);
         let cost = Prices::built_in().measured(&report, &place()).unwrap();
-        assert!((cost.compute_dollars - 0.3333).abs() < 1e-3 && (cost.gb_seconds - 20_000.0).abs() < 1e-6, "{cost:?}");
+        assert!(
+            (cost.compute_dollars - 0.3333).abs() < 1e-3
+                && (cost.gb_seconds - 20_000.0).abs() < 1e-6,
+            "{cost:?}"
+        );
         insta::assert_snapshot!(cost, @r"
         cost on AWS Lambda (eu-central-1 x86_64; prices of 2026-11-22, at prices of us-east-1): $0.35
                     1000 invocations      $0.0002
@@ -337,12 +426,21 @@ mod tests {
         gets from S3             4000          23583
         dollars                 $0.35          $0.12
         ");
-        // The function has told its memory; its environments have looked 10 000 times whether anybody waits, and 16 of them have fetched the plan.
-        report.invoked = report.invoked.map(|i| Invoked { memory_bytes: 1 << 31, plans: 16, records: 5000, ..i });
+        // The function has told its memory; its environments have looked 10 000 times whether
+        // anybody waits, and 16 of them have fetched the plan.
+        report.invoked = report.invoked.map(|i| Invoked {
+            memory_bytes: 1 << 31,
+            plans: 16,
+            records: 5000,
+            ..i
+        });
         let cost = Prices::built_in().measured(&report, &place()).unwrap();
         assert_eq!((cost.memory_mib, cost.puts, cost.gets), (Some(2048), 6000, 14_016));
         let arm = Place { architecture: "arm64".into(), region: KNOWN_REGION.into(), ..place() };
-        assert!((Prices::built_in().measured(&report, &arm).unwrap().compute_dollars - 0.2667).abs() < 1e-3);
+        assert!(
+            (Prices::built_in().measured(&report, &arm).unwrap().compute_dollars - 0.2667).abs()
+                < 1e-3
+        );
     }
 
     #[test]
@@ -361,8 +459,13 @@ mod tests {
 
     #[test]
     fn bad_variables_are_told() {
-        let set = |name: &'static str, value: &'static str| Place::from_env(1, move |n| (n == name).then(|| value.to_owned()));
-        assert!(set("FREESTONE_LAMBDA_ARCHITECTURE", "sparc").is_err() && set("FREESTONE_LAMBDA_MEMORY", "2GB").is_err());
+        let set = |name: &'static str, value: &'static str| {
+            Place::from_env(1, move |n| (n == name).then(|| value.to_owned()))
+        };
+        assert!(
+            set("FREESTONE_LAMBDA_ARCHITECTURE", "sparc").is_err()
+                && set("FREESTONE_LAMBDA_MEMORY", "2GB").is_err()
+        );
         assert_eq!(set("FREESTONE_LAMBDA_MEMORY", "2048").unwrap().memory_mib, Some(2048));
         assert_eq!(set("", "").unwrap().region, KNOWN_REGION);
     }

@@ -22,8 +22,8 @@ pub const VERSION: u32 = 1;
 
 /// An observer that appends a line to a file for each event.
 ///
-/// Lines are collected and written at least every second, at a run's end, and when this is dropped. That they cannot be written is no failure of
-/// the run: [`History::trouble`] tells it.
+/// Lines are collected and written at least every second, at a run's end, and when this is dropped.
+/// That they cannot be written is no failure of the run: [`History::trouble`] tells it.
 #[derive(Debug)]
 pub struct History {
     shared: Arc<Shared>,
@@ -59,10 +59,19 @@ impl History {
     /// Where the file cannot be opened for writing.
     pub fn append(file: &Path) -> io::Result<History> {
         let file = File::options().append(true).create(true).open(file)?;
-        let state = State { file, lines: Vec::new(), start: Instant::now(), in_flight: InFlight::default(), trouble: None, ended: false };
+        let state = State {
+            file,
+            lines: Vec::new(),
+            start: Instant::now(),
+            in_flight: InFlight::default(),
+            trouble: None,
+            ended: false,
+        };
         let shared = Arc::new(Shared { state: Mutex::new(state), ended: Condvar::new() });
         let theirs = Arc::clone(&shared);
-        let writer = thread::Builder::new().name("history".into()).spawn(move || theirs.write_every(MAX_DELAY))?;
+        let writer = thread::Builder::new()
+            .name("history".into())
+            .spawn(move || theirs.write_every(MAX_DELAY))?;
         Ok(History { shared, writer: Some(writer) })
     }
 
@@ -83,7 +92,11 @@ impl Observer for History {
         if let Event::Started { request } = event {
             state.in_flight.taken(request.id, t);
         }
-        let begun = if let Event::Outcome { outcome, .. } = event { state.in_flight.came_back(outcome, t) } else { t };
+        let begun = if let Event::Outcome { outcome, .. } = event {
+            state.in_flight.came_back(outcome, t)
+        } else {
+            t
+        };
         // Serialising plain data to memory cannot fail.
         let _ = serde_json::to_writer(&mut state.lines, &Line { t, what: What::of(event, begun) });
         state.lines.push(b'\n');
@@ -254,18 +267,36 @@ impl<'a> What<'a> {
             },
             Event::Outcome { outcome, counted } => {
                 let TaskOutcome { request, worker, done, failure, worker_peak_bytes } = outcome;
-                let failure = failure.as_ref().map(|f| Failure { kind: f.kind.name(), task: f.task, message: &f.message });
+                let failure = failure.as_ref().map(|f| Failure {
+                    kind: f.kind.name(),
+                    task: f.task,
+                    message: &f.message,
+                });
                 let tasks = Tasks { begun, done };
                 let (request, stage) = (request.id, request.stage.0);
-                What::Outcome { request, stage, worker, counted: *counted, tasks, failure, worker_peak_mem: *worker_peak_bytes }
+                What::Outcome {
+                    request,
+                    stage,
+                    worker,
+                    counted: *counted,
+                    tasks,
+                    failure,
+                    worker_peak_mem: *worker_peak_bytes,
+                }
             }
             Event::Retried { failure, attempt, delay } => What::Retry {
                 stage: &failure.stage,
-                failure: Failure { kind: failure.kind.name(), task: failure.task, message: &failure.message },
+                failure: Failure {
+                    kind: failure.kind.name(),
+                    task: failure.task,
+                    message: &failure.message,
+                },
                 attempt: *attempt,
                 delay_us: delay.as_micros() as u64,
             },
-            Event::Recomputed { stage, tasks, why } => What::Recompute { stage: stage.0, tasks: *tasks, why },
+            Event::Recomputed { stage, tasks, why } => {
+                What::Recompute { stage: stage.0, tasks: *tasks, why }
+            }
             Event::MemoryExceeded(excess) => What::Memory {
                 stage: &excess.stage,
                 kernel: excess.kernel.as_deref(),
@@ -274,9 +305,15 @@ impl<'a> What<'a> {
                 projected_mem: excess.projected_bytes,
             },
             Event::StageEnded { stage } => What::StageEnd { stage: stage.0 },
-            Event::RunEnded(Ok(report)) => What::End { result: "done", error: None, took: Some(Took::of(report)) },
+            Event::RunEnded(Ok(report)) => {
+                What::End { result: "done", error: None, took: Some(Took::of(report)) }
+            }
             Event::RunEnded(Err(error)) => {
-                let result = if matches!(error.cause(), RunError::Cancelled) { "cancelled" } else { "failed" };
+                let result = if matches!(error.cause(), RunError::Cancelled) {
+                    "cancelled"
+                } else {
+                    "failed"
+                };
                 What::End { result, error: Some(error.to_string()), took: None }
             }
         }
@@ -297,7 +334,9 @@ impl<'a> Run<'a> {
             run: start.run,
             executor: start.executor,
             slots: start.slots,
-            unix_us: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as u64),
+            unix_us: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |d| d.as_micros() as u64),
             allowed_mem: plan.allowed_mem,
             reserved_mem: plan.reserved_mem,
             local_mem: start.local_mem,
@@ -333,7 +372,17 @@ impl Serialize for Tasks<'_> {
             let moved = &task.traffic;
             let end = self.begun + ran_ns / 1000;
             let cpu_us = task.cpu_ns / 1000;
-            tasks.serialize_element(&[task.task, start, end, cpu_us, task.peak_bytes, moved.bytes_read, moved.reads, moved.bytes_written, moved.writes])?;
+            tasks.serialize_element(&[
+                task.task,
+                start,
+                end,
+                cpu_us,
+                task.peak_bytes,
+                moved.bytes_read,
+                moved.reads,
+                moved.bytes_written,
+                moved.writes,
+            ])?;
         }
         tasks.end()
     }

@@ -8,7 +8,8 @@ use freestone::engine::executor::{Executor, ExecutorError};
 use freestone::engine::spec::{Settings, Spec, SpecError, parse_duration, parse_size};
 use freestone::{LambdaExecutor, Processes, Serial, Threads};
 
-/// What a computation may use. What is not given comes from FREESTONE_… variables, freestone.toml, or the defaults.
+/// What a computation may use. What is not given comes from FREESTONE_… variables, freestone.toml,
+/// or the defaults.
 #[derive(Args, Clone, Debug)]
 pub struct Limits {
     /// Bytes that one task may hold, as in 200MB.
@@ -47,7 +48,8 @@ pub enum ExecutorName {
     Serial,
     /// In this process.
     Threads,
-    /// In processes of this program, whose `main` must call [`serve`](freestone::serve) when it is asked to.
+    /// In processes of this program, whose `main` must call [`serve`](freestone::serve) when it is
+    /// asked to.
     Processes,
     /// On AWS Lambda: the function, if it is not the one that `FREESTONE_LAMBDA_FUNCTION` names.
     Lambda(Option<String>),
@@ -68,7 +70,8 @@ impl FromStr for ExecutorName {
     }
 }
 
-/// Tasks that a plan for AWS Lambda is cut for, unless it is said: as many as an account has invocations at once at first.
+/// Tasks that a plan for AWS Lambda is cut for, unless it is said: as many as an account has
+/// invocations at once at first.
 const LAMBDA_PARALLELISM: u64 = 1000;
 
 impl Limits {
@@ -77,7 +80,8 @@ impl Limits {
     /// # Errors
     /// As [`Spec::load`].
     pub fn spec(&self) -> Result<Spec, SpecError> {
-        let parallelism = matches!(self.executor, ExecutorName::Lambda(_)).then_some(LAMBDA_PARALLELISM);
+        let parallelism =
+            matches!(self.executor, ExecutorName::Lambda(_)).then_some(LAMBDA_PARALLELISM);
         Spec::load_over(self.settings(), Settings { parallelism, ..Settings::default() })
     }
 
@@ -99,13 +103,17 @@ impl Limits {
     /// The executor.
     ///
     /// # Errors
-    /// Where the system does not say which program this is, so that it could be started again; where no function or region is named.
+    /// Where the system does not say which program this is, so that it could be started again;
+    /// where no function or region is named.
     pub fn executor(&self, spec: &Spec) -> Result<Box<dyn Executor>, ExecutorError> {
         Ok(match &self.executor {
             ExecutorName::Serial => Box::new(Serial),
             ExecutorName::Threads => Box::new(Threads::new(spec.threads)),
             ExecutorName::Processes => {
-                let start = |e: std::io::Error| ExecutorError::Start { command: "this program".into(), message: e.to_string() };
+                let start = |e: std::io::Error| ExecutorError::Start {
+                    command: "this program".into(),
+                    message: e.to_string(),
+                };
                 Box::new(Processes::of_this_program(spec.threads).map_err(start)?)
             }
             ExecutorName::Lambda(function) => lambda(function.as_deref(), spec)?,
@@ -113,7 +121,8 @@ impl Limits {
     }
 }
 
-/// Invokes a function as often at once as the plan has parts, or as `FREESTONE_LAMBDA_CONCURRENCY` says.
+/// Invokes a function as often at once as the plan has parts, or as `FREESTONE_LAMBDA_CONCURRENCY`
+/// says.
 fn lambda(function: Option<&str>, spec: &Spec) -> Result<Box<dyn Executor>, ExecutorError> {
     let variable = |name: &str| std::env::var(name).ok();
     let executor = LambdaExecutor::from_env(function, variable)?;
@@ -133,7 +142,9 @@ mod tests {
 
     #[test]
     fn executors_have_names() {
-        let check = |text: &str, expect: Option<ExecutorName>| assert_eq!(text.parse().ok(), expect, "{text}");
+        let check = |text: &str, expect: Option<ExecutorName>| {
+            assert_eq!(text.parse().ok(), expect, "{text}")
+        };
         check("threads", Some(ExecutorName::Threads));
         check("lambda", Some(ExecutorName::Lambda(None)));
         check("lambda:f", Some(ExecutorName::Lambda(Some("f".into()))));

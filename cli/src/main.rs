@@ -14,8 +14,9 @@ static ALLOCATOR: freestone_allocator::Allocator = freestone_allocator::Allocato
 
 /// Computes on arrays that are larger than memory, within a memory that is promised.
 ///
-/// Exit codes: 0 done, 1 failed, 2 wrong usage, 3 over allowed_mem, 4 an input cannot be used, 5 something is in the way of the
-/// result, 124 over its deadline, 130 interrupted; finished work is kept then.
+/// Exit codes: 0 done, 1 failed, 2 wrong usage, 3 over allowed_mem, 4 an input cannot be used, 5
+/// something is in the way of the result, 124 over its deadline, 130 interrupted; finished work is
+/// kept then.
 #[derive(Parser)]
 #[command(name = "freestone", version, disable_help_subcommand = true)]
 struct Arguments {
@@ -25,10 +26,11 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Computes arrays from expressions, as in: freestone compute "mean(u*v, axis=0)" -i u=STORE/u -i v=STORE/v -o uv.zarr
+    /// Computes arrays from expressions, as in: freestone compute "mean(u*v, axis=0)" -i u=STORE/u
+    /// -i v=STORE/v -o uv.zarr
     ///
-    /// Expressions are written as in Python, with the functions of the Array API standard: freestone functions lists them.
-    /// All of them are one plan.
+    /// Expressions are written as in Python, with the functions of the Array API standard:
+    /// freestone functions lists them. All of them are one plan.
     Compute(command::compute::Arguments),
     /// Prints the plan of a computation and why it is so, and runs nothing.
     Plan(command::compute::PlanArguments),
@@ -40,14 +42,16 @@ enum Command {
         #[arg(long, conflicts_with = "name")]
         markdown: bool,
     },
-    /// Says what is stored at a location: an array's shape, dtype, chunks and codecs, or a group's arrays.
+    /// Says what is stored at a location: an array's shape, dtype, chunks and codecs, or a group's
+    /// arrays.
     Info {
         /// A path, file://…, s3://… or http(s)://….
         store: String,
     },
     /// Copies an array into chunks of another shape.
     Rechunk(command::rechunk::Arguments),
-    /// Goes on with a run that was interrupted, killed or has failed: what it has finished is not computed again.
+    /// Goes on with a run that was interrupted, killed or has failed: what it has finished is not
+    /// computed again.
     Resume(command::resume::Arguments),
     /// Lists the runs in a work directory, and removes those that are of no use any more.
     Clean(command::clean::Arguments),
@@ -90,7 +94,9 @@ fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Compute(arguments) => command::compute::compute(&arguments),
         Command::Plan(arguments) => command::compute::plan(&arguments),
-        Command::Functions { name, markdown } => command::functions::functions(name.as_deref(), markdown),
+        Command::Functions { name, markdown } => {
+            command::functions::functions(name.as_deref(), markdown)
+        }
         Command::Info { store } => command::info::info(&store),
         Command::Rechunk(arguments) => command::rechunk::rechunk(&arguments),
         Command::Resume(arguments) => command::resume::resume(&arguments),
@@ -98,6 +104,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Session(arguments) => command::session::session(&arguments),
         Command::Repo(arguments) => command::repo::repo(&arguments),
         Command::Lambda(action) => command::lambda::run(&action),
-        Command::Worker => freestone::serve(&freestone::KernelRegistry::new()).map_err(|e| Failure::Usage(e.to_string())),
+        Command::Worker => freestone::serve(&freestone::KernelRegistry::new())
+            .map_err(|e| Failure::Usage(e.to_string())),
     }
 }

@@ -1,6 +1,8 @@
-//! What AWS Lambda takes as a function's program: a zip with one file, `bootstrap`, that runs on what Lambda has.
+//! What AWS Lambda takes as a function's program: a zip with one file, `bootstrap`, that runs on
+//! what Lambda has.
 //!
-//! Whether it does is read from the program itself: for which machine it is, which shared libraries it wants, and which version of the C library.
+//! Whether it does is read from the program itself: for which machine it is, which shared libraries
+//! it wants, and which version of the C library.
 
 use std::fs::File;
 use std::io::Write;
@@ -16,7 +18,15 @@ use zip::{CompressionMethod, DateTime, ZipWriter};
 /// The C library of the runtime `provided.al2023`.
 const GLIBC: (u32, u32) = (2, 34);
 /// Shared libraries that it has, of those that programs of Rust want.
-const LIBRARIES: [&str; 7] = ["libc.so.6", "libm.so.6", "libgcc_s.so.1", "libpthread.so.0", "libdl.so.2", "librt.so.1", "ld-linux-x86-64.so.2"];
+const LIBRARIES: [&str; 7] = [
+    "libc.so.6",
+    "libm.so.6",
+    "libgcc_s.so.1",
+    "libpthread.so.0",
+    "libdl.so.2",
+    "librt.so.1",
+    "ld-linux-x86-64.so.2",
+];
 /// Longer zips cannot be given to Lambda directly.
 const MAX_ZIP_BYTES: u64 = 50_000_000;
 /// Nor may the unpacked program be longer.
@@ -31,13 +41,18 @@ pub enum PackageError {
     #[error("{} is no program for x86-64 Linux: {why}", path.display())]
     NotAProgram { path: PathBuf, why: String },
     #[error(
-        "{} needs version {}.{} of the C library, Lambda's provided.al2023 has {}.{}: build it on a system that has no newer one, such as Amazon Linux 2023",
+        "{} needs version {}.{} of the C library, Lambda's provided.al2023 has {}.{}: build it on \
+            a system that has no newer one, such as Amazon Linux 2023",
         path.display(), wants.0, wants.1, GLIBC.0, GLIBC.1
     )]
     Glibc { path: PathBuf, wants: (u32, u32) },
-    #[error("{} needs the shared library {library}, which Lambda does not have: link it statically", path.display())]
+    #[error("{} needs the shared library {library}, which Lambda does not have: link it \
+        statically", path.display())]
     Library { path: PathBuf, library: String },
-    #[error("the package would have {bytes} bytes, Lambda takes {most}: build the worker with `strip = true` in its profile")]
+    #[error(
+        "the package would have {bytes} bytes, Lambda takes {most}: build the worker with `strip = \
+            true` in its profile"
+    )]
     TooLong { bytes: u64, most: u64 },
     #[error("{} cannot be written: {why}", path.display())]
     Write { path: PathBuf, why: String },
@@ -50,7 +65,8 @@ pub struct Package {
     pub program_bytes: u64,
     /// Bytes of the zip.
     pub zip_bytes: u64,
-    /// The newest version of the C library that a symbol of the program wants; `None` if it is linked statically.
+    /// The newest version of the C library that a symbol of the program wants; `None` if it is
+    /// linked statically.
     pub glibc: Option<(u32, u32)>,
 }
 
@@ -59,17 +75,22 @@ pub struct Package {
 /// # Errors
 /// Where Lambda could not run it, or files fail. Then there is no zip.
 pub fn package(program: &Path, zip: &Path) -> Result<Package, PackageError> {
-    let bytes = std::fs::read(program).map_err(|error| PackageError::Read { path: program.to_owned(), error })?;
-    let wants = wants(&bytes).map_err(|why| PackageError::NotAProgram { path: program.to_owned(), why })?;
+    let bytes = std::fs::read(program)
+        .map_err(|error| PackageError::Read { path: program.to_owned(), error })?;
+    let wants =
+        wants(&bytes).map_err(|why| PackageError::NotAProgram { path: program.to_owned(), why })?;
     if let Some(wants) = wants.glibc.filter(|v| *v > GLIBC) {
         return Err(PackageError::Glibc { path: program.to_owned(), wants });
     }
     if let Some(library) = wants.libraries.into_iter().find(|l| !LIBRARIES.contains(&l.as_str())) {
         return Err(PackageError::Library { path: program.to_owned(), library });
     }
-    let too_long = |bytes: u64, most: u64| if bytes > most { Err(PackageError::TooLong { bytes, most }) } else { Ok(bytes) };
+    let too_long = |bytes: u64, most: u64| {
+        if bytes > most { Err(PackageError::TooLong { bytes, most }) } else { Ok(bytes) }
+    };
     let program_bytes = too_long(bytes.len() as u64, MAX_PROGRAM_BYTES)?;
-    let packed = packed(&bytes).map_err(|e| PackageError::Write { path: zip.to_owned(), why: e.to_string() })?;
+    let packed = packed(&bytes)
+        .map_err(|e| PackageError::Write { path: zip.to_owned(), why: e.to_string() })?;
     let zip_bytes = too_long(packed.len() as u64, MAX_ZIP_BYTES)?;
     let write = || {
         zip.parent().map_or(Ok(()), std::fs::create_dir_all)?;
@@ -91,7 +112,9 @@ fn wants(bytes: &[u8]) -> Result<Wants, String> {
     let text = |e: object::Error| e.to_string();
     let header = FileHeader64::<Endianness>::parse(bytes).map_err(text)?;
     let endian = header.endian().map_err(text)?;
-    if header.e_machine.get(endian) != EM_X86_64 || ![ET_DYN, ET_EXEC].contains(&header.e_type.get(endian)) {
+    if header.e_machine.get(endian) != EM_X86_64
+        || ![ET_DYN, ET_EXEC].contains(&header.e_type.get(endian))
+    {
         return Err("it is for another machine, or no program".to_owned());
     }
     let sections = header.sections(endian, bytes).map_err(text)?;
@@ -107,7 +130,8 @@ fn wants(bytes: &[u8]) -> Result<Wants, String> {
         let strings = sections.strings(endian, bytes, link).map_err(text)?;
         while let Some((_, mut versions)) = files.next().map_err(text)? {
             while let Some(version) = versions.next().map_err(text)? {
-                wants.glibc = wants.glibc.max(glibc(&name(version.name(endian, strings).map_err(text)?)));
+                wants.glibc =
+                    wants.glibc.max(glibc(&name(version.name(endian, strings).map_err(text)?)));
             }
         }
     }
@@ -149,7 +173,10 @@ mod tests {
         assert!(wants.glibc.is_some_and(|v| v >= (2, 2)), "{wants:?}");
         match package(&this, &zip) {
             Ok(package) => {
-                assert_eq!((package.program_bytes, package.zip_bytes), (bytes.len() as u64, std::fs::metadata(&zip).unwrap().len()));
+                assert_eq!(
+                    (package.program_bytes, package.zip_bytes),
+                    (bytes.len() as u64, std::fs::metadata(&zip).unwrap().len())
+                );
                 let mut archive = zip::ZipArchive::new(File::open(&zip).unwrap()).unwrap();
                 let mut file = archive.by_name("bootstrap").unwrap();
                 assert_eq!(file.unix_mode().map(|m| m & 0o777), Some(0o755));
@@ -162,7 +189,9 @@ mod tests {
                 assert_eq!(std::fs::read(&again).unwrap(), std::fs::read(&zip).unwrap());
             }
             // A system that is newer than Lambda's.
-            Err(error) => assert!(matches!(error, PackageError::Glibc { .. }) && !zip.exists(), "{error}"),
+            Err(error) => {
+                assert!(matches!(error, PackageError::Glibc { .. }) && !zip.exists(), "{error}")
+            }
         }
     }
 
@@ -186,7 +215,18 @@ mod tests {
         let at = other.windows(10).position(|w| w == b"libc.so.6\0").unwrap();
         other[at..at + 9].copy_from_slice(b"libz.so.1");
         check(&other, "shared library libz.so.1");
-        assert!(matches!(package(&folder.path().join("nothing"), &zip), Err(PackageError::Read { .. })));
-        assert_eq!([glibc("GLIBC_2.34"), glibc("GLIBC_2.2.5"), glibc("GLIBC_ABI_DT_RELR"), glibc("GCC_3.0")], [Some((2, 34)), Some((2, 2)), None, None]);
+        assert!(matches!(
+            package(&folder.path().join("nothing"), &zip),
+            Err(PackageError::Read { .. })
+        ));
+        assert_eq!(
+            [
+                glibc("GLIBC_2.34"),
+                glibc("GLIBC_2.2.5"),
+                glibc("GLIBC_ABI_DT_RELR"),
+                glibc("GCC_3.0")
+            ],
+            [Some((2, 34)), Some((2, 2)), None, None]
+        );
     }
 }

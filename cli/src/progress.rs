@@ -1,7 +1,8 @@
 //! Bars for people who watch.
 //!
-//! A bar for each stage that runs, and below them a line for the whole run. Events only count; what is counted is drawn eight times a second.
-//! What goes wrong on the way is told in lines above the bars, a few of them at a time.
+//! A bar for each stage that runs, and below them a line for the whole run. Events only count; what
+//! is counted is drawn eight times a second. What goes wrong on the way is told in lines above the
+//! bars, a few of them at a time.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -50,7 +51,12 @@ impl Progress {
     pub fn drawing_to(target: ProgressDrawTarget) -> Progress {
         let bars = MultiProgress::with_draw_target(target);
         let silent = bars.is_hidden();
-        Progress { bars, silent, every: Duration::from_millis(1000 / u64::from(HERTZ)), state: Mutex::default() }
+        Progress {
+            bars,
+            silent,
+            every: Duration::from_millis(1000 / u64::from(HERTZ)),
+            state: Mutex::default(),
+        }
     }
 }
 
@@ -188,24 +194,38 @@ impl State {
             Event::Started { request } if request.backup_of.is_some() => {
                 let stage = self.stages.get(request.stage.0).map_or("", |s| s.name.as_str());
                 let tasks = if request.count == 1 { "" } else { " and those after it" };
-                let line = format!("task {}{tasks} of stage `{stage}` takes long: begun once more elsewhere", request.first);
+                let line = format!(
+                    "task {}{tasks} of stage `{stage}` takes long: begun once more elsewhere",
+                    request.first
+                );
                 self.tell("backup", now, || line);
             }
             Event::Outcome { outcome, counted } => self.outcome(outcome, *counted),
             Event::Retried { failure, attempt, delay } => {
                 self.again += 1;
-                let wait = if delay.is_zero() { String::new() } else { format!(" in {:.1} s", delay.as_secs_f64()) };
-                self.tell(failure.kind.name(), now, || format!("{failure}; trying again{wait} ({attempt})"));
+                let wait = if delay.is_zero() {
+                    String::new()
+                } else {
+                    format!(" in {:.1} s", delay.as_secs_f64())
+                };
+                self.tell(failure.kind.name(), now, || {
+                    format!("{failure}; trying again{wait} ({attempt})")
+                });
             }
             Event::Recomputed { stage, tasks, why } => {
                 let Some(stage) = self.stages.get_mut(stage.0) else { return };
                 stage.done = stage.done.saturating_sub(*tasks);
                 stage.running = true;
-                let line = format!("{tasks} finished tasks of stage `{}` are run once more: {why}", stage.name);
+                let line = format!(
+                    "{tasks} finished tasks of stage `{}` are run once more: {why}",
+                    stage.name
+                );
                 self.tell("recomputed", now, || line);
                 self.give_bars();
             }
-            Event::MemoryExceeded(excess) => self.tell("memory", now, || format!("warning: {excess}")),
+            Event::MemoryExceeded(excess) => {
+                self.tell("memory", now, || format!("warning: {excess}"))
+            }
             Event::StageEnded { stage } => {
                 let Some(stage) = self.stages.get_mut(stage.0) else { return };
                 stage.running = false;
@@ -247,7 +267,10 @@ impl State {
         let free = MAX_BARS - self.stages.iter().filter(|s| s.bar.is_some()).count();
         for stage in self.stages.iter_mut().filter(|s| s.running && s.bar.is_none()).take(free) {
             // Time that is left is estimated from what is done here and now, not by an earlier run.
-            let bar = self.bars.insert_before(&self.whole, ProgressBar::new(stage.tasks).with_position(stage.done));
+            let bar = self.bars.insert_before(
+                &self.whole,
+                ProgressBar::new(stage.tasks).with_position(stage.done),
+            );
             bar.reset_eta();
             if let Ok(style) = ProgressStyle::with_template(STAGE) {
                 bar.set_style(style.progress_chars("=> ").with_key("eta", eta));
@@ -267,7 +290,12 @@ impl State {
                     tasks.at(now, stage.done).map(|r| format!("{r:.1}/s"))
                 };
                 bar.set_position(stage.done);
-                bar.set_message(format!("{:>10}, {} of {},", rate.unwrap_or_default(), size(stage.peak), size(stage.buffers)));
+                bar.set_message(format!(
+                    "{:>10}, {} of {},",
+                    rate.unwrap_or_default(),
+                    size(stage.peak),
+                    size(stage.buffers)
+                ));
             }
         }
         self.whole.set_message(self.to_string());
@@ -291,9 +319,21 @@ impl fmt::Display for State {
             write!(f, ", {hidden} more running")?;
         }
         let sum = |of: fn(&Stage) -> u64| size(self.stages.iter().map(of).sum());
-        write!(f, ", {} read, {} written, memory {} of {}", sum(|s| s.read), sum(|s| s.written), size(machine::rss_bytes()), size(self.local_mem))?;
+        write!(
+            f,
+            ", {} read, {} written, memory {} of {}",
+            sum(|s| s.read),
+            sum(|s| s.written),
+            size(machine::rss_bytes()),
+            size(self.local_mem)
+        )?;
         if let Some(peak) = self.worker_peak {
-            write!(f, ", {} of {} in a worker", size(peak), size(self.projected_bytes.max(self.reserved_mem)))?;
+            write!(
+                f,
+                ", {} of {} in a worker",
+                size(peak),
+                size(self.projected_bytes.max(self.reserved_mem))
+            )?;
         }
         if self.again > 0 {
             write!(f, ", {} tried again", self.again)?;
@@ -313,7 +353,8 @@ fn eta(state: &ProgressState, out: &mut dyn fmt::Write) {
     };
 }
 
-/// Which lines are told: a few at once, then one a second, so that a storm of failures stays readable. What is left out is counted.
+/// Which lines are told: a few at once, then one a second, so that a storm of failures stays
+/// readable. What is left out is counted.
 #[derive(Debug)]
 struct Lines {
     allowance: f64,
@@ -331,7 +372,8 @@ impl Lines {
 
     /// True if this line may be told, and before it what is to be said of those that were not.
     fn may_tell(&mut self, kind: &'static str, now: Instant) -> (Option<String>, bool) {
-        self.allowance = (self.allowance + now.duration_since(self.looked).as_secs_f64()).min(BURST);
+        self.allowance =
+            (self.allowance + now.duration_since(self.looked).as_secs_f64()).min(BURST);
         self.looked = now;
         if self.allowance < 1.0 {
             *self.held.entry(kind).or_insert(0) += 1;
@@ -345,7 +387,9 @@ impl Lines {
     fn rest(&mut self) -> Option<String> {
         let held = std::mem::take(&mut self.held);
         let kinds: Vec<String> = held.iter().map(|(kind, n)| format!("{kind} {n}")).collect();
-        (!held.is_empty()).then(|| format!("… and {} more like that ({})", held.values().sum::<u64>(), kinds.join(", ")))
+        (!held.is_empty()).then(|| {
+            format!("… and {} more like that ({})", held.values().sum::<u64>(), kinds.join(", "))
+        })
     }
 }
 

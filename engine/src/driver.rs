@@ -1,9 +1,10 @@
 //! A run from start to end: order, retries, budgets, backups, journal, commit.
 //!
-//! The driver hands out ranges of tasks; executors pull them (`driver/queue.rs`). A task is ready when what it reads is finished;
-//! tasks are admitted while their projections fit `local_mem` together; what that leaves over keeps
-//! intermediates in memory, where tasks run in this process. A thread of its own, the keeper, writes the journal every second, so that a
-//! run that ends early for whatever reason goes on from there in another process ([`resume`]).
+//! The driver hands out ranges of tasks; executors pull them (`driver/queue.rs`). A task is ready
+//! when what it reads is finished; tasks are admitted while their projections fit `local_mem`
+//! together; what that leaves over keeps intermediates in memory, where tasks run in this process.
+//! A thread of its own, the keeper, writes the journal every second, so that a run that ends early
+//! for whatever reason goes on from there in another process ([`resume`]).
 
 mod attempts;
 pub mod batching;
@@ -21,7 +22,9 @@ use crate::executor::{Executor, ExecutorError};
 use crate::finished::Finished;
 use crate::journal::{Journal, Replay};
 use crate::machine;
-use crate::plan::{ArrayId, FinalizedPlan, LocalMemory, LocalProjection, Place, PlanArray, PlanError, Stage};
+use crate::plan::{
+    ArrayId, FinalizedPlan, LocalMemory, LocalProjection, Place, PlanArray, PlanError, Stage,
+};
 use crate::retry::Retry;
 use crate::session::{Refusal, Session, SessionError};
 use crate::spec::Spec;
@@ -66,7 +69,9 @@ struct Kept {
 
 impl Kept {
     fn of(plan: &FinalizedPlan, session: &dyn Session) -> Kept {
-        let is_kept = |array: &PlanArray| session.takes_receipts() && matches!(array.place, Place::Output { .. });
+        let is_kept = |array: &PlanArray| {
+            session.takes_receipts() && matches!(array.place, Place::Output { .. })
+        };
         Kept { arrays: plan.plan().arrays.iter().map(is_kept).collect() }
     }
 
@@ -96,24 +101,35 @@ const MIN_TICK: Duration = Duration::from_millis(1);
 
 /// Runs a plan.
 ///
-/// Nothing is written before it is known that the outputs may be and that the work directory can be.
+/// Nothing is written before it is known that the outputs may be and that the work directory can
+/// be.
 ///
 /// # Errors
 /// See [`RunError`].
 pub fn run(plan: &Arc<FinalizedPlan>, run: &Run<'_>) -> Result<RunReport, RunError> {
     let drive = Drive::prepare(plan, run)?;
     again_session(run.stores.system(), &|| run.session.check(plan))?;
-    // Two runs of one plan must not see each other's intermediates, nor those of one that was killed.
+    // Two runs of one plan must not see each other's intermediates, nor those of one that was
+    // killed.
     let (system, now) = (run.stores.system(), run.stores.system().since_epoch());
     let folder = format!("{}-{:x}-{}", plan.run_id(), now.as_nanos(), std::process::id());
     let address = RunAddress { work_dir: run.spec.work_dir.clone(), folder };
-    let record = RunRecord { format: RECORD_FORMAT, began_ms: now.as_millis() as u64, session: run.session.ticket() };
-    let body = serde_json::to_vec(&record).map_err(|e| RunError::internal(format!("a run's record has a JSON ({e})")))?;
+    let record = RunRecord {
+        format: RECORD_FORMAT,
+        began_ms: now.as_millis() as u64,
+        session: run.session.ticket(),
+    };
+    let body = serde_json::to_vec(&record)
+        .map_err(|e| RunError::internal(format!("a run's record has a JSON ({e})")))?;
     work_dir::make(&run.spec.work_dir).map_err(RunError::Work)?;
-    let Some(lock) = address.lock(&*drive.work)? else { return Err(RunError::Running { run: address.path() }) };
+    let Some(lock) = address.lock(&*drive.work)? else {
+        return Err(RunError::Running { run: address.path() });
+    };
     let text = plan.to_bytes()?;
     let objects = [("run.json", &body), ("plan.json", &text)];
-    let written = objects.into_iter().try_for_each(|(name, bytes)| again(system, || drive.work.write(&format!("{}/{name}", address.folder), bytes)));
+    let written = objects.into_iter().try_for_each(|(name, bytes)| {
+        again(system, || drive.work.write(&format!("{}/{name}", address.folder), bytes))
+    });
     if let Err(error) = written {
         let _ = record::clean(&*drive.work, &address.folder);
         return Err(RunError::Work(error));
@@ -121,18 +137,27 @@ pub fn run(plan: &Arc<FinalizedPlan>, run: &Run<'_>) -> Result<RunReport, RunErr
     drive.go(&address, &lock, Before::default(), &|| run.session.begin(plan))
 }
 
-/// Goes on with a run that has ended early, from its stored plan: tasks that the journal tells of are not run again.
+/// Goes on with a run that has ended early, from its stored plan: tasks that the journal tells of
+/// are not run again.
 ///
-/// Where the machine was started again since, outputs are read once, and those that are not what their receipts say are computed again. With
-/// `verify_inputs`, each chunk of the inputs that are still to be read is asked for the time of its last change, one request each; without, only
-/// their metadata are compared.
+/// Where the machine was started again since, outputs are read once, and those that are not what
+/// their receipts say are computed again. With `verify_inputs`, each chunk of the inputs that are
+/// still to be read is asked for the time of its last change, one request each; without, only their
+/// metadata are compared.
 ///
 /// # Errors
-/// See [`RunError`]; [`RunError::Running`] while another process is at it, [`RunError::InputChanged`].
-pub fn resume(stored: &StoredRun, run: &Run<'_>, verify_inputs: bool) -> Result<RunReport, RunError> {
+/// See [`RunError`]; [`RunError::Running`] while another process is at it,
+/// [`RunError::InputChanged`].
+pub fn resume(
+    stored: &StoredRun,
+    run: &Run<'_>,
+    verify_inputs: bool,
+) -> Result<RunReport, RunError> {
     let (plan, address) = (&stored.plan, &stored.address);
     let drive = Drive::prepare(plan, run)?;
-    let Some(lock) = address.lock(&*drive.work)? else { return Err(RunError::Running { run: address.path() }) };
+    let Some(lock) = address.lock(&*drive.work)? else {
+        return Err(RunError::Running { run: address.path() });
+    };
     let (system, boot) = (run.stores.system(), machine::boot_id());
     let verifier = Verifier { plan, session: run.session, boot: &boot };
     let (mut receipts, keep) = (Vec::new(), Kept::of(plan, run.session));
@@ -149,13 +174,27 @@ pub fn resume(stored: &StoredRun, run: &Run<'_>, verify_inputs: bool) -> Result<
     let mut replay = replay.map_err(RunError::Work)?;
     if replay.begun.is_empty() {
         receipts.clear();
-        // Its outputs' places are to be made the run's again, and with that nothing is there any more that was written before.
-        replay = Replay { epoch: replay.epoch, finished: vec![Finished::default(); plan.plan().stages.len()], ..Replay::default() };
+        // Its outputs' places are to be made the run's again, and with that nothing is there any
+        // more that was written before.
+        replay = Replay {
+            epoch: replay.epoch,
+            finished: vec![Finished::default(); plan.plan().stages.len()],
+            ..Replay::default()
+        };
     }
     if !replay.begun.is_empty() {
         // Workers far away have told of more than came to the journal.
         let holds = |receipts: &[Receipt]| verifier.holds(&replay, receipts);
-        let found = again(system, || recovery::finished_with_answers(&*drive.work, &address.folder, plan, &replay, &keep, &holds));
+        let found = again(system, || {
+            recovery::finished_with_answers(
+                &*drive.work,
+                &address.folder,
+                plan,
+                &replay,
+                &keep,
+                &holds,
+            )
+        });
         let (finished, recovered) = found.map_err(RunError::Work)?;
         replay.finished = finished;
         receipts.extend(recovered);
@@ -165,9 +204,17 @@ pub fn resume(stored: &StoredRun, run: &Run<'_>, verify_inputs: bool) -> Result<
     if !begun {
         again_session(system, &|| run.session.check(plan))?;
     }
-    let finished = replay.finished.iter().zip(&plan.plan().stages).all(|(f, s)| f.count() == s.n_tasks());
-    let before = Before { finished: replay.finished, removed: replay.removed, receipts, epoch: replay.epoch };
-    drive.go(address, &lock, before, &|| if begun { run.session.resume(plan, finished) } else { run.session.begin(plan) })
+    let finished =
+        replay.finished.iter().zip(&plan.plan().stages).all(|(f, s)| f.count() == s.n_tasks());
+    let before = Before {
+        finished: replay.finished,
+        removed: replay.removed,
+        receipts,
+        epoch: replay.epoch,
+    };
+    drive.go(address, &lock, before, &|| {
+        if begun { run.session.resume(plan, finished) } else { run.session.begin(plan) }
+    })
 }
 
 /// A run that is about to start.
@@ -190,15 +237,26 @@ impl<'a> Drive<'a> {
     }
 
     /// Runs what is left. `begin` makes the outputs' places the run's.
-    fn go(&self, address: &RunAddress, lock: &Lock, before: Before, begin: &dyn Fn() -> Result<(), SessionError>) -> Result<RunReport, RunError> {
+    fn go(
+        &self,
+        address: &RunAddress,
+        lock: &Lock,
+        before: Before,
+        begin: &dyn Fn() -> Result<(), SessionError>,
+    ) -> Result<RunReport, RunError> {
         let Drive { plan, run, local, projection, work } = self;
         let (folder, system) = (&address.folder, run.stores.system());
         let resumable = can_be_resumed(plan, &**work);
         let epoch = before.epoch;
-        let gone: BTreeSet<String> = before.removed.keys().map(|id| plan.plan().array(*id).name.clone()).collect();
-        // Tasks see the memory tier in the place of the work directory; plan and journal do not go through it.
-        let tier = (projection.kept > 0).then(|| Arc::new(TierStore::new(Arc::clone(work), format!("{folder}/"), projection.kept, epoch)));
-        let between: Arc<dyn Store> = tier.as_ref().map_or(Arc::clone(work), |t| Arc::<TierStore>::clone(t));
+        let gone: BTreeSet<String> =
+            before.removed.keys().map(|id| plan.plan().array(*id).name.clone()).collect();
+        // Tasks see the memory tier in the place of the work directory; plan and journal do not go
+        // through it.
+        let tier = (projection.kept > 0).then(|| {
+            Arc::new(TierStore::new(Arc::clone(work), format!("{folder}/"), projection.kept, epoch))
+        });
+        let between: Arc<dyn Store> =
+            tier.as_ref().map_or(Arc::clone(work), |t| Arc::<TierStore>::clone(t));
         let stop = run.cancel.child();
         let context = RunContext {
             plan: Arc::clone(plan),
@@ -207,14 +265,20 @@ impl<'a> Drive<'a> {
             kernels: Arc::new(run.kernels.clone()),
             cancel: stop.clone(),
         };
-        let journal = resumable.then(|| Journal::new(Arc::clone(work), address.journal(), epoch, system.clone()));
+        let journal = resumable
+            .then(|| Journal::new(Arc::clone(work), address.journal(), epoch, system.clone()));
         let started = run.executor.check(&context).map_err(RunError::from).and_then(|()| {
             again_session(system, begin)?;
             if let Some(journal) = &journal {
                 journal.begun(&machine::boot_id())?;
                 again(system, || journal.flush(|| Ok(()))).map_err(RunError::Work)?;
             }
-            again(system, || TierStore::restore(&**work, &format!("{folder}/"), &*between, &|array| gone.contains(array))).map_err(RunError::Work)
+            again(system, || {
+                TierStore::restore(&**work, &format!("{folder}/"), &*between, &|array| {
+                    gone.contains(array)
+                })
+            })
+            .map_err(RunError::Work)
         });
         if let Err(error) = started {
             // A run that was resumed keeps what it had.
@@ -225,7 +289,15 @@ impl<'a> Drive<'a> {
         }
         let (start, cpu) = (system.now(), machine::process_cpu_ns());
         let tell = |event: &Event<'_>| run.observers.iter().for_each(|o| o.on(event));
-        let mut queue = Queue::new(plan, run, *local, projection.tasks, Folder { between: &*between, name: folder, journal: journal.as_ref() }, stop, before);
+        let mut queue = Queue::new(
+            plan,
+            run,
+            *local,
+            projection.tasks,
+            Folder { between: &*between, name: folder, journal: journal.as_ref() },
+            stop,
+            before,
+        );
         let finished = queue.finished_tasks();
         let projected_bytes = if local.shared { projection.total() } else { plan.projected_mem() };
         queue.watch_memory(projected_bytes);
@@ -246,10 +318,14 @@ impl<'a> Drive<'a> {
             })
         };
         let is_lost = || lock.is_lost().then(|| RunError::TakenOver { run: address.path() });
-        let executed = keep(&queue, &is_lost, journal.as_ref(), run.spec.deadline, &|| flush(true), || run.executor.run(&context, &queue));
+        let executed =
+            keep(&queue, &is_lost, journal.as_ref(), run.spec.deadline, &|| flush(true), || {
+                run.executor.run(&context, &queue)
+            });
         // What a run that goes well has left between its stages is not needed any more.
         let whole = executed.is_ok() && queue.is_done();
-        // Nothing is known where storage does not answer; then it is this process's, as far as it knows.
+        // Nothing is known where storage does not answer; then it is this process's, as far as it
+        // knows.
         let is_ours = || !lock.is_lost() && lock.confirm().unwrap_or(true);
         let taken_over = || {
             let error = RunError::TakenOver { run: address.path() };
@@ -268,7 +344,15 @@ impl<'a> Drive<'a> {
                 // Where somebody else has the outputs' places, nothing can go on.
                 let is_over = matches!(&error.0, RunError::Session(error) if error.is_final());
                 let kept = resumable && !is_over && (error.1 || finished.iter().any(|n| *n > 0));
-                let error = if kept { RunError::Stopped { error: Box::new(error.0), run: address.path(), kernels: user_kernels(plan) } } else { error.0 };
+                let error = if kept {
+                    RunError::Stopped {
+                        error: Box::new(error.0),
+                        run: address.path(),
+                        kernels: user_kernels(plan),
+                    }
+                } else {
+                    error.0
+                };
                 tell(&Event::RunEnded(Err(&error)));
                 if !kept {
                     run.session.abandon(plan);
@@ -291,7 +375,8 @@ impl<'a> Drive<'a> {
         Ok(report)
     }
 
-    /// Removes what interrupted writes have left beside the results. That it cannot be is no failure.
+    /// Removes what interrupted writes have left beside the results. That it cannot be is no
+    /// failure.
     fn sweep(&self) {
         for array in &self.plan.plan().arrays {
             if let Place::Output { url, path } = &array.place
@@ -323,16 +408,27 @@ impl<'a> Drive<'a> {
             return Err(failed(RunError::Cancelled));
         }
         flushed.map_err(|e| failed(RunError::Work(e)))?;
-        let open = state.stages.iter().zip(&self.plan.plan().stages).find(|(p, s)| p.finished.count() != s.n_tasks());
+        let open = state
+            .stages
+            .iter()
+            .zip(&self.plan.plan().stages)
+            .find(|(p, s)| p.finished.count() != s.n_tasks());
         if let Some((progress, stage)) = open {
-            let text = format!("stage `{}` has {} of {} tasks finished", stage.name, progress.finished.count(), stage.n_tasks());
+            let text = format!(
+                "stage `{}` has {} of {} tasks finished",
+                stage.name,
+                progress.finished.count(),
+                stage.n_tasks()
+            );
             return Err(failed(RunError::Receipts(text)));
         }
         if resumed || !state.attempts.failures.is_empty() || state.backups[0] > 0 {
             // Workers that were stopped in the middle of a write have left its beginning.
             self.sweep();
         }
-        let committed = again_session(self.run.stores.system(), &|| self.run.session.commit(self.plan, &state.receipts, &|| self.run.cancel.is_cancelled()));
+        let committed = again_session(self.run.stores.system(), &|| {
+            self.run.session.commit(self.plan, &state.receipts, &|| self.run.cancel.is_cancelled())
+        });
         let snapshot = committed.map_err(|error| match error {
             SessionError::Refused { why: Refusal::Cancelled, .. } => failed(RunError::Cancelled),
             error => failed(error.into()),
@@ -354,11 +450,13 @@ impl<'a> Drive<'a> {
 
 /// Names of the users' kernels of a plan.
 fn user_kernels(plan: &FinalizedPlan) -> Vec<String> {
-    let names: BTreeSet<&str> = plan.plan().stages.iter().filter_map(|s| s.kernel.user_kernel()).collect();
+    let names: BTreeSet<&str> =
+        plan.plan().stages.iter().filter_map(|s| s.kernel.user_kernel()).collect();
     names.into_iter().map(|name| format!("`{name}`")).collect()
 }
 
-/// Runs something while a thread looks after the run: it has the journal written, and ends the run at its deadline, and where it is somebody else's.
+/// Runs something while a thread looks after the run: it has the journal written, and ends the run
+/// at its deadline, and where it is somebody else's.
 fn keep<T>(
     queue: &Queue<'_>,
     is_lost: &(dyn Fn() -> Option<RunError> + Sync),
@@ -382,9 +480,11 @@ fn keep<T>(
         scope.spawn(|| {
             let mut is_ended = ended.lock().unwrap_or_else(PoisonError::into_inner);
             while !*is_ended {
-                let left = deadline.map_or(KEEPER_TICK, |d| d.saturating_sub(system.elapsed(start)));
+                let left =
+                    deadline.map_or(KEEPER_TICK, |d| d.saturating_sub(system.elapsed(start)));
                 let wait = system.clock.wait_bound(left.clamp(MIN_TICK, KEEPER_TICK));
-                is_ended = changed.wait_timeout(is_ended, wait).unwrap_or_else(PoisonError::into_inner).0;
+                is_ended =
+                    changed.wait_timeout(is_ended, wait).unwrap_or_else(PoisonError::into_inner).0;
                 if *is_ended {
                     return;
                 }
@@ -409,11 +509,17 @@ fn keep<T>(
 }
 
 /// Tries again what storage failed, where that may help and the store has not done so.
-fn again<T>(system: &System, action: impl FnMut() -> Result<T, StorageError>) -> Result<T, StorageError> {
+fn again<T>(
+    system: &System,
+    action: impl FnMut() -> Result<T, StorageError>,
+) -> Result<T, StorageError> {
     tried(system, action, StorageError::may_be_retried)
 }
 
-fn again_session<T>(system: &System, action: &dyn Fn() -> Result<T, SessionError>) -> Result<T, SessionError> {
+fn again_session<T>(
+    system: &System,
+    action: &dyn Fn() -> Result<T, SessionError>,
+) -> Result<T, SessionError> {
     tried(system, action, |error| match error {
         SessionError::Storage(error) => error.may_be_retried(),
         SessionError::Refused { why, .. } => *why == Refusal::Transient,
@@ -421,7 +527,11 @@ fn again_session<T>(system: &System, action: &dyn Fn() -> Result<T, SessionError
     })
 }
 
-fn tried<T, E>(system: &System, mut action: impl FnMut() -> Result<T, E>, is_passing: impl Fn(&E) -> bool) -> Result<T, E> {
+fn tried<T, E>(
+    system: &System,
+    mut action: impl FnMut() -> Result<T, E>,
+    is_passing: impl Fn(&E) -> bool,
+) -> Result<T, E> {
     let (begun, mut failures) = (system.now(), 0);
     loop {
         let error = match action() {
@@ -444,7 +554,8 @@ struct Verifier<'a> {
 }
 
 impl Verifier<'_> {
-    /// Files that were not flushed may be lost or torn where the machine was started again since; then they are read.
+    /// Files that were not flushed may be lost or torn where the machine was started again since;
+    /// then they are read.
     fn holds(&self, replay: &Replay, receipts: &[Receipt]) -> bool {
         if replay.begun.last().is_none_or(|boot| boot == self.boot) {
             return true;
@@ -454,20 +565,39 @@ impl Verifier<'_> {
 }
 
 /// Inputs that tasks are still to read are those that the plan was made for.
-fn check_inputs(stored: &StoredRun, work: &dyn Store, stores: &Stores, replay: &Replay, chunks: bool) -> Result<(), RunError> {
+fn check_inputs(
+    stored: &StoredRun,
+    work: &dyn Store,
+    stores: &Stores,
+    replay: &Replay,
+    chunks: bool,
+) -> Result<(), RunError> {
     let (plan, system) = (stored.plan.plan(), stores.system());
-    let is_open = |(i, stage): &(usize, &Stage)| replay.finished.get(*i).is_none_or(|f| f.count() < stage.n_tasks());
+    let is_open = |(i, stage): &(usize, &Stage)| {
+        replay.finished.get(*i).is_none_or(|f| f.count() < stage.n_tasks())
+    };
     // The store's own clock, where it has one.
-    let began = work.changed(&format!("{}/plan.json", stored.address.folder)).map_err(RunError::Work)?.unwrap_or_else(|| stored.record.began());
+    let began = work
+        .changed(&format!("{}/plan.json", stored.address.folder))
+        .map_err(RunError::Work)?
+        .unwrap_or_else(|| stored.record.began());
     for (id, array) in plan.arrays.iter().enumerate() {
         let Place::Input { url, path, tag } = &array.place else { continue };
         let reads = |stage: &Stage| stage.inputs.iter().any(|i| i.sources.contains(&ArrayId(id)));
-        let stages: Vec<String> = plan.stages.iter().enumerate().filter(is_open).filter(|(_, s)| reads(s)).map(|(_, s)| format!("`{}`", s.name)).collect();
+        let stages: Vec<String> = plan
+            .stages
+            .iter()
+            .enumerate()
+            .filter(is_open)
+            .filter(|(_, s)| reads(s))
+            .map(|(_, s)| format!("`{}`", s.name))
+            .collect();
         if stages.is_empty() {
             continue;
         }
         let store = stores.open(url).map_err(RunError::Work)?;
-        let changed = |place: String, what| RunError::InputChanged { place, what, stages: stages.clone() };
+        let changed =
+            |place: String, what| RunError::InputChanged { place, what, stages: stages.clone() };
         let there = again(system, || match open_array(&store, path) {
             Ok(there) => Ok(Some(there.tag)),
             Err(crate::storage::metadata::MetadataError::Storage(error)) => Err(error),
@@ -483,7 +613,10 @@ fn check_inputs(stored: &StoredRun, work: &dyn Store, stores: &Stores, replay: &
         let objects = array.info.objects();
         for n in 0..objects.n_chunks() {
             let key = join(path, &array.info.object_key(&objects.coords(n)));
-            if again(system, || store.changed(&key)).map_err(RunError::Work)?.is_some_and(|time| time > began) {
+            if again(system, || store.changed(&key))
+                .map_err(RunError::Work)?
+                .is_some_and(|time| time > began)
+            {
                 return Err(changed(store.place(&key), "it was written or removed since"));
             }
         }
@@ -498,7 +631,10 @@ fn check_work_dir(plan: &FinalizedPlan, work_dir: &str) -> Result<(), PlanError>
         if let Place::Output { url, path } = &array.place {
             let place = identity(url, path);
             if format!("{work}/").starts_with(&format!("{place}/")) {
-                return Err(PlanError::BadOutput(format!("the work directory {work} lies in the result's own place, {place}: choose another work_dir")));
+                return Err(PlanError::BadOutput(format!(
+                    "the work directory {work} lies in the result's own place, {place}: choose \
+                        another work_dir"
+                )));
             }
         }
     }
@@ -510,24 +646,35 @@ mod tests {
     use super::*;
     use crate::system::ManualClock;
 
-    /// Checks the number of tries of an action that fails `failures` times, by a clock that moves only while it sleeps.
+    /// Checks the number of tries of an action that fails `failures` times, by a clock that moves
+    /// only while it sleeps.
     #[track_caller]
     fn check(error: &StorageError, failures: u32, expect: (u32, bool)) {
         let clock = ManualClock::default();
-        let (system, mut tries) = (System { clock: Arc::new(clock.clone()), ..System::default() }, 0);
+        let (system, mut tries) =
+            (System { clock: Arc::new(clock.clone()), ..System::default() }, 0);
         let ended = again(&system, || {
             tries += 1;
             if tries > failures { Ok(()) } else { Err(error.clone()) }
         });
         assert_eq!((tries, ended.is_ok()), expect, "{error}");
         let longest = (1..tries).map(|n| Retry::STORAGE.backoff.pause(n, 0.0)).sum();
-        assert!(clock.passed() <= longest && clock.passed() >= longest / 2, "{:?} of {longest:?}", clock.passed());
+        assert!(
+            clock.passed() <= longest && clock.passed() >= longest / 2,
+            "{:?} of {longest:?}",
+            clock.passed()
+        );
     }
 
     #[test]
     fn what_may_pass_is_tried_again_unless_it_was_already() {
         let place = || "p".to_owned();
-        let failed = |transient| StorageError::Io { place: place(), action: "removed", message: "m".into(), transient };
+        let failed = |transient| StorageError::Io {
+            place: place(),
+            action: "removed",
+            message: "m".into(),
+            transient,
+        };
         let throttled = StorageError::Throttled { place: place(), message: "m".into() };
         let tries = Retry::STORAGE.tries;
         check(&failed(true), 0, (1, true));
@@ -537,7 +684,16 @@ mod tests {
         check(&failed(false), 1, (1, false));
         check(&StorageError::NoSpace { place: place() }, 1, (1, false));
         for is_throttle in [false, true] {
-            check(&StorageError::GaveUp { place: place(), action: "read", message: "m".into(), is_throttle }, 1, (1, false));
+            check(
+                &StorageError::GaveUp {
+                    place: place(),
+                    action: "read",
+                    message: "m".into(),
+                    is_throttle,
+                },
+                1,
+                (1, false),
+            );
         }
     }
 }

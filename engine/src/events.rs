@@ -20,7 +20,8 @@ pub enum Event<'a> {
     StageStarted { stage: StageId },
     /// A worker takes a request; a backup says which one it repeats.
     Started { request: &'a TaskRequest },
-    /// A request came back; some or all of its tasks are finished. `counted` of them were not before.
+    /// A request came back; some or all of its tasks are finished. `counted` of them were not
+    /// before.
     Outcome { outcome: &'a TaskOutcome, counted: u64 },
     /// A task failed and is tried again, not before `delay`.
     Retried { failure: &'a TaskFailure, attempt: u32, delay: Duration },
@@ -78,10 +79,23 @@ impl fmt::Display for MemoryExcess {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use crate::memory::size;
         let (measured, projected) = (size(self.measured_bytes), size(self.projected_bytes));
-        write!(f, "memory exceeded its projection: {measured} measured, {projected} projected, first seen in stage `{}`", self.stage)?;
+        write!(
+            f,
+            "memory exceeded its projection: {measured} measured, {projected} projected, first \
+                seen in stage `{}`",
+            self.stage
+        )?;
         match &self.kernel {
-            Some(kernel) => write!(f, ", kernel `{kernel}` (hint: include what the kernel allocates in its `scratch_bytes`)"),
-            None => write!(f, " (hint: raise `reserved_mem`; if the program itself does not take as much, please report this)"),
+            Some(kernel) => write!(
+                f,
+                ", kernel `{kernel}` (hint: include what the kernel allocates in its \
+                    `scratch_bytes`)"
+            ),
+            None => write!(
+                f,
+                " (hint: raise `reserved_mem`; if the program itself does not take as much, please \
+                    report this)"
+            ),
         }
     }
 }
@@ -105,8 +119,8 @@ pub struct RunReport {
     pub peak_rss_bytes: u64,
     /// Highest resident memory of a worker process, where there were some.
     pub worker_peak_bytes: Option<u64>,
-    /// Projected memory of the process that ran tasks: of this one with all its tasks and the intermediates that it keeps, or of one worker
-    /// process.
+    /// Projected memory of the process that ran tasks: of this one with all its tasks and the
+    /// intermediates that it keeps, or of one worker process.
     pub projected_bytes: u64,
     /// Where more was measured than projected.
     pub memory_excess: Option<MemoryExcess>,
@@ -114,9 +128,11 @@ pub struct RunReport {
     pub kept_bytes: u64,
     /// Tasks that were tried again.
     pub retries: u64,
-    /// Failures that the run survived, by kind ([`FailureKind::name`](crate::task::FailureKind::name)).
+    /// Failures that the run survived, by kind
+    /// ([`FailureKind::name`](crate::task::FailureKind::name)).
     pub failures: BTreeMap<&'static str, u64>,
-    /// Requests that were repeated because they took long, and of those the ones that came back first.
+    /// Requests that were repeated because they took long, and of those the ones that came back
+    /// first.
     pub backups: [u64; 2],
     /// Finished tasks that were run once more, because what they had written was damaged or gone.
     pub recomputed: u64,
@@ -156,7 +172,11 @@ impl fmt::Display for RunReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use crate::memory::size;
         let all = self.traffic();
-        writeln!(f, "{:<24} {:>9} {:>10} {:>10} {:>9} {:>11} {:>11}", "stage", "tasks", "read", "written", "CPU s", "projected", "buffers")?;
+        writeln!(
+            f,
+            "{:<24} {:>9} {:>10} {:>10} {:>9} {:>11} {:>11}",
+            "stage", "tasks", "read", "written", "CPU s", "projected", "buffers"
+        )?;
         for s in &self.stages {
             writeln!(
                 f,
@@ -170,28 +190,59 @@ impl fmt::Display for RunReport {
                 size(s.peak_bytes).to_string()
             )?;
         }
-        writeln!(f, "read {} in {} requests, wrote {} in {}", size(all.bytes_read), all.reads, size(all.bytes_written), all.writes)?;
-        writeln!(f, "{:.2} s, {:.2} s of CPU, {} at once, {} tried again", self.wall.as_secs_f64(), self.process_cpu.as_secs_f64(), self.slots, self.retries)?;
+        writeln!(
+            f,
+            "read {} in {} requests, wrote {} in {}",
+            size(all.bytes_read),
+            all.reads,
+            size(all.bytes_written),
+            all.writes
+        )?;
+        writeln!(
+            f,
+            "{:.2} s, {:.2} s of CPU, {} at once, {} tried again",
+            self.wall.as_secs_f64(),
+            self.process_cpu.as_secs_f64(),
+            self.slots,
+            self.retries
+        )?;
         if !self.failures.is_empty() {
-            let kinds: Vec<String> = self.failures.iter().map(|(kind, n)| format!("{kind} {n}")).collect();
+            let kinds: Vec<String> =
+                self.failures.iter().map(|(kind, n)| format!("{kind} {n}")).collect();
             writeln!(f, "survived: {}", kinds.join(", "))?;
         }
         if let Some(i) = &self.invoked {
             let cold = i.cold_starts;
-            writeln!(f, "{} invocations, {cold} of them cold starts, up to {} at once, {:.1} GB-seconds", i.invocations, i.most_at_once, i.gb_seconds())?;
+            writeln!(
+                f,
+                "{} invocations, {cold} of them cold starts, up to {} at once, {:.1} GB-seconds",
+                i.invocations,
+                i.most_at_once,
+                i.gb_seconds()
+            )?;
             if i.throttled + i.lost_answers + i.crashes > 0 {
-                let [throttled, lost, recovered, crashes] = [i.throttled, i.lost_answers, i.recovered, i.crashes];
+                let [throttled, lost, recovered, crashes] =
+                    [i.throttled, i.lost_answers, i.recovered, i.crashes];
                 writeln!(
                     f,
-                    "invoked again {throttled} times when throttled; {lost} answers lost, {recovered} requests found by their records; {crashes} crashes"
+                    "invoked again {throttled} times when throttled; {lost} answers lost, \
+                        {recovered} requests found by their records; {crashes} crashes"
                 )?;
             }
         }
         if self.backups[0] > 0 {
-            writeln!(f, "repeated {} slow requests, {} of which came back first", self.backups[0], self.backups[1])?;
+            writeln!(
+                f,
+                "repeated {} slow requests, {} of which came back first",
+                self.backups[0], self.backups[1]
+            )?;
         }
         if self.recomputed > 0 {
-            writeln!(f, "computed {} tasks again whose results were damaged or gone", self.recomputed)?;
+            writeln!(
+                f,
+                "computed {} tasks again whose results were damaged or gone",
+                self.recomputed
+            )?;
         }
         if self.finished_before > 0 {
             writeln!(f, "{} tasks were finished before", self.finished_before)?;
@@ -202,10 +253,17 @@ impl fmt::Display for RunReport {
         if let Some(snapshot) = &self.snapshot {
             writeln!(f, "committed as snapshot {snapshot}")?;
         }
-        let (measured, projected) = (size(self.worker_peak_bytes.unwrap_or(self.peak_rss_bytes)), size(self.projected_bytes));
+        let (measured, projected) = (
+            size(self.worker_peak_bytes.unwrap_or(self.peak_rss_bytes)),
+            size(self.projected_bytes),
+        );
         match self.invoked {
             // Where as many tasks run at once as have room.
-            Some(_) => write!(f, "peak memory of an environment {measured} measured, {projected} projected for one task in it"),
+            Some(_) => write!(
+                f,
+                "peak memory of an environment {measured} measured, {projected} projected for one \
+                    task in it"
+            ),
             None => write!(f, "peak memory {measured} measured, {projected} projected"),
         }?;
         self.memory_excess.as_ref().map_or(Ok(()), |excess| write!(f, "\nwarning: {excess}"))

@@ -1,7 +1,8 @@
 //! Where tasks run.
 //!
-//! An executor pulls requests from the driver and gives outcomes back. It knows requests, not plans; the driver owns order,
-//! retries and budgets, the executor only how many requests it has under way.
+//! An executor pulls requests from the driver and gives outcomes back. It knows requests, not
+//! plans; the driver owns order, retries and budgets, the executor only how many requests it has
+//! under way.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -26,7 +27,8 @@ pub enum ExecutorError {
     Protocol { command: PathBuf, message: String },
     /// This process is a worker itself: it has been started as one, but does not serve.
     #[error(
-        "cannot start worker processes: this process is itself a worker (`{variable}` is set) and would start itself over and over (hint: call \
+        "cannot start worker processes: this process is itself a worker (`{variable}` is set) and \
+            would start itself over and over (hint: call \
          `freestone::serve` first thing in `main` when the program is started with `{argument}`)"
     )]
     Nested { argument: String, variable: &'static str },
@@ -36,17 +38,22 @@ pub enum ExecutorError {
     /// A worker on another machine cannot be asked.
     #[error("the worker {worker} cannot be asked: {message}")]
     Unavailable { worker: String, message: String },
-    #[error("{0} is in the memory of this process, where workers in other processes cannot see it: use a directory or an object store, or run on threads")]
+    #[error(
+        "{0} is in the memory of this process, where workers in other processes cannot see it: use \
+            a directory or an object store, or run on threads"
+    )]
     Unreachable(String),
     /// The work directory is elsewhere, so the workers are.
     #[error(
-        "{array} has its place in a directory of this machine, {place}, which workers that share the work directory {work_dir} do not see: give it one in \
+        "{array} has its place in a directory of this machine, {place}, which workers that share \
+            the work directory {work_dir} do not see: give it one in \
          an object store too, such as s3://BUCKET/PREFIX, or run on threads"
     )]
     Local { array: String, place: String, work_dir: String },
 }
 
-/// What a run has taken of somebody else's machines, where that is counted, and how their answers came.
+/// What a run has taken of somebody else's machines, where that is counted, and how their answers
+/// came.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Invoked {
     /// Invocations that were accepted.
@@ -59,7 +66,8 @@ pub struct Invoked {
     pub plans: u64,
     /// Bytes of the function's memory, once an environment has told it.
     pub memory_bytes: u64,
-    /// Memory of the function times the time that it ran, in bytes and milliseconds; what is paid for.
+    /// Memory of the function times the time that it ran, in bytes and milliseconds; what is paid
+    /// for.
     pub byte_ms: f64,
     /// Invocations that were refused because there were too many, and made again.
     pub throttled: u64,
@@ -88,8 +96,9 @@ pub trait TaskSource: Sync {
     /// Waits until something may have changed since a [`Next::Wait`].
     fn wait(&self);
 
-    /// False once nobody waits for a request's outcome any more: somebody else has finished it, or the run ends. Who can stop it should, and give it
-    /// back as [`Superseded`](crate::task::FailureKind::Superseded).
+    /// False once nobody waits for a request's outcome any more: somebody else has finished it, or
+    /// the run ends. Who can stop it should, and give it back as
+    /// [`Superseded`](crate::task::FailureKind::Superseded).
     fn is_wanted(&self, _request: &TaskRequest) -> bool {
         true
     }
@@ -111,8 +120,8 @@ pub enum Next {
 
 /// Runs requests until there are none.
 ///
-/// Contract: every request that is pulled is given back exactly once, also when its worker dies; nothing runs any more when
-/// [`run`](Executor::run) returns.
+/// Contract: every request that is pulled is given back exactly once, also when its worker dies;
+/// nothing runs any more when [`run`](Executor::run) returns.
 pub trait Executor: Send + Sync + fmt::Debug {
     /// For people.
     fn name(&self) -> &str;
@@ -120,16 +129,18 @@ pub trait Executor: Send + Sync + fmt::Debug {
     /// Requests that it can have under way at once.
     fn slots(&self) -> usize;
 
-    /// Of these, requests that are worked at, if the others only wait with a worker: what tasks are shared out among.
+    /// Of these, requests that are worked at, if the others only wait with a worker: what tasks are
+    /// shared out among.
     fn workers(&self) -> usize {
         self.slots()
     }
 
-    /// True if all its tasks run in this process, so that reserved memory counts once; false if each has a process of its own.
+    /// True if all its tasks run in this process, so that reserved memory counts once; false if
+    /// each has a process of its own.
     fn shares_process(&self) -> bool;
 
-    /// True if its tasks run on other machines, so that they take nothing of this one's memory. What their machines may hold is theirs to
-    /// check, in [`check`](Executor::check).
+    /// True if its tasks run on other machines, so that they take nothing of this one's memory.
+    /// What their machines may hold is theirs to check, in [`check`](Executor::check).
     fn is_remote(&self) -> bool {
         false
     }
@@ -145,7 +156,8 @@ pub trait Executor: Send + Sync + fmt::Debug {
         None
     }
 
-    /// Finds out whether its workers can be had and can reach what the plan names, before anything is replaced.
+    /// Finds out whether its workers can be had and can reach what the plan names, before anything
+    /// is replaced.
     ///
     /// # Errors
     /// Where they cannot.

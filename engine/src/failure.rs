@@ -27,21 +27,31 @@ pub enum RunError {
     #[error("a task reported other chunks than its plan says: {0}")]
     Receipts(String),
     /// A state that cannot happen: a defect of the engine.
-    #[error("internal error: broken invariant: {invariant} (hint: this is a defect of Freestone, please report it)")]
+    #[error(
+        "internal error: broken invariant: {invariant} (hint: this is a defect of Freestone, \
+            please report it)"
+    )]
     Internal { invariant: String },
     #[error("the run was interrupted")]
     Cancelled,
-    #[error("the run has taken longer than the {} that deadline allows", humantime::format_duration(*.0))]
+    #[error("the run has taken longer than the {} that deadline \
+        allows", humantime::format_duration(*.0))]
     Deadline(Duration),
     #[error("there is no run at {run} that can be resumed: {why}")]
     NoRun { run: String, why: String },
-    #[error("the run {run} is still going on in another process; if that is gone, try again in a minute")]
+    #[error(
+        "the run {run} is still going on in another process; if that is gone, try again in a minute"
+    )]
     Running { run: String },
     /// This process had given no sign of life for a while, or the lock was removed.
-    #[error("the lock on the run {run} is not this process's any more: another one goes on with it, or it was removed. What is here ends")]
+    #[error(
+        "the lock on the run {run} is not this process's any more: another one goes on with it, or \
+            it was removed. What is here ends"
+    )]
     TakenOver { run: String },
     #[error(
-        "{place} is not what it was when the run began ({what}): nothing is computed from it any more. Start a new run. It concerns {}",
+        "{place} is not what it was when the run began ({what}): nothing is computed from it any \
+            more. Start a new run. It concerns {}",
         stages.join(", ")
     )]
     InputChanged { place: String, what: &'static str, stages: Vec<String> },
@@ -55,7 +65,8 @@ pub enum RunError {
     },
     /// The run was begun by another version of the engine.
     #[error(
-        "cannot resume {run}: it was begun by Freestone {found}, this program is Freestone {ENGINE} (hint: resume it with version {found}, or start a new run)"
+        "cannot resume {run}: it was begun by Freestone {found}, this program is Freestone \
+            {ENGINE} (hint: resume it with version {found}, or start a new run)"
     )]
     OtherEngine { run: String, found: String },
 }
@@ -64,7 +75,8 @@ fn how_to_resume(error: &RunError, run: &str, kernels: &[String]) -> String {
     match kernels {
         [] => format!("freestone resume {run}{}", option(error)),
         _ => format!(
-            "call `freestone::resume` for {run} in the program that has the kernel {}, registered in `Options::kernels` (the command `freestone resume` does not \
+            "call `freestone::resume` for {run} in the program that has the kernel {}, registered \
+                in `Options::kernels` (the command `freestone resume` does not \
              know it)",
             kernels.join(", ")
         ),
@@ -104,7 +116,8 @@ impl RunError {
         }
     }
 
-    /// True where nobody goes on with the run, here or elsewhere: its outputs' places can be given up.
+    /// True where nobody goes on with the run, here or elsewhere: its outputs' places can be given
+    /// up.
     pub fn is_final(&self) -> bool {
         !matches!(self, RunError::Stopped { .. } | RunError::TakenOver { .. })
     }

@@ -1,6 +1,7 @@
 //! File functions of [`std::fs`] with errors that name the path.
 //!
-//! Arrays and runs are accessed through [`storage`](crate::storage), whose errors name their location.
+//! Arrays and runs are accessed through [`storage`](crate::storage), whose errors name their
+//! location.
 #![allow(clippy::disallowed_methods, reason = "the one place that calls std::fs for others")]
 
 use std::fs::{self, Metadata, ReadDir};
@@ -92,7 +93,11 @@ mod tests {
     #[track_caller]
     fn check<T: std::fmt::Debug>(result: Result<T>) {
         let error = result.unwrap_err();
-        assert!(error.to_string().contains("/no such/folder/file") && matches!(error.kind(), ErrorKind::NotFound), "{error}");
+        assert!(
+            error.to_string().contains("/no such/folder/file")
+                && matches!(error.kind(), ErrorKind::NotFound),
+            "{error}"
+        );
     }
 
     #[test]
@@ -108,6 +113,8 @@ mod tests {
         check(metadata(path));
         let file = tempfile::NamedTempFile::new().unwrap();
         let below = file.path().join("x");
-        assert!(create_dir_all(&below).unwrap_err().to_string().contains(&below.display().to_string()));
+        assert!(
+            create_dir_all(&below).unwrap_err().to_string().contains(&below.display().to_string())
+        );
     }
 }

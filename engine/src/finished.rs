@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// A set of task numbers, as ranges: as many as there were tasks under way out of order, whatever the number of tasks.
+/// A set of task numbers, as ranges: as many as there were tasks under way out of order, whatever
+/// the number of tasks.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Finished {
     /// First task and the one after the last.
@@ -19,7 +20,12 @@ impl Finished {
 
     /// False if it was there already.
     pub(crate) fn insert(&mut self, task: u64) -> bool {
-        let before = self.ranges.range(..=task).next_back().map(|(first, end)| (*first, *end)).filter(|(_, end)| *end >= task);
+        let before = self
+            .ranges
+            .range(..=task)
+            .next_back()
+            .map(|(first, end)| (*first, *end))
+            .filter(|(_, end)| *end >= task);
         if before.is_some_and(|(_, end)| end > task) {
             return false;
         }
@@ -31,7 +37,13 @@ impl Finished {
 
     /// False if it was not there.
     pub(crate) fn remove(&mut self, task: u64) -> bool {
-        let Some((first, end)) = self.ranges.range(..=task).next_back().map(|(first, end)| (*first, *end)).filter(|(_, end)| *end > task) else {
+        let Some((first, end)) = self
+            .ranges
+            .range(..=task)
+            .next_back()
+            .map(|(first, end)| (*first, *end))
+            .filter(|(_, end)| *end > task)
+        else {
             return false;
         };
         self.count -= 1;
@@ -45,9 +57,11 @@ impl Finished {
         true
     }
 
-    /// The first run of tasks from `first` on that are not in it, at most up to `end`; empty at `end` if there is none.
+    /// The first run of tasks from `first` on that are not in it, at most up to `end`; empty at
+    /// `end` if there is none.
     pub(crate) fn gap(&self, first: u64, end: u64) -> Range<u64> {
-        let covering = self.ranges.range(..=first).next_back().map(|(_, end)| *end).filter(|end| *end > first);
+        let covering =
+            self.ranges.range(..=first).next_back().map(|(_, end)| *end).filter(|end| *end > first);
         let start = covering.unwrap_or(first).min(end);
         let next = self.ranges.range(start..).next().map_or(end, |(first, _)| (*first).min(end));
         start..next.max(start)
@@ -55,7 +69,8 @@ impl Finished {
 
     /// True if it has all of `first..end`.
     pub(crate) fn contains(&self, first: u64, end: u64) -> bool {
-        first >= end || self.ranges.range(..=first).next_back().is_some_and(|(_, last)| *last >= end)
+        first >= end
+            || self.ranges.range(..=first).next_back().is_some_and(|(_, last)| *last >= end)
     }
 }
 

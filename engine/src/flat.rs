@@ -1,4 +1,5 @@
-//! Two arrays of different shapes with the same elements in C order: what do a chunk of one and a region of the other share?
+//! Two arrays of different shapes with the same elements in C order: what do a chunk of one and a
+//! region of the other share?
 
 use crate::grid::{Region, try_for_each_coord};
 
@@ -19,18 +20,31 @@ pub(crate) fn flat_bounds(shape: &[u64], first: u64, last: u64) -> Region {
     bounds
 }
 
-/// Calls `f` for the runs of elements that are in a chunk of an array of one shape and in a region of an array of another, in C order: with the
-/// place in the chunk, the element of the region, and the number of elements. Ends, with true, as soon as `f` says so.
-pub(crate) fn shared_rows(chunk: &Region, chunked: &[u64], region: &Region, shape: &[u64], mut f: impl FnMut(&[u64], u64, u64) -> bool) -> bool {
+/// Calls `f` for the runs of elements that are in a chunk of an array of one shape and in a region
+/// of an array of another, in C order: with the place in the chunk, the element of the region, and
+/// the number of elements. Ends, with true, as soon as `f` says so.
+pub(crate) fn shared_rows(
+    chunk: &Region,
+    chunked: &[u64],
+    region: &Region,
+    shape: &[u64],
+    mut f: impl FnMut(&[u64], u64, u64) -> bool,
+) -> bool {
     let rows = match chunk.shape.split_last() {
         Some((_, outer)) => Region { start: vec![0; outer.len()], shape: outer.to_vec() },
         None => Region { start: vec![], shape: vec![] },
     };
     let width = chunk.shape.last().copied().unwrap_or(1);
     let found = try_for_each_coord(&rows, |row| {
-        let global: Vec<u64> = row.iter().zip(&chunk.start).map(|(i, s)| i + s).chain(chunk.start.last().copied()).collect();
+        let global: Vec<u64> = row
+            .iter()
+            .zip(&chunk.start)
+            .map(|(i, s)| i + s)
+            .chain(chunk.start.last().copied())
+            .collect();
         let begin = global.iter().zip(chunked).fold(0, |at, (i, n)| at * n + i);
-        let mut within: Vec<u64> = row.iter().copied().chain(chunk.start.last().map(|_| 0)).collect();
+        let mut within: Vec<u64> =
+            row.iter().copied().chain(chunk.start.last().map(|_| 0)).collect();
         let mut at = begin;
         while at < begin + width {
             let Some((next, element, run)) = first_in(region, shape, at) else { break };
@@ -51,8 +65,8 @@ pub(crate) fn shared_rows(chunk: &Region, chunked: &[u64], region: &Region, shap
     found.is_err()
 }
 
-/// The first element of a region, at `at` or after it in the C order of an array: its place there, its number in the region, and how many
-/// follow without a gap.
+/// The first element of a region, at `at` or after it in the C order of an array: its place there,
+/// its number in the region, and how many follow without a gap.
 fn first_in(region: &Region, shape: &[u64], at: u64) -> Option<(u64, u64, u64)> {
     let rank = shape.len();
     let mut index = vec![0; rank];
@@ -102,18 +116,27 @@ mod tests {
     use super::*;
 
     fn part(shape: &[u64], cut: u64) -> Region {
-        let start: Vec<u64> = shape.iter().enumerate().map(|(d, n)| cut.rotate_left(d as u32 * 11) % n).collect();
-        let size = shape.iter().zip(&start).enumerate().map(|(d, (n, s))| 1 + cut.rotate_right(d as u32 * 7 + 3) % (n - s)).collect();
+        let start: Vec<u64> =
+            shape.iter().enumerate().map(|(d, n)| cut.rotate_left(d as u32 * 11) % n).collect();
+        let size = shape
+            .iter()
+            .zip(&start)
+            .enumerate()
+            .map(|(d, (n, s))| 1 + cut.rotate_right(d as u32 * 7 + 3) % (n - s))
+            .collect();
         Region { start, shape: size }
     }
 
     /// Places in C order of a region's elements, in C order.
     fn places(region: &Region, shape: &[u64]) -> Vec<u64> {
         let mut all = Vec::new();
-        let _: Result<(), ()> = try_for_each_coord(&Region { start: region.start.clone(), shape: region.shape.clone() }, |i| {
-            all.push(i.iter().zip(shape).fold(0, |at, (i, n)| at * n + i));
-            Ok(())
-        });
+        let _: Result<(), ()> = try_for_each_coord(
+            &Region { start: region.start.clone(), shape: region.shape.clone() },
+            |i| {
+                all.push(i.iter().zip(shape).fold(0, |at, (i, n)| at * n + i));
+                Ok(())
+            },
+        );
         all
     }
 

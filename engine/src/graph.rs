@@ -1,7 +1,7 @@
 //! What a computation is: nodes that name their inputs.
 //!
-//! A [`Node`] is immutable and shared; a user's `Array` is a handle on one. Nodes know dtype, shape and chunks as soon as
-//! they are made. Nothing is read but input metadata.
+//! A [`Node`] is immutable and shared; a user's `Array` is a handle on one. Nodes know dtype, shape
+//! and chunks as soon as they are made. Nothing is read but input metadata.
 
 use std::fmt;
 use std::sync::Arc;
@@ -58,10 +58,16 @@ pub enum Op {
 }
 
 impl fmt::Debug for Node {
-    /// Writes the operation, dtype, shape and chunks, and nothing of the arguments: a graph has more paths than nodes.
+    /// Writes the operation, dtype, shape and chunks, and nothing of the arguments: a graph has
+    /// more paths than nodes.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (shape, chunks) = (self.shape(), self.grid.max_chunk());
-        f.debug_struct("Node").field("op", &self.name()).field("dtype", &self.dtype).field("shape", &shape).field("chunks", &chunks).finish()
+        f.debug_struct("Node")
+            .field("op", &self.name())
+            .field("dtype", &self.dtype)
+            .field("shape", &shape)
+            .field("chunks", &chunks)
+            .finish()
     }
 }
 
@@ -142,11 +148,15 @@ impl Node {
     /// An elementwise function; its chunks are those of the first of its largest inputs.
     pub fn map(expr: Expr, inputs: Vec<NodeRef>) -> NodeRef {
         let dtype = expr.result_dtypes()[0];
-        // A broadcast axis says nothing of how to cut it: prefer, axis by axis, an input that is cut.
+        // A broadcast axis says nothing of how to cut it: prefer, axis by axis, an input that is
+        // cut.
         let rank = inputs.first().map_or(0, |i| i.grid.axes().len());
         let axes = (0..rank).map(|d| {
             let axis = |n: &NodeRef| n.grid.axes()[d].clone();
-            let varying = inputs.iter().find(|n| n.varies(d) && n.grid.axes()[d].n_chunks() > 1).or(inputs.iter().find(|n| n.varies(d)));
+            let varying = inputs
+                .iter()
+                .find(|n| n.varies(d) && n.grid.axes()[d].n_chunks() > 1)
+                .or(inputs.iter().find(|n| n.varies(d)));
             varying.or(inputs.first()).map_or_else(|| AxisGrid::regular(1, 1), axis)
         });
         let grid = ChunkGrid::new(axes.collect());
@@ -155,7 +165,8 @@ impl Node {
     }
 }
 
-/// Most elements along a broadcast axis in one chunk: without a cut of its own it is cut so that blocks stay small.
+/// Most elements along a broadcast axis in one chunk: without a cut of its own it is cut so that
+/// blocks stay small.
 const BROADCAST_CHUNK: u64 = 1 << 20;
 
 fn view_grid(sources: &[NodeRef], map: &ReadMap) -> ChunkGrid {
@@ -164,14 +175,20 @@ fn view_grid(sources: &[NodeRef], map: &ReadMap) -> ChunkGrid {
         // The source axis that runs along `d` in the first piece that has one decides the cuts.
         let along = map.pieces().iter().find_map(|piece| match &piece.from {
             Origin::Source { source, axes } => axes.iter().enumerate().find_map(|(s, a)| match a {
-                AxisMap::Along { axis, start, step } if *axis == d => Some((piece, &sources[*source].grid.axes()[s], Some((*start, *step)))),
-                AxisMap::Gather { axis, .. } if *axis == d => Some((piece, &sources[*source].grid.axes()[s], None)),
+                AxisMap::Along { axis, start, step } if *axis == d => {
+                    Some((piece, &sources[*source].grid.axes()[s], Some((*start, *step))))
+                }
+                AxisMap::Gather { axis, .. } if *axis == d => {
+                    Some((piece, &sources[*source].grid.axes()[s], None))
+                }
                 _ => None,
             }),
             Origin::Fill(_) | Origin::Flat => None,
         });
         match along {
-            Some((piece, axis, Some((start, step)))) if piece.to.shape[d] == *n => axis.slice(start, step, *n),
+            Some((piece, axis, Some((start, step)))) if piece.to.shape[d] == *n => {
+                axis.slice(start, step, *n)
+            }
             Some((_, axis, ..)) => AxisGrid::regular(*n, axis.max_extent()),
             None => AxisGrid::regular(*n, (*n).clamp(1, BROADCAST_CHUNK)),
         }

@@ -1,7 +1,8 @@
 //! All index arithmetic: how an axis is cut into chunks, and which elements a chunk holds.
 //!
-//! Grids are irregular inside: a slice, a concatenation or an intermediate of a rechunk cuts an axis where it must. Only
-//! stored outputs are regular. Nothing here works per chunk: a grid of 10⁹ chunks is four numbers an axis.
+//! Grids are irregular inside: a slice, a concatenation or an intermediate of a rechunk cuts an
+//! axis where it must. Only stored outputs are regular. Nothing here works per chunk: a grid of 10⁹
+//! chunks is four numbers an axis.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -24,8 +25,8 @@ pub enum GridError {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AxisGrid {
-    /// `n` chunks: the first of `first` elements, the last of `last`, those between of `size`. One chunk is both first and
-    /// last; an axis of length 0 has none.
+    /// `n` chunks: the first of `first` elements, the last of `last`, those between of `size`. One
+    /// chunk is both first and last; an axis of length 0 has none.
     Regular {
         /// Elements in the first chunk.
         first: u64,
@@ -82,14 +83,20 @@ impl AxisGrid {
         }
     }
 
-    /// True if the numbers describe a cut: no chunk is empty, boundaries rise from 0, and the length does not overflow. An axis that was read back
-    /// from a plan may be none.
+    /// True if the numbers describe a cut: no chunk is empty, boundaries rise from 0, and the
+    /// length does not overflow. An axis that was read back from a plan may be none.
     pub fn holds(&self) -> bool {
         match self {
             AxisGrid::Regular { n: 0 | 1, .. } => true,
             AxisGrid::Regular { first, size, n, last } => {
-                let length = (n - 2).checked_mul(*size).and_then(|b| b.checked_add(*first)).and_then(|b| b.checked_add(*last));
-                *first > 0 && *size > 0 && *last > 0 && length.is_some_and(|length| length < 1 << 63)
+                let length = (n - 2)
+                    .checked_mul(*size)
+                    .and_then(|b| b.checked_add(*first))
+                    .and_then(|b| b.checked_add(*last));
+                *first > 0
+                    && *size > 0
+                    && *last > 0
+                    && length.is_some_and(|length| length < 1 << 63)
             }
             AxisGrid::Bounds(b) => b.first() == Some(&0) && b.windows(2).all(|w| w[0] < w[1]),
         }
@@ -152,14 +159,20 @@ impl AxisGrid {
         let groups = n.div_ceil(k);
         match self {
             _ if groups == 1 => AxisGrid::regular(self.len(), self.len()),
-            AxisGrid::Regular { size, .. } => {
-                AxisGrid::Regular { first: self.start(k), size: k * size, n: groups, last: self.len() - self.start((groups - 1) * k) }
+            AxisGrid::Regular { size, .. } => AxisGrid::Regular {
+                first: self.start(k),
+                size: k * size,
+                n: groups,
+                last: self.len() - self.start((groups - 1) * k),
+            },
+            AxisGrid::Bounds(_) => {
+                AxisGrid::Bounds((0..=groups).map(|g| self.start((g * k).min(n))).collect())
             }
-            AxisGrid::Bounds(_) => AxisGrid::Bounds((0..=groups).map(|g| self.start((g * k).min(n))).collect()),
         }
     }
 
-    /// The grid of elements `start, start + step, …` (`len` of them), cut where the chunks are cut if that stays simple.
+    /// The grid of elements `start, start + step, …` (`len` of them), cut where the chunks are cut
+    /// if that stays simple.
     ///
     /// `step` may be negative, never 0.
     pub fn slice(&self, start: u64, step: i64, len: u64) -> AxisGrid {
@@ -173,11 +186,13 @@ impl AxisGrid {
         };
         // Elements until the first cut, going up from the chunk of `start` or down from it.
         let chunk = self.find(start);
-        let room = if step > 0 { self.start(chunk + 1) - start } else { start - self.start(chunk) + 1 };
+        let room =
+            if step > 0 { self.start(chunk + 1) - start } else { start - self.start(chunk) + 1 };
         AxisGrid::offset(len, room.div_ceil(pace).min(len), size.div_ceil(pace))
     }
 
-    /// True if each chunk of `self`, read as elements `start + step·i` of `other`, lies inside one chunk of `other`.
+    /// True if each chunk of `self`, read as elements `start + step·i` of `other`, lies inside one
+    /// chunk of `other`.
     ///
     /// Decided in constant time for regular grids; `false` where it is not easily shown.
     pub fn nests_in(&self, other: &AxisGrid, start: u64, step: i64) -> bool {
@@ -191,8 +206,12 @@ impl AxisGrid {
         }
         if step == -1 {
             let reversed = |g: &AxisGrid| match g {
-                AxisGrid::Regular { first, size, n, last } => AxisGrid::Regular { first: *last, size: *size, n: *n, last: *first },
-                AxisGrid::Bounds(b) => AxisGrid::Bounds(b.iter().rev().map(|x| g.len() - x).collect()),
+                AxisGrid::Regular { first, size, n, last } => {
+                    AxisGrid::Regular { first: *last, size: *size, n: *n, last: *first }
+                }
+                AxisGrid::Bounds(b) => {
+                    AxisGrid::Bounds(b.iter().rev().map(|x| g.len() - x).collect())
+                }
             };
             return self.nests_in(&reversed(other), other.len() - 1 - start, 1);
         }
@@ -205,7 +224,10 @@ impl AxisGrid {
         match (self, other) {
             (AxisGrid::Regular { first, size, n, .. }, AxisGrid::Regular { size: theirs, .. }) => {
                 let (a, b) = (other.start(c0) - start, other.start(c1) - start);
-                (c0 == c1 && is_cut(a)) || (is_cut(a) && is_cut(b) && (c1 - c0 < 2 || (theirs % size == 0 && a >= *first && *n > 1)))
+                (c0 == c1 && is_cut(a))
+                    || (is_cut(a)
+                        && is_cut(b)
+                        && (c1 - c0 < 2 || (theirs % size == 0 && a >= *first && *n > 1)))
             }
             _ if c1 - c0 < 1 << 17 => (c0..=c1).all(|c| is_cut(other.start(c) - start)),
             _ => false,
@@ -235,7 +257,10 @@ impl Region {
 
     /// What both hold, or `None` if that is nothing.
     pub fn intersect(&self, other: &Region) -> Option<Region> {
-        let mut both = Region { start: Vec::with_capacity(self.start.len()), shape: Vec::with_capacity(self.start.len()) };
+        let mut both = Region {
+            start: Vec::with_capacity(self.start.len()),
+            shape: Vec::with_capacity(self.start.len()),
+        };
         for d in 0..self.start.len() {
             let start = self.start[d].max(other.start[d]);
             let stop = (self.start[d] + self.shape[d]).min(other.start[d] + other.shape[d]);
@@ -264,7 +289,8 @@ impl ChunkGrid {
     /// Chunks of one shape, shorter at the upper edges.
     ///
     /// # Errors
-    /// Where the ranks differ, a chunk would be empty, or the array is beyond 2⁶³ bytes of 16-byte elements.
+    /// Where the ranks differ, a chunk would be empty, or the array is beyond 2⁶³ bytes of 16-byte
+    /// elements.
     pub fn regular(shape: &[u64], chunk: &[u64]) -> Result<ChunkGrid, GridError> {
         if shape.len() != chunk.len() {
             return Err(GridError::Rank { chunks: chunk.len(), axes: shape.len() });
@@ -276,7 +302,9 @@ impl ChunkGrid {
         if total.is_none_or(|t| t > i64::MAX as u64) {
             return Err(GridError::TooLarge(shape.to_vec()));
         }
-        Ok(ChunkGrid { axes: shape.iter().zip(chunk).map(|(n, c)| AxisGrid::regular(*n, *c)).collect() })
+        Ok(ChunkGrid {
+            axes: shape.iter().zip(chunk).map(|(n, c)| AxisGrid::regular(*n, *c)).collect(),
+        })
     }
 
     /// Each axis.
@@ -330,7 +358,12 @@ impl ChunkGrid {
 
     /// The chunks that a region touches: first coordinates, and how many along each axis.
     pub fn overlapping(&self, region: &Region) -> Region {
-        let start: Vec<u64> = self.axes.iter().zip(&region.start).map(|(a, s)| if a.is_empty() { 0 } else { a.find(*s) }).collect();
+        let start: Vec<u64> = self
+            .axes
+            .iter()
+            .zip(&region.start)
+            .map(|(a, s)| if a.is_empty() { 0 } else { a.find(*s) })
+            .collect();
         let shape = self
             .axes
             .iter()
@@ -348,7 +381,10 @@ pub fn block_bytes(shape: &[u64], size: usize) -> Option<u64> {
 }
 
 /// Calls `f` with every coordinate of a box, in C order, until it fails.
-pub fn try_for_each_coord<E>(coords: &Region, mut f: impl FnMut(&[u64]) -> Result<(), E>) -> Result<(), E> {
+pub fn try_for_each_coord<E>(
+    coords: &Region,
+    mut f: impl FnMut(&[u64]) -> Result<(), E>,
+) -> Result<(), E> {
     if coords.shape.contains(&0) {
         return Ok(());
     }

@@ -1,7 +1,8 @@
 //! What is finished, where a crash cannot take it away.
 //!
-//! Lines are collected and written as one object now and then (the driver's keeper does it every second). Whole objects, never appends:
-//! object stores know nothing else. Each ends with a checksum; one that is damaged counts as not written, and what it told is done again.
+//! Lines are collected and written as one object now and then (the driver's keeper does it every
+//! second). Whole objects, never appends: object stores know nothing else. Each ends with a
+//! checksum; one that is damaged counts as not written, and what it told is done again.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -39,7 +40,8 @@ struct Pending {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Line {
-    /// A process takes the run up, and the outputs' places are the run's: which boot of which machine it is.
+    /// A process takes the run up, and the outputs' places are the run's: which boot of which
+    /// machine it is.
     Begun(String),
     /// A task is finished: stage, task, what it wrote.
     Done(StageId, u64, Vec<Receipt>),
@@ -52,7 +54,8 @@ enum Line {
 /// What a journal tells of a run.
 #[derive(Debug, Default)]
 pub(crate) struct Replay {
-    /// Boots of machines under which processes took the run up; none if the outputs' places never were the run's.
+    /// Boots of machines under which processes took the run up; none if the outputs' places never
+    /// were the run's.
     pub(crate) begun: Vec<String>,
     /// For each stage, its finished tasks.
     pub(crate) finished: Vec<Finished>,
@@ -72,7 +75,14 @@ const MAX_OBJECT_BYTES: u64 = 1 << 28;
 impl Journal {
     /// A journal below `prefix`.
     pub fn new(store: Arc<dyn Store>, prefix: String, epoch: u32, system: System) -> Journal {
-        Journal { store, prefix, epoch, pending: Mutex::default(), written: Mutex::default(), system }
+        Journal {
+            store,
+            prefix,
+            epoch,
+            pending: Mutex::default(),
+            written: Mutex::default(),
+            system,
+        }
     }
 
     fn pending(&self) -> MutexGuard<'_, Pending> {
@@ -85,7 +95,8 @@ impl Journal {
         pending.since.get_or_insert_with(|| self.system.now());
     }
 
-    /// Records that a process under this boot of a machine has taken the run up, and that the outputs' places are the run's.
+    /// Records that a process under this boot of a machine has taken the run up, and that the
+    /// outputs' places are the run's.
     ///
     /// # Errors
     /// [`RunError::Internal`], as those below.
@@ -101,7 +112,11 @@ impl Journal {
     pub fn done(&self, outcome: &TaskOutcome) -> Result<(), RunError> {
         let mut lines = Vec::with_capacity(128 * outcome.done.len());
         for report in &outcome.done {
-            lines.extend(line(&Line::Done(outcome.request.stage, report.task, report.receipts.clone()))?);
+            lines.extend(line(&Line::Done(
+                outcome.request.stage,
+                report.task,
+                report.receipts.clone(),
+            ))?);
         }
         self.add(&lines);
         Ok(())
@@ -119,14 +134,18 @@ impl Journal {
     /// True if something has waited so long, or much of it waits.
     pub fn is_due(&self, delay: Duration) -> bool {
         let pending = self.pending();
-        pending.since.is_some_and(|s| self.system.elapsed(s) >= delay) || pending.lines.len() >= MAX_PENDING_BYTES
+        pending.since.is_some_and(|s| self.system.elapsed(s) >= delay)
+            || pending.lines.len() >= MAX_PENDING_BYTES
     }
 
     /// Writes what is pending, after `first`, which makes durable what it tells of.
     ///
     /// # Errors
     /// Where storage fails; then what was pending still is.
-    pub fn flush(&self, first: impl FnOnce() -> Result<(), StorageError>) -> Result<(), StorageError> {
+    pub fn flush(
+        &self,
+        first: impl FnOnce() -> Result<(), StorageError>,
+    ) -> Result<(), StorageError> {
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         let mut lines = std::mem::take(&mut *self.pending()).lines;
         if lines.is_empty() {
@@ -136,7 +155,9 @@ impl Journal {
         let key = format!("{}/{:03}-{:06}.jsonl", self.prefix, self.epoch, *written + 1);
         let result = first().and_then(|()| {
             let sum = crc32c::crc32c(&lines);
-            lines.extend(line(&Line::Crc32c(sum)).map_err(|_| StorageError::internal(self.store.place(&key), "a checksum has a JSON"))?);
+            lines.extend(line(&Line::Crc32c(sum)).map_err(|_| {
+                StorageError::internal(self.store.place(&key), "a checksum has a JSON")
+            })?);
             self.store.write(&key, &lines)
         });
         if result.is_err() {
@@ -151,7 +172,8 @@ impl Journal {
         result
     }
 
-    /// Reads the journal below a prefix. A finished task counts if `holds` says so of what it wrote.
+    /// Reads the journal below a prefix. A finished task counts if `holds` says so of what it
+    /// wrote.
     ///
     /// # Errors
     /// Where storage fails.
@@ -162,14 +184,18 @@ impl Journal {
         holds: &mut dyn FnMut(&Replay, &[Receipt]) -> bool,
     ) -> Result<Replay, StorageError> {
         let stages = &plan.plan().stages;
-        let mut replay = Replay { finished: stages.iter().map(|_| Finished::default()).collect(), ..Replay::default() };
+        let mut replay = Replay {
+            finished: stages.iter().map(|_| Finished::default()).collect(),
+            ..Replay::default()
+        };
         for name in store.list(&format!("{prefix}/"))? {
             let key = format!("{prefix}/{name}");
             if let Some(epoch) = name.split('-').next().and_then(|e| e.parse::<u32>().ok()) {
                 replay.epoch = replay.epoch.max(epoch + 1);
             }
             // One that is listed and gone is damaged, too.
-            let Some(lines) = read_small(store, &key, MAX_OBJECT_BYTES)?.as_deref().and_then(lines) else {
+            let Some(lines) = read_small(store, &key, MAX_OBJECT_BYTES)?.as_deref().and_then(lines)
+            else {
                 replay.damaged.push(store.place(&key));
                 continue;
             };
@@ -177,10 +203,24 @@ impl Journal {
                 match line {
                     Line::Begun(boot) => replay.begun.push(boot),
                     Line::Done(id, task, receipts) => {
-                        let is_of_it = |stage: &&Stage| task < stage.n_tasks() && receipts.iter().all(|r| stage.outputs.iter().any(|o| o.array == r.array));
+                        let is_of_it = |stage: &&Stage| {
+                            task < stage.n_tasks()
+                                && receipts
+                                    .iter()
+                                    .all(|r| stage.outputs.iter().any(|o| o.array == r.array))
+                        };
                         let Some(stage) = stages.get(id.0).filter(is_of_it) else {
-                            let message = format!("it tells of task {task} of stage {}, which is not one of the plan beside it", id.0);
-                            return Err(StorageError::Io { place: store.place(&key), action: "used", message, transient: false });
+                            let message = format!(
+                                "it tells of task {task} of stage {}, which is not one of the plan \
+                                    beside it",
+                                id.0
+                            );
+                            return Err(StorageError::Io {
+                                place: store.place(&key),
+                                action: "used",
+                                message,
+                                transient: false,
+                            });
                         };
                         if holds(&replay, &receipts) {
                             replay.finished[id.0].insert(task);
@@ -204,7 +244,8 @@ impl Journal {
 }
 
 fn line(line: &Line) -> Result<Vec<u8>, RunError> {
-    let mut bytes = serde_json::to_vec(line).map_err(|e| RunError::internal(format!("a line of the journal has a JSON ({e})")))?;
+    let mut bytes = serde_json::to_vec(line)
+        .map_err(|e| RunError::internal(format!("a line of the journal has a JSON ({e})")))?;
     bytes.push(b'\n');
     Ok(bytes)
 }
@@ -217,5 +258,9 @@ fn lines(bytes: &[u8]) -> Option<Vec<Line>> {
     if crc32c::crc32c(&bytes[..last]) != sum {
         return None;
     }
-    bytes[..last].split(|b| *b == b'\n').filter(|l| !l.is_empty()).map(|l| serde_json::from_slice(l).ok()).collect()
+    bytes[..last]
+        .split(|b| *b == b'\n')
+        .filter(|l| !l.is_empty())
+        .map(|l| serde_json::from_slice(l).ok())
+        .collect()
 }

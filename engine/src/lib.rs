@@ -1,14 +1,15 @@
 //! Plans of bounded memory over chunked arrays, and the worker and driver that run them.
 //!
-//! The path of a computation: a [`graph`] of nodes is [lowered](plan::lower::lower) to a [`Plan`](plan::Plan), whose memory is
-//! [projected](memory) and checked; the [`driver`] hands its tasks to an [`executor`], whose [`worker`]s read chunks from
-//! [`storage`], compute and write; a [`session`] publishes the results.
+//! The path of a computation: a [`graph`] of nodes is [lowered](plan::lower::lower) to a
+//! [`Plan`](plan::Plan), whose memory is [projected](memory) and checked; the [`driver`] hands its
+//! tasks to an [`executor`], whose [`worker`]s read chunks from [`storage`], compute and write; a
+//! [`session`] publishes the results.
 //!
-//! Time and randomness come from a [`System`](system::System) that is passed along, files from [`files`].
+//! Time and randomness come from a [`System`](system::System) that is passed along, files from
+//! [`files`].
 //!
-//! Nothing imports from what comes later in: `files · system · retry · machine · panics · grid · flat → readmap → memory → program → storage · work_dir ·
-//! spec → user → graph → plan · stages · state → task · session →
-//! worker → executor · remote · events → journal → driver`.
+//! Nothing imports from what comes later in:
+//! `files · system · retry · machine · panics · grid · flat → readmap → memory → program → storage · work_dir · spec → user → graph → plan · stages · state → task · session → worker → executor · remote · events → journal → driver`.
 
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 

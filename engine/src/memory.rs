@@ -1,7 +1,8 @@
 //! Projected memory by parts, and the arena that refuses to exceed it.
 //!
-//! A stage's [`Program`](crate::program::Program) says when a task takes and releases its buffers. Its high-water mark is the
-//! projection, a [`MemoryEstimate`]; a worker runs the same program through an [`Arena`] that refuses to hold more.
+//! A stage's [`Program`](crate::program::Program) says when a task takes and releases its buffers.
+//! Its high-water mark is the projection, a [`MemoryEstimate`]; a worker runs the same program
+//! through an [`Arena`] that refuses to hold more.
 
 use std::fmt;
 
@@ -58,7 +59,8 @@ pub struct MemoryEstimate {
 }
 
 impl MemoryEstimate {
-    /// Returns the estimate of a process with `reserved` bytes whose task holds buffers of these parts at its worst.
+    /// Returns the estimate of a process with `reserved` bytes whose task holds buffers of these
+    /// parts at its worst.
     pub(crate) fn new(reserved: u64, held: impl Iterator<Item = (Part, u64)>) -> MemoryEstimate {
         let mut parts = vec![(Part::Reserved, reserved)];
         for (part, bytes) in held.filter(|(_, bytes)| *bytes > 0) {
@@ -76,15 +78,23 @@ impl MemoryEstimate {
         self.parts.iter().fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes))
     }
 
-    /// Bytes without what a process has once, for all of its tasks: what each further task at the same time adds.
+    /// Bytes without what a process has once, for all of its tasks: what each further task at the
+    /// same time adds.
     pub fn per_task(&self) -> u64 {
-        self.total() - self.parts.iter().filter(|(p, _)| matches!(p, Part::Reserved | Part::Repository)).map(|(_, b)| b).sum::<u64>()
+        self.total()
+            - self
+                .parts
+                .iter()
+                .filter(|(p, _)| matches!(p, Part::Reserved | Part::Repository))
+                .map(|(_, b)| b)
+                .sum::<u64>()
     }
 
     /// The same, where so much of what is reserved is for repositories.
     #[must_use]
     pub(crate) fn with_repositories(mut self, bytes: u64) -> MemoryEstimate {
-        if let Some((at, (_, reserved))) = self.parts.iter_mut().enumerate().find(|(_, (p, _))| *p == Part::Reserved)
+        if let Some((at, (_, reserved))) =
+            self.parts.iter_mut().enumerate().find(|(_, (p, _))| *p == Part::Reserved)
             && bytes > 0
         {
             *reserved -= bytes;
@@ -109,21 +119,28 @@ impl fmt::Display for MemoryEstimate {
     }
 }
 
-/// What a process holds that has repositories open: its own threads for them, the code that it touches, snapshots. Measured: 10 to 12 MB, of which pages of the program are the greater part.
+/// What a process holds that has repositories open: its own threads for them, the code that it
+/// touches, snapshots. Measured: 10 to 12 MB, of which pages of the program are the greater part.
 const REPOSITORY_BYTES: u64 = 14_000_000;
-/// References to chunks that a repository keeps decoded, at most, and the bytes of one. Measured: 65 to 70.
+/// References to chunks that a repository keeps decoded, at most, and the bytes of one. Measured:
+/// 65 to 70.
 pub const CACHED_REFERENCES: u64 = 2_000_000;
 const REFERENCE_BYTES: u64 = 75;
 
-/// Bytes that a process holds for repositories besides all tasks: `chunks` are those of all arrays that are read from one, `most` those of
-/// the largest, whose references are held together while they are decoded.
+/// Bytes that a process holds for repositories besides all tasks: `chunks` are those of all arrays
+/// that are read from one, `most` those of the largest, whose references are held together while
+/// they are decoded.
 pub(crate) fn repository_bytes(any: bool, chunks: u64, most: u64) -> u64 {
     let references = chunks.min(CACHED_REFERENCES.saturating_add(most));
-    if any { REPOSITORY_BYTES.saturating_add(references.saturating_mul(REFERENCE_BYTES)) } else { 0 }
+    if any {
+        REPOSITORY_BYTES.saturating_add(references.saturating_mul(REFERENCE_BYTES))
+    } else {
+        0
+    }
 }
 
-/// What a commit holds for each chunk that it refers to: receipts, and references until they are written. Measured: 370 to 430 bytes, and 40 to 80 of
-/// the driver.
+/// What a commit holds for each chunk that it refers to: receipts, and references until they are
+/// written. Measured: 370 to 430 bytes, and 40 to 80 of the driver.
 const COMMIT_BYTES: u64 = 550;
 
 /// What the driver holds to commit so many chunks to a repository.
@@ -138,7 +155,10 @@ pub fn size(bytes: u64) -> bytesize::Display {
 
 /// A task wanted more than its projection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("a task asked for {asked} bytes on top of {held}, over its projection of {limit}: this is a defect of the projection, please report it")]
+#[error(
+    "a task asked for {asked} bytes on top of {held}, over its projection of {limit}: this is a \
+        defect of the projection, please report it"
+)]
 pub struct Overrun {
     /// What was asked for.
     pub asked: u64,
@@ -150,8 +170,8 @@ pub struct Overrun {
 
 /// A task's buffers: permits by the schedule's bounds, and memory that is used again.
 ///
-/// Two things are held under the projection: the bounds of what is taken, and the bytes that really are allocated, idle
-/// buffers included.
+/// Two things are held under the projection: the bounds of what is taken, and the bytes that really
+/// are allocated, idle buffers included.
 #[derive(Debug)]
 pub struct Arena {
     limit: u64,
@@ -202,7 +222,8 @@ impl Arena {
     pub fn buffer(&mut self, len: u64) -> Result<Buffer, Overrun> {
         let fits = |b: &Buffer| b.capacity() as u64 >= len;
         if let Some(best) = (0..self.idle.len()).filter(|i| fits(&self.idle[*i])).min_by_key(|i| self.idle[*i].capacity())
-            // A larger one is left for who needs it: counted as its capacity, it would take the place of another buffer.
+            // A larger one is left for who needs it: counted as its capacity, it would take the
+            // place of another buffer.
             && self.idle[best].capacity() as u64 <= len + 4096
         {
             let mut buffer = self.idle.swap_remove(best);
@@ -215,8 +236,9 @@ impl Arena {
         Ok(buffer)
     }
 
-    /// A buffer of `len` bytes for a slot that is taken, whose bound is `bound`: it is made as large as that, so that whatever the slot holds next
-    /// fits it too. What was never touched of it is not resident.
+    /// A buffer of `len` bytes for a slot that is taken, whose bound is `bound`: it is made as
+    /// large as that, so that whatever the slot holds next fits it too. What was never touched of
+    /// it is not resident.
     ///
     /// # Errors
     /// Where what is allocated would exceed the projection.
@@ -242,7 +264,8 @@ impl Arena {
         self.trim(bytes);
     }
 
-    /// From now on, so many bytes under the limit are a codec's own, until there is another limit: idle buffers do not take their place.
+    /// From now on, so many bytes under the limit are a codec's own, until there is another limit:
+    /// idle buffers do not take their place.
     pub fn stand_outside(&mut self, bytes: u64) {
         self.outside = self.outside.max(bytes);
         self.trim(0);

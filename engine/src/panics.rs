@@ -12,7 +12,8 @@ thread_local! {
 
 /// Calls `f` and converts a panic to an error with its message and location.
 ///
-/// Only the panic hook receives the location. The first call installs a hook that also calls the program's previous hook.
+/// Only the panic hook receives the location. The first call installs a hook that also calls the
+/// program's previous hook.
 ///
 /// # Errors
 /// Returns the text of a panic, such as `index out of bounds (src/main.rs:12:9)`.
@@ -32,12 +33,17 @@ pub fn caught<T>(f: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(f)).map_err(|payload| {
         let message = message(&*payload);
         // A panic resumed from another thread has left its location in that thread.
-        LOCATION.take().map_or_else(|| message.to_owned(), |location| format!("{message} ({location})"))
+        LOCATION
+            .take()
+            .map_or_else(|| message.to_owned(), |location| format!("{message} ({location})"))
     })
 }
 
 fn message(payload: &(dyn Any + Send)) -> &str {
-    let text = payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    let text = payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str));
     text.unwrap_or("no message")
 }
 
@@ -52,9 +58,14 @@ mod tests {
             assert!(text.starts_with(expect), "{text}");
             text
         };
-        let [literal, formatted] = [check(|| panic!("literal"), "literal ("), check(|| panic!("of {}", 1 + 1), "of 2 (")];
-        assert!(literal.contains("panics.rs:") && formatted.contains("panics.rs:"), "{literal}, {formatted}");
-        // A non-string payload has a location. A panic resumed from another thread has none, and does not take that of an earlier panic.
+        let [literal, formatted] =
+            [check(|| panic!("literal"), "literal ("), check(|| panic!("of {}", 1 + 1), "of 2 (")];
+        assert!(
+            literal.contains("panics.rs:") && formatted.contains("panics.rs:"),
+            "{literal}, {formatted}"
+        );
+        // A non-string payload has a location. A panic resumed from another thread has none, and
+        // does not take that of an earlier panic.
         assert!(check(|| panic::panic_any(7), "no message").contains("panics.rs:"));
         assert_eq!(check(|| panic::resume_unwind(Box::new("elsewhere")), "elsewhere"), "elsewhere");
         assert_eq!(caught(|| 3), Ok(3));

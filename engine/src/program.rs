@@ -1,13 +1,14 @@
 //! Task programs: the steps of one task as a tree, and the walker that all of its visitors share.
 //!
-//! A stage lowers to one [`Program`]. Three visitors share the tree, so none repeats a loop of another:
+//! A stage lowers to one [`Program`]. Three visitors share the tree, so none repeats a loop of
+//! another:
 //!
 //! - [`Program::estimate`] projects memory.
 //! - `plan/chunks.rs` lists the chunks that a task reads, for prefetch, traffic and cost.
 //! - `worker/steps.rs` executes the task.
 //!
-//! A `Loops` defines the iterations of each loop. The projection runs each body once. The other visitors iterate over the blocks and
-//! objects of one task (`plan/walk.rs`).
+//! A `Loops` defines the iterations of each loop. The projection runs each body once. The other
+//! visitors iterate over the blocks and objects of one task (`plan/walk.rs`).
 
 use thiserror::Error;
 
@@ -92,7 +93,12 @@ pub(crate) trait Loops {
     type At;
 
     /// Calls `visit` for each iteration of a loop, with the position inside.
-    fn each<E>(&self, over: Over, at: &Self::At, visit: impl FnMut(&Self::At) -> Result<(), E>) -> Result<(), E>;
+    fn each<E>(
+        &self,
+        over: Over,
+        at: &Self::At,
+        visit: impl FnMut(&Self::At) -> Result<(), E>,
+    ) -> Result<(), E>;
 }
 
 /// A visitor of a program's steps.
@@ -113,7 +119,12 @@ pub(crate) trait Visitor<At> {
 }
 
 /// Visits steps in order, including the bodies of their loops.
-pub(crate) fn walk<L: Loops, V: Visitor<L::At>>(steps: &[Step], loops: &L, at: &L::At, visitor: &mut V) -> Result<(), V::Stop> {
+pub(crate) fn walk<L: Loops, V: Visitor<L::At>>(
+    steps: &[Step],
+    loops: &L,
+    at: &L::At,
+    visitor: &mut V,
+) -> Result<(), V::Stop> {
     for step in steps {
         match step {
             Step::ForEach { over, body } => loops.each(*over, at, |at| {
@@ -139,19 +150,33 @@ impl Program {
         self.slots[slot.0].bytes
     }
 
-    /// Returns the memory projection: the largest sum of bounds that the steps reach, and its parts.
+    /// Returns the memory projection: the largest sum of bounds that the steps reach, and its
+    /// parts.
     ///
     /// # Errors
-    /// Returns an error if a step takes a slot that is taken or releases a slot that is not. Returns an error if a loop body or the program
-    /// leaves a slot taken: a single pass would then not bound repeated passes.
+    /// Returns an error if a step takes a slot that is taken or releases a slot that is not.
+    /// Returns an error if a loop body or the program leaves a slot taken: a single pass would then
+    /// not bound repeated passes.
     pub fn estimate(&self, reserved: u64) -> Result<MemoryEstimate, ProgramError> {
         let none = vec![false; self.slots.len()];
-        let mut water = HighWater { slots: &self.slots, taken: none.clone(), now: reserved, worst: reserved, at_worst: none, entered: Vec::new() };
+        let mut water = HighWater {
+            slots: &self.slots,
+            taken: none.clone(),
+            now: reserved,
+            worst: reserved,
+            at_worst: none,
+            entered: Vec::new(),
+        };
         walk(&self.steps, &Once, &(), &mut water)?;
         if water.taken.contains(&true) {
             return Err(ProgramError("the task ends with a buffer taken"));
         }
-        let held = self.slots.iter().zip(water.at_worst).filter(|(_, held)| *held).map(|(slot, _)| (slot.part, slot.bytes));
+        let held = self
+            .slots
+            .iter()
+            .zip(water.at_worst)
+            .filter(|(_, held)| *held)
+            .map(|(slot, _)| (slot.part, slot.bytes));
         Ok(MemoryEstimate::new(reserved, held))
     }
 }
@@ -162,7 +187,12 @@ struct Once;
 impl Loops for Once {
     type At = ();
 
-    fn each<E>(&self, _: Over, at: &(), mut visit: impl FnMut(&()) -> Result<(), E>) -> Result<(), E> {
+    fn each<E>(
+        &self,
+        _: Over,
+        at: &(),
+        mut visit: impl FnMut(&()) -> Result<(), E>,
+    ) -> Result<(), E> {
         visit(at)
     }
 }
@@ -210,7 +240,11 @@ impl Visitor<()> for HighWater<'_> {
     }
 
     fn leave(&mut self) -> Result<(), ProgramError> {
-        if self.entered.pop().as_ref() == Some(&self.taken) { Ok(()) } else { Err(ProgramError("a loop's body does not release what it takes")) }
+        if self.entered.pop().as_ref() == Some(&self.taken) {
+            Ok(())
+        } else {
+            Err(ProgramError("a loop's body does not release what it takes"))
+        }
     }
 }
 
@@ -227,7 +261,12 @@ mod tests {
     impl Loops for Times {
         type At = ();
 
-        fn each<E>(&self, _: Over, at: &(), mut visit: impl FnMut(&()) -> Result<(), E>) -> Result<(), E> {
+        fn each<E>(
+            &self,
+            _: Over,
+            at: &(),
+            mut visit: impl FnMut(&()) -> Result<(), E>,
+        ) -> Result<(), E> {
             (0..self.0).try_for_each(|_| visit(at))
         }
     }
@@ -272,7 +311,11 @@ mod tests {
     }
 
     /// Wraps the list of steps at each depth in a slot of its own.
-    fn with_slots(program: &mut Program, steps: Vec<Step>, sizes: &mut impl Iterator<Item = u64>) -> Vec<Step> {
+    fn with_slots(
+        program: &mut Program,
+        steps: Vec<Step>,
+        sizes: &mut impl Iterator<Item = u64>,
+    ) -> Vec<Step> {
         let slot = program.slot(Part::Region, sizes.next().unwrap_or(7));
         let mut all = vec![Step::Take(slot)];
         for step in steps {
@@ -289,7 +332,8 @@ mod tests {
     }
 
     proptest! {
-        /// The estimate equals the maximum that a run of the same program reaches, for any number of iterations.
+        /// The estimate equals the maximum that a run of the same program reaches, for any number
+        /// of iterations.
         #[test]
         fn the_estimate_is_the_high_water_mark(
             shape in bodies(), sizes in prop::collection::vec(0u64..1000, 12), times in 1usize..4, reserved in 0u64..50,
@@ -311,7 +355,10 @@ mod tests {
         let mut program = Program::default();
         let slot = program.slot(Part::Output, 10);
         program.steps = steps(slot);
-        assert_eq!(program.estimate(0).unwrap_err().to_string(), format!("malformed program: {why}"));
+        assert_eq!(
+            program.estimate(0).unwrap_err().to_string(),
+            format!("malformed program: {why}")
+        );
     }
 
     #[test]
@@ -321,6 +368,9 @@ mod tests {
         refused(|a| vec![Step::Take(a), Step::Take(a)], "a buffer is taken twice");
         refused(|a| vec![Step::Release(a)], "a buffer is released that is not taken");
         refused(|a| each(vec![Step::Take(a)]), "a loop's body does not release what it takes");
-        refused(|a| [vec![Step::Take(a)], each(vec![Step::Release(a)])].concat(), "a loop's body does not release what it takes");
+        refused(
+            |a| [vec![Step::Take(a)], each(vec![Step::Release(a)])].concat(),
+            "a loop's body does not release what it takes",
+        );
     }
 }

@@ -1,12 +1,14 @@
 //! Which input elements a task reads.
 //!
-//! A [`ReadMap`] is data, not a closure, because tasks run in other processes. It answers one question: *where does each
-//! element of this array come from?* It has one normal form, a list of boxes each of which is an image of a box of a source, affine
-//! or by a list of indices along each axis, or one fill value. The form is closed under composition: slices, flips, permutations,
-//! broadcasts, concatenations, pads and takes are one map each, and so is any chain of them. A chain of views costs no stage.
+//! A [`ReadMap`] is data, not a closure, because tasks run in other processes. It answers one
+//! question: *where does each element of this array come from?* It has one normal form, a list of
+//! boxes each of which is an image of a box of a source, affine or by a list of indices along each
+//! axis, or one fill value. The form is closed under composition: slices, flips, permutations,
+//! broadcasts, concatenations, pads and takes are one map each, and so is any chain of them. A
+//! chain of views costs no stage.
 //!
-//! Besides there is one map for arrays of another shape with the same elements in C order ([`ReadMap::flat`]), which composes with
-//! elementwise functions only.
+//! Besides there is one map for arrays of another shape with the same elements in C order
+//! ([`ReadMap::flat`]), which composes with elementwise functions only.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,7 +26,10 @@ pub const MAX_PIECES: usize = 4096;
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[allow(missing_docs)]
 pub enum ReadMapError {
-    #[error("a chain of views has {0} pieces, over the limit of {MAX_PIECES}: store or rechunk one of its arrays first")]
+    #[error(
+        "a chain of views has {0} pieces, over the limit of {MAX_PIECES}: store or rechunk one of \
+            its arrays first"
+    )]
     TooManyPieces(usize),
     #[error("a view of a reshaped array must be stored before it is looked at again")]
     Flat,
@@ -71,7 +76,8 @@ pub enum Origin {
 pub enum AxisMap {
     /// The same everywhere.
     Fixed(u64),
-    /// `start + step · (i − first)`, where `i` is the index along `axis` of the array and `first` the box's first. `step` is not 0.
+    /// `start + step · (i − first)`, where `i` is the index along `axis` of the array and `first`
+    /// the box's first. `step` is not 0.
     Along {
         /// Axis of the array.
         axis: usize,
@@ -80,7 +86,8 @@ pub enum AxisMap {
         /// Pace; negative runs backwards.
         step: i64,
     },
-    /// `indices[start + step · (i − first)]`, where `i` is the index along `axis` of the array and `first` the box's first.
+    /// `indices[start + step · (i − first)]`, where `i` is the index along `axis` of the array and
+    /// `first` the box's first.
     Gather {
         /// Axis of the array.
         axis: usize,
@@ -133,14 +140,25 @@ impl AxisMap {
     /// The elements of `0..len` whose index lies in `lo..hi`, in runs of evenly spaced indices.
     pub fn runs(&self, lo: u64, hi: u64, len: u64) -> Vec<Run> {
         match self {
-            AxisMap::Fixed(x) if lo <= *x && *x < hi => vec![Run { first: 0, count: len, start: *x, step: 0 }],
+            AxisMap::Fixed(x) if lo <= *x && *x < hi => {
+                vec![Run { first: 0, count: len, start: *x, step: 0 }]
+            }
             AxisMap::Fixed(_) => vec![],
             AxisMap::Along { start, step, .. } => {
                 let (s, t, lo, hi) = (*start as i128, *step as i128, lo as i128, hi as i128);
                 let ceil = |a: i128, b: i128| -((-a).div_euclid(b));
-                let (first, end) = if t > 0 { (ceil(lo - s, t), ceil(hi - s, t)) } else { ((s - hi).div_euclid(-t) + 1, (s - lo).div_euclid(-t) + 1) };
-                let (first, end) = (first.clamp(0, len as i128) as u64, end.clamp(0, len as i128) as u64);
-                if first < end { vec![Run { first, count: end - first, start: self.at(first), step: *step }] } else { vec![] }
+                let (first, end) = if t > 0 {
+                    (ceil(lo - s, t), ceil(hi - s, t))
+                } else {
+                    ((s - hi).div_euclid(-t) + 1, (s - lo).div_euclid(-t) + 1)
+                };
+                let (first, end) =
+                    (first.clamp(0, len as i128) as u64, end.clamp(0, len as i128) as u64);
+                if first < end {
+                    vec![Run { first, count: end - first, start: self.at(first), step: *step }]
+                } else {
+                    vec![]
+                }
             }
             AxisMap::Gather { .. } => {
                 let mut runs = Vec::new();
@@ -170,7 +188,9 @@ impl AxisMap {
             _ => {
                 let (a, b) = (grid.find(self.at(0)), grid.find(self.at(len - 1)));
                 let all = a.min(b)..=a.max(b);
-                all.map(|c| (c, self.runs(grid.start(c), grid.start(c + 1), len))).filter(|(_, runs)| !runs.is_empty()).collect()
+                all.map(|c| (c, self.runs(grid.start(c), grid.start(c + 1), len)))
+                    .filter(|(_, runs)| !runs.is_empty())
+                    .collect()
             }
         }
     }
@@ -178,23 +198,36 @@ impl AxisMap {
     /// The same index for a box that starts `offset` elements later along each axis.
     fn moved(&self, offset: &[u64]) -> AxisMap {
         match self {
-            AxisMap::Along { axis, step, .. } => AxisMap::Along { axis: *axis, start: self.at(offset[*axis]), step: *step },
-            AxisMap::Gather { axis, start, step, indices } => {
-                AxisMap::Gather { axis: *axis, start: (*start as i64 + step * offset[*axis] as i64) as u64, step: *step, indices: Arc::clone(indices) }
+            AxisMap::Along { axis, step, .. } => {
+                AxisMap::Along { axis: *axis, start: self.at(offset[*axis]), step: *step }
             }
+            AxisMap::Gather { axis, start, step, indices } => AxisMap::Gather {
+                axis: *axis,
+                start: (*start as i64 + step * offset[*axis] as i64) as u64,
+                step: *step,
+                indices: Arc::clone(indices),
+            },
             AxisMap::Fixed(x) => AxisMap::Fixed(*x),
         }
     }
 
-    /// What this, an index into an array along whose axes `outer` are the indices over a box of `to` elements, becomes.
+    /// What this, an index into an array along whose axes `outer` are the indices over a box of
+    /// `to` elements, becomes.
     fn after(&self, outer: &[AxisMap], first: &[u64], to: &[u64]) -> AxisMap {
         let Some(middle) = self.axis() else { return self.clone() };
         match (self, &outer[middle]) {
             (_, AxisMap::Fixed(x)) => AxisMap::Fixed(self.at(x - first[middle])),
             (AxisMap::Along { step: t, .. }, AxisMap::Along { axis, start, step }) => {
-                AxisMap::Along { axis: *axis, start: self.at(start - first[middle]), step: t * step }
+                AxisMap::Along {
+                    axis: *axis,
+                    start: self.at(start - first[middle]),
+                    step: t * step,
+                }
             }
-            (AxisMap::Gather { start: s, step: t, indices, .. }, AxisMap::Along { axis, start, step }) => {
+            (
+                AxisMap::Gather { start: s, step: t, indices, .. },
+                AxisMap::Along { axis, start, step },
+            ) => {
                 let start = (*s as i64 + t * (start - first[middle]) as i64) as u64;
                 AxisMap::Gather { axis: *axis, start, step: t * step, indices: Arc::clone(indices) }
             }
@@ -262,14 +295,27 @@ impl ReadMap {
 
     /// Numbers in the lists of indices that it holds.
     pub fn n_indices(&self) -> usize {
-        let of = |axis: &AxisMap| if let AxisMap::Gather { indices, .. } = axis { indices.len() } else { 0 };
-        self.pieces.iter().map(|p| if let Origin::Source { axes, .. } = &p.from { axes.iter().map(of).sum() } else { 0 }).sum()
+        let of = |axis: &AxisMap| {
+            if let AxisMap::Gather { indices, .. } = axis { indices.len() } else { 0 }
+        };
+        self.pieces
+            .iter()
+            .map(|p| {
+                if let Origin::Source { axes, .. } = &p.from {
+                    axes.iter().map(of).sum()
+                } else {
+                    0
+                }
+            })
+            .sum()
     }
 
     /// The index maps, if the array is an image of source 0 as a whole.
     pub fn as_image(&self) -> Option<&[AxisMap]> {
         match self.pieces.as_slice() {
-            [Piece { to, from: Origin::Source { source: 0, axes } }] if to.shape == self.shape => Some(axes),
+            [Piece { to, from: Origin::Source { source: 0, axes } }] if to.shape == self.shape => {
+                Some(axes)
+            }
             _ => None,
         }
     }
@@ -284,20 +330,26 @@ impl ReadMap {
         self.pieces.iter().map(|p| of(&p.from)).max().unwrap_or(0)
     }
 
-    /// The map from this array to the sources of its sources: source `k` is replaced by `inner[k]`, whose own sources are
-    /// numbered after those of the inner maps before it.
+    /// The map from this array to the sources of its sources: source `k` is replaced by `inner[k]`,
+    /// whose own sources are numbered after those of the inner maps before it.
     ///
     /// Cost: pairs of pieces.
     ///
     /// # Errors
-    /// Where the result has more than [`MAX_PIECES`] pieces, or it is a view of a reshaped array or the other way round.
+    /// Where the result has more than [`MAX_PIECES`] pieces, or it is a view of a reshaped array or
+    /// the other way round.
     pub fn compose(&self, inner: &[ReadMap]) -> Result<ReadMap, ReadMapError> {
         if let [one] = inner
             && (self.is_flat() || one.is_flat())
         {
-            // What looks like the identity may be the start of a longer array: an outer map is one only over this very shape.
+            // What looks like the identity may be the start of a longer array: an outer map is one
+            // only over this very shape.
             let nothing = self.shape == one.shape && *self == ReadMap::identity(&self.shape);
-            return if one.is_flat() && (self.is_flat() || nothing) { Ok(ReadMap::flat(self.shape.clone())) } else { Err(ReadMapError::Flat) };
+            return if one.is_flat() && (self.is_flat() || nothing) {
+                Ok(ReadMap::flat(self.shape.clone()))
+            } else {
+                Err(ReadMapError::Flat)
+            };
         }
         if inner.iter().any(ReadMap::is_flat) {
             return Err(ReadMapError::Flat);
@@ -314,13 +366,19 @@ impl ReadMap {
                 pieces.push(piece.clone());
                 continue;
             };
-            let map = inner.get(*source).ok_or(ReadMapError::Malformed("a piece names a source that is not there"))?;
+            let map = inner
+                .get(*source)
+                .ok_or(ReadMapError::Malformed("a piece names a source that is not there"))?;
             for below in &map.pieces {
                 for (to, moved) in within(piece, axes, &below.to)? {
                     let from = match &below.from {
-                        Origin::Source { source: s, axes: inner_axes } => {
-                            Origin::Source { source: base[*source] + s, axes: inner_axes.iter().map(|a| a.after(&moved, &below.to.start, &to.shape)).collect() }
-                        }
+                        Origin::Source { source: s, axes: inner_axes } => Origin::Source {
+                            source: base[*source] + s,
+                            axes: inner_axes
+                                .iter()
+                                .map(|a| a.after(&moved, &below.to.start, &to.shape))
+                                .collect(),
+                        },
                         other => other.clone(),
                     };
                     pieces.push(Piece { to, from });
@@ -338,9 +396,13 @@ impl ReadMap {
         let mut inside = Vec::with_capacity(1);
         for piece in &self.pieces {
             let Some(mut to) = piece.to.intersect(region) else { continue };
-            let offset: Vec<u64> = to.start.iter().zip(&piece.to.start).map(|(a, b)| a - b).collect();
+            let offset: Vec<u64> =
+                to.start.iter().zip(&piece.to.start).map(|(a, b)| a - b).collect();
             let from = match &piece.from {
-                Origin::Source { source, axes } => Origin::Source { source: *source, axes: axes.iter().map(|a| a.moved(&offset)).collect() },
+                Origin::Source { source, axes } => Origin::Source {
+                    source: *source,
+                    axes: axes.iter().map(|a| a.moved(&offset)).collect(),
+                },
                 other => other.clone(),
             };
             to.start.iter_mut().zip(&region.start).for_each(|(a, b)| *a -= b);
@@ -351,7 +413,14 @@ impl ReadMap {
 
     /// The map with each piece's origin replaced.
     pub fn with_origins(&self, f: impl Fn(&Origin) -> Origin) -> ReadMap {
-        ReadMap { shape: self.shape.clone(), pieces: self.pieces.iter().map(|p| Piece { to: p.to.clone(), from: f(&p.from) }).collect() }
+        ReadMap {
+            shape: self.shape.clone(),
+            pieces: self
+                .pieces
+                .iter()
+                .map(|p| Piece { to: p.to.clone(), from: f(&p.from) })
+                .collect(),
+        }
     }
 
     /// For each axis, whether the values differ along it; the others are broadcast.
@@ -371,7 +440,8 @@ impl ReadMap {
         varies
     }
 
-    /// Checks that pieces lie inside the shape and read inside their sources; for maps that come from outside.
+    /// Checks that pieces lie inside the shape and read inside their sources; for maps that come
+    /// from outside.
     ///
     /// # Errors
     /// With what is wrong.
@@ -383,9 +453,13 @@ impl ReadMap {
         for (i, piece) in self.pieces.iter().enumerate() {
             let to = &piece.to;
             if to.start.len() != self.shape.len() || to.shape.len() != self.shape.len() {
-                return Err(ReadMapError::Malformed("a piece has another number of axes than the array"));
+                return Err(ReadMapError::Malformed(
+                    "a piece has another number of axes than the array",
+                ));
             }
-            if (0..self.shape.len()).any(|d| to.start[d].checked_add(to.shape[d]).is_none_or(|e| e > self.shape[d])) {
+            if (0..self.shape.len())
+                .any(|d| to.start[d].checked_add(to.shape[d]).is_none_or(|e| e > self.shape[d]))
+            {
                 return Err(ReadMapError::Malformed("a piece reaches beyond the array"));
             }
             covered += to.shape.iter().map(|n| u128::from(*n)).product::<u128>();
@@ -394,14 +468,23 @@ impl ReadMap {
             }
             if piece.from == Origin::Flat {
                 let n = |shape: &[u64]| shape.iter().map(|n| u128::from(*n)).product::<u128>();
-                if self.pieces.len() != 1 || to.shape != self.shape || sources.first().map(|s| n(s)) != Some(n(&self.shape)) {
-                    return Err(ReadMapError::Malformed("a reshaped array has another number of elements"));
+                if self.pieces.len() != 1
+                    || to.shape != self.shape
+                    || sources.first().map(|s| n(s)) != Some(n(&self.shape))
+                {
+                    return Err(ReadMapError::Malformed(
+                        "a reshaped array has another number of elements",
+                    ));
                 }
             }
             if let Origin::Source { source, axes } = &piece.from {
-                let shape = sources.get(*source).ok_or(ReadMapError::Malformed("a piece names a source that is not there"))?;
+                let shape = sources
+                    .get(*source)
+                    .ok_or(ReadMapError::Malformed("a piece names a source that is not there"))?;
                 if shape.len() != axes.len() {
-                    return Err(ReadMapError::Malformed("a piece has another number of index maps than the source has axes"));
+                    return Err(ReadMapError::Malformed(
+                        "a piece has another number of index maps than the source has axes",
+                    ));
                 }
                 if axes.iter().filter_map(AxisMap::axis).any(|a| a >= self.shape.len()) {
                     return Err(ReadMapError::Malformed("an index map runs along no axis"));
@@ -413,13 +496,24 @@ impl ReadMap {
                     let inside = match axis {
                         AxisMap::Fixed(x) => x < n,
                         AxisMap::Gather { axis, start, step, indices } => {
-                            let Some(len) = to.shape.get(*axis) else { return Err(ReadMapError::Malformed("an index map runs along no axis")) };
+                            let Some(len) = to.shape.get(*axis) else {
+                                return Err(ReadMapError::Malformed(
+                                    "an index map runs along no axis",
+                                ));
+                            };
                             let end = *start as i128 + *step as i128 * (*len as i128 - 1);
                             let listed = 0..indices.len() as i128;
-                            *step != 0 && listed.contains(&i128::from(*start)) && listed.contains(&end) && indices.iter().all(|i| i < n)
+                            *step != 0
+                                && listed.contains(&i128::from(*start))
+                                && listed.contains(&end)
+                                && indices.iter().all(|i| i < n)
                         }
                         AxisMap::Along { axis, start, step } => {
-                            let Some(len) = to.shape.get(*axis) else { return Err(ReadMapError::Malformed("an index map runs along no axis")) };
+                            let Some(len) = to.shape.get(*axis) else {
+                                return Err(ReadMapError::Malformed(
+                                    "an index map runs along no axis",
+                                ));
+                            };
                             let end = *start as i128 + *step as i128 * (*len as i128 - 1);
                             *step != 0 && start < n && (0..*n as i128).contains(&end)
                         }
@@ -438,7 +532,11 @@ impl ReadMap {
 }
 
 /// The parts of a piece whose indices lie in a box of the source, and the index maps moved there.
-fn within(piece: &Piece, axes: &[AxisMap], source: &Region) -> Result<Vec<(Region, Vec<AxisMap>)>, ReadMapError> {
+fn within(
+    piece: &Piece,
+    axes: &[AxisMap],
+    source: &Region,
+) -> Result<Vec<(Region, Vec<AxisMap>)>, ReadMapError> {
     let rank = piece.to.start.len();
     // For each axis of the box, the ranges of elements that are inside.
     let mut inside: Vec<Vec<(u64, u64)>> = piece.to.shape.iter().map(|n| vec![(0, *n)]).collect();
@@ -465,9 +563,13 @@ fn within(piece: &Piece, axes: &[AxisMap], source: &Region) -> Result<Vec<(Regio
     let counts: Vec<u64> = inside.iter().map(|r| r.len() as u64).collect();
     let mut parts = Vec::with_capacity(n);
     let add = |at: &[u64]| {
-        let chosen: Vec<(u64, u64)> = inside.iter().zip(at).map(|(ranges, i)| ranges[*i as usize]).collect();
+        let chosen: Vec<(u64, u64)> =
+            inside.iter().zip(at).map(|(ranges, i)| ranges[*i as usize]).collect();
         let offset: Vec<u64> = chosen.iter().map(|c| c.0).collect();
-        let to = Region { start: (0..rank).map(|d| piece.to.start[d] + offset[d]).collect(), shape: chosen.iter().map(|c| c.1).collect() };
+        let to = Region {
+            start: (0..rank).map(|d| piece.to.start[d] + offset[d]).collect(),
+            shape: chosen.iter().map(|c| c.1).collect(),
+        };
         if !to.shape.contains(&0) {
             parts.push((to, axes.iter().map(|a| a.moved(&offset)).collect()));
         }
@@ -502,13 +604,19 @@ mod tests {
         let piece = map
             .pieces
             .iter()
-            .find(|p| (0..index.len()).all(|d| p.to.start[d] <= index[d] && index[d] < p.to.start[d] + p.to.shape[d]))
+            .find(|p| {
+                (0..index.len())
+                    .all(|d| p.to.start[d] <= index[d] && index[d] < p.to.start[d] + p.to.shape[d])
+            })
             .expect("pieces cover the array");
         match &piece.from {
             Origin::Fill(v) => Err(*v),
-            Origin::Source { source, axes } => {
-                Ok((*source, axes.iter().map(|a| a.at(a.axis().map_or(0, |axis| index[axis] - piece.to.start[axis]))).collect()))
-            }
+            Origin::Source { source, axes } => Ok((
+                *source,
+                axes.iter()
+                    .map(|a| a.at(a.axis().map_or(0, |axis| index[axis] - piece.to.start[axis])))
+                    .collect(),
+            )),
             Origin::Flat => unreachable!(),
         }
     }
@@ -522,19 +630,30 @@ mod tests {
         all
     }
 
-    /// One random view of an array of `shape`: a slice with steps, a permutation, a broadcast, a pad, or two halves swapped.
+    /// One random view of an array of `shape`: a slice with steps, a permutation, a broadcast, a
+    /// pad, or two halves swapped.
     fn view(shape: Vec<u64>, seed: u64) -> ReadMap {
-        let pick = |k: u64, n: u64| (seed.rotate_left(k as u32 * 7 + 3) ^ seed.wrapping_mul(0x9E37_79B9_7F4A_7C15 + k)) % n.max(1);
+        let pick = |k: u64, n: u64| {
+            (seed.rotate_left(k as u32 * 7 + 3) ^ seed.wrapping_mul(0x9E37_79B9_7F4A_7C15 + k))
+                % n.max(1)
+        };
         let along = |axis: usize| AxisMap::Along { axis, start: 0, step: 1 };
         let rank = shape.len();
         match pick(0, 6) {
             5 => {
                 // Some elements along one axis, in any order and repeated.
                 let axis = pick(1, rank as u64) as usize;
-                let indices: Arc<[u64]> = (0..1 + pick(2, 7)).map(|i| pick(i + 3, shape[axis])).collect();
+                let indices: Arc<[u64]> =
+                    (0..1 + pick(2, 7)).map(|i| pick(i + 3, shape[axis])).collect();
                 let mut out = shape.clone();
                 out[axis] = indices.len() as u64;
-                let gather = |d| if d == axis { AxisMap::Gather { axis, start: 0, step: 1, indices: Arc::clone(&indices) } } else { along(d) };
+                let gather = |d| {
+                    if d == axis {
+                        AxisMap::Gather { axis, start: 0, step: 1, indices: Arc::clone(&indices) }
+                    } else {
+                        along(d)
+                    }
+                };
                 ReadMap::image(out, (0..rank).map(gather).collect())
             }
             0 => {
@@ -557,19 +676,32 @@ mod tests {
                     .collect();
                 ReadMap::image(out, axes)
             }
-            1 => ReadMap::image(shape.iter().rev().copied().collect(), (0..rank).rev().map(along).collect()),
+            1 => ReadMap::image(
+                shape.iter().rev().copied().collect(),
+                (0..rank).rev().map(along).collect(),
+            ),
             2 => ReadMap::image([vec![3], shape.clone()].concat(), (1..=rank).map(along).collect()),
             3 => {
                 let mut out = shape.clone();
                 out[0] += 3;
-                let body = Region { start: [vec![1], vec![0; rank - 1]].concat(), shape: shape.clone() };
-                let strip = |start: u64, n: u64| Region { start: [vec![start], vec![0; rank - 1]].concat(), shape: [vec![n], shape[1..].to_vec()].concat() };
+                let body =
+                    Region { start: [vec![1], vec![0; rank - 1]].concat(), shape: shape.clone() };
+                let strip = |start: u64, n: u64| Region {
+                    start: [vec![start], vec![0; rank - 1]].concat(),
+                    shape: [vec![n], shape[1..].to_vec()].concat(),
+                };
                 let fill = Origin::Fill(Scalar::new(7i32));
                 ReadMap::new(
                     out,
                     vec![
                         Piece { to: strip(0, 1), from: fill.clone() },
-                        Piece { to: body, from: Origin::Source { source: 0, axes: (0..rank).map(along).collect() } },
+                        Piece {
+                            to: body,
+                            from: Origin::Source {
+                                source: 0,
+                                axes: (0..rank).map(along).collect(),
+                            },
+                        },
                         Piece { to: strip(shape[0] + 1, 2), from: fill },
                     ],
                 )
@@ -577,15 +709,23 @@ mod tests {
             _ => {
                 // Dropped to a fixed index along the first axis, where there are two; else rolled.
                 if rank > 1 {
-                    let axes = std::iter::once(AxisMap::Fixed(pick(3, shape[0]))).chain((0..rank - 1).map(along)).collect();
+                    let axes = std::iter::once(AxisMap::Fixed(pick(3, shape[0])))
+                        .chain((0..rank - 1).map(along))
+                        .collect();
                     return ReadMap::image(shape[1..].to_vec(), axes);
                 }
                 let by = pick(4, shape[0]);
                 let part = |to: u64, n: u64, from: u64| Piece {
                     to: Region { start: vec![to], shape: vec![n] },
-                    from: Origin::Source { source: 0, axes: vec![AxisMap::Along { axis: 0, start: from, step: 1 }] },
+                    from: Origin::Source {
+                        source: 0,
+                        axes: vec![AxisMap::Along { axis: 0, start: from, step: 1 }],
+                    },
                 };
-                let pieces = [part(0, by, shape[0] - by), part(by, shape[0] - by, 0)].into_iter().filter(|p| p.to.shape[0] > 0).collect();
+                let pieces = [part(0, by, shape[0] - by), part(by, shape[0] - by, 0)]
+                    .into_iter()
+                    .filter(|p| p.to.shape[0] > 0)
+                    .collect();
                 ReadMap::new(shape, pieces)
             }
         }
@@ -630,8 +770,10 @@ mod tests {
     #[test]
     fn concatenation_numbers_its_sources() {
         let along = AxisMap::Along { axis: 0, start: 0, step: 1 };
-        let half =
-            |at: u64, source: usize| Piece { to: Region { start: vec![at], shape: vec![2] }, from: Origin::Source { source, axes: vec![along.clone()] } };
+        let half = |at: u64, source: usize| Piece {
+            to: Region { start: vec![at], shape: vec![2] },
+            from: Origin::Source { source, axes: vec![along.clone()] },
+        };
         let concat = ReadMap::new(vec![4], vec![half(0, 0), half(2, 1)]);
         let flip = ReadMap::image(vec![2], vec![AxisMap::Along { axis: 0, start: 1, step: -1 }]);
         let both = concat.compose(&[concat_of_one(), flip]).unwrap();

@@ -1,7 +1,7 @@
 //! A least-recently-used list of chunks.
 //!
-//! A task caches decoded chunks in a [`Recent`]. The visitor that lists a task's reads uses a [`Recent`] without values, so both evict
-//! alike.
+//! A task caches decoded chunks in a [`Recent`]. The visitor that lists a task's reads uses a
+//! [`Recent`] without values, so both evict alike.
 
 /// Values by chunk coordinates, in order of last use.
 #[derive(Clone, Debug)]
@@ -33,7 +33,8 @@ impl<T> Recent<T> {
         self.entries.push((coords.to_vec(), value));
     }
 
-    /// Evicts the least recently used chunk outside `pinned` if no other chunk fits within `most`. Returns `None` if there is room.
+    /// Evicts the least recently used chunk outside `pinned` if no other chunk fits within `most`.
+    /// Returns `None` if there is room.
     pub(crate) fn evict(&mut self, most: usize, pinned: &[&[u64]]) -> Option<T> {
         if self.entries.len() < most.max(1) {
             return None;

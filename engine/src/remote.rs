@@ -1,9 +1,11 @@
-//! Records of finished requests, which workers write to storage in case an answer is lost; and refusals of workers to run a plan.
+//! Records of finished requests, which workers write to storage in case an answer is lost; and
+//! refusals of workers to run a plan.
 //!
-//! A worker writes the outcome of each request below `{folder}/answers/` in the work directory before it answers. A client whose answer was
-//! lost, or a later process that resumes the run, finds the outcome there ([`read_record`], [`read_records`]). Keys follow from the request
-//! and the client, so an invocation that is delivered twice writes the same objects with the same receipts. The protocol is in
-//! `freestone-worker`.
+//! A worker writes the outcome of each request below `{folder}/answers/` in the work directory
+//! before it answers. A client whose answer was lost, or a later process that resumes the run,
+//! finds the outcome there ([`read_record`], [`read_records`]). Keys follow from the request and
+//! the client, so an invocation that is delivered twice writes the same objects with the same
+//! receipts. The protocol is in `freestone-worker`.
 
 use std::ops::Range;
 
@@ -62,7 +64,8 @@ fn answers(folder: &str) -> String {
 /// The maximum length of a record. An outcome takes a few hundred bytes per chunk.
 const MAX_RECORD_BYTES: u64 = 1 << 28;
 
-/// Returns the key of a request's record in the work directory: `FOLDER/answers/CLIENT/ID-ATTEMPT-STAGE-FIRST-COUNT.json`.
+/// Returns the key of a request's record in the work directory:
+/// `FOLDER/answers/CLIENT/ID-ATTEMPT-STAGE-FIRST-COUNT.json`.
 pub fn record_key(folder: &str, client: &str, request: &TaskRequest) -> String {
     let TaskRequest { id, stage, first, count, attempt, .. } = request;
     format!("{}/{client}/{id:08}-{attempt}-{}-{first}-{count}.json", answers(folder), stage.0)
@@ -70,16 +73,23 @@ pub fn record_key(folder: &str, client: &str, request: &TaskRequest) -> String {
 
 /// Returns the stage and tasks that a record's name encodes.
 fn tasks_of(name: &str) -> Option<(StageId, Range<u64>)> {
-    let numbers: Vec<u64> = name.strip_suffix(".json")?.split('-').map(|n| n.parse().ok()).collect::<Option<_>>()?;
+    let numbers: Vec<u64> =
+        name.strip_suffix(".json")?.split('-').map(|n| n.parse().ok()).collect::<Option<_>>()?;
     let [_, _, stage, first, count] = numbers[..] else { return None };
     Some((StageId(usize::try_from(stage).ok()?), first..first.checked_add(count)?))
 }
 
-/// Writes the record of a finished request and returns the length of its JSON in bytes. Workers call this before they answer.
+/// Writes the record of a finished request and returns the length of its JSON in bytes. Workers
+/// call this before they answer.
 ///
 /// # Errors
 /// Returns an error if storage fails.
-pub fn write_record(work: &dyn Store, folder: &str, client: &str, outcome: &TaskOutcome) -> Result<usize, StorageError> {
+pub fn write_record(
+    work: &dyn Store,
+    folder: &str,
+    client: &str,
+    outcome: &TaskOutcome,
+) -> Result<usize, StorageError> {
     let key = record_key(folder, client, &outcome.request);
     let body = serde_json::to_vec(outcome).map_err(|e| StorageError::Io {
         place: work.place(&key),
@@ -90,21 +100,31 @@ pub fn write_record(work: &dyn Store, folder: &str, client: &str, outcome: &Task
     work.write(&key, &body).map(|()| body.len())
 }
 
-/// Returns the recorded outcome of a request whose answer was lost, or `None` if no valid record exists. A damaged record counts as
-/// missing.
+/// Returns the recorded outcome of a request whose answer was lost, or `None` if no valid record
+/// exists. A damaged record counts as missing.
 ///
 /// # Errors
 /// Returns an error if storage fails.
-pub fn read_record(work: &dyn Store, folder: &str, client: &str, request: &TaskRequest) -> Result<Option<TaskOutcome>, StorageError> {
+pub fn read_record(
+    work: &dyn Store,
+    folder: &str,
+    client: &str,
+    request: &TaskRequest,
+) -> Result<Option<TaskOutcome>, StorageError> {
     let found = read_outcome(work, &record_key(folder, client, request))?;
-    Ok(found.filter(|o| (o.request.stage, o.request.first, o.request.count) == (request.stage, request.first, request.count)))
+    Ok(found.filter(|o| {
+        (o.request.stage, o.request.first, o.request.count)
+            == (request.stage, request.first, request.count)
+    }))
 }
 
 fn read_outcome(work: &dyn Store, key: &str) -> Result<Option<TaskOutcome>, StorageError> {
-    Ok(read_small(work, key, MAX_RECORD_BYTES)?.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+    Ok(read_small(work, key, MAX_RECORD_BYTES)?
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok()))
 }
 
-/// Returns the key of the object that a client writes, beside its records, once it waits for no request.
+/// Returns the key of the object that a client writes, beside its records, once it waits for no
+/// request.
 fn over_key(folder: &str, client: &str) -> String {
     format!("{}/{client}/over", answers(folder))
 }
@@ -119,17 +139,23 @@ pub fn write_over(work: &dyn Store, folder: &str, client: &str) -> Result<(), St
 
 /// Returns true if a worker need not start a client's requests.
 ///
-/// Either the client has written its end object, or the run has ended and its folder is gone. Each check costs one storage request. Even
-/// and odd values of `look` check one and the other condition. Returns false if storage fails.
+/// Either the client has written its end object, or the run has ended and its folder is gone. Each
+/// check costs one storage request. Even and odd values of `look` check one and the other
+/// condition. Returns false if storage fails.
 pub fn is_over(work: &dyn Store, folder: &str, client: &str, look: u64) -> bool {
     let is_there = |key: &str| {
         let mut first = Buffer::zeroed(1);
         work.read(key, Some(ByteRange::At { offset: 0, len: 1 }), 1, &mut first).ok()
     };
-    if look.is_multiple_of(2) { is_there(&over_key(folder, client)) == Some(true) } else { is_there(&format!("{folder}/plan.json")) == Some(false) }
+    if look.is_multiple_of(2) {
+        is_there(&over_key(folder, client)) == Some(true)
+    } else {
+        is_there(&format!("{folder}/plan.json")) == Some(false)
+    }
 }
 
-/// Visits the records of all clients of a run, one at a time. Calls `wanted` with stage and tasks before reading a record.
+/// Visits the records of all clients of a run, one at a time. Calls `wanted` with stage and tasks
+/// before reading a record.
 ///
 /// # Errors
 /// Returns an error if storage fails.
@@ -159,12 +185,31 @@ mod tests {
     use crate::task::{FailureKind, TaskFailure};
 
     fn request(id: u64, first: u64) -> TaskRequest {
-        TaskRequest { id, stage: StageId(2), first, count: 3, attempt: 1, backup_of: None, timeout_ms: None }
+        TaskRequest {
+            id,
+            stage: StageId(2),
+            first,
+            count: 3,
+            attempt: 1,
+            backup_of: None,
+            timeout_ms: None,
+        }
     }
 
     fn outcome(request: TaskRequest) -> TaskOutcome {
-        let failure = TaskFailure { kind: FailureKind::TimedOut, message: "too slow".into(), stage: "s".into(), task: request.first };
-        TaskOutcome { request, worker: "w".into(), done: Vec::new(), failure: Some(failure), worker_peak_bytes: Some(7) }
+        let failure = TaskFailure {
+            kind: FailureKind::TimedOut,
+            message: "too slow".into(),
+            stage: "s".into(),
+            task: request.first,
+        };
+        TaskOutcome {
+            request,
+            worker: "w".into(),
+            done: Vec::new(),
+            failure: Some(failure),
+            worker_peak_bytes: Some(7),
+        }
     }
 
     #[test]
@@ -188,7 +233,8 @@ mod tests {
         asked.sort_by_key(|(_, t)| t.start);
         assert_eq!(asked, [(2, 10..13), (2, 20..23), (2, 30..33)]);
         assert_eq!(found, [b]);
-        read_records(&work, "no such run", &mut |_, _| true, &mut |_| panic!("there is none")).unwrap();
+        read_records(&work, "no such run", &mut |_, _| true, &mut |_| panic!("there is none"))
+            .unwrap();
     }
 
     #[test]

@@ -17,16 +17,23 @@ pub use plain::PlainZarr;
 #[derive(Clone, Debug, Error)]
 #[allow(missing_docs)]
 pub enum SessionError {
-    #[error("{place} exists already (hint: choose another place, or replace it by `--overwrite`, in Rust `Target::overwrite`)")]
+    #[error(
+        "{place} exists already (hint: choose another place, or replace it by `--overwrite`, in \
+            Rust `Target::overwrite`)"
+    )]
     Exists { place: String },
     #[error("{place} holds files that are not Zarr's ({}): choose another place", names.join(", "))]
     Foreign { place: String, names: Vec<String> },
     #[error("{place} is {what}, so no array can be stored in it: choose another place")]
     NotAGroup { place: String, what: &'static str },
-    #[error("{place} is not the array any more whose region this plan writes: it is gone, or its metadata have changed; plan again")]
+    #[error(
+        "{place} is not the array any more whose region this plan writes: it is gone, or its \
+            metadata have changed; plan again"
+    )]
     Changed { place: String },
     #[error(
-        "{place} is not this run's any more: another run has begun to write there since, or it was removed. This run's result is not published; start it anew"
+        "{place} is not this run's any more: another run has begun to write there since, or it was \
+            removed. This run's result is not published; start it anew"
     )]
     Taken { place: String },
     #[error("another run writes {place} at the moment: wait for its end, or choose another place")]
@@ -42,7 +49,8 @@ pub enum SessionError {
 pub enum Refusal {
     /// Something else is in the way: what was computed stays, and may be published otherwise.
     Conflict,
-    /// Another commit came first that changed nothing of the same: what was computed can be published on top of it, by a rebase.
+    /// Another commit came first that changed nothing of the same: what was computed can be
+    /// published on top of it, by a rebase.
     Moved,
     /// The session takes nothing any more.
     Over,
@@ -57,7 +65,12 @@ pub enum Refusal {
 impl SessionError {
     /// True if the run can never be published.
     pub(crate) fn is_final(&self) -> bool {
-        matches!(self, SessionError::Taken { .. } | SessionError::Changed { .. } | SessionError::Refused { why: Refusal::Over, .. })
+        matches!(
+            self,
+            SessionError::Taken { .. }
+                | SessionError::Changed { .. }
+                | SessionError::Refused { why: Refusal::Over, .. }
+        )
     }
 }
 
@@ -88,28 +101,38 @@ pub trait Session: Send + Sync {
     /// What another process needs to go on with this session, as plain data without credentials.
     fn ticket(&self) -> Value;
 
-    /// Finds out whether the outputs' places are still this session's, in another process than the one that has begun it. If all tasks are
-    /// `finished`, a part of them may be published already.
+    /// Finds out whether the outputs' places are still this session's, in another process than the
+    /// one that has begun it. If all tasks are `finished`, a part of them may be published already.
     ///
     /// # Errors
     /// Where somebody else has taken one of them since.
     fn resume(&self, plan: &FinalizedPlan, finished: bool) -> Result<(), SessionError>;
 
-    /// Finds out whether an output's chunk is stored as its receipt says, whatever happened to the machine since: reads it.
+    /// Finds out whether an output's chunk is stored as its receipt says, whatever happened to the
+    /// machine since: reads it.
     ///
     /// # Errors
     /// Where storage fails.
     fn holds(&self, plan: &FinalizedPlan, receipt: &Receipt) -> Result<bool, StorageError>;
 
-    /// Makes all chunks durable and publishes the outputs, after every task's receipts were checked. Called again, it finishes what a call before
-    /// has left undone. `receipts` are those of the outputs' chunks, some perhaps twice, where [`takes_receipts`](Session::takes_receipts). Gives
-    /// the id of the snapshot that has the outputs, where the store has snapshots. While it waits for others, it asks whether it `is_cancelled`.
+    /// Makes all chunks durable and publishes the outputs, after every task's receipts were
+    /// checked. Called again, it finishes what a call before has left undone. `receipts` are those
+    /// of the outputs' chunks, some perhaps twice, where
+    /// [`takes_receipts`](Session::takes_receipts). Gives the id of the snapshot that has the
+    /// outputs, where the store has snapshots. While it waits for others, it asks whether it
+    /// `is_cancelled`.
     ///
     /// # Errors
-    /// Where storage fails or refuses; then nothing or, in plain stores, a part of the outputs is visible, each of them whole.
-    /// [`Refusal::Cancelled`]; then nothing is.
-    fn commit(&self, plan: &FinalizedPlan, receipts: &[Receipt], is_cancelled: &dyn Fn() -> bool) -> Result<Option<String>, SessionError>;
+    /// Where storage fails or refuses; then nothing or, in plain stores, a part of the outputs is
+    /// visible, each of them whole. [`Refusal::Cancelled`]; then nothing is.
+    fn commit(
+        &self,
+        plan: &FinalizedPlan,
+        receipts: &[Receipt],
+        is_cancelled: &dyn Fn() -> bool,
+    ) -> Result<Option<String>, SessionError>;
 
-    /// Gives up: nothing will be published, and the outputs' places are free. Failing to tidy up is no further failure.
+    /// Gives up: nothing will be published, and the outputs' places are free. Failing to tidy up is
+    /// no further failure.
     fn abandon(&self, plan: &FinalizedPlan);
 }

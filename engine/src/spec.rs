@@ -1,7 +1,7 @@
 //! What a computation may use.
 //!
-//! A [`Spec`] is resolved from layers, each of which sets some things and leaves others: code, command line, environment,
-//! file, defaults, in that precedence.
+//! A [`Spec`] is resolved from layers, each of which sets some things and leaves others: code,
+//! command line, environment, file, defaults, in that precedence.
 
 use std::path::Path;
 use std::time::Duration;
@@ -18,8 +18,9 @@ use crate::{files, machine};
 /// Limits and places of a computation. The words mean what they mean in Cubed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
-    /// Directory or URL for intermediate arrays, plans and journals. Unless said, a directory of the user's own: `freestone-UID` in `TMPDIR` where that
-    /// is set, else `freestone` in `XDG_CACHE_HOME`, else `/tmp/freestone-UID`.
+    /// Directory or URL for intermediate arrays, plans and journals. Unless said, a directory of
+    /// the user's own: `freestone-UID` in `TMPDIR` where that is set, else `freestone` in
+    /// `XDG_CACHE_HOME`, else `/tmp/freestone-UID`.
     pub work_dir: String,
     /// Bytes that one task may hold, `reserved_mem` included.
     pub allowed_mem: u64,
@@ -27,7 +28,8 @@ pub struct Spec {
     pub reserved_mem: u64,
     /// Bytes that the local process may hold in all.
     pub local_mem: u64,
-    /// Tasks that the plan should keep busy at once. It is part of the plan, so it decides the bits of partial sums.
+    /// Tasks that the plan should keep busy at once. It is part of the plan, so it decides the bits
+    /// of partial sums.
     pub parallelism: u64,
     /// Threads or processes of local executors.
     pub threads: usize,
@@ -35,7 +37,8 @@ pub struct Spec {
     pub codec: Encoding,
     /// How often a task is tried again that storage or its worker failed.
     pub retries: u32,
-    /// What each task may take. Where tasks run on threads, it is looked at between chunks, blocks and slices.
+    /// What each task may take. Where tasks run on threads, it is looked at between chunks, blocks
+    /// and slices.
     pub task_timeout: Option<Duration>,
     /// What a whole run may take; then it stops as if it were cancelled, and can be resumed.
     pub deadline: Option<Duration>,
@@ -50,8 +53,8 @@ pub struct Spec {
 }
 
 impl Spec {
-    /// Bytes that a task may grow to where that only saves time: within what it is allowed, and so that as many tasks as the plan keeps busy
-    /// fit the local process together, if they run there.
+    /// Bytes that a task may grow to where that only saves time: within what it is allowed, and so
+    /// that as many tasks as the plan keeps busy fit the local process together, if they run there.
     pub fn growth_mem(&self) -> u64 {
         if self.parallelism > self.threads as u64 {
             return self.allowed_mem;
@@ -60,7 +63,8 @@ impl Spec {
         self.allowed_mem.min(self.reserved_mem.saturating_add(each))
     }
 
-    /// Tasks that a stage should have where it can: the last ones to finish leave others idle for a fraction of a task only.
+    /// Tasks that a stage should have where it can: the last ones to finish leave others idle for a
+    /// fraction of a task only.
     pub fn wanted_tasks(&self) -> u64 {
         self.parallelism.max((TASKS_PER_SLOT * self.parallelism).min(64))
     }
@@ -113,7 +117,10 @@ pub struct Settings {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[allow(missing_docs)]
 pub enum SpecError {
-    #[error("`{value}` is no size: write bytes or a number with a unit, as in 500MB or \"2 GB\" (powers of 1000; GiB is 1024³)")]
+    #[error(
+        "`{value}` is no size: write bytes or a number with a unit, as in 500MB or \"2 GB\" \
+            (powers of 1000; GiB is 1024³)"
+    )]
     Size { value: String },
     #[error("`{value}` is no duration: write a number with a unit, as in 90s, 15m or \"2h 30m\"")]
     Duration { value: String },
@@ -122,7 +129,8 @@ pub enum SpecError {
     #[error("{name} must be at least {least}, not {value}")]
     TooSmall { name: &'static str, value: u64, least: u64 },
     #[error(
-        "allowed_mem is {}, of which reserved_mem takes {}: no room is left for arrays (hint: raise allowed_mem above reserved_mem)",
+        "allowed_mem is {}, of which reserved_mem takes {}: no room is left for arrays (hint: \
+            raise allowed_mem above reserved_mem)",
         size(*allowed), size(*reserved)
     )]
     NoRoom { allowed: u64, reserved: u64 },
@@ -135,7 +143,10 @@ pub enum SpecError {
 /// # Errors
 /// Where it is no size.
 pub fn parse_size(text: &str) -> Result<u64, SpecError> {
-    text.trim().parse::<ByteSize>().map(|b| b.as_u64()).map_err(|_| SpecError::Size { value: text.to_owned() })
+    text.trim()
+        .parse::<ByteSize>()
+        .map(|b| b.as_u64())
+        .map_err(|_| SpecError::Size { value: text.to_owned() })
 }
 
 /// The time of a text such as `90s` or `2h 30m`.
@@ -166,8 +177,9 @@ fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::E
     }
 }
 
-/// What the defaults reserve: the program, its libraries and stacks, the allocator and the plan. An idle process of ours has 11 to
-/// 25 MB resident, of which the greater part are pages of the program's file.
+/// What the defaults reserve: the program, its libraries and stacks, the allocator and the plan. An
+/// idle process of ours has 11 to 25 MB resident, of which the greater part are pages of the
+/// program's file.
 pub const DEFAULT_RESERVED_MEM: u64 = 32_000_000;
 /// What a task may hold if nothing is said.
 pub const DEFAULT_ALLOWED_MEM: u64 = 2_000_000_000;
@@ -189,10 +201,23 @@ impl Settings {
     /// Where one of them cannot be read.
     pub fn from_env(lookup: impl Fn(&str) -> Option<String>) -> Result<Settings, SpecError> {
         let text = |name: &str| lookup(&format!("FREESTONE_{name}")).filter(|v| !v.is_empty());
-        let bad = |name: &str, why: String| SpecError::Source { place: format!("the environment variable FREESTONE_{name}"), why };
-        let size = |name: &str| text(name).map(|v| parse_size(&v).map_err(|e| bad(name, e.to_string()))).transpose();
-        let time = |name: &str| text(name).map(|v| parse_duration(&v).map_err(|e| bad(name, e.to_string()))).transpose();
-        let count = |name: &str| text(name).map(|v| v.parse::<u64>().map_err(|_| bad(name, format!("`{v}` is no whole number")))).transpose();
+        let bad = |name: &str, why: String| SpecError::Source {
+            place: format!("the environment variable FREESTONE_{name}"),
+            why,
+        };
+        let size = |name: &str| {
+            text(name).map(|v| parse_size(&v).map_err(|e| bad(name, e.to_string()))).transpose()
+        };
+        let time = |name: &str| {
+            text(name).map(|v| parse_duration(&v).map_err(|e| bad(name, e.to_string()))).transpose()
+        };
+        let count = |name: &str| {
+            text(name)
+                .map(|v| {
+                    v.parse::<u64>().map_err(|_| bad(name, format!("`{v}` is no whole number")))
+                })
+                .transpose()
+        };
         Ok(Settings {
             work_dir: text("WORK_DIR"),
             allowed_mem: size("ALLOWED_MEM")?,
@@ -200,14 +225,21 @@ impl Settings {
             local_mem: size("LOCAL_MEM")?,
             parallelism: count("PARALLELISM")?,
             threads: count("THREADS")?.map(|n| n as usize),
-            codec: text("CODEC").map(|v| v.parse().map_err(|e: EncodingError| bad("CODEC", e.to_string()))).transpose()?,
+            codec: text("CODEC")
+                .map(|v| v.parse().map_err(|e: EncodingError| bad("CODEC", e.to_string())))
+                .transpose()?,
             retries: count("RETRIES")?.map(|n| u32::try_from(n).unwrap_or(u32::MAX)),
             task_timeout: time("TASK_TIMEOUT")?,
             deadline: time("DEADLINE")?,
             repository: text("REPOSITORY"),
             branch: text("BRANCH"),
             session_expiry: time("SESSION_EXPIRY")?,
-            sharing: text("SHARING").map(|v| v.parse().map_err(|_| bad("SHARING", format!("`{v}` is neither true nor false")))).transpose()?,
+            sharing: text("SHARING")
+                .map(|v| {
+                    v.parse()
+                        .map_err(|_| bad("SHARING", format!("`{v}` is neither true nor false")))
+                })
+                .transpose()?,
         })
     }
 
@@ -216,7 +248,10 @@ impl Settings {
     /// # Errors
     /// Where it cannot be read or says what is not known.
     pub fn from_file(path: &Path) -> Result<Settings, SpecError> {
-        let bad = |why: String| SpecError::Source { place: format!("the settings file {}", path.display()), why };
+        let bad = |why: String| SpecError::Source {
+            place: format!("the settings file {}", path.display()),
+            why,
+        };
         match files::read_to_string(path) {
             Ok(text) => toml::from_str(&text).map_err(|e| bad(e.to_string())),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Settings::default()),
@@ -250,8 +285,11 @@ impl Settings {
     /// # Errors
     /// Where a limit is too small to mean anything.
     pub fn resolve(self) -> Result<Spec, SpecError> {
-        let at_least = |name, value: u64, least| if value < least { Err(SpecError::TooSmall { name, value, least }) } else { Ok(value) };
-        let threads = at_least("threads", self.threads.unwrap_or_else(machine::cores) as u64, 1)? as usize;
+        let at_least = |name, value: u64, least| {
+            if value < least { Err(SpecError::TooSmall { name, value, least }) } else { Ok(value) }
+        };
+        let threads =
+            at_least("threads", self.threads.unwrap_or_else(machine::cores) as u64, 1)? as usize;
         let allowed_mem = self.allowed_mem.unwrap_or(DEFAULT_ALLOWED_MEM);
         let reserved_mem = self.reserved_mem.unwrap_or(DEFAULT_RESERVED_MEM);
         if at_least("allowed_mem", allowed_mem, 1)? <= reserved_mem {
@@ -261,10 +299,14 @@ impl Settings {
         codec.check()?;
         let machine_mem = machine::memory_bytes() / 5 * 4;
         Ok(Spec {
-            work_dir: self.work_dir.unwrap_or_else(|| default_work_dir(|name| std::env::var(name).ok())),
+            work_dir: self
+                .work_dir
+                .unwrap_or_else(|| default_work_dir(|name| std::env::var(name).ok())),
             allowed_mem,
             reserved_mem,
-            local_mem: self.local_mem.unwrap_or_else(|| allowed_mem.saturating_mul(threads as u64).min(machine_mem)),
+            local_mem: self
+                .local_mem
+                .unwrap_or_else(|| allowed_mem.saturating_mul(threads as u64).min(machine_mem)),
             parallelism: at_least("parallelism", self.parallelism.unwrap_or(threads as u64), 1)?,
             threads,
             codec,
@@ -280,7 +322,8 @@ impl Settings {
 }
 
 impl Spec {
-    /// Resolves settings from code with those of the environment, of the file `FREESTONE_CONFIG` or `freestone.toml`, and the defaults.
+    /// Resolves settings from code with those of the environment, of the file `FREESTONE_CONFIG` or
+    /// `freestone.toml`, and the defaults.
     ///
     /// # Errors
     /// Where a layer cannot be read or a limit is too small.
@@ -296,7 +339,10 @@ impl Spec {
         let environment = Settings::from_env(|name| std::env::var(name).ok())?;
         let named = std::env::var("FREESTONE_CONFIG").ok().filter(|name| !name.is_empty());
         if let Some(name) = named.as_ref().filter(|name| !Path::new(name).exists()) {
-            return Err(SpecError::Source { place: format!("the settings file {name}, which FREESTONE_CONFIG names,"), why: "there is no such file".into() });
+            return Err(SpecError::Source {
+                place: format!("the settings file {name}, which FREESTONE_CONFIG names,"),
+                why: "there is no such file".into(),
+            });
         }
         let file = named.unwrap_or_else(|| DEFAULT_FILE.into());
         code.or(environment).or(Settings::from_file(Path::new(&file))?).or(defaults).resolve()
@@ -326,7 +372,8 @@ mod tests {
 
     #[test]
     fn code_comes_before_environment_before_file() {
-        let file: Settings = toml::from_str("allowed_mem = \"1 GB\"\nthreads = 3\nwork_dir = \"f\"").unwrap();
+        let file: Settings =
+            toml::from_str("allowed_mem = \"1 GB\"\nthreads = 3\nwork_dir = \"f\"").unwrap();
         let env = Settings::from_env(|n| match n {
             "FREESTONE_THREADS" => Some("5".into()),
             "FREESTONE_WORK_DIR" => Some("e".into()),
@@ -335,14 +382,18 @@ mod tests {
         .unwrap();
         let code = Settings { work_dir: Some("c".into()), ..Settings::default() };
         let spec = code.or(env).or(file).resolve().unwrap();
-        assert_eq!((spec.work_dir.as_str(), spec.threads, spec.allowed_mem, spec.reserved_mem), ("c", 5, 1_000_000_000, DEFAULT_RESERVED_MEM));
+        assert_eq!(
+            (spec.work_dir.as_str(), spec.threads, spec.allowed_mem, spec.reserved_mem),
+            ("c", 5, 1_000_000_000, DEFAULT_RESERVED_MEM)
+        );
         assert_eq!(spec.parallelism, 5);
     }
 
     #[test]
     fn bad_settings_name_their_source() {
         assert!(toml::from_str::<Settings>("alowed_mem = 1").is_err());
-        let error = Settings::from_env(|n| (n == "FREESTONE_ALLOWED_MEM").then(|| "lots".into())).unwrap_err();
+        let error = Settings::from_env(|n| (n == "FREESTONE_ALLOWED_MEM").then(|| "lots".into()))
+            .unwrap_err();
         assert!(error.to_string().contains("FREESTONE_ALLOWED_MEM"), "{error}");
         assert!(Settings { threads: Some(0), ..Settings::default() }.resolve().is_err());
     }
@@ -351,8 +402,14 @@ mod tests {
     #[test]
     fn allowed_mem_has_room_beside_reserved_mem() {
         let toml = |text: &str| toml::from_str::<Settings>(text).unwrap();
-        let env = |name: &'static str, value: &'static str| Settings::from_env(move |n| (n == name).then(|| value.to_owned())).unwrap();
-        let code = |allowed, reserved| Settings { allowed_mem: allowed, reserved_mem: reserved, ..Settings::default() };
+        let env = |name: &'static str, value: &'static str| {
+            Settings::from_env(move |n| (n == name).then(|| value.to_owned())).unwrap()
+        };
+        let code = |allowed, reserved| Settings {
+            allowed_mem: allowed,
+            reserved_mem: reserved,
+            ..Settings::default()
+        };
         let refused = [
             code(Some(20_000_000), None),
             code(Some(1000), Some(2000)),
@@ -367,16 +424,25 @@ mod tests {
         ];
         for settings in refused {
             let error = settings.clone().resolve().unwrap_err();
-            assert!(matches!(error, SpecError::NoRoom { allowed, reserved } if allowed <= reserved), "{settings:?}: {error}");
+            assert!(
+                matches!(error, SpecError::NoRoom { allowed, reserved } if allowed <= reserved),
+                "{settings:?}: {error}"
+            );
             assert!(error.to_string().contains("raise allowed_mem"), "{error}");
         }
         assert!(code(Some(1001), Some(1000)).resolve().is_ok());
-        assert_eq!(code(Some(0), Some(0)).resolve().unwrap_err(), SpecError::TooSmall { name: "allowed_mem", value: 0, least: 1 });
+        assert_eq!(
+            code(Some(0), Some(0)).resolve().unwrap_err(),
+            SpecError::TooSmall { name: "allowed_mem", value: 0, least: 1 }
+        );
     }
 
     #[test]
     fn a_codec_of_settings_has_levels() {
         let codec = Some(crate::storage::CodecName::Zstd(99).into());
-        assert!(matches!(Settings { codec, ..Settings::default() }.resolve(), Err(SpecError::Codec(_))));
+        assert!(matches!(
+            Settings { codec, ..Settings::default() }.resolve(),
+            Err(SpecError::Codec(_))
+        ));
     }
 }

@@ -23,7 +23,12 @@ pub(crate) struct Opened {
 
 impl Opened {
     /// Decodes a chunk that is not cached. `begun` is its read if one is in flight.
-    pub(crate) fn fetch(&mut self, coords: &[u64], begun: Option<Pending>, desk: &mut Desk) -> Result<(), ChunkError> {
+    pub(crate) fn fetch(
+        &mut self,
+        coords: &[u64],
+        begun: Option<Pending>,
+        desk: &mut Desk,
+    ) -> Result<(), ChunkError> {
         if let Some(block) = self.source.read(coords, begun, desk)? {
             self.chunks.push(coords, block);
         }
@@ -40,12 +45,21 @@ impl Opened {
 
     /// Returns true if parts of a chunk can be read and the whole chunk is not cached.
     pub(crate) fn reads_parts(&self, coords: &[u64]) -> bool {
-        matches!(&self.source, Source::Chunks(access, _) if access.is_in_parts()) && self.chunks.get(coords).is_none()
+        matches!(&self.source, Source::Chunks(access, _) if access.is_in_parts())
+            && self.chunks.get(coords).is_none()
     }
 
-    pub(crate) fn read_parts(&self, coords: &[u64], parts: &[ObjectPart], into: &mut [u8], desk: &mut Desk) -> Result<bool, Cause> {
+    pub(crate) fn read_parts(
+        &self,
+        coords: &[u64],
+        parts: &[ObjectPart],
+        into: &mut [u8],
+        desk: &mut Desk,
+    ) -> Result<bool, Cause> {
         match &self.source {
-            Source::Chunks(access, _) => access.read_parts(coords, parts, into, desk).map_err(|e| cause_of_chunk(&e)),
+            Source::Chunks(access, _) => {
+                access.read_parts(coords, parts, into, desk).map_err(|e| cause_of_chunk(&e))
+            }
             _ => Ok(false),
         }
     }
@@ -73,19 +87,35 @@ impl Source {
     pub(crate) fn stored_shape(&self, coords: &[u64]) -> Vec<u64> {
         match self {
             Source::Chunks(access, _) => access.stored_shape(coords),
-            Source::Constant(_, info) | Source::Generated(_, info) => info.grid.region(coords).shape,
+            Source::Constant(_, info) | Source::Generated(_, info) => {
+                info.grid.region(coords).shape
+            }
         }
     }
 
     /// Reads the block of a chunk. Returns `None` for a constant, whose values are in memory.
-    fn read(&mut self, coords: &[u64], begun: Option<Pending>, desk: &mut Desk) -> Result<Option<Buffer>, ChunkError> {
+    fn read(
+        &mut self,
+        coords: &[u64],
+        begun: Option<Pending>,
+        desk: &mut Desk,
+    ) -> Result<Option<Buffer>, ChunkError> {
         match self {
-            Source::Chunks(access, cache) => access.read_begun(coords, begun, desk, cache).map(Some),
+            Source::Chunks(access, cache) => {
+                access.read_begun(coords, begun, desk, cache).map(Some)
+            }
             Source::Constant(..) => Ok(None),
             Source::Generated(generate, info) => {
                 let region = info.grid.region(coords);
-                let mut block = desk.arena.buffer(region.n_elements() * info.dtype.size() as u64)?;
-                generate.fill(info.dtype, &info.shape(), &region.start, &sizes(&region.shape), block.bytes_mut());
+                let mut block =
+                    desk.arena.buffer(region.n_elements() * info.dtype.size() as u64)?;
+                generate.fill(
+                    info.dtype,
+                    &info.shape(),
+                    &region.start,
+                    &sizes(&region.shape),
+                    block.bytes_mut(),
+                );
                 Ok(Some(block))
             }
         }
@@ -139,13 +169,23 @@ impl TaskState<'_> {
     }
 
     /// Returns views of some of the loaded blocks.
-    pub(crate) fn views_of(&self, inputs: std::ops::Range<usize>, dtypes: &[DType], part: &Region) -> Vec<View<'_>> {
-        let loaded = self.loaded[inputs].iter().zip(dtypes).filter_map(|(loaded, dtype)| Some((loaded.as_ref()?, *dtype)));
+    pub(crate) fn views_of(
+        &self,
+        inputs: std::ops::Range<usize>,
+        dtypes: &[DType],
+        part: &Region,
+    ) -> Vec<View<'_>> {
+        let loaded = self.loaded[inputs]
+            .iter()
+            .zip(dtypes)
+            .filter_map(|(loaded, dtype)| Some((loaded.as_ref()?, *dtype)));
         loaded.map(|(loaded, dtype)| self.view(loaded, dtype, part)).collect()
     }
 
     fn view<'s>(&'s self, loaded: &'s Loaded, dtype: DType, part: &Region) -> View<'s> {
-        let shift: isize = (0..part.start.len()).map(|d| (part.start[d] - loaded.cell.start[d]) as isize * loaded.strides[d]).sum();
+        let shift: isize = (0..part.start.len())
+            .map(|d| (part.start[d] - loaded.cell.start[d]) as isize * loaded.strides[d])
+            .sum();
         let (bytes, offset) = (self.bytes(&loaded.values), (loaded.offset + shift) as usize);
         View { dtype, bytes, offset, shape: sizes(&part.shape), strides: loaded.strides.clone() }
     }
@@ -165,9 +205,18 @@ impl TaskState<'_> {
     }
 
     /// Allocates the accumulators of output `j`, over the axes of the task's region that are kept.
-    pub(crate) fn start(&mut self, j: usize, dtype: DType, kept: impl Fn(usize) -> bool) -> Result<&mut [u8], Cause> {
-        let elements: u64 = (0..self.region.shape.len()).filter(|d| kept(*d)).map(|d| self.region.shape[d]).product();
-        let buffer = self.room(self.layout.outputs[j].accumulator, elements * dtype.size() as u64)?;
+    pub(crate) fn start(
+        &mut self,
+        j: usize,
+        dtype: DType,
+        kept: impl Fn(usize) -> bool,
+    ) -> Result<&mut [u8], Cause> {
+        let elements: u64 = (0..self.region.shape.len())
+            .filter(|d| kept(*d))
+            .map(|d| self.region.shape[d])
+            .product();
+        let buffer =
+            self.room(self.layout.outputs[j].accumulator, elements * dtype.size() as u64)?;
         Ok(self.accumulators[j].insert(buffer).bytes_mut())
     }
 
@@ -183,13 +232,17 @@ impl TaskState<'_> {
     /// Returns the stored size in bytes of the current object of output `j`.
     pub(crate) fn stored_bytes(&self, j: usize, at: &At) -> usize {
         let output = &self.outputs[j];
-        sizes(&output.object_shape(&at.object)).iter().product::<usize>() * output.info().dtype.size()
+        sizes(&output.object_shape(&at.object)).iter().product::<usize>()
+            * output.info().dtype.size()
     }
 
     /// Spreads the block of output `j` over its stored shape if that is larger.
     pub(crate) fn pad(&mut self, j: usize, at: &At) {
         let output = &self.outputs[j];
-        let (shape, stored) = (sizes(&output.objects().region(&at.object).shape), sizes(&output.object_shape(&at.object)));
+        let (shape, stored) = (
+            sizes(&output.objects().region(&at.object).shape),
+            sizes(&output.object_shape(&at.object)),
+        );
         if let Some(block) = self.blocks[j].as_mut().filter(|_| stored != shape) {
             copy::pad_in_place(block.bytes_mut(), &shape, &stored, &output.info().fill);
         }
@@ -197,16 +250,29 @@ impl TaskState<'_> {
 
     /// Returns true if the block of the only input is stored as assembled.
     pub(crate) fn is_stored_as_assembled(&self) -> bool {
-        self.layout.outputs.first().is_some_and(|o| o.block.is_some() && o.block == self.layout.inputs.first().and_then(|i| i.region))
+        self.layout.outputs.first().is_some_and(|o| {
+            o.block.is_some() && o.block == self.layout.inputs.first().and_then(|i| i.region)
+        })
     }
 
-    /// Encodes and writes the block of output `j`, or its accumulators if these are stored unchanged.
+    /// Encodes and writes the block of output `j`, or its accumulators if these are stored
+    /// unchanged.
     pub(crate) fn store(&mut self, j: usize, at: &At) -> Result<(), Cause> {
         let output = &self.outputs[j];
-        let made = if self.layout.outputs[j].block.is_some() { &self.blocks[j] } else { &self.accumulators[j] };
-        let block = made.as_ref().ok_or_else(|| internal("an output is computed before it is stored"))?;
-        let written = output.write(&at.object, block.bytes(), self.desk).map_err(|e| cause_of_chunk(&e))?;
-        self.receipts.push(Receipt { array: self.stage.outputs[j].array, chunk: output.objects().index(&at.object), written });
+        let made = if self.layout.outputs[j].block.is_some() {
+            &self.blocks[j]
+        } else {
+            &self.accumulators[j]
+        };
+        let block =
+            made.as_ref().ok_or_else(|| internal("an output is computed before it is stored"))?;
+        let written =
+            output.write(&at.object, block.bytes(), self.desk).map_err(|e| cause_of_chunk(&e))?;
+        self.receipts.push(Receipt {
+            array: self.stage.outputs[j].array,
+            chunk: output.objects().index(&at.object),
+            written,
+        });
         Ok(())
     }
 }

@@ -1,7 +1,8 @@
 //! Time and randomness: the only sources of nondeterminism that the engine uses.
 //!
-//! Each program passes a [`System`] along with its [`Stores`](crate::storage::Stores); there is no global instance. Programs use the
-//! machine's clock. Tests use a [`ManualClock`], which they advance explicitly.
+//! Each program passes a [`System`] along with its [`Stores`](crate::storage::Stores); there is no
+//! global instance. Programs use the machine's clock. Tests use a [`ManualClock`], which they
+//! advance explicitly.
 
 use std::fmt;
 use std::hash::{BuildHasher, Hasher};
@@ -20,7 +21,8 @@ pub trait Clock: fmt::Debug + Send + Sync {
     /// Blocks until `time` has passed.
     fn sleep(&self, time: Duration);
 
-    /// Returns the maximum duration to wait before checking the clock again, within a wait of `time`.
+    /// Returns the maximum duration to wait before checking the clock again, within a wait of
+    /// `time`.
     fn wait_bound(&self, time: Duration) -> Duration;
 }
 
@@ -151,7 +153,8 @@ impl Clock for ManualClock {
     }
 }
 
-/// The SplitMix generator of Steele, Lea & Flood (2014). Used for jitter and names; not suitable for secrets.
+/// The SplitMix generator of Steele, Lea & Flood (2014). Used for jitter and names; not suitable
+/// for secrets.
 #[derive(Debug)]
 pub struct SplitMix(AtomicU64);
 
@@ -164,7 +167,10 @@ impl SplitMix {
     }
 
     /// Creates a generator with a seed from the operating system.
-    #[allow(clippy::disallowed_methods, reason = "the one place that asks the system for randomness")]
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the one place that asks the system for randomness"
+    )]
     pub fn from_machine() -> SplitMix {
         SplitMix::new(std::collections::hash_map::RandomState::new().build_hasher().finish())
     }
@@ -190,7 +196,10 @@ mod tests {
         assert_eq!(clock.now(), begun);
         clock.advance(Duration::from_secs(3600));
         clock.sleep(Duration::from_secs(60));
-        assert_eq!((clock.now() - begun, clock.system_time().duration_since(date).unwrap()), (clock.passed(), Duration::from_secs(3660)));
+        assert_eq!(
+            (clock.now() - begun, clock.system_time().duration_since(date).unwrap()),
+            (clock.passed(), Duration::from_secs(3660))
+        );
     }
 
     #[test]
@@ -200,7 +209,10 @@ mod tests {
             [random.next(), random.next(), random.next()]
         };
         // The values of the reference implementation for the seed 1234567.
-        assert_eq!(numbers(1_234_567), [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]);
+        assert_eq!(
+            numbers(1_234_567),
+            [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]
+        );
         assert_ne!(numbers(1), numbers(2));
         let system = System::default();
         assert!((0..1000).all(|_| (0.0..1.0).contains(&system.fraction())));

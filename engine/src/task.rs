@@ -14,7 +14,8 @@ use crate::storage::reader::{ChunkError, Traffic, Written};
 pub struct RunAddress {
     /// The work directory.
     pub work_dir: String,
-    /// The run's folder in it: the run's name, and what sets this try apart from others of the same plan.
+    /// The run's folder in it: the run's name, and what sets this try apart from others of the same
+    /// plan.
     pub folder: String,
 }
 
@@ -46,9 +47,11 @@ pub struct TaskOutcome {
     pub worker: String,
     /// The tasks that were finished, in order.
     pub done: Vec<TaskReport>,
-    /// Why the next one was not. If there is no reason, the rest was not started, and is handed out again at no cost.
+    /// Why the next one was not. If there is no reason, the rest was not started, and is handed out
+    /// again at no cost.
     pub failure: Option<TaskFailure>,
-    /// Highest resident memory of the worker's process since it fetched the plan, where the worker is one of its own.
+    /// Highest resident memory of the worker's process since it fetched the plan, where the worker
+    /// is one of its own.
     pub worker_peak_bytes: Option<u64>,
 }
 
@@ -179,9 +182,13 @@ pub(crate) type Cause = (FailureKind, String);
 pub(crate) fn cause_of_chunk(error: &ChunkError) -> Cause {
     let kind = match error {
         ChunkError::Storage(e) => kind_of_storage(e),
-        ChunkError::Codec { error: CodecError::Overrun(_), .. } | ChunkError::Overrun(_) => FailureKind::Overrun,
+        ChunkError::Codec { error: CodecError::Overrun(_), .. } | ChunkError::Overrun(_) => {
+            FailureKind::Overrun
+        }
         ChunkError::Codec { .. } => FailureKind::BadInput,
-        ChunkError::Own { array, object, .. } => FailureKind::Damaged { array: ArrayId(*array), object: *object },
+        ChunkError::Own { array, object, .. } => {
+            FailureKind::Damaged { array: ArrayId(*array), object: *object }
+        }
     };
     (kind, error.to_string())
 }
@@ -200,10 +207,17 @@ pub fn kind_of_storage(error: &StorageError) -> FailureKind {
     }
 }
 
-/// The cause of a broken invariant: a panic in debug builds, else an error that ends the run, never a wrong result.
+/// The cause of a broken invariant: a panic in debug builds, else an error that ends the run, never
+/// a wrong result.
 pub(crate) fn internal(invariant: &str) -> Cause {
     debug_assert!(false, "broken invariant: {invariant}");
-    (FailureKind::Internal, format!("internal error: broken invariant: {invariant} (hint: this is a defect of Freestone, please report it)"))
+    (
+        FailureKind::Internal,
+        format!(
+            "internal error: broken invariant: {invariant} (hint: this is a defect of Freestone, \
+                please report it)"
+        ),
+    )
 }
 
 /// The cause of a plan that a worker cannot run.

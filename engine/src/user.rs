@@ -1,8 +1,9 @@
 //! Kernels of users: a function on whole blocks that the library does not know.
 //!
-//! A plan names a kernel by [`UserKernel::NAME`] and [`UserKernel::VERSION`] and carries its parameters as data. A worker finds the code in
-//! the [`KernelRegistry`] that its `main` built; what it does not find there it refuses before the first task. The process that made the
-//! plan knows the kernels of its own graph without being told.
+//! A plan names a kernel by [`UserKernel::NAME`] and [`UserKernel::VERSION`] and carries its
+//! parameters as data. A worker finds the code in the [`KernelRegistry`] that its `main` built;
+//! what it does not find there it refuses before the first task. The process that made the plan
+//! knows the kernels of its own graph without being told.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,18 +22,25 @@ use crate::panics;
 pub trait UserKernel: Serialize + DeserializeOwned + fmt::Debug + Send + Sync + 'static {
     /// How plans call it; unique in a program.
     const NAME: &'static str;
-    /// To be raised when the same parameters give other values: a worker with another version refuses the plan.
+    /// To be raised when the same parameters give other values: a worker with another version
+    /// refuses the plan.
     const VERSION: u32;
 
-    /// Most bytes of scratch memory that [`apply`](UserKernel::apply) needs for blocks of these shapes. They are part of the projection, and what
-    /// `apply` allocates by itself is not.
+    /// Most bytes of scratch memory that [`apply`](UserKernel::apply) needs for blocks of these
+    /// shapes. They are part of the projection, and what `apply` allocates by itself is not.
     fn scratch_bytes(&self, inputs: &[&[usize]], output: &[usize]) -> u64;
 
-    /// Computes one block from the blocks of the inputs. It must give the same values for the same blocks, and write every element.
+    /// Computes one block from the blocks of the inputs. It must give the same values for the same
+    /// blocks, and write every element.
     ///
     /// # Errors
     /// What it finds wrong, in words; the run ends with them.
-    fn apply(&self, inputs: &[Block<'_>], output: &mut BlockMut<'_>, scratch: &mut [u8]) -> Result<(), String>;
+    fn apply(
+        &self,
+        inputs: &[Block<'_>],
+        output: &mut BlockMut<'_>,
+        scratch: &mut [u8],
+    ) -> Result<(), String>;
 }
 
 /// A block of an input.
@@ -74,7 +82,8 @@ impl Block<'_> {
         if T::DTYPE != self.dtype {
             return Err(not_of::<T>(self.dtype));
         }
-        ArrayViewD::from_shape(IxDyn(&self.shape), bytemuck::cast_slice(self.bytes)).map_err(|e| e.to_string())
+        ArrayViewD::from_shape(IxDyn(&self.shape), bytemuck::cast_slice(self.bytes))
+            .map_err(|e| e.to_string())
     }
 }
 
@@ -87,7 +96,8 @@ impl BlockMut<'_> {
         if T::DTYPE != self.dtype {
             return Err(not_of::<T>(self.dtype));
         }
-        ArrayViewMutD::from_shape(IxDyn(&self.shape), bytemuck::cast_slice_mut(self.bytes)).map_err(|e| e.to_string())
+        ArrayViewMutD::from_shape(IxDyn(&self.shape), bytemuck::cast_slice_mut(self.bytes))
+            .map_err(|e| e.to_string())
     }
 }
 
@@ -100,7 +110,12 @@ pub trait AnyKernel: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// The kernel's own.
-    fn apply(&self, inputs: &[Block<'_>], output: &mut BlockMut<'_>, scratch: &mut [u8]) -> Result<(), String>;
+    fn apply(
+        &self,
+        inputs: &[Block<'_>],
+        output: &mut BlockMut<'_>,
+        scratch: &mut [u8],
+    ) -> Result<(), String>;
 }
 
 impl<K: UserKernel> AnyKernel for K {
@@ -108,7 +123,12 @@ impl<K: UserKernel> AnyKernel for K {
         UserKernel::scratch_bytes(self, inputs, output)
     }
 
-    fn apply(&self, inputs: &[Block<'_>], output: &mut BlockMut<'_>, scratch: &mut [u8]) -> Result<(), String> {
+    fn apply(
+        &self,
+        inputs: &[Block<'_>],
+        output: &mut BlockMut<'_>,
+        scratch: &mut [u8],
+    ) -> Result<(), String> {
         UserKernel::apply(self, inputs, output, scratch)
     }
 }
@@ -155,21 +175,34 @@ impl KernelRegistry {
     ///
     /// # Errors
     /// Where it is not here, only in other versions, or does not take the parameters.
-    pub fn resolve(&self, name: &str, version: u32, parameters: &Value) -> Result<Arc<dyn AnyKernel>, String> {
+    pub fn resolve(
+        &self,
+        name: &str,
+        version: u32,
+        parameters: &Value,
+    ) -> Result<Arc<dyn AnyKernel>, String> {
         match self.kernels.get(&(name.to_owned(), version)) {
             Some(make) => {
-                let made = panics::caught(|| make(parameters)).unwrap_or_else(|panic| Err(format!("it panicked: {panic}")));
+                let made = panics::caught(|| make(parameters))
+                    .unwrap_or_else(|panic| Err(format!("it panicked: {panic}")));
                 made.map_err(|e| format!("kernel `{name}` does not take its parameters: {e}"))
             }
             None => {
-                let others: Vec<String> = self.kernels.keys().filter(|(n, _)| n == name).map(|(_, v)| v.to_string()).collect();
+                let others: Vec<String> = self
+                    .kernels
+                    .keys()
+                    .filter(|(n, _)| n == name)
+                    .map(|(_, v)| v.to_string())
+                    .collect();
                 Err(match others.as_slice() {
                     [] => format!(
-                        "this program does not know the kernel `{name}` (hint: use the program that has it, and register it where a worker calls `serve` and \
+                        "this program does not know the kernel `{name}` (hint: use the program \
+                            that has it, and register it where a worker calls `serve` and \
                          where a run is resumed)"
                     ),
                     _ => format!(
-                        "this program has version {} of the kernel `{name}`, the plan needs version {version} (hint: use the same program in workers as in the \
+                        "this program has version {} of the kernel `{name}`, the plan needs \
+                            version {version} (hint: use the same program in workers as in the \
                          client)",
                         others.join(", ")
                     ),

@@ -1,8 +1,8 @@
 //! The default work directory: one for each user, inaccessible to other users.
 //!
-//! Its location is `TMPDIR`, which schedulers set for each job; else `XDG_CACHE_HOME`; else `/tmp`. The first run creates the directory
-//! with mode 0700. An existing entry is used only if it is a directory owned by this user with that mode. Users create other work
-//! directories themselves.
+//! Its location is `TMPDIR`, which schedulers set for each job; else `XDG_CACHE_HOME`; else `/tmp`.
+//! The first run creates the directory with mode 0700. An existing entry is used only if it is a
+//! directory owned by this user with that mode. Users create other work directories themselves.
 
 use std::fs::{self, DirBuilder};
 use std::io::ErrorKind;
@@ -28,12 +28,17 @@ fn is_default(work_dir: &str) -> bool {
     work_dir == default_work_dir(|name| std::env::var(name).ok())
 }
 
-/// Creates the default work directory if it does not exist. The first write creates any other directory.
+/// Creates the default work directory if it does not exist. The first write creates any other
+/// directory.
 ///
 /// # Errors
 /// Returns an error if the directory cannot be created, and the errors of [`check`].
 pub(crate) fn make(work_dir: &str) -> Result<(), StorageError> {
-    if is_default(work_dir) { make_at(work_dir.as_ref(), rustix::process::geteuid().as_raw()) } else { Ok(()) }
+    if is_default(work_dir) {
+        make_at(work_dir.as_ref(), rustix::process::geteuid().as_raw())
+    } else {
+        Ok(())
+    }
 }
 
 /// Checks that the default work directory, if it exists, is private to this user.
@@ -41,7 +46,11 @@ pub(crate) fn make(work_dir: &str) -> Result<(), StorageError> {
 /// # Errors
 /// Returns [`StorageError::NotPrivate`] if the directory is not private.
 pub(crate) fn check(work_dir: &str) -> Result<(), StorageError> {
-    if is_default(work_dir) { check_at(work_dir.as_ref(), rustix::process::geteuid().as_raw()) } else { Ok(()) }
+    if is_default(work_dir) {
+        check_at(work_dir.as_ref(), rustix::process::geteuid().as_raw())
+    } else {
+        Ok(())
+    }
 }
 
 const MODE: u32 = 0o700;
@@ -60,7 +69,9 @@ fn make_at(path: &Path, user: u32) -> Result<(), StorageError> {
 fn check_at(path: &Path, user: u32) -> Result<(), StorageError> {
     let metadata = match fs::symlink_metadata(path) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
-        other => other.map_err(|e| StorageError::io(path.display().to_string(), "looked at", &e))?,
+        other => {
+            other.map_err(|e| StorageError::io(path.display().to_string(), "looked at", &e))?
+        }
     };
     let why = if metadata.is_symlink() {
         "it is a symbolic link".to_owned()
@@ -84,14 +95,19 @@ mod tests {
 
     #[track_caller]
     fn check_default(variables: &[(&str, &str)], expect: &str) {
-        let variable = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned());
+        let variable = |name: &str| {
+            variables.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned())
+        };
         let user = rustix::process::geteuid().as_raw().to_string();
         assert_eq!(default_work_dir(variable), expect.replace("UID", &user));
     }
 
     #[test]
     fn tmpdir_comes_before_the_users_cache() {
-        check_default(&[("TMPDIR", "/scratch/job-7"), ("XDG_CACHE_HOME", "/home/u/.cache")], "/scratch/job-7/freestone-UID");
+        check_default(
+            &[("TMPDIR", "/scratch/job-7"), ("XDG_CACHE_HOME", "/home/u/.cache")],
+            "/scratch/job-7/freestone-UID",
+        );
         check_default(&[("XDG_CACHE_HOME", "/home/u/.cache")], "/home/u/.cache/freestone");
         check_default(&[], "/tmp/freestone-UID");
         check_default(&[("TMPDIR", ""), ("XDG_CACHE_HOME", "cache")], "/tmp/freestone-UID");
@@ -101,7 +117,8 @@ mod tests {
     #[track_caller]
     fn check_found(prepare: impl Fn(&Path), stranger: u32, expect: Option<&str>) {
         let folder = tempfile::tempdir().unwrap();
-        let (path, user) = (folder.path().join("deep/freestone"), rustix::process::geteuid().as_raw() + stranger);
+        let (path, user) =
+            (folder.path().join("deep/freestone"), rustix::process::geteuid().as_raw() + stranger);
         fs::create_dir(folder.path().join("deep")).unwrap();
         prepare(&path);
         for result in [check_at(&path, user), make_at(&path, user)] {
@@ -109,7 +126,12 @@ mod tests {
                 (Ok(()), None) => {}
                 (Err(e @ StorageError::NotPrivate { .. }), Some(why)) => {
                     let said = e.to_string();
-                    assert!(said.contains(why) && said.contains(&path.display().to_string()) && said.contains("FREESTONE_WORK_DIR"), "{said}");
+                    assert!(
+                        said.contains(why)
+                            && said.contains(&path.display().to_string())
+                            && said.contains("FREESTONE_WORK_DIR"),
+                        "{said}"
+                    );
                 }
                 (result, expect) => panic!("{result:?}, not {expect:?}"),
             }
@@ -137,7 +159,8 @@ mod tests {
     #[test]
     fn it_is_made_for_the_user_alone_with_the_folders_around_it() {
         let folder = tempfile::tempdir().unwrap();
-        let (path, user) = (folder.path().join("cache/freestone"), rustix::process::geteuid().as_raw());
+        let (path, user) =
+            (folder.path().join("cache/freestone"), rustix::process::geteuid().as_raw());
         check_at(&path, user).unwrap();
         assert!(!path.exists(), "looking makes nothing");
         make_at(&path, user).unwrap();

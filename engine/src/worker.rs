@@ -1,8 +1,9 @@
 //! Execution of one task.
 //!
-//! A task runs in the same way in a thread, in a process and on AWS Lambda. A [`Worker`] needs only the plan and storage, and uses one
-//! thread. It opens a stage (`ready`) and runs each task through the stage's program (`steps`). The steps take and release buffers, load
-//! blocks (`load`), run the stage's kernel, and store results. Chunks that are read over a network are prefetched (`ahead`).
+//! A task runs in the same way in a thread, in a process and on AWS Lambda. A [`Worker`] needs only
+//! the plan and storage, and uses one thread. It opens a stage (`ready`) and runs each task through
+//! the stage's program (`steps`). The steps take and release buffers, load blocks (`load`), run the
+//! stage's kernel, and store results. Chunks that are read over a network are prefetched (`ahead`).
 
 mod ahead;
 mod load;
@@ -21,7 +22,9 @@ use crate::state::{TaskState, overrun};
 use crate::storage::Stores;
 use crate::storage::codec::Contexts;
 use crate::storage::reader::Desk;
-use crate::task::{Cause, FailureKind, RunAddress, TaskFailure, TaskOutcome, TaskReport, TaskRequest, internal};
+use crate::task::{
+    Cause, FailureKind, RunAddress, TaskFailure, TaskOutcome, TaskReport, TaskRequest, internal,
+};
 use crate::user::KernelRegistry;
 
 use ahead::Ahead;
@@ -58,16 +61,19 @@ impl Cancel {
 
     /// Returns true once cancellation is requested.
     pub fn is_cancelled(&self) -> bool {
-        self.own.load(Ordering::Relaxed) || self.parent.as_ref().is_some_and(|p| p.load(Ordering::Relaxed))
+        self.own.load(Ordering::Relaxed)
+            || self.parent.as_ref().is_some_and(|p| p.load(Ordering::Relaxed))
     }
 
-    /// Returns a flag that can be cancelled on its own, and that is cancelled together with this one.
+    /// Returns a flag that can be cancelled on its own, and that is cancelled together with this
+    /// one.
     pub(crate) fn child(&self) -> Cancel {
         Cancel { own: Arc::default(), parent: Some(Arc::clone(&self.own)) }
     }
 }
 
-/// The conditions that end a task early. Tasks check them between chunks, blocks and slices; a running kernel is not interrupted.
+/// The conditions that end a task early. Tasks check them between chunks, blocks and slices; a
+/// running kernel is not interrupted.
 #[derive(Clone, Copy, Debug)]
 struct Limits<'a> {
     cancel: &'a Cancel,
@@ -80,9 +86,13 @@ impl Limits<'_> {
             return Err((FailureKind::Cancelled, "the run was cancelled".to_owned()));
         }
         match self.timeout {
-            Some((start, limit)) if start.elapsed() > limit => {
-                Err((FailureKind::TimedOut, format!("it took longer than the {} that task_timeout allows", humantime::format_duration(limit))))
-            }
+            Some((start, limit)) if start.elapsed() > limit => Err((
+                FailureKind::TimedOut,
+                format!(
+                    "it took longer than the {} that task_timeout allows",
+                    humantime::format_duration(limit)
+                ),
+            )),
             _ => Ok(()),
         }
     }
@@ -113,7 +123,11 @@ pub struct Worker {
 impl Worker {
     /// Creates a worker without an open stage.
     pub fn new(context: RunContext, name: String) -> Worker {
-        let desk = Desk { arena: Arena::new(0), contexts: Contexts::default(), traffic: Default::default() };
+        let desk = Desk {
+            arena: Arena::new(0),
+            contexts: Contexts::default(),
+            traffic: Default::default(),
+        };
         Worker { context, name, desk, ready: None }
     }
 
@@ -124,14 +138,28 @@ impl Worker {
 
     /// Runs the tasks of a request in sequence, until one fails.
     pub fn run(&mut self, request: &TaskRequest) -> TaskOutcome {
-        let mut outcome = TaskOutcome { request: request.clone(), worker: self.name.clone(), done: Vec::new(), failure: None, worker_peak_bytes: None };
+        let mut outcome = TaskOutcome {
+            request: request.clone(),
+            worker: self.name.clone(),
+            done: Vec::new(),
+            failure: None,
+            worker_peak_bytes: None,
+        };
         for task in request.first..request.first.saturating_add(request.count) {
             match self.run_task(request, task) {
                 Ok(report) => outcome.done.push(report),
                 Err((kind, message)) => {
-                    let stage = self.context.plan.plan().stages.get(request.stage.0).map(|s| s.name.clone()).unwrap_or_default();
+                    let stage = self
+                        .context
+                        .plan
+                        .plan()
+                        .stages
+                        .get(request.stage.0)
+                        .map(|s| s.name.clone())
+                        .unwrap_or_default();
                     outcome.failure = Some(TaskFailure { kind, message, stage, task });
-                    // The buffers of the failed task are lost, so the worker starts with an empty desk.
+                    // The buffers of the failed task are lost, so the worker starts with an empty
+                    // desk.
                     self.rest();
                     break;
                 }
@@ -151,8 +179,12 @@ impl Worker {
         let stage_id = request.stage;
         let (start, cpu) = (Instant::now(), machine::thread_cpu_ns());
         let plan = Arc::clone(&self.context.plan);
-        let stage =
-            plan.plan().stages.get(stage_id.0).filter(|s| number < s.n_tasks()).ok_or((FailureKind::Plan, "there is no such task in the plan".to_owned()))?;
+        let stage = plan
+            .plan()
+            .stages
+            .get(stage_id.0)
+            .filter(|s| number < s.n_tasks())
+            .ok_or((FailureKind::Plan, "there is no such task in the plan".to_owned()))?;
         let layout = plan.layout(stage_id);
         if self.ready.as_ref().is_none_or(|r| r.stage != stage_id) {
             if let Some(before) = &mut self.ready {
@@ -163,11 +195,14 @@ impl Worker {
             self.desk.contexts = Contexts::default();
             self.ready = Some(self.context.ready(stage_id)?);
         }
-        let Some(ready) = self.ready.as_mut() else { return Err(internal("a worker opens a stage before it runs a task of it")) };
+        let Some(ready) = self.ready.as_mut() else {
+            return Err(internal("a worker opens a stage before it runs a task of it"));
+        };
         self.desk.traffic = Default::default();
         let coords = stage.task_coords(number);
         let region = stage.tasks.region(&coords);
-        let grids: Vec<&ChunkGrid> = layout.sources.iter().map(|s| &plan.plan().array(s.array).info.grid).collect();
+        let grids: Vec<&ChunkGrid> =
+            layout.sources.iter().map(|s| &plan.plan().array(s.array).info.grid).collect();
         let mut task = TaskState {
             stage,
             layout,
@@ -183,8 +218,17 @@ impl Worker {
             blocks: stage.outputs.iter().map(|_| None).collect(),
             receipts: Vec::new(),
         };
-        let limits = Limits { cancel: &self.context.cancel, timeout: request.timeout_ms.map(|ms| (start, Duration::from_millis(ms))) };
-        Execution { task: &mut task, compiled: ready.compiled.as_mut(), ahead: Ahead::default(), limits }.run()?;
+        let limits = Limits {
+            cancel: &self.context.cancel,
+            timeout: request.timeout_ms.map(|ms| (start, Duration::from_millis(ms))),
+        };
+        Execution {
+            task: &mut task,
+            compiled: ready.compiled.as_mut(),
+            ahead: Ahead::default(),
+            limits,
+        }
+        .run()?;
         let receipts = task.receipts;
         Ok(TaskReport {
             task: number,

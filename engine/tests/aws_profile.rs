@@ -24,11 +24,19 @@ fn bucket_of_signatures() -> (String, Receiver<(String, String)>) {
             let mut stream = stream.unwrap();
             let lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
             let head: Vec<String> = lines.take_while(|l| !l.is_empty()).collect();
-            let header = |name: &str| head.iter().find_map(|l| l.to_ascii_lowercase().strip_prefix(name).map(|v| v.trim().to_owned()));
+            let header = |name: &str| {
+                head.iter().find_map(|l| {
+                    l.to_ascii_lowercase().strip_prefix(name).map(|v| v.trim().to_owned())
+                })
+            };
             let signed = header("authorization:").unwrap_or_default();
-            let key = signed.split_once("credential=").and_then(|(_, rest)| rest.split_once('/')).map_or_else(String::new, |(key, _)| key.to_owned());
+            let key = signed
+                .split_once("credential=")
+                .and_then(|(_, rest)| rest.split_once('/'))
+                .map_or_else(String::new, |(key, _)| key.to_owned());
             send.send((key, header("x-amz-security-token:").unwrap_or_default())).unwrap();
-            let fixed = "Last-Modified: Sun, 22 Nov 2026 20:00:00 GMT\r\nETag: \"1\"\r\nConnection: close";
+            let fixed =
+                "Last-Modified: Sun, 22 Nov 2026 20:00:00 GMT\r\nETag: \"1\"\r\nConnection: close";
             write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n{fixed}\r\n\r\nhere").unwrap();
         }
     });
@@ -49,12 +57,19 @@ impl Reader {
         fs::write(&path, format!("#!/bin/sh\n{script}")).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_freestone-engine-test-child"));
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("AWS_")) {
+        for (name, _) in
+            std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("AWS_"))
+        {
             command.env_remove(name);
         }
         command.arg("read").stdin(Stdio::piped()).stdout(Stdio::piped());
         command.env("PATH", format!("{}:/usr/bin:/bin", folder.path().display()));
-        command.envs([("AWS_ENDPOINT", url), ("AWS_ALLOW_HTTP", "true"), ("AWS_REGION", "r"), ("NO_PROXY", "127.0.0.1")]);
+        command.envs([
+            ("AWS_ENDPOINT", url),
+            ("AWS_ALLOW_HTTP", "true"),
+            ("AWS_REGION", "r"),
+            ("NO_PROXY", "127.0.0.1"),
+        ]);
         // The machine has no service for credentials.
         command.env("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1").envs(variables.iter().copied());
         let mut child = command.spawn().unwrap();
@@ -91,7 +106,8 @@ fn counting(seconds: u64) -> String {
     )
 }
 
-/// Credentials are valid for so long where they are to expire: enough for two requests to this machine, however busy it is.
+/// Credentials are valid for so long where they are to expire: enough for two requests to this
+/// machine, however busy it is.
 const VALID: u64 = 10;
 
 #[test]
@@ -99,7 +115,8 @@ fn credentials_are_asked_for_once_and_those_of_the_environment_come_first() {
     let (url, signed) = bucket_of_signatures();
     assert_eq!(Reader::start(&counting(3600), &url, &[]).all(), ["read here"; 3]);
     assert_eq!(keys(&signed), ["k1 t1"; 3], "it is asked once");
-    let of_environment = [("AWS_ACCESS_KEY_ID", "env"), ("AWS_SECRET_ACCESS_KEY", "s"), ("AWS_PROFILE", "p")];
+    let of_environment =
+        [("AWS_ACCESS_KEY_ID", "env"), ("AWS_SECRET_ACCESS_KEY", "s"), ("AWS_PROFILE", "p")];
     assert_eq!(Reader::start("exit 1", &url, &of_environment).all(), ["read here"; 3]);
     assert_eq!(keys(&signed), ["env "; 3]);
 }
@@ -134,11 +151,24 @@ fn keys(signed: &Receiver<(String, String)>) -> Vec<String> {
 #[test]
 fn a_profile_that_gives_nothing_says_why() {
     let (url, signed) = bucket_of_signatures();
-    let said = Reader::start("echo 'Error: run aws sso login' >&2; exit 255", &url, &[("AWS_PROFILE", "p")]).all();
+    let said = Reader::start(
+        "echo 'Error: run aws sso login' >&2; exit 255",
+        &url,
+        &[("AWS_PROFILE", "p")],
+    )
+    .all();
     assert!(said.iter().all(|s| s.contains("run aws sso login true")), "{said:?}");
     let said = Reader::start("echo 'Error: run aws sso login' >&2; exit 255", &url, &[]).all();
     assert!(said.iter().all(|s| s.contains("run aws sso login; and of the machine")), "{said:?}");
-    let said = Reader::start("echo '{\"AccessKeyId\": 7, \"SecretAccessKey\": \"hush\"}'", &url, &[("AWS_PROFILE", "p")]).all();
-    assert!(said.iter().all(|s| s.contains("answers no JSON of credentials") && !s.contains("hush")), "{said:?}");
+    let said = Reader::start(
+        "echo '{\"AccessKeyId\": 7, \"SecretAccessKey\": \"hush\"}'",
+        &url,
+        &[("AWS_PROFILE", "p")],
+    )
+    .all();
+    assert!(
+        said.iter().all(|s| s.contains("answers no JSON of credentials") && !s.contains("hush")),
+        "{said:?}"
+    );
     assert_eq!(signed.try_iter().count(), 0);
 }

@@ -3,7 +3,8 @@
 //!     cargo run --release --example quadratic_means
 //!     cargo run --release --example quadratic_means -- --generate 4GB --allowed-mem 200MB
 //!
-//! The first runs on monthly winds that the repository ships; the second makes a wind field of any size and runs on that.
+//! The first runs on monthly winds that the repository ships; the second makes a wind field of any
+//! size and runs on that.
 
 // What it prints is what it is for.
 #![allow(clippy::print_stdout)]
@@ -70,7 +71,9 @@ fn run(arguments: &Arguments) -> Result<(), Error> {
     });
     let cancel = Cancel::default();
     let asked = cancel.clone();
-    let _ = ctrlc::set_handler(move || if asked.is_cancelled() { std::process::exit(130) } else { asked.cancel() });
+    let _ = ctrlc::set_handler(move || {
+        if asked.is_cancelled() { std::process::exit(130) } else { asked.cancel() }
+    });
     let progress = Progress::new();
     let options = Options { observers: &[&progress], cancel: cancel.clone(), ..Options::default() };
 
@@ -78,17 +81,28 @@ fn run(arguments: &Arguments) -> Result<(), Error> {
         None => arguments.input.clone(),
         Some(bytes) => {
             let input = format!("{}-winds.zarr", output.trim_end_matches(".zarr"));
-            let planned = freestone::plan(&synthetic_winds(bytes, &input, arguments.codec)?, &spec)?;
+            let planned =
+                freestone::plan(&synthetic_winds(bytes, &input, arguments.codec)?, &spec)?;
             println!("generating {} of winds in {input}", freestone::size(bytes));
             let report = freestone::run_with(&planned, &spec, &*executor, &options)?;
-            println!("wrote {} in {:.1} s\n", freestone::size(report.traffic().bytes_written), report.wall.as_secs_f64());
+            println!(
+                "wrote {} in {:.1} s\n",
+                freestone::size(report.traffic().bytes_written),
+                report.wall.as_secs_f64()
+            );
             input
         }
     };
     let u = freestone::open(&format!("{input}/u"))?;
     let v = freestone::open(&format!("{input}/v"))?;
-    let means = [("uu", (&u * &u).mean(0)?), ("uv", (&u * &v).mean(0)?), ("vv", (&v * &v).mean(0)?)];
-    let targets: Vec<Target> = means.iter().map(|(name, mean)| Target::in_group(mean, &output, name).codec(arguments.codec).overwrite(true)).collect();
+    let means =
+        [("uu", (&u * &u).mean(0)?), ("uv", (&u * &v).mean(0)?), ("vv", (&v * &v).mean(0)?)];
+    let targets: Vec<Target> = means
+        .iter()
+        .map(|(name, mean)| {
+            Target::in_group(mean, &output, name).codec(arguments.codec).overwrite(true)
+        })
+        .collect();
 
     let planned = freestone::plan(&targets, &spec)?;
     println!("{}", planned.plan());

@@ -26,11 +26,19 @@ impl UserKernel for Odd {
         0
     }
 
-    fn apply(&self, inputs: &[Block<'_>], output: &mut BlockMut<'_>, _scratch: &mut [u8]) -> Result<(), String> {
+    fn apply(
+        &self,
+        inputs: &[Block<'_>],
+        output: &mut BlockMut<'_>,
+        _scratch: &mut [u8],
+    ) -> Result<(), String> {
         match self {
             Odd::Prints => {
                 println!("kernel prints {:?}", inputs[0].start);
-                let echo = Command::new("echo").arg("another process prints").status().map_err(|e| e.to_string())?;
+                let echo = Command::new("echo")
+                    .arg("another process prints")
+                    .status()
+                    .map_err(|e| e.to_string())?;
                 let mut text = String::new();
                 let n = std::io::stdin().read_to_string(&mut text).map_err(|e| e.to_string())?;
                 if !echo.success() || n > 0 {

@@ -1,4 +1,5 @@
-//! The program that tests of processes start: a worker that knows the kernel `odd`, in one of several ways.
+//! The program that tests of processes start: a worker that knows the kernel `odd`, in one of
+//! several ways.
 
 // A test that panics has failed.
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
@@ -23,12 +24,21 @@ fn main() {
             println!("noisy prints before it serves");
             worker();
         }
-        // A `main` that never serves: the same again, whatever its arguments. It appends a line for each start, and what became of it.
+        // A `main` that never serves: the same again, whatever its arguments. It appends a line for
+        // each start, and what became of it.
         "forgetful" => {
             let [log, work_dir, folder] = [2, 3, 4].map(|i| argument(i).to_owned());
-            let say = |line: &str| writeln!(OpenOptions::new().create(true).append(true).open(&log).unwrap(), "{line}").unwrap();
+            let say = |line: &str| {
+                writeln!(OpenOptions::new().create(true).append(true).open(&log).unwrap(), "{line}")
+                    .unwrap()
+            };
             say("started");
-            let context = freestone_worker::fetch(&RunAddress { work_dir, folder }, &Stores::default(), &kernels()).unwrap();
+            let context = freestone_worker::fetch(
+                &RunAddress { work_dir, folder },
+                &Stores::default(),
+                &kernels(),
+            )
+            .unwrap();
             let again = Processes::new(1, std::env::current_exe().unwrap(), &arguments[1..]);
             say(&again.check(&context).unwrap_err().to_string());
         }

@@ -1,8 +1,9 @@
 //! The suite that every executor passes.
 //!
 //! A real plan, a source that records what it hands out and what it gets back, and the contract of
-//! [`Executor`]: every request comes back exactly once, no more are under way than there are slots, failures are outcomes,
-//! and nothing runs any more when `run` returns. A new executor calls [`check`] in a test.
+//! [`Executor`]: every request comes back exactly once, no more are under way than there are slots,
+//! failures are outcomes, and nothing runs any more when `run` returns. A new executor calls
+//! [`check`] in a test.
 
 // Who calls this wants to know by a panic what is wrong.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -36,7 +37,12 @@ pub fn check(folder: &Path, make: impl Fn(usize) -> Box<dyn Executor>) {
         let executor = make(slots);
         let executor = &*executor;
         // An executor that always has one slot passes as one.
-        assert!((1..=slots).contains(&executor.slots()), "`{}` has {} slots, not {slots}", executor.name(), executor.slots());
+        assert!(
+            (1..=slots).contains(&executor.slots()),
+            "`{}` has {} slots, not {slots}",
+            executor.name(),
+            executor.slots()
+        );
         let at = |name: &str| context(&folder.join(format!("{name}-{slots}")));
         every_request_comes_back_once(executor, &at("once"));
         it_runs_again(executor, &at("again"));
@@ -49,7 +55,11 @@ pub fn check(folder: &Path, make: impl Fn(usize) -> Box<dyn Executor>) {
 /// A plan that writes `0, 1, …` into a folder, ready to run as the driver leaves it.
 pub(crate) fn context(folder: &Path) -> RunContext {
     let url = folder.join("out").display().to_string();
-    let settings = Settings { work_dir: Some(folder.join("work").display().to_string()), threads: Some(1), ..Settings::default() };
+    let settings = Settings {
+        work_dir: Some(folder.join("work").display().to_string()),
+        threads: Some(1),
+        ..Settings::default()
+    };
     let spec: Spec = settings.resolve().expect("the settings hold");
     let grid = ChunkGrid::regular(&[10 * N_TASKS], &[10]).expect("the grid holds");
     let op = Op::Generate(Generate::Arange { start: Scalar::new(1.0), step: Scalar::new(1.0) });
@@ -70,12 +80,30 @@ pub(crate) fn context(folder: &Path) -> RunContext {
     let address = RunAddress { work_dir: spec.work_dir, folder: plan.run_id().to_string() };
     let stores = Stores::default();
     let work = stores.open(&address.work_dir).expect("the work directory opens");
-    work.write(&format!("{}/plan.json", address.folder), &plan.to_bytes().expect("the plan has bytes")).expect("the plan is written");
-    RunContext { plan: Arc::new(plan), address, stores, kernels: Arc::default(), cancel: Cancel::default() }
+    work.write(
+        &format!("{}/plan.json", address.folder),
+        &plan.to_bytes().expect("the plan has bytes"),
+    )
+    .expect("the plan is written");
+    RunContext {
+        plan: Arc::new(plan),
+        address,
+        stores,
+        kernels: Arc::default(),
+        cancel: Cancel::default(),
+    }
 }
 
 pub(crate) fn request(first: u64, count: u64) -> TaskRequest {
-    TaskRequest { id: first, stage: StageId(0), first, count, attempt: 0, backup_of: None, timeout_ms: None }
+    TaskRequest {
+        id: first,
+        stage: StageId(0),
+        first,
+        count,
+        attempt: 0,
+        backup_of: None,
+        timeout_ms: None,
+    }
 }
 
 /// Hands out a list, and keeps account.
@@ -101,20 +129,36 @@ pub(crate) struct State {
 }
 
 impl Recording {
-    pub(crate) fn new(executor: &dyn Executor, todo: impl IntoIterator<Item = TaskRequest>) -> Recording {
+    pub(crate) fn new(
+        executor: &dyn Executor,
+        todo: impl IntoIterator<Item = TaskRequest>,
+    ) -> Recording {
         let state = Mutex::new(State { todo: todo.into_iter().collect(), ..State::default() });
-        Recording { slots: executor.slots(), waits_first: 0, stop_after: usize::MAX, state, changed: Condvar::new() }
+        Recording {
+            slots: executor.slots(),
+            waits_first: 0,
+            stop_after: usize::MAX,
+            state,
+            changed: Condvar::new(),
+        }
     }
 
     /// Runs to the end and gives what was recorded; nothing may be called after that.
     pub(crate) fn run(&self, executor: &dyn Executor, context: &RunContext) -> State {
         executor.run(context, self).unwrap_or_else(|e| panic!("`{}` failed: {e}", executor.name()));
-        let recorded = std::mem::replace(&mut *self.state.lock().unwrap(), State { over: true, ..State::default() });
+        let recorded = std::mem::replace(
+            &mut *self.state.lock().unwrap(),
+            State { over: true, ..State::default() },
+        );
         assert_eq!(recorded.in_flight, 0, "`{}` returned with requests under way", executor.name());
         // Whoever still runs has a moment to show it.
         std::thread::sleep(Duration::from_millis(20));
         let late = self.state.lock().unwrap();
-        assert!(late.outcomes.is_empty() && late.asked == 0, "`{}` still ran after `run` had returned", executor.name());
+        assert!(
+            late.outcomes.is_empty() && late.asked == 0,
+            "`{}` still ran after `run` had returned",
+            executor.name()
+        );
         recorded
     }
 }
@@ -132,7 +176,10 @@ impl TaskSource for Recording {
         match state.todo.pop_front() {
             Some(request) => {
                 state.in_flight += 1;
-                assert!(state.in_flight <= self.slots, "more requests are under way than there are slots");
+                assert!(
+                    state.in_flight <= self.slots,
+                    "more requests are under way than there are slots"
+                );
                 state.handed_out.push(request.clone());
                 Next::Run(request)
             }
@@ -149,7 +196,8 @@ impl TaskSource for Recording {
 
     fn finished(&self, outcome: TaskOutcome) {
         let mut state = self.state.lock().unwrap();
-        state.in_flight = state.in_flight.checked_sub(1).expect("more came back than was handed out");
+        state.in_flight =
+            state.in_flight.checked_sub(1).expect("more came back than was handed out");
         state.outcomes.push(outcome);
         self.changed.notify_all();
     }
@@ -168,7 +216,8 @@ pub(crate) fn assert_all_came_back(recorded: &State) {
 fn assert_done(outcome: &TaskOutcome) {
     assert_eq!(outcome.failure, None);
     let tasks: Vec<u64> = outcome.done.iter().map(|d| d.task).collect();
-    let asked: Vec<u64> = (outcome.request.first..outcome.request.first + outcome.request.count).collect();
+    let asked: Vec<u64> =
+        (outcome.request.first..outcome.request.first + outcome.request.count).collect();
     assert_eq!(tasks, asked, "the tasks of a request run in order, each once");
     assert!(outcome.done.iter().all(|d| d.receipts.len() == 1), "each task writes one chunk");
     assert!(!outcome.worker.is_empty(), "an outcome says who ran it");
@@ -189,14 +238,17 @@ fn every_request_comes_back_once(executor: &dyn Executor, context: &RunContext) 
     assert_all_came_back(&recorded);
     recorded.outcomes.iter().for_each(assert_done);
     let place = context.plan.plan().arrays.iter().find(|a| a.name == "numbers").map(|a| &a.place);
-    let Some(freestone_engine::plan::Place::Output { url, path }) = place else { panic!("the plan has no output") };
+    let Some(freestone_engine::plan::Place::Output { url, path }) = place else {
+        panic!("the plan has no output")
+    };
     let chunks = context.stores.open(url).unwrap().list(&format!("{path}/")).unwrap();
     assert_eq!(chunks.len() as u64, N_TASKS, "each task's chunk is there when `run` has returned");
 }
 
 fn it_runs_again(executor: &dyn Executor, context: &RunContext) {
     for _ in 0..2 {
-        let recorded = Recording::new(executor, [request(3, 2), request(7, 1)]).run(executor, context);
+        let recorded =
+            Recording::new(executor, [request(3, 2), request(7, 1)]).run(executor, context);
         assert_all_came_back(&recorded);
         recorded.outcomes.iter().for_each(assert_done);
     }
@@ -205,7 +257,8 @@ fn it_runs_again(executor: &dyn Executor, context: &RunContext) {
 }
 
 fn it_waits_for_what_comes_later(executor: &dyn Executor, context: &RunContext) {
-    let source = Recording { waits_first: 10, ..Recording::new(executor, (0..8).map(|i| request(i, 1))) };
+    let source =
+        Recording { waits_first: 10, ..Recording::new(executor, (0..8).map(|i| request(i, 1))) };
     let recorded = source.run(executor, context);
     assert!(recorded.waited > 0, "a source that says `Wait` is waited for");
     assert_eq!(recorded.outcomes.len(), 8);
@@ -219,18 +272,26 @@ fn it_stops_when_told(executor: &dyn Executor, context: &RunContext) {
     assert!(recorded.handed_out.is_empty() && recorded.waited == 0, "`Stop` ends a run at once");
     assert!(start.elapsed() < Duration::from_secs(5), "`Stop` ends a run at once");
 
-    let source = Recording { stop_after: 2, ..Recording::new(executor, (0..N_TASKS).map(|i| request(i, 1))) };
+    let source = Recording {
+        stop_after: 2,
+        ..Recording::new(executor, (0..N_TASKS).map(|i| request(i, 1)))
+    };
     let recorded = source.run(executor, context);
     assert_all_came_back(&recorded);
     let most = 2 + executor.slots();
-    assert!((2..=most).contains(&recorded.outcomes.len()), "{} outcomes, though the source stopped after 2", recorded.outcomes.len());
+    assert!(
+        (2..=most).contains(&recorded.outcomes.len()),
+        "{} outcomes, though the source stopped after 2",
+        recorded.outcomes.len()
+    );
 }
 
 fn failures_are_outcomes(executor: &dyn Executor, context: &RunContext) {
     let no_stage = TaskRequest { stage: StageId(99), ..request(0, 1) };
     // The second of its tasks does not exist; the first is done all the same.
     let over_the_end = request(N_TASKS - 1, 2);
-    let recorded = Recording::new(executor, [no_stage, over_the_end, request(5, 1)]).run(executor, context);
+    let recorded =
+        Recording::new(executor, [no_stage, over_the_end, request(5, 1)]).run(executor, context);
     assert_all_came_back(&recorded);
     for outcome in &recorded.outcomes {
         let failure = outcome.failure.as_ref().map(|f| (f.kind, f.task));

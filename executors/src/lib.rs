@@ -1,8 +1,9 @@
-//! Where tasks run: one after the other ([`Serial`]), on threads ([`Threads`]), in processes ([`Processes`]), and with feature `lambda` on AWS
-//! Lambda (`LambdaExecutor`).
+//! Where tasks run: one after the other ([`Serial`]), on threads ([`Threads`]), in processes
+//! ([`Processes`]), and with feature `lambda` on AWS Lambda (`LambdaExecutor`).
 //!
-//! All of them pull requests from the driver. In this process they run them with the engine's [`Worker`](freestone_engine::worker::Worker), elsewhere they
-//! ask the worker of `freestone-worker`; every executor passes the suite in [`conformance`].
+//! All of them pull requests from the driver. In this process they run them with the engine's
+//! [`Worker`](freestone_engine::worker::Worker), elsewhere they ask the worker of
+//! `freestone-worker`; every executor passes the suite in [`conformance`].
 
 pub mod conformance;
 #[cfg(feature = "lambda")]
@@ -35,33 +36,58 @@ fn useful(slots: usize, context: &RunContext) -> usize {
 /// What is in the memory of this process is not seen by workers in others.
 fn in_reach(context: &RunContext) -> Result<(), ExecutorError> {
     let hidden = context.plan.plan().arrays.iter().find_map(|a| match &a.place {
-        Place::Input { url, .. } | Place::Output { url, .. } if is_in_memory(url) => Some(a.name.clone()),
+        Place::Input { url, .. } | Place::Output { url, .. } if is_in_memory(url) => {
+            Some(a.name.clone())
+        }
         _ => None,
     });
     hidden.map_or(Ok(()), |name| Err(ExecutorError::Unreachable(format!("`{name}`"))))
 }
 
-/// Workers on other machines see directories of this one only if they have it as a network's file system; that they see the work directory, a plan that
-/// they have found there tells. Chunks that are not there would be fill values, and results would go where nobody looks.
+/// Workers on other machines see directories of this one only if they have it as a network's file
+/// system; that they see the work directory, a plan that they have found there tells. Chunks that
+/// are not there would be fill values, and results would go where nobody looks.
 #[cfg(feature = "lambda")]
 fn in_reach_from_afar(context: &RunContext) -> Result<(), ExecutorError> {
     let work_dir = &context.address.work_dir;
     let local = context.plan.plan().arrays.iter().find_map(|a| match &a.place {
-        Place::Input { url, path, .. } | Place::Output { url, path } if is_remote_url(work_dir) && !is_remote_url(url) => Some((&a.name, join(url, path))),
+        Place::Input { url, path, .. } | Place::Output { url, path }
+            if is_remote_url(work_dir) && !is_remote_url(url) =>
+        {
+            Some((&a.name, join(url, path)))
+        }
         _ => None,
     });
-    local.map_or(Ok(()), |(name, place)| Err(ExecutorError::Local { array: format!("`{name}`"), place, work_dir: work_dir.clone() }))
+    local.map_or(Ok(()), |(name, place)| {
+        Err(ExecutorError::Local { array: format!("`{name}`"), place, work_dir: work_dir.clone() })
+    })
 }
 
 /// Finds out whether this program knows the kernels of a plan.
 fn knows_kernels(context: &RunContext) -> Result<(), ExecutorError> {
-    let refused = |message| ExecutorError::Refused { worker: "in this process".into(), refusal: Refusal::new(RefusalKind::UnknownKernel, message) };
+    let refused = |message| ExecutorError::Refused {
+        worker: "in this process".into(),
+        refusal: Refusal::new(RefusalKind::UnknownKernel, message),
+    };
     context.check_kernels().map_err(refused)
 }
 
 /// The outcome of a request whose worker is gone.
-fn lost(context: &RunContext, request: TaskRequest, worker: String, kind: FailureKind, message: String) -> TaskOutcome {
-    let stage = context.plan.plan().stages.get(request.stage.0).map(|s| s.name.clone()).unwrap_or_default();
+fn lost(
+    context: &RunContext,
+    request: TaskRequest,
+    worker: String,
+    kind: FailureKind,
+    message: String,
+) -> TaskOutcome {
+    let stage =
+        context.plan.plan().stages.get(request.stage.0).map(|s| s.name.clone()).unwrap_or_default();
     let failure = TaskFailure { kind, message, stage, task: request.first };
-    TaskOutcome { request, worker, done: Vec::new(), failure: Some(failure), worker_peak_bytes: None }
+    TaskOutcome {
+        request,
+        worker,
+        done: Vec::new(),
+        failure: Some(failure),
+        worker_peak_bytes: None,
+    }
 }

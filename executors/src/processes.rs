@@ -1,8 +1,8 @@
 //! Worker processes on this machine.
 //!
-//! A worker process is spawned, never forked: it is a program that calls [`serve`]. It answers one invocation after another
-//! (`freestone-worker`) over a socket (`protocol`). The first invocation is a probe, which fetches the plan and checks that it can be run.
-//! Requests follow one at a time.
+//! A worker process is spawned, never forked: it is a program that calls [`serve`]. It answers one
+//! invocation after another (`freestone-worker`) over a socket (`protocol`). The first invocation
+//! is a probe, which fetches the plan and checks that it can be run. Requests follow one at a time.
 
 use std::ffi::OsString;
 use std::io::{self, BufReader};
@@ -31,7 +31,8 @@ use crate::protocol::{receive, send, socket};
 /// The argument that makes a Freestone program run as a worker.
 pub const WORKER_ARGUMENT: &str = "freestone-worker";
 
-/// The environment variable that is set in worker processes. Worker processes must not start workers themselves.
+/// The environment variable that is set in worker processes. Worker processes must not start
+/// workers themselves.
 pub const WORKER_VARIABLE: &str = "FREESTONE_WORKER";
 
 /// An executor with a fixed number of worker processes, each of which runs one request at a time.
@@ -43,7 +44,8 @@ pub struct Processes {
 }
 
 impl Processes {
-    /// Creates an executor whose workers are this program, started with [`WORKER_ARGUMENT`]. The program's `main` must then call [`serve`].
+    /// Creates an executor whose workers are this program, started with [`WORKER_ARGUMENT`]. The
+    /// program's `main` must then call [`serve`].
     ///
     /// # Errors
     /// Returns an error if the path of this program is not available.
@@ -52,16 +54,25 @@ impl Processes {
     }
 
     /// Creates an executor whose workers are any program that calls [`serve`].
-    pub fn new(processes: usize, command: impl Into<PathBuf>, arguments: impl IntoIterator<Item = impl Into<OsString>>) -> Processes {
-        Processes { processes: processes.max(1), command: command.into(), arguments: arguments.into_iter().map(Into::into).collect() }
+    pub fn new(
+        processes: usize,
+        command: impl Into<PathBuf>,
+        arguments: impl IntoIterator<Item = impl Into<OsString>>,
+    ) -> Processes {
+        Processes {
+            processes: processes.max(1),
+            command: command.into(),
+            arguments: arguments.into_iter().map(Into::into).collect(),
+        }
     }
 }
 
-/// Serves as a worker process: answers the driver until it disconnects. The worker uses the users' kernels in `kernels`, and opens stores
-/// through `stores`.
+/// Serves as a worker process: answers the driver until it disconnects. The worker uses the users'
+/// kernels in `kernels`, and opens stores through `stores`.
 ///
-/// Standard input is empty from this call on, and standard output goes to the driver's standard error. When the driver disconnects, the
-/// process exits, even during a task: a worker must not write after its driver has ended.
+/// Standard input is empty from this call on, and standard output goes to the driver's standard
+/// error. When the driver disconnects, the process exits, even during a task: a worker must not
+/// write after its driver has ended.
 ///
 /// # Errors
 /// Returns an error if no driver has started this process, or if the socket to the driver fails.
@@ -69,7 +80,13 @@ pub fn serve(kernels: &KernelRegistry, stores: Stores) -> io::Result<()> {
     let mut output = socket()?;
     let mut input = BufReader::new(output.try_clone()?);
     let id = std::process::id().to_string();
-    let place = Place { kind: "process", id, memory_bytes: machine::memory_bytes(), max_tasks: 1, is_remote: false };
+    let place = Place {
+        kind: "process",
+        id,
+        memory_bytes: machine::memory_bytes(),
+        max_tasks: 1,
+        is_remote: false,
+    };
     let server = Server::new(place, kernels.clone(), stores);
     let (invocations, queue) = mpsc::channel();
     std::thread::Builder::new().name("freestone-driver".into()).spawn(move || {
@@ -120,7 +137,11 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 
 impl Process {
     /// Waits until an answer or its end arrives, or `given_up` returns a reason to stop.
-    fn wait<T>(&self, given_up: impl Fn() -> Option<T>, broken: impl Fn(String) -> T) -> Result<(), T> {
+    fn wait<T>(
+        &self,
+        given_up: impl Fn() -> Option<T>,
+        broken: impl Fn(String) -> T,
+    ) -> Result<(), T> {
         while self.answers.buffer().is_empty() {
             let mut fds = [PollFd::new(self.answers.get_ref(), PollFlags::IN)];
             let tick = Timespec { tv_sec: 0, tv_nsec: TICK.as_nanos() as _ };
@@ -137,12 +158,20 @@ impl Process {
     }
 
     /// Runs a request, until it is no longer needed or times out.
-    fn run(&mut self, context: &RunContext, request: &TaskRequest, source: &dyn TaskSource) -> Reply {
-        let invocation = Invocation::unrecorded(context.address.clone(), Call::Run(vec![request.clone()]));
+    fn run(
+        &mut self,
+        context: &RunContext,
+        request: &TaskRequest,
+        source: &dyn TaskSource,
+    ) -> Reply {
+        let invocation =
+            Invocation::unrecorded(context.address.clone(), Call::Run(vec![request.clone()]));
         if let Err(e) = send(&mut self.requests, &invocation) {
             return self.obituary(&e.to_string());
         }
-        let limit = request.timeout_ms.map(|ms| Duration::from_millis(ms.saturating_mul(request.count)).saturating_add(GRACE));
+        let limit = request.timeout_ms.map(|ms| {
+            Duration::from_millis(ms.saturating_mul(request.count)).saturating_add(GRACE)
+        });
         let start = Instant::now();
         let given_up = || {
             if context.cancel.is_cancelled() {
@@ -150,7 +179,10 @@ impl Process {
             } else if !source.is_wanted(request) {
                 Some(Reply::Gone(FailureKind::Superseded, "another worker was first".into()))
             } else if limit.is_some_and(|l| start.elapsed() > l) {
-                Some(Reply::Gone(FailureKind::TimedOut, "the worker process did not answer in time, and was stopped".into()))
+                Some(Reply::Gone(
+                    FailureKind::TimedOut,
+                    "the worker process did not answer in time, and was stopped".into(),
+                ))
             } else {
                 None
             }
@@ -158,14 +190,23 @@ impl Process {
         if let Err(gone) = self.wait(given_up, |e| Reply::Gone(FailureKind::WorkerLost, e)) {
             return gone;
         }
-        let odd = |what: &str| Reply::Gone(FailureKind::Internal, format!("internal error: the worker process answered a request with {what}"));
+        let odd = |what: &str| {
+            Reply::Gone(
+                FailureKind::Internal,
+                format!("internal error: the worker process answered a request with {what}"),
+            )
+        };
         match receive::<Answer>(&mut self.answers) {
             Ok(Some(Answer::Done { mut outcomes, .. })) => match outcomes.pop() {
-                Some(outcome) if outcomes.is_empty() && outcome.request.id == request.id => Reply::Outcome(outcome),
+                Some(outcome) if outcomes.is_empty() && outcome.request.id == request.id => {
+                    Reply::Outcome(outcome)
+                }
                 // Without a time limit, a worker starts every request, and it has only this one.
                 _ => odd("other outcomes than its own"),
             },
-            Ok(Some(Answer::Refused { refusal, .. })) => Reply::Gone(FailureKind::Plan, refusal.message),
+            Ok(Some(Answer::Refused { refusal, .. })) => {
+                Reply::Gone(FailureKind::Plan, refusal.message)
+            }
             Ok(Some(Answer::Ready { .. })) => odd("a probe's answer"),
             Ok(None) => self.obituary("its answers ended"),
             Err(e) => self.obituary(&e.to_string()),
@@ -177,25 +218,46 @@ impl Process {
         let start = Instant::now();
         let status = loop {
             match self.child.try_wait() {
-                Ok(None) if start.elapsed() < LAST_WORDS => std::thread::sleep(Duration::from_millis(2)),
+                Ok(None) if start.elapsed() < LAST_WORDS => {
+                    std::thread::sleep(Duration::from_millis(2))
+                }
                 Ok(status) => break status,
                 Err(_) => break None,
             }
         };
-        let signals = [Some(from_outside::KILL), Some(from_outside::TERM), Some(from_outside::INT), Some(from_outside::HUP)];
+        let signals = [
+            Some(from_outside::KILL),
+            Some(from_outside::TERM),
+            Some(from_outside::INT),
+            Some(from_outside::HUP),
+        ];
         let kind = match status {
-            Some(status) if status.signal() == Some(from_outside::KILL) && machine::oom_kills() > self.oom_kills => FailureKind::OutOfMemory,
-            Some(status) if status.signal().is_some() && signals.contains(&status.signal()) => FailureKind::WorkerLost,
+            Some(status)
+                if status.signal() == Some(from_outside::KILL)
+                    && machine::oom_kills() > self.oom_kills =>
+            {
+                FailureKind::OutOfMemory
+            }
+            Some(status) if status.signal().is_some() && signals.contains(&status.signal()) => {
+                FailureKind::WorkerLost
+            }
             Some(_) => FailureKind::Crashed,
             None => FailureKind::WorkerLost,
         };
         let how = status.map_or_else(|| symptom.to_owned(), |s| s.to_string());
-        Reply::Gone(kind, if kind == FailureKind::OutOfMemory { STARVED.to_owned() } else { format!("the worker process is gone: {how}") })
+        Reply::Gone(
+            kind,
+            if kind == FailureKind::OutOfMemory {
+                STARVED.to_owned()
+            } else {
+                format!("the worker process is gone: {how}")
+            },
+        )
     }
 }
 
-const STARVED: &str =
-    "the system has killed its worker process for want of memory: give the machine or its container more, or lower local_mem so that fewer tasks run at once";
+const STARVED: &str = "the system has killed its worker process for want of memory: give the \
+    machine or its container more, or lower local_mem so that fewer tasks run at once";
 
 /// Signals that other processes send.
 mod from_outside {
@@ -221,11 +283,18 @@ type NotStarted = (FailureKind, ExecutorError);
 impl Processes {
     /// Starts a worker and sends it a probe.
     fn start(&self, context: &RunContext) -> Result<Process, NotStarted> {
-        let start = |message: String| (FailureKind::Plan, ExecutorError::Start { command: self.command.clone(), message });
-        let protocol = |message: String| (FailureKind::Plan, ExecutorError::Protocol { command: self.command.clone(), message });
+        let start = |message: String| {
+            (FailureKind::Plan, ExecutorError::Start { command: self.command.clone(), message })
+        };
+        let protocol = |message: String| {
+            (FailureKind::Plan, ExecutorError::Protocol { command: self.command.clone(), message })
+        };
         // A program that does not call `serve` would start itself recursively.
         if std::env::var_os(WORKER_VARIABLE).is_some() {
-            return Err((FailureKind::Plan, ExecutorError::Nested { argument: self.argument(), variable: WORKER_VARIABLE }));
+            return Err((
+                FailureKind::Plan,
+                ExecutorError::Nested { argument: self.argument(), variable: WORKER_VARIABLE },
+            ));
         }
         let oom_kills = machine::oom_kills();
         let (mut child, requests) = self.spawn().map_err(|e| start(e.to_string()))?;
@@ -239,7 +308,10 @@ impl Processes {
         let name = format!("process {}", child.id());
         let mut process = Process { child, requests, answers, name, oom_kills };
         // A program that has already exited is detected below by its missing answer.
-        let _ = send(&mut process.requests, &Invocation::unrecorded(context.address.clone(), Call::Probe));
+        let _ = send(
+            &mut process.requests,
+            &Invocation::unrecorded(context.address.clone(), Call::Probe),
+        );
         let began = Instant::now();
         let given_up = || {
             if context.cancel.is_cancelled() {
@@ -258,10 +330,22 @@ impl Processes {
                 Ok(process)
             }
             Ok(Some(Answer::Refused { refusal, .. })) => {
-                let kind = if refusal.kind == RefusalKind::Storage { FailureKind::Transient } else { FailureKind::Plan };
-                Err((kind, ExecutorError::Refused { worker: format!("`{}`", self.command.display()), refusal }))
+                let kind = if refusal.kind == RefusalKind::Storage {
+                    FailureKind::Transient
+                } else {
+                    FailureKind::Plan
+                };
+                Err((
+                    kind,
+                    ExecutorError::Refused {
+                        worker: format!("`{}`", self.command.display()),
+                        refusal,
+                    },
+                ))
             }
-            Ok(Some(Answer::Done { .. })) => Err(protocol("it answers what it was not asked".into())),
+            Ok(Some(Answer::Done { .. })) => {
+                Err(protocol("it answers what it was not asked".into()))
+            }
             Ok(None) => Err(protocol(format!("it ended at once {}", self.hint()))),
             Err(e) => Err(protocol(e.to_string())),
         }
@@ -271,10 +355,16 @@ impl Processes {
     fn spawn(&self) -> io::Result<(Child, UnixStream)> {
         let (ours, theirs) = UnixStream::pair()?;
         // The worker's output must not mix with this program's standard output.
-        let printed = io::stderr().as_fd().try_clone_to_owned().map_or_else(|_| Stdio::null(), Stdio::from);
+        let printed =
+            io::stderr().as_fd().try_clone_to_owned().map_or_else(|_| Stdio::null(), Stdio::from);
         let mut command = Command::new(&self.command);
         // In a process group of its own: this program handles interrupts from the terminal.
-        command.args(&self.arguments).env(WORKER_VARIABLE, "1").stdin(OwnedFd::from(theirs)).stdout(printed).process_group(0);
+        command
+            .args(&self.arguments)
+            .env(WORKER_VARIABLE, "1")
+            .stdin(OwnedFd::from(theirs))
+            .stdout(printed)
+            .process_group(0);
         Ok((command.spawn()?, ours))
     }
 
@@ -283,11 +373,20 @@ impl Processes {
     }
 
     fn hint(&self) -> String {
-        format!("(hint: `main` must call `freestone::serve` when the program is started with `{}`)", self.argument())
+        format!(
+            "(hint: `main` must call `freestone::serve` when the program is started with `{}`)",
+            self.argument()
+        )
     }
 
     /// Runs one slot: a process, which is replaced if it ends.
-    fn work(&self, context: &RunContext, source: &dyn TaskSource, index: usize, error: &Mutex<Option<ExecutorError>>) {
+    fn work(
+        &self,
+        context: &RunContext,
+        source: &dyn TaskSource,
+        index: usize,
+        error: &Mutex<Option<ExecutorError>>,
+    ) {
         let mut process: Option<Process> = None;
         loop {
             let request = match source.try_next() {
@@ -303,7 +402,13 @@ impl Processes {
                 None => match self.start(context) {
                     Ok(started) => process.insert(started),
                     Err((kind, e)) => {
-                        source.finished(lost(context, request, format!("worker {index}"), kind, e.to_string()));
+                        source.finished(lost(
+                            context,
+                            request,
+                            format!("worker {index}"),
+                            kind,
+                            e.to_string(),
+                        ));
                         if kind == FailureKind::Plan {
                             error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
                         }
@@ -315,7 +420,8 @@ impl Processes {
                 Reply::Outcome(outcome) => source.finished(outcome),
                 Reply::Gone(kind, message) => {
                     let name = worker.name.clone();
-                    // Stop the process before reporting its loss, so that it writes nothing afterwards.
+                    // Stop the process before reporting its loss, so that it writes nothing
+                    // afterwards.
                     process = None;
                     source.finished(lost(context, request, name, kind, message));
                 }

@@ -80,11 +80,18 @@ fn work(context: &RunContext, source: &dyn TaskSource, name: &str) {
     loop {
         match source.try_next() {
             Next::Run(request) => {
-                // A panic is a defect; it must end the run, not leave others waiting for its outcome.
+                // A panic is a defect; it must end the run, not leave others waiting for its
+                // outcome.
                 let ran = panics::caught(|| worker.run(&request)).unwrap_or_else(|panic| {
                     worker = Worker::new(context.clone(), name.to_owned());
                     let failure = Some(panicked(context, &request, &panic));
-                    TaskOutcome { request, worker: name.to_owned(), done: Vec::new(), failure, worker_peak_bytes: None }
+                    TaskOutcome {
+                        request,
+                        worker: name.to_owned(),
+                        done: Vec::new(),
+                        failure,
+                        worker_peak_bytes: None,
+                    }
                 });
                 source.finished(ran);
             }

@@ -1,4 +1,5 @@
-//! The executors of this process pass the suite; processes do in the end-to-end tests, which have a worker program.
+//! The executors of this process pass the suite; processes do in the end-to-end tests, which have a
+//! worker program.
 
 // A test that panics has failed.
 #![allow(clippy::unwrap_used, missing_docs)]

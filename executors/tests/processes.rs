@@ -1,4 +1,5 @@
-//! Worker processes: the suite of executors, what workers and kernels print, how they fail, and programs that do not serve.
+//! Worker processes: the suite of executors, what workers and kernels print, how they fail, and
+//! programs that do not serve.
 
 // A test that panics has failed.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
@@ -38,7 +39,9 @@ fn processes(n: usize) -> Processes {
 
 fn spec(folder: &Path) -> Spec {
     let work_dir = Some(folder.join("work").display().to_string());
-    Settings { work_dir, threads: Some(2), allowed_mem: Some(50_000_000), ..Settings::default() }.resolve().unwrap()
+    Settings { work_dir, threads: Some(2), allowed_mem: Some(50_000_000), ..Settings::default() }
+        .resolve()
+        .unwrap()
 }
 
 /// `0, 1, …` through the kernel, in `n` chunks of 10.
@@ -49,17 +52,39 @@ fn targets(folder: &Path, kernel: &Odd, n: u32) -> [Target; 1] {
 }
 
 /// Plans and runs with the driver.
-fn run(folder: &Path, kernel: &Odd, n: u32, executor: &dyn Executor) -> Result<RunReport, RunError> {
+fn run(
+    folder: &Path,
+    kernel: &Odd,
+    n: u32,
+    executor: &dyn Executor,
+) -> Result<RunReport, RunError> {
     watched(folder, kernel, n, executor, &[])
 }
 
-fn watched(folder: &Path, kernel: &Odd, n: u32, executor: &dyn Executor, observers: &[&dyn Observer]) -> Result<RunReport, RunError> {
+fn watched(
+    folder: &Path,
+    kernel: &Odd,
+    n: u32,
+    executor: &dyn Executor,
+    observers: &[&dyn Observer],
+) -> Result<RunReport, RunError> {
     let spec = spec(folder);
     let lowered = outputs(&targets(folder, kernel, n), &Stores::default()).unwrap();
     let plan = Arc::new(lower(&lowered, &spec).unwrap());
     let (stores, kernels) = (stores_of(&lowered).unwrap(), kernels_of(&lowered).unwrap());
     let session = PlainZarr::new(stores.clone());
-    driver::run(&plan, &Run { spec: &spec, stores: &stores, kernels: &kernels, executor, session: &session, observers, cancel: Cancel::default() })
+    driver::run(
+        &plan,
+        &Run {
+            spec: &spec,
+            stores: &stores,
+            kernels: &kernels,
+            executor,
+            session: &session,
+            observers,
+            cancel: Cancel::default(),
+        },
+    )
 }
 
 fn failure(error: &RunError) -> (&TaskFailure, u32) {
@@ -72,9 +97,18 @@ fn written(folder: &Path) -> RunContext {
     let spec = spec(folder);
     let lowered = outputs(&targets(folder, &Odd::Prints, 3), &Stores::default()).unwrap();
     let plan = lower(&lowered, &spec).unwrap();
-    let address = RunAddress { work_dir: spec.work_dir, folder: format!("{}-1234567890abcdef-1", plan.run_id()) };
+    let address = RunAddress {
+        work_dir: spec.work_dir,
+        folder: format!("{}-1234567890abcdef-1", plan.run_id()),
+    };
     let kernels = Arc::new(kernels_of(&lowered).unwrap());
-    let context = RunContext { plan: Arc::new(plan), address, stores: Stores::default(), kernels, cancel: Cancel::default() };
+    let context = RunContext {
+        plan: Arc::new(plan),
+        address,
+        stores: Stores::default(),
+        kernels,
+        cancel: Cancel::default(),
+    };
     store(&context, &context.plan.to_bytes().unwrap());
     context
 }
@@ -90,7 +124,8 @@ fn processes_pass_the_suite() {
     conformance::check(folder.path(), |slots| Box::new(processes(slots)));
 }
 
-/// Standard output is no part of the protocol, whoever prints: kernels, their child processes, `main` before it serves.
+/// Standard output is no part of the protocol, whoever prints: kernels, their child processes,
+/// `main` before it serves.
 #[test]
 fn what_workers_print_breaks_nothing() {
     for program in [processes(2), Processes::new(2, WORKER, ["noisy"])] {
@@ -110,7 +145,10 @@ fn a_panic_keeps_its_text() {
         let error = run(folder.path(), &Odd::Panics { at: 30 }, 6, executor).unwrap_err();
         let (failure, attempts) = failure(&error);
         assert_eq!((failure.kind, failure.task, attempts), (FailureKind::Kernel, 3, 1), "{error}");
-        assert!(failure.message.contains("kernel `odd`: it panicked: block 30 is told to panic ("), "{error}");
+        assert!(
+            failure.message.contains("kernel `odd`: it panicked: block 30 is told to panic ("),
+            "{error}"
+        );
         assert!(failure.message.contains("helper/kernel.rs:"), "{error}");
     }
 }
@@ -131,13 +169,27 @@ fn a_program_that_does_not_serve_starts_itself_once() {
     let context = written(folder.path());
     let log = folder.path().join("log").display().to_string();
     let arguments = ["forgetful", &log, &context.address.work_dir, &context.address.folder];
-    assert!(Command::new(WORKER).args(arguments).env_remove(WORKER_VARIABLE).status().unwrap().success());
+    assert!(
+        Command::new(WORKER)
+            .args(arguments)
+            .env_remove(WORKER_VARIABLE)
+            .status()
+            .unwrap()
+            .success()
+    );
     let said = fs::read_to_string(&log).unwrap();
     let lines: Vec<&str> = said.lines().collect();
     let [first, second, inner, outer] = lines[..] else { panic!("{said}") };
     assert_eq!([first, second], ["started"; 2]);
-    assert!(inner.contains("this process is itself a worker") && inner.contains("call `freestone::serve`"), "{inner}");
-    assert!(outer.contains("it ended at once (hint: `main` must call `freestone::serve`"), "{outer}");
+    assert!(
+        inner.contains("this process is itself a worker")
+            && inner.contains("call `freestone::serve`"),
+        "{inner}"
+    );
+    assert!(
+        outer.contains("it ended at once (hint: `main` must call `freestone::serve`"),
+        "{outer}"
+    );
 }
 
 /// Without a driver there is nothing to serve.
@@ -145,7 +197,10 @@ fn a_program_that_does_not_serve_starts_itself_once() {
 fn serving_without_a_driver_is_refused() {
     let output = Command::new(WORKER).stdin(Stdio::piped()).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && said.contains("standard input is not a driver's socket"), "{said}");
+    assert!(
+        !output.status.success() && said.contains("standard input is not a driver's socket"),
+        "{said}"
+    );
 }
 
 /// The probe finds out before the first task what a worker cannot run, and says why by kind.
@@ -165,23 +220,46 @@ fn what_a_worker_cannot_run_is_refused_before_the_first_task() {
     let other = text.replacen(&format!("\"engine\":\"{ENGINE}\""), "\"engine\":\"0.0.9\"", 1);
     let (kind, message) = refused(&other);
     assert_eq!(kind, RefusalKind::Engine);
-    assert!(message.contains("Freestone 0.0.9") && message.contains(&format!("Freestone {ENGINE}")) && message.contains("hint:"), "{message}");
+    assert!(
+        message.contains("Freestone 0.0.9")
+            && message.contains(&format!("Freestone {ENGINE}"))
+            && message.contains("hint:"),
+        "{message}"
+    );
     // Also where the other version has other fields.
     assert_eq!(refused(&other.replacen("\"arrays\":", "\"tensors\":", 1)).0, RefusalKind::Engine);
-    assert!(matches!(FinalizedPlan::from_bytes(other.as_bytes()), Err(PlanError::Engine { found }) if found == "0.0.9"));
+    assert!(
+        matches!(FinalizedPlan::from_bytes(other.as_bytes()), Err(PlanError::Engine { found }) if found == "0.0.9")
+    );
     assert_eq!(refused(&text.replacen("\"format\":3", "\"format\":2", 1)).0, RefusalKind::Format);
     assert_eq!(refused("{}").0, RefusalKind::Plan);
     let unknown = written_by_other(&context);
     assert_eq!(unknown.0, RefusalKind::UnknownKernel);
-    assert!(unknown.1.contains("`odd`") && unknown.1.contains("version 1") && unknown.1.contains('2'), "{}", unknown.1);
+    assert!(
+        unknown.1.contains("`odd`") && unknown.1.contains("version 1") && unknown.1.contains('2'),
+        "{}",
+        unknown.1
+    );
 }
 
 /// The refusal of a plan that needs another version of the kernel.
 fn written_by_other(context: &RunContext) -> (RefusalKind, String) {
     let text = String::from_utf8(context.plan.to_bytes().unwrap()).unwrap();
-    let plan = FinalizedPlan::from_bytes(text.replacen("\"name\":\"odd\",\"version\":1", "\"name\":\"odd\",\"version\":2", 1).as_bytes()).unwrap();
-    let address = RunAddress { folder: format!("{}-1234567890abcdef-1", plan.run_id()), ..context.address.clone() };
-    let other = RunContext { plan: Arc::new(plan), address, kernels: Arc::new(KernelRegistry::new()), ..context.clone() };
+    let plan = FinalizedPlan::from_bytes(
+        text.replacen("\"name\":\"odd\",\"version\":1", "\"name\":\"odd\",\"version\":2", 1)
+            .as_bytes(),
+    )
+    .unwrap();
+    let address = RunAddress {
+        folder: format!("{}-1234567890abcdef-1", plan.run_id()),
+        ..context.address.clone()
+    };
+    let other = RunContext {
+        plan: Arc::new(plan),
+        address,
+        kernels: Arc::new(KernelRegistry::new()),
+        ..context.clone()
+    };
     store(&other, &other.plan.to_bytes().unwrap());
     match processes(1).check(&other).unwrap_err() {
         ExecutorError::Refused { refusal, .. } => (refusal.kind, refusal.message),
@@ -199,19 +277,32 @@ impl Observer for Exceeded {
     }
 }
 
-/// What a kernel takes by itself is in no projection. The run says so, in this process and in others, and names the kernel.
+/// What a kernel takes by itself is in no projection. The run says so, in this process and in
+/// others, and names the kernel.
 #[test]
 fn a_kernel_that_takes_more_than_projected_is_named() {
     const HOG: usize = 200_000_000;
     let executors: [&dyn Executor; 3] = [&processes(1), &Serial, &processes(2)];
     for executor in executors {
         let (folder, told) = (tempfile::tempdir().unwrap(), Exceeded(Mutex::default()));
-        let report = watched(folder.path(), &Odd::Hogs { bytes: HOG }, 6, executor, &[&told]).unwrap();
+        let report =
+            watched(folder.path(), &Odd::Hogs { bytes: HOG }, 6, executor, &[&told]).unwrap();
         let excess = report.memory_excess.clone().unwrap();
-        assert_eq!((excess.kernel.as_deref(), excess.stage.as_str()), (Some("odd"), report.stages[0].name.as_str()), "{report}");
-        assert!(excess.measured_bytes > HOG as u64 && excess.projected_bytes == report.projected_bytes, "{report}");
+        assert_eq!(
+            (excess.kernel.as_deref(), excess.stage.as_str()),
+            (Some("odd"), report.stages[0].name.as_str()),
+            "{report}"
+        );
+        assert!(
+            excess.measured_bytes > HOG as u64 && excess.projected_bytes == report.projected_bytes,
+            "{report}"
+        );
         let last = report.to_string().lines().last().unwrap().to_owned();
-        assert!(last.starts_with("warning: memory exceeded its projection: ") && last.contains("kernel `odd` (hint:"), "{last}");
+        assert!(
+            last.starts_with("warning: memory exceeded its projection: ")
+                && last.contains("kernel `odd` (hint:"),
+            "{last}"
+        );
         let told = told.0.into_inner().unwrap();
         assert!(told.len() == 1 && told[0].stage == excess.stage, "{told:?}");
     }
@@ -220,35 +311,63 @@ fn a_kernel_that_takes_more_than_projected_is_named() {
     assert!(report.memory_excess.is_none() && !report.to_string().contains("warning"), "{report}");
 }
 
-/// A run that has a kernel of one's own, and has failed: the advice names what can resume it, and what cannot is refused before it changes anything.
+/// A run that has a kernel of one's own, and has failed: the advice names what can resume it, and
+/// what cannot is refused before it changes anything.
 #[test]
 fn a_run_with_a_kernel_is_resumed_by_the_program_that_has_it() {
     let folder = tempfile::tempdir().unwrap();
     let error = run(folder.path(), &Odd::Panics { at: 30 }, 6, &Serial).unwrap_err();
     let RunError::Stopped { run: place, .. } = &error else { panic!("{error}") };
     let advice = error.to_string().lines().last().unwrap().to_owned();
-    assert!(advice.contains(&format!("call `freestone::resume` for {place}")) && advice.contains("the kernel `odd`"), "{advice}");
+    assert!(
+        advice.contains(&format!("call `freestone::resume` for {place}"))
+            && advice.contains("the kernel `odd`"),
+        "{advice}"
+    );
     let (work_dir, name) = place.rsplit_once('/').unwrap();
     let (stores, spec) = (Stores::default(), spec(folder.path()));
-    let stored = || StoredRun::open(&stores, RunAddress { work_dir: work_dir.into(), folder: name.into() });
+    let stored =
+        || StoredRun::open(&stores, RunAddress { work_dir: work_dir.into(), folder: name.into() });
     let resume = |executor: &dyn Executor, kernels: &KernelRegistry| {
-        let session = PlainZarr::of_ticket(stores.clone(), &stored().unwrap().record.session).unwrap();
-        let run = Run { spec: &spec, stores: &stores, kernels, executor, session: &session, observers: &[], cancel: Cancel::default() };
+        let session =
+            PlainZarr::of_ticket(stores.clone(), &stored().unwrap().record.session).unwrap();
+        let run = Run {
+            spec: &spec,
+            stores: &stores,
+            kernels,
+            executor,
+            session: &session,
+            observers: &[],
+            cancel: Cancel::default(),
+        };
         driver::resume(&stored().unwrap(), &run, false).unwrap_err()
     };
     for executor in [&Serial as &dyn Executor, &Threads::new(2)] {
         let error = resume(executor, &KernelRegistry::new());
-        assert!(matches!(&error, RunError::Executor(ExecutorError::Refused { refusal, .. }) if refusal.kind == RefusalKind::UnknownKernel), "{error}");
-        assert!(error.to_string().contains("does not know the kernel `odd` (hint: use the program that has it"), "{error}");
+        assert!(
+            matches!(&error, RunError::Executor(ExecutorError::Refused { refusal, .. }) if refusal.kind == RefusalKind::UnknownKernel),
+            "{error}"
+        );
+        assert!(
+            error
+                .to_string()
+                .contains("does not know the kernel `odd` (hint: use the program that has it"),
+            "{error}"
+        );
         let error = resume(executor, &KernelRegistry::new().with::<Odd>());
         assert_eq!(failure(&error).0.kind, FailureKind::Kernel, "{error}");
     }
     // Nor by another version of the engine.
     let plan = format!("{place}/plan.json");
     let text = fs::read_to_string(&plan).unwrap();
-    fs::write(&plan, text.replacen(&format!("\"engine\":\"{ENGINE}\""), "\"engine\":\"0.0.9\"", 1)).unwrap();
+    fs::write(&plan, text.replacen(&format!("\"engine\":\"{ENGINE}\""), "\"engine\":\"0.0.9\"", 1))
+        .unwrap();
     let error = stored().unwrap_err();
     assert!(matches!(&error, RunError::OtherEngine { found, .. } if found == "0.0.9"), "{error}");
     let text = error.to_string();
-    assert!(text.contains("begun by Freestone 0.0.9") && text.contains(&format!("this program is Freestone {ENGINE} (hint: resume it with")), "{text}");
+    assert!(
+        text.contains("begun by Freestone 0.0.9")
+            && text.contains(&format!("this program is Freestone {ENGINE} (hint: resume it with")),
+        "{text}"
+    );
 }

@@ -212,5 +212,8 @@ impl Display for Subscript {
 }
 
 fn separated(items: &[impl Display], f: &mut Formatter<'_>) -> fmt::Result {
-    items.iter().enumerate().try_for_each(|(i, item)| write!(f, "{}{item}", if i == 0 { "" } else { ", " }))
+    items
+        .iter()
+        .enumerate()
+        .try_for_each(|(i, item)| write!(f, "{}{item}", if i == 0 { "" } else { ", " }))
 }

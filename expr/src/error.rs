@@ -36,7 +36,14 @@ const SHOWN: usize = 200;
 impl ExpressionError {
     pub(super) fn new(message: impl Into<String>, span: Span) -> ExpressionError {
         let source = Box::new(Source { text: String::new(), name: "expression".into() });
-        ExpressionError { message: message.into(), label: String::new(), span, help: None, cause: None, source }
+        ExpressionError {
+            message: message.into(),
+            label: String::new(),
+            span,
+            help: None,
+            cause: None,
+            source,
+        }
     }
 
     pub(super) fn label(mut self, label: impl Into<String>) -> ExpressionError {
@@ -73,7 +80,9 @@ impl ExpressionError {
         if !self.label.is_empty() {
             mark = mark.label(&self.label);
         }
-        let mut group = Level::ERROR.primary_title(&self.message).element(Snippet::source(text).path(&self.source.name).annotation(mark));
+        let mut group = Level::ERROR
+            .primary_title(&self.message)
+            .element(Snippet::source(text).path(&self.source.name).annotation(mark));
         if let Some(help) = &self.help {
             group = group.element(Level::HELP.message(help));
         }
@@ -81,11 +90,14 @@ impl ExpressionError {
         renderer.render(&[group])
     }
 
-    /// A part of the text around the place, with control characters made visible, and the place in it.
+    /// A part of the text around the place, with control characters made visible, and the place in
+    /// it.
     fn shown(&self) -> (String, Span) {
         let (mut text, mut place) = (String::new(), 0..0);
         for (at, c) in self.source.text.char_indices() {
-            if at + SHOWN < self.span.start || at > self.span.end.min(self.span.start + SHOWN) + SHOWN / 2 {
+            if at + SHOWN < self.span.start
+                || at > self.span.end.min(self.span.start + SHOWN) + SHOWN / 2
+            {
                 continue;
             }
             if at < self.span.start {

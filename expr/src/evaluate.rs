@@ -19,8 +19,13 @@ pub(super) fn array(root: &Expr, inputs: &Inputs) -> Result<Array> {
     match value(root, inputs).map_err(|e| by_its_name(e, inputs))? {
         Value::Array(array) => Ok(array),
         other => {
-            let error = ExpressionError::new("the result is not an array", root.span.clone()).label(format!("this is {}", other.describe()));
-            Err(if other.is_number() { error.help("for an array of it write `full((), …)`") } else { error })
+            let error = ExpressionError::new("the result is not an array", root.span.clone())
+                .label(format!("this is {}", other.describe()));
+            Err(if other.is_number() {
+                error.help("for an array of it write `full((), …)`")
+            } else {
+                error
+            })
         }
     }
 }
@@ -41,7 +46,8 @@ fn by_its_name(error: ExpressionError, inputs: &Inputs) -> ExpressionError {
 }
 
 fn value(expr: &Expr, inputs: &Inputs) -> Result<Value> {
-    let several = |items: &[Expr]| items.iter().map(|e| value(e, inputs)).collect::<Result<Vec<_>>>();
+    let several =
+        |items: &[Expr]| items.iter().map(|e| value(e, inputs)).collect::<Result<Vec<_>>>();
     Ok(match &expr.kind {
         Kind::Name(name) => return named(name, expr, inputs),
         Kind::Int(i) => Value::Int(*i),
@@ -64,15 +70,23 @@ fn named(name: &str, expr: &Expr, inputs: &Inputs) -> Result<Value> {
         return Ok(constant);
     }
     if vocabulary::function(name).is_some() {
-        return Err(ExpressionError::new(format!("`{name}` is a function"), expr.span.clone()).label("not called").help(format!("write `{name}(…)`")));
+        return Err(ExpressionError::new(format!("`{name}` is a function"), expr.span.clone())
+            .label("not called")
+            .help(format!("write `{name}(…)`")));
     }
-    let error = ExpressionError::new(format!("`{name}` is not known"), expr.span.clone()).label("neither an input nor a constant");
+    let error = ExpressionError::new(format!("`{name}` is not known"), expr.span.clone())
+        .label("neither an input nor a constant");
     let ours = vocabulary::constants().chain(vocabulary::functions().iter().map(|f| f.name));
     let known = inputs.keys().map(String::as_str).chain(ours.map(|n| -> &str { n }));
     Err(error.help(match (nearest(name, known).as_slice(), inputs.is_empty()) {
         ([], true) => format!("give it with `-i {name}=ARRAY`"),
-        ([], false) => format!("give it with `-i {name}=ARRAY`; the inputs are {}", inputs.keys().map(String::as_str).collect::<Vec<_>>().join(", ")),
-        (near, _) => format!("did you mean {}? An input is given with `-i {name}=ARRAY`", either(near)),
+        ([], false) => format!(
+            "give it with `-i {name}=ARRAY`; the inputs are {}",
+            inputs.keys().map(String::as_str).collect::<Vec<_>>().join(", ")
+        ),
+        (near, _) => {
+            format!("did you mean {}? An input is given with `-i {name}=ARRAY`", either(near))
+        }
     }))
 }
 
@@ -86,20 +100,27 @@ fn unary(op: Unary, a: Value, expr: &Expr) -> Result<Value> {
 fn binary(op: Binary, a: Value, b: Value, expr: &Expr) -> Result<Value> {
     match numbers::binary(op, &a, &b) {
         Some(number) => number.map_err(|e| ExpressionError::new(e, expr.span.clone())),
-        None => operator(op.symbol(), op.function(), vec![a, b], expr).map_err(|e| if op == Binary::Xor { e.help("for a power write `**`") } else { e }),
+        None => operator(op.symbol(), op.function(), vec![a, b], expr)
+            .map_err(|e| if op == Binary::Xor { e.help("for a power write `**`") } else { e }),
     }
 }
 
 fn operator(symbol: &str, name: &str, operands: Vec<Value>, expr: &Expr) -> Result<Value> {
     if let Some(wrong) = operands.iter().find(|v| !v.is_number() && !matches!(v, Value::Array(_))) {
-        let error = ExpressionError::new(format!("`{symbol}` takes arrays and numbers"), expr.span.clone());
+        let error =
+            ExpressionError::new(format!("`{symbol}` takes arrays and numbers"), expr.span.clone());
         return Err(error.label(format!("one side is {}", wrong.describe())));
     }
     let Some(function) = vocabulary::function(name) else {
-        return Err(ExpressionError::new(format!("`{symbol}` needs the function {name}, which is not known yet"), expr.span.clone()));
+        return Err(ExpressionError::new(
+            format!("`{symbol}` needs the function {name}, which is not known yet"),
+            expr.span.clone(),
+        ));
     };
     function.call(operands, Vec::new()).map_err(|e| match e {
-        CallError::Array(error) | CallError::Refused { error, .. } => refused(error, expr.span.clone()),
+        CallError::Array(error) | CallError::Refused { error, .. } => {
+            refused(error, expr.span.clone())
+        }
         other => ExpressionError::new(other.to_string(), expr.span.clone()),
     })
 }
@@ -118,12 +139,21 @@ fn call(name: &str, arguments: &[Argument], expr: &Expr, inputs: &Inputs) -> Res
     let at = expr.span.start..expr.span.start + name.len();
     let Some(function) = vocabulary::function(name) else {
         if inputs.contains_key(name) {
-            return Err(ExpressionError::new(format!("`{name}` is an array, not a function"), at).help(format!("elements of it are `{name}[…]`")));
+            return Err(ExpressionError::new(format!("`{name}` is an array, not a function"), at)
+                .help(format!("elements of it are `{name}[…]`")));
         }
-        let error = ExpressionError::new(format!("there is no function `{name}`"), at).label("not known");
-        let standard = vocabulary::standard_name(name).filter(|n| vocabulary::function(n).is_some());
-        let near: Vec<&str> = standard.map(|n| vec![n]).unwrap_or_else(|| nearest(name, vocabulary::functions().iter().map(|f| f.name)));
-        return Err(error.help(if near.is_empty() { "`freestone functions` lists them".into() } else { format!("did you mean {}?", either(&near)) }));
+        let error =
+            ExpressionError::new(format!("there is no function `{name}`"), at).label("not known");
+        let standard =
+            vocabulary::standard_name(name).filter(|n| vocabulary::function(n).is_some());
+        let near: Vec<&str> = standard
+            .map(|n| vec![n])
+            .unwrap_or_else(|| nearest(name, vocabulary::functions().iter().map(|f| f.name)));
+        return Err(error.help(if near.is_empty() {
+            "`freestone functions` lists them".into()
+        } else {
+            format!("did you mean {}?", either(&near))
+        }));
     };
     let (mut positional, mut named) = (Vec::new(), Vec::new());
     for argument in arguments {
@@ -132,7 +162,10 @@ fn call(name: &str, arguments: &[Argument], expr: &Expr, inputs: &Inputs) -> Res
             Some(name) => named.push((name.clone(), v)),
             None if named.is_empty() => positional.push(v),
             None => {
-                let error = ExpressionError::new("an argument without a keyword stands after those with one", argument.value.span.clone());
+                let error = ExpressionError::new(
+                    "an argument without a keyword stands after those with one",
+                    argument.value.span.clone(),
+                );
                 return Err(error.help(format!("{name}{}", function.signature)));
             }
         }
@@ -148,12 +181,17 @@ fn call(name: &str, arguments: &[Argument], expr: &Expr, inputs: &Inputs) -> Res
     function.call(positional, named).map_err(|error| {
         let message = error.to_string();
         let span = match &error {
-            CallError::Refused { axis, error } => return refused(error.clone(), axis.as_ref().map_or(expr.span.clone(), of)),
+            CallError::Refused { axis, error } => {
+                return refused(error.clone(), axis.as_ref().map_or(expr.span.clone(), of));
+            }
             CallError::Array(error) => return refused(error.clone(), expr.span.clone()),
             CallError::Kind { given, .. } => of(given),
-            CallError::Unexpected { name, .. } | CallError::PositionalOnly { name, .. } | CallError::Twice { name, .. } => {
-                arguments.iter().rfind(|a| a.name.as_ref() == Some(name)).map_or(expr.span.clone(), |a| a.span.clone())
-            }
+            CallError::Unexpected { name, .. }
+            | CallError::PositionalOnly { name, .. }
+            | CallError::Twice { name, .. } => arguments
+                .iter()
+                .rfind(|a| a.name.as_ref() == Some(name))
+                .map_or(expr.span.clone(), |a| a.span.clone()),
             CallError::TooMany { takes, .. } => of(&Given::Positional(*takes)),
             CallError::Missing { .. } => expr.span.clone(),
         };
@@ -165,14 +203,21 @@ fn index(of: &Expr, entries: &[Subscript], expr: &Expr, inputs: &Inputs) -> Resu
     let array = match value(of, inputs)? {
         Value::Array(array) => array,
         Value::Sequence(items) => return element(items, entries, expr, inputs),
-        other => return Err(ExpressionError::new("only arrays have elements", of.span.clone()).label(format!("this is {}", other.describe()))),
+        other => {
+            return Err(ExpressionError::new("only arrays have elements", of.span.clone())
+                .label(format!("this is {}", other.describe())));
+        }
     };
     let mut index = Vec::new();
     for entry in entries {
         match entry {
             Subscript::Ellipsis(_) => index.push(Index::Ellipsis),
             Subscript::Slice { start, stop, step } => {
-                index.push(Index::Slice { start: bound(start, inputs)?, stop: bound(stop, inputs)?, step: bound(step, inputs)? });
+                index.push(Index::Slice {
+                    start: bound(start, inputs)?,
+                    stop: bound(stop, inputs)?,
+                    step: bound(step, inputs)?,
+                });
             }
             Subscript::At(e) => entry_of(value(e, inputs)?, e, &mut index)?,
         }
@@ -182,16 +227,31 @@ fn index(of: &Expr, entries: &[Subscript], expr: &Expr, inputs: &Inputs) -> Resu
 
 /// What stands between two commas of an index, or all of it where it is one tuple.
 fn entry_of(v: Value, e: &Expr, index: &mut Vec<Index>) -> Result<()> {
-    let wrong = |what: String| ExpressionError::new("an index is an integer, a slice, `...`, `None` or a list of integers", e.span.clone()).label(what);
+    let wrong = |what: String| {
+        ExpressionError::new(
+            "an index is an integer, a slice, `...`, `None` or a list of integers",
+            e.span.clone(),
+        )
+        .label(what)
+    };
     match v {
         Value::Int(i) => {
-            let i =
-                i64::try_from(i).map_err(|_| refused(ArrayError::Argument(format!("index {i} is out of range for axis {}", index.len())), e.span.clone()))?;
+            let i = i64::try_from(i).map_err(|_| {
+                refused(
+                    ArrayError::Argument(format!(
+                        "index {i} is out of range for axis {}",
+                        index.len()
+                    )),
+                    e.span.clone(),
+                )
+            })?;
             index.push(Index::At(i));
         }
         Value::None => index.push(Index::NewAxis),
         Value::Sequence(items) => {
-            let integers = items.iter().map(|i| if let Value::Int(i) = i { i64::try_from(*i).ok() } else { None });
+            let integers = items
+                .iter()
+                .map(|i| if let Value::Int(i) = i { i64::try_from(*i).ok() } else { None });
             match integers.collect::<Option<Vec<i64>>>() {
                 Some(all) if matches!(e.kind, Kind::List(_)) => index.push(Index::Take(all)),
                 // `x[(1, 2)]` is `x[1, 2]` in Python.
@@ -200,7 +260,10 @@ fn entry_of(v: Value, e: &Expr, index: &mut Vec<Index>) -> Result<()> {
             }
         }
         Value::Array(_) => {
-            return Err(wrong("this is an array".into()).help("elements can be named by a list of numbers, as in x[[3, 1]]; by a condition there is `where`"));
+            return Err(wrong("this is an array".into()).help(
+                "elements can be named by a list of \
+                numbers, as in x[[3, 1]]; by a condition there is `where`",
+            ));
         }
         other => return Err(wrong(format!("this is {}", other.describe()))),
     }
@@ -213,16 +276,30 @@ fn bound(expr: &Option<Expr>, inputs: &Inputs) -> Result<Option<i64>> {
     match value(e, inputs)? {
         Value::None => Ok(None),
         Value::Int(i) => Ok(Some(i.clamp(i64::MIN.into(), i64::MAX.into()) as i64)),
-        other => Err(ExpressionError::new("a slice's bounds and step are integers", e.span.clone()).label(format!("this is {}", other.describe()))),
+        other => {
+            Err(ExpressionError::new("a slice's bounds and step are integers", e.span.clone())
+                .label(format!("this is {}", other.describe())))
+        }
     }
 }
 
 /// One of several results or items: `unstack(x)[0]`.
-fn element(items: Vec<Value>, entries: &[Subscript], expr: &Expr, inputs: &Inputs) -> Result<Value> {
-    let wrong = || ExpressionError::new("one integer chooses from a sequence", expr.span.clone()).label(format!("a sequence of {}", items.len()));
+fn element(
+    items: Vec<Value>,
+    entries: &[Subscript],
+    expr: &Expr,
+    inputs: &Inputs,
+) -> Result<Value> {
+    let wrong = || {
+        ExpressionError::new("one integer chooses from a sequence", expr.span.clone())
+            .label(format!("a sequence of {}", items.len()))
+    };
     let [Subscript::At(e)] = entries else { return Err(wrong()) };
     let Value::Int(i) = value(e, inputs)? else { return Err(wrong()) };
     let at = if i < 0 { i + items.len() as i128 } else { i };
     let found = usize::try_from(at).ok().and_then(|at| items.get(at).cloned());
-    found.ok_or_else(|| ExpressionError::new(format!("index {i} is out of range"), e.span.clone()).label(format!("for a sequence of {}", items.len())))
+    found.ok_or_else(|| {
+        ExpressionError::new(format!("index {i} is out of range"), e.span.clone())
+            .label(format!("for a sequence of {}", items.len()))
+    })
 }

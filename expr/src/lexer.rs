@@ -30,8 +30,9 @@ pub(super) enum What {
 
 /// The longer ones first. Some are here only to be refused by name.
 const SYMBOLS: [&str; 42] = [
-    "...", "**=", "//=", "<<=", ">>=", "**", "//", "<<", ">>", "<=", ">=", "==", "!=", "&&", "||", ":=", "->", "+=", "-=", "*=", "/=", "(", ")", "[", "]", "{",
-    "}", ",", ":", ".", "=", "+", "-", "*", "/", "%", "@", "&", "|", "^", "~", "<",
+    "...", "**=", "//=", "<<=", ">>=", "**", "//", "<<", ">>", "<=", ">=", "==", "!=", "&&", "||",
+    ":=", "->", "+=", "-=", "*=", "/=", "(", ")", "[", "]", "{", "}", ",", ":", ".", "=", "+", "-",
+    "*", "/", "%", "@", "&", "|", "^", "~", "<",
 ];
 const LAST: [&str; 4] = [">", "!", ";", "?"];
 
@@ -54,8 +55,20 @@ pub(super) const KEYWORDS: [(&str, &str); 14] = [
 ];
 
 /// Characters that people paste, and what to write.
-const LOOKALIKES: [(char, &str); 12] =
-    [('×', "*"), ('·', "*"), ('÷', "/"), ('−', "-"), ('–', "-"), ('²', "**2"), ('³', "**3"), ('≤', "<="), ('≥', ">="), ('≠', "!="), ('’', "'"), ('“', "\"")];
+const LOOKALIKES: [(char, &str); 12] = [
+    ('×', "*"),
+    ('·', "*"),
+    ('÷', "/"),
+    ('−', "-"),
+    ('–', "-"),
+    ('²', "**2"),
+    ('³', "**3"),
+    ('≤', "<="),
+    ('≥', ">="),
+    ('≠', "!="),
+    ('’', "'"),
+    ('“', "\""),
+];
 
 /// All tokens, `End` last.
 pub(super) fn tokens(text: &str) -> Result<Vec<Token>, ExpressionError> {
@@ -85,10 +98,15 @@ fn token(rest: &mut &str, first: char, start: usize) -> Result<What, ExpressionE
     }
     if first == '\'' || first == '"' {
         let Ok(inside) = quoted.parse_next(rest) else {
-            return Err(ExpressionError::new("the text has no end", start..start + 1).label(format!("no second {first} on this line")));
+            return Err(ExpressionError::new("the text has no end", start..start + 1)
+                .label(format!("no second {first} on this line")));
         };
         return match inside.find('\\') {
-            Some(at) => Err(ExpressionError::new("text has no escapes here", start + 1 + at..start + 2 + at).label("a backslash means nothing")),
+            Some(at) => Err(ExpressionError::new(
+                "text has no escapes here",
+                start + 1 + at..start + 2 + at,
+            )
+            .label("a backslash means nothing")),
             None => Ok(What::Text(inside.to_owned())),
         };
     }
@@ -96,7 +114,10 @@ fn token(rest: &mut &str, first: char, start: usize) -> Result<What, ExpressionE
         *rest = &rest[symbol.len()..];
         return Ok(What::Symbol(symbol));
     }
-    let error = ExpressionError::new(format!("`{}` means nothing here", first.escape_debug()), start..start + first.len_utf8());
+    let error = ExpressionError::new(
+        format!("`{}` means nothing here", first.escape_debug()),
+        start..start + first.len_utf8(),
+    );
     Err(match LOOKALIKES.iter().find(|(c, _)| *c == first) {
         Some((_, instead)) => error.help(format!("write `{instead}`")),
         None if first == '#' => error.help("an expression has no comments"),
@@ -114,7 +135,8 @@ fn continues(c: char) -> bool {
 
 /// True for what can name an input.
 pub fn is_identifier(text: &str) -> bool {
-    let keyword = KEYWORDS.iter().any(|(k, _)| *k == text) || matches!(text, "True" | "False" | "None");
+    let keyword =
+        KEYWORDS.iter().any(|(k, _)| *k == text) || matches!(text, "True" | "False" | "None");
     !keyword && text.starts_with(is_first) && text.chars().all(continues)
 }
 
@@ -136,9 +158,18 @@ fn digits<'t>(input: &mut &'t str) -> Parsed<&'t str> {
 
 /// The text of a number: `0x_ff`, `12`, `1.5e-3`, `.5`, `2j`.
 fn number<'t>(input: &mut &'t str) -> Parsed<&'t str> {
-    let hex = ('0', one_of(['x', 'X']), repeat::<_, _, (), _, _>(1.., (opt('_'), one_of(AsChar::is_hex_digit)))).take();
-    let octal = ('0', one_of(['o', 'O']), repeat::<_, _, (), _, _>(1.., (opt('_'), one_of('0'..='7')))).take();
-    let binary = ('0', one_of(['b', 'B']), repeat::<_, _, (), _, _>(1.., (opt('_'), one_of(['0', '1'])))).take();
+    let hex = (
+        '0',
+        one_of(['x', 'X']),
+        repeat::<_, _, (), _, _>(1.., (opt('_'), one_of(AsChar::is_hex_digit))),
+    )
+        .take();
+    let octal =
+        ('0', one_of(['o', 'O']), repeat::<_, _, (), _, _>(1.., (opt('_'), one_of('0'..='7'))))
+            .take();
+    let binary =
+        ('0', one_of(['b', 'B']), repeat::<_, _, (), _, _>(1.., (opt('_'), one_of(['0', '1']))))
+            .take();
     let point = alt(((digits, opt(('.', opt(digits)))).void(), ('.', digits).void()));
     let exponent = (one_of(['e', 'E']), opt(one_of(['+', '-'])), digits);
     let decimal = (point, opt(exponent), opt(one_of(['j', 'J']))).take();
@@ -149,7 +180,10 @@ fn value(written: &str, rest: &str, start: usize) -> Result<What, ExpressionErro
     let span = start..start + written.len();
     if let Some(next) = rest.chars().next().filter(|c| continues(*c)) {
         let tail = rest.chars().take_while(|c| continues(*c)).map(char::len_utf8).sum::<usize>();
-        let error = ExpressionError::new(format!("`{written}{}` is no number", &rest[..tail]), start..span.end + tail);
+        let error = ExpressionError::new(
+            format!("`{written}{}` is no number", &rest[..tail]),
+            start..span.end + tail,
+        );
         return Err(if next.is_alphabetic() && written.bytes().all(|b| b.is_ascii_digit()) {
             error.help(format!("for a product write `{written} * {}`", &rest[..tail]))
         } else {
@@ -158,14 +192,19 @@ fn value(written: &str, rest: &str, start: usize) -> Result<What, ExpressionErro
     }
     let plain = written.replace('_', "");
     let lower = plain.to_lowercase();
-    let radix = [("0x", 16), ("0o", 8), ("0b", 2)].into_iter().find(|(prefix, _)| lower.starts_with(prefix));
+    let radix = [("0x", 16), ("0o", 8), ("0b", 2)]
+        .into_iter()
+        .find(|(prefix, _)| lower.starts_with(prefix));
     let large = || ExpressionError::new(format!("`{written}` is too large"), span.clone());
     if let Some((_, radix)) = radix {
-        return i128::from_str_radix(&lower[2..], radix).map(What::Int).map_err(|_| large().label("beyond 128 bits"));
+        return i128::from_str_radix(&lower[2..], radix)
+            .map(What::Int)
+            .map_err(|_| large().label("beyond 128 bits"));
     }
     if lower.bytes().all(|b| b.is_ascii_digit()) {
         if lower.starts_with('0') && lower.bytes().any(|b| b != b'0') {
-            return Err(ExpressionError::new("a decimal number does not begin with 0", span).help("octal numbers are written `0o17`"));
+            return Err(ExpressionError::new("a decimal number does not begin with 0", span)
+                .help("octal numbers are written `0o17`"));
         }
         return lower.parse().map(What::Int).map_err(|_| large().label("beyond 128 bits"));
     }

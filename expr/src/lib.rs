@@ -1,8 +1,9 @@
 //! The expression language: arrays from text such as `mean(u*v, axis=0)[::2]`.
 //!
-//! The syntax is that of Python. The functions are those of the [`vocabulary`], and operators map to its functions. A text passes through
-//! `lexer` → `parser` → [`ast`] → `evaluate`, with `numbers` for arithmetic without arrays. No array data is read or written. Errors point
-//! to the position in the text.
+//! The syntax is that of Python. The functions are those of the [`vocabulary`], and operators map
+//! to its functions. A text passes through `lexer` → `parser` → [`ast`] → `evaluate`, with
+//! `numbers` for arithmetic without arrays. No array data is read or written. Errors point to the
+//! position in the text.
 //!
 //! ```
 //! use freestone_expr::{Expression, Inputs};
@@ -62,8 +63,9 @@ impl Expression {
     /// Builds the lazy array that the expression denotes.
     ///
     /// # Errors
-    /// Returns an error if a name is unknown, arguments do not match a function, or the result is not an array. If a function rejects its
-    /// arrays, [`cause`](field@ExpressionError::cause) is the function's error.
+    /// Returns an error if a name is unknown, arguments do not match a function, or the result is
+    /// not an array. If a function rejects its arrays, [`cause`](field@ExpressionError::cause) is
+    /// the function's error.
     pub fn array(&self, inputs: &Inputs) -> Result<Array, ExpressionError> {
         evaluate::array(&self.root, inputs).map_err(|e| e.in_text(&self.text))
     }

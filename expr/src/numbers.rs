@@ -1,6 +1,7 @@
 //! Arithmetic of plain numbers, as Python does it.
 //!
-//! Integers are exact, up to 128 bits; `/` gives a float, `//` and `%` round towards minus infinity.
+//! Integers are exact, up to 128 bits; `/` gives a float, `//` and `%` round towards minus
+//! infinity.
 
 use super::vocabulary::Value;
 use freestone_kernels::dtype::Complex128;
@@ -117,24 +118,38 @@ fn undefined(op: Binary, what: &str) -> String {
 }
 
 fn integers(op: Binary, a: i128, b: i128) -> Result<Number, String> {
-    let shift = || u32::try_from(b).map_err(|_| if b < 0 { "a shift by a negative number".to_owned() } else { TOO_LARGE.to_owned() });
+    let shift = || {
+        u32::try_from(b).map_err(|_| {
+            if b < 0 { "a shift by a negative number".to_owned() } else { TOO_LARGE.to_owned() }
+        })
+    };
     let exact = match op {
         Binary::Add => a.checked_add(b),
         Binary::Subtract => a.checked_sub(b),
         Binary::Multiply => a.checked_mul(b),
-        Binary::Divide | Binary::FloorDivide | Binary::Remainder if b == 0 => return Err(BY_ZERO.into()),
+        Binary::Divide | Binary::FloorDivide | Binary::Remainder if b == 0 => {
+            return Err(BY_ZERO.into());
+        }
         Binary::Divide => return Ok(Float(a as f64 / b as f64)),
-        Binary::FloorDivide => a.checked_div(b).map(|q| if a % b != 0 && (a < 0) != (b < 0) { q - 1 } else { q }),
-        Binary::Remainder => a.checked_rem(b).map(|r| if r != 0 && (r < 0) != (b < 0) { r + b } else { r }),
+        Binary::FloorDivide => {
+            a.checked_div(b).map(|q| if a % b != 0 && (a < 0) != (b < 0) { q - 1 } else { q })
+        }
+        Binary::Remainder => {
+            a.checked_rem(b).map(|r| if r != 0 && (r < 0) != (b < 0) { r + b } else { r })
+        }
         Binary::Pow if b < 0 => return floats(op, a as f64, b as f64),
         // Of these every power is in range; of others none beyond 127.
-        Binary::Pow if matches!(a, -1..=1) => Some(if b == 0 || a == 1 || (a == -1 && b % 2 == 0) { 1 } else { a }),
+        Binary::Pow if matches!(a, -1..=1) => {
+            Some(if b == 0 || a == 1 || (a == -1 && b % 2 == 0) { 1 } else { a })
+        }
         Binary::Pow => u32::try_from(b).ok().and_then(|b| a.checked_pow(b)),
         Binary::And => Some(a & b),
         Binary::Or => Some(a | b),
         Binary::Xor => Some(a ^ b),
         Binary::Left if a == 0 && b >= 0 => Some(0),
-        Binary::Left => 1i128.checked_shl(shift()?).filter(|p| *p > 0).and_then(|p| a.checked_mul(p)),
+        Binary::Left => {
+            1i128.checked_shl(shift()?).filter(|p| *p > 0).and_then(|p| a.checked_mul(p))
+        }
         Binary::Right if b > 127 => Some(if a < 0 { -1 } else { 0 }),
         Binary::Right => Some(a >> shift()?),
         _ => return Err(undefined(op, "numbers")),
@@ -147,7 +162,9 @@ fn floats(op: Binary, a: f64, b: f64) -> Result<Number, String> {
         Binary::Add => a + b,
         Binary::Subtract => a - b,
         Binary::Multiply => a * b,
-        Binary::Divide | Binary::FloorDivide | Binary::Remainder if b == 0.0 => return Err(BY_ZERO.into()),
+        Binary::Divide | Binary::FloorDivide | Binary::Remainder if b == 0.0 => {
+            return Err(BY_ZERO.into());
+        }
         Binary::Divide => a / b,
         Binary::FloorDivide => floor_divide(a, b),
         Binary::Remainder => remainder(a, b),

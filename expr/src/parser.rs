@@ -1,6 +1,8 @@
-//! From tokens to an expression: Python's grammar, as much of it as arrays need, with its precedences.
+//! From tokens to an expression: Python's grammar, as much of it as arrays need, with its
+//! precedences.
 //!
-//! Operators are parsed by how tight they bind (Pratt 1973). What Python has and we do not is refused with what to write instead.
+//! Operators are parsed by how tight they bind (Pratt 1973). What Python has and we do not is
+//! refused with what to write instead.
 
 use super::ast::{Argument, Binary, Expr, Kind, Span, Subscript, Unary};
 use super::error::ExpressionError;
@@ -23,7 +25,10 @@ pub(super) fn parse(text: &str) -> Result<Expr> {
 
 fn parse_text(text: &str) -> Result<Expr> {
     if text.len() > MAX_BYTES {
-        return Err(ExpressionError::new(format!("an expression has at most {MAX_BYTES} bytes, this one has {}", text.len()), 0..1));
+        return Err(ExpressionError::new(
+            format!("an expression has at most {MAX_BYTES} bytes, this one has {}", text.len()),
+            0..1,
+        ));
     }
     let mut parser = Parser { text, tokens: tokens(text)?, at: 0, nesting: 0 };
     if parser.tokens.len() == 1 {
@@ -32,9 +37,9 @@ fn parse_text(text: &str) -> Result<Expr> {
     let expr = parser.expression(0)?;
     match parser.peek() {
         What::End => Ok(expr),
-        What::Symbol(",") => {
-            Err(parser.error("an expression gives one array", "a second one begins here").help("pass several expressions as arguments of their own"))
-        }
+        What::Symbol(",") => Err(parser
+            .error("an expression gives one array", "a second one begins here")
+            .help("pass several expressions as arguments of their own")),
         _ => Err(parser.unexpected("an operator or the end")),
     }
 }
@@ -88,7 +93,9 @@ impl Parser<'_> {
         match self.peek() {
             What::End => at("the expression ends too early".into()),
             What::Name(word) => match KEYWORDS.iter().find(|(k, _)| k == word) {
-                Some((_, instead)) => self.error(format!("`{word}` is not part of expressions"), "").help(*instead),
+                Some((_, instead)) => {
+                    self.error(format!("`{word}` is not part of expressions"), "").help(*instead)
+                }
                 None => at(format!("`{word}` is unexpected")),
             },
             What::Symbol(symbol) => {
@@ -98,7 +105,9 @@ impl Parser<'_> {
                     "||" => error.help("write `|`, with comparisons in parentheses"),
                     "!" => error.help("write `~`"),
                     "=" => error.help("an expression has no name; to compare write `==`"),
-                    ":=" | "+=" | "-=" | "*=" | "/=" | "**=" | "//=" | "<<=" | ">>=" => error.help("an expression assigns nothing"),
+                    ":=" | "+=" | "-=" | "*=" | "/=" | "**=" | "//=" | "<<=" | ">>=" => {
+                        error.help("an expression assigns nothing")
+                    }
                     "?" => error.help("write `where(condition, a, b)`"),
                     ":" => error.help("slices stand in brackets: `x[1:5]`"),
                     "..." => error.help("`...` stands in brackets: `x[..., 0]`"),
@@ -117,7 +126,8 @@ impl Parser<'_> {
         }
         if *self.peek() == What::End {
             let open = &self.text[opened.clone()];
-            return Err(ExpressionError::new(format!("`{open}` is not closed"), opened).label(format!("no `{symbol}` for it")));
+            return Err(ExpressionError::new(format!("`{open}` is not closed"), opened)
+                .label(format!("no `{symbol}` for it")));
         }
         Err(self.unexpected(&format!("`,` or `{symbol}`")))
     }
@@ -125,7 +135,10 @@ impl Parser<'_> {
     /// Goes one bracket or sign deeper.
     fn nested<T>(&mut self, parse: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         if self.nesting == MAX_NESTING {
-            return Err(self.error("the expression is nested too deep", format!("more than {MAX_NESTING} brackets or signs in each other")));
+            return Err(self.error(
+                "the expression is nested too deep",
+                format!("more than {MAX_NESTING} brackets or signs in each other"),
+            ));
         }
         self.nesting += 1;
         let result = parse(self);
@@ -138,12 +151,17 @@ impl Parser<'_> {
             Kind::Unary(_, a) => a.depth,
             Kind::Binary(_, a, b) => a.depth.max(b.depth),
             Kind::Call(_, arguments) => arguments.iter().map(|a| a.value.depth).max().unwrap_or(0),
-            Kind::Index(of, entries) => entries.iter().map(Subscript::depth).max().unwrap_or(0).max(of.depth),
-            Kind::Tuple(items) | Kind::List(items) => items.iter().map(|i| i.depth).max().unwrap_or(0),
+            Kind::Index(of, entries) => {
+                entries.iter().map(Subscript::depth).max().unwrap_or(0).max(of.depth)
+            }
+            Kind::Tuple(items) | Kind::List(items) => {
+                items.iter().map(|i| i.depth).max().unwrap_or(0)
+            }
             _ => 0,
         };
         if depth > MAX_DEPTH {
-            return Err(ExpressionError::new("the expression is too long", self.span()).label(format!("more than {MAX_DEPTH} operators in each other")));
+            return Err(ExpressionError::new("the expression is too long", self.span())
+                .label(format!("more than {MAX_DEPTH} operators in each other")));
         }
         Ok(Expr { kind, span, depth })
     }
@@ -152,18 +170,33 @@ impl Parser<'_> {
     fn expression(&mut self, least: u8) -> Result<Expr> {
         let mut left = self.operand()?;
         while let What::Symbol(symbol) = self.peek() {
-            let Some(op) = Binary::ALL.iter().copied().find(|op| op.symbol() == *symbol).filter(|op| op.binds() >= least) else { break };
+            let Some(op) = Binary::ALL
+                .iter()
+                .copied()
+                .find(|op| op.symbol() == *symbol)
+                .filter(|op| op.binds() >= least)
+            else {
+                break;
+            };
             if let Kind::Binary(before, ..) = &left.kind
                 && before.compares()
                 && op.compares()
                 && !self.closed(&left)
             {
-                let help = "write `(a < b) & (b < c)`; `&` and `|` bind tighter than comparisons, which need parentheses beside them";
-                return Err(self.error("comparisons do not chain", "a second comparison").help(help));
+                let help = "write `(a < b) & (b < c)`; `&` and `|` bind tighter than comparisons, \
+                    which need parentheses beside them";
+                return Err(self
+                    .error("comparisons do not chain", "a second comparison")
+                    .help(help));
             }
             self.at += 1;
-            // `**` takes everything on its right that binds as a sign or tighter, which makes it right associative.
-            let right = if op == Binary::Pow { self.nested(|p| p.expression(Unary::Negative.binds()))? } else { self.expression(op.binds() + 1)? };
+            // `**` takes everything on its right that binds as a sign or tighter, which makes it
+            // right associative.
+            let right = if op == Binary::Pow {
+                self.nested(|p| p.expression(Unary::Negative.binds()))?
+            } else {
+                self.expression(op.binds() + 1)?
+            };
             let span = left.span.start..self.end_of_last();
             left = self.make(Kind::Binary(op, Box::new(left), Box::new(right)), span)?;
         }
@@ -195,10 +228,15 @@ impl Parser<'_> {
                     return Err(self.unexpected("an index, a slice, `...` or `None`"));
                 }
                 let entries = self.nested(|p| p.list("]", opened, Parser::subscript))?.0;
-                left = self.make(Kind::Index(Box::new(left), entries), start..self.end_of_last())?;
+                left =
+                    self.make(Kind::Index(Box::new(left), entries), start..self.end_of_last())?;
             } else if self.take("(") {
                 let Kind::Name(name) = &left.kind else {
-                    return Err(ExpressionError::new("only functions can be called", left.span.start..opened.end).label("this is no function's name"));
+                    return Err(ExpressionError::new(
+                        "only functions can be called",
+                        left.span.start..opened.end,
+                    )
+                    .label("this is no function's name"));
                 };
                 let name = name.clone();
                 let arguments = self.nested(|p| p.list(")", opened, Parser::argument))?.0;
@@ -221,7 +259,8 @@ impl Parser<'_> {
             What::Text(text) => Kind::Text(text.clone()),
             What::Symbol("(") => {
                 self.at += 1;
-                let (mut items, comma) = self.nested(|p| p.list(")", span.clone(), |p| p.expression(0)))?;
+                let (mut items, comma) =
+                    self.nested(|p| p.list(")", span.clone(), |p| p.expression(0)))?;
                 return match items.pop() {
                     // Parentheses only group.
                     Some(one) if items.is_empty() && !comma => Ok(one),
@@ -243,7 +282,12 @@ impl Parser<'_> {
     }
 
     /// Items up to the closing bracket, and whether a comma stands last.
-    fn list<T>(&mut self, close: &'static str, opened: Span, item: impl Fn(&mut Self) -> Result<T>) -> Result<(Vec<T>, bool)> {
+    fn list<T>(
+        &mut self,
+        close: &'static str,
+        opened: Span,
+        item: impl Fn(&mut Self) -> Result<T>,
+    ) -> Result<(Vec<T>, bool)> {
         let (mut items, mut comma) = (Vec::new(), false);
         while !self.is(close) {
             items.push(item(self)?);
@@ -261,7 +305,8 @@ impl Parser<'_> {
             return Err(self.unexpected("an argument").help("arguments are written one by one"));
         }
         let start = self.span().start;
-        let named = matches!(self.tokens.get(self.at + 1).map(|t| &t.what), Some(What::Symbol("=")));
+        let named =
+            matches!(self.tokens.get(self.at + 1).map(|t| &t.what), Some(What::Symbol("=")));
         let name = match self.peek() {
             What::Name(name) if named => Some(name.clone()),
             _ => None,
@@ -276,7 +321,13 @@ impl Parser<'_> {
         if self.take("...") {
             return Ok(Subscript::Ellipsis(span));
         }
-        let bound = |p: &mut Self| if [":", ",", "]"].iter().any(|s| p.is(s)) { Ok(None) } else { p.expression(0).map(Some) };
+        let bound = |p: &mut Self| {
+            if [":", ",", "]"].iter().any(|s| p.is(s)) {
+                Ok(None)
+            } else {
+                p.expression(0).map(Some)
+            }
+        };
         let start = bound(self)?;
         match (start, self.take(":")) {
             (start, true) => {
@@ -294,11 +345,23 @@ impl Parser<'_> {
         let object = self.text[start..self.end_of_last()].to_owned();
         let dot = self.span();
         self.at += 1;
-        let What::Name(name) = self.next() else { return ExpressionError::new("`.` is unexpected", dot).label("here should be an operator or the end") };
-        let error = ExpressionError::new("arrays have no attributes or methods here", dot.start..self.end_of_last()).label("not part of expressions");
-        let function = vocabulary::function(&name).or_else(|| vocabulary::function(vocabulary::standard_name(&name)?));
-        if matches!(&left.kind, Kind::Name(n) if matches!(n.as_str(), "np" | "numpy" | "xp" | "da" | "jnp" | "xr")) {
-            return error.help(format!("functions have no module: write `{}(…)`", function.map_or(name.as_str(), |f| f.name)));
+        let What::Name(name) = self.next() else {
+            return ExpressionError::new("`.` is unexpected", dot)
+                .label("here should be an operator or the end");
+        };
+        let error = ExpressionError::new(
+            "arrays have no attributes or methods here",
+            dot.start..self.end_of_last(),
+        )
+        .label("not part of expressions");
+        let function = vocabulary::function(&name)
+            .or_else(|| vocabulary::function(vocabulary::standard_name(&name)?));
+        if matches!(&left.kind, Kind::Name(n) if matches!(n.as_str(), "np" | "numpy" | "xp" | "da" | "jnp" | "xr"))
+        {
+            return error.help(format!(
+                "functions have no module: write `{}(…)`",
+                function.map_or(name.as_str(), |f| f.name)
+            ));
         }
         let opened = self.span();
         let arguments: Option<Vec<String>> = if self.take("(") {
@@ -312,11 +375,24 @@ impl Parser<'_> {
         };
         match (function, name.as_str()) {
             (_, "T" | "mT") => error.help(format!("write `permute_dims({object}, (1, 0))`")),
-            (Some(f), _) => error.help(format!("write `{}`", f.written(&object, &arguments.unwrap_or_default()))),
-            (None, _) => match nearest(&name, vocabulary::functions().iter().map(|f| f.name)).as_slice() {
-                [] => error.help(format!("functions are called with the array as their first argument, `{name}({object})`; `freestone functions` lists them")),
-                near => error.help(format!("did you mean {}, called as a function of `{object}`?", either(near))),
-            },
+            (Some(f), _) => error.help(format!(
+                "write \
+                `{}`",
+                f.written(&object, &arguments.unwrap_or_default())
+            )),
+            (None, _) => {
+                match nearest(&name, vocabulary::functions().iter().map(|f| f.name)).as_slice() {
+                    [] => error.help(format!(
+                        "functions are called with the array as their first \
+                    argument, `{name}({object})`; `freestone functions` lists them"
+                    )),
+                    near => error.help(format!(
+                        "did you mean {}, called as a function of \
+                    `{object}`?",
+                        either(near)
+                    )),
+                }
+            }
         }
     }
 }
@@ -325,7 +401,9 @@ impl Subscript {
     fn depth(&self) -> usize {
         match self {
             Subscript::At(e) => e.depth,
-            Subscript::Slice { start, stop, step } => [start, stop, step].into_iter().flatten().map(|e| e.depth).max().unwrap_or(0),
+            Subscript::Slice { start, stop, step } => {
+                [start, stop, step].into_iter().flatten().map(|e| e.depth).max().unwrap_or(0)
+            }
             Subscript::Ellipsis(_) => 0,
         }
     }

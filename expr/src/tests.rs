@@ -19,14 +19,22 @@ fn tree(e: &Expr) -> String {
         Kind::Unary(op, a) => format!("({} {})", op.symbol(), tree(a)),
         Kind::Binary(op, a, b) => format!("({} {} {})", op.symbol(), tree(a), tree(b)),
         Kind::Call(name, arguments) => {
-            let argument = |a: &Argument| format!(" {}{}", a.name.as_ref().map(|n| format!("{n}=")).unwrap_or_default(), tree(&a.value));
+            let argument = |a: &Argument| {
+                format!(
+                    " {}{}",
+                    a.name.as_ref().map(|n| format!("{n}=")).unwrap_or_default(),
+                    tree(&a.value)
+                )
+            };
             format!("(call {name}{})", arguments.iter().map(argument).collect::<String>())
         }
         Kind::Index(of, entries) => {
             let part = |e: &Option<Expr>| e.as_ref().map_or("_".into(), tree);
             let entry = |s: &Subscript| match s {
                 Subscript::At(e) => format!(" {}", tree(e)),
-                Subscript::Slice { start, stop, step } => format!(" (: {} {} {})", part(start), part(stop), part(step)),
+                Subscript::Slice { start, stop, step } => {
+                    format!(" (: {} {} {})", part(start), part(stop), part(step))
+                }
                 Subscript::Ellipsis(_) => " ...".into(),
             };
             format!("(index {}{})", tree(of), entries.iter().map(entry).collect::<String>())
@@ -72,7 +80,10 @@ fn brackets() {
     check("[a, b,]", "(list a b)");
     check("f(x, (1, 2), axis=0, keepdims=True,)", "(call f x (tuple 1 2) axis=0 keepdims=True)");
     check("x[3, ::2, ..., None]", "(index x 3 (: _ _ 2) ... None)");
-    check("x[1:2:3][:][::][a:b, c]", "(index (index (index (index x (: 1 2 3)) (: _ _ _)) (: _ _ _)) (: a b _) c)");
+    check(
+        "x[1:2:3][:][::][a:b, c]",
+        "(index (index (index (index x (: 1 2 3)) (: _ _ _)) (: _ _ _)) (: a b _) c)",
+    );
     check("x[[1, 2]]", "(index x (list 1 2))");
     check("x[...]", "(index x ...)");
     check("f(x)[0]", "(index (call f x) 0)");
@@ -94,7 +105,11 @@ fn numbers_are_pythons() {
 
 fn inputs() -> Inputs {
     let array = |shape: &[u64], dtype| full(shape, 1.0, dtype, shape).unwrap();
-    let all = [("u", array(&[12, 73, 144], DType::Float32)), ("m", array(&[12, 73, 144], DType::Bool)), ("i", array(&[12], DType::Int64))];
+    let all = [
+        ("u", array(&[12, 73, 144], DType::Float32)),
+        ("m", array(&[12, 73, 144], DType::Bool)),
+        ("i", array(&[12], DType::Int64)),
+    ];
     all.map(|(n, a)| (n.to_owned(), a)).into()
 }
 
@@ -105,7 +120,11 @@ fn evaluated(text: &str) -> Result<Array, ExpressionError> {
 #[track_caller]
 fn gives(text: &str, shape: &[u64], dtype: DType) {
     match evaluated(text) {
-        Ok(a) => assert_eq!((a.shape().unwrap().as_slice(), a.dtype().unwrap()), (shape, dtype), "{text}"),
+        Ok(a) => assert_eq!(
+            (a.shape().unwrap().as_slice(), a.dtype().unwrap()),
+            (shape, dtype),
+            "{text}"
+        ),
         Err(error) => panic!("{error}"),
     }
 }
@@ -213,7 +232,16 @@ fn errors_show_the_place() {
 
 #[test]
 fn what_is_too_deep_or_too_long_is_refused() {
-    for (open, close) in [("(", ")"), ("[", "]"), ("-", ""), ("f(", ")"), ("x[", "]"), ("2**", ""), ("(", ""), ("x[(", "")] {
+    for (open, close) in [
+        ("(", ")"),
+        ("[", "]"),
+        ("-", ""),
+        ("f(", ")"),
+        ("x[", "]"),
+        ("2**", ""),
+        ("(", ""),
+        ("x[(", ""),
+    ] {
         for n in [99, 100, 101, 5000, 100_000] {
             let text = format!("{}x{}", open.repeat(n), close.repeat(n));
             let deep = Expression::parse(&text).map(drop);
@@ -250,19 +278,32 @@ fn expr(kind: Kind) -> Expr {
 fn any_expr() -> impl Strategy<Value = Expr> {
     leaf().prop_recursive(6, 60, 4, |inner| {
         let boxed = inner.clone().prop_map(Box::new);
-        let argument = (proptest::option::of("[a-z]{1,4}".prop_filter("no keyword", |n| is_identifier(n))), inner.clone());
+        let argument = (
+            proptest::option::of("[a-z]{1,4}".prop_filter("no keyword", |n| is_identifier(n))),
+            inner.clone(),
+        );
         let bound = proptest::option::of(inner.clone());
         let entry = prop_oneof![
             inner.clone().prop_map(Subscript::At),
-            (bound.clone(), bound.clone(), bound).prop_map(|(start, stop, step)| Subscript::Slice { start, stop, step }),
+            (bound.clone(), bound.clone(), bound)
+                .prop_map(|(start, stop, step)| Subscript::Slice { start, stop, step }),
             Just(Subscript::Ellipsis(0..0)),
         ];
         prop_oneof![
-            (proptest::sample::select(Unary::ALL), boxed.clone()).prop_map(|(op, a)| Kind::Unary(op, a)),
-            (proptest::sample::select(Binary::ALL), boxed.clone(), boxed.clone()).prop_map(|(op, a, b)| Kind::Binary(op, a, b)),
-            ("f|g", prop::collection::vec(argument, 0..4))
-                .prop_map(|(name, all)| { Kind::Call(name, all.into_iter().map(|(name, value)| Argument { name, value, span: 0..0 }).collect()) }),
-            (boxed, prop::collection::vec(entry, 1..4)).prop_map(|(of, entries)| Kind::Index(of, entries)),
+            (proptest::sample::select(Unary::ALL), boxed.clone())
+                .prop_map(|(op, a)| Kind::Unary(op, a)),
+            (proptest::sample::select(Binary::ALL), boxed.clone(), boxed.clone())
+                .prop_map(|(op, a, b)| Kind::Binary(op, a, b)),
+            ("f|g", prop::collection::vec(argument, 0..4)).prop_map(|(name, all)| {
+                Kind::Call(
+                    name,
+                    all.into_iter()
+                        .map(|(name, value)| Argument { name, value, span: 0..0 })
+                        .collect(),
+                )
+            }),
+            (boxed, prop::collection::vec(entry, 1..4))
+                .prop_map(|(of, entries)| Kind::Index(of, entries)),
             prop::collection::vec(inner.clone(), 0..4).prop_map(Kind::Tuple),
             prop::collection::vec(inner, 0..4).prop_map(Kind::List),
         ]
@@ -279,9 +320,11 @@ proptest! {
         prop_assert_eq!(again.root().to_string(), text);
     }
 
-    /// Neither reading, computing nor showing the error of any text panics, and a place is in the text.
+    /// Neither reading, computing nor showing the error of any text panics, and a place is in the
+    /// text.
     #[test]
-    fn no_text_panics(text in "\\PC*|[-a-z0-9_.,:()\\[\\]*+/<>=&|^~%@!' \n\"ex×]{0,60}|(u|m|i|mean|sum|\\(|\\)|\\[|\\]|,|axis=|:|\\.\\.\\.|None|[-+*/<>&|~%^@]|==|\\*\\*|[0-9]|1e9|where| ){1,30}") {
+    fn no_text_panics(text in "\\PC*|[-a-z0-9_.,:()\\[\\]*+/<>=&|^~%@!' \
+        \n\"ex×]{0,60}|(u|m|i|mean|sum|\\(|\\)|\\[|\\]|,|axis=|:|\\.\\.\\.|None|[-+*/<>&|~%^@]|==|\\*\\*|[0-9]|1e9|where| ){1,30}") {
         if let Err(error) = evaluated(&text) {
             prop_assert!(error.span.start <= error.span.end && error.span.end <= text.len());
             prop_assert!(!error.render(true).is_empty() && !error.message.is_empty());

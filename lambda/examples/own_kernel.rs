@@ -5,7 +5,9 @@
 //!
 //! The kernel itself is best in a library that the client uses too, so that both have the same.
 
-use freestone_lambda::{Allocator, Block, BlockMut, Error, KernelRegistry, UserKernel, serve, stores};
+use freestone_lambda::{
+    Allocator, Block, BlockMut, Error, KernelRegistry, UserKernel, serve, stores,
+};
 use serde::{Deserialize, Serialize};
 
 /// Elements above a level become the level.
@@ -22,8 +24,17 @@ impl UserKernel for Clip {
         0
     }
 
-    fn apply(&self, inputs: &[Block<'_>], output: &mut BlockMut<'_>, _scratch: &mut [u8]) -> Result<(), String> {
-        output.array::<f32>()?.iter_mut().zip(inputs[0].array::<f32>()?).for_each(|(out, x)| *out = x.min(self.most));
+    fn apply(
+        &self,
+        inputs: &[Block<'_>],
+        output: &mut BlockMut<'_>,
+        _scratch: &mut [u8],
+    ) -> Result<(), String> {
+        output
+            .array::<f32>()?
+            .iter_mut()
+            .zip(inputs[0].array::<f32>()?)
+            .for_each(|(out, x)| *out = x.min(self.most));
         Ok(())
     }
 }

@@ -15,8 +15,9 @@ use crate::error::{Error, Packed};
 
 /// A lazy, chunked, immutable array.
 ///
-/// Cheap to clone. An operator that fails gives an array that carries its error with the place in the caller's code; the next method
-/// that returns a `Result`, and whatever stores or computes, raises it.
+/// Cheap to clone. An operator that fails gives an array that carries its error with the place in
+/// the caller's code; the next method that returns a `Result`, and whatever stores or computes,
+/// raises it.
 #[derive(Clone, Debug)]
 pub struct Array {
     pub(crate) inner: Result<Inner, Arc<Error>>,
@@ -61,7 +62,11 @@ impl PartialEq for Origin {
 impl Eq for Origin {}
 
 impl Array {
-    pub(crate) fn from_parts(node: NodeRef, dims: Vec<Dim>, attributes: Map<String, Value>) -> Array {
+    pub(crate) fn from_parts(
+        node: NodeRef,
+        dims: Vec<Dim>,
+        attributes: Map<String, Value>,
+    ) -> Array {
         Array { inner: Ok(Inner { node, dims, attributes }) }
     }
 
@@ -138,7 +143,11 @@ impl Array {
     pub fn with_dims(&self, names: &[Option<&str>]) -> Result<Array, Error> {
         let mut inner = self.get()?.clone();
         if names.len() != inner.dims.len() {
-            return Err(Error::Argument(format!("{} names were given for {} axes", names.len(), inner.dims.len())));
+            return Err(Error::Argument(format!(
+                "{} names were given for {} axes",
+                names.len(),
+                inner.dims.len()
+            )));
         }
         for (dim, name) in inner.dims.iter_mut().zip(names) {
             if dim.name.as_deref() != *name {
@@ -158,11 +167,14 @@ impl Array {
         Ok(Array { inner: Ok(inner) })
     }
 
-    /// The stored numbers of a packed array as they are: without the attributes that say how they are packed, and those that hold for unpacked values.
-    /// An array that is not packed stays as it is.
+    /// The stored numbers of a packed array as they are: without the attributes that say how they
+    /// are packed, and those that hold for unpacked values. An array that is not packed stays as it
+    /// is.
     ///
-    /// Values that were packed by the attributes `scale_factor`, `add_offset`, `_Unsigned`, `_FillValue` or `missing_value` are not unpacked when they
-    /// are read. They can be copied; what computes on them is refused with [`Error::Packed`], unless they are asked for by this method.
+    /// Values that were packed by the attributes `scale_factor`, `add_offset`, `_Unsigned`,
+    /// `_FillValue` or `missing_value` are not unpacked when they are read. They can be copied;
+    /// what computes on them is refused with [`Error::Packed`], unless they are asked for by this
+    /// method.
     ///
     /// ```
     /// # use freestone_kernels::DType;
@@ -204,7 +216,8 @@ impl Array {
 
     /// The same values in chunks of another shape.
     ///
-    /// Cost: one copy, or several with intermediates between them where reading chunks again and again would cost more; a plan says which and why.
+    /// Cost: one copy, or several with intermediates between them where reading chunks again and
+    /// again would cost more; a plan says which and why.
     ///
     /// # Errors
     /// Where their number is not that of the axes, or one is 0.
@@ -214,20 +227,32 @@ impl Array {
         if grid == inner.node.grid {
             return Ok(self.clone());
         }
-        let node = Arc::new(Node { op: Op::Rechunk(Arc::clone(&inner.node)), dtype: inner.node.dtype, grid });
+        let node = Arc::new(Node {
+            op: Op::Rechunk(Arc::clone(&inner.node)),
+            dtype: inner.node.dtype,
+            grid,
+        });
         Ok(Array::from_parts(node, inner.dims.clone(), inner.attributes.clone()))
     }
 
     pub(crate) fn view(&self, map: ReadMap, dims: Vec<Dim>) -> Result<Array, Error> {
         let inner = self.get()?;
-        Ok(Array::from_parts(Node::view(vec![Arc::clone(&inner.node)], map), dims, inner.attributes.clone()))
+        Ok(Array::from_parts(
+            Node::view(vec![Arc::clone(&inner.node)], map),
+            dims,
+            inner.attributes.clone(),
+        ))
     }
 
     /// The number of an axis; negative ones count from the end.
     pub(crate) fn axis(&self, axis: i64) -> Result<usize, Error> {
         let rank = self.get()?.dims.len();
         let at = if axis < 0 { axis + rank as i64 } else { axis };
-        if (0..rank as i64).contains(&at) { Ok(at as usize) } else { Err(Error::Axis { axis, rank }) }
+        if (0..rank as i64).contains(&at) {
+            Ok(at as usize)
+        } else {
+            Err(Error::Axis { axis, rank })
+        }
     }
 }
 
@@ -237,7 +262,8 @@ impl Inner {
     }
 
     fn check_unpacked(&self) -> Result<(), Error> {
-        self.packing().map_or(Ok(()), |packing| Err(Packed::new(source(&self.node), packing).into()))
+        self.packing()
+            .map_or(Ok(()), |packing| Err(Packed::new(source(&self.node), packing).into()))
     }
 }
 
@@ -268,7 +294,8 @@ const BOUND_TO_VALUES: [&str; 13] = [
     "actual_range",
 ];
 
-/// The attributes of an array that is computed: those that all its inputs agree on and that do not describe their values.
+/// The attributes of an array that is computed: those that all its inputs agree on and that do not
+/// describe their values.
 ///
 /// All that computes asks for them here, so this is where packed values are refused.
 ///
@@ -279,10 +306,12 @@ pub(crate) fn computed_attributes(inputs: &[&Array]) -> Result<Map<String, Value
     kept_attributes(inputs)
 }
 
-/// The attributes of an array whose elements are those of others, one beside the other: as of a computed one, and how the values are packed.
+/// The attributes of an array whose elements are those of others, one beside the other: as of a
+/// computed one, and how the values are packed.
 ///
 /// # Errors
-/// [`Error::Packed`] where they are not all packed alike; the error that an operator left in an input.
+/// [`Error::Packed`] where they are not all packed alike; the error that an operator left in an
+/// input.
 pub(crate) fn joined_attributes(inputs: &[&Array]) -> Result<Map<String, Value>, Error> {
     let Some(first) = inputs.first() else { return Ok(Map::new()) };
     let packing = first.packing()?;
@@ -295,7 +324,11 @@ pub(crate) fn joined_attributes(inputs: &[&Array]) -> Result<Map<String, Value>,
     let mut kept = kept_attributes(inputs)?;
     if packing.is_some() {
         let own = first.attributes()?;
-        kept.extend(PACKING_ATTRIBUTES.iter().filter_map(|name| Some(((*name).to_owned(), own.get(*name)?.clone()))));
+        kept.extend(
+            PACKING_ATTRIBUTES
+                .iter()
+                .filter_map(|name| Some(((*name).to_owned(), own.get(*name)?.clone()))),
+        );
     }
     Ok(kept)
 }

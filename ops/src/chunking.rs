@@ -3,7 +3,8 @@
 /// Bytes of a chunk where nothing else is asked for.
 pub const DEFAULT_CHUNK_BYTES: u64 = 16_000_000;
 
-/// Chunks of about [`DEFAULT_CHUNK_BYTES`], as near to cubes as the shape allows, and of nearly equal lengths along each axis.
+/// Chunks of about [`DEFAULT_CHUNK_BYTES`], as near to cubes as the shape allows, and of nearly
+/// equal lengths along each axis.
 pub fn default_chunks(shape: &[u64], itemsize: usize) -> Vec<u64> {
     let mut chunks = vec![1; shape.len()];
     let mut order: Vec<usize> = (0..shape.len()).collect();

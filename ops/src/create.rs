@@ -21,7 +21,12 @@ use crate::range::length;
 ///
 /// # Errors
 /// Where the dtype does not hold the value, or the chunks do not fit the shape.
-pub fn full(shape: &[u64], value: impl Into<Scalar>, dtype: DType, chunks: &[u64]) -> Result<Array, Error> {
+pub fn full(
+    shape: &[u64],
+    value: impl Into<Scalar>,
+    dtype: DType,
+    chunks: &[u64],
+) -> Result<Array, Error> {
     generated(shape, dtype, chunks, Generate::Full(held(value.into(), dtype)?))
 }
 
@@ -49,14 +54,23 @@ pub fn empty(shape: &[u64], dtype: DType, chunks: &[u64]) -> Result<Array, Error
     zeros(shape, dtype, chunks)
 }
 
-/// `value` everywhere, in the shape and chunks of another array, and in its dtype unless one is given.
+/// `value` everywhere, in the shape and chunks of another array, and in its dtype unless one is
+/// given.
 ///
 /// # Errors
 /// Where the dtype does not hold the value; the error that an operator left in the array.
-pub fn full_like(array: &Array, value: impl Into<Scalar>, dtype: Option<DType>) -> Result<Array, Error> {
+pub fn full_like(
+    array: &Array,
+    value: impl Into<Scalar>,
+    dtype: Option<DType>,
+) -> Result<Array, Error> {
     let inner = array.get()?;
     let dtype = dtype.unwrap_or(inner.node.dtype);
-    let node = Node { op: Op::Generate(Generate::Full(held(value.into(), dtype)?)), dtype, grid: inner.node.grid.clone() };
+    let node = Node {
+        op: Op::Generate(Generate::Full(held(value.into(), dtype)?)),
+        dtype,
+        grid: inner.node.grid.clone(),
+    };
     Ok(Array::from_parts(Arc::new(node), inner.dims.clone(), Map::new()))
 }
 
@@ -86,16 +100,28 @@ pub fn empty_like(array: &Array, dtype: Option<DType>) -> Result<Array, Error> {
 
 /// `start, start + step, …` up to but without `stop`.
 ///
-/// Shape: `(⌈(stop − start) / step⌉,)` by exact arithmetic of the values given, or no elements. Integers are exact.
+/// Shape: `(⌈(stop − start) / step⌉,)` by exact arithmetic of the values given, or no elements.
+/// Integers are exact.
 ///
 /// # Errors
-/// Where the step is 0, a number is not finite or not real, `dtype` is bool or complex, or an integer dtype does not hold the elements.
-pub fn arange(start: impl Into<Scalar>, stop: impl Into<Scalar>, step: impl Into<Scalar>, dtype: DType, chunk: u64) -> Result<Array, Error> {
+/// Where the step is 0, a number is not finite or not real, `dtype` is bool or complex, or an
+/// integer dtype does not hold the elements.
+pub fn arange(
+    start: impl Into<Scalar>,
+    stop: impl Into<Scalar>,
+    step: impl Into<Scalar>,
+    dtype: DType,
+    chunk: u64,
+) -> Result<Array, Error> {
     let (start, stop, step) = (start.into(), stop.into(), step.into());
     if matches!(dtype.kind(), Kind::Bool | Kind::Complex) {
         return Err(Error::Domain { op: "arange", dtype });
     }
-    let bad = || Error::Argument(format!("a range from {start} to {stop} in steps of {step} has no number of elements"));
+    let bad = || {
+        Error::Argument(format!(
+            "a range from {start} to {stop} in steps of {step} has no number of elements"
+        ))
+    };
     let n = length(start, stop, step).ok_or_else(bad)?;
     if !dtype.is_integer() {
         return generated(&[n], dtype, &[chunk], Generate::Arange { start, step });
@@ -103,27 +129,47 @@ pub fn arange(start: impl Into<Scalar>, stop: impl Into<Scalar>, step: impl Into
     // As NumPy, integers start from an integer and go on by one.
     let truncated = |s: Scalar| whole(s).or_else(|| whole(s.cast(DType::Int64))).ok_or_else(bad);
     let held = |value: i128| {
-        let number = i64::try_from(value).map(Scalar::new).or_else(|_| u64::try_from(value).map(Scalar::new)).map_err(|_| bad())?;
+        let number = i64::try_from(value)
+            .map(Scalar::new)
+            .or_else(|_| u64::try_from(value).map(Scalar::new))
+            .map_err(|_| bad())?;
         held(number, dtype).map(|_| number)
     };
     let (first, pace) = (truncated(start)?, truncated(step)?);
-    let (start, step) = if n == 0 { (Scalar::new(0i64), Scalar::new(0i64)) } else { (held(first)?, Scalar::new(pace as i64)) };
+    let (start, step) = if n == 0 {
+        (Scalar::new(0i64), Scalar::new(0i64))
+    } else {
+        (held(first)?, Scalar::new(pace as i64))
+    };
     if n > 0 {
         held(first + pace * i128::from(n - 1))?;
     }
     generated(&[n], dtype, &[chunk], Generate::Arange { start, step })
 }
 
-/// `n` values from `start` to `stop` at even distances, which is the last one if `endpoint` says so, else the one after it.
+/// `n` values from `start` to `stop` at even distances, which is the last one if `endpoint` says
+/// so, else the one after it.
 ///
 /// # Errors
 /// Where `dtype` is bool or complex.
-pub fn linspace(start: f64, stop: f64, n: u64, endpoint: bool, dtype: DType, chunk: u64) -> Result<Array, Error> {
+pub fn linspace(
+    start: f64,
+    stop: f64,
+    n: u64,
+    endpoint: bool,
+    dtype: DType,
+    chunk: u64,
+) -> Result<Array, Error> {
     if matches!(dtype.kind(), Kind::Bool | Kind::Complex) {
         return Err(Error::Domain { op: "linspace", dtype });
     }
     let intervals = if endpoint { n.saturating_sub(1).max(1) } else { n.max(1) };
-    generated(&[n], dtype, &[chunk], Generate::Linspace { start: Scalar::new(start), stop: Scalar::new(stop), intervals })
+    generated(
+        &[n],
+        dtype,
+        &[chunk],
+        Generate::Linspace { start: Scalar::new(start), stop: Scalar::new(stop), intervals },
+    )
 }
 
 /// 1 on one diagonal of a matrix, 0 elsewhere; `k` is how far above the main diagonal it is.
@@ -134,7 +180,8 @@ pub fn eye(rows: u64, columns: u64, k: i64, dtype: DType, chunks: &[u64]) -> Res
     generated(&[rows, columns], dtype, chunks, Generate::Eye { k })
 }
 
-/// The lower triangle of the last two axes, up to the `k`-th diagonal above the main one; 0 elsewhere.
+/// The lower triangle of the last two axes, up to the `k`-th diagonal above the main one; 0
+/// elsewhere.
 ///
 /// Cost: no stage.
 ///
@@ -145,7 +192,8 @@ pub fn tril(array: &Array, k: i64) -> Result<Array, Error> {
     where_(&triangle(array, k)?, array, zero)
 }
 
-/// The upper triangle of the last two axes, from the `k`-th diagonal above the main one; 0 elsewhere.
+/// The upper triangle of the last two axes, from the `k`-th diagonal above the main one; 0
+/// elsewhere.
 ///
 /// Cost: no stage.
 ///
@@ -164,9 +212,16 @@ fn literal_zero(array: &Array) -> Result<Operand, Error> {
 fn triangle(array: &Array, k: i64) -> Result<Array, Error> {
     let grid = array.grid()?;
     let Some(axes) = grid.axes().len().checked_sub(2).map(|n| grid.axes()[n..].to_vec()) else {
-        return Err(Error::Argument(format!("a triangle needs at least 2 axes, not {}", grid.axes().len())));
+        return Err(Error::Argument(format!(
+            "a triangle needs at least 2 axes, not {}",
+            grid.axes().len()
+        )));
     };
-    Ok(Array::unnamed(Arc::new(Node { op: Op::Generate(Generate::Triangle { k }), dtype: DType::Bool, grid: ChunkGrid::new(axes) })))
+    Ok(Array::unnamed(Arc::new(Node {
+        op: Op::Generate(Generate::Triangle { k }),
+        dtype: DType::Bool,
+        grid: ChunkGrid::new(axes),
+    })))
 }
 
 /// How [`meshgrid`] orders its axes.
@@ -189,17 +244,23 @@ pub fn meshgrid(arrays: &[Array], indexing: Indexing) -> Result<Vec<Array>, Erro
     for array in arrays {
         match array.shape()?.as_slice() {
             [n] => shape.push(*n),
-            other => return Err(Error::Argument(format!("meshgrid takes arrays of one axis, not of shape {other:?}"))),
+            other => {
+                return Err(Error::Argument(format!(
+                    "meshgrid takes arrays of one axis, not of shape {other:?}"
+                )));
+            }
         }
         let (left, right) = (arrays[0].dtype()?, array.dtype()?);
         if left != right {
             return Err(Error::Promotion { left, right });
         }
     }
-    let place = |i: usize| if indexing == Indexing::Xy && i < 2 && arrays.len() > 1 { 1 - i } else { i };
+    let place =
+        |i: usize| if indexing == Indexing::Xy && i < 2 && arrays.len() > 1 { 1 - i } else { i };
     let to: Vec<u64> = (0..shape.len()).map(|d| shape[place(d)]).collect();
     let spread = |(i, array): (usize, &Array)| {
-        let thick = (place(i) + 1..shape.len()).try_fold(array.clone(), |a, _| a.expand_dims(-1))?;
+        let thick =
+            (place(i) + 1..shape.len()).try_fold(array.clone(), |a, _| a.expand_dims(-1))?;
         thick.broadcast_to(&to)
     };
     arrays.iter().enumerate().map(spread).collect()
@@ -207,41 +268,85 @@ pub fn meshgrid(arrays: &[Array], indexing: Indexing) -> Result<Vec<Array>, Erro
 
 /// Independent uniform values in `[low, high)`.
 ///
-/// The same seed gives the same values whatever the chunks are: each follows from its index (Philox4x32-10).
+/// The same seed gives the same values whatever the chunks are: each follows from its index
+/// (Philox4x32-10).
 ///
 /// # Errors
 /// Where `dtype` is not a real float, or the chunks do not fit the shape.
-pub fn random_uniform(shape: &[u64], low: f64, high: f64, seed: u64, dtype: DType, chunks: &[u64]) -> Result<Array, Error> {
+pub fn random_uniform(
+    shape: &[u64],
+    low: f64,
+    high: f64,
+    seed: u64,
+    dtype: DType,
+    chunks: &[u64],
+) -> Result<Array, Error> {
     if dtype.kind() != Kind::Float {
         return Err(Error::Domain { op: "random_uniform", dtype });
     }
-    generated(shape, dtype, chunks, Generate::Uniform { seed, low: Scalar::new(low), high: Scalar::new(high) })
+    generated(
+        shape,
+        dtype,
+        chunks,
+        Generate::Uniform { seed, low: Scalar::new(low), high: Scalar::new(high) },
+    )
 }
 
 /// Independent normal values, by Box & Muller; independent of the chunks as in [`random_uniform`].
 ///
 /// # Errors
 /// Where `dtype` is not a real float, or the chunks do not fit the shape.
-pub fn random_normal(shape: &[u64], mean: f64, deviation: f64, seed: u64, dtype: DType, chunks: &[u64]) -> Result<Array, Error> {
+pub fn random_normal(
+    shape: &[u64],
+    mean: f64,
+    deviation: f64,
+    seed: u64,
+    dtype: DType,
+    chunks: &[u64],
+) -> Result<Array, Error> {
     if dtype.kind() != Kind::Float {
         return Err(Error::Domain { op: "random_normal", dtype });
     }
-    generated(shape, dtype, chunks, Generate::Normal { seed, mean: Scalar::new(mean), deviation: Scalar::new(deviation) })
+    generated(
+        shape,
+        dtype,
+        chunks,
+        Generate::Normal { seed, mean: Scalar::new(mean), deviation: Scalar::new(deviation) },
+    )
 }
 
-/// Independent integers of `low..high`, each as likely as the others; independent of the chunks as in [`random_uniform`].
+/// Independent integers of `low..high`, each as likely as the others; independent of the chunks as
+/// in [`random_uniform`].
 ///
 /// # Errors
-/// Where `dtype` is not an integer or does not hold the bounds, the range is empty, or the chunks do not fit the shape.
-pub fn random_integers(shape: &[u64], low: i64, high: i64, seed: u64, dtype: DType, chunks: &[u64]) -> Result<Array, Error> {
+/// Where `dtype` is not an integer or does not hold the bounds, the range is empty, or the chunks
+/// do not fit the shape.
+pub fn random_integers(
+    shape: &[u64],
+    low: i64,
+    high: i64,
+    seed: u64,
+    dtype: DType,
+    chunks: &[u64],
+) -> Result<Array, Error> {
     if !dtype.is_integer() {
         return Err(Error::Domain { op: "random_integers", dtype });
     }
-    let holds = |x: i64| Scalar::new(x).cast(dtype).cast(DType::Int64).get() == Some(x) && (x >= 0 || dtype != DType::UInt64);
+    let holds = |x: i64| {
+        Scalar::new(x).cast(dtype).cast(DType::Int64).get() == Some(x)
+            && (x >= 0 || dtype != DType::UInt64)
+    };
     if low >= high || !holds(low) || !holds(high - 1) {
-        return Err(Error::Argument(format!("integers from {low} to before {high} are no range of {dtype}")));
+        return Err(Error::Argument(format!(
+            "integers from {low} to before {high} are no range of {dtype}"
+        )));
     }
-    generated(shape, dtype, chunks, Generate::Integers { seed, low, range: high.wrapping_sub(low) as u64 })
+    generated(
+        shape,
+        dtype,
+        chunks,
+        Generate::Integers { seed, low, range: high.wrapping_sub(low) as u64 },
+    )
 }
 
 fn generated(shape: &[u64], dtype: DType, chunks: &[u64], what: Generate) -> Result<Array, Error> {
@@ -257,15 +362,17 @@ const MEMORY_CHUNK_BYTES: usize = 8_000_000;
 
 /// An array of the values of one in memory.
 ///
-/// Up to 1 MB it becomes part of the plan; a larger one stays in this process, where workers in other processes cannot see it: store it
-/// for those.
+/// Up to 1 MB it becomes part of the plan; a larger one stays in this process, where workers in
+/// other processes cannot see it: store it for those.
 #[track_caller]
 pub fn asarray<T: Element, S: Data<Elem = T>, D: Dimension>(values: &ArrayBase<S, D>) -> Array {
     let at = Location::caller();
     in_memory(values).unwrap_or_else(|e| Array::failed(e, at))
 }
 
-fn in_memory<T: Element, S: Data<Elem = T>, D: Dimension>(values: &ArrayBase<S, D>) -> Result<Array, Error> {
+fn in_memory<T: Element, S: Data<Elem = T>, D: Dimension>(
+    values: &ArrayBase<S, D>,
+) -> Result<Array, Error> {
     let shape: Vec<u64> = values.shape().iter().map(|n| *n as u64).collect();
     let flat: Vec<T> = values.iter().copied().collect();
     if size_of_val(flat.as_slice()) <= MAX_CONSTANT_BYTES {
@@ -286,8 +393,8 @@ fn in_memory<T: Element, S: Data<Elem = T>, D: Dimension>(values: &ArrayBase<S, 
         window: None,
     };
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
-    let document =
-        serde_json::to_vec(&array_document(&info, &[], &Map::new())).map_err(|e| Error::Argument(format!("cannot write an array's metadata: {e}")))?;
+    let document = serde_json::to_vec(&array_document(&info, &[], &Map::new()))
+        .map_err(|e| Error::Argument(format!("cannot write an array's metadata: {e}")))?;
     store.write("values/zarr.json", &document)?;
     for (i, values) in flat.chunks(rows * row).enumerate() {
         let mut bytes = Buffer::from_slice(values).bytes().to_vec();
@@ -307,7 +414,10 @@ pub fn from_scalars(shape: &[usize], values: &[Scalar], dtype: DType) -> Result<
     let shape: Vec<u64> = shape.iter().map(|n| *n as u64).collect();
     let n = values.len() * dtype.size();
     if shape.iter().product::<u64>() != values.len() as u64 || n > MAX_CONSTANT_BYTES {
-        return Err(Error::Argument(format!("{} numbers are no array of shape {shape:?} that a plan could hold", values.len())));
+        return Err(Error::Argument(format!(
+            "{} numbers are no array of shape {shape:?} that a plan could hold",
+            values.len()
+        )));
     }
     let mut buffer = Buffer::zeroed(n);
     for (out, value) in buffer.bytes_mut().chunks_exact_mut(dtype.size().max(1)).zip(values) {

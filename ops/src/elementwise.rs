@@ -1,7 +1,7 @@
 //! Elementwise functions and the operators.
 //!
-//! Operands broadcast and are promoted as the Array API standard says; casts are put into the expression here, so that the
-//! kernels never meet mixed dtypes. None of these costs a stage.
+//! Operands broadcast and are promoted as the Array API standard says; casts are put into the
+//! expression here, so that the kernels never meet mixed dtypes. None of these costs a stage.
 
 use std::panic::Location;
 use std::sync::Arc;
@@ -15,7 +15,8 @@ use freestone_kernels::{BinaryOp, DType, Domain, Expr, Node as ExprNode, Scalar,
 use crate::array::{Array, Dim, computed_attributes};
 use crate::error::Error;
 
-/// An operand: an array, or a number that takes the array's dtype where it can, as Python's numbers do.
+/// An operand: an array, or a number that takes the array's dtype where it can, as Python's numbers
+/// do.
 #[derive(Clone, Debug)]
 pub enum Operand {
     /// An array.
@@ -50,13 +51,17 @@ numbers!(bool, i32, i64, f64, Complex128);
 /// The shape that all broadcast to.
 pub(crate) fn broadcast_shapes(left: &[u64], right: &[u64]) -> Result<Vec<u64>, Error> {
     let rank = left.len().max(right.len());
-    let at = |shape: &[u64], from_end: usize| if from_end <= shape.len() { shape[shape.len() - from_end] } else { 1 };
+    let at = |shape: &[u64], from_end: usize| {
+        if from_end <= shape.len() { shape[shape.len() - from_end] } else { 1 }
+    };
     (1..=rank)
         .rev()
         .map(|axis| match (at(left, axis), at(right, axis)) {
             (a, b) if a == b || b == 1 => Ok(a),
             (1, b) => Ok(b),
-            (a, b) => Err(Error::Broadcast { left: left.to_vec(), right: right.to_vec(), axis, a, b }),
+            (a, b) => {
+                Err(Error::Broadcast { left: left.to_vec(), right: right.to_vec(), axis, a, b })
+            }
         })
         .collect()
 }
@@ -68,14 +73,18 @@ pub(crate) fn broadcast_node(node: &NodeRef, shape: &[u64]) -> NodeRef {
         return Arc::clone(node);
     }
     let shift = shape.len() - own.len();
-    let axes = own
-        .iter()
-        .enumerate()
-        .map(|(d, n)| if *n == 1 && shape[d + shift] != 1 { AxisMap::Fixed(0) } else { AxisMap::Along { axis: d + shift, start: 0, step: 1 } });
+    let axes = own.iter().enumerate().map(|(d, n)| {
+        if *n == 1 && shape[d + shift] != 1 {
+            AxisMap::Fixed(0)
+        } else {
+            AxisMap::Along { axis: d + shift, start: 0, step: 1 }
+        }
+    });
     Node::view(vec![Arc::clone(node)], ReadMap::image(shape.to_vec(), axes.collect()))
 }
 
-/// Names of the axes of a broadcast result: the first operand that names an axis and has its full length decides.
+/// Names of the axes of a broadcast result: the first operand that names an axis and has its full
+/// length decides.
 fn broadcast_dims(operands: &[&Array], shape: &[u64]) -> Result<Vec<Dim>, Error> {
     let mut dims = vec![Dim::default(); shape.len()];
     for array in operands {
@@ -88,7 +97,11 @@ fn broadcast_dims(operands: &[&Array], shape: &[u64]) -> Result<Vec<Dim>, Error>
             }
             if target.name.is_none() {
                 *target = name.clone();
-            } else if target.name != name.name || (target.origin.is_some() && name.origin.is_some() && target.origin != name.origin) {
+            } else if target.name != name.name
+                || (target.origin.is_some()
+                    && name.origin.is_some()
+                    && target.origin != name.origin)
+            {
                 // Names or coordinates that disagree: neither can be right for the result.
                 target.origin = None;
             }
@@ -98,14 +111,22 @@ fn broadcast_dims(operands: &[&Array], shape: &[u64]) -> Result<Vec<Dim>, Error>
 }
 
 /// Applies a function to arrays that broadcast.
-fn map(operands: &[&Array], build: impl FnOnce(&mut Expr, &[u32]) -> Result<u32, Error>) -> Result<Array, Error> {
+fn map(
+    operands: &[&Array],
+    build: impl FnOnce(&mut Expr, &[u32]) -> Result<u32, Error>,
+) -> Result<Array, Error> {
     let mut shape = Vec::new();
     for array in operands {
         shape = broadcast_shapes(&shape, &array.shape()?)?;
     }
-    let nodes = operands.iter().map(|a| Ok(broadcast_node(a.node()?, &shape))).collect::<Result<Vec<_>, Error>>()?;
+    let nodes = operands
+        .iter()
+        .map(|a| Ok(broadcast_node(a.node()?, &shape)))
+        .collect::<Result<Vec<_>, Error>>()?;
     let mut expr = Expr::new(nodes.iter().map(|n| n.dtype).collect());
-    let slots = (0..nodes.len() as u32).map(|i| expr.push(ExprNode::Input(i))).collect::<Result<Vec<_>, _>>()?;
+    let slots = (0..nodes.len() as u32)
+        .map(|i| expr.push(ExprNode::Input(i)))
+        .collect::<Result<Vec<_>, _>>()?;
     let result = build(&mut expr, &slots)?;
     expr.add_results(&[result]);
     let dims = broadcast_dims(operands, &shape)?;
@@ -120,51 +141,75 @@ fn cast_to(expr: &mut Expr, node: u32, dtype: DType) -> Result<u32, Error> {
 pub(crate) fn whole(number: Scalar) -> Option<i128> {
     match number.get::<u64>() {
         Some(large) => Some(large.into()),
-        None if number.dtype().kind() == Kind::Signed || number.dtype().kind() == Kind::Unsigned => number.cast(DType::Int64).get::<i64>().map(i128::from),
-        None => number.cast(DType::Float64).get::<f64>().filter(|x| x.fract() == 0.0 && x.abs() < 1e30).map(|x| x as i128),
+        None if number.dtype().kind() == Kind::Signed
+            || number.dtype().kind() == Kind::Unsigned =>
+        {
+            number.cast(DType::Int64).get::<i64>().map(i128::from)
+        }
+        None => number
+            .cast(DType::Float64)
+            .get::<f64>()
+            .filter(|x| x.fract() == 0.0 && x.abs() < 1e30)
+            .map(|x| x as i128),
     }
 }
 
-/// A number in another dtype, if that holds it: integers are exact, and only complex numbers have an imaginary part.
+/// A number in another dtype, if that holds it: integers are exact, and only complex numbers have
+/// an imaginary part.
 pub(crate) fn held(number: Scalar, dtype: DType) -> Result<Scalar, Error> {
     let cast = number.cast(dtype);
-    let imaginary = number.get::<Complex128>().is_some_and(|c| c.im != 0.0) && dtype.kind() != Kind::Complex;
-    if imaginary || (dtype.is_integer() && (whole(number).is_none() || whole(number) != whole(cast))) {
-        return Err(Error::Argument(format!("{number} is out of range for {dtype}: choose a dtype that holds it, or cast the array first")));
+    let imaginary =
+        number.get::<Complex128>().is_some_and(|c| c.im != 0.0) && dtype.kind() != Kind::Complex;
+    if imaginary
+        || (dtype.is_integer() && (whole(number).is_none() || whole(number) != whole(cast)))
+    {
+        return Err(Error::Argument(format!(
+            "{number} is out of range for {dtype}: choose a dtype that holds it, or cast the array \
+                first"
+        )));
     }
     Ok(cast)
 }
 
 /// A number as a literal of the dtype that it takes beside an array of `dtype`.
 ///
-/// Source: the Array API standard, "mixing arrays with Python scalars". Where it leaves a pair open, as NumPy: a number of another kind than bools
-/// or integers has its own dtype.
+/// Source: the Array API standard, "mixing arrays with Python scalars". Where it leaves a pair
+/// open, as NumPy: a number of another kind than bools or integers has its own dtype.
 fn weak(dtype: DType, number: Scalar) -> Result<Scalar, Error> {
     let to = match (number.dtype().kind(), dtype.kind()) {
         (Kind::Signed, Kind::Bool) => DType::Int64,
         (Kind::Unsigned, Kind::Bool) => DType::UInt64,
         (Kind::Float, Kind::Bool | Kind::Signed | Kind::Unsigned) => DType::Float64,
         (Kind::Complex, Kind::Float) if dtype == DType::Float32 => DType::Complex64,
-        (Kind::Complex, Kind::Bool | Kind::Signed | Kind::Unsigned | Kind::Float) => DType::Complex128,
+        (Kind::Complex, Kind::Bool | Kind::Signed | Kind::Unsigned | Kind::Float) => {
+            DType::Complex128
+        }
         _ => dtype,
     };
     held(number, to)
 }
 
-/// The dtype in which a function of a domain works on `dtype`: floats for integers where it needs them.
+/// The dtype in which a function of a domain works on `dtype`: floats for integers where it needs
+/// them.
 fn working(domain: Domain, dtype: DType) -> DType {
-    if dtype.is_integer() && matches!(domain, Domain::Inexact | Domain::Float) { DType::Float64 } else { dtype }
+    if dtype.is_integer() && matches!(domain, Domain::Inexact | Domain::Float) {
+        DType::Float64
+    } else {
+        dtype
+    }
 }
 
-/// What stands for a function of two bools, and the dtype that it works on: as NumPy, the sum is `or`, the product is `and`, and of the others the
-/// operands are numbers.
+/// What stands for a function of two bools, and the dtype that it works on: as NumPy, the sum is
+/// `or`, the product is `and`, and of the others the operands are numbers.
 fn of_bools(op: BinaryOp) -> Result<(BinaryOp, DType), Error> {
     use BinaryOp as B;
     Ok(match op {
         B::Add | B::Maximum => (B::LogicalOr, DType::Bool),
         B::Multiply | B::Minimum => (B::LogicalAnd, DType::Bool),
         B::Subtract => {
-            return Err(Error::Argument("cannot subtract bools (hint: use `logical_xor`, or cast one of them)".into()));
+            return Err(Error::Argument(
+                "cannot subtract bools (hint: use `logical_xor`, or cast one of them)".into(),
+            ));
         }
         B::Less | B::LessEqual | B::Greater | B::GreaterEqual => (op, DType::UInt8),
         _ if matches!(op.domain(), Domain::Float | Domain::Inexact) => (op, DType::Float64),
@@ -173,7 +218,8 @@ fn of_bools(op: BinaryOp) -> Result<(BinaryOp, DType), Error> {
     })
 }
 
-/// Compares a signed integer with a `uint64`, exactly: `float64`, which both are promoted to, has too few digits.
+/// Compares a signed integer with a `uint64`, exactly: `float64`, which both are promoted to, has
+/// too few digits.
 fn compared(expr: &mut Expr, op: BinaryOp, a: u32, b: u32) -> Result<u32, ExprError> {
     use BinaryOp as B;
     let (signed, turned) = if expr.dtype(b) == DType::UInt64 { (a, false) } else { (b, true) };
@@ -201,11 +247,21 @@ fn is_comparison(op: BinaryOp) -> bool {
 }
 
 /// Operands in one expression with one dtype.
-fn common(expr: &mut Expr, operands: &[Operand], slots: &[u32]) -> Result<(Vec<u32>, DType), Error> {
+fn common(
+    expr: &mut Expr,
+    operands: &[Operand],
+    slots: &[u32],
+) -> Result<(Vec<u32>, DType), Error> {
     let dtype = slots.iter().map(|slot| expr.dtype(*slot)).reduce(DType::promote);
     // Numbers alone have their own dtypes.
-    let numbers = || operands.iter().filter_map(|o| if let Operand::Number(n) = o { Some(n.dtype()) } else { None }).max();
-    let arrays = dtype.or_else(numbers).ok_or_else(|| Error::Argument("there is no operand".into()))?;
+    let numbers = || {
+        operands
+            .iter()
+            .filter_map(|o| if let Operand::Number(n) = o { Some(n.dtype()) } else { None })
+            .max()
+    };
+    let arrays =
+        dtype.or_else(numbers).ok_or_else(|| Error::Argument("there is no operand".into()))?;
     let mut dtype = arrays;
     let mut literals = Vec::new();
     for operand in operands {
@@ -221,7 +277,8 @@ fn common(expr: &mut Expr, operands: &[Operand], slots: &[u32]) -> Result<(Vec<u
         Operand::Number(_) => literals.next().map(|l| expr.push(ExprNode::Literal(l.cast(dtype)))),
     });
     let nodes = nodes.collect::<Result<Vec<_>, _>>()?;
-    let nodes = nodes.into_iter().map(|n| cast_to(expr, n, dtype)).collect::<Result<Vec<_>, _>>()?;
+    let nodes =
+        nodes.into_iter().map(|n| cast_to(expr, n, dtype)).collect::<Result<Vec<_>, _>>()?;
     Ok((nodes, dtype))
 }
 
@@ -236,18 +293,25 @@ fn arrays_of(operands: &[Operand]) -> Vec<&Array> {
 pub fn binary(op: BinaryOp, left: Operand, right: Operand) -> Result<Array, Error> {
     let operands = [left, right];
     if arrays_of(&operands).is_empty() {
-        return Err(Error::Argument(format!("{} of two numbers is no array: make one of them an array", op.name())));
+        return Err(Error::Argument(format!(
+            "{} of two numbers is no array: make one of them an array",
+            op.name()
+        )));
     }
     map(&arrays_of(&operands), |expr, slots| {
         if let [a, b] = *slots
             && is_comparison(op)
-            && matches!([expr.dtype(a), expr.dtype(b)].map(DType::kind), [Kind::Signed, Kind::Unsigned] | [Kind::Unsigned, Kind::Signed])
+            && matches!(
+                [expr.dtype(a), expr.dtype(b)].map(DType::kind),
+                [Kind::Signed, Kind::Unsigned] | [Kind::Unsigned, Kind::Signed]
+            )
             && expr.dtype(a).promote(expr.dtype(b)) == DType::Float64
         {
             return Ok(compared(expr, op, a, b)?);
         }
         let (nodes, dtype) = common(expr, &operands, slots)?;
-        let (op, dtype) = if dtype == DType::Bool { of_bools(op)? } else { (op, working(op.domain(), dtype)) };
+        let (op, dtype) =
+            if dtype == DType::Bool { of_bools(op)? } else { (op, working(op.domain(), dtype)) };
         let (a, b) = (cast_to(expr, nodes[0], dtype)?, cast_to(expr, nodes[1], dtype)?);
         Ok(expr.push(ExprNode::Binary(op, a, b))?)
     })
@@ -270,10 +334,12 @@ macro_rules! binary_functions {
         $(
             #[doc = $doc]
             ///
-            /// Shapes broadcast, dtypes are promoted as the Array API standard says, and where it is silent as NumPy does. Cost: no stage.
+            /// Shapes broadcast, dtypes are promoted as the Array API standard says, and where it
+            /// is silent as NumPy does. Cost: no stage.
             ///
             /// # Errors
-            /// Where shapes do not broadcast, or it is not defined for the dtype that both are promoted to.
+            /// Where shapes do not broadcast, or it is not defined for the dtype that both are
+            /// promoted to.
             pub fn $name(x1: impl Into<Operand>, x2: impl Into<Operand>) -> Result<Array, Error> {
                 binary(BinaryOp::$op, x1.into(), x2.into())
             }
@@ -288,9 +354,11 @@ binary_functions! {
     add Add "The sum; integers wrap. Of two bools whether one is true.";
     atan2 Atan2 "The angle of the point (x2, x1), in radians.";
     bitwise_and BitwiseAnd "Bits that both integers, or bools, have.";
-    bitwise_left_shift BitwiseLeftShift "The bits of an integer moved up by another; beyond its width nothing is left.";
+    bitwise_left_shift BitwiseLeftShift "The bits of an integer moved up by another; beyond its \
+        width nothing is left.";
     bitwise_or BitwiseOr "Bits that one of two integers, or bools, has.";
-    bitwise_right_shift BitwiseRightShift "The bits of an integer moved down by another, keeping its sign.";
+    bitwise_right_shift BitwiseRightShift "The bits of an integer moved down by another, keeping \
+        its sign.";
     bitwise_xor BitwiseXor "Bits that just one of two integers, or bools, has.";
     copysign Copysign "The magnitude of the first with the sign of the second.";
     divide Divide "The true quotient; integers give `float64`.";
@@ -311,7 +379,8 @@ binary_functions! {
     nextafter Nextafter "The next float after the first towards the second.";
     not_equal NotEqual "True where not equal.";
     pow Pow "The first to the power of the second; integers wrap, and negative exponents truncate.";
-    remainder Remainder "What `floor_divide` leaves, with the sign of the divisor; integers by 0 give 0.";
+    remainder Remainder "What `floor_divide` leaves, with the sign of the divisor; integers by 0 \
+        give 0.";
     subtract Subtract "The difference; integers wrap. Not defined for two bools.";
 }
 
@@ -387,10 +456,17 @@ pub fn clip(x: &Array, min: Option<Operand>, max: Option<Operand>) -> Result<Arr
         return Err(Error::Domain { op: "clip", dtype });
     }
     let bound = |bound: Option<Operand>| match bound {
-        Some(Operand::Array(a)) if a.dtype()?.promote(dtype) == dtype && broadcast_shapes(&shape, &a.shape()?)? == shape => {
+        Some(Operand::Array(a))
+            if a.dtype()?.promote(dtype) == dtype
+                && broadcast_shapes(&shape, &a.shape()?)? == shape =>
+        {
             Ok(Some(Operand::Array(a.astype(dtype)?)))
         }
-        Some(Operand::Array(a)) => Err(Error::Argument(format!("a bound of {} {:?} does not fit an array of {dtype} {shape:?}", a.dtype()?, a.shape()?))),
+        Some(Operand::Array(a)) => Err(Error::Argument(format!(
+            "a bound of {} {:?} does not fit an array of {dtype} {shape:?}",
+            a.dtype()?,
+            a.shape()?
+        ))),
         other => Ok(other),
     };
     let mut clipped = x.clone();
@@ -401,7 +477,9 @@ pub fn clip(x: &Array, min: Option<Operand>, max: Option<Operand>) -> Result<Arr
         clipped = minimum(&clipped, max)?;
     }
     if clipped.dtype()? != dtype {
-        return Err(Error::Argument(format!("a float does not bound an array of {dtype}: cast the array first")));
+        return Err(Error::Argument(format!(
+            "a float does not bound an array of {dtype}: cast the array first"
+        )));
     }
     Ok(clipped)
 }
@@ -414,7 +492,11 @@ pub fn clip(x: &Array, min: Option<Operand>, max: Option<Operand>) -> Result<Arr
 /// Where shapes do not broadcast, or the expression's inputs are of other dtypes.
 pub fn apply(expr: &Expr, arrays: &[&Array]) -> Result<Array, Error> {
     if arrays.is_empty() || expr.results().len() != 1 {
-        return Err(Error::Argument(format!("an expression of {} results cannot be applied to {} arrays", expr.results().len(), arrays.len())));
+        return Err(Error::Argument(format!(
+            "an expression of {} results cannot be applied to {} arrays",
+            expr.results().len(),
+            arrays.len()
+        )));
     }
     map(arrays, |whole, slots| Ok(whole.append(expr, slots)?[0]))
 }
@@ -423,7 +505,11 @@ pub fn apply(expr: &Expr, arrays: &[&Array]) -> Result<Array, Error> {
 ///
 /// # Errors
 /// Where shapes do not broadcast, or the condition is not bool.
-pub fn where_(condition: &Array, x1: impl Into<Operand>, x2: impl Into<Operand>) -> Result<Array, Error> {
+pub fn where_(
+    condition: &Array,
+    x1: impl Into<Operand>,
+    x2: impl Into<Operand>,
+) -> Result<Array, Error> {
     let operands = [x1.into(), x2.into()];
     let arrays: Vec<&Array> = std::iter::once(condition).chain(arrays_of(&operands)).collect();
     map(&arrays, |expr, slots| {
@@ -441,7 +527,10 @@ impl Array {
     /// Where a complex array would become real.
     pub fn astype(&self, dtype: DType) -> Result<Array, Error> {
         let from = self.dtype()?;
-        if from.kind() == Kind::Complex && dtype.kind() != Kind::Complex && dtype.kind() != Kind::Bool {
+        if from.kind() == Kind::Complex
+            && dtype.kind() != Kind::Complex
+            && dtype.kind() != Kind::Bool
+        {
             return Err(Error::Promotion { left: from, right: dtype });
         }
         if from == dtype {

@@ -16,9 +16,11 @@ use crate::region::RegionError;
 /// An array whose values would have to be unpacked first.
 #[derive(Clone, Debug, Error)]
 #[error(
-    "cannot compute on {}: its values are packed ({}), and are not unpacked when they are read (hint: `--raw`, in Rust `Array::raw`, computes on the stored \
+    "cannot compute on {}: its values are packed ({}), and are not unpacked when they are read \
+        (hint: `--raw`, in Rust `Array::raw`, computes on the stored \
      numbers{})",
-    place.as_deref().map_or_else(|| "an array".to_owned(), |place| format!("`{place}`")), packing.attributes(), self.unpacked()
+    place.as_deref().map_or_else(|| "an \
+        array".to_owned(), |place| format!("`{place}`")), packing.attributes(), self.unpacked()
 )]
 pub struct Packed {
     /// Where it is stored, if it is.
@@ -32,12 +34,20 @@ pub struct Packed {
 impl Packed {
     /// Named by the last part of its place, where that can be a name.
     pub(crate) fn new(place: Option<String>, packing: Packing) -> Packed {
-        let last = place.as_deref().and_then(|p| p.rsplit('/').next()).filter(|n| is_identifier(n)).unwrap_or("x").to_owned();
+        let last = place
+            .as_deref()
+            .and_then(|p| p.rsplit('/').next())
+            .filter(|n| is_identifier(n))
+            .unwrap_or("x")
+            .to_owned();
         Packed { place, name: last, packing: Box::new(packing) }
     }
 
     fn unpacked(&self) -> String {
-        self.packing.expression(&self.name).map(|e| format!("; unpacked they are `{e}`")).unwrap_or_default()
+        self.packing
+            .expression(&self.name)
+            .map(|e| format!("; unpacked they are `{e}`"))
+            .unwrap_or_default()
     }
 }
 
@@ -50,9 +60,13 @@ fn is_identifier(text: &str) -> bool {
 #[derive(Clone, Debug, Error)]
 #[allow(missing_docs)]
 pub enum Error {
-    #[error("shapes {left:?} and {right:?} do not broadcast: along axis {axis} from the end they have {a} and {b} elements, and neither is 1")]
+    #[error(
+        "shapes {left:?} and {right:?} do not broadcast: along axis {axis} from the end they have \
+            {a} and {b} elements, and neither is 1"
+    )]
     Broadcast { left: Vec<u64>, right: Vec<u64>, axis: usize, a: u64, b: u64 },
-    #[error("axis {axis} is out of range for an array of {rank} axes (from {} to {})", -(*rank as i64), *rank as i64 - 1)]
+    #[error("axis {axis} is out of range for an array of {rank} axes (from {} to \
+        {})", -(*rank as i64), *rank as i64 - 1)]
     Axis { axis: i64, rank: usize },
     #[error("axis {0} is named twice")]
     AxisTwice(i64),
@@ -62,7 +76,10 @@ pub enum Error {
     Domain { op: &'static str, dtype: DType },
     #[error("the {op} of no elements does not exist: axis {axis} has length 0")]
     Empty { op: &'static str, axis: usize },
-    #[error("axis `{name}` of `{array}` has other coordinates than the arrays that are in {place}: store it in another group, or rename the axis")]
+    #[error(
+        "axis `{name}` of `{array}` has other coordinates than the arrays that are in {place}: \
+            store it in another group, or rename the axis"
+    )]
     Coordinates { place: String, array: String, name: String },
     #[error(transparent)]
     Packed(#[from] Packed),

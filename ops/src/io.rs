@@ -8,8 +8,13 @@ use freestone_engine::grid::ChunkGrid;
 use freestone_engine::plan::Mode;
 use freestone_engine::plan::lower::Output as EngineOutput;
 use freestone_engine::storage::array::Shard;
-use freestone_engine::storage::metadata::{self, MetadataError, array_document, group_document, open_array, open_group};
-use freestone_engine::storage::{ArrayInfo, CodecName, Encoding, Keys, Store, StoredArray, Stores, identity, join, split_location};
+use freestone_engine::storage::metadata::{
+    self, MetadataError, array_document, group_document, open_array, open_group,
+};
+use freestone_engine::storage::{
+    ArrayInfo, CodecName, Encoding, Keys, Store, StoredArray, Stores, identity, join,
+    split_location,
+};
 use freestone_kernels::Scalar;
 use serde_json::{Map, Value};
 
@@ -17,7 +22,8 @@ use crate::array::{Array, Dim, Origin};
 use crate::error::Error;
 use crate::region::{Region, RegionError, agrees, other_meaning, window};
 
-/// Opens an array of Zarr format 2 or 3 in a store that is open already. Reads its metadata, nothing else.
+/// Opens an array of Zarr format 2 or 3 in a store that is open already. Reads its metadata,
+/// nothing else.
 ///
 /// # Errors
 /// Where there is no array, or one that uses what is not supported.
@@ -25,10 +31,23 @@ pub fn open_in(store: &Arc<dyn Store>, path: &str) -> Result<Array, Error> {
     let stored = open_array(store, path)?;
     let group = path.rsplit_once('/').map_or("", |(group, _)| group).to_owned();
     let shape = stored.info.shape();
-    let origin = |len: u64| Origin { store: Arc::clone(store), group: group.clone(), len, start: 0, step: 1 };
-    let dims = stored.dims.iter().zip(&shape).map(|(name, len)| Dim { name: name.clone(), origin: name.is_some().then(|| origin(*len)) });
+    let origin = |len: u64| Origin {
+        store: Arc::clone(store),
+        group: group.clone(),
+        len,
+        start: 0,
+        step: 1,
+    };
+    let dims = stored.dims.iter().zip(&shape).map(|(name, len)| Dim {
+        name: name.clone(),
+        origin: name.is_some().then(|| origin(*len)),
+    });
     let (dims, attributes) = (dims.collect(), stored.attributes.clone());
-    let node = Arc::new(Node { dtype: stored.info.dtype, grid: stored.info.grid.clone(), op: Op::Stored(Box::new(stored)) });
+    let node = Arc::new(Node {
+        dtype: stored.info.dtype,
+        grid: stored.info.grid.clone(),
+        op: Op::Stored(Box::new(stored)),
+    });
     Ok(Array::from_parts(node, dims, attributes))
 }
 
@@ -56,10 +75,12 @@ impl Target {
         Target::new(array, url, path, false)
     }
 
-    /// An array in a group, which is made if it is not there, with the coordinate arrays of its axes.
+    /// An array in a group, which is made if it is not there, with the coordinate arrays of its
+    /// axes.
     ///
-    /// Planning reads the coordinates that the group has already: all arrays of a group share them, so an array with others is refused.
-    /// Axes without names get some, since readers of groups tell axes by their names.
+    /// Planning reads the coordinates that the group has already: all arrays of a group share them,
+    /// so an array with others is refused. Axes without names get some, since readers of groups
+    /// tell axes by their names.
     pub fn in_group(array: &Array, group: &str, name: &str) -> Target {
         Target::new(array, group.trim_end_matches('/').to_owned(), name.to_owned(), true)
     }
@@ -95,16 +116,19 @@ impl Target {
         self
     }
 
-    /// Stored objects are shards of that shape, each of which holds several chunks; otherwise every chunk is an object.
+    /// Stored objects are shards of that shape, each of which holds several chunks; otherwise every
+    /// chunk is an object.
     ///
-    /// Each length must be a multiple of the chunks'. A shard is written by one task, which holds it whole; readers fetch single chunks.
+    /// Each length must be a multiple of the chunks'. A shard is written by one task, which holds
+    /// it whole; readers fetch single chunks.
     #[must_use]
     pub fn shards(mut self, shards: &[u64]) -> Target {
         self.shards = Some(shards.to_vec());
         self
     }
 
-    /// Stored with that codec, for instance `CodecName::Zstd(3)` or `"zstd:3+crc32c".parse()?`; otherwise zstd at its default level.
+    /// Stored with that codec, for instance `CodecName::Zstd(3)` or `"zstd:3+crc32c".parse()?`;
+    /// otherwise zstd at its default level.
     #[must_use]
     pub fn codec(mut self, codec: impl Into<Encoding>) -> Target {
         self.codec = Some(codec.into());
@@ -125,8 +149,8 @@ impl Target {
         self
     }
 
-    /// The group gets consolidated metadata, which tell readers all of its arrays in one request; a group that has some keeps them up to
-    /// date in any case.
+    /// The group gets consolidated metadata, which tell readers all of its arrays in one request; a
+    /// group that has some keeps them up to date in any case.
     ///
     /// For arrays [in groups](Target::in_group).
     #[must_use]
@@ -135,19 +159,22 @@ impl Target {
         self
     }
 
-    /// Writes a region of an array that is there already, one range for each axis; the array's metadata stay as they are.
+    /// Writes a region of an array that is there already, one range for each axis; the array's
+    /// metadata stay as they are.
     ///
-    /// A region begins and ends where the stored chunks (or shards) do, or at the array's end. Runs may write different regions of one
-    /// array at the same time. Each chunk is replaced as a whole; the region is not: readers see new chunks beside old ones until the
-    /// run has ended. Coordinates are not written. For all of this at once a transactional store is needed.
+    /// A region begins and ends where the stored chunks (or shards) do, or at the array's end. Runs
+    /// may write different regions of one array at the same time. Each chunk is replaced as a
+    /// whole; the region is not: readers see new chunks beside old ones until the run has ended.
+    /// Coordinates are not written. For all of this at once a transactional store is needed.
     #[must_use]
     pub fn region(mut self, region: &[Range<u64>]) -> Target {
         self.region = Some(Region::At(region.to_vec()));
         self
     }
 
-    /// As [`region`](Target::region), where the coordinates say: each named axis lies where the values of its coordinate are found, all
-    /// of them and in one piece, in the coordinate of the stored array's group.
+    /// As [`region`](Target::region), where the coordinates say: each named axis lies where the
+    /// values of its coordinate are found, all of them and in one piece, in the coordinate of the
+    /// stored array's group.
     ///
     /// Planning reads these coordinates.
     #[must_use]
@@ -172,8 +199,8 @@ impl Target {
     }
 }
 
-/// What the planner needs of targets; coordinates of the axes of arrays in groups are added. Stores that the targets were not given are opened by
-/// `stores`.
+/// What the planner needs of targets; coordinates of the axes of arrays in groups are added. Stores
+/// that the targets were not given are opened by `stores`.
 ///
 /// # Errors
 /// What an operator left in an array, or chunks that do not fit.
@@ -190,7 +217,11 @@ pub fn outputs(targets: &[Target], stores: &Stores) -> Result<Vec<EngineOutput>,
             let store = target.store(stores)?;
             let name = target.beside(&name);
             let (place, len) = (identity(store.url(), &name), coordinate.shape()?[0]);
-            let differ = || Error::Coordinates { place: store.place(""), array: target.path.clone(), name: name.clone() };
+            let differ = || Error::Coordinates {
+                place: store.place(""),
+                array: target.path.clone(),
+                name: name.clone(),
+            };
             if own.contains(&place) {
                 continue;
             }
@@ -221,7 +252,8 @@ pub fn outputs(targets: &[Target], stores: &Stores) -> Result<Vec<EngineOutput>,
     Ok(all)
 }
 
-/// What the planner needs to write the metadata of targets, and the coordinates of their axes with their values.
+/// What the planner needs to write the metadata of targets, and the coordinates of their axes with
+/// their values.
 ///
 /// # Errors
 /// As [`outputs`], and for regions.
@@ -275,7 +307,9 @@ fn region_output(target: &Target, region: &Region, stores: &Stores) -> Result<En
         return Err(RegionError::Fixed { place: place(), what }.into());
     }
     let stored = match open_array(&store, &target.path) {
-        Err(MetadataError::NoZarr { .. }) => return Err(RegionError::Missing { place: place() }.into()),
+        Err(MetadataError::NoZarr { .. }) => {
+            return Err(RegionError::Missing { place: place() }.into());
+        }
         other => other?,
     };
     Ok(EngineOutput {
@@ -292,12 +326,19 @@ fn region_output(target: &Target, region: &Region, stores: &Stores) -> Result<En
     })
 }
 
-fn output(target: &Target, array: &Array, path: &str, stores: &Stores) -> Result<EngineOutput, Error> {
+fn output(
+    target: &Target,
+    array: &Array,
+    path: &str,
+    stores: &Stores,
+) -> Result<EngineOutput, Error> {
     if let Some(region) = &target.region {
         return region_output(target, region, stores);
     }
     if target.consolidated && !target.in_group {
-        return Err(Error::Argument(format!("consolidated metadata belong to a group: store `{path}` by Target::in_group")));
+        return Err(Error::Argument(format!(
+            "consolidated metadata belong to a group: store `{path}` by Target::in_group"
+        )));
     }
     let inner = array.get()?;
     let (dtype, shape) = (inner.node.dtype, inner.node.shape());
@@ -323,11 +364,20 @@ fn output(target: &Target, array: &Array, path: &str, stores: &Stores) -> Result
         shard,
         window: None,
     };
-    // Readers of groups tell axes by their names: one without a name gets one that no other array has.
+    // Readers of groups tell axes by their names: one without a name gets one that no other array
+    // has.
     let unnamed = |d: usize| target.in_group.then(|| format!("{}_dim_{d}", last(path)));
-    let names: Vec<Option<String>> = inner.dims.iter().enumerate().map(|(d, dim)| dim.name.clone().or_else(|| unnamed(d))).collect();
+    let names: Vec<Option<String>> = inner
+        .dims
+        .iter()
+        .enumerate()
+        .map(|(d, dim)| dim.name.clone().or_else(|| unnamed(d)))
+        .collect();
     if target.in_group && names.len() > 1 && names.iter().flatten().any(|n| n == last(path)) {
-        return Err(Error::Argument(format!("an array of several axes cannot be called `{path}`, as one of them is: that is the name of its coordinate")));
+        return Err(Error::Argument(format!(
+            "an array of several axes cannot be called `{path}`, as one of them is: that is the \
+                name of its coordinate"
+        )));
     }
     let url = target.store(stores)?.url().to_owned();
     Ok(EngineOutput {
@@ -347,20 +397,32 @@ fn output(target: &Target, array: &Array, path: &str, stores: &Stores) -> Result
 /// Shards of a shape, out of chunks of another.
 fn shard(shards: &[u64], chunks: &[u64]) -> Result<Shard, Error> {
     if shards.len() != chunks.len() {
-        return Err(Error::Shards(format!("{} shard sizes were given for {} axes: give one for each axis", shards.len(), chunks.len())));
+        return Err(Error::Shards(format!(
+            "{} shard sizes were given for {} axes: give one for each axis",
+            shards.len(),
+            chunks.len()
+        )));
     }
     for (axis, (shard, chunk)) in shards.iter().zip(chunks).enumerate() {
         let chunk = (*chunk).max(1);
         if *shard == 0 || shard % chunk != 0 {
             let below = shard / chunk * chunk;
-            let nearest = if below == 0 { format!("{chunk}") } else { format!("{below} or {}", below.saturating_add(chunk)) };
-            return Err(Error::Shards(format!("along axis {axis} a shard of {shard} is no multiple of the chunks of {chunk}: use {nearest}")));
+            let nearest = if below == 0 {
+                format!("{chunk}")
+            } else {
+                format!("{below} or {}", below.saturating_add(chunk))
+            };
+            return Err(Error::Shards(format!(
+                "along axis {axis} a shard of {shard} is no multiple of the chunks of {chunk}: use \
+                    {nearest}"
+            )));
         }
     }
     Ok(Shard::new(shards.iter().zip(chunks).map(|(s, c)| s / (*c).max(1)).collect()))
 }
 
-/// A copy keeps the value of chunks that are not there, whatever its chunks are: it may stand for missing data.
+/// A copy keeps the value of chunks that are not there, whatever its chunks are: it may stand for
+/// missing data.
 fn inherited_fill(node: &NodeRef) -> Option<Scalar> {
     match &node.op {
         Op::Stored(stored) => Some(stored.info.fill),
@@ -370,12 +432,15 @@ fn inherited_fill(node: &NodeRef) -> Option<Scalar> {
     }
 }
 
-/// Coordinate arrays of a target's axes: one-dimensional, of the axis's name, beside the array that the axis comes from.
+/// Coordinate arrays of a target's axes: one-dimensional, of the axis's name, beside the array that
+/// the axis comes from.
 fn coordinates(target: &Target) -> Result<Vec<(String, Dim, Array)>, Error> {
     let mut found = Vec::new();
     let shape = target.array.shape()?;
     for (dim, len) in target.array.dims()?.iter().zip(&shape) {
-        let Some(name) = dim.name.as_ref().filter(|name| *name != last(&target.path)) else { continue };
+        let Some(name) = dim.name.as_ref().filter(|name| *name != last(&target.path)) else {
+            continue;
+        };
         if let Some(coordinate) = coordinate(dim, *len)? {
             found.push((name.clone(), dim.clone(), coordinate));
         }
@@ -383,34 +448,56 @@ fn coordinates(target: &Target) -> Result<Vec<(String, Dim, Array)>, Error> {
     Ok(found)
 }
 
-/// The coordinate array of an axis of `len` elements, where the array that the axis comes from has one.
+/// The coordinate array of an axis of `len` elements, where the array that the axis comes from has
+/// one.
 fn coordinate(dim: &Dim, len: u64) -> Result<Option<Array>, Error> {
     let (Some(name), Some(origin)) = (&dim.name, &dim.origin) else { return Ok(None) };
     let path = join(&origin.group, name);
     let coordinate = match metadata::open_array(&origin.store, &path) {
         Ok(stored) if stored.info.shape() == [origin.len] => open_in(&origin.store, &path)?,
         // No coordinate, or another array of that name: the axis has a name only.
-        Ok(_) | Err(MetadataError::NoZarr { .. } | MetadataError::Group { .. } | MetadataError::Unsupported { .. }) => return Ok(None),
+        Ok(_)
+        | Err(
+            MetadataError::NoZarr { .. }
+            | MetadataError::Group { .. }
+            | MetadataError::Unsupported { .. },
+        ) => return Ok(None),
         Err(e) => return Err(e.into()),
     };
     if origin.start == 0 && origin.step == 1 && len == origin.len {
         return Ok(Some(coordinate));
     }
     let stop = origin.start as i64 + origin.step * len as i64;
-    coordinate.slice(0, Some(origin.start as i64), (stop >= 0).then_some(stop), origin.step).map(Some)
+    coordinate
+        .slice(0, Some(origin.start as i64), (stop >= 0).then_some(stop), origin.step)
+        .map(Some)
 }
 
-/// The coordinate array of an axis of an array, to be appended to another one: `None` where it has none.
+/// The coordinate array of an axis of an array, to be appended to another one: `None` where it has
+/// none.
 ///
 /// # Errors
-/// [`Error::Coordinates`] where numbers of the two do not mean the same, for instance because their units differ.
-pub fn coordinate_after(array: &Array, axis: usize, there: &StoredArray) -> Result<Option<Array>, Error> {
+/// [`Error::Coordinates`] where numbers of the two do not mean the same, for instance because their
+/// units differ.
+pub fn coordinate_after(
+    array: &Array,
+    axis: usize,
+    there: &StoredArray,
+) -> Result<Option<Array>, Error> {
     let (dims, shape) = (array.dims()?, array.shape()?);
-    let Some((dim, len)) = dims.get(axis).zip(shape.get(axis)) else { return Err(Error::Axis { axis: axis as i64, rank: shape.len() }) };
+    let Some((dim, len)) = dims.get(axis).zip(shape.get(axis)) else {
+        return Err(Error::Axis { axis: axis as i64, rank: shape.len() });
+    };
     let Some(coordinate) = coordinate(dim, *len)? else { return Ok(None) };
-    if other_meaning(coordinate.attributes()?, &there.attributes).is_some() || coordinate.dtype()? != there.info.dtype {
+    if other_meaning(coordinate.attributes()?, &there.attributes).is_some()
+        || coordinate.dtype()? != there.info.dtype
+    {
         let (group, name) = there.path.rsplit_once('/').unwrap_or(("", &there.path));
-        return Err(Error::Coordinates { place: there.store.place(group), array: last(&there.path).to_owned(), name: name.to_owned() });
+        return Err(Error::Coordinates {
+            place: there.store.place(group),
+            array: last(&there.path).to_owned(),
+            name: name.to_owned(),
+        });
     }
     Ok(Some(coordinate))
 }

@@ -1,7 +1,8 @@
 //! Lazy arrays.
 //!
-//! An [`Array`] is a handle on an array that is read, generated or computed later; its dtype, shape and chunks are known
-//! now. Operators and methods build a graph and read nothing but metadata. [`io`] opens arrays and says where results go.
+//! An [`Array`] is a handle on an array that is read, generated or computed later; its dtype, shape
+//! and chunks are known now. Operators and methods build a graph and read nothing but metadata.
+//! [`io`] opens arrays and says where results go.
 
 mod array;
 mod chunking;

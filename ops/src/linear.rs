@@ -14,8 +14,8 @@ use crate::error::Error;
 use crate::manipulate::concat;
 use crate::reduce::{Along, Axes, summed};
 
-/// How a running sum or product goes: from the number of an axis, or `()` for the only axis, or built up as in
-/// `Running::axis(0).include_initial()`.
+/// How a running sum or product goes: from the number of an axis, or `()` for the only axis, or
+/// built up as in `Running::axis(0).include_initial()`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Running {
     axis: Option<i64>,
@@ -35,7 +35,8 @@ impl Running {
         Running { dtype: Some(dtype), ..self }
     }
 
-    /// The first element is what there is before any value: 0 for sums, 1 for products. The axis is longer by one.
+    /// The first element is what there is before any value: 0 for sums, 1 for products. The axis is
+    /// longer by one.
     #[must_use]
     pub fn include_initial(self) -> Running {
         Running { include_initial: true, ..self }
@@ -55,11 +56,14 @@ impl From<()> for Running {
 }
 
 impl Array {
-    /// The running sum along an axis. Floats are added in `float64` and keep their dtype; integers give 64 bits and wrap.
+    /// The running sum along an axis. Floats are added in `float64` and keep their dtype; integers
+    /// give 64 bits and wrap.
     ///
-    /// Shape: that of the array; longer by one along the axis with [`Running::include_initial`]. Cost: one stage that reads the input once where
-    /// enough tasks can go along the axis from end to end; else the input is read twice, and besides the result only one element for each part of
-    /// the axis is written. Memory: a chunk of each input, of the result, and one element along the axis.
+    /// Shape: that of the array; longer by one along the axis with [`Running::include_initial`].
+    /// Cost: one stage that reads the input once where enough tasks can go along the axis from end
+    /// to end; else the input is read twice, and besides the result only one element for each part
+    /// of the axis is written. Memory: a chunk of each input, of the result, and one element along
+    /// the axis.
     ///
     /// # Errors
     /// Where the axis is out of range, or not said for an array of several.
@@ -80,7 +84,11 @@ impl Array {
         let axis = match along.axis {
             Some(axis) => self.axis(axis)?,
             None if rank == 1 => 0,
-            None => return Err(Error::Argument(format!("{name} goes along one axis: say which of {rank}"))),
+            None => {
+                return Err(Error::Argument(format!(
+                    "{name} goes along one axis: say which of {rank}"
+                )));
+            }
         };
         let dtype = summed(self.dtype()?, along.dtype)?;
         let input = self.astype(dtype)?;
@@ -92,13 +100,24 @@ impl Array {
         } else {
             Op::Staged(ScanNode { input: Arc::clone(&inner.node), op, axis }.into())
         };
-        let result = Array::from_parts(Arc::new(Node { op: work, dtype, grid }), inner.dims.clone(), computed_attributes(&[&input])?);
+        let result = Array::from_parts(
+            Arc::new(Node { op: work, dtype, grid }),
+            inner.dims.clone(),
+            computed_attributes(&[&input])?,
+        );
         if !along.include_initial {
             return Ok(result);
         }
         let mut shape = self.shape()?;
         shape[axis] = 1;
-        let chunks: Vec<u64> = inner.node.grid.max_chunk().iter().zip(&shape).map(|(c, n)| (*c).clamp(1, (*n).max(1))).collect();
+        let chunks: Vec<u64> = inner
+            .node
+            .grid
+            .max_chunk()
+            .iter()
+            .zip(&shape)
+            .map(|(c, n)| (*c).clamp(1, (*n).max(1)))
+            .collect();
         let first = Array::unnamed(Arc::new(Node {
             op: Op::Generate(Generate::Full(Scalar::new(value).cast(dtype))),
             dtype,
@@ -107,23 +126,31 @@ impl Array {
         concat(&[first, result], Some(axis as i64))
     }
 
-    /// The product of matrices in the last two axes, or of vectors, as the Array API standard has it; the axes before broadcast.
+    /// The product of matrices in the last two axes, or of vectors, as the Array API standard has
+    /// it; the axes before broadcast.
     ///
-    /// Shape: `(…, m, k)` by `(…, k, n)` gives `(…, m, n)`; an operand of one axis is a row or a column, whose axis goes. Floats are added in their
-    /// own precision, integers wrap. Cost: one stage, each operand read once for each box of the result that memory holds; two where the
-    /// result has few chunks and the sums are long. Nothing but the result is written. Memory: a box of the result, and a chunk of each operand as
-    /// wide as that.
+    /// Shape: `(…, m, k)` by `(…, k, n)` gives `(…, m, n)`; an operand of one axis is a row or a
+    /// column, whose axis goes. Floats are added in their own precision, integers wrap. Cost: one
+    /// stage, each operand read once for each box of the result that memory holds; two where the
+    /// result has few chunks and the sums are long. Nothing but the result is written. Memory: a
+    /// box of the result, and a chunk of each operand as wide as that.
     ///
     /// # Errors
     /// Where an operand has no axes, or the lengths differ.
     pub fn matmul(&self, other: &Array) -> Result<Array, Error> {
         let (a, b) = (self.shape()?, other.shape()?);
         if a.is_empty() || b.is_empty() {
-            return Err(Error::Argument("matmul needs operands of at least one axis: multiply by numbers with `*`".into()));
+            return Err(Error::Argument(
+                "matmul needs operands of at least one axis: multiply by numbers with `*`".into(),
+            ));
         }
         let (column, inner) = (b.len() == 1, if b.len() == 1 { b[0] } else { b[b.len() - 2] });
         if a[a.len() - 1] != inner {
-            return Err(Error::Argument(format!("matmul sums over axes of one length, but shapes {a:?} and {b:?} have {} and {inner}", a[a.len() - 1])));
+            return Err(Error::Argument(format!(
+                "matmul sums over axes of one length, but shapes {a:?} and {b:?} have {} and \
+                    {inner}",
+                a[a.len() - 1]
+            )));
         }
         let columns = if column { other.clone() } else { other.matrix_transpose()? };
         let free = [usize::from(a.len() > 1), usize::from(!column)];
@@ -138,7 +165,8 @@ impl Array {
     }
 }
 
-/// Sums of products over axes of both: over the last `n` of `x1` and the first `n` of `x2`, or over pairs of axes.
+/// Sums of products over axes of both: over the last `n` of `x1` and the first `n` of `x2`, or over
+/// pairs of axes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Contracted {
     /// So many.
@@ -157,24 +185,40 @@ pub fn tensordot(x1: &Array, x2: &Array, over: &Contracted) -> Result<Array, Err
     let (a, b) = (x1.shape()?, x2.shape()?);
     let (left, right) = match over {
         Contracted::Count(n) if *n > a.len().min(b.len()) => {
-            return Err(Error::Argument(format!("tensordot cannot sum over {n} axes of shapes {a:?} and {b:?}")));
+            return Err(Error::Argument(format!(
+                "tensordot cannot sum over {n} axes of shapes {a:?} and {b:?}"
+            )));
         }
         Contracted::Count(n) => ((a.len() - n..a.len()).collect(), (0..*n).collect()),
-        Contracted::Pairs(left, right) => (Axes::from(left.clone()).in_order(a.len())?, Axes::from(right.clone()).in_order(b.len())?),
+        Contracted::Pairs(left, right) => (
+            Axes::from(left.clone()).in_order(a.len())?,
+            Axes::from(right.clone()).in_order(b.len())?,
+        ),
     };
     if left.len() != right.len() || left.iter().zip(&right).any(|(l, r)| a[*l] != b[*r]) {
         return Err(Error::Argument(format!(
-            "tensordot sums over pairs of axes of one length, but axes {left:?} of shape {a:?} and {right:?} of {b:?} are none"
+            "tensordot sums over pairs of axes of one length, but axes {left:?} of shape {a:?} and \
+                {right:?} of {b:?} are none"
         )));
     }
     let turned = |x: &Array, rank: usize, summed: &[usize]| {
-        let order: Vec<i64> = (0..rank).filter(|d| !summed.contains(d)).chain(summed.iter().copied()).map(|d| d as i64).collect();
+        let order: Vec<i64> = (0..rank)
+            .filter(|d| !summed.contains(d))
+            .chain(summed.iter().copied())
+            .map(|d| d as i64)
+            .collect();
         x.permute_dims(&order)
     };
-    contract(&turned(x1, a.len(), &left)?, &turned(x2, b.len(), &right)?, 0, [a.len() - left.len(), b.len() - right.len()])
+    contract(
+        &turned(x1, a.len(), &left)?,
+        &turned(x2, b.len(), &right)?,
+        0,
+        [a.len() - left.len(), b.len() - right.len()],
+    )
 }
 
-/// The sum of products along an axis of both, the first operand's conjugates taken; the other axes broadcast.
+/// The sum of products along an axis of both, the first operand's conjugates taken; the other axes
+/// broadcast.
 ///
 /// Shape: that to which the others broadcast. Cost and memory as `sum`.
 ///
@@ -182,12 +226,16 @@ pub fn tensordot(x1: &Array, x2: &Array, over: &Contracted) -> Result<Array, Err
 /// Where the axis is out of range or has other lengths, or the shapes do not broadcast.
 pub fn vecdot(x1: &Array, x2: &Array, axis: i64) -> Result<Array, Error> {
     if axis >= 0 {
-        return Err(Error::Argument(format!("vecdot counts its axis from the end, from -1 down: {axis} is not such a number")));
+        return Err(Error::Argument(format!(
+            "vecdot counts its axis from the end, from -1 down: {axis} is not such a number"
+        )));
     }
     let (a, b) = (x1.axis(axis)?, x2.axis(axis)?);
     let (m, n) = (x1.shape()?[a], x2.shape()?[b]);
     if m != n {
-        return Err(Error::Argument(format!("vecdot sums along axes of one length, not of {m} and {n}")));
+        return Err(Error::Argument(format!(
+            "vecdot sums along axes of one length, not of {m} and {n}"
+        )));
     }
     let dtype = common(x1, x2)?;
     if dtype == DType::Bool {
@@ -206,7 +254,9 @@ pub fn vecdot(x1: &Array, x2: &Array, axis: i64) -> Result<Array, Error> {
 pub fn outer(x1: &Array, x2: &Array) -> Result<Array, Error> {
     let (a, b) = (x1.shape()?.len(), x2.shape()?.len());
     if (a, b) != (1, 1) {
-        return Err(Error::Argument(format!("outer multiplies two arrays of one axis, not of {a} and {b}")));
+        return Err(Error::Argument(format!(
+            "outer multiplies two arrays of one axis, not of {a} and {b}"
+        )));
     }
     multiply(x1.expand_dims(1)?, x2.expand_dims(0)?)
 }
@@ -224,24 +274,39 @@ fn contract(lhs: &Array, rhs: &Array, batch: usize, free: [usize; 2]) -> Result<
     let (left, right) = (lhs.get()?, rhs.get()?);
     let (a, b) = (left.node.grid.axes(), right.node.grid.axes());
     // Of axes that both have, that which is cut says how.
-    let shared = (0..batch).map(|d| if a[d].n_chunks() >= b[d].n_chunks() { a[d].clone() } else { b[d].clone() });
-    let axes = shared.chain(a[batch..batch + free[0]].iter().cloned()).chain(b[batch..batch + free[1]].iter().cloned());
+    let shared = (0..batch)
+        .map(|d| if a[d].n_chunks() >= b[d].n_chunks() { a[d].clone() } else { b[d].clone() });
+    let axes = shared
+        .chain(a[batch..batch + free[0]].iter().cloned())
+        .chain(b[batch..batch + free[1]].iter().cloned());
     let grid = ChunkGrid::new(axes.collect());
     // One name twice says nothing.
-    let shared = (0..batch).map(|d| if left.dims[d].name.is_some() { left.dims[d].clone() } else { right.dims[d].clone() });
-    let mut dims: Vec<Dim> =
-        shared.chain(left.dims[batch..batch + free[0]].iter().cloned()).chain(right.dims[batch..batch + free[1]].iter().cloned()).collect();
+    let shared = (0..batch).map(|d| {
+        if left.dims[d].name.is_some() { left.dims[d].clone() } else { right.dims[d].clone() }
+    });
+    let mut dims: Vec<Dim> = shared
+        .chain(left.dims[batch..batch + free[0]].iter().cloned())
+        .chain(right.dims[batch..batch + free[1]].iter().cloned())
+        .collect();
     let names: Vec<Option<String>> = dims.iter().map(|d| d.name.clone()).collect();
     for (d, dim) in dims.iter_mut().enumerate() {
         if names[d].is_some() && names.iter().filter(|n| **n == names[d]).count() > 1 {
             *dim = Dim::default();
         }
     }
-    let nothing = grid.shape().contains(&0) || a[batch + free[0]..].iter().any(|axis| axis.is_empty());
+    let nothing =
+        grid.shape().contains(&0) || a[batch + free[0]..].iter().any(|axis| axis.is_empty());
     let work = if nothing {
         Op::Generate(Generate::Full(Scalar::new(0u8).cast(dtype)))
     } else {
-        Op::Staged(ContractNode { operands: [Arc::clone(&left.node), Arc::clone(&right.node)], batch, free }.into())
+        Op::Staged(
+            ContractNode {
+                operands: [Arc::clone(&left.node), Arc::clone(&right.node)],
+                batch,
+                free,
+            }
+            .into(),
+        )
     };
     let attributes = computed_attributes(&[&lhs, &rhs])?;
     Array::from_parts(Arc::new(Node { op: work, dtype, grid }), dims, attributes).astype(result)

@@ -13,12 +13,18 @@ use crate::error::Error;
 use crate::reduce::Axes;
 
 impl Array {
-    /// Elements `start, start + step, …` along one axis, up to but without `stop`; bounds as in Python: negative ones count
-    /// from the end, and what is beyond the array is cut off.
+    /// Elements `start, start + step, …` along one axis, up to but without `stop`; bounds as in
+    /// Python: negative ones count from the end, and what is beyond the array is cut off.
     ///
     /// # Errors
     /// Where the axis is out of range or the step is 0.
-    pub fn slice(&self, axis: i64, start: Option<i64>, stop: Option<i64>, step: i64) -> Result<Array, Error> {
+    pub fn slice(
+        &self,
+        axis: i64,
+        start: Option<i64>,
+        stop: Option<i64>,
+        step: i64,
+    ) -> Result<Array, Error> {
         let axis = self.axis(axis)?;
         let inner = self.get()?;
         let shape = inner.node.shape();
@@ -28,7 +34,13 @@ impl Array {
         let (first, len) = bounds(start, stop, step, shape[axis])?;
         let mut to = shape.clone();
         to[axis] = len;
-        let maps = (0..shape.len()).map(|d| if d == axis { AxisMap::Along { axis: d, start: first, step } } else { AxisMap::whole(d) });
+        let maps = (0..shape.len()).map(|d| {
+            if d == axis {
+                AxisMap::Along { axis: d, start: first, step }
+            } else {
+                AxisMap::whole(d)
+            }
+        });
         let mut dims = inner.dims.clone();
         if let Some(origin) = &mut dims[axis].origin {
             origin.start = (origin.start as i64 + origin.step * first as i64) as u64;
@@ -61,8 +73,8 @@ impl Array {
 
     /// Elements at `indices` along one axis, in that order; negative ones count from the end.
     ///
-    /// Shape: the axis gets the length of the list. Cost: no stage; the list travels in the plan. Only chunks that hold one of the
-    /// elements are read.
+    /// Shape: the axis gets the length of the list. Cost: no stage; the list travels in the plan.
+    /// Only chunks that hold one of the elements are read.
     ///
     /// # Errors
     /// Where axis or an index are out of range.
@@ -80,11 +92,20 @@ impl Array {
         let inner = self.get()?;
         let mut to = inner.node.shape();
         to[axis] = indices.len() as u64;
-        let gather = |d| if d == axis { AxisMap::Gather { axis, start: 0, step: 1, indices: Arc::clone(&indices) } } else { AxisMap::whole(d) };
+        let gather = |d| {
+            if d == axis {
+                AxisMap::Gather { axis, start: 0, step: 1, indices: Arc::clone(&indices) }
+            } else {
+                AxisMap::whole(d)
+            }
+        };
         let maps = (0..to.len()).map(gather).collect();
         let mut dims = inner.dims.clone();
         dims[axis].origin = None;
-        self.view(if indices.is_empty() { ReadMap::new(to, vec![]) } else { ReadMap::image(to, maps) }, dims)
+        self.view(
+            if indices.is_empty() { ReadMap::new(to, vec![]) } else { ReadMap::image(to, maps) },
+            dims,
+        )
     }
 
     /// Backwards along axes; along all with `()`.
@@ -93,7 +114,8 @@ impl Array {
     /// Where an axis is out of range or named twice.
     pub fn flip(&self, axes: impl Into<Axes>) -> Result<Array, Error> {
         let axes = axes.into().resolve(self.shape()?.len())?;
-        axes.into_iter().try_fold(self.clone(), |array, axis| array.slice(axis as i64, None, None, -1))
+        axes.into_iter()
+            .try_fold(self.clone(), |array, axis| array.slice(axis as i64, None, None, -1))
     }
 
     /// Axis `i` of the result is axis `axes[i]` of this array.
@@ -107,9 +129,13 @@ impl Array {
         let mut sorted = order.clone();
         sorted.sort_unstable();
         if sorted != (0..shape.len()).collect::<Vec<_>>() {
-            return Err(Error::Argument(format!("{axes:?} does not name each of {} axes once", shape.len())));
+            return Err(Error::Argument(format!(
+                "{axes:?} does not name each of {} axes once",
+                shape.len()
+            )));
         }
-        let maps = (0..shape.len()).map(|d| AxisMap::whole(order.iter().position(|o| *o == d).unwrap_or(d)));
+        let maps = (0..shape.len())
+            .map(|d| AxisMap::whole(order.iter().position(|o| *o == d).unwrap_or(d)));
         let to = order.iter().map(|d| shape[*d]).collect();
         let dims = order.iter().map(|d| inner.dims[*d].clone()).collect();
         self.view(ReadMap::image(to, maps.collect()), dims)
@@ -122,23 +148,39 @@ impl Array {
     pub fn matrix_transpose(&self) -> Result<Array, Error> {
         let rank = self.shape()?.len() as i64;
         if rank < 2 {
-            return Err(Error::Argument(format!("matrix_transpose needs at least 2 axes, not {rank}")));
+            return Err(Error::Argument(format!(
+                "matrix_transpose needs at least 2 axes, not {rank}"
+            )));
         }
         self.permute_dims(&(0..rank - 2).chain([rank - 1, rank - 2]).collect::<Vec<_>>())
     }
 
-    /// Axes `source` of this array become axes `destination` of the result; the others keep their order.
+    /// Axes `source` of this array become axes `destination` of the result; the others keep their
+    /// order.
     ///
     /// # Errors
     /// Where an axis is out of range or named twice, or the lists differ in length.
-    pub fn moveaxis(&self, source: impl Into<Axes>, destination: impl Into<Axes>) -> Result<Array, Error> {
+    pub fn moveaxis(
+        &self,
+        source: impl Into<Axes>,
+        destination: impl Into<Axes>,
+    ) -> Result<Array, Error> {
         let rank = self.shape()?.len();
         let (from, to) = (source.into().in_order(rank)?, destination.into().in_order(rank)?);
         if from.len() != to.len() {
-            return Err(Error::Argument(format!("moveaxis needs as many destinations as sources, not {} and {}", to.len(), from.len())));
+            return Err(Error::Argument(format!(
+                "moveaxis needs as many destinations as sources, not {} and {}",
+                to.len(),
+                from.len()
+            )));
         }
         let mut rest = (0..rank).filter(|d| !from.contains(d));
-        let order: Vec<i64> = (0..rank).filter_map(|d| to.iter().position(|t| *t == d).map(|i| from[i]).or_else(|| rest.next())).map(|d| d as i64).collect();
+        let order: Vec<i64> = (0..rank)
+            .filter_map(|d| {
+                to.iter().position(|t| *t == d).map(|i| from[i]).or_else(|| rest.next())
+            })
+            .map(|d| d as i64)
+            .collect();
         self.permute_dims(&order)
     }
 
@@ -171,7 +213,10 @@ impl Array {
         let shape = self.shape()?;
         let axes = axes.into().resolve(shape.len())?;
         if let Some(axis) = axes.iter().find(|a| shape[**a] != 1) {
-            return Err(Error::Argument(format!("axis {axis} has {} elements: only axes of length 1 can be squeezed", shape[*axis])));
+            return Err(Error::Argument(format!(
+                "axis {axis} has {} elements: only axes of length 1 can be squeezed",
+                shape[*axis]
+            )));
         }
         axes.iter().rev().try_fold(self.clone(), |array, axis| array.at(*axis as i64, 0))
     }
@@ -187,12 +232,22 @@ impl Array {
             return Err(Error::Argument(format!("shape {own:?} does not broadcast to {shape:?}")));
         }
         let shift = shape.len() - own.len();
-        let dims = (0..shape.len()).map(|d| if d >= shift && own[d - shift] == shape[d] { inner.dims[d - shift].clone() } else { Dim::default() });
-        Ok(Array::from_parts(broadcast_node(&inner.node, shape), dims.collect(), inner.attributes.clone()))
+        let dims = (0..shape.len()).map(|d| {
+            if d >= shift && own[d - shift] == shape[d] {
+                inner.dims[d - shift].clone()
+            } else {
+                Dim::default()
+            }
+        });
+        Ok(Array::from_parts(
+            broadcast_node(&inner.node, shape),
+            dims.collect(),
+            inner.attributes.clone(),
+        ))
     }
 
-    /// Elements moved up along axes by `shift`, those beyond the end coming in at the start. Along `()` in C order over all axes, which costs a
-    /// stage for the reshaping.
+    /// Elements moved up along axes by `shift`, those beyond the end coming in at the start. Along
+    /// `()` in C order over all axes, which costs a stage for the reshaping.
     ///
     /// # Errors
     /// Where an axis is out of range or named twice.
@@ -200,12 +255,23 @@ impl Array {
         let shape = self.shape()?;
         match axes.into().0 {
             None if shape.len() == 1 => self.roll(shift, 0),
-            None => self.reshape(&[-1])?.roll(shift, 0)?.reshape(&shape.iter().map(|n| *n as i64).collect::<Vec<_>>()),
-            Some(axes) => Axes(Some(axes)).resolve(shape.len())?.into_iter().try_fold(self.clone(), |array, axis| {
-                let n = shape[axis];
-                let by = if n == 0 { 0 } else { shift.rem_euclid(n as i64) as u64 };
-                array.along_one(axis, n, &[(by, Some((n - by, 1))), (n - by, Some((0, 1)))], None)
-            }),
+            None => self
+                .reshape(&[-1])?
+                .roll(shift, 0)?
+                .reshape(&shape.iter().map(|n| *n as i64).collect::<Vec<_>>()),
+            Some(axes) => Axes(Some(axes)).resolve(shape.len())?.into_iter().try_fold(
+                self.clone(),
+                |array, axis| {
+                    let n = shape[axis];
+                    let by = if n == 0 { 0 } else { shift.rem_euclid(n as i64) as u64 };
+                    array.along_one(
+                        axis,
+                        n,
+                        &[(by, Some((n - by, 1))), (n - by, Some((0, 1)))],
+                        None,
+                    )
+                },
+            ),
         }
     }
 
@@ -226,7 +292,12 @@ impl Array {
             if *times > 64 {
                 array = array.gathered(axis, list(n * times, |i| i % n)?)?;
             } else {
-                array = array.along_one(axis, n * times, &vec![(n, Some((0, 1))); *times as usize], None)?;
+                array = array.along_one(
+                    axis,
+                    n * times,
+                    &vec![(n, Some((0, 1))); *times as usize],
+                    None,
+                )?;
             }
         }
         Ok(array)
@@ -251,22 +322,37 @@ impl Array {
         let at = self.axis(axis)?;
         let n = self.shape()?[at];
         if times.len() as u64 != n {
-            return Err(Error::Argument(format!("{} repetitions were given for the {n} elements of axis {at}", times.len())));
+            return Err(Error::Argument(format!(
+                "{} repetitions were given for the {n} elements of axis {at}",
+                times.len()
+            )));
         }
-        let total = times.iter().try_fold(0u64, |sum, t| sum.checked_add(*t)).filter(|t| *t <= MAX_LIST).ok_or_else(|| too_large(n, u64::MAX))?;
+        let total = times
+            .iter()
+            .try_fold(0u64, |sum, t| sum.checked_add(*t))
+            .filter(|t| *t <= MAX_LIST)
+            .ok_or_else(|| too_large(n, u64::MAX))?;
         let mut indices = Vec::with_capacity(total as usize);
-        times.iter().enumerate().for_each(|(i, t)| indices.extend(std::iter::repeat_n(i as u64, *t as usize)));
+        times
+            .iter()
+            .enumerate()
+            .for_each(|(i, t)| indices.extend(std::iter::repeat_n(i as u64, *t as usize)));
         self.gathered(at, indices.into())
     }
 
     /// The array with `before` and `after` elements added along each axis.
     ///
     /// # Errors
-    /// Where the widths are not one pair for each axis, or there are not enough elements to take them from.
+    /// Where the widths are not one pair for each axis, or there are not enough elements to take
+    /// them from.
     pub fn pad(&self, widths: &[(u64, u64)], mode: Pad) -> Result<Array, Error> {
         let shape = self.shape()?;
         if widths.len() != shape.len() {
-            return Err(Error::Argument(format!("{} pairs of widths were given for {} axes", widths.len(), shape.len())));
+            return Err(Error::Argument(format!(
+                "{} pairs of widths were given for {} axes",
+                widths.len(),
+                shape.len()
+            )));
         }
         if matches!(mode, Pad::Constant(_)) {
             // It is no packed number.
@@ -274,7 +360,10 @@ impl Array {
         }
         let mut array = self.clone();
         for (axis, ((before, after), n)) in widths.iter().zip(&shape).enumerate() {
-            let total = n.checked_add(*before).and_then(|t| t.checked_add(*after)).ok_or_else(|| too_large(*n, 2))?;
+            let total = n
+                .checked_add(*before)
+                .and_then(|t| t.checked_add(*after))
+                .ok_or_else(|| too_large(*n, 2))?;
             let most = match mode {
                 Pad::Constant(_) => u64::MAX,
                 Pad::Edge => {
@@ -288,24 +377,40 @@ impl Array {
                 Pad::Symmetric | Pad::Wrap => *n,
             };
             if *before.max(after) > most {
-                return Err(Error::Argument(format!("axis {axis} has {n} elements, too few for {} of padding like this", before.max(after))));
+                return Err(Error::Argument(format!(
+                    "axis {axis} has {n} elements, too few for {} of padding like this",
+                    before.max(after)
+                )));
             }
             let (low, high) = match mode {
                 Pad::Constant(_) => (None, None),
                 Pad::Edge => (Some((0, 0)), Some((n.saturating_sub(1), 0))),
                 Pad::Reflect => (Some((*before, -1)), Some((n.saturating_sub(2), -1))),
-                Pad::Symmetric => (Some((before.saturating_sub(1), -1)), Some((n.saturating_sub(1), -1))),
+                Pad::Symmetric => {
+                    (Some((before.saturating_sub(1), -1)), Some((n.saturating_sub(1), -1)))
+                }
                 Pad::Wrap => (Some((n.saturating_sub(*before), 1)), Some((0, 1))),
             };
             let fill = if let Pad::Constant(value) = mode { Some(value) } else { None };
-            array = array.along_one(axis, total, &[(*before, low), (*n, Some((0, 1))), (*after, high)], fill)?;
+            array = array.along_one(
+                axis,
+                total,
+                &[(*before, low), (*n, Some((0, 1))), (*after, high)],
+                fill,
+            )?;
         }
         Ok(array)
     }
 
-    /// Pieces one after the other along one axis: each of so many elements, from an element of this array at a pace (0 repeats it), or a fill
-    /// value.
-    fn along_one(&self, axis: usize, len: u64, pieces: &[(u64, Option<(u64, i64)>)], fill: Option<Scalar>) -> Result<Array, Error> {
+    /// Pieces one after the other along one axis: each of so many elements, from an element of this
+    /// array at a pace (0 repeats it), or a fill value.
+    fn along_one(
+        &self,
+        axis: usize,
+        len: u64,
+        pieces: &[(u64, Option<(u64, i64)>)],
+        fill: Option<Scalar>,
+    ) -> Result<Array, Error> {
         let inner = self.get()?;
         let mut shape = inner.node.shape();
         shape[axis] = len;
@@ -337,9 +442,11 @@ impl Array {
         self.view(ReadMap::new(shape, all), dims)
     }
 
-    /// The elements in C order in another shape; one of its numbers may be -1, which stands for what is left.
+    /// The elements in C order in another shape; one of its numbers may be -1, which stands for
+    /// what is left.
     ///
-    /// Cost: none where only axes of length 1 come or go; else a stage, unless the result is stored as it is. Chunks follow those of this array.
+    /// Cost: none where only axes of length 1 come or go; else a stage, unless the result is stored
+    /// as it is. Chunks follow those of this array.
     ///
     /// # Errors
     /// Where the number of elements is another.
@@ -347,9 +454,17 @@ impl Array {
         let inner = self.get()?;
         let own = inner.node.shape();
         let n: u64 = own.iter().product();
-        let bad = || Error::Argument(format!("{n} elements of shape {own:?} cannot take the shape {shape:?}"));
+        let bad = || {
+            Error::Argument(format!(
+                "{n} elements of shape {own:?} cannot take the shape {shape:?}"
+            ))
+        };
         let unknown = shape.iter().filter(|s| **s == -1).count();
-        let known = shape.iter().filter(|s| **s != -1).try_fold(1u64, |p, s| u64::try_from(*s).ok().and_then(|s| p.checked_mul(s))).ok_or_else(bad)?;
+        let known = shape
+            .iter()
+            .filter(|s| **s != -1)
+            .try_fold(1u64, |p, s| u64::try_from(*s).ok().and_then(|s| p.checked_mul(s)))
+            .ok_or_else(bad)?;
         let rest = if unknown == 1 && known > 0 && n.is_multiple_of(known) { n / known } else { 1 };
         let to: Vec<u64> = shape.iter().map(|s| if *s == -1 { rest } else { *s as u64 }).collect();
         if unknown > 1 || to.iter().product::<u64>() != n || (unknown == 1 && known == 0) {
@@ -359,25 +474,38 @@ impl Array {
             return Ok(self.clone());
         }
         if n == 0 {
-            let grid = ChunkGrid::regular(&to, &to.iter().map(|n| (*n).max(1)).collect::<Vec<_>>())?;
-            let node = Node { op: Op::Generate(Generate::Full(Scalar::zero(inner.node.dtype))), dtype: inner.node.dtype, grid };
+            let grid =
+                ChunkGrid::regular(&to, &to.iter().map(|n| (*n).max(1)).collect::<Vec<_>>())?;
+            let node = Node {
+                op: Op::Generate(Generate::Full(Scalar::zero(inner.node.dtype))),
+                dtype: inner.node.dtype,
+                grid,
+            };
             return Ok(Array::unnamed(Arc::new(node)));
         }
-        let long = |shape: &[u64]| -> Vec<usize> { (0..shape.len()).filter(|d| shape[*d] != 1).collect() };
+        let long =
+            |shape: &[u64]| -> Vec<usize> { (0..shape.len()).filter(|d| shape[*d] != 1).collect() };
         let (old, new) = (long(&own), long(&to));
         if old.iter().map(|d| own[*d]).eq(new.iter().map(|d| to[*d])) {
             let pair = |d: usize| old.iter().position(|o| *o == d).map(|i| new[i]);
-            let maps = (0..own.len()).map(|d| pair(d).map_or(AxisMap::Fixed(0), AxisMap::whole)).collect();
-            let from = |d: usize| new.iter().position(|o| *o == d).map(|i| inner.dims[old[i]].clone());
-            return self.view(ReadMap::image(to.clone(), maps), (0..to.len()).map(|d| from(d).unwrap_or_default()).collect());
+            let maps =
+                (0..own.len()).map(|d| pair(d).map_or(AxisMap::Fixed(0), AxisMap::whole)).collect();
+            let from =
+                |d: usize| new.iter().position(|o| *o == d).map(|i| inner.dims[old[i]].clone());
+            return self.view(
+                ReadMap::image(to.clone(), maps),
+                (0..to.len()).map(|d| from(d).unwrap_or_default()).collect(),
+            );
         }
         let grid = reshaped_grid(&inner.node.grid, &to, inner.node.dtype.size() as u64);
-        let op = Op::View { sources: vec![Arc::clone(&inner.node)], map: ReadMap::flat(to.clone()) };
+        let op =
+            Op::View { sources: vec![Arc::clone(&inner.node)], map: ReadMap::flat(to.clone()) };
         let node = Arc::new(Node { op, dtype: inner.node.dtype, grid });
         Ok(Array::from_parts(node, vec![Dim::default(); to.len()], inner.attributes.clone()))
     }
 
-    /// The `n`-th difference of neighbours along an axis, which gets `n` shorter; for bools whether they differ.
+    /// The `n`-th difference of neighbours along an axis, which gets `n` shorter; for bools whether
+    /// they differ.
     ///
     /// Cost: no stage.
     ///
@@ -385,14 +513,23 @@ impl Array {
     /// Where the axis is out of range, or `n` is over 32 and the axis as long.
     pub fn diff(&self, axis: i64, n: u64) -> Result<Array, Error> {
         let at = self.axis(axis)?;
-        // Each difference doubles what there is to read: what is this often differenced should be stored in between.
+        // Each difference doubles what there is to read: what is this often differenced should be
+        // stored in between.
         let n = n.min(self.shape()?[at]);
         if n > MAX_DIFFERENCES {
-            return Err(Error::Argument(format!("{n} differences at once are too many: store the result of at most {MAX_DIFFERENCES} and go on from there")));
+            return Err(Error::Argument(format!(
+                "{n} differences at once are too many: store the result of at most \
+                    {MAX_DIFFERENCES} and go on from there"
+            )));
         }
         (0..n).try_fold(self.clone(), |array, _| {
-            let (high, low) = (array.slice(axis, Some(1), None, 1)?, array.slice(axis, None, Some(-1), 1)?);
-            if array.dtype()? == DType::Bool { not_equal(high, low) } else { crate::elementwise::subtract(high, low) }
+            let (high, low) =
+                (array.slice(axis, Some(1), None, 1)?, array.slice(axis, None, Some(-1), 1)?);
+            if array.dtype()? == DType::Bool {
+                not_equal(high, low)
+            } else {
+                crate::elementwise::subtract(high, low)
+            }
         })
     }
 
@@ -403,7 +540,9 @@ impl Array {
     pub fn unstack(&self, axis: i64) -> Result<Vec<Array>, Error> {
         let n = self.shape()?[self.axis(axis)?];
         if n > MAX_PIECES as u64 {
-            return Err(Error::Argument(format!("unstack would make {n} arrays: at most {MAX_PIECES} are sensible")));
+            return Err(Error::Argument(format!(
+                "unstack would make {n} arrays: at most {MAX_PIECES} are sensible"
+            )));
         }
         (0..n as i64).map(|i| self.at(axis, i)).collect()
     }
@@ -424,41 +563,60 @@ pub enum Pad {
     Wrap,
 }
 
-/// Arrays one after the other along an axis; with `None` each is flattened first, which costs a stage.
+/// Arrays one after the other along an axis; with `None` each is flattened first, which costs a
+/// stage.
 ///
 /// Dtypes are promoted. Cost: no stage.
 ///
 /// # Errors
 /// Where there are none, or they differ in number or length of the other axes.
 pub fn concat(arrays: &[Array], axis: Option<i64>) -> Result<Array, Error> {
-    let Some(first) = arrays.first() else { return Err(Error::Argument("there is nothing to join: give at least one array".into())) };
+    let Some(first) = arrays.first() else {
+        return Err(Error::Argument("there is nothing to join: give at least one array".into()));
+    };
     let Some(axis) = axis else {
         let flat = arrays.iter().map(|a| a.reshape(&[-1])).collect::<Result<Vec<_>, _>>()?;
         return concat(&flat, Some(0));
     };
     let axis = first.axis(axis)?;
     let mut shape = first.shape()?;
-    let dtype = arrays.iter().skip(1).try_fold(first.dtype()?, |left, a| Ok::<_, Error>(left.promote(a.dtype()?)))?;
+    let dtype = arrays
+        .iter()
+        .skip(1)
+        .try_fold(first.dtype()?, |left, a| Ok::<_, Error>(left.promote(a.dtype()?)))?;
     let cast = arrays.iter().map(|a| a.astype(dtype)).collect::<Result<Vec<_>, _>>()?;
     let mut all = Vec::new();
     let mut at = 0u64;
     for (source, array) in cast.iter().enumerate() {
         let own = array.shape()?;
-        if let Some(d) = (0..shape.len().max(own.len())).find(|d| *d != axis && shape.get(*d) != own.get(*d)).or((own.len() <= axis).then_some(axis)) {
-            return Err(Error::Argument(format!("arrays of shape {shape:?} and {own:?} cannot be joined along axis {axis}: they differ along axis {d}")));
+        if let Some(d) = (0..shape.len().max(own.len()))
+            .find(|d| *d != axis && shape.get(*d) != own.get(*d))
+            .or((own.len() <= axis).then_some(axis))
+        {
+            return Err(Error::Argument(format!(
+                "arrays of shape {shape:?} and {own:?} cannot be joined along axis {axis}: they \
+                    differ along axis {d}"
+            )));
         }
         let mut to = Region::whole(&own);
         to.start[axis] = at;
         at = at.checked_add(own[axis]).ok_or_else(|| too_large(at, 2))?;
         if !own.contains(&0) {
-            all.push(Piece { to, from: Origin::Source { source, axes: (0..own.len()).map(AxisMap::whole).collect() } });
+            all.push(Piece {
+                to,
+                from: Origin::Source { source, axes: (0..own.len()).map(AxisMap::whole).collect() },
+            });
         }
     }
     if all.len() > MAX_PIECES {
-        return Err(Error::Argument(format!("{} arrays cannot be joined at once: join and store at most {MAX_PIECES}", all.len())));
+        return Err(Error::Argument(format!(
+            "{} arrays cannot be joined at once: join and store at most {MAX_PIECES}",
+            all.len()
+        )));
     }
     shape[axis] = at;
-    let (mut dims, attributes) = (first.dims()?.to_vec(), joined_attributes(&arrays.iter().collect::<Vec<_>>())?);
+    let (mut dims, attributes) =
+        (first.dims()?.to_vec(), joined_attributes(&arrays.iter().collect::<Vec<_>>())?);
     dims[axis].origin = None;
     let nodes = cast.iter().map(|a| a.node().cloned()).collect::<Result<Vec<_>, _>>()?;
     Ok(Array::from_parts(Node::view(nodes, ReadMap::new(shape, all)), dims, attributes))
@@ -480,7 +638,8 @@ pub fn stack(arrays: &[Array], axis: i64) -> Result<Array, Error> {
 /// # Errors
 /// Where there is none.
 pub fn broadcast_arrays(arrays: &[Array]) -> Result<Vec<Array>, Error> {
-    let shape = arrays.iter().try_fold(Vec::new(), |shape, a| broadcast_shapes(&shape, &a.shape()?))?;
+    let shape =
+        arrays.iter().try_fold(Vec::new(), |shape, a| broadcast_shapes(&shape, &a.shape()?))?;
     arrays.iter().map(|a| a.broadcast_to(&shape)).collect()
 }
 
@@ -492,7 +651,10 @@ const MAX_LIST: u64 = 1 << 24;
 
 fn list(len: u64, index: impl Fn(u64) -> u64) -> Result<Arc<[u64]>, Error> {
     if len > MAX_LIST {
-        return Err(Error::Argument(format!("{len} repeated elements along one axis are more than {MAX_LIST}: repeat a part at a time")));
+        return Err(Error::Argument(format!(
+            "{len} repeated elements along one axis are more than {MAX_LIST}: repeat a part at a \
+                time"
+        )));
     }
     Ok((0..len).map(index).collect())
 }
@@ -506,14 +668,17 @@ fn too_large(n: u64, times: u64) -> Error {
 }
 
 fn out_of_range(index: i64, axis: usize, n: u64) -> Error {
-    Error::Argument(format!("index {index} is out of range for axis {axis}, which has {n} elements"))
+    Error::Argument(format!(
+        "index {index} is out of range for axis {axis}, which has {n} elements"
+    ))
 }
 
 /// Largest chunk of a reshaped array that is made so that each source chunk is read once.
 const MAX_RESHAPED_CHUNK_BYTES: u64 = 128_000_000;
 
-/// Chunks of an array of `to` with the elements of another in C order: where groups of axes with the same number of elements correspond, a
-/// group's chunks are as large as the source's and follow the C order.
+/// Chunks of an array of `to` with the elements of another in C order: where groups of axes with
+/// the same number of elements correspond, a group's chunks are as large as the source's and follow
+/// the C order.
 fn reshaped_grid(from: &ChunkGrid, to: &[u64], size: u64) -> ChunkGrid {
     let own = from.shape();
     let mut axes: Vec<AxisGrid> = Vec::with_capacity(to.len());
@@ -545,8 +710,16 @@ fn reshaped_grid(from: &ChunkGrid, to: &[u64], size: u64) -> ChunkGrid {
         let linear: u64 = chunk.iter().product();
         // Rows of chunks as wide as the axes inside the outermost that is cut.
         let cut = chunk.iter().zip(&own[i0..i]).position(|(c, n)| *c > 1 && c <= n).unwrap_or(0);
-        let wide = chunk.get(cut).copied().unwrap_or(1) * own[i0..i].iter().skip(cut + 1).product::<u64>();
-        let mut room = if wide.saturating_mul(others / linear.max(1)).saturating_mul(size) <= MAX_RESHAPED_CHUNK_BYTES { wide } else { linear }.max(1);
+        let wide =
+            chunk.get(cut).copied().unwrap_or(1) * own[i0..i].iter().skip(cut + 1).product::<u64>();
+        let mut room = if wide.saturating_mul(others / linear.max(1)).saturating_mul(size)
+            <= MAX_RESHAPED_CHUNK_BYTES
+        {
+            wide
+        } else {
+            linear
+        }
+        .max(1);
         let mut group = Vec::new();
         for n in to[j0..j].iter().rev() {
             let c = room.clamp(1, (*n).max(1));
@@ -568,7 +741,11 @@ fn bounds(start: Option<i64>, stop: Option<i64>, step: i64, n: u64) -> Result<(u
     let (low, high) = if step > 0 { (0, n) } else { (-1, n - 1) };
     let first = start.map_or(if step > 0 { 0 } else { n - 1 }, |s| wrap(s).clamp(low, high));
     let end = stop.map_or(if step > 0 { n } else { -1 }, |s| wrap(s).clamp(low, high));
-    let len = if step > 0 { (end - first).max(0).div_ceil_(step) } else { (first - end).max(0).div_ceil_(step.saturating_neg()) };
+    let len = if step > 0 {
+        (end - first).max(0).div_ceil_(step)
+    } else {
+        (first - end).max(0).div_ceil_(step.saturating_neg())
+    };
     Ok((if len == 0 { 0 } else { first as u64 }, len as u64))
 }
 

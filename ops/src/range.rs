@@ -24,7 +24,10 @@ impl Exact {
                     0 => (fraction, -1074),
                     biased => (fraction | 1 << 52, biased as i32 - 1075),
                 };
-                Some(Exact { mantissa: if value < 0.0 { -i128::from(mantissa) } else { mantissa.into() }, exponent })
+                Some(Exact {
+                    mantissa: if value < 0.0 { -i128::from(mantissa) } else { mantissa.into() },
+                    exponent,
+                })
             }
             Kind::Bool | Kind::Complex => None,
         }
@@ -35,7 +38,8 @@ impl Exact {
     }
 }
 
-/// Words of a sum in two's complement: exponents span 2046 bits, mantissas 128, and three of them are added.
+/// Words of a sum in two's complement: exponents span 2046 bits, mantissas 128, and three of them
+/// are added.
 const WORDS: usize = 36;
 
 /// Whether a sum is below 0.
@@ -60,7 +64,8 @@ fn is_negative(terms: [Exact; 3]) -> bool {
 /// Ranges are shorter than this.
 const MAX_LENGTH: i128 = 1 << 59;
 
-/// Returns `⌈(stop − start) / step⌉` of the exact values, at least 0; `None` if it is not finite or reaches `MAX_LENGTH`.
+/// Returns `⌈(stop − start) / step⌉` of the exact values, at least 0; `None` if it is not finite or
+/// reaches `MAX_LENGTH`.
 pub(crate) fn length(start: Scalar, stop: Scalar, step: Scalar) -> Option<u64> {
     let (mut start, mut stop, mut step) = (Exact::of(start)?, Exact::of(stop)?, Exact::of(step)?);
     if step.mantissa == 0 {
@@ -91,7 +96,9 @@ mod tests {
     const TABLE: &str = include_str!("../../tests/data/ranges.txt");
 
     fn number(text: &str) -> Scalar {
-        let integer = || text.parse::<i64>().map(Scalar::new).or_else(|_| text.parse::<u64>().map(Scalar::new));
+        let integer = || {
+            text.parse::<i64>().map(Scalar::new).or_else(|_| text.parse::<u64>().map(Scalar::new))
+        };
         integer().unwrap_or_else(|_| Scalar::new(text.parse::<f64>().unwrap()))
     }
 
@@ -99,8 +106,13 @@ mod tests {
     fn lengths_are_exact() {
         let mut n = 0;
         for row in TABLE.lines().filter(|l| !l.starts_with('#')) {
-            let [start, stop, step, expected] = row.split('\t').collect::<Vec<_>>().try_into().unwrap();
-            assert_eq!(length(number(start), number(stop), number(step)), expected.parse().ok(), "{row}");
+            let [start, stop, step, expected] =
+                row.split('\t').collect::<Vec<_>>().try_into().unwrap();
+            assert_eq!(
+                length(number(start), number(stop), number(step)),
+                expected.parse().ok(),
+                "{row}"
+            );
             n += 1;
         }
         assert!(n > 500, "rows are missing");

@@ -13,7 +13,8 @@ use crate::array::{Array, Dim, computed_attributes};
 use crate::elementwise::not_equal;
 use crate::error::Error;
 
-/// Axes of an array: from a number, a list, or `()` for all of them. Negative ones count from the end.
+/// Axes of an array: from a number, a list, or `()` for all of them. Negative ones count from the
+/// end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Axes(pub(crate) Option<Vec<i64>>);
 
@@ -67,8 +68,8 @@ impl Axes {
     }
 }
 
-/// Along which axes a reduction goes, and how: from a number, a list (empty: along none), `()` for every axis, or built up as in
-/// `Along::axes([0, 1]).keepdims().correction(1.0)`.
+/// Along which axes a reduction goes, and how: from a number, a list (empty: along none), `()` for
+/// every axis, or built up as in `Along::axes([0, 1]).keepdims().correction(1.0)`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Along {
     axes: Axes,
@@ -100,7 +101,8 @@ impl Along {
         Along { dtype: Some(dtype), ..self }
     }
 
-    /// What is subtracted from the number of elements, for `var` and `std`: 1 makes the estimate of a sample unbiased.
+    /// What is subtracted from the number of elements, for `var` and `std`: 1 makes the estimate of
+    /// a sample unbiased.
     #[must_use]
     pub fn correction(self, correction: f64) -> Along {
         Along { correction: Some(correction), ..self }
@@ -117,11 +119,13 @@ macro_rules! reductions {
     ($($name:ident $doc:literal;)*) => { impl Array { $(
         #[doc = $doc]
         ///
-        /// Shape: the reduced axes are dropped, or stay with length 1 ([`Along::keepdims`]). `()` reduces all of them.
-        /// Cost: one stage where one task can stream the reduced axes, else two. Memory: one chunk of each input and the accumulators.
+        /// Shape: the reduced axes are dropped, or stay with length 1 ([`Along::keepdims`]). `()`
+        /// reduces all of them. Cost: one stage where one task can stream the reduced axes, else
+        /// two. Memory: one chunk of each input and the accumulators.
         ///
         /// # Errors
-        /// Where an axis is out of range or named twice, it is not defined for the dtype, or an option is not one of this function.
+        /// Where an axis is out of range or named twice, it is not defined for the dtype, or an
+        /// option is not one of this function.
         pub fn $name(&self, along: impl Into<Along>) -> Result<Array, Error> {
             self.reduction(stringify!($name), &along.into())
         }
@@ -131,19 +135,26 @@ macro_rules! reductions {
 reductions! {
     all "True where all elements are: not 0, NaN included. Of none it is true.";
     any "True where one element is not 0. Of none it is false.";
-    argmax "The index of the first greatest element, or of the first NaN, as `int64`: along one axis, or in C order over all.";
-    argmin "The index of the first least element, or of the first NaN, as `int64`: along one axis, or in C order over all.";
+    argmax "The index of the first greatest element, or of the first NaN, as `int64`: along one \
+        axis, or in C order over all.";
+    argmin "The index of the first least element, or of the first NaN, as `int64`: along one axis, \
+        or in C order over all.";
     count_nonzero "The number of elements that are not 0, as `int64`.";
     max "The greatest element; NaN if there is one.";
-    mean "The mean, ignoring nothing: a NaN makes its result NaN. Floats keep their dtype and are summed as in `sum`; integers give `float64`.";
+    mean "The mean, ignoring nothing: a NaN makes its result NaN. Floats keep their dtype and are \
+        summed as in `sum`; integers give `float64`.";
     min "The least element; NaN if there is one.";
-    prod "The product. Floats are multiplied in `float64` and keep their dtype; integers give `int64` or `uint64` and wrap.";
+    prod "The product. Floats are multiplied in `float64` and keep their dtype; integers give \
+        `int64` or `uint64` and wrap.";
     std "The standard deviation: the square root of `var`.";
-    sum "The sum. `float32` is summed in `float64`, `float64` in twice its precision, and both keep their dtype; integers give `int64` or `uint64` and wrap.";
-    var "The variance, by Welford's algorithm merged as Chan, Golub & LeVeque do (1979): precise far from 0. NaN where no more elements are than the correction.";
+    sum "The sum. `float32` is summed in `float64`, `float64` in twice its precision, and both \
+        keep their dtype; integers give `int64` or `uint64` and wrap.";
+    var "The variance, by Welford's algorithm merged as Chan, Golub & LeVeque do (1979): precise \
+        far from 0. NaN where no more elements are than the correction.";
 }
 
-/// The dtype of sums and products of values of a dtype, if it is not asked for: integers have 64 bits.
+/// The dtype of sums and products of values of a dtype, if it is not asked for: integers have 64
+/// bits.
 ///
 /// # Errors
 /// Where what is asked for cannot hold them.
@@ -184,31 +195,64 @@ impl Array {
         }
         let count = axes.iter().map(|a| shape[*a]).product();
         let parts = self.parts(name, along, count)?;
-        let dtype = parts.finish.dtype(parts.fold, parts.input.dtype()?).ok_or(Error::Domain { op: name, dtype: self.dtype()? })?;
+        let dtype = parts
+            .finish
+            .dtype(parts.fold, parts.input.dtype()?)
+            .ok_or(Error::Domain { op: name, dtype: self.dtype()? })?;
         let empty = axes.iter().find(|a| shape[**a] == 0);
         let op = |input: &NodeRef| match (empty, parts.empty) {
             (None, _) => Ok(Op::Staged(
-                ReduceNode { input: Arc::clone(input), fold: parts.fold, finish: parts.finish, axes: axes.clone(), keepdims: along.keepdims }.into(),
+                ReduceNode {
+                    input: Arc::clone(input),
+                    fold: parts.fold,
+                    finish: parts.finish,
+                    axes: axes.clone(),
+                    keepdims: along.keepdims,
+                }
+                .into(),
             )),
             (Some(_), Some(value)) => Ok(Op::Generate(Generate::Full(value.cast(dtype)))),
             (Some(axis), None) => Err(Error::Empty { op: name, axis: *axis }),
         };
         let inner = parts.input.get()?;
         let kept = |d: &usize| !axes.contains(d);
-        let axis = |d: usize| if kept(&d) { inner.node.grid.axes()[d].clone() } else { AxisGrid::regular(1, 1) };
+        let axis = |d: usize| {
+            if kept(&d) { inner.node.grid.axes()[d].clone() } else { AxisGrid::regular(1, 1) }
+        };
         let out: Vec<usize> = (0..shape.len()).filter(|d| along.keepdims || kept(d)).collect();
         let grid = ChunkGrid::new(out.iter().map(|d| axis(*d)).collect());
-        let dims = out.iter().map(|d| if kept(d) { inner.dims[*d].clone() } else { Dim { name: inner.dims[*d].name.clone(), origin: None } }).collect();
+        let dims = out
+            .iter()
+            .map(|d| {
+                if kept(d) {
+                    inner.dims[*d].clone()
+                } else {
+                    Dim { name: inner.dims[*d].name.clone(), origin: None }
+                }
+            })
+            .collect();
         let attributes = computed_attributes(&[&parts.input])?;
-        Ok(Array::from_parts(Arc::new(Node { op: op(&inner.node)?, dtype, grid }), dims, attributes))
+        Ok(Array::from_parts(
+            Arc::new(Node { op: op(&inner.node)?, dtype, grid }),
+            dims,
+            attributes,
+        ))
     }
 
     fn parts(&self, name: &'static str, along: &Along, count: u64) -> Result<Parts, Error> {
         let from = self.dtype()?;
         let integer = from.is_integer() || from == DType::Bool;
         // Whether elements are not 0, as bytes.
-        let truth = || if from == DType::Bool { self.astype(DType::UInt8) } else { not_equal(self, 0)?.astype(DType::UInt8) };
-        let parts = |input: Array, fold, finish, empty: Option<Scalar>| Ok(Parts { input, fold, finish, empty });
+        let truth = || {
+            if from == DType::Bool {
+                self.astype(DType::UInt8)
+            } else {
+                not_equal(self, 0)?.astype(DType::UInt8)
+            }
+        };
+        let parts = |input: Array, fold, finish, empty: Option<Scalar>| {
+            Ok(Parts { input, fold, finish, empty })
+        };
         match name {
             "sum" | "prod" => {
                 let dtype = summed(from, along.dtype)?;
@@ -221,25 +265,57 @@ impl Array {
                     _ => self.astype(dtype)?,
                 };
                 let fold = if name == "sum" { ReduceOp::Sum } else { ReduceOp::Prod };
-                parts(input, fold, Finish::Value(dtype), Some(Scalar::new(u8::from(name == "prod"))))
+                parts(
+                    input,
+                    fold,
+                    Finish::Value(dtype),
+                    Some(Scalar::new(u8::from(name == "prod"))),
+                )
             }
             "mean" => {
-                let (input, dtype) = if integer { (self.astype(DType::Float64)?, DType::Float64) } else { (self.clone(), from) };
+                let (input, dtype) = if integer {
+                    (self.astype(DType::Float64)?, DType::Float64)
+                } else {
+                    (self.clone(), from)
+                };
                 let nothing = Scalar::new(Complex128::new(f64::NAN, f64::NAN));
                 parts(input, ReduceOp::Sum, Finish::Mean { count, dtype }, Some(nothing))
             }
             "var" | "std" => {
-                let (input, dtype) = if integer { (self.astype(DType::Float64)?, DType::Float64) } else { (self.clone(), from) };
+                let (input, dtype) = if integer {
+                    (self.astype(DType::Float64)?, DType::Float64)
+                } else {
+                    (self.clone(), from)
+                };
                 let correction = Scalar::new(along.correction.unwrap_or(0.0));
-                parts(input, ReduceOp::Var, Finish::Var { count, correction, root: name == "std", dtype }, Some(Scalar::new(f64::NAN)))
+                parts(
+                    input,
+                    ReduceOp::Var,
+                    Finish::Var { count, correction, root: name == "std", dtype },
+                    Some(Scalar::new(f64::NAN)),
+                )
             }
-            "any" => parts(truth()?, ReduceOp::Max, Finish::Value(DType::Bool), Some(Scalar::new(0u8))),
-            "all" => parts(truth()?, ReduceOp::Min, Finish::Value(DType::Bool), Some(Scalar::new(1u8))),
-            "count_nonzero" => parts(truth()?, ReduceOp::Sum, Finish::Value(DType::Int64), Some(Scalar::new(0u8))),
-            "min" if from == DType::Bool => parts(truth()?, ReduceOp::Min, Finish::Value(from), None),
-            "max" if from == DType::Bool => parts(truth()?, ReduceOp::Max, Finish::Value(from), None),
-            "argmin" if from == DType::Bool => parts(truth()?, ReduceOp::Argmin, Finish::Value(DType::Int64), None),
-            "argmax" if from == DType::Bool => parts(truth()?, ReduceOp::Argmax, Finish::Value(DType::Int64), None),
+            "any" => {
+                parts(truth()?, ReduceOp::Max, Finish::Value(DType::Bool), Some(Scalar::new(0u8)))
+            }
+            "all" => {
+                parts(truth()?, ReduceOp::Min, Finish::Value(DType::Bool), Some(Scalar::new(1u8)))
+            }
+            "count_nonzero" => {
+                parts(truth()?, ReduceOp::Sum, Finish::Value(DType::Int64), Some(Scalar::new(0u8)))
+            }
+            "min" if from == DType::Bool => {
+                parts(truth()?, ReduceOp::Min, Finish::Value(from), None)
+            }
+            "max" if from == DType::Bool => {
+                parts(truth()?, ReduceOp::Max, Finish::Value(from), None)
+            }
+            "argmin" if from == DType::Bool => {
+                parts(truth()?, ReduceOp::Argmin, Finish::Value(DType::Int64), None)
+            }
+            "argmax" if from == DType::Bool => {
+                parts(truth()?, ReduceOp::Argmax, Finish::Value(DType::Int64), None)
+            }
             "min" => parts(self.clone(), ReduceOp::Min, Finish::Value(from), None),
             "max" => parts(self.clone(), ReduceOp::Max, Finish::Value(from), None),
             "argmin" => parts(self.clone(), ReduceOp::Argmin, Finish::Value(DType::Int64), None),

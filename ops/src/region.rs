@@ -1,4 +1,5 @@
-//! Regions of arrays that are there already: which chunks they are, and where coordinates say that they lie.
+//! Regions of arrays that are there already: which chunks they are, and where coordinates say that
+//! they lie.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -21,31 +22,52 @@ use crate::error::Error;
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[allow(missing_docs)]
 pub enum RegionError {
-    #[error("there is no array at {place} to write a region of: make it first, by `freestone::create` or by storing it whole")]
+    #[error(
+        "there is no array at {place} to write a region of: make it first, by `freestone::create` \
+            or by storing it whole"
+    )]
     Missing { place: String },
-    #[error("a region of {place} was asked for with {what}: these are the stored array's, and stay; leave them away")]
+    #[error(
+        "a region of {place} was asked for with {what}: these are the stored array's, and stay; \
+            leave them away"
+    )]
     Fixed { place: String, what: &'static str },
-    #[error("metadata come first for whole arrays, not for a region of {place}: leave the region away")]
+    #[error(
+        "metadata come first for whole arrays, not for a region of {place}: leave the region away"
+    )]
     Metadata { place: String },
-    #[error("a region of {region} axes was given for {place}, which has {array}: give one range for each axis")]
+    #[error(
+        "a region of {region} axes was given for {place}, which has {array}: give one range for \
+            each axis"
+    )]
     Rank { place: String, region: usize, array: usize },
     #[error("{place} is {stored}, but what is to be written is {array}: cast it with astype")]
     DType { place: String, stored: DType, array: DType },
     #[error(
-        "cannot write a region of {place}: its readers unpack values by {stored}, but what is to be written has {array} (hint: give it the same attributes by \
+        "cannot write a region of {place}: its readers unpack values by {stored}, but what is to \
+            be written has {array} (hint: give it the same attributes by \
          `Array::with_attribute` if its values are packed so, or store it as an array of its own)"
     )]
     Packing { place: String, stored: String, array: String },
-    #[error("along axis {axis} the region {}..{} of {place} does not lie in its {len} elements", region.start, region.end)]
+    #[error("along axis {axis} the region {}..{} of {place} does not lie in its {len} \
+        elements", region.start, region.end)]
     Outside { place: String, axis: usize, region: Range<u64>, len: u64 },
-    #[error("along axis {axis} the region {}..{} of {place} has {} elements, but what is to be written has {len}", region.start, region.end, region.end - region.start)]
+    #[error("along axis {axis} the region {}..{} of {place} has {} elements, but what is to be \
+        written has {len}", region.start, region.end, region.end - region.start)]
     Shape { place: String, axis: usize, region: Range<u64>, len: u64 },
-    #[error("along axis {axis} the region {}..{} of {place} cuts what is stored in pieces of {size}: {}..{} is the smallest around it that does not",
+    #[error("along axis {axis} the region {}..{} of {place} cuts what is stored in pieces of \
+        {size}: {}..{} is the smallest around it that does not",
         region.start, region.end, around.start, around.end)]
     Unaligned { place: String, axis: usize, region: Range<u64>, size: u64, around: Range<u64> },
-    #[error("axis {axis} is {array} in what is to be written, but {stored} in {place}: give the region's ranges, or the same names")]
+    #[error(
+        "axis {axis} is {array} in what is to be written, but {stored} in {place}: give the \
+            region's ranges, or the same names"
+    )]
     Name { place: String, axis: usize, array: String, stored: String },
-    #[error("where axis {axis} (`{name}`) lies in {place} cannot be found: {why}; give the region's ranges instead")]
+    #[error(
+        "where axis {axis} (`{name}`) lies in {place} cannot be found: {why}; give the region's \
+            ranges instead"
+    )]
     Coordinate { place: String, axis: usize, name: String, why: String },
 }
 
@@ -65,31 +87,55 @@ const MAX_COORDINATE_BYTES: u64 = 64_000_000;
 const MEANING: [&str; 5] = ["units", "calendar", "scale_factor", "add_offset", "_Unsigned"];
 
 /// The attribute by which equal numbers of two coordinates mean different places, if there is one.
-pub(crate) fn other_meaning(ours: &Map<String, Value>, theirs: &Map<String, Value>) -> Option<&'static str> {
+pub(crate) fn other_meaning(
+    ours: &Map<String, Value>,
+    theirs: &Map<String, Value>,
+) -> Option<&'static str> {
     MEANING.into_iter().find(|a| ours.get(*a) != theirs.get(*a))
 }
 
 /// The part of a stored array that a region is, as an array whose chunks are there.
-pub(crate) fn window(array: &Array, stored: &StoredArray, region: &Region) -> Result<ArrayInfo, Error> {
+pub(crate) fn window(
+    array: &Array,
+    stored: &StoredArray,
+    region: &Region,
+) -> Result<ArrayInfo, Error> {
     let place = || stored.location();
     let (shape, there) = (array.shape()?, stored.info.shape());
     if shape.len() != there.len() {
-        return Err(RegionError::Rank { place: place(), region: shape.len(), array: there.len() }.into());
+        return Err(
+            RegionError::Rank { place: place(), region: shape.len(), array: there.len() }.into()
+        );
     }
     if array.dtype()? != stored.info.dtype {
-        return Err(RegionError::DType { place: place(), stored: stored.info.dtype, array: array.dtype()? }.into());
+        return Err(RegionError::DType {
+            place: place(),
+            stored: stored.info.dtype,
+            array: array.dtype()?,
+        }
+        .into());
     }
-    let (stored_as, packed_as) = (Packing::of(&stored.attributes, stored.info.dtype), array.packing()?);
+    let (stored_as, packed_as) =
+        (Packing::of(&stored.attributes, stored.info.dtype), array.packing()?);
     if !Packing::takes(stored_as.as_ref(), packed_as.as_ref()) {
-        let text = |packing: Option<Packing>| packing.map_or_else(|| "no such attributes".to_owned(), |p| p.attributes());
-        return Err(RegionError::Packing { place: place(), stored: text(stored_as), array: text(packed_as) }.into());
+        let text = |packing: Option<Packing>| {
+            packing.map_or_else(|| "no such attributes".to_owned(), |p| p.attributes())
+        };
+        return Err(RegionError::Packing {
+            place: place(),
+            stored: text(stored_as),
+            array: text(packed_as),
+        }
+        .into());
     }
     let ranges = match region {
         Region::At(ranges) => ranges.clone(),
         Region::Auto => located(array, stored)?,
     };
     if ranges.len() != there.len() {
-        return Err(RegionError::Rank { place: place(), region: ranges.len(), array: there.len() }.into());
+        return Err(
+            RegionError::Rank { place: place(), region: ranges.len(), array: there.len() }.into()
+        );
     }
     let (chunks, objects) = (stored.info.chunk_shape(), stored.info.object_shape());
     let (mut axes, mut first) = (Vec::new(), Vec::new());
@@ -99,11 +145,16 @@ pub(crate) fn window(array: &Array, stored: &StoredArray, region: &Region) -> Re
             return Err(RegionError::Outside { place: place(), axis, region, len }.into());
         }
         if region.end - region.start != shape[axis] {
-            return Err(RegionError::Shape { place: place(), axis, region, len: shape[axis] }.into());
+            return Err(
+                RegionError::Shape { place: place(), axis, region, len: shape[axis] }.into()
+            );
         }
         if region.start % size != 0 || (region.end % size != 0 && region.end != len) {
-            let around = region.start / size * size..region.end.div_ceil(size).saturating_mul(size).min(len);
-            return Err(RegionError::Unaligned { place: place(), axis, region, size, around }.into());
+            let around =
+                region.start / size * size..region.end.div_ceil(size).saturating_mul(size).min(len);
+            return Err(
+                RegionError::Unaligned { place: place(), axis, region, size, around }.into()
+            );
         }
         axes.push(AxisGrid::regular(shape[axis], chunk));
         first.push(region.start / chunk);
@@ -117,7 +168,9 @@ fn located(array: &Array, stored: &StoredArray) -> Result<Vec<Range<u64>>, Error
     let (shape, there) = (array.shape()?, stored.info.shape());
     let mut ranges = Vec::new();
     for (axis, dim) in array.dims()?.iter().enumerate() {
-        let named = |name: &Option<String>| name.as_ref().map_or("without a name".to_owned(), |n| format!("named `{n}`"));
+        let named = |name: &Option<String>| {
+            name.as_ref().map_or("without a name".to_owned(), |n| format!("named `{n}`"))
+        };
         let name = match (&dim.name, &stored.dims[axis]) {
             (Some(ours), Some(theirs)) if ours == theirs => ours,
             (None, None) if shape[axis] == there[axis] => {
@@ -125,11 +178,20 @@ fn located(array: &Array, stored: &StoredArray) -> Result<Vec<Range<u64>>, Error
                 continue;
             }
             (ours, theirs) => {
-                return Err(RegionError::Name { place: stored.location(), axis, array: named(ours), stored: named(theirs) }.into());
+                return Err(RegionError::Name {
+                    place: stored.location(),
+                    axis,
+                    array: named(ours),
+                    stored: named(theirs),
+                }
+                .into());
             }
         };
         let start = find(stored, group, there[axis], dim, shape[axis]).map_err(|e| match e {
-            Search::Why(why) => RegionError::Coordinate { place: stored.location(), axis, name: name.clone(), why }.into(),
+            Search::Why(why) => {
+                RegionError::Coordinate { place: stored.location(), axis, name: name.clone(), why }
+                    .into()
+            }
             Search::Failed(error) => error,
         })?;
         ranges.push(start..start + shape[axis]);
@@ -153,14 +215,21 @@ impl From<Error> for Search {
 fn find(stored: &StoredArray, group: &str, there: u64, dim: &Dim, len: u64) -> Result<u64, Search> {
     let why = |text: &str| Search::Why(text.to_owned());
     let Some(name) = dim.name.as_deref() else { return Err(why("the axis has no name")) };
-    let theirs = coordinate(&stored.store, group, name, there)?.ok_or_else(|| why("the stored array's group has no coordinate of that name and length"))?;
+    let theirs = coordinate(&stored.store, group, name, there)?
+        .ok_or_else(|| why("the stored array's group has no coordinate of that name and length"))?;
     let ours = match &dim.origin {
-        Some(origin) => coordinate(&origin.store, &origin.group, name, origin.len)?.map(|c| (c, origin)),
+        Some(origin) => {
+            coordinate(&origin.store, &origin.group, name, origin.len)?.map(|c| (c, origin))
+        }
         None => None,
     };
-    let (ours, origin) = ours.ok_or_else(|| why("what is to be written has no coordinate for it"))?;
+    let (ours, origin) =
+        ours.ok_or_else(|| why("what is to be written has no coordinate for it"))?;
     if ours.info.dtype != theirs.info.dtype {
-        return Err(Search::Why(format!("its coordinate is {} here and {} there", ours.info.dtype, theirs.info.dtype)));
+        return Err(Search::Why(format!(
+            "its coordinate is {} here and {} there",
+            ours.info.dtype, theirs.info.dtype
+        )));
     }
     if let Some(attribute) = other_meaning(&ours.attributes, &theirs.attributes) {
         return Err(Search::Why(format!("the coordinates' attribute `{attribute}` differs")));
@@ -171,11 +240,19 @@ fn find(stored: &StoredArray, group: &str, there: u64, dim: &Dim, len: u64) -> R
     let size = ours.info.dtype.size();
     let (all, theirs) = (values(&ours)?, values(&theirs)?);
     let element = |i: u64| {
-        let at = usize::try_from(origin.start as i64 + origin.step * i as i64).ok()?.checked_mul(size)?;
+        let at = usize::try_from(origin.start as i64 + origin.step * i as i64)
+            .ok()?
+            .checked_mul(size)?;
         all.get(at..at + size)
     };
-    let wanted = (0..len).map(element).collect::<Option<Vec<_>>>().ok_or_else(|| why("internal error: the axis lies outside of its coordinate"))?.concat();
-    let mut starts = (0..=theirs.len().saturating_sub(wanted.len())).step_by(size).filter(|s| theirs[*s..].starts_with(&wanted));
+    let wanted = (0..len)
+        .map(element)
+        .collect::<Option<Vec<_>>>()
+        .ok_or_else(|| why("internal error: the axis lies outside of its coordinate"))?
+        .concat();
+    let mut starts = (0..=theirs.len().saturating_sub(wanted.len()))
+        .step_by(size)
+        .filter(|s| theirs[*s..].starts_with(&wanted));
     match (starts.next(), starts.next()) {
         (Some(start), None) => Ok((start / size) as u64),
         (Some(_), Some(_)) => Err(why("its coordinate's values occur there more than once")),
@@ -183,7 +260,8 @@ fn find(stored: &StoredArray, group: &str, there: u64, dim: &Dim, len: u64) -> R
     }
 }
 
-/// True if a coordinate that a group has is that of an axis: the same values, and attributes that give them their meaning.
+/// True if a coordinate that a group has is that of an axis: the same values, and attributes that
+/// give them their meaning.
 pub(crate) fn agrees(there: &StoredArray, dim: &Dim, len: u64) -> Result<bool, Error> {
     if there.info.shape() != [len] {
         return Ok(false);
@@ -197,10 +275,20 @@ pub(crate) fn agrees(there: &StoredArray, dim: &Dim, len: u64) -> Result<bool, E
 }
 
 /// A one-dimensional array of a name and length in a group.
-fn coordinate(store: &Arc<dyn Store>, group: &str, name: &str, len: u64) -> Result<Option<StoredArray>, Search> {
+fn coordinate(
+    store: &Arc<dyn Store>,
+    group: &str,
+    name: &str,
+    len: u64,
+) -> Result<Option<StoredArray>, Search> {
     match open_array(store, &join(group, name)) {
         Ok(stored) if stored.info.shape() == [len] => Ok(Some(stored)),
-        Ok(_) | Err(MetadataError::NoZarr { .. } | MetadataError::Group { .. } | MetadataError::Unsupported { .. }) => Ok(None),
+        Ok(_)
+        | Err(
+            MetadataError::NoZarr { .. }
+            | MetadataError::Group { .. }
+            | MetadataError::Unsupported { .. },
+        ) => Ok(None),
         Err(e) => Err(Search::Failed(e.into())),
     }
 }
@@ -209,15 +297,25 @@ fn coordinate(store: &Arc<dyn Store>, group: &str, name: &str, len: u64) -> Resu
 fn values(stored: &StoredArray) -> Result<Vec<u8>, Search> {
     let n_bytes = stored.info.n_bytes();
     if n_bytes > u128::from(MAX_COORDINATE_BYTES) {
-        return Err(Search::Why(format!("its coordinate at {} is too large to be compared", stored.location())));
+        return Err(Search::Why(format!(
+            "its coordinate at {} is too large to be compared",
+            stored.location()
+        )));
     }
-    let failed = |e: &dyn std::fmt::Display| Search::Why(format!("its coordinate cannot be read: {e}"));
-    let access = ChunkAccess::new(Arc::clone(&stored.store), &stored.path, &stored.info).map_err(|e| failed(&e))?;
-    let mut desk = Desk { arena: Arena::new(4 * MAX_COORDINATE_BYTES), contexts: Contexts::default(), traffic: Default::default() };
+    let failed =
+        |e: &dyn std::fmt::Display| Search::Why(format!("its coordinate cannot be read: {e}"));
+    let access = ChunkAccess::new(Arc::clone(&stored.store), &stored.path, &stored.info)
+        .map_err(|e| failed(&e))?;
+    let mut desk = Desk {
+        arena: Arena::new(4 * MAX_COORDINATE_BYTES),
+        contexts: Contexts::default(),
+        traffic: Default::default(),
+    };
     let (mut bytes, mut cache) = (Vec::with_capacity(n_bytes as usize), ShardCache::default());
     for chunk in 0..stored.info.grid.n_chunks() {
         let block = access.read(&[chunk], &mut desk, &mut cache).map_err(|e| failed(&e))?;
-        let inside = stored.info.grid.region(&[chunk]).n_elements() as usize * stored.info.dtype.size();
+        let inside =
+            stored.info.grid.region(&[chunk]).n_elements() as usize * stored.info.dtype.size();
         bytes.extend_from_slice(&block.bytes()[..inside]);
         desk.arena.recycle(block);
     }

@@ -1,4 +1,5 @@
-//! A ticket goes to other processes, their receipts come back, and one commit shows what all of them wrote.
+//! A ticket goes to other processes, their receipts come back, and one commit shows what all of
+//! them wrote.
 //!
 //! ```sh
 //! cargo run --release -p freestone-sessions --example forked -- REPOSITORY
@@ -22,7 +23,8 @@ fn main() -> Result<(), Failed> {
     {
         return worker(chunk.parse()?);
     }
-    let place = arguments.first().ok_or("name a directory or s3://BUCKET/PREFIX for the repository")?;
+    let place =
+        arguments.first().ok_or("name a directory or s3://BUCKET/PREFIX for the repository")?;
     let repository = Repository::open_or_create(place, Format::default())?;
     let session = repository.writable_session(MAIN)?;
     session.replace_node("squares", array_of(WORKERS))?;
@@ -32,7 +34,11 @@ fn main() -> Result<(), Failed> {
     let mut workers = Vec::new();
     for chunk in 0..WORKERS {
         let mut command = Command::new(std::env::current_exe()?);
-        let mut child = command.args(["worker", &chunk.to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut child = command
+            .args(["worker", &chunk.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
         std::io::Write::write_all(&mut child.stdin.take().ok_or("no pipe")?, &ticket)?;
         workers.push(child);
     }
@@ -40,8 +46,19 @@ fn main() -> Result<(), Failed> {
         let receipts: Batch = serde_json::from_slice(&worker.wait_with_output()?.stdout)?;
         session.merge(receipts)?;
     }
-    session.commit_with("squares by four", &CommitOptions { complete: vec!["squares".into()], ..CommitOptions::default() })?;
-    println!("{:?}", floats(&repository.readonly_session(&Version::Branch(MAIN.into()))?.array("squares")?.read()?));
+    session.commit_with(
+        "squares by four",
+        &CommitOptions { complete: vec!["squares".into()], ..CommitOptions::default() },
+    )?;
+    println!(
+        "{:?}",
+        floats(
+            &repository
+                .readonly_session(&Version::Branch(MAIN.into()))?
+                .array("squares")?
+                .read()?
+        )
+    );
     Ok(())
 }
 

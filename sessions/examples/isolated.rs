@@ -1,4 +1,5 @@
-//! One process, one session: several arrays become visible by one commit, and an old snapshot stays readable.
+//! One process, one session: several arrays become visible by one commit, and an old snapshot stays
+//! readable.
 //!
 //! ```sh
 //! cargo run --release -p freestone-sessions --example isolated -- REPOSITORY

@@ -22,7 +22,8 @@ fn main() -> Result<(), Failed> {
     {
         return worker(place, id, chunk.parse()?);
     }
-    let place = arguments.first().ok_or("name a directory or s3://BUCKET/PREFIX for the repository")?;
+    let place =
+        arguments.first().ok_or("name a directory or s3://BUCKET/PREFIX for the repository")?;
     let repository = Repository::open_or_create(place, Format::default())?;
 
     // What is made before a session is shared, all who join see.
@@ -32,16 +33,33 @@ fn main() -> Result<(), Failed> {
 
     let mut workers = Vec::new();
     for chunk in 0..WORKERS {
-        workers.push(Command::new(std::env::current_exe()?).args(["worker", repository.url(), shared.id(), &chunk.to_string()]).spawn()?);
+        workers.push(
+            Command::new(std::env::current_exe()?)
+                .args(["worker", repository.url(), shared.id(), &chunk.to_string()])
+                .spawn()?,
+        );
     }
     for mut worker in workers {
         worker.wait()?;
     }
     for joiner in shared.status()?.joiners {
-        println!("{}: {} chunks, {}", joiner.name, joiner.n_chunks, if joiner.open { "open" } else { "closed" });
+        println!(
+            "{}: {} chunks, {}",
+            joiner.name,
+            joiner.n_chunks,
+            if joiner.open { "open" } else { "closed" }
+        );
     }
     shared.commit()?;
-    println!("{:?}", floats(&repository.readonly_session(&Version::Branch(MAIN.into()))?.array("squares")?.read()?));
+    println!(
+        "{:?}",
+        floats(
+            &repository
+                .readonly_session(&Version::Branch(MAIN.into()))?
+                .array("squares")?
+                .read()?
+        )
+    );
     Ok(())
 }
 

@@ -20,13 +20,27 @@ fn main() -> Result<(), Failed> {
     std::thread::scope(|scope| {
         let write = |chunk: u64| {
             let session = session.clone();
-            move || -> Result<(), Error> { session.array("squares")?.write_chunk(&[chunk], &((chunk * chunk) as f32).to_ne_bytes()) }
+            move || -> Result<(), Error> {
+                session
+                    .array("squares")?
+                    .write_chunk(&[chunk], &((chunk * chunk) as f32).to_ne_bytes())
+            }
         };
         let threads: Vec<_> = (0..THREADS).map(|chunk| scope.spawn(write(chunk))).collect();
-        threads.into_iter().try_for_each(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        threads
+            .into_iter()
+            .try_for_each(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     })?;
     session.commit("squares by four threads")?;
-    println!("{:?}", floats(&repository.readonly_session(&Version::Branch(MAIN.into()))?.array("squares")?.read()?));
+    println!(
+        "{:?}",
+        floats(
+            &repository
+                .readonly_session(&Version::Branch(MAIN.into()))?
+                .array("squares")?
+                .read()?
+        )
+    );
     Ok(())
 }
 

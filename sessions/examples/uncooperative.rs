@@ -1,4 +1,5 @@
-//! Processes that know nothing of each other change the same attribute: one commit wins, the others read it and try again.
+//! Processes that know nothing of each other change the same attribute: one commit wins, the others
+//! read it and try again.
 //!
 //! ```sh
 //! cargo run --release -p freestone-sessions --example uncooperative -- REPOSITORY
@@ -22,7 +23,8 @@ fn main() -> Result<(), Failed> {
     {
         return Ok(worker(place, name)?);
     }
-    let place = arguments.first().ok_or("name a directory or s3://BUCKET/PREFIX for the repository")?;
+    let place =
+        arguments.first().ok_or("name a directory or s3://BUCKET/PREFIX for the repository")?;
     let repository = Repository::open_or_create(place, Format::default())?;
     let session = repository.writable_session(MAIN)?;
     session.replace_node("work", array_of(1))?;
@@ -30,7 +32,11 @@ fn main() -> Result<(), Failed> {
 
     let mut workers = Vec::new();
     for n in 0..WORKERS {
-        workers.push(Command::new(std::env::current_exe()?).args(["worker", repository.url(), &format!("worker-{n}")]).spawn()?);
+        workers.push(
+            Command::new(std::env::current_exe()?)
+                .args(["worker", repository.url(), &format!("worker-{n}")])
+                .spawn()?,
+        );
     }
     for mut worker in workers {
         worker.wait()?;
@@ -46,7 +52,8 @@ fn worker(place: &str, name: &str) -> Result<(), Error> {
     loop {
         let session = repository.writable_session(MAIN)?;
         let mut attributes = session.attributes("work")?;
-        let mut done = attributes.get("done").and_then(Value::as_array).cloned().unwrap_or_default();
+        let mut done =
+            attributes.get("done").and_then(Value::as_array).cloned().unwrap_or_default();
         done.push(json!(name));
         attributes.insert("done".into(), done.into());
         session.set_attributes("work", &attributes)?;

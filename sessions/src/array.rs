@@ -1,6 +1,7 @@
 //! An array of a session, chunk by chunk and region by region.
 //!
-//! For small and irregular work. Whole arrays are computed by plans, whose memory is projected; here the caller holds the values.
+//! For small and irregular work. Whole arrays are computed by plans, whose memory is projected;
+//! here the caller holds the values.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -33,7 +34,11 @@ impl SessionArray {
         let access = ChunkAccess::new(shared, path, &stored.info)?;
         let objects = stored.info.objects();
         // No limit: the caller holds the values, and no projection was made.
-        let desk = Desk { arena: Arena::new(1 << 60), contexts: Contexts::default(), traffic: Traffic::default() };
+        let desk = Desk {
+            arena: Arena::new(1 << 60),
+            contexts: Contexts::default(),
+            traffic: Traffic::default(),
+        };
         Ok(SessionArray { store: Arc::clone(store), stored, access, objects, desk })
     }
 
@@ -88,42 +93,66 @@ impl SessionArray {
     /// Writes one chunk (of a sharded array: one shard), its values padded to the full chunk shape.
     ///
     /// # Errors
-    /// Where there is no such chunk, the number of bytes is another, the session is closed, or storage fails.
+    /// Where there is no such chunk, the number of bytes is another, the session is closed, or
+    /// storage fails.
     pub fn write_chunk(&mut self, chunk: &[u64], values: &[u8]) -> Result<(), Error> {
         let counts = self.objects.chunk_counts();
         if chunk.len() != counts.len() || chunk.iter().zip(&counts).any(|(c, n)| c >= n) {
             return Err(Error::NoChunk { array: self.path().to_owned(), chunk: chunk.to_vec() });
         }
-        let expected = self.access.object_shape(chunk).iter().product::<u64>() * self.stored.info.dtype.size() as u64;
+        let expected = self.access.object_shape(chunk).iter().product::<u64>()
+            * self.stored.info.dtype.size() as u64;
         if values.len() as u64 != expected {
-            return Err(Error::Length { array: self.path().to_owned(), what: format!("chunk {chunk:?}"), given: values.len() as u64, expected });
+            return Err(Error::Length {
+                array: self.path().to_owned(),
+                what: format!("chunk {chunk:?}"),
+                given: values.len() as u64,
+                expected,
+            });
         }
         if let Written::Fill = self.access.write(chunk, values, &mut self.desk)? {
             // Nothing was stored, and nothing must be seen of what was there before.
-            let chunk: Vec<u32> = chunk.iter().map(|c| u32::try_from(*c).unwrap_or(u32::MAX)).collect();
+            let chunk: Vec<u32> =
+                chunk.iter().map(|c| u32::try_from(*c).unwrap_or(u32::MAX)).collect();
             self.store.note_fill(self.path(), &chunk)?;
         }
         Ok(())
     }
 
-    /// Writes a region that begins and ends where stored chunks (or shards) do, or at the array's end.
+    /// Writes a region that begins and ends where stored chunks (or shards) do, or at the array's
+    /// end.
     ///
     /// # Errors
-    /// [`Error::Misaligned`], which names the boundaries around, and as [`write_chunk`](SessionArray::write_chunk).
+    /// [`Error::Misaligned`], which names the boundaries around, and as
+    /// [`write_chunk`](SessionArray::write_chunk).
     pub fn write_region(&mut self, region: &[Range<u64>], values: &[u8]) -> Result<(), Error> {
         let inside = self.inside(region)?;
         let sizes = self.stored.info.object_shape();
-        for (axis, ((range, size), len)) in region.iter().zip(&sizes).zip(self.stored.info.shape()).enumerate() {
+        for (axis, ((range, size), len)) in
+            region.iter().zip(&sizes).zip(self.stored.info.shape()).enumerate()
+        {
             let size = (*size).max(1);
             if range.start % size != 0 || (range.end % size != 0 && range.end != len) {
-                let around = range.start / size * size..range.end.div_ceil(size).saturating_mul(size).min(len);
-                return Err(Error::Misaligned { array: self.path().to_owned(), axis, region: range.clone(), size, around });
+                let around = range.start / size * size
+                    ..range.end.div_ceil(size).saturating_mul(size).min(len);
+                return Err(Error::Misaligned {
+                    array: self.path().to_owned(),
+                    axis,
+                    region: range.clone(),
+                    size,
+                    around,
+                });
             }
         }
         let size = self.stored.info.dtype.size();
         let expected = inside.n_elements() * size as u64;
         if values.len() as u64 != expected {
-            return Err(Error::Length { array: self.path().to_owned(), what: "a region".into(), given: values.len() as u64, expected });
+            return Err(Error::Length {
+                array: self.path().to_owned(),
+                what: "a region".into(),
+                given: values.len() as u64,
+                expected,
+            });
         }
         if expected == 0 {
             return Ok(());
@@ -146,14 +175,26 @@ impl SessionArray {
     fn inside(&self, region: &[Range<u64>]) -> Result<Region, Error> {
         let shape = self.stored.info.shape();
         if region.len() != shape.len() {
-            return Err(Error::Rank { array: self.path().to_owned(), given: region.len(), expected: shape.len() });
+            return Err(Error::Rank {
+                array: self.path().to_owned(),
+                given: region.len(),
+                expected: shape.len(),
+            });
         }
         for (axis, (range, len)) in region.iter().zip(&shape).enumerate() {
             if range.start > range.end || range.end > *len {
-                return Err(Error::Outside { array: self.path().to_owned(), axis, region: range.clone(), len: *len });
+                return Err(Error::Outside {
+                    array: self.path().to_owned(),
+                    axis,
+                    region: range.clone(),
+                    len: *len,
+                });
             }
         }
-        Ok(Region { start: region.iter().map(|r| r.start).collect(), shape: region.iter().map(|r| r.end - r.start).collect() })
+        Ok(Region {
+            start: region.iter().map(|r| r.start).collect(),
+            shape: region.iter().map(|r| r.end - r.start).collect(),
+        })
     }
 }
 
@@ -168,18 +209,33 @@ struct Values<'a> {
 fn coords_of(chunks: &Region) -> Vec<Vec<u64>> {
     let grid = ChunkGrid::regular(&chunks.shape, &vec![1; chunks.shape.len()]);
     let at = |c: Vec<u64>| c.iter().zip(&chunks.start).map(|(c, start)| c + start).collect();
-    grid.map_or_else(|_| Vec::new(), |grid| (0..grid.n_chunks()).map(|i| at(grid.coords(i))).collect())
+    grid.map_or_else(
+        |_| Vec::new(),
+        |grid| (0..grid.n_chunks()).map(|i| at(grid.coords(i))).collect(),
+    )
 }
 
 /// Copies what two boxes of one array have in common, row by row.
-fn copy_box(both: &Region, from: &Values<'_>, to: &mut [u8], (to_shape, to_start): (&[u64], &[u64]), size: usize) {
+fn copy_box(
+    both: &Region,
+    from: &Values<'_>,
+    to: &mut [u8],
+    (to_shape, to_start): (&[u64], &[u64]),
+    size: usize,
+) {
     let rank = both.shape.len();
     let row = both.shape.last().copied().unwrap_or(1) as usize * size;
-    let outer = Region { start: both.start[..rank.saturating_sub(1)].to_vec(), shape: both.shape[..rank.saturating_sub(1)].to_vec() };
-    let offset = |at: &[u64], shape: &[u64], start: &[u64]| at.iter().zip(shape).zip(start).fold(0, |i, ((a, n), s)| i * n + (a - s)) as usize * size;
+    let outer = Region {
+        start: both.start[..rank.saturating_sub(1)].to_vec(),
+        shape: both.shape[..rank.saturating_sub(1)].to_vec(),
+    };
+    let offset = |at: &[u64], shape: &[u64], start: &[u64]| {
+        at.iter().zip(shape).zip(start).fold(0, |i, ((a, n), s)| i * n + (a - s)) as usize * size
+    };
     for mut at in coords_of(&outer) {
         at.extend(both.start.last());
-        let (source, place) = (offset(&at, from.shape, from.start), offset(&at, to_shape, to_start));
+        let (source, place) =
+            (offset(&at, from.shape, from.start), offset(&at, to_shape, to_start));
         to[place..place + row].copy_from_slice(&from.bytes[source..source + row]);
     }
 }

@@ -1,8 +1,9 @@
 //! One commit: all that a session has changed becomes visible at once, or nothing does.
 //!
-//! Icechunk's own rebase is not used. Where the branch has moved, what happened meanwhile (one read of its transaction logs) is held against what
-//! the session has changed; if the two are disjoint, the changes are made on top of the new tip. So a conflict names arrays and chunks, and a
-//! commit can be tried again by anybody who has the receipts.
+//! Icechunk's own rebase is not used. Where the branch has moved, what happened meanwhile (one read
+//! of its transaction logs) is held against what the session has changed; if the two are disjoint,
+//! the changes are made on top of the new tip. So a conflict names arrays and chunks, and a commit
+//! can be tried again by anybody who has the receipts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -35,7 +36,8 @@ pub(crate) const SESSION_PROPERTY: &str = "freestone_session";
 /// References that are given to Icechunk in one go.
 const REFERENCES_AT_ONCE: usize = 4096;
 
-/// How often a commit is tried again because storage did not answer, whatever happens where the branch has moved; and so is making a repository.
+/// How often a commit is tried again because storage did not answer, whatever happens where the
+/// branch has moved; and so is making a repository.
 pub(crate) const LOST_ANSWERS: u32 = 5;
 
 /// What happens where the branch has moved since the session began.
@@ -44,8 +46,9 @@ pub enum Rebase {
     /// The commit is refused with a [`Conflict`].
     #[default]
     Never,
-    /// It goes on top of the others if it changes other chunks and nodes than they did, else it is refused. What the session has read is not
-    /// looked at: a result that was computed from what another commit has changed is not computed again.
+    /// It goes on top of the others if it changes other chunks and nodes than they did, else it is
+    /// refused. What the session has read is not looked at: a result that was computed from what
+    /// another commit has changed is not computed again.
     Disjoint {
         /// Tries before [`Error::Contended`], with a pause before each that grows.
         attempts: u32,
@@ -57,7 +60,8 @@ pub enum Rebase {
 pub struct CommitOptions {
     /// What happens where the branch has moved.
     pub rebase: Rebase,
-    /// Arrays of which every chunk must have a receipt; otherwise a chunk without one is as it was before.
+    /// Arrays of which every chunk must have a receipt; otherwise a chunk without one is as it was
+    /// before.
     pub complete: Vec<String>,
     /// What else the snapshot should say of itself.
     pub properties: Map<String, Value>,
@@ -93,11 +97,15 @@ impl Repository {
         self.ask("read", |r| async move {
             let (log, ..) = r.ops_log().await.map_err(|e| e.kind)?;
             let first = Box::pin(log).try_next().await.map_err(|e| e.kind)?;
-            Ok(Some(Mark { newest: first.map_or(0, |(at, ..)| at.timestamp_micros()), began: chrono::Utc::now().timestamp_millis() }))
+            Ok(Some(Mark {
+                newest: first.map_or(0, |(at, ..)| at.timestamp_micros()),
+                began: chrono::Utc::now().timestamp_millis(),
+            }))
         })
     }
 
-    /// Refuses a session whose chunks a garbage collection may have taken: one that ran since, unless it was ours and spared what is so young.
+    /// Refuses a session whose chunks a garbage collection may have taken: one that ran since,
+    /// unless it was ours and spared what is so young.
     fn check_not_collected(&self, mark: Option<Mark>) -> Result<(), Error> {
         let Some(mark) = mark else { return Ok(()) };
         let times: Vec<i64> = self.ask("read", move |r| async move {
@@ -161,11 +169,14 @@ impl Repository {
                 Ok(None) => moved += 1,
                 Err(e @ Error::Repository { .. }) => {
                     // The answer may have been lost, not the commit.
-                    if let Some(done) = self.committed(commit.session, commit.branch, commit.base)? {
+                    if let Some(done) =
+                        self.committed(commit.session, commit.branch, commit.base)?
+                    {
                         self.sync_snapshot(&done.id)?;
                         return Ok(done.id);
                     }
-                    // Nobody else tries it again: a put with a condition is not repeated by the client, which cannot know what became of it. We look.
+                    // Nobody else tries it again: a put with a condition is not repeated by the
+                    // client, which cannot know what became of it. We look.
                     if !e.is_transient() || lost == LOST_ANSWERS {
                         return Err(e);
                     }
@@ -179,7 +190,9 @@ impl Repository {
             return Ok(done.id);
         }
         match commit.options.rebase {
-            Rebase::Disjoint { .. } => Err(Error::Contended { branch: commit.branch.to_owned(), attempts }),
+            Rebase::Disjoint { .. } => {
+                Err(Error::Contended { branch: commit.branch.to_owned(), attempts })
+            }
             Rebase::Never => {
                 let tip = self.resolve(&Version::Branch(commit.branch.to_owned()))?;
                 let clashes = self.clashes(commit.base, &tip, draft)?;
@@ -188,8 +201,14 @@ impl Repository {
         }
     }
 
-    /// The snapshot that a session was committed as, if it was: looked for from the tip of its branch down to its base.
-    pub(crate) fn committed(&self, session: &str, branch: &str, base: &str) -> Result<Option<Snapshot>, Error> {
+    /// The snapshot that a session was committed as, if it was: looked for from the tip of its
+    /// branch down to its base.
+    pub(crate) fn committed(
+        &self,
+        session: &str,
+        branch: &str,
+        base: &str,
+    ) -> Result<Option<Snapshot>, Error> {
         for snapshot in self.history(&Version::Branch(branch.to_owned()))? {
             if snapshot.properties.get(SESSION_PROPERTY).and_then(Value::as_str) == Some(session) {
                 return Ok(Some(snapshot));
@@ -202,13 +221,21 @@ impl Repository {
     }
 
     /// One try on top of a tip; none if the branch moved meanwhile.
-    fn try_commit(&self, commit: &Commit<'_>, tip: &str, draft: &Draft) -> Result<Option<String>, Error> {
+    fn try_commit(
+        &self,
+        commit: &Commit<'_>,
+        tip: &str,
+        draft: &Draft,
+    ) -> Result<Option<String>, Error> {
         let (repository, place) = (Arc::clone(self.icechunk()), self.url().to_owned());
         let splitting = self.splitting(tip, draft)?;
-        let (branch, tip, message) = (commit.branch.to_owned(), snapshot_id(tip)?, commit.message.to_owned());
-        let mut properties: BTreeMap<String, Value> = commit.options.properties.clone().into_iter().collect();
+        let (branch, tip, message) =
+            (commit.branch.to_owned(), snapshot_id(tip)?, commit.message.to_owned());
+        let mut properties: BTreeMap<String, Value> =
+            commit.options.properties.clone().into_iter().collect();
         properties.insert(SESSION_PROPERTY.to_owned(), json!(commit.session));
-        let nodes: Vec<(String, NodeChange)> = draft.nodes.iter().map(|(path, change)| (path.clone(), change.clone())).collect();
+        let nodes: Vec<(String, NodeChange)> =
+            draft.nodes.iter().map(|(path, change)| (path.clone(), change.clone())).collect();
         let lost = |place: &str, action| {
             let place = place.to_owned();
             move |e: icechunk::session::SessionError| failed(&place, action, e.kind)
@@ -218,10 +245,16 @@ impl Repository {
             async move {
                 let repository = match splitting {
                     // It shares all that is open.
-                    Some(config) => &repository.reopen(Some(config), None).await.map_err(|e| failed(&place, "opened", e.kind))?,
+                    Some(config) => &repository
+                        .reopen(Some(config), None)
+                        .await
+                        .map_err(|e| failed(&place, "opened", e.kind))?,
                     None => &*repository,
                 };
-                let mut session = repository.writable_session(&branch).await.map_err(|e| failed(&place, "written", e.kind))?;
+                let mut session = repository
+                    .writable_session(&branch)
+                    .await
+                    .map_err(|e| failed(&place, "written", e.kind))?;
                 if *session.snapshot_id() != tip {
                     return Ok(None);
                 }
@@ -238,7 +271,11 @@ impl Repository {
             let fresh = draft.hides_chunks(array);
             // All references at once would be a second copy of them.
             for numbers in chunks.for_tree().chunks(REFERENCES_AT_ONCE) {
-                let refs: Vec<_> = numbers.iter().filter_map(|n| chunks.nth(*n)).filter_map(|(chunk, placed)| reference(chunk, placed, fresh)).collect();
+                let refs: Vec<_> = numbers
+                    .iter()
+                    .filter_map(|n| chunks.nth(*n))
+                    .filter_map(|(chunk, placed)| reference(chunk, placed, fresh))
+                    .collect();
                 let (path, lost) = (path.clone(), lost(&place, "given chunks"));
                 session = wait(async move {
                     for (chunk, payload) in refs {
@@ -260,21 +297,29 @@ impl Repository {
         })
     }
 
-    /// How manifests of the arrays that a draft changes are cut, unless the repository says it itself or all are kept whole.
+    /// How manifests of the arrays that a draft changes are cut, unless the repository says it
+    /// itself or all are kept whole.
     fn splitting(&self, tip: &str, draft: &Draft) -> Result<Option<RepositoryConfig>, Error> {
         if self.icechunk().config().manifest.as_ref().is_some_and(|m| m.splitting.is_some()) {
             return Ok(None);
         }
         let mut base = None;
         let mut arrays = Vec::new();
-        for path in draft.nodes.keys().chain(draft.receipts.arrays().map(|(path, _)| path)).collect::<BTreeSet<_>>() {
+        for path in draft
+            .nodes
+            .keys()
+            .chain(draft.receipts.arrays().map(|(path, _)| path))
+            .collect::<BTreeSet<_>>()
+        {
             let document = match draft.node(path) {
                 Known::Document(document) => Some(document.clone()),
                 Known::Gone => None,
                 Known::Unchanged => {
                     let base = match &mut base {
                         Some(base) => base,
-                        none => none.insert(self.readonly_session(&Version::Snapshot(tip.to_owned()))?),
+                        none => {
+                            none.insert(self.readonly_session(&Version::Snapshot(tip.to_owned()))?)
+                        }
                     };
                     base.session_store().parsed(path)?
                 }
@@ -284,12 +329,21 @@ impl Repository {
                 arrays.push((path.as_str(), shape.counts().collect()));
             }
         }
-        let manifest = |splitting| ManifestConfig { splitting: Some(splitting), ..ManifestConfig::default() };
-        Ok(manifests::splitting(arrays.into_iter()).map(|s| RepositoryConfig { manifest: Some(manifest(s)), ..RepositoryConfig::default() }))
+        let manifest =
+            |splitting| ManifestConfig { splitting: Some(splitting), ..ManifestConfig::default() };
+        Ok(manifests::splitting(arrays.into_iter()).map(|s| RepositoryConfig {
+            manifest: Some(manifest(s)),
+            ..RepositoryConfig::default()
+        }))
     }
 
     /// What a draft and the commits since its base have both changed.
-    pub(crate) fn clashes(&self, base: &str, tip: &str, draft: &Draft) -> Result<Vec<Clash>, Error> {
+    pub(crate) fn clashes(
+        &self,
+        base: &str,
+        tip: &str,
+        draft: &Draft,
+    ) -> Result<Vec<Clash>, Error> {
         let (from, to) = (snapshot_id(base)?, snapshot_id(tip)?);
         let diff = self.ask("compared", move |r| async move {
             match r.diff(&VersionInfo::SnapshotId(from), &VersionInfo::SnapshotId(to)).await {
@@ -299,14 +353,26 @@ impl Repository {
             }
         })?;
         let Some(diff) = diff else { return Ok(vec![Clash::Reset]) };
-        let resized = self.reshaped(base, tip, diff.updated_arrays.iter().map(our_path).filter(|p| draft.receipts.n_chunks(p) > 0))?;
+        let resized = self.reshaped(
+            base,
+            tip,
+            diff.updated_arrays.iter().map(our_path).filter(|p| draft.receipts.n_chunks(p) > 0),
+        )?;
         Ok(clashes_of(&diff, &resized, draft))
     }
 
     /// Of arrays, those whose documents differ in more than attributes.
-    fn reshaped(&self, base: &str, tip: &str, arrays: impl Iterator<Item = String>) -> Result<BTreeSet<String>, Error> {
+    fn reshaped(
+        &self,
+        base: &str,
+        tip: &str,
+        arrays: impl Iterator<Item = String>,
+    ) -> Result<BTreeSet<String>, Error> {
         let document = |session: &crate::ReadonlySession, path: &str| -> Result<Value, Error> {
-            let mut document = session.session_store().parsed(path)?.ok_or(Error::Internal { invariant: "an array that was changed is there" })?;
+            let mut document = session
+                .session_store()
+                .parsed(path)?
+                .ok_or(Error::Internal { invariant: "an array that was changed is there" })?;
             if let Some(document) = document.as_object_mut() {
                 document.remove("attributes");
             }
@@ -317,7 +383,10 @@ impl Repository {
         for path in arrays {
             let (before, after) = match &mut sessions {
                 Some(sessions) => sessions,
-                none => none.insert((self.readonly_session(&Version::Snapshot(base.to_owned()))?, self.readonly_session(&Version::Snapshot(tip.to_owned()))?)),
+                none => none.insert((
+                    self.readonly_session(&Version::Snapshot(base.to_owned()))?,
+                    self.readonly_session(&Version::Snapshot(tip.to_owned()))?,
+                )),
             };
             if document(before, &path)? != document(after, &path)? {
                 differ.insert(path);
@@ -329,10 +398,12 @@ impl Repository {
     /// Makes chunk objects durable, before anything refers to them.
     fn sync_objects(&self, draft: &Draft) -> Result<(), Error> {
         let Some(store) = self.base_store() else { return Ok(()) };
-        let objects = draft.receipts.arrays().flat_map(|(_, chunks)| chunks.iter()).filter_map(|(_, (written, _))| match written {
-            Written::Object { id, .. } => Some(crate::objects::key(&ChunkId::new(*id))),
-            Written::Fill | Written::Inline { .. } => None,
-        });
+        let objects = draft.receipts.arrays().flat_map(|(_, chunks)| chunks.iter()).filter_map(
+            |(_, (written, _))| match written {
+                Written::Object { id, .. } => Some(crate::objects::key(&ChunkId::new(*id))),
+                Written::Fill | Written::Inline { .. } => None,
+            },
+        );
         Ok(store.sync(&mut objects.into_iter())?)
     }
 
@@ -341,10 +412,17 @@ impl Repository {
         let Some(store) = self.base_store().filter(|s| !s.is_remote()) else { return Ok(()) };
         let snapshot = snapshot_id(id)?;
         let manifests = self.ask("read", move |r| async move {
-            r.lookup_manifest_files(&snapshot).await.map(|m| m.map(|f| f.id.to_string()).collect::<Vec<_>>()).map_err(|e| e.kind)
+            r.lookup_manifest_files(&snapshot)
+                .await
+                .map(|m| m.map(|f| f.id.to_string()).collect::<Vec<_>>())
+                .map_err(|e| e.kind)
         })?;
         let keys = manifests.into_iter().map(|m| format!("manifests/{m}"));
-        let keys = keys.chain([format!("snapshots/{id}"), format!("transactions/{id}"), "repo".to_owned()]);
+        let keys = keys.chain([
+            format!("snapshots/{id}"),
+            format!("transactions/{id}"),
+            "repo".to_owned(),
+        ]);
         Ok(store.sync(&mut keys.into_iter())?)
     }
 }
@@ -353,38 +431,67 @@ fn conflict(commit: &Commit<'_>, tip: String, clashes: Vec<Clash>) -> Conflict {
     Conflict { branch: commit.branch.to_owned(), base: commit.base.to_owned(), tip, clashes }
 }
 
-/// Between tries: 10 ms, doubled up to 2 s, and anything from half of it to all, so that racers drift apart.
+/// Between tries: 10 ms, doubled up to 2 s, and anything from half of it to all, so that racers
+/// drift apart.
 fn pause(attempt: u32) -> Duration {
     let most = 10_000u64.saturating_mul(1 << attempt.min(10)).min(2_000_000);
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| u64::from(d.subsec_nanos()));
-    Duration::from_micros(most / 2 + (now ^ u64::from(std::process::id()).wrapping_mul(2_654_435_761)) % (most / 2 + 1))
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |d| u64::from(d.subsec_nanos()));
+    Duration::from_micros(
+        most / 2
+            + (now ^ u64::from(std::process::id()).wrapping_mul(2_654_435_761)) % (most / 2 + 1),
+    )
 }
 
 /// Finds out whether arrays that must be complete are.
 fn check_complete(arrays: &[String], draft: &Draft) -> Result<(), Error> {
     for path in arrays {
-        let missing = || Error::BadNode { path: path.clone(), why: "it is no array that this session has made".into() };
-        let shape = Shape::of(path, draft.nodes.get(path).and_then(NodeChange::document).ok_or_else(missing)?)?;
+        let missing = || Error::BadNode {
+            path: path.clone(),
+            why: "it is no array that this session has made".into(),
+        };
+        let shape = Shape::of(
+            path,
+            draft.nodes.get(path).and_then(NodeChange::document).ok_or_else(missing)?,
+        )?;
         let (wanted, there) = (shape.n_chunks(), draft.receipts.n_chunks(path) as u64);
         if there < wanted {
             let grid = freestone_engine::grid::ChunkGrid::regular(&shape.lens, &shape.chunks);
             let first = grid.ok().and_then(|grid| {
-                let absent = |c: &Vec<u64>| draft.receipts.get(path, &c.iter().map(|c| *c as u32).collect::<Vec<_>>()).is_none();
+                let absent = |c: &Vec<u64>| {
+                    draft
+                        .receipts
+                        .get(path, &c.iter().map(|c| *c as u32).collect::<Vec<_>>())
+                        .is_none()
+                };
                 (0..wanted).map(|i| grid.coords(i)).find(absent)
             });
-            return Err(Error::Incomplete { array: path.clone(), n_missing: wanted - there, first: first.unwrap_or_default() });
+            return Err(Error::Incomplete {
+                array: path.clone(),
+                n_missing: wanted - there,
+                first: first.unwrap_or_default(),
+            });
         }
     }
     Ok(())
 }
 
 /// What is said of a chunk; none if nothing need be said.
-fn reference(chunk: &[u32], (written, _): &Placed, fresh: bool) -> Option<(ChunkIndices, Option<ChunkPayload>)> {
+fn reference(
+    chunk: &[u32],
+    (written, _): &Placed,
+    fresh: bool,
+) -> Option<(ChunkIndices, Option<ChunkPayload>)> {
     let payload = match written {
         Written::Fill if fresh => return None,
         Written::Fill => None,
         Written::Inline { bytes } => Some(ChunkPayload::Inline(Bytes::copy_from_slice(bytes))),
-        Written::Object { id, offset, len } => Some(ChunkPayload::Ref(ChunkRef { id: ChunkId::new(*id), offset: *offset, length: *len })),
+        Written::Object { id, offset, len } => Some(ChunkPayload::Ref(ChunkRef {
+            id: ChunkId::new(*id),
+            offset: *offset,
+            length: *len,
+        })),
     };
     Some((ChunkIndices(chunk.to_vec()), payload))
 }
@@ -392,27 +499,46 @@ fn reference(chunk: &[u32], (written, _): &Placed, fresh: bool) -> Option<(Chunk
 /// What both a diff and a draft have changed.
 fn clashes_of(diff: &Diff, reshaped: &BTreeSet<String>, draft: &Draft) -> Vec<Clash> {
     let paths = |set: &BTreeSet<Path>| set.iter().map(our_path).collect::<BTreeSet<String>>();
-    let (made, gone): (BTreeSet<_>, BTreeSet<_>) =
-        (&paths(&diff.new_groups) | &paths(&diff.new_arrays), &paths(&diff.deleted_groups) | &paths(&diff.deleted_arrays));
+    let (made, gone): (BTreeSet<_>, BTreeSet<_>) = (
+        &paths(&diff.new_groups) | &paths(&diff.new_arrays),
+        &paths(&diff.deleted_groups) | &paths(&diff.deleted_arrays),
+    );
     let updated = &paths(&diff.updated_groups) | &paths(&diff.updated_arrays);
     let arrays_made = paths(&diff.new_arrays);
     let mut moved = BTreeSet::new();
     for m in &diff.moved_nodes {
         moved.extend([our_path(&m.from), our_path(&m.to)]);
     }
-    let chunks: BTreeMap<String, &BTreeSet<ChunkIndices>> = diff.updated_chunks.iter().map(|(path, c)| (our_path(path), c)).collect();
-    let within = |path: &str, set: &BTreeSet<String>| set.contains(path) || ancestors(path).any(|a| set.contains(a));
-    let below = |path: &str, other: &str| path.is_empty() || other == path || other.strip_prefix(path).is_some_and(|rest| rest.starts_with('/'));
+    let chunks: BTreeMap<String, &BTreeSet<ChunkIndices>> =
+        diff.updated_chunks.iter().map(|(path, c)| (our_path(path), c)).collect();
+    let within = |path: &str, set: &BTreeSet<String>| {
+        set.contains(path) || ancestors(path).any(|a| set.contains(a))
+    };
+    let below = |path: &str, other: &str| {
+        path.is_empty()
+            || other == path
+            || other.strip_prefix(path).is_some_and(|rest| rest.starts_with('/'))
+    };
     let mut nodes = BTreeSet::new();
     for (path, change) in &draft.nodes {
-        let touched = made.contains(path) || updated.contains(path) || within(path, &gone) || within(path, &moved);
+        let touched = made.contains(path)
+            || updated.contains(path)
+            || within(path, &gone)
+            || within(path, &moved);
         // A group that both have made, as an implied one, is one group.
-        let same_group =
-            matches!(change, NodeChange::New(d) if d["node_type"] == "group") && diff.new_groups.iter().any(|g| our_path(g) == *path) && !gone.contains(path);
+        let same_group = matches!(change, NodeChange::New(d) if d["node_type"] == "group")
+            && diff.new_groups.iter().any(|g| our_path(g) == *path)
+            && !gone.contains(path);
         // What goes must not have been changed anywhere inside.
         let inside = matches!(change, NodeChange::Removed | NodeChange::Replaced(_))
-            && (made.iter().chain(&updated).chain(&moved).chain(chunks.keys()).any(|other| below(path, other)));
-        let in_array = change.document().is_some() && ancestors(path).any(|a| arrays_made.contains(a));
+            && (made
+                .iter()
+                .chain(&updated)
+                .chain(&moved)
+                .chain(chunks.keys())
+                .any(|other| below(path, other)));
+        let in_array =
+            change.document().is_some() && ancestors(path).any(|a| arrays_made.contains(a));
         let over_chunks = change.hides() && chunks.contains_key(path);
         if (touched && !same_group) || inside || in_array || over_chunks {
             nodes.insert(path.clone());
@@ -423,7 +549,13 @@ fn clashes_of(diff: &Diff, reshaped: &BTreeSet<String>, draft: &Draft) -> Vec<Cl
         if within(array, &gone) || within(array, &moved) || reshaped.contains(array) {
             nodes.insert(array.clone());
         }
-        let both: Vec<Vec<u32>> = chunks.get(array).into_iter().flat_map(|c| c.iter()).filter(|c| ours.get(&c.0).is_some()).map(|c| c.0.clone()).collect();
+        let both: Vec<Vec<u32>> = chunks
+            .get(array)
+            .into_iter()
+            .flat_map(|c| c.iter())
+            .filter(|c| ours.get(&c.0).is_some())
+            .map(|c| c.0.clone())
+            .collect();
         if !both.is_empty() {
             clashes.push(Clash::Chunks { array: array.clone(), chunks: both });
         }
@@ -450,17 +582,31 @@ impl Shape {
             return Err(bad("its chunk grid is not regular"));
         }
         let encoding = &document["chunk_key_encoding"];
-        if encoding["name"].as_str().or(encoding.as_str()) != Some("default") || encoding["configuration"]["separator"].as_str().is_some_and(|s| s != "/") {
+        if encoding["name"].as_str().or(encoding.as_str()) != Some("default")
+            || encoding["configuration"]["separator"].as_str().is_some_and(|s| s != "/")
+        {
             return Err(bad("its chunk keys are not Zarr's default ones, which a repository has"));
         }
-        let numbers = |v: &Value| v.as_array().map(|a| a.iter().map(Value::as_u64).collect::<Option<Vec<u64>>>()).unwrap_or_default();
-        let (lens, chunks) = (numbers(&document["shape"]), numbers(&document["chunk_grid"]["configuration"]["chunk_shape"]));
-        let (Some(lens), Some(chunks)) = (lens, chunks) else { return Err(bad("its shape or chunk shape is no list of numbers")) };
+        let numbers = |v: &Value| {
+            v.as_array()
+                .map(|a| a.iter().map(Value::as_u64).collect::<Option<Vec<u64>>>())
+                .unwrap_or_default()
+        };
+        let (lens, chunks) = (
+            numbers(&document["shape"]),
+            numbers(&document["chunk_grid"]["configuration"]["chunk_shape"]),
+        );
+        let (Some(lens), Some(chunks)) = (lens, chunks) else {
+            return Err(bad("its shape or chunk shape is no list of numbers"));
+        };
         if lens.len() != chunks.len() || chunks.contains(&0) {
             return Err(bad("its chunks do not fit its shape"));
         }
-        let name = |v: &Value| v.as_str().map_or(DimensionName::NotSpecified, |n| DimensionName::Name(n.to_owned()));
-        let names = document["dimension_names"].as_array().map(|names| names.iter().map(name).collect());
+        let name = |v: &Value| {
+            v.as_str().map_or(DimensionName::NotSpecified, |n| DimensionName::Name(n.to_owned()))
+        };
+        let names =
+            document["dimension_names"].as_array().map(|names| names.iter().map(name).collect());
         Ok(Shape { lens, chunks, names })
     }
 
@@ -474,20 +620,37 @@ impl Shape {
     }
 
     fn icechunk(&self, path: &str) -> Result<ArrayShape, Error> {
-        let too_many =
-            || Error::BadNode { path: path.to_owned(), why: "it has more chunks along an axis than a repository can name: use larger chunks".into() };
-        let axes: Vec<(u64, u32)> =
-            self.lens.iter().zip(self.counts()).map(|(len, n)| u32::try_from(n).map(|n| (*len, n))).collect::<Result<_, _>>().map_err(|_| too_many())?;
+        let too_many = || Error::BadNode {
+            path: path.to_owned(),
+            why: "it has more chunks along an axis than a repository can name: use larger chunks"
+                .into(),
+        };
+        let axes: Vec<(u64, u32)> = self
+            .lens
+            .iter()
+            .zip(self.counts())
+            .map(|(len, n)| u32::try_from(n).map(|n| (*len, n)))
+            .collect::<Result<_, _>>()
+            .map_err(|_| too_many())?;
         ArrayShape::new(axes).ok_or_else(too_many)
     }
 }
 
 /// Makes one change of a node.
-async fn apply_node(session: &mut Session, place: &str, path: &str, change: &NodeChange) -> Result<(), Error> {
+async fn apply_node(
+    session: &mut Session,
+    place: &str,
+    path: &str,
+    change: &NodeChange,
+) -> Result<(), Error> {
     let at = icechunk_path(path)?;
     let lost = |e: icechunk::session::SessionError| match e.kind {
-        SessionErrorKind::AlreadyExists { .. } => Error::NodeExists { place: place.to_owned(), path: path.to_owned() },
-        SessionErrorKind::NodeNotFound { .. } => Error::NoNode { place: place.to_owned(), path: path.to_owned() },
+        SessionErrorKind::AlreadyExists { .. } => {
+            Error::NodeExists { place: place.to_owned(), path: path.to_owned() }
+        }
+        SessionErrorKind::NodeNotFound { .. } => {
+            Error::NoNode { place: place.to_owned(), path: path.to_owned() }
+        }
         kind => failed(place, "changed", kind),
     };
     match change {
@@ -498,32 +661,47 @@ async fn apply_node(session: &mut Session, place: &str, path: &str, change: &Nod
             }
             for above in ancestors(path) {
                 match session.add_group(icechunk_path(above)?, group_document()).await {
-                    Err(e) if !matches!(e.kind, SessionErrorKind::AlreadyExists { .. }) => return Err(lost(e)),
+                    Err(e) if !matches!(e.kind, SessionErrorKind::AlreadyExists { .. }) => {
+                        return Err(lost(e));
+                    }
                     _ => {}
                 }
             }
             let text = text_of(document);
             if document["node_type"] == "group" {
                 return match session.add_group(at, text).await {
-                    // One of the same name may have been made meanwhile; clashes were looked for before.
-                    Err(e) if matches!(&e.kind, SessionErrorKind::AlreadyExists { node, .. } if matches!(node.node_data, NodeData::Group)) => Ok(()),
+                    // One of the same name may have been made meanwhile; clashes were looked for
+                    // before.
+                    Err(e) if matches!(&e.kind, SessionErrorKind::AlreadyExists { node, .. } if matches!(node.node_data, NodeData::Group)) => {
+                        Ok(())
+                    }
                     other => other.map_err(lost),
                 };
             }
             let shape = Shape::of(path, document)?;
             session.add_array(at, shape.icechunk(path)?, shape.names, text).await.map_err(lost)
         }
-        NodeChange::Updated(document) if document["node_type"] == "group" => session.update_group(&at, text_of(document)).await.map_err(lost),
+        NodeChange::Updated(document) if document["node_type"] == "group" => {
+            session.update_group(&at, text_of(document)).await.map_err(lost)
+        }
         NodeChange::Updated(document) => {
             let shape = Shape::of(path, document)?;
             drop_outside(session, &at, &shape).await.map_err(lost)?;
-            session.update_array(&at, shape.icechunk(path)?, shape.names, text_of(document)).await.map_err(lost)
+            session
+                .update_array(&at, shape.icechunk(path)?, shape.names, text_of(document))
+                .await
+                .map_err(lost)
         }
     }
 }
 
-/// Removes the chunks of an array that lie outside of its new shape, so that they do not come back when it grows again.
-async fn drop_outside(session: &mut Session, at: &Path, shape: &Shape) -> Result<(), icechunk::session::SessionError> {
+/// Removes the chunks of an array that lie outside of its new shape, so that they do not come back
+/// when it grows again.
+async fn drop_outside(
+    session: &mut Session,
+    at: &Path,
+    shape: &Shape,
+) -> Result<(), icechunk::session::SessionError> {
     let node = session.get_array(at).await?;
     let counts: Vec<u64> = shape.counts().collect();
     let NodeData::Array { shape: before, .. } = &node.node_data else { return Ok(()) };
@@ -532,14 +710,21 @@ async fn drop_outside(session: &mut Session, at: &Path, shape: &Shape) -> Result
     }
     let outside: Vec<ChunkIndices> = {
         let chunks = session.chunk_coordinates(at).await?;
-        let is_outside = |c: &ChunkIndices| c.0.iter().zip(&counts).any(|(c, n)| u64::from(*c) >= *n);
-        let found: Vec<Result<ChunkIndices, _>> = chunks.filter(|c| std::future::ready(c.as_ref().map_or(true, is_outside))).collect().await;
+        let is_outside =
+            |c: &ChunkIndices| c.0.iter().zip(&counts).any(|(c, n)| u64::from(*c) >= *n);
+        let found: Vec<Result<ChunkIndices, _>> = chunks
+            .filter(|c| std::future::ready(c.as_ref().map_or(true, is_outside)))
+            .collect()
+            .await;
         found.into_iter().collect::<Result<_, _>>()?
     };
     session.delete_chunks(at, outside).await
 }
 
-async fn remove_node(session: &mut Session, at: &Path) -> Result<(), icechunk::session::SessionError> {
+async fn remove_node(
+    session: &mut Session,
+    at: &Path,
+) -> Result<(), icechunk::session::SessionError> {
     match session.get_node(at).await {
         Ok(node) => session.delete_node(node).await,
         Err(e) if matches!(e.kind, SessionErrorKind::NodeNotFound { .. }) => Ok(()),

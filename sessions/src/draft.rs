@@ -26,7 +26,9 @@ impl NodeChange {
     /// The Zarr document that it has afterwards.
     pub(crate) fn document(&self) -> Option<&Value> {
         match self {
-            NodeChange::New(document) | NodeChange::Replaced(document) | NodeChange::Updated(document) => Some(document),
+            NodeChange::New(document)
+            | NodeChange::Replaced(document)
+            | NodeChange::Updated(document) => Some(document),
             NodeChange::Removed => None,
         }
     }
@@ -74,7 +76,14 @@ impl Draft {
     pub(crate) fn node(&self, path: &str) -> Known<'_> {
         match self.nodes.get(path) {
             Some(change) => change.document().map_or(Known::Gone, Known::Document),
-            None if ancestors(path).any(|a| self.nodes.get(a).is_some_and(|c| matches!(c, NodeChange::Removed | NodeChange::Replaced(_)))) => Known::Gone,
+            None if ancestors(path).any(|a| {
+                self.nodes
+                    .get(a)
+                    .is_some_and(|c| matches!(c, NodeChange::Removed | NodeChange::Replaced(_)))
+            }) =>
+            {
+                Known::Gone
+            }
             None => Known::Unchanged,
         }
     }
@@ -113,14 +122,26 @@ impl Draft {
         }
         let change = match (self.nodes.get(path), change) {
             // What was made here is still made when its document changes.
-            (Some(NodeChange::New(_)), NodeChange::Updated(document) | NodeChange::Replaced(document)) => NodeChange::New(document),
-            (Some(NodeChange::Replaced(_)), NodeChange::Updated(document)) => NodeChange::Replaced(document),
-            (Some(NodeChange::Removed), NodeChange::New(document)) => NodeChange::Replaced(document),
+            (
+                Some(NodeChange::New(_)),
+                NodeChange::Updated(document) | NodeChange::Replaced(document),
+            ) => NodeChange::New(document),
+            (Some(NodeChange::Replaced(_)), NodeChange::Updated(document)) => {
+                NodeChange::Replaced(document)
+            }
+            (Some(NodeChange::Removed), NodeChange::New(document)) => {
+                NodeChange::Replaced(document)
+            }
             (_, change) => change,
         };
         if matches!(change, NodeChange::Removed) {
             let below = format!("{path}/");
-            let inside: Vec<String> = self.nodes.keys().filter(|p| path.is_empty() || p.starts_with(&below)).cloned().collect();
+            let inside: Vec<String> = self
+                .nodes
+                .keys()
+                .filter(|p| path.is_empty() || p.starts_with(&below))
+                .cloned()
+                .collect();
             for path in inside {
                 self.nodes.remove(&path);
                 self.receipts.remove(&path);
@@ -146,7 +167,12 @@ impl Draft {
 
     /// Nothing lies in an array that is made here.
     pub(crate) fn check_hierarchy(&self) -> Result<(), Error> {
-        let is_array = |path: &str| self.nodes.get(path).and_then(NodeChange::document).is_some_and(|d| d["node_type"] == "array");
+        let is_array = |path: &str| {
+            self.nodes
+                .get(path)
+                .and_then(NodeChange::document)
+                .is_some_and(|d| d["node_type"] == "array")
+        };
         for (path, _) in self.nodes.iter().filter(|(_, change)| change.document().is_some()) {
             if let Some(array) = ancestors(path).find(|a| is_array(a)) {
                 let why = format!("`{array}` is made an array, so nothing can lie in it");
@@ -175,7 +201,10 @@ pub(crate) fn ancestors(path: &str) -> impl Iterator<Item = &str> {
 /// A path as Icechunk has it.
 pub(crate) fn icechunk_path(path: &str) -> Result<icechunk::format::Path, Error> {
     let text = format!("/{path}");
-    icechunk::format::Path::try_from(text.as_str()).map_err(|e| Error::BadNode { path: path.to_owned(), why: format!("its path is none: {e}") })
+    icechunk::format::Path::try_from(text.as_str()).map_err(|e| Error::BadNode {
+        path: path.to_owned(),
+        why: format!("its path is none: {e}"),
+    })
 }
 
 /// A path as we have it.
@@ -203,7 +232,10 @@ mod tests {
         assert!(matches!(draft.node("g/a"), Known::Gone));
         assert!(draft.hides_chunks("g/a"));
         draft.change("g", NodeChange::New(json!({"node_type": "group"})));
-        assert!(matches!(draft.nodes["g"], NodeChange::Replaced(_)), "what was there still has to go");
+        assert!(
+            matches!(draft.nodes["g"], NodeChange::Replaced(_)),
+            "what was there still has to go"
+        );
         assert!(matches!(draft.node("other"), Known::Unchanged));
     }
 }

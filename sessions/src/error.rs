@@ -27,23 +27,33 @@ pub enum Error {
     Occupied { place: String },
     #[error("{place} has a {what} already: choose another name")]
     RefExists { place: String, what: String },
-    #[error("`{name}` cannot be the name of a branch or tag: it is empty, or is the branch that every repository has")]
+    #[error(
+        "`{name}` cannot be the name of a branch or tag: it is empty, or is the branch that every \
+            repository has"
+    )]
     BadRef { name: String },
-    #[error("{place} is in the memory of another process or is gone: use a directory or an object store")]
+    #[error(
+        "{place} is in the memory of another process or is gone: use a directory or an object store"
+    )]
     NotHere { place: String },
     #[error("{place} has no {what}")]
     NoVersion { place: String, what: String },
     #[error("there is no array or group `{path}` in {place}")]
     NoNode { place: String, path: String },
-    #[error("there is an array or group `{path}` in {place} already (hint: choose another name, or replace it by `--overwrite`, in Rust `Target::overwrite`)")]
+    #[error(
+        "there is an array or group `{path}` in {place} already (hint: choose another name, or \
+            replace it by `--overwrite`, in Rust `Target::overwrite`)"
+    )]
     NodeExists { place: String, path: String },
     #[error("the metadata of `{path}` cannot be used: {why}")]
     BadNode { path: String, why: String },
 
-    #[error("along axis {axis} the region {}..{} of `{array}` cuts what is stored in pieces of {size}: {}..{} is the smallest around it that does not",
+    #[error("along axis {axis} the region {}..{} of `{array}` cuts what is stored in pieces of \
+        {size}: {}..{} is the smallest around it that does not",
         region.start, region.end, around.start, around.end)]
     Misaligned { array: String, axis: usize, region: Range<u64>, size: u64, around: Range<u64> },
-    #[error("along axis {axis} the region {}..{} does not lie in the {len} elements of `{array}`", region.start, region.end)]
+    #[error("along axis {axis} the region {}..{} does not lie in the {len} elements of \
+        `{array}`", region.start, region.end)]
     Outside { array: String, axis: usize, region: Range<u64>, len: u64 },
     #[error("{given} bytes were given for {what} of `{array}`, which takes {expected}")]
     Length { array: String, what: String, given: u64, expected: u64 },
@@ -52,15 +62,27 @@ pub enum Error {
     #[error("`{array}` has no chunk {chunk:?}")]
     NoChunk { array: String, chunk: Vec<u64> },
 
-    #[error("chunk {chunk:?} of `{array}` was written twice, with different content: give it to one writer only")]
+    #[error(
+        "chunk {chunk:?} of `{array}` was written twice, with different content: give it to one \
+            writer only"
+    )]
     WrittenTwice { array: String, chunk: Vec<u32> },
-    #[error("{n_missing} chunks of `{array}` have no receipt, chunk {first:?} among them: run what writes them, then commit")]
+    #[error(
+        "{n_missing} chunks of `{array}` have no receipt, chunk {first:?} among them: run what \
+            writes them, then commit"
+    )]
     Incomplete { array: String, n_missing: u64, first: Vec<u64> },
-    #[error("`{path}` was made by two writers, with different metadata: let one of them make it, or who creates the session")]
+    #[error(
+        "`{path}` was made by two writers, with different metadata: let one of them make it, or \
+            who creates the session"
+    )]
     MadeTwice { path: String },
     #[error("`{place}` is not in {expected}: all results of one run go to one session")]
     Elsewhere { place: String, expected: String },
-    #[error("another process knows what session `{session}` has changed, so nothing can be read from it here: commit it first, or compute on threads")]
+    #[error(
+        "another process knows what session `{session}` has changed, so nothing can be read from \
+            it here: commit it first, or compute on threads"
+    )]
     Unseen { session: String },
     #[error("a receipt of {found} was given to {expected}: merge it there")]
     Foreign { found: String, expected: String },
@@ -70,10 +92,14 @@ pub enum Error {
     NothingToCommit,
     #[error("{0}")]
     Conflict(Conflict),
-    #[error("branch `{branch}` had moved each of the {attempts} times that a commit was tried: try again, or allow more attempts")]
+    #[error(
+        "branch `{branch}` had moved each of the {attempts} times that a commit was tried: try \
+            again, or allow more attempts"
+    )]
     Contended { branch: String, attempts: u32 },
     #[error(
-        "garbage was collected in {place} since this session began, and may have taken its chunks: run it anew, and collect with this program, which spares live sessions"
+        "garbage was collected in {place} since this session began, and may have taken its chunks: \
+            run it anew, and collect with this program, which spares live sessions"
     )]
     Collected { place: String },
 
@@ -81,28 +107,44 @@ pub enum Error {
     NoSession { place: String, session: String },
     #[error("session `{session}` is {state}: begin another")]
     Closed { session: String, state: Closed },
-    #[error("session `{session}` is being committed: wait, or commit it again if whoever did has died")]
+    #[error(
+        "session `{session}` is being committed: wait, or commit it again if whoever did has died"
+    )]
     Committing { session: String },
-    #[error("session `{session}` was changed by somebody else at the same time: look at its status, then try again")]
+    #[error(
+        "session `{session}` was changed by somebody else at the same time: look at its status, \
+            then try again"
+    )]
     Stale { session: String },
-    #[error("session `{session}` still has open writers ({}): wait until they close, or force the commit and drop what they wrote", joiners.join(", "))]
+    #[error("session `{session}` still has open writers ({}): wait until they close, or force the \
+        commit and drop what they wrote", joiners.join(", "))]
     OpenJoiners { session: String, joiners: Vec<String> },
-    #[error("another process has joined session `{session}` as `{joiner}`: this one may write no more")]
+    #[error(
+        "another process has joined session `{session}` as `{joiner}`: this one may write no more"
+    )]
     Replaced { session: String, joiner: String },
     #[error("a session may live for {}, but {} was asked for", hours(*.most), hours(*.asked))]
     TooLong { asked: Duration, most: Duration },
     #[error("shared sessions are switched off for {place}: switch them on, or use forks")]
     SharingOff { place: String },
-    #[error("`{name}` is no name of a writer: use letters, digits, `-`, `_` and `.`, at most 64 of them")]
+    #[error(
+        "`{name}` is no name of a writer: use letters, digits, `-`, `_` and `.`, at most 64 of them"
+    )]
     BadName { name: String },
 
-    #[error("{what} is of version {found}, but this program knows version {known}: use one version of the program everywhere")]
+    #[error(
+        "{what} is of version {found}, but this program knows version {known}: use one version of \
+            the program everywhere"
+    )]
     Version { what: &'static str, found: u32, known: u32 },
     #[error("{place} cannot be understood: {why}")]
     Damaged { place: String, why: String },
     #[error("{place} could not be {action}: {message}")]
     Repository { place: String, action: &'static str, message: String, transient: bool },
-    #[error("internal error: broken invariant: {invariant} (hint: this is a defect of Freestone, please report it)")]
+    #[error(
+        "internal error: broken invariant: {invariant} (hint: this is a defect of Freestone, \
+            please report it)"
+    )]
     Internal { invariant: &'static str },
     #[error("requests cannot be run: {message}")]
     Runtime { message: String },
@@ -184,9 +226,17 @@ pub enum Clash {
 
 impl fmt::Display for Conflict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "another commit to branch `{}` came first (it is at {}, the session began at {})", self.branch, self.tip, self.base)?;
+        write!(
+            f,
+            "another commit to branch `{}` came first (it is at {}, the session began at {})",
+            self.branch, self.tip, self.base
+        )?;
         if self.clashes.is_empty() {
-            return write!(f, ", but changed nothing of the same: commit with a rebase (`--rebase`, in Rust `Rebase::Disjoint`)");
+            return write!(
+                f,
+                ", but changed nothing of the same: commit with a rebase (`--rebase`, in Rust \
+                    `Rebase::Disjoint`)"
+            );
         }
         write!(f, ", and changed the same:")?;
         for clash in &self.clashes {
@@ -197,7 +247,12 @@ impl fmt::Display for Conflict {
                         f,
                         " {} chunks of `{array}` ({}{more});",
                         chunks.len(),
-                        chunks.iter().take(5).map(|c| format!("{c:?}")).collect::<Vec<_>>().join(", ")
+                        chunks
+                            .iter()
+                            .take(5)
+                            .map(|c| format!("{c:?}"))
+                            .collect::<Vec<_>>()
+                            .join(", ")
                     )?;
                 }
                 Clash::Node { path } => write!(f, " the metadata of `{path}`;")?,
@@ -225,10 +280,19 @@ impl Error {
             Error::Storage(e) => e,
             Error::BadUrl { url, why } => StorageError::BadUrl { url, why },
             Error::NotHere { place } => StorageError::NotHere(place),
-            e @ (Error::Closed { .. } | Error::Committing { .. } | Error::Replaced { .. }) => StorageError::Refused { place, message: e.to_string() },
+            e @ (Error::Closed { .. } | Error::Committing { .. } | Error::Replaced { .. }) => {
+                StorageError::Refused { place, message: e.to_string() }
+            }
             // Icechunk's client has retried it.
-            e @ Error::Repository { transient: true, .. } => StorageError::GaveUp { place, action, message: e.to_string(), is_throttle: false },
-            e => StorageError::Io { place, action, transient: e.is_transient(), message: e.to_string() },
+            e @ Error::Repository { transient: true, .. } => {
+                StorageError::GaveUp { place, action, message: e.to_string(), is_throttle: false }
+            }
+            e => StorageError::Io {
+                place,
+                action,
+                transient: e.is_transient(),
+                message: e.to_string(),
+            },
         }
     }
 }

@@ -1,21 +1,28 @@
-//! Transactional sessions: outputs become visible all at once, or not at all, however many workers wrote them.
+//! Transactional sessions: outputs become visible all at once, or not at all, however many workers
+//! wrote them.
 //!
-//! A [`Repository`] is an Icechunk repository in a directory, in an S3 bucket or in memory: snapshots of arrays, which branches and tags lead to.
-//! A [`ReadonlySession`] reads one snapshot. A [`WritableSession`] begins at the newest snapshot of a branch, collects what is changed (arrays
-//! made, replaced, resized; chunks written), and commits it once. Chunks are written by whoever has them:
+//! A [`Repository`] is an Icechunk repository in a directory, in an S3 bucket or in memory:
+//! snapshots of arrays, which branches and tags lead to. A [`ReadonlySession`] reads one snapshot.
+//! A [`WritableSession`] begins at the newest snapshot of a branch, collects what is changed
+//! (arrays made, replaced, resized; chunks written), and commits it once. Chunks are written by
+//! whoever has them:
 //!
 //! - the session itself, [`WritableSession::array`];
-//! - forks: a [`Ticket`] travels, a [`Fork`] writes with it anywhere, its [`Receipt`]s travel back and are [merged](WritableSession::merge);
-//! - those who join a [`SharedSession`] by its id, from processes that share nothing but the repository.
+//! - forks: a [`Ticket`] travels, a [`Fork`] writes with it anywhere, its [`Receipt`]s travel back
+//!   and are [merged](WritableSession::merge);
+//! - those who join a [`SharedSession`] by its id, from processes that share nothing but the
+//!   repository.
 //!
-//! What travels holds no credentials; every process takes its own from the environment. Receipts are this crate's record, not Icechunk's.
+//! What travels holds no credentials; every process takes its own from the environment. Receipts
+//! are this crate's record, not Icechunk's.
 //!
-//! Two sessions may commit to one branch: one comes first, the other gets a [`Conflict`] that names what both have changed, or goes on top if
-//! they are disjoint and it [may](Rebase).
+//! Two sessions may commit to one branch: one comes first, the other gets a [`Conflict`] that names
+//! what both have changed, or goes on top if they are disjoint and it [may](Rebase).
 //!
-//! The modules, from below: `error`, `location`, `runtime`, `lock`, `objects` (bytes of chunks), `record` (our own objects), `repository`,
-//! `receipt`, `draft` (what a session has changed), `store` (the engine's view of it), `commit`, `session`, `plan` (what
-//! the engine's driver needs), `array`, `shared`, `maintenance`.
+//! The modules, from below: `error`, `location`, `runtime`, `lock`, `objects` (bytes of chunks),
+//! `record` (our own objects), `repository`, `receipt`, `draft` (what a session has changed),
+//! `store` (the engine's view of it), `commit`, `session`, `plan` (what the engine's driver needs),
+//! `array`, `shared`, `maintenance`.
 
 mod array;
 mod commit;
@@ -44,7 +51,9 @@ pub use plan::RunSession;
 pub use receipt::{Batch, Receipt, Receipts, Written};
 pub use repository::{Format, MAIN, Repository, Snapshot, Version};
 pub use session::{Fork, ReadonlySession, Ticket, WritableSession};
-pub use shared::{Committed, Joiner, JoinerStatus, SessionState, SharedCommit, SharedSession, SharedStatus};
+pub use shared::{
+    Committed, Joiner, JoinerStatus, SessionState, SharedCommit, SharedSession, SharedStatus,
+};
 pub use store::{SessionStore, open_store};
 
 /// The folder in a repository where our own records are.

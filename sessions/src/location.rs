@@ -1,7 +1,8 @@
 //! Where a repository is, and what a store over one of its sessions is called.
 //!
-//! A store's URL is all that a worker needs to open it: `icechunk+REPOSITORY#snapshot=ID` to read a snapshot, with `&session=ID` behind it to
-//! write for a session. Credentials are never part of it; they come from the environment of whoever opens it.
+//! A store's URL is all that a worker needs to open it: `icechunk+REPOSITORY#snapshot=ID` to read a
+//! snapshot, with `&session=ID` behind it to write for a session. Credentials are never part of it;
+//! they come from the environment of whoever opens it.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -41,7 +42,9 @@ impl Location {
             "memory" if rest.is_empty() => Err(bad("it has no name")),
             "memory" => Ok(Location::Memory(rest.to_owned())),
             "s3" => match rest.split_once('/') {
-                Some((bucket, prefix)) if !bucket.is_empty() => Ok(Location::S3 { bucket: bucket.to_owned(), prefix: prefix.to_owned() }),
+                Some((bucket, prefix)) if !bucket.is_empty() => {
+                    Ok(Location::S3 { bucket: bucket.to_owned(), prefix: prefix.to_owned() })
+                }
                 _ => Err(bad("a repository needs a bucket and a prefix in it: s3://BUCKET/PREFIX")),
             },
             _ => Err(bad("repositories are at a path, s3://BUCKET/PREFIX or memory://NAME")),
@@ -84,13 +87,16 @@ impl StoreUrl {
         let bad = || Error::BadUrl {
             url: url.to_owned(),
             why: format!(
-                "what a repository holds is at `{SCHEME}REPOSITORY#branch=NAME/PATH`, `#tag=NAME/PATH` or `#snapshot=ID/PATH`, with %2F for a `/` in a name"
+                "what a repository holds is at `{SCHEME}REPOSITORY#branch=NAME/PATH`, \
+                    `#tag=NAME/PATH` or `#snapshot=ID/PATH`, with %2F for a `/` in a name"
             ),
         };
-        let (repository, rest) = url.strip_prefix(SCHEME).and_then(|u| u.split_once('#')).ok_or_else(bad)?;
+        let (repository, rest) =
+            url.strip_prefix(SCHEME).and_then(|u| u.split_once('#')).ok_or_else(bad)?;
         let (mut version, mut session) = (None, None);
         for part in rest.split('&') {
-            let (name, value) = part.split_once('=').filter(|(_, value)| !value.is_empty()).ok_or_else(bad)?;
+            let (name, value) =
+                part.split_once('=').filter(|(_, value)| !value.is_empty()).ok_or_else(bad)?;
             let value = percent_decode_str(value).decode_utf8().map_err(|_| bad())?.into_owned();
             match (name, value, &version) {
                 ("branch", name, None) => version = Some(Version::Branch(name)),
@@ -142,7 +148,12 @@ mod tests {
 
     #[test]
     fn a_store_url_is_printed_as_it_is_read() {
-        for url in ["icechunk+s3://b/p#snapshot=ABC", "icechunk+file:///p#snapshot=ABC&session=d", "icechunk+p#branch=main", "icechunk+p#tag=v1"] {
+        for url in [
+            "icechunk+s3://b/p#snapshot=ABC",
+            "icechunk+file:///p#snapshot=ABC&session=d",
+            "icechunk+p#branch=main",
+            "icechunk+p#tag=v1",
+        ] {
             assert_eq!(StoreUrl::parse(url).unwrap().to_string(), url);
         }
         for url in [

@@ -1,24 +1,37 @@
 //! How references to chunks are cut into manifests.
 //!
-//! By itself Icechunk keeps all of an array's references in one manifest, which is made as a whole, read as a whole and made anew with each chunk that
-//! changes. Here an array with many chunks gets one for each part of its grid: who commits holds one of them in memory, and who changes some chunks
-//! writes the manifests of these. The cut depends on the number of chunks along each axis alone, so that it is the same in the next commit.
+//! By itself Icechunk keeps all of an array's references in one manifest, which is made as a whole,
+//! read as a whole and made anew with each chunk that changes. Here an array with many chunks gets
+//! one for each part of its grid: who commits holds one of them in memory, and who changes some
+//! chunks writes the manifests of these. The cut depends on the number of chunks along each axis
+//! alone, so that it is the same in the next commit.
 
-use icechunk::config::{ManifestSplitCondition, ManifestSplitDim, ManifestSplitDimCondition, ManifestSplittingConfig};
+use icechunk::config::{
+    ManifestSplitCondition, ManifestSplitDim, ManifestSplitDimCondition, ManifestSplittingConfig,
+};
 
 /// References in a manifest, at most, where an array has not more than [`MANIFESTS`] times as many.
 const REFERENCES: u64 = 1 << 16;
 /// Manifests of an array, at most about: Icechunk looks through all changes for each.
 const MANIFESTS: u64 = 64;
 
-/// How the manifests of arrays are cut, by their paths and their numbers of chunks along each axis; none if all are kept whole.
-pub(crate) fn splitting<'a>(arrays: impl Iterator<Item = (&'a str, Vec<u64>)>) -> Option<ManifestSplittingConfig> {
+/// How the manifests of arrays are cut, by their paths and their numbers of chunks along each axis;
+/// none if all are kept whole.
+pub(crate) fn splitting<'a>(
+    arrays: impl Iterator<Item = (&'a str, Vec<u64>)>,
+) -> Option<ManifestSplittingConfig> {
     let of = |(path, counts): (&str, Vec<u64>)| {
-        let dims = counts_in_one(&counts)?
-            .into_iter()
-            .enumerate()
-            .map(|(axis, n)| ManifestSplitDim { condition: ManifestSplitDimCondition::Axis(axis), num_chunks: u32::try_from(n).unwrap_or(u32::MAX) });
-        Some((ManifestSplitCondition::PathMatches { regex: format!("^/{}$", regex_syntax::escape(path)) }, dims.collect()))
+        let dims =
+            counts_in_one(&counts)?.into_iter().enumerate().map(|(axis, n)| ManifestSplitDim {
+                condition: ManifestSplitDimCondition::Axis(axis),
+                num_chunks: u32::try_from(n).unwrap_or(u32::MAX),
+            });
+        Some((
+            ManifestSplitCondition::PathMatches {
+                regex: format!("^/{}$", regex_syntax::escape(path)),
+            },
+            dims.collect(),
+        ))
     };
     let sizes: Vec<_> = arrays.filter_map(of).collect();
     (!sizes.is_empty()).then_some(ManifestSplittingConfig { split_sizes: Some(sizes) })
@@ -59,7 +72,8 @@ mod tests {
         let all: u64 = counts.iter().product();
         if let Some(inside) = found {
             let in_one: u64 = inside.iter().product();
-            let manifests: u64 = counts.iter().zip(&inside).map(|(n, fit)| n.div_ceil(*fit)).product();
+            let manifests: u64 =
+                counts.iter().zip(&inside).map(|(n, fit)| n.div_ceil(*fit)).product();
             assert!(in_one <= REFERENCES.max((all / MANIFESTS).next_power_of_two()));
             // A row that almost fits twice is alone.
             assert!(manifests <= 2 * MANIFESTS && in_one * manifests < 3 * all, "{manifests}");
@@ -82,10 +96,16 @@ mod tests {
 
     #[test]
     fn paths_are_taken_literally() {
-        let config = splitting([("g.h/a+b", vec![1_000_000]), ("small", vec![7])].into_iter()).unwrap();
+        let config =
+            splitting([("g.h/a+b", vec![1_000_000]), ("small", vec![7])].into_iter()).unwrap();
         let sizes = config.split_sizes.unwrap();
         assert_eq!(sizes.len(), 1);
         let matches = |path: &str| sizes[0].0.matches(&path.try_into().unwrap());
-        assert!(matches("/g.h/a+b") && !matches("/gxh/aab") && !matches("/g.h/a+b/c") && !matches("/x/g.h/a+b"));
+        assert!(
+            matches("/g.h/a+b")
+                && !matches("/gxh/aab")
+                && !matches("/g.h/a+b/c")
+                && !matches("/x/g.h/a+b")
+        );
     }
 }

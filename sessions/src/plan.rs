@@ -1,7 +1,8 @@
 //! One plan, one commit: a plan's outputs in a session.
 //!
-//! A target of a plan is in a session if its store is the session's ([`WritableSession::store`]). Workers write it by the URL alone; the receipts of
-//! their tasks, which know nothing of Icechunk, are enough to commit it. [`RunSession`] is what the engine's driver needs for that.
+//! A target of a plan is in a session if its store is the session's ([`WritableSession::store`]).
+//! Workers write it by the URL alone; the receipts of their tasks, which know nothing of Icechunk,
+//! are enough to commit it. [`RunSession`] is what the engine's driver needs for that.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,18 +40,22 @@ impl WritableSession {
     /// Finds out whether a plan's outputs may be written here, and changes nothing.
     ///
     /// # Errors
-    /// [`Error::NodeExists`] where something is that may not be replaced; [`Error::BadNode`] where a region's array is another than was planned for;
-    /// [`Error::Elsewhere`] where an output is not in this session.
+    /// [`Error::NodeExists`] where something is that may not be replaced; [`Error::BadNode`] where
+    /// a region's array is another than was planned for; [`Error::Elsewhere`] where an output is
+    /// not in this session.
     pub fn check_plan(&self, plan: &FinalizedPlan) -> Result<(), Error> {
         check_plan(self.session_store(), plan)
     }
 
-    /// Commits a plan's outputs from the receipts of its tasks: arrays are made, references set, and all of it becomes visible at once.
+    /// Commits a plan's outputs from the receipts of its tasks: arrays are made, references set,
+    /// and all of it becomes visible at once.
     ///
-    /// A task that was run twice has given the same receipts twice. Where it fails, it can be called again, with all receipts.
+    /// A task that was run twice has given the same receipts twice. Where it fails, it can be
+    /// called again, with all receipts.
     ///
     /// # Errors
-    /// [`Error::Incomplete`] where a chunk has no receipt, and as [`check_plan`](WritableSession::check_plan) and
+    /// [`Error::Incomplete`] where a chunk has no receipt, and as
+    /// [`check_plan`](WritableSession::check_plan) and
     /// [`commit_with`](WritableSession::commit_with). Nothing is visible then.
     pub fn commit_plan(
         &self,
@@ -65,15 +70,27 @@ impl WritableSession {
 }
 
 /// A plan's outputs, all of which must be in a session.
-fn outputs<'a>(store: &SessionStore, plan: &'a FinalizedPlan) -> Result<HashMap<ArrayId, Output<'a>>, Error> {
+fn outputs<'a>(
+    store: &SessionStore,
+    plan: &'a FinalizedPlan,
+) -> Result<HashMap<ArrayId, Output<'a>>, Error> {
     plan.plan().publications.iter().map(|p| Ok((p.array, output(store, plan, p)?))).collect()
 }
 
-fn output<'a>(store: &SessionStore, plan: &'a FinalizedPlan, publication: &'a Publication) -> Result<Output<'a>, Error> {
+fn output<'a>(
+    store: &SessionStore,
+    plan: &'a FinalizedPlan,
+    publication: &'a Publication,
+) -> Result<Output<'a>, Error> {
     let array = plan.plan().array(publication.array);
     match &array.place {
-        Place::Output { url, path } if url == store.url() => Ok(Output { path, info: &array.info, publication }),
-        Place::Output { url, path } => Err(Error::Elsewhere { place: format!("{url}/{path}"), expected: store.url().to_owned() }),
+        Place::Output { url, path } if url == store.url() => {
+            Ok(Output { path, info: &array.info, publication })
+        }
+        Place::Output { url, path } => Err(Error::Elsewhere {
+            place: format!("{url}/{path}"),
+            expected: store.url().to_owned(),
+        }),
         _ => Err(Error::Elsewhere { place: array.name.clone(), expected: store.url().to_owned() }),
     }
 }
@@ -84,14 +101,21 @@ fn check_plan(store: &Arc<SessionStore>, plan: &FinalizedPlan) -> Result<(), Err
             Mode::Region { tag } => {
                 let there = open_array(&(Arc::clone(store) as Arc<dyn Store>), output.path)?;
                 if there.tag != *tag {
-                    let why = "it is not the array any more that was planned for: plan again".to_owned();
+                    let why =
+                        "it is not the array any more that was planned for: plan again".to_owned();
                     return Err(Error::BadNode { path: output.path.to_owned(), why });
                 }
             }
             Mode::Whole | Mode::Metadata => {
                 check_node(output.path, &output.publication.document)?;
-                if !output.publication.overwrite && !is_made(store, output) && store.document(output.path)?.is_some() {
-                    return Err(Error::NodeExists { place: store.repository().url().to_owned(), path: output.path.to_owned() });
+                if !output.publication.overwrite
+                    && !is_made(store, output)
+                    && store.document(output.path)?.is_some()
+                {
+                    return Err(Error::NodeExists {
+                        place: store.repository().url().to_owned(),
+                        path: output.path.to_owned(),
+                    });
                 }
                 for group in crate::draft::ancestors(output.path) {
                     if store.parsed(group)?.is_some_and(|d| d["node_type"] != "group") {
@@ -107,12 +131,18 @@ fn check_plan(store: &Arc<SessionStore>, plan: &FinalizedPlan) -> Result<(), Err
 
 /// True if the session has made this very array: its creator, or a commit that failed.
 fn is_made(store: &SessionStore, output: &Output<'_>) -> bool {
-    let made = |change: &NodeChange| change.hides() && change.document() == Some(&output.publication.document);
+    let made = |change: &NodeChange| {
+        change.hides() && change.document() == Some(&output.publication.document)
+    };
     store.draft().is_some_and(|d| d.nodes.get(output.path).is_some_and(made))
 }
 
 /// Takes a plan's outputs into a session's draft.
-fn take_plan(store: &Arc<SessionStore>, plan: &FinalizedPlan, receipts: impl IntoIterator<Item = task::Receipt>) -> Result<(), Error> {
+fn take_plan(
+    store: &Arc<SessionStore>,
+    plan: &FinalizedPlan,
+    receipts: impl IntoIterator<Item = task::Receipt>,
+) -> Result<(), Error> {
     check_plan(store, plan)?;
     let outputs = outputs(store, plan)?;
     for output in outputs.values().filter(|o| !matches!(o.publication.mode, Mode::Region { .. })) {
@@ -138,11 +168,18 @@ fn take_plan(store: &Arc<SessionStore>, plan: &FinalizedPlan, receipts: impl Int
         let receipt = ours(&session, output, &receipt)?;
         store.own_draft()?.add(receipt)?;
     }
-    outputs.values().filter(|o| o.publication.mode != Mode::Metadata).try_for_each(|o| check_written(store, o))
+    outputs
+        .values()
+        .filter(|o| o.publication.mode != Mode::Metadata)
+        .try_for_each(|o| check_written(store, o))
 }
 
-/// What becomes of nodes by an output: the array is made, and the root group where there is none. Nothing by a region, or if the session has it already.
-fn nodes_of<'a>(store: &SessionStore, output: &Output<'a>) -> Result<Vec<(&'a str, NodeChange)>, Error> {
+/// What becomes of nodes by an output: the array is made, and the root group where there is none.
+/// Nothing by a region, or if the session has it already.
+fn nodes_of<'a>(
+    store: &SessionStore,
+    output: &Output<'a>,
+) -> Result<Vec<(&'a str, NodeChange)>, Error> {
     let mut nodes = Vec::new();
     if matches!(output.publication.mode, Mode::Region { .. }) {
         return Ok(nodes);
@@ -154,7 +191,11 @@ fn nodes_of<'a>(store: &SessionStore, output: &Output<'a>) -> Result<Vec<(&'a st
     }
     if !is_made(store, output) {
         let document = output.publication.document.clone();
-        let made = if store.document(output.path)?.is_some() { NodeChange::Replaced(document) } else { NodeChange::New(document) };
+        let made = if store.document(output.path)?.is_some() {
+            NodeChange::Replaced(document)
+        } else {
+            NodeChange::New(document)
+        };
         nodes.push((output.path, made));
     }
     Ok(nodes)
@@ -211,12 +252,17 @@ fn check_written(store: &SessionStore, output: &Output<'_>) -> Result<(), Error>
         None => Ok(()),
         Some(first) => {
             let first = first.iter().map(|c| u64::from(*c)).collect();
-            Err(Error::Incomplete { array: output.path.to_owned(), n_missing: missing.len() as u64, first })
+            Err(Error::Incomplete {
+                array: output.path.to_owned(),
+                n_missing: missing.len() as u64,
+                first,
+            })
         }
     }
 }
 
-/// The coordinates in the stored array of the chunk or shard of that number: a region's first one is not the array's.
+/// The coordinates in the stored array of the chunk or shard of that number: a region's first one
+/// is not the array's.
 fn chunk_of(output: &Output<'_>, number: u64) -> Result<Vec<u32>, Error> {
     let objects = output.info.objects();
     match Key::parse(&output.info.object_key(&objects.coords(number))) {
@@ -227,8 +273,9 @@ fn chunk_of(output: &Output<'_>, number: u64) -> Result<Vec<u32>, Error> {
 
 /// What a run needs of a session: the engine's driver begins, resumes and commits it.
 ///
-/// A run of its own commits when it is done ([`committing`](RunSession::committing)). One that has joined a shared session adds what it has made to
-/// that ([`joining`](RunSession::joining)), which somebody else commits.
+/// A run of its own commits when it is done ([`committing`](RunSession::committing)). One that has
+/// joined a shared session adds what it has made to that ([`joining`](RunSession::joining)), which
+/// somebody else commits.
 #[derive(Debug)]
 pub struct RunSession {
     store: Arc<SessionStore>,
@@ -264,30 +311,53 @@ const RECORD: &str = "icechunk";
 
 impl RunSession {
     /// Commits a session when the run is done.
-    pub fn committing(session: &WritableSession, message: &str, options: CommitOptions) -> RunSession {
+    pub fn committing(
+        session: &WritableSession,
+        message: &str,
+        options: CommitOptions,
+    ) -> RunSession {
         let store = Arc::clone(session.session_store());
-        RunSession { store, how: How::Own { session: session.clone(), message: message.to_owned(), options }, begun: AtomicBool::new(false) }
+        RunSession {
+            store,
+            how: How::Own { session: session.clone(), message: message.to_owned(), options },
+            begun: AtomicBool::new(false),
+        }
     }
 
     /// Adds what the run has made to a shared session, and closes the joiner when it is done.
     pub fn joining(joiner: Joiner) -> RunSession {
         let (store, name) = (Arc::clone(joiner.session_store()), joiner.name().to_owned());
-        RunSession { store, how: How::Joined { name, joiner: Mutex::new(Some(joiner)) }, begun: AtomicBool::new(false) }
+        RunSession {
+            store,
+            how: How::Joined { name, joiner: Mutex::new(Some(joiner)) },
+            begun: AtomicBool::new(false),
+        }
     }
 
-    /// The session of a run that is resumed, from its record; none if it was begun with another kind of session.
+    /// The session of a run that is resumed, from its record; none if it was begun with another
+    /// kind of session.
     ///
     /// # Errors
     /// Where the repository cannot be opened; [`Error::Closed`] where the shared session has ended.
     pub fn of_ticket(ticket: &Value) -> Option<Result<RunSession, Error>> {
-        let bad = |e: serde_json::Error| Error::Damaged { place: "the run's record".into(), why: e.to_string() };
+        let bad = |e: serde_json::Error| Error::Damaged {
+            place: "the run's record".into(),
+            why: e.to_string(),
+        };
         let record = serde_json::from_value::<Record>(ticket.get(RECORD)?.clone()).map_err(bad);
         Some(record.and_then(|record| match record {
             Record::Own { ticket, message, rebase } => {
-                let rebase = if rebase == 0 { Rebase::Never } else { Rebase::Disjoint { attempts: rebase } };
-                Ok(RunSession::committing(&ticket.resume()?, &message, CommitOptions { rebase, ..CommitOptions::default() }))
+                let rebase =
+                    if rebase == 0 { Rebase::Never } else { Rebase::Disjoint { attempts: rebase } };
+                Ok(RunSession::committing(
+                    &ticket.resume()?,
+                    &message,
+                    CommitOptions { rebase, ..CommitOptions::default() },
+                ))
             }
-            Record::Joined { repository, session, joiner } => Ok(RunSession::joining(Repository::open(&repository)?.join_session(&session, &joiner)?)),
+            Record::Joined { repository, session, joiner } => Ok(RunSession::joining(
+                Repository::open(&repository)?.join_session(&session, &joiner)?,
+            )),
         }))
     }
 
@@ -304,8 +374,8 @@ impl RunSession {
         joiner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Closes a joiner that has added nothing. One that has told others a part of what it made stays open, so that nobody commits that part without
-    /// a word.
+    /// Closes a joiner that has added nothing. One that has told others a part of what it made
+    /// stays open, so that nobody commits that part without a word.
     fn leave(&self) {
         let How::Joined { joiner, .. } = &self.how else { return };
         let told = self.store.draft().is_some_and(|d| !d.receipts.is_empty());
@@ -320,10 +390,16 @@ impl RunSession {
                 let repository = session.repository();
                 let tip = repository.resolve(&Version::Branch(session.branch().to_owned()))?;
                 // Better now than after the work, unless this very session has moved the branch.
-                if tip != session.base() && repository.committed(session.id(), session.branch(), session.base())?.is_none() {
-                    let clashes = repository.clashes(session.base(), &tip, &draft_of(session, plan)?)?;
+                if tip != session.base()
+                    && repository
+                        .committed(session.id(), session.branch(), session.base())?
+                        .is_none()
+                {
+                    let clashes =
+                        repository.clashes(session.base(), &tip, &draft_of(session, plan)?)?;
                     if options.rebase == Rebase::Never || !clashes.is_empty() {
-                        let (branch, base) = (session.branch().to_owned(), session.base().to_owned());
+                        let (branch, base) =
+                            (session.branch().to_owned(), session.base().to_owned());
                         return Err(Error::Conflict(Conflict { branch, base, tip, clashes }));
                     }
                 }
@@ -337,19 +413,30 @@ impl RunSession {
         check_plan(&self.store, plan)
     }
 
-    fn publish(&self, plan: &FinalizedPlan, receipts: &[task::Receipt], is_cancelled: &dyn Fn() -> bool) -> Result<Option<String>, Error> {
+    fn publish(
+        &self,
+        plan: &FinalizedPlan,
+        receipts: &[task::Receipt],
+        is_cancelled: &dyn Fn() -> bool,
+    ) -> Result<Option<String>, Error> {
         match &self.how {
             How::Own { session, message, options } => {
                 let mut options = options.clone();
-                options.properties.insert("freestone_plan".into(), json!(plan.run_id().to_string()));
-                options.properties.insert("freestone_version".into(), json!(env!("CARGO_PKG_VERSION")));
+                options
+                    .properties
+                    .insert("freestone_plan".into(), json!(plan.run_id().to_string()));
+                options
+                    .properties
+                    .insert("freestone_version".into(), json!(env!("CARGO_PKG_VERSION")));
                 take_plan(session.session_store(), plan, receipts.iter().copied())?;
                 session.commit_unless(message, &options, is_cancelled).map(Some)
             }
             How::Joined { joiner, .. } => {
                 let mut joiner = RunSession::joiner(joiner);
                 if let Some(open) = &*joiner {
-                    open.end_with(&plan.run_id().to_string(), || take_plan(&self.store, plan, receipts.iter().copied()))?;
+                    open.end_with(&plan.run_id().to_string(), || {
+                        take_plan(&self.store, plan, receipts.iter().copied())
+                    })?;
                     *joiner = None;
                 }
                 Ok(None)
@@ -372,7 +459,8 @@ impl Session for RunSession {
     }
 
     fn begin(&self, _plan: &FinalizedPlan) -> Result<(), SessionError> {
-        // Nothing has to make room: what is there stays visible until the commit, and the base that was looked at is what it was.
+        // Nothing has to make room: what is there stays visible until the commit, and the base that
+        // was looked at is what it was.
         self.begun.store(true, Ordering::Relaxed);
         Ok(())
     }
@@ -380,14 +468,17 @@ impl Session for RunSession {
     fn ticket(&self) -> Value {
         let record = match &self.how {
             How::Own { session, message, options } => session.fork().ok().map(|ticket| {
-                let rebase = if let Rebase::Disjoint { attempts } = options.rebase { attempts } else { 0 };
+                let rebase =
+                    if let Rebase::Disjoint { attempts } = options.rebase { attempts } else { 0 };
                 Record::Own { ticket, message: message.clone(), rebase }
             }),
-            How::Joined { name, .. } => self.store.session_id().ok().map(|session| Record::Joined {
-                repository: self.store.repository().url().to_owned(),
-                session: session.to_owned(),
-                joiner: name.clone(),
-            }),
+            How::Joined { name, .. } => {
+                self.store.session_id().ok().map(|session| Record::Joined {
+                    repository: self.store.repository().url().to_owned(),
+                    session: session.to_owned(),
+                    joiner: name.clone(),
+                })
+            }
         };
         json!({RECORD: record})
     }
@@ -399,27 +490,44 @@ impl Session for RunSession {
 
     fn holds(&self, plan: &FinalizedPlan, receipt: &task::Receipt) -> Result<bool, StorageError> {
         let find = || -> Result<Option<Receipt>, Error> {
-            let Some(publication) = plan.plan().publications.iter().find(|p| p.array == receipt.array) else { return Ok(None) };
-            ours(self.store.session_id()?, &output(&self.store, plan, publication)?, receipt).map(Some)
+            let Some(publication) =
+                plan.plan().publications.iter().find(|p| p.array == receipt.array)
+            else {
+                return Ok(None);
+            };
+            ours(self.store.session_id()?, &output(&self.store, plan, publication)?, receipt)
+                .map(Some)
         };
         let failed = |e: Error| e.into_storage(self.store.url().to_owned(), "read");
         let objects = self.store.repository().objects();
         match find().map_err(failed)? {
-            Some(Receipt { written: receipt::Written::Object { id, offset, len }, hash, .. }) if !objects.is_remote() => {
+            Some(Receipt {
+                written: receipt::Written::Object { id, offset, len }, hash, ..
+            }) if !objects.is_remote() => {
                 let mut buffer = Buffer::zeroed(len as usize);
-                let whole = |e: &StorageError| !matches!(e, StorageError::Truncated { .. } | StorageError::TooLong { .. });
+                let whole = |e: &StorageError| {
+                    !matches!(e, StorageError::Truncated { .. } | StorageError::TooLong { .. })
+                };
                 match objects.read(&ChunkId::new(id), offset, len, &mut buffer) {
-                    Ok(found) => Ok(found && buffer.len() as u64 == len && xxh3_64(buffer.bytes()) == hash),
+                    Ok(found) => {
+                        Ok(found && buffer.len() as u64 == len && xxh3_64(buffer.bytes()) == hash)
+                    }
                     Err(e) if whole(&e) => Err(e),
                     Err(_) => Ok(false),
                 }
             }
-            // An intermediate, fill values, or an object of a store that keeps what it has answered for.
+            // An intermediate, fill values, or an object of a store that keeps what it has answered
+            // for.
             _ => Ok(true),
         }
     }
 
-    fn commit(&self, plan: &FinalizedPlan, receipts: &[task::Receipt], is_cancelled: &dyn Fn() -> bool) -> Result<Option<String>, SessionError> {
+    fn commit(
+        &self,
+        plan: &FinalizedPlan,
+        receipts: &[task::Receipt],
+        is_cancelled: &dyn Fn() -> bool,
+    ) -> Result<Option<String>, SessionError> {
         Ok(self.publish(plan, receipts, is_cancelled)?)
     }
 
@@ -432,8 +540,8 @@ impl Session for RunSession {
 }
 
 impl Drop for RunSession {
-    /// A shared session is not committed while somebody who has joined it is open: who never began need not be waited for. A run that can be
-    /// resumed must be.
+    /// A shared session is not committed while somebody who has joined it is open: who never began
+    /// need not be waited for. A run that can be resumed must be.
     fn drop(&mut self) {
         if !self.begun.load(Ordering::Relaxed) {
             self.leave();
@@ -450,7 +558,10 @@ impl From<Error> for SessionError {
             // What both have changed stays so; what is disjoint can go on top.
             Error::Conflict(conflict) if conflict.clashes.is_empty() => Refusal::Moved,
             Error::Conflict(_) => Refusal::Over,
-            Error::NodeExists { .. } | Error::Committing { .. } | Error::OpenJoiners { .. } | Error::Contended { .. } => Refusal::Conflict,
+            Error::NodeExists { .. }
+            | Error::Committing { .. }
+            | Error::OpenJoiners { .. }
+            | Error::Contended { .. } => Refusal::Conflict,
             Error::BadNode { .. }
             | Error::NoNode { .. }
             | Error::Elsewhere { .. }

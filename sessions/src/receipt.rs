@@ -1,6 +1,7 @@
 //! Proof that a chunk was written: what workers give back, and what a commit is made of.
 //!
-//! A receipt is this crate's own record, not Icechunk's: it is stable between versions, and holds no credentials.
+//! A receipt is this crate's own record, not Icechunk's: it is stable between versions, and holds
+//! no credentials.
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
@@ -16,7 +17,8 @@ use crate::error::Error;
 /// Version of what is written to files and sent between processes.
 pub(crate) const VERSION: u32 = 1;
 
-/// Chunks of at most that many bytes need no object: their bytes are in the receipt, and then in the manifest. Icechunk's own default.
+/// Chunks of at most that many bytes need no object: their bytes are in the receipt, and then in
+/// the manifest. Icechunk's own default.
 pub(crate) const INLINE_BYTES: usize = 512;
 
 /// One chunk of one array was written.
@@ -64,16 +66,28 @@ impl Receipt {
 
     /// Of a chunk whose encoded bytes are kept in the receipt.
     pub fn inline(array: &str, chunk: &[u32], bytes: &[u8]) -> Receipt {
-        Receipt { array: array.to_owned(), chunk: chunk.to_vec(), written: Written::Inline { bytes: bytes.to_vec() }, hash: xxh3_64(bytes) }
+        Receipt {
+            array: array.to_owned(),
+            chunk: chunk.to_vec(),
+            written: Written::Inline { bytes: bytes.to_vec() },
+            hash: xxh3_64(bytes),
+        }
     }
 
-    /// Of a chunk that was written for a session as an object of so many bytes with that xxh3-64 hash.
+    /// Of a chunk that was written for a session as an object of so many bytes with that xxh3-64
+    /// hash.
     ///
-    /// The object's id follows from these, so that a receipt which knows nothing of Icechunk (the engine's) is enough to find the object, and
-    /// a task that is run again writes the same object again instead of leaving an orphan.
+    /// The object's id follows from these, so that a receipt which knows nothing of Icechunk (the
+    /// engine's) is enough to find the object, and a task that is run again writes the same object
+    /// again instead of leaving an orphan.
     pub fn object(session: &str, array: &str, chunk: &[u32], len: u64, hash: u64) -> Receipt {
         let id = object_id(session, array, chunk, len, hash);
-        Receipt { array: array.to_owned(), chunk: chunk.to_vec(), written: Written::Object { id, offset: 0, len }, hash }
+        Receipt {
+            array: array.to_owned(),
+            chunk: chunk.to_vec(),
+            written: Written::Object { id, offset: 0, len },
+            hash,
+        }
     }
 }
 
@@ -101,7 +115,8 @@ pub struct Receipts {
     arrays: BTreeMap<String, Chunks>,
 }
 
-/// One array's chunks, in the order in which they came. Some 50 bytes a chunk: a run's client holds those of all of its outputs.
+/// One array's chunks, in the order in which they came. Some 50 bytes a chunk: a run's client holds
+/// those of all of its outputs.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Chunks {
     /// Coordinates of each.
@@ -127,7 +142,8 @@ impl Chunks {
 
     /// What is known of a chunk.
     pub(crate) fn get(&self, chunk: &[u32]) -> Option<&Placed> {
-        let number = self.numbers.find(self.hasher.hash_one(chunk), |n| self.coords_of(*n) == chunk)?;
+        let number =
+            self.numbers.find(self.hasher.hash_one(chunk), |n| self.coords_of(*n) == chunk)?;
         self.placed.get(*number as usize)
     }
 
@@ -141,15 +157,19 @@ impl Chunks {
         (0..self.len() as u32).filter_map(|n| self.nth(n))
     }
 
-    /// Numbers of all, in an order in which a [`BTreeMap`] that takes them has full nodes. Icechunk keeps changes in one.
+    /// Numbers of all, in an order in which a [`BTreeMap`] that takes them has full nodes. Icechunk
+    /// keeps changes in one.
     ///
-    /// A node has room for 11. Keys that come in their order leave 6 in each: where a twelfth comes, the seventh goes up and a new node begins. So of
-    /// each twelve, every other and the last come in a first round, and in a second one the five that lie between the six.
+    /// A node has room for 11. Keys that come in their order leave 6 in each: where a twelfth
+    /// comes, the seventh goes up and a new node begins. So of each twelve, every other and the
+    /// last come in a first round, and in a second one the five that lie between the six.
     pub(crate) fn for_tree(&self) -> Vec<u32> {
         let mut sorted: Vec<u32> = (0..self.len() as u32).collect();
         sorted.sort_unstable_by_key(|n| self.coords_of(*n));
         let is_first = |(at, _): &(usize, u32)| at % 12 % 2 == 0 || at % 12 == 11;
-        let round = |first: bool| sorted.iter().copied().enumerate().filter(move |i| is_first(i) == first).map(|(_, n)| n);
+        let round = |first: bool| {
+            sorted.iter().copied().enumerate().filter(move |i| is_first(i) == first).map(|(_, n)| n)
+        };
         round(true).chain(round(false)).collect()
     }
 
@@ -157,7 +177,8 @@ impl Chunks {
         &self.coords[number as usize * self.rank..][..self.rank]
     }
 
-    /// Adds a chunk, or replaces what is known of it. False if the others have another number of coordinates.
+    /// Adds a chunk, or replaces what is known of it. False if the others have another number of
+    /// coordinates.
     #[must_use]
     fn insert(&mut self, chunk: &[u32], placed: Placed) -> bool {
         if self.is_empty() {
@@ -176,7 +197,9 @@ impl Chunks {
         // A manifest has no room for more chunks than there are such numbers.
         let number = self.placed.len() as u32;
         coords.extend_from_slice(chunk);
-        numbers.insert_unique(hash, number, |n| hasher.hash_one(&coords[*n as usize * *rank..][..*rank]));
+        numbers.insert_unique(hash, number, |n| {
+            hasher.hash_one(&coords[*n as usize * *rank..][..*rank])
+        });
         self.placed.push(placed);
         true
     }
@@ -186,7 +209,8 @@ impl Receipts {
     /// Adds one; the same again changes nothing.
     ///
     /// # Errors
-    /// [`Error::WrittenTwice`] where the chunk has a receipt of other content, [`Error::NoChunk`] where the array's others have another rank.
+    /// [`Error::WrittenTwice`] where the chunk has a receipt of other content, [`Error::NoChunk`]
+    /// where the array's others have another rank.
     pub fn add(&mut self, receipt: Receipt) -> Result<(), Error> {
         if let Some((written, hash)) = self.get(&receipt.array, &receipt.chunk) {
             let fill = |w: &Written| matches!(w, Written::Fill);
@@ -210,7 +234,10 @@ impl Receipts {
         if chunks.insert(&receipt.chunk, (receipt.written, receipt.hash)) {
             return Ok(());
         }
-        Err(Error::NoChunk { array: receipt.array, chunk: receipt.chunk.into_iter().map(u64::from).collect() })
+        Err(Error::NoChunk {
+            array: receipt.array,
+            chunk: receipt.chunk.into_iter().map(u64::from).collect(),
+        })
     }
 
     /// What is known of a chunk.
@@ -251,7 +278,10 @@ impl Receipts {
             written: written.clone(),
             hash: *hash,
         };
-        self.arrays.iter().flat_map(|(array, chunks)| chunks.iter().map(move |c| of(array, c))).collect()
+        self.arrays
+            .iter()
+            .flat_map(|(array, chunks)| chunks.iter().map(move |c| of(array, c)))
+            .collect()
     }
 }
 
@@ -277,7 +307,14 @@ pub struct Batch {
 
 impl Batch {
     pub(crate) fn new(session: &str, receipts: Vec<Receipt>) -> Batch {
-        Batch { version: VERSION, session: session.to_owned(), nodes: BTreeMap::new(), run: None, ends: false, receipts }
+        Batch {
+            version: VERSION,
+            session: session.to_owned(),
+            nodes: BTreeMap::new(),
+            run: None,
+            ends: false,
+            receipts,
+        }
     }
 
     /// Finds out whether these are of a session and of a version that is known.
@@ -286,7 +323,10 @@ impl Batch {
             return Err(Error::Version { what: "a receipt", found: self.version, known: VERSION });
         }
         if self.session != session {
-            return Err(Error::Foreign { found: self.session.clone(), expected: session.to_owned() });
+            return Err(Error::Foreign {
+                found: self.session.clone(),
+                expected: session.to_owned(),
+            });
         }
         Ok(())
     }
@@ -296,14 +336,26 @@ impl Batch {
 mod hex {
     use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
 
-    pub(super) fn serialize<S: Serializer>(bytes: impl AsRef<[u8]>, s: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(
+        bytes: impl AsRef<[u8]>,
+        s: S,
+    ) -> Result<S::Ok, S::Error> {
         let digit = |n: u8| char::from_digit(u32::from(n), 16).unwrap_or('0');
-        s.serialize_str(&bytes.as_ref().iter().flat_map(|b| [digit(b >> 4), digit(b & 15)]).collect::<String>())
+        s.serialize_str(
+            &bytes.as_ref().iter().flat_map(|b| [digit(b >> 4), digit(b & 15)]).collect::<String>(),
+        )
     }
 
-    pub(super) fn deserialize<'de, T: TryFrom<Vec<u8>>, D: Deserializer<'de>>(d: D) -> Result<T, D::Error> {
+    pub(super) fn deserialize<'de, T: TryFrom<Vec<u8>>, D: Deserializer<'de>>(
+        d: D,
+    ) -> Result<T, D::Error> {
         let text = String::deserialize(d)?;
-        let pair = |p: &[u8]| std::str::from_utf8(p).ok().filter(|_| p.len() == 2).and_then(|p| u8::from_str_radix(p, 16).ok());
+        let pair = |p: &[u8]| {
+            std::str::from_utf8(p)
+                .ok()
+                .filter(|_| p.len() == 2)
+                .and_then(|p| u8::from_str_radix(p, 16).ok())
+        };
         let bytes: Option<Vec<u8>> = text.as_bytes().chunks(2).map(pair).collect();
         let bytes = bytes.ok_or_else(|| D::Error::custom("no hexadecimal number"))?;
         T::try_from(bytes).map_err(|_| D::Error::custom("a number of another length was expected"))
@@ -316,7 +368,14 @@ mod tests {
 
     #[test]
     fn receipts_travel_as_text() {
-        let batch = Batch::new("s", vec![Receipt::fill("a", &[0]), Receipt::inline("a", &[1], b"\x00\xffx"), Receipt::object("s", "a/b", &[2, 3], 9, 7)]);
+        let batch = Batch::new(
+            "s",
+            vec![
+                Receipt::fill("a", &[0]),
+                Receipt::inline("a", &[1], b"\x00\xffx"),
+                Receipt::object("s", "a/b", &[2, 3], 9, 7),
+            ],
+        );
         let text = serde_json::to_string(&batch).unwrap();
         assert_eq!(serde_json::from_str::<Batch>(&text).unwrap(), batch);
         assert!(text.contains("00ff78"), "{text}");
@@ -329,8 +388,14 @@ mod tests {
         receipts.add(Receipt::object("s", "a", &[0], 9, 7)).unwrap();
         receipts.add(Receipt::object("s", "a", &[0], 9, 7)).unwrap();
         assert_eq!(receipts.len(), 1);
-        for other in [Receipt::object("s", "a", &[0], 9, 8), Receipt::fill("a", &[0]), Receipt::inline("a", &[0], b"x")] {
-            assert!(matches!(receipts.add(other), Err(Error::WrittenTwice { array, chunk }) if array == "a" && chunk == [0]));
+        for other in [
+            Receipt::object("s", "a", &[0], 9, 8),
+            Receipt::fill("a", &[0]),
+            Receipt::inline("a", &[0], b"x"),
+        ] {
+            assert!(
+                matches!(receipts.add(other), Err(Error::WrittenTwice { array, chunk }) if array == "a" && chunk == [0])
+            );
         }
     }
 
@@ -338,9 +403,12 @@ mod tests {
     fn an_object_is_named_by_all_that_tells_it_from_others() {
         let one = object_id("s", "ab", &[1, 2], 9, 7);
         assert_eq!(one, object_id("s", "ab", &[1, 2], 9, 7));
-        for other in
-            [object_id("sa", "b", &[1, 2], 9, 7), object_id("s", "ab", &[2, 1], 9, 7), object_id("s", "ab", &[1, 2], 8, 7), object_id("s", "ab", &[1, 2], 9, 8)]
-        {
+        for other in [
+            object_id("sa", "b", &[1, 2], 9, 7),
+            object_id("s", "ab", &[2, 1], 9, 7),
+            object_id("s", "ab", &[1, 2], 8, 7),
+            object_id("s", "ab", &[1, 2], 9, 8),
+        ] {
             assert_ne!(one, other);
         }
     }

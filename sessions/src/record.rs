@@ -1,7 +1,7 @@
 //! Our own objects beside Icechunk's: small JSON documents that are created once and never changed.
 //!
-//! Whatever changes is a new generation with the next number, made by a put that fails where there is one: a compare-and-swap that directories,
-//! memory and object stores all have.
+//! Whatever changes is a new generation with the next number, made by a put that fails where there
+//! is one: a compare-and-swap that directories, memory and object stores all have.
 
 use std::sync::Arc;
 
@@ -44,7 +44,8 @@ impl Records {
     }
 
     fn path(&self, key: &str) -> Result<Path, Error> {
-        Path::parse(format!("{}/{key}", self.prefix)).map_err(|e| Error::BadUrl { url: self.place_of(key), why: e.to_string() })
+        Path::parse(format!("{}/{key}", self.prefix))
+            .map_err(|e| Error::BadUrl { url: self.place_of(key), why: e.to_string() })
     }
 
     fn place_of(&self, key: &str) -> String {
@@ -57,42 +58,63 @@ impl Records {
     }
 
     /// Reads several records, in their order.
-    pub(crate) fn get_all<T: DeserializeOwned>(&self, keys: &[String]) -> Result<Vec<Option<T>>, Error> {
-        let paths: Vec<(Path, String)> = keys.iter().map(|k| Ok((self.path(k)?, self.place_of(k)))).collect::<Result<_, Error>>()?;
+    pub(crate) fn get_all<T: DeserializeOwned>(
+        &self,
+        keys: &[String],
+    ) -> Result<Vec<Option<T>>, Error> {
+        let paths: Vec<(Path, String)> = keys
+            .iter()
+            .map(|k| Ok((self.path(k)?, self.place_of(k))))
+            .collect::<Result<_, Error>>()?;
         let backend = Arc::clone(&self.backend);
         let found = wait(async move {
             let read = |(path, place): (Path, String)| {
                 let backend = Arc::clone(&backend);
                 async move {
                     match backend.get(&path).await {
-                        Ok(found) => found.bytes().await.map(Some).map_err(|e| failed(&place, "read", e)),
+                        Ok(found) => {
+                            found.bytes().await.map(Some).map_err(|e| failed(&place, "read", e))
+                        }
                         Err(object_store::Error::NotFound { .. }) => Ok(None),
                         Err(e) => Err(failed(&place, "read", e)),
                     }
                 }
             };
-            let all: Vec<Result<Option<bytes::Bytes>, Error>> = futures_util::stream::iter(paths.into_iter().map(read)).buffered(CONCURRENT).collect().await;
+            let all: Vec<Result<Option<bytes::Bytes>, Error>> =
+                futures_util::stream::iter(paths.into_iter().map(read))
+                    .buffered(CONCURRENT)
+                    .collect()
+                    .await;
             all.into_iter().collect::<Result<Vec<_>, Error>>()
         })?;
         let parse = |(bytes, key): (Option<bytes::Bytes>, &String)| match bytes {
             None => Ok(None),
-            Some(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| Error::Damaged { place: self.place_of(key), why: e.to_string() }),
+            Some(bytes) => serde_json::from_slice(&bytes)
+                .map(Some)
+                .map_err(|e| Error::Damaged { place: self.place_of(key), why: e.to_string() }),
         };
         found.into_iter().zip(keys).map(parse).collect()
     }
 
     /// Makes a record; false if there is one.
     ///
-    /// A put whose answer was lost is repeated by the client, and finds itself: so what is there is looked at.
+    /// A put whose answer was lost is repeated by the client, and finds itself: so what is there is
+    /// looked at.
     pub(crate) fn create(&self, key: &str, record: &impl Serialize) -> Result<bool, Error> {
         let (path, place) = (self.path(key)?, self.place_of(key));
-        let bytes = bytes::Bytes::from(serde_json::to_vec(record).map_err(|e| Error::Damaged { place: place.clone(), why: e.to_string() })?);
+        let bytes = bytes::Bytes::from(
+            serde_json::to_vec(record)
+                .map_err(|e| Error::Damaged { place: place.clone(), why: e.to_string() })?,
+        );
         let backend = Arc::clone(&self.backend);
         wait(async move {
             let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
             match backend.put_opts(&path, PutPayload::from(bytes.clone()), options).await {
                 Ok(_) => Ok(true),
-                Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
+                Err(
+                    object_store::Error::AlreadyExists { .. }
+                    | object_store::Error::Precondition { .. },
+                ) => {
                     let there = match backend.get(&path).await {
                         Ok(found) => found.bytes().await,
                         Err(e) => Err(e),
@@ -106,14 +128,16 @@ impl Records {
 
     /// Names of the records and folders directly below a folder, in order.
     pub(crate) fn list(&self, folder: &str) -> Result<Vec<String>, Error> {
-        let (path, place, backend) = (self.path(folder)?, self.place_of(folder), Arc::clone(&self.backend));
+        let (path, place, backend) =
+            (self.path(folder)?, self.place_of(folder), Arc::clone(&self.backend));
         wait(async move {
             let found = match backend.list_with_delimiter(Some(&path)).await {
                 Err(object_store::Error::NotFound { .. }) => return Ok(Vec::new()),
                 other => other.map_err(|e| failed(&place, "listed", e))?,
             };
             let all = found.objects.iter().map(|o| &o.location).chain(&found.common_prefixes);
-            let mut names: Vec<String> = all.filter_map(|p| p.filename().map(str::to_owned)).collect();
+            let mut names: Vec<String> =
+                all.filter_map(|p| p.filename().map(str::to_owned)).collect();
             names.sort_unstable();
             Ok(names)
         })

@@ -32,7 +32,8 @@ use crate::session::{ReadonlySession, WritableSession};
 /// Array and group nodes that are kept decoded, of snapshots.
 const CACHED_NODES: u64 = 20_000;
 
-/// References to chunks that are kept decoded, of manifests. An array with more has its manifest read again for each chunk.
+/// References to chunks that are kept decoded, of manifests. An array with more has its manifest
+/// read again for each chunk.
 const CACHED_CHUNK_REFS: u64 = freestone_engine::memory::CACHED_REFERENCES;
 
 /// Requests that one repository has under way at a time.
@@ -43,7 +44,8 @@ pub const MAIN: &str = "main";
 
 /// A versioned store of arrays: in a directory, below a prefix of an S3 bucket, or in memory.
 ///
-/// Cheap to clone. All of its methods wait for what they ask for; they work from inside a user's runtime, too.
+/// Cheap to clone. All of its methods wait for what they ask for; they work from inside a user's
+/// runtime, too.
 #[derive(Clone, Debug)]
 pub struct Repository {
     inner: Arc<Inner>,
@@ -106,7 +108,8 @@ pub struct Snapshot {
 /// On-disk format of a new repository.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
-    /// Version 1, which Icechunk 1.x reads too. It has no operations log, so that garbage collections by other programs are not noticed.
+    /// Version 1, which Icechunk 1.x reads too. It has no operations log, so that garbage
+    /// collections by other programs are not noticed.
     V1,
     /// Version 2, which Icechunk 1.x cannot read.
     #[default]
@@ -145,7 +148,17 @@ impl Format {
 }
 
 /// Files and folders that a repository, or the beginning of one, has.
-const ICECHUNKS: [&str; 9] = ["repo", "config.yaml", "refs", "snapshots", "manifests", "chunks", "transactions", "overwritten", "attributes"];
+const ICECHUNKS: [&str; 9] = [
+    "repo",
+    "config.yaml",
+    "refs",
+    "snapshots",
+    "manifests",
+    "chunks",
+    "transactions",
+    "overwritten",
+    "attributes",
+];
 
 /// Refuses a directory, or a file in the place of one, that holds anything else than a repository.
 fn check_free(location: &Location) -> Result<(), Error> {
@@ -166,7 +179,8 @@ fn check_free(location: &Location) -> Result<(), Error> {
     Ok(())
 }
 
-/// So often, with such pauses, one looks whether a repository is there that somebody else is making.
+/// So often, with such pauses, one looks whether a repository is there that somebody else is
+/// making.
 const MAKING_ATTEMPTS: u32 = 250;
 const MAKING_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
 
@@ -186,13 +200,19 @@ impl Repository {
         }
         check_free(&location)?;
         let (backend, place) = (storage(&location, memory.as_deref())?, location.to_string());
-        // Nothing of our settings is written into the repository: they are ours, not those of other readers. The directory was looked at already.
+        // Nothing of our settings is written into the repository: they are ours, not those of other
+        // readers. The directory was looked at already.
         let clean = location.directory().is_none();
         wait(async move {
-            let created = icechunk::Repository::create(backend).spec_version(format.spec()).check_clean_root(clean).execute().await;
+            let created = icechunk::Repository::create(backend)
+                .spec_version(format.spec())
+                .check_clean_root(clean)
+                .execute()
+                .await;
             created.map(drop).map_err(|e| match e.kind {
                 // The second is of who lost a race.
-                RepositoryErrorKind::ParentDirectoryNotClean | RepositoryErrorKind::RepoInfoUpdated => Error::Exists { place },
+                RepositoryErrorKind::ParentDirectoryNotClean
+                | RepositoryErrorKind::RepoInfoUpdated => Error::Exists { place },
                 kind => failed(&place, "created", kind),
             })
         })?;
@@ -207,7 +227,8 @@ impl Repository {
         Repository::create(&format!("memory://{}", crate::new_id()), Format::default())
     }
 
-    /// Opens the repository at a path, `s3://BUCKET/PREFIX`, or at the `memory://NAME` of one of this process.
+    /// Opens the repository at a path, `s3://BUCKET/PREFIX`, or at the `memory://NAME` of one of
+    /// this process.
     ///
     /// Credentials, region and endpoint of S3 come from the environment (`AWS_…`).
     ///
@@ -219,7 +240,8 @@ impl Repository {
         Repository::opened(location, memory)
     }
 
-    /// As [`open`](Repository::open), but whoever in this process opens it this way shares its caches.
+    /// As [`open`](Repository::open), but whoever in this process opens it this way shares its
+    /// caches.
     pub(crate) fn open_shared(url: &str) -> Result<Repository, Error> {
         static OPEN: Mutex<Option<HashMap<String, Weak<Inner>>>> = Mutex::new(None);
         let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -266,21 +288,29 @@ impl Repository {
         let backend = storage(&location, memory.as_deref())?;
         let (url, place) = (location.to_string(), location.to_string());
         let repository = wait(async move {
-            icechunk::Repository::open(backend).config(config()).execute().await.map_err(|e| match e.kind {
-                RepositoryErrorKind::RepositoryDoesntExist => Error::NoRepository { place },
-                kind => failed(&place, "opened", kind),
-            })
+            icechunk::Repository::open(backend).config(config()).execute().await.map_err(
+                |e| match e.kind {
+                    RepositoryErrorKind::RepositoryDoesntExist => Error::NoRepository { place },
+                    kind => failed(&place, "opened", kind),
+                },
+            )
         })?;
         let repository = Arc::new(repository);
         let objects = match &location {
             Location::Memory(_) => Objects::Memory(Arc::clone(repository.asset_manager())),
-            Location::Local(_) | Location::S3 { .. } => Objects::Store(Stores::default().open(&url)?),
+            Location::Local(_) | Location::S3 { .. } => {
+                Objects::Store(Stores::default().open(&url)?)
+            }
         };
         let records = Records::new(states(&location, memory.as_deref())?, &location);
-        Ok(Repository { inner: Arc::new(Inner { location, url, repository, objects, records, _memory: memory }), sharing: true })
+        Ok(Repository {
+            inner: Arc::new(Inner { location, url, repository, objects, records, _memory: memory }),
+            sharing: true,
+        })
     }
 
-    /// With shared sessions switched on or off: off, none is created or joined, and no record of any is kept.
+    /// With shared sessions switched on or off: off, none is created or joined, and no record of
+    /// any is kept.
     #[must_use]
     pub fn sharing(mut self, yes: bool) -> Repository {
         self.sharing = yes;
@@ -294,7 +324,11 @@ impl Repository {
 
     /// The format on disk.
     pub fn format(&self) -> Format {
-        if self.inner.repository.spec_version() == SpecVersionBin::V1 { Format::V1 } else { Format::V2 }
+        if self.inner.repository.spec_version() == SpecVersionBin::V1 {
+            Format::V1
+        } else {
+            Format::V2
+        }
     }
 
     /// A session that reads one snapshot, whatever is committed meanwhile.
@@ -345,7 +379,9 @@ impl Repository {
     /// # Errors
     /// Where storage fails.
     pub fn branches(&self) -> Result<Vec<String>, Error> {
-        self.ask("read", |r| async move { r.list_branches().await.map(|b| b.into_iter().collect()).map_err(|e| e.kind) })
+        self.ask("read", |r| async move {
+            r.list_branches().await.map(|b| b.into_iter().collect()).map_err(|e| e.kind)
+        })
     }
 
     /// Names of all tags.
@@ -353,7 +389,9 @@ impl Repository {
     /// # Errors
     /// Where storage fails.
     pub fn tags(&self) -> Result<Vec<String>, Error> {
-        self.ask("read", |r| async move { r.list_tags().await.map(|t| t.into_iter().collect()).map_err(|e| e.kind) })
+        self.ask("read", |r| async move {
+            r.list_tags().await.map(|t| t.into_iter().collect()).map_err(|e| e.kind)
+        })
     }
 
     /// Makes a branch at a version.
@@ -364,10 +402,13 @@ impl Repository {
         let (name, id) = (named(name)?, self.id(at)?);
         let _lock = self.lock()?;
         self.refuse_if_there(&Version::Branch(name.clone()))?;
-        self.ask("given a branch", move |r| async move { r.create_branch(&name, &id).await.map_err(|e| e.kind) })
+        self.ask("given a branch", move |r| async move {
+            r.create_branch(&name, &id).await.map_err(|e| e.kind)
+        })
     }
 
-    /// Removes a branch. Its snapshots go with the next garbage collection, unless others lead there.
+    /// Removes a branch. Its snapshots go with the next garbage collection, unless others lead
+    /// there.
     ///
     /// # Errors
     /// Where there is none, or it is `main`.
@@ -378,7 +419,9 @@ impl Repository {
         let name = name.to_owned();
         let _lock = self.lock()?;
         self.resolve(&Version::Branch(name.clone()))?;
-        self.ask("freed of a branch", move |r| async move { r.delete_branch(&name).await.map_err(|e| e.kind) })
+        self.ask("freed of a branch", move |r| async move {
+            r.delete_branch(&name).await.map_err(|e| e.kind)
+        })
     }
 
     /// Names a snapshot for good.
@@ -389,7 +432,10 @@ impl Repository {
         let (name, id) = (named(name)?, self.id(at)?);
         let _lock = self.lock()?;
         self.refuse_if_there(&Version::Tag(name.clone()))?;
-        self.ask("tagged", move |r| async move { r.create_tag(&name, &id).await.map_err(|e| e.kind) })
+        self.ask(
+            "tagged",
+            move |r| async move { r.create_tag(&name, &id).await.map_err(|e| e.kind) },
+        )
     }
 
     /// Removes a tag.
@@ -400,13 +446,18 @@ impl Repository {
         let name = name.to_owned();
         let _lock = self.lock()?;
         self.resolve(&Version::Tag(name.clone()))?;
-        self.ask("freed of a tag", move |r| async move { r.delete_tag(&name).await.map_err(|e| e.kind) })
+        self.ask(
+            "freed of a tag",
+            move |r| async move { r.delete_tag(&name).await.map_err(|e| e.kind) },
+        )
     }
 
     fn refuse_if_there(&self, version: &Version) -> Result<(), Error> {
         match self.resolve(version) {
             Err(Error::NoVersion { .. }) => Ok(()),
-            Ok(_) => Err(Error::RefExists { place: self.url().to_owned(), what: version.to_string() }),
+            Ok(_) => {
+                Err(Error::RefExists { place: self.url().to_owned(), what: version.to_string() })
+            }
             Err(e) => Err(e),
         }
     }
@@ -426,7 +477,11 @@ impl Repository {
                 message: s.message,
                 properties: s.metadata.into_iter().collect(),
             };
-            history.map_ok(snapshot).try_collect().await.map_err(|e: icechunk::repository::RepositoryError| e.kind)
+            history
+                .map_ok(snapshot)
+                .try_collect()
+                .await
+                .map_err(|e: icechunk::repository::RepositoryError| e.kind)
         })
     }
 
@@ -438,7 +493,9 @@ impl Repository {
         Ok(match version {
             Version::Branch(name) => VersionInfo::BranchTipRef(name.clone()),
             Version::Tag(name) => VersionInfo::TagRef(name.clone()),
-            Version::Snapshot(id) => VersionInfo::SnapshotId(snapshot_id(id).map_err(|_| self.no_version(version))?),
+            Version::Snapshot(id) => {
+                VersionInfo::SnapshotId(snapshot_id(id).map_err(|_| self.no_version(version))?)
+            }
         })
     }
 
@@ -457,7 +514,8 @@ impl Repository {
         wait(async move { asked.await.map_err(|kind| failed(&place, action, kind)) })
     }
 
-    /// Holds what must not happen twice at once in a local repository; nothing elsewhere, where the store compares and swaps.
+    /// Holds what must not happen twice at once in a local repository; nothing elsewhere, where the
+    /// store compares and swaps.
     pub(crate) fn lock(&self) -> Result<Lock, Error> {
         Lock::take(&self.inner.location, &|| false)
     }
@@ -498,15 +556,27 @@ impl Repository {
 
 /// The name of a new branch or tag.
 fn named(name: &str) -> Result<String, Error> {
-    if name.trim().is_empty() { Err(Error::BadRef { name: name.to_owned() }) } else { Ok(name.to_owned()) }
+    if name.trim().is_empty() {
+        Err(Error::BadRef { name: name.to_owned() })
+    } else {
+        Ok(name.to_owned())
+    }
 }
 
 pub(crate) fn snapshot_id(id: &str) -> Result<SnapshotId, Error> {
-    SnapshotId::try_from(id).map_err(|e| Error::BadUrl { url: id.to_owned(), why: format!("it is no id of a snapshot: {e}") })
+    SnapshotId::try_from(id).map_err(|e| Error::BadUrl {
+        url: id.to_owned(),
+        why: format!("it is no id of a snapshot: {e}"),
+    })
 }
 
-/// An error of Icechunk's, of which only the kind is kept: its trace of spans is for its own developers.
-pub(crate) fn failed(place: &str, action: &'static str, kind: impl std::error::Error + 'static) -> Error {
+/// An error of Icechunk's, of which only the kind is kept: its trace of spans is for its own
+/// developers.
+pub(crate) fn failed(
+    place: &str,
+    action: &'static str,
+    kind: impl std::error::Error + 'static,
+) -> Error {
     let (mut message, mut transient) = (kind.to_string(), false);
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&kind);
     while let Some(error) = cause {
@@ -514,7 +584,8 @@ pub(crate) fn failed(place: &str, action: &'static str, kind: impl std::error::E
         if !message.contains(&text) {
             message = format!("{message}: {text}");
         }
-        // As in the engine's object stores: the client has tried what it knows to be transient again; another worker may still get through.
+        // As in the engine's object stores: the client has tried what it knows to be transient
+        // again; another worker may still get through.
         transient |= matches!(error.downcast_ref(), Some(object_store::Error::Generic { .. }));
         cause = error.source();
     }
@@ -528,14 +599,20 @@ fn is_missing(kind: &RepositoryErrorKind) -> bool {
         kind,
         RepositoryErrorKind::SnapshotNotFound { .. }
             | RepositoryErrorKind::Ref(R::RefNotFound(_))
-            | RepositoryErrorKind::FormatError(F::BranchNotFound { .. } | F::TagNotFound { .. } | F::SnapshotIdNotFound { .. })
+            | RepositoryErrorKind::FormatError(
+                F::BranchNotFound { .. } | F::TagNotFound { .. } | F::SnapshotIdNotFound { .. }
+            )
             | RepositoryErrorKind::StorageError(StorageErrorKind::ObjectNotFound)
     )
 }
 
-/// Caches and requests are bounded: an object is fetched in one piece (in parallel parts it would be in memory twice), and no chunk is kept.
+/// Caches and requests are bounded: an object is fetched in one piece (in parallel parts it would
+/// be in memory twice), and no chunk is kept.
 fn config() -> RepositoryConfig {
-    let one_piece = ConcurrencySettings { max_concurrent_requests_for_object: NonZeroU16::new(1), ideal_concurrent_request_size: NonZeroU64::new(1 << 40) };
+    let one_piece = ConcurrencySettings {
+        max_concurrent_requests_for_object: NonZeroU16::new(1),
+        ideal_concurrent_request_size: NonZeroU64::new(1 << 40),
+    };
     RepositoryConfig {
         max_concurrent_requests: Some(CONCURRENT_REQUESTS),
         caching: Some(CachingConfig {
@@ -557,25 +634,49 @@ fn storage(location: &Location, memory: Option<&Memory>) -> Result<Backend, Erro
     let made = match (location, memory) {
         (_, Some(memory)) => return Ok(Arc::clone(&memory.storage)),
         (Location::Memory(_), None) => return Err(Error::NotHere { place }),
-        (Location::Local(path), _) => wait(async move { Ok(icechunk::new_local_filesystem_storage(&path).await) })?,
+        (Location::Local(path), _) => {
+            wait(async move { Ok(icechunk::new_local_filesystem_storage(&path).await) })?
+        }
         (Location::S3 { bucket, prefix }, _) => {
             // What is not said here comes from the environment, with the credentials.
-            let flag = |name: &str| std::env::var(name).is_ok_and(|v| ["1", "true", "yes", "on"].contains(&v.to_ascii_lowercase().as_str()));
-            let options = S3Options::default().with_allow_http(flag("AWS_ALLOW_HTTP")).with_anonymous(flag("AWS_SKIP_SIGNATURE"));
+            let flag = |name: &str| {
+                std::env::var(name).is_ok_and(|v| {
+                    ["1", "true", "yes", "on"].contains(&v.to_ascii_lowercase().as_str())
+                })
+            };
+            let options = S3Options::default()
+                .with_allow_http(flag("AWS_ALLOW_HTTP"))
+                .with_anonymous(flag("AWS_SKIP_SIGNATURE"));
             let place = place.clone();
             wait(async move {
-                let profile = if options.anonymous { None } else { aws::of_profile().await.map_err(|e| failed(&place, "opened", e))? };
-                let (options, credentials) = profile.map_or((options.clone(), None), |profile| of_profile(options, &profile));
-                Ok(icechunk::new_s3_object_store_storage(options, bucket, Some(prefix), credentials, Vec::new(), Vec::new()).await)
+                let profile = if options.anonymous {
+                    None
+                } else {
+                    aws::of_profile().await.map_err(|e| failed(&place, "opened", e))?
+                };
+                let (options, credentials) = profile
+                    .map_or((options.clone(), None), |profile| of_profile(options, &profile));
+                Ok(icechunk::new_s3_object_store_storage(
+                    options,
+                    bucket,
+                    Some(prefix),
+                    credentials,
+                    Vec::new(),
+                    Vec::new(),
+                )
+                .await)
             })?
         }
     };
     made.map_err(|e| failed(&place, "opened", e.kind))
 }
 
-/// Credentials of a profile, for Icechunk: it takes none that are renewed, and with them nothing from the environment.
+/// Credentials of a profile, for Icechunk: it takes none that are renewed, and with them nothing
+/// from the environment.
 fn of_profile(options: S3Options, profile: &AwsCredential) -> (S3Options, Option<S3Credentials>) {
-    let first = |names: &[&str]| names.iter().find_map(|name| std::env::var(name).ok().filter(|v| !v.is_empty()));
+    let first = |names: &[&str]| {
+        names.iter().find_map(|name| std::env::var(name).ok().filter(|v| !v.is_empty()))
+    };
     let region = first(&["AWS_REGION", "AWS_DEFAULT_REGION"]);
     let endpoint = first(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"]);
     let credentials = S3StaticCredentials {
@@ -585,7 +686,10 @@ fn of_profile(options: S3Options, profile: &AwsCredential) -> (S3Options, Option
         expires_after: None,
     };
     let options = region.into_iter().fold(options, S3Options::with_region);
-    (endpoint.into_iter().fold(options, S3Options::with_endpoint_url), Some(S3Credentials::Static(credentials)))
+    (
+        endpoint.into_iter().fold(options, S3Options::with_endpoint_url),
+        Some(S3Credentials::Static(credentials)),
+    )
 }
 
 /// Where records of shared sessions lie: beside Icechunk's own folders, which it alone lists.
@@ -594,9 +698,13 @@ fn states(location: &Location, memory: Option<&Memory>) -> Result<Arc<dyn Object
     Ok(match (location, memory) {
         (_, Some(memory)) => Arc::clone(&memory.records),
         (Location::Memory(_), None) => return Err(Error::NotHere { place }),
-        (Location::Local(path), _) => Arc::new(object_store::local::LocalFileSystem::new_with_prefix(path).map_err(|e| failed(&place, "opened", e))?),
+        (Location::Local(path), _) => Arc::new(
+            object_store::local::LocalFileSystem::new_with_prefix(path)
+                .map_err(|e| failed(&place, "opened", e))?,
+        ),
         (Location::S3 { bucket, .. }, _) => {
-            let built = aws::bucket(bucket).and_then(|b| b.with_conditional_put(S3ConditionalPut::ETagMatch).build());
+            let built = aws::bucket(bucket)
+                .and_then(|b| b.with_conditional_put(S3ConditionalPut::ETagMatch).build());
             Arc::new(built.map_err(|e| failed(&place, "opened", e))?)
         }
     })
@@ -607,7 +715,11 @@ fn exists(location: &Location, memory: Option<&Memory>) -> Result<bool, Error> {
         return Ok(false);
     }
     let (backend, place) = (storage(location, memory)?, location.to_string());
-    wait(async move { icechunk::Repository::exists(backend, None).await.map_err(|e| failed(&place, "looked at", e.kind)) })
+    wait(async move {
+        icechunk::Repository::exists(backend, None)
+            .await
+            .map_err(|e| failed(&place, "looked at", e.kind))
+    })
 }
 
 /// A repository in memory: what Icechunk keeps, and our records.
@@ -617,7 +729,8 @@ struct Memory {
     records: Arc<dyn ObjectStore>,
 }
 
-/// Repositories in memory are found by their names from anywhere in the process, as directories are; who holds a handle keeps one alive.
+/// Repositories in memory are found by their names from anywhere in the process, as directories
+/// are; who holds a handle keeps one alive.
 fn memory(location: &Location, make: bool) -> Result<Option<Arc<Memory>>, Error> {
     static KNOWN: Mutex<Option<HashMap<String, Weak<Memory>>>> = Mutex::new(None);
     let Location::Memory(name) = location else { return Ok(None) };
@@ -631,7 +744,9 @@ fn memory(location: &Location, make: bool) -> Result<Option<Arc<Memory>>, Error>
         return Err(Error::NotHere { place: location.to_string() });
     }
     let place = location.to_string();
-    let storage = wait(async move { icechunk::new_in_memory_storage().await.map_err(|e| failed(&place, "made", e.kind)) })?;
+    let storage = wait(async move {
+        icechunk::new_in_memory_storage().await.map_err(|e| failed(&place, "made", e.kind))
+    })?;
     let memory = Arc::new(Memory { storage, records: Arc::new(InMemory::new()) });
     known.insert(name.clone(), Arc::downgrade(&memory));
     Ok(Some(memory))

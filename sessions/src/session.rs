@@ -51,7 +51,8 @@ impl ReadonlySession {
 
 /// Collects changes, and commits them once.
 ///
-/// Cheap to clone; clones are one session, and may be used by several threads at once. After the commit all of them refuse to write.
+/// Cheap to clone; clones are one session, and may be used by several threads at once. After the
+/// commit all of them refuse to write.
 #[derive(Clone, Debug)]
 pub struct WritableSession {
     store: Arc<SessionStore>,
@@ -67,7 +68,8 @@ struct Inner {
     closed: Arc<Mutex<Option<Closed>>>,
 }
 
-/// What another process needs to write for a session: no credentials, and nothing of Icechunk's own.
+/// What another process needs to write for a session: no credentials, and nothing of Icechunk's
+/// own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ticket {
     /// Version of this record.
@@ -98,14 +100,25 @@ impl WritableSession {
         // First the mark: what is collected after it is noticed.
         let mark = repository.mark()?;
         let base = repository.resolve(&Version::Branch(branch.to_owned()))?;
-        let inner = Inner { branch: branch.to_owned(), id: crate::new_id(), mark, draft: Arc::default(), closed: Arc::default() };
+        let inner = Inner {
+            branch: branch.to_owned(),
+            id: crate::new_id(),
+            mark,
+            draft: Arc::default(),
+            closed: Arc::default(),
+        };
         WritableSession::over(repository, base, inner)
     }
 
     fn over(repository: &Repository, base: String, inner: Inner) -> Result<WritableSession, Error> {
         let (closed, id) = (Arc::clone(&inner.closed), inner.id.clone());
         let gate = Arc::new(move || refuse(&closed, &id));
-        let writes = Writes { session: inner.id.clone(), receipts: Keep::Here, draft: Some(Arc::clone(&inner.draft)), gate: Some(gate) };
+        let writes = Writes {
+            session: inner.id.clone(),
+            receipts: Keep::Here,
+            draft: Some(Arc::clone(&inner.draft)),
+            gate: Some(gate),
+        };
         let store = Arc::new(SessionStore::new(repository, base, Some(writes))?);
         Ok(WritableSession { store, inner: Arc::new(inner) })
     }
@@ -159,14 +172,21 @@ impl WritableSession {
     ///
     /// # Errors
     /// [`Error::NodeExists`] where something of that name is.
-    pub fn create_array(&self, path: &str, info: &ArrayInfo, dims: &[Option<String>], attributes: &Map<String, Value>) -> Result<(), Error> {
+    pub fn create_array(
+        &self,
+        path: &str,
+        info: &ArrayInfo,
+        dims: &[Option<String>],
+        attributes: &Map<String, Value>,
+    ) -> Result<(), Error> {
         self.create_node(path, array_document(info, dims, attributes))
     }
 
     /// Makes an array or group by its Zarr document.
     ///
     /// # Errors
-    /// [`Error::NodeExists`] where something of that name is, [`Error::BadNode`] where a repository cannot hold it.
+    /// [`Error::NodeExists`] where something of that name is, [`Error::BadNode`] where a repository
+    /// cannot hold it.
     pub fn create_node(&self, path: &str, document: Value) -> Result<(), Error> {
         if self.document(path)?.is_some() {
             return Err(self.exists(path));
@@ -175,7 +195,8 @@ impl WritableSession {
         self.change(path, NodeChange::New(document))
     }
 
-    /// Makes an array or group by its Zarr document; what is there goes with the commit, and all below it.
+    /// Makes an array or group by its Zarr document; what is there goes with the commit, and all
+    /// below it.
     ///
     /// # Errors
     /// [`Error::BadNode`] where a repository cannot hold it.
@@ -203,7 +224,8 @@ impl WritableSession {
         Ok(document["attributes"].as_object().cloned().unwrap_or_default())
     }
 
-    /// Gives an array another shape: chunks inside of both stay, what is new has fill values, what is outside goes.
+    /// Gives an array another shape: chunks inside of both stay, what is new has fill values, what
+    /// is outside goes.
     ///
     /// # Errors
     /// [`Error::Rank`] where the array has another number of axes.
@@ -211,7 +233,11 @@ impl WritableSession {
         let mut document = self.document(path)?.ok_or_else(|| self.no_node(path))?;
         let before = Shape::of(path, &document)?;
         if before.lens.len() != shape.len() {
-            return Err(Error::Rank { array: path.to_owned(), given: shape.len(), expected: before.lens.len() });
+            return Err(Error::Rank {
+                array: path.to_owned(),
+                given: shape.len(),
+                expected: before.lens.len(),
+            });
         }
         document["shape"] = shape.into();
         self.change(path, NodeChange::Updated(document))
@@ -234,7 +260,8 @@ impl WritableSession {
         SessionArray::open(&self.store, path)
     }
 
-    /// What another process needs to write for this session, with the arrays that were made so far. It can be used any number of times.
+    /// What another process needs to write for this session, with the arrays that were made so far.
+    /// It can be used any number of times.
     ///
     /// # Errors
     /// After the commit.
@@ -254,7 +281,8 @@ impl WritableSession {
     /// Takes over what a fork has written.
     ///
     /// # Errors
-    /// [`Error::WrittenTwice`] where a chunk has other content already, [`Error::Foreign`] for another session's receipts.
+    /// [`Error::WrittenTwice`] where a chunk has other content already, [`Error::Foreign`] for
+    /// another session's receipts.
     pub fn merge(&self, batch: Batch) -> Result<(), Error> {
         refuse(&self.inner.closed, &self.inner.id)?;
         batch.check(&self.inner.id)?;
@@ -286,26 +314,41 @@ impl WritableSession {
     /// As [`commit`](WritableSession::commit), with options.
     ///
     /// # Errors
-    /// [`Error::Conflict`] where the branch has moved and that was not allowed, or both have changed the same; [`Error::Incomplete`];
-    /// [`Error::Collected`]; [`Error::NothingToCommit`]. Nothing is visible then, and the session can be committed again.
+    /// [`Error::Conflict`] where the branch has moved and that was not allowed, or both have
+    /// changed the same; [`Error::Incomplete`]; [`Error::Collected`]; [`Error::NothingToCommit`].
+    /// Nothing is visible then, and the session can be committed again.
     pub fn commit_with(&self, message: &str, options: &CommitOptions) -> Result<String, Error> {
         self.commit_unless(message, options, &|| false)
     }
 
     /// The same, unless it is cancelled while it waits for others.
-    pub(crate) fn commit_unless(&self, message: &str, options: &CommitOptions, is_cancelled: &dyn Fn() -> bool) -> Result<String, Error> {
+    pub(crate) fn commit_unless(
+        &self,
+        message: &str,
+        options: &CommitOptions,
+        is_cancelled: &dyn Fn() -> bool,
+    ) -> Result<String, Error> {
         // Who writes while a commit goes on waits, and is refused afterwards.
         let mut closed = self.inner.closed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(state) = &*closed {
             return Err(Error::Closed { session: self.inner.id.clone(), state: state.clone() });
         }
-        let commit = Commit { branch: self.branch(), base: self.base(), session: self.id(), mark: self.inner.mark, message, options, is_cancelled };
+        let commit = Commit {
+            branch: self.branch(),
+            base: self.base(),
+            session: self.id(),
+            mark: self.inner.mark,
+            message,
+            options,
+            is_cancelled,
+        };
         let snapshot = self.draft(|draft| self.repository().commit(&commit, draft))?;
         *closed = Some(Closed::Committed { snapshot: snapshot.clone() });
         Ok(snapshot)
     }
 
-    /// Gives up: nothing more can be written or committed. Objects that were written go with a later garbage collection.
+    /// Gives up: nothing more can be written or committed. Objects that were written go with a
+    /// later garbage collection.
     pub fn abandon(&self) {
         self.close(Closed::Abandoned);
     }
@@ -324,7 +367,8 @@ impl WritableSession {
         Ok(())
     }
 
-    /// True if an array or group, or one around it, was made, changed or removed, or chunks of it were written.
+    /// True if an array or group, or one around it, was made, changed or removed, or chunks of it
+    /// were written.
     pub fn has_changed(&self, path: &str) -> bool {
         self.draft(|d| !matches!(d.node(path), Known::Unchanged) || d.receipts.n_chunks(path) > 0)
     }
@@ -353,32 +397,48 @@ pub(crate) fn check_node(path: &str, document: &Value) -> Result<(), Error> {
     match document["node_type"].as_str() {
         Some("group") => Ok(()),
         Some("array") => Shape::of(path, document).map(|_| ()),
-        _ => Err(Error::BadNode { path: path.to_owned(), why: "its document is of no array and no group".into() }),
+        _ => Err(Error::BadNode {
+            path: path.to_owned(),
+            why: "its document is of no array and no group".into(),
+        }),
     }
 }
 
 impl Ticket {
-    /// Begins to write, with the credentials of this process. Reads the base's documents when they are asked for, nothing else.
+    /// Begins to write, with the credentials of this process. Reads the base's documents when they
+    /// are asked for, nothing else.
     ///
     /// # Errors
     /// Where the repository cannot be opened, or another version of the program made the ticket.
     pub fn open(&self) -> Result<Fork, Error> {
         let repository = self.repository()?;
         let draft = Draft { nodes: self.nodes.clone(), ..Draft::default() };
-        let writes = Writes { session: self.session.clone(), receipts: Keep::Here, draft: Some(Arc::new(Mutex::new(draft))), gate: None };
+        let writes = Writes {
+            session: self.session.clone(),
+            receipts: Keep::Here,
+            draft: Some(Arc::new(Mutex::new(draft))),
+            gate: None,
+        };
         let store = Arc::new(SessionStore::new(&repository, self.base.clone(), Some(writes))?);
         Ok(Fork { store, session: self.session.clone() })
     }
 
-    /// Goes on with the session itself, where the process that began it has died: receipts that were kept elsewhere can be merged and committed. If
-    /// it was committed already, committing it again finds that snapshot.
+    /// Goes on with the session itself, where the process that began it has died: receipts that
+    /// were kept elsewhere can be merged and committed. If it was committed already, committing it
+    /// again finds that snapshot.
     ///
     /// # Errors
     /// As [`open`](Ticket::open).
     pub fn resume(&self) -> Result<WritableSession, Error> {
         let draft = Draft { nodes: self.nodes.clone(), ..Draft::default() };
         let (branch, id) = (self.branch.clone(), self.session.clone());
-        let inner = Inner { branch, id, mark: self.mark, draft: Arc::new(Mutex::new(draft)), closed: Arc::default() };
+        let inner = Inner {
+            branch,
+            id,
+            mark: self.mark,
+            draft: Arc::new(Mutex::new(draft)),
+            closed: Arc::default(),
+        };
         let repository = self.repository()?;
         repository.resolve(&Version::Snapshot(self.base.clone())).map_err(|e| match e {
             Error::NoVersion { .. } => Error::Collected { place: self.repository.clone() },
@@ -394,15 +454,21 @@ impl Ticket {
         Repository::open(&self.repository)
     }
 
-    /// The URL of a store that writes for this session, as [`open_store`](crate::open_store) takes it.
+    /// The URL of a store that writes for this session, as [`open_store`](crate::open_store) takes
+    /// it.
     pub fn store_url(&self) -> String {
-        crate::location::StoreUrl { repository: self.repository.clone(), version: Version::Snapshot(self.base.clone()), session: Some(self.session.clone()) }
-            .to_string()
+        crate::location::StoreUrl {
+            repository: self.repository.clone(),
+            version: Version::Snapshot(self.base.clone()),
+            session: Some(self.session.clone()),
+        }
+        .to_string()
     }
 }
 
 impl Fork {
-    /// The engine's view: the base, with what the session had made and this fork has written over it.
+    /// The engine's view: the base, with what the session had made and this fork has written over
+    /// it.
     pub fn store(&self) -> Arc<dyn Store> {
         Arc::clone(&self.store) as Arc<dyn Store>
     }

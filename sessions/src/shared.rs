@@ -1,6 +1,8 @@
-//! Sessions that are found by their id, by workers that share nothing but the repository: no server.
+//! Sessions that are found by their id, by workers that share nothing but the repository: no
+//! server.
 //!
-//! Each session has a folder of records in the repository, `_freestone/sessions/ID/`, all of them created once and never changed:
+//! Each session has a folder of records in the repository, `_freestone/sessions/ID/`, all of them
+//! created once and never changed:
 //!
 //! | record | says |
 //! | --- | --- |
@@ -10,13 +12,16 @@
 //! | `joiners/NAME/000001.closed.json` | and has closed |
 //! | `receipts/NAME/000001-000001-8.json` | the first 8 chunks that it has written |
 //!
-//! The creator makes metadata before it shares. A joiner reads the base, what was made, and its own writes; its receipts are made durable
-//! when it closes and every second. A commit goes through the state `Committing`, in which nobody joins or writes; whoever commits a session again
-//! whose coordinator died there finds its snapshot by the session's id in the snapshot's properties, and finishes.
+//! The creator makes metadata before it shares. A joiner reads the base, what was made, and its own
+//! writes; its receipts are made durable when it closes and every second. A commit goes through the
+//! state `Committing`, in which nobody joins or writes; whoever commits a session again whose
+//! coordinator died there finds its snapshot by the session's id in the snapshot's properties, and
+//! finishes.
 //!
 //! Expiry goes by the clock of whoever looks: clocks should agree to within the minute.
 //!
-//! Here is what a user does with one as a whole. `folder` has the records, `joiner` those who join and write, `commit` how all of it becomes one commit.
+//! Here is what a user does with one as a whole. `folder` has the records, `joiner` those who join
+//! and write, `commit` how all of it becomes one commit.
 
 mod commit;
 mod folder;
@@ -44,7 +49,8 @@ const DEFAULT_LIFE: Duration = Duration::from_secs(24 * 3600);
 /// How long a session may live. Garbage collection spares what is younger.
 pub(crate) const LONGEST_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// A session that anybody may join who knows its id. The handle is small, and can be sent to other processes as it is.
+/// A session that anybody may join who knows its id. The handle is small, and can be sent to other
+/// processes as it is.
 #[derive(Clone, Debug)]
 pub struct SharedSession {
     repository: Repository,
@@ -97,13 +103,20 @@ pub struct JoinerStatus {
 }
 
 impl Repository {
-    /// Begins a session on a branch that others may join, which ends by itself after some time (24 hours unless said; at most 7 days).
+    /// Begins a session on a branch that others may join, which ends by itself after some time (24
+    /// hours unless said; at most 7 days).
     ///
-    /// Arrays that are to be made belong into a [`WritableSession`] that is then [shared](WritableSession::share).
+    /// Arrays that are to be made belong into a [`WritableSession`] that is then
+    /// [shared](WritableSession::share).
     ///
     /// # Errors
     /// [`Error::SharingOff`], [`Error::TooLong`], [`Error::NoVersion`].
-    pub fn create_session(&self, branch: &str, message: &str, expires_in: Option<Duration>) -> Result<SharedSession, Error> {
+    pub fn create_session(
+        &self,
+        branch: &str,
+        message: &str,
+        expires_in: Option<Duration>,
+    ) -> Result<SharedSession, Error> {
         self.writable_session(branch)?.share(message, expires_in)
     }
 
@@ -121,8 +134,8 @@ impl Repository {
         Ok(session)
     }
 
-    /// Joins a shared session under a name. Who joins under the name of somebody else takes over from it: a worker that died and was started
-    /// again is the same one.
+    /// Joins a shared session under a name. Who joins under the name of somebody else takes over
+    /// from it: a worker that died and was started again is the same one.
     ///
     /// # Errors
     /// As [`SharedSession::join`].
@@ -157,24 +170,28 @@ impl Repository {
         Ok(all)
     }
 
-    /// When the oldest session that is still open or being committed began, in milliseconds since 1970, and the bases of all of them.
+    /// When the oldest session that is still open or being committed began, in milliseconds since
+    /// 1970, and the bases of all of them.
     pub(crate) fn live_sessions(&self) -> Result<(Option<u64>, Vec<String>), Error> {
         let (mut oldest, mut bases) = (None, Vec::new());
         for id in self.records().list("sessions")? {
             let session = SharedSession { repository: self.clone(), id };
-            let (record, generation) = match session.record().and_then(|r| Ok((r, session.generation()?.1))) {
-                Ok(known) => known,
-                Err(Error::NoSession { .. }) => continue,
-                // It may live: what is as young as a session can be is spared.
-                Err(Error::Damaged { .. }) => {
-                    let began = now().saturating_sub(LONGEST_LIFE.as_millis() as u64);
-                    oldest = Some(oldest.map_or(began, |o: u64| o.min(began)));
-                    continue;
-                }
-                Err(e) => return Err(e),
-            };
+            let (record, generation) =
+                match session.record().and_then(|r| Ok((r, session.generation()?.1))) {
+                    Ok(known) => known,
+                    Err(Error::NoSession { .. }) => continue,
+                    // It may live: what is as young as a session can be is spared.
+                    Err(Error::Damaged { .. }) => {
+                        let began = now().saturating_sub(LONGEST_LIFE.as_millis() as u64);
+                        oldest = Some(oldest.map_or(began, |o: u64| o.min(began)));
+                        continue;
+                    }
+                    Err(e) => return Err(e),
+                };
             // One that was being committed when it expired may still be finished.
-            if matches!(generation.state, State::Committing) || (generation.state == State::Open && generation.expires_at > now()) {
+            if matches!(generation.state, State::Committing)
+                || (generation.state == State::Open && generation.expires_at > now())
+            {
                 oldest = Some(oldest.map_or(record.created_at, |o: u64| o.min(record.created_at)));
                 bases.push(record.base);
             }
@@ -184,11 +201,16 @@ impl Repository {
 }
 
 impl WritableSession {
-    /// Shares this session: from now on it is written and committed by its id. What was made in it before, others see.
+    /// Shares this session: from now on it is written and committed by its id. What was made in it
+    /// before, others see.
     ///
     /// # Errors
     /// [`Error::SharingOff`], [`Error::TooLong`], and where storage fails.
-    pub fn share(self, message: &str, expires_in: Option<Duration>) -> Result<SharedSession, Error> {
+    pub fn share(
+        self,
+        message: &str,
+        expires_in: Option<Duration>,
+    ) -> Result<SharedSession, Error> {
         let repository = self.repository().clone();
         if !repository.is_sharing() {
             return Err(Error::SharingOff { place: repository.url().to_owned() });
@@ -215,12 +237,26 @@ impl WritableSession {
         if !receipts.is_empty() {
             let name = format!("receipts/creator/000001-000001-{}.json", receipts.len());
             session.create(&name, &Batch::new(&session.id, receipts))?;
-            session.create("joiners/creator/000001.json", &Joined { version: VERSION, at: created_at, process: std::process::id(), by: crate::new_id() })?;
-            session.create("joiners/creator/000001.closed.json", &JoinedClosed { at: created_at, batches: 1 })?;
+            session.create(
+                "joiners/creator/000001.json",
+                &Joined {
+                    version: VERSION,
+                    at: created_at,
+                    process: std::process::id(),
+                    by: crate::new_id(),
+                },
+            )?;
+            session.create(
+                "joiners/creator/000001.closed.json",
+                &JoinedClosed { at: created_at, batches: 1 },
+            )?;
         }
         session.create("session.json", &record)?;
         let expires_at = created_at + life.as_millis() as u64;
-        session.create(&format!("state/{}", numbered(1)), &Generation { version: VERSION, state: State::Open, expires_at, by: crate::new_id() })?;
+        session.create(
+            &format!("state/{}", numbered(1)),
+            &Generation { version: VERSION, state: State::Open, expires_at, by: crate::new_id() },
+        )?;
         self.close(Closed::Shared);
         Ok(session)
     }
@@ -244,13 +280,19 @@ impl SharedSession {
     pub fn status(&self) -> Result<SharedStatus, Error> {
         let (record, (_, generation)) = (self.record()?, self.generation()?);
         let state = match generation.state {
-            State::Committed { snapshot, .. } => SessionState::Closed(Closed::Committed { snapshot }),
+            State::Committed { snapshot, .. } => {
+                SessionState::Closed(Closed::Committed { snapshot })
+            }
             State::Abandoned => SessionState::Closed(Closed::Abandoned),
             State::Committing => SessionState::Committing,
             State::Open if generation.expires_at <= now() => SessionState::Closed(Closed::Expired),
             State::Open => SessionState::Open,
         };
-        let joiners = self.joiners()?.into_iter().map(|(name, j)| JoinerStatus { name, open: j.is_open(), n_chunks: j.n_chunks() }).collect();
+        let joiners = self
+            .joiners()?
+            .into_iter()
+            .map(|(name, j)| JoinerStatus { name, open: j.is_open(), n_chunks: j.n_chunks() })
+            .collect();
         Ok(SharedStatus {
             id: record.id,
             branch: record.branch,
@@ -266,18 +308,24 @@ impl SharedSession {
     /// Lets it end that long from now; at most 7 days after it began.
     ///
     /// # Errors
-    /// [`Error::TooLong`], [`Error::Closed`], and [`Error::Stale`] where somebody else changes it at the same time.
+    /// [`Error::TooLong`], [`Error::Closed`], and [`Error::Stale`] where somebody else changes it
+    /// at the same time.
     pub fn update_expiration(&self, expires_in: Duration) -> Result<(), Error> {
         let (number, _) = self.open_generation()?;
-        let expires_at = now().saturating_add(u64::try_from(expires_in.as_millis()).unwrap_or(u64::MAX));
+        let expires_at =
+            now().saturating_add(u64::try_from(expires_in.as_millis()).unwrap_or(u64::MAX));
         let last = self.record()?.created_at + LONGEST_LIFE.as_millis() as u64;
         if expires_at > last {
-            return Err(Error::TooLong { asked: expires_in, most: Duration::from_millis(last.saturating_sub(now())) });
+            return Err(Error::TooLong {
+                asked: expires_in,
+                most: Duration::from_millis(last.saturating_sub(now())),
+            });
         }
         self.swap(number, State::Open, expires_at).map(|_| ())
     }
 
-    /// Gives it up: nothing of it will be seen. Objects that were written go with a later garbage collection.
+    /// Gives it up: nothing of it will be seen. Objects that were written go with a later garbage
+    /// collection.
     ///
     /// # Errors
     /// [`Error::Closed`], [`Error::Committing`], [`Error::Stale`].
@@ -302,7 +350,12 @@ struct Handle {
 
 impl Serialize for SharedSession {
     fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        Handle { version: VERSION, repository: self.repository.url().to_owned(), session: self.id.clone() }.serialize(s)
+        Handle {
+            version: VERSION,
+            repository: self.repository.url().to_owned(),
+            session: self.id.clone(),
+        }
+        .serialize(s)
     }
 }
 
@@ -311,8 +364,14 @@ impl<'de> Deserialize<'de> for SharedSession {
         use serde::de::Error as _;
         let handle = Handle::deserialize(d)?;
         if handle.version != VERSION {
-            return Err(D::Error::custom(Error::Version { what: "a session's handle", found: handle.version, known: VERSION }));
+            return Err(D::Error::custom(Error::Version {
+                what: "a session's handle",
+                found: handle.version,
+                known: VERSION,
+            }));
         }
-        Repository::open(&handle.repository).and_then(|r| r.shared_session(&handle.session)).map_err(D::Error::custom)
+        Repository::open(&handle.repository)
+            .and_then(|r| r.shared_session(&handle.session))
+            .map_err(D::Error::custom)
     }
 }

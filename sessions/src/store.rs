@@ -1,7 +1,8 @@
 //! The engine's view of a session: a [`Store`] whose keys are Zarr's.
 //!
-//! `u/zarr.json` is the document of a node and `u/c/0/1` a chunk, which is read through a reference in a manifest. A missing chunk is not found,
-//! whichever way it is asked for; readers then have fill values. What a session has written itself is seen by it.
+//! `u/zarr.json` is the document of a node and `u/c/0/1` a chunk, which is read through a reference
+//! in a manifest. A missing chunk is not found, whichever way it is asked for; readers then have
+//! fill values. What a session has written itself is seen by it.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -10,7 +11,9 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use freestone_engine::kernels::Buffer;
-use freestone_engine::storage::{ByteRange, Lock, ObjectPart, PartsRead, Pending, StorageError, Store, join};
+use freestone_engine::storage::{
+    ByteRange, Lock, ObjectPart, PartsRead, Pending, StorageError, Store, join,
+};
 use icechunk::format::manifest::{ChunkPayload, ChunkRef};
 use icechunk::format::snapshot::NodeSnapshot;
 use icechunk::format::{ByteRange as IceRange, ChunkId, ChunkIndices};
@@ -42,7 +45,8 @@ pub(crate) struct Writes {
     pub(crate) session: String,
     /// What becomes of their receipts.
     pub(crate) receipts: Keep,
-    /// What was changed so far; none where only another process knows it. Then nothing is read, since it would be the base's.
+    /// What was changed so far; none where only another process knows it. Then nothing is read,
+    /// since it would be the base's.
     pub(crate) draft: Option<Arc<Mutex<Draft>>>,
     /// Whether more may be written.
     pub(crate) gate: Option<Gate>,
@@ -62,7 +66,10 @@ pub(crate) enum Keep {
 
 impl fmt::Debug for Writes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Writes").field("session", &self.session).field("receipts", &self.receipts).finish_non_exhaustive()
+        f.debug_struct("Writes")
+            .field("session", &self.session)
+            .field("receipts", &self.receipts)
+            .finish_non_exhaustive()
     }
 }
 
@@ -86,13 +93,16 @@ impl Key<'_> {
         let mut coords: Vec<u32> = Vec::new();
         let mut rest = key;
         loop {
-            let (above, last) = rest.rsplit_once('/').map_or(("", rest), |(above, last)| (above, last));
+            let (above, last) =
+                rest.rsplit_once('/').map_or(("", rest), |(above, last)| (above, last));
             if last == "c" {
                 coords.reverse();
                 return Key::Chunk(above, coords);
             }
             match last.parse() {
-                Ok(n) if !above.is_empty() && last.bytes().all(|b| b.is_ascii_digit()) => coords.push(n),
+                Ok(n) if !above.is_empty() && last.bytes().all(|b| b.is_ascii_digit()) => {
+                    coords.push(n)
+                }
                 _ => return Key::Nothing,
             }
             rest = above;
@@ -115,11 +125,13 @@ enum Found {
     },
 }
 
-/// Opens the store at a URL of this crate's: `icechunk+REPOSITORY#snapshot=ID`, `#branch=NAME` or `#tag=NAME` to read, `#snapshot=ID&session=ID` to
-/// write. For [`Stores::with_opener`](freestone_engine::storage::Stores::with_opener). Of a branch, its newest snapshot is opened, and named by the
-/// store's own URL.
+/// Opens the store at a URL of this crate's: `icechunk+REPOSITORY#snapshot=ID`, `#branch=NAME` or
+/// `#tag=NAME` to read, `#snapshot=ID&session=ID` to write. For
+/// [`Stores::with_opener`](freestone_engine::storage::Stores::with_opener). Of a branch, its newest
+/// snapshot is opened, and named by the store's own URL.
 ///
-/// A store that writes reads nothing, and keeps no receipts: who calls it makes them, by [`Receipt::object`], from what [`Store::write`] was given.
+/// A store that writes reads nothing, and keeps no receipts: who calls it makes them, by
+/// [`Receipt::object`], from what [`Store::write`] was given.
 ///
 /// # Errors
 /// Where there is no such repository or snapshot. Credentials come from the environment.
@@ -127,8 +139,17 @@ pub fn open_store(url: &str) -> Result<Arc<dyn Store>, StorageError> {
     let open = || {
         let parsed = StoreUrl::parse(url)?;
         let repository = Repository::open_shared(&parsed.repository)?;
-        let writes = parsed.session.map(|session| Writes { session, receipts: Keep::Elsewhere, draft: None, gate: None });
-        let snapshot = if let Version::Snapshot(id) = parsed.version { id } else { repository.resolve(&parsed.version)? };
+        let writes = parsed.session.map(|session| Writes {
+            session,
+            receipts: Keep::Elsewhere,
+            draft: None,
+            gate: None,
+        });
+        let snapshot = if let Version::Snapshot(id) = parsed.version {
+            id
+        } else {
+            repository.resolve(&parsed.version)?
+        };
         SessionStore::new(&repository, snapshot, writes)
     };
     let opened = open().map_err(|e: Error| e.into_storage(url.to_owned(), "opened"))?;
@@ -136,15 +157,32 @@ pub fn open_store(url: &str) -> Result<Arc<dyn Store>, StorageError> {
 }
 
 impl SessionStore {
-    pub(crate) fn new(repository: &Repository, snapshot: String, writes: Option<Writes>) -> Result<SessionStore, Error> {
+    pub(crate) fn new(
+        repository: &Repository,
+        snapshot: String,
+        writes: Option<Writes>,
+    ) -> Result<SessionStore, Error> {
         let id = snapshot_id(&snapshot)?;
         if writes.is_none() {
             repository.resolve(&Version::Snapshot(snapshot.clone()))?;
         }
-        let session = repository.ask("read", |r| async move { r.readonly_session(&VersionInfo::SnapshotId(id)).await.map_err(|e| e.kind) })?;
+        let session = repository.ask("read", |r| async move {
+            r.readonly_session(&VersionInfo::SnapshotId(id)).await.map_err(|e| e.kind)
+        })?;
         let session_id = writes.as_ref().map(|w| w.session.clone());
-        let url = StoreUrl { repository: repository.url().to_owned(), version: Version::Snapshot(snapshot.clone()), session: session_id }.to_string();
-        Ok(SessionStore { url, repository: repository.clone(), snapshot, session: Arc::new(session), writes })
+        let url = StoreUrl {
+            repository: repository.url().to_owned(),
+            version: Version::Snapshot(snapshot.clone()),
+            session: session_id,
+        }
+        .to_string();
+        Ok(SessionStore {
+            url,
+            repository: repository.clone(),
+            snapshot,
+            session: Arc::new(session),
+            writes,
+        })
     }
 
     /// The snapshot that it is based on.
@@ -158,7 +196,12 @@ impl SessionStore {
 
     /// The same view, for tasks of a plan: who runs them makes the receipts.
     pub(crate) fn for_tasks(&self) -> SessionStore {
-        let writes = |w: &Writes| Writes { session: w.session.clone(), receipts: Keep::Elsewhere, draft: w.draft.clone(), gate: w.gate.clone() };
+        let writes = |w: &Writes| Writes {
+            session: w.session.clone(),
+            receipts: Keep::Elsewhere,
+            draft: w.draft.clone(),
+            gate: w.gate.clone(),
+        };
         SessionStore {
             url: self.url.clone(),
             repository: self.repository.clone(),
@@ -170,34 +213,48 @@ impl SessionStore {
 
     /// The session that is written for.
     pub(crate) fn session_id(&self) -> Result<&str, Error> {
-        self.writes.as_ref().map(|w| w.session.as_str()).ok_or(Error::Internal { invariant: "a run's outputs are in a session that is written" })
+        self.writes.as_ref().map(|w| w.session.as_str()).ok_or(Error::Internal {
+            invariant: "a run's outputs are in a session that is written",
+        })
     }
 
     /// What the session has changed, of one whose changes are known here.
     pub(crate) fn own_draft(&self) -> Result<MutexGuard<'_, Draft>, Error> {
-        self.draft().ok_or(Error::Internal { invariant: "a session that takes receipts knows what it has changed" })
+        self.draft().ok_or(Error::Internal {
+            invariant: "a session that takes receipts knows what it has changed",
+        })
     }
 
     pub(crate) fn draft(&self) -> Option<MutexGuard<'_, Draft>> {
-        self.writes.as_ref()?.draft.as_ref().map(|d| d.lock().unwrap_or_else(PoisonError::into_inner))
+        self.writes
+            .as_ref()?
+            .draft
+            .as_ref()
+            .map(|d| d.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Refuses to read where what was changed is not known.
     fn check_seen(&self) -> Result<(), Error> {
         match &self.writes {
-            Some(Writes { draft: None, session, .. }) => Err(Error::Unseen { session: session.clone() }),
+            Some(Writes { draft: None, session, .. }) => {
+                Err(Error::Unseen { session: session.clone() })
+            }
             _ => Ok(()),
         }
     }
 
-    fn failed(&self, action: &'static str) -> impl Fn(icechunk::session::SessionError) -> Error + use<> {
+    fn failed(
+        &self,
+        action: &'static str,
+    ) -> impl Fn(icechunk::session::SessionError) -> Error + use<> {
         let place = self.url.clone();
         move |e| failed(&place, action, e.kind)
     }
 
     /// The node in the base.
     fn base_node(&self, path: &str) -> Result<Option<NodeSnapshot>, Error> {
-        let (session, at, failed) = (Arc::clone(&self.session), icechunk_path(path)?, self.failed("read"));
+        let (session, at, failed) =
+            (Arc::clone(&self.session), icechunk_path(path)?, self.failed("read"));
         wait(async move {
             match session.get_node(&at).await {
                 Ok(node) => Ok(Some(node)),
@@ -222,7 +279,10 @@ impl SessionStore {
 
     /// A node's document, taken apart.
     pub(crate) fn parsed(&self, path: &str) -> Result<Option<Value>, Error> {
-        let bad = |e: serde_json::Error| Error::BadNode { path: path.to_owned(), why: format!("it is no JSON: {e}") };
+        let bad = |e: serde_json::Error| Error::BadNode {
+            path: path.to_owned(),
+            why: format!("it is no JSON: {e}"),
+        };
         self.document(path)?.map(|text| serde_json::from_slice(&text).map_err(bad)).transpose()
     }
 
@@ -231,7 +291,9 @@ impl SessionStore {
         if let Some(draft) = self.draft() {
             match draft.receipts.get(array, chunk) {
                 Some((Written::Fill, _)) => return Ok(Found::Nowhere),
-                Some((Written::Inline { bytes }, _)) => return Ok(Found::Here(Bytes::copy_from_slice(bytes))),
+                Some((Written::Inline { bytes }, _)) => {
+                    return Ok(Found::Here(Bytes::copy_from_slice(bytes)));
+                }
                 Some((Written::Object { id, offset, len }, _)) => {
                     return Ok(Found::Object { id: ChunkId::new(*id), offset: *offset, len: *len });
                 }
@@ -239,38 +301,77 @@ impl SessionStore {
                 None => {}
             }
         }
-        let (session, path, coords, failed) = (Arc::clone(&self.session), icechunk_path(array)?, ChunkIndices(chunk.to_vec()), self.failed("read"));
+        let (session, path, coords, failed) = (
+            Arc::clone(&self.session),
+            icechunk_path(array)?,
+            ChunkIndices(chunk.to_vec()),
+            self.failed("read"),
+        );
         let payload = wait(async move {
             match session.get_chunk_ref(&path, &coords).await {
                 Ok(payload) => Ok(payload),
-                Err(e) if matches!(e.kind, SessionErrorKind::NodeNotFound { .. } | SessionErrorKind::NotAnArray { .. }) => Ok(None),
+                Err(e)
+                    if matches!(
+                        e.kind,
+                        SessionErrorKind::NodeNotFound { .. } | SessionErrorKind::NotAnArray { .. }
+                    ) =>
+                {
+                    Ok(None)
+                }
                 Err(e) => Err(failed(e)),
             }
         })?;
         Ok(match payload {
             None => Found::Nowhere,
             Some(ChunkPayload::Inline(bytes)) => Found::Here(bytes),
-            Some(ChunkPayload::Ref(ChunkRef { id, offset, length })) => Found::Object { id, offset, len: length },
+            Some(ChunkPayload::Ref(ChunkRef { id, offset, length })) => {
+                Found::Object { id, offset, len: length }
+            }
             Some(other) => Found::Virtual { len: other.length() },
         })
     }
 
     /// Reads bytes of a chunk's object, which has to be there.
-    fn read_object(&self, key: &str, id: &ChunkId, offset: u64, len: u64, into: &mut Buffer) -> Result<(), StorageError> {
-        if self.repository.objects().read(id, offset, len, into)? { Ok(()) } else { Err(self.gone(key, id)) }
+    fn read_object(
+        &self,
+        key: &str,
+        id: &ChunkId,
+        offset: u64,
+        len: u64,
+        into: &mut Buffer,
+    ) -> Result<(), StorageError> {
+        if self.repository.objects().read(id, offset, len, into)? {
+            Ok(())
+        } else {
+            Err(self.gone(key, id))
+        }
     }
 
     fn gone(&self, key: &str, id: &ChunkId) -> StorageError {
-        let message = format!("its object {} is gone: was garbage collected while it was written?", crate::objects::key(id));
+        let message = format!(
+            "its object {} is gone: was garbage collected while it was written?",
+            crate::objects::key(id)
+        );
         StorageError::Io { place: self.place(key), action: "read", message, transient: false }
     }
 
     /// Bytes of a chunk that lies in a file of somebody else's.
-    fn read_virtual(&self, array: &str, chunk: Vec<u32>, offset: u64, len: u64) -> Result<Bytes, Error> {
-        let (session, path, failed) = (Arc::clone(&self.session), icechunk_path(array)?, self.failed("read"));
+    fn read_virtual(
+        &self,
+        array: &str,
+        chunk: Vec<u32>,
+        offset: u64,
+        len: u64,
+    ) -> Result<Bytes, Error> {
+        let (session, path, failed) =
+            (Arc::clone(&self.session), icechunk_path(array)?, self.failed("read"));
         wait(async move {
             let range = IceRange::bounded(offset, offset + len);
-            match session.get_chunk_reader(&path, &ChunkIndices(chunk), &range).await.map_err(&failed)? {
+            match session
+                .get_chunk_reader(&path, &ChunkIndices(chunk), &range)
+                .await
+                .map_err(&failed)?
+            {
                 Some(bytes) => bytes.await.map_err(&failed),
                 None => Ok(Bytes::new()),
             }
@@ -283,7 +384,10 @@ impl SessionStore {
     }
 
     fn writes(&self, key: &str) -> Result<&Writes, StorageError> {
-        let refused = || StorageError::Denied { place: self.place(key), action: "written in a session that only reads" };
+        let refused = || StorageError::Denied {
+            place: self.place(key),
+            action: "written in a session that only reads",
+        };
         let writes = self.writes.as_ref().ok_or_else(refused)?;
         if let Some(gate) = &writes.gate {
             gate().map_err(|e| e.into_storage(self.place(key), "written"))?;
@@ -293,7 +397,8 @@ impl SessionStore {
 
     /// Names directly below a node.
     fn children(&self, path: &str) -> Result<Vec<String>, Error> {
-        let (session, at, failed) = (Arc::clone(&self.session), icechunk_path(path)?, self.failed("listed"));
+        let (session, at, failed) =
+            (Arc::clone(&self.session), icechunk_path(path)?, self.failed("listed"));
         let base: Vec<String> = wait(async move {
             let mut below = Vec::new();
             for node in session.list_nodes(&at).await.map_err(&failed)? {
@@ -302,10 +407,18 @@ impl SessionStore {
             Ok(below)
         })?;
         let prefix = if path.is_empty() { String::new() } else { format!("{path}/") };
-        let child = |p: &str| p.strip_prefix(&prefix).and_then(|p| p.split('/').next()).filter(|n| !n.is_empty()).map(str::to_owned);
+        let child = |p: &str| {
+            p.strip_prefix(&prefix)
+                .and_then(|p| p.split('/').next())
+                .filter(|n| !n.is_empty())
+                .map(str::to_owned)
+        };
         let mut names: BTreeSet<String> = BTreeSet::new();
         let draft = self.draft();
-        for node in base.iter().filter(|p| !draft.as_ref().is_some_and(|d| matches!(d.node(p), Known::Gone))) {
+        for node in base
+            .iter()
+            .filter(|p| !draft.as_ref().is_some_and(|d| matches!(d.node(p), Known::Gone)))
+        {
             names.extend(child(node));
         }
         for (node, change) in draft.iter().flat_map(|d| &d.nodes) {
@@ -325,10 +438,17 @@ impl Store for SessionStore {
         self.repository.objects().is_remote()
     }
 
-    fn read(&self, key: &str, range: Option<ByteRange>, limit: u64, into: &mut Buffer) -> Result<bool, StorageError> {
+    fn read(
+        &self,
+        key: &str,
+        range: Option<ByteRange>,
+        limit: u64,
+        into: &mut Buffer,
+    ) -> Result<bool, StorageError> {
         let wrong = |e: Error| e.into_storage(self.place(key), "read");
         let copy = |bytes: &[u8], into: &mut Buffer| {
-            let (offset, len) = ByteRange::of(range, bytes.len() as u64, limit, || self.place(key))?;
+            let (offset, len) =
+                ByteRange::of(range, bytes.len() as u64, limit, || self.place(key))?;
             into.set_len(len as usize);
             into.bytes_mut().copy_from_slice(&bytes[offset as usize..(offset + len) as usize]);
             Ok(true)
@@ -357,35 +477,66 @@ impl Store for SessionStore {
         }
     }
 
-    fn begin_read(&self, key: &str, range: Option<ByteRange>, limit: u64, into: Buffer) -> Result<Pending, Buffer> {
+    fn begin_read(
+        &self,
+        key: &str,
+        range: Option<ByteRange>,
+        limit: u64,
+        into: Buffer,
+    ) -> Result<Pending, Buffer> {
         // What is here need not be waited for, and what is wrong is said when it is read.
         let Key::Chunk(array, chunk) = Key::parse(key) else { return Err(into) };
-        let Ok(Found::Object { id, offset, len }) = self.locate(array, &chunk) else { return Err(into) };
-        let Ok((start, len)) = ByteRange::of(range, len, limit, || self.place(key)) else { return Err(into) };
-        let (begun, gone) = (self.repository.objects().begin_read(&id, offset + start, len, into)?, self.gone(key, &id));
-        Ok(Pending::new(move || begun.wait().and_then(|(found, buffer)| if found { Ok((true, buffer)) } else { Err(gone) })))
+        let Ok(Found::Object { id, offset, len }) = self.locate(array, &chunk) else {
+            return Err(into);
+        };
+        let Ok((start, len)) = ByteRange::of(range, len, limit, || self.place(key)) else {
+            return Err(into);
+        };
+        let (begun, gone) = (
+            self.repository.objects().begin_read(&id, offset + start, len, into)?,
+            self.gone(key, &id),
+        );
+        Ok(Pending::new(move || {
+            begun
+                .wait()
+                .and_then(|(found, buffer)| if found { Ok((true, buffer)) } else { Err(gone) })
+        }))
     }
 
-    fn read_parts(&self, key: &str, size: u64, parts: &[ObjectPart], into: &mut [u8]) -> Result<PartsRead, StorageError> {
+    fn read_parts(
+        &self,
+        key: &str,
+        size: u64,
+        parts: &[ObjectPart],
+        into: &mut [u8],
+    ) -> Result<PartsRead, StorageError> {
         let wrong = |e: Error| e.into_storage(self.place(key), "read");
         let Key::Chunk(array, chunk) = Key::parse(key) else { return Ok(PartsRead::Missing) };
         match self.locate(array, &chunk).map_err(wrong)? {
             Found::Nowhere => Ok(PartsRead::Missing),
-            Found::Here(bytes) if bytes.len() as u64 != size => Ok(PartsRead::Length(bytes.len() as u64)),
-            Found::Object { len, .. } | Found::Virtual { len } if len != size => Ok(PartsRead::Length(len)),
+            Found::Here(bytes) if bytes.len() as u64 != size => {
+                Ok(PartsRead::Length(bytes.len() as u64))
+            }
+            Found::Object { len, .. } | Found::Virtual { len } if len != size => {
+                Ok(PartsRead::Length(len))
+            }
             Found::Here(bytes) => {
                 for part in parts {
-                    into[part.place..part.place + part.len].copy_from_slice(&bytes[part.offset as usize..][..part.len]);
+                    into[part.place..part.place + part.len]
+                        .copy_from_slice(&bytes[part.offset as usize..][..part.len]);
                 }
                 Ok(PartsRead::Done)
             }
             Found::Object { id, offset, .. } => {
                 if let (0, Some(store)) = (offset, self.repository.base_store())
-                    && let done @ (PartsRead::Done | PartsRead::Missing) = store.read_parts(&crate::objects::key(&id), size, parts, into)?
+                    && let done @ (PartsRead::Done | PartsRead::Missing) =
+                        store.read_parts(&crate::objects::key(&id), size, parts, into)?
                 {
                     return match done {
                         // The reference says that it is there: reading it whole says what is wrong.
-                        PartsRead::Missing => self.read_object(key, &id, 0, size, &mut Buffer::zeroed(size as usize)).map(|()| PartsRead::Done),
+                        PartsRead::Missing => self
+                            .read_object(key, &id, 0, size, &mut Buffer::zeroed(size as usize))
+                            .map(|()| PartsRead::Done),
                         done => Ok(done),
                     };
                 }
@@ -398,7 +549,9 @@ impl Store for SessionStore {
             }
             Found::Virtual { .. } => {
                 for part in parts {
-                    let bytes = self.read_virtual(array, chunk.clone(), part.offset, part.len as u64).map_err(wrong)?;
+                    let bytes = self
+                        .read_virtual(array, chunk.clone(), part.offset, part.len as u64)
+                        .map_err(wrong)?;
                     into[part.place..part.place + part.len].copy_from_slice(&bytes);
                 }
                 Ok(PartsRead::Done)
@@ -418,12 +571,18 @@ impl Store for SessionStore {
         let writes = self.writes(key)?;
         let Key::Chunk(array, chunk) = Key::parse(key) else {
             let why = "only chunks are written into a session: metadata are its creator's";
-            return Err(StorageError::Io { place: self.place(key), action: "written", message: why.into(), transient: false });
+            return Err(StorageError::Io {
+                place: self.place(key),
+                action: "written",
+                message: why.into(),
+                transient: false,
+            });
         };
         if writes.receipts == Keep::Here && bytes.len() <= INLINE_BYTES {
             return self.note(Receipt::inline(array, &chunk, bytes));
         }
-        let receipt = Receipt::object(&writes.session, array, &chunk, bytes.len() as u64, xxh3_64(bytes));
+        let receipt =
+            Receipt::object(&writes.session, array, &chunk, bytes.len() as u64, xxh3_64(bytes));
         if let Written::Object { id, .. } = &receipt.written {
             self.repository.objects().write(&ChunkId::new(*id), bytes)?;
         }
@@ -442,7 +601,12 @@ impl Store for SessionStore {
             }
             Key::Document(_) | Key::Nothing => {
                 let why = "only chunks are removed in a session: nodes go by its creator's word";
-                Err(StorageError::Io { place: self.place(key), action: "removed", message: why.into(), transient: false })
+                Err(StorageError::Io {
+                    place: self.place(key),
+                    action: "removed",
+                    message: why.into(),
+                    transient: false,
+                })
             }
         }
     }
@@ -451,7 +615,11 @@ impl Store for SessionStore {
         let path = prefix.trim_end_matches('/');
         let wrong = |e: Error| e.into_storage(self.place(prefix), "listed");
         let Some(document) = self.document(path).map_err(wrong)? else {
-            return if path.is_empty() { self.children(path).map_err(wrong) } else { Ok(Vec::new()) };
+            return if path.is_empty() {
+                self.children(path).map_err(wrong)
+            } else {
+                Ok(Vec::new())
+            };
         };
         let mut names = match serde_json::from_slice::<Value>(&document) {
             Ok(document) if document["node_type"] == "array" => vec!["c".to_owned()],
@@ -473,7 +641,12 @@ impl Store for SessionStore {
 
     fn lock(&self, key: &str) -> Result<Option<Lock>, StorageError> {
         let why = "a session has no locks: its commit finds out whether another one was first";
-        Err(StorageError::Io { place: self.place(key), action: "locked", message: why.into(), transient: false })
+        Err(StorageError::Io {
+            place: self.place(key),
+            action: "locked",
+            message: why.into(),
+            transient: false,
+        })
     }
 
     fn is_locked(&self, _key: &str) -> Result<bool, StorageError> {
@@ -485,7 +658,9 @@ impl Store for SessionStore {
         let wrong = |e: Error| e.into_storage(self.place(key), "looked at");
         Ok(match Key::parse(key) {
             Key::Nothing => None,
-            Key::Document(path) => self.document(path).map_err(wrong)?.map(|text| text.len() as u64),
+            Key::Document(path) => {
+                self.document(path).map_err(wrong)?.map(|text| text.len() as u64)
+            }
             Key::Chunk(array, chunk) => match self.locate(array, &chunk).map_err(wrong)? {
                 Found::Nowhere => None,
                 Found::Here(bytes) => Some(bytes.len() as u64),
@@ -517,7 +692,8 @@ impl SessionStore {
 
     /// Notes that a chunk is all fill values.
     pub(crate) fn note_fill(&self, array: &str, chunk: &[u32]) -> Result<(), Error> {
-        self.remove(&join(array, &chunk.iter().fold("c".to_owned(), |key, c| format!("{key}/{c}")))).map_err(Error::from)
+        self.remove(&join(array, &chunk.iter().fold("c".to_owned(), |key, c| format!("{key}/{c}"))))
+            .map_err(Error::from)
     }
 }
 

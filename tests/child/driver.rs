@@ -35,14 +35,20 @@ impl Told {
     fn asked(&self, action: &str, key: &str) {
         let tasks = self.tasks.load(Ordering::SeqCst);
         let document = action == "written" && key.ends_with("/zarr.json");
-        let chunk = action == "written" && !document && !key.contains("/journal/") && !key.ends_with("plan.json") && !key.contains("claim");
+        let chunk = action == "written"
+            && !document
+            && !key.contains("/journal/")
+            && !key.ends_with("plan.json")
+            && !key.contains("claim");
         if key.contains("/journal/") {
             say(&json!({"journal": key, "is": action}));
         }
         match self.moment {
             Some(Moment::Chunk(n)) => self.reached(chunk && tasks >= n),
             Some(Moment::Flush) => self.reached(action == "flushed"),
-            Some(Moment::Published(n)) => self.reached(document && self.published.fetch_add(1, Ordering::SeqCst) == n),
+            Some(Moment::Published(n)) => {
+                self.reached(document && self.published.fetch_add(1, Ordering::SeqCst) == n)
+            }
             _ => {}
         }
     }
@@ -52,10 +58,14 @@ impl Observer for Told {
     fn on(&self, event: &Event<'_>) {
         match event {
             Event::RunStarted(start) => say(&json!({"run": start.run, "finished": start.finished})),
-            Event::Started { request } => say(&json!({"out": [request.stage.0, request.first, request.count], "id": request.id})),
+            Event::Started { request } => say(
+                &json!({"out": [request.stage.0, request.first, request.count], "id": request.id}),
+            ),
             Event::Outcome { outcome, counted } => {
                 let tasks = self.tasks.fetch_add(*counted, Ordering::SeqCst) + counted;
-                say(&json!({"back": outcome.request.stage.0, "counted": counted, "id": outcome.request.id}));
+                say(
+                    &json!({"back": outcome.request.stage.0, "counted": counted, "id": outcome.request.id}),
+                );
                 if let Some(Moment::Tasks(n)) = self.moment {
                     self.reached(tasks >= n);
                 }
@@ -73,7 +83,8 @@ impl Observer for Told {
 /// Runs, or resumes.
 pub fn run(asked: &Asked) {
     // A resumed run has its plan from the run's folder; a part of the results may be there.
-    let (planned, spec) = plan(&asked.folder, if asked.resume.is_none() { "results" } else { "again" }, &asked.on);
+    let (planned, spec) =
+        plan(&asked.folder, if asked.resume.is_none() { "results" } else { "again" }, &asked.on);
     let executor = executor(&asked.on, &asked.binary, SLOTS);
     let told = Arc::new(Told {
         moment: asked.moment,
@@ -87,14 +98,17 @@ pub fn run(asked: &Asked) {
     for (name, holds) in [("work", Holds::Work), ("results", Holds::Outputs)] {
         let inner = Arc::new(LocalStore::new(format!("{}/{name}", asked.folder)));
         let told = Arc::clone(&told);
-        stores.insert(Arc::new(FaultStore::watched(inner, holds, move |action, key| told.asked(action, key))));
+        stores.insert(Arc::new(FaultStore::watched(inner, holds, move |action, key| {
+            told.asked(action, key)
+        })));
     }
     let observers: [&dyn Observer; 1] = [&*told];
     let options = Options { observers: &observers, stores, ..Options::default() };
     let ended = match &asked.resume {
         None => freestone::run_with(&planned, &spec, &*executor, &options),
         Some(run) => {
-            let stored = freestone::open_run(&format!("{}/{run}", spec.work_dir), &options.stores).unwrap();
+            let stored =
+                freestone::open_run(&format!("{}/{run}", spec.work_dir), &options.stores).unwrap();
             freestone::resume(&stored, &spec, &*executor, &options)
         }
     };

@@ -16,7 +16,12 @@ impl freestone::UserKernel for Doubled {
         inputs[0].iter().product::<usize>() as u64 * 4
     }
 
-    fn apply(&self, inputs: &[freestone::Block<'_>], output: &mut freestone::BlockMut<'_>, scratch: &mut [u8]) -> Result<(), String> {
+    fn apply(
+        &self,
+        inputs: &[freestone::Block<'_>],
+        output: &mut freestone::BlockMut<'_>,
+        scratch: &mut [u8],
+    ) -> Result<(), String> {
         scratch[..inputs[0].bytes.len()].copy_from_slice(inputs[0].bytes);
         output.array::<f32>()?.assign(&inputs[0].array::<f32>()?.mapv(|x| 2.0 * x));
         Ok(())
@@ -26,9 +31,15 @@ impl freestone::UserKernel for Doubled {
 /// Doubles the array `x` in a place, and prints what that took.
 pub fn run(place: &str) {
     let x = freestone::open(&format!("{place}/x")).unwrap();
-    let y = freestone::map_blocks(&Doubled, &[&x], &freestone::BlocksOut::new(DType::Float32)).unwrap();
+    let y =
+        freestone::map_blocks(&Doubled, &[&x], &freestone::BlocksOut::new(DType::Float32)).unwrap();
     let spec = spec_in(&format!("{place}/work"));
-    let report = freestone::run(&freestone::plan(&[Target::array(&y, &format!("{place}/y"))], &spec).unwrap(), &spec, &Serial).unwrap();
+    let report = freestone::run(
+        &freestone::plan(&[Target::array(&y, &format!("{place}/y"))], &spec).unwrap(),
+        &spec,
+        &Serial,
+    )
+    .unwrap();
     let said = serde_json::json!({
         "projected_mem": report.projected_bytes, "peak_mem": report.peak_rss_bytes, "bytes_read": report.traffic().bytes_read, "stages": [],
     });

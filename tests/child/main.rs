@@ -3,7 +3,14 @@
 //! It ends when its standard input does, so that none outlives the test that has started it.
 
 // A child of tests says by panicking that something is wrong, as they do.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs, unreachable_pub)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    missing_docs,
+    unreachable_pub
+)]
 
 mod driver;
 mod kernel;
@@ -55,5 +62,9 @@ fn stop() -> ! {
 }
 
 fn executor(on: &str, binary: &str, slots: usize) -> Box<dyn Executor> {
-    if on == "processes" { Box::new(Processes::new(slots, binary, [WORKER_ARGUMENT])) } else { Box::new(Threads::new(slots)) }
+    if on == "processes" {
+        Box::new(Processes::new(slots, binary, [WORKER_ARGUMENT]))
+    } else {
+        Box::new(Threads::new(slots))
+    }
 }

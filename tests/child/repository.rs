@@ -72,7 +72,12 @@ impl EngineSession for Stopping {
         self.inner.holds(plan, receipt)
     }
 
-    fn commit(&self, plan: &FinalizedPlan, receipts: &[Receipt], is_cancelled: &dyn Fn() -> bool) -> Result<Option<String>, SessionError> {
+    fn commit(
+        &self,
+        plan: &FinalizedPlan,
+        receipts: &[Receipt],
+        is_cancelled: &dyn Fn() -> bool,
+    ) -> Result<Option<String>, SessionError> {
         match self.moment {
             Moment::BeforeCommit => reached(),
             Moment::InCommit(us) => drop(thread::spawn(move || {
@@ -96,8 +101,17 @@ impl EngineSession for Stopping {
 /// Runs until the moment.
 pub fn run(asked: &Asked) {
     let (planned, spec, session) = overwriting(&asked.folder);
-    let stopping = Stopping { moment: asked.moment, inner: session.publishing("overwritten", CommitOptions::default()), tasks: AtomicU64::new(0) };
+    let stopping = Stopping {
+        moment: asked.moment,
+        inner: session.publishing("overwritten", CommitOptions::default()),
+        tasks: AtomicU64::new(0),
+    };
     let executor = executor(&asked.on, &asked.binary, 2);
-    let _ = freestone::run_with(&planned, &spec, &*executor, &Options { session: Some(&stopping), observers: &[&stopping], ..Options::default() });
+    let _ = freestone::run_with(
+        &planned,
+        &spec,
+        &*executor,
+        &Options { session: Some(&stopping), observers: &[&stopping], ..Options::default() },
+    );
     panic!("the moment never came");
 }

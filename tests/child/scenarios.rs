@@ -63,17 +63,23 @@ pub mod driver {
         pub slow_ms: u64,
     }
 
-    /// Some hundred tasks: there and back between rows and columns, a sum, and a result that is all fill values.
+    /// Some hundred tasks: there and back between rows and columns, a sum, and a result that is all
+    /// fill values.
     ///
-    /// On `memory`, which is threads, there is room for intermediates in memory: they go with the process, and come back. Else there is none.
+    /// On `memory`, which is threads, there is room for intermediates in memory: they go with the
+    /// process, and come back. Else there is none.
     pub fn plan(folder: &str, results: &str, on: &str) -> (Planned, Spec) {
-        let x = freestone::random_uniform(&[2560, 96], 0.5, 1.0, 7, DType::Float64, &[16, 96]).unwrap();
+        let x =
+            freestone::random_uniform(&[2560, 96], 0.5, 1.0, 7, DType::Float64, &[16, 96]).unwrap();
         let columns = x.rechunk(&[2560, 2]).unwrap() * 2.0;
         let rows = columns.rechunk(&[16, 96]).unwrap() + 1.0;
         let zeros = &rows * 0.0;
         let group = format!("{folder}/{results}");
-        let targets =
-            [Target::in_group(&rows, &group, "rows"), Target::in_group(&columns.sum(0).unwrap(), &group, "sums"), Target::in_group(&zeros, &group, "zeros")];
+        let targets = [
+            Target::in_group(&rows, &group, "rows"),
+            Target::in_group(&columns.sum(0).unwrap(), &group, "sums"),
+            Target::in_group(&zeros, &group, "zeros"),
+        ];
         let spec = super::spec_in(LocalStore::new(format!("{folder}/work")).url());
         let planned = freestone::plan(&targets, &spec).unwrap();
         let spec = if on == "memory" { spec } else { super::without_room(&spec, &planned, SLOTS) };
@@ -94,7 +100,8 @@ pub mod repository {
         Tasks(u64),
         /// All tasks are finished, and the commit is about to begin.
         BeforeCommit,
-        /// This number of microseconds after the commit began. The machine decides which part of the commit that is, and which array a reader sees.
+        /// This number of microseconds after the commit began. The machine decides which part of
+        /// the commit that is, and which array a reader sees.
         InCommit(u64),
         /// It is done, and the driver does not know it yet.
         AfterCommit,
@@ -122,7 +129,8 @@ pub mod repository {
         let x = freestone::random_uniform(&SHAPE, 0.5, 1.0, 7, DType::Float64, &[16, 64]).unwrap();
         let rows = (x.rechunk(&[1280, 2]).unwrap() * 2.0).rechunk(&[16, 64]).unwrap();
         let spec = super::spec_in(&format!("{folder}/work"));
-        let planned = freestone::plan(&[session.target(&rows, "data/rows").overwrite(true)], &spec).unwrap();
+        let planned =
+            freestone::plan(&[session.target(&rows, "data/rows").overwrite(true)], &spec).unwrap();
         let spec = super::without_room(&spec, &planned, 2);
         (planned, spec, session)
     }

@@ -1,4 +1,5 @@
-//! Chunks from across a network are on their way before they are asked for: each once, none for nothing, as many as the projection has room for.
+//! Chunks from across a network are on their way before they are asked for: each once, none for
+//! nothing, as many as the projection has room for.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,8 +8,12 @@ use std::time::SystemTime;
 
 use freestone::engine::kernels::Buffer;
 use freestone::engine::plan::{Place as ArrayPlace, PlanArray, StageId};
-use freestone::engine::storage::{ByteRange, Lock, ObjectPart, PartsRead, Pending, StorageError, Store, read_each};
-use freestone::{Array, CodecName, DType, MemoryStore, Serial, Settings, Spec, Stores, Target, concat};
+use freestone::engine::storage::{
+    ByteRange, Lock, ObjectPart, PartsRead, Pending, StorageError, Store, read_each,
+};
+use freestone::{
+    Array, CodecName, DType, MemoryStore, Serial, Settings, Spec, Stores, Target, concat,
+};
 
 use crate::support::{Place, tree};
 
@@ -43,9 +48,14 @@ impl FarAway {
         }
     }
 
-    /// Reads so far, those that somebody waited for from the beginning, and the most that were under way while something else was done.
+    /// Reads so far, those that somebody waited for from the beginning, and the most that were
+    /// under way while something else was done.
     fn counts(&self) -> (usize, usize, usize) {
-        (self.reads.lock().unwrap().values().sum(), self.waited_for.load(Ordering::Relaxed), self.most.load(Ordering::Relaxed))
+        (
+            self.reads.lock().unwrap().values().sum(),
+            self.waited_for.load(Ordering::Relaxed),
+            self.most.load(Ordering::Relaxed),
+        )
     }
 
     fn reset(&self) {
@@ -74,19 +84,36 @@ impl Store for FarAway {
         true
     }
 
-    fn read(&self, key: &str, range: Option<ByteRange>, limit: u64, into: &mut Buffer) -> Result<bool, StorageError> {
+    fn read(
+        &self,
+        key: &str,
+        range: Option<ByteRange>,
+        limit: u64,
+        into: &mut Buffer,
+    ) -> Result<bool, StorageError> {
         self.note(key);
         self.waited_for.fetch_add(usize::from(key.contains("/c/")), Ordering::Relaxed);
         self.store.read(key, range, limit, into)
     }
 
-    fn begin_read(&self, key: &str, range: Option<ByteRange>, limit: u64, mut into: Buffer) -> Result<Pending, Buffer> {
+    fn begin_read(
+        &self,
+        key: &str,
+        range: Option<ByteRange>,
+        limit: u64,
+        mut into: Buffer,
+    ) -> Result<Pending, Buffer> {
         self.note(key);
         let under_way = self.under_way.fetch_add(1, Ordering::Relaxed) + 1;
         self.most.fetch_max(under_way, Ordering::Relaxed);
         let mut read = self.store.read(key, range, limit, &mut into);
         if self.broken.lock().unwrap().as_deref() == Some(key) {
-            read = Err(StorageError::Io { place: key.to_owned(), action: "read", message: "the line was cut".into(), transient: false });
+            read = Err(StorageError::Io {
+                place: key.to_owned(),
+                action: "read",
+                message: "the line was cut".into(),
+                transient: false,
+            });
         }
         let counted = UnderWay(Arc::clone(&self.under_way));
         Ok(Pending::new(move || {
@@ -111,7 +138,13 @@ impl Store for FarAway {
         self.store.sync(keys)
     }
 
-    fn read_parts(&self, key: &str, _size: u64, parts: &[ObjectPart], into: &mut [u8]) -> Result<PartsRead, StorageError> {
+    fn read_parts(
+        &self,
+        key: &str,
+        _size: u64,
+        parts: &[ObjectPart],
+        into: &mut [u8],
+    ) -> Result<PartsRead, StorageError> {
         read_each(self, key, parts, into)
     }
 
@@ -159,19 +192,41 @@ struct Bench {
 impl Bench {
     fn new(codec: CodecName) -> Bench {
         let (place, far) = (Place::quick(), Arc::new(FarAway::new()));
-        let settings = Settings { work_dir: Some(place.at("work")), allowed_mem: Some(60_000_000), parallelism: Some(2), ..Settings::default() };
-        let bench = Bench { spec: settings.resolve().unwrap(), far, near: Arc::new(MemoryStore::new()), place };
-        for (name, shape, chunks) in [("a", [120u64, 90], [20u64, 30]), ("b", [120, 90], [40, 15])] {
-            let random = freestone::random_normal(&shape, 0.0, 1.0, 5, DType::Float64, &chunks).unwrap();
+        let settings = Settings {
+            work_dir: Some(place.at("work")),
+            allowed_mem: Some(60_000_000),
+            parallelism: Some(2),
+            ..Settings::default()
+        };
+        let bench = Bench {
+            spec: settings.resolve().unwrap(),
+            far,
+            near: Arc::new(MemoryStore::new()),
+            place,
+        };
+        for (name, shape, chunks) in [("a", [120u64, 90], [20u64, 30]), ("b", [120, 90], [40, 15])]
+        {
+            let random =
+                freestone::random_normal(&shape, 0.0, 1.0, 5, DType::Float64, &chunks).unwrap();
             let stores = Stores::default();
             stores.insert(Arc::clone(&bench.near));
-            let target = Target::array(&random, &format!("{}/{name}", bench.near.url())).with_stores(&stores).codec(codec);
-            freestone::run(&freestone::plan(&[target], &bench.spec).unwrap(), &bench.spec, &Serial).unwrap();
+            let target = Target::array(&random, &format!("{}/{name}", bench.near.url()))
+                .with_stores(&stores)
+                .codec(codec);
+            freestone::run(&freestone::plan(&[target], &bench.spec).unwrap(), &bench.spec, &Serial)
+                .unwrap();
             // One chunk is not there: all of it is fill values.
             bench.near.remove(&format!("{name}/c/1/1")).unwrap();
             let mut keys = vec![format!("{name}/zarr.json")];
             for row in bench.near.list(&format!("{name}/c/")).unwrap() {
-                keys.extend(bench.near.list(&format!("{name}/c/{row}/")).unwrap().iter().map(|column| format!("{name}/c/{row}/{column}")));
+                keys.extend(
+                    bench
+                        .near
+                        .list(&format!("{name}/c/{row}/"))
+                        .unwrap()
+                        .iter()
+                        .map(|column| format!("{name}/c/{row}/{column}")),
+                );
             }
             for key in keys {
                 let mut buffer = Buffer::zeroed(1 << 20);
@@ -188,29 +243,54 @@ impl Bench {
 
     /// Computes the same near and far, with so many reads. What is ahead was not waited for.
     #[track_caller]
-    fn check(&self, name: &str, expect: usize, is_ahead: bool, expression: &dyn Fn(&Array, &Array) -> Array) {
+    fn check(
+        &self,
+        name: &str,
+        expect: usize,
+        is_ahead: bool,
+        expression: &dyn Fn(&Array, &Array) -> Array,
+    ) {
         let near = |name| freestone::open_in(&self.near, name).unwrap();
         let run = |array: &Array, to: &str| {
-            let planned = freestone::plan(&[Target::array(array, &self.place.at(to))], &self.spec).unwrap();
+            let planned =
+                freestone::plan(&[Target::array(array, &self.place.at(to))], &self.spec).unwrap();
             freestone::run(&planned, &self.spec, &Serial).unwrap();
             planned
         };
         run(&expression(&near("a"), &near("b")), &format!("{name}-near"));
         self.far.reset();
         let planned = run(&expression(&self.far("a"), &self.far("b")), &format!("{name}-far"));
-        assert_eq!(tree(self.place.at(&format!("{name}-near"))), tree(self.place.at(&format!("{name}-far"))), "{name}");
+        assert_eq!(
+            tree(self.place.at(&format!("{name}-near"))),
+            tree(self.place.at(&format!("{name}-far"))),
+            "{name}"
+        );
         let (reads, waited, most) = self.far.counts();
         let plan = planned.plan();
         let stages = (0..plan.plan().stages.len()).map(StageId);
-        let reading = stages.filter(|s| plan.plan().stages[s.0].inputs.iter().any(|i| i.sources.iter().any(|a| is_far(plan.plan().array(*a)))));
-        let (tasks, ahead) = reading.fold((0, 0), |(n, most), s| (n + plan.plan().stages[s.0].n_tasks() as usize, most.max(plan.layout(s).ahead)));
+        let reading = stages.filter(|s| {
+            plan.plan().stages[s.0]
+                .inputs
+                .iter()
+                .any(|i| i.sources.iter().any(|a| is_far(plan.plan().array(*a))))
+        });
+        let (tasks, ahead) = reading.fold((0, 0), |(n, most), s| {
+            (n + plan.plan().stages[s.0].n_tasks() as usize, most.max(plan.layout(s).ahead))
+        });
         println!("{name}: {reads} reads of {tasks} tasks, {waited} waited for, {ahead} ahead");
         assert_eq!(reads, expect, "{name}: nothing is read that is not wanted");
         assert!(ahead > 0 || !is_ahead, "{name}");
-        assert!(waited <= if ahead > 0 { tasks } else { reads }, "{name}: of each task, the first is waited for");
+        assert!(
+            waited <= if ahead > 0 { tasks } else { reads },
+            "{name}: of each task, the first is waited for"
+        );
         // The one that is waited for is not ahead.
         assert!(most <= ahead + 1, "{name}: {most} under way, {ahead} projected");
-        assert_eq!(self.far.under_way.load(Ordering::Relaxed), 0, "{name}: each that was begun is waited for");
+        assert_eq!(
+            self.far.under_way.load(Ordering::Relaxed),
+            0,
+            "{name}: each that was begun is waited for"
+        );
         assert!(plan.projected_mem() <= self.spec.allowed_mem);
     }
 }
@@ -219,7 +299,8 @@ fn is_far(array: &PlanArray) -> bool {
     matches!(&array.place, ArrayPlace::Input { url, .. } if url.starts_with("s3:"))
 }
 
-/// For all ways to read: the same values, no read for nothing, and of each task only the first is waited for.
+/// For all ways to read: the same values, no read for nothing, and of each task only the first is
+/// waited for.
 #[test]
 fn what_comes_next_is_on_its_way() {
     for codec in [CodecName::None, CodecName::Zstd(1)] {
@@ -242,13 +323,18 @@ fn what_comes_next_is_on_its_way() {
     }
 }
 
-/// A read that fails after it has begun is told of by the task that wants it; the next run is right.
+/// A read that fails after it has begun is told of by the task that wants it; the next run is
+/// right.
 #[test]
 fn what_fails_on_its_way_is_told() {
     let bench = Bench::new(CodecName::Zstd(1));
     *bench.far.broken.lock().unwrap() = Some("a/c/4/1".into());
     let spec = Spec { retries: 0, ..bench.spec.clone() };
-    let planned = freestone::plan(&[Target::array(&bench.far("a").mean(0).unwrap(), &bench.place.at("out"))], &spec).unwrap();
+    let planned = freestone::plan(
+        &[Target::array(&bench.far("a").mean(0).unwrap(), &bench.place.at("out"))],
+        &spec,
+    )
+    .unwrap();
     let error = freestone::run(&planned, &spec, &Serial).unwrap_err();
     assert!(error.to_string().contains("the line was cut"), "{error}");
     assert_eq!(bench.far.under_way.load(Ordering::Relaxed), 0);
@@ -262,7 +348,11 @@ fn with_less_room_less_is_ahead() {
     let bench = Bench::new(CodecName::Zstd(1));
     let plan = |allowed_mem| {
         let spec = Spec { allowed_mem, ..bench.spec.clone() };
-        let planned = freestone::plan(&[Target::array(&bench.far("a").mean(0).unwrap(), &bench.place.at("out"))], &spec).unwrap();
+        let planned = freestone::plan(
+            &[Target::array(&bench.far("a").mean(0).unwrap(), &bench.place.at("out"))],
+            &spec,
+        )
+        .unwrap();
         (planned.plan().layout(StageId(0)).ahead, planned.plan().projected_mem())
     };
     let mut found = vec![plan(60_000_000)];

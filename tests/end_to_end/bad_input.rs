@@ -1,4 +1,5 @@
-//! What cannot be read, and what cannot be written: a typed error, its exit code, and nothing left behind.
+//! What cannot be read, and what cannot be written: a typed error, its exit code, and nothing left
+//! behind.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +11,9 @@ use freestone::engine::storage::StorageError;
 use freestone::engine::storage::codec::CodecError;
 use freestone::engine::storage::metadata::MetadataError;
 use freestone::engine::task::FailureKind;
-use freestone::{Array, ArrayError, CodecName, DType, Error, ExitCode, Serial, Settings, Spec, Target, Threads};
+use freestone::{
+    Array, ArrayError, CodecName, DType, Error, ExitCode, Serial, Settings, Spec, Target, Threads,
+};
 use serde_json::{Value, json};
 
 use crate::support::{Place, WINDS_V3, chunk_files, document, names, tree};
@@ -40,14 +43,26 @@ fn encoded(place: &Place, name: &str, codec: CodecName) -> String {
     place.at(name)
 }
 
-fn store(array: &Array, output: &str, place: &Place, how: impl FnOnce(Target) -> Target) -> Result<(), Error> {
+fn store(
+    array: &Array,
+    output: &str,
+    place: &Place,
+    how: impl FnOnce(Target) -> Target,
+) -> Result<(), Error> {
     let planned = freestone::plan(&[how(Target::array(array, output))], &place.spec())?;
     freestone::run(&planned, &place.spec(), &Serial).map(drop)
 }
 
 #[track_caller]
-fn check(result: Result<impl Sized, impl Into<Error>>, code: ExitCode, says: &str, is: impl FnOnce(&Error) -> bool) {
-    let Err(error) = result.map_err(Into::into) else { panic!("it should have failed with: {says}") };
+fn check(
+    result: Result<impl Sized, impl Into<Error>>,
+    code: ExitCode,
+    says: &str,
+    is: impl FnOnce(&Error) -> bool,
+) {
+    let Err(error) = result.map_err(Into::into) else {
+        panic!("it should have failed with: {says}")
+    };
     assert!(is(&error), "another error than expected: {error:?}");
     assert!(error.to_string().contains(says), "`{error}` does not say `{says}`");
     assert_eq!(error.exit_code(), code, "{error}");
@@ -74,11 +89,20 @@ fn what_is_no_array() {
     let place = Place::new();
     fs::write(place.at("file"), "text").unwrap();
     for path in [place.at("nothing"), place.at("file"), place.folder.path().display().to_string()] {
-        check(freestone::open(&path), ExitCode::Input, "no Zarr array", |e| is_metadata(e, |m| matches!(m, MetadataError::NoZarr { .. })));
+        check(freestone::open(&path), ExitCode::Input, "no Zarr array", |e| {
+            is_metadata(e, |m| matches!(m, MetadataError::NoZarr { .. }))
+        });
     }
-    let group = |e: &Error| is_metadata(e, |m| matches!(m, MetadataError::Group { children, .. } if children.contains(&"u".to_owned())));
+    let group = |e: &Error| {
+        is_metadata(
+            e,
+            |m| matches!(m, MetadataError::Group { children, .. } if children.contains(&"u".to_owned())),
+        )
+    };
     check(freestone::open(WINDS_V3), ExitCode::Input, "is a Zarr group", group);
-    check(freestone::open("ftp://host/array"), ExitCode::Input, "ftp", |e| matches!(e, Error::Array(ArrayError::Storage(StorageError::BadUrl { .. }))));
+    check(freestone::open("ftp://host/array"), ExitCode::Input, "ftp", |e| {
+        matches!(e, Error::Array(ArrayError::Storage(StorageError::BadUrl { .. })))
+    });
 }
 
 #[track_caller]
@@ -93,8 +117,14 @@ fn check_metadata(change: impl FnOnce(&mut Value), says: &str, is: fn(&MetadataE
 #[test]
 fn metadata_that_makes_no_sense() {
     let malformed: fn(&MetadataError) -> bool = |e| matches!(e, MetadataError::Malformed { .. });
-    let refused: fn(&MetadataError) -> bool =
-        |e| matches!(e, MetadataError::Malformed { .. } | MetadataError::Unsupported { .. } | MetadataError::Codec { .. });
+    let refused: fn(&MetadataError) -> bool = |e| {
+        matches!(
+            e,
+            MetadataError::Malformed { .. }
+                | MetadataError::Unsupported { .. }
+                | MetadataError::Codec { .. }
+        )
+    };
     let unknown: fn(&MetadataError) -> bool = |e| matches!(e, MetadataError::Codec { error: CodecError::Unknown(n), .. } if n == "lossy_magic");
     check_metadata(|d| also(d, "lossy_magic"), "lossy_magic", unknown);
     check_metadata(|d| d["shape"] = json!("seven"), "/in", malformed);
@@ -104,8 +134,16 @@ fn metadata_that_makes_no_sense() {
     check_metadata(|d| d["codecs"] = json!([]), "/in", refused);
     check_metadata(|d| d["fill_value"] = json!({"a": 1}), "/in", malformed);
     check_metadata(|d| d["chunk_grid"] = json!(null), "/in", malformed);
-    check_metadata(|d| d["chunk_grid"]["configuration"]["chunk_shape"] = json!([3, 0]), "/in", malformed);
-    check_metadata(|d| d["chunk_grid"]["configuration"]["chunk_shape"] = json!([3]), "/in", malformed);
+    check_metadata(
+        |d| d["chunk_grid"]["configuration"]["chunk_shape"] = json!([3, 0]),
+        "/in",
+        malformed,
+    );
+    check_metadata(
+        |d| d["chunk_grid"]["configuration"]["chunk_shape"] = json!([3]),
+        "/in",
+        malformed,
+    );
     check_metadata(|d| d["data_type"] = json!("string"), "/in", refused);
     check_metadata(|d| *d = json!([1, 2]), "/in", refused);
     check_metadata(|d| *d = json!({}), "/in", refused);
@@ -119,7 +157,9 @@ fn metadata_cut_short_anywhere() {
     let whole = fs::read(&path).unwrap();
     for len in 0..whole.len() {
         fs::write(&path, &whole[..len]).unwrap();
-        check(freestone::open(&place.at("in")), ExitCode::Input, "no JSON", |e| is_metadata(e, |m| matches!(m, MetadataError::Malformed { .. })));
+        check(freestone::open(&place.at("in")), ExitCode::Input, "no JSON", |e| {
+            is_metadata(e, |m| matches!(m, MetadataError::Malformed { .. }))
+        });
     }
 }
 
@@ -190,7 +230,10 @@ fn damaged_chunks() {
     let whole = fs::read(&chunk).unwrap();
     fs::write(&chunk, &whole[..whole.len() - 2]).unwrap();
     check_damaged(&place, &zstd, "c/0/1");
-    let values = |name: &str| freestone::compute::<f32>(&freestone::open(&place.at(name)).unwrap(), &place.spec()).unwrap();
+    let values = |name: &str| {
+        freestone::compute::<f32>(&freestone::open(&place.at(name)).unwrap(), &place.spec())
+            .unwrap()
+    };
     // Magic, frame header descriptor, window or frame content size.
     for at in 0..6 {
         for bit in 0..8 {
@@ -199,9 +242,16 @@ fn damaged_chunks() {
             fs::write(&chunk, &damaged).unwrap();
             let array = freestone::open(&zstd).unwrap();
             match store(&array, &place.at("flipped"), &place, |t| t.overwrite(true)) {
-                // A bit that only says whether there is a dictionary or a checksum may go unseen, where it changes no value.
-                Ok(()) => assert!(values("flipped") == values("plain"), "byte {at}, bit {bit}: other values"),
-                Err(error) => assert!(is_bad_chunk(&error) && error.exit_code() == ExitCode::Input, "byte {at}, bit {bit}: {error:?}"),
+                // A bit that only says whether there is a dictionary or a checksum may go unseen,
+                // where it changes no value.
+                Ok(()) => assert!(
+                    values("flipped") == values("plain"),
+                    "byte {at}, bit {bit}: other values"
+                ),
+                Err(error) => assert!(
+                    is_bad_chunk(&error) && error.exit_code() == ExitCode::Input,
+                    "byte {at}, bit {bit}: {error:?}"
+                ),
             }
         }
     }
@@ -227,7 +277,8 @@ fn every_flipped_byte_of_a_checksummed_chunk_is_found() {
     small(&crc, |d| also(d, "crc32c"));
     for (key, bytes) in tree(format!("{crc}/c")) {
         let sum = crc32c(&bytes);
-        fs::write(format!("{crc}/c/{key}"), [bytes.as_slice(), &sum.to_le_bytes()].concat()).unwrap();
+        fs::write(format!("{crc}/c/{key}"), [bytes.as_slice(), &sum.to_le_bytes()].concat())
+            .unwrap();
     }
     let array = freestone::open(&crc).unwrap();
     store(&array, &place.at("good"), &place, |t| t).unwrap();
@@ -242,7 +293,12 @@ fn every_flipped_byte_of_a_checksummed_chunk_is_found() {
 
 /// Castagnoli's polynomial, bit by bit.
 fn crc32c(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0u32, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), |c, _| if c & 1 == 1 { c >> 1 ^ 0x82f6_3b78 } else { c >> 1 }))
+    !bytes.iter().fold(!0u32, |crc, byte| {
+        (0..8).fold(
+            crc ^ u32::from(*byte),
+            |c, _| if c & 1 == 1 { c >> 1 ^ 0x82f6_3b78 } else { c >> 1 },
+        )
+    })
 }
 
 #[test]
@@ -256,12 +312,27 @@ fn operations_that_do_not_fit() {
     check(failed.shape(), ExitCode::Input, &here, deferred);
     check(failed.mean(0), ExitCode::Input, &here, deferred);
     let place = Place::new();
-    check(store(&(failed * 2.0), &place.at("out"), &place, |t| t), ExitCode::Input, &here, deferred);
-    check(u.mean(3), ExitCode::Input, "out of range", |e| matches!(e, Error::Array(ArrayError::Axis { axis: 3, rank: 3 })));
-    check(u.mean([0, -3]), ExitCode::Input, "twice", |e| matches!(e, Error::Array(ArrayError::AxisTwice(_))));
-    check(u.rechunk(&[0, 1, 1]), ExitCode::Input, "0", |e| matches!(e, Error::Array(ArrayError::Grid(_))));
-    check(u.slice(0, None, None, 0), ExitCode::Input, "0", |e| matches!(e, Error::Array(ArrayError::Argument(_))));
-    check(freestone::compute::<f64>(&u, &place.spec()), ExitCode::Input, "float32", |e| matches!(e, Error::ResultType { found: DType::Float32, .. }));
+    check(
+        store(&(failed * 2.0), &place.at("out"), &place, |t| t),
+        ExitCode::Input,
+        &here,
+        deferred,
+    );
+    check(u.mean(3), ExitCode::Input, "out of range", |e| {
+        matches!(e, Error::Array(ArrayError::Axis { axis: 3, rank: 3 }))
+    });
+    check(u.mean([0, -3]), ExitCode::Input, "twice", |e| {
+        matches!(e, Error::Array(ArrayError::AxisTwice(_)))
+    });
+    check(u.rechunk(&[0, 1, 1]), ExitCode::Input, "0", |e| {
+        matches!(e, Error::Array(ArrayError::Grid(_)))
+    });
+    check(u.slice(0, None, None, 0), ExitCode::Input, "0", |e| {
+        matches!(e, Error::Array(ArrayError::Argument(_)))
+    });
+    check(freestone::compute::<f64>(&u, &place.spec()), ExitCode::Input, "float32", |e| {
+        matches!(e, Error::ResultType { found: DType::Float32, .. })
+    });
     assert!(names(place.folder.path()).is_empty());
 }
 
@@ -273,8 +344,14 @@ fn places_that_are_taken() {
     let tripled = &array * 3.0;
     store(&tripled, &place.at("out"), &place, |t| t).unwrap();
     let before = tree(place.at("out"));
-    let exists = |e: &Error| matches!(e, Error::Run(RunError::Session(SessionError::Exists { .. })));
-    check(store(&array, &place.at("out"), &place, |t| t), ExitCode::Conflict, "exists already", exists);
+    let exists =
+        |e: &Error| matches!(e, Error::Run(RunError::Session(SessionError::Exists { .. })));
+    check(
+        store(&array, &place.at("out"), &place, |t| t),
+        ExitCode::Conflict,
+        "exists already",
+        exists,
+    );
     assert!(tree(place.at("out")) == before);
     store(&array, &place.at("out"), &place, |t| t.overwrite(true)).unwrap();
     assert!(tree(place.at("out")) != before);
@@ -283,14 +360,24 @@ fn places_that_are_taken() {
     fs::write(place.at("notes/thesis.tex"), "years of work").unwrap();
     let foreign = |e: &Error| matches!(e, Error::Run(RunError::Session(SessionError::Foreign { names, .. })) if *names == ["thesis.tex"]);
     for overwrite in [false, true] {
-        check(store(&array, &place.at("notes"), &place, |t| t.overwrite(overwrite)), ExitCode::Conflict, "thesis.tex", foreign);
+        check(
+            store(&array, &place.at("notes"), &place, |t| t.overwrite(overwrite)),
+            ExitCode::Conflict,
+            "thesis.tex",
+            foreign,
+        );
     }
     assert_eq!(fs::read_to_string(place.at("notes/thesis.tex")).unwrap(), "years of work");
 
     let over_input = |e: &Error| matches!(e, Error::Plan(PlanError::BadOutput(_)));
     let input = tree(place.at("in"));
     for output in [place.at("in"), place.at("in/c"), place.at("in/../in"), place.at("./in")] {
-        check(store(&tripled, &output, &place, |t| t.overwrite(true)), ExitCode::Input, "computed from", over_input);
+        check(
+            store(&tripled, &output, &place, |t| t.overwrite(true)),
+            ExitCode::Input,
+            "computed from",
+            over_input,
+        );
         assert!(tree(place.at("in")) == input, "{output}");
     }
 }
@@ -303,7 +390,12 @@ fn an_overwrite_that_fails_half_way_leaves_no_array() {
     store(&(&array * 3.0), &place.at("out"), &place, |t| t).unwrap();
     // The last chunk: those before it are written already.
     fs::write(place.at("in/c/2/2"), [1]).unwrap();
-    check(store(&array, &place.at("out"), &place, |t| t.overwrite(true)), ExitCode::Input, "c/2/2", is_bad_chunk);
+    check(
+        store(&array, &place.at("out"), &place, |t| t.overwrite(true)),
+        ExitCode::Input,
+        "c/2/2",
+        is_bad_chunk,
+    );
     check(freestone::open(&place.at("out")), ExitCode::Input, "no Zarr array", |_| true);
     // And what it left is not in the way.
     small(&place.at("in"), |_| {});
@@ -320,7 +412,9 @@ fn a_work_dir_that_cannot_be_made() {
     let array = freestone::open(&place.at("in")).unwrap();
     let planned = freestone::plan(&[Target::array(&array, &place.at("out"))], &spec).unwrap();
     let before = names(place.folder.path());
-    check(freestone::run(&planned, &spec, &Serial), ExitCode::Failed, "work directory", |e| matches!(e, Error::Run(RunError::Work(_))));
+    check(freestone::run(&planned, &spec, &Serial), ExitCode::Failed, "work directory", |e| {
+        matches!(e, Error::Run(RunError::Work(_)))
+    });
     assert_eq!(names(place.folder.path()), before);
 }
 
@@ -334,9 +428,16 @@ fn a_work_dir_inside_of_a_result() {
     let before = tree(place.at("out"));
     for work_dir in [place.at("out"), place.at("out/work"), place.at("in/../out/c")] {
         let spec = Spec { work_dir, ..place.spec() };
-        let planned = freestone::plan(&[Target::array(&array, &place.at("out")).overwrite(true)], &spec).unwrap();
+        let planned =
+            freestone::plan(&[Target::array(&array, &place.at("out")).overwrite(true)], &spec)
+                .unwrap();
         let refused = |e: &Error| matches!(e, Error::Run(RunError::Plan(PlanError::BadOutput(_))));
-        check(freestone::run(&planned, &spec, &Serial), ExitCode::Failed, "choose another work_dir", refused);
+        check(
+            freestone::run(&planned, &spec, &Serial),
+            ExitCode::Failed,
+            "choose another work_dir",
+            refused,
+        );
         assert!(tree(place.at("out")) == before);
     }
 }
@@ -350,14 +451,25 @@ fn memory_one_byte_short_is_refused_and_nothing_is_touched() {
     let projected = freestone::plan(&targets, &place.spec()).unwrap().plan().projected_mem();
     let allow = |allowed_mem: u64| Spec { allowed_mem, ..place.spec() };
     let refused = |e: &Error| matches!(e, Error::Plan(PlanError::ExceedsMemory { allowed, projected: p, .. }) if *allowed == projected - 1 && *p == projected);
-    check(freestone::plan(&targets, &allow(projected - 1)), ExitCode::Memory, "allowed_mem", refused);
+    check(
+        freestone::plan(&targets, &allow(projected - 1)),
+        ExitCode::Memory,
+        "allowed_mem",
+        refused,
+    );
     assert!(names(place.folder.path()).is_empty());
 
     let spec = allow(projected);
     let planned = freestone::plan(&targets, &spec).unwrap();
     let local = Spec { local_mem: projected - 1, ..spec.clone() };
-    let exceeds = |e: &Error| matches!(e, Error::Run(RunError::Plan(PlanError::ExceedsLocalMemory { .. })));
-    check(freestone::run(&planned, &local, &Threads::new(2)), ExitCode::Memory, "local_mem", exceeds);
+    let exceeds =
+        |e: &Error| matches!(e, Error::Run(RunError::Plan(PlanError::ExceedsLocalMemory { .. })));
+    check(
+        freestone::run(&planned, &local, &Threads::new(2)),
+        ExitCode::Memory,
+        "local_mem",
+        exceeds,
+    );
     assert!(names(place.folder.path()).is_empty());
     freestone::run(&planned, &Spec { local_mem: projected, ..spec }, &Threads::new(2)).unwrap();
     assert!(freestone::open(&place.at("out")).is_ok());
@@ -385,16 +497,24 @@ fn arrays_of_nothing_and_of_one() {
         assert_eq!(back.shape().unwrap(), shape);
         let sum = freestone::compute::<f32>(&back.sum(()).unwrap(), &place.spec()).unwrap().sum();
         assert_eq!(sum, if shape.is_empty() { 2.5 } else { 0.0 });
-        let mean = freestone::compute::<f32>(&array.mean(()).unwrap(), &place.spec()).unwrap().sum();
+        let mean =
+            freestone::compute::<f32>(&array.mean(()).unwrap(), &place.spec()).unwrap().sum();
         assert!(if shape.is_empty() { mean == 1.5 } else { mean.is_nan() }, "{name}: {mean}");
     }
     let empty = freestone::open(&place.at("empty")).unwrap();
-    check(empty.max(0), ExitCode::Input, "no elements", |e| matches!(e, Error::Array(ArrayError::Empty { .. })));
+    check(empty.max(0), ExitCode::Input, "no elements", |e| {
+        matches!(e, Error::Array(ArrayError::Empty { .. }))
+    });
     assert!(empty.max(1).is_ok(), "a row of none is no extreme of nothing: there is no row");
     // A chunk of a 0-d array has the key `c`.
     fs::remove_dir(place.at("zero-d/c")).unwrap();
     fs::write(place.at("zero-d/c"), 4.25f32.to_le_bytes()).unwrap();
-    assert_eq!(freestone::compute::<f32>(&freestone::open(&place.at("zero-d")).unwrap(), &place.spec()).unwrap().sum(), 4.25);
+    assert_eq!(
+        freestone::compute::<f32>(&freestone::open(&place.at("zero-d")).unwrap(), &place.spec())
+            .unwrap()
+            .sum(),
+        4.25
+    );
 }
 
 /// The input under another name must not be replaced by what is computed from it.
@@ -420,12 +540,15 @@ fn a_folder_named_c_is_not_ours() {
     std::fs::create_dir_all(place.at("project/c")).unwrap();
     std::fs::write(place.at("project/c/main.c"), "code").unwrap();
     let target = Target::array(&freestone::scalar(1.0), &place.at("project"));
-    let error = freestone::plan(&[target], &place.spec()).and_then(|p| freestone::run(&p, &place.spec(), &freestone::Serial)).unwrap_err();
+    let error = freestone::plan(&[target], &place.spec())
+        .and_then(|p| freestone::run(&p, &place.spec(), &freestone::Serial))
+        .unwrap_err();
     assert_eq!(error.exit_code(), freestone::ExitCode::Conflict, "{error}");
     assert_eq!(std::fs::read_to_string(place.at("project/c/main.c")).unwrap(), "code");
 }
 
-/// Missing data stay missing in a copy, and more than some hundred chunks of them in a new folder are no failure.
+/// Missing data stay missing in a copy, and more than some hundred chunks of them in a new folder
+/// are no failure.
 #[test]
 fn a_copy_keeps_its_fill_value() {
     let place = Place::new();
@@ -434,7 +557,17 @@ fn a_copy_keeps_its_fill_value() {
     let first = Target::array(&nan, &place.at("new/folder/a")).fill(f64::NAN);
     freestone::run(&freestone::plan(&[first], &spec).unwrap(), &spec, &freestone::Serial).unwrap();
     let again = freestone::open(&place.at("new/folder/a")).unwrap().rechunk(&[5]).unwrap();
-    let report = freestone::run(&freestone::plan(&[Target::array(&again, &place.at("b/c"))], &spec).unwrap(), &spec, &freestone::Serial).unwrap();
+    let report = freestone::run(
+        &freestone::plan(&[Target::array(&again, &place.at("b/c"))], &spec).unwrap(),
+        &spec,
+        &freestone::Serial,
+    )
+    .unwrap();
     assert_eq!(report.traffic().bytes_written, 0);
-    assert!(freestone::compute::<f64>(&freestone::open(&place.at("b/c")).unwrap(), &spec).unwrap().iter().all(|x| x.is_nan()));
+    assert!(
+        freestone::compute::<f64>(&freestone::open(&place.at("b/c")).unwrap(), &spec)
+            .unwrap()
+            .iter()
+            .all(|x| x.is_nan())
+    );
 }

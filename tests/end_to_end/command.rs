@@ -1,4 +1,5 @@
-//! The `freestone` command, driven from outside: what it prints, what it leaves, and what it exits with.
+//! The `freestone` command, driven from outside: what it prints, what it leaves, and what it exits
+//! with.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -17,7 +18,13 @@ pub fn freestone_in(place: &Place, variables: &[(&str, &str)], arguments: &[&str
     std::env::vars().filter(|(name, _)| name.starts_with("FREESTONE_")).for_each(|(name, _)| {
         command.env_remove(name);
     });
-    command.current_dir(place.folder.path()).env("FREESTONE_WORK_DIR", place.at("work")).envs(variables.iter().copied()).args(arguments).output().unwrap()
+    command
+        .current_dir(place.folder.path())
+        .env("FREESTONE_WORK_DIR", place.at("work"))
+        .envs(variables.iter().copied())
+        .args(arguments)
+        .output()
+        .unwrap()
 }
 
 pub fn stdout(output: &Output) -> String {
@@ -37,7 +44,8 @@ pub fn check_failure(place: &Place, arguments: &[&str], code: i32, says: &[&str]
     }
     assert!(!errors.contains("panicked"), "{errors}");
     let after = names(place.folder.path());
-    let new: Vec<&String> = after.iter().filter(|n| !before.contains(n) && !n.starts_with("work")).collect();
+    let new: Vec<&String> =
+        after.iter().filter(|n| !before.contains(n) && !n.starts_with("work")).collect();
     assert!(new.is_empty(), "it left {new:?}");
 }
 
@@ -48,7 +56,8 @@ fn u() -> String {
 #[test]
 fn info_of_an_array() {
     let place = Place::new();
-    let text = stdout(&freestone(&place, &["info", &u()])).replace(&fs::canonicalize(WINDS_V3).unwrap().display().to_string(), "WINDS");
+    let text = stdout(&freestone(&place, &["info", &u()]))
+        .replace(&fs::canonicalize(WINDS_V3).unwrap().display().to_string(), "WINDS");
     insta::assert_snapshot!(text, @r#"
     array WINDS/u (Zarr format 3)
       dtype   float32
@@ -71,7 +80,11 @@ fn info_of_a_group() {
     for (format, group) in [(3, WINDS_V3), (2, WINDS_V2)] {
         let text = stdout(&freestone(&place, &["info", group]));
         assert!(text.starts_with("group "), "format {format}: {text}");
-        for line in ["  latitude  float32 [73]", "  u  float32 [12, 73, 144] in chunks [3, 37, 72]", "title: \"Long-term monthly mean winds"] {
+        for line in [
+            "  latitude  float32 [73]",
+            "  u  float32 [12, 73, 144] in chunks [3, 37, 72]",
+            "title: \"Long-term monthly mean winds",
+        ] {
             assert!(text.contains(line), "format {format}: {text}");
         }
     }
@@ -81,13 +94,31 @@ fn info_of_a_group() {
 fn rechunk_writes_an_equal_array() {
     let place = Place::new();
     for (name, executor) in [("t", "threads"), ("p", "processes"), ("s", "serial")] {
-        let text = stdout(&freestone(&place, &["rechunk", &u(), name, "--chunks", "12,10,20", "--executor", executor, "--threads", "2"]));
+        let text = stdout(&freestone(
+            &place,
+            &[
+                "rechunk",
+                &u(),
+                name,
+                "--chunks",
+                "12,10,20",
+                "--executor",
+                executor,
+                "--threads",
+                "2",
+            ],
+        ));
         assert!(text.contains("rechunk-000") && text.contains("peak memory"), "{text}");
-        let (source, copy) = (freestone::open(&u()).unwrap(), freestone::open(&place.at(name)).unwrap());
+        let (source, copy) =
+            (freestone::open(&u()).unwrap(), freestone::open(&place.at(name)).unwrap());
         assert_eq!(copy.grid().unwrap().max_chunk(), [12, 10, 20]);
         let values = |array| freestone::compute::<f32>(array, &place.spec()).unwrap();
         assert_eq!(values(&source), values(&copy), "{executor}");
-        assert_eq!(source.attributes().unwrap().get("units"), copy.attributes().unwrap().get("units"), "a copy keeps its attributes");
+        assert_eq!(
+            source.attributes().unwrap().get("units"),
+            copy.attributes().unwrap().get("units"),
+            "a copy keeps its attributes"
+        );
         assert_eq!(copy.dims().unwrap()[0].name.as_deref(), Some("time"));
     }
     assert!(names(place.at("work")).is_empty(), "{:?}", names(place.at("work")));
@@ -100,11 +131,31 @@ fn wrong_usage_is_2() {
     check_failure(&place, &["reshape"], 2, &["reshape"]);
     check_failure(&place, &["rechunk", &u(), "out"], 2, &["--chunks"]);
     check_failure(&place, &["rechunk", &u(), "out", "--chunks", "1,x,2"], 2, &["--chunks"]);
-    check_failure(&place, &["rechunk", &u(), "out", "--chunks", "12,10,20", "--allowed-mem", "lots"], 2, &["lots", "is no size"]);
-    check_failure(&place, &["rechunk", &u(), "out", "--chunks", "12,10,20", "--threads", "0"], 2, &["threads"]);
-    check_failure(&place, &["rechunk", &u(), "out", "--chunks", "12,10,20", "--executor", "cloud"], 2, &["cloud"]);
+    check_failure(
+        &place,
+        &["rechunk", &u(), "out", "--chunks", "12,10,20", "--allowed-mem", "lots"],
+        2,
+        &["lots", "is no size"],
+    );
+    check_failure(
+        &place,
+        &["rechunk", &u(), "out", "--chunks", "12,10,20", "--threads", "0"],
+        2,
+        &["threads"],
+    );
+    check_failure(
+        &place,
+        &["rechunk", &u(), "out", "--chunks", "12,10,20", "--executor", "cloud"],
+        2,
+        &["cloud"],
+    );
     fs::write(place.at("freestone.toml"), "alowed_mem = 3").unwrap();
-    check_failure(&place, &["rechunk", &u(), "out", "--chunks", "12,10,20"], 2, &["freestone.toml", "alowed_mem"]);
+    check_failure(
+        &place,
+        &["rechunk", &u(), "out", "--chunks", "12,10,20"],
+        2,
+        &["freestone.toml", "alowed_mem"],
+    );
 }
 
 /// It was ignored once.
@@ -114,7 +165,12 @@ fn a_settings_file_that_is_named_must_be_there() {
     let rechunk = ["rechunk", &u(), "out", "--chunks", "12,10,20"];
     let output = freestone_in(&place, &[("FREESTONE_CONFIG", "nothing.toml")], &rechunk);
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.code() == Some(2) && errors.contains("nothing.toml") && errors.contains("FREESTONE_CONFIG"), "{errors}");
+    assert!(
+        output.status.code() == Some(2)
+            && errors.contains("nothing.toml")
+            && errors.contains("FREESTONE_CONFIG"),
+        "{errors}"
+    );
     fs::write(place.at("mine.toml"), "threads = 1").unwrap();
     stdout(&freestone_in(&place, &[("FREESTONE_CONFIG", "mine.toml")], &rechunk));
 }
@@ -123,18 +179,38 @@ fn a_settings_file_that_is_named_must_be_there() {
 fn an_array_of_no_axes_is_copied() {
     let place = Place::new();
     let one = freestone::Target::array(&freestone::scalar(1.5), &place.at("one"));
-    freestone::run(&freestone::plan(&[one], &place.spec()).unwrap(), &place.spec(), &freestone::Serial).unwrap();
+    freestone::run(
+        &freestone::plan(&[one], &place.spec()).unwrap(),
+        &place.spec(),
+        &freestone::Serial,
+    )
+    .unwrap();
     stdout(&freestone(&place, &["rechunk", "one", "copy"]));
-    assert_eq!(freestone::compute::<f64>(&freestone::open(&place.at("copy")).unwrap(), &place.spec()).unwrap().sum(), 1.5);
+    assert_eq!(
+        freestone::compute::<f64>(&freestone::open(&place.at("copy")).unwrap(), &place.spec())
+            .unwrap()
+            .sum(),
+        1.5
+    );
 }
 
 #[test]
 fn too_little_memory_is_3_and_leaves_nothing() {
     let place = Place::new();
     let arguments = ["rechunk", &u(), "out", "--chunks", "12,73,144", "--allowed-mem", "32100kB"];
-    check_failure(&place, &arguments, 3, &["stage `rechunk-000` needs", "allowed_mem is 32.1 MB", "encode buffers"]);
+    check_failure(
+        &place,
+        &arguments,
+        3,
+        &["stage `rechunk-000` needs", "allowed_mem is 32.1 MB", "encode buffers"],
+    );
     let arguments = ["rechunk", &u(), "out", "--chunks", "12,73,144", "--allowed-mem", "16100kB"];
-    check_failure(&place, &arguments, 3, &["allowed_mem is 16.1 MB, of which reserved_mem takes 32.0 MB"]);
+    check_failure(
+        &place,
+        &arguments,
+        3,
+        &["allowed_mem is 16.1 MB, of which reserved_mem takes 32.0 MB"],
+    );
     assert!(!Path::new(&place.at("out")).exists() && !Path::new(&place.at("work")).exists());
 }
 
@@ -142,8 +218,18 @@ fn too_little_memory_is_3_and_leaves_nothing() {
 fn an_input_that_cannot_be_used_is_4() {
     let place = Place::new();
     check_failure(&place, &["info", "nothing.zarr"], 4, &["no Zarr array", "nothing.zarr"]);
-    check_failure(&place, &["rechunk", "nothing.zarr", "out", "--chunks", "1"], 4, &["no Zarr array"]);
-    check_failure(&place, &["rechunk", WINDS_V3, "out", "--chunks", "1"], 4, &["is a Zarr group", "name one of its arrays"]);
+    check_failure(
+        &place,
+        &["rechunk", "nothing.zarr", "out", "--chunks", "1"],
+        4,
+        &["no Zarr array"],
+    );
+    check_failure(
+        &place,
+        &["rechunk", WINDS_V3, "out", "--chunks", "1"],
+        4,
+        &["is a Zarr group", "name one of its arrays"],
+    );
     check_failure(&place, &["rechunk", &u(), "out", "--chunks", "1,2"], 4, &[]);
     check_failure(&place, &["rechunk", &u(), "out", "--chunks", "0,2,3"], 4, &[]);
     check_failure(&place, &["info", "gopher://hole"], 4, &["gopher"]);
@@ -158,11 +244,21 @@ fn what_is_in_the_way_is_5() {
     stdout(&freestone(&place, &[&again[..], &["--overwrite"]].concat()));
     fs::create_dir(place.at("mine")).unwrap();
     fs::write(place.at("mine/notes"), "mine").unwrap();
-    check_failure(&place, &["rechunk", &u(), "mine", "--chunks", "12,10,20", "--overwrite"], 5, &["notes"]);
+    check_failure(
+        &place,
+        &["rechunk", &u(), "mine", "--chunks", "12,10,20", "--overwrite"],
+        5,
+        &["notes"],
+    );
     // Found before anything is computed.
     fs::write(place.at("file"), "mine").unwrap();
     for target in ["file", "file/u"] {
-        check_failure(&place, &["rechunk", &u(), target, "--chunks", "12,10,20", "--overwrite"], 5, &["file is a file"]);
+        check_failure(
+            &place,
+            &["rechunk", &u(), target, "--chunks", "12,10,20", "--overwrite"],
+            5,
+            &["file is a file"],
+        );
     }
 }
 
@@ -171,7 +267,12 @@ fn a_failed_run_is_1() {
     let place = Place::new();
     fs::write(place.at("file"), "").unwrap();
     let work_dir = place.at("file/work");
-    check_failure(&place, &["rechunk", &u(), "out", "--chunks", "12,10,20", "--work-dir", &work_dir], 1, &["work directory"]);
+    check_failure(
+        &place,
+        &["rechunk", &u(), "out", "--chunks", "12,10,20", "--work-dir", &work_dir],
+        1,
+        &["work directory"],
+    );
 }
 
 #[test]
@@ -200,19 +301,39 @@ fn a_worker_is_built_by_cargo_and_packed() {
     let build = |answer: &str, more: &[&str]| {
         fs::write(&cargo, format!("#!/bin/sh\necho \"$@\" >\"$0.asked\"\n{answer}\n")).unwrap();
         fs::set_permissions(&cargo, fs::Permissions::from_mode(0o755)).unwrap();
-        let output = freestone_in(&place, &[("CARGO", &cargo)], &[&["lambda", "package", "--output", &zip, "--build"], more].concat());
-        let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let output = freestone_in(
+            &place,
+            &[("CARGO", &cargo)],
+            &[&["lambda", "package", "--output", &zip, "--build"], more].concat(),
+        );
+        let said = format!(
+            "{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
         (fs::read_to_string(place.at("cargo.asked")).unwrap(), said)
     };
-    let artifacts = ["null", "\"/bin/true\"", "null"].map(|path| format!("echo '{{\"reason\":\"compiler-artifact\",\"executable\":{path}}}'"));
+    let artifacts = ["null", "\"/bin/true\"", "null"]
+        .map(|path| format!("echo '{{\"reason\":\"compiler-artifact\",\"executable\":{path}}}'"));
     for (more, package) in [(&[][..], "freestone-lambda"), (&["own"], "own")] {
         let (asked, said) = build(&artifacts.join("\n"), more);
-        assert_eq!(asked.trim_end(), format!("build --release --bin bootstrap --message-format json-render-diagnostics --package {package}"));
+        assert_eq!(
+            asked.trim_end(),
+            format!(
+                "build --release --bin bootstrap --message-format json-render-diagnostics \
+                    --package {package}"
+            )
+        );
         // A system may be newer than Lambda's.
-        assert!(said.starts_with(&format!("{zip}: ")) || said.contains("/bin/true needs version"), "{said}");
+        assert!(
+            said.starts_with(&format!("{zip}: ")) || said.contains("/bin/true needs version"),
+            "{said}"
+        );
     }
     let _ = fs::remove_file(&zip);
-    for (answer, says) in [("exit 101", "cargo has built nothing"), ("", "cargo does not say where the program is")] {
+    for (answer, says) in
+        [("exit 101", "cargo has built nothing"), ("", "cargo does not say where the program is")]
+    {
         let (_, said) = build(answer, &[]);
         assert!(said.contains(says) && !Path::new(&zip).exists(), "{said}");
     }

@@ -1,4 +1,5 @@
-//! Runs into repositories that meet others: who take a run over, and who have the repository's lock.
+//! Runs into repositories that meet others: who take a run over, and who have the repository's
+//! lock.
 
 use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -40,7 +41,11 @@ impl<F: Fn(&str) + Send + Sync> Observer for Hook<F> {
     fn on(&self, event: &Event<'_>) {
         match (event, self.tasks) {
             (Event::RunStarted(start), None) => (self.action)(start.run),
-            (Event::Outcome { counted, .. }, Some(tasks)) if self.finished.fetch_add(*counted, Ordering::SeqCst) + counted == tasks => (self.action)(""),
+            (Event::Outcome { counted, .. }, Some(tasks))
+                if self.finished.fetch_add(*counted, Ordering::SeqCst) + counted == tasks =>
+            {
+                (self.action)("")
+            }
             _ => {}
         }
     }
@@ -55,7 +60,8 @@ fn planned(session: &Session, spec: &Spec) -> Planned {
     freestone::plan(&[session.target(&ramp, "ramp")], spec).unwrap()
 }
 
-/// The exit code was that of a failure where a task noticed, and that of a conflict where the commit did.
+/// The exit code was that of a failure where a task noticed, and that of a conflict where the
+/// commit did.
 #[test]
 fn a_run_that_is_taken_over_ends_in_a_conflict_wherever_it_notices() {
     let place = Place::quick();
@@ -66,21 +72,35 @@ fn a_run_that_is_taken_over_ends_in_a_conflict_wherever_it_notices() {
         let planned = planned(&session, &spec);
         let other = Mutex::new(None);
         let take = |_: &str| *other.lock().unwrap() = Some(shared.join("worker").unwrap());
-        let hook = if by_tasks { Hook::at_the_beginning(take) } else { Hook::after_the_tasks(&planned, take) };
+        let hook = if by_tasks {
+            Hook::at_the_beginning(take)
+        } else {
+            Hook::after_the_tasks(&planned, take)
+        };
         let run = session.publishing("", CommitOptions::default());
-        let error = freestone::run_with(&planned, &spec, &Serial, &Options { session: Some(&run), observers: &[&hook], ..Options::default() }).unwrap_err();
+        let error = freestone::run_with(
+            &planned,
+            &spec,
+            &Serial,
+            &Options { session: Some(&run), observers: &[&hook], ..Options::default() },
+        )
+        .unwrap_err();
         assert!(error.to_string().contains("another process has joined session"), "{error}");
         assert_eq!(error.exit_code(), ExitCode::Conflict, "{error}");
         let Error::Run(error) = error else { panic!("{error}") };
         assert!(expect(error.cause()), "{error:?}");
     };
-    check(true, &|e| matches!(e, RunError::Task { failure, .. } if failure.kind == FailureKind::Refused));
+    check(
+        true,
+        &|e| matches!(e, RunError::Task { failure, .. } if failure.kind == FailureKind::Refused),
+    );
     check(false, &|e| matches!(e, RunError::Session(SessionError::Refused { .. })));
     // Who has taken it over needs what is finished.
     assert_eq!(folders(&Stores::default(), &spec.work_dir).unwrap().len(), 1);
 }
 
-/// `resume` of a run that goes on was refused, but had joined its session before, so that the run itself could not end.
+/// `resume` of a run that goes on was refused, but had joined its session before, so that the run
+/// itself could not end.
 #[test]
 fn a_run_that_goes_on_is_not_taken_over() {
     let place = Place::quick();
@@ -90,17 +110,30 @@ fn a_run_that_goes_on_is_not_taken_over() {
     let planned = planned(&session, &spec);
     let refused = Mutex::new(None);
     let hook = Hook::at_the_beginning(|run: &str| {
-        let stored = freestone::open_run(&format!("{}/{run}", spec.work_dir), &Stores::default()).unwrap();
-        *refused.lock().unwrap() = freestone::resume(&stored, &spec, &Serial, &Options::default()).err();
+        let stored =
+            freestone::open_run(&format!("{}/{run}", spec.work_dir), &Stores::default()).unwrap();
+        *refused.lock().unwrap() =
+            freestone::resume(&stored, &spec, &Serial, &Options::default()).err();
     });
     let run = session.publishing("", CommitOptions::default());
-    freestone::run_with(&planned, &spec, &Serial, &Options { session: Some(&run), observers: &[&hook], ..Options::default() }).unwrap();
+    freestone::run_with(
+        &planned,
+        &spec,
+        &Serial,
+        &Options { session: Some(&run), observers: &[&hook], ..Options::default() },
+    )
+    .unwrap();
     let refused = refused.lock().unwrap().take().unwrap();
-    assert!(matches!(&refused, Error::Run(RunError::Running { .. })) && refused.exit_code() == ExitCode::Conflict, "{refused}");
+    assert!(
+        matches!(&refused, Error::Run(RunError::Running { .. }))
+            && refused.exit_code() == ExitCode::Conflict,
+        "{refused}"
+    );
     shared.commit().unwrap();
 }
 
-/// Cancels the run once its commit has asked that often whether it is cancelled, as it does while it waits for the lock.
+/// Cancels the run once its commit has asked that often whether it is cancelled, as it does while
+/// it waits for the lock.
 struct Impatient {
     inner: RunSession,
     cancel: Cancel,
@@ -136,7 +169,12 @@ impl EngineSession for Impatient {
         self.inner.holds(plan, receipt)
     }
 
-    fn commit(&self, plan: &FinalizedPlan, receipts: &[Receipt], is_cancelled: &dyn Fn() -> bool) -> Result<Option<String>, SessionError> {
+    fn commit(
+        &self,
+        plan: &FinalizedPlan,
+        receipts: &[Receipt],
+        is_cancelled: &dyn Fn() -> bool,
+    ) -> Result<Option<String>, SessionError> {
         self.inner.commit(plan, receipts, &|| {
             if self.asked.fetch_add(1, Ordering::SeqCst) == 3 {
                 self.cancel.cancel();
@@ -157,11 +195,24 @@ fn a_commit_that_waits_for_the_lock_can_be_cancelled() {
     let (repository, spec) = (repository(&place), place.spec());
     let session = Session::begin(&repository, MAIN).unwrap();
     let planned = planned(&session, &spec);
-    let lock = File::options().append(true).open(format!("{}/_freestone/lock", place.at("repository"))).unwrap();
+    let lock = File::options()
+        .append(true)
+        .open(format!("{}/_freestone/lock", place.at("repository")))
+        .unwrap();
     flock(&lock, FlockOperation::LockExclusive).unwrap();
     let cancel = Cancel::default();
-    let waiting = Impatient { inner: session.publishing("a ramp", CommitOptions::default()), cancel: cancel.clone(), asked: AtomicU64::new(0) };
-    let error = freestone::run_with(&planned, &spec, &Serial, &Options { session: Some(&waiting), cancel, ..Options::default() }).unwrap_err();
+    let waiting = Impatient {
+        inner: session.publishing("a ramp", CommitOptions::default()),
+        cancel: cancel.clone(),
+        asked: AtomicU64::new(0),
+    };
+    let error = freestone::run_with(
+        &planned,
+        &spec,
+        &Serial,
+        &Options { session: Some(&waiting), cancel, ..Options::default() },
+    )
+    .unwrap_err();
     assert_eq!(waiting.asked.load(Ordering::SeqCst), 4, "it has waited");
     assert_eq!(error.exit_code(), ExitCode::Interrupted, "{error}");
     let Error::Run(error) = error else { panic!("{error}") };
@@ -172,6 +223,10 @@ fn a_commit_that_waits_for_the_lock_can_be_cancelled() {
     let stored = freestone::open_run(error.kept().unwrap(), &Stores::default()).unwrap();
     let report = freestone::resume(&stored, &spec, &Serial, &Options::default()).unwrap();
     assert!(report.snapshot.is_some() && report.finished_before > 0);
-    let ramp = freestone::compute::<f64>(&freestone::open_version(&repository, MAIN, "ramp").unwrap(), &spec).unwrap();
+    let ramp = freestone::compute::<f64>(
+        &freestone::open_version(&repository, MAIN, "ramp").unwrap(),
+        &spec,
+    )
+    .unwrap();
     assert_eq!(ramp.sum(), 19_900.0);
 }

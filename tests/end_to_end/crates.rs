@@ -2,12 +2,18 @@
 
 use std::process::Command;
 
-/// Asserts that a package of the workspace links none of the others, directly or through its dependencies.
+/// Asserts that a package of the workspace links none of the others, directly or through its
+/// dependencies.
 #[track_caller]
 fn check(package: &str, absent: &[&str]) {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-    let arguments = ["tree", "--offline", "--edges", "normal", "--prefix", "none", "--package", package];
-    let output = Command::new(cargo).current_dir(env!("CARGO_MANIFEST_DIR")).args(arguments).output().unwrap();
+    let arguments =
+        ["tree", "--offline", "--edges", "normal", "--prefix", "none", "--package", package];
+    let output = Command::new(cargo)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(arguments)
+        .output()
+        .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let tree = String::from_utf8(output.stdout).unwrap();
     let linked: Vec<&str> = tree.lines().filter_map(|l| l.split_whitespace().next()).collect();
@@ -19,17 +25,45 @@ fn check(package: &str, absent: &[&str]) {
 #[test]
 fn crates_import_upwards_only() {
     check("freestone-kernels", &["freestone-engine"]);
-    check("freestone-engine", &["freestone-ops", "freestone-executors", "freestone-sessions", "icechunk", "lambda_runtime"]);
-    check("freestone-ops", &["freestone", "freestone-executors", "freestone-expr", "freestone-sessions"]);
+    check(
+        "freestone-engine",
+        &[
+            "freestone-ops",
+            "freestone-executors",
+            "freestone-sessions",
+            "icechunk",
+            "lambda_runtime",
+        ],
+    );
+    check(
+        "freestone-ops",
+        &["freestone", "freestone-executors", "freestone-expr", "freestone-sessions"],
+    );
     check("freestone-sessions", &["freestone", "freestone-executors", "freestone-ops"]);
     check("freestone-executors", &["freestone", "freestone-ops", "freestone-expr"]);
     check("freestone-expr", &["freestone", "freestone-executors", "freestone-sessions"]);
-    check("freestone-lambda", &["freestone", "freestone-ops", "freestone-executors", "freestone-expr"]);
+    check(
+        "freestone-lambda",
+        &["freestone", "freestone-ops", "freestone-executors", "freestone-expr"],
+    );
 }
 
 #[test]
 fn a_program_on_the_library_compiles_no_command_line_and_no_packaging() {
-    check("freestone", &["freestone-cli", "freestone-expr", "freestone-lambda", "clap", "ctrlc", "indicatif", "annotate-snippets", "object", "zip"]);
+    check(
+        "freestone",
+        &[
+            "freestone-cli",
+            "freestone-expr",
+            "freestone-lambda",
+            "clap",
+            "ctrlc",
+            "indicatif",
+            "annotate-snippets",
+            "object",
+            "zip",
+        ],
+    );
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! Elements of every dtype as one type: arrays of them, written to Zarr by this suite's own writer, computed, and compared.
+//! Elements of every dtype as one type: arrays of them, written to Zarr by this suite's own writer,
+//! computed, and compared.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -82,7 +83,9 @@ impl Element {
             DType::Bool => Truth(self.truth()),
             DType::Float32 => Real(narrow(self.real())),
             DType::Float64 => Real(self.real()),
-            DType::Complex64 => Complex(Complex128::new(narrow(self.complex().re), narrow(self.complex().im))),
+            DType::Complex64 => {
+                Complex(Complex128::new(narrow(self.complex().re), narrow(self.complex().im)))
+            }
             DType::Complex128 => Complex(self.complex()),
             _ => {
                 let bits = 8 * dtype.size() as u32;
@@ -98,8 +101,13 @@ impl Element {
             DType::Bool => vec![u8::from(self.truth())],
             DType::Float32 => (self.real() as f32).to_le_bytes().to_vec(),
             DType::Float64 => self.real().to_le_bytes().to_vec(),
-            DType::Complex64 => [(self.complex().re as f32).to_le_bytes(), (self.complex().im as f32).to_le_bytes()].concat(),
-            DType::Complex128 => [self.complex().re.to_le_bytes(), self.complex().im.to_le_bytes()].concat(),
+            DType::Complex64 => {
+                [(self.complex().re as f32).to_le_bytes(), (self.complex().im as f32).to_le_bytes()]
+                    .concat()
+            }
+            DType::Complex128 => {
+                [self.complex().re.to_le_bytes(), self.complex().im.to_le_bytes()].concat()
+            }
             _ => self.int().to_le_bytes()[..dtype.size()].to_vec(),
         }
     }
@@ -173,12 +181,23 @@ pub enum Near {
 
 /// Distance in units in the last place of a float's dtype.
 pub fn ulps(x: f64, y: f64, dtype: DType) -> u64 {
-    let wide = |x: f64| if x.is_sign_negative() { i128::from(i64::MIN) - i128::from(x.to_bits() as i64) } else { i128::from(x.to_bits()) };
+    let wide = |x: f64| {
+        if x.is_sign_negative() {
+            i128::from(i64::MIN) - i128::from(x.to_bits() as i64)
+        } else {
+            i128::from(x.to_bits())
+        }
+    };
     let narrow = |x: f64| {
         let x = x as f32;
-        if x.is_sign_negative() { i128::from(i32::MIN) - i128::from(x.to_bits() as i32) } else { i128::from(x.to_bits()) }
+        if x.is_sign_negative() {
+            i128::from(i32::MIN) - i128::from(x.to_bits() as i32)
+        } else {
+            i128::from(x.to_bits())
+        }
     };
-    let distance = if part(dtype) == DType::Float32 { narrow(x) - narrow(y) } else { wide(x) - wide(y) };
+    let distance =
+        if part(dtype) == DType::Float32 { narrow(x) - narrow(y) } else { wide(x) - wide(y) };
     distance.unsigned_abs() as u64
 }
 
@@ -188,10 +207,13 @@ impl Near {
         let same = |x: f64, y: f64| x == y || (x.is_nan() && y.is_nan());
         match (found, expected, self) {
             (Real(x), Real(y), _) if same(x, y) => true,
-            (Real(x), Real(y), Near::Ulps(most)) => !x.is_nan() && !y.is_nan() && ulps(x, y, dtype) <= most,
+            (Real(x), Real(y), Near::Ulps(most)) => {
+                !x.is_nan() && !y.is_nan() && ulps(x, y, dtype) <= most
+            }
             (Complex(x), Complex(y), _) if same(x.re, y.re) && same(x.im, y.im) => true,
             (Complex(x), Complex(y), Near::Ulps(most)) => {
-                let eps = if dtype == DType::Complex64 { f64::from(f32::EPSILON) } else { f64::EPSILON };
+                let eps =
+                    if dtype == DType::Complex64 { f64::from(f32::EPSILON) } else { f64::EPSILON };
                 (x - y).norm() <= 16.0 * most as f64 * eps * y.norm()
             }
             (x, y, _) => x == y,

@@ -1,4 +1,5 @@
-//! What plans say of themselves: what is read, as a run reads it; why; and drawings in which nothing lies over anything else.
+//! What plans say of themselves: what is read, as a run reads it; why; and drawings in which
+//! nothing lies over anything else.
 
 use freestone::engine::machine::thread_cpu_ns;
 use freestone::engine::plan::{FinalizedPlan, PlanExplanation};
@@ -10,35 +11,56 @@ use crate::planner::planned;
 use crate::support::Place;
 
 fn plan(arrays: &[&Array], place: &Place, spec: &Spec) -> FinalizedPlan {
-    let targets: Vec<Target> = arrays.iter().enumerate().map(|(i, a)| Target::array(a, &place.at(&format!("out-{i}"))).codec(CodecName::None)).collect();
+    let targets: Vec<Target> = arrays
+        .iter()
+        .enumerate()
+        .map(|(i, a)| Target::array(a, &place.at(&format!("out-{i}"))).codec(CodecName::None))
+        .collect();
     freestone::plan(&targets, spec).unwrap().plan().clone()
 }
 
 /// An array of these chunks in a store.
 fn stored(place: &Place, name: &str, shape: &[u64], chunks: &[u64]) -> Array {
     let x = freestone::random_uniform(shape, 0.0, 1.0, 1, DType::Float32, chunks).unwrap();
-    freestone::run(&freestone::plan(&[Target::array(&x, &place.at(name))], &place.spec()).unwrap(), &place.spec(), &Serial).unwrap();
+    freestone::run(
+        &freestone::plan(&[Target::array(&x, &place.at(name))], &place.spec()).unwrap(),
+        &place.spec(),
+        &Serial,
+    )
+    .unwrap();
     freestone::open(&place.at(name)).unwrap()
 }
 
-/// Holds what a plan says that its stages read and write against what a run takes; and whether all of it was said to be exact.
+/// Holds what a plan says that its stages read and write against what a run takes; and whether all
+/// of it was said to be exact.
 #[track_caller]
 fn check_traffic(arrays: &[&Array], place: &Place, within: f64, wrong: &mut Vec<String>) -> bool {
     let out = |i: usize| place.at(&format!("out-{i}-{}", std::panic::Location::caller().line()));
-    let targets: Vec<Target> = arrays.iter().enumerate().map(|(i, a)| Target::array(a, &out(i)).overwrite(true)).collect();
+    let targets: Vec<Target> =
+        arrays.iter().enumerate().map(|(i, a)| Target::array(a, &out(i)).overwrite(true)).collect();
     let planned = freestone::plan(&targets, &place.spec()).unwrap();
     let explained = planned.plan().explain();
     let report = freestone::run(&planned, &place.spec(), &Serial).unwrap();
     let mut exact = true;
     for (stage, took) in explained.stages.iter().zip(&report.stages) {
-        let (reads, writes): (u64, u64) = (stage.reads.iter().map(|r| r.traffic.requests).sum(), stage.writes.iter().map(|w| w.traffic.requests).sum());
+        let (reads, writes): (u64, u64) = (
+            stage.reads.iter().map(|r| r.traffic.requests).sum(),
+            stage.writes.iter().map(|w| w.traffic.requests).sum(),
+        );
         assert_eq!(writes, took.traffic.writes, "{explained}");
         let all_exact = stage.reads.iter().all(|r| r.traffic.exact);
         exact &= all_exact;
         let ratio = reads as f64 / took.traffic.reads.max(1) as f64;
-        let right = if all_exact { reads == took.traffic.reads } else { ratio < within && ratio > 1.0 / within };
+        let right = if all_exact {
+            reads == took.traffic.reads
+        } else {
+            ratio < within && ratio > 1.0 / within
+        };
         if !right {
-            wrong.push(format!("{}: said {reads}, read {}\n{explained}", stage.name, took.traffic.reads));
+            wrong.push(format!(
+                "{}: said {reads}, read {}\n{explained}",
+                stage.name, took.traffic.reads
+            ));
         }
     }
     exact
@@ -61,7 +83,8 @@ fn what_is_said_to_be_read_is_read() {
     for array in &exact {
         assert!(check_traffic(&[array], &place, 1.0, &mut wrong));
     }
-    let (a, b) = (stored(&place, "a", &[50, 60], &[10, 20]), stored(&place, "b", &[60, 40], &[20, 8]));
+    let (a, b) =
+        (stored(&place, "a", &[50, 60], &[10, 20]), stored(&place, "b", &[60, 40], &[20, 8]));
     let nearly = [
         x.rechunk(&[5, 20, 15]).unwrap(),
         x.rechunk(&[60, 7, 11]).unwrap(),
@@ -74,7 +97,8 @@ fn what_is_said_to_be_read_is_read() {
         a.matmul(&b).unwrap(),
         x.reshape(&[20, 3, 40, 30]).unwrap().mean(0).unwrap(),
         x.reshape(&[40, 60, 30]).unwrap().sum([1, 2]).unwrap(),
-        &a.slice(1, Some(0), Some(50), 1).unwrap() + &a.slice(1, Some(0), Some(50), 1).unwrap().matrix_transpose().unwrap(),
+        &a.slice(1, Some(0), Some(50), 1).unwrap()
+            + &a.slice(1, Some(0), Some(50), 1).unwrap().matrix_transpose().unwrap(),
     ];
     for array in &nearly {
         check_traffic(&[array], &place, 1.1, &mut wrong);
@@ -82,7 +106,8 @@ fn what_is_said_to_be_read_is_read() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
 }
 
-/// A mean over a reshaped array in chunks along its first axis was said to take ten times its requests.
+/// A mean over a reshaped array in chunks along its first axis was said to take ten times its
+/// requests.
 #[test]
 fn a_reshaped_mean_reads_each_chunk_about_once() {
     let planned = planned(&[480, 181, 360], &[4, 181, 360], "float32");
@@ -95,7 +120,8 @@ fn a_reshaped_mean_reads_each_chunk_about_once() {
 #[test]
 fn plans_say_why() {
     let place = Place::quick();
-    let (x, y) = (planned(&[400, 300], &[40, 300], "float64"), planned(&[400, 300], &[40, 300], "float64"));
+    let (x, y) =
+        (planned(&[400, 300], &[40, 300], "float64"), planned(&[400, 300], &[40, 300], "float64"));
     #[track_caller]
     fn check(plan: &FinalizedPlan, words: &[&str]) {
         let text = plan.to_string();
@@ -107,29 +133,45 @@ fn plans_say_why() {
     let (xx, xy) = (&x * &x, &x * &y);
     check(
         &plan(&[&xx.mean(0).unwrap(), &xy.mean(0).unwrap()], &place, &place.spec()),
-        &["while it reads, and then folds: multiply", "out-0 and out-1 walk the same blocks", "= sum(multiply(x, x))", "out-1 = merged mean(partial-mean-005)"],
+        &[
+            "while it reads, and then folds: multiply",
+            "out-0 and out-1 walk the same blocks",
+            "= sum(multiply(x, x))",
+            "out-1 = merged mean(partial-mean-005)",
+        ],
     );
     let view = x.slice(0, Some(1), None, 1).unwrap().flip([1]).unwrap();
     check(&plan(&[&view], &place, &place.spec()), &["x[1:, ::-1] is a view: it costs no stage"]);
     let centred = &x - &x.mean(0).unwrap();
-    check(&plan(&[&centred], &place, &place.spec()), &["waits for", "is stored in between: others read what a reduction gives", "broadcast"]);
+    check(
+        &plan(&[&centred], &place, &place.spec()),
+        &["waits for", "is stored in between: others read what a reduction gives", "broadcast"],
+    );
     let six: Vec<Array> = (0..6).map(|i| &x + f64::from(i)).collect();
-    check(&plan(&[&concat(&six, Some(0)).unwrap()], &place, &place.spec()), &["more than 4 computed arrays"]);
+    check(
+        &plan(&[&concat(&six, Some(0)).unwrap()], &place, &place.spec()),
+        &["more than 4 computed arrays"],
+    );
     let square = &x + &x;
-    check(&plan(&[&square.reshape(&[300, 400]).unwrap().flip([0]).unwrap()], &place, &place.spec()), &["it is reshaped, and a view goes over that"]);
+    check(
+        &plan(&[&square.reshape(&[300, 400]).unwrap().flip([0]).unwrap()], &place, &place.spec()),
+        &["it is reshaped, and a view goes over that"],
+    );
     let alone = plan(&[&xx.mean(0).unwrap()], &place, &place.spec()).projected_mem();
     let tight = Spec { allowed_mem: alone + 2_000, ..place.spec() };
     let (max, min) = (x.max(0).unwrap(), x.mean(0).unwrap());
     check(&plan(&[&xx.mean(0).unwrap(), &max, &min], &place, &tight), &["over allowed_mem"]);
 }
 
-/// Two arrays in 10^9 chunks each are explained as fast as any: what that takes does not depend on the number of chunks.
+/// Two arrays in 10^9 chunks each are explained as fast as any: what that takes does not depend on
+/// the number of chunks.
 #[test]
 fn a_billion_chunks_are_explained_at_once() {
     let place = Place::quick();
     let x = planned(&[1_000_000, 1_000_000], &[1_000, 1], "float64");
     let spec = Spec { parallelism: 1000, ..place.spec() };
-    let plan = plan(&[&(&x + &x).mean(0).unwrap(), &x.slice(0, Some(1), None, 1).unwrap()], &place, &spec);
+    let plan =
+        plan(&[&(&x + &x).mean(0).unwrap(), &x.slice(0, Some(1), None, 1).unwrap()], &place, &spec);
     let start = thread_cpu_ns();
     let explained = plan.explain();
     let took = thread_cpu_ns() - start;
@@ -160,10 +202,18 @@ fn tags(xml: &str) -> Vec<Tag> {
         let mut rest = text;
         while let Some(at) = rest.find('&') {
             rest = &rest[at..];
-            assert!(["&amp;", "&lt;", "&gt;", "&quot;", "&#39;"].iter().any(|e| rest.starts_with(e)), "{}", &rest[..20.min(rest.len())]);
+            assert!(
+                ["&amp;", "&lt;", "&gt;", "&quot;", "&#39;"].iter().any(|e| rest.starts_with(e)),
+                "{}",
+                &rest[..20.min(rest.len())]
+            );
             rest = &rest[1..];
         }
-        text.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", "\"").replace("&#39;", "'").replace("&amp;", "&")
+        text.replace("&lt;", "<")
+            .replace("&gt;", ">")
+            .replace("&quot;", "\"")
+            .replace("&#39;", "'")
+            .replace("&amp;", "&")
     }
     let (mut open, mut found) = (Vec::new(), Vec::new());
     for (i, piece) in xml.split('<').enumerate() {
@@ -203,7 +253,8 @@ fn overlap(a: &Corners, b: &Corners) -> bool {
     a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3]
 }
 
-/// That a drawing is well-formed, has all boxes inside and none over another, and no text on lines over a box.
+/// That a drawing is well-formed, has all boxes inside and none over another, and no text on lines
+/// over a box.
 #[track_caller]
 fn check_drawing(explained: &PlanExplanation, name: &str) {
     let drawn = svg(explained);
@@ -213,18 +264,32 @@ fn check_drawing(explained: &PlanExplanation, name: &str) {
     let tags = tags(&drawn);
     let (width, height) = (tags[0].number("width"), tags[0].number("height"));
     assert_eq!(tags[0].get("viewBox"), Some(format!("0 0 {width} {height}").as_str()));
-    let has = |t: &Tag, class: &str| t.get("class").is_some_and(|c| c.split(' ').any(|c| c == class));
+    let has =
+        |t: &Tag, class: &str| t.get("class").is_some_and(|c| c.split(' ').any(|c| c == class));
     let boxes: Vec<Corners> = tags
         .iter()
         .filter(|t| t.name == "rect" && has(t, "box"))
-        .map(|t| [t.number("x"), t.number("y"), t.number("x") + t.number("width"), t.number("y") + t.number("height")])
+        .map(|t| {
+            [
+                t.number("x"),
+                t.number("y"),
+                t.number("x") + t.number("width"),
+                t.number("y") + t.number("height"),
+            ]
+        })
         .collect();
-    assert!(boxes.iter().all(|b| b[0] >= 0.0 && b[1] >= 0.0 && b[2] <= width && b[3] <= height), "{name}: a box is outside");
+    assert!(
+        boxes.iter().all(|b| b[0] >= 0.0 && b[1] >= 0.0 && b[2] <= width && b[3] <= height),
+        "{name}: a box is outside"
+    );
     for (i, a) in boxes.iter().enumerate() {
         assert!(!boxes[..i].iter().any(|b| overlap(a, b)), "{name}: a box lies over another");
     }
-    let arrays: std::collections::HashSet<usize> =
-        explained.stages.iter().flat_map(|s| s.reads.iter().map(|r| r.array.id).chain(s.writes.iter().map(|w| w.array.id))).collect();
+    let arrays: std::collections::HashSet<usize> = explained
+        .stages
+        .iter()
+        .flat_map(|s| s.reads.iter().map(|r| r.array.id).chain(s.writes.iter().map(|w| w.array.id)))
+        .collect();
     assert_eq!(boxes.len(), explained.stages.len() + arrays.len());
     let mut labels: Vec<Corners> = Vec::new();
     for t in tags.iter().filter(|t| t.name == "text") {
@@ -234,8 +299,16 @@ fn check_drawing(explained: &PlanExplanation, name: &str) {
         assert!(x >= 0.0 && x + w <= width, "{name}: `{}` is cut off", t.text);
         if has(t, "on") && !has(t, "under") {
             let place = [x, y - 8.0, x + w, y + 1.0];
-            assert!(!boxes.iter().any(|b| overlap(&place, b)), "{name}: `{}` lies over a box", t.text);
-            assert!(!labels.iter().any(|b| overlap(&place, b)), "{name}: `{}` lies over a text", t.text);
+            assert!(
+                !boxes.iter().any(|b| overlap(&place, b)),
+                "{name}: `{}` lies over a box",
+                t.text
+            );
+            assert!(
+                !labels.iter().any(|b| overlap(&place, b)),
+                "{name}: `{}` lies over a text",
+                t.text
+            );
             labels.push(place);
         }
     }
@@ -253,23 +326,34 @@ fn drawings_can_be_read_at_any_size() {
     let anomaly = &x - &x.mean(0).unwrap();
     let turned = anomaly.rechunk(&[1000, 30, 40]).unwrap();
     let sums = turned.cumulative_sum(0).unwrap();
-    check_drawing(&plan(&[&sums, &anomaly.std([1, 2]).unwrap(), &x.max(0).unwrap()], &place, &spec).explain(), "five");
+    check_drawing(
+        &plan(&[&sums, &anomaly.std([1, 2]).unwrap(), &x.max(0).unwrap()], &place, &spec).explain(),
+        "five",
+    );
 
     let mut deep = x.clone();
     for i in 0..30 {
-        deep = (&deep * 2.0).rechunk(if i % 2 == 0 { &[100, 60, 50] } else { &[50, 100, 100] }).unwrap();
+        deep = (&deep * 2.0)
+            .rechunk(if i % 2 == 0 { &[100, 60, 50] } else { &[50, 100, 100] })
+            .unwrap();
     }
     let deep = plan(&[&deep, &(&deep + &x.mean(0).unwrap())], &place, &spec).explain();
     assert!(deep.stages.len() >= 30);
     check_drawing(&deep, "deep");
 
     let inputs: Vec<Array> = (0..14).map(|i| input(500 + 50 * i)).collect();
-    let means: Vec<Array> = inputs.iter().map(|x| freestone::sqrt(&(x * 2.0)).unwrap().mean(0).unwrap()).collect();
+    let means: Vec<Array> =
+        inputs.iter().map(|x| freestone::sqrt(&(x * 2.0)).unwrap().mean(0).unwrap()).collect();
     let stds: Vec<Array> = inputs.iter().map(|x| x.std(0).unwrap()).collect();
-    let mut results: Vec<Array> = inputs.iter().zip(&means).map(|(x, m)| (x - m).max([1, 2]).unwrap()).collect();
+    let mut results: Vec<Array> =
+        inputs.iter().zip(&means).map(|(x, m)| (x - m).max([1, 2]).unwrap()).collect();
     results.push(means.iter().skip(1).fold(means[0].clone(), |sum, m| &sum + m));
-    results.push(stds.iter().skip(1).fold(stds[0].clone(), |sum, m| &sum + m).rechunk(&[300, 10]).unwrap());
-    results.push(means[3].matmul(&stds[4].matrix_transpose().unwrap()).unwrap().cumulative_sum(1).unwrap());
+    results.push(
+        stds.iter().skip(1).fold(stds[0].clone(), |sum, m| &sum + m).rechunk(&[300, 10]).unwrap(),
+    );
+    results.push(
+        means[3].matmul(&stds[4].matrix_transpose().unwrap()).unwrap().cumulative_sum(1).unwrap(),
+    );
     let wide = plan(&results.iter().collect::<Vec<_>>(), &place, &spec).explain();
     assert!(wide.stages.len() >= 30, "{}", wide.stages.len());
     check_drawing(&wide, "wide");
@@ -279,10 +363,20 @@ fn drawings_can_be_read_at_any_size() {
 fn the_command_draws() {
     let place = Place::new();
     assert_eq!(stored(&place, "<&\"'>", &[20, 20], &[10, 10]).shape().unwrap(), [20, 20]);
-    let text = stdout(&freestone(&place, &["plan", "mean(u, axis=0)", "-i", "u=<&\"'>", "--svg", "plan.svg", "--json"]));
+    let text = stdout(&freestone(
+        &place,
+        &["plan", "mean(u, axis=0)", "-i", "u=<&\"'>", "--svg", "plan.svg", "--json"],
+    ));
     let json: serde_json::Value = serde_json::from_str(&text).unwrap();
     let read = &json["stages"][0]["reads"][0];
-    assert_eq!((read["traffic"]["requests"].as_u64(), read["traffic"]["exact"].as_bool(), read["how"].as_str()), (Some(4), Some(true), Some("chunk_by_chunk")));
+    assert_eq!(
+        (
+            read["traffic"]["requests"].as_u64(),
+            read["traffic"]["exact"].as_bool(),
+            read["how"].as_str()
+        ),
+        (Some(4), Some(true), Some("chunk_by_chunk"))
+    );
     let drawn = std::fs::read_to_string(place.at("plan.svg")).unwrap();
     assert!(tags(&drawn).iter().any(|t| t.text == "<&\"'>"), "{drawn}");
 }

@@ -1,4 +1,5 @@
-//! `freestone compute`, `plan` and `functions`: what expressions give, and what is refused before anything is written.
+//! `freestone compute`, `plan` and `functions`: what expressions give, and what is refused before
+//! anything is written.
 
 use std::fs;
 
@@ -9,17 +10,25 @@ use crate::support::{Place, WINDS_V3, names};
 
 /// Inputs: the winds, and their sizes along with other dtypes.
 fn inputs() -> Vec<String> {
-    ["u", "v", "latitude"].iter().flat_map(|name| ["-i".to_owned(), format!("{name}={WINDS_V3}/{name}")]).collect()
+    ["u", "v", "latitude"]
+        .iter()
+        .flat_map(|name| ["-i".to_owned(), format!("{name}={WINDS_V3}/{name}")])
+        .collect()
 }
 
 fn run(place: &Place, command: &str, arguments: &[&str]) -> std::process::Output {
     let inputs = inputs();
-    let all: Vec<&str> = [command].into_iter().chain(arguments.iter().copied()).chain(inputs.iter().map(String::as_str)).collect();
+    let all: Vec<&str> = [command]
+        .into_iter()
+        .chain(arguments.iter().copied())
+        .chain(inputs.iter().map(String::as_str))
+        .collect();
     freestone(place, &all)
 }
 
 fn total(place: &Place, name: &str) -> f64 {
-    let array = freestone::open(&place.at(name)).unwrap().astype(freestone::DType::Float64).unwrap();
+    let array =
+        freestone::open(&place.at(name)).unwrap().astype(freestone::DType::Float64).unwrap();
     freestone::compute::<f64>(&array.sum(()).unwrap(), &place.spec()).unwrap().sum()
 }
 
@@ -31,8 +40,24 @@ fn near(found: f64, expected: f64) {
 #[test]
 fn means_of_the_winds() {
     let place = Place::new();
-    let text = stdout(&run(&place, "compute", &["mean(u*u, axis=0)", "mean(u*v, axis=0)", "-o", "uu.zarr", "-o", "uv.zarr", "--allowed-mem", "200MB"]));
-    assert!(text.contains("1 stage,") && text.contains("read 926.0 kB in 32 requests"), "one stage reads every chunk once: {text}");
+    let text = stdout(&run(
+        &place,
+        "compute",
+        &[
+            "mean(u*u, axis=0)",
+            "mean(u*v, axis=0)",
+            "-o",
+            "uu.zarr",
+            "-o",
+            "uv.zarr",
+            "--allowed-mem",
+            "200MB",
+        ],
+    ));
+    assert!(
+        text.contains("1 stage,") && text.contains("read 926.0 kB in 32 requests"),
+        "one stage reads every chunk once: {text}"
+    );
     near(total(&place, "uu.zarr"), 3836151.0286);
     near(total(&place, "uv.zarr"), 30828.0636);
     assert!(names(place.at("work")).is_empty());
@@ -41,9 +66,25 @@ fn means_of_the_winds() {
 #[test]
 fn results_in_a_group_have_coordinates() {
     let place = Place::new();
-    stdout(&run(&place, "compute", &["mean(u*u, axis=0)", "mean(u*v, axis=0)[::2]", "-o", "m.zarr:uu", "-o", "other.zarr:uv", "--chunks", "20,50"]));
+    stdout(&run(
+        &place,
+        "compute",
+        &[
+            "mean(u*u, axis=0)",
+            "mean(u*v, axis=0)[::2]",
+            "-o",
+            "m.zarr:uu",
+            "-o",
+            "other.zarr:uv",
+            "--chunks",
+            "20,50",
+        ],
+    ));
     near(total(&place, "m.zarr/uu"), 3836151.0286);
-    let (uv, latitude) = (freestone::open(&place.at("other.zarr/uv")).unwrap(), freestone::open(&place.at("other.zarr/latitude")).unwrap());
+    let (uv, latitude) = (
+        freestone::open(&place.at("other.zarr/uv")).unwrap(),
+        freestone::open(&place.at("other.zarr/latitude")).unwrap(),
+    );
     assert_eq!((uv.shape().unwrap(), latitude.shape().unwrap()), (vec![37, 144], vec![37]));
     assert_eq!(uv.grid().unwrap().max_chunk(), [20, 50]);
     assert_eq!(uv.dims().unwrap()[0].name.as_deref(), Some("latitude"));
@@ -56,19 +97,46 @@ fn results_in_a_group_have_coordinates() {
 fn json_is_one_object() {
     let place = Place::new();
     let arguments = ["sum(u, axis=(0, 1))", "-o", "out"];
-    let plan: Value = serde_json::from_str(&stdout(&run(&place, "plan", &[&arguments[..], &["--json"]].concat()))).unwrap();
-    let same: Value = serde_json::from_str(&stdout(&run(&place, "compute", &[&arguments[..], &["--json", "--plan-only"]].concat()))).unwrap();
+    let plan: Value = serde_json::from_str(&stdout(&run(
+        &place,
+        "plan",
+        &[&arguments[..], &["--json"]].concat(),
+    )))
+    .unwrap();
+    let same: Value = serde_json::from_str(&stdout(&run(
+        &place,
+        "compute",
+        &[&arguments[..], &["--json", "--plan-only"]].concat(),
+    )))
+    .unwrap();
     assert_eq!(plan, same);
     assert_eq!(plan["stages"][0]["reads"][0]["shape"], serde_json::json!([12, 73, 144]));
-    let memory: u64 = plan["stages"][0]["memory"].as_object().unwrap().values().map(|b| b.as_u64().unwrap()).sum();
+    let memory: u64 = plan["stages"][0]["memory"]
+        .as_object()
+        .unwrap()
+        .values()
+        .map(|b| b.as_u64().unwrap())
+        .sum();
     assert_eq!(plan["stages"][0]["projected_mem"], memory);
     assert!(!fs::exists(place.at("out")).unwrap(), "a plan writes nothing");
 
-    let report: Value = serde_json::from_str(&stdout(&run(&place, "compute", &[&arguments[..], &["--json"]].concat()))).unwrap();
+    let report: Value = serde_json::from_str(&stdout(&run(
+        &place,
+        "compute",
+        &[&arguments[..], &["--json"]].concat(),
+    )))
+    .unwrap();
     assert!(report["run"].as_str().unwrap().starts_with(plan["plan"].as_str().unwrap()));
-    assert_eq!(report["stages"].as_array().unwrap().len(), plan["stages"].as_array().unwrap().len());
+    assert_eq!(
+        report["stages"].as_array().unwrap().len(),
+        plan["stages"].as_array().unwrap().len()
+    );
     assert_eq!(report["reads"], 16);
-    assert!(report["bytes_written"].as_u64() > Some(0) && report["seconds"].as_f64() > Some(0.0) && report["peak_mem"].as_u64() > Some(0));
+    assert!(
+        report["bytes_written"].as_u64() > Some(0)
+            && report["seconds"].as_f64() > Some(0.0)
+            && report["peak_mem"].as_u64() > Some(0)
+    );
 }
 
 #[test]
@@ -85,10 +153,17 @@ fn functions_are_listed_and_explained() {
     let place = Place::new();
     let list = stdout(&freestone(&place, &["functions"]));
     for f in freestone_expr::vocabulary::functions() {
-        assert!(list.contains(&format!("  {}{}", f.name, f.signature)) && list.contains(f.summary), "{}", f.name);
+        assert!(
+            list.contains(&format!("  {}{}", f.name, f.signature)) && list.contains(f.summary),
+            "{}",
+            f.name
+        );
     }
     let one = stdout(&freestone(&place, &["functions", "mean"]));
-    assert!(one.contains("mean(x, /, *, axis=None, keepdims=False)") && one.contains("cost"), "{one}");
+    assert!(
+        one.contains("mean(x, /, *, axis=None, keepdims=False)") && one.contains("cost"),
+        "{one}"
+    );
     check_failure(&place, &["functions", "maen"], 2, &["did you mean `mean`?"]);
 }
 
@@ -98,18 +173,48 @@ fn arguments_that_make_no_sense() {
     let u = format!("u={WINDS_V3}/u");
     check_failure(&place, &["compute"], 2, &["<EXPR>"]);
     check_failure(&place, &["compute", "u", "-i", &u], 2, &["1 expressions and 0 outputs"]);
-    check_failure(&place, &["compute", "u", "-i", &u, "-o", "a", "-o", "b"], 2, &["1 expressions and 2 outputs"]);
-    check_failure(&place, &["plan", "u", "u", "-i", &u, "-o", "a"], 2, &["2 expressions and 1 outputs"]);
-    check_failure(&place, &["compute", "u", "-i", &u, "-i", &u, "-o", "a"], 2, &["`u` is given twice"]);
+    check_failure(
+        &place,
+        &["compute", "u", "-i", &u, "-o", "a", "-o", "b"],
+        2,
+        &["1 expressions and 2 outputs"],
+    );
+    check_failure(
+        &place,
+        &["plan", "u", "u", "-i", &u, "-o", "a"],
+        2,
+        &["2 expressions and 1 outputs"],
+    );
+    check_failure(
+        &place,
+        &["compute", "u", "-i", &u, "-i", &u, "-o", "a"],
+        2,
+        &["`u` is given twice"],
+    );
     check_failure(&place, &["compute", "u", "-i", "u", "-o", "a"], 2, &["NAME=ARRAY"]);
     check_failure(&place, &["compute", "u", "-i", "1u=x", "-o", "a"], 2, &["cannot be a name"]);
     check_failure(&place, &["compute", "u", "-i", "lambda=x", "-o", "a"], 2, &["cannot be a name"]);
     check_failure(&place, &["compute", "u", "-i", &u, "-o", "a:"], 2, &["STORE:NAME"]);
-    check_failure(&place, &["compute", "u", "-i", "u=nothing.zarr/u", "-o", "a"], 4, &["no Zarr array", "nothing.zarr/u"]);
-    check_failure(&place, &["compute", "u", "-i", &u, "-o", "a", "--allowed-mem", "32010kB"], 3, &["allowed_mem"]);
+    check_failure(
+        &place,
+        &["compute", "u", "-i", "u=nothing.zarr/u", "-o", "a"],
+        4,
+        &["no Zarr array", "nothing.zarr/u"],
+    );
+    check_failure(
+        &place,
+        &["compute", "u", "-i", &u, "-o", "a", "--allowed-mem", "32010kB"],
+        3,
+        &["allowed_mem"],
+    );
     check_failure(&place, &["compute", "u", "-i", &u, "-o", "a", "--chunks", "1,2"], 4, &[]);
     stdout(&freestone(&place, &["compute", "u[0]", "-i", &u, "-o", "a"]));
-    check_failure(&place, &["compute", "u[1]", "-i", &u, "-o", "a"], 5, &["exists already", "overwrite"]);
+    check_failure(
+        &place,
+        &["compute", "u[1]", "-i", &u, "-o", "a"],
+        5,
+        &["exists already", "overwrite"],
+    );
     stdout(&freestone(&place, &["compute", "u[1]", "-i", &u, "-o", "a", "--overwrite"]));
 }
 
@@ -137,10 +242,19 @@ fn expressions_that_start_with_a_minus() {
     assert!(stdout(&run(&place, "plan", &["-u", "-v*2"])).contains("negative"));
     // The mark in an error is where the mistake is.
     let errors = run(&place, "plan", &["-u + w"]);
-    assert!(String::from_utf8_lossy(&errors.stderr).contains("expression:1:6"), "{}", String::from_utf8_lossy(&errors.stderr));
+    assert!(
+        String::from_utf8_lossy(&errors.stderr).contains("expression:1:6"),
+        "{}",
+        String::from_utf8_lossy(&errors.stderr)
+    );
     // Options are options, misspelt ones too.
     let u = format!("u={WINDS_V3}/u");
-    check_failure(&place, &["compute", "-u", "--chunk", "2", "-i", &u, "-o", "h"], 2, &["unexpected argument '--chunk'"]);
+    check_failure(
+        &place,
+        &["compute", "-u", "--chunk", "2", "-i", &u, "-o", "h"],
+        2,
+        &["unexpected argument '--chunk'"],
+    );
     check_failure(&place, &["compute", "-u", "-i", &u, "-o"], 2, &["a value is required"]);
     check_failure(&place, &["compute", "u", "-i", &u, "-o", "-u"], 2, &[]);
     assert!(stdout(&freestone(&place, &["compute", "-h"])).contains("<EXPR>"));
@@ -153,15 +267,26 @@ fn check_all(table: &[(&str, &str)], code: i32, marked: impl Fn(&str) -> bool) {
         let output = run(&place, "compute", &["u * 2", text, "-o", "good", "-o", "bad.zarr:x"]);
         let errors = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(code), "{text}: {errors}");
-        assert!(errors.contains(says) && !errors.contains("panicked"), "{text}: `{errors}` does not say `{says}`");
-        assert!(marked(&errors) && errors.contains("expression 2:1:"), "{text}: no place: {errors}");
-        assert!(output.stdout.is_empty() && names(place.folder.path()).is_empty(), "{text}: something was written");
+        assert!(
+            errors.contains(says) && !errors.contains("panicked"),
+            "{text}: `{errors}` does not say `{says}`"
+        );
+        assert!(
+            marked(&errors) && errors.contains("expression 2:1:"),
+            "{text}: no place: {errors}"
+        );
+        assert!(
+            output.stdout.is_empty() && names(place.folder.path()).is_empty(),
+            "{text}: something was written"
+        );
     }
 }
 
 /// A line of the error has nothing but the caret and its label beside the margin.
 fn has_caret(errors: &str) -> bool {
-    errors.lines().any(|line| line.trim_start().strip_prefix('|').is_some_and(|l| l.trim_start().starts_with('^')))
+    errors.lines().any(|line| {
+        line.trim_start().strip_prefix('|').is_some_and(|l| l.trim_start().starts_with('^'))
+    })
 }
 
 #[test]
@@ -207,7 +332,11 @@ fn thirty_malformed_expressions() {
     assert!(table.len() >= 30);
     check_all(&table, 2, has_caret);
     let nested = format!("{}u{}", "(".repeat(10_000), ")".repeat(10_000));
-    check_all(&[(&nested, "nested too deep"), (&"u+".repeat(50_000), "at most 65536 bytes")], 2, has_caret);
+    check_all(
+        &[(&nested, "nested too deep"), (&"u+".repeat(50_000), "at most 65536 bytes")],
+        2,
+        has_caret,
+    );
 }
 
 #[test]

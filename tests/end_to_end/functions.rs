@@ -1,8 +1,10 @@
-//! Every function of the vocabulary, called by its name on several dtypes in four chunkings, against an oracle that shares no code with
-//! the library: ndarray, Rust's own functions of `f64`, num-complex, and `i128` for integers.
+//! Every function of the vocabulary, called by its name on several dtypes in four chunkings,
+//! against an oracle that shares no code with the library: ndarray, Rust's own functions of `f64`,
+//! num-complex, and `i128` for integers.
 //!
-//! Tables have a row for each function, with its oracle: [`ELEMENTWISE`] and [`OF_SEVERAL`] in `elementwise`, [`REDUCED`], [`PRODUCTS`], [`MOVED`] and
-//! [`MADE`] each in the file of its name. A function without a row fails the test.
+//! Tables have a row for each function, with its oracle: [`ELEMENTWISE`] and [`OF_SEVERAL`] in
+//! `elementwise`, [`REDUCED`], [`PRODUCTS`], [`MOVED`] and [`MADE`] each in the file of its name. A
+//! function without a row fails the test.
 
 mod elementwise;
 mod made;
@@ -43,7 +45,8 @@ const BOOL: &[DType] = &[Bool];
 struct Case<'a> {
     name: &'static str,
     dtype: DType,
-    /// 0 one chunk, 1 two even ones along each axis, 2 uneven ones, 3 chunks of length 1 along the first axis.
+    /// 0 one chunk, 1 two even ones along each axis, 2 uneven ones, 3 chunks of length 1 along the
+    /// first axis.
     chunking: usize,
     spec: &'a Spec,
     seed: Cell<u64>,
@@ -71,13 +74,22 @@ use others;
 
 #[test]
 fn every_function_is_what_its_oracle_says() {
-    let (place, mut turns, mut checks) = (Place::quick(), BTreeMap::<&str, BTreeSet<(DType, usize)>>::new(), 0);
+    let (place, mut turns, mut checks) =
+        (Place::quick(), BTreeMap::<&str, BTreeSet<(DType, usize)>>::new(), 0);
     let (spec, failures) = (place.spec(), RefCell::default());
     let mut all = |name: &'static str, dtypes: &[DType], run: &dyn Fn(&Case<'_>)| {
         for (i, dtype) in dtypes.iter().enumerate() {
             for chunking in 0..4 {
                 let seed = Cell::new(name.bytes().fold(i as u64, |s, b| 31 * s + u64::from(b)));
-                let case = Case { name, dtype: *dtype, chunking, spec: &spec, seed, checks: Cell::new(0), failures: &failures };
+                let case = Case {
+                    name,
+                    dtype: *dtype,
+                    chunking,
+                    spec: &spec,
+                    seed,
+                    checks: Cell::new(0),
+                    failures: &failures,
+                };
                 run(&case);
                 assert!(case.checks.get() > 0, "{name} of {dtype} checks nothing");
                 checks += case.checks.get();
@@ -86,11 +98,21 @@ fn every_function_is_what_its_oracle_says() {
         }
     };
     ELEMENTWISE.iter().for_each(|row| all(row.name, row.dtypes, &|c| elementwise(row, c)));
-    [OF_SEVERAL, REDUCED, PRODUCTS, MOVED, MADE].into_iter().flatten().for_each(|row| all(row.name, row.dtypes, &row.run));
+    [OF_SEVERAL, REDUCED, PRODUCTS, MOVED, MADE]
+        .into_iter()
+        .flatten()
+        .for_each(|row| all(row.name, row.dtypes, &row.run));
     let failures = failures.take();
-    assert!(failures.is_empty(), "{} calls, the first of them at\n{}", failures.len(), failures[..failures.len().min(40)].join("\n"));
+    assert!(
+        failures.is_empty(),
+        "{} calls, the first of them at\n{}",
+        failures.len(),
+        failures[..failures.len().min(40)].join("\n")
+    );
     for f in functions() {
-        let turns = turns.get(f.name).unwrap_or_else(|| panic!("{} has no row in any table: write what it must give", f.name));
+        let turns = turns.get(f.name).unwrap_or_else(|| {
+            panic!("{} has no row in any table: write what it must give", f.name)
+        });
         let dtypes: BTreeSet<DType> = turns.iter().map(|t| t.0).collect();
         // Some are not defined for as many.
         let least = match f.dtypes {
@@ -98,20 +120,33 @@ fn every_function_is_what_its_oracle_says() {
             "floats" if f.name.starts_with("random") => 2,
             _ => 3,
         };
-        assert!(dtypes.len() >= least && turns.len() == 4 * dtypes.len(), "{} runs on {dtypes:?} only", f.name);
+        assert!(
+            dtypes.len() >= least && turns.len() == 4 * dtypes.len(),
+            "{} runs on {dtypes:?} only",
+            f.name
+        );
     }
-    println!("{} functions, {} turns of a dtype in a chunking, {checks} calls compared", turns.len(), turns.values().map(BTreeSet::len).sum::<usize>());
+    println!(
+        "{} functions, {} turns of a dtype in a chunking, {checks} calls compared",
+        turns.len(),
+        turns.values().map(BTreeSet::len).sum::<usize>()
+    );
     assert_eq!(turns.len(), functions().len(), "a row is of no function, or one function has two");
 }
 
 impl Case<'_> {
     fn draw(&self) -> f64 {
-        let state = self.seed.get().wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let state = self
+            .seed
+            .get()
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         self.seed.set(state);
         (state >> 33) as f64 / (1u64 << 31) as f64
     }
 
-    /// An element of `low..high`: multiples of 1/64, so that `float32` holds them and sums are exact.
+    /// An element of `low..high`: multiples of 1/64, so that `float32` holds them and sums are
+    /// exact.
     fn element(&self, dtype: DType, (low, high): (f64, f64)) -> Element {
         let part = || ((low + (high - low) * self.draw()) * 64.0).floor() / 64.0;
         match dtype {
@@ -144,18 +179,44 @@ impl Case<'_> {
     }
 
     fn chunks(&self, shape: &[usize]) -> (&'static str, Value) {
-        ("chunks", Value::Sequence(chunks_of(self.chunking, shape).into_iter().map(|c| Value::Int(c.into())).collect()))
+        (
+            "chunks",
+            Value::Sequence(
+                chunks_of(self.chunking, shape).into_iter().map(|c| Value::Int(c.into())).collect(),
+            ),
+        )
     }
 
     /// Calls the function; its results, which are the library's, are what the oracle says.
     #[track_caller]
-    fn check(&self, positional: Vec<Value>, named: Vec<(&str, Value)>, expected: &[(DType, ArrayD<Element>)], near: Near) {
+    fn check(
+        &self,
+        positional: Vec<Value>,
+        named: Vec<(&str, Value)>,
+        expected: &[(DType, ArrayD<Element>)],
+        near: Near,
+    ) {
         let written = |v: &Value| match v {
             Value::Array(a) => format!("{:?}", a.shape().unwrap()),
             other => format!("{other:?}"),
         };
-        let arguments = || positional.iter().map(written).chain(named.iter().map(|(n, v)| format!("{n}={}", written(v)))).collect::<Vec<_>>().join(", ");
-        let what = || format!("{}({}) of {} in chunking {}", self.name, arguments(), self.dtype, self.chunking);
+        let arguments = || {
+            positional
+                .iter()
+                .map(written)
+                .chain(named.iter().map(|(n, v)| format!("{n}={}", written(v))))
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        let what = || {
+            format!(
+                "{}({}) of {} in chunking {}",
+                self.name,
+                arguments(),
+                self.dtype,
+                self.chunking
+            )
+        };
         let owned = named.iter().map(|(n, v)| ((*n).to_owned(), v.clone())).collect();
         let found = match function(self.name).unwrap().call(positional.clone(), owned) {
             Ok(Value::Sequence(many)) => many,
@@ -175,23 +236,32 @@ impl Case<'_> {
             let differ = values.iter().zip(whole).position(|(x, y)| !near.agree(*x, *y, *dtype));
             if let Some(at) = differ {
                 let (found, expected) = (values.iter().nth(at), whole.iter().nth(at));
-                self.failures.borrow_mut().push(format!("{}: {}: element {at} is {found:?}, not {expected:?}", Location::caller(), what()));
+                self.failures.borrow_mut().push(format!(
+                    "{}: {}: element {at} is {found:?}, not {expected:?}",
+                    Location::caller(),
+                    what()
+                ));
             }
         }
         self.checks.set(self.checks.get() + 1);
     }
 
-    /// Compares the requests that a plan announces with those of its run: equal where the plan says so, else within a tenth.
+    /// Compares the requests that a plan announces with those of its run: equal where the plan says
+    /// so, else within a tenth.
     fn reads_what_is_said(&self, array: &Array, what: &str) {
         let out = format!("{}/reads", self.spec.work_dir);
-        let planned = freestone::plan(&[Target::array(array, &out).overwrite(true)], self.spec).unwrap();
+        let planned =
+            freestone::plan(&[Target::array(array, &out).overwrite(true)], self.spec).unwrap();
         let report = freestone::run(&planned, self.spec, &Serial).unwrap();
         for (stage, took) in planned.plan().explain().stages.iter().zip(&report.stages) {
             let said: u64 = stage.reads.iter().map(|r| r.traffic.requests).sum();
             let (took, exact) = (took.traffic.reads, stage.reads.iter().all(|r| r.traffic.exact));
             let near = if exact { said == took } else { said.abs_diff(took) * 10 <= took };
             if !near {
-                self.failures.borrow_mut().push(format!("{what}: `{}` says {said} requests and makes {took}", stage.name));
+                self.failures.borrow_mut().push(format!(
+                    "{what}: `{}` says {said} requests and makes {took}",
+                    stage.name
+                ));
             }
         }
     }

@@ -47,7 +47,10 @@ fn consolidated_metadata_are_kept_up_to_date() {
     let group = place.at("winds.zarr");
     let [u, v] = ["u", "v"].map(|name| freestone::open(&format!("{WINDS_V3}/{name}")).unwrap());
     run(&[Target::in_group(&u, &group, "u")], &place).unwrap();
-    assert!(read(format!("{group}/zarr.json")).get("consolidated_metadata").is_none(), "nobody asked");
+    assert!(
+        read(format!("{group}/zarr.json")).get("consolidated_metadata").is_none(),
+        "nobody asked"
+    );
     let coordinates = ["latitude", "longitude", "time"];
     let and = |names: &[&'static str]| -> Vec<&str> {
         let mut all: Vec<&str> = coordinates.iter().chain(names).copied().collect();
@@ -57,7 +60,8 @@ fn consolidated_metadata_are_kept_up_to_date() {
     run(&[Target::in_group(&v, &group, "v").consolidated(true)], &place).unwrap();
     check(&group, &and(&["u", "v"]));
 
-    // From here on nobody asks: new arrays, replaced ones, those of inner groups, and metadata that come first.
+    // From here on nobody asks: new arrays, replaced ones, those of inner groups, and metadata that
+    // come first.
     run(&[zeros(&group, "w")], &place).unwrap();
     check(&group, &and(&["u", "v", "w"]));
     let changed = u.with_attribute("history", "changed").unwrap();
@@ -72,13 +76,25 @@ fn consolidated_metadata_are_kept_up_to_date() {
     // An array that is being replaced is gone from the copy too, or readers would see fill values.
     let bad = place.at("bad");
     fs::create_dir(&bad).unwrap();
-    fs::write(format!("{bad}/zarr.json"), crate::support::document(&[4], &[4], "float32").to_string()).unwrap();
+    fs::write(
+        format!("{bad}/zarr.json"),
+        crate::support::document(&[4], &[4], "float32").to_string(),
+    )
+    .unwrap();
     fs::create_dir(format!("{bad}/c")).unwrap();
     fs::write(format!("{bad}/c/0"), [1]).unwrap();
-    assert!(run(&[Target::in_group(&freestone::open(&bad).unwrap(), &group, "w").overwrite(true)], &place).is_err());
+    assert!(
+        run(
+            &[Target::in_group(&freestone::open(&bad).unwrap(), &group, "w").overwrite(true)],
+            &place
+        )
+        .is_err()
+    );
     check(&group, &and(&["inner", "inner/x", "u", "v", "y"]));
 
-    let error = freestone::plan(&[Target::array(&u, &place.at("alone")).consolidated(true)], &place.spec()).unwrap_err();
+    let error =
+        freestone::plan(&[Target::array(&u, &place.at("alone")).consolidated(true)], &place.spec())
+            .unwrap_err();
     assert!(error.to_string().contains("Target::in_group"), "{error}");
 }
 
@@ -88,7 +104,11 @@ fn runs_that_publish_at_once_are_all_consolidated() {
     let group = place.at("many.zarr");
     run(&[zeros(&group, "first").consolidated(true)], &place).unwrap();
     let names = ["a", "b", "c", "d", "e", "f"];
-    thread::scope(|scope| names.iter().for_each(|name| drop(scope.spawn(|| run(&[zeros(&group, name)], &place).unwrap()))));
+    thread::scope(|scope| {
+        names
+            .iter()
+            .for_each(|name| drop(scope.spawn(|| run(&[zeros(&group, name)], &place).unwrap())))
+    });
     check(&group, &["a", "b", "c", "d", "e", "f", "first"]);
 }
 
@@ -111,12 +131,18 @@ fn serve(folder: String) -> String {
             Err(_) => ("404 Not Found", Vec::new()),
         };
         let date = "Last-Modified: Thu, 01 Jan 2026 00:00:00 GMT";
-        write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {}\r\n{date}\r\nConnection: close\r\n\r\n", body.len())?;
+        write!(
+            stream,
+            "HTTP/1.1 {status}\r\nContent-Length: {}\r\n{date}\r\nConnection: close\r\n\r\n",
+            body.len()
+        )?;
         stream.write_all(&body)
     }
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    thread::spawn(move || listener.incoming().flatten().for_each(|stream| drop(answer(stream, &folder))));
+    thread::spawn(move || {
+        listener.incoming().flatten().for_each(|stream| drop(answer(stream, &folder)))
+    });
     url
 }
 
@@ -134,11 +160,19 @@ fn a_group_behind_a_web_server_is_listed_by_its_consolidated_metadata() {
     }
     let document = |name: &str| read(place.at(&format!("v2.zarr/{name}")));
     let metadata = json!({".zgroup": document(".zgroup"), "u/.zarray": document("u/.zarray"), "latitude/.zarray": document("latitude/.zarray")});
-    fs::write(place.at("v2.zarr/.zmetadata"), json!({"zarr_consolidated_format": 1, "metadata": metadata}).to_string()).unwrap();
+    fs::write(
+        place.at("v2.zarr/.zmetadata"),
+        json!({"zarr_consolidated_format": 1, "metadata": metadata}).to_string(),
+    )
+    .unwrap();
 
     let url = serve(place.folder.path().display().to_string());
     for name in ["winds.zarr", "v2.zarr"] {
-        let output = Command::new(BINARY).env("NO_PROXY", "127.0.0.1").args(["info", &format!("{url}/{name}")]).output().unwrap();
+        let output = Command::new(BINARY)
+            .env("NO_PROXY", "127.0.0.1")
+            .args(["info", &format!("{url}/{name}")])
+            .output()
+            .unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
         for line in ["  latitude  float32 [73]", "  u  float32 [12, 73, 144]"] {
@@ -151,18 +185,39 @@ fn a_group_behind_a_web_server_is_listed_by_its_consolidated_metadata() {
 fn the_command_consolidates() {
     let place = Place::new();
     let command = |target: &str| {
-        let arguments =
-            ["rechunk", &format!("{WINDS_V3}/u"), target, "--chunks", "3,20,20", "--shards", "6,40,80", "--codec", "zstd:5+crc32c", "--consolidated"];
-        Command::new(BINARY).current_dir(place.folder.path()).env("FREESTONE_WORK_DIR", place.at("work")).args(arguments).output().unwrap()
+        let arguments = [
+            "rechunk",
+            &format!("{WINDS_V3}/u"),
+            target,
+            "--chunks",
+            "3,20,20",
+            "--shards",
+            "6,40,80",
+            "--codec",
+            "zstd:5+crc32c",
+            "--consolidated",
+        ];
+        Command::new(BINARY)
+            .current_dir(place.folder.path())
+            .env("FREESTONE_WORK_DIR", place.at("work"))
+            .args(arguments)
+            .output()
+            .unwrap()
     };
     let output = command("u");
-    assert!(output.status.code() == Some(2) && String::from_utf8_lossy(&output.stderr).contains("GROUP/NAME"), "{output:?}");
+    assert!(
+        output.status.code() == Some(2)
+            && String::from_utf8_lossy(&output.stderr).contains("GROUP/NAME"),
+        "{output:?}"
+    );
     let output = command("out.zarr/u");
     assert!(output.status.success(), "{output:?}");
     check(&place.at("out.zarr"), &["latitude", "longitude", "time", "u"]);
     let document = read(place.at("out.zarr/u/zarr.json"));
     assert_eq!(document["chunk_grid"]["configuration"]["chunk_shape"], json!([6, 40, 80]));
-    let [sharding] = document["codecs"].as_array().unwrap().as_slice() else { panic!("{document}") };
+    let [sharding] = document["codecs"].as_array().unwrap().as_slice() else {
+        panic!("{document}")
+    };
     assert_eq!(sharding["configuration"]["chunk_shape"], json!([3, 20, 20]));
     assert_eq!(sharding["configuration"]["codecs"][2], json!({"name": "crc32c"}));
 }
@@ -178,7 +233,9 @@ fn arrays_of_one_group_have_one_set_of_coordinates() {
     let both = run(&["mean(u, axis=0)", "max(u, axis=0)", "-o", "co:a", "-o", "./co:b"]);
     assert_eq!(both.status.code(), Some(0), "{}", String::from_utf8_lossy(&both.stderr));
     let before = crate::support::tree(place.at("co"));
-    for (expression, more) in [("u[0, ::-1]", None), ("u[0, 3:]", None), ("u[0, ::-1]", Some("--overwrite"))] {
+    for (expression, more) in
+        [("u[0, ::-1]", None), ("u[0, 3:]", None), ("u[0, ::-1]", Some("--overwrite"))]
+    {
         let refused = run(&[&[expression, "-o", "co:c"][..], more.as_slice()].concat());
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();
         assert_eq!(refused.status.code(), Some(5), "{expression}: {said}");

@@ -8,13 +8,19 @@ use freestone::engine::driver::RunError;
 use freestone::engine::events::{Event, Observer};
 use freestone::engine::kernels::Buffer;
 use freestone::engine::plan::{Place as ArrayPlace, StageId};
-use freestone::engine::storage::{ByteRange, Lock, ObjectPart, PartsRead, Pending, StorageError, Store, read_each};
-use freestone::{Cancel, CodecName, DType, Error, MemoryStore, Options, Planned, RunReport, Serial, Spec, Stores, Target, Threads};
+use freestone::engine::storage::{
+    ByteRange, Lock, ObjectPart, PartsRead, Pending, StorageError, Store, read_each,
+};
+use freestone::{
+    Cancel, CodecName, DType, Error, MemoryStore, Options, Planned, RunReport, Serial, Spec,
+    Stores, Target, Threads,
+};
 
 use crate::scenarios::without_room;
 use crate::support::{Place, processes, spec_in, tree};
 
-/// A work directory in memory that knows how many bytes lie in it, refuses what it is told to, and remembers reads of what is not there.
+/// A work directory in memory that knows how many bytes lie in it, refuses what it is told to, and
+/// remembers reads of what is not there.
 #[derive(Debug)]
 pub struct Watched {
     store: MemoryStore,
@@ -32,7 +38,14 @@ impl Watched {
     pub fn new(refuses: Option<(String, usize)>) -> Arc<Watched> {
         let store = MemoryStore::new();
         let url = format!("/watched/{}", store.url().rsplit('/').next().unwrap());
-        Arc::new(Watched { store, url, sizes: Mutex::default(), missed: Mutex::default(), told: Mutex::default(), refuses })
+        Arc::new(Watched {
+            store,
+            url,
+            sizes: Mutex::default(),
+            missed: Mutex::default(),
+            told: Mutex::default(),
+            refuses,
+        })
     }
 
     /// Bytes of intermediates, by array.
@@ -65,7 +78,13 @@ impl Store for Watched {
         false
     }
 
-    fn read(&self, key: &str, range: Option<ByteRange>, limit: u64, into: &mut Buffer) -> Result<bool, StorageError> {
+    fn read(
+        &self,
+        key: &str,
+        range: Option<ByteRange>,
+        limit: u64,
+        into: &mut Buffer,
+    ) -> Result<bool, StorageError> {
         let found = self.store.read(key, range, limit, into)?;
         if !found {
             self.missed.lock().unwrap().push(key.to_owned());
@@ -76,20 +95,27 @@ impl Store for Watched {
     fn write(&self, key: &str, bytes: &[u8]) -> Result<(), StorageError> {
         if let Some((array, after)) = &self.refuses
             && key.contains(array.as_str())
-            && self.sizes.lock().unwrap().keys().filter(|k| k.contains(array.as_str())).count() >= *after
+            && self.sizes.lock().unwrap().keys().filter(|k| k.contains(array.as_str())).count()
+                >= *after
         {
             return Err(StorageError::Denied { place: self.place(key), action: "written" });
         }
         self.sizes.lock().unwrap().insert(key.to_owned(), bytes.len() as u64);
         if key.contains("/journal/") {
-            let lines = std::str::from_utf8(bytes).unwrap().lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());
+            let lines = std::str::from_utf8(bytes)
+                .unwrap()
+                .lines()
+                .map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());
             self.told.lock().unwrap().extend(lines.filter_map(|entry| entry["done"][0].as_u64()));
         }
         self.store.write(key, bytes)
     }
 
     fn remove(&self, key: &str) -> Result<(), StorageError> {
-        self.sizes.lock().unwrap().retain(|k, _| !(k == key || key.ends_with('/') && k.starts_with(key)));
+        self.sizes
+            .lock()
+            .unwrap()
+            .retain(|k, _| !(k == key || key.ends_with('/') && k.starts_with(key)));
         self.store.remove(key)
     }
 
@@ -101,11 +127,23 @@ impl Store for Watched {
         self.store.sync(keys)
     }
 
-    fn begin_read(&self, _key: &str, _range: Option<ByteRange>, _limit: u64, into: Buffer) -> Result<Pending, Buffer> {
+    fn begin_read(
+        &self,
+        _key: &str,
+        _range: Option<ByteRange>,
+        _limit: u64,
+        into: Buffer,
+    ) -> Result<Pending, Buffer> {
         Err(into)
     }
 
-    fn read_parts(&self, key: &str, _size: u64, parts: &[ObjectPart], into: &mut [u8]) -> Result<PartsRead, StorageError> {
+    fn read_parts(
+        &self,
+        key: &str,
+        _size: u64,
+        parts: &[ObjectPart],
+        into: &mut [u8],
+    ) -> Result<PartsRead, StorageError> {
         read_each(self, key, parts, into)
     }
 
@@ -142,14 +180,18 @@ impl Store for Watched {
     }
 }
 
-/// Four stages one after the other, with three arrays between them. Every chunk needs all of those before it.
+/// Four stages one after the other, with three arrays between them. Every chunk needs all of those
+/// before it.
 fn chain(output: &str, spec: &Spec) -> Planned {
-    let mut x = freestone::random_uniform(&[240, 200], 0.5, 1.0, 7, DType::Float32, &[20, 200]).unwrap();
+    let mut x =
+        freestone::random_uniform(&[240, 200], 0.5, 1.0, 7, DType::Float32, &[20, 200]).unwrap();
     for chunks in [[240, 20], [20, 200], [240, 40]] {
         x = x.rechunk(&chunks).unwrap() * 2.0;
     }
-    let planned = freestone::plan(&[Target::array(&x, output).codec(CodecName::None)], spec).unwrap();
-    let between = planned.plan().plan().arrays.iter().filter(|a| a.place == ArrayPlace::Work).count();
+    let planned =
+        freestone::plan(&[Target::array(&x, output).codec(CodecName::None)], spec).unwrap();
+    let between =
+        planned.plan().plan().arrays.iter().filter(|a| a.place == ArrayPlace::Work).count();
     assert_eq!((planned.plan().plan().stages.len(), between), (4, 3), "{}", planned.plan());
     planned
 }
@@ -165,10 +207,21 @@ impl<F: Fn(StageId) + Send + Sync> Observer for Ended<F> {
     }
 }
 
-fn run(planned: &Planned, spec: &Spec, work: &Arc<Watched>, observer: &dyn Observer, cancel: &Cancel) -> Result<RunReport, Error> {
+fn run(
+    planned: &Planned,
+    spec: &Spec,
+    work: &Arc<Watched>,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<RunReport, Error> {
     let stores = Stores::default();
     stores.insert(Arc::<Watched>::clone(work));
-    freestone::run_with(planned, spec, &Serial, &Options { observers: &[observer], cancel: cancel.clone(), stores, ..Options::default() })
+    freestone::run_with(
+        planned,
+        spec,
+        &Serial,
+        &Options { observers: &[observer], cancel: cancel.clone(), stores, ..Options::default() },
+    )
 }
 
 fn written_by(planned: &Planned, stage: usize) -> String {
@@ -176,8 +229,8 @@ fn written_by(planned: &Planned, stage: usize) -> String {
     plan.array(plan.stages[stage].outputs[0].array).name.clone()
 }
 
-/// The journal is written now and then. Until it tells of an intermediate, that goes as soon as the next stage has ended; after that, with the next
-/// part of the journal.
+/// The journal is written now and then. Until it tells of an intermediate, that goes as soon as the
+/// next stage has ended; after that, with the next part of the journal.
 #[test]
 fn an_intermediate_goes_when_it_was_read() {
     let (place, work) = (Place::new(), Watched::new(None));
@@ -191,10 +244,16 @@ fn an_intermediate_goes_when_it_was_read() {
     let told = work.told.lock().unwrap();
     for (stage, arrays) in seen.iter().enumerate() {
         // The next stage reads it.
-        assert!(stage == 3 || arrays.contains_key(&written_by(&planned, stage)), "after stage {stage}: {arrays:?}");
+        assert!(
+            stage == 3 || arrays.contains_key(&written_by(&planned, stage)),
+            "after stage {stage}: {arrays:?}"
+        );
         for earlier in 0..stage.min(3) {
             let is_there = arrays.contains_key(&written_by(&planned, earlier));
-            assert!(!is_there || told.contains(&(earlier as u64)), "after stage {stage}, what stage {earlier} wrote is there: {arrays:?}");
+            assert!(
+                !is_there || told.contains(&(earlier as u64)),
+                "after stage {stage}, what stage {earlier} wrote is there: {arrays:?}"
+            );
         }
         assert!(arrays.len() <= stage + 1, "{arrays:?}");
     }
@@ -208,8 +267,13 @@ fn a_failed_run_keeps_what_is_not_superseded() {
     let third = written_by(&planned(&Watched::new(None)), 2);
     let work = Watched::new(Some((third.clone(), 3)));
     let (spec, planned) = (spec_in(work.url()), planned(&work));
-    let error = run(&planned, &without_room(&spec, &planned, 1), &work, &Ended(|_| {}), &Cancel::default()).unwrap_err();
-    assert!(matches!(&error, Error::Run(e) if matches!(e.cause(), RunError::Task { .. })), "{error:?}");
+    let error =
+        run(&planned, &without_room(&spec, &planned, 1), &work, &Ended(|_| {}), &Cancel::default())
+            .unwrap_err();
+    assert!(
+        matches!(&error, Error::Run(e) if matches!(e.cause(), RunError::Task { .. })),
+        "{error:?}"
+    );
     // What the third stage reads is whole, and so much of what it writes as it came to.
     let second = written_by(&planned, 1);
     let arrays = work.arrays();
@@ -230,8 +294,12 @@ fn a_cancelled_run_keeps_what_is_not_superseded() {
             cancel.cancel()
         }
     });
-    let error = run(&planned, &without_room(&spec, &planned, 1), &work, &observer, &cancel).unwrap_err();
-    assert!(matches!(&error, Error::Run(e) if matches!(e.cause(), RunError::Cancelled)), "{error:?}");
+    let error =
+        run(&planned, &without_room(&spec, &planned, 1), &work, &observer, &cancel).unwrap_err();
+    assert!(
+        matches!(&error, Error::Run(e) if matches!(e.cause(), RunError::Cancelled)),
+        "{error:?}"
+    );
     assert_eq!(work.arrays().keys().cloned().collect::<Vec<_>>(), [written_by(&planned, 1)]);
     assert!(freestone::open(&place.at("out")).is_err());
 }
@@ -247,15 +315,34 @@ fn what_is_kept_in_memory_changes_no_byte() {
         let output = place.at(&format!("out-{room:?}"));
         let planned = chain(&output, &spec);
         let tight = without_room(&spec, &planned, 2);
-        let spec = room.map_or(spec.clone(), |room| Spec { local_mem: tight.local_mem + room, ..spec.clone() });
+        let spec = room.map_or(spec.clone(), |room| Spec {
+            local_mem: tight.local_mem + room,
+            ..spec.clone()
+        });
         let stores = Stores::default();
         stores.insert(Arc::<Watched>::clone(&work));
-        let report = freestone::run_with(&planned, &spec, &Threads::new(2), &Options { stores, ..Options::default() }).unwrap();
-        // What is in memory is saved in `kept`, where a run takes so long that its journal is written on the way.
-        let is_chunk = |k: &String| k.matches('/').count() == 2 && !k.contains("/journal/") && !k.contains("/kept/");
+        let report = freestone::run_with(
+            &planned,
+            &spec,
+            &Threads::new(2),
+            &Options { stores, ..Options::default() },
+        )
+        .unwrap();
+        // What is in memory is saved in `kept`, where a run takes so long that its journal is
+        // written on the way.
+        let is_chunk = |k: &String| {
+            k.matches('/').count() == 2 && !k.contains("/journal/") && !k.contains("/kept/")
+        };
         let spilled = work.store.counts().writes.keys().any(is_chunk);
-        assert_eq!((report.kept_bytes > 0, spilled), (room != Some(0), room.is_some()), "{room:?}: {report}");
-        assert!(report.projected_bytes <= spec.local_mem && report.kept_bytes <= room.unwrap_or(u64::MAX));
+        assert_eq!(
+            (report.kept_bytes > 0, spilled),
+            (room != Some(0), room.is_some()),
+            "{room:?}: {report}"
+        );
+        assert!(
+            report.projected_bytes <= spec.local_mem
+                && report.kept_bytes <= room.unwrap_or(u64::MAX)
+        );
         assert!(work.arrays().is_empty());
         let found = tree(&output);
         assert!(*expect.get_or_insert_with(|| found.clone()) == found, "{room:?}");
@@ -266,15 +353,30 @@ fn what_is_kept_in_memory_changes_no_byte() {
 fn a_small_sum_leaves_nothing_in_the_work_directory_but_plan_and_journal() {
     let (place, work) = (Place::new(), Watched::new(None));
     let spec = spec_in(work.url());
-    let x = freestone::random_uniform(&[1000, 100], 0.0, 1.0, 7, DType::Float32, &[10, 100]).unwrap();
-    let planned = freestone::plan(&[Target::array(&x.sum(()).unwrap(), &place.at("out"))], &spec).unwrap();
+    let x =
+        freestone::random_uniform(&[1000, 100], 0.0, 1.0, 7, DType::Float32, &[10, 100]).unwrap();
+    let planned =
+        freestone::plan(&[Target::array(&x.sum(()).unwrap(), &place.at("out"))], &spec).unwrap();
     assert_eq!(planned.plan().plan().stages.len(), 2);
     let stores = Stores::default();
     stores.insert(Arc::<Watched>::clone(&work));
-    freestone::run_with(&planned, &spec, &Threads::new(2), &Options { stores, ..Options::default() }).unwrap();
-    let mut written: Vec<String> = work.store.counts().writes.into_keys().map(|k| k.split_once('/').unwrap().1.to_owned()).collect();
+    freestone::run_with(
+        &planned,
+        &spec,
+        &Threads::new(2),
+        &Options { stores, ..Options::default() },
+    )
+    .unwrap();
+    let mut written: Vec<String> = work
+        .store
+        .counts()
+        .writes
+        .into_keys()
+        .map(|k| k.split_once('/').unwrap().1.to_owned())
+        .collect();
     written.sort_unstable();
-    // How often the journal is written depends on how long the run takes, and with it, what is only in memory is saved.
+    // How often the journal is written depends on how long the run takes, and with it, what is only
+    // in memory is saved.
     written.retain(|name| !name.starts_with("journal/") && !name.starts_with("kept/"));
     assert_eq!(written, ["plan.json", "run.json"]);
 }
@@ -292,20 +394,45 @@ fn processes_have_no_memory_tier() {
 fn what_is_kept_in_memory_is_in_the_projection() {
     let place = Place::new();
     let spec = place.spec();
-    let x = freestone::random_uniform(&[4000, 2000], 0.0, 1.0, 3, DType::Float32, &[500, 2000]).unwrap();
+    let x = freestone::random_uniform(&[4000, 2000], 0.0, 1.0, 3, DType::Float32, &[500, 2000])
+        .unwrap();
     let small = x.rechunk(&[100, 200]).unwrap();
     for (name, x) in [("large", &x), ("small", &small)] {
-        freestone::run(&freestone::plan(&[Target::array(x, &place.at(name)).codec(CodecName::None)], &spec).unwrap(), &spec, &Serial).unwrap();
+        freestone::run(
+            &freestone::plan(&[Target::array(x, &place.at(name)).codec(CodecName::None)], &spec)
+                .unwrap(),
+            &spec,
+            &Serial,
+        )
+        .unwrap();
     }
-    for (i, (name, local)) in [("large", "1GB"), ("large", "110MB"), ("small", "1GB"), ("small", "60MB")].into_iter().enumerate() {
+    for (i, (name, local)) in
+        [("large", "1GB"), ("large", "110MB"), ("small", "1GB"), ("small", "60MB")]
+            .into_iter()
+            .enumerate()
+    {
         let (input, out) = (format!("x={}", place.at(name)), place.at(&format!("out-{i}")));
         let shared = ["--codec", "none", "--threads", "2", "--json", "--local-mem", local];
-        let arguments = ["compute", "rechunk(rechunk(rechunk(x * 2, [1000, 500]) + 1, [500, 1000]), [250, 2000])", "-i", &input, "-o", &out];
-        let said = crate::command::stdout(&crate::command::freestone(&place, &[&arguments[..], &shared].concat()));
+        let arguments = [
+            "compute",
+            "rechunk(rechunk(rechunk(x * 2, [1000, 500]) + 1, [500, 1000]), [250, 2000])",
+            "-i",
+            &input,
+            "-o",
+            &out,
+        ];
+        let said = crate::command::stdout(&crate::command::freestone(
+            &place,
+            &[&arguments[..], &shared].concat(),
+        ));
         let report: serde_json::Value = serde_json::from_str(&said).unwrap();
-        let [projected, peak, kept] = ["projected_mem", "peak_mem", "kept_mem"].map(|k| report[k].as_u64().unwrap());
+        let [projected, peak, kept] =
+            ["projected_mem", "peak_mem", "kept_mem"].map(|k| report[k].as_u64().unwrap());
         println!("{name} in {local}: {peak} measured, {kept} kept, {projected} projected");
-        assert!(peak <= projected && projected <= freestone::parse_size(local).unwrap(), "{name} in {local}: {peak} measured, {projected} projected");
+        assert!(
+            peak <= projected && projected <= freestone::parse_size(local).unwrap(),
+            "{name} in {local}: {peak} measured, {projected} projected"
+        );
         // Two intermediates of 32 MB; both are there while the second one is made.
         assert!(kept > if local == "1GB" { 64_000_000 } else { 10_000_000 }, "{kept}");
         assert!(peak > kept);

@@ -1,7 +1,15 @@
-//! The whole library from outside: from Zarr to Zarr, through every executor, with damaged inputs and dying workers.
+//! The whole library from outside: from Zarr to Zarr, through every executor, with damaged inputs
+//! and dying workers.
 
 // Tests say by panicking that something is wrong.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs, unreachable_pub)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    missing_docs,
+    unreachable_pub
+)]
 // Regions of one axis are arrays of one range.
 #![allow(clippy::single_range_in_vec_init)]
 

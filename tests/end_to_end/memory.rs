@@ -1,7 +1,9 @@
-//! The bound of every read path, kernel and codec: what a process takes is under its projection, and not far under.
+//! The bound of every read path, kernel and codec: what a process takes is under its projection,
+//! and not far under.
 //!
-//! `table` has the rows, `measure` runs one in a fresh process. A few rows run with all tests, all of them in the suite `memory` of
-//! `.ci/run`, and again in its suite `cgroup` under a limit that kills.
+//! `table` has the rows, `measure` runs one in a fresh process. A few rows run with all tests, all
+//! of them in the suite `memory` of `.ci/run`, and again in its suite `cgroup` under a limit that
+//! kills.
 
 mod measure;
 mod table;
@@ -30,7 +32,9 @@ fn each<T: Send>(rows: &[Row], work: impl Fn(&Row) -> T + Sync) -> Vec<T> {
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
-                while let Some((i, row)) = Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|i| Some((i, rows.get(i)?))) {
+                while let Some((i, row)) =
+                    Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|i| Some((i, rows.get(i)?)))
+                {
                     let result = work(row);
                     done.lock().unwrap().push((i, result));
                 }
@@ -50,10 +54,20 @@ fn faults(row: &Row, found: &Measured, idle: u64) -> Vec<String> {
         faults.push(format!("{name}: nothing was read"));
     }
     if found.peak > found.projected {
-        faults.push(format!("{name}: {} over the projection of {}", size(found.peak), size(found.projected)));
+        faults.push(format!(
+            "{name}: {} over the projection of {}",
+            size(found.peak),
+            size(found.projected)
+        ));
     }
-    for (stage, projected, peak) in found.stages.iter().filter(|(_, projected, peak)| peak > projected) {
-        faults.push(format!("{name}, {stage}: buffers of {} over the projection of {}", size(*peak), size(*projected)));
+    for (stage, projected, peak) in
+        found.stages.iter().filter(|(_, projected, peak)| peak > projected)
+    {
+        faults.push(format!(
+            "{name}, {stage}: buffers of {} over the projection of {}",
+            size(*peak),
+            size(*projected)
+        ));
     }
     if row.is_tight() && found.looseness(idle) > TIGHT {
         faults.push(format!("{name}: {:.2} times what the task took", found.looseness(idle)));
@@ -85,20 +99,34 @@ fn check(rows: &[Row]) -> String {
 /// The table, as Markdown.
 fn document(all: &[(&Row, Measured)], idle: u64) -> String {
     let git = |arguments: &[&str]| {
-        let run = std::process::Command::new("git").args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).output();
-        run.ok().filter(|o| o.status.success()).map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).unwrap_or_default()
+        let run = std::process::Command::new("git")
+            .args(arguments)
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .output();
+        run.ok()
+            .filter(|o| o.status.success())
+            .map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned())
+            .unwrap_or_default()
     };
     let revision = git(&["log", "-1", "--format=%h of %cs"]);
     let worst = |loose: bool| {
-        let of = |(_, found): &&(&Row, Measured)| if loose { found.looseness(idle) } else { found.peak as f64 / found.projected as f64 };
-        all.iter().filter(|(row, _)| !loose || row.is_tight()).max_by(|a, b| of(a).total_cmp(&of(b)))
+        let of = |(_, found): &&(&Row, Measured)| {
+            if loose { found.looseness(idle) } else { found.peak as f64 / found.projected as f64 }
+        };
+        all.iter()
+            .filter(|(row, _)| !loose || row.is_tight())
+            .max_by(|a, b| of(a).total_cmp(&of(b)))
     };
     let mut text = format!(
         "# Memory: projected and measured\n\n\
-        {} rows, each a process of its own with one thread, which reads 2 × 2 chunks from a disk; at revision {revision}. The process's peak \
-        (`VmHWM`) must be below its projection, for any data. Where chunks of 9 MB do not compress, what is projected for the task, without \
-        {} for the program, must be at most {TIGHT} times what it takes: the peak less the {} of an idle run. Of compressible chunks less than \
-        the bound is read. Figures are MB. The suite `memory` of `.ci/run` makes this table (`just memory`), the suite `cgroup` runs every \
+        {} rows, each a process of its own with one thread, which reads 2 × 2 chunks from a disk; \
+        at revision {revision}. The process's peak \
+        (`VmHWM`) must be below its projection, for any data. Where chunks of 9 MB do not \
+        compress, what is projected for the task, without \
+        {} for the program, must be at most {TIGHT} times what it takes: the peak less the {} of \
+        an idle run. Of compressible chunks less than \
+        the bound is read. Figures are MB. The suite `memory` of `.ci/run` makes this table (`just \
+        memory`), the suite `cgroup` runs every \
         row in a memory cgroup of exactly its projection.\n",
         all.len(),
         size(freestone::engine::spec::DEFAULT_RESERVED_MEM),
@@ -106,17 +134,25 @@ fn document(all: &[(&Row, Measured)], idle: u64) -> String {
     );
     for (what, loose) in [("Closest to its projection", false), ("Farthest from it", true)] {
         if let Some((row, found)) = worst(loose) {
-            text += &format!("\n{what}: {}; {} of {}, {:.2} for the task.\n", row.name(), size(found.peak), size(found.projected), found.looseness(idle));
+            text += &format!(
+                "\n{what}: {}; {} of {}, {:.2} for the task.\n",
+                row.name(),
+                size(found.peak),
+                size(found.projected),
+                found.looseness(idle)
+            );
         }
     }
     for size in Size::ALL {
         for data in Data::ALL {
-            let chosen: Vec<_> = all.iter().filter(|(row, _)| row.size == size && row.data == data).collect();
+            let chosen: Vec<_> =
+                all.iter().filter(|(row, _)| row.size == size && row.data == data).collect();
             if chosen.is_empty() {
                 continue;
             }
             text += &format!("\n## Chunks of {}, {} data\n\n", size.name(), data.name());
-            text += "| what | codec | projected | measured | of the task: projected | measured | ratio |\n| --- | --- | ---: | ---: | ---: | ---: | ---: |\n";
+            text += "| what | codec | projected | measured | of the task: projected | measured | \
+                ratio |\n| --- | --- | ---: | ---: | ---: | ---: | ---: |\n";
             for (row, found) in chosen {
                 let mb = |bytes: u64| bytes as f64 / 1e6;
                 text += &format!(
@@ -140,14 +176,22 @@ fn chosen() -> Vec<Row> {
     let everything = std::env::var("MEMORY_ROWS").is_ok_and(|v| v == "all");
     let rows = rows(everything);
     let names: std::collections::BTreeSet<String> = rows.iter().map(Row::name).collect();
-    assert_eq!((names.len(), rows.len()), (n_rows(everything), n_rows(everything)), "each row once");
+    assert_eq!(
+        (names.len(), rows.len()),
+        (n_rows(everything), n_rows(everything)),
+        "each row once"
+    );
     rows
 }
 
 /// The table in the documentation has as many rows as the suites run.
 #[test]
 fn no_row_is_left_out() {
-    let documented = include_str!("../../docs/memory.md").lines().find_map(|l| l.split_once(" rows, each")).unwrap().0;
+    let documented = include_str!("../../docs/memory.md")
+        .lines()
+        .find_map(|l| l.split_once(" rows, each"))
+        .unwrap()
+        .0;
     assert_eq!(documented, rows(false).len().to_string());
     assert_eq!(rows(true).len(), n_rows(true));
     chosen();
@@ -155,7 +199,14 @@ fn no_row_is_left_out() {
 
 #[test]
 fn small_chunks_are_bounded() {
-    check(&rows(false).into_iter().filter(|r| r.size == Size::Small && r.data == Data::Incompressible && r.stored != "zstd:19").collect::<Vec<_>>());
+    check(
+        &rows(false)
+            .into_iter()
+            .filter(|r| {
+                r.size == Size::Small && r.data == Data::Incompressible && r.stored != "zstd:19"
+            })
+            .collect::<Vec<_>>(),
+    );
 }
 
 #[test]
@@ -178,11 +229,16 @@ fn cgroup_of_the_projection_is_enough_for_every_row() {
         if let Err(failure) = measured(&row.name(), &limited) {
             faults.push(format!("in {}: {failure}", size(projected)));
         }
-        // The limit bites: half of what such a run takes is not enough. (Of small chunks, most is the program, whose pages need not stay.)
+        // The limit bites: half of what such a run takes is not enough. (Of small chunks, most is
+        // the program, whose pages need not stay.)
         if row.is_tight() && row.what == "copy" {
             let half = bench.measure(row).unwrap().peak / 2;
             if !killed(&bench.run(row, Some(&Cgroup::new(&format!("half-{id}"), half).enter()))) {
-                faults.push(format!("{}: {} is enough, which is half of what it takes", row.name(), size(half)));
+                faults.push(format!(
+                    "{}: {} is enough, which is half of what it takes",
+                    row.name(),
+                    size(half)
+                ));
             }
         }
         faults
@@ -196,29 +252,61 @@ fn killed(run: &std::process::Output) -> bool {
     std::os::unix::process::ExitStatusExt::signal(&run.status) == Some(9)
 }
 
-/// Long lists of indices are in the plan and in its text: a whole process, from storage, is within its projection on every executor.
+/// Long lists of indices are in the plan and in its text: a whole process, from storage, is within
+/// its projection on every executor.
 #[test]
 fn long_lists_are_bounded_in_whole_processes() {
     let place = Place::new();
-    let x = freestone::random_uniform(&[30_000, 4], 0.0, 1.0, 3, DType::Float32, &[30_000, 4]).unwrap();
+    let x =
+        freestone::random_uniform(&[30_000, 4], 0.0, 1.0, 3, DType::Float32, &[30_000, 4]).unwrap();
     let spec = place.spec();
-    freestone::run(&freestone::plan(&[Target::array(&x, &place.at("x")).codec(CodecName::None)], &spec).unwrap(), &spec, &Serial).unwrap();
+    freestone::run(
+        &freestone::plan(&[Target::array(&x, &place.at("x")).codec(CodecName::None)], &spec)
+            .unwrap(),
+        &spec,
+        &Serial,
+    )
+    .unwrap();
     let input = format!("x={}", place.at("x"));
     // All of a list, and next to nothing of one that is longer.
-    let expressions = ["repeat(x, 100, axis=0)", "take(repeat(x, 200, axis=0)[::-3], [5, 7, 1000000], axis=0)"];
-    for (i, (executor, expression)) in ["threads", "processes"].into_iter().flat_map(|e| expressions.map(|x| (e, x))).enumerate() {
+    let expressions =
+        ["repeat(x, 100, axis=0)", "take(repeat(x, 200, axis=0)[::-3], [5, 7, 1000000], axis=0)"];
+    for (i, (executor, expression)) in
+        ["threads", "processes"].into_iter().flat_map(|e| expressions.map(|x| (e, x))).enumerate()
+    {
         let out = place.at(&format!("out-{i}"));
-        let arguments = ["compute", expression, "-i", &input, "-o", &out, "--codec", "none", "--chunks", "100000,4", "--threads", "1", "--json"];
-        let said = crate::command::stdout(&crate::command::freestone(&place, &[&arguments[..], &["--executor", executor]].concat()));
+        let arguments = [
+            "compute",
+            expression,
+            "-i",
+            &input,
+            "-o",
+            &out,
+            "--codec",
+            "none",
+            "--chunks",
+            "100000,4",
+            "--threads",
+            "1",
+            "--json",
+        ];
+        let said = crate::command::stdout(&crate::command::freestone(
+            &place,
+            &[&arguments[..], &["--executor", executor]].concat(),
+        ));
         let report: serde_json::Value = serde_json::from_str(&said).unwrap();
         let projected = report["projected_mem"].as_u64().unwrap();
         // The driver holds the plan too, and the workers read it.
-        let measured = [&report["peak_mem"], &report["worker_peak_mem"]].map(|v| v.as_u64().unwrap_or(0));
+        let measured =
+            [&report["peak_mem"], &report["worker_peak_mem"]].map(|v| v.as_u64().unwrap_or(0));
         assert!(measured[0] > 0 && (executor == "threads" || measured[1] > 0), "{said}");
         for peak in measured {
             assert!(peak <= projected, "{executor}: {peak} over {projected}");
         }
-        assert!(projected - 32_000_000 <= 3 * measured[0], "{executor}: {projected} for {measured:?}");
+        assert!(
+            projected - 32_000_000 <= 3 * measured[0],
+            "{executor}: {projected} for {measured:?}"
+        );
         println!("{executor}: {measured:?} measured, {projected} projected");
     }
 }
@@ -228,7 +316,10 @@ fn long_lists_are_bounded_in_whole_processes() {
 fn shared_expressions_are_planned_once() {
     let place = Place::new();
     let spec = place.spec();
-    let mut x = freestone::random_uniform(&[6, 1], 0.0, 1.0, 3, DType::Float64, &[2, 1]).unwrap().broadcast_to(&[6, 4]).unwrap();
+    let mut x = freestone::random_uniform(&[6, 1], 0.0, 1.0, 3, DType::Float64, &[2, 1])
+        .unwrap()
+        .broadcast_to(&[6, 4])
+        .unwrap();
     for _ in 0..60 {
         x = (&x + &x) * 0.5;
     }
@@ -241,11 +332,29 @@ fn shared_expressions_are_planned_once() {
 fn kernels_of_users_are_bounded() {
     let took = |edge: u64| {
         let place = Place::new();
-        let x = freestone::random_uniform(&[2 * edge, 2 * edge], 0.0, 1.0, 3, DType::Float32, &[edge, edge]).unwrap();
+        let x = freestone::random_uniform(
+            &[2 * edge, 2 * edge],
+            0.0,
+            1.0,
+            3,
+            DType::Float32,
+            &[edge, edge],
+        )
+        .unwrap();
         let spec = place.spec();
-        freestone::run(&freestone::plan(&[Target::array(&x, &place.at("x"))], &spec).unwrap(), &spec, &Serial).unwrap();
+        freestone::run(
+            &freestone::plan(&[Target::array(&x, &place.at("x"))], &spec).unwrap(),
+            &spec,
+            &Serial,
+        )
+        .unwrap();
         let mut child = command(None, Path::new(TEST_CHILD));
-        child.arg("kernel").arg(place.folder.path()).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        child
+            .arg("kernel")
+            .arg(place.folder.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let mut child = child.spawn().unwrap();
         // It ends when this is closed.
         let input = child.stdin.take();
@@ -254,7 +363,12 @@ fn kernels_of_users_are_bounded() {
         measured("a user's kernel", &output).unwrap()
     };
     let (idle, found) = (took(4), took(1500));
-    println!("{} measured, {} projected, {:.2} for the task", size(found.peak), size(found.projected), found.looseness(idle.peak));
+    println!(
+        "{} measured, {} projected, {:.2} for the task",
+        size(found.peak),
+        size(found.projected),
+        found.looseness(idle.peak)
+    );
     assert!(found.bytes_read > 0 && found.peak <= found.projected, "{found:?}");
     assert!(found.looseness(idle.peak) <= TIGHT, "{found:?}, {idle:?}");
 }

@@ -9,8 +9,12 @@ use std::time::{Duration, SystemTime};
 
 use freestone::engine::events::Observer;
 use freestone::engine::kernels::Buffer;
-use freestone::engine::storage::{ByteRange, Lock, ObjectPart, PartsRead, Pending, StorageError, Store, read_each};
-use freestone::{Cancel, CodecName, DType, MemoryStore, Options, RunReport, Spec, Stores, Target, Threads};
+use freestone::engine::storage::{
+    ByteRange, Lock, ObjectPart, PartsRead, Pending, StorageError, Store, read_each,
+};
+use freestone::{
+    Cancel, CodecName, DType, MemoryStore, Options, RunReport, Spec, Stores, Target, Threads,
+};
 use freestone_cli::history::History;
 use freestone_cli::report::Report;
 use serde_json::Value;
@@ -34,7 +38,10 @@ fn sums(lines: &[Value]) -> (BTreeMap<u64, u64>, u64) {
         for task in outcome["tasks"].as_array().unwrap() {
             *tasks.entry(outcome["stage"].as_u64().unwrap()).or_insert(0) += 1;
             read += task[5].as_u64().unwrap();
-            assert!(task[1].as_u64() <= task[2].as_u64() && task[2].as_u64() <= outcome["t"].as_u64(), "{outcome}");
+            assert!(
+                task[1].as_u64() <= task[2].as_u64() && task[2].as_u64() <= outcome["t"].as_u64(),
+                "{outcome}"
+            );
         }
     }
     (tasks, read)
@@ -44,26 +51,61 @@ fn sums(lines: &[Value]) -> (BTreeMap<u64, u64>, u64) {
 fn a_history_and_a_report_agree_with_what_the_run_took() {
     for executor in ["serial", "threads", "processes"] {
         let place = Place::new();
-        let [history, page, out] = ["history.jsonl", "report.html", "out.zarr:uv"].map(|n| place.at(n));
+        let [history, page, out] =
+            ["history.jsonl", "report.html", "out.zarr:uv"].map(|n| place.at(n));
         let (u, v) = (winds("u"), winds("v"));
-        let arguments = ["compute", "mean(u*v, axis=0)", "-i", &u, "-i", &v, "-o", &out, "--executor", executor];
-        let watched = freestone(&place, &[&arguments[..], &["--json", "--history", &history, "--report", &page]].concat());
+        let arguments = [
+            "compute",
+            "mean(u*v, axis=0)",
+            "-i",
+            &u,
+            "-i",
+            &v,
+            "-o",
+            &out,
+            "--executor",
+            executor,
+        ];
+        let watched = freestone(
+            &place,
+            &[&arguments[..], &["--json", "--history", &history, "--report", &page]].concat(),
+        );
         let said: Value = serde_json::from_str(&stdout(&watched)).unwrap();
         assert_eq!(String::from_utf8_lossy(&watched.stderr), "");
 
         let lines = lines(&history);
-        assert_eq!((&lines[0]["event"], &lines[0]["run"], &lines[0]["executor"]), (&"run".into(), &said["run"], &executor.into()));
+        assert_eq!(
+            (&lines[0]["event"], &lines[0]["run"], &lines[0]["executor"]),
+            (&"run".into(), &said["run"], &executor.into())
+        );
         let end = lines.last().unwrap();
-        assert_eq!((&end["event"], &end["result"], &end["bytes_read"]), (&"end".into(), &"done".into(), &said["bytes_read"]));
+        assert_eq!(
+            (&end["event"], &end["result"], &end["bytes_read"]),
+            (&"end".into(), &"done".into(), &said["bytes_read"])
+        );
         let (tasks, read) = sums(&lines);
         assert_eq!(Some(read), said["bytes_read"].as_u64());
-        let stages: Vec<u64> = said["stages"].as_array().unwrap().iter().map(|s| s["tasks"].as_u64().unwrap()).collect();
+        let stages: Vec<u64> = said["stages"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|s| s["tasks"].as_u64().unwrap())
+            .collect();
         assert_eq!(tasks.values().copied().collect::<Vec<_>>(), stages);
         let count = |name: &str| lines.iter().filter(|l| l["event"] == name).count();
-        assert_eq!((count("stage"), count("stage_end"), count("taken")), (stages.len(), stages.len(), count("outcome")));
+        assert_eq!(
+            (count("stage"), count("stage_end"), count("taken")),
+            (stages.len(), stages.len(), count("outcome"))
+        );
 
         let html = fs::read_to_string(&page).unwrap();
-        for text in ["Succeeded", "mean-000", "copy-001", said["run"].as_str().unwrap(), &freestone::size(read).to_string()] {
+        for text in [
+            "Succeeded",
+            "mean-000",
+            "copy-001",
+            said["run"].as_str().unwrap(),
+            &freestone::size(read).to_string(),
+        ] {
             assert!(html.contains(text), "{text} is not in the page");
         }
     }
@@ -74,12 +116,34 @@ fn a_run_that_fails_has_a_report_too() {
     let place = Place::new();
     let [history, page] = ["history.jsonl", "report.html"].map(|n| place.at(n));
     let input = damaged(&place, "x<b>&amp;");
-    let output = freestone(&place, &["rechunk", &input, &place.at("out"), "--chunks", "12,73,144", "--history", &history, "--report", &page]);
+    let output = freestone(
+        &place,
+        &[
+            "rechunk",
+            &input,
+            &place.at("out"),
+            "--chunks",
+            "12,73,144",
+            "--history",
+            &history,
+            "--report",
+            &page,
+        ],
+    );
     assert_eq!(output.status.code(), Some(4), "{}", String::from_utf8_lossy(&output.stderr));
     let html = fs::read_to_string(&page).unwrap();
-    assert!(html.contains(">Failed</p>") && html.contains("bad input") && html.contains("x&lt;b&gt;&amp;amp;/c/") && !html.contains("<b>&"), "{html}");
+    assert!(
+        html.contains(">Failed</p>")
+            && html.contains("bad input")
+            && html.contains("x&lt;b&gt;&amp;amp;/c/")
+            && !html.contains("<b>&"),
+        "{html}"
+    );
     let lines = lines(&history);
-    assert_eq!((&lines.last().unwrap()["event"], &lines.last().unwrap()["result"]), (&"end".into(), &"failed".into()));
+    assert_eq!(
+        (&lines.last().unwrap()["event"], &lines.last().unwrap()["result"]),
+        (&"end".into(), &"failed".into())
+    );
     assert!(lines.iter().any(|l| l["failure"]["kind"] == "bad input"));
 }
 
@@ -91,8 +155,15 @@ fn a_cancelled_run_has_a_report_too() {
     let cancel = Cancel::default();
     cancel.cancel();
     let array = freestone::ones(&[100], DType::Float64, &[10]).unwrap();
-    let planned = freestone::plan(&[Target::array(&array, &place.at("out"))], &place.spec()).unwrap();
-    freestone::run_with(&planned, &place.spec(), &Threads::new(2), &Options { observers: &[&report], cancel, ..Options::default() }).unwrap_err();
+    let planned =
+        freestone::plan(&[Target::array(&array, &place.at("out"))], &place.spec()).unwrap();
+    freestone::run_with(
+        &planned,
+        &place.spec(),
+        &Threads::new(2),
+        &Options { observers: &[&report], cancel, ..Options::default() },
+    )
+    .unwrap_err();
     assert!(fs::read_to_string(&page).unwrap().contains(">Cancelled</p>"));
 }
 
@@ -105,17 +176,57 @@ fn what_cannot_be_written_is_told_before_the_run_or_after_it() {
     fs::write(place.at("taken/file"), "text").unwrap();
     for option in ["--history", "--report"] {
         let out = place.at("out");
-        check_failure(&place, &["rechunk", &source, &out, "--chunks", "12,73,144", option, &nowhere], 2, &["cannot write to", &nowhere]);
-        check_failure(&place, &["rechunk", &source, &out, "--chunks", "12,73,144", "--plan-only", option, &place.at("f")], 2, &["--plan-only runs nothing"]);
+        check_failure(
+            &place,
+            &["rechunk", &source, &out, "--chunks", "12,73,144", option, &nowhere],
+            2,
+            &["cannot write to", &nowhere],
+        );
+        check_failure(
+            &place,
+            &[
+                "rechunk",
+                &source,
+                &out,
+                "--chunks",
+                "12,73,144",
+                "--plan-only",
+                option,
+                &place.at("f"),
+            ],
+            2,
+            &["--plan-only runs nothing"],
+        );
         // A run that does not begin leaves no file.
-        check_failure(&place, &["rechunk", &source, &taken, "--chunks", "12,73,144", "--report", &place.at("f")], 5, &[]);
+        check_failure(
+            &place,
+            &["rechunk", &source, &taken, "--chunks", "12,73,144", "--report", &place.at("f")],
+            5,
+            &[],
+        );
     }
     // A disk that is full stops no run.
     for option in ["--history", "--report"] {
-        let output = freestone(&place, &["rechunk", &source, &place.at("out"), "--chunks", "12,73,144", "--overwrite", option, "/dev/full"]);
+        let output = freestone(
+            &place,
+            &[
+                "rechunk",
+                &source,
+                &place.at("out"),
+                "--chunks",
+                "12,73,144",
+                "--overwrite",
+                option,
+                "/dev/full",
+            ],
+        );
         stdout(&output);
         let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(errors.starts_with("warning: /dev/full is not complete: ") && errors.lines().count() == 1, "{errors}");
+        assert!(
+            errors.starts_with("warning: /dev/full is not complete: ")
+                && errors.lines().count() == 1,
+            "{errors}"
+        );
     }
 }
 
@@ -134,9 +245,11 @@ fn damaged(place: &Place, name: &str) -> String {
     copy.display().to_string()
 }
 
-// --- Pages for a browser --------------------------------------------------------------------------------------------
+// --- Pages for a browser
+// --------------------------------------------------------------------------------------------
 
-/// A store that is slow, and fails or asks for patience when some chunks are read for the first time.
+/// A store that is slow, and fails or asks for patience when some chunks are read for the first
+/// time.
 #[derive(Debug)]
 struct Flaky {
     store: MemoryStore,
@@ -149,13 +262,19 @@ impl Flaky {
     fn wait(&self, key: &str) -> Result<(), StorageError> {
         let n = self.requests.fetch_add(1, Ordering::Relaxed);
         std::thread::sleep(Duration::from_micros(300 + n * 7919 % 2500));
-        let time: Option<u64> = key.strip_prefix("x/c/").and_then(|k| k.split('/').next()?.parse().ok());
+        let time: Option<u64> =
+            key.strip_prefix("x/c/").and_then(|k| k.split('/').next()?.parse().ok());
         let place = self.store.place(key);
         let error = match time {
-            Some(time) if time % 40 == 7 => {
-                StorageError::Io { place, action: "read", message: "connection reset by <peer> & \"lost\"".into(), transient: true }
+            Some(time) if time % 40 == 7 => StorageError::Io {
+                place,
+                action: "read",
+                message: "connection reset by <peer> & \"lost\"".into(),
+                transient: true,
+            },
+            Some(time) if time % 20 == 19 => {
+                StorageError::Throttled { place, message: "503 Slow Down".into() }
             }
-            Some(time) if time % 20 == 19 => StorageError::Throttled { place, message: "503 Slow Down".into() },
             _ => return Ok(()),
         };
         if self.failed.lock().unwrap().insert(key.into()) { Err(error) } else { Ok(()) }
@@ -172,7 +291,13 @@ impl Store for Flaky {
         false
     }
 
-    fn read(&self, key: &str, range: Option<ByteRange>, limit: u64, into: &mut Buffer) -> Result<bool, StorageError> {
+    fn read(
+        &self,
+        key: &str,
+        range: Option<ByteRange>,
+        limit: u64,
+        into: &mut Buffer,
+    ) -> Result<bool, StorageError> {
         if key.contains("/c/") {
             self.wait(key)?;
         }
@@ -195,11 +320,23 @@ impl Store for Flaky {
         self.store.sync(keys)
     }
 
-    fn begin_read(&self, _key: &str, _range: Option<ByteRange>, _limit: u64, into: Buffer) -> Result<Pending, Buffer> {
+    fn begin_read(
+        &self,
+        _key: &str,
+        _range: Option<ByteRange>,
+        _limit: u64,
+        into: Buffer,
+    ) -> Result<Pending, Buffer> {
         Err(into)
     }
 
-    fn read_parts(&self, key: &str, _size: u64, parts: &[ObjectPart], into: &mut [u8]) -> Result<PartsRead, StorageError> {
+    fn read_parts(
+        &self,
+        key: &str,
+        _size: u64,
+        parts: &[ObjectPart],
+        into: &mut [u8],
+    ) -> Result<PartsRead, StorageError> {
         read_each(self, key, parts, into)
     }
 
@@ -245,17 +382,29 @@ fn run(targets: &[Target], spec: &Spec, stores: &Stores, observers: &[&dyn Obser
 /// Means, anomalies and products of an array in a store that fails now and then.
 fn flaky_run(place: &Place, page: &Path) {
     let stores = Stores::default();
-    let store: Arc<dyn Store> = Arc::new(Flaky { store: MemoryStore::new(), requests: AtomicU64::new(0), failed: Mutex::default() });
+    let store: Arc<dyn Store> = Arc::new(Flaky {
+        store: MemoryStore::new(),
+        requests: AtomicU64::new(0),
+        failed: Mutex::default(),
+    });
     stores.insert(Arc::clone(&store));
     let spec = Spec { threads: 6, parallelism: 6, local_mem: 600_000_000, ..place.spec() };
     let at = |name: &str| format!("{}/{name}", store.url());
-    let noise = freestone::random_uniform(&[480, 60, 80], 0.0, 1.0, 3, DType::Float32, &[4, 30, 40]).unwrap();
-    let target = |array: &freestone::Array, name: &str| Target::array(array, &at(name)).with_stores(&stores).codec(CodecName::None);
+    let noise =
+        freestone::random_uniform(&[480, 60, 80], 0.0, 1.0, 3, DType::Float32, &[4, 30, 40])
+            .unwrap();
+    let target = |array: &freestone::Array, name: &str| {
+        Target::array(array, &at(name)).with_stores(&stores).codec(CodecName::None)
+    };
     run(&[target(&noise, "x").chunks(&[4, 30, 40])], &spec, &stores, &[]);
     let x = freestone::open_in(&store, "x").unwrap();
     let mean = x.mean(0).unwrap();
     let anomalies = (&x - &mean).rechunk(&[60, 10, 80]).unwrap();
-    let targets = [target(&mean, "mean"), target(&anomalies, "anomalies"), target(&(&x * &x).mean(vec![1, 2]).unwrap(), "squares")];
+    let targets = [
+        target(&mean, "mean"),
+        target(&anomalies, "anomalies"),
+        target(&(&x * &x).mean(vec![1, 2]).unwrap(), "squares"),
+    ];
     let report = Report::create(page, &spec).unwrap();
     let took = run(&targets, &spec, &stores, &[&report]);
     assert!(took.retries > 5, "only {} were tried again", took.retries);
@@ -268,8 +417,11 @@ fn long_run(place: &Place, page: &Path, history: &Path) {
     stores.insert(Arc::clone(&store));
     let spec = place.spec();
     let array = freestone::arange(0.0, 1_000_000.0, 1.0, DType::Float64, 10).unwrap();
-    let target = Target::array(&array, &format!("{}/x", store.url())).with_stores(&stores).codec(CodecName::None);
-    let (report, history) = (Report::create(page, &spec).unwrap(), History::append(history).unwrap());
+    let target = Target::array(&array, &format!("{}/x", store.url()))
+        .with_stores(&stores)
+        .codec(CodecName::None);
+    let (report, history) =
+        (Report::create(page, &spec).unwrap(), History::append(history).unwrap());
     let took = run(&[target], &spec, &stores, &[&report, &history]);
     assert_eq!(took.stages[0].tasks, 100_000);
     assert!(report.trouble().is_none() && history.trouble().is_none());
@@ -292,14 +444,51 @@ fn browser_reports_of_real_runs() {
     let place = Place::new();
     let page = |name: &str| format!("{folder}/{name}.html");
     let (u, v) = (winds("u"), winds("v"));
-    let means = ["compute", "mean(u*u, axis=0)", "mean(u*v, axis=0)", "mean(v*v, axis=0)", "-i", &u, "-i", &v];
+    let means = [
+        "compute",
+        "mean(u*u, axis=0)",
+        "mean(u*v, axis=0)",
+        "mean(v*v, axis=0)",
+        "-i",
+        &u,
+        "-i",
+        &v,
+    ];
     let outputs = ["uu", "uv", "vv"].map(|n| place.at(&format!("means.zarr:{n}")));
-    stdout(&freestone(&place, &[&means[..], &["-o", &outputs[0], "-o", &outputs[1], "-o", &outputs[2], "--report", &page("winds")]].concat()));
+    stdout(&freestone(
+        &place,
+        &[
+            &means[..],
+            &["-o", &outputs[0], "-o", &outputs[1], "-o", &outputs[2], "--report", &page("winds")],
+        ]
+        .concat(),
+    ));
     let source = format!("{WINDS_V3}/u");
-    let rechunk = ["rechunk", &source, &place.at("rechunked"), "--chunks", "12,10,10", "--executor", "processes", "--report", &page("processes")];
+    let rechunk = [
+        "rechunk",
+        &source,
+        &place.at("rechunked"),
+        "--chunks",
+        "12,10,10",
+        "--executor",
+        "processes",
+        "--report",
+        &page("processes"),
+    ];
     stdout(&freestone(&place, &rechunk));
     let damaged = damaged(&place, "x<b>&amp; with a rather long name that goes on and on");
-    let output = freestone(&place, &["rechunk", &damaged, &place.at("none"), "--chunks", "12,73,144", "--report", &page("failed")]);
+    let output = freestone(
+        &place,
+        &[
+            "rechunk",
+            &damaged,
+            &place.at("none"),
+            "--chunks",
+            "12,73,144",
+            "--report",
+            &page("failed"),
+        ],
+    );
     assert_eq!(output.status.code(), Some(4));
     flaky_run(&place, Path::new(&page("flaky")));
     long_run(&place, Path::new(&page("tasks")), Path::new(&place.at("history.jsonl")));

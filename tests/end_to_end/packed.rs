@@ -1,11 +1,14 @@
-//! Packed values, by `scale_factor`, `add_offset`, `_Unsigned`, `_FillValue` and `missing_value`: copied with what says so, and not computed with unless
-//! their stored numbers are asked for.
+//! Packed values, by `scale_factor`, `add_offset`, `_Unsigned`, `_FillValue` and `missing_value`:
+//! copied with what says so, and not computed with unless their stored numbers are asked for.
 
 use std::fs;
 
 use freestone::engine::storage::metadata::{self, open_array};
 use freestone::engine::storage::packing::Packing;
-use freestone::{Array, ArrayError, DType, Error, ExitCode, Pad, RegionError, Scalar, Serial, Spec, Target, Threads};
+use freestone::{
+    Array, ArrayError, DType, Error, ExitCode, Pad, RegionError, Scalar, Serial, Spec, Target,
+    Threads,
+};
 use ndarray::{Array1, ArrayD};
 use serde_json::{Value, json};
 
@@ -21,16 +24,19 @@ fn attributes() -> Value {
     json!({"scale_factor": 0.01, "add_offset": 273.15, "_FillValue": -32767, "missing_value": -1, "units": "K", "note": "by us"})
 }
 
-/// An array `t` along `time`, in a group with its coordinate; of format 3, or of 2 with its fill value where Xarray has it.
+/// An array `t` along `time`, in a group with its coordinate; of format 3, or of 2 with its fill
+/// value where Xarray has it.
 fn write(place: &Place, name: &str, format: u8, dtype: DType, attributes: Value) -> String {
     let group = place.at(name);
     let array = |path: &str, dtype: DType, attributes: Value, values: &[f64]| {
-        let elements: Vec<Vec<u8>> = values.iter().map(|v| Scalar::from_f64(dtype, *v).bytes().to_vec()).collect();
+        let elements: Vec<Vec<u8>> =
+            values.iter().map(|v| Scalar::from_f64(dtype, *v).bytes().to_vec()).collect();
         let folder = format!("{group}/{path}");
         fs::create_dir_all(&folder).unwrap();
         for (key, bytes) in chunk_files(&[N], &[4], &elements) {
             let key = if format == 2 { key.trim_start_matches("c/").to_owned() } else { key };
-            fs::create_dir_all(std::path::Path::new(&format!("{folder}/{key}")).parent().unwrap()).unwrap();
+            fs::create_dir_all(std::path::Path::new(&format!("{folder}/{key}")).parent().unwrap())
+                .unwrap();
             fs::write(format!("{folder}/{key}"), bytes).unwrap();
         }
         let mut attributes = attributes;
@@ -50,11 +56,20 @@ fn write(place: &Place, name: &str, format: u8, dtype: DType, attributes: Value)
         fs::write(format!("{folder}/.zattrs"), attributes.to_string()).unwrap();
     };
     fs::create_dir_all(&group).unwrap();
-    let marker = if format == 2 { (".zgroup", json!({"zarr_format": 2})) } else { ("zarr.json", json!({"zarr_format": 3, "node_type": "group"})) };
+    let marker = if format == 2 {
+        (".zgroup", json!({"zarr_format": 2}))
+    } else {
+        ("zarr.json", json!({"zarr_format": 3, "node_type": "group"}))
+    };
     fs::write(format!("{group}/{}", marker.0), marker.1.to_string()).unwrap();
     array("t", dtype, attributes, &STORED.map(f64::from));
     // The coordinate is packed, too: it goes along as it is.
-    array("time", DType::Int16, json!({"units": "hours since 2000-01-01", "scale_factor": 0.5, "_FillValue": -9}), &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+    array(
+        "time",
+        DType::Int16,
+        json!({"units": "hours since 2000-01-01", "scale_factor": 0.5, "_FillValue": -9}),
+        &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0],
+    );
     format!("{group}/t")
 }
 
@@ -64,7 +79,15 @@ fn is_packed(result: Result<Array, ArrayError>) {
     let error = Error::from(error);
     assert_eq!(error.exit_code(), ExitCode::Input);
     let text = error.to_string();
-    let wanted = ["/t`", "scale_factor=0.01", "add_offset=273.15", "_FillValue=-32767", "missing_value=-1", "--raw", "Array::raw"];
+    let wanted = [
+        "/t`",
+        "scale_factor=0.01",
+        "add_offset=273.15",
+        "_FillValue=-32767",
+        "missing_value=-1",
+        "--raw",
+        "Array::raw",
+    ];
     assert!(wanted.iter().all(|w| text.contains(w)), "{text}");
     assert!(text.contains("`where((t == -32767) | (t == -1), nan, t * 0.01 + 273.15)`"), "{text}");
 }
@@ -82,8 +105,20 @@ fn stored() -> ArrayD<i16> {
 fn packed_values_are_not_computed_with() {
     let place = Place::quick();
     for format in [2, 3] {
-        let t = freestone::open(&write(&place, &format!("in-{format}"), format, DType::Int16, attributes())).unwrap();
-        for t in [t.clone(), t.slice(0, Some(1), None, 2).unwrap(), t.rechunk(&[3]).unwrap(), t.flip(0).unwrap().reshape(&[2, 3]).unwrap()] {
+        let t = freestone::open(&write(
+            &place,
+            &format!("in-{format}"),
+            format,
+            DType::Int16,
+            attributes(),
+        ))
+        .unwrap();
+        for t in [
+            t.clone(),
+            t.slice(0, Some(1), None, 2).unwrap(),
+            t.rechunk(&[3]).unwrap(),
+            t.flip(0).unwrap().reshape(&[2, 3]).unwrap(),
+        ] {
             is_packed(t.mean(0));
             is_packed(t.max(()));
             is_packed(t.argmin(0));
@@ -95,7 +130,11 @@ fn packed_values_are_not_computed_with() {
             is_packed(t.cumulative_sum(freestone::Running::axis(0)));
             is_packed(freestone::tensordot(&t, &t, &freestone::Contracted::Count(0)));
             is_packed(t.diff(0, 1));
-            is_packed(freestone::map_blocks(&BlockSum, &[&t], &freestone::BlocksOut::new(DType::Int16)));
+            is_packed(freestone::map_blocks(
+                &BlockSum,
+                &[&t],
+                &freestone::BlocksOut::new(DType::Int16),
+            ));
             let rank = t.shape().unwrap().len();
             is_packed(t.pad(&vec![(1, 0); rank], Pad::Constant(Scalar::new(0i16))));
             // Numbers of two kinds in one array.
@@ -104,7 +143,10 @@ fn packed_values_are_not_computed_with() {
         }
         // What comes back from here has no attributes that would tell.
         let error = freestone::compute::<i16>(&t, &place.spec()).unwrap_err();
-        assert!(matches!(&error, Error::Array(ArrayError::Packed(p)) if p.place.as_deref().is_some_and(|p| p.ends_with("/t"))), "{error}");
+        assert!(
+            matches!(&error, Error::Array(ArrayError::Packed(p)) if p.place.as_deref().is_some_and(|p| p.ends_with("/t"))),
+            "{error}"
+        );
     }
 }
 
@@ -114,7 +156,12 @@ fn stored_numbers_unpack_as_the_message_says() {
     let place = Place::quick();
     write(&place, "in", 2, DType::Int16, attributes());
     let refused = ["compute", "mean(celsius - 273.15)", "-i", "celsius=in/t", "-o", "out"];
-    check_failure(&place, &refused, 4, &["where((celsius == -32767) | (celsius == -1), nan, celsius * 0.01 + 273.15)", "`--raw`"]);
+    check_failure(
+        &place,
+        &refused,
+        4,
+        &["where((celsius == -32767) | (celsius == -1), nan, celsius * 0.01 + 273.15)", "`--raw`"],
+    );
     check_failure(&place, &["plan", "sum(t)", "-i", "t=in/t"], 4, &["where((t == -32767)"]);
     let expression = "where((t == -32767) | (t == -1), nan, t * 0.01 + 273.15)";
     stdout(&freestone(&place, &["compute", expression, "-i", "t=in/t", "-o", "kelvin:t", "--raw"]));
@@ -122,40 +169,84 @@ fn stored_numbers_unpack_as_the_message_says() {
     assert!(kelvin.packing().unwrap().is_none());
     let found = freestone::compute::<f64>(&kelvin, &place.spec()).unwrap();
     let expect = [273.15, 274.15, 275.15, 276.15, f64::NAN, f64::NAN];
-    assert!(found.iter().zip(expect).all(|(a, b)| (a - b).abs() < 1e-9 || (a.is_nan() && b.is_nan())), "{found}");
+    assert!(
+        found.iter().zip(expect).all(|(a, b)| (a - b).abs() < 1e-9 || (a.is_nan() && b.is_nan())),
+        "{found}"
+    );
     // The coordinate went along as it is.
     let time = freestone::open(&place.at("kelvin/time")).unwrap();
-    assert_eq!(Value::Object(time.attributes().unwrap().clone()), json!({"units": "hours since 2000-01-01", "scale_factor": 0.5, "_FillValue": -9}));
+    assert_eq!(
+        Value::Object(time.attributes().unwrap().clone()),
+        json!({"units": "hours since 2000-01-01", "scale_factor": 0.5, "_FillValue": -9})
+    );
     // Floats, and integers of the other sign.
     for (dtype, given, name, expression, expect) in [
-        (DType::Float32, json!({"_FillValue": "AAAAAAAA8L8="}), "floats", "where(t == -1.0, nan, t)", f64::NAN),
+        (
+            DType::Float32,
+            json!({"_FillValue": "AAAAAAAA8L8="}),
+            "floats",
+            "where(t == -1.0, nan, t)",
+            f64::NAN,
+        ),
         (DType::Int16, json!({"_Unsigned": "true"}), "unsigned", "astype(t, uint16)", 65535.0),
     ] {
         let t = write(&place, name, 3, dtype, given);
-        check_failure(&place, &["compute", "sum(t)", "-i", &format!("t={t}"), "-o", "out"], 4, &[expression]);
-        stdout(&freestone(&place, &["compute", &format!("astype({expression}, float64)"), "-i", &format!("t={t}"), "-o", "out", "--raw", "--overwrite"]));
-        let found = freestone::compute::<f64>(&freestone::open(&place.at("out")).unwrap(), &place.spec()).unwrap();
+        check_failure(
+            &place,
+            &["compute", "sum(t)", "-i", &format!("t={t}"), "-o", "out"],
+            4,
+            &[expression],
+        );
+        stdout(&freestone(
+            &place,
+            &[
+                "compute",
+                &format!("astype({expression}, float64)"),
+                "-i",
+                &format!("t={t}"),
+                "-o",
+                "out",
+                "--raw",
+                "--overwrite",
+            ],
+        ));
+        let found =
+            freestone::compute::<f64>(&freestone::open(&place.at("out")).unwrap(), &place.spec())
+                .unwrap();
         assert!(found[[5]] == expect || (found[[5]].is_nan() && expect.is_nan()), "{found}");
         assert_eq!(found[[1]], 100.0);
     }
 }
 
-/// Copies and rearrangements keep what says how values are packed, from either format, by each executor, and the missing values of format 2 are where
-/// readers of format 3 look for them.
+/// Copies and rearrangements keep what says how values are packed, from either format, by each
+/// executor, and the missing values of format 2 are where readers of format 3 look for them.
 #[test]
 fn copies_of_packed_values_keep_their_attributes() {
     let place = Place::quick();
     let spec = place.spec();
-    let run = |target: Target| freestone::run(&freestone::plan(&[target], &spec).unwrap(), &spec, &Threads::new(2)).unwrap();
+    let run = |target: Target| {
+        freestone::run(&freestone::plan(&[target], &spec).unwrap(), &spec, &Threads::new(2))
+            .unwrap()
+    };
     for format in [2, 3] {
-        let t = freestone::open(&write(&place, &format!("in-{format}"), format, DType::Int16, attributes())).unwrap();
+        let t = freestone::open(&write(
+            &place,
+            &format!("in-{format}"),
+            format,
+            DType::Int16,
+            attributes(),
+        ))
+        .unwrap();
         let out = place.at(&format!("out-{format}"));
         run(Target::in_group(&t.rechunk(&[3]).unwrap(), &out, "t"));
         let copy = freestone::open(&format!("{out}/t")).unwrap();
         assert_eq!(Value::Object(copy.attributes().unwrap().clone()), attributes());
         assert_eq!(values(&copy, &spec), stored());
         let time = freestone::open(&format!("{out}/time")).unwrap();
-        assert_eq!(Value::Object(time.attributes().unwrap().clone()), json!({"units": "hours since 2000-01-01", "scale_factor": 0.5, "_FillValue": -9}));
+        assert_eq!(
+            Value::Object(time.attributes().unwrap().clone()),
+            json!({"units": "hours since 2000-01-01", "scale_factor": 0.5, "_FillValue": -9})
+        );
         // Pieces of it are packed alike.
         let pieces = [t.slice(0, Some(3), None, 1).unwrap(), t.slice(0, None, Some(3), 1).unwrap()];
         let joined = freestone::concat(&pieces, Some(0)).unwrap();
@@ -163,18 +254,46 @@ fn copies_of_packed_values_keep_their_attributes() {
         assert_eq!(values(&joined, &spec)[[0]], 300);
         // By the command, and what it says of the array.
         let name = format!("copy-{format}");
-        stdout(&freestone(&place, &["rechunk", &format!("in-{format}/t"), &name, "--chunks", "2", "--executor", "processes"]));
+        stdout(&freestone(
+            &place,
+            &[
+                "rechunk",
+                &format!("in-{format}/t"),
+                &name,
+                "--chunks",
+                "2",
+                "--executor",
+                "processes",
+            ],
+        ));
         let store = freestone::Stores::default().open(&place.at(&name)).unwrap();
-        assert_eq!(metadata::document(&*store, "").unwrap().unwrap()["attributes"]["_FillValue"], json!(-32767));
-        assert!(stdout(&freestone(&place, &["info", &format!("in-{format}/t")])).contains("_FillValue: -32767"));
+        assert_eq!(
+            metadata::document(&*store, "").unwrap().unwrap()["attributes"]["_FillValue"],
+            json!(-32767)
+        );
+        assert!(
+            stdout(&freestone(&place, &["info", &format!("in-{format}/t")]))
+                .contains("_FillValue: -32767")
+        );
     }
     // A float's fill value of format 2 has the form that Xarray has in format 3.
-    let t = freestone::open(&write(&place, "floats", 2, DType::Float32, json!({"_FillValue": -32767.0}))).unwrap();
+    let t = freestone::open(&write(
+        &place,
+        "floats",
+        2,
+        DType::Float32,
+        json!({"_FillValue": -32767.0}),
+    ))
+    .unwrap();
     run(Target::array(&t, &place.at("out-floats")));
-    assert_eq!(freestone::open(&place.at("out-floats")).unwrap().attributes().unwrap()["_FillValue"], "AAAAAMD/38A=");
+    assert_eq!(
+        freestone::open(&place.at("out-floats")).unwrap().attributes().unwrap()["_FillValue"],
+        "AAAAAMD/38A="
+    );
 }
 
-/// What changes no value is in nobody's way: NaN as the missing value, fill values of arrays whose axes have no names, units.
+/// What changes no value is in nobody's way: NaN as the missing value, fill values of arrays whose
+/// axes have no names, units.
 #[test]
 fn harmless_attributes_are_no_packing() {
     let place = Place::quick();
@@ -182,13 +301,27 @@ fn harmless_attributes_are_no_packing() {
     assert!(u.packing().unwrap().is_none());
     assert!(!u.attributes().unwrap().contains_key("_FillValue"), "a copy is what it was");
     freestone::compute::<f32>(&u.mean(()).unwrap(), &place.spec()).unwrap();
-    for (i, harmless) in [json!({"_FillValue": "AAAAAAAA+H8="}), json!({"scale_factor": 1.0, "add_offset": 0}), json!({"units": "K"})].into_iter().enumerate() {
-        let t = freestone::open(&write(&place, &format!("in-{i}"), 3, DType::Float32, harmless)).unwrap();
-        assert_eq!(t.raw().unwrap().attributes().unwrap(), t.attributes().unwrap(), "what is not packed stays as it is");
+    for (i, harmless) in [
+        json!({"_FillValue": "AAAAAAAA+H8="}),
+        json!({"scale_factor": 1.0, "add_offset": 0}),
+        json!({"units": "K"}),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let t = freestone::open(&write(&place, &format!("in-{i}"), 3, DType::Float32, harmless))
+            .unwrap();
+        assert_eq!(
+            t.raw().unwrap().attributes().unwrap(),
+            t.attributes().unwrap(),
+            "what is not packed stays as it is"
+        );
         freestone::compute::<f32>(&t.mean(0).unwrap(), &place.spec()).unwrap();
     }
     // What is computed and of another sign now is not read as it was.
-    let t = freestone::open(&write(&place, "bytes", 3, DType::UInt16, json!({"_Unsigned": "true"}))).unwrap();
+    let t =
+        freestone::open(&write(&place, "bytes", 3, DType::UInt16, json!({"_Unsigned": "true"})))
+            .unwrap();
     let signed = t.astype(DType::Int16).unwrap();
     assert!(signed.packing().unwrap().is_none());
 }
@@ -210,17 +343,35 @@ fn regions_take_what_is_packed_alike() {
     assert_eq!(values(&freestone::open(&place.at("out/t")).unwrap(), &spec), stored());
     // Real numbers would be read as packed ones.
     let error = write_region(&half(0, 3).raw().unwrap(), 0..3).unwrap_err();
-    assert!(matches!(&error, Error::Array(ArrayError::Region(RegionError::Packing { .. }))), "{error}");
-    assert!(error.to_string().contains("scale_factor=0.01") && error.to_string().contains("no such attributes"), "{error}");
+    assert!(
+        matches!(&error, Error::Array(ArrayError::Region(RegionError::Packing { .. }))),
+        "{error}"
+    );
+    assert!(
+        error.to_string().contains("scale_factor=0.01")
+            && error.to_string().contains("no such attributes"),
+        "{error}"
+    );
     let other = half(0, 3).with_attribute("scale_factor", 0.02).unwrap();
     assert!(write_region(&other, 0..3).unwrap_err().to_string().contains("scale_factor=0.02"));
     // Unless they are said to be packed so.
-    let same = attributes().as_object().unwrap().iter().fold(half(0, 3).raw().unwrap(), |array, (k, v)| array.with_attribute(k, v.clone()).unwrap());
+    let same = attributes()
+        .as_object()
+        .unwrap()
+        .iter()
+        .fold(half(0, 3).raw().unwrap(), |array, (k, v)| {
+            array.with_attribute(k, v.clone()).unwrap()
+        });
     write_region(&same, 0..3).unwrap();
     // Packed ones into an array of real numbers.
-    freestone::create(&[Target::array(&t.raw().unwrap(), &place.at("real")).chunks(&[3])], &spec).unwrap();
-    let target = Target::array(&half(0, 3), &place.at("real")).region(std::slice::from_ref(&(0..3)));
-    assert!(matches!(freestone::plan(&[target], &spec), Err(Error::Array(ArrayError::Region(RegionError::Packing { .. })))));
+    freestone::create(&[Target::array(&t.raw().unwrap(), &place.at("real")).chunks(&[3])], &spec)
+        .unwrap();
+    let target =
+        Target::array(&half(0, 3), &place.at("real")).region(std::slice::from_ref(&(0..3)));
+    assert!(matches!(
+        freestone::plan(&[target], &spec),
+        Err(Error::Array(ArrayError::Region(RegionError::Packing { .. })))
+    ));
     // Nothing was written where it was refused.
     let store = freestone::Stores::default().open(&place.at("out")).unwrap();
     assert_eq!(open_array(&store, "t").unwrap().attributes["_FillValue"], json!(-32767));
@@ -232,13 +383,27 @@ fn regions_take_what_is_packed_alike() {
 fn interop_copies_what_xarray_packed() {
     let (folder, place) = (crate::suites::variable("FREESTONE_INTEROP"), Place::new());
     for format in [2, 3] {
-        let names: Vec<String> = fs::read_to_string(format!("{folder}/packed-v{format}.txt")).unwrap().lines().map(str::to_owned).collect();
+        let names: Vec<String> = fs::read_to_string(format!("{folder}/packed-v{format}.txt"))
+            .unwrap()
+            .lines()
+            .map(str::to_owned)
+            .collect();
         assert!(names.len() >= 6, "{names:?}");
         for name in names {
             let array = freestone::open(&format!("{folder}/packed-v{format}.zarr/{name}")).unwrap();
             assert_eq!(array.mean(()).is_err(), !name.starts_with("plain"), "{name}");
-            let target = Target::in_group(&array.rechunk(&[5]).unwrap(), &format!("{folder}/copied-v{format}.zarr"), &name).overwrite(true);
-            freestone::run(&freestone::plan(&[target], &place.spec()).unwrap(), &place.spec(), &Threads::new(2)).unwrap();
+            let target = Target::in_group(
+                &array.rechunk(&[5]).unwrap(),
+                &format!("{folder}/copied-v{format}.zarr"),
+                &name,
+            )
+            .overwrite(true);
+            freestone::run(
+                &freestone::plan(&[target], &place.spec()).unwrap(),
+                &place.spec(),
+                &Threads::new(2),
+            )
+            .unwrap();
         }
     }
 }

@@ -10,7 +10,9 @@ use freestone::engine::events::{Event, Observer};
 use freestone::engine::executor::{Executor, ExecutorError, Next, TaskSource};
 use freestone::engine::task::TaskOutcome;
 use freestone::engine::worker::RunContext;
-use freestone::{Array, Cancel, Error, ExitCode, Options, Planned, Processes, RunReport, Spec, Target, Threads};
+use freestone::{
+    Array, Cancel, Error, ExitCode, Options, Planned, Processes, RunReport, Spec, Target, Threads,
+};
 
 use crate::support::{Place, WINDS_V3, in_memory, names, open_in_memory, processes, tree};
 
@@ -21,7 +23,13 @@ fn many_tasks(output: &str, spec: &Spec) -> Planned {
     freestone::plan(&[Target::array(&doubled, output).chunks(&[1, 8, 8])], spec).unwrap()
 }
 
-fn run(planned: &Planned, spec: &Spec, executor: &dyn Executor, observer: &dyn Observer, cancel: &Cancel) -> Result<RunReport, Error> {
+fn run(
+    planned: &Planned,
+    spec: &Spec,
+    executor: &dyn Executor,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<RunReport, Error> {
     let options = Options { observers: &[observer], cancel: cancel.clone(), ..Options::default() };
     freestone::run_with(planned, spec, executor, &options)
 }
@@ -39,7 +47,11 @@ impl<F: Fn(&str) + Send + Sync> Observer for Workers<F> {
 
 /// The pid in "process PID (i)".
 fn pid(worker: &str) -> u32 {
-    worker.split_whitespace().nth(1).and_then(|pid| pid.parse().ok()).unwrap_or_else(|| panic!("`{worker}` names no pid"))
+    worker
+        .split_whitespace()
+        .nth(1)
+        .and_then(|pid| pid.parse().ok())
+        .unwrap_or_else(|| panic!("`{worker}` names no pid"))
 }
 
 fn kill(pid: u32) {
@@ -114,7 +126,8 @@ fn workers_are_processes_of_their_own() {
     });
     let planned = many_tasks(&place.at("out"), &place.spec());
     // The first outcomes wait until all have one, so that none is too late for the last task.
-    let executor = Together { inner: processes(3), worked: Mutex::default(), changed: Condvar::new() };
+    let executor =
+        Together { inner: processes(3), worked: Mutex::default(), changed: Condvar::new() };
     let report = run(&planned, &place.spec(), &executor, &observer, &Cancel::default()).unwrap();
     let pids = seen.into_inner().unwrap();
     assert_eq!(pids.len(), 3, "{pids:?}");
@@ -124,7 +137,8 @@ fn workers_are_processes_of_their_own() {
     assert!(pids.iter().all(|pid| !Path::new(&format!("/proc/{pid}")).exists()), "none is left");
 }
 
-/// Two workers that were stopped, not killed: they answer no more. What they have in hand is started a second time.
+/// Two workers that were stopped, not killed: they answer no more. What they have in hand is
+/// started a second time.
 #[test]
 fn a_worker_that_hangs_is_overtaken() {
     let place = Place::new();
@@ -137,12 +151,23 @@ fn a_worker_that_hangs_is_overtaken() {
             signal("-STOP", pid(worker));
         }
     });
-    let report = run(&many_tasks(&found, &place.spec()), &place.spec(), &processes(4), &observer, &Cancel::default()).unwrap();
+    let report = run(
+        &many_tasks(&found, &place.spec()),
+        &place.spec(),
+        &processes(4),
+        &observer,
+        &Cancel::default(),
+    )
+    .unwrap();
     assert!(report.backups[0] >= 2 && report.backups[1] >= 2, "{report}");
     assert_eq!(report.retries, 0, "{report}");
     assert!(tree(&expect) == tree(&found));
     let stopped = stopped.into_inner().unwrap();
-    assert!(stopped.len() == 2 && stopped.iter().all(|pid| !Path::new(&format!("/proc/{pid}")).exists()), "none is left");
+    assert!(
+        stopped.len() == 2
+            && stopped.iter().all(|pid| !Path::new(&format!("/proc/{pid}")).exists()),
+        "none is left"
+    );
 }
 
 #[test]
@@ -159,7 +184,14 @@ fn a_killed_worker_is_replaced_and_the_bytes_are_the_same() {
         }
         seen.insert(pid(worker));
     });
-    let report = run(&many_tasks(&found, &place.spec()), &place.spec(), &processes(1), &observer, &Cancel::default()).unwrap();
+    let report = run(
+        &many_tasks(&found, &place.spec()),
+        &place.spec(),
+        &processes(1),
+        &observer,
+        &Cancel::default(),
+    )
+    .unwrap();
     assert!(report.retries >= 1, "{report:?}");
     assert_eq!(seen.into_inner().unwrap().len(), 2, "another process took over");
     assert!(tree(&expect) == tree(&found));
@@ -169,7 +201,14 @@ fn a_killed_worker_is_replaced_and_the_bytes_are_the_same() {
 fn check_start(command: &str, arguments: &[&str], expect: &str) {
     let place = Place::new();
     let executor = Processes::new(2, command, arguments);
-    let error = run(&many_tasks(&place.at("out"), &place.spec()), &place.spec(), &executor, &Workers(|_: &str| {}), &Cancel::default()).unwrap_err();
+    let error = run(
+        &many_tasks(&place.at("out"), &place.spec()),
+        &place.spec(),
+        &executor,
+        &Workers(|_: &str| {}),
+        &Cancel::default(),
+    )
+    .unwrap_err();
     let text = error.to_string();
     assert!(text.contains(expect) && text.contains(command), "{text}");
     assert_eq!(error.exit_code(), ExitCode::Failed);
@@ -180,7 +219,11 @@ fn check_start(command: &str, arguments: &[&str], expect: &str) {
 fn a_command_that_is_no_worker_is_named() {
     check_start("/no/such/program", &[], "could not be started");
     check_start("true", &[], "does not speak this program's protocol");
-    check_start("echo", &["hello, this is no frame at all"], "does not speak this program's protocol");
+    check_start(
+        "echo",
+        &["hello, this is no frame at all"],
+        "does not speak this program's protocol",
+    );
 }
 
 #[test]
@@ -190,7 +233,10 @@ fn memory_cannot_be_seen_by_processes() {
     let sum = open_in_memory(&store, "u").sum(0).unwrap();
     let planned = freestone::plan(&[Target::array(&sum, &place.at("out"))], &place.spec()).unwrap();
     let error = freestone::run(&planned, &place.spec(), &processes(2)).unwrap_err();
-    assert!(matches!(&error, Error::Run(RunError::Executor(ExecutorError::Unreachable(_)))), "{error:?}");
+    assert!(
+        matches!(&error, Error::Run(RunError::Executor(ExecutorError::Unreachable(_)))),
+        "{error:?}"
+    );
     assert_eq!(error.exit_code(), ExitCode::Input);
     assert!(!Path::new(&place.at("out")).exists());
     assert!(tree(place.at("work")).is_empty(), "a run that cannot begin leaves no plan behind");
@@ -203,13 +249,27 @@ fn an_interrupted_run_keeps_its_work_and_publishes_nothing() {
     let observer = Workers(|_: &str| cancel.cancel());
     let planned = many_tasks(&place.at("out"), &place.spec());
     let error = run(&planned, &place.spec(), &processes(2), &observer, &cancel).unwrap_err();
-    assert!(matches!(&error, Error::Run(e) if matches!(e.cause(), RunError::Cancelled)), "{error:?}");
+    assert!(
+        matches!(&error, Error::Run(e) if matches!(e.cause(), RunError::Cancelled)),
+        "{error:?}"
+    );
     assert_eq!(error.exit_code(), ExitCode::Interrupted);
     let work = tree(place.at("work"));
     let run = planned.plan().run_id().to_string();
-    assert!(work.keys().any(|k| k.starts_with(&run) && k.ends_with("/plan.json")), "{:?}", work.keys());
-    assert!(work.keys().any(|k| k.starts_with(&run) && k.contains("/journal/")), "{:?}", work.keys());
-    assert!(names(place.at("out")).iter().all(|n| !n.ends_with("zarr.json")), "no array can be opened");
+    assert!(
+        work.keys().any(|k| k.starts_with(&run) && k.ends_with("/plan.json")),
+        "{:?}",
+        work.keys()
+    );
+    assert!(
+        work.keys().any(|k| k.starts_with(&run) && k.contains("/journal/")),
+        "{:?}",
+        work.keys()
+    );
+    assert!(
+        names(place.at("out")).iter().all(|n| !n.ends_with("zarr.json")),
+        "no array can be opened"
+    );
     assert!(freestone::open(&place.at("out")).is_err());
 
     // What is left is not in the way of another try.
@@ -221,7 +281,9 @@ fn an_interrupted_run_keeps_its_work_and_publishes_nothing() {
 #[test]
 fn processes_pass_the_suite_of_executors() {
     let place = Place::new();
-    freestone_executors::conformance::check(place.folder.path(), |slots| Box::new(processes(slots)));
+    freestone_executors::conformance::check(place.folder.path(), |slots| {
+        Box::new(processes(slots))
+    });
 }
 
 /// An executor that cannot begin is found out before anything is removed.
@@ -233,7 +295,9 @@ fn an_executor_that_cannot_begin_leaves_what_was_to_be_overwritten() {
     freestone::run(&many_tasks(&place.at("out"), &spec), &spec, &Threads::new(2)).unwrap();
     let before = tree(place.at("out"));
     let hidden = open_in_memory(&store, "u").sum(0).unwrap();
-    let planned = freestone::plan(&[Target::array(&hidden, &place.at("out")).overwrite(true)], &spec).unwrap();
+    let planned =
+        freestone::plan(&[Target::array(&hidden, &place.at("out")).overwrite(true)], &spec)
+            .unwrap();
     assert!(freestone::run(&planned, &spec, &processes(1)).is_err());
     assert!(tree(place.at("out")) == before, "the old array is gone");
 }

@@ -57,12 +57,21 @@ impl Executor for Shuffled {
                 Next::Run(request) => under_way.push(request),
                 Next::Stop if under_way.is_empty() => return Ok(()),
                 _ => {
-                    assert!(!under_way.is_empty(), "nothing is under way, and nothing is handed out");
-                    // A request is run when it ends: what others under way will write is not there before.
+                    assert!(
+                        !under_way.is_empty(),
+                        "nothing is under way, and nothing is handed out"
+                    );
+                    // A request is run when it ends: what others under way will write is not there
+                    // before.
                     let outcome = worker.run(&under_way.swap_remove(self.pick(under_way.len())));
                     assert_eq!(outcome.failure, None);
                     for report in &outcome.done {
-                        *self.ran.lock().unwrap().entry((outcome.request.stage.0, report.task)).or_default() += 1;
+                        *self
+                            .ran
+                            .lock()
+                            .unwrap()
+                            .entry((outcome.request.stage.0, report.task))
+                            .or_default() += 1;
                     }
                     source.finished(outcome);
                 }
@@ -113,13 +122,19 @@ fn apply(x: &Array, step: &Step) -> Array {
         Step::Roll(by) => x.roll(*by, 0).unwrap(),
         Step::Flip(axis) => x.flip(*axis as i64).unwrap(),
         Step::Transpose => x.permute_dims(&[1, 0]).unwrap(),
-        Step::Flat(rows) if (shape[0] * shape[1]).is_multiple_of(*rows) => x.reshape(&[*rows as i64, -1]).unwrap(),
+        Step::Flat(rows) if (shape[0] * shape[1]).is_multiple_of(*rows) => {
+            x.reshape(&[*rows as i64, -1]).unwrap()
+        }
         Step::Flat(_) => x.reshape(&[1, -1]).unwrap(),
-        Step::Take => x.take(&(0..shape[0] as i64).map(|i| i * 7 % shape[0] as i64).collect::<Vec<_>>(), 0).unwrap(),
+        Step::Take => x
+            .take(&(0..shape[0] as i64).map(|i| i * 7 % shape[0] as i64).collect::<Vec<_>>(), 0)
+            .unwrap(),
         Step::Every(n) => x.slice(0, None, None, *n).unwrap(),
         Step::Repeat if shape[0] < 100 => x.repeat(2, 0).unwrap(),
         Step::Repeat => x.clone(),
-        Step::Joined(axis) if shape[*axis] < 100 => freestone::concat(&[x.clone(), x * 3.0], Some(*axis as i64)).unwrap(),
+        Step::Joined(axis) if shape[*axis] < 100 => {
+            freestone::concat(&[x.clone(), x * 3.0], Some(*axis as i64)).unwrap()
+        }
         Step::Joined(_) => x.clone(),
         // All of an axis at once: every task of what comes before is read by all.
         Step::Sum(axis) => x + &x.sum(freestone::Along::from(*axis as i64).keepdims()).unwrap(),
@@ -127,17 +142,21 @@ fn apply(x: &Array, step: &Step) -> Array {
     }
 }
 
-/// Runs by chance, with so much memory for intermediates, and gives the result's values; everything must have been read after it was written.
+/// Runs by chance, with so much memory for intermediates, and gives the result's values; everything
+/// must have been read after it was written.
 fn run(x: &Array, slots: usize, seed: u64, room: u64) -> ndarray::ArrayD<f64> {
     let (place, work) = (Place::quick(), Watched::new(None));
     let spec = Spec { parallelism: 8, ..spec_in(work.url()) };
-    let planned = freestone::plan(&[Target::array(x, &place.at("out")).codec(CodecName::None)], &spec).unwrap();
+    let planned =
+        freestone::plan(&[Target::array(x, &place.at("out")).codec(CodecName::None)], &spec)
+            .unwrap();
     let tight = without_room(&spec, &planned, slots);
     let spec = Spec { local_mem: tight.local_mem + room, ..spec };
     let executor = Shuffled { slots, chance: Mutex::new(seed), ran: Mutex::default() };
     let stores = Stores::default();
     stores.insert(Arc::<Watched>::clone(&work));
-    freestone::run_with(&planned, &spec, &executor, &Options { stores, ..Options::default() }).unwrap();
+    freestone::run_with(&planned, &spec, &executor, &Options { stores, ..Options::default() })
+        .unwrap();
     assert_eq!(work.missed(), [""; 0], "read before it was written, in\n{}", planned.plan());
     let ran = executor.ran.into_inner().unwrap();
     let tasks: u64 = planned.plan().plan().stages.iter().map(|s| s.n_tasks()).sum();
@@ -179,7 +198,13 @@ impl Observer for Order {
 #[track_caller]
 fn check(planned: &Planned, spec: &Spec, expect: &[(&'static str, usize)]) {
     let order = Order::default();
-    freestone::run_with(planned, spec, &Serial, &Options { observers: &[&order], ..Options::default() }).unwrap();
+    freestone::run_with(
+        planned,
+        spec,
+        &Serial,
+        &Options { observers: &[&order], ..Options::default() },
+    )
+    .unwrap();
     assert_eq!(order.0.into_inner().unwrap(), expect, "{}", planned.plan());
 }
 
@@ -187,8 +212,11 @@ fn check(planned: &Planned, spec: &Spec, expect: &[(&'static str, usize)]) {
 fn a_stage_starts_before_the_one_that_it_reads_has_ended() {
     let place = Place::new();
     let spec = Spec { parallelism: 16, ..place.spec() };
-    let x = freestone::random_uniform(&[2000, 100], 0.5, 1.0, 7, DType::Float32, &[10, 100]).unwrap();
-    let plan = |x: &Array, name: &str| freestone::plan(&[Target::array(x, &place.at(name))], &spec).unwrap();
+    let x =
+        freestone::random_uniform(&[2000, 100], 0.5, 1.0, 7, DType::Float32, &[10, 100]).unwrap();
+    let plan = |x: &Array, name: &str| {
+        freestone::plan(&[Target::array(x, &place.at(name))], &spec).unwrap()
+    };
     // Chunks are merged.
     let merged = x.rechunk(&[40, 100]).unwrap() * 2.0;
     let overlap = [("started", 0), ("started", 1), ("ended", 0), ("ended", 1)];
@@ -198,7 +226,8 @@ fn a_stage_starts_before_the_one_that_it_reads_has_ended() {
     let barrier = [("started", 0), ("ended", 0), ("started", 1), ("ended", 1)];
     check(&plan(&columns.rechunk(&[100, 100]).unwrap(), "columns"), &spec, &barrier);
     // Rows are folded in parts, and each row's parts are merged while others are folded.
-    let wide = freestone::random_uniform(&[8, 100_000], 0.5, 1.0, 7, DType::Float32, &[1, 500]).unwrap();
+    let wide =
+        freestone::random_uniform(&[8, 100_000], 0.5, 1.0, 7, DType::Float32, &[1, 500]).unwrap();
     check(&plan(&wide.sum(1).unwrap(), "rows"), &spec, &overlap);
 }
 
@@ -211,11 +240,14 @@ fn a_stage_that_reads_a_stored_result_waits_for_its_chunks_only() {
     stores.insert(Arc::clone(&store));
     let doubled = (&x * 2.0).rechunk(&[30, 10]).unwrap();
     let targets = [("a", &doubled), ("b", &(&doubled + 1.0).flip(0).unwrap())];
-    let targets = targets.map(|(name, x)| Target::array(x, &format!("{}/{name}", store.url())).with_stores(&stores));
+    let targets = targets
+        .map(|(name, x)| Target::array(x, &format!("{}/{name}", store.url())).with_stores(&stores));
     let spec = place.spec();
     let planned = freestone::plan(&targets, &spec).unwrap();
     let executor = Shuffled { slots: 3, chance: Mutex::new(1), ran: Mutex::default() };
     freestone::run(&planned, &spec, &executor).unwrap();
-    let [a, b] = ["a", "b"].map(|name| freestone::compute::<f32>(&freestone::open_in(&store, name).unwrap(), &spec).unwrap());
+    let [a, b] = ["a", "b"].map(|name| {
+        freestone::compute::<f32>(&freestone::open_in(&store, name).unwrap(), &spec).unwrap()
+    });
     assert!(b.indexed_iter().all(|(at, b)| a[[599 - at[0], at[1]]] + 1.0 == *b));
 }

@@ -1,4 +1,5 @@
-//! The views of random programs, and what they must give: mostly lists of indices, since that is what a view is.
+//! The views of random programs, and what they must give: mostly lists of indices, since that is
+//! what a view is.
 
 use freestone::{Index, Pad};
 use ndarray::{ArrayD, Axis, Dimension, IxDyn};
@@ -6,7 +7,12 @@ use ndarray::{ArrayD, Axis, Dimension, IxDyn};
 use crate::values::{Pair, Step, promoted, python_slice, rounded};
 
 /// Applies one of the functions that rearrange; `None` where it is not defined for what there is.
-pub fn rearrange(a: &Pair, pool: &[Pair], step: &Step, names: &mut Vec<&'static str>) -> Option<Pair> {
+pub fn rearrange(
+    a: &Pair,
+    pool: &[Pair],
+    step: &Step,
+    names: &mut Vec<&'static str>,
+) -> Option<Pair> {
     let rank = a.whole.ndim();
     let axis = (rank > 0).then(|| step.a.unsigned_abs() as usize % rank)?;
     let n = a.whole.shape()[axis];
@@ -15,7 +21,8 @@ pub fn rearrange(a: &Pair, pool: &[Pair], step: &Step, names: &mut Vec<&'static 
     let (name, lazy, whole) = match step.op % 12 {
         0 => {
             let by = i64::from(step.b % 11);
-            let indices: Vec<usize> = (0..n as i64).map(|i| (i - by).rem_euclid(n as i64) as usize).collect();
+            let indices: Vec<usize> =
+                (0..n as i64).map(|i| (i - by).rem_euclid(n as i64) as usize).collect();
             ("roll", a.lazy.roll(by, at), pick(&indices))
         }
         1 => {
@@ -23,14 +30,26 @@ pub fn rearrange(a: &Pair, pool: &[Pair], step: &Step, names: &mut Vec<&'static 
             let mut rolled = flat.clone();
             let len = flat.len().max(1);
             rolled.rotate_right(i64::from(step.b).rem_euclid(len as i64) as usize);
-            ("roll flat", a.lazy.roll(step.b.into(), ()), ArrayD::from_shape_vec(a.whole.raw_dim(), if flat.is_empty() { flat } else { rolled }).unwrap())
+            (
+                "roll flat",
+                a.lazy.roll(step.b.into(), ()),
+                ArrayD::from_shape_vec(
+                    a.whole.raw_dim(),
+                    if flat.is_empty() { flat } else { rolled },
+                )
+                .unwrap(),
+            )
         }
         2 | 3 => {
             let list: Vec<i64> = (0..step.b.unsigned_abs() % 9)
                 .filter(|_| n > 0)
-                .map(|i| (i64::from(i) * i64::from(step.c)).rem_euclid(n as i64) - if i % 2 == 0 { 0 } else { n as i64 })
+                .map(|i| {
+                    (i64::from(i) * i64::from(step.c)).rem_euclid(n as i64)
+                        - if i % 2 == 0 { 0 } else { n as i64 }
+                })
                 .collect();
-            let indices: Vec<usize> = list.iter().map(|i| i.rem_euclid(n as i64) as usize).collect();
+            let indices: Vec<usize> =
+                list.iter().map(|i| i.rem_euclid(n as i64) as usize).collect();
             ("take", a.lazy.take(&list, at), pick(&indices))
         }
         4 => {
@@ -40,7 +59,8 @@ pub fn rearrange(a: &Pair, pool: &[Pair], step: &Step, names: &mut Vec<&'static 
                 ("repeat", a.lazy.repeat(times as u64, at), pick(&indices))
             } else {
                 let counts: Vec<u64> = (0..n).map(|i| ((i + times) % 3) as u64).collect();
-                let indices: Vec<usize> = (0..n).flat_map(|i| std::iter::repeat_n(i, counts[i] as usize)).collect();
+                let indices: Vec<usize> =
+                    (0..n).flat_map(|i| std::iter::repeat_n(i, counts[i] as usize)).collect();
                 ("repeat", a.lazy.repeat_each(&counts, at), pick(&indices))
             }
         }
@@ -52,7 +72,8 @@ pub fn rearrange(a: &Pair, pool: &[Pair], step: &Step, names: &mut Vec<&'static 
             ("tile", a.lazy.tile(&repetitions), pick(&indices))
         }
         6 => {
-            let (before, after) = (step.b.unsigned_abs() as usize % 5, step.c.unsigned_abs() as usize % 4);
+            let (before, after) =
+                (step.b.unsigned_abs() as usize % 5, step.c.unsigned_abs() as usize % 4);
             let mut widths = vec![(0, 0); rank];
             widths[axis] = (before as u64, after as u64);
             let (mode, index): (Pad, fn(i64, i64) -> i64) = match step.operand % 5 {
@@ -87,20 +108,38 @@ pub fn rearrange(a: &Pair, pool: &[Pair], step: &Step, names: &mut Vec<&'static 
         7 => {
             let fits = |p: &&Pair| {
                 let s = p.whole.shape();
-                s.len() == rank && promoted(a.dtype, p.dtype).is_some() && (0..rank).all(|d| d == axis || s[d] == a.whole.shape()[d])
+                s.len() == rank
+                    && promoted(a.dtype, p.dtype).is_some()
+                    && (0..rank).all(|d| d == axis || s[d] == a.whole.shape()[d])
             };
             let b = pool.iter().rev().find(fits)?;
             let dtype = promoted(a.dtype, b.dtype)?;
-            let whole = ndarray::concatenate(Axis(axis), &[a.whole.view(), b.whole.view(), a.whole.view()]).ok()?.mapv(|x| rounded(x, dtype));
+            let whole =
+                ndarray::concatenate(Axis(axis), &[a.whole.view(), b.whole.view(), a.whole.view()])
+                    .ok()?
+                    .mapv(|x| rounded(x, dtype));
             names.push("concat");
-            return Some(Pair { lazy: freestone::concat(&[a.lazy.clone(), b.lazy.clone(), a.lazy.clone()], Some(at)).unwrap(), whole, dtype });
+            return Some(Pair {
+                lazy: freestone::concat(
+                    &[a.lazy.clone(), b.lazy.clone(), a.lazy.clone()],
+                    Some(at),
+                )
+                .unwrap(),
+                whole,
+                dtype,
+            });
         }
         8 if rank < 4 => {
-            let b = pool.iter().find(|p| p.whole.shape() == a.whole.shape() && p.dtype == a.dtype)?;
+            let b =
+                pool.iter().find(|p| p.whole.shape() == a.whole.shape() && p.dtype == a.dtype)?;
             (
                 "stack",
                 freestone::stack(&[a.lazy.clone(), b.lazy.clone()], at),
-                ndarray::stack(Axis(if step.c < 0 { axis + 1 } else { axis }), &[a.whole.view(), b.whole.view()]).ok()?,
+                ndarray::stack(
+                    Axis(if step.c < 0 { axis + 1 } else { axis }),
+                    &[a.whole.view(), b.whole.view()],
+                )
+                .ok()?,
             )
         }
         9 | 10 => {
@@ -108,18 +147,32 @@ pub fn rearrange(a: &Pair, pool: &[Pair], step: &Step, names: &mut Vec<&'static 
             let (len, factor) = (flat.len(), [2, 3, 4, 6][step.b.unsigned_abs() as usize % 4]);
             let shape: Vec<usize> = match step.c.rem_euclid(4) {
                 0 => vec![len],
-                1 if rank > 1 => [&a.whole.shape()[..rank - 2], &[a.whole.shape()[rank - 2] * a.whole.shape()[rank - 1]]].concat(),
+                1 if rank > 1 => [
+                    &a.whole.shape()[..rank - 2],
+                    &[a.whole.shape()[rank - 2] * a.whole.shape()[rank - 1]],
+                ]
+                .concat(),
                 2 if len > 0 && len % factor == 0 => vec![len / factor, factor],
                 _ => a.whole.shape().iter().rev().copied().collect(),
             };
-            let asked: Vec<i64> = shape.iter().enumerate().map(|(d, s)| if d == 0 && len > 0 { -1 } else { *s as i64 }).collect();
-            ("reshape", a.lazy.reshape(&asked), ArrayD::from_shape_vec(IxDyn(&shape), flat).unwrap())
+            let asked: Vec<i64> = shape
+                .iter()
+                .enumerate()
+                .map(|(d, s)| if d == 0 && len > 0 { -1 } else { *s as i64 })
+                .collect();
+            (
+                "reshape",
+                a.lazy.reshape(&asked),
+                ArrayD::from_shape_vec(IxDyn(&shape), flat).unwrap(),
+            )
         }
         _ => {
-            let (to, mut order) = (step.b.unsigned_abs() as usize % rank, (0..rank).collect::<Vec<_>>());
+            let (to, mut order) =
+                (step.b.unsigned_abs() as usize % rank, (0..rank).collect::<Vec<_>>());
             order.remove(axis);
             order.insert(to, axis);
-            let moved = a.whole.clone().permuted_axes(IxDyn(&order)).as_standard_layout().into_owned();
+            let moved =
+                a.whole.clone().permuted_axes(IxDyn(&order)).as_standard_layout().into_owned();
             if step.c % 2 == 0 {
                 ("moveaxis", a.lazy.moveaxis(at, to as i64), moved)
             } else {
@@ -127,7 +180,11 @@ pub fn rearrange(a: &Pair, pool: &[Pair], step: &Step, names: &mut Vec<&'static 
                 let slice = python_slice(None, Some(-1), -2, n as i64);
                 let indices: Vec<Index> = (0..axis)
                     .map(|_| Index::Slice { start: None, stop: None, step: None })
-                    .chain([Index::Slice { start: None, stop: Some(-1), step: Some(-2) }, Index::NewAxis, Index::Ellipsis])
+                    .chain([
+                        Index::Slice { start: None, stop: Some(-1), step: Some(-2) },
+                        Index::NewAxis,
+                        Index::Ellipsis,
+                    ])
                     .collect();
                 if rank > 3 {
                     return None;
@@ -143,7 +200,8 @@ pub fn rearrange(a: &Pair, pool: &[Pair], step: &Step, names: &mut Vec<&'static 
     Some(Pair { lazy, whole, dtype: a.dtype })
 }
 
-/// The start of an array looks like the identity map of its own shape; reshaping it once read the whole.
+/// The start of an array looks like the identity map of its own shape; reshaping it once read the
+/// whole.
 #[test]
 fn the_start_of_an_array_is_reshaped_as_what_it_is() {
     let x = freestone::arange(0, 24, 1, freestone::DType::Int64, 5).unwrap();

@@ -7,7 +7,9 @@ use std::thread;
 use freestone::engine::driver::RunError;
 use freestone::engine::plan::PlanError;
 use freestone::engine::session::SessionError;
-use freestone::{Array, ArrayError, CodecName, DType, Error, ExitCode, RegionError, Serial, Target, Threads};
+use freestone::{
+    Array, ArrayError, CodecName, DType, Error, ExitCode, RegionError, Serial, Target, Threads,
+};
 use serde_json::json;
 
 use crate::support::{Place, WINDS_V3, document, names, tree};
@@ -18,12 +20,22 @@ fn run(target: Target, place: &Place) -> Result<(), Error> {
 }
 
 fn values(location: &str, place: &Place) -> ndarray::ArrayD<f64> {
-    freestone::compute::<f64>(&freestone::open(location).unwrap().astype(DType::Float64).unwrap(), &place.spec()).unwrap()
+    freestone::compute::<f64>(
+        &freestone::open(location).unwrap().astype(DType::Float64).unwrap(),
+        &place.spec(),
+    )
+    .unwrap()
 }
 
 /// 1, 2, 3, … in rows.
 fn counted(rows: u64, columns: u64) -> Array {
-    let along = |n: u64, by: f64| freestone::arange(0.0, n as f64, 1.0, DType::Int64, 2).unwrap().astype(DType::Float64).unwrap() * by;
+    let along = |n: u64, by: f64| {
+        freestone::arange(0.0, n as f64, 1.0, DType::Int64, 2)
+            .unwrap()
+            .astype(DType::Float64)
+            .unwrap()
+            * by
+    };
     let down = along(rows, columns as f64).expand_dims(1).unwrap();
     &(&down + &along(columns, 1.0)) + 1.0
 }
@@ -32,10 +44,16 @@ fn part(array: &Array, rows: i64, columns: i64) -> Array {
     array.slice(0, None, Some(rows), 1).unwrap().slice(1, None, Some(columns), 1).unwrap()
 }
 
-fn zeros(place: &Place, shape: &[u64], chunks: &[u64], how: impl FnOnce(Target) -> Target) -> String {
+fn zeros(
+    place: &Place,
+    shape: &[u64],
+    chunks: &[u64],
+    how: impl FnOnce(Target) -> Target,
+) -> String {
     let zeros = freestone::full(shape, 0.0, DType::Float64, chunks).unwrap();
     let location = place.at("zeros");
-    freestone::create(&[how(Target::array(&zeros, &location).chunks(chunks))], &place.spec()).unwrap();
+    freestone::create(&[how(Target::array(&zeros, &location).chunks(chunks))], &place.spec())
+        .unwrap();
     location
 }
 
@@ -50,17 +68,40 @@ fn regions_are_written_one_after_the_other() {
         let target = Target::array(&from, &location).region(&region);
         let planned = freestone::plan(std::slice::from_ref(&target), &place.spec()).unwrap();
         let chunks: u64 = region.iter().map(|r| (r.end - r.start).div_ceil(2)).product();
-        assert_eq!(planned.plan().plan().stages[0].n_tasks(), chunks, "only chunks of the region are written");
+        assert_eq!(
+            planned.plan().plan().stages[0].n_tasks(),
+            chunks,
+            "only chunks of the region are written"
+        );
         run(target, &place).unwrap();
-        assert_eq!(values(&location, &place).iter().map(|x| *x as i64).collect::<Vec<_>>(), expect.concat());
+        assert_eq!(
+            values(&location, &place).iter().map(|x| *x as i64).collect::<Vec<_>>(),
+            expect.concat()
+        );
         assert_eq!(fs::read(place.at("zeros/zarr.json")).unwrap(), before, "metadata stay");
     };
     let none = [0; 5];
     check(part(&array, 2, 2), [0..2, 0..2], [[1, 2, 0, 0, 0], [5, 6, 0, 0, 0], none, none, none]);
-    check(part(&array, 2, 4), [2..4, 0..4], [[1, 2, 0, 0, 0], [5, 6, 0, 0, 0], [1, 2, 3, 4, 0], [5, 6, 7, 8, 0], none]);
-    check(part(&array, 3, 3), [2..5, 2..5], [[1, 2, 0, 0, 0], [5, 6, 0, 0, 0], [1, 2, 1, 2, 3], [5, 6, 5, 6, 7], [0, 0, 9, 10, 11]]);
-    check(part(&array, 3, 1), [2..5, 4..5], [[1, 2, 0, 0, 0], [5, 6, 0, 0, 0], [1, 2, 1, 2, 1], [5, 6, 5, 6, 5], [0, 0, 9, 10, 9]]);
-    check(part(&array, 5, 1), [0..5, 4..5], [[1, 2, 0, 0, 1], [5, 6, 0, 0, 5], [1, 2, 1, 2, 9], [5, 6, 5, 6, 13], [0, 0, 9, 10, 17]]);
+    check(
+        part(&array, 2, 4),
+        [2..4, 0..4],
+        [[1, 2, 0, 0, 0], [5, 6, 0, 0, 0], [1, 2, 3, 4, 0], [5, 6, 7, 8, 0], none],
+    );
+    check(
+        part(&array, 3, 3),
+        [2..5, 2..5],
+        [[1, 2, 0, 0, 0], [5, 6, 0, 0, 0], [1, 2, 1, 2, 3], [5, 6, 5, 6, 7], [0, 0, 9, 10, 11]],
+    );
+    check(
+        part(&array, 3, 1),
+        [2..5, 4..5],
+        [[1, 2, 0, 0, 0], [5, 6, 0, 0, 0], [1, 2, 1, 2, 1], [5, 6, 5, 6, 5], [0, 0, 9, 10, 9]],
+    );
+    check(
+        part(&array, 5, 1),
+        [0..5, 4..5],
+        [[1, 2, 0, 0, 1], [5, 6, 0, 0, 5], [1, 2, 1, 2, 9], [5, 6, 5, 6, 13], [0, 0, 9, 10, 17]],
+    );
 }
 
 #[track_caller]
@@ -80,31 +121,57 @@ fn regions_that_do_not_fit() {
     let place = Place::new();
     let array = counted(4, 4);
     let target = |columns: i64, location: &str| Target::array(&part(&array, 4, columns), location);
-    check_refused(target(3, &place.at("nothing")).region(&[0..4, 0..3]), &place, "freestone::create", |e| matches!(e, RegionError::Missing { .. }));
+    check_refused(
+        target(3, &place.at("nothing")).region(&[0..4, 0..3]),
+        &place,
+        "freestone::create",
+        |e| matches!(e, RegionError::Missing { .. }),
+    );
     let there = zeros(&place, &[7, 5], &[2, 2], |t| t);
     let shape = |e: &RegionError| matches!(e, RegionError::Shape { axis: 1, region, len: 3, .. } if *region == (2..4));
     check_refused(target(3, &there).region(&[0..4, 2..4]), &place, "axis 1 the region 2..4", shape);
     let unaligned = |e: &RegionError| matches!(e, RegionError::Unaligned { axis: 1, around, .. } if *around == (0..4));
-    check_refused(target(3, &there).region(&[0..4, 1..4]), &place, "0..4 is the smallest around it", unaligned);
+    check_refused(
+        target(3, &there).region(&[0..4, 1..4]),
+        &place,
+        "0..4 is the smallest around it",
+        unaligned,
+    );
     check_refused(target(3, &there).region(&[0..4, 0..3]), &place, "pieces of 2: 0..4", unaligned);
-    check_refused(target(3, &there).region(&[4..8, 2..5]), &place, "7 elements", |e| matches!(e, RegionError::Outside { axis: 0, len: 7, .. }));
-    check_refused(target(3, &there).region(&[4..0, 2..5]), &place, "axis 0", |e| matches!(e, RegionError::Outside { axis: 0, .. }));
-    check_refused(target(3, &there).region(&[0..4]), &place, "1 axes", |e| matches!(e, RegionError::Rank { region: 1, array: 2, .. }));
+    check_refused(target(3, &there).region(&[4..8, 2..5]), &place, "7 elements", |e| {
+        matches!(e, RegionError::Outside { axis: 0, len: 7, .. })
+    });
+    check_refused(target(3, &there).region(&[4..0, 2..5]), &place, "axis 0", |e| {
+        matches!(e, RegionError::Outside { axis: 0, .. })
+    });
+    check_refused(target(3, &there).region(&[0..4]), &place, "1 axes", |e| {
+        matches!(e, RegionError::Rank { region: 1, array: 2, .. })
+    });
     let integers = array.astype(DType::Int32).unwrap();
-    check_refused(Target::array(&integers, &there).region(&[0..4, 0..4]), &place, "astype", |e| matches!(e, RegionError::DType { .. }));
+    check_refused(Target::array(&integers, &there).region(&[0..4, 0..4]), &place, "astype", |e| {
+        matches!(e, RegionError::DType { .. })
+    });
     for (how, what) in [
         (target(4, &there).chunks(&[2, 2]), "chunks"),
         (target(4, &there).codec(CodecName::None), "a codec"),
         (target(4, &there).fill(1.0), "a fill value"),
         (target(4, &there).overwrite(true), "overwrite"),
     ] {
-        check_refused(how.region(&[0..4, 0..4]), &place, what, |e| matches!(e, RegionError::Fixed { .. }));
+        check_refused(how.region(&[0..4, 0..4]), &place, what, |e| {
+            matches!(e, RegionError::Fixed { .. })
+        });
     }
-    let error = freestone::create(&[target(4, &there).region(&[0..4, 0..4])], &place.spec()).unwrap_err();
-    assert!(matches!(error, Error::Array(ArrayError::Region(RegionError::Metadata { .. }))), "{error}");
+    let error =
+        freestone::create(&[target(4, &there).region(&[0..4, 0..4])], &place.spec()).unwrap_err();
+    assert!(
+        matches!(error, Error::Array(ArrayError::Region(RegionError::Metadata { .. }))),
+        "{error}"
+    );
     // What a region of an array is computed from must not be that array.
     let itself = freestone::open(&there).unwrap().slice(0, Some(2), Some(4), 1).unwrap();
-    let error = freestone::plan(&[Target::array(&itself, &there).region(&[0..2, 0..5])], &place.spec()).unwrap_err();
+    let error =
+        freestone::plan(&[Target::array(&itself, &there).region(&[0..2, 0..5])], &place.spec())
+            .unwrap_err();
     assert!(matches!(error, Error::Plan(PlanError::BadOutput(_))), "{error}");
 }
 
@@ -113,12 +180,21 @@ fn regions_that_do_not_fit() {
 fn fill_values_replace_what_was_there() {
     for shards in [None, Some([4, 4])] {
         let place = Place::new();
-        let location = zeros(&place, &[8, 6], &[2, 2], |t| if let Some(s) = shards { t.shards(&s) } else { t });
+        let location =
+            zeros(
+                &place,
+                &[8, 6],
+                &[2, 2],
+                |t| if let Some(s) = shards { t.shards(&s) } else { t },
+            );
         run(Target::array(&counted(8, 6), &location).region(&[0..8, 0..6]), &place).unwrap();
         let zero = freestone::full(&[4, 6], 0.0, DType::Float64, &[4, 6]).unwrap();
         run(Target::array(&zero, &location).region(&[4..8, 0..6]), &place).unwrap();
         let found = values(&location, &place);
-        assert!(found.iter().enumerate().all(|(i, x)| *x == if i < 24 { i as f64 + 1.0 } else { 0.0 }), "{found}");
+        assert!(
+            found.iter().enumerate().all(|(i, x)| *x == if i < 24 { i as f64 + 1.0 } else { 0.0 }),
+            "{found}"
+        );
         let last = if shards.is_some() { "c/1/0" } else { "c/3/0" };
         assert!(!names(&location).contains(&last.to_owned()), "{:?}", names(&location));
     }
@@ -132,9 +208,14 @@ fn two_runs_write_two_regions_at_once() {
         for half in 0..2i64 {
             let (place, location) = (&place, &location);
             scope.spawn(move || {
-                let rows = counted(400, 60).slice(0, Some(200 * half), Some(200 * half + 200), 1).unwrap();
+                let rows =
+                    counted(400, 60).slice(0, Some(200 * half), Some(200 * half + 200), 1).unwrap();
                 let from = 200 * half as u64;
-                let planned = freestone::plan(&[Target::array(&rows, location).region(&[from..from + 200, 0..60])], &place.spec()).unwrap();
+                let planned = freestone::plan(
+                    &[Target::array(&rows, location).region(&[from..from + 200, 0..60])],
+                    &place.spec(),
+                )
+                .unwrap();
                 freestone::run(&planned, &place.spec(), &Threads::new(2)).unwrap();
             });
         }
@@ -149,16 +230,31 @@ fn regions_of_arrays_that_others_made() {
     let place = Place::new();
     let mut v3 = document(&[5, 4], &[2, 2], "float64");
     v3["chunk_key_encoding"] = json!({"name": "v2", "configuration": {"separator": "."}});
-    v3["codecs"] =
-        json!([{"name": "transpose", "configuration": {"order": [1, 0]}}, {"name": "bytes", "configuration": {"endian": "big"}}, {"name": "crc32c"}]);
+    v3["codecs"] = json!([{"name": "transpose", "configuration": {"order": [1, 0]}}, {"name": "bytes", "configuration": {"endian": "big"}}, {"name": "crc32c"}]);
     let v2 = json!({"zarr_format": 2, "shape": [5, 4], "chunks": [2, 2], "dtype": ">f8", "compressor": null, "fill_value": 0, "order": "C", "filters": null});
     for (name, file, text) in [("v3", "zarr.json", v3), ("v2", ".zarray", v2)] {
         fs::create_dir(place.at(name)).unwrap();
         fs::write(place.at(&format!("{name}/{file}")), text.to_string()).unwrap();
-        run(Target::array(&part(&counted(5, 4), 5, 2), &place.at(name)).region(&[0..5, 2..4]), &place).unwrap();
+        run(
+            Target::array(&part(&counted(5, 4), 5, 2), &place.at(name)).region(&[0..5, 2..4]),
+            &place,
+        )
+        .unwrap();
         let found = values(&place.at(name), &place);
-        assert!(found.indexed_iter().all(|(i, x)| *x == if i[1] < 2 { 0.0 } else { (4 * i[0] + i[1] - 1) as f64 }), "{name}: {found}");
-        assert_eq!(names(place.at(name)), [file, "0.1", "1.1", "2.1"].into_iter().collect::<std::collections::BTreeSet<_>>().into_iter().collect::<Vec<_>>());
+        assert!(
+            found
+                .indexed_iter()
+                .all(|(i, x)| *x == if i[1] < 2 { 0.0 } else { (4 * i[0] + i[1] - 1) as f64 }),
+            "{name}: {found}"
+        );
+        assert_eq!(
+            names(place.at(name)),
+            [file, "0.1", "1.1", "2.1"]
+                .into_iter()
+                .collect::<std::collections::BTreeSet<_>>()
+                .into_iter()
+                .collect::<Vec<_>>()
+        );
     }
 }
 
@@ -167,18 +263,26 @@ fn regions_of_arrays_that_others_made() {
 fn an_array_that_changed_meanwhile_is_not_written() {
     let place = Place::new();
     let location = zeros(&place, &[4, 4], &[2, 2], |t| t);
-    let planned = freestone::plan(&[Target::array(&counted(4, 4), &location).region(&[0..4, 0..4])], &place.spec()).unwrap();
+    let planned = freestone::plan(
+        &[Target::array(&counted(4, 4), &location).region(&[0..4, 0..4])],
+        &place.spec(),
+    )
+    .unwrap();
     let other = freestone::full(&[4, 4], 0.0, DType::Float64, &[1, 4]).unwrap();
     freestone::create(&[Target::array(&other, &location).overwrite(true)], &place.spec()).unwrap();
     let error = freestone::run(&planned, &place.spec(), &Serial).unwrap_err();
-    assert!(matches!(error, Error::Run(RunError::Session(SessionError::Changed { .. }))), "{error}");
+    assert!(
+        matches!(error, Error::Run(RunError::Session(SessionError::Changed { .. }))),
+        "{error}"
+    );
     assert_eq!(error.exit_code(), ExitCode::Conflict);
     assert_eq!(names(&location), ["zarr.json"]);
     fs::remove_file(place.at("zeros/zarr.json")).unwrap();
     assert!(freestone::run(&planned, &place.spec(), &Serial).is_err());
 }
 
-/// The winds' metadata and coordinates, then the winds, piece by piece: by ranges that their coordinates give.
+/// The winds' metadata and coordinates, then the winds, piece by piece: by ranges that their
+/// coordinates give.
 #[test]
 fn metadata_first_and_regions_by_coordinates() {
     let place = Place::new();
@@ -186,11 +290,20 @@ fn metadata_first_and_regions_by_coordinates() {
     let u = freestone::open(&format!("{WINDS_V3}/u")).unwrap();
     let target = |array: &Array| Target::in_group(array, &group, "u");
     // One step for time, so that any month is a region.
-    freestone::create(&[target(&u).chunks(&[1, 37, 72]).shards(&[1, 74, 144])], &place.spec()).unwrap();
+    freestone::create(&[target(&u).chunks(&[1, 37, 72]).shards(&[1, 74, 144])], &place.spec())
+        .unwrap();
     assert!(freestone::create(&[target(&u)], &place.spec()).is_err(), "it is there");
     let stored = names(&group);
-    assert!(stored.contains(&"u/zarr.json".into()) && stored.contains(&"latitude/c/0".into()) && !stored.iter().any(|n| n.starts_with("u/c")), "{stored:?}");
-    assert!(values(&format!("{group}/u"), &place).iter().all(|x| x.is_nan()), "until then they are missing");
+    assert!(
+        stored.contains(&"u/zarr.json".into())
+            && stored.contains(&"latitude/c/0".into())
+            && !stored.iter().any(|n| n.starts_with("u/c")),
+        "{stored:?}"
+    );
+    assert!(
+        values(&format!("{group}/u"), &place).iter().all(|x| x.is_nan()),
+        "until then they are missing"
+    );
 
     let coordinates = tree(&group);
     for months in [0..5, 5..6, 6..12] {
@@ -198,13 +311,20 @@ fn metadata_first_and_regions_by_coordinates() {
         run(target(&piece).region_auto(), &place).unwrap();
     }
     assert_eq!(values(&format!("{group}/u"), &place), values(&format!("{WINDS_V3}/u"), &place));
-    assert!(coordinates.iter().all(|(name, bytes)| tree(&group)[name] == *bytes), "coordinates and metadata stay");
+    assert!(
+        coordinates.iter().all(|(name, bytes)| tree(&group)[name] == *bytes),
+        "coordinates and metadata stay"
+    );
 
-    let says =
-        |why: &'static str| move |e: &RegionError| matches!(e, RegionError::Coordinate { axis: 0, name, why: w, .. } if name == "time" && w.contains(why));
+    let says = |why: &'static str| move |e: &RegionError| matches!(e, RegionError::Coordinate { axis: 0, name, why: w, .. } if name == "time" && w.contains(why));
     let steps = u.slice(0, None, None, 2).unwrap();
     check_refused(target(&steps).region_auto(), &place, "without gaps", says("without gaps"));
-    check_refused(target(&u.flip(0).unwrap()).region_auto(), &place, "in this order", says("in this order"));
+    check_refused(
+        target(&u.flip(0).unwrap()).region_auto(),
+        &place,
+        "in this order",
+        says("in this order"),
+    );
     // The coordinate that says where is not that of the stored array any more.
     let path = format!("{group}/time/zarr.json");
     let mut time: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
@@ -212,9 +332,16 @@ fn metadata_first_and_regions_by_coordinates() {
     fs::write(&path, time.to_string()).unwrap();
     check_refused(target(&u).region_auto(), &place, "`units` differs", says("units"));
     fs::remove_file(&path).unwrap();
-    check_refused(target(&u).region_auto(), &place, "no coordinate of that name", says("no coordinate"));
+    check_refused(
+        target(&u).region_auto(),
+        &place,
+        "no coordinate of that name",
+        says("no coordinate"),
+    );
     let renamed = u.with_dims(&[Some("month"), Some("latitude"), Some("longitude")]).unwrap();
-    check_refused(target(&renamed).region_auto(), &place, "named `month`", |e| matches!(e, RegionError::Name { axis: 0, .. }));
+    check_refused(target(&renamed).region_auto(), &place, "named `month`", |e| {
+        matches!(e, RegionError::Name { axis: 0, .. })
+    });
 }
 
 #[test]
@@ -223,7 +350,12 @@ fn axes_without_names_are_whole_in_a_region_by_coordinates() {
     let location = zeros(&place, &[5, 4], &[2, 2], |t| t);
     run(Target::array(&counted(5, 4), &location).region_auto(), &place).unwrap();
     assert!(values(&location, &place).iter().enumerate().all(|(i, x)| *x == i as f64 + 1.0));
-    check_refused(Target::array(&part(&counted(5, 4), 4, 4), &location).region_auto(), &place, "without a name", |e| matches!(e, RegionError::Name { .. }));
+    check_refused(
+        Target::array(&part(&counted(5, 4), 4, 4), &location).region_auto(),
+        &place,
+        "without a name",
+        |e| matches!(e, RegionError::Name { .. }),
+    );
 }
 
 /// What a plan stores as a region is read back by its later stages.
@@ -232,10 +364,19 @@ fn stages_read_a_region_that_was_stored() {
     let place = Place::new();
     let location = zeros(&place, &[8, 6], &[2, 2], |t| t.shards(&[4, 2]));
     let rechunked = counted(4, 4).rechunk(&[4, 1]).unwrap();
-    let targets = [Target::array(&rechunked, &location).region(&[4..8, 2..6]), Target::array(&rechunked.sum(()).unwrap(), &place.at("sum"))];
+    let targets = [
+        Target::array(&rechunked, &location).region(&[4..8, 2..6]),
+        Target::array(&rechunked.sum(()).unwrap(), &place.at("sum")),
+    ];
     let planned = freestone::plan(&targets, &place.spec()).unwrap();
     let text = planned.plan().to_string();
-    assert!(text.contains("to a region from [4, 2] of") && text.contains("reads zeros float64 [4, 4]"), "{text}");
+    assert!(
+        text.contains("to a region from [4, 2] of") && text.contains("reads zeros float64 [4, 4]"),
+        "{text}"
+    );
     freestone::run(&planned, &place.spec(), &Serial).unwrap();
-    assert_eq!((values(&place.at("sum"), &place).sum(), values(&location, &place).sum()), (136.0, 136.0));
+    assert_eq!(
+        (values(&place.at("sum"), &place).sum(), values(&location, &place).sum()),
+        (136.0, 136.0)
+    );
 }

@@ -1,6 +1,7 @@
 //! Runs that commit to repositories: one plan, one commit.
 //!
-//! Here through the API; `killed` has drivers that die, `shared` sessions that several join by their id, `command` what the program says and refuses.
+//! Here through the API; `killed` has drivers that die, `shared` sessions that several join by
+//! their id, `command` what the program says and refuses.
 
 mod command;
 mod killed;
@@ -11,7 +12,9 @@ use std::process::Output;
 
 use freestone::engine::executor::Executor;
 use freestone::sessions::{CommitOptions, Format, MAIN, Rebase, Repository, RunSession, Version};
-use freestone::{Array, DType, Error, ExitCode, Options, Serial, Session, Spec, Stores, Target, Threads};
+use freestone::{
+    Array, DType, Error, ExitCode, Options, Serial, Session, Spec, Stores, Target, Threads,
+};
 use ndarray::{ArrayD, Axis};
 
 use crate::command::stdout;
@@ -25,7 +28,12 @@ fn ramp(n: f64) -> Array {
     freestone::arange(0.0, n, 1.0, DType::Float64, 10).unwrap()
 }
 
-fn values(repository: &Repository, version: impl Into<Version>, path: &str, spec: &Spec) -> ArrayD<f64> {
+fn values(
+    repository: &Repository,
+    version: impl Into<Version>,
+    path: &str,
+    spec: &Spec,
+) -> ArrayD<f64> {
     freestone::compute(&freestone::open_version(repository, version, path).unwrap(), spec).unwrap()
 }
 
@@ -40,7 +48,10 @@ fn several_arrays_are_one_plan_and_one_commit() {
     let repository = repository(&place);
     let mut session = Session::begin(&repository, MAIN).unwrap();
     session.store(&ramp(40.0), "a/up").unwrap().store(&(ramp(40.0) * -1.0), "a/b/down").unwrap();
-    assert!(freestone::open_version(&repository, MAIN, "a/up").is_err(), "nothing is there before the commit");
+    assert!(
+        freestone::open_version(&repository, MAIN, "a/up").is_err(),
+        "nothing is there before the commit"
+    );
     let report = session.commit("both", &spec).unwrap();
     assert_eq!(report.stages.len(), 2, "one plan for both");
     assert_eq!(n_snapshots(&repository), 2);
@@ -56,7 +67,10 @@ fn several_arrays_are_one_plan_and_one_commit() {
     session.add(target);
     session.commit("one more", &spec).unwrap();
     assert_eq!(values(&repository, MAIN, "a/up", &spec).sum(), 820.0);
-    assert_eq!(values(&repository, Version::Snapshot(newest.id.clone()), "a/up", &spec).sum(), 780.0);
+    assert_eq!(
+        values(&repository, Version::Snapshot(newest.id.clone()), "a/up", &spec).sum(),
+        780.0
+    );
 }
 
 #[test]
@@ -73,10 +87,12 @@ fn a_plan_reads_the_snapshot_that_it_was_made_for() {
     };
     commit(1.0);
     let x = freestone::open(&format!("icechunk+{}#branch=main/x", place.at("repository"))).unwrap();
-    let planned = freestone::plan(&[Target::array(&(&x + 0.0), &place.at("plain"))], &spec).unwrap();
+    let planned =
+        freestone::plan(&[Target::array(&(&x + 0.0), &place.at("plain"))], &spec).unwrap();
     commit(2.0);
     freestone::run(&planned, &spec, &processes(2)).unwrap();
-    let plain = freestone::compute::<f64>(&freestone::open(&place.at("plain")).unwrap(), &spec).unwrap();
+    let plain =
+        freestone::compute::<f64>(&freestone::open(&place.at("plain")).unwrap(), &spec).unwrap();
     assert_eq!(plain.sum(), 20.0);
 }
 
@@ -89,15 +105,32 @@ fn executors_commit_the_same() {
     let executors: [&dyn Executor; 3] = [&Serial, &threads, &processes];
     let mut chunks = Vec::new();
     for executor in executors {
-        let repository = Repository::open_or_create(&place.at(executor.name()), Format::default()).unwrap();
+        let repository =
+            Repository::open_or_create(&place.at(executor.name()), Format::default()).unwrap();
         let mut session = Session::begin(&repository, MAIN).unwrap();
-        session.store(&(&u * &u).mean(0).unwrap(), "means/uu").unwrap().store(&u.rechunk(&[12, 20, 20]).unwrap(), "means/u").unwrap();
-        session.commit_with("means", &place.spec(), executor, CommitOptions::default(), &Options::default()).unwrap();
+        session
+            .store(&(&u * &u).mean(0).unwrap(), "means/uu")
+            .unwrap()
+            .store(&u.rechunk(&[12, 20, 20]).unwrap(), "means/u")
+            .unwrap();
+        session
+            .commit_with(
+                "means",
+                &place.spec(),
+                executor,
+                CommitOptions::default(),
+                &Options::default(),
+            )
+            .unwrap();
         let mean = freestone::open_version(&repository, MAIN, "means/uu").unwrap();
         let names: Vec<_> = mean.dims().unwrap().iter().map(|d| d.name.clone().unwrap()).collect();
         assert_eq!(names, ["latitude", "longitude"]);
-        assert_eq!(freestone::open_version(&repository, MAIN, "means/latitude").unwrap().shape().unwrap(), [73]);
-        let mut all: Vec<Vec<u8>> = tree(format!("{}/chunks", place.at(executor.name()))).into_values().collect();
+        assert_eq!(
+            freestone::open_version(&repository, MAIN, "means/latitude").unwrap().shape().unwrap(),
+            [73]
+        );
+        let mut all: Vec<Vec<u8>> =
+            tree(format!("{}/chunks", place.at(executor.name()))).into_values().collect();
         all.sort_unstable();
         chunks.push(all);
     }
@@ -109,7 +142,8 @@ fn an_array_grows_by_whole_chunks() {
     let place = Place::quick();
     let spec = place.spec();
     let repository = repository(&place);
-    let part = |n: u64, value: f64| freestone::full(&[n, 6], value, DType::Float64, &[2, 3]).unwrap();
+    let part =
+        |n: u64, value: f64| freestone::full(&[n, 6], value, DType::Float64, &[2, 3]).unwrap();
     let mut session = Session::begin(&repository, MAIN).unwrap();
     session.store(&part(4, 1.0), "t").unwrap();
     session.commit("first", &spec).unwrap();
@@ -118,10 +152,14 @@ fn an_array_grows_by_whole_chunks() {
         session.append(&part(n, value), "t", 0).unwrap();
         session.commit("more", &spec).unwrap();
     }
-    let rows: Vec<f64> = values(&repository, MAIN, "t", &spec).mean_axis(Axis(1)).unwrap().into_iter().collect();
+    let rows: Vec<f64> =
+        values(&repository, MAIN, "t", &spec).mean_axis(Axis(1)).unwrap().into_iter().collect();
     assert_eq!(rows, [1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 3.0]);
     let mut session = Session::begin(&repository, MAIN).unwrap();
-    let error = session.append(&freestone::zeros(&[2, 5], DType::Float64, &[2, 5]).unwrap(), "t", 0).unwrap_err().to_string();
+    let error = session
+        .append(&freestone::zeros(&[2, 5], DType::Float64, &[2, 5]).unwrap(), "t", 0)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("all other axes must be of the same length"), "{error}");
     // A region that cuts a chunk names the boundary.
     let target = session.target(&part(3, 5.0), "t").region(&[1..4, 0..6]);
@@ -132,22 +170,35 @@ fn an_array_grows_by_whole_chunks() {
     let target = session.target(&part(2, 5.0), "t").region(&[2..4, 0..6]);
     session.add(target);
     session.commit("a region", &spec).unwrap();
-    assert_eq!(values(&repository, MAIN, "t", &spec).sum(), 6.0 * (1.0 + 1.0 + 5.0 + 5.0 + 2.0 + 2.0 + 3.0));
+    assert_eq!(
+        values(&repository, MAIN, "t", &spec).sum(),
+        6.0 * (1.0 + 1.0 + 5.0 + 5.0 + 2.0 + 2.0 + 3.0)
+    );
     // Now it ends inside of a chunk, which is written again with what it had.
     let mut session = Session::begin(&repository, MAIN).unwrap();
     session.append(&part(2, 4.0), "t", 0).unwrap();
     let error = session.append(&part(1, 4.0), "t", 0).unwrap_err().to_string();
-    assert!(error.contains("ends at 9 along axis 0, inside of a chunk of 2, and was changed in this session"), "{error}");
+    assert!(
+        error.contains(
+            "ends at 9 along axis 0, inside of a chunk of 2, and was changed in this session"
+        ),
+        "{error}"
+    );
     let ints = freestone::zeros(&[1, 6], DType::Int64, &[1, 6]).unwrap();
     assert!(session.append(&ints, "t", 0).unwrap_err().to_string().contains("cast it with astype"));
     session.commit("inside", &spec).unwrap();
-    let rows: Vec<f64> = values(&repository, MAIN, "t", &spec).mean_axis(Axis(1)).unwrap().into_iter().collect();
+    let rows: Vec<f64> =
+        values(&repository, MAIN, "t", &spec).mean_axis(Axis(1)).unwrap().into_iter().collect();
     assert_eq!(rows, [1.0, 1.0, 5.0, 5.0, 2.0, 2.0, 3.0, 4.0, 4.0]);
 }
 
-/// `n` days from `first` on, with names for the axes: as the wind of each day, or as the days themselves.
+/// `n` days from `first` on, with names for the axes: as the wind of each day, or as the days
+/// themselves.
 fn days(first: u64, n: u64) -> (Array, Array) {
-    let time = freestone::arange(first as f64, (first + n) as f64, 1.0, DType::Float64, 4).unwrap().with_dims(&[Some("time")]).unwrap();
+    let time = freestone::arange(first as f64, (first + n) as f64, 1.0, DType::Float64, 4)
+        .unwrap()
+        .with_dims(&[Some("time")])
+        .unwrap();
     let ones = freestone::full(&[n, 6], 1.0, DType::Float64, &[2, 3]).unwrap();
     ((&time.expand_dims(1).unwrap() * &ones).with_dims(&[Some("time"), Some("x")]).unwrap(), time)
 }
@@ -158,16 +209,26 @@ fn four_days(place: &Place, format: Format) -> Repository {
     let mut session = Session::begin(&repository, MAIN).unwrap();
     let (wind, time) = days(0, 4);
     let time = time.with_attribute("units", "days since 2000-01-01").unwrap();
-    session.store(&wind, "wind/speed").unwrap().store(&wind, "wind/direction").unwrap().store(&time, "wind/time").unwrap();
+    session
+        .store(&wind, "wind/speed")
+        .unwrap()
+        .store(&wind, "wind/direction")
+        .unwrap()
+        .store(&time, "wind/time")
+        .unwrap();
     session.commit("four days", &place.spec()).unwrap();
     repository
 }
 
 fn lengths(repository: &Repository) -> [u64; 3] {
-    ["speed", "direction", "time"].map(|name| freestone::open_version(repository, MAIN, &format!("wind/{name}")).unwrap().shape().unwrap()[0])
+    ["speed", "direction", "time"].map(|name| {
+        freestone::open_version(repository, MAIN, &format!("wind/{name}")).unwrap().shape().unwrap()
+            [0]
+    })
 }
 
-/// Readers refuse a group whose arrays differ along an axis: so does the commit, and says what is missing.
+/// Readers refuse a group whose arrays differ along an axis: so does the commit, and says what is
+/// missing.
 #[test]
 fn arrays_of_a_group_grow_together() {
     let place = Place::quick();
@@ -177,7 +238,12 @@ fn arrays_of_a_group_grow_together() {
     let all = [("wind/speed", &wind), ("wind/direction", &wind), ("wind/time", &time)];
     for chosen in 1..8 {
         let mut session = Session::begin(&repository, MAIN).unwrap();
-        let grown: Vec<_> = all.iter().enumerate().filter(|(i, _)| chosen & (1 << i) != 0).map(|(_, a)| *a).collect();
+        let grown: Vec<_> = all
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| chosen & (1 << i) != 0)
+            .map(|(_, a)| *a)
+            .collect();
         for (path, array) in &grown {
             session.append(array, path, 0).unwrap();
         }
@@ -187,17 +253,33 @@ fn arrays_of_a_group_grow_together() {
         }
         let error = session.commit("uneven", &spec).unwrap_err();
         let Error::Uneven { left, before: 4, after: 6, .. } = &error else { panic!("{error}") };
-        let missing: Vec<&str> = all.iter().map(|(path, _)| *path).filter(|path| !grown.iter().any(|(g, _)| g == path)).collect();
-        assert!(left.len() == missing.len() && missing.iter().all(|path| left.iter().any(|l| l == path)), "{left:?}, not {missing:?}");
-        assert!(error.to_string().contains("session.append(&values, \"wind/") && error.exit_code() == ExitCode::Input, "{error}");
+        let missing: Vec<&str> = all
+            .iter()
+            .map(|(path, _)| *path)
+            .filter(|path| !grown.iter().any(|(g, _)| g == path))
+            .collect();
+        assert!(
+            left.len() == missing.len()
+                && missing.iter().all(|path| left.iter().any(|l| l == path)),
+            "{left:?}, not {missing:?}"
+        );
+        assert!(
+            error.to_string().contains("session.append(&values, \"wind/")
+                && error.exit_code() == ExitCode::Input,
+            "{error}"
+        );
         assert_eq!(lengths(&repository), [4, 4, 4], "nothing is visible");
     }
     assert_eq!(lengths(&repository), [6, 6, 6]);
     let expect: Vec<f64> = (0..6).map(f64::from).collect();
-    assert_eq!(values(&repository, MAIN, "wind/time", &spec).into_iter().collect::<Vec<_>>(), expect);
+    assert_eq!(
+        values(&repository, MAIN, "wind/time", &spec).into_iter().collect::<Vec<_>>(),
+        expect
+    );
 }
 
-/// What comes from a stored array brings its coordinates along, again and again, although these end inside of a chunk.
+/// What comes from a stored array brings its coordinates along, again and again, although these end
+/// inside of a chunk.
 #[test]
 fn coordinates_are_appended_by_themselves() {
     let place = Place::quick();
@@ -206,59 +288,93 @@ fn coordinates_are_appended_by_themselves() {
     let source = |name: &str, units: &str, first: u64, n: u64| {
         let (wind, time) = days(first, n);
         let time = time.with_attribute("units", units).unwrap();
-        let targets = [Target::in_group(&wind, &place.at(name), "w"), Target::in_group(&time, &place.at(name), "time")];
+        let targets = [
+            Target::in_group(&wind, &place.at(name), "w"),
+            Target::in_group(&time, &place.at(name), "time"),
+        ];
         freestone::run(&freestone::plan(&targets, &spec).unwrap(), &spec, &Serial).unwrap();
         freestone::open(&place.at(&format!("{name}/w"))).unwrap()
     };
     for (i, (first, n)) in [(4, 3), (7, 1), (8, 2)].into_iter().enumerate() {
         let wind = source(&format!("part-{i}"), "days since 2000-01-01", first, n);
         let mut session = Session::begin(&repository, MAIN).unwrap();
-        session.append(&(&wind * 1.0), "wind/speed", 0).unwrap().append(&wind, "wind/direction", 0).unwrap();
+        session
+            .append(&(&wind * 1.0), "wind/speed", 0)
+            .unwrap()
+            .append(&wind, "wind/direction", 0)
+            .unwrap();
         session.commit("more days", &spec).unwrap();
     }
     assert_eq!(lengths(&repository), [10, 10, 10]);
     let expect: Vec<f64> = (0..10).map(f64::from).collect();
     for name in ["wind/time", "wind/speed"] {
         let found = values(&repository, MAIN, name, &spec);
-        let found: Vec<f64> = if found.ndim() == 1 { found.into_iter().collect() } else { found.index_axis(Axis(1), 2).iter().copied().collect() };
+        let found: Vec<f64> = if found.ndim() == 1 {
+            found.into_iter().collect()
+        } else {
+            found.index_axis(Axis(1), 2).iter().copied().collect()
+        };
         assert_eq!(found, expect, "{name}");
     }
-    let units = freestone::open_version(&repository, MAIN, "wind/time").unwrap().attributes().unwrap()["units"].clone();
+    let units = freestone::open_version(&repository, MAIN, "wind/time")
+        .unwrap()
+        .attributes()
+        .unwrap()["units"]
+        .clone();
     assert_eq!(units, "days since 2000-01-01");
 
     // Numbers that mean other days, and arrays of different days.
     let refused = |arrays: [&Array; 2]| {
         let mut session = Session::begin(&repository, MAIN).unwrap();
-        session.append(arrays[0], "wind/speed", 0).unwrap().append(arrays[1], "wind/direction", 0).unwrap();
+        session
+            .append(arrays[0], "wind/speed", 0)
+            .unwrap()
+            .append(arrays[1], "wind/direction", 0)
+            .unwrap();
         let error = session.commit("no", &spec).unwrap_err();
-        assert!(error.to_string().contains("has other coordinates") && error.exit_code() == ExitCode::Conflict, "{error}");
+        assert!(
+            error.to_string().contains("has other coordinates")
+                && error.exit_code() == ExitCode::Conflict,
+            "{error}"
+        );
         assert_eq!(lengths(&repository), [10, 10, 10]);
     };
     let hours = source("hours", "hours since 2000-01-01", 10, 2);
     refused([&hours, &hours]);
-    let (ours, others) = (source("ours", "days since 2000-01-01", 10, 2), source("others", "days since 2000-01-01", 12, 2));
+    let (ours, others) = (
+        source("ours", "days since 2000-01-01", 10, 2),
+        source("others", "days since 2000-01-01", 12, 2),
+    );
     refused([&ours, &others]);
 }
 
-/// All ways in which another commit can come first: what resuming does follows from the changes, not from the option alone.
+/// All ways in which another commit can come first: what resuming does follows from the changes,
+/// not from the option alone.
 #[test]
 fn conflicts_say_what_helps() {
     let place = Place::quick();
     let spec = place.spec();
     let on_top = Rebase::Disjoint { attempts: 5 };
     // Does the other commit change the same?
-    let overlaps = [("whole arrays", true), ("whole arrays", false), ("regions", true), ("regions", false)];
+    let overlaps =
+        [("whole arrays", true), ("whole arrays", false), ("regions", true), ("regions", false)];
     for (i, (kind, overlap)) in overlaps.into_iter().enumerate() {
         for rebase in [Rebase::Never, on_top] {
             let case = format!("{kind}, overlapping: {overlap}, {rebase:?}");
-            let repository = Repository::create(&place.at(&format!("r-{i}-{}", rebase == on_top)), Format::default()).unwrap();
+            let repository = Repository::create(
+                &place.at(&format!("r-{i}-{}", rebase == on_top)),
+                Format::default(),
+            )
+            .unwrap();
             let mut session = Session::begin(&repository, MAIN).unwrap();
             session.store(&ramp(40.0), "x").unwrap();
             session.commit("base", &spec).unwrap();
             let begin = |name: &str, rows: std::ops::Range<u64>| {
                 let mut session = Session::begin(&repository, MAIN).unwrap();
                 let target = match kind {
-                    "regions" => session.target(&ramp((rows.end - rows.start) as f64), "x").region(&[rows]),
+                    "regions" => {
+                        session.target(&ramp((rows.end - rows.start) as f64), "x").region(&[rows])
+                    }
                     _ => session.target(&ramp(40.0), name).overwrite(true),
                 };
                 session.add(target);
@@ -278,16 +394,35 @@ fn conflicts_say_what_helps() {
             assert_eq!(error.exit_code(), ExitCode::Conflict, "{case}: {text}");
             let Error::Run(ran) = &error else { panic!("{case}: {text}") };
             if overlap {
-                assert!(text.contains("changed the same") && text.contains("start again from the new state"), "{case}: {text}");
-                assert!(ran.kept().is_none() && !text.contains("resume"), "{case}: nothing that cannot help is offered: {text}");
+                assert!(
+                    text.contains("changed the same")
+                        && text.contains("start again from the new state"),
+                    "{case}: {text}"
+                );
+                assert!(
+                    ran.kept().is_none() && !text.contains("resume"),
+                    "{case}: nothing that cannot help is offered: {text}"
+                );
                 continue;
             }
             let run = ran.kept().unwrap_or_else(|| panic!("{case}: {text}")).to_owned();
-            assert!(text.contains("changed nothing of the same") && text.contains(&format!("freestone resume {run} --rebase")), "{case}: {text}");
+            assert!(
+                text.contains("changed nothing of the same")
+                    && text.contains(&format!("freestone resume {run} --rebase")),
+                "{case}: {text}"
+            );
             let stored = freestone::open_run(&run, &Stores::default()).unwrap();
             let resume = |rebase: Rebase| {
-                let session = RunSession::of_ticket(&stored.record.session).unwrap().unwrap().with_rebase(rebase);
-                freestone::resume(&stored, &spec, &Serial, &Options { session: Some(&session), ..Options::default() })
+                let session = RunSession::of_ticket(&stored.record.session)
+                    .unwrap()
+                    .unwrap()
+                    .with_rebase(rebase);
+                freestone::resume(
+                    &stored,
+                    &spec,
+                    &Serial,
+                    &Options { session: Some(&session), ..Options::default() },
+                )
             };
             let text = resume(Rebase::Never).unwrap_err().to_string();
             assert!(text.contains("changed nothing of the same"), "{case}: {text}");
@@ -296,19 +431,25 @@ fn conflicts_say_what_helps() {
             for rebase in [Rebase::Never, on_top] {
                 let error = resume(rebase).unwrap_err();
                 let text = error.to_string();
-                assert!(text.contains("changed the same") && !text.contains("nothing of the same"), "{case}, resumed: {text}");
+                assert!(
+                    text.contains("changed the same") && !text.contains("nothing of the same"),
+                    "{case}, resumed: {text}"
+                );
                 assert_eq!(error.exit_code(), ExitCode::Conflict);
             }
         }
     }
 }
 
-/// What is there already is found before anything runs, in plain stores and repositories, unless it may be replaced or is written in part.
+/// What is there already is found before anything runs, in plain stores and repositories, unless it
+/// may be replaced or is written in part.
 #[test]
 fn a_plan_finds_what_is_in_its_way() {
     let place = Place::quick();
     let spec = place.spec();
-    let run = |target: Target| freestone::run(&freestone::plan(&[target], &spec)?, &spec, &Serial).map(drop);
+    let run = |target: Target| {
+        freestone::run(&freestone::plan(&[target], &spec)?, &spec, &Serial).map(drop)
+    };
     run(Target::array(&ramp(20.0), &place.at("plain"))).unwrap();
     run(Target::in_group(&ramp(20.0), &place.at("group"), "x")).unwrap();
     fs::create_dir_all(place.at("old")).unwrap();
@@ -316,16 +457,33 @@ fn a_plan_finds_what_is_in_its_way() {
     for location in ["plain", "group", "group/x", "old"] {
         let target = Target::array(&ramp(20.0), &place.at(location));
         let error = freestone::plan(std::slice::from_ref(&target), &spec).unwrap_err();
-        assert!(error.to_string().contains("exists already") && error.to_string().contains("--overwrite"), "{error}");
+        assert!(
+            error.to_string().contains("exists already")
+                && error.to_string().contains("--overwrite"),
+            "{error}"
+        );
         assert_eq!(error.exit_code(), ExitCode::Conflict);
         freestone::plan(&[target.overwrite(true)], &spec).unwrap();
-        assert_eq!(freestone::create(&[Target::array(&ramp(20.0), &place.at(location))], &spec).unwrap_err().exit_code(), ExitCode::Conflict);
+        assert_eq!(
+            freestone::create(&[Target::array(&ramp(20.0), &place.at(location))], &spec)
+                .unwrap_err()
+                .exit_code(),
+            ExitCode::Conflict
+        );
     }
-    freestone::plan(&[Target::array(&ramp(10.0), &place.at("plain")).region(std::slice::from_ref(&(0..10)))], &spec).unwrap();
+    freestone::plan(
+        &[Target::array(&ramp(10.0), &place.at("plain")).region(std::slice::from_ref(&(0..10)))],
+        &spec,
+    )
+    .unwrap();
     // What comes after the plan is found by the run.
-    let planned = freestone::plan(&[Target::array(&ramp(20.0), &place.at("later"))], &spec).unwrap();
+    let planned =
+        freestone::plan(&[Target::array(&ramp(20.0), &place.at("later"))], &spec).unwrap();
     run(Target::array(&ramp(20.0), &place.at("later"))).unwrap();
-    assert_eq!(freestone::run(&planned, &spec, &Serial).unwrap_err().exit_code(), ExitCode::Conflict);
+    assert_eq!(
+        freestone::run(&planned, &spec, &Serial).unwrap_err().exit_code(),
+        ExitCode::Conflict
+    );
 
     let repository = repository(&place);
     let mut session = Session::begin(&repository, MAIN).unwrap();
@@ -333,13 +491,22 @@ fn a_plan_finds_what_is_in_its_way() {
     session.commit("x", &spec).unwrap();
     let session = Session::begin(&repository, MAIN).unwrap();
     let error = freestone::plan(&[session.target(&ramp(30.0), "x")], &spec).unwrap_err();
-    assert!(error.to_string().contains("there is an array or group `x`") && error.to_string().contains("--overwrite"), "{error}");
+    assert!(
+        error.to_string().contains("there is an array or group `x`")
+            && error.to_string().contains("--overwrite"),
+        "{error}"
+    );
     assert_eq!(error.exit_code(), ExitCode::Conflict);
     freestone::plan(&[session.target(&ramp(30.0), "x").overwrite(true)], &spec).unwrap();
-    freestone::plan(&[session.target(&ramp(10.0), "x").region(std::slice::from_ref(&(0..10)))], &spec).unwrap();
+    freestone::plan(
+        &[session.target(&ramp(10.0), "x").region(std::slice::from_ref(&(0..10)))],
+        &spec,
+    )
+    .unwrap();
 }
 
-/// What a session has changed itself can be read on threads, and not silently as it was before elsewhere.
+/// What a session has changed itself can be read on threads, and not silently as it was before
+/// elsewhere.
 #[test]
 fn own_changes_are_read_where_they_are_known() {
     let place = Place::quick();
@@ -356,14 +523,18 @@ fn own_changes_are_read_where_they_are_known() {
         session.store(&(x * 1.0), "y").unwrap();
         session
     };
-    let error = begin().commit_with("y", &spec, &processes(1), CommitOptions::default(), &Options::default()).unwrap_err().to_string();
+    let error = begin()
+        .commit_with("y", &spec, &processes(1), CommitOptions::default(), &Options::default())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("commit it first, or compute on threads"), "{error}");
     begin().commit("y", &spec).unwrap();
     assert_eq!(values(&repository, MAIN, "y", &spec).sum(), 20.0 + 145.0);
     assert_eq!(values(&repository, MAIN, "x", &spec).sum(), 20.0 + 145.0);
 }
 
-/// Of two runs on one branch one wins; the other's work is kept, and goes on top if that is allowed.
+/// Of two runs on one branch one wins; the other's work is kept, and goes on top if that is
+/// allowed.
 #[test]
 fn a_run_that_comes_second_can_go_on_top() {
     let place = Place::quick();
@@ -383,12 +554,25 @@ fn a_run_that_comes_second_can_go_on_top() {
     let run = ran.kept().expect("what was computed is kept").to_owned();
     assert!(error.to_string().contains("changed nothing of the same"), "{error}");
     let stored = freestone::open_run(&run, &Stores::default()).unwrap();
-    let again = freestone::resume(&stored, &spec, &Serial, &Options::default()).unwrap_err().to_string();
+    let again =
+        freestone::resume(&stored, &spec, &Serial, &Options::default()).unwrap_err().to_string();
     assert!(again.contains("came first"), "{again}");
-    let on_top = RunSession::of_ticket(&stored.record.session).unwrap().unwrap().with_rebase(Rebase::Disjoint { attempts: 5 });
-    let report = freestone::resume(&stored, &spec, &Serial, &Options { session: Some(&on_top), ..Options::default() }).unwrap();
+    let on_top = RunSession::of_ticket(&stored.record.session)
+        .unwrap()
+        .unwrap()
+        .with_rebase(Rebase::Disjoint { attempts: 5 });
+    let report = freestone::resume(
+        &stored,
+        &spec,
+        &Serial,
+        &Options { session: Some(&on_top), ..Options::default() },
+    )
+    .unwrap();
     assert_eq!(report.finished_before, 3, "no task is run again");
-    assert_eq!(values(&repository, MAIN, "second", &spec).sum(), values(&repository, MAIN, "first", &spec).sum());
+    assert_eq!(
+        values(&repository, MAIN, "second", &spec).sum(),
+        values(&repository, MAIN, "first", &spec).sum()
+    );
 
     // The same array by both: one is refused, whatever is allowed.
     let mut session = Session::begin(&repository, MAIN).unwrap();
@@ -398,8 +582,10 @@ fn a_run_that_comes_second_can_go_on_top() {
     let target = other.target(&ramp(10.0), "first").overwrite(true);
     other.add(target);
     other.commit("shorter", &spec).unwrap();
-    let rebase = CommitOptions { rebase: Rebase::Disjoint { attempts: 5 }, ..CommitOptions::default() };
-    let error = session.commit_with("longer", &spec, &Serial, rebase, &Options::default()).unwrap_err();
+    let rebase =
+        CommitOptions { rebase: Rebase::Disjoint { attempts: 5 }, ..CommitOptions::default() };
+    let error =
+        session.commit_with("longer", &spec, &Serial, rebase, &Options::default()).unwrap_err();
     assert!(error.to_string().contains("the metadata of `first`"), "{error}");
     assert_eq!(values(&repository, MAIN, "first", &spec).sum(), 45.0);
 }
@@ -424,10 +610,18 @@ fn what_is_in_the_way_is_found_before_anything_runs() {
     check("x/y", "`x` is an array, so nothing can lie in it");
     // Results in two places cannot be published at once.
     let session = Session::begin(&repository, MAIN).unwrap();
-    let targets = [session.target(&ramp(20.0), "y"), Target::array(&ramp(20.0), &place.at("plain"))];
+    let targets =
+        [session.target(&ramp(20.0), "y"), Target::array(&ramp(20.0), &place.at("plain"))];
     let planned = freestone::plan(&targets, &spec).unwrap();
     let run = session.publishing("both", CommitOptions::default());
-    let error = freestone::run_with(&planned, &spec, &Serial, &Options { session: Some(&run), ..Options::default() }).unwrap_err().to_string();
+    let error = freestone::run_with(
+        &planned,
+        &spec,
+        &Serial,
+        &Options { session: Some(&run), ..Options::default() },
+    )
+    .unwrap_err()
+    .to_string();
     assert!(error.contains("all results of one run go to one session"), "{error}");
     let error = freestone::run(&planned, &spec, &Serial).unwrap_err().to_string();
     assert!(error.contains("give the run its session"), "{error}");
@@ -450,12 +644,26 @@ fn icechunk_reads_what_runs_commit() {
     let mut session = Session::begin(&repository, MAIN).unwrap();
     let twice = session.open("means/uu").unwrap() * 2.0;
     session.store(&twice, "means/twice").unwrap();
-    session.commit_with("twice that", &place.spec(), &processes(2), CommitOptions::default(), &Options::default()).unwrap();
+    session
+        .commit_with(
+            "twice that",
+            &place.spec(),
+            &processes(2),
+            CommitOptions::default(),
+            &Options::default(),
+        )
+        .unwrap();
     // In the format that Icechunk 1 reads: a group to which days were appended.
     let repository = four_days(&place, Format::V1);
     let (wind, time) = days(4, 3);
     let mut session = Session::begin(&repository, MAIN).unwrap();
-    session.append(&wind, "wind/speed", 0).unwrap().append(&wind, "wind/direction", 0).unwrap().append(&time, "wind/time", 0).unwrap();
+    session
+        .append(&wind, "wind/speed", 0)
+        .unwrap()
+        .append(&wind, "wind/direction", 0)
+        .unwrap()
+        .append(&time, "wind/time", 0)
+        .unwrap();
     session.commit("three more days", &place.spec()).unwrap();
     let _ = fs::remove_dir_all(format!("{folder}/ours-appended"));
     fs::rename(place.at("wind"), format!("{folder}/ours-appended")).unwrap();

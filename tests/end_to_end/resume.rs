@@ -18,7 +18,10 @@ use freestone::engine::session::SessionError;
 use freestone::engine::storage::Store;
 use freestone::engine::task::{FailureKind, TaskOutcome};
 use freestone::engine::worker::RunContext;
-use freestone::{Array, Cancel, CodecName, DType, Error, ExitCode, Options, Planned, RunReport, Serial, Spec, Stores, Target, Threads};
+use freestone::{
+    Array, Cancel, CodecName, DType, Error, ExitCode, Options, Planned, RunReport, Serial, Spec,
+    Stores, Target, Threads,
+};
 
 use crate::suites::variable;
 use crate::support::{Place, processes, tree};
@@ -44,7 +47,9 @@ impl Observer for Counting {
         match event {
             Event::Outcome { outcome, counted } => {
                 *self.tasks.lock().unwrap().entry(outcome.request.stage.0).or_default() += counted;
-                if self.cancel_after.is_some_and(|n| self.seen.fetch_add(*counted, Ordering::Relaxed) + counted >= n) {
+                if self.cancel_after.is_some_and(|n| {
+                    self.seen.fetch_add(*counted, Ordering::Relaxed) + counted >= n
+                }) {
                     self.cancel.cancel();
                 }
             }
@@ -56,20 +61,47 @@ impl Observer for Counting {
     }
 }
 
-fn run(planned: &Planned, spec: &Spec, executor: &dyn Executor, observer: &Counting) -> Result<RunReport, Error> {
-    freestone::run_with(planned, spec, executor, &Options { observers: &[observer], cancel: observer.cancel.clone(), ..Options::default() })
+fn run(
+    planned: &Planned,
+    spec: &Spec,
+    executor: &dyn Executor,
+    observer: &Counting,
+) -> Result<RunReport, Error> {
+    freestone::run_with(
+        planned,
+        spec,
+        executor,
+        &Options { observers: &[observer], cancel: observer.cancel.clone(), ..Options::default() },
+    )
 }
 
-fn resume(folder: &str, spec: &Spec, executor: &dyn Executor, observer: &Counting) -> Result<RunReport, Error> {
+fn resume(
+    folder: &str,
+    spec: &Spec,
+    executor: &dyn Executor,
+    observer: &Counting,
+) -> Result<RunReport, Error> {
     let stored = freestone::open_run(folder, &Stores::default())?;
-    freestone::resume(&stored, spec, executor, &Options { observers: &[observer], cancel: observer.cancel.clone(), ..Options::default() })
+    freestone::resume(
+        &stored,
+        spec,
+        executor,
+        &Options { observers: &[observer], cancel: observer.cancel.clone(), ..Options::default() },
+    )
 }
 
 fn input(place: &Place) -> Array {
     let spec = place.spec();
-    let x = freestone::random_uniform(&[600, 400], 0.5, 1.0, 7, DType::Float32, &[20, 400]).unwrap();
+    let x =
+        freestone::random_uniform(&[600, 400], 0.5, 1.0, 7, DType::Float32, &[20, 400]).unwrap();
     if !Path::new(&place.at("x")).exists() {
-        freestone::run(&freestone::plan(&[Target::array(&x, &place.at("x")).codec(CodecName::None)], &spec).unwrap(), &spec, &Serial).unwrap();
+        freestone::run(
+            &freestone::plan(&[Target::array(&x, &place.at("x")).codec(CodecName::None)], &spec)
+                .unwrap(),
+            &spec,
+            &Serial,
+        )
+        .unwrap();
     }
     freestone::open(&place.at("x")).unwrap()
 }
@@ -80,7 +112,11 @@ fn stages(place: &Place, name: &str, spec: &Spec) -> Planned {
     let y = (x.rechunk(&[600, 20]).unwrap() * 2.0).rechunk(&[30, 400]).unwrap();
     let z = x.sum(()).unwrap();
     let to = |part: &str| place.at(&format!("{name}-{part}"));
-    freestone::plan(&[Target::array(&y, &to("y")).codec(CodecName::None), Target::array(&z, &to("z"))], spec).unwrap()
+    freestone::plan(
+        &[Target::array(&y, &to("y")).codec(CodecName::None), Target::array(&z, &to("z"))],
+        spec,
+    )
+    .unwrap()
 }
 
 fn both(place: &Place, name: &str) -> Vec<BTreeMap<String, Vec<u8>>> {
@@ -94,8 +130,8 @@ fn specs(place: &Place) -> [Spec; 2] {
     [crate::scenarios::without_room(&spec, &planned, 2), spec]
 }
 
-/// Whatever the moment of the cancel, the executors, and where intermediates are: nothing that was finished is run again, and the bytes are
-/// those of an undisturbed run.
+/// Whatever the moment of the cancel, the executors, and where intermediates are: nothing that was
+/// finished is run again, and the bytes are those of an undisturbed run.
 #[test]
 fn a_cancelled_run_goes_on_where_it_was() {
     let place = Place::new();
@@ -104,8 +140,11 @@ fn a_cancelled_run_goes_on_where_it_was() {
         freestone::run(&stages(&place, "expect", &spec), &spec, &Serial).unwrap();
         both(&place, "expect")
     };
-    let executors: [(&str, Box<dyn Executor>); 3] =
-        [("serial", Box::new(Serial)), ("threads", Box::new(Threads::new(2))), ("processes", Box::new(processes(2)))];
+    let executors: [(&str, Box<dyn Executor>); 3] = [
+        ("serial", Box::new(Serial)),
+        ("threads", Box::new(Threads::new(2))),
+        ("processes", Box::new(processes(2))),
+    ];
     let mut partial = 0;
     for (name, first) in &executors {
         for (second_name, second) in &executors {
@@ -121,13 +160,23 @@ fn a_cancelled_run_goes_on_where_it_was() {
                         Err(other) => panic!("{case}: {other}"),
                     };
                     assert!(matches!(error.cause(), RunError::Cancelled), "{case}: {error}");
-                    assert!(freestone::open(&place.at(&format!("{case}-y"))).is_err(), "{case}: nothing is published");
+                    assert!(
+                        freestone::open(&place.at(&format!("{case}-y"))).is_err(),
+                        "{case}: nothing is published"
+                    );
                     let folder = error.kept().unwrap().to_owned();
-                    assert!(error.to_string().contains(&format!("freestone resume {folder}")), "{error}");
+                    assert!(
+                        error.to_string().contains(&format!("freestone resume {folder}")),
+                        "{error}"
+                    );
                     let resumed = Counting::default();
                     let report = resume(&folder, spec, &**second, &resumed).unwrap();
                     assert_eq!(report.finished_before, stopped.total(), "{case}");
-                    assert_eq!((resumed.total(), report.recomputed), (n - stopped.total(), 0), "{case}: {report}");
+                    assert_eq!(
+                        (resumed.total(), report.recomputed),
+                        (n - stopped.total(), 0),
+                        "{case}: {report}"
+                    );
                     partial += u64::from(resumed.total() > 0);
                     assert!(both(&place, &case) == expect, "{case}");
                     assert!(!Path::new(&folder).exists());
@@ -143,27 +192,42 @@ fn a_run_of_fill_values_resumes_to_nothing() {
     let place = Place::new();
     let spec = place.spec();
     let zeros = freestone::full(&[100, 100], 0.0, DType::Float64, &[10, 10]).unwrap();
-    let planned = freestone::plan(&[Target::array(&(zeros + 0.0), &place.at("out"))], &spec).unwrap();
+    let planned =
+        freestone::plan(&[Target::array(&(zeros + 0.0), &place.at("out"))], &spec).unwrap();
     let n = planned.plan().plan().stages[0].n_tasks();
     let stopped = Counting { cancel_after: Some(n), ..Counting::default() };
-    let Err(Error::Run(error)) = run(&planned, &spec, &Serial, &stopped) else { panic!("it is cancelled with its last task") };
+    let Err(Error::Run(error)) = run(&planned, &spec, &Serial, &stopped) else {
+        panic!("it is cancelled with its last task")
+    };
     let resumed = Counting::default();
     let report = resume(error.kept().unwrap(), &spec, &Serial, &resumed).unwrap();
     assert_eq!((resumed.total(), report.finished_before), (0, n));
-    assert_eq!(freestone::compute::<f64>(&freestone::open(&place.at("out")).unwrap(), &spec).unwrap().sum(), 0.0);
+    assert_eq!(
+        freestone::compute::<f64>(&freestone::open(&place.at("out")).unwrap(), &spec)
+            .unwrap()
+            .sum(),
+        0.0
+    );
 }
 
 /// An interrupted run of `stages`, and its folder.
 fn interrupted(place: &Place, name: &str, after: u64) -> (Spec, String) {
     let spec = specs(place)[0].clone();
     let stopped = Counting { cancel_after: Some(after), ..Counting::default() };
-    let Err(Error::Run(error)) = run(&stages(place, name, &spec), &spec, &Serial, &stopped) else { panic!("it is cancelled") };
+    let Err(Error::Run(error)) = run(&stages(place, name, &spec), &spec, &Serial, &stopped) else {
+        panic!("it is cancelled")
+    };
     (spec, error.kept().unwrap().to_owned())
 }
 
 fn refused(folder: &str, spec: &Spec, verify: bool) -> RunError {
     let stored = freestone::open_run(folder, &Stores::default()).unwrap();
-    match freestone::resume(&stored, spec, &Serial, &Options { verify_inputs: verify, ..Options::default() }) {
+    match freestone::resume(
+        &stored,
+        spec,
+        &Serial,
+        &Options { verify_inputs: verify, ..Options::default() },
+    ) {
         Err(Error::Run(error)) => error,
         other => panic!("{other:?}"),
     }
@@ -175,7 +239,8 @@ fn inputs_that_changed_stop_it() {
     let (spec, folder) = interrupted(&place, "out", 5);
     // A chunk that is written anew is found where chunks are looked at, even if it keeps its time.
     let chunk = place.at("x/c/29/0");
-    let (bytes, modified) = (fs::read(&chunk).unwrap(), fs::metadata(&chunk).unwrap().modified().unwrap());
+    let (bytes, modified) =
+        (fs::read(&chunk).unwrap(), fs::metadata(&chunk).unwrap().modified().unwrap());
     let changed = |file: &str| fs::metadata(file).map(|m| (m.ctime(), m.ctime_nsec())).unwrap();
     // The file system's clock goes in steps: until the change is seen to be later than the plan.
     while changed(&chunk) <= changed(&format!("{folder}/plan.json")) {
@@ -183,14 +248,19 @@ fn inputs_that_changed_stop_it() {
         fs::File::options().write(true).open(&chunk).unwrap().set_modified(modified).unwrap();
     }
     let error = refused(&folder, &spec, true);
-    assert!(matches!(&error, RunError::InputChanged { place, .. } if place.contains("x/c/29/0")), "{error}");
+    assert!(
+        matches!(&error, RunError::InputChanged { place, .. } if place.contains("x/c/29/0")),
+        "{error}"
+    );
     assert!(error.to_string().contains("`rechunk-"), "{error}");
     assert_eq!(Error::Run(error).exit_code(), ExitCode::Input);
     // Other metadata are found in any case.
     let document = place.at("x/zarr.json");
     let text = fs::read_to_string(&document).unwrap();
     fs::write(&document, text.replace("\"fill_value\": 0.0", "\"fill_value\": 1.0")).unwrap();
-    assert!(matches!(refused(&folder, &spec, false), RunError::InputChanged { place, .. } if place.ends_with("/x")));
+    assert!(
+        matches!(refused(&folder, &spec, false), RunError::InputChanged { place, .. } if place.ends_with("/x"))
+    );
     fs::remove_file(&document).unwrap();
     assert!(matches!(refused(&folder, &spec, false), RunError::InputChanged { .. }));
     fs::write(&document, text).unwrap();
@@ -205,10 +275,14 @@ fn places_that_another_run_has_taken_stop_it() {
     let error = refused(&folder, &spec, false);
     assert!(matches!(error.cause(), RunError::Session(SessionError::Taken { .. })), "{error}");
     resume(&second, &spec, &Serial, &Counting::default()).unwrap();
-    assert!(matches!(refused(&folder, &spec, false).cause(), RunError::Session(SessionError::Taken { .. })));
+    assert!(matches!(
+        refused(&folder, &spec, false).cause(),
+        RunError::Session(SessionError::Taken { .. })
+    ));
 }
 
-/// The batch that says that the outputs' places are the run's is lost, while later ones are there: then nothing counts, since the places are cleared.
+/// The batch that says that the outputs' places are the run's is lost, while later ones are there:
+/// then nothing counts, since the places are cleared.
 #[test]
 fn without_the_beginning_of_the_journal_all_is_done_again() {
     let place = Place::new();
@@ -230,7 +304,8 @@ fn a_place_where_a_run_is_at_work_is_refused() {
             let mut found = self.1.lock().unwrap();
             if matches!(event, Event::StageStarted { .. }) && found.is_none() {
                 let spec = self.0.spec();
-                let error = freestone::run(&stages(self.0, "out", &spec), &spec, &Serial).unwrap_err();
+                let error =
+                    freestone::run(&stages(self.0, "out", &spec), &spec, &Serial).unwrap_err();
                 assert!(error.to_string().contains("another run writes"), "{error}");
                 *found = Some(error.exit_code());
             }
@@ -239,7 +314,13 @@ fn a_place_where_a_run_is_at_work_is_refused() {
     let place = Place::new();
     let spec = place.spec();
     let other = Other(&place, Mutex::default());
-    freestone::run_with(&stages(&place, "out", &spec), &spec, &Threads::new(2), &Options { observers: &[&other], ..Options::default() }).unwrap();
+    freestone::run_with(
+        &stages(&place, "out", &spec),
+        &spec,
+        &Threads::new(2),
+        &Options { observers: &[&other], ..Options::default() },
+    )
+    .unwrap();
     assert_eq!(other.1.into_inner().unwrap(), Some(ExitCode::Conflict));
     freestone::run(&stages(&place, "expect", &spec), &spec, &Serial).unwrap();
     assert!(both(&place, "out") == both(&place, "expect"));
@@ -260,7 +341,9 @@ fn the_beginnings_of_writes_go() {
 #[test]
 fn what_is_no_run_is_said() {
     let place = Place::new();
-    let open = |folder: &str| freestone::open_run(folder, &Stores::default()).map(drop).unwrap_err().to_string();
+    let open = |folder: &str| {
+        freestone::open_run(folder, &Stores::default()).map(drop).unwrap_err().to_string()
+    };
     assert!(open(&place.at("work/none")).contains("there is no run at"));
     let (_, folder) = interrupted(&place, "out", 20);
     let record = format!("{folder}/run.json");
@@ -299,8 +382,12 @@ fn one_process_at_a_time() {
 fn what_is_lost_or_damaged_is_computed_again() {
     type Damage = fn(&str);
     fn intermediates(folder: &str) -> Vec<std::path::PathBuf> {
-        let arrays = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir() && !p.ends_with("journal") && !p.ends_with("kept"));
-        let mut chunks: Vec<_> = arrays.flat_map(|a| fs::read_dir(a).unwrap().map(|e| e.unwrap().path())).collect();
+        let arrays = fs::read_dir(folder)
+            .unwrap()
+            .map(|e| e.unwrap().path())
+            .filter(|p| p.is_dir() && !p.ends_with("journal") && !p.ends_with("kept"));
+        let mut chunks: Vec<_> =
+            arrays.flat_map(|a| fs::read_dir(a).unwrap().map(|e| e.unwrap().path())).collect();
         chunks.sort();
         assert!(chunks.len() > 3, "{chunks:?}");
         chunks
@@ -324,9 +411,14 @@ fn what_is_lost_or_damaged_is_computed_again() {
             fs::write(&chunks[0], fs::read(&chunks[0]).unwrap().repeat(2)).unwrap();
         }),
         ("lost", |folder| fs::remove_file(&intermediates(folder)[1]).unwrap()),
-        ("all lost", |folder| intermediates(folder).iter().for_each(|p| fs::remove_file(p).unwrap())),
+        ("all lost", |folder| {
+            intermediates(folder).iter().for_each(|p| fs::remove_file(p).unwrap())
+        }),
         ("journal", |folder| {
-            let mut batches: Vec<_> = fs::read_dir(format!("{folder}/journal")).unwrap().map(|e| e.unwrap().path()).collect();
+            let mut batches: Vec<_> = fs::read_dir(format!("{folder}/journal"))
+                .unwrap()
+                .map(|e| e.unwrap().path())
+                .collect();
             batches.sort();
             let last = batches.last().unwrap();
             let mut bytes = fs::read(last).unwrap();
@@ -344,7 +436,8 @@ fn what_is_lost_or_damaged_is_computed_again() {
             let (spec, folder) = interrupted(&place, &name, 24);
             damage(&folder);
             let counting = Counting::default();
-            let report = resume(&folder, &spec, executor, &counting).unwrap_or_else(|e| panic!("{what}: {e}"));
+            let report = resume(&folder, &spec, executor, &counting)
+                .unwrap_or_else(|e| panic!("{what}: {e}"));
             assert!(what == "journal" || report.recomputed > 0, "{what}: {report}");
             assert_eq!(report.recomputed, counting.recomputed.load(Ordering::Relaxed));
             assert!(both(&place, &name) == expect, "{what}");
@@ -357,8 +450,12 @@ fn what_is_lost_or_damaged_is_computed_again() {
 fn what_was_removed_is_made_again_where_it_is_needed() {
     let place = Place::new();
     let plan = |name: &str, spec: &Spec| {
-        let y = [[600, 20], [20, 400], [600, 40]].iter().fold(input(&place), |x, chunks| x.rechunk(chunks).unwrap() * 2.0);
-        let planned = freestone::plan(&[Target::array(&y, &place.at(name)).codec(CodecName::None)], spec).unwrap();
+        let y = [[600, 20], [20, 400], [600, 40]]
+            .iter()
+            .fold(input(&place), |x, chunks| x.rechunk(chunks).unwrap() * 2.0);
+        let planned =
+            freestone::plan(&[Target::array(&y, &place.at(name)).codec(CodecName::None)], spec)
+                .unwrap();
         assert!(planned.plan().plan().stages.len() >= 3, "{}", planned.plan());
         planned
     };
@@ -369,7 +466,9 @@ fn what_was_removed_is_made_again_where_it_is_needed() {
         let tasks: Vec<u64> = planned.plan().plan().stages.iter().map(|s| s.n_tasks()).collect();
         let before_last: u64 = tasks[..tasks.len() - 1].iter().sum();
         let stopped = Counting { cancel_after: Some(before_last + 2), ..Counting::default() };
-        let Err(Error::Run(error)) = run(&planned, &spec, &Serial, &stopped) else { panic!("it is cancelled") };
+        let Err(Error::Run(error)) = run(&planned, &spec, &Serial, &stopped) else {
+            panic!("it is cancelled")
+        };
         let folder = error.kept().unwrap();
         let arrays = fs::read_dir(folder)
             .unwrap()
@@ -418,7 +517,11 @@ struct OneRequest<'a> {
 impl TaskSource for OneRequest<'_> {
     fn try_next(&self) -> Next {
         let stopped = self.cancel.is_cancelled();
-        if self.handed_out.swap(true, Ordering::Relaxed) && !stopped { Next::Wait } else { self.source.try_next() }
+        if self.handed_out.swap(true, Ordering::Relaxed) && !stopped {
+            Next::Wait
+        } else {
+            self.source.try_next()
+        }
     }
 
     fn wait(&self) {
@@ -448,7 +551,10 @@ impl Executor for Stalling {
     }
 
     fn run(&self, context: &RunContext, source: &dyn TaskSource) -> Result<(), ExecutorError> {
-        Serial.run(context, &OneRequest { source, cancel: &context.cancel, handed_out: AtomicBool::new(false) })
+        Serial.run(
+            context,
+            &OneRequest { source, cancel: &context.cancel, handed_out: AtomicBool::new(false) },
+        )
     }
 }
 
@@ -468,15 +574,21 @@ fn a_deadline_stops_a_run_and_it_can_be_resumed() {
 #[test]
 fn a_task_that_takes_too_long_ends_the_run() {
     let place = Place::new();
-    let x = freestone::random_uniform(&[4000, 4000], 0.5, 1.0, 7, DType::Float32, &[1000, 1000]).unwrap();
+    let x = freestone::random_uniform(&[4000, 4000], 0.5, 1.0, 7, DType::Float32, &[1000, 1000])
+        .unwrap();
     // Tasks of many chunks, looked at between them.
     for executor in [&Threads::new(2) as &dyn Executor, &processes(2)] {
         let spec = Spec { task_timeout: Some(Duration::from_millis(1)), ..place.spec() };
-        let planned = freestone::plan(&[Target::array(&x.std(()).unwrap(), &place.at("out"))], &spec).unwrap();
+        let planned =
+            freestone::plan(&[Target::array(&x.std(()).unwrap(), &place.at("out"))], &spec)
+                .unwrap();
         let error = freestone::run(&planned, &spec, executor).unwrap_err();
         let timed_out = |e: &RunError| matches!(e, RunError::Task { failure, .. } if failure.kind == FailureKind::TimedOut);
         assert!(matches!(&error, Error::Run(e) if timed_out(e.cause())), "{error}");
-        assert!(error.to_string().contains("longer than the 1ms that task_timeout allows"), "{error}");
+        assert!(
+            error.to_string().contains("longer than the 1ms that task_timeout allows"),
+            "{error}"
+        );
         assert!(freestone::open(&place.at("out")).is_err());
     }
 }
@@ -489,7 +601,9 @@ fn a_run_that_finished_nothing_leaves_nothing() {
     let planned = stages(&place, "out", &spec);
     let cancel = Cancel::default();
     cancel.cancel();
-    let error = freestone::run_with(&planned, &spec, &Serial, &Options { cancel, ..Options::default() }).unwrap_err();
+    let error =
+        freestone::run_with(&planned, &spec, &Serial, &Options { cancel, ..Options::default() })
+            .unwrap_err();
     let Error::Run(error) = error else { panic!("{error}") };
     assert!(matches!(error, RunError::Cancelled), "{error}");
     assert_eq!(folders(&Stores::default(), &spec.work_dir).unwrap(), Vec::<String>::new());
@@ -502,12 +616,18 @@ fn what_is_in_memory_is_not_kept() {
     let place = Place::new();
     let store = Arc::new(freestone::MemoryStore::new());
     let stores = Stores::default();
-    let store_dyn: Arc<dyn freestone::engine::storage::Store> = Arc::<freestone::MemoryStore>::clone(&store);
+    let store_dyn: Arc<dyn freestone::engine::storage::Store> =
+        Arc::<freestone::MemoryStore>::clone(&store);
     stores.insert(Arc::clone(&store_dyn));
     let spec = Spec { work_dir: store_dyn.url().to_owned(), ..place.spec() };
     let planned = stages(&place, "out", &spec);
     let stopped = Counting { cancel_after: Some(20), ..Counting::default() };
-    let options = Options { observers: &[&stopped], cancel: stopped.cancel.clone(), stores, ..Options::default() };
+    let options = Options {
+        observers: &[&stopped],
+        cancel: stopped.cancel.clone(),
+        stores,
+        ..Options::default()
+    };
     let error = freestone::run_with(&planned, &spec, &Serial, &options).unwrap_err();
     assert!(matches!(&error, Error::Run(RunError::Cancelled)), "{error}");
     assert!(store.keys().is_empty());
@@ -565,8 +685,8 @@ impl Executor for Leaving {
     }
 }
 
-/// What a worker's record tells of is not run again, though the journal has nothing of it; a record that is damaged, or whose receipts are not
-/// what the plan says, tells nothing.
+/// What a worker's record tells of is not run again, though the journal has nothing of it; a record
+/// that is damaged, or whose receipts are not what the plan says, tells nothing.
 #[test]
 fn records_of_workers_count_where_the_journal_is_silent() {
     let place = Place::new();
@@ -578,17 +698,29 @@ fn records_of_workers_count_where_the_journal_is_silent() {
     for (case, after) in [("early", 0.2), ("later", 0.5), ("late", 0.9)] {
         let planned = stages(&place, case, &spec);
         let n: u64 = planned.plan().plan().stages.iter().map(|s| s.n_tasks()).sum();
-        let stopped = Counting { cancel_after: Some((n as f64 * after) as u64), ..Counting::default() };
-        let Err(Error::Run(error)) = run(&planned, &spec, &Leaving { folder: Mutex::default() }, &stopped) else { panic!("it is cancelled") };
+        let stopped =
+            Counting { cancel_after: Some((n as f64 * after) as u64), ..Counting::default() };
+        let Err(Error::Run(error)) =
+            run(&planned, &spec, &Leaving { folder: Mutex::default() }, &stopped)
+        else {
+            panic!("it is cancelled")
+        };
         let folder = error.kept().unwrap().to_owned();
         // All but that the run has begun.
-        let mut journal: Vec<_> = fs::read_dir(format!("{folder}/journal")).unwrap().map(|e| e.unwrap().path()).collect();
+        let mut journal: Vec<_> =
+            fs::read_dir(format!("{folder}/journal")).unwrap().map(|e| e.unwrap().path()).collect();
         journal.sort();
         assert!(journal.len() > 1);
         journal.iter().skip(1).for_each(|f| fs::remove_file(f).unwrap());
-        let mut records: Vec<_> = fs::read_dir(format!("{folder}/answers/first")).unwrap().map(|e| e.unwrap().path()).collect();
+        let mut records: Vec<_> = fs::read_dir(format!("{folder}/answers/first"))
+            .unwrap()
+            .map(|e| e.unwrap().path())
+            .collect();
         records.sort();
-        let tasks = |path: &Path| serde_json::from_slice::<TaskOutcome>(&fs::read(path).unwrap()).unwrap().done.len() as u64;
+        let tasks = |path: &Path| {
+            serde_json::from_slice::<TaskOutcome>(&fs::read(path).unwrap()).unwrap().done.len()
+                as u64
+        };
         assert_eq!(records.iter().map(|r| tasks(r)).sum::<u64>(), stopped.total());
         let lost = tasks(&records[1]) + tasks(&records[3]);
         fs::write(&records[1], b"{\"request\":").unwrap();
@@ -597,7 +729,11 @@ fn records_of_workers_count_where_the_journal_is_silent() {
         fs::write(&records[3], text.replace("\"chunk\":", "\"chunk\":1")).unwrap();
         let resumed = Counting::default();
         let report = resume(&folder, &spec, &Threads::new(2), &resumed).unwrap();
-        assert_eq!((report.finished_before, report.recomputed), (stopped.total() - lost, 0), "{case}");
+        assert_eq!(
+            (report.finished_before, report.recomputed),
+            (stopped.total() - lost, 0),
+            "{case}"
+        );
         assert_eq!(resumed.total(), n - stopped.total() + lost, "{case}");
         assert!(both(&place, case) == expect, "{case}");
     }
@@ -614,7 +750,8 @@ impl<F: Fn() + Send + Sync> Observer for Once<F> {
     }
 }
 
-/// In an object store the lock on a run is an object: nobody else goes on with a run while it is going on, and who has lost it to somebody else stops.
+/// In an object store the lock on a run is an object: nobody else goes on with a run while it is
+/// going on, and who has lost it to somebody else stops.
 #[test]
 #[ignore = "needs an S3 server: run by .ci/run"]
 fn s3_one_process_at_a_time_is_at_a_run() {
@@ -624,19 +761,37 @@ fn s3_one_process_at_a_time_is_at_a_run() {
     let store = stores.open(&spec.work_dir).unwrap();
     let folder = || folders(&stores, &spec.work_dir).unwrap().pop().unwrap();
     let planned = stages(&place, "locked", &spec);
-    let resumed = |first: &str| resume(&format!("{}/{first}", spec.work_dir), &spec, &Serial, &Counting::default());
-    let observed = |observer: &dyn Observer| freestone::run_with(&planned, &spec, &Serial, &Options { observers: &[observer], ..Options::default() });
+    let resumed = |first: &str| {
+        resume(&format!("{}/{first}", spec.work_dir), &spec, &Serial, &Counting::default())
+    };
+    let observed = |observer: &dyn Observer| {
+        freestone::run_with(
+            &planned,
+            &spec,
+            &Serial,
+            &Options { observers: &[observer], ..Options::default() },
+        )
+    };
 
     let meanwhile = Mutex::new(None);
     let second = Once(std::sync::Once::new(), || {
-        let stored = freestone::open_run(&format!("{}/{}", spec.work_dir, folder()), &stores).unwrap();
+        let stored =
+            freestone::open_run(&format!("{}/{}", spec.work_dir, folder()), &stores).unwrap();
         assert!(stored.standing(&stores).unwrap().is_running);
         *meanwhile.lock().unwrap() = Some(resumed(&folder()));
     });
     observed(&second).unwrap();
     let error = meanwhile.into_inner().unwrap().unwrap().unwrap_err();
-    assert!(matches!(&error, Error::Run(RunError::Running { .. })) && error.exit_code() == ExitCode::Conflict, "{error}");
-    assert_eq!(folders(&stores, &spec.work_dir).unwrap(), Vec::<String>::new(), "the lock goes with the run");
+    assert!(
+        matches!(&error, Error::Run(RunError::Running { .. }))
+            && error.exit_code() == ExitCode::Conflict,
+        "{error}"
+    );
+    assert_eq!(
+        folders(&stores, &spec.work_dir).unwrap(),
+        Vec::<String>::new(),
+        "the lock goes with the run"
+    );
     let expect = both(&place, "locked");
 
     // Somebody else has taken it over, and is gone by now.
@@ -651,9 +806,17 @@ fn s3_one_process_at_a_time_is_at_a_run() {
         thread::sleep(Duration::from_secs(7));
     });
     let error = observed(&taking).unwrap_err();
-    assert!(matches!(&error, Error::Run(RunError::TakenOver { .. })) && error.exit_code() == ExitCode::Conflict, "{error}");
+    assert!(
+        matches!(&error, Error::Run(RunError::TakenOver { .. }))
+            && error.exit_code() == ExitCode::Conflict,
+        "{error}"
+    );
     let left = folder();
-    assert_eq!(fs::exists(place.at("locked-y/zarr.json")).ok(), Some(false), "nothing is published");
+    assert_eq!(
+        fs::exists(place.at("locked-y/zarr.json")).ok(),
+        Some(false),
+        "nothing is published"
+    );
     resumed(&left).unwrap();
     assert!(both(&place, "locked") == expect);
     assert_eq!(folders(&stores, &spec.work_dir).unwrap(), Vec::<String>::new());

@@ -25,15 +25,27 @@ fn check_shards(shape: &[u64], made: &[u64], chunks: &[u64], shards: &[u64], cod
     let place = Place::new();
     let array = noise(shape, made);
     let whole = freestone::compute::<f32>(&array, &place.spec()).unwrap();
-    let target = Target::array(&array, &place.at("out")).chunks(chunks).shards(shards).codec(codec.parse::<Encoding>().unwrap());
+    let target = Target::array(&array, &place.at("out"))
+        .chunks(chunks)
+        .shards(shards)
+        .codec(codec.parse::<Encoding>().unwrap());
     run(&[target], &place).unwrap();
     assert_eq!(values(&place.at("out"), &place), whole);
-    let objects = tree(place.at("out")).into_iter().filter(|(name, _)| name != "zarr.json").count() as u64;
+    let objects =
+        tree(place.at("out")).into_iter().filter(|(name, _)| name != "zarr.json").count() as u64;
     assert_eq!(objects, shape.iter().zip(shards).map(|(n, s)| n.div_ceil(*s)).product::<u64>());
     // What views and reductions read are chunks inside of shards.
     let array = freestone::open(&place.at("out")).unwrap();
-    assert_eq!(array.grid().unwrap().max_chunk(), shape.iter().zip(chunks).map(|(n, c)| *n.min(c)).collect::<Vec<_>>());
-    let sum: f64 = freestone::compute::<f64>(&array.astype(DType::Float64).unwrap().sum(()).unwrap(), &place.spec()).unwrap().sum();
+    assert_eq!(
+        array.grid().unwrap().max_chunk(),
+        shape.iter().zip(chunks).map(|(n, c)| *n.min(c)).collect::<Vec<_>>()
+    );
+    let sum: f64 = freestone::compute::<f64>(
+        &array.astype(DType::Float64).unwrap().sum(()).unwrap(),
+        &place.spec(),
+    )
+    .unwrap()
+    .sum();
     assert!((sum - whole.iter().map(|x| f64::from(*x)).sum::<f64>()).abs() < 1e-6);
 }
 
@@ -49,25 +61,47 @@ fn shards_hold_what_was_computed() {
     check_shards(&[], &[], &[], &[], "zstd");
 }
 
-/// The index is at the end: offset and length of each chunk, then a checksum; a chunk of fill values has the largest numbers.
+/// The index is at the end: offset and length of each chunk, then a checksum; a chunk of fill
+/// values has the largest numbers.
 #[test]
 fn chunks_of_fill_values_are_left_out() {
     let place = Place::new();
     let column = freestone::arange(0.0, 6.0, 1.0, DType::Float32, 2).unwrap();
     // Columns 0 to 3 are zero, 4 and 5 are 4 and 5; rows alike.
-    let kept = freestone::where_(&freestone::greater(&column, freestone::scalar(3.5f32)).unwrap(), &column, freestone::scalar(0f32)).unwrap();
+    let kept = freestone::where_(
+        &freestone::greater(&column, freestone::scalar(3.5f32)).unwrap(),
+        &column,
+        freestone::scalar(0f32),
+    )
+    .unwrap();
     let array = kept.broadcast_to(&[8, 6]).unwrap();
-    run(&[Target::array(&array, &place.at("out")).chunks(&[2, 2]).shards(&[4, 4]).codec(CodecName::None)], &place).unwrap();
-    assert_eq!(names(place.at("out/c")), ["0", "0/1", "1", "1/1"], "shards of nothing but fill values are not stored");
+    run(
+        &[Target::array(&array, &place.at("out"))
+            .chunks(&[2, 2])
+            .shards(&[4, 4])
+            .codec(CodecName::None)],
+        &place,
+    )
+    .unwrap();
+    assert_eq!(
+        names(place.at("out/c")),
+        ["0", "0/1", "1", "1/1"],
+        "shards of nothing but fill values are not stored"
+    );
     let shard = fs::read(place.at("out/c/1/1")).unwrap();
     let (chunks, index) = shard.split_at(shard.len() - 4 * 16 - 4);
-    let numbers: Vec<u64> = index[..64].chunks(8).map(|b| u64::from_le_bytes(b.try_into().unwrap())).collect();
+    let numbers: Vec<u64> =
+        index[..64].chunks(8).map(|b| u64::from_le_bytes(b.try_into().unwrap())).collect();
     let none = u64::MAX;
     assert_eq!(numbers, [0, 16, none, none, 16, 16, none, none]);
-    assert_eq!(chunks.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect::<Vec<_>>(), [4.0, 5.0, 4.0, 5.0, 4.0, 5.0, 4.0, 5.0]);
+    assert_eq!(
+        chunks.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect::<Vec<_>>(),
+        [4.0, 5.0, 4.0, 5.0, 4.0, 5.0, 4.0, 5.0]
+    );
 }
 
-/// A plan's later stage reads what an earlier one stored in shards; reductions write shards too, by any executor.
+/// A plan's later stage reads what an earlier one stored in shards; reductions write shards too, by
+/// any executor.
 #[test]
 fn stages_read_and_write_shards() {
     let place = Place::new();
@@ -76,7 +110,9 @@ fn stages_read_and_write_shards() {
     let whole = freestone::compute::<f32>(&rechunked, &place.spec()).unwrap();
     let planned = |folder: &str| {
         let targets = [
-            Target::array(&rechunked, &place.at(&format!("{folder}/x"))).chunks(&[10, 5]).shards(&[20, 10]),
+            Target::array(&rechunked, &place.at(&format!("{folder}/x")))
+                .chunks(&[10, 5])
+                .shards(&[20, 10]),
             Target::array(&sum, &place.at(&format!("{folder}/sum"))).chunks(&[5]).shards(&[10]),
             Target::array(&mean, &place.at(&format!("{folder}/mean"))).chunks(&[5]).shards(&[30]),
         ];
@@ -84,12 +120,18 @@ fn stages_read_and_write_shards() {
     };
     let text = planned("text").plan().to_string();
     assert!(text.contains("in chunks [10, 5] in shards [20, 10]"), "{text}");
-    assert!(text.contains("reads text/x") || text.contains("reads x"), "the sums read what is stored: {text}");
+    assert!(
+        text.contains("reads text/x") || text.contains("reads x"),
+        "the sums read what is stored: {text}"
+    );
     freestone::run(&planned("serial"), &place.spec(), &Serial).unwrap();
     freestone::run(&planned("processes"), &place.spec(), &processes(2)).unwrap();
     assert!(tree(place.at("serial")) == tree(place.at("processes")));
     assert_eq!(values(&place.at("serial/x"), &place), whole);
-    for (name, expect) in [("sum", whole.sum_axis(ndarray::Axis(0))), ("mean", whole.mean_axis(ndarray::Axis(0)).unwrap())] {
+    for (name, expect) in [
+        ("sum", whole.sum_axis(ndarray::Axis(0))),
+        ("mean", whole.mean_axis(ndarray::Axis(0)).unwrap()),
+    ] {
         let found = values(&place.at(&format!("serial/{name}")), &place);
         assert!(found.iter().zip(&expect).all(|(a, b)| (a - b).abs() < 1e-4), "{name}");
     }
@@ -100,30 +142,66 @@ fn shards_that_do_not_fit() {
     let place = Place::new();
     let array = noise(&[30, 41], &[8, 8]);
     for (shards, says) in [
-        (vec![16, 20], "along axis 1 a shard of 20 is no multiple of the chunks of 8: use 16 or 24"),
+        (
+            vec![16, 20],
+            "along axis 1 a shard of 20 is no multiple of the chunks of 8: use 16 or 24",
+        ),
         (vec![16, 4], "use 8"),
         (vec![0, 8], "along axis 0"),
         (vec![16], "1 shard sizes were given for 2 axes"),
     ] {
-        let error = freestone::plan(&[Target::array(&array, &place.at("out")).chunks(&[8, 8]).shards(&shards)], &place.spec()).unwrap_err();
-        assert!(matches!(error, Error::Array(ArrayError::Shards(_))) && error.to_string().contains(says), "{error}");
+        let error = freestone::plan(
+            &[Target::array(&array, &place.at("out")).chunks(&[8, 8]).shards(&shards)],
+            &place.spec(),
+        )
+        .unwrap_err();
+        assert!(
+            matches!(error, Error::Array(ArrayError::Shards(_)))
+                && error.to_string().contains(says),
+            "{error}"
+        );
     }
     // A shard larger than memory is refused, and named as one.
     let target = Target::array(&array, &place.at("out")).chunks(&[8, 8]).shards(&[80_000, 80_000]);
     let error = freestone::plan(&[target], &place.spec()).unwrap_err();
     assert!(error.to_string().contains("smaller shards"), "{error}");
     for shards in [[u64::MAX / 8 * 8, u64::MAX / 8 * 8], [1 << 40, 8]] {
-        assert!(freestone::plan(&[Target::array(&array, &place.at("out")).chunks(&[8, 8]).shards(&shards)], &place.spec()).is_err());
+        assert!(
+            freestone::plan(
+                &[Target::array(&array, &place.at("out")).chunks(&[8, 8]).shards(&shards)],
+                &place.spec()
+            )
+            .is_err()
+        );
     }
     assert!(names(place.folder.path()).is_empty());
 }
 
 #[test]
 fn codecs_by_name_are_read_back() {
-    for name in ["none", "lz4", "zstd:-1", "zstd:19", "gzip", "gzip:0", "none+crc32c", "lz4+crc32c", "zstd:3+crc32c", "gzip:9+crc32c"] {
+    for name in [
+        "none",
+        "lz4",
+        "zstd:-1",
+        "zstd:19",
+        "gzip",
+        "gzip:0",
+        "none+crc32c",
+        "lz4+crc32c",
+        "zstd:3+crc32c",
+        "gzip:9+crc32c",
+    ] {
         let place = Place::new();
         let array = noise(&[30, 41], &[8, 16]);
-        run(&[Target::array(&array, &place.at("out")).codec(name.parse::<Encoding>().unwrap())], &place).unwrap();
-        assert_eq!(values(&place.at("out"), &place), freestone::compute::<f32>(&array, &place.spec()).unwrap(), "{name}");
+        run(
+            &[Target::array(&array, &place.at("out")).codec(name.parse::<Encoding>().unwrap())],
+            &place,
+        )
+        .unwrap();
+        assert_eq!(
+            values(&place.at("out"), &place),
+            freestone::compute::<f32>(&array, &place.spec()).unwrap(),
+            "{name}"
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! What needs more than a folder: files of zarr-python, a disk that runs full, a memory limit, an S3 server. `.ci/run` sets
-//! these up and runs each group of tests by the prefix of its names.
+//! What needs more than a folder: files of zarr-python, a disk that runs full, a memory limit, an
+//! S3 server. `.ci/run` sets these up and runs each group of tests by the prefix of its names.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -11,16 +11,21 @@ use freestone::engine::executor::Executor;
 use freestone::engine::kernels::dtype::{Complex128, Kind};
 use freestone::engine::storage::StorageError;
 use freestone::engine::task::FailureKind;
-use freestone::{Array, CodecName, DType, Error, ExitCode, Processes, Serial, Spec, Target, Threads, WORKER_ARGUMENT};
+use freestone::{
+    Array, CodecName, DType, Error, ExitCode, Processes, Serial, Spec, Target, Threads,
+    WORKER_ARGUMENT,
+};
 use serde_json::Value;
 
 use crate::support::{BINARY, Place, WINDS_V3, spec_in};
 
 pub fn variable(name: &str) -> String {
-    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: these tests are run by .ci/run"))
+    std::env::var(name)
+        .unwrap_or_else(|_| panic!("{name} is not set: these tests are run by .ci/run"))
 }
 
-// --- Files that zarr-python wrote -----------------------------------------------------------------------------------
+// --- Files that zarr-python wrote
+// -----------------------------------------------------------------------------------
 
 fn close(found: f64, expect: f64) -> bool {
     found == expect || (found - expect).abs() <= 1e-12 * expect.abs()
@@ -28,7 +33,8 @@ fn close(found: f64, expect: f64) -> bool {
 
 /// Sum and weighted sum of what is no NaN, real and imaginary parts apart.
 fn sums(array: &Array, spec: &Spec) -> [Complex128; 2] {
-    let values = freestone::compute::<Complex128>(&array.astype(DType::Complex128).unwrap(), spec).unwrap();
+    let values =
+        freestone::compute::<Complex128>(&array.astype(DType::Complex128).unwrap(), spec).unwrap();
     let mut sums = [Complex128::default(); 2];
     for (i, x) in values.iter().enumerate().filter(|(_, x)| !x.re.is_nan()) {
         sums[0] += x;
@@ -42,12 +48,16 @@ fn sums(array: &Array, spec: &Spec) -> [Complex128; 2] {
 fn interop_reads_what_zarr_python_wrote() {
     let folder = variable("FREESTONE_INTEROP");
     let place = Place::new();
-    let listed: Vec<Value> = serde_json::from_slice(&fs::read(format!("{folder}/expected.json")).unwrap()).unwrap();
+    let listed: Vec<Value> =
+        serde_json::from_slice(&fs::read(format!("{folder}/expected.json")).unwrap()).unwrap();
     assert!(listed.len() > 30, "only {} arrays are listed", listed.len());
     for expect in &listed {
         let path = expect["path"].as_str().unwrap();
-        let array = freestone::open(&format!("{folder}/{path}")).unwrap_or_else(|e| panic!("{path}: {e}"));
-        let numbers = |v: &Value| -> Vec<u64> { v.as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect() };
+        let array =
+            freestone::open(&format!("{folder}/{path}")).unwrap_or_else(|e| panic!("{path}: {e}"));
+        let numbers = |v: &Value| -> Vec<u64> {
+            v.as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect()
+        };
         assert_eq!(array.shape().unwrap(), numbers(&expect["shape"]), "{path}");
         assert_eq!(array.dtype().unwrap().name(), expect["dtype"], "{path}");
         let complex = |v: &Value| match v.as_array() {
@@ -69,15 +79,25 @@ fn interop_reads_what_zarr_python_wrote() {
     println!("{} arrays", listed.len());
 }
 
-/// What `read_outputs.py` reads: numbers in C order, stored in every way that we can, and the winds, piece by piece.
+/// What `read_outputs.py` reads: numbers in C order, stored in every way that we can, and the
+/// winds, piece by piece.
 #[test]
 #[ignore = "zarr-python reads what it writes: run by .ci/run"]
 fn interop_writes_for_zarr_python() {
     let (group, place) = (format!("{}/outputs.zarr", variable("FREESTONE_INTEROP")), Place::new());
-    let run = |target: Target| freestone::run(&freestone::plan(&[target], &place.spec()).unwrap(), &place.spec(), &Threads::new(2)).unwrap();
-    let numbers = ndarray::Array::from_shape_fn(ndarray::IxDyn(&[30, 41]), |i| (41 * i[0] + i[1]) as f32);
+    let run = |target: Target| {
+        freestone::run(
+            &freestone::plan(&[target], &place.spec()).unwrap(),
+            &place.spec(),
+            &Threads::new(2),
+        )
+        .unwrap()
+    };
+    let numbers =
+        ndarray::Array::from_shape_fn(ndarray::IxDyn(&[30, 41]), |i| (41 * i[0] + i[1]) as f32);
     let numbers = freestone::asarray(&numbers).with_dims(&[Some("y"), Some("x")]).unwrap();
-    let target = |name: &str| Target::in_group(&numbers, &group, name).chunks(&[8, 8]).overwrite(true);
+    let target =
+        |name: &str| Target::in_group(&numbers, &group, name).chunks(&[8, 8]).overwrite(true);
     for codec in ["none", "lz4", "zstd:5+crc32c", "gzip:1", "none+crc32c"] {
         let encoding: freestone::Encoding = codec.parse().unwrap();
         let name = codec.replace([':', '+'], "-");
@@ -87,18 +107,32 @@ fn interop_writes_for_zarr_python() {
     freestone::create(&[target("regions").shards(&[8, 16])], &place.spec()).unwrap();
     for rows in [0..16, 16..30] {
         let part = numbers.slice(0, Some(rows.start), Some(rows.end), 1).unwrap();
-        run(Target::in_group(&part, &group, "regions").region(&[rows.start as u64..rows.end as u64, 0..41]));
+        run(Target::in_group(&part, &group, "regions")
+            .region(&[rows.start as u64..rows.end as u64, 0..41]));
     }
     let u = freestone::open(&format!("{WINDS_V3}/u")).unwrap();
-    freestone::create(&[Target::in_group(&u, &group, "u").chunks(&[1, 73, 144]).overwrite(true).consolidated(true)], &place.spec()).unwrap();
+    freestone::create(
+        &[Target::in_group(&u, &group, "u")
+            .chunks(&[1, 73, 144])
+            .overwrite(true)
+            .consolidated(true)],
+        &place.spec(),
+    )
+    .unwrap();
     for months in [0..7, 7..12] {
-        run(Target::in_group(&u.slice(0, Some(months.start), Some(months.end), 1).unwrap(), &group, "u").region_auto());
+        run(Target::in_group(
+            &u.slice(0, Some(months.start), Some(months.end), 1).unwrap(),
+            &group,
+            "u",
+        )
+        .region_auto());
     }
     // After everything else, by a run that was not asked to consolidate.
     run(target("last"));
 }
 
-// --- A disk that runs full ------------------------------------------------------------------------------------------
+// --- A disk that runs full
+// ------------------------------------------------------------------------------------------
 
 /// 5.8 MB that do not compress.
 fn too_large(chunk: u64) -> Array {
@@ -117,14 +151,19 @@ fn is_no_space(error: &Error) -> bool {
 fn emptied(folder: &str) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
-        if path.is_dir() { fs::remove_dir_all(path).unwrap() } else { fs::remove_file(path).unwrap() }
+        if path.is_dir() {
+            fs::remove_dir_all(path).unwrap()
+        } else {
+            fs::remove_file(path).unwrap()
+        }
     }
 }
 
 #[track_caller]
 fn check_full(output: &str, work_dir: &str, array: &Array, executor: &dyn Executor) {
     let spec = spec_in(work_dir);
-    let planned = freestone::plan(&[Target::array(array, output).codec(CodecName::None)], &spec).unwrap();
+    let planned =
+        freestone::plan(&[Target::array(array, output).codec(CodecName::None)], &spec).unwrap();
     let error = freestone::run(&planned, &spec, executor).unwrap_err();
     assert!(is_no_space(&error), "{error:?}");
     assert!(error.to_string().contains("no space is left"), "{error}");
@@ -146,9 +185,15 @@ fn disk_full() {
     assert!(freestone::open(&output).is_ok());
     emptied(&small);
 
-    // The intermediate of a rechunk does not fit into the work directory. (Threads would keep it in memory.)
+    // The intermediate of a rechunk does not fit into the work directory. (Threads would keep it in
+    // memory.)
     let rechunked = too_large(100).rechunk(&[1200, 50]).unwrap();
-    check_full(&place.at("out"), &format!("{small}/work"), &(&rechunked * 2.0), &crate::support::processes(2));
+    check_full(
+        &place.at("out"),
+        &format!("{small}/work"),
+        &(&rechunked * 2.0),
+        &crate::support::processes(2),
+    );
     assert!(!Path::new(&place.at("out/zarr.json")).exists());
     emptied(&small);
 
@@ -159,7 +204,8 @@ fn disk_full() {
     emptied(&small);
 }
 
-// --- A memory limit that kills --------------------------------------------------------------------------------------
+// --- A memory limit that kills
+// --------------------------------------------------------------------------------------
 
 /// A cgroup below the one that we may write, with a limit.
 pub struct Cgroup(PathBuf);
@@ -172,7 +218,9 @@ impl Cgroup {
         let limits = if version_1.exists() { version_1 } else { folder.join("memory.max") };
         fs::write(limits, limit.to_string()).unwrap();
         // Swapping would hide what is over the limit.
-        for (file, value) in [("memory.swap.max", "0"), ("memory.swappiness", "0"), ("memory.oom.group", "0")] {
+        for (file, value) in
+            [("memory.swap.max", "0"), ("memory.swappiness", "0"), ("memory.oom.group", "0")]
+        {
             if folder.join(file).exists() {
                 fs::write(folder.join(file), value).unwrap();
             }
@@ -195,38 +243,88 @@ impl Drop for Cgroup {
 const ALLOWED: &str = "100MB";
 
 fn rechunk(place: &Place, output: &str, cgroup: &Cgroup) -> Output {
-    let arguments = ["rechunk", &place.at("in"), &place.at(output), "--chunks", "4096,256", "--codec", "none", "--allowed-mem", ALLOWED];
+    let arguments = [
+        "rechunk",
+        &place.at("in"),
+        &place.at(output),
+        "--chunks",
+        "4096,256",
+        "--codec",
+        "none",
+        "--allowed-mem",
+        ALLOWED,
+    ];
     // By default the command would see the limit and refuse: here the limit must do it.
-    let limits = ["--work-dir", &place.at("work"), "--executor", "serial", "--threads", "1", "--local-mem", ALLOWED];
-    Command::new("sh").args(["-c", &cgroup.enter(), BINARY]).args(arguments).args(limits).output().unwrap()
+    let limits = [
+        "--work-dir",
+        &place.at("work"),
+        "--executor",
+        "serial",
+        "--threads",
+        "1",
+        "--local-mem",
+        ALLOWED,
+    ];
+    Command::new("sh")
+        .args(["-c", &cgroup.enter(), BINARY])
+        .args(arguments)
+        .args(limits)
+        .output()
+        .unwrap()
 }
 
 #[test]
 #[ignore = "needs a memory cgroup: run by .ci/run"]
 fn cgroup_bounds_hold_at_the_projection() {
     let place = Place::new();
-    let source = freestone::random_uniform(&[4096, 2048], 0.0, 1.0, 3, DType::Float32, &[1024, 2048]).unwrap();
-    let planned = freestone::plan(&[Target::array(&source, &place.at("in")).codec(CodecName::None)], &place.spec()).unwrap();
+    let source =
+        freestone::random_uniform(&[4096, 2048], 0.0, 1.0, 3, DType::Float32, &[1024, 2048])
+            .unwrap();
+    let planned = freestone::plan(
+        &[Target::array(&source, &place.at("in")).codec(CodecName::None)],
+        &place.spec(),
+    )
+    .unwrap();
     freestone::run(&planned, &place.spec(), &Serial).unwrap();
 
     // The plan that the command will make.
     let stored = freestone::open(&place.at("in")).unwrap().rechunk(&[4096, 256]).unwrap();
-    let target = Target::array(&stored, &place.at("limited")).chunks(&[4096, 256]).codec(CodecName::None);
-    let spec = Spec { parallelism: 1, threads: 1, allowed_mem: freestone::parse_size(ALLOWED).unwrap(), ..place.spec() };
+    let target =
+        Target::array(&stored, &place.at("limited")).chunks(&[4096, 256]).codec(CodecName::None);
+    let spec = Spec {
+        parallelism: 1,
+        threads: 1,
+        allowed_mem: freestone::parse_size(ALLOWED).unwrap(),
+        ..place.spec()
+    };
     let projected = freestone::plan(&[target], &spec).unwrap().plan().projected_mem();
     assert!(projected > 25_000_000, "{projected}");
 
     let run = rechunk(&place, "limited", &Cgroup::new("limited", projected));
     let text = String::from_utf8_lossy(&run.stdout);
-    assert!(run.status.success(), "{:?} {text} {}", run.status, String::from_utf8_lossy(&run.stderr));
+    assert!(
+        run.status.success(),
+        "{:?} {text} {}",
+        run.status,
+        String::from_utf8_lossy(&run.stderr)
+    );
     assert!(freestone::open(&place.at("limited")).is_ok());
 
     // The limit is real: half of what the run took is not enough.
-    let peak = text.split("peak memory ").nth(1).and_then(|t| t.split(" measured").next()).unwrap_or_else(|| panic!("{text}"));
+    let peak = text
+        .split("peak memory ")
+        .nth(1)
+        .and_then(|t| t.split(" measured").next())
+        .unwrap_or_else(|| panic!("{text}"));
     let peak = freestone::parse_size(peak).unwrap();
     assert!(peak <= projected, "measured {peak}, projected {projected}");
     let run = rechunk(&place, "killed", &Cgroup::new("half", peak / 2));
-    assert!(run.status.signal() == Some(9), "{:?}: a limit of {} should have killed it", run.status, peak / 2);
+    assert!(
+        run.status.signal() == Some(9),
+        "{:?}: a limit of {} should have killed it",
+        run.status,
+        peak / 2
+    );
     assert!(freestone::open(&place.at("killed")).is_err(), "a killed run publishes nothing");
 }
 
@@ -238,18 +336,29 @@ fn cgroup_bounds_hold_for_workers() {
     let planned = freestone::plan(&targets, &place.spec()).unwrap();
     // Each worker is one process with one task: reserved memory and the task's projection.
     let cgroup = Cgroup::new("worker", planned.plan().projected_mem());
-    let worker = Processes::new(1, "sh", ["-c".to_owned(), cgroup.enter(), BINARY.to_owned(), WORKER_ARGUMENT.to_owned()]);
+    let worker = Processes::new(
+        1,
+        "sh",
+        ["-c".to_owned(), cgroup.enter(), BINARY.to_owned(), WORKER_ARGUMENT.to_owned()],
+    );
     let report = freestone::run(&planned, &place.spec(), &worker).unwrap();
     assert_eq!(report.retries, 0, "no worker was killed");
-    assert!(report.worker_peak_bytes.is_some_and(|b| b <= planned.plan().projected_mem()), "{report:?}");
+    assert!(
+        report.worker_peak_bytes.is_some_and(|b| b <= planned.plan().projected_mem()),
+        "{report:?}"
+    );
 }
 
 fn means(output: &str) -> Vec<Target> {
     let [u, v] = ["u", "v"].map(|name| freestone::open(&format!("{WINDS_V3}/{name}")).unwrap());
-    [("uu", &u * &u), ("uv", &u * &v), ("vv", &v * &v)].iter().map(|(name, x)| Target::in_group(&x.mean(0).unwrap(), output, name)).collect()
+    [("uu", &u * &u), ("uv", &u * &v), ("vv", &v * &v)]
+        .iter()
+        .map(|(name, x)| Target::in_group(&x.mean(0).unwrap(), output, name))
+        .collect()
 }
 
-// --- An S3 server ---------------------------------------------------------------------------------------------------
+// --- An S3 server
+// ---------------------------------------------------------------------------------------------------
 
 fn stored(target: Target, spec: &Spec) -> Result<(), Error> {
     freestone::run(&freestone::plan(&[target], spec)?, spec, &Threads::new(2)).map(drop)
@@ -263,7 +372,10 @@ fn values(location: &str, spec: &Spec) -> ndarray::ArrayD<f32> {
 #[ignore = "needs an S3 server: run by .ci/run"]
 fn s3_round_trip() {
     let (s3, place) = (variable("FREESTONE_S3"), Place::new());
-    freestone::engine::storage::conformance::check(&*freestone::Stores::default().open(&s3).unwrap(), "conformance");
+    freestone::engine::storage::conformance::check(
+        &*freestone::Stores::default().open(&s3).unwrap(),
+        "conformance",
+    );
     let source = format!("{WINDS_V3}/u");
     let u = freestone::open(&source).unwrap().rechunk(&[12, 10, 20]).unwrap();
     stored(Target::array(&u, &format!("{s3}/u")), &place.spec()).unwrap();
@@ -274,7 +386,10 @@ fn s3_round_trip() {
     let on_s3 = freestone::open(&format!("{s3}/u")).unwrap();
     let doubled = &on_s3.rechunk(&[3, 37, 72]).unwrap() * 2.0;
     stored(Target::array(&doubled, &format!("{s3}/doubled")), &spec).unwrap();
-    assert_eq!(values(&format!("{s3}/doubled"), &place.spec()), values(&source, &place.spec()) * 2.0);
+    assert_eq!(
+        values(&format!("{s3}/doubled"), &place.spec()),
+        values(&source, &place.spec()) * 2.0
+    );
 
     for (name, executor) in [("threads", None), ("processes", Some(crate::support::processes(2)))] {
         let group = format!("{s3}/means-{name}.zarr");
@@ -283,7 +398,8 @@ fn s3_round_trip() {
             Some(processes) => freestone::run(&planned, &spec, &processes).unwrap(),
             None => freestone::run(&planned, &spec, &Threads::new(2)).unwrap(),
         };
-        let sum: f64 = values(&format!("{group}/uv"), &place.spec()).iter().map(|x| f64::from(*x)).sum();
+        let sum: f64 =
+            values(&format!("{group}/uv"), &place.spec()).iter().map(|x| f64::from(*x)).sum();
         assert!((sum / 30828.0636 - 1.0).abs() < 1e-6, "{sum}");
     }
 }
@@ -292,7 +408,9 @@ fn s3_round_trip() {
 #[ignore = "needs an S3 server: run by .ci/run"]
 fn s3_conflicts_and_what_is_not_there() {
     let (s3, place) = (variable("FREESTONE_S3"), Place::new());
-    let target = |location: &str| Target::array(&freestone::open(&format!("{WINDS_V3}/u")).unwrap(), location);
+    let target = |location: &str| {
+        Target::array(&freestone::open(&format!("{WINDS_V3}/u")).unwrap(), location)
+    };
     stored(target(&format!("{s3}/taken")), &place.spec()).unwrap();
     let error = stored(target(&format!("{s3}/taken")), &place.spec()).unwrap_err();
     assert_eq!(error.exit_code(), ExitCode::Conflict, "{error}");
@@ -301,6 +419,7 @@ fn s3_conflicts_and_what_is_not_there() {
 
     let missing = "s3://freestone-no-such-bucket/u";
     assert!(freestone::open(missing).is_err());
-    let error = stored(target(missing), &place.spec()).expect_err("what is written into no bucket is lost");
+    let error =
+        stored(target(missing), &place.spec()).expect_err("what is written into no bucket is lost");
     assert!(error.to_string().contains("freestone-no-such-bucket"), "{error}");
 }

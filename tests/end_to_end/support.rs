@@ -1,4 +1,5 @@
-//! What several of these tests need: places, file trees, other processes, and a Zarr writer that shares no code with the library.
+//! What several of these tests need: places, file trees, other processes, and a Zarr writer that
+//! shares no code with the library.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -30,10 +31,14 @@ impl Place {
         Place { folder: TempDir::new().unwrap() }
     }
 
-    /// For tests that compute often: in memory, where the machine has a folder that is, with room for what they write. Containers often have little.
+    /// For tests that compute often: in memory, where the machine has a folder that is, with room
+    /// for what they write. Containers often have little.
     pub fn quick() -> Place {
-        let has_room = rustix::fs::statvfs("/dev/shm").is_ok_and(|s| s.f_bavail.saturating_mul(s.f_frsize) >= 1 << 30);
-        Place { folder: if has_room { TempDir::new_in("/dev/shm") } else { TempDir::new() }.unwrap() }
+        let has_room = rustix::fs::statvfs("/dev/shm")
+            .is_ok_and(|s| s.f_bavail.saturating_mul(s.f_frsize) >= 1 << 30);
+        Place {
+            folder: if has_room { TempDir::new_in("/dev/shm") } else { TempDir::new() }.unwrap(),
+        }
     }
 
     pub fn at(&self, name: &str) -> String {
@@ -57,10 +62,19 @@ pub struct TestChild(Child);
 impl TestChild {
     pub fn start(role: &str, argument: &str) -> TestChild {
         let mut command = Command::new(TEST_CHILD);
-        TestChild(command.args([role, argument]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap())
+        TestChild(
+            command
+                .args([role, argument])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap(),
+        )
     }
 
-    /// The lines of JSON that it prints, until it ends. It is killed at the first one that `stops`; what it has printed by then is in the answer.
+    /// The lines of JSON that it prints, until it ends. It is killed at the first one that `stops`;
+    /// what it has printed by then is in the answer.
     pub fn hear(mut self, stops: impl Fn(&Value) -> bool) -> Vec<Value> {
         let mut heard = Vec::new();
         for line in BufReader::new(self.0.stdout.take().unwrap()).lines().map_while(Result::ok) {
@@ -93,7 +107,10 @@ pub fn tree(folder: impl AsRef<Path>) -> BTreeMap<String, Vec<u8>> {
             if path.is_dir() {
                 walk(root, &path, found);
             } else {
-                found.insert(path.strip_prefix(root).unwrap().display().to_string(), fs::read(&path).unwrap());
+                found.insert(
+                    path.strip_prefix(root).unwrap().display().to_string(),
+                    fs::read(&path).unwrap(),
+                );
             }
         }
     }
@@ -145,7 +162,8 @@ pub fn document(shape: &[u64], chunks: &[u64], dtype: &str) -> Value {
     })
 }
 
-/// Chunk keys of a regular grid with the bytes of each chunk, edges filled up with zeros; `elements` in C order.
+/// Chunk keys of a regular grid with the bytes of each chunk, edges filled up with zeros;
+/// `elements` in C order.
 pub fn chunk_files(shape: &[u64], chunks: &[u64], elements: &[Vec<u8>]) -> Vec<(String, Vec<u8>)> {
     let counts: Vec<u64> = shape.iter().zip(chunks).map(|(n, c)| n.div_ceil(*c)).collect();
     let mut files = Vec::new();
@@ -153,7 +171,12 @@ pub fn chunk_files(shape: &[u64], chunks: &[u64], elements: &[Vec<u8>]) -> Vec<(
         let at = unravel(number, &counts);
         let mut bytes = Vec::new();
         for within in 0..chunks.iter().product::<u64>() {
-            let index: Vec<u64> = unravel(within, chunks).iter().zip(&at).zip(chunks).map(|((i, c), size)| c * size + i).collect();
+            let index: Vec<u64> = unravel(within, chunks)
+                .iter()
+                .zip(&at)
+                .zip(chunks)
+                .map(|((i, c), size)| c * size + i)
+                .collect();
             if index.iter().zip(shape).all(|(i, n)| i < n) {
                 let flat = index.iter().zip(shape).fold(0, |flat, (i, n)| flat * n + i);
                 bytes.extend_from_slice(&elements[flat as usize]);
@@ -161,7 +184,10 @@ pub fn chunk_files(shape: &[u64], chunks: &[u64], elements: &[Vec<u8>]) -> Vec<(
                 bytes.extend(std::iter::repeat_n(0, elements[0].len()));
             }
         }
-        let key = std::iter::once("c".to_owned()).chain(at.iter().map(u64::to_string)).collect::<Vec<_>>().join("/");
+        let key = std::iter::once("c".to_owned())
+            .chain(at.iter().map(u64::to_string))
+            .collect::<Vec<_>>()
+            .join("/");
         files.push((key, bytes));
     }
     files

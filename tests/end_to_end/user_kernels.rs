@@ -21,7 +21,12 @@ impl UserKernel for Scaled {
         output.iter().product::<usize>() as u64 * 8
     }
 
-    fn apply(&self, inputs: &[Block<'_>], output: &mut BlockMut<'_>, scratch: &mut [u8]) -> Result<(), String> {
+    fn apply(
+        &self,
+        inputs: &[Block<'_>],
+        output: &mut BlockMut<'_>,
+        scratch: &mut [u8],
+    ) -> Result<(), String> {
         match self.trouble.as_deref() {
             Some("panic") => panic!("on purpose"),
             Some(trouble) => return Err(trouble.into()),
@@ -50,7 +55,12 @@ impl UserKernel for BlockSum {
         0
     }
 
-    fn apply(&self, inputs: &[Block<'_>], output: &mut BlockMut<'_>, _scratch: &mut [u8]) -> Result<(), String> {
+    fn apply(
+        &self,
+        inputs: &[Block<'_>],
+        output: &mut BlockMut<'_>,
+        _scratch: &mut [u8],
+    ) -> Result<(), String> {
         output.array::<f64>()?.fill(inputs[0].array::<f64>()?.sum());
         Ok(())
     }
@@ -78,7 +88,10 @@ fn blocks_are_computed_one_by_one_whatever_is_around_them() {
     for chunks in [[13, 7], [4, 3], [1, 7], [5, 1]] {
         let x = chunked(&whole, &chunks);
         let out = BlocksOut::new(DType::Float64);
-        assert_eq!(compute(&freestone::map_blocks(&scaled(2.0), &[&x], &out).unwrap()), (&whole * 2.0).into_dyn());
+        assert_eq!(
+            compute(&freestone::map_blocks(&scaled(2.0), &[&x], &out).unwrap()),
+            (&whole * 2.0).into_dyn()
+        );
         // Elementwise before and after, another chunking after, a view before, and two arrays.
         let y = freestone::map_blocks(&scaled(3.0), &[&(&x + 1.0), &x], &out).unwrap();
         let expected = ((&whole + 1.0) * 3.0 + &whole).into_dyn();
@@ -96,18 +109,34 @@ fn blocks_are_computed_one_by_one_whatever_is_around_them() {
 fn blocks_take_other_shapes() {
     let whole = numbers(10, 6);
     let x = chunked(&whole, &[4, 3]);
-    let out = BlocksOut::new(DType::Float64).lengths(0, Lengths::Each(1)).lengths(1, Lengths::List(vec![1, 2]));
+    let out = BlocksOut::new(DType::Float64)
+        .lengths(0, Lengths::Each(1))
+        .lengths(1, Lengths::List(vec![1, 2]));
     let sums = compute(&freestone::map_blocks(&BlockSum, &[&x], &out).unwrap());
     assert_eq!(sums.shape(), [3, 3]);
     for (i, rows) in [0..4, 4..8, 8..10].into_iter().enumerate() {
-        let block = |columns: std::ops::Range<usize>| whole.slice(ndarray::s![rows.clone(), columns]).sum();
-        assert_eq!([sums[[i, 0]], sums[[i, 1]], sums[[i, 2]]], [block(0..3), block(3..6), block(3..6)]);
+        let block =
+            |columns: std::ops::Range<usize>| whole.slice(ndarray::s![rows.clone(), columns]).sum();
+        assert_eq!(
+            [sums[[i, 0]], sums[[i, 1]], sums[[i, 2]]],
+            [block(0..3), block(3..6), block(3..6)]
+        );
     }
     // One row for every block of rows, and a new axis before it.
     let row = chunked(&numbers(1, 6), &[1, 3]);
-    let both = freestone::map_blocks(&scaled(0.0), &[&x, &row.at(0, 0).unwrap()], &BlocksOut::new(DType::Float64)).unwrap();
+    let both = freestone::map_blocks(
+        &scaled(0.0),
+        &[&x, &row.at(0, 0).unwrap()],
+        &BlocksOut::new(DType::Float64),
+    )
+    .unwrap();
     assert_eq!(compute(&both), numbers(1, 6).broadcast((10, 6)).unwrap().to_owned().into_dyn());
-    let dropped = freestone::map_blocks(&BlockSum, &[&x.rechunk(&[10, 3]).unwrap()], &BlocksOut::new(DType::Float64).drop_axis(0).new_axis(1, 2)).unwrap();
+    let dropped = freestone::map_blocks(
+        &BlockSum,
+        &[&x.rechunk(&[10, 3]).unwrap()],
+        &BlocksOut::new(DType::Float64).drop_axis(0).new_axis(1, 2),
+    )
+    .unwrap();
     assert_eq!(dropped.shape().unwrap(), [6, 2]);
     assert_eq!(compute(&dropped)[[5, 1]], whole.slice(ndarray::s![.., 3..6]).sum());
 }
@@ -126,7 +155,11 @@ fn what_does_not_fit_is_refused_before_anything_runs() {
     check(&[&x], &out.clone().drop_axis(0), "axis 0 cannot be dropped while it has 3 blocks");
     check(&[&x], &out.clone().drop_axis(5), "axis 5 is out of range");
     check(&[&x], &out.clone().new_axis(4, 1), "axis 4 is out of range");
-    check(&[&x], &out.clone().lengths(0, Lengths::List(vec![1])), "1 lengths were given for 3 blocks along axis 0");
+    check(
+        &[&x],
+        &out.clone().lengths(0, Lengths::List(vec![1])),
+        "1 lengths were given for 3 blocks along axis 0",
+    );
     check(&[&x], &out.lengths(1, Lengths::Each(0)), "blocks of 0 elements");
 }
 
@@ -134,13 +167,21 @@ fn what_does_not_fit_is_refused_before_anything_runs() {
 fn a_kernel_that_fails_ends_the_run_with_its_words() {
     let x = chunked(&numbers(10, 6), &[4, 3]);
     let place = Place::new();
-    for (trouble, expected) in [("no convergence", "kernel `scaled`: no convergence"), ("panic", "kernel `scaled`: it panicked")] {
+    for (trouble, expected) in [
+        ("no convergence", "kernel `scaled`: no convergence"),
+        ("panic", "kernel `scaled`: it panicked"),
+    ] {
         let kernel = Scaled { by: 1.0, trouble: Some(trouble.into()) };
         let y = freestone::map_blocks(&kernel, &[&x], &BlocksOut::new(DType::Float64)).unwrap();
         let error = freestone::compute::<f64>(&y, &place.spec()).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
-    let wrong = freestone::map_blocks(&scaled(1.0), &[&x.astype(DType::Float32).unwrap()], &BlocksOut::new(DType::Float64)).unwrap();
+    let wrong = freestone::map_blocks(
+        &scaled(1.0),
+        &[&x.astype(DType::Float32).unwrap()],
+        &BlocksOut::new(DType::Float64),
+    )
+    .unwrap();
     let error = freestone::compute::<f64>(&wrong, &place.spec()).unwrap_err().to_string();
     assert!(error.contains("the block holds float32, not float64"), "{error}");
 }
@@ -149,11 +190,17 @@ fn a_kernel_that_fails_ends_the_run_with_its_words() {
 #[test]
 fn a_worker_without_the_kernel_is_found_before_the_first_task() {
     let place = Place::new();
-    let winds = freestone::open(&format!("{}/u", crate::support::WINDS_V3)).unwrap().astype(DType::Float64).unwrap();
-    let y = freestone::map_blocks(&scaled(1.0), &[&winds], &BlocksOut::new(DType::Float64)).unwrap();
+    let winds = freestone::open(&format!("{}/u", crate::support::WINDS_V3))
+        .unwrap()
+        .astype(DType::Float64)
+        .unwrap();
+    let y =
+        freestone::map_blocks(&scaled(1.0), &[&winds], &BlocksOut::new(DType::Float64)).unwrap();
     let out = place.at("out.zarr");
     let planned = freestone::plan(&[Target::array(&y, &out)], &place.spec()).unwrap();
-    let Err(error) = freestone::run(&planned, &place.spec(), &processes(1)) else { panic!("a worker had a kernel that nobody gave it") };
+    let Err(error) = freestone::run(&planned, &place.spec(), &processes(1)) else {
+        panic!("a worker had a kernel that nobody gave it")
+    };
     assert!(error.to_string().contains("does not know the kernel `scaled` (hint:"), "{error}");
     assert!(matches!(error, Error::Run(_)));
     assert!(!std::path::Path::new(&out).exists());
@@ -167,5 +214,9 @@ fn scratch_memory_is_in_the_projection() {
     let plan = freestone::plan(&[Target::array(&y, "/nowhere")], &spec).unwrap();
     let text = plan.plan().to_string();
     // 80 000 bytes of scratch memory, and what a task keeps besides.
-    assert!(text.contains("applies kernel scaled (version 3)") && text.contains("145.5 kB  kernel scratch"), "{text}");
+    assert!(
+        text.contains("applies kernel scaled (version 3)")
+            && text.contains("145.5 kB  kernel scratch"),
+        "{text}"
+    );
 }

@@ -1,13 +1,18 @@
-//! The worker, identical in every place: a process on this machine, or an environment of AWS Lambda.
+//! The worker, identical in every place: a process on this machine, or an environment of AWS
+//! Lambda.
 //!
-//! A client sends an [`Invocation`]. A [`Server`] fetches the run's plan and caches it for the next invocation. It runs as many tasks at
-//! once as fit its memory, and returns an [`Answer`]. A worker refuses a plan that it cannot run before the first task, with the reason in
-//! [`Answer::Refused`]. Reasons include another protocol, engine or plan format version, an unknown kernel, and too little memory.
-//! [`Call::Probe`] requests only this check. Requests for which no time is left are returned.
+//! A client sends an [`Invocation`]. A [`Server`] fetches the run's plan and caches it for the next
+//! invocation. It runs as many tasks at once as fit its memory, and returns an [`Answer`]. A worker
+//! refuses a plan that it cannot run before the first task, with the reason in [`Answer::Refused`].
+//! Reasons include another protocol, engine or plan format version, an unknown kernel, and too
+//! little memory. [`Call::Probe`] requests only this check. Requests for which no time is left are
+//! returned.
 //!
-//! Each place has its own transport: frames over a socket (`freestone-executors`), or Lambda's Runtime API (`freestone-lambda`).
+//! Each place has its own transport: frames over a socket (`freestone-executors`), or Lambda's
+//! Runtime API (`freestone-lambda`).
 //!
-//! `protocol` defines the messages, `plan` fetches and checks plans, `server` answers invocations, and `requests` runs tasks.
+//! `protocol` defines the messages, `plan` fetches and checks plans, `server` answers invocations,
+//! and `requests` runs tasks.
 
 mod plan;
 mod protocol;
@@ -21,7 +26,8 @@ pub use server::{Place, Server};
 
 use freestone_engine::storage::Stores;
 
-/// Returns stores with openers for every scheme of this build. The feature `sessions` adds repositories.
+/// Returns stores with openers for every scheme of this build. The feature `sessions` adds
+/// repositories.
 pub fn stores() -> Stores {
     let stores = Stores::default();
     #[cfg(feature = "sessions")]

@@ -1,8 +1,10 @@
 //! Concurrent execution of the requests of one invocation, limited by memory and time.
 //!
-//! Each thread takes one request after another and runs its tasks in sequence. Before each task it checks the remaining time, and does not
-//! start a task that would probably exceed the deadline. This does not apply to a thread's first task, because no task ever gets more time.
-//! Threads periodically check whether the client still waits for results. If not, requests that have not started are returned.
+//! Each thread takes one request after another and runs its tasks in sequence. Before each task it
+//! checks the remaining time, and does not start a task that would probably exceed the deadline.
+//! This does not apply to a thread's first task, because no task ever gets more time. Threads
+//! periodically check whether the client still waits for results. If not, requests that have not
+//! started are returned.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,15 +29,20 @@ pub(crate) struct Deadline {
 }
 
 impl Deadline {
-    /// Creates the deadline of an invocation that began at `start`, with `left` as its limit. Reserves a tenth of the limit, at most two
-    /// seconds.
+    /// Creates the deadline of an invocation that began at `start`, with `left` as its limit.
+    /// Reserves a tenth of the limit, at most two seconds.
     pub(crate) fn new(start: Instant, left: Option<Duration>) -> Deadline {
-        Deadline { end: left.map(|left| start + left), reserve: left.map_or(Duration::ZERO, |left| (left / 10).min(Duration::from_secs(2))) }
+        Deadline {
+            end: left.map(|left| start + left),
+            reserve: left.map_or(Duration::ZERO, |left| (left / 10).min(Duration::from_secs(2))),
+        }
     }
 
     /// Returns the time left for tasks.
     fn left(&self) -> Duration {
-        self.end.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()).saturating_sub(self.reserve))
+        self.end.map_or(Duration::MAX, |end| {
+            end.saturating_duration_since(Instant::now()).saturating_sub(self.reserve)
+        })
     }
 }
 
@@ -46,11 +53,18 @@ struct Pace(Mutex<Vec<Duration>>);
 impl Pace {
     /// Returns the duration of a stage's slowest task; zero if none is known.
     fn slowest(&self, stage: StageId) -> Duration {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(stage.0).copied().unwrap_or_default()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(stage.0)
+            .copied()
+            .unwrap_or_default()
     }
 
     fn add(&self, stage: StageId, time: Duration) {
-        if let Some(slowest) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get_mut(stage.0) {
+        if let Some(slowest) =
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).get_mut(stage.0)
+        {
             *slowest = time.max(*slowest);
         }
     }
@@ -83,8 +97,8 @@ impl Admission {
         self.admitted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reserves memory for a task if enough is free. A task that runs alone is always admitted, because the plan's check ensures that it
-    /// fits.
+    /// Reserves memory for a task if enough is free. A task that runs alone is always admitted,
+    /// because the plan's check ensures that it fits.
     fn admit(&self, bytes: u64) -> Option<Permit<'_>> {
         let mut admitted = self.lock();
         let fits = admitted.tasks < self.most && admitted.bytes.saturating_add(bytes) <= self.room;
@@ -125,10 +139,22 @@ pub(crate) struct LoadedPlan {
 }
 
 impl LoadedPlan {
-    /// Creates the shared state for a plan whose tasks are limited to `room` bytes and `most` at once.
+    /// Creates the shared state for a plan whose tasks are limited to `room` bytes and `most` at
+    /// once.
     pub(crate) fn new(context: RunContext, slots: Vec<u32>, room: u64, most: u32) -> LoadedPlan {
-        let admission = Admission { room, most: most.max(1), admitted: Mutex::default(), changed: Condvar::new() };
-        LoadedPlan { pace: Pace(Mutex::new(vec![Duration::ZERO; slots.len()])), context, slots, admission, idle: Mutex::default() }
+        let admission = Admission {
+            room,
+            most: most.max(1),
+            admitted: Mutex::default(),
+            changed: Condvar::new(),
+        };
+        LoadedPlan {
+            pace: Pace(Mutex::new(vec![Duration::ZERO; slots.len()])),
+            context,
+            slots,
+            admission,
+            idle: Mutex::default(),
+        }
     }
 
     fn slots(&self, stage: StageId) -> u32 {
@@ -140,10 +166,14 @@ impl LoadedPlan {
     }
 }
 
-/// Returns the bytes that a request's tasks need, one at a time. Returns 0 for a stage that is not in the plan; the outcome then reports
-/// the error.
+/// Returns the bytes that a request's tasks need, one at a time. Returns 0 for a stage that is not
+/// in the plan; the outcome then reports the error.
 fn bytes(plan: &FinalizedPlan, request: &TaskRequest) -> u64 {
-    if request.stage.0 < plan.plan().stages.len() { plan.layout(request.stage).estimate.per_task() } else { 0 }
+    if request.stage.0 < plan.plan().stages.len() {
+        plan.layout(request.stage).estimate.per_task()
+    } else {
+        0
+    }
 }
 
 /// The results of requests. Each request is in one of the lists.
@@ -185,20 +215,34 @@ struct State {
 const OUTCOME_BYTES: usize = 2_000_000;
 /// The maximum number of tries to write a record, for transient storage failures.
 const RECORD_ATTEMPTS: u32 = 3;
-/// The minimum interval between checks whether the client still waits. Each check is a storage request.
+/// The minimum interval between checks whether the client still waits. Each check is a storage
+/// request.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Runs requests concurrently as far as memory permits. Records outcomes if the client has a name.
-pub(crate) fn run(plan: &LoadedPlan, name: &str, client: Option<&str>, requests: Vec<TaskRequest>, deadline: Deadline) -> Ended {
+pub(crate) fn run(
+    plan: &LoadedPlan,
+    name: &str,
+    client: Option<&str>,
+    requests: Vec<TaskRequest>,
+    deadline: Deadline,
+) -> Ended {
     let most = requests.iter().map(|r| plan.slots(r.stage)).max().unwrap_or(0);
     let threads = most.min(u32::try_from(requests.len()).unwrap_or(u32::MAX));
     let address = &plan.context.address;
     let shared = Shared {
         plan,
         name,
-        records: client.map(|client| Records { client, work: plan.context.stores.open(&address.work_dir).map_err(|e| e.to_string()) }),
+        records: client.map(|client| Records {
+            client,
+            work: plan.context.stores.open(&address.work_dir).map_err(|e| e.to_string()),
+        }),
         deadline,
-        state: Mutex::new(State { todo: requests.into(), ended: Ended::default(), answer_bytes: 0 }),
+        state: Mutex::new(State {
+            todo: requests.into(),
+            ended: Ended::default(),
+            answer_bytes: 0,
+        }),
         looked: Mutex::new((Instant::now(), 0)),
         is_over: AtomicBool::new(false),
     };
@@ -206,11 +250,14 @@ pub(crate) fn run(plan: &LoadedPlan, name: &str, client: Option<&str>, requests:
         // If a thread cannot be started, the others take its share. This thread is the first.
         for slot in 1..threads {
             let shared = &shared;
-            let _ = std::thread::Builder::new().name(format!("task-{slot}")).spawn_scoped(scope, move || shared.work(slot));
+            let _ = std::thread::Builder::new()
+                .name(format!("task-{slot}"))
+                .spawn_scoped(scope, move || shared.work(slot));
         }
         shared.work(0);
     });
-    let State { mut ended, todo, .. } = shared.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let State { mut ended, todo, .. } =
+        shared.state.into_inner().unwrap_or_else(PoisonError::into_inner);
     ended.not_started.extend(todo.iter().map(|r| r.id));
     ended
 }
@@ -221,7 +268,11 @@ impl Shared<'_> {
     }
 
     fn worker(&self, slot: u32) -> Worker {
-        let name = if self.plan.admission.most == 1 { self.name.to_owned() } else { format!("{}/{slot}", self.name) };
+        let name = if self.plan.admission.most == 1 {
+            self.name.to_owned()
+        } else {
+            format!("{}/{slot}", self.name)
+        };
         Worker::new(self.plan.context.clone(), name)
     }
 
@@ -249,8 +300,10 @@ impl Shared<'_> {
     fn work(&self, slot: u32) {
         let (mut own, mut is_first) = (None, true);
         while let Some((request, permit)) = self.next(&mut own, is_first) {
-            // An idle worker holds the memory of one task, so only a thread with a permit may take it.
-            let mut worker = own.take().or_else(|| self.plan.idle().take()).unwrap_or_else(|| self.worker(slot));
+            // An idle worker holds the memory of one task, so only a thread with a permit may take
+            // it.
+            let mut worker =
+                own.take().or_else(|| self.plan.idle().take()).unwrap_or_else(|| self.worker(slot));
             let outcome = self.run_request(&mut worker, &request, &mut is_first, slot);
             if self.plan.admission.most == 1 {
                 *self.plan.idle() = Some(worker);
@@ -264,7 +317,11 @@ impl Shared<'_> {
     }
 
     /// Returns the next request for which memory and time suffice.
-    fn next(&self, worker: &mut Option<Worker>, is_first: bool) -> Option<(TaskRequest, Permit<'_>)> {
+    fn next(
+        &self,
+        worker: &mut Option<Worker>,
+        is_first: bool,
+    ) -> Option<(TaskRequest, Permit<'_>)> {
         let LoadedPlan { admission, pace, context, .. } = self.plan;
         loop {
             if self.is_over() {
@@ -272,7 +329,9 @@ impl Shared<'_> {
             }
             let mut state = self.lock();
             let left = self.deadline.left();
-            let in_time = |r: &TaskRequest| left > Duration::ZERO && (is_first || left > 2 * pace.slowest(r.stage));
+            let in_time = |r: &TaskRequest| {
+                left > Duration::ZERO && (is_first || left > 2 * pace.slowest(r.stage))
+            };
             if !state.todo.iter().any(in_time) {
                 return None;
             }
@@ -292,10 +351,22 @@ impl Shared<'_> {
     }
 
     /// Runs a request's tasks until one fails, all are done, or the time does not suffice.
-    fn run_request(&self, worker: &mut Worker, request: &TaskRequest, is_first: &mut bool, slot: u32) -> TaskOutcome {
+    fn run_request(
+        &self,
+        worker: &mut Worker,
+        request: &TaskRequest,
+        is_first: &mut bool,
+        slot: u32,
+    ) -> TaskOutcome {
         let name = worker.name().to_owned();
         let pace = &self.plan.pace;
-        let mut outcome = TaskOutcome { request: request.clone(), worker: name, done: Vec::new(), failure: None, worker_peak_bytes: None };
+        let mut outcome = TaskOutcome {
+            request: request.clone(),
+            worker: name,
+            done: Vec::new(),
+            failure: None,
+            worker_peak_bytes: None,
+        };
         for task in request.first..request.first.saturating_add(request.count) {
             let first = std::mem::replace(is_first, false);
             // The check may take time, so it precedes the computation of the time left.
@@ -314,15 +385,20 @@ impl Shared<'_> {
             // A panic is a defect, but must not discard the results of other tasks.
             let ran = panics::caught(|| worker.run(&one)).unwrap_or_else(|panic| {
                 *worker = self.worker(slot);
-                TaskOutcome { failure: Some(panicked(&self.plan.context, &one, &panic)), ..outcome.clone() }
+                TaskOutcome {
+                    failure: Some(panicked(&self.plan.context, &one, &panic)),
+                    ..outcome.clone()
+                }
             });
             match ran.failure {
                 Some(failure) if failure.kind == FailureKind::TimedOut && is_ours => {
-                    // No slower task of this stage is known. With a whole invocation for itself, the task may still finish in time.
+                    // No slower task of this stage is known. With a whole invocation for itself,
+                    // the task may still finish in time.
                     pace.add(request.stage, start.elapsed());
                     if first {
                         let message = format!(
-                            "it did not end in the {:.1} s that one invocation has for a task: raise the function's timeout, or make tasks smaller",
+                            "it did not end in the {:.1} s that one invocation has for a task: \
+                                raise the function's timeout, or make tasks smaller",
                             left.as_secs_f64()
                         );
                         outcome.failure = Some(TaskFailure { message, ..failure });
@@ -352,7 +428,9 @@ impl Shared<'_> {
         let recorded = self.records.as_ref().map(|records| self.record(records, &outcome));
         let mut state = self.lock();
         match recorded {
-            Some(Ok(length)) if state.answer_bytes + length > OUTCOME_BYTES => state.ended.recorded.push(outcome.request.id),
+            Some(Ok(length)) if state.answer_bytes + length > OUTCOME_BYTES => {
+                state.ended.recorded.push(outcome.request.id)
+            }
             Some(Ok(length)) => {
                 state.answer_bytes += length;
                 state.ended.outcomes.push(outcome);
@@ -367,11 +445,19 @@ impl Shared<'_> {
 
     /// Writes the record of a request and returns its length.
     fn record(&self, records: &Records<'_>, outcome: &TaskOutcome) -> Result<usize, String> {
-        let work = records.work.as_ref().map_err(|e| format!("cannot open the work directory: {e}"))?;
+        let work =
+            records.work.as_ref().map_err(|e| format!("cannot open the work directory: {e}"))?;
         let mut attempt = 1;
         loop {
-            match write_record(&**work, &self.plan.context.address.folder, records.client, outcome) {
-                Err(error) if error.may_be_retried() && attempt < RECORD_ATTEMPTS && !self.deadline.left().is_zero() => attempt += 1,
+            match write_record(&**work, &self.plan.context.address.folder, records.client, outcome)
+            {
+                Err(error)
+                    if error.may_be_retried()
+                        && attempt < RECORD_ATTEMPTS
+                        && !self.deadline.left().is_zero() =>
+                {
+                    attempt += 1
+                }
                 result => return result.map_err(|e| e.to_string()),
             }
         }
@@ -380,7 +466,11 @@ impl Shared<'_> {
 
 /// Returns the failure of a task that panicked outside a user's kernel.
 pub fn panicked(context: &RunContext, request: &TaskRequest, panic: &str) -> TaskFailure {
-    let stage = context.plan.plan().stages.get(request.stage.0).map(|s| s.name.clone()).unwrap_or_default();
-    let message = format!("internal error: the task panicked: {panic} (hint: this is a defect of Freestone, please report it)");
+    let stage =
+        context.plan.plan().stages.get(request.stage.0).map(|s| s.name.clone()).unwrap_or_default();
+    let message = format!(
+        "internal error: the task panicked: {panic} (hint: this is a defect of Freestone, please \
+            report it)"
+    );
     TaskFailure { kind: FailureKind::Internal, message, stage, task: request.first }
 }

@@ -26,14 +26,15 @@ pub struct Place {
     pub memory_bytes: u64,
     /// The maximum number of concurrent tasks, independent of memory.
     pub max_tasks: u32,
-    /// True if the process may see other directories than its client. A probe then checks that inputs are those of the plan.
+    /// True if the process may see other directories than its client. A probe then checks that
+    /// inputs are those of the plan.
     pub is_remote: bool,
 }
 
 /// A worker that answers invocations, in sequence or concurrently.
 ///
-/// A server holds one plan. Invocations of the same plan run concurrently as far as memory permits. An invocation of another plan waits for
-/// them to end.
+/// A server holds one plan. Invocations of the same plan run concurrently as far as memory permits.
+/// An invocation of another plan waits for them to end.
 #[derive(Debug)]
 pub struct Server {
     place: Place,
@@ -52,12 +53,20 @@ enum Done {
 }
 
 impl Server {
-    /// Creates a worker that has answered no invocation. The worker uses the users' kernels in `kernels`, and opens additional stores
-    /// through `stores`.
+    /// Creates a worker that has answered no invocation. The worker uses the users' kernels in
+    /// `kernels`, and opens additional stores through `stores`.
     pub fn new(place: Place, kernels: KernelRegistry, stores: Stores) -> Server {
         let name = format!("{} {}", place.kind, place.id);
         let init_ms = machine::process_age().as_millis() as u64;
-        Server { place, name, kernels, stores, init_ms, invocations: AtomicU64::new(0), plan: RwLock::default() }
+        Server {
+            place,
+            name,
+            kernels,
+            stores,
+            init_ms,
+            invocations: AtomicU64::new(0),
+            plan: RwLock::default(),
+        }
     }
 
     /// Answers an invocation, with `left` as its time limit.
@@ -76,7 +85,9 @@ impl Server {
                     }
                     Ok(Done::Ready(plan.slots.clone()))
                 }
-                Call::Run(requests) => Ok(Done::Ran(run(plan, &self.name, client.as_deref(), requests, deadline))),
+                Call::Run(requests) => {
+                    Ok(Done::Ran(run(plan, &self.name, client.as_deref(), requests, deadline)))
+                }
             })
         });
         let environment = Environment {
@@ -89,16 +100,32 @@ impl Server {
         };
         match done {
             Err(refusal) => Answer::Refused { environment, refusal },
-            Ok(Done::Ready(slots)) => Answer::Ready { environment, slots, remaining_ms: left.map(|l| l.as_millis() as u64) },
-            Ok(Done::Ran(Ended { outcomes, recorded, not_started })) => {
-                Answer::Done { environment, outcomes, recorded, not_started, wall_ms: start.elapsed().as_millis() as u64 }
-            }
+            Ok(Done::Ready(slots)) => Answer::Ready {
+                environment,
+                slots,
+                remaining_ms: left.map(|l| l.as_millis() as u64),
+            },
+            Ok(Done::Ran(Ended { outcomes, recorded, not_started })) => Answer::Done {
+                environment,
+                outcomes,
+                recorded,
+                not_started,
+                wall_ms: start.elapsed().as_millis() as u64,
+            },
         }
     }
 
-    /// Calls `f` with the plan at an address, which is fetched unless cached. Sets `had_plan` to true if the plan was cached.
-    fn with_plan<T>(&self, address: &RunAddress, had_plan: &mut bool, f: impl FnOnce(&LoadedPlan) -> Result<T, Refusal>) -> Result<T, Refusal> {
-        let is_it = |held: &Option<LoadedPlan>| held.as_ref().is_some_and(|p| p.context.address == *address);
+    /// Calls `f` with the plan at an address, which is fetched unless cached. Sets `had_plan` to
+    /// true if the plan was cached.
+    fn with_plan<T>(
+        &self,
+        address: &RunAddress,
+        had_plan: &mut bool,
+        f: impl FnOnce(&LoadedPlan) -> Result<T, Refusal>,
+    ) -> Result<T, Refusal> {
+        let is_it = |held: &Option<LoadedPlan>| {
+            held.as_ref().is_some_and(|p| p.context.address == *address)
+        };
         let mut held = self.plan.read().unwrap_or_else(PoisonError::into_inner);
         *had_plan = is_it(&held);
         if !*had_plan {
@@ -116,7 +143,10 @@ impl Server {
         }
         let Some(plan) = held.as_ref() else {
             debug_assert!(false, "a plan that was fetched is at hand");
-            return Err(Refusal::new(RefusalKind::Plan, "internal error: a plan that was fetched is gone (hint: please report this defect)"));
+            return Err(Refusal::new(
+                RefusalKind::Plan,
+                "internal error: a plan that was fetched is gone (hint: please report this defect)",
+            ));
         };
         f(plan)
     }

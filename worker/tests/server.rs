@@ -28,7 +28,8 @@ struct Running {
     mixed: bool,
 }
 
-static RUNNING: [(Mutex<Running>, Condvar); 2] = [const { (Mutex::new(Running { now: Vec::new(), most: 0, mixed: false }), Condvar::new()) }; 2];
+static RUNNING: [(Mutex<Running>, Condvar); 2] =
+    [const { (Mutex::new(Running { now: Vec::new(), most: 0, mixed: false }), Condvar::new()) }; 2];
 
 /// Copies its block. A task waits until `at_once` tasks have run at once, or a while.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -46,14 +47,21 @@ impl UserKernel for Counted {
         1_000_000
     }
 
-    fn apply(&self, inputs: &[Block<'_>], output: &mut BlockMut<'_>, _scratch: &mut [u8]) -> Result<(), String> {
+    fn apply(
+        &self,
+        inputs: &[Block<'_>],
+        output: &mut BlockMut<'_>,
+        _scratch: &mut [u8],
+    ) -> Result<(), String> {
         let (running, changed) = &RUNNING[self.test];
         let mut state = running.lock().unwrap();
         state.now.push(self.plan);
         state.most = state.most.max(state.now.len());
         state.mixed |= state.now.iter().any(|plan| *plan != self.plan);
         changed.notify_all();
-        let (mut state, _) = changed.wait_timeout_while(state, Duration::from_secs(20), |s| s.most < self.at_once).unwrap();
+        let (mut state, _) = changed
+            .wait_timeout_while(state, Duration::from_secs(20), |s| s.most < self.at_once)
+            .unwrap();
         let at = state.now.iter().position(|plan| *plan == self.plan).unwrap();
         state.now.remove(at);
         output.bytes.copy_from_slice(inputs[0].bytes);
@@ -64,10 +72,14 @@ impl UserKernel for Counted {
 /// A plan of 12 tasks, where a driver would put it.
 fn written(folder: &Path, kernel: &Counted) -> (FinalizedPlan, RunAddress) {
     let work_dir = folder.join("work").display().to_string();
-    let spec = Settings { work_dir: Some(work_dir.clone()), threads: Some(1), ..Settings::default() }.resolve().unwrap();
+    let spec =
+        Settings { work_dir: Some(work_dir.clone()), threads: Some(1), ..Settings::default() }
+            .resolve()
+            .unwrap();
     let numbers = arange(0.0, 120.0, 1.0, DType::Float64, 10).unwrap();
     let counted = map_blocks(kernel, &[&numbers], &BlocksOut::new(DType::Float64)).unwrap();
-    let target = Target::array(&counted, &folder.join(format!("out-{}", kernel.plan)).display().to_string());
+    let target =
+        Target::array(&counted, &folder.join(format!("out-{}", kernel.plan)).display().to_string());
     let plan = lower(&outputs(&[target], &Stores::default()).unwrap(), &spec).unwrap();
     let address = RunAddress { work_dir, folder: format!("{}-1234567890abcdef-1", plan.run_id()) };
     std::fs::create_dir_all(address.path()).unwrap();
@@ -81,7 +93,15 @@ fn server(memory_bytes: u64, max_tasks: u32) -> Server {
 }
 
 fn request(task: u64) -> TaskRequest {
-    TaskRequest { id: task, stage: StageId(0), first: task, count: 1, attempt: 0, backup_of: None, timeout_ms: None }
+    TaskRequest {
+        id: task,
+        stage: StageId(0),
+        first: task,
+        count: 1,
+        attempt: 0,
+        backup_of: None,
+        timeout_ms: None,
+    }
 }
 
 fn ask(server: &Server, invocation: &Invocation) -> Answer {
@@ -94,7 +114,8 @@ fn outcomes(answer: Answer) -> Vec<TaskOutcome> {
     outcomes
 }
 
-/// However requests are spread over invocations, as many tasks run at once as memory has room for, and no more.
+/// However requests are spread over invocations, as many tasks run at once as memory has room for,
+/// and no more.
 #[test]
 fn invocations_share_the_memory_of_a_process() {
     let folder = tempfile::tempdir().unwrap();
@@ -102,12 +123,18 @@ fn invocations_share_the_memory_of_a_process() {
     let memory = plan.plan().process_mem() + plan.layout(StageId(0)).estimate.per_task() * 5 / 2;
     let server = server(memory, 8);
     let invocation = |call| Invocation::unrecorded(address.clone(), call);
-    assert!(matches!(ask(&server, &invocation(Call::Probe)), Answer::Ready { slots, remaining_ms: None, .. } if slots == [2]));
+    assert!(
+        matches!(ask(&server, &invocation(Call::Probe)), Answer::Ready { slots, remaining_ms: None, .. } if slots == [2])
+    );
     std::thread::scope(|scope| {
         for first in (0..12).step_by(3) {
-            let (server, invocation) = (&server, invocation(Call::Run((first..first + 3).map(request).collect())));
+            let (server, invocation) =
+                (&server, invocation(Call::Run((first..first + 3).map(request).collect())));
             scope.spawn(move || {
-                let mut tasks: Vec<u64> = outcomes(ask(server, &invocation)).iter().flat_map(|o| o.done.iter().map(|d| d.task)).collect();
+                let mut tasks: Vec<u64> = outcomes(ask(server, &invocation))
+                    .iter()
+                    .flat_map(|o| o.done.iter().map(|d| d.task))
+                    .collect();
                 tasks.sort_unstable();
                 assert_eq!(tasks, (first..first + 3).collect::<Vec<u64>>());
             });
@@ -115,26 +142,39 @@ fn invocations_share_the_memory_of_a_process() {
     });
     assert_eq!(RUNNING[0].0.lock().unwrap().most, 2);
     let tight = self::server(plan.projected_mem() - 4096, 8);
-    let Answer::Refused { refusal, .. } = ask(&tight, &invocation(Call::Probe)) else { panic!("it has too little memory") };
+    let Answer::Refused { refusal, .. } = ask(&tight, &invocation(Call::Probe)) else {
+        panic!("it has too little memory")
+    };
     assert_eq!(refusal.kind, RefusalKind::ExceedsMemory);
     // Limits are in whole pages.
-    assert!(matches!(ask(&self::server(plan.projected_mem() & !4095, 8), &invocation(Call::Probe)), Answer::Ready { .. }));
+    assert!(matches!(
+        ask(&self::server(plan.projected_mem() & !4095, 8), &invocation(Call::Probe)),
+        Answer::Ready { .. }
+    ));
 }
 
 /// Invocations of two plans take turns: two plans at once are in no projection.
 #[test]
 fn another_plan_waits_until_the_first_is_not_used() {
     let folder = tempfile::tempdir().unwrap();
-    let addresses = [0, 1].map(|plan| written(folder.path(), &Counted { test: 1, plan, at_once: 0 }).1);
+    let addresses =
+        [0, 1].map(|plan| written(folder.path(), &Counted { test: 1, plan, at_once: 0 }).1);
     let server = server(1 << 30, 4);
     std::thread::scope(|scope| {
         for (worker, address) in [0, 1, 2, 3].into_iter().zip(addresses.iter().cycle()) {
             let server = &server;
             scope.spawn(move || {
                 for task in 0..12 {
-                    let invocation = Invocation::new(address.clone(), format!("client-{worker}"), Call::Run(vec![request(task)]));
+                    let invocation = Invocation::new(
+                        address.clone(),
+                        format!("client-{worker}"),
+                        Call::Run(vec![request(task)]),
+                    );
                     let done = outcomes(ask(server, &invocation));
-                    assert!(done.len() == 1 && done[0].failure.is_none() && done[0].done.len() == 1, "{done:?}");
+                    assert!(
+                        done.len() == 1 && done[0].failure.is_none() && done[0].done.len() == 1,
+                        "{done:?}"
+                    );
                 }
             });
         }
@@ -143,10 +183,15 @@ fn another_plan_waits_until_the_first_is_not_used() {
     // What a named client asks for is recorded, what another does is not.
     let [_, address] = &addresses;
     let work = Stores::default().open(&address.work_dir).unwrap();
-    let unrecorded = outcomes(ask(&server, &Invocation::unrecorded(address.clone(), Call::Run(vec![request(3)]))));
+    let unrecorded = outcomes(ask(
+        &server,
+        &Invocation::unrecorded(address.clone(), Call::Run(vec![request(3)])),
+    ));
     assert_eq!(unrecorded[0].request, request(3));
     let found = |client: &str| read_record(&*work, &address.folder, client, &request(3)).unwrap();
-    assert!(found("client-1").is_some() && found("client-3").is_some() && found("client-0").is_none());
+    assert!(
+        found("client-1").is_some() && found("client-3").is_some() && found("client-0").is_none()
+    );
     let clients = work.list(&format!("{}/answers/", address.folder)).unwrap();
     assert_eq!(clients.len(), 2, "{clients:?}");
 }

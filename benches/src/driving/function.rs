@@ -1,8 +1,9 @@
 //! The executor for AWS Lambda, driven against a function that computes nothing.
 //!
-//! The function is a process of its own ([`answer`]), so that what it takes is not counted: it reads an invocation as a worker does, and answers with
-//! the receipts of the tasks after as long as these would have taken. What is left beside the driver is the client: batches, window, JSON, signatures,
-//! HTTP, and the records of answers that got lost.
+//! The function is a process of its own ([`answer`]), so that what it takes is not counted: it
+//! reads an invocation as a worker does, and answers with the receipts of the tasks after as long
+//! as these would have taken. What is left beside the driver is the client: batches, window, JSON,
+//! signatures, HTTP, and the records of answers that got lost.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStdin, Stdio};
@@ -37,7 +38,10 @@ pub(super) struct Function {
 
 impl Function {
     pub(super) fn start() -> Result<Function, Failure> {
-        let mut child = process::own("child-answering")?.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut child = process::own("child-answering")?
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take().ok_or("it has no stdout")?);
         let mut url = String::new();
         BufReader::new(stdout).read_line(&mut url)?;
@@ -46,7 +50,10 @@ impl Function {
 
     /// As many environments as all the simulations here have.
     pub(super) fn executor(&self) -> LambdaExecutor {
-        LambdaExecutor::new("driven", "us-east-1").endpoint(&self.url).credentials("key", "secret", None).concurrency(SLOTS)
+        LambdaExecutor::new("driven", "us-east-1")
+            .endpoint(&self.url)
+            .credentials("key", "secret", None)
+            .concurrency(SLOTS)
     }
 }
 
@@ -61,7 +68,8 @@ impl Drop for Function {
 pub(crate) fn answer() -> Result<(), Failure> {
     let (plan, n) = (Mutex::new(None), AtomicU64::new(0));
     let answering = Answering::start(move |body| {
-        let invocation = serde_json::from_slice(body).ok().and_then(|body| Invocation::from_json(&body).ok())?;
+        let invocation =
+            serde_json::from_slice(body).ok().and_then(|body| Invocation::from_json(&body).ok())?;
         let n = n.fetch_add(1, Ordering::Relaxed);
         answer_to(&invocation, &context(&plan, &invocation)?, n)
     })?;
@@ -79,9 +87,17 @@ fn context(plan: &Mutex<Option<RunContext>>, invocation: &Invocation) -> Option<
     plan.clone()
 }
 
-/// The body of the `n`-th answer, and how long its tasks would have taken, one after the other; `None` if it gets lost.
+/// The body of the `n`-th answer, and how long its tasks would have taken, one after the other;
+/// `None` if it gets lost.
 fn answer_to(invocation: &Invocation, context: &RunContext, n: u64) -> Option<(Vec<u8>, Duration)> {
-    let environment = Environment { id: "driven".into(), invocations: n + 1, had_plan: n > 0, init_ms: 0, memory_bytes: 256 << 20, peak_bytes: 100_000_000 };
+    let environment = Environment {
+        id: "driven".into(),
+        invocations: n + 1,
+        had_plan: n > 0,
+        init_ms: 0,
+        memory_bytes: 256 << 20,
+        peak_bytes: 100_000_000,
+    };
     let warm = Duration::from_micros(WARM_MICROS);
     let requests = match &invocation.call {
         Call::Probe => {
@@ -93,15 +109,27 @@ fn answer_to(invocation: &Invocation, context: &RunContext, n: u64) -> Option<(V
     };
     let tasks = requests.iter().map(|r| r.count).sum::<u64>();
     let work = Duration::from_micros(TASK_MICROS * tasks);
-    let outcomes: Vec<_> = requests.iter().map(|r| super::answer(context, r.clone(), TASK_MICROS * 1000)).collect();
+    let outcomes: Vec<_> =
+        requests.iter().map(|r| super::answer(context, r.clone(), TASK_MICROS * 1000)).collect();
     if n % PER_LOST == PER_LOST - 1 {
         let work = context.stores.open(&invocation.address.work_dir).ok()?;
         let client = invocation.client.as_ref()?;
-        outcomes.iter().try_for_each(|o| remote::write_record(&*work, &invocation.address.folder, client, o).map(|_| ())).ok()?;
+        outcomes
+            .iter()
+            .try_for_each(|o| {
+                remote::write_record(&*work, &invocation.address.folder, client, o).map(|_| ())
+            })
+            .ok()?;
         return None;
     }
     let wall_ms = work.as_millis() as u64;
-    let done = Answer::Done { environment, outcomes, recorded: Vec::new(), not_started: Vec::new(), wall_ms };
+    let done = Answer::Done {
+        environment,
+        outcomes,
+        recorded: Vec::new(),
+        not_started: Vec::new(),
+        wall_ms,
+    };
     Some((serde_json::to_vec(&done).ok()?, warm + work))
 }
 
@@ -118,7 +146,8 @@ impl Descriptors {
         let counting = std::thread::spawn(move || {
             let mut most = 0;
             while !its.load(Ordering::Relaxed) {
-                most = most.max(std::fs::read_dir("/proc/self/fd").map_or(0, |open| open.count() as u64));
+                most = most
+                    .max(std::fs::read_dir("/proc/self/fd").map_or(0, |open| open.count() as u64));
                 std::thread::sleep(COUNT);
             }
             most

@@ -38,12 +38,25 @@ impl Found {
     fn words(&self) -> String {
         let state = match &self.run {
             Ok((_, standing)) if standing.is_running => "is running".to_owned(),
-            Ok((_, standing)) if standing.finished == standing.tasks => "all tasks finished, not published".to_owned(),
-            Ok((_, standing)) => format!("{} of {} tasks finished", standing.finished, standing.tasks),
+            Ok((_, standing)) if standing.finished == standing.tasks => {
+                "all tasks finished, not published".to_owned()
+            }
+            Ok((_, standing)) => {
+                format!("{} of {} tasks finished", standing.finished, standing.tasks)
+            }
             Err(why) => why.clone(),
         };
-        let age = self.run.as_ref().ok().and_then(|(run, _)| SystemTime::now().duration_since(run.record.began()).ok());
-        let age = age.map_or(String::new(), |age| format!(", begun {} ago", humantime::format_duration(std::time::Duration::from_secs(age.as_secs()))));
+        let age = self
+            .run
+            .as_ref()
+            .ok()
+            .and_then(|(run, _)| SystemTime::now().duration_since(run.record.began()).ok());
+        let age = age.map_or(String::new(), |age| {
+            format!(
+                ", begun {} ago",
+                humantime::format_duration(std::time::Duration::from_secs(age.as_secs()))
+            )
+        });
         format!("{}  {}, {state}{age}", self.address.path(), size(self.bytes))
     }
 
@@ -57,7 +70,10 @@ impl Found {
 
 pub(crate) fn clean(asked: &Arguments) -> Result<(), Failure> {
     let stores = freestone::stores();
-    let work_dir = identity(&asked.dir.clone().map_or_else(|| asked.limits.spec().map(|s| s.work_dir), Ok)?, "");
+    let work_dir = identity(
+        &asked.dir.clone().map_or_else(|| asked.limits.spec().map(|s| s.work_dir), Ok)?,
+        "",
+    );
     let work = stores.open(&work_dir).map_err(RunError::Work)?;
     let mut found = Vec::new();
     for folder in record::folders(&stores, &work_dir)? {
@@ -90,7 +106,11 @@ pub(crate) fn clean(asked: &Arguments) -> Result<(), Failure> {
     say(&format!(
         "{removed} removed ({}), {kept} kept{}",
         size(bytes),
-        if kept > 0 && !asked.all { "; --all removes those that could be resumed, too" } else { "" }
+        if kept > 0 && !asked.all {
+            "; --all removes those that could be resumed, too"
+        } else {
+            ""
+        }
     ))
 }
 

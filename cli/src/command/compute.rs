@@ -47,10 +47,12 @@ pub(crate) struct Request {
     /// A stored array and its name in the expressions, as in u=winds.zarr/u.
     #[arg(short, long = "input", value_name = "NAME=ARRAY", value_parser = input)]
     inputs: Vec<(String, String)>,
-    /// Compute on the stored numbers of packed inputs (scale_factor, add_offset, _FillValue, …) as they are
+    /// Compute on the stored numbers of packed inputs (scale_factor, add_offset, _FillValue, …) as
+    /// they are
     #[arg(long)]
     raw: bool,
-    /// Where each result goes: a place for an array, or STORE:NAME for one in a group, with its coordinates.
+    /// Where each result goes: a place for an array, or STORE:NAME for one in a group, with its
+    /// coordinates.
     #[arg(short, long = "output", value_name = "OUT")]
     outputs: Vec<Output>,
     /// Elements along each axis of a stored chunk; otherwise as the result is chunked.
@@ -59,7 +61,8 @@ pub(crate) struct Request {
     /// Elements along each axis of a shard: so many chunks lie in one object.
     #[arg(long, value_delimiter = ',')]
     shards: Option<Vec<u64>>,
-    /// Codec of the results: none, lz4, zstd, zstd:LEVEL, gzip or gzip:LEVEL; with +crc32c after it, they have a checksum.
+    /// Codec of the results: none, lz4, zstd, zstd:LEVEL, gzip or gzip:LEVEL; with +crc32c after
+    /// it, they have a checksum.
     #[arg(long, default_value = "zstd")]
     codec: Encoding,
     /// Gives groups that results go into consolidated metadata.
@@ -78,9 +81,15 @@ pub(crate) struct Request {
 }
 
 fn input(text: &str) -> Result<(String, String), String> {
-    let (name, location) = text.split_once('=').filter(|(_, l)| !l.is_empty()).ok_or("write NAME=ARRAY, as in u=winds.zarr/u")?;
+    let (name, location) = text
+        .split_once('=')
+        .filter(|(_, l)| !l.is_empty())
+        .ok_or("write NAME=ARRAY, as in u=winds.zarr/u")?;
     if !is_identifier(name) {
-        return Err(format!("`{name}` cannot be a name: letters, digits and _ can, if no digit comes first and Python has no other use for it"));
+        return Err(format!(
+            "`{name}` cannot be a name: letters, digits and _ can, if no digit comes first and \
+                Python has no other use for it"
+        ));
     }
     Ok((name.to_owned(), location.to_owned()))
 }
@@ -90,7 +99,10 @@ pub(crate) fn compute(asked: &Arguments) -> Result<(), Failure> {
     if !asked.plan_only || !request.outputs.is_empty() {
         request.check_outputs()?;
     }
-    request.execute(&asked.watching, Mode { plan_only: asked.plan_only, json: request.json, cost: asked.cost, svg: None })
+    request.execute(
+        &asked.watching,
+        Mode { plan_only: asked.plan_only, json: request.json, cost: asked.cost, svg: None },
+    )
 }
 
 pub(crate) fn plan(asked: &PlanArguments) -> Result<(), Failure> {
@@ -98,7 +110,10 @@ pub(crate) fn plan(asked: &PlanArguments) -> Result<(), Failure> {
     if !request.outputs.is_empty() {
         request.check_outputs()?;
     }
-    request.execute(&Watching::default(), Mode { plan_only: true, json: request.json, cost: asked.cost, svg: asked.svg.as_deref() })
+    request.execute(
+        &Watching::default(),
+        Mode { plan_only: true, json: request.json, cost: asked.cost, svg: asked.svg.as_deref() },
+    )
 }
 
 impl Request {
@@ -107,27 +122,51 @@ impl Request {
         if expressions == outputs {
             return Ok(());
         }
-        Err(Failure::Usage(format!("there are {expressions} expressions and {outputs} outputs: give one `-o` for each expression, in their order")))
+        Err(Failure::Usage(format!(
+            "there are {expressions} expressions and {outputs} outputs: give one `-o` for each \
+                expression, in their order"
+        )))
     }
 
     fn execute(&self, watching: &Watching, mode: Mode<'_>) -> Result<(), Failure> {
         let arrays = self.arrays()?;
-        let outputs: Vec<Output> = (0..arrays.len()).map(|i| self.outputs.get(i).cloned().unwrap_or_else(|| Output::placeholder(i))).collect();
+        let outputs: Vec<Output> = (0..arrays.len())
+            .map(|i| self.outputs.get(i).cloned().unwrap_or_else(|| Output::placeholder(i)))
+            .collect();
         let names: Vec<String> = outputs.iter().map(Output::text).collect();
-        let targets = |session: Option<&Session>| arrays.iter().zip(&outputs).map(|(array, output)| self.target(array, output, session)).collect();
+        let targets = |session: Option<&Session>| {
+            arrays
+                .iter()
+                .zip(&outputs)
+                .map(|(array, output)| self.target(array, output, session))
+                .collect()
+        };
         let session = self.committing.begin(&self.limits, &names, mode.plan_only, &targets)?;
-        execute(&targets(session.as_ref())?, session.map(|s| self.committing.publishing(s, &names)), &self.limits, watching, mode)
+        execute(
+            &targets(session.as_ref())?,
+            session.map(|s| self.committing.publishing(s, &names)),
+            &self.limits,
+            watching,
+            mode,
+        )
     }
 
     /// Says which expression it is, where there are several.
     fn name(&self, index: usize) -> String {
-        if self.expressions.len() == 1 { "expression".into() } else { format!("expression {}", index + 1) }
+        if self.expressions.len() == 1 {
+            "expression".into()
+        } else {
+            format!("expression {}", index + 1)
+        }
     }
 
     fn arrays(&self) -> Result<Vec<Array>, Failure> {
         // All texts are read before any store is.
-        let parse = |(i, text): (usize, &String)| Expression::parse(text).map_err(|e| Failure::Expression(e.named(&self.name(i))));
-        let expressions = self.expressions.iter().enumerate().map(parse).collect::<Result<Vec<_>, _>>()?;
+        let parse = |(i, text): (usize, &String)| {
+            Expression::parse(text).map_err(|e| Failure::Expression(e.named(&self.name(i))))
+        };
+        let expressions =
+            self.expressions.iter().enumerate().map(parse).collect::<Result<Vec<_>, _>>()?;
         let mut inputs = Inputs::new();
         for (name, location) in &self.inputs {
             if inputs.contains_key(name) {
@@ -136,11 +175,18 @@ impl Request {
             let array = freestone::open(location)?;
             inputs.insert(name.clone(), if self.raw { array.raw()? } else { array });
         }
-        let evaluate = |(i, e): (usize, &Expression)| e.array(&inputs).map_err(|e| Failure::Expression(e.named(&self.name(i))));
+        let evaluate = |(i, e): (usize, &Expression)| {
+            e.array(&inputs).map_err(|e| Failure::Expression(e.named(&self.name(i))))
+        };
         expressions.iter().enumerate().map(evaluate).collect()
     }
 
-    fn target(&self, array: &Array, output: &Output, session: Option<&Session>) -> Result<Target, Failure> {
+    fn target(
+        &self,
+        array: &Array,
+        output: &Output,
+        session: Option<&Session>,
+    ) -> Result<Target, Failure> {
         let target = match &self.chunks {
             Some(chunks) => output.target(&array.rechunk(chunks)?, session)?.chunks(chunks),
             None => output.target(array, session)?,

@@ -12,9 +12,17 @@ pub(crate) fn functions(name: Option<&str>, markdown: bool) -> Result<(), Failur
     }
     let Some(name) = name else { return say(list().trim_end()) };
     let Some(f) = vocabulary::function(name) else {
-        let standard = vocabulary::standard_name(name).filter(|n| vocabulary::function(n).is_some());
-        let near = standard.map_or_else(|| nearest(name, vocabulary::functions().iter().map(|f| f.name)), |n| vec![n]);
-        let hint = if near.is_empty() { "`freestone functions` lists them".into() } else { format!("did you mean {}?", either(&near)) };
+        let standard =
+            vocabulary::standard_name(name).filter(|n| vocabulary::function(n).is_some());
+        let near = standard.map_or_else(
+            || nearest(name, vocabulary::functions().iter().map(|f| f.name)),
+            |n| vec![n],
+        );
+        let hint = if near.is_empty() {
+            "`freestone functions` lists them".into()
+        } else {
+            format!("did you mean {}?", either(&near))
+        };
         return Err(Failure::Usage(format!("there is no function `{name}`: {hint}")));
     };
     say(&format!(
@@ -34,11 +42,16 @@ fn list() -> String {
     let mut section = None;
     for f in vocabulary::functions() {
         if section.replace(f.section) != Some(f.section) {
-            let _ = writeln!(text, "{}{}", if text.is_empty() { "" } else { "\n" }, f.section.title());
+            let _ =
+                writeln!(text, "{}{}", if text.is_empty() { "" } else { "\n" }, f.section.title());
         }
         let call = format!("{}{}", f.name, f.signature);
         // A long signature has its line for itself.
-        let _ = if call.len() <= 40 { writeln!(text, "  {call:<40}  {}", f.summary) } else { writeln!(text, "  {call}\n  {:<40}  {}", "", f.summary) };
+        let _ = if call.len() <= 40 {
+            writeln!(text, "  {call:<40}  {}", f.summary)
+        } else {
+            writeln!(text, "  {call}\n  {:<40}  {}", "", f.summary)
+        };
     }
     text + "\nconstants: " + &vocabulary::constants().collect::<Vec<_>>().join(", ")
 }

@@ -18,7 +18,12 @@ pub(crate) fn info(location: &str) -> Result<(), Failure> {
             attributes(&group.attributes)?;
             for child in &group.children {
                 match metadata::open_array(&store, &join(&name, child)) {
-                    Ok(a) => say(&format!("  {child}  {} {:?} in chunks {:?}", a.info.dtype, a.info.shape(), a.info.chunk_shape()))?,
+                    Ok(a) => say(&format!(
+                        "  {child}  {} {:?} in chunks {:?}",
+                        a.info.dtype,
+                        a.info.shape(),
+                        a.info.chunk_shape()
+                    ))?,
                     Err(MetadataError::Group { .. }) => say(&format!("  {child}/"))?,
                     Err(MetadataError::NoZarr { .. }) => {}
                     Err(e) => say(&format!("  {child}  cannot be read: {e}"))?,
@@ -38,12 +43,24 @@ fn describe(array: &StoredArray) -> Result<(), Failure> {
     say(&format!("  shape   {:?} ({})", info.shape(), names.join(", ")))?;
     let bytes = u64::try_from(info.n_bytes()).unwrap_or(u64::MAX);
     say(&format!("  size    {} uncompressed", size(bytes)))?;
-    let chunk_bytes = info.chunk_shape().iter().fold(info.dtype.size() as u64, |p, n| p.saturating_mul(*n));
-    say(&format!("  chunks  {:?} of {}, {} in all", info.chunk_shape(), size(chunk_bytes), info.grid.n_chunks()))?;
+    let chunk_bytes =
+        info.chunk_shape().iter().fold(info.dtype.size() as u64, |p, n| p.saturating_mul(*n));
+    say(&format!(
+        "  chunks  {:?} of {}, {} in all",
+        info.chunk_shape(),
+        size(chunk_bytes),
+        info.grid.n_chunks()
+    ))?;
     if let Some(shard) = &info.shard {
-        say(&format!("  shards  {:?} of {:?} chunks, {} in all", info.object_shape(), shard.chunks, info.objects().n_chunks()))?;
+        say(&format!(
+            "  shards  {:?} of {:?} chunks, {} in all",
+            info.object_shape(),
+            shard.chunks,
+            info.objects().n_chunks()
+        ))?;
     }
-    let codecs: Vec<String> = info.codecs.iter().map(|c| c["name"].as_str().unwrap_or_default().to_owned()).collect();
+    let codecs: Vec<String> =
+        info.codecs.iter().map(|c| c["name"].as_str().unwrap_or_default().to_owned()).collect();
     say(&format!("  codecs  {}", codecs.join(", ")))?;
     say(&format!("  fill    {}", info.fill))?;
     attributes(&array.attributes)

@@ -1,5 +1,5 @@
-//! The subcommands, one file each; `report` says what a plan is and what a run took, `output` where results go, `watching` who
-//! looks on.
+//! The subcommands, one file each; `report` says what a plan is and what a run took, `output` where
+//! results go, `watching` who looks on.
 
 pub(crate) mod clean;
 mod committing;
@@ -63,23 +63,37 @@ struct Mode<'a> {
     svg: Option<&'a Path>,
 }
 
-/// Plans to store all targets, and runs the plan unless only it is wanted. With a session, the results are committed by that.
-fn execute(targets: &[Target], session: Option<RunSession>, limits: &Limits, watching: &Watching, mode: Mode<'_>) -> Result<(), Failure> {
+/// Plans to store all targets, and runs the plan unless only it is wanted. With a session, the
+/// results are committed by that.
+fn execute(
+    targets: &[Target],
+    session: Option<RunSession>,
+    limits: &Limits,
+    watching: &Watching,
+    mode: Mode<'_>,
+) -> Result<(), Failure> {
     if mode.plan_only && watching.is_asked() {
-        return Err(Failure::Usage("--plan-only runs nothing, so there is nothing for --history or --report to tell".into()));
+        return Err(Failure::Usage(
+            "--plan-only runs nothing, so there is nothing for --history or --report to tell"
+                .into(),
+        ));
     }
     let spec = limits.spec()?;
     let planned = freestone::plan(targets, &spec)?;
     let executor = limits.executor(&spec).map_err(RunError::from)?;
     if mode.cost && !mode.plan_only {
-        return Err(Failure::Usage("--cost goes with --plan-only; what a run has cost is said after it".into()));
+        return Err(Failure::Usage(
+            "--cost goes with --plan-only; what a run has cost is said after it".into(),
+        ));
     }
     if mode.plan_only {
         let local = executor.local_memory(spec.local_mem);
         let here = planned.plan().projected_local_mem(executor.slots(), &local);
         let explanation = planned.plan().explain();
         if let Some(file) = mode.svg {
-            fs::write(file, svg(&explanation)).map_err(|e| Failure::Usage(format!("cannot write the drawing to {}: {e}", file.display())))?;
+            fs::write(file, svg(&explanation)).map_err(|e| {
+                Failure::Usage(format!("cannot write the drawing to {}: {e}", file.display()))
+            })?;
         }
         let cost = if mode.cost { Some(projected(&explanation, &spec)?) } else { None };
         return say(&if mode.json {
@@ -91,14 +105,25 @@ fn execute(targets: &[Target], session: Option<RunSession>, limits: &Limits, wat
                 Err(error) => error.to_string(),
             };
             let cost = cost.map(|c| format!("\n{c}")).unwrap_or_default();
-            format!("{explanation}\n{}, {} at once: {here}{cost}", executor.name(), executor.workers())
+            format!(
+                "{explanation}\n{}, {} at once: {here}{cost}",
+                executor.name(),
+                executor.workers()
+            )
         });
     }
     // With JSON, one object is all that is said.
     let said = if mode.json { Ok(()) } else { say(&planned.plan().to_string()) };
     let cancel = interruptible(&spec.work_dir)?;
     let session = session.as_ref().map(|s| s as &dyn Session);
-    let run = |observers: &[&dyn Observer]| freestone::run_with(&planned, &spec, &*executor, &Options { observers, cancel, session, ..Options::default() });
+    let run = |observers: &[&dyn Observer]| {
+        freestone::run_with(
+            &planned,
+            &spec,
+            &*executor,
+            &Options { observers, cancel, session, ..Options::default() },
+        )
+    };
     let report = watching.watch(&spec, run)?.inspect_err(|_| spent(&*executor, &spec))?;
     // The work is done; that nobody hears of it is no failure.
     let projected = report.invoked.and_then(|_| projected(&planned.plan().explain(), &spec).ok());
@@ -108,7 +133,8 @@ fn execute(targets: &[Target], session: Option<RunSession>, limits: &Limits, wat
 
 /// What a plan would cost on AWS Lambda, whatever it is going to run on.
 fn projected(plan: &PlanExplanation, spec: &Spec) -> Result<Cost, Failure> {
-    let place = Place::from_env(spec.parallelism, |name| std::env::var(name).ok()).map_err(Failure::Usage)?;
+    let place = Place::from_env(spec.parallelism, |name| std::env::var(name).ok())
+        .map_err(Failure::Usage)?;
     Ok(Prices::load().map_err(Failure::Usage)?.project(plan, &place))
 }
 
@@ -118,7 +144,8 @@ fn measured(report: &RunReport, spec: &Spec) -> Option<Cost> {
     Prices::load().ok()?.measured(report, &place)
 }
 
-/// Says what a run has cost that did not end well. What its tasks read and wrote is in the report that it does not have.
+/// Says what a run has cost that did not end well. What its tasks read and wrote is in the report
+/// that it does not have.
 fn spent(executor: &dyn Executor, spec: &Spec) {
     let invoked = executor.invoked().filter(|i| i.invocations > 0);
     if let Some(cost) = measured(&RunReport { invoked, ..RunReport::default() }, spec) {
@@ -134,14 +161,21 @@ fn took(report: &RunReport, projected: Option<&Cost>, spec: &Spec, json: bool) -
         (Some(measured), None) => format!("\n{measured}"),
         (None, _) => String::new(),
     };
-    if json { report::run(report, measured.as_ref(), projected).to_string() } else { format!("{report}{cost}") }
+    if json {
+        report::run(report, measured.as_ref(), projected).to_string()
+    } else {
+        format!("{report}{cost}")
+    }
 }
 
-/// What is cancelled when somebody asks this process to stop, by Ctrl-C or otherwise: the first request ends cleanly, the second at once.
+/// What is cancelled when somebody asks this process to stop, by Ctrl-C or otherwise: the first
+/// request ends cleanly, the second at once.
 fn interruptible(work_dir: &str) -> Result<Cancel, Failure> {
     let cancel = Cancel::default();
     let asked = cancel.clone();
-    let hint = format!("stopped at once. What can be resumed is listed by: freestone clean --dry-run {work_dir}");
+    let hint = format!(
+        "stopped at once. What can be resumed is listed by: freestone clean --dry-run {work_dir}"
+    );
     let handler = move || {
         if asked.is_cancelled() {
             let _ = writeln!(io::stderr(), "{hint}");

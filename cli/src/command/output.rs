@@ -1,4 +1,5 @@
-//! Where a result goes: `DIR` is an array of its own, `STORE:NAME` one in a group with its coordinates.
+//! Where a result goes: `DIR` is an array of its own, `STORE:NAME` one in a group with its
+//! coordinates.
 
 use std::str::FromStr;
 
@@ -16,7 +17,11 @@ pub(crate) enum Output {
 
 impl Output {
     /// In plain Zarr stores, or in a session.
-    pub(crate) fn target(&self, array: &Array, session: Option<&Session>) -> Result<Target, Failure> {
+    pub(crate) fn target(
+        &self,
+        array: &Array,
+        session: Option<&Session>,
+    ) -> Result<Target, Failure> {
         Ok(match (self, session) {
             (Output::Array(location), None) => Target::array(array, location),
             (Output::InGroup { store, name }, None) => Target::in_group(array, store, name),
@@ -38,7 +43,8 @@ impl Output {
     }
 }
 
-/// A colon before a name without slashes separates it from its store: those of schemes and ports do not.
+/// A colon before a name without slashes separates it from its store: those of schemes and ports do
+/// not.
 impl FromStr for Output {
     type Err = String;
 
@@ -47,8 +53,14 @@ impl FromStr for Output {
         if text.is_empty() {
             return Err("it names no place".into());
         }
-        let Some((store, name)) = text.rsplit_once(':').filter(|(_, name)| !name.contains(['/', '\\'])) else { return array() };
-        let in_host = store.split_once("://").is_some_and(|(scheme, rest)| scheme.starts_with("http") && !rest.contains('/'));
+        let Some((store, name)) =
+            text.rsplit_once(':').filter(|(_, name)| !name.contains(['/', '\\']))
+        else {
+            return array();
+        };
+        let in_host = store
+            .split_once("://")
+            .is_some_and(|(scheme, rest)| scheme.starts_with("http") && !rest.contains('/'));
         if in_host && !name.is_empty() && name.bytes().all(|b| b.is_ascii_digit()) {
             return array();
         }
@@ -72,7 +84,9 @@ mod tests {
 
     #[track_caller]
     fn check(text: &str, expected: Option<(&str, &str)>) {
-        let expected = expected.map_or(Output::Array(text.into()), |(store, name)| Output::InGroup { store: store.into(), name: name.into() });
+        let expected = expected.map_or(Output::Array(text.into()), |(store, name)| {
+            Output::InGroup { store: store.into(), name: name.into() }
+        });
         assert_eq!(text.parse(), Ok(expected));
     }
 

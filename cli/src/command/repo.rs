@@ -42,12 +42,13 @@ pub(crate) enum Arguments {
     Gc {
         #[command(flatten)]
         place: Place,
-        /// Only what is older, as in 3d; otherwise what is older than any session can be. A run that began before and is not done is refused at its
-        /// commit.
+        /// Only what is older, as in 3d; otherwise what is older than any session can be. A run
+        /// that began before and is not done is refused at its commit.
         #[arg(long, value_parser = parse_duration)]
         older_than: Option<Duration>,
     },
-    /// Takes snapshots out of the history that are older; the newest of each branch stays. What only they had goes with the next `gc`.
+    /// Takes snapshots out of the history that are older; the newest of each branch stays. What
+    /// only they had goes with the next `gc`.
     Expire {
         #[command(flatten)]
         place: Place,
@@ -66,7 +67,14 @@ pub(crate) fn repo(asked: &Arguments) -> Result<(), Failure> {
             if *json {
                 return say(&Value::Array(history.iter().map(as_json).collect()).to_string());
             }
-            history.iter().try_for_each(|s| say(&format!("{}  {}  {}", s.id, humantime::format_rfc3339_seconds(s.written_at), s.message)))
+            history.iter().try_for_each(|s| {
+                say(&format!(
+                    "{}  {}  {}",
+                    s.id,
+                    humantime::format_rfc3339_seconds(s.written_at),
+                    s.message
+                ))
+            })
         }
         Arguments::Branches { place, create, tag, delete } => {
             let (repository, spec) = place.open()?;
@@ -76,7 +84,11 @@ pub(crate) fn repo(asked: &Arguments) -> Result<(), Failure> {
             delete.iter().try_for_each(|name| repository.delete_branch(name))?;
             for (what, names) in [("branch", repository.branches()?), ("tag", repository.tags()?)] {
                 for name in names {
-                    let version = if what == "tag" { Version::Tag(name.clone()) } else { Version::Branch(name.clone()) };
+                    let version = if what == "tag" {
+                        Version::Tag(name.clone())
+                    } else {
+                        Version::Branch(name.clone())
+                    };
                     say(&format!("{what:<6}  {name}  {}", repository.resolve(&version)?))?;
                 }
             }
@@ -84,7 +96,13 @@ pub(crate) fn repo(asked: &Arguments) -> Result<(), Failure> {
         }
         Arguments::Gc { place, older_than } => {
             let done = place.open()?.0.gc(*older_than)?;
-            say(&format!("removed {} chunks, {} manifests and {} snapshots, {} in all", done.n_chunks, done.n_manifests, done.n_snapshots, size(done.n_bytes)))
+            say(&format!(
+                "removed {} chunks, {} manifests and {} snapshots, {} in all",
+                done.n_chunks,
+                done.n_manifests,
+                done.n_snapshots,
+                size(done.n_bytes)
+            ))
         }
         Arguments::Expire { place, older_than } => {
             let done = place.open()?.0.expire(*older_than)?;
@@ -95,6 +113,9 @@ pub(crate) fn repo(asked: &Arguments) -> Result<(), Failure> {
 }
 
 fn as_json(snapshot: &Snapshot) -> Value {
-    let ms = snapshot.written_at.duration_since(std::time::SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+    let ms = snapshot
+        .written_at
+        .duration_since(std::time::SystemTime::UNIX_EPOCH)
+        .map_or(0, |d| d.as_millis() as u64);
     json!({"id": snapshot.id, "parent": snapshot.parent, "written_ms": ms, "message": snapshot.message, "properties": snapshot.properties})
 }

@@ -6,7 +6,11 @@ use freestone_cli::cost::Cost;
 use serde_json::{Value, json};
 
 /// A plan explained, and what this machine would hold if all of it has room. All sizes are bytes.
-pub(crate) fn plan(explanation: &PlanExplanation, here: Option<LocalProjection>, cost: Option<&Cost>) -> Value {
+pub(crate) fn plan(
+    explanation: &PlanExplanation,
+    here: Option<LocalProjection>,
+    cost: Option<&Cost>,
+) -> Value {
     let mut all = json!(explanation);
     all["local_mem"] = json!(here.map(|p| json!({"projected_mem": p.total(), "base": p.base, "tasks": p.tasks, "intermediates": p.kept})));
     if let Some(cost) = cost {
@@ -21,7 +25,8 @@ fn priced(cost: &Cost) -> Value {
     all
 }
 
-/// What a run took: projected and measured memory, bytes and requests, seconds; and what that has cost, where it is paid for.
+/// What a run took: projected and measured memory, bytes and requests, seconds; and what that has
+/// cost, where it is paid for.
 pub(crate) fn run(report: &RunReport, measured: Option<&Cost>, projected: Option<&Cost>) -> Value {
     let stages = report.stages.iter().map(|s| {
         json!({
@@ -57,7 +62,8 @@ pub(crate) fn run(report: &RunReport, measured: Option<&Cost>, projected: Option
     });
     if let Some(invoked) = report.invoked {
         took["invoked"] = json!(invoked);
-        took["cost"] = json!({"measured": measured.map(priced), "projected": projected.map(priced)});
+        took["cost"] =
+            json!({"measured": measured.map(priced), "projected": projected.map(priced)});
     }
     took
 }

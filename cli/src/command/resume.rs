@@ -32,16 +32,36 @@ pub(crate) struct Arguments {
 pub(crate) fn resume(asked: &Arguments) -> Result<(), Failure> {
     let spec = asked.limits.spec()?;
     let stores = freestone::stores();
-    let folder = if asked.run.contains('/') { asked.run.clone() } else { format!("{}/{}", spec.work_dir.trim_end_matches('/'), asked.run) };
+    let folder = if asked.run.contains('/') {
+        asked.run.clone()
+    } else {
+        format!("{}/{}", spec.work_dir.trim_end_matches('/'), asked.run)
+    };
     let stored = freestone::open_run(&folder, &stores)?;
     let executor = asked.limits.executor(&spec).map_err(RunError::from)?;
     let cancel = interruptible(&stored.address.work_dir)?;
     stored.check_idle(&stores)?;
-    let rebased = if asked.rebase { freestone::sessions::RunSession::of_ticket(&stored.record.session) } else { None };
+    let rebased = if asked.rebase {
+        freestone::sessions::RunSession::of_ticket(&stored.record.session)
+    } else {
+        None
+    };
     let rebased = rebased.transpose()?.map(|s| s.with_rebase(committing::rebase(true)));
     let session = rebased.as_ref().map(|s| s as &dyn Session);
     let run = |observers: &[&dyn Observer]| {
-        freestone::resume(&stored, &spec, &*executor, &Options { observers, cancel, session, stores, verify_inputs: asked.verify_inputs, ..Options::default() })
+        freestone::resume(
+            &stored,
+            &spec,
+            &*executor,
+            &Options {
+                observers,
+                cancel,
+                session,
+                stores,
+                verify_inputs: asked.verify_inputs,
+                ..Options::default()
+            },
+        )
     };
     let report = asked.watching.watch(&spec, run)?.inspect_err(|_| spent(&*executor, &spec))?;
     // The work is done; that nobody hears of it is no failure.

@@ -4,7 +4,9 @@ use std::time::{Duration, SystemTime};
 
 use clap::{Args, Subcommand};
 use freestone::engine::spec::parse_duration;
-use freestone::sessions::{Closed, CommitOptions, Format, SessionState, SharedCommit, SharedStatus};
+use freestone::sessions::{
+    Closed, CommitOptions, Format, SessionState, SharedCommit, SharedStatus,
+};
 use serde_json::{Value, json};
 
 use super::committing::{Place, rebase};
@@ -19,14 +21,16 @@ pub(crate) enum Arguments {
         /// What the commit will say.
         #[arg(short, long, default_value = "a shared session")]
         message: String,
-        /// Format of a repository that is made: 1, which Icechunk 1.x reads too, or 2 (default), which Icechunk 2 reads
+        /// Format of a repository that is made: 1, which Icechunk 1.x reads too, or 2 (default),
+        /// which Icechunk 2 reads
         #[arg(long, value_name = "1|2")]
         format: Option<Format>,
         /// How long it lives, as in 2h or 3d; at most 7 days. Otherwise as the settings say.
         #[arg(long, value_parser = parse_duration)]
         expires_in: Option<Duration>,
     },
-    /// Announces a writer: the session is not committed before it has written and closed. `compute --session ID --name NAME` writes under its name.
+    /// Announces a writer: the session is not committed before it has written and closed.
+    /// `compute --session ID --name NAME` writes under its name.
     Join {
         #[command(flatten)]
         session: Which,
@@ -78,10 +82,12 @@ pub(crate) enum Arguments {
     Commit {
         #[command(flatten)]
         session: Which,
-        /// Drops what writers have written that are still open, and says whose, instead of refusing.
+        /// Drops what writers have written that are still open, and says whose, instead of
+        /// refusing.
         #[arg(long)]
         force: bool,
-        /// Where others have committed meanwhile, goes on top of what they have changed if that is disjoint.
+        /// Where others have committed meanwhile, goes on top of what they have changed if that is
+        /// disjoint.
         #[arg(long)]
         rebase: bool,
     },
@@ -100,7 +106,11 @@ pub(crate) fn session(asked: &Arguments) -> Result<(), Failure> {
     match asked {
         Arguments::Create { place, message, format, expires_in } => {
             let (repository, spec) = place.open_or_create(*format)?;
-            let session = repository.create_session(&spec.branch, message, Some(expires_in.unwrap_or(spec.session_expiry)))?;
+            let session = repository.create_session(
+                &spec.branch,
+                message,
+                Some(expires_in.unwrap_or(spec.session_expiry)),
+            )?;
             say(session.id())
         }
         Arguments::Join { session, name } => {
@@ -132,11 +142,24 @@ pub(crate) fn session(asked: &Arguments) -> Result<(), Failure> {
                 return say("there are no sessions");
             }
             let open = |s: &SharedStatus| s.joiners.iter().filter(|j| j.open).count();
-            all.iter().try_for_each(|s| say(&format!("{}  {}, {} joined, {} open: {}", s.id, state(s), s.joiners.len(), open(s), s.message)))
+            all.iter().try_for_each(|s| {
+                say(&format!(
+                    "{}  {}, {} joined, {} open: {}",
+                    s.id,
+                    state(s),
+                    s.joiners.len(),
+                    open(s),
+                    s.message
+                ))
+            })
         }
         Arguments::Extend { session, expires_in } => {
             session.open()?.update_expiration(*expires_in)?;
-            say(&format!("session {} ends in {}", session.id, humantime::format_duration(*expires_in)))
+            say(&format!(
+                "session {} ends in {}",
+                session.id,
+                humantime::format_duration(*expires_in)
+            ))
         }
         Arguments::Abandon { session } => {
             session.open()?.abandon()?;
@@ -146,7 +169,9 @@ pub(crate) fn session(asked: &Arguments) -> Result<(), Failure> {
             let options = CommitOptions { rebase: rebase(*on_top), ..CommitOptions::default() };
             let done = session.open()?.commit_with(&SharedCommit { options, force: *force })?;
             say(&done.snapshot)?;
-            done.dropped.iter().try_for_each(|j| say(&format!("dropped what {} had written: {} chunks", j.name, j.n_chunks)))
+            done.dropped.iter().try_for_each(|j| {
+                say(&format!("dropped what {} had written: {} chunks", j.name, j.n_chunks))
+            })
         }
     }
 }
@@ -161,7 +186,10 @@ fn state(status: &SharedStatus) -> String {
     match &status.state {
         SessionState::Open => {
             let left = status.expires_at.duration_since(SystemTime::now()).unwrap_or_default();
-            format!("open, ends in {}", humantime::format_duration(Duration::from_secs(left.as_secs())))
+            format!(
+                "open, ends in {}",
+                humantime::format_duration(Duration::from_secs(left.as_secs()))
+            )
         }
         SessionState::Committing => "being committed".into(),
         SessionState::Closed(closed) => closed.to_string(),
@@ -172,7 +200,14 @@ fn state(status: &SharedStatus) -> String {
 fn describe(status: &SharedStatus) -> Result<(), Failure> {
     say(&format!("session {}: {}", status.id, state(status)))?;
     say(&format!("  commits to {}, from {}: {}", status.branch, status.base, status.message))?;
-    status.joiners.iter().try_for_each(|j| say(&format!("  {}: {} chunks, {}", j.name, j.n_chunks, if j.open { "open" } else { "closed" })))
+    status.joiners.iter().try_for_each(|j| {
+        say(&format!(
+            "  {}: {} chunks, {}",
+            j.name,
+            j.n_chunks,
+            if j.open { "open" } else { "closed" }
+        ))
+    })
 }
 
 fn as_json(status: &SharedStatus) -> Value {
@@ -185,8 +220,14 @@ fn as_json(status: &SharedStatus) -> Value {
         SessionState::Closed(Closed::Expired) => ("expired", None),
         SessionState::Damaged => ("damaged", None),
     };
-    let ms = |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
-    let joiners: Vec<Value> = status.joiners.iter().map(|j| json!({"name": j.name, "open": j.open, "chunks": j.n_chunks})).collect();
+    let ms = |at: SystemTime| {
+        at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+    };
+    let joiners: Vec<Value> = status
+        .joiners
+        .iter()
+        .map(|j| json!({"name": j.name, "open": j.open, "chunks": j.n_chunks}))
+        .collect();
     json!({
         "id": status.id, "state": state, "snapshot": snapshot, "branch": status.branch, "base": status.base, "message": status.message,
         "created_ms": ms(status.created_at), "expires_ms": ms(status.expires_at), "joiners": joiners,

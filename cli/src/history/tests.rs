@@ -18,16 +18,31 @@ fn tell_all(history: &History) {
     history.on(&Event::RunStarted(&started(&plan, &[0, 7])));
     history.on(&Event::StageStarted { stage: StageId(0) });
     history.on(&Event::Started { request: &request(5, 0, 20, 2) });
-    history.on(&Event::Outcome { outcome: &outcome(request(5, 0, 20, 2), "worker \"1\"", 30, 4000), counted: 2 });
-    let repeated = freestone::engine::task::TaskRequest { backup_of: Some(5), ..request(6, 0, 22, 1) };
+    history.on(&Event::Outcome {
+        outcome: &outcome(request(5, 0, 20, 2), "worker \"1\"", 30, 4000),
+        counted: 2,
+    });
+    let repeated =
+        freestone::engine::task::TaskRequest { backup_of: Some(5), ..request(6, 0, 22, 1) };
     history.on(&Event::Started { request: &repeated });
     let lost = failure(FailureKind::WorkerLost, "<gone>\n", 22);
-    let failed = TaskOutcome { failure: Some(lost.clone()), done: Vec::new(), worker_peak_bytes: Some(99), ..outcome(repeated, "w2", 0, 0) };
+    let failed = TaskOutcome {
+        failure: Some(lost.clone()),
+        done: Vec::new(),
+        worker_peak_bytes: Some(99),
+        ..outcome(repeated, "w2", 0, 0)
+    };
     history.on(&Event::Outcome { outcome: &failed, counted: 0 });
     history.on(&Event::Retried { failure: &lost, attempt: 1, delay: Duration::from_millis(250) });
     history.on(&Event::Recomputed { stage: StageId(0), tasks: 3, why: "chunk 1 is gone" });
     let (stage, worker) = ("copy-000".into(), "w2".into());
-    let excess = MemoryExcess { stage, kernel: Some("hog".into()), worker, measured_bytes: 792, projected_bytes: 34 };
+    let excess = MemoryExcess {
+        stage,
+        kernel: Some("hog".into()),
+        worker,
+        measured_bytes: 792,
+        projected_bytes: 34,
+    };
     history.on(&Event::MemoryExceeded(&excess));
     history.on(&Event::StageEnded { stage: StageId(0) });
 }
@@ -38,11 +53,31 @@ fn every_event_is_a_line() {
     let file = folder.path().join("history.jsonl");
     let history = History::append(&file).unwrap();
     tell_all(&history);
-    history.on(&Event::RunEnded(Ok(&RunReport { retries: 1, process_cpu: Duration::from_millis(3), peak_rss_bytes: 123, ..RunReport::default() })));
+    history.on(&Event::RunEnded(Ok(&RunReport {
+        retries: 1,
+        process_cpu: Duration::from_millis(3),
+        peak_rss_bytes: 123,
+        ..RunReport::default()
+    })));
     // Written when the run ends, not when the history is dropped.
     let mut lines = lines(&file);
     let names: Vec<&str> = lines.iter().map(|l| l["event"].as_str().unwrap()).collect();
-    assert_eq!(names, ["run", "stage", "taken", "outcome", "taken", "outcome", "retry", "recompute", "memory", "stage_end", "end"]);
+    assert_eq!(
+        names,
+        [
+            "run",
+            "stage",
+            "taken",
+            "outcome",
+            "taken",
+            "outcome",
+            "retry",
+            "recompute",
+            "memory",
+            "stage_end",
+            "end"
+        ]
+    );
     let times: Vec<u64> = lines.iter().map(|l| l["t"].as_u64().unwrap()).collect();
     assert!(times.is_sorted(), "{times:?}");
 
@@ -51,11 +86,20 @@ fn every_event_is_a_line() {
         (&lines[0]["version"], &lines[0]["run"], &lines[0]["slots"], &lines[0]["local_mem"]),
         (&json!(1), &json!("run-1"), &json!(2), &json!(1_000_000_000))
     );
-    assert_eq!((&lines[0]["stages"][1]["finished"], &lines[0]["stages"][1]["tasks"]), (&json!(7), &json!(41)));
+    assert_eq!(
+        (&lines[0]["stages"][1]["finished"], &lines[0]["stages"][1]["tasks"]),
+        (&json!(7), &json!(41))
+    );
     // The second task follows the first.
     let tasks = lines[3]["tasks"].take();
     let (start, end) = (tasks[0][1].as_u64().unwrap(), tasks[0][2].as_u64().unwrap());
-    assert_eq!(tasks, json!([[20, start, end, 27, 1020, 4000, 1, 2000, 1], [21, end, end + 30, 27, 1021, 4000, 1, 2000, 1]]));
+    assert_eq!(
+        tasks,
+        json!([
+            [20, start, end, 27, 1020, 4000, 1, 2000, 1],
+            [21, end, end + 30, 27, 1021, 4000, 1, 2000, 1]
+        ])
+    );
     assert_eq!(end, start + 30);
 
     let without_time = |line: &Value| {
@@ -64,20 +108,32 @@ fn every_event_is_a_line() {
         line
     };
     let expect = [
-        (2, json!({"event": "taken", "request": 5, "stage": 0, "first": 20, "count": 2, "attempt": 0, "backup_of": null})),
+        (
+            2,
+            json!({"event": "taken", "request": 5, "stage": 0, "first": 20, "count": 2, "attempt": 0, "backup_of": null}),
+        ),
         (
             3,
-            json!({"event": "outcome", "request": 5, "stage": 0, "worker": "worker \"1\"", "counted": 2, "tasks": null,
+            json!({"event": "outcome", "request": 5, "stage": 0, "worker": "worker \
+                \"1\"", "counted": 2, "tasks": null,
             "failure": null, "worker_peak_mem": null}),
         ),
         (
             5,
             json!({"event": "outcome", "request": 6, "stage": 0, "worker": "w2", "counted": 0, "tasks": [],
-            "failure": {"kind": "worker lost", "task": 22, "message": "<gone>\n"}, "worker_peak_mem": 99}),
+            "failure": {"kind": "worker \
+                lost", "task": 22, "message": "<gone>\n"}, "worker_peak_mem": 99}),
         ),
-        (6, json!({"event": "retry", "stage": "copy-000", "kind": "worker lost", "task": 22, "message": "<gone>\n", "attempt": 1, "delay_us": 250_000})),
+        (
+            6,
+            json!({"event": "retry", "stage": "copy-000", "kind": "worker \
+                lost", "task": 22, "message": "<gone>\n", "attempt": 1, "delay_us": 250_000}),
+        ),
         (7, json!({"event": "recompute", "stage": 0, "tasks": 3, "why": "chunk 1 is gone"})),
-        (8, json!({"event": "memory", "stage": "copy-000", "kernel": "hog", "worker": "w2", "measured_mem": 792, "projected_mem": 34})),
+        (
+            8,
+            json!({"event": "memory", "stage": "copy-000", "kernel": "hog", "worker": "w2", "measured_mem": 792, "projected_mem": 34}),
+        ),
         (9, json!({"event": "stage_end", "stage": 0})),
         (
             10,
@@ -104,7 +160,10 @@ fn runs_that_fail_or_are_cancelled_end_too_and_follow_each_other() {
     }
     let lines = lines(&file);
     assert_eq!(lines.len(), 22);
-    assert_eq!((&lines[10]["result"], &lines[21]["result"]), (&json!("cancelled"), &json!("failed")));
+    assert_eq!(
+        (&lines[10]["result"], &lines[21]["result"]),
+        (&json!("cancelled"), &json!("failed"))
+    );
     assert_eq!(lines[21]["error"], json!(errors[1].to_string()));
 }
 

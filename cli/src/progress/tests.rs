@@ -6,22 +6,40 @@ use indicatif::InMemoryTerm;
 use super::*;
 use crate::spans::tests::{failure, outcome, planned, request, started};
 
-/// What a terminal shows after these events, and what it shows when the run has ended. The events are given the time at which the run started.
+/// What a terminal shows after these events, and what it shows when the run has ended. The events
+/// are given the time at which the run started.
 #[track_caller]
-fn shown(n_stages: usize, finished: u64, width: u16, events: impl FnOnce(&Progress, Instant)) -> (String, String) {
+fn shown(
+    n_stages: usize,
+    finished: u64,
+    width: u16,
+    events: impl FnOnce(&Progress, Instant),
+) -> (String, String) {
     let (plan, finished) = (planned(n_stages, 400), vec![finished; n_stages]);
     let terminal = InMemoryTerm::new(40, width);
-    let progress = Progress { every: Duration::ZERO, ..Progress::drawing_to(ProgressDrawTarget::term_like(Box::new(terminal.clone()))) };
+    let progress = Progress {
+        every: Duration::ZERO,
+        ..Progress::drawing_to(ProgressDrawTarget::term_like(Box::new(terminal.clone())))
+    };
     let start = Instant::now();
     progress.on_at(&Event::RunStarted(&started(&plan, &finished)), start);
     events(&progress, start);
     let during = terminal.contents();
-    progress.on_at(&Event::RunEnded(Err(&RunError::Receipts(String::new()))), start + Duration::from_secs(60));
+    progress.on_at(
+        &Event::RunEnded(Err(&RunError::Receipts(String::new()))),
+        start + Duration::from_secs(60),
+    );
     (during, terminal.contents())
 }
 
 fn done(progress: &Progress, now: Instant, stage: usize, first: u64, count: u64) {
-    progress.on_at(&Event::Outcome { outcome: &outcome(request(first + 1, stage, first, count), "w", 50, 1_000_000), counted: count }, now);
+    progress.on_at(
+        &Event::Outcome {
+            outcome: &outcome(request(first + 1, stage, first, count), "w", 50, 1_000_000),
+            counted: count,
+        },
+        now,
+    );
 }
 
 #[test]
@@ -33,8 +51,17 @@ fn a_stage_has_a_bar_with_its_tasks_and_its_memory() {
     });
     let lines: Vec<&str> = during.lines().collect();
     assert_eq!(lines.len(), 2, "{during}");
-    assert!(lines[0].contains("] 30/40 ") && lines[0].contains("20.0 MB/s, 1.0 kB of ") && lines[0].contains("==="), "{during}");
-    assert!(lines[1].contains("0/1 stages done, 30.0 MB read, 15.0 MB written, memory ") && lines[1].contains(" of 1.0 GB"), "{during}");
+    assert!(
+        lines[0].contains("] 30/40 ")
+            && lines[0].contains("20.0 MB/s, 1.0 kB of ")
+            && lines[0].contains("==="),
+        "{during}"
+    );
+    assert!(
+        lines[1].contains("0/1 stages done, 30.0 MB read, 15.0 MB written, memory ")
+            && lines[1].contains(" of 1.0 GB"),
+        "{during}"
+    );
     assert_eq!(after, "");
 }
 
@@ -80,12 +107,22 @@ fn a_storm_of_failures_is_a_few_lines() {
     let (during, after) = shown(1, 0, 110, |progress, now| {
         progress.on_at(&Event::StageStarted { stage: StageId(0) }, now);
         for attempt in 1..=5000 {
-            progress.on_at(&Event::Retried { failure: &throttled, attempt, delay: Duration::from_millis(200) }, now);
+            progress.on_at(
+                &Event::Retried { failure: &throttled, attempt, delay: Duration::from_millis(200) },
+                now,
+            );
         }
     });
-    assert!(during.contains("task 3 of stage `copy-000` failed: slow down; trying again in 0.2 s (1)"), "{during}");
+    assert!(
+        during.contains("task 3 of stage `copy-000` failed: slow down; trying again in 0.2 s (1)"),
+        "{during}"
+    );
     assert!(during.contains("5000 tried again"), "{during}");
-    assert!(during.contains("trying again in 0.2 s (5)") && !during.contains("trying again in 0.2 s (6)"), "{during}");
+    assert!(
+        during.contains("trying again in 0.2 s (5)")
+            && !during.contains("trying again in 0.2 s (6)"),
+        "{during}"
+    );
     assert!(after.contains("and 4995 more like that (throttled 4995)"), "{after}");
     assert_eq!(after.lines().count(), 6, "{after}");
 }
@@ -95,11 +132,26 @@ fn backups_and_repetitions_are_told() {
     let (during, _) = shown(1, 0, 110, |progress, now| {
         progress.on_at(&Event::StageStarted { stage: StageId(0) }, now);
         done(progress, now, 0, 0, 40);
-        progress.on_at(&Event::Started { request: &freestone::engine::task::TaskRequest { backup_of: Some(1), ..request(9, 0, 7, 1) } }, now);
-        progress.on_at(&Event::Recomputed { stage: StageId(0), tasks: 15, why: "chunk 3 is damaged" }, now);
+        progress.on_at(
+            &Event::Started {
+                request: &freestone::engine::task::TaskRequest {
+                    backup_of: Some(1),
+                    ..request(9, 0, 7, 1)
+                },
+            },
+            now,
+        );
+        progress.on_at(
+            &Event::Recomputed { stage: StageId(0), tasks: 15, why: "chunk 3 is damaged" },
+            now,
+        );
     });
     assert!(during.contains("takes long: begun once more elsewhere"), "{during}");
-    assert!(during.contains("15 finished tasks of stage `") && during.contains("are run once more: chunk 3 is damaged"), "{during}");
+    assert!(
+        during.contains("15 finished tasks of stage `")
+            && during.contains("are run once more: chunk 3 is damaged"),
+        "{during}"
+    );
     assert!(during.contains("] 25/40 "), "{during}");
 }
 
@@ -109,7 +161,8 @@ fn rates_are_of_the_last_seconds() {
     let mut rate = Rate::default();
     assert_eq!(rate.at(start, 0), None);
     assert_eq!(rate.at(start + Duration::from_secs(1), 100), Some(100.0));
-    let later = (2..60).map(|s| rate.at(start + Duration::from_secs(s), 100).unwrap()).last().unwrap();
+    let later =
+        (2..60).map(|s| rate.at(start + Duration::from_secs(s), 100).unwrap()).last().unwrap();
     assert!(later < 0.01, "{later}");
 }
 
@@ -120,7 +173,10 @@ fn lines_come_again_after_a_while() {
     let told = (0..100).filter(|_| lines.may_tell("throttled", start).1).count();
     assert_eq!(told, BURST as usize);
     let later = start + Duration::from_secs(2);
-    assert_eq!(lines.may_tell("crashed", later), (Some("… and 95 more like that (throttled 95)".into()), true));
+    assert_eq!(
+        lines.may_tell("crashed", later),
+        (Some("… and 95 more like that (throttled 95)".into()), true)
+    );
     assert_eq!(lines.may_tell("crashed", later), (None, true));
     assert_eq!(lines.may_tell("crashed", later), (None, false));
     assert_eq!(lines.rest(), Some("… and 1 more like that (crashed 1)".into()));

@@ -1,6 +1,7 @@
 //! Charts over the time of a run.
 //!
-//! Shapes are SVG that is stretched to the width that there is; words are HTML beside them, so that they stay legible on a narrow screen.
+//! Shapes are SVG that is stretched to the width that there is; words are HTML beside them, so that
+//! they stay legible on a narrow screen.
 
 use std::fmt::Write as _;
 
@@ -30,14 +31,24 @@ pub(super) fn timeline(html: &mut String, record: &Record, wall: u64) {
     let timeline = &record.timeline;
     html.push_str("<div class=\"chart lanes\">\n");
     // At least so many that the page stays small.
-    let halvings = (0..).find(|h| timeline.lanes.iter().map(|l| l.bins.len() >> h).sum::<usize>() <= MAX_DRAWN).unwrap_or(0);
+    let halvings = (0..)
+        .find(|h| timeline.lanes.iter().map(|l| l.bins.len() >> h).sum::<usize>() <= MAX_DRAWN)
+        .unwrap_or(0);
     let mut lanes: Vec<(usize, &Lane)> = timeline.lanes.iter().enumerate().collect();
     // As people count: worker 9 before worker 10.
-    lanes.sort_by_key(|(at, lane)| (*at + 1 == MAX_LANES, lane.name.trim_end_matches(|c: char| c.is_ascii_digit()), lane.name.len(), &lane.name));
+    lanes.sort_by_key(|(at, lane)| {
+        (
+            *at + 1 == MAX_LANES,
+            lane.name.trim_end_matches(|c: char| c.is_ascii_digit()),
+            lane.name.len(),
+            &lane.name,
+        )
+    });
     for (at, lane) in lanes {
         let others = if at + 1 == MAX_LANES { timeline.n_others() } else { 0 };
         let name = if others > 0 { format!("{} and others", lane.name) } else { lane.name.clone() };
-        let busy = lane.bins.iter().map(|b| b.busy).sum::<u64>() as f64 / (wall.max(1) as f64 * (others + 1) as f64);
+        let busy = lane.bins.iter().map(|b| b.busy).sum::<u64>() as f64
+            / (wall.max(1) as f64 * (others + 1) as f64);
         let n_tasks: u64 = lane.bins.iter().map(|b| u64::from(b.tasks)).sum();
         let _ = write!(
             html,
@@ -46,7 +57,9 @@ pub(super) fn timeline(html: &mut String, record: &Record, wall: u64) {
             escaped(&name)
         );
         match timeline.spans() {
-            Some(spans) => each_task(html, record, spans.iter().filter(|s| s.0 == at).map(|s| &s.1), wall),
+            Some(spans) => {
+                each_task(html, record, spans.iter().filter(|s| s.0 == at).map(|s| &s.1), wall)
+            }
             None => each_bin(html, lane, timeline.width, halvings, wall),
         }
         let _ = writeln!(html, "<span class=\"side\">{}</span></div>", percent(busy));
@@ -56,9 +69,18 @@ pub(super) fn timeline(html: &mut String, record: &Record, wall: u64) {
 }
 
 /// A lane in which every task is a box.
-fn each_task<'a>(html: &mut String, record: &Record, spans: impl Iterator<Item = &'a Span>, wall: u64) {
+fn each_task<'a>(
+    html: &mut String,
+    record: &Record,
+    spans: impl Iterator<Item = &'a Span>,
+    wall: u64,
+) {
     const WIDE: f64 = 10_000.0;
-    let _ = write!(html, "<svg class=\"strip\" viewBox=\"0 0 {WIDE} 10\" preserveAspectRatio=\"none\" aria-hidden=\"true\">");
+    let _ = write!(
+        html,
+        "<svg class=\"strip\" viewBox=\"0 0 {WIDE} 10\" preserveAspectRatio=\"none\" \
+            aria-hidden=\"true\">"
+    );
     for span in spans {
         let scale = WIDE / wall.max(1) as f64;
         let (x, w) = (span.start as f64 * scale, (span.end - span.start) as f64 * scale);
@@ -67,10 +89,12 @@ fn each_task<'a>(html: &mut String, record: &Record, spans: impl Iterator<Item =
         let class = if span.failed { "bad".into() } else { colour(span.stage as usize) };
         let name = record.stages.get(span.stage as usize).map_or("", |s| s.name.as_str());
         // Not told apart by colour alone.
-        let (what, shape) = if span.failed { (" failed", "y=\"2\" height=\"6\"") } else { ("", "height=\"10\"") };
+        let (what, shape) =
+            if span.failed { (" failed", "y=\"2\" height=\"6\"") } else { ("", "height=\"10\"") };
         let _ = write!(
             html,
-            "<rect class=\"{class}\" x=\"{x:.0}\" width=\"{w:.0}\" {shape}><title>{} task {}{what}, {} from {}</title></rect>",
+            "<rect class=\"{class}\" x=\"{x:.0}\" width=\"{w:.0}\" {shape}><title>{} task \
+                {}{what}, {} from {}</title></rect>",
             escaped(name),
             span.task,
             duration(span.end - span.start),
@@ -80,7 +104,8 @@ fn each_task<'a>(html: &mut String, record: &Record, spans: impl Iterator<Item =
     html.push_str("</svg>");
 }
 
-/// A lane in which a column is as high as the worker was busy, in the colour of the stage that had most of its time.
+/// A lane in which a column is as high as the worker was busy, in the colour of the stage that had
+/// most of its time.
 fn each_bin(html: &mut String, lane: &Lane, width: u64, halvings: u32, wall: u64) {
     let width = width << halvings;
     let bins: Vec<&[Bin]> = lane.bins.chunks(1 << halvings).collect();
@@ -89,11 +114,19 @@ fn each_bin(html: &mut String, lane: &Lane, width: u64, halvings: u32, wall: u64
         .map(|part| {
             let busy: u64 = part.iter().map(|b| b.busy).sum();
             let most = part.iter().max_by_key(|b| b.busy).map_or(0, |b| b.stage as usize);
-            (most % N_COLOURS, (busy * STEPS).div_ceil(width).min(STEPS), part.iter().any(|b| b.failed > 0))
+            (
+                most % N_COLOURS,
+                (busy * STEPS).div_ceil(width).min(STEPS),
+                part.iter().any(|b| b.failed > 0),
+            )
         })
         .collect();
     let wide = wall as f64 / width as f64;
-    let _ = write!(html, "<svg class=\"strip\" viewBox=\"0 0 {wide:.2} {STEPS}\" preserveAspectRatio=\"none\" aria-hidden=\"true\">");
+    let _ = write!(
+        html,
+        "<svg class=\"strip\" viewBox=\"0 0 {wide:.2} {STEPS}\" preserveAspectRatio=\"none\" \
+            aria-hidden=\"true\">"
+    );
     for stage in 0..N_COLOURS {
         let mut path = String::new();
         let mut at = 0;
@@ -123,13 +156,17 @@ fn each_bin(html: &mut String, lane: &Lane, width: u64, halvings: u32, wall: u64
 pub(super) fn throughput(html: &mut String, record: &Record, wall: u64) {
     let (points, width) = curve(&record.timeline.moved, record.timeline.width);
     let read: Vec<f64> = points.iter().map(|m| m.bytes_read as f64 * 1e6 / width as f64).collect();
-    let written: Vec<f64> = points.iter().map(|m| m.bytes_written as f64 * 1e6 / width as f64).collect();
+    let written: Vec<f64> =
+        points.iter().map(|m| m.bytes_written as f64 * 1e6 / width as f64).collect();
     let high = read.iter().chain(&written).fold(0.0f64, |a, b| a.max(*b));
     if high <= 0.0 {
         return;
     }
     html.push_str("<h3>Throughput</h3>\n<div class=\"chart\"><div class=\"row tall\">");
-    html.push_str("<span class=\"who\"><i class=\"key read\"></i>read<br><i class=\"key written\"></i>written</span>");
+    html.push_str(
+        "<span class=\"who\"><i class=\"key read\"></i>read<br><i class=\"key \
+        written\"></i>written</span>",
+    );
     open(html, wall, width);
     for (class, values) in [("read", &read), ("written", &written)] {
         let _ = write!(html, "<path class=\"{class}\" d=\"{}\"/>", steps(values, high));
@@ -151,10 +188,18 @@ pub(super) fn memory(html: &mut String, record: &Record, ended: &Ended) {
     let high = 1.1 * rss.iter().fold(record.projected_bytes as f64, |a, b| a.max(*b));
     // A limit far away would press the curve flat.
     let limit = record.local_mem as f64;
-    let (high, limit_fits) = if limit <= 3.0 * high { (high.max(1.05 * limit), true) } else { (high, false) };
+    let (high, limit_fits) =
+        if limit <= 3.0 * high { (high.max(1.05 * limit), true) } else { (high, false) };
     html.push_str("<h3>Memory of this process</h3>\n<div class=\"chart\"><div class=\"row tall\">");
-    html.push_str("<span class=\"who\"><i class=\"key rss\"></i>resident<br><i class=\"line projected\"></i>projected");
-    html.push_str(if limit_fits { "<br><i class=\"line limit\"></i>limit</span>" } else { "</span>" });
+    html.push_str(
+        "<span class=\"who\"><i class=\"key rss\"></i>resident<br><i class=\"line \
+        projected\"></i>projected",
+    );
+    html.push_str(if limit_fits {
+        "<br><i class=\"line limit\"></i>limit</span>"
+    } else {
+        "</span>"
+    });
     open(html, ended.wall, width);
     let _ = write!(html, "<path class=\"rss\" d=\"{}\"/>", steps(&rss, high));
     let mut line = |class: &str, value: f64| {
@@ -174,7 +219,10 @@ pub(super) fn memory(html: &mut String, record: &Record, ended: &Ended) {
 fn curve(moved: &[Moved], width: u64) -> (Vec<Moved>, u64) {
     let (mut points, mut width) = (moved.to_vec(), width);
     while points.len() > MAX_POINTS {
-        points = points.chunks(2).map(|pair| pair.iter().copied().reduce(Moved::and).unwrap_or_default()).collect();
+        points = points
+            .chunks(2)
+            .map(|pair| pair.iter().copied().reduce(Moved::and).unwrap_or_default())
+            .collect();
         width *= 2;
     }
     (points, width)
@@ -182,7 +230,11 @@ fn curve(moved: &[Moved], width: u64) -> (Vec<Moved>, u64) {
 
 fn open(html: &mut String, wall: u64, width: u64) {
     let wide = (wall as f64 / width as f64).max(1e-3);
-    let _ = write!(html, "<svg class=\"strip\" viewBox=\"0 0 {wide:.3} 100\" preserveAspectRatio=\"none\" aria-hidden=\"true\">");
+    let _ = write!(
+        html,
+        "<svg class=\"strip\" viewBox=\"0 0 {wide:.3} 100\" preserveAspectRatio=\"none\" \
+            aria-hidden=\"true\">"
+    );
 }
 
 /// The area below steps.
@@ -218,7 +270,10 @@ fn ticks(wall: u64) -> Vec<(f64, String)> {
         let power = 10u64.pow(least.ilog10());
         [1, 2, 5, 10].into_iter().map(|n| n * power).find(|s| *s >= least).unwrap_or(least)
     } else {
-        LONG.into_iter().map(|m| m * MINUTE).find(|s| *s >= least).unwrap_or(least.next_multiple_of(360 * MINUTE))
+        LONG.into_iter()
+            .map(|m| m * MINUTE)
+            .find(|s| *s >= least)
+            .unwrap_or(least.next_multiple_of(360 * MINUTE))
     };
     (0..=wall / step).map(|i| (i as f64 * step as f64 / wall as f64, tick(i * step))).collect()
 }

@@ -1,8 +1,10 @@
 //! A run as one page of HTML that needs nothing else: no network, no script.
 //!
-//! [`Report`] looks on and keeps what the page will say: sums for each stage, the slowest tasks, the first message of each kind of failure
-//! (`record.rs`), and the timeline in bins that grow wider as the run goes on (`timeline.rs`). That is a few hundred bytes a stage and at most
-//! 2 MB besides, whatever the number of tasks. When the run ends, well or not, `page.rs` writes the page, with charts by `charts.rs`.
+//! [`Report`] looks on and keeps what the page will say: sums for each stage, the slowest tasks,
+//! the first message of each kind of failure (`record.rs`), and the timeline in bins that grow
+//! wider as the run goes on (`timeline.rs`). That is a few hundred bytes a stage and at most 2 MB
+//! besides, whatever the number of tasks. When the run ends, well or not, `page.rs` writes the
+//! page, with charts by `charts.rs`.
 
 mod charts;
 mod page;
@@ -36,7 +38,8 @@ struct State {
 }
 
 impl Report {
-    /// A report of runs with these settings. The file is made now, so that it is known before the run that it can be.
+    /// A report of runs with these settings. The file is made now, so that it is known before the
+    /// run that it can be.
     ///
     /// # Errors
     /// Where the file cannot be opened for writing.
@@ -59,7 +62,8 @@ impl Observer for Report {
             Event::RunEnded(result) => {
                 if let Some(mut record) = state.record.take() {
                     let ended = record.ended(*result);
-                    state.trouble = fs::write(&self.file, page::page(&record, &ended, &self.spec)).err();
+                    state.trouble =
+                        fs::write(&self.file, page::page(&record, &ended, &self.spec)).err();
                 }
             }
             _ => {

@@ -33,10 +33,14 @@ pub(super) fn page(record: &Record, ended: &Ended, spec: &Spec) -> String {
     let _ = write!(
         html,
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<meta name=\"color-scheme\" content=\"light dark\">\n\
-         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">\n\
-         <link rel=\"icon\" href=\"data:,\">\n<title>{word}: Freestone run {run}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n\
-         <header>\n<p class=\"pill {class}\">{word}</p>\n<h1>Freestone run <code>{run}</code></h1>\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<meta \
+         name=\"color-scheme\" content=\"light dark\">\n\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src \
+         'unsafe-inline'; img-src data:\">\n\
+         <link rel=\"icon\" href=\"data:,\">\n<title>{word}: Freestone run \
+         {run}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n\
+         <header>\n<p class=\"pill {class}\">{word}</p>\n<h1>Freestone run \
+         <code>{run}</code></h1>\n\
          <p class=\"quiet\">{executor}, {slots} at once · began {date} UTC</p>\n</header>\n",
         run = escaped(&record.run),
         executor = escaped(&record.executor),
@@ -44,7 +48,8 @@ pub(super) fn page(record: &Record, ended: &Ended, spec: &Spec) -> String {
         date = date(record.unix.as_secs()),
     );
     if let Some(error) = &ended.error {
-        let _ = writeln!(html, "<p class=\"callout {class}\" role=\"alert\">{}</p>", escaped(error));
+        let _ =
+            writeln!(html, "<p class=\"callout {class}\" role=\"alert\">{}</p>", escaped(error));
     }
     tiles(&mut html, record, ended);
     troubles(&mut html, record, ended.wall);
@@ -61,14 +66,29 @@ pub(super) fn page(record: &Record, ended: &Ended, spec: &Spec) -> String {
 fn tiles(html: &mut String, record: &Record, ended: &Ended) {
     html.push_str("<section class=\"tiles\" aria-label=\"Summary\">\n");
     let mut tile = |label: &str, figure: String, note: String| {
-        let _ = writeln!(html, "<div class=\"tile\"><h2>{label}</h2><p class=\"figure\">{figure}</p><p class=\"quiet\">{note}</p></div>");
+        let _ = writeln!(
+            html,
+            "<div class=\"tile\"><h2>{label}</h2><p class=\"figure\">{figure}</p><p \
+                class=\"quiet\">{note}</p></div>"
+        );
     };
     let traffic = traffic(record);
     let cpu = record.stages.iter().map(|s| s.cpu.as_micros() as u64).sum::<u64>();
     let wall = ended.wall.max(1);
-    tile("Time", duration(ended.wall), format!("{:.1} of {} workers busy", busy(record) as f64 / wall as f64, record.slots));
-    tile("CPU", duration(cpu), format!("by tasks; {} by this process", duration(ended.process_cpu.as_micros() as u64)));
-    let (done, all) = (record.stages.iter().map(|s| s.done).sum::<u64>(), record.stages.iter().map(|s| s.tasks).sum::<u64>());
+    tile(
+        "Time",
+        duration(ended.wall),
+        format!("{:.1} of {} workers busy", busy(record) as f64 / wall as f64, record.slots),
+    );
+    tile(
+        "CPU",
+        duration(cpu),
+        format!("by tasks; {} by this process", duration(ended.process_cpu.as_micros() as u64)),
+    );
+    let (done, all) = (
+        record.stages.iter().map(|s| s.done).sum::<u64>(),
+        record.stages.iter().map(|s| s.tasks).sum::<u64>(),
+    );
     let finished = record.stages.iter().map(|s| s.finished).sum::<u64>();
     let note = match (finished, done + finished == all) {
         (0, true) => format!("in {}", counted(record.stages.len() as u64, "stage")),
@@ -89,14 +109,25 @@ fn tiles(html: &mut String, record: &Record, ended: &Ended) {
         );
         tile("Cost", dollars(measured.dollars()), note);
     }
-    let kept = if ended.kept_bytes > 0 { format!(", {} of it intermediates", size(ended.kept_bytes)) } else { String::new() };
-    let (peak, whose, of) = record.worker_peak.map_or((ended.peak_rss_bytes, "", ""), |peak| (peak, " by a worker", " for a worker"));
+    let kept = if ended.kept_bytes > 0 {
+        format!(", {} of it intermediates", size(ended.kept_bytes))
+    } else {
+        String::new()
+    };
+    let (peak, whose, of) = record
+        .worker_peak
+        .map_or((ended.peak_rss_bytes, "", ""), |peak| (peak, " by a worker", " for a worker"));
     // Against the limit, where something can be seen then.
     let most = peak.max(record.projected_bytes).max(1);
-    let scale = if record.local_mem <= 4 * most { record.local_mem.max(most) as f64 } else { 1.25 * most as f64 };
+    let scale = if record.local_mem <= 4 * most {
+        record.local_mem.max(most) as f64
+    } else {
+        1.25 * most as f64
+    };
     let _ = writeln!(
         html,
-        "<div class=\"tile wide\"><h2>Memory</h2><p class=\"figure\">{} <small>at most{whose}{kept}</small></p>{}\
+        "<div class=\"tile wide\"><h2>Memory</h2><p class=\"figure\">{} <small>at \
+            most{whose}{kept}</small></p>{}\
          <p class=\"quiet\">{} projected{of}, {} allowed on this machine</p></div>",
         size(peak),
         gauge(peak as f64 / scale, record.projected_bytes as f64 / scale),
@@ -110,7 +141,8 @@ fn tiles(html: &mut String, record: &Record, ended: &Ended) {
 fn gauge(measured: f64, projected: f64) -> String {
     let over = if measured > projected { " over" } else { "" };
     format!(
-        "<div class=\"gauge\" aria-hidden=\"true\"><b class=\"projected\" style=\"width:{:.2}%\"></b>\
+        "<div class=\"gauge\" aria-hidden=\"true\"><b class=\"projected\" \
+            style=\"width:{:.2}%\"></b>\
          <b class=\"measured{over}\" style=\"width:{:.2}%\"></b></div>",
         100.0 * projected.min(1.0),
         100.0 * measured.min(1.0)
@@ -125,15 +157,29 @@ fn troubles(html: &mut String, record: &Record, wall: u64) {
     }
     html.push_str("<section>\n<h2>What went another way</h2>\n");
     if repeated > 0 {
-        let _ = writeln!(html, "<p>{} slow requests were begun once more elsewhere; {} of these came back first.</p>", grouped(repeated), grouped(first));
+        let _ = writeln!(
+            html,
+            "<p>{} slow requests were begun once more elsewhere; {} of these came back first.</p>",
+            grouped(repeated),
+            grouped(first)
+        );
     }
     if record.recomputed > 0 {
-        let _ = writeln!(html, "<p>{} finished tasks were run once more, because what they had written was damaged or gone.</p>", grouped(record.recomputed));
+        let _ = writeln!(
+            html,
+            "<p>{} finished tasks were run once more, because what they had written was damaged or \
+                gone.</p>",
+            grouped(record.recomputed)
+        );
     }
     if !record.troubles.is_empty() {
-        table(html, &[("Kind", ""), ("Times", "n"), ("Tried again", "n"), ("When", ""), ("The first", "")]);
+        table(
+            html,
+            &[("Kind", ""), ("Times", "n"), ("Tried again", "n"), ("When", ""), ("The first", "")],
+        );
         for ((sort, kind), trouble) in &record.troubles {
-            let retried = if *sort == Sort::Failure { grouped(trouble.retried) } else { "–".into() };
+            let retried =
+                if *sort == Sort::Failure { grouped(trouble.retried) } else { "–".into() };
             let when = if trouble.count > 1 && trouble.last > trouble.first {
                 format!("{} to {}", duration(trouble.first), duration(trouble.last.min(wall)))
             } else {
@@ -144,7 +190,16 @@ fn troubles(html: &mut String, record: &Record, wall: u64) {
             cell(html, "Times", "n", &grouped(trouble.count));
             cell(html, "Tried again", "n", &retried);
             cell(html, "When", "whole", &when);
-            cell(html, "The first", "long", &format!("<span class=\"quiet\">{}</span> {}", escaped(&trouble.place), escaped(&trouble.message)));
+            cell(
+                html,
+                "The first",
+                "long",
+                &format!(
+                    "<span class=\"quiet\">{}</span> {}",
+                    escaped(&trouble.place),
+                    escaped(&trouble.message)
+                ),
+            );
             html.push_str("</tr>\n");
         }
         html.push_str("</tbody></table>\n");
@@ -158,19 +213,33 @@ fn when(html: &mut String, record: &Record, ended: &Ended) {
         return;
     }
     html.push_str("<section>\n<h2>Who ran what when</h2>\n<p class=\"legend\">");
-    for (i, stage) in record.stages.iter().enumerate().filter(|s| s.1.first.is_some()).take(MAX_LEGEND) {
-        let _ = write!(html, "<span><i class=\"key {}\"></i>{}</span> ", colour(i), escaped(&stage.name));
+    for (i, stage) in
+        record.stages.iter().enumerate().filter(|s| s.1.first.is_some()).take(MAX_LEGEND)
+    {
+        let _ = write!(
+            html,
+            "<span><i class=\"key {}\"></i>{}</span> ",
+            colour(i),
+            escaped(&stage.name)
+        );
     }
     let n_ran = record.stages.iter().filter(|s| s.first.is_some()).count();
     if n_ran > MAX_LEGEND {
-        let _ = write!(html, "<span>and {} more stages in the same colours</span> ", n_ran - MAX_LEGEND);
+        let _ = write!(
+            html,
+            "<span>and {} more stages in the same colours</span> ",
+            n_ran - MAX_LEGEND
+        );
     }
     if record.troubles.keys().any(|k| k.0 == Sort::Failure) {
         html.push_str("<span><i class=\"key bad\"></i>failed</span>");
     }
     html.push_str("</p>\n");
     if record.timeline.spans().is_none() {
-        html.push_str("<p class=\"quiet\">As high as a worker was busy, in the colour of the stage that had most of its time.</p>\n");
+        html.push_str(
+            "<p class=\"quiet\">As high as a worker was busy, in the colour of the stage \
+            that had most of its time.</p>\n",
+        );
     }
     // What runs on the clocks of workers may end a little later.
     let wall = ended.wall.max(record.timeline.end).max(1);
@@ -192,7 +261,15 @@ fn stages(html: &mut String, record: &Record, wall: u64) {
     }
     html.push_str("<section>\n<h2>Stages</h2>\n");
     let figures = ["CPU", "Median task", "Read", "Written"].map(|name| (name, "n"));
-    table(html, &[&[("Stage", ""), ("Tasks", "n"), ("When", "")], &figures[..], &[("Memory of a task", "")]].concat());
+    table(
+        html,
+        &[
+            &[("Stage", ""), ("Tasks", "n"), ("When", "")],
+            &figures[..],
+            &[("Memory of a task", "")],
+        ]
+        .concat(),
+    );
     let reserved = record.reserved_mem;
     let allowed = record.explanation.allowed_mem.saturating_sub(reserved);
     let buffers = |s: &Stage| s.projected_bytes.saturating_sub(reserved);
@@ -202,34 +279,63 @@ fn stages(html: &mut String, record: &Record, wall: u64) {
     let scale = if against_limit { allowed.max(most) } else { most } as f64;
     for (i, stage) in shown {
         html.push_str("<tr>");
-        cell(html, "Stage", "head", &format!("<i class=\"key {}\"></i>{}", colour(i), escaped(&stage.name)));
+        cell(
+            html,
+            "Stage",
+            "head",
+            &format!("<i class=\"key {}\"></i>{}", colour(i), escaped(&stage.name)),
+        );
         let tasks = if stage.done + stage.finished == stage.tasks {
             grouped(stage.tasks)
         } else {
             format!("{} of {}", grouped(stage.done + stage.finished), grouped(stage.tasks))
         };
-        let before = if stage.finished > 0 { format!("<br><span class=\"quiet\">{} before</span>", grouped(stage.finished)) } else { String::new() };
+        let before = if stage.finished > 0 {
+            format!("<br><span class=\"quiet\">{} before</span>", grouped(stage.finished))
+        } else {
+            String::new()
+        };
         cell(html, "Tasks", "n", &(tasks + &before));
         cell(html, "When", "whole", &during(stage, wall));
         cell(html, "CPU", "n", &duration(stage.cpu.as_micros() as u64));
-        cell(html, "Median task", "n", &stage.walls.median_us().map_or("–".into(), |us| format!("≈ {}", duration(us))));
-        let moved = |bytes: u64, requests: u64| format!("{}<br><span class=\"quiet\">{}</span>", size(bytes), counted(requests, "request"));
+        cell(
+            html,
+            "Median task",
+            "n",
+            &stage.walls.median_us().map_or("–".into(), |us| format!("≈ {}", duration(us))),
+        );
+        let moved = |bytes: u64, requests: u64| {
+            format!(
+                "{}<br><span class=\"quiet\">{}</span>",
+                size(bytes),
+                counted(requests, "request")
+            )
+        };
         let Traffic { bytes_read, bytes_written, reads, writes } = stage.traffic;
         cell(html, "Read", "n", &moved(bytes_read, reads));
         cell(html, "Written", "n", &moved(bytes_written, writes));
         let bar = gauge(stage.peak_bytes as f64 / scale, buffers(stage) as f64 / scale);
         let words = format!("{} of {} projected", size(stage.peak_bytes), size(buffers(stage)));
-        cell(html, "Memory of a task", "mem", &format!("{bar}<span class=\"quiet\">{words}</span>"));
+        cell(
+            html,
+            "Memory of a task",
+            "mem",
+            &format!("{bar}<span class=\"quiet\">{words}</span>"),
+        );
         html.push_str("</tr>\n");
     }
     html.push_str("</tbody></table>\n");
     if left_out > 0 {
-        let _ = writeln!(html, "<p class=\"quiet\">{left_out} stages that took less CPU time are left out.</p>");
+        let _ = writeln!(
+            html,
+            "<p class=\"quiet\">{left_out} stages that took less CPU time are left out.</p>"
+        );
     }
     let end = if against_limit { "the end of the track is" } else { "far beyond the track is" };
     let _ = writeln!(
         html,
-        "<p class=\"quiet\">Memory: the most that the buffers of a task took, in what was projected for them; \
+        "<p class=\"quiet\">Memory: the most that the buffers of a task took, in what was \
+            projected for them; \
          {end} what a task is allowed, {} ({} less {} reserved).</p>\n</section>",
         size(allowed),
         size(record.explanation.allowed_mem),
@@ -243,7 +349,8 @@ fn during(stage: &Stage, wall: u64) -> String {
     let share = |us: u64| 100.0 * us.min(wall) as f64 / wall.max(1) as f64;
     let (from, to) = (share(first), share(stage.last));
     format!(
-        "<div class=\"during\" aria-hidden=\"true\"><b style=\"left:{from:.2}%;width:{:.2}%\"></b></div><span class=\"quiet\">{} to {}</span>",
+        "<div class=\"during\" aria-hidden=\"true\"><b \
+            style=\"left:{from:.2}%;width:{:.2}%\"></b></div><span class=\"quiet\">{} to {}</span>",
         (to - from).max(0.5),
         duration(first),
         duration(stage.last)
@@ -255,7 +362,10 @@ fn slowest(html: &mut String, record: &Record) {
     let Some(most) = slowest.first().map(|s| s.wall_ns.max(1)) else { return };
     html.push_str("<section>\n<h2>Slowest tasks</h2>\n");
     let figures = ["CPU", "× median", "Read", "Buffers"].map(|name| (name, "n"));
-    table(html, &[&[("Task", ""), ("Time", "")], &figures[..], &[("Worker", ""), ("Began", "n")]].concat());
+    table(
+        html,
+        &[&[("Task", ""), ("Time", "")], &figures[..], &[("Worker", ""), ("Began", "n")]].concat(),
+    );
     for Slow { wall_ns, stage, task, cpu_ns, start, peak_bytes, bytes_read, worker } in slowest {
         let of = record.stages.get(*stage);
         let median = of.and_then(|s| s.walls.median_us()).unwrap_or(0);
@@ -266,9 +376,20 @@ fn slowest(html: &mut String, record: &Record) {
         };
         let share = 100.0 * *wall_ns as f64 / most as f64;
         html.push_str("<tr>");
-        cell(html, "Task", "head", &format!("<i class=\"key {}\"></i>{} {}", colour(*stage), escaped(of.map_or("", |s| s.name.as_str())), grouped(*task)));
+        cell(
+            html,
+            "Task",
+            "head",
+            &format!(
+                "<i class=\"key {}\"></i>{} {}",
+                colour(*stage),
+                escaped(of.map_or("", |s| s.name.as_str())),
+                grouped(*task)
+            ),
+        );
         let bar = format!(
-            "<div class=\"timed\"><div class=\"gauge\" aria-hidden=\"true\"><b class=\"time\" style=\"width:{share:.1}%\"></b></div><span>{}</span></div>",
+            "<div class=\"timed\"><div class=\"gauge\" aria-hidden=\"true\"><b class=\"time\" \
+                style=\"width:{share:.1}%\"></b></div><span>{}</span></div>",
             duration(wall_ns / 1000)
         );
         cell(html, "Time", "mem", &bar);
@@ -287,16 +408,24 @@ fn plan(html: &mut String, record: &Record) {
     html.push_str("<section>\n<h2>Plan</h2>\n");
     let drawing = svg(&record.explanation);
     if drawing.len() <= MAX_DRAWING {
-        let _ = writeln!(html, "<figure class=\"scroll\" tabindex=\"0\" aria-label=\"The plan, drawn\">{drawing}</figure>");
+        let _ = writeln!(
+            html,
+            "<figure class=\"scroll\" tabindex=\"0\" aria-label=\"The plan, \
+                drawn\">{drawing}</figure>"
+        );
     } else {
-        html.push_str("<p class=\"quiet\">The plan is too large to be drawn here; <code>freestone plan … --svg FILE</code> draws it.</p>\n");
+        html.push_str(
+            "<p class=\"quiet\">The plan is too large to be drawn here; <code>freestone \
+            plan … --svg FILE</code> draws it.</p>\n",
+        );
     }
     let text = record.explanation.to_string();
     let shown = text.char_indices().nth(MAX_TEXT).map_or(text.as_str(), |(end, _)| &text[..end]);
     let more = if shown.len() < text.len() { "\n…" } else { "" };
     let _ = writeln!(
         html,
-        "<details><summary>The plan in words</summary><pre class=\"scroll\" tabindex=\"0\">{}{more}</pre></details>\n</section>",
+        "<details><summary>The plan in words</summary><pre class=\"scroll\" \
+            tabindex=\"0\">{}{more}</pre></details>\n</section>",
         escaped(shown)
     );
 }
@@ -310,7 +439,9 @@ fn settings(html: &mut String, record: &Record, spec: &Spec) {
     if let Ok(Value::Object(fields)) = serde_json::to_value(spec) {
         for (name, value) in &fields {
             let value = match (value, name.ends_with("_mem")) {
-                (Value::Number(n), true) => n.as_u64().map_or(n.to_string(), |n| format!("{} ({n} bytes)", size(n))),
+                (Value::Number(n), true) => {
+                    n.as_u64().map_or(n.to_string(), |n| format!("{} ({n} bytes)", size(n)))
+                }
                 (Value::String(text), _) => text.clone(),
                 (other, _) => other.to_string(),
             };
@@ -375,7 +506,9 @@ pub(super) fn duration(us: u64) -> String {
 /// A time of the Gregorian calendar, `2026-11-22 13:07:10`, of seconds since 1970.
 fn date(seconds: u64) -> String {
     let (mut day, mut year) = (seconds / 86_400, 1970);
-    let is_leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let is_leap = |year: u64| {
+        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+    };
     while day >= 365 + u64::from(is_leap(year)) {
         day -= 365 + u64::from(is_leap(year));
         year += 1;
@@ -389,7 +522,13 @@ fn date(seconds: u64) -> String {
         month += 1;
     }
     let time = seconds % 86_400;
-    format!("{year}-{month:02}-{:02} {:02}:{:02}:{:02}", day + 1, time / 3600, time / 60 % 60, time % 60)
+    format!(
+        "{year}-{month:02}-{:02} {:02}:{:02}:{:02}",
+        day + 1,
+        time / 3600,
+        time / 60 % 60,
+        time % 60
+    )
 }
 
 #[cfg(test)]

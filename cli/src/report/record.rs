@@ -206,7 +206,9 @@ impl Record {
             }
             Event::Outcome { outcome, counted } => self.outcome(now, outcome, *counted),
             Event::Retried { failure, .. } => {
-                if let Some(trouble) = self.troubles.get_mut(&(Sort::Failure, failure.kind.name().to_owned())) {
+                if let Some(trouble) =
+                    self.troubles.get_mut(&(Sort::Failure, failure.kind.name().to_owned()))
+                {
                     trouble.retried += 1;
                 }
             }
@@ -216,14 +218,24 @@ impl Record {
                 if let Some(stage) = self.stages.get_mut(stage.0) {
                     stage.done = stage.done.saturating_sub(*tasks);
                 }
-                let trouble = self.trouble(Sort::Recompute, "computed again", now, || (format!("stage {name}"), cut(why)));
+                let trouble = self.trouble(Sort::Recompute, "computed again", now, || {
+                    (format!("stage {name}"), cut(why))
+                });
                 trouble.count += tasks;
             }
             Event::MemoryExceeded(excess) => {
-                let place = || (format!("stage {}, on {}", excess.stage, excess.worker), cut(&excess.to_string()));
+                let place = || {
+                    (
+                        format!("stage {}, on {}", excess.stage, excess.worker),
+                        cut(&excess.to_string()),
+                    )
+                };
                 self.trouble(Sort::Memory, "memory exceeded", now, place).count += 1;
             }
-            Event::RunStarted(_) | Event::StageStarted { .. } | Event::StageEnded { .. } | Event::RunEnded(_) => {}
+            Event::RunStarted(_)
+            | Event::StageStarted { .. }
+            | Event::StageEnded { .. }
+            | Event::RunEnded(_) => {}
         }
     }
 
@@ -238,7 +250,11 @@ impl Record {
             let start = begun + ran_ns / 1000;
             ran_ns += task.wall_ns;
             let end = begun + ran_ns / 1000;
-            self.timeline.ran(lane, Span { start, end, stage: id as u32, task: task.task, failed: false }, task.traffic);
+            self.timeline.ran(
+                lane,
+                Span { start, end, stage: id as u32, task: task.task, failed: false },
+                task.traffic,
+            );
             if let Some(stage) = self.stages.get_mut(id) {
                 stage.add(task, start, end);
             }
@@ -249,24 +265,59 @@ impl Record {
         }
         if let Some(failure) = &outcome.failure {
             let start = begun + ran_ns / 1000;
-            self.timeline.ran(lane, Span { start, end: now.max(start), stage: id as u32, task: failure.task, failed: true }, Traffic::default());
-            let place = || (format!("task {} of stage {}, on {}", failure.task, failure.stage, outcome.worker), cut(&failure.message));
+            self.timeline.ran(
+                lane,
+                Span {
+                    start,
+                    end: now.max(start),
+                    stage: id as u32,
+                    task: failure.task,
+                    failed: true,
+                },
+                Traffic::default(),
+            );
+            let place = || {
+                (
+                    format!(
+                        "task {} of stage {}, on {}",
+                        failure.task, failure.stage, outcome.worker
+                    ),
+                    cut(&failure.message),
+                )
+            };
             self.trouble(Sort::Failure, failure.kind.name(), now, place).count += 1;
         }
     }
 
     fn slow(&mut self, stage: usize, task: &TaskReport, start: u64, worker: &str) {
-        if self.slowest.len() >= N_SLOWEST && self.slowest.peek().is_some_and(|least| least.0.wall_ns >= task.wall_ns) {
+        if self.slowest.len() >= N_SLOWEST
+            && self.slowest.peek().is_some_and(|least| least.0.wall_ns >= task.wall_ns)
+        {
             return;
         }
         let TaskReport { task, traffic, cpu_ns, wall_ns, peak_bytes, .. } = *task;
-        self.slowest.push(Reverse(Slow { wall_ns, stage, task, cpu_ns, start, peak_bytes, bytes_read: traffic.bytes_read, worker: worker.to_owned() }));
+        self.slowest.push(Reverse(Slow {
+            wall_ns,
+            stage,
+            task,
+            cpu_ns,
+            start,
+            peak_bytes,
+            bytes_read: traffic.bytes_read,
+            worker: worker.to_owned(),
+        }));
         if self.slowest.len() > N_SLOWEST {
             self.slowest.pop();
         }
     }
 
-    fn trouble(&mut self, sort: Sort, kind: &str, now: u64, first: impl FnOnce() -> (String, String)) -> &mut Trouble {
+    fn trouble(
+        &mut self,
+        sort: Sort,
+        kind: &str,
+        now: u64,
+        first: impl FnOnce() -> (String, String),
+    ) -> &mut Trouble {
         let trouble = self.troubles.entry((sort, kind.to_owned())).or_insert_with(|| {
             let (place, message) = first();
             Trouble { first: now, place, message, ..Trouble::default() }
@@ -287,14 +338,18 @@ impl Record {
         self.timeline.memory(wall, machine::rss_bytes());
         let (outcome, error) = match result {
             Ok(_) => (Outcome::Done, None),
-            Err(error) if matches!(error.cause(), RunError::Cancelled) => (Outcome::Cancelled, Some(error.to_string())),
+            Err(error) if matches!(error.cause(), RunError::Cancelled) => {
+                (Outcome::Cancelled, Some(error.to_string()))
+            }
             Err(error) => (Outcome::Failed, Some(error.to_string())),
         };
         Ended {
             result: outcome,
             error,
             wall,
-            process_cpu: Duration::from_nanos(machine::process_cpu_ns().saturating_sub(self.cpu_ns)),
+            process_cpu: Duration::from_nanos(
+                machine::process_cpu_ns().saturating_sub(self.cpu_ns),
+            ),
             peak_rss_bytes: machine::peak_rss_bytes(),
             kept_bytes: result.map_or(0, |r| r.kept_bytes),
             cost: result.ok().and_then(|r| self.cost(r)),

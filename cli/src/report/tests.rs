@@ -11,7 +11,8 @@ const MAX_PAGE: usize = 300_000;
 /// Bytes that a record may hold, whatever the number of tasks.
 const MAX_RECORD: usize = 4_000_000;
 
-/// A record of so many tasks in two stages on so many workers, one request each; every hundredth fails at first.
+/// A record of so many tasks in two stages on so many workers, one request each; every hundredth
+/// fails at first.
 fn record(n_tasks: u64, n_workers: u64) -> Record {
     let plan = planned(2, n_tasks / 2 * 10);
     let mut record = Record::new(&started(&plan, &[0, 0]));
@@ -23,12 +24,25 @@ fn record(n_tasks: u64, n_workers: u64) -> Record {
         record.at(now - 1800, &Event::Started { request: &request });
         if i % 100 == 7 {
             let lost = failure(FailureKind::Transient, &format!("no answer {i}"), i);
-            let outcome = TaskOutcome { done: Vec::new(), failure: Some(lost.clone()), ..outcome(request.clone(), &worker, 0, 0) };
+            let outcome = TaskOutcome {
+                done: Vec::new(),
+                failure: Some(lost.clone()),
+                ..outcome(request.clone(), &worker, 0, 0)
+            };
             record.at(now - 1700, &Event::Outcome { outcome: &outcome, counted: 0 });
-            record.at(now - 1700, &Event::Retried { failure: &lost, attempt: 1, delay: std::time::Duration::ZERO });
+            record.at(
+                now - 1700,
+                &Event::Retried { failure: &lost, attempt: 1, delay: std::time::Duration::ZERO },
+            );
             record.at(now - 1700, &Event::Started { request: &request });
         }
-        record.at(now, &Event::Outcome { outcome: &outcome(request, &worker, 1000 + i % 677, 1_000_000 + i), counted: 1 });
+        record.at(
+            now,
+            &Event::Outcome {
+                outcome: &outcome(request, &worker, 1000 + i % 677, 1_000_000 + i),
+                counted: 1,
+            },
+        );
     }
     record
 }
@@ -50,7 +64,10 @@ fn check_html(html: &str) {
         let name = tag.split([' ', '/']).find(|n| !n.is_empty()).unwrap_or("");
         if tag.starts_with('/') {
             assert_eq!(open.pop(), Some(name), "{}", &rest[..rest.len().min(200)]);
-        } else if !tag.ends_with('/') && !tag.starts_with('!') && !["meta", "link", "br"].contains(&name) {
+        } else if !tag.ends_with('/')
+            && !tag.starts_with('!')
+            && !["meta", "link", "br"].contains(&name)
+        {
             open.push(name);
         }
         if name == "style" && !tag.starts_with('/') {
@@ -76,19 +93,31 @@ fn a_page_says_what_happened() {
     says("80.0 MB projected, 1.0 GB allowed");
     says("allowed_mem</dt><dd>40.0 MB (40000000 bytes)");
     // Every task is drawn, and those that failed.
-    assert_eq!((html.matches("</title></rect>").count(), html.matches(" failed, ").count()), (1010, 10));
+    assert_eq!(
+        (html.matches("</title></rect>").count(), html.matches(" failed, ").count()),
+        (1010, 10)
+    );
 }
 
 #[test]
 fn sums_are_of_all_tasks_and_the_slowest_are_the_slowest() {
     let record = record(10_000, 4);
     assert_eq!(record.stages.iter().map(|s| s.done).sum::<u64>(), 10_000);
-    assert_eq!(record.stages.iter().map(|s| s.traffic.bytes_read).sum::<u64>(), (0..10_000).map(|i| 1_000_000 + i).sum::<u64>());
+    assert_eq!(
+        record.stages.iter().map(|s| s.traffic.bytes_read).sum::<u64>(),
+        (0..10_000).map(|i| 1_000_000 + i).sum::<u64>()
+    );
     let walls: Vec<u64> = record.slowest().iter().map(|s| s.wall_ns).collect();
     assert_eq!(walls.len(), 12);
-    assert!(walls.iter().rev().is_sorted() && walls[0] == 1_676_000 && walls[11] >= 1_675_000, "{walls:?}");
+    assert!(
+        walls.iter().rev().is_sorted() && walls[0] == 1_676_000 && walls[11] >= 1_675_000,
+        "{walls:?}"
+    );
     let failures = record.troubles.values().next().unwrap();
-    assert_eq!((failures.count, failures.retried, failures.message.as_str()), (100, 100, "no answer 7"));
+    assert_eq!(
+        (failures.count, failures.retried, failures.message.as_str()),
+        (100, 100, "no answer 7")
+    );
     let median = record.stages[0].walls.median_us().unwrap();
     assert!((1000..1700).contains(&median), "{median}");
 }
@@ -97,11 +126,19 @@ fn sums_are_of_all_tasks_and_the_slowest_are_the_slowest() {
 fn a_hundred_thousand_tasks_take_little_memory_and_a_small_page() {
     for n_workers in [2, 16, 500] {
         let mut record = record(100_000, n_workers);
-        let bins: usize = record.timeline.lanes.iter().map(|l| l.bins.capacity() * size_of::<timeline::Bin>()).sum();
+        let bins: usize = record
+            .timeline
+            .lanes
+            .iter()
+            .map(|l| l.bins.capacity() * size_of::<timeline::Bin>())
+            .sum();
         let moved = record.timeline.moved.capacity() * size_of::<timeline::Moved>();
         // Before there were too many, tasks were kept too.
         let spans = timeline::MAX_SPANS * 2 * size_of::<(usize, timeline::Span)>();
-        assert!(bins + moved + spans < MAX_RECORD / 2, "{n_workers} workers: {bins} + {moved} + {spans}");
+        assert!(
+            bins + moved + spans < MAX_RECORD / 2,
+            "{n_workers} workers: {bins} + {moved} + {spans}"
+        );
         let html = page_of(&mut record, Ok(&RunReport::default()));
         check_html(&html);
         assert!(html.len() < MAX_PAGE, "{n_workers} workers: {} bytes", html.len());
@@ -118,31 +155,54 @@ fn names_and_messages_cannot_be_markup() {
     record.explanation.stages[0].name = evil.into();
     record.explanation.stages[0].writes[0].array.name = evil.into();
     let lost = failure(FailureKind::Kernel, evil, 3);
-    record.at(10, &Event::Outcome { outcome: &TaskOutcome { failure: Some(lost), ..outcome(request(1, 0, 0, 3), evil, 5, 0) }, counted: 3 });
+    record.at(
+        10,
+        &Event::Outcome {
+            outcome: &TaskOutcome {
+                failure: Some(lost),
+                ..outcome(request(1, 0, 0, 3), evil, 5, 0)
+            },
+            counted: 3,
+        },
+    );
     record.at(10, &Event::Recomputed { stage: StageId(0), tasks: 2, why: evil });
     let [stage, worker] = [evil.to_owned(), evil.to_owned()];
-    let excess = MemoryExcess { stage, kernel: Some(evil.into()), worker, measured_bytes: 792_000_000, projected_bytes: 34_000_000 };
+    let excess = MemoryExcess {
+        stage,
+        kernel: Some(evil.into()),
+        worker,
+        measured_bytes: 792_000_000,
+        projected_bytes: 34_000_000,
+    };
     record.at(11, &Event::MemoryExceeded(&excess));
     let html = page_of(&mut record, Err(&RunError::Receipts(evil.into())));
     check_html(&html);
     assert!(html.contains("&lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt;&amp;&#39;\u{fffd}"));
     assert!(!html.contains("alert(\""));
-    assert!(html.contains("memory exceeded") && html.contains("792.0 MB measured, 34.0 MB projected"));
+    assert!(
+        html.contains("memory exceeded") && html.contains("792.0 MB measured, 34.0 MB projected")
+    );
 }
 
 #[test]
 fn failed_and_cancelled_runs_have_pages() {
-    for (error, word) in [(RunError::Cancelled, "Cancelled"), (RunError::Receipts("task 3".into()), "Failed")] {
+    for (error, word) in
+        [(RunError::Cancelled, "Cancelled"), (RunError::Receipts("task 3".into()), "Failed")]
+    {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("report.html");
         let report = Report::create(&file, &spec()).unwrap();
         let plan = planned(1, 400);
         report.on(&Event::RunStarted(&started(&plan, &[12])));
-        report.on(&Event::Outcome { outcome: &outcome(request(1, 0, 12, 3), "w", 5, 0), counted: 3 });
+        report
+            .on(&Event::Outcome { outcome: &outcome(request(1, 0, 12, 3), "w", 5, 0), counted: 3 });
         report.on(&Event::RunEnded(Err(&error)));
         let html = fs::read_to_string(&file).unwrap();
         check_html(&html);
-        assert!(html.contains(&format!(">{word}</p>")) && html.contains(&error.to_string()), "{html}");
+        assert!(
+            html.contains(&format!(">{word}</p>")) && html.contains(&error.to_string()),
+            "{html}"
+        );
         assert!(html.contains("and 12 before, of 40"), "{html}");
         assert!(report.trouble().is_none());
     }
@@ -182,7 +242,10 @@ fn a_backup_that_wins_is_counted() {
     record.at(5, &Event::Started { request: &request(1, 0, 0, 1) });
     record.at(50, &Event::Started { request: &backup });
     record.at(60, &Event::Outcome { outcome: &outcome(backup, "w2", 5, 0), counted: 1 });
-    record.at(70, &Event::Outcome { outcome: &outcome(request(1, 0, 0, 1), "w1", 65, 0), counted: 0 });
+    record.at(
+        70,
+        &Event::Outcome { outcome: &outcome(request(1, 0, 0, 1), "w1", 65, 0), counted: 0 },
+    );
     assert_eq!(record.backups, [1, 1]);
     assert_eq!(record.stages[0].done, 1);
     assert!(page_of(&mut record, Ok(&RunReport::default())).contains("1 of these came back first"));
@@ -193,8 +256,16 @@ fn a_page_of_a_run_that_is_paid_for_says_what_it_cost() {
     let mut record = record(1000, 2);
     let html = page_of(&mut record, Ok(&RunReport::default()));
     assert!(!html.contains("<h2>Cost</h2>"));
-    let invoked = freestone::engine::executor::Invoked { invocations: 7, byte_ms: f64::from(1 << 30) * 3e6, ..Default::default() };
-    let html = page_of(&mut record, Ok(&RunReport { invoked: Some(invoked), ..RunReport::default() }));
+    let invoked = freestone::engine::executor::Invoked {
+        invocations: 7,
+        byte_ms: f64::from(1 << 30) * 3e6,
+        ..Default::default()
+    };
+    let html =
+        page_of(&mut record, Ok(&RunReport { invoked: Some(invoked), ..RunReport::default() }));
     check_html(&html);
-    assert!(html.contains("<h2>Cost</h2>") && html.contains("7 invocations and 3000.0 GB-seconds; $"), "{html}");
+    assert!(
+        html.contains("<h2>Cost</h2>") && html.contains("7 invocations and 3000.0 GB-seconds; $"),
+        "{html}"
+    );
 }

@@ -1,7 +1,8 @@
 //! Who ran what when, and what went on meanwhile, in bounded memory.
 //!
-//! Time is cut in [`N_BINS`] bins. When the run outlasts them, each two become one, and all are twice as wide. The first [`MAX_SPANS`] tasks are
-//! kept as they are too: a run that has no more is drawn task by task.
+//! Time is cut in [`N_BINS`] bins. When the run outlasts them, each two become one, and all are
+//! twice as wide. The first [`MAX_SPANS`] tasks are kept as they are too: a run that has no more is
+//! drawn task by task.
 
 use std::collections::HashMap;
 
@@ -72,7 +73,15 @@ pub(super) struct Span {
 
 impl Default for Timeline {
     fn default() -> Timeline {
-        Timeline { width: LEAST_WIDTH, lanes: Vec::new(), moved: Vec::new(), end: 0, by_name: HashMap::new(), spans: Vec::new(), n_spans: 0 }
+        Timeline {
+            width: LEAST_WIDTH,
+            lanes: Vec::new(),
+            moved: Vec::new(),
+            end: 0,
+            by_name: HashMap::new(),
+            spans: Vec::new(),
+            n_spans: 0,
+        }
     }
 }
 
@@ -124,7 +133,13 @@ impl Timeline {
             let until = span.end.min(begin + width);
             bin.vote(span.stage, until - span.start.max(begin));
             // As if evenly, of which each bin has what the ones before it left.
-            let share = |bytes: u64| if at == last { bytes } else { (u128::from(bytes) * u128::from(until - span.start) / u128::from(length)) as u64 };
+            let share = |bytes: u64| {
+                if at == last {
+                    bytes
+                } else {
+                    (u128::from(bytes) * u128::from(until - span.start) / u128::from(length)) as u64
+                }
+            };
             let so_far = (share(traffic.bytes_read), share(traffic.bytes_written));
             self.moved[at].bytes_read += so_far.0 - before.0;
             self.moved[at].bytes_written += so_far.1 - before.1;
@@ -175,7 +190,8 @@ fn halve<T: Copy>(bins: &mut Vec<T>, and: fn(T, T) -> T) {
 }
 
 impl Bin {
-    /// The majority by one candidate and its lead (Boyer & Moore 1981): exact where a stage has more than half, a good guess elsewhere.
+    /// The majority by one candidate and its lead (Boyer & Moore 1981): exact where a stage has
+    /// more than half, a good guess elsewhere.
     fn vote(&mut self, stage: u32, busy: u64) {
         self.busy += busy;
         self.count(stage, busy);
@@ -192,7 +208,12 @@ impl Bin {
     }
 
     fn and(self, other: Bin) -> Bin {
-        let mut both = Bin { busy: self.busy + other.busy, tasks: self.tasks + other.tasks, failed: self.failed + other.failed, ..self };
+        let mut both = Bin {
+            busy: self.busy + other.busy,
+            tasks: self.tasks + other.tasks,
+            failed: self.failed + other.failed,
+            ..self
+        };
         both.count(other.stage, other.lead);
         both
     }
@@ -229,9 +250,15 @@ mod tests {
         }
         let bins = &timeline.lanes[lane].bins;
         assert!(bins.len() <= N_BINS && bins.len() > N_BINS / 2 - 2, "{}", bins.len());
-        assert_eq!(bins.iter().map(|b| b.busy).sum::<u64>(), (0..10_000).map(|i| 70 + i % 50).sum::<u64>());
+        assert_eq!(
+            bins.iter().map(|b| b.busy).sum::<u64>(),
+            (0..10_000).map(|i| 70 + i % 50).sum::<u64>()
+        );
         assert_eq!(bins.iter().map(|b| b.tasks).sum::<u32>(), 10_000);
-        assert_eq!(timeline.moved.iter().map(|m| m.bytes_read).sum::<u64>(), 10_000 * READ.bytes_read);
+        assert_eq!(
+            timeline.moved.iter().map(|m| m.bytes_read).sum::<u64>(),
+            10_000 * READ.bytes_read
+        );
         assert!(bins.iter().all(|b| b.busy <= timeline.width));
         assert_eq!((bins[0].stage, bins[bins.len() - 1].stage), (0, 9));
         assert!(timeline.spans().is_none());

@@ -1,15 +1,17 @@
-//! The allocator of programs that run tasks: mimalloc, which is told to take memory only as it is used.
+//! The allocator of programs that run tasks: mimalloc, which is told to take memory only as it is
+//! used.
 //!
-//! By itself it asks for its first gigabyte at once and for huge pages in it. Then each thread that allocates a little has some
-//! 2 MB of its own: 8 MB of an idle process, 30 MB of one that reads over a network, which no projection knows.
+//! By itself it asks for its first gigabyte at once and for huge pages in it. Then each thread that
+//! allocates a little has some 2 MB of its own: 8 MB of an idle process, 30 MB of one that reads
+//! over a network, which no projection knows.
 //!
 //! ```
 //! #[global_allocator]
 //! static ALLOCATOR: freestone_allocator::Allocator = freestone_allocator::Allocator;
 //! ```
 //!
-//! What is freed it keeps for a while by itself, in case that it is asked for again. Where much memory is taken and freed once, [`Frugal`] has it given
-//! back to the system at once.
+//! What is freed it keeps for a while by itself, in case that it is asked for again. Where much
+//! memory is taken and freed once, [`Frugal`] has it given back to the system at once.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::ffi::{c_int, c_long};
@@ -44,8 +46,8 @@ fn tell() {
     TOLD.store(true, Ordering::Relaxed);
 }
 
-/// While one is there, what is freed goes back to the system at once, in all threads; what was kept before goes back as it is made. Costs a system
-/// call for each piece that goes.
+/// While one is there, what is freed goes back to the system at once, in all threads; what was kept
+/// before goes back as it is made. Costs a system call for each piece that goes.
 #[derive(Debug)]
 pub struct Frugal(());
 
@@ -57,7 +59,8 @@ impl Frugal {
     #[allow(unsafe_code, clippy::new_without_default)]
     pub fn new() -> Frugal {
         let mut frugal = FRUGAL.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: the first two read and set one number in a table, the third gives back what nobody has.
+        // SAFETY: the first two read and set one number in a table, the third gives back what
+        // nobody has.
         unsafe {
             if frugal.0 == 0 {
                 frugal.1 = mi_option_get(PURGE_DELAY);

@@ -97,7 +97,8 @@ pub(crate) trait Real: Numeric + PartialOrd {
     }
 }
 
-/// What integers have on top; quotients are rounded to -inf, and a shift by the width or more, or by a negative number, shifts everything out.
+/// What integers have on top; quotients are rounded to -inf, and a shift by the width or more, or
+/// by a negative number, shifts everything out.
 pub(crate) trait Bits: Real {
     fn and(self, other: Self) -> Self;
     fn or(self, other: Self) -> Self;
@@ -271,7 +272,9 @@ pub(crate) fn unary(op: UnaryOp, dtype: DType, a: &[u8], out: &mut [u8]) {
         U::Real => part!(|x| x.re, |x| x),
         U::Reciprocal => elementary!(reciprocal),
         U::Round => same!(numeric, Numeric::nearest),
-        U::Sign => dispatch!(inexact, dtype, T => math::sign::<T>(see(a), see_mut(out)), else => same!(integer, Bits::direction)),
+        U::Sign => {
+            dispatch!(inexact, dtype, T => math::sign::<T>(see(a), see_mut(out)), else => same!(integer, Bits::direction))
+        }
         U::Signbit => test!(float, |x: T| x.is_sign_negative()),
         U::Sin => elementary!(sin),
         U::Sinh => elementary!(sinh),
@@ -296,7 +299,8 @@ pub(crate) fn binary(op: BinaryOp, dtype: DType, a: &[u8], b: &[u8], out: &mut [
     macro_rules! test {
         ($kind:ident, $f:expr) => { dispatch!($kind, dtype, T => loop2(see::<T>(a), see(b), out, |x: T, y: T| u8::from($f(&x, &y))), else => no_loop(&op, dtype)) };
     }
-    let mut truth = |f: fn(bool, bool) -> bool| loop2(a, b, out, |x, y| u8::from(f(x != 0, y != 0)));
+    let mut truth =
+        |f: fn(bool, bool) -> bool| loop2(a, b, out, |x, y| u8::from(f(x != 0, y != 0)));
     match op {
         B::BitwiseAnd | B::LogicalAnd if dtype == DType::Bool => truth(|x, y| x & y),
         B::BitwiseOr | B::LogicalOr if dtype == DType::Bool => truth(|x, y| x | y),
@@ -335,9 +339,29 @@ pub(crate) fn binary(op: BinaryOp, dtype: DType, a: &[u8], b: &[u8], out: &mut [
 pub(crate) fn select(dtype: DType, c: &[u8], a: &[u8], b: &[u8], out: &mut [u8]) {
     match dtype.size() {
         1 => loop3::<u8>(c, a, b, out),
-        2 => loop3::<u16>(c, bytemuck::cast_slice(a), bytemuck::cast_slice(b), bytemuck::cast_slice_mut(out)),
-        4 => loop3::<u32>(c, bytemuck::cast_slice(a), bytemuck::cast_slice(b), bytemuck::cast_slice_mut(out)),
-        8 => loop3::<u64>(c, bytemuck::cast_slice(a), bytemuck::cast_slice(b), bytemuck::cast_slice_mut(out)),
-        _ => loop3::<[u64; 2]>(c, bytemuck::cast_slice(a), bytemuck::cast_slice(b), bytemuck::cast_slice_mut(out)),
+        2 => loop3::<u16>(
+            c,
+            bytemuck::cast_slice(a),
+            bytemuck::cast_slice(b),
+            bytemuck::cast_slice_mut(out),
+        ),
+        4 => loop3::<u32>(
+            c,
+            bytemuck::cast_slice(a),
+            bytemuck::cast_slice(b),
+            bytemuck::cast_slice_mut(out),
+        ),
+        8 => loop3::<u64>(
+            c,
+            bytemuck::cast_slice(a),
+            bytemuck::cast_slice(b),
+            bytemuck::cast_slice_mut(out),
+        ),
+        _ => loop3::<[u64; 2]>(
+            c,
+            bytemuck::cast_slice(a),
+            bytemuck::cast_slice(b),
+            bytemuck::cast_slice_mut(out),
+        ),
     }
 }

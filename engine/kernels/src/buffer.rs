@@ -15,9 +15,10 @@ struct Line([u8; 64]);
 
 /// An owned run of bytes that can be seen as a slice of any dtype.
 ///
-/// A buffer made here is aligned to 64 bytes. A large one is a mapping of its own, which is the system's again as soon as it is
-/// dropped, whatever the program's allocator keeps: what is not held is not resident. One that a codec made ([`Buffer::from_vec`]) is taken over without a copy where
-/// its alignment allows.
+/// A buffer made here is aligned to 64 bytes. A large one is a mapping of its own, which is the
+/// system's again as soon as it is dropped, whatever the program's allocator keeps: what is not
+/// held is not resident. One that a codec made ([`Buffer::from_vec`]) is taken over without a copy
+/// where its alignment allows.
 #[derive(Debug)]
 pub struct Buffer {
     memory: Memory,
@@ -37,7 +38,8 @@ impl Buffer {
         if len >= MAPPED_BYTES
             && let Ok(map) = MmapMut::map_anon(len)
         {
-            // Advice only: without huge pages a pass over a block waits for page tables as much as for values.
+            // Advice only: without huge pages a pass over a block waits for page tables as much as
+            // for values.
             #[cfg(target_os = "linux")]
             let _ = map.advise(memmap2::Advice::HugePage);
             return Buffer { memory: Memory::Mapped(map), len };
@@ -88,7 +90,8 @@ impl Buffer {
         !matches!(self.memory, Memory::Foreign(_))
     }
 
-    /// Sets the number of bytes in use, at most the capacity that it was made with; what they hold is left over from before.
+    /// Sets the number of bytes in use, at most the capacity that it was made with; what they hold
+    /// is left over from before.
     pub fn set_len(&mut self, len: usize) {
         let room = match &self.memory {
             Memory::Lines(lines) => lines.len() * 64,
@@ -128,7 +131,8 @@ impl Buffer {
     }
 }
 
-/// A strided look at the values of a block. Strides and offset are in elements; a stride of 0 repeats.
+/// A strided look at the values of a block. Strides and offset are in elements; a stride of 0
+/// repeats.
 #[derive(Clone, Debug)]
 pub struct View<'a> {
     /// Element type of `bytes`.

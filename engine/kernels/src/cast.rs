@@ -4,8 +4,8 @@ use crate::apply::loop1;
 use crate::dispatch;
 use crate::dtype::{Complex64, Complex128, DType, Element, Kind, no_loop};
 
-/// Casts values: to integers towards zero and saturating (NaN gives 0), complex to real by dropping the imaginary part,
-/// anything to bool by comparing with zero.
+/// Casts values: to integers towards zero and saturating (NaN gives 0), complex to real by dropping
+/// the imaginary part, anything to bool by comparing with zero.
 ///
 /// `a` holds values of `from`, `out` as many of `to`.
 pub(crate) fn cast(from: DType, a: &[u8], to: DType, out: &mut [u8]) {
@@ -43,7 +43,9 @@ fn cast_from<T: Element + CastSource>(a: &[u8], to: DType, out: &mut [u8]) {
             Complex64::new(c.re as f32, c.im as f32)
         }),
         Kind::Complex => spread::<T, Complex128>(a, out, |x| x.complex()),
-        _ => dispatch!(real, to, U => spread::<T, U>(a, out, |x| x.part().cast_to()), else => no_loop(&"cast", to)),
+        _ => {
+            dispatch!(real, to, U => spread::<T, U>(a, out, |x| x.part().cast_to()), else => no_loop(&"cast", to))
+        }
     }
 }
 
@@ -72,7 +74,8 @@ plain_casts! {
     f64 => f32, f64;
 }
 
-/// From a float through an integer that the processor converts to: a saturating `as` is a branch for each element.
+/// From a float through an integer that the processor converts to: a saturating `as` is a branch
+/// for each element.
 macro_rules! truncating_casts {
     ($($from:ty => [$($to:ident $through:ident),*])*) => { $($(
         impl CastTo<$to> for $from {
@@ -139,15 +142,37 @@ mod tests {
     /// What Rust's `as` gives is what every cast gives.
     #[test]
     fn casts_saturate_as_the_language_does() {
-        let mut values: Vec<f64> = vec![0.0, -0.0, 0.5, -0.5, 1.5, -1.5, f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e300, -1e300];
+        let mut values: Vec<f64> = vec![
+            0.0,
+            -0.0,
+            0.5,
+            -0.5,
+            1.5,
+            -1.5,
+            f64::NAN,
+            f64::INFINITY,
+            f64::NEG_INFINITY,
+            1e300,
+            -1e300,
+        ];
         for bits in [7, 8, 15, 16, 31, 32, 63, 64] {
             let power = (1u128 << bits) as f64;
-            values.extend([power, power - 1.0, power - 0.5, power + 1.0, -power, -power - 1.0, -power - 0.5, -power + 1.0]);
+            values.extend([
+                power,
+                power - 1.0,
+                power - 0.5,
+                power + 1.0,
+                -power,
+                -power - 1.0,
+                -power - 0.5,
+                -power + 1.0,
+            ]);
         }
         macro_rules! check {
             ($($to:ty),*) => { $( for x in &values {
                 assert_eq!(CastTo::<$to>::cast_to(*x), *x as $to, "{x} to {}", stringify!($to));
-                assert_eq!(CastTo::<$to>::cast_to(*x as f32), *x as f32 as $to, "{x} as f32 to {}", stringify!($to));
+                assert_eq!(CastTo::<$to>::cast_to(*x as f32), *x as f32 as $to, "{x} as f32 to \
+                    {}", stringify!($to));
             } )* };
         }
         check!(i8, i16, i32, i64, u8, u16, u32, u64);

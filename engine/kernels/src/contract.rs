@@ -1,7 +1,7 @@
 //! Products of matrices, added to what is there.
 //!
-//! Floats and complex numbers go to faer's matrix product on one thread; integers, for which no library is needed to keep up with
-//! memory, to plain loops in blocks.
+//! Floats and complex numbers go to faer's matrix product on one thread; integers, for which no
+//! library is needed to keep up with memory, to plain loops in blocks.
 
 use faer::linalg::matmul::matmul;
 use faer::traits::{ComplexField, Conjugate};
@@ -15,32 +15,52 @@ use crate::dtype::{DType, Kind, no_loop};
 /// Bytes that one product holds besides its operands and its result, at most: packed panels.
 pub const SCRATCH_BYTES: u64 = 8 << 20;
 
-/// True if a matrix can be multiplied as it lies: rows, or columns, are contiguous and follow each other upwards.
+/// True if a matrix can be multiplied as it lies: rows, or columns, are contiguous and follow each
+/// other upwards.
 pub fn is_direct(view: &View<'_>) -> bool {
     let &[rows, columns] = view.shape.as_slice() else { return false };
     let &[r, c] = view.strides.as_slice() else { return false };
-    let lies = |inner: isize, outer: isize, n: usize, m: usize| inner == 1 && (outer >= n as isize || m <= 1);
+    let lies = |inner: isize, outer: isize, n: usize, m: usize| {
+        inner == 1 && (outer >= n as isize || m <= 1)
+    };
     lies(c, r, columns, rows) || lies(r, c, rows, columns)
 }
 
-/// `out[i, j] += Σ_k lhs[i, k] · rhs[j, k]`; `out` is `rows × columns` in C order, and all have the dtype of `lhs`.
+/// `out[i, j] += Σ_k lhs[i, k] · rhs[j, k]`; `out` is `rows × columns` in C order, and all have the
+/// dtype of `lhs`.
 ///
-/// Views must be [direct](is_direct). Cost: `2 · rows · columns · k` operations. Sums of integers wrap around.
+/// Views must be [direct](is_direct). Cost: `2 · rows · columns · k` operations. Sums of integers
+/// wrap around.
 pub fn add_product(lhs: &View<'_>, rhs: &View<'_>, out: &mut [u8]) {
     if lhs.shape.contains(&0) || rhs.shape.contains(&0) {
         return;
     }
     match lhs.dtype.kind() {
-        Kind::Float | Kind::Complex => dispatch!(inexact, lhs.dtype, T => floats::<T>(lhs, rhs, out), else => no_loop(&"contract", lhs.dtype)),
-        _ => dispatch!(integer, lhs.dtype, T => integers::<T>(lhs, rhs, out), else => no_loop(&"contract", lhs.dtype)),
+        Kind::Float | Kind::Complex => {
+            dispatch!(inexact, lhs.dtype, T => floats::<T>(lhs, rhs, out), else => no_loop(&"contract", lhs.dtype))
+        }
+        _ => {
+            dispatch!(integer, lhs.dtype, T => integers::<T>(lhs, rhs, out), else => no_loop(&"contract", lhs.dtype))
+        }
     }
 }
 
-fn floats<T: ComplexField + Conjugate<Canonical = T> + bytemuck::Pod>(lhs: &View<'_>, rhs: &View<'_>, out: &mut [u8]) {
+fn floats<T: ComplexField + Conjugate<Canonical = T> + bytemuck::Pod>(
+    lhs: &View<'_>,
+    rhs: &View<'_>,
+    out: &mut [u8],
+) {
     let (m, n) = (lhs.shape[0], rhs.shape[0]);
     let out: &mut [T] = bytemuck::cast_slice_mut(out);
     let out = MatMut::from_row_major_slice_mut(out, m, n);
-    matmul(out, Accum::Add, matrix::<T>(lhs), matrix::<T>(rhs).transpose(), T::one_impl(), Par::Seq);
+    matmul(
+        out,
+        Accum::Add,
+        matrix::<T>(lhs),
+        matrix::<T>(rhs).transpose(),
+        T::one_impl(),
+        Par::Seq,
+    );
 }
 
 fn matrix<'a, T: bytemuck::Pod>(view: &View<'a>) -> MatRef<'a, T> {
@@ -50,10 +70,20 @@ fn matrix<'a, T: bytemuck::Pod>(view: &View<'a>) -> MatRef<'a, T> {
     let last = |inner: usize, outer: usize, stride: usize| stride * (outer - 1) + inner;
     if c == 1 || columns == 1 {
         let stride = if rows > 1 { (r as usize).max(columns) } else { columns };
-        MatRef::from_row_major_slice_with_stride(&values[..last(columns, rows, stride)], rows, columns, stride)
+        MatRef::from_row_major_slice_with_stride(
+            &values[..last(columns, rows, stride)],
+            rows,
+            columns,
+            stride,
+        )
     } else {
         let stride = (c as usize).max(rows);
-        MatRef::from_column_major_slice_with_stride(&values[..last(rows, columns, stride)], rows, columns, stride)
+        MatRef::from_column_major_slice_with_stride(
+            &values[..last(rows, columns, stride)],
+            rows,
+            columns,
+            stride,
+        )
     }
 }
 
@@ -64,7 +94,10 @@ fn integers<T: Numeric>(lhs: &View<'_>, rhs: &View<'_>, out: &mut [u8]) {
     let (a, b): (&[T], &[T]) = (bytemuck::cast_slice(lhs.bytes), bytemuck::cast_slice(rhs.bytes));
     let out: &mut [T] = bytemuck::cast_slice_mut(out);
     let (m, n, k) = (lhs.shape[0], rhs.shape[0], lhs.shape[1]);
-    let at = |view: &View<'_>, i: usize, j: usize| (view.offset as isize + i as isize * view.strides[0] + j as isize * view.strides[1]) as usize;
+    let at = |view: &View<'_>, i: usize, j: usize| {
+        (view.offset as isize + i as isize * view.strides[0] + j as isize * view.strides[1])
+            as usize
+    };
     for first in (0..k).step_by(BLOCK) {
         let last = (first + BLOCK).min(k);
         for i in 0..m {
@@ -72,11 +105,14 @@ fn integers<T: Numeric>(lhs: &View<'_>, rhs: &View<'_>, out: &mut [u8]) {
             if rhs.strides[0] == 1 {
                 for kk in first..last {
                     let (x, from) = (a[at(lhs, i, kk)], at(rhs, 0, kk));
-                    row.iter_mut().zip(&b[from..from + n]).for_each(|(o, y)| *o = o.plus(x.times(*y)));
+                    row.iter_mut()
+                        .zip(&b[from..from + n])
+                        .for_each(|(o, y)| *o = o.plus(x.times(*y)));
                 }
             } else {
                 for (j, o) in row.iter_mut().enumerate() {
-                    *o = (first..last).fold(*o, |sum, kk| sum.plus(a[at(lhs, i, kk)].times(b[at(rhs, j, kk)])));
+                    *o = (first..last)
+                        .fold(*o, |sum, kk| sum.plus(a[at(lhs, i, kk)].times(b[at(rhs, j, kk)])));
                 }
             }
         }
@@ -101,29 +137,51 @@ mod tests {
         (0..n as i64).map(|i| (i * 7 + seed) % 11 - 5).collect()
     }
 
-    fn check<T: crate::dtype::Element>(make: impl Fn(i64) -> T, [m, n, k]: [usize; 3], by_columns: [bool; 2]) {
+    fn check<T: crate::dtype::Element>(
+        make: impl Fn(i64) -> T,
+        [m, n, k]: [usize; 3],
+        by_columns: [bool; 2],
+    ) {
         let (a, b) = (values(m * k, 3), values(n * k, 8));
-        let place = |i: usize, kk: usize, rows: usize, columns: bool| if columns { kk * rows + i } else { i * k + kk };
+        let place = |i: usize, kk: usize, rows: usize, columns: bool| {
+            if columns { kk * rows + i } else { i * k + kk }
+        };
         let laid = |of: &[i64], rows: usize, columns: bool| {
             let mut out = vec![make(0); rows * k];
-            (0..rows).for_each(|i| (0..k).for_each(|kk| out[place(i, kk, rows, columns)] = make(of[i * k + kk])));
+            (0..rows).for_each(|i| {
+                (0..k).for_each(|kk| out[place(i, kk, rows, columns)] = make(of[i * k + kk]))
+            });
             Buffer::from_slice(&out)
         };
         let (left, right) = (laid(&a, m, by_columns[0]), laid(&b, n, by_columns[1]));
-        fn view<T: crate::dtype::Element>(buffer: &Buffer, rows: usize, k: usize, columns: bool) -> View<'_> {
+        fn view<T: crate::dtype::Element>(
+            buffer: &Buffer,
+            rows: usize,
+            k: usize,
+            columns: bool,
+        ) -> View<'_> {
             View {
                 dtype: T::DTYPE,
                 bytes: buffer.bytes(),
                 offset: 0,
                 shape: vec![rows, k],
-                strides: if columns { vec![1, rows as isize] } else { contiguous_strides(&[rows, k]) },
+                strides: if columns {
+                    vec![1, rows as isize]
+                } else {
+                    contiguous_strides(&[rows, k])
+                },
             }
         }
         let mut out = Buffer::from_slice(&vec![make(1); m * n]);
-        let (l, r) = (view::<T>(&left, m, k, by_columns[0]), view::<T>(&right, n, k, by_columns[1]));
+        let (l, r) =
+            (view::<T>(&left, m, k, by_columns[0]), view::<T>(&right, n, k, by_columns[1]));
         assert!(is_direct(&l) && is_direct(&r));
         add_product(&l, &r, out.bytes_mut());
-        let expect: Vec<T> = (0..m * n).map(|at| make(1 + (0..k).map(|kk| a[at / n * k + kk] * b[at % n * k + kk]).sum::<i64>())).collect();
+        let expect: Vec<T> = (0..m * n)
+            .map(|at| {
+                make(1 + (0..k).map(|kk| a[at / n * k + kk] * b[at % n * k + kk]).sum::<i64>())
+            })
+            .collect();
         assert_eq!(out.as_slice::<T>(), expect, "{} {m} {n} {k} {by_columns:?}", T::DTYPE);
     }
 

@@ -6,9 +6,11 @@ use crate::buffer::View;
 use crate::loops::{Nest, for_each_index};
 use crate::scalar::Scalar;
 
-/// Copies the values of `src` into `dst`, whose element at index 0 is at `offset` and whose strides are `strides`.
+/// Copies the values of `src` into `dst`, whose element at index 0 is at `offset` and whose strides
+/// are `strides`.
 ///
-/// Both hold elements of `src.dtype`. Cost: one pass; runs that are contiguous on both sides are `memcpy`.
+/// Both hold elements of `src.dtype`. Cost: one pass; runs that are contiguous on both sides are
+/// `memcpy`.
 pub fn strided(src: &View<'_>, dst: &mut [u8], offset: usize, strides: &[isize]) {
     match src.dtype.size() {
         1 => typed::<u8>(src, dst, offset, strides),
@@ -28,12 +30,25 @@ fn typed<T: Pod>(src: &View<'_>, dst: &mut [u8], offset: usize, strides: &[isize
     }
     let inner = nest.shape.len() - 1;
     let (n, si, di) = (nest.shape[inner], nest.strides[0][inner], nest.strides[1][inner]);
-    // Where the source jumps along the innermost axis, an axis along which it jumps less is walked beside it, in squares.
-    let closer = |d: &usize| nest.strides[0][*d] != 0 && nest.strides[0][*d].abs() < si.abs() && nest.shape[*d] > 1;
+    // Where the source jumps along the innermost axis, an axis along which it jumps less is walked
+    // beside it, in squares.
+    let closer = |d: &usize| {
+        nest.strides[0][*d] != 0 && nest.strides[0][*d].abs() < si.abs() && nest.shape[*d] > 1
+    };
     if let Some(across) = (0..inner).filter(closer).min_by_key(|d| nest.strides[0][*d].abs()) {
         let dims: Vec<usize> = (0..inner).filter(|d| *d != across).collect();
-        let plane = Plane { rows: nest.shape[across], columns: n, from: [nest.strides[0][across], si], to: [nest.strides[1][across], di] };
-        return for_each_index(&nest, &dims, &mut [src.offset as isize, offset as isize], &mut |at| plane.transpose(from, at[0], to, at[1]));
+        let plane = Plane {
+            rows: nest.shape[across],
+            columns: n,
+            from: [nest.strides[0][across], si],
+            to: [nest.strides[1][across], di],
+        };
+        return for_each_index(
+            &nest,
+            &dims,
+            &mut [src.offset as isize, offset as isize],
+            &mut |at| plane.transpose(from, at[0], to, at[1]),
+        );
     }
     let dims: Vec<usize> = (0..inner).collect();
     for_each_index(&nest, &dims, &mut [src.offset as isize, offset as isize], &mut |at| {
@@ -50,21 +65,31 @@ fn typed<T: Pod>(src: &View<'_>, dst: &mut [u8], offset: usize, strides: &[isize
     });
 }
 
-/// The runs of elements that are contiguous both in `from` and in `to`: `(first in from, first in to, elements)`, as offsets from the box's own
-/// first; `None` if there are more than `most`.
-pub fn runs(shape: &[usize], from: &[isize], to: &[isize], most: usize) -> Option<Vec<(isize, isize, usize)>> {
+/// The runs of elements that are contiguous both in `from` and in `to`:
+/// `(first in from, first in to, elements)`, as offsets from the box's own first; `None` if there
+/// are more than `most`.
+pub fn runs(
+    shape: &[usize],
+    from: &[isize],
+    to: &[isize],
+    most: usize,
+) -> Option<Vec<(isize, isize, usize)>> {
     let nest = Nest::new(shape, &[from, to]);
     let inner = nest.shape.len() - 1;
-    let whole = nest.shape[inner] == 1 || (nest.strides[0][inner] == 1 && nest.strides[1][inner] == 1);
+    let whole =
+        nest.shape[inner] == 1 || (nest.strides[0][inner] == 1 && nest.strides[1][inner] == 1);
     if nest.is_empty() || !whole || nest.shape[..inner].iter().product::<usize>() > most {
         return None;
     }
     let mut runs = Vec::with_capacity(nest.shape[..inner].iter().product());
-    for_each_index(&nest, &(0..inner).collect::<Vec<_>>(), &mut [0, 0], &mut |at| runs.push((at[0], at[1], nest.shape[inner])));
+    for_each_index(&nest, &(0..inner).collect::<Vec<_>>(), &mut [0, 0], &mut |at| {
+        runs.push((at[0], at[1], nest.shape[inner]))
+    });
     Some(runs)
 }
 
-/// Side of a square that is turned at once: it stays in the cache, and its rows are whole cache lines.
+/// Side of a square that is turned at once: it stays in the cache, and its rows are whole cache
+/// lines.
 const SQUARE: usize = 32;
 
 /// Two axes of a copy: distances along the rows' axis and along the columns'.
@@ -76,21 +101,27 @@ struct Plane {
 }
 
 impl Plane {
-    /// Copies from `s` to `d` by squares, each through a buffer: rows whose distance is a power of two share few places in a cache, so
-    /// that each of its lines must be used up at once.
+    /// Copies from `s` to `d` by squares, each through a buffer: rows whose distance is a power of
+    /// two share few places in a cache, so that each of its lines must be used up at once.
     fn transpose<T: Pod>(&self, src: &[T], s: isize, dst: &mut [T], d: isize) {
         let mut square = [[T::zeroed(); SQUARE]; SQUARE];
         for row in (0..self.rows).step_by(SQUARE) {
             let rows = SQUARE.min(self.rows - row);
             for column in (0..self.columns).step_by(SQUARE) {
                 let columns = SQUARE.min(self.columns - column);
-                let start = |strides: [isize; 2]| row as isize * strides[0] + column as isize * strides[1];
+                let start =
+                    |strides: [isize; 2]| row as isize * strides[0] + column as isize * strides[1];
                 for j in 0..columns {
                     let at = s + start(self.from) + j as isize * self.from[1];
                     if self.from[0] == 1 {
-                        square.iter_mut().zip(&src[at as usize..at as usize + rows]).for_each(|(line, x)| line[j] = *x);
+                        square
+                            .iter_mut()
+                            .zip(&src[at as usize..at as usize + rows])
+                            .for_each(|(line, x)| line[j] = *x);
                     } else {
-                        square[..rows].iter_mut().enumerate().for_each(|(i, line)| line[j] = src[(at + i as isize * self.from[0]) as usize]);
+                        square[..rows].iter_mut().enumerate().for_each(|(i, line)| {
+                            line[j] = src[(at + i as isize * self.from[0]) as usize]
+                        });
                     }
                 }
                 for (i, line) in square[..rows].iter().enumerate() {
@@ -98,7 +129,10 @@ impl Plane {
                     if self.to[1] == 1 {
                         dst[at as usize..at as usize + columns].copy_from_slice(&line[..columns]);
                     } else {
-                        line[..columns].iter().enumerate().for_each(|(j, x)| dst[(at + j as isize * self.to[1]) as usize] = *x);
+                        line[..columns]
+                            .iter()
+                            .enumerate()
+                            .for_each(|(j, x)| dst[(at + j as isize * self.to[1]) as usize] = *x);
                     }
                 }
             }
@@ -120,11 +154,18 @@ pub fn fill(value: &Scalar, dst: &mut [u8]) {
 pub fn fill_box(value: &Scalar, shape: &[usize], dst: &mut [u8], offset: usize, strides: &[isize]) {
     let mut wide = crate::buffer::Buffer::zeroed(value.dtype().size());
     wide.bytes_mut().copy_from_slice(value.bytes());
-    let src = View { dtype: value.dtype(), bytes: wide.bytes(), offset: 0, shape: shape.to_vec(), strides: vec![0; shape.len()] };
+    let src = View {
+        dtype: value.dtype(),
+        bytes: wide.bytes(),
+        offset: 0,
+        shape: shape.to_vec(),
+        strides: vec![0; shape.len()],
+    };
     strided(&src, dst, offset, strides);
 }
 
-/// True if every element of `bytes` has exactly the bytes of `value` (NaN equals NaN; -0.0 differs from 0.0).
+/// True if every element of `bytes` has exactly the bytes of `value` (NaN equals NaN; -0.0 differs
+/// from 0.0).
 pub fn is_all(value: &Scalar, bytes: &[u8]) -> bool {
     let pattern = value.bytes();
     let n = pattern.len();
@@ -132,11 +173,15 @@ pub fn is_all(value: &Scalar, bytes: &[u8]) -> bool {
     bytes.len() < n || (&bytes[..n] == pattern && bytes[n..] == bytes[..bytes.len() - n])
 }
 
-/// Spreads a block of `clipped` shape, which stands in C order at the front of `bytes`, over the `full` shape in place, and fills
-/// what is beyond with `fill`: how an edge chunk becomes a whole one without a second buffer.
+/// Spreads a block of `clipped` shape, which stands in C order at the front of `bytes`, over the
+/// `full` shape in place, and fills what is beyond with `fill`: how an edge chunk becomes a whole
+/// one without a second buffer.
 pub fn pad_in_place(bytes: &mut [u8], clipped: &[usize], full: &[usize], fill: &Scalar) {
     let size = fill.dtype().size();
-    let (Some((&n, outer)), Some((&width, full_outer))) = (clipped.split_last(), full.split_last()) else { return };
+    let (Some((&n, outer)), Some((&width, full_outer))) = (clipped.split_last(), full.split_last())
+    else {
+        return;
+    };
     let (n, width) = (n * size, width * size);
     let rows: usize = full_outer.iter().product();
     // From the last row to the first: a row's new place is never before its old one.

@@ -1,7 +1,8 @@
 //! The closed list of element types, and dispatch over it.
 //!
-//! One list, and one dispatch macro per bound whose body is one call of a generic function: a kernel is written once, for
-//! `T: Bound`, and [`dispatch!`](crate::dispatch) and its siblings choose `T` from a [`DType`] at run time.
+//! One list, and one dispatch macro per bound whose body is one call of a generic function: a
+//! kernel is written once, for `T: Bound`, and [`dispatch!`](crate::dispatch) and its siblings
+//! choose `T` from a [`DType`] at run time.
 
 use std::fmt;
 
@@ -132,8 +133,9 @@ impl DType {
 
     /// The dtype that both operands are cast to.
     ///
-    /// Source: the Array API standard's promotion table. Where that leaves a pair open (a bool or an integer with another kind, `uint64` with a
-    /// signed integer), NumPy's answer is taken, which is the least dtype that holds both, or `float64`.
+    /// Source: the Array API standard's promotion table. Where that leaves a pair open (a bool or
+    /// an integer with another kind, `uint64` with a signed integer), NumPy's answer is taken,
+    /// which is the least dtype that holds both, or `float64`.
     pub fn promote(self, other: DType) -> DType {
         use DType as D;
         let (a, b) = if self.kind() <= other.kind() { (self, other) } else { (other, self) };
@@ -196,7 +198,8 @@ macro_rules! elements {
 elements!(Bool => Bool, i8 => Int8, i16 => Int16, i32 => Int32, i64 => Int64, u8 => UInt8, u16 => UInt16, u32 => UInt32, u64 => UInt64,
     f32 => Float32, f64 => Float64, Complex64 => Complex64, Complex128 => Complex128);
 
-/// Fails where debug assertions are on: an expression or a plan that was checked never asks for a loop that is not there, which would leave zeros.
+/// Fails where debug assertions are on: an expression or a plan that was checked never asks for a
+/// loop that is not there, which would leave zeros.
 #[cold]
 pub(crate) fn no_loop(what: &dyn fmt::Debug, dtype: DType) {
     debug_assert!(false, "invariant `checked dtypes`: {what:?} has no loop for {dtype}");
@@ -204,8 +207,8 @@ pub(crate) fn no_loop(what: &dyn fmt::Debug, dtype: DType) {
 
 /// Calls the body with `$t` standing for the Rust type of a dtype, for the kinds named first.
 ///
-/// `dispatch!(real, dtype, T => f::<T>(x), else => y)`; the kinds are `all`, `numeric` (without bool), `real`, `integer`, `float`, `inexact`
-/// (floats and complex).
+/// `dispatch!(real, dtype, T => f::<T>(x), else => y)`; the kinds are `all`, `numeric` (without
+/// bool), `real`, `integer`, `float`, `inexact` (floats and complex).
 #[macro_export]
 macro_rules! dispatch {
     (@arms $d:expr, $t:ident => $body:expr, $else:expr, $($variant:ident = $ty:ty),*) => {

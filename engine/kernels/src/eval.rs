@@ -1,7 +1,8 @@
 //! Evaluating an [`Expr`] in strips that stay in the cache.
 //!
-//! Registers hold one strip of [`STRIP`] elements each, so the scratch memory of an expression does not grow with the
-//! block: it is registers × strip × itemsize. One pass over a strip per node costs little more than a hand-fused loop.
+//! Registers hold one strip of [`STRIP`] elements each, so the scratch memory of an expression does
+//! not grow with the block: it is registers × strip × itemsize. One pass over a strip per node
+//! costs little more than a hand-fused loop.
 
 use crate::apply::{binary, select, unary};
 use crate::buffer::{Buffer, View, contiguous_strides};
@@ -10,7 +11,8 @@ use crate::copy;
 use crate::expr::{Expr, Node};
 use crate::loops::{Nest, for_each_index};
 
-/// Elements per strip: with a handful of registers of 8 bytes an element this stays in the second-level cache.
+/// Elements per strip: with a handful of registers of 8 bytes an element this stays in the
+/// second-level cache.
 pub const STRIP: usize = 1024;
 
 /// Scratch bytes that a [`Machine`] for `expr` occupies, at most.
@@ -24,7 +26,8 @@ pub fn scratch_bytes(expr: &Expr) -> u64 {
 pub struct Machine {
     expr: Expr,
     place: Vec<usize>,
-    /// For each node the output that it can be written to, instead of its register: nobody else reads it.
+    /// For each node the output that it can be written to, instead of its register: nobody else
+    /// reads it.
     direct: Vec<Option<usize>>,
     registers: Vec<Buffer>,
 }
@@ -37,7 +40,8 @@ pub(crate) struct Strip<'a> {
     pub(crate) stride: isize,
 }
 
-/// The register of each node and the element size of each register. A register is free again after its last reader.
+/// The register of each node and the element size of each register. A register is free again after
+/// its last reader.
 fn allocate(expr: &Expr) -> (Vec<usize>, Vec<usize>) {
     let n = expr.nodes().len();
     let mut last_use: Vec<usize> = (0..n).collect();
@@ -50,18 +54,28 @@ fn allocate(expr: &Expr) -> (Vec<usize>, Vec<usize>) {
     let (mut place, mut sizes, mut free) = (Vec::with_capacity(n), Vec::new(), Vec::<usize>::new());
     for (i, node) in expr.nodes().iter().enumerate() {
         let size = expr.dtype(i as u32).size();
-        // A literal's register is filled once, before the first strip: nothing else may ever be in it.
-        let reusable = if matches!(node, Node::Literal(_)) { None } else { free.iter().position(|r| sizes[*r] == size) };
+        // A literal's register is filled once, before the first strip: nothing else may ever be in
+        // it.
+        let reusable = if matches!(node, Node::Literal(_)) {
+            None
+        } else {
+            free.iter().position(|r| sizes[*r] == size)
+        };
         let found = reusable.map(|at| free.swap_remove(at));
         place.push(found.unwrap_or_else(|| {
             sizes.push(size);
             sizes.len() - 1
         }));
         // Literals and inputs are filled once or from outside; they keep their registers.
-        let mut dead: Vec<u32> = operands(node).into_iter().filter(|o| last_use[*o as usize] == i).collect();
+        let mut dead: Vec<u32> =
+            operands(node).into_iter().filter(|o| last_use[*o as usize] == i).collect();
         dead.sort_unstable();
         dead.dedup();
-        free.extend(dead.into_iter().filter(|o| !matches!(expr.nodes()[*o as usize], Node::Literal(_) | Node::Input(_))).map(|o| place[o as usize]));
+        free.extend(
+            dead.into_iter()
+                .filter(|o| !matches!(expr.nodes()[*o as usize], Node::Literal(_) | Node::Input(_)))
+                .map(|o| place[o as usize]),
+        );
     }
     (place, sizes)
 }
@@ -79,14 +93,19 @@ impl Machine {
     /// Assigns registers and fills the literals'.
     pub fn new(expr: &Expr) -> Machine {
         let (place, sizes) = allocate(expr);
-        let mut registers: Vec<Buffer> = sizes.iter().map(|size| Buffer::zeroed(STRIP * size)).collect();
+        let mut registers: Vec<Buffer> =
+            sizes.iter().map(|size| Buffer::zeroed(STRIP * size)).collect();
         for (node, at) in expr.nodes().iter().zip(&place) {
             if let Node::Literal(value) = node {
                 copy::fill(value, registers[*at].bytes_mut());
             }
         }
         let mut reads = vec![0; place.len()];
-        expr.nodes().iter().flat_map(operands).chain(expr.results().iter().copied()).for_each(|r| reads[r as usize] += 1);
+        expr.nodes()
+            .iter()
+            .flat_map(operands)
+            .chain(expr.results().iter().copied())
+            .for_each(|r| reads[r as usize] += 1);
         let direct = (0..place.len() as u32).map(|node| match expr.nodes()[node as usize] {
             Node::Input(_) | Node::Literal(_) => None,
             _ if reads[node as usize] != 1 => None,
@@ -106,7 +125,13 @@ impl Machine {
     }
 
     /// Evaluates one strip of `n` elements; nodes with an output write there, from element `first`.
-    fn run_into(&mut self, inputs: &[Strip<'_>], n: usize, outputs: &mut [&mut [u8]], first: usize) {
+    fn run_into(
+        &mut self,
+        inputs: &[Strip<'_>],
+        n: usize,
+        outputs: &mut [&mut [u8]],
+        first: usize,
+    ) {
         for i in 0..self.expr.nodes().len() {
             let node = self.expr.nodes()[i];
             if matches!(node, Node::Literal(_)) {
@@ -126,7 +151,8 @@ impl Machine {
                 }
                 continue;
             }
-            let mut register = std::mem::replace(&mut self.registers[self.place[i]], Buffer::zeroed(0));
+            let mut register =
+                std::mem::replace(&mut self.registers[self.place[i]], Buffer::zeroed(0));
             let dtype = self.expr.dtype(i as u32);
             let (size, output) = (dtype.size(), self.direct[i].and_then(|at| outputs.get_mut(at)));
             let dst = match output {
@@ -173,7 +199,8 @@ pub fn map(machine: &mut Machine, shape: &[usize], inputs: &[View<'_>], outputs:
     let inner = nest.shape.len() - 1;
     let dims: Vec<usize> = (0..inner).collect();
     let mut offsets: Vec<isize> = inputs.iter().map(|v| v.offset as isize).chain([0]).collect();
-    let mut strips: Vec<Strip<'_>> = inputs.iter().map(|v| Strip { bytes: v.bytes, offset: 0, stride: 0 }).collect();
+    let mut strips: Vec<Strip<'_>> =
+        inputs.iter().map(|v| Strip { bytes: v.bytes, offset: 0, stride: 0 }).collect();
     let results: Vec<u32> = machine.expr.results().to_vec();
     for_each_index(&nest, &dims, &mut offsets, &mut |at| {
         for start in (0..nest.shape[inner]).step_by(STRIP) {
@@ -184,9 +211,14 @@ pub fn map(machine: &mut Machine, shape: &[usize], inputs: &[View<'_>], outputs:
             }
             let first = at[inputs.len()] as usize + start;
             machine.run_into(&strips, n, outputs, first);
-            for (result, out) in results.iter().zip(outputs.iter_mut()).filter(|(r, _)| machine.direct[**r as usize].is_none()) {
+            for (result, out) in results
+                .iter()
+                .zip(outputs.iter_mut())
+                .filter(|(r, _)| machine.direct[**r as usize].is_none())
+            {
                 let size = machine.expr.dtype(*result).size();
-                out[first * size..(first + n) * size].copy_from_slice(machine.value(*result, &strips, n));
+                out[first * size..(first + n) * size]
+                    .copy_from_slice(machine.value(*result, &strips, n));
             }
         }
     });
@@ -199,7 +231,8 @@ mod tests {
     use crate::expr::{BinaryOp, UnaryOp};
     use crate::scalar::Scalar;
 
-    /// A literal that comes after registers were given back once shared one with them, and was right for the first strip only.
+    /// A literal that comes after registers were given back once shared one with them, and was
+    /// right for the first strip only.
     #[test]
     fn literals_keep_their_registers_over_many_strips() {
         let mut expr = Expr::new(vec![DType::Float32]);
@@ -215,8 +248,16 @@ mod tests {
         let input = Buffer::from_slice(&values);
         let mut out = Buffer::zeroed(input.len());
         let shape = [values.len()];
-        map(&mut Machine::new(&expr), &shape, &[View::contiguous(DType::Float32, input.bytes(), &shape)], &mut [out.bytes_mut()]);
-        let expect: Vec<f32> = values.iter().map(|v| [3.0f32, 5.0, 7.0, 11.0].iter().fold(*v, |x, l| -(x * l) + x)).collect();
+        map(
+            &mut Machine::new(&expr),
+            &shape,
+            &[View::contiguous(DType::Float32, input.bytes(), &shape)],
+            &mut [out.bytes_mut()],
+        );
+        let expect: Vec<f32> = values
+            .iter()
+            .map(|v| [3.0f32, 5.0, 7.0, 11.0].iter().fold(*v, |x, l| -(x * l) + x))
+            .collect();
         assert_eq!(out.as_slice::<f32>(), expect);
     }
 }

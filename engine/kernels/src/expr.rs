@@ -1,8 +1,8 @@
 //! Elementwise expressions as data.
 //!
-//! An [`Expr`] is a list in which every node refers to earlier ones only, with one or more results. Fusing two operations
-//! is [`Expr::append`]: one expression's results become another's inputs. Dtypes never mix inside: casts are nodes, put in
-//! while the expression is built.
+//! An [`Expr`] is a list in which every node refers to earlier ones only, with one or more results.
+//! Fusing two operations is [`Expr::append`]: one expression's results become another's inputs.
+//! Dtypes never mix inside: casts are nodes, put in while the expression is built.
 
 use std::collections::HashMap;
 
@@ -227,7 +227,8 @@ pub enum ExprError {
     NoResult,
 }
 
-/// An elementwise expression: inputs' dtypes, nodes in order, indices of the nodes that are results.
+/// An elementwise expression: inputs' dtypes, nodes in order, indices of the nodes that are
+/// results.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "ExprText", into = "ExprText")]
 pub struct Expr {
@@ -238,7 +239,8 @@ pub struct Expr {
     index: Index,
 }
 
-/// The first node of each value, in expressions of many nodes. It follows from the nodes, so comparisons leave it out.
+/// The first node of each value, in expressions of many nodes. It follows from the nodes, so
+/// comparisons leave it out.
 #[derive(Clone, Debug, Default)]
 struct Index {
     places: HashMap<Node, u32>,
@@ -285,21 +287,38 @@ struct ExprText {
 impl Expr {
     /// An expression of these inputs with nothing in it yet.
     pub fn new(inputs: Vec<DType>) -> Expr {
-        Expr { inputs, nodes: Vec::new(), results: Vec::new(), dtypes: Vec::new(), index: Index::default() }
+        Expr {
+            inputs,
+            nodes: Vec::new(),
+            results: Vec::new(),
+            dtypes: Vec::new(),
+            index: Index::default(),
+        }
     }
 
     /// The expression that returns its only input.
     pub fn identity(dtype: DType) -> Expr {
-        Expr { inputs: vec![dtype], nodes: vec![Node::Input(0)], results: vec![0], dtypes: vec![dtype], index: Index::default() }
+        Expr {
+            inputs: vec![dtype],
+            nodes: vec![Node::Input(0)],
+            results: vec![0],
+            dtypes: vec![dtype],
+            index: Index::default(),
+        }
     }
 
     /// One function of inputs in order.
     ///
     /// # Errors
     /// Where the function is not defined for those dtypes.
-    pub fn of(inputs: &[DType], build: impl FnOnce(&mut Expr, &[u32]) -> Result<u32, ExprError>) -> Result<Expr, ExprError> {
+    pub fn of(
+        inputs: &[DType],
+        build: impl FnOnce(&mut Expr, &[u32]) -> Result<u32, ExprError>,
+    ) -> Result<Expr, ExprError> {
         let mut expr = Expr::new(inputs.to_vec());
-        let slots = (0..inputs.len() as u32).map(|i| expr.push(Node::Input(i))).collect::<Result<Vec<_>, _>>()?;
+        let slots = (0..inputs.len() as u32)
+            .map(|i| expr.push(Node::Input(i)))
+            .collect::<Result<Vec<_>, _>>()?;
         let result = build(&mut expr, &slots)?;
         expr.results.push(result);
         Ok(expr)
@@ -335,7 +354,8 @@ impl Expr {
         self.results = results.to_vec();
     }
 
-    /// Appends `other`, whose inputs are the nodes `arguments` of this expression; returns the nodes of its results.
+    /// Appends `other`, whose inputs are the nodes `arguments` of this expression; returns the
+    /// nodes of its results.
     ///
     /// # Errors
     /// Where an argument's dtype is not that of the input.
@@ -396,13 +416,20 @@ impl Expr {
 
     /// What `node` yields, if it may stand at the end of the list.
     fn check(&self, node: &Node) -> Result<DType, ExprError> {
-        let of = |i: u32| self.dtypes.get(i as usize).copied().ok_or(ExprError::Order { node: self.nodes.len(), operand: i });
+        let of = |i: u32| {
+            self.dtypes
+                .get(i as usize)
+                .copied()
+                .ok_or(ExprError::Order { node: self.nodes.len(), operand: i })
+        };
         let same = |op: String, a: u32, b: u32| {
             let (left, right) = (of(a)?, of(b)?);
             if left == right { Ok(left) } else { Err(ExprError::MixedDTypes { op, left, right }) }
         };
         match *node {
-            Node::Input(slot) => self.inputs.get(slot as usize).copied().ok_or(ExprError::NoInput(slot)),
+            Node::Input(slot) => {
+                self.inputs.get(slot as usize).copied().ok_or(ExprError::NoInput(slot))
+            }
             Node::Literal(s) => Ok(s.dtype()),
             Node::Unary(op, a) => op.result(of(a)?),
             Node::Binary(op, a, b) => op.result(same(op.name(), a, b)?),

@@ -54,9 +54,11 @@ pub enum Generate {
         /// Standard deviation.
         deviation: Scalar,
     },
-    /// Independent integers, each of `low..high` as likely as the others but for one part in 2⁶⁴ of their number.
+    /// Independent integers, each of `low..high` as likely as the others but for one part in 2⁶⁴ of
+    /// their number.
     ///
-    /// Source: the high word of a product with the range (Lemire, ACM TOMACS 29, 2019), without rejection.
+    /// Source: the high word of a product with the range (Lemire, ACM TOMACS 29, 2019), without
+    /// rejection.
     Integers {
         /// The key.
         seed: u64,
@@ -67,8 +69,8 @@ pub enum Generate {
     },
     /// Independent uniform values in `[low, high)`, for floats.
     ///
-    /// Source: Philox4x32-10 (Salmon, Moraes, Dror & Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011), with
-    /// the element's index as counter and the seed as key.
+    /// Source: Philox4x32-10 (Salmon, Moraes, Dror & Shaw, "Parallel random numbers: as easy as 1,
+    /// 2, 3", SC 2011), with the element's index as counter and the seed as key.
     Uniform {
         /// The key.
         seed: u64,
@@ -80,9 +82,16 @@ pub enum Generate {
 }
 
 impl Generate {
-    /// Fills `out` (C order, elements of `dtype`) with the box of the array that starts at `origin` and has `block` elements
-    /// along each axis. `shape` is the whole array's.
-    pub fn fill(&self, dtype: DType, shape: &[u64], origin: &[u64], block: &[usize], out: &mut [u8]) {
+    /// Fills `out` (C order, elements of `dtype`) with the box of the array that starts at `origin`
+    /// and has `block` elements along each axis. `shape` is the whole array's.
+    pub fn fill(
+        &self,
+        dtype: DType,
+        shape: &[u64],
+        origin: &[u64],
+        block: &[usize],
+        out: &mut [u8],
+    ) {
         match self {
             Generate::Full(value) => copy::fill(value, out),
             Generate::Arange { start, step } => {
@@ -105,28 +114,68 @@ impl Generate {
                     origin,
                     block,
                     |i, j| (j - i == *k).then_some(()),
-                    |_, at| out[at * one.bytes().len()..][..one.bytes().len()].copy_from_slice(one.bytes()),
+                    |_, at| {
+                        out[at * one.bytes().len()..][..one.bytes().len()]
+                            .copy_from_slice(one.bytes())
+                    },
                 );
             }
-            Generate::Triangle { k } => for_diagonal(origin, block, |i, j| Some(u8::from(j - i <= *k)), |value, at| out[at] = value),
-            Generate::Integers { seed, low, range } => rows(shape, origin, block, out, dtype.size(), |first, row| {
-                let value = |counter: u64, lane: usize| {
-                    let w = philox(counter, *seed);
-                    let word = u64::from(w[2 * lane]) << 32 | u64::from(w[2 * lane + 1]);
-                    low.wrapping_add(((u128::from(word) * u128::from(*range)) >> 64) as i64)
-                };
-                for (i, o) in (first..).zip(row.chunks_exact_mut(dtype.size())) {
-                    o.copy_from_slice(&value(i / 2, (i % 2) as usize).to_ne_bytes()[..dtype.size()]);
-                }
-            }),
-            Generate::Normal { seed, mean, deviation } => rows(shape, origin, block, out, dtype.size(), |first, row| match dtype {
-                DType::Float32 => normal(*seed, [real(mean), real(deviation)], first, bytemuck::cast_slice_mut::<_, f32>(row), |x| x as f32),
-                _ => normal(*seed, [real(mean), real(deviation)], first, bytemuck::cast_slice_mut::<_, f64>(row), |x| x),
-            }),
-            Generate::Uniform { seed, low, high } => rows(shape, origin, block, out, dtype.size(), |first, row| match dtype {
-                DType::Float32 => uniform_f32(*seed, real(low) as f32, real(high) as f32, first, bytemuck::cast_slice_mut(row)),
-                _ => uniform_f64(*seed, real(low), real(high), first, bytemuck::cast_slice_mut(row)),
-            }),
+            Generate::Triangle { k } => for_diagonal(
+                origin,
+                block,
+                |i, j| Some(u8::from(j - i <= *k)),
+                |value, at| out[at] = value,
+            ),
+            Generate::Integers { seed, low, range } => {
+                rows(shape, origin, block, out, dtype.size(), |first, row| {
+                    let value = |counter: u64, lane: usize| {
+                        let w = philox(counter, *seed);
+                        let word = u64::from(w[2 * lane]) << 32 | u64::from(w[2 * lane + 1]);
+                        low.wrapping_add(((u128::from(word) * u128::from(*range)) >> 64) as i64)
+                    };
+                    for (i, o) in (first..).zip(row.chunks_exact_mut(dtype.size())) {
+                        o.copy_from_slice(
+                            &value(i / 2, (i % 2) as usize).to_ne_bytes()[..dtype.size()],
+                        );
+                    }
+                })
+            }
+            Generate::Normal { seed, mean, deviation } => {
+                rows(shape, origin, block, out, dtype.size(), |first, row| match dtype {
+                    DType::Float32 => normal(
+                        *seed,
+                        [real(mean), real(deviation)],
+                        first,
+                        bytemuck::cast_slice_mut::<_, f32>(row),
+                        |x| x as f32,
+                    ),
+                    _ => normal(
+                        *seed,
+                        [real(mean), real(deviation)],
+                        first,
+                        bytemuck::cast_slice_mut::<_, f64>(row),
+                        |x| x,
+                    ),
+                })
+            }
+            Generate::Uniform { seed, low, high } => {
+                rows(shape, origin, block, out, dtype.size(), |first, row| match dtype {
+                    DType::Float32 => uniform_f32(
+                        *seed,
+                        real(low) as f32,
+                        real(high) as f32,
+                        first,
+                        bytemuck::cast_slice_mut(row),
+                    ),
+                    _ => uniform_f64(
+                        *seed,
+                        real(low),
+                        real(high),
+                        first,
+                        bytemuck::cast_slice_mut(row),
+                    ),
+                })
+            }
         }
     }
 }
@@ -141,7 +190,8 @@ fn real(value: &Scalar) -> f64 {
     value.cast(DType::Float64).get().unwrap_or_default()
 }
 
-/// `start + step·i` in the widest arithmetic of the dtype's kind, then cast: no error piles up along the axis.
+/// `start + step·i` in the widest arithmetic of the dtype's kind, then cast: no error piles up
+/// along the axis.
 fn arange<T: Element>(start: &Scalar, step: &Scalar, first: u64, out: &mut [u8]) {
     let size = size_of::<T>();
     if T::DTYPE.is_integer() {
@@ -181,8 +231,14 @@ fn compensated([a, a_rest]: [f64; 2], [d, d_rest]: [f64; 2], i: f64) -> f64 {
     sum + ((a - (sum - back)) + (product - back) + (lost + d_rest.mul_add(i, a_rest)))
 }
 
-/// Calls `f` with what `of` makes of the last two indices of each element of a box, and with the element's place in it.
-fn for_diagonal<T>(origin: &[u64], block: &[usize], of: impl Fn(i64, i64) -> Option<T>, mut f: impl FnMut(T, usize)) {
+/// Calls `f` with what `of` makes of the last two indices of each element of a box, and with the
+/// element's place in it.
+fn for_diagonal<T>(
+    origin: &[u64],
+    block: &[usize],
+    of: impl Fn(i64, i64) -> Option<T>,
+    mut f: impl FnMut(T, usize),
+) {
     let ([.., rows, columns], [.., i0, j0]) = (block, origin) else {
         debug_assert!(false, "invariant `diagonals have two axes`");
         return;
@@ -197,18 +253,27 @@ fn for_diagonal<T>(origin: &[u64], block: &[usize], of: impl Fn(i64, i64) -> Opt
 }
 
 /// Normal values `first…`: elements `2c` and `2c + 1` are the two of counter `c`.
-fn normal<T: Copy>(seed: u64, [mean, deviation]: [f64; 2], first: u64, out: &mut [T], narrow: impl Fn(f64) -> T) {
+fn normal<T: Copy>(
+    seed: u64,
+    [mean, deviation]: [f64; 2],
+    first: u64,
+    out: &mut [T],
+    narrow: impl Fn(f64) -> T,
+) {
     const PAIRS: usize = 256;
     let (mut radius, mut angle, mut at) = ([0f64; PAIRS], [0f64; PAIRS], 0);
     let mut results = [[0f64; PAIRS]; 2];
-    let apply = |op, a: &[f64], out: &mut [f64]| unary(op, DType::Float64, bytemuck::cast_slice(a), bytemuck::cast_slice_mut(out));
+    let apply = |op, a: &[f64], out: &mut [f64]| {
+        unary(op, DType::Float64, bytemuck::cast_slice(a), bytemuck::cast_slice_mut(out))
+    };
     while at < out.len() {
         let counter = (first + at as u64) / 2;
         for (i, (r, a)) in radius.iter_mut().zip(&mut angle).enumerate() {
             let w = philox(counter + i as u64, seed).map(u64::from);
             // Uniform in (0, 1]: its logarithm is finite.
             *r = (((w[0] << 32 | w[1]) >> 11) + 1) as f64 * (1.0 / 9_007_199_254_740_992.0);
-            *a = ((w[2] << 32 | w[3]) >> 11) as f64 * (std::f64::consts::TAU / 9_007_199_254_740_992.0);
+            *a = ((w[2] << 32 | w[3]) >> 11) as f64
+                * (std::f64::consts::TAU / 9_007_199_254_740_992.0);
         }
         let [cosines, sines] = &mut results;
         apply(UnaryOp::Log, &radius, cosines);
@@ -226,13 +291,21 @@ fn normal<T: Copy>(seed: u64, [mean, deviation]: [f64; 2], first: u64, out: &mut
 }
 
 /// Calls `f` with the linear index of each row's first element and the row's bytes.
-fn rows(shape: &[u64], origin: &[u64], block: &[usize], out: &mut [u8], size: usize, f: impl Fn(u64, &mut [u8])) {
+fn rows(
+    shape: &[u64],
+    origin: &[u64],
+    block: &[usize],
+    out: &mut [u8],
+    size: usize,
+    f: impl Fn(u64, &mut [u8]),
+) {
     let Some((&n, outer)) = block.split_last() else { return f(0, out) };
     if n == 0 {
         return;
     }
     for (row, bytes) in out.chunks_exact_mut(n * size).enumerate() {
-        let (mut rest, mut stride, mut linear) = (row, *shape.last().unwrap_or(&1), *origin.last().unwrap_or(&0));
+        let (mut rest, mut stride, mut linear) =
+            (row, *shape.last().unwrap_or(&1), *origin.last().unwrap_or(&0));
         for (d, count) in outer.iter().enumerate().rev() {
             linear += (origin[d] + (rest % count) as u64) * stride;
             rest /= count;
@@ -245,7 +318,8 @@ fn rows(shape: &[u64], origin: &[u64], block: &[usize], out: &mut [u8], size: us
 /// Philox4x32-10: four random words for a 64-bit counter and a 64-bit key.
 #[inline(always)]
 fn philox(counter: u64, key: u64) -> [u32; 4] {
-    let (mut c, mut k) = ([counter as u32, (counter >> 32) as u32, 0, 0], [key as u32, (key >> 32) as u32]);
+    let (mut c, mut k) =
+        ([counter as u32, (counter >> 32) as u32, 0, 0], [key as u32, (key >> 32) as u32]);
     for _ in 0..10 {
         let a = u64::from(c[0]) * 0xD251_1F53;
         let b = u64::from(c[2]) * 0xCD9E_8D57;
@@ -292,7 +366,13 @@ fn uniform_f64(seed: u64, low: f64, high: f64, first: u64, out: &mut [f64]) {
 }
 
 /// Whole counters by `group`, the ragged ends element by element.
-fn fill_words<T>(out: &mut [T], first: u64, lanes: usize, one: impl Fn(u64, usize) -> T, group: impl Fn(u64, &mut [T])) {
+fn fill_words<T>(
+    out: &mut [T],
+    first: u64,
+    lanes: usize,
+    one: impl Fn(u64, usize) -> T,
+    group: impl Fn(u64, &mut [T]),
+) {
     let head = ((lanes as u64 - first % lanes as u64) % lanes as u64) as usize;
     let (ragged, rest) = out.split_at_mut(head.min(out.len()));
     for (i, o) in ragged.iter_mut().enumerate() {
@@ -326,30 +406,50 @@ mod tests {
     fn ranges_of_large_integers_are_rounded_once() {
         let check = |start: Scalar, step: Scalar, n: usize, expect: &dyn Fn(i128) -> f64| {
             let mut out = vec![0f64; n];
-            Generate::Arange { start, step }.fill(DType::Float64, &[n as u64], &[0], &[n], bytemuck::cast_slice_mut(&mut out));
-            out.iter().enumerate().for_each(|(i, x)| assert_eq!(*x, expect(i as i128), "{start} {step} {i}"));
+            Generate::Arange { start, step }.fill(
+                DType::Float64,
+                &[n as u64],
+                &[0],
+                &[n],
+                bytemuck::cast_slice_mut(&mut out),
+            );
+            out.iter()
+                .enumerate()
+                .for_each(|(i, x)| assert_eq!(*x, expect(i as i128), "{start} {step} {i}"));
         };
         for start in [(1i64 << 53) + 1, (1 << 60) + 129, -(1 << 53) - 1, i64::MAX - 4096] {
-            check(Scalar::new(start), Scalar::new(0.5), 64, &|i| (2 * i128::from(start) + i) as f64 / 2.0);
-            check(Scalar::new(start), Scalar::new((1i64 << 54) + 3), 64, &|i| (i128::from(start) + i * ((1 << 54) + 3)) as f64);
+            check(Scalar::new(start), Scalar::new(0.5), 64, &|i| {
+                (2 * i128::from(start) + i) as f64 / 2.0
+            });
+            check(Scalar::new(start), Scalar::new((1i64 << 54) + 3), 64, &|i| {
+                (i128::from(start) + i * ((1 << 54) + 3)) as f64
+            });
         }
-        check(Scalar::new(u64::MAX), Scalar::new(-0.25), 64, &|i| (4 * i128::from(u64::MAX) - i) as f64 / 4.0);
+        check(Scalar::new(u64::MAX), Scalar::new(-0.25), 64, &|i| {
+            (4 * i128::from(u64::MAX) - i) as f64 / 4.0
+        });
         check(Scalar::new(1.4), Scalar::new(0.4), 9, &|i| 1.4 + 0.4 * i as f64);
     }
 
     #[test]
     fn values_do_not_depend_on_the_box() {
         for dtype in [DType::Float32, DType::Float64] {
-            let random = Generate::Uniform { seed: 7, low: Scalar::new(-1.0), high: Scalar::new(3.0) };
+            let random =
+                Generate::Uniform { seed: 7, low: Scalar::new(-1.0), high: Scalar::new(3.0) };
             let size = dtype.size();
             let mut whole = Buffer::zeroed(5 * 7 * size);
             random.fill(dtype, &[5, 7], &[0, 0], &[5, 7], whole.bytes_mut());
-            for (origin, block) in [([1, 2], [3, 4]), ([0, 6], [5, 1]), ([4, 0], [1, 7]), ([2, 3], [0, 2])] {
+            for (origin, block) in
+                [([1, 2], [3, 4]), ([0, 6], [5, 1]), ([4, 0], [1, 7]), ([2, 3], [0, 2])]
+            {
                 let mut part = Buffer::zeroed(block[0] * block[1] * size);
                 random.fill(dtype, &[5, 7], &origin.map(|o| o as u64), &block, part.bytes_mut());
                 for r in 0..block[0] {
                     let (a, b) = (r * block[1] * size, ((origin[0] + r) * 7 + origin[1]) * size);
-                    assert_eq!(part.bytes()[a..a + block[1] * size], whole.bytes()[b..b + block[1] * size]);
+                    assert_eq!(
+                        part.bytes()[a..a + block[1] * size],
+                        whole.bytes()[b..b + block[1] * size]
+                    );
                 }
             }
         }

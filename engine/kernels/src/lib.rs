@@ -1,8 +1,9 @@
 //! Loops over flat typed slices: what a task computes, without any notion of plans or storage.
 //!
-//! The path of values: a [`View`] of decoded bytes → [`eval`] runs an [`Expr`] over it in cache-sized strips → the strips
-//! are written out ([`eval::map`]) or folded into accumulators ([`reduce::fold`]). [`copy`] moves boxes between strided
-//! layouts, [`generate`] fills boxes from nothing. Everything is single-threaded: a task computes on one thread.
+//! The path of values: a [`View`] of decoded bytes → [`eval`] runs an [`Expr`] over it in
+//! cache-sized strips → the strips are written out ([`eval::map`]) or folded into accumulators
+//! ([`reduce::fold`]). [`copy`] moves boxes between strided layouts, [`generate`] fills boxes from
+//! nothing. Everything is single-threaded: a task computes on one thread.
 //!
 //! This is its own crate so that some hundreds of monomorphised loops are compiled once.
 

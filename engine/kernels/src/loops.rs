@@ -14,13 +14,19 @@ impl Nest {
     ///
     /// The result has at least one dimension. Empty if any length is 0 (then `is_empty`).
     pub(crate) fn new(shape: &[usize], operands: &[&[isize]]) -> Nest {
-        let mut nest = Nest { shape: Vec::with_capacity(shape.len()), strides: vec![Vec::with_capacity(shape.len()); operands.len()] };
+        let mut nest = Nest {
+            shape: Vec::with_capacity(shape.len()),
+            strides: vec![Vec::with_capacity(shape.len()); operands.len()],
+        };
         for (d, &n) in shape.iter().enumerate() {
             if n == 1 {
                 continue;
             }
-            let joins =
-                nest.shape.last().is_some() && operands.iter().zip(&nest.strides).all(|(new, old)| old.last().is_some_and(|s| *s == new[d] * n as isize));
+            let joins = nest.shape.last().is_some()
+                && operands
+                    .iter()
+                    .zip(&nest.strides)
+                    .all(|(new, old)| old.last().is_some_and(|s| *s == new[d] * n as isize));
             if joins {
                 if let Some(last) = nest.shape.last_mut() {
                     *last *= n;
@@ -52,7 +58,12 @@ impl Nest {
 /// Calls `f` with each operand's offset for every index of the chosen dimensions, in C order.
 ///
 /// `offsets` are the operands' starting offsets; they are as before when this returns.
-pub(crate) fn for_each_index(nest: &Nest, dims: &[usize], offsets: &mut [isize], f: &mut impl FnMut(&[isize])) {
+pub(crate) fn for_each_index(
+    nest: &Nest,
+    dims: &[usize],
+    offsets: &mut [isize],
+    f: &mut impl FnMut(&[isize]),
+) {
     let Some((&d, rest)) = dims.split_first() else { return f(offsets) };
     for _ in 0..nest.shape[d] {
         for_each_index(nest, rest, offsets, f);

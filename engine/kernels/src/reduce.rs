@@ -1,11 +1,13 @@
 //! Folding blocks into accumulators.
 //!
-//! A task that reduces walks its input chunk by chunk and folds each block, evaluated in strips, into one accumulator per
-//! kept element. Accumulators are wider than the values and are what partial results hold, so that these merge by the same fold.
-//! Everything is added in a fixed order: the same blocks in the same order give the same bits wherever they run.
+//! A task that reduces walks its input chunk by chunk and folds each block, evaluated in strips,
+//! into one accumulator per kept element. Accumulators are wider than the values and are what
+//! partial results hold, so that these merge by the same fold. Everything is added in a fixed
+//! order: the same blocks in the same order give the same bits wherever they run.
 //!
-//! An accumulator of two words travels as `complex128`, which is only a carrier: `(sum, error)` for sums of `float64`,
-//! `(mean, sum of squared deviations)` for variances, `(value, index)` for positions.
+//! An accumulator of two words travels as `complex128`, which is only a carrier: `(sum, error)` for
+//! sums of `float64`, `(mean, sum of squared deviations)` for variances, `(value, index)` for
+//! positions.
 
 use serde::{Deserialize, Serialize};
 
@@ -23,8 +25,9 @@ use crate::scalar::Scalar;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ReduceOp {
-    /// The sum. `float32` is added in `float64`; `float64` keeps the rounding errors of its additions as a second word
-    /// (TwoSum; Knuth, TAOCP 2, 4.2.2), so that the result is as if added in twice the precision.
+    /// The sum. `float32` is added in `float64`; `float64` keeps the rounding errors of its
+    /// additions as a second word (TwoSum; Knuth, TAOCP 2, 4.2.2), so that the result is as if
+    /// added in twice the precision.
     Sum,
     /// The product.
     Prod,
@@ -36,7 +39,8 @@ pub enum ReduceOp {
     Argmin,
     /// The index of the first greatest, or of the first NaN.
     Argmax,
-    /// Mean and sum of squared deviations, by Welford (1962), merged by Chan, Golub & LeVeque (1979).
+    /// Mean and sum of squared deviations, by Welford (1962), merged by Chan, Golub & LeVeque
+    /// (1979).
     Var,
 }
 
@@ -48,7 +52,8 @@ pub enum Finish {
     Keep,
     /// The value, cast to a dtype. A sum that is zero is +0.
     Value(DType),
-    /// The value, cast to a dtype, with the sign of a zero: what running sums carry from part to part.
+    /// The value, cast to a dtype, with the sign of a zero: what running sums carry from part to
+    /// part.
     Carry(DType),
     /// A sum divided by the number of elements, then cast.
     Mean {
@@ -57,7 +62,8 @@ pub enum Finish {
         /// The result's dtype.
         dtype: DType,
     },
-    /// Squared deviations divided by the number of elements less a correction; NaN where nothing is left of that.
+    /// Squared deviations divided by the number of elements less a correction; NaN where nothing is
+    /// left of that.
     Var {
         /// Elements that were folded into each accumulator.
         count: u64,
@@ -102,14 +108,23 @@ impl ReduceOp {
     /// Fills accumulators for values of `dtype` with what they hold before anything is folded.
     pub fn start(self, values: DType, accumulators: &mut [u8]) {
         match self {
-            ReduceOp::Sum if values == DType::Float64 => bytemuck::cast_slice_mut(accumulators).fill([-0.0f64, 0.0]),
-            ReduceOp::Sum => copy::fill(&sum_identity(self.accumulator(values).unwrap_or(values)), accumulators),
+            ReduceOp::Sum if values == DType::Float64 => {
+                bytemuck::cast_slice_mut(accumulators).fill([-0.0f64, 0.0])
+            }
+            ReduceOp::Sum => {
+                copy::fill(&sum_identity(self.accumulator(values).unwrap_or(values)), accumulators)
+            }
             ReduceOp::Var => accumulators.fill(0),
-            ReduceOp::Prod => copy::fill(&Scalar::new(1i64).cast(self.accumulator(values).unwrap_or(values)), accumulators),
+            ReduceOp::Prod => copy::fill(
+                &Scalar::new(1i64).cast(self.accumulator(values).unwrap_or(values)),
+                accumulators,
+            ),
             ReduceOp::Min => copy::fill(&Scalar::from_f64(values, f64::INFINITY), accumulators),
             ReduceOp::Max if values.kind() == Kind::Unsigned => accumulators.fill(0),
             ReduceOp::Max => copy::fill(&Scalar::from_f64(values, f64::NEG_INFINITY), accumulators),
-            ReduceOp::Argmin | ReduceOp::Argmax => bytemuck::cast_slice_mut(accumulators).fill([0, NOWHERE]),
+            ReduceOp::Argmin | ReduceOp::Argmax => {
+                bytemuck::cast_slice_mut(accumulators).fill([0, NOWHERE])
+            }
         }
     }
 }
@@ -120,7 +135,10 @@ impl Finish {
         let accumulator = op.accumulator(values)?;
         Some(match self {
             Finish::Keep => accumulator,
-            Finish::Value(dtype) | Finish::Carry(dtype) | Finish::Mean { dtype, .. } | Finish::Var { dtype, .. } => dtype,
+            Finish::Value(dtype)
+            | Finish::Carry(dtype)
+            | Finish::Mean { dtype, .. }
+            | Finish::Var { dtype, .. } => dtype,
         })
     }
 
@@ -128,8 +146,14 @@ impl Finish {
     pub fn is_nothing(self, op: ReduceOp, values: DType) -> bool {
         match self {
             Finish::Keep => true,
-            Finish::Value(dtype) => op.value(values) == Some(dtype) && op.accumulator(values) == Some(dtype) && !(op == ReduceOp::Sum && is_inexact(values)),
-            Finish::Carry(dtype) => op.value(values) == Some(dtype) && op.accumulator(values) == Some(dtype),
+            Finish::Value(dtype) => {
+                op.value(values) == Some(dtype)
+                    && op.accumulator(values) == Some(dtype)
+                    && !(op == ReduceOp::Sum && is_inexact(values))
+            }
+            Finish::Carry(dtype) => {
+                op.value(values) == Some(dtype) && op.accumulator(values) == Some(dtype)
+            }
             _ => false,
         }
     }
@@ -141,8 +165,12 @@ impl Finish {
         };
         match self {
             Finish::Keep => out.copy_from_slice(accumulators),
-            Finish::Value(dtype) => by_strips(held, accumulators, dtype, out, |a, o| value_of(op, values, a, |v| cast(value, v, dtype, o))),
-            Finish::Carry(dtype) => by_strips(held, accumulators, dtype, out, |a, o| carried_of(op, values, a, |v| cast(value, v, dtype, o))),
+            Finish::Value(dtype) => by_strips(held, accumulators, dtype, out, |a, o| {
+                value_of(op, values, a, |v| cast(value, v, dtype, o))
+            }),
+            Finish::Carry(dtype) => by_strips(held, accumulators, dtype, out, |a, o| {
+                carried_of(op, values, a, |v| cast(value, v, dtype, o))
+            }),
             Finish::Mean { count, dtype } => by_strips(held, accumulators, dtype, out, |a, o| {
                 value_of(op, values, a, |v| {
                     let scale = count as f64;
@@ -161,18 +189,20 @@ impl Finish {
                     }
                 });
             }),
-            Finish::Var { count, correction, root, dtype } => by_strips(held, accumulators, dtype, out, |a, o| {
-                let left = count as f64 - correction.get::<f64>().unwrap_or_default();
-                let mut var = [0f64; STRIP];
-                let pairs: &[[f64; 2]] = bytemuck::cast_slice(a);
-                for (v, [_, squares]) in var.iter_mut().zip(pairs) {
-                    *v = if left > 0.0 { squares / left } else { f64::NAN };
-                    if root {
-                        *v = v.sqrt();
+            Finish::Var { count, correction, root, dtype } => {
+                by_strips(held, accumulators, dtype, out, |a, o| {
+                    let left = count as f64 - correction.get::<f64>().unwrap_or_default();
+                    let mut var = [0f64; STRIP];
+                    let pairs: &[[f64; 2]] = bytemuck::cast_slice(a);
+                    for (v, [_, squares]) in var.iter_mut().zip(pairs) {
+                        *v = if left > 0.0 { squares / left } else { f64::NAN };
+                        if root {
+                            *v = v.sqrt();
+                        }
                     }
-                }
-                cast(DType::Float64, bytemuck::cast_slice(&var[..pairs.len()]), dtype, o);
-            }),
+                    cast(DType::Float64, bytemuck::cast_slice(&var[..pairs.len()]), dtype, o);
+                })
+            }
         }
     }
 }
@@ -180,7 +210,13 @@ impl Finish {
 /// An index that no element has.
 const NOWHERE: u64 = u64::MAX;
 
-fn by_strips(from: DType, a: &[u8], to: DType, out: &mut [u8], mut f: impl FnMut(&[u8], &mut [u8])) {
+fn by_strips(
+    from: DType,
+    a: &[u8],
+    to: DType,
+    out: &mut [u8],
+    mut f: impl FnMut(&[u8], &mut [u8]),
+) {
     for (a, o) in a.chunks(from.size() * STRIP).zip(out.chunks_mut(to.size() * STRIP)) {
         f(a, o);
     }
@@ -190,9 +226,14 @@ fn is_inexact(dtype: DType) -> bool {
     matches!(dtype.kind(), Kind::Float | Kind::Complex)
 }
 
-/// What leaves every value as it is when added to it: -0.0 for floats, since 0.0 would change the sign of -0.0.
+/// What leaves every value as it is when added to it: -0.0 for floats, since 0.0 would change the
+/// sign of -0.0.
 pub(crate) fn sum_identity(dtype: DType) -> Scalar {
-    if is_inexact(dtype) { Scalar::new(Complex128::new(-0.0, -0.0)).cast(dtype) } else { Scalar::zero(dtype) }
+    if is_inexact(dtype) {
+        Scalar::new(Complex128::new(-0.0, -0.0)).cast(dtype)
+    } else {
+        Scalar::zero(dtype)
+    }
 }
 
 /// Calls `f` with the values of a strip of accumulators, zeros with their signs.
@@ -202,7 +243,9 @@ fn carried_of(op: ReduceOp, values: DType, accumulators: &[u8], f: impl FnOnce(&
     }
     let pairs: &[[f64; 2]] = bytemuck::cast_slice(accumulators);
     let mut sums = [0f64; STRIP];
-    sums.iter_mut().zip(pairs).for_each(|(s, [sum, error])| *s = if sum.is_finite() && *error != 0.0 { sum + error } else { *sum });
+    sums.iter_mut().zip(pairs).for_each(|(s, [sum, error])| {
+        *s = if sum.is_finite() && *error != 0.0 { sum + error } else { *sum }
+    });
     f(bytemuck::cast_slice(&sums[..pairs.len()]));
 }
 
@@ -213,7 +256,9 @@ fn value_of(op: ReduceOp, values: DType, accumulators: &[u8], f: impl FnOnce(&[u
             let pairs: &[[f64; 2]] = bytemuck::cast_slice(accumulators);
             let mut sums = [0f64; STRIP];
             // Beside an infinite sum its error is NaN; that of -0.0 is 0.0.
-            sums.iter_mut().zip(pairs).for_each(|(s, [sum, error])| *s = if sum.is_finite() { sum + error } else { *sum });
+            sums.iter_mut().zip(pairs).for_each(|(s, [sum, error])| {
+                *s = if sum.is_finite() { sum + error } else { *sum }
+            });
             f(bytemuck::cast_slice(&sums[..pairs.len()]));
         }
         // Accumulators of other floats are `float64` or two of them.
@@ -238,7 +283,8 @@ fn value_of(op: ReduceOp, values: DType, accumulators: &[u8], f: impl FnOnce(&[u
 pub struct Folded {
     /// The fold.
     pub op: ReduceOp,
-    /// Dtype of the values that are folded; where partial results are merged, of those that they were made of.
+    /// Dtype of the values that are folded; where partial results are merged, of those that they
+    /// were made of.
     pub values: DType,
 }
 
@@ -255,12 +301,13 @@ pub struct Fold<'a> {
     pub seen: u64,
     /// For merging partial results: the number of elements that each of them stands for.
     pub merge: Option<u64>,
-    /// Index of the block's first element in the result of `argmin` and `argmax`, and its distances along each axis.
+    /// Index of the block's first element in the result of `argmin` and `argmax`, and its distances
+    /// along each axis.
     pub index: (u64, &'a [isize]),
 }
 
-/// Accumulators that are kept together in the cache while the reduced axes are walked. Several strips, so that a row is read in pieces
-/// which are longer than a page.
+/// Accumulators that are kept together in the cache while the reduced axes are walked. Several
+/// strips, so that a row is read in pieces which are longer than a page.
 const BAND: usize = 4096;
 
 /// Rows from which on accumulators of two words are taken apart.
@@ -268,9 +315,15 @@ const MANY_ROWS: usize = 4;
 
 /// Evaluates the expression over blocks of one shape and folds its results into `accumulators`.
 ///
-/// Cost: one pass over the inputs. Where the innermost axis is kept, bands of accumulators stay in the cache while the
-/// reduced axes are walked.
-pub fn fold(machine: &mut Machine, shape: &[usize], inputs: &[View<'_>], fold: &Fold<'_>, accumulators: &mut [&mut [u8]]) {
+/// Cost: one pass over the inputs. Where the innermost axis is kept, bands of accumulators stay in
+/// the cache while the reduced axes are walked.
+pub fn fold(
+    machine: &mut Machine,
+    shape: &[usize],
+    inputs: &[View<'_>],
+    fold: &Fold<'_>,
+    accumulators: &mut [&mut [u8]],
+) {
     let k = inputs.len();
     let mut operands: Vec<&[isize]> = inputs.iter().map(|v| v.strides.as_slice()).collect();
     operands.push(fold.strides);
@@ -285,14 +338,27 @@ pub fn fold(machine: &mut Machine, shape: &[usize], inputs: &[View<'_>], fold: &
     let inner = nest.shape.len() - 1;
     let (n_inner, acc_stride) = (nest.shape[inner], nest.strides[k][inner]);
     // Kept axes outermost, then strips or bands of the innermost axis, then the reduced axes.
-    let (kept, reduced): (Vec<usize>, Vec<usize>) = (0..inner).partition(|d| nest.strides[k][*d] != 0);
-    let mut offsets: Vec<isize> = inputs.iter().map(|v| v.offset as isize).chain([fold.offset as isize]).collect();
+    let (kept, reduced): (Vec<usize>, Vec<usize>) =
+        (0..inner).partition(|d| nest.strides[k][*d] != 0);
+    let mut offsets: Vec<isize> =
+        inputs.iter().map(|v| v.offset as isize).chain([fold.offset as isize]).collect();
     if indexed {
         offsets.push(fold.index.0 as isize);
     }
     let steps: Vec<isize> = nest.strides.iter().map(|s| s[inner]).collect();
-    let strips = inputs.iter().zip(&steps).map(|(v, step)| Strip { bytes: v.bytes, offset: 0, stride: *step }).collect();
-    let mut row = Row { results: machine.expr().results().to_vec(), machine, strips, steps: &steps, fold, indexed };
+    let strips = inputs
+        .iter()
+        .zip(&steps)
+        .map(|(v, step)| Strip { bytes: v.bytes, offset: 0, stride: *step })
+        .collect();
+    let mut row = Row {
+        results: machine.expr().results().to_vec(),
+        machine,
+        strips,
+        steps: &steps,
+        fold,
+        indexed,
+    };
     let per_element = fold.merge.unwrap_or(1);
     if acc_stride == 0 {
         for_each_index(&nest, &kept, &mut offsets, &mut |outer| {
@@ -317,14 +383,21 @@ pub fn fold(machine: &mut Machine, shape: &[usize], inputs: &[View<'_>], fold: &
             let first = at[k] as usize;
             let mut held = Held::default();
             if apart {
-                for (folded, acc) in fold.folds.iter().zip(accumulators.iter_mut()).filter(|(f, _)| f.is_pair()) {
-                    strips_of(acc, first, band).for_each(|strip| folded.take_apart(strip, &mut held));
+                for (folded, acc) in
+                    fold.folds.iter().zip(accumulators.iter_mut()).filter(|(f, _)| f.is_pair())
+                {
+                    strips_of(acc, first, band)
+                        .for_each(|strip| folded.take_apart(strip, &mut held));
                 }
             }
             let mut seen = fold.seen;
             for_each_index(&nest, &reduced, &mut at, &mut |at| {
                 let index = if indexed { at[k + 1] as u64 } else { 0 };
-                let words = if apart { Words::Apart { later: held.is_before(index) } } else { Words::Paired };
+                let words = if apart {
+                    Words::Apart { later: held.is_before(index) }
+                } else {
+                    Words::Paired
+                };
                 for start in (0..band).step_by(STRIP) {
                     row.fold(at, start, STRIP.min(band - start), seen, words, accumulators);
                 }
@@ -332,7 +405,9 @@ pub fn fold(machine: &mut Machine, shape: &[usize], inputs: &[View<'_>], fold: &
                 seen += per_element;
             });
             if apart {
-                for (folded, acc) in fold.folds.iter().zip(accumulators.iter_mut()).filter(|(f, _)| f.is_pair()) {
+                for (folded, acc) in
+                    fold.folds.iter().zip(accumulators.iter_mut()).filter(|(f, _)| f.is_pair())
+                {
                     strips_of(acc, first, band).for_each(|strip| folded.put_together(strip));
                 }
             }
@@ -363,13 +438,31 @@ struct Row<'m, 'a> {
 
 impl Row<'_, '_> {
     /// Evaluates and folds a strip of `n` elements, which is `start` elements after the offsets.
-    fn fold(&mut self, at: &[isize], start: usize, n: usize, seen: u64, words: Words, accumulators: &mut [&mut [u8]]) {
+    fn fold(
+        &mut self,
+        at: &[isize],
+        start: usize,
+        n: usize,
+        seen: u64,
+        words: Words,
+        accumulators: &mut [&mut [u8]],
+    ) {
         let (k, offset) = (self.strips.len(), |i: usize| at[i] + start as isize * self.steps[i]);
         self.strips.iter_mut().enumerate().for_each(|(i, s)| s.offset = offset(i));
         self.machine.run(&self.strips, n);
-        let index = if self.indexed { (offset(k + 1) as u64, self.steps[k + 1] as u64) } else { (0, 0) };
-        let spot = Spot { at: offset(k) as usize, stride: self.steps[k] as usize, seen, merge: self.fold.merge, index, words };
-        for ((folded, acc), result) in self.fold.folds.iter().zip(accumulators.iter_mut()).zip(&self.results) {
+        let index =
+            if self.indexed { (offset(k + 1) as u64, self.steps[k + 1] as u64) } else { (0, 0) };
+        let spot = Spot {
+            at: offset(k) as usize,
+            stride: self.steps[k] as usize,
+            seen,
+            merge: self.fold.merge,
+            index,
+            words,
+        };
+        for ((folded, acc), result) in
+            self.fold.folds.iter().zip(accumulators.iter_mut()).zip(&self.results)
+        {
             fold_strip(*folded, self.machine.value(*result, &self.strips, n), acc, spot);
         }
     }
@@ -380,7 +473,8 @@ impl Row<'_, '_> {
 enum Words {
     /// Beside each other.
     Paired,
-    /// All first words, then all second ones, so that each is a slice: what folding many rows is faster with.
+    /// All first words, then all second ones, so that each is a slice: what folding many rows is
+    /// faster with.
     Apart {
         /// For positions: the elements come after all that the accumulators stand for.
         later: bool,
@@ -414,21 +508,33 @@ impl Folded {
 
     /// True if an accumulator has two words that are not one complex number.
     fn is_pair(&self) -> bool {
-        self.is_position() || self.op == ReduceOp::Var || (self.op, self.values) == (ReduceOp::Sum, DType::Float64)
+        self.is_position()
+            || self.op == ReduceOp::Var
+            || (self.op, self.values) == (ReduceOp::Sum, DType::Float64)
     }
 
-    /// Makes [`Words::Apart`] of a strip of accumulators. The values of positions become a slice of their dtype.
+    /// Makes [`Words::Apart`] of a strip of accumulators. The values of positions become a slice of
+    /// their dtype.
     fn take_apart(&self, strip: &mut [[u64; 2]], held: &mut Held) {
         let (mut firsts, mut seconds) = ([0; STRIP], [0; STRIP]);
         let n = strip.len();
         let (firsts, seconds) = (&mut firsts[..n], &mut seconds[..n]);
-        strip.iter().zip(firsts.iter_mut().zip(seconds.iter_mut())).for_each(|(pair, (first, second))| [*first, *second] = *pair);
+        strip
+            .iter()
+            .zip(firsts.iter_mut().zip(seconds.iter_mut()))
+            .for_each(|(pair, (first, second))| [*first, *second] = *pair);
         let (a, b) = bytemuck::cast_slice_mut::<_, u64>(strip).split_at_mut(n);
         b.copy_from_slice(seconds);
         if !self.is_position() {
             return a.copy_from_slice(firsts);
         }
-        seconds.iter().for_each(|index| if *index == NOWHERE { held.nowhere = true } else { held.last = held.last.max(Some(*index)) });
+        seconds.iter().for_each(|index| {
+            if *index == NOWHERE {
+                held.nowhere = true
+            } else {
+                held.last = held.last.max(Some(*index))
+            }
+        });
         dispatch!(real, self.values, T => {
             bytemuck::cast_slice_mut::<_, T>(a).iter_mut().zip(firsts).for_each(|(value, word)| *value = unpacked([*word, 0]).0);
         }, else => no_loop(&self.op, self.values));
@@ -448,7 +554,10 @@ impl Folded {
         } else {
             firsts.copy_from_slice(a);
         }
-        strip.iter_mut().zip(firsts.iter().zip(seconds.iter())).for_each(|(pair, (first, second))| *pair = [*first, *second]);
+        strip
+            .iter_mut()
+            .zip(firsts.iter().zip(seconds.iter()))
+            .for_each(|(pair, (first, second))| *pair = [*first, *second]);
     }
 }
 
@@ -482,7 +591,13 @@ fn fold_strip(Folded { op, values: dtype }: Folded, values: &[u8], acc: &mut [u8
                     Some(D::Float64) => total(values, acc, spot, |x: f64| x, $monoid),
                     _ => total(values, acc, spot, |x: Complex128| x, $monoid),
                 },
-                D::Complex64 => total(values, acc, spot, |x: Complex64| Complex128::new(x.re.into(), x.im.into()), $monoid),
+                D::Complex64 => total(
+                    values,
+                    acc,
+                    spot,
+                    |x: Complex64| Complex128::new(x.re.into(), x.im.into()),
+                    $monoid,
+                ),
                 D::Complex128 => total(values, acc, spot, |x: Complex128| x, $monoid),
                 D::Float32 => total(values, acc, spot, |x: f32| f64::from(x), $monoid),
                 D::Float64 => total(values, acc, spot, |x: f64| x, $monoid),
@@ -502,10 +617,18 @@ fn fold_strip(Folded { op, values: dtype }: Folded, values: &[u8], acc: &mut [u8
         R::Sum if dtype == D::Float64 => sum_twice(values, acc, spot),
         R::Sum => widened!((sum_identity, Numeric::plus)),
         R::Prod => widened!((|dtype| Scalar::new(1u8).cast(dtype), Numeric::product)),
-        R::Min => dispatch!(real, dtype, T => extreme::<T>(values, acc, spot, T::least), else => no_loop(&op, dtype)),
-        R::Max => dispatch!(real, dtype, T => extreme::<T>(values, acc, spot, T::greatest), else => no_loop(&op, dtype)),
-        R::Argmin => dispatch!(real, dtype, T => position::<T>(values, acc, spot, (T::least, |x, y| x < y)), else => no_loop(&op, dtype)),
-        R::Argmax => dispatch!(real, dtype, T => position::<T>(values, acc, spot, (T::greatest, |x, y| x > y)), else => no_loop(&op, dtype)),
+        R::Min => {
+            dispatch!(real, dtype, T => extreme::<T>(values, acc, spot, T::least), else => no_loop(&op, dtype))
+        }
+        R::Max => {
+            dispatch!(real, dtype, T => extreme::<T>(values, acc, spot, T::greatest), else => no_loop(&op, dtype))
+        }
+        R::Argmin => {
+            dispatch!(real, dtype, T => position::<T>(values, acc, spot, (T::least, |x, y| x < y)), else => no_loop(&op, dtype))
+        }
+        R::Argmax => {
+            dispatch!(real, dtype, T => position::<T>(values, acc, spot, (T::greatest, |x, y| x > y)), else => no_loop(&op, dtype))
+        }
         R::Var if dtype == D::Float32 => variance(values, acc, spot, |x: f32| f64::from(x)),
         R::Var => variance(values, acc, spot, |x: f64| x),
     }
@@ -556,7 +679,8 @@ fn total<T: Element, A: Numeric>(
     widen: impl Fn(T) -> A + Copy,
     (start, f): (fn(DType) -> Scalar, impl Fn(A, A) -> A + Copy),
 ) {
-    let (values, acc): (&[T], &mut [A]) = (bytemuck::cast_slice(values), bytemuck::cast_slice_mut(acc));
+    let (values, acc): (&[T], &mut [A]) =
+        (bytemuck::cast_slice(values), bytemuck::cast_slice_mut(acc));
     let start: A = bytemuck::pod_read_unaligned(start(A::DTYPE).bytes());
     match spot.stride {
         0 => acc[spot.at] = f(acc[spot.at], lanes(values, start, widen, f)),
@@ -582,7 +706,11 @@ fn sum_twice(values: &[u8], acc: &mut [u8], spot: Spot) {
     if let Words::Apart { .. } = spot.words {
         let values: &[f64] = bytemuck::cast_slice(values);
         let (sums, errors) = spot.apart(acc, values.len());
-        return each_twice(bytemuck::cast_slice_mut(sums), bytemuck::cast_slice_mut(errors), values);
+        return each_twice(
+            bytemuck::cast_slice_mut(sums),
+            bytemuck::cast_slice_mut(errors),
+            values,
+        );
     }
     let acc: &mut [[f64; 2]] = bytemuck::cast_slice_mut(acc);
     if spot.merge.is_some() {
@@ -609,7 +737,8 @@ fn sum_twice(values: &[u8], acc: &mut [u8], spot: Spot) {
 }
 
 wide_fn! {
-    /// `(sum, error)` of values, in as many lanes as [`lanes`] has; sums and errors are apart, which is what vectorises.
+    /// `(sum, error)` of values, in as many lanes as [`lanes`] has; sums and errors are apart,
+    /// which is what vectorises.
     fn lanes_twice<>(values: &[f64]) -> [f64; 2] where {} {
         let (mut sums, mut errors) = ([-0f64; LANES], [0f64; LANES]);
         let chunks = values.chunks_exact(LANES);
@@ -635,7 +764,8 @@ wide_fn! {
     }
 }
 
-/// Choices that are made before they are stored: a choice in place becomes a masked store, which some processors are slow with.
+/// Choices that are made before they are stored: a choice in place becomes a masked store, which
+/// some processors are slow with.
 const CHOICES: usize = 128;
 
 wide_fn! {
@@ -649,7 +779,8 @@ wide_fn! {
 }
 
 fn extreme<T: Real>(values: &[u8], acc: &mut [u8], spot: Spot, f: impl Fn(T, T) -> T + Copy) {
-    let (values, acc): (&[T], &mut [T]) = (bytemuck::cast_slice(values), bytemuck::cast_slice_mut(acc));
+    let (values, acc): (&[T], &mut [T]) =
+        (bytemuck::cast_slice(values), bytemuck::cast_slice_mut(acc));
     match spot.stride {
         0 => acc[spot.at] = f(acc[spot.at], lanes(values, acc[spot.at], |x| x, f)),
         1 => choose(&mut acc[spot.at..spot.at + values.len()], values, f),
@@ -657,7 +788,8 @@ fn extreme<T: Real>(values: &[u8], acc: &mut [u8], spot: Spot, f: impl Fn(T, T) 
     }
 }
 
-/// The better of two values with their indices: the extreme one, of equal ones the one that comes first.
+/// The better of two values with their indices: the extreme one, of equal ones the one that comes
+/// first.
 #[inline(always)]
 fn better<T: Real>(a: (T, u64), b: (T, u64), f: impl Fn(T, T) -> T) -> (T, u64) {
     let same = a.0 == b.0 || (a.0.nan() && b.0.nan());
@@ -704,7 +836,12 @@ wide_fn! {
     }
 }
 
-fn position<T: Real>(values: &[u8], acc: &mut [u8], spot: Spot, (f, beyond): (impl Fn(T, T) -> T + Copy, impl Fn(T, T) -> bool + Copy)) {
+fn position<T: Real>(
+    values: &[u8],
+    acc: &mut [u8],
+    spot: Spot,
+    (f, beyond): (impl Fn(T, T) -> T + Copy, impl Fn(T, T) -> bool + Copy),
+) {
     if let Words::Apart { later } = spot.words {
         let values: &[T] = bytemuck::cast_slice(values);
         let (best, places) = spot.apart(acc, values.len());
@@ -714,12 +851,15 @@ fn position<T: Real>(values: &[u8], acc: &mut [u8], spot: Spot, (f, beyond): (im
         return match later {
             // Earlier elements win ties.
             true => place(best, places, values, index, |x, b, _| wins(x, b)),
-            false => place(best, places, values, index, |x, b, p| wins(x, b) | (((x == b) | (x.nan() & b.nan())) & (index < p)) | (p == NOWHERE)),
+            false => place(best, places, values, index, |x, b, p| {
+                wins(x, b) | (((x == b) | (x.nan() & b.nan())) & (index < p)) | (p == NOWHERE)
+            }),
         };
     }
     let acc: &mut [[u64; 2]] = bytemuck::cast_slice_mut(acc);
     if spot.merge.is_some() {
-        let merge = |a: [u64; 2], p: [u64; 2]| packed(better(unpacked::<T>(a), unpacked::<T>(p), f));
+        let merge =
+            |a: [u64; 2], p: [u64; 2]| packed(better(unpacked::<T>(a), unpacked::<T>(p), f));
         let partial: &[[u64; 2]] = bytemuck::cast_slice(values);
         match spot.stride {
             0 => partial.iter().for_each(|p| acc[spot.at] = merge(acc[spot.at], *p)),
@@ -768,12 +908,23 @@ wide_fn! {
     }
 }
 
-fn variance<T: Element>(values: &[u8], acc: &mut [u8], spot: Spot, widen: impl Fn(T) -> f64 + Copy) {
+fn variance<T: Element>(
+    values: &[u8],
+    acc: &mut [u8],
+    spot: Spot,
+    widen: impl Fn(T) -> f64 + Copy,
+) {
     if let Words::Apart { .. } = spot.words {
         let values: &[T] = bytemuck::cast_slice(values);
         let (means, squares) = spot.apart(acc, values.len());
         let share = 1.0 / (spot.seen as f64 + 1.0);
-        return each_variance(bytemuck::cast_slice_mut(means), bytemuck::cast_slice_mut(squares), values, share, widen);
+        return each_variance(
+            bytemuck::cast_slice_mut(means),
+            bytemuck::cast_slice_mut(squares),
+            values,
+            share,
+            widen,
+        );
     }
     let acc: &mut [[f64; 2]] = bytemuck::cast_slice_mut(acc);
     let seen = spot.seen as f64;
@@ -781,7 +932,10 @@ fn variance<T: Element>(values: &[u8], acc: &mut [u8], spot: Spot, widen: impl F
         let m = each as f64;
         let partial: &[[f64; 2]] = bytemuck::cast_slice(values);
         match spot.stride {
-            0 => partial.iter().enumerate().for_each(|(i, p)| acc[spot.at] = joined(acc[spot.at], seen + i as f64 * m, *p, m)),
+            0 => partial
+                .iter()
+                .enumerate()
+                .for_each(|(i, p)| acc[spot.at] = joined(acc[spot.at], seen + i as f64 * m, *p, m)),
             _ => spread(partial, acc, spot, |a, p| joined(a, seen, p, m)),
         }
         return;
@@ -791,7 +945,8 @@ fn variance<T: Element>(values: &[u8], acc: &mut [u8], spot: Spot, widen: impl F
         let n = values.len() as f64;
         let mean = lanes(values, 0.0, widen, |a, b| a + b) / n;
         let square = |x: T| (widen(x) - mean) * (widen(x) - mean);
-        acc[spot.at] = joined(acc[spot.at], seen, [mean, lanes(values, 0.0, square, |a, b| a + b)], n);
+        acc[spot.at] =
+            joined(acc[spot.at], seen, [mean, lanes(values, 0.0, square, |a, b| a + b)], n);
         return;
     }
     let share = 1.0 / (seen + 1.0);
@@ -806,8 +961,14 @@ mod tests {
     use crate::buffer::Buffer;
     use crate::expr::Expr;
 
-    /// Accumulators of `float32` values, of which each block has `shape`; they come in the order that is given by their first indices.
-    fn folded(op: ReduceOp, shape: [usize; 2], axis: usize, blocks: &[(u64, Vec<f32>)]) -> Vec<[u64; 2]> {
+    /// Accumulators of `float32` values, of which each block has `shape`; they come in the order
+    /// that is given by their first indices.
+    fn folded(
+        op: ReduceOp,
+        shape: [usize; 2],
+        axis: usize,
+        blocks: &[(u64, Vec<f32>)],
+    ) -> Vec<[u64; 2]> {
         let along = |d: usize| [isize::from(d == 0), isize::from(d == 1)];
         let mut acc = Buffer::zeroed(shape[1 - axis] * 16);
         op.start(DType::Float32, acc.bytes_mut());
@@ -815,7 +976,14 @@ mod tests {
         for (first, values) in blocks {
             let view = View::contiguous(DType::Float32, bytemuck::cast_slice(values), &shape);
             let folds = [Folded { op, values: DType::Float32 }];
-            let block = Fold { folds: &folds, offset: 0, strides: &along(1 - axis), seen: 0, merge: None, index: (*first, &along(axis)) };
+            let block = Fold {
+                folds: &folds,
+                offset: 0,
+                strides: &along(1 - axis),
+                seen: 0,
+                merge: None,
+                index: (*first, &along(axis)),
+            };
             fold(&mut machine, &shape, &[view], &block, &mut [acc.bytes_mut()]);
         }
         bytemuck::cast_slice(acc.bytes()).to_vec()

@@ -100,8 +100,8 @@ impl fmt::Display for Scalar {
     }
 }
 
-/// The Zarr v3 fill-value encoding: numbers for integers, the hexadecimal bit pattern for floats (JSON numbers lose bits
-/// and cannot say NaN), a pair of those for complex numbers.
+/// The Zarr v3 fill-value encoding: numbers for integers, the hexadecimal bit pattern for floats
+/// (JSON numbers lose bits and cannot say NaN), a pair of those for complex numbers.
 #[derive(Serialize, Deserialize)]
 struct ScalarText {
     dtype: DType,
@@ -116,8 +116,12 @@ impl From<Scalar> for ScalarText {
         let read = s.bytes();
         let value = match s.dtype {
             DType::Bool => Value::from(read[0] != 0),
-            DType::Int8 | DType::Int16 | DType::Int32 | DType::Int64 => Value::from(s.cast(DType::Int64).get::<i64>().unwrap_or_default()),
-            DType::UInt8 | DType::UInt16 | DType::UInt32 | DType::UInt64 => Value::from(s.cast(DType::UInt64).get::<u64>().unwrap_or_default()),
+            DType::Int8 | DType::Int16 | DType::Int32 | DType::Int64 => {
+                Value::from(s.cast(DType::Int64).get::<i64>().unwrap_or_default())
+            }
+            DType::UInt8 | DType::UInt16 | DType::UInt32 | DType::UInt64 => {
+                Value::from(s.cast(DType::UInt64).get::<u64>().unwrap_or_default())
+            }
             DType::Float32 => f32_hex(bytemuck::pod_read_unaligned(read)),
             DType::Float64 => f64_hex(bytemuck::pod_read_unaligned(read)),
             DType::Complex64 => {
@@ -139,17 +143,33 @@ impl TryFrom<ScalarText> for Scalar {
     fn try_from(text: ScalarText) -> Result<Self, String> {
         use serde_json::Value;
         let bad = || format!("{} is no {} value", text.value, text.dtype);
-        let hex = |v: &Value| v.as_str().and_then(|s| s.strip_prefix("0x")).and_then(|s| u64::from_str_radix(s, 16).ok()).ok_or_else(bad);
-        let narrow = |v: &Value| hex(v).and_then(|b| u32::try_from(b).map_err(|_| bad())).map(f32::from_bits);
+        let hex = |v: &Value| {
+            v.as_str()
+                .and_then(|s| s.strip_prefix("0x"))
+                .and_then(|s| u64::from_str_radix(s, 16).ok())
+                .ok_or_else(bad)
+        };
+        let narrow = |v: &Value| {
+            hex(v).and_then(|b| u32::try_from(b).map_err(|_| bad())).map(f32::from_bits)
+        };
         let pair = || text.value.as_array().filter(|a| a.len() == 2).ok_or_else(bad);
         Ok(match text.dtype {
             DType::Bool => Scalar::new(Bool::from(text.value.as_bool().ok_or_else(bad)?)),
-            DType::Int8 | DType::Int16 | DType::Int32 | DType::Int64 => Scalar::new(text.value.as_i64().ok_or_else(bad)?).cast(text.dtype),
-            DType::UInt8 | DType::UInt16 | DType::UInt32 | DType::UInt64 => Scalar::new(text.value.as_u64().ok_or_else(bad)?).cast(text.dtype),
+            DType::Int8 | DType::Int16 | DType::Int32 | DType::Int64 => {
+                Scalar::new(text.value.as_i64().ok_or_else(bad)?).cast(text.dtype)
+            }
+            DType::UInt8 | DType::UInt16 | DType::UInt32 | DType::UInt64 => {
+                Scalar::new(text.value.as_u64().ok_or_else(bad)?).cast(text.dtype)
+            }
             DType::Float32 => Scalar::new(narrow(&text.value)?),
             DType::Float64 => Scalar::new(f64::from_bits(hex(&text.value)?)),
-            DType::Complex64 => Scalar::new(Complex64::new(narrow(&pair()?[0])?, narrow(&pair()?[1])?)),
-            DType::Complex128 => Scalar::new(Complex128::new(f64::from_bits(hex(&pair()?[0])?), f64::from_bits(hex(&pair()?[1])?))),
+            DType::Complex64 => {
+                Scalar::new(Complex64::new(narrow(&pair()?[0])?, narrow(&pair()?[1])?))
+            }
+            DType::Complex128 => Scalar::new(Complex128::new(
+                f64::from_bits(hex(&pair()?[0])?),
+                f64::from_bits(hex(&pair()?[1])?),
+            )),
         })
     }
 }

@@ -20,7 +20,8 @@ pub enum ScanOp {
 }
 
 impl ScanOp {
-    /// Dtype of what is carried from block to block: floats are added and multiplied in twice their precision, up to 64 bits.
+    /// Dtype of what is carried from block to block: floats are added and multiplied in twice their
+    /// precision, up to 64 bits.
     pub fn carrier(self, values: DType) -> Option<DType> {
         match values.kind() {
             Kind::Bool => None,
@@ -46,11 +47,19 @@ impl ScanOp {
         }
     }
 
-    /// Replaces a block's values, `outer × n × inner` in C order, by those that run along the middle axis, and brings the carries
-    /// (`outer × inner`) up to its end. `exclusive`: each becomes what was there before it.
+    /// Replaces a block's values, `outer × n × inner` in C order, by those that run along the
+    /// middle axis, and brings the carries (`outer × inner`) up to its end. `exclusive`: each
+    /// becomes what was there before it.
     ///
     /// Cost: one pass.
-    pub fn run(self, dtype: DType, [outer, n, inner]: [usize; 3], values: &mut [u8], carries: &mut [u8], exclusive: bool) {
+    pub fn run(
+        self,
+        dtype: DType,
+        [outer, n, inner]: [usize; 3],
+        values: &mut [u8],
+        carries: &mut [u8],
+        exclusive: bool,
+    ) {
         dispatch!(numeric, dtype, T => <T as Carried>::run(self, [outer, n, inner], bytemuck::cast_slice_mut(values), bytemuck::cast_slice_mut(carries), exclusive), else => no_loop(&self, dtype));
     }
 }
@@ -61,10 +70,18 @@ trait Carried: Numeric + bytemuck::Pod {
     fn widen(self) -> Self::Carrier;
     fn narrow(carrier: Self::Carrier) -> Self;
 
-    fn run(op: ScanOp, shape: [usize; 3], values: &mut [Self], carries: &mut [Self::Carrier], exclusive: bool) {
+    fn run(
+        op: ScanOp,
+        shape: [usize; 3],
+        values: &mut [Self],
+        carries: &mut [Self::Carrier],
+        exclusive: bool,
+    ) {
         match op {
             ScanOp::Sum => run(shape, values, carries, exclusive, |a: Self::Carrier, b| a.plus(b)),
-            ScanOp::Prod => run(shape, values, carries, exclusive, |a: Self::Carrier, b| a.product(b)),
+            ScanOp::Prod => {
+                run(shape, values, carries, exclusive, |a: Self::Carrier, b| a.product(b))
+            }
         }
     }
 }
@@ -89,7 +106,9 @@ fn run<T: Carried>(
         }
         return;
     }
-    for (block, carry) in values.chunks_exact_mut(n * inner).zip(carries.chunks_exact_mut(inner)).take(outer) {
+    for (block, carry) in
+        values.chunks_exact_mut(n * inner).zip(carries.chunks_exact_mut(inner)).take(outer)
+    {
         for row in block.chunks_exact_mut(inner) {
             for (value, carry) in row.iter_mut().zip(carry.iter_mut()) {
                 let next = f(*carry, value.widen());
@@ -130,8 +149,17 @@ mod tests {
             let mut carry = vec![0u64; carrier.size() / 8];
             let n = values.len() * 8 / dtype.size();
             op.start(carrier, bytemuck::cast_slice_mut(&mut carry));
-            op.run(dtype, [1, n, 1], bytemuck::cast_slice_mut(&mut out), bytemuck::cast_slice_mut(&mut carry), false);
-            let same = out.iter().zip(expect).all(|(x, y)| x.to_bits() == y.to_bits() || (x.is_nan() && y.is_nan()));
+            op.run(
+                dtype,
+                [1, n, 1],
+                bytemuck::cast_slice_mut(&mut out),
+                bytemuck::cast_slice_mut(&mut carry),
+                false,
+            );
+            let same = out
+                .iter()
+                .zip(expect)
+                .all(|(x, y)| x.to_bits() == y.to_bits() || (x.is_nan() && y.is_nan()));
             assert!(same, "{op:?} of {dtype} {values:?}: {out:?}, not {expect:?}");
         };
         let inf = f64::INFINITY;

@@ -10,7 +10,8 @@ use crate::task::{FailureKind, TaskFailure};
 /// How often what is tried again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Policy {
-    /// Tries of a task after a failure of storage or a lost worker; after throttling, four times as many.
+    /// Tries of a task after a failure of storage or a lost worker; after throttling, four times as
+    /// many.
     pub(super) retries: u32,
     /// Tries of all tasks of a run, throttling left out.
     pub(super) budget: u64,
@@ -40,14 +41,17 @@ struct Failed {
 pub(super) enum Decision {
     /// Try again, not before so long.
     Again { attempt: u32, delay: Duration },
-    /// End the run with this failure of the task, after so many attempts, and what is to be said besides.
+    /// End the run with this failure of the task, after so many attempts, and what is to be said
+    /// besides.
     Stop { failure: TaskFailure, attempts: u32, note: String },
 }
 
 /// Pauses before a task is handed out again.
-const PAUSES: Backoff = Backoff { first: Duration::from_millis(50), longest: Duration::from_secs(10) };
+const PAUSES: Backoff =
+    Backoff { first: Duration::from_millis(50), longest: Duration::from_secs(10) };
 /// The same where a store asks for fewer requests.
-const THROTTLE_PAUSES: Backoff = Backoff { first: Duration::from_millis(200), longest: Duration::from_secs(20) };
+const THROTTLE_PAUSES: Backoff =
+    Backoff { first: Duration::from_millis(200), longest: Duration::from_secs(20) };
 /// What a task does to its worker by itself is not tried more often, whoever the workers are.
 const SAME_WAY: usize = 3;
 /// A chunk that is damaged again and again is not computed more often.
@@ -82,26 +86,45 @@ fn ending(kind: FailureKind) -> &'static str {
 
 impl Attempts {
     pub(super) fn new(policy: Policy) -> Attempts {
-        Attempts { policy, by_task: HashMap::new(), failures: BTreeMap::new(), retries: 0, spent: 0 }
+        Attempts {
+            policy,
+            by_task: HashMap::new(),
+            failures: BTreeMap::new(),
+            retries: 0,
+            spent: 0,
+        }
     }
 
     /// Takes note of a failure of a task of a stage.
-    pub(super) fn decide(&mut self, stage: StageId, failure: &TaskFailure, worker: &str) -> Decision {
+    pub(super) fn decide(
+        &mut self,
+        stage: StageId,
+        failure: &TaskFailure,
+        worker: &str,
+    ) -> Decision {
         *self.failures.entry(failure.kind.name()).or_default() += 1;
         let history = self.by_task.entry((stage, failure.task)).or_default();
         history.push(Failed { failure: failure.clone(), worker: worker.to_owned() });
         let attempts = history.len() as u32;
-        // Of damage, that of the same chunk: a task may find one after the other of those that it reads.
-        let alike: Vec<&Failed> = history.iter().filter(|f| f.failure.kind == failure.kind).collect();
+        // Of damage, that of the same chunk: a task may find one after the other of those that it
+        // reads.
+        let alike: Vec<&Failed> =
+            history.iter().filter(|f| f.failure.kind == failure.kind).collect();
         let n = alike.len();
         let throttled = failure.kind == FailureKind::Throttled;
         let why = match cause(failure.kind) {
             Cause::Task => Some(String::new()),
-            Cause::Perhaps if alike.iter().any(|f| f.worker != worker) => Some(format!("{} on two workers", ending(failure.kind))),
+            Cause::Perhaps if alike.iter().any(|f| f.worker != worker) => {
+                Some(format!("{} on two workers", ending(failure.kind)))
+            }
             Cause::Perhaps if n >= SAME_WAY => Some(format!("{} {n} times", ending(failure.kind))),
             Cause::Damage if n >= MAX_DAMAGES => Some(format!("computed again {} times", n - 1)),
-            Cause::Outside if n as u32 > self.policy.retries * if throttled { 4 } else { 1 } => Some(String::new()),
-            _ if !throttled && self.spent >= self.policy.budget => Some(format!("{} tries of this run are spent", self.policy.budget)),
+            Cause::Outside if n as u32 > self.policy.retries * if throttled { 4 } else { 1 } => {
+                Some(String::new())
+            }
+            _ if !throttled && self.spent >= self.policy.budget => {
+                Some(format!("{} tries of this run are spent", self.policy.budget))
+            }
             _ => None,
         };
         let Some(why) = why else {
@@ -116,16 +139,22 @@ impl Attempts {
         };
         let mut notes: Vec<String> = if why.is_empty() { Vec::new() } else { vec![why] };
         // What the task did by itself says more than how its last worker went.
-        let own = history.iter().find(|f| matches!(cause(f.failure.kind), Cause::Perhaps | Cause::Task)).map_or(failure, |f| &f.failure);
+        let own = history
+            .iter()
+            .find(|f| matches!(cause(f.failure.kind), Cause::Perhaps | Cause::Task))
+            .map_or(failure, |f| &f.failure);
         if own.kind != failure.kind {
             notes.push(format!("in the end: {}", failure.message));
         }
         Decision::Stop { failure: own.clone(), attempts, note: notes.join("; ") }
     }
 
-    /// From 0 to 1: many tasks that failed together are not tried again together. The same in each run of the same folder.
+    /// From 0 to 1: many tasks that failed together are not tried again together. The same in each
+    /// run of the same folder.
     fn jitter(&self, stage: StageId, task: u64, attempt: u32) -> f64 {
-        let words = [self.policy.seed, stage.0 as u64, task, u64::from(attempt)].map(u64::to_le_bytes).concat();
+        let words = [self.policy.seed, stage.0 as u64, task, u64::from(attempt)]
+            .map(u64::to_le_bytes)
+            .concat();
         (xxhash_rust::xxh3::xxh3_64(&words) >> 11) as f64 / (1u64 << 53) as f64
     }
 }
@@ -135,12 +164,18 @@ mod tests {
     use super::*;
     use crate::plan::ArrayId;
 
-    /// Feeds failures of one task, each by a worker, and says how many were tried again before the run ended.
+    /// Feeds failures of one task, each by a worker, and says how many were tried again before the
+    /// run ended.
     #[track_caller]
     fn check(failures: &[(FailureKind, &str)], again: usize, says: &str) {
         let mut attempts = Attempts::new(Policy { retries: 4, budget: 100, seed: 1 });
         for (i, (kind, worker)) in failures.iter().enumerate() {
-            let failure = TaskFailure { kind: *kind, message: format!("failure {i}"), stage: "s".into(), task: 7 };
+            let failure = TaskFailure {
+                kind: *kind,
+                message: format!("failure {i}"),
+                stage: "s".into(),
+                task: 7,
+            };
             match attempts.decide(StageId(0), &failure, worker) {
                 Decision::Again { attempt, delay } => {
                     assert!(i < again, "failure {i} is tried again");
@@ -164,7 +199,19 @@ mod tests {
         let same = |kind, n| vec![(kind, "a"); n];
         let turns = |kind, n| (0..n).map(|i| (kind, ["a", "b", "c"][i % 3])).collect::<Vec<_>>();
         // Another try would end the same way.
-        for kind in [K::BadInput, K::Cancelled, K::Denied, K::Internal, K::Kernel, K::NoSpace, K::Overrun, K::Plan, K::Refused, K::Storage, K::Superseded] {
+        for kind in [
+            K::BadInput,
+            K::Cancelled,
+            K::Denied,
+            K::Internal,
+            K::Kernel,
+            K::NoSpace,
+            K::Overrun,
+            K::Plan,
+            K::Refused,
+            K::Storage,
+            K::Superseded,
+        ] {
             check(&same(kind, 1), 0, "failure 0");
             check(&[(K::Transient, "a"), (kind, "b")], 1, "failure 1");
         }
@@ -176,14 +223,32 @@ mod tests {
         check(&turns(K::OutOfMemory, 9), 1, "failure 0 | killed on two workers");
         check(&turns(K::TimedOut, 9), 1, "timed out on two workers");
         check(&same(K::Damaged { array: ArrayId(0), object: 3 }, 9), 3, "computed again 3 times");
-        let chunks: Vec<_> = (0..20).map(|object| (K::Damaged { array: ArrayId(0), object }, "a")).collect();
+        let chunks: Vec<_> =
+            (0..20).map(|object| (K::Damaged { array: ArrayId(0), object }, "a")).collect();
         check(&chunks, 20, "");
         // Each kind counts for itself.
-        check(&[(K::Crashed, "a"), (K::TimedOut, "b"), (K::OutOfMemory, "c"), (K::Transient, "a"), (K::Throttled, "a")], 5, "");
+        check(
+            &[
+                (K::Crashed, "a"),
+                (K::TimedOut, "b"),
+                (K::OutOfMemory, "c"),
+                (K::Transient, "a"),
+                (K::Throttled, "a"),
+            ],
+            5,
+            "",
+        );
         check(&same(K::OutOfMemory, 9), 2, "failure 0 | killed 3 times");
         // The task's own failure comes first, and one of the same kind says no more.
         check(
-            &[(K::Crashed, "a"), (K::WorkerLost, "b"), (K::WorkerLost, "b"), (K::WorkerLost, "b"), (K::WorkerLost, "b"), (K::WorkerLost, "b")],
+            &[
+                (K::Crashed, "a"),
+                (K::WorkerLost, "b"),
+                (K::WorkerLost, "b"),
+                (K::WorkerLost, "b"),
+                (K::WorkerLost, "b"),
+                (K::WorkerLost, "b"),
+            ],
             5,
             "failure 0 | in the end: failure 5",
         );
@@ -192,7 +257,12 @@ mod tests {
     #[test]
     fn a_run_has_a_budget_and_pauses_grow() {
         let mut attempts = Attempts::new(Policy { retries: 4, budget: 10, seed: 1 });
-        let mut failure = TaskFailure { kind: FailureKind::Transient, message: "no answer".into(), stage: "s".into(), task: 0 };
+        let mut failure = TaskFailure {
+            kind: FailureKind::Transient,
+            message: "no answer".into(),
+            stage: "s".into(),
+            task: 0,
+        };
         for task in 0..10 {
             failure.task = task;
             assert!(matches!(attempts.decide(StageId(0), &failure, "a"), Decision::Again { .. }));
@@ -200,14 +270,25 @@ mod tests {
         let throttled = TaskFailure { kind: FailureKind::Throttled, task: 50, ..failure.clone() };
         let mut last = Duration::ZERO;
         for i in 0..8 {
-            let Decision::Again { delay, .. } = attempts.decide(StageId(0), &throttled, "a") else { panic!("throttling spends no budget") };
+            let Decision::Again { delay, .. } = attempts.decide(StageId(0), &throttled, "a") else {
+                panic!("throttling spends no budget")
+            };
             let whole = THROTTLE_PAUSES.first * (1 << i);
-            assert!(delay >= (whole / 2).min(THROTTLE_PAUSES.longest / 2) && delay <= whole.min(THROTTLE_PAUSES.longest), "{delay:?} of {whole:?}");
+            assert!(
+                delay >= (whole / 2).min(THROTTLE_PAUSES.longest / 2)
+                    && delay <= whole.min(THROTTLE_PAUSES.longest),
+                "{delay:?} of {whole:?}"
+            );
             assert!(delay > last / 4);
             last = delay;
         }
         failure.task = 11;
-        assert!(matches!(attempts.decide(StageId(0), &failure, "a"), Decision::Stop { note, .. } if note.contains("10 tries")));
-        assert_eq!((attempts.failures["storage"], attempts.failures["throttled"], attempts.retries), (11, 8, 18));
+        assert!(
+            matches!(attempts.decide(StageId(0), &failure, "a"), Decision::Stop { note, .. } if note.contains("10 tries"))
+        );
+        assert_eq!(
+            (attempts.failures["storage"], attempts.failures["throttled"], attempts.retries),
+            (11, 8, 18)
+        );
     }
 }

@@ -10,5 +10,6 @@ pub const MAX_BATCH: u64 = 64;
 pub const MAX_BATCH_BYTES: u64 = 500_000_000;
 /// Longest time that one request should take.
 pub const MAX_BATCH_TIME: Duration = Duration::from_secs(1);
-/// Requests that each worker gets of a stage where it has enough tasks: so many that all workers finish together.
+/// Requests that each worker gets of a stage where it has enough tasks: so many that all workers
+/// finish together.
 pub const REQUESTS_PER_WORKER: u64 = 16;

@@ -1,10 +1,13 @@
 //! Which tasks are next.
 //!
-//! Each stage has a window at the head of its queue: requests with what they wait for, as ranges of tasks of earlier stages. A request is
-//! ready when these are finished. Requests of later stages come first, so that little lies between stages at any time. Tasks that failed, or
-//! whose results got lost, stand in a line of their own before them; a request that takes much longer than others is handed out a second time.
+//! Each stage has a window at the head of its queue: requests with what they wait for, as ranges of
+//! tasks of earlier stages. A request is ready when these are finished. Requests of later stages
+//! come first, so that little lies between stages at any time. Tasks that failed, or whose results
+//! got lost, stand in a line of their own before them; a request that takes much longer than others
+//! is handed out a second time.
 //!
-//! Here is what is known of tasks, and the queue as executors see it; `next` chooses what is handed out, `outcomes` takes note of what comes back.
+//! Here is what is known of tasks, and the queue as executors see it; `next` chooses what is handed
+//! out, `outcomes` takes note of what comes back.
 
 mod next;
 mod outcomes;
@@ -30,7 +33,8 @@ use crate::worker::Cancel;
 
 pub(super) use outcomes::receipts_fit;
 
-/// So many tries of failed tasks a run has at least; longer ones have half as many as they have tasks.
+/// So many tries of failed tasks a run has at least; longer ones have half as many as they have
+/// tasks.
 const MIN_BUDGET: u64 = 200;
 
 /// The run's folder in the work directory.
@@ -56,7 +60,8 @@ pub(super) struct Queue<'a> {
     /// For each array, who writes it.
     writers: Vec<Option<(StageId, usize)>>,
     kept: Kept,
-    /// Bytes that a process that runs tasks is projected to hold, and those that it is not to be measured beyond.
+    /// Bytes that a process that runs tasks is projected to hold, and those that it is not to be
+    /// measured beyond.
     memory: Option<[u64; 2]>,
     /// Ends what is under way: because the run is cancelled, or because it has failed.
     stop: Cancel,
@@ -75,7 +80,8 @@ pub(super) struct State {
     pub(super) recomputed: u64,
     /// Removed intermediates, and the tasks that have written theirs again since.
     removed: BTreeMap<ArrayId, Finished>,
-    /// Of the outputs' chunks, where the commit is made of them; of a task that was run again, twice.
+    /// Of the outputs' chunks, where the commit is made of them; of a task that was run again,
+    /// twice.
     pub(super) receipts: Vec<Receipt>,
     /// Intermediates that nobody reads any more, to be removed once the journal says so.
     removing: Vec<ArrayId>,
@@ -142,25 +148,43 @@ struct Waiting {
 }
 
 impl<'a> Queue<'a> {
-    pub(super) fn new(plan: &'a FinalizedPlan, run: &'a Run<'a>, local: LocalMemory, room: u64, folder: Folder<'a>, stop: Cancel, before: Before) -> Queue<'a> {
+    pub(super) fn new(
+        plan: &'a FinalizedPlan,
+        run: &'a Run<'a>,
+        local: LocalMemory,
+        room: u64,
+        folder: Folder<'a>,
+        stop: Cancel,
+        before: Before,
+    ) -> Queue<'a> {
         let mut before = before;
         let n_tasks = plan.plan().stages.iter().map(Stage::n_tasks).fold(0, u64::saturating_add);
         let writers = writers(plan.plan());
         forget_what_is_gone(plan, &writers, &mut before);
         before.finished.resize_with(plan.plan().stages.len(), Finished::default);
-        let stages = plan.stages().zip(before.finished).map(|((_, stage, layout), finished)| Progress {
-            next: 0,
-            window: VecDeque::new(),
-            started: false,
-            open: false,
-            ended: finished.count() == stage.n_tasks(),
-            journaled: finished.count() > 0,
-            finished,
-            durations: Durations::default(),
-            walls: Durations::default(),
-            report: StageReport { name: stage.name.clone(), tasks: stage.n_tasks(), projected_bytes: layout.estimate.total(), ..StageReport::default() },
-        });
-        let policy = Policy { retries: run.spec.retries, budget: (n_tasks / 2).max(MIN_BUDGET), seed: xxhash_rust::xxh3::xxh3_64(folder.name.as_bytes()) };
+        let stages =
+            plan.stages().zip(before.finished).map(|((_, stage, layout), finished)| Progress {
+                next: 0,
+                window: VecDeque::new(),
+                started: false,
+                open: false,
+                ended: finished.count() == stage.n_tasks(),
+                journaled: finished.count() > 0,
+                finished,
+                durations: Durations::default(),
+                walls: Durations::default(),
+                report: StageReport {
+                    name: stage.name.clone(),
+                    tasks: stage.n_tasks(),
+                    projected_bytes: layout.estimate.total(),
+                    ..StageReport::default()
+                },
+            });
+        let policy = Policy {
+            retries: run.spec.retries,
+            budget: (n_tasks / 2).max(MIN_BUDGET),
+            seed: xxhash_rust::xxh3::xxh3_64(folder.name.as_bytes()),
+        };
         let state = State {
             stages: stages.collect(),
             again: VecDeque::new(),
@@ -195,13 +219,15 @@ impl<'a> Queue<'a> {
         }
     }
 
-    /// Watches the memory of processes that run tasks, which are projected to hold so many bytes. Machines far away are left to themselves.
+    /// Watches the memory of processes that run tasks, which are projected to hold so many bytes.
+    /// Machines far away are left to themselves.
     pub(super) fn watch_memory(&mut self, projected: u64) {
         if self.run.executor.is_remote() {
             return;
         }
         let more = if self.run.executor.shares_process() {
-            // What the program held before beyond what is reserved for it is not the run's, and an earlier peak tells nothing of this run.
+            // What the program held before beyond what is reserved for it is not the run's, and an
+            // earlier peak tells nothing of this run.
             let held = machine::rss_bytes().saturating_sub(self.plan.plan().reserved_mem);
             held.max(machine::peak_rss_bytes().saturating_sub(projected))
         } else {
@@ -210,7 +236,8 @@ impl<'a> Queue<'a> {
         self.memory = Some([projected, projected.saturating_add(more)]);
     }
 
-    /// Takes note of an outcome's worker that holds more than was projected; true if it is the first.
+    /// Takes note of an outcome's worker that holds more than was projected; true if it is the
+    /// first.
     fn exceeded(&self, state: &mut State, outcome: &TaskOutcome, measured: u64) -> bool {
         let Some([projected, limit]) = self.memory else { return false };
         if measured <= limit {
@@ -221,10 +248,22 @@ impl<'a> Queue<'a> {
             return false;
         }
         let stages = &self.plan.plan().stages;
-        // Where tasks share a process, any that runs now may have taken it: most likely one of a kernel that allocates by itself.
-        let others = if self.local.shared { state.flights.values().map(|f| f.request.stage).collect() } else { Vec::new() };
-        let all = || std::iter::once(outcome.request.stage).chain(others.iter().copied()).filter_map(|id| stages.get(id.0));
-        let Some(stage) = all().find(|s| s.kernel.user_kernel().is_some()).or_else(|| all().next()) else { return false };
+        // Where tasks share a process, any that runs now may have taken it: most likely one of a
+        // kernel that allocates by itself.
+        let others = if self.local.shared {
+            state.flights.values().map(|f| f.request.stage).collect()
+        } else {
+            Vec::new()
+        };
+        let all = || {
+            std::iter::once(outcome.request.stage)
+                .chain(others.iter().copied())
+                .filter_map(|id| stages.get(id.0))
+        };
+        let Some(stage) = all().find(|s| s.kernel.user_kernel().is_some()).or_else(|| all().next())
+        else {
+            return false;
+        };
         state.memory_excess = Some(MemoryExcess {
             stage: stage.name.clone(),
             kernel: stage.kernel.user_kernel().map(str::to_owned),
@@ -243,7 +282,8 @@ impl<'a> Queue<'a> {
     /// True if every task is finished, and nothing went wrong.
     pub(super) fn is_done(&self) -> bool {
         let state = self.lock();
-        state.error.is_none() && (0..state.stages.len()).all(|i| self.is_finished(&state, StageId(i)))
+        state.error.is_none()
+            && (0..state.stages.len()).all(|i| self.is_finished(&state, StageId(i)))
     }
 
     /// For each stage, how many of its tasks are finished.
@@ -262,10 +302,14 @@ impl<'a> Queue<'a> {
         self.stop.cancel();
     }
 
-    /// Makes durable what was finished until now, and removes intermediates that nobody reads any more.
+    /// Makes durable what was finished until now, and removes intermediates that nobody reads any
+    /// more.
     ///
     /// That something cannot be removed is no failure; it goes with the folder.
-    pub(super) fn flush(&self, save: impl FnOnce(&dyn Fn(&str) -> bool) -> Result<(), StorageError>) -> Result<(), StorageError> {
+    pub(super) fn flush(
+        &self,
+        save: impl FnOnce(&dyn Fn(&str) -> bool) -> Result<(), StorageError>,
+    ) -> Result<(), StorageError> {
         let leaving: Vec<String> = {
             let mut state = self.lock();
             state.stages.iter_mut().for_each(|s| s.journaled |= s.started);
@@ -277,10 +321,14 @@ impl<'a> Queue<'a> {
         let superseded = {
             let mut state = self.lock();
             // One that was asked for again stays.
-            let removing: Vec<ArrayId> = std::mem::take(&mut state.removing).into_iter().filter(|id| self.is_read_by_all(&state, *id)).collect();
+            let removing: Vec<ArrayId> = std::mem::take(&mut state.removing)
+                .into_iter()
+                .filter(|id| self.is_read_by_all(&state, *id))
+                .collect();
             // What came after the flush waits for the next one.
-            let (now, later): (Vec<ArrayId>, Vec<ArrayId>) =
-                removing.into_iter().partition(|id| leaving.iter().any(|l| *l == self.plan.plan().array(*id).name));
+            let (now, later): (Vec<ArrayId>, Vec<ArrayId>) = removing
+                .into_iter()
+                .partition(|id| leaving.iter().any(|l| *l == self.plan.plan().array(*id).name));
             state.removing = later;
             now.iter().for_each(|id| drop(state.removed.insert(*id, Finished::default())));
             now
@@ -296,7 +344,11 @@ impl<'a> Queue<'a> {
 
     fn remove(&self, arrays: &[ArrayId]) {
         for id in arrays {
-            let _ = self.folder.between.remove(&format!("{}/{}/", self.folder.name, self.plan.plan().array(*id).name));
+            let _ = self.folder.between.remove(&format!(
+                "{}/{}/",
+                self.folder.name,
+                self.plan.plan().array(*id).name
+            ));
         }
     }
 
@@ -320,15 +372,32 @@ impl<'a> Queue<'a> {
         state.in_flight_bytes + self.bytes(stage) <= self.room
     }
 
-    fn hand_out(&self, state: &mut State, stage: StageId, first: u64, count: u64, attempt: u32, backup_of: Option<u64>) -> TaskRequest {
+    fn hand_out(
+        &self,
+        state: &mut State,
+        stage: StageId,
+        first: u64,
+        count: u64,
+        attempt: u32,
+        backup_of: Option<u64>,
+    ) -> TaskRequest {
         state.next_id += 1;
         let timeout_ms = self.run.spec.task_timeout.map(|t| t.as_millis() as u64);
-        let request = TaskRequest { id: state.next_id, stage, first, count, attempt, backup_of, timeout_ms };
+        let request =
+            TaskRequest { id: state.next_id, stage, first, count, attempt, backup_of, timeout_ms };
         state.in_flight_bytes += self.bytes(stage);
         if let Some(slow) = backup_of.and_then(|id| state.flights.get_mut(&id)) {
             slow.twin = Some(request.id);
         }
-        state.flights.insert(request.id, Flight { request: request.clone(), since: self.system().now(), twin: backup_of, wanted: true });
+        state.flights.insert(
+            request.id,
+            Flight {
+                request: request.clone(),
+                since: self.system().now(),
+                twin: backup_of,
+                wanted: true,
+            },
+        );
         request
     }
 
@@ -344,7 +413,13 @@ impl<'a> Queue<'a> {
 
     fn is_read_by_all(&self, state: &State, id: ArrayId) -> bool {
         let reads = |stage: &Stage| stage.inputs.iter().any(|i| i.sources.contains(&id));
-        !self.plan.plan().stages.iter().enumerate().any(|(i, stage)| reads(stage) && !self.is_finished(state, StageId(i)))
+        !self
+            .plan
+            .plan()
+            .stages
+            .iter()
+            .enumerate()
+            .any(|(i, stage)| reads(stage) && !self.is_finished(state, StageId(i)))
     }
 }
 
@@ -354,12 +429,18 @@ impl TaskSource for Queue<'_> {
         if self.stop.is_cancelled() {
             return if state.flights.is_empty() { Next::Stop } else { Next::Wait };
         }
-        let found = self.next_again(&mut state).map(|(stage, first, count, attempt)| (stage, first, count, attempt, None));
+        let found = self
+            .next_again(&mut state)
+            .map(|(stage, first, count, attempt)| (stage, first, count, attempt, None));
         let found = found.or_else(|| {
-            let next = self.next_request(&mut state, false).or_else(|| self.next_request(&mut state, true));
+            let next = self
+                .next_request(&mut state, false)
+                .or_else(|| self.next_request(&mut state, true));
             next.map(|(stage, first, count)| (stage, first, count, 0, None))
         });
-        let found = found.or_else(|| self.slow(&state).map(|r| (r.stage, r.first, r.count, r.attempt, Some(r.id))));
+        let found = found.or_else(|| {
+            self.slow(&state).map(|r| (r.stage, r.first, r.count, r.attempt, Some(r.id)))
+        });
         let Some((stage, first, count, attempt, backup_of)) = found else {
             let mut stages = (0..state.stages.len()).map(StageId);
             let all_out = state.again.is_empty() && stages.all(|id| self.is_handed_out(&state, id));
@@ -379,8 +460,12 @@ impl TaskSource for Queue<'_> {
     fn wait(&self) {
         let state = self.lock();
         if !state.flights.is_empty() || !state.again.is_empty() {
-            // A little at a time: a delayed retry comes due, or the run is cancelled, without anybody's signal.
-            drop(self.changed.wait_timeout(state, self.system().clock.wait_bound(Duration::from_millis(20))));
+            // A little at a time: a delayed retry comes due, or the run is cancelled, without
+            // anybody's signal.
+            drop(
+                self.changed
+                    .wait_timeout(state, self.system().clock.wait_bound(Duration::from_millis(20))),
+            );
         }
     }
 
@@ -390,10 +475,14 @@ impl TaskSource for Queue<'_> {
 
     fn finished(&self, outcome: TaskOutcome) {
         let id = outcome.request.stage;
-        let checked = self.check_receipts(&outcome).and_then(|()| self.folder.journal.map_or(Ok(()), |journal| journal.done(&outcome)));
+        let checked = self
+            .check_receipts(&outcome)
+            .and_then(|()| self.folder.journal.map_or(Ok(()), |journal| journal.done(&outcome)));
         let mut told = Told::default();
         let mut superseded = Vec::new();
-        let measured = outcome.worker_peak_bytes.unwrap_or_else(|| if self.local.shared { machine::peak_rss_bytes() } else { 0 });
+        let measured = outcome
+            .worker_peak_bytes
+            .unwrap_or_else(|| if self.local.shared { machine::peak_rss_bytes() } else { 0 });
         {
             let mut state = self.lock();
             // Nobody knows of it, or it was given back before.
@@ -408,7 +497,9 @@ impl TaskSource for Queue<'_> {
                 Ok(()) => self.count(&mut state, &outcome, &flight, &mut told),
             }
             let progress = &mut state.stages[id.0];
-            if progress.finished.count() == self.plan.plan().stages[id.0].n_tasks() && told.counted > 0 {
+            if progress.finished.count() == self.plan.plan().stages[id.0].n_tasks()
+                && told.counted > 0
+            {
                 told.ended = !std::mem::replace(&mut progress.ended, true);
                 superseded = self.superseded(&mut state, id);
             }
@@ -427,7 +518,11 @@ impl TaskSource for Queue<'_> {
             self.tell(&Event::Retried { failure, attempt, delay });
         }
         for (stage, tasks) in told.recomputed {
-            self.tell(&Event::Recomputed { stage, tasks, why: outcome.failure.as_ref().map_or("", |f| &f.message) });
+            self.tell(&Event::Recomputed {
+                stage,
+                tasks,
+                why: outcome.failure.as_ref().map_or("", |f| &f.message),
+            });
         }
         if told.ended {
             self.tell(&Event::StageEnded { stage: id });
@@ -435,9 +530,14 @@ impl TaskSource for Queue<'_> {
     }
 }
 
-/// Of a run that is resumed: tasks whose results were removed are to be run again, where a stage that reads them has tasks left. That is so
-/// only if something else went wrong, too: what is removed is read by nobody.
-fn forget_what_is_gone(plan: &FinalizedPlan, writers: &[Option<(StageId, usize)>], before: &mut Before) {
+/// Of a run that is resumed: tasks whose results were removed are to be run again, where a stage
+/// that reads them has tasks left. That is so only if something else went wrong, too: what is
+/// removed is read by nobody.
+fn forget_what_is_gone(
+    plan: &FinalizedPlan,
+    writers: &[Option<(StageId, usize)>],
+    before: &mut Before,
+) {
     for (i, stage) in plan.plan().stages.iter().enumerate().rev() {
         if before.finished.get(i).is_none_or(|f| f.count() == stage.n_tasks()) {
             continue;

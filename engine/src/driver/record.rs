@@ -1,6 +1,7 @@
 //! Runs that are there: what a run's folder in the work directory says of it.
 //!
-//! `plan.json`, `run.json` (how to go on), `journal/`, `lock`, `kept/` (small intermediates that were in memory), and a folder for each intermediate.
+//! `plan.json`, `run.json` (how to go on), `journal/`, `lock`, `kept/` (small intermediates that
+//! were in memory), and a folder for each intermediate.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -17,7 +18,8 @@ use crate::task::RunAddress;
 use crate::work_dir;
 use crate::worker::MAX_PLAN_BYTES;
 
-/// What must be known, besides plan and journal, to go on with a run in another process. No credentials.
+/// What must be known, besides plan and journal, to go on with a run in another process. No
+/// credentials.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunRecord {
@@ -71,24 +73,38 @@ impl StoredRun {
         let work = open_work(stores, &address.work_dir)?;
         let no_run = |why: &str| RunError::NoRun { run: address.path(), why: why.to_owned() };
         let get = |name: &str, limit: u64| {
-            let found = read_small(&*work, &format!("{}/{name}", address.folder), limit).map_err(RunError::Work)?;
+            let found = read_small(&*work, &format!("{}/{name}", address.folder), limit)
+                .map_err(RunError::Work)?;
             found.ok_or_else(|| no_run(&format!("it has no {name}")))
         };
         // It is the first to go, when a run has ended or is cleaned.
-        let record = get("run.json", MAX_RECORD_BYTES).map_err(|error| match (error, work.list(&format!("{}/", address.folder))) {
-            (RunError::NoRun { .. }, Ok(names)) if !names.is_empty() => {
-                no_run("it has no run.json, so it had ended, or was cleaned, when its folder was being removed. If it went well, its results are there")
+        let record = get("run.json", MAX_RECORD_BYTES).map_err(|error| {
+            match (error, work.list(&format!("{}/", address.folder))) {
+                (RunError::NoRun { .. }, Ok(names)) if !names.is_empty() => no_run(
+                    "it has no run.json, so it had ended, or was cleaned, when its folder was \
+                    being removed. If it went well, its results are there",
+                ),
+                (error, _) => error,
             }
-            (error, _) => error,
         })?;
-        let record: RunRecord = serde_json::from_slice(&record).map_err(|e| no_run(&format!("its run.json cannot be read: {e}")))?;
+        let record: RunRecord = serde_json::from_slice(&record)
+            .map_err(|e| no_run(&format!("its run.json cannot be read: {e}")))?;
         if record.format != RECORD_FORMAT {
-            return Err(no_run(&format!("it was begun by another version of this engine, with format {} instead of {RECORD_FORMAT}", record.format)));
+            return Err(no_run(&format!(
+                "it was begun by another version of this engine, with format {} instead of \
+                    {RECORD_FORMAT}",
+                record.format
+            )));
         }
-        let plan = FinalizedPlan::from_bytes(&get("plan.json", MAX_PLAN_BYTES)?).map_err(|error| match error {
-            PlanError::Engine { found } => RunError::OtherEngine { run: address.path(), found },
-            error => no_run(&format!("its plan.json cannot be used: {error}")),
-        })?;
+        let plan =
+            FinalizedPlan::from_bytes(&get("plan.json", MAX_PLAN_BYTES)?).map_err(|error| {
+                match error {
+                    PlanError::Engine { found } => {
+                        RunError::OtherEngine { run: address.path(), found }
+                    }
+                    error => no_run(&format!("its plan.json cannot be used: {error}")),
+                }
+            })?;
         if !address.is_of(&plan) {
             return Err(no_run("its plan.json is not what it was when the run began"));
         }
@@ -101,7 +117,11 @@ impl StoredRun {
     /// [`RunError::Running`], and where the work directory cannot be read.
     pub fn check_idle(&self, stores: &Stores) -> Result<(), RunError> {
         let work = open_work(stores, &self.address.work_dir)?;
-        if self.address.is_locked(&*work)? { Err(RunError::Running { run: self.address.path() }) } else { Ok(()) }
+        if self.address.is_locked(&*work)? {
+            Err(RunError::Running { run: self.address.path() })
+        } else {
+            Ok(())
+        }
     }
 
     /// How far it has come.
@@ -111,9 +131,11 @@ impl StoredRun {
     pub fn standing(&self, stores: &Stores) -> Result<Standing, RunError> {
         let work = open_work(stores, &self.address.work_dir)?;
         let is_running = self.address.is_locked(&*work)?;
-        let replay = Journal::read(&*work, &self.address.journal(), &self.plan, &mut |_, _| true).map_err(RunError::Work)?;
+        let replay = Journal::read(&*work, &self.address.journal(), &self.plan, &mut |_, _| true)
+            .map_err(RunError::Work)?;
         let finished = replay.finished.iter().map(Finished::count).sum();
-        let tasks = self.plan.plan().stages.iter().map(|s| s.n_tasks()).fold(0, u64::saturating_add);
+        let tasks =
+            self.plan.plan().stages.iter().map(|s| s.n_tasks()).fold(0, u64::saturating_add);
         Ok(Standing { finished, tasks, is_running })
     }
 }
@@ -159,7 +181,8 @@ pub fn folders(stores: &Stores, work_dir: &str) -> Result<Vec<String>, RunError>
     for name in work.list("").map_err(RunError::Work)? {
         // Anything else in the directory is not ours.
         let ours = |name: &String| OURS.contains(&name.as_str());
-        if is_run(&name) && work.list(&format!("{name}/")).map_err(RunError::Work)?.iter().any(ours) {
+        if is_run(&name) && work.list(&format!("{name}/")).map_err(RunError::Work)?.iter().any(ours)
+        {
             runs.push(name);
         }
     }
@@ -171,9 +194,17 @@ const OURS: [&str; 4] = ["journal", "lock", "plan.json", "run.json"];
 
 /// True for names of runs' folders: hash of the plan, time, process.
 fn is_run(name: &str) -> bool {
-    let hex = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase());
+    let hex = |part: &str| {
+        !part.is_empty() && part.bytes().all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase())
+    };
     match name.split('-').collect::<Vec<_>>()[..] {
-        [plan, time, pid] => plan.len() == 16 && hex(plan) && time.len() >= 15 && hex(time) && pid.parse::<u32>().is_ok(),
+        [plan, time, pid] => {
+            plan.len() == 16
+                && hex(plan)
+                && time.len() >= 15
+                && hex(time)
+                && pid.parse::<u32>().is_ok()
+        }
         _ => false,
     }
 }
@@ -184,17 +215,21 @@ fn is_run(name: &str) -> bool {
 /// Where it is running, or storage fails.
 pub fn remove(stores: &Stores, address: &RunAddress) -> Result<(), RunError> {
     let work = open_work(stores, &address.work_dir)?;
-    let Some(_lock) = address.lock(&*work)? else { return Err(RunError::Running { run: address.path() }) };
+    let Some(_lock) = address.lock(&*work)? else {
+        return Err(RunError::Running { run: address.path() });
+    };
     clean(&*work, &address.folder).map_err(RunError::Work)
 }
 
-/// Removes a run's folder. What says that it is a run goes first: whatever is left of it after that is none.
+/// Removes a run's folder. What says that it is a run goes first: whatever is left of it after that
+/// is none.
 pub(super) fn clean(work: &dyn Store, folder: &str) -> Result<(), StorageError> {
     work.remove(&format!("{folder}/run.json"))?;
     work.remove(&format!("{folder}/"))
 }
 
-/// True if another process, perhaps, could go on with a run: nothing that it reads or writes is in this one's memory.
+/// True if another process, perhaps, could go on with a run: nothing that it reads or writes is in
+/// this one's memory.
 pub(super) fn can_be_resumed(plan: &FinalizedPlan, work: &dyn Store) -> bool {
     let places = plan.plan().arrays.iter().any(|a| matches!(&a.place, Place::Input { url, .. } | Place::Output { url, .. } if is_in_memory(url)));
     !places && !is_in_memory(work.url())

@@ -30,11 +30,14 @@ fn of_cgroups(v2: &str, v1: &str, value: impl Fn(&str) -> Option<u64>) -> Vec<u6
 }
 
 pub(super) fn memory_limit() -> Option<u64> {
-    of_cgroups("memory.max", "memory.limit_in_bytes", |text| text.trim().parse().ok()).into_iter().min()
+    of_cgroups("memory.max", "memory.limit_in_bytes", |text| text.trim().parse().ok())
+        .into_iter()
+        .min()
 }
 
 pub(super) fn oom_kills() -> u64 {
-    let kills = |text: &str| text.lines().find_map(|l| l.strip_prefix("oom_kill "))?.trim().parse().ok();
+    let kills =
+        |text: &str| text.lines().find_map(|l| l.strip_prefix("oom_kill "))?.trim().parse().ok();
     of_cgroups("memory.events", "memory.oom_control", kills).into_iter().max().unwrap_or(0)
 }
 
@@ -60,12 +63,16 @@ pub(super) fn reset_peak_rss() {
 pub(super) fn process_age() -> Duration {
     let started = started("self").map(|ticks| Duration::from_millis(10 * ticks));
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    started.map_or(Duration::ZERO, |s| Duration::new(now.tv_sec as u64, now.tv_nsec as u32).saturating_sub(s))
+    started.map_or(Duration::ZERO, |s| {
+        Duration::new(now.tv_sec as u64, now.tv_nsec as u32).saturating_sub(s)
+    })
 }
 
-/// Returns the start time of a running process, in hundredths of a second since boot. Returns `None` if the process has ended.
+/// Returns the start time of a running process, in hundredths of a second since boot. Returns
+/// `None` if the process has ended.
 pub(super) fn started(pid: &str) -> Option<u64> {
-    // The fields after the parenthesised command name: the first is the state, and the start time is field 22 of the whole line.
+    // The fields after the parenthesised command name: the first is the state, and the start time
+    // is field 22 of the whole line.
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
     let ended = matches!(fields.next()?, "Z" | "X");

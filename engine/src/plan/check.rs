@@ -1,7 +1,8 @@
 //! Whether a plan holds together: arrays, stages, and who writes what.
 //!
-//! A plan may come from anywhere, so nothing of it is taken for granted: not that maps stay inside of arrays, nor that no two tasks write one object.
-//! [`Plan::finalize`] asks, before it projects the memory.
+//! A plan may come from anywhere, so nothing of it is taken for granted: not that maps stay inside
+//! of arrays, nor that no two tasks write one object. [`Plan::finalize`] asks, before it projects
+//! the memory.
 
 use std::collections::HashSet;
 
@@ -11,7 +12,8 @@ use crate::grid::AxisGrid;
 impl Plan {
     pub(super) fn check_arrays(&self) -> Result<(), PlanError> {
         for array in &self.arrays {
-            let malformed = |why: &str| Err(PlanError::Malformed(format!("array `{}`: {why}", array.name)));
+            let malformed =
+                |why: &str| Err(PlanError::Malformed(format!("array `{}`: {why}", array.name)));
             let info = &array.info;
             if info.fill.dtype() != info.dtype {
                 return malformed("its fill value has another dtype");
@@ -20,13 +22,16 @@ impl Plan {
                 return malformed("its grid has empty chunks");
             }
             if let Some(stored) = &info.stored_shape
-                && (stored.len() != info.grid.axes().len() || info.grid.max_chunk().iter().zip(stored).any(|(c, s)| c > s))
+                && (stored.len() != info.grid.axes().len()
+                    || info.grid.max_chunk().iter().zip(stored).any(|(c, s)| c > s))
             {
                 return malformed("its chunks are larger than they are stored");
             }
             let rank = info.grid.axes().len();
             if let Some(shard) = &info.shard
-                && (shard.chunks.len() != rank || shard.chunks.contains(&0) || info.stored_shape.is_none())
+                && (shard.chunks.len() != rank
+                    || shard.chunks.contains(&0)
+                    || info.stored_shape.is_none())
             {
                 return malformed("its shards hold no whole chunks");
             }
@@ -65,7 +70,9 @@ impl Plan {
             if input.map.shape() != kind.input_shape(stage, i) {
                 return malformed("an input has another shape than its tasks".into());
             }
-            let Some(sources) = input.sources.iter().map(|s| self.arrays.get(s.0)).collect::<Option<Vec<_>>>() else {
+            let Some(sources) =
+                input.sources.iter().map(|s| self.arrays.get(s.0)).collect::<Option<Vec<_>>>()
+            else {
                 return malformed("it reads an array that is not there".into());
             };
             if sources.iter().any(|s| s.info.dtype != *dtype) {
@@ -73,12 +80,22 @@ impl Plan {
             }
             input.map.check(&sources.iter().map(|s| s.info.shape()).collect::<Vec<_>>())?;
             for (id, source) in input.sources.iter().zip(&sources) {
-                if matches!(source.place, Place::Work | Place::Output { .. }) && !written.contains(id) {
-                    return malformed(format!("it reads `{}` without waiting for who writes it", source.name));
+                if matches!(source.place, Place::Work | Place::Output { .. })
+                    && !written.contains(id)
+                {
+                    return malformed(format!(
+                        "it reads `{}` without waiting for who writes it",
+                        source.name
+                    ));
                 }
             }
         }
-        if stage.sweep.is_some_and(|d| d >= space.len()) || stage.keep.iter().any(|k| k.array.0 >= self.arrays.len() || k.chunks == 0 || k.chunks > MAX_KEPT) {
+        if stage.sweep.is_some_and(|d| d >= space.len())
+            || stage
+                .keep
+                .iter()
+                .any(|k| k.array.0 >= self.arrays.len() || k.chunks == 0 || k.chunks > MAX_KEPT)
+        {
             return malformed("its sweep or what it keeps is not there".into());
         }
         if stage.after.iter().any(|s| s.0 >= index) {
@@ -89,24 +106,37 @@ impl Plan {
             return malformed("its kernel has another number of results".into());
         }
         for (output, dtype) in stage.outputs.iter().zip(results) {
-            let Some(array) = self.arrays.get(output.array.0) else { return malformed("it writes an array that is not there".into()) };
-            if array.info.dtype != dtype || !matches!(array.place, Place::Work | Place::Output { .. }) {
+            let Some(array) = self.arrays.get(output.array.0) else {
+                return malformed("it writes an array that is not there".into());
+            };
+            if array.info.dtype != dtype
+                || !matches!(array.place, Place::Work | Place::Output { .. })
+            {
                 return malformed(format!("`{}` cannot be written by it", array.name));
             }
             if output.axes.len() != array.info.grid.axes().len() {
                 return malformed(format!("`{}` has another number of axes", array.name));
             }
-            let kept = output.axes.iter().filter_map(|a| if let OutAxis::Kept(d) = a { Some(*d) } else { None });
+            let kept = output
+                .axes
+                .iter()
+                .filter_map(|a| if let OutAxis::Kept(d) = a { Some(*d) } else { None });
             if !kept.eq((0..space.len()).filter(|d| !kind.folds(*d))) {
                 return malformed(format!("`{}` has other axes than its tasks", array.name));
             }
             let split = |d: usize| kind.folds(d) && stage.tasks.axes()[d].n_chunks() > 1;
             if (0..space.len()).any(|d| split(d) && !output.axes.contains(&OutAxis::Part(d))) {
-                return malformed(format!("`{}` would be written by several of its tasks", array.name));
+                return malformed(format!(
+                    "`{}` would be written by several of its tasks",
+                    array.name
+                ));
             }
             for (axis, grid) in output.axes.iter().zip(array.info.objects().axes()) {
                 if !one_writer(axis, grid, stage) {
-                    return malformed(format!("`{}` has chunks that two of its tasks would write", array.name));
+                    return malformed(format!(
+                        "`{}` has chunks that two of its tasks would write",
+                        array.name
+                    ));
                 }
             }
         }
@@ -119,24 +149,36 @@ impl Plan {
         for publication in &self.publications {
             let region = matches!(publication.mode, Mode::Region { .. });
             match self.arrays.get(publication.array.0) {
-                Some(array) if matches!(array.place, Place::Output { .. }) && array.info.window.is_some() == region => {}
-                _ => return Err(PlanError::Malformed("it publishes what is no output, or another part of it".into())),
+                Some(array)
+                    if matches!(array.place, Place::Output { .. })
+                        && array.info.window.is_some() == region => {}
+                _ => {
+                    return Err(PlanError::Malformed(
+                        "it publishes what is no output, or another part of it".into(),
+                    ));
+                }
             }
             metadata_only[publication.array.0] = publication.mode == Mode::Metadata;
         }
         let mut writers = vec![0; self.arrays.len()];
         self.stages.iter().flat_map(|s| &s.outputs).for_each(|o| writers[o.array.0] += 1);
         for ((array, n), metadata_only) in self.arrays.iter().zip(writers).zip(metadata_only) {
-            let expect = usize::from(!metadata_only && matches!(array.place, Place::Work | Place::Output { .. }));
+            let expect = usize::from(
+                !metadata_only && matches!(array.place, Place::Work | Place::Output { .. }),
+            );
             if n != expect {
-                return Err(PlanError::Malformed(format!("`{}` is written by {n} stages, not by {expect}", array.name)));
+                return Err(PlanError::Malformed(format!(
+                    "`{}` is written by {n} stages, not by {expect}",
+                    array.name
+                )));
             }
         }
         Ok(())
     }
 }
 
-/// True if each object (chunk or shard) of the output along this axis lies inside one task, and tasks end where the axis ends.
+/// True if each object (chunk or shard) of the output along this axis lies inside one task, and
+/// tasks end where the axis ends.
 fn one_writer(axis: &OutAxis, grid: &AxisGrid, stage: &Stage) -> bool {
     let kind = stage.kernel.kind();
     let tasks = stage.tasks.axes();
@@ -146,10 +188,16 @@ fn one_writer(axis: &OutAxis, grid: &AxisGrid, stage: &Stage) -> bool {
             let single = !kind.writes_one_object() || tasks.n_chunks() == grid.n_chunks();
             !kind.folds(*a) && single && tasks.len() == grid.len() && grid.nests_in(tasks, 0, 1)
         }
-        OutAxis::Part(a) => kind.folds(*a) && tasks.get(*a).is_some_and(|t| grid.len() == t.n_chunks()) && grid.max_extent() <= 1,
+        OutAxis::Part(a) => {
+            kind.folds(*a)
+                && tasks.get(*a).is_some_and(|t| grid.len() == t.n_chunks())
+                && grid.max_extent() <= 1
+        }
         OutAxis::One => {
             let folded: Vec<usize> = (0..tasks.len()).filter(|d| kind.folds(*d)).collect();
-            grid.len() == 1 && !folded.is_empty() && folded.iter().all(|d| tasks[*d].n_chunks() <= 1)
+            grid.len() == 1
+                && !folded.is_empty()
+                && folded.iter().all(|d| tasks[*d].n_chunks() <= 1)
         }
     }
 }

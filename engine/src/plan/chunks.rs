@@ -1,7 +1,8 @@
 //! The chunks that a task reads, in order.
 //!
-//! [`touched`] lists the chunks that a block of an input overlaps. A worker copies from these chunks. [`ChunkReads`] visits a task's
-//! program with the same loops and the same eviction, but reads nothing. Prefetch, traffic and cost use it to list a task's reads.
+//! [`touched`] lists the chunks that a block of an input overlaps. A worker copies from these
+//! chunks. [`ChunkReads`] visits a task's program with the same loops and the same eviction, but
+//! reads nothing. Prefetch, traffic and cost use it to list a task's reads.
 
 use crate::flat::{flat_bounds, shared_rows};
 use crate::grid::{ChunkGrid, Region, try_for_each_coord};
@@ -18,7 +19,13 @@ pub(crate) enum Touched<'a> {
     /// The whole block lies inside this chunk of the source.
     Inside { source: usize, coords: Vec<u64>, axes: &'a [AxisMap], to: &'a Region },
     /// A box of the block overlaps this chunk, in these runs along each of the source's axes.
-    Part { source: usize, coords: Vec<u64>, axes: &'a [AxisMap], runs: Vec<&'a [Run]>, to: &'a Region },
+    Part {
+        source: usize,
+        coords: Vec<u64>,
+        axes: &'a [AxisMap],
+        runs: Vec<&'a [Run]>,
+        to: &'a Region,
+    },
     /// The chunk shares elements with the block in C order.
     Flat { source: usize, coords: Vec<u64> },
     /// A box of the block that holds fill values.
@@ -31,13 +38,16 @@ impl Touched<'_> {
     /// Returns the coordinates of the chunk, if there is one.
     pub(crate) fn coords(&self) -> Option<&[u64]> {
         match self {
-            Touched::Inside { coords, .. } | Touched::Part { coords, .. } | Touched::Flat { coords, .. } => Some(coords),
+            Touched::Inside { coords, .. }
+            | Touched::Part { coords, .. }
+            | Touched::Flat { coords, .. } => Some(coords),
             Touched::Fill { .. } | Touched::Done { .. } => None,
         }
     }
 }
 
-/// Visits the chunks that a block of an input overlaps. `grids` holds the chunk grid of each of the stage's sources.
+/// Visits the chunks that a block of an input overlaps. `grids` holds the chunk grid of each of the
+/// stage's sources.
 pub(crate) fn touched<E>(
     input: &StageInput,
     layout: &InputLayout,
@@ -46,9 +56,12 @@ pub(crate) fn touched<E>(
     mut visit: impl FnMut(Touched<'_>) -> Result<(), E>,
 ) -> Result<(), E> {
     let pieces = input.map.restrict(cell);
-    if let (ReadMode::InChunk, [Piece { from: Origin::Source { axes, .. }, to }]) = (layout.mode, pieces.as_slice()) {
+    if let (ReadMode::InChunk, [Piece { from: Origin::Source { axes, .. }, to }]) =
+        (layout.mode, pieces.as_slice())
+    {
         let source = layout.sources[0];
-        let coords = axes.iter().zip(grids[source].axes()).map(|(map, axis)| axis.find(map.at(0))).collect();
+        let coords =
+            axes.iter().zip(grids[source].axes()).map(|(map, axis)| axis.find(map.at(0))).collect();
         return visit(Touched::Inside { source, coords, axes, to });
     }
     for Piece { from, to } in &pieces {
@@ -59,17 +72,24 @@ pub(crate) fn touched<E>(
             }
             Origin::Flat => {
                 let source = layout.sources[0];
-                flat_chunks(grids[source], cell, input.map.shape(), |coords| visit(Touched::Flat { source, coords: coords.to_vec() }))?;
+                flat_chunks(grids[source], cell, input.map.shape(), |coords| {
+                    visit(Touched::Flat { source, coords: coords.to_vec() })
+                })?;
                 source
             }
             Origin::Source { source, axes } => {
                 let source = layout.sources[*source];
                 let length = |a: &AxisMap| a.axis().map_or(1, |d| to.shape[d]);
-                let hits: Vec<_> = axes.iter().zip(grids[source].axes()).map(|(a, grid)| a.hits(grid, length(a))).collect();
+                let hits: Vec<_> = axes
+                    .iter()
+                    .zip(grids[source].axes())
+                    .map(|(a, grid)| a.hits(grid, length(a)))
+                    .collect();
                 let counts: Vec<u64> = hits.iter().map(|h| h.len() as u64).collect();
                 try_for_each_coord(&Region::whole(&counts), |hit| {
                     let here = hits.iter().zip(hit).map(|(h, i)| &h[*i as usize]);
-                    let (coords, runs) = here.map(|(chunk, runs)| (*chunk, runs.as_slice())).unzip();
+                    let (coords, runs) =
+                        here.map(|(chunk, runs)| (*chunk, runs.as_slice())).unzip();
                     visit(Touched::Part { source, coords, axes, runs, to })
                 })?;
                 source
@@ -80,8 +100,14 @@ pub(crate) fn touched<E>(
     Ok(())
 }
 
-/// Visits the chunks of an array that share elements with a region of an array of `shape`, which has the same elements in C order.
-fn flat_chunks<E>(grid: &ChunkGrid, region: &Region, shape: &[u64], mut visit: impl FnMut(&[u64]) -> Result<(), E>) -> Result<(), E> {
+/// Visits the chunks of an array that share elements with a region of an array of `shape`, which
+/// has the same elements in C order.
+fn flat_chunks<E>(
+    grid: &ChunkGrid,
+    region: &Region,
+    shape: &[u64],
+    mut visit: impl FnMut(&[u64]) -> Result<(), E>,
+) -> Result<(), E> {
     if region.n_elements() == 0 {
         return Ok(());
     }
@@ -89,11 +115,16 @@ fn flat_chunks<E>(grid: &ChunkGrid, region: &Region, shape: &[u64], mut visit: i
     let from = |index: &[u64]| index.iter().zip(shape).fold(0, |at, (i, n)| at * n + i);
     let touched = flat_bounds(&grid.shape(), from(&region.start), from(&last));
     try_for_each_coord(&grid.overlapping(&touched), |coords| {
-        if shared_rows(&grid.region(coords), &grid.shape(), region, shape, |_, _, _| true) { visit(coords) } else { Ok(()) }
+        if shared_rows(&grid.region(coords), &grid.shape(), region, shape, |_, _, _| true) {
+            visit(coords)
+        } else {
+            Ok(())
+        }
     })
 }
 
-/// A visitor of a task's program that lists chunk reads, including repeated reads of the same chunk.
+/// A visitor of a task's program that lists chunk reads, including repeated reads of the same
+/// chunk.
 #[derive(Debug)]
 pub(crate) struct ChunkReads<'a, F> {
     pub(crate) stage: &'a Stage,
@@ -114,7 +145,13 @@ impl<'a, E, F: FnMut(usize, &Touched<'_>) -> Result<(), E>> ChunkReads<'a, F> {
         if self.at_hand[source].touch(coords) {
             return Ok(());
         }
-        let pinned: Vec<&[u64]> = self.inside.iter().flatten().filter(|(s, _)| *s == source).map(|(_, c)| c.as_slice()).collect();
+        let pinned: Vec<&[u64]> = self
+            .inside
+            .iter()
+            .flatten()
+            .filter(|(s, _)| *s == source)
+            .map(|(_, c)| c.as_slice())
+            .collect();
         while self.at_hand[source].evict(self.layout.sources[source].chunks, &pinned).is_some() {}
         self.at_hand[source].push(coords, ());
         (self.visit)(source, touched)
@@ -129,7 +166,9 @@ impl<'a, E, F: FnMut(usize, &Touched<'_>) -> Result<(), E>> ChunkReads<'a, F> {
                 self.inside[i] = Some((*source, coords.clone()));
                 Ok(())
             }
-            Touched::Part { source, coords, .. } | Touched::Flat { source, coords } => self.read(*source, &touched, coords),
+            Touched::Part { source, coords, .. } | Touched::Flat { source, coords } => {
+                self.read(*source, &touched, coords)
+            }
             Touched::Done { source } => {
                 if layout.sources[*source].slot.is_none() {
                     self.at_hand[*source].clear();
@@ -149,7 +188,9 @@ impl<'a, E, F: FnMut(usize, &Touched<'_>) -> Result<(), E>> Visitor<At> for Chun
             Step::Load(i) => self.load(*i, &at.cell)?,
             Step::Release(slot) => {
                 let sources = self.layout.sources.iter().zip(&mut self.at_hand);
-                sources.filter(|(source, _)| source.slot == Some(*slot) && !source.kept).for_each(|(_, chunks)| chunks.clear());
+                sources
+                    .filter(|(source, _)| source.slot == Some(*slot) && !source.kept)
+                    .for_each(|(_, chunks)| chunks.clear());
             }
             Step::Take(_) | Step::Compute(_) | Step::Store(_) | Step::ForEach { .. } => {}
         }
@@ -162,7 +203,8 @@ impl<'a, E, F: FnMut(usize, &Touched<'_>) -> Result<(), E>> Visitor<At> for Chun
     }
 }
 
-/// Clears the blocks that a loop body loads, before its next iteration. Chunks that the previous iteration viewed may then be evicted.
+/// Clears the blocks that a loop body loads, before its next iteration. Chunks that the previous
+/// iteration viewed may then be evicted.
 pub(crate) fn forget<T>(body: &[Step], loaded: &mut [Option<T>]) {
     for step in body {
         if let Step::Load(i) = step {

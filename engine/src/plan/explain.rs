@@ -1,7 +1,8 @@
 //! What a plan says to people: as data, from which its text, its JSON and its drawing are made.
 //!
-//! Nothing here runs anything. What a stage reads is what the planner counts too (`plan/traffic.rs`), and notes of decisions are those that
-//! lowering left in the plan; what can be seen in the plan itself (functions, views, siblings) is put into words here.
+//! Nothing here runs anything. What a stage reads is what the planner counts too
+//! (`plan/traffic.rs`), and notes of decisions are those that lowering left in the plan; what can
+//! be seen in the plan itself (functions, views, siblings) is put into words here.
 
 use std::fmt;
 
@@ -9,7 +10,10 @@ use freestone_kernels::{DType, Expr, Node as ExprNode};
 use serde::{Serialize, Serializer};
 
 use super::layout::without_chunks;
-use super::{ArrayId, FinalizedPlan, Place, Plan, PlanArray, ReadMode, Scope, Stage, StageId, StageInput, StageLayout};
+use super::{
+    ArrayId, FinalizedPlan, Place, Plan, PlanArray, ReadMode, Scope, Stage, StageId, StageInput,
+    StageLayout,
+};
 use super::{read_counts, traffic};
 use crate::memory::{MemoryEstimate, size};
 use crate::readmap::{AxisMap, Origin, ReadMap};
@@ -167,13 +171,23 @@ impl Traffic {
     }
 
     fn and(self, other: Traffic) -> Traffic {
-        Traffic { bytes: self.bytes.saturating_add(other.bytes), requests: self.requests.saturating_add(other.requests), exact: self.exact && other.exact }
+        Traffic {
+            bytes: self.bytes.saturating_add(other.bytes),
+            requests: self.requests.saturating_add(other.requests),
+            exact: self.exact && other.exact,
+        }
     }
 }
 
 impl fmt::Display for Traffic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{} in {}", if self.exact { "" } else { "about " }, size(self.bytes), counted(self.requests, "request"))
+        write!(
+            f,
+            "{}{} in {}",
+            if self.exact { "" } else { "about " },
+            size(self.bytes),
+            counted(self.requests, "request")
+        )
     }
 }
 
@@ -193,8 +207,13 @@ impl FinalizedPlan {
     pub fn explain(&self) -> PlanExplanation {
         let plan = self.plan();
         let (scope, mut left) = (plan.scope(), read_counts::MAX_READS);
-        let stages: Vec<StageExplanation> = self.stages().map(|(_, stage, layout)| explain_stage(plan, scope, stage, layout, &mut left)).collect();
-        let sum = |of: &dyn Fn(&StageExplanation) -> Vec<Traffic>| stages.iter().flat_map(of).fold(Traffic::NONE, Traffic::and);
+        let stages: Vec<StageExplanation> = self
+            .stages()
+            .map(|(_, stage, layout)| explain_stage(plan, scope, stage, layout, &mut left))
+            .collect();
+        let sum = |of: &dyn Fn(&StageExplanation) -> Vec<Traffic>| {
+            stages.iter().flat_map(of).fold(Traffic::NONE, Traffic::and)
+        };
         PlanExplanation {
             plan: self.run_id().to_string(),
             allowed_mem: plan.allowed_mem,
@@ -208,11 +227,18 @@ impl FinalizedPlan {
     }
 }
 
-fn explain_stage(plan: &Plan, scope: Scope<'_>, stage: &Stage, layout: &StageLayout, left: &mut u64) -> StageExplanation {
+fn explain_stage(
+    plan: &Plan,
+    scope: Scope<'_>,
+    stage: &Stage,
+    layout: &StageLayout,
+    left: &mut u64,
+) -> StageExplanation {
     let reads = read_counts::reads(scope, stage, layout, left).into_iter().map(|(id, counted)| {
         let array = explain_array(plan, id);
         let made = matches!(array.role, Role::Constant | Role::Generated);
-        let inputs = || stage.inputs.iter().zip(&layout.inputs).filter(|(i, _)| i.sources.contains(&id));
+        let inputs =
+            || stage.inputs.iter().zip(&layout.inputs).filter(|(i, _)| i.sources.contains(&id));
         let how = match () {
             () if made => How::Made,
             () if inputs().all(|(_, l)| l.mode == ReadMode::InChunk) => How::ChunkByChunk,
@@ -230,17 +256,25 @@ fn explain_stage(plan: &Plan, scope: Scope<'_>, stage: &Stage, layout: &StageLay
         }
     });
     let names: Vec<String> = stage.inputs.iter().map(|i| input_name(plan, i)).collect();
-    let writes = stage.outputs.iter().zip(traffic::writes(scope, stage)).enumerate().map(|(j, (output, counted))| Writing {
-        array: explain_array(plan, output.array),
-        formula: stage.kernel.kind().formula(j, &names),
-        traffic: Traffic::of(counted.requests, counted.bytes, counted.exact),
-    });
+    let writes = stage.outputs.iter().zip(traffic::writes(scope, stage)).enumerate().map(
+        |(j, (output, counted))| Writing {
+            array: explain_array(plan, output.array),
+            formula: stage.kernel.kind().formula(j, &names),
+            traffic: Traffic::of(counted.requests, counted.bytes, counted.exact),
+        },
+    );
     StageExplanation {
         name: stage.name.clone(),
         kernel: stage.kernel.kind().description(),
         tasks: stage.n_tasks(),
         task_shape: stage.tasks.max_chunk(),
-        block_shape: stage.walk.max_chunk().iter().zip(stage.tasks.max_chunk()).map(|(w, t)| (*w).min(t)).collect(),
+        block_shape: stage
+            .walk
+            .max_chunk()
+            .iter()
+            .zip(stage.tasks.max_chunk())
+            .map(|(w, t)| (*w).min(t))
+            .collect(),
         after: stage.after.iter().map(|StageId(i)| plan.stages[*i].name.clone()).collect(),
         reads: reads.collect(),
         writes: writes.collect(),
@@ -268,7 +302,10 @@ fn explain_array(plan: &Plan, id: ArrayId) -> ArrayExplanation {
         shape: info.shape(),
         chunks: info.chunk_shape(),
         shards: info.shard.is_some().then(|| info.object_shape()),
-        region: info.window.as_ref().map(|first| first.iter().zip(info.chunk_shape()).map(|(f, c)| f * c).collect()),
+        region: info
+            .window
+            .as_ref()
+            .map(|first| first.iter().zip(info.chunk_shape()).map(|(f, c)| f * c).collect()),
         bytes: u64::try_from(info.n_bytes()).unwrap_or(u64::MAX),
         place,
     }
@@ -284,8 +321,14 @@ pub(crate) fn listed(names: &[String]) -> String {
     match names {
         [] => String::new(),
         [one] => one.clone(),
-        [first @ .., last] if names.len() <= MAX_NAMED => format!("{} and {last}", first.join(", ")),
-        _ => format!("{} and {} more", names[..MAX_NAMED - 1].join(", "), names.len() + 1 - MAX_NAMED),
+        [first @ .., last] if names.len() <= MAX_NAMED => {
+            format!("{} and {last}", first.join(", "))
+        }
+        _ => format!(
+            "{} and {} more",
+            names[..MAX_NAMED - 1].join(", "),
+            names.len() + 1 - MAX_NAMED
+        ),
     }
 }
 
@@ -293,7 +336,8 @@ pub(crate) fn listed(names: &[String]) -> String {
 fn notes(plan: &Plan, stage: &Stage) -> Vec<String> {
     let mut notes = Vec::new();
     let kind = stage.kernel.kind();
-    let functions: Vec<String> = kind.exprs().into_iter().flat_map(|e| e.nodes()).filter_map(function_name).collect();
+    let functions: Vec<String> =
+        kind.exprs().into_iter().flat_map(|e| e.nodes()).filter_map(function_name).collect();
     if !functions.is_empty() {
         let mut names: Vec<String> = Vec::new();
         for name in &functions {
@@ -303,11 +347,17 @@ fn notes(plan: &Plan, stage: &Stage) -> Vec<String> {
             }
         }
         let then = kind.after_reading();
-        notes.push(format!("computes {} while it {then}: {}", counted(functions.len() as u64, "function"), listed(&names)));
+        notes.push(format!(
+            "computes {} while it {then}: {}",
+            counted(functions.len() as u64, "function"),
+            listed(&names)
+        ));
     }
     if stage.outputs.len() > 1 {
-        let names: Vec<String> = stage.outputs.iter().map(|o| plan.array(o.array).name.clone()).collect();
-        notes.push(format!("{} walk the same blocks of the same inputs: one stage", listed(&names)));
+        let names: Vec<String> =
+            stage.outputs.iter().map(|o| plan.array(o.array).name.clone()).collect();
+        notes
+            .push(format!("{} walk the same blocks of the same inputs: one stage", listed(&names)));
     }
     let mut views: Vec<String> = Vec::new();
     for input in &stage.inputs {
@@ -319,11 +369,18 @@ fn notes(plan: &Plan, stage: &Stage) -> Vec<String> {
         }
     }
     if !views.is_empty() && !kind.reads_dense() {
-        let (are, they) = if views.len() == 1 { ("is a view", "it") } else { ("are views", "they") };
-        notes.push(format!("{} {are}: {they} cost no stage, only where is read", listed(&views)).replace("it cost ", "it costs "));
+        let (are, they) =
+            if views.len() == 1 { ("is a view", "it") } else { ("are views", "they") };
+        notes.push(
+            format!("{} {are}: {they} cost no stage, only where is read", listed(&views))
+                .replace("it cost ", "it costs "),
+        );
     }
     if let (Some(axis), false) = (stage.sweep, stage.keep.is_empty()) {
-        notes.push(format!("tasks follow each other along axis {axis}, so that decoded chunks stay for the next one"));
+        notes.push(format!(
+            "tasks follow each other along axis {axis}, so that decoded chunks stay \
+            for the next one"
+        ));
     }
     let more = stage.notes.len().saturating_sub(MAX_NOTES - notes.len());
     notes.extend(stage.notes.iter().take(MAX_NOTES - notes.len() - usize::from(more > 0)).cloned());
@@ -349,10 +406,15 @@ pub(crate) fn term(expr: &Expr, j: usize, names: &[String]) -> String {
     if let Some(result) = expr.results().get(j) {
         write_term(expr, *result, names, &mut text);
     }
-    if text.chars().count() > MAX_FORMULA { text.chars().take(MAX_FORMULA).chain(['…']).collect() } else { text }
+    if text.chars().count() > MAX_FORMULA {
+        text.chars().take(MAX_FORMULA).chain(['…']).collect()
+    } else {
+        text
+    }
 }
 
-/// Writes a term of an expression until the text is long: every level writes something before it goes deeper.
+/// Writes a term of an expression until the text is long: every level writes something before it
+/// goes deeper.
 fn write_term(expr: &Expr, node: u32, names: &[String], text: &mut String) {
     if text.len() > 2 * MAX_FORMULA {
         return;
@@ -369,7 +431,9 @@ fn write_term(expr: &Expr, node: u32, names: &[String], text: &mut String) {
         text.push(')');
     };
     match expr.nodes().get(node as usize) {
-        Some(ExprNode::Input(i)) => text.push_str(names.get(*i as usize).map_or("?", String::as_str)),
+        Some(ExprNode::Input(i)) => {
+            text.push_str(names.get(*i as usize).map_or("?", String::as_str))
+        }
         Some(ExprNode::Literal(value)) => text.push_str(&value.to_string()),
         Some(ExprNode::Unary(op, a)) => call(&op.name(), &[*a]),
         Some(ExprNode::Binary(op, a, b)) => call(&op.name(), &[*a, *b]),
@@ -391,10 +455,13 @@ fn input_name(plan: &Plan, input: &StageInput) -> String {
         }
         _ => "mask".into(),
     };
-    view_name(plan, input).unwrap_or_else(|| input.sources.first().map_or_else(fill, |id| plan.array(*id).name.clone()))
+    view_name(plan, input).unwrap_or_else(|| {
+        input.sources.first().map_or_else(fill, |id| plan.array(*id).name.clone())
+    })
 }
 
-/// An input in words, if it is anything but an array as it is: `x[1:, ::-1]`, `x and y in 3 pieces`.
+/// An input in words, if it is anything but an array as it is: `x[1:, ::-1]`,
+/// `x and y in 3 pieces`.
 fn view_name(plan: &Plan, input: &StageInput) -> Option<String> {
     let first = plan.array(*input.sources.first()?);
     if input.map.is_flat() {
@@ -423,11 +490,17 @@ fn image_name(name: &str, axes: &[AxisMap], map: &ReadMap, source: &[u64]) -> St
         AxisMap::Gather { axis, .. } => format!("{} indices", shape[*axis]),
         AxisMap::Along { axis, start, step, .. } => {
             let n = shape[*axis];
-            let (first, last) = if *step > 0 { (0, *length) } else { (length.saturating_sub(1), 0) };
+            let (first, last) =
+                if *step > 0 { (0, *length) } else { (length.saturating_sub(1), 0) };
             let from = if *start == first { String::new() } else { start.to_string() };
             let end = *start as i128 + *step as i128 * (n as i128 - 1);
-            let reaches = if *step > 0 { end + i128::from(*step) >= i128::from(last) } else { end + i128::from(*step) < 0 };
-            let to = if reaches { String::new() } else { (end + i128::from(step.signum())).to_string() };
+            let reaches = if *step > 0 {
+                end + i128::from(*step) >= i128::from(last)
+            } else {
+                end + i128::from(*step) < 0
+            };
+            let to =
+                if reaches { String::new() } else { (end + i128::from(step.signum())).to_string() };
             if *step == 1 { format!("{from}:{to}") } else { format!("{from}:{to}:{step}") }
         }
     };
@@ -459,9 +532,19 @@ impl fmt::Display for FinalizedPlan {
 impl fmt::Display for PlanExplanation {
     /// Stages with their tasks, what they read and write, memory by parts, and notes.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (stages, tasks) = (counted(self.stages.len() as u64, "stage"), counted(self.tasks, "task"));
-        writeln!(f, "plan {}: {stages}, {tasks}, allowed_mem {}", self.plan, size(self.allowed_mem))?;
-        writeln!(f, "reads {}, writes {}; bytes are those of decoded chunks", self.read, self.written)?;
+        let (stages, tasks) =
+            (counted(self.stages.len() as u64, "stage"), counted(self.tasks, "task"));
+        writeln!(
+            f,
+            "plan {}: {stages}, {tasks}, allowed_mem {}",
+            self.plan,
+            size(self.allowed_mem)
+        )?;
+        writeln!(
+            f,
+            "reads {}, writes {}; bytes are those of decoded chunks",
+            self.read, self.written
+        )?;
         self.stages.iter().try_for_each(|stage| stage.fmt(f))
     }
 }
@@ -472,7 +555,11 @@ impl fmt::Display for StageExplanation {
         if !self.after.is_empty() {
             writeln!(f, "  waits for {}", self.after.join(", "))?;
         }
-        let blocks = if self.block_shape == self.task_shape { String::new() } else { format!(" in blocks of {:?}", self.block_shape) };
+        let blocks = if self.block_shape == self.task_shape {
+            String::new()
+        } else {
+            format!(" in blocks of {:?}", self.block_shape)
+        };
         writeln!(f, "  a task takes {:?}{blocks}", self.task_shape)?;
         for read in &self.reads {
             let ArrayExplanation { name, dtype, shape, chunks, role, .. } = &read.array;
@@ -500,13 +587,17 @@ impl fmt::Display for StageExplanation {
             writeln!(f)?;
         }
         for write in &self.writes {
-            let ArrayExplanation { name, dtype, shape, chunks, shards, region, place, .. } = &write.array;
+            let ArrayExplanation { name, dtype, shape, chunks, shards, region, place, .. } =
+                &write.array;
             write!(f, "  writes {name} {dtype} {shape:?} in chunks {chunks:?}")?;
             if let Some(shards) = shards {
                 write!(f, " in shards {shards:?}")?;
             }
-            let to = if write.array.role == Role::Intermediate { "the work directory" } else { place };
-            let region = region.as_ref().map_or_else(String::new, |start| format!("a region from {start:?} of "));
+            let to =
+                if write.array.role == Role::Intermediate { "the work directory" } else { place };
+            let region = region
+                .as_ref()
+                .map_or_else(String::new, |start| format!("a region from {start:?} of "));
             writeln!(f, " to {region}{to}: {}", write.traffic)?;
             writeln!(f, "    {name} = {}", write.formula)?;
         }
@@ -525,23 +616,33 @@ pub(super) fn advice(plan: &Plan, stage: &Stage) -> String {
     let mut advice = String::from("raise allowed_mem");
     // Who allows little more than that would not get far with smaller chunks.
     if plan.allowed_mem - least.min(plan.allowed_mem) < least / 4 {
-        let parts: Vec<String> = fixed.iter().map(|(what, bytes)| format!("{} {what}", size(*bytes))).collect();
+        let parts: Vec<String> =
+            fixed.iter().map(|(what, bytes)| format!("{} {what}", size(*bytes))).collect();
         let parts = if parts.len() > 1 { format!(": {}", parts.join(", ")) } else { String::new() };
-        advice += &format!(" (whatever the chunks are, it must be more than {}{parts})", size(least));
+        advice +=
+            &format!(" (whatever the chunks are, it must be more than {}{parts})", size(least));
     }
     // The largest chunk among inputs and outputs, and its longest axis, is what dominates.
-    let all = stage.inputs.iter().flat_map(|i| &i.sources).chain(stage.outputs.iter().map(|o| &o.array));
+    let all =
+        stage.inputs.iter().flat_map(|i| &i.sources).chain(stage.outputs.iter().map(|o| &o.array));
     let written = |a: &PlanArray| matches!(a.place, Place::Output { .. });
     // Of a sharded array the shard is written, and the chunk is read.
-    let held = |a: &PlanArray| if written(a) { a.info.object_shape() } else { a.info.chunk_shape() };
-    let bytes = |shape: &[u64], size: usize| shape.iter().fold(size as u64, |p, n| p.saturating_mul(*n));
-    let largest = all.map(|id| plan.array(*id)).max_by_key(|a| bytes(&held(a), a.info.dtype.size()));
+    let held =
+        |a: &PlanArray| if written(a) { a.info.object_shape() } else { a.info.chunk_shape() };
+    let bytes =
+        |shape: &[u64], size: usize| shape.iter().fold(size as u64, |p, n| p.saturating_mul(*n));
+    let largest =
+        all.map(|id| plan.array(*id)).max_by_key(|a| bytes(&held(a), a.info.dtype.size()));
     if let Some(array) = largest.filter(|_| least < plan.allowed_mem) {
         let shape = held(array);
         let what = if shape == array.info.chunk_shape() { "chunks" } else { "shards" };
         let widest = (0..shape.len()).max_by_key(|d| shape[*d]).unwrap_or(0);
         let each = size(bytes(&shape, array.info.dtype.size()));
-        advice += &format!(", or use smaller {what}: those of `{}` are {shape:?} ({each} each), longest along axis {widest}", array.name);
+        advice += &format!(
+            ", or use smaller {what}: those of `{}` are {shape:?} ({each} each), longest along \
+                axis {widest}",
+            array.name
+        );
     }
     advice
 }

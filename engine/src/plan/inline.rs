@@ -16,7 +16,8 @@ use crate::stages::map::MapDraft;
 
 /// The values of nodes in a draft under construction: expression nodes, by node and map.
 ///
-/// Nodes are evaluated in steps on an explicit stack, because graphs may be deeper than the call stack.
+/// Nodes are evaluated in steps on an explicit stack, because graphs may be deeper than the call
+/// stack.
 #[derive(Default)]
 struct Inlining {
     known: HashMap<*const Node, Vec<(Rc<ReadMap>, u32)>>,
@@ -32,18 +33,20 @@ enum Inline {
     Node(NodeRef, Rc<ReadMap>),
     /// Apply the function of a node to the last values.
     Apply(NodeRef, Rc<ReadMap>),
-    /// Select between the last value, from one of the computed arrays, and the previously selected value.
+    /// Select between the last value, from one of the computed arrays, and the previously selected
+    /// value.
     Choose { mask: StageInput },
     /// Record the last value as the value of a node.
     Know(NodeRef, Rc<ReadMap>),
 }
 
 impl Lowering<'_> {
-    /// Finds the nodes that cannot be folded into their readers. These are reductions, rechunks, views of too many computed arrays, and
-    /// reshaped nodes that do not compose with a view.
+    /// Finds the nodes that cannot be folded into their readers. These are reductions, rechunks,
+    /// views of too many computed arrays, and reshaped nodes that do not compose with a view.
     pub(crate) fn mark(&mut self, order: &[NodeRef]) {
         let mut reshaped: HashSet<*const Node> = HashSet::new();
-        // Views that are an image of one node, composed down to it: a chain of them is composed once.
+        // Views that are an image of one node, composed down to it: a chain of them is composed
+        // once.
         let mut images: HashMap<*const Node, (ReadMap, NodeRef)> = HashMap::new();
         for node in order {
             match &node.op {
@@ -52,7 +55,11 @@ impl Lowering<'_> {
                     self.mark_one(node, op.kind().reason());
                     op.kind().mark(self);
                 }
-                Op::Map { inputs, .. } if inputs.iter().any(|i| reshaped.contains(&key(i)) && !self.materialise.contains_key(&key(i))) => {
+                Op::Map { inputs, .. }
+                    if inputs.iter().any(|i| {
+                        reshaped.contains(&key(i)) && !self.materialise.contains_key(&key(i))
+                    }) =>
+                {
                     reshaped.insert(key(node));
                 }
                 Op::View { sources, map } => {
@@ -61,30 +68,49 @@ impl Lowering<'_> {
                     } else {
                         // No view composes with a reshape, so the reshaped node gets an array.
                         let found = sources.iter().filter(|s| reshaped.contains(&key(s)));
-                        found.for_each(|s| self.mark_one(s, "it is reshaped, and a view goes over that"));
+                        found.for_each(|s| {
+                            self.mark_one(s, "it is reshaped, and a view goes over that")
+                        });
                     }
                     let below = match sources.as_slice() {
-                        [source] if !self.materialise.contains_key(&key(source)) => images.get(&key(source)),
+                        [source] if !self.materialise.contains_key(&key(source)) => {
+                            images.get(&key(source))
+                        }
                         _ => None,
                     };
                     let flat = match below {
-                        Some((inner, base)) => map.compose(std::slice::from_ref(inner)).map(|map| (map, vec![Arc::clone(base)])),
+                        Some((inner, base)) => map
+                            .compose(std::slice::from_ref(inner))
+                            .map(|map| (map, vec![Arc::clone(base)])),
                         None => self.flatten_marked(node),
                     };
                     let Ok((map, bases)) = flat else {
                         let views = sources.iter().filter(|s| matches!(s.op, Op::View { .. }));
-                        views.for_each(|s| self.mark_one(s, "the views over it have too many pieces, or go over a reshape"));
+                        views.for_each(|s| {
+                            self.mark_one(
+                                s,
+                                "the views over it have too many pieces, or go over a reshape",
+                            )
+                        });
                         continue;
                     };
                     let simple = map.as_image().is_some() && map.n_indices() == 0;
                     if let (true, [base]) = (simple, bases.as_slice()) {
                         images.insert(key(node), (map.clone(), Arc::clone(base)));
                     }
-                    let chosen = may_choose(&map, &bases, &|n| self.materialise.contains_key(&key(n)));
-                    for (k, base) in bases.iter().enumerate().filter(|(_, b)| matches!(b.op, Op::Map { .. })) {
-                        let folds = simple || (chosen && self.passes(base, &only(&map, k, base.dtype)));
+                    let chosen =
+                        may_choose(&map, &bases, &|n| self.materialise.contains_key(&key(n)));
+                    for (k, base) in
+                        bases.iter().enumerate().filter(|(_, b)| matches!(b.op, Op::Map { .. }))
+                    {
+                        let folds =
+                            simple || (chosen && self.passes(base, &only(&map, k, base.dtype)));
                         if !folds {
-                            let why = if chosen { "the view that reads it does not compose with its own" } else { TOO_MANY };
+                            let why = if chosen {
+                                "the view that reads it does not compose with its own"
+                            } else {
+                                TOO_MANY
+                            };
                             self.mark_one(base, why);
                         }
                     }
@@ -98,8 +124,13 @@ impl Lowering<'_> {
         self.materialise.entry(key(node)).or_insert(why);
     }
 
-    pub(crate) fn flatten_marked(&self, node: &NodeRef) -> Result<(ReadMap, Vec<NodeRef>), ReadMapError> {
-        flatten(node, &ReadMap::identity(&node.shape()), &|n| self.materialise.contains_key(&key(n)))
+    pub(crate) fn flatten_marked(
+        &self,
+        node: &NodeRef,
+    ) -> Result<(ReadMap, Vec<NodeRef>), ReadMapError> {
+        flatten(node, &ReadMap::identity(&node.shape()), &|n| {
+            self.materialise.contains_key(&key(n))
+        })
     }
 
     /// Returns true if a map composes with the elementwise functions and views of `node`.
@@ -124,7 +155,12 @@ impl Lowering<'_> {
                 }
                 Op::View { .. } => match flatten(&node, &map, &has_array) {
                     Ok((map, bases)) if may_choose(&map, &bases, &has_array) => {
-                        open.extend(bases.iter().enumerate().map(|(k, b)| (Arc::clone(b), Rc::new(only(&map, k, b.dtype)))));
+                        open.extend(
+                            bases
+                                .iter()
+                                .enumerate()
+                                .map(|(k, b)| (Arc::clone(b), Rc::new(only(&map, k, b.dtype)))),
+                        );
                     }
                     _ => return false,
                 },
@@ -135,7 +171,12 @@ impl Lowering<'_> {
     }
 
     /// Returns the expression node that yields `node` at the iteration space's image under `map`.
-    pub(crate) fn inline(&mut self, node: &NodeRef, map: &ReadMap, draft: &mut Draft) -> Result<u32, PlanError> {
+    pub(crate) fn inline(
+        &mut self,
+        node: &NodeRef,
+        map: &ReadMap,
+        draft: &mut Draft,
+    ) -> Result<u32, PlanError> {
         let mut inlining = Inlining::default();
         inlining.steps.push(Inline::Node(Arc::clone(node), Rc::new(map.clone())));
         let mut left = MAX_STEPS;
@@ -143,12 +184,16 @@ impl Lowering<'_> {
             left -= 1;
             if left == 0 {
                 let what = "an array is read at more places than a plan can hold";
-                return Err(PlanError::BadOutput(format!("{what} (hint: rechunk it, or store an array in between)")));
+                return Err(PlanError::BadOutput(format!(
+                    "{what} (hint: rechunk it, or store an array in between)"
+                )));
             }
             match step {
                 Inline::Node(node, map) => self.inline_node(node, map, draft, &mut inlining)?,
                 Inline::Apply(node, map) => {
-                    let Op::Map { expr, inputs, .. } = &node.op else { return Err(malformed("a node without a function is applied")) };
+                    let Op::Map { expr, inputs, .. } = &node.op else {
+                        return Err(malformed("a node without a function is applied"));
+                    };
                     let arguments = inlining.values.split_off(inlining.values.len() - inputs.len());
                     let results = draft.expr.append(expr, &arguments).map_err(bad_expr)?;
                     inlining.values.push(results[0]);
@@ -156,10 +201,14 @@ impl Lowering<'_> {
                 }
                 Inline::Choose { mask } => {
                     let mask = inlining.push_input(draft, mask, DType::Bool)?;
-                    let (Some(value), Some(others)) = (inlining.values.pop(), inlining.values.pop()) else {
+                    let (Some(value), Some(others)) =
+                        (inlining.values.pop(), inlining.values.pop())
+                    else {
                         return Err(malformed("a view has no pieces"));
                     };
-                    inlining.values.push(draft.expr.push(ExprNode::Where(mask, value, others)).map_err(bad_expr)?);
+                    inlining.values.push(
+                        draft.expr.push(ExprNode::Where(mask, value, others)).map_err(bad_expr)?,
+                    );
                 }
                 Inline::Know(node, map) => inlining.know(&node, map),
             }
@@ -167,18 +216,29 @@ impl Lowering<'_> {
         inlining.values.pop().ok_or_else(|| malformed("a node has no value"))
     }
 
-    fn inline_node(&mut self, node: NodeRef, map: Rc<ReadMap>, draft: &mut Draft, inlining: &mut Inlining) -> Result<(), PlanError> {
-        if let Some(found) = inlining.known.get(&key(&node)).and_then(|all| all.iter().find(|(m, _)| *m == map)) {
+    fn inline_node(
+        &mut self,
+        node: NodeRef,
+        map: Rc<ReadMap>,
+        draft: &mut Draft,
+        inlining: &mut Inlining,
+    ) -> Result<(), PlanError> {
+        if let Some(found) =
+            inlining.known.get(&key(&node)).and_then(|all| all.iter().find(|(m, _)| *m == map))
+        {
             inlining.values.push(found.1);
             return Ok(());
         }
         match &node.op {
             Op::Map { inputs, .. } if !self.stored.contains_key(&key(&node)) => {
                 inlining.steps.push(Inline::Apply(Arc::clone(&node), Rc::clone(&map)));
-                inlining.steps.extend(inputs.iter().rev().map(|i| Inline::Node(Arc::clone(i), Rc::clone(&map))));
+                inlining.steps.extend(
+                    inputs.iter().rev().map(|i| Inline::Node(Arc::clone(i), Rc::clone(&map))),
+                );
             }
             Op::View { .. } if !self.stored.contains_key(&key(&node)) => {
-                let (composed, bases) = flatten(&node, &map, &|n| self.stored.contains_key(&key(n)))?;
+                let (composed, bases) =
+                    flatten(&node, &map, &|n| self.stored.contains_key(&key(n)))?;
                 inlining.steps.push(Inline::Know(Arc::clone(&node), map));
                 match bases.as_slice() {
                     [base] if composed.is_flat() || composed.as_image().is_some() => {
@@ -198,15 +258,28 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    /// Evaluates a view in several pieces. Computed pieces are evaluated everywhere, over fill values outside the piece, and selected by
-    /// masks. Stored pieces and fill values are one read.
-    fn choose(&mut self, map: &ReadMap, bases: &[NodeRef], dtype: DType, draft: &mut Draft, inlining: &mut Inlining) -> Result<(), PlanError> {
-        let computed: Vec<usize> = (0..bases.len()).filter(|k| matches!(bases[*k].op, Op::Map { .. }) && !self.stored.contains_key(&key(&bases[*k]))).collect();
+    /// Evaluates a view in several pieces. Computed pieces are evaluated everywhere, over fill
+    /// values outside the piece, and selected by masks. Stored pieces and fill values are one read.
+    fn choose(
+        &mut self,
+        map: &ReadMap,
+        bases: &[NodeRef],
+        dtype: DType,
+        draft: &mut Draft,
+        inlining: &mut Inlining,
+    ) -> Result<(), PlanError> {
+        let computed: Vec<usize> = (0..bases.len())
+            .filter(|k| {
+                matches!(bases[*k].op, Op::Map { .. })
+                    && !self.stored.contains_key(&key(&bases[*k]))
+            })
+            .collect();
         let stored: Vec<usize> = (0..bases.len()).filter(|k| !computed.contains(k)).collect();
         let is_rest = |from: &Origin| !matches!(from, Origin::Source { source, .. } if computed.contains(source));
         let mut has_value = false;
         if computed.is_empty() || map.pieces().iter().any(|p| is_rest(&p.from)) {
-            let sources = stored.iter().map(|k| self.leaf(&bases[*k])).collect::<Result<Vec<_>, _>>()?;
+            let sources =
+                stored.iter().map(|k| self.leaf(&bases[*k])).collect::<Result<Vec<_>, _>>()?;
             let rest = map.with_origins(|from| match from {
                 Origin::Source { source, axes } => match stored.iter().position(|k| k == source) {
                     Some(at) => Origin::Source { source: at, axes: axes.clone() },
@@ -214,7 +287,11 @@ impl Lowering<'_> {
                 },
                 other => other.clone(),
             });
-            let value = inlining.push_input(draft, StageInput { sources, map: filled_as(&rest, dtype) }, dtype)?;
+            let value = inlining.push_input(
+                draft,
+                StageInput { sources, map: filled_as(&rest, dtype) },
+                dtype,
+            )?;
             inlining.values.push(value);
             has_value = true;
         }
@@ -222,8 +299,10 @@ impl Lowering<'_> {
         for k in computed {
             steps.push(Inline::Node(Arc::clone(&bases[k]), Rc::new(only(map, k, bases[k].dtype))));
             if std::mem::replace(&mut has_value, true) {
-                let is_here = |from: &Origin| matches!(from, Origin::Source { source, .. } if *source == k);
-                let mask = map.with_origins(|from| Origin::Fill(Scalar::new(Bool::from(is_here(from)))));
+                let is_here =
+                    |from: &Origin| matches!(from, Origin::Source { source, .. } if *source == k);
+                let mask =
+                    map.with_origins(|from| Origin::Fill(Scalar::new(Bool::from(is_here(from)))));
                 steps.push(Inline::Choose { mask: StageInput { sources: Vec::new(), map: mask } });
             }
         }
@@ -234,7 +313,12 @@ impl Lowering<'_> {
 
 impl Inlining {
     /// Adds an input to the draft, or finds it there, and returns its expression node.
-    fn push_input(&mut self, draft: &mut Draft, input: StageInput, dtype: DType) -> Result<u32, PlanError> {
+    fn push_input(
+        &mut self,
+        draft: &mut Draft,
+        input: StageInput,
+        dtype: DType,
+    ) -> Result<u32, PlanError> {
         let slot = *self.slots.entry((input, dtype)).or_insert_with_key(|(input, dtype)| {
             draft.inputs.push(input.clone());
             draft.expr.add_input(*dtype)
@@ -254,10 +338,17 @@ fn bad_expr(error: ExprError) -> PlanError {
     malformed(error.to_string())
 }
 
-/// Returns the reads of an array without arithmetic: the inputs of a stage that uses the values unchanged.
-pub(crate) fn as_read(lowering: &mut Lowering<'_>, node: &NodeRef) -> Result<Vec<StageInput>, PlanError> {
+/// Returns the reads of an array without arithmetic: the inputs of a stage that uses the values
+/// unchanged.
+pub(crate) fn as_read(
+    lowering: &mut Lowering<'_>,
+    node: &NodeRef,
+) -> Result<Vec<StageInput>, PlanError> {
     let grid = MapDraft { grid: node.grid.clone() };
-    let mut draft = Draft { outputs: Vec::new(), ..Draft::new("", AnyDraft::Map(grid), ArrayId(0), node.grid.clone()) };
+    let mut draft = Draft {
+        outputs: Vec::new(),
+        ..Draft::new("", AnyDraft::Map(grid), ArrayId(0), node.grid.clone())
+    };
     lowering.inline(node, &ReadMap::identity(&node.shape()), &mut draft)?;
     Ok(draft.inputs)
 }
@@ -272,16 +363,23 @@ const MAX_CHOSEN_PIECES: usize = 64;
 /// The explanation for storing these arrays.
 const TOO_MANY: &str = "more than 4 computed arrays, or 64 pieces of them, meet in one view";
 
-/// Returns true if a map's pieces can be selected from the computed values of its sources, without storing the sources.
+/// Returns true if a map's pieces can be selected from the computed values of its sources, without
+/// storing the sources.
 fn may_choose(map: &ReadMap, bases: &[NodeRef], has_array: &dyn Fn(&NodeRef) -> bool) -> bool {
     let computed = bases.iter().filter(|b| matches!(b.op, Op::Map { .. }) && !has_array(b)).count();
-    map.is_flat() || map.as_image().is_some() || computed == 0 || (computed <= MAX_CHOICES && map.pieces().len() <= MAX_CHOSEN_PIECES)
+    map.is_flat()
+        || map.as_image().is_some()
+        || computed == 0
+        || (computed <= MAX_CHOICES && map.pieces().len() <= MAX_CHOSEN_PIECES)
 }
 
-/// Returns the part of a map that reads one of its sources, which becomes source 0. Other elements become zero.
+/// Returns the part of a map that reads one of its sources, which becomes source 0. Other elements
+/// become zero.
 fn only(map: &ReadMap, which: usize, dtype: DType) -> ReadMap {
     map.with_origins(|from| match from {
-        Origin::Source { source, axes } if *source == which => Origin::Source { source: 0, axes: axes.clone() },
+        Origin::Source { source, axes } if *source == which => {
+            Origin::Source { source: 0, axes: axes.clone() }
+        }
         Origin::Flat => Origin::Flat,
         _ => Origin::Fill(Scalar::zero(dtype)),
     })
@@ -296,9 +394,14 @@ fn filled_as(map: &ReadMap, dtype: DType) -> ReadMap {
 }
 
 /// Composes a chain of views down to nodes that are not views or that have arrays of their own.
-fn flatten(node: &NodeRef, map: &ReadMap, has_array: &dyn Fn(&NodeRef) -> bool) -> Result<(ReadMap, Vec<NodeRef>), ReadMapError> {
+fn flatten(
+    node: &NodeRef,
+    map: &ReadMap,
+    has_array: &dyn Fn(&NodeRef) -> bool,
+) -> Result<(ReadMap, Vec<NodeRef>), ReadMapError> {
     let (mut map, mut bases) = (map.clone(), vec![Arc::clone(node)]);
-    let goes_on = |b: &NodeRef| matches!(b.op, Op::View { .. }) && (Arc::ptr_eq(b, node) || !has_array(b));
+    let goes_on =
+        |b: &NodeRef| matches!(b.op, Op::View { .. }) && (Arc::ptr_eq(b, node) || !has_array(b));
     while bases.iter().any(goes_on) {
         let inner: Vec<ReadMap> = bases
             .iter()
@@ -308,7 +411,8 @@ fn flatten(node: &NodeRef, map: &ReadMap, has_array: &dyn Fn(&NodeRef) -> bool) 
             })
             .collect();
         map = map.compose(&inner)?;
-        // Take only the sources that the inner maps count, because `compose` numbers sources by these counts.
+        // Take only the sources that the inner maps count, because `compose` numbers sources by
+        // these counts.
         bases = bases
             .iter()
             .zip(&inner)
@@ -322,9 +426,18 @@ fn flatten(node: &NodeRef, map: &ReadMap, has_array: &dyn Fn(&NodeRef) -> bool) 
 }
 
 /// Adds an input to a draft, or finds an equal one. Returns its expression node.
-pub(crate) fn push_input(draft: &mut Draft, input: StageInput, dtype: DType) -> Result<u32, ExprError> {
+pub(crate) fn push_input(
+    draft: &mut Draft,
+    input: StageInput,
+    dtype: DType,
+) -> Result<u32, ExprError> {
     // Inputs without elements differ only in dtype.
-    let slot = match draft.inputs.iter().zip(draft.expr.inputs()).position(|(i, d)| *i == input && *d == dtype) {
+    let slot = match draft
+        .inputs
+        .iter()
+        .zip(draft.expr.inputs())
+        .position(|(i, d)| *i == input && *d == dtype)
+    {
         Some(slot) => slot as u32,
         None => {
             draft.inputs.push(input);

@@ -1,6 +1,7 @@
 //! Stage layouts: the read mode of each input, and the program.
 //!
-//! The planner derives the layout from the plan to project memory, and the worker derives the same layout to execute the stage.
+//! The planner derives the layout from the plan to project memory, and the worker derives the same
+//! layout to execute the stage.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -32,7 +33,8 @@ pub struct SourceLayout {
     pub array: ArrayId,
     /// The maximum number of its decoded chunks in memory.
     pub chunks: usize,
-    /// The memory of these chunks; `None` if each input that reads the array holds one chunk while loading.
+    /// The memory of these chunks; `None` if each input that reads the array holds one chunk while
+    /// loading.
     pub slot: Option<SlotId>,
     /// True if chunks remain in memory from block to block and from task to task.
     pub kept: bool,
@@ -60,8 +62,8 @@ pub struct InputLayout {
 pub struct OutputLayout {
     /// The slot of the accumulators, for stage kinds that have them.
     pub accumulator: Option<SlotId>,
-    /// The slot of the output block; `None` if the accumulators themselves are stored. A block that is stored as assembled has the input's
-    /// slot.
+    /// The slot of the output block; `None` if the accumulators themselves are stored. A block that
+    /// is stored as assembled has the input's slot.
     pub block: Option<SlotId>,
 }
 
@@ -78,7 +80,8 @@ pub struct StageLayout {
     pub inputs: Vec<InputLayout>,
     /// The outputs, in order.
     pub outputs: Vec<OutputLayout>,
-    /// The slots of a stage kind's own buffers between loading and computing, such as the packed operands of a product.
+    /// The slots of a stage kind's own buffers between loading and computing, such as the packed
+    /// operands of a product.
     pub packed: Vec<Option<SlotId>>,
     /// The maximum number of prefetched chunks in flight while an earlier chunk is processed.
     pub ahead: usize,
@@ -90,7 +93,8 @@ pub(crate) const TOO_LARGE: u64 = 1 << 61;
 /// The bytes that one thread holds between chunks: keys, coordinates, small vectors.
 pub(crate) const TASK_OVERHEAD_BYTES: u64 = 65_536;
 
-/// A layout under construction. It contains the parts common to all kinds before the kind adds its slots and steps.
+/// A layout under construction. It contains the parts common to all kinds before the kind adds its
+/// slots and steps.
 #[derive(Debug)]
 pub(crate) struct Builder<'a> {
     pub(crate) scope: Scope<'a>,
@@ -131,7 +135,12 @@ impl<'a> Builder<'a> {
 
     /// Returns the bytes of a task's elements of `size` bytes along the axes that are kept.
     pub(crate) fn kept_bytes(&self, size: usize, kept: impl Fn(usize) -> bool) -> u64 {
-        let bytes = self.task.iter().enumerate().filter(|(d, _)| kept(*d)).try_fold(size as u64, |p, (_, n)| p.checked_mul(*n));
+        let bytes = self
+            .task
+            .iter()
+            .enumerate()
+            .filter(|(d, _)| kept(*d))
+            .try_fold(size as u64, |p, (_, n)| p.checked_mul(*n));
         bytes.unwrap_or(TOO_LARGE).min(TOO_LARGE)
     }
 
@@ -147,7 +156,11 @@ impl<'a> Builder<'a> {
                 }
             }
             steps.extend(input.chunk.map(Step::Take));
-            steps.extend([Step::Take(self.encoded), Step::Take(self.decode_scratch), Step::Load(i)]);
+            steps.extend([
+                Step::Take(self.encoded),
+                Step::Take(self.decode_scratch),
+                Step::Load(i),
+            ]);
             steps.extend([Step::Release(self.decode_scratch), Step::Release(self.encoded)]);
             steps.extend(input.chunk.map(Step::Release));
         }
@@ -158,12 +171,23 @@ impl<'a> Builder<'a> {
     pub(crate) fn unloads(&self, inputs: Range<usize>) -> Vec<Step> {
         let mut released = HashSet::new();
         let regions = inputs.clone().filter_map(|i| self.inputs[i].region);
-        regions.chain(inputs.flat_map(|i| self.passing(i))).filter(|slot| released.insert(*slot)).map(Step::Release).collect()
+        regions
+            .chain(inputs.flat_map(|i| self.passing(i)))
+            .filter(|slot| released.insert(*slot))
+            .map(Step::Release)
+            .collect()
     }
 
-    /// Returns the slots of decoded chunks that input `i` reads from sources that keep no chunks between blocks.
+    /// Returns the slots of decoded chunks that input `i` reads from sources that keep no chunks
+    /// between blocks.
     fn passing(&self, i: usize) -> Vec<SlotId> {
-        self.inputs[i].sources.iter().map(|k| &self.sources[*k]).filter(|s| !s.kept).filter_map(|s| s.slot).collect()
+        self.inputs[i]
+            .sources
+            .iter()
+            .map(|k| &self.sources[*k])
+            .filter(|s| !s.kept)
+            .filter_map(|s| s.slot)
+            .collect()
     }
 
     /// Returns the steps that store output `j`.
@@ -185,23 +209,43 @@ impl StageLayout {
     /// Returns an error if a codec cannot be used or sizes overflow.
     pub(crate) fn of(scope: Scope<'_>, stage: &Stage) -> Result<StageLayout, PlanError> {
         let kind = stage.kernel.kind();
-        let block: Vec<u64> = stage.walk.axes().iter().zip(stage.tasks.axes()).map(|(w, t)| w.max_extent().min(t.max_extent())).collect();
-        let modes: Vec<ReadMode> = stage.inputs.iter().enumerate().map(|(i, input)| read_mode(scope, stage, i, input)).collect();
+        let block: Vec<u64> = stage
+            .walk
+            .axes()
+            .iter()
+            .zip(stage.tasks.axes())
+            .map(|(w, t)| w.max_extent().min(t.max_extent()))
+            .collect();
+        let modes: Vec<ReadMode> = stage
+            .inputs
+            .iter()
+            .enumerate()
+            .map(|(i, input)| read_mode(scope, stage, i, input))
+            .collect();
         let mut program = Program::default();
         let read = Sources::of(scope, stage, &modes, &mut program)?;
         let inputs = input_layouts(stage, &block, &modes, &read, &mut program);
         let encoded = program.slot(Part::EncodedInput, read.encoded);
         let decode_scratch = program.slot(Part::DecodeScratch, read.scratch);
         let indexes = program.slot(Part::ShardIndex, read.index);
-        let lists = stage.inputs.iter().map(|i| list_bytes(i, if kind.reads_dense() { &[] } else { &block })).sum();
+        let lists = stage
+            .inputs
+            .iter()
+            .map(|i| list_bytes(i, if kind.reads_dense() { &[] } else { &block }))
+            .sum();
         let lists = program.slot(Part::Indices, lists);
         let kernel_scratch = program.slot(Part::KernelScratch, kind.scratch_bytes(&block));
-        let targets = stage.outputs.iter().map(|o| TargetBounds::of(scope, o.array)).collect::<Result<Vec<_>, _>>()?;
+        let targets = stage
+            .outputs
+            .iter()
+            .map(|o| TargetBounds::of(scope, o.array))
+            .collect::<Result<Vec<_>, _>>()?;
         let encode = targets.iter().map(|t| program.slot(Part::EncodeBuffer, t.encode)).collect();
         let encode_context = targets.iter().map(|t| t.context).max().unwrap_or(0);
         let contexts = program.slot(Part::CodecContext, read.context + encode_context);
         let kept = read.sources.iter().filter(|s| s.kept).filter_map(|s| s.slot);
-        let held: Vec<SlotId> = [contexts, indexes, lists, kernel_scratch].into_iter().chain(kept).collect();
+        let held: Vec<SlotId> =
+            [contexts, indexes, lists, kernel_scratch].into_iter().chain(kept).collect();
         let mut builder = Builder {
             scope,
             stage,
@@ -231,11 +275,16 @@ impl StageLayout {
 
     /// Adds prefetching of chunks that are read over a network.
     ///
-    /// Prefetched chunks are limited in number, add at most half of the task's memory, and fit within the memory to which a task may grow.
+    /// Prefetched chunks are limited in number, add at most half of the task's memory, and fit
+    /// within the memory to which a task may grow.
     ///
     /// # Errors
     /// Returns the errors of [`of`](StageLayout::of).
-    pub(super) fn with_ahead(mut self, scope: Scope<'_>, stage: &Stage) -> Result<StageLayout, PlanError> {
+    pub(super) fn with_ahead(
+        mut self,
+        scope: Scope<'_>,
+        stage: &Stage,
+    ) -> Result<StageLayout, PlanError> {
         let mut chunk = 0;
         for source in self.sources.iter().filter(|s| s.far) {
             let codec = codec(scope, source.array)?;
@@ -243,18 +292,28 @@ impl StageLayout {
         }
         let is_far = |id: &ArrayId| self.sources.iter().any(|s| s.array == *id && s.far);
         let reads = traffic::reads(scope, stage).into_iter().filter(|(id, _)| is_far(id));
-        let in_task = reads.map(|(_, read)| read.requests).sum::<f64>() / stage.n_tasks().max(1) as f64;
+        let in_task =
+            reads.map(|(_, read)| read.requests).sum::<f64>() / stage.n_tasks().max(1) as f64;
         // The task waits for its first chunk.
         let others = (in_task.ceil() - 1.0).clamp(0.0, MOST_AHEAD as f64) as u64;
         // Prefetching sorts the lists of indices a second time.
-        let lists = LIST_BYTES + self.program.slots.iter().filter(|s| s.part == Part::Indices).map(|s| s.bytes).sum::<u64>();
+        let lists = LIST_BYTES
+            + self
+                .program
+                .slots
+                .iter()
+                .filter(|s| s.part == Part::Indices)
+                .map(|s| s.bytes)
+                .sum::<u64>();
         let room = scope.growth_mem.saturating_sub(self.estimate.total()).saturating_sub(lists);
         let most = AHEAD_BYTES.min(self.estimate.per_task() / 2);
         let ahead = others.min(most / chunk.max(1)).min(room / (chunk + STREAM_BYTES));
         if ahead > 0 {
-            let slot = self.program.slot(Part::EncodedInput, ahead * (chunk + STREAM_BYTES) + lists);
+            let slot =
+                self.program.slot(Part::EncodedInput, ahead * (chunk + STREAM_BYTES) + lists);
             self.program.steps = holding(&[slot], std::mem::take(&mut self.program.steps));
-            self.estimate = self.program.estimate(scope.process_mem)?.with_repositories(scope.repository_mem);
+            self.estimate =
+                self.program.estimate(scope.process_mem)?.with_repositories(scope.repository_mem);
             self.ahead = ahead as usize;
         }
         Ok(self)
@@ -264,7 +323,8 @@ impl StageLayout {
 /// Returns the memory that a stage's tasks hold always, or during reads, independent of chunk size.
 pub(super) fn without_chunks(plan: &Plan, stage: &Stage) -> Vec<(&'static str, u64)> {
     let scope = plan.scope();
-    let far = stage.inputs.iter().flat_map(|i| &i.sources).any(|id| scope.is_remote(plan.array(*id)));
+    let far =
+        stage.inputs.iter().flat_map(|i| &i.sources).any(|id| scope.is_remote(plan.array(*id)));
     let lists = stage.inputs.iter().map(|i| list_bytes(i, &vec![0; i.map.shape().len()])).sum();
     let all = [
         ("reserved", plan.reserved_mem),
@@ -290,20 +350,29 @@ fn is_far(scope: Scope<'_>, array: &PlanArray) -> bool {
 /// The maximum bytes for one index of a list when a task sorts its part of the list by chunks.
 const SORTED_INDEX_BYTES: u64 = 128;
 
-/// The bytes for one index of a list besides its text in the plan. They include the index's share of a vector that grows while a plan is
-/// parsed.
+/// The bytes for one index of a list besides its text in the plan. They include the index's share
+/// of a vector that grows while a plan is parsed.
 const LISTED_INDEX_BYTES: u64 = 32;
 
-/// Returns the bytes for lists of indices, for the text that contains them, and for the sorted part that one block needs.
+/// Returns the bytes for lists of indices, for the text that contains them, and for the sorted part
+/// that one block needs.
 fn list_bytes(input: &StageInput, block: &[u64]) -> u64 {
     let of = |piece: &Piece| match &piece.from {
         Origin::Source { axes, .. } => axes
             .iter()
-            .filter_map(|a| if let AxisMap::Gather { axis, indices, .. } = a { Some((axis, indices)) } else { None })
+            .filter_map(|a| {
+                if let AxisMap::Gather { axis, indices, .. } = a {
+                    Some((axis, indices))
+                } else {
+                    None
+                }
+            })
             .map(|(axis, indices)| {
                 let here = piece.to.shape[*axis].min(block.get(*axis).copied().unwrap_or(u64::MAX));
-                let digits = indices.iter().max().map_or(1, |most| most.checked_ilog10().unwrap_or(0) + 1);
-                (LISTED_INDEX_BYTES + u64::from(digits) + 1) * indices.len() as u64 + SORTED_INDEX_BYTES * here
+                let digits =
+                    indices.iter().max().map_or(1, |most| most.checked_ilog10().unwrap_or(0) + 1);
+                (LISTED_INDEX_BYTES + u64::from(digits) + 1) * indices.len() as u64
+                    + SORTED_INDEX_BYTES * here
             })
             .sum(),
         _ => 0,
@@ -311,11 +380,12 @@ fn list_bytes(input: &StageInput, block: &[u64]) -> u64 {
     input.map.pieces().iter().map(of).sum()
 }
 
-/// The bytes that network reads hold besides the body's buffer: the client and its threads, trusted certificates, and received fragments of
-/// a body.
+/// The bytes that network reads hold besides the body's buffer: the client and its threads, trusted
+/// certificates, and received fragments of a body.
 const NETWORK_BYTES: u64 = 8_000_000;
 
-/// The additional bytes for each further body received concurrently. Four prefetched chunks raised the measured peak by up to 1.5 MB.
+/// The additional bytes for each further body received concurrently. Four prefetched chunks raised
+/// the measured peak by up to 1.5 MB.
 const STREAM_BYTES: u64 = 1_000_000;
 
 /// The memory bounds for reading a chunk of an array.
@@ -330,19 +400,22 @@ struct SourceBounds {
 impl SourceBounds {
     fn of(scope: Scope<'_>, id: ArrayId) -> Result<SourceBounds, PlanError> {
         let array = scope.array(id);
-        let chunk = block_bytes(&array.info.chunk_shape(), array.info.dtype.size()).unwrap_or(TOO_LARGE);
+        let chunk =
+            block_bytes(&array.info.chunk_shape(), array.info.dtype.size()).unwrap_or(TOO_LARGE);
         let mut bounds = SourceBounds { chunk, encoded: 0, scratch: 0, context: 0, index: 0 };
         if matches!(array.place, Place::Constant(_) | Place::Generated(_)) {
             return Ok(bounds);
         }
         let codec = codec(scope, id)?;
-        bounds.encoded = codec.encoded_beside() + if scope.is_remote(array) { NETWORK_BYTES } else { 0 };
+        bounds.encoded =
+            codec.encoded_beside() + if scope.is_remote(array) { NETWORK_BYTES } else { 0 };
         bounds.scratch = codec.decode_scratch();
         bounds.context = codec.decode_context_bytes();
         if let Some(shard) = &array.info.shard {
             let index = index_codec(array, shard)?;
             // The encoded index, the decoded index, and the entries that are kept.
-            bounds.index = index.encoded_beside() + index.decode_scratch() + 2 * index.decoded_bytes();
+            bounds.index =
+                index.encoded_beside() + index.decode_scratch() + 2 * index.decoded_bytes();
         }
         Ok(bounds)
     }
@@ -363,12 +436,21 @@ impl TargetBounds {
         let network = |encoded: u64| if scope.is_remote(array) { encoded } else { 0 };
         let context = codec.encode_context_bytes();
         let Some(shard) = &array.info.shard else {
-            return Ok(TargetBounds { stored: codec.decoded_bytes(), encode: codec.encode_beside() + network(codec.encoded_bound()), context });
+            return Ok(TargetBounds {
+                stored: codec.decoded_bytes(),
+                encode: codec.encode_beside() + network(codec.encoded_bound()),
+                context,
+            });
         };
         let index = index_codec(array, shard)?;
         let encoded = shard::encoded_bound(shard, [&codec, &index]).min(TOO_LARGE);
-        let stored = block_bytes(&array.info.object_shape(), array.info.dtype.size()).unwrap_or(TOO_LARGE);
-        Ok(TargetBounds { stored, encode: encoded + shard::encode_scratch([&codec, &index]) + network(encoded), context })
+        let stored =
+            block_bytes(&array.info.object_shape(), array.info.dtype.size()).unwrap_or(TOO_LARGE);
+        Ok(TargetBounds {
+            stored,
+            encode: encoded + shard::encode_scratch([&codec, &index]) + network(encoded),
+            context,
+        })
     }
 }
 
@@ -378,52 +460,80 @@ fn index_codec(array: &PlanArray, shard: &Shard) -> Result<Codec, PlanError> {
 
 fn codec(scope: Scope<'_>, id: ArrayId) -> Result<Codec, PlanError> {
     let array = scope.array(id);
-    Codec::new(&array.info.codecs, array.info.dtype, &array.info.chunk_shape()).map_err(|error| PlanError::Codec { array: array.name.clone(), error })
+    Codec::new(&array.info.codecs, array.info.dtype, &array.info.chunk_shape())
+        .map_err(|error| PlanError::Codec { array: array.name.clone(), error })
 }
 
-/// Returns the maximum number of chunks of an array that the inputs of one block view. `readers` are the inputs that read the array. Inputs
-/// that certainly view the same chunk count once.
-fn chunks_looked_at(scope: Scope<'_>, stage: &Stage, array: ArrayId, readers: &[usize], modes: &[ReadMode]) -> usize {
+/// Returns the maximum number of chunks of an array that the inputs of one block view. `readers`
+/// are the inputs that read the array. Inputs that certainly view the same chunk count once.
+fn chunks_looked_at(
+    scope: Scope<'_>,
+    stage: &Stage,
+    array: ArrayId,
+    readers: &[usize],
+    modes: &[ReadMode],
+) -> usize {
     let cuts = scope.array(array).info.grid.axes();
-    let of_it = readers.iter().filter(|i| modes[**i] == ReadMode::InChunk).map(|i| &stage.inputs[*i]).filter(|input| input.sources == [array]);
-    let all: Vec<(&[AxisMap], &[u64])> = of_it.filter_map(|input| Some((input.map.as_image()?, input.map.shape()))).collect();
+    let of_it = readers
+        .iter()
+        .filter(|i| modes[**i] == ReadMode::InChunk)
+        .map(|i| &stage.inputs[*i])
+        .filter(|input| input.sources == [array]);
+    let all: Vec<(&[AxisMap], &[u64])> =
+        of_it.filter_map(|input| Some((input.map.as_image()?, input.map.shape()))).collect();
     // The only chunk along an axis that a map views, if there is exactly one.
     let only = |map: &AxisMap, shape: &[u64], cut: &AxisGrid| {
         let last = map.axis().map_or(0, |d| shape[d].saturating_sub(1));
         let (a, b) = (cut.find(map.at(0)), cut.find(map.at(last)));
         (a == b && !matches!(map, AxisMap::Gather { .. })).then_some(a)
     };
-    // Inputs look at one chunk along an axis where it has one, where both look at the same one throughout, or where their maps are equal.
+    // Inputs look at one chunk along an axis where it has one, where both look at the same one
+    // throughout, or where their maps are equal.
     let place = |(a, cut): (&AxisMap, &AxisGrid), shape: &[u64]| match only(a, shape, cut) {
         _ if cut.n_chunks() <= 1 => (Some(0), None),
         Some(chunk) => (Some(chunk), None),
         None => (None, Some(a.clone())),
     };
-    let places = |(axes, shape): &(&[AxisMap], &[u64])| axes.iter().zip(cuts).map(|pair| place(pair, shape)).collect::<Vec<_>>();
+    let places = |(axes, shape): &(&[AxisMap], &[u64])| {
+        axes.iter().zip(cuts).map(|pair| place(pair, shape)).collect::<Vec<_>>()
+    };
     all.iter().map(places).collect::<HashSet<_>>().len()
 }
 
-/// Returns the read mode of an input: [`ReadMode::InChunk`] if every block of every task lies inside one chunk of one source.
+/// Returns the read mode of an input: [`ReadMode::InChunk`] if every block of every task lies
+/// inside one chunk of one source.
 fn read_mode(scope: Scope<'_>, stage: &Stage, i: usize, input: &StageInput) -> ReadMode {
     let kind = stage.kernel.kind();
     if let Some(mode) = kind.read_mode(i) {
         return mode;
     }
-    let (Some(axes), [source]) = (input.map.as_image(), input.sources.as_slice()) else { return ReadMode::Assembled };
+    let (Some(axes), [source]) = (input.map.as_image(), input.sources.as_slice()) else {
+        return ReadMode::Assembled;
+    };
     let whole_task = !kind.walks() && stage.walk == stage.tasks;
     let grid = &scope.array(*source).info.grid;
     let inside = axes.iter().zip(grid.axes()).all(|(map, chunks)| match map {
         AxisMap::Fixed(_) => true,
         AxisMap::Gather { .. } => false,
         AxisMap::Along { axis, start, step } => {
-            let blocks: &AxisGrid = if whole_task { &stage.tasks.axes()[*axis] } else { &stage.walk.axes()[*axis] };
-            blocks.is_empty() || blocks.nests_in(chunks, *start, *step) || stage.tasks.axes()[*axis].nests_in(chunks, *start, *step)
+            let blocks: &AxisGrid =
+                if whole_task { &stage.tasks.axes()[*axis] } else { &stage.walk.axes()[*axis] };
+            blocks.is_empty()
+                || blocks.nests_in(chunks, *start, *step)
+                || stage.tasks.axes()[*axis].nests_in(chunks, *start, *step)
         }
     });
     let finer = || {
         let elements = |shape: Vec<u64>| shape.iter().fold(1u64, |p, n| p.saturating_mul(*n));
         let varies = input.map.varies();
-        let block = stage.walk.max_chunk().into_iter().zip(&varies).filter(|(_, v)| **v).map(|(n, _)| n).collect();
+        let block = stage
+            .walk
+            .max_chunk()
+            .into_iter()
+            .zip(&varies)
+            .filter(|(_, v)| **v)
+            .map(|(n, _)| n)
+            .collect();
         elements(block) < elements(grid.max_chunk())
     };
     match inside {
@@ -448,8 +558,21 @@ struct Sources {
 }
 
 impl Sources {
-    fn of(scope: Scope<'_>, stage: &Stage, modes: &[ReadMode], program: &mut Program) -> Result<Sources, PlanError> {
-        let mut all = Sources { sources: Vec::new(), places: HashMap::new(), chunk: Vec::new(), encoded: 0, scratch: 0, context: 0, index: 0 };
+    fn of(
+        scope: Scope<'_>,
+        stage: &Stage,
+        modes: &[ReadMode],
+        program: &mut Program,
+    ) -> Result<Sources, PlanError> {
+        let mut all = Sources {
+            sources: Vec::new(),
+            places: HashMap::new(),
+            chunk: Vec::new(),
+            encoded: 0,
+            scratch: 0,
+            context: 0,
+            index: 0,
+        };
         let mut readers: HashMap<ArrayId, Vec<usize>> = HashMap::new();
         for (i, input) in stage.inputs.iter().enumerate() {
             for id in &input.sources {
@@ -472,26 +595,47 @@ impl Sources {
             all.index += bounds.index;
             let keep = stage.keep.iter().find(|k| k.array == *id).map_or(0, |k| k.chunks as usize);
             let looked_at = chunks_looked_at(scope, stage, *id, own, modes);
-            // An input that assembles blocks from an array whose chunks other inputs view needs one more chunk, for chunks that no other
-            // input holds.
+            // An input that assembles blocks from an array whose chunks other inputs view needs one
+            // more chunk, for chunks that no other input holds.
             let assembled = own.iter().any(|i| modes[*i] == ReadMode::Assembled);
             let chunks = (looked_at + usize::from(assembled)).max(keep).max(1);
             let bytes = bounds.chunk.saturating_mul(chunks as u64).min(TOO_LARGE);
             let slot = (keep > 0 || looked_at > 0).then(|| program.slot(Part::DecodedChunk, bytes));
-            all.sources.push(SourceLayout { array: *id, chunks, slot, kept: keep > 0, far: is_far(scope, scope.array(*id)) });
+            all.sources.push(SourceLayout {
+                array: *id,
+                chunks,
+                slot,
+                kept: keep > 0,
+                far: is_far(scope, scope.array(*id)),
+            });
             all.chunk.push(bounds.chunk);
         }
         Ok(all)
     }
 }
 
-fn input_layouts(stage: &Stage, block: &[u64], modes: &[ReadMode], read: &Sources, program: &mut Program) -> Vec<InputLayout> {
+fn input_layouts(
+    stage: &Stage,
+    block: &[u64],
+    modes: &[ReadMode],
+    read: &Sources,
+    program: &mut Program,
+) -> Vec<InputLayout> {
     let kind = stage.kernel.kind();
     let sizes = kind.inputs();
     let layout = |(i, (input, mode)): (usize, (&StageInput, &ReadMode))| {
-        let own: Vec<usize> = input.sources.iter().filter_map(|id| read.places.get(id).copied()).collect();
-        let varies = if kind.reads_dense() { vec![true; input.map.shape().len()] } else { input.map.varies() };
-        let passing = own.iter().filter(|s| read.sources[**s].slot.is_none() && *mode != ReadMode::Parts).map(|s| read.chunk[*s]).max();
+        let own: Vec<usize> =
+            input.sources.iter().filter_map(|id| read.places.get(id).copied()).collect();
+        let varies = if kind.reads_dense() {
+            vec![true; input.map.shape().len()]
+        } else {
+            input.map.varies()
+        };
+        let passing = own
+            .iter()
+            .filter(|s| read.sources[**s].slot.is_none() && *mode != ReadMode::Parts)
+            .map(|s| read.chunk[*s])
+            .max();
         let chunk = passing.map(|bytes| program.slot(Part::DecodedChunk, bytes));
         let region = (*mode != ReadMode::InChunk).then(|| {
             let own = kind.input_block(i, block);

@@ -1,8 +1,9 @@
 //! From a graph to stages.
 //!
-//! Only what must be stored becomes an array of its own: outputs, reductions, rechunks. Everything else is folded into
-//! who reads it: a chain of views into one read map, a tree of elementwise functions into one expression, and stages that
-//! walk the same space over common inputs into one stage with several outputs.
+//! Only what must be stored becomes an array of its own: outputs, reductions, rechunks. Everything
+//! else is folded into who reads it: a chain of views into one read map, a tree of elementwise
+//! functions into one expression, and stages that walk the same space over common inputs into one
+//! stage with several outputs.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -14,7 +15,8 @@ use serde_json::Value;
 
 use super::inline::push_input;
 use super::{
-    ArrayId, FORMAT, FinalizedPlan, Mode, Place, Plan, PlanArray, PlanError, Publication, Repositories, Scope, Stage, StageId, StageInput, StageLayout, to_hex,
+    ArrayId, FORMAT, FinalizedPlan, Mode, Place, Plan, PlanArray, PlanError, Publication,
+    Repositories, Scope, Stage, StageId, StageInput, StageLayout, to_hex,
 };
 use crate::graph::{Node, NodeRef, Op};
 use crate::grid::{AxisGrid, ChunkGrid};
@@ -71,7 +73,9 @@ const MAX_NOTES: usize = 6;
 /// Where a stage does not fit `spec.allowed_mem`, or what is asked for contradicts itself.
 pub fn lower(outputs: &[Output], spec: &Spec) -> Result<FinalizedPlan, PlanError> {
     if outputs.is_empty() {
-        return Err(PlanError::BadOutput("there is nothing to compute: name at least one array to store".into()));
+        return Err(PlanError::BadOutput(
+            "there is nothing to compute: name at least one array to store".into(),
+        ));
     }
     spec.codec.check()?;
     check_places(outputs, &collect(outputs.iter())?)?;
@@ -82,7 +86,8 @@ pub fn lower(outputs: &[Output], spec: &Spec) -> Result<FinalizedPlan, PlanError
         lowering.add_output(output);
     }
     for node in &order {
-        if lowering.stored.contains_key(&key(node)) || lowering.materialise.contains_key(&key(node)) {
+        if lowering.stored.contains_key(&key(node)) || lowering.materialise.contains_key(&key(node))
+        {
             lowering.add_intermediate(node);
         }
     }
@@ -135,11 +140,13 @@ pub fn kernels_of(outputs: &[Output]) -> Result<KernelRegistry, PlanError> {
 /// Two outputs at one place, or one inside the other, or over an input.
 fn check_places(outputs: &[Output], order: &[NodeRef]) -> Result<(), PlanError> {
     let place = |url: &str, path: &str| identity(url, path) + "/";
-    let mut all: Vec<(String, usize)> = outputs.iter().enumerate().map(|(i, o)| (place(&o.url, &o.path), i)).collect();
+    let mut all: Vec<(String, usize)> =
+        outputs.iter().enumerate().map(|(i, o)| (place(&o.url, &o.path), i)).collect();
     // Whatever a place holds comes right behind it.
     all.sort();
     if let Some(pair) = all.windows(2).find(|pair| pair[1].0.starts_with(&pair[0].0)) {
-        let (first, second) = if pair[0].1 < pair[1].1 { (&pair[0].0, &pair[1].0) } else { (&pair[1].0, &pair[0].0) };
+        let (first, second) =
+            if pair[0].1 < pair[1].1 { (&pair[0].0, &pair[1].0) } else { (&pair[1].0, &pair[0].0) };
         return Err(PlanError::BadOutput(format!(
             "two results would be stored at {} and {}: give each a place of its own",
             first.trim_end_matches('/'),
@@ -152,9 +159,13 @@ fn check_places(outputs: &[Output], order: &[NodeRef]) -> Result<(), PlanError> 
             // The output that the input could be in, and the one that could be in the input.
             let at = all.partition_point(|(o, _)| *o <= input);
             let around = at.checked_sub(1).into_iter().chain([at]).filter_map(|i| all.get(i));
-            if let Some((out, _)) = around.into_iter().find(|(o, _)| input.starts_with(o.as_str()) || o.starts_with(&input)) {
+            if let Some((out, _)) = around
+                .into_iter()
+                .find(|(o, _)| input.starts_with(o.as_str()) || o.starts_with(&input))
+            {
                 return Err(PlanError::BadOutput(format!(
-                    "the result at {} would replace {}, which it is computed from: store it elsewhere",
+                    "the result at {} would replace {}, which it is computed from: store it \
+                        elsewhere",
                     out.trim_end_matches('/'),
                     input.trim_end_matches('/')
                 )));
@@ -165,7 +176,9 @@ fn check_places(outputs: &[Output], order: &[NodeRef]) -> Result<(), PlanError> 
 }
 
 /// The ancestors of the outputs as a graph, in an order in which each comes after its inputs.
-fn collect<'a>(outputs: impl DoubleEndedIterator<Item = &'a Output>) -> Result<Vec<NodeRef>, PlanError> {
+fn collect<'a>(
+    outputs: impl DoubleEndedIterator<Item = &'a Output>,
+) -> Result<Vec<NodeRef>, PlanError> {
     let mut graph: DiGraph<NodeRef, ()> = DiGraph::new();
     let mut seen: HashMap<*const Node, NodeIndex> = HashMap::new();
     let mut open: Vec<NodeRef> = outputs.rev().map(|o| Arc::clone(&o.node)).collect();
@@ -182,13 +195,17 @@ fn collect<'a>(outputs: impl DoubleEndedIterator<Item = &'a Output>) -> Result<V
             graph.add_edge(from, to, ());
         }
     }
-    let order = toposort(&graph, None).map_err(|_| PlanError::Malformed("an array is computed from itself".into()))?;
+    let order = toposort(&graph, None)
+        .map_err(|_| PlanError::Malformed("an array is computed from itself".into()))?;
     Ok(order.into_iter().map(|i| Arc::clone(&graph[i])).collect())
 }
 
-/// Bytes of the lists of indices in a graph: who made the plan holds them while it runs, also those that no stage needs any more.
+/// Bytes of the lists of indices in a graph: who made the plan holds them while it runs, also those
+/// that no stage needs any more.
 fn listed_bytes(nodes: &[NodeRef]) -> u64 {
-    let of = |node: &NodeRef| if let Op::View { map, .. } = &node.op { map.n_indices() * size_of::<u64>() } else { 0 };
+    let of = |node: &NodeRef| {
+        if let Op::View { map, .. } = &node.op { map.n_indices() * size_of::<u64>() } else { 0 }
+    };
     nodes.iter().map(|n| of(n) as u64).sum()
 }
 
@@ -206,8 +223,20 @@ pub(crate) struct Draft {
 
 impl Draft {
     /// A draft without inputs.
-    pub(crate) fn new(name: &'static str, kind: AnyDraft, target: ArrayId, walk: ChunkGrid) -> Draft {
-        Draft { name, kind, expr: Expr::new(Vec::new()), inputs: Vec::new(), outputs: vec![target], walk }
+    pub(crate) fn new(
+        name: &'static str,
+        kind: AnyDraft,
+        target: ArrayId,
+        walk: ChunkGrid,
+    ) -> Draft {
+        Draft {
+            name,
+            kind,
+            expr: Expr::new(Vec::new()),
+            inputs: Vec::new(),
+            outputs: vec![target],
+            walk,
+        }
     }
 }
 
@@ -264,7 +293,8 @@ impl<'a> Lowering<'a> {
             return;
         }
         self.roots.push((Arc::clone(&output.node), id));
-        // What is stored anyway is read back by others instead of being stored twice. A user's kernel writes its own blocks only.
+        // What is stored anyway is read back by others instead of being stored twice. A user's
+        // kernel writes its own blocks only.
         let as_it_is = !matches!(&output.node.op, Op::Staged(op) if !op.kind().is_readable_from(&output.node, &output.info.objects()));
         if as_it_is && self.materialise.contains_key(&key(&output.node)) {
             self.stored.entry(key(&output.node)).or_insert(id);
@@ -280,7 +310,11 @@ impl<'a> Lowering<'a> {
         if let Some(why) = self.materialise.get(&key(node)) {
             self.remark(id, format!("`{name}` is stored in between: {why}"));
         }
-        self.add(PlanArray { name, info: ArrayInfo::intermediate(node.dtype, node.grid.clone(), self.spec.codec), place: Place::Work });
+        self.add(PlanArray {
+            name,
+            info: ArrayInfo::intermediate(node.dtype, node.grid.clone(), self.spec.codec),
+            place: Place::Work,
+        });
         self.stored.insert(key(node), id);
         self.roots.push((Arc::clone(node), id));
     }
@@ -296,26 +330,50 @@ impl<'a> Lowering<'a> {
             return Ok(*id);
         }
         let id = ArrayId(self.arrays.len());
-        let own = |grid: &ChunkGrid| ArrayInfo::intermediate(node.dtype, grid.clone(), crate::storage::CodecName::None);
+        let own = |grid: &ChunkGrid| {
+            ArrayInfo::intermediate(node.dtype, grid.clone(), crate::storage::CodecName::None)
+        };
         let array = match &node.op {
             Op::Stored(array) => PlanArray {
-                name: if array.path.is_empty() { array.store.url().rsplit('/').next().unwrap_or_default().to_owned() } else { array.path.clone() },
+                name: if array.path.is_empty() {
+                    array.store.url().rsplit('/').next().unwrap_or_default().to_owned()
+                } else {
+                    array.path.clone()
+                },
                 info: array.info.clone(),
-                place: Place::Input { url: array.store.url().to_owned(), path: array.path.clone(), tag: array.tag.clone() },
+                place: Place::Input {
+                    url: array.store.url().to_owned(),
+                    path: array.path.clone(),
+                    tag: array.tag.clone(),
+                },
             },
             Op::Constant(values) if values.len() > MAX_CONSTANT_BYTES => {
                 return Err(PlanError::BadOutput(format!(
-                    "an array of {} bytes from the program's memory is too large for a plan: store it first",
+                    "an array of {} bytes from the program's memory is too large for a plan: store \
+                        it first",
                     values.len()
                 )));
             }
             Op::Constant(values) => {
                 let shape = node.shape();
-                let whole = ChunkGrid::new(shape.iter().map(|n| AxisGrid::regular(*n, *n)).collect());
-                PlanArray { name: format!("constant-{:03}", id.0), info: own(&whole), place: Place::Constant(to_hex(values.bytes())) }
+                let whole =
+                    ChunkGrid::new(shape.iter().map(|n| AxisGrid::regular(*n, *n)).collect());
+                PlanArray {
+                    name: format!("constant-{:03}", id.0),
+                    info: own(&whole),
+                    place: Place::Constant(to_hex(values.bytes())),
+                }
             }
-            Op::Generate(what) => PlanArray { name: format!("generated-{:03}", id.0), info: own(&node.grid), place: Place::Generated(what.clone()) },
-            _ => return Err(PlanError::Malformed("a computed array is read before it is stored".into())),
+            Op::Generate(what) => PlanArray {
+                name: format!("generated-{:03}", id.0),
+                info: own(&node.grid),
+                place: Place::Generated(what.clone()),
+            },
+            _ => {
+                return Err(PlanError::Malformed(
+                    "a computed array is read before it is stored".into(),
+                ));
+            }
         };
         self.add(array);
         self.stored.insert(key(node), id);
@@ -324,16 +382,23 @@ impl<'a> Lowering<'a> {
 
     /// Drafts the stage that computes a node.
     fn lower_root(&mut self, root: &NodeRef, target: ArrayId) -> Result<(), PlanError> {
-        let staged = if let Op::Staged(op) = &root.op { op.kind().draft(root, target, self)? } else { None };
+        let staged =
+            if let Op::Staged(op) = &root.op { op.kind().draft(root, target, self)? } else { None };
         let draft = match staged {
             Some(draft) => draft,
             None => {
                 let grid = self.arrays[target.0].info.objects();
-                let draft = Draft::new(root.name(), AnyDraft::Map(MapDraft { grid: grid.clone() }), target, grid);
+                let draft = Draft::new(
+                    root.name(),
+                    AnyDraft::Map(MapDraft { grid: grid.clone() }),
+                    target,
+                    grid,
+                );
                 match &root.op {
                     Op::Rechunk(input) => self.draft_of(input, draft)?,
                     Op::Staged(_) => self.draft_of(root, draft)?,
-                    // Compute the node itself instead of copying the array that other nodes read it from.
+                    // Compute the node itself instead of copying the array that other nodes read it
+                    // from.
                     _ => {
                         let own = self.stored.remove(&key(root));
                         let draft = self.draft_of(root, draft);
@@ -355,7 +420,12 @@ impl<'a> Lowering<'a> {
     }
 
     /// The same, of a node at its image under a map.
-    pub(crate) fn draft_over(&mut self, node: &NodeRef, map: &ReadMap, mut draft: Draft) -> Result<Draft, PlanError> {
+    pub(crate) fn draft_over(
+        &mut self,
+        node: &NodeRef,
+        map: &ReadMap,
+        mut draft: Draft,
+    ) -> Result<Draft, PlanError> {
         let result = self.inline(node, map, &mut draft)?;
         draft.expr.add_results(&[result]);
         Ok(draft)
@@ -400,8 +470,14 @@ impl<'a> Lowering<'a> {
             let reads: BTreeSet<ArrayId> = inputs.flat_map(arrays_of).collect();
             // A draft may join any earlier one after which nothing comes that it waits for.
             let first = reads.iter().filter_map(|id| writers.get(id)).max().map_or(0, |i| i + 1);
-            let shared: BTreeSet<usize> =
-                draft.inputs.iter().flat_map(arrays_of).filter_map(|id| readers.get(&(id, draft.walk.clone()))).flatten().copied().collect();
+            let shared: BTreeSet<usize> = draft
+                .inputs
+                .iter()
+                .flat_map(arrays_of)
+                .filter_map(|id| readers.get(&(id, draft.walk.clone())))
+                .flatten()
+                .copied()
+                .collect();
             let (mut joined, mut too_large, mut tried) = (None, None, 0);
             for at in shared.range(first..).copied() {
                 let other = &fused[at];
@@ -409,7 +485,8 @@ impl<'a> Lowering<'a> {
                     && let Some(both) = join(other, &draft)?
                     && let Some(stage) = both.kind.kind().joined_stage(&both, self)
                 {
-                    let needs = StageLayout::of(self.scope(), &stage).map_or(u64::MAX, |l| l.estimate.total());
+                    let needs = StageLayout::of(self.scope(), &stage)
+                        .map_or(u64::MAX, |l| l.estimate.total());
                     if needs <= self.spec.allowed_mem {
                         joined = Some((at, both));
                         break;
@@ -434,7 +511,11 @@ impl<'a> Lowering<'a> {
                 None => {
                     if let Some((other, needs)) = too_large {
                         let name = &self.arrays[other.0].name;
-                        let note = format!("walks the blocks of `{name}` again: in one stage, a task would need {}, over allowed_mem", size(needs));
+                        let note = format!(
+                            "walks the blocks of `{name}` again: in one stage, a task would need \
+                                {}, over allowed_mem",
+                            size(needs)
+                        );
                         self.remark(draft.outputs[0], note);
                     }
                     fused.push(draft);
@@ -473,7 +554,12 @@ impl<'a> Lowering<'a> {
             });
         }
         for (i, stage) in stages.iter_mut().enumerate() {
-            let mut after: Vec<StageId> = stage.inputs.iter().flat_map(|i| &i.sources).filter_map(|s| writer.get(s).copied()).collect();
+            let mut after: Vec<StageId> = stage
+                .inputs
+                .iter()
+                .flat_map(|i| &i.sources)
+                .filter_map(|s| writer.get(s).copied())
+                .collect();
             after.sort_unstable();
             after.dedup();
             stage.after = after;
@@ -501,10 +587,16 @@ fn join(a: &Draft, b: &Draft) -> Result<Option<Draft>, PlanError> {
         return Ok(None);
     }
     let Some(kind) = a.kind.join(&b.kind) else { return Ok(None) };
-    let mut both = Draft { kind, outputs: a.outputs.iter().chain(&b.outputs).copied().collect(), ..a.clone() };
+    let mut both =
+        Draft { kind, outputs: a.outputs.iter().chain(&b.outputs).copied().collect(), ..a.clone() };
     let bad = |e: freestone_kernels::ExprError| PlanError::Malformed(e.to_string());
-    let arguments =
-        b.inputs.iter().zip(b.expr.inputs()).map(|(input, dtype)| push_input(&mut both, input.clone(), *dtype)).collect::<Result<Vec<_>, _>>().map_err(bad)?;
+    let arguments = b
+        .inputs
+        .iter()
+        .zip(b.expr.inputs())
+        .map(|(input, dtype)| push_input(&mut both, input.clone(), *dtype))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(bad)?;
     let results = both.expr.append(&b.expr, &arguments).map_err(bad)?;
     both.expr.add_results(&results);
     Ok(Some(both))

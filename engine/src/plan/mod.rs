@@ -1,7 +1,8 @@
 //! A plan: stages over arrays, checked before anything runs.
 //!
-//! [`lower()`](lower::lower) makes a [`Plan`] of a graph; [`Plan::finalize`] checks it and projects its memory. Only a [`FinalizedPlan`] runs, and
-//! reading one back from bytes goes through the same check. What a stage is says `stage`, what is checked `check`.
+//! [`lower()`](lower::lower) makes a [`Plan`] of a graph; [`Plan::finalize`] checks it and projects
+//! its memory. Only a [`FinalizedPlan`] runs, and reading one back from bytes goes through the same
+//! check. What a stage is says `stage`, what is checked `check`.
 
 mod check;
 pub(crate) mod chunks;
@@ -48,7 +49,8 @@ pub(crate) use traffic::MAX_PARTS;
 /// Version of the plan's format. A plan of another version is refused.
 pub const FORMAT: u32 = 3;
 
-/// Version of the engine. A plan of another version is refused: stages and their memory follow from the engine.
+/// Version of the engine. A plan of another version is refused: stages and their memory follow from
+/// the engine.
 pub const ENGINE: &str = env!("CARGO_PKG_VERSION");
 
 /// A worker keeps no more decoded chunks of an array than this.
@@ -71,7 +73,8 @@ pub struct Plan {
     pub engine: String,
     /// Bytes that a task may hold.
     pub allowed_mem: u64,
-    /// Bytes of those that it may grow to where that only saves time, so that others of the plan have room beside it.
+    /// Bytes of those that it may grow to where that only saves time, so that others of the plan
+    /// have room beside it.
     pub growth_mem: u64,
     /// Bytes of those that are not arrays.
     pub reserved_mem: u64,
@@ -93,7 +96,8 @@ impl Plan {
         self.reserved_mem.saturating_add(self.repository_mem())
     }
 
-    /// Bytes that the driver's process holds besides for the commit, where outputs are in a repository.
+    /// Bytes that the driver's process holds besides for the commit, where outputs are in a
+    /// repository.
     pub fn commit_mem(&self) -> u64 {
         let chunks = |a: &PlanArray| match &a.place {
             Place::Output { url, .. } if is_in_repository(url) => a.info.objects().n_chunks(),
@@ -102,7 +106,8 @@ impl Plan {
         commit_bytes(self.arrays.iter().map(chunks).fold(0, u64::saturating_add))
     }
 
-    /// Bytes of those for repositories, where arrays are in some: what is known of chunks there is held as long as the process lives.
+    /// Bytes of those for repositories, where arrays are in some: what is known of chunks there is
+    /// held as long as the process lives.
     pub fn repository_mem(&self) -> u64 {
         Repositories::of(&self.arrays).bytes()
     }
@@ -220,15 +225,29 @@ pub enum Mode {
 #[derive(Clone, Debug, Error)]
 #[allow(missing_docs)]
 pub enum PlanError {
-    #[error("stage `{stage}` needs {} per task, but allowed_mem is {}:\n{estimate}\n{advice}", apart(*projected, *allowed), apart(*allowed, *projected))]
-    ExceedsMemory { stage: String, projected: u64, allowed: u64, estimate: MemoryEstimate, advice: String },
-    #[error("the local process may hold {} (local_mem), but one task of stage `{stage}` needs {}: raise local_mem", size(*allowed), size(*projected))]
+    #[error("stage `{stage}` needs {} per task, but allowed_mem is \
+        {}:\n{estimate}\n{advice}", apart(*projected, *allowed), apart(*allowed, *projected))]
+    ExceedsMemory {
+        stage: String,
+        projected: u64,
+        allowed: u64,
+        estimate: MemoryEstimate,
+        advice: String,
+    },
+    #[error("the local process may hold {} (local_mem), but one task of stage `{stage}` needs {}: \
+        raise local_mem", size(*allowed), size(*projected))]
     ExceedsLocalMemory { stage: String, projected: u64, allowed: u64 },
     #[error("the plan is malformed: {0}")]
     Malformed(String),
-    #[error("the plan has format {found}, this program reads format {FORMAT}: make the plan again with this version")]
+    #[error(
+        "the plan has format {found}, this program reads format {FORMAT}: make the plan again with \
+            this version"
+    )]
     Format { found: u32 },
-    #[error("the plan was made by Freestone {found}, this program is Freestone {ENGINE} (hint: use version {found}, or make the plan again with this one)")]
+    #[error(
+        "the plan was made by Freestone {found}, this program is Freestone {ENGINE} (hint: use \
+            version {found}, or make the plan again with this one)"
+    )]
     Engine { found: String },
     #[error("`{array}`: {error}")]
     Codec { array: String, error: CodecError },
@@ -273,7 +292,8 @@ impl Plan {
     /// Cost: a few microseconds a stage; nothing per chunk or task.
     ///
     /// # Errors
-    /// Where a stage does not fit `allowed_mem` (the worst one is named), or the plan contradicts itself.
+    /// Where a stage does not fit `allowed_mem` (the worst one is named), or the plan contradicts
+    /// itself.
     pub fn finalize(self) -> Result<FinalizedPlan, PlanError> {
         if self.format != FORMAT {
             return Err(PlanError::Format { found: self.format });
@@ -283,14 +303,17 @@ impl Plan {
         let mut layouts = Vec::with_capacity(self.stages.len());
         for (i, stage) in self.stages.iter().enumerate() {
             self.check_stage(i, stage).map_err(|e| match e {
-                PlanError::Malformed(why) => PlanError::Malformed(format!("stage `{}`: {why}", stage.name)),
+                PlanError::Malformed(why) => {
+                    PlanError::Malformed(format!("stage `{}`: {why}", stage.name))
+                }
                 other => other,
             })?;
             layouts.push(StageLayout::of(scope, stage)?.with_ahead(scope, stage)?);
         }
         self.check_writers()?;
         let worst = layouts.iter().zip(&self.stages).max_by_key(|(l, _)| l.estimate.total());
-        if let Some((layout, stage)) = worst.filter(|(l, _)| l.estimate.total() > self.allowed_mem) {
+        if let Some((layout, stage)) = worst.filter(|(l, _)| l.estimate.total() > self.allowed_mem)
+        {
             return Err(PlanError::ExceedsMemory {
                 stage: stage.name.clone(),
                 projected: layout.estimate.total(),
@@ -366,15 +389,20 @@ impl FinalizedPlan {
     /// # Errors
     /// As [`Plan::finalize`].
     pub fn from_bytes(bytes: &[u8]) -> Result<FinalizedPlan, PlanError> {
-        // A plan of another version may have other fields, so versions are looked at before those are missed.
+        // A plan of another version may have other fields, so versions are looked at before those
+        // are missed.
         let parsed = serde_json::from_slice::<Plan>(bytes);
         let versions = match &parsed {
             Ok(plan) => Some(Versions { format: plan.format, engine: plan.engine.clone() }),
             Err(_) => serde_json::from_slice(bytes).ok(),
         };
         match versions {
-            Some(Versions { format, .. }) if format != FORMAT => Err(PlanError::Format { found: format }),
-            Some(Versions { engine, .. }) if engine != ENGINE => Err(PlanError::Engine { found: engine }),
+            Some(Versions { format, .. }) if format != FORMAT => {
+                Err(PlanError::Format { found: format })
+            }
+            Some(Versions { engine, .. }) if engine != ENGINE => {
+                Err(PlanError::Engine { found: engine })
+            }
             _ => parsed.map_err(|e| PlanError::Malformed(e.to_string()))?.finalize(),
         }
     }
@@ -389,7 +417,11 @@ struct Versions {
 
 /// A size in words, or in bytes where words would not tell it from another.
 fn apart(bytes: u64, other: u64) -> String {
-    if size(bytes).to_string() == size(other).to_string() { format!("{bytes} bytes") } else { size(bytes).to_string() }
+    if size(bytes).to_string() == size(other).to_string() {
+        format!("{bytes} bytes")
+    } else {
+        size(bytes).to_string()
+    }
 }
 
 /// Calls `f` with a plan's text, piece by piece: with long lists of indices it is better not held.
@@ -405,7 +437,8 @@ fn written(plan: &Plan, f: impl FnMut(&[u8])) -> Result<(), PlanError> {
             Ok(())
         }
     }
-    serde_json::to_writer(std::io::BufWriter::new(Pieces(f)), plan).map_err(|e| PlanError::Malformed(e.to_string()))
+    serde_json::to_writer(std::io::BufWriter::new(Pieces(f)), plan)
+        .map_err(|e| PlanError::Malformed(e.to_string()))
 }
 
 /// Bytes as hexadecimal text.

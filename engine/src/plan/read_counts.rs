@@ -1,7 +1,8 @@
 //! Read counts of a stage, from the visitor that its tasks use for reading.
 //!
-//! [`ChunkReads`] visits the programs of all tasks without reading anything. A stage for which that takes long, because it has many tasks,
-//! blocks or list entries, has the closed form of `traffic` instead. The cost is therefore bounded for every plan.
+//! [`ChunkReads`] visits the programs of all tasks without reading anything. A stage for which that
+//! takes long, because it has many tasks, blocks or list entries, has the closed form of `traffic`
+//! instead. The cost is therefore bounded for every plan.
 
 use super::chunks::{ChunkReads, Touched};
 use super::layout::SourceLayout;
@@ -32,18 +33,25 @@ struct Count {
     shard: Option<Vec<u64>>,
 }
 
-/// Returns the reads of a stage from each array, in the order of its inputs. Generated arrays count as if they were stored. Counted reads are
-/// subtracted from `left`.
-pub(crate) fn reads(scope: Scope<'_>, stage: &Stage, layout: &StageLayout, left: &mut u64) -> Vec<(ArrayId, Traffic)> {
+/// Returns the reads of a stage from each array, in the order of its inputs. Generated arrays count
+/// as if they were stored. Counted reads are subtracted from `left`.
+pub(crate) fn reads(
+    scope: Scope<'_>,
+    stage: &Stage,
+    layout: &StageLayout,
+    left: &mut u64,
+) -> Vec<(ArrayId, Traffic)> {
     if work(scope, stage).is_none_or(|work| work > MAX_WORK) {
         return traffic::reads(scope, stage);
     }
     let mut counter = Counter::new(scope, stage, layout, *left);
-    if (0..stage.n_tasks()).try_for_each(|number| counter.task(&stage.task_coords(number))).is_err() {
+    if (0..stage.n_tasks()).try_for_each(|number| counter.task(&stage.task_coords(number))).is_err()
+    {
         return traffic::reads(scope, stage);
     }
     *left = counter.left;
-    // Consecutive tasks may run on different workers, which share neither cached chunks nor shard indexes.
+    // Consecutive tasks may run on different workers, which share neither cached chunks nor shard
+    // indexes.
     let stays = |s: &SourceLayout| s.kept || scope.array(s.array).info.shard.is_some();
     let exact = !layout.sources.iter().any(stays);
     let traffic = |(source, count): (&SourceLayout, Count)| {
@@ -53,7 +61,8 @@ pub(crate) fn reads(scope: Scope<'_>, stage: &Stage, layout: &StageLayout, left:
     layout.sources.iter().zip(counter.counts).map(traffic).collect()
 }
 
-/// Returns the approximate cost of counting a stage in addition to its reads, or `None` on overflow.
+/// Returns the approximate cost of counting a stage in addition to its reads, or `None` on
+/// overflow.
 fn work(scope: Scope<'_>, stage: &Stage) -> Option<u64> {
     let kind = stage.kernel.kind();
     let n_inputs = stage.inputs.len() as u64;
@@ -63,8 +72,14 @@ fn work(scope: Scope<'_>, stage: &Stage) -> Option<u64> {
         let n = stage.blocks().n_chunks().max(blocks.n_chunks());
         let each = if input.map.is_flat() {
             // Each chunk near a block is compared with the rows of the block.
-            let rows = blocks.max_chunk().iter().rev().skip(1).try_fold(1u64, |p, n| p.checked_mul(*n))?;
-            rows.checked_mul(traffic::flat_reads(&blocks, &scope.array(*input.sources.first()?).info.grid) as u64 / n.max(1) + 1)?
+            let rows =
+                blocks.max_chunk().iter().rev().skip(1).try_fold(1u64, |p, n| p.checked_mul(*n))?;
+            rows.checked_mul(
+                traffic::flat_reads(&blocks, &scope.array(*input.sources.first()?).info.grid)
+                    as u64
+                    / n.max(1)
+                    + 1,
+            )?
         } else {
             (input.map.pieces().len() + input.map.n_indices()) as u64
         };
@@ -113,7 +128,8 @@ impl<'a> Counter<'a> {
         let region = stage.tasks.region(coords);
         let inside = vec![None; stage.inputs.len()];
         let at_hand = std::mem::take(&mut self.at_hand);
-        let mut reads = ChunkReads { stage, layout, grids: &self.grids, coords, at_hand, inside, visit };
+        let mut reads =
+            ChunkReads { stage, layout, grids: &self.grids, coords, at_hand, inside, visit };
         let loops = TaskLoops { stage, objects: &self.objects, coords, region: &region };
         walk(&layout.program.steps, &loops, &loops.outside(), &mut reads)?;
         self.at_hand = reads.at_hand;
@@ -127,16 +143,25 @@ impl Count {
         let info = &scope.array(array).info;
         let size = info.dtype.size() as f64;
         let elements = |shape: &[u64]| shape.iter().fold(1.0, |p, n| p * *n as f64);
-        let whole = size * info.stored_shape.as_ref().map_or_else(|| elements(&info.grid.region(coords).shape), |shape| elements(shape));
+        let whole = size
+            * info
+                .stored_shape
+                .as_ref()
+                .map_or_else(|| elements(&info.grid.region(coords).shape), |shape| elements(shape));
         let mut bytes = whole;
         if let Touched::Part { axes, runs, .. } = touched {
-            let needed = size * runs.iter().map(|runs| runs.iter().map(|r: &Run| r.count as f64).sum::<f64>()).product::<f64>();
+            let needed = size
+                * runs
+                    .iter()
+                    .map(|runs| runs.iter().map(|r: &Run| r.count as f64).sum::<f64>())
+                    .product::<f64>();
             if needed < 0.99 * whole && traffic::in_parts(scope, stage, array, axes) {
                 (bytes, self.parts) = (needed, true);
             }
         }
         if let Some(shard) = &info.shard {
-            let object: Vec<u64> = coords.iter().zip(&shard.chunks).map(|(c, n)| c / n.max(&1)).collect();
+            let object: Vec<u64> =
+                coords.iter().zip(&shard.chunks).map(|(c, n)| c / n.max(&1)).collect();
             if self.shard.as_ref() != Some(&object) {
                 self.requests += 1.0;
                 self.shard = Some(object);

@@ -1,6 +1,7 @@
 //! Which tasks of earlier stages must be finished before a task can run.
 //!
-//! Answered from read maps when a request comes near its turn: nothing is kept for each chunk, and planning does not ask.
+//! Answered from read maps when a request comes near its turn: nothing is kept for each chunk, and
+//! planning does not ask.
 
 use std::ops::Range;
 
@@ -29,22 +30,43 @@ const MAX_LOOKED_AT: usize = 65_536;
 pub fn writers(plan: &Plan) -> Vec<Option<(StageId, usize)>> {
     let mut writers = vec![None; plan.arrays.len()];
     for (i, stage) in plan.stages.iter().enumerate() {
-        stage.outputs.iter().enumerate().for_each(|(j, o)| writers[o.array.0] = Some((StageId(i), j)));
+        stage
+            .outputs
+            .iter()
+            .enumerate()
+            .for_each(|(j, o)| writers[o.array.0] = Some((StageId(i), j)));
     }
     writers
 }
 
-/// What a range of a stage's tasks waits for: at least all tasks whose results it reads, in disjoint rising ranges.
+/// What a range of a stage's tasks waits for: at least all tasks whose results it reads, in
+/// disjoint rising ranges.
 ///
-/// Cost: bounded, whatever the plan. Where it would take more, it is all tasks of the stages that are read.
-pub fn tasks_read(plan: &Plan, writers: &[Option<(StageId, usize)>], stage: StageId, tasks: Range<u64>) -> Vec<TaskRange> {
-    let whole = |stage: &StageId| TaskRange { stage: *stage, first: 0, end: plan.stages[stage.0].n_tasks() };
+/// Cost: bounded, whatever the plan. Where it would take more, it is all tasks of the stages that
+/// are read.
+pub fn tasks_read(
+    plan: &Plan,
+    writers: &[Option<(StageId, usize)>],
+    stage: StageId,
+    tasks: Range<u64>,
+) -> Vec<TaskRange> {
+    let whole = |stage: &StageId| TaskRange {
+        stage: *stage,
+        first: 0,
+        end: plan.stages[stage.0].n_tasks(),
+    };
     let after = &plan.stages[stage.0].after;
     let mut search = Search { plan, writers, ranges: Vec::new(), left: MAX_LOOKED_AT };
     match search.stage(&plan.stages[stage.0], tasks) {
         Some(()) => {
             // Whatever else it waits for, it does not read.
-            let reads = |s: &&StageId| plan.stages[stage.0].inputs.iter().flat_map(|i| &i.sources).any(|a| writers[a.0].is_some_and(|w| w.0 == **s));
+            let reads = |s: &&StageId| {
+                plan.stages[stage.0]
+                    .inputs
+                    .iter()
+                    .flat_map(|i| &i.sources)
+                    .any(|a| writers[a.0].is_some_and(|w| w.0 == **s))
+            };
             search.ranges.extend(after.iter().filter(|s| !reads(s)).map(whole));
             merge(&mut search.ranges);
             search.ranges
@@ -54,16 +76,24 @@ pub fn tasks_read(plan: &Plan, writers: &[Option<(StageId, usize)>], stage: Stag
 }
 
 /// The tasks that write an object of an array, given by its place in C order.
-pub fn tasks_writing(plan: &Plan, writers: &[Option<(StageId, usize)>], array: ArrayId, object: u64) -> Vec<TaskRange> {
+pub fn tasks_writing(
+    plan: &Plan,
+    writers: &[Option<(StageId, usize)>],
+    array: ArrayId,
+    object: u64,
+) -> Vec<TaskRange> {
     let objects = plan.array(array).info.objects();
     if object >= objects.n_chunks() {
         return Vec::new();
     }
     let region = objects.region(&objects.coords(object));
-    let spans: Vec<(u64, u64)> = region.start.iter().zip(&region.shape).map(|(s, n)| (*s, s + n.max(&1) - 1)).collect();
+    let spans: Vec<(u64, u64)> =
+        region.start.iter().zip(&region.shape).map(|(s, n)| (*s, s + n.max(&1) - 1)).collect();
     let mut search = Search { plan, writers, ranges: Vec::new(), left: MAX_LOOKED_AT };
     match (search.read(array, &spans), writers[array.0]) {
-        (None, Some((stage, _))) => vec![TaskRange { stage, first: 0, end: plan.stages[stage.0].n_tasks() }],
+        (None, Some((stage, _))) => {
+            vec![TaskRange { stage, first: 0, end: plan.stages[stage.0].n_tasks() }]
+        }
         _ => search.ranges,
     }
 }
@@ -97,7 +127,12 @@ impl Search<'_> {
                 if input.sources.iter().all(|s| self.writers[s.0].is_none()) {
                     continue;
                 }
-                let region = stage.kernel.kind().input_region(stage, i, &coords, &stage.tasks.region(&coords));
+                let region = stage.kernel.kind().input_region(
+                    stage,
+                    i,
+                    &coords,
+                    &stage.tasks.region(&coords),
+                );
                 if region.n_elements() == 0 {
                     continue;
                 }
@@ -108,15 +143,34 @@ impl Search<'_> {
                         Origin::Source { source, axes } => {
                             let id = input.sources[*source];
                             let shape = self.plan.array(id).info.shape();
-                            let spans = axes.iter().zip(&shape).map(|(axis, n)| self.span(axis, &piece.to.shape, *n)).collect::<Option<Vec<_>>>()?;
+                            let spans = axes
+                                .iter()
+                                .zip(&shape)
+                                .map(|(axis, n)| self.span(axis, &piece.to.shape, *n))
+                                .collect::<Option<Vec<_>>>()?;
                             self.read(id, &spans)?;
                         }
                         Origin::Flat => {
-                            let at = |index: &mut dyn Iterator<Item = u64>| index.zip(input.map.shape()).fold(0, |at, (i, n)| at * n + i);
+                            let at = |index: &mut dyn Iterator<Item = u64>| {
+                                index.zip(input.map.shape()).fold(0, |at, (i, n)| at * n + i)
+                            };
                             let first = at(&mut region.start.iter().copied());
-                            let last = at(&mut region.start.iter().zip(&region.shape).map(|(s, n)| s + n - 1));
-                            let touched = flat_bounds(&self.plan.array(input.sources[0]).info.shape(), first, last);
-                            let spans: Vec<(u64, u64)> = touched.start.iter().zip(&touched.shape).map(|(s, n)| (*s, s + n - 1)).collect();
+                            let last = at(&mut region
+                                .start
+                                .iter()
+                                .zip(&region.shape)
+                                .map(|(s, n)| s + n - 1));
+                            let touched = flat_bounds(
+                                &self.plan.array(input.sources[0]).info.shape(),
+                                first,
+                                last,
+                            );
+                            let spans: Vec<(u64, u64)> = touched
+                                .start
+                                .iter()
+                                .zip(&touched.shape)
+                                .map(|(s, n)| (*s, s + n - 1))
+                                .collect();
                             self.read(input.sources[0], &spans)?;
                         }
                     }
@@ -136,7 +190,11 @@ impl Search<'_> {
             }
             AxisMap::Gather { axis: d, .. } => {
                 self.left = self.left.checked_sub(usize::try_from(to[*d]).ok()?)?;
-                Some((0..to[*d]).map(|j| axis.at(j)).fold((n, 0), |(lo, hi), x| (lo.min(x), hi.max(x))))
+                Some(
+                    (0..to[*d])
+                        .map(|j| axis.at(j))
+                        .fold((n, 0), |(lo, hi), x| (lo.min(x), hi.max(x))),
+                )
             }
         }
     }
@@ -160,13 +218,19 @@ impl Search<'_> {
             self.ranges.push(TaskRange { stage: id, first: 0, end: below });
             return self.check();
         };
-        let outer = Region { start: tasks.start[..last].to_vec(), shape: tasks.shape[..last].to_vec() };
+        let outer =
+            Region { start: tasks.start[..last].to_vec(), shape: tasks.shape[..last].to_vec() };
         if outer.n_elements() > MAX_RANGES as u64 {
             return None;
         }
         let added: Result<(), ()> = try_for_each_coord(&outer, |at| {
-            let row = at.iter().zip(&counts).fold(0, |i, (c, n)| i * n + c) * counts[last] + tasks.start[last];
-            self.ranges.push(TaskRange { stage: id, first: row * below, end: (row + tasks.shape[last]) * below });
+            let row = at.iter().zip(&counts).fold(0, |i, (c, n)| i * n + c) * counts[last]
+                + tasks.start[last];
+            self.ranges.push(TaskRange {
+                stage: id,
+                first: row * below,
+                end: (row + tasks.shape[last]) * below,
+            });
             Ok(())
         });
         added.ok()?;
@@ -188,7 +252,9 @@ fn writing_tasks(writer: &Stage, output: &StageOutput, spans: &[(u64, u64)]) -> 
     let mut tasks = Region::whole(&writer.tasks.chunk_counts());
     for (axis, (first, last)) in output.axes.iter().zip(spans) {
         let (d, a, b) = match axis {
-            OutAxis::Kept(d) => (*d, writer.tasks.axes()[*d].find(*first), writer.tasks.axes()[*d].find(*last)),
+            OutAxis::Kept(d) => {
+                (*d, writer.tasks.axes()[*d].find(*first), writer.tasks.axes()[*d].find(*last))
+            }
             OutAxis::Part(d) => (*d, *first, *last),
             OutAxis::One => continue,
         };
@@ -211,15 +277,28 @@ mod tests {
     use crate::grid::ChunkGrid;
     use crate::readmap::ReadMap;
 
-    /// Tasks 0 to 29 of a stage over chunks of (10, 10) of (60, 50), and a copy of that by (20, 50) whose read map is exchanged.
+    /// Tasks 0 to 29 of a stage over chunks of (10, 10) of (60, 50), and a copy of that by (20, 50)
+    /// whose read map is exchanged.
     fn two_stages(map: ReadMap, tasks: &[u64]) -> FinalizedPlan {
         let x = random(&[60, 50], &[10, 10], 1);
         let expr = Expr::identity(DType::Float32);
         let first = Node::map(expr.clone(), vec![x]);
-        let cut = Arc::new(Node { op: Op::Rechunk(Arc::clone(&first)), dtype: first.dtype, grid: ChunkGrid::regular(&[60, 50], &[20, 50]).unwrap() });
-        let mut plan = lower(&[output(&first, "a", None), output(&cut, "b", None)], &spec(100_000_000, 2)).unwrap().plan().clone();
+        let cut = Arc::new(Node {
+            op: Op::Rechunk(Arc::clone(&first)),
+            dtype: first.dtype,
+            grid: ChunkGrid::regular(&[60, 50], &[20, 50]).unwrap(),
+        });
+        let mut plan =
+            lower(&[output(&first, "a", None), output(&cut, "b", None)], &spec(100_000_000, 2))
+                .unwrap()
+                .plan()
+                .clone();
         assert_eq!(plan.stages.len(), 2);
-        let a = plan.arrays.iter().position(|a| matches!(&a.place, Place::Output { path, .. } if path == "a")).unwrap();
+        let a = plan
+            .arrays
+            .iter()
+            .position(|a| matches!(&a.place, Place::Output { path, .. } if path == "a"))
+            .unwrap();
         let shape = map.shape().to_vec();
         plan.stages[1].inputs = vec![StageInput { sources: vec![ArrayId(a)], map }];
         plan.stages[1].tasks = ChunkGrid::regular(&shape, tasks).unwrap();
@@ -249,12 +328,38 @@ mod tests {
         check(whole(), &[60, 10], 2..3, &[(2, 3), (7, 8), (12, 13), (17, 18), (22, 23), (27, 28)]);
         check(whole(), &[15, 25], 3..4, &[(7, 10), (12, 15)]);
         // Flipped, transposed, every third row, one row, a list, another shape.
-        check(ReadMap::image(vec![60, 50], vec![along(0, 59, -1), along(1, 0, 1)]), &[20, 50], 0..1, &[(20, 30)]);
-        check(ReadMap::image(vec![50, 60], vec![along(1, 0, 1), along(0, 0, 1)]), &[10, 30], 1..2, &[(15, 16), (20, 21), (25, 26)]);
-        check(ReadMap::image(vec![20, 50], vec![along(0, 0, 3), along(1, 0, 1)]), &[5, 50], 1..2, &[(5, 15)]);
-        check(ReadMap::image(vec![50], vec![AxisMap::Fixed(33), along(0, 0, 1)]), &[20], 1..2, &[(17, 19)]);
-        let listed = AxisMap::Gather { axis: 0, start: 0, step: 1, indices: Arc::from([41, 49, 3, 5]) };
-        check(ReadMap::image(vec![4, 50], vec![listed, along(1, 0, 1)]), &[2, 50], 0..1, &[(20, 25)]);
+        check(
+            ReadMap::image(vec![60, 50], vec![along(0, 59, -1), along(1, 0, 1)]),
+            &[20, 50],
+            0..1,
+            &[(20, 30)],
+        );
+        check(
+            ReadMap::image(vec![50, 60], vec![along(1, 0, 1), along(0, 0, 1)]),
+            &[10, 30],
+            1..2,
+            &[(15, 16), (20, 21), (25, 26)],
+        );
+        check(
+            ReadMap::image(vec![20, 50], vec![along(0, 0, 3), along(1, 0, 1)]),
+            &[5, 50],
+            1..2,
+            &[(5, 15)],
+        );
+        check(
+            ReadMap::image(vec![50], vec![AxisMap::Fixed(33), along(0, 0, 1)]),
+            &[20],
+            1..2,
+            &[(17, 19)],
+        );
+        let listed =
+            AxisMap::Gather { axis: 0, start: 0, step: 1, indices: Arc::from([41, 49, 3, 5]) };
+        check(
+            ReadMap::image(vec![4, 50], vec![listed, along(1, 0, 1)]),
+            &[2, 50],
+            0..1,
+            &[(20, 25)],
+        );
         check(ReadMap::flat(vec![3000]), &[500], 1..2, &[(5, 10)]);
     }
 
@@ -262,8 +367,12 @@ mod tests {
     fn what_takes_too_long_waits_for_all() {
         let plan = two_stages(ReadMap::identity(&[60, 50]), &[1, 1]);
         let writers = writers(plan.plan());
-        assert_eq!(tasks_read(plan.plan(), &writers, StageId(1), 0..1), [TaskRange { stage: StageId(0), first: 0, end: 1 }]);
-        let mut search = Search { plan: plan.plan(), writers: &writers, ranges: Vec::new(), left: 5 };
+        assert_eq!(
+            tasks_read(plan.plan(), &writers, StageId(1), 0..1),
+            [TaskRange { stage: StageId(0), first: 0, end: 1 }]
+        );
+        let mut search =
+            Search { plan: plan.plan(), writers: &writers, ranges: Vec::new(), left: 5 };
         assert_eq!(search.stage(&plan.plan().stages[1], 0..6), None);
     }
 }

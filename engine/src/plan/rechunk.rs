@@ -1,10 +1,11 @@
 //! In how many copies an array gets other chunks, and through which intermediates.
 //!
-//! A copy is a stage whose tasks each read one box of the array and write it in other chunks. Between two copies lies an
-//! intermediate array that is cut wherever a task of the one or of the other ends, so that each of its chunks has one writer and
-//! one reader. What is chosen is the shape of the boxes, by the time that a route takes: bytes moved, requests, tasks. The
-//! search climbs from boxes that lie evenly, on a logarithmic scale, between the two chunk shapes; it is exact in what it counts
-//! and greedy in where it goes.
+//! A copy is a stage whose tasks each read one box of the array and write it in other chunks.
+//! Between two copies lies an intermediate array that is cut wherever a task of the one or of the
+//! other ends, so that each of its chunks has one writer and one reader. What is chosen is the
+//! shape of the boxes, by the time that a route takes: bytes moved, requests, tasks. The search
+//! climbs from boxes that lie evenly, on a logarithmic scale, between the two chunk shapes; it is
+//! exact in what it counts and greedy in where it goes.
 
 use crate::grid::{AxisGrid, ChunkGrid};
 
@@ -29,7 +30,8 @@ pub(crate) struct Problem {
     pub(crate) prices: Prices,
 }
 
-/// Seconds of one worker, roughly: they weigh bytes against requests. Measured on local files and on object stores in the same region.
+/// Seconds of one worker, roughly: they weigh bytes against requests. Measured on local files and
+/// on object stores in the same region.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Prices {
     /// To read and decode a byte of the source.
@@ -98,7 +100,8 @@ const STARTS: u64 = 64;
 /// Steps of the climb, as a stop for what does not end.
 const MAX_STEPS: usize = 400;
 
-/// Pieces of an axis that is cut at the multiples of `a` and of `b`: also the pairs of one of each that touch.
+/// Pieces of an axis that is cut at the multiples of `a` and of `b`: also the pairs of one of each
+/// that touch.
 fn pieces(n: u64, a: u64, b: u64) -> u64 {
     if n == 0 {
         return 0;
@@ -129,9 +132,19 @@ impl Problem {
         let volume = |shape: &[u64]| product(shape.iter().copied());
         let smaller = |a: &[u64], b: &[u64]| product(a.iter().zip(b).map(|(a, b)| *a.min(b)));
         let bytes = self.bytes as f64;
-        let read = if i == 0 { volume(&self.source) * self.source_bytes as f64 } else { smaller(&boxes[i - 1], &boxes[i]) * bytes };
-        let written = if i + 1 == boxes.len() { volume(&self.target) } else { smaller(&boxes[i], &boxes[i + 1]) } * bytes;
-        volume(&boxes[i]) * if i == 0 { self.source_bytes as f64 } else { bytes } + 2.0 * read + 2.0 * written
+        let read = if i == 0 {
+            volume(&self.source) * self.source_bytes as f64
+        } else {
+            smaller(&boxes[i - 1], &boxes[i]) * bytes
+        };
+        let written = if i + 1 == boxes.len() {
+            volume(&self.target)
+        } else {
+            smaller(&boxes[i], &boxes[i + 1])
+        } * bytes;
+        volume(&boxes[i]) * if i == 0 { self.source_bytes as f64 } else { bytes }
+            + 2.0 * read
+            + 2.0 * written
     }
 
     /// What a route costs; `None` if it does not fit memory or has too few tasks.
@@ -152,8 +165,18 @@ impl Problem {
             if self.held(boxes, i) > self.memory as f64 || tasks < most.min(self.tasks as f64) {
                 return None;
             }
-            let read = if i == 0 { self.first(shape) } else { self.counts(&boxes[i - 1], shape) * p.read_request + total * self.bytes as f64 * p.read_byte };
-            let written = if i == last { 0.0 } else { self.counts(shape, &boxes[i + 1]) * p.write_request + total * self.bytes as f64 * p.write_byte };
+            let read = if i == 0 {
+                self.first(shape)
+            } else {
+                self.counts(&boxes[i - 1], shape) * p.read_request
+                    + total * self.bytes as f64 * p.read_byte
+            };
+            let written = if i == last {
+                0.0
+            } else {
+                self.counts(shape, &boxes[i + 1]) * p.write_request
+                    + total * self.bytes as f64 * p.write_byte
+            };
             cost += read + written;
         }
         Some(cost)
@@ -162,7 +185,10 @@ impl Problem {
     /// What the first copy's reading costs.
     fn first(&self, shape: &[u64]) -> f64 {
         self.counts(shape, &self.source)
-            * (product(self.source.iter().copied()) * self.source_bytes as f64 * self.prices.source_byte + self.prices.source_request)
+            * (product(self.source.iter().copied())
+                * self.source_bytes as f64
+                * self.prices.source_byte
+                + self.prices.source_request)
     }
 
     /// The share of a route's cost that is reading the source.
@@ -183,7 +209,8 @@ impl Problem {
         best
     }
 
-    /// Boxes evenly between source and target, those at the ends grown towards each other by `grown`, from 0 to 1, on a logarithmic scale.
+    /// Boxes evenly between source and target, those at the ends grown towards each other by
+    /// `grown`, from 0 to 1, on a logarithmic scale.
     fn start(&self, copies: usize, grown: f64) -> Vec<Vec<u64>> {
         let (last, log) = ((copies - 1).max(1) as f64, |x: u64| (x.max(1) as f64).ln());
         let end = |d: usize, from: &[u64], to: &[u64]| {
@@ -192,20 +219,31 @@ impl Problem {
             (long / from.max(1)).max(1) * from
         };
         let between = |i: usize, d: usize| {
-            let (first, final_) = (end(d, &self.source, &self.target), end(d, &self.target, &self.source));
+            let (first, final_) =
+                (end(d, &self.source, &self.target), end(d, &self.target, &self.source));
             match i {
                 _ if i + 1 == copies => final_,
                 0 => first,
-                _ => (log(first) + (log(final_) - log(first)) * i as f64 / last).exp().round().max(1.0) as u64,
+                _ => (log(first) + (log(final_) - log(first)) * i as f64 / last)
+                    .exp()
+                    .round()
+                    .max(1.0) as u64,
             }
         };
-        (0..copies).map(|i| (0..self.shape.len()).map(|d| between(i, d).min(self.shape[d].max(1))).collect()).collect()
+        (0..copies)
+            .map(|i| {
+                (0..self.shape.len()).map(|d| between(i, d).min(self.shape[d].max(1))).collect()
+            })
+            .collect()
     }
 
     /// The best of a few climbs.
     fn best(&self, copies: usize) -> Option<Route> {
         // The ends as large as memory and the number of tasks let them be, and as they are.
-        let grown = (1..=STARTS).rev().map(|k| k as f64 / STARTS as f64).find(|g| self.cost(&self.start(copies, *g)).is_some());
+        let grown = (1..=STARTS)
+            .rev()
+            .map(|k| k as f64 / STARTS as f64)
+            .find(|g| self.cost(&self.start(copies, *g)).is_some());
         let starts = grown.into_iter().chain([0.0]).map(|g| self.start(copies, g));
         starts.filter_map(|s| self.climb(s)).min_by(|a, b| a.cost.total_cmp(&b.cost))
     }
@@ -215,7 +253,10 @@ impl Problem {
         for _ in 0..MAX_STEPS {
             let mut best: Option<Route> = None;
             let mut look = |boxes: Vec<Vec<u64>>| {
-                if let Some(cost) = self.cost(&boxes).filter(|c| *c < best.as_ref().map_or(here.cost * (1.0 - 1e-9), |b| b.cost)) {
+                if let Some(cost) = self
+                    .cost(&boxes)
+                    .filter(|c| *c < best.as_ref().map_or(here.cost * (1.0 - 1e-9), |b| b.cost))
+                {
                     best = Some(Route { boxes, cost });
                 }
             };
@@ -224,16 +265,22 @@ impl Problem {
                     for value in self.values(&here.boxes, i, d) {
                         let mut trial = here.boxes.clone();
                         trial[i][d] = value;
-                        // Longer along one axis often asks for shorter along another, or for the same in the neighbour.
+                        // Longer along one axis often asks for shorter along another, or for the
+                        // same in the neighbour.
                         for e in (0..self.shape.len()).filter(|e| *e != d) {
-                            for other in [2, 3].into_iter().flat_map(|k| [here.boxes[i][e] * k, here.boxes[i][e] / k]) {
+                            for other in [2, 3]
+                                .into_iter()
+                                .flat_map(|k| [here.boxes[i][e] * k, here.boxes[i][e] / k])
+                            {
                                 let mut both = trial.clone();
                                 both[i][e] = self.snap(other.max(1), both.len(), i, e);
                                 look(both);
                             }
                         }
                         if i + 1 < trial.len() {
-                            for other in [value, trial[i + 1][d].saturating_mul(2), trial[i + 1][d] / 2] {
+                            for other in
+                                [value, trial[i + 1][d].saturating_mul(2), trial[i + 1][d] / 2]
+                            {
                                 let mut both = trial.clone();
                                 both[i + 1][d] = self.snap(other.max(1), both.len(), i + 1, d);
                                 look(both);
@@ -251,8 +298,8 @@ impl Problem {
         Some(here)
     }
 
-    /// A length that the box of copy `i` may have along axis `d`: the last copy writes whole objects of the target, the first reads whole
-    /// chunks of the source where it can.
+    /// A length that the box of copy `i` may have along axis `d`: the last copy writes whole
+    /// objects of the target, the first reads whole chunks of the source where it can.
     fn snap(&self, value: u64, copies: usize, i: usize, d: usize) -> u64 {
         let n = self.shape[d].max(1);
         let unit = if i + 1 == copies {
@@ -269,11 +316,32 @@ impl Problem {
     fn values(&self, boxes: &[Vec<u64>], i: usize, d: usize) -> Vec<u64> {
         let (n, now) = (self.shape[d].max(1), boxes[i][d]);
         let parts = n.div_ceil(now);
-        let mut values = vec![now * 2, now / 2, now * 3 / 2, now * 2 / 3, now * 5 / 4, now * 4 / 5, now + 1, now - 1, n];
+        let mut values = vec![
+            now * 2,
+            now / 2,
+            now * 3 / 2,
+            now * 2 / 3,
+            now * 5 / 4,
+            now * 4 / 5,
+            now + 1,
+            now - 1,
+            n,
+        ];
         values.extend([parts + 1, parts.saturating_sub(1).max(1), parts].map(|k| n.div_ceil(k)));
-        let neighbours = [i.checked_sub(1).map(|j| boxes[j][d]), boxes.get(i + 1).map(|b| b[d]), Some(self.source[d]), Some(self.target[d])];
+        let neighbours = [
+            i.checked_sub(1).map(|j| boxes[j][d]),
+            boxes.get(i + 1).map(|b| b[d]),
+            Some(self.source[d]),
+            Some(self.target[d]),
+        ];
         for unit in neighbours.into_iter().flatten() {
-            values.extend([unit, now / unit * unit, (now / unit + 1).saturating_mul(unit), unit / (unit / now).max(1), unit / (unit / now + 1)]);
+            values.extend([
+                unit,
+                now / unit * unit,
+                (now / unit + 1).saturating_mul(unit),
+                unit / (unit / now).max(1),
+                unit / (unit / now + 1),
+            ]);
         }
         values.iter_mut().for_each(|v| *v = self.snap((*v).max(1), boxes.len(), i, d));
         values.sort_unstable();
@@ -289,7 +357,9 @@ impl Problem {
         let boxes = &route.boxes;
         let between: f64 = boxes.windows(2).map(|w| self.counts(&w[0], &w[1])).sum();
         Moves {
-            requests: self.counts(&boxes[0], &self.source) + 2.0 * between + self.n_tasks(&self.target),
+            requests: self.counts(&boxes[0], &self.source)
+                + 2.0 * between
+                + self.n_tasks(&self.target),
             written: total * boxes.len() as f64,
             fewest_tasks: boxes.iter().map(|b| self.n_tasks(b) as u64).min().unwrap_or(0),
         }
@@ -324,7 +394,14 @@ pub(crate) fn between(a: &ChunkGrid, b: &ChunkGrid) -> Option<ChunkGrid> {
 mod tests {
     use super::*;
 
-    fn problem(shape: &[u64], source: &[u64], target: &[u64], bytes: u64, memory: u64, parallelism: u64) -> Problem {
+    fn problem(
+        shape: &[u64],
+        source: &[u64],
+        target: &[u64],
+        bytes: u64,
+        memory: u64,
+        parallelism: u64,
+    ) -> Problem {
         let local = Kind { compressed: false, remote: parallelism > 64 };
         let tasks = if parallelism > 64 { parallelism } else { 4 * parallelism };
         Problem {
@@ -341,10 +418,20 @@ mod tests {
 
     #[test]
     fn era5_in_three_copies() {
-        let p = problem(&[350_640, 721, 1440], &[31, 721, 1440], &[350_640, 10, 10], 4, 2_400_000_000, 1000);
+        let p = problem(
+            &[350_640, 721, 1440],
+            &[31, 721, 1440],
+            &[350_640, 10, 10],
+            4,
+            2_400_000_000,
+            1000,
+        );
         let route = p.route().unwrap();
         let moves = p.moves(&route);
-        assert!(moves.written <= 4.4e12 && moves.requests <= 250_000.0 && moves.fewest_tasks >= 1000, "{route:?} {moves:?}");
+        assert!(
+            moves.written <= 4.4e12 && moves.requests <= 250_000.0 && moves.fewest_tasks >= 1000,
+            "{route:?} {moves:?}"
+        );
     }
 
     #[test]

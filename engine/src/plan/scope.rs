@@ -1,6 +1,7 @@
 //! A borrowed view of a plan's arrays and of the limits for the layout of its stages.
 //!
-//! Lowering lays out many candidates over the arrays built so far, and a finished plan lays out its stages. Neither copies the arrays.
+//! Lowering lays out many candidates over the arrays built so far, and a finished plan lays out its
+//! stages. Neither copies the arrays.
 
 use super::{ArrayId, Place, PlanArray};
 use crate::storage::is_remote_url;

@@ -1,7 +1,7 @@
 //! A stage: a kernel over a grid of tasks, with the arrays that it reads and writes.
 //!
-//! All of it is data that travels with the plan. `check` verifies it, `layout` derives how its tasks run, and what is particular to its
-//! kind is in `stages`.
+//! All of it is data that travels with the plan. `check` verifies it, `layout` derives how its
+//! tasks run, and what is particular to its kind is in `stages`.
 
 use serde::{Deserialize, Serialize};
 
@@ -86,7 +86,13 @@ impl StageOutput {
 
 impl Stage {
     /// A stage whose tasks load their whole region at once, and keep nothing.
-    pub(crate) fn new(name: &str, kernel: Kernel, inputs: Vec<StageInput>, outputs: Vec<StageOutput>, tasks: ChunkGrid) -> Stage {
+    pub(crate) fn new(
+        name: &str,
+        kernel: Kernel,
+        inputs: Vec<StageInput>,
+        outputs: Vec<StageOutput>,
+        tasks: ChunkGrid,
+    ) -> Stage {
         Stage {
             name: name.to_owned(),
             kernel,
@@ -106,14 +112,20 @@ impl Stage {
         if !self.kernel.kind().walks() {
             return self.tasks.clone();
         }
-        let finer = |(t, w): (&AxisGrid, &AxisGrid)| if w.n_chunks() >= t.n_chunks() { w.clone() } else { t.clone() };
+        let finer = |(t, w): (&AxisGrid, &AxisGrid)| {
+            if w.n_chunks() >= t.n_chunks() { w.clone() } else { t.clone() }
+        };
         ChunkGrid::new(self.tasks.axes().iter().zip(self.walk.axes()).map(finer).collect())
     }
 
     /// Elements of a block along an axis, at most.
     pub(crate) fn block_extent(&self, d: usize) -> u64 {
         let task = self.tasks.axes()[d].max_extent().max(1);
-        if self.kernel.kind().walks() { self.walk.axes()[d].max_extent().clamp(1, task) } else { task }
+        if self.kernel.kind().walks() {
+            self.walk.axes()[d].max_extent().clamp(1, task)
+        } else {
+            task
+        }
     }
 
     /// Number of tasks.
@@ -121,7 +133,8 @@ impl Stage {
         self.tasks.n_chunks()
     }
 
-    /// The axes of the tasks in the order in which tasks are counted: C order, but for the axis of the sweep, which comes last.
+    /// The axes of the tasks in the order in which tasks are counted: C order, but for the axis of
+    /// the sweep, which comes last.
     pub fn order(&self) -> Vec<usize> {
         (0..self.tasks.axes().len()).filter(|d| Some(*d) != self.sweep).chain(self.sweep).collect()
     }

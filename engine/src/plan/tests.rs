@@ -16,25 +16,45 @@ use crate::stages::ReduceNode;
 use crate::storage::{CodecName, Encoding, Keys};
 
 pub(crate) fn spec(allowed: u64, parallelism: u64) -> Spec {
-    Settings { allowed_mem: Some(allowed), parallelism: Some(parallelism), threads: Some(2), work_dir: Some("work".into()), ..Settings::default() }
-        .resolve()
-        .unwrap()
+    Settings {
+        allowed_mem: Some(allowed),
+        parallelism: Some(parallelism),
+        threads: Some(2),
+        work_dir: Some("work".into()),
+        ..Settings::default()
+    }
+    .resolve()
+    .unwrap()
 }
 
 pub(crate) fn random(shape: &[u64], chunk: &[u64], seed: u64) -> NodeRef {
-    let op = Op::Generate(Generate::Uniform { seed, low: Scalar::new(0.0), high: Scalar::new(1.0) });
+    let op =
+        Op::Generate(Generate::Uniform { seed, low: Scalar::new(0.0), high: Scalar::new(1.0) });
     Arc::new(Node { op, dtype: DType::Float32, grid: ChunkGrid::regular(shape, chunk).unwrap() })
 }
 
 fn product(a: &NodeRef, b: &NodeRef) -> NodeRef {
-    let expr = Expr::of(&[DType::Float32, DType::Float32], |e, i| e.push(ExprNode::Binary(BinaryOp::Multiply, i[0], i[1]))).unwrap();
+    let expr = Expr::of(&[DType::Float32, DType::Float32], |e, i| {
+        e.push(ExprNode::Binary(BinaryOp::Multiply, i[0], i[1]))
+    })
+    .unwrap();
     Node::map(expr, vec![Arc::clone(a), Arc::clone(b)])
 }
 
 fn mean(a: &NodeRef) -> NodeRef {
     let grid = ChunkGrid::new(a.grid.axes()[1..].to_vec());
     let finish = Finish::Mean { count: a.shape()[0], dtype: a.dtype };
-    Node::staged(ReduceNode { input: Arc::clone(a), fold: ReduceOp::Sum, finish, axes: vec![0], keepdims: false }, a.dtype, grid)
+    Node::staged(
+        ReduceNode {
+            input: Arc::clone(a),
+            fold: ReduceOp::Sum,
+            finish,
+            axes: vec![0],
+            keepdims: false,
+        },
+        a.dtype,
+        grid,
+    )
 }
 
 pub(crate) fn output(node: &NodeRef, path: &str, chunk: Option<&[u64]>) -> Output {
@@ -51,12 +71,26 @@ pub(crate) fn output(node: &NodeRef, path: &str, chunk: Option<&[u64]>) -> Outpu
         window: None,
     };
     let (node, name, url) = (Arc::clone(node), path.to_owned(), "out".to_owned());
-    Output { node, name, url, path: path.into(), info, document: Value::Null, group: None, overwrite: false, mode: Mode::Whole, consolidated: false }
+    Output {
+        node,
+        name,
+        url,
+        path: path.into(),
+        info,
+        document: Value::Null,
+        group: None,
+        overwrite: false,
+        mode: Mode::Whole,
+        consolidated: false,
+    }
 }
 
 fn quad_means(shape: &[u64], chunk: &[u64]) -> Vec<Output> {
     let (u, v) = (random(shape, chunk, 1), random(shape, chunk, 2));
-    [("uu", product(&u, &u)), ("uv", product(&u, &v)), ("vv", product(&v, &v))].iter().map(|(n, p)| output(&mean(p), n, None)).collect()
+    [("uu", product(&u, &u)), ("uv", product(&u, &v)), ("vv", product(&v, &v))]
+        .iter()
+        .map(|(n, p)| output(&mean(p), n, None))
+        .collect()
 }
 
 #[test]
@@ -68,7 +102,8 @@ fn quadratic_means_are_one_stage_where_tasks_are_enough() {
 
 #[test]
 fn a_long_reduction_is_two_stages_and_never_more() {
-    let plan = lower(&quad_means(&[1_460, 360, 720], &[20, 360, 720]), &spec(400_000_000, 2)).unwrap();
+    let plan =
+        lower(&quad_means(&[1_460, 360, 720], &[20, 360, 720]), &spec(400_000_000, 2)).unwrap();
     let names: Vec<&str> = plan.plan().stages.iter().map(|s| s.name.as_str()).collect();
     assert_eq!(names, ["mean-000", "combine-001"]);
     assert_eq!(plan.plan().stages[0].n_tasks(), 8);
@@ -77,7 +112,11 @@ fn a_long_reduction_is_two_stages_and_never_more() {
 
 #[test]
 fn a_plan_of_a_billion_chunks_is_as_small_as_any() {
-    let plan = lower(&quad_means(&[1_000_000_000, 16_000, 8_000], &[1_000, 160, 800]), &spec(4_000_000_000, 1000)).unwrap();
+    let plan = lower(
+        &quad_means(&[1_000_000_000, 16_000, 8_000], &[1_000, 160, 800]),
+        &spec(4_000_000_000, 1000),
+    )
+    .unwrap();
     let winds = plan.plan().arrays.iter().filter(|a| matches!(a.place, Place::Generated(_)));
     assert!(winds.clone().all(|a| a.info.grid.n_chunks() == 1_000_000_000));
     assert_eq!(winds.map(|a| a.info.n_bytes()).sum::<u128>(), 1_024_000_000_000_000_000);
@@ -111,18 +150,33 @@ fn one_byte_too_little_is_refused() {
 fn a_refusal_advises_what_can_help() {
     let x = random(&[100, 100], &[10, 100], 1);
     let mut plan = lower(&[output(&x, "x", None)], &spec(100_000_000, 2)).unwrap().plan().clone();
-    let codecs = plan.arrays.iter().find(|a| matches!(a.place, Place::Output { .. })).unwrap().info.codecs.clone();
+    let codecs = plan
+        .arrays
+        .iter()
+        .find(|a| matches!(a.place, Place::Output { .. }))
+        .unwrap()
+        .info
+        .codecs
+        .clone();
     let read = plan.arrays.iter_mut().find(|a| matches!(a.place, Place::Generated(_))).unwrap();
-    read.place = Place::Input { url: "s3://bucket/archive".into(), path: "x".into(), tag: String::new() };
+    read.place =
+        Place::Input { url: "s3://bucket/archive".into(), path: "x".into(), tag: String::new() };
     read.info.codecs = codecs;
     let mut check = |allowed: u64, advice: &str| {
         (plan.allowed_mem, plan.growth_mem) = (allowed, allowed);
         let error = plan.clone().finalize().unwrap_err().to_string();
         assert_eq!(error.lines().last().unwrap(), advice, "{error}");
     };
-    let least = "raise allowed_mem (whatever the chunks are, it must be more than 40.0 MB: 32.0 MB reserved, 8.0 MB for the network)";
+    let least = "raise allowed_mem (whatever the chunks are, it must be more than 40.0 MB: 32.0 MB \
+        reserved, 8.0 MB for the network)";
     check(39_000_000, least);
-    check(40_010_000, &format!("{least}, or use smaller chunks: those of `x` are [10, 100] (4.0 kB each), longest along axis 1"));
+    check(
+        40_010_000,
+        &format!(
+            "{least}, or use smaller chunks: those of `x` are [10, 100] (4.0 kB each), longest \
+                along axis 1"
+        ),
+    );
 }
 
 #[test]
@@ -132,10 +186,15 @@ fn two_tasks_never_write_one_chunk() {
     let mut bad = plan.clone();
     bad.stages[0].tasks = ChunkGrid::regular(&[100, 100], &[15, 100]).unwrap();
     bad.stages[0].walk = bad.stages[0].tasks.clone();
-    assert!(matches!(bad.finalize(), Err(PlanError::Malformed(why)) if why.contains("two of its tasks")));
+    assert!(
+        matches!(bad.finalize(), Err(PlanError::Malformed(why)) if why.contains("two of its tasks"))
+    );
     let mut twice = plan.clone();
     twice.stages.push(twice.stages[0].clone());
-    assert!(matches!(twice.finalize(), Err(PlanError::Malformed(why)) if why.contains("written by 2 stages")));
+    assert!(
+        matches!(twice.finalize(), Err(PlanError::Malformed(why)) if why.contains("written by 2 \
+            stages"))
+    );
     let mut other = plan;
     other.format = 99;
     assert!(matches!(other.finalize(), Err(PlanError::Format { found: 99 })));
@@ -164,13 +223,20 @@ fn malformed_plans_are_refused() {
     check(&plan, broken(AxisGrid::Bounds(Vec::new())), "no grid");
     check(&plan, broken(AxisGrid::Bounds(vec![0, 3, 2, 4])), "no grid");
     check(&plan, |plan| plan.stages[0].outputs[0].axes.swap(0, 1), "other axes than its tasks");
-    check(&plan, |plan| plan.stages[0].outputs[0].axes[1] = OutAxis::One, "other axes than its tasks");
+    check(
+        &plan,
+        |plan| plan.stages[0].outputs[0].axes[1] = OutAxis::One,
+        "other axes than its tasks",
+    );
     check(&plan, |plan| plan.stages[0].outputs.clear(), "another number of results");
     check(&plan, |plan| plan.stages[0].inputs.clear(), "another number of inputs");
     let nowhere = |plan: &mut Plan| {
         let map = &plan.stages[0].inputs[0].map;
         let along = |axis| AxisMap::Along { axis, start: 0, step: 1 };
-        let empty = Piece { to: Region { start: vec![0, 0], shape: vec![0, 4] }, from: Origin::Source { source: 0, axes: vec![along(0), along(99)] } };
+        let empty = Piece {
+            to: Region { start: vec![0, 0], shape: vec![0, 4] },
+            from: Origin::Source { source: 0, axes: vec![along(0), along(99)] },
+        };
         let pieces = map.pieces().iter().cloned().chain([empty]).collect();
         plan.stages[0].inputs[0].map = ReadMap::new(map.shape().to_vec(), pieces);
     };
@@ -185,7 +251,10 @@ fn on_a_small_stack(test: impl FnOnce() + Send + 'static) {
 const MANY: usize = 10_000;
 
 fn plus(a: &NodeRef, b: &NodeRef) -> NodeRef {
-    let expr = Expr::of(&[DType::Float32, DType::Float32], |e, i| e.push(ExprNode::Binary(BinaryOp::Add, i[0], i[1]))).unwrap();
+    let expr = Expr::of(&[DType::Float32, DType::Float32], |e, i| {
+        e.push(ExprNode::Binary(BinaryOp::Add, i[0], i[1]))
+    })
+    .unwrap();
     Node::map(expr, vec![Arc::clone(a), Arc::clone(b)])
 }
 
@@ -196,10 +265,14 @@ fn deep_graphs_are_planned_printed_and_dropped_without_recursion() {
         let sum = (0..MANY).fold(Arc::clone(&x), |sum, _| plus(&sum, &y));
         let plan = lower(&[output(&sum, "sum", None)], &spec(100_000_000, 2)).unwrap();
         assert_eq!((plan.plan().stages.len(), plan.plan().stages[0].inputs.len()), (1, 2));
-        let flipped = || ReadMap::image(vec![100], vec![AxisMap::Along { axis: 0, start: 99, step: -1 }]);
+        let flipped =
+            || ReadMap::image(vec![100], vec![AxisMap::Along { axis: 0, start: 99, step: -1 }]);
         let views = (0..MANY).fold(x, |x, _| Node::view(vec![x], flipped()));
         let plan = lower(&[output(&views, "views", None)], &spec(100_000_000, 2)).unwrap();
-        assert_eq!((plan.plan().stages.len(), plan.plan().stages[0].inputs[0].map.clone()), (1, ReadMap::identity(&[100])));
+        assert_eq!(
+            (plan.plan().stages.len(), plan.plan().stages[0].inputs[0].map.clone()),
+            (1, ReadMap::identity(&[100]))
+        );
         let doubled = (0..100).fold(Arc::clone(&y), |x, _| plus(&x, &x));
         assert!(format!("{doubled:?}").len() < 200, "{doubled:?}");
     });
@@ -211,14 +284,19 @@ fn wide_graphs_are_planned() {
     let sum = inputs.iter().skip(1).fold(Arc::clone(&inputs[0]), |sum, x| plus(&sum, x));
     let plan = lower(&[output(&sum, "sum", None)], &spec(1_000_000_000, 2)).unwrap();
     assert_eq!((plan.plan().stages.len(), plan.plan().stages[0].inputs.len()), (1, MANY));
-    let outputs: Vec<Output> = inputs.iter().enumerate().map(|(i, x)| output(&plus(x, &inputs[0]), &format!("out-{i}"), None)).collect();
+    let outputs: Vec<Output> = inputs
+        .iter()
+        .enumerate()
+        .map(|(i, x)| output(&plus(x, &inputs[0]), &format!("out-{i}"), None))
+        .collect();
     let plan = lower(&outputs, &spec(100_000_000, 2)).unwrap();
     assert_eq!(plan.plan().stages.iter().map(|s| s.outputs.len()).sum::<usize>(), MANY);
 }
 
 #[test]
 fn the_memory_of_quadratic_means_by_parts() {
-    let plan = lower(&quad_means(&[1_460, 360, 720], &[20, 360, 720]), &spec(400_000_000, 2)).unwrap();
+    let plan =
+        lower(&quad_means(&[1_460, 360, 720], &[20, 360, 720]), &spec(400_000_000, 2)).unwrap();
     insta::assert_snapshot!(plan.layout(StageId(0)).estimate, @r"
          32.0 MB  reserved (program, stacks, plan)
          41.5 MB  decoded chunks
@@ -229,7 +307,8 @@ fn the_memory_of_quadratic_means_by_parts() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
-    /// A plan that fits keeps fitting when more is allowed, keeps its parallelism, and every output chunk has one task.
+    /// A plan that fits keeps fitting when more is allowed, keeps its parallelism, and every output
+    /// chunk has one task.
     #[test]
     fn more_memory_never_hurts(
         t in 1u64..60, y in 1u64..50, x in 1u64..50, ct in 1u64..20, cy in 1u64..20, cx in 1u64..20,
@@ -247,7 +326,8 @@ proptest! {
         let chunks = plan.plan().arrays.iter().find(|a| matches!(a.place, Place::Output { .. })).unwrap().info.grid.n_chunks();
         for p in [&plan, &more] {
             prop_assert!(p.projected_mem() <= p.plan().allowed_mem);
-            // A rechunk may be cheapest in several copies; a reduction never has more than two stages.
+            // A rechunk may be cheapest in several copies; a reduction never has more than two
+            // stages.
             let most = if reduce { 2 } else { rechunk::MAX_COPIES };
             prop_assert!(p.plan().stages.len() <= most, "{}", p);
             let first = &p.plan().stages[0];

@@ -1,8 +1,9 @@
 //! The traffic of a stage in closed form: the number of chunk requests and their bytes.
 //!
-//! The planner compares candidates by traffic. It follows from the sizes of tasks and chunks, with no work per chunk. The result is exact
-//! where task and chunk boundaries nest, and approximate elsewhere. A finished plan reports counted reads instead (`read_counts`). Bytes
-//! are those of decoded chunks; codecs reduce them.
+//! The planner compares candidates by traffic. It follows from the sizes of tasks and chunks, with
+//! no work per chunk. The result is exact where task and chunk boundaries nest, and approximate
+//! elsewhere. A finished plan reports counted reads instead (`read_counts`). Bytes are those of
+//! decoded chunks; codecs reduce them.
 
 use super::{ArrayId, Place, PlanArray, Scope, Stage, StageInput};
 use crate::flat::flat_bounds;
@@ -25,7 +26,8 @@ pub(crate) struct Traffic {
     pub(crate) parts: bool,
 }
 
-/// Returns the reads of a stage from each array, in the order of its inputs. Generated arrays count as if they were stored.
+/// Returns the reads of a stage from each array, in the order of its inputs. Generated arrays count
+/// as if they were stored.
 pub(crate) fn reads(scope: Scope<'_>, stage: &Stage) -> Vec<(ArrayId, Traffic)> {
     let mut all: Vec<(ArrayId, Traffic)> = Vec::new();
     for i in 0..stage.inputs.len() {
@@ -51,11 +53,14 @@ pub(crate) fn reads(scope: Scope<'_>, stage: &Stage) -> Vec<(ArrayId, Traffic)> 
     all
 }
 
-/// Returns true if an input runs along the axes of an array in the same way as the first input that reads the array.
+/// Returns true if an input runs along the axes of an array in the same way as the first input that
+/// reads the array.
 fn alike(stage: &Stage, i: usize, array: ArrayId) -> bool {
     let along = |input: &StageInput| {
         let axes = |piece: &Piece| match &piece.from {
-            Origin::Source { source, axes } if input.sources[*source] == array => Some(axes.iter().map(AxisMap::axis).collect::<Vec<_>>()),
+            Origin::Source { source, axes } if input.sources[*source] == array => {
+                Some(axes.iter().map(AxisMap::axis).collect::<Vec<_>>())
+            }
             _ => None,
         };
         input.map.pieces().iter().find_map(axes)
@@ -63,29 +68,44 @@ fn alike(stage: &Stage, i: usize, array: ArrayId) -> bool {
     stage.inputs.iter().find_map(along) == along(&stage.inputs[i])
 }
 
-/// Returns the writes of a stage to each of its outputs. A run may write fewer objects, because it may omit chunks of fill values.
+/// Returns the writes of a stage to each of its outputs. A run may write fewer objects, because it
+/// may omit chunks of fill values.
 pub(crate) fn writes(scope: Scope<'_>, stage: &Stage) -> Vec<Traffic> {
     let of = |array: &PlanArray| {
         let requests = array.info.objects().n_chunks() as f64;
-        let whole = array.info.object_shape().iter().fold(array.info.dtype.size() as f64, |p, n| p * *n as f64);
-        let bytes = if array.info.stored_shape.is_some() { requests * whole } else { array.info.n_bytes() as f64 };
+        let whole = array
+            .info
+            .object_shape()
+            .iter()
+            .fold(array.info.dtype.size() as f64, |p, n| p * *n as f64);
+        let bytes = if array.info.stored_shape.is_some() {
+            requests * whole
+        } else {
+            array.info.n_bytes() as f64
+        };
         Traffic { requests, bytes, whole_bytes: bytes, exact: true, parts: false }
     };
     stage.outputs.iter().map(|o| of(&scope.arrays[o.array.0])).collect()
 }
 
-/// Returns true if tasks read only the needed parts of an array's chunks. This requires chunks that are not encoded, and contiguous parts.
+/// Returns true if tasks read only the needed parts of an array's chunks. This requires chunks that
+/// are not encoded, and contiguous parts.
 pub(crate) fn in_parts(scope: Scope<'_>, stage: &Stage, array: ArrayId, axes: &[AxisMap]) -> bool {
     let array = &scope.arrays[array.0];
     let encoded = array.info.codecs.len() > 1 || array.info.shard.is_some();
-    if encoded || scope.is_remote(array) || !matches!(array.place, Place::Input { .. } | Place::Work) {
+    if encoded
+        || scope.is_remote(array)
+        || !matches!(array.place, Place::Input { .. } | Place::Work)
+    {
         return false;
     }
     // Contiguous elements: whole trailing axes, and a part of the next axis.
     let mut together = array.info.dtype.size() as u64;
     for (map, cut) in axes.iter().zip(array.info.grid.axes()).rev() {
         let AxisMap::Along { axis, step: 1, .. } = map else { return together >= 2 * PART_BYTES };
-        let Some(wanted) = stage.tasks.axes().get(*axis).map(AxisGrid::max_extent) else { return false };
+        let Some(wanted) = stage.tasks.axes().get(*axis).map(AxisGrid::max_extent) else {
+            return false;
+        };
         together *= wanted.min(cut.max_extent());
         if wanted < cut.max_extent() {
             break;
@@ -99,23 +119,33 @@ pub(crate) const MAX_PARTS: u64 = 2048;
 
 /// Returns true if every block of an input can be read directly from an array's chunks.
 ///
-/// This requires that the chunks are files without encoding, that a block has the same layout in its chunks as in memory, and that its rows
-/// are long.
+/// This requires that the chunks are files without encoding, that a block has the same layout in
+/// its chunks as in memory, and that its rows are long.
 pub(crate) fn only_parts(scope: Scope<'_>, stage: &Stage, input: &StageInput) -> bool {
-    let (Some(axes), [source]) = (input.map.as_image(), input.sources.as_slice()) else { return false };
+    let (Some(axes), [source]) = (input.map.as_image(), input.sources.as_slice()) else {
+        return false;
+    };
     let array = &scope.arrays[source.0];
-    if array.info.codecs.len() > 1 || array.info.shard.is_some() || scope.is_remote(array) || !matches!(array.place, Place::Input { .. }) {
+    if array.info.codecs.len() > 1
+        || array.info.shard.is_some()
+        || scope.is_remote(array)
+        || !matches!(array.place, Place::Input { .. })
+    {
         return false;
     }
-    if !array.info.codecs.iter().all(|c| c["name"] == "bytes" && c["configuration"]["endian"].as_str().is_none_or(|e| e == "little")) {
+    if !array.info.codecs.iter().all(|c| {
+        c["name"] == "bytes" && c["configuration"]["endian"].as_str().is_none_or(|e| e == "little")
+    }) {
         return false;
     }
     if stage.kernel.kind().reads_dense() {
         return false;
     }
-    let block = |d: usize| stage.walk.axes()[d].max_extent().min(stage.tasks.axes()[d].max_extent());
+    let block =
+        |d: usize| stage.walk.axes()[d].max_extent().min(stage.tasks.axes()[d].max_extent());
     // Rows: whole trailing axes, and a part of the next axis.
-    let (mut row, mut rows, mut whole, mut before) = (array.info.dtype.size() as u64, 1u64, true, usize::MAX);
+    let (mut row, mut rows, mut whole, mut before) =
+        (array.info.dtype.size() as u64, 1u64, true, usize::MAX);
     for (map, cut) in axes.iter().zip(array.info.grid.axes()).rev() {
         match map {
             AxisMap::Along { axis, step: 1, .. } if *axis < before => {
@@ -155,8 +185,15 @@ fn of_input(scope: Scope<'_>, stage: &Stage, i: usize) -> Vec<(ArrayId, Traffic)
         };
         let (requests, whole_bytes) = (requests * times, requests * times * chunk);
         let needed = needed * times * info.dtype.size() as f64;
-        let parts = needed < 0.99 * whole_bytes && axes.is_some_and(|axes| in_parts(scope, stage, id, axes));
-        let found = Traffic { requests, bytes: if parts { needed } else { whole_bytes }, whole_bytes, exact, parts };
+        let parts = needed < 0.99 * whole_bytes
+            && axes.is_some_and(|axes| in_parts(scope, stage, id, axes));
+        let found = Traffic {
+            requests,
+            bytes: if parts { needed } else { whole_bytes },
+            whole_bytes,
+            exact,
+            parts,
+        };
         match all.iter_mut().find(|(other, _)| *other == id) {
             Some((_, sum)) => {
                 *sum = Traffic {
@@ -173,14 +210,23 @@ fn of_input(scope: Scope<'_>, stage: &Stage, i: usize) -> Vec<(ArrayId, Traffic)
     all
 }
 
-/// Returns the chunk reads for one piece of a map, the needed elements counted for each block that needs them, and whether the reads are
-/// exact.
-fn of_piece(stage: &Stage, blocks: &ChunkGrid, array: ArrayId, piece: &Piece, axes: &[AxisMap], cuts: &ChunkGrid) -> (f64, f64, bool) {
+/// Returns the chunk reads for one piece of a map, the needed elements counted for each block that
+/// needs them, and whether the reads are exact.
+fn of_piece(
+    stage: &Stage,
+    blocks: &ChunkGrid,
+    array: ArrayId,
+    piece: &Piece,
+    axes: &[AxisMap],
+    cuts: &ChunkGrid,
+) -> (f64, f64, bool) {
     // Kept chunks remain from task to task of a sweep, else from block to block.
     let last = || (0..stage.walk.axes().len()).rev().find(|d| stage.walk.axes()[*d].n_chunks() > 1);
-    let kept = if stage.keep.iter().any(|k| k.array == array) { stage.sweep.or_else(last) } else { None };
+    let kept =
+        if stage.keep.iter().any(|k| k.array == array) { stage.sweep.or_else(last) } else { None };
     let stays = |d: usize| kept == Some(d);
-    let (mut reads, mut needed, mut exact, mut along) = (1.0, 1.0, true, vec![false; blocks.axes().len()]);
+    let (mut reads, mut needed, mut exact, mut along) =
+        (1.0, 1.0, true, vec![false; blocks.axes().len()]);
     for (map, cut) in axes.iter().zip(cuts.axes()) {
         let (AxisMap::Along { axis, .. } | AxisMap::Gather { axis, .. }) = map else { continue };
         let d = *axis;
@@ -191,7 +237,11 @@ fn of_piece(stage: &Stage, blocks: &ChunkGrid, array: ArrayId, piece: &Piece, ax
             continue;
         }
         // The blocks within the piece.
-        let block = if len == blocks.axes()[d].len() { blocks.axes()[d].clone() } else { blocks.axes()[d].slice(first, 1, len) };
+        let block = if len == blocks.axes()[d].len() {
+            blocks.axes()[d].clone()
+        } else {
+            blocks.axes()[d].slice(first, 1, len)
+        };
         let n = block.n_chunks() as f64;
         let AxisMap::Along { start, step, .. } = map else {
             // The positions that a list selects are not analyzed.
@@ -199,15 +249,18 @@ fn of_piece(stage: &Stage, blocks: &ChunkGrid, array: ArrayId, piece: &Piece, ax
             continue;
         };
         let touched = (cut.find(map.at(0)).abs_diff(cut.find(map.at(len - 1))) + 1) as f64;
-        let (taken, chunk) = (block.max_extent() as f64 * step.unsigned_abs() as f64, cut.max_extent() as f64);
-        let known = if stays(d) || n <= 1.0 || (*step == 1 && *start == 0 && cut.nests_in(&block, 0, 1)) {
-            Some(touched)
-        } else if touched <= 1.0 || block.nests_in(cut, *start, *step) {
-            Some(n)
-        } else {
-            None
-        };
-        reads *= known.unwrap_or_else(|| (n * ((taken + chunk - 1.0) / chunk).min(touched)).max(touched));
+        let (taken, chunk) =
+            (block.max_extent() as f64 * step.unsigned_abs() as f64, cut.max_extent() as f64);
+        let known =
+            if stays(d) || n <= 1.0 || (*step == 1 && *start == 0 && cut.nests_in(&block, 0, 1)) {
+                Some(touched)
+            } else if touched <= 1.0 || block.nests_in(cut, *start, *step) {
+                Some(n)
+            } else {
+                None
+            };
+        reads *= known
+            .unwrap_or_else(|| (n * ((taken + chunk - 1.0) / chunk).min(touched)).max(touched));
         exact &= known.is_some() && !stays(d);
     }
     let met = |d: usize| {
@@ -218,14 +271,19 @@ fn of_piece(stage: &Stage, blocks: &ChunkGrid, array: ArrayId, piece: &Piece, ax
     (reads * again, needed * again, exact)
 }
 
-/// Returns the reads of an array's chunks by blocks of an array of another shape. Each block counts as many reads as a block in the middle.
+/// Returns the reads of an array's chunks by blocks of an array of another shape. Each block counts
+/// as many reads as a block in the middle.
 pub(crate) fn flat_reads(blocks: &ChunkGrid, cuts: &ChunkGrid) -> f64 {
     let (shape, n, chunks) = (blocks.shape(), blocks.n_chunks(), cuts.n_chunks());
     if shape.contains(&0) || n == 0 || chunks <= 1 {
         return n as f64;
     }
     let block = blocks.region(&blocks.chunk_counts().iter().map(|n| n / 2).collect::<Vec<_>>());
-    let at = |last: bool| shape.iter().enumerate().fold(0, |at, (d, n)| at * n + block.start[d] + if last { block.shape[d] - 1 } else { 0 });
+    let at = |last: bool| {
+        shape.iter().enumerate().fold(0, |at, (d, n)| {
+            at * n + block.start[d] + if last { block.shape[d] - 1 } else { 0 }
+        })
+    };
     let touched = cuts.overlapping(&flat_bounds(&cuts.shape(), at(false), at(true))).n_elements();
     (n as f64 * touched as f64).max(chunks as f64)
 }

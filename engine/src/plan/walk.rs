@@ -7,7 +7,8 @@ use crate::program::{Loops, Over};
 /// The position of a task in its program's loops.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct At {
-    /// The current part of the iteration space. In a loop over objects, the object's region in its array.
+    /// The current part of the iteration space. In a loop over objects, the object's region in its
+    /// array.
     pub(crate) cell: Region,
     /// The coordinates of the current object; empty outside loops over objects.
     pub(crate) object: Vec<u64>,
@@ -40,19 +41,31 @@ impl TaskLoops<'_> {
 impl Loops for TaskLoops<'_> {
     type At = At;
 
-    fn each<E>(&self, over: Over, at: &At, mut visit: impl FnMut(&At) -> Result<(), E>) -> Result<(), E> {
+    fn each<E>(
+        &self,
+        over: Over,
+        at: &At,
+        mut visit: impl FnMut(&At) -> Result<(), E>,
+    ) -> Result<(), E> {
         let walk = &self.stage.walk;
         match over {
-            Over::Blocks => try_for_each_coord(&walk.overlapping(self.region), |block| match walk.region(block).intersect(self.region) {
+            Over::Blocks => try_for_each_coord(&walk.overlapping(self.region), |block| match walk
+                .region(block)
+                .intersect(self.region)
+            {
                 Some(cell) => visit(&At { cell, object: at.object.clone() }),
                 None => Ok(()),
             }),
             Over::Objects(j) => {
                 let part = self.stage.output_region(&self.stage.outputs[j], self.coords);
                 let objects = &self.objects[j];
-                try_for_each_coord(&objects.overlapping(&part), |object| visit(&At { cell: objects.region(object), object: object.to_vec() }))
+                try_for_each_coord(&objects.overlapping(&part), |object| {
+                    visit(&At { cell: objects.region(object), object: object.to_vec() })
+                })
             }
-            Over::Slices => try_for_each_coord(&walk.overlapping(&at.cell), |slice| visit(&At { cell: walk.region(slice), object: at.object.clone() })),
+            Over::Slices => try_for_each_coord(&walk.overlapping(&at.cell), |slice| {
+                visit(&At { cell: walk.region(slice), object: at.object.clone() })
+            }),
         }
     }
 }

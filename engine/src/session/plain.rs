@@ -1,4 +1,5 @@
-//! Outputs in plain Zarr stores: metadata documents written last, claims, and locks where the store supports them.
+//! Outputs in plain Zarr stores: metadata documents written last, claims, and locks where the store
+//! supports them.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,17 +12,21 @@ use crate::plan::{FinalizedPlan, Mode, Place, Publication};
 use crate::storage::consolidated::{self, document, pretty};
 use crate::storage::metadata::{MetadataError, exists, open_array};
 use crate::storage::reader::Written;
-use crate::storage::{ArrayInfo, Lock, StorageError, Store, Stores, join, read_small, split_location};
+use crate::storage::{
+    ArrayInfo, Lock, StorageError, Store, Stores, join, read_small, split_location,
+};
 use crate::task::Receipt;
 
-/// A session for plain Zarr stores. Each array's `zarr.json` is written last, so that a killed run leaves no array, and an overwrite
-/// removes it first.
+/// A session for plain Zarr stores. Each array's `zarr.json` is written last, so that a killed run
+/// leaves no array, and an overwrite removes it first.
 ///
-/// A run writes a claim at each output, and does not publish an output that another run has claimed since. Claims prevent two runs from
-/// publishing a mixture by accident. They are not locks: protection from late writers requires a transactional store.
+/// A run writes a claim at each output, and does not publish an output that another run has claimed
+/// since. Claims prevent two runs from publishing a mixture by accident. They are not locks:
+/// protection from late writers requires a transactional store.
 ///
-/// A region of an existing array is written in place, chunk by chunk, without a transaction. During the run, and after a failed run,
-/// readers see new chunks beside old ones. Runs that write different regions do not interfere.
+/// A region of an existing array is written in place, chunk by chunk, without a transaction. During
+/// the run, and after a failed run, readers see new chunks beside old ones. Runs that write
+/// different regions do not interfere.
 ///
 /// In local directories, an active session holds a lock on its claims, and other runs are refused.
 #[derive(Debug)]
@@ -41,21 +46,33 @@ impl PlainZarr {
     /// Creates a session that uses these open stores.
     pub fn new(stores: Stores) -> PlainZarr {
         let now = stores.system().since_epoch().as_nanos();
-        PlainZarr { stores, claim: format!("{}-{now}", std::process::id()), locks: Mutex::default() }
+        PlainZarr {
+            stores,
+            claim: format!("{}-{now}", std::process::id()),
+            locks: Mutex::default(),
+        }
     }
 
-    /// Restores the session of a ticket. Returns `None` if the ticket is not from a session of this type.
+    /// Restores the session of a ticket. Returns `None` if the ticket is not from a session of this
+    /// type.
     pub fn of_ticket(stores: Stores, ticket: &Value) -> Option<PlainZarr> {
-        Some(PlainZarr { stores, claim: ticket["plain_zarr"]["claim"].as_str()?.to_owned(), locks: Mutex::default() })
+        Some(PlainZarr {
+            stores,
+            claim: ticket["plain_zarr"]["claim"].as_str()?.to_owned(),
+            locks: Mutex::default(),
+        })
     }
 
-    /// Locks the claim on a target for the lifetime of this session. Remote stores are not locked; their lock would be an object at the
-    /// claim's key.
+    /// Locks the claim on a target for the lifetime of this session. Remote stores are not locked;
+    /// their lock would be an object at the claim's key.
     fn lock(&self, target: &Target<'_>) -> Result<(), SessionError> {
         if target.store.is_remote() {
             return Ok(());
         }
-        let lock = target.store.lock(&join(target.path, CLAIM))?.ok_or_else(|| SessionError::Busy { place: target.store.place(target.path) })?;
+        let lock = target
+            .store
+            .lock(&join(target.path, CLAIM))?
+            .ok_or_else(|| SessionError::Busy { place: target.store.place(target.path) })?;
         self.locks.lock().unwrap_or_else(PoisonError::into_inner).push(lock);
         Ok(())
     }
@@ -65,10 +82,13 @@ impl PlainZarr {
         self.locks.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// Returns true if the target's metadata are those that this run publishes and the location has no claim.
+    /// Returns true if the target's metadata are those that this run publishes and the location has
+    /// no claim.
     fn is_published(&self, target: &Target<'_>) -> Result<bool, StorageError> {
-        let there = document(&*target.store, &join(target.path, "zarr.json"))?.as_ref() == Some(&target.publication.document);
-        Ok(there && read_small(&*target.store, &join(target.path, CLAIM), MAX_DOCUMENT_BYTES)?.is_none())
+        let there = document(&*target.store, &join(target.path, "zarr.json"))?.as_ref()
+            == Some(&target.publication.document);
+        Ok(there
+            && read_small(&*target.store, &join(target.path, CLAIM), MAX_DOCUMENT_BYTES)?.is_none())
     }
 
     fn targets<'a>(&self, plan: &'a FinalizedPlan) -> Result<Vec<Target<'a>>, SessionError> {
@@ -76,9 +96,18 @@ impl PlainZarr {
         for publication in &plan.plan().publications {
             let array = plan.plan().array(publication.array);
             let Place::Output { url, path } = &array.place else {
-                return Err(StorageError::internal(format!("array `{}`", array.name), "what is published is an output").into());
+                return Err(StorageError::internal(
+                    format!("array `{}`", array.name),
+                    "what is published is an output",
+                )
+                .into());
             };
-            targets.push(Target { store: self.stores.open(url)?, path, info: &array.info, publication });
+            targets.push(Target {
+                store: self.stores.open(url)?,
+                path,
+                info: &array.info,
+                publication,
+            });
         }
         Ok(targets)
     }
@@ -88,15 +117,16 @@ impl PlainZarr {
         Ok(self.targets(plan)?.into_iter().filter(|t| !t.is_region()).collect())
     }
 
-    /// Updates the consolidated metadata of all groups that contain a target and that have consolidated metadata, or are requested to.
-    /// Includes groups outside the target's store.
+    /// Updates the consolidated metadata of all groups that contain a target and that have
+    /// consolidated metadata, or are requested to. Includes groups outside the target's store.
     fn consolidate(&self, targets: &[Target<'_>]) -> Result<Vec<Folder>, StorageError> {
         let mut groups: Vec<Folder> = Vec::new();
         for target in targets {
             for (at, (store, path)) in self.groups_around(target).into_iter().enumerate() {
                 let asked = at == 0 && target.publication.consolidated;
                 let group = match document(&*store, &join(&path, "zarr.json")) {
-                    // Permission to write an array may not include permission to read its parent groups.
+                    // Permission to write an array may not include permission to read its parent
+                    // groups.
                     Err(StorageError::Denied { .. }) if !asked => None,
                     other => other?,
                 };
@@ -158,7 +188,8 @@ impl Target<'_> {
         matches!(self.publication.mode, Mode::Region { .. })
     }
 
-    /// Returns the keys of the documents of all enclosing groups in the target's store, innermost first.
+    /// Returns the keys of the documents of all enclosing groups in the target's store, innermost
+    /// first.
     fn groups(&self) -> Vec<String> {
         let mut keys = Vec::new();
         let mut path = self.path;
@@ -196,8 +227,12 @@ impl Session for PlainZarr {
                 let what = match document(store, "zarr.json")? {
                     Some(d) if d["node_type"] != "group" => Some("an array"),
                     Some(_) => None,
-                    None if read_small(store, ".zarray", MAX_DOCUMENT_BYTES)?.is_some() => Some("an array"),
-                    None if read_small(store, ".zgroup", MAX_DOCUMENT_BYTES)?.is_some() => Some("a group of Zarr format 2"),
+                    None if read_small(store, ".zarray", MAX_DOCUMENT_BYTES)?.is_some() => {
+                        Some("an array")
+                    }
+                    None if read_small(store, ".zgroup", MAX_DOCUMENT_BYTES)?.is_some() => {
+                        Some("a group of Zarr format 2")
+                    }
                     None => None,
                 };
                 if let Some(what) = what {
@@ -205,7 +240,10 @@ impl Session for PlainZarr {
                 }
             }
             let claim = join(target.path, CLAIM);
-            if !store.is_remote() && read_small(store, &claim, MAX_DOCUMENT_BYTES)?.is_some() && store.lock(&claim)?.is_none() {
+            if !store.is_remote()
+                && read_small(store, &claim, MAX_DOCUMENT_BYTES)?.is_some()
+                && store.lock(&claim)?.is_none()
+            {
                 return Err(SessionError::Busy { place });
             }
             let there = exists(store, target.path)?;
@@ -214,10 +252,18 @@ impl Session for PlainZarr {
             }
             if !there && !store.url().starts_with("http") {
                 // Only chunks left by a killed run may be removed. Any other object is an error.
-                let prefix = if target.path.is_empty() { String::new() } else { format!("{}/", target.path) };
+                let prefix = if target.path.is_empty() {
+                    String::new()
+                } else {
+                    format!("{}/", target.path)
+                };
                 let strange = |n: &String| !n.bytes().all(|b| b.is_ascii_digit());
                 let beside = store.list(&prefix)?.into_iter().filter(|n| n != "c" && n != CLAIM);
-                let inside = store.list(&format!("{prefix}c/"))?.into_iter().filter(strange).map(|n| format!("c/{n}"));
+                let inside = store
+                    .list(&format!("{prefix}c/"))?
+                    .into_iter()
+                    .filter(strange)
+                    .map(|n| format!("c/{n}"));
                 let names: Vec<String> = beside.chain(inside).take(5).collect();
                 if !names.is_empty() {
                     return Err(SessionError::Foreign { place, names });
@@ -259,7 +305,9 @@ impl Session for PlainZarr {
         self.unlock();
         for target in self.targets(plan)? {
             target.check_unchanged()?;
-            let is_ours = target.is_region() || self.owns(&target)? || (finished && self.is_published(&target)?);
+            let is_ours = target.is_region()
+                || self.owns(&target)?
+                || (finished && self.is_published(&target)?);
             if !is_ours {
                 return Err(SessionError::Taken { place: target.store.place(target.path) });
             }
@@ -278,7 +326,9 @@ impl Session for PlainZarr {
                 }
                 // Remove the folder if it is empty.
                 let folder = format!("{}/", target.path);
-                if folder.len() > 1 && target.store.list(&folder).is_ok_and(|names| names.is_empty()) {
+                if folder.len() > 1
+                    && target.store.list(&folder).is_ok_and(|names| names.is_empty())
+                {
                     let _ = target.store.remove(&folder);
                 }
             }
@@ -292,23 +342,38 @@ impl Session for PlainZarr {
         if receipt.chunk >= objects.n_chunks() {
             return Ok(false);
         }
-        let (Place::Output { url, path }, Written::Object { len, hash }) = (&array.place, receipt.written) else { return Ok(true) };
+        let (Place::Output { url, path }, Written::Object { len, hash }) =
+            (&array.place, receipt.written)
+        else {
+            return Ok(true);
+        };
         let store = self.stores.open(url)?;
         if store.is_remote() {
             return Ok(true);
         }
         let mut buffer = Buffer::zeroed(len as usize);
-        let found = store.read(&join(path, &array.info.object_key(&objects.coords(receipt.chunk))), None, len, &mut buffer)?;
+        let found = store.read(
+            &join(path, &array.info.object_key(&objects.coords(receipt.chunk))),
+            None,
+            len,
+            &mut buffer,
+        )?;
         Ok(found && buffer.len() as u64 == len && xxh3_64(buffer.bytes()) == hash)
     }
 
-    fn commit(&self, plan: &FinalizedPlan, _receipts: &[Receipt], _is_cancelled: &dyn Fn() -> bool) -> Result<Option<String>, SessionError> {
+    fn commit(
+        &self,
+        plan: &FinalizedPlan,
+        _receipts: &[Receipt],
+        _is_cancelled: &dyn Fn() -> bool,
+    ) -> Result<Option<String>, SessionError> {
         for target in self.targets(plan)? {
             if target.publication.mode == Mode::Metadata {
                 continue;
             }
             let objects = target.info.objects();
-            let mut keys = (0..objects.n_chunks()).map(|i| join(target.path, &target.info.object_key(&objects.coords(i))));
+            let mut keys = (0..objects.n_chunks())
+                .map(|i| join(target.path, &target.info.object_key(&objects.coords(i))));
             target.store.sync(&mut keys)?;
             target.check_unchanged()?;
         }
@@ -319,7 +384,9 @@ impl Session for PlainZarr {
                 (true, _) => left.push(target),
                 // An earlier, interrupted call has published this target.
                 (false, true) => {}
-                (false, false) => return Err(SessionError::Taken { place: target.store.place(target.path) }),
+                (false, false) => {
+                    return Err(SessionError::Taken { place: target.store.place(target.path) });
+                }
             }
         }
         for target in left {
@@ -339,7 +406,8 @@ impl Session for PlainZarr {
         let changed = self.consolidate(&targets)?;
         for target in &targets {
             let key = join(target.path, "zarr.json");
-            let groups = if target.publication.group.is_some() { target.groups() } else { Vec::new() };
+            let groups =
+                if target.publication.group.is_some() { target.groups() } else { Vec::new() };
             target.store.sync(&mut std::iter::once(key).chain(groups))?;
         }
         for (store, path) in changed {
@@ -358,7 +426,8 @@ mod tests {
     use crate::plan::tests::{output, random, spec};
     use crate::storage::MemoryStore;
 
-    /// The driver retries transient storage failures. A session's own locks must not block its retries, but must block other sessions.
+    /// The driver retries transient storage failures. A session's own locks must not block its
+    /// retries, but must block other sessions.
     #[test]
     fn a_session_is_not_in_its_own_way() {
         let folder = tempfile::tempdir().unwrap();

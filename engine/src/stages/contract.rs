@@ -1,12 +1,16 @@
-//! Matrix products, summed along axes: the boxes of the result that tasks compute, and the division of the sum into parallel parts.
+//! Matrix products, summed along axes: the boxes of the result that tasks compute, and the division
+//! of the sum into parallel parts.
 //!
-//! A task iterates along the contracted axes and adds matrix products to its accumulators, a box of the result. Operands are multiplied in
-//! place. Operands that are computed, or whose layout is not that of matrices, are packed first.
+//! A task iterates along the contracted axes and adds matrix products to its accumulators, a box of
+//! the result. Operands are multiplied in place. Operands that are computed, or whose layout is not
+//! that of matrices, are packed first.
 
 use std::ops::Range;
 
 use freestone_kernels::reduce::Finish;
-use freestone_kernels::{Buffer, DType, Expr, ReduceOp, View, contiguous_strides, contract, copy, eval};
+use freestone_kernels::{
+    Buffer, DType, Expr, ReduceOp, View, contiguous_strides, contract, copy, eval,
+};
 use serde::{Deserialize, Serialize};
 
 use super::reduce::{Fold, PARTIAL_SHARE, ReduceDraft};
@@ -18,7 +22,10 @@ use crate::plan::explain::term;
 use crate::plan::layout::{Builder, StageLayout, TASK_OVERHEAD_BYTES, TOO_LARGE, holding};
 use crate::plan::lower::{Draft, Lowering};
 use crate::plan::walk::At;
-use crate::plan::{ArrayId, OutAxis, Place, Plan, PlanArray, PlanError, ReadMode, Stage, StageInput, StageOutput, malformed, traffic};
+use crate::plan::{
+    ArrayId, OutAxis, Place, Plan, PlanArray, PlanError, ReadMode, Stage, StageInput, StageOutput,
+    malformed, traffic,
+};
 use crate::program::{Over, Phase, SlotId, Step};
 use crate::readmap::{AxisMap, ReadMap};
 use crate::state::{TaskState, overrun, sizes};
@@ -26,10 +33,12 @@ use crate::storage::array::ArrayInfo;
 use crate::task::{Cause, internal};
 use crate::user::KernelRegistry;
 
-/// `out[b…, i…, j…] = Σ lhs[b…, i…, k…] · rhs[b…, j…, k…]`; the iteration space is `b…, i…, j…, k…`.
+/// `out[b…, i…, j…] = Σ lhs[b…, i…, k…] · rhs[b…, j…, k…]`; the iteration space is
+/// `b…, i…, j…, k…`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Contract {
-    /// The expression of `lhs` over the first inputs and that of `rhs` over the others, with one result each.
+    /// The expression of `lhs` over the first inputs and that of `rhs` over the others, with one
+    /// result each.
     pub operands: Box<[Expr; 2]>,
     /// The number of axes `b…`.
     pub batch: usize,
@@ -51,7 +60,11 @@ impl Contract {
 
     /// Returns the axes of the iteration space that an operand lacks.
     fn axes_without(&self, operand: usize) -> Range<usize> {
-        if operand == 0 { self.batch + self.free[0]..self.kept() } else { self.batch..self.batch + self.free[0] }
+        if operand == 0 {
+            self.batch + self.free[0]..self.kept()
+        } else {
+            self.batch..self.batch + self.free[0]
+        }
     }
 
     /// Returns the axes of an operand, for an iteration space of `rank` axes.
@@ -73,9 +86,18 @@ impl StageKind for Contract {
     fn check(&self, _plan: &Plan, stage: &Stage) -> Result<Vec<DType>, PlanError> {
         let rank = stage.tasks.axes().len();
         let counts = [self.batch, self.free[0], self.free[1]];
-        let Some(kept) = counts.iter().try_fold(0usize, |p, n| p.checked_add(*n)) else { return Err(malformed("its operands have too many axes")) };
+        let Some(kept) = counts.iter().try_fold(0usize, |p, n| p.checked_add(*n)) else {
+            return Err(malformed("its operands have too many axes"));
+        };
         match self.operands.iter().flat_map(Expr::result_dtypes).collect::<Vec<_>>()[..] {
-            [a, b] if a == b && contract::is_defined(a) && kept <= rank && stage.walk.axes()[..kept] == stage.tasks.axes()[..kept] => Ok(vec![a]),
+            [a, b]
+                if a == b
+                    && contract::is_defined(a)
+                    && kept <= rank
+                    && stage.walk.axes()[..kept] == stage.tasks.axes()[..kept] =>
+            {
+                Ok(vec![a])
+            }
             _ => Err(malformed("its operands are no matrices of one dtype")),
         }
     }
@@ -83,7 +105,8 @@ impl StageKind for Contract {
     fn program(&self, layout: &mut Builder<'_>) -> Result<Vec<Step>, PlanError> {
         let n = layout.inputs.len();
         let info = &layout.scope.array(layout.stage.outputs[0].array).info;
-        let accumulator = layout.accumulator(0, layout.kept_bytes(info.dtype.size(), |d| !self.folds(d)));
+        let accumulator =
+            layout.accumulator(0, layout.kept_bytes(info.dtype.size(), |d| !self.folds(d)));
         let as_they_are = info.stored_shape.is_none() && n_objects(layout, 0) == 1;
         let block: Vec<SlotId> = if as_they_are { Vec::new() } else { vec![layout.output(0)] };
         for (o, expr) in self.operands.iter().enumerate() {
@@ -112,7 +135,11 @@ impl StageKind for Contract {
 
     fn formula(&self, _j: usize, names: &[String]) -> String {
         let (left, right) = names.split_at(self.inputs_of(0).end.min(names.len()));
-        format!("matmul({}, {})", term(&self.operands[0], 0, left), term(&self.operands[1], 0, right))
+        format!(
+            "matmul({}, {})",
+            term(&self.operands[0], 0, left),
+            term(&self.operands[1], 0, right)
+        )
     }
 
     fn folds(&self, axis: usize) -> bool {
@@ -126,14 +153,21 @@ impl StageKind for Contract {
     fn scratch_bytes(&self, block: &[u64]) -> u64 {
         // The panels of both operands, which never exceed these bounds.
         let size = self.inputs().first().map_or(16, |t| t.size() as u64);
-        let side = |free: Range<usize>| free.chain(self.kept()..block.len()).fold(size, |p, d| p.saturating_mul(block[d]));
-        let (left, right) = (side(self.batch..self.batch + self.free[0]), side(self.batch + self.free[0]..self.kept()));
-        let panels = contract::SCRATCH_BYTES.min(left.saturating_add(right).saturating_mul(2).saturating_add(TASK_OVERHEAD_BYTES));
+        let side = |free: Range<usize>| {
+            free.chain(self.kept()..block.len()).fold(size, |p, d| p.saturating_mul(block[d]))
+        };
+        let (left, right) = (
+            side(self.batch..self.batch + self.free[0]),
+            side(self.batch + self.free[0]..self.kept()),
+        );
+        let panels = contract::SCRATCH_BYTES
+            .min(left.saturating_add(right).saturating_mul(2).saturating_add(TASK_OVERHEAD_BYTES));
         self.operands.iter().map(eval::scratch_bytes).sum::<u64>() + panels + TASK_OVERHEAD_BYTES
     }
 
     fn compile(&self, _kernels: &KernelRegistry) -> Result<Box<dyn Compiled>, String> {
-        let machines = [eval::Machine::new(&self.operands[0]), eval::Machine::new(&self.operands[1])];
+        let machines =
+            [eval::Machine::new(&self.operands[0]), eval::Machine::new(&self.operands[1])];
         Ok(Box::new(CompiledContract { kernel: self.clone(), machines }))
     }
 }
@@ -150,8 +184,9 @@ fn n_objects(layout: &Builder<'_>, j: usize) -> u64 {
 }
 
 impl Contract {
-    /// Returns true if an operand without arithmetic can be multiplied in place. This requires that each of its two sides is one axis with
-    /// a positive stride, and that one of these axes is contiguous.
+    /// Returns true if an operand without arithmetic can be multiplied in place. This requires that
+    /// each of its two sides is one axis with a positive stride, and that one of these axes is
+    /// contiguous.
     fn lies_as_matrix(&self, layout: &Builder<'_>, operand: usize) -> bool {
         let Contract { batch, free, .. } = *self;
         let i = self.inputs_of(operand).start;
@@ -172,9 +207,15 @@ impl Contract {
         // Trailing axes of the source whose chunk length is 1 do not matter.
         let last = axes.iter().zip(&stored).rev().find(|(_, n)| **n > 1).map(|(a, _)| a);
         let side = |axis: &AxisMap| axis.axis().is_some_and(|a| a >= batch);
-        let upwards = |axis: &AxisMap| !matches!(axis, AxisMap::Along { step, .. } if *step < 1) && !matches!(axis, AxisMap::Gather { .. });
+        let upwards = |axis: &AxisMap| {
+            !matches!(axis, AxisMap::Along { step, .. } if *step < 1)
+                && !matches!(axis, AxisMap::Gather { .. })
+        };
         let unit = last.is_none_or(|a| side(a) && matches!(a, AxisMap::Along { step: 1, .. }));
-        free[operand] <= 1 && contracted <= 1 && axes.iter().filter(|a| side(a)).all(upwards) && unit
+        free[operand] <= 1
+            && contracted <= 1
+            && axes.iter().filter(|a| side(a)).all(upwards)
+            && unit
     }
 }
 
@@ -209,7 +250,9 @@ impl CompiledContract {
                 *pack = Some(self.pack(o, at, task)?);
             }
         }
-        let mut accumulator = task.accumulators[0].take().ok_or_else(|| internal("accumulators are there until the task ends"))?;
+        let mut accumulator = task.accumulators[0]
+            .take()
+            .ok_or_else(|| internal("accumulators are there until the task ends"))?;
         let added = self.add_products(at, task, &packs, accumulator.bytes_mut());
         task.accumulators[0] = Some(accumulator);
         packs.into_iter().flatten().for_each(|p| task.desk.arena.recycle(p));
@@ -219,7 +262,11 @@ impl CompiledContract {
     /// Returns views of an operand's inputs, along the operand's axes.
     fn views<'t>(&self, operand: usize, at: &At, task: &'t TaskState<'_>) -> Vec<View<'t>> {
         let axes = self.kernel.axes_of(operand, at.cell.shape.len());
-        let mut views = task.views_of(self.kernel.inputs_of(operand), self.kernel.operands[operand].inputs(), &at.cell);
+        let mut views = task.views_of(
+            self.kernel.inputs_of(operand),
+            self.kernel.operands[operand].inputs(),
+            &at.cell,
+        );
         for view in &mut views {
             view.shape = axes.iter().map(|d| view.shape[*d]).collect();
             view.strides = axes.iter().map(|d| view.strides[*d]).collect();
@@ -232,14 +279,24 @@ impl CompiledContract {
         let axes = self.kernel.axes_of(operand, at.cell.shape.len());
         let shape: Vec<usize> = axes.iter().map(|d| at.cell.shape[*d] as usize).collect();
         let size = task.outputs[0].info().dtype.size();
-        let mut pack = task.desk.arena.buffer((shape.iter().product::<usize>() * size) as u64).map_err(overrun)?;
+        let mut pack = task
+            .desk
+            .arena
+            .buffer((shape.iter().product::<usize>() * size) as u64)
+            .map_err(overrun)?;
         let views = self.views(operand, at, task);
         eval::map(&mut self.machines[operand], &shape, &views, &mut [pack.bytes_mut()]);
         Ok(pack)
     }
 
     /// Adds the products of all batches.
-    fn add_products(&self, at: &At, task: &TaskState<'_>, packs: &[Option<Buffer>; 2], out: &mut [u8]) -> Result<(), Cause> {
+    fn add_products(
+        &self,
+        at: &At,
+        task: &TaskState<'_>,
+        packs: &[Option<Buffer>; 2],
+        out: &mut [u8],
+    ) -> Result<(), Cause> {
         let Contract { batch, free, .. } = self.kernel;
         let count = |axes: Range<usize>| at.cell.shape[axes].iter().product::<u64>() as usize;
         let (batches, k) = (count(0..batch), count(self.kernel.kept()..at.cell.shape.len()));
@@ -248,7 +305,13 @@ impl CompiledContract {
         let each = rows[0] * rows[1] * dtype.size();
         let views = [self.views(0, at, task), self.views(1, at, task)];
         let matrix = |o: usize, b: usize| match (&packs[o], views[o].first()) {
-            (Some(pack), _) => Ok(View { dtype, bytes: pack.bytes(), offset: b * rows[o] * k, shape: vec![rows[o], k], strides: vec![k as isize, 1] }),
+            (Some(pack), _) => Ok(View {
+                dtype,
+                bytes: pack.bytes(),
+                offset: b * rows[o] * k,
+                shape: vec![rows[o], k],
+                strides: vec![k as isize, 1],
+            }),
             (None, Some(view)) => Ok(matrix_of(view, batch, free[o], b, [rows[o], k])),
             (None, None) => Err(internal("an operand of a product has an input or a packed block")),
         };
@@ -263,41 +326,65 @@ impl CompiledContract {
     }
 }
 
-/// Returns the matrix of batch `b` of an operand that is multiplied in place. Each side is one axis, or several axes that are contiguous.
-fn matrix_of<'t>(view: &View<'t>, batch: usize, free: usize, b: usize, [rows, k]: [usize; 2]) -> View<'t> {
+/// Returns the matrix of batch `b` of an operand that is multiplied in place. Each side is one
+/// axis, or several axes that are contiguous.
+fn matrix_of<'t>(
+    view: &View<'t>,
+    batch: usize,
+    free: usize,
+    b: usize,
+    [rows, k]: [usize; 2],
+) -> View<'t> {
     let (mut rest, mut offset) = (b, view.offset as isize);
     for d in (0..batch).rev() {
         offset += (rest % view.shape[d]) as isize * view.strides[d];
         rest /= view.shape[d];
     }
-    let side = |of: Range<usize>| of.rev().find(|d| view.shape[*d] > 1).map_or(0, |d| view.strides[d]);
+    let side =
+        |of: Range<usize>| of.rev().find(|d| view.shape[*d] > 1).map_or(0, |d| view.strides[d]);
     let strides = match (side(batch..batch + free), side(batch + free..view.shape.len())) {
         (0, 0) | (0, 1) => vec![k as isize, 1],
         (0, c) => vec![1, c],
         (r, 0) => vec![r, if r == 1 { rows as isize } else { 1 }],
         (r, c) => vec![r, c],
     };
-    View { dtype: view.dtype, bytes: view.bytes, offset: offset as usize, shape: vec![rows, k], strides }
+    View {
+        dtype: view.dtype,
+        bytes: view.bytes,
+        offset: offset as usize,
+        shape: vec![rows, k],
+        strides,
+    }
 }
 
-/// Copies the current object from accumulators, which are in C order over the task's part of the output.
+/// Copies the current object from accumulators, which are in C order over the task's part of the
+/// output.
 fn cut_out(at: &At, task: &mut TaskState<'_>) -> Result<(), Cause> {
     let all = task.stage.output_region(&task.stage.outputs[0], &task.coords);
     let (output, region) = (&task.outputs[0], &task.outputs[0].objects().region(&at.object));
     let (dtype, shape) = (output.info().dtype, sizes(&region.shape));
     let strides = contiguous_strides(&sizes(&all.shape));
-    let offset: isize = (0..strides.len()).map(|d| (region.start[d] - all.start[d]) as isize * strides[d]).sum();
+    let offset: isize =
+        (0..strides.len()).map(|d| (region.start[d] - all.start[d]) as isize * strides[d]).sum();
     let mut block = task.room(task.layout.outputs[0].block, task.stored_bytes(0, at) as u64)?;
-    let accumulator = task.accumulators[0].as_ref().ok_or_else(|| internal("accumulators are there until the task ends"))?;
-    let view = View { dtype, bytes: accumulator.bytes(), offset: offset as usize, shape: shape.clone(), strides };
+    let accumulator = task.accumulators[0]
+        .as_ref()
+        .ok_or_else(|| internal("accumulators are there until the task ends"))?;
+    let view = View {
+        dtype,
+        bytes: accumulator.bytes(),
+        offset: offset as usize,
+        shape: shape.clone(),
+        strides,
+    };
     copy::strided(&view, block.bytes_mut(), 0, &contiguous_strides(&shape));
     task.blocks[0] = Some(block);
     task.pad(0, at);
     Ok(())
 }
 
-/// A matrix product before its division into tasks, over the free and the contracted indices. The draft's own expression and inputs are the
-/// left operand.
+/// A matrix product before its division into tasks, over the free and the contracted indices. The
+/// draft's own expression and inputs are the left operand.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ContractDraft {
     rhs: Expr,
@@ -309,14 +396,16 @@ pub(crate) struct ContractDraft {
 }
 
 impl DraftKind for ContractDraft {
-    /// Chooses tasks that compute boxes of the result as large as memory permits, and that iterate along the contracted axes. If there are
-    /// few boxes and long sums, parts of the sum are computed in parallel and then added.
+    /// Chooses tasks that compute boxes of the result as large as memory permits, and that iterate
+    /// along the contracted axes. If there are few boxes and long sums, parts of the sum are
+    /// computed in parallel and then added.
     fn stages(&self, draft: &Draft, lowering: &mut Lowering<'_>) -> Vec<Stage> {
         let (best, groups, read) = self.boxes(draft, lowering);
         let kept = self.grid.axes().len();
         let counts = draft.walk.chunk_counts();
         let target = &lowering.arrays[draft.outputs[0].0].info;
-        let (dtype, made, summed) = (target.dtype, target.n_bytes(), counts[kept..].iter().product::<u64>());
+        let (dtype, made, summed) =
+            (target.dtype, target.n_bytes(), counts[kept..].iter().product::<u64>());
         let idle = lowering.spec.wanted_tasks() / best.n_tasks().max(1);
         let worth = u64::try_from(read as u128 / (PARTIAL_SHARE * made).max(1)).unwrap_or(u64::MAX);
         let mut parts = idle.min(summed).min(worth);
@@ -331,12 +420,23 @@ impl DraftKind for ContractDraft {
         }
         let id = ArrayId(lowering.arrays.len());
         let mut first = self.stage(draft, id, &groups);
-        let split: Vec<u64> = first.tasks.axes()[kept..].iter().map(AxisGrid::n_chunks).filter(|n| *n > 1).collect();
-        let partial_axes = first.tasks.axes()[..kept].iter().cloned().chain(split.iter().map(|n| AxisGrid::regular(*n, 1)));
+        let split: Vec<u64> =
+            first.tasks.axes()[kept..].iter().map(AxisGrid::n_chunks).filter(|n| *n > 1).collect();
+        let partial_axes = first.tasks.axes()[..kept]
+            .iter()
+            .cloned()
+            .chain(split.iter().map(|n| AxisGrid::regular(*n, 1)));
         let partial_grid = ChunkGrid::new(partial_axes.collect());
         let info = ArrayInfo::intermediate(dtype, partial_grid.clone(), lowering.spec.codec);
-        lowering.add(PlanArray { name: format!("partial-{}-{:03}", draft.name, id.0), info, place: Place::Work });
-        first.notes.push(format!("sums of {} parts, side by side, because the result has few chunks", split.iter().product::<u64>()));
+        lowering.add(PlanArray {
+            name: format!("partial-{}-{:03}", draft.name, id.0),
+            info,
+            place: Place::Work,
+        });
+        first.notes.push(format!(
+            "sums of {} parts, side by side, because the result has few chunks",
+            split.iter().product::<u64>()
+        ));
         let sum = ReduceDraft {
             axes: (kept..kept + split.len()).collect(),
             kept: self.grid.axes().to_vec(),
@@ -347,7 +447,10 @@ impl DraftKind for ContractDraft {
             name: "combine",
             kind: AnyDraft::Reduce(sum.clone()),
             expr: Expr::identity(dtype),
-            inputs: vec![StageInput { sources: vec![id], map: ReadMap::identity(&partial_grid.shape()) }],
+            inputs: vec![StageInput {
+                sources: vec![id],
+                map: ReadMap::identity(&partial_grid.shape()),
+            }],
             outputs: draft.outputs.clone(),
             walk: partial_grid,
         };
@@ -361,25 +464,42 @@ impl DraftKind for ContractDraft {
 }
 
 impl ContractDraft {
-    /// Returns the stage whose tasks compute boxes of `groups` chunks along each axis of the iteration space.
+    /// Returns the stage whose tasks compute boxes of `groups` chunks along each axis of the
+    /// iteration space.
     fn stage(&self, draft: &Draft, output: ArrayId, groups: &[u64]) -> Stage {
         let kept = self.grid.axes().len();
-        let tasks = ChunkGrid::new(draft.walk.axes().iter().zip(groups).map(|(a, g)| a.group(*g)).collect());
+        let tasks = ChunkGrid::new(
+            draft.walk.axes().iter().zip(groups).map(|(a, g)| a.group(*g)).collect(),
+        );
         let split = (kept..tasks.axes().len()).filter(|d| tasks.axes()[*d].n_chunks() > 1);
         let axes = (0..kept).map(OutAxis::Kept).chain(split.map(OutAxis::Part)).collect();
         let operands = Box::new([draft.expr.clone(), self.rhs.clone()]);
         let kernel = Kernel::Contract(Contract { operands, batch: self.batch, free: self.free });
         let inputs = draft.inputs.iter().chain(&self.rhs_inputs).cloned().collect();
-        let walk = ChunkGrid::new(tasks.axes()[..kept].iter().chain(&draft.walk.axes()[kept..]).cloned().collect());
-        Stage { walk, ..Stage::new(draft.name, kernel, inputs, vec![StageOutput { array: output, axes }], tasks) }
+        let walk = ChunkGrid::new(
+            tasks.axes()[..kept].iter().chain(&draft.walk.axes()[kept..]).cloned().collect(),
+        );
+        Stage {
+            walk,
+            ..Stage::new(
+                draft.name,
+                kernel,
+                inputs,
+                vec![StageOutput { array: output, axes }],
+                tasks,
+            )
+        }
     }
 
     /// Returns the largest boxes that fit and leave enough tasks, with the bytes that they read.
     fn boxes(&self, draft: &Draft, lowering: &Lowering<'_>) -> (Stage, Vec<u64>, f64) {
-        let (scope, kept, counts) = (lowering.scope(), self.grid.axes().len(), draft.walk.chunk_counts());
+        let (scope, kept, counts) =
+            (lowering.scope(), self.grid.axes().len(), draft.walk.chunk_counts());
         // The boxes are whole along the contracted axes.
-        let mut groups: Vec<u64> = (0..counts.len()).map(|d| if d < kept { 1 } else { counts[d].max(1) }).collect();
-        let bytes = |s: &Stage| -> f64 { traffic::reads(scope, s).iter().map(|(_, t)| t.bytes).sum() };
+        let mut groups: Vec<u64> =
+            (0..counts.len()).map(|d| if d < kept { 1 } else { counts[d].max(1) }).collect();
+        let bytes =
+            |s: &Stage| -> f64 { traffic::reads(scope, s).iter().map(|(_, t)| t.bytes).sum() };
         let mut best = self.stage(draft, draft.outputs[0], &groups);
         let mut read = bytes(&best);
         loop {
@@ -394,8 +514,13 @@ impl ContractDraft {
                 let mut trial = groups.clone();
                 trial[d] = wider;
                 let candidate = self.stage(draft, draft.outputs[0], &trial);
-                let (now, enough) = (bytes(&candidate), candidate.n_tasks() >= lowering.spec.wanted_tasks());
-                if enough && now < read && next.as_ref().is_none_or(|(r, ..)| now < *r) && StageLayout::fits(scope, &candidate) {
+                let (now, enough) =
+                    (bytes(&candidate), candidate.n_tasks() >= lowering.spec.wanted_tasks());
+                if enough
+                    && now < read
+                    && next.as_ref().is_none_or(|(r, ..)| now < *r)
+                    && StageLayout::fits(scope, &candidate)
+                {
                     next = Some((now, d, wider, candidate));
                 }
             }
@@ -429,7 +554,9 @@ impl ContractNode {
         let space = self.space();
         let skip = if operand == 0 { 0 } else { self.free[0] };
         let free = self.batch + skip..self.batch + skip + self.free[operand];
-        let along = (0..self.batch).chain(free).chain(self.batch + self.free[0] + self.free[1]..space.len());
+        let along = (0..self.batch)
+            .chain(free)
+            .chain(self.batch + self.free[0] + self.free[1]..space.len());
         ReadMap::image(space.clone(), along.map(AxisMap::whole).collect())
     }
 }
@@ -454,20 +581,46 @@ impl StageOp for ContractNode {
     fn mark(&self, lowering: &mut Lowering<'_>) {
         for (o, operand) in self.operands.iter().enumerate() {
             if !lowering.passes(operand, &self.map(o)) {
-                lowering.mark_one(operand, "the product that reads it would go through views that do not compose");
+                lowering.mark_one(
+                    operand,
+                    "the product that reads it would go through views that do not compose",
+                );
             }
         }
     }
 
-    fn draft(&self, node: &NodeRef, target: ArrayId, lowering: &mut Lowering<'_>) -> Result<Option<Draft>, PlanError> {
+    fn draft(
+        &self,
+        node: &NodeRef,
+        target: ArrayId,
+        lowering: &mut Lowering<'_>,
+    ) -> Result<Option<Draft>, PlanError> {
         let ContractNode { operands: [lhs, rhs], batch, free } = self;
         let grid = lowering.arrays[target.0].info.objects();
-        let n_bytes = |n: &NodeRef| n.shape().iter().map(|n| u128::from(*n)).product::<u128>() * n.dtype.size() as u128;
+        let n_bytes = |n: &NodeRef| {
+            n.shape().iter().map(|n| u128::from(*n)).product::<u128>() * n.dtype.size() as u128
+        };
         // Along the contracted axes, blocks follow the chunk grid of the larger operand.
-        let (larger, first) = if n_bytes(lhs) >= n_bytes(rhs) { (lhs, batch + free[0]) } else { (rhs, batch + free[1]) };
-        let walk = ChunkGrid::new(grid.axes().iter().chain(&larger.grid.axes()[first..]).cloned().collect());
-        let kind = |rhs, rhs_inputs| AnyDraft::Contract(ContractDraft { rhs, rhs_inputs, batch: *batch, free: *free, grid: grid.clone() });
-        let empty = || Draft::new(node.name(), kind(Expr::new(Vec::new()), Vec::new()), target, walk.clone());
+        let (larger, first) = if n_bytes(lhs) >= n_bytes(rhs) {
+            (lhs, batch + free[0])
+        } else {
+            (rhs, batch + free[1])
+        };
+        let walk = ChunkGrid::new(
+            grid.axes().iter().chain(&larger.grid.axes()[first..]).cloned().collect(),
+        );
+        let kind = |rhs, rhs_inputs| {
+            AnyDraft::Contract(ContractDraft {
+                rhs,
+                rhs_inputs,
+                batch: *batch,
+                free: *free,
+                grid: grid.clone(),
+            })
+        };
+        let empty = || {
+            Draft::new(node.name(), kind(Expr::new(Vec::new()), Vec::new()), target, walk.clone())
+        };
         let left = lowering.draft_over(lhs, &self.map(0), empty())?;
         let right = lowering.draft_over(rhs, &self.map(1), empty())?;
         Ok(Some(Draft { kind: kind(right.expr, right.inputs), ..left }))

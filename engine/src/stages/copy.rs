@@ -1,7 +1,7 @@
 //! Copies in several passes, for inputs whose chunks a single pass would read repeatedly.
 //!
-//! `plan/rechunk.rs` finds the intermediate chunk shapes. This module states the problem, and builds the stages of the solution if they are
-//! cheaper than one stage.
+//! `plan/rechunk.rs` finds the intermediate chunk shapes. This module states the problem, and
+//! builds the stages of the solution if they are cheaper than one stage.
 
 use freestone_kernels::{Expr, Node as ExprNode};
 
@@ -11,18 +11,27 @@ use crate::grid::{AxisGrid, ChunkGrid};
 use crate::plan::looks::reads_per_chunk;
 use crate::plan::lower::{Draft, Lowering};
 use crate::plan::rechunk::{self, Prices, Problem};
-use crate::plan::{ArrayId, Place, PlanArray, Scope, Stage, StageInput, StageLayout, StageOutput, traffic};
+use crate::plan::{
+    ArrayId, Place, PlanArray, Scope, Stage, StageInput, StageLayout, StageOutput, traffic,
+};
 use crate::readmap::{AxisMap, ReadMap};
 use crate::storage::array::ArrayInfo;
 
-/// The maximum average of reads per chunk for which a single copy is kept without a search for a cheaper route.
+/// The maximum average of reads per chunk for which a single copy is kept without a search for a
+/// cheaper route.
 const WORTH_A_LOOK: f64 = 1.3;
 
 /// The maximum number of searches for a route, each with less memory.
 const ATTEMPTS: usize = 8;
 
-/// Returns the stages of a copy in several passes, if they are cheaper than one stage that reads chunks repeatedly.
-pub(super) fn copies(lowering: &mut Lowering<'_>, draft: &Draft, grid: &ChunkGrid, direct: &Stage) -> Option<Vec<Stage>> {
+/// Returns the stages of a copy in several passes, if they are cheaper than one stage that reads
+/// chunks repeatedly.
+pub(super) fn copies(
+    lowering: &mut Lowering<'_>,
+    draft: &Draft,
+    grid: &ChunkGrid,
+    direct: &Stage,
+) -> Option<Vec<Stage>> {
     let [target] = draft.outputs.as_slice() else { return None };
     let again = reads_per_chunk(direct, &lowering.looks(direct), direct.sweep);
     if again <= WORTH_A_LOOK {
@@ -30,18 +39,33 @@ pub(super) fn copies(lowering: &mut Lowering<'_>, draft: &Draft, grid: &ChunkGri
     }
     let info = lowering.arrays[target.0].info.clone();
     // The chunk grid of the largest input, mapped to the axes of the result.
-    let images = draft.inputs.iter().filter(|i| i.map.as_image().is_some_and(|axes| !axes.iter().any(|a| matches!(a, AxisMap::Gather { .. }))));
+    let images = draft.inputs.iter().filter(|i| {
+        i.map
+            .as_image()
+            .is_some_and(|axes| !axes.iter().any(|a| matches!(a, AxisMap::Gather { .. })))
+    });
     let largest = images.max_by_key(|i| lowering.arrays[i.sources[0].0].info.n_bytes())?;
     let source = &lowering.arrays[largest.sources[0].0];
-    let mut cuts: Vec<AxisGrid> = grid.axes().iter().map(|a| AxisGrid::regular(a.len(), a.len())).collect();
+    let mut cuts: Vec<AxisGrid> =
+        grid.axes().iter().map(|a| AxisGrid::regular(a.len(), a.len())).collect();
     for (map, axis) in largest.map.as_image()?.iter().zip(source.info.grid.axes()) {
         if let AxisMap::Along { axis: d, start, step } = map {
             cuts[*d] = axis.slice(*start, *step, grid.axes()[*d].len());
         }
     }
-    let work = PlanArray { name: String::new(), info: ArrayInfo::intermediate(info.dtype, grid.clone(), lowering.spec.codec), place: Place::Work };
-    let extents = |axes: &[AxisGrid]| axes.iter().map(|a| a.max_extent().max(1)).collect::<Vec<u64>>();
-    let source_bytes: usize = draft.inputs.iter().filter_map(|i| i.sources.first()).map(|s| lowering.arrays[s.0].info.dtype.size()).sum();
+    let work = PlanArray {
+        name: String::new(),
+        info: ArrayInfo::intermediate(info.dtype, grid.clone(), lowering.spec.codec),
+        place: Place::Work,
+    };
+    let extents =
+        |axes: &[AxisGrid]| axes.iter().map(|a| a.max_extent().max(1)).collect::<Vec<u64>>();
+    let source_bytes: usize = draft
+        .inputs
+        .iter()
+        .filter_map(|i| i.sources.first())
+        .map(|s| lowering.arrays[s.0].info.dtype.size())
+        .sum();
     let prices = Prices::new(kind_of(lowering.scope(), source), kind_of(lowering.scope(), &work));
     let direct_cost = read_cost(lowering, direct, &prices);
     let mut problem = Problem {
@@ -56,22 +80,35 @@ pub(super) fn copies(lowering: &mut Lowering<'_>, draft: &Draft, grid: &ChunkGri
     };
     for _ in 0..ATTEMPTS {
         let Some(route) = problem.route().filter(|r| r.boxes.len() > 1) else {
-            lowering.remark(*target, format!("chunks are read {again:.1} times: several copies that fit would not be cheaper"));
+            lowering.remark(
+                *target,
+                format!(
+                    "chunks are read {again:.1} times: several copies that fit would not be cheaper"
+                ),
+            );
             return None;
         };
         let arrays = lowering.arrays.len();
         if let Some(mut stages) = route_stages(lowering, draft, grid, &cuts, &route) {
-            let all = read_cost(lowering, &stages[0], &prices) + route.cost - problem.first_read(&route);
+            let all =
+                read_cost(lowering, &stages[0], &prices) + route.cost - problem.first_read(&route);
             let fits = stages.iter().all(|s| StageLayout::fits(lowering.scope(), s));
             if fits && all < 0.9 * direct_cost {
-                let note = format!("in {} copies: about {all:.2} s of one worker, where one that reads chunks again takes {direct_cost:.2} s", stages.len());
+                let note = format!(
+                    "in {} copies: about {all:.2} s of one worker, where one that reads chunks \
+                        again takes {direct_cost:.2} s",
+                    stages.len()
+                );
                 stages.iter_mut().for_each(|s| s.notes.push(note.clone()));
                 return Some(stages);
             }
             lowering.arrays.truncate(arrays);
             if fits {
                 let n = stages.len();
-                let note = format!("chunks are read {again:.1} times: about {direct_cost:.2} s of one worker, where {n} copies take {all:.2} s");
+                let note = format!(
+                    "chunks are read {again:.1} times: about {direct_cost:.2} s of one worker, \
+                        where {n} copies take {all:.2} s"
+                );
                 lowering.remark(*target, note);
                 return None;
             }
@@ -82,7 +119,13 @@ pub(super) fn copies(lowering: &mut Lowering<'_>, draft: &Draft, grid: &ChunkGri
 }
 
 /// Returns the copies of a route, with intermediate arrays between them.
-fn route_stages(lowering: &mut Lowering<'_>, draft: &Draft, grid: &ChunkGrid, cuts: &[AxisGrid], route: &rechunk::Route) -> Option<Vec<Stage>> {
+fn route_stages(
+    lowering: &mut Lowering<'_>,
+    draft: &Draft,
+    grid: &ChunkGrid,
+    cuts: &[AxisGrid],
+    route: &rechunk::Route,
+) -> Option<Vec<Stage>> {
     let last = route.boxes.len() - 1;
     let tasks: Vec<ChunkGrid> = route
         .boxes
@@ -93,7 +136,11 @@ fn route_stages(lowering: &mut Lowering<'_>, draft: &Draft, grid: &ChunkGrid, cu
                 let (n, length) = (grid.axes()[d].len(), lengths[d]);
                 let own = if i == last { &grid.axes()[d] } else { &cuts[d] };
                 let unit = own.max_extent().max(1);
-                if i == last || (i == 0 && length % unit == 0) { own.group((length / unit).max(1)) } else { AxisGrid::regular(n, length) }
+                if i == last || (i == 0 && length % unit == 0) {
+                    own.group((length / unit).max(1))
+                } else {
+                    AxisGrid::regular(n, length)
+                }
             };
             ChunkGrid::new((0..lengths.len()).map(axis).collect())
         })
@@ -106,7 +153,11 @@ fn route_stages(lowering: &mut Lowering<'_>, draft: &Draft, grid: &ChunkGrid, cu
         let output = if i == last {
             draft.outputs[0]
         } else {
-            let info = ArrayInfo::intermediate(dtype, rechunk::between(own, &tasks[i + 1])?, lowering.spec.codec);
+            let info = ArrayInfo::intermediate(
+                dtype,
+                rechunk::between(own, &tasks[i + 1])?,
+                lowering.spec.codec,
+            );
             let name = format!("{}-{:03}", draft.name, lowering.arrays.len());
             lowering.add(PlanArray { name, info, place: Place::Work })
         };
@@ -128,9 +179,13 @@ fn route_stages(lowering: &mut Lowering<'_>, draft: &Draft, grid: &ChunkGrid, cu
 
 /// Returns the cost of a stage's reads in seconds of one worker.
 fn read_cost(lowering: &Lowering<'_>, stage: &Stage, prices: &Prices) -> f64 {
-    // Ignore chunks that remain from task to task, because consecutive tasks may run on different workers.
+    // Ignore chunks that remain from task to task, because consecutive tasks may run on different
+    // workers.
     let apart = Stage { keep: Vec::new(), ..stage.clone() };
-    traffic::reads(lowering.scope(), &apart).iter().map(|(_, t)| t.bytes * prices.source_byte + t.requests * prices.source_request).sum()
+    traffic::reads(lowering.scope(), &apart)
+        .iter()
+        .map(|(_, t)| t.bytes * prices.source_byte + t.requests * prices.source_request)
+        .sum()
 }
 
 fn kind_of(scope: Scope<'_>, array: &PlanArray) -> rechunk::Kind {

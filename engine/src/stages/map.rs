@@ -1,7 +1,9 @@
-//! Elementwise functions: the number of chunks per task, the chunks cached from task to task, and the slices in which a chunk is computed.
+//! Elementwise functions: the number of chunks per task, the chunks cached from task to task, and
+//! the slices in which a chunk is computed.
 //!
-//! All three choices avoid repeated reads of a source chunk. The planner tries each, and takes the one that saves most and fits the memory
-//! of a task. A copy is the identity function; `copy` finds a route in several passes if one copy would read chunks repeatedly.
+//! All three choices avoid repeated reads of a source chunk. The planner tries each, and takes the
+//! one that saves most and fits the memory of a task. A copy is the identity function; `copy` finds
+//! a route in several passes if one copy would read chunks repeatedly.
 
 use freestone_kernels::{DType, Expr, eval};
 use serde::{Deserialize, Serialize};
@@ -20,7 +22,8 @@ use crate::state::{TaskState, Values, sizes};
 use crate::task::{Cause, internal};
 use crate::user::KernelRegistry;
 
-/// The maximum bytes of a slice of a chunk. A slice fits a CPU cache together with slices of a few inputs.
+/// The maximum bytes of a slice of a chunk. A slice fits a CPU cache together with slices of a few
+/// inputs.
 const SLICE_BYTES: u64 = 1 << 19;
 
 /// An elementwise function whose results are the outputs.
@@ -39,7 +42,10 @@ impl StageKind for Map {
     fn check(&self, plan: &Plan, stage: &Stage) -> Result<Vec<DType>, PlanError> {
         if stage.walk != stage.tasks {
             for output in &stage.outputs {
-                let array = plan.arrays.get(output.array.0).filter(|a| are_slices(&stage.walk, &a.info.objects()));
+                let array = plan
+                    .arrays
+                    .get(output.array.0)
+                    .filter(|a| are_slices(&stage.walk, &a.info.objects()));
                 array.ok_or_else(|| malformed("its walk does not cut its outputs into slices"))?;
             }
         }
@@ -50,7 +56,8 @@ impl StageKind for Map {
         let (stage, n) = (layout.stage, layout.inputs.len());
         let objects = |body| Step::ForEach { over: Over::Objects(0), body };
         if self.stores_as_assembled(layout) {
-            // The only input's block becomes the only output's block, with room for the padding of an edge chunk.
+            // The only input's block becomes the only output's block, with room for the padding of
+            // an edge chunk.
             let region = layout.inputs[0].region;
             layout.outputs[0].block = region;
             if let Some(SlotId(slot)) = region {
@@ -58,7 +65,12 @@ impl StageKind for Map {
                 let bytes = &mut layout.program.slots[slot].bytes;
                 *bytes = stored.max(*bytes);
             }
-            let body = [layout.loads(0..n), vec![Step::Compute(Phase::Block)], layout.store(0).to_vec(), layout.unloads(0..n)];
+            let body = [
+                layout.loads(0..n),
+                vec![Step::Compute(Phase::Block)],
+                layout.store(0).to_vec(),
+                layout.unloads(0..n),
+            ];
             return Ok(vec![objects(body.concat())]);
         }
         let blocks: Vec<SlotId> = (0..stage.outputs.len()).map(|j| layout.output(j)).collect();
@@ -68,9 +80,14 @@ impl StageKind for Map {
         if stage.walk != stage.tasks {
             let slice = [loads, vec![compute], unloads].concat();
             let slices = Step::ForEach { over: Over::Slices, body: slice };
-            return Ok(vec![objects(holding(&blocks, [begin, slices].into_iter().chain(stores).collect()))]);
+            return Ok(vec![objects(holding(
+                &blocks,
+                [begin, slices].into_iter().chain(stores).collect(),
+            ))]);
         }
-        let one_object = stage.outputs.iter().all(|o| layout.scope.array(o.array).info.objects().chunk_counts() == stage.tasks.chunk_counts());
+        let one_object = stage.outputs.iter().all(|o| {
+            layout.scope.array(o.array).info.objects().chunk_counts() == stage.tasks.chunk_counts()
+        });
         if one_object {
             let made = [begin, compute].into_iter().chain(unloads).chain(stores).collect();
             return Ok(vec![objects([loads, holding(&blocks, made)].concat())]);
@@ -80,7 +97,11 @@ impl StageKind for Map {
     }
 
     fn description(&self) -> String {
-        if self.0.is_identity() { "copies".to_owned() } else { format!("computes {} elementwise", counted(self.0.results().len() as u64, "result")) }
+        if self.0.is_identity() {
+            "copies".to_owned()
+        } else {
+            format!("computes {} elementwise", counted(self.0.results().len() as u64, "result"))
+        }
     }
 
     fn formula(&self, j: usize, names: &[String]) -> String {
@@ -104,20 +125,32 @@ impl Map {
     /// Returns true if a task only assembles one object of the output.
     fn stores_as_assembled(&self, layout: &Builder<'_>) -> bool {
         let stage = layout.stage;
-        let ([input], [output]) = (stage.inputs.as_slice(), stage.outputs.as_slice()) else { return false };
+        let ([input], [output]) = (stage.inputs.as_slice(), stage.outputs.as_slice()) else {
+            return false;
+        };
         self.0.is_identity()
             && stage.walk == stage.tasks
             && layout.inputs[0].mode != ReadMode::InChunk
-            && layout.scope.array(output.array).info.objects().chunk_counts() == stage.tasks.chunk_counts()
-            && input.map.varies().iter().zip(stage.tasks.axes()).all(|(v, t)| *v || t.max_extent() <= 1)
+            && layout.scope.array(output.array).info.objects().chunk_counts()
+                == stage.tasks.chunk_counts()
+            && input
+                .map
+                .varies()
+                .iter()
+                .zip(stage.tasks.axes())
+                .all(|(v, t)| *v || t.max_extent() <= 1)
     }
 }
 
-/// Returns true if blocks are contiguous slices of objects: divided only along the first axis with a length above 1.
+/// Returns true if blocks are contiguous slices of objects: divided only along the first axis with
+/// a length above 1.
 fn are_slices(walk: &ChunkGrid, objects: &ChunkGrid) -> bool {
     let first = objects.axes().iter().position(|a| a.max_extent() > 1);
-    let axis = |(d, (w, o)): (usize, (&AxisGrid, &AxisGrid))| if Some(d) == first { w.nests_in(o, 0, 1) } else { w == o };
-    walk.axes().len() == objects.axes().len() && walk.axes().iter().zip(objects.axes()).enumerate().all(axis)
+    let axis = |(d, (w, o)): (usize, (&AxisGrid, &AxisGrid))| {
+        if Some(d) == first { w.nests_in(o, 0, 1) } else { w == o }
+    };
+    walk.axes().len() == objects.axes().len()
+        && walk.axes().iter().zip(objects.axes()).enumerate().all(axis)
 }
 
 #[derive(Debug)]
@@ -130,7 +163,10 @@ impl Compiled for CompiledMap {
     fn compute(&mut self, phase: Phase, at: &At, task: &mut TaskState<'_>) -> Result<(), Cause> {
         match phase {
             Phase::Begin => task.begin(at),
-            Phase::Block if task.is_stored_as_assembled() => match task.loaded[0].take().map(|loaded| loaded.values) {
+            Phase::Block if task.is_stored_as_assembled() => match task.loaded[0]
+                .take()
+                .map(|loaded| loaded.values)
+            {
                 Some(Values::Own(mut block)) => {
                     block.set_len(task.stored_bytes(0, at));
                     task.blocks[0] = Some(block);
@@ -140,28 +176,36 @@ impl Compiled for CompiledMap {
                 _ => Err(internal("a block that is stored as it was assembled is the task's own")),
             },
             Phase::Block => self.evaluate(at, task),
-            Phase::Start | Phase::Finish(_) => Err(internal("an elementwise stage accumulates nothing")),
+            Phase::Start | Phase::Finish(_) => {
+                Err(internal("an elementwise stage accumulates nothing"))
+            }
         }
     }
 }
 
 impl CompiledMap {
-    /// Evaluates the current cell, which is a slice or the whole of the current object. Pads an edge chunk after the last slice.
+    /// Evaluates the current cell, which is a slice or the whole of the current object. Pads an
+    /// edge chunk after the last slice.
     fn evaluate(&mut self, at: &At, task: &mut TaskState<'_>) -> Result<(), Cause> {
         let object = task.outputs[0].objects().region(&at.object);
         let (shape, all) = (sizes(&at.cell.shape), sizes(&object.shape));
-        let before = (0..all.len()).fold(0, |place, d| place * all[d] + (at.cell.start[d] - object.start[d]) as usize);
+        let before = (0..all.len())
+            .fold(0, |place, d| place * all[d] + (at.cell.start[d] - object.start[d]) as usize);
         let n: usize = shape.iter().product();
         let mut blocks = std::mem::take(&mut task.blocks);
         let mut parts: Vec<&mut [u8]> = Vec::with_capacity(blocks.len());
         for (block, output) in blocks.iter_mut().zip(task.outputs) {
             let size = output.info().dtype.size();
-            let block = block.as_mut().ok_or_else(|| internal("an output block is there before it is computed"))?;
+            let block = block
+                .as_mut()
+                .ok_or_else(|| internal("an output block is there before it is computed"))?;
             parts.push(&mut block.bytes_mut()[before * size..(before + n) * size]);
         }
         eval::map(&mut self.machine, &shape, &task.views(&self.dtypes, &at.cell), &mut parts);
         task.blocks = blocks;
-        if (0..all.len()).all(|d| at.cell.start[d] + at.cell.shape[d] == object.start[d] + object.shape[d]) {
+        if (0..all.len())
+            .all(|d| at.cell.start[d] + at.cell.shape[d] == object.start[d] + object.shape[d])
+        {
             (0..task.blocks.len()).for_each(|j| task.pad(j, at));
         }
         Ok(())
@@ -190,17 +234,27 @@ impl DraftKind for MapDraft {
     }
 }
 
-/// Returns the stage of an elementwise draft over a grid of output objects, with as many chunks per task as reduce the cost.
+/// Returns the stage of an elementwise draft over a grid of output objects, with as many chunks per
+/// task as reduce the cost.
 fn map_stage(lowering: &Lowering<'_>, draft: &Draft, grid: &ChunkGrid) -> Stage {
     let rank = grid.axes().len();
     let stage = |tasks: ChunkGrid| {
         let outputs = draft.outputs.iter().map(|array| StageOutput::kept(*array, rank)).collect();
-        Stage::new(draft.name, Kernel::Map(Map(draft.expr.clone())), draft.inputs.clone(), outputs, tasks)
+        Stage::new(
+            draft.name,
+            Kernel::Map(Map(draft.expr.clone())),
+            draft.inputs.clone(),
+            outputs,
+            tasks,
+        )
     };
-    // A task may write several chunks, or keep chunks for the next task, if that avoids repeated reads of a source chunk.
+    // A task may write several chunks, or keep chunks for the next task, if that avoids repeated
+    // reads of a source chunk.
     let scope = lowering.scope();
     let mut groups = vec![1u64; grid.axes().len()];
-    let grouped = |groups: &[u64]| ChunkGrid::new(grid.axes().iter().zip(groups).map(|(a, g)| a.group(*g)).collect());
+    let grouped = |groups: &[u64]| {
+        ChunkGrid::new(grid.axes().iter().zip(groups).map(|(a, g)| a.group(*g)).collect())
+    };
     let fits = |stage: &Stage| StageLayout::fits(scope, stage);
     let (mut best, mut reads) = with_kept(lowering, stage(grid.clone()), &fits);
     while reads > 1.05 {
@@ -230,14 +284,17 @@ fn map_stage(lowering: &Lowering<'_>, draft: &Draft, grid: &ChunkGrid) -> Stage 
     best
 }
 
-/// Returns the stage with the sweep along which caching decoded chunks saves most, if one saves reads and fits, and the reads per chunk.
+/// Returns the stage with the sweep along which caching decoded chunks saves most, if one saves
+/// reads and fits, and the reads per chunk.
 fn with_kept(lowering: &Lowering<'_>, stage: Stage, fits: &dyn Fn(&Stage) -> bool) -> (Stage, f64) {
     let looks = lowering.looks(&stage);
     let plain = reads_per_chunk(&stage, &looks, None);
     if plain <= 1.05 {
         return (stage, plain);
     }
-    let mut sweeps: Vec<(f64, usize)> = (0..stage.tasks.axes().len()).map(|d| (reads_per_chunk(&stage, &looks, Some(d)), d)).collect();
+    let mut sweeps: Vec<(f64, usize)> = (0..stage.tasks.axes().len())
+        .map(|d| (reads_per_chunk(&stage, &looks, Some(d)), d))
+        .collect();
     sweeps.sort_by(|a, b| a.0.total_cmp(&b.0));
     for (reads, d) in sweeps.into_iter().filter(|(r, _)| *r < 0.95 * plain) {
         let keep = keeps(&stage, &looks);
@@ -250,8 +307,8 @@ fn with_kept(lowering: &Lowering<'_>, stage: Stage, fits: &dyn Fn(&Stage) -> boo
     (stage, plain)
 }
 
-/// Returns the stage with each chunk computed in slices, so that blocks fit a CPU cache. Requires that all viewed chunks remain cached
-/// meanwhile.
+/// Returns the stage with each chunk computed in slices, so that blocks fit a CPU cache. Requires
+/// that all viewed chunks remain cached meanwhile.
 fn in_slices(lowering: &Lowering<'_>, stage: &Stage) -> Option<Stage> {
     let followed = |axis: &AxisMap| matches!(axis, AxisMap::Along { .. } | AxisMap::Fixed(_));
     let plain = |from: &Origin| match from {
@@ -260,7 +317,9 @@ fn in_slices(lowering: &Lowering<'_>, stage: &Stage) -> Option<Stage> {
         Origin::Flat => false,
     };
     let pieces: usize = stage.inputs.iter().map(|i| i.map.pieces().len()).sum();
-    if pieces > MAX_LOOKS || !stage.inputs.iter().flat_map(|i| i.map.pieces()).all(|p| plain(&p.from)) {
+    if pieces > MAX_LOOKS
+        || !stage.inputs.iter().flat_map(|i| i.map.pieces()).all(|p| plain(&p.from))
+    {
         return None;
     }
     let objects = lowering.arrays[stage.outputs[0].array.0].info.objects();

@@ -1,10 +1,12 @@
 //! Stage kinds: the computations of tasks, one module for each kind.
 //!
-//! A kind owns its specifics: validation, division into tasks, the [program](crate::program), reads, explanation, and the execution of its
-//! phases. All other code dispatches through the list of kinds below.
+//! A kind owns its specifics: validation, division into tasks, the [program](crate::program),
+//! reads, explanation, and the execution of its phases. All other code dispatches through the list
+//! of kinds below.
 //!
-//! To add a kind, write a module with a kernel that implements `StageKind` and a draft that implements `DraftKind`. If users build the
-//! kind, add an operation that implements `StageOp`. Then name these types in the list. `ARCHITECTURE.md` has an example.
+//! To add a kind, write a module with a kernel that implements `StageKind` and a draft that
+//! implements `DraftKind`. If users build the kind, add an operation that implements `StageOp`.
+//! Then name these types in the list. `ARCHITECTURE.md` has an example.
 
 pub(crate) mod contract;
 pub(crate) mod copy;
@@ -137,7 +139,8 @@ pub(crate) trait StageKind: fmt::Debug {
     /// Checks the kind's requirements on a stage and returns the dtypes of its outputs.
     fn check(&self, plan: &Plan, stage: &Stage) -> Result<Vec<DType>, PlanError>;
 
-    /// Returns the kind's own steps, which run between the steps common to all stages, and adds the slots that they use.
+    /// Returns the kind's own steps, which run between the steps common to all stages, and adds the
+    /// slots that they use.
     fn program(&self, layout: &mut Builder<'_>) -> Result<Vec<Step>, PlanError>;
 
     /// Returns a description of the stage's work, such as "folds 2 results along axis 0".
@@ -162,7 +165,8 @@ pub(crate) trait StageKind: fmt::Debug {
         None
     }
 
-    /// Returns true if tasks reduce along an axis of the iteration space, which the result does not have.
+    /// Returns true if tasks reduce along an axis of the iteration space, which the result does not
+    /// have.
     fn folds(&self, _axis: usize) -> bool {
         false
     }
@@ -177,7 +181,8 @@ pub(crate) trait StageKind: fmt::Debug {
         "reads, and then folds"
     }
 
-    /// Returns the bytes of scratch memory for blocks of this shape, including those that a thread holds between chunks.
+    /// Returns the bytes of scratch memory for blocks of this shape, including those that a thread
+    /// holds between chunks.
     fn scratch_bytes(&self, _block: &[u64]) -> u64 {
         self.exprs().into_iter().map(eval::scratch_bytes).sum::<u64>() + TASK_OVERHEAD_BYTES
     }
@@ -187,7 +192,8 @@ pub(crate) trait StageKind: fmt::Debug {
         None
     }
 
-    /// Returns true if blocks need every element in C order, even along axes where their values repeat.
+    /// Returns true if blocks need every element in C order, even along axes where their values
+    /// repeat.
     fn reads_dense(&self) -> bool {
         false
     }
@@ -207,19 +213,21 @@ pub(crate) trait StageKind: fmt::Debug {
         cell.clone()
     }
 
-    /// Returns the blocks in which all tasks read input `i`, and the number of times that all of them are read.
+    /// Returns the blocks in which all tasks read input `i`, and the number of times that all of
+    /// them are read.
     fn input_blocks(&self, stage: &Stage, _i: usize) -> (ChunkGrid, f64) {
         (stage.blocks(), 1.0)
     }
 
-    /// Returns true if a task processes its region block by block of the stage's walk. Other tasks load the whole region at once, or in
-    /// slices.
+    /// Returns true if a task processes its region block by block of the stage's walk. Other tasks
+    /// load the whole region at once, or in slices.
     fn walks(&self) -> bool {
         true
     }
 }
 
-/// A kernel compiled for a worker: expressions with assigned registers, or a resolved user's kernel.
+/// A kernel compiled for a worker: expressions with assigned registers, or a resolved user's
+/// kernel.
 pub(crate) trait Compiled: fmt::Debug + Send {
     /// Runs a phase at a position of the task.
     fn compute(&mut self, phase: Phase, at: &At, task: &mut TaskState<'_>) -> Result<(), Cause>;
@@ -230,7 +238,8 @@ pub(crate) trait DraftKind: fmt::Debug {
     /// Divides the draft into the stages that compute it, and adds arrays for partial results.
     fn stages(&self, draft: &Draft, lowering: &mut Lowering<'_>) -> Vec<Stage>;
 
-    /// Returns a draft that combines this one and another over one iteration space, or `None` if they cannot be combined.
+    /// Returns a draft that combines this one and another over one iteration space, or `None` if
+    /// they cannot be combined.
     fn join(&self, _other: &Self) -> Option<Self>
     where
         Self: Sized,
@@ -238,7 +247,8 @@ pub(crate) trait DraftKind: fmt::Debug {
         None
     }
 
-    /// Returns the single stage of a joined draft, for a check of its memory. Returns `None` for kinds that are never joined.
+    /// Returns the single stage of a joined draft, for a check of its memory. Returns `None` for
+    /// kinds that are never joined.
     fn joined_stage(&self, _draft: &Draft, _lowering: &Lowering<'_>) -> Option<Stage> {
         None
     }
@@ -268,8 +278,14 @@ pub(crate) trait StageOp: fmt::Debug {
     /// Marks the arguments that cannot be folded into its stage.
     fn mark(&self, _lowering: &mut Lowering<'_>) {}
 
-    /// Drafts the stage that computes the operation into an array. Returns `None` if the array is a copy of the one that holds the result.
-    fn draft(&self, node: &NodeRef, target: ArrayId, lowering: &mut Lowering<'_>) -> Result<Option<Draft>, PlanError>;
+    /// Drafts the stage that computes the operation into an array. Returns `None` if the array is a
+    /// copy of the one that holds the result.
+    fn draft(
+        &self,
+        node: &NodeRef,
+        target: ArrayId,
+        lowering: &mut Lowering<'_>,
+    ) -> Result<Option<Draft>, PlanError>;
 
     /// Returns true if other operations may read the result from an output with these objects.
     fn is_readable_from(&self, _node: &NodeRef, _objects: &ChunkGrid) -> bool {

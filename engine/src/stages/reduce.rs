@@ -1,10 +1,12 @@
 //! Reductions of an elementwise function along axes of the iteration space.
 //!
-//! A task reduces its part of the input block by block into accumulators. If there are few tasks and much input, partial results get arrays
-//! of their own, and a second stage merges them.
+//! A task reduces its part of the input block by block into accumulators. If there are few tasks
+//! and much input, partial results get arrays of their own, and a second stage merges them.
 
 use freestone_kernels::reduce::{self, Finish, Folded};
-use freestone_kernels::{Buffer, DType, Expr, Node as ExprNode, ReduceOp, contiguous_strides, eval};
+use freestone_kernels::{
+    Buffer, DType, Expr, Node as ExprNode, ReduceOp, contiguous_strides, eval,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{AnyDraft, Compiled, DraftKind, Kernel, StageKind, StageOp};
@@ -15,7 +17,10 @@ use crate::plan::layout::{Builder, StageLayout, holding};
 use crate::plan::looks::{keeps, reads_per_chunk};
 use crate::plan::lower::{Draft, Lowering};
 use crate::plan::walk::At;
-use crate::plan::{ArrayId, OutAxis, Place, Plan, PlanArray, PlanError, Scope, Stage, StageInput, StageOutput, malformed, traffic};
+use crate::plan::{
+    ArrayId, OutAxis, Place, Plan, PlanArray, PlanError, Scope, Stage, StageInput, StageOutput,
+    malformed, traffic,
+};
 use crate::program::{Over, Phase, SlotId, Step};
 use crate::readmap::ReadMap;
 use crate::state::{TaskState, sizes};
@@ -23,13 +28,15 @@ use crate::storage::array::ArrayInfo;
 use crate::task::{Cause, internal};
 use crate::user::KernelRegistry;
 
-/// The maximum bytes of input per task, so that tasks can be retried, backed up, and finished within the time limit of AWS Lambda.
+/// The maximum bytes of input per task, so that tasks can be retried, backed up, and finished
+/// within the time limit of AWS Lambda.
 pub(super) const MAX_TASK_INPUT_BYTES: u128 = 2_000_000_000;
 
 /// The minimum ratio of bytes read to bytes of partial results for which a split is worthwhile.
 pub(super) const PARTIAL_SHARE: u128 = 8;
 
-/// The maximum bytes of a piece of a chunk that is reduced at once. A piece fits a CPU cache together with that of another input.
+/// The maximum bytes of a piece of a chunk that is reduced at once. A piece fits a CPU cache
+/// together with that of another input.
 const PIECE_BYTES: u64 = 1 << 19;
 
 /// Reductions of the results of an elementwise function along axes of the iteration space.
@@ -41,7 +48,8 @@ pub struct Reduce {
     pub folds: Vec<Fold>,
     /// The reduced axes, in ascending order.
     pub axes: Vec<usize>,
-    /// The chunks along each reduced axis from which partial results were computed, for a stage that merges them.
+    /// The chunks along each reduced axis from which partial results were computed, for a stage
+    /// that merges them.
     pub parts: Option<Vec<AxisGrid>>,
 }
 
@@ -50,7 +58,8 @@ pub struct Reduce {
 pub struct Fold {
     /// The operation.
     pub op: ReduceOp,
-    /// The dtype of the values that are reduced, or from which merged partial results were computed.
+    /// The dtype of the values that are reduced, or from which merged partial results were
+    /// computed.
     pub values: DType,
     /// The operation on the accumulators at the end.
     pub finish: Finish,
@@ -89,20 +98,29 @@ impl StageKind for Reduce {
 
     fn check(&self, _plan: &Plan, stage: &Stage) -> Result<Vec<DType>, PlanError> {
         let (space, Reduce { expr, folds, axes, parts }) = (stage.tasks.shape(), self);
-        if folds.len() != expr.results().len() || axes.iter().any(|a| *a >= space.len()) || axes.windows(2).any(|w| w[0] >= w[1]) {
+        if folds.len() != expr.results().len()
+            || axes.iter().any(|a| *a >= space.len())
+            || axes.windows(2).any(|w| w[0] >= w[1])
+        {
             return Err(malformed("its folds or axes do not fit"));
         }
         if let Some(parts) = parts {
-            let one_each = |(a, part): (&usize, &AxisGrid)| part.holds() && part.n_chunks() == space[*a] && stage.walk.axes()[*a].max_extent() <= 1;
+            let one_each = |(a, part): (&usize, &AxisGrid)| {
+                part.holds()
+                    && part.n_chunks() == space[*a]
+                    && stage.walk.axes()[*a].max_extent() <= 1
+            };
             if parts.len() != axes.len() || !axes.iter().zip(parts).all(one_each) {
                 return Err(malformed("its partial results are not those that it merges"));
             }
         }
-        let reads = |f: &Fold| if parts.is_some() { f.op.accumulator(f.values) } else { Some(f.values) };
+        let reads =
+            |f: &Fold| if parts.is_some() { f.op.accumulator(f.values) } else { Some(f.values) };
         if expr.result_dtypes().into_iter().zip(folds).any(|(d, f)| reads(f) != Some(d)) {
             return Err(malformed("a fold reads another dtype than its expression gives"));
         }
-        let finished: Option<Vec<DType>> = folds.iter().map(|f| f.finish.dtype(f.op, f.values)).collect();
+        let finished: Option<Vec<DType>> =
+            folds.iter().map(|f| f.finish.dtype(f.op, f.values)).collect();
         finished.ok_or_else(|| malformed("a fold is not defined for its dtype"))
     }
 
@@ -113,16 +131,21 @@ impl StageKind for Reduce {
             let bytes = layout.kept_bytes(fold.accumulator().size(), |d| !self.axes.contains(&d));
             accumulators.push(layout.accumulator(j, bytes));
             // Accumulators that are stored unchanged need no block of their own.
-            let stored_shape = layout.scope.array(layout.stage.outputs[j].array).info.stored_shape.is_some();
+            let stored_shape =
+                layout.scope.array(layout.stage.outputs[j].array).info.stored_shape.is_some();
             let as_they_are = fold.finish.is_nothing(fold.op, fold.values) && !stored_shape;
             let block: Vec<SlotId> = if as_they_are { Vec::new() } else { vec![layout.output(j)] };
             let finish = if as_they_are { None } else { Some(Step::Compute(Phase::Finish(j))) };
             let body = holding(&block, finish.into_iter().chain(layout.store(j)).collect());
             finishes.push(Step::ForEach { over: Over::Objects(j), body });
         }
-        let body = [layout.loads(0..n), vec![Step::Compute(Phase::Block)], layout.unloads(0..n)].concat();
+        let body =
+            [layout.loads(0..n), vec![Step::Compute(Phase::Block)], layout.unloads(0..n)].concat();
         let folds = Step::ForEach { over: Over::Blocks, body };
-        Ok(holding(&accumulators, [Step::Compute(Phase::Start), folds].into_iter().chain(finishes).collect()))
+        Ok(holding(
+            &accumulators,
+            [Step::Compute(Phase::Start), folds].into_iter().chain(finishes).collect(),
+        ))
     }
 
     fn description(&self) -> String {
@@ -132,7 +155,11 @@ impl StageKind for Reduce {
 
     fn formula(&self, j: usize, names: &[String]) -> String {
         let merged = if self.parts.is_some() { "merged " } else { "" };
-        format!("{merged}{}({})", self.folds.get(j).map_or("", Fold::name), term(&self.expr, j, names))
+        format!(
+            "{merged}{}({})",
+            self.folds.get(j).map_or("", Fold::name),
+            term(&self.expr, j, names)
+        )
     }
 
     fn folds(&self, axis: usize) -> bool {
@@ -144,7 +171,10 @@ impl StageKind for Reduce {
     }
 
     fn compile(&self, _kernels: &KernelRegistry) -> Result<Box<dyn Compiled>, String> {
-        Ok(Box::new(CompiledReduce { kernel: self.clone(), machine: eval::Machine::new(&self.expr) }))
+        Ok(Box::new(CompiledReduce {
+            kernel: self.clone(),
+            machine: eval::Machine::new(&self.expr),
+        }))
     }
 }
 
@@ -160,7 +190,10 @@ impl Compiled for CompiledReduce {
             Phase::Start => {
                 let Reduce { folds, axes, .. } = &self.kernel;
                 folds.iter().enumerate().try_for_each(|(j, fold)| {
-                    fold.op.start(fold.values, task.start(j, fold.accumulator(), |d| !axes.contains(&d))?);
+                    fold.op.start(
+                        fold.values,
+                        task.start(j, fold.accumulator(), |d| !axes.contains(&d))?,
+                    );
                     Ok(())
                 })
             }
@@ -172,15 +205,30 @@ impl Compiled for CompiledReduce {
 }
 
 impl CompiledReduce {
-    /// Reduces the loaded blocks of the current cell into the accumulators, which are in C order over the kept axes of the task.
+    /// Reduces the loaded blocks of the current cell into the accumulators, which are in C order
+    /// over the kept axes of the task.
     fn fold(&mut self, at: &At, task: &mut TaskState<'_>) -> Result<(), Cause> {
         let Reduce { expr, folds, axes, parts } = &self.kernel;
         let (cell, region) = (&at.cell, &task.region);
-        let kept: Vec<usize> = region.shape.iter().enumerate().map(|(d, n)| if axes.contains(&d) { 1 } else { *n as usize }).collect();
-        let strides: Vec<isize> = contiguous_strides(&kept).into_iter().enumerate().map(|(d, s)| if axes.contains(&d) { 0 } else { s }).collect();
-        let offset = (0..kept.len()).map(|d| (cell.start[d] - region.start[d]) as isize * strides[d]).sum::<isize>();
-        let folded: Vec<Folded> = folds.iter().map(|f| Folded { op: f.op, values: f.values }).collect();
-        let merge = parts.as_ref().map(|parts| axes.iter().zip(parts).map(|(a, part)| part.extent(cell.start[*a])).product());
+        let kept: Vec<usize> = region
+            .shape
+            .iter()
+            .enumerate()
+            .map(|(d, n)| if axes.contains(&d) { 1 } else { *n as usize })
+            .collect();
+        let strides: Vec<isize> = contiguous_strides(&kept)
+            .into_iter()
+            .enumerate()
+            .map(|(d, s)| if axes.contains(&d) { 0 } else { s })
+            .collect();
+        let offset = (0..kept.len())
+            .map(|d| (cell.start[d] - region.start[d]) as isize * strides[d])
+            .sum::<isize>();
+        let folded: Vec<Folded> =
+            folds.iter().map(|f| Folded { op: f.op, values: f.values }).collect();
+        let merge = parts.as_ref().map(|parts| {
+            axes.iter().zip(parts).map(|(a, part)| part.extent(cell.start[*a])).product()
+        });
         // `argmin` and `argmax` count in C order along the reduced axes.
         let space = task.stage.tasks.shape();
         let mut weights = vec![0isize; space.len()];
@@ -191,40 +239,70 @@ impl CompiledReduce {
         }
         let first = (0..space.len()).map(|d| cell.start[d] * weights[d] as u64).sum();
         let seen = self.folded_before(cell, region);
-        let fold = reduce::Fold { folds: &folded, offset: offset as usize, strides: &strides, seen, merge, index: (first, &weights) };
+        let fold = reduce::Fold {
+            folds: &folded,
+            offset: offset as usize,
+            strides: &strides,
+            seen,
+            merge,
+            index: (first, &weights),
+        };
         let mut accumulators = std::mem::take(&mut task.accumulators);
-        let mut bytes: Vec<&mut [u8]> = accumulators.iter_mut().flatten().map(Buffer::bytes_mut).collect();
-        reduce::fold(&mut self.machine, &sizes(&cell.shape), &task.views(expr.inputs(), cell), &fold, &mut bytes);
+        let mut bytes: Vec<&mut [u8]> =
+            accumulators.iter_mut().flatten().map(Buffer::bytes_mut).collect();
+        reduce::fold(
+            &mut self.machine,
+            &sizes(&cell.shape),
+            &task.views(expr.inputs(), cell),
+            &fold,
+            &mut bytes,
+        );
         task.accumulators = accumulators;
         Ok(())
     }
 
-    /// Returns the number of elements that each accumulator of a cell already contains. Blocks are processed in C order.
+    /// Returns the number of elements that each accumulator of a cell already contains. Blocks are
+    /// processed in C order.
     fn folded_before(&self, cell: &Region, region: &Region) -> u64 {
         let Reduce { axes, parts, .. } = &self.kernel;
-        // For each reduced axis: the first element and the number of elements of the task, then of the block.
+        // For each reduced axis: the first element and the number of elements of the task, then of
+        // the block.
         let along: Vec<[u64; 4]> = axes
             .iter()
             .enumerate()
             .map(|(k, d)| {
-                let (first, len, start, extent) = (region.start[*d], region.shape[*d], cell.start[*d], cell.shape[*d]);
+                let (first, len, start, extent) =
+                    (region.start[*d], region.shape[*d], cell.start[*d], cell.shape[*d]);
                 match parts.as_ref().map(|parts| &parts[k]) {
                     None => [first, len, start, extent],
-                    Some(part) => [part.start(first), part.start(first + len) - part.start(first), part.start(start), part.extent(start)],
+                    Some(part) => [
+                        part.start(first),
+                        part.start(first + len) - part.start(first),
+                        part.start(start),
+                        part.extent(start),
+                    ],
                 }
             })
             .collect();
-        let product = |some: &[[u64; 4]], which: usize| some.iter().map(|a| a[which]).product::<u64>();
-        (0..along.len()).map(|k| product(&along[..k], 3) * (along[k][2] - along[k][0]) * product(&along[k + 1..], 1)).sum()
+        let product =
+            |some: &[[u64; 4]], which: usize| some.iter().map(|a| a[which]).product::<u64>();
+        (0..along.len())
+            .map(|k| {
+                product(&along[..k], 3) * (along[k][2] - along[k][0]) * product(&along[k + 1..], 1)
+            })
+            .sum()
     }
 
     /// Converts accumulator `j` to its output block.
     fn finish(&mut self, j: usize, at: &At, task: &mut TaskState<'_>) -> Result<(), Cause> {
         let fold = &self.kernel.folds[j];
         let output = &task.outputs[j];
-        let n = output.objects().region(&at.object).n_elements() as usize * output.info().dtype.size();
+        let n =
+            output.objects().region(&at.object).n_elements() as usize * output.info().dtype.size();
         let mut block = task.room(task.layout.outputs[j].block, task.stored_bytes(j, at) as u64)?;
-        let accumulator = task.accumulators[j].as_ref().ok_or_else(|| internal("accumulators are there until the task ends"))?;
+        let accumulator = task.accumulators[j]
+            .as_ref()
+            .ok_or_else(|| internal("accumulators are there until the task ends"))?;
         fold.finish.apply(fold.op, fold.values, accumulator.bytes(), &mut block.bytes_mut()[..n]);
         task.blocks[j] = Some(block);
         task.pad(j, at);
@@ -246,7 +324,12 @@ pub(crate) struct ReduceDraft {
 impl DraftKind for ReduceDraft {
     fn stages(&self, draft: &Draft, lowering: &mut Lowering<'_>) -> Vec<Stage> {
         let groups = self.groups(draft, lowering);
-        let parts: Vec<u64> = self.axes.iter().zip(&groups).map(|(a, g)| draft.walk.axes()[*a].n_chunks().div_ceil(*g).max(1)).collect();
+        let parts: Vec<u64> = self
+            .axes
+            .iter()
+            .zip(&groups)
+            .map(|(a, g)| draft.walk.axes()[*a].n_chunks().div_ceil(*g).max(1))
+            .collect();
         if parts.iter().all(|p| *p <= 1) {
             return self.joined_stage(draft, lowering).into_iter().collect();
         }
@@ -278,7 +361,10 @@ impl DraftKind for ReduceDraft {
             if let Ok(node) = combine.expr.push(ExprNode::Input(slot)) {
                 combine.expr.add_results(&[node]);
             }
-            combine.inputs.push(StageInput { sources: vec![id], map: ReadMap::identity(&partial_grid.shape()) });
+            combine.inputs.push(StageInput {
+                sources: vec![id],
+                map: ReadMap::identity(&partial_grid.shape()),
+            });
         }
         let first = self.stage(draft, &groups, Some(&partials), lowering);
         let mut second = self.stage(&combine, &parts, None, lowering);
@@ -298,14 +384,22 @@ impl DraftKind for ReduceDraft {
 
     /// Returns a stage that is whole along the reduced axes.
     fn joined_stage(&self, draft: &Draft, lowering: &Lowering<'_>) -> Option<Stage> {
-        let whole: Vec<u64> = self.axes.iter().map(|a| draft.walk.axes()[*a].n_chunks().max(1)).collect();
+        let whole: Vec<u64> =
+            self.axes.iter().map(|a| draft.walk.axes()[*a].n_chunks().max(1)).collect();
         Some(self.stage(draft, &whole, None, lowering))
     }
 }
 
 impl ReduceDraft {
-    /// Returns a stage whose tasks reduce `groups` blocks along each reduced axis, into partial results or the outputs.
-    pub(super) fn stage(&self, draft: &Draft, groups: &[u64], partials: Option<&[ArrayId]>, lowering: &Lowering<'_>) -> Stage {
+    /// Returns a stage whose tasks reduce `groups` blocks along each reduced axis, into partial
+    /// results or the outputs.
+    pub(super) fn stage(
+        &self,
+        draft: &Draft,
+        groups: &[u64],
+        partials: Option<&[ArrayId]>,
+        lowering: &Lowering<'_>,
+    ) -> Stage {
         let ReduceDraft { axes, kept, folds, keepdims } = self;
         let mut kept_axes = kept.iter();
         let task = |(d, axis): (usize, &AxisGrid)| match axes.iter().position(|a| *a == d) {
@@ -320,20 +414,38 @@ impl ReduceDraft {
                 (true, false, true) => Some(OutAxis::One),
                 (true, false, false) => None,
             };
-            StageOutput { array: partials.map_or(draft.outputs[i], |p| p[i]), axes: (0..tasks.len()).filter_map(axis).collect() }
+            StageOutput {
+                array: partials.map_or(draft.outputs[i], |p| p[i]),
+                axes: (0..tasks.len()).filter_map(axis).collect(),
+            }
         });
-        let folds = folds.iter().map(|f| if partials.is_some() { Fold { finish: Finish::Keep, ..*f } } else { *f }).collect();
-        let kernel = Kernel::Reduce(Reduce { expr: draft.expr.clone(), folds, axes: axes.clone(), parts: None });
+        let folds = folds
+            .iter()
+            .map(|f| if partials.is_some() { Fold { finish: Finish::Keep, ..*f } } else { *f })
+            .collect();
+        let kernel = Kernel::Reduce(Reduce {
+            expr: draft.expr.clone(),
+            folds,
+            axes: axes.clone(),
+            parts: None,
+        });
         let outputs = outputs.collect();
-        let mut stage = Stage::new(draft.name, kernel, draft.inputs.clone(), outputs, ChunkGrid::new(tasks));
+        let mut stage =
+            Stage::new(draft.name, kernel, draft.inputs.clone(), outputs, ChunkGrid::new(tasks));
         stage.walk = draft.walk.clone();
         if let Some(walk) = in_pieces(lowering.scope(), &stage, axes) {
             stage.walk = walk;
             return stage;
         }
-        // Consecutive blocks differ along the last axis with several blocks. Chunks that they share are kept, if memory permits.
-        let (looks, along) = (lowering.looks(&stage), (0..stage.walk.axes().len()).rev().find(|d| stage.walk.axes()[*d].n_chunks() > 1));
-        if along.is_some() && reads_per_chunk(&stage, &looks, along) < 0.95 * reads_per_chunk(&stage, &looks, None) {
+        // Consecutive blocks differ along the last axis with several blocks. Chunks that they share
+        // are kept, if memory permits.
+        let (looks, along) = (
+            lowering.looks(&stage),
+            (0..stage.walk.axes().len()).rev().find(|d| stage.walk.axes()[*d].n_chunks() > 1),
+        );
+        if along.is_some()
+            && reads_per_chunk(&stage, &looks, along) < 0.95 * reads_per_chunk(&stage, &looks, None)
+        {
             stage.keep = keeps(&stage, &looks);
             if !StageLayout::fits(lowering.scope(), &stage) {
                 stage.keep.clear();
@@ -345,20 +457,28 @@ impl ReduceDraft {
     /// Returns the number of blocks along each reduced axis that one task reduces.
     fn groups(&self, draft: &Draft, lowering: &Lowering<'_>) -> Vec<u64> {
         let ReduceDraft { axes, kept, folds, .. } = self;
-        let counts: Vec<u64> = axes.iter().map(|a| draft.walk.axes()[*a].n_chunks().max(1)).collect();
+        let counts: Vec<u64> =
+            axes.iter().map(|a| draft.walk.axes()[*a].n_chunks().max(1)).collect();
         let kept_tasks: u64 = kept.iter().map(AxisGrid::n_chunks).product::<u64>().max(1);
         // The bytes that are reduced, at most the size of the arrays that are read.
         let elements: u128 = draft.walk.shape().iter().map(|n| u128::from(*n)).product();
         let bytes = |i: &StageInput| {
             let arrays = i.sources.iter().map(|id| &lowering.arrays[id.0].info);
-            arrays.clone().map(ArrayInfo::n_bytes).sum::<u128>().min(elements * arrays.map(|a| a.dtype.size() as u128).max().unwrap_or(0))
+            arrays
+                .clone()
+                .map(ArrayInfo::n_bytes)
+                .sum::<u128>()
+                .min(elements * arrays.map(|a| a.dtype.size() as u128).max().unwrap_or(0))
         };
         let input: u128 = draft.inputs.iter().map(bytes).sum();
-        let partial: u128 = folds.iter().map(|f| f.accumulator().size() as u128).sum::<u128>() * kept.iter().map(|a| u128::from(a.len())).product::<u128>();
+        let partial: u128 = folds.iter().map(|f| f.accumulator().size() as u128).sum::<u128>()
+            * kept.iter().map(|a| u128::from(a.len())).product::<u128>();
         let by_size = (input / u128::from(kept_tasks)).div_ceil(MAX_TASK_INPUT_BYTES);
         let worth = (input / (PARTIAL_SHARE * partial).max(1)).max(1);
-        let by_parallelism = u128::from(lowering.spec.wanted_tasks().div_ceil(kept_tasks)).min(worth);
-        let mut wanted = by_size.max(if kept_tasks >= lowering.spec.parallelism { 1 } else { by_parallelism });
+        let by_parallelism =
+            u128::from(lowering.spec.wanted_tasks().div_ceil(kept_tasks)).min(worth);
+        let mut wanted =
+            by_size.max(if kept_tasks >= lowering.spec.parallelism { 1 } else { by_parallelism });
         counts
             .iter()
             .map(|n| {
@@ -374,11 +494,16 @@ impl ReduceDraft {
 fn in_pieces(scope: Scope<'_>, stage: &Stage, axes: &[usize]) -> Option<ChunkGrid> {
     let size = stage.kernel.kind().inputs().iter().map(|t| t.size() as u64).max()?;
     let mut walk = stage.walk.axes().to_vec();
-    let bytes = |walk: &[AxisGrid]| walk.iter().fold(size, |p, a| p.saturating_mul(a.max_extent().max(1)));
+    let bytes =
+        |walk: &[AxisGrid]| walk.iter().fold(size, |p, a| p.saturating_mul(a.max_extent().max(1)));
     // Kept axes come first: along reduced axes, the same accumulators are used again.
     let order = (0..walk.len()).filter(|d| !axes.contains(d)).chain(axes.iter().copied());
     for d in order {
-        let (AxisGrid::Regular { first, size: each, n, .. }, over) = (&walk[d], bytes(&walk).div_ceil(PIECE_BYTES)) else { continue };
+        let (AxisGrid::Regular { first, size: each, n, .. }, over) =
+            (&walk[d], bytes(&walk).div_ceil(PIECE_BYTES))
+        else {
+            continue;
+        };
         if over <= 1 || (first != each && *n > 1) {
             continue;
         }
@@ -387,7 +512,8 @@ fn in_pieces(scope: Scope<'_>, stage: &Stage, axes: &[usize]) -> Option<ChunkGri
         walk[d] = AxisGrid::regular(walk[d].len(), piece);
     }
     let fine = Stage { walk: ChunkGrid::new(walk), ..stage.clone() };
-    let all = bytes(fine.walk.axes()) < bytes(stage.walk.axes()) && fine.inputs.iter().all(|i| traffic::only_parts(scope, &fine, i));
+    let all = bytes(fine.walk.axes()) < bytes(stage.walk.axes())
+        && fine.inputs.iter().all(|i| traffic::only_parts(scope, &fine, i));
     all.then_some(fine.walk)
 }
 
@@ -423,13 +549,32 @@ impl StageOp for ReduceNode {
         "others read what a reduction gives"
     }
 
-    fn draft(&self, node: &NodeRef, target: ArrayId, lowering: &mut Lowering<'_>) -> Result<Option<Draft>, PlanError> {
+    fn draft(
+        &self,
+        node: &NodeRef,
+        target: ArrayId,
+        lowering: &mut Lowering<'_>,
+    ) -> Result<Option<Draft>, PlanError> {
         let ReduceNode { input, axes, keepdims, .. } = self;
         let grid = lowering.arrays[target.0].info.objects();
-        let axis_of = |d: usize| if *keepdims { d } else { d - axes.iter().filter(|a| **a < d).count() };
-        let kept = (0..input.grid.axes().len()).filter(|d| !axes.contains(d)).map(|d| grid.axes()[axis_of(d)].clone()).collect();
-        let kind = ReduceDraft { axes: axes.clone(), kept, folds: vec![self.as_fold()], keepdims: vec![*keepdims] };
-        lowering.draft_of(input, Draft::new(node.name(), AnyDraft::Reduce(kind), target, input.grid.clone())).map(Some)
+        let axis_of =
+            |d: usize| if *keepdims { d } else { d - axes.iter().filter(|a| **a < d).count() };
+        let kept = (0..input.grid.axes().len())
+            .filter(|d| !axes.contains(d))
+            .map(|d| grid.axes()[axis_of(d)].clone())
+            .collect();
+        let kind = ReduceDraft {
+            axes: axes.clone(),
+            kept,
+            folds: vec![self.as_fold()],
+            keepdims: vec![*keepdims],
+        };
+        lowering
+            .draft_of(
+                input,
+                Draft::new(node.name(), AnyDraft::Reduce(kind), target, input.grid.clone()),
+            )
+            .map(Some)
     }
 }
 

@@ -1,7 +1,8 @@
-//! Cumulative sums and products along an axis: one stage if enough tasks can run along the whole axis, else three stages.
+//! Cumulative sums and products along an axis: one stage if enough tasks can run along the whole
+//! axis, else three stages.
 //!
-//! Of the three stages, the first sums parts of the axis, the second computes the sum before each part, and the third reads the input
-//! again.
+//! Of the three stages, the first sums parts of the axis, the second computes the sum before each
+//! part, and the third reads the input again.
 
 use freestone_kernels::reduce::Finish;
 use freestone_kernels::{DType, Expr, Node as ExprNode, ScanOp, eval};
@@ -15,7 +16,10 @@ use crate::plan::explain::term;
 use crate::plan::layout::{Builder, holding};
 use crate::plan::lower::{Draft, Lowering};
 use crate::plan::walk::At;
-use crate::plan::{ArrayId, OutAxis, Place, Plan, PlanArray, PlanError, ReadMode, Stage, StageInput, StageOutput, malformed};
+use crate::plan::{
+    ArrayId, OutAxis, Place, Plan, PlanArray, PlanError, ReadMode, Stage, StageInput, StageOutput,
+    malformed,
+};
 use crate::program::{Over, Phase, Step};
 use crate::readmap::ReadMap;
 use crate::state::{TaskState, sizes};
@@ -34,7 +38,8 @@ pub struct Scan {
     pub axis: usize,
     /// True if each element is the total of the elements before it, excluding itself.
     pub exclusive: bool,
-    /// True if the last input holds the total before each task, with one element along the axis for each task.
+    /// True if the last input holds the total before each task, with one element along the axis for
+    /// each task.
     pub carry: bool,
 }
 
@@ -63,11 +68,22 @@ impl StageKind for Scan {
 
     fn check(&self, plan: &Plan, stage: &Stage) -> Result<Vec<DType>, PlanError> {
         let Scan { axis, carry, .. } = self;
-        let Some((dtype, _)) = self.dtypes() else { return Err(malformed("it scans another number of results than one, or a dtype without sums")) };
-        let Some(tasks) = stage.tasks.axes().get(*axis) else { return Err(malformed("it scans along an axis that is not there")) };
+        let Some((dtype, _)) = self.dtypes() else {
+            return Err(malformed(
+                "it scans another number of results than one, or a dtype without sums",
+            ));
+        };
+        let Some(tasks) = stage.tasks.axes().get(*axis) else {
+            return Err(malformed("it scans along an axis that is not there"));
+        };
         let whole = |d: usize| d == *axis || stage.tasks.axes()[d] == stage.walk.axes()[d];
-        if (!*carry && tasks.n_chunks() > 1) || !(0..stage.tasks.axes().len()).all(whole) || !stage.walk.axes()[*axis].nests_in(tasks, 0, 1) {
-            return Err(malformed("its tasks do not follow each other along the axis that it scans"));
+        if (!*carry && tasks.n_chunks() > 1)
+            || !(0..stage.tasks.axes().len()).all(whole)
+            || !stage.walk.axes()[*axis].nests_in(tasks, 0, 1)
+        {
+            return Err(malformed(
+                "its tasks do not follow each other along the axis that it scans",
+            ));
         }
         let is_before = |i: &StageInput| {
             let [source] = i.sources[..] else { return false };
@@ -83,17 +99,30 @@ impl StageKind for Scan {
     fn program(&self, layout: &mut Builder<'_>) -> Result<Vec<Step>, PlanError> {
         let (n, all) = (self.expr.inputs().len(), layout.inputs.len());
         let (_, carrier) = self.dtypes().ok_or_else(|| malformed("its scan is not defined"))?;
-        let accumulator = layout.accumulator(0, layout.kept_bytes(carrier.size(), |d| d != self.axis));
+        let accumulator =
+            layout.accumulator(0, layout.kept_bytes(carrier.size(), |d| d != self.axis));
         let block = layout.output(0);
-        let start = [layout.loads(n..all), vec![Step::Compute(Phase::Start)], layout.unloads(n..all)].concat();
-        let made = [Step::Compute(Phase::Begin), Step::Compute(Phase::Block)].into_iter().chain(layout.unloads(0..n)).chain(layout.store(0));
+        let start =
+            [layout.loads(n..all), vec![Step::Compute(Phase::Start)], layout.unloads(n..all)]
+                .concat();
+        let made = [Step::Compute(Phase::Begin), Step::Compute(Phase::Block)]
+            .into_iter()
+            .chain(layout.unloads(0..n))
+            .chain(layout.store(0));
         let each = [layout.loads(0..n), holding(&[block], made.collect())].concat();
-        Ok(holding(&[accumulator], [start, vec![Step::ForEach { over: Over::Objects(0), body: each }]].concat()))
+        Ok(holding(
+            &[accumulator],
+            [start, vec![Step::ForEach { over: Over::Objects(0), body: each }]].concat(),
+        ))
     }
 
     fn description(&self) -> String {
         let axis = self.axis;
-        if self.exclusive { format!("finds what comes before each part along axis {axis}") } else { format!("runs along axis {axis}") }
+        if self.exclusive {
+            format!("finds what comes before each part along axis {axis}")
+        } else {
+            format!("runs along axis {axis}")
+        }
     }
 
     fn formula(&self, _j: usize, names: &[String]) -> String {
@@ -101,7 +130,8 @@ impl StageKind for Scan {
         format!("{name}({})", term(&self.expr, 0, names))
     }
 
-    /// Returns [`ReadMode::InChunk`] for the total before each task, which lies in a chunk of its own.
+    /// Returns [`ReadMode::InChunk`] for the total before each task, which lies in a chunk of its
+    /// own.
     fn read_mode(&self, i: usize) -> Option<ReadMode> {
         (self.carried() == Some(i)).then_some(ReadMode::InChunk)
     }
@@ -127,7 +157,9 @@ impl StageKind for Scan {
         if self.carried() != Some(i) {
             return (stage.blocks(), 1.0);
         }
-        let axis = |(d, t): (usize, &AxisGrid)| if d == self.axis { AxisGrid::regular(t.n_chunks(), 1) } else { t.clone() };
+        let axis = |(d, t): (usize, &AxisGrid)| {
+            if d == self.axis { AxisGrid::regular(t.n_chunks(), 1) } else { t.clone() }
+        };
         (ChunkGrid::new(stage.tasks.axes().iter().enumerate().map(axis).collect()), 1.0)
     }
 
@@ -157,11 +189,18 @@ impl CompiledScan {
     /// Initializes the running total with the total before the task, or with the neutral element.
     fn start(&mut self, task: &mut TaskState<'_>) -> Result<(), Cause> {
         let (op, axis) = (self.kernel.op, self.kernel.axis);
-        let (_, carrier) = self.kernel.dtypes().ok_or_else(|| internal("a scan that was checked has a carrier"))?;
+        let (_, carrier) = self
+            .kernel
+            .dtypes()
+            .ok_or_else(|| internal("a scan that was checked has a carrier"))?;
         op.start(carrier, task.start(0, carrier, |d| d != axis)?);
         if let Some(i) = self.kernel.carried() {
-            let before = task.loaded[i].take().ok_or_else(|| internal("what came before a task is loaded before it starts"))?;
-            let mut accumulator = task.accumulators[0].take().ok_or_else(|| internal("a task has accumulators once it has started"))?;
+            let before = task.loaded[i]
+                .take()
+                .ok_or_else(|| internal("what came before a task is loaded before it starts"))?;
+            let mut accumulator = task.accumulators[0]
+                .take()
+                .ok_or_else(|| internal("a task has accumulators once it has started"))?;
             accumulator.bytes_mut().copy_from_slice(task.bytes(&before.values));
             task.accumulators[0] = Some(accumulator);
         }
@@ -174,10 +213,17 @@ impl CompiledScan {
         let shape = sizes(&at.cell.shape);
         let dtype = task.outputs[0].info().dtype;
         let n = shape.iter().product::<usize>() * dtype.size();
-        let (Some(mut block), Some(mut carries)) = (task.blocks[0].take(), task.accumulators[0].take()) else {
+        let (Some(mut block), Some(mut carries)) =
+            (task.blocks[0].take(), task.accumulators[0].take())
+        else {
             return Err(internal("a scan has an output block and accumulators while it runs"));
         };
-        eval::map(&mut self.machine, &shape, &task.views(expr.inputs(), &at.cell), &mut [&mut block.bytes_mut()[..n]]);
+        eval::map(
+            &mut self.machine,
+            &shape,
+            &task.views(expr.inputs(), &at.cell),
+            &mut [&mut block.bytes_mut()[..n]],
+        );
         let of = |axes: std::ops::Range<usize>| shape[axes].iter().product::<usize>();
         let around = [of(0..*axis), shape[*axis], of(*axis + 1..shape.len())];
         op.run(dtype, around, &mut block.bytes_mut()[..n], carries.bytes_mut(), *exclusive);
@@ -187,7 +233,8 @@ impl CompiledScan {
     }
 }
 
-/// A cumulative sum or product before its division into tasks, over the output's index space, chunk by chunk along an axis.
+/// A cumulative sum or product before its division into tasks, over the output's index space, chunk
+/// by chunk along an axis.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ScanDraft {
     op: ScanOp,
@@ -205,7 +252,13 @@ impl DraftKind for ScanDraft {
         let carrier = op.carrier(values).unwrap_or(values);
         let mut widened = draft.expr.clone();
         let cast = widened.push(ExprNode::Cast(carrier, draft.expr.results()[0]));
-        let last = Scan { expr: draft.expr.clone(), op: *op, axis: *axis, exclusive: false, carry: parts > 1 };
+        let last = Scan {
+            expr: draft.expr.clone(),
+            op: *op,
+            axis: *axis,
+            exclusive: false,
+            carry: parts > 1,
+        };
         let (Ok(cast), true) = (cast, parts > 1) else {
             return vec![self.stage(draft, last, draft.inputs.clone(), draft.outputs[0], tasks)];
         };
@@ -219,15 +272,39 @@ impl DraftKind for ScanDraft {
         let (sums, before) = (partial("partial"), partial("before"));
         let out = |d: usize| if d == *axis { OutAxis::Part(d) } else { OutAxis::Kept(d) };
         let fold = Fold { op: op.fold(), values: carrier, finish: Finish::Carry(carrier) };
-        let kernel = Kernel::Reduce(Reduce { expr: widened, folds: vec![fold], axes: vec![*axis], parts: None });
+        let kernel = Kernel::Reduce(Reduce {
+            expr: widened,
+            folds: vec![fold],
+            axes: vec![*axis],
+            parts: None,
+        });
         let output = StageOutput { array: sums, axes: (0..grid.axes().len()).map(out).collect() };
-        let mut first = Stage::new("partial", kernel, draft.inputs.clone(), vec![output], tasks.clone());
+        let mut first =
+            Stage::new("partial", kernel, draft.inputs.clone(), vec![output], tasks.clone());
         first.walk = grid.clone();
-        first.notes.push(format!("sums of {parts} parts along axis {axis}, so that the parts can run side by side; the input is read twice"));
-        let carried = |id: ArrayId| StageInput { sources: vec![id], map: ReadMap::identity(&partial_grid.shape()) };
-        let exclusive = Scan { expr: Expr::identity(carrier), op: *op, axis: *axis, exclusive: true, carry: false };
+        first.notes.push(format!(
+            "sums of {parts} parts along axis {axis}, so that the parts can \
+            run side by side; the input is read twice"
+        ));
+        let carried = |id: ArrayId| StageInput {
+            sources: vec![id],
+            map: ReadMap::identity(&partial_grid.shape()),
+        };
+        let exclusive = Scan {
+            expr: Expr::identity(carrier),
+            op: *op,
+            axis: *axis,
+            exclusive: true,
+            carry: false,
+        };
         let whole = self.with(AxisGrid::regular(parts, parts));
-        let mut second = self.stage(&Draft { name: "before", ..draft.clone() }, exclusive, vec![carried(sums)], before, whole);
+        let mut second = self.stage(
+            &Draft { name: "before", ..draft.clone() },
+            exclusive,
+            vec![carried(sums)],
+            before,
+            whole,
+        );
         second.walk = partial_grid.clone();
         let inputs = draft.inputs.iter().cloned().chain([carried(before)]).collect();
         let third = self.stage(draft, last, inputs, draft.outputs[0], tasks);
@@ -238,7 +315,8 @@ impl DraftKind for ScanDraft {
 impl ScanDraft {
     /// Returns the grid with the axis replaced.
     fn with(&self, along: AxisGrid) -> ChunkGrid {
-        let axis = |(d, a): (usize, &AxisGrid)| if d == self.axis { along.clone() } else { a.clone() };
+        let axis =
+            |(d, a): (usize, &AxisGrid)| if d == self.axis { along.clone() } else { a.clone() };
         ChunkGrid::new(self.grid.axes().iter().enumerate().map(axis).collect())
     }
 
@@ -246,14 +324,36 @@ impl ScanDraft {
     fn group(&self, draft: &Draft, lowering: &Lowering<'_>) -> u64 {
         let (axis, grid) = (self.axis, &self.grid);
         let n = grid.axes()[axis].n_chunks().max(1);
-        let kept_tasks: u64 = grid.axes().iter().enumerate().filter(|(d, _)| *d != axis).map(|(_, a)| a.n_chunks().max(1)).product();
-        let bytes: u128 = draft.inputs.iter().flat_map(|i| &i.sources).map(|s| lowering.arrays[s.0].info.n_bytes()).sum();
+        let kept_tasks: u64 = grid
+            .axes()
+            .iter()
+            .enumerate()
+            .filter(|(d, _)| *d != axis)
+            .map(|(_, a)| a.n_chunks().max(1))
+            .product();
+        let bytes: u128 = draft
+            .inputs
+            .iter()
+            .flat_map(|i| &i.sources)
+            .map(|s| lowering.arrays[s.0].info.n_bytes())
+            .sum();
         let by_size = (bytes / u128::from(kept_tasks)).div_ceil(MAX_TASK_INPUT_BYTES) as u64;
-        let wanted = if kept_tasks >= lowering.spec.parallelism { 1 } else { lowering.spec.wanted_tasks().div_ceil(kept_tasks) };
+        let wanted = if kept_tasks >= lowering.spec.parallelism {
+            1
+        } else {
+            lowering.spec.wanted_tasks().div_ceil(kept_tasks)
+        };
         n.div_ceil(wanted.max(by_size).clamp(1, n))
     }
 
-    fn stage(&self, draft: &Draft, kernel: Scan, inputs: Vec<StageInput>, output: ArrayId, tasks: ChunkGrid) -> Stage {
+    fn stage(
+        &self,
+        draft: &Draft,
+        kernel: Scan,
+        inputs: Vec<StageInput>,
+        output: ArrayId,
+        tasks: ChunkGrid,
+    ) -> Stage {
         let outputs = vec![StageOutput::kept(output, self.grid.axes().len())];
         let mut stage = Stage::new(draft.name, Kernel::Scan(kernel), inputs, outputs, tasks);
         stage.walk = self.grid.clone();
@@ -289,9 +389,16 @@ impl StageOp for ScanNode {
         "others read what runs along an axis"
     }
 
-    fn draft(&self, node: &NodeRef, target: ArrayId, lowering: &mut Lowering<'_>) -> Result<Option<Draft>, PlanError> {
+    fn draft(
+        &self,
+        node: &NodeRef,
+        target: ArrayId,
+        lowering: &mut Lowering<'_>,
+    ) -> Result<Option<Draft>, PlanError> {
         let grid = lowering.arrays[target.0].info.objects();
         let kind = ScanDraft { op: self.op, axis: self.axis, grid: grid.clone() };
-        lowering.draft_of(&self.input, Draft::new(node.name(), AnyDraft::Scan(kind), target, grid)).map(Some)
+        lowering
+            .draft_of(&self.input, Draft::new(node.name(), AnyDraft::Scan(kind), target, grid))
+            .map(Some)
     }
 }

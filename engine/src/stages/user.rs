@@ -70,10 +70,14 @@ impl StageKind for User {
         let fits = |b: &UserBlocks| {
             let holds = b.grid.axes().iter().all(AxisGrid::holds);
             let axis = |(axis, grid): (&Option<usize>, &AxisGrid)| match axis {
-                Some(a) => stage.tasks.axes().get(*a).is_some_and(|t| t.n_chunks() == grid.n_chunks()),
+                Some(a) => {
+                    stage.tasks.axes().get(*a).is_some_and(|t| t.n_chunks() == grid.n_chunks())
+                }
                 None => grid.n_chunks() <= 1,
             };
-            holds && b.axes.len() == b.grid.axes().len() && b.axes.iter().zip(b.grid.axes()).all(axis)
+            holds
+                && b.axes.len() == b.grid.axes().len()
+                && b.axes.iter().zip(b.grid.axes()).all(axis)
         };
         if !self.blocks.iter().all(fits) || stage.walk != stage.tasks {
             return Err(malformed("its blocks are not those of its tasks"));
@@ -86,7 +90,10 @@ impl StageKind for User {
         let block: SlotId = layout.output(0);
         let made = [Step::Compute(Phase::Begin), Step::Compute(Phase::Block)].into_iter();
         let made = made.chain(layout.unloads(0..n)).chain(layout.store(0)).collect();
-        Ok(vec![Step::ForEach { over: Over::Objects(0), body: [layout.loads(0..n), holding(&[block], made)].concat() }])
+        Ok(vec![Step::ForEach {
+            over: Over::Objects(0),
+            body: [layout.loads(0..n), holding(&[block], made)].concat(),
+        }])
     }
 
     fn description(&self) -> String {
@@ -171,15 +178,27 @@ impl CompiledUser {
         let shape = sizes(&region.shape);
         let n = shape.iter().product::<usize>() * dtype.size();
         let mut scratch = task.desk.arena.buffer(*scratch_bytes).map_err(overrun)?;
-        let mut block = task.blocks[0].take().ok_or_else(|| internal("an output block is there before it is computed"))?;
+        let mut block = task.blocks[0]
+            .take()
+            .ok_or_else(|| internal("an output block is there before it is computed"))?;
         let mut inputs: Vec<Block<'_>> = Vec::with_capacity(task.loaded.len());
         for (loaded, blocks) in task.loaded.iter().zip(&self.kernel.blocks) {
             let Some(Loaded { values: Values::Own(values), cell, .. }) = loaded else {
                 return Err(internal("the blocks of a user's kernel are assembled before it runs"));
             };
-            inputs.push(Block { dtype: blocks.dtype, start: cell.start.clone(), shape: sizes(&cell.shape), bytes: values.bytes() });
+            inputs.push(Block {
+                dtype: blocks.dtype,
+                start: cell.start.clone(),
+                shape: sizes(&cell.shape),
+                bytes: values.bytes(),
+            });
         }
-        let mut output = BlockMut { dtype: *dtype, start: region.start, shape, bytes: &mut block.bytes_mut()[..n] };
+        let mut output = BlockMut {
+            dtype: *dtype,
+            start: region.start,
+            shape,
+            bytes: &mut block.bytes_mut()[..n],
+        };
         // A panic is a failure of the kernel, not of the worker.
         let scratch_part = &mut scratch.bytes_mut()[..*scratch_bytes as usize];
         let applied = panics::caught(|| self.code.apply(&inputs, &mut output, scratch_part));
@@ -200,8 +219,18 @@ pub(crate) struct UserDraft {
 
 impl DraftKind for UserDraft {
     fn stages(&self, draft: &Draft, _lowering: &mut Lowering<'_>) -> Vec<Stage> {
-        let outputs = draft.outputs.iter().map(|array| StageOutput::kept(*array, draft.walk.axes().len())).collect();
-        vec![Stage::new(draft.name, Kernel::User(self.kernel.clone()), draft.inputs.clone(), outputs, draft.walk.clone())]
+        let outputs = draft
+            .outputs
+            .iter()
+            .map(|array| StageOutput::kept(*array, draft.walk.axes().len()))
+            .collect();
+        vec![Stage::new(
+            draft.name,
+            Kernel::User(self.kernel.clone()),
+            draft.inputs.clone(),
+            outputs,
+            draft.walk.clone(),
+        )]
     }
 }
 
@@ -210,7 +239,8 @@ impl DraftKind for UserDraft {
 pub struct UserNode {
     /// The arguments.
     pub inputs: Vec<NodeRef>,
-    /// For each input and axis, the axis of the result that its blocks follow; `None` for a single block.
+    /// For each input and axis, the axis of the result that its blocks follow; `None` for a single
+    /// block.
     pub axes: Vec<Vec<Option<usize>>>,
     /// The name of the kernel in plans.
     pub name: &'static str,
@@ -241,25 +271,39 @@ impl StageOp for UserNode {
         "a user's kernel writes blocks"
     }
 
-    /// Marks elementwise functions among the inputs for arrays of their own, so that each input is a single read.
+    /// Marks elementwise functions among the inputs for arrays of their own, so that each input is
+    /// a single read.
     fn mark(&self, lowering: &mut Lowering<'_>) {
         for input in &self.inputs {
             let flat = lowering.flatten_marked(input).map(|(_, bases)| bases);
             let computed = |b: &NodeRef| matches!(b.op, Op::Map { .. });
-            let bases = flat.map_or_else(|_| vec![Arc::clone(input)], |bases| bases.into_iter().filter(computed).collect());
+            let bases = flat.map_or_else(
+                |_| vec![Arc::clone(input)],
+                |bases| bases.into_iter().filter(computed).collect(),
+            );
             bases.iter().for_each(|b| lowering.mark_one(b, "a user's kernel reads blocks"));
         }
     }
 
-    fn draft(&self, node: &NodeRef, target: ArrayId, lowering: &mut Lowering<'_>) -> Result<Option<Draft>, PlanError> {
+    fn draft(
+        &self,
+        node: &NodeRef,
+        target: ArrayId,
+        lowering: &mut Lowering<'_>,
+    ) -> Result<Option<Draft>, PlanError> {
         // The kernel writes only its own blocks. Any other array is copied from these.
         if !lowering.is_read_from(node, target) {
             return Ok(None);
         }
-        let (mut inputs, mut blocks) = (Vec::with_capacity(self.inputs.len()), Vec::with_capacity(self.inputs.len()));
+        let (mut inputs, mut blocks) =
+            (Vec::with_capacity(self.inputs.len()), Vec::with_capacity(self.inputs.len()));
         for (input, axes) in self.inputs.iter().zip(&self.axes) {
             inputs.extend(as_read(lowering, input)?);
-            blocks.push(UserBlocks { dtype: input.dtype, grid: input.grid.clone(), axes: axes.clone() });
+            blocks.push(UserBlocks {
+                dtype: input.dtype,
+                grid: input.grid.clone(),
+                axes: axes.clone(),
+            });
         }
         let kernel = User {
             name: self.name.to_owned(),
@@ -269,7 +313,8 @@ impl StageOp for UserNode {
             blocks,
             dtype: node.dtype,
         };
-        let draft = Draft::new(self.name, AnyDraft::User(UserDraft { kernel }), target, node.grid.clone());
+        let draft =
+            Draft::new(self.name, AnyDraft::User(UserDraft { kernel }), target, node.grid.clone());
         Ok(Some(Draft { inputs, ..draft }))
     }
 

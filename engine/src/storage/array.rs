@@ -18,7 +18,8 @@ pub struct ArrayInfo {
     pub fill: Scalar,
     /// The chunks that are read; of a sharded array the inner ones.
     pub grid: ChunkGrid,
-    /// Shape in which every chunk is stored, edge chunks padded; `None` if chunks are stored as the grid cuts them.
+    /// Shape in which every chunk is stored, edge chunks padded; `None` if chunks are stored as the
+    /// grid cuts them.
     pub stored_shape: Option<Vec<u64>>,
     /// Zarr v3 codec list; of a sharded array that of the inner chunks.
     pub codecs: Vec<serde_json::Value>,
@@ -26,7 +27,8 @@ pub struct ArrayInfo {
     pub keys: Keys,
     /// Where several chunks share an object.
     pub shard: Option<Shard>,
-    /// Set where only a part of the stored array is meant, and written in place: the coordinates there of this grid's first chunk.
+    /// Set where only a part of the stored array is meant, and written in place: the coordinates
+    /// there of this grid's first chunk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<Vec<u64>>,
 }
@@ -61,7 +63,10 @@ pub enum Keys {
 impl Shard {
     /// With the index that everybody writes: little-endian, checked, at the end.
     pub fn new(chunks: Vec<u64>) -> Shard {
-        let index_codecs = vec![serde_json::json!({"name": "bytes", "configuration": {"endian": "little"}}), serde_json::json!({"name": "crc32c"})];
+        let index_codecs = vec![
+            serde_json::json!({"name": "bytes", "configuration": {"endian": "little"}}),
+            serde_json::json!({"name": "crc32c"}),
+        ];
         Shard { chunks, index_codecs, index_at_end: true }
     }
 
@@ -94,7 +99,8 @@ impl Keys {
 }
 
 impl ArrayInfo {
-    /// An array of our own between two stages: chunks as the grid cuts them, a codec from the plan, and a checksum in any case.
+    /// An array of our own between two stages: chunks as the grid cuts them, a codec from the plan,
+    /// and a checksum in any case.
     pub fn intermediate(dtype: DType, grid: ChunkGrid, encoding: impl Into<Encoding>) -> ArrayInfo {
         ArrayInfo {
             dtype,
@@ -126,7 +132,14 @@ impl ArrayInfo {
     /// The objects that are written: the chunks, or of a sharded array the shards.
     pub fn objects(&self) -> ChunkGrid {
         match &self.shard {
-            Some(shard) => ChunkGrid::new(self.grid.axes().iter().zip(&shard.chunks).map(|(axis, n)| axis.group(*n)).collect()),
+            Some(shard) => ChunkGrid::new(
+                self.grid
+                    .axes()
+                    .iter()
+                    .zip(&shard.chunks)
+                    .map(|(axis, n)| axis.group(*n))
+                    .collect(),
+            ),
             None => self.grid.clone(),
         }
     }
@@ -134,7 +147,12 @@ impl ArrayInfo {
     /// Shape of the largest object as it is stored: a chunk's, or of a sharded array a shard's.
     pub fn object_shape(&self) -> Vec<u64> {
         match &self.shard {
-            Some(shard) => self.chunk_shape().iter().zip(&shard.chunks).map(|(c, n)| c.saturating_mul(*n)).collect(),
+            Some(shard) => self
+                .chunk_shape()
+                .iter()
+                .zip(&shard.chunks)
+                .map(|(c, n)| c.saturating_mul(*n))
+                .collect(),
             None => self.chunk_shape(),
         }
     }
@@ -143,7 +161,12 @@ impl ArrayInfo {
     pub fn object_key(&self, coords: &[u64]) -> String {
         let Some(first) = &self.window else { return self.keys.key(coords) };
         let per_object = |d: usize| self.shard.as_ref().map_or(1, |s| s.chunks[d]);
-        let there: Vec<u64> = coords.iter().zip(first).enumerate().map(|(d, (c, first))| c + first / per_object(d)).collect();
+        let there: Vec<u64> = coords
+            .iter()
+            .zip(first)
+            .enumerate()
+            .map(|(d, (c, first))| c + first / per_object(d))
+            .collect();
         self.keys.key(&there)
     }
 }

@@ -1,8 +1,9 @@
 //! Buckets of S3, and who we are to AWS.
 //!
-//! Credentials are what the environment says (keys, a web identity, a container), as `object_store` finds them. Where it says nothing, they are those
-//! of a profile, single sign-on included, which the `aws` command resolves; else those of the machine. Stores, repositories and whoever signs requests
-//! to other services of AWS take them from here.
+//! Credentials are what the environment says (keys, a web identity, a container), as `object_store`
+//! finds them. Where it says nothing, they are those of a profile, single sign-on included, which
+//! the `aws` command resolves; else those of the machine. Stores, repositories and whoever signs
+//! requests to other services of AWS take them from here.
 
 use std::ffi::OsStr;
 use std::io::{self, Read};
@@ -21,7 +22,8 @@ use super::client::{Connector, retry_config};
 use crate::retry::Retry;
 use crate::system::System;
 
-/// Credentials that say when they expire are asked for anew so long before that, others so often; after a failure one waits so long at least.
+/// Credentials that say when they expire are asked for anew so long before that, others so often;
+/// after a failure one waits so long at least.
 const MARGIN: Duration = Duration::from_secs(300);
 const REFRESH: Duration = Duration::from_secs(600);
 const PAUSE: Duration = Duration::from_secs(60);
@@ -30,8 +32,12 @@ const PAUSE: Duration = Duration::from_secs(60);
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// What says that the environment has credentials.
-const OF_ENVIRONMENT: [&str; 4] =
-    ["AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI"];
+const OF_ENVIRONMENT: [&str; 4] = [
+    "AWS_ACCESS_KEY_ID",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+];
 
 /// A profile that was asked for must not be replaced by what a machine has.
 const PROFILES: [&str; 2] = ["AWS_PROFILE", "AWS_DEFAULT_PROFILE"];
@@ -42,8 +48,8 @@ fn is_set(name: &&str) -> bool {
 
 /// A bucket as the environment (`AWS_…`) describes it, with its credentials or a profile's.
 ///
-/// Requests are retried by the client as [`Retry::REQUESTS`] says, also puts with a condition: whoever makes one and finds its condition false must
-/// look whether what is there is its own.
+/// Requests are retried by the client as [`Retry::REQUESTS`] says, also puts with a condition:
+/// whoever makes one and finds its condition false must look whether what is there is its own.
 ///
 /// # Errors
 /// Where the environment holds nonsense.
@@ -51,9 +57,15 @@ pub fn bucket(name: &str) -> object_store::Result<AmazonS3Builder> {
     bucket_with(name, Connector { retry: Retry::REQUESTS, system: System::default() })
 }
 
-pub(super) fn bucket_with(name: &str, connector: Connector) -> object_store::Result<AmazonS3Builder> {
+pub(super) fn bucket_with(
+    name: &str,
+    connector: Connector,
+) -> object_store::Result<AmazonS3Builder> {
     let retries = retry_config(&connector.retry);
-    let builder = AmazonS3Builder::from_env().with_retry(retries).with_http_connector(connector).with_bucket_name(name);
+    let builder = AmazonS3Builder::from_env()
+        .with_retry(retries)
+        .with_http_connector(connector)
+        .with_bucket_name(name);
     if OF_ENVIRONMENT.iter().any(is_set) {
         return Ok(builder);
     }
@@ -70,7 +82,8 @@ pub fn credentials(region: &str) -> object_store::Result<AwsCredentialProvider> 
     Ok(Arc::clone(bucket("freestone")?.with_region(region).build()?.credentials()))
 }
 
-/// The profile's credentials as they are now; `None` where the environment or the machine has others, which are found without us.
+/// The profile's credentials as they are now; `None` where the environment or the machine has
+/// others, which are found without us.
 ///
 /// # Errors
 /// Where a profile was asked for, and the `aws` command cannot give its credentials.
@@ -103,7 +116,11 @@ impl CredentialProvider for OfProfile {
         let (found, why) = ask().await?;
         match found {
             Some(credential) => Ok(credential),
-            None => self.machine.get_credential().await.map_err(|e| NoCredentials(format!("{why}; and of the machine: {e}")).into()),
+            None => self
+                .machine
+                .get_credential()
+                .await
+                .map_err(|e| NoCredentials(format!("{why}; and of the machine: {e}")).into()),
         }
     }
 }
@@ -126,19 +143,29 @@ async fn ask() -> Result<(Option<Arc<AwsCredential>>, String), NoCredentials> {
     let mut said = SAID.lock().await;
     let now = SystemTime::now();
     if said.as_ref().is_none_or(|s| s.again <= now) {
-        let asked = tokio::task::spawn_blocking(|| exported("aws".as_ref(), LIMIT)).await.unwrap_or_else(|e| Err(e.to_string()));
+        let asked = tokio::task::spawn_blocking(|| exported("aws".as_ref(), LIMIT))
+            .await
+            .unwrap_or_else(|e| Err(e.to_string()));
         let profile = PROFILES.iter().any(is_set);
         *said = Some(match (asked, said.take()) {
             (Ok((credential, expires)), _) => {
-                let again = expires.map_or(now + REFRESH, |at| (at - MARGIN).max(now + PAUSE).min(at));
+                let again =
+                    expires.map_or(now + REFRESH, |at| (at - MARGIN).max(now + PAUSE).min(at));
                 Said { credential: Some(Arc::new(credential)), why: String::new(), expires, again }
             }
             // What is known holds a while longer.
-            (Err(_), Some(old)) if old.credential.is_some() && old.expires.is_none_or(|at| now < at) => {
+            (Err(_), Some(old))
+                if old.credential.is_some() && old.expires.is_none_or(|at| now < at) =>
+            {
                 let again = old.expires.map_or(now + PAUSE, |at| (now + PAUSE).min(at));
                 Said { again, ..old }
             }
-            (Err(why), _) => Said { credential: None, why, expires: None, again: now + if profile { PAUSE } else { REFRESH } },
+            (Err(why), _) => Said {
+                credential: None,
+                why,
+                expires: None,
+                again: now + if profile { PAUSE } else { REFRESH },
+            },
         });
     }
     if let Some(Said { credential: None, why, .. }) = &*said
@@ -150,7 +177,10 @@ async fn ask() -> Result<(Option<Arc<AwsCredential>>, String), NoCredentials> {
 }
 
 /// Credentials of the profile in use, and when they expire if they do.
-fn exported(program: &OsStr, limit: Duration) -> Result<(AwsCredential, Option<SystemTime>), String> {
+fn exported(
+    program: &OsStr,
+    limit: Duration,
+) -> Result<(AwsCredential, Option<SystemTime>), String> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
     struct Exported {
@@ -162,12 +192,21 @@ fn exported(program: &OsStr, limit: Duration) -> Result<(AwsCredential, Option<S
     const COMMAND: &str = "`aws configure export-credentials`";
     // Those of the machine are renewed without it.
     let mut command = Command::new(program);
-    command.args(["configure", "export-credentials", "--format", "process"]).env("AWS_EC2_METADATA_DISABLED", "true");
+    command
+        .args(["configure", "export-credentials", "--format", "process"])
+        .env("AWS_EC2_METADATA_DISABLED", "true");
     let output = output_within(&mut command, limit).map_err(|e| match e.kind() {
-        io::ErrorKind::NotFound => "AWS_ACCESS_KEY_ID is not set, and there is no `aws` command to ask for a profile's".to_owned(),
+        io::ErrorKind::NotFound => {
+            "AWS_ACCESS_KEY_ID is not set, and there is no `aws` command to \
+            ask for a profile's"
+                .to_owned()
+        }
         io::ErrorKind::TimedOut => {
             let limit = humantime::format_duration(limit);
-            format!("{COMMAND} has not answered in {limit} and was stopped: run it by hand to see what it waits for, or set AWS_ACCESS_KEY_ID and the like")
+            format!(
+                "{COMMAND} has not answered in {limit} and was stopped: run it by hand to see \
+                what it waits for, or set AWS_ACCESS_KEY_ID and the like"
+            )
         }
         _ => format!("{COMMAND}: {e}"),
     })?;
@@ -175,22 +214,34 @@ fn exported(program: &OsStr, limit: Duration) -> Result<(AwsCredential, Option<S
         return Err(format!("{COMMAND} says: {}", String::from_utf8_lossy(&output.stderr).trim()));
     }
     // Its output is a secret: an error must not quote it.
-    let found: Exported = serde_json::from_slice(&output.stdout).map_err(|e| format!("{COMMAND} answers no JSON of credentials ({:?})", e.classify()))?;
+    let found: Exported = serde_json::from_slice(&output.stdout)
+        .map_err(|e| format!("{COMMAND} answers no JSON of credentials ({:?})", e.classify()))?;
     let expires = found.expiration.as_deref().and_then(time);
-    Ok((AwsCredential { key_id: found.access_key_id, secret_key: found.secret_access_key, token: found.session_token }, expires))
+    Ok((
+        AwsCredential {
+            key_id: found.access_key_id,
+            secret_key: found.secret_access_key,
+            token: found.session_token,
+        },
+        expires,
+    ))
 }
 
 /// What a command prints and how it ends; one that takes longer is killed.
 fn output_within(command: &mut Command, limit: Duration) -> io::Result<Output> {
     let end = Instant::now() + limit;
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let (stdout, stderr) = (child.stdout.take().map(reader), child.stderr.take().map(reader));
     loop {
-        // What it has started may keep the pipes open after it, and is not waited for any longer either.
+        // What it has started may keep the pipes open after it, and is not waited for any longer
+        // either.
         if stdout.iter().chain(&stderr).all(thread::JoinHandle::is_finished)
             && let Some(status) = child.try_wait()?
         {
-            let read = |pipe: Option<thread::JoinHandle<_>>| pipe.and_then(|p| p.join().ok()).unwrap_or_else(|| Ok(Vec::new()));
+            let read = |pipe: Option<thread::JoinHandle<_>>| {
+                pipe.and_then(|p| p.join().ok()).unwrap_or_else(|| Ok(Vec::new()))
+            };
             return Ok(Output { status, stdout: read(stdout)?, stderr: read(stderr)? });
         }
         if Instant::now() >= end {
@@ -224,7 +275,10 @@ mod tests {
     #[test]
     fn times_are_read() {
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_379_768);
-        assert_eq!((time("2026-11-22T20:36:08Z"), time("2026-11-22T20:36:08+00:00"), time("soon")), (Some(at), Some(at), None));
+        assert_eq!(
+            (time("2026-11-22T20:36:08Z"), time("2026-11-22T20:36:08+00:00"), time("soon")),
+            (Some(at), Some(at), None)
+        );
     }
 
     #[test]
@@ -237,9 +291,15 @@ mod tests {
             fs::write(&path, text).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
             let said = exported(path.as_os_str(), Duration::from_secs(3)).unwrap_err();
-            assert!(said.contains("has not answered in 3s and was stopped: run it by hand"), "{said}");
+            assert!(
+                said.contains("has not answered in 3s and was stopped: run it by hand"),
+                "{said}"
+            );
             let pid = fs::read_to_string(folder.path().join("aws.pid")).unwrap();
-            assert!(!std::path::Path::new("/proc").join(pid.trim()).exists(), "it is gone, and was waited for");
+            assert!(
+                !std::path::Path::new("/proc").join(pid.trim()).exists(),
+                "it is gone, and was waited for"
+            );
         }
     }
 }

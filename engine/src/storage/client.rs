@@ -1,15 +1,20 @@
 //! An HTTP client with retries: the only place that retries network requests.
 //!
-//! `object_store` sends its requests through a [`Connector`]. Transient failures are retried as [`Retry`] specifies. After the last try,
-//! the error's chain of sources contains a [`GaveUp`]. `object_store` does not retry requests that this client gave up. It does resume
-//! interrupted response bodies, with the same policy.
+//! `object_store` sends its requests through a [`Connector`]. Transient failures are retried as
+//! [`Retry`] specifies. After the last try, the error's chain of sources contains a [`GaveUp`].
+//! `object_store` does not retry requests that this client gave up. It does resume interrupted
+//! response bodies, with the same policy.
 //!
-//! Every request may be retried, including a conditional put whose response was lost. The second put then fails its condition, so callers
-//! of conditional puts must read the object to detect their own write.
+//! Every request may be retried, including a conditional put whose response was lost. The second
+//! put then fails its condition, so callers of conditional puts must read the object to detect
+//! their own write.
 
 use std::error::Error;
 
-use object_store::client::{HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService, ReqwestConnector};
+use object_store::client::{
+    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService,
+    ReqwestConnector,
+};
 use object_store::{BackoffConfig, ClientOptions, RetryConfig};
 use thiserror::Error as ThisError;
 
@@ -67,10 +72,19 @@ impl HttpConnector for Connector {
     }
 }
 
-/// Returns the equivalent policy for `object_store`, which applies it to interrupted response bodies.
+/// Returns the equivalent policy for `object_store`, which applies it to interrupted response
+/// bodies.
 pub(super) fn retry_config(retry: &Retry) -> RetryConfig {
-    let backoff = BackoffConfig { init_backoff: retry.backoff.first, max_backoff: retry.backoff.longest, base: 2.0 };
-    RetryConfig { backoff, max_retries: retry.tries.saturating_sub(1) as usize, retry_timeout: retry.within }
+    let backoff = BackoffConfig {
+        init_backoff: retry.backoff.first,
+        max_backoff: retry.backoff.longest,
+        base: 2.0,
+    };
+    RetryConfig {
+        backoff,
+        max_retries: retry.tries.saturating_sub(1) as usize,
+        retry_timeout: retry.within,
+    }
 }
 
 #[derive(Debug)]
@@ -92,11 +106,20 @@ impl HttpService for Retrying {
                 Answer::Failed(what, kind) => (what, kind),
             };
             let elapsed = self.system.elapsed(begun);
-            let next = if kind == Failure::Unsupported { None } else { self.retry.next(tries, elapsed, self.system.fraction()) };
+            let next = if kind == Failure::Unsupported {
+                None
+            } else {
+                self.retry.next(tries, elapsed, self.system.fraction())
+            };
             match next {
                 Some(pause) => self.system.wait(pause).await,
                 // `object_store` does not retry errors of this kind.
-                None => return Err(HttpError::new(HttpErrorKind::Unknown, GaveUp { what, tries, kind })),
+                None => {
+                    return Err(HttpError::new(
+                        HttpErrorKind::Unknown,
+                        GaveUp { what, tries, kind },
+                    ));
+                }
             }
         }
     }
@@ -115,9 +138,10 @@ async fn answered(result: Result<HttpResponse, HttpError>) -> Answer {
         Ok(response) => response,
         Err(error) => {
             return match error.kind() {
-                HttpErrorKind::Connect | HttpErrorKind::Request | HttpErrorKind::Timeout | HttpErrorKind::Interrupted => {
-                    Answer::Failed(sources(&error), Failure::Outage)
-                }
+                HttpErrorKind::Connect
+                | HttpErrorKind::Request
+                | HttpErrorKind::Timeout
+                | HttpErrorKind::Interrupted => Answer::Failed(sources(&error), Failure::Outage),
                 _ => Answer::Final(Err(error)),
             };
         }
@@ -132,13 +156,20 @@ async fn answered(result: Result<HttpResponse, HttpError>) -> Answer {
     let (head, body) = response.into_parts();
     let body = match body.bytes().await {
         Ok(body) => body,
-        Err(error) => return Answer::Failed(sources(&error), if is_throttle(number, None) { Failure::Throttle } else { Failure::Outage }),
+        Err(error) => {
+            return Answer::Failed(
+                sources(&error),
+                if is_throttle(number, None) { Failure::Throttle } else { Failure::Outage },
+            );
+        }
     };
     let text = String::from_utf8_lossy(&body);
     let code = code(&text);
     let kind = match number {
         _ if is_throttle(number, code) => Failure::Throttle,
-        400 if code != Some("RequestTimeout") => return Answer::Final(Ok(HttpResponse::from_parts(head, body.clone().into()))),
+        400 if code != Some("RequestTimeout") => {
+            return Answer::Final(Ok(HttpResponse::from_parts(head, body.clone().into())));
+        }
         501 | 505 => Failure::Unsupported,
         _ => Failure::Outage,
     };
@@ -147,8 +178,15 @@ async fn answered(result: Result<HttpResponse, HttpError>) -> Answer {
 }
 
 /// The error codes for rate limits of S3, of services compatible with it, and of Azure.
-const THROTTLES: [&str; 7] =
-    ["SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "BandwidthLimitExceeded", "TooManyRequests", "ServerBusy"];
+const THROTTLES: [&str; 7] = [
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "RequestLimitExceeded",
+    "BandwidthLimitExceeded",
+    "TooManyRequests",
+    "ServerBusy",
+];
 
 fn is_throttle(status: u16, code: Option<&str>) -> bool {
     matches!(status, 429 | 503) || code.is_some_and(|c| THROTTLES.contains(&c))
@@ -201,24 +239,41 @@ mod tests {
     }
     use Reply::{Answer, Lose, Part};
 
-    const SLOW_DOWN: &str = "<?xml version=\"1.0\"?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>";
-    const INTERNAL: &str = "<Error><Code>InternalError</Code><Message>Not a SlowDown, nor a 503 Service Unavailable, nor a Throttle.</Message></Error>";
+    const SLOW_DOWN: &str = "<?xml version=\"1.0\"?><Error><Code>SlowDown</Code><Message>Please \
+        reduce your request rate.</Message></Error>";
+    const INTERNAL: &str = "<Error><Code>InternalError</Code><Message>Not a SlowDown, nor a 503 \
+        Service Unavailable, nor a Throttle.</Message></Error>";
     const TOO_SLOW: &str = "<Error><Code>RequestTimeout</Code></Error>";
     const EXPIRED: &str = "<Error><Code>ExpiredToken</Code></Error>";
 
-    /// Starts a local server that sends these replies and repeats the last. Calls `each` before a reply. Returns the URL and the received
-    /// methods.
-    fn server(replies: &'static [Reply], each: impl Fn() + Send + 'static) -> (String, Arc<Mutex<Vec<String>>>) {
+    /// Starts a local server that sends these replies and repeats the last. Calls `each` before a
+    /// reply. Returns the URL and the received methods.
+    fn server(
+        replies: &'static [Reply],
+        each: impl Fn() + Send + 'static,
+    ) -> (String, Arc<Mutex<Vec<String>>>) {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        let (url, seen) = (format!("http://{}", listener.local_addr().unwrap()), Arc::new(Mutex::new(Vec::new())));
+        let (url, seen) = (
+            format!("http://{}", listener.local_addr().unwrap()),
+            Arc::new(Mutex::new(Vec::new())),
+        );
         let methods = Arc::clone(&seen);
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let mut stream = stream.unwrap();
                 let mut reader = BufReader::new(stream.try_clone().unwrap());
-                let head: Vec<String> = reader.by_ref().lines().map_while(Result::ok).take_while(|l| !l.is_empty()).collect();
+                let head: Vec<String> = reader
+                    .by_ref()
+                    .lines()
+                    .map_while(Result::ok)
+                    .take_while(|l| !l.is_empty())
+                    .collect();
                 let Some(method) = head.first().and_then(|l| l.split(' ').next()) else { continue };
-                let length = head.iter().find_map(|l| l.to_ascii_lowercase().strip_prefix("content-length:").map(|v| v.trim().parse().unwrap()));
+                let length = head.iter().find_map(|l| {
+                    l.to_ascii_lowercase()
+                        .strip_prefix("content-length:")
+                        .map(|v| v.trim().parse().unwrap())
+                });
                 std::io::copy(&mut reader.take(length.unwrap_or(0)), &mut std::io::sink()).unwrap();
                 each();
                 let n = {
@@ -226,10 +281,17 @@ mod tests {
                     seen.push(method.to_owned());
                     seen.len()
                 };
-                let fixed = "Last-Modified: Sun, 22 Nov 2026 20:00:00 GMT\r\nETag: \"1\"\r\nConnection: close";
+                let fixed = "Last-Modified: Sun, 22 Nov 2026 20:00:00 GMT\r\nETag: \
+                    \"1\"\r\nConnection: close";
                 let written = match replies[n.min(replies.len()) - 1] {
-                    Answer(status, body) => write!(stream, "HTTP/1.1 {status} Status\r\nContent-Length: {}\r\n{fixed}\r\n\r\n{body}", body.len()),
-                    Part => write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n{fixed}\r\n\r\nhe"),
+                    Answer(status, body) => write!(
+                        stream,
+                        "HTTP/1.1 {status} Status\r\nContent-Length: {}\r\n{fixed}\r\n\r\n{body}",
+                        body.len()
+                    ),
+                    Part => {
+                        write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n{fixed}\r\n\r\nhe")
+                    }
                     Lose => Ok(()),
                 };
                 written.unwrap();
@@ -238,19 +300,35 @@ mod tests {
         (url, seen)
     }
 
-    const QUICK: Retry = Retry { backoff: Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(2) }, ..Retry::REQUESTS };
+    const QUICK: Retry = Retry {
+        backoff: Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(2) },
+        ..Retry::REQUESTS
+    };
 
     /// Returns a bucket at an endpoint, and the same location as a plain HTTP server.
     fn stores(endpoint: &str, system: &System) -> [ObjectStore; 2] {
         let connector = Connector { retry: QUICK, system: system.clone() };
-        let bucket = AmazonS3Builder::new().with_endpoint(endpoint).with_allow_http(true).with_bucket_name("bucket").with_region("r");
-        let bucket = bucket.with_access_key_id("k").with_secret_access_key("s").with_retry(retry_config(&QUICK)).with_http_connector(connector);
-        [ObjectStore::over("s3://bucket", "", Arc::new(bucket.build().unwrap()), system), ObjectStore::open_with(endpoint, system, QUICK).unwrap()]
+        let bucket = AmazonS3Builder::new()
+            .with_endpoint(endpoint)
+            .with_allow_http(true)
+            .with_bucket_name("bucket")
+            .with_region("r");
+        let bucket = bucket
+            .with_access_key_id("k")
+            .with_secret_access_key("s")
+            .with_retry(retry_config(&QUICK))
+            .with_http_connector(connector);
+        [
+            ObjectStore::over("s3://bucket", "", Arc::new(bucket.build().unwrap()), system),
+            ObjectStore::open_with(endpoint, system, QUICK).unwrap(),
+        ]
     }
 
     fn read(store: &dyn Store) -> Result<Option<Vec<u8>>, StorageError> {
         let mut into = Buffer::zeroed(100);
-        store.read("SlowDown/429 Too Many", None, 100, &mut into).map(|found| found.then(|| into.bytes().to_vec()))
+        store
+            .read("SlowDown/429 Too Many", None, 100, &mut into)
+            .map(|found| found.then(|| into.bytes().to_vec()))
     }
 
     type Request = fn(&dyn Store) -> Result<(), StorageError>;
@@ -274,18 +352,25 @@ mod tests {
         ("size", |s| s.size("SlowDown").map(drop)),
     ];
 
-    /// Checks the number of requests and the outcome for each kind of request, with these replies of S3 and of a plain server.
+    /// Checks the number of requests and the outcome for each kind of request, with these replies
+    /// of S3 and of a plain server.
     #[track_caller]
     fn check(replies: &'static [Reply], requests: usize, expect: &str) {
         // The response to a HEAD, the last kind of request, has no body and thus no code.
-        let is_coded = replies.iter().any(|r| matches!(r, Answer(400 | 500, body) if !body.is_empty()));
+        let is_coded =
+            replies.iter().any(|r| matches!(r, Answer(400 | 500, body) if !body.is_empty()));
         for (name, make) in &REQUESTS[..if is_coded { 3 } else { 4 }] {
             for which in 0..2 {
                 let (url, seen) = server(replies, || {});
                 let store = &stores(&url, &System::default())[which];
                 let ended = make(store);
                 let said = format!("{ended:?}");
-                assert_eq!((ending(ended), seen.lock().unwrap().len()), (expect, requests), "{name} at {}: {said}", store.url());
+                assert_eq!(
+                    (ending(ended), seen.lock().unwrap().len()),
+                    (expect, requests),
+                    "{name} at {}: {said}",
+                    store.url()
+                );
             }
         }
     }
@@ -304,7 +389,11 @@ mod tests {
         check(&[Answer(400, TOO_SLOW)], tries, "gave up");
         check(&[Lose], tries, "gave up");
         // The last failure determines the outcome.
-        check(&[Lose, Answer(500, ""), Answer(429, ""), Lose, Lose, Answer(503, SLOW_DOWN)], tries, "throttled");
+        check(
+            &[Lose, Answer(500, ""), Answer(429, ""), Lose, Lose, Answer(503, SLOW_DOWN)],
+            tries,
+            "throttled",
+        );
         // A later request may succeed with new credentials.
         check(&[Answer(400, EXPIRED)], 1, "gave up");
         check(&[Answer(501, "")], 1, "failed");
@@ -313,11 +402,17 @@ mod tests {
 
     #[test]
     fn what_passes_is_not_noticed() {
-        for replies in [&[Answer(503, SLOW_DOWN), Answer(429, ""), Answer(200, "here")][..], &[Answer(500, ""), Lose, Answer(200, "here")]] {
+        for replies in [
+            &[Answer(503, SLOW_DOWN), Answer(429, ""), Answer(200, "here")][..],
+            &[Answer(500, ""), Lose, Answer(200, "here")],
+        ] {
             for which in 0..2 {
                 let (url, seen) = server(replies, || {});
                 let store = &stores(&url, &System::default())[which];
-                assert_eq!((read(store).unwrap().unwrap().as_slice(), seen.lock().unwrap().len()), (&b"here"[..], 3));
+                assert_eq!(
+                    (read(store).unwrap().unwrap().as_slice(), seen.lock().unwrap().len()),
+                    (&b"here"[..], 3)
+                );
             }
         }
     }
@@ -329,8 +424,20 @@ mod tests {
         let store = &stores(&url, &System::default())[0];
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-        let put = runtime.block_on(object_store::ObjectStore::put_opts(store.backend(), &"key".into(), b"me".to_vec().into(), options));
-        assert!(matches!(put, Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. })), "{put:?}");
+        let put = runtime.block_on(object_store::ObjectStore::put_opts(
+            store.backend(),
+            &"key".into(),
+            b"me".to_vec().into(),
+            options,
+        ));
+        assert!(
+            matches!(
+                put,
+                Err(object_store::Error::AlreadyExists { .. }
+                    | object_store::Error::Precondition { .. })
+            ),
+            "{put:?}"
+        );
         assert_eq!(*seen.lock().unwrap(), ["PUT", "PUT"]);
         let _ = runtime.block_on(store.backend().head(&"key".into()));
     }
@@ -341,7 +448,10 @@ mod tests {
             let (url, seen) = server(&[Part], || {});
             let ended = read(&stores(&url, &System::default())[which]).map(drop);
             let n = seen.lock().unwrap().len();
-            assert!(ending(ended) == "gave up" && (2..=QUICK.tries as usize).contains(&n), "{n} requests");
+            assert!(
+                ending(ended) == "gave up" && (2..=QUICK.tries as usize).contains(&n),
+                "{n} requests"
+            );
         }
     }
 
@@ -351,7 +461,8 @@ mod tests {
         let system = System { clock: Arc::new(clock.clone()), ..System::default() };
         // Only the server and the loop below advance the clock, so pauses end only then.
         let moving = clock.clone();
-        let (url, seen) = server(&[Answer(503, "")], move || moving.advance(Duration::from_secs(8)));
+        let (url, seen) =
+            server(&[Answer(503, "")], move || moving.advance(Duration::from_secs(8)));
         let store = stores(&url, &system);
         let reading = std::thread::spawn(move || ending(read(&store[0]).map(drop)));
         while !reading.is_finished() {

@@ -1,8 +1,9 @@
 //! Encoded bytes ↔ blocks, with a bound for everything.
 //!
-//! Only known codecs are let in. The bytes-to-bytes codecs are peeled off one by one so that each step's size is known before it
-//! is made (a flipped bit in a frame header cannot ask for terabytes), and every step goes from one buffer of the arena into
-//! another: what is held at worst is [`Codec::decode_scratch`] and [`Codec::encode_beside`], and no codec allocates a chunk.
+//! Only known codecs are let in. The bytes-to-bytes codecs are peeled off one by one so that each
+//! step's size is known before it is made (a flipped bit in a frame header cannot ask for
+//! terabytes), and every step goes from one buffer of the arena into another: what is held at worst
+//! is [`Codec::decode_scratch`] and [`Codec::encode_beside`], and no codec allocates a chunk.
 
 use std::io::{Cursor, Read, Write};
 
@@ -19,7 +20,10 @@ use crate::memory::{Arena, Overrun};
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[allow(missing_docs)]
 pub enum CodecError {
-    #[error("codec `{0}` is not supported: the known ones are bytes, transpose, sharding_indexed, zstd, blosc, gzip, zlib and crc32c")]
+    #[error(
+        "codec `{0}` is not supported: the known ones are bytes, transpose, sharding_indexed, \
+            zstd, blosc, gzip, zlib and crc32c"
+    )]
     Unknown(String),
     #[error("codec `{name}` cannot be used here: {why}")]
     Unusable { name: String, why: String },
@@ -71,11 +75,13 @@ impl std::fmt::Debug for Contexts {
     }
 }
 
-/// An encoded chunk: its bytes, or the block's own where these are the encoding, and what follows them.
+/// An encoded chunk: its bytes, or the block's own where these are the encoding, and what follows
+/// them.
 #[derive(Debug)]
 pub struct Encoded {
     own: Option<Buffer>,
-    /// Checksums. They are not put behind the bytes, so that a block that is stored as it is need not be copied for them.
+    /// Checksums. They are not put behind the bytes, so that a block that is stored as it is need
+    /// not be copied for them.
     trailer: Vec<u8>,
 }
 
@@ -102,17 +108,35 @@ impl Codec {
     /// # Errors
     /// Where a codec is unknown or does not fit the dtype or shape.
     pub fn new(codecs: &[Value], dtype: DType, shape: &[u64]) -> Result<Codec, CodecError> {
-        let unusable = |name: &str, why: String| CodecError::Unusable { name: name.to_owned(), why };
-        let (mut order, mut swapped, mut filters): (Option<Vec<usize>>, Option<usize>, Vec<Filter>) = (None, None, Vec::new());
+        let unusable =
+            |name: &str, why: String| CodecError::Unusable { name: name.to_owned(), why };
+        let (mut order, mut swapped, mut filters): (
+            Option<Vec<usize>>,
+            Option<usize>,
+            Vec<Filter>,
+        ) = (None, None, Vec::new());
         for codec in codecs {
-            let Some(name) = codec["name"].as_str().or(codec.as_str()) else { return Err(unusable(&codec.to_string(), "it has no name".into())) };
+            let Some(name) = codec["name"].as_str().or(codec.as_str()) else {
+                return Err(unusable(&codec.to_string(), "it has no name".into()));
+            };
             let configuration = &codec["configuration"];
             match name {
-                "bytes" | "transpose" if swapped.is_some() => return Err(unusable(name, "it comes before `bytes`, which comes once".into())),
-                "bytes" => swapped = Some(words_to_swap(configuration["endian"].as_str(), dtype).map_err(|why| unusable(name, why))?),
+                "bytes" | "transpose" if swapped.is_some() => {
+                    return Err(unusable(name, "it comes before `bytes`, which comes once".into()));
+                }
+                "bytes" => {
+                    swapped = Some(
+                        words_to_swap(configuration["endian"].as_str(), dtype)
+                            .map_err(|why| unusable(name, why))?,
+                    )
+                }
                 "transpose" => {
-                    let next = permutation(&configuration["order"], shape.len()).ok_or_else(|| unusable(name, "`order` is no order of the axes".into()))?;
-                    order = Some(order.map_or_else(|| next.clone(), |first| next.iter().map(|i| first[*i]).collect()));
+                    let next = permutation(&configuration["order"], shape.len())
+                        .ok_or_else(|| unusable(name, "`order` is no order of the axes".into()))?;
+                    order = Some(order.map_or_else(
+                        || next.clone(),
+                        |first| next.iter().map(|i| first[*i]).collect(),
+                    ));
                 }
                 _ => {
                     let filter = Filter::new(name, configuration, dtype)?;
@@ -124,9 +148,18 @@ impl Codec {
             }
         }
         let Some(swapped) = swapped else { return Err(unusable("bytes", "it is missing".into())) };
-        let decoded = block_bytes(shape, dtype.size()).ok_or_else(|| unusable("bytes", format!("chunks of shape {shape:?} are larger than any memory")))?;
+        let decoded = block_bytes(shape, dtype.size()).ok_or_else(|| {
+            unusable("bytes", format!("chunks of shape {shape:?} are larger than any memory"))
+        })?;
         let order = order.filter(|o| o.iter().enumerate().any(|(i, axis)| i != *axis));
-        Ok(Codec { dtype, shape: shape.iter().map(|n| *n as usize).collect(), order, swapped, filters, decoded })
+        Ok(Codec {
+            dtype,
+            shape: shape.iter().map(|n| *n as usize).collect(),
+            order,
+            swapped,
+            filters,
+            decoded,
+        })
     }
 
     /// True if values are stored as they are computed with.
@@ -154,10 +187,14 @@ impl Codec {
         if self.filters.is_empty() { expected } else { self.encoded_bound() }
     }
 
-    /// Bytes of an encoded chunk that stand beside the block while it is decoded: where nothing is compressed, the encoded bytes
-    /// become the block.
+    /// Bytes of an encoded chunk that stand beside the block while it is decoded: where nothing is
+    /// compressed, the encoded bytes become the block.
     pub fn encoded_beside(&self) -> u64 {
-        if self.filters.iter().all(|f| matches!(f, Filter::Crc32c)) { self.encoded_bound() - self.decoded } else { self.encoded_bound() }
+        if self.filters.iter().all(|f| matches!(f, Filter::Crc32c)) {
+            self.encoded_bound() - self.decoded
+        } else {
+            self.encoded_bound()
+        }
     }
 
     /// Bytes that decoding holds besides those and the block.
@@ -189,24 +226,34 @@ impl Codec {
 
     /// The filters before the checksums at the end.
     fn body(&self) -> &[Filter] {
-        let checksums = self.filters.iter().rev().take_while(|f| matches!(f, Filter::Crc32c)).count();
+        let checksums =
+            self.filters.iter().rev().take_while(|f| matches!(f, Filter::Crc32c)).count();
         &self.filters[..self.filters.len() - checksums]
     }
 
     /// What each filter is given, from blocks of `size` bytes on.
     fn sizes(&self, size: u64) -> Vec<u64> {
-        self.filters.iter().scan(size, |size, f| Some(std::mem::replace(size, f.bound(*size)))).collect()
+        self.filters
+            .iter()
+            .scan(size, |size, f| Some(std::mem::replace(size, f.bound(*size))))
+            .collect()
     }
 
     /// Bytes of codecs' state that a thread keeps from chunk to chunk for decoding.
     pub fn decode_context_bytes(&self) -> u64 {
-        if self.filters.iter().any(|f| matches!(f, Filter::Zstd { .. })) { zstd_bound::DECOMPRESSION_CONTEXT_BYTES } else { 0 }
+        if self.filters.iter().any(|f| matches!(f, Filter::Zstd { .. })) {
+            zstd_bound::DECOMPRESSION_CONTEXT_BYTES
+        } else {
+            0
+        }
     }
 
     /// Bytes of codecs' state that a thread keeps from chunk to chunk for encoding.
     pub fn encode_context_bytes(&self) -> u64 {
         let state = |f: &Filter| match f {
-            Filter::Zstd { level, .. } => zstd_bound::compression_context_bytes(*level, self.decoded),
+            Filter::Zstd { level, .. } => {
+                zstd_bound::compression_context_bytes(*level, self.decoded)
+            }
             _ => 0,
         };
         self.filters.iter().map(state).max().unwrap_or(0)
@@ -217,11 +264,18 @@ impl Codec {
         self.filters.iter().map(|f| f.working_bytes(self.decoded)).max().unwrap_or(0)
     }
 
-    /// Decodes a chunk that holds `expected` bytes. The encoded bytes go back to the arena as soon as they are decoded.
+    /// Decodes a chunk that holds `expected` bytes. The encoded bytes go back to the arena as soon
+    /// as they are decoded.
     ///
     /// # Errors
     /// Where the bytes are no such chunk.
-    pub fn decode(&self, encoded: Buffer, expected: u64, arena: &mut Arena, contexts: &mut Contexts) -> Result<Buffer, CodecError> {
+    pub fn decode(
+        &self,
+        encoded: Buffer,
+        expected: u64,
+        arena: &mut Arena,
+        contexts: &mut Contexts,
+    ) -> Result<Buffer, CodecError> {
         let mut bytes = encoded;
         for (i, (filter, most)) in self.filters.iter().zip(self.sizes(expected)).enumerate().rev() {
             if let Filter::Crc32c = filter {
@@ -247,7 +301,13 @@ impl Codec {
         let Some(order) = &self.order else { return Ok(bytes) };
         let mut block = arena.buffer(expected)?;
         let (stored, own) = self.strides(order);
-        let view = View { dtype: self.dtype, bytes: bytes.bytes(), offset: 0, shape: self.shape.clone(), strides: stored };
+        let view = View {
+            dtype: self.dtype,
+            bytes: bytes.bytes(),
+            offset: 0,
+            shape: self.shape.clone(),
+            strides: stored,
+        };
         copy::strided(&view, block.bytes_mut(), 0, &own);
         arena.recycle(bytes);
         Ok(block)
@@ -257,17 +317,33 @@ impl Codec {
     ///
     /// # Errors
     /// Where a codec fails.
-    pub fn encode(&self, block: &[u8], arena: &mut Arena, contexts: &mut Contexts) -> Result<Encoded, CodecError> {
+    pub fn encode(
+        &self,
+        block: &[u8],
+        arena: &mut Arena,
+        contexts: &mut Contexts,
+    ) -> Result<Encoded, CodecError> {
         let mut bytes: Option<Buffer> = None;
         if !self.is_plain() {
             let mut turned = arena.buffer(block.len() as u64)?;
             match &self.order {
                 Some(order) if block.len() as u64 == self.decoded => {
                     let (stored, own) = self.strides(order);
-                    let view = View { dtype: self.dtype, bytes: block, offset: 0, shape: self.shape.clone(), strides: own };
+                    let view = View {
+                        dtype: self.dtype,
+                        bytes: block,
+                        offset: 0,
+                        shape: self.shape.clone(),
+                        strides: own,
+                    };
                     copy::strided(&view, turned.bytes_mut(), 0, &stored);
                 }
-                Some(_) => return Err(CodecError::Length { found: block.len() as u64, expected: self.decoded }),
+                Some(_) => {
+                    return Err(CodecError::Length {
+                        found: block.len() as u64,
+                        expected: self.decoded,
+                    });
+                }
                 None => turned.bytes_mut().copy_from_slice(block),
             }
             swap_words(turned.bytes_mut(), self.swapped);
@@ -313,7 +389,8 @@ fn permutation(order: &Value, n: usize) -> Option<Vec<usize>> {
         Some("F") => return Some((0..n).rev().collect()),
         _ => {}
     }
-    let order: Vec<usize> = order.as_array()?.iter().map(|v| v.as_u64().map(|i| i as usize)).collect::<Option<_>>()?;
+    let order: Vec<usize> =
+        order.as_array()?.iter().map(|v| v.as_u64().map(|i| i as usize)).collect::<Option<_>>()?;
     let mut sorted = order.clone();
     sorted.sort_unstable();
     (sorted == (0..n).collect::<Vec<_>>()).then_some(order)
@@ -344,13 +421,17 @@ impl Filter {
     fn new(name: &str, configuration: &Value, dtype: DType) -> Result<Filter, CodecError> {
         let level = |default: i64| configuration["level"].as_i64().unwrap_or(default);
         Ok(match name {
-            "zstd" | "numcodecs.zstd" => Filter::Zstd { level: level(0) as i32, checksum: configuration["checksum"].as_bool().unwrap_or(false) },
+            "zstd" | "numcodecs.zstd" => Filter::Zstd {
+                level: level(0) as i32,
+                checksum: configuration["checksum"].as_bool().unwrap_or(false),
+            },
             "gzip" => Filter::Gzip { level: level(5) as u32 },
             "zlib" | "numcodecs.zlib" => Filter::Zlib { level: level(5) as u32 },
             "crc32c" | "numcodecs.crc32c" => Filter::Crc32c,
-            "blosc" | "numcodecs.blosc" => {
-                Filter::Blosc(blosc::Settings::new(configuration, dtype.size()).map_err(|why| CodecError::Unusable { name: name.to_owned(), why })?)
-            }
+            "blosc" | "numcodecs.blosc" => Filter::Blosc(
+                blosc::Settings::new(configuration, dtype.size())
+                    .map_err(|why| CodecError::Unusable { name: name.to_owned(), why })?,
+            ),
             other => return Err(CodecError::Unknown(other.to_owned())),
         })
     }
@@ -358,7 +439,9 @@ impl Filter {
     /// Most bytes that it makes of `size` bytes.
     fn bound(&self, size: u64) -> u64 {
         match self {
-            Filter::Zstd { checksum, .. } => zstd_safe::compress_bound(size as usize) as u64 + if *checksum { 4 } else { 0 },
+            Filter::Zstd { checksum, .. } => {
+                zstd_safe::compress_bound(size as usize) as u64 + if *checksum { 4 } else { 0 }
+            }
             // Stored blocks of deflate add 5 bytes per 16 KB at worst; header and trailer 18.
             Filter::Gzip { .. } | Filter::Zlib { .. } => size + size / 1024 + 64,
             Filter::Crc32c => size + CHECKSUM_BYTES as u64,
@@ -375,12 +458,20 @@ impl Filter {
         }
     }
 
-    /// Decodes into the front of `out`, whose size is the guard against headers that lie; the number of bytes.
-    fn decode(&self, bytes: &[u8], out: &mut [u8], contexts: &mut Contexts) -> Result<usize, CodecError> {
+    /// Decodes into the front of `out`, whose size is the guard against headers that lie; the
+    /// number of bytes.
+    fn decode(
+        &self,
+        bytes: &[u8],
+        out: &mut [u8],
+        contexts: &mut Contexts,
+    ) -> Result<usize, CodecError> {
         match self {
             Filter::Zstd { .. } => {
                 let context = contexts.decompress.get_or_insert_with(zstd_safe::DCtx::create);
-                context.decompress(out, bytes).map_err(|code| CodecError::Corrupt(format!("zstd: {}", zstd_safe::get_error_name(code))))
+                context.decompress(out, bytes).map_err(|code| {
+                    CodecError::Corrupt(format!("zstd: {}", zstd_safe::get_error_name(code)))
+                })
             }
             Filter::Gzip { .. } => inflate(&mut flate2::bufread::MultiGzDecoder::new(bytes), out),
             Filter::Zlib { .. } => inflate(&mut flate2::bufread::ZlibDecoder::new(bytes), out),
@@ -400,24 +491,36 @@ impl Filter {
     }
 
     /// Encodes into the front of `out`, which has room for the bound; the number of bytes.
-    fn encode(&self, bytes: &[u8], out: &mut [u8], contexts: &mut Contexts) -> Result<usize, CodecError> {
+    fn encode(
+        &self,
+        bytes: &[u8],
+        out: &mut [u8],
+        contexts: &mut Contexts,
+    ) -> Result<usize, CodecError> {
         let failed = |e: std::io::Error| CodecError::Encode(e.to_string());
         match self {
             Filter::Zstd { level, checksum } => compress(*level, *checksum, bytes, out, contexts),
             Filter::Gzip { level } => {
-                let mut encoder = flate2::write::GzEncoder::new(Cursor::new(out), flate2::Compression::new(*level));
+                let mut encoder = flate2::write::GzEncoder::new(
+                    Cursor::new(out),
+                    flate2::Compression::new(*level),
+                );
                 encoder.write_all(bytes).map_err(failed)?;
                 Ok(encoder.finish().map_err(failed)?.position() as usize)
             }
             Filter::Zlib { level } => {
-                let mut encoder = flate2::write::ZlibEncoder::new(Cursor::new(out), flate2::Compression::new(*level));
+                let mut encoder = flate2::write::ZlibEncoder::new(
+                    Cursor::new(out),
+                    flate2::Compression::new(*level),
+                );
                 encoder.write_all(bytes).map_err(failed)?;
                 Ok(encoder.finish().map_err(failed)?.position() as usize)
             }
             Filter::Blosc(settings) => settings.compress(bytes, out).map_err(CodecError::Encode),
             Filter::Crc32c => {
                 out[..bytes.len()].copy_from_slice(bytes);
-                out[bytes.len()..][..CHECKSUM_BYTES].copy_from_slice(&crc32c::crc32c(bytes).to_le_bytes());
+                out[bytes.len()..][..CHECKSUM_BYTES]
+                    .copy_from_slice(&crc32c::crc32c(bytes).to_le_bytes());
                 Ok(bytes.len() + CHECKSUM_BYTES)
             }
         }
@@ -426,14 +529,22 @@ impl Filter {
 
 /// Number of bytes before the checksum, if it is theirs.
 fn verify_crc32c(bytes: &[u8]) -> Result<usize, CodecError> {
-    let Some((body, sum)) = bytes.split_last_chunk::<CHECKSUM_BYTES>() else { return Err(CodecError::Corrupt("it is too short for its checksum".into())) };
+    let Some((body, sum)) = bytes.split_last_chunk::<CHECKSUM_BYTES>() else {
+        return Err(CodecError::Corrupt("it is too short for its checksum".into()));
+    };
     if crc32c::crc32c(body) != u32::from_le_bytes(*sum) {
         return Err(CodecError::Corrupt("its crc32c checksum does not match".into()));
     }
     Ok(body.len())
 }
 
-fn compress(level: i32, checksum: bool, bytes: &[u8], out: &mut [u8], contexts: &mut Contexts) -> Result<usize, CodecError> {
+fn compress(
+    level: i32,
+    checksum: bool,
+    bytes: &[u8],
+    out: &mut [u8],
+    contexts: &mut Contexts,
+) -> Result<usize, CodecError> {
     use zstd_safe::CParameter;
     let context = contexts.compress.get_or_insert_with(zstd_safe::CCtx::create);
     let failed = |code| CodecError::Encode(format!("zstd: {}", zstd_safe::get_error_name(code)));
@@ -507,7 +618,8 @@ mod tests {
             }
         }
 
-        /// Any damage is an error or other values of the same size: never a panic, never more memory than the bound.
+        /// Any damage is an error or other values of the same size: never a panic, never more
+        /// memory than the bound.
         #[test]
         fn damage_is_an_error(flip in any::<prop::sample::Index>(), bit in 0u8..8, cut in any::<prop::sample::Index>(), truncate: bool) {
             let values: Vec<u32> = (0..210).map(|i| i * i).collect();
@@ -539,7 +651,8 @@ mod tests {
             let mut contexts = Contexts::default();
             let room = codec.encode_beside();
             let mut arena = Arena::new(room);
-            let encoded = codec.encode(block, &mut arena, &mut contexts).unwrap().parts(block).concat();
+            let encoded =
+                codec.encode(block, &mut arena, &mut contexts).unwrap().parts(block).concat();
             assert!(arena.highest() <= room + 4096, "{codecs:?}: {} in {room}", arena.highest());
 
             let room = codec.encoded_beside() + codec.decoded_bytes() + codec.decode_scratch();
@@ -547,7 +660,8 @@ mod tests {
             let mut stored = arena.buffer(codec.read_limit(codec.decoded_bytes())).unwrap();
             stored.set_len(encoded.len());
             stored.bytes_mut().copy_from_slice(&encoded);
-            let back = codec.decode(stored, codec.decoded_bytes(), &mut arena, &mut contexts).unwrap();
+            let back =
+                codec.decode(stored, codec.decoded_bytes(), &mut arena, &mut contexts).unwrap();
             assert!(back.bytes() == block, "{codecs:?}");
             assert!(arena.highest() <= room + 4096, "{codecs:?}: {} in {room}", arena.highest());
         }
@@ -565,8 +679,17 @@ mod tests {
             let values: Vec<u32> = (0..n as u32).map(|i| (i as f32 * 1.5).to_bits()).collect();
             let codec = Codec::new(&codecs, DType::UInt32, &[n]).unwrap();
             let block = bytemuck_cast(&values);
-            let encoded = codec.encode(block, &mut Arena::new(1 << 21), &mut Contexts::default()).unwrap().parts(block).concat();
-            assert!(encoded.len() as u64 <= codec.encoded_bound(), "{n}: {} over {}", encoded.len(), codec.encoded_bound());
+            let encoded = codec
+                .encode(block, &mut Arena::new(1 << 21), &mut Contexts::default())
+                .unwrap()
+                .parts(block)
+                .concat();
+            assert!(
+                encoded.len() as u64 <= codec.encoded_bound(),
+                "{n}: {} over {}",
+                encoded.len(),
+                codec.encoded_bound()
+            );
         }
     }
 
@@ -576,7 +699,12 @@ mod tests {
 
     #[test]
     fn an_unknown_codec_is_refused() {
-        let codecs = [json!({"name": "bytes", "configuration": {"endian": "little"}}), json!({"name": "lossy_magic"})];
-        assert!(matches!(Codec::new(&codecs, DType::Float32, &[4]), Err(CodecError::Unknown(n)) if n == "lossy_magic"));
+        let codecs = [
+            json!({"name": "bytes", "configuration": {"endian": "little"}}),
+            json!({"name": "lossy_magic"}),
+        ];
+        assert!(
+            matches!(Codec::new(&codecs, DType::Float32, &[4]), Err(CodecError::Unknown(n)) if n == "lossy_magic")
+        );
     }
 }

@@ -4,7 +4,8 @@ use freestone_kernels::Buffer;
 
 use super::{ByteRange, ObjectPart, PartsRead, Pending, StorageError, Store, read_small};
 
-/// Holds a store, empty below `prefix`, against the contract of [`Store`]; panics where it breaks it.
+/// Holds a store, empty below `prefix`, against the contract of [`Store`]; panics where it breaks
+/// it.
 ///
 /// # Panics
 /// With what is wrong.
@@ -14,7 +15,9 @@ pub fn check(store: &dyn Store, prefix: &str) {
     let whole = |name: &str| read_small(store, &key(name), 1_000_000).unwrap();
     let part = |name: &str, range: ByteRange, limit: u64| {
         let mut buffer = Buffer::zeroed(limit as usize);
-        store.read(&key(name), Some(range), limit, &mut buffer).map(|found| found.then(|| buffer.bytes().to_vec()))
+        store
+            .read(&key(name), Some(range), limit, &mut buffer)
+            .map(|found| found.then(|| buffer.bytes().to_vec()))
     };
     let bytes: Vec<u8> = (0..100_000u32).map(|i| (i % 251) as u8).collect();
 
@@ -32,18 +35,32 @@ pub fn check(store: &dyn Store, prefix: &str) {
     assert_eq!(part("a", ByteRange::At { offset: 7, len: 5 }, 5).unwrap().unwrap(), bytes[7..12]);
     assert_eq!(part("a", ByteRange::Last(9), 20).unwrap().unwrap(), bytes[bytes.len() - 9..]);
 
-    assert!(matches!(part("a", ByteRange::At { offset: 0, len: 50 }, 49), Err(StorageError::TooLong { .. })), "a limit holds for parts");
-    assert!(matches!(store.read(&key("a"), None, 10, &mut Buffer::zeroed(10)), Err(StorageError::TooLong { len: 100_000, limit: 10, .. })));
+    assert!(
+        matches!(
+            part("a", ByteRange::At { offset: 0, len: 50 }, 49),
+            Err(StorageError::TooLong { .. })
+        ),
+        "a limit holds for parts"
+    );
+    assert!(matches!(
+        store.read(&key("a"), None, 10, &mut Buffer::zeroed(10)),
+        Err(StorageError::TooLong { len: 100_000, limit: 10, .. })
+    ));
     for (offset, len) in [(99_990, 20), (100_000, 1), (u64::MAX - 1, 5)] {
         let beyond = part("a", ByteRange::At { offset, len }, 100);
-        assert!(beyond.is_err(), "a part from {offset} of {len} bytes reaches beyond the object: {beyond:?}");
+        assert!(
+            beyond.is_err(),
+            "a part from {offset} of {len} bytes reaches beyond the object: {beyond:?}"
+        );
     }
 
     store.write(&key("a"), b"new").unwrap();
     assert_eq!(whole("a").as_deref(), Some(b"new".as_slice()), "a write replaces the whole object");
     assert_eq!(store.list(&format!("{prefix}/")).unwrap(), ["a", "b"]);
     assert_eq!(store.list(&key("b/c/0/")).unwrap(), ["1", "2"]);
-    store.sync(&mut ["a", "not there", "b/c/0/2"].into_iter().map(key)).expect("what is not there is flushed");
+    store
+        .sync(&mut ["a", "not there", "b/c/0/2"].into_iter().map(key))
+        .expect("what is not there is flushed");
 
     store.remove(&key("b/")).unwrap();
     assert_eq!((whole("b/c/0/1"), whole("b/c/0/2")), (None, None));
@@ -51,16 +68,37 @@ pub fn check(store: &dyn Store, prefix: &str) {
     assert_eq!(store.list(&format!("{prefix}/")).unwrap(), Vec::<String>::new());
 
     store.write(&key("d/parts"), &bytes).unwrap();
-    let wanted = [ObjectPart { offset: 10, place: 4, len: 3 }, ObjectPart { offset: 99_999, place: 0, len: 1 }];
+    let wanted = [
+        ObjectPart { offset: 10, place: 4, len: 3 },
+        ObjectPart { offset: 99_999, place: 0, len: 1 },
+    ];
     let mut into = [0; 8];
-    assert_eq!(store.read_parts(&key("d/parts"), 100_000, &wanted, &mut into).unwrap(), PartsRead::Done);
+    assert_eq!(
+        store.read_parts(&key("d/parts"), 100_000, &wanted, &mut into).unwrap(),
+        PartsRead::Done
+    );
     assert_eq!((into[0], &into[4..7]), (bytes[99_999], &bytes[10..13]), "parts go to their places");
-    assert_eq!(store.read_parts(&key("d/none"), 100_000, &wanted, &mut into).unwrap(), PartsRead::Missing);
+    assert_eq!(
+        store.read_parts(&key("d/none"), 100_000, &wanted, &mut into).unwrap(),
+        PartsRead::Missing
+    );
     store.write_parts(&key("d/parts"), &[b"one", b"", b"two"]).unwrap();
-    assert_eq!(whole("d/parts").as_deref(), Some(b"onetwo".as_slice()), "what is written in parts is one object");
-    assert!(matches!(store.size(&key("d/parts")).unwrap(), None | Some(6)) && store.size(&key("d/none")).unwrap().is_none(), "the size, if it is told");
+    assert_eq!(
+        whole("d/parts").as_deref(),
+        Some(b"onetwo".as_slice()),
+        "what is written in parts is one object"
+    );
+    assert!(
+        matches!(store.size(&key("d/parts")).unwrap(), None | Some(6))
+            && store.size(&key("d/none")).unwrap().is_none(),
+        "the size, if it is told"
+    );
     store.sweep(&key("d/")).unwrap();
-    assert_eq!(whole("d/parts").as_deref(), Some(b"onetwo".as_slice()), "what was written is not swept away");
+    assert_eq!(
+        whole("d/parts").as_deref(),
+        Some(b"onetwo".as_slice()),
+        "what was written is not swept away"
+    );
     match store.begin_read(&key("d/parts"), None, 10, Buffer::zeroed(10)).map(Pending::wait) {
         Ok(read) => assert!(read.is_ok_and(|(found, buffer)| found && buffer.bytes() == b"onetwo")),
         Err(buffer) => assert_eq!(buffer.len(), 10, "the buffer is the caller's again"),
@@ -72,10 +110,16 @@ pub fn check(store: &dyn Store, prefix: &str) {
     let lock = store.lock(&key("lock")).unwrap().expect("the lock is free");
     assert!(!lock.is_lost() && lock.confirm().unwrap());
     if !lock.is_unheld() {
-        assert!(is_locked() && store.lock(&key("lock")).unwrap().is_none(), "one has a lock at a time");
+        assert!(
+            is_locked() && store.lock(&key("lock")).unwrap().is_none(),
+            "one has a lock at a time"
+        );
         assert!(store.lock(&key("other")).unwrap().is_some(), "of a key");
         drop(lock);
-        assert!(!is_locked() && store.lock(&key("lock")).unwrap().is_some(), "who lets go of a lock leaves it to others");
+        assert!(
+            !is_locked() && store.lock(&key("lock")).unwrap().is_some(),
+            "who lets go of a lock leaves it to others"
+        );
     }
     store.remove(&key("lock")).unwrap();
     store.remove(&key("other")).unwrap();
@@ -84,7 +128,10 @@ pub fn check(store: &dyn Store, prefix: &str) {
     let kinds = [vec![1u8; 60_000], vec![2u8; 90_000]];
     store.write(&key("race"), &kinds[0]).unwrap();
     std::thread::scope(|scope| {
-        let writers: Vec<_> = kinds.iter().map(|k| scope.spawn(|| (0..20).for_each(|_| store.write(&key("race"), k).unwrap()))).collect();
+        let writers: Vec<_> = kinds
+            .iter()
+            .map(|k| scope.spawn(|| (0..20).for_each(|_| store.write(&key("race"), k).unwrap())))
+            .collect();
         for _ in 0..40 {
             let seen = whole("race").expect("it is there all the time");
             assert!(kinds.contains(&seen), "a reader saw {} bytes of a mixture", seen.len());

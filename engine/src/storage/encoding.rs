@@ -23,8 +23,8 @@ pub enum CodecName {
     Gzip(u32),
 }
 
-/// A compressor, and whether a checksum follows. As text: `none`, `lz4`, `zstd`, `zstd:LEVEL`, `gzip`, `gzip:LEVEL`, each of them with
-/// `+crc32c` or without.
+/// A compressor, and whether a checksum follows. As text: `none`, `lz4`, `zstd`, `zstd:LEVEL`,
+/// `gzip`, `gzip:LEVEL`, each of them with `+crc32c` or without.
 ///
 /// ```
 /// # use freestone_engine::storage::{CodecName, Encoding};
@@ -46,13 +46,17 @@ pub struct Encoding {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[allow(missing_docs)]
 pub enum EncodingError {
-    #[error("invalid level `{level}` of codec {codec}: expected a whole number from {} to {}", levels.start(), levels.end())]
+    #[error("invalid level `{level}` of codec {codec}: expected a whole number from {} to \
+        {}", levels.start(), levels.end())]
     Level { codec: &'static str, level: String, levels: RangeInclusive<i64> },
     #[error("codec {0} has no levels (hint: write `{0}`)")]
     NoLevels(String),
     #[error("invalid suffix `+{0}` of a codec: expected `+crc32c`")]
     Suffix(String),
-    #[error("unknown codec `{0}`: expected none, lz4, zstd, zstd:LEVEL, gzip or gzip:LEVEL, with +crc32c after it for a checksum")]
+    #[error(
+        "unknown codec `{0}`: expected none, lz4, zstd, zstd:LEVEL, gzip or gzip:LEVEL, with \
+            +crc32c after it for a checksum"
+    )]
     Unknown(String),
 }
 
@@ -69,12 +73,17 @@ impl CodecName {
             CodecName::Zstd(level) => ("zstd", i64::from(level), ZSTD_LEVELS),
             CodecName::Gzip(level) => ("gzip", i64::from(level), GZIP_LEVELS),
         };
-        if levels.contains(&level) { Ok(()) } else { Err(EncodingError::Level { codec, level: level.to_string(), levels }) }
+        if levels.contains(&level) {
+            Ok(())
+        } else {
+            Err(EncodingError::Level { codec, level: level.to_string(), levels })
+        }
     }
 }
 
 impl Encoding {
-    /// Refuses a level that the compressor does not have: texts are checked when they are parsed, values when they are used.
+    /// Refuses a level that the compressor does not have: texts are checked when they are parsed,
+    /// values when they are used.
     ///
     /// # Errors
     /// [`EncodingError::Level`].
@@ -84,13 +93,21 @@ impl Encoding {
 
     /// The Zarr v3 codec list.
     pub fn codecs(self, dtype: DType) -> Vec<Value> {
-        let bytes = if dtype.size() == 1 { json!({"name": "bytes"}) } else { json!({"name": "bytes", "configuration": {"endian": "little"}}) };
+        let bytes = if dtype.size() == 1 {
+            json!({"name": "bytes"})
+        } else {
+            json!({"name": "bytes", "configuration": {"endian": "little"}})
+        };
         let filter = match self.codec {
             CodecName::None => None,
-            CodecName::Zstd(level) => Some(json!({"name": "zstd", "configuration": {"level": level, "checksum": false}})),
+            CodecName::Zstd(level) => {
+                Some(json!({"name": "zstd", "configuration": {"level": level, "checksum": false}}))
+            }
             CodecName::Lz4 => Some(json!({"name": "blosc", "configuration":
                 {"cname": "lz4", "clevel": 5, "shuffle": if dtype.size() == 1 { "noshuffle" } else { "shuffle" }, "typesize": dtype.size(), "blocksize": 0}})),
-            CodecName::Gzip(level) => Some(json!({"name": "gzip", "configuration": {"level": level}})),
+            CodecName::Gzip(level) => {
+                Some(json!({"name": "gzip", "configuration": {"level": level}}))
+            }
         };
         let checksum = self.crc32c.then(|| json!({"name": "crc32c"}));
         std::iter::once(bytes).chain(filter).chain(checksum).collect()
@@ -112,18 +129,27 @@ impl FromStr for Encoding {
             Some((compressor, "crc32c")) => (compressor, true),
             Some((_, other)) => return Err(EncodingError::Suffix(other.to_owned())),
         };
-        let (name, level) = compressor.split_once(':').map_or((compressor, None), |(n, l)| (n, Some(l)));
+        let (name, level) =
+            compressor.split_once(':').map_or((compressor, None), |(n, l)| (n, Some(l)));
         let codec = match (name, level) {
             ("none", None) => CodecName::None,
             ("lz4", None) => CodecName::Lz4,
             ("zstd", None) => CodecName::Zstd(0),
             ("gzip", None) => CodecName::Gzip(GZIP_LEVEL),
             ("zstd", Some(level)) => {
-                let bad = |_| EncodingError::Level { codec: "zstd", level: level.to_owned(), levels: ZSTD_LEVELS };
+                let bad = |_| EncodingError::Level {
+                    codec: "zstd",
+                    level: level.to_owned(),
+                    levels: ZSTD_LEVELS,
+                };
                 CodecName::Zstd(level.parse().map_err(bad)?)
             }
             ("gzip", Some(level)) => {
-                let bad = |_| EncodingError::Level { codec: "gzip", level: level.to_owned(), levels: GZIP_LEVELS };
+                let bad = |_| EncodingError::Level {
+                    codec: "gzip",
+                    level: level.to_owned(),
+                    levels: GZIP_LEVELS,
+                };
                 CodecName::Gzip(level.parse().map_err(bad)?)
             }
             ("none" | "lz4", Some(_)) => return Err(EncodingError::NoLevels(name.to_owned())),
@@ -168,7 +194,19 @@ mod tests {
 
     #[test]
     fn names_are_read_back() {
-        for name in ["none", "lz4", "zstd", "zstd:-3", "zstd:19", "gzip", "gzip:0", "none+crc32c", "lz4+crc32c", "zstd:3+crc32c", "gzip:9+crc32c"] {
+        for name in [
+            "none",
+            "lz4",
+            "zstd",
+            "zstd:-3",
+            "zstd:19",
+            "gzip",
+            "gzip:0",
+            "none+crc32c",
+            "lz4+crc32c",
+            "zstd:3+crc32c",
+            "gzip:9+crc32c",
+        ] {
             assert_eq!(name.parse::<Encoding>().unwrap().to_string(), name);
         }
     }
@@ -199,14 +237,35 @@ mod tests {
     #[test]
     fn levels_of_values_are_those_of_texts() {
         for level in -200..200 {
-            let both = |codec: CodecName, name: &str| assert_eq!(Encoding::from(codec).check().err(), format!("{name}:{level}").parse::<Encoding>().err());
+            let both = |codec: CodecName, name: &str| {
+                assert_eq!(
+                    Encoding::from(codec).check().err(),
+                    format!("{name}:{level}").parse::<Encoding>().err()
+                )
+            };
             both(CodecName::Zstd(level), "zstd");
             if let Ok(level) = u32::try_from(level) {
                 both(CodecName::Gzip(level), "gzip");
             }
         }
-        assert!([i32::MIN, -8, 23, i32::MAX].iter().all(|l| Encoding::from(CodecName::Zstd(*l)).check().is_err()));
-        assert!([10, u32::MAX].iter().all(|l| Encoding::from(CodecName::Gzip(*l)).check().is_err()));
-        assert!([CodecName::None, CodecName::Lz4, CodecName::Zstd(-7), CodecName::Zstd(22), CodecName::Gzip(9)].iter().all(|c| c.check().is_ok()));
+        assert!(
+            [i32::MIN, -8, 23, i32::MAX]
+                .iter()
+                .all(|l| Encoding::from(CodecName::Zstd(*l)).check().is_err())
+        );
+        assert!(
+            [10, u32::MAX].iter().all(|l| Encoding::from(CodecName::Gzip(*l)).check().is_err())
+        );
+        assert!(
+            [
+                CodecName::None,
+                CodecName::Lz4,
+                CodecName::Zstd(-7),
+                CodecName::Zstd(22),
+                CodecName::Gzip(9)
+            ]
+            .iter()
+            .all(|c| c.check().is_ok())
+        );
     }
 }

@@ -1,15 +1,20 @@
 //! Locks in object stores: an object that says who has the lock, written again every few seconds.
 //!
-//! It is made and renewed by puts with a condition, of which a store lets one win. Who finds the lock taken waits for a sign of life, unless the holder
-//! was a process of this machine that is gone. To take it, no clocks are compared: what counts is whether the object changes while somebody looks.
-//! Who only asks whether it is taken ([`is_held`]) gets an answer at once, by the store's time of the last sign.
+//! It is made and renewed by puts with a condition, of which a store lets one win. Who finds the
+//! lock taken waits for a sign of life, unless the holder was a process of this machine that is
+//! gone. To take it, no clocks are compared: what counts is whether the object changes while
+//! somebody looks. Who only asks whether it is taken ([`is_held`]) gets an answer at once, by the
+//! store's time of the last sign.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use object_store::path::Path;
-use object_store::{Error, ObjectMeta, ObjectStore as Backend, ObjectStoreExt, PutMode, PutOptions, PutPayload, Result, UpdateVersion};
+use object_store::{
+    Error, ObjectMeta, ObjectStore as Backend, ObjectStoreExt, PutMode, PutOptions, PutPayload,
+    Result, UpdateVersion,
+};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
@@ -18,7 +23,8 @@ use tokio::task::AbortHandle;
 use crate::machine::ProcessId;
 use crate::system::System;
 
-/// How often a holder gives a sign of life, and how long it may give none before others take the lock.
+/// How often a holder gives a sign of life, and how long it may give none before others take the
+/// lock.
 #[derive(Clone, Copy, Debug)]
 struct Terms {
     renew: Duration,
@@ -59,19 +65,42 @@ struct Held {
 }
 
 impl Lease {
-    /// Takes the lock at a path; `None` if somebody has it who lives. That may take as long as a sign of life of somebody who gives none.
-    pub(super) async fn take(backend: Arc<dyn Backend>, path: Path, system: System) -> Result<Option<Lease>> {
+    /// Takes the lock at a path; `None` if somebody has it who lives. That may take as long as a
+    /// sign of life of somebody who gives none.
+    pub(super) async fn take(
+        backend: Arc<dyn Backend>,
+        path: Path,
+        system: System,
+    ) -> Result<Option<Lease>> {
         Lease::take_on(backend, path, TERMS, system).await
     }
 
-    async fn take_on(backend: Arc<dyn Backend>, path: Path, terms: Terms, system: System) -> Result<Option<Lease>> {
+    async fn take_on(
+        backend: Arc<dyn Backend>,
+        path: Path,
+        terms: Terms,
+        system: System,
+    ) -> Result<Option<Lease>> {
         static LEASES: AtomicU64 = AtomicU64::new(0);
         let process = ProcessId::own();
         let now = system.since_epoch().as_nanos();
-        let id = format!("{}-{now:x}-{}-{}", process.boot, process.pid, LEASES.fetch_add(1, Ordering::Relaxed));
+        let id = format!(
+            "{}-{now:x}-{}-{}",
+            process.boot,
+            process.pid,
+            LEASES.fetch_add(1, Ordering::Relaxed)
+        );
         let me = Holder { id, process, renewed: 0 };
-        let Some(version) = acquire(&*backend, &path, &me, terms, &system).await? else { return Ok(None) };
-        let held = Arc::new(Held { backend, path, last: Mutex::new((me, version)), is_lost: AtomicBool::new(false), system });
+        let Some(version) = acquire(&*backend, &path, &me, terms, &system).await? else {
+            return Ok(None);
+        };
+        let held = Arc::new(Held {
+            backend,
+            path,
+            last: Mutex::new((me, version)),
+            is_lost: AtomicBool::new(false),
+            system,
+        });
         let runtime = Handle::current();
         let renewal = runtime.spawn(keep(Arc::clone(&held), terms)).abort_handle();
         Ok(Some(Lease { held, runtime, renewal }))
@@ -116,7 +145,9 @@ impl Held {
     async fn renew(&self) -> Result<()> {
         let mut last = self.last.lock().await;
         let now = Holder { renewed: last.0.renewed + 1, ..last.0.clone() };
-        if let Some(version) = put(&*self.backend, &self.path, &now, PutMode::Update(last.1.clone())).await? {
+        if let Some(version) =
+            put(&*self.backend, &self.path, &now, PutMode::Update(last.1.clone())).await?
+        {
             *last = (now, version);
             return Ok(());
         }
@@ -129,16 +160,23 @@ impl Held {
     }
 }
 
-/// True if somebody has the lock at a path who has given a sign of life of late, by the clocks of this machine and the store, or is a process of this
-/// machine. Nothing is written.
+/// True if somebody has the lock at a path who has given a sign of life of late, by the clocks of
+/// this machine and the store, or is a process of this machine. Nothing is written.
 pub(super) async fn is_held(backend: Arc<dyn Backend>, path: Path, system: System) -> Result<bool> {
     let Some((holder, meta)) = look(&*backend, &path).await? else { return Ok(false) };
-    let age = system.clock.system_time().duration_since(meta.last_modified.into()).unwrap_or_default();
+    let age =
+        system.clock.system_time().duration_since(meta.last_modified.into()).unwrap_or_default();
     Ok(age < TERMS.expire && !holder.process.is_gone())
 }
 
 /// Makes the object, or takes it over from somebody who gives no sign of life.
-async fn acquire(backend: &dyn Backend, path: &Path, me: &Holder, terms: Terms, system: &System) -> Result<Option<UpdateVersion>> {
+async fn acquire(
+    backend: &dyn Backend,
+    path: &Path,
+    me: &Holder,
+    terms: Terms,
+    system: &System,
+) -> Result<Option<UpdateVersion>> {
     let mut seen: Option<(Holder, Instant)> = None;
     for _ in 0..TURNS {
         if let Some(version) = put(backend, path, me, PutMode::Create).await? {
@@ -177,12 +215,21 @@ async fn keep(held: Arc<Held>, terms: Terms) {
     }
 }
 
-/// Writes the object if a condition holds; `None` if it does not, or if it was this put that has made it so: the client repeats one whose answer was
-/// lost. What is there then tells.
-async fn put(backend: &dyn Backend, path: &Path, holder: &Holder, mode: PutMode) -> Result<Option<UpdateVersion>> {
-    let body = serde_json::to_vec(holder).map_err(|e| Error::Generic { store: "lock", source: Box::new(e) })?;
+/// Writes the object if a condition holds; `None` if it does not, or if it was this put that has
+/// made it so: the client repeats one whose answer was lost. What is there then tells.
+async fn put(
+    backend: &dyn Backend,
+    path: &Path,
+    holder: &Holder,
+    mode: PutMode,
+) -> Result<Option<UpdateVersion>> {
+    let body = serde_json::to_vec(holder)
+        .map_err(|e| Error::Generic { store: "lock", source: Box::new(e) })?;
     let is_update = matches!(mode, PutMode::Update(_));
-    match backend.put_opts(path, PutPayload::from(body), PutOptions { mode, ..PutOptions::default() }).await {
+    match backend
+        .put_opts(path, PutPayload::from(body), PutOptions { mode, ..PutOptions::default() })
+        .await
+    {
         Ok(done) => Ok(Some(done.into())),
         Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Ok(None),
         Err(Error::NotFound { .. }) if is_update => Ok(None),
@@ -195,7 +242,11 @@ async fn look(backend: &dyn Backend, path: &Path) -> Result<Option<(Holder, Obje
     match backend.get(path).await {
         Ok(found) => {
             let meta = found.meta.clone();
-            let holder = if meta.size > MAX_BYTES { Holder::default() } else { serde_json::from_slice(&found.bytes().await?).unwrap_or_default() };
+            let holder = if meta.size > MAX_BYTES {
+                Holder::default()
+            } else {
+                serde_json::from_slice(&found.bytes().await?).unwrap_or_default()
+            };
             Ok(Some((holder, meta)))
         }
         Err(Error::NotFound { .. }) => Ok(None),
@@ -215,9 +266,11 @@ mod tests {
     use super::*;
     use crate::system::ManualClock;
 
-    const QUICK: Terms = Terms { renew: Duration::from_millis(20), expire: Duration::from_millis(400) };
+    const QUICK: Terms =
+        Terms { renew: Duration::from_millis(20), expire: Duration::from_millis(400) };
     /// As if it had been killed.
-    const NEVER: Terms = Terms { renew: Duration::from_secs(1_000_000), expire: Duration::from_millis(400) };
+    const NEVER: Terms =
+        Terms { renew: Duration::from_secs(1_000_000), expire: Duration::from_millis(400) };
 
     /// A store, and a clock that the tests move.
     struct Bench {
@@ -229,8 +282,17 @@ mod tests {
 
     impl Bench {
         fn new() -> Bench {
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-            Bench { runtime, backend: Arc::new(InMemory::new()), path: Path::from("run/lock"), clock: ManualClock::default() }
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()
+                .unwrap();
+            Bench {
+                runtime,
+                backend: Arc::new(InMemory::new()),
+                path: Path::from("run/lock"),
+                clock: ManualClock::default(),
+            }
         }
 
         fn system(&self) -> System {
@@ -238,10 +300,16 @@ mod tests {
         }
 
         fn begin(&self, terms: Terms) -> JoinHandle<Result<Option<Lease>>> {
-            self.runtime.spawn(Lease::take_on(Arc::clone(&self.backend), self.path.clone(), terms, self.system()))
+            self.runtime.spawn(Lease::take_on(
+                Arc::clone(&self.backend),
+                self.path.clone(),
+                terms,
+                self.system(),
+            ))
         }
 
-        /// Takes the lock, or learns that it cannot be had, while the clock is moved on by `advance`.
+        /// Takes the lock, or learns that it cannot be had, while the clock is moved on by
+        /// `advance`.
         fn take_while(&self, terms: Terms, advance: impl Fn()) -> Option<Lease> {
             let taking = self.begin(terms);
             while !taking.is_finished() {
@@ -265,7 +333,8 @@ mod tests {
         /// Moves the clock on until the holder has given one more sign of life.
         fn renew(&self) {
             let Some(before) = self.holder() else { return };
-            // A holder that began to wait after the clock moved waits for the next move. So few do not expire it.
+            // A holder that began to wait after the clock moved waits for the next move. So few do
+            // not expire it.
             let mut pause = Duration::from_millis(20);
             for _ in 0..12 {
                 self.clock.advance(QUICK.renew);
@@ -287,8 +356,20 @@ mod tests {
         let bench = Bench::new();
         let first = bench.take(QUICK).unwrap();
         // The store in memory dates its objects by the machine's clock.
-        let is_held = || bench.runtime.block_on(is_held(Arc::clone(&bench.backend), bench.path.clone(), System::default())).unwrap();
-        assert!(bench.take_while(QUICK, || bench.renew()).is_none() && is_held(), "its holder lives");
+        let is_held = || {
+            bench
+                .runtime
+                .block_on(is_held(
+                    Arc::clone(&bench.backend),
+                    bench.path.clone(),
+                    System::default(),
+                ))
+                .unwrap()
+        };
+        assert!(
+            bench.take_while(QUICK, || bench.renew()).is_none() && is_held(),
+            "its holder lives"
+        );
         assert!(!first.is_lost() && bench.holder().unwrap().renewed > 0);
         drop(first);
         assert!(bench.holder().is_none() && !is_held());
@@ -303,7 +384,10 @@ mod tests {
         let next = bench.take(NEVER).unwrap();
         assert!(bench.clock.passed() - begun >= NEVER.expire, "it is waited for");
         // It wakes up.
-        assert!(!bench.runtime.block_on(silent.confirm()).unwrap() && bench.runtime.block_on(next.confirm()).unwrap());
+        assert!(
+            !bench.runtime.block_on(silent.confirm()).unwrap()
+                && bench.runtime.block_on(next.confirm()).unwrap()
+        );
         assert!(silent.is_lost() && !next.is_lost());
         let taken = bench.holder().unwrap().id;
         drop(silent);
@@ -316,8 +400,12 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
         let process = ProcessId::of(child.id());
         let theirs = Holder { id: "theirs".into(), process, renewed: 3 };
-        bench.runtime.block_on(put(&*bench.backend, &bench.path, &theirs, PutMode::Overwrite)).unwrap();
-        let never = Terms { renew: Duration::from_secs(1_000_000), expire: Duration::from_secs(1000) };
+        bench
+            .runtime
+            .block_on(put(&*bench.backend, &bench.path, &theirs, PutMode::Overwrite))
+            .unwrap();
+        let never =
+            Terms { renew: Duration::from_secs(1_000_000), expire: Duration::from_secs(1000) };
         let waits = bench.begin(never);
         for _ in 0..10 {
             bench.clock.advance(Duration::from_secs(50));
@@ -340,7 +428,10 @@ mod tests {
             while !taking.iter().all(JoinHandle::is_finished) {
                 bench.renew();
             }
-            let taken: Vec<_> = taking.into_iter().filter_map(|t| bench.runtime.block_on(t).unwrap().unwrap()).collect();
+            let taken: Vec<_> = taking
+                .into_iter()
+                .filter_map(|t| bench.runtime.block_on(t).unwrap().unwrap())
+                .collect();
             assert_eq!(taken.len(), 1);
         }
     }
@@ -348,7 +439,10 @@ mod tests {
     #[test]
     fn what_somebody_else_has_written_there_runs_out() {
         let bench = Bench::new();
-        bench.runtime.block_on(bench.backend.put(&bench.path, PutPayload::from_static(b"no holder"))).unwrap();
+        bench
+            .runtime
+            .block_on(bench.backend.put(&bench.path, PutPayload::from_static(b"no holder")))
+            .unwrap();
         assert!(bench.take(QUICK).is_some());
     }
 }

@@ -14,15 +14,16 @@ use super::{ByteRange, Held, Lock, ObjectPart, PartsRead, StorageError, Store};
 
 /// Objects as files below a directory, which is made by the first write.
 ///
-/// A write goes to a unique name beside its target and is renamed: readers never see a part, and a retry or a late twin does
-/// no harm. Nothing is flushed to the disk before [`Store::sync`].
+/// A write goes to a unique name beside its target and is renamed: readers never see a part, and a
+/// retry or a late twin does no harm. Nothing is flushed to the disk before [`Store::sync`].
 #[derive(Debug)]
 pub struct LocalStore {
     root: PathBuf,
     url: String,
 }
 
-/// Above this number of files, where the system can, one flush of the whole file system is cheaper than one for each file.
+/// Above this number of files, where the system can, one flush of the whole file system is cheaper
+/// than one for each file.
 const SYNC_ONE_BY_ONE: usize = 256;
 
 static NEXT_NAME: AtomicU64 = AtomicU64::new(0);
@@ -38,7 +39,11 @@ impl LocalStore {
         if key.is_empty() { self.root.clone() } else { self.root.join(key) }
     }
 
-    fn failed(&self, key: &str, action: &'static str) -> impl FnOnce(std::io::Error) -> StorageError {
+    fn failed(
+        &self,
+        key: &str,
+        action: &'static str,
+    ) -> impl FnOnce(std::io::Error) -> StorageError {
         let place = self.place(key);
         move |error| StorageError::io(place, action, &error)
     }
@@ -76,10 +81,18 @@ impl Store for LocalStore {
         false
     }
 
-    fn read(&self, key: &str, range: Option<ByteRange>, limit: u64, into: &mut Buffer) -> Result<bool, StorageError> {
+    fn read(
+        &self,
+        key: &str,
+        range: Option<ByteRange>,
+        limit: u64,
+        into: &mut Buffer,
+    ) -> Result<bool, StorageError> {
         let mut file = match File::open(self.path(key)) {
             Ok(file) => file,
-            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(false),
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                return Ok(false);
+            }
             Err(e) => return Err(self.failed(key, "read")(e)),
         };
         let metadata = file.metadata().map_err(self.failed(key, "read"))?;
@@ -95,10 +108,18 @@ impl Store for LocalStore {
         Ok(true)
     }
 
-    fn read_parts(&self, key: &str, size: u64, parts: &[ObjectPart], into: &mut [u8]) -> Result<PartsRead, StorageError> {
+    fn read_parts(
+        &self,
+        key: &str,
+        size: u64,
+        parts: &[ObjectPart],
+        into: &mut [u8],
+    ) -> Result<PartsRead, StorageError> {
         let file = match File::open(self.path(key)) {
             Ok(file) => file,
-            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(PartsRead::Missing),
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                return Ok(PartsRead::Missing);
+            }
             Err(e) => return Err(self.failed(key, "read")(e)),
         };
         let metadata = file.metadata().map_err(self.failed(key, "read"))?;
@@ -110,7 +131,8 @@ impl Store for LocalStore {
         }
         for part in parts {
             let bytes = &mut into[part.place..part.place + part.len];
-            std::os::unix::fs::FileExt::read_exact_at(&file, bytes, part.offset).map_err(self.failed(key, "read"))?;
+            std::os::unix::fs::FileExt::read_exact_at(&file, bytes, part.offset)
+                .map_err(self.failed(key, "read"))?;
         }
         Ok(PartsRead::Done)
     }
@@ -123,11 +145,16 @@ impl Store for LocalStore {
         let target = self.path(key);
         let mut name = OsString::from(".");
         name.push(target.file_name().unwrap_or_default());
-        name.push(format!(".{}-{}.part", std::process::id(), NEXT_NAME.fetch_add(1, Ordering::Relaxed)));
+        name.push(format!(
+            ".{}-{}.part",
+            std::process::id(),
+            NEXT_NAME.fetch_add(1, Ordering::Relaxed)
+        ));
         let temporary = target.with_file_name(name);
         let mut file = match File::create_new(&temporary) {
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                fs::create_dir_all(target.parent().unwrap_or(&self.root)).map_err(self.failed(key, "written"))?;
+                fs::create_dir_all(target.parent().unwrap_or(&self.root))
+                    .map_err(self.failed(key, "written"))?;
                 File::create_new(&temporary)
             }
             other => other,
@@ -149,19 +176,27 @@ impl Store for LocalStore {
             None => fs::remove_file(self.path(key)),
         };
         match removed {
-            Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Err(self.failed(key, "removed")(e)),
+            Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                Err(self.failed(key, "removed")(e))
+            }
             _ => Ok(()),
         }
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<String>, StorageError> {
         let entries = match fs::read_dir(self.path(prefix.trim_end_matches('/'))) {
-            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(Vec::new()),
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                return Ok(Vec::new());
+            }
             other => other.map_err(self.failed(prefix, "listed"))?,
         };
         let mut names = Vec::new();
         for entry in entries {
-            let name = entry.map_err(self.failed(prefix, "listed"))?.file_name().to_string_lossy().into_owned();
+            let name = entry
+                .map_err(self.failed(prefix, "listed"))?
+                .file_name()
+                .to_string_lossy()
+                .into_owned();
             if !is_temporary(&name) {
                 names.push(name);
             }
@@ -174,7 +209,9 @@ impl Store for LocalStore {
         let mut folders = vec![self.path(prefix.trim_end_matches('/'))];
         while let Some(folder) = folders.pop() {
             let entries = match fs::read_dir(&folder) {
-                Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => continue,
+                Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                    continue;
+                }
                 other => other.map_err(self.failed(prefix, "listed"))?,
             };
             for entry in entries {
@@ -195,7 +232,8 @@ impl Store for LocalStore {
         let open = || File::options().create(true).truncate(false).write(true).open(&path);
         let file = match open() {
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                fs::create_dir_all(path.parent().unwrap_or(&self.root)).map_err(self.failed(key, "locked"))?;
+                fs::create_dir_all(path.parent().unwrap_or(&self.root))
+                    .map_err(self.failed(key, "locked"))?;
                 open()
             }
             other => other,
@@ -211,7 +249,9 @@ impl Store for LocalStore {
     fn is_locked(&self, key: &str) -> Result<bool, StorageError> {
         let file = match File::open(self.path(key)) {
             Ok(file) => file,
-            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(false),
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                return Ok(false);
+            }
             Err(e) => return Err(self.failed(key, "looked at")(e)),
         };
         match file.try_lock_shared() {
@@ -224,7 +264,9 @@ impl Store for LocalStore {
     fn size(&self, key: &str) -> Result<Option<u64>, StorageError> {
         match fs::metadata(self.path(key)) {
             Ok(metadata) => Ok(metadata.is_file().then_some(metadata.len())),
-            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                Ok(None)
+            }
             Err(e) => Err(self.failed(key, "looked at")(e)),
         }
     }
@@ -235,10 +277,15 @@ impl Store for LocalStore {
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => None,
             other => Some(other),
         });
-        let Some(metadata) = found.transpose().map_err(self.failed(key, "looked at"))? else { return Ok(None) };
+        let Some(metadata) = found.transpose().map_err(self.failed(key, "looked at"))? else {
+            return Ok(None);
+        };
         // When its entry changed: a copy that keeps the time of its original is found out too.
         let (seconds, nanoseconds) = (metadata.ctime(), metadata.ctime_nsec());
-        Ok(SystemTime::UNIX_EPOCH.checked_add(Duration::new(seconds.max(0) as u64, nanoseconds.clamp(0, 999_999_999) as u32)))
+        Ok(SystemTime::UNIX_EPOCH.checked_add(Duration::new(
+            seconds.max(0) as u64,
+            nanoseconds.clamp(0, 999_999_999) as u32,
+        )))
     }
 
     fn obstacle(&self, key: &str) -> Option<String> {

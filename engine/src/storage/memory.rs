@@ -7,7 +7,9 @@ use std::time::SystemTime;
 
 use freestone_kernels::Buffer;
 
-use super::{ByteRange, Held, Lock, Names, ObjectPart, PartsRead, StorageError, Store, copy_out, locked};
+use super::{
+    ByteRange, Held, Lock, Names, ObjectPart, PartsRead, StorageError, Store, copy_out, locked,
+};
 
 /// Objects in memory, for results that are wanted here and for tests.
 #[derive(Debug)]
@@ -61,17 +63,43 @@ impl Store for MemoryStore {
         false
     }
 
-    fn read(&self, key: &str, range: Option<ByteRange>, limit: u64, into: &mut Buffer) -> Result<bool, StorageError> {
-        let Some(object) = self.objects.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned() else { return Ok(false) };
+    fn read(
+        &self,
+        key: &str,
+        range: Option<ByteRange>,
+        limit: u64,
+        into: &mut Buffer,
+    ) -> Result<bool, StorageError> {
+        let Some(object) =
+            self.objects.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+        else {
+            return Ok(false);
+        };
         let (offset, len) = ByteRange::of(range, object.len() as u64, limit, || self.place(key))?;
         into.set_len(len as usize);
         into.bytes_mut().copy_from_slice(&object[offset as usize..(offset + len) as usize]);
-        *self.counts.lock().unwrap_or_else(PoisonError::into_inner).reads.entry(key.to_owned()).or_default() += 1;
+        *self
+            .counts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .reads
+            .entry(key.to_owned())
+            .or_default() += 1;
         Ok(true)
     }
 
-    fn read_parts(&self, key: &str, size: u64, parts: &[ObjectPart], into: &mut [u8]) -> Result<PartsRead, StorageError> {
-        let Some(object) = self.objects.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned() else { return Ok(PartsRead::Missing) };
+    fn read_parts(
+        &self,
+        key: &str,
+        size: u64,
+        parts: &[ObjectPart],
+        into: &mut [u8],
+    ) -> Result<PartsRead, StorageError> {
+        let Some(object) =
+            self.objects.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+        else {
+            return Ok(PartsRead::Missing);
+        };
         let read = copy_out(&object, size, parts, into);
         if read == PartsRead::Done {
             *locked(&self.counts).reads.entry(key.to_owned()).or_default() += 1;
@@ -84,9 +112,16 @@ impl Store for MemoryStore {
     }
 
     fn write_parts(&self, key: &str, parts: &[&[u8]]) -> Result<(), StorageError> {
-        let object: Arc<[u8]> = if let [bytes] = parts { (*bytes).into() } else { parts.concat().into() };
+        let object: Arc<[u8]> =
+            if let [bytes] = parts { (*bytes).into() } else { parts.concat().into() };
         self.objects.write().unwrap_or_else(PoisonError::into_inner).insert(key.to_owned(), object);
-        *self.counts.lock().unwrap_or_else(PoisonError::into_inner).writes.entry(key.to_owned()).or_default() += 1;
+        *self
+            .counts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .writes
+            .entry(key.to_owned())
+            .or_default() += 1;
         Ok(())
     }
 
@@ -103,7 +138,8 @@ impl Store for MemoryStore {
     fn list(&self, prefix: &str) -> Result<Vec<String>, StorageError> {
         let objects = self.objects.read().unwrap_or_else(PoisonError::into_inner);
         let below = objects.keys().filter_map(|k| k.strip_prefix(prefix));
-        let mut names: Vec<String> = below.map(|k| k.split('/').next().unwrap_or(k).to_owned()).collect();
+        let mut names: Vec<String> =
+            below.map(|k| k.split('/').next().unwrap_or(k).to_owned()).collect();
         names.dedup();
         Ok(names)
     }

@@ -1,12 +1,16 @@
 //! Encoded bytes, in and out.
 //!
-//! Stores move whole objects and ranges of them ([`Store`]: [`LocalStore`], [`MemoryStore`], object stores; [`TierStore`] over another); [`mod@array`] says
-//! how an array's chunks lie in a store; [`codec`] turns encoded bytes into blocks and back, with guards and
-//! bounds; [`reader`] does all of it for one chunk.
+//! Stores move whole objects and ranges of them ([`Store`]: [`LocalStore`], [`MemoryStore`], object
+//! stores; [`TierStore`] over another); [`mod@array`] says how an array's chunks lie in a store;
+//! [`codec`] turns encoded bytes into blocks and back, with guards and bounds; [`reader`] does all
+//! of it for one chunk.
 
 pub mod array;
 #[cfg(feature = "object-stores")]
-#[allow(clippy::disallowed_methods, reason = "credentials expire by the machine's clock, and a command is waited for")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "credentials expire by the machine's clock, and a command is waited for"
+)]
 pub mod aws;
 mod blosc;
 #[cfg(feature = "object-stores")]
@@ -49,7 +53,10 @@ pub use tier::TierStore;
 #[derive(Clone, Debug, Error)]
 #[allow(missing_docs)]
 pub enum StorageError {
-    #[error("{place} has {len} bytes, but at most {limit} are expected there: the object is damaged or is something else")]
+    #[error(
+        "{place} has {len} bytes, but at most {limit} are expected there: the object is damaged or \
+            is something else"
+    )]
     TooLong { place: String, len: u64, limit: u64 },
     #[error("{place} ends before byte {wanted}: the object is cut short")]
     Truncated { place: String, wanted: u64 },
@@ -59,35 +66,53 @@ pub enum StorageError {
     Denied { place: String, action: &'static str },
     #[error("{place} could not be {action}: {message}")]
     Io { place: String, action: &'static str, message: String, transient: bool },
-    #[error("the default work directory `{place}` cannot be trusted: {why} (hint: remove it, or name a directory of your own by FREESTONE_WORK_DIR)")]
+    #[error(
+        "the default work directory `{place}` cannot be trusted: {why} (hint: remove it, or name a \
+            directory of your own by FREESTONE_WORK_DIR)"
+    )]
     NotPrivate { place: String, why: String },
     #[error("{place} takes nothing from this run: {message}")]
     Refused { place: String, message: String },
     #[error("rate limited by the store at {place}: {message}")]
     Throttled { place: String, message: String },
-    /// A request across a network that its client has retried in vain: whoever made it does not repeat it at once.
+    /// A request across a network that its client has retried in vain: whoever made it does not
+    /// repeat it at once.
     #[error("{place} could not be {action}: {message}")]
     GaveUp { place: String, action: &'static str, message: String, is_throttle: bool },
-    #[error("internal error at {place}: broken invariant: {invariant} (hint: this is a defect of Freestone, please report it)")]
+    #[error(
+        "internal error at {place}: broken invariant: {invariant} (hint: this is a defect of \
+            Freestone, please report it)"
+    )]
     Internal { place: String, invariant: &'static str },
     #[error("`{url}` is no location that can be opened: {why}")]
     BadUrl { url: String, why: String },
-    #[error("`{0}` names a store in the memory of another process: use a directory or an object store with executors that run processes")]
+    #[error(
+        "`{0}` names a store in the memory of another process: use a directory or an object store \
+            with executors that run processes"
+    )]
     NotHere(String),
 }
 
 impl StorageError {
     /// True if it may pass, other than by asking for less.
     pub fn is_transient(&self) -> bool {
-        matches!(self, StorageError::Io { transient: true, .. } | StorageError::GaveUp { is_throttle: false, .. })
+        matches!(
+            self,
+            StorageError::Io { transient: true, .. }
+                | StorageError::GaveUp { is_throttle: false, .. }
+        )
     }
 
     /// True if the store asks for fewer requests.
     pub fn is_throttle(&self) -> bool {
-        matches!(self, StorageError::Throttled { .. } | StorageError::GaveUp { is_throttle: true, .. })
+        matches!(
+            self,
+            StorageError::Throttled { .. } | StorageError::GaveUp { is_throttle: true, .. }
+        )
     }
 
-    /// True if trying again may help, and nobody has: requests across a network are retried by their client.
+    /// True if trying again may help, and nobody has: requests across a network are retried by
+    /// their client.
     pub fn may_be_retried(&self) -> bool {
         matches!(self, StorageError::Io { transient: true, .. } | StorageError::Throttled { .. })
     }
@@ -107,7 +132,10 @@ impl StorageError {
                 place,
                 action,
                 message: error.to_string(),
-                transient: matches!(kind, K::Interrupted | K::TimedOut | K::WouldBlock | K::ResourceBusy),
+                transient: matches!(
+                    kind,
+                    K::Interrupted | K::TimedOut | K::WouldBlock | K::ResourceBusy
+                ),
             },
         }
     }
@@ -132,18 +160,29 @@ impl ByteRange {
     ///
     /// # Errors
     /// Where it is longer than `limit` or reaches beyond the object.
-    pub fn of(range: Option<ByteRange>, size: u64, limit: u64, place: impl Fn() -> String) -> Result<(u64, u64), StorageError> {
+    pub fn of(
+        range: Option<ByteRange>,
+        size: u64,
+        limit: u64,
+        place: impl Fn() -> String,
+    ) -> Result<(u64, u64), StorageError> {
         let (offset, len) = match range {
             None => (0, size),
             Some(ByteRange::At { offset, len }) => (offset, len),
-            Some(ByteRange::Last(len)) => (size.checked_sub(len).ok_or_else(|| StorageError::Truncated { place: place(), wanted: len })?, len),
+            Some(ByteRange::Last(len)) => (
+                size.checked_sub(len)
+                    .ok_or_else(|| StorageError::Truncated { place: place(), wanted: len })?,
+                len,
+            ),
         };
         if len > limit {
             return Err(StorageError::TooLong { place: place(), len, limit });
         }
         match offset.checked_add(len) {
             Some(end) if end <= size => Ok((offset, len)),
-            _ => Err(StorageError::Truncated { place: place(), wanted: offset.saturating_add(len) }),
+            _ => {
+                Err(StorageError::Truncated { place: place(), wanted: offset.saturating_add(len) })
+            }
         }
     }
 }
@@ -177,7 +216,12 @@ pub enum PartsRead {
 ///
 /// # Errors
 /// As [`Store::read`].
-pub fn read_each<S: Store + ?Sized>(store: &S, key: &str, parts: &[ObjectPart], into: &mut [u8]) -> Result<PartsRead, StorageError> {
+pub fn read_each<S: Store + ?Sized>(
+    store: &S,
+    key: &str,
+    parts: &[ObjectPart],
+    into: &mut [u8],
+) -> Result<PartsRead, StorageError> {
     for part in parts {
         let mut buffer = Buffer::zeroed(part.len);
         let range = ByteRange::At { offset: part.offset, len: part.len as u64 };
@@ -190,21 +234,28 @@ pub fn read_each<S: Store + ?Sized>(store: &S, key: &str, parts: &[ObjectPart], 
 }
 
 /// Copies parts of an object that is in memory, if it has `size` bytes.
-pub(crate) fn copy_out(object: &[u8], size: u64, parts: &[ObjectPart], into: &mut [u8]) -> PartsRead {
+pub(crate) fn copy_out(
+    object: &[u8],
+    size: u64,
+    parts: &[ObjectPart],
+    into: &mut [u8],
+) -> PartsRead {
     if object.len() as u64 != size {
         return PartsRead::Length(object.len() as u64);
     }
     for part in parts {
-        into[part.place..part.place + part.len].copy_from_slice(&object[part.offset as usize..][..part.len]);
+        into[part.place..part.place + part.len]
+            .copy_from_slice(&object[part.offset as usize..][..part.len]);
     }
     PartsRead::Done
 }
 
 /// Objects under keys like `u/c/0/1`. Keys are relative, and use `/`.
 ///
-/// Contract: [`write`](Store::write) is atomic (a reader sees the whole object, old or new, or none); a missing object is not
-/// an error; every error names the place; requests that cross a network are retried by the store itself, which answers
-/// [`StorageError::GaveUp`] in the end. What has a default here is made of the other methods; a store over another one passes all of them on,
+/// Contract: [`write`](Store::write) is atomic (a reader sees the whole object, old or new, or
+/// none); a missing object is not an error; every error names the place; requests that cross a
+/// network are retried by the store itself, which answers [`StorageError::GaveUp`] in the end. What
+/// has a default here is made of the other methods; a store over another one passes all of them on,
 /// under `deny(clippy::missing_trait_methods)`.
 pub trait Store: Send + Sync + fmt::Debug {
     /// Where it is, as [`Stores::open`] takes it.
@@ -213,20 +264,34 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// True if bytes cross a network, which holds them once more while they arrive.
     fn is_remote(&self) -> bool;
 
-    /// Reads an object or a part of it into `into`, sets its length, and returns true; false if there is no such object.
+    /// Reads an object or a part of it into `into`, sets its length, and returns true; false if
+    /// there is no such object.
     ///
     /// `into` has room for `limit` bytes.
     ///
     /// # Errors
-    /// Where the object or part is longer than `limit`, a part reaches beyond the object, or the store fails.
-    fn read(&self, key: &str, range: Option<ByteRange>, limit: u64, into: &mut Buffer) -> Result<bool, StorageError>;
+    /// Where the object or part is longer than `limit`, a part reaches beyond the object, or the
+    /// store fails.
+    fn read(
+        &self,
+        key: &str,
+        range: Option<ByteRange>,
+        limit: u64,
+        into: &mut Buffer,
+    ) -> Result<bool, StorageError>;
 
-    /// Begins to read an object or a part of it, as [`read`](Store::read) does, and does not wait for it. Gives `into` back where the store cannot, or
-    /// where there is nothing to wait for.
+    /// Begins to read an object or a part of it, as [`read`](Store::read) does, and does not wait
+    /// for it. Gives `into` back where the store cannot, or where there is nothing to wait for.
     ///
     /// # Errors
     /// `into`, which is the caller's again.
-    fn begin_read(&self, _key: &str, _range: Option<ByteRange>, _limit: u64, into: Buffer) -> Result<Pending, Buffer> {
+    fn begin_read(
+        &self,
+        _key: &str,
+        _range: Option<ByteRange>,
+        _limit: u64,
+        into: Buffer,
+    ) -> Result<Pending, Buffer> {
         Err(into)
     }
 
@@ -234,7 +299,13 @@ pub trait Store: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// Where the store fails.
-    fn read_parts(&self, key: &str, _size: u64, parts: &[ObjectPart], into: &mut [u8]) -> Result<PartsRead, StorageError> {
+    fn read_parts(
+        &self,
+        key: &str,
+        _size: u64,
+        parts: &[ObjectPart],
+        into: &mut [u8],
+    ) -> Result<PartsRead, StorageError> {
         read_each(self, key, parts, into)
     }
 
@@ -244,7 +315,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Where the store fails; then the object is as before.
     fn write(&self, key: &str, bytes: &[u8]) -> Result<(), StorageError>;
 
-    /// Writes a whole object that is given in parts, one after the other. Stores that can do it without putting them together first do.
+    /// Writes a whole object that is given in parts, one after the other. Stores that can do it
+    /// without putting them together first do.
     ///
     /// # Errors
     /// As [`write`](Store::write).
@@ -255,7 +327,8 @@ pub trait Store: Send + Sync + fmt::Debug {
         }
     }
 
-    /// Removes an object, or all objects below a prefix that ends in `/`; nothing there is no error.
+    /// Removes an object, or all objects below a prefix that ends in `/`; nothing there is no
+    /// error.
     ///
     /// # Errors
     /// Where the store fails.
@@ -273,21 +346,25 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Where the store fails.
     fn sync(&self, keys: &mut dyn Iterator<Item = String>) -> Result<(), StorageError>;
 
-    /// Removes what interrupted writes have left below a prefix that ends in `/`, where nobody writes there any more.
+    /// Removes what interrupted writes have left below a prefix that ends in `/`, where nobody
+    /// writes there any more.
     ///
     /// # Errors
     /// Where the store fails.
     fn sweep(&self, prefix: &str) -> Result<(), StorageError>;
 
-    /// Keeps a lock on a key as long as what is returned lives, at most as long as the process; `None` if somebody else has it. In an object store
-    /// it is an object of that key that is written again every five seconds; whoever finds it waits 40 seconds for that, unless its holder was a process of the
-    /// same machine that is gone. Stores that have no locks give [one that means nothing](Lock::unheld).
+    /// Keeps a lock on a key as long as what is returned lives, at most as long as the process;
+    /// `None` if somebody else has it. In an object store it is an object of that key that is
+    /// written again every five seconds; whoever finds it waits 40 seconds for that, unless its
+    /// holder was a process of the same machine that is gone. Stores that have no locks give
+    /// [one that means nothing](Lock::unheld).
     ///
     /// # Errors
     /// Where the store fails.
     fn lock(&self, key: &str) -> Result<Option<Lock>, StorageError>;
 
-    /// True if somebody has a lock on a key, as far as that is found without waiting and without writing.
+    /// True if somebody has a lock on a key, as far as that is found without waiting and without
+    /// writing.
     ///
     /// # Errors
     /// Where the store fails.
@@ -299,13 +376,15 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Where the store fails.
     fn size(&self, key: &str) -> Result<Option<u64>, StorageError>;
 
-    /// When an object was written, or its folder changed where it is not there, by the store's clock; `None` where the store does not tell.
+    /// When an object was written, or its folder changed where it is not there, by the store's
+    /// clock; `None` where the store does not tell.
     ///
     /// # Errors
     /// Where the store fails.
     fn changed(&self, key: &str) -> Result<Option<SystemTime>, StorageError>;
 
-    /// What keeps objects from being written below a key, found without trying: the place of a file where a folder must be.
+    /// What keeps objects from being written below a key, found without trying: the place of a file
+    /// where a folder must be.
     fn obstacle(&self, key: &str) -> Option<String>;
 
     /// A key in words, for messages.
@@ -319,11 +398,14 @@ pub struct Pending(Box<dyn FnOnce() -> Result<(bool, Buffer), StorageError> + Se
 
 impl Pending {
     /// One that a function waits for: whether the object is there, and the buffer.
-    pub fn new(wait: impl FnOnce() -> Result<(bool, Buffer), StorageError> + Send + 'static) -> Pending {
+    pub fn new(
+        wait: impl FnOnce() -> Result<(bool, Buffer), StorageError> + Send + 'static,
+    ) -> Pending {
         Pending(Box::new(wait))
     }
 
-    /// Waits until it has ended: whether the object is there, and the buffer, with its bytes if it is.
+    /// Waits until it has ended: whether the object is there, and the buffer, with its bytes if it
+    /// is.
     ///
     /// # Errors
     /// As [`Store::read`].
@@ -366,7 +448,8 @@ impl Lock {
         matches!(self.0, Held::Nothing)
     }
 
-    /// True once somebody else has taken it, since this process gave no sign of life: whoever has it must stop.
+    /// True once somebody else has taken it, since this process gave no sign of life: whoever has
+    /// it must stop.
     pub fn is_lost(&self) -> bool {
         match &self.0 {
             Held::Nothing | Held::File(_) | Held::Memory(..) => false,
@@ -391,7 +474,8 @@ impl Lock {
 impl Drop for Lock {
     fn drop(&mut self) {
         match &self.0 {
-            // A process that is being started by another thread may have the file for a moment, and the lock with it.
+            // A process that is being started by another thread may have the file for a moment, and
+            // the lock with it.
             Held::File(file) => drop(file.unlock()),
             Held::Memory(names, key) => drop(locked(names).remove(key)),
             Held::Nothing => {}
@@ -408,14 +492,20 @@ const SMALL_BYTES: u64 = 16_384;
 ///
 /// # Errors
 /// As [`Store::read`].
-pub fn read_small(store: &dyn Store, key: &str, limit: u64) -> Result<Option<Vec<u8>>, StorageError> {
+pub fn read_small(
+    store: &dyn Store,
+    key: &str,
+    limit: u64,
+) -> Result<Option<Vec<u8>>, StorageError> {
     let mut room = SMALL_BYTES.min(limit);
     loop {
         let mut buffer = Buffer::zeroed(room as usize);
         match store.read(key, None, room, &mut buffer) {
             Ok(found) => return Ok(found.then(|| buffer.bytes().to_vec())),
             Err(StorageError::TooLong { len, .. }) if len > room && len <= limit => room = len,
-            Err(StorageError::TooLong { place, len, .. }) => return Err(StorageError::TooLong { place, len, limit }),
+            Err(StorageError::TooLong { place, len, .. }) => {
+                return Err(StorageError::TooLong { place, len, limit });
+            }
             Err(e) => return Err(e),
         }
     }
@@ -433,7 +523,8 @@ pub struct Stores {
     system: System,
 }
 
-/// A store that is open, or is being opened: that may take requests, during which only those wait who want the same one.
+/// A store that is open, or is being opened: that may take requests, during which only those wait
+/// who want the same one.
 #[derive(Debug, Default)]
 struct Entry {
     store: OnceLock<Arc<dyn Store>>,
@@ -474,12 +565,15 @@ impl Stores {
 
     /// The store at a URL, if it was opened or added under that.
     pub fn get(&self, url: &str) -> Option<Arc<dyn Store>> {
-        locked(&self.open).get(url.trim_end_matches('/')).and_then(|entry| entry.store.get().cloned())
+        locked(&self.open)
+            .get(url.trim_end_matches('/'))
+            .and_then(|entry| entry.store.get().cloned())
     }
 
     /// Takes over all stores of another, but not its ways to open others.
     pub fn extend(&self, other: &Stores) {
-        let theirs: Vec<_> = locked(&other.open).values().filter_map(|entry| entry.store.get().cloned()).collect();
+        let theirs: Vec<_> =
+            locked(&other.open).values().filter_map(|entry| entry.store.get().cloned()).collect();
         theirs.into_iter().for_each(|s| self.insert(s));
     }
 
@@ -490,8 +584,9 @@ impl Stores {
         Stores { open: Arc::new(Mutex::new(open)), ..self.clone() }
     }
 
-    /// The store at a URL: a path, `file://…`, with the feature `object-stores` `s3://bucket/prefix` and `http(s)://host/prefix`, with
-    /// `gcs` `gs://bucket/prefix`, with `azure` `az://container/prefix`. Nothing is created. Each URL is opened once.
+    /// The store at a URL: a path, `file://…`, with the feature `object-stores`
+    /// `s3://bucket/prefix` and `http(s)://host/prefix`, with `gcs` `gs://bucket/prefix`, with
+    /// `azure` `az://container/prefix`. Nothing is created. Each URL is opened once.
     ///
     /// # Errors
     /// Where the scheme is unknown, or a store in memory is not in this process.
@@ -518,12 +613,18 @@ impl Stores {
                 #[cfg(feature = "object-stores")]
                 Some((.., true)) => Arc::new(object::ObjectStore::open(url, &self.system)?),
                 Some((_, feature, _)) => {
-                    let why = format!("this program was built without the feature `{feature}`: build it with `--features {feature}`");
+                    let why = format!(
+                        "this program was built without the feature `{feature}`: build it with \
+                            `--features {feature}`"
+                    );
                     return Err(StorageError::BadUrl { url: url.to_owned(), why });
                 }
                 None => {
                     let known: Vec<&str> = REMOTE.iter().map(|(scheme, ..)| *scheme).collect();
-                    return Err(StorageError::BadUrl { url: url.to_owned(), why: format!("`{scheme}` is not one of file, {}", known.join(", ")) });
+                    return Err(StorageError::BadUrl {
+                        url: url.to_owned(),
+                        why: format!("`{scheme}` is not one of file, {}", known.join(", ")),
+                    });
                 }
             },
         })
@@ -539,11 +640,15 @@ const REMOTE: [(&str, &str, bool); 5] = [
     ("az", "azure", cfg!(feature = "azure")),
 ];
 
-/// Splits a location into the store's URL and the name of what lies directly in it, as `a/b.zarr/u` into `a/b.zarr` and `u`. Behind the `#` of a
-/// URL that has one, as `icechunk+a/b#branch=main/winds/u`, all after the first `/` is the name.
+/// Splits a location into the store's URL and the name of what lies directly in it, as `a/b.zarr/u`
+/// into `a/b.zarr` and `u`. Behind the `#` of a URL that has one, as
+/// `icechunk+a/b#branch=main/winds/u`, all after the first `/` is the name.
 pub fn split_location(location: &str) -> (String, String) {
     let location = location.trim_end_matches('/');
-    if let Some((_, version)) = location.split_once('#').filter(|(url, _)| url.split_once(['/', ':']).unwrap_or((url, "")).0.contains('+')) {
+    if let Some((_, version)) = location
+        .split_once('#')
+        .filter(|(url, _)| url.split_once(['/', ':']).unwrap_or((url, "")).0.contains('+'))
+    {
         let store = location.len() - version.len() + version.find('/').unwrap_or(version.len());
         return (location[..store].into(), location[store..].trim_start_matches('/').into());
     }
@@ -580,10 +685,12 @@ pub fn is_in_memory(url: &str) -> bool {
     below(url).starts_with("memory://")
 }
 
-/// True for locations across a network; a repository over such a location is there too (`icechunk+s3://…`).
+/// True for locations across a network; a repository over such a location is there too
+/// (`icechunk+s3://…`).
 pub fn is_remote_url(url: &str) -> bool {
     let url = below(url);
-    url.split_once("://").is_some_and(|(scheme, _)| REMOTE.iter().any(|(known, ..)| *known == scheme))
+    url.split_once("://")
+        .is_some_and(|(scheme, _)| REMOTE.iter().any(|(known, ..)| *known == scheme))
 }
 
 /// One name for what lies at a path in the store at a URL, whatever links and dots lead there.
@@ -607,9 +714,13 @@ mod tests {
         assert!(is_remote_url(url));
         let opened = Stores::default().open(url);
         match opened {
-            Err(error) if !built => assert!(error.to_string().contains(&format!("`--features {feature}`")), "{error}"),
+            Err(error) if !built => {
+                assert!(error.to_string().contains(&format!("`--features {feature}`")), "{error}")
+            }
             // What the environment lacks is another matter.
-            opened => assert!(built && opened.is_ok_and(|s| s.url() == url && s.is_remote()), "{url}"),
+            opened => {
+                assert!(built && opened.is_ok_and(|s| s.url() == url && s.is_remote()), "{url}")
+            }
         }
     }
 
@@ -633,7 +744,8 @@ mod tests {
     #[test]
     fn a_url_without_a_bucket_is_refused() {
         for (scheme, ..) in REMOTE.iter().filter(|(.., built)| *built) {
-            let error = Stores::default().open(&format!("{scheme}:///prefix")).unwrap_err().to_string();
+            let error =
+                Stores::default().open(&format!("{scheme}:///prefix")).unwrap_err().to_string();
             assert!(error.contains("no bucket"), "{error}");
         }
     }
@@ -661,11 +773,14 @@ mod tests {
     fn stores_are_opened_beside_each_other_and_each_once() {
         let stores = Stores::default().with_opener("gate://", gated);
         std::thread::scope(|scope| {
-            let first: Vec<_> = (0..4).map(|_| scope.spawn(|| stores.open("gate://first").unwrap())).collect();
+            let first: Vec<_> =
+                (0..4).map(|_| scope.spawn(|| stores.open("gate://first").unwrap())).collect();
             // It hangs for ever where one open waits for another.
             let second = stores.open("gate://second").unwrap();
             let first: Vec<_> = first.into_iter().map(|t| t.join().unwrap()).collect();
-            assert!(first.iter().all(|s| s.url() == first[0].url()) && second.url() != first[0].url());
+            assert!(
+                first.iter().all(|s| s.url() == first[0].url()) && second.url() != first[0].url()
+            );
         });
         assert!(stores.get("gate://third").is_none() && stores.get("gate://second/").is_some());
     }

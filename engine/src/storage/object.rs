@@ -1,7 +1,8 @@
-//! Object stores: S3 and what speaks its language, plain HTTP servers, and by features Google Cloud Storage and Azure.
+//! Object stores: S3 and what speaks its language, plain HTTP servers, and by features Google Cloud
+//! Storage and Azure.
 //!
-//! The engine is synchronous; requests run on a small runtime of their own, and a caller waits on a channel. That works from
-//! any thread, also from one that belongs to a runtime of the user's.
+//! The engine is synchronous; requests run on a small runtime of their own, and a caller waits on a
+//! channel. That works from any thread, also from one that belongs to a runtime of the user's.
 
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::SystemTime;
@@ -36,27 +37,47 @@ const IO_THREADS: usize = 2;
 fn runtime() -> Result<&'static Runtime, StorageError> {
     static RUNTIME: OnceLock<Result<Runtime, String>> = OnceLock::new();
     let made = RUNTIME.get_or_init(|| {
-        tokio::runtime::Builder::new_multi_thread().worker_threads(IO_THREADS).thread_name("freestone-io").enable_all().build().map_err(|e| e.to_string())
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(IO_THREADS)
+            .thread_name("freestone-io")
+            .enable_all()
+            .build()
+            .map_err(|e| e.to_string())
     });
-    made.as_ref().map_err(|message| StorageError::Io { place: "the network".into(), action: "reached", message: message.clone(), transient: false })
+    made.as_ref().map_err(|message| StorageError::Io {
+        place: "the network".into(),
+        action: "reached",
+        message: message.clone(),
+        transient: false,
+    })
 }
 
 impl ObjectStore {
-    /// Credentials, region and endpoint come from the environment (`AWS_…`, `GOOGLE_…`, `AZURE_…`); those of AWS from a profile, too.
+    /// Credentials, region and endpoint come from the environment (`AWS_…`, `GOOGLE_…`, `AZURE_…`);
+    /// those of AWS from a profile, too.
     pub(super) fn open(url: &str, system: &System) -> Result<ObjectStore, StorageError> {
         ObjectStore::open_with(url, system, Retry::REQUESTS)
     }
 
-    pub(super) fn open_with(url: &str, system: &System, retry: Retry) -> Result<ObjectStore, StorageError> {
+    pub(super) fn open_with(
+        url: &str,
+        system: &System,
+        retry: Retry,
+    ) -> Result<ObjectStore, StorageError> {
         let bad = |why: String| StorageError::BadUrl { url: url.to_owned(), why };
         let (scheme, rest) = url.split_once("://").ok_or_else(|| bad("it has no scheme".into()))?;
         let (host, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         if host.is_empty() {
             return Err(bad("it names no bucket or host".into()));
         }
-        let (connector, retries) = (Connector { retry, system: system.clone() }, retry_config(&retry));
+        let (connector, retries) =
+            (Connector { retry, system: system.clone() }, retry_config(&retry));
         let backend: Arc<dyn Backend> = match scheme {
-            "s3" => Arc::new(aws::bucket_with(host, connector).and_then(AmazonS3Builder::build).map_err(|e| bad(e.to_string()))?),
+            "s3" => Arc::new(
+                aws::bucket_with(host, connector)
+                    .and_then(AmazonS3Builder::build)
+                    .map_err(|e| bad(e.to_string()))?,
+            ),
             #[cfg(feature = "gcs")]
             "gs" => Arc::new(
                 object_store::gcp::GoogleCloudStorageBuilder::from_env()
@@ -91,8 +112,18 @@ impl ObjectStore {
         Ok(ObjectStore::over(url, prefix, backend, system))
     }
 
-    pub(super) fn over(url: &str, prefix: &str, backend: Arc<dyn Backend>, system: &System) -> ObjectStore {
-        ObjectStore { url: url.to_owned(), prefix: prefix.to_owned(), backend, system: system.clone() }
+    pub(super) fn over(
+        url: &str,
+        prefix: &str,
+        backend: Arc<dyn Backend>,
+        system: &System,
+    ) -> ObjectStore {
+        ObjectStore {
+            url: url.to_owned(),
+            prefix: prefix.to_owned(),
+            backend,
+            system: system.clone(),
+        }
     }
 
     #[cfg(test)]
@@ -101,21 +132,39 @@ impl ObjectStore {
     }
 
     fn path(&self, key: &str) -> Result<Path, StorageError> {
-        Path::parse(super::join(&self.prefix, key)).map_err(|e| StorageError::BadUrl { url: self.place(key), why: e.to_string() })
+        Path::parse(super::join(&self.prefix, key))
+            .map_err(|e| StorageError::BadUrl { url: self.place(key), why: e.to_string() })
     }
 
     /// Begins to read.
-    fn pending(&self, runtime: &Runtime, key: &str, path: Path, range: Option<ByteRange>, limit: u64, mut buffer: Buffer) -> Pending {
+    fn pending(
+        &self,
+        runtime: &Runtime,
+        key: &str,
+        path: Path,
+        range: Option<ByteRange>,
+        limit: u64,
+        mut buffer: Buffer,
+    ) -> Pending {
         let (backend, place) = (Arc::clone(&self.backend), self.place(key));
-        let begun = begin(runtime, async move { Ok((fetch(&*backend, &path, range, limit, &mut buffer).await, buffer)) });
+        let begun = begin(runtime, async move {
+            Ok((fetch(&*backend, &path, range, limit, &mut buffer).await, buffer))
+        });
         Pending::new(move || {
-            let dropped = || StorageError::Io { place: place.clone(), action: "read", message: "the request was dropped".into(), transient: true };
+            let dropped = || StorageError::Io {
+                place: place.clone(),
+                action: "read",
+                message: "the request was dropped".into(),
+                transient: true,
+            };
             let (read, buffer) = begun.result().and_then(Result::ok).ok_or_else(dropped)?;
             match outcome(place.clone(), "read", Some(read))? {
                 None => Ok((false, buffer)),
                 Some(Err(len)) => Err(StorageError::TooLong { place, len, limit }),
                 Some(Ok(())) => match range {
-                    Some(ByteRange::At { len, .. } | ByteRange::Last(len)) if (buffer.len() as u64) < len => {
+                    Some(ByteRange::At { len, .. } | ByteRange::Last(len))
+                        if (buffer.len() as u64) < len =>
+                    {
                         Err(StorageError::Truncated { place, wanted: len })
                     }
                     _ => Ok((true, buffer)),
@@ -142,7 +191,11 @@ impl ObjectStore {
 
 /// Finds out whether a lock is still this process's.
 pub(super) fn confirm(lease: &Lease) -> Result<bool, StorageError> {
-    let confirmed = outcome("the lock on the run".to_owned(), "renewed", begin(runtime()?, lease.confirm()).result());
+    let confirmed = outcome(
+        "the lock on the run".to_owned(),
+        "renewed",
+        begin(runtime()?, lease.confirm()).result(),
+    );
     confirmed.map(|ours| ours.unwrap_or(false))
 }
 
@@ -152,7 +205,10 @@ struct Begun<T> {
     task: tokio::task::AbortHandle,
 }
 
-fn begin<T: Send + 'static>(runtime: &Runtime, request: impl Future<Output = object_store::Result<T>> + Send + 'static) -> Begun<T> {
+fn begin<T: Send + 'static>(
+    runtime: &Runtime,
+    request: impl Future<Output = object_store::Result<T>> + Send + 'static,
+) -> Begun<T> {
     let (send, answer) = mpsc::sync_channel(1);
     let task = runtime.spawn(async move {
         let _ = send.send(request.await);
@@ -174,29 +230,57 @@ impl<T> Drop for Begun<T> {
 }
 
 /// What a request's result means; `None` if there is no such object.
-fn outcome<T>(place: String, action: &'static str, result: Option<object_store::Result<T>>) -> Result<Option<T>, StorageError> {
+fn outcome<T>(
+    place: String,
+    action: &'static str,
+    result: Option<object_store::Result<T>>,
+) -> Result<Option<T>, StorageError> {
     match result {
-        None => Err(StorageError::Io { place, action, message: "the request was dropped".into(), transient: true }),
+        None => Err(StorageError::Io {
+            place,
+            action,
+            message: "the request was dropped".into(),
+            transient: true,
+        }),
         Some(Ok(value)) => Ok(Some(value)),
         Some(Err(object_store::Error::NotFound { .. })) => Ok(None),
-        Some(Err(object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. })) => Err(StorageError::Denied { place, action }),
+        Some(Err(
+            object_store::Error::PermissionDenied { .. }
+            | object_store::Error::Unauthenticated { .. },
+        )) => Err(StorageError::Denied { place, action }),
         Some(Err(object_store::Error::Generic { source, .. })) if source.is::<NoCredentials>() => {
             Err(StorageError::Io { place, action, message: source.to_string(), transient: false })
         }
         Some(Err(e)) => {
             let (message, failure) = (e.to_string(), GaveUp::of(&e).map(|gave_up| gave_up.kind));
             match failure {
-                Some(Failure::Unsupported) => Err(StorageError::Io { place, action, message, transient: false }),
+                Some(Failure::Unsupported) => {
+                    Err(StorageError::Io { place, action, message, transient: false })
+                }
                 // A remaining failure may pass later, or on another worker.
-                None if !matches!(e, object_store::Error::Generic { .. }) => Err(StorageError::Io { place, action, message, transient: false }),
-                kind => Err(StorageError::GaveUp { place, action, message, is_throttle: kind == Some(Failure::Throttle) }),
+                None if !matches!(e, object_store::Error::Generic { .. }) => {
+                    Err(StorageError::Io { place, action, message, transient: false })
+                }
+                kind => Err(StorageError::GaveUp {
+                    place,
+                    action,
+                    message,
+                    is_throttle: kind == Some(Failure::Throttle),
+                }),
             }
         }
     }
 }
 
-/// Reads an object, or a range of it, piece by piece into a buffer with room for `limit` bytes; its length if it is longer.
-async fn fetch(backend: &dyn Backend, path: &Path, range: Option<ByteRange>, limit: u64, into: &mut Buffer) -> object_store::Result<Result<(), u64>> {
+/// Reads an object, or a range of it, piece by piece into a buffer with room for `limit` bytes; its
+/// length if it is longer.
+async fn fetch(
+    backend: &dyn Backend,
+    path: &Path,
+    range: Option<ByteRange>,
+    limit: u64,
+    into: &mut Buffer,
+) -> object_store::Result<Result<(), u64>> {
     let range = range.map(|r| match r {
         ByteRange::At { offset, len } => GetRange::Bounded(offset..offset.saturating_add(len)),
         ByteRange::Last(len) => GetRange::Suffix(len),
@@ -229,15 +313,28 @@ impl Store for ObjectStore {
         true
     }
 
-    fn read(&self, key: &str, range: Option<ByteRange>, limit: u64, into: &mut Buffer) -> Result<bool, StorageError> {
-        // The buffer goes to where the bytes arrive, and comes back full: they are never anywhere else as a whole.
+    fn read(
+        &self,
+        key: &str,
+        range: Option<ByteRange>,
+        limit: u64,
+        into: &mut Buffer,
+    ) -> Result<bool, StorageError> {
+        // The buffer goes to where the bytes arrive, and comes back full: they are never anywhere
+        // else as a whole.
         let (path, buffer) = (self.path(key)?, std::mem::replace(into, Buffer::zeroed(0)));
         let (found, buffer) = self.pending(runtime()?, key, path, range, limit, buffer).wait()?;
         *into = buffer;
         Ok(found)
     }
 
-    fn begin_read(&self, key: &str, range: Option<ByteRange>, limit: u64, into: Buffer) -> Result<Pending, Buffer> {
+    fn begin_read(
+        &self,
+        key: &str,
+        range: Option<ByteRange>,
+        limit: u64,
+        into: Buffer,
+    ) -> Result<Pending, Buffer> {
         // What is wrong with it is said when it is read.
         match (self.path(key), runtime()) {
             (Ok(path), Ok(runtime)) => Ok(self.pending(runtime, key, path, range, limit, into)),
@@ -250,23 +347,46 @@ impl Store for ObjectStore {
     }
 
     fn write_parts(&self, key: &str, parts: &[&[u8]]) -> Result<(), StorageError> {
-        let (backend, path, payload) = (Arc::clone(&self.backend), self.path(key)?, object_store::PutPayload::from(parts.concat()));
-        match self.wait(key, "written", async move { backend.put(&path, payload).await.map(drop) })? {
+        let (backend, path, payload) = (
+            Arc::clone(&self.backend),
+            self.path(key)?,
+            object_store::PutPayload::from(parts.concat()),
+        );
+        match self.wait(
+            key,
+            "written",
+            async move { backend.put(&path, payload).await.map(drop) },
+        )? {
             Some(()) => Ok(()),
-            None => Err(StorageError::Io { place: self.place(key), action: "written", message: "there is no such bucket".into(), transient: false }),
+            None => Err(StorageError::Io {
+                place: self.place(key),
+                action: "written",
+                message: "there is no such bucket".into(),
+                transient: false,
+            }),
         }
     }
 
     fn remove(&self, key: &str) -> Result<(), StorageError> {
         if let Some(prefix) = key.strip_suffix('/') {
             let (backend, path) = (Arc::clone(&self.backend), self.path(prefix)?);
-            let listed = self.wait(key, "listed", async move { backend.list_with_delimiter(Some(&path)).await })?;
+            let listed =
+                self.wait(
+                    key,
+                    "listed",
+                    async move { backend.list_with_delimiter(Some(&path)).await },
+                )?;
             if let Some(found) = listed {
                 for object in found.objects {
                     self.delete(key, &object.location)?;
                 }
                 for folder in found.common_prefixes {
-                    let below = folder.as_ref().strip_prefix(&self.prefix).unwrap_or(folder.as_ref()).trim_start_matches('/').to_owned();
+                    let below = folder
+                        .as_ref()
+                        .strip_prefix(&self.prefix)
+                        .unwrap_or(folder.as_ref())
+                        .trim_start_matches('/')
+                        .to_owned();
                     self.remove(&format!("{below}/"))?;
                 }
             }
@@ -277,7 +397,12 @@ impl Store for ObjectStore {
 
     fn list(&self, prefix: &str) -> Result<Vec<String>, StorageError> {
         let (backend, path) = (Arc::clone(&self.backend), self.path(prefix.trim_end_matches('/'))?);
-        let found = self.wait(prefix, "listed", async move { backend.list_with_delimiter(Some(&path)).await })?;
+        let found =
+            self.wait(
+                prefix,
+                "listed",
+                async move { backend.list_with_delimiter(Some(&path)).await },
+            )?;
         let mut names: Vec<String> = Vec::new();
         if let Some(found) = found {
             let all = found.objects.iter().map(|o| &o.location).chain(&found.common_prefixes);
@@ -288,27 +413,39 @@ impl Store for ObjectStore {
     }
 
     fn lock(&self, key: &str) -> Result<Option<Lock>, StorageError> {
-        let (backend, path, system) = (Arc::clone(&self.backend), self.path(key)?, self.system.clone());
+        let (backend, path, system) =
+            (Arc::clone(&self.backend), self.path(key)?, self.system.clone());
         let taken = async move {
             match Lease::take(backend, path, system).await {
                 Ok(taken) => Ok(taken.map(|lease| Lock(Held::Lease(lease)))),
                 // It takes no conditions.
-                Err(object_store::Error::NotImplemented { .. } | object_store::Error::NotSupported { .. }) => Ok(Some(Lock::unheld())),
+                Err(
+                    object_store::Error::NotImplemented { .. }
+                    | object_store::Error::NotSupported { .. },
+                ) => Ok(Some(Lock::unheld())),
                 Err(e) => Err(e),
             }
         };
-        let no_bucket = || StorageError::Io { place: self.place(key), action: "locked", message: "there is no such bucket".into(), transient: false };
+        let no_bucket = || StorageError::Io {
+            place: self.place(key),
+            action: "locked",
+            message: "there is no such bucket".into(),
+            transient: false,
+        };
         self.wait(key, "locked", taken)?.ok_or_else(no_bucket)
     }
 
     fn is_locked(&self, key: &str) -> Result<bool, StorageError> {
-        let (backend, path, system) = (Arc::clone(&self.backend), self.path(key)?, self.system.clone());
+        let (backend, path, system) =
+            (Arc::clone(&self.backend), self.path(key)?, self.system.clone());
         Ok(self.wait(key, "looked at", lease::is_held(backend, path, system))?.unwrap_or(false))
     }
 
     fn size(&self, key: &str) -> Result<Option<u64>, StorageError> {
         let (backend, path) = (Arc::clone(&self.backend), self.path(key)?);
-        Ok(self.wait(key, "looked at", async move { backend.head(&path).await })?.map(|meta| meta.size))
+        Ok(self
+            .wait(key, "looked at", async move { backend.head(&path).await })?
+            .map(|meta| meta.size))
     }
 
     fn changed(&self, key: &str) -> Result<Option<SystemTime>, StorageError> {

@@ -1,10 +1,12 @@
 //! Packed values: CF conventions attributes that define a mapping from stored numbers to values.
 //!
-//! Reads do not apply `scale_factor`, `add_offset`, `_Unsigned`, `_FillValue` and `missing_value`. A [`Packing`] states whether they would
-//! change an array's values, so that no computation uses packed numbers unless requested.
+//! Reads do not apply `scale_factor`, `add_offset`, `_Unsigned`, `_FillValue` and `missing_value`.
+//! A [`Packing`] states whether they would change an array's values, so that no computation uses
+//! packed numbers unless requested.
 //!
-//! Zarr format 3 stores a float's `_FillValue` in base64, as Xarray does. In format 2, Xarray masks by the fill value of `.zarray` instead.
-//! `normalized` converts both to the form of format 3, so that a copy has the missing values of its source.
+//! Zarr format 3 stores a float's `_FillValue` in base64, as Xarray does. In format 2, Xarray masks
+//! by the fill value of `.zarray` instead. `normalized` converts both to the form of format 3, so
+//! that a copy has the missing values of its source.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -13,7 +15,8 @@ use freestone_kernels::{DType, Scalar};
 use serde_json::{Map, Value, json};
 
 /// The attributes that define the packing of values or mark missing values.
-pub const PACKING_ATTRIBUTES: [&str; 5] = ["_FillValue", "missing_value", "scale_factor", "add_offset", "_Unsigned"];
+pub const PACKING_ATTRIBUTES: [&str; 5] =
+    ["_FillValue", "missing_value", "scale_factor", "add_offset", "_Unsigned"];
 
 /// The packing of an array's values, restricted to attributes that change them.
 #[derive(Clone, Debug, Default)]
@@ -42,7 +45,8 @@ enum Number {
 impl Packing {
     /// Returns the packing that attributes define for a dtype, or `None` if they change no value.
     ///
-    /// Booleans are never packed. A missing value of NaN, a scale of 1 and an offset of 0 change no value.
+    /// Booleans are never packed. A missing value of NaN, a scale of 1 and an offset of 0 change no
+    /// value.
     pub fn of(attributes: &Map<String, Value>, dtype: DType) -> Option<Packing> {
         if dtype == DType::Bool {
             return None;
@@ -58,7 +62,8 @@ impl Packing {
                     packing.reinterpret.is_some()
                 }
                 _ => {
-                    let found: Vec<Number> = numbers(value, dtype).into_iter().filter(|n| !n.is_nan()).collect();
+                    let found: Vec<Number> =
+                        numbers(value, dtype).into_iter().filter(|n| !n.is_nan()).collect();
                     let changes = !found.is_empty();
                     packing.missing.extend(found);
                     changes
@@ -78,8 +83,9 @@ impl Packing {
         self.attributes.join(", ")
     }
 
-    /// Returns true if values packed by `other` can be stored unchanged in an array packed by `here`. This requires equal scale, offset and
-    /// signedness, and that every missing value of `other` is also one of `here`.
+    /// Returns true if values packed by `other` can be stored unchanged in an array packed by
+    /// `here`. This requires equal scale, offset and signedness, and that every missing value of
+    /// `other` is also one of `here`.
     pub fn takes(here: Option<&Packing>, other: Option<&Packing>) -> bool {
         let none = Packing::default();
         let (here, other) = (here.unwrap_or(&none), other.unwrap_or(&none));
@@ -92,13 +98,22 @@ impl Packing {
     }
 
     fn same_scale(&self, other: &Packing) -> bool {
-        self.scale == other.scale && self.offset == other.offset && self.reinterpret == other.reinterpret
+        self.scale == other.scale
+            && self.offset == other.offset
+            && self.reinterpret == other.reinterpret
     }
 
-    /// Returns the expression that unpacks the stored numbers called `name`, or `None` if an attribute is not recognized.
+    /// Returns the expression that unpacks the stored numbers called `name`, or `None` if an
+    /// attribute is not recognized.
     pub fn expression(&self, name: &str) -> Option<String> {
-        let conditions = self.missing.iter().map(|m| Some(format!("{name} == {}", m.literal(self.single)?))).collect::<Option<Vec<_>>>()?;
-        let mut value = self.reinterpret.map_or_else(|| name.to_owned(), |dtype| format!("astype({name}, {dtype})"));
+        let conditions = self
+            .missing
+            .iter()
+            .map(|m| Some(format!("{name} == {}", m.literal(self.single)?)))
+            .collect::<Option<Vec<_>>>()?;
+        let mut value = self
+            .reinterpret
+            .map_or_else(|| name.to_owned(), |dtype| format!("astype({name}, {dtype})"));
         if let Some(scale) = &self.scale {
             value = format!("{value} * {}", scale.literal(false)?);
         }
@@ -111,12 +126,16 @@ impl Packing {
         Some(match conditions.as_slice() {
             [] => value,
             [one] => format!("where({one}, nan, {value})"),
-            all => format!("where({}, nan, {value})", all.iter().map(|c| format!("({c})")).collect::<Vec<_>>().join(" | ")),
+            all => format!(
+                "where({}, nan, {value})",
+                all.iter().map(|c| format!("({c})")).collect::<Vec<_>>().join(" | ")
+            ),
         })
     }
 }
 
-/// Conditional insertion of a number that differs from the neutral one. Returns true if the number was inserted.
+/// Conditional insertion of a number that differs from the neutral one. Returns true if the number
+/// was inserted.
 trait InsertUnless {
     fn insert_unless(&mut self, number: Number, neutral: f64) -> bool;
 }
@@ -133,11 +152,14 @@ impl Number {
         matches!(self, Number::Float(x) if x.is_nan())
     }
 
-    /// Returns the number as an expression literal: the shortest text with the same bits, in single precision if `single` is true.
+    /// Returns the number as an expression literal: the shortest text with the same bits, in single
+    /// precision if `single` is true.
     fn literal(&self, single: bool) -> Option<String> {
         match self {
             Number::Int(i) => Some(i.to_string()),
-            Number::Float(x) if x.is_infinite() => Some(if *x > 0.0 { "inf".into() } else { "-inf".into() }),
+            Number::Float(x) if x.is_infinite() => {
+                Some(if *x > 0.0 { "inf".into() } else { "-inf".into() })
+            }
             Number::Float(x) if single => Some(format!("{:?}", *x as f32)),
             Number::Float(x) => Some(format!("{x:?}")),
             Number::Other(_) => None,
@@ -150,7 +172,9 @@ fn factor(value: &Value) -> Number {
     match value {
         Value::Array(list) if list.len() == 1 => factor(&list[0]),
         Value::Number(n) => n.as_f64().map_or_else(|| Number::Other(n.to_string()), Number::Float),
-        Value::String(text) => text.trim().parse().map_or_else(|_| Number::Other(text.clone()), Number::Float),
+        Value::String(text) => {
+            text.trim().parse().map_or_else(|_| Number::Other(text.clone()), Number::Float)
+        }
         other => Number::Other(other.to_string()),
     }
 }
@@ -166,21 +190,26 @@ fn numbers(value: &Value, dtype: DType) -> Vec<Number> {
 
 /// Parses a missing value for a dtype.
 fn number(value: &Value, dtype: DType) -> Number {
-    let float = |x: f64| Number::Float(if dtype == DType::Float32 { f64::from(x as f32) } else { x });
+    let float =
+        |x: f64| Number::Float(if dtype == DType::Float32 { f64::from(x as f32) } else { x });
     let exact = |n: &serde_json::Number| n.as_i64().map(i128::from).or(n.as_u64().map(i128::from));
     match value {
         Value::Number(n) => match (exact(n), n.as_f64()) {
             (Some(i), _) if dtype.is_integer() => Number::Int(i),
             // An integer may be written with a decimal point.
-            (_, Some(x)) if dtype.is_integer() && x == x.trunc() && x.abs() < 1e18 => Number::Int(x as i128),
+            (_, Some(x)) if dtype.is_integer() && x == x.trunc() && x.abs() < 1e18 => {
+                Number::Int(x as i128)
+            }
             (_, Some(x)) => float(x),
             (_, None) => Number::Other(n.to_string()),
         },
-        Value::String(text) => match (text.parse::<i128>(), of_base64(text).or_else(|| text.parse().ok())) {
-            (Ok(i), _) if dtype.is_integer() => Number::Int(i),
-            (_, Some(x)) if !dtype.is_integer() || x.is_nan() => float(x),
-            _ => Number::Other(text.clone()),
-        },
+        Value::String(text) => {
+            match (text.parse::<i128>(), of_base64(text).or_else(|| text.parse().ok())) {
+                (Ok(i), _) if dtype.is_integer() => Number::Int(i),
+                (_, Some(x)) if !dtype.is_integer() || x.is_nan() => float(x),
+                _ => Number::Other(text.clone()),
+            }
+        }
         other => Number::Other(other.to_string()),
     }
 }
@@ -188,14 +217,24 @@ fn number(value: &Value, dtype: DType) -> Number {
 /// Parses a complex missing value: a pair of floats. Only a pair of NaNs is recognized.
 fn complex(list: &[Value], whole: &Value) -> Number {
     let parts: Vec<Number> = list.iter().map(|part| number(part, DType::Float64)).collect();
-    if parts.len() == 2 && parts.iter().all(Number::is_nan) { Number::Float(f64::NAN) } else { Number::Other(whole.to_string()) }
+    if parts.len() == 2 && parts.iter().all(Number::is_nan) {
+        Number::Float(f64::NAN)
+    } else {
+        Number::Other(whole.to_string())
+    }
 }
 
 /// Returns the dtype to which `_Unsigned` reinterprets another.
 fn reinterpreted(value: &Value, dtype: DType) -> Option<DType> {
-    let said = |word: &str| value.as_str().map_or_else(|| value.to_string(), str::to_owned).eq_ignore_ascii_case(word);
-    const PAIRS: [(DType, DType); 4] =
-        [(DType::Int8, DType::UInt8), (DType::Int16, DType::UInt16), (DType::Int32, DType::UInt32), (DType::Int64, DType::UInt64)];
+    let said = |word: &str| {
+        value.as_str().map_or_else(|| value.to_string(), str::to_owned).eq_ignore_ascii_case(word)
+    };
+    const PAIRS: [(DType, DType); 4] = [
+        (DType::Int8, DType::UInt8),
+        (DType::Int16, DType::UInt16),
+        (DType::Int32, DType::UInt32),
+        (DType::Int64, DType::UInt64),
+    ];
     PAIRS.iter().find_map(|(signed, unsigned)| match dtype {
         d if d == *signed && said("true") => Some(*unsigned),
         d if d == *unsigned && said("false") => Some(*signed),
@@ -239,10 +278,15 @@ fn encoded(fill: &Scalar) -> Option<Value> {
 
 /// Converts the attributes of a format 2 array to those of a format 3 array.
 ///
-/// Xarray masks by the fill value of `.zarray`, if there is one, else by `_FillValue`, which may be a bare number. Xarray reads only arrays
-/// with named axes (`_ARRAY_DIMENSIONS`). In other arrays, a fill value is only the value of chunks that are not stored. `fill` is `None`
-/// if `.zarray` has `null`.
-pub(crate) fn normalized(mut attributes: Map<String, Value>, dtype: DType, fill: Option<&Scalar>) -> Map<String, Value> {
+/// Xarray masks by the fill value of `.zarray`, if there is one, else by `_FillValue`, which may be
+/// a bare number. Xarray reads only arrays with named axes (`_ARRAY_DIMENSIONS`). In other arrays,
+/// a fill value is only the value of chunks that are not stored. `fill` is `None` if `.zarray` has
+/// `null`.
+pub(crate) fn normalized(
+    mut attributes: Map<String, Value>,
+    dtype: DType,
+    fill: Option<&Scalar>,
+) -> Map<String, Value> {
     let is_named = attributes.remove("_ARRAY_DIMENSIONS").is_some();
     if dtype == DType::Bool {
         return attributes;
@@ -254,7 +298,9 @@ pub(crate) fn normalized(mut attributes: Map<String, Value>, dtype: DType, fill:
     };
     if let Some(value) = of_document.or_else(of_attribute) {
         // NaN is missing in any case, so no attribute is needed.
-        if numbers(&value, dtype).iter().any(|n| !n.is_nan()) || attributes.contains_key("_FillValue") {
+        if numbers(&value, dtype).iter().any(|n| !n.is_nan())
+            || attributes.contains_key("_FillValue")
+        {
             attributes.insert("_FillValue".into(), value);
         }
     }
@@ -271,23 +317,48 @@ mod tests {
 
     #[track_caller]
     fn check(attributes: Value, dtype: DType, expect: Option<&str>) {
-        let found = packing(attributes, dtype).map(|p| p.expression("t").unwrap_or_else(|| "?".into()));
+        let found =
+            packing(attributes, dtype).map(|p| p.expression("t").unwrap_or_else(|| "?".into()));
         assert_eq!(found.as_deref(), expect);
     }
 
     #[test]
     fn packed_values_have_an_expression() {
         use DType::*;
-        check(json!({"scale_factor": 0.01, "add_offset": 273.15, "_FillValue": -32767}), Int16, Some("where(t == -32767, nan, t * 0.01 + 273.15)"));
-        check(json!({"scale_factor": [0.5], "add_offset": -10, "units": "K"}), Int8, Some("t * 0.5 - 10.0"));
-        check(json!({"_FillValue": 255, "missing_value": [255, 254]}), UInt8, Some("where((t == 254) | (t == 255), nan, t)"));
+        check(
+            json!({"scale_factor": 0.01, "add_offset": 273.15, "_FillValue": -32767}),
+            Int16,
+            Some("where(t == -32767, nan, t * 0.01 + 273.15)"),
+        );
+        check(
+            json!({"scale_factor": [0.5], "add_offset": -10, "units": "K"}),
+            Int8,
+            Some("t * 0.5 - 10.0"),
+        );
+        check(
+            json!({"_FillValue": 255, "missing_value": [255, 254]}),
+            UInt8,
+            Some("where((t == 254) | (t == 255), nan, t)"),
+        );
         check(json!({"_FillValue": "AAAAAICHw8A="}), Float32, Some("where(t == -9999.0, nan, t)"));
         check(json!({"missing_value": 1e20}), Float64, Some("where(t == 1e20, nan, t)"));
         check(json!({"missing_value": 1e20}), Float32, Some("where(t == 1e20, nan, t)"));
         check(json!({"missing_value": -9999.0}), Int16, Some("where(t == -9999, nan, t)"));
-        check(json!({"_FillValue": i64::MIN}), Int64, Some("where(t == -9223372036854775808, nan, t)"));
-        check(json!({"_FillValue": u64::MAX}), UInt64, Some("where(t == 18446744073709551615, nan, t)"));
-        check(json!({"_Unsigned": "true", "_FillValue": -1, "scale_factor": 2}), Int8, Some("where(t == -1, nan, astype(t, uint8) * 2.0)"));
+        check(
+            json!({"_FillValue": i64::MIN}),
+            Int64,
+            Some("where(t == -9223372036854775808, nan, t)"),
+        );
+        check(
+            json!({"_FillValue": u64::MAX}),
+            UInt64,
+            Some("where(t == 18446744073709551615, nan, t)"),
+        );
+        check(
+            json!({"_Unsigned": "true", "_FillValue": -1, "scale_factor": 2}),
+            Int8,
+            Some("where(t == -1, nan, astype(t, uint8) * 2.0)"),
+        );
         check(json!({"_Unsigned": false}), UInt16, Some("astype(t, int16)"));
         check(json!({"missing_value": "Infinity"}), Float32, Some("where(t == inf, nan, t)"));
         // Unrecognized attributes are not ignored.
@@ -310,12 +381,25 @@ mod tests {
 
     #[test]
     fn values_go_where_they_are_unpacked_alike() {
-        let takes = |here: Value, other: Value| Packing::takes(packing(here, DType::Int16).as_ref(), packing(other, DType::Int16).as_ref());
+        let takes = |here: Value, other: Value| {
+            Packing::takes(
+                packing(here, DType::Int16).as_ref(),
+                packing(other, DType::Int16).as_ref(),
+            )
+        };
         let scaled = || json!({"scale_factor": 0.1, "_FillValue": -1});
         assert!(takes(scaled(), scaled()) && takes(json!({}), json!({})));
-        assert!(takes(scaled(), json!({"scale_factor": 0.1})) && !takes(json!({"scale_factor": 0.1}), scaled()));
-        assert!(!takes(scaled(), json!({})) && !takes(json!({}), scaled()) && !takes(scaled(), json!({"scale_factor": 0.2})));
-        // Values may be stored where some would be read as missing, because the attributes inform readers.
+        assert!(
+            takes(scaled(), json!({"scale_factor": 0.1}))
+                && !takes(json!({"scale_factor": 0.1}), scaled())
+        );
+        assert!(
+            !takes(scaled(), json!({}))
+                && !takes(json!({}), scaled())
+                && !takes(scaled(), json!({"scale_factor": 0.2}))
+        );
+        // Values may be stored where some would be read as missing, because the attributes inform
+        // readers.
         assert!(takes(json!({"_FillValue": -1}), json!({})));
         assert!(!takes(json!({"_Unsigned": "true"}), json!({})));
         assert!(takes(json!({"_FillValue": 5}), json!({"missing_value": 5})));
@@ -323,18 +407,35 @@ mod tests {
 
     #[test]
     fn format_2_keeps_missing_values_in_its_fill_value() {
-        let of = |attributes: Value, fill: Option<Scalar>, dtype| Value::Object(normalized(attributes.as_object().unwrap().clone(), dtype, fill.as_ref()));
+        let of = |attributes: Value, fill: Option<Scalar>, dtype| {
+            Value::Object(normalized(attributes.as_object().unwrap().clone(), dtype, fill.as_ref()))
+        };
         let named = || json!({"_ARRAY_DIMENSIONS": ["x"], "units": "K"});
         let int = Scalar::from_f64(DType::Int16, -32767.0);
-        assert_eq!(of(named(), Some(int), DType::Int16), json!({"units": "K", "_FillValue": -32767}));
+        assert_eq!(
+            of(named(), Some(int), DType::Int16),
+            json!({"units": "K", "_FillValue": -32767})
+        );
         assert_eq!(of(named(), None, DType::Int16), json!({"units": "K"}));
         assert_eq!(of(json!({"units": "K"}), Some(int), DType::Int16), json!({"units": "K"}));
         let float = |x: f64| Scalar::from_f64(DType::Float32, x);
-        assert_eq!(of(named(), Some(float(-9999.0)), DType::Float32), json!({"units": "K", "_FillValue": "AAAAAICHw8A="}));
+        assert_eq!(
+            of(named(), Some(float(-9999.0)), DType::Float32),
+            json!({"units": "K", "_FillValue": "AAAAAICHw8A="})
+        );
         assert_eq!(of(named(), Some(float(f64::NAN)), DType::Float32), json!({"units": "K"}));
-        assert_eq!(of(json!({"_FillValue": -9999.0}), None, DType::Float32), json!({"_FillValue": "AAAAAICHw8A="}));
-        assert_eq!(of(json!({"_FillValue": "NaN"}), None, DType::Float64), json!({"_FillValue": "AAAAAAAA+H8="}));
+        assert_eq!(
+            of(json!({"_FillValue": -9999.0}), None, DType::Float32),
+            json!({"_FillValue": "AAAAAICHw8A="})
+        );
+        assert_eq!(
+            of(json!({"_FillValue": "NaN"}), None, DType::Float64),
+            json!({"_FillValue": "AAAAAAAA+H8="})
+        );
         assert_eq!(of(json!({"_FillValue": 7}), None, DType::Int16), json!({"_FillValue": 7}));
-        assert_eq!(of(named(), Some(Scalar::zero(DType::Bool)), DType::Bool), json!({"units": "K"}));
+        assert_eq!(
+            of(named(), Some(Scalar::zero(DType::Bool)), DType::Bool),
+            json!({"units": "K"})
+        );
     }
 }

@@ -86,7 +86,8 @@ pub struct ChunkAccess {
 pub struct Own {
     /// Its number in the plan.
     pub array: usize,
-    /// Every chunk is there once it is written, a mark in the place of one of fill values: what is not there is lost.
+    /// Every chunk is there once it is written, a mark in the place of one of fill values: what is
+    /// not there is lost.
     pub whole: bool,
 }
 
@@ -113,10 +114,22 @@ impl ChunkAccess {
     ///
     /// # Errors
     /// Where a codec cannot be used.
-    pub fn new(store: Arc<dyn Store>, path: &str, info: &ArrayInfo) -> Result<ChunkAccess, CodecError> {
+    pub fn new(
+        store: Arc<dyn Store>,
+        path: &str,
+        info: &ArrayInfo,
+    ) -> Result<ChunkAccess, CodecError> {
         let codec = Codec::new(&info.codecs, info.dtype, &info.chunk_shape())?;
         let index = info.shard.as_ref().map(Shard::index_codec).transpose()?;
-        Ok(ChunkAccess { store, path: path.to_owned(), info: info.clone(), objects: info.objects(), codec, index, own: None })
+        Ok(ChunkAccess {
+            store,
+            path: path.to_owned(),
+            info: info.clone(),
+            objects: info.objects(),
+            codec,
+            index,
+            own: None,
+        })
     }
 
     /// The same, of an array that the run writes itself.
@@ -142,7 +155,11 @@ impl ChunkAccess {
 
     /// Shape of object `coords` as it is stored.
     pub fn object_shape(&self, coords: &[u64]) -> Vec<u64> {
-        if self.info.stored_shape.is_some() { self.info.object_shape() } else { self.objects.region(coords).shape }
+        if self.info.stored_shape.is_some() {
+            self.info.object_shape()
+        } else {
+            self.objects.region(coords).shape
+        }
     }
 
     /// The object that holds a chunk.
@@ -158,8 +175,9 @@ impl ChunkAccess {
         join(&self.path, &self.info.object_key(&self.object(coords)))
     }
 
-    /// Begins to read a chunk, not of a shard, that [`read_begun`](ChunkAccess::read_begun) will be asked for, into a buffer of
-    /// [`encoded_limit`](ChunkAccess::encoded_limit) bytes, where the store can.
+    /// Begins to read a chunk, not of a shard, that [`read_begun`](ChunkAccess::read_begun) will be
+    /// asked for, into a buffer of [`encoded_limit`](ChunkAccess::encoded_limit) bytes, where the
+    /// store can.
     pub fn begin_read(&self, coords: &[u64], into: Buffer, desk: &mut Desk) -> Option<Pending> {
         match self.store.begin_read(&self.key(coords), None, self.encoded_limit(coords), into) {
             Ok(pending) => {
@@ -189,7 +207,12 @@ impl ChunkAccess {
     ///
     /// # Errors
     /// Where the store fails or the bytes are no such chunk.
-    pub fn read(&self, coords: &[u64], desk: &mut Desk, cache: &mut ShardCache) -> Result<Buffer, ChunkError> {
+    pub fn read(
+        &self,
+        coords: &[u64],
+        desk: &mut Desk,
+        cache: &mut ShardCache,
+    ) -> Result<Buffer, ChunkError> {
         self.read_begun(coords, None, desk, cache)
     }
 
@@ -197,7 +220,13 @@ impl ChunkAccess {
     ///
     /// # Errors
     /// As [`read`](ChunkAccess::read).
-    pub fn read_begun(&self, coords: &[u64], begun: Option<Pending>, desk: &mut Desk, cache: &mut ShardCache) -> Result<Buffer, ChunkError> {
+    pub fn read_begun(
+        &self,
+        coords: &[u64],
+        begun: Option<Pending>,
+        desk: &mut Desk,
+        cache: &mut ShardCache,
+    ) -> Result<Buffer, ChunkError> {
         self.read_any(coords, begun, desk, cache).map_err(|error| self.blame(coords, error))
     }
 
@@ -206,20 +235,35 @@ impl ChunkAccess {
         let is_damage = matches!(
             &error,
             ChunkError::Codec { error: CodecError::Corrupt(_) | CodecError::Length { .. }, .. }
-                | ChunkError::Storage(StorageError::TooLong { .. } | StorageError::Truncated { .. })
+                | ChunkError::Storage(
+                    StorageError::TooLong { .. } | StorageError::Truncated { .. }
+                )
         );
         match self.own {
-            Some(own) if is_damage => ChunkError::Own { array: own.array, object: self.objects.index(&self.object(coords)), why: error.to_string() },
+            Some(own) if is_damage => ChunkError::Own {
+                array: own.array,
+                object: self.objects.index(&self.object(coords)),
+                why: error.to_string(),
+            },
             _ => error,
         }
     }
 
-    fn read_any(&self, coords: &[u64], begun: Option<Pending>, desk: &mut Desk, cache: &mut ShardCache) -> Result<Buffer, ChunkError> {
+    fn read_any(
+        &self,
+        coords: &[u64],
+        begun: Option<Pending>,
+        desk: &mut Desk,
+        cache: &mut ShardCache,
+    ) -> Result<Buffer, ChunkError> {
         let expected = self.decoded_bytes(coords);
         let key = self.key(coords);
         let failed = |error| match error {
             CodecError::Overrun(o) => ChunkError::Overrun(o),
-            error => ChunkError::Codec { place: format!("{} (chunk {coords:?})", self.store.place(&key)), error },
+            error => ChunkError::Codec {
+                place: format!("{} (chunk {coords:?})", self.store.place(&key)),
+                error,
+            },
         };
         let range = match &self.info.shard {
             None => None,
@@ -239,8 +283,15 @@ impl ChunkAccess {
         };
         match self.own {
             Some(Own { array, whole: true }) if !found => {
-                let why = format!("{} (chunk {coords:?}), which this run has written, is gone", self.store.place(&key));
-                return Err(ChunkError::Own { array, object: self.objects.index(&self.object(coords)), why });
+                let why = format!(
+                    "{} (chunk {coords:?}), which this run has written, is gone",
+                    self.store.place(&key)
+                );
+                return Err(ChunkError::Own {
+                    array,
+                    object: self.objects.index(&self.object(coords)),
+                    why,
+                });
             }
             Some(Own { whole: true, .. }) if encoded.bytes() == FILL_MARK => {
                 desk.arena.recycle(encoded);
@@ -256,12 +307,18 @@ impl ChunkAccess {
         self.codec.decode(encoded, expected, &mut desk.arena, &mut desk.contexts).map_err(failed)
     }
 
-    /// Reads parts of a chunk that is stored as it is, offsets and places in bytes, straight to where they belong. False if there is no such
-    /// chunk: then nothing is said of `into`.
+    /// Reads parts of a chunk that is stored as it is, offsets and places in bytes, straight to
+    /// where they belong. False if there is no such chunk: then nothing is said of `into`.
     ///
     /// # Errors
     /// Where the store fails, or the chunk has another length.
-    pub fn read_parts(&self, coords: &[u64], parts: &[ObjectPart], into: &mut [u8], desk: &mut Desk) -> Result<bool, ChunkError> {
+    pub fn read_parts(
+        &self,
+        coords: &[u64],
+        parts: &[ObjectPart],
+        into: &mut [u8],
+        desk: &mut Desk,
+    ) -> Result<bool, ChunkError> {
         let expected = self.decoded_bytes(coords);
         let key = self.key(coords);
         desk.traffic.reads += 1;
@@ -273,7 +330,10 @@ impl ChunkAccess {
             PartsRead::Missing => Ok(false),
             PartsRead::Length(found) => {
                 let place = format!("{} (chunk {coords:?})", self.store.place(&key));
-                Err(self.blame(coords, ChunkError::Codec { place, error: CodecError::Length { found, expected } }))
+                Err(self.blame(
+                    coords,
+                    ChunkError::Codec { place, error: CodecError::Length { found, expected } },
+                ))
             }
         }
     }
@@ -290,34 +350,57 @@ impl ChunkAccess {
     }
 
     /// Where a chunk lies in its shard; `None` if it is not there.
-    fn locate(&self, coords: &[u64], key: &str, desk: &mut Desk, cache: &mut ShardCache) -> Result<Option<ByteRange>, ChunkError> {
+    fn locate(
+        &self,
+        coords: &[u64],
+        key: &str,
+        desk: &mut Desk,
+        cache: &mut ShardCache,
+    ) -> Result<Option<ByteRange>, ChunkError> {
         let (Some(shard), Some(index)) = (&self.info.shard, &self.index) else { return Ok(None) };
         let object: Vec<u64> = coords.iter().zip(&shard.chunks).map(|(c, n)| c / n).collect();
         if cache.coords != object || cache.entries.is_none() {
             let len = index.encoded_bound();
-            let range = if shard.index_at_end { ByteRange::Last(len) } else { ByteRange::At { offset: 0, len } };
+            let range = if shard.index_at_end {
+                ByteRange::Last(len)
+            } else {
+                ByteRange::At { offset: 0, len }
+            };
             let mut encoded = desk.arena.buffer(len)?;
             desk.traffic.reads += 1;
             let found = self.store.read(key, Some(range), len, &mut encoded)?;
             *cache = ShardCache { coords: object, entries: None };
             if found {
                 desk.traffic.bytes_read += len;
-                let place = |error| ChunkError::Codec { place: format!("the shard index of {}", self.store.place(key)), error };
-                let block = index.decode(encoded, index.decoded_bytes(), &mut desk.arena, &mut desk.contexts).map_err(place)?;
-                cache.entries = Some(block.as_slice::<u64>().chunks_exact(2).map(|e| [e[0], e[1]]).collect());
+                let place = |error| ChunkError::Codec {
+                    place: format!("the shard index of {}", self.store.place(key)),
+                    error,
+                };
+                let block = index
+                    .decode(encoded, index.decoded_bytes(), &mut desk.arena, &mut desk.contexts)
+                    .map_err(place)?;
+                cache.entries =
+                    Some(block.as_slice::<u64>().chunks_exact(2).map(|e| [e[0], e[1]]).collect());
                 desk.arena.recycle(block);
             } else {
                 desk.arena.recycle(encoded);
             }
         }
         let within = coords.iter().zip(&shard.chunks).fold(0, |i, (c, n)| i * n + c % n);
-        let Some(entry) = cache.entries.as_ref().and_then(|e| e.get(within as usize)) else { return Ok(None) };
+        let Some(entry) = cache.entries.as_ref().and_then(|e| e.get(within as usize)) else {
+            return Ok(None);
+        };
         if *entry == shard::ABSENT {
             return Ok(None);
         }
         let [offset, len] = *entry;
         if len > self.codec.encoded_bound() {
-            return Err(StorageError::TooLong { place: self.store.place(key), len, limit: self.codec.encoded_bound() }.into());
+            return Err(StorageError::TooLong {
+                place: self.store.place(key),
+                len,
+                limit: self.codec.encoded_bound(),
+            }
+            .into());
         }
         Ok(Some(ByteRange::At { offset, len }))
     }
@@ -326,7 +409,12 @@ impl ChunkAccess {
     ///
     /// # Errors
     /// Where a codec or the store fails.
-    pub fn write(&self, object: &[u64], block: &[u8], desk: &mut Desk) -> Result<Written, ChunkError> {
+    pub fn write(
+        &self,
+        object: &[u64],
+        block: &[u8],
+        desk: &mut Desk,
+    ) -> Result<Written, ChunkError> {
         let key = join(&self.path, &self.info.object_key(object));
         if copy::is_all(&self.info.fill, block) {
             if self.own.is_some_and(|own| own.whole) {
@@ -344,13 +432,17 @@ impl ChunkAccess {
         };
         let written = match (&self.info.shard, &self.index) {
             (Some(shard), Some(index)) => {
-                let encoded = shard::encode(&self.info, shard, [&self.codec, index], block, desk).map_err(failed)?;
+                let encoded = shard::encode(&self.info, shard, [&self.codec, index], block, desk)
+                    .map_err(failed)?;
                 let written = self.put(&key, &[encoded.bytes()], desk)?;
                 desk.arena.recycle(encoded);
                 written
             }
             _ => {
-                let encoded = self.codec.encode(block, &mut desk.arena, &mut desk.contexts).map_err(failed)?;
+                let encoded = self
+                    .codec
+                    .encode(block, &mut desk.arena, &mut desk.contexts)
+                    .map_err(failed)?;
                 let written = self.put(&key, &encoded.parts(block), desk)?;
                 encoded.recycle(&mut desk.arena);
                 written

@@ -1,7 +1,8 @@
-//! A shard: several chunks in one object, with an index of where each of them is (Zarr's `sharding_indexed`).
+//! A shard: several chunks in one object, with an index of where each of them is (Zarr's
+//! `sharding_indexed`).
 //!
-//! Of a sharded array the shard is what is written, the inner chunk what is read. What writing one holds is bounded beside the
-//! code that writes it.
+//! Of a sharded array the shard is what is written, the inner chunk what is read. What writing one
+//! holds is bounded beside the code that writes it.
 
 use freestone_kernels::{Buffer, View, contiguous_strides, copy};
 
@@ -19,17 +20,25 @@ pub(crate) fn encoded_bound(shard: &Shard, [inner, index]: [&Codec; 2]) -> u64 {
     n.saturating_mul(inner.encoded_bound()).saturating_add(index.encoded_bound())
 }
 
-/// Bytes that [`encode`] holds besides the block and the encoded shard: a chunk on its way, or the index.
+/// Bytes that [`encode`] holds besides the block and the encoded shard: a chunk on its way, or the
+/// index.
 pub(crate) fn encode_scratch(codecs: [&Codec; 2]) -> u64 {
     let [chunk, index] = codecs.map(|codec| codec.decoded_bytes() + codec.encode_beside());
     chunk + index
 }
 
 /// Encodes a block of a whole shard's shape. Chunks of fill values are left out.
-pub(super) fn encode(info: &ArrayInfo, shard: &Shard, codecs: [&Codec; 2], block: &[u8], desk: &mut Desk) -> Result<Buffer, CodecError> {
+pub(super) fn encode(
+    info: &ArrayInfo,
+    shard: &Shard,
+    codecs: [&Codec; 2],
+    block: &[u8],
+    desk: &mut Desk,
+) -> Result<Buffer, CodecError> {
     let [inner, index] = codecs;
     let sizes = |shape: Vec<u64>| -> Vec<usize> { shape.iter().map(|n| *n as usize).collect() };
-    let (whole, shape) = (contiguous_strides(&sizes(info.object_shape())), sizes(info.chunk_shape()));
+    let (whole, shape) =
+        (contiguous_strides(&sizes(info.object_shape())), sizes(info.chunk_shape()));
     let strides = contiguous_strides(&shape);
     let mut out = desk.arena.buffer(encoded_bound(shard, codecs))?;
     let mut entries = desk.arena.buffer(index.decoded_bytes())?;
@@ -37,8 +46,19 @@ pub(super) fn encode(info: &ArrayInfo, shard: &Shard, codecs: [&Codec; 2], block
     let index_len = index.encoded_bound() as usize;
     let (mut end, mut n) = (if shard.index_at_end { 0 } else { index_len }, 0);
     try_for_each_coord(&Region::whole(&shard.chunks), |at| {
-        let offset: isize = at.iter().zip(&shape).zip(&whole).map(|((c, n), stride)| *c as isize * *n as isize * stride).sum();
-        let from = View { dtype: info.dtype, bytes: block, offset: offset as usize, shape: shape.clone(), strides: whole.clone() };
+        let offset: isize = at
+            .iter()
+            .zip(&shape)
+            .zip(&whole)
+            .map(|((c, n), stride)| *c as isize * *n as isize * stride)
+            .sum();
+        let from = View {
+            dtype: info.dtype,
+            bytes: block,
+            offset: offset as usize,
+            shape: shape.clone(),
+            strides: whole.clone(),
+        };
         copy::strided(&from, chunk.bytes_mut(), 0, &strides);
         let mut entry = ABSENT;
         if !copy::is_all(&info.fill, chunk.bytes()) {
@@ -59,7 +79,9 @@ pub(super) fn encode(info: &ArrayInfo, shard: &Shard, codecs: [&Codec; 2], block
     let encoded = index.encode(entries.bytes(), &mut desk.arena, &mut desk.contexts)?;
     let parts = encoded.parts(entries.bytes());
     if parts.iter().map(|p| p.len()).sum::<usize>() != index_len {
-        return Err(CodecError::Encode("the codecs of the shard's index do not keep its length".into()));
+        return Err(CodecError::Encode(
+            "the codecs of the shard's index do not keep its length".into(),
+        ));
     }
     let mut at = if shard.index_at_end { end } else { 0 };
     for part in parts {

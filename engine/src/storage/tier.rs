@@ -1,6 +1,7 @@
 //! A store that keeps objects in this process's memory while there is room.
 //!
-//! The driver puts one in the place of the work directory for a run whose tasks share its process. Nobody else knows of it.
+//! The driver puts one in the place of the work directory for a run whose tasks share its process.
+//! Nobody else knows of it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -11,15 +12,20 @@ use freestone_kernels::Buffer;
 
 use super::array::ArrayInfo;
 use super::codec::Codec;
-use super::{ByteRange, Lock, ObjectPart, PartsRead, Pending, StorageError, Store, copy_out, read_small};
+use super::{
+    ByteRange, Lock, ObjectPart, PartsRead, Pending, StorageError, Store, copy_out, read_small,
+};
 
-/// A store over another one: what is written below a prefix stays in memory while it fits into a budget, and goes to the other store where
-/// it does not. Each object is in one of them, and is read and removed wherever it is.
+/// A store over another one: what is written below a prefix stays in memory while it fits into a
+/// budget, and goes to the other store where it does not. Each object is in one of them, and is
+/// read and removed wherever it is.
 ///
-/// What is in memory is lost with the process, unless it was [saved](TierStore::save): then [`TierStore::restore`] brings it back in another one.
+/// What is in memory is lost with the process, unless it was [saved](TierStore::save): then
+/// [`TierStore::restore`] brings it back in another one.
 ///
-/// Objects of 256 KB and more are mappings of their own, smaller ones share some, by folder: intermediates are removed array
-/// by array, and their memory is then the system's again, whatever the program's allocator keeps.
+/// Objects of 256 KB and more are mappings of their own, smaller ones share some, by folder:
+/// intermediates are removed array by array, and their memory is then the system's again, whatever
+/// the program's allocator keeps.
 pub struct TierStore {
     below: Arc<dyn Store>,
     prefix: String,
@@ -72,7 +78,11 @@ const KEY_BYTES: u64 = 96;
 
 impl fmt::Debug for TierStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TierStore").field("below", &self.below).field("prefix", &self.prefix).field("budget", &self.budget).finish_non_exhaustive()
+        f.debug_struct("TierStore")
+            .field("below", &self.below)
+            .field("prefix", &self.prefix)
+            .field("budget", &self.budget)
+            .finish_non_exhaustive()
     }
 }
 
@@ -94,8 +104,8 @@ impl TierStore {
         TierStore { below, prefix, budget, epoch, kept: RwLock::default() }
     }
 
-    /// Writes what is in memory and was not saved before to the store below, small objects together in one object for each slab. What lies
-    /// in a folder that `skip` names is left out.
+    /// Writes what is in memory and was not saved before to the store below, small objects together
+    /// in one object for each slab. What lies in a folder that `skip` names is left out.
     ///
     /// # Errors
     /// Where the store below fails; what it has taken until then is saved.
@@ -104,17 +114,25 @@ impl TierStore {
         let (own, slabs) = {
             let kept = self.read_kept();
             let unsaved = |(key, object): (&String, &Object)| match object {
-                Object::Own { buffer, saved: false } if !skips(folder_of(key)) => Some((key.clone(), Arc::clone(buffer))),
+                Object::Own { buffer, saved: false } if !skips(folder_of(key)) => {
+                    Some((key.clone(), Arc::clone(buffer)))
+                }
                 _ => None,
             };
             let own: Vec<(String, Arc<Buffer>)> = kept.objects.iter().filter_map(unsaved).collect();
-            let mut slabs: Vec<u64> = kept.slabs.iter().filter(|(_, s)| s.saved < s.filled && !skips(&s.folder)).map(|(id, _)| *id).collect();
+            let mut slabs: Vec<u64> = kept
+                .slabs
+                .iter()
+                .filter(|(_, s)| s.saved < s.filled && !skips(&s.folder))
+                .map(|(id, _)| *id)
+                .collect();
             slabs.sort_unstable();
             (own, slabs)
         };
         for (key, bytes) in own {
             self.below.write(&key, bytes.bytes())?;
-            // What was removed meanwhile, or written again, is not marked; what stays of it below is never looked for, or is the same.
+            // What was removed meanwhile, or written again, is not marked; what stays of it below
+            // is never looked for, or is the same.
             if let Some(Object::Own { buffer, saved }) = self.write_kept().objects.get_mut(&key)
                 && Arc::ptr_eq(buffer, &bytes)
             {
@@ -126,16 +144,32 @@ impl TierStore {
                 let kept = self.read_kept();
                 let Some(slab) = kept.slabs.get(&id) else { continue };
                 let inside = |(key, object): (&String, &Object)| match object {
-                    Object::Packed { slab, offset, len } if *slab == id => Some((key.clone(), *offset, *len)),
+                    Object::Packed { slab, offset, len } if *slab == id => {
+                        Some((key.clone(), *offset, *len))
+                    }
                     _ => None,
                 };
-                let below = kept.objects.range(format!("{}/", slab.folder)..).take_while(|(key, _)| folder_of(key).starts_with(&slab.folder));
-                let new = below.filter_map(inside).filter(|(_, offset, _)| *offset >= slab.saved).map(|(key, offset, len)| (key, offset - slab.saved, len));
-                let contents = serde_json::to_vec(&new.collect::<Vec<_>>())
-                    .map_err(|_| StorageError::internal(self.place(&slab.folder), "the names of packed objects have a JSON"))?;
-                let name = format!("{}{SAVED}/{:03}-{id:06}-{:07}", self.prefix, self.epoch, slab.saved);
+                let below = kept
+                    .objects
+                    .range(format!("{}/", slab.folder)..)
+                    .take_while(|(key, _)| folder_of(key).starts_with(&slab.folder));
+                let new = below
+                    .filter_map(inside)
+                    .filter(|(_, offset, _)| *offset >= slab.saved)
+                    .map(|(key, offset, len)| (key, offset - slab.saved, len));
+                let contents = serde_json::to_vec(&new.collect::<Vec<_>>()).map_err(|_| {
+                    StorageError::internal(
+                        self.place(&slab.folder),
+                        "the names of packed objects have a JSON",
+                    )
+                })?;
+                let name =
+                    format!("{}{SAVED}/{:03}-{id:06}-{:07}", self.prefix, self.epoch, slab.saved);
                 let new_bytes = &slab.bytes.bytes()[slab.saved..slab.filled];
-                self.below.write_parts(&name, &[&(contents.len() as u64).to_le_bytes(), &contents, new_bytes])?;
+                self.below.write_parts(
+                    &name,
+                    &[&(contents.len() as u64).to_le_bytes(), &contents, new_bytes],
+                )?;
                 slab.filled
             };
             if let Some(slab) = self.write_kept().slabs.get_mut(&id) {
@@ -145,21 +179,34 @@ impl TierStore {
         Ok(())
     }
 
-    /// Brings small objects that were saved below a prefix to a store, in the order in which they were saved, but for those in folders that `skip`
-    /// names. Larger ones are where they are read.
+    /// Brings small objects that were saved below a prefix to a store, in the order in which they
+    /// were saved, but for those in folders that `skip` names. Larger ones are where they are read.
     ///
     /// # Errors
     /// Where a store fails. What is damaged is left out: who reads it will miss it.
-    pub fn restore(from: &dyn Store, prefix: &str, to: &dyn Store, skip: &dyn Fn(&str) -> bool) -> Result<(), StorageError> {
+    pub fn restore(
+        from: &dyn Store,
+        prefix: &str,
+        to: &dyn Store,
+        skip: &dyn Fn(&str) -> bool,
+    ) -> Result<(), StorageError> {
         for name in from.list(&format!("{prefix}{SAVED}/"))? {
             let key = format!("{prefix}{SAVED}/{name}");
             let Some(pack) = read_small(from, &key, MAX_PACK_BYTES)? else { continue };
             let Some((len, rest)) = pack.split_first_chunk::<8>() else { continue };
-            let Some((contents, bytes)) = usize::try_from(u64::from_le_bytes(*len)).ok().and_then(|n| rest.split_at_checked(n)) else { continue };
-            let contents: Vec<(String, usize, usize)> = serde_json::from_slice(contents).unwrap_or_default();
+            let Some((contents, bytes)) = usize::try_from(u64::from_le_bytes(*len))
+                .ok()
+                .and_then(|n| rest.split_at_checked(n))
+            else {
+                continue;
+            };
+            let contents: Vec<(String, usize, usize)> =
+                serde_json::from_slice(contents).unwrap_or_default();
             for (key, offset, len) in contents {
                 let ours = key.strip_prefix(prefix).is_some_and(|k| !skip(folder_of(k)));
-                if let (true, Some(object)) = (ours, offset.checked_add(len).and_then(|end| bytes.get(offset..end))) {
+                if let (true, Some(object)) =
+                    (ours, offset.checked_add(len).and_then(|end| bytes.get(offset..end)))
+                {
                     to.write(&key, object)?;
                 }
             }
@@ -173,13 +220,18 @@ impl TierStore {
         // The largest object's bound stands for all of them where it is not known how they are cut.
         let largest = Codec::new(&info.codecs, info.dtype, &info.chunk_shape()).ok();
         debug_assert!(largest.is_some(), "the plan has checked its codecs");
-        let grown = largest.as_ref().map_or(0, |c| c.encoded_bound().saturating_sub(c.decoded_bytes()));
+        let grown =
+            largest.as_ref().map_or(0, |c| c.encoded_bound().saturating_sub(c.decoded_bytes()));
         let encoded = info.n_bytes() + objects * u128::from(grown);
-        // A slab ends where the next object does not fit into its rest, and the last one is not full.
-        let last = SLAB_BYTES[usize::from(4 * encoded > 3 * SLAB_BYTES[0] as u128)] as u128 + SLAB_BYTES[0] as u128;
-        let packed = encoded + encoded / 4 + objects * u128::from(OBJECT_OVERHEAD_BYTES + KEY_BYTES) + last;
+        // A slab ends where the next object does not fit into its rest, and the last one is not
+        // full.
+        let last = SLAB_BYTES[usize::from(4 * encoded > 3 * SLAB_BYTES[0] as u128)] as u128
+            + SLAB_BYTES[0] as u128;
+        let packed =
+            encoded + encoded / 4 + objects * u128::from(OBJECT_OVERHEAD_BYTES + KEY_BYTES) + last;
         let small = largest.is_some_and(|c| c.encoded_bound() < OWN_BYTES as u64);
-        u64::try_from(packed + if small { 0 } else { objects * u128::from(PAGE_BYTES) }).unwrap_or(u64::MAX)
+        u64::try_from(packed + if small { 0 } else { objects * u128::from(PAGE_BYTES) })
+            .unwrap_or(u64::MAX)
     }
 
     /// The most bytes that were kept at once.
@@ -196,13 +248,20 @@ impl TierStore {
     }
 
     /// Looks at an object's bytes, if it is in memory.
-    fn with_kept<T>(&self, key: &str, look: impl FnOnce(&[u8]) -> Result<T, StorageError>) -> Result<Option<T>, StorageError> {
+    fn with_kept<T>(
+        &self,
+        key: &str,
+        look: impl FnOnce(&[u8]) -> Result<T, StorageError>,
+    ) -> Result<Option<T>, StorageError> {
         let kept = self.read_kept();
         match kept.objects.get(key) {
             None => Ok(None),
             Some(Object::Packed { slab, offset, len }) => match kept.slabs.get(slab) {
                 Some(slab) => look(&slab.bytes.bytes()[*offset..offset + len]).map(Some),
-                None => Err(StorageError::internal(self.place(key), "a packed object's slab is in memory as long as the object")),
+                None => Err(StorageError::internal(
+                    self.place(key),
+                    "a packed object's slab is in memory as long as the object",
+                )),
             },
             Some(Object::Own { buffer, .. }) => {
                 let buffer = Arc::clone(buffer);
@@ -262,7 +321,10 @@ impl Kept {
             Some(Object::Packed { slab, .. }) => {
                 self.used -= packed_cost(key);
                 let Some(entry) = self.slabs.get_mut(&slab) else {
-                    return debug_assert!(false, "a packed object's slab is in memory as long as the object");
+                    return debug_assert!(
+                        false,
+                        "a packed object's slab is in memory as long as the object"
+                    );
                 };
                 entry.objects -= 1;
                 if entry.objects == 0 {
@@ -287,7 +349,16 @@ impl Kept {
                     return false;
                 }
                 self.next_slab += 1;
-                self.slabs.insert(self.next_slab, Slab { folder: folder.to_owned(), bytes: Buffer::zeroed(size), filled: 0, saved: 0, objects: 0 });
+                self.slabs.insert(
+                    self.next_slab,
+                    Slab {
+                        folder: folder.to_owned(),
+                        bytes: Buffer::zeroed(size),
+                        filled: 0,
+                        saved: 0,
+                        objects: 0,
+                    },
+                );
                 self.filling.insert(folder.to_owned(), self.next_slab);
                 self.next_slab
             }
@@ -315,9 +386,16 @@ impl Store for TierStore {
         self.below.is_remote()
     }
 
-    fn read(&self, key: &str, range: Option<ByteRange>, limit: u64, into: &mut Buffer) -> Result<bool, StorageError> {
+    fn read(
+        &self,
+        key: &str,
+        range: Option<ByteRange>,
+        limit: u64,
+        into: &mut Buffer,
+    ) -> Result<bool, StorageError> {
         let kept = self.with_kept(key, |bytes| {
-            let (offset, len) = ByteRange::of(range, bytes.len() as u64, limit, || self.place(key))?;
+            let (offset, len) =
+                ByteRange::of(range, bytes.len() as u64, limit, || self.place(key))?;
             into.set_len(len as usize);
             into.bytes_mut().copy_from_slice(&bytes[offset as usize..(offset + len) as usize]);
             Ok(())
@@ -325,14 +403,30 @@ impl Store for TierStore {
         if kept.is_some() { Ok(true) } else { self.below.read(key, range, limit, into) }
     }
 
-    fn read_parts(&self, key: &str, size: u64, parts: &[ObjectPart], into: &mut [u8]) -> Result<PartsRead, StorageError> {
+    fn read_parts(
+        &self,
+        key: &str,
+        size: u64,
+        parts: &[ObjectPart],
+        into: &mut [u8],
+    ) -> Result<PartsRead, StorageError> {
         let kept = self.with_kept(key, |bytes| Ok(copy_out(bytes, size, parts, into)))?;
         kept.map_or_else(|| self.below.read_parts(key, size, parts, into), Ok)
     }
 
-    fn begin_read(&self, key: &str, range: Option<ByteRange>, limit: u64, into: Buffer) -> Result<Pending, Buffer> {
+    fn begin_read(
+        &self,
+        key: &str,
+        range: Option<ByteRange>,
+        limit: u64,
+        into: Buffer,
+    ) -> Result<Pending, Buffer> {
         // What is in memory need not be waited for.
-        if self.read_kept().objects.contains_key(key) { Err(into) } else { self.below.begin_read(key, range, limit, into) }
+        if self.read_kept().objects.contains_key(key) {
+            Err(into)
+        } else {
+            self.below.begin_read(key, range, limit, into)
+        }
     }
 
     fn write(&self, key: &str, bytes: &[u8]) -> Result<(), StorageError> {
@@ -352,7 +446,13 @@ impl Store for TierStore {
 
     fn remove(&self, key: &str) -> Result<(), StorageError> {
         let mut kept = self.write_kept();
-        let below = || kept.objects.range(key.to_owned()..).take_while(|(k, _)| k.starts_with(key)).map(|(k, _)| k.clone()).collect();
+        let below = || {
+            kept.objects
+                .range(key.to_owned()..)
+                .take_while(|(k, _)| k.starts_with(key))
+                .map(|(k, _)| k.clone())
+                .collect()
+        };
         let gone: Vec<String> = if key.ends_with('/') { below() } else { vec![key.to_owned()] };
         gone.iter().for_each(|key| kept.forget(key));
         drop(kept);
@@ -362,7 +462,8 @@ impl Store for TierStore {
     fn list(&self, prefix: &str) -> Result<Vec<String>, StorageError> {
         let mut names = self.below.list(prefix)?;
         let kept = self.read_kept();
-        let inside = kept.objects.range(prefix.to_owned()..).map_while(|(k, _)| k.strip_prefix(prefix));
+        let inside =
+            kept.objects.range(prefix.to_owned()..).map_while(|(k, _)| k.strip_prefix(prefix));
         names.extend(inside.map(|k| k.split('/').next().unwrap_or(k).to_owned()));
         names.sort_unstable();
         names.dedup();
@@ -427,13 +528,23 @@ mod tests {
 
     #[test]
     fn what_was_saved_comes_back() {
-        for (budget, back) in [(0, 0), (400_000, 100_000_000), (1_000_000, 600_000), (100_000_000, 100_000_000), (100_000_000, 0)] {
+        for (budget, back) in [
+            (0, 0),
+            (400_000, 100_000_000),
+            (1_000_000, 600_000),
+            (100_000_000, 100_000_000),
+            (100_000_000, 0),
+        ] {
             let (below, tier) = tier(budget);
-            let object = |i: usize| vec![i as u8; if i.is_multiple_of(7) { 300_000 } else { 1000 + i }];
+            let object =
+                |i: usize| vec![i as u8; if i.is_multiple_of(7) { 300_000 } else { 1000 + i }];
             let check = |store: &dyn Store, last: usize| {
                 for i in 0..last {
                     let found = read_small(store, &format!("run/a/{i}"), 1 << 20).unwrap();
-                    assert!(found.as_deref() == Some(object(i).as_slice()), "object {i}, budget {budget}");
+                    assert!(
+                        found.as_deref() == Some(object(i).as_slice()),
+                        "object {i}, budget {budget}"
+                    );
                 }
             };
             for i in 0..30 {
@@ -454,7 +565,9 @@ mod tests {
             let second = TierStore::new(Arc::clone(&below), "run/".into(), back, 1);
             TierStore::restore(&*below, "run/", &second, &|folder| folder == "gone").unwrap();
             check(&second, 30);
-            assert!(budget < 100_000_000 || read_small(&second, "run/a/30", 1 << 20).unwrap().is_none());
+            assert!(
+                budget < 100_000_000 || read_small(&second, "run/a/30", 1 << 20).unwrap().is_none()
+            );
             let gone = |i: usize| second.read_kept().objects.contains_key(&format!("run/gone/{i}"));
             assert!(!(0..30).any(gone));
             // A third one finds what the second has saved, too.
@@ -495,7 +608,10 @@ mod tests {
         tier.remove("run/large/").unwrap();
         tier.remove("run/small/").unwrap();
         let kept = tier.read_kept();
-        assert_eq!((kept.used, kept.slabs.len(), kept.filling.len(), kept.objects.len()), (0, 0, 0, 0));
+        assert_eq!(
+            (kept.used, kept.slabs.len(), kept.filling.len(), kept.objects.len()),
+            (0, 0, 0, 0)
+        );
         assert_eq!(below.keys(), ["plan.json"]);
     }
 }

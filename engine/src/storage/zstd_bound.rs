@@ -1,6 +1,8 @@
-//! How much memory zstd's compression context takes: it lives outside Rust's allocator and grows with level and size.
+//! How much memory zstd's compression context takes: it lives outside Rust's allocator and grows
+//! with level and size.
 
-/// Bytes of a compression context at `level` for inputs of up to `size` bytes, by the library's own estimate.
+/// Bytes of a compression context at `level` for inputs of up to `size` bytes, by the library's own
+/// estimate.
 ///
 /// A 26 MB chunk takes about 3 MB at level 3, and some hundreds of MB at level 22.
 #[allow(unsafe_code)]

@@ -1,8 +1,9 @@
 //! Prefetching of chunks.
 //!
-//! The chunks that a task requests, and their order, follow from its program: [`ChunkReads`] visits the program as the task does. While the
-//! task waits for a chunk or processes it, the next chunks are in flight, as far as the layout has room. The list is only a hint: a chunk
-//! that is not in flight is read on demand.
+//! The chunks that a task requests, and their order, follow from its program: [`ChunkReads`] visits
+//! the program as the task does. While the task waits for a chunk or processes it, the next chunks
+//! are in flight, as far as the layout has room. The list is only a hint: a chunk that is not in
+//! flight is read on demand.
 
 use std::collections::VecDeque;
 
@@ -29,8 +30,8 @@ pub(super) struct Ahead {
     listed: u64,
     /// True if no chunks remain to be listed.
     is_whole: bool,
-    /// The started reads with the bytes of their buffers; `None` for a chunk that needs no wait, or that the store cannot read
-    /// asynchronously.
+    /// The started reads with the bytes of their buffers; `None` for a chunk that needs no wait, or
+    /// that the store cannot read asynchronously.
     begun: VecDeque<(Wanted, Option<(u64, Pending)>)>,
 }
 
@@ -38,8 +39,14 @@ pub(super) struct Ahead {
 struct Full;
 
 impl Ahead {
-    /// Returns the pending read of a requested chunk, if the read has started. Starts reads of the next chunks.
-    pub(super) fn take(&mut self, task: &mut TaskState<'_>, source: usize, coords: &[u64]) -> Option<Pending> {
+    /// Returns the pending read of a requested chunk, if the read has started. Starts reads of the
+    /// next chunks.
+    pub(super) fn take(
+        &mut self,
+        task: &mut TaskState<'_>,
+        source: usize,
+        coords: &[u64],
+    ) -> Option<Pending> {
         if task.layout.ahead == 0 || !task.layout.sources[source].far {
             return None;
         }
@@ -99,11 +106,14 @@ impl Ahead {
         if !self.list.is_empty() || self.is_whole {
             return;
         }
-        let at_hand = self.at_hand.get_or_insert_with(|| task.sources.iter().map(names).collect()).clone();
+        let at_hand =
+            self.at_hand.get_or_insert_with(|| task.sources.iter().map(names).collect()).clone();
         // The list's allocation is reused.
         let (mut list, mut skip) = (std::mem::take(&mut self.list), self.listed);
         let visit = |source: usize, touched: &Touched<'_>| {
-            let (true, Some(coords)) = (task.layout.sources[source].far, touched.coords()) else { return Ok(()) };
+            let (true, Some(coords)) = (task.layout.sources[source].far, touched.coords()) else {
+                return Ok(());
+            };
             if skip > 0 {
                 skip -= 1;
             } else if list.len() == LISTED {
@@ -114,7 +124,8 @@ impl Ahead {
             Ok(())
         };
         let inside = vec![None; task.stage.inputs.len()];
-        let (stage, layout, grids, coords) = (task.stage, task.layout, task.grids, task.coords.as_slice());
+        let (stage, layout, grids, coords) =
+            (task.stage, task.layout, task.grids, task.coords.as_slice());
         let mut reads = ChunkReads { stage, layout, grids, coords, at_hand, inside, visit };
         let loops = TaskLoops { stage, objects: task.objects, coords, region: &task.region };
         self.is_whole = walk(&layout.program.steps, &loops, &loops.outside(), &mut reads).is_ok();

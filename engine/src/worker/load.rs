@@ -1,7 +1,7 @@
 //! Loading of input blocks.
 //!
-//! A block inside one chunk is viewed in place. A block that overlaps several chunks, or that contains fill values, is assembled in a
-//! buffer. `plan/chunks.rs` lists the chunks of a block.
+//! A block inside one chunk is viewed in place. A block that overlaps several chunks, or that
+//! contains fill values, is assembled in a buffer. `plan/chunks.rs` lists the chunks of a block.
 
 use freestone_kernels::{Buffer, View, contiguous_strides, copy};
 
@@ -55,14 +55,17 @@ impl TaskState<'_> {
             }
             let block = match &mut block {
                 Some(block) => block,
-                // The map of a block inside one chunk may have no piece there, or several pieces if the block has no elements.
+                // The map of a block inside one chunk may have no piece there, or several pieces if
+                // the block has no elements.
                 None => block.insert(self.block(i, &cell)?),
             };
             self.copy(i, block, touched, &cell, ahead)
         })?;
         self.loaded[i] = Some(match (inside, block) {
             (Some(inside), _) => inside,
-            (None, Some(Block { buffer, strides, .. })) => Loaded { values: Values::Own(buffer), cell, offset: 0, strides },
+            (None, Some(Block { buffer, strides, .. })) => {
+                Loaded { values: Values::Own(buffer), cell, offset: 0, strides }
+            }
             (None, None) => {
                 let Block { buffer, strides, .. } = self.block(i, &cell)?;
                 Loaded { values: Values::Own(buffer), cell, offset: 0, strides }
@@ -75,14 +78,26 @@ impl TaskState<'_> {
     fn block(&mut self, i: usize, cell: &Region) -> Result<Block, Cause> {
         let varies = &self.layout.inputs[i].varies;
         let shape = extent(&cell.shape, varies);
-        let strides = contiguous_strides(&shape).into_iter().zip(varies).map(|(s, v)| if *v { s } else { 0 }).collect();
+        let strides = contiguous_strides(&shape)
+            .into_iter()
+            .zip(varies)
+            .map(|(s, v)| if *v { s } else { 0 })
+            .collect();
         let size = self.stage.kernel.kind().inputs()[i].size();
-        let buffer = self.room(self.layout.inputs[i].region, (shape.iter().product::<usize>() * size) as u64)?;
+        let buffer = self
+            .room(self.layout.inputs[i].region, (shape.iter().product::<usize>() * size) as u64)?;
         Ok(Block { buffer, strides, size })
     }
 
     /// Views a fetched chunk with strides of the iteration space.
-    fn look_into(&self, source: usize, coords: Vec<u64>, axes: &[AxisMap], to: &Region, cell: &Region) -> Result<Loaded, Cause> {
+    fn look_into(
+        &self,
+        source: usize,
+        coords: Vec<u64>,
+        axes: &[AxisMap],
+        to: &Region,
+        cell: &Region,
+    ) -> Result<Loaded, Cause> {
         let starts = coords.iter().zip(self.grids[source].axes()).map(|(c, axis)| axis.start(*c));
         let stored = contiguous_strides(&sizes(&self.sources[source].source.stored_shape(&coords)));
         let (mut offset, mut strides) = (0isize, vec![0isize; to.shape.len()]);
@@ -93,7 +108,11 @@ impl TaskState<'_> {
                     strides[*axis] += *step as isize * stride;
                 }
                 AxisMap::Fixed(x) => offset += (x - start) as isize * stride,
-                AxisMap::Gather { .. } => return Err(internal("an input that is read in its chunk has no list of indices")),
+                AxisMap::Gather { .. } => {
+                    return Err(internal(
+                        "an input that is read in its chunk has no list of indices",
+                    ));
+                }
             }
         }
         Ok(Loaded { values: Values::Chunk { source, coords }, cell: cell.clone(), offset, strides })
@@ -110,7 +129,9 @@ impl TaskState<'_> {
         };
         let pinned: Vec<Vec<u64>> = self.loaded.iter().flatten().filter_map(looked_at).collect();
         let pinned: Vec<&[u64]> = pinned.iter().map(Vec::as_slice).collect();
-        while let Some(gone) = self.sources[source].chunks.evict(self.layout.sources[source].chunks, &pinned) {
+        while let Some(gone) =
+            self.sources[source].chunks.evict(self.layout.sources[source].chunks, &pinned)
+        {
             self.desk.arena.recycle(gone);
         }
         let begun = ahead.take(self, source, coords);
@@ -118,16 +139,37 @@ impl TaskState<'_> {
     }
 
     /// Copies the elements that a block takes from a chunk, or fills a box of the block.
-    fn copy(&mut self, i: usize, block: &mut Block, touched: Touched<'_>, cell: &Region, ahead: &mut Ahead) -> Result<(), Cause> {
+    fn copy(
+        &mut self,
+        i: usize,
+        block: &mut Block,
+        touched: Touched<'_>,
+        cell: &Region,
+        ahead: &mut Ahead,
+    ) -> Result<(), Cause> {
         match touched {
             Touched::Fill { value, to } => {
                 let shape = extent(&to.shape, &self.layout.inputs[i].varies);
-                copy::fill_box(value, &shape, block.buffer.bytes_mut(), place(&to.start, &block.strides), &block.strides);
+                copy::fill_box(
+                    value,
+                    &shape,
+                    block.buffer.bytes_mut(),
+                    place(&to.start, &block.strides),
+                    &block.strides,
+                );
             }
             Touched::Part { source, coords, axes, runs, to } => {
                 let chunk = self.grids[source].region(&coords);
-                let stored = contiguous_strides(&sizes(&self.sources[source].source.stored_shape(&coords)));
-                let boxes = Boxes { axes, runs: &runs, to, varies: &self.layout.inputs[i].varies, chunk: &chunk, stored: &stored };
+                let stored =
+                    contiguous_strides(&sizes(&self.sources[source].source.stored_shape(&coords)));
+                let boxes = Boxes {
+                    axes,
+                    runs: &runs,
+                    to,
+                    varies: &self.layout.inputs[i].varies,
+                    chunk: &chunk,
+                    stored: &stored,
+                };
                 if self.read_parts(i, source, &coords, block, &boxes)? {
                     return Ok(());
                 }
@@ -136,7 +178,12 @@ impl TaskState<'_> {
                 let (dtype, bytes) = (opened.source.info().dtype, opened.bytes(&coords));
                 boxes.each(|offset, strides, shape, to| {
                     let view = View { dtype, bytes, offset, shape, strides };
-                    copy::strided(&view, block.buffer.bytes_mut(), place(&to, &block.strides), &block.strides);
+                    copy::strided(
+                        &view,
+                        block.buffer.bytes_mut(),
+                        place(&to, &block.strides),
+                        &block.strides,
+                    );
                 });
             }
             Touched::Flat { source, coords } => {
@@ -149,14 +196,23 @@ impl TaskState<'_> {
                     self.sources[source].clear(self.desk);
                 }
             }
-            Touched::Inside { .. } => return Err(internal("a block inside one chunk is not assembled")),
+            Touched::Inside { .. } => {
+                return Err(internal("a block inside one chunk is not assembled"));
+            }
         }
         Ok(())
     }
 
-    /// Reads the boxes directly from a chunk that is not encoded, if that costs less than reading the whole chunk. Returns false if nothing
-    /// was read.
-    fn read_parts(&mut self, i: usize, source: usize, coords: &[u64], block: &mut Block, boxes: &Boxes<'_>) -> Result<bool, Cause> {
+    /// Reads the boxes directly from a chunk that is not encoded, if that costs less than reading
+    /// the whole chunk. Returns false if nothing was read.
+    fn read_parts(
+        &mut self,
+        i: usize,
+        source: usize,
+        coords: &[u64],
+        block: &mut Block,
+        boxes: &Boxes<'_>,
+    ) -> Result<bool, Cause> {
         if !self.sources[source].reads_parts(coords) {
             return Ok(false);
         }
@@ -174,12 +230,27 @@ impl TaskState<'_> {
                 parts
             });
         });
-        let whole = (boxes.stored.first().map_or(1, |s| *s as u64) * boxes.chunk.shape.first().copied().unwrap_or(1)) * size as u64;
+        let whole = (boxes.stored.first().map_or(1, |s| *s as u64)
+            * boxes.chunk.shape.first().copied().unwrap_or(1))
+            * size as u64;
         match parts {
             Some(parts) if only || are_worth_it(&parts, whole) => {
-                if !self.sources[source].read_parts(coords, &parts, block.buffer.bytes_mut(), self.desk)? {
+                if !self.sources[source].read_parts(
+                    coords,
+                    &parts,
+                    block.buffer.bytes_mut(),
+                    self.desk,
+                )? {
                     let fill = self.sources[source].source.info().fill;
-                    boxes.each(|_, _, shape, to| copy::fill_box(&fill, &shape, block.buffer.bytes_mut(), place(&to, &block.strides), &block.strides));
+                    boxes.each(|_, _, shape, to| {
+                        copy::fill_box(
+                            &fill,
+                            &shape,
+                            block.buffer.bytes_mut(),
+                            place(&to, &block.strides),
+                            &block.strides,
+                        )
+                    });
                 }
                 Ok(true)
             }
@@ -188,24 +259,33 @@ impl TaskState<'_> {
         }
     }
 
-    /// Copies the elements that a chunk shares with a cell of another shape, whose elements have the same C order.
+    /// Copies the elements that a chunk shares with a cell of another shape, whose elements have
+    /// the same C order.
     ///
-    /// The rows of the chunk and those of the cell are intervals of the common order. Their intersections are copied.
+    /// The rows of the chunk and those of the cell are intervals of the common order. Their
+    /// intersections are copied.
     fn copy_flat(&self, i: usize, source: usize, coords: &[u64], block: &mut Block, cell: &Region) {
         let (grid, opened): (&ChunkGrid, _) = (self.grids[source], &self.sources[source]);
         let strides = contiguous_strides(&sizes(&opened.source.stored_shape(coords)));
         let (bytes, size, out) = (opened.bytes(coords), block.size, block.buffer.bytes_mut());
-        shared_rows(&grid.region(coords), &grid.shape(), cell, self.stage.inputs[i].map.shape(), |within, to, n| {
-            let at: isize = within.iter().zip(&strides).map(|(i, s)| *i as isize * s).sum();
-            let (from, to, n) = (at as usize * size, to as usize * size, n as usize * size);
-            out[to..to + n].copy_from_slice(&bytes[from..from + n]);
-            false
-        });
+        shared_rows(
+            &grid.region(coords),
+            &grid.shape(),
+            cell,
+            self.stage.inputs[i].map.shape(),
+            |within, to, n| {
+                let at: isize = within.iter().zip(&strides).map(|(i, s)| *i as isize * s).sum();
+                let (from, to, n) = (at as usize * size, to as usize * size, n as usize * size);
+                out[to..to + n].copy_from_slice(&bytes[from..from + n]);
+                false
+            },
+        );
     }
 }
 
 impl Boxes<'_> {
-    /// Calls `f` with each box: its offset and strides in the chunk, its extent, and its destination.
+    /// Calls `f` with each box: its offset and strides in the chunk, its extent, and its
+    /// destination.
     fn each(&self, mut f: impl FnMut(usize, Vec<isize>, Vec<usize>, Vec<u64>)) {
         let counts: Vec<u64> = self.runs.iter().map(|r| r.len() as u64).collect();
         let _: Result<(), ()> = try_for_each_coord(&Region::whole(&counts), |one| {
@@ -235,7 +315,8 @@ fn place(index: &[u64], strides: &[isize]) -> usize {
     index.iter().zip(strides).map(|(i, stride)| *i as isize * stride).sum::<isize>() as usize
 }
 
-/// Returns true if reading parts of a chunk of `whole` bytes costs less than reading all of it. Each part has a fixed cost of `PART_BYTES`.
+/// Returns true if reading parts of a chunk of `whole` bytes costs less than reading all of it.
+/// Each part has a fixed cost of `PART_BYTES`.
 fn are_worth_it(parts: &[ObjectPart], whole: u64) -> bool {
     parts.iter().map(|p| p.len as u64 + PART_BYTES).sum::<u64>() < whole
 }

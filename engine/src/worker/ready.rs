@@ -1,7 +1,8 @@
 //! The open stage of a worker.
 //!
-//! Opening a stage costs requests and memory, and a worker runs many tasks of a stage. Arrays, decoded chunks and the compiled kernel
-//! therefore remain from task to task, until the worker opens another stage.
+//! Opening a stage costs requests and memory, and a worker runs many tasks of a stage. Arrays,
+//! decoded chunks and the compiled kernel therefore remain from task to task, until the worker
+//! opens another stage.
 
 use std::sync::Arc;
 
@@ -38,10 +39,22 @@ impl RunContext {
         let opened = |id| Ok(Opened { source: self.source(id)?, chunks: Recent::default() });
         Ok(Ready {
             stage: stage_id,
-            sources: layout.sources.iter().map(|s| opened(s.array)).collect::<Result<_, Cause>>()?,
-            outputs: stage.outputs.iter().map(|o| self.chunks(o.array)).collect::<Result<_, _>>()?,
+            sources: layout
+                .sources
+                .iter()
+                .map(|s| opened(s.array))
+                .collect::<Result<_, Cause>>()?,
+            outputs: stage
+                .outputs
+                .iter()
+                .map(|o| self.chunks(o.array))
+                .collect::<Result<_, _>>()?,
             objects: objects(plan.scope(), stage),
-            compiled: stage.kernel.kind().compile(&self.kernels).map_err(|e| (FailureKind::Plan, e))?,
+            compiled: stage
+                .kernel
+                .kind()
+                .compile(&self.kernels)
+                .map_err(|e| (FailureKind::Plan, e))?,
         })
     }
 
@@ -49,12 +62,17 @@ impl RunContext {
         let array = self.plan.plan().array(id);
         match &array.place {
             Place::Constant(hex) => {
-                let bytes = from_hex(hex).ok_or((FailureKind::Plan, format!("the values of `{}` are malformed", array.name)))?;
+                let bytes = from_hex(hex).ok_or((
+                    FailureKind::Plan,
+                    format!("the values of `{}` are malformed", array.name),
+                ))?;
                 let mut values = Buffer::zeroed(bytes.len());
                 values.bytes_mut().copy_from_slice(&bytes);
                 Ok(Source::Constant(values, array.info.clone()))
             }
-            Place::Generated(generate) => Ok(Source::Generated(generate.clone(), array.info.clone())),
+            Place::Generated(generate) => {
+                Ok(Source::Generated(generate.clone(), array.info.clone()))
+            }
             _ => Ok(Source::Chunks(Box::new(self.chunks(id)?), ShardCache::default())),
         }
     }
@@ -62,9 +80,12 @@ impl RunContext {
     /// Opens an array in a store.
     fn chunks(&self, id: ArrayId) -> Result<ChunkAccess, Cause> {
         let array = self.plan.plan().array(id);
-        let open = |url: &str| self.stores.open(url).map_err(|e| (kind_of_storage(&e), e.to_string()));
+        let open =
+            |url: &str| self.stores.open(url).map_err(|e| (kind_of_storage(&e), e.to_string()));
         let (store, path): (Arc<dyn Store>, String) = match &array.place {
-            Place::Input { url, path, .. } | Place::Output { url, path } => (open(url)?, path.clone()),
+            Place::Input { url, path, .. } | Place::Output { url, path } => {
+                (open(url)?, path.clone())
+            }
             _ => (open(&self.address.work_dir)?, join(&self.address.folder, &array.name)),
         };
         let codec = |error| cause_of_plan(&PlanError::Codec { array: array.name.clone(), error });

@@ -1,7 +1,8 @@
 //! Execution of a task's program.
 //!
-//! The plan projects the task's memory from the same steps, and each buffer that a step takes is a slot of the program. This module
-//! therefore decides neither the size nor the lifetime of buffers. Blocks are loaded in `load`, and kernels compute in `stages`.
+//! The plan projects the task's memory from the same steps, and each buffer that a step takes is a
+//! slot of the program. This module therefore decides neither the size nor the lifetime of buffers.
+//! Blocks are loaded in `load`, and kernels compute in `stages`.
 
 use super::ahead::Ahead;
 use super::{Limits, overrun};
@@ -24,7 +25,12 @@ impl Execution<'_, '_> {
     pub(super) fn run(&mut self) -> Result<(), Cause> {
         self.limits.check()?;
         let (coords, region) = (self.task.coords.clone(), self.task.region.clone());
-        let loops = TaskLoops { stage: self.task.stage, objects: self.task.objects, coords: &coords, region: &region };
+        let loops = TaskLoops {
+            stage: self.task.stage,
+            objects: self.task.objects,
+            coords: &coords,
+            region: &region,
+        };
         walk(&self.task.layout.program.steps, &loops, &loops.outside(), self)?;
         self.ahead.finish(self.task.desk);
         Ok(())
@@ -36,7 +42,9 @@ impl Visitor<At> for Execution<'_, '_> {
 
     fn step(&mut self, step: &Step, at: &At) -> Result<(), Cause> {
         match step {
-            Step::Take(slot) => self.task.desk.arena.take(self.task.layout.program.bytes(*slot)).map_err(overrun),
+            Step::Take(slot) => {
+                self.task.desk.arena.take(self.task.layout.program.bytes(*slot)).map_err(overrun)
+            }
             Step::Release(slot) => {
                 self.task.release(*slot);
                 Ok(())

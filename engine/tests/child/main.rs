@@ -12,11 +12,20 @@ fn main() {
     }
 }
 
-/// Reads two objects of a bucket, and a third one once standard input has ended. Prints what came of each.
+/// Reads two objects of a bucket, and a third one once standard input has ended. Prints what came
+/// of each.
 fn read_three() {
-    let read = |key: &str| match read_small(&*Stores::default().open("s3://bucket/place").unwrap(), key, 100) {
+    let read = |key: &str| match read_small(
+        &*Stores::default().open("s3://bucket/place").unwrap(),
+        key,
+        100,
+    ) {
         Ok(found) => println!("read {}", String::from_utf8(found.unwrap()).unwrap()),
-        Err(error) => println!("{} {}", error.to_string().replace('\n', " "), matches!(error, StorageError::Io { transient: false, .. })),
+        Err(error) => println!(
+            "{} {}",
+            error.to_string().replace('\n', " "),
+            matches!(error, StorageError::Io { transient: false, .. })
+        ),
     };
     read("a");
     read("b");

@@ -1,7 +1,8 @@
 //! How many requests go into one invocation.
 //!
-//! An invocation should be long enough that its own cost does not count, short enough that little is lost with it, and its answer small. Tasks are
-//! measured as their reports come in; before that, an invocation has as many requests as one environment runs at once.
+//! An invocation should be long enough that its own cost does not count, short enough that little
+//! is lost with it, and its answer small. Tasks are measured as their reports come in; before that,
+//! an invocation has as many requests as one environment runs at once.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
@@ -43,9 +44,25 @@ struct StagePace {
 
 impl Pace {
     /// Of a plan with so many tasks, and so many of each stage at once in one environment.
-    pub(super) fn new(target: Duration, most: usize, slots: &[u32], tasks: u64, environments: usize) -> Pace {
-        let stages = slots.iter().map(|slots| StagePace { slots: (*slots).max(1), seconds: 0.0, bytes: 0.0, tasks: 0.0 }).collect();
-        Pace { target, most: most.max(1), stages, left: tasks, environments: environments.max(1) as u64, suspects: BTreeSet::new() }
+    pub(super) fn new(
+        target: Duration,
+        most: usize,
+        slots: &[u32],
+        tasks: u64,
+        environments: usize,
+    ) -> Pace {
+        let stages = slots
+            .iter()
+            .map(|slots| StagePace { slots: (*slots).max(1), seconds: 0.0, bytes: 0.0, tasks: 0.0 })
+            .collect();
+        Pace {
+            target,
+            most: most.max(1),
+            stages,
+            left: tasks,
+            environments: environments.max(1) as u64,
+            suspects: BTreeSet::new(),
+        }
     }
 
     /// Learns from an outcome. What is recent counts more.
@@ -54,7 +71,9 @@ impl Pace {
         for report in &outcome.done {
             stage.tasks = (stage.tasks + 1.0).min(1000.0);
             stage.seconds += (report.wall_ns as f64 * 1e-9 - stage.seconds) / stage.tasks;
-            stage.bytes += (REPORT_BYTES + RECEIPT_BYTES * report.receipts.len() as f64 - stage.bytes) / stage.tasks;
+            stage.bytes += (REPORT_BYTES + RECEIPT_BYTES * report.receipts.len() as f64
+                - stage.bytes)
+                / stage.tasks;
         }
     }
 
@@ -75,9 +94,16 @@ impl Pace {
 
     /// How long an invocation with these requests takes, about; zero if it is not known.
     pub(super) fn expected(&self, requests: &[TaskRequest]) -> Duration {
-        let of = |r: &TaskRequest| self.stages.get(r.stage.0).map_or(0.0, |s| s.seconds * r.count as f64 / f64::from(s.slots));
+        let of = |r: &TaskRequest| {
+            self.stages
+                .get(r.stage.0)
+                .map_or(0.0, |s| s.seconds * r.count as f64 / f64::from(s.slots))
+        };
         // Fewer requests than slots still take as long as one.
-        let longest = requests.iter().map(|r| self.stages.get(r.stage.0).map_or(0.0, |s| s.seconds * r.count as f64)).fold(0.0, f64::max);
+        let longest = requests
+            .iter()
+            .map(|r| self.stages.get(r.stage.0).map_or(0.0, |s| s.seconds * r.count as f64))
+            .fold(0.0, f64::max);
         Duration::from_secs_f64(requests.iter().map(of).sum::<f64>().max(longest).min(900.0))
     }
 
@@ -86,8 +112,13 @@ impl Pace {
         self.suspects.extend(requests.iter().map(|r| (r.stage, r.first)));
     }
 
-    /// Takes the requests of the next invocation from those that wait, if so many invocations can be made.
-    pub(super) fn next(&mut self, waiting: &mut VecDeque<TaskRequest>, invocations: usize) -> Vec<TaskRequest> {
+    /// Takes the requests of the next invocation from those that wait, if so many invocations can
+    /// be made.
+    pub(super) fn next(
+        &mut self,
+        waiting: &mut VecDeque<TaskRequest>,
+        invocations: usize,
+    ) -> Vec<TaskRequest> {
         let Some(first) = waiting.pop_front() else { return Vec::new() };
         let is_suspect = |r: &TaskRequest| self.suspects.contains(&(r.stage, r.first));
         let mut batch = vec![first];
@@ -118,18 +149,45 @@ mod tests {
     use freestone_engine::task::TaskReport;
 
     fn requests(n: u64, count: u64) -> VecDeque<TaskRequest> {
-        (0..n).map(|i| TaskRequest { id: i, stage: StageId(0), first: i * count, count, attempt: 0, backup_of: None, timeout_ms: None }).collect()
+        (0..n)
+            .map(|i| TaskRequest {
+                id: i,
+                stage: StageId(0),
+                first: i * count,
+                count,
+                attempt: 0,
+                backup_of: None,
+                timeout_ms: None,
+            })
+            .collect()
     }
 
-    /// A pace of a million tasks on 100 environments, of 2 at once, that has seen tasks of so many seconds and bytes.
+    /// A pace of a million tasks on 100 environments, of 2 at once, that has seen tasks of so many
+    /// seconds and bytes.
     fn pace(seconds: f64, receipts: usize) -> Pace {
         let mut pace = Pace::new(Duration::from_secs(10), 64, &[2], 1_000_000, 100);
-        let receipt =
-            freestone_engine::task::Receipt { array: freestone_engine::plan::ArrayId(0), chunk: 0, written: freestone_engine::storage::reader::Written::Fill };
+        let receipt = freestone_engine::task::Receipt {
+            array: freestone_engine::plan::ArrayId(0),
+            chunk: 0,
+            written: freestone_engine::storage::reader::Written::Fill,
+        };
         let wall_ns = (seconds * 1e9) as u64;
-        let report = TaskReport { task: 0, receipts: vec![receipt; receipts], traffic: Traffic::default(), cpu_ns: 0, wall_ns, peak_bytes: 0 };
+        let report = TaskReport {
+            task: 0,
+            receipts: vec![receipt; receipts],
+            traffic: Traffic::default(),
+            cpu_ns: 0,
+            wall_ns,
+            peak_bytes: 0,
+        };
         let request = requests(1, 1)[0].clone();
-        pace.learn(&TaskOutcome { request, worker: "w".into(), done: vec![report], failure: None, worker_peak_bytes: None });
+        pace.learn(&TaskOutcome {
+            request,
+            worker: "w".into(),
+            done: vec![report],
+            failure: None,
+            worker_peak_bytes: None,
+        });
         pace
     }
 
@@ -157,7 +215,10 @@ mod tests {
         check(late.clone(), 1000, 1, 10, 4);
         late.stages[0].slots = 3;
         check(late, 1000, 1, 10, 3);
-        assert_eq!(pace(2.0, 1).expected(requests(10, 3).make_contiguous()), Duration::from_secs(30));
+        assert_eq!(
+            pace(2.0, 1).expected(requests(10, 3).make_contiguous()),
+            Duration::from_secs(30)
+        );
         assert_eq!(pace(2.0, 1).expected(requests(1, 3).make_contiguous()), Duration::from_secs(6));
     }
 

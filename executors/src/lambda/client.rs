@@ -6,7 +6,9 @@ use std::time::Duration;
 use freestone_engine::storage::aws;
 use freestone_worker::Invocation;
 use object_store::aws::{AwsAuthorizer, AwsCredentialProvider};
-use object_store::client::{HttpClient, HttpConnector, HttpErrorKind, HttpRequest, HttpRequestBody, ReqwestConnector};
+use object_store::client::{
+    HttpClient, HttpConnector, HttpErrorKind, HttpRequest, HttpRequestBody, ReqwestConnector,
+};
 use object_store::{ClientOptions, HeaderValue};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -38,9 +40,16 @@ impl Client {
             .with_allow_http(of.endpoint.starts_with("http://"))
             .with_timeout(timeout)
             .with_connect_timeout(Duration::from_secs(10))
-            .with_user_agent(HeaderValue::from_static(concat!("freestone/", env!("CARGO_PKG_VERSION"))));
+            .with_user_agent(HeaderValue::from_static(concat!(
+                "freestone/",
+                env!("CARGO_PKG_VERSION")
+            )));
         let http = ReqwestConnector::default().connect(&options).map_err(|e| e.to_string())?;
-        let mut url = format!("{}/2015-03-31/functions/{}/invocations", of.endpoint.trim_end_matches('/'), of.function);
+        let mut url = format!(
+            "{}/2015-03-31/functions/{}/invocations",
+            of.endpoint.trim_end_matches('/'),
+            of.function
+        );
         if let Some(qualifier) = &of.qualifier {
             url = format!("{url}?Qualifier={qualifier}");
         }
@@ -48,7 +57,13 @@ impl Client {
             Some(given) => Arc::clone(given),
             None => aws::credentials(&of.region).map_err(|e| e.to_string())?,
         };
-        Ok(Client { http, url, region: of.region.clone(), credentials, bodies: Arc::new(Semaphore::new(BODY_UNITS as usize)) })
+        Ok(Client {
+            http,
+            url,
+            region: of.region.clone(),
+            credentials,
+            bodies: Arc::new(Semaphore::new(BODY_UNITS as usize)),
+        })
     }
 
     /// Invokes the function and waits for its answer.
@@ -60,16 +75,30 @@ impl Client {
         };
         let mut request = match serde_json::to_vec(invocation) {
             Ok(body) => HttpRequest::new(HttpRequestBody::from(body)),
-            Err(error) => return refused(format!("internal error: an invocation has no JSON: {error} (hint: please report this defect)"), false),
+            Err(error) => {
+                return refused(
+                    format!(
+                        "internal error: an invocation has no JSON: {error} (hint: please report \
+                            this defect)"
+                    ),
+                    false,
+                );
+            }
         };
         match (self.url.parse(), "POST".parse()) {
             (Ok(url), Ok(post)) => (*request.uri_mut(), *request.method_mut()) = (url, post),
             _ => return refused(format!("{} is no URL", self.url), false),
         }
-        for (name, value) in [("x-amz-invocation-type", "RequestResponse"), ("x-amz-log-type", "Tail"), ("content-type", "application/json")] {
+        for (name, value) in [
+            ("x-amz-invocation-type", "RequestResponse"),
+            ("x-amz-log-type", "Tail"),
+            ("content-type", "application/json"),
+        ] {
             request.headers_mut().insert(name, HeaderValue::from_static(value));
         }
-        if let Err(error) = AwsAuthorizer::new(&credential, "lambda", &self.region).try_authorize(&mut request, None) {
+        if let Err(error) = AwsAuthorizer::new(&credential, "lambda", &self.region)
+            .try_authorize(&mut request, None)
+        {
             return refused(error.to_string(), true);
         }
         let lost = |error: object_store::client::HttpError| {
@@ -83,8 +112,14 @@ impl Client {
         };
         let (head, body) = response.into_parts();
         let header = |name: &str| head.headers.get(name).and_then(|v| v.to_str().ok());
-        let units = header("content-length").and_then(|v| v.parse::<u64>().ok()).unwrap_or(UNIT_BYTES).div_ceil(UNIT_BYTES);
-        let permit = Arc::clone(&self.bodies).acquire_many_owned(u32::try_from(units).unwrap_or(BODY_UNITS).clamp(1, BODY_UNITS)).await.ok();
+        let units = header("content-length")
+            .and_then(|v| v.parse::<u64>().ok())
+            .unwrap_or(UNIT_BYTES)
+            .div_ceil(UNIT_BYTES);
+        let permit = Arc::clone(&self.bodies)
+            .acquire_many_owned(u32::try_from(units).unwrap_or(BODY_UNITS).clamp(1, BODY_UNITS))
+            .await
+            .ok();
         let body = match body.bytes().await {
             Ok(body) => body,
             Err(error) => return lost(error),
@@ -124,11 +159,15 @@ pub(super) fn sockets(wanted: usize) -> usize {
     let mut current = limit.current.unwrap_or(u64::MAX);
     if current < needed {
         let raised = needed.min(limit.maximum.unwrap_or(u64::MAX));
-        if setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum: limit.maximum }).is_ok() {
+        if setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum: limit.maximum })
+            .is_ok()
+        {
             current = raised;
         }
     }
-    wanted.min(usize::try_from(current.saturating_sub(OTHER_DESCRIPTORS)).unwrap_or(usize::MAX)).max(1)
+    wanted
+        .min(usize::try_from(current.saturating_sub(OTHER_DESCRIPTORS)).unwrap_or(usize::MAX))
+        .max(1)
 }
 
 #[cfg(test)]
@@ -139,15 +178,23 @@ mod tests {
     #[test]
     fn there_are_as_many_sockets_as_the_system_lets_us_have() {
         let before = getrlimit(Resource::Nofile);
-        let (current, maximum) = (before.current.unwrap_or(u64::MAX), before.maximum.unwrap_or(u64::MAX));
+        let (current, maximum) =
+            (before.current.unwrap_or(u64::MAX), before.maximum.unwrap_or(u64::MAX));
         assert_eq!(sockets(1), 1);
         let fits = usize::try_from(current.min(1 << 20)).unwrap() - OTHER_DESCRIPTORS as usize;
         assert_eq!(sockets(fits), fits);
-        assert_eq!(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX), current, "nothing is raised that is enough");
+        assert_eq!(
+            getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX),
+            current,
+            "nothing is raised that is enough"
+        );
         if maximum < 1 << 30 {
             assert_eq!(sockets(1 << 30) as u64, maximum - OTHER_DESCRIPTORS);
             assert_eq!(getrlimit(Resource::Nofile).current, Some(maximum));
         }
-        assert!(super::super::dispatch::LOOKS as u64 <= OTHER_DESCRIPTORS / 2, "looking for records takes sockets too");
+        assert!(
+            super::super::dispatch::LOOKS as u64 <= OTHER_DESCRIPTORS / 2,
+            "looking for records takes sockets too"
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! From requests to invocations, and from their replies to outcomes.
 //!
-//! One loop, on the thread that calls the executor, does everything but waiting for sockets and for storage; these are tasks of a small runtime,
-//! each of which sends what became of one invocation.
+//! One loop, on the thread that calls the executor, does everything but waiting for sockets and for
+//! storage; these are tasks of a small runtime, each of which sends what became of one invocation.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -26,27 +26,36 @@ use super::window::Window;
 use super::{LambdaExecutor, Probed};
 use crate::lost;
 
-/// A probe that is told of too many invocations is made again so long, and one that fails otherwise so often.
+/// A probe that is told of too many invocations is made again so long, and one that fails otherwise
+/// so often.
 const PROBE_TIME: Duration = Duration::from_secs(60);
-const PROBES: Retry = Retry { tries: 4, backoff: Backoff { first: Duration::from_millis(200), longest: Duration::from_secs(5) }, within: Duration::MAX };
+const PROBES: Retry = Retry {
+    tries: 4,
+    backoff: Backoff { first: Duration::from_millis(200), longest: Duration::from_secs(5) },
+    within: Duration::MAX,
+};
 /// The loop looks around so often at least, and asks so often whether outcomes are still wanted.
 const TICK: Duration = Duration::from_millis(20);
 const WANTED_TICK: Duration = Duration::from_millis(100);
-/// Pauses before invocations that were refused are made again. Their requests are not retried by anybody else: what they ask for is no request to a store.
-const PAUSES: Backoff = Backoff { first: Duration::from_millis(50), longest: Duration::from_secs(5) };
+/// Pauses before invocations that were refused are made again. Their requests are not retried by
+/// anybody else: what they ask for is no request to a store.
+const PAUSES: Backoff =
+    Backoff { first: Duration::from_millis(50), longest: Duration::from_secs(5) };
 /// Where no invocation was accepted for so long, none will be.
 const STARVED: Duration = Duration::from_secs(600);
-/// The records of an answer that was lost are waited for so long at least, and looked for so often at first.
+/// The records of an answer that was lost are waited for so long at least, and looked for so often
+/// at first.
 const PATIENCE: Duration = Duration::from_secs(2);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
-/// Answers whose records are looked for at once, each by a thread with a connection of its own: less than what `client` leaves for other descriptors
-/// than its own.
+/// Answers whose records are looked for at once, each by a thread with a connection of its own:
+/// less than what `client` leaves for other descriptors than its own.
 pub(super) const LOOKS: usize = 32;
 
 /// Asks the function whether it can run the plan.
 pub(super) fn probe(of: &LambdaExecutor, context: &RunContext) -> Result<Probed, ExecutorError> {
     let (runtime, client) = of.client(of.function_timeout)?;
-    let invocation = Invocation::new(context.address.clone(), client_name(context.stores.system()), Call::Probe);
+    let invocation =
+        Invocation::new(context.address.clone(), client_name(context.stores.system()), Call::Probe);
     let system = context.stores.system();
     let (start, mut refused, mut failures) = (system.now(), 0, 0);
     loop {
@@ -55,7 +64,12 @@ pub(super) fn probe(of: &LambdaExecutor, context: &RunContext) -> Result<Probed,
             Reply::Answer(answer) => match *answer {
                 Answer::Ready { environment, slots, remaining_ms } => {
                     let time = remaining_ms.map_or(of.function_timeout, Duration::from_millis);
-                    return Ok(Probed { folder: context.address.folder.clone(), environment, slots, time });
+                    return Ok(Probed {
+                        folder: context.address.folder.clone(),
+                        environment,
+                        slots,
+                        time,
+                    });
                 }
                 Answer::Refused { refusal, .. } if refusal.kind != RefusalKind::Storage => {
                     return Err(ExecutorError::Refused { worker: of.worker(), refusal });
@@ -63,7 +77,9 @@ pub(super) fn probe(of: &LambdaExecutor, context: &RunContext) -> Result<Probed,
                 Answer::Refused { refusal, .. } => refusal.message,
                 Answer::Done { .. } => "it answers what it was not asked".into(),
             },
-            Reply::Throttled { .. } if system.elapsed(start) < PROBE_TIME && !context.cancel.is_cancelled() => {
+            Reply::Throttled { .. }
+                if system.elapsed(start) < PROBE_TIME && !context.cancel.is_cancelled() =>
+            {
                 refused += 1;
                 system.sleep(PAUSES.pause(refused, system.fraction()));
                 continue;
@@ -83,7 +99,10 @@ pub(super) fn probe(of: &LambdaExecutor, context: &RunContext) -> Result<Probed,
 }
 
 fn starved(why: &str) -> String {
-    format!("it refuses every invocation ({why}): the account's or its own reserved concurrency is 0, or used up by others")
+    format!(
+        "it refuses every invocation ({why}): the account's or its own reserved concurrency is 0, \
+            or used up by others"
+    )
 }
 
 /// Names this process, and no other that ever drives the run.
@@ -92,13 +111,30 @@ fn client_name(system: &System) -> String {
 }
 
 /// Runs until the source stops, and says what that took.
-pub(super) fn run(of: &LambdaExecutor, probed: Option<Probed>, context: &RunContext, source: &dyn TaskSource) -> (Invoked, Result<(), ExecutorError>) {
-    let (system, time) = (context.stores.system(), probed.as_ref().map_or(of.function_timeout, |p| p.time));
+pub(super) fn run(
+    of: &LambdaExecutor,
+    probed: Option<Probed>,
+    context: &RunContext,
+    source: &dyn TaskSource,
+) -> (Invoked, Result<(), ExecutorError>) {
+    let (system, time) =
+        (context.stores.system(), probed.as_ref().map_or(of.function_timeout, |p| p.time));
     let opened = of.client(time).and_then(|(runtime, client)| {
-        let work = context.stores.open(&context.address.work_dir).map_err(|e| of.unavailable(e.to_string()))?;
+        let work = context
+            .stores
+            .open(&context.address.work_dir)
+            .map_err(|e| of.unavailable(e.to_string()))?;
         Ok((
             runtime,
-            Remote { client, work, address: context.address.clone(), name: client_name(system), time, looks: Semaphore::new(LOOKS), system: system.clone() },
+            Remote {
+                client,
+                work,
+                address: context.address.clone(),
+                name: client_name(system),
+                time,
+                looks: Semaphore::new(LOOKS),
+                system: system.clone(),
+            },
         ))
     });
     let (runtime, remote) = match opened {
@@ -107,7 +143,8 @@ pub(super) fn run(of: &LambdaExecutor, probed: Option<Probed>, context: &RunCont
     };
     let stages = &context.plan.plan().stages;
     let tasks = stages.iter().map(|s| s.n_tasks()).fold(0, u64::saturating_add);
-    let (memory_bytes, slots) = probed.map_or_else(|| (0, vec![1; stages.len()]), |p| (p.environment.memory_bytes, p.slots));
+    let (memory_bytes, slots) = probed
+        .map_or_else(|| (0, vec![1; stages.len()]), |p| (p.environment.memory_bytes, p.slots));
     let concurrency = client::sockets(of.concurrency);
     let (send, receive) = channel();
     let now = system.now();
@@ -232,7 +269,9 @@ impl Dispatch<'_> {
             while let Ok(settled) = settled.try_recv() {
                 self.settle(settled);
             }
-            if self.system().elapsed(self.looked) >= WANTED_TICK || self.context.cancel.is_cancelled() {
+            if self.system().elapsed(self.looked) >= WANTED_TICK
+                || self.context.cancel.is_cancelled()
+            {
                 self.looked = self.system().now();
                 self.give_up_unwanted();
             }
@@ -252,16 +291,28 @@ impl Dispatch<'_> {
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
         }
-        // They can only be waited for. Workers that are told so do not begin what nobody waits for; storage that does not answer is not waited for.
+        // They can only be waited for. Workers that are told so do not begin what nobody waits for;
+        // storage that does not answer is not waited for.
         let end = self.system().now() + self.of.linger;
         let told = (!self.calls.is_empty()).then(|| {
             let (remote, (telling, told)) = (Arc::clone(&self.remote), channel());
-            #[allow(clippy::disallowed_methods, reason = "it ends with its one request, which is waited for as long as the invocations are")]
-            std::thread::spawn(move || telling.send(remote::write_over(&*remote.work, &remote.address.folder, &remote.name)));
+            #[allow(
+                clippy::disallowed_methods,
+                reason = "it ends with its one request, which is \
+                waited for as long as the invocations are"
+            )]
+            std::thread::spawn(move || {
+                telling.send(remote::write_over(
+                    &*remote.work,
+                    &remote.address.folder,
+                    &remote.name,
+                ))
+            });
             told
         });
         while !self.calls.is_empty()
-            && let Ok(settled) = settled.recv_timeout(end.saturating_duration_since(self.system().now()))
+            && let Ok(settled) =
+                settled.recv_timeout(end.saturating_duration_since(self.system().now()))
         {
             self.settle(settled);
         }
@@ -281,14 +332,19 @@ impl Dispatch<'_> {
         let room = self.room();
         loop {
             let useful = room.saturating_mul(self.waiting.back().map_or(1, |r| self.pace.most(r)));
-            if self.out > 0 && (self.waiting.len() >= useful || self.out >= self.of.batch.saturating_mul(self.of.concurrency)) {
+            if self.out > 0
+                && (self.waiting.len() >= useful
+                    || self.out >= self.of.batch.saturating_mul(self.of.concurrency))
+            {
                 return false;
             }
             match self.source.try_next() {
                 Next::Run(request) => {
                     self.out += 1;
                     match &self.error {
-                        Some(error) => self.fail(vec![request], FailureKind::Denied, &error.to_string()),
+                        Some(error) => {
+                            self.fail(vec![request], FailureKind::Denied, &error.to_string())
+                        }
                         None => self.waiting.push_back(request),
                     }
                 }
@@ -316,7 +372,10 @@ impl Dispatch<'_> {
             self.call(requests, 0);
         }
         self.invoked.most_at_once = self.invoked.most_at_once.max(self.calls.len() as u64);
-        if self.calls.is_empty() && !self.again.is_empty() && self.system().elapsed(self.accepted) > STARVED {
+        if self.calls.is_empty()
+            && !self.again.is_empty()
+            && self.system().elapsed(self.accepted) > STARVED
+        {
             self.give_up(FailureKind::Denied, self.of.unavailable(starved("for ten minutes")));
         }
     }
@@ -328,7 +387,10 @@ impl Dispatch<'_> {
         let expected = self.pace.expected(&requests);
         let made = self.system().now();
         self.window.made(made);
-        self.calls.insert(call, UnderWay { owed: requests.clone(), refused, made, is_needed: Arc::clone(&is_needed) });
+        self.calls.insert(
+            call,
+            UnderWay { owed: requests.clone(), refused, made, is_needed: Arc::clone(&is_needed) },
+        );
         let (remote, send) = (Arc::clone(&self.remote), self.send.clone());
         self.runtime.spawn(async move {
             let settled = remote.invoke(call, requests, expected, &is_needed).await;
@@ -337,10 +399,15 @@ impl Dispatch<'_> {
     }
 
     fn settle(&mut self, settled: Settled) {
-        let Settled { call, how, outcomes, not_started, left, recovered, environment, wall_ms, .. } = settled;
+        let Settled {
+            call, how, outcomes, not_started, left, recovered, environment, wall_ms, ..
+        } = settled;
         let Some(UnderWay { owed, refused, made, .. }) = self.calls.remove(&call) else {
             debug_assert!(false, "an invocation settles once");
-            let error = self.of.unavailable(format!("internal error: invocation {call} has settled twice (hint: please report this defect)"));
+            let error = self.of.unavailable(format!(
+                "internal error: invocation {call} has settled \
+                twice (hint: please report this defect)"
+            ));
             return self.give_up(FailureKind::Internal, error);
         };
         let mut owed: HashMap<u64, TaskRequest> = owed.into_iter().map(|r| (r.id, r)).collect();
@@ -361,13 +428,17 @@ impl Dispatch<'_> {
                 self.invoked.plans += u64::from(environment.as_ref().is_some_and(|e| !e.had_plan));
                 self.invoked.records += outcomes.len() as u64;
                 let init_ms = environment.as_ref().filter(|_| is_cold).map_or(0, |e| e.init_ms);
-                self.invoked.memory_bytes = environment.map_or(self.invoked.memory_bytes, |e| e.memory_bytes);
-                self.invoked.byte_ms += self.invoked.memory_bytes as f64 * (wall_ms + init_ms) as f64;
+                self.invoked.memory_bytes =
+                    environment.map_or(self.invoked.memory_bytes, |e| e.memory_bytes);
+                self.invoked.byte_ms +=
+                    self.invoked.memory_bytes as f64 * (wall_ms + init_ms) as f64;
             }
         }
         // Storage asks for fewer, too: of tasks, or of workers that could not even fetch the plan.
-        let is_throttle = |o: &TaskOutcome| o.failure.as_ref().is_some_and(|f| f.kind == FailureKind::Throttled);
-        if outcomes.iter().any(is_throttle) || matches!(how, How::Ended(FailureKind::Transient, _)) {
+        let is_throttle =
+            |o: &TaskOutcome| o.failure.as_ref().is_some_and(|f| f.kind == FailureKind::Throttled);
+        if outcomes.iter().any(is_throttle) || matches!(how, How::Ended(FailureKind::Transient, _))
+        {
             self.window.shrink(now);
         }
         for outcome in outcomes {
@@ -376,7 +447,9 @@ impl Dispatch<'_> {
                 self.give_back(outcome);
             }
         }
-        let mut still = |requests: Vec<TaskRequest>| requests.into_iter().filter_map(|r| owed.remove(&r.id)).collect::<Vec<TaskRequest>>();
+        let mut still = |requests: Vec<TaskRequest>| {
+            requests.into_iter().filter_map(|r| owed.remove(&r.id)).collect::<Vec<TaskRequest>>()
+        };
         let (not_started, left) = (still(not_started), still(left));
         let worker = format!("lambda invocation {call}");
         self.unstarted(not_started, &worker);
@@ -389,14 +462,27 @@ impl Dispatch<'_> {
                 let not_before = now + PAUSES.pause(refused + 1, self.system().fraction());
                 self.again.push_back(Again { not_before, refused: refused + 1, requests: left });
             }
-            How::Answered => self.lose(left, &worker, FailureKind::WorkerLost, "its answer and its records do not tell of the request"),
+            How::Answered => self.lose(
+                left,
+                &worker,
+                FailureKind::WorkerLost,
+                "its answer and its records do not tell of the request",
+            ),
             // Perhaps only one of them is to blame. Each is tried alone before it is said of any.
-            How::Ended(FailureKind::Crashed | FailureKind::OutOfMemory | FailureKind::TimedOut, _) if left.len() > 1 => {
+            How::Ended(
+                FailureKind::Crashed | FailureKind::OutOfMemory | FailureKind::TimedOut,
+                _,
+            ) if left.len() > 1 => {
                 self.pace.suspect(&left);
                 self.unstarted(left, &worker);
             }
             How::Ended(kind, message) => self.lose(left, &worker, kind, &message),
-            How::Lost(message) => self.lose(left, &worker, FailureKind::WorkerLost, &format!("no answer came: {message}")),
+            How::Lost(message) => self.lose(
+                left,
+                &worker,
+                FailureKind::WorkerLost,
+                &format!("no answer came: {message}"),
+            ),
             How::Hopeless(kind, error) => {
                 self.fail(left, kind, &error.to_string());
                 self.give_up(kind, error);
@@ -406,7 +492,8 @@ impl Dispatch<'_> {
 
     /// Nothing that is asked of the function will go well.
     fn give_up(&mut self, kind: FailureKind, error: ExecutorError) {
-        let requests = self.waiting.drain(..).chain(self.again.drain(..).flat_map(|a| a.requests)).collect();
+        let requests =
+            self.waiting.drain(..).chain(self.again.drain(..).flat_map(|a| a.requests)).collect();
         self.fail(requests, kind, &error.to_string());
         self.error.get_or_insert(error);
     }
@@ -418,13 +505,25 @@ impl Dispatch<'_> {
 
     fn unstarted(&mut self, requests: Vec<TaskRequest>, worker: &str) {
         for request in requests {
-            self.give_back(TaskOutcome { request, worker: worker.to_owned(), done: Vec::new(), failure: None, worker_peak_bytes: None });
+            self.give_back(TaskOutcome {
+                request,
+                worker: worker.to_owned(),
+                done: Vec::new(),
+                failure: None,
+                worker_peak_bytes: None,
+            });
         }
     }
 
     fn lose(&mut self, requests: Vec<TaskRequest>, worker: &str, kind: FailureKind, message: &str) {
         for request in requests {
-            self.give_back(lost(self.context, request, worker.to_owned(), kind, message.to_owned()));
+            self.give_back(lost(
+                self.context,
+                request,
+                worker.to_owned(),
+                kind,
+                message.to_owned(),
+            ));
         }
     }
 
@@ -432,7 +531,8 @@ impl Dispatch<'_> {
         self.lose(requests, "lambda", kind, message);
     }
 
-    /// Gives back what nobody waits for any more. Its invocations go on; their outcomes are not looked at.
+    /// Gives back what nobody waits for any more. Its invocations go on; their outcomes are not
+    /// looked at.
     fn give_up_unwanted(&mut self) {
         let cancelled = self.context.cancel.is_cancelled();
         let source = self.source;
@@ -452,16 +552,27 @@ impl Dispatch<'_> {
                 call.is_needed.store(false, Ordering::Relaxed);
             }
         }
-        let (kind, message) = if cancelled { (FailureKind::Cancelled, "the run was cancelled") } else { (FailureKind::Superseded, "another worker was first") };
+        let (kind, message) = if cancelled {
+            (FailureKind::Cancelled, "the run was cancelled")
+        } else {
+            (FailureKind::Superseded, "another worker was first")
+        };
         self.fail(given_up, kind, message);
     }
 }
 
 impl Remote {
     /// Makes an invocation, waits for its answer, and looks for records of what is missing in it.
-    async fn invoke(self: &Arc<Remote>, call: u64, requests: Vec<TaskRequest>, expected: Duration, is_needed: &AtomicBool) -> Settled {
+    async fn invoke(
+        self: &Arc<Remote>,
+        call: u64,
+        requests: Vec<TaskRequest>,
+        expected: Duration,
+        is_needed: &AtomicBool,
+    ) -> Settled {
         let start = self.system.now();
-        let invocation = Invocation::new(self.address.clone(), self.name.as_str(), Call::Run(requests.clone()));
+        let invocation =
+            Invocation::new(self.address.clone(), self.name.as_str(), Call::Run(requests.clone()));
         let (reply, permit) = self.client.invoke(&invocation).await;
         let mut settled = Settled {
             call,
@@ -484,12 +595,19 @@ impl Remote {
             Reply::Lost { message, is_over } => {
                 settled.how = How::Lost(message);
                 // Where only the connection is lost, its worker may still be at it.
-                let patience = if is_over { Duration::ZERO } else { PATIENCE.max(expected.mul_f64(1.5)).min(self.time) };
+                let patience = if is_over {
+                    Duration::ZERO
+                } else {
+                    PATIENCE.max(expected.mul_f64(1.5)).min(self.time)
+                };
                 let mut pause = LOOK_AGAIN;
                 loop {
                     settled.recovered += self.find_records(&mut settled).await;
                     let now = self.system.elapsed(start);
-                    if settled.left.is_empty() || now >= patience || !is_needed.load(Ordering::Relaxed) {
+                    if settled.left.is_empty()
+                        || now >= patience
+                        || !is_needed.load(Ordering::Relaxed)
+                    {
                         break;
                     }
                     self.system.wait(pause.min(patience - now)).await;
@@ -498,7 +616,10 @@ impl Remote {
             }
             Reply::Refused { denied, message } => {
                 let kind = if denied { FailureKind::Denied } else { FailureKind::Plan };
-                settled.how = How::Hopeless(kind, ExecutorError::Unavailable { worker: "on AWS Lambda".into(), message });
+                settled.how = How::Hopeless(
+                    kind,
+                    ExecutorError::Unavailable { worker: "on AWS Lambda".into(), message },
+                );
             }
         }
         if settled.environment.is_none() {
@@ -513,7 +634,9 @@ impl Remote {
                 (settled.environment, settled.wall_ms) = (Some(environment), wall_ms);
                 let ended: HashSet<u64> = outcomes.iter().map(|o| o.request.id).collect();
                 let free: HashSet<u64> = not_started.into_iter().collect();
-                let left = std::mem::take(&mut settled.left).into_iter().filter(|r| !ended.contains(&r.id));
+                let left = std::mem::take(&mut settled.left)
+                    .into_iter()
+                    .filter(|r| !ended.contains(&r.id));
                 (settled.not_started, settled.left) = left.partition(|r| free.contains(&r.id));
                 settled.outcomes = outcomes;
                 // What was too long for the answer.
@@ -524,13 +647,19 @@ impl Remote {
                 settled.how = How::Ended(FailureKind::Transient, refusal.message);
             }
             Answer::Refused { refusal, .. } => {
-                settled.how = How::Hopeless(FailureKind::Plan, ExecutorError::Refused { worker: "on AWS Lambda".into(), refusal });
+                settled.how = How::Hopeless(
+                    FailureKind::Plan,
+                    ExecutorError::Refused { worker: "on AWS Lambda".into(), refusal },
+                );
             }
-            Answer::Ready { .. } => settled.how = How::Lost("it answers what it was not asked".into()),
+            Answer::Ready { .. } => {
+                settled.how = How::Lost("it answers what it was not asked".into())
+            }
         }
     }
 
-    /// Moves requests that have records from those of which nothing is known to the outcomes; how many.
+    /// Moves requests that have records from those of which nothing is known to the outcomes; how
+    /// many.
     async fn find_records(self: &Arc<Remote>, settled: &mut Settled) -> u64 {
         if settled.left.is_empty() {
             return 0;
@@ -542,7 +671,14 @@ impl Remote {
         let looked = tokio::task::spawn_blocking(move || {
             let look = |request: TaskRequest| {
                 // One that cannot be read now is none.
-                let found = remote::read_record(&*remote.work, &remote.address.folder, &remote.name, &request).ok().flatten();
+                let found = remote::read_record(
+                    &*remote.work,
+                    &remote.address.folder,
+                    &remote.name,
+                    &request,
+                )
+                .ok()
+                .flatten();
                 found
                     .map(|mut outcome| {
                         outcome.request = request.clone();

@@ -24,9 +24,11 @@ pub(super) enum Reply {
     Answer(Box<Answer>),
     /// Too many at once, or in a time: nothing was run.
     Throttled { too_often: bool, why: String },
-    /// The environment came to its end, or its time did; of what it ran some may have been finished.
+    /// The environment came to its end, or its time did; of what it ran some may have been
+    /// finished.
     Ended(FailureKind, String),
-    /// The service failed, or the answer was none; of what was run some may have been finished, and may still go on unless it is over.
+    /// The service failed, or the answer was none; of what was run some may have been finished, and
+    /// may still go on unless it is over.
     Lost { message: String, is_over: bool },
     /// No invocation of this function will go well.
     Refused { denied: bool, message: String },
@@ -55,24 +57,39 @@ pub(super) fn read(raw: &Raw<'_>) -> Reply {
     match (raw.status, raw.function_error) {
         (200, None) => match serde_json::from_slice(raw.body) {
             Ok(answer) => Reply::Answer(Box::new(answer)),
-            Err(error) => over(format!("the answer is not one of a worker of this version ({error})")),
+            Err(error) => {
+                over(format!("the answer is not one of a worker of this version ({error})"))
+            }
         },
         (200, Some(_)) => of_function(&said(), raw.log),
         (429, _) => {
             let said = said();
             // Of the function, of its reserved concurrency, or of the caller.
             let too_often = said.reason.ends_with("RateLimitExceeded");
-            Reply::Throttled { too_often, why: if said.reason.is_empty() { said.message } else { said.reason } }
+            Reply::Throttled {
+                too_often,
+                why: if said.reason.is_empty() { said.message } else { said.reason },
+            }
         }
-        (status @ 500.., _) => over(format!("Lambda answered {status} {}: {}", raw.error_type.unwrap_or_default(), said().message)),
+        (status @ 500.., _) => over(format!(
+            "Lambda answered {status} {}: {}",
+            raw.error_type.unwrap_or_default(),
+            said().message
+        )),
         (status, _) => {
-            let kind = raw.error_type.map_or_else(|| status.to_string(), |t| t.split(':').next().unwrap_or(t).to_owned());
+            let kind = raw.error_type.map_or_else(
+                || status.to_string(),
+                |t| t.split(':').next().unwrap_or(t).to_owned(),
+            );
             let hint = match status {
                 401 | 403 => "; the credentials must be valid and permit lambda:InvokeFunction",
                 404 => "; deploy it, or name another one, or another region",
                 _ => "",
             };
-            Reply::Refused { denied: matches!(status, 401 | 403), message: format!("{kind}: {}{hint}", said().message) }
+            Reply::Refused {
+                denied: matches!(status, 401 | 403),
+                message: format!("{kind}: {}{hint}", said().message),
+            }
         }
     }
 }
@@ -83,16 +100,23 @@ fn over(message: String) -> Reply {
 
 fn of_function(said: &Said, log: Option<&str>) -> Reply {
     let Said { error_type, error_message, .. } = said;
-    let text = if error_type.is_empty() { error_message.clone() } else { format!("{error_type}: {error_message}") };
+    let text = if error_type.is_empty() {
+        error_message.clone()
+    } else {
+        format!("{error_type}: {error_message}")
+    };
     match error_type.as_str() {
         // Its records have what it could not answer.
         "Function.ResponseSizeTooLarge" => over(text),
         "Sandbox.Timedout" => Reply::Ended(FailureKind::TimedOut, text),
         "Runtime.OutOfMemory" => out_of_memory(log),
         "Runtime.ExitError" if error_message.contains("signal: killed") => {
-            // Lambda says so where a process needs more memory than it has, and gives no other reason. The log has the figures, if it came.
+            // Lambda says so where a process needs more memory than it has, and gives no other
+            // reason. The log has the figures, if it came.
             match log.and_then(megabytes) {
-                Some([size, used]) if used < FULL * size => Reply::Ended(FailureKind::WorkerLost, text),
+                Some([size, used]) if used < FULL * size => {
+                    Reply::Ended(FailureKind::WorkerLost, text)
+                }
                 _ => out_of_memory(log),
             }
         }
@@ -103,14 +127,18 @@ fn of_function(said: &Said, log: Option<&str>) -> Reply {
 
 fn out_of_memory(log: Option<&str>) -> Reply {
     let of = log.and_then(megabytes).map_or_else(String::new, |[size, _]| format!(" of {size} MB"));
-    Reply::Ended(FailureKind::OutOfMemory, format!("its environment{of} was killed for want of memory: give the function more memory"))
+    Reply::Ended(
+        FailureKind::OutOfMemory,
+        format!("its environment{of} was killed for want of memory: give the function more memory"),
+    )
 }
 
 /// The memory of a function and what it has used of it, by the REPORT line of its log.
 fn megabytes(log: &str) -> Option<[f64; 2]> {
     let text = String::from_utf8_lossy(&base64(log)?).into_owned();
     let report = text.lines().rfind(|l| l.starts_with("REPORT "))?;
-    let megabytes = |name: &str| report.split_once(name)?.1.split_whitespace().next()?.parse::<f64>().ok();
+    let megabytes =
+        |name: &str| report.split_once(name)?.1.split_whitespace().next()?.parse::<f64>().ok();
     Some([megabytes("Memory Size: ")?, megabytes("Max Memory Used: ")?])
 }
 
@@ -143,43 +171,108 @@ mod tests {
     fn check(raw: &Raw<'_>, expect: &str) {
         let found = match read(raw) {
             Reply::Answer(_) => "answer".into(),
-            Reply::Throttled { too_often, why } => format!("throttled{}: {why}", if too_often { ", too often" } else { "" }),
+            Reply::Throttled { too_often, why } => {
+                format!("throttled{}: {why}", if too_often { ", too often" } else { "" })
+            }
             Reply::Ended(kind, why) => format!("{}: {why}", kind.name()),
             Reply::Lost { message, is_over } => format!("lost: {message} {is_over}"),
-            Reply::Refused { denied, message } => format!("refused{}: {message}", if denied { ", denied" } else { "" }),
+            Reply::Refused { denied, message } => {
+                format!("refused{}: {message}", if denied { ", denied" } else { "" })
+            }
         };
         assert!(found.starts_with(expect), "{found}\nis not\n{expect}");
     }
 
     #[test]
     fn replies_are_told_apart() {
-        let failed = |body: &'static str| Raw { status: 200, function_error: Some("Unhandled"), body: body.as_bytes(), ..Raw::default() };
+        let failed = |body: &'static str| Raw {
+            status: 200,
+            function_error: Some("Unhandled"),
+            body: body.as_bytes(),
+            ..Raw::default()
+        };
         let killed = r#"{"errorType":"Runtime.ExitError","errorMessage":"RequestId: 7 Error: Runtime exited with error: signal: killed"}"#;
-        check(&failed(killed), "out of memory: its environment was killed for want of memory: give");
-        // REPORT RequestId: 7  Memory Size: 256 MB  Max Memory Used: 256 MB, and the same with 100 MB.
+        check(
+            &failed(killed),
+            "out of memory: its environment was killed for want of memory: give",
+        );
+        // REPORT RequestId: 7 Memory Size: 256 MB Max Memory Used: 256 MB, and the same with 100
+        // MB.
         let full = "UkVQT1JUIFJlcXVlc3RJZDogNwlNZW1vcnkgU2l6ZTogMjU2IE1CCU1heCBNZW1vcnkgVXNlZDogMjU2IE1CCQo=";
         let half = "UkVQT1JUIFJlcXVlc3RJZDogNwlNZW1vcnkgU2l6ZTogMjU2IE1CCU1heCBNZW1vcnkgVXNlZDogMTAwIE1CCQo=";
-        check(&Raw { log: Some(full), ..failed(killed) }, "out of memory: its environment of 256 MB was killed for want of memory: give");
-        check(&Raw { log: Some(full), ..failed(r#"{"errorType":"Runtime.OutOfMemory"}"#) }, "out of memory: its environment of 256 MB");
+        check(
+            &Raw { log: Some(full), ..failed(killed) },
+            "out of memory: its environment of 256 MB was killed for want of memory: give",
+        );
+        check(
+            &Raw { log: Some(full), ..failed(r#"{"errorType":"Runtime.OutOfMemory"}"#) },
+            "out of memory: its environment of 256 MB",
+        );
         check(&Raw { log: Some(half), ..failed(killed) }, "worker lost");
-        check(&failed(r#"{"errorType":"Runtime.ExitError","errorMessage":"Runtime exited with error: exit status 3"}"#), "crashed");
-        check(&failed(r#"{"errorType":"Sandbox.Timedout","errorMessage":"Task timed out after 5.00 seconds"}"#), "timed out");
-        check(&failed(r#"{"errorMessage":"2026-11-22 Task timed out after 3.00 seconds"}"#), "timed out");
-        check(&failed(r#"{"errorType":"Function.ResponseSizeTooLarge","errorMessage":"Response payload size"}"#), "lost: Function.Resp");
+        check(
+            &failed(
+                r#"{"errorType":"Runtime.ExitError","errorMessage":"Runtime exited with error: exit status 3"}"#,
+            ),
+            "crashed",
+        );
+        check(
+            &failed(
+                r#"{"errorType":"Sandbox.Timedout","errorMessage":"Task timed out after 5.00 seconds"}"#,
+            ),
+            "timed out",
+        );
+        check(
+            &failed(r#"{"errorMessage":"2026-11-22 Task timed out after 3.00 seconds"}"#),
+            "timed out",
+        );
+        check(
+            &failed(
+                r#"{"errorType":"Function.ResponseSizeTooLarge","errorMessage":"Response payload size"}"#,
+            ),
+            "lost: Function.Resp",
+        );
         check(&failed(r#"{"errorType":"panic","errorMessage":"oh"}"#), "crashed: panic: oh");
         check(&failed("not json"), "crashed");
-        let refused = |status, kind, body: &'static str| Raw { status, error_type: Some(kind), body: body.as_bytes(), ..Raw::default() };
+        let refused = |status, kind, body: &'static str| Raw {
+            status,
+            error_type: Some(kind),
+            body: body.as_bytes(),
+            ..Raw::default()
+        };
         let many = r#"{"Type":"User","Reason":"ConcurrentInvocationLimitExceeded","message":"Rate Exceeded."}"#;
-        check(&refused(429, "TooManyRequestsException", many), "throttled: ConcurrentInvocationLimitExceeded");
-        let often = r#"{"Reason":"FunctionInvocationRateLimitExceeded","message":"Rate Exceeded."}"#;
-        check(&refused(429, "TooManyRequestsException", often), "throttled, too often: FunctionInvocationRateLimitExceeded");
-        check(&refused(429, "TooManyRequestsException", r#"{"message":"Rate Exceeded."}"#), "throttled: Rate");
-        check(&refused(500, "ServiceException", r#"{"Message":"oops"}"#), "lost: Lambda answered 500 ServiceException: oops");
+        check(
+            &refused(429, "TooManyRequestsException", many),
+            "throttled: ConcurrentInvocationLimitExceeded",
+        );
+        let often =
+            r#"{"Reason":"FunctionInvocationRateLimitExceeded","message":"Rate Exceeded."}"#;
+        check(
+            &refused(429, "TooManyRequestsException", often),
+            "throttled, too often: FunctionInvocationRateLimitExceeded",
+        );
+        check(
+            &refused(429, "TooManyRequestsException", r#"{"message":"Rate Exceeded."}"#),
+            "throttled: Rate",
+        );
+        check(
+            &refused(500, "ServiceException", r#"{"Message":"oops"}"#),
+            "lost: Lambda answered 500 ServiceException: oops",
+        );
         check(&refused(503, "", ""), "lost: Lambda answered 503");
-        check(&refused(404, "ResourceNotFoundException:http://x", r#"{"Message":"Function not found"}"#), "refused: ResourceNotFoundException: Function not");
+        check(
+            &refused(
+                404,
+                "ResourceNotFoundException:http://x",
+                r#"{"Message":"Function not found"}"#,
+            ),
+            "refused: ResourceNotFoundException: Function not",
+        );
         check(&refused(403, "AccessDeniedException", "{}"), "refused, denied: AccessDenied");
         check(&refused(413, "RequestTooLargeException", "{}"), "refused: RequestTooLarge");
-        check(&Raw { status: 200, body: b"null", ..Raw::default() }, "lost: the answer is not one of a worker");
+        check(
+            &Raw { status: 200, body: b"null", ..Raw::default() },
+            "lost: the answer is not one of a worker",
+        );
         let refusal = br#"{"refused":{"environment":{"id":"e","invocations":1,"had_plan":false,"init_ms":1,"memory_bytes":1,"peak_bytes":1},"refusal":{"kind":"plan","message":"m"}}}"#;
         check(&Raw { status: 200, body: refusal, ..Raw::default() }, "answer");
     }

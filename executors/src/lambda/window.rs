@@ -1,11 +1,14 @@
 //! How many invocations may be under way at once, and how soon one may follow another.
 //!
-//! Additive increase, multiplicative decrease: the window grows by so many a second while it is used up, and shrinks to a part where the cloud or
-//! storage asks for fewer. Until that happens for the first time it grows as fast as Lambda adds environments.
+//! Additive increase, multiplicative decrease: the window grows by so many a second while it is
+//! used up, and shrinks to a part where the cloud or storage asks for fewer. Until that happens for
+//! the first time it grows as fast as Lambda adds environments.
 //!
-//! Where invocations come too often, fewer at once may still be too many a second. They are spaced then: a refusal halves the rate, an invocation that is
-//! made adds a tenth to it, but not twice in [`GROWTH`]. So there are `ln 2 / ln 1.1`, 7 invocations, for each refusal that halves the rate, besides those
-//! that find the rate out (`log2` of the fastest over the slowest), and those that were under way when it was halved.
+//! Where invocations come too often, fewer at once may still be too many a second. They are spaced
+//! then: a refusal halves the rate, an invocation that is made adds a tenth to it, but not twice in
+//! [`GROWTH`]. So there are `ln 2 / ln 1.1`, 7 invocations, for each refusal that halves the rate,
+//! besides those that find the rate out (`log2` of the fastest over the slowest), and those that
+//! were under way when it was halved.
 
 use std::time::{Duration, Instant};
 
@@ -50,7 +53,16 @@ impl Window {
     /// One that never exceeds `most`.
     pub(super) fn new(most: usize, now: Instant) -> Window {
         let most = (most as f64).max(1.0);
-        Window { size: FIRST.min(most), most, shrunk: None, looked: now, rate: f64::INFINITY, slowed: None, grown: None, due: now }
+        Window {
+            size: FIRST.min(most),
+            most,
+            shrunk: None,
+            looked: now,
+            rate: f64::INFINITY,
+            slowed: None,
+            grown: None,
+            due: now,
+        }
     }
 
     /// Invocations that may be under way.
@@ -60,7 +72,10 @@ impl Window {
 
     /// Takes note of the time and of how many are under way: what is not used does not grow.
     pub(super) fn look(&mut self, now: Instant, under_way: usize) {
-        let elapsed = now.saturating_duration_since(std::mem::replace(&mut self.looked, now)).as_secs_f64().min(1.0);
+        let elapsed = now
+            .saturating_duration_since(std::mem::replace(&mut self.looked, now))
+            .as_secs_f64()
+            .min(1.0);
         let per_second = match self.shrunk {
             None => RAMP_PER_SECOND,
             Some(then) if now.saturating_duration_since(then) < HOLD => 0.0,
@@ -96,8 +111,9 @@ impl Window {
         }
     }
 
-    /// Takes note that an invocation, which was made at a time, was refused because there are too many a second. One that was made before the rate was
-    /// last halved says nothing about the new one.
+    /// Takes note that an invocation, which was made at a time, was refused because there are too
+    /// many a second. One that was made before the rate was last halved says nothing about the new
+    /// one.
     pub(super) fn slow(&mut self, now: Instant, made: Instant) {
         if self.slowed.is_none_or(|then| made > then) {
             self.rate = (self.rate.min(self.fastest()) * SLOWER).max(SLOWEST);
@@ -140,10 +156,17 @@ mod tests {
         assert_eq!(Window::new(3, start).size(), 3);
     }
 
-    /// A cloud with a bucket of tokens, by a clock of its own: what is refused keeps to the bound, and little of what the rate allows is left unused.
+    /// A cloud with a bucket of tokens, by a clock of its own: what is refused keeps to the bound,
+    /// and little of what the rate allows is left unused.
     #[test]
     fn invocations_that_come_too_often_are_spaced() {
-        for (most, per_second, burst) in [(8, 5.0, 8.0), (8, 40.0, 8.0), (1000, 100.0, 1000.0), (1000, 3000.0, 500.0), (1, 2.0, 1.0)] {
+        for (most, per_second, burst) in [
+            (8, 5.0, 8.0),
+            (8, 40.0, 8.0),
+            (1000, 100.0, 1000.0),
+            (1000, 3000.0, 500.0),
+            (1, 2.0, 1.0),
+        ] {
             let start = Instant::now();
             let mut window = Window::new(most, start);
             let (mut tokens, mut made, mut refused) = (burst, 0u32, 0u32);
@@ -166,9 +189,13 @@ mod tests {
                     answers.push_back((now, is_refused));
                 }
             }
-            let finding = (RATE_PER_INVOCATION * most as f64 / SLOWEST).log2() + window.size() as f64;
+            let finding =
+                (RATE_PER_INVOCATION * most as f64 / SLOWEST).log2() + window.size() as f64;
             let bound = f64::ln(FASTER) / -f64::ln(SLOWER) * f64::from(made) + finding;
-            assert!(refused > 0 && f64::from(refused) < 1.3 * bound, "{refused} of {made}, {bound}");
+            assert!(
+                refused > 0 && f64::from(refused) < 1.3 * bound,
+                "{refused} of {made}, {bound}"
+            );
             let used = f64::from(made - refused) / (burst + 100.0 * per_second);
             assert!(used > 0.6, "{used} of what {most} with {per_second} a second could have had");
         }

@@ -16,13 +16,19 @@ pub struct Arguments {
 
 impl Arguments {
     fn bound(&self, name: &str) -> Result<&Bound, CallError> {
-        self.bound.iter().find(|b| b.name == name).ok_or_else(|| CallError::Array(Error::Argument(format!("{} has no parameter {name}", self.function))))
+        self.bound.iter().find(|b| b.name == name).ok_or_else(|| {
+            CallError::Array(Error::Argument(format!("{} has no parameter {name}", self.function)))
+        })
     }
 
     fn wrong(&self, name: &str, expected: &str) -> CallError {
         match self.bound(name) {
             Ok(b) => {
-                let message = format!("{name} is {}, but {} needs {expected}", b.value.describe(), self.function);
+                let message = format!(
+                    "{name} is {}, but {} needs {expected}",
+                    b.value.describe(),
+                    self.function
+                );
                 CallError::Kind { message, parameter: b.name, given: b.given.clone() }
             }
             Err(e) => e,
@@ -38,7 +44,8 @@ impl Arguments {
     /// Whatever it is.
     ///
     /// # Errors
-    /// Where the signature has no such parameter, which is a defect of the table; so it is with all getters.
+    /// Where the signature has no such parameter, which is a defect of the table; so it is with all
+    /// getters.
     pub fn value(&self, name: &str) -> Result<&Value, CallError> {
         Ok(&self.bound(name)?.value)
     }
@@ -80,12 +87,18 @@ impl Arguments {
     /// # Errors
     /// Where it is none, or one of its elements is no array.
     pub fn arrays(&self, name: &str) -> Result<Vec<Array>, CallError> {
-        let Value::Sequence(items) = self.value(name)? else { return Err(self.wrong(name, "a list of arrays")) };
+        let Value::Sequence(items) = self.value(name)? else {
+            return Err(self.wrong(name, "a list of arrays"));
+        };
         let array = |(i, item): (usize, &Value)| match item {
             Value::Array(a) => Ok(a.clone()),
             other => {
                 let b = self.bound(name)?;
-                let message = format!("element {i} of {name} is {}, but {} needs arrays", other.describe(), self.function);
+                let message = format!(
+                    "element {i} of {name} is {}, but {} needs arrays",
+                    other.describe(),
+                    self.function
+                );
                 Err(CallError::Kind { message, parameter: b.name, given: b.given.clone() })
             }
         };
@@ -97,7 +110,11 @@ impl Arguments {
     /// # Errors
     /// Where it is something else.
     pub fn axes(&self, name: &str) -> Result<Axes, CallError> {
-        if self.is_none(name)? { Ok(().into()) } else { Ok(self.integers_or(name, "an axis, a tuple of axes, or None")?.into()) }
+        if self.is_none(name)? {
+            Ok(().into())
+        } else {
+            Ok(self.integers_or(name, "an axis, a tuple of axes, or None")?.into())
+        }
     }
 
     /// An integer.
@@ -113,7 +130,11 @@ impl Arguments {
     /// # Errors
     /// Where it is neither.
     pub fn optional_integer(&self, name: &str) -> Result<Option<i64>, CallError> {
-        if self.is_none(name)? { Ok(None) } else { int(self.value(name)?).map(Some).ok_or_else(|| self.wrong(name, "an integer or None")) }
+        if self.is_none(name)? {
+            Ok(None)
+        } else {
+            int(self.value(name)?).map(Some).ok_or_else(|| self.wrong(name, "an integer or None"))
+        }
     }
 
     /// One integer or several.
@@ -172,7 +193,9 @@ impl Arguments {
         match self.value(name)? {
             Value::None => Ok(None),
             Value::DType(d) => Ok(Some(*d)),
-            Value::Text(text) => DType::from_name(text).map(Some).ok_or_else(|| self.wrong(name, "a dtype such as float32")),
+            Value::Text(text) => DType::from_name(text)
+                .map(Some)
+                .ok_or_else(|| self.wrong(name, "a dtype such as float32")),
             _ => Err(self.wrong(name, "a dtype such as float32")),
         }
     }
@@ -182,7 +205,10 @@ impl Arguments {
     /// # Errors
     /// Where it is none.
     pub fn scalar(&self, name: &str) -> Result<Scalar, CallError> {
-        self.value(name)?.scalar().ok_or_else(|| self.wrong(name, "a number"))?.map_err(CallError::from)
+        self.value(name)?
+            .scalar()
+            .ok_or_else(|| self.wrong(name, "a number"))?
+            .map_err(CallError::from)
     }
 
     /// Text.
@@ -206,7 +232,8 @@ impl Arguments {
         lengths.ok_or_else(|| self.wrong_lengths(name, &integers))
     }
 
-    /// Lengths of chunks for a shape: None for [`default_chunks`], one number for every axis, or a tuple; -1 for a whole axis.
+    /// Lengths of chunks for a shape: None for [`default_chunks`], one number for every axis, or a
+    /// tuple; -1 for a whole axis.
     ///
     /// # Errors
     /// Where it is something else, of another length than the shape, or has a length below 1.
@@ -214,20 +241,41 @@ impl Arguments {
         let lengths = match self.value(name)? {
             Value::None => return Ok(default_chunks(shape, dtype.size())),
             Value::Sequence(_) => self.integers_or(name, "a tuple of integers")?,
-            one => vec![int(one).ok_or_else(|| self.wrong(name, "None, an integer or a tuple of integers"))?; shape.len()],
+            one => vec![
+                int(one).ok_or_else(
+                    || self.wrong(name, "None, an integer or a tuple of integers")
+                )?;
+                shape.len()
+            ],
         };
         if lengths.len() != shape.len() {
-            return Err(self.refuse_here(name, format!("{name} has {} lengths, but the array has {} axes", lengths.len(), shape.len())));
+            return Err(self.refuse_here(
+                name,
+                format!(
+                    "{name} has {} lengths, but the array has {} axes",
+                    lengths.len(),
+                    shape.len()
+                ),
+            ));
         }
         let length = |(c, n): (&i64, &u64)| match *c {
             -1 => Some((*n).max(1)),
             c => u64::try_from(c).ok().filter(|c| *c > 0),
         };
-        lengths.iter().zip(shape).map(length).collect::<Option<_>>().ok_or_else(|| self.wrong_lengths(name, &lengths))
+        lengths
+            .iter()
+            .zip(shape)
+            .map(length)
+            .collect::<Option<_>>()
+            .ok_or_else(|| self.wrong_lengths(name, &lengths))
     }
 
     fn wrong_lengths(&self, name: &str, lengths: &[i64]) -> CallError {
-        let axis = lengths.iter().position(|n| *n < 0).or_else(|| lengths.iter().position(|n| *n == 0)).unwrap_or(0);
+        let axis = lengths
+            .iter()
+            .position(|n| *n < 0)
+            .or_else(|| lengths.iter().position(|n| *n == 0))
+            .unwrap_or(0);
         self.refuse_here(name, format!("{name} has the length {} along axis {axis}", lengths[axis]))
     }
 }

@@ -1,11 +1,13 @@
 //! What somebody may have meant.
 
-/// At most three of the names that are nearest to `name`, the nearest first; none where all are too far.
+/// At most three of the names that are nearest to `name`, the nearest first; none where all are too
+/// far.
 pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
     let lower = name.to_lowercase();
     let far = name.chars().count().div_ceil(3).clamp(1, 4);
     // A word that is a part of the name, or has it as a part, is near too: `mean` for `nanmean`.
-    let part = |k: &str| lower.len() >= 3 && k.len() >= 3 && (lower.contains(k) || k.contains(&lower));
+    let part =
+        |k: &str| lower.len() >= 3 && k.len() >= 3 && (lower.contains(k) || k.contains(&lower));
     let mut found: Vec<(usize, &str)> = known
         .into_iter()
         .map(|k| (strsim::osa_distance(&lower, &k.to_lowercase()), k))

@@ -46,7 +46,10 @@ pub(super) fn parse(text: &'static str) -> Result<Vec<Parameter>, String> {
             }
             _ => {
                 let (name, default) = match part.split_once('=') {
-                    Some((name, default)) => (name, Some(literal(default).ok_or_else(|| format!("`{default}` is no default"))?)),
+                    Some((name, default)) => (
+                        name,
+                        Some(literal(default).ok_or_else(|| format!("`{default}` is no default"))?),
+                    ),
                     None => (part, None),
                 };
                 parameters.push(Parameter { name, kind, default });
@@ -60,7 +63,9 @@ fn literal(text: &str) -> Option<Value> {
     if let Some(quoted) = text.strip_prefix('\'').and_then(|t| t.strip_suffix('\'')) {
         return Some(Value::Text(quoted.into()));
     }
-    super::constant(text).or_else(|| text.parse().ok().map(Value::Int)).or_else(|| text.parse().ok().map(Value::Float))
+    super::constant(text)
+        .or_else(|| text.parse().ok().map(Value::Int))
+        .or_else(|| text.parse().ok().map(Value::Float))
 }
 
 /// A parameter's value, and where in the call it stands.
@@ -72,28 +77,51 @@ pub(super) struct Bound {
 }
 
 /// Gives each parameter its value.
-pub(super) fn bind(function: &'static str, parameters: &[Parameter], positional: Vec<Value>, named: Vec<(String, Value)>) -> Result<Vec<Bound>, CallError> {
+pub(super) fn bind(
+    function: &'static str,
+    parameters: &[Parameter],
+    positional: Vec<Value>,
+    named: Vec<(String, Value)>,
+) -> Result<Vec<Bound>, CallError> {
     let mut bound: Vec<Option<Bound>> = vec![None; parameters.len()];
-    let places: Vec<usize> = (0..parameters.len()).filter(|i| matches!(parameters[*i].kind, Kind::PositionalOnly | Kind::Either)).collect();
+    let places: Vec<usize> = (0..parameters.len())
+        .filter(|i| matches!(parameters[*i].kind, Kind::PositionalOnly | Kind::Either))
+        .collect();
     let rest = parameters.iter().position(|p| p.kind == Kind::Rest);
     let count = positional.len();
     let mut gathered = Vec::new();
     for (i, value) in positional.into_iter().enumerate() {
         match (places.get(i), rest) {
-            (Some(at), _) => bound[*at] = Some(Bound { name: parameters[*at].name, value, given: Given::Positional(i) }),
+            (Some(at), _) => {
+                bound[*at] =
+                    Some(Bound { name: parameters[*at].name, value, given: Given::Positional(i) })
+            }
             (None, Some(_)) => gathered.push(value),
             (None, None) => {
                 let next = parameters.iter().find(|p| p.kind == Kind::KeywordOnly).map(|p| p.name);
-                return Err(CallError::TooMany { function, takes: places.len(), given: count, next });
+                return Err(CallError::TooMany {
+                    function,
+                    takes: places.len(),
+                    given: count,
+                    next,
+                });
             }
         }
     }
     if let Some(at) = rest {
-        bound[at] = Some(Bound { name: parameters[at].name, value: Value::Sequence(gathered), given: Given::Positional(places.len()) });
+        bound[at] = Some(Bound {
+            name: parameters[at].name,
+            value: Value::Sequence(gathered),
+            given: Given::Positional(places.len()),
+        });
     }
     for (name, value) in named {
-        let Some(at) = parameters.iter().position(|p| p.name == name && p.kind != Kind::Rest) else {
-            let known = parameters.iter().filter(|p| matches!(p.kind, Kind::Either | Kind::KeywordOnly)).map(|p| p.name);
+        let Some(at) = parameters.iter().position(|p| p.name == name && p.kind != Kind::Rest)
+        else {
+            let known = parameters
+                .iter()
+                .filter(|p| matches!(p.kind, Kind::Either | Kind::KeywordOnly))
+                .map(|p| p.name);
             let near = nearest(&name, known.clone());
             let hint = match (near.is_empty(), known.clone().count()) {
                 (false, _) => format!("did you mean {}?", either(&near)),
@@ -115,15 +143,21 @@ pub(super) fn bind(function: &'static str, parameters: &[Parameter], positional:
         .zip(parameters)
         .map(|(b, p)| match (b, &p.default) {
             (Some(b), _) => Ok(b),
-            (None, Some(value)) => Ok(Bound { name: p.name, value: value.clone(), given: Given::Default }),
+            (None, Some(value)) => {
+                Ok(Bound { name: p.name, value: value.clone(), given: Given::Default })
+            }
             (None, None) => Err(CallError::Missing { function, name: p.name }),
         })
         .collect()
 }
 
-/// The call's arguments for a hint how to write it: those that stand by position, but cannot, get their keywords.
+/// The call's arguments for a hint how to write it: those that stand by position, but cannot, get
+/// their keywords.
 pub(super) fn with_keywords(parameters: &[Parameter], arguments: &[String]) -> String {
-    let mut positional = parameters.iter().filter(|p| matches!(p.kind, Kind::PositionalOnly | Kind::Either | Kind::Rest)).skip(1);
+    let mut positional = parameters
+        .iter()
+        .filter(|p| matches!(p.kind, Kind::PositionalOnly | Kind::Either | Kind::Rest))
+        .skip(1);
     let mut keywords = parameters.iter().filter(|p| p.kind == Kind::KeywordOnly);
     let written = arguments.iter().map(|a| match (a.contains('='), positional.next()) {
         (true, _) | (_, Some(_)) => a.clone(),

@@ -2,8 +2,14 @@
 
 use freestone_kernels::{DType, Scalar};
 use freestone_ops::reduce::Along;
-use freestone_ops::{Array, Contracted, Indexing, Pad, Running, broadcast_arrays, clip, concat, outer, stack, tensordot, vecdot, where_};
-use freestone_ops::{arange, empty_like, eye, from_scalars, full, full_like, linspace, meshgrid, ones_like, tril, triu, zeros_like};
+use freestone_ops::{
+    Array, Contracted, Indexing, Pad, Running, broadcast_arrays, clip, concat, outer, stack,
+    tensordot, vecdot, where_,
+};
+use freestone_ops::{
+    arange, empty_like, eye, from_scalars, full, full_like, linspace, meshgrid, ones_like, tril,
+    triu, zeros_like,
+};
 use freestone_ops::{random_integers, random_normal, random_uniform};
 
 use super::{Arguments, CallError, Section, Value};
@@ -20,7 +26,8 @@ pub(super) struct Row {
     pub(super) call: fn(&Arguments) -> Result<Value, CallError>,
 }
 
-/// `name signature, summary, shape, dtypes, cost, arguments => result;` where the result is `Ok` of what a [`Value`] is made from.
+/// `name signature, summary, shape, dtypes, cost, arguments => result;` where the result is `Ok` of
+/// what a [`Value`] is made from.
 macro_rules! rows {
     ($($name:ident $signature:literal, $summary:literal, $shape:literal, $dtypes:expr, $cost:expr, $a:ident => $result:expr;)*) => {
         &[$(Row {
@@ -43,7 +50,8 @@ const FOLD: &str = "one stage where one task can stream the reduced axes, else t
 const MADE: &str = "no stage: values follow from indices";
 const PIECES: &str = "no stage; more than four computed arrays get one each first";
 const FLATTENED: &str = "no stage; with axis=None as `reshape`";
-const SCAN: &str = "one stage where enough tasks go along the axis from end to end, else three that read the input twice";
+const SCAN: &str = "one stage where enough tasks go along the axis from end to end, else three \
+    that read the input twice";
 const PRODUCT: &str = "one stage; two where the result has few chunks and sums are long";
 const LISTED: &str = "no stage; a list of indices travels in the plan";
 const RESHAPED: &str = "no stage where only axes of length 1 come or go, else one";
@@ -52,7 +60,8 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
     (
         Section::Elementwise,
         rows! {
-            clip "(x, /, min=None, max=None)", "The elements, but not below `min` and not above `max`; NaN where one is NaN.", "that of x", REAL, VIEW, a => {
+            clip "(x, /, min=None, max=None)", "The elements, but not below `min` and not above \
+                `max`; NaN where one is NaN.", "that of x", REAL, VIEW, a => {
                 let bound = |name| if a.is_none(name)? { Ok::<_, CallError>(None) } else { a.operand(name).map(Some) };
                 clip(a.array("x")?, bound("min")?, bound("max")?)
             };
@@ -61,54 +70,90 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
     (
         Section::Statistical,
         rows! {
-            sum "(x, /, *, axis=None, dtype=None, keepdims=False)", "The sum; integers give 64 bits and wrap.", "the reduced axes dropped, or 1 with keepdims", "all; bools count", FOLD,
+            sum "(x, /, *, axis=None, dtype=None, keepdims=False)", "The sum; integers give 64 \
+                bits and wrap.", "the reduced axes dropped, or 1 with keepdims", "all; bools \
+                count", FOLD,
                 a => a.array("x")?.sum(along(a)?);
-            cumulative_prod "(x, /, *, axis=None, dtype=None, include_initial=False)", "The running product along an axis; integers give 64 bits and wrap.", "that of x; longer by 1 with include_initial", ALL, SCAN,
+            cumulative_prod "(x, /, *, axis=None, dtype=None, include_initial=False)", "The \
+                running product along an axis; integers give 64 bits and wrap.", "that of x; \
+                longer by 1 with include_initial", ALL, SCAN,
                 a => a.array("x")?.cumulative_prod(running(a)?);
-            cumulative_sum "(x, /, *, axis=None, dtype=None, include_initial=False)", "The running sum along an axis; integers give 64 bits and wrap.", "that of x; longer by 1 with include_initial", ALL, SCAN,
+            cumulative_sum "(x, /, *, axis=None, dtype=None, include_initial=False)", "The running \
+                sum along an axis; integers give 64 bits and wrap.", "that of x; longer by 1 with \
+                include_initial", ALL, SCAN,
                 a => a.array("x")?.cumulative_sum(running(a)?);
-            prod "(x, /, *, axis=None, dtype=None, keepdims=False)", "The product; integers give 64 bits and wrap.", "the reduced axes dropped, or 1 with keepdims", "all; bools count", FOLD,
+            prod "(x, /, *, axis=None, dtype=None, keepdims=False)", "The product; integers give \
+                64 bits and wrap.", "the reduced axes dropped, or 1 with keepdims", "all; bools \
+                count", FOLD,
                 a => a.array("x")?.prod(along(a)?);
-            mean "(x, /, *, axis=None, keepdims=False)", "The mean; NaN if there is one. Integers give float64.", "the reduced axes dropped, or 1 with keepdims", "all; bools count", FOLD,
+            mean "(x, /, *, axis=None, keepdims=False)", "The mean; NaN if there is one. Integers \
+                give float64.", "the reduced axes dropped, or 1 with keepdims", "all; bools \
+                count", FOLD,
                 a => a.array("x")?.mean(along(a)?);
-            var "(x, /, *, axis=None, correction=0.0, keepdims=False)", "The variance, with the number of elements less `correction` below the line.", "the reduced axes dropped, or 1 with keepdims", REAL, FOLD,
+            var "(x, /, *, axis=None, correction=0.0, keepdims=False)", "The variance, with the \
+                number of elements less `correction` below the line.", "the reduced axes dropped, \
+                or 1 with keepdims", REAL, FOLD,
                 a => a.array("x")?.var(along(a)?);
-            std "(x, /, *, axis=None, correction=0.0, keepdims=False)", "The standard deviation: the square root of `var`.", "the reduced axes dropped, or 1 with keepdims", REAL, FOLD,
+            std "(x, /, *, axis=None, correction=0.0, keepdims=False)", "The standard deviation: \
+                the square root of `var`.", "the reduced axes dropped, or 1 with \
+                keepdims", REAL, FOLD,
                 a => a.array("x")?.std(along(a)?);
-            min "(x, /, *, axis=None, keepdims=False)", "The least element; NaN if there is one.", "the reduced axes dropped, or 1 with keepdims", ORDERED, FOLD, a => a.array("x")?.min(along(a)?);
-            max "(x, /, *, axis=None, keepdims=False)", "The greatest element; NaN if there is one.", "the reduced axes dropped, or 1 with keepdims", ORDERED, FOLD, a => a.array("x")?.max(along(a)?);
+            min "(x, /, *, axis=None, keepdims=False)", "The least element; NaN if there is \
+                one.", "the reduced axes dropped, or 1 with \
+                keepdims", ORDERED, FOLD, a => a.array("x")?.min(along(a)?);
+            max "(x, /, *, axis=None, keepdims=False)", "The greatest element; NaN if there is \
+                one.", "the reduced axes dropped, or 1 with \
+                keepdims", ORDERED, FOLD, a => a.array("x")?.max(along(a)?);
         },
     ),
     (
         Section::LinearAlgebra,
         rows! {
-            matmul "(x1, x2, /)", "The product of matrices in the last two axes, or of vectors; the axes before broadcast.", "(…, m, k) by (…, k, n) gives (…, m, n)", ALL, PRODUCT, a => a.array("x1")?.matmul(a.array("x2")?);
-            outer "(x1, x2, /)", "Each element of one vector times each of another.", "(m,) and (n,) give (m, n)", ALL, VIEW, a => outer(a.array("x1")?, a.array("x2")?);
-            tensordot "(x1, x2, /, *, axes=2)", "Sums of products over the last axes of `x1` and the first of `x2`, or over two lists of axes.", "the axes of x1 that stay, then those of x2", ALL, PRODUCT,
+            matmul "(x1, x2, /)", "The product of matrices in the last two axes, or of vectors; \
+                the axes before broadcast.", "(…, m, k) by (…, k, n) gives (…, m, \
+                n)", ALL, PRODUCT, a => a.array("x1")?.matmul(a.array("x2")?);
+            outer "(x1, x2, /)", "Each element of one vector times each of another.", "(m,) and \
+                (n,) give (m, n)", ALL, VIEW, a => outer(a.array("x1")?, a.array("x2")?);
+            tensordot "(x1, x2, /, *, axes=2)", "Sums of products over the last axes of `x1` and \
+                the first of `x2`, or over two lists of axes.", "the axes of x1 that stay, then \
+                those of x2", ALL, PRODUCT,
                 a => tensordot(a.array("x1")?, a.array("x2")?, &contracted(a)?);
-            vecdot "(x1, x2, /, *, axis=-1)", "The sum of products along an axis, of conjugates of `x1`; the others broadcast.", "that to which the other axes broadcast", ALL, FOLD,
+            vecdot "(x1, x2, /, *, axis=-1)", "The sum of products along an axis, of conjugates of \
+                `x1`; the others broadcast.", "that to which the other axes broadcast", ALL, FOLD,
                 a => vecdot(a.array("x1")?, a.array("x2")?, a.integer("axis")?);
         },
     ),
     (
         Section::Searching,
         rows! {
-            argmax "(x, /, *, axis=None, keepdims=False)", "The index of the first greatest element, or of the first NaN.", "the axis dropped, or 1 with keepdims; all of them with axis=None", ORDERED, FOLD,
+            argmax "(x, /, *, axis=None, keepdims=False)", "The index of the first greatest \
+                element, or of the first NaN.", "the axis dropped, or 1 with keepdims; all of them \
+                with axis=None", ORDERED, FOLD,
                 a => a.array("x")?.argmax(along(a)?);
-            argmin "(x, /, *, axis=None, keepdims=False)", "The index of the first least element, or of the first NaN.", "the axis dropped, or 1 with keepdims; all of them with axis=None", ORDERED, FOLD,
+            argmin "(x, /, *, axis=None, keepdims=False)", "The index of the first least element, \
+                or of the first NaN.", "the axis dropped, or 1 with keepdims; all of them with \
+                axis=None", ORDERED, FOLD,
                 a => a.array("x")?.argmin(along(a)?);
-            count_nonzero "(x, /, *, axis=None, keepdims=False)", "The number of elements that are not 0.", "the reduced axes dropped, or 1 with keepdims", ALL, FOLD,
+            count_nonzero "(x, /, *, axis=None, keepdims=False)", "The number of elements that are \
+                not 0.", "the reduced axes dropped, or 1 with keepdims", ALL, FOLD,
                 a => a.array("x")?.count_nonzero(along(a)?);
-            where "(condition, x1, x2, /)", "Elements of `x1` where the condition is true, of `x2` elsewhere.", "that to which all three broadcast", ALL, VIEW,
+            where "(condition, x1, x2, /)", "Elements of `x1` where the condition is true, of `x2` \
+                elsewhere.", "that to which all three broadcast", ALL, VIEW,
                 a => where_(a.array("condition")?, a.operand("x1")?, a.operand("x2")?);
         },
     ),
     (
         Section::Utility,
         rows! {
-            all "(x, /, *, axis=None, keepdims=False)", "True where all elements are not 0.", "the reduced axes dropped, or 1 with keepdims", ALL, FOLD, a => a.array("x")?.all(along(a)?);
-            any "(x, /, *, axis=None, keepdims=False)", "True where one element is not 0.", "the reduced axes dropped, or 1 with keepdims", ALL, FOLD, a => a.array("x")?.any(along(a)?);
-            diff "(x, /, *, axis=-1, n=1, prepend=None, append=None)", "The `n`-th difference of neighbours along an axis.", "n shorter along axis, after prepend and append", ALL, VIEW, a => {
+            all "(x, /, *, axis=None, keepdims=False)", "True where all elements are not 0.", "the \
+                reduced axes dropped, or 1 with \
+                keepdims", ALL, FOLD, a => a.array("x")?.all(along(a)?);
+            any "(x, /, *, axis=None, keepdims=False)", "True where one element is not 0.", "the \
+                reduced axes dropped, or 1 with \
+                keepdims", ALL, FOLD, a => a.array("x")?.any(along(a)?);
+            diff "(x, /, *, axis=-1, n=1, prepend=None, append=None)", "The `n`-th difference of \
+                neighbours along an axis.", "n shorter along axis, after prepend and \
+                append", ALL, VIEW, a => {
                 let end = |name| if a.is_none(name)? { Ok::<_, CallError>(None) } else { a.array(name).map(|x| Some(x.clone())) };
                 let parts: Vec<Array> = [end("prepend")?, Some(a.array("x")?.clone()), end("append")?].into_iter().flatten().collect();
                 let n = u64::try_from(a.integer("n")?).map_err(|_| a.refuse("n", "n is negative"))?;
@@ -119,33 +164,60 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
     (
         Section::Manipulation,
         rows! {
-            broadcast_arrays "(*arrays)", "The arrays in the shape that all broadcast to.", "of each array, that to which all broadcast", ALL, VIEW, a => broadcast_arrays(&a.arrays("arrays")?);
-            broadcast_to "(x, /, shape)", "The array in a shape that its own broadcasts to.", "shape", ALL, VIEW, a => a.array("x")?.broadcast_to(&a.shape("shape")?);
-            concat "(arrays, /, *, axis=0)", "Arrays one after the other along an axis; with None each is flattened first.", "lengths added along axis; (all elements,) with axis=None", ALL, PIECES,
+            broadcast_arrays "(*arrays)", "The arrays in the shape that all broadcast to.", "of \
+                each array, that to which all \
+                broadcast", ALL, VIEW, a => broadcast_arrays(&a.arrays("arrays")?);
+            broadcast_to "(x, /, shape)", "The array in a shape that its own broadcasts \
+                to.", "shape", ALL, VIEW, a => a.array("x")?.broadcast_to(&a.shape("shape")?);
+            concat "(arrays, /, *, axis=0)", "Arrays one after the other along an axis; with None \
+                each is flattened first.", "lengths added along axis; (all elements,) with \
+                axis=None", ALL, PIECES,
                 a => concat(&a.arrays("arrays")?, a.optional_integer("axis")?);
-            expand_dims "(x, /, axis=0)", "A new axis of length 1 before axis `axis` of the result.", "1 inserted at axis", ALL, VIEW, a => a.array("x")?.expand_dims(a.integer("axis")?);
-            flip "(x, /, *, axis=None)", "Backwards along axes.", "that of x", ALL, VIEW, a => a.array("x")?.flip(a.axes("axis")?);
-            matrix_transpose "(x, /)", "The last two axes exchanged.", "the last two lengths exchanged", ALL, VIEW, a => a.array("x")?.matrix_transpose();
-            moveaxis "(x, source, destination, /)", "Axes moved to other places.", "lengths in the new order of axes", ALL, VIEW,
+            expand_dims "(x, /, axis=0)", "A new axis of length 1 before axis `axis` of the \
+                result.", "1 inserted at \
+                axis", ALL, VIEW, a => a.array("x")?.expand_dims(a.integer("axis")?);
+            flip "(x, /, *, axis=None)", "Backwards along axes.", "that of \
+                x", ALL, VIEW, a => a.array("x")?.flip(a.axes("axis")?);
+            matrix_transpose "(x, /)", "The last two axes exchanged.", "the last two lengths \
+                exchanged", ALL, VIEW, a => a.array("x")?.matrix_transpose();
+            moveaxis "(x, source, destination, /)", "Axes moved to other places.", "lengths in the \
+                new order of axes", ALL, VIEW,
                 a => a.array("x")?.moveaxis(a.integers("source")?, a.integers("destination")?);
-            pad "(x, /, pad_width, *, mode='constant', constant_values=0)", "Elements added before and after each axis; modes as in NumPy.", "each length plus what is added before and after", ALL, PIECES, a => pad(a);
-            permute_dims "(x, /, axes)", "Axis `i` of the result is axis `axes[i]`.", "lengths in the order of axes", ALL, VIEW, a => a.array("x")?.permute_dims(&a.integers("axes")?);
-            repeat "(x, repeats, /, *, axis=None)", "Each element several times along an axis; with None the array is flattened first.", "length times repeats along axis, or the sum of a list of repeats; one axis with axis=None", ALL, LISTED, a => repeat(a);
-            reshape "(x, /, shape, *, copy=None)", "The elements in C order in another shape; -1 stands for what is left.", "shape, with what is left in place of -1", ALL, RESHAPED,
+            pad "(x, /, pad_width, *, mode='constant', constant_values=0)", "Elements added before \
+                and after each axis; modes as in NumPy.", "each length plus what is added before \
+                and after", ALL, PIECES, a => pad(a);
+            permute_dims "(x, /, axes)", "Axis `i` of the result is axis `axes[i]`.", "lengths in \
+                the order of \
+                axes", ALL, VIEW, a => a.array("x")?.permute_dims(&a.integers("axes")?);
+            repeat "(x, repeats, /, *, axis=None)", "Each element several times along an axis; \
+                with None the array is flattened first.", "length times repeats along axis, or the \
+                sum of a list of repeats; one axis with axis=None", ALL, LISTED, a => repeat(a);
+            reshape "(x, /, shape, *, copy=None)", "The elements in C order in another shape; -1 \
+                stands for what is left.", "shape, with what is left in place of -1", ALL, RESHAPED,
                 a => a.array("x")?.reshape(&a.integers("shape")?);
-            roll "(x, /, shift, *, axis=None)", "Elements moved up along axes; with None in C order over all of them.", "that of x", ALL, FLATTENED, a => roll(a);
-            squeeze "(x, /, axis)", "Without axes of length 1.", "the named axes dropped", ALL, VIEW, a => a.array("x")?.squeeze(a.axes("axis")?);
-            stack "(arrays, /, *, axis=0)", "Arrays of one shape along a new axis.", "the number of arrays inserted at axis", ALL, PIECES, a => stack(&a.arrays("arrays")?, a.integer("axis")?);
-            tile "(x, repetitions, /)", "The array beside itself.", "each length times its repetition; new axes in front for more repetitions", ALL, PIECES, a => a.array("x")?.tile(&a.shape("repetitions")?);
-            tril "(x, /, *, k=0)", "The lower triangle of the last two axes; 0 elsewhere.", "that of x", ALL, VIEW, a => tril(a.array("x")?, a.integer("k")?);
-            triu "(x, /, *, k=0)", "The upper triangle of the last two axes; 0 elsewhere.", "that of x", ALL, VIEW, a => triu(a.array("x")?, a.integer("k")?);
-            unstack "(x, /, *, axis=0)", "The arrays along an axis, without that axis.", "of each array, the axis dropped", ALL, VIEW, a => a.array("x")?.unstack(a.integer("axis")?);
+            roll "(x, /, shift, *, axis=None)", "Elements moved up along axes; with None in C \
+                order over all of them.", "that of x", ALL, FLATTENED, a => roll(a);
+            squeeze "(x, /, axis)", "Without axes of length 1.", "the named axes \
+                dropped", ALL, VIEW, a => a.array("x")?.squeeze(a.axes("axis")?);
+            stack "(arrays, /, *, axis=0)", "Arrays of one shape along a new axis.", "the number \
+                of arrays inserted at \
+                axis", ALL, PIECES, a => stack(&a.arrays("arrays")?, a.integer("axis")?);
+            tile "(x, repetitions, /)", "The array beside itself.", "each length times its \
+                repetition; new axes in front for more \
+                repetitions", ALL, PIECES, a => a.array("x")?.tile(&a.shape("repetitions")?);
+            tril "(x, /, *, k=0)", "The lower triangle of the last two axes; 0 elsewhere.", "that \
+                of x", ALL, VIEW, a => tril(a.array("x")?, a.integer("k")?);
+            triu "(x, /, *, k=0)", "The upper triangle of the last two axes; 0 elsewhere.", "that \
+                of x", ALL, VIEW, a => triu(a.array("x")?, a.integer("k")?);
+            unstack "(x, /, *, axis=0)", "The arrays along an axis, without that axis.", "of each \
+                array, the axis dropped", ALL, VIEW, a => a.array("x")?.unstack(a.integer("axis")?);
         },
     ),
     (
         Section::Indexing,
         rows! {
-            take "(x, indices, /, *, axis=None)", "Elements at a list of indices along an axis.", "the number of indices along axis", ALL, LISTED, a => {
+            take "(x, indices, /, *, axis=None)", "Elements at a list of indices along an \
+                axis.", "the number of indices along axis", ALL, LISTED, a => {
                 let x = a.array("x")?;
                 let only = (x.shape()?.len() == 1).then_some(0);
                 let axis = a.optional_integer("axis")?.or(only).ok_or_else(|| a.refuse("axis", "axis is None, but take needs one for an array of several axes"))?;
@@ -156,57 +228,80 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
     (
         Section::DataType,
         rows! {
-            astype "(x, dtype, /, *, copy=True)", "The array in another dtype; to integers towards zero.", "that of x", ALL, VIEW, a => {
-                a.array("x")?.astype(a.dtype("dtype")?.ok_or_else(|| a.refuse("dtype", "dtype is None, but astype needs one"))?)
+            astype "(x, dtype, /, *, copy=True)", "The array in another dtype; to integers towards \
+                zero.", "that of x", ALL, VIEW, a => {
+                a.array("x")?.astype(a.dtype("dtype")?.ok_or_else(|| a.refuse("dtype", "dtype is \
+                    None, but astype needs one"))?)
             };
         },
     ),
     (
         Section::Creation,
         rows! {
-            arange "(start, /, stop=None, step=1, *, dtype=None, chunks=None)", "`start, start + step, …` up to but without `stop`.", "(⌈(stop − start) / step⌉,)", REAL, MADE, a => range(a);
-            asarray "(obj, /, *, dtype=None)", "A number or nested lists of numbers as an array.", "lengths of the lists from outside in; () for a number", ALL, "no stage; the values travel in the plan", a => listed(a);
-            empty "(shape, *, dtype=None, chunks=None)", "Every element is something.", "shape", ALL, MADE, a => filled(a, &a.shape("shape")?, Scalar::new(0u8), None);
-            empty_like "(x, /, *, dtype=None)", "As `empty`, with shape, dtype and chunks of `x`.", "that of x", ALL, MADE, a => empty_like(a.array("x")?, a.dtype("dtype")?);
-            eye "(n_rows, n_cols=None, /, *, k=0, dtype=None, chunks=None)", "1 on one diagonal, 0 elsewhere.", "(n_rows, n_cols), or (n_rows, n_rows)", ALL, MADE, a => {
+            arange "(start, /, stop=None, step=1, *, dtype=None, chunks=None)", "`start, start + \
+                step, …` up to but without `stop`.", "(⌈(stop − start) / \
+                step⌉,)", REAL, MADE, a => range(a);
+            asarray "(obj, /, *, dtype=None)", "A number or nested lists of numbers as an \
+                array.", "lengths of the lists from outside in; () for a number", ALL, "no stage; \
+                the values travel in the plan", a => listed(a);
+            empty "(shape, *, dtype=None, chunks=None)", "Every element is \
+                something.", "shape", ALL, MADE, a => filled(a, &a.shape("shape")?, Scalar::new(0u8), None);
+            empty_like "(x, /, *, dtype=None)", "As `empty`, with shape, dtype and chunks of \
+                `x`.", "that of x", ALL, MADE, a => empty_like(a.array("x")?, a.dtype("dtype")?);
+            eye "(n_rows, n_cols=None, /, *, k=0, dtype=None, chunks=None)", "1 on one diagonal, 0 \
+                elsewhere.", "(n_rows, n_cols), or (n_rows, n_rows)", ALL, MADE, a => {
                 let columns = if a.is_none("n_cols")? { "n_rows" } else { "n_cols" };
                 let (shape, dtype) = ([count(a, "n_rows")?, count(a, columns)?], a.dtype("dtype")?.unwrap_or(DType::Float64));
                 eye(shape[0], shape[1], a.integer("k")?, dtype, &a.chunks("chunks", &shape, dtype)?)
             };
-            full "(shape, fill_value, *, dtype=None, chunks=None)", "Every element is `fill_value`.", "shape", ALL, MADE,
+            full "(shape, fill_value, *, dtype=None, chunks=None)", "Every element is \
+                `fill_value`.", "shape", ALL, MADE,
                 a => filled(a, &a.shape("shape")?, a.scalar("fill_value")?, Some(a.scalar("fill_value")?.dtype()));
-            full_like "(x, /, fill_value, *, dtype=None)", "As `full`, with shape, dtype and chunks of `x`.", "that of x", ALL, MADE,
+            full_like "(x, /, fill_value, *, dtype=None)", "As `full`, with shape, dtype and \
+                chunks of `x`.", "that of x", ALL, MADE,
                 a => full_like(a.array("x")?, a.scalar("fill_value")?, a.dtype("dtype")?);
-            linspace "(start, stop, /, num, *, dtype=None, endpoint=True, chunks=None)", "`num` values from `start` to `stop` at even distances.", "(num,)", REAL, MADE, a => {
+            linspace "(start, stop, /, num, *, dtype=None, endpoint=True, chunks=None)", "`num` \
+                values from `start` to `stop` at even distances.", "(num,)", REAL, MADE, a => {
                 let (n, dtype) = (count(a, "num")?, a.dtype("dtype")?.unwrap_or(DType::Float64));
                 linspace(a.number("start")?, a.number("stop")?, n, a.flag("endpoint")?, dtype, a.chunks("chunks", &[n], dtype)?[0])
             };
-            meshgrid "(*arrays, indexing='xy')", "Arrays of one axis, each spread over the grid that all of them span.", "of each array, the lengths of all; the first two exchanged with indexing='xy'", ALL, VIEW, a => {
+            meshgrid "(*arrays, indexing='xy')", "Arrays of one axis, each spread over the grid \
+                that all of them span.", "of each array, the lengths of all; the first two \
+                exchanged with indexing='xy'", ALL, VIEW, a => {
                 let indexing = match a.text("indexing")? {
                     "xy" => Indexing::Xy,
                     "ij" => Indexing::Ij,
-                    other => return Err(a.refuse("indexing", format!("indexing is '{other}', but meshgrid knows 'xy' and 'ij'"))),
+                    other => return Err(a.refuse("indexing", format!("indexing is '{other}', but \
+                        meshgrid knows 'xy' and 'ij'"))),
                 };
                 meshgrid(&a.arrays("arrays")?, indexing)
             };
-            ones "(shape, *, dtype=None, chunks=None)", "Every element is 1.", "shape", ALL, MADE, a => filled(a, &a.shape("shape")?, Scalar::new(1u8), None);
-            ones_like "(x, /, *, dtype=None)", "As `ones`, with shape, dtype and chunks of `x`.", "that of x", ALL, MADE, a => ones_like(a.array("x")?, a.dtype("dtype")?);
-            zeros "(shape, *, dtype=None, chunks=None)", "Every element is 0.", "shape", ALL, MADE, a => filled(a, &a.shape("shape")?, Scalar::new(0u8), None);
-            zeros_like "(x, /, *, dtype=None)", "As `zeros`, with shape, dtype and chunks of `x`.", "that of x", ALL, MADE, a => zeros_like(a.array("x")?, a.dtype("dtype")?);
+            ones "(shape, *, dtype=None, chunks=None)", "Every element is \
+                1.", "shape", ALL, MADE, a => filled(a, &a.shape("shape")?, Scalar::new(1u8), None);
+            ones_like "(x, /, *, dtype=None)", "As `ones`, with shape, dtype and chunks of \
+                `x`.", "that of x", ALL, MADE, a => ones_like(a.array("x")?, a.dtype("dtype")?);
+            zeros "(shape, *, dtype=None, chunks=None)", "Every element is \
+                0.", "shape", ALL, MADE, a => filled(a, &a.shape("shape")?, Scalar::new(0u8), None);
+            zeros_like "(x, /, *, dtype=None)", "As `zeros`, with shape, dtype and chunks of \
+                `x`.", "that of x", ALL, MADE, a => zeros_like(a.array("x")?, a.dtype("dtype")?);
         },
     ),
     (
         Section::Random,
         rows! {
-            random_integers "(shape, low, high, *, seed, dtype=int64, chunks=None)", "Independent integers of `low..high`.", "shape", "integers", MADE, a => {
+            random_integers "(shape, low, high, *, seed, dtype=int64, chunks=None)", "Independent \
+                integers of `low..high`.", "shape", "integers", MADE, a => {
                 let (shape, dtype) = (a.shape("shape")?, a.dtype("dtype")?.unwrap_or(DType::Int64));
                 random_integers(&shape, a.integer("low")?, a.integer("high")?, count(a, "seed")?, dtype, &a.chunks("chunks", &shape, dtype)?)
             };
-            random_normal "(shape, mean=0.0, deviation=1.0, *, seed, dtype=float64, chunks=None)", "Independent normal values.", "shape", "floats", MADE, a => {
+            random_normal "(shape, mean=0.0, deviation=1.0, *, seed, dtype=float64, \
+                chunks=None)", "Independent normal values.", "shape", "floats", MADE, a => {
                 let (shape, dtype) = (a.shape("shape")?, a.dtype("dtype")?.unwrap_or(DType::Float64));
                 random_normal(&shape, a.number("mean")?, a.number("deviation")?, count(a, "seed")?, dtype, &a.chunks("chunks", &shape, dtype)?)
             };
-            random_uniform "(shape, low=0.0, high=1.0, *, seed, dtype=float64, chunks=None)", "Independent uniform values in `[low, high)`.", "shape", "floats", MADE, a => {
+            random_uniform "(shape, low=0.0, high=1.0, *, seed, dtype=float64, \
+                chunks=None)", "Independent uniform values in `[low, \
+                high)`.", "shape", "floats", MADE, a => {
                 let (shape, dtype) = (a.shape("shape")?, a.dtype("dtype")?.unwrap_or(DType::Float64));
                 random_uniform(&shape, a.number("low")?, a.number("high")?, count(a, "seed")?, dtype, &a.chunks("chunks", &shape, dtype)?)
             };
@@ -215,7 +310,8 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
     (
         Section::Chunking,
         rows! {
-            rechunk "(x, /, chunks)", "The same values in chunks of another shape; -1 stands for a whole axis.", "that of x", ALL, "one copy, or several where that costs less", a => {
+            rechunk "(x, /, chunks)", "The same values in chunks of another shape; -1 stands for a \
+                whole axis.", "that of x", ALL, "one copy, or several where that costs less", a => {
                 let x = a.array("x")?;
                 x.rechunk(&a.chunks("chunks", &x.shape()?, x.dtype()?)?)
             };
@@ -293,15 +389,22 @@ fn running(a: &Arguments) -> Result<Running, CallError> {
 fn contracted(a: &Arguments) -> Result<Contracted, CallError> {
     let axes = |v: &Value| match v {
         Value::Int(i) => Some(vec![i64::try_from(*i).ok()?]),
-        Value::Sequence(items) => items.iter().map(|v| if let Value::Int(i) = v { i64::try_from(*i).ok() } else { None }).collect(),
+        Value::Sequence(items) => items
+            .iter()
+            .map(|v| if let Value::Int(i) = v { i64::try_from(*i).ok() } else { None })
+            .collect(),
         _ => None,
     };
     let over = match a.value("axes")? {
         Value::Int(n) => usize::try_from(*n).ok().map(Contracted::Count),
-        Value::Sequence(two) if two.len() == 2 => axes(&two[0]).zip(axes(&two[1])).map(|(l, r)| Contracted::Pairs(l, r)),
+        Value::Sequence(two) if two.len() == 2 => {
+            axes(&two[0]).zip(axes(&two[1])).map(|(l, r)| Contracted::Pairs(l, r))
+        }
         _ => None,
     };
-    over.ok_or_else(|| a.refuse("axes", "axes is a number of axes, or a list of axes of x1 and one of x2"))
+    over.ok_or_else(|| {
+        a.refuse("axes", "axes is a number of axes, or a list of axes of x1 and one of x2")
+    })
 }
 
 fn count(a: &Arguments, name: &'static str) -> Result<u64, CallError> {
@@ -315,9 +418,15 @@ fn roll(a: &Arguments) -> Result<Array, CallError> {
     }
     let axes = a.integers("axis")?;
     if shifts.len() != axes.len() && shifts.len() != 1 {
-        return Err(a.refuse("shift", format!("{} shifts were given for {} axes", shifts.len(), axes.len())));
+        return Err(a.refuse(
+            "shift",
+            format!("{} shifts were given for {} axes", shifts.len(), axes.len()),
+        ));
     }
-    Ok(axes.iter().zip(shifts.iter().cycle()).try_fold(x.clone(), |x, (axis, shift)| x.roll(*shift, *axis))?)
+    Ok(axes
+        .iter()
+        .zip(shifts.iter().cycle())
+        .try_fold(x.clone(), |x, (axis, shift)| x.roll(*shift, *axis))?)
 }
 
 fn repeat(a: &Arguments) -> Result<Array, CallError> {
@@ -326,7 +435,11 @@ fn repeat(a: &Arguments) -> Result<Array, CallError> {
         Some(axis) => (a.array("x")?.clone(), axis),
         None => (a.array("x")?.reshape(&[-1])?, 0),
     };
-    Ok(if let [times] = times.as_slice() { x.repeat(*times, axis)? } else { x.repeat_each(&times, axis)? })
+    Ok(if let [times] = times.as_slice() {
+        x.repeat(*times, axis)?
+    } else {
+        x.repeat_each(&times, axis)?
+    })
 }
 
 fn pad(a: &Arguments) -> Result<Array, CallError> {
@@ -339,40 +452,70 @@ fn pad(a: &Arguments) -> Result<Array, CallError> {
     };
     let widths = match a.value("pad_width")? {
         // One pair is for every axis; as many pairs as axes are one each.
-        Value::Sequence(two) if two.len() == 2 && two.iter().all(|v| number(v).is_some()) => pair(&Value::Sequence(two.clone())).map(|p| vec![p; rank]),
+        Value::Sequence(two) if two.len() == 2 && two.iter().all(|v| number(v).is_some()) => {
+            pair(&Value::Sequence(two.clone())).map(|p| vec![p; rank])
+        }
         Value::Sequence(pairs) => pairs.iter().map(pair).collect(),
         one => pair(one).map(|p| vec![p; rank]),
     };
-    let widths = widths.ok_or_else(|| a.refuse("pad_width", "pad_width is a number, a pair, or a pair for each axis"))?;
+    let widths = widths.ok_or_else(|| {
+        a.refuse("pad_width", "pad_width is a number, a pair, or a pair for each axis")
+    })?;
     let mode = match a.text("mode")? {
         "constant" => Pad::Constant(a.scalar("constant_values")?),
         "edge" => Pad::Edge,
         "reflect" => Pad::Reflect,
         "symmetric" => Pad::Symmetric,
         "wrap" => Pad::Wrap,
-        other => return Err(a.refuse("mode", format!("mode is '{other}', but pad knows 'constant', 'edge', 'reflect', 'symmetric' and 'wrap'"))),
+        other => {
+            return Err(a.refuse(
+                "mode",
+                format!(
+                    "mode is '{other}', but pad knows 'constant', \
+            'edge', 'reflect', 'symmetric' and 'wrap'"
+                ),
+            ));
+        }
     };
     Ok(x.pad(&widths, mode)?)
 }
 
 fn range(a: &Arguments) -> Result<Array, CallError> {
     // One number is where it ends.
-    let (start, stop) = if a.is_none("stop")? { (Scalar::new(0i64), a.scalar("start")?) } else { (a.scalar("start")?, a.scalar("stop")?) };
+    let (start, stop) = if a.is_none("stop")? {
+        (Scalar::new(0i64), a.scalar("start")?)
+    } else {
+        (a.scalar("start")?, a.scalar("stop")?)
+    };
     let step = a.scalar("step")?;
-    let own = if [start, stop, step].iter().all(|s| s.dtype() == DType::Int64) { DType::Int64 } else { DType::Float64 };
+    let own = if [start, stop, step].iter().all(|s| s.dtype() == DType::Int64) {
+        DType::Int64
+    } else {
+        DType::Float64
+    };
     let dtype = a.dtype("dtype")?.unwrap_or(own);
     let n = arange(start, stop, step, dtype, 1)?.shape()?;
     Ok(arange(start, stop, step, dtype, a.chunks("chunks", &n, dtype)?[0])?)
 }
 
-fn filled(a: &Arguments, shape: &[u64], value: Scalar, own: Option<DType>) -> Result<Array, CallError> {
+fn filled(
+    a: &Arguments,
+    shape: &[u64],
+    value: Scalar,
+    own: Option<DType>,
+) -> Result<Array, CallError> {
     let dtype = a.dtype("dtype")?.or(own).unwrap_or(DType::Float64);
     Ok(full(shape, value, dtype, &a.chunks("chunks", shape, dtype)?)?)
 }
 
 /// Numbers of nested lists, and their common dtype.
 fn listed(a: &Arguments) -> Result<Array, CallError> {
-    fn walk(value: &Value, depth: usize, shape: &mut Vec<usize>, flat: &mut Vec<Scalar>) -> Option<()> {
+    fn walk(
+        value: &Value,
+        depth: usize,
+        shape: &mut Vec<usize>,
+        flat: &mut Vec<Scalar>,
+    ) -> Option<()> {
         if let Value::Sequence(items) = value {
             if depth == shape.len() && flat.is_empty() {
                 shape.push(items.len());
@@ -387,7 +530,12 @@ fn listed(a: &Arguments) -> Result<Array, CallError> {
         return Ok(a.dtype("dtype")?.map_or_else(|| Ok(x.clone()), |d| x.astype(d))?);
     }
     let (mut shape, mut flat) = (Vec::new(), Vec::new());
-    let even = || a.refuse("obj", "obj is neither a number nor nested lists of numbers, all of one length at each depth");
+    let even = || {
+        a.refuse(
+            "obj",
+            "obj is neither a number nor nested lists of numbers, all of one length at each depth",
+        )
+    };
     walk(a.value("obj")?, 0, &mut shape, &mut flat).ok_or_else(even)?;
     let widest = flat.iter().map(Scalar::dtype).max().unwrap_or(DType::Float64);
     let dtype = a.dtype("dtype")?.unwrap_or(widest);

@@ -11,7 +11,12 @@ fn x() -> Value {
 fn check(name: &str, positional: Vec<Value>, named: Vec<(&str, Value)>, expected: &str) {
     let named = named.into_iter().map(|(n, v)| (n.to_owned(), v)).collect();
     let said = match function(name).unwrap().call(positional, named) {
-        Ok(Value::Array(a)) => format!("{:?} {} {:?}", a.shape().unwrap(), a.dtype().unwrap(), a.grid().unwrap().max_chunk()),
+        Ok(Value::Array(a)) => format!(
+            "{:?} {} {:?}",
+            a.shape().unwrap(),
+            a.dtype().unwrap(),
+            a.grid().unwrap().max_chunk()
+        ),
         Ok(other) => other.describe(),
         Err(error) => error.to_string(),
     };
@@ -22,28 +27,78 @@ fn check(name: &str, positional: Vec<Value>, named: Vec<(&str, Value)>, expected
 fn arguments_bind_as_in_python() {
     use Value::{Bool, Int};
     check("mean", vec![x()], vec![], "[] float32 []");
-    check("mean", vec![x()], vec![("axis", Int(-1)), ("keepdims", Bool(true))], "[4, 1] float32 [2, 1]");
-    check("mean", vec![x(), Int(0)], vec![], "mean takes 1 positional argument, but 2 were given; write `axis=`");
+    check(
+        "mean",
+        vec![x()],
+        vec![("axis", Int(-1)), ("keepdims", Bool(true))],
+        "[4, 1] float32 [2, 1]",
+    );
+    check(
+        "mean",
+        vec![x(), Int(0)],
+        vec![],
+        "mean takes 1 positional argument, but 2 were given; write `axis=`",
+    );
     check("mean", vec![], vec![], "mean misses its argument `x`");
     check("mean", vec![], vec![("x", x())], "mean takes `x` by position only, not by keyword");
-    check("mean", vec![x()], vec![("axes", Int(0))], "mean has no keyword `axes`: did you mean `axis`?");
-    check("mean", vec![x()], vec![("axis", Int(0)), ("axis", Int(0))], "mean was given `axis` twice");
+    check(
+        "mean",
+        vec![x()],
+        vec![("axes", Int(0))],
+        "mean has no keyword `axes`: did you mean `axis`?",
+    );
+    check(
+        "mean",
+        vec![x()],
+        vec![("axis", Int(0)), ("axis", Int(0))],
+        "mean was given `axis` twice",
+    );
     check("add", vec![x()], vec![("x2", x())], "add takes `x2` by position only, not by keyword");
     check("abs", vec![x()], vec![("out", x())], "abs has no keyword `out`: it has no keywords");
     check("arange", vec![Int(5)], vec![("stop", Int(11)), ("step", Int(2))], "[3] int64 [3]");
-    check("arange", vec![Int(5), Int(11)], vec![("stop", Int(11))], "arange was given `stop` twice");
+    check(
+        "arange",
+        vec![Int(5), Int(11)],
+        vec![("stop", Int(11))],
+        "arange was given `stop` twice",
+    );
 }
 
 #[test]
 fn arguments_of_the_wrong_kind_are_named() {
     use Value::{Bool, Float, Int, Sequence, Text};
     check("mean", vec![Int(2)], vec![], "x is the number 2, but mean needs an array");
-    check("mean", vec![x()], vec![("axis", Float(0.5))], "axis is the number 0.5, but mean needs an axis, a tuple of axes, or None");
-    check("mean", vec![x()], vec![("keepdims", Int(1))], "keepdims is the number 1, but mean needs True or False");
+    check(
+        "mean",
+        vec![x()],
+        vec![("axis", Float(0.5))],
+        "axis is the number 0.5, but mean needs an axis, a tuple of axes, or None",
+    );
+    check(
+        "mean",
+        vec![x()],
+        vec![("keepdims", Int(1))],
+        "keepdims is the number 1, but mean needs True or False",
+    );
     check("add", vec![Int(2), Int(3)], vec![], "add needs an array on one side at least");
-    check("astype", vec![x(), Text("float31".into())], vec![], "dtype is the text 'float31', but astype needs a dtype such as float32");
-    check("broadcast_to", vec![x(), Sequence(vec![Int(-4), Int(6)])], vec![], "shape has the length -4 along axis 0");
-    check("rechunk", vec![x(), Sequence(vec![Int(4)])], vec![], "chunks has 1 lengths, but the array has 2 axes");
+    check(
+        "astype",
+        vec![x(), Text("float31".into())],
+        vec![],
+        "dtype is the text 'float31', but astype needs a dtype such as float32",
+    );
+    check(
+        "broadcast_to",
+        vec![x(), Sequence(vec![Int(-4), Int(6)])],
+        vec![],
+        "shape has the length -4 along axis 0",
+    );
+    check(
+        "rechunk",
+        vec![x(), Sequence(vec![Int(4)])],
+        vec![],
+        "chunks has 1 lengths, but the array has 2 axes",
+    );
     check("rechunk", vec![x(), Sequence(vec![Int(-1), Int(2)])], vec![], "[4, 6] float32 [4, 2]");
     check("full", vec![Int(3), Bool(true)], vec![], "[3] bool [3]");
 }
@@ -55,18 +110,40 @@ fn numbers_take_the_dtype_of_the_array_beside_them() {
     check("add", vec![x(), Int(3)], vec![], "[4, 6] float32 [2, 3]");
     check("add", vec![Float(0.1), x()], vec![], "[4, 6] float32 [2, 3]");
     check("add", vec![small(), Int(-128)], vec![], "[2] int8 [2]");
-    check("add", vec![small(), Int(128)], vec![], "128 is out of range for int8: choose a dtype that holds it, or cast the array first");
+    check(
+        "add",
+        vec![small(), Int(128)],
+        vec![],
+        "128 is out of range for int8: choose a dtype that holds it, or cast the array first",
+    );
     check("add", vec![small(), Float(0.5)], vec![], "[2] float64 [2]");
     check("add", vec![x(), Complex(0.0, 1.0)], vec![], "[4, 6] complex64 [2, 3]");
     check("add", vec![x(), Bool(true)], vec![], "[4, 6] float32 [2, 3]");
-    check("add", vec![x(), Int(1 << 70)], vec![], "1180591620717411303424 does not fit into an integer of 64 bits");
+    check(
+        "add",
+        vec![x(), Int(1 << 70)],
+        vec![],
+        "1180591620717411303424 does not fit into an integer of 64 bits",
+    );
 }
 
 #[test]
 fn every_signature_can_be_read() {
     for f in functions() {
-        assert!(signature::parse(f.signature).is_ok_and(|p| !p.is_empty()), "{}{}", f.name, f.signature);
-        assert!(!f.summary.is_empty() && f.summary.ends_with('.') && !f.dtypes.is_empty() && !f.cost.is_empty(), "{}", f.name);
+        assert!(
+            signature::parse(f.signature).is_ok_and(|p| !p.is_empty()),
+            "{}{}",
+            f.name,
+            f.signature
+        );
+        assert!(
+            !f.summary.is_empty()
+                && f.summary.ends_with('.')
+                && !f.dtypes.is_empty()
+                && !f.cost.is_empty(),
+            "{}",
+            f.name
+        );
     }
     let mut names: Vec<&str> = functions().iter().map(|f| f.name).chain(constants()).collect();
     let n = names.len();
@@ -77,7 +154,11 @@ fn every_signature_can_be_read() {
 
 #[test]
 fn a_method_call_is_written_as_a_function_call() {
-    let written = |name: &str, arguments: &[&str]| function(name).unwrap().written("u", &arguments.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>());
+    let written = |name: &str, arguments: &[&str]| {
+        function(name)
+            .unwrap()
+            .written("u", &arguments.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>())
+    };
     assert_eq!(written("mean", &["0"]), "mean(u, axis=0)");
     assert_eq!(written("mean", &["axis=0"]), "mean(u, axis=0)");
     assert_eq!(written("astype", &["float32"]), "astype(u, float32)");

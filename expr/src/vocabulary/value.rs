@@ -51,7 +51,9 @@ impl Value {
                 _ => Err(Error::Argument(format!("{i} does not fit into an integer of 64 bits"))),
             },
             Value::Float(x) => Ok(Scalar::new(*x)),
-            Value::Complex(re, im) => Ok(Scalar::new(freestone_kernels::dtype::Complex128::new(*re, *im))),
+            Value::Complex(re, im) => {
+                Ok(Scalar::new(freestone_kernels::dtype::Complex128::new(*re, *im)))
+            }
             _ => return None,
         })
     }
@@ -73,5 +75,7 @@ pub fn constant(name: &str) -> Option<Value> {
 
 /// Names that [`constant`] knows.
 pub fn constants() -> impl Iterator<Item = &'static str> {
-    ["True", "False", "None", "newaxis", "pi", "e", "inf", "nan"].into_iter().chain(DType::ALL.map(DType::name))
+    ["True", "False", "None", "newaxis", "pi", "e", "inf", "nan"]
+        .into_iter()
+        .chain(DType::ALL.map(DType::name))
 }

@@ -19,7 +19,8 @@ use crate::environment::read;
 /// The body of an answer, and how long it takes to come.
 type Answer = Option<(Vec<u8>, Duration)>;
 
-/// A function that answers until it is dropped: to measure clients with, which must have a process of their own for that.
+/// A function that answers until it is dropped: to measure clients with, which must have a process
+/// of their own for that.
 pub struct Answering {
     runtime: Option<tokio::runtime::Runtime>,
     address: SocketAddr,
@@ -32,13 +33,19 @@ impl fmt::Debug for Answering {
 }
 
 impl Answering {
-    /// Listens on 127.0.0.1, at a port that the system chooses. `answer` is given the body of each invocation; where it has no answer, the service has
-    /// failed.
+    /// Listens on 127.0.0.1, at a port that the system chooses. `answer` is given the body of each
+    /// invocation; where it has no answer, the service has failed.
     ///
     /// # Errors
     /// Where there is nothing to listen on.
-    pub fn start(answer: impl Fn(&[u8]) -> Answer + Send + Sync + 'static) -> io::Result<Answering> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("answering").enable_all().build()?;
+    pub fn start(
+        answer: impl Fn(&[u8]) -> Answer + Send + Sync + 'static,
+    ) -> io::Result<Answering> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("answering")
+            .enable_all()
+            .build()?;
         let listener = runtime.block_on(TcpListener::bind(("127.0.0.1", 0)))?;
         let address = listener.local_addr()?;
         runtime.spawn(listen(listener, Arc::new(answer)));
@@ -59,7 +66,10 @@ impl Drop for Answering {
     }
 }
 
-async fn listen(listener: TcpListener, answer: Arc<impl Fn(&[u8]) -> Answer + Send + Sync + 'static>) {
+async fn listen(
+    listener: TcpListener,
+    answer: Arc<impl Fn(&[u8]) -> Answer + Send + Sync + 'static>,
+) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             // Too many files are open: some will be closed.

@@ -1,4 +1,5 @@
-//! A client of one request for each connection, for tests that want nothing between themselves and the bytes.
+//! A client of one request for each connection, for tests that want nothing between themselves and
+//! the bytes.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -36,18 +37,31 @@ impl Invoked {
 ///
 /// # Errors
 /// Where the connection breaks, or nothing comes within `timeout`.
-pub fn request(address: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8], timeout: Duration) -> io::Result<Invoked> {
+pub fn request(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+    timeout: Duration,
+) -> io::Result<Invoked> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(timeout))?;
-    let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
+    let mut head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: \
+            {}\r\n",
+        body.len()
+    );
     headers.iter().for_each(|(name, value)| head.push_str(&format!("{name}: {value}\r\n")));
     head.push_str("\r\n");
     stream.write_all(head.as_bytes())?;
     stream.write_all(body)?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
-    parse(&answer).ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "the connection was closed without an answer"))
+    parse(&answer).ok_or_else(|| {
+        io::Error::new(io::ErrorKind::UnexpectedEof, "the connection was closed without an answer")
+    })
 }
 
 fn parse(answer: &[u8]) -> Option<Invoked> {
@@ -55,9 +69,16 @@ fn parse(answer: &[u8]) -> Option<Invoked> {
     let head = std::str::from_utf8(&answer[..end]).ok()?;
     let mut lines = head.split("\r\n");
     let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
-    let headers: Vec<(String, String)> =
-        lines.filter_map(|l| l.split_once(':').map(|(name, value)| (name.trim().to_ascii_lowercase(), value.trim().to_owned()))).collect();
+    let headers: Vec<(String, String)> = lines
+        .filter_map(|l| {
+            l.split_once(':')
+                .map(|(name, value)| (name.trim().to_ascii_lowercase(), value.trim().to_owned()))
+        })
+        .collect();
     let body = answer[end + 4..].to_vec();
-    let length = headers.iter().find(|(name, _)| name == "content-length").and_then(|(_, n)| n.parse::<usize>().ok());
+    let length = headers
+        .iter()
+        .find(|(name, _)| name == "content-length")
+        .and_then(|(_, n)| n.parse::<usize>().ok());
     (length.is_none_or(|n| n == body.len())).then_some(Invoked { status, headers, body })
 }

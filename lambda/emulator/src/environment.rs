@@ -1,7 +1,7 @@
 //! One execution environment: a process, its memory, and the Runtime API that it asks for work.
 //!
-//! Each has a listener of its own, so that the worker sees plain `host:port`, as on AWS. There is one place for a job: an environment runs one
-//! invocation at a time.
+//! Each has a listener of its own, so that the worker sees plain `host:port`, as on AWS. There is
+//! one place for a job: an environment runs one invocation at a time.
 
 use std::convert::Infallible;
 use std::fs::OpenOptions;
@@ -92,13 +92,24 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Environment {
     /// Starts a process.
-    pub(crate) async fn start(config: &Config, number: usize, parent: Option<&Parent>) -> io::Result<Environment> {
+    pub(crate) async fn start(
+        config: &Config,
+        number: usize,
+        parent: Option<&Parent>,
+    ) -> io::Result<Environment> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let address = listener.local_addr()?;
-        let cgroup = parent.map(|p| p.make(config.cap_bytes.unwrap_or(config.memory_mib << 20))).transpose()?;
+        let cgroup = parent
+            .map(|p| p.make(config.cap_bytes.unwrap_or(config.memory_mib << 20)))
+            .transpose()?;
         let id = format!("env-{number:04}");
         let mut command = tokio::process::Command::new(&config.command);
-        command.args(&config.arguments).env_clear().stdin(Stdio::null()).process_group(0).kill_on_drop(true);
+        command
+            .args(&config.arguments)
+            .env_clear()
+            .stdin(Stdio::null())
+            .process_group(0)
+            .kill_on_drop(true);
         if let Some(path) = &config.log {
             let file = OpenOptions::new().create(true).append(true).open(path)?;
             command.stdout(file.try_clone()?).stderr(file);
@@ -122,7 +133,8 @@ impl Environment {
             .env("PATH", "/usr/local/bin:/usr/bin:/bin")
             .envs(config.variables.iter().map(|(k, v)| (k, v)));
         let entrance = cgroup.as_ref().map(Cgroup::entrance).transpose()?;
-        // SAFETY: between fork and exec it makes two system calls, on a file that is open and with a constant; nothing is allocated or locked.
+        // SAFETY: between fork and exec it makes two system calls, on a file that is open and with
+        // a constant; nothing is allocated or locked.
         #[allow(unsafe_code)]
         unsafe {
             command.pre_exec(move || {
@@ -135,13 +147,25 @@ impl Environment {
         let started = Instant::now();
         let mut child = command.spawn()?;
         let raw = child.id().unwrap_or_default();
-        let pid = i32::try_from(raw).ok().and_then(Pid::from_raw).ok_or_else(|| io::Error::other("the process has no id"))?;
+        let pid = i32::try_from(raw)
+            .ok()
+            .and_then(Pid::from_raw)
+            .ok_or_else(|| io::Error::other("the process has no id"))?;
 
         let (jobs, queue) = mpsc::channel(1);
         let (exited, exit) = watch::channel(None);
         let arn = format!("arn:aws:lambda:us-east-1:000000000000:function:{}", config.function);
-        let api = Arc::new(Api { arn, queue: AsyncMutex::new(queue), asked: watch::channel(0).0, current: Mutex::new(None) });
-        let stats = Arc::new(Mutex::new(EnvironmentStats { id: id.clone(), pid: raw, ..EnvironmentStats::default() }));
+        let api = Arc::new(Api {
+            arn,
+            queue: AsyncMutex::new(queue),
+            asked: watch::channel(0).0,
+            current: Mutex::new(None),
+        });
+        let stats = Arc::new(Mutex::new(EnvironmentStats {
+            id: id.clone(),
+            pid: raw,
+            ..EnvironmentStats::default()
+        }));
         let cgroup = Arc::new(Mutex::new(cgroup));
         let serving = tokio::spawn(serve(listener, Arc::clone(&api)));
         let (its_stats, its_cgroup) = (Arc::clone(&stats), Arc::clone(&cgroup));
@@ -162,7 +186,15 @@ impl Environment {
     }
 
     /// Runs one invocation; nothing else may run meanwhile. `kill` and `slow` are faults.
-    pub(crate) async fn run(&self, id: &str, body: Bytes, timeout: Duration, kill: Option<Duration>, slow: Option<u32>, freeze: bool) -> Ran {
+    pub(crate) async fn run(
+        &self,
+        id: &str,
+        body: Bytes,
+        timeout: Duration,
+        kill: Option<Duration>,
+        slow: Option<u32>,
+        freeze: bool,
+    ) -> Ran {
         self.signal(Signal::CONT);
         if let Some(ran) = self.wait_for_init().await {
             return ran;
@@ -172,7 +204,11 @@ impl Environment {
         *lock(&self.api.current) = Some((id.to_owned(), say));
         let mut asked = self.api.asked.subscribe();
         let before = *asked.borrow();
-        let deadline_ms = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().saturating_add(timeout).as_millis();
+        let deadline_ms = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default()
+            .saturating_add(timeout)
+            .as_millis();
         let _ = self.jobs.send(Job { id: id.to_owned(), body, deadline_ms }).await;
         let mut exit = self.exit.clone();
         let ran = {
@@ -197,7 +233,8 @@ impl Environment {
                     Ok(Said::Response(body)) => Ran::Response(body),
                     Ok(Said::Error(body)) => Ran::Error(body),
                     Ok(Said::TooLong(n)) => Ran::TooLong(n),
-                    Err(_) => Ran::Exited(self.has_ended().unwrap_or_else(|| Exit { how: "its answer was dropped".into(), for_memory: false })),
+                    Err(_) => Ran::Exited(self.has_ended().unwrap_or_else(|| Exit { how: "its \
+                        answer was dropped".into(), for_memory: false })),
                 },
                 ended = exit.wait_for(Option::is_some) => match ended.ok().and_then(|e| e.clone()) {
                     Some(exit) => Ran::Exited(exit),
@@ -313,11 +350,17 @@ async fn serve(listener: TcpListener, api: Arc<Api>) {
 impl Api {
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let path = request.uri().path().to_owned();
-        let Some(path) = path.strip_prefix("/2018-06-01/runtime/") else { return status(StatusCode::NOT_FOUND) };
+        let Some(path) = path.strip_prefix("/2018-06-01/runtime/") else {
+            return status(StatusCode::NOT_FOUND);
+        };
         match (request.method(), path.split('/').collect::<Vec<_>>().as_slice()) {
             (&Method::GET, ["invocation", "next"]) => self.next().await,
-            (&Method::POST, ["invocation", id, "response"]) => self.said((*id).to_owned(), request, Said::Response).await,
-            (&Method::POST, ["invocation", id, "error"]) => self.said((*id).to_owned(), request, Said::Error).await,
+            (&Method::POST, ["invocation", id, "response"]) => {
+                self.said((*id).to_owned(), request, Said::Response).await
+            }
+            (&Method::POST, ["invocation", id, "error"]) => {
+                self.said((*id).to_owned(), request, Said::Error).await
+            }
             // The process ends after that, and its end is what counts.
             (&Method::POST, ["init", "error"]) => status(StatusCode::ACCEPTED),
             _ => status(StatusCode::NOT_FOUND),
@@ -326,7 +369,9 @@ impl Api {
 
     async fn next(&self) -> Response<Full<Bytes>> {
         self.asked.send_modify(|n| *n += 1);
-        let Some(job) = self.queue.lock().await.recv().await else { return status(StatusCode::GONE) };
+        let Some(job) = self.queue.lock().await.recv().await else {
+            return status(StatusCode::GONE);
+        };
         Response::builder()
             .header("Content-Type", "application/json")
             .header("Lambda-Runtime-Aws-Request-Id", &job.id)
@@ -337,10 +382,17 @@ impl Api {
             .unwrap_or_else(|_| status(StatusCode::INTERNAL_SERVER_ERROR))
     }
 
-    async fn said(&self, id: String, request: Request<Incoming>, what: fn(Bytes) -> Said) -> Response<Full<Bytes>> {
+    async fn said(
+        &self,
+        id: String,
+        request: Request<Incoming>,
+        what: fn(Bytes) -> Said,
+    ) -> Response<Full<Bytes>> {
         let body = read(request.into_body()).await;
         let mut current = lock(&self.current);
-        let Some((_, say)) = current.take_if(|(expected, _)| *expected == id) else { return status(StatusCode::BAD_REQUEST) };
+        let Some((_, say)) = current.take_if(|(expected, _)| *expected == id) else {
+            return status(StatusCode::BAD_REQUEST);
+        };
         match body {
             Some(Ok(body)) => drop(say.send(what(body))),
             Some(Err(length)) => {
@@ -365,7 +417,8 @@ pub(crate) async fn read(mut body: Incoming) -> Option<Result<Bytes, usize>> {
     while let Some(frame) = body.frame().await {
         if let Ok(part) = frame.ok()?.into_data() {
             length += part.len();
-            // What is too long is read to its end, so that the sender gets to read why it was refused.
+            // What is too long is read to its end, so that the sender gets to read why it was
+            // refused.
             if length <= MAX_BODY_BYTES {
                 kept.extend_from_slice(&part);
             } else {

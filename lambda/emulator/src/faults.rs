@@ -3,14 +3,16 @@
 use std::ops::Range;
 use std::time::Duration;
 
-/// What goes wrong. Each is a share of invocations, from 0 to 1; which ones follows from the seed and from the number of the invocation.
+/// What goes wrong. Each is a share of invocations, from 0 to 1; which ones follows from the seed
+/// and from the number of the invocation.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Faults {
     /// Other seeds choose others.
     pub seed: u64,
     /// Gets a 429.
     pub throttle: f64,
-    /// Its process is killed, after a time from [`kill_after`](Faults::kill_after), or when it answers if that is sooner.
+    /// Its process is killed, after a time from [`kill_after`](Faults::kill_after), or when it
+    /// answers if that is sooner.
     pub kill: f64,
     /// When.
     pub kill_after: Range<Duration>,
@@ -42,7 +44,8 @@ impl Faults {
             return Fate { throttle: true, ..Fate::default() };
         }
         let span = self.kill_after.end.saturating_sub(self.kill_after.start);
-        let kill = hit(1, self.kill).then(|| self.kill_after.start + span.mul_f64(unit(self.seed, 2, n)));
+        let kill =
+            hit(1, self.kill).then(|| self.kill_after.start + span.mul_f64(unit(self.seed, 2, n)));
         Fate {
             throttle: false,
             lose: kill.is_none() && hit(3, self.lose),
@@ -82,7 +85,8 @@ mod tests {
         };
         let fates: Vec<Fate> = (0..20_000).map(|n| faults.fate(n)).collect();
         assert_eq!(fates, (0..20_000).map(|n| faults.fate(n)).collect::<Vec<_>>());
-        let share = |is: &dyn Fn(&Fate) -> bool| fates.iter().filter(|f| is(f)).count() as f64 / 20_000.0;
+        let share =
+            |is: &dyn Fn(&Fate) -> bool| fates.iter().filter(|f| is(f)).count() as f64 / 20_000.0;
         for (found, asked) in [
             (share(&|f| f.throttle), 0.1),
             (share(&|f| f.kill.is_some()), 0.045),
@@ -93,7 +97,10 @@ mod tests {
             assert!((found / asked - 1.0).abs() < 0.2, "{found} of {asked}");
         }
         assert!(fates.iter().filter_map(|f| f.kill).all(|t| faults.kill_after.contains(&t)));
-        assert_ne!(fates, (0..20_000).map(|n| Faults { seed: 8, ..faults.clone() }.fate(n)).collect::<Vec<_>>());
+        assert_ne!(
+            fates,
+            (0..20_000).map(|n| Faults { seed: 8, ..faults.clone() }.fate(n)).collect::<Vec<_>>()
+        );
         assert!((0..1000).all(|n| Faults::default().fate(n) == Fate::default()));
     }
 }

@@ -39,15 +39,26 @@ pub(crate) async fn listen(listener: TcpListener, function: Arc<Function>) {
 
 async fn answer(function: Arc<Function>, request: Request<Incoming>) -> io::Result<Answer> {
     let path = request.uri().path().to_owned();
-    match (request.method(), path.trim_start_matches('/').split('/').collect::<Vec<_>>().as_slice()) {
-        (&Method::GET, ["_stats"]) => Ok(respond(StatusCode::OK, &[], serde_json::to_vec(&function.stats())?.into())),
+    match (request.method(), path.trim_start_matches('/').split('/').collect::<Vec<_>>().as_slice())
+    {
+        (&Method::GET, ["_stats"]) => {
+            Ok(respond(StatusCode::OK, &[], serde_json::to_vec(&function.stats())?.into()))
+        }
         (&Method::POST, ["2015-03-31", "functions", name, "invocations"]) => {
             if is_it(&function.config.function, name) {
                 return invoke(function, request).await;
             }
-            Ok(refuse(StatusCode::NOT_FOUND, "ResourceNotFoundException", json!({ "Type": "User", "Message": format!("Function not found: {name}") })))
+            Ok(refuse(
+                StatusCode::NOT_FOUND,
+                "ResourceNotFoundException",
+                json!({ "Type": "User", "Message": format!("Function not found: {name}") }),
+            ))
         }
-        _ => Ok(refuse(StatusCode::NOT_FOUND, "UnknownOperationException", json!({ "Message": format!("nothing is at {path}") }))),
+        _ => Ok(refuse(
+            StatusCode::NOT_FOUND,
+            "UnknownOperationException",
+            json!({ "Message": format!("nothing is at {path}") }),
+        )),
     }
 }
 
@@ -59,7 +70,9 @@ fn is_it(function: &str, name: &str) -> bool {
 }
 
 async fn invoke(function: Arc<Function>, request: Request<Incoming>) -> io::Result<Answer> {
-    let header = |name: &str| request.headers().get(name).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
+    let header = |name: &str| {
+        request.headers().get(name).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned()
+    };
     let kind = header("x-amz-invocation-type");
     let (wants_log, its_size) = (header("x-amz-log-type") == "Tail", function.config.memory_mib);
     if function.config.signed && !header("authorization").starts_with("AWS4-HMAC-SHA256 ") {
@@ -69,14 +82,23 @@ async fn invoke(function: Arc<Function>, request: Request<Incoming>) -> io::Resu
     let body = match read(request.into_body()).await {
         Some(Ok(body)) => body,
         Some(Err(length)) => {
-            let why = format!("Request must be smaller than {} bytes for the InvokeFunction operation, it has {length}", crate::MAX_BODY_BYTES);
-            return Ok(refuse(StatusCode::PAYLOAD_TOO_LARGE, "RequestTooLargeException", json!({ "Type": "User", "message": why })));
+            let why = format!(
+                "Request must be smaller than {} bytes for the InvokeFunction operation, it has \
+                    {length}",
+                crate::MAX_BODY_BYTES
+            );
+            return Ok(refuse(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "RequestTooLargeException",
+                json!({ "Type": "User", "message": why }),
+            ));
         }
         None => return Err(io::ErrorKind::UnexpectedEof.into()),
     };
     let body = if body.is_empty() { Bytes::from_static(b"{}") } else { body };
     if let Err(error) = serde_json::from_slice::<serde::de::IgnoredAny>(&body) {
-        let why = json!({ "Type": "User", "message": format!("Could not parse request body into json: {error}") });
+        let why = json!({ "Type": "User", "message": format!("Could not parse request body into \
+            json: {error}") });
         return Ok(refuse(StatusCode::BAD_REQUEST, "InvalidRequestContentException", why));
     }
     match kind.as_str() {
@@ -120,20 +142,30 @@ async fn invoke(function: Arc<Function>, request: Request<Incoming>) -> io::Resu
     });
     let version = ("X-Amz-Executed-Version", "$LATEST");
     match receive.await {
-        Ok(Reply::Response(body)) => Ok(respond(StatusCode::OK, &[version, ("X-Amzn-RequestId", &id)], body)),
+        Ok(Reply::Response(body)) => {
+            Ok(respond(StatusCode::OK, &[version, ("X-Amzn-RequestId", &id)], body))
+        }
         Ok(Reply::Error(body, used)) => {
-            let mut headers = vec![version, ("X-Amzn-RequestId", &id), ("X-Amz-Function-Error", "Unhandled")];
+            let mut headers =
+                vec![version, ("X-Amzn-RequestId", &id), ("X-Amz-Function-Error", "Unhandled")];
             // What is of the log is the line with the figures.
             let log = used.map(|used| {
                 let size = its_size;
-                base64(&format!("REPORT RequestId: {id}\tMemory Size: {size} MB\tMax Memory Used: {} MB\t\n", (used >> 20).min(size)))
+                base64(&format!(
+                    "REPORT RequestId: {id}\tMemory Size: {size} MB\tMax Memory Used: {} MB\t\n",
+                    (used >> 20).min(size)
+                ))
             });
             if let Some(log) = log.as_ref().filter(|_| wants_log) {
                 headers.push(("X-Amz-Log-Result", log));
             }
             Ok(respond(StatusCode::OK, &headers, body))
         }
-        Ok(Reply::Service(why)) => Ok(refuse(StatusCode::INTERNAL_SERVER_ERROR, "ServiceException", json!({ "Type": "Service", "Message": why }))),
+        Ok(Reply::Service(why)) => Ok(refuse(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "ServiceException",
+            json!({ "Type": "Service", "Message": why }),
+        )),
         Ok(Reply::Lost) | Err(_) => Err(io::ErrorKind::ConnectionReset.into()),
     }
 }
@@ -143,8 +175,15 @@ fn base64(text: &str) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut coded = String::new();
     for three in text.as_bytes().chunks(3) {
-        let bits = (0..3).fold(0, |bits, i| bits << 8 | u32::from(three.get(i).copied().unwrap_or(0)));
-        let digit = |i: usize| if i <= three.len() { char::from(DIGITS[(bits >> (18 - 6 * i)) as usize % 64]) } else { '=' };
+        let bits =
+            (0..3).fold(0, |bits, i| bits << 8 | u32::from(three.get(i).copied().unwrap_or(0)));
+        let digit = |i: usize| {
+            if i <= three.len() {
+                char::from(DIGITS[(bits >> (18 - 6 * i)) as usize % 64])
+            } else {
+                '='
+            }
+        };
         coded.extend((0..4).map(digit));
     }
     coded
@@ -160,7 +199,10 @@ async fn event(function: Arc<Function>, body: Bytes) {
             && let Ok(lease) = function.lease()
         {
             tries += 1;
-            if matches!(Arc::clone(&function).invoke(lease, body.clone(), fate, id.clone()).await, Reply::Response(_) | Reply::Lost) {
+            if matches!(
+                Arc::clone(&function).invoke(lease, body.clone(), fate, id.clone()).await,
+                Reply::Response(_) | Reply::Lost
+            ) {
                 return;
             }
         }
@@ -180,7 +222,11 @@ fn throttled(why: Throttled) -> Answer {
 }
 
 fn refuse(status: StatusCode, kind: &str, body: Value) -> Answer {
-    respond(status, &[("X-Amzn-ErrorType", kind), ("X-Amzn-RequestId", &request_id())], body.to_string().into())
+    respond(
+        status,
+        &[("X-Amzn-ErrorType", kind), ("X-Amzn-RequestId", &request_id())],
+        body.to_string().into(),
+    )
 }
 
 fn respond(status: StatusCode, headers: &[(&str, &str)], body: Bytes) -> Answer {

@@ -92,7 +92,8 @@ impl Drop for Lease {
 /// What the client gets.
 pub(crate) enum Reply {
     Response(Bytes),
-    /// An error of the function, as JSON; and the most memory that its environment had, if that is known.
+    /// An error of the function, as JSON; and the most memory that its environment had, if that is
+    /// known.
     Error(Bytes, Option<u64>),
     /// Its connection is closed.
     Lost,
@@ -176,7 +177,9 @@ impl Function {
         state.idle.retain(|e| e.has_ended().is_none());
         let why = if state.is_closed || state.busy >= self.config.concurrency {
             Some(Throttled::Concurrency)
-        } else if !state.requests.as_mut().is_none_or(Bucket::take) || (state.idle.is_empty() && !state.scaling.as_mut().is_none_or(Bucket::take)) {
+        } else if !state.requests.as_mut().is_none_or(Bucket::take)
+            || (state.idle.is_empty() && !state.scaling.as_mut().is_none_or(Bucket::take))
+        {
             Some(Throttled::Rate)
         } else {
             None
@@ -200,7 +203,8 @@ impl Function {
             state.started += 1;
             state.started
         };
-        let started = Arc::new(Environment::start(&self.config, number, self.parent.as_ref()).await?);
+        let started =
+            Arc::new(Environment::start(&self.config, number, self.parent.as_ref()).await?);
         let mut state = self.lock();
         state.all.push(Arc::clone(&started));
         if state.is_closed {
@@ -211,7 +215,13 @@ impl Function {
     }
 
     /// Runs an invocation to its end, whether somebody waits for it or not.
-    pub(crate) async fn invoke(self: Arc<Function>, lease: Lease, body: Bytes, fate: Fate, id: String) -> Reply {
+    pub(crate) async fn invoke(
+        self: Arc<Function>,
+        lease: Lease,
+        body: Bytes,
+        fate: Fate,
+        id: String,
+    ) -> Reply {
         let mut later = fate.duplicate;
         if fate.duplicate
             && let Ok(second) = self.lease()
@@ -219,7 +229,9 @@ impl Function {
             later = false;
             let function = Arc::clone(&self);
             let (body, id) = (body.clone(), id.clone());
-            tokio::spawn(async move { function.run(second, body, Fate::default(), id, true).await });
+            tokio::spawn(
+                async move { function.run(second, body, Fate::default(), id, true).await },
+            );
         }
         let reply = Arc::clone(&self).run(lease, body.clone(), fate, id.clone(), false).await;
         if later {
@@ -233,13 +245,22 @@ impl Function {
         reply
     }
 
-    async fn run(self: Arc<Function>, mut lease: Lease, body: Bytes, fate: Fate, id: String, is_duplicate: bool) -> Reply {
+    async fn run(
+        self: Arc<Function>,
+        mut lease: Lease,
+        body: Bytes,
+        fate: Fate,
+        id: String,
+        is_duplicate: bool,
+    ) -> Reply {
         let begun = Instant::now();
         let environment = match self.environment(&mut lease).await {
             Ok(environment) => environment,
             Err(error) => return Reply::Service(error.to_string()),
         };
-        let ran = environment.run(&id, body.clone(), self.config.timeout, fate.kill, fate.slow, self.config.freeze).await;
+        let ran = environment
+            .run(&id, body.clone(), self.config.timeout, fate.kill, fate.slow, self.config.freeze)
+            .await;
         let used = environment.stats().max_memory_bytes;
         let mut state = self.lock();
         let stats = &mut state.stats;
@@ -247,23 +268,36 @@ impl Function {
         stats.ran_ms += 1e3 * begun.elapsed().as_secs_f64();
         stats.faults.slowed += u64::from(fate.slow.is_some());
         stats.faults.duplicated += u64::from(is_duplicate);
-        let exit = |how: &str| error("Runtime.ExitError", format!("RequestId: {id} Error: Runtime exited with error: {how}"));
+        let exit = |how: &str| {
+            error(
+                "Runtime.ExitError",
+                format!("RequestId: {id} Error: Runtime exited with error: {how}"),
+            )
+        };
         let (mut reply, mut ended) = match ran {
             Ran::Response(body) => (Reply::Response(body), Ended::Answered),
             Ran::Error(body) => (Reply::Error(body, used), Ended::Error),
             Ran::TooLong(n) => {
-                let text = format!("Response payload size ({n} bytes) exceeded maximum allowed payload size ({} bytes).", crate::MAX_BODY_BYTES);
+                let text = format!(
+                    "Response payload size ({n} bytes) exceeded maximum allowed payload size ({} \
+                        bytes).",
+                    crate::MAX_BODY_BYTES
+                );
                 (Reply::Error(error("Function.ResponseSizeTooLarge", text), used), Ended::Error)
             }
             Ran::TimedOut => {
                 stats.timeouts += 1;
-                let text = format!("RequestId: {id} Error: Task timed out after {:.2} seconds", self.config.timeout.as_secs_f64());
+                let text = format!(
+                    "RequestId: {id} Error: Task timed out after {:.2} seconds",
+                    self.config.timeout.as_secs_f64()
+                );
                 (Reply::Error(error("Sandbox.Timedout", text), used), Ended::Error)
             }
             Ran::Exited(exited) => {
                 stats.exits += 1;
                 stats.oom_kills += u64::from(exited.for_memory);
-                let used = if exited.for_memory { Some(self.config.memory_mib << 20) } else { used };
+                let used =
+                    if exited.for_memory { Some(self.config.memory_mib << 20) } else { used };
                 (Reply::Error(exit(&exited.how), used), Ended::Error)
             }
             Ran::Killed => {
@@ -273,13 +307,23 @@ impl Function {
             }
         };
         stats.function_errors += u64::from(ended == Ended::Error);
-        let answer = if let Reply::Response(body) | Reply::Error(body, _) = &reply { body.to_vec() } else { Vec::new() };
+        let answer = if let Reply::Response(body) | Reply::Error(body, _) = &reply {
+            body.to_vec()
+        } else {
+            Vec::new()
+        };
         if fate.lose && ended == Ended::Answered {
             stats.faults.lost += 1;
             (reply, ended) = (Reply::Lost, Ended::Lost);
         }
         if self.config.keep_bodies {
-            state.kept.push(Kept { request: body.to_vec(), answer, ended, environment: environment.id.clone(), is_duplicate });
+            state.kept.push(Kept {
+                request: body.to_vec(),
+                answer,
+                ended,
+                environment: environment.id.clone(),
+                is_duplicate,
+            });
         }
         drop(state);
         // Its place is free before its client hears of it.

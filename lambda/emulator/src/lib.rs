@@ -1,15 +1,20 @@
 //! AWS Lambda on one machine, for tests.
 //!
-//! One function behind the Invoke API. Every execution environment is an operating system's process of its own that runs the real worker program
-//! against a Runtime API of its own, under a memory cgroup of the function's size: who takes more is killed, as there. Time limits kill too;
-//! invocations beyond the function's concurrency or rates get a 429; bodies beyond 6 MiB are refused both ways; between invocations a process is
-//! stopped; a client that hangs up does not stop its invocation. What goes wrong besides is asked for by [`Faults`].
+//! One function behind the Invoke API. Every execution environment is an operating system's process
+//! of its own that runs the real worker program against a Runtime API of its own, under a memory
+//! cgroup of the function's size: who takes more is killed, as there. Time limits kill too;
+//! invocations beyond the function's concurrency or rates get a 429; bodies beyond 6 MiB are
+//! refused both ways; between invocations a process is stopped; a client that hangs up does not
+//! stop its invocation. What goes wrong besides is asked for by [`Faults`].
 //!
-//! [`Emulator::start`] takes a [`Config`] and listens on 127.0.0.1, at a port that the system chooses; when the value is dropped, everything is
-//! stopped. `front` has the Invoke API, `environment` a process and its Runtime API, `cgroup` its memory. [`StoreProxy`] lets requests to an object
-//! store go wrong, and [`Answering`] is a function without environments, to measure clients with.
+//! [`Emulator::start`] takes a [`Config`] and listens on 127.0.0.1, at a port that the system
+//! chooses; when the value is dropped, everything is stopped. `front` has the Invoke API,
+//! `environment` a process and its Runtime API, `cgroup` its memory. [`StoreProxy`] lets requests
+//! to an object store go wrong, and [`Answering`] is a function without environments, to measure
+//! clients with.
 //!
-//! Left out: signatures are looked for, not verified; CPU is not rationed; response streams, layers, versions.
+//! Left out: signatures are looked for, not verified; CPU is not rationed; response streams,
+//! layers, versions.
 
 mod answering;
 mod cgroup;
@@ -64,7 +69,8 @@ pub struct Config {
     pub freeze: bool,
     /// Whether memory cgroups are needed.
     pub cap: Cap,
-    /// The limit of an environment's memory cgroup, where it is not the memory that its worker is told of.
+    /// The limit of an environment's memory cgroup, where it is not the memory that its worker is
+    /// told of.
     pub cap_bytes: Option<u64>,
     /// Refuses invocations without a signature.
     pub signed: bool,
@@ -77,7 +83,8 @@ pub struct Config {
 }
 
 impl Config {
-    /// A function of 256 MiB and 30 seconds that runs a program in up to 8 environments, on which nothing goes wrong.
+    /// A function of 256 MiB and 30 seconds that runs a program in up to 8 environments, on which
+    /// nothing goes wrong.
     pub fn new(function: impl Into<String>, command: impl Into<PathBuf>) -> Config {
         Config {
             function: function.into(),
@@ -138,15 +145,23 @@ impl Emulator {
     /// Where there is no such program, nothing to listen on, or no memory cgroup but one is needed.
     pub fn start(config: Config) -> io::Result<Emulator> {
         if !config.command.is_file() {
-            return Err(io::Error::new(io::ErrorKind::NotFound, format!("there is no worker program at {}", config.command.display())));
+            return Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                format!("there is no worker program at {}", config.command.display()),
+            ));
         }
         let parent = match (cgroup::parent(), config.cap) {
             (Ok(parent), _) => Some(parent),
             (Err(error), Cap::Always) => return Err(error),
             (Err(_), Cap::WherePossible) => None,
         };
-        // Processes die with the thread that started them; these threads live as long as the runtime.
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("emulator").enable_all().build()?;
+        // Processes die with the thread that started them; these threads live as long as the
+        // runtime.
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("emulator")
+            .enable_all()
+            .build()?;
         let listener = runtime.block_on(tokio::net::TcpListener::bind(("127.0.0.1", 0)))?;
         let address = listener.local_addr()?;
         let function = Arc::new(Function::new(config, parent));
@@ -165,7 +180,14 @@ impl Emulator {
     /// Where the connection is closed without an answer.
     pub fn invoke(&self, body: &[u8]) -> io::Result<Invoked> {
         let path = format!("/2015-03-31/functions/{}/invocations", self.function.config.function);
-        request(self.address, "POST", &path, &[], body, self.function.config.timeout + Duration::from_secs(30))
+        request(
+            self.address,
+            "POST",
+            &path,
+            &[],
+            body,
+            self.function.config.timeout + Duration::from_secs(30),
+        )
     }
 
     /// Where it listens.
@@ -193,7 +215,8 @@ impl Emulator {
         self.function.set_faults(faults);
     }
 
-    /// Ends all environments at once, also those at work, as if their machines were lost. The function stays.
+    /// Ends all environments at once, also those at work, as if their machines were lost. The
+    /// function stays.
     pub fn lose_environments(&self) {
         self.function.kill_all();
     }
@@ -209,8 +232,8 @@ impl Drop for Emulator {
     }
 }
 
-/// The worker program `bootstrap` of the build that the calling test belongs to: it lies beside the test's folder. The variable
-/// `FREESTONE_BOOTSTRAP` names another.
+/// The worker program `bootstrap` of the build that the calling test belongs to: it lies beside the
+/// test's folder. The variable `FREESTONE_BOOTSTRAP` names another.
 ///
 /// # Errors
 /// Where it was not built.
@@ -221,7 +244,10 @@ pub fn worker_binary() -> io::Result<PathBuf> {
     let this = std::env::current_exe()?;
     let candidates = this.ancestors().skip(1).take(3).map(|folder| folder.join("bootstrap"));
     candidates.into_iter().find(|path| path.is_file()).ok_or_else(|| {
-        let why = format!("there is no `bootstrap` near {}: cargo build --release -p freestone-lambda", this.display());
+        let why = format!(
+            "there is no `bootstrap` near {}: cargo build --release -p freestone-lambda",
+            this.display()
+        );
         io::Error::new(io::ErrorKind::NotFound, why)
     })
 }

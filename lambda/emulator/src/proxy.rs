@@ -1,7 +1,8 @@
 //! A proxy before an object store, on which requests go wrong by plan.
 //!
-//! Some are refused before the store hears of them; of others the store's answer gets lost, which a client cannot tell from the former, and which
-//! makes a conditional put find itself when it is tried again.
+//! Some are refused before the store hears of them; of others the store's answer gets lost, which a
+//! client cannot tell from the former, and which makes a conditional put find itself when it is
+//! tried again.
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,7 +21,8 @@ use tokio::sync::Mutex as AsyncMutex;
 
 use crate::faults::unit;
 
-/// What goes wrong. Each is a share of requests, from 0 to 1; which ones follows from the seed and from the number of the request.
+/// What goes wrong. Each is a share of requests, from 0 to 1; which ones follows from the seed and
+/// from the number of the request.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StoreFaults {
     /// Other seeds choose others.
@@ -31,8 +33,8 @@ pub struct StoreFaults {
     pub fail: f64,
     /// Is done, and the connection is closed or reset without an answer.
     pub lose: f64,
-    /// The same, of puts alone whose condition held: there are few, and they are what commits hang on. With 1 each is done without an answer, and
-    /// fails when it is tried again.
+    /// The same, of puts alone whose condition held: there are few, and they are what commits hang
+    /// on. With 1 each is done without an answer, and fails when it is tried again.
     pub lose_conditional: f64,
 }
 
@@ -98,10 +100,19 @@ impl StoreProxy {
     /// # Errors
     /// Where there is nothing to listen on.
     pub fn start(store: SocketAddr, faults: StoreFaults) -> io::Result<StoreProxy> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("store-proxy").enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("store-proxy")
+            .enable_all()
+            .build()?;
         let listener = runtime.block_on(TcpListener::bind(("127.0.0.1", 0)))?;
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared { store, faults: Mutex::new(faults), stats: Mutex::default(), connections: AtomicU64::new(0) });
+        let shared = Arc::new(Shared {
+            store,
+            faults: Mutex::new(faults),
+            stats: Mutex::default(),
+            connections: AtomicU64::new(0),
+        });
         runtime.spawn(listen(listener, Arc::clone(&shared)));
         Ok(StoreProxy { runtime: Some(runtime), shared, address })
     }
@@ -141,7 +152,8 @@ async fn listen(listener: TcpListener, shared: Arc<Shared>) {
             continue;
         };
         let _ = stream.set_nodelay(true);
-        // Clients do not take the two ways to break for the same: every second connection is reset where it breaks, the others are closed.
+        // Clients do not take the two ways to break for the same: every second connection is reset
+        // where it breaks, the others are closed.
         if shared.connections.fetch_add(1, Ordering::Relaxed) % 2 == 1 {
             let _ = stream.set_zero_linger();
         }
@@ -149,7 +161,9 @@ async fn listen(listener: TcpListener, shared: Arc<Shared>) {
         tokio::spawn(async move {
             let upstream = Upstream::default();
             // That an answer fails closes the connection without one.
-            let service = service_fn(move |request| answer(Arc::clone(&shared), Arc::clone(&upstream), request));
+            let service = service_fn(move |request| {
+                answer(Arc::clone(&shared), Arc::clone(&upstream), request)
+            });
             let _ = server::Builder::new().serve_connection(TokioIo::new(stream), service).await;
         });
     }
@@ -168,16 +182,33 @@ impl Shared {
     }
 }
 
-async fn answer(shared: Arc<Shared>, upstream: Upstream, request: Request<Incoming>) -> io::Result<Answer> {
+async fn answer(
+    shared: Arc<Shared>,
+    upstream: Upstream,
+    request: Request<Incoming>,
+) -> io::Result<Answer> {
     let fate = shared.fate();
     let (head, body) = request.into_parts();
     let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
     match fate {
-        Fate::SlowDown => return Ok(refuse(StatusCode::SERVICE_UNAVAILABLE, "SlowDown", "Please reduce your request rate.")),
-        Fate::Fail => return Ok(refuse(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", "We encountered an internal error. Please try again.")),
+        Fate::SlowDown => {
+            return Ok(refuse(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "SlowDown",
+                "Please reduce your request rate.",
+            ));
+        }
+        Fate::Fail => {
+            return Ok(refuse(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "InternalError",
+                "We encountered an internal error. Please try again.",
+            ));
+        }
         Fate::Fine | Fate::Lose | Fate::LoseConditional => {}
     }
-    let is_conditional = head.method == Method::PUT && (head.headers.contains_key("if-match") || head.headers.contains_key("if-none-match"));
+    let is_conditional = head.method == Method::PUT
+        && (head.headers.contains_key("if-match") || head.headers.contains_key("if-none-match"));
     let response = forward(&shared, &upstream, Request::from_parts(head, Full::new(body))).await?;
     let is_conditional = is_conditional && response.status().is_success();
     if fate == Fate::Lose || (fate == Fate::LoseConditional && is_conditional) {
@@ -190,20 +221,26 @@ async fn answer(shared: Arc<Shared>, upstream: Upstream, request: Request<Incomi
 }
 
 /// Asks the store, on a connection that belongs to the client's.
-async fn forward(shared: &Shared, upstream: &Upstream, request: Request<Full<Bytes>>) -> io::Result<Answer> {
+async fn forward(
+    shared: &Shared,
+    upstream: &Upstream,
+    request: Request<Full<Bytes>>,
+) -> io::Result<Answer> {
     let mut upstream = upstream.lock().await;
     let mut sender = match upstream.take().filter(|s| !s.is_closed()) {
         Some(sender) => sender,
         None => {
             let stream = TcpStream::connect(shared.store).await?;
             let _ = stream.set_nodelay(true);
-            let (sender, connection) = client::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+            let (sender, connection) =
+                client::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
             tokio::spawn(connection);
             sender
         }
     };
     sender.ready().await.map_err(io::Error::other)?;
-    let (mut head, body) = sender.send_request(request).await.map_err(io::Error::other)?.into_parts();
+    let (mut head, body) =
+        sender.send_request(request).await.map_err(io::Error::other)?.into_parts();
     let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
     *upstream = Some(sender);
     // The body is in one piece now. What answers a HEAD has a length without a body.
@@ -213,8 +250,15 @@ async fn forward(shared: &Shared, upstream: &Upstream, request: Request<Full<Byt
 
 /// An answer in S3's words.
 fn refuse(status: StatusCode, code: &str, message: &str) -> Answer {
-    let body = format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>{message}</Message></Error>");
-    Response::builder().status(status).header("Content-Type", "application/xml").body(Full::new(body.into())).unwrap_or_default()
+    let body = format!(
+        "<?xml version=\"1.0\" \
+            encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>{message}</Message></Error>"
+    );
+    Response::builder()
+        .status(status)
+        .header("Content-Type", "application/xml")
+        .body(Full::new(body.into()))
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -228,9 +272,13 @@ mod tests {
 
     #[test]
     fn fates_follow_from_seed_and_number_and_come_as_often_as_asked() {
-        let faults = StoreFaults { seed: 3, slow_down: 0.05, fail: 0.03, lose: 0.02, lose_conditional: 0.0 };
-        let count = |fate: Fate| (0..20_000).filter(|n| faults.fate(*n) == fate).count() as f64 / 20_000.0;
-        for (fate, asked) in [(Fate::SlowDown, 0.05), (Fate::Fail, 0.03), (Fate::Lose, 0.02), (Fate::Fine, 0.9)] {
+        let faults =
+            StoreFaults { seed: 3, slow_down: 0.05, fail: 0.03, lose: 0.02, lose_conditional: 0.0 };
+        let count =
+            |fate: Fate| (0..20_000).filter(|n| faults.fate(*n) == fate).count() as f64 / 20_000.0;
+        for (fate, asked) in
+            [(Fate::SlowDown, 0.05), (Fate::Fail, 0.03), (Fate::Lose, 0.02), (Fate::Fine, 0.9)]
+        {
             assert!((count(fate) / asked - 1.0).abs() < 0.2, "{fate:?}");
         }
         assert!((0..1000).any(|n| StoreFaults { seed: 4, ..faults }.fate(n) != faults.fate(n)));
@@ -255,7 +303,9 @@ mod tests {
                             if input.read_line(&mut line).unwrap_or(0) == 0 {
                                 return;
                             }
-                            if let Some(n) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                            if let Some(n) =
+                                line.to_ascii_lowercase().strip_prefix("content-length:")
+                            {
                                 length = n.trim().parse().unwrap();
                             }
                             if line == "\r\n" {
@@ -269,7 +319,12 @@ mod tests {
                         input.read_exact(&mut body).unwrap();
                         its.fetch_add(1, Ordering::Relaxed);
                         let said = format!("{} {}", head.trim(), String::from_utf8_lossy(&body));
-                        write!(output, "HTTP/1.1 200 OK\r\nETag: \"7\"\r\nContent-Length: {}\r\n\r\n{said}", said.len()).unwrap();
+                        write!(
+                            output,
+                            "HTTP/1.1 200 OK\r\nETag: \"7\"\r\nContent-Length: {}\r\n\r\n{said}",
+                            said.len()
+                        )
+                        .unwrap();
                     }
                 });
             }
@@ -281,25 +336,49 @@ mod tests {
     fn what_is_refused_is_not_done_and_what_gets_lost_is() {
         let (store, done) = store();
         let proxy = StoreProxy::start(store, StoreFaults::default()).unwrap();
-        let ask = |headers: &[(&str, &str)]| request(proxy.address, "PUT", "/bucket/key?x=1", headers, b"bytes", Duration::from_secs(300));
+        let ask = |headers: &[(&str, &str)]| {
+            request(
+                proxy.address,
+                "PUT",
+                "/bucket/key?x=1",
+                headers,
+                b"bytes",
+                Duration::from_secs(300),
+            )
+        };
         let fine = ask(&[]).unwrap();
-        assert_eq!((fine.status, fine.header("etag"), fine.text().as_str()), (200, Some("\"7\""), "PUT /bucket/key?x=1 HTTP/1.1 bytes"));
+        assert_eq!(
+            (fine.status, fine.header("etag"), fine.text().as_str()),
+            (200, Some("\"7\""), "PUT /bucket/key?x=1 HTTP/1.1 bytes")
+        );
         let only = |faults: StoreFaults| proxy.set_faults(faults);
         only(StoreFaults { slow_down: 1.0, ..StoreFaults::default() });
         let refused = ask(&[]).unwrap();
-        assert!(refused.status == 503 && refused.text().contains("<Code>SlowDown</Code>"), "{refused:?}");
+        assert!(
+            refused.status == 503 && refused.text().contains("<Code>SlowDown</Code>"),
+            "{refused:?}"
+        );
         only(StoreFaults { fail: 1.0, ..StoreFaults::default() });
         let refused = ask(&[]).unwrap();
-        assert!(refused.status == 500 && refused.text().contains("<Code>InternalError</Code>"), "{refused:?}");
+        assert!(
+            refused.status == 500 && refused.text().contains("<Code>InternalError</Code>"),
+            "{refused:?}"
+        );
         assert_eq!(done.load(Ordering::Relaxed), 1);
         // Closed, reset, closed.
         only(StoreFaults { lose: 1.0, ..StoreFaults::default() });
-        let kinds = [&[][..], &[("If-None-Match", "*")], &[("If-Match", "\"7\"")]].map(|headers| ask(headers).unwrap_err().kind());
+        let kinds = [&[][..], &[("If-None-Match", "*")], &[("If-Match", "\"7\"")]]
+            .map(|headers| ask(headers).unwrap_err().kind());
         assert_eq!(done.load(Ordering::Relaxed), 4);
-        assert!(kinds.contains(&io::ErrorKind::ConnectionReset) && kinds.contains(&io::ErrorKind::UnexpectedEof), "{kinds:?}");
+        assert!(
+            kinds.contains(&io::ErrorKind::ConnectionReset)
+                && kinds.contains(&io::ErrorKind::UnexpectedEof),
+            "{kinds:?}"
+        );
         only(StoreFaults { lose_conditional: 1.0, ..StoreFaults::default() });
         assert!(ask(&[]).is_ok() && ask(&[("If-Match", "\"7\"")]).is_err());
-        let expect = StoreStats { requests: 8, slowed_down: 1, failed: 1, lost: 4, lost_conditional: 3 };
+        let expect =
+            StoreStats { requests: 8, slowed_down: 1, failed: 1, lost: 4, lost_conditional: 3 };
         assert_eq!(proxy.stats(), expect);
     }
 }

@@ -9,7 +9,8 @@ pub struct Stats {
     pub asked: u64,
     /// Invocations that ran, duplicates included, and have ended.
     pub invocations: u64,
-    /// Milliseconds that these took together, until their answers and with the starts of environments; what would be paid for.
+    /// Milliseconds that these took together, until their answers and with the starts of
+    /// environments; what would be paid for.
     pub ran_ms: f64,
     /// 429s, of which `faults.throttled` by plan.
     pub throttled: u64,

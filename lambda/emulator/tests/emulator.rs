@@ -1,4 +1,5 @@
-//! The emulator behaves as AWS Lambda does, as far as a client and a worker can tell. Plain HTTP on both sides.
+//! The emulator behaves as AWS Lambda does, as far as a client and a worker can tell. Plain HTTP on
+//! both sides.
 
 // Tests say by panicking that something is wrong, also in functions that only help them.
 #![allow(clippy::unwrap_used)]
@@ -9,7 +10,9 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use freestone_lambda_emulator::{Cap, Config, Emulator, Ended, Faults, Invoked, MAX_BODY_BYTES, Rate, request};
+use freestone_lambda_emulator::{
+    Cap, Config, Emulator, Ended, Faults, Invoked, MAX_BODY_BYTES, Rate, request,
+};
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -36,7 +39,12 @@ fn value(invoked: &Invoked) -> Value {
 
 #[track_caller]
 fn assert_error(invoked: &Invoked, kind: &str, says: &str) {
-    assert_eq!((invoked.status, invoked.header("x-amz-function-error")), (200, Some("Unhandled")), "{}", invoked.text());
+    assert_eq!(
+        (invoked.status, invoked.header("x-amz-function-error")),
+        (200, Some("Unhandled")),
+        "{}",
+        invoked.text()
+    );
     let body = value(invoked);
     assert_eq!(body["errorType"], kind);
     assert!(body["errorMessage"].as_str().unwrap().contains(says), "{body}");
@@ -44,7 +52,12 @@ fn assert_error(invoked: &Invoked, kind: &str, says: &str) {
 
 #[track_caller]
 fn assert_refused(invoked: &Invoked, status: u16, kind: &str) {
-    assert_eq!((invoked.status, invoked.header("x-amzn-errortype")), (status, Some(kind)), "{}", invoked.text());
+    assert_eq!(
+        (invoked.status, invoked.header("x-amzn-errortype")),
+        (status, Some(kind)),
+        "{}",
+        invoked.text()
+    );
 }
 
 /// Waits for a condition that stays true.
@@ -91,13 +104,32 @@ fn a_warm_process_is_used_again_and_all_are_gone_in_the_end() {
     let first = value(&tell(&emulator, json!({ "do": "echo", "n": 7 })));
     let second = value(&tell(&emulator, json!({ "do": "echo" })));
     assert_eq!(first["echo"]["n"], 7);
-    assert_eq!((first["pid"].clone(), first["count"].as_u64(), second["count"].as_u64()), (second["pid"].clone(), Some(1), Some(2)));
+    assert_eq!(
+        (first["pid"].clone(), first["count"].as_u64(), second["count"].as_u64()),
+        (second["pid"].clone(), Some(1), Some(2))
+    );
     let left = first["left_ms"].as_u64().unwrap();
-    assert!((1..=LIMIT.as_millis()).contains(&left.into()), "the deadline is a time of day: {left}");
+    assert!(
+        (1..=LIMIT.as_millis()).contains(&left.into()),
+        "the deadline is a time of day: {left}"
+    );
     let stats = emulator.stats();
-    assert_eq!((stats.asked, stats.invocations, stats.environments.len(), stats.environments[0].invocations), (2, 2, 1, 2));
-    assert!(stats.environments[0].init_ms.is_some() && stats.environments[0].idle_rss_bytes.is_some());
-    let told: Value = serde_json::from_slice(&request(emulator.address(), "GET", "/_stats", &[], b"", LIMIT).unwrap().body).unwrap();
+    assert_eq!(
+        (
+            stats.asked,
+            stats.invocations,
+            stats.environments.len(),
+            stats.environments[0].invocations
+        ),
+        (2, 2, 1, 2)
+    );
+    assert!(
+        stats.environments[0].init_ms.is_some() && stats.environments[0].idle_rss_bytes.is_some()
+    );
+    let told: Value = serde_json::from_slice(
+        &request(emulator.address(), "GET", "/_stats", &[], b"", LIMIT).unwrap().body,
+    )
+    .unwrap();
     assert_eq!(told["invocations"], 2);
     let pid = stats.environments[0].pid;
     assert!(is_alive(pid));
@@ -109,7 +141,16 @@ fn a_warm_process_is_used_again_and_all_are_gone_in_the_end() {
 fn between_invocations_processes_are_stopped() {
     let emulator = start(|_| ());
     let pid = value(&tell(&emulator, json!({})))["pid"].as_u64().unwrap();
-    let state = || fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().rsplit_once(") ").unwrap().1.chars().next().unwrap();
+    let state = || {
+        fs::read_to_string(format!("/proc/{pid}/stat"))
+            .unwrap()
+            .rsplit_once(") ")
+            .unwrap()
+            .1
+            .chars()
+            .next()
+            .unwrap()
+    };
     eventually(|| state() == 'T');
     assert_eq!(value(&tell(&emulator, json!({})))["count"], 2);
     eventually(|| state() == 'T');
@@ -119,7 +160,8 @@ fn between_invocations_processes_are_stopped() {
 fn invocations_at_once_have_processes_of_their_own_and_beyond_the_cap_there_is_429() {
     let (emulator, gate) = (start(|c| c.concurrency = 3), Gate::new());
     let answers: Vec<Invoked> = std::thread::scope(|s| {
-        let calls: Vec<_> = (0..6).map(|_| s.spawn(|| tell(&emulator, once(&gate.file())))).collect();
+        let calls: Vec<_> =
+            (0..6).map(|_| s.spawn(|| tell(&emulator, once(&gate.file())))).collect();
         eventually(|| emulator.stats().throttled == 3);
         gate.open();
         calls.into_iter().map(|c| c.join().unwrap()).collect()
@@ -143,14 +185,20 @@ fn invocations_and_new_environments_have_rates() {
     let emulator = start(|c| c.requests = Some(Rate { burst: 2, per_second: 0.0 }));
     let statuses: Vec<u16> = (0..4).map(|_| tell(&emulator, json!({})).status).collect();
     assert_eq!(statuses, [200, 200, 429, 429]);
-    let (emulator, gate) = (start(|c| c.scaling = Some(Rate { burst: 1, per_second: 0.0 })), Gate::new());
+    let (emulator, gate) =
+        (start(|c| c.scaling = Some(Rate { burst: 1, per_second: 0.0 })), Gate::new());
     let statuses: Vec<u16> = std::thread::scope(|s| {
         let slow = s.spawn(|| tell(&emulator, once(&gate.file())).status);
         eventually(|| emulator.stats().most_at_once == 1);
         let refused = tell(&emulator, json!({})).status;
         gate.open();
         // The one that there is can be used again and again.
-        vec![slow.join().unwrap(), refused, tell(&emulator, json!({})).status, tell(&emulator, json!({})).status]
+        vec![
+            slow.join().unwrap(),
+            refused,
+            tell(&emulator, json!({})).status,
+            tell(&emulator, json!({})).status,
+        ]
     });
     assert_eq!(statuses, [200, 429, 200, 200]);
 }
@@ -158,13 +206,24 @@ fn invocations_and_new_environments_have_rates() {
 #[test]
 fn processes_that_end_are_told_of_and_replaced() {
     let emulator = start(|_| ());
-    assert_error(&tell(&emulator, json!({ "do": "exit", "n": 3 })), "Runtime.ExitError", "exit status 3");
-    assert_error(&tell(&emulator, json!({ "do": "abort" })), "Runtime.ExitError", "signal: aborted");
+    assert_error(
+        &tell(&emulator, json!({ "do": "exit", "n": 3 })),
+        "Runtime.ExitError",
+        "exit status 3",
+    );
+    assert_error(
+        &tell(&emulator, json!({ "do": "abort" })),
+        "Runtime.ExitError",
+        "signal: aborted",
+    );
     assert_error(&tell(&emulator, json!({ "do": "error" })), "Told", "to fail");
     let after = value(&tell(&emulator, json!({})));
     assert_eq!(after["count"], 2, "an error is not the end of a process");
     let stats = emulator.stats();
-    assert_eq!((stats.exits, stats.function_errors, stats.oom_kills, stats.environments.len()), (2, 3, 0, 3));
+    assert_eq!(
+        (stats.exits, stats.function_errors, stats.oom_kills, stats.environments.len()),
+        (2, 3, 0, 3)
+    );
     assert_eq!(stats.environments[0].ended.as_deref(), Some("exit status 3"));
     let emulator = start(|c| c.variables.push(("FAIL_INIT".into(), "1".into())));
     assert_error(&tell(&emulator, json!({})), "Runtime.ExitError", "exit status 1");
@@ -174,12 +233,21 @@ fn processes_that_end_are_told_of_and_replaced() {
 fn time_limits_kill() {
     let (emulator, gate) = (start(|c| c.timeout = Duration::from_millis(300)), Gate::new());
     let start = Instant::now();
-    assert_error(&tell(&emulator, once(&gate.file())), "Sandbox.Timedout", "timed out after 0.30 seconds");
+    assert_error(
+        &tell(&emulator, once(&gate.file())),
+        "Sandbox.Timedout",
+        "timed out after 0.30 seconds",
+    );
     assert!(start.elapsed() >= Duration::from_millis(300));
     let stats = emulator.stats();
-    assert_eq!((stats.timeouts, stats.environments[0].ended.as_deref()), (1, Some("signal: killed")));
+    assert_eq!(
+        (stats.timeouts, stats.environments[0].ended.as_deref()),
+        (1, Some("signal: killed"))
+    );
     // On a busy machine, others may be out of time too.
-    let next = std::iter::repeat_with(|| tell(&emulator, json!({}))).find(|answer| !answer.is_function_error()).unwrap();
+    let next = std::iter::repeat_with(|| tell(&emulator, json!({})))
+        .find(|answer| !answer.is_function_error())
+        .unwrap();
     assert_eq!(value(&next)["count"], 1, "the next one has a new process");
 }
 
@@ -188,7 +256,11 @@ fn bodies_have_a_most_length_both_ways() {
     let emulator = start(|_| ());
     let long = json!({ "do": "echo", "n": "x".repeat(MAX_BODY_BYTES) });
     assert_refused(&tell(&emulator, long), 413, "RequestTooLargeException");
-    assert_error(&tell(&emulator, json!({ "do": "long", "n": MAX_BODY_BYTES })), "Function.ResponseSizeTooLarge", "exceeded");
+    assert_error(
+        &tell(&emulator, json!({ "do": "long", "n": MAX_BODY_BYTES })),
+        "Function.ResponseSizeTooLarge",
+        "exceeded",
+    );
     let fits = tell(&emulator, json!({ "do": "long", "n": MAX_BODY_BYTES - 2 }));
     assert_eq!((fits.is_function_error(), fits.body.len()), (false, MAX_BODY_BYTES));
     assert_eq!(emulator.stats().environments.len(), 1);
@@ -197,15 +269,46 @@ fn bodies_have_a_most_length_both_ways() {
 #[test]
 fn what_is_asked_wrongly_is_refused() {
     let emulator = start(|c| c.signed = true);
-    let post = |path: &str, headers: &[(&str, &str)], body: &[u8]| request(emulator.address(), "POST", path, headers, body, LIMIT).unwrap();
+    let post = |path: &str, headers: &[(&str, &str)], body: &[u8]| {
+        request(emulator.address(), "POST", path, headers, body, LIMIT).unwrap()
+    };
     let signed = ("Authorization", "AWS4-HMAC-SHA256 Credential=test");
-    assert_refused(&post("/2015-03-31/functions/f/invocations", &[], b"{}"), 403, "MissingAuthenticationTokenException");
-    assert_refused(&post("/2015-03-31/functions/g/invocations", &[signed], b"{}"), 404, "ResourceNotFoundException");
-    assert_refused(&post("/2015-03-31/functions/f/invocations", &[signed], b"{"), 400, "InvalidRequestContentException");
+    assert_refused(
+        &post("/2015-03-31/functions/f/invocations", &[], b"{}"),
+        403,
+        "MissingAuthenticationTokenException",
+    );
+    assert_refused(
+        &post("/2015-03-31/functions/g/invocations", &[signed], b"{}"),
+        404,
+        "ResourceNotFoundException",
+    );
+    assert_refused(
+        &post("/2015-03-31/functions/f/invocations", &[signed], b"{"),
+        400,
+        "InvalidRequestContentException",
+    );
     assert_refused(&post("/elsewhere", &[signed], b"{}"), 404, "UnknownOperationException");
-    assert_eq!(post("/2015-03-31/functions/f/invocations", &[signed, ("X-Amz-Invocation-Type", "DryRun")], b"{}").status, 204);
-    for name in ["f", "f:$LATEST", "arn:aws:lambda:us-east-1:000000000000:function:f", "arn%3Aaws%3Alambda%3Aus-east-1%3A000000000000%3Afunction%3Af"] {
-        assert_eq!(post(&format!("/2015-03-31/functions/{name}/invocations"), &[signed], b"{}").status, 200, "{name}");
+    assert_eq!(
+        post(
+            "/2015-03-31/functions/f/invocations",
+            &[signed, ("X-Amz-Invocation-Type", "DryRun")],
+            b"{}"
+        )
+        .status,
+        204
+    );
+    for name in [
+        "f",
+        "f:$LATEST",
+        "arn:aws:lambda:us-east-1:000000000000:function:f",
+        "arn%3Aaws%3Alambda%3Aus-east-1%3A000000000000%3Afunction%3Af",
+    ] {
+        assert_eq!(
+            post(&format!("/2015-03-31/functions/{name}/invocations"), &[signed], b"{}").status,
+            200,
+            "{name}"
+        );
     }
     assert!(Emulator::start(Config::new("f", "/no/such/worker")).is_err());
 }
@@ -217,7 +320,13 @@ fn a_client_that_hangs_up_stops_nothing() {
     let (emulator, gate) = (start(|_| ()), Gate::new());
     let body = json!({ "do": "append", "to": file, "once": gate.file() }).to_string();
     let mut stream = TcpStream::connect(emulator.address()).unwrap();
-    write!(stream, "POST /2015-03-31/functions/f/invocations HTTP/1.1\r\nHost: f\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+    write!(
+        stream,
+        "POST /2015-03-31/functions/f/invocations HTTP/1.1\r\nHost: \
+        f\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
     eventually(|| emulator.stats().environments.first().is_some_and(|e| e.invocations == 1));
     drop(stream);
     eventually(|| emulator.stats().hung_up == 1);
@@ -234,7 +343,15 @@ fn events_are_answered_at_once_and_tried_three_times() {
     let emulator = start(|_| ());
     let event = |body: Value| {
         let headers = [("X-Amz-Invocation-Type", "Event")];
-        request(emulator.address(), "POST", "/2015-03-31/functions/f/invocations", &headers, body.to_string().as_bytes(), LIMIT).unwrap()
+        request(
+            emulator.address(),
+            "POST",
+            "/2015-03-31/functions/f/invocations",
+            &headers,
+            body.to_string().as_bytes(),
+            LIMIT,
+        )
+        .unwrap()
     };
     assert_eq!(event(json!({ "do": "append", "to": file })).status, 202);
     eventually(|| fs::read(&file).is_ok_and(|b| b == b"x"));
@@ -267,11 +384,23 @@ fn throttled_invocations_are_refused_and_counted() {
 fn killed_invocations_end_after_a_while_or_with_their_answer() {
     let folder = tempfile::tempdir().unwrap();
     let (file, never) = (folder.path().join("log"), folder.path().join("never"));
-    let emulator = faulty(Faults { kill: 1.0, kill_after: Duration::from_millis(5)..Duration::from_millis(50), ..Faults::default() });
-    assert_error(&tell(&emulator, json!({ "do": "append", "to": file, "once": never })), "Runtime.ExitError", "signal: killed");
+    let emulator = faulty(Faults {
+        kill: 1.0,
+        kill_after: Duration::from_millis(5)..Duration::from_millis(50),
+        ..Faults::default()
+    });
+    assert_error(
+        &tell(&emulator, json!({ "do": "append", "to": file, "once": never })),
+        "Runtime.ExitError",
+        "signal: killed",
+    );
     assert!(!file.exists());
     // One that answers before its time has come is killed as it answers.
-    emulator.set_faults(Faults { kill: 1.0, kill_after: 2 * LIMIT..3 * LIMIT, ..Faults::default() });
+    emulator.set_faults(Faults {
+        kill: 1.0,
+        kill_after: 2 * LIMIT..3 * LIMIT,
+        ..Faults::default()
+    });
     assert_error(&tell(&emulator, append(&file)), "Runtime.ExitError", "signal: killed");
     assert_eq!((emulator.stats().faults.killed, emulator.stats().exits), (2, 2));
     assert_eq!(fs::read(&file).unwrap(), b"x");
@@ -283,7 +412,11 @@ fn lost_invocations_are_done_without_an_answer() {
     let file = folder.path().join("log");
     let emulator = faulty(Faults { lose: 1.0, ..Faults::default() });
     assert!(emulator.invoke(append(&file).to_string().as_bytes()).is_err());
-    assert_eq!((emulator.stats().faults.lost, fs::read(&file).unwrap()), (1, b"x".to_vec()), "the work is done");
+    assert_eq!(
+        (emulator.stats().faults.lost, fs::read(&file).unwrap()),
+        (1, b"x".to_vec()),
+        "the work is done"
+    );
     assert_eq!(emulator.kept()[0].ended, Ended::Lost);
     emulator.set_faults(Faults::default());
     assert_eq!(value(&tell(&emulator, json!({})))["count"], 2);
@@ -306,9 +439,17 @@ fn duplicated_invocations_run_twice() {
 fn slow_invocations_are_paused_and_end_all_the_same() {
     // Between invocations, nothing stops a process here but the fault.
     let (emulator, gate) = (start(|c| c.freeze = false), Gate::new());
-    let pid = value(&tell(&emulator, json!({})))["pid"].as_i64().and_then(|pid| Pid::from_raw(pid as i32)).unwrap();
-    // Workers are this process's children. The kernel remembers of each that it went on after a stop, until the next stop.
-    let went_on = || waitid(WaitId::Pid(pid), WaitIdOptions::CONTINUED | WaitIdOptions::NOHANG).unwrap().is_some();
+    let pid = value(&tell(&emulator, json!({})))["pid"]
+        .as_i64()
+        .and_then(|pid| Pid::from_raw(pid as i32))
+        .unwrap();
+    // Workers are this process's children. The kernel remembers of each that it went on after a
+    // stop, until the next stop.
+    let went_on = || {
+        waitid(WaitId::Pid(pid), WaitIdOptions::CONTINUED | WaitIdOptions::NOHANG)
+            .unwrap()
+            .is_some()
+    };
     assert!(!went_on());
     emulator.set_faults(Faults { slow: 1.0, slow_factor: 10, ..Faults::default() });
     std::thread::scope(|s| {
@@ -344,7 +485,11 @@ fn lambda_who_takes_more_memory_than_the_function_has_is_killed() {
     });
     assert!(emulator.is_capped());
     assert_eq!(value(&tell(&emulator, json!({ "do": "allocate", "n": 48 })))["sum"], 48 * 256);
-    assert_error(&tell(&emulator, json!({ "do": "allocate", "n": 80 })), "Runtime.ExitError", "signal: killed");
+    assert_error(
+        &tell(&emulator, json!({ "do": "allocate", "n": 80 })),
+        "Runtime.ExitError",
+        "signal: killed",
+    );
     assert_eq!(value(&tell(&emulator, json!({})))["count"], 1);
     let stats = emulator.stats();
     assert_eq!((stats.exits, stats.oom_kills, stats.environments.len()), (1, 1, 2));

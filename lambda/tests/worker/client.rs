@@ -28,8 +28,13 @@ use crate::support::{Odd, Place, kernels, odd, own, plan, run, stock, through, t
 
 /// So many environments, and invocations that are not longer than so.
 pub(crate) fn executor(url: &str, concurrency: usize, batch_ms: u64) -> LambdaExecutor {
-    let executor = LambdaExecutor::new("freestone", "us-east-1").endpoint(url).credentials("key", "secret", None);
-    executor.concurrency(concurrency).batches(8, Duration::from_millis(batch_ms)).function_timeout(Duration::from_secs(30))
+    let executor = LambdaExecutor::new("freestone", "us-east-1")
+        .endpoint(url)
+        .credentials("key", "secret", None);
+    executor
+        .concurrency(concurrency)
+        .batches(8, Duration::from_millis(batch_ms))
+        .function_timeout(Duration::from_secs(30))
 }
 
 /// Plans and runs, whatever comes of it.
@@ -39,39 +44,72 @@ fn tried(targets: &[Target], spec: &Spec, executor: &dyn Executor) -> Result<Run
     let stores = stores_of(&lowered).unwrap();
     let session = PlainZarr::new(stores.clone());
     let kernels = kernels_of(&lowered).unwrap();
-    driver::run(&plan, &Run { spec, stores: &stores, kernels: &kernels, executor, session: &session, observers: &[], cancel: Cancel::default() })
+    driver::run(
+        &plan,
+        &Run {
+            spec,
+            stores: &stores,
+            kernels: &kernels,
+            executor,
+            session: &session,
+            observers: &[],
+            cancel: Cancel::default(),
+        },
+    )
 }
 
 #[test]
 fn the_suite_for_executors_passes_through_the_client() {
     let place = Place::new();
     let emulator = stock(|_| ());
-    conformance::check(place.0.path(), |slots| Box::new(executor(&emulator.url(), slots, 1000).batches(1, Duration::from_secs(1))));
+    conformance::check(place.0.path(), |slots| {
+        Box::new(executor(&emulator.url(), slots, 1000).batches(1, Duration::from_secs(1)))
+    });
     // As many requests in one invocation.
-    conformance::check(&place.0.path().join("batches"), |slots| Box::new(executor(&emulator.url(), 1, 1000).batches(slots, Duration::from_secs(1))));
+    conformance::check(&place.0.path().join("batches"), |slots| {
+        Box::new(executor(&emulator.url(), 1, 1000).batches(slots, Duration::from_secs(1)))
+    });
 }
 
-/// Credentials sign requests: they are in nothing that travels, nor in what a run leaves in its work directory.
+/// Credentials sign requests: they are in nothing that travels, nor in what a run leaves in its
+/// work directory.
 #[test]
 fn nobody_is_told_of_credentials() {
     let place = Place::new();
     let emulator = own(|config| {
         (config.keep_bodies, config.signed) = (true, true);
-        let variables = [("AWS_ACCESS_KEY_ID", "id-4711-worker"), ("AWS_SECRET_ACCESS_KEY", "key-4711-worker"), ("AWS_SESSION_TOKEN", "token-4711-worker")];
-        config.variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let variables = [
+            ("AWS_ACCESS_KEY_ID", "id-4711-worker"),
+            ("AWS_SECRET_ACCESS_KEY", "key-4711-worker"),
+            ("AWS_SESSION_TOKEN", "token-4711-worker"),
+        ];
+        config.variables =
+            variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
     });
-    let lambda = executor(&emulator.url(), 2, 100).credentials("id-4711-client", "key-4711-client", Some("token-4711-client"));
+    let lambda = executor(&emulator.url(), 2, 100).credentials(
+        "id-4711-client",
+        "key-4711-client",
+        Some("token-4711-client"),
+    );
     // It fails in the middle, so that its folder stays.
     let kernel = Odd { panic_at: Some(100), ..Odd::default() };
-    let error = tried(&[Target::array(&odd(20, &kernel), &place.at("out"))], &place.spec(), &lambda).unwrap_err();
+    let error =
+        tried(&[Target::array(&odd(20, &kernel), &place.at("out"))], &place.spec(), &lambda)
+            .unwrap_err();
     assert!(matches!(error, RunError::Stopped { .. }), "{error}");
     let found = tree(place.at("work"));
     for name in ["run.json", "plan.json", ".jsonl", "/answers/"] {
-        assert!(found.keys().any(|path| path.contains(name)), "{name} is not in {:?}", found.keys());
+        assert!(
+            found.keys().any(|path| path.contains(name)),
+            "{name} is not in {:?}",
+            found.keys()
+        );
     }
     let kept = emulator.kept();
     assert!(kept.len() > 2);
-    let bodies = kept.iter().flat_map(|k| [("a request".to_owned(), &k.request), ("an answer".to_owned(), &k.answer)]);
+    let bodies = kept
+        .iter()
+        .flat_map(|k| [("a request".to_owned(), &k.request), ("an answer".to_owned(), &k.answer)]);
     for (what, bytes) in found.iter().map(|(path, bytes)| (path.clone(), bytes)).chain(bodies) {
         assert!(!String::from_utf8_lossy(bytes).contains("-4711-"), "{what} tells of credentials");
     }
@@ -82,10 +120,16 @@ fn nobody_is_told_of_credentials() {
 fn a_function_with_little_time_is_invoked_more_often() {
     let place = Place::new();
     let emulator = own(|config| config.timeout = Duration::from_secs(3));
-    let lambda = LambdaExecutor::new("freestone", "us-east-1").endpoint(&emulator.url()).credentials("key", "secret", None);
+    let lambda = LambdaExecutor::new("freestone", "us-east-1")
+        .endpoint(&emulator.url())
+        .credentials("key", "secret", None);
     let kernel = Odd { sleep_ms: 300, ..Odd::default() };
     // Eight at once take twice what there is.
-    run(&[Target::array(&odd(150, &kernel), &place.at("out"))], &place.spec(), &lambda.concurrency(1).batches(150, Duration::from_secs(600)));
+    run(
+        &[Target::array(&odd(150, &kernel), &place.at("out"))],
+        &place.spec(),
+        &lambda.concurrency(1).batches(150, Duration::from_secs(600)),
+    );
     assert_eq!(tree(place.at("out/c")).len(), 150);
     assert!(emulator.stats().invocations > 3, "{:?}", emulator.stats());
 }
@@ -94,17 +138,24 @@ fn a_function_with_little_time_is_invoked_more_often() {
 fn plans_have_the_same_bytes_through_the_client() {
     let place = Place::new();
     let emulator = stock(|_| ());
-    let reports = anywhere::plans_have_the_same_bytes(&executor(&emulator.url(), 4, 200), &place.at("there"));
+    let reports =
+        anywhere::plans_have_the_same_bytes(&executor(&emulator.url(), 4, 200), &place.at("there"));
     let invoked: Vec<_> = reports.iter().map(|r| r.invoked.unwrap()).collect();
     // The probes are not the runs'.
     let invocations: u64 = invoked.iter().map(|i| i.invocations).sum();
     assert_eq!(invocations + reports.len() as u64, emulator.stats().invocations);
     for (report, invoked) in reports.iter().zip(&invoked) {
-        assert!(invoked.gb_seconds() > 0.0 && invoked.most_at_once <= 4 && invoked.crashes == 0, "{report}");
+        assert!(
+            invoked.gb_seconds() > 0.0 && invoked.most_at_once <= 4 && invoked.crashes == 0,
+            "{report}"
+        );
         assert!(report.worker_peak_bytes.is_some());
     }
     let tasks: u64 = reports.iter().flat_map(|r| &r.stages).map(|s| s.tasks).sum();
-    assert!(invocations < tasks, "several requests go into an invocation: {invocations} for {tasks}");
+    assert!(
+        invocations < tasks,
+        "several requests go into an invocation: {invocations} for {tasks}"
+    );
 }
 
 #[test]
@@ -113,18 +164,36 @@ fn what_the_function_cannot_run_ends_before_anything_is_replaced() {
     let emulator = stock(|config| config.memory_mib = 128);
     let spec = place.spec_with(|s| s.allowed_mem = Some(400_000_000));
     let numbers = freestone_ops::arange(0.0, 1e7, 1.0, DType::Float64, 10_000_000).unwrap();
-    let error = tried(&[Target::array(&numbers, &place.at("out"))], &spec, &executor(&emulator.url(), 2, 1000)).unwrap_err();
-    let RunError::Executor(ExecutorError::Refused { refusal, .. }) = &error else { panic!("{error}") };
+    let error = tried(
+        &[Target::array(&numbers, &place.at("out"))],
+        &spec,
+        &executor(&emulator.url(), 2, 1000),
+    )
+    .unwrap_err();
+    let RunError::Executor(ExecutorError::Refused { refusal, .. }) = &error else {
+        panic!("{error}")
+    };
     assert_eq!(refusal.kind, RefusalKind::ExceedsMemory);
-    let error = tried(&[Target::array(&odd(3, &Odd::default()), &place.at("out"))], &place.spec(), &executor(&emulator.url(), 2, 1000)).unwrap_err();
-    assert!(matches!(&error, RunError::Executor(ExecutorError::Refused { refusal, .. }) if refusal.kind == RefusalKind::UnknownKernel), "{error}");
-    let other = LambdaExecutor::new("other", "r").endpoint(&emulator.url()).credentials("key", "secret", None);
+    let error = tried(
+        &[Target::array(&odd(3, &Odd::default()), &place.at("out"))],
+        &place.spec(),
+        &executor(&emulator.url(), 2, 1000),
+    )
+    .unwrap_err();
+    assert!(
+        matches!(&error, RunError::Executor(ExecutorError::Refused { refusal, .. }) if refusal.kind == RefusalKind::UnknownKernel),
+        "{error}"
+    );
+    let other = LambdaExecutor::new("other", "r")
+        .endpoint(&emulator.url())
+        .credentials("key", "secret", None);
     let error = tried(&[Target::array(&numbers, &place.at("out"))], &spec, &other).unwrap_err();
     assert!(error.to_string().contains("deploy it"), "{error}");
     assert!(!fs::exists(place.at("out")).unwrap());
 }
 
-/// Environments see other directories than this machine: chunks that are not there would be fill values, and results would be lost.
+/// Environments see other directories than this machine: chunks that are not there would be fill
+/// values, and results would be lost.
 #[test]
 fn places_that_the_function_does_not_see_are_refused() {
     let place = Place::new();
@@ -133,40 +202,64 @@ fn places_that_the_function_does_not_see_are_refused() {
     let numbers = freestone_ops::arange(0.0, 30.0, 1.0, DType::Float64, 10).unwrap();
     run(&[Target::array(&numbers, &place.at("in"))], &spec, &Threads::new(2));
     let input = open_in(&Stores::default().open(&place.at("in")).unwrap(), "").unwrap();
-    let plan = Arc::new(plan(&[Target::array(&input.rechunk(&[15]).unwrap(), &place.at("out"))], &spec));
-    let context =
-        |address: RunAddress| RunContext { plan: Arc::clone(&plan), address, stores: Stores::default(), kernels: Arc::default(), cancel: Cancel::default() };
+    let plan =
+        Arc::new(plan(&[Target::array(&input.rechunk(&[15]).unwrap(), &place.at("out"))], &spec));
+    let context = |address: RunAddress| RunContext {
+        plan: Arc::clone(&plan),
+        address,
+        stores: Stores::default(),
+        kernels: Arc::default(),
+        cancel: Cancel::default(),
+    };
     let address = written(&plan, &spec);
     executor.check(&context(address.clone())).unwrap();
 
     let far = RunAddress { work_dir: "s3://bucket/work".into(), ..address.clone() };
     let error = executor.check(&context(far)).unwrap_err();
-    assert!(matches!(&error, ExecutorError::Local { place: named, .. } if *named == place.at("out")), "{error}");
+    assert!(
+        matches!(&error, ExecutorError::Local { place: named, .. } if *named == place.at("out")),
+        "{error}"
+    );
 
-    let mut document: serde_json::Value = serde_json::from_slice(&fs::read(place.at("in/zarr.json")).unwrap()).unwrap();
+    let mut document: serde_json::Value =
+        serde_json::from_slice(&fs::read(place.at("in/zarr.json")).unwrap()).unwrap();
     document["fill_value"] = 7.0.into();
     fs::write(place.at("in/zarr.json"), document.to_string()).unwrap();
-    for (says, change) in [("is not what it was", None), ("no Zarr array", Some(place.at("in/zarr.json")))] {
+    for (says, change) in
+        [("is not what it was", None), ("no Zarr array", Some(place.at("in/zarr.json")))]
+    {
         change.map(fs::remove_file).transpose().unwrap();
         let error = executor.check(&context(address.clone())).unwrap_err();
         let ExecutorError::Refused { refusal, .. } = &error else { panic!("{error}") };
-        assert!(refusal.kind == RefusalKind::Unreachable && refusal.message.contains(says), "{error}");
+        assert!(
+            refusal.kind == RefusalKind::Unreachable && refusal.message.contains(says),
+            "{error}"
+        );
     }
 }
 
-/// A kernel takes what no projection knows of, and its environment is killed for it: the run ends, and says so of the stage.
+/// A kernel takes what no projection knows of, and its environment is killed for it: the run ends,
+/// and says so of the stage.
 #[test]
 fn an_environment_without_memory_is_told_from_one_that_was_lost() {
     let place = Place::new();
     let emulator = own(|config| (config.memory_mib, config.cap) = (192, Cap::Always));
     let hog = Odd { hog_mib: 400, ..Odd::default() };
-    let error = tried(&[Target::array(&odd(12, &hog), &place.at("out"))], &place.spec(), &executor(&emulator.url(), 3, 1000)).unwrap_err();
+    let error = tried(
+        &[Target::array(&odd(12, &hog), &place.at("out"))],
+        &place.spec(),
+        &executor(&emulator.url(), 3, 1000),
+    )
+    .unwrap_err();
     let RunError::Task { failure, note, .. } = error.cause() else { panic!("{error}") };
     assert_eq!(failure.kind, FailureKind::OutOfMemory, "{error}");
     assert!(failure.stage.starts_with("odd") && note.contains("two workers"), "{error}");
     let text = error.to_string();
     assert!(
-        text.contains("its environment of 192 MB was killed for want of memory: give the function more memory (") && !text.contains("in the end"),
+        text.contains(
+            "its environment of 192 MB was killed for want of memory: give the function \
+            more memory ("
+        ) && !text.contains("in the end"),
         "{text}"
     );
     assert!(emulator.stats().oom_kills >= 2);
@@ -189,23 +282,41 @@ fn chaos(concurrency: usize, variables: Vec<(String, String)>) -> Emulator {
     })
 }
 
-/// So many tasks were computed, by their log, for each that there is; each kind of fault has come at least half as often as asked.
+/// So many tasks were computed, by their log, for each that there is; each kind of fault has come
+/// at least half as often as asked.
 fn assert_survived(emulator: &Emulator, report: &RunReport, log: &str, n: u64, since: Instant) {
     let stats = emulator.stats();
     let computed = fs::read(log).unwrap().iter().filter(|b| **b == b'+').count() as f64 / n as f64;
-    println!("{:.1} s, {computed:.3} × computed\n{report}\n{:?} of {} invocations", since.elapsed().as_secs_f64(), stats.faults, stats.asked);
+    println!(
+        "{:.1} s, {computed:.3} × computed\n{report}\n{:?} of {} invocations",
+        since.elapsed().as_secs_f64(),
+        stats.faults,
+        stats.asked
+    );
     assert!(computed <= 1.25, "{computed}");
     let asked = stats.asked as f64;
     let fired = &stats.faults;
-    let shares = [(fired.throttled, 0.1), (fired.killed, 0.05), (fired.lost, 0.05), (fired.duplicated, 0.02), (fired.slowed, 0.02)];
+    let shares = [
+        (fired.throttled, 0.1),
+        (fired.killed, 0.05),
+        (fired.lost, 0.05),
+        (fired.duplicated, 0.02),
+        (fired.slowed, 0.02),
+    ];
     for (fired, share) in shares {
         assert!(fired as f64 >= 0.5 * share * asked, "{:?} of {asked}", stats.faults);
     }
     let invoked = report.invoked.unwrap();
-    assert!(invoked.throttled >= stats.faults.throttled / 2 && invoked.recovered > 0 && invoked.crashes > 0, "{invoked:?}");
+    assert!(
+        invoked.throttled >= stats.faults.throttled / 2
+            && invoked.recovered > 0
+            && invoked.crashes > 0,
+        "{invoked:?}"
+    );
 }
 
-/// Kills, lost answers, throttling, and stragglers: the result is right, and little was computed twice.
+/// Kills, lost answers, throttling, and stragglers: the result is right, and little was computed
+/// twice.
 #[test]
 fn a_run_survives_what_goes_wrong() {
     let place = Place::new();
@@ -215,9 +326,16 @@ fn a_run_survives_what_goes_wrong() {
     let emulator = chaos(16, Vec::new());
     let start = Instant::now();
     // Short invocations, so that there are enough to go wrong.
-    let report =
-        run(&[Target::array(&odd(N, &kernel), &place.at("out"))], &place.spec(), &executor(&emulator.url(), 16, 30).batches(4, Duration::from_millis(30)));
-    run(&[Target::array(&odd(N, &Odd::default()), &place.at("expect"))], &place.spec(), &Threads::new(2));
+    let report = run(
+        &[Target::array(&odd(N, &kernel), &place.at("out"))],
+        &place.spec(),
+        &executor(&emulator.url(), 16, 30).batches(4, Duration::from_millis(30)),
+    );
+    run(
+        &[Target::array(&odd(N, &Odd::default()), &place.at("expect"))],
+        &place.spec(),
+        &Threads::new(2),
+    );
     let chunks = |name: &str| {
         let mut files = tree(place.at(name));
         // It has the kernel's parameters in no place, but is said of another plan.
@@ -228,13 +346,16 @@ fn a_run_survives_what_goes_wrong() {
     assert_survived(&emulator, &report, &log, N, start);
 }
 
-/// The same, and 2 % of what is asked of the object store goes wrong: there are inputs, work directory, and the repository that the run commits to.
+/// The same, and 2 % of what is asked of the object store goes wrong: there are inputs, work
+/// directory, and the repository that the run commits to.
 #[test]
 #[ignore = "needs an S3 server: .ci/run lambda"]
 fn lambda_a_run_survives_what_goes_wrong_with_storage_too() {
     let store = std::env::var("AWS_ENDPOINT").unwrap();
-    let faults = StoreFaults { seed: 2, slow_down: 0.008, fail: 0.006, lose: 0.006, lose_conditional: 1.0 };
-    let proxy = StoreProxy::start(store.trim_start_matches("http://").parse().unwrap(), faults).unwrap();
+    let faults =
+        StoreFaults { seed: 2, slow_down: 0.008, fail: 0.006, lose: 0.006, lose_conditional: 1.0 };
+    let proxy =
+        StoreProxy::start(store.trim_start_matches("http://").parse().unwrap(), faults).unwrap();
     // Another process, which finds the proxy where others find the store.
     let client = Command::new(std::env::current_exe().unwrap())
         .args(["client::the_client_of_a_faulty_store", "--exact", "--ignored", "--nocapture"])
@@ -244,12 +365,19 @@ fn lambda_a_run_survives_what_goes_wrong_with_storage_too() {
         .unwrap();
     let stats = proxy.stats();
     // Its count of tests is none of this run's.
-    String::from_utf8_lossy(&client.stdout).lines().filter(|l| !l.starts_with("test ")).for_each(|line| println!("{line}"));
+    String::from_utf8_lossy(&client.stdout)
+        .lines()
+        .filter(|l| !l.starts_with("test "))
+        .for_each(|line| println!("{line}"));
     println!("{stats:?}");
     assert!(client.status.success(), "{}", String::from_utf8_lossy(&client.stderr));
     assert!(stats.lost_conditional > 0, "{stats:?}");
     let asked = stats.requests as f64;
-    for (fired, share) in [(stats.slowed_down, faults.slow_down), (stats.failed, faults.fail), (stats.lost, faults.lose)] {
+    for (fired, share) in [
+        (stats.slowed_down, faults.slow_down),
+        (stats.failed, faults.fail),
+        (stats.lost, faults.lose),
+    ] {
         assert!(fired as f64 >= 0.5 * share * asked, "{stats:?}");
     }
 }
@@ -265,15 +393,23 @@ fn the_client_of_a_faulty_store() {
     let spec = place.spec_with(|s| s.work_dir = Some(format!("{root}/work")));
     let numbers = freestone_ops::arange(0.0, 10.0 * N as f64, 1.0, DType::Float64, 10).unwrap();
     run(&[Target::array(&numbers, &format!("{root}/numbers"))], &spec, &Threads::new(16));
-    let numbers = open_in(&Stores::default().open(&format!("{root}/numbers")).unwrap(), "").unwrap();
+    let numbers =
+        open_in(&Stores::default().open(&format!("{root}/numbers")).unwrap(), "").unwrap();
     let log = place.at("log");
     let kernel = Odd { sleep_ms: 4, log: Some(log.clone()), ..Odd::default() };
-    let emulator = chaos(16, std::env::vars().filter(|(name, _)| name.starts_with("AWS_")).collect());
+    let emulator =
+        chaos(16, std::env::vars().filter(|(name, _)| name.starts_with("AWS_")).collect());
     let lambda = executor(&emulator.url(), 16, 30).batches(4, Duration::from_millis(30));
-    let repository = Repository::open_or_create(&format!("{root}/repository"), Format::default()).unwrap();
+    let repository =
+        Repository::open_or_create(&format!("{root}/repository"), Format::default()).unwrap();
     let start = Instant::now();
     // It asserts that there is one commit of it.
-    let (snapshot, report) = anywhere::committed(&repository, &[("numbers", through(&kernel, &numbers))], &spec, &lambda);
+    let (snapshot, report) = anywhere::committed(
+        &repository,
+        &[("numbers", through(&kernel, &numbers))],
+        &spec,
+        &lambda,
+    );
     let mut found = repository.readonly_session(&MAIN.into()).unwrap().array("numbers").unwrap();
     let expect: Vec<u8> = (0..10 * N).flat_map(|i| (i as f64).to_le_bytes()).collect();
     assert!(found.read().unwrap() == expect);
@@ -281,13 +417,21 @@ fn the_client_of_a_faulty_store() {
     assert_survived(&emulator, &report, &log, N, start);
 }
 
-/// One commit for a whole run, with receipts from the workers, some of whom are killed or lose their answers.
+/// One commit for a whole run, with receipts from the workers, some of whom are killed or lose
+/// their answers.
 #[test]
 fn a_run_is_one_commit() {
     let place = Place::new();
     let emulator = stock(|config| {
         config.concurrency = 4;
-        config.faults = Faults { seed: 5, throttle: 0.1, kill: 0.05, kill_after: Duration::ZERO..Duration::from_millis(20), lose: 0.1, ..Faults::default() };
+        config.faults = Faults {
+            seed: 5,
+            throttle: 0.1,
+            kill: 0.05,
+            kill_after: Duration::ZERO..Duration::from_millis(20),
+            lose: 0.1,
+            ..Faults::default()
+        };
     });
     anywhere::a_run_is_one_commit(&executor(&emulator.url(), 4, 50), &place.at("there"));
     println!("{:?}", emulator.stats().faults);
@@ -310,20 +454,37 @@ fn is_idle(emulator: &Emulator) -> bool {
     stats.asked == stats.invocations + stats.throttled
 }
 
-/// The run is cancelled while a long invocation is under way: its worker does not begin all that it was asked for.
+/// The run is cancelled while a long invocation is under way: its worker does not begin all that it
+/// was asked for.
 #[test]
 fn what_nobody_waits_for_is_not_begun() {
     let place = Place::new();
-    let emulator = own(|config| (config.concurrency, config.keep_bodies, config.timeout) = (1, true, Duration::from_secs(60)));
+    let emulator = own(|config| {
+        (config.concurrency, config.keep_bodies, config.timeout) =
+            (1, true, Duration::from_secs(60))
+    });
     let kernel = Odd { sleep_ms: 500, log: Some(place.at("log")), ..Odd::default() };
-    let begun = || fs::read(place.at("log")).unwrap_or_default().iter().filter(|b| **b == b'+').count() as u64;
+    let begun = || {
+        fs::read(place.at("log")).unwrap_or_default().iter().filter(|b| **b == b'+').count() as u64
+    };
     let executor = executor(&emulator.url(), 1, 60_000).batches(64, Duration::from_secs(60));
     let spec = place.spec();
-    let lowered = outputs(&[Target::array(&odd(2000, &kernel), &place.at("out"))], &Stores::default()).unwrap();
+    let lowered =
+        outputs(&[Target::array(&odd(2000, &kernel), &place.at("out"))], &Stores::default())
+            .unwrap();
     let plan = Arc::new(lower(&lowered, &spec).unwrap());
-    let (stores, kernels, cancel) = (stores_of(&lowered).unwrap(), kernels_of(&lowered).unwrap(), Cancel::default());
+    let (stores, kernels, cancel) =
+        (stores_of(&lowered).unwrap(), kernels_of(&lowered).unwrap(), Cancel::default());
     let session = PlainZarr::new(stores.clone());
-    let run = Run { spec: &spec, stores: &stores, kernels: &kernels, executor: &executor, session: &session, observers: &[], cancel: cancel.clone() };
+    let run = Run {
+        spec: &spec,
+        stores: &stores,
+        kernels: &kernels,
+        executor: &executor,
+        session: &session,
+        observers: &[],
+        cancel: cancel.clone(),
+    };
     let error = std::thread::scope(|scope| {
         scope.spawn(|| {
             while begun() < 8 {
@@ -346,7 +507,8 @@ fn what_nobody_waits_for_is_not_begun() {
     assert!(begun() < asked, "{} of {asked}", begun());
 }
 
-/// The client is killed half-way, with answers lost before: what the workers have finished is not computed again.
+/// The client is killed half-way, with answers lost before: what the workers have finished is not
+/// computed again.
 #[test]
 fn a_client_that_was_killed_goes_on() {
     let place = Place::new();
@@ -361,10 +523,14 @@ fn a_client_that_was_killed_goes_on() {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    let begun = |log: &str| fs::read(log).unwrap_or_default().iter().filter(|b| **b == b'+').count();
+    let begun =
+        |log: &str| fs::read(log).unwrap_or_default().iter().filter(|b| **b == b'+').count();
     let start = Instant::now();
     while begun(&place.at("log")) < 150 {
-        assert!(start.elapsed() < Duration::from_secs(60) && client.try_wait().unwrap().is_none(), "the client does nothing");
+        assert!(
+            start.elapsed() < Duration::from_secs(60) && client.try_wait().unwrap().is_none(),
+            "the client does nothing"
+        );
         std::thread::sleep(Duration::from_millis(2));
     }
     client.kill().unwrap();
@@ -376,14 +542,32 @@ fn a_client_that_was_killed_goes_on() {
     assert!((150..300).contains(&before), "{before} were begun when the client was killed");
     let stores = Stores::default();
     let spec = place.spec();
-    let [folder] = &folders(&stores, &spec.work_dir).unwrap()[..] else { panic!("there is one run") };
-    let stored = StoredRun::open(&stores, RunAddress { work_dir: spec.work_dir.clone(), folder: folder.clone() }).unwrap();
+    let [folder] = &folders(&stores, &spec.work_dir).unwrap()[..] else {
+        panic!("there is one run")
+    };
+    let stored = StoredRun::open(
+        &stores,
+        RunAddress { work_dir: spec.work_dir.clone(), folder: folder.clone() },
+    )
+    .unwrap();
     let session = PlainZarr::of_ticket(stores.clone(), &stored.record.session).unwrap();
     let executor = executor(&emulator.url(), 8, 100);
     let kernels = kernels();
-    let run = Run { spec: &spec, stores: &stores, kernels: &kernels, executor: &executor, session: &session, observers: &[], cancel: Cancel::default() };
+    let run = Run {
+        spec: &spec,
+        stores: &stores,
+        kernels: &kernels,
+        executor: &executor,
+        session: &session,
+        observers: &[],
+        cancel: Cancel::default(),
+    };
     let report = driver::resume(&stored, &run, false).unwrap();
-    println!("{before} of 300 were begun, {} known when it went on; {} answers lost", report.finished_before, emulator.stats().faults.lost);
+    println!(
+        "{before} of 300 were begun, {} known when it went on; {} answers lost",
+        report.finished_before,
+        emulator.stats().faults.lost
+    );
     assert_eq!(report.finished_before, before as u64);
     while !is_idle(&emulator) {
         std::thread::sleep(Duration::from_millis(20));
@@ -393,8 +577,9 @@ fn a_client_that_was_killed_goes_on() {
     assert_eq!(tree(place.at("out/c")).len(), 300);
 }
 
-/// The account's rate is far below what the function could do, as is how fast environments are added: what is refused is a share that follows from how
-/// the client paces itself (`window`), and the run ends with the right result.
+/// The account's rate is far below what the function could do, as is how fast environments are
+/// added: what is refused is a share that follows from how the client paces itself (`window`), and
+/// the run ends with the right result.
 #[test]
 fn a_low_rate_of_invocations_is_kept_to() {
     const N: u64 = 100;
@@ -405,14 +590,23 @@ fn a_low_rate_of_invocations_is_kept_to() {
         // A few requests in an invocation, and all of them out at once.
         let lambda = executor(&emulator.url(), 8, 1000).batches(64, Duration::from_millis(1));
         let kernel = Odd { sleep_ms: 4, ..Odd::default() };
-        let report = run(&[Target::array(&odd(N, &kernel), &place.at("out"))], &place.spec(), &lambda);
-        run(&[Target::array(&odd(N, &kernel), &place.at("expect"))], &place.spec(), &Threads::new(8));
+        let report =
+            run(&[Target::array(&odd(N, &kernel), &place.at("out"))], &place.spec(), &lambda);
+        run(
+            &[Target::array(&odd(N, &kernel), &place.at("expect"))],
+            &place.spec(),
+            &Threads::new(8),
+        );
         let found = tree(place.at("out/c"));
         assert!(found.len() as u64 == N && found == tree(place.at("expect/c")));
         let (asked, refused) = (emulator.stats().asked as f64, emulator.stats().throttled as f64);
         println!("{refused} of {asked} were refused, {:.1} s", report.wall.as_secs_f64());
-        // Of the first window; by what finds out the rate, `log2` of 80; and one in eight. Each may have taken another one with it that was under way.
-        assert!(refused > 0.0 && refused <= 2.0 * (8.0 + 6.4 + asked * 1.1f64.log2()), "{refused} of {asked}");
+        // Of the first window; by what finds out the rate, `log2` of 80; and one in eight. Each may
+        // have taken another one with it that was under way.
+        assert!(
+            refused > 0.0 && refused <= 2.0 * (8.0 + 6.4 + asked * 1.1f64.log2()),
+            "{refused} of {asked}"
+        );
         assert_eq!(report.invoked.unwrap().throttled as f64, refused);
     }
 }

@@ -1,4 +1,5 @@
-//! The worker, in real processes under the emulator. Plans are made by the library, answers are read as a client reads them.
+//! The worker, in real processes under the emulator. Plans are made by the library, answers are
+//! read as a client reads them.
 
 // Tests say by panicking that something is wrong, also in functions that only help them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
@@ -26,7 +27,10 @@ use freestone_ops::{Array, random_normal};
 use freestone_worker::{Answer, Call, Environment, Invocation, PROTOCOL, slots};
 use serde_json::Value;
 
-use support::{BOOTSTRAP, CLIENT, Odd, Place, Remote, ask, odd, own, plan, request, run, stock, through, tree, written};
+use support::{
+    BOOTSTRAP, CLIENT, Odd, Place, Remote, ask, odd, own, plan, request, run, stock, through, tree,
+    written,
+};
 
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
@@ -39,7 +43,9 @@ fn mib(bytes: u64) -> u64 {
 #[track_caller]
 fn done(answer: Answer) -> (Environment, Vec<TaskOutcome>, Vec<u64>, Vec<u64>) {
     match answer {
-        Answer::Done { environment, outcomes, recorded, not_started, .. } => (environment, outcomes, recorded, not_started),
+        Answer::Done { environment, outcomes, recorded, not_started, .. } => {
+            (environment, outcomes, recorded, not_started)
+        }
         other => panic!("{other:?}"),
     }
 }
@@ -63,7 +69,10 @@ fn refused(answer: Answer) -> (RefusalKind, String) {
 fn assert_whole(outcome: &TaskOutcome) {
     assert_eq!(outcome.failure, None);
     let tasks: Vec<u64> = outcome.done.iter().map(|d| d.task).collect();
-    assert_eq!(tasks, (outcome.request.first..outcome.request.first + outcome.request.count).collect::<Vec<_>>());
+    assert_eq!(
+        tasks,
+        (outcome.request.first..outcome.request.first + outcome.request.count).collect::<Vec<_>>()
+    );
 }
 
 #[test]
@@ -77,7 +86,10 @@ fn a_probe_says_what_fits_and_the_plan_stays_at_hand() {
     let (environment, found) = ready(ask(&emulator, &address, Call::Probe));
     assert_eq!(found, slots(&plan, 128 << 20, 8).unwrap());
     assert!(found.iter().any(|n| *n > 1), "{found:?}");
-    assert_eq!((environment.invocations, environment.had_plan, environment.memory_bytes), (1, false, 128 << 20));
+    assert_eq!(
+        (environment.invocations, environment.had_plan, environment.memory_bytes),
+        (1, false, 128 << 20)
+    );
     assert!(environment.peak_bytes > 0);
     // What is gone from storage is still at hand in a warm environment.
     fs::remove_file(format!("{}/plan.json", address.path())).unwrap();
@@ -93,7 +105,8 @@ fn a_probe_says_what_fits_and_the_plan_stays_at_hand() {
 }
 
 fn plan_of_numbers(place: &Place, n_chunks: u64) -> FinalizedPlan {
-    let numbers = freestone_ops::arange(0.0, 10.0 * n_chunks as f64, 1.0, DType::Float64, 10).unwrap();
+    let numbers =
+        freestone_ops::arange(0.0, 10.0 * n_chunks as f64, 1.0, DType::Float64, 10).unwrap();
     plan(&[Target::array(&numbers, &place.at("numbers")).overwrite(true)], &place.spec())
 }
 
@@ -106,16 +119,28 @@ fn real_plans_have_the_same_bytes_as_on_threads() {
         run(&[Target::array(array, &place.at(name))], &spec, &Threads::new(2));
         open_in(&Stores::default().open(&place.at(name)).unwrap(), "").unwrap()
     };
-    let u = stored("u", &random_normal(&[64, 300, 200], 0.0, 1.0, 1, DType::Float32, &[8, 300, 200]).unwrap());
-    let v = stored("v", &random_normal(&[64, 300, 200], 1.0, 2.0, 2, DType::Float32, &[8, 300, 200]).unwrap());
-    let a = stored("a", &random_normal(&[300, 400], 0.0, 1.0, 3, DType::Float64, &[100, 100]).unwrap());
+    let u = stored(
+        "u",
+        &random_normal(&[64, 300, 200], 0.0, 1.0, 1, DType::Float32, &[8, 300, 200]).unwrap(),
+    );
+    let v = stored(
+        "v",
+        &random_normal(&[64, 300, 200], 1.0, 2.0, 2, DType::Float32, &[8, 300, 200]).unwrap(),
+    );
+    let a =
+        stored("a", &random_normal(&[300, 400], 0.0, 1.0, 3, DType::Float64, &[100, 100]).unwrap());
     let quad = |to: &str| {
-        [("uu", &u * &u), ("uv", &u * &v), ("vv", &v * &v)].map(|(name, product)| Target::in_group(&product.mean(0).unwrap(), &place.at(to), name)).to_vec()
+        [("uu", &u * &u), ("uv", &u * &v), ("vv", &v * &v)]
+            .map(|(name, product)| Target::in_group(&product.mean(0).unwrap(), &place.at(to), name))
+            .to_vec()
     };
     let rechunk = |to: &str| vec![Target::array(&u.rechunk(&[64, 30, 20]).unwrap(), &place.at(to))];
-    let matmul = |to: &str| vec![Target::array(&a.matmul(&a.matrix_transpose().unwrap()).unwrap(), &place.at(to))];
+    let matmul = |to: &str| {
+        vec![Target::array(&a.matmul(&a.matrix_transpose().unwrap()).unwrap(), &place.at(to))]
+    };
     type Targets<'a> = &'a dyn Fn(&str) -> Vec<Target>;
-    let kinds: [(&str, Targets<'_>); 3] = [("quad", &quad), ("rechunk", &rechunk), ("matmul", &matmul)];
+    let kinds: [(&str, Targets<'_>); 3] =
+        [("quad", &quad), ("rechunk", &rechunk), ("matmul", &matmul)];
     for (name, targets) in kinds {
         let (here, there) = (format!("{name}-threads"), format!("{name}-lambda"));
         run(&targets(&here), &spec, &Threads::new(2));
@@ -124,7 +149,10 @@ fn real_plans_have_the_same_bytes_as_on_threads() {
         assert!(here.len() > 1);
         assert_eq!(here, there, "{name}");
         assert!(report.worker_peak_bytes.is_some() && report.failures.is_empty());
-        assert!(fs::read_dir(&spec.work_dir).unwrap().next().is_none(), "records go with the run's folder");
+        assert!(
+            fs::read_dir(&spec.work_dir).unwrap().next().is_none(),
+            "records go with the run's folder"
+        );
     }
     assert_eq!(emulator.stats().function_errors, 0);
 }
@@ -150,12 +178,27 @@ fn what_cannot_be_run_is_refused_by_kind() {
             assert!(found == kind && message.contains(says), "{found:?}: {message}");
         }
     }
-    let plan_of = |array: &Array| plan(&[Target::array(array, &place.at("out"))], &place.spec_with(|s| s.allowed_mem = Some(1_000_000_000)));
+    let plan_of = |array: &Array| {
+        plan(
+            &[Target::array(array, &place.at("out"))],
+            &place.spec_with(|s| s.allowed_mem = Some(1_000_000_000)),
+        )
+    };
 
     let big = random_normal(&[20_000_000], 0.0, 1.0, 1, DType::Float64, &[20_000_000]).unwrap();
-    check(&emulator, &written(&plan_of(&big), &spec), RefusalKind::ExceedsMemory, "give the worker more memory");
+    check(
+        &emulator,
+        &written(&plan_of(&big), &spec),
+        RefusalKind::ExceedsMemory,
+        "give the worker more memory",
+    );
     let kernel = odd(2, &Odd::default());
-    check(&emulator, &written(&plan_of(&kernel), &spec), RefusalKind::UnknownKernel, "does not know the kernel `odd`");
+    check(
+        &emulator,
+        &written(&plan_of(&kernel), &spec),
+        RefusalKind::UnknownKernel,
+        "does not know the kernel `odd`",
+    );
 
     let numbers = plan_of_numbers(&place, 3);
     let good = written(&numbers, &spec);
@@ -179,16 +222,27 @@ fn what_cannot_be_run_is_refused_by_kind() {
         stores.insert(Arc::new(memory));
         plan(&[Target::array(&numbers_array(), &format!("{url}/n")).with_stores(&stores)], &spec)
     };
-    check(&emulator, &written(&hidden, &spec), RefusalKind::Unreachable, "memory of another process");
+    check(
+        &emulator,
+        &written(&hidden, &spec),
+        RefusalKind::Unreachable,
+        "memory of another process",
+    );
 
     let invocation = serde_json::to_value(Invocation::new(good, CLIENT, Call::Probe)).unwrap();
-    for (field, value, kind) in [("protocol", Value::from(PROTOCOL + 1), RefusalKind::Protocol), ("engine", "9.9.9".into(), RefusalKind::Engine)] {
+    for (field, value, kind) in [
+        ("protocol", Value::from(PROTOCOL + 1), RefusalKind::Protocol),
+        ("engine", "9.9.9".into(), RefusalKind::Engine),
+    ] {
         let mut body = invocation.clone();
         body[field] = value;
         let answer = emulator.invoke(body.to_string().as_bytes()).unwrap();
         let (found, message) = refused(serde_json::from_slice(&answer.body).unwrap());
         assert!(
-            found == kind && message.contains("deploy the worker") && (kind != RefusalKind::Engine || message.contains("9.9.9") && message.contains(ENGINE)),
+            found == kind
+                && message.contains("deploy the worker")
+                && (kind != RefusalKind::Engine
+                    || message.contains("9.9.9") && message.contains(ENGINE)),
             "{message}"
         );
     }
@@ -243,21 +297,38 @@ fn what_there_is_no_time_for_is_given_back() {
     let place = Place::new();
     let spec = place.spec();
     let log = place.at("log");
-    let plan = plan(&[Target::array(&odd(60, &Odd { sleep_ms: 80, log: Some(log.clone()), ..Odd::default() }), &place.at("out"))], &spec);
+    let plan = plan(
+        &[Target::array(
+            &odd(60, &Odd { sleep_ms: 80, log: Some(log.clone()), ..Odd::default() }),
+            &place.at("out"),
+        )],
+        &spec,
+    );
     let address = written(&plan, &spec);
     let emulator = own(|c| c.timeout = Duration::from_millis(2500));
-    let memory_for_one = |c: &mut freestone_lambda_emulator::Config| c.memory_mib = mib(plan.projected_mem());
+    let memory_for_one =
+        |c: &mut freestone_lambda_emulator::Config| c.memory_mib = mib(plan.projected_mem());
     let one = own(|c| {
         c.timeout = Duration::from_millis(2500);
         memory_for_one(c);
     });
     for emulator in [&emulator, &one] {
-        let (_, outcomes, recorded, not_started) = done(ask(emulator, &address, Call::Run((0..6).map(|i| request(i, 0, 10 * i..10 * i + 10)).collect())));
+        let (_, outcomes, recorded, not_started) = done(ask(
+            emulator,
+            &address,
+            Call::Run((0..6).map(|i| request(i, 0, 10 * i..10 * i + 10)).collect()),
+        ));
         assert!(recorded.is_empty());
         assert_eq!(outcomes.len() + not_started.len(), 6, "each request is in one list");
         assert!(outcomes.iter().all(|o| o.failure.is_none() && !o.done.is_empty()));
         for outcome in &outcomes {
-            let found = read_record(&*Stores::default().open(&address.work_dir).unwrap(), &address.folder, CLIENT, &outcome.request).unwrap();
+            let found = read_record(
+                &*Stores::default().open(&address.work_dir).unwrap(),
+                &address.folder,
+                CLIENT,
+                &outcome.request,
+            )
+            .unwrap();
             assert_eq!(found.as_ref(), Some(outcome));
         }
         assert_eq!(emulator.stats().timeouts, 0);
@@ -267,7 +338,8 @@ fn what_there_is_no_time_for_is_given_back() {
     let mut left = vec![request(7, 0, 0..60)];
     let mut invocations = 0;
     while let Some(request) = left.pop() {
-        let (_, outcomes, _, not_started) = done(ask(&one, &address, Call::Run(vec![request.clone()])));
+        let (_, outcomes, _, not_started) =
+            done(ask(&one, &address, Call::Run(vec![request.clone()])));
         invocations += 1;
         assert!(not_started.is_empty(), "a new invocation always gets on");
         let n = outcomes[0].done.len() as u64;
@@ -291,13 +363,20 @@ fn a_task_that_no_invocation_has_time_for_says_so_itself() {
     let emulator = stock(|c| c.timeout = Duration::from_secs(2));
     let (_, outcomes, _, _) = done(ask(&emulator, &address, Call::Run(vec![request(1, 0, 0..1)])));
     let failure = outcomes[0].failure.as_ref().unwrap();
-    assert!(failure.kind == FailureKind::TimedOut && failure.message.contains("raise the function's timeout"), "{failure:?}");
+    assert!(
+        failure.kind == FailureKind::TimedOut
+            && failure.message.contains("raise the function's timeout"),
+        "{failure:?}"
+    );
     // The user's own limit is told of as such.
     let mut limited = request(2, 0, 0..1);
     limited.timeout_ms = Some(50);
     let (_, outcomes, _, _) = done(ask(&emulator, &address, Call::Run(vec![limited])));
     let failure = outcomes[0].failure.as_ref().unwrap();
-    assert!(failure.kind == FailureKind::TimedOut && failure.message.contains("task_timeout"), "{failure:?}");
+    assert!(
+        failure.kind == FailureKind::TimedOut && failure.message.contains("task_timeout"),
+        "{failure:?}"
+    );
     assert_eq!((emulator.stats().timeouts, emulator.stats().exits), (0, 0));
 }
 
@@ -305,17 +384,27 @@ fn a_task_that_no_invocation_has_time_for_says_so_itself() {
 fn a_kernel_that_panics_is_a_failure_and_no_more() {
     let place = Place::new();
     let spec = place.spec();
-    let plan = plan(&[Target::array(&odd(4, &Odd { panic_at: Some(10), ..Odd::default() }), &place.at("out"))], &spec);
+    let plan = plan(
+        &[Target::array(&odd(4, &Odd { panic_at: Some(10), ..Odd::default() }), &place.at("out"))],
+        &spec,
+    );
     let address = written(&plan, &spec);
     let emulator = own(|_| ());
     let mut peaks = Vec::new();
     for id in 0..20 {
-        let (environment, outcomes, _, _) = done(ask(&emulator, &address, Call::Run(vec![request(2 * id, 0, 0..4), request(2 * id + 1, 0, 2..4)])));
+        let (environment, outcomes, _, _) = done(ask(
+            &emulator,
+            &address,
+            Call::Run(vec![request(2 * id, 0, 0..4), request(2 * id + 1, 0, 2..4)]),
+        ));
         let failed = outcomes.iter().find(|o| o.request.first == 0).unwrap();
         let failure = failed.failure.as_ref().unwrap();
         assert_eq!((failed.done.len(), failure.kind, failure.task), (1, FailureKind::Kernel, 1));
         assert!(
-            failure.message.contains("it panicked: assertion `left != right` failed: it was told to panic") && failure.message.contains("odd.rs:"),
+            failure
+                .message
+                .contains("it panicked: assertion `left != right` failed: it was told to panic")
+                && failure.message.contains("odd.rs:"),
             "{}",
             failure.message
         );
@@ -331,23 +420,33 @@ fn answers_that_are_lost_are_found_in_the_records() {
     let place = Place::new();
     let spec = place.spec();
     let log = place.at("log");
-    let targets = [Target::array(&odd(40, &Odd { log: Some(log.clone()), ..Odd::default() }), &place.at("out"))];
+    let targets = [Target::array(
+        &odd(40, &Odd { log: Some(log.clone()), ..Odd::default() }),
+        &place.at("out"),
+    )];
     let plan = plan(&targets, &spec);
     let address = written(&plan, &spec);
     let emulator = own(|c| {
         c.faults.lose = 1.0;
         c.keep_bodies = true;
     });
-    let body = serde_json::to_vec(&Invocation::new(address.clone(), CLIENT, Call::Run(vec![request(1, 0, 0..5), request(2, 0, 5..7)]))).unwrap();
+    let body = serde_json::to_vec(&Invocation::new(
+        address.clone(),
+        CLIENT,
+        Call::Run(vec![request(1, 0, 0..5), request(2, 0, 5..7)]),
+    ))
+    .unwrap();
     assert!(emulator.invoke(&body).is_err());
     let work = Stores::default().open(&address.work_dir).unwrap();
     for (id, tasks) in [(1, 0..5), (2, 5..7)] {
-        let found = read_record(&*work, &address.folder, CLIENT, &request(id, 0, tasks)).unwrap().unwrap();
+        let found =
+            read_record(&*work, &address.folder, CLIENT, &request(id, 0, tasks)).unwrap().unwrap();
         assert_whole(&found);
         assert!(found.done.iter().all(|d| d.receipts.len() == 1));
     }
     let mut found = Vec::new();
-    read_records(&*work, &address.folder, &mut |_, tasks| tasks.start > 0, &mut |o| found.push(o)).unwrap();
+    read_records(&*work, &address.folder, &mut |_, tasks| tasks.start > 0, &mut |o| found.push(o))
+        .unwrap();
     assert_eq!(found.iter().map(|o| o.request.id).collect::<Vec<_>>(), [2]);
     fs::remove_dir_all(address.path()).unwrap();
     fs::remove_file(&log).unwrap();
@@ -359,9 +458,11 @@ fn answers_that_are_lost_are_found_in_the_records() {
     assert!(emulator.stats().faults.lost > 3);
     assert_eq!(report.retries, 0);
     let asked = emulator.kept().split_off(before);
-    let asked = asked.iter().filter_map(|k| match serde_json::from_slice::<Invocation>(&k.request).unwrap().call {
-        Call::Run(requests) => Some(requests),
-        Call::Probe => None,
+    let asked = asked.iter().filter_map(|k| {
+        match serde_json::from_slice::<Invocation>(&k.request).unwrap().call {
+            Call::Run(requests) => Some(requests),
+            Call::Probe => None,
+        }
     });
     // A machine that is busy may make the driver repeat what takes long.
     let (first, backups): (Vec<_>, Vec<_>) = asked.flatten().partition(|r| r.backup_of.is_none());
@@ -376,13 +477,19 @@ fn answers_that_are_lost_are_found_in_the_records() {
 fn what_runs_twice_at_once_does_no_harm() {
     let place = Place::new();
     let spec = place.spec();
-    let make = |to: &str| [Target::array(&odd(30, &Odd { sleep_ms: 5, ..Odd::default() }), &place.at(to))];
+    let make =
+        |to: &str| [Target::array(&odd(30, &Odd { sleep_ms: 5, ..Odd::default() }), &place.at(to))];
     run(&make("here"), &spec, &Threads::new(2));
-    let emulator = own(|c| c.faults = Faults { seed: 1, duplicate: 0.5, lose: 0.2, ..Faults::default() });
+    let emulator =
+        own(|c| c.faults = Faults { seed: 1, duplicate: 0.5, lose: 0.2, ..Faults::default() });
     let report = run(&make("there"), &spec, &Remote { emulator: &emulator, slots: 3 });
     assert_eq!(tree(place.at("here")), tree(place.at("there")));
     let stats = emulator.stats();
-    assert!(stats.faults.duplicated > 0 && stats.faults.lost > 0, "{:?} after {report}", stats.faults);
+    assert!(
+        stats.faults.duplicated > 0 && stats.faults.lost > 0,
+        "{:?} after {report}",
+        stats.faults
+    );
 }
 
 #[test]
@@ -394,12 +501,20 @@ fn an_answer_that_would_be_too_long_is_left_in_the_records() {
     let address = written(&plan, &spec);
     let emulator = stock(|_| ());
     let requests: Vec<_> = (0..48).map(|i| request(i, 0, 500 * i..500 * (i + 1))).collect();
-    let (_, outcomes, recorded, not_started) = done(ask(&emulator, &address, Call::Run(requests.clone())));
-    assert!(!recorded.is_empty() && !outcomes.is_empty(), "{} and {}", recorded.len(), outcomes.len());
+    let (_, outcomes, recorded, not_started) =
+        done(ask(&emulator, &address, Call::Run(requests.clone())));
+    assert!(
+        !recorded.is_empty() && !outcomes.is_empty(),
+        "{} and {}",
+        recorded.len(),
+        outcomes.len()
+    );
     assert_eq!((outcomes.len() + recorded.len(), not_started.len()), (48, 0));
     let work = Stores::default().open(&address.work_dir).unwrap();
     for id in recorded {
-        assert_whole(&read_record(&*work, &address.folder, CLIENT, &requests[id as usize]).unwrap().unwrap());
+        assert_whole(
+            &read_record(&*work, &address.folder, CLIENT, &requests[id as usize]).unwrap().unwrap(),
+        );
     }
     assert_eq!(emulator.stats().function_errors, 0);
 }
@@ -427,7 +542,8 @@ fn starts_and_rests_are_small() {
     let stats = emulator.stats().environments.pop().unwrap();
     let bytes = fs::metadata(BOOTSTRAP).unwrap().len();
     println!(
-        "cold start {:.0} ms (median of 10; {:.0} to {:.0}), warm {warm:.2} ms, idle {:.1} MB resident, {} MB of program",
+        "cold start {:.0} ms (median of 10; {:.0} to {:.0}), warm {warm:.2} ms, idle {:.1} MB \
+            resident, {} MB of program",
         cold[5],
         cold[0],
         cold[9],
@@ -447,9 +563,18 @@ fn lambda_plans_run_in_the_memory_that_they_are_projected_to_need() {
         open_in(&Stores::default().open(&place.at(name)).unwrap(), "").unwrap()
     };
     // Chunks of 8 MB of noise, so that what codecs may need is needed.
-    let u = stored("u", &random_normal(&[16, 1000, 1000], 0.0, 1.0, 1, DType::Float32, &[2, 1000, 1000]).unwrap());
-    let v = stored("v", &random_normal(&[16, 1000, 1000], 1.0, 2.0, 2, DType::Float32, &[2, 1000, 1000]).unwrap());
-    let a = stored("a", &random_normal(&[2000, 2000], 0.0, 1.0, 3, DType::Float64, &[1000, 1000]).unwrap());
+    let u = stored(
+        "u",
+        &random_normal(&[16, 1000, 1000], 0.0, 1.0, 1, DType::Float32, &[2, 1000, 1000]).unwrap(),
+    );
+    let v = stored(
+        "v",
+        &random_normal(&[16, 1000, 1000], 1.0, 2.0, 2, DType::Float32, &[2, 1000, 1000]).unwrap(),
+    );
+    let a = stored(
+        "a",
+        &random_normal(&[2000, 2000], 0.0, 1.0, 3, DType::Float64, &[1000, 1000]).unwrap(),
+    );
     let results = [
         ("mean", (&u * &v).mean(0).unwrap()),
         ("sum of all", u.sum(()).unwrap()),
@@ -469,31 +594,52 @@ fn lambda_plans_run_in_the_memory_that_they_are_projected_to_need() {
         let stats = emulator.stats();
         assert_eq!((stats.exits, stats.oom_kills, report.retries), (0, 0, 0), "{name}: {stats:?}");
         let peak = stats.environments.iter().filter_map(|e| e.max_memory_bytes).max().unwrap();
-        println!("{name}: {} MiB projected, {:.1} MiB at most", mib(plan.projected_mem()), peak as f64 / f64::from(1 << 20));
+        println!(
+            "{name}: {} MiB projected, {:.1} MiB at most",
+            mib(plan.projected_mem()),
+            peak as f64 / f64::from(1 << 20)
+        );
         rows += 1;
     }
     println!("{rows} rows");
 }
 
-/// What takes more than that is killed, which the client is told and the next invocation does not suffer from.
+/// What takes more than that is killed, which the client is told and the next invocation does not
+/// suffer from.
 #[test]
 #[ignore = "needs root and memory cgroups: .ci/run lambda"]
 fn lambda_a_task_that_takes_more_than_it_said_is_killed_and_told_of() {
     let place = Place::new();
     let spec = place.spec();
-    let plan = plan(&[Target::array(&odd(3, &Odd { hog_mib: 200, ..Odd::default() }), &place.at("out"))], &spec);
+    let plan = plan(
+        &[Target::array(&odd(3, &Odd { hog_mib: 200, ..Odd::default() }), &place.at("out"))],
+        &spec,
+    );
     let address = written(&plan, &spec);
     let emulator = own(|c| {
         c.memory_mib = 128;
         c.cap = Cap::Always;
     });
     let (before, _) = ready(ask(&emulator, &address, Call::Probe));
-    let body = serde_json::to_vec(&Invocation::new(address.clone(), CLIENT, Call::Run(vec![request(1, 0, 0..1)]))).unwrap();
+    let body = serde_json::to_vec(&Invocation::new(
+        address.clone(),
+        CLIENT,
+        Call::Run(vec![request(1, 0, 0..1)]),
+    ))
+    .unwrap();
     let answer = emulator.invoke(&body).unwrap();
-    assert!(answer.is_function_error() && answer.text().contains("signal: killed"), "{}", answer.text());
+    assert!(
+        answer.is_function_error() && answer.text().contains("signal: killed"),
+        "{}",
+        answer.text()
+    );
     assert_eq!((emulator.stats().oom_kills, emulator.stats().exits), (1, 1));
     let work = Stores::default().open(&address.work_dir).unwrap();
-    assert_eq!(read_record(&*work, &address.folder, CLIENT, &request(1, 0, 0..1)).unwrap(), None, "nothing is said of what did not end");
+    assert_eq!(
+        read_record(&*work, &address.folder, CLIENT, &request(1, 0, 0..1)).unwrap(),
+        None,
+        "nothing is said of what did not end"
+    );
     let (after, _) = ready(ask(&emulator, &address, Call::Probe));
     assert!(after.id != before.id && after.invocations == 1);
 }
@@ -505,21 +651,35 @@ fn lambda_plans_run_on_an_object_store() {
     let place = std::env::var("FREESTONE_S3").unwrap() + "/lambda";
     let own = Place::new();
     let spec = own.spec_with(|s| s.work_dir = Some(format!("{place}/work")));
-    let emulator = stock(|c| c.variables = std::env::vars().filter(|(name, _)| name.starts_with("AWS_")).collect());
+    let emulator = stock(|c| {
+        c.variables = std::env::vars().filter(|(name, _)| name.starts_with("AWS_")).collect()
+    });
     let stored = |name: &str, seed: u64| {
-        let array = random_normal(&[24, 200, 200], 0.0, 1.0, seed, DType::Float32, &[8, 200, 200]).unwrap();
-        run(&[Target::array(&array, &format!("{place}/{name}")).overwrite(true)], &spec, &Remote { emulator: &emulator, slots: 3 });
+        let array =
+            random_normal(&[24, 200, 200], 0.0, 1.0, seed, DType::Float32, &[8, 200, 200]).unwrap();
+        run(
+            &[Target::array(&array, &format!("{place}/{name}")).overwrite(true)],
+            &spec,
+            &Remote { emulator: &emulator, slots: 3 },
+        );
         open_in(&Stores::default().open(&format!("{place}/{name}")).unwrap(), "").unwrap()
     };
     let (u, v) = (stored("u", 1), stored("v", 2));
-    let targets = |to: &str| [Target::array(&(&u * &v).rechunk(&[24, 50, 50]).unwrap().mean(0).unwrap(), to).overwrite(true)];
+    let targets = |to: &str| {
+        [Target::array(&(&u * &v).rechunk(&[24, 50, 50]).unwrap().mean(0).unwrap(), to)
+            .overwrite(true)]
+    };
     run(&targets(&own.at("here")), &spec, &Threads::new(2));
     run(&targets(&format!("{place}/there")), &spec, &Remote { emulator: &emulator, slots: 3 });
     let there = Stores::default().open(&format!("{place}/there")).unwrap();
     let here = tree(own.at("here"));
     assert!(here.len() > 1);
     for (key, bytes) in here {
-        assert_eq!(freestone_engine::storage::read_small(&*there, &key, 1 << 28).unwrap().as_ref(), Some(&bytes), "{key}");
+        assert_eq!(
+            freestone_engine::storage::read_small(&*there, &key, 1 << 28).unwrap().as_ref(),
+            Some(&bytes),
+            "{key}"
+        );
     }
     let client = client::executor(&emulator.url(), 4, 200);
     anywhere::plans_have_the_same_bytes(&client, &format!("{place}/client"));

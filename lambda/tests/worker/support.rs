@@ -70,7 +70,14 @@ impl Place {
 
 /// `0, 1, …` in chunks of 10, through [`Odd`].
 pub(crate) fn odd(n_chunks: u64, kernel: &Odd) -> Array {
-    let numbers = freestone_ops::arange(0.0, 10.0 * n_chunks as f64, 1.0, freestone_lambda::DType::Float64, 10).unwrap();
+    let numbers = freestone_ops::arange(
+        0.0,
+        10.0 * n_chunks as f64,
+        1.0,
+        freestone_lambda::DType::Float64,
+        10,
+    )
+    .unwrap();
     through(kernel, &numbers)
 }
 
@@ -85,7 +92,10 @@ pub(crate) fn plan(targets: &[Target], spec: &Spec) -> FinalizedPlan {
 
 /// Puts a plan where a driver would.
 pub(crate) fn written(plan: &FinalizedPlan, spec: &Spec) -> RunAddress {
-    let address = RunAddress { work_dir: spec.work_dir.clone(), folder: format!("{}-1234567890abcdef-1", plan.run_id()) };
+    let address = RunAddress {
+        work_dir: spec.work_dir.clone(),
+        folder: format!("{}-1234567890abcdef-1", plan.run_id()),
+    };
     let work = Stores::default().open(&address.work_dir).unwrap();
     work.write(&format!("{}/plan.json", address.folder), &plan.to_bytes().unwrap()).unwrap();
     address
@@ -117,7 +127,15 @@ pub(crate) fn ask(emulator: &Emulator, address: &RunAddress, call: Call) -> Answ
 }
 
 pub(crate) fn request(id: u64, stage: usize, tasks: std::ops::Range<u64>) -> TaskRequest {
-    TaskRequest { id, stage: StageId(stage), first: tasks.start, count: tasks.end - tasks.start, attempt: 0, backup_of: None, timeout_ms: None }
+    TaskRequest {
+        id,
+        stage: StageId(stage),
+        first: tasks.start,
+        count: tasks.end - tasks.start,
+        attempt: 0,
+        backup_of: None,
+        timeout_ms: None,
+    }
 }
 
 /// Invokes a function once for each request.
@@ -129,24 +147,42 @@ pub(crate) struct Remote<'a> {
 
 impl Remote<'_> {
     fn outcome(&self, context: &RunContext, request: TaskRequest) -> TaskOutcome {
-        let call = Invocation::new(context.address.clone(), CLIENT, Call::Run(vec![request.clone()]));
+        let call =
+            Invocation::new(context.address.clone(), CLIENT, Call::Run(vec![request.clone()]));
         let why = loop {
             match self.emulator.invoke(&serde_json::to_vec(&call).unwrap()) {
                 Ok(answer) if answer.status == 429 => std::thread::sleep(Duration::from_millis(5)),
-                Ok(answer) if answer.status == 200 && !answer.is_function_error() => match serde_json::from_slice(&answer.body).unwrap() {
-                    Answer::Done { mut outcomes, .. } if outcomes.len() == 1 => return outcomes.remove(0),
-                    other => panic!("{other:?}"),
-                },
+                Ok(answer) if answer.status == 200 && !answer.is_function_error() => {
+                    match serde_json::from_slice(&answer.body).unwrap() {
+                        Answer::Done { mut outcomes, .. } if outcomes.len() == 1 => {
+                            return outcomes.remove(0);
+                        }
+                        other => panic!("{other:?}"),
+                    }
+                }
                 Ok(answer) => break answer.text(),
                 Err(error) => break error.to_string(),
             }
         };
         let work = context.stores.open(&context.address.work_dir).unwrap();
-        if let Some(outcome) = read_record(&*work, &context.address.folder, CLIENT, &request).unwrap() {
+        if let Some(outcome) =
+            read_record(&*work, &context.address.folder, CLIENT, &request).unwrap()
+        {
             return outcome;
         }
-        let failure = TaskFailure { kind: FailureKind::WorkerLost, message: why, stage: String::new(), task: request.first };
-        TaskOutcome { request, worker: "lost".into(), done: Vec::new(), failure: Some(failure), worker_peak_bytes: None }
+        let failure = TaskFailure {
+            kind: FailureKind::WorkerLost,
+            message: why,
+            stage: String::new(),
+            task: request.first,
+        };
+        TaskOutcome {
+            request,
+            worker: "lost".into(),
+            done: Vec::new(),
+            failure: Some(failure),
+            worker_peak_bytes: None,
+        }
     }
 }
 
@@ -195,7 +231,15 @@ pub(crate) fn run(targets: &[Target], spec: &Spec, executor: &dyn Executor) -> R
     let stores = stores_of(&lowered).unwrap();
     let session = PlainZarr::new(stores.clone());
     let kernels = kernels_of(&lowered).unwrap();
-    let run = Run { spec, stores: &stores, kernels: &kernels, executor, session: &session, observers: &[], cancel: Cancel::default() };
+    let run = Run {
+        spec,
+        stores: &stores,
+        kernels: &kernels,
+        executor,
+        session: &session,
+        observers: &[],
+        cancel: Cancel::default(),
+    };
     driver::run(&plan, &run).unwrap()
 }
 
@@ -207,7 +251,10 @@ pub(crate) fn tree(folder: impl AsRef<Path>) -> BTreeMap<String, Vec<u8>> {
             if path.is_dir() {
                 walk(root, &path, found);
             } else {
-                found.insert(path.strip_prefix(root).unwrap().display().to_string(), fs::read(&path).unwrap());
+                found.insert(
+                    path.strip_prefix(root).unwrap().display().to_string(),
+                    fs::read(&path).unwrap(),
+                );
             }
         }
     }

@@ -1,6 +1,8 @@
-//! What a shared session's folder says: its records, the newest generation of its state, who has joined.
+//! What a shared session's folder says: its records, the newest generation of its state, who has
+//! joined.
 //!
-//! Records are created once, so that two who do the same at one time are told apart by who was first; the table of them is in `shared`.
+//! Records are created once, so that two who do the same at one time are told apart by who was
+//! first; the table of them is in `shared`.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -102,7 +104,11 @@ impl SharedSession {
     }
 
     pub(super) fn create(&self, name: &str, record: &impl Serialize) -> Result<(), Error> {
-        if self.repository.records().create(&self.key(name), record)? { Ok(()) } else { Err(Error::Stale { session: self.id.clone() }) }
+        if self.repository.records().create(&self.key(name), record)? {
+            Ok(())
+        } else {
+            Err(Error::Stale { session: self.id.clone() })
+        }
     }
 
     pub(super) fn no_session(&self) -> Error {
@@ -110,9 +116,17 @@ impl SharedSession {
     }
 
     pub(super) fn record(&self) -> Result<Record, Error> {
-        let record: Record = self.repository.records().get(&self.key("session.json"))?.ok_or_else(|| self.no_session())?;
+        let record: Record = self
+            .repository
+            .records()
+            .get(&self.key("session.json"))?
+            .ok_or_else(|| self.no_session())?;
         if record.version != VERSION {
-            return Err(Error::Version { what: "a session's record", found: record.version, known: VERSION });
+            return Err(Error::Version {
+                what: "a session's record",
+                found: record.version,
+                known: VERSION,
+            });
         }
         Ok(record)
     }
@@ -120,7 +134,11 @@ impl SharedSession {
     /// The newest generation, and its number.
     pub(super) fn generation(&self) -> Result<(u64, Generation), Error> {
         let number = self.newest_generation()?;
-        let generation = self.repository.records().get(&self.key(&format!("state/{}", numbered(number))))?.ok_or_else(|| self.no_session())?;
+        let generation = self
+            .repository
+            .records()
+            .get(&self.key(&format!("state/{}", numbered(number))))?
+            .ok_or_else(|| self.no_session())?;
         Ok((number, generation))
     }
 
@@ -128,14 +146,19 @@ impl SharedSession {
     pub(super) fn newest_generation(&self) -> Result<u64, Error> {
         let names = self.repository.records().list(&self.key("state"))?;
         let newest = names.last().ok_or_else(|| self.no_session())?;
-        newest.trim_end_matches(".json").parse().map_err(|_| Error::Damaged { place: self.key("state"), why: format!("`{newest}` is no number") })
+        newest.trim_end_matches(".json").parse().map_err(|_| Error::Damaged {
+            place: self.key("state"),
+            why: format!("`{newest}` is no number"),
+        })
     }
 
     /// The newest generation, if it takes writes.
     pub(super) fn open_generation(&self) -> Result<(u64, Generation), Error> {
         let (number, generation) = self.generation()?;
         match &generation.state {
-            State::Committed { snapshot, .. } => Err(self.closed(Closed::Committed { snapshot: snapshot.clone() })),
+            State::Committed { snapshot, .. } => {
+                Err(self.closed(Closed::Committed { snapshot: snapshot.clone() }))
+            }
             State::Abandoned => Err(self.closed(Closed::Abandoned)),
             State::Committing => Err(Error::Committing { session: self.id.clone() }),
             State::Open if generation.expires_at <= now() => Err(self.closed(Closed::Expired)),
@@ -149,7 +172,10 @@ impl SharedSession {
 
     /// Makes the next generation; refused if somebody else has made it.
     pub(super) fn swap(&self, number: u64, state: State, expires_at: u64) -> Result<u64, Error> {
-        self.create(&format!("state/{}", numbered(number + 1)), &Generation { version: VERSION, state, expires_at, by: crate::new_id() })?;
+        self.create(
+            &format!("state/{}", numbered(number + 1)),
+            &Generation { version: VERSION, state, expires_at, by: crate::new_id() },
+        )?;
         Ok(number + 1)
     }
 
@@ -160,7 +186,9 @@ impl SharedSession {
         for name in records.list(&self.key("joiners"))? {
             let mut turns = Turns::default();
             for file in records.list(&self.key(&format!("joiners/{name}")))? {
-                let Some(turn) = file.split('.').next().and_then(|n| n.parse::<u64>().ok()) else { continue };
+                let Some(turn) = file.split('.').next().and_then(|n| n.parse::<u64>().ok()) else {
+                    continue;
+                };
                 turns.newest = turns.newest.max(turn);
                 if file.ends_with(".closed.json") {
                     turns.closed = turns.closed.max(turn);
@@ -170,9 +198,17 @@ impl SharedSession {
                 }
             }
             for file in records.list(&self.key(&format!("receipts/{name}")))? {
-                let parts: Vec<u64> = file.trim_end_matches(".json").split('-').filter_map(|n| n.parse().ok()).collect();
+                let parts: Vec<u64> = file
+                    .trim_end_matches(".json")
+                    .split('-')
+                    .filter_map(|n| n.parse().ok())
+                    .collect();
                 if let [turn, _, n_chunks] = parts[..] {
-                    turns.receipts.push((turn, n_chunks, self.key(&format!("receipts/{name}/{file}"))));
+                    turns.receipts.push((
+                        turn,
+                        n_chunks,
+                        self.key(&format!("receipts/{name}/{file}")),
+                    ));
                 }
             }
             joiners.insert(name, turns);

@@ -1,9 +1,16 @@
-//! What the tests of this package run in other processes: `freestone-sessions-test-child ROLE ARGUMENT…`.
+//! What the tests of this package run in other processes:
+//! `freestone-sessions-test-child ROLE ARGUMENT…`.
 //!
 //! Prints its results, one a line. Exits with a failure if anything is not as it should be.
 
 // A child of tests says by panicking that something is wrong, as they do.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::single_range_in_vec_init)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::single_range_in_vec_init
+)]
 
 #[path = "../sessions/arrays.rs"]
 mod arrays;
@@ -11,7 +18,9 @@ mod arrays;
 use std::time::{Duration, Instant};
 
 use freestone_engine::kernels::Buffer;
-use freestone_sessions::{CommitOptions, Error, Format, MAIN, Rebase, Receipt, Repository, SCHEME, open_store};
+use freestone_sessions::{
+    CommitOptions, Error, Format, MAIN, Rebase, Receipt, Repository, SCHEME, open_store,
+};
 use serde_json::json;
 
 use arrays::{bytes, create, floats, info, read};
@@ -26,11 +35,19 @@ fn main() {
         ["race", url, name, commits] => race(url, name, commits.parse().unwrap()),
         ["append", url, name] => append(url, name),
         ["make", url] => make(url),
-        ["join", url, id, worker, chunks] => join(url, id, worker.parse().unwrap(), chunks.parse().unwrap(), false),
-        ["join and wait half-way", url, id, worker, chunks] => join(url, id, worker.parse().unwrap(), chunks.parse().unwrap(), true),
+        ["join", url, id, worker, chunks] => {
+            join(url, id, worker.parse().unwrap(), chunks.parse().unwrap(), false)
+        }
+        ["join and wait half-way", url, id, worker, chunks] => {
+            join(url, id, worker.parse().unwrap(), chunks.parse().unwrap(), true)
+        }
         ["receipts", url, n] => many_receipts(url, n.parse().unwrap()),
-        ["references", url, arrays, chunks] => read_references(url, arrays.parse().unwrap(), chunks.parse().unwrap()),
-        ["commit", url, edge, rank] => commit_cube(url, edge.parse().unwrap(), rank.parse().unwrap()),
+        ["references", url, arrays, chunks] => {
+            read_references(url, arrays.parse().unwrap(), chunks.parse().unwrap())
+        }
+        ["commit", url, edge, rank] => {
+            commit_cube(url, edge.parse().unwrap(), rank.parse().unwrap())
+        }
         other => panic!("unknown role: {other:?}"),
     }
 }
@@ -43,14 +60,19 @@ fn make(url: &str) {
     session.array("u").unwrap().write_chunk(&[1], &bytes(&[7.0])).unwrap();
     session.commit("made").unwrap();
     let shared = repository.create_session(MAIN, "shared", None).unwrap();
-    println!("{:?} {}", read(repository.readonly_session(&MAIN.into()).unwrap().array("u").unwrap()), shared.id().is_empty());
+    println!(
+        "{:?} {}",
+        read(repository.readonly_session(&MAIN.into()).unwrap().array("u").unwrap()),
+        shared.id().is_empty()
+    );
 }
 
 /// Commits its own chunk again and again, and says each snapshot's id.
 fn race(url: &str, name: &str, commits: u64) {
     let repository = Repository::open(url).unwrap();
     let chunk: u64 = name.parse().unwrap();
-    let options = CommitOptions { rebase: Rebase::Disjoint { attempts: 200 }, ..CommitOptions::default() };
+    let options =
+        CommitOptions { rebase: Rebase::Disjoint { attempts: 200 }, ..CommitOptions::default() };
     for _ in 0..commits {
         let session = repository.writable_session(MAIN).unwrap();
         let mut u = session.array("u").unwrap();
@@ -60,7 +82,8 @@ fn race(url: &str, name: &str, commits: u64) {
     }
 }
 
-/// The read-modify-write loop: each adds its name to a list in an array's attributes, until all are in.
+/// The read-modify-write loop: each adds its name to a list in an array's attributes, until all are
+/// in.
 fn append(url: &str, name: &str) {
     let repository = Repository::open(url).unwrap();
     let deadline = Instant::now() + Duration::from_secs(300);
@@ -68,11 +91,15 @@ fn append(url: &str, name: &str) {
         assert!(Instant::now() < deadline, "{name} never got its turn");
         let session = repository.writable_session(MAIN).unwrap();
         let mut attributes = session.attributes("u").unwrap();
-        let mut done = attributes.get("done").and_then(|d| d.as_array().cloned()).unwrap_or_default();
+        let mut done =
+            attributes.get("done").and_then(|d| d.as_array().cloned()).unwrap_or_default();
         done.push(json!(name));
         attributes.insert("done".into(), json!(done));
         session.set_attributes("u", &attributes).unwrap();
-        match session.commit_with(name, &CommitOptions { rebase: Rebase::Disjoint { attempts: 5 }, ..CommitOptions::default() }) {
+        match session.commit_with(
+            name,
+            &CommitOptions { rebase: Rebase::Disjoint { attempts: 5 }, ..CommitOptions::default() },
+        ) {
             Ok(_) => return,
             Err(Error::Conflict(_)) => std::thread::sleep(Duration::from_millis(5)),
             Err(e) => panic!("{e}"),
@@ -80,9 +107,11 @@ fn append(url: &str, name: &str) {
     }
 }
 
-/// Joins a session, writes chunks, and closes. One that is to wait half-way goes on when its standard input ends.
+/// Joins a session, writes chunks, and closes. One that is to wait half-way goes on when its
+/// standard input ends.
 fn join(url: &str, id: &str, worker: u64, chunks: u64, waits: bool) {
-    let joiner = Repository::open(url).unwrap().join_session(id, &format!("worker-{worker}")).unwrap();
+    let joiner =
+        Repository::open(url).unwrap().join_session(id, &format!("worker-{worker}")).unwrap();
     let mut u = joiner.array("u").unwrap();
     for i in 0..chunks {
         let chunk = worker * chunks + i;
@@ -97,7 +126,17 @@ fn join(url: &str, id: &str, worker: u64, chunks: u64, waits: bool) {
 /// Resident memory now, and the most so far, in MB.
 fn memory() -> (f64, f64) {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let of = |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).unwrap().trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1000.0;
+    let of = |name: &str| {
+        status
+            .lines()
+            .find_map(|l| l.strip_prefix(name))
+            .unwrap()
+            .trim()
+            .trim_end_matches(" kB")
+            .parse::<f64>()
+            .unwrap()
+            / 1000.0
+    };
     (of("VmRSS:"), of("VmHWM:"))
 }
 
@@ -107,27 +146,37 @@ fn cpu() -> f64 {
     time.tv_sec as f64 + 1e-9 * time.tv_nsec as f64
 }
 
-/// Merges and commits receipts as they come from tasks. Prints the seconds of CPU and the MB that this took.
+/// Merges and commits receipts as they come from tasks. Prints the seconds of CPU and the MB that
+/// this took.
 fn many_receipts(url: &str, n: u64) {
     let repository = Repository::open(url).unwrap();
     let session = repository.writable_session(MAIN).unwrap();
     create(&session, "u", &info(&[n], &[1]));
     let id = session.id().to_owned();
-    let texts: Vec<String> = (0..n).map(|i| serde_json::to_string(&Receipt::object(&id, "u", &[i as u32], 1000, i)).unwrap()).collect();
+    let texts: Vec<String> = (0..n)
+        .map(|i| serde_json::to_string(&Receipt::object(&id, "u", &[i as u32], 1000, i)).unwrap())
+        .collect();
     let ((before, _), start) = (memory(), cpu());
     session.merge_receipts(texts.iter().map(|t| serde_json::from_str(t).unwrap())).unwrap();
-    session.commit_with("many", &CommitOptions { complete: vec!["u".into()], ..CommitOptions::default() }).unwrap();
+    session
+        .commit_with(
+            "many",
+            &CommitOptions { complete: vec!["u".into()], ..CommitOptions::default() },
+        )
+        .unwrap();
     println!("{} {}", cpu() - start, memory().1 - before);
 }
 
-/// Reads references of each array, some of each manifest, as a worker does, and says what that took.
+/// Reads references of each array, some of each manifest, as a worker does, and says what that
+/// took.
 fn read_references(url: &str, arrays: u64, chunks: u64) {
     let (before, _) = memory();
     let store = open_store(&format!("{SCHEME}{url}#branch=main")).unwrap();
     for i in 0..arrays {
         for chunk in (7..chunks).step_by(10_000) {
             // The object is not there, but the reference is read.
-            let _ = store.read(&format!("u{i}/c/{chunk}"), None, 100_000, &mut Buffer::zeroed(100_000));
+            let _ =
+                store.read(&format!("u{i}/c/{chunk}"), None, 100_000, &mut Buffer::zeroed(100_000));
         }
     }
     println!("{}", memory().1 - before);

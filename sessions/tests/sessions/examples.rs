@@ -5,8 +5,18 @@ use std::process::Command;
 /// Runs an example that `cargo test` has built where no target is named, on a new directory.
 #[track_caller]
 fn check(name: &str, last_line: &str) {
-    let binary = std::env::current_exe().unwrap().parent().and_then(|deps| deps.parent()).unwrap().join("examples").join(name);
-    assert!(binary.exists(), "{} is not built: cargo build --release -p freestone-sessions --examples", binary.display());
+    let binary = std::env::current_exe()
+        .unwrap()
+        .parent()
+        .and_then(|deps| deps.parent())
+        .unwrap()
+        .join("examples")
+        .join(name);
+    assert!(
+        binary.exists(),
+        "{} is not built: cargo build --release -p freestone-sessions --examples",
+        binary.display()
+    );
     let folder = tempfile::tempdir().unwrap();
     let output = Command::new(binary).arg(folder.path().join("repository")).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -1,4 +1,5 @@
-//! Repositories that Python's icechunk wrote, and ours for it to read: `tests/interop/icechunk_*.py` are the other side.
+//! Repositories that Python's icechunk wrote, and ours for it to read:
+//! `tests/interop/icechunk_*.py` are the other side.
 
 use freestone_sessions::{Format, MAIN, Repository, Version};
 use serde_json::{Map, Value, json};
@@ -18,12 +19,25 @@ fn icechunk_reads_what_we_write() {
         let repository = Repository::create(&path, format).unwrap();
         let session = repository.writable_session(MAIN).unwrap();
         let units = Map::from_iter([("units".to_owned(), json!("m s-1"))]);
-        session.create_array("u", &info(&[3, 4], &[2, 3]), &[Some("y".into()), Some("x".into())], &units).unwrap();
+        session
+            .create_array(
+                "u",
+                &info(&[3, 4], &[2, 3]),
+                &[Some("y".into()), Some("x".into())],
+                &units,
+            )
+            .unwrap();
         session.create_array("x", &info(&[4], &[4]), &[Some("x".into())], &Map::new()).unwrap();
-        session.create_array("g/long", &raw(&[1000], &[500]), &[Some("t".into())], &Map::new()).unwrap();
+        session
+            .create_array("g/long", &raw(&[1000], &[500]), &[Some("t".into())], &Map::new())
+            .unwrap();
         let values: Vec<f32> = (0..12).map(|i| i as f32).collect();
         session.array("u").unwrap().write_region(&[0..3, 0..4], &bytes(&values)).unwrap();
-        session.array("x").unwrap().write_region(&[0..4], &bytes(&[10.0, 20.0, 30.0, 40.0])).unwrap();
+        session
+            .array("x")
+            .unwrap()
+            .write_region(&[0..4], &bytes(&[10.0, 20.0, 30.0, 40.0]))
+            .unwrap();
         let long: Vec<f32> = (0..500).map(|i| i as f32).collect();
         session.array("g/long").unwrap().write_chunk(&[1], &bytes(&long)).unwrap();
         session.commit("made by us").unwrap();
@@ -45,7 +59,12 @@ fn icechunk_wrote_what_we_read() {
         }
         n += 1;
         let repository = Repository::open(&path).unwrap();
-        let messages: Vec<String> = repository.history(&Version::Branch(MAIN.into())).unwrap().into_iter().map(|s| s.message).collect();
+        let messages: Vec<String> = repository
+            .history(&Version::Branch(MAIN.into()))
+            .unwrap()
+            .into_iter()
+            .map(|s| s.message)
+            .collect();
         assert_eq!(messages[..2], ["changed", "made"]);
         let at = |version: Version| repository.readonly_session(&version).unwrap();
         let values = |first: f32| {

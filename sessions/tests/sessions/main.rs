@@ -1,6 +1,12 @@
 //! What sessions promise, in memory, in directories and on an S3 server.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::single_range_in_vec_init)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::single_range_in_vec_init
+)]
 
 mod arrays;
 mod conformance;

@@ -8,12 +8,18 @@ use freestone_engine::storage::Stores;
 use freestone_engine::storage::reader::{ChunkAccess, Desk};
 use freestone_engine::task::Receipt;
 use freestone_ops::io::{Target, outputs};
-use freestone_sessions::{CommitOptions, Error, MAIN, Repository, SCHEME, Ticket, Version, WritableSession, open_store};
+use freestone_sessions::{
+    CommitOptions, Error, MAIN, Repository, SCHEME, Ticket, Version, WritableSession, open_store,
+};
 
 use crate::support::{Place, bytes, create, info, read, spec};
 
 /// A plan that writes an array of numbers into a session, with the target changed.
-fn planned(session: &WritableSession, n: f64, change: impl Fn(Target) -> Target) -> Result<FinalizedPlan, freestone_ops::Error> {
+fn planned(
+    session: &WritableSession,
+    n: f64,
+    change: impl Fn(Target) -> Target,
+) -> Result<FinalizedPlan, freestone_ops::Error> {
     let stores = Stores::default();
     stores.insert(session.store());
     let array = freestone_ops::arange(0.0, n, 1.0, DType::Float32, 2).unwrap();
@@ -21,10 +27,15 @@ fn planned(session: &WritableSession, n: f64, change: impl Fn(Target) -> Target)
     Ok(lower(&outputs(&[target], &stores)?, &spec()).unwrap())
 }
 
-/// Writes every chunk of the outputs with one value, as workers in other processes do: by the plan alone.
+/// Writes every chunk of the outputs with one value, as workers in other processes do: by the plan
+/// alone.
 fn work(plan: &FinalizedPlan, value: f32) -> Vec<Receipt> {
     let stores = Stores::default().with_opener(SCHEME, open_store);
-    let mut desk = Desk { arena: Arena::new(1_000_000), contexts: Default::default(), traffic: Default::default() };
+    let mut desk = Desk {
+        arena: Arena::new(1_000_000),
+        contexts: Default::default(),
+        traffic: Default::default(),
+    };
     let mut receipts = Vec::new();
     for publication in &plan.plan().publications {
         let array = plan.plan().array(publication.array);
@@ -33,7 +44,8 @@ fn work(plan: &FinalizedPlan, value: f32) -> Vec<Receipt> {
         for chunk in 0..access.objects().n_chunks() {
             let coords = access.objects().coords(chunk);
             let n: u64 = access.object_shape(&coords).iter().product();
-            let written = access.write(&coords, &bytes(&vec![value; n as usize]), &mut desk).unwrap();
+            let written =
+                access.write(&coords, &bytes(&vec![value; n as usize]), &mut desk).unwrap();
             receipts.push(Receipt { array: publication.array, chunk, written });
         }
     }
@@ -52,17 +64,28 @@ fn a_plan_is_one_commit() {
     let plan = planned(&session, 6.0, |t| t).unwrap();
     let receipts = work(&plan, 3.0);
     let options = CommitOptions::default();
-    let error = session.commit_plan(&plan, receipts[1..].to_vec(), "too early", &options).unwrap_err();
-    assert!(matches!(&error, Error::Incomplete { n_missing: 1, first, .. } if *first == [0]), "{error}");
-    let error = session.commit_plan(&plan, receipts[..2].to_vec(), "again too early", &options).unwrap_err();
-    assert!(matches!(&error, Error::Incomplete { n_missing: 1, first, .. } if *first == [2]), "{error}");
+    let error =
+        session.commit_plan(&plan, receipts[1..].to_vec(), "too early", &options).unwrap_err();
+    assert!(
+        matches!(&error, Error::Incomplete { n_missing: 1, first, .. } if *first == [0]),
+        "{error}"
+    );
+    let error = session
+        .commit_plan(&plan, receipts[..2].to_vec(), "again too early", &options)
+        .unwrap_err();
+    assert!(
+        matches!(&error, Error::Incomplete { n_missing: 1, first, .. } if *first == [2]),
+        "{error}"
+    );
     // The driver dies, and another goes on with what it kept.
-    let kept = serde_json::to_string(&repository.writable_session(MAIN).unwrap().fork().unwrap()).unwrap();
+    let kept =
+        serde_json::to_string(&repository.writable_session(MAIN).unwrap().fork().unwrap()).unwrap();
     drop(session);
     let resumed = serde_json::from_str::<Ticket>(&kept).unwrap().resume().unwrap();
     let plan = planned(&resumed, 6.0, |t| t).unwrap();
     let (once, again) = (work(&plan, 3.0), work(&plan, 3.0));
-    let snapshot = resumed.commit_plan(&plan, once.iter().chain(&again).copied(), "run", &options).unwrap();
+    let snapshot =
+        resumed.commit_plan(&plan, once.iter().chain(&again).copied(), "run", &options).unwrap();
     assert_eq!(values(&repository), [3.0; 6]);
     // Dead once more, after the commit: it is found.
     let resumed = serde_json::from_str::<Ticket>(&kept).unwrap().resume().unwrap();
@@ -92,7 +115,12 @@ fn outputs_overwrite_and_write_regions() {
     assert_eq!(values(&repository), [1.0, 1.0, 1.0, 1.0, 5.0, 5.0, -1.0, -1.0, -1.0]);
 
     let session = repository.writable_session(MAIN).unwrap();
-    assert!(planned(&session, 3.0, |t| t.region(&[5..8])).unwrap_err().to_string().contains("4..8 is the smallest around it"));
+    assert!(
+        planned(&session, 3.0, |t| t.region(&[5..8]))
+            .unwrap_err()
+            .to_string()
+            .contains("4..8 is the smallest around it")
+    );
     let plan = planned(&session, 5.0, |t| t).unwrap();
     assert!(matches!(session.check_plan(&plan), Err(Error::NodeExists { .. })));
     let plan = planned(&session, 5.0, |t| t.overwrite(true)).unwrap();

@@ -38,7 +38,10 @@ impl Place {
             root: Root::S3(format!(
                 "{root}/sessions/{test}-{}-{:?}",
                 std::process::id(),
-                std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos()
+                std::time::SystemTime::now()
+                    .duration_since(std::time::UNIX_EPOCH)
+                    .unwrap()
+                    .as_nanos()
             )),
         }
     }
@@ -58,12 +61,21 @@ impl Place {
 
 /// [`info`] without compression, so that chunks are as long as their values.
 pub(crate) fn raw(shape: &[u64], chunks: &[u64]) -> ArrayInfo {
-    ArrayInfo { codecs: Encoding::from(CodecName::None).codecs(DType::Float32), ..info(shape, chunks) }
+    ArrayInfo {
+        codecs: Encoding::from(CodecName::None).codecs(DType::Float32),
+        ..info(shape, chunks)
+    }
 }
 
 /// The same on every machine, and in every environment.
 pub(crate) fn spec() -> Spec {
-    let settings = Settings { allowed_mem: Some(100_000_000), local_mem: Some(1_000_000_000), threads: Some(2), parallelism: Some(2), ..Settings::default() };
+    let settings = Settings {
+        allowed_mem: Some(100_000_000),
+        local_mem: Some(1_000_000_000),
+        threads: Some(2),
+        parallelism: Some(2),
+        ..Settings::default()
+    };
     settings.resolve().unwrap()
 }
 
@@ -76,7 +88,11 @@ pub(crate) fn through_engine(store: &Arc<dyn Store>, path: &str) -> Vec<f32> {
     let stored = open_array(store, path).unwrap();
     assert_eq!(stored.info.shape().len(), 1, "one axis is enough here");
     let access = ChunkAccess::new(Arc::clone(&stored.store), path, &stored.info).unwrap();
-    let mut desk = Desk { arena: Arena::new(100_000_000), contexts: Contexts::default(), traffic: Traffic::default() };
+    let mut desk = Desk {
+        arena: Arena::new(100_000_000),
+        contexts: Contexts::default(),
+        traffic: Traffic::default(),
+    };
     let mut values = Vec::new();
     for chunk in 0..stored.info.grid.n_chunks() {
         let block = access.read(&[chunk], &mut desk, &mut ShardCache::default()).unwrap();

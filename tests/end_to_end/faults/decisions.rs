@@ -44,7 +44,8 @@ pub enum Fault {
     OutOfMemory,
     /// The request is run twice, and comes back once, after the second time.
     Twice,
-    /// The request is run once more after it has come back, as when an attempt that was given up goes on.
+    /// The request is run once more after it has come back, as when an attempt that was given up
+    /// goes on.
     LateTwin,
     /// An outcome is held back until a backup of its request is handed out, or for long.
     Stuck,
@@ -134,9 +135,11 @@ impl Faults {
         Faults { seed, rules, fired: Mutex::default(), log: Mutex::default() }
     }
 
-    /// Whether a fault strikes this time, with bits of chance for how; it is counted when it is [`fired`](Faults::fired).
+    /// Whether a fault strikes this time, with bits of chance for how; it is counted when it is
+    /// [`fired`](Faults::fired).
     pub fn strikes(&self, fault: Fault, part: Part, what: &str, attempt: u64) -> Option<u64> {
-        let rate: f64 = self.rules.iter().filter(|r| r.fault == fault && r.part == part).map(|r| r.rate).sum();
+        let rate: f64 =
+            self.rules.iter().filter(|r| r.fault == fault && r.part == part).map(|r| r.rate).sum();
         let chance = hash(self.seed, &[&format!("{fault:?} {part:?} {attempt} "), what]);
         ((chance >> 11) as f64 / (1u64 << 53) as f64).lt(&rate).then(|| mix(chance))
     }
@@ -174,7 +177,9 @@ pub fn mix(x: u64) -> u64 {
 /// The same on every machine and in every version (FNV-1a, spread).
 fn hash(seed: u64, texts: &[&str]) -> u64 {
     let bytes = texts.iter().flat_map(|t| t.bytes());
-    mix(bytes.fold(0xcbf2_9ce4_8422_2325 ^ mix(seed), |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)))
+    mix(bytes.fold(0xcbf2_9ce4_8422_2325 ^ mix(seed), |h, b| {
+        (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
+    }))
 }
 
 /// Numbers one after the other.

@@ -10,7 +10,8 @@ use freestone::engine::worker::RunContext;
 
 use super::{Fault, Faults, Part};
 
-/// An executor around another one: what passes between that and the driver meets the faults of [`Part::Requests`].
+/// An executor around another one: what passes between that and the driver meets the faults of
+/// [`Part::Requests`].
 ///
 /// It holds driver and executor against their contract on the way, and keeps what breaks it.
 #[derive(Debug)]
@@ -34,10 +35,15 @@ impl Account {
         if !self.ids.insert(request.id) {
             self.violations.push(format!("two requests are number {}", request.id));
         }
-        let overlaps = |r: &&TaskRequest| r.stage == request.stage && r.first < request.first + request.count && request.first < r.first + r.count;
+        let overlaps = |r: &&TaskRequest| {
+            r.stage == request.stage
+                && r.first < request.first + request.count
+                && request.first < r.first + r.count
+        };
         let twin = self.under_way.values().find(overlaps).filter(|_| request.backup_of.is_none());
         if let Some(twin) = twin {
-            self.violations.push(format!("{request:?} was handed out while {twin:?} was under way"));
+            self.violations
+                .push(format!("{request:?} was handed out while {twin:?} was under way"));
         }
         if request.count == 0 {
             self.violations.push(format!("{request:?} has no tasks"));
@@ -91,8 +97,13 @@ impl Executor for FaultExecutor {
         let ran = self.inner.run(context, &between);
         let state = between.state.into_inner().unwrap();
         let mut account = self.account.lock().unwrap();
-        if !(state.running.is_empty() && state.held.is_empty() && state.late.is_empty() && account.under_way.is_empty()) {
-            let left = format!("the executor returned with requests under way: {:?}", account.under_way);
+        if !(state.running.is_empty()
+            && state.held.is_empty()
+            && state.late.is_empty()
+            && account.under_way.is_empty())
+        {
+            let left =
+                format!("the executor returned with requests under way: {:?}", account.under_way);
             account.violations.push(left);
         }
         ran
@@ -110,14 +121,16 @@ struct FaultSource<'a> {
 #[derive(Default)]
 struct Between {
     running: HashMap<u64, TaskRequest>,
-    /// Slots that are taken, by whatever is under way as the driver sees it, and by who asks for a request just now.
+    /// Slots that are taken, by whatever is under way as the driver sees it, and by who asks for a
+    /// request just now.
     taken: usize,
     held: VecDeque<Held>,
     delivered: u64,
     /// Requests that are to be run once more.
     again: VecDeque<TaskRequest>,
     twice: BTreeSet<u64>,
-    /// Requests that came back, and are to be run once more after so many outcomes; and those which run.
+    /// Requests that came back, and are to be run once more after so many outcomes; and those which
+    /// run.
     late: VecDeque<(TaskRequest, u64)>,
     late_running: BTreeSet<u64>,
 }
@@ -131,7 +144,8 @@ struct Held {
     waits: u64,
 }
 
-/// Answers of [`Next::Wait`] for which an outcome is held back until there is a backup: some seconds.
+/// Answers of [`Next::Wait`] for which an outcome is held back until there is a backup: some
+/// seconds.
 const WAITS_FOR_BACKUP: u64 = 150;
 
 fn name(request: &TaskRequest) -> String {
@@ -148,24 +162,53 @@ const NOTHING_DONE: [(Fault, FailureKind); 4] = [
 
 impl FaultSource<'_> {
     fn strikes(&self, fault: Fault, request: &TaskRequest) -> Option<u64> {
-        self.executor.faults.strikes(fault, Part::Requests, &name(request), u64::from(request.attempt))
+        self.executor.faults.strikes(
+            fault,
+            Part::Requests,
+            &name(request),
+            u64::from(request.attempt),
+        )
     }
 
     fn fired(&self, fault: Fault, request: &TaskRequest) {
-        self.executor.faults.fired(fault, Part::Requests, &format!("{} (attempt {})", name(request), request.attempt));
+        self.executor.faults.fired(
+            fault,
+            Part::Requests,
+            &format!("{} (attempt {})", name(request), request.attempt),
+        );
     }
 
-    fn failure(&self, request: &TaskRequest, task: u64, kind: FailureKind, fault: Fault) -> TaskFailure {
-        let stage = self.context.plan.plan().stages.get(request.stage.0).map(|s| s.name.clone()).unwrap_or_default();
+    fn failure(
+        &self,
+        request: &TaskRequest,
+        task: u64,
+        kind: FailureKind,
+        fault: Fault,
+    ) -> TaskFailure {
+        let stage = self
+            .context
+            .plan
+            .plan()
+            .stages
+            .get(request.stage.0)
+            .map(|s| s.name.clone())
+            .unwrap_or_default();
         TaskFailure { kind, message: format!("injected: {fault:?}"), stage, task }
     }
 
     /// The outcome of a request that is not run at all.
     fn nothing_done(&self, request: &TaskRequest) -> Option<TaskOutcome> {
-        let (fault, kind) = *NOTHING_DONE.iter().find(|(fault, _)| self.strikes(*fault, request).is_some())?;
+        let (fault, kind) =
+            *NOTHING_DONE.iter().find(|(fault, _)| self.strikes(*fault, request).is_some())?;
         self.fired(fault, request);
         let failure = Some(self.failure(request, request.first, kind, fault));
-        Some(TaskOutcome { request: request.clone(), worker: format!("nobody {}", request.id), done: Vec::new(), failure, worker_peak_bytes: None })
+        Some(TaskOutcome {
+            request: request.clone(),
+            worker: format!("nobody {}", request.id),
+            done: Vec::new(),
+            failure,
+            worker_peak_bytes: None,
+        })
     }
 
     /// An outcome as it arrives.
@@ -185,7 +228,12 @@ impl FaultSource<'_> {
         } else {
             return outcome;
         };
-        outcome.failure = Some(self.failure(&request, request.first + keep, FailureKind::WorkerLost, Fault::LostOutcome));
+        outcome.failure = Some(self.failure(
+            &request,
+            request.first + keep,
+            FailureKind::WorkerLost,
+            Fault::LostOutcome,
+        ));
         outcome.done.truncate(keep as usize);
         outcome
     }
@@ -244,7 +292,8 @@ impl FaultSource<'_> {
             Next::Run(request) => {
                 self.executor.account.lock().unwrap().handed_out(request);
                 let delivered = state.delivered;
-                let repeated = state.held.iter_mut().find(|h| Some(h.outcome.request.id) == request.backup_of);
+                let repeated =
+                    state.held.iter_mut().find(|h| Some(h.outcome.request.id) == request.backup_of);
                 // After the backup, or after whatever comes before it.
                 repeated.into_iter().for_each(|h| h.after = delivered + 1 + request.id % 2);
                 state.running.insert(request.id, request.clone());
@@ -294,9 +343,17 @@ impl TaskSource for FaultSource<'_> {
                 return;
             }
             if state.running.remove(&request.id).as_ref() != Some(&request) {
-                self.executor.account.lock().unwrap().violations.push(format!("the executor gave {request:?} back, which it did not have"));
+                self.executor
+                    .account
+                    .lock()
+                    .unwrap()
+                    .violations
+                    .push(format!("the executor gave {request:?} back, which it did not have"));
             }
-            if outcome.failure.is_none() && self.strikes(Fault::Twice, &request).is_some() && state.twice.insert(request.id) {
+            if outcome.failure.is_none()
+                && self.strikes(Fault::Twice, &request).is_some()
+                && state.twice.insert(request.id)
+            {
                 self.fired(Fault::Twice, &request);
                 state.again.push_back(request);
                 return;
@@ -313,7 +370,11 @@ impl TaskSource for FaultSource<'_> {
             {
                 self.fired(fault, &request);
                 let mut state = self.state.lock().unwrap();
-                let after = if fault == Fault::Straggler { state.delivered + 1 + bits % 6 } else { u64::MAX };
+                let after = if fault == Fault::Straggler {
+                    state.delivered + 1 + bits % 6
+                } else {
+                    u64::MAX
+                };
                 state.held.push_back(Held { outcome, after, waits });
                 return;
             }
@@ -322,7 +383,8 @@ impl TaskSource for FaultSource<'_> {
             self.fired(Fault::LateTwin, &request);
             let mut state = self.state.lock().unwrap();
             // Soon, or when all else is over.
-            let after = if bits.is_multiple_of(3) { u64::MAX } else { state.delivered + 1 + bits % 12 };
+            let after =
+                if bits.is_multiple_of(3) { u64::MAX } else { state.delivered + 1 + bits % 12 };
             state.late.push_back((request, after));
         }
         self.deliver(outcome);
@@ -340,11 +402,16 @@ fn without_faults_it_passes_the_suite_of_executors() {
     assert!(faults.counts().is_empty());
 }
 
-/// Nor is the contract broken by outcomes that are held back and requests that are run twice: no more is under way than there are slots.
+/// Nor is the contract broken by outcomes that are held back and requests that are run twice: no
+/// more is under way than there are slots.
 #[test]
 fn stragglers_and_twins_pass_the_suite_of_executors() {
     let place = crate::support::Place::new();
-    let rules = [Fault::Straggler, Fault::Twice, Fault::Delay].map(|fault| super::Rule { fault, part: Part::Requests, rate: 0.3 });
+    let rules = [Fault::Straggler, Fault::Twice, Fault::Delay].map(|fault| super::Rule {
+        fault,
+        part: Part::Requests,
+        rate: 0.3,
+    });
     let faults = Arc::new(Faults::new(1, rules.to_vec()));
     freestone_executors::conformance::check(place.folder.path(), |slots| {
         Box::new(FaultExecutor::new(Box::new(freestone::Threads::new(slots)), Arc::clone(&faults)))

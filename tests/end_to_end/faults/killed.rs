@@ -1,7 +1,7 @@
 //! The driver itself is killed, at moments that its progress defines, and another process goes on.
 //!
-//! The run is made by the test child. It says on its standard output what it does, stops at the moment, and is killed there. It is slowed down, so
-//! that its journal is written several times.
+//! The run is made by the test child. It says on its standard output what it does, stops at the
+//! moment, and is killed there. It is slowed down, so that its journal is written several times.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,7 +15,8 @@ use crate::support::{BINARY, Place, TestChild, tree};
 
 /// What the child says until it has stopped, where it is killed, or ended.
 fn hear(asked: &Asked) -> Vec<Value> {
-    TestChild::start("driver", &serde_json::to_string(asked).unwrap()).hear(|said| said.get("stopped").is_some())
+    TestChild::start("driver", &serde_json::to_string(asked).unwrap())
+        .hear(|said| said.get("stopped").is_some())
 }
 
 /// What is known of a run from what its process said.
@@ -27,7 +28,8 @@ struct Known {
     /// Tasks of each stage that were finished before, and in this process.
     before: BTreeMap<u64, u64>,
     counted: BTreeMap<u64, u64>,
-    /// Finished when the last journal object was whole, and when the one before was: these are in the journal for sure.
+    /// Finished when the last journal object was whole, and when the one before was: these are in
+    /// the journal for sure.
     wrote: BTreeMap<u64, u64>,
     saved: BTreeMap<u64, u64>,
     under_way: BTreeMap<u64, (u64, u64)>,
@@ -42,14 +44,18 @@ fn known(heard: &[Value]) -> Known {
             let finished = said["finished"].as_array().unwrap().iter().enumerate();
             known.before = finished.map(|(i, n)| (i as u64, n.as_u64().unwrap())).collect();
         } else if let Some(out) = said["out"].as_array() {
-            known.under_way.insert(said["id"].as_u64().unwrap(), (out[0].as_u64().unwrap(), out[2].as_u64().unwrap()));
+            known.under_way.insert(
+                said["id"].as_u64().unwrap(),
+                (out[0].as_u64().unwrap(), out[2].as_u64().unwrap()),
+            );
         } else if let Some(stage) = said["back"].as_u64() {
             let counted = said["counted"].as_u64().unwrap();
             known.under_way.remove(&said["id"].as_u64().unwrap());
             *known.counted.entry(stage).or_default() += counted;
         } else if said["journal"].is_string() && said["is"] == "wrote" {
             known.journals += 1;
-            // The driver takes what it writes once the object before is whole, and what comes back after that waits for the next one.
+            // The driver takes what it writes once the object before is whole, and what comes back
+            // after that waits for the next one.
             let earlier = std::mem::replace(&mut known.wrote, known.counted.clone());
             known.saved = earlier;
         } else if said.get("stopped").is_some() {
@@ -61,38 +67,72 @@ fn known(heard: &[Value]) -> Known {
     known
 }
 
-/// Runs, kills at the moment, looks at what is left, goes on in a third process, and looks again. Gives the tasks that were finished at the moment.
-fn check(place: &Place, on: &str, moment: Moment, slow_ms: u64, expect: &BTreeMap<String, Vec<u8>>) -> u64 {
+/// Runs, kills at the moment, looks at what is left, goes on in a third process, and looks again.
+/// Gives the tasks that were finished at the moment.
+fn check(
+    place: &Place,
+    on: &str,
+    moment: Moment,
+    slow_ms: u64,
+    expect: &BTreeMap<String, Vec<u8>>,
+) -> u64 {
     let folder = place.at(&format!("{on}-{moment:?}").replace(['(', ')'], "-"));
-    let asked = Asked { folder: folder.clone(), on: on.into(), binary: BINARY.into(), moment: Some(moment), resume: None, slow_ms };
+    let asked = Asked {
+        folder: folder.clone(),
+        on: on.into(),
+        binary: BINARY.into(),
+        moment: Some(moment),
+        resume: None,
+        slow_ms,
+    };
     let heard = hear(&asked);
     let first = known(&heard);
-    let Some(stopped_at) = first.stopped_at else { panic!("{moment:?} never came: {:#?}", heard.last()) };
+    let Some(stopped_at) = first.stopped_at else {
+        panic!("{moment:?} never came: {:#?}", heard.last())
+    };
     let left = tree(format!("{folder}/results"));
     let published = left.keys().filter(|n| n.ends_with("/zarr.json")).count() as u64;
     let may_be = if let Moment::Published(n) = moment { n } else { 0 };
     assert_eq!(published, may_be, "{moment:?}: {:?}", left.keys());
-    assert!(Path::new(&folder).join("work").join(&first.run).join("plan.json").exists(), "{moment:?}: the plan is not there");
+    assert!(
+        Path::new(&folder).join("work").join(&first.run).join("plan.json").exists(),
+        "{moment:?}: the plan is not there"
+    );
 
     let heard = hear(&Asked { moment: None, resume: Some(first.run.clone()), slow_ms: 0, ..asked });
     let second = known(&heard);
-    let ended = second.ended.clone().unwrap_or_else(|| panic!("{moment:?}: the process that goes on ended: {heard:?}"));
+    let ended = second
+        .ended
+        .clone()
+        .unwrap_or_else(|| panic!("{moment:?}: the process that goes on ended: {heard:?}"));
     assert_eq!(ended["ended"], "well", "{moment:?}: {ended}");
     assert_eq!(ended["recomputed"], 0, "{moment:?}: {ended}");
     let mut found = tree(format!("{folder}/results"));
     found.retain(|name, _| !is_part(name));
     same_files(expect, &found).unwrap_or_else(|why| panic!("{moment:?}: {why}"));
-    assert!(!Path::new(&folder).join("work").join(&first.run).exists(), "{moment:?}: the run's folder is left");
+    assert!(
+        !Path::new(&folder).join("work").join(&first.run).exists(),
+        "{moment:?}: the run's folder is left"
+    );
 
     // The same plan, for a place that is free.
     let (planned, _) = plan(&folder, "again", on);
     for (i, stage) in planned.plan().plan().stages.iter().enumerate() {
         let of = |tasks: &BTreeMap<u64, u64>| tasks.get(&(i as u64)).copied().unwrap_or(0);
-        let under_way: u64 = first.under_way.values().filter(|(s, _)| *s == i as u64).map(|(_, n)| n).sum();
+        let under_way: u64 =
+            first.under_way.values().filter(|(s, _)| *s == i as u64).map(|(_, n)| n).sum();
         let again = (of(&first.counted) + of(&second.counted)).saturating_sub(stage.n_tasks());
         let may_be = under_way + of(&first.counted) - of(&first.saved);
-        assert!(again <= may_be, "{moment:?}: {again} tasks of stage {i} were computed again, of at most {may_be}: {first:?}\n{second:?}");
-        assert_eq!(of(&second.before) + of(&second.counted), stage.n_tasks(), "{moment:?}: stage {i}");
+        assert!(
+            again <= may_be,
+            "{moment:?}: {again} tasks of stage {i} were computed again, of at most {may_be}: \
+                {first:?}\n{second:?}"
+        );
+        assert_eq!(
+            of(&second.before) + of(&second.counted),
+            stage.n_tasks(),
+            "{moment:?}: stage {i}"
+        );
     }
     stopped_at
 }
@@ -124,13 +164,20 @@ fn total(planned: &Planned) -> u64 {
 fn moments(total: u64, in_chunks: bool) -> Vec<Moment> {
     // Requests have up to forty tasks: each of them stays inside its quarter.
     let tasks = (0..16).map(|i| (i, i / 4 * total / 4 + i % 4 * total / 40 + total / 80));
-    let during = tasks.map(|(i, n)| if in_chunks && i % 2 == 1 { Moment::Chunk(n) } else { Moment::Tasks(n) });
-    during.chain([Moment::StagesEnded, Moment::Flush, Moment::Published(0), Moment::Published(1)]).collect()
+    let during = tasks
+        .map(|(i, n)| if in_chunks && i % 2 == 1 { Moment::Chunk(n) } else { Moment::Tasks(n) });
+    during
+        .chain([Moment::StagesEnded, Moment::Flush, Moment::Published(0), Moment::Published(1)])
+        .collect()
 }
 
 #[test]
 fn a_killed_driver_publishes_nothing_and_can_be_followed() {
-    check_all("threads", &[Moment::Tasks(30), Moment::Chunk(150), Moment::StagesEnded, Moment::Published(1)], 0);
+    check_all(
+        "threads",
+        &[Moment::Tasks(30), Moment::Chunk(150), Moment::StagesEnded, Moment::Published(1)],
+        0,
+    );
 }
 
 #[track_caller]
@@ -138,7 +185,10 @@ fn check_bar(on: &str, in_chunks: bool) {
     let place = Place::quick();
     let total = total(&plan(&place.at("x"), "results", on).0);
     let histogram = check_all(on, &moments(total, in_chunks), 40);
-    assert!(total >= 200 && histogram[..4].iter().all(|n| *n >= 4) && histogram[4] >= 3, "{total} tasks, {histogram:?}");
+    assert!(
+        total >= 200 && histogram[..4].iter().all(|n| *n >= 4) && histogram[4] >= 3,
+        "{total} tasks, {histogram:?}"
+    );
 }
 
 #[test]

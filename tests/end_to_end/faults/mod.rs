@@ -1,8 +1,10 @@
 //! What goes wrong, by chance that can be had again.
 //!
-//! [`Faults`] in [`decisions`] decides: whether a fault strikes follows from its seed, the kind of fault, what it would strike and how often that was tried, never from
-//! time or from which thread asks. The adapters ask it: [`store`] around a store, [`executor`] around an executor, [`processes`] kills workers and
-//! damages files. [`model`] runs random plans under random faults and says what must have come of it; [`killed`] kills the driver itself.
+//! [`Faults`] in [`decisions`] decides: whether a fault strikes follows from its seed, the kind of
+//! fault, what it would strike and how often that was tried, never from time or from which thread
+//! asks. The adapters ask it: [`store`] around a store, [`executor`] around an executor,
+//! [`processes`] kills workers and damages files. [`model`] runs random plans under random faults
+//! and says what must have come of it; [`killed`] kills the driver itself.
 
 mod decisions;
 mod executor;
@@ -20,7 +22,13 @@ fn decisions_follow_from_the_seed_and_what_is_struck() {
     let rules = vec![Rule { fault: Fault::Transient, part: Part::Inputs, rate: 0.25 }];
     let struck = |seed: u64| -> Vec<bool> {
         let faults = Faults::new(seed, rules.clone());
-        (0..4000).map(|i| faults.strikes(Fault::Transient, Part::Inputs, &format!("c/{}", i / 4), i % 4).is_some()).collect()
+        (0..4000)
+            .map(|i| {
+                faults
+                    .strikes(Fault::Transient, Part::Inputs, &format!("c/{}", i / 4), i % 4)
+                    .is_some()
+            })
+            .collect()
     };
     let first = struck(1);
     assert_eq!(first, struck(1));

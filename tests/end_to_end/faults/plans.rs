@@ -20,15 +20,26 @@ pub struct Program {
 }
 
 impl Program {
-    /// What follows from a seed, with its inputs in a folder. Mostly several stages: what needs all of an axis comes often.
+    /// What follows from a seed, with its inputs in a folder. Mostly several stages: what needs all
+    /// of an axis comes often.
     pub fn new(seed: u64, inputs: &str) -> Program {
         let mut chance = Chance::new(seed);
         let store: Arc<dyn Store> = Arc::new(LocalStore::new(inputs));
         let mut pool: Vec<Pair> = (0..1 + chance.below(2) as usize)
             .map(|number| {
                 let rank = 1 + chance.below(3);
-                let axes = (0..rank).map(|_| axis(&mut chance, [400, 60, 16][rank as usize - 1])).collect();
-                let mut pair = stored(&Input { axes, dtype: chance.below(DTYPES.len() as u64) as usize, seed: chance.next() }, number, &store);
+                let axes = (0..rank)
+                    .map(|_| axis(&mut chance, [400, 60, 16][rank as usize - 1]))
+                    .collect();
+                let mut pair = stored(
+                    &Input {
+                        axes,
+                        dtype: chance.below(DTYPES.len() as u64) as usize,
+                        seed: chance.next(),
+                    },
+                    number,
+                    &store,
+                );
                 add_checksums(&format!("{inputs}/input-{number}"));
                 pair.lazy = freestone::open_in(&store, &format!("input-{number}")).unwrap();
                 pair
@@ -40,11 +51,19 @@ impl Program {
         let made = if pool.len() > n_inputs { &pool[n_inputs..] } else { &pool[..1] };
         let n_results = 1 + chance.below(3) as usize;
         let chosen = made.iter().rev().filter(|p| !p.whole.is_empty()).take(n_results);
-        let mut results: Vec<_> = chosen.enumerate().map(|(i, pair)| (format!("result-{i}"), pair.clone(), cut(pair, &mut chance))).collect();
+        let mut results: Vec<_> = chosen
+            .enumerate()
+            .map(|(i, pair)| (format!("result-{i}"), pair.clone(), cut(pair, &mut chance)))
+            .collect();
         if results.is_empty() {
             results.push(("result-0".into(), pool[0].clone(), cut(&pool[0], &mut chance)));
         }
-        Program { results, names, parallelism: chance.pick(&[3, 16, 64]), codec: chance.pick(&[CodecName::None, CodecName::Zstd(0), CodecName::Lz4]) }
+        Program {
+            results,
+            names,
+            parallelism: chance.pick(&[3, 16, 64]),
+            codec: chance.pick(&[CodecName::None, CodecName::Zstd(0), CodecName::Lz4]),
+        }
     }
 
     /// All results into one group.
@@ -55,7 +74,8 @@ impl Program {
             if chunks.is_empty() || chunks.contains(&0) { target } else { target.chunks(chunks) }
         };
         let targets: Vec<Target> = self.results.iter().map(target).collect();
-        let planned = freestone::plan(&targets, &spec).unwrap_or_else(|e| panic!("{:?}: {e}", self.names));
+        let planned =
+            freestone::plan(&targets, &spec).unwrap_or_else(|e| panic!("{:?}: {e}", self.names));
         (planned, spec)
     }
 }
@@ -72,8 +92,18 @@ fn cut(pair: &Pair, chance: &mut Chance) -> Vec<u64> {
 
 fn step(chance: &mut Chance) -> Step {
     // Rechunk, a reduction, a roll, a reshape; or anything.
-    let op = if chance.one_in(2) { chance.pick(&[22, 22, 23, 28, 29, 36, 45]) } else { chance.next() as u8 };
-    Step { op, operand: chance.next() as u8, a: chance.next() as i8, b: chance.next() as i8, c: chance.next() as i8 }
+    let op = if chance.one_in(2) {
+        chance.pick(&[22, 22, 23, 28, 29, 36, 45])
+    } else {
+        chance.next() as u8
+    };
+    Step {
+        op,
+        operand: chance.next() as u8,
+        a: chance.next() as i8,
+        b: chance.next() as i8,
+        c: chance.next() as i8,
+    }
 }
 
 /// Makes chunks of plain bytes chunks with a checksum, so that damage is found.

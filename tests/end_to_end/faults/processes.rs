@@ -34,8 +34,10 @@ fn pid(worker: &str) -> Option<u32> {
 /// True if a process runs that this one has started.
 fn is_child(pid: u32) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let field = |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).map(|v| v.trim().to_owned());
-    field("PPid:") == Some(std::process::id().to_string()) && field("State:").is_some_and(|s| !s.starts_with('Z'))
+    let field =
+        |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).map(|v| v.trim().to_owned());
+    field("PPid:") == Some(std::process::id().to_string())
+        && field("State:").is_some_and(|s| !s.starts_with('Z'))
 }
 
 fn name(request: &TaskRequest) -> String {
@@ -52,21 +54,34 @@ impl Observer for Killer {
         }
         for (fault, signal) in [(Fault::Sigkill, "-KILL"), (Fault::Sigsegv, "-SEGV")] {
             let (what, attempt) = (name(&outcome.request), u64::from(outcome.request.attempt));
-            let Some(bits) = self.faults.strikes(fault, Part::Requests, &what, attempt) else { continue };
+            let Some(bits) = self.faults.strikes(fault, Part::Requests, &what, attempt) else {
+                continue;
+            };
             seen.retain(|pid| is_child(*pid));
             if seen.is_empty() {
                 continue;
             }
             let victim = seen[bits as usize % seen.len()];
             // It may end by itself just now.
-            if Command::new("kill").args([signal, &victim.to_string()]).stderr(Stdio::null()).status().unwrap().success() {
-                self.faults.fired(fault, Part::Requests, &format!("worker {victim}, when {what} had come back"));
+            if Command::new("kill")
+                .args([signal, &victim.to_string()])
+                .stderr(Stdio::null())
+                .status()
+                .unwrap()
+                .success()
+            {
+                self.faults.fired(
+                    fault,
+                    Part::Requests,
+                    &format!("worker {victim}, when {what} had come back"),
+                );
             }
         }
     }
 }
 
-/// Damages the files of intermediates, which later tasks read, when the task that wrote them has come back.
+/// Damages the files of intermediates, which later tasks read, when the task that wrote them has
+/// come back.
 pub struct Vandal<'a> {
     faults: Arc<Faults>,
     planned: &'a Planned,
@@ -78,7 +93,13 @@ pub struct Vandal<'a> {
 
 impl<'a> Vandal<'a> {
     pub fn new(faults: Arc<Faults>, planned: &'a Planned, work_dir: &str) -> Vandal<'a> {
-        Vandal { faults, planned, work_dir: work_dir.into(), run: Mutex::default(), tries: Mutex::default() }
+        Vandal {
+            faults,
+            planned,
+            work_dir: work_dir.into(),
+            run: Mutex::default(),
+            tries: Mutex::default(),
+        }
     }
 
     fn look_at(&self, stage: StageId, receipt: &Receipt) {
@@ -86,7 +107,11 @@ impl<'a> Vandal<'a> {
         if array.place != ArrayPlace::Work || receipt.written == Written::Fill {
             return;
         }
-        let key = format!("{}/{}", array.name, array.info.object_key(&array.info.objects().coords(receipt.chunk)));
+        let key = format!(
+            "{}/{}",
+            array.name,
+            array.info.object_key(&array.info.objects().coords(receipt.chunk))
+        );
         let path = self.work_dir.join(&*self.run.lock().unwrap()).join(&key);
         let attempt = {
             let mut tries = self.tries.lock().unwrap();
@@ -98,13 +123,18 @@ impl<'a> Vandal<'a> {
             if let Some(bits) = self.faults.strikes(fault, Part::Intermediates, &key, attempt)
                 && damage(fault, &path, bits)
             {
-                self.faults.fired(fault, Part::Intermediates, &format!("{key}, written by stage {}", stage.0));
+                self.faults.fired(
+                    fault,
+                    Part::Intermediates,
+                    &format!("{key}, written by stage {}", stage.0),
+                );
             }
         }
     }
 }
 
-/// False where there is nothing to damage any more. Who reads meanwhile sees the old file or the damaged one.
+/// False where there is nothing to damage any more. Who reads meanwhile sees the old file or the
+/// damaged one.
 fn damage(fault: Fault, path: &Path, bits: u64) -> bool {
     if fault == Fault::RemovedFile {
         return fs::remove_file(path).is_ok();
@@ -127,7 +157,11 @@ impl Observer for Vandal<'_> {
     fn on(&self, event: &Event<'_>) {
         match event {
             Event::RunStarted(start) => start.run.clone_into(&mut self.run.lock().unwrap()),
-            Event::Outcome { outcome, .. } => outcome.done.iter().flat_map(|t| &t.receipts).for_each(|r| self.look_at(outcome.request.stage, r)),
+            Event::Outcome { outcome, .. } => outcome
+                .done
+                .iter()
+                .flat_map(|t| &t.receipts)
+                .for_each(|r| self.look_at(outcome.request.stage, r)),
             _ => {}
         }
     }

@@ -7,14 +7,17 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use freestone::engine::kernels::Buffer;
-use freestone::engine::storage::{ByteRange, Lock, ObjectPart, PartsRead, Pending, StorageError, Store};
+use freestone::engine::storage::{
+    ByteRange, Lock, ObjectPart, PartsRead, Pending, StorageError, Store,
+};
 
 use super::{Fault, Faults, Part};
 
 /// Whose objects a store holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Holds {
-    /// The work directory's. Its first folder is the run's, whose name is another one each time, and left out where faults are decided.
+    /// The work directory's. Its first folder is the run's, whose name is another one each time,
+    /// and left out where faults are decided.
     Work,
     Outputs,
     Inputs,
@@ -22,8 +25,9 @@ pub enum Holds {
 
 /// A store in front of another one, at its URL, that does to requests what [`Faults`] decide.
 ///
-/// It keeps the contract of [`Store`] but for [`Fault::Torn`], which leaves a part of an object as a crash may where no rename protects it, and the
-/// three that no store admits: [`Fault::CorruptWrite`], [`Fault::CorruptRead`], [`Fault::Dropped`].
+/// It keeps the contract of [`Store`] but for [`Fault::Torn`], which leaves a part of an object as
+/// a crash may where no rename protects it, and the three that no store admits:
+/// [`Fault::CorruptWrite`], [`Fault::CorruptRead`], [`Fault::Dropped`].
 pub struct FaultStore {
     inner: Arc<dyn Store>,
     holds: Holds,
@@ -36,38 +40,64 @@ pub struct FaultStore {
     watcher: Option<Watcher>,
 }
 
-/// Is called before every request, with what is asked and for which key, and after a write, which is `wrote` then.
+/// Is called before every request, with what is asked and for which key, and after a write, which
+/// is `wrote` then.
 type Watcher = Box<dyn Fn(&str, &str) + Send + Sync>;
 
 impl fmt::Debug for FaultStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FaultStore").field("inner", &self.inner).field("holds", &self.holds).finish_non_exhaustive()
+        f.debug_struct("FaultStore")
+            .field("inner", &self.inner)
+            .field("holds", &self.holds)
+            .finish_non_exhaustive()
     }
 }
 
-const PARTS: [Part; 5] = [Part::Intermediates, Part::Journal, Part::Outputs, Part::Documents, Part::Inputs];
+const PARTS: [Part; 5] =
+    [Part::Intermediates, Part::Journal, Part::Outputs, Part::Documents, Part::Inputs];
 
 impl FaultStore {
     pub fn new(inner: Arc<dyn Store>, holds: Holds, faults: Arc<Faults>) -> FaultStore {
-        let room = |part: &Part| faults.strikes(Fault::NoSpace, *part, "", 0).map(|bits| (*part, 1 << (6 + bits % 10)));
+        let room = |part: &Part| {
+            faults.strikes(Fault::NoSpace, *part, "", 0).map(|bits| (*part, 1 << (6 + bits % 10)))
+        };
         let full = PARTS.iter().filter_map(room).collect();
-        FaultStore { inner, holds, faults, tries: Mutex::default(), full, written: AtomicU64::new(0), watcher: None }
+        FaultStore {
+            inner,
+            holds,
+            faults,
+            tries: Mutex::default(),
+            full,
+            written: AtomicU64::new(0),
+            watcher: None,
+        }
     }
 
     /// A store without faults of its own, at which somebody looks.
     #[allow(dead_code)] // by the program in `tests/child`
-    pub fn watched(inner: Arc<dyn Store>, holds: Holds, watcher: impl Fn(&str, &str) + Send + Sync + 'static) -> FaultStore {
-        FaultStore { watcher: Some(Box::new(watcher)), ..FaultStore::new(inner, holds, Arc::new(Faults::new(0, Vec::new()))) }
+    pub fn watched(
+        inner: Arc<dyn Store>,
+        holds: Holds,
+        watcher: impl Fn(&str, &str) + Send + Sync + 'static,
+    ) -> FaultStore {
+        FaultStore {
+            watcher: Some(Box::new(watcher)),
+            ..FaultStore::new(inner, holds, Arc::new(Faults::new(0, Vec::new())))
+        }
     }
 
     fn part(&self, key: &str) -> Part {
         let name = key.rsplit('/').next().unwrap_or(key);
         match self.holds {
             Holds::Inputs => Part::Inputs,
-            Holds::Outputs if name.starts_with('.') || name.starts_with('z') || name.is_empty() => Part::Documents,
+            Holds::Outputs if name.starts_with('.') || name.starts_with('z') || name.is_empty() => {
+                Part::Documents
+            }
             Holds::Outputs => Part::Outputs,
             // An intermediate has a folder, and its chunks' names begin with a c.
-            Holds::Work if key.matches('/').count() == 2 && name.starts_with('c') => Part::Intermediates,
+            Holds::Work if key.matches('/').count() == 2 && name.starts_with('c') => {
+                Part::Intermediates
+            }
             Holds::Work => Part::Journal,
         }
     }
@@ -76,7 +106,11 @@ impl FaultStore {
         if let Some(watcher) = &self.watcher {
             watcher(action, key);
         }
-        let name = if self.holds == Holds::Work { key.split_once('/').map_or("", |(_, rest)| rest) } else { key };
+        let name = if self.holds == Holds::Work {
+            key.split_once('/').map_or("", |(_, rest)| rest)
+        } else {
+            key
+        };
         let what = format!("{action} {name}");
         let attempt = {
             let mut tries = self.tries.lock().unwrap();
@@ -113,7 +147,12 @@ impl Request<'_> {
 
     fn transient(&self, fault: Fault) -> StorageError {
         self.fired(fault);
-        StorageError::Io { place: self.place(), action: self.action, message: format!("injected: {fault:?}"), transient: true }
+        StorageError::Io {
+            place: self.place(),
+            action: self.action,
+            message: format!("injected: {fault:?}"),
+            transient: true,
+        }
     }
 
     /// What every request may meet before anything is done.
@@ -132,7 +171,10 @@ impl Request<'_> {
         }
         if self.strikes(Fault::Throttled).is_some() {
             self.fired(Fault::Throttled);
-            return Err(StorageError::Throttled { place: self.place(), message: "injected".into() });
+            return Err(StorageError::Throttled {
+                place: self.place(),
+                message: "injected".into(),
+            });
         }
         Ok(())
     }
@@ -169,7 +211,13 @@ impl Store for FaultStore {
         self.inner.is_remote()
     }
 
-    fn read(&self, key: &str, range: Option<ByteRange>, limit: u64, into: &mut Buffer) -> Result<bool, StorageError> {
+    fn read(
+        &self,
+        key: &str,
+        range: Option<ByteRange>,
+        limit: u64,
+        into: &mut Buffer,
+    ) -> Result<bool, StorageError> {
         let request = self.request("read", key);
         request.begin()?;
         if !self.inner.read(key, range, limit, into)? {
@@ -182,7 +230,13 @@ impl Store for FaultStore {
         Ok(true)
     }
 
-    fn read_parts(&self, key: &str, size: u64, parts: &[ObjectPart], into: &mut [u8]) -> Result<PartsRead, StorageError> {
+    fn read_parts(
+        &self,
+        key: &str,
+        size: u64,
+        parts: &[ObjectPart],
+        into: &mut [u8],
+    ) -> Result<PartsRead, StorageError> {
         let request = self.request("read", key);
         request.begin()?;
         let read = self.inner.read_parts(key, size, parts, into)?;
@@ -202,7 +256,8 @@ impl Store for FaultStore {
         let request = self.request("written", key);
         request.begin()?;
         if let Some((_, room)) = self.full.iter().find(|(part, _)| *part == request.part)
-            && self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed) + bytes.len() as u64 > *room
+            && self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed) + bytes.len() as u64
+                > *room
         {
             request.fired(Fault::NoSpace);
             return Err(StorageError::NoSpace { place: request.place() });
@@ -273,7 +328,13 @@ impl Store for FaultStore {
         self.inner.place(key)
     }
 
-    fn begin_read(&self, _key: &str, _range: Option<ByteRange>, _limit: u64, into: Buffer) -> Result<Pending, Buffer> {
+    fn begin_read(
+        &self,
+        _key: &str,
+        _range: Option<ByteRange>,
+        _limit: u64,
+        into: Buffer,
+    ) -> Result<Pending, Buffer> {
         Err(into)
     }
 
@@ -296,7 +357,11 @@ mod tests {
     fn over_a_folder(rules: Vec<Rule>) -> (tempfile::TempDir, Arc<Faults>, FaultStore) {
         let folder = tempfile::tempdir().unwrap();
         let faults = Arc::new(Faults::new(1, rules));
-        let store = FaultStore::new(Arc::new(LocalStore::new(folder.path())), Holds::Outputs, Arc::clone(&faults));
+        let store = FaultStore::new(
+            Arc::new(LocalStore::new(folder.path())),
+            Holds::Outputs,
+            Arc::clone(&faults),
+        );
         (folder, faults, store)
     }
 
@@ -309,12 +374,20 @@ mod tests {
 
     /// Checks the object that a faulty write leaves, and the result of the write.
     #[track_caller]
-    fn check_write(fault: Fault, expect: impl Fn(Option<&[u8]>, &Result<(), StorageError>) -> bool) {
-        let (folder, faults, store) = over_a_folder(vec![Rule { fault, part: Part::Outputs, rate: 1.0 }]);
+    fn check_write(
+        fault: Fault,
+        expect: impl Fn(Option<&[u8]>, &Result<(), StorageError>) -> bool,
+    ) {
+        let (folder, faults, store) =
+            over_a_folder(vec![Rule { fault, part: Part::Outputs, rate: 1.0 }]);
         let bytes: Vec<u8> = (0..100_000u32).map(|i| i as u8).collect();
         let said = store.write("c/0", &bytes);
         let there = std::fs::read(folder.path().join("c/0")).ok();
-        assert!(expect(there.as_deref(), &said), "{fault:?}: {} bytes, {said:?}", there.map_or(0, |b| b.len()));
+        assert!(
+            expect(there.as_deref(), &said),
+            "{fault:?}: {} bytes, {said:?}",
+            there.map_or(0, |b| b.len())
+        );
         assert_eq!(faults.counts(), [((fault, Part::Outputs), 1)].into());
         // Other parts are not struck.
         store.write("zarr.json", &bytes).unwrap();
@@ -324,28 +397,45 @@ mod tests {
     #[test]
     fn each_fault_of_a_write_is_what_it_says() {
         let bytes: Vec<u8> = (0..100_000u32).map(|i| i as u8).collect();
-        let transient = |said: &Result<(), StorageError>| said.as_ref().is_err_and(StorageError::is_transient);
+        let transient =
+            |said: &Result<(), StorageError>| said.as_ref().is_err_and(StorageError::is_transient);
         let differ = |there: &[u8]| there.iter().zip(&bytes).filter(|(x, y)| x != y).count();
         check_write(Fault::Delay, |there, said| there == Some(&bytes) && said.is_ok());
         check_write(Fault::Transient, |there, said| there.is_none() && transient(said));
-        check_write(Fault::Throttled, |there, said| there.is_none() && matches!(said, Err(StorageError::Throttled { .. })));
+        check_write(Fault::Throttled, |there, said| {
+            there.is_none() && matches!(said, Err(StorageError::Throttled { .. }))
+        });
         check_write(Fault::LostResponse, |there, said| there == Some(&bytes) && transient(said));
-        check_write(Fault::Torn, |there, said| there.is_some_and(|b| b.len() < bytes.len() && bytes.starts_with(b)) && transient(said));
-        check_write(Fault::CorruptWrite, |there, said| there.is_some_and(|b| b.len() == bytes.len() && differ(b) == 1) && said.is_ok());
+        check_write(Fault::Torn, |there, said| {
+            there.is_some_and(|b| b.len() < bytes.len() && bytes.starts_with(b)) && transient(said)
+        });
+        check_write(Fault::CorruptWrite, |there, said| {
+            there.is_some_and(|b| b.len() == bytes.len() && differ(b) == 1) && said.is_ok()
+        });
         check_write(Fault::Dropped, |there, said| there.is_none() && said.is_ok());
-        check_write(Fault::NoSpace, |there, said| there.is_none() && matches!(said, Err(StorageError::NoSpace { .. })));
-        check_write(Fault::Denied, |there, said| there.is_none() && matches!(said, Err(StorageError::Denied { .. })));
+        check_write(Fault::NoSpace, |there, said| {
+            there.is_none() && matches!(said, Err(StorageError::NoSpace { .. }))
+        });
+        check_write(Fault::Denied, |there, said| {
+            there.is_none() && matches!(said, Err(StorageError::Denied { .. }))
+        });
     }
 
     #[test]
     fn a_byte_that_is_corrupt_when_read_is_whole_in_the_store() {
-        let (folder, faults, store) = over_a_folder(vec![Rule { fault: Fault::CorruptRead, part: Part::Outputs, rate: 1.0 }]);
+        let (folder, faults, store) =
+            over_a_folder(vec![Rule { fault: Fault::CorruptRead, part: Part::Outputs, rate: 1.0 }]);
         store.write("c/0", &[0; 1000]).unwrap();
         let mut into = Buffer::zeroed(1000);
         assert!(store.read("c/0", None, 1000, &mut into).unwrap());
         assert_eq!(into.bytes().iter().filter(|b| **b != 0).count(), 1);
         let mut into = vec![0; 10];
-        assert_eq!(store.read_parts("c/0", 1000, &[ObjectPart { offset: 5, place: 0, len: 10 }], &mut into).unwrap(), PartsRead::Done);
+        assert_eq!(
+            store
+                .read_parts("c/0", 1000, &[ObjectPart { offset: 5, place: 0, len: 10 }], &mut into)
+                .unwrap(),
+            PartsRead::Done
+        );
         assert_eq!(into.iter().filter(|b| **b != 0).count(), 1);
         assert_eq!(std::fs::read(folder.path().join("c/0")).unwrap(), [0; 1000]);
         assert_eq!(faults.counts()[&(Fault::CorruptRead, Part::Outputs)], 2);

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use freestone::engine::events::{Event, Observer};
 
-/// A run from which nothing is heard for so long hangs. Its tasks take milliseconds, and it waits a few seconds at most before it tries again.
+/// A run from which nothing is heard for so long hangs. Its tasks take milliseconds, and it waits a
+/// few seconds at most before it tries again.
 const SILENCE: Duration = Duration::from_secs(180);
 
 /// Events to show of a run that hangs.
@@ -27,8 +28,14 @@ struct Heard {
 }
 
 impl Watch {
-    /// Does something. If nothing is heard of it for a long time, says what is known, and ends the process: nothing else ends a thread that hangs.
-    pub fn watched<T>(&self, name: &str, known: impl Fn() -> String + Sync, what: impl FnOnce() -> T) -> T {
+    /// Does something. If nothing is heard of it for a long time, says what is known, and ends the
+    /// process: nothing else ends a thread that hangs.
+    pub fn watched<T>(
+        &self,
+        name: &str,
+        known: impl Fn() -> String + Sync,
+        what: impl FnOnce() -> T,
+    ) -> T {
         std::thread::scope(|scope| {
             let guard = scope.spawn(|| self.wait_for_silence(name, &known));
             let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(what));
@@ -43,10 +50,16 @@ impl Watch {
         let mut heard = self.heard.lock().unwrap();
         let mut events = heard.events;
         while !heard.is_over {
-            let (again, waited) = self.over.wait_timeout_while(heard, SILENCE, |h| !h.is_over && h.events == events).unwrap();
+            let (again, waited) = self
+                .over
+                .wait_timeout_while(heard, SILENCE, |h| !h.is_over && h.events == events)
+                .unwrap();
             heard = again;
             if waited.timed_out() {
-                eprintln!("{name} hangs: nothing was heard of it for {SILENCE:?}\nlast events:\n  {}", self.text(&heard));
+                eprintln!(
+                    "{name} hangs: nothing was heard of it for {SILENCE:?}\nlast events:\n  {}",
+                    self.text(&heard)
+                );
                 eprintln!("{}", known());
                 std::process::abort();
             }
@@ -67,10 +80,16 @@ impl Watch {
 impl Observer for Watch {
     fn on(&self, event: &Event<'_>) {
         let text = match event {
-            Event::RunStarted(start) => format!("run {} of {} tasks", start.run, start.plan.plan().stages.iter().map(|s| s.n_tasks()).sum::<u64>()),
+            Event::RunStarted(start) => format!(
+                "run {} of {} tasks",
+                start.run,
+                start.plan.plan().stages.iter().map(|s| s.n_tasks()).sum::<u64>()
+            ),
             Event::Outcome { outcome, counted } => {
                 let r = &outcome.request;
-                let failure = outcome.failure.as_ref().map_or(String::new(), |f| format!(", {:?} of {}: {}", f.kind, f.task, f.message));
+                let failure = outcome.failure.as_ref().map_or(String::new(), |f| {
+                    format!(", {:?} of {}: {}", f.kind, f.task, f.message)
+                });
                 format!(
                     "back {} ({}/{}+{}) from {}: {} done, {counted} counted{failure}",
                     r.id,
@@ -82,7 +101,10 @@ impl Observer for Watch {
                 )
             }
             Event::Started { request: r } => {
-                format!("out {} ({}/{}+{}), attempt {}, backup of {:?}", r.id, r.stage.0, r.first, r.count, r.attempt, r.backup_of)
+                format!(
+                    "out {} ({}/{}+{}), attempt {}, backup of {:?}",
+                    r.id, r.stage.0, r.first, r.count, r.attempt, r.backup_of
+                )
             }
             Event::RunEnded(Ok(_)) => "the run ended well".into(),
             other => format!("{other:?}"),

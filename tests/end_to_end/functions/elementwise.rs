@@ -6,7 +6,10 @@ use freestone::{Complex128, DType};
 use freestone_expr::vocabulary::Value;
 use ndarray::{ArrayD, IxDyn};
 
-use super::{BITS, BOOL, Case, EVERY, FLOATS, INEXACT, INTEGERS, NUMERIC, Other, REALS, SOME, others, result, spread, zero};
+use super::{
+    BITS, BOOL, Case, EVERY, FLOATS, INEXACT, INTEGERS, NUMERIC, Other, REALS, SOME, others,
+    result, spread, zero,
+};
 use crate::elements::Element::{self, Complex, Int, Real};
 use crate::elements::Near::{self, Exact, Ulps};
 use crate::elements::{is_complex, is_signed};
@@ -27,10 +30,24 @@ pub(super) struct Elementwise {
 /// Unary, and of two operands of one range.
 macro_rules! row {
     ($name:literal, $dtypes:ident, $range:expr, $near:expr, |$x:pat_param| $oracle:expr) => {
-        Elementwise { name: $name, dtypes: $dtypes, first: $range, second: None, near: $near, oracle: |$x, _, _| $oracle }
+        Elementwise {
+            name: $name,
+            dtypes: $dtypes,
+            first: $range,
+            second: None,
+            near: $near,
+            oracle: |$x, _, _| $oracle,
+        }
     };
     ($name:literal, $dtypes:ident, $range:expr, $second:expr, $near:expr, |$x:pat_param, $y:pat_param, $d:pat_param| $oracle:expr) => {
-        Elementwise { name: $name, dtypes: $dtypes, first: $range, second: Some($second), near: $near, oracle: |$x, $y, $d| $oracle }
+        Elementwise {
+            name: $name,
+            dtypes: $dtypes,
+            first: $range,
+            second: Some($second),
+            near: $near,
+            oracle: |$x, $y, $d| $oracle,
+        }
     };
 }
 
@@ -206,7 +223,13 @@ fn inexact(x: Element, real: fn(f64) -> f64, complex: fn(C) -> C) -> Element {
     if let Complex(x) = x { Complex(complex(x)) } else { Real(real(x.real())) }
 }
 
-pub(super) fn each2(x: Element, y: Element, int: fn(i128, i128) -> i128, real: fn(f64, f64) -> f64, complex: fn(C, C) -> C) -> Element {
+pub(super) fn each2(
+    x: Element,
+    y: Element,
+    int: fn(i128, i128) -> i128,
+    real: fn(f64, f64) -> f64,
+    complex: fn(C, C) -> C,
+) -> Element {
     match (x, y) {
         (Int(x), Int(y)) => Int(int(x, y)),
         (Complex(x), Complex(y)) => Complex(complex(x, y)),
@@ -215,7 +238,11 @@ pub(super) fn each2(x: Element, y: Element, int: fn(i128, i128) -> i128, real: f
 }
 
 fn inexact2(x: Element, y: Element, real: fn(f64, f64) -> f64, complex: fn(C, C) -> C) -> Element {
-    if let Complex(x) = x { Complex(complex(x, y.complex())) } else { Real(real(x.real(), y.real())) }
+    if let Complex(x) = x {
+        Complex(complex(x, y.complex()))
+    } else {
+        Real(real(x.real(), y.real()))
+    }
 }
 
 fn ordered(x: Element, y: Element, is: fn(Ordering) -> bool) -> Element {
@@ -223,7 +250,11 @@ fn ordered(x: Element, y: Element, is: fn(Ordering) -> bool) -> Element {
 }
 
 fn bits(x: Element, y: Element, int: fn(i128, i128) -> i128) -> Element {
-    if let Element::Bool(_) = x { Element::Bool(int(x.int(), y.int()) != 0) } else { Int(int(x.int(), y.int())) }
+    if let Element::Bool(_) = x {
+        Element::Bool(int(x.int(), y.int()) != 0)
+    } else {
+        Int(int(x.int(), y.int()))
+    }
 }
 
 fn truths(x: Element, y: Element, f: fn(bool, bool) -> bool) -> Element {

@@ -1,4 +1,5 @@
-//! Arrays that are made: counted, filled, of numbers that are given, and random ones, whose values their paper says.
+//! Arrays that are made: counted, filled, of numbers that are given, and random ones, whose values
+//! their paper says.
 
 use std::f64::consts::TAU;
 
@@ -145,35 +146,81 @@ pub(super) static MADE: &[Other] = others! {
     };
 };
 
-/// Mean and variance of many random values are what their distribution says, within five standard errors; bounds hold.
+/// Mean and variance of many random values are what their distribution says, within five standard
+/// errors; bounds hold.
 #[test]
 fn moments_of_random_values() {
     let place = Place::quick();
     let n = 200_000;
-    let check = |name: &str, arguments: Vec<Value>, dtype: DType, (mean, variance, fourth): (f64, f64, f64), bounds: (f64, f64)| {
-        let named = vec![("seed".to_owned(), Value::Int(2024)), ("dtype".to_owned(), Value::DType(dtype)), ("chunks".to_owned(), Value::Int(70_001))];
-        let Ok(Value::Array(array)) = function(name).unwrap().call([vec![Value::Int(n)], arguments].concat(), named) else { panic!("{name}") };
-        let values: Vec<f64> = computed(&array, &place.spec()).unwrap().iter().map(|x| x.real()).collect();
+    let check = |name: &str,
+                 arguments: Vec<Value>,
+                 dtype: DType,
+                 (mean, variance, fourth): (f64, f64, f64),
+                 bounds: (f64, f64)| {
+        let named = vec![
+            ("seed".to_owned(), Value::Int(2024)),
+            ("dtype".to_owned(), Value::DType(dtype)),
+            ("chunks".to_owned(), Value::Int(70_001)),
+        ];
+        let Ok(Value::Array(array)) =
+            function(name).unwrap().call([vec![Value::Int(n)], arguments].concat(), named)
+        else {
+            panic!("{name}")
+        };
+        let values: Vec<f64> =
+            computed(&array, &place.spec()).unwrap().iter().map(|x| x.real()).collect();
         let count = n as f64;
         let found = values.iter().sum::<f64>() / count;
         let spread = values.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / count;
-        let (error, spread_error) = ((variance / count).sqrt(), ((fourth - variance * variance) / count).sqrt());
+        let (error, spread_error) =
+            ((variance / count).sqrt(), ((fourth - variance * variance) / count).sqrt());
         assert!((found - mean).abs() < 5.0 * error, "{name}: mean {found}, not {mean} ± {error}");
-        assert!((spread - variance).abs() < 5.0 * spread_error, "{name}: variance {spread}, not {variance} ± {spread_error}");
-        assert!(values.iter().all(|x| (bounds.0..bounds.1).contains(x)), "{name} leaves its bounds");
+        assert!(
+            (spread - variance).abs() < 5.0 * spread_error,
+            "{name}: variance {spread}, not {variance} ± {spread_error}"
+        );
+        assert!(
+            values.iter().all(|x| (bounds.0..bounds.1).contains(x)),
+            "{name} leaves its bounds"
+        );
         // Neighbours have nothing to do with each other.
-        let together = values.windows(2).map(|w| (w[0] - mean) * (w[1] - mean)).sum::<f64>() / count;
-        assert!(together.abs() < 5.0 * variance / count.sqrt(), "{name}: neighbours go together, {together}");
+        let together =
+            values.windows(2).map(|w| (w[0] - mean) * (w[1] - mean)).sum::<f64>() / count;
+        assert!(
+            together.abs() < 5.0 * variance / count.sqrt(),
+            "{name}: neighbours go together, {together}"
+        );
         values
     };
     for dtype in FLOATING {
-        check("random_uniform", vec![Value::Int(-1), Value::Int(3)], *dtype, (1.0, 16.0 / 12.0, 256.0 / 80.0), (-1.0, 3.0));
-        let normal = check("random_normal", vec![Value::Float(3.0), Value::Float(0.5)], *dtype, (3.0, 0.25, 3.0 * 0.0625), (-10.0, 16.0));
+        check(
+            "random_uniform",
+            vec![Value::Int(-1), Value::Int(3)],
+            *dtype,
+            (1.0, 16.0 / 12.0, 256.0 / 80.0),
+            (-1.0, 3.0),
+        );
+        let normal = check(
+            "random_normal",
+            vec![Value::Float(3.0), Value::Float(0.5)],
+            *dtype,
+            (3.0, 0.25, 3.0 * 0.0625),
+            (-10.0, 16.0),
+        );
         let within = normal.iter().filter(|x| (**x - 3.0).abs() < 0.5).count() as f64 / n as f64;
-        assert!((within - 0.682_689_492).abs() < 5.0 * (0.6827 * 0.3173 / n as f64).sqrt(), "{within} within one deviation");
+        assert!(
+            (within - 0.682_689_492).abs() < 5.0 * (0.6827 * 0.3173 / n as f64).sqrt(),
+            "{within} within one deviation"
+        );
     }
     // Of 0..10 each one tenth.
-    let dice = check("random_integers", vec![Value::Int(0), Value::Int(10)], Int16, (4.5, 8.25, 120.8625), (0.0, 10.0));
+    let dice = check(
+        "random_integers",
+        vec![Value::Int(0), Value::Int(10)],
+        Int16,
+        (4.5, 8.25, 120.8625),
+        (0.0, 10.0),
+    );
     for face in 0..10 {
         let share = dice.iter().filter(|x| **x == f64::from(face)).count() as f64 / n as f64;
         assert!((share - 0.1).abs() < 5.0 * (0.09 / n as f64).sqrt(), "{share} are {face}");
@@ -194,11 +241,19 @@ fn numbers_that_do_not_fit_are_refused() {
     ] {
         assert!(full(&[2], value, dtype, &[2]).is_err(), "{value} as {dtype}");
     }
-    assert!(full(&[2], 300, DType::UInt8, &[2]).is_err() && full(&[2], -1i64, DType::UInt64, &[2]).is_err());
+    assert!(
+        full(&[2], 300, DType::UInt8, &[2]).is_err()
+            && full(&[2], -1i64, DType::UInt64, &[2]).is_err()
+    );
     assert!(full(&[2], Complex128::new(0.0, 1.0), DType::Float64, &[2]).is_err());
-    assert!(arange(0, 300, 1, DType::UInt8, 9).is_err() && arange(0, 256, 1, DType::UInt8, 9).is_ok());
+    assert!(
+        arange(0, 300, 1, DType::UInt8, 9).is_err() && arange(0, 256, 1, DType::UInt8, 9).is_ok()
+    );
     let x = full(&[2], 7.0, DType::Int8, &[2]).unwrap();
-    assert!(x.pad(&[(1, 1)], Pad::Constant(300.into())).is_err() && x.pad(&[(1, 1)], Pad::Constant((-7).into())).is_ok());
+    assert!(
+        x.pad(&[(1, 1)], Pad::Constant(300.into())).is_err()
+            && x.pad(&[(1, 1)], Pad::Constant((-7).into())).is_ok()
+    );
     assert!(x.diff(0, u64::MAX).is_ok_and(|d| d.shape().unwrap() == [0]));
     assert!(freestone::zeros(&[99], DType::Int8, &[9]).unwrap().diff(0, 50).is_err());
 }
@@ -207,18 +262,32 @@ fn filled(c: &Case<'_>, more: Vec<Value>, value: i128) {
     for shape in [&[4, 6, 10][..], &[7], &[0, 3]] {
         let lengths = ints(&shape.iter().map(|n| *n as i128).collect::<Vec<_>>());
         let named = vec![("dtype", Value::DType(c.dtype)), c.chunks(shape)];
-        c.moves([vec![lengths], more.clone()].concat(), named, full(shape, Int(value).fit(c.dtype)));
+        c.moves(
+            [vec![lengths], more.clone()].concat(),
+            named,
+            full(shape, Int(value).fit(c.dtype)),
+        );
     }
 }
 
 fn filled_like(c: &Case<'_>, more: Vec<Value>, value: i128) {
     let x = c.cube();
-    c.moves([vec![x.lazy.clone()], more.clone()].concat(), vec![], full(&[4, 6, 10], Int(value).fit(c.dtype)));
+    c.moves(
+        [vec![x.lazy.clone()], more.clone()].concat(),
+        vec![],
+        full(&[4, 6, 10], Int(value).fit(c.dtype)),
+    );
     let named = vec![("dtype", Value::DType(Float32))];
-    c.check([vec![x.lazy], more].concat(), named, &[(Float32, full(&[4, 6, 10], Real(value as f64)))], Exact);
+    c.check(
+        [vec![x.lazy], more].concat(),
+        named,
+        &[(Float32, full(&[4, 6, 10], Real(value as f64)))],
+        Exact,
+    );
 }
 
-/// Philox4x32-10 as its paper has it: ten rounds of two multiplications, keys raised by Weyl sequences.
+/// Philox4x32-10 as its paper has it: ten rounds of two multiplications, keys raised by Weyl
+/// sequences.
 fn philox(counter: u64, key: u64) -> [u32; 4] {
     let split = |x: u64| ((x >> 32) as u32, x as u32);
     let ((c1, c0), (mut k1, mut k0)) = (split(counter), split(key));

@@ -1,4 +1,5 @@
-//! Functions that move elements: what comes out is what was there, at another place or in other chunks, and differences of that.
+//! Functions that move elements: what comes out is what was there, at another place or in other
+//! chunks, and differences of that.
 
 use freestone::DType;
 use freestone_expr::vocabulary::Value;
@@ -191,7 +192,11 @@ fn triangles(c: &Case<'_>, inside: fn(i64, i64, i64) -> bool) {
                 let [.., i, j] = *at.slice() else { panic!("too few axes") };
                 if inside(i as i64, j as i64, k) { x.whole[at] } else { zero(c.dtype) }
             });
-            c.moves(vec![x.lazy.clone()], if k == 0 { vec![] } else { vec![("k", Value::Int(k.into()))] }, whole);
+            c.moves(
+                vec![x.lazy.clone()],
+                if k == 0 { vec![] } else { vec![("k", Value::Int(k.into()))] },
+                whole,
+            );
         }
     }
 }

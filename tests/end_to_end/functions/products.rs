@@ -74,7 +74,9 @@ fn matrices(a: &ArrayD<Element>, b: &ArrayD<Element>, stack: &[usize]) -> ArrayD
     let (a, b) = (spread(a, &[stack, &[m, k]].concat()), spread(b, &[stack, &[n, k]].concat()));
     ArrayD::from_shape_fn(IxDyn(&[stack, &[m, n]].concat()), |index| {
         let row = |x: &ArrayD<Element>, i: usize| -> Vec<Element> {
-            let at = |kk: usize| -> Vec<usize> { (0..stack.len()).map(|d| index[d]).chain([i, kk]).collect() };
+            let at = |kk: usize| -> Vec<usize> {
+                (0..stack.len()).map(|d| index[d]).chain([i, kk]).collect()
+            };
             (0..k).map(|kk| x[IxDyn(&at(kk))]).collect()
         };
         dot(&row(&a, index[stack.len()]), &row(&b, index[stack.len() + 1]))

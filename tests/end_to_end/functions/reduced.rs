@@ -75,15 +75,26 @@ fn sums_keep_what_each_addition_would_lose() {
     let check = |what: &str, values: Vec<f64>, exact: f64| {
         let line = ndarray::Array::from_shape_vec(IxDyn(&[n]), values).unwrap();
         // Contiguous, in two rows, and in two columns, where it is not contiguous.
-        let twice = |axis| ndarray::stack(Axis(axis), &[line.view(), line.view()]).unwrap().as_standard_layout().into_owned();
+        let twice = |axis| {
+            ndarray::stack(Axis(axis), &[line.view(), line.view()])
+                .unwrap()
+                .as_standard_layout()
+                .into_owned()
+        };
         for (whole, axis) in [(line.clone(), 0), (twice(0), 1), (twice(1), 0)] {
             let array = freestone::asarray(&whole).sum(axis).unwrap();
             for x in freestone::compute::<f64>(&array, &place.spec()).unwrap() {
-                assert!(ulps(x, exact, Float64) <= 1, "{what} of {:?} along {axis}: {x:?}, not {exact:?}", whole.shape());
+                assert!(
+                    ulps(x, exact, Float64) <= 1,
+                    "{what} of {:?} along {axis}: {x:?}, not {exact:?}",
+                    whole.shape()
+                );
             }
         }
     };
-    let with = |first: f64, rest: &dyn Fn(usize) -> f64| std::iter::once(first).chain((1..n).map(rest)).collect::<Vec<_>>();
+    let with = |first: f64, rest: &dyn Fn(usize) -> f64| {
+        std::iter::once(first).chain((1..n).map(rest)).collect::<Vec<_>>()
+    };
     check("1 and 1e-16 a million times", with(1.0, &|_| 1e-16), 1.0 + 1e-10);
     check("1e16 and 1 a million times", with(1e16, &|_| 1.0), 1e16 + 1e6);
     check("what cancels", with(1.0, &|i| [1e16, 3.0, -1e16, -3.0][i % 4]), 1.0);
@@ -91,19 +102,34 @@ fn sums_keep_what_each_addition_would_lose() {
 }
 
 /// What `f` makes of the elements along axes, in C order.
-fn fold(a: &ArrayD<Element>, axes: &[usize], keepdims: bool, f: &dyn Fn(&[Element]) -> Element) -> ArrayD<Element> {
+fn fold(
+    a: &ArrayD<Element>,
+    axes: &[usize],
+    keepdims: bool,
+    f: &dyn Fn(&[Element]) -> Element,
+) -> ArrayD<Element> {
     let shape = a.shape();
     let kept: Vec<usize> = (0..shape.len()).filter(|d| !axes.contains(d)).collect();
     let order: Vec<usize> = kept.iter().chain(axes).copied().collect();
     let values: Vec<Element> = a.clone().permuted_axes(IxDyn(&order)).iter().copied().collect();
     let len = axes.iter().map(|d| shape[*d]).product::<usize>();
-    let out: Vec<usize> = (0..shape.len()).filter(|d| keepdims || kept.contains(d)).map(|d| if kept.contains(&d) { shape[d] } else { 1 }).collect();
+    let out: Vec<usize> = (0..shape.len())
+        .filter(|d| keepdims || kept.contains(d))
+        .map(|d| if kept.contains(&d) { shape[d] } else { 1 })
+        .collect();
     let results = values.chunks(len).map(f).collect();
     ArrayD::from_shape_vec(IxDyn(&out), results).unwrap()
 }
 
 /// A reduction along all axes, one, or several; every other time the reduced axes stay.
-fn reduction(c: &Case<'_>, x: &Pair, dtype: DType, named: &[(&'static str, Value)], near: Near, f: &dyn Fn(&[Element]) -> Element) {
+fn reduction(
+    c: &Case<'_>,
+    x: &Pair,
+    dtype: DType,
+    named: &[(&'static str, Value)],
+    near: Near,
+    f: &dyn Fn(&[Element]) -> Element,
+) {
     let positions = c.name.starts_with("arg");
     let along: &[(Value, &[usize])] = &[
         (Value::None, &[0, 1, 2]),
@@ -113,7 +139,11 @@ fn reduction(c: &Case<'_>, x: &Pair, dtype: DType, named: &[(&'static str, Value
         (ints(&[0, 2]), &[0, 2]),
         (ints(&[-1, -2]), &[1, 2]),
     ];
-    for (i, (axis, axes)) in along.iter().enumerate().filter(|(_, (axis, _))| !positions || !matches!(axis, Value::Sequence(_))) {
+    for (i, (axis, axes)) in along
+        .iter()
+        .enumerate()
+        .filter(|(_, (axis, _))| !positions || !matches!(axis, Value::Sequence(_)))
+    {
         let keepdims = (i + c.chunking) % 2 == 1;
         let whole = fold(&x.whole, axes, keepdims, &|v| f(v).fit(dtype));
         let all = [&[("axis", axis.clone()), ("keepdims", Value::Bool(keepdims))], named].concat();
@@ -158,7 +188,8 @@ fn variance(v: &[Element], correction: f64) -> f64 {
 }
 
 fn first_best(v: &[Element], better: Ordering) -> Element {
-    Int((1..v.len()).fold(0, |at, i| if v[i].order(v[at]) == Some(better) { i } else { at }) as i128)
+    Int((1..v.len()).fold(0, |at, i| if v[i].order(v[at]) == Some(better) { i } else { at })
+        as i128)
 }
 
 fn var_or_std(c: &Case<'_>) {
@@ -166,14 +197,23 @@ fn var_or_std(c: &Case<'_>) {
     let root = c.name == "std";
     let finish = move |v: f64| Real(if root { v.sqrt() } else { v });
     reduction(c, &x, averaged(c.dtype), &[], Ulps(16), &|v| finish(variance(v, 0.0)));
-    for (given, correction) in [(Value::Int(1), 1.0), (Value::Float(1.5), 1.5), (Value::Float(-2.0), -2.0)] {
-        reduction(c, &x, averaged(c.dtype), &[("correction", given)], Ulps(16), &|v| finish(variance(v, correction)));
+    for (given, correction) in
+        [(Value::Int(1), 1.0), (Value::Float(1.5), 1.5), (Value::Float(-2.0), -2.0)]
+    {
+        reduction(c, &x, averaged(c.dtype), &[("correction", given)], Ulps(16), &|v| {
+            finish(variance(v, correction))
+        });
     }
     if c.dtype == Float64 {
         // Far from 0, where sums of squares have no digits left.
         let far = c.pair(list([4.0, 7.0, 13.0, 16.0].map(|x| Real(x + 1e9)).to_vec()), Float64);
         for (correction, var) in [(0, 22.5), (1, 30.0)] {
-            c.check(vec![far.lazy.clone()], vec![("correction", Value::Int(correction))], &[(Float64, full(&[], finish(var)))], Exact);
+            c.check(
+                vec![far.lazy.clone()],
+                vec![("correction", Value::Int(correction))],
+                &[(Float64, full(&[], finish(var)))],
+                Exact,
+            );
         }
     }
 }
@@ -195,7 +235,8 @@ fn running(c: &Case<'_>, x: &Pair, dtype: DType, f: &dyn Fn(&[Element]) -> Eleme
                     .collect();
                 f(&before).fit(dtype)
             });
-            let named = vec![("axis", Value::Int(axis.into())), ("include_initial", Value::Bool(initial))];
+            let named =
+                vec![("axis", Value::Int(axis.into())), ("include_initial", Value::Bool(initial))];
             c.check(vec![x.lazy.clone()], named, &[(dtype, whole)], Exact);
         }
     }

@@ -44,14 +44,21 @@ impl Measured {
             peak: bytes(&report["peak_mem"]),
             bytes_read: bytes(&report["bytes_read"]),
             stages: stages
-                .map(|s| (s["name"].as_str().unwrap().to_owned(), bytes(&s["projected_mem"]) - DEFAULT_RESERVED_MEM, bytes(&s["peak_mem"])))
+                .map(|s| {
+                    (
+                        s["name"].as_str().unwrap().to_owned(),
+                        bytes(&s["projected_mem"]) - DEFAULT_RESERVED_MEM,
+                        bytes(&s["peak_mem"]),
+                    )
+                })
                 .collect(),
         }
     }
 
     /// Projected for the task over what it took.
     pub fn looseness(&self, idle: u64) -> f64 {
-        (self.projected - DEFAULT_RESERVED_MEM) as f64 / self.peak.saturating_sub(idle).max(1) as f64
+        (self.projected - DEFAULT_RESERVED_MEM) as f64
+            / self.peak.saturating_sub(idle).max(1) as f64
     }
 }
 
@@ -66,14 +73,16 @@ impl Bench {
         self.place.at(name)
     }
 
-    /// The command for a row, whose inputs are there when this returns, and where its results go. A shell may prepare its process: a script that
-    /// ends by becoming its arguments.
+    /// The command for a row, whose inputs are there when this returns, and where its results go. A
+    /// shell may prepare its process: a script that ends by becoming its arguments.
     pub fn command(&self, row: &Row, executor: &str, shell: Option<&str>) -> (Command, String) {
         let out = self.place.at(&format!("out-{}", self.runs.fetch_add(1, Ordering::Relaxed)));
         let mut arguments = vec!["compute".to_owned()];
         arguments.extend(row.expressions.iter().cloned());
         for name in ["a", "b", "m", "i", "v", "s", "u", "p"] {
-            if row.expressions.iter().any(|e| e.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == name)) {
+            if row.expressions.iter().any(|e| {
+                e.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == name)
+            }) {
                 arguments.extend(["-i".to_owned(), format!("{name}={}", self.input(name, row))]);
             }
         }
@@ -81,7 +90,18 @@ impl Bench {
             arguments.extend(["-o".to_owned(), format!("{out}/{i}")]);
         }
         arguments.extend(row.arguments.iter().cloned());
-        let limits = ["--executor", executor, "--threads", "1", "--json", "--codec", &row.written, "--local-mem", "2GB", "--work-dir"];
+        let limits = [
+            "--executor",
+            executor,
+            "--threads",
+            "1",
+            "--json",
+            "--codec",
+            &row.written,
+            "--local-mem",
+            "2GB",
+            "--work-dir",
+        ];
         arguments.extend(limits.map(str::to_owned));
         arguments.push(format!("{out}-work"));
         let mut command = command(shell, Path::new(BINARY));
@@ -100,7 +120,8 @@ impl Bench {
     /// The projection of a row's plan, without a run.
     pub fn projected(&self, row: &Row) -> u64 {
         let run = self.command(row, "serial", None).0.arg("--plan-only").output().unwrap();
-        let plan: Value = serde_json::from_slice(&run.stdout).unwrap_or_else(|_| panic!("{}: {}", row.name(), String::from_utf8_lossy(&run.stderr)));
+        let plan: Value = serde_json::from_slice(&run.stdout)
+            .unwrap_or_else(|_| panic!("{}: {}", row.name(), String::from_utf8_lossy(&run.stderr)));
         plan["projected_mem"].as_u64().unwrap()
     }
 
@@ -111,19 +132,47 @@ impl Bench {
     /// The peak of the same program at a plan that needs next to nothing.
     pub fn idle(&self) -> u64 {
         let (tiny, out) = (self.at("tiny"), self.at("tiny-out"));
-        store(&freestone::full(&[4], 1.0, freestone::DType::Float32, &[4]).unwrap(), &tiny, "none", &self.place.spec());
+        store(
+            &freestone::full(&[4], 1.0, freestone::DType::Float32, &[4]).unwrap(),
+            &tiny,
+            "none",
+            &self.place.spec(),
+        );
         let input = format!("x={tiny}");
-        let arguments =
-            ["compute", "sum(x)", "-i", &input, "-o", &out, "--executor", "serial", "--threads", "1", "--json", "--work-dir", &self.at("tiny-work")];
-        measured("idle", &command(None, Path::new(BINARY)).args(arguments).output().unwrap()).unwrap().peak
+        let arguments = [
+            "compute",
+            "sum(x)",
+            "-i",
+            &input,
+            "-o",
+            &out,
+            "--executor",
+            "serial",
+            "--threads",
+            "1",
+            "--json",
+            "--work-dir",
+            &self.at("tiny-work"),
+        ];
+        measured("idle", &command(None, Path::new(BINARY)).args(arguments).output().unwrap())
+            .unwrap()
+            .peak
     }
 
     /// An array as a row reads it: made when it is wanted first.
     pub fn input(&self, name: &str, row: &Row) -> String {
-        let (network, stored) = row.stored.strip_prefix("http ").map_or((false, row.stored.as_str()), |codec| (true, codec));
+        let (network, stored) = row
+            .stored
+            .strip_prefix("http ")
+            .map_or((false, row.stored.as_str()), |codec| (true, codec));
         // The array that is copied into a codec is not stored in it.
         let (source, stored) = if name == "p" { ("a", "none") } else { (name, stored) };
-        let folder = format!("{source}-{}-{}-{}", row.size.edge(), row.data.name(), stored.replace([':', '+', ',', ' '], "-"));
+        let folder = format!(
+            "{source}-{}-{}-{}",
+            row.size.edge(),
+            row.data.name(),
+            stored.replace([':', '+', ',', ' '], "-")
+        );
         self.once(&folder, || self.make(source, stored, row.size, row.data, &self.at(&folder)));
         if network { format!("http://127.0.0.1:{}/{folder}", self.port) } else { self.at(&folder) }
     }
@@ -152,15 +201,30 @@ impl Bench {
             _ => vec![c, c],
         };
         let dtype = if name == "i" { "int32" } else { "float32" };
-        self.once(&raw, || write_raw(Path::new(&self.at(&raw)), [&shape, &chunks], dtype, data, name.as_bytes()[0].into()));
+        self.once(&raw, || {
+            write_raw(
+                Path::new(&self.at(&raw)),
+                [&shape, &chunks],
+                dtype,
+                data,
+                name.as_bytes()[0].into(),
+            )
+        });
         let array = freestone::open(&self.at(&raw)).unwrap();
         let spec = Spec { allowed_mem: 2_000_000_000, ..spec_in(&self.at(&format!("{raw}-work"))) };
         if name == "s" {
-            let target = Target::array(&array, to).chunks(&chunks).shards(&shape).codec(stored.parse::<Encoding>().unwrap());
+            let target = Target::array(&array, to)
+                .chunks(&chunks)
+                .shards(&shape)
+                .codec(stored.parse::<Encoding>().unwrap());
             freestone::run(&freestone::plan(&[target], &spec).unwrap(), &spec, &Serial).unwrap();
             return;
         }
-        let Some((_, zarr_2, codecs)) = formats().into_iter().find(|(format, ..)| *format == stored) else { return store(&array, to, stored, &spec) };
+        let Some((_, zarr_2, codecs)) =
+            formats().into_iter().find(|(format, ..)| *format == stored)
+        else {
+            return store(&array, to, stored, &spec);
+        };
         // Into an array that is there already, as others have made it.
         fs::create_dir_all(to).unwrap();
         let mut document = document(&shape, &chunks, dtype);
@@ -207,8 +271,12 @@ pub fn command(shell: Option<&str>, program: &Path) -> Command {
 pub fn measured(what: &str, run: &Output) -> Result<Measured, String> {
     let said = String::from_utf8_lossy(&run.stdout);
     match said.lines().find(|l| l.starts_with('{')) {
-        Some(report) if run.status.success() => Ok(Measured::new(&serde_json::from_str(report).unwrap())),
-        _ => Err(format!("{what}: {:?} {said} {}", run.status, String::from_utf8_lossy(&run.stderr))),
+        Some(report) if run.status.success() => {
+            Ok(Measured::new(&serde_json::from_str(report).unwrap()))
+        }
+        _ => {
+            Err(format!("{what}: {:?} {said} {}", run.status, String::from_utf8_lossy(&run.stderr)))
+        }
     }
 }
 
@@ -229,7 +297,8 @@ fn write_raw(folder: &Path, [shape, chunks]: [&[u64]; 2], dtype: &str, data: Dat
         let mut bytes = Vec::with_capacity(4 * elements);
         for i in 0..elements {
             let word = match data {
-                // Without the exponent's highest bit: any number below 2, and none that is not finite.
+                // Without the exponent's highest bit: any number below 2, and none that is not
+                // finite.
                 Data::Incompressible if dtype == "float32" => next() & 0xbfff_ffff,
                 Data::Incompressible => next(),
                 Data::Compressible if dtype == "float32" => ((i / 4096 + 1) as f32).to_bits(),
@@ -250,17 +319,24 @@ fn to_zarr_2(folder: &Path, shape: &[u64], chunks: &[u64], codecs: &[Value]) {
     let compressor = codecs.iter().find_map(|c| match c["name"].as_str()? {
         "zstd" => Some(json!({"id": "zstd", "level": 1})),
         "numcodecs.zlib" => Some(json!({"id": "zlib", "level": 1})),
-        "blosc" => Some(json!({"id": "blosc", "cname": "lz4", "clevel": 5, "shuffle": 1, "blocksize": 0})),
+        "blosc" => {
+            Some(json!({"id": "blosc", "cname": "lz4", "clevel": 5, "shuffle": 1, "blocksize": 0}))
+        }
         _ => None,
     });
     let order = if has("transpose").is_some() { "F" } else { "C" };
-    let dtype = if has("bytes").is_some_and(|b| b["configuration"]["endian"] == "big") { ">f4" } else { "<f4" };
+    let dtype = if has("bytes").is_some_and(|b| b["configuration"]["endian"] == "big") {
+        ">f4"
+    } else {
+        "<f4"
+    };
     let document = json!({"zarr_format": 2, "shape": shape, "chunks": chunks, "dtype": dtype, "fill_value": 0.0, "order": order, "filters": null, "compressor": compressor});
     fs::write(folder.join(".zarray"), document.to_string()).unwrap();
     fs::remove_file(folder.join("zarr.json")).unwrap();
     let counts: Vec<u64> = shape.iter().zip(chunks).map(|(n, c)| n.div_ceil(*c)).collect();
     for number in 0..chunk_count(shape, chunks) {
-        let at: Vec<String> = crate::support::unravel(number, &counts).iter().map(u64::to_string).collect();
+        let at: Vec<String> =
+            crate::support::unravel(number, &counts).iter().map(u64::to_string).collect();
         fs::rename(folder.join("c").join(at.join("/")), folder.join(at.join("."))).unwrap();
     }
     fs::remove_dir_all(folder.join("c")).unwrap();
@@ -291,9 +367,16 @@ fn answer(mut stream: TcpStream, folder: &Path) -> std::io::Result<()> {
     let path = request.split(' ').nth(1).unwrap_or_default().trim_start_matches('/');
     match fs::File::open(folder.join(path)).and_then(|f| Ok((f.metadata()?, f))) {
         Ok((metadata, file)) if metadata.is_file() => {
-            write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", metadata.len())?;
+            write!(
+                stream,
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+                metadata.len()
+            )?;
             std::io::copy(&mut file.take(metadata.len()), &mut stream).map(drop)
         }
-        _ => write!(stream, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"),
+        _ => write!(
+            stream,
+            "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        ),
     }
 }

@@ -1,6 +1,7 @@
 //! The rows of the memory suite: one line for each way to compute, and one for each way to store.
 //!
-//! To add a row, add a line. Inputs are square, of 2 × 2 chunks of `{c}` × `{c}` elements of 4 bytes.
+//! To add a row, add a line. Inputs are square, of 2 × 2 chunks of `{c}` × `{c}` elements of 4
+//! bytes.
 
 use serde_json::{Value, json};
 
@@ -50,10 +51,11 @@ impl Data {
     }
 }
 
-/// A computation: what it is called, its expressions separated by `;`, and more arguments of `freestone compute`.
+/// A computation: what it is called, its expressions separated by `;`, and more arguments of
+/// `freestone compute`.
 ///
-/// `a` and `b` are aligned `float32`, `m` has other chunks, `i` is `int32`, `v` a vector, `s` in one shard. `PARALLELISM=n` among the
-/// arguments is how many tasks the plan should keep busy.
+/// `a` and `b` are aligned `float32`, `m` has other chunks, `i` is `int32`, `v` a vector, `s` in
+/// one shard. `PARALLELISM=n` among the arguments is how many tasks the plan should keep busy.
 pub const KERNELS: &[(&str, &str, &str)] = &[
     ("copy", "a", ""),
     ("elementwise chain", "(a * 2 + 1) / (a * a + 3)", ""),
@@ -122,7 +124,11 @@ pub const KERNELS: &[(&str, &str, &str)] = &[
     ("cumulative_sum, axis 1", "cumulative_sum(a, axis=1)", ""),
     ("cumulative_sum in three stages", "cumulative_sum(a, axis=0)", "PARALLELISM=8"),
     ("cumulative_prod", "cumulative_prod(a, axis=1)", ""),
-    ("generate", "a + random_uniform([{2c}, {2c}], seed=1, dtype='float32', chunks=[{c}, {c}])", ""),
+    (
+        "generate",
+        "a + random_uniform([{2c}, {2c}], seed=1, dtype='float32', chunks=[{c}, {c}])",
+        "",
+    ),
     ("rechunk to rows", "a", "--chunks {c/2},{2c}"),
     ("rechunk to columns", "a", "--chunks {2c},{c/2}"),
     ("rechunk, merging", "a", "--chunks {2c},{c}"),
@@ -132,8 +138,13 @@ pub const KERNELS: &[(&str, &str, &str)] = &[
     ("sharded write of a mean", "mean(a, axis=0)", "--chunks {c/4} --shards {c}"),
 ];
 
-/// What is done with stored chunks of one codec: name, expression, and whether its result is in that codec too.
-pub const PATHS: &[(&str, &str, bool)] = &[("read", "sum(a, axis=0)", false), ("partial read", "a[5:{c+9}, 7:{c+3}]", false), ("write", "p", true)];
+/// What is done with stored chunks of one codec: name, expression, and whether its result is in
+/// that codec too.
+pub const PATHS: &[(&str, &str, bool)] = &[
+    ("read", "sum(a, axis=0)", false),
+    ("partial read", "a[5:{c+9}, 7:{c+3}]", false),
+    ("write", "p", true),
+];
 
 /// Codecs that can be asked for by name: read, read in part, and written.
 pub const CODECS: &[&str] = &[
@@ -166,15 +177,35 @@ pub fn formats() -> Vec<(&'static str, bool, Vec<Value>)> {
         ("big-endian, lz4, crc32c", false, vec![big.clone(), blosc("lz4", 5, "shuffle"), crc32c]),
         ("transposed", false, vec![transpose.clone(), little.clone()]),
         ("transposed, big-endian, zstd", false, vec![transpose.clone(), big.clone(), zstd.clone()]),
-        ("transposed, lz4", false, vec![transpose.clone(), little.clone(), blosc("lz4", 5, "shuffle")]),
+        (
+            "transposed, lz4",
+            false,
+            vec![transpose.clone(), little.clone(), blosc("lz4", 5, "shuffle")],
+        ),
         ("blosc, zstd, bitshuffle", false, vec![little.clone(), blosc("zstd", 5, "bitshuffle")]),
         ("blosc, lz4hc 9", false, vec![little.clone(), blosc("lz4hc", 9, "shuffle")]),
-        ("blosc, blosclz, unshuffled", false, vec![little.clone(), blosc("blosclz", 5, "noshuffle")]),
+        (
+            "blosc, blosclz, unshuffled",
+            false,
+            vec![little.clone(), blosc("blosclz", 5, "noshuffle")],
+        ),
         ("lz4 in zstd", false, vec![little.clone(), blosc("lz4", 5, "shuffle"), zstd.clone()]),
         ("Zarr 2, order F", true, vec![transpose.clone(), little.clone()]),
-        ("Zarr 2, order F, zstd", true, vec![transpose.clone(), little.clone(), json!({"name": "zstd", "configuration": {"level": 1, "checksum": false}})]),
+        (
+            "Zarr 2, order F, zstd",
+            true,
+            vec![
+                transpose.clone(),
+                little.clone(),
+                json!({"name": "zstd", "configuration": {"level": 1, "checksum": false}}),
+            ],
+        ),
         ("Zarr 2, order F, lz4", true, vec![transpose, little, blosc("lz4", 5, "shuffle")]),
-        ("Zarr 2, big-endian, zlib", true, vec![big, json!({"name": "numcodecs.zlib", "configuration": {"level": 1}})]),
+        (
+            "Zarr 2, big-endian, zlib",
+            true,
+            vec![big, json!({"name": "numcodecs.zlib", "configuration": {"level": 1}})],
+        ),
     ]
 }
 
@@ -197,7 +228,13 @@ pub struct Row {
 impl Row {
     /// What stands in the table.
     pub fn name(&self) -> String {
-        format!("{}, {}, {} chunks, {} data", self.what, self.codec(), self.size.name(), self.data.name())
+        format!(
+            "{}, {}, {} chunks, {} data",
+            self.what,
+            self.codec(),
+            self.size.name(),
+            self.data.name()
+        )
     }
 
     /// True if its projection must be near to what it takes.
@@ -210,11 +247,28 @@ impl Row {
     }
 }
 
-fn row(what: &str, [stored, written]: [&str; 2], [expressions, arguments]: [&str; 2], size: Size, data: Data) -> Row {
+fn row(
+    what: &str,
+    [stored, written]: [&str; 2],
+    [expressions, arguments]: [&str; 2],
+    size: Size,
+    data: Data,
+) -> Row {
     let c = size.edge();
-    let numbers = [("{c}", c), ("{2c}", 2 * c), ("{c/2}", c / 2), ("{c/4}", c / 4), ("{c+1}", c + 1), ("{c+3}", c + 3), ("{c+9}", c + 9)];
-    let fill = |text: &str| numbers.iter().fold(text.to_owned(), |text, (name, n)| text.replace(name, &n.to_string()));
-    let (parallelism, arguments): (Vec<String>, Vec<String>) = arguments.split_whitespace().map(fill).partition(|a| a.starts_with("PARALLELISM="));
+    let numbers = [
+        ("{c}", c),
+        ("{2c}", 2 * c),
+        ("{c/2}", c / 2),
+        ("{c/4}", c / 4),
+        ("{c+1}", c + 1),
+        ("{c+3}", c + 3),
+        ("{c+9}", c + 9),
+    ];
+    let fill = |text: &str| {
+        numbers.iter().fold(text.to_owned(), |text, (name, n)| text.replace(name, &n.to_string()))
+    };
+    let (parallelism, arguments): (Vec<String>, Vec<String>) =
+        arguments.split_whitespace().map(fill).partition(|a| a.starts_with("PARALLELISM="));
     Row {
         what: what.to_owned(),
         stored: stored.to_owned(),
@@ -227,24 +281,33 @@ fn row(what: &str, [stored, written]: [&str; 2], [expressions, arguments]: [&str
     }
 }
 
-/// The rows: all of `kernels` over arrays in zstd, all of `paths` over all codecs. With `everything`, the kernels over all codecs too.
+/// The rows: all of `kernels` over arrays in zstd, all of `paths` over all codecs. With
+/// `everything`, the kernels over all codecs too.
 pub fn rows(everything: bool) -> Vec<Row> {
     let mut rows = Vec::new();
     for size in Size::ALL {
         for data in Data::ALL {
             let codecs: &[&str] = if everything { CODECS } else { &["zstd:1"] };
             for codec in codecs {
-                rows.extend(KERNELS.iter().map(|(what, expression, arguments)| row(what, [codec, codec], [expression, arguments], size, data)));
+                rows.extend(KERNELS.iter().map(|(what, expression, arguments)| {
+                    row(what, [codec, codec], [expression, arguments], size, data)
+                }));
             }
             for (what, expression, writes) in PATHS {
-                // What costs most is done once: levels that are slow to write are read from what one row has written.
+                // What costs most is done once: levels that are slow to write are read from what
+                // one row has written.
                 rows.extend(CODECS.iter().map(|codec| {
                     let codecs = if *writes { ["none", codec] } else { [codec, "none"] };
                     row(what, codecs, [expression, ""], size, data)
                 }));
                 if !writes {
-                    rows.extend(formats().iter().map(|(format, ..)| row(what, [format, "none"], [expression, ""], size, data)));
-                    rows.extend(["http none", "http zstd:1"].map(|codec| row(what, [codec, "none"], [expression, ""], size, data)));
+                    rows.extend(formats().iter().map(|(format, ..)| {
+                        row(what, [format, "none"], [expression, ""], size, data)
+                    }));
+                    rows.extend(
+                        ["http none", "http zstd:1"]
+                            .map(|codec| row(what, [codec, "none"], [expression, ""], size, data)),
+                    );
                 }
             }
         }
@@ -261,5 +324,9 @@ pub fn n_rows(everything: bool) -> usize {
     let read = PATHS.iter().filter(|(.., writes)| !writes).count();
     let paths = PATHS.len() * CODECS.len() + read * (formats().len() + 2);
     // Without everything, large chunks that compress are left out.
-    if everything { 4 * (KERNELS.len() * CODECS.len() + paths) } else { 3 * (KERNELS.len() + paths) }
+    if everything {
+        4 * (KERNELS.len() * CODECS.len() + paths)
+    } else {
+        3 * (KERNELS.len() + paths)
+    }
 }

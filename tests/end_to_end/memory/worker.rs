@@ -1,4 +1,5 @@
-//! The rows on the worker for AWS Lambda, each in environments of exactly its projection that are killed where they take more.
+//! The rows on the worker for AWS Lambda, each in environments of exactly its projection that are
+//! killed where they take more.
 
 use std::path::Path;
 use std::time::Duration;
@@ -24,7 +25,8 @@ fn function(memory_bytes: u64, cap_bytes: Option<u64>) -> Emulator {
     Emulator::start(config).unwrap()
 }
 
-/// The most bytes that an environment had, as its cgroup counts: pages of files too, up to the limit.
+/// The most bytes that an environment had, as its cgroup counts: pages of files too, up to the
+/// limit.
 fn most(stats: &Stats) -> u64 {
     stats.environments.iter().filter_map(|e| e.max_memory_bytes).max().unwrap()
 }
@@ -57,10 +59,16 @@ fn run(bench: &Bench, row: &Row) -> Result<Ran, String> {
     remove(&out);
     let stats = emulator.stats();
     if !there.status.success() {
-        return Err(format!("{} with {} kills: {}", there.status, stats.oom_kills, String::from_utf8_lossy(&there.stderr)));
+        return Err(format!(
+            "{} with {} kills: {}",
+            there.status,
+            stats.oom_kills,
+            String::from_utf8_lossy(&there.stderr)
+        ));
     }
     let report: Value = serde_json::from_slice(&there.stdout).unwrap();
-    let (retries, peak) = (report["retries"].as_u64().unwrap(), report["worker_peak_mem"].as_u64().unwrap());
+    let (retries, peak) =
+        (report["retries"].as_u64().unwrap(), report["worker_peak_mem"].as_u64().unwrap());
     let wrong = [
         (report["projected_mem"] != projected, "another projection"),
         (stats.exits > 0 || stats.oom_kills > 0, "environments were killed"),
@@ -70,7 +78,9 @@ fn run(bench: &Bench, row: &Row) -> Result<Ran, String> {
     ];
     match wrong.iter().find(|(is_so, _)| *is_so) {
         Some((_, what)) => Err(format!("{what}: {stats:?}\n{report}")),
-        None => Ok(Ran { projected, peak, most: most(&stats), environments: stats.environments.len() }),
+        None => {
+            Ok(Ran { projected, peak, most: most(&stats), environments: stats.environments.len() })
+        }
     }
 }
 
@@ -98,16 +108,25 @@ fn lambda_memory_of_the_projection_is_enough_for_every_row() {
     assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
 }
 
-/// Where a row's plan needs more than there is, although the worker was told of enough: what is wrong with how the run ends.
+/// Where a row's plan needs more than there is, although the worker was told of enough: what is
+/// wrong with how the run ends.
 fn in_half(bench: &Bench, row: &Row) -> Result<String, String> {
     let a = freestone::open(&bench.input("a", row)).unwrap();
     let array = if row.what == "copy" { a } else { a.sum(0).unwrap() };
-    let spec = Spec { parallelism: 1, allowed_mem: 1_000_000_000, local_mem: 2_000_000_000, ..spec_in(&bench.at("half-work")) };
+    let spec = Spec {
+        parallelism: 1,
+        allowed_mem: 1_000_000_000,
+        local_mem: 2_000_000_000,
+        ..spec_in(&bench.at("half-work"))
+    };
     let attempt = |name: &str, cap_bytes: Option<u64>| {
         let out = bench.at(&format!("{}-{}-{name}", row.what, row.stored).replace([' ', ','], "-"));
         let planned = freestone::plan(&[Target::array(&array, &out)], &spec).unwrap();
         let emulator = function(planned.plan().projected_mem(), cap_bytes);
-        let executor = LambdaExecutor::new("freestone", "us-east-1").endpoint(&emulator.url()).credentials("test", "test", None).concurrency(1);
+        let executor = LambdaExecutor::new("freestone", "us-east-1")
+            .endpoint(&emulator.url())
+            .credentials("test", "test", None)
+            .concurrency(1);
         let stage = &planned.plan().plan().stages[0];
         let ended = freestone::run(&planned, &spec, &executor);
         (ended, (stage.name.clone(), stage.n_tasks()), emulator.stats(), out)
@@ -115,11 +134,26 @@ fn in_half(bench: &Bench, row: &Row) -> Result<String, String> {
     let (enough, ..) = attempt("whole", None);
     let peak = enough.map_err(|e| e.to_string())?.worker_peak_bytes.unwrap();
     let (ended, (stage, n_tasks), stats, out) = attempt("half", Some(peak / 2));
-    let Err(Error::Run(error)) = ended else { return Err(format!("{} is enough, which is half of what it takes: {stats:?}", size(peak / 2))) };
-    let RunError::Task { failure, attempts, .. } = error.cause() else { return Err(format!("it ends otherwise: {error}")) };
-    // Twice in different environments. Meanwhile each of the other tasks has come to the same end once at most.
-    let told = failure.kind == FailureKind::OutOfMemory && failure.stage == stage && error.to_string().contains(&stage) && *attempts == 2;
-    if !told || stats.exits != stats.oom_kills || !(2..=n_tasks + 1).contains(&stats.oom_kills) || Path::new(&out).join("zarr.json").exists() {
+    let Err(Error::Run(error)) = ended else {
+        return Err(format!(
+            "{} is enough, which is half of what it takes: {stats:?}",
+            size(peak / 2)
+        ));
+    };
+    let RunError::Task { failure, attempts, .. } = error.cause() else {
+        return Err(format!("it ends otherwise: {error}"));
+    };
+    // Twice in different environments. Meanwhile each of the other tasks has come to the same end
+    // once at most.
+    let told = failure.kind == FailureKind::OutOfMemory
+        && failure.stage == stage
+        && error.to_string().contains(&stage)
+        && *attempts == 2;
+    if !told
+        || stats.exits != stats.oom_kills
+        || !(2..=n_tasks + 1).contains(&stats.oom_kills)
+        || Path::new(&out).join("zarr.json").exists()
+    {
         return Err(format!("{failure:?} after {attempts} attempts: {error}\n{stats:?}"));
     }
     Ok(format!("{} of {}: {error}", size(peak / 2), size(peak)))
@@ -130,7 +164,10 @@ fn in_half(bench: &Bench, row: &Row) -> Result<String, String> {
 #[ignore = "needs memory cgroups and the worker: run by .ci/run lambda"]
 fn lambda_memory_of_half_is_told_of() {
     let bench = Bench::new();
-    let rows: Vec<Row> = chosen().into_iter().filter(|r| r.is_tight() && ["copy", "sum, axis 0"].contains(&r.what.as_str())).collect();
+    let rows: Vec<Row> = chosen()
+        .into_iter()
+        .filter(|r| r.is_tight() && ["copy", "sum, axis 0"].contains(&r.what.as_str()))
+        .collect();
     assert!(rows.len() >= 2);
     let faults: Vec<String> = each(&rows, |row| match in_half(&bench, row) {
         Ok(told) => {

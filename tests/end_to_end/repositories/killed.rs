@@ -1,4 +1,5 @@
-//! Drivers that are killed while they overwrite an array: a reader sees the old one or the new one, and who resumes the run commits once.
+//! Drivers that are killed while they overwrite an array: a reader sees the old one or the new one,
+//! and who resumes the run commits once.
 //!
 //! The driver is the test child, which stops at its [`Moment`] and is killed there.
 
@@ -15,29 +16,39 @@ use crate::command::stdout;
 use crate::scenarios::repository::{Asked, Moment, SHAPE, overwriting};
 use crate::support::{BINARY, Place, TestChild, spec_in};
 
-/// Kills at the moment, looks at what readers see, resumes, and looks again. Gives the number of finished tasks, and whether the commit had come through.
+/// Kills at the moment, looks at what readers see, resumes, and looks again. Gives the number of
+/// finished tasks, and whether the commit had come through.
 fn check_killed(place: &Place, on: &str, moment: Moment, expect: &ArrayD<f64>) -> bool {
     let folder = place.at(&format!("{on}-{moment:?}").replace(['(', ')'], "-"));
-    let repository = Repository::open_or_create(&format!("{folder}/repository"), Format::default()).unwrap();
+    let repository =
+        Repository::open_or_create(&format!("{folder}/repository"), Format::default()).unwrap();
     let mut session = Session::begin(&repository, MAIN).unwrap();
-    session.store(&freestone::full(&SHAPE, -1.0, DType::Float64, &[16, 64]).unwrap(), "data/rows").unwrap();
+    session
+        .store(&freestone::full(&SHAPE, -1.0, DType::Float64, &[16, 64]).unwrap(), "data/rows")
+        .unwrap();
     let spec = spec_in(&format!("{folder}/reader"));
     session.commit("old", &spec).unwrap();
 
     let asked = Asked { folder: folder.clone(), on: on.into(), binary: BINARY.into(), moment };
-    let heard = TestChild::start("repository", &serde_json::to_string(&asked).unwrap()).hear(|said| said == "stopped");
+    let heard = TestChild::start("repository", &serde_json::to_string(&asked).unwrap())
+        .hear(|said| said == "stopped");
     assert_eq!(heard.last(), Some(&json!("stopped")), "{moment:?} never came");
 
     let repository = Repository::open(&format!("{folder}/repository")).unwrap();
     let seen = values(&repository, MAIN, "data/rows", &spec);
     let is_new = seen == *expect;
-    assert!(is_new || seen.iter().all(|v| *v == -1.0), "{moment:?}: a reader sees neither the old array nor the new one");
+    assert!(
+        is_new || seen.iter().all(|v| *v == -1.0),
+        "{moment:?}: a reader sees neither the old array nor the new one"
+    );
     match moment {
         Moment::Tasks(_) | Moment::BeforeCommit => assert!(!is_new, "{moment:?}"),
         Moment::AfterCommit => assert!(is_new, "{moment:?}"),
         Moment::InCommit(_) => {}
     }
-    let runs = freestone::engine::driver::record::folders(&Stores::default(), &format!("{folder}/work")).unwrap();
+    let runs =
+        freestone::engine::driver::record::folders(&Stores::default(), &format!("{folder}/work"))
+            .unwrap();
     let [run] = runs.as_slice() else { panic!("{moment:?}: {runs:?}") };
     let run = Path::new(&folder).join("work").join(run);
     let output = Command::new(BINARY).arg("resume").arg(run).arg("--json").output().unwrap();
@@ -54,34 +65,62 @@ fn check_killed(place: &Place, on: &str, moment: Moment, expect: &ArrayD<f64>) -
 fn check_all_killed(on: &str, moments: &[Moment]) {
     let place = Place::quick();
     let whole = place.at("undisturbed");
-    let repository = Repository::open_or_create(&format!("{whole}/repository"), Format::default()).unwrap();
+    let repository =
+        Repository::open_or_create(&format!("{whole}/repository"), Format::default()).unwrap();
     let (planned, spec, session) = overwriting(&whole);
     let total: u64 = planned.plan().plan().stages.iter().map(|s| s.n_tasks()).sum();
     let run = session.publishing("undisturbed", CommitOptions::default());
-    freestone::run_with(&planned, &spec, &Serial, &Options { session: Some(&run), ..Options::default() }).unwrap();
+    freestone::run_with(
+        &planned,
+        &spec,
+        &Serial,
+        &Options { session: Some(&run), ..Options::default() },
+    )
+    .unwrap();
     let expect = values(&repository, MAIN, "data/rows", &spec);
     assert_eq!(expect.shape(), [1280, 64]);
     let mut histogram = [0; 5];
     for moment in moments {
-        let moment = if let Moment::Tasks(twentieth) = moment { Moment::Tasks((twentieth * total / 20).max(1)) } else { *moment };
+        let moment = if let Moment::Tasks(twentieth) = moment {
+            Moment::Tasks((twentieth * total / 20).max(1))
+        } else {
+            *moment
+        };
         let is_new = check_killed(&place, on, moment, &expect);
         let bin = if let Moment::Tasks(n) = moment { (4 * n / total).min(3) as usize } else { 4 };
         histogram[bin] += 1;
-        println!("{on}: killed at {moment:?} of {total} tasks: a reader sees the {} array", if is_new { "new" } else { "old" });
+        println!(
+            "{on}: killed at {moment:?} of {total} tasks: a reader sees the {} array",
+            if is_new { "new" } else { "old" }
+        );
     }
     println!("{on}: killed in each quarter of the tasks and after the last one: {histogram:?}");
-    assert!(moments.len() < 20 || (histogram[..4].iter().all(|n| *n >= 4) && histogram[4] >= 3), "{histogram:?}");
+    assert!(
+        moments.len() < 20 || (histogram[..4].iter().all(|n| *n >= 4) && histogram[4] >= 3),
+        "{histogram:?}"
+    );
 }
 
 #[test]
 fn a_killed_driver_leaves_the_old_array_or_the_new_one() {
-    check_all_killed("threads", &[Moment::Tasks(9), Moment::BeforeCommit, Moment::InCommit(3_000), Moment::AfterCommit]);
+    check_all_killed(
+        "threads",
+        &[Moment::Tasks(9), Moment::BeforeCommit, Moment::InCommit(3_000), Moment::AfterCommit],
+    );
 }
 
 fn twenty() -> Vec<Moment> {
     // Four of each quarter, between a fortieth and the next quarter.
     let tasks = [1, 2, 3, 4, 6, 7, 8, 9, 11, 12, 13, 14, 16, 17, 18, 19].map(Moment::Tasks);
-    tasks.into_iter().chain([Moment::BeforeCommit, Moment::InCommit(500), Moment::InCommit(4_000), Moment::AfterCommit]).collect()
+    tasks
+        .into_iter()
+        .chain([
+            Moment::BeforeCommit,
+            Moment::InCommit(500),
+            Moment::InCommit(4_000),
+            Moment::AfterCommit,
+        ])
+        .collect()
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! Sessions that several join by their id: programs that know nothing else of each other, writers that die and come again, arrays that clash.
+//! Sessions that several join by their id: programs that know nothing else of each other, writers
+//! that die and come again, arrays that clash.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -8,14 +9,17 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
-use freestone::sessions::{Closed, CommitOptions, Error as RepositoryError, MAIN, Rebase, Repository, SessionState};
+use freestone::sessions::{
+    Closed, CommitOptions, Error as RepositoryError, MAIN, Rebase, Repository, SessionState,
+};
 use freestone::{Array, Error, ExitCode, Options, Serial, Session};
 
 use super::{id_of, n_snapshots, ramp, repository, values};
 use crate::command::{freestone_in, stdout};
 use crate::support::{BINARY, Place, WINDS_V3, tree};
 
-/// A server of a folder's documents that never answers when it is asked for a chunk, but says so to the test.
+/// A server of a folder's documents that never answers when it is asked for a chunk, but says so to
+/// the test.
 fn serve_no_chunks(folder: &'static str) -> (String, Receiver<()>) {
     fn answer(mut stream: TcpStream, folder: &str, asked: &Sender<()>) -> std::io::Result<()> {
         let mut lines = BufReader::new(stream.try_clone()?).lines();
@@ -33,10 +37,17 @@ fn serve_no_chunks(folder: &'static str) -> (String, Receiver<()>) {
         }
         match fs::read(Path::new(folder).join(path)) {
             Ok(bytes) => {
-                write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", bytes.len())?;
+                write!(
+                    stream,
+                    "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+                    bytes.len()
+                )?;
                 if request.starts_with("HEAD") { Ok(()) } else { stream.write_all(&bytes) }
             }
-            Err(_) => write!(stream, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"),
+            Err(_) => write!(
+                stream,
+                "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            ),
         }
     }
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -51,7 +62,8 @@ fn serve_no_chunks(folder: &'static str) -> (String, Receiver<()>) {
     (url, heard)
 }
 
-/// Eight programs that know the repository and an id only; one is killed half-way and started again: one commit, all values.
+/// Eight programs that know the repository and an id only; one is killed half-way and started
+/// again: one commit, all values.
 #[test]
 fn programs_join_by_id_and_one_dies() {
     let place = Place::quick();
@@ -64,13 +76,23 @@ fn programs_join_by_id_and_one_dies() {
             .env("NO_PROXY", "127.0.0.1")
             .env("no_proxy", "127.0.0.1")
             .env("FREESTONE_WORK_DIR", place.at(&format!("work-{n}")))
-            .args(["compute", &format!("u * {n}"), "-i", &format!("u={inputs}/u"), "-o", &format!("all/u{n}"), "--chunks", "1,10,10"])
+            .args([
+                "compute",
+                &format!("u * {n}"),
+                "-i",
+                &format!("u={inputs}/u"),
+                "-o",
+                &format!("all/u{n}"),
+                "--chunks",
+                "1,10,10",
+            ])
             .args(["--repository", "r", "--session", &id, "--executor", "threads"])
             .stdout(Stdio::null());
         command.spawn().unwrap()
     };
     let (stalled, asked) = serve_no_chunks(WINDS_V3);
-    let mut children: Vec<_> = (0..8).map(|n| compute(n, if n == 3 { &stalled } else { WINDS_V3 })).collect();
+    let mut children: Vec<_> =
+        (0..8).map(|n| compute(n, if n == 3 { &stalled } else { WINDS_V3 })).collect();
     // It has joined, and waits for its first chunk.
     asked.recv_timeout(Duration::from_secs(300)).expect("it asks for a chunk");
     children[3].kill().unwrap();
@@ -81,25 +103,52 @@ fn programs_join_by_id_and_one_dies() {
     let text = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(refused.status.code() == Some(5) && text.contains("open writers"), "{text}");
     let text = stdout(&run(&["session", "status", &id, "--repository", "r"]));
-    assert!(text.lines().any(|l| l.contains("compute-all-u3") && l.ends_with(": 0 chunks, open")), "{text}");
+    assert!(
+        text.lines().any(|l| l.contains("compute-all-u3") && l.ends_with(": 0 chunks, open")),
+        "{text}"
+    );
     assert!(compute(3, WINDS_V3).wait().unwrap().success());
     let snapshot = id_of(&run(&["session", "commit", &id, "--repository", "r"]));
     let repository = Repository::open(&place.at("r")).unwrap();
     assert_eq!(n_snapshots(&repository), 2);
     assert_eq!(repository.resolve(&MAIN.into()).unwrap(), snapshot);
     let spec = place.spec();
-    let u = freestone::compute::<f32>(&freestone::open(&format!("{WINDS_V3}/u")).unwrap(), &spec).unwrap();
+    let u = freestone::compute::<f32>(&freestone::open(&format!("{WINDS_V3}/u")).unwrap(), &spec)
+        .unwrap();
     for n in 0..8 {
-        let found = freestone::compute::<f32>(&freestone::open_version(&repository, MAIN, &format!("all/u{n}")).unwrap(), &spec).unwrap();
+        let found = freestone::compute::<f32>(
+            &freestone::open_version(&repository, MAIN, &format!("all/u{n}")).unwrap(),
+            &spec,
+        )
+        .unwrap();
         assert_eq!(found, &u * n as f32, "{n}");
     }
     // After the commit nobody joins.
-    let late = freestone_in(&place, &[], &["compute", "u", "-i", &format!("u={WINDS_V3}/u"), "-o", "late", "--repository", "r", "--session", &id]);
+    let late = freestone_in(
+        &place,
+        &[],
+        &[
+            "compute",
+            "u",
+            "-i",
+            &format!("u={WINDS_V3}/u"),
+            "-o",
+            "late",
+            "--repository",
+            "r",
+            "--session",
+            &id,
+        ],
+    );
     assert_eq!(late.status.code(), Some(5));
-    assert!(String::from_utf8_lossy(&late.stderr).contains(&format!("committed as snapshot {snapshot}")));
+    assert!(
+        String::from_utf8_lossy(&late.stderr)
+            .contains(&format!("committed as snapshot {snapshot}"))
+    );
 }
 
-/// A writer that comes again with other metadata takes back what it wrote before, and one that died in the middle of telling has told nothing.
+/// A writer that comes again with other metadata takes back what it wrote before, and one that died
+/// in the middle of telling has told nothing.
 #[test]
 fn writers_that_come_again() {
     let place = Place::quick();
@@ -115,7 +164,8 @@ fn writers_that_come_again() {
     let mut session = Session::joined(shared.join("dead").unwrap());
     session.store(&ramp(30.0), "g/b").unwrap();
     session.commit("", &spec).unwrap();
-    let receipts = place.at(&format!("repository/_freestone/sessions/{}/receipts/dead", shared.id()));
+    let receipts =
+        place.at(&format!("repository/_freestone/sessions/{}/receipts/dead", shared.id()));
     let last = tree(&receipts).into_keys().last().unwrap();
     assert!(last.ends_with("-0.json"), "{last}");
     fs::remove_file(format!("{receipts}/{last}")).unwrap();
@@ -144,18 +194,26 @@ fn arrays_hold_no_arrays() {
     shared.commit().unwrap();
     assert_eq!(values(&repository, MAIN, "m/n", &spec).sum(), 190.0);
     for (first, second) in [("p", "p/q"), ("r/s", "r")] {
-        let mut sessions: Vec<Session> = [first, second].iter().map(|_| Session::begin(&repository, MAIN).unwrap()).collect();
+        let mut sessions: Vec<Session> =
+            [first, second].iter().map(|_| Session::begin(&repository, MAIN).unwrap()).collect();
         sessions[0].store(&ramp(20.0), first).unwrap();
         sessions[1].store(&ramp(20.0), second).unwrap();
         let late = sessions.pop().unwrap();
         sessions.pop().unwrap().commit("first", &spec).unwrap();
-        let rebase = CommitOptions { rebase: Rebase::Disjoint { attempts: 5 }, ..CommitOptions::default() };
-        let error = late.commit_with("second", &spec, &Serial, rebase, &Options::default()).unwrap_err();
-        assert!(error.to_string().contains("changed the same") && error.exit_code() == ExitCode::Conflict, "{error}");
+        let rebase =
+            CommitOptions { rebase: Rebase::Disjoint { attempts: 5 }, ..CommitOptions::default() };
+        let error =
+            late.commit_with("second", &spec, &Serial, rebase, &Options::default()).unwrap_err();
+        assert!(
+            error.to_string().contains("changed the same")
+                && error.exit_code() == ExitCode::Conflict,
+            "{error}"
+        );
     }
 }
 
-/// A session that its creator has shared takes whole arrays of who joins, each made by one of them only.
+/// A session that its creator has shared takes whole arrays of who joins, each made by one of them
+/// only.
 #[test]
 fn who_joins_makes_arrays_of_its_own() {
     let place = Place::quick();
@@ -173,8 +231,15 @@ fn who_joins_makes_arrays_of_its_own() {
     add("two", "g/b", &ramp(20.0)).unwrap();
     assert!(freestone::open_version(&repository, MAIN, "g/a").is_err());
     shared.commit().unwrap();
-    assert_eq!(values(&repository, MAIN, "g/a", &spec).sum() - values(&repository, MAIN, "g/b", &spec).sum(), 435.0 - 190.0);
-    assert!(matches!(shared.status().unwrap().state, SessionState::Closed(Closed::Committed { .. })));
+    assert_eq!(
+        values(&repository, MAIN, "g/a", &spec).sum()
+            - values(&repository, MAIN, "g/b", &spec).sum(),
+        435.0 - 190.0
+    );
+    assert!(matches!(
+        shared.status().unwrap().state,
+        SessionState::Closed(Closed::Committed { .. })
+    ));
 
     // Two who make different arrays at one place are told so, and nothing is committed.
     let shared = repository.create_session(MAIN, "clash", None).unwrap();
@@ -188,7 +253,13 @@ fn who_joins_makes_arrays_of_its_own() {
     let shared = repository.create_session(MAIN, "fails", None).unwrap();
     let mut session = Session::joined(shared.join("one").unwrap());
     session.store(&ramp(30.0), "g/a").unwrap();
-    assert!(session.commit("", &spec).unwrap_err().to_string().contains("there is an array or group `g/a`"));
+    assert!(
+        session
+            .commit("", &spec)
+            .unwrap_err()
+            .to_string()
+            .contains("there is an array or group `g/a`")
+    );
     assert!(shared.status().unwrap().joiners.iter().all(|j| !j.open && j.n_chunks == 0));
 }
 
@@ -196,7 +267,8 @@ fn who_joins_makes_arrays_of_its_own() {
 #[test]
 fn damaged_sessions_block_nothing() {
     let place = Place::quick();
-    let run = |arguments: &[&str]| freestone_in(&place, &[("FREESTONE_REPOSITORY", "r")], arguments);
+    let run =
+        |arguments: &[&str]| freestone_in(&place, &[("FREESTONE_REPOSITORY", "r")], arguments);
     let half = id_of(&run(&["session", "create"]));
     fs::remove_dir_all(place.at(&format!("r/_freestone/sessions/{half}/state"))).unwrap();
     let damaged = id_of(&run(&["session", "create"]));
@@ -210,6 +282,9 @@ fn damaged_sessions_block_nothing() {
     stdout(&run(&["session", "abandon", &damaged]));
     assert!(stdout(&run(&["session", "list"])).contains("abandoned"));
     let long = id_of(&run(&["session", "create"]));
-    assert_eq!(run(&["session", "extend", &long, "18446744073709551s616ms"]).status.code(), Some(2));
+    assert_eq!(
+        run(&["session", "extend", &long, "18446744073709551s616ms"]).status.code(),
+        Some(2)
+    );
     assert!(stdout(&run(&["session", "status", &long])).contains("open"));
 }

@@ -1,14 +1,19 @@
 //! Complex functions, with the special cases of the standard (which are those of C99, Annex G).
 //!
-//! `Complex<f32>` is computed in `f64` and rounded, except for products. All is inlined, because only the copies of the loops that are
-//! compiled for FMA have it as an instruction; only products and quotients are vectorised.
+//! `Complex<f32>` is computed in `f64` and rounded, except for products. All is inlined, because
+//! only the copies of the loops that are compiled for FMA have it as an instruction; only products
+//! and quotients are vectorised.
 //!
-//! Sources: Kahan, "Branch cuts for complex elementary functions" (1987) for tanh; Hull, Fairgrieve and Tang, "Implementing the complex
-//! arcsine and arccosine functions using exception handling" (1997) for asin and acos; Smith (1962) for quotients.
+//! Sources: Kahan, "Branch cuts for complex elementary functions" (1987) for tanh; Hull, Fairgrieve
+//! and Tang, "Implementing the complex arcsine and arccosine functions using exception handling"
+//! (1997) for asin and acos; Smith (1962) for quotients.
 
 use num_complex::Complex;
 
-use super::real64::{acos as acos_real, asin as asin_real, atan, atan2, cosh as cosh_real, exp as exp_real, expm1 as expm1_real, hypot, log as log_real};
+use super::real64::{
+    acos as acos_real, asin as asin_real, atan, atan2, cosh as cosh_real, exp as exp_real,
+    expm1 as expm1_real, hypot, log as log_real,
+};
 use super::real64::{log1p as log1p_real, sinh as sinh_real, tanh as tanh_real};
 use super::{Elementary, real64};
 
@@ -73,7 +78,8 @@ fn log_norm(z: C64) -> f64 {
     log_real(hypot(z.re * factor, z.im * factor)) + shift
 }
 
-/// `factor e^a (cos b + i sin b)` for finite `a`, where the exponential may overflow and the result not.
+/// `factor e^a (cos b + i sin b)` for finite `a`, where the exponential may overflow and the result
+/// not.
 #[inline(always)]
 fn exp_cis(a: f64, b: f64, factor: f64) -> C64 {
     let (sin, cos) = sin_cos(b);
@@ -164,11 +170,16 @@ fn sqrt(z: C64) -> C64 {
         return c(NAN, NAN);
     } else if a.is_infinite() {
         let other = if b.is_nan() { b } else { 0.0 };
-        return if a < 0.0 { c(other.abs(), INFINITY.copysign(b)) } else { c(a, other.copysign(b)) };
+        return if a < 0.0 {
+            c(other.abs(), INFINITY.copysign(b))
+        } else {
+            c(a, other.copysign(b))
+        };
     }
     let large = a.abs().max(b.abs());
     let (down, up) = if large > 1e300 { (0.0625, 4.0) } else { (1.0, 1.0) };
-    let (down, up) = if large < 1e-290 { (18014398509481984.0, 1.0 / 134217728.0) } else { (down, up) }; // 2^54 and 2^-27
+    let (down, up) =
+        if large < 1e-290 { (18014398509481984.0, 1.0 / 134217728.0) } else { (down, up) }; // 2^54 and 2^-27
     let (a, b) = (a * down, b * down);
     let t = (0.5 * (a.abs() + hypot(a, b))).sqrt();
     let other = b.abs() / (2.0 * t);
@@ -190,7 +201,11 @@ fn cosh(z: C64) -> C64 {
     } else if a.is_nan() {
         return c(NAN, NAN);
     } else if !b.is_finite() {
-        return if a == 0.0 { c(NAN, a) } else { c(a * a + if a.is_finite() { NAN } else { 0.0 }, NAN) };
+        return if a == 0.0 {
+            c(NAN, a)
+        } else {
+            c(a * a + if a.is_finite() { NAN } else { 0.0 }, NAN)
+        };
     }
     if a.abs() > 700.0 {
         let e = exp_half(a.abs(), b);
@@ -243,7 +258,8 @@ fn tanh(z: C64) -> C64 {
     c(beta * rho * s / d, t / d)
 }
 
-/// Real parts of asin and acos, and the imaginary part of asin, for finite `x, y >= 0`. The exceptional cases are those of Hull et al.
+/// Real parts of asin and acos, and the imaginary part of asin, for finite `x, y >= 0`. The
+/// exceptional cases are those of Hull et al.
 #[inline(always)]
 fn arcs(x: f64, y: f64) -> (f64, f64, f64) {
     const SAFE_MIN: f64 = 6e-154; // 4 sqrt(f64::MIN_POSITIVE)
@@ -362,7 +378,10 @@ fn atanh(z: C64) -> C64 {
         (0.5 * (LN_2 - log_real(y)), FRAC_PI_4)
     } else {
         let gap = 1.0 - x;
-        (0.25 * log1p_real(4.0 * x / gap.mul_add(gap, y * y)), 0.5 * atan2(2.0 * y, gap.mul_add(1.0 + x, -y * y)))
+        (
+            0.25 * log1p_real(4.0 * x / gap.mul_add(gap, y * y)),
+            0.5 * atan2(2.0 * y, gap.mul_add(1.0 + x, -y * y)),
+        )
     };
     c(re.copysign(z.re), im.copysign(z.im))
 }
@@ -429,7 +448,8 @@ fn divide(z: C64, w: C64) -> C64 {
     let zero = p == 0.0;
     let r = if zero { 0.0 } else { q / p };
     let d = if zero { p } else { p + q * r };
-    let (re, im) = if wide { (z.re + z.im * r, z.im - z.re * r) } else { (z.re * r + z.im, z.im * r - z.re) };
+    let (re, im) =
+        if wide { (z.re + z.im * r, z.im - z.re * r) } else { (z.re * r + z.im, z.im * r - z.re) };
     c(re / d, im / d)
 }
 
@@ -445,7 +465,8 @@ fn reciprocal(z: C64) -> C64 {
     c(re * factor, im * factor)
 }
 
-/// `exp(y log(x))`, except for small whole exponents, which are products: they keep whole numbers whole.
+/// `exp(y log(x))`, except for small whole exponents, which are products: they keep whole numbers
+/// whole.
 #[inline(always)]
 fn pow(x: C64, y: C64) -> C64 {
     if y.re == 0.0 && y.im == 0.0 {

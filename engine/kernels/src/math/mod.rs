@@ -1,23 +1,28 @@
-//! Elementary functions of the Python Array API standard (2024.12) over slices of `f32`, `f64` and complex numbers.
+//! Elementary functions of the Python Array API standard (2024.12) over slices of `f32`, `f64` and
+//! complex numbers.
 //!
-//! Call the functions of this module: `math::sin::<T>(a, out)`, `math::pow::<T>(a, b, out)`, `math::norm::<Complex<f32>>(a, out)`. They choose
-//! the instruction set at run time. The scalar methods of [`Elementary`] and [`RealMath`] give the same values bit for bit, and so does every
+//! Call the functions of this module: `math::sin::<T>(a, out)`, `math::pow::<T>(a, b, out)`,
+//! `math::norm::<Complex<f32>>(a, out)`. They choose the instruction set at run time. The scalar
+//! methods of [`Elementary`] and [`RealMath`] give the same values bit for bit, and so does every
 //! x86-64 machine: nothing depends on the platform's `libm` but `fma` and `floor`, which are exact.
 //!
-//! The real functions are branch-free and inlined, so that LLVM vectorises a loop over them. For trigonometric functions of huge arguments,
-//! and for quotients of more digits than a float has, no short branch-free code exists: there the `*_lane` methods are right only where
-//! `*_outside` says false, and a second pass over the strip repairs the other elements with the complete method.
+//! The real functions are branch-free and inlined, so that LLVM vectorises a loop over them. For
+//! trigonometric functions of huge arguments, and for quotients of more digits than a float has, no
+//! short branch-free code exists: there the `*_lane` methods are right only where `*_outside` says
+//! false, and a second pass over the strip repairs the other elements with the complete method.
 //!
-//! Largest distance measured from the true value, in units in the last place (f32: every 29th bit pattern, every 2003rd for what goes through
-//! `f64`; f64: millions of arguments of all magnitudes against x87's 64-bit mantissas):
+//! Largest distance measured from the true value, in units in the last place (f32: every 29th bit
+//! pattern, every 2003rd for what goes through `f64`; f64: millions of arguments of all magnitudes
+//! against x87's 64-bit mantissas):
 //!
 //! | | exp | log | log2 | log10 | log1p | expm1 | sin | cos | tan | sinh | cosh | tanh | asin | acos | atan | asinh | acosh | atanh | pow | atan2 | hypot |
 //! | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 //! | f32 | 0.91 | 0.80 | 0.97 | 0.51 | 0.83 | 1.57 | 0.93 | 0.91 | 2.38 | 2.17 | 1.35 | 2.41 | 0.51 | 0.51 | 0.51 | 0.51 | 0.51 | 0.51 | 0.51 | 0.51 | 0.51 |
 //! | f64 | 0.89 | 0.78 | 0.75 | 0.66 | 0.81 | 1.78 | 0.79 | 0.78 | 2.14 | 2.08 | 1.33 | 2.35 | 1.53 | 0.82 | 0.85 | 1.65 | 2.20 | 1.89 | 0.94 | 1.49 | 1.01 |
 //!
-//! `sqrt`, quotients and products are exact to rounding. Complex functions of `Complex<f32>` stay within 0.51 in each part but where parts
-//! cancel; those of `Complex<f64>` within 3.1 of the magnitude, except `pow`, whose error grows with |y log x|.
+//! `sqrt`, quotients and products are exact to rounding. Complex functions of `Complex<f32>` stay
+//! within 0.51 in each part but where parts cancel; those of `Complex<f64>` within 3.1 of the
+//! magnitude, except `pow`, whose error grows with |y log x|.
 
 // Published coefficients are kept as they were published.
 #![allow(clippy::excessive_precision)]
@@ -88,7 +93,8 @@ pub(crate) trait RealMath: Elementary {
     fn nextafter(self, other: Self) -> Self;
     /// Has the sign of the divisor, as Python's `%`.
     fn remainder(self, other: Self) -> Self;
-    /// The quotient towards -infinity, as Python's `//`; where an operand is infinite or the divisor zero, `floor(a / b)`.
+    /// The quotient towards -infinity, as Python's `//`; where an operand is infinite or the
+    /// divisor zero, `floor(a / b)`.
     fn floor_divide(self, other: Self) -> Self;
 
     /// `remainder`, right where [`RealMath::quotient_outside`] is false.
@@ -102,8 +108,9 @@ pub(crate) trait RealMath: Elementary {
 /// Elements that are repaired together: few enough to be in the first-level cache still.
 const REPAIR: usize = 1024;
 
-// Each loop names its function: a function that is passed as a generic parameter reaches the loop through a shim, which LLVM does not inline
-// where it is long, and then compiles without AVX2 and FMA.
+// Each loop names its function: a function that is passed as a generic parameter reaches the loop
+// through a shim, which LLVM does not inline where it is long, and then compiles without AVX2 and
+// FMA.
 macro_rules! over_slices {
     (unary: $($f:ident)*) => { $( wide_fn! {
         #[doc = concat!("`", stringify!($f), "` of each element.")]
@@ -180,8 +187,8 @@ macro_rules! forward {
 }
 use forward;
 
-/// Functions of an `exp_parts`, which gives `(k, p)` such that `exp(x) = 2^k (1 + p)`. Nothing is left of 1 beyond `overflow`, nor of `x` in
-/// `exp(x)` below `tiny`.
+/// Functions of an `exp_parts`, which gives `(k, p)` such that `exp(x) = 2^k (1 + p)`. Nothing is
+/// left of 1 beyond `overflow`, nor of `x` in `exp(x)` below `tiny`.
 macro_rules! hyperbolic {
     ($t:ident, overflow $overflow:literal, tiny $tiny:literal) => {
         #[inline(always)]
@@ -271,7 +278,11 @@ macro_rules! real_common {
         #[inline(always)]
         fn nextafter(x: $t, y: $t) -> $t {
             let bits = x.to_bits();
-            let next = <$t>::from_bits(if (y > x) == (x > 0.0) { bits.wrapping_add(1) } else { bits.wrapping_sub(1) });
+            let next = <$t>::from_bits(if (y > x) == (x > 0.0) {
+                bits.wrapping_add(1)
+            } else {
+                bits.wrapping_sub(1)
+            });
             let next = if x == 0.0 { <$t>::from_bits(1).copysign(y) } else { next };
             let next = if x == y { y } else { next };
             if x.is_nan() | y.is_nan() { <$t>::NAN } else { next }

@@ -23,7 +23,11 @@ fn polynomial<const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {
         (a, b) = (a.mul_add(square, coefficients[i]), b.mul_add(square, coefficients[i + 1]));
         i += 2;
     }
-    if N.is_multiple_of(2) { a.mul_add(x, b) } else { b.mul_add(x, a.mul_add(square, coefficients[N - 1])) }
+    if N.is_multiple_of(2) {
+        a.mul_add(x, b)
+    } else {
+        b.mul_add(x, a.mul_add(square, coefficients[N - 1]))
+    }
 }
 
 #[inline(always)]
@@ -59,7 +63,17 @@ fn exp_parts(x: f32, lo: f32) -> (f32, f32) {
     let r0 = (-k).mul_add(LN_2, x);
     let correction = (-k).mul_add(LN_2_LO, lo);
     let r = r0 + correction;
-    let q = polynomial(r, [1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1]);
+    let q = polynomial(
+        r,
+        [
+            1.9875691500e-4,
+            1.3981999507e-3,
+            8.3334519073e-3,
+            4.1665795894e-2,
+            1.6666665459e-1,
+            5.0000001201e-1,
+        ],
+    );
     (k, r0 + (r * r).mul_add(q, correction))
 }
 
@@ -138,7 +152,8 @@ fn log1p(x: f32) -> f32 {
     if x.abs() < 1e-9 { x } else { y }
 }
 
-/// sin and cos of `x` reduced to `|x| <= pi/4`, and the quadrant in the low two bits; see [`real64`].
+/// sin and cos of `x` reduced to `|x| <= pi/4`, and the quadrant in the low two bits; see
+/// [`real64`].
 #[inline(always)]
 fn trig_parts(x: f32) -> (f32, f32, u32) {
     let t = x.mul_add(FRAC_2_PI, ROUNDER);
@@ -187,7 +202,8 @@ fn trig_outside(x: f32) -> bool {
     (x.abs() > TRIG_LIMIT) & (x.abs() < f32::INFINITY)
 }
 
-/// In `f64`, with as many terms as `f32` needs: the series of atanh for the logarithm, Taylor's for the exponential.
+/// In `f64`, with as many terms as `f32` needs: the series of atanh for the logarithm, Taylor's for
+/// the exponential.
 #[inline(always)]
 fn pow(x: f32, y: f32) -> f32 {
     const SQRT_HALF: u64 = 0x3fe6a09e667f3bcd;
@@ -197,13 +213,26 @@ fn pow(x: f32, y: f32) -> f32 {
     let m = f64::from_bits((bits & 0x000fffffffffffff) + SQRT_HALF);
     let s = (m - 1.0) / (m + 1.0);
     let z = s * s;
-    let series = real64::polynomial(z, [2.0 / 13.0, 2.0 / 11.0, 2.0 / 9.0, 2.0 / 7.0, 2.0 / 5.0, 2.0 / 3.0, 2.0]);
+    let series = real64::polynomial(
+        z,
+        [2.0 / 13.0, 2.0 / 11.0, 2.0 / 9.0, 2.0 / 7.0, 2.0 / 5.0, 2.0 / 3.0, 2.0],
+    );
     let w = y as f64 * s.mul_add(series * std::f64::consts::LOG2_E, k);
     let w = if w < -200.0 { -200.0 } else { w };
     let w = if w > 200.0 { 200.0 } else { w };
     let t = w + ROUNDER;
     let r = (w - (t - ROUNDER)) * std::f64::consts::LN_2;
-    let c = [1.0 / 40320.0, 1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
+    let c = [
+        1.0 / 40320.0,
+        1.0 / 5040.0,
+        1.0 / 720.0,
+        1.0 / 120.0,
+        1.0 / 24.0,
+        1.0 / 6.0,
+        0.5,
+        1.0,
+        1.0,
+    ];
     let e = real64::polynomial(r, c) * f64::from_bits(t.to_bits().wrapping_add(1023) << 52);
     pow_specials(x, y, e as f32)
 }

@@ -1,6 +1,7 @@
 //! `f64` functions, branch-free.
 //!
-//! Coefficients: fdlibm (Sun Microsystems, 1993) for log, sin, cos, asin, atan; SLEEF 3 (Shibata, 2016) for exp and pow.
+//! Coefficients: fdlibm (Sun Microsystems, 1993) for log, sin, cos, asin, atan; SLEEF 3 (Shibata,
+//! 2016) for exp and pow.
 
 use super::{Elementary, RealMath};
 
@@ -26,7 +27,11 @@ pub(super) fn polynomial<const N: usize>(x: f64, coefficients: [f64; N]) -> f64 
         (a, b) = (a.mul_add(square, coefficients[i]), b.mul_add(square, coefficients[i + 1]));
         i += 2;
     }
-    if N.is_multiple_of(2) { a.mul_add(x, b) } else { b.mul_add(x, a.mul_add(square, coefficients[N - 1])) }
+    if N.is_multiple_of(2) {
+        a.mul_add(x, b)
+    } else {
+        b.mul_add(x, a.mul_add(square, coefficients[N - 1]))
+    }
 }
 
 #[inline(always)]
@@ -42,7 +47,8 @@ fn exp2_int(k: f64) -> f64 {
     f64::from_bits((k + ROUNDER).to_bits().wrapping_add(1023) << 52)
 }
 
-/// `p 2^k` with one rounding, for `|k| < 2040`: two factors, because one may be out of range where the product is not.
+/// `p 2^k` with one rounding, for `|k| < 2040`: two factors, because one may be out of range where
+/// the product is not.
 #[inline(always)]
 fn scale(p: f64, k: f64) -> f64 {
     let half = (k * 0.5 + ROUNDER) - ROUNDER;
@@ -53,7 +59,8 @@ fn scale(p: f64, k: f64) -> f64 {
 #[inline(always)]
 fn exp_parts(x: f64, lo: f64) -> (f64, f64) {
     let k = (x * std::f64::consts::LOG2_E + ROUNDER) - ROUNDER;
-    // The first difference is exact, and is added last: the rounding of `r` matters to the series only.
+    // The first difference is exact, and is added last: the rounding of `r` matters to the series
+    // only.
     let r0 = (-k).mul_add(LN_2, x);
     let correction = (-k).mul_add(LN_2_LO, lo);
     let r = r0 + correction;
@@ -233,7 +240,16 @@ fn asin_series(z: f64) -> f64 {
             1.66666666666666657415e-01,
         ],
     );
-    let q = polynomial(z, [7.70381505559019352791e-02, -6.88283971605453293030e-01, 2.02094576023350569471e+00, -2.40339491173441421878e+00, 1.0]);
+    let q = polynomial(
+        z,
+        [
+            7.70381505559019352791e-02,
+            -6.88283971605453293030e-01,
+            2.02094576023350569471e+00,
+            -2.40339491173441421878e+00,
+            1.0,
+        ],
+    );
     z * p / q
 }
 
@@ -280,10 +296,15 @@ fn atan_positive(a: f64) -> f64 {
     let far = b >= 2.4375;
     let n = if one { b - 1.0 } else { b - 1.5 };
     let d = if one { b + 1.0 } else { b.mul_add(1.5, 1.0) };
-    let (hi, lo) = if one { (std::f64::consts::FRAC_PI_4, 0.5 * PI_2_LO) } else { (9.82793723247329054082e-01, 1.39033110312309984516e-17) };
+    let (hi, lo) = if one {
+        (std::f64::consts::FRAC_PI_4, 0.5 * PI_2_LO)
+    } else {
+        (9.82793723247329054082e-01, 1.39033110312309984516e-17)
+    };
     let n = if half { b.mul_add(2.0, -1.0) } else { n };
     let d = if half { 2.0 + b } else { d };
-    let (hi, lo) = if half { (4.63647609000806093515e-01, 2.26987774529616870924e-17) } else { (hi, lo) };
+    let (hi, lo) =
+        if half { (4.63647609000806093515e-01, 2.26987774529616870924e-17) } else { (hi, lo) };
     let n = if low { b } else { n };
     let d = if low { 1.0 } else { d };
     let (hi, lo) = if low { (0.0, 0.0) } else { (hi, lo) };
@@ -329,7 +350,8 @@ pub(super) fn atan2(y: f64, x: f64) -> f64 {
 
 /// sin and cos of `x` reduced to `|x| <= pi/4`, and the quadrant in the low two bits.
 ///
-/// Cody and Waite's reduction: with a fused multiply-add the first difference is exact, and the second's error is kept.
+/// Cody and Waite's reduction: with a fused multiply-add the first difference is exact, and the
+/// second's error is kept.
 #[inline(always)]
 fn trig_parts(x: f64) -> (f64, f64, u64) {
     let t = x * std::f64::consts::FRAC_2_PI + ROUNDER;
@@ -342,7 +364,13 @@ fn trig_parts(x: f64) -> (f64, f64, u64) {
     let v = z * r;
     let s = polynomial(
         z,
-        [1.58969099521155010221e-10, -2.50507602534068634195e-08, 2.75573137070700676789e-06, -1.98412698298579493134e-04, 8.33333333332248946124e-03],
+        [
+            1.58969099521155010221e-10,
+            -2.50507602534068634195e-08,
+            2.75573137070700676789e-06,
+            -1.98412698298579493134e-04,
+            8.33333333332248946124e-03,
+        ],
     );
     let sin = r - ((z * (0.5 * lo - v * s) - lo) - v * -1.66666666666666324348e-01);
     let c = polynomial(
@@ -474,7 +502,10 @@ fn logaddexp(x: f64, y: f64) -> f64 {
 super::real_common!(f64, u64, 9007199254740992.0, libm::fmod);
 
 impl Elementary for f64 {
-    super::forward!(acos, acosh, asin, asinh, atan, atanh, cosh, exp, expm1, log, log1p, log2, log10, sinh, tanh, reciprocal, sign);
+    super::forward!(
+        acos, acosh, asin, asinh, atan, atanh, cosh, exp, expm1, log, log1p, log2, log10, sinh,
+        tanh, reciprocal, sign
+    );
     super::forward!(cos_lane, sin_lane, tan_lane; trig_outside -> bool);
     super::forward!(two: divide, pow, times);
 

@@ -1,4 +1,5 @@
-//! Special cases as the standard lists them, and distances from an oracle in units in the last place.
+//! Special cases as the standard lists them, and distances from an oracle in units in the last
+//! place.
 
 use num_complex::Complex;
 
@@ -20,7 +21,8 @@ fn value(text: &str) -> (f64, bool) {
 fn agree(got: f64, (expect, any_sign): (f64, bool), tolerance: f64) -> bool {
     let (got, expect) = if any_sign { (got.abs(), expect.abs()) } else { (got, expect) };
     let near = got == expect || (got - expect).abs() <= tolerance * expect.abs();
-    (got.is_nan() && expect.is_nan()) || (near && got.is_sign_negative() == expect.is_sign_negative())
+    (got.is_nan() && expect.is_nan())
+        || (near && got.is_sign_negative() == expect.is_sign_negative())
 }
 
 /// Rows of numbers: `n` arguments, then the expected parts.
@@ -36,7 +38,8 @@ fn rows(name: &str, table: &str, n: usize, f: impl Fn(&[f64]) -> Vec<f64>, toler
     }
 }
 
-/// Calls a slice function with one element, so that the vector loop's remainder is not all that is tested: seventeen copies.
+/// Calls a slice function with one element, so that the vector loop's remainder is not all that is
+/// tested: seventeen copies.
 fn spread<T: Copy + Default>(x: T, f: impl Fn(&[T], &mut [T])) -> T {
     let mut out = [T::default(); 17];
     f(&[x; 17], &mut out);
@@ -45,8 +48,10 @@ fn spread<T: Copy + Default>(x: T, f: impl Fn(&[T], &mut [T])) -> T {
 
 macro_rules! unary_specials {
     ($($f:ident $table:literal)*) => { $(
-        rows(concat!(stringify!($f), " f64"), $table, 1, |x| vec![spread(x[0], super::$f::<f64>)], 4e-16);
-        rows(concat!(stringify!($f), " f32"), $table, 1, |x| vec![spread(x[0] as f32, super::$f::<f32>) as f64], 2e-7);
+        rows(concat!(stringify!($f), " \
+            f64"), $table, 1, |x| vec![spread(x[0], super::$f::<f64>)], 4e-16);
+        rows(concat!(stringify!($f), " \
+            f32"), $table, 1, |x| vec![spread(x[0] as f32, super::$f::<f32>) as f64], 2e-7);
     )* };
 }
 
@@ -79,7 +84,8 @@ fn real_special_cases() {
 
 macro_rules! binary_specials {
     ($($f:ident $table:literal)*) => { $(
-        rows(concat!(stringify!($f), " f64"), $table, 2, |x| vec![spread(x[0], |a, o| super::$f::<f64>(a, &[x[1]; 17], o))], 4e-16);
+        rows(concat!(stringify!($f), " \
+            f64"), $table, 2, |x| vec![spread(x[0], |a, o| super::$f::<f64>(a, &[x[1]; 17], o))], 4e-16);
         rows(concat!(stringify!($f), " f32"), $table, 2, |x| {
             vec![spread(x[0] as f32, |a, o| super::$f::<f32>(a, &[x[1] as f32; 17], o)) as f64]
         }, 2e-7);
@@ -89,22 +95,29 @@ macro_rules! binary_specials {
 #[test]
 fn special_pairs() {
     binary_specials!(
-        atan2 "nan 1 nan; 1 nan nan; nan nan nan; 1 0 pi/2; 1 -0 pi/2; 0 1 0; 0 0 0; 0 -0 pi; 0 -1 pi; -0 1 -0; -0 0 -0; -0 -0 -pi; -0 -1 -pi;
+        atan2 "nan 1 nan; 1 nan nan; nan nan nan; 1 0 pi/2; 1 -0 pi/2; 0 1 0; 0 0 0; 0 -0 pi; 0 -1 \
+            pi; -0 1 -0; -0 0 -0; -0 -0 -pi; -0 -1 -pi;
             -1 0 -pi/2; -1 -0 -pi/2; 1 inf 0; 1 -inf pi; -1 inf -0; -1 -inf -pi; inf 1 pi/2; -inf 1 -pi/2; inf inf pi/4; inf -inf 3pi/4;
             -inf inf -pi/4; -inf -inf -3pi/4"
         copysign "1 -2 -1; -1 2 1; 1 -0 -1; -1 0 1; 3 inf 3; 3 -inf -3; inf -1 -inf; nan 1 nan"
-        hypot "inf nan inf; nan inf inf; -inf nan inf; nan -inf inf; 0 -3 3; -3 -0 3; 1 nan nan; nan 1 nan; nan nan nan; 3 4 5; -3 4 5; 0 0 0"
-        logaddexp "nan 1 nan; 1 nan nan; nan inf nan; inf 1 inf; 1 inf inf; inf inf inf; -inf inf inf; inf -inf inf; -inf -inf -inf; -inf 1 1; 2 -inf 2"
+        hypot "inf nan inf; nan inf inf; -inf nan inf; nan -inf inf; 0 -3 3; -3 -0 3; 1 nan nan; \
+            nan 1 nan; nan nan nan; 3 4 5; -3 4 5; 0 0 0"
+        logaddexp "nan 1 nan; 1 nan nan; nan inf nan; inf 1 inf; 1 inf inf; inf inf inf; -inf inf \
+            inf; inf -inf inf; -inf -inf -inf; -inf 1 1; 2 -inf 2"
         nextafter "nan 1 nan; 1 nan nan; -0 0 0; 0 -0 -0; inf inf inf; 2 2 2; -inf -inf -inf"
-        divide "nan 1 nan; 1 nan nan; inf inf nan; 0 0 nan; 1 0 inf; 1 -0 -inf; -1 0 -inf; 1 inf 0; -1 inf -0; inf -2 -inf; -0 2 -0"
-        pow "2 nan nan; nan 0 1; nan -0 1; 0 0 1; inf -0 1; nan 2 nan; 2 inf inf; -2 inf inf; 2 -inf 0; -2 -inf 0; 1 inf 1; -1 inf 1; 1 -inf 1; -1 -inf 1;
+        divide "nan 1 nan; 1 nan nan; inf inf nan; 0 0 nan; 1 0 inf; 1 -0 -inf; -1 0 -inf; 1 inf \
+            0; -1 inf -0; inf -2 -inf; -0 2 -0"
+        pow "2 nan nan; nan 0 1; nan -0 1; 0 0 1; inf -0 1; nan 2 nan; 2 inf inf; -2 inf inf; 2 \
+            -inf 0; -2 -inf 0; 1 inf 1; -1 inf 1; 1 -inf 1; -1 -inf 1;
             1 nan 1; 1 5 1; 0.5 inf 0; -0.5 inf 0; 0.5 -inf inf; -0.5 -inf inf; inf 2 inf; inf 0.5 inf; inf -2 0; -inf 3 -inf; -inf 2 inf; -inf 0.5 inf;
             -inf -3 -0; -inf -2 0; 0 2 0; 0 0.5 0; 0 -2 inf; 0 -0.5 inf; 0 -3 inf; -0 3 -0; -0 2 0; -0 0.5 0; -0 -3 -inf; -0 -2 inf; -0 -0.5 inf; -2 0.5 nan;
             -2 3 -8; -2 2 4; -2 -1 -0.5; 10 400 inf; 10 -400 0; -10 401 -inf; -10 -401 -0; 0 inf 0; 0 -inf inf; inf inf inf; inf -inf 0; -inf inf inf;
             -inf -inf 0"
-        remainder "nan 1 nan; 1 nan nan; inf inf nan; -inf inf nan; 0 0 nan; -0 0 nan; 0 3 0; -0 3 0; 0 -3 -0; -0 -3 -0; 1 0 nan; 1 -0 nan; -1 0 nan; inf 3 nan;
+        remainder "nan 1 nan; 1 nan nan; inf inf nan; -inf inf nan; 0 0 nan; -0 0 nan; 0 3 0; -0 3 \
+            0; 0 -3 -0; -0 -3 -0; 1 0 nan; 1 -0 nan; -1 0 nan; inf 3 nan;
             inf -3 nan; -inf 3 nan; -inf -3 nan; 2 inf 2; 2 -inf -inf; -2 inf inf; -2 -inf -2; 7 3 1; -7 3 2; 7 -3 -2; -7 -3 -1; 6 3 0; -6 3 0; 6 -3 -0"
-        floor_divide "nan 1 nan; 1 nan nan; inf inf nan; -inf inf nan; 0 0 nan; -0 0 nan; 0 3 0; -0 3 -0; 0 -3 -0; -0 -3 0; 1 0 inf; 1 -0 -inf; -1 0 -inf;
+        floor_divide "nan 1 nan; 1 nan nan; inf inf nan; -inf inf nan; 0 0 nan; -0 0 nan; 0 3 0; \
+            -0 3 -0; 0 -3 -0; -0 -3 0; 1 0 inf; 1 -0 -inf; -1 0 -inf;
             -1 -0 inf; inf 3 inf; inf -3 -inf; -inf 3 -inf; -inf -3 inf; 2 inf 0; 2 -inf -0; -2 inf -0; -2 -inf 0; 7 3 2; -7 3 -3; 7 -3 -3; -7 -3 2; 6 3 2;
             -6 3 -2; 1 3 0; -1 3 -1"
     );
@@ -128,33 +141,47 @@ macro_rules! complex_specials {
 #[test]
 fn complex_special_cases() {
     complex_specials!(
-        acos "0 0 pi/2 -0; -0 0 pi/2 -0; 0 nan pi/2 nan; -0 nan pi/2 nan; 2 inf pi/2 -inf; -2 inf pi/2 -inf; 2 nan nan nan; -inf 2 pi -inf; inf 2 0 -inf;
+        acos "0 0 pi/2 -0; -0 0 pi/2 -0; 0 nan pi/2 nan; -0 nan pi/2 nan; 2 inf pi/2 -inf; -2 inf \
+            pi/2 -inf; 2 nan nan nan; -inf 2 pi -inf; inf 2 0 -inf;
             -inf inf 3pi/4 -inf; inf inf pi/4 -inf; inf nan nan ?inf; -inf nan nan ?inf; nan 2 nan nan; nan inf nan -inf; nan nan nan nan"
-        acosh "0 0 0 pi/2; -0 0 0 pi/2; 2 inf inf pi/2; -2 inf inf pi/2; 2 nan nan nan; 0 nan nan ?pi/2; -inf 2 inf pi; inf 2 inf 0; -inf inf inf 3pi/4;
+        acosh "0 0 0 pi/2; -0 0 0 pi/2; 2 inf inf pi/2; -2 inf inf pi/2; 2 nan nan nan; 0 nan nan \
+            ?pi/2; -inf 2 inf pi; inf 2 inf 0; -inf inf inf 3pi/4;
             inf inf inf pi/4; inf nan inf nan; -inf nan inf nan; nan 2 nan nan; nan inf inf nan; nan nan nan nan"
-        asinh "0 0 0 0; 2 inf inf pi/2; 2 nan nan nan; inf 2 inf 0; inf inf inf pi/4; nan 0 nan 0; nan 2 nan nan; nan inf ?inf nan; nan nan nan nan;
+        asinh "0 0 0 0; 2 inf inf pi/2; 2 nan nan nan; inf 2 inf 0; inf inf inf pi/4; nan 0 nan 0; \
+            nan 2 nan nan; nan inf ?inf nan; nan nan nan nan;
             inf nan inf nan"
-        asin "0 0 0 0; -0 0 -0 0; 2 inf 0 inf; inf 2 pi/2 inf; inf inf pi/4 inf; 0 nan 0 nan; nan nan nan nan; -inf 2 -pi/2 inf"
-        atanh "0 0 0 0; 0 nan 0 nan; 1 0 inf 0; 2 inf 0 pi/2; 2 nan nan nan; inf 2 0 pi/2; inf inf 0 pi/2; inf nan 0 nan; nan 2 nan nan; nan inf ?0 pi/2;
+        asin "0 0 0 0; -0 0 -0 0; 2 inf 0 inf; inf 2 pi/2 inf; inf inf pi/4 inf; 0 nan 0 nan; nan \
+            nan nan nan; -inf 2 -pi/2 inf"
+        atanh "0 0 0 0; 0 nan 0 nan; 1 0 inf 0; 2 inf 0 pi/2; 2 nan nan nan; inf 2 0 pi/2; inf inf \
+            0 pi/2; inf nan 0 nan; nan 2 nan nan; nan inf ?0 pi/2;
             nan nan nan nan; -inf 2 -0 pi/2"
-        atan "0 0 0 0; nan 0 nan 0; 0 1 0 inf; inf 2 pi/2 0; inf inf pi/2 0; nan inf nan 0; nan nan nan nan"
-        cosh "0 0 1 0; 0 inf nan ?0; 0 nan nan ?0; 2 inf nan nan; 2 nan nan nan; inf 0 inf 0; inf 2 -inf inf; inf inf ?inf nan; inf nan inf nan; nan 0 nan ?0;
+        atan "0 0 0 0; nan 0 nan 0; 0 1 0 inf; inf 2 pi/2 0; inf inf pi/2 0; nan inf nan 0; nan \
+            nan nan nan"
+        cosh "0 0 1 0; 0 inf nan ?0; 0 nan nan ?0; 2 inf nan nan; 2 nan nan nan; inf 0 inf 0; inf \
+            2 -inf inf; inf inf ?inf nan; inf nan inf nan; nan 0 nan ?0;
             nan 2 nan nan; nan nan nan nan; -inf 2 -inf -inf"
         cos "0 0 1 -0; 0 inf inf -0; nan 0 nan ?0; nan nan nan nan"
-        exp "0 0 1 0; -0 0 1 0; 2 inf nan nan; 2 nan nan nan; inf 0 inf 0; -inf 0 0 0; -inf 2 -0 0; inf 2 -inf inf; -inf inf ?0 ?0; inf inf ?inf nan;
+        exp "0 0 1 0; -0 0 1 0; 2 inf nan nan; 2 nan nan nan; inf 0 inf 0; -inf 0 0 0; -inf 2 -0 \
+            0; inf 2 -inf inf; -inf inf ?0 ?0; inf inf ?inf nan;
             -inf nan ?0 ?0; inf nan ?inf nan; nan 0 nan 0; nan 2 nan nan; nan nan nan nan"
-        expm1 "0 0 0 0; 2 inf nan nan; 2 nan nan nan; inf 0 inf 0; -inf 2 -1 0; inf 2 -inf inf; -inf inf -1 ?0; inf inf ?inf nan; -inf nan -1 ?0;
+        expm1 "0 0 0 0; 2 inf nan nan; 2 nan nan nan; inf 0 inf 0; -inf 2 -1 0; inf 2 -inf inf; \
+            -inf inf -1 ?0; inf inf ?inf nan; -inf nan -1 ?0;
             inf nan ?inf nan; nan 0 nan 0; nan 2 nan nan; nan nan nan nan"
-        log "-0 0 -inf pi; 0 0 -inf 0; 2 inf inf pi/2; 2 nan nan nan; -inf 2 inf pi; inf 2 inf 0; -inf inf inf 3pi/4; inf inf inf pi/4; inf nan inf nan;
+        log "-0 0 -inf pi; 0 0 -inf 0; 2 inf inf pi/2; 2 nan nan nan; -inf 2 inf pi; inf 2 inf 0; \
+            -inf inf inf 3pi/4; inf inf inf pi/4; inf nan inf nan;
             -inf nan inf nan; nan 2 nan nan; nan inf inf nan; nan nan nan nan; -1 0 0 pi"
-        log1p "-1 0 -inf 0; 2 inf inf pi/2; 2 nan nan nan; -inf 2 inf pi; inf 2 inf 0; -inf inf inf 3pi/4; inf inf inf pi/4; inf nan inf nan;
+        log1p "-1 0 -inf 0; 2 inf inf pi/2; 2 nan nan nan; -inf 2 inf pi; inf 2 inf 0; -inf inf \
+            inf 3pi/4; inf inf inf pi/4; inf nan inf nan;
             -inf nan inf nan; nan 2 nan nan; nan inf inf nan; nan nan nan nan; 0 0 0 0"
-        sinh "0 0 0 0; 0 inf ?0 nan; 0 nan ?0 nan; 2 inf nan nan; 2 nan nan nan; inf 0 inf 0; inf 2 -inf inf; inf inf ?inf nan; inf nan ?inf nan; nan 0 nan 0;
+        sinh "0 0 0 0; 0 inf ?0 nan; 0 nan ?0 nan; 2 inf nan nan; 2 nan nan nan; inf 0 inf 0; inf \
+            2 -inf inf; inf inf ?inf nan; inf nan ?inf nan; nan 0 nan 0;
             nan 2 nan nan; nan nan nan nan"
         sin "0 0 0 0; -0 0 -0 0; 0 inf 0 inf; inf 0 nan ?0; nan nan nan nan"
-        sqrt "0 0 0 0; -0 0 0 0; 2 inf inf inf; nan inf inf inf; inf inf inf inf; -inf inf inf inf; 2 nan nan nan; -inf 2 0 inf; inf 2 inf 0; -inf nan nan ?inf;
+        sqrt "0 0 0 0; -0 0 0 0; 2 inf inf inf; nan inf inf inf; inf inf inf inf; -inf inf inf \
+            inf; 2 nan nan nan; -inf 2 0 inf; inf 2 inf 0; -inf nan nan ?inf;
             inf nan inf nan; nan 2 nan nan; nan nan nan nan; -4 0 0 2; 4 0 2 0"
-        tanh "0 0 0 0; 2 inf nan nan; 0 inf 0 nan; 2 nan nan nan; 0 nan 0 nan; inf 2 1 0; inf inf 1 ?0; inf nan 1 ?0; nan 0 nan 0; nan 2 nan nan;
+        tanh "0 0 0 0; 2 inf nan nan; 0 inf 0 nan; 2 nan nan nan; 0 nan 0 nan; inf 2 1 0; inf inf \
+            1 ?0; inf nan 1 ?0; nan 0 nan 0; nan 2 nan nan;
             nan nan nan nan"
         tan "0 0 0 0; 2 inf 0 1; nan inf ?0 1; nan nan nan nan"
         sign "0 0 0 ?0; -0 0 0 ?0; nan 1 nan nan; 1 nan nan nan; 3 4 0.6 0.8; -5 0 -1 0"
@@ -162,13 +189,15 @@ fn complex_special_cases() {
     );
 }
 
-/// Distance of `got` from a more precise `expect`, in units in the last place of `got`'s type, which has `digits` digits and this exponent range.
+/// Distance of `got` from a more precise `expect`, in units in the last place of `got`'s type,
+/// which has `digits` digits and this exponent range.
 fn ulps(got: f64, expect: f64, digits: i32, least_exponent: i32) -> f64 {
     if got.is_nan() && expect.is_nan() || got == expect {
         return 0.0;
     }
     let exponent = ((expect.abs().to_bits() >> 52) as i32 - 1023).max(least_exponent);
-    (got - expect).abs() / f64::from_bits(((exponent + 1023) as u64) << 52) * (1u64 << (digits - 1)) as f64
+    (got - expect).abs() / f64::from_bits(((exponent + 1023) as u64) << 52)
+        * (1u64 << (digits - 1)) as f64
 }
 
 macro_rules! f32_distances {
@@ -244,7 +273,8 @@ macro_rules! f64_distances {
     } )* };
 }
 
-/// The oracle is rounded correctly in all but rare cases: a distance of 1 means less than 1.5 from the truth.
+/// The oracle is rounded correctly in all but rare cases: a distance of 1 means less than 1.5 from
+/// the truth.
 #[test]
 fn f64_is_near() {
     f64_distances!(exp f_exp -750.0 750.0 1.0 log f_log 0.0 10.0 1.0 sin f_sin -1000.0 1000.0 1.0 cos f_cos -1000.0 1000.0 1.0 tan f_tan -100.0 100.0 2.0
@@ -255,18 +285,27 @@ fn f64_is_near() {
 
 #[test]
 fn pow_is_near() {
-    let x: Vec<f64> = numbers(30000).map(|z| (z >> 11) as f64 * (10.0 / 9007199254740992.0)).collect();
-    let y: Vec<f64> = numbers(60000).skip(30000).map(|z| (z >> 11) as f64 * (300.0 / 9007199254740992.0) - 150.0).collect();
+    let x: Vec<f64> =
+        numbers(30000).map(|z| (z >> 11) as f64 * (10.0 / 9007199254740992.0)).collect();
+    let y: Vec<f64> = numbers(60000)
+        .skip(30000)
+        .map(|z| (z >> 11) as f64 * (300.0 / 9007199254740992.0) - 150.0)
+        .collect();
     let mut out = vec![0.0; x.len()];
     super::pow(&x, &y, &mut out);
-    let worst = (0..x.len()).map(|i| ulps(out[i], pxfm::f_pow(x[i], y[i]), 53, -1022)).fold(0.0, f64::max);
+    let worst =
+        (0..x.len()).map(|i| ulps(out[i], pxfm::f_pow(x[i], y[i]), 53, -1022)).fold(0.0, f64::max);
     assert!(worst <= 1.0, "{worst}");
 
-    let (x, y): (Vec<f32>, Vec<f32>) = (x.iter().map(|x| *x as f32).collect(), y.iter().map(|y| *y as f32 / 4.0).collect());
+    let (x, y): (Vec<f32>, Vec<f32>) =
+        (x.iter().map(|x| *x as f32).collect(), y.iter().map(|y| *y as f32 / 4.0).collect());
     let mut out = vec![0.0; x.len()];
     super::pow(&x, &y, &mut out);
     let expect = |i: usize| pxfm::f_pow(x[i] as f64, y[i] as f64);
-    let worst = (0..x.len()).filter(|i| expect(*i) < 3e38).map(|i| ulps(out[i] as f64, expect(i), 24, -126)).fold(0.0, f64::max);
+    let worst = (0..x.len())
+        .filter(|i| expect(*i) < 3e38)
+        .map(|i| ulps(out[i] as f64, expect(i), 24, -126))
+        .fold(0.0, f64::max);
     assert!(worst <= 1.0, "{worst}");
 }
 
@@ -279,7 +318,8 @@ macro_rules! same_bits {
         super::$f(&x, &mut y);
         for (x, y) in x.iter().zip(&y) {
             let scalar = Elementary::$f(*x);
-            assert!(scalar.to_bits() == y.to_bits() || (scalar.is_nan() && y.is_nan()), "{} {x:e}: {scalar:e} {y:e}", stringify!($f));
+            assert!(scalar.to_bits() == y.to_bits() || (scalar.is_nan() && y.is_nan()), "{} {x:e}: \
+                {scalar:e} {y:e}", stringify!($f));
         }
     } )* };
 }
@@ -306,7 +346,13 @@ fn repaired_lanes_are_where_they_belong() {
         }
         let b = vec![0.1; n];
         super::floor_divide(&a, &b, &mut out);
-        assert!(out.iter().zip(&a).take(n.saturating_sub(1)).all(|(o, a)| *o == (a / 0.1 - 1e-9).floor() || *o == (a / 0.1 + 1e-9).floor()), "{n}");
+        assert!(
+            out.iter()
+                .zip(&a)
+                .take(n.saturating_sub(1))
+                .all(|(o, a)| *o == (a / 0.1 - 1e-9).floor() || *o == (a / 0.1 + 1e-9).floor()),
+            "{n}"
+        );
         super::remainder(&a, &b, &mut out);
         assert!(out.iter().all(|r| (0.0..0.1).contains(r)), "{n}");
     }
@@ -347,21 +393,29 @@ fn complex_arithmetic() {
     assert_eq!(C::new(1.0, 2.0).times(C::new(3.0, -1.0)), C::new(5.0, 5.0));
     assert_eq!(C::new(5.0, 5.0).divide(C::new(2.0, -2.0)), C::new(0.0, 2.5));
     assert_eq!(C::new(1e308, 1e308).divide(C::new(1e308, 1e308)), C::new(1.0, 0.0));
-    assert_eq!(C::new(1.0, -2.0).divide(C::new(0.0, 0.0)), C::new(f64::INFINITY, f64::NEG_INFINITY));
+    assert_eq!(
+        C::new(1.0, -2.0).divide(C::new(0.0, 0.0)),
+        C::new(f64::INFINITY, f64::NEG_INFINITY)
+    );
     assert_eq!(Elementary::pow(C::new(1.0, 2.0), C::new(2.0, 0.0)), C::new(-3.0, 4.0));
     assert_eq!(Elementary::pow(C::new(0.0, 0.0), C::new(0.0, 0.0)), C::new(1.0, 0.0));
     let mut norms = [0.0; 3];
-    super::norm(&[C::new(3e200, 4e200), C::new(f64::NAN, f64::INFINITY), C::new(3e-320, 0.0)], &mut norms);
+    super::norm(
+        &[C::new(3e200, 4e200), C::new(f64::NAN, f64::INFINITY), C::new(3e-320, 0.0)],
+        &mut norms,
+    );
     norms[0] = (norms[0] / 1e185).round() * 1e185;
     assert_eq!(norms, [5e200, f64::INFINITY, 3e-320]);
     let huge = Elementary::exp(C::new(710.0, 1.5));
     assert!(huge.re.is_finite() && huge.im.is_infinite());
 }
 
-/// Points of `tests/data/complex_points.txt`: every complex function at 0, 1, i, infinity and NaN, and beside them.
+/// Points of `tests/data/complex_points.txt`: every complex function at 0, 1, i, infinity and NaN,
+/// and beside them.
 const COMPLEX_POINTS: &str = include_str!("../../../../tests/data/complex_points.txt");
 
-/// Distance per component in units in the last place: infinite where a NaN, an infinity or the sign of a zero differs.
+/// Distance per component in units in the last place: infinite where a NaN, an infinity or the sign
+/// of a zero differs.
 fn component_distance(got: f64, text: &str, digits: i32, least_exponent: i32) -> f64 {
     let either = text.starts_with('±');
     let expect: f64 = text.trim_start_matches('±').parse().unwrap();
@@ -374,14 +428,19 @@ fn component_distance(got: f64, text: &str, digits: i32, least_exponent: i32) ->
                 f64::INFINITY
             }
         }
-        _ if expect == 0.0 && got == 0.0 && expect.is_sign_negative() != got.is_sign_negative() => f64::INFINITY,
+        _ if expect == 0.0 && got == 0.0 && expect.is_sign_negative() != got.is_sign_negative() => {
+            f64::INFINITY
+        }
         _ if expect.is_infinite() != got.is_infinite() => f64::INFINITY,
         _ => ulps(got, expect, digits, least_exponent),
     }
 }
 
 fn pair(text: &str) -> (&str, &str) {
-    text.strip_prefix('(').and_then(|t| t.strip_suffix(')')).and_then(|t| t.split_once(',')).unwrap()
+    text.strip_prefix('(')
+        .and_then(|t| t.strip_suffix(')'))
+        .and_then(|t| t.split_once(','))
+        .unwrap()
 }
 
 macro_rules! complex_points {
@@ -416,8 +475,12 @@ fn complex_functions_at_their_special_points_and_beside_them() {
     let (mut failures, mut n) = (Vec::new(), 0);
     let mut worst = std::collections::BTreeMap::<(&str, &str), f64>::new();
     for line in COMPLEX_POINTS.lines().filter(|l| !l.starts_with('#')) {
-        let [name, dtype, operands, result] = line.split('\t').collect::<Vec<_>>().try_into().unwrap();
-        let mut operands = operands.split(' ').map(pair).map(|(re, im)| Complex::<f64>::new(re.parse().unwrap(), im.parse().unwrap()));
+        let [name, dtype, operands, result] =
+            line.split('\t').collect::<Vec<_>>().try_into().unwrap();
+        let mut operands = operands
+            .split(' ')
+            .map(pair)
+            .map(|(re, im)| Complex::<f64>::new(re.parse().unwrap(), im.parse().unwrap()));
         let (Complex { re: a, im: b }, exponent) = (operands.next().unwrap(), operands.next());
         let (re, im) = if name == "abs" { (result, "0.0") } else { pair(result) };
         let (digits, least) = if dtype == "complex64" { (24, -126) } else { (53, -1022) };
@@ -433,20 +496,37 @@ fn complex_functions_at_their_special_points_and_beside_them() {
                 complex_points!(f64, name, Complex::new(a, b * conjugate))
             };
             let im_found = if name == "abs" { w.im } else { w.im * conjugate };
-            let mut distance = component_distance(w.re, re, digits, least).max(component_distance(im_found, im, digits, least));
+            let mut distance = component_distance(w.re, re, digits, least)
+                .max(component_distance(im_found, im, digits, least));
             let numbers = [re, im].map(|t| t.trim_start_matches('±').parse::<f64>().unwrap());
-            if let ("pow", Some(large)) = (name, numbers.into_iter().map(f64::abs).reduce(f64::max).filter(|x| x.is_finite() && *x > 0.0)) {
-                // Of products and exponentials of products the parts are as precise as the larger one.
-                let off = [w.re, im_found].iter().zip(numbers).map(|(x, y)| (x - y).abs()).fold(0.0, f64::max);
-                let signs = [(w.re, re), (im_found, im)].iter().all(|(x, t)| *x != 0.0 || component_distance(*x, t, digits, least).is_finite());
-                distance = if signs { ulps(large + off, large, digits, least) } else { f64::INFINITY };
+            if let ("pow", Some(large)) = (
+                name,
+                numbers
+                    .into_iter()
+                    .map(f64::abs)
+                    .reduce(f64::max)
+                    .filter(|x| x.is_finite() && *x > 0.0),
+            ) {
+                // Of products and exponentials of products the parts are as precise as the larger
+                // one.
+                let off = [w.re, im_found]
+                    .iter()
+                    .zip(numbers)
+                    .map(|(x, y)| (x - y).abs())
+                    .fold(0.0, f64::max);
+                let signs = [(w.re, re), (im_found, im)].iter().all(|(x, t)| {
+                    *x != 0.0 || component_distance(*x, t, digits, least).is_finite()
+                });
+                distance =
+                    if signs { ulps(large + off, large, digits, least) } else { f64::INFINITY };
             }
             let most = worst.entry((name, dtype)).or_default();
             *most = most.max(if distance.is_finite() { distance } else { 0.0 });
             n += 1;
             if distance > MOST_ULPS {
                 failures.push(format!(
-                    "{name} of {dtype} ({a:e}, {b:e}) {exponent:?} conjugate {conjugate}: ({:e}, {im_found:e}), not {result}: {distance:.1}",
+                    "{name} of {dtype} ({a:e}, {b:e}) {exponent:?} conjugate {conjugate}: ({:e}, \
+                        {im_found:e}), not {result}: {distance:.1}",
                     w.re
                 ));
             }

@@ -1,7 +1,9 @@
-//! What becomes of an outcome: finished tasks count, what is left goes back into the queue, and what nobody reads any more may go.
+//! What becomes of an outcome: finished tasks count, what is left goes back into the queue, and
+//! what nobody reads any more may go.
 //!
-//! Who is to blame for a failure, and whether it is tried again, `attempts` decides. Where results are damaged or gone, the tasks that made them are
-//! taken back, and those before these whose results were removed.
+//! Who is to blame for a failure, and whether it is tried again, `attempts` decides. Where results
+//! are damaged or gone, the tasks that made them are taken back, and those before these whose
+//! results were removed.
 
 use std::time::Duration;
 
@@ -19,15 +21,26 @@ impl Queue<'_> {
     pub(super) fn check_receipts(&self, outcome: &TaskOutcome) -> Result<(), RunError> {
         let stage = &self.plan.plan().stages[outcome.request.stage.0];
         for (i, report) in outcome.done.iter().enumerate() {
-            if report.task != outcome.request.first + i as u64 || !receipts_fit(self.plan, stage, report) {
-                return Err(RunError::Receipts(format!("task {} of stage `{}`", report.task, stage.name)));
+            if report.task != outcome.request.first + i as u64
+                || !receipts_fit(self.plan, stage, report)
+            {
+                return Err(RunError::Receipts(format!(
+                    "task {} of stage `{}`",
+                    report.task, stage.name
+                )));
             }
         }
         Ok(())
     }
 
     /// Takes note of an outcome's finished tasks.
-    pub(super) fn count(&self, state: &mut State, outcome: &TaskOutcome, flight: &Flight, told: &mut Told) {
+    pub(super) fn count(
+        &self,
+        state: &mut State,
+        outcome: &TaskOutcome,
+        flight: &Flight,
+        told: &mut Told,
+    ) {
         let stage = &self.plan.plan().stages[outcome.request.stage.0];
         let progress = &mut state.stages[outcome.request.stage.0];
         for report in &outcome.done {
@@ -47,22 +60,26 @@ impl Queue<'_> {
             progress.durations.add(self.system().elapsed(flight.since) / n, u64::from(n));
         }
         if let Some(twin) = flight.twin.and_then(|id| state.flights.get_mut(&id))
-            && progress.finished.contains(twin.request.first, twin.request.first + twin.request.count)
+            && progress
+                .finished
+                .contains(twin.request.first, twin.request.first + twin.request.count)
         {
             twin.wanted = false;
             state.backups[1] += u64::from(outcome.request.backup_of.is_some());
         }
     }
 
-    /// The intermediates that a stage read and that no other stage will. Those that the journal has nothing of are removed by the caller, the
-    /// others after the next flush.
+    /// The intermediates that a stage read and that no other stage will. Those that the journal has
+    /// nothing of are removed by the caller, the others after the next flush.
     pub(super) fn superseded(&self, state: &mut State, ended: StageId) -> Vec<ArrayId> {
         let plan = self.plan.plan();
-        let mut read: Vec<ArrayId> = plan.stages[ended.0].inputs.iter().flat_map(|i| i.sources.iter().copied()).collect();
+        let mut read: Vec<ArrayId> =
+            plan.stages[ended.0].inputs.iter().flat_map(|i| i.sources.iter().copied()).collect();
         read.sort_unstable();
         read.dedup();
         read.retain(|id| {
-            let is_there = state.removed.get(id).is_none_or(|again| again.count() > 0) && !state.removing.contains(id);
+            let is_there = state.removed.get(id).is_none_or(|again| again.count() > 0)
+                && !state.removing.contains(id);
             plan.array(*id).place == Place::Work && is_there && self.is_read_by_all(state, *id)
         });
         if let Some(journal) = self.folder.journal
@@ -71,24 +88,42 @@ impl Queue<'_> {
             self.fail_in(state, error);
             return Vec::new();
         }
-        let (later, now): (Vec<ArrayId>, Vec<ArrayId>) = read.into_iter().partition(|id| self.writers[id.0].is_some_and(|w| state.stages[w.0.0].journaled));
+        let (later, now): (Vec<ArrayId>, Vec<ArrayId>) = read
+            .into_iter()
+            .partition(|id| self.writers[id.0].is_some_and(|w| state.stages[w.0.0].journaled));
         state.removing.extend(later);
         now.iter().for_each(|id| drop(state.removed.insert(*id, Finished::default())));
         now
     }
 
-    /// Tasks that a worker has not come to are nobody's fault: they are handed out again as they were.
+    /// Tasks that a worker has not come to are nobody's fault: they are handed out again as they
+    /// were.
     pub(super) fn given_back(&self, state: &mut State, outcome: &TaskOutcome) {
         let request = &outcome.request;
-        let (first, end) = (request.first + outcome.done.len() as u64, request.first + request.count);
+        let (first, end) =
+            (request.first + outcome.done.len() as u64, request.first + request.count);
         if first < end {
-            let again = Again { not_before: self.system().now(), stage: request.stage, first, count: end - first, attempt: request.attempt, needs: Vec::new() };
+            let again = Again {
+                not_before: self.system().now(),
+                stage: request.stage,
+                first,
+                count: end - first,
+                attempt: request.attempt,
+                needs: Vec::new(),
+            };
             state.again.push_back(again);
         }
     }
 
     /// Puts what a failed request left undone back, or ends the run.
-    pub(super) fn failed(&self, state: &mut State, outcome: &TaskOutcome, failure: &TaskFailure, twin: Option<u64>, told: &mut Told) {
+    pub(super) fn failed(
+        &self,
+        state: &mut State,
+        outcome: &TaskOutcome,
+        failure: &TaskFailure,
+        twin: Option<u64>,
+        told: &mut Told,
+    ) {
         let request = &outcome.request;
         if matches!(failure.kind, FailureKind::Cancelled | FailureKind::Superseded) {
             return;
@@ -119,18 +154,39 @@ impl Queue<'_> {
             for r in tasks_writing(self.plan.plan(), &self.writers, array, object) {
                 self.take_back(state, r, told);
             }
-            needs = tasks_read(self.plan.plan(), &self.writers, request.stage, failure.task..failure.task + 1);
+            needs = tasks_read(
+                self.plan.plan(),
+                &self.writers,
+                request.stage,
+                failure.task..failure.task + 1,
+            );
         }
         let (now, end) = (self.system().now(), request.first + request.count);
-        // The task that failed alone, so that what comes after it does not wait for its next failure.
-        state.again.push_back(Again { not_before: now + delay, stage: request.stage, first: failure.task, count: 1, attempt, needs });
+        // The task that failed alone, so that what comes after it does not wait for its next
+        // failure.
+        state.again.push_back(Again {
+            not_before: now + delay,
+            stage: request.stage,
+            first: failure.task,
+            count: 1,
+            attempt,
+            needs,
+        });
         if failure.task + 1 < end {
             let (first, count) = (failure.task + 1, end - failure.task - 1);
-            state.again.push_back(Again { not_before: now, stage: request.stage, first, count, attempt: request.attempt, needs: Vec::new() });
+            state.again.push_back(Again {
+                not_before: now,
+                stage: request.stage,
+                first,
+                count,
+                attempt: request.attempt,
+                needs: Vec::new(),
+            });
         }
     }
 
-    /// Finished tasks are so no more, because what they wrote is damaged or gone; nor are those whose results they read and that were removed.
+    /// Finished tasks are so no more, because what they wrote is damaged or gone; nor are those
+    /// whose results they read and that were removed.
     fn take_back(&self, state: &mut State, tasks: TaskRange, told: &mut Told) {
         let plan = self.plan.plan();
         let mut todo = vec![tasks];
@@ -146,23 +202,42 @@ impl Queue<'_> {
                 }
                 let needs = tasks_read(plan, &self.writers, stage, task..task + 1);
                 for need in &needs {
-                    let reads = |id: &ArrayId| plan.stages[stage.0].inputs.iter().any(|i| i.sources.contains(id));
-                    let gone: Vec<ArrayId> =
-                        plan.stages[need.stage.0].outputs.iter().map(|o| o.array).filter(|id| reads(id) && state.removed.contains_key(id)).collect();
+                    let reads = |id: &ArrayId| {
+                        plan.stages[stage.0].inputs.iter().any(|i| i.sources.contains(id))
+                    };
+                    let gone: Vec<ArrayId> = plan.stages[need.stage.0]
+                        .outputs
+                        .iter()
+                        .map(|o| o.array)
+                        .filter(|id| reads(id) && state.removed.contains_key(id))
+                        .collect();
                     for t in need.first..need.end {
-                        if gone.iter().any(|id| state.removed.get(id).is_some_and(|again| !again.contains(t, t + 1))) {
+                        if gone.iter().any(|id| {
+                            state.removed.get(id).is_some_and(|again| !again.contains(t, t + 1))
+                        }) {
                             todo.push(TaskRange { stage: need.stage, first: t, end: t + 1 });
                         }
                     }
                 }
-                state.again.push_back(Again { not_before: self.system().now(), stage, first: task, count: 1, attempt: 0, needs });
+                state.again.push_back(Again {
+                    not_before: self.system().now(),
+                    stage,
+                    first: task,
+                    count: 1,
+                    attempt: 0,
+                    needs,
+                });
             }
         }
     }
 }
 
 /// A task's receipts name exactly the chunks that the plan gives to it.
-pub(in crate::driver) fn receipts_fit(plan: &FinalizedPlan, stage: &Stage, report: &TaskReport) -> bool {
+pub(in crate::driver) fn receipts_fit(
+    plan: &FinalizedPlan,
+    stage: &Stage,
+    report: &TaskReport,
+) -> bool {
     let coords = stage.task_coords(report.task);
     let mut left = report.receipts.len() as u64;
     for output in &stage.outputs {
@@ -172,8 +247,14 @@ pub(in crate::driver) fn receipts_fit(plan: &FinalizedPlan, stage: &Stage, repor
         let mut seen: Vec<u64> = mine.map(|r| r.chunk).collect();
         seen.sort_unstable();
         seen.dedup();
-        let inside =
-            |c: &u64| *c < grid.n_chunks() && grid.coords(*c).iter().zip(chunks.start.iter().zip(&chunks.shape)).all(|(c, (s, n))| s <= c && *c < s + n);
+        let inside = |c: &u64| {
+            *c < grid.n_chunks()
+                && grid
+                    .coords(*c)
+                    .iter()
+                    .zip(chunks.start.iter().zip(&chunks.shape))
+                    .all(|(c, (s, n))| s <= c && *c < s + n)
+        };
         if seen.len() as u64 != chunks.n_elements() || !seen.iter().all(inside) {
             return false;
         }

@@ -2,7 +2,8 @@
 //!
 //!     freestone-lambda-emulator WORKER [--name freestone] [--memory 256] [--timeout 30] [--concurrency 8] [--env NAME=VALUE]…
 //!
-//! Prints where it listens. Nothing is inherited by the workers but what `--env` names; `--env NAME` passes on this process's value.
+//! Prints where it listens. Nothing is inherited by the workers but what `--env` names;
+//! `--env NAME` passes on this process's value.
 
 // What it prints is what it is for.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
@@ -45,8 +46,11 @@ fn config(mut arguments: impl Iterator<Item = String>) -> Result<Config, Box<dyn
             "--timeout" => config.timeout = Duration::from_secs_f64(value.parse()?),
             "--concurrency" => config.concurrency = value.parse()?,
             "--env" => {
-                let variable = value.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
-                config.variables.extend(variable.or_else(|| Some((value.clone(), std::env::var(&value).ok()?))));
+                let variable =
+                    value.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+                config.variables.extend(
+                    variable.or_else(|| Some((value.clone(), std::env::var(&value).ok()?))),
+                );
             }
             _ => return Err(format!("there is no option {name}").into()),
         }

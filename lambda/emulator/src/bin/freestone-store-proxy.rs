@@ -1,4 +1,5 @@
-//! The proxy before an object store as a program: runs until its standard input ends, then says what has happened.
+//! The proxy before an object store as a program: runs until its standard input ends, then says
+//! what has happened.
 //!
 //!     freestone-store-proxy STORE [--seed 1] [--slow-down 0.01] [--fail 0.01] [--lose 0.01] [--lose-conditional 1]
 //!

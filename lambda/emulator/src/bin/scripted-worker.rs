@@ -24,7 +24,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     loop {
         let job = request(address, "GET", "/2018-06-01/runtime/invocation/next", &[], b"", long)?;
         let id = job.header("lambda-runtime-aws-request-id").ok_or("no id")?.to_owned();
-        let deadline: u64 = job.header("lambda-runtime-deadline-ms").ok_or("no deadline")?.parse()?;
+        let deadline: u64 =
+            job.header("lambda-runtime-deadline-ms").ok_or("no deadline")?.parse()?;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_millis() as u64;
         count += 1;
         let body: Value = serde_json::from_slice(&job.body)?;
@@ -39,7 +40,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         match body["do"].as_str().unwrap_or_default() {
             "allocate" => {
                 let block = vec![1u8; (n as usize) << 20];
-                answer["sum"] = block.iter().step_by(4096).map(|b| u64::from(*b)).sum::<u64>().into();
+                answer["sum"] =
+                    block.iter().step_by(4096).map(|b| u64::from(*b)).sum::<u64>().into();
             }
             "exit" => std::process::exit(n as i32),
             "abort" => std::process::abort(),
@@ -49,11 +51,21 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
             "long" => answer = "x".repeat(n as usize).into(),
             "append" => {
-                let mut file = OpenOptions::new().create(true).append(true).open(body["to"].as_str().unwrap_or_default())?;
+                let mut file = OpenOptions::new()
+                    .create(true)
+                    .append(true)
+                    .open(body["to"].as_str().unwrap_or_default())?;
                 file.write_all(b"x")?;
             }
             _ => {}
         }
-        request(address, "POST", &format!("/2018-06-01/runtime/invocation/{id}/{kind}"), &[], answer.to_string().as_bytes(), long)?;
+        request(
+            address,
+            "POST",
+            &format!("/2018-06-01/runtime/invocation/{id}/{kind}"),
+            &[],
+            answer.to_string().as_bytes(),
+            long,
+        )?;
     }
 }

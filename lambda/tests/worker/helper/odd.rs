@@ -27,11 +27,22 @@ impl UserKernel for Odd {
         0
     }
 
-    fn apply(&self, inputs: &[Block<'_>], output: &mut BlockMut<'_>, _scratch: &mut [u8]) -> Result<(), String> {
+    fn apply(
+        &self,
+        inputs: &[Block<'_>],
+        output: &mut BlockMut<'_>,
+        _scratch: &mut [u8],
+    ) -> Result<(), String> {
         let log = |what: &[u8]| {
             use std::io::Write;
             let Some(path) = &self.log else { return };
-            fs::OpenOptions::new().create(true).append(true).open(path).unwrap().write_all(what).unwrap();
+            fs::OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(path)
+                .unwrap()
+                .write_all(what)
+                .unwrap();
         };
         log(b"+");
         assert_ne!(self.panic_at, Some(inputs[0].start[0]), "it was told to panic");
