@@ -298,7 +298,7 @@ fn session_of(stored: &StoredRun, stores: &Stores) -> Result<Box<dyn Session>, E
     }
     Err(RunError::NoRun {
         run: stored.address.path(),
-        why: "its outputs go where this program cannot write".into(),
+        why: "this program cannot write to its outputs".into(),
     }
     .into())
 }

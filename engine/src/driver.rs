@@ -120,7 +120,7 @@ pub fn run(plan: &Arc<FinalizedPlan>, run: &Run<'_>) -> Result<RunReport, RunErr
         session: run.session.ticket(),
     };
     let body = serde_json::to_vec(&record)
-        .map_err(|e| RunError::internal(format!("a run's record has a JSON ({e})")))?;
+        .map_err(|e| RunError::internal(format!("a run's record can be serialized ({e})")))?;
     work_dir::make(&run.spec.work_dir).map_err(RunError::Work)?;
     let Some(lock) = address.lock(&*drive.work)? else {
         return Err(RunError::Running { run: address.path() });
@@ -604,7 +604,7 @@ fn check_inputs(
             Err(_) => Ok(None),
         });
         if there.map_err(RunError::Work)?.as_deref() != Some(tag) {
-            return Err(changed(store.place(path), "its metadata have changed, or it is gone"));
+            return Err(changed(store.place(path), "has changed or was removed"));
         }
         if !chunks {
             continue;
@@ -617,7 +617,7 @@ fn check_inputs(
                 .map_err(RunError::Work)?
                 .is_some_and(|time| time > began)
             {
-                return Err(changed(store.place(&key), "it was written or removed since"));
+                return Err(changed(store.place(&key), "was written or removed"));
             }
         }
     }
@@ -632,8 +632,8 @@ fn check_work_dir(plan: &FinalizedPlan, work_dir: &str) -> Result<(), PlanError>
             let place = identity(url, path);
             if format!("{work}/").starts_with(&format!("{place}/")) {
                 return Err(PlanError::BadOutput(format!(
-                    "the work directory {work} lies in the result's own place, {place}: choose \
-                        another work_dir"
+                    "the work directory `{work}` is inside the output `{place}` (hint: choose \
+                        another `work_dir`)"
                 )));
             }
         }

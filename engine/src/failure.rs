@@ -1,4 +1,4 @@
-//! Why a run did not end well.
+//! Errors of a run.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::session::{Refusal, SessionError};
 use crate::storage::StorageError;
 use crate::task::TaskFailure;
 
-/// Why a run did not end well. Nothing is published then.
+/// The error of a run. A run that returns an error has published nothing.
 #[derive(Debug, Error)]
 #[allow(missing_docs)]
 pub enum RunError {
@@ -18,45 +18,45 @@ pub enum RunError {
     Plan(#[from] PlanError),
     #[error(transparent)]
     Session(#[from] SessionError),
-    #[error("the work directory cannot be used: {0}")]
+    #[error("cannot use the work directory: {0}")]
     Work(#[source] StorageError),
     #[error(transparent)]
     Executor(#[from] ExecutorError),
-    #[error("{failure}{}", after(*attempts, note))]
+    #[error("{failure}{}", attempts_and_note(*attempts, note))]
     Task { failure: TaskFailure, attempts: u32, note: String },
-    #[error("a task reported other chunks than its plan says: {0}")]
+    #[error("receipts do not match the plan: {0}")]
     Receipts(String),
-    /// A state that cannot happen: a defect of the engine.
+    /// A violated invariant: a defect of the engine.
     #[error(
         "internal error: broken invariant: {invariant} (hint: this is a defect of Freestone, \
             please report it)"
     )]
     Internal { invariant: String },
-    #[error("the run was interrupted")]
+    #[error("the run was cancelled")]
     Cancelled,
-    #[error("the run has taken longer than the {} that deadline \
-        allows", humantime::format_duration(*.0))]
+    #[error("the run exceeded its deadline of {}", humantime::format_duration(*.0))]
     Deadline(Duration),
-    #[error("there is no run at {run} that can be resumed: {why}")]
+    #[error("no resumable run at `{run}`: {why}")]
     NoRun { run: String, why: String },
     #[error(
-        "the run {run} is still going on in another process; if that is gone, try again in a minute"
+        "the run `{run}` is in progress in another process (hint: if that process has ended, retry \
+            in a minute)"
     )]
     Running { run: String },
-    /// This process had given no sign of life for a while, or the lock was removed.
+    /// This process did not renew the run's lock in time, or the lock was removed.
     #[error(
-        "the lock on the run {run} is not this process's any more: another one goes on with it, or \
-            it was removed. What is here ends"
+        "lost the lock of the run `{run}`: another process took the run over, or the lock was \
+            removed; stopping without publishing"
     )]
     TakenOver { run: String },
     #[error(
-        "{place} is not what it was when the run began ({what}): nothing is computed from it any \
-            more. Start a new run. It concerns {}",
+        "input `{place}` {what} since the run began, and unfinished stages read it: {} (hint: start \
+            a new run)",
         stages.join(", ")
     )]
     InputChanged { place: String, what: &'static str, stages: Vec<String> },
-    /// The error, where finished work is kept.
-    #[error("{error}\nFinished work is kept. To go on: {}", how_to_resume(error, run, kernels))]
+    /// The cause of a failed run whose finished tasks are kept, so that it can be resumed.
+    #[error("{error}\nfinished tasks are kept (hint: {})", resume_hint(error, run, kernels))]
     Stopped {
         error: Box<RunError>,
         run: String,
@@ -65,33 +65,32 @@ pub enum RunError {
     },
     /// The run was begun by another version of the engine.
     #[error(
-        "cannot resume {run}: it was begun by Freestone {found}, this program is Freestone \
+        "cannot resume `{run}`: it was begun by Freestone {found}, this program is Freestone \
             {ENGINE} (hint: resume it with version {found}, or start a new run)"
     )]
     OtherEngine { run: String, found: String },
 }
 
-fn how_to_resume(error: &RunError, run: &str, kernels: &[String]) -> String {
+fn resume_hint(error: &RunError, run: &str, kernels: &[String]) -> String {
     match kernels {
-        [] => format!("freestone resume {run}{}", option(error)),
+        [] => format!("continue with `freestone resume {run}{}`", required_option(error)),
         _ => format!(
             "call `freestone::resume` for {run} in the program that has the kernel {}, registered \
-                in `Options::kernels` (the command `freestone resume` does not \
-             know it)",
+                in `Options::kernels`; the command `freestone resume` does not know the kernel",
             kernels.join(", ")
         ),
     }
 }
 
-/// The option without which a resumed run would be refused again.
-fn option(error: &RunError) -> &'static str {
+/// Returns the option without which the resumed run would fail with the same error.
+fn required_option(error: &RunError) -> &'static str {
     match error.cause() {
         RunError::Session(SessionError::Refused { why: Refusal::Moved, .. }) => " --rebase",
         _ => "",
     }
 }
 
-fn after(attempts: u32, note: &str) -> String {
+fn attempts_and_note(attempts: u32, note: &str) -> String {
     match (attempts, note) {
         (..=1, "") => String::new(),
         (..=1, note) => format!(" ({note})"),
@@ -101,14 +100,14 @@ fn after(attempts: u32, note: &str) -> String {
 }
 
 impl RunError {
-    /// A state that cannot happen: a panic in debug builds, else an error that ends the run.
+    /// Creates the error of a violated invariant. Panics in debug builds.
     pub(crate) fn internal(invariant: impl Into<String>) -> RunError {
         let invariant = invariant.into();
         debug_assert!(false, "broken invariant: {invariant}");
         RunError::Internal { invariant }
     }
 
-    /// What went wrong, whether or not finished work is kept.
+    /// Returns the cause: the error itself, or the error inside [`RunError::Stopped`].
     pub fn cause(&self) -> &RunError {
         match self {
             RunError::Stopped { error, .. } => error.cause(),
@@ -116,13 +115,13 @@ impl RunError {
         }
     }
 
-    /// True where nobody goes on with the run, here or elsewhere: its outputs' places can be given
-    /// up.
+    /// Returns true if the run cannot continue, in this process or another, so that its output
+    /// locations can be released.
     pub fn is_final(&self) -> bool {
         !matches!(self, RunError::Stopped { .. } | RunError::TakenOver { .. })
     }
 
-    /// The run's folder, if it can be resumed.
+    /// Returns the run's folder if the run can be resumed.
     pub fn kept(&self) -> Option<&str> {
         match self {
             RunError::Stopped { run, .. } => Some(run),

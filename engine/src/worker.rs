@@ -88,10 +88,7 @@ impl Limits<'_> {
         match self.timeout {
             Some((start, limit)) if start.elapsed() > limit => Err((
                 FailureKind::TimedOut,
-                format!(
-                    "it took longer than the {} that task_timeout allows",
-                    humantime::format_duration(limit)
-                ),
+                format!("exceeded the `task_timeout` of {}", humantime::format_duration(limit)),
             )),
             _ => Ok(()),
         }
@@ -179,12 +176,15 @@ impl Worker {
         let stage_id = request.stage;
         let (start, cpu) = (Instant::now(), machine::thread_cpu_ns());
         let plan = Arc::clone(&self.context.plan);
-        let stage = plan
-            .plan()
-            .stages
-            .get(stage_id.0)
-            .filter(|s| number < s.n_tasks())
-            .ok_or((FailureKind::Plan, "there is no such task in the plan".to_owned()))?;
+        let stage =
+            plan.plan().stages.get(stage_id.0).filter(|s| number < s.n_tasks()).ok_or_else(
+                || {
+                    (
+                        FailureKind::Plan,
+                        format!("the plan has no task {number} of stage {}", stage_id.0),
+                    )
+                },
+            )?;
         let layout = plan.layout(stage_id);
         if self.ready.as_ref().is_none_or(|r| r.stage != stage_id) {
             if let Some(before) = &mut self.ready {

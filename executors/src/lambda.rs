@@ -127,11 +127,12 @@ impl LambdaExecutor {
         let function = function
             .map(str::to_owned)
             .or_else(|| variable("FREESTONE_LAMBDA_FUNCTION").filter(|v| !v.is_empty()));
-        let function = function
-            .ok_or_else(|| unnamed("name its function, or set FREESTONE_LAMBDA_FUNCTION"))?;
+        let function = function.ok_or_else(|| {
+            unnamed("missing function name (hint: set FREESTONE_LAMBDA_FUNCTION)")
+        })?;
         let region = first(["AWS_REGION", "AWS_DEFAULT_REGION"]);
         if region.is_none() && !function.starts_with("arn:") {
-            return Err(unnamed("set AWS_REGION to the function's region"));
+            return Err(unnamed("missing region (hint: set AWS_REGION)"));
         }
         let executor = LambdaExecutor::new(&function, &region.unwrap_or_default());
         Ok(match first(["AWS_ENDPOINT_URL_LAMBDA", "AWS_ENDPOINT_URL"]) {

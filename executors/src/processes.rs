@@ -133,7 +133,7 @@ const GRACE: Duration = Duration::from_secs(5);
 /// The time limit of a probe. Fetching a plan takes seconds.
 const START_LIMIT: Duration = Duration::from_secs(120);
 /// The time limit for a process to exit after its answers have ended.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+const EXIT_LIMIT: Duration = Duration::from_millis(500);
 
 impl Process {
     /// Waits until an answer or its end arrives, or `given_up` returns a reason to stop.
@@ -167,7 +167,7 @@ impl Process {
         let invocation =
             Invocation::unrecorded(context.address.clone(), Call::Run(vec![request.clone()]));
         if let Err(e) = send(&mut self.requests, &invocation) {
-            return self.obituary(&e.to_string());
+            return self.exit_cause(&e.to_string());
         }
         let limit = request.timeout_ms.map(|ms| {
             Duration::from_millis(ms.saturating_mul(request.count)).saturating_add(GRACE)
@@ -177,11 +177,14 @@ impl Process {
             if context.cancel.is_cancelled() {
                 Some(Reply::Gone(FailureKind::Cancelled, "the run was cancelled".into()))
             } else if !source.is_wanted(request) {
-                Some(Reply::Gone(FailureKind::Superseded, "another worker was first".into()))
+                Some(Reply::Gone(
+                    FailureKind::Superseded,
+                    "another worker finished the request first".into(),
+                ))
             } else if limit.is_some_and(|l| start.elapsed() > l) {
                 Some(Reply::Gone(
                     FailureKind::TimedOut,
-                    "the worker process did not answer in time, and was stopped".into(),
+                    "the worker process exceeded its time limit and was stopped".into(),
                 ))
             } else {
                 None
@@ -190,10 +193,10 @@ impl Process {
         if let Err(gone) = self.wait(given_up, |e| Reply::Gone(FailureKind::WorkerLost, e)) {
             return gone;
         }
-        let odd = |what: &str| {
+        let invalid_answer = |what: &str| {
             Reply::Gone(
                 FailureKind::Internal,
-                format!("internal error: the worker process answered a request with {what}"),
+                format!("internal error: invalid answer from the worker process: {what}"),
             )
         };
         match receive::<Answer>(&mut self.answers) {
@@ -202,23 +205,25 @@ impl Process {
                     Reply::Outcome(outcome)
                 }
                 // Without a time limit, a worker starts every request, and it has only this one.
-                _ => odd("other outcomes than its own"),
+                _ => invalid_answer("expected one outcome, of this request"),
             },
             Ok(Some(Answer::Refused { refusal, .. })) => {
                 Reply::Gone(FailureKind::Plan, refusal.message)
             }
-            Ok(Some(Answer::Ready { .. })) => odd("a probe's answer"),
-            Ok(None) => self.obituary("its answers ended"),
-            Err(e) => self.obituary(&e.to_string()),
+            Ok(Some(Answer::Ready { .. })) => {
+                invalid_answer("expected an outcome, got the answer to a probe")
+            }
+            Ok(None) => self.exit_cause("the worker closed its socket"),
+            Err(e) => self.exit_cause(&e.to_string()),
         }
     }
 
-    /// Determines how an unresponsive process ended.
-    fn obituary(&mut self, symptom: &str) -> Reply {
+    /// Determines why a process whose socket failed has ended.
+    fn exit_cause(&mut self, symptom: &str) -> Reply {
         let start = Instant::now();
         let status = loop {
             match self.child.try_wait() {
-                Ok(None) if start.elapsed() < LAST_WORDS => {
+                Ok(None) if start.elapsed() < EXIT_LIMIT => {
                     std::thread::sleep(Duration::from_millis(2))
                 }
                 Ok(status) => break status,
@@ -248,16 +253,17 @@ impl Process {
         Reply::Gone(
             kind,
             if kind == FailureKind::OutOfMemory {
-                STARVED.to_owned()
+                OUT_OF_MEMORY.to_owned()
             } else {
-                format!("the worker process is gone: {how}")
+                format!("lost the worker process: {how}")
             },
         )
     }
 }
 
-const STARVED: &str = "the system has killed its worker process for want of memory: give the \
-    machine or its container more, or lower local_mem so that fewer tasks run at once";
+const OUT_OF_MEMORY: &str = "the worker process was killed because the system is out of memory \
+    (hint: give the machine or its container more memory, or lower `local_mem` so that fewer tasks \
+    run at once)";
 
 /// Signals that other processes send.
 mod from_outside {
@@ -277,7 +283,7 @@ impl Drop for Process {
     }
 }
 
-/// The reason for which no worker process was started, and the failure kind of its request.
+/// The error of a worker process that could not be started, and the failure kind of its request.
 type NotStarted = (FailureKind, ExecutorError);
 
 impl Processes {
@@ -317,7 +323,11 @@ impl Processes {
             if context.cancel.is_cancelled() {
                 Some((FailureKind::Cancelled, start("the run was cancelled".into()).1))
             } else if began.elapsed() > START_LIMIT {
-                Some(protocol(format!("no answer in {} s {}", START_LIMIT.as_secs(), self.hint())))
+                Some(protocol(format!(
+                    "no answer to the probe within {} s {}",
+                    START_LIMIT.as_secs(),
+                    self.hint()
+                )))
             } else {
                 None
             }
@@ -344,9 +354,9 @@ impl Processes {
                 ))
             }
             Ok(Some(Answer::Done { .. })) => {
-                Err(protocol("it answers what it was not asked".into()))
+                Err(protocol("expected the answer to a probe, got outcomes".into()))
             }
-            Ok(None) => Err(protocol(format!("it ended at once {}", self.hint()))),
+            Ok(None) => Err(protocol(format!("exited before answering the probe {}", self.hint()))),
             Err(e) => Err(protocol(e.to_string())),
         }
     }

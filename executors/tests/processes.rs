@@ -187,7 +187,9 @@ fn a_program_that_does_not_serve_starts_itself_once() {
         "{inner}"
     );
     assert!(
-        outer.contains("it ended at once (hint: `main` must call `freestone::serve`"),
+        outer.contains(
+            "exited before answering the probe (hint: `main` must call `freestone::serve`"
+        ),
         "{outer}"
     );
 }

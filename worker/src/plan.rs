@@ -35,7 +35,7 @@ pub fn fetch(
     let no_plan = |why: String| Refusal::new(RefusalKind::Plan, why);
     let bytes = read_small(&*store, &key, MAX_PLAN_BYTES).map_err(|e| refusal_of_storage(&e))?;
     let bytes =
-        bytes.ok_or_else(|| no_plan(format!("there is no plan at {}", store.place(&key))))?;
+        bytes.ok_or_else(|| no_plan(format!("cannot find the plan `{}`", store.place(&key))))?;
     let plan = FinalizedPlan::from_bytes(&bytes).map_err(|e| match e {
         PlanError::Format { .. } => Refusal::new(RefusalKind::Format, e.to_string()),
         PlanError::Engine { .. } => Refusal::new(RefusalKind::Engine, e.to_string()),
@@ -44,7 +44,7 @@ pub fn fetch(
     drop(bytes);
     if !address.is_of(&plan) {
         return Err(no_plan(format!(
-            "{} is not what it was when the run began",
+            "plan `{}` has changed since the run began",
             store.place(&key)
         )));
     }
@@ -90,14 +90,15 @@ pub fn check_inputs(context: &RunContext) -> Result<(), Refusal> {
             Ok(there) if there.tag == *tag => {}
             Ok(_) => {
                 return Err(unreachable(format!(
-                    "{} is not what it was when the plan was made, or another one of that name",
+                    "`{}` has changed since planning, or is another array on this worker",
                     store.place(path)
                 )));
             }
             Err(MetadataError::Storage(e)) => return Err(refusal_of_storage(&e)),
             Err(e) => {
                 return Err(unreachable(format!(
-                    "{e}; inputs must be where workers see them, such as s3://BUCKET/PREFIX"
+                    "{e} (hint: store inputs where workers can read them, such as \
+                        s3://BUCKET/PREFIX)"
                 )));
             }
         }

@@ -397,8 +397,8 @@ impl Shared<'_> {
                     pace.add(request.stage, start.elapsed());
                     if first {
                         let message = format!(
-                            "it did not end in the {:.1} s that one invocation has for a task: \
-                                raise the function's timeout, or make tasks smaller",
+                            "exceeded the {:.1} s that one invocation has for a task (hint: raise \
+                                the function's timeout, or make tasks smaller)",
                             left.as_secs_f64()
                         );
                         outcome.failure = Some(TaskFailure { message, ..failure });

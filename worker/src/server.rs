@@ -142,10 +142,10 @@ impl Server {
             held = RwLockWriteGuard::downgrade(other);
         }
         let Some(plan) = held.as_ref() else {
-            debug_assert!(false, "a plan that was fetched is at hand");
+            debug_assert!(false, "a fetched plan is cached");
             return Err(Refusal::new(
                 RefusalKind::Plan,
-                "internal error: a plan that was fetched is gone (hint: please report this defect)",
+                "internal error: the fetched plan is missing (hint: please report this defect)",
             ));
         };
         f(plan)

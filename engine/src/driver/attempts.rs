@@ -118,12 +118,12 @@ impl Attempts {
                 Some(format!("{} on two workers", ending(failure.kind)))
             }
             Cause::Perhaps if n >= SAME_WAY => Some(format!("{} {n} times", ending(failure.kind))),
-            Cause::Damage if n >= MAX_DAMAGES => Some(format!("computed again {} times", n - 1)),
+            Cause::Damage if n >= MAX_DAMAGES => Some(format!("recomputed {} times", n - 1)),
             Cause::Outside if n as u32 > self.policy.retries * if throttled { 4 } else { 1 } => {
                 Some(String::new())
             }
             _ if !throttled && self.spent >= self.policy.budget => {
-                Some(format!("{} tries of this run are spent", self.policy.budget))
+                Some(format!("the run's {} retries are used up", self.policy.budget))
             }
             _ => None,
         };
@@ -144,7 +144,7 @@ impl Attempts {
             .find(|f| matches!(cause(f.failure.kind), Cause::Perhaps | Cause::Task))
             .map_or(failure, |f| &f.failure);
         if own.kind != failure.kind {
-            notes.push(format!("in the end: {}", failure.message));
+            notes.push(format!("last failure: {}", failure.message));
         }
         Decision::Stop { failure: own.clone(), attempts, note: notes.join("; ") }
     }
@@ -222,7 +222,7 @@ mod tests {
         check(&same(K::Crashed, 9), 2, "crashed 3 times");
         check(&turns(K::OutOfMemory, 9), 1, "failure 0 | killed on two workers");
         check(&turns(K::TimedOut, 9), 1, "timed out on two workers");
-        check(&same(K::Damaged { array: ArrayId(0), object: 3 }, 9), 3, "computed again 3 times");
+        check(&same(K::Damaged { array: ArrayId(0), object: 3 }, 9), 3, "recomputed 3 times");
         let chunks: Vec<_> =
             (0..20).map(|object| (K::Damaged { array: ArrayId(0), object }, "a")).collect();
         check(&chunks, 20, "");
@@ -250,7 +250,7 @@ mod tests {
                 (K::WorkerLost, "b"),
             ],
             5,
-            "failure 0 | in the end: failure 5",
+            "failure 0 | last failure: failure 5",
         );
     }
 
@@ -284,7 +284,7 @@ mod tests {
         }
         failure.task = 11;
         assert!(
-            matches!(attempts.decide(StageId(0), &failure, "a"), Decision::Stop { note, .. } if note.contains("10 tries"))
+            matches!(attempts.decide(StageId(0), &failure, "a"), Decision::Stop { note, .. } if note.contains("10 retries"))
         );
         assert_eq!(
             (attempts.failures["storage"], attempts.failures["throttled"], attempts.retries),

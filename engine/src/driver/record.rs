@@ -75,24 +75,23 @@ impl StoredRun {
         let get = |name: &str, limit: u64| {
             let found = read_small(&*work, &format!("{}/{name}", address.folder), limit)
                 .map_err(RunError::Work)?;
-            found.ok_or_else(|| no_run(&format!("it has no {name}")))
+            found.ok_or_else(|| no_run(&format!("{name} is missing")))
         };
         // It is the first to go, when a run has ended or is cleaned.
         let record = get("run.json", MAX_RECORD_BYTES).map_err(|error| {
             match (error, work.list(&format!("{}/", address.folder))) {
                 (RunError::NoRun { .. }, Ok(names)) if !names.is_empty() => no_run(
-                    "it has no run.json, so it had ended, or was cleaned, when its folder was \
-                    being removed. If it went well, its results are there",
+                    "run.json is missing: the run has ended or was cleaned, and removal of its \
+                        folder was interrupted",
                 ),
                 (error, _) => error,
             }
         })?;
         let record: RunRecord = serde_json::from_slice(&record)
-            .map_err(|e| no_run(&format!("its run.json cannot be read: {e}")))?;
+            .map_err(|e| no_run(&format!("invalid run.json: {e}")))?;
         if record.format != RECORD_FORMAT {
             return Err(no_run(&format!(
-                "it was begun by another version of this engine, with format {} instead of \
-                    {RECORD_FORMAT}",
+                "run.json has format {}, this program supports format {RECORD_FORMAT}",
                 record.format
             )));
         }
@@ -102,11 +101,11 @@ impl StoredRun {
                     PlanError::Engine { found } => {
                         RunError::OtherEngine { run: address.path(), found }
                     }
-                    error => no_run(&format!("its plan.json cannot be used: {error}")),
+                    error => no_run(&format!("invalid plan.json: {error}")),
                 }
             })?;
         if !address.is_of(&plan) {
-            return Err(no_run("its plan.json is not what it was when the run began"));
+            return Err(no_run("plan.json has changed since the run began"));
         }
         Ok(StoredRun { address, record, plan: Arc::new(plan) })
     }

@@ -64,7 +64,10 @@ impl RunContext {
             Place::Constant(hex) => {
                 let bytes = from_hex(hex).ok_or((
                     FailureKind::Plan,
-                    format!("the values of `{}` are malformed", array.name),
+                    format!(
+                        "invalid values of the constant `{}`: expected hexadecimal",
+                        array.name
+                    ),
                 ))?;
                 let mut values = Buffer::zeroed(bytes.len());
                 values.bytes_mut().copy_from_slice(&bytes);

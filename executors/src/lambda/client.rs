@@ -78,7 +78,7 @@ impl Client {
             Err(error) => {
                 return refused(
                     format!(
-                        "internal error: an invocation has no JSON: {error} (hint: please report \
+                        "internal error: cannot serialize an invocation: {error} (hint: please report \
                             this defect)"
                     ),
                     false,
@@ -87,7 +87,7 @@ impl Client {
         };
         match (self.url.parse(), "POST".parse()) {
             (Ok(url), Ok(post)) => (*request.uri_mut(), *request.method_mut()) = (url, post),
-            _ => return refused(format!("{} is no URL", self.url), false),
+            _ => return refused(format!("invalid endpoint: `{}` is not a URL", self.url), false),
         }
         for (name, value) in [
             ("x-amz-invocation-type", "RequestResponse"),

@@ -75,7 +75,7 @@ pub(super) fn probe(of: &LambdaExecutor, context: &RunContext) -> Result<Probed,
                     return Err(ExecutorError::Refused { worker: of.worker(), refusal });
                 }
                 Answer::Refused { refusal, .. } => refusal.message,
-                Answer::Done { .. } => "it answers what it was not asked".into(),
+                Answer::Done { .. } => "expected the answer to a probe, got outcomes".into(),
             },
             Reply::Throttled { .. }
                 if system.elapsed(start) < PROBE_TIME && !context.cancel.is_cancelled() =>
@@ -86,7 +86,7 @@ pub(super) fn probe(of: &LambdaExecutor, context: &RunContext) -> Result<Probed,
             }
             Reply::Throttled { why, .. } => return Err(of.unavailable(starved(&why))),
             Reply::Ended(FailureKind::OutOfMemory, message) => message,
-            Reply::Ended(_, message) => format!("{message}: the function's log says more"),
+            Reply::Ended(_, message) => format!("{message} (hint: see the function's log)"),
             Reply::Lost { message, .. } => message,
             Reply::Refused { message, .. } => return Err(of.unavailable(message)),
         };
@@ -100,8 +100,8 @@ pub(super) fn probe(of: &LambdaExecutor, context: &RunContext) -> Result<Probed,
 
 fn starved(why: &str) -> String {
     format!(
-        "it refuses every invocation ({why}): the account's or its own reserved concurrency is 0, \
-            or used up by others"
+        "every invocation is throttled ({why}) (hint: the concurrency of the account or the \
+            function's reserved concurrency is 0 or used up)"
     )
 }
 
@@ -403,10 +403,9 @@ impl Dispatch<'_> {
             call, how, outcomes, not_started, left, recovered, environment, wall_ms, ..
         } = settled;
         let Some(UnderWay { owed, refused, made, .. }) = self.calls.remove(&call) else {
-            debug_assert!(false, "an invocation settles once");
+            debug_assert!(false, "an invocation ends once");
             let error = self.of.unavailable(format!(
-                "internal error: invocation {call} has settled \
-                twice (hint: please report this defect)"
+                "internal error: invocation {call} ended twice (hint: please report this defect)"
             ));
             return self.give_up(FailureKind::Internal, error);
         };
@@ -466,7 +465,7 @@ impl Dispatch<'_> {
                 left,
                 &worker,
                 FailureKind::WorkerLost,
-                "its answer and its records do not tell of the request",
+                "the request is in neither the answer nor the records",
             ),
             // Perhaps only one of them is to blame. Each is tried alone before it is said of any.
             How::Ended(
@@ -481,7 +480,7 @@ impl Dispatch<'_> {
                 left,
                 &worker,
                 FailureKind::WorkerLost,
-                &format!("no answer came: {message}"),
+                &format!("lost the answer: {message}"),
             ),
             How::Hopeless(kind, error) => {
                 self.fail(left, kind, &error.to_string());
@@ -555,7 +554,7 @@ impl Dispatch<'_> {
         let (kind, message) = if cancelled {
             (FailureKind::Cancelled, "the run was cancelled")
         } else {
-            (FailureKind::Superseded, "another worker was first")
+            (FailureKind::Superseded, "another worker finished the request first")
         };
         self.fail(given_up, kind, message);
     }
@@ -653,7 +652,7 @@ impl Remote {
                 );
             }
             Answer::Ready { .. } => {
-                settled.how = How::Lost("it answers what it was not asked".into())
+                settled.how = How::Lost("expected outcomes, got the answer to a probe".into())
             }
         }
     }

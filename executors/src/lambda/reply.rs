@@ -57,9 +57,7 @@ pub(super) fn read(raw: &Raw<'_>) -> Reply {
     match (raw.status, raw.function_error) {
         (200, None) => match serde_json::from_slice(raw.body) {
             Ok(answer) => Reply::Answer(Box::new(answer)),
-            Err(error) => {
-                over(format!("the answer is not one of a worker of this version ({error})"))
-            }
+            Err(error) => over(format!("invalid answer: {error}")),
         },
         (200, Some(_)) => of_function(&said(), raw.log),
         (429, _) => {
@@ -72,7 +70,7 @@ pub(super) fn read(raw: &Raw<'_>) -> Reply {
             }
         }
         (status @ 500.., _) => over(format!(
-            "Lambda answered {status} {}: {}",
+            "Lambda answered with status {status} {}: {}",
             raw.error_type.unwrap_or_default(),
             said().message
         )),
@@ -82,8 +80,8 @@ pub(super) fn read(raw: &Raw<'_>) -> Reply {
                 |t| t.split(':').next().unwrap_or(t).to_owned(),
             );
             let hint = match status {
-                401 | 403 => "; the credentials must be valid and permit lambda:InvokeFunction",
-                404 => "; deploy it, or name another one, or another region",
+                401 | 403 => " (hint: use credentials that permit `lambda:InvokeFunction`)",
+                404 => " (hint: deploy the function, or check its name and region)",
                 _ => "",
             };
             Reply::Refused {
@@ -129,7 +127,10 @@ fn out_of_memory(log: Option<&str>) -> Reply {
     let of = log.and_then(megabytes).map_or_else(String::new, |[size, _]| format!(" of {size} MB"));
     Reply::Ended(
         FailureKind::OutOfMemory,
-        format!("its environment{of} was killed for want of memory: give the function more memory"),
+        format!(
+            "the environment{of} was killed because it is out of memory (hint: give the function \
+                more memory)"
+        ),
     )
 }
 
@@ -194,7 +195,7 @@ mod tests {
         let killed = r#"{"errorType":"Runtime.ExitError","errorMessage":"RequestId: 7 Error: Runtime exited with error: signal: killed"}"#;
         check(
             &failed(killed),
-            "out of memory: its environment was killed for want of memory: give",
+            "out of memory: the environment was killed because it is out of memory (hint: give",
         );
         // REPORT RequestId: 7 Memory Size: 256 MB Max Memory Used: 256 MB, and the same with 100
         // MB.
@@ -202,11 +203,11 @@ mod tests {
         let half = "UkVQT1JUIFJlcXVlc3RJZDogNwlNZW1vcnkgU2l6ZTogMjU2IE1CCU1heCBNZW1vcnkgVXNlZDogMTAwIE1CCQo=";
         check(
             &Raw { log: Some(full), ..failed(killed) },
-            "out of memory: its environment of 256 MB was killed for want of memory: give",
+            "out of memory: the environment of 256 MB was killed because it is out of memory",
         );
         check(
             &Raw { log: Some(full), ..failed(r#"{"errorType":"Runtime.OutOfMemory"}"#) },
-            "out of memory: its environment of 256 MB",
+            "out of memory: the environment of 256 MB",
         );
         check(&Raw { log: Some(half), ..failed(killed) }, "worker lost");
         check(
@@ -256,9 +257,9 @@ mod tests {
         );
         check(
             &refused(500, "ServiceException", r#"{"Message":"oops"}"#),
-            "lost: Lambda answered 500 ServiceException: oops",
+            "lost: Lambda answered with status 500 ServiceException: oops",
         );
-        check(&refused(503, "", ""), "lost: Lambda answered 503");
+        check(&refused(503, "", ""), "lost: Lambda answered with status 503");
         check(
             &refused(
                 404,
@@ -269,10 +270,7 @@ mod tests {
         );
         check(&refused(403, "AccessDeniedException", "{}"), "refused, denied: AccessDenied");
         check(&refused(413, "RequestTooLargeException", "{}"), "refused: RequestTooLarge");
-        check(
-            &Raw { status: 200, body: b"null", ..Raw::default() },
-            "lost: the answer is not one of a worker",
-        );
+        check(&Raw { status: 200, body: b"null", ..Raw::default() }, "lost: invalid answer: ");
         let refusal = br#"{"refused":{"environment":{"id":"e","invocations":1,"had_plan":false,"init_ms":1,"memory_bytes":1,"peak_bytes":1},"refusal":{"kind":"plan","message":"m"}}}"#;
         check(&Raw { status: 200, body: refusal, ..Raw::default() }, "answer");
     }

@@ -472,7 +472,7 @@ fn failures_have_their_kinds() {
         (Fate::Failed, FailureKind::WorkerLost, "ServiceException"),
         (Fate::TimedOut, FailureKind::TimedOut, "Task timed out"),
         (Fate::Crashed, FailureKind::Crashed, "exit status 3"),
-        (Fate::Killed, FailureKind::OutOfMemory, "want of memory"),
+        (Fate::Killed, FailureKind::OutOfMemory, "out of memory"),
         (Fate::Refused(RefusalKind::Storage), FailureKind::Transient, "does not like"),
     ] {
         let fake = Fake::start(move |n, _| if n == 0 { fate } else { Fate::Done });
@@ -524,9 +524,9 @@ fn what_is_not_started_comes_back() {
 fn refusals_end_a_run_at_once() {
     let folder = folder();
     for (i, (fate, says)) in [
-        (Fate::Denied, "permit lambda:InvokeFunction"),
+        (Fate::Denied, "permit `lambda:InvokeFunction`"),
         (Fate::Refused(RefusalKind::ExceedsMemory), "does not like"),
-        (Fate::Crashed, "log says more"),
+        (Fate::Crashed, "see the function's log"),
         (Fate::Failed, "ServiceException"),
     ]
     .into_iter()

@@ -257,9 +257,9 @@ fn an_environment_without_memory_is_told_from_one_that_was_lost() {
     let text = error.to_string();
     assert!(
         text.contains(
-            "its environment of 192 MB was killed for want of memory: give the function \
-            more memory ("
-        ) && !text.contains("in the end"),
+            "the environment of 192 MB was killed because it is out of memory (hint: give the \
+            function more memory) ("
+        ) && !text.contains("last failure"),
         "{text}"
     );
     assert!(emulator.stats().oom_kills >= 2);

@@ -136,7 +136,7 @@ impl Queue<'_> {
             Decision::Stop { failure, attempts, mut note } => {
                 if failure.kind == FailureKind::OutOfMemory {
                     let projected = self.plan.layout(request.stage).estimate.total();
-                    note = format!("{note}; {} projected", size(projected));
+                    note = format!("{note}; projected {}", size(projected));
                 }
                 return self.fail_in(state, RunError::Task { failure, attempts, note });
             }
