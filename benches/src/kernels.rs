@@ -5,7 +5,7 @@
 //! a worker does; theirs is `peers/kernels.py`. Both make the same operands, measure in the same
 //! way and tell the size of their results, which must agree.
 
-use freestone_engine::kernels::reduce::{self, Finish, Fold, Folded};
+use freestone_engine::kernels::reduce::{self, Finish, FoldBlock, FoldSpec};
 use freestone_engine::kernels::{
     BinaryOp, Buffer, DType, Expr, Node, ReduceOp, Scalar, UnaryOp, View, eval,
 };
@@ -214,7 +214,7 @@ fn timed(case: &str, n: usize, calls: usize) -> Result<(f64, f64), Failure> {
 
 /// A case that is ready to run.
 struct Bench {
-    machine: eval::Machine,
+    evaluator: eval::Evaluator,
     shape: Vec<usize>,
     inputs: Vec<(DType, Buffer)>,
     out: Buffer,
@@ -272,7 +272,7 @@ impl Bench {
         let out_dtype = expr.result_dtypes()[0];
         let out = Buffer::zeroed(n * out_dtype.size());
         Ok(Bench {
-            machine: eval::Machine::new(&expr),
+            evaluator: eval::Evaluator::new(&expr),
             shape: vec![n],
             inputs,
             out,
@@ -297,7 +297,7 @@ impl Bench {
         let accumulator = op.accumulator(values).ok_or("there is no such reduction")?;
         let accumulators = Buffer::zeroed(side * accumulator.size());
         Ok(Bench {
-            machine: eval::Machine::new(&Expr::identity(values)),
+            evaluator: eval::Evaluator::new(&Expr::identity(values)),
             shape: vec![side; 2],
             inputs: vec![(values, block)],
             out: Buffer::zeroed(side * out_dtype.size()),
@@ -314,11 +314,16 @@ impl Bench {
             .map(|(dtype, b)| View::contiguous(*dtype, b.bytes(), &self.shape))
             .collect();
         let Some(Reduction { op, values, finish, axis, accumulators }) = &mut self.reduction else {
-            return eval::map(&mut self.machine, &self.shape, &views, &mut [self.out.bytes_mut()]);
+            return eval::map(
+                &mut self.evaluator,
+                &self.shape,
+                &views,
+                &mut [self.out.bytes_mut()],
+            );
         };
         let along = |d: usize| [isize::from(d == 0), isize::from(d == 1)];
-        let fold = Fold {
-            folds: &[Folded { op: *op, values: *values }],
+        let fold = FoldBlock {
+            folds: &[FoldSpec { op: *op, values: *values }],
             offset: 0,
             strides: &along(1 - *axis),
             seen: 0,
@@ -327,7 +332,7 @@ impl Bench {
         };
         op.start(*values, accumulators.bytes_mut());
         reduce::fold(
-            &mut self.machine,
+            &mut self.evaluator,
             &self.shape,
             &views,
             &fold,
@@ -379,7 +384,7 @@ fn mapped(expr: &Expr, dtype: DType, values: &Buffer) -> Buffer {
     let shape = [values.len() / dtype.size()];
     let mut out = Buffer::zeroed(shape[0] * expr.result_dtypes()[0].size());
     eval::map(
-        &mut eval::Machine::new(expr),
+        &mut eval::Evaluator::new(expr),
         &shape,
         &[View::contiguous(dtype, values.bytes(), &shape)],
         &mut [out.bytes_mut()],

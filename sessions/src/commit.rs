@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use freestone_allocator::Frugal;
+use freestone_allocator::EagerPurge;
 use futures_util::{StreamExt, TryStreamExt};
 use icechunk::config::{ManifestConfig, RepositoryConfig};
 use icechunk::diff::Diff;
@@ -136,7 +136,7 @@ impl Repository {
         check_complete(&commit.options.complete, draft)?;
         draft.check_hierarchy()?;
         let _lock = self.lock_unless(commit.is_cancelled)?;
-        let _frugal = Frugal::new();
+        let _eager_purge = EagerPurge::new();
         let attempts = match commit.options.rebase {
             Rebase::Never => 1,
             Rebase::Disjoint { attempts } => attempts.max(1),

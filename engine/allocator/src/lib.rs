@@ -1,17 +1,16 @@
-//! The allocator of programs that run tasks: mimalloc, which is told to take memory only as it is
-//! used.
+//! The global allocator of programs that run tasks: mimalloc, configured to commit memory on demand.
 //!
-//! By itself it asks for its first gigabyte at once and for huge pages in it. Then each thread that
-//! allocates a little has some 2 MB of its own: 8 MB of an idle process, 30 MB of one that reads
-//! over a network, which no projection knows.
+//! By default, mimalloc commits its first gigabyte at once and requests huge pages for it. Each
+//! thread that allocates a little then occupies about 2 MB: 8 MB in an idle process, 30 MB in one
+//! that reads over a network. No memory projection includes these bytes.
 //!
 //! ```
 //! #[global_allocator]
 //! static ALLOCATOR: freestone_allocator::Allocator = freestone_allocator::Allocator;
 //! ```
 //!
-//! What is freed it keeps for a while by itself, in case that it is asked for again. Where much
-//! memory is taken and freed once, [`Frugal`] has it given back to the system at once.
+//! mimalloc retains freed memory for a short time to serve later allocations. [`EagerPurge`]
+//! returns freed memory to the system at once, for code that allocates and frees much memory once.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::ffi::{c_int, c_long};
@@ -20,14 +19,14 @@ use std::sync::{Mutex, PoisonError};
 
 use mimalloc::MiMalloc;
 
-/// To be a program's `#[global_allocator]`.
+/// A mimalloc allocator for `#[global_allocator]`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Allocator;
 
-/// `mi_option_arena_eager_commit`, since version 2 of the library.
+/// `mi_option_arena_eager_commit`, available since version 2 of mimalloc.
 const ARENA_EAGER_COMMIT: c_int = 4;
 
-/// `mi_option_purge_delay`, since version 2; milliseconds.
+/// `mi_option_purge_delay` in milliseconds, available since version 2 of mimalloc.
 const PURGE_DELAY: c_int = 15;
 
 #[allow(unsafe_code)]
@@ -37,67 +36,70 @@ unsafe extern "C" {
     fn mi_collect(force: bool);
 }
 
-static TOLD: AtomicBool = AtomicBool::new(false);
+static CONFIGURED: AtomicBool = AtomicBool::new(false);
 
 #[allow(unsafe_code)]
-fn tell() {
-    // SAFETY: sets one number in a table; it allocates nothing, and nothing is allocated yet.
+fn configure() {
+    // SAFETY: sets one number in a table; the call allocates nothing, and runs before the first
+    // allocation.
     unsafe { mi_option_set(ARENA_EAGER_COMMIT, 0) };
-    TOLD.store(true, Ordering::Relaxed);
+    CONFIGURED.store(true, Ordering::Relaxed);
 }
 
-/// While one is there, what is freed goes back to the system at once, in all threads; what was kept
-/// before goes back as it is made. Costs a system call for each piece that goes.
+/// A guard under which all threads return freed memory to the system at once.
+///
+/// Creating the guard also returns the memory that mimalloc retained. Cost: one system call per
+/// purged range.
 #[derive(Debug)]
-pub struct Frugal(());
+pub struct EagerPurge(());
 
-/// How many there are, and the delay without any.
-static FRUGAL: Mutex<(usize, c_long)> = Mutex::new((0, 0));
+/// The number of live guards, and the purge delay to restore after the last one.
+static GUARDS: Mutex<(usize, c_long)> = Mutex::new((0, 0));
 
-impl Frugal {
-    /// Begins. Without effect where [`Allocator`] is not the program's.
+impl EagerPurge {
+    /// Starts eager purging. Has no effect if [`Allocator`] is not the global allocator.
     #[allow(unsafe_code, clippy::new_without_default)]
-    pub fn new() -> Frugal {
-        let mut frugal = FRUGAL.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: the first two read and set one number in a table, the third gives back what
-        // nobody has.
+    pub fn new() -> EagerPurge {
+        let mut guards = GUARDS.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: the first two calls read and set one number in a table; the third returns unused
+        // memory to the system.
         unsafe {
-            if frugal.0 == 0 {
-                frugal.1 = mi_option_get(PURGE_DELAY);
+            if guards.0 == 0 {
+                guards.1 = mi_option_get(PURGE_DELAY);
                 mi_option_set(PURGE_DELAY, 0);
             }
             mi_collect(true);
         }
-        frugal.0 += 1;
-        Frugal(())
+        guards.0 += 1;
+        EagerPurge(())
     }
 }
 
-impl Drop for Frugal {
+impl Drop for EagerPurge {
     #[allow(unsafe_code)]
     fn drop(&mut self) {
-        let mut frugal = FRUGAL.lock().unwrap_or_else(PoisonError::into_inner);
-        frugal.0 -= 1;
-        if frugal.0 == 0 {
-            // SAFETY: as above.
-            unsafe { mi_option_set(PURGE_DELAY, frugal.1) };
+        let mut guards = GUARDS.lock().unwrap_or_else(PoisonError::into_inner);
+        guards.0 -= 1;
+        if guards.0 == 0 {
+            // SAFETY: sets one number in a table.
+            unsafe { mi_option_set(PURGE_DELAY, guards.1) };
         }
     }
 }
 
-// SAFETY: mimalloc does all of it.
+// SAFETY: every call is forwarded to mimalloc, which implements the contract.
 #[allow(unsafe_code)]
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        if !TOLD.load(Ordering::Relaxed) {
-            tell();
+        if !CONFIGURED.load(Ordering::Relaxed) {
+            configure();
         }
         unsafe { MiMalloc.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        if !TOLD.load(Ordering::Relaxed) {
-            tell();
+        if !CONFIGURED.load(Ordering::Relaxed) {
+            configure();
         }
         unsafe { MiMalloc.alloc_zeroed(layout) }
     }

@@ -15,7 +15,7 @@ use crate::loops::{Nest, for_each_index};
 /// second-level cache.
 pub const STRIP: usize = 1024;
 
-/// Scratch bytes that a [`Machine`] for `expr` occupies, at most.
+/// Scratch bytes that a [`Evaluator`] for `expr` occupies, at most.
 pub fn scratch_bytes(expr: &Expr) -> u64 {
     let (_, registers) = allocate(expr);
     registers.iter().map(|size| (STRIP * size) as u64).sum()
@@ -23,7 +23,7 @@ pub fn scratch_bytes(expr: &Expr) -> u64 {
 
 /// An expression made ready to run: registers assigned, literals spread out.
 #[derive(Debug)]
-pub struct Machine {
+pub struct Evaluator {
     expr: Expr,
     place: Vec<usize>,
     /// For each node the output that it can be written to, instead of its register: nobody else
@@ -89,9 +89,9 @@ fn operands(node: &Node) -> Vec<u32> {
     }
 }
 
-impl Machine {
+impl Evaluator {
     /// Assigns registers and fills the literals'.
-    pub fn new(expr: &Expr) -> Machine {
+    pub fn new(expr: &Expr) -> Evaluator {
         let (place, sizes) = allocate(expr);
         let mut registers: Vec<Buffer> =
             sizes.iter().map(|size| Buffer::zeroed(STRIP * size)).collect();
@@ -111,7 +111,7 @@ impl Machine {
             _ if reads[node as usize] != 1 => None,
             _ => expr.results().iter().position(|r| *r == node),
         });
-        Machine { direct: direct.collect(), expr: expr.clone(), place, registers }
+        Evaluator { direct: direct.collect(), expr: expr.clone(), place, registers }
     }
 
     /// The expression.
@@ -171,7 +171,7 @@ impl Machine {
         }
     }
 
-    /// The `n` values of a node after [`Machine::run`].
+    /// The `n` values of a node after [`Evaluator::run`].
     pub(crate) fn value<'a>(&'a self, node: u32, inputs: &[Strip<'a>], n: usize) -> &'a [u8] {
         let bytes = n * self.expr.dtype(node).size();
         if let Node::Input(slot) = self.expr.nodes()[node as usize]
@@ -185,9 +185,14 @@ impl Machine {
 }
 
 /// Evaluates an expression over whole blocks of one shape; each result fills one contiguous buffer.
-pub fn map(machine: &mut Machine, shape: &[usize], inputs: &[View<'_>], outputs: &mut [&mut [u8]]) {
+pub fn map(
+    evaluator: &mut Evaluator,
+    shape: &[usize],
+    inputs: &[View<'_>],
+    outputs: &mut [&mut [u8]],
+) {
     let out_strides = contiguous_strides(shape);
-    if machine.expr.is_identity() {
+    if evaluator.expr.is_identity() {
         return copy::strided(&inputs[0], outputs[0], 0, &out_strides);
     }
     let mut operands: Vec<&[isize]> = inputs.iter().map(|v| v.strides.as_slice()).collect();
@@ -201,7 +206,7 @@ pub fn map(machine: &mut Machine, shape: &[usize], inputs: &[View<'_>], outputs:
     let mut offsets: Vec<isize> = inputs.iter().map(|v| v.offset as isize).chain([0]).collect();
     let mut strips: Vec<Strip<'_>> =
         inputs.iter().map(|v| Strip { bytes: v.bytes, offset: 0, stride: 0 }).collect();
-    let results: Vec<u32> = machine.expr.results().to_vec();
+    let results: Vec<u32> = evaluator.expr.results().to_vec();
     for_each_index(&nest, &dims, &mut offsets, &mut |at| {
         for start in (0..nest.shape[inner]).step_by(STRIP) {
             let n = STRIP.min(nest.shape[inner] - start);
@@ -210,15 +215,15 @@ pub fn map(machine: &mut Machine, shape: &[usize], inputs: &[View<'_>], outputs:
                 strip.offset = at[i] + start as isize * strip.stride;
             }
             let first = at[inputs.len()] as usize + start;
-            machine.run_into(&strips, n, outputs, first);
+            evaluator.run_into(&strips, n, outputs, first);
             for (result, out) in results
                 .iter()
                 .zip(outputs.iter_mut())
-                .filter(|(r, _)| machine.direct[**r as usize].is_none())
+                .filter(|(r, _)| evaluator.direct[**r as usize].is_none())
             {
-                let size = machine.expr.dtype(*result).size();
+                let size = evaluator.expr.dtype(*result).size();
                 out[first * size..(first + n) * size]
-                    .copy_from_slice(machine.value(*result, &strips, n));
+                    .copy_from_slice(evaluator.value(*result, &strips, n));
             }
         }
     });
@@ -249,7 +254,7 @@ mod tests {
         let mut out = Buffer::zeroed(input.len());
         let shape = [values.len()];
         map(
-            &mut Machine::new(&expr),
+            &mut Evaluator::new(&expr),
             &shape,
             &[View::contiguous(DType::Float32, input.bytes(), &shape)],
             &mut [out.bytes_mut()],

@@ -17,7 +17,7 @@ use crate::cast::cast;
 use crate::copy;
 use crate::dispatch;
 use crate::dtype::{Complex64, Complex128, DType, Element, Kind, no_loop};
-use crate::eval::{Machine, STRIP, Strip};
+use crate::eval::{Evaluator, STRIP, Strip};
 use crate::loops::{Nest, for_each_index};
 use crate::scalar::Scalar;
 
@@ -49,7 +49,8 @@ pub enum ReduceOp {
 #[serde(rename_all = "snake_case")]
 pub enum Finish {
     /// They are a partial result, to be folded again.
-    Keep,
+    #[serde(rename = "keep")]
+    Partial,
     /// The value, cast to a dtype. A sum that is zero is +0.
     Value(DType),
     /// The value, cast to a dtype, with the sign of a zero: what running sums carry from part to
@@ -134,7 +135,7 @@ impl Finish {
     pub fn dtype(self, op: ReduceOp, values: DType) -> Option<DType> {
         let accumulator = op.accumulator(values)?;
         Some(match self {
-            Finish::Keep => accumulator,
+            Finish::Partial => accumulator,
             Finish::Value(dtype)
             | Finish::Carry(dtype)
             | Finish::Mean { dtype, .. }
@@ -143,9 +144,9 @@ impl Finish {
     }
 
     /// True if the accumulators are the results already, byte for byte.
-    pub fn is_nothing(self, op: ReduceOp, values: DType) -> bool {
+    pub fn is_identity(self, op: ReduceOp, values: DType) -> bool {
         match self {
-            Finish::Keep => true,
+            Finish::Partial => true,
             Finish::Value(dtype) => {
                 op.value(values) == Some(dtype)
                     && op.accumulator(values) == Some(dtype)
@@ -164,7 +165,7 @@ impl Finish {
             return no_loop(&op, values);
         };
         match self {
-            Finish::Keep => out.copy_from_slice(accumulators),
+            Finish::Partial => out.copy_from_slice(accumulators),
             Finish::Value(dtype) => by_strips(held, accumulators, dtype, out, |a, o| {
                 value_of(op, values, a, |v| cast(value, v, dtype, o))
             }),
@@ -280,7 +281,7 @@ fn value_of(op: ReduceOp, values: DType, accumulators: &[u8], f: impl FnOnce(&[u
 
 /// One result of an expression, and how it is folded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Folded {
+pub struct FoldSpec {
     /// The fold.
     pub op: ReduceOp,
     /// Dtype of the values that are folded; where partial results are merged, of those that they
@@ -290,9 +291,9 @@ pub struct Folded {
 
 /// Where the accumulators of a block are, and what the block is part of.
 #[derive(Clone, Debug)]
-pub struct Fold<'a> {
+pub struct FoldBlock<'a> {
     /// One per result of the expression.
-    pub folds: &'a [Folded],
+    pub folds: &'a [FoldSpec],
     /// Index of the accumulator of the block's first element.
     pub offset: usize,
     /// Distance of neighbours' accumulators along each axis of the block; 0 along reduced axes.
@@ -318,16 +319,16 @@ const MANY_ROWS: usize = 4;
 /// Cost: one pass over the inputs. Where the innermost axis is kept, bands of accumulators stay in
 /// the cache while the reduced axes are walked.
 pub fn fold(
-    machine: &mut Machine,
+    evaluator: &mut Evaluator,
     shape: &[usize],
     inputs: &[View<'_>],
-    fold: &Fold<'_>,
+    fold: &FoldBlock<'_>,
     accumulators: &mut [&mut [u8]],
 ) {
     let k = inputs.len();
     let mut operands: Vec<&[isize]> = inputs.iter().map(|v| v.strides.as_slice()).collect();
     operands.push(fold.strides);
-    let indexed = fold.folds.iter().any(Folded::is_position);
+    let indexed = fold.folds.iter().any(FoldSpec::is_position);
     if indexed {
         operands.push(fold.index.1);
     }
@@ -352,8 +353,8 @@ pub fn fold(
         .map(|(v, step)| Strip { bytes: v.bytes, offset: 0, stride: *step })
         .collect();
     let mut row = Row {
-        results: machine.expr().results().to_vec(),
-        machine,
+        results: evaluator.expr().results().to_vec(),
+        evaluator,
         strips,
         steps: &steps,
         fold,
@@ -428,11 +429,11 @@ fn strips_of(acc: &mut [u8], first: usize, n: usize) -> std::slice::ChunksMut<'_
 
 /// What is the same for each strip of a block.
 struct Row<'m, 'a> {
-    machine: &'m mut Machine,
+    evaluator: &'m mut Evaluator,
     results: Vec<u32>,
     strips: Vec<Strip<'a>>,
     steps: &'m [isize],
-    fold: &'m Fold<'m>,
+    fold: &'m FoldBlock<'m>,
     indexed: bool,
 }
 
@@ -449,7 +450,7 @@ impl Row<'_, '_> {
     ) {
         let (k, offset) = (self.strips.len(), |i: usize| at[i] + start as isize * self.steps[i]);
         self.strips.iter_mut().enumerate().for_each(|(i, s)| s.offset = offset(i));
-        self.machine.run(&self.strips, n);
+        self.evaluator.run(&self.strips, n);
         let index =
             if self.indexed { (offset(k + 1) as u64, self.steps[k + 1] as u64) } else { (0, 0) };
         let spot = Spot {
@@ -463,7 +464,7 @@ impl Row<'_, '_> {
         for ((folded, acc), result) in
             self.fold.folds.iter().zip(accumulators.iter_mut()).zip(&self.results)
         {
-            fold_strip(*folded, self.machine.value(*result, &self.strips, n), acc, spot);
+            fold_strip(*folded, self.evaluator.value(*result, &self.strips, n), acc, spot);
         }
     }
 }
@@ -501,7 +502,7 @@ impl Held {
     }
 }
 
-impl Folded {
+impl FoldSpec {
     fn is_position(&self) -> bool {
         matches!(self.op, ReduceOp::Argmin | ReduceOp::Argmax)
     }
@@ -540,7 +541,7 @@ impl Folded {
         }, else => no_loop(&self.op, self.values));
     }
 
-    /// The reverse of [`Folded::take_apart`].
+    /// The reverse of [`FoldSpec::take_apart`].
     fn put_together(&self, strip: &mut [[u64; 2]]) {
         let (mut firsts, mut seconds) = ([0; STRIP], [0; STRIP]);
         let n = strip.len();
@@ -579,7 +580,7 @@ impl Spot {
     }
 }
 
-fn fold_strip(Folded { op, values: dtype }: Folded, values: &[u8], acc: &mut [u8], spot: Spot) {
+fn fold_strip(FoldSpec { op, values: dtype }: FoldSpec, values: &[u8], acc: &mut [u8], spot: Spot) {
     use DType as D;
     use ReduceOp as R;
     macro_rules! widened {
@@ -972,11 +973,11 @@ mod tests {
         let along = |d: usize| [isize::from(d == 0), isize::from(d == 1)];
         let mut acc = Buffer::zeroed(shape[1 - axis] * 16);
         op.start(DType::Float32, acc.bytes_mut());
-        let mut machine = Machine::new(&Expr::identity(DType::Float32));
+        let mut evaluator = Evaluator::new(&Expr::identity(DType::Float32));
         for (first, values) in blocks {
             let view = View::contiguous(DType::Float32, bytemuck::cast_slice(values), &shape);
-            let folds = [Folded { op, values: DType::Float32 }];
-            let block = Fold {
+            let folds = [FoldSpec { op, values: DType::Float32 }];
+            let block = FoldBlock {
                 folds: &folds,
                 offset: 0,
                 strides: &along(1 - axis),
@@ -984,7 +985,7 @@ mod tests {
                 merge: None,
                 index: (*first, &along(axis)),
             };
-            fold(&mut machine, &shape, &[view], &block, &mut [acc.bytes_mut()]);
+            fold(&mut evaluator, &shape, &[view], &block, &mut [acc.bytes_mut()]);
         }
         bytemuck::cast_slice(acc.bytes()).to_vec()
     }

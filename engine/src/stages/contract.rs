@@ -166,9 +166,9 @@ impl StageKind for Contract {
     }
 
     fn compile(&self, _kernels: &KernelRegistry) -> Result<Box<dyn Compiled>, String> {
-        let machines =
-            [eval::Machine::new(&self.operands[0]), eval::Machine::new(&self.operands[1])];
-        Ok(Box::new(CompiledContract { kernel: self.clone(), machines }))
+        let evaluators =
+            [eval::Evaluator::new(&self.operands[0]), eval::Evaluator::new(&self.operands[1])];
+        Ok(Box::new(CompiledContract { kernel: self.clone(), evaluators }))
     }
 }
 
@@ -223,7 +223,7 @@ impl Contract {
 struct CompiledContract {
     kernel: Contract,
     /// The evaluator of each operand.
-    machines: [eval::Machine; 2],
+    evaluators: [eval::Evaluator; 2],
 }
 
 impl Compiled for CompiledContract {
@@ -285,7 +285,7 @@ impl CompiledContract {
             .buffer((shape.iter().product::<usize>() * size) as u64)
             .map_err(overrun)?;
         let views = self.views(operand, at, task);
-        eval::map(&mut self.machines[operand], &shape, &views, &mut [pack.bytes_mut()]);
+        eval::map(&mut self.evaluators[operand], &shape, &views, &mut [pack.bytes_mut()]);
         Ok(pack)
     }
 

@@ -117,7 +117,10 @@ impl StageKind for Map {
     }
 
     fn compile(&self, _kernels: &KernelRegistry) -> Result<Box<dyn Compiled>, String> {
-        Ok(Box::new(CompiledMap { machine: eval::Machine::new(&self.0), dtypes: self.inputs() }))
+        Ok(Box::new(CompiledMap {
+            evaluator: eval::Evaluator::new(&self.0),
+            dtypes: self.inputs(),
+        }))
     }
 }
 
@@ -155,7 +158,7 @@ fn are_slices(walk: &ChunkGrid, objects: &ChunkGrid) -> bool {
 
 #[derive(Debug)]
 struct CompiledMap {
-    machine: eval::Machine,
+    evaluator: eval::Evaluator,
     dtypes: Vec<DType>,
 }
 
@@ -201,7 +204,7 @@ impl CompiledMap {
                 .ok_or_else(|| internal("an output block is there before it is computed"))?;
             parts.push(&mut block.bytes_mut()[before * size..(before + n) * size]);
         }
-        eval::map(&mut self.machine, &shape, &task.views(&self.dtypes, &at.cell), &mut parts);
+        eval::map(&mut self.evaluator, &shape, &task.views(&self.dtypes, &at.cell), &mut parts);
         task.blocks = blocks;
         if (0..all.len())
             .all(|d| at.cell.start[d] + at.cell.shape[d] == object.start[d] + object.shape[d])

@@ -3,7 +3,7 @@
 //! A task reduces its part of the input block by block into accumulators. If there are few tasks
 //! and much input, partial results get arrays of their own, and a second stage merges them.
 
-use freestone_kernels::reduce::{self, Finish, Folded};
+use freestone_kernels::reduce::{self, Finish, FoldSpec};
 use freestone_kernels::{
     Buffer, DType, Expr, Node as ExprNode, ReduceOp, contiguous_strides, eval,
 };
@@ -133,7 +133,7 @@ impl StageKind for Reduce {
             // Accumulators that are stored unchanged need no block of their own.
             let stored_shape =
                 layout.scope.array(layout.stage.outputs[j].array).info.stored_shape.is_some();
-            let as_they_are = fold.finish.is_nothing(fold.op, fold.values) && !stored_shape;
+            let as_they_are = fold.finish.is_identity(fold.op, fold.values) && !stored_shape;
             let block: Vec<SlotId> = if as_they_are { Vec::new() } else { vec![layout.output(j)] };
             let finish = if as_they_are { None } else { Some(Step::Compute(Phase::Finish(j))) };
             let body = holding(&block, finish.into_iter().chain(layout.store(j)).collect());
@@ -173,7 +173,7 @@ impl StageKind for Reduce {
     fn compile(&self, _kernels: &KernelRegistry) -> Result<Box<dyn Compiled>, String> {
         Ok(Box::new(CompiledReduce {
             kernel: self.clone(),
-            machine: eval::Machine::new(&self.expr),
+            evaluator: eval::Evaluator::new(&self.expr),
         }))
     }
 }
@@ -181,7 +181,7 @@ impl StageKind for Reduce {
 #[derive(Debug)]
 struct CompiledReduce {
     kernel: Reduce,
-    machine: eval::Machine,
+    evaluator: eval::Evaluator,
 }
 
 impl Compiled for CompiledReduce {
@@ -224,8 +224,8 @@ impl CompiledReduce {
         let offset = (0..kept.len())
             .map(|d| (cell.start[d] - region.start[d]) as isize * strides[d])
             .sum::<isize>();
-        let folded: Vec<Folded> =
-            folds.iter().map(|f| Folded { op: f.op, values: f.values }).collect();
+        let folded: Vec<FoldSpec> =
+            folds.iter().map(|f| FoldSpec { op: f.op, values: f.values }).collect();
         let merge = parts.as_ref().map(|parts| {
             axes.iter().zip(parts).map(|(a, part)| part.extent(cell.start[*a])).product()
         });
@@ -239,7 +239,7 @@ impl CompiledReduce {
         }
         let first = (0..space.len()).map(|d| cell.start[d] * weights[d] as u64).sum();
         let seen = self.folded_before(cell, region);
-        let fold = reduce::Fold {
+        let fold = reduce::FoldBlock {
             folds: &folded,
             offset: offset as usize,
             strides: &strides,
@@ -251,7 +251,7 @@ impl CompiledReduce {
         let mut bytes: Vec<&mut [u8]> =
             accumulators.iter_mut().flatten().map(Buffer::bytes_mut).collect();
         reduce::fold(
-            &mut self.machine,
+            &mut self.evaluator,
             &sizes(&cell.shape),
             &task.views(expr.inputs(), cell),
             &fold,
@@ -421,7 +421,7 @@ impl ReduceDraft {
         });
         let folds = folds
             .iter()
-            .map(|f| if partials.is_some() { Fold { finish: Finish::Keep, ..*f } } else { *f })
+            .map(|f| if partials.is_some() { Fold { finish: Finish::Partial, ..*f } } else { *f })
             .collect();
         let kernel = Kernel::Reduce(Reduce {
             expr: draft.expr.clone(),

@@ -164,14 +164,17 @@ impl StageKind for Scan {
     }
 
     fn compile(&self, _kernels: &KernelRegistry) -> Result<Box<dyn Compiled>, String> {
-        Ok(Box::new(CompiledScan { kernel: self.clone(), machine: eval::Machine::new(&self.expr) }))
+        Ok(Box::new(CompiledScan {
+            kernel: self.clone(),
+            evaluator: eval::Evaluator::new(&self.expr),
+        }))
     }
 }
 
 #[derive(Debug)]
 struct CompiledScan {
     kernel: Scan,
-    machine: eval::Machine,
+    evaluator: eval::Evaluator,
 }
 
 impl Compiled for CompiledScan {
@@ -219,7 +222,7 @@ impl CompiledScan {
             return Err(internal("a scan has an output block and accumulators while it runs"));
         };
         eval::map(
-            &mut self.machine,
+            &mut self.evaluator,
             &shape,
             &task.views(expr.inputs(), &at.cell),
             &mut [&mut block.bytes_mut()[..n]],
