@@ -10,10 +10,10 @@ use freestone_engine::executor::Executor;
 use freestone_engine::memory::Arena;
 use freestone_engine::plan::lower::{Output, kernels_of, lower, stores_of};
 use freestone_engine::plan::{FinalizedPlan, Mode};
-use freestone_engine::session::{PlainZarr, Session, SessionError};
+use freestone_engine::publish::{PlainZarr, PublishError, Publisher};
 use freestone_engine::spec::Spec;
 use freestone_engine::storage::codec::Contexts;
-use freestone_engine::storage::reader::{ChunkAccess, Desk, ShardCache};
+use freestone_engine::storage::reader::{ChunkAccess, ShardCache, WorkerResources};
 use freestone_engine::storage::{
     CodecName, MemoryStore, StorageError, Store, Stores, identity, metadata, split_location,
 };
@@ -154,7 +154,7 @@ fn check_free(outputs: &[Output], stores: &Stores) -> Result<(), Error> {
             .into());
         }
         return Err(
-            RunError::from(SessionError::Exists { place: store.place(&output.path) }).into()
+            RunError::from(PublishError::Exists { place: store.place(&output.path) }).into()
         );
     }
     Ok(())
@@ -169,7 +169,7 @@ pub struct Options<'a> {
     /// Stops the run when asked.
     pub cancel: Cancel,
     /// What the results are committed by; otherwise they go to plain Zarr stores.
-    pub session: Option<&'a dyn Session>,
+    pub session: Option<&'a dyn Publisher>,
     /// Stores in memory that targets name.
     pub stores: Stores,
     /// Users' kernels that the plan of a resumed run names.
@@ -288,12 +288,12 @@ pub fn resume(
 }
 
 /// The session that a run was begun with.
-fn session_of(stored: &StoredRun, stores: &Stores) -> Result<Box<dyn Session>, Error> {
+fn session_of(stored: &StoredRun, stores: &Stores) -> Result<Box<dyn Publisher>, Error> {
     if let Some(plain) = PlainZarr::of_ticket(stores.clone(), &stored.record.session) {
         return Ok(Box::new(plain));
     }
     #[cfg(feature = "sessions")]
-    if let Some(ours) = freestone_sessions::RunSession::of_ticket(&stored.record.session) {
+    if let Some(ours) = freestone_sessions::RepositoryPublisher::of_ticket(&stored.record.session) {
         return Ok(Box::new(ours?));
     }
     Err(RunError::NoRun {
@@ -361,7 +361,7 @@ fn read_whole<T: Element>(store: &Arc<dyn Store>) -> Result<ArrayD<T>, Error> {
     let access = ChunkAccess::new(Arc::clone(store), "result", &stored.info).map_err(|error| {
         freestone_engine::plan::PlanError::Codec { array: "result".into(), error }
     })?;
-    let mut desk = Desk {
+    let mut resources = WorkerResources {
         arena: Arena::new(u64::MAX / 4),
         contexts: Contexts::default(),
         traffic: Default::default(),
@@ -370,9 +370,10 @@ fn read_whole<T: Element>(store: &Arc<dyn Store>) -> Result<ArrayD<T>, Error> {
     for index in 0..grid.n_chunks() {
         let coords = grid.coords(index);
         let region = grid.region(&coords);
-        let block = access.read(&coords, &mut desk, &mut ShardCache::default()).map_err(|e| {
-            freestone_ops::Error::Argument(format!("the result could not be read back: {e}"))
-        })?;
+        let block =
+            access.read(&coords, &mut resources, &mut ShardCache::default()).map_err(|e| {
+                freestone_ops::Error::Argument(format!("the result could not be read back: {e}"))
+            })?;
         let whole: Vec<usize> = access.stored_shape(&coords).iter().map(|n| *n as usize).collect();
         let view = ndarray::ArrayViewD::from_shape(IxDyn(&whole), block.as_slice::<T>()).map_err(
             |_| Error::Internal {
@@ -390,7 +391,7 @@ fn read_whole<T: Element>(store: &Arc<dyn Store>) -> Result<ArrayD<T>, Error> {
                 )
             })
             .assign(&clipped);
-        desk.arena.recycle(block);
+        resources.arena.recycle(block);
     }
     Ok(values)
 }

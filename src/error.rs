@@ -3,7 +3,7 @@
 use freestone_engine::driver::RunError;
 use freestone_engine::executor::ExecutorError;
 use freestone_engine::plan::PlanError;
-use freestone_engine::session::{Refusal, SessionError};
+use freestone_engine::publish::{PublishError, Rejection};
 use freestone_engine::spec::SpecError;
 use freestone_engine::task::FailureKind;
 use thiserror::Error;
@@ -96,11 +96,11 @@ fn of_run(error: &RunError) -> ExitCode {
         RunError::Plan(PlanError::ExceedsMemory { .. } | PlanError::ExceedsLocalMemory { .. }) => {
             ExitCode::Memory
         }
-        RunError::Session(
-            SessionError::Storage(_)
-            | SessionError::Refused { why: Refusal::Transient | Refusal::Failed, .. },
+        RunError::Publish(
+            PublishError::Storage(_)
+            | PublishError::Rejected { why: Rejection::Transient | Rejection::Failed, .. },
         ) => ExitCode::Failed,
-        RunError::Session(_) | RunError::Running { .. } | RunError::TakenOver { .. } => {
+        RunError::Publish(_) | RunError::Running { .. } | RunError::TakenOver { .. } => {
             ExitCode::Conflict
         }
         RunError::Cancelled => ExitCode::Interrupted,
@@ -123,14 +123,14 @@ fn of_run(error: &RunError) -> ExitCode {
 fn of_repository(error: &freestone_sessions::Error) -> ExitCode {
     use freestone_sessions::Error as E;
     match error {
-        E::BadUrl { .. }
+        E::InvalidUrl { .. }
         | E::BadFormat { .. }
         | E::BadName { .. }
         | E::BadRef { .. }
         | E::TooLong { .. }
         | E::SharingOff { .. } => ExitCode::Usage,
         E::NoRepository { .. }
-        | E::NotHere { .. }
+        | E::NotInProcess { .. }
         | E::NoVersion { .. }
         | E::NoNode { .. }
         | E::NoSession { .. }

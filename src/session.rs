@@ -10,7 +10,9 @@ use freestone_engine::storage::{Store, Stores, join};
 use freestone_executors::Threads;
 use freestone_ops::io::{Target, coordinate_after, open_in};
 use freestone_ops::{Array, RegionError, concat};
-use freestone_sessions::{CommitOptions, Joiner, Repository, RunSession, Version, WritableSession};
+use freestone_sessions::{
+    CommitOptions, Joiner, Repository, RepositoryPublisher, Version, WritableSession,
+};
 
 use crate::compute::{Options, plan, run_with};
 use crate::error::Error;
@@ -74,7 +76,7 @@ impl Grown {
 #[derive(Debug)]
 enum How {
     Own(WritableSession),
-    Joined(RunSession, Arc<dyn Store>),
+    Joined(RepositoryPublisher, Arc<dyn Store>),
 }
 
 impl Session {
@@ -100,7 +102,7 @@ impl Session {
         let store = joiner.store();
         stores.insert(Arc::clone(&store));
         Session {
-            how: How::Joined(RunSession::joining(joiner), store),
+            how: How::Joined(RepositoryPublisher::joining(joiner), store),
             targets: Vec::new(),
             stores,
             grown: Vec::new(),
@@ -410,9 +412,9 @@ impl Session {
 
     /// What a run needs to commit its results here, or to add them to the session that was joined:
     /// for [`Options::session`].
-    pub fn publishing(self, message: &str, options: CommitOptions) -> RunSession {
+    pub fn publishing(self, message: &str, options: CommitOptions) -> RepositoryPublisher {
         match self.how {
-            How::Own(session) => RunSession::committing(&session, message, options),
+            How::Own(session) => RepositoryPublisher::committing(&session, message, options),
             How::Joined(session, _) => session,
         }
     }

@@ -17,7 +17,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
-use freestone::engine::executor::{Executor, ExecutorError, Invoked, Next, TaskSource};
+use freestone::engine::executor::{Executor, ExecutorError, Invocations, Next, TaskSource};
 use freestone::engine::grid::try_for_each_coord;
 use freestone::engine::machine;
 use freestone::engine::storage::reader::{Traffic, Written};
@@ -217,7 +217,7 @@ pub(crate) fn run(child: &Child) -> Result<Cost, Failure> {
         eprintln!("{report}");
     }
     let client = match (report.invoked, descriptors.map(Descriptors::most).transpose()?) {
-        (Some(Invoked { invocations, most_at_once, recovered, .. }), Some(descriptors)) => {
+        (Some(Invocations { invocations, most_at_once, recovered, .. }), Some(descriptors)) => {
             Some(Client { invocations, most_at_once, recovered, descriptors })
         }
         _ => None,

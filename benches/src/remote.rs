@@ -11,7 +11,7 @@ use freestone::engine::kernels::Buffer;
 use freestone::engine::machine;
 use freestone::engine::plan::StageId;
 use freestone::engine::storage::{
-    ByteRange, Lock, ObjectPart, PartsRead, Pending, StorageError, Store, read_each,
+    ByteRange, Lock, ObjectPart, PartsRead, PendingRead, StorageError, Store, read_each,
 };
 use freestone::{
     Array, CodecName, DType, Encoding, MemoryStore, Settings, Spec, Stores, Target, Threads,
@@ -72,7 +72,7 @@ impl Store for Distant {
         range: Option<ByteRange>,
         limit: u64,
         mut into: Buffer,
-    ) -> Result<Pending, Buffer> {
+    ) -> Result<PendingRead, Buffer> {
         if !self.ahead {
             return Err(into);
         }
@@ -87,7 +87,7 @@ impl Store for Distant {
             message: "its thread is gone".into(),
             transient: false,
         };
-        Ok(Pending::new(move || receive.recv().map_err(dropped)?))
+        Ok(PendingRead::new(move || receive.recv().map_err(dropped)?))
     }
 
     fn write(&self, key: &str, bytes: &[u8]) -> Result<(), StorageError> {
@@ -120,8 +120,8 @@ impl Store for Distant {
         self.write(key, &parts.concat())
     }
 
-    fn sweep(&self, prefix: &str) -> Result<(), StorageError> {
-        self.store.sweep(prefix)
+    fn remove_partial_writes(&self, prefix: &str) -> Result<(), StorageError> {
+        self.store.remove_partial_writes(prefix)
     }
 
     fn lock(&self, key: &str) -> Result<Option<Lock>, StorageError> {
@@ -136,12 +136,12 @@ impl Store for Distant {
         self.store.size(key)
     }
 
-    fn changed(&self, key: &str) -> Result<Option<SystemTime>, StorageError> {
-        self.store.changed(key)
+    fn modified(&self, key: &str) -> Result<Option<SystemTime>, StorageError> {
+        self.store.modified(key)
     }
 
-    fn obstacle(&self, key: &str) -> Option<String> {
-        self.store.obstacle(key)
+    fn blocking_file(&self, key: &str) -> Option<String> {
+        self.store.blocking_file(key)
     }
 
     fn place(&self, key: &str) -> String {

@@ -356,7 +356,7 @@ pub fn beside(measured: &Cost, projected: &Cost) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use freestone::engine::executor::Invoked;
+    use freestone::engine::executor::Invocations;
     use freestone::{CodecName, DType, Settings, Target};
 
     fn explained() -> PlanExplanation {
@@ -399,8 +399,12 @@ mod tests {
         let mut report = RunReport::default();
         assert_eq!(Prices::built_in().measured(&report, &place()), None);
         let byte_ms = 1000.0 * 10_000.0 * f64::from(1u32 << 31);
-        report.invoked =
-            Some(Invoked { invocations: 1000, records: 1000, byte_ms, ..Invoked::default() });
+        report.invoked = Some(Invocations {
+            invocations: 1000,
+            records: 1000,
+            byte_ms,
+            ..Invocations::default()
+        });
         let stage = freestone::engine::events::StageReport { tasks: 1000, ..Default::default() };
         report.stages.push(stage);
         (report.stages[0].traffic.reads, report.stages[0].traffic.writes) = (4000, 1000);
@@ -428,7 +432,7 @@ mod tests {
         ");
         // The function has told its memory; its environments have looked 10 000 times whether
         // anybody waits, and 16 of them have fetched the plan.
-        report.invoked = report.invoked.map(|i| Invoked {
+        report.invoked = report.invoked.map(|i| Invocations {
             memory_bytes: 1 << 31,
             plans: 16,
             records: 5000,

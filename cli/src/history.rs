@@ -82,7 +82,7 @@ impl History {
 }
 
 impl Observer for History {
-    fn on(&self, event: &Event<'_>) {
+    fn on_event(&self, event: &Event<'_>) {
         let mut state = self.shared.lock();
         if let Event::RunStarted(_) = event {
             state.start = Instant::now();
@@ -353,7 +353,7 @@ impl Took {
             cpu_us: report.process_cpu.as_micros() as u64,
             retries: report.retries,
             peak_mem: report.worker_peak_bytes.unwrap_or(report.peak_rss_bytes),
-            kept_mem: report.kept_bytes,
+            kept_mem: report.cached_bytes,
             bytes_read: traffic.bytes_read,
             reads: traffic.reads,
             bytes_written: traffic.bytes_written,

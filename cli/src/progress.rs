@@ -61,7 +61,7 @@ impl Progress {
 }
 
 impl Observer for Progress {
-    fn on(&self, event: &Event<'_>) {
+    fn on_event(&self, event: &Event<'_>) {
         if !self.silent {
             self.on_at(event, Instant::now());
         }

@@ -25,11 +25,11 @@ use crate::machine;
 use crate::plan::{
     ArrayId, FinalizedPlan, LocalMemory, LocalProjection, Place, PlanArray, PlanError, Stage,
 };
+use crate::publish::{PublishError, Publisher, Rejection};
 use crate::retry::Retry;
-use crate::session::{Refusal, Session, SessionError};
 use crate::spec::Spec;
 use crate::storage::metadata::open_array;
-use crate::storage::{Lock, StorageError, Store, Stores, TierStore, identity, join};
+use crate::storage::{Lock, StorageError, Store, Stores, TieredStore, identity, join};
 use crate::system::System;
 use crate::task::{Receipt, RunAddress};
 use crate::user::KernelRegistry;
@@ -53,7 +53,7 @@ pub struct Run<'a> {
     /// Where tasks run.
     pub executor: &'a dyn Executor,
     /// Where outputs go.
-    pub session: &'a dyn Session,
+    pub session: &'a dyn Publisher,
     /// Who looks on.
     pub observers: &'a [&'a dyn Observer],
     /// Stops the run when asked.
@@ -68,9 +68,9 @@ struct Kept {
 }
 
 impl Kept {
-    fn of(plan: &FinalizedPlan, session: &dyn Session) -> Kept {
+    fn of(plan: &FinalizedPlan, session: &dyn Publisher) -> Kept {
         let is_kept = |array: &PlanArray| {
-            session.takes_receipts() && matches!(array.place, Place::Output { .. })
+            session.needs_receipts() && matches!(array.place, Place::Output { .. })
         };
         Kept { arrays: plan.plan().arrays.iter().map(is_kept).collect() }
     }
@@ -164,7 +164,7 @@ pub fn resume(
     let replay = again(system, || {
         receipts.clear();
         Journal::read(&*drive.work, &address.journal(), plan, &mut |replay, written| {
-            let holds = verifier.holds(replay, written);
+            let holds = verifier.is_intact(replay, written);
             if holds {
                 receipts.extend(keep.of_outputs(written));
             }
@@ -184,7 +184,7 @@ pub fn resume(
     }
     if !replay.begun.is_empty() {
         // Workers far away have told of more than came to the journal.
-        let holds = |receipts: &[Receipt]| verifier.holds(&replay, receipts);
+        let holds = |receipts: &[Receipt]| verifier.is_intact(&replay, receipts);
         let found = again(system, || {
             recovery::finished_with_answers(
                 &*drive.work,
@@ -242,7 +242,7 @@ impl<'a> Drive<'a> {
         address: &RunAddress,
         lock: &Lock,
         before: Before,
-        begin: &dyn Fn() -> Result<(), SessionError>,
+        begin: &dyn Fn() -> Result<(), PublishError>,
     ) -> Result<RunReport, RunError> {
         let Drive { plan, run, local, projection, work } = self;
         let (folder, system) = (&address.folder, run.stores.system());
@@ -253,10 +253,15 @@ impl<'a> Drive<'a> {
         // Tasks see the memory tier in the place of the work directory; plan and journal do not go
         // through it.
         let tier = (projection.kept > 0).then(|| {
-            Arc::new(TierStore::new(Arc::clone(work), format!("{folder}/"), projection.kept, epoch))
+            Arc::new(TieredStore::new(
+                Arc::clone(work),
+                format!("{folder}/"),
+                projection.kept,
+                epoch,
+            ))
         });
         let between: Arc<dyn Store> =
-            tier.as_ref().map_or(Arc::clone(work), |t| Arc::<TierStore>::clone(t));
+            tier.as_ref().map_or(Arc::clone(work), |t| Arc::<TieredStore>::clone(t));
         let stop = run.cancel.child();
         let context = RunContext {
             plan: Arc::clone(plan),
@@ -274,7 +279,7 @@ impl<'a> Drive<'a> {
                 again(system, || journal.flush(|| Ok(()))).map_err(RunError::Work)?;
             }
             again(system, || {
-                TierStore::restore(&**work, &format!("{folder}/"), &*between, &|array| {
+                TieredStore::restore(&**work, &format!("{folder}/"), &*between, &|array| {
                     gone.contains(array)
                 })
             })
@@ -288,7 +293,7 @@ impl<'a> Drive<'a> {
             return Err(error);
         }
         let (start, cpu) = (system.now(), machine::process_cpu_ns());
-        let tell = |event: &Event<'_>| run.observers.iter().for_each(|o| o.on(event));
+        let tell = |event: &Event<'_>| run.observers.iter().for_each(|o| o.on_event(event));
         let mut queue = Queue::new(
             plan,
             run,
@@ -342,7 +347,7 @@ impl<'a> Drive<'a> {
             Err(_) if !is_ours() => return Err(taken_over()),
             Err(error) => {
                 // Where somebody else has the outputs' places, nothing can go on.
-                let is_over = matches!(&error.0, RunError::Session(error) if error.is_final());
+                let is_over = matches!(&error.0, RunError::Publish(error) if error.is_final());
                 let kept = resumable && !is_over && (error.1 || finished.iter().any(|n| *n > 0));
                 let error = if kept {
                     RunError::Stopped {
@@ -368,7 +373,7 @@ impl<'a> Drive<'a> {
         report.peak_rss_bytes = machine::peak_rss_bytes();
         report.slots = slots;
         report.projected_bytes = projected_bytes;
-        report.kept_bytes = tier.map_or(0, |t| t.highest());
+        report.cached_bytes = tier.map_or(0, |t| t.highest());
         report.finished_before = finished.iter().sum();
         report.invoked = run.executor.invoked();
         tell(&Event::RunEnded(Ok(&report)));
@@ -382,7 +387,7 @@ impl<'a> Drive<'a> {
             if let Place::Output { url, path } = &array.place
                 && let Ok(store) = self.run.stores.open(url)
             {
-                let _ = store.sweep(&format!("{path}/"));
+                let _ = store.remove_partial_writes(&format!("{path}/"));
             }
         }
     }
@@ -430,7 +435,7 @@ impl<'a> Drive<'a> {
             self.run.session.commit(self.plan, &state.receipts, &|| self.run.cancel.is_cancelled())
         });
         let snapshot = committed.map_err(|error| match error {
-            SessionError::Refused { why: Refusal::Cancelled, .. } => failed(RunError::Cancelled),
+            PublishError::Rejected { why: Rejection::Cancelled, .. } => failed(RunError::Cancelled),
             error => failed(error.into()),
         })?;
         Ok(RunReport {
@@ -513,16 +518,16 @@ fn again<T>(
     system: &System,
     action: impl FnMut() -> Result<T, StorageError>,
 ) -> Result<T, StorageError> {
-    tried(system, action, StorageError::may_be_retried)
+    tried(system, action, StorageError::is_retryable)
 }
 
 fn again_session<T>(
     system: &System,
-    action: &dyn Fn() -> Result<T, SessionError>,
-) -> Result<T, SessionError> {
+    action: &dyn Fn() -> Result<T, PublishError>,
+) -> Result<T, PublishError> {
     tried(system, action, |error| match error {
-        SessionError::Storage(error) => error.may_be_retried(),
-        SessionError::Refused { why, .. } => *why == Refusal::Transient,
+        PublishError::Storage(error) => error.is_retryable(),
+        PublishError::Rejected { why, .. } => *why == Rejection::Transient,
         _ => false,
     })
 }
@@ -549,18 +554,18 @@ fn tried<T, E>(
 /// Whether what the journal says was written is there.
 struct Verifier<'a> {
     plan: &'a FinalizedPlan,
-    session: &'a dyn Session,
+    session: &'a dyn Publisher,
     boot: &'a str,
 }
 
 impl Verifier<'_> {
     /// Files that were not flushed may be lost or torn where the machine was started again since;
     /// then they are read.
-    fn holds(&self, replay: &Replay, receipts: &[Receipt]) -> bool {
+    fn is_intact(&self, replay: &Replay, receipts: &[Receipt]) -> bool {
         if replay.begun.last().is_none_or(|boot| boot == self.boot) {
             return true;
         }
-        receipts.iter().all(|r| self.session.holds(self.plan, r).unwrap_or(false))
+        receipts.iter().all(|r| self.session.is_intact(self.plan, r).unwrap_or(false))
     }
 }
 
@@ -578,7 +583,7 @@ fn check_inputs(
     };
     // The store's own clock, where it has one.
     let began = work
-        .changed(&format!("{}/plan.json", stored.address.folder))
+        .modified(&format!("{}/plan.json", stored.address.folder))
         .map_err(RunError::Work)?
         .unwrap_or_else(|| stored.record.began());
     for (id, array) in plan.arrays.iter().enumerate() {
@@ -613,7 +618,7 @@ fn check_inputs(
         let objects = array.info.objects();
         for n in 0..objects.n_chunks() {
             let key = join(path, &array.info.object_key(&objects.coords(n)));
-            if again(system, || store.changed(&key))
+            if again(system, || store.modified(&key))
                 .map_err(RunError::Work)?
                 .is_some_and(|time| time > began)
             {
@@ -685,7 +690,7 @@ mod tests {
         check(&StorageError::NoSpace { place: place() }, 1, (1, false));
         for is_throttle in [false, true] {
             check(
-                &StorageError::GaveUp {
+                &StorageError::RetriesExhausted {
                     place: place(),
                     action: "read",
                     message: "m".into(),

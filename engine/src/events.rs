@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use crate::executor::Invoked;
+use crate::executor::Invocations;
 use crate::failure::RunError;
 use crate::plan::{FinalizedPlan, StageId};
 use crate::storage::reader::Traffic;
@@ -57,7 +57,7 @@ pub struct RunStart<'a> {
 /// Somebody who looks on. Called from workers' threads: be quick.
 pub trait Observer: Send + Sync {
     /// Is told of an event.
-    fn on(&self, event: &Event<'_>);
+    fn on_event(&self, event: &Event<'_>);
 }
 
 /// A process that ran tasks held more memory than was projected.
@@ -125,7 +125,7 @@ pub struct RunReport {
     /// Where more was measured than projected.
     pub memory_excess: Option<MemoryExcess>,
     /// The most bytes of intermediates that this process kept in memory at once.
-    pub kept_bytes: u64,
+    pub cached_bytes: u64,
     /// Tasks that were tried again.
     pub retries: u64,
     /// Failures that the run survived, by kind
@@ -139,7 +139,7 @@ pub struct RunReport {
     /// Tasks that were finished before the run was resumed.
     pub finished_before: u64,
     /// What was taken of machines that are paid for by use.
-    pub invoked: Option<Invoked>,
+    pub invoked: Option<Invocations>,
 }
 
 /// What a stage took.
@@ -247,8 +247,8 @@ impl fmt::Display for RunReport {
         if self.finished_before > 0 {
             writeln!(f, "{} tasks were finished before", self.finished_before)?;
         }
-        if self.kept_bytes > 0 {
-            writeln!(f, "kept up to {} of intermediates in memory", size(self.kept_bytes))?;
+        if self.cached_bytes > 0 {
+            writeln!(f, "kept up to {} of intermediates in memory", size(self.cached_bytes))?;
         }
         if let Some(snapshot) = &self.snapshot {
             writeln!(f, "committed as snapshot {snapshot}")?;

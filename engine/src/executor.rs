@@ -55,7 +55,7 @@ pub enum ExecutorError {
 /// What a run has taken of somebody else's machines, where that is counted, and how their answers
 /// came.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Invoked {
+pub struct Invocations {
     /// Invocations that were accepted.
     pub invocations: u64,
     /// Of these, the first of an environment.
@@ -81,7 +81,7 @@ pub struct Invoked {
     pub most_at_once: u64,
 }
 
-impl Invoked {
+impl Invocations {
     /// Gigabytes (2³⁰ bytes) times seconds, as clouds count them.
     pub fn gb_seconds(&self) -> f64 {
         self.byte_ms / f64::from(1u32 << 30) / 1e3
@@ -152,7 +152,7 @@ pub trait Executor: Send + Sync + fmt::Debug {
     }
 
     /// What the last [`run`](Executor::run) has taken of machines that are paid for by use.
-    fn invoked(&self) -> Option<Invoked> {
+    fn invoked(&self) -> Option<Invocations> {
         None
     }
 

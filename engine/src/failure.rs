@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use crate::executor::ExecutorError;
 use crate::plan::{ENGINE, PlanError};
-use crate::session::{Refusal, SessionError};
+use crate::publish::{PublishError, Rejection};
 use crate::storage::StorageError;
 use crate::task::TaskFailure;
 
@@ -17,7 +17,7 @@ pub enum RunError {
     #[error(transparent)]
     Plan(#[from] PlanError),
     #[error(transparent)]
-    Session(#[from] SessionError),
+    Publish(#[from] PublishError),
     #[error("cannot use the work directory: {0}")]
     Work(#[source] StorageError),
     #[error(transparent)]
@@ -85,7 +85,7 @@ fn resume_hint(error: &RunError, run: &str, kernels: &[String]) -> String {
 /// Returns the option without which the resumed run would fail with the same error.
 fn required_option(error: &RunError) -> &'static str {
     match error.cause() {
-        RunError::Session(SessionError::Refused { why: Refusal::Moved, .. }) => " --rebase",
+        RunError::Publish(PublishError::Rejected { why: Rejection::Moved, .. }) => " --rebase",
         _ => "",
     }
 }

@@ -10,8 +10,8 @@ use crate::plan::walk::At;
 use crate::plan::{Stage, StageLayout};
 use crate::program::SlotId;
 use crate::recent::Recent;
-use crate::storage::reader::{ChunkAccess, ChunkError, Desk, ShardCache};
-use crate::storage::{ArrayInfo, ObjectPart, Pending};
+use crate::storage::reader::{ChunkAccess, ChunkError, ShardCache, WorkerResources};
+use crate::storage::{ArrayInfo, ObjectPart, PendingRead};
 use crate::task::{Cause, FailureKind, Receipt, cause_of_chunk, internal};
 
 /// An input array with its cached decoded chunks.
@@ -26,10 +26,10 @@ impl Opened {
     pub(crate) fn fetch(
         &mut self,
         coords: &[u64],
-        begun: Option<Pending>,
-        desk: &mut Desk,
+        begun: Option<PendingRead>,
+        resources: &mut WorkerResources,
     ) -> Result<(), ChunkError> {
-        if let Some(block) = self.source.read(coords, begun, desk)? {
+        if let Some(block) = self.source.read(coords, begun, resources)? {
             self.chunks.push(coords, block);
         }
         Ok(())
@@ -54,18 +54,18 @@ impl Opened {
         coords: &[u64],
         parts: &[ObjectPart],
         into: &mut [u8],
-        desk: &mut Desk,
+        resources: &mut WorkerResources,
     ) -> Result<bool, Cause> {
         match &self.source {
             Source::Chunks(access, _) => {
-                access.read_parts(coords, parts, into, desk).map_err(|e| cause_of_chunk(&e))
+                access.read_parts(coords, parts, into, resources).map_err(|e| cause_of_chunk(&e))
             }
             _ => Ok(false),
         }
     }
 
-    pub(crate) fn clear(&mut self, desk: &mut Desk) {
-        self.chunks.drain().for_each(|block| desk.arena.recycle(block));
+    pub(crate) fn clear(&mut self, resources: &mut WorkerResources) {
+        self.chunks.drain().for_each(|block| resources.arena.recycle(block));
     }
 }
 
@@ -97,18 +97,18 @@ impl Source {
     fn read(
         &mut self,
         coords: &[u64],
-        begun: Option<Pending>,
-        desk: &mut Desk,
+        begun: Option<PendingRead>,
+        resources: &mut WorkerResources,
     ) -> Result<Option<Buffer>, ChunkError> {
         match self {
             Source::Chunks(access, cache) => {
-                access.read_begun(coords, begun, desk, cache).map(Some)
+                access.read_begun(coords, begun, resources, cache).map(Some)
             }
             Source::Constant(..) => Ok(None),
             Source::Generated(generate, info) => {
                 let region = info.grid.region(coords);
                 let mut block =
-                    desk.arena.buffer(region.n_elements() * info.dtype.size() as u64)?;
+                    resources.arena.buffer(region.n_elements() * info.dtype.size() as u64)?;
                 generate.fill(
                     info.dtype,
                     &info.shape(),
@@ -152,7 +152,7 @@ pub(crate) struct TaskState<'a> {
     pub(crate) outputs: &'a [ChunkAccess],
     /// The grid of objects of each output.
     pub(crate) objects: &'a [ChunkGrid],
-    pub(crate) desk: &'a mut Desk,
+    pub(crate) resources: &'a mut WorkerResources,
     pub(crate) coords: Vec<u64>,
     /// The task's part of the iteration space.
     pub(crate) region: Region,
@@ -201,7 +201,7 @@ impl TaskState<'_> {
     /// Allocates a buffer of `bytes` within the bound of a slot.
     pub(crate) fn room(&mut self, slot: Option<SlotId>, bytes: u64) -> Result<Buffer, Cause> {
         let bound = slot.map_or(0, |slot| self.layout.program.bytes(slot));
-        self.desk.arena.buffer_in(bound, bytes).map_err(overrun)
+        self.resources.arena.buffer_in(bound, bytes).map_err(overrun)
     }
 
     /// Allocates the accumulators of output `j`, over the axes of the task's region that are kept.
@@ -266,8 +266,9 @@ impl TaskState<'_> {
         };
         let block =
             made.as_ref().ok_or_else(|| internal("an output is computed before it is stored"))?;
-        let written =
-            output.write(&at.object, block.bytes(), self.desk).map_err(|e| cause_of_chunk(&e))?;
+        let written = output
+            .write(&at.object, block.bytes(), self.resources)
+            .map_err(|e| cause_of_chunk(&e))?;
         self.receipts.push(Receipt {
             array: self.stage.outputs[j].array,
             chunk: output.objects().index(&at.object),

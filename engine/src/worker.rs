@@ -21,7 +21,7 @@ use crate::plan::FinalizedPlan;
 use crate::state::{TaskState, overrun};
 use crate::storage::Stores;
 use crate::storage::codec::Contexts;
-use crate::storage::reader::Desk;
+use crate::storage::reader::WorkerResources;
 use crate::task::{
     Cause, FailureKind, RunAddress, TaskFailure, TaskOutcome, TaskReport, TaskRequest, internal,
 };
@@ -113,19 +113,19 @@ impl RunContext {
 pub struct Worker {
     context: RunContext,
     name: String,
-    desk: Desk,
+    resources: WorkerResources,
     ready: Option<Ready>,
 }
 
 impl Worker {
     /// Creates a worker without an open stage.
     pub fn new(context: RunContext, name: String) -> Worker {
-        let desk = Desk {
+        let resources = WorkerResources {
             arena: Arena::new(0),
             contexts: Contexts::default(),
             traffic: Default::default(),
         };
-        Worker { context, name, desk, ready: None }
+        Worker { context, name, resources, ready: None }
     }
 
     /// Returns the worker's name in outcomes.
@@ -156,7 +156,7 @@ impl Worker {
                         .unwrap_or_default();
                     outcome.failure = Some(TaskFailure { kind, message, stage, task });
                     // The buffers of the failed task are lost, so the worker starts with an empty
-                    // desk.
+                    // resources.
                     self.rest();
                     break;
                 }
@@ -168,8 +168,8 @@ impl Worker {
     /// Releases all memory and the open stage, for a worker that has to wait.
     pub fn rest(&mut self) {
         self.ready = None;
-        self.desk.arena = Arena::new(0);
-        self.desk.contexts = Contexts::default();
+        self.resources.arena = Arena::new(0);
+        self.resources.contexts = Contexts::default();
     }
 
     fn run_task(&mut self, request: &TaskRequest, number: u64) -> Result<TaskReport, Cause> {
@@ -188,17 +188,17 @@ impl Worker {
         let layout = plan.layout(stage_id);
         if self.ready.as_ref().is_none_or(|r| r.stage != stage_id) {
             if let Some(before) = &mut self.ready {
-                before.sources.iter_mut().for_each(|s| s.clear(&mut self.desk));
+                before.sources.iter_mut().for_each(|s| s.clear(&mut self.resources));
             }
-            self.desk.arena.set_limit(layout.estimate.per_task());
+            self.resources.arena.set_limit(layout.estimate.per_task());
             // The codec contexts of another stage are not part of this stage's projection.
-            self.desk.contexts = Contexts::default();
+            self.resources.contexts = Contexts::default();
             self.ready = Some(self.context.ready(stage_id)?);
         }
         let Some(ready) = self.ready.as_mut() else {
             return Err(internal("a worker opens a stage before it runs a task of it"));
         };
-        self.desk.traffic = Default::default();
+        self.resources.traffic = Default::default();
         let coords = stage.task_coords(number);
         let region = stage.tasks.region(&coords);
         let grids: Vec<&ChunkGrid> =
@@ -210,7 +210,7 @@ impl Worker {
             grids: &grids,
             outputs: &ready.outputs,
             objects: &ready.objects,
-            desk: &mut self.desk,
+            resources: &mut self.resources,
             coords,
             region,
             loaded: stage.inputs.iter().map(|_| None).collect(),
@@ -233,10 +233,10 @@ impl Worker {
         Ok(TaskReport {
             task: number,
             receipts,
-            traffic: self.desk.traffic,
+            traffic: self.resources.traffic,
             cpu_ns: machine::thread_cpu_ns().saturating_sub(cpu),
             wall_ns: start.elapsed().as_nanos() as u64,
-            peak_bytes: self.desk.arena.highest(),
+            peak_bytes: self.resources.arena.highest(),
         })
     }
 }

@@ -16,7 +16,7 @@ mod window;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use freestone_engine::executor::{Executor, ExecutorError, Invoked, TaskSource};
+use freestone_engine::executor::{Executor, ExecutorError, Invocations, TaskSource};
 use freestone_engine::worker::RunContext;
 use freestone_worker::Environment;
 
@@ -47,7 +47,7 @@ pub struct LambdaExecutor {
     linger: Duration,
     credentials: Option<AwsCredentialProvider>,
     probed: Mutex<Option<Probed>>,
-    invoked: Mutex<Invoked>,
+    invoked: Mutex<Invocations>,
 }
 
 /// What a probe has told.
@@ -251,7 +251,7 @@ impl Executor for LambdaExecutor {
         true
     }
 
-    fn invoked(&self) -> Option<Invoked> {
+    fn invoked(&self) -> Option<Invocations> {
         Some(*self.invoked.lock().unwrap_or_else(PoisonError::into_inner))
     }
 

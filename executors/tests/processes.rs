@@ -19,8 +19,8 @@ use freestone_engine::executor::{Executor, ExecutorError};
 use freestone_engine::kernels::DType;
 use freestone_engine::plan::lower::{kernels_of, lower, stores_of};
 use freestone_engine::plan::{ENGINE, FinalizedPlan, PlanError};
+use freestone_engine::publish::PlainZarr;
 use freestone_engine::remote::RefusalKind;
-use freestone_engine::session::PlainZarr;
 use freestone_engine::spec::{Settings, Spec};
 use freestone_engine::storage::Stores;
 use freestone_engine::task::{FailureKind, RunAddress, TaskFailure};
@@ -272,7 +272,7 @@ fn written_by_other(context: &RunContext) -> (RefusalKind, String) {
 struct Exceeded(Mutex<Vec<MemoryExcess>>);
 
 impl Observer for Exceeded {
-    fn on(&self, event: &Event<'_>) {
+    fn on_event(&self, event: &Event<'_>) {
         if let Event::MemoryExceeded(excess) = event {
             self.0.lock().unwrap().push((*excess).clone());
         }

@@ -9,7 +9,7 @@ use freestone_engine::memory::Arena;
 use freestone_engine::storage::codec::Contexts;
 use freestone_engine::storage::metadata::{MetadataError, open_array};
 use freestone_engine::storage::packing::Packing;
-use freestone_engine::storage::reader::{ChunkAccess, Desk, ShardCache};
+use freestone_engine::storage::reader::{ChunkAccess, ShardCache, WorkerResources};
 use freestone_engine::storage::{ArrayInfo, Store, StoredArray, join};
 use freestone_kernels::DType;
 use serde_json::{Map, Value};
@@ -306,18 +306,18 @@ fn values(stored: &StoredArray) -> Result<Vec<u8>, Search> {
         |e: &dyn std::fmt::Display| Search::Why(format!("its coordinate cannot be read: {e}"));
     let access = ChunkAccess::new(Arc::clone(&stored.store), &stored.path, &stored.info)
         .map_err(|e| failed(&e))?;
-    let mut desk = Desk {
+    let mut resources = WorkerResources {
         arena: Arena::new(4 * MAX_COORDINATE_BYTES),
         contexts: Contexts::default(),
         traffic: Default::default(),
     };
     let (mut bytes, mut cache) = (Vec::with_capacity(n_bytes as usize), ShardCache::default());
     for chunk in 0..stored.info.grid.n_chunks() {
-        let block = access.read(&[chunk], &mut desk, &mut cache).map_err(|e| failed(&e))?;
+        let block = access.read(&[chunk], &mut resources, &mut cache).map_err(|e| failed(&e))?;
         let inside =
             stored.info.grid.region(&[chunk]).n_elements() as usize * stored.info.dtype.size();
         bytes.extend_from_slice(&block.bytes()[..inside]);
-        desk.arena.recycle(block);
+        resources.arena.recycle(block);
     }
     Ok(bytes)
 }

@@ -10,7 +10,9 @@ use freestone_engine::grid::{ChunkGrid, Region};
 use freestone_engine::memory::Arena;
 use freestone_engine::storage::codec::Contexts;
 use freestone_engine::storage::metadata::open_array;
-use freestone_engine::storage::reader::{ChunkAccess, Desk, ShardCache, Traffic, Written};
+use freestone_engine::storage::reader::{
+    ChunkAccess, ShardCache, Traffic, WorkerResources, Written,
+};
 use freestone_engine::storage::{ArrayInfo, Store, StoredArray};
 
 use crate::error::Error;
@@ -24,7 +26,7 @@ pub struct SessionArray {
     access: ChunkAccess,
     /// The chunks that are written whole: of a sharded array the shards.
     objects: ChunkGrid,
-    desk: Desk,
+    resources: WorkerResources,
 }
 
 impl SessionArray {
@@ -34,12 +36,12 @@ impl SessionArray {
         let access = ChunkAccess::new(shared, path, &stored.info)?;
         let objects = stored.info.objects();
         // No limit: the caller holds the values, and no projection was made.
-        let desk = Desk {
+        let resources = WorkerResources {
             arena: Arena::new(1 << 60),
             contexts: Contexts::default(),
             traffic: Traffic::default(),
         };
-        Ok(SessionArray { store: Arc::clone(store), stored, access, objects, desk })
+        Ok(SessionArray { store: Arc::clone(store), stored, access, objects, resources })
     }
 
     /// How its chunks lie.
@@ -77,14 +79,14 @@ impl SessionArray {
         let mut cache = ShardCache::default();
         if region.n_elements() > 0 {
             for chunk in coords_of(&grid.overlapping(&region)) {
-                let block = self.access.read(&chunk, &mut self.desk, &mut cache)?;
+                let block = self.access.read(&chunk, &mut self.resources, &mut cache)?;
                 let lies = grid.region(&chunk);
                 let stored = self.access.stored_shape(&chunk);
                 if let Some(both) = lies.intersect(&region) {
                     let from = Values { bytes: block.bytes(), shape: &stored, start: &lies.start };
                     copy_box(&both, &from, &mut values, (&region.shape, &region.start), size);
                 }
-                self.desk.arena.recycle(block);
+                self.resources.arena.recycle(block);
             }
         }
         Ok(values)
@@ -110,7 +112,7 @@ impl SessionArray {
                 expected,
             });
         }
-        if let Written::Fill = self.access.write(chunk, values, &mut self.desk)? {
+        if let Written::Fill = self.access.write(chunk, values, &mut self.resources)? {
             // Nothing was stored, and nothing must be seen of what was there before.
             let chunk: Vec<u32> =
                 chunk.iter().map(|c| u32::try_from(*c).unwrap_or(u32::MAX)).collect();

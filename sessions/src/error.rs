@@ -16,7 +16,7 @@ use thiserror::Error;
 #[non_exhaustive]
 pub enum Error {
     #[error("`{url}` is no location of a repository: {why}")]
-    BadUrl { url: String, why: String },
+    InvalidUrl { url: String, why: String },
     #[error("invalid format `{format}` of a repository: expected 1 or 2")]
     BadFormat { format: String },
     #[error("there is no repository at {place}: create one, or name another place")]
@@ -35,7 +35,7 @@ pub enum Error {
     #[error(
         "{place} is in the memory of another process or is gone: use a directory or an object store"
     )]
-    NotHere { place: String },
+    NotInProcess { place: String },
     #[error("{place} has no {what}")]
     NoVersion { place: String, what: String },
     #[error("there is no array or group `{path}` in {place}")]
@@ -278,15 +278,18 @@ impl Error {
     pub(crate) fn into_storage(self, place: String, action: &'static str) -> StorageError {
         match self {
             Error::Storage(e) => e,
-            Error::BadUrl { url, why } => StorageError::BadUrl { url, why },
-            Error::NotHere { place } => StorageError::NotHere(place),
+            Error::InvalidUrl { url, why } => StorageError::InvalidUrl { url, why },
+            Error::NotInProcess { place } => StorageError::NotInProcess(place),
             e @ (Error::Closed { .. } | Error::Committing { .. } | Error::Replaced { .. }) => {
                 StorageError::Refused { place, message: e.to_string() }
             }
             // Icechunk's client has retried it.
-            e @ Error::Repository { transient: true, .. } => {
-                StorageError::GaveUp { place, action, message: e.to_string(), is_throttle: false }
-            }
+            e @ Error::Repository { transient: true, .. } => StorageError::RetriesExhausted {
+                place,
+                action,
+                message: e.to_string(),
+                is_throttle: false,
+            },
             e => StorageError::Io {
                 place,
                 action,

@@ -47,7 +47,7 @@ pub use commit::{CommitOptions, Rebase};
 pub use error::{Clash, Closed, Conflict, Error};
 pub use location::SCHEME;
 pub use maintenance::{Collected, Expired};
-pub use plan::RunSession;
+pub use plan::RepositoryPublisher;
 pub use receipt::{Batch, Receipt, Receipts, Written};
 pub use repository::{Format, MAIN, Repository, Snapshot, Version};
 pub use session::{Fork, ReadonlySession, Ticket, WritableSession};

@@ -30,7 +30,7 @@ pub(crate) enum Location {
 impl Location {
     /// Of a path, `file://PATH`, `s3://BUCKET/PREFIX` or `memory://NAME`.
     pub(crate) fn parse(url: &str) -> Result<Location, Error> {
-        let bad = |why: &str| Error::BadUrl { url: url.to_owned(), why: why.to_owned() };
+        let bad = |why: &str| Error::InvalidUrl { url: url.to_owned(), why: why.to_owned() };
         if url.contains(['#', '?']) {
             return Err(bad("a repository's location has no `#` and no `?` in it"));
         }
@@ -84,7 +84,7 @@ pub(crate) struct StoreUrl {
 impl StoreUrl {
     /// Takes a store's URL apart.
     pub(crate) fn parse(url: &str) -> Result<StoreUrl, Error> {
-        let bad = || Error::BadUrl {
+        let bad = || Error::InvalidUrl {
             url: url.to_owned(),
             why: format!(
                 "what a repository holds is at `{SCHEME}REPOSITORY#branch=NAME/PATH`, \

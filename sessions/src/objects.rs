@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use freestone_engine::kernels::Buffer;
-use freestone_engine::storage::{ByteRange, Pending, StorageError, Store};
+use freestone_engine::storage::{ByteRange, PendingRead, StorageError, Store};
 use icechunk::asset_manager::AssetManager;
 use icechunk::format::ChunkId;
 
@@ -75,7 +75,7 @@ impl Objects {
         offset: u64,
         len: u64,
         into: Buffer,
-    ) -> Result<Pending, Buffer> {
+    ) -> Result<PendingRead, Buffer> {
         match self {
             Objects::Store(store) => {
                 store.begin_read(&key(id), Some(ByteRange::At { offset, len }), len, into)

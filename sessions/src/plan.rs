@@ -2,7 +2,7 @@
 //!
 //! A target of a plan is in a session if its store is the session's ([`WritableSession::store`]).
 //! Workers write it by the URL alone; the receipts of their tasks, which know nothing of Icechunk,
-//! are enough to commit it. [`RunSession`] is what the engine's driver needs for that.
+//! are enough to commit it. [`RepositoryPublisher`] is what the engine's driver needs for that.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use freestone_engine::kernels::Buffer;
 use freestone_engine::plan::{ArrayId, FinalizedPlan, Mode, Place, Publication};
-use freestone_engine::session::{Refusal, Session, SessionError};
+use freestone_engine::publish::{PublishError, Publisher, Rejection};
 use freestone_engine::storage::metadata::open_array;
 use freestone_engine::storage::reader::Written;
 use freestone_engine::storage::{ArrayInfo, StorageError, Store};
@@ -273,11 +273,11 @@ fn chunk_of(output: &Output<'_>, number: u64) -> Result<Vec<u32>, Error> {
 
 /// What a run needs of a session: the engine's driver begins, resumes and commits it.
 ///
-/// A run of its own commits when it is done ([`committing`](RunSession::committing)). One that has
-/// joined a shared session adds what it has made to that ([`joining`](RunSession::joining)), which
+/// A run of its own commits when it is done ([`committing`](RepositoryPublisher::committing)). One that has
+/// joined a shared session adds what it has made to that ([`joining`](RepositoryPublisher::joining)), which
 /// somebody else commits.
 #[derive(Debug)]
-pub struct RunSession {
+pub struct RepositoryPublisher {
     store: Arc<SessionStore>,
     how: How,
     /// A run has begun with it, and says how it ends.
@@ -309,15 +309,15 @@ enum Record {
 /// The field of a run's record.
 const RECORD: &str = "icechunk";
 
-impl RunSession {
+impl RepositoryPublisher {
     /// Commits a session when the run is done.
     pub fn committing(
         session: &WritableSession,
         message: &str,
         options: CommitOptions,
-    ) -> RunSession {
+    ) -> RepositoryPublisher {
         let store = Arc::clone(session.session_store());
-        RunSession {
+        RepositoryPublisher {
             store,
             how: How::Own { session: session.clone(), message: message.to_owned(), options },
             begun: AtomicBool::new(false),
@@ -325,9 +325,9 @@ impl RunSession {
     }
 
     /// Adds what the run has made to a shared session, and closes the joiner when it is done.
-    pub fn joining(joiner: Joiner) -> RunSession {
+    pub fn joining(joiner: Joiner) -> RepositoryPublisher {
         let (store, name) = (Arc::clone(joiner.session_store()), joiner.name().to_owned());
-        RunSession {
+        RepositoryPublisher {
             store,
             how: How::Joined { name, joiner: Mutex::new(Some(joiner)) },
             begun: AtomicBool::new(false),
@@ -339,7 +339,7 @@ impl RunSession {
     ///
     /// # Errors
     /// Where the repository cannot be opened; [`Error::Closed`] where the shared session has ended.
-    pub fn of_ticket(ticket: &Value) -> Option<Result<RunSession, Error>> {
+    pub fn of_ticket(ticket: &Value) -> Option<Result<RepositoryPublisher, Error>> {
         let bad = |e: serde_json::Error| Error::Damaged {
             place: "the run's record".into(),
             why: e.to_string(),
@@ -349,13 +349,13 @@ impl RunSession {
             Record::Own { ticket, message, rebase } => {
                 let rebase =
                     if rebase == 0 { Rebase::Never } else { Rebase::Disjoint { attempts: rebase } };
-                Ok(RunSession::committing(
+                Ok(RepositoryPublisher::committing(
                     &ticket.resume()?,
                     &message,
                     CommitOptions { rebase, ..CommitOptions::default() },
                 ))
             }
-            Record::Joined { repository, session, joiner } => Ok(RunSession::joining(
+            Record::Joined { repository, session, joiner } => Ok(RepositoryPublisher::joining(
                 Repository::open(&repository)?.join_session(&session, &joiner)?,
             )),
         }))
@@ -363,7 +363,7 @@ impl RunSession {
 
     /// As it was begun, but with another answer where the branch has moved.
     #[must_use]
-    pub fn with_rebase(mut self, rebase: Rebase) -> RunSession {
+    pub fn with_rebase(mut self, rebase: Rebase) -> RepositoryPublisher {
         if let How::Own { options, .. } = &mut self.how {
             options.rebase = rebase;
         }
@@ -379,7 +379,7 @@ impl RunSession {
     fn leave(&self) {
         let How::Joined { joiner, .. } = &self.how else { return };
         let told = self.store.draft().is_some_and(|d| !d.receipts.is_empty());
-        if let Some(open) = RunSession::joiner(joiner).take_if(|_| !told) {
+        if let Some(open) = RepositoryPublisher::joiner(joiner).take_if(|_| !told) {
             let _ = open.end();
         }
     }
@@ -405,7 +405,7 @@ impl RunSession {
                 }
             }
             How::Joined { joiner, .. } => {
-                if let Some(joiner) = &*RunSession::joiner(joiner) {
+                if let Some(joiner) = &*RepositoryPublisher::joiner(joiner) {
                     joiner.check()?;
                 }
             }
@@ -432,7 +432,7 @@ impl RunSession {
                 session.commit_unless(message, &options, is_cancelled).map(Some)
             }
             How::Joined { joiner, .. } => {
-                let mut joiner = RunSession::joiner(joiner);
+                let mut joiner = RepositoryPublisher::joiner(joiner);
                 if let Some(open) = &*joiner {
                     open.end_with(&plan.run_id().to_string(), || {
                         take_plan(&self.store, plan, receipts.iter().copied())
@@ -445,20 +445,20 @@ impl RunSession {
     }
 }
 
-impl Session for RunSession {
+impl Publisher for RepositoryPublisher {
     fn store(&self) -> Option<Arc<dyn Store>> {
         Some(Arc::new(self.store.for_tasks()))
     }
 
-    fn takes_receipts(&self) -> bool {
+    fn needs_receipts(&self) -> bool {
         true
     }
 
-    fn check(&self, plan: &FinalizedPlan) -> Result<(), SessionError> {
+    fn check(&self, plan: &FinalizedPlan) -> Result<(), PublishError> {
         Ok(check_plan(&self.store, plan)?)
     }
 
-    fn begin(&self, _plan: &FinalizedPlan) -> Result<(), SessionError> {
+    fn begin(&self, _plan: &FinalizedPlan) -> Result<(), PublishError> {
         // Nothing has to make room: what is there stays visible until the commit, and the base that
         // was looked at is what it was.
         self.begun.store(true, Ordering::Relaxed);
@@ -483,12 +483,16 @@ impl Session for RunSession {
         json!({RECORD: record})
     }
 
-    fn resume(&self, plan: &FinalizedPlan, _finished: bool) -> Result<(), SessionError> {
+    fn resume(&self, plan: &FinalizedPlan, _finished: bool) -> Result<(), PublishError> {
         self.begun.store(true, Ordering::Relaxed);
         Ok(self.check_resumed(plan)?)
     }
 
-    fn holds(&self, plan: &FinalizedPlan, receipt: &task::Receipt) -> Result<bool, StorageError> {
+    fn is_intact(
+        &self,
+        plan: &FinalizedPlan,
+        receipt: &task::Receipt,
+    ) -> Result<bool, StorageError> {
         let find = || -> Result<Option<Receipt>, Error> {
             let Some(publication) =
                 plan.plan().publications.iter().find(|p| p.array == receipt.array)
@@ -527,7 +531,7 @@ impl Session for RunSession {
         plan: &FinalizedPlan,
         receipts: &[task::Receipt],
         is_cancelled: &dyn Fn() -> bool,
-    ) -> Result<Option<String>, SessionError> {
+    ) -> Result<Option<String>, PublishError> {
         Ok(self.publish(plan, receipts, is_cancelled)?)
     }
 
@@ -539,7 +543,7 @@ impl Session for RunSession {
     }
 }
 
-impl Drop for RunSession {
+impl Drop for RepositoryPublisher {
     /// A shared session is not committed while somebody who has joined it is open: who never began
     /// need not be waited for. A run that can be resumed must be.
     fn drop(&mut self) {
@@ -549,19 +553,19 @@ impl Drop for RunSession {
     }
 }
 
-impl From<Error> for SessionError {
-    fn from(error: Error) -> SessionError {
+impl From<Error> for PublishError {
+    fn from(error: Error) -> PublishError {
         let why = match &error {
-            Error::Storage(e) => return SessionError::Storage(e.clone()),
+            Error::Storage(e) => return PublishError::Storage(e.clone()),
             // Who has taken over goes on with the same run, perhaps, and needs its folder.
-            Error::Replaced { .. } => Refusal::Conflict,
+            Error::Replaced { .. } => Rejection::Conflict,
             // What both have changed stays so; what is disjoint can go on top.
-            Error::Conflict(conflict) if conflict.clashes.is_empty() => Refusal::Moved,
-            Error::Conflict(_) => Refusal::Over,
+            Error::Conflict(conflict) if conflict.clashes.is_empty() => Rejection::Moved,
+            Error::Conflict(_) => Rejection::Over,
             Error::NodeExists { .. }
             | Error::Committing { .. }
             | Error::OpenJoiners { .. }
-            | Error::Contended { .. } => Refusal::Conflict,
+            | Error::Contended { .. } => Rejection::Conflict,
             Error::BadNode { .. }
             | Error::NoNode { .. }
             | Error::Elsewhere { .. }
@@ -570,13 +574,13 @@ impl From<Error> for SessionError {
             | Error::Collected { .. }
             | Error::Closed { .. }
             | Error::NoSession { .. }
-            | Error::NoVersion { .. } => Refusal::Over,
-            Error::Cancelled => Refusal::Cancelled,
+            | Error::NoVersion { .. } => Rejection::Over,
+            Error::Cancelled => Rejection::Cancelled,
             // Icechunk's client has retried it, and so has the commit where an answer was lost.
-            Error::Repository { .. } => Refusal::Failed,
-            e if e.is_transient() => Refusal::Transient,
-            _ => Refusal::Failed,
+            Error::Repository { .. } => Rejection::Failed,
+            e if e.is_transient() => Rejection::Transient,
+            _ => Rejection::Failed,
         };
-        SessionError::Refused { why, message: error.to_string() }
+        PublishError::Rejected { why, message: error.to_string() }
     }
 }

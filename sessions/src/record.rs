@@ -45,7 +45,7 @@ impl Records {
 
     fn path(&self, key: &str) -> Result<Path, Error> {
         Path::parse(format!("{}/{key}", self.prefix))
-            .map_err(|e| Error::BadUrl { url: self.place_of(key), why: e.to_string() })
+            .map_err(|e| Error::InvalidUrl { url: self.place_of(key), why: e.to_string() })
     }
 
     fn place_of(&self, key: &str) -> String {

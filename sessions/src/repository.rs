@@ -264,7 +264,7 @@ impl Repository {
         let mut lost = 0;
         for _ in 0..MAKING_ATTEMPTS {
             match Repository::open(url) {
-                Err(Error::NoRepository { .. } | Error::NotHere { .. }) => {}
+                Err(Error::NoRepository { .. } | Error::NotInProcess { .. }) => {}
                 other => return other,
             }
             match Repository::create(url, format) {
@@ -564,7 +564,7 @@ fn named(name: &str) -> Result<String, Error> {
 }
 
 pub(crate) fn snapshot_id(id: &str) -> Result<SnapshotId, Error> {
-    SnapshotId::try_from(id).map_err(|e| Error::BadUrl {
+    SnapshotId::try_from(id).map_err(|e| Error::InvalidUrl {
         url: id.to_owned(),
         why: format!("it is no id of a snapshot: {e}"),
     })
@@ -633,7 +633,7 @@ fn storage(location: &Location, memory: Option<&Memory>) -> Result<Backend, Erro
     let (location, place) = (location.clone(), location.to_string());
     let made = match (location, memory) {
         (_, Some(memory)) => return Ok(Arc::clone(&memory.storage)),
-        (Location::Memory(_), None) => return Err(Error::NotHere { place }),
+        (Location::Memory(_), None) => return Err(Error::NotInProcess { place }),
         (Location::Local(path), _) => {
             wait(async move { Ok(icechunk::new_local_filesystem_storage(&path).await) })?
         }
@@ -697,7 +697,7 @@ fn states(location: &Location, memory: Option<&Memory>) -> Result<Arc<dyn Object
     let place = location.to_string();
     Ok(match (location, memory) {
         (_, Some(memory)) => Arc::clone(&memory.records),
-        (Location::Memory(_), None) => return Err(Error::NotHere { place }),
+        (Location::Memory(_), None) => return Err(Error::NotInProcess { place }),
         (Location::Local(path), _) => Arc::new(
             object_store::local::LocalFileSystem::new_with_prefix(path)
                 .map_err(|e| failed(&place, "opened", e))?,
@@ -741,7 +741,7 @@ fn memory(location: &Location, make: bool) -> Result<Option<Arc<Memory>>, Error>
         return Ok(Some(memory));
     }
     if !make {
-        return Err(Error::NotHere { place: location.to_string() });
+        return Err(Error::NotInProcess { place: location.to_string() });
     }
     let place = location.to_string();
     let storage = wait(async move {

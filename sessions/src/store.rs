@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use freestone_engine::kernels::Buffer;
 use freestone_engine::storage::{
-    ByteRange, Lock, ObjectPart, PartsRead, Pending, StorageError, Store, join,
+    ByteRange, Lock, ObjectPart, PartsRead, PendingRead, StorageError, Store, join,
 };
 use icechunk::format::manifest::{ChunkPayload, ChunkRef};
 use icechunk::format::snapshot::NodeSnapshot;
@@ -483,7 +483,7 @@ impl Store for SessionStore {
         range: Option<ByteRange>,
         limit: u64,
         into: Buffer,
-    ) -> Result<Pending, Buffer> {
+    ) -> Result<PendingRead, Buffer> {
         // What is here need not be waited for, and what is wrong is said when it is read.
         let Key::Chunk(array, chunk) = Key::parse(key) else { return Err(into) };
         let Ok(Found::Object { id, offset, len }) = self.locate(array, &chunk) else {
@@ -496,7 +496,7 @@ impl Store for SessionStore {
             self.repository.objects().begin_read(&id, offset + start, len, into)?,
             self.gone(key, &id),
         );
-        Ok(Pending::new(move || {
+        Ok(PendingRead::new(move || {
             begun
                 .wait()
                 .and_then(|(found, buffer)| if found { Ok((true, buffer)) } else { Err(gone) })
@@ -634,7 +634,7 @@ impl Store for SessionStore {
         Ok(())
     }
 
-    fn sweep(&self, _prefix: &str) -> Result<(), StorageError> {
+    fn remove_partial_writes(&self, _prefix: &str) -> Result<(), StorageError> {
         // Objects that no snapshot refers to go with a garbage collection.
         Ok(())
     }
@@ -669,12 +669,12 @@ impl Store for SessionStore {
         })
     }
 
-    fn changed(&self, _key: &str) -> Result<Option<SystemTime>, StorageError> {
+    fn modified(&self, _key: &str) -> Result<Option<SystemTime>, StorageError> {
         // A snapshot does not change; when its parts came about, it does not tell.
         Ok(None)
     }
 
-    fn obstacle(&self, _key: &str) -> Option<String> {
+    fn blocking_file(&self, _key: &str) -> Option<String> {
         // The draft finds an array in the way when it is told of a node.
         None
     }

@@ -55,7 +55,7 @@ impl Told {
 }
 
 impl Observer for Told {
-    fn on(&self, event: &Event<'_>) {
+    fn on_event(&self, event: &Event<'_>) {
         match event {
             Event::RunStarted(start) => say(&json!({"run": start.run, "finished": start.finished})),
             Event::Started { request } => say(
@@ -114,7 +114,7 @@ pub fn run(asked: &Asked) {
     };
     say(&match ended {
         Ok(report) => {
-            json!({"ended": "well", "finished_before": report.finished_before, "recomputed": report.recomputed, "in_memory": report.kept_bytes > 0})
+            json!({"ended": "well", "finished_before": report.finished_before, "recomputed": report.recomputed, "in_memory": report.cached_bytes > 0})
         }
         Err(error) => json!({"ended": error.to_string()}),
     });

@@ -8,10 +8,10 @@ use std::time::Duration;
 use freestone::Options;
 use freestone::engine::events::{Event, Observer};
 use freestone::engine::plan::FinalizedPlan;
-use freestone::engine::session::{Session as EngineSession, SessionError};
+use freestone::engine::publish::{PublishError, Publisher};
 use freestone::engine::storage::{StorageError, Store};
 use freestone::engine::task::Receipt;
-use freestone::sessions::{CommitOptions, RunSession};
+use freestone::sessions::{CommitOptions, RepositoryPublisher};
 use serde_json::{Value, json};
 
 use crate::scenarios::repository::{Asked, Moment, overwriting};
@@ -26,12 +26,12 @@ fn reached() -> ! {
 /// Stops at its moment.
 struct Stopping {
     moment: Moment,
-    inner: RunSession,
+    inner: RepositoryPublisher,
     tasks: AtomicU64,
 }
 
 impl Observer for Stopping {
-    fn on(&self, event: &Event<'_>) {
+    fn on_event(&self, event: &Event<'_>) {
         if let Event::Outcome { counted, .. } = event {
             let tasks = self.tasks.fetch_add(*counted, Ordering::SeqCst) + counted;
             if matches!(self.moment, Moment::Tasks(n) if tasks >= n) {
@@ -43,20 +43,20 @@ impl Observer for Stopping {
     }
 }
 
-impl EngineSession for Stopping {
+impl Publisher for Stopping {
     fn store(&self) -> Option<Arc<dyn Store>> {
         self.inner.store()
     }
 
-    fn takes_receipts(&self) -> bool {
-        self.inner.takes_receipts()
+    fn needs_receipts(&self) -> bool {
+        self.inner.needs_receipts()
     }
 
-    fn check(&self, plan: &FinalizedPlan) -> Result<(), SessionError> {
+    fn check(&self, plan: &FinalizedPlan) -> Result<(), PublishError> {
         self.inner.check(plan)
     }
 
-    fn begin(&self, plan: &FinalizedPlan) -> Result<(), SessionError> {
+    fn begin(&self, plan: &FinalizedPlan) -> Result<(), PublishError> {
         self.inner.begin(plan)
     }
 
@@ -64,12 +64,12 @@ impl EngineSession for Stopping {
         self.inner.ticket()
     }
 
-    fn resume(&self, plan: &FinalizedPlan, finished: bool) -> Result<(), SessionError> {
+    fn resume(&self, plan: &FinalizedPlan, finished: bool) -> Result<(), PublishError> {
         self.inner.resume(plan, finished)
     }
 
-    fn holds(&self, plan: &FinalizedPlan, receipt: &Receipt) -> Result<bool, StorageError> {
-        self.inner.holds(plan, receipt)
+    fn is_intact(&self, plan: &FinalizedPlan, receipt: &Receipt) -> Result<bool, StorageError> {
+        self.inner.is_intact(plan, receipt)
     }
 
     fn commit(
@@ -77,7 +77,7 @@ impl EngineSession for Stopping {
         plan: &FinalizedPlan,
         receipts: &[Receipt],
         is_cancelled: &dyn Fn() -> bool,
-    ) -> Result<Option<String>, SessionError> {
+    ) -> Result<Option<String>, PublishError> {
         match self.moment {
             Moment::BeforeCommit => reached(),
             Moment::InCommit(us) => drop(thread::spawn(move || {

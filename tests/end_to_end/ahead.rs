@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use freestone::engine::kernels::Buffer;
 use freestone::engine::plan::{Place as ArrayPlace, PlanArray, StageId};
 use freestone::engine::storage::{
-    ByteRange, Lock, ObjectPart, PartsRead, Pending, StorageError, Store, read_each,
+    ByteRange, Lock, ObjectPart, PartsRead, PendingRead, StorageError, Store, read_each,
 };
 use freestone::{
     Array, CodecName, DType, MemoryStore, Serial, Settings, Spec, Stores, Target, concat,
@@ -102,7 +102,7 @@ impl Store for FarAway {
         range: Option<ByteRange>,
         limit: u64,
         mut into: Buffer,
-    ) -> Result<Pending, Buffer> {
+    ) -> Result<PendingRead, Buffer> {
         self.note(key);
         let under_way = self.under_way.fetch_add(1, Ordering::Relaxed) + 1;
         self.most.fetch_max(under_way, Ordering::Relaxed);
@@ -116,7 +116,7 @@ impl Store for FarAway {
             });
         }
         let counted = UnderWay(Arc::clone(&self.under_way));
-        Ok(Pending::new(move || {
+        Ok(PendingRead::new(move || {
             drop(counted);
             read.map(|found| (found, into))
         }))
@@ -152,8 +152,8 @@ impl Store for FarAway {
         self.write(key, &parts.concat())
     }
 
-    fn sweep(&self, prefix: &str) -> Result<(), StorageError> {
-        self.store.sweep(prefix)
+    fn remove_partial_writes(&self, prefix: &str) -> Result<(), StorageError> {
+        self.store.remove_partial_writes(prefix)
     }
 
     fn lock(&self, key: &str) -> Result<Option<Lock>, StorageError> {
@@ -168,12 +168,12 @@ impl Store for FarAway {
         self.store.size(key)
     }
 
-    fn changed(&self, key: &str) -> Result<Option<SystemTime>, StorageError> {
-        self.store.changed(key)
+    fn modified(&self, key: &str) -> Result<Option<SystemTime>, StorageError> {
+        self.store.modified(key)
     }
 
-    fn obstacle(&self, key: &str) -> Option<String> {
-        self.store.obstacle(key)
+    fn blocking_file(&self, key: &str) -> Option<String> {
+        self.store.blocking_file(key)
     }
 
     fn place(&self, key: &str) -> String {

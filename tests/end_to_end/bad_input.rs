@@ -6,7 +6,7 @@ use std::path::Path;
 
 use freestone::engine::driver::RunError;
 use freestone::engine::plan::PlanError;
-use freestone::engine::session::SessionError;
+use freestone::engine::publish::PublishError;
 use freestone::engine::storage::StorageError;
 use freestone::engine::storage::codec::CodecError;
 use freestone::engine::storage::metadata::MetadataError;
@@ -101,7 +101,7 @@ fn what_is_no_array() {
     };
     check(freestone::open(WINDS_V3), ExitCode::Input, "is a Zarr group", group);
     check(freestone::open("ftp://host/array"), ExitCode::Input, "ftp", |e| {
-        matches!(e, Error::Array(ArrayError::Storage(StorageError::BadUrl { .. })))
+        matches!(e, Error::Array(ArrayError::Storage(StorageError::InvalidUrl { .. })))
     });
 }
 
@@ -345,7 +345,7 @@ fn places_that_are_taken() {
     store(&tripled, &place.at("out"), &place, |t| t).unwrap();
     let before = tree(place.at("out"));
     let exists =
-        |e: &Error| matches!(e, Error::Run(RunError::Session(SessionError::Exists { .. })));
+        |e: &Error| matches!(e, Error::Run(RunError::Publish(PublishError::Exists { .. })));
     check(
         store(&array, &place.at("out"), &place, |t| t),
         ExitCode::Conflict,
@@ -358,7 +358,7 @@ fn places_that_are_taken() {
 
     fs::create_dir(place.at("notes")).unwrap();
     fs::write(place.at("notes/thesis.tex"), "years of work").unwrap();
-    let foreign = |e: &Error| matches!(e, Error::Run(RunError::Session(SessionError::Foreign { names, .. })) if *names == ["thesis.tex"]);
+    let foreign = |e: &Error| matches!(e, Error::Run(RunError::Publish(PublishError::Foreign { names, .. })) if *names == ["thesis.tex"]);
     for overwrite in [false, true] {
         check(
             store(&array, &place.at("notes"), &place, |t| t.overwrite(overwrite)),

@@ -9,10 +9,10 @@ use freestone::engine::driver::RunError;
 use freestone::engine::driver::record::folders;
 use freestone::engine::events::{Event, Observer};
 use freestone::engine::plan::FinalizedPlan;
-use freestone::engine::session::{Session as EngineSession, SessionError};
+use freestone::engine::publish::{PublishError, Publisher};
 use freestone::engine::storage::{StorageError, Store};
 use freestone::engine::task::{FailureKind, Receipt};
-use freestone::sessions::{CommitOptions, Format, MAIN, Repository, RunSession};
+use freestone::sessions::{CommitOptions, Format, MAIN, Repository, RepositoryPublisher};
 use freestone::{Cancel, DType, Error, ExitCode, Options, Planned, Serial, Session, Spec, Stores};
 use rustix::fs::{FlockOperation, flock};
 use serde_json::Value;
@@ -38,7 +38,7 @@ impl<F> Hook<F> {
 }
 
 impl<F: Fn(&str) + Send + Sync> Observer for Hook<F> {
-    fn on(&self, event: &Event<'_>) {
+    fn on_event(&self, event: &Event<'_>) {
         match (event, self.tasks) {
             (Event::RunStarted(start), None) => (self.action)(start.run),
             (Event::Outcome { counted, .. }, Some(tasks))
@@ -94,7 +94,7 @@ fn a_run_that_is_taken_over_ends_in_a_conflict_wherever_it_notices() {
         true,
         &|e| matches!(e, RunError::Task { failure, .. } if failure.kind == FailureKind::Refused),
     );
-    check(false, &|e| matches!(e, RunError::Session(SessionError::Refused { .. })));
+    check(false, &|e| matches!(e, RunError::Publish(PublishError::Rejected { .. })));
     // Who has taken it over needs what is finished.
     assert_eq!(folders(&Stores::default(), &spec.work_dir).unwrap().len(), 1);
 }
@@ -135,25 +135,25 @@ fn a_run_that_goes_on_is_not_taken_over() {
 /// Cancels the run once its commit has asked that often whether it is cancelled, as it does while
 /// it waits for the lock.
 struct Impatient {
-    inner: RunSession,
+    inner: RepositoryPublisher,
     cancel: Cancel,
     asked: AtomicU64,
 }
 
-impl EngineSession for Impatient {
+impl Publisher for Impatient {
     fn store(&self) -> Option<Arc<dyn Store>> {
         self.inner.store()
     }
 
-    fn takes_receipts(&self) -> bool {
-        self.inner.takes_receipts()
+    fn needs_receipts(&self) -> bool {
+        self.inner.needs_receipts()
     }
 
-    fn check(&self, plan: &FinalizedPlan) -> Result<(), SessionError> {
+    fn check(&self, plan: &FinalizedPlan) -> Result<(), PublishError> {
         self.inner.check(plan)
     }
 
-    fn begin(&self, plan: &FinalizedPlan) -> Result<(), SessionError> {
+    fn begin(&self, plan: &FinalizedPlan) -> Result<(), PublishError> {
         self.inner.begin(plan)
     }
 
@@ -161,12 +161,12 @@ impl EngineSession for Impatient {
         self.inner.ticket()
     }
 
-    fn resume(&self, plan: &FinalizedPlan, finished: bool) -> Result<(), SessionError> {
+    fn resume(&self, plan: &FinalizedPlan, finished: bool) -> Result<(), PublishError> {
         self.inner.resume(plan, finished)
     }
 
-    fn holds(&self, plan: &FinalizedPlan, receipt: &Receipt) -> Result<bool, StorageError> {
-        self.inner.holds(plan, receipt)
+    fn is_intact(&self, plan: &FinalizedPlan, receipt: &Receipt) -> Result<bool, StorageError> {
+        self.inner.is_intact(plan, receipt)
     }
 
     fn commit(
@@ -174,7 +174,7 @@ impl EngineSession for Impatient {
         plan: &FinalizedPlan,
         receipts: &[Receipt],
         is_cancelled: &dyn Fn() -> bool,
-    ) -> Result<Option<String>, SessionError> {
+    ) -> Result<Option<String>, PublishError> {
         self.inner.commit(plan, receipts, &|| {
             if self.asked.fetch_add(1, Ordering::SeqCst) == 3 {
                 self.cancel.cancel();

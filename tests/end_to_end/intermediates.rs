@@ -9,7 +9,7 @@ use freestone::engine::events::{Event, Observer};
 use freestone::engine::kernels::Buffer;
 use freestone::engine::plan::{Place as ArrayPlace, StageId};
 use freestone::engine::storage::{
-    ByteRange, Lock, ObjectPart, PartsRead, Pending, StorageError, Store, read_each,
+    ByteRange, Lock, ObjectPart, PartsRead, PendingRead, StorageError, Store, read_each,
 };
 use freestone::{
     Cancel, CodecName, DType, Error, MemoryStore, Options, Planned, RunReport, Serial, Spec,
@@ -133,7 +133,7 @@ impl Store for Watched {
         _range: Option<ByteRange>,
         _limit: u64,
         into: Buffer,
-    ) -> Result<Pending, Buffer> {
+    ) -> Result<PendingRead, Buffer> {
         Err(into)
     }
 
@@ -151,8 +151,8 @@ impl Store for Watched {
         self.write(key, &parts.concat())
     }
 
-    fn sweep(&self, prefix: &str) -> Result<(), StorageError> {
-        self.store.sweep(prefix)
+    fn remove_partial_writes(&self, prefix: &str) -> Result<(), StorageError> {
+        self.store.remove_partial_writes(prefix)
     }
 
     fn lock(&self, key: &str) -> Result<Option<Lock>, StorageError> {
@@ -167,12 +167,12 @@ impl Store for Watched {
         self.store.size(key)
     }
 
-    fn changed(&self, key: &str) -> Result<Option<SystemTime>, StorageError> {
-        self.store.changed(key)
+    fn modified(&self, key: &str) -> Result<Option<SystemTime>, StorageError> {
+        self.store.modified(key)
     }
 
-    fn obstacle(&self, key: &str) -> Option<String> {
-        self.store.obstacle(key)
+    fn blocking_file(&self, key: &str) -> Option<String> {
+        self.store.blocking_file(key)
     }
 
     fn place(&self, key: &str) -> String {
@@ -200,7 +200,7 @@ fn chain(output: &str, spec: &Spec) -> Planned {
 struct Ended<F>(F);
 
 impl<F: Fn(StageId) + Send + Sync> Observer for Ended<F> {
-    fn on(&self, event: &Event<'_>) {
+    fn on_event(&self, event: &Event<'_>) {
         if let Event::StageEnded { stage } = event {
             (self.0)(*stage);
         }
@@ -335,13 +335,13 @@ fn what_is_kept_in_memory_changes_no_byte() {
         };
         let spilled = work.store.counts().writes.keys().any(is_chunk);
         assert_eq!(
-            (report.kept_bytes > 0, spilled),
+            (report.cached_bytes > 0, spilled),
             (room != Some(0), room.is_some()),
             "{room:?}: {report}"
         );
         assert!(
             report.projected_bytes <= spec.local_mem
-                && report.kept_bytes <= room.unwrap_or(u64::MAX)
+                && report.cached_bytes <= room.unwrap_or(u64::MAX)
         );
         assert!(work.arrays().is_empty());
         let found = tree(&output);
@@ -386,7 +386,7 @@ fn processes_have_no_memory_tier() {
     let place = Place::new();
     let planned = chain(&place.at("out"), &place.spec());
     let report = freestone::run(&planned, &place.spec(), &processes(2)).unwrap();
-    assert_eq!((report.kept_bytes, report.projected_bytes), (0, planned.plan().projected_mem()));
+    assert_eq!((report.cached_bytes, report.projected_bytes), (0, planned.plan().projected_mem()));
 }
 
 /// Whole processes, with room for all intermediates and for a part of them.

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use freestone::engine::events::Observer;
 use freestone::engine::kernels::Buffer;
 use freestone::engine::storage::{
-    ByteRange, Lock, ObjectPart, PartsRead, Pending, StorageError, Store, read_each,
+    ByteRange, Lock, ObjectPart, PartsRead, PendingRead, StorageError, Store, read_each,
 };
 use freestone::{
     Cancel, CodecName, DType, MemoryStore, Options, RunReport, Spec, Stores, Target, Threads,
@@ -326,7 +326,7 @@ impl Store for Flaky {
         _range: Option<ByteRange>,
         _limit: u64,
         into: Buffer,
-    ) -> Result<Pending, Buffer> {
+    ) -> Result<PendingRead, Buffer> {
         Err(into)
     }
 
@@ -344,8 +344,8 @@ impl Store for Flaky {
         self.write(key, &parts.concat())
     }
 
-    fn sweep(&self, prefix: &str) -> Result<(), StorageError> {
-        self.store.sweep(prefix)
+    fn remove_partial_writes(&self, prefix: &str) -> Result<(), StorageError> {
+        self.store.remove_partial_writes(prefix)
     }
 
     fn lock(&self, key: &str) -> Result<Option<Lock>, StorageError> {
@@ -360,12 +360,12 @@ impl Store for Flaky {
         self.store.size(key)
     }
 
-    fn changed(&self, key: &str) -> Result<Option<SystemTime>, StorageError> {
-        self.store.changed(key)
+    fn modified(&self, key: &str) -> Result<Option<SystemTime>, StorageError> {
+        self.store.modified(key)
     }
 
-    fn obstacle(&self, key: &str) -> Option<String> {
-        self.store.obstacle(key)
+    fn blocking_file(&self, key: &str) -> Option<String> {
+        self.store.blocking_file(key)
     }
 
     fn place(&self, key: &str) -> String {

@@ -38,7 +38,7 @@ fn run(
 struct Workers<F>(F);
 
 impl<F: Fn(&str) + Send + Sync> Observer for Workers<F> {
-    fn on(&self, event: &Event<'_>) {
+    fn on_event(&self, event: &Event<'_>) {
         if let Event::Outcome { outcome, .. } = event {
             (self.0)(&outcome.worker);
         }

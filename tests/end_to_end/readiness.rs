@@ -186,7 +186,7 @@ proptest! {
 struct Order(Mutex<Vec<(&'static str, usize)>>);
 
 impl Observer for Order {
-    fn on(&self, event: &Event<'_>) {
+    fn on_event(&self, event: &Event<'_>) {
         match event {
             Event::StageStarted { stage } => self.0.lock().unwrap().push(("started", stage.0)),
             Event::StageEnded { stage } => self.0.lock().unwrap().push(("ended", stage.0)),

@@ -6,7 +6,7 @@ use std::thread;
 
 use freestone::engine::driver::RunError;
 use freestone::engine::plan::PlanError;
-use freestone::engine::session::SessionError;
+use freestone::engine::publish::PublishError;
 use freestone::{
     Array, ArrayError, CodecName, DType, Error, ExitCode, RegionError, Serial, Target, Threads,
 };
@@ -272,7 +272,7 @@ fn an_array_that_changed_meanwhile_is_not_written() {
     freestone::create(&[Target::array(&other, &location).overwrite(true)], &place.spec()).unwrap();
     let error = freestone::run(&planned, &place.spec(), &Serial).unwrap_err();
     assert!(
-        matches!(error, Error::Run(RunError::Session(SessionError::Changed { .. }))),
+        matches!(error, Error::Run(RunError::Publish(PublishError::Changed { .. }))),
         "{error}"
     );
     assert_eq!(error.exit_code(), ExitCode::Conflict);

@@ -11,7 +11,9 @@ use std::fs;
 use std::process::Output;
 
 use freestone::engine::executor::Executor;
-use freestone::sessions::{CommitOptions, Format, MAIN, Rebase, Repository, RunSession, Version};
+use freestone::sessions::{
+    CommitOptions, Format, MAIN, Rebase, Repository, RepositoryPublisher, Version,
+};
 use freestone::{
     Array, DType, Error, ExitCode, Options, Serial, Session, Spec, Stores, Target, Threads,
 };
@@ -413,7 +415,7 @@ fn conflicts_say_what_helps() {
             );
             let stored = freestone::open_run(&run, &Stores::default()).unwrap();
             let resume = |rebase: Rebase| {
-                let session = RunSession::of_ticket(&stored.record.session)
+                let session = RepositoryPublisher::of_ticket(&stored.record.session)
                     .unwrap()
                     .unwrap()
                     .with_rebase(rebase);
@@ -557,7 +559,7 @@ fn a_run_that_comes_second_can_go_on_top() {
     let again =
         freestone::resume(&stored, &spec, &Serial, &Options::default()).unwrap_err().to_string();
     assert!(again.contains("came first"), "{again}");
-    let on_top = RunSession::of_ticket(&stored.record.session)
+    let on_top = RepositoryPublisher::of_ticket(&stored.record.session)
         .unwrap()
         .unwrap()
         .with_rebase(Rebase::Disjoint { attempts: 5 });

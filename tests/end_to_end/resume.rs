@@ -13,8 +13,8 @@ use freestone::engine::driver::record::folders;
 use freestone::engine::events::{Event, Observer};
 use freestone::engine::executor::{Executor, ExecutorError, Next, TaskSource};
 use freestone::engine::machine::ProcessId;
+use freestone::engine::publish::PublishError;
 use freestone::engine::remote;
-use freestone::engine::session::SessionError;
 use freestone::engine::storage::Store;
 use freestone::engine::task::{FailureKind, TaskOutcome};
 use freestone::engine::worker::RunContext;
@@ -43,7 +43,7 @@ impl Counting {
 }
 
 impl Observer for Counting {
-    fn on(&self, event: &Event<'_>) {
+    fn on_event(&self, event: &Event<'_>) {
         match event {
             Event::Outcome { outcome, counted } => {
                 *self.tasks.lock().unwrap().entry(outcome.request.stage.0).or_default() += counted;
@@ -273,11 +273,11 @@ fn places_that_another_run_has_taken_stop_it() {
     let (spec, folder) = interrupted(&place, "out", 5);
     let (_, second) = interrupted(&place, "out", 25);
     let error = refused(&folder, &spec, false);
-    assert!(matches!(error.cause(), RunError::Session(SessionError::Taken { .. })), "{error}");
+    assert!(matches!(error.cause(), RunError::Publish(PublishError::Taken { .. })), "{error}");
     resume(&second, &spec, &Serial, &Counting::default()).unwrap();
     assert!(matches!(
         refused(&folder, &spec, false).cause(),
-        RunError::Session(SessionError::Taken { .. })
+        RunError::Publish(PublishError::Taken { .. })
     ));
 }
 
@@ -300,7 +300,7 @@ fn without_the_beginning_of_the_journal_all_is_done_again() {
 fn a_place_where_a_run_is_at_work_is_refused() {
     struct Other<'a>(&'a Place, Mutex<Option<ExitCode>>);
     impl Observer for Other<'_> {
-        fn on(&self, event: &Event<'_>) {
+        fn on_event(&self, event: &Event<'_>) {
             let mut found = self.1.lock().unwrap();
             if matches!(event, Event::StageStarted { .. }) && found.is_none() {
                 let spec = self.0.spec();
@@ -740,7 +740,7 @@ fn records_of_workers_count_where_the_journal_is_silent() {
 struct Once<F: Fn() + Send + Sync>(std::sync::Once, F);
 
 impl<F: Fn() + Send + Sync> Observer for Once<F> {
-    fn on(&self, event: &Event<'_>) {
+    fn on_event(&self, event: &Event<'_>) {
         if matches!(event, Event::Outcome { .. }) {
             self.0.call_once(&self.1);
         }

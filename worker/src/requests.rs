@@ -452,7 +452,7 @@ impl Shared<'_> {
             match write_record(&**work, &self.plan.context.address.folder, records.client, outcome)
             {
                 Err(error)
-                    if error.may_be_retried()
+                    if error.is_retryable()
                         && attempt < RECORD_ATTEMPTS
                         && !self.deadline.left().is_zero() =>
                 {

@@ -2,7 +2,9 @@
 //! `--session`.
 
 use clap::Args;
-use freestone::sessions::{CommitOptions, Error, Format, MAIN, Rebase, Repository, RunSession};
+use freestone::sessions::{
+    CommitOptions, Error, Format, MAIN, Rebase, Repository, RepositoryPublisher,
+};
 use freestone::{Session, Settings, Spec, Target};
 use freestone_cli::limits::Limits;
 
@@ -122,7 +124,7 @@ impl Committing {
             if spec.branch == MAIN
                 && matches!(
                     Repository::open(&spec.repository),
-                    Err(Error::NoRepository { .. } | Error::NotHere { .. })
+                    Err(Error::NoRepository { .. } | Error::NotInProcess { .. })
                 )
             {
                 let rehearsal = Session::begin(&Repository::in_memory()?, MAIN)?;
@@ -142,7 +144,7 @@ impl Committing {
     }
 
     /// What the run needs to commit.
-    pub(crate) fn publishing(&self, session: Session, outputs: &[String]) -> RunSession {
+    pub(crate) fn publishing(&self, session: Session, outputs: &[String]) -> RepositoryPublisher {
         let message =
             self.message.clone().unwrap_or_else(|| format!("freestone: {}", outputs.join(", ")));
         session.publishing(

@@ -24,8 +24,8 @@ use freestone::engine::driver::RunError;
 use freestone::engine::events::Observer;
 use freestone::engine::executor::Executor;
 use freestone::engine::plan::PlanExplanation;
-use freestone::engine::session::Session;
-use freestone::sessions::RunSession;
+use freestone::engine::publish::Publisher;
+use freestone::sessions::RepositoryPublisher;
 use freestone::{Cancel, Error, ExitCode, Options, RunReport, Spec, Target};
 use freestone_cli::cost::{self, Cost, Place, Prices};
 use freestone_cli::drawing::svg;
@@ -67,7 +67,7 @@ struct Mode<'a> {
 /// results are committed by that.
 fn execute(
     targets: &[Target],
-    session: Option<RunSession>,
+    session: Option<RepositoryPublisher>,
     limits: &Limits,
     watching: &Watching,
     mode: Mode<'_>,
@@ -115,7 +115,7 @@ fn execute(
     // With JSON, one object is all that is said.
     let said = if mode.json { Ok(()) } else { say(&planned.plan().to_string()) };
     let cancel = interruptible(&spec.work_dir)?;
-    let session = session.as_ref().map(|s| s as &dyn Session);
+    let session = session.as_ref().map(|s| s as &dyn Publisher);
     let run = |observers: &[&dyn Observer]| {
         freestone::run_with(
             &planned,

@@ -55,7 +55,7 @@ pub(crate) fn run(report: &RunReport, measured: Option<&Cost>, projected: Option
         "slots": report.slots,
         "retries": report.retries,
         "projected_mem": report.projected_bytes,
-        "kept_mem": report.kept_bytes,
+        "kept_mem": report.cached_bytes,
         "peak_mem": report.peak_rss_bytes,
         "worker_peak_mem": report.worker_peak_bytes,
         "warnings": report.memory_excess.iter().map(ToString::to_string).collect::<Vec<_>>(),

@@ -4,7 +4,7 @@ use clap::Args;
 use freestone::Options;
 use freestone::engine::driver::RunError;
 use freestone::engine::events::Observer;
-use freestone::engine::session::Session;
+use freestone::engine::publish::Publisher;
 use freestone_cli::limits::Limits;
 
 use super::watching::Watching;
@@ -42,12 +42,12 @@ pub(crate) fn resume(asked: &Arguments) -> Result<(), Failure> {
     let cancel = interruptible(&stored.address.work_dir)?;
     stored.check_idle(&stores)?;
     let rebased = if asked.rebase {
-        freestone::sessions::RunSession::of_ticket(&stored.record.session)
+        freestone::sessions::RepositoryPublisher::of_ticket(&stored.record.session)
     } else {
         None
     };
     let rebased = rebased.transpose()?.map(|s| s.with_rebase(committing::rebase(true)));
-    let session = rebased.as_ref().map(|s| s as &dyn Session);
+    let session = rebased.as_ref().map(|s| s as &dyn Publisher);
     let run = |observers: &[&dyn Observer]| {
         freestone::resume(
             &stored,

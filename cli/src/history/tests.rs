@@ -15,16 +15,16 @@ fn lines(file: &Path) -> Vec<Value> {
 /// A run in which everything happens.
 fn tell_all(history: &History) {
     let plan = planned(2, 400);
-    history.on(&Event::RunStarted(&started(&plan, &[0, 7])));
-    history.on(&Event::StageStarted { stage: StageId(0) });
-    history.on(&Event::Started { request: &request(5, 0, 20, 2) });
-    history.on(&Event::Outcome {
+    history.on_event(&Event::RunStarted(&started(&plan, &[0, 7])));
+    history.on_event(&Event::StageStarted { stage: StageId(0) });
+    history.on_event(&Event::Started { request: &request(5, 0, 20, 2) });
+    history.on_event(&Event::Outcome {
         outcome: &outcome(request(5, 0, 20, 2), "worker \"1\"", 30, 4000),
         counted: 2,
     });
     let repeated =
         freestone::engine::task::TaskRequest { backup_of: Some(5), ..request(6, 0, 22, 1) };
-    history.on(&Event::Started { request: &repeated });
+    history.on_event(&Event::Started { request: &repeated });
     let lost = failure(FailureKind::WorkerLost, "<gone>\n", 22);
     let failed = TaskOutcome {
         failure: Some(lost.clone()),
@@ -32,9 +32,13 @@ fn tell_all(history: &History) {
         worker_peak_bytes: Some(99),
         ..outcome(repeated, "w2", 0, 0)
     };
-    history.on(&Event::Outcome { outcome: &failed, counted: 0 });
-    history.on(&Event::Retried { failure: &lost, attempt: 1, delay: Duration::from_millis(250) });
-    history.on(&Event::Recomputed { stage: StageId(0), tasks: 3, why: "chunk 1 is gone" });
+    history.on_event(&Event::Outcome { outcome: &failed, counted: 0 });
+    history.on_event(&Event::Retried {
+        failure: &lost,
+        attempt: 1,
+        delay: Duration::from_millis(250),
+    });
+    history.on_event(&Event::Recomputed { stage: StageId(0), tasks: 3, why: "chunk 1 is gone" });
     let (stage, worker) = ("copy-000".into(), "w2".into());
     let excess = MemoryExcess {
         stage,
@@ -43,8 +47,8 @@ fn tell_all(history: &History) {
         measured_bytes: 792,
         projected_bytes: 34,
     };
-    history.on(&Event::MemoryExceeded(&excess));
-    history.on(&Event::StageEnded { stage: StageId(0) });
+    history.on_event(&Event::MemoryExceeded(&excess));
+    history.on_event(&Event::StageEnded { stage: StageId(0) });
 }
 
 #[test]
@@ -53,7 +57,7 @@ fn every_event_is_a_line() {
     let file = folder.path().join("history.jsonl");
     let history = History::append(&file).unwrap();
     tell_all(&history);
-    history.on(&Event::RunEnded(Ok(&RunReport {
+    history.on_event(&Event::RunEnded(Ok(&RunReport {
         retries: 1,
         process_cpu: Duration::from_millis(3),
         peak_rss_bytes: 123,
@@ -156,7 +160,7 @@ fn runs_that_fail_or_are_cancelled_end_too_and_follow_each_other() {
     for error in &errors {
         let history = History::append(&file).unwrap();
         tell_all(&history);
-        history.on(&Event::RunEnded(Err(error)));
+        history.on_event(&Event::RunEnded(Err(error)));
     }
     let lines = lines(&file);
     assert_eq!(lines.len(), 22);
@@ -178,7 +182,7 @@ fn lines_are_written_within_a_second_or_when_it_is_dropped() {
         assert!(start.elapsed() < Duration::from_secs(300), "nothing was written");
         thread::sleep(Duration::from_millis(20));
     }
-    history.on(&Event::StageEnded { stage: StageId(1) });
+    history.on_event(&Event::StageEnded { stage: StageId(1) });
     drop(history);
     assert_eq!(lines(&file).len(), 11);
 }
@@ -187,7 +191,7 @@ fn lines_are_written_within_a_second_or_when_it_is_dropped() {
 fn a_full_disk_is_told_once_and_stops_nobody() {
     let history = History::append(Path::new("/dev/full")).unwrap();
     tell_all(&history);
-    history.on(&Event::RunEnded(Ok(&RunReport::default())));
+    history.on_event(&Event::RunEnded(Ok(&RunReport::default())));
     assert_eq!(history.trouble().map(|e| e.kind()), Some(io::ErrorKind::StorageFull));
     assert!(history.trouble().is_none());
     assert!(History::append(Path::new("/nowhere/at/all")).is_err());

@@ -55,7 +55,7 @@ impl Report {
 }
 
 impl Observer for Report {
-    fn on(&self, event: &Event<'_>) {
+    fn on_event(&self, event: &Event<'_>) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match event {
             Event::RunStarted(start) => state.record = Some(Record::new(start)),
@@ -68,7 +68,7 @@ impl Observer for Report {
             }
             _ => {
                 if let Some(record) = &mut state.record {
-                    record.on(event);
+                    record.on_event(event);
                 }
             }
         }

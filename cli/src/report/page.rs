@@ -109,8 +109,8 @@ fn tiles(html: &mut String, record: &Record, ended: &Ended) {
         );
         tile("Cost", dollars(measured.dollars()), note);
     }
-    let kept = if ended.kept_bytes > 0 {
-        format!(", {} of it intermediates", size(ended.kept_bytes))
+    let kept = if ended.cached_bytes > 0 {
+        format!(", {} of it intermediates", size(ended.cached_bytes))
     } else {
         String::new()
     };

@@ -137,7 +137,7 @@ pub(super) struct Ended {
     pub(super) wall: u64,
     pub(super) process_cpu: Duration,
     pub(super) peak_rss_bytes: u64,
-    pub(super) kept_bytes: u64,
+    pub(super) cached_bytes: u64,
     /// What it has cost, and what was projected, where it ran on machines that are paid for by use.
     pub(super) cost: Option<[Cost; 2]>,
 }
@@ -189,7 +189,7 @@ impl Record {
         }
     }
 
-    pub(super) fn on(&mut self, event: &Event<'_>) {
+    pub(super) fn on_event(&mut self, event: &Event<'_>) {
         self.at(self.start.elapsed().as_micros() as u64, event);
     }
 
@@ -351,7 +351,7 @@ impl Record {
                 machine::process_cpu_ns().saturating_sub(self.cpu_ns),
             ),
             peak_rss_bytes: machine::peak_rss_bytes(),
-            kept_bytes: result.map_or(0, |r| r.kept_bytes),
+            cached_bytes: result.map_or(0, |r| r.cached_bytes),
             cost: result.ok().and_then(|r| self.cost(r)),
         }
     }

@@ -193,10 +193,12 @@ fn failed_and_cancelled_runs_have_pages() {
         let file = folder.path().join("report.html");
         let report = Report::create(&file, &spec()).unwrap();
         let plan = planned(1, 400);
-        report.on(&Event::RunStarted(&started(&plan, &[12])));
-        report
-            .on(&Event::Outcome { outcome: &outcome(request(1, 0, 12, 3), "w", 5, 0), counted: 3 });
-        report.on(&Event::RunEnded(Err(&error)));
+        report.on_event(&Event::RunStarted(&started(&plan, &[12])));
+        report.on_event(&Event::Outcome {
+            outcome: &outcome(request(1, 0, 12, 3), "w", 5, 0),
+            counted: 3,
+        });
+        report.on_event(&Event::RunEnded(Err(&error)));
         let html = fs::read_to_string(&file).unwrap();
         check_html(&html);
         assert!(
@@ -228,8 +230,8 @@ fn a_page_that_cannot_be_written_is_told_once() {
     let report = Report::create(&file, &spec()).unwrap();
     fs::remove_dir_all(folder.path().join("sub")).unwrap();
     let plan = planned(1, 400);
-    report.on(&Event::RunStarted(&started(&plan, &[])));
-    report.on(&Event::RunEnded(Ok(&RunReport::default())));
+    report.on_event(&Event::RunStarted(&started(&plan, &[])));
+    report.on_event(&Event::RunEnded(Ok(&RunReport::default())));
     assert!(report.trouble().is_some());
     assert!(report.trouble().is_none());
 }
@@ -256,7 +258,7 @@ fn a_page_of_a_run_that_is_paid_for_says_what_it_cost() {
     let mut record = record(1000, 2);
     let html = page_of(&mut record, Ok(&RunReport::default()));
     assert!(!html.contains("<h2>Cost</h2>"));
-    let invoked = freestone::engine::executor::Invoked {
+    let invoked = freestone::engine::executor::Invocations {
         invocations: 7,
         byte_ms: f64::from(1 << 30) * 3e6,
         ..Default::default()

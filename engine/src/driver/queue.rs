@@ -361,7 +361,7 @@ impl<'a> Queue<'a> {
     }
 
     fn tell(&self, event: &Event<'_>) {
-        self.run.observers.iter().for_each(|o| o.on(event));
+        self.run.observers.iter().for_each(|o| o.on_event(event));
     }
 
     fn bytes(&self, stage: StageId) -> u64 {

@@ -27,7 +27,7 @@ pub struct RunRecord {
     pub format: u32,
     /// When the run began, in milliseconds since 1970.
     pub began_ms: u64,
-    /// What the session needs ([`Session::ticket`](crate::session::Session::ticket)).
+    /// What the session needs ([`Publisher::ticket`](crate::publish::Publisher::ticket)).
     pub session: Value,
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::{FinalizedPlan, Place, PlanError, StageId};
 use crate::memory::size;
-use crate::storage::TierStore;
+use crate::storage::TieredStore;
 
 /// How much the local machine may hold, and how tasks share it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,7 +108,7 @@ impl FinalizedPlan {
                 .arrays
                 .iter()
                 .filter(|a| a.place == Place::Work)
-                .map(|a| TierStore::bound(&a.info))
+                .map(|a| TieredStore::bound(&a.info))
                 .fold(0, u64::saturating_add)
         };
         let kept = if local.shared { between().min(room - tasks) } else { 0 };

@@ -255,7 +255,7 @@ impl CompiledContract {
             .ok_or_else(|| internal("accumulators are there until the task ends"))?;
         let added = self.add_products(at, task, &packs, accumulator.bytes_mut());
         task.accumulators[0] = Some(accumulator);
-        packs.into_iter().flatten().for_each(|p| task.desk.arena.recycle(p));
+        packs.into_iter().flatten().for_each(|p| task.resources.arena.recycle(p));
         added
     }
 
@@ -280,7 +280,7 @@ impl CompiledContract {
         let shape: Vec<usize> = axes.iter().map(|d| at.cell.shape[*d] as usize).collect();
         let size = task.outputs[0].info().dtype.size();
         let mut pack = task
-            .desk
+            .resources
             .arena
             .buffer((shape.iter().product::<usize>() * size) as u64)
             .map_err(overrun)?;

@@ -177,7 +177,7 @@ impl CompiledUser {
         let region = task.outputs[0].objects().region(&at.object);
         let shape = sizes(&region.shape);
         let n = shape.iter().product::<usize>() * dtype.size();
-        let mut scratch = task.desk.arena.buffer(*scratch_bytes).map_err(overrun)?;
+        let mut scratch = task.resources.arena.buffer(*scratch_bytes).map_err(overrun)?;
         let mut block = task.blocks[0]
             .take()
             .ok_or_else(|| internal("an output block is there before it is computed"))?;
@@ -203,7 +203,7 @@ impl CompiledUser {
         let scratch_part = &mut scratch.bytes_mut()[..*scratch_bytes as usize];
         let applied = panics::caught(|| self.code.apply(&inputs, &mut output, scratch_part));
         let applied = applied.unwrap_or_else(|panic| Err(format!("it panicked: {panic}")));
-        task.desk.arena.recycle(scratch);
+        task.resources.arena.recycle(scratch);
         applied.map_err(|e| (FailureKind::Kernel, format!("kernel `{name}`: {e}")))?;
         task.blocks[0] = Some(block);
         task.pad(0, at);

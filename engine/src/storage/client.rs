@@ -337,8 +337,8 @@ mod tests {
     fn ending(result: Result<(), StorageError>) -> &'static str {
         match result {
             Ok(()) => "done",
-            Err(e) if e.is_throttle() && !e.may_be_retried() => "throttled",
-            Err(e) if e.is_transient() && !e.may_be_retried() => "gave up",
+            Err(e) if e.is_throttle() && !e.is_retryable() => "throttled",
+            Err(e) if e.is_transient() && !e.is_retryable() => "gave up",
             Err(StorageError::Denied { .. }) => "denied",
             Err(e) if !e.is_transient() && !e.is_throttle() => "failed",
             Err(e) => panic!("it may be retried: {e}"),

@@ -2,7 +2,7 @@
 
 use freestone_kernels::Buffer;
 
-use super::{ByteRange, ObjectPart, PartsRead, Pending, StorageError, Store, read_small};
+use super::{ByteRange, ObjectPart, PartsRead, PendingRead, StorageError, Store, read_small};
 
 /// Holds a store, empty below `prefix`, against the contract of [`Store`]; panics where it breaks
 /// it.
@@ -93,13 +93,13 @@ pub fn check(store: &dyn Store, prefix: &str) {
             && store.size(&key("d/none")).unwrap().is_none(),
         "the size, if it is told"
     );
-    store.sweep(&key("d/")).unwrap();
+    store.remove_partial_writes(&key("d/")).unwrap();
     assert_eq!(
         whole("d/parts").as_deref(),
         Some(b"onetwo".as_slice()),
         "what was written is not swept away"
     );
-    match store.begin_read(&key("d/parts"), None, 10, Buffer::zeroed(10)).map(Pending::wait) {
+    match store.begin_read(&key("d/parts"), None, 10, Buffer::zeroed(10)).map(PendingRead::wait) {
         Ok(read) => assert!(read.is_ok_and(|(found, buffer)| found && buffer.bytes() == b"onetwo")),
         Err(buffer) => assert_eq!(buffer.len(), 10, "the buffer is the caller's again"),
     }
@@ -109,7 +109,7 @@ pub fn check(store: &dyn Store, prefix: &str) {
     assert!(!is_locked(), "nobody has the lock");
     let lock = store.lock(&key("lock")).unwrap().expect("the lock is free");
     assert!(!lock.is_lost() && lock.confirm().unwrap());
-    if !lock.is_unheld() {
+    if !lock.is_noop() {
         assert!(
             is_locked() && store.lock(&key("lock")).unwrap().is_none(),
             "one has a lock at a time"

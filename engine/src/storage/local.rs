@@ -205,7 +205,7 @@ impl Store for LocalStore {
         Ok(names)
     }
 
-    fn sweep(&self, prefix: &str) -> Result<(), StorageError> {
+    fn remove_partial_writes(&self, prefix: &str) -> Result<(), StorageError> {
         let mut folders = vec![self.path(prefix.trim_end_matches('/'))];
         while let Some(folder) = folders.pop() {
             let entries = match fs::read_dir(&folder) {
@@ -271,7 +271,7 @@ impl Store for LocalStore {
         }
     }
 
-    fn changed(&self, key: &str) -> Result<Option<SystemTime>, StorageError> {
+    fn modified(&self, key: &str) -> Result<Option<SystemTime>, StorageError> {
         let path = self.path(key);
         let found = path.ancestors().find_map(|p| match fs::metadata(p) {
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => None,
@@ -288,7 +288,7 @@ impl Store for LocalStore {
         )))
     }
 
-    fn obstacle(&self, key: &str) -> Option<String> {
+    fn blocking_file(&self, key: &str) -> Option<String> {
         let path = self.path(key);
         let there = path.ancestors().find(|p| p.exists())?;
         (!there.is_dir()).then(|| there.display().to_string())

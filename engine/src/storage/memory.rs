@@ -148,7 +148,7 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    fn sweep(&self, _prefix: &str) -> Result<(), StorageError> {
+    fn remove_partial_writes(&self, _prefix: &str) -> Result<(), StorageError> {
         // A write is never seen, or left, in part.
         Ok(())
     }
@@ -167,11 +167,11 @@ impl Store for MemoryStore {
         Ok(objects.get(key).map(|object| object.len() as u64))
     }
 
-    fn changed(&self, _key: &str) -> Result<Option<SystemTime>, StorageError> {
+    fn modified(&self, _key: &str) -> Result<Option<SystemTime>, StorageError> {
         Ok(None)
     }
 
-    fn obstacle(&self, _key: &str) -> Option<String> {
+    fn blocking_file(&self, _key: &str) -> Option<String> {
         None
     }
 }

@@ -1,7 +1,7 @@
 //! Encoded bytes, in and out.
 //!
 //! Stores move whole objects and ranges of them ([`Store`]: [`LocalStore`], [`MemoryStore`], object
-//! stores; [`TierStore`] over another); [`mod@array`] says how an array's chunks lie in a store;
+//! stores; [`TieredStore`] over another); [`mod@array`] says how an array's chunks lie in a store;
 //! [`codec`] turns encoded bytes into blocks and back, with guards and bounds; [`reader`] does all
 //! of it for one chunk.
 
@@ -30,7 +30,7 @@ mod object;
 pub mod packing;
 pub mod reader;
 pub(crate) mod shard;
-mod tier;
+mod tiered;
 mod zstd_bound;
 
 use std::collections::{HashMap, HashSet};
@@ -47,7 +47,7 @@ pub use array::{ArrayInfo, Keys, StoredArray};
 pub use encoding::{CodecName, Encoding, EncodingError};
 pub use local::LocalStore;
 pub use memory::{Counts, MemoryStore};
-pub use tier::TierStore;
+pub use tiered::TieredStore;
 
 /// Why bytes did not move.
 #[derive(Clone, Debug, Error)]
@@ -78,19 +78,19 @@ pub enum StorageError {
     /// A request across a network that its client has retried in vain: whoever made it does not
     /// repeat it at once.
     #[error("{place} could not be {action}: {message}")]
-    GaveUp { place: String, action: &'static str, message: String, is_throttle: bool },
+    RetriesExhausted { place: String, action: &'static str, message: String, is_throttle: bool },
     #[error(
         "internal error at {place}: broken invariant: {invariant} (hint: this is a defect of \
             Freestone, please report it)"
     )]
     Internal { place: String, invariant: &'static str },
     #[error("`{url}` is no location that can be opened: {why}")]
-    BadUrl { url: String, why: String },
+    InvalidUrl { url: String, why: String },
     #[error(
         "`{0}` names a store in the memory of another process: use a directory or an object store \
             with executors that run processes"
     )]
-    NotHere(String),
+    NotInProcess(String),
 }
 
 impl StorageError {
@@ -99,7 +99,7 @@ impl StorageError {
         matches!(
             self,
             StorageError::Io { transient: true, .. }
-                | StorageError::GaveUp { is_throttle: false, .. }
+                | StorageError::RetriesExhausted { is_throttle: false, .. }
         )
     }
 
@@ -107,13 +107,14 @@ impl StorageError {
     pub fn is_throttle(&self) -> bool {
         matches!(
             self,
-            StorageError::Throttled { .. } | StorageError::GaveUp { is_throttle: true, .. }
+            StorageError::Throttled { .. }
+                | StorageError::RetriesExhausted { is_throttle: true, .. }
         )
     }
 
     /// True if trying again may help, and nobody has: requests across a network are retried by
     /// their client.
-    pub fn may_be_retried(&self) -> bool {
+    pub fn is_retryable(&self) -> bool {
         matches!(self, StorageError::Io { transient: true, .. } | StorageError::Throttled { .. })
     }
 
@@ -254,7 +255,7 @@ pub(crate) fn copy_out(
 ///
 /// Contract: [`write`](Store::write) is atomic (a reader sees the whole object, old or new, or
 /// none); a missing object is not an error; every error names the place; requests that cross a
-/// network are retried by the store itself, which answers [`StorageError::GaveUp`] in the end. What
+/// network are retried by the store itself, which answers [`StorageError::RetriesExhausted`] in the end. What
 /// has a default here is made of the other methods; a store over another one passes all of them on,
 /// under `deny(clippy::missing_trait_methods)`.
 pub trait Store: Send + Sync + fmt::Debug {
@@ -291,7 +292,7 @@ pub trait Store: Send + Sync + fmt::Debug {
         _range: Option<ByteRange>,
         _limit: u64,
         into: Buffer,
-    ) -> Result<Pending, Buffer> {
+    ) -> Result<PendingRead, Buffer> {
         Err(into)
     }
 
@@ -351,13 +352,13 @@ pub trait Store: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// Where the store fails.
-    fn sweep(&self, prefix: &str) -> Result<(), StorageError>;
+    fn remove_partial_writes(&self, prefix: &str) -> Result<(), StorageError>;
 
     /// Keeps a lock on a key as long as what is returned lives, at most as long as the process;
     /// `None` if somebody else has it. In an object store it is an object of that key that is
     /// written again every five seconds; whoever finds it waits 40 seconds for that, unless its
     /// holder was a process of the same machine that is gone. Stores that have no locks give
-    /// [one that means nothing](Lock::unheld).
+    /// [one that means nothing](Lock::noop).
     ///
     /// # Errors
     /// Where the store fails.
@@ -381,11 +382,11 @@ pub trait Store: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// Where the store fails.
-    fn changed(&self, key: &str) -> Result<Option<SystemTime>, StorageError>;
+    fn modified(&self, key: &str) -> Result<Option<SystemTime>, StorageError>;
 
     /// What keeps objects from being written below a key, found without trying: the place of a file
     /// where a folder must be.
-    fn obstacle(&self, key: &str) -> Option<String>;
+    fn blocking_file(&self, key: &str) -> Option<String>;
 
     /// A key in words, for messages.
     fn place(&self, key: &str) -> String {
@@ -394,14 +395,14 @@ pub trait Store: Send + Sync + fmt::Debug {
 }
 
 /// A read that is under way ([`Store::begin_read`]). Dropped, it is called off.
-pub struct Pending(Box<dyn FnOnce() -> Result<(bool, Buffer), StorageError> + Send>);
+pub struct PendingRead(Box<dyn FnOnce() -> Result<(bool, Buffer), StorageError> + Send>);
 
-impl Pending {
+impl PendingRead {
     /// One that a function waits for: whether the object is there, and the buffer.
     pub fn new(
         wait: impl FnOnce() -> Result<(bool, Buffer), StorageError> + Send + 'static,
-    ) -> Pending {
-        Pending(Box::new(wait))
+    ) -> PendingRead {
+        PendingRead(Box::new(wait))
     }
 
     /// Waits until it has ended: whether the object is there, and the buffer, with its bytes if it
@@ -414,9 +415,9 @@ impl Pending {
     }
 }
 
-impl fmt::Debug for Pending {
+impl fmt::Debug for PendingRead {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Pending")
+        f.write_str("PendingRead")
     }
 }
 
@@ -439,12 +440,12 @@ type Names = Arc<Mutex<HashSet<String>>>;
 
 impl Lock {
     /// What a store gives that has no locks: it keeps nobody out.
-    pub fn unheld() -> Lock {
+    pub fn noop() -> Lock {
         Lock(Held::Nothing)
     }
 
     /// True if it keeps nobody out, since the store has no locks.
-    pub fn is_unheld(&self) -> bool {
+    pub fn is_noop(&self) -> bool {
         matches!(self.0, Held::Nothing)
     }
 
@@ -608,7 +609,7 @@ impl Stores {
         Ok(match url.split_once("://") {
             None => Arc::new(LocalStore::new(url)),
             Some(("file", path)) => Arc::new(LocalStore::new(path)),
-            Some(("memory", _)) => return Err(StorageError::NotHere(url.to_owned())),
+            Some(("memory", _)) => return Err(StorageError::NotInProcess(url.to_owned())),
             Some((scheme, _)) => match REMOTE.iter().find(|(known, ..)| *known == scheme) {
                 #[cfg(feature = "object-stores")]
                 Some((.., true)) => Arc::new(object::ObjectStore::open(url, &self.system)?),
@@ -617,11 +618,11 @@ impl Stores {
                         "this program was built without the feature `{feature}`: build it with \
                             `--features {feature}`"
                     );
-                    return Err(StorageError::BadUrl { url: url.to_owned(), why });
+                    return Err(StorageError::InvalidUrl { url: url.to_owned(), why });
                 }
                 None => {
                     let known: Vec<&str> = REMOTE.iter().map(|(scheme, ..)| *scheme).collect();
-                    return Err(StorageError::BadUrl {
+                    return Err(StorageError::InvalidUrl {
                         url: url.to_owned(),
                         why: format!("`{scheme}` is not one of file, {}", known.join(", ")),
                     });
@@ -764,7 +765,7 @@ mod tests {
         if url.ends_with("broken") && !opened.iter().any(|o| o == "it was broken") {
             opened.retain(|o| o != url);
             opened.push("it was broken".into());
-            return Err(StorageError::NotHere(url.to_owned()));
+            return Err(StorageError::NotInProcess(url.to_owned()));
         }
         Ok(Arc::new(MemoryStore::new()))
     }

@@ -18,7 +18,7 @@ use tokio::runtime::Runtime;
 use super::aws::{self, NoCredentials};
 use super::client::{Connector, Failure, GaveUp, retry_config};
 use super::lease::{self, Lease};
-use super::{ByteRange, Held, Lock, Pending, StorageError, Store};
+use super::{ByteRange, Held, Lock, PendingRead, StorageError, Store};
 use crate::retry::Retry;
 use crate::system::System;
 
@@ -64,7 +64,7 @@ impl ObjectStore {
         system: &System,
         retry: Retry,
     ) -> Result<ObjectStore, StorageError> {
-        let bad = |why: String| StorageError::BadUrl { url: url.to_owned(), why };
+        let bad = |why: String| StorageError::InvalidUrl { url: url.to_owned(), why };
         let (scheme, rest) = url.split_once("://").ok_or_else(|| bad("it has no scheme".into()))?;
         let (host, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         if host.is_empty() {
@@ -133,7 +133,7 @@ impl ObjectStore {
 
     fn path(&self, key: &str) -> Result<Path, StorageError> {
         Path::parse(super::join(&self.prefix, key))
-            .map_err(|e| StorageError::BadUrl { url: self.place(key), why: e.to_string() })
+            .map_err(|e| StorageError::InvalidUrl { url: self.place(key), why: e.to_string() })
     }
 
     /// Begins to read.
@@ -145,12 +145,12 @@ impl ObjectStore {
         range: Option<ByteRange>,
         limit: u64,
         mut buffer: Buffer,
-    ) -> Pending {
+    ) -> PendingRead {
         let (backend, place) = (Arc::clone(&self.backend), self.place(key));
         let begun = begin(runtime, async move {
             Ok((fetch(&*backend, &path, range, limit, &mut buffer).await, buffer))
         });
-        Pending::new(move || {
+        PendingRead::new(move || {
             let dropped = || StorageError::Io {
                 place: place.clone(),
                 action: "read",
@@ -261,7 +261,7 @@ fn outcome<T>(
                 None if !matches!(e, object_store::Error::Generic { .. }) => {
                     Err(StorageError::Io { place, action, message, transient: false })
                 }
-                kind => Err(StorageError::GaveUp {
+                kind => Err(StorageError::RetriesExhausted {
                     place,
                     action,
                     message,
@@ -334,7 +334,7 @@ impl Store for ObjectStore {
         range: Option<ByteRange>,
         limit: u64,
         into: Buffer,
-    ) -> Result<Pending, Buffer> {
+    ) -> Result<PendingRead, Buffer> {
         // What is wrong with it is said when it is read.
         match (self.path(key), runtime()) {
             (Ok(path), Ok(runtime)) => Ok(self.pending(runtime, key, path, range, limit, into)),
@@ -422,7 +422,7 @@ impl Store for ObjectStore {
                 Err(
                     object_store::Error::NotImplemented { .. }
                     | object_store::Error::NotSupported { .. },
-                ) => Ok(Some(Lock::unheld())),
+                ) => Ok(Some(Lock::noop())),
                 Err(e) => Err(e),
             }
         };
@@ -448,7 +448,7 @@ impl Store for ObjectStore {
             .map(|meta| meta.size))
     }
 
-    fn changed(&self, key: &str) -> Result<Option<SystemTime>, StorageError> {
+    fn modified(&self, key: &str) -> Result<Option<SystemTime>, StorageError> {
         let (backend, path) = (Arc::clone(&self.backend), self.path(key)?);
         let found = self.wait(key, "looked at", async move { backend.head(&path).await })?;
         Ok(found.map(|meta| meta.last_modified.into()))
@@ -459,12 +459,12 @@ impl Store for ObjectStore {
         Ok(())
     }
 
-    fn sweep(&self, _prefix: &str) -> Result<(), StorageError> {
+    fn remove_partial_writes(&self, _prefix: &str) -> Result<(), StorageError> {
         // A put that was interrupted leaves nothing.
         Ok(())
     }
 
-    fn obstacle(&self, _key: &str) -> Option<String> {
+    fn blocking_file(&self, _key: &str) -> Option<String> {
         // There are no folders that a file could be in the place of.
         None
     }

@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use super::array::{ArrayInfo, Shard};
 use super::codec::{Codec, CodecError, Contexts};
-use super::{ByteRange, ObjectPart, PartsRead, Pending, StorageError, Store, join, shard};
+use super::{ByteRange, ObjectPart, PartsRead, PendingRead, StorageError, Store, join, shard};
 use crate::grid::ChunkGrid;
 use crate::memory::{Arena, Overrun};
 
@@ -52,7 +52,7 @@ impl Traffic {
 
 /// What a thread holds besides the array: buffers, codec states, counters.
 #[derive(Debug)]
-pub struct Desk {
+pub struct WorkerResources {
     /// Buffers.
     pub arena: Arena,
     /// Codec states.
@@ -178,14 +178,19 @@ impl ChunkAccess {
     /// Begins to read a chunk, not of a shard, that [`read_begun`](ChunkAccess::read_begun) will be
     /// asked for, into a buffer of [`encoded_limit`](ChunkAccess::encoded_limit) bytes, where the
     /// store can.
-    pub fn begin_read(&self, coords: &[u64], into: Buffer, desk: &mut Desk) -> Option<Pending> {
+    pub fn begin_read(
+        &self,
+        coords: &[u64],
+        into: Buffer,
+        resources: &mut WorkerResources,
+    ) -> Option<PendingRead> {
         match self.store.begin_read(&self.key(coords), None, self.encoded_limit(coords), into) {
             Ok(pending) => {
-                desk.traffic.reads += 1;
+                resources.traffic.reads += 1;
                 Some(pending)
             }
             Err(into) => {
-                desk.arena.recycle(into);
+                resources.arena.recycle(into);
                 None
             }
         }
@@ -210,10 +215,10 @@ impl ChunkAccess {
     pub fn read(
         &self,
         coords: &[u64],
-        desk: &mut Desk,
+        resources: &mut WorkerResources,
         cache: &mut ShardCache,
     ) -> Result<Buffer, ChunkError> {
-        self.read_begun(coords, None, desk, cache)
+        self.read_begun(coords, None, resources, cache)
     }
 
     /// The same, of a chunk the read of which may have begun.
@@ -223,11 +228,11 @@ impl ChunkAccess {
     pub fn read_begun(
         &self,
         coords: &[u64],
-        begun: Option<Pending>,
-        desk: &mut Desk,
+        begun: Option<PendingRead>,
+        resources: &mut WorkerResources,
         cache: &mut ShardCache,
     ) -> Result<Buffer, ChunkError> {
-        self.read_any(coords, begun, desk, cache).map_err(|error| self.blame(coords, error))
+        self.read_any(coords, begun, resources, cache).map_err(|error| self.blame(coords, error))
     }
 
     /// What is wrong with a chunk that the run has written can be mended by who runs it.
@@ -252,8 +257,8 @@ impl ChunkAccess {
     fn read_any(
         &self,
         coords: &[u64],
-        begun: Option<Pending>,
-        desk: &mut Desk,
+        begun: Option<PendingRead>,
+        resources: &mut WorkerResources,
         cache: &mut ShardCache,
     ) -> Result<Buffer, ChunkError> {
         let expected = self.decoded_bytes(coords);
@@ -267,17 +272,17 @@ impl ChunkAccess {
         };
         let range = match &self.info.shard {
             None => None,
-            Some(_) => match self.locate(coords, &key, desk, cache)? {
+            Some(_) => match self.locate(coords, &key, resources, cache)? {
                 Some(range) => Some(range),
-                None => return self.filled(expected, desk),
+                None => return self.filled(expected, resources),
             },
         };
         let (found, encoded) = match begun {
             Some(begun) => begun.wait()?,
             None => {
                 let limit = self.codec.read_limit(expected);
-                let mut encoded = desk.arena.buffer(limit)?;
-                desk.traffic.reads += 1;
+                let mut encoded = resources.arena.buffer(limit)?;
+                resources.traffic.reads += 1;
                 (self.store.read(&key, range, limit, &mut encoded)?, encoded)
             }
         };
@@ -294,17 +299,19 @@ impl ChunkAccess {
                 });
             }
             Some(Own { whole: true, .. }) if encoded.bytes() == FILL_MARK => {
-                desk.arena.recycle(encoded);
-                return self.filled(expected, desk);
+                resources.arena.recycle(encoded);
+                return self.filled(expected, resources);
             }
             _ if !found => {
-                desk.arena.recycle(encoded);
-                return self.filled(expected, desk);
+                resources.arena.recycle(encoded);
+                return self.filled(expected, resources);
             }
             _ => {}
         }
-        desk.traffic.bytes_read += encoded.len() as u64;
-        self.codec.decode(encoded, expected, &mut desk.arena, &mut desk.contexts).map_err(failed)
+        resources.traffic.bytes_read += encoded.len() as u64;
+        self.codec
+            .decode(encoded, expected, &mut resources.arena, &mut resources.contexts)
+            .map_err(failed)
     }
 
     /// Reads parts of a chunk that is stored as it is, offsets and places in bytes, straight to
@@ -317,14 +324,14 @@ impl ChunkAccess {
         coords: &[u64],
         parts: &[ObjectPart],
         into: &mut [u8],
-        desk: &mut Desk,
+        resources: &mut WorkerResources,
     ) -> Result<bool, ChunkError> {
         let expected = self.decoded_bytes(coords);
         let key = self.key(coords);
-        desk.traffic.reads += 1;
+        resources.traffic.reads += 1;
         match self.store.read_parts(&key, expected, parts, into)? {
             PartsRead::Done => {
-                desk.traffic.bytes_read += parts.iter().map(|p| p.len as u64).sum::<u64>();
+                resources.traffic.bytes_read += parts.iter().map(|p| p.len as u64).sum::<u64>();
                 Ok(true)
             }
             PartsRead::Missing => Ok(false),
@@ -343,8 +350,8 @@ impl ChunkAccess {
         self.codec.is_raw() && self.info.shard.is_none() && !self.store.is_remote()
     }
 
-    fn filled(&self, bytes: u64, desk: &mut Desk) -> Result<Buffer, ChunkError> {
-        let mut block = desk.arena.buffer(bytes)?;
+    fn filled(&self, bytes: u64, resources: &mut WorkerResources) -> Result<Buffer, ChunkError> {
+        let mut block = resources.arena.buffer(bytes)?;
         copy::fill(&self.info.fill, block.bytes_mut());
         Ok(block)
     }
@@ -354,7 +361,7 @@ impl ChunkAccess {
         &self,
         coords: &[u64],
         key: &str,
-        desk: &mut Desk,
+        resources: &mut WorkerResources,
         cache: &mut ShardCache,
     ) -> Result<Option<ByteRange>, ChunkError> {
         let (Some(shard), Some(index)) = (&self.info.shard, &self.index) else { return Ok(None) };
@@ -366,24 +373,29 @@ impl ChunkAccess {
             } else {
                 ByteRange::At { offset: 0, len }
             };
-            let mut encoded = desk.arena.buffer(len)?;
-            desk.traffic.reads += 1;
+            let mut encoded = resources.arena.buffer(len)?;
+            resources.traffic.reads += 1;
             let found = self.store.read(key, Some(range), len, &mut encoded)?;
             *cache = ShardCache { coords: object, entries: None };
             if found {
-                desk.traffic.bytes_read += len;
+                resources.traffic.bytes_read += len;
                 let place = |error| ChunkError::Codec {
                     place: format!("the shard index of {}", self.store.place(key)),
                     error,
                 };
                 let block = index
-                    .decode(encoded, index.decoded_bytes(), &mut desk.arena, &mut desk.contexts)
+                    .decode(
+                        encoded,
+                        index.decoded_bytes(),
+                        &mut resources.arena,
+                        &mut resources.contexts,
+                    )
                     .map_err(place)?;
                 cache.entries =
                     Some(block.as_slice::<u64>().chunks_exact(2).map(|e| [e[0], e[1]]).collect());
-                desk.arena.recycle(block);
+                resources.arena.recycle(block);
             } else {
-                desk.arena.recycle(encoded);
+                resources.arena.recycle(encoded);
             }
         }
         let within = coords.iter().zip(&shard.chunks).fold(0, |i, (c, n)| i * n + c % n);
@@ -413,13 +425,13 @@ impl ChunkAccess {
         &self,
         object: &[u64],
         block: &[u8],
-        desk: &mut Desk,
+        resources: &mut WorkerResources,
     ) -> Result<Written, ChunkError> {
         let key = join(&self.path, &self.info.object_key(object));
         if copy::is_all(&self.info.fill, block) {
             if self.own.is_some_and(|own| own.whole) {
                 self.store.write(&key, FILL_MARK)?;
-                desk.traffic.writes += 1;
+                resources.traffic.writes += 1;
             } else if self.info.window.is_some() {
                 // What was there before would be seen instead.
                 self.store.remove(&key)?;
@@ -432,30 +444,36 @@ impl ChunkAccess {
         };
         let written = match (&self.info.shard, &self.index) {
             (Some(shard), Some(index)) => {
-                let encoded = shard::encode(&self.info, shard, [&self.codec, index], block, desk)
-                    .map_err(failed)?;
-                let written = self.put(&key, &[encoded.bytes()], desk)?;
-                desk.arena.recycle(encoded);
+                let encoded =
+                    shard::encode(&self.info, shard, [&self.codec, index], block, resources)
+                        .map_err(failed)?;
+                let written = self.put(&key, &[encoded.bytes()], resources)?;
+                resources.arena.recycle(encoded);
                 written
             }
             _ => {
                 let encoded = self
                     .codec
-                    .encode(block, &mut desk.arena, &mut desk.contexts)
+                    .encode(block, &mut resources.arena, &mut resources.contexts)
                     .map_err(failed)?;
-                let written = self.put(&key, &encoded.parts(block), desk)?;
-                encoded.recycle(&mut desk.arena);
+                let written = self.put(&key, &encoded.parts(block), resources)?;
+                encoded.recycle(&mut resources.arena);
                 written
             }
         };
         Ok(written)
     }
 
-    fn put(&self, key: &str, parts: &[&[u8]], desk: &mut Desk) -> Result<Written, ChunkError> {
+    fn put(
+        &self,
+        key: &str,
+        parts: &[&[u8]],
+        resources: &mut WorkerResources,
+    ) -> Result<Written, ChunkError> {
         self.store.write_parts(key, parts)?;
         let len = parts.iter().map(|p| p.len() as u64).sum();
-        desk.traffic.writes += 1;
-        desk.traffic.bytes_written += len;
+        resources.traffic.writes += 1;
+        resources.traffic.bytes_written += len;
         let hash = match parts {
             [bytes] | [bytes, []] => xxhash_rust::xxh3::xxh3_64(bytes),
             _ => {

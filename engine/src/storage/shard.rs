@@ -8,7 +8,7 @@ use freestone_kernels::{Buffer, View, contiguous_strides, copy};
 
 use super::array::{ArrayInfo, Shard};
 use super::codec::{Codec, CodecError};
-use super::reader::Desk;
+use super::reader::WorkerResources;
 use crate::grid::{Region, try_for_each_coord};
 
 /// Entry of a shard's index for a chunk that is not there.
@@ -33,16 +33,16 @@ pub(super) fn encode(
     shard: &Shard,
     codecs: [&Codec; 2],
     block: &[u8],
-    desk: &mut Desk,
+    resources: &mut WorkerResources,
 ) -> Result<Buffer, CodecError> {
     let [inner, index] = codecs;
     let sizes = |shape: Vec<u64>| -> Vec<usize> { shape.iter().map(|n| *n as usize).collect() };
     let (whole, shape) =
         (contiguous_strides(&sizes(info.object_shape())), sizes(info.chunk_shape()));
     let strides = contiguous_strides(&shape);
-    let mut out = desk.arena.buffer(encoded_bound(shard, codecs))?;
-    let mut entries = desk.arena.buffer(index.decoded_bytes())?;
-    let mut chunk = desk.arena.buffer(inner.decoded_bytes())?;
+    let mut out = resources.arena.buffer(encoded_bound(shard, codecs))?;
+    let mut entries = resources.arena.buffer(index.decoded_bytes())?;
+    let mut chunk = resources.arena.buffer(inner.decoded_bytes())?;
     let index_len = index.encoded_bound() as usize;
     let (mut end, mut n) = (if shard.index_at_end { 0 } else { index_len }, 0);
     try_for_each_coord(&Region::whole(&shard.chunks), |at| {
@@ -62,21 +62,22 @@ pub(super) fn encode(
         copy::strided(&from, chunk.bytes_mut(), 0, &strides);
         let mut entry = ABSENT;
         if !copy::is_all(&info.fill, chunk.bytes()) {
-            let encoded = inner.encode(chunk.bytes(), &mut desk.arena, &mut desk.contexts)?;
+            let encoded =
+                inner.encode(chunk.bytes(), &mut resources.arena, &mut resources.contexts)?;
             let start = end;
             for part in encoded.parts(chunk.bytes()) {
                 out.bytes_mut()[end..end + part.len()].copy_from_slice(part);
                 end += part.len();
             }
             entry = [start as u64, (end - start) as u64];
-            encoded.recycle(&mut desk.arena);
+            encoded.recycle(&mut resources.arena);
         }
         entries.as_mut_slice::<u64>()[n..n + 2].copy_from_slice(&entry);
         n += 2;
         Ok::<(), CodecError>(())
     })?;
-    desk.arena.recycle(chunk);
-    let encoded = index.encode(entries.bytes(), &mut desk.arena, &mut desk.contexts)?;
+    resources.arena.recycle(chunk);
+    let encoded = index.encode(entries.bytes(), &mut resources.arena, &mut resources.contexts)?;
     let parts = encoded.parts(entries.bytes());
     if parts.iter().map(|p| p.len()).sum::<usize>() != index_len {
         return Err(CodecError::Encode(
@@ -89,7 +90,7 @@ pub(super) fn encode(
         at += part.len();
     }
     out.set_len(if shard.index_at_end { end + index_len } else { end });
-    encoded.recycle(&mut desk.arena);
-    desk.arena.recycle(entries);
+    encoded.recycle(&mut resources.arena);
+    resources.arena.recycle(entries);
     Ok(out)
 }

@@ -13,8 +13,8 @@ use crate::plan::walk::TaskLoops;
 use crate::program::walk;
 use crate::recent::Recent;
 use crate::state::{Opened, Source, TaskState};
-use crate::storage::Pending;
-use crate::storage::reader::Desk;
+use crate::storage::PendingRead;
+use crate::storage::reader::WorkerResources;
 
 /// A chunk of one of the stage's sources, by its index in the array.
 type Wanted = (u32, u64);
@@ -32,7 +32,7 @@ pub(super) struct Ahead {
     is_whole: bool,
     /// The started reads with the bytes of their buffers; `None` for a chunk that needs no wait, or
     /// that the store cannot read asynchronously.
-    begun: VecDeque<(Wanted, Option<(u64, Pending)>)>,
+    begun: VecDeque<(Wanted, Option<(u64, PendingRead)>)>,
 }
 
 /// The error that stops listing when the list is full.
@@ -46,20 +46,20 @@ impl Ahead {
         task: &mut TaskState<'_>,
         source: usize,
         coords: &[u64],
-    ) -> Option<Pending> {
+    ) -> Option<PendingRead> {
         if task.layout.ahead == 0 || !task.layout.sources[source].far {
             return None;
         }
         let wanted = (source as u32, task.grids[source].index(coords));
         let begun = match self.begun.iter().position(|(w, _)| *w == wanted) {
             Some(place) => {
-                self.skip(place, task.desk);
+                self.skip(place, task.resources);
                 self.begun.pop_front().and_then(|(_, begun)| begun).map(|(_, pending)| pending)
             }
             None => {
                 self.refill(task);
                 if let Some(place) = self.list.iter().position(|w| *w == wanted) {
-                    self.skip(self.begun.len(), task.desk);
+                    self.skip(self.begun.len(), task.resources);
                     self.list.drain(..=place);
                 }
                 None
@@ -72,10 +72,12 @@ impl Ahead {
             let Source::Chunks(access, _) = &task.sources[next.0 as usize].source else { break };
             let coords = access.info().grid.coords(next.1);
             // The arena is full at this point of the task; room may become free later.
-            let Ok(into) = task.desk.arena.buffer(access.encoded_limit(&coords)) else { break };
+            let Ok(into) = task.resources.arena.buffer(access.encoded_limit(&coords)) else {
+                break;
+            };
             let bytes = into.capacity() as u64;
             self.list.pop_front();
-            let pending = access.begin_read(&coords, into, task.desk);
+            let pending = access.begin_read(&coords, into, task.resources);
             self.begun.push_back((next, pending.map(|pending| (bytes, pending))));
         }
         begun
@@ -86,19 +88,19 @@ impl Ahead {
     }
 
     /// Waits for the first `n` reads in flight, whose chunks are not needed.
-    fn skip(&mut self, n: usize, desk: &mut Desk) {
+    fn skip(&mut self, n: usize, resources: &mut WorkerResources) {
         for (bytes, pending) in self.begun.drain(..n).filter_map(|(_, begun)| begun) {
             match pending.wait() {
-                Ok((_, buffer)) => desk.arena.recycle(buffer),
+                Ok((_, buffer)) => resources.arena.recycle(buffer),
                 // The next request for this chunk reports the error.
-                Err(_) => desk.arena.lost(bytes),
+                Err(_) => resources.arena.lost(bytes),
             }
         }
     }
 
     /// Waits for all reads in flight, at the end of a task.
-    pub(super) fn finish(&mut self, desk: &mut Desk) {
-        self.skip(self.begun.len(), desk);
+    pub(super) fn finish(&mut self, resources: &mut WorkerResources) {
+        self.skip(self.begun.len(), resources);
     }
 
     /// Lists the next chunks if the list is empty.

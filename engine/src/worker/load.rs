@@ -132,10 +132,10 @@ impl TaskState<'_> {
         while let Some(gone) =
             self.sources[source].chunks.evict(self.layout.sources[source].chunks, &pinned)
         {
-            self.desk.arena.recycle(gone);
+            self.resources.arena.recycle(gone);
         }
         let begun = ahead.take(self, source, coords);
-        self.sources[source].fetch(coords, begun, self.desk).map_err(|e| cause_of_chunk(&e))
+        self.sources[source].fetch(coords, begun, self.resources).map_err(|e| cause_of_chunk(&e))
     }
 
     /// Copies the elements that a block takes from a chunk, or fills a box of the block.
@@ -193,7 +193,7 @@ impl TaskState<'_> {
             Touched::Done { source } => {
                 // A chunk that is not kept is released before another array's chunk is read.
                 if self.layout.sources[source].slot.is_none() {
-                    self.sources[source].clear(self.desk);
+                    self.sources[source].clear(self.resources);
                 }
             }
             Touched::Inside { .. } => {
@@ -239,7 +239,7 @@ impl TaskState<'_> {
                     coords,
                     &parts,
                     block.buffer.bytes_mut(),
-                    self.desk,
+                    self.resources,
                 )? {
                     let fill = self.sources[source].source.info().fill;
                     boxes.each(|_, _, shape, to| {

@@ -32,7 +32,7 @@ impl Execution<'_, '_> {
             region: &region,
         };
         walk(&self.task.layout.program.steps, &loops, &loops.outside(), self)?;
-        self.ahead.finish(self.task.desk);
+        self.ahead.finish(self.task.resources);
         Ok(())
     }
 }
@@ -42,9 +42,12 @@ impl Visitor<At> for Execution<'_, '_> {
 
     fn step(&mut self, step: &Step, at: &At) -> Result<(), Cause> {
         match step {
-            Step::Take(slot) => {
-                self.task.desk.arena.take(self.task.layout.program.bytes(*slot)).map_err(overrun)
-            }
+            Step::Take(slot) => self
+                .task
+                .resources
+                .arena
+                .take(self.task.layout.program.bytes(*slot))
+                .map_err(overrun),
             Step::Release(slot) => {
                 self.task.release(*slot);
                 Ok(())
@@ -70,12 +73,12 @@ impl TaskState<'_> {
             if input.region == Some(slot)
                 && let Some(Loaded { values: Values::Own(block), .. }) = loaded.take()
             {
-                self.desk.arena.recycle(block);
+                self.resources.arena.recycle(block);
             }
         }
         for (source, opened) in self.layout.sources.iter().zip(&mut *self.sources) {
             if source.slot == Some(slot) && !source.kept {
-                opened.clear(self.desk);
+                opened.clear(self.resources);
             }
         }
         for (j, output) in self.layout.outputs.iter().enumerate() {
@@ -84,8 +87,8 @@ impl TaskState<'_> {
                 s if output.accumulator == Some(s) => self.accumulators[j].take(),
                 _ => None,
             };
-            gone.into_iter().for_each(|b| self.desk.arena.recycle(b));
+            gone.into_iter().for_each(|b| self.resources.arena.recycle(b));
         }
-        self.desk.arena.release(self.layout.program.bytes(slot));
+        self.resources.arena.release(self.layout.program.bytes(slot));
     }
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use freestone_engine::executor::{ExecutorError, Invoked, Next, TaskSource};
+use freestone_engine::executor::{ExecutorError, Invocations, Next, TaskSource};
 use freestone_engine::remote::{self, RefusalKind};
 use freestone_engine::retry::{Backoff, Retry};
 use freestone_engine::storage::Store;
@@ -116,7 +116,7 @@ pub(super) fn run(
     probed: Option<Probed>,
     context: &RunContext,
     source: &dyn TaskSource,
-) -> (Invoked, Result<(), ExecutorError>) {
+) -> (Invocations, Result<(), ExecutorError>) {
     let (system, time) =
         (context.stores.system(), probed.as_ref().map_or(of.function_timeout, |p| p.time));
     let opened = of.client(time).and_then(|(runtime, client)| {
@@ -139,7 +139,7 @@ pub(super) fn run(
     });
     let (runtime, remote) = match opened {
         Ok(opened) => opened,
-        Err(error) => return (Invoked::default(), Err(error)),
+        Err(error) => return (Invocations::default(), Err(error)),
     };
     let stages = &context.plan.plan().stages;
     let tasks = stages.iter().map(|s| s.n_tasks()).fold(0, u64::saturating_add);
@@ -164,7 +164,7 @@ pub(super) fn run(
         n_calls: 0,
         accepted: now,
         looked: now,
-        invoked: Invoked { memory_bytes, ..Invoked::default() },
+        invoked: Invocations { memory_bytes, ..Invocations::default() },
         error: None,
     };
     dispatch.go(&receive);
@@ -255,7 +255,7 @@ struct Dispatch<'a> {
     /// When the last invocation was accepted.
     accepted: Instant,
     looked: Instant,
-    invoked: Invoked,
+    invoked: Invocations,
     error: Option<ExecutorError>,
 }
 

@@ -352,7 +352,7 @@ fn outcomes(
     folder: &Path,
     executor: &LambdaExecutor,
     count: u64,
-) -> (BTreeMap<u64, Option<(FailureKind, String)>>, Invoked) {
+) -> (BTreeMap<u64, Option<(FailureKind, String)>>, Invocations) {
     let context = conformance::context(folder);
     let requests = (0..60 / count).map(|i| conformance::request(i * count, count));
     let recorded = Recording::new(executor, requests).run(executor, &context);

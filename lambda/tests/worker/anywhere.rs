@@ -15,7 +15,7 @@ use freestone_executors::Threads;
 use freestone_lambda::DType;
 use freestone_ops::io::{Target, open_in, outputs};
 use freestone_ops::{Array, random_normal};
-use freestone_sessions::{CommitOptions, Format, MAIN, Repository, RunSession, Snapshot};
+use freestone_sessions::{CommitOptions, Format, MAIN, Repository, RepositoryPublisher, Snapshot};
 
 use crate::support::{Place, run, tree};
 
@@ -109,8 +109,8 @@ pub(crate) fn committed(
         .collect();
     let lowered = outputs(&targets, &stores).unwrap();
     let plan = Arc::new(lower(&lowered, spec).unwrap());
-    let commit = RunSession::committing(&session, "by many", CommitOptions::default());
-    stores.insert(freestone_engine::session::Session::store(&commit).unwrap());
+    let commit = RepositoryPublisher::committing(&session, "by many", CommitOptions::default());
+    stores.insert(freestone_engine::publish::Publisher::store(&commit).unwrap());
     let kernels = kernels_of(&lowered).unwrap();
     let run = Run {
         spec,

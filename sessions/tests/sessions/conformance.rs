@@ -108,7 +108,7 @@ fn repositories_are_made_and_opened(place: &Place) {
     let url = place.url("repository");
     assert!(matches!(
         Repository::open(&url),
-        Err(Error::NoRepository { .. } | Error::NotHere { .. })
+        Err(Error::NoRepository { .. } | Error::NotInProcess { .. })
     ));
     let made = Repository::create(&url, Format::default()).unwrap();
     assert!(matches!(Repository::create(&url, Format::default()), Err(Error::Exists { .. })));
@@ -522,7 +522,7 @@ fn engine_receipts_are_enough(place: &Place) {
         Stores::default().with_opener(SCHEME, open_store).open(&ticket.store_url()).unwrap();
     let access =
         freestone_engine::storage::reader::ChunkAccess::new(store, "u", &info(&[6], &[2])).unwrap();
-    let mut desk = freestone_engine::storage::reader::Desk {
+    let mut resources = freestone_engine::storage::reader::WorkerResources {
         arena: freestone_engine::memory::Arena::new(1_000_000),
         contexts: Default::default(),
         traffic: Default::default(),
@@ -530,10 +530,12 @@ fn engine_receipts_are_enough(place: &Place) {
     let receipts: Vec<Receipt> = [[1.0, 2.0], [-1.0, -1.0], [5.0, 6.0]]
         .iter()
         .enumerate()
-        .map(|(i, values)| match access.write(&[i as u64], &bytes(values), &mut desk).unwrap() {
-            Written::Fill => Receipt::fill("u", &[i as u32]),
-            Written::Object { len, hash } => {
-                Receipt::object(&ticket.session, "u", &[i as u32], len, hash)
+        .map(|(i, values)| {
+            match access.write(&[i as u64], &bytes(values), &mut resources).unwrap() {
+                Written::Fill => Receipt::fill("u", &[i as u32]),
+                Written::Object { len, hash } => {
+                    Receipt::object(&ticket.session, "u", &[i as u32], len, hash)
+                }
             }
         })
         .collect();

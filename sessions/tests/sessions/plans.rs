@@ -5,7 +5,7 @@ use freestone_engine::memory::Arena;
 use freestone_engine::plan::lower::lower;
 use freestone_engine::plan::{FinalizedPlan, Place as Lies};
 use freestone_engine::storage::Stores;
-use freestone_engine::storage::reader::{ChunkAccess, Desk};
+use freestone_engine::storage::reader::{ChunkAccess, WorkerResources};
 use freestone_engine::task::Receipt;
 use freestone_ops::io::{Target, outputs};
 use freestone_sessions::{
@@ -31,7 +31,7 @@ fn planned(
 /// alone.
 fn work(plan: &FinalizedPlan, value: f32) -> Vec<Receipt> {
     let stores = Stores::default().with_opener(SCHEME, open_store);
-    let mut desk = Desk {
+    let mut resources = WorkerResources {
         arena: Arena::new(1_000_000),
         contexts: Default::default(),
         traffic: Default::default(),
@@ -45,7 +45,7 @@ fn work(plan: &FinalizedPlan, value: f32) -> Vec<Receipt> {
             let coords = access.objects().coords(chunk);
             let n: u64 = access.object_shape(&coords).iter().product();
             let written =
-                access.write(&coords, &bytes(&vec![value; n as usize]), &mut desk).unwrap();
+                access.write(&coords, &bytes(&vec![value; n as usize]), &mut resources).unwrap();
             receipts.push(Receipt { array: publication.array, chunk, written });
         }
     }

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use freestone::engine::driver::RunError;
 use freestone::engine::events::{Event, Observer};
 use freestone::engine::executor::Executor;
-use freestone::engine::session::SessionError;
+use freestone::engine::publish::PublishError;
 use freestone::engine::storage::{LocalStore, StorageError, Store};
 use freestone::engine::task::{FailureKind, TaskFailure};
 use freestone::{Cancel, Error, Options, Planned, RunReport, Serial, Spec, Stores, Threads};
@@ -188,7 +188,7 @@ struct Listener<'a> {
 }
 
 impl Observer for Listener<'_> {
-    fn on(&self, event: &Event<'_>) {
+    fn on_event(&self, event: &Event<'_>) {
         let mut told = self.told.lock().unwrap();
         match event {
             Event::RunStarted(start) => start.run.clone_into(&mut told.run),
@@ -312,7 +312,7 @@ fn explain(error: &Error, told: &Told, faults: &Faults, spec: &Spec) -> Result<(
             fired(causes(failure.kind), TASKS)
         }
         RunError::Work(e) => fired(cause_of_storage(e), &[Part::Journal]),
-        RunError::Session(SessionError::Storage(e)) => {
+        RunError::Publish(PublishError::Storage(e)) => {
             fired(cause_of_storage(e), &[Part::Documents, Part::Outputs])
         }
         RunError::Cancelled => fired(&[Fault::Cancelled], &[Part::Requests]),
@@ -471,7 +471,7 @@ fn check_case(on: On, seed: u64, tally: &Mutex<Tally>) {
                 about()
             );
             // In the middle of the commit, some may be published, each of them whole.
-            let may_publish = matches!(error, Error::Run(e) if matches!(e.cause(), RunError::Session(SessionError::Storage(_))))
+            let may_publish = matches!(error, Error::Run(e) if matches!(e.cause(), RunError::Publish(PublishError::Storage(_))))
                 && told.ended.len() == planned.plan().plan().stages.len();
             for (name, ..) in &program.results {
                 let document = format!("{name}/zarr.json");
@@ -527,7 +527,7 @@ fn check_case(on: On, seed: u64, tally: &Mutex<Tally>) {
         Err(Error::Run(error)) => match error.cause() {
             RunError::Task { failure, .. } => format!("task: {}", failure.kind.name()),
             RunError::Work(_) => "work directory".into(),
-            RunError::Session(_) => "session".into(),
+            RunError::Publish(_) => "session".into(),
             other => other.to_string(),
         },
         Err(other) => other.to_string(),

@@ -45,7 +45,7 @@ fn name(request: &TaskRequest) -> String {
 }
 
 impl Observer for Killer {
-    fn on(&self, event: &Event<'_>) {
+    fn on_event(&self, event: &Event<'_>) {
         let Event::Outcome { outcome, .. } = event else { return };
         let Some(pid) = pid(&outcome.worker) else { return };
         let mut seen = self.seen.lock().unwrap();
@@ -154,7 +154,7 @@ fn damage(fault: Fault, path: &Path, bits: u64) -> bool {
 }
 
 impl Observer for Vandal<'_> {
-    fn on(&self, event: &Event<'_>) {
+    fn on_event(&self, event: &Event<'_>) {
         match event {
             Event::RunStarted(start) => start.run.clone_into(&mut self.run.lock().unwrap()),
             Event::Outcome { outcome, .. } => outcome

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use freestone::engine::kernels::Buffer;
 use freestone::engine::storage::{
-    ByteRange, Lock, ObjectPart, PartsRead, Pending, StorageError, Store,
+    ByteRange, Lock, ObjectPart, PartsRead, PendingRead, StorageError, Store,
 };
 
 use super::{Fault, Faults, Part};
@@ -315,13 +315,13 @@ impl Store for FaultStore {
         self.inner.size(key)
     }
 
-    fn changed(&self, key: &str) -> Result<Option<SystemTime>, StorageError> {
+    fn modified(&self, key: &str) -> Result<Option<SystemTime>, StorageError> {
         self.request("looked up", key).begin()?;
-        self.inner.changed(key)
+        self.inner.modified(key)
     }
 
-    fn obstacle(&self, key: &str) -> Option<String> {
-        self.inner.obstacle(key)
+    fn blocking_file(&self, key: &str) -> Option<String> {
+        self.inner.blocking_file(key)
     }
 
     fn place(&self, key: &str) -> String {
@@ -334,7 +334,7 @@ impl Store for FaultStore {
         _range: Option<ByteRange>,
         _limit: u64,
         into: Buffer,
-    ) -> Result<Pending, Buffer> {
+    ) -> Result<PendingRead, Buffer> {
         Err(into)
     }
 
@@ -342,8 +342,8 @@ impl Store for FaultStore {
         self.write(key, &parts.concat())
     }
 
-    fn sweep(&self, prefix: &str) -> Result<(), StorageError> {
-        self.inner.sweep(prefix)
+    fn remove_partial_writes(&self, prefix: &str) -> Result<(), StorageError> {
+        self.inner.remove_partial_writes(prefix)
     }
 }
 

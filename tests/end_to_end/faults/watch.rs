@@ -78,7 +78,7 @@ impl Watch {
 }
 
 impl Observer for Watch {
-    fn on(&self, event: &Event<'_>) {
+    fn on_event(&self, event: &Event<'_>) {
         let text = match event {
             Event::RunStarted(start) => format!(
                 "run {} of {} tasks",

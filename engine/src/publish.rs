@@ -16,7 +16,7 @@ pub use plain::PlainZarr;
 /// Why results cannot be written or published.
 #[derive(Clone, Debug, Error)]
 #[allow(missing_docs)]
-pub enum SessionError {
+pub enum PublishError {
     #[error(
         "{place} exists already (hint: choose another place, or replace it by `--overwrite`, in \
             Rust `Target::overwrite`)"
@@ -39,14 +39,14 @@ pub enum SessionError {
     #[error("another run writes {place} at the moment: wait for its end, or choose another place")]
     Busy { place: String },
     #[error("{message}")]
-    Refused { why: Refusal, message: String },
+    Rejected { why: Rejection, message: String },
     #[error(transparent)]
     Storage(#[from] StorageError),
 }
 
 /// What a refusal of a transactional store means for a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum Rejection {
     /// Something else is in the way: what was computed stays, and may be published otherwise.
     Conflict,
     /// Another commit came first that changed nothing of the same: what was computed can be
@@ -62,27 +62,27 @@ pub enum Refusal {
     Failed,
 }
 
-impl SessionError {
+impl PublishError {
     /// True if the run can never be published.
     pub(crate) fn is_final(&self) -> bool {
         matches!(
             self,
-            SessionError::Taken { .. }
-                | SessionError::Changed { .. }
-                | SessionError::Refused { why: Refusal::Over, .. }
+            PublishError::Taken { .. }
+                | PublishError::Changed { .. }
+                | PublishError::Rejected { why: Rejection::Over, .. }
         )
     }
 }
 
 /// Where a run's outputs go, and the commit that publishes them.
-pub trait Session: Send + Sync {
+pub trait Publisher: Send + Sync {
     /// The store that tasks in this process write, where the session has one of its own.
     fn store(&self) -> Option<Arc<dyn Store>> {
         None
     }
 
     /// True if the commit is made of receipts, so that the driver has to keep them.
-    fn takes_receipts(&self) -> bool {
+    fn needs_receipts(&self) -> bool {
         false
     }
 
@@ -90,13 +90,13 @@ pub trait Session: Send + Sync {
     ///
     /// # Errors
     /// Where something is in the way.
-    fn check(&self, plan: &FinalizedPlan) -> Result<(), SessionError>;
+    fn check(&self, plan: &FinalizedPlan) -> Result<(), PublishError>;
 
     /// Makes room: what will be overwritten stops being visible.
     ///
     /// # Errors
     /// Where storage fails.
-    fn begin(&self, plan: &FinalizedPlan) -> Result<(), SessionError>;
+    fn begin(&self, plan: &FinalizedPlan) -> Result<(), PublishError>;
 
     /// What another process needs to go on with this session, as plain data without credentials.
     fn ticket(&self) -> Value;
@@ -106,31 +106,31 @@ pub trait Session: Send + Sync {
     ///
     /// # Errors
     /// Where somebody else has taken one of them since.
-    fn resume(&self, plan: &FinalizedPlan, finished: bool) -> Result<(), SessionError>;
+    fn resume(&self, plan: &FinalizedPlan, finished: bool) -> Result<(), PublishError>;
 
     /// Finds out whether an output's chunk is stored as its receipt says, whatever happened to the
     /// machine since: reads it.
     ///
     /// # Errors
     /// Where storage fails.
-    fn holds(&self, plan: &FinalizedPlan, receipt: &Receipt) -> Result<bool, StorageError>;
+    fn is_intact(&self, plan: &FinalizedPlan, receipt: &Receipt) -> Result<bool, StorageError>;
 
     /// Makes all chunks durable and publishes the outputs, after every task's receipts were
     /// checked. Called again, it finishes what a call before has left undone. `receipts` are those
     /// of the outputs' chunks, some perhaps twice, where
-    /// [`takes_receipts`](Session::takes_receipts). Gives the id of the snapshot that has the
+    /// [`needs_receipts`](Publisher::needs_receipts). Gives the id of the snapshot that has the
     /// outputs, where the store has snapshots. While it waits for others, it asks whether it
     /// `is_cancelled`.
     ///
     /// # Errors
     /// Where storage fails or refuses; then nothing or, in plain stores, a part of the outputs is
-    /// visible, each of them whole. [`Refusal::Cancelled`]; then nothing is.
+    /// visible, each of them whole. [`Rejection::Cancelled`]; then nothing is.
     fn commit(
         &self,
         plan: &FinalizedPlan,
         receipts: &[Receipt],
         is_cancelled: &dyn Fn() -> bool,
-    ) -> Result<Option<String>, SessionError>;
+    ) -> Result<Option<String>, PublishError>;
 
     /// Gives up: nothing will be published, and the outputs' places are free. Failing to tidy up is
     /// no further failure.

@@ -13,20 +13,20 @@ use freestone_kernels::Buffer;
 use super::array::ArrayInfo;
 use super::codec::Codec;
 use super::{
-    ByteRange, Lock, ObjectPart, PartsRead, Pending, StorageError, Store, copy_out, read_small,
+    ByteRange, Lock, ObjectPart, PartsRead, PendingRead, StorageError, Store, copy_out, read_small,
 };
 
 /// A store over another one: what is written below a prefix stays in memory while it fits into a
 /// budget, and goes to the other store where it does not. Each object is in one of them, and is
 /// read and removed wherever it is.
 ///
-/// What is in memory is lost with the process, unless it was [saved](TierStore::save): then
-/// [`TierStore::restore`] brings it back in another one.
+/// What is in memory is lost with the process, unless it was [saved](TieredStore::save): then
+/// [`TieredStore::restore`] brings it back in another one.
 ///
 /// Objects of 256 KB and more are mappings of their own, smaller ones share some, by folder:
 /// intermediates are removed array by array, and their memory is then the system's again, whatever
 /// the program's allocator keeps.
-pub struct TierStore {
+pub struct TieredStore {
     below: Arc<dyn Store>,
     prefix: String,
     budget: u64,
@@ -76,9 +76,9 @@ const OBJECT_OVERHEAD_BYTES: u64 = 160;
 /// Keys of intermediates are not longer, give or take.
 const KEY_BYTES: u64 = 96;
 
-impl fmt::Debug for TierStore {
+impl fmt::Debug for TieredStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TierStore")
+        f.debug_struct("TieredStore")
             .field("below", &self.below)
             .field("prefix", &self.prefix)
             .field("budget", &self.budget)
@@ -98,10 +98,10 @@ fn packed_cost(key: &str) -> u64 {
     OBJECT_OVERHEAD_BYTES + key.len() as u64
 }
 
-impl TierStore {
+impl TieredStore {
     /// Keeps up to `budget` bytes of what lies below `prefix`, which ends in `/`.
-    pub fn new(below: Arc<dyn Store>, prefix: String, budget: u64, epoch: u32) -> TierStore {
-        TierStore { below, prefix, budget, epoch, kept: RwLock::default() }
+    pub fn new(below: Arc<dyn Store>, prefix: String, budget: u64, epoch: u32) -> TieredStore {
+        TieredStore { below, prefix, budget, epoch, kept: RwLock::default() }
     }
 
     /// Writes what is in memory and was not saved before to the store below, small objects together
@@ -377,7 +377,7 @@ impl Kept {
 }
 
 #[deny(clippy::missing_trait_methods)]
-impl Store for TierStore {
+impl Store for TieredStore {
     fn url(&self) -> &str {
         self.below.url()
     }
@@ -420,7 +420,7 @@ impl Store for TierStore {
         range: Option<ByteRange>,
         limit: u64,
         into: Buffer,
-    ) -> Result<Pending, Buffer> {
+    ) -> Result<PendingRead, Buffer> {
         // What is in memory need not be waited for.
         if self.read_kept().objects.contains_key(key) {
             Err(into)
@@ -474,8 +474,8 @@ impl Store for TierStore {
         self.below.sync(keys)
     }
 
-    fn sweep(&self, prefix: &str) -> Result<(), StorageError> {
-        self.below.sweep(prefix)
+    fn remove_partial_writes(&self, prefix: &str) -> Result<(), StorageError> {
+        self.below.remove_partial_writes(prefix)
     }
 
     fn lock(&self, key: &str) -> Result<Option<Lock>, StorageError> {
@@ -495,12 +495,12 @@ impl Store for TierStore {
         if len.is_some() { Ok(len) } else { self.below.size(key) }
     }
 
-    fn changed(&self, key: &str) -> Result<Option<SystemTime>, StorageError> {
-        self.below.changed(key)
+    fn modified(&self, key: &str) -> Result<Option<SystemTime>, StorageError> {
+        self.below.modified(key)
     }
 
-    fn obstacle(&self, key: &str) -> Option<String> {
-        self.below.obstacle(key)
+    fn blocking_file(&self, key: &str) -> Option<String> {
+        self.below.blocking_file(key)
     }
 
     fn place(&self, key: &str) -> String {
@@ -513,9 +513,9 @@ mod tests {
     use super::super::{MemoryStore, conformance};
     use super::*;
 
-    fn tier(budget: u64) -> (Arc<MemoryStore>, TierStore) {
+    fn tier(budget: u64) -> (Arc<MemoryStore>, TieredStore) {
         let below = Arc::new(MemoryStore::new());
-        (Arc::clone(&below), TierStore::new(below, "run/".into(), budget, 0))
+        (Arc::clone(&below), TieredStore::new(below, "run/".into(), budget, 0))
     }
 
     #[test]
@@ -562,8 +562,8 @@ mod tests {
             check(&tier, 31);
             drop(tier);
             let below: Arc<dyn Store> = below;
-            let second = TierStore::new(Arc::clone(&below), "run/".into(), back, 1);
-            TierStore::restore(&*below, "run/", &second, &|folder| folder == "gone").unwrap();
+            let second = TieredStore::new(Arc::clone(&below), "run/".into(), back, 1);
+            TieredStore::restore(&*below, "run/", &second, &|folder| folder == "gone").unwrap();
             check(&second, 30);
             assert!(
                 budget < 100_000_000 || read_small(&second, "run/a/30", 1 << 20).unwrap().is_none()
@@ -573,8 +573,8 @@ mod tests {
             // A third one finds what the second has saved, too.
             second.write("run/a/31", &object(31)).unwrap();
             second.save(&|_| false).unwrap();
-            let third = TierStore::new(Arc::clone(&below), "run/".into(), back, 2);
-            TierStore::restore(&*below, "run/", &third, &|_| false).unwrap();
+            let third = TieredStore::new(Arc::clone(&below), "run/".into(), back, 2);
+            TieredStore::restore(&*below, "run/", &third, &|_| false).unwrap();
             check(&third, 30);
             assert!(read_small(&third, "run/a/31", 1 << 20).unwrap().unwrap() == object(31));
         }

@@ -7,7 +7,7 @@ use freestone_kernels::Buffer;
 use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{Session, SessionError};
+use super::{PublishError, Publisher};
 use crate::plan::{FinalizedPlan, Mode, Place, Publication};
 use crate::storage::consolidated::{self, document, pretty};
 use crate::storage::metadata::{MetadataError, exists, open_array};
@@ -65,14 +65,14 @@ impl PlainZarr {
 
     /// Locks the claim on a target for the lifetime of this session. Remote stores are not locked;
     /// their lock would be an object at the claim's key.
-    fn lock(&self, target: &Target<'_>) -> Result<(), SessionError> {
+    fn lock(&self, target: &Target<'_>) -> Result<(), PublishError> {
         if target.store.is_remote() {
             return Ok(());
         }
         let lock = target
             .store
             .lock(&join(target.path, CLAIM))?
-            .ok_or_else(|| SessionError::Busy { place: target.store.place(target.path) })?;
+            .ok_or_else(|| PublishError::Busy { place: target.store.place(target.path) })?;
         self.locks.lock().unwrap_or_else(PoisonError::into_inner).push(lock);
         Ok(())
     }
@@ -91,7 +91,7 @@ impl PlainZarr {
             && read_small(&*target.store, &join(target.path, CLAIM), MAX_DOCUMENT_BYTES)?.is_none())
     }
 
-    fn targets<'a>(&self, plan: &'a FinalizedPlan) -> Result<Vec<Target<'a>>, SessionError> {
+    fn targets<'a>(&self, plan: &'a FinalizedPlan) -> Result<Vec<Target<'a>>, PublishError> {
         let mut targets = Vec::new();
         for publication in &plan.plan().publications {
             let array = plan.plan().array(publication.array);
@@ -113,7 +113,7 @@ impl PlainZarr {
     }
 
     /// Returns the targets that the run creates: all except regions.
-    fn made<'a>(&self, plan: &'a FinalizedPlan) -> Result<Vec<Target<'a>>, SessionError> {
+    fn made<'a>(&self, plan: &'a FinalizedPlan) -> Result<Vec<Target<'a>>, PublishError> {
         Ok(self.targets(plan)?.into_iter().filter(|t| !t.is_region()).collect())
     }
 
@@ -201,18 +201,18 @@ impl Target<'_> {
     }
 
     /// Checks that the array whose region is written is still the one in the plan.
-    fn check_unchanged(&self) -> Result<(), SessionError> {
+    fn check_unchanged(&self) -> Result<(), PublishError> {
         let Mode::Region { tag: expect } = &self.publication.mode else { return Ok(()) };
         match open_array(&self.store, self.path) {
             Ok(there) if there.tag == *expect => Ok(()),
             Err(MetadataError::Storage(e)) => Err(e.into()),
-            _ => Err(SessionError::Changed { place: self.store.place(self.path) }),
+            _ => Err(PublishError::Changed { place: self.store.place(self.path) }),
         }
     }
 }
 
-impl Session for PlainZarr {
-    fn check(&self, plan: &FinalizedPlan) -> Result<(), SessionError> {
+impl Publisher for PlainZarr {
+    fn check(&self, plan: &FinalizedPlan) -> Result<(), PublishError> {
         for target in self.targets(plan)? {
             let place = target.store.place(target.path);
             let store = &*target.store;
@@ -220,8 +220,8 @@ impl Session for PlainZarr {
                 target.check_unchanged()?;
                 continue;
             }
-            if let Some(place) = store.obstacle(target.path) {
-                return Err(SessionError::NotAGroup { place, what: "a file" });
+            if let Some(place) = store.blocking_file(target.path) {
+                return Err(PublishError::NotAGroup { place, what: "a file" });
             }
             if target.publication.group.is_some() {
                 let what = match document(store, "zarr.json")? {
@@ -236,7 +236,7 @@ impl Session for PlainZarr {
                     None => None,
                 };
                 if let Some(what) = what {
-                    return Err(SessionError::NotAGroup { place: store.url().to_owned(), what });
+                    return Err(PublishError::NotAGroup { place: store.url().to_owned(), what });
                 }
             }
             let claim = join(target.path, CLAIM);
@@ -244,11 +244,11 @@ impl Session for PlainZarr {
                 && read_small(store, &claim, MAX_DOCUMENT_BYTES)?.is_some()
                 && store.lock(&claim)?.is_none()
             {
-                return Err(SessionError::Busy { place });
+                return Err(PublishError::Busy { place });
             }
             let there = exists(store, target.path)?;
             if there && !target.publication.overwrite {
-                return Err(SessionError::Exists { place });
+                return Err(PublishError::Exists { place });
             }
             if !there && !store.url().starts_with("http") {
                 // Only chunks left by a killed run may be removed. Any other object is an error.
@@ -266,14 +266,14 @@ impl Session for PlainZarr {
                     .map(|n| format!("c/{n}"));
                 let names: Vec<String> = beside.chain(inside).take(5).collect();
                 if !names.is_empty() {
-                    return Err(SessionError::Foreign { place, names });
+                    return Err(PublishError::Foreign { place, names });
                 }
             }
         }
         Ok(())
     }
 
-    fn begin(&self, plan: &FinalizedPlan) -> Result<(), SessionError> {
+    fn begin(&self, plan: &FinalizedPlan) -> Result<(), PublishError> {
         self.unlock();
         for target in self.made(plan)? {
             for name in ["zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"] {
@@ -301,7 +301,7 @@ impl Session for PlainZarr {
         json!({"plain_zarr": {"claim": self.claim}})
     }
 
-    fn resume(&self, plan: &FinalizedPlan, finished: bool) -> Result<(), SessionError> {
+    fn resume(&self, plan: &FinalizedPlan, finished: bool) -> Result<(), PublishError> {
         self.unlock();
         for target in self.targets(plan)? {
             target.check_unchanged()?;
@@ -309,7 +309,7 @@ impl Session for PlainZarr {
                 || self.owns(&target)?
                 || (finished && self.is_published(&target)?);
             if !is_ours {
-                return Err(SessionError::Taken { place: target.store.place(target.path) });
+                return Err(PublishError::Taken { place: target.store.place(target.path) });
             }
             if !target.is_region() && self.owns(&target)? {
                 self.lock(&target)?;
@@ -335,7 +335,7 @@ impl Session for PlainZarr {
         }
     }
 
-    fn holds(&self, plan: &FinalizedPlan, receipt: &Receipt) -> Result<bool, StorageError> {
+    fn is_intact(&self, plan: &FinalizedPlan, receipt: &Receipt) -> Result<bool, StorageError> {
         // A receipt for an array or a chunk that does not exist is not from this plan.
         let Some(array) = plan.plan().arrays.get(receipt.array.0) else { return Ok(false) };
         let objects = array.info.objects();
@@ -366,7 +366,7 @@ impl Session for PlainZarr {
         plan: &FinalizedPlan,
         _receipts: &[Receipt],
         _is_cancelled: &dyn Fn() -> bool,
-    ) -> Result<Option<String>, SessionError> {
+    ) -> Result<Option<String>, PublishError> {
         for target in self.targets(plan)? {
             if target.publication.mode == Mode::Metadata {
                 continue;
@@ -385,7 +385,7 @@ impl Session for PlainZarr {
                 // An earlier, interrupted call has published this target.
                 (false, true) => {}
                 (false, false) => {
-                    return Err(SessionError::Taken { place: target.store.place(target.path) });
+                    return Err(PublishError::Taken { place: target.store.place(target.path) });
                 }
             }
         }
@@ -438,13 +438,13 @@ mod tests {
         first.begin(&plan).unwrap();
         first.begin(&plan).unwrap();
         let other = PlainZarr::new(Stores::default());
-        assert!(matches!(other.check(&plan), Err(SessionError::Busy { .. })));
+        assert!(matches!(other.check(&plan), Err(PublishError::Busy { .. })));
         let later = PlainZarr::of_ticket(Stores::default(), &first.ticket()).unwrap();
-        assert!(matches!(later.resume(&plan, false), Err(SessionError::Busy { .. })));
+        assert!(matches!(later.resume(&plan, false), Err(PublishError::Busy { .. })));
         drop(first);
         later.resume(&plan, false).unwrap();
         later.resume(&plan, false).unwrap();
-        assert!(matches!(other.check(&plan), Err(SessionError::Busy { .. })));
+        assert!(matches!(other.check(&plan), Err(PublishError::Busy { .. })));
         drop(later);
         other.check(&plan).unwrap();
     }
@@ -459,15 +459,15 @@ mod tests {
         let plan = lower(&[target], &spec(100_000_000, 1)).unwrap();
         let (first, second) = (PlainZarr::new(stores.clone()), PlainZarr::new(stores));
         first.begin(&plan).unwrap();
-        assert!(matches!(second.check(&plan), Err(SessionError::Busy { .. })));
+        assert!(matches!(second.check(&plan), Err(PublishError::Busy { .. })));
         // Simulates a store without locks.
         first.unlock();
         second.begin(&plan).unwrap();
-        assert!(matches!(first.commit(&plan, &[], &|| false), Err(SessionError::Taken { .. })));
+        assert!(matches!(first.commit(&plan, &[], &|| false), Err(PublishError::Taken { .. })));
         assert!(!exists(&*store, "x").unwrap());
         second.commit(&plan, &[], &|| false).unwrap();
         assert!(exists(&*store, "x").unwrap());
-        assert!(matches!(first.check(&plan), Err(SessionError::Exists { .. })));
+        assert!(matches!(first.check(&plan), Err(PublishError::Exists { .. })));
         assert!(read_small(&*store, "x/.freestone-claim", 100).unwrap().is_none());
     }
 }
