@@ -1,23 +1,24 @@
-//! What an expression is made of.
+//! The syntax tree of an expression.
 
 use std::fmt::{self, Display, Formatter};
 use std::ops::Range;
 
-/// Bytes of the text.
+/// A byte range of the text.
 pub type Span = Range<usize>;
 
-/// A part of an expression, and where it stands.
+/// A node of the tree with its position.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Expr {
-    /// What it is.
+    /// The kind of the node, with its operands.
     pub kind: Kind,
-    /// Where it stands, its parentheses left out.
+    /// The position in the text, without surrounding parentheses.
     pub span: Span,
-    /// Parts below it, one in the other: bounded, because each is a call when it is evaluated.
+    /// The height of the tree below this node. The parser bounds it because evaluation, printing
+    /// and dropping recurse once per level.
     pub(super) depth: usize,
 }
 
-/// What a part is.
+/// The kind of a node.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)]
 pub enum Kind {
@@ -27,25 +28,40 @@ pub enum Kind {
     Imaginary(f64),
     Text(String),
     Unary(Unary, Box<Expr>),
-    Binary(Binary, Box<Expr>, Box<Expr>),
+    /// A first operand and at least one operation on it, applied from left to right.
+    ///
+    /// All operators have one precedence. `a - b + c` is one node with two operations, so long sums
+    /// are wide and not deep. A comparison and `**` have exactly one operation.
+    Binary(Box<Expr>, Vec<Operation>),
     Call(String, Vec<Argument>),
     Index(Box<Expr>, Vec<Subscript>),
     Tuple(Vec<Expr>),
     List(Vec<Expr>),
 }
 
+/// A binary operator with its right operand.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Operation {
+    /// The operator.
+    pub operator: Binary,
+    /// The right operand.
+    pub right: Expr,
+    /// The end of the right operand in the text, including its parentheses.
+    pub end: usize,
+}
+
 /// An argument of a call.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Argument {
-    /// Its keyword.
+    /// The keyword.
     pub name: Option<String>,
-    /// What is passed.
+    /// The value.
     pub value: Expr,
-    /// Where both stand.
+    /// The position of keyword and value.
     pub span: Span,
 }
 
-/// An entry between brackets.
+/// An entry between the brackets of an index.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)]
 pub enum Subscript {
@@ -55,36 +71,37 @@ pub enum Subscript {
 }
 
 macro_rules! operators {
-    ($(#[$doc:meta])* $type:ident: $($variant:ident $symbol:literal $function:literal $binds:literal;)*) => {
+    ($(#[$doc:meta])* $type:ident:
+     $($variant:ident $symbol:literal $function:literal $precedence:literal;)*) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[allow(missing_docs)]
         pub enum $type { $($variant),* }
 
         impl $type {
-            /// All of them.
+            /// All operators.
             pub const ALL: &[$type] = &[$($type::$variant),*];
 
-            /// As it is written.
+            /// Returns the operator's symbol.
             pub const fn symbol(self) -> &'static str {
                 match self { $($type::$variant => $symbol),* }
             }
 
-            /// The function that it stands for.
+            /// Returns the name of the equivalent function.
             pub const fn function(self) -> &'static str {
                 match self { $($type::$variant => $function),* }
             }
 
-            /// The higher, the tighter.
-            pub(super) const fn binds(self) -> u8 {
-                match self { $($type::$variant => $binds),* }
+            /// Returns the precedence: operators with higher values bind more tightly.
+            pub(super) const fn precedence(self) -> u8 {
+                match self { $($type::$variant => $precedence),* }
             }
         }
     };
 }
 
 operators! {
-    /// Operators between two operands, and how tight Python binds them.
+    /// Binary operators, with Python's precedences.
     Binary:
     Less "<" "less" 1;
     LessEqual "<=" "less_equal" 1;
@@ -108,7 +125,7 @@ operators! {
 }
 
 operators! {
-    /// Operators before one operand; `**` on their right binds tighter.
+    /// Unary operators. A `**` on their right binds more tightly.
     Unary:
     Positive "+" "positive" 8;
     Negative "-" "negative" 8;
@@ -116,30 +133,56 @@ operators! {
 }
 
 impl Binary {
-    /// True for `<` and its like.
-    pub(super) fn compares(self) -> bool {
-        self.binds() == 1
+    /// Returns true for `<`, `<=`, `>`, `>=`, `==` and `!=`.
+    pub(super) fn is_comparison(self) -> bool {
+        self.precedence() == 1
+    }
+
+    /// Returns true if `a op b op c` means `(a op b) op c`.
+    pub(super) fn is_left_associative(self) -> bool {
+        !self.is_comparison() && self != Binary::Pow
     }
 }
 
-/// Above every operator.
+/// The precedence of names, literals, calls and brackets, above every operator.
 const ATOM: u8 = 10;
 
 impl Expr {
-    fn binds(&self) -> u8 {
+    fn precedence(&self) -> u8 {
         match &self.kind {
-            Kind::Binary(op, ..) => op.binds(),
-            Kind::Unary(op, _) => op.binds(),
+            Kind::Binary(_, operations) => {
+                operations.first().map_or(ATOM, |o| o.operator.precedence())
+            }
+            Kind::Unary(op, _) => op.precedence(),
             _ => ATOM,
         }
     }
 
-    fn within(&self, least: u8, f: &mut Formatter<'_>) -> fmt::Result {
-        if self.binds() < least { write!(f, "({self})") } else { write!(f, "{self}") }
+    /// Prints an operand, in parentheses if its precedence is below `least`.
+    fn fmt_operand(&self, least: u8, f: &mut Formatter<'_>) -> fmt::Result {
+        if self.precedence() < least { write!(f, "({self})") } else { write!(f, "{self}") }
     }
 }
 
-/// With the parentheses that it needs; reading it again gives the same.
+fn fmt_binary(first: &Expr, operations: &[Operation], f: &mut Formatter<'_>) -> fmt::Result {
+    for (i, Operation { operator, right, .. }) in operations.iter().enumerate() {
+        let precedence = operator.precedence();
+        if *operator == Binary::Pow {
+            first.fmt_operand(ATOM, f)?;
+            f.write_str("**")?;
+            return right.fmt_operand(Unary::Negative.precedence(), f);
+        }
+        if i == 0 {
+            // Comparisons do not chain.
+            first.fmt_operand(precedence + u8::from(operator.is_comparison()), f)?;
+        }
+        write!(f, " {} ", operator.symbol())?;
+        right.fmt_operand(precedence + 1, f)?;
+    }
+    Ok(())
+}
+
+/// Prints the expression with the necessary parentheses. Parsing the result gives an equal tree.
 impl Display for Expr {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match &self.kind {
@@ -151,26 +194,16 @@ impl Display for Expr {
             Kind::Text(text) => write!(f, "'{text}'"),
             Kind::Unary(op, a) => {
                 f.write_str(op.symbol())?;
-                a.within(op.binds(), f)
+                a.fmt_operand(op.precedence(), f)
             }
-            Kind::Binary(Binary::Pow, a, b) => {
-                a.within(ATOM, f)?;
-                f.write_str("**")?;
-                b.within(Unary::Negative.binds(), f)
-            }
-            Kind::Binary(op, a, b) => {
-                // Comparisons do not chain.
-                a.within(op.binds() + u8::from(op.compares()), f)?;
-                write!(f, " {} ", op.symbol())?;
-                b.within(op.binds() + 1, f)
-            }
+            Kind::Binary(first, operations) => fmt_binary(first, operations, f),
             Kind::Call(name, arguments) => {
                 write!(f, "{name}(")?;
                 separated(arguments, f)?;
                 f.write_str(")")
             }
             Kind::Index(of, entries) => {
-                of.within(ATOM, f)?;
+                of.fmt_operand(ATOM, f)?;
                 f.write_str("[")?;
                 separated(entries, f)?;
                 f.write_str("]")

@@ -1,4 +1,4 @@
-//! What is wrong with an expression, shown at its place.
+//! Errors of expressions, shown with their position in the text.
 
 use std::fmt::{self, Display, Formatter};
 
@@ -7,30 +7,30 @@ use freestone_ops::Error as ArrayError;
 
 use super::ast::Span;
 
-/// Why an expression gives no array, and where in its text.
+/// An error in an expression, with its position in the text.
 #[derive(Clone, Debug)]
 pub struct ExpressionError {
-    /// What is wrong, in a line.
+    /// The message, in one line.
     pub message: String,
-    /// Beside the mark: what is there.
+    /// The label beside the marked position.
     pub label: String,
-    /// The place in the text.
+    /// The position in the text.
     pub span: Span,
-    /// What to do.
+    /// A hint.
     pub help: Option<String>,
-    /// What a function said, where the expression is well-formed but cannot be computed.
+    /// The error of a function that rejected its arguments. The expression itself is well-formed.
     pub cause: Option<Box<ArrayError>>,
     source: Box<Source>,
 }
 
-/// The expression: its text, and what people know it by.
+/// The text of the expression, and its name in messages.
 #[derive(Clone, Debug)]
 struct Source {
     text: String,
     name: String,
 }
 
-/// The most of a text that is shown: the rest of a long one says nothing.
+/// The maximum number of bytes shown before the position in a long text.
 const SHOWN: usize = 200;
 
 impl ExpressionError {
@@ -66,15 +66,16 @@ impl ExpressionError {
         self
     }
 
-    /// The same, of the expression that people know by that name.
+    /// Sets the name of the expression in the message.
     #[must_use]
     pub fn named(mut self, name: &str) -> ExpressionError {
         name.clone_into(&mut self.source.name);
         self
     }
 
-    /// The message, the text with a mark at the place, and what to do; with colours for a terminal.
-    pub fn render(&self, colours: bool) -> String {
+    /// Returns the message, the text with the position marked, and the hint. `colors` adds escape
+    /// sequences for terminals.
+    pub fn render(&self, colors: bool) -> String {
         let (text, span) = self.shown();
         let mut mark = AnnotationKind::Primary.span(span);
         if !self.label.is_empty() {
@@ -86,12 +87,12 @@ impl ExpressionError {
         if let Some(help) = &self.help {
             group = group.element(Level::HELP.message(help));
         }
-        let renderer = if colours { Renderer::styled() } else { Renderer::plain() };
+        let renderer = if colors { Renderer::styled() } else { Renderer::plain() };
         renderer.render(&[group])
     }
 
-    /// A part of the text around the place, with control characters made visible, and the place in
-    /// it.
+    /// Returns the part of the text around the position, with control characters made visible, and
+    /// the position in that part.
     fn shown(&self) -> (String, Span) {
         let (mut text, mut place) = (String::new(), 0..0);
         for (at, c) in self.source.text.char_indices() {

@@ -1,4 +1,4 @@
-//! From text to tokens, by Python's rules.
+//! The lexer: from text to tokens, by Python's rules.
 
 use winnow::Result as Parsed;
 use winnow::ascii::digit1;
@@ -10,15 +10,15 @@ use winnow::token::{any, one_of, take_till, take_while};
 use super::ast::Span;
 use super::error::ExpressionError;
 
-/// A token and its place.
+/// A token with its position.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Token {
-    pub(super) what: What,
+    pub(super) kind: TokenKind,
     pub(super) span: Span,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum What {
+pub(super) enum TokenKind {
     Name(String),
     Int(i128),
     Float(f64),
@@ -28,33 +28,32 @@ pub(super) enum What {
     End,
 }
 
-/// The longer ones first. Some are here only to be refused by name.
-const SYMBOLS: [&str; 42] = [
+/// All symbols, each before its own prefixes. Some are listed only for better error messages.
+const SYMBOLS: [&str; 46] = [
     "...", "**=", "//=", "<<=", ">>=", "**", "//", "<<", ">>", "<=", ">=", "==", "!=", "&&", "||",
     ":=", "->", "+=", "-=", "*=", "/=", "(", ")", "[", "]", "{", "}", ",", ":", ".", "=", "+", "-",
-    "*", "/", "%", "@", "&", "|", "^", "~", "<",
+    "*", "/", "%", "@", "&", "|", "^", "~", "<", ">", "!", ";", "?",
 ];
-const LAST: [&str; 4] = [">", "!", ";", "?"];
 
-/// Python's words that cannot be names, with what to write instead.
+/// Keywords of Python, which cannot be names, with hints.
 pub(super) const KEYWORDS: [(&str, &str); 14] = [
     ("and", "write `a & b` with each side in parentheses, or `logical_and(a, b)`"),
     ("or", "write `a | b` with each side in parentheses, or `logical_or(a, b)`"),
     ("not", "write `~a`, or `logical_not(a)`"),
     ("if", "write `where(condition, a, b)`"),
     ("else", "write `where(condition, a, b)`"),
-    ("for", "there are no loops: functions work on whole arrays"),
-    ("in", "there are no loops: functions work on whole arrays"),
+    ("for", "loops are not supported; functions apply to whole arrays"),
+    ("in", "loops are not supported; functions apply to whole arrays"),
     ("is", "write `a == b`"),
-    ("lambda", "there are no functions but those that `freestone functions` lists"),
-    ("import", "functions need no import: `freestone functions` lists them"),
-    ("from", "functions need no import: `freestone functions` lists them"),
-    ("def", "there are no functions but those that `freestone functions` lists"),
-    ("return", "an expression is its own result"),
-    ("del", "an expression changes nothing"),
+    ("lambda", "functions cannot be defined; `freestone functions` lists all functions"),
+    ("import", "functions need no import; `freestone functions` lists all functions"),
+    ("from", "functions need no import; `freestone functions` lists all functions"),
+    ("def", "functions cannot be defined; `freestone functions` lists all functions"),
+    ("return", "an expression needs no `return`"),
+    ("del", "expressions cannot change their inputs"),
 ];
 
-/// Characters that people paste, and what to write.
+/// Characters that resemble operators, with their replacements.
 const LOOKALIKES: [(char, &str); 12] = [
     ('×', "*"),
     ('·', "*"),
@@ -70,7 +69,7 @@ const LOOKALIKES: [(char, &str); 12] = [
     ('“', "\""),
 ];
 
-/// All tokens, `End` last.
+/// Splits a text into tokens. The last token is `End`.
 pub(super) fn tokens(text: &str) -> Result<Vec<Token>, ExpressionError> {
     let mut rest = text;
     let mut found = Vec::new();
@@ -78,19 +77,19 @@ pub(super) fn tokens(text: &str) -> Result<Vec<Token>, ExpressionError> {
         rest = rest.trim_start();
         let start = text.len() - rest.len();
         let Some(first) = rest.chars().next() else {
-            found.push(Token { what: What::End, span: text.len()..text.len() });
+            found.push(Token { kind: TokenKind::End, span: text.len()..text.len() });
             return Ok(found);
         };
-        let what = token(&mut rest, first, start)?;
-        found.push(Token { what, span: start..text.len() - rest.len() });
+        let kind = token(&mut rest, first, start)?;
+        found.push(Token { kind, span: start..text.len() - rest.len() });
     }
 }
 
-fn token(rest: &mut &str, first: char, start: usize) -> Result<What, ExpressionError> {
+fn token(rest: &mut &str, first: char, start: usize) -> Result<TokenKind, ExpressionError> {
     if is_first(first) {
-        return Ok(What::Name(name.parse_next(rest).unwrap_or_default().to_owned()));
+        return Ok(TokenKind::Name(name.parse_next(rest).unwrap_or_default().to_owned()));
     }
-    // A parser that fails leaves its input anywhere.
+    // A parser that fails leaves its input at an unspecified position.
     let mut after = *rest;
     if let Ok(digits) = number.parse_next(&mut after) {
         *rest = after;
@@ -98,29 +97,29 @@ fn token(rest: &mut &str, first: char, start: usize) -> Result<What, ExpressionE
     }
     if first == '\'' || first == '"' {
         let Ok(inside) = quoted.parse_next(rest) else {
-            return Err(ExpressionError::new("the text has no end", start..start + 1)
-                .label(format!("no second {first} on this line")));
+            return Err(ExpressionError::new("unterminated string", start..start + 1)
+                .label(format!("missing closing {first}")));
         };
         return match inside.find('\\') {
             Some(at) => Err(ExpressionError::new(
-                "text has no escapes here",
+                "escape sequences are not supported",
                 start + 1 + at..start + 2 + at,
             )
-            .label("a backslash means nothing")),
-            None => Ok(What::Text(inside.to_owned())),
+            .label("unexpected backslash")),
+            None => Ok(TokenKind::Text(inside.to_owned())),
         };
     }
-    if let Some(symbol) = SYMBOLS.iter().chain(&LAST).find(|s| rest.starts_with(**s)) {
+    if let Some(symbol) = SYMBOLS.iter().find(|s| rest.starts_with(**s)) {
         *rest = &rest[symbol.len()..];
-        return Ok(What::Symbol(symbol));
+        return Ok(TokenKind::Symbol(symbol));
     }
     let error = ExpressionError::new(
-        format!("`{}` means nothing here", first.escape_debug()),
+        format!("unexpected character `{}`", first.escape_debug()),
         start..start + first.len_utf8(),
     );
     Err(match LOOKALIKES.iter().find(|(c, _)| *c == first) {
         Some((_, instead)) => error.help(format!("write `{instead}`")),
-        None if first == '#' => error.help("an expression has no comments"),
+        None if first == '#' => error.help("comments are not supported"),
         None => error,
     })
 }
@@ -133,7 +132,7 @@ fn continues(c: char) -> bool {
     c == '_' || c.is_alphanumeric()
 }
 
-/// True for what can name an input.
+/// Returns true if an input can have this name.
 pub fn is_identifier(text: &str) -> bool {
     let keyword =
         KEYWORDS.iter().any(|(k, _)| *k == text) || matches!(text, "True" | "False" | "None");
@@ -151,12 +150,12 @@ fn quoted<'t>(input: &mut &'t str) -> Parsed<&'t str> {
     Ok(inside)
 }
 
-/// `12`, `1_000`.
+/// Parses digits with optional underscores: `12`, `1_000`.
 fn digits<'t>(input: &mut &'t str) -> Parsed<&'t str> {
     (digit1, repeat::<_, _, (), _, _>(0.., ('_', digit1))).take().parse_next(input)
 }
 
-/// The text of a number: `0x_ff`, `12`, `1.5e-3`, `.5`, `2j`.
+/// Parses the text of a number: `0x_ff`, `12`, `1.5e-3`, `.5`, `2j`.
 fn number<'t>(input: &mut &'t str) -> Parsed<&'t str> {
     let hex = (
         '0',
@@ -176,16 +175,17 @@ fn number<'t>(input: &mut &'t str) -> Parsed<&'t str> {
     alt((hex, octal, binary, decimal)).parse_next(input)
 }
 
-fn value(written: &str, rest: &str, start: usize) -> Result<What, ExpressionError> {
+/// Converts the text of a number.
+fn value(written: &str, rest: &str, start: usize) -> Result<TokenKind, ExpressionError> {
     let span = start..start + written.len();
     if let Some(next) = rest.chars().next().filter(|c| continues(*c)) {
         let tail = rest.chars().take_while(|c| continues(*c)).map(char::len_utf8).sum::<usize>();
         let error = ExpressionError::new(
-            format!("`{written}{}` is no number", &rest[..tail]),
+            format!("invalid number `{written}{}`", &rest[..tail]),
             start..span.end + tail,
         );
         return Err(if next.is_alphabetic() && written.bytes().all(|b| b.is_ascii_digit()) {
-            error.help(format!("for a product write `{written} * {}`", &rest[..tail]))
+            error.help(format!("write `{written} * {}` for a product", &rest[..tail]))
         } else {
             error
         });
@@ -195,23 +195,23 @@ fn value(written: &str, rest: &str, start: usize) -> Result<What, ExpressionErro
     let radix = [("0x", 16), ("0o", 8), ("0b", 2)]
         .into_iter()
         .find(|(prefix, _)| lower.starts_with(prefix));
-    let large = || ExpressionError::new(format!("`{written}` is too large"), span.clone());
+    let large = || ExpressionError::new(format!("number `{written}` is too large"), span.clone());
     if let Some((_, radix)) = radix {
         return i128::from_str_radix(&lower[2..], radix)
-            .map(What::Int)
-            .map_err(|_| large().label("beyond 128 bits"));
+            .map(TokenKind::Int)
+            .map_err(|_| large().label("exceeds 128 bits"));
     }
     if lower.bytes().all(|b| b.is_ascii_digit()) {
         if lower.starts_with('0') && lower.bytes().any(|b| b != b'0') {
-            return Err(ExpressionError::new("a decimal number does not begin with 0", span)
-                .help("octal numbers are written `0o17`"));
+            return Err(ExpressionError::new("invalid leading zero in a decimal number", span)
+                .help("write octal numbers as `0o17`"));
         }
-        return lower.parse().map(What::Int).map_err(|_| large().label("beyond 128 bits"));
+        return lower.parse().map(TokenKind::Int).map_err(|_| large().label("exceeds 128 bits"));
     }
     let (float, imaginary) = lower.strip_suffix('j').map_or((lower.as_str(), false), |f| (f, true));
     match float.parse::<f64>() {
-        Ok(x) if x.is_finite() && imaginary => Ok(What::Imaginary(x)),
-        Ok(x) if x.is_finite() => Ok(What::Float(x)),
-        _ => Err(large().label("beyond float64").help("infinity is `inf`")),
+        Ok(x) if x.is_finite() && imaginary => Ok(TokenKind::Imaginary(x)),
+        Ok(x) if x.is_finite() => Ok(TokenKind::Float(x)),
+        _ => Err(large().label("exceeds float64").help("write `inf` for infinity")),
     }
 }

@@ -1,4 +1,4 @@
-//! Arithmetic of plain numbers, as Python does it.
+//! Arithmetic on numbers, as in Python.
 //!
 //! Integers are exact, up to 128 bits; `/` gives a float, `//` and `%` round towards minus
 //! infinity.
@@ -55,10 +55,10 @@ impl From<Number> for Value {
     }
 }
 
-const TOO_LARGE: &str = "the result is beyond 128 bits";
+const TOO_LARGE: &str = "result exceeds 128 bits";
 const BY_ZERO: &str = "division by zero";
 
-/// The result, or `None` where an operand is no number.
+/// Applies a binary operator. Returns `None` if an operand is not a number.
 pub(super) fn binary(op: Binary, a: &Value, b: &Value) -> Option<Result<Value, String>> {
     if let (Value::Bool(a), Value::Bool(b)) = (a, b) {
         match op {
@@ -69,7 +69,7 @@ pub(super) fn binary(op: Binary, a: &Value, b: &Value) -> Option<Result<Value, S
         }
     }
     let (a, b) = (Number::of(a)?, Number::of(b)?);
-    if op.compares() {
+    if op.is_comparison() {
         return Some(compare(op, a, b).map(Value::Bool));
     }
     let result = match (a, b) {
@@ -80,7 +80,7 @@ pub(super) fn binary(op: Binary, a: &Value, b: &Value) -> Option<Result<Value, S
     Some(result.map(Value::from))
 }
 
-/// The result, or `None` where the operand is no number.
+/// Applies a unary operator. Returns `None` if the operand is not a number.
 pub(super) fn unary(op: Unary, a: &Value) -> Option<Result<Value, String>> {
     let result = match (op, Number::of(a)?) {
         (Unary::Positive, a) => Ok(a),
@@ -99,7 +99,7 @@ fn compare(op: Binary, a: Number, b: Number) -> Result<bool, String> {
         (Complex(_), _) | (_, Complex(_)) => match op {
             Binary::Equal => return Ok(a.complex() == b.complex()),
             Binary::NotEqual => return Ok(a.complex() != b.complex()),
-            _ => return Err("complex numbers have no order".into()),
+            _ => return Err("complex numbers are not ordered".into()),
         },
         _ => a.float().partial_cmp(&b.float()),
     };
@@ -120,7 +120,7 @@ fn undefined(op: Binary, what: &str) -> String {
 fn integers(op: Binary, a: i128, b: i128) -> Result<Number, String> {
     let shift = || {
         u32::try_from(b).map_err(|_| {
-            if b < 0 { "a shift by a negative number".to_owned() } else { TOO_LARGE.to_owned() }
+            if b < 0 { "shift by a negative number".to_owned() } else { TOO_LARGE.to_owned() }
         })
     };
     let exact = match op {
@@ -138,7 +138,7 @@ fn integers(op: Binary, a: i128, b: i128) -> Result<Number, String> {
             a.checked_rem(b).map(|r| if r != 0 && (r < 0) != (b < 0) { r + b } else { r })
         }
         Binary::Pow if b < 0 => return floats(op, a as f64, b as f64),
-        // Of these every power is in range; of others none beyond 127.
+        // All powers of -1, 0 and 1 are in range. For other bases, exponents end at 127.
         Binary::Pow if matches!(a, -1..=1) => {
             Some(if b == 0 || a == 1 || (a == -1 && b % 2 == 0) { 1 } else { a })
         }
@@ -175,7 +175,7 @@ fn floats(op: Binary, a: f64, b: f64) -> Result<Number, String> {
         Binary::Pow => {
             let x = a.powf(b);
             if x.is_infinite() && a.is_finite() && b.is_finite() {
-                return Err("the result is beyond float64".into());
+                return Err("result exceeds float64".into());
             }
             x
         }
@@ -195,7 +195,7 @@ fn remainder(a: f64, b: f64) -> f64 {
     }
 }
 
-/// As CPython: from the remainder, so that `a == (a // b) * b + a % b` as nearly as it can be.
+/// Divides as CPython does: from the remainder, so that `a == (a // b) * b + a % b` up to rounding.
 fn floor_divide(a: f64, b: f64) -> f64 {
     let q = (a - a % b) / b;
     let q = if a % b != 0.0 && ((a % b < 0.0) != (b < 0.0)) { q - 1.0 } else { q };

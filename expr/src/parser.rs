@@ -1,24 +1,26 @@
-//! From tokens to an expression: Python's grammar, as much of it as arrays need, with its
-//! precedences.
+//! The parser: from tokens to a syntax tree, with the grammar and precedences of Python.
 //!
-//! Operators are parsed by how tight they bind (Pratt 1973). What Python has and we do not is
-//! refused with what to write instead.
+//! Binary operators are parsed by precedence climbing (Pratt 1973). Operators of one precedence in
+//! a row are one node, so the length of a sum is bounded only by the length of the text. Python
+//! syntax outside the expression language is rejected with the replacement in a hint.
 
-use super::ast::{Argument, Binary, Expr, Kind, Span, Subscript, Unary};
+mod attribute;
+
+use super::ast::{Argument, Binary, Expr, Kind, Operation, Span, Subscript, Unary};
 use super::error::ExpressionError;
-use super::lexer::{KEYWORDS, Token, What, tokens};
+use super::lexer::{KEYWORDS, Token, TokenKind, tokens};
 use super::vocabulary::{self, either, nearest};
 
-/// Bytes of an expression: longer ones are no typing.
+/// The maximum length of an expression in bytes.
 const MAX_BYTES: usize = 65_536;
-/// Brackets and signs inside each other.
+/// The maximum nesting of brackets, signs and `**`. Parsing recurses for each of them.
 const MAX_NESTING: usize = 100;
-/// Parts inside each other: a sum of so many terms.
+/// The maximum height of the tree. Evaluation, printing and dropping recurse for each level.
 const MAX_DEPTH: usize = 1000;
 
 type Result<T> = std::result::Result<T, ExpressionError>;
 
-/// The expression that a text is.
+/// Parses an expression.
 pub(super) fn parse(text: &str) -> Result<Expr> {
     parse_text(text).map_err(|e| e.in_text(text))
 }
@@ -26,60 +28,62 @@ pub(super) fn parse(text: &str) -> Result<Expr> {
 fn parse_text(text: &str) -> Result<Expr> {
     if text.len() > MAX_BYTES {
         return Err(ExpressionError::new(
-            format!("an expression has at most {MAX_BYTES} bytes, this one has {}", text.len()),
+            format!("expression is too long: {} bytes, at most {MAX_BYTES} bytes", text.len()),
             0..1,
         ));
     }
-    let mut parser = Parser { text, tokens: tokens(text)?, at: 0, nesting: 0 };
+    let mut parser = Parser { text, tokens: tokens(text)?, position: 0, nesting: 0 };
     if parser.tokens.len() == 1 {
-        return Err(ExpressionError::new("the expression is empty", 0..0));
+        return Err(ExpressionError::new("expression is empty", 0..0));
     }
     let expr = parser.expression(0)?;
     match parser.peek() {
-        What::End => Ok(expr),
-        What::Symbol(",") => Err(parser
-            .error("an expression gives one array", "a second one begins here")
-            .help("pass several expressions as arguments of their own")),
-        _ => Err(parser.unexpected("an operator or the end")),
+        TokenKind::End => Ok(expr),
+        TokenKind::Symbol(",") => Err(parser
+            .error("expected one expression, found several", "the second expression")
+            .help("pass each expression as a separate argument")),
+        _ => Err(parser.unexpected("an operator or the end of the expression")),
     }
 }
 
 struct Parser<'t> {
     text: &'t str,
     tokens: Vec<Token>,
-    at: usize,
+    /// The index of the next token.
+    position: usize,
     nesting: usize,
 }
 
 impl Parser<'_> {
-    fn peek(&self) -> &What {
-        // `End` is never passed.
-        self.tokens.get(self.at).map_or(&What::End, |t| &t.what)
+    fn peek(&self) -> &TokenKind {
+        // The position never passes `End`.
+        self.tokens.get(self.position).map_or(&TokenKind::End, |t| &t.kind)
     }
 
     fn is(&self, symbol: &str) -> bool {
-        matches!(self.peek(), What::Symbol(s) if *s == symbol)
+        matches!(self.peek(), TokenKind::Symbol(s) if *s == symbol)
     }
 
     fn span(&self) -> Span {
-        self.tokens.get(self.at).map_or(self.text.len()..self.text.len(), |t| t.span.clone())
+        self.tokens.get(self.position).map_or(self.text.len()..self.text.len(), |t| t.span.clone())
     }
 
-    fn end_of_last(&self) -> usize {
-        self.at.checked_sub(1).and_then(|i| self.tokens.get(i)).map_or(0, |t| t.span.end)
+    fn previous_end(&self) -> usize {
+        self.position.checked_sub(1).and_then(|i| self.tokens.get(i)).map_or(0, |t| t.span.end)
     }
 
-    fn next(&mut self) -> What {
-        let what = self.peek().clone();
-        if what != What::End {
-            self.at += 1;
+    fn next(&mut self) -> TokenKind {
+        let kind = self.peek().clone();
+        if kind != TokenKind::End {
+            self.position += 1;
         }
-        what
+        kind
     }
 
-    fn take(&mut self, symbol: &str) -> bool {
+    /// Consumes the next token if it is that symbol.
+    fn eat(&mut self, symbol: &str) -> bool {
         let is = self.is(symbol);
-        self.at += usize::from(is);
+        self.position += usize::from(is);
         is
     }
 
@@ -87,57 +91,46 @@ impl Parser<'_> {
         ExpressionError::new(message, self.span()).label(label)
     }
 
-    /// The next token is not what should come.
+    /// Returns the error for the next token, which is not the expected one.
     fn unexpected(&self, expected: &str) -> ExpressionError {
-        let at = |message: String| self.error(message, format!("here should be {expected}"));
+        let at = |message: String| self.error(message, format!("expected {expected}"));
         match self.peek() {
-            What::End => at("the expression ends too early".into()),
-            What::Name(word) => match KEYWORDS.iter().find(|(k, _)| k == word) {
-                Some((_, instead)) => {
-                    self.error(format!("`{word}` is not part of expressions"), "").help(*instead)
+            TokenKind::End => at("unexpected end of expression".into()),
+            TokenKind::Name(word) => match KEYWORDS.iter().find(|(k, _)| k == word) {
+                Some((_, hint)) => {
+                    self.error(format!("keyword `{word}` is not supported"), "").help(*hint)
                 }
-                None => at(format!("`{word}` is unexpected")),
+                None => at(format!("unexpected `{word}`")),
             },
-            What::Symbol(symbol) => {
-                let error = at(format!("`{symbol}` is unexpected"));
-                match *symbol {
-                    "&&" => error.help("write `&`, with comparisons in parentheses"),
-                    "||" => error.help("write `|`, with comparisons in parentheses"),
-                    "!" => error.help("write `~`"),
-                    "=" => error.help("an expression has no name; to compare write `==`"),
-                    ":=" | "+=" | "-=" | "*=" | "/=" | "**=" | "//=" | "<<=" | ">>=" => {
-                        error.help("an expression assigns nothing")
-                    }
-                    "?" => error.help("write `where(condition, a, b)`"),
-                    ":" => error.help("slices stand in brackets: `x[1:5]`"),
-                    "..." => error.help("`...` stands in brackets: `x[..., 0]`"),
-                    "{" | "}" => error.help("sequences are written `(1, 2)` or `[1, 2]`"),
-                    ";" => error.help("pass several expressions as arguments of their own"),
-                    _ => error,
+            TokenKind::Symbol(symbol) => {
+                let error = at(format!("unexpected `{symbol}`"));
+                match symbol_hint(symbol) {
+                    Some(hint) => error.help(hint),
+                    None => error,
                 }
             }
-            _ => at(format!("`{}` is unexpected", self.text.get(self.span()).unwrap_or_default())),
+            _ => at(format!("unexpected `{}`", self.text.get(self.span()).unwrap_or_default())),
         }
     }
 
     fn expect(&mut self, symbol: &'static str, opened: Span) -> Result<()> {
-        if self.take(symbol) {
+        if self.eat(symbol) {
             return Ok(());
         }
-        if *self.peek() == What::End {
+        if *self.peek() == TokenKind::End {
             let open = &self.text[opened.clone()];
             return Err(ExpressionError::new(format!("`{open}` is not closed"), opened)
-                .label(format!("no `{symbol}` for it")));
+                .label(format!("missing `{symbol}`")));
         }
         Err(self.unexpected(&format!("`,` or `{symbol}`")))
     }
 
-    /// Goes one bracket or sign deeper.
+    /// Parses one nesting level deeper.
     fn nested<T>(&mut self, parse: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         if self.nesting == MAX_NESTING {
             return Err(self.error(
-                "the expression is nested too deep",
-                format!("more than {MAX_NESTING} brackets or signs in each other"),
+                "expression is nested too deeply",
+                format!("more than {MAX_NESTING} nested brackets, signs or powers"),
             ));
         }
         self.nesting += 1;
@@ -146,76 +139,91 @@ impl Parser<'_> {
         result
     }
 
-    fn make(&self, kind: Kind, span: Span) -> Result<Expr> {
-        let depth = 1 + match &kind {
-            Kind::Unary(_, a) => a.depth,
-            Kind::Binary(_, a, b) => a.depth.max(b.depth),
-            Kind::Call(_, arguments) => arguments.iter().map(|a| a.value.depth).max().unwrap_or(0),
-            Kind::Index(of, entries) => {
-                entries.iter().map(Subscript::depth).max().unwrap_or(0).max(of.depth)
-            }
-            Kind::Tuple(items) | Kind::List(items) => {
-                items.iter().map(|i| i.depth).max().unwrap_or(0)
-            }
-            _ => 0,
-        };
-        if depth > MAX_DEPTH {
-            return Err(ExpressionError::new("the expression is too long", self.span())
-                .label(format!("more than {MAX_DEPTH} operators in each other")));
-        }
+    fn node(&self, kind: Kind, span: Span) -> Result<Expr> {
+        let depth = self.check_depth(1 + kind.operand_depth())?;
         Ok(Expr { kind, span, depth })
     }
 
-    /// Operators that bind at least that tight.
-    fn expression(&mut self, least: u8) -> Result<Expr> {
+    fn check_depth(&self, depth: usize) -> Result<usize> {
+        if depth <= MAX_DEPTH {
+            return Ok(depth);
+        }
+        let label = format!("more than {MAX_DEPTH} levels of operators and indices");
+        Err(self.error("expression is nested too deeply", label))
+    }
+
+    /// Parses operators of at least that precedence.
+    fn expression(&mut self, min_precedence: u8) -> Result<Expr> {
         let mut left = self.operand()?;
-        while let What::Symbol(symbol) = self.peek() {
-            let Some(op) = Binary::ALL
-                .iter()
-                .copied()
-                .find(|op| op.symbol() == *symbol)
-                .filter(|op| op.binds() >= least)
-            else {
-                break;
-            };
-            if let Kind::Binary(before, ..) = &left.kind
-                && before.compares()
-                && op.compares()
-                && !self.closed(&left)
-            {
-                let help = "write `(a < b) & (b < c)`; `&` and `|` bind tighter than comparisons, \
-                    which need parentheses beside them";
-                return Err(self
-                    .error("comparisons do not chain", "a second comparison")
-                    .help(help));
-            }
-            self.at += 1;
-            // `**` takes everything on its right that binds as a sign or tighter, which makes it
-            // right associative.
+        while let Some(op) = self.binary_operator().filter(|op| op.precedence() >= min_precedence) {
+            self.check_comparison(op, &left)?;
+            self.position += 1;
+            // The right operand of `**` includes signs and further powers, which makes `**` right
+            // associative.
             let right = if op == Binary::Pow {
-                self.nested(|p| p.expression(Unary::Negative.binds()))?
+                self.nested(|p| p.expression(Unary::Negative.precedence()))?
             } else {
-                self.expression(op.binds() + 1)?
+                self.expression(op.precedence() + 1)?
             };
-            let span = left.span.start..self.end_of_last();
-            left = self.make(Kind::Binary(op, Box::new(left), Box::new(right)), span)?;
+            left = self.binary(left, op, right)?;
         }
         Ok(left)
     }
 
-    /// True if the token before is the closing parenthesis around that part.
-    fn closed(&self, part: &Expr) -> bool {
-        self.end_of_last() > part.span.end
+    fn binary_operator(&self) -> Option<Binary> {
+        let TokenKind::Symbol(symbol) = self.peek() else { return None };
+        Binary::ALL.iter().copied().find(|op| op.symbol() == *symbol)
     }
 
-    /// A sign and what it is of, or an atom with its brackets.
+    fn check_comparison(&self, op: Binary, left: &Expr) -> Result<()> {
+        let follows_comparison = match &left.kind {
+            Kind::Binary(_, operations) => operations.iter().any(|o| o.operator.is_comparison()),
+            _ => false,
+        };
+        if !follows_comparison || !op.is_comparison() || self.is_parenthesized(left) {
+            return Ok(());
+        }
+        let help = "write `(a < b) & (b < c)`; comparisons need parentheses because `&` and `|` \
+            bind more tightly";
+        Err(self.error("comparisons do not chain", "second comparison").help(help))
+    }
+
+    /// Adds an operation to `left`: to its list if all its operators have the same precedence, else
+    /// to a new node.
+    fn binary(&self, mut left: Expr, operator: Binary, right: Expr) -> Result<Expr> {
+        let end = self.previous_end();
+        let span = left.span.start..end;
+        let depth = self.check_depth(1 + right.depth)?;
+        let operation = Operation { operator, right, end };
+        match &mut left.kind {
+            Kind::Binary(_, operations)
+                if operator.is_left_associative()
+                    && operations
+                        .iter()
+                        .all(|o| o.operator.precedence() == operator.precedence()) =>
+            {
+                operations.push(operation);
+                left.span = span;
+                left.depth = left.depth.max(depth);
+                Ok(left)
+            }
+            _ => self.node(Kind::Binary(Box::new(left), vec![operation]), span),
+        }
+    }
+
+    /// Returns true if the previous token is a closing parenthesis around `part`.
+    fn is_parenthesized(&self, part: &Expr) -> bool {
+        self.previous_end() > part.span.end
+    }
+
+    /// Parses an atom with its brackets, or a sign with its operand.
     fn operand(&mut self) -> Result<Expr> {
         let start = self.span().start;
         let sign = Unary::ALL.iter().copied().find(|op| self.is(op.symbol()));
         let Some(op) = sign else { return self.postfix() };
-        self.at += 1;
-        let of = self.nested(|p| p.expression(op.binds()))?;
-        self.make(Kind::Unary(op, Box::new(of)), start..self.end_of_last())
+        self.position += 1;
+        let of = self.nested(|p| p.expression(op.precedence()))?;
+        self.node(Kind::Unary(op, Box::new(of)), start..self.previous_end())
     }
 
     fn postfix(&mut self) -> Result<Expr> {
@@ -223,24 +231,22 @@ impl Parser<'_> {
         let mut left = self.atom()?;
         loop {
             let opened = self.span();
-            if self.take("[") {
+            if self.eat("[") {
                 if self.is("]") {
                     return Err(self.unexpected("an index, a slice, `...` or `None`"));
                 }
                 let entries = self.nested(|p| p.list("]", opened, Parser::subscript))?.0;
-                left =
-                    self.make(Kind::Index(Box::new(left), entries), start..self.end_of_last())?;
-            } else if self.take("(") {
+                let kind = Kind::Index(Box::new(left), entries);
+                left = self.node(kind, start..self.previous_end())?;
+            } else if self.eat("(") {
                 let Kind::Name(name) = &left.kind else {
-                    return Err(ExpressionError::new(
-                        "only functions can be called",
-                        left.span.start..opened.end,
-                    )
-                    .label("this is no function's name"));
+                    let span = left.span.start..opened.end;
+                    return Err(ExpressionError::new("only functions can be called", span)
+                        .label("not the name of a function"));
                 };
                 let name = name.clone();
                 let arguments = self.nested(|p| p.list(")", opened, Parser::argument))?.0;
-                left = self.make(Kind::Call(name, arguments), start..self.end_of_last())?;
+                left = self.node(Kind::Call(name, arguments), start..self.previous_end())?;
             } else if self.is(".") {
                 return Err(self.attribute(&left, start));
             } else {
@@ -252,36 +258,38 @@ impl Parser<'_> {
     fn atom(&mut self) -> Result<Expr> {
         let span = self.span();
         let kind = match self.peek() {
-            What::Name(word) if KEYWORDS.iter().all(|(k, _)| k != word) => Kind::Name(word.clone()),
-            What::Int(i) => Kind::Int(*i),
-            What::Float(x) => Kind::Float(*x),
-            What::Imaginary(x) => Kind::Imaginary(*x),
-            What::Text(text) => Kind::Text(text.clone()),
-            What::Symbol("(") => {
-                self.at += 1;
+            TokenKind::Name(word) if KEYWORDS.iter().all(|(k, _)| k != word) => {
+                Kind::Name(word.clone())
+            }
+            TokenKind::Int(i) => Kind::Int(*i),
+            TokenKind::Float(x) => Kind::Float(*x),
+            TokenKind::Imaginary(x) => Kind::Imaginary(*x),
+            TokenKind::Text(text) => Kind::Text(text.clone()),
+            TokenKind::Symbol("(") => {
+                self.position += 1;
                 let (mut items, comma) =
                     self.nested(|p| p.list(")", span.clone(), |p| p.expression(0)))?;
                 return match items.pop() {
-                    // Parentheses only group.
+                    // Parentheses around one expression only group.
                     Some(one) if items.is_empty() && !comma => Ok(one),
                     last => {
                         items.extend(last);
-                        self.make(Kind::Tuple(items), span.start..self.end_of_last())
+                        self.node(Kind::Tuple(items), span.start..self.previous_end())
                     }
                 };
             }
-            What::Symbol("[") => {
-                self.at += 1;
+            TokenKind::Symbol("[") => {
+                self.position += 1;
                 let items = self.nested(|p| p.list("]", span.clone(), |p| p.expression(0)))?.0;
-                return self.make(Kind::List(items), span.start..self.end_of_last());
+                return self.node(Kind::List(items), span.start..self.previous_end());
             }
             _ => return Err(self.unexpected("an array, a number or a function")),
         };
-        self.at += 1;
-        self.make(kind, span)
+        self.position += 1;
+        self.node(kind, span)
     }
 
-    /// Items up to the closing bracket, and whether a comma stands last.
+    /// Parses items up to the closing bracket. Returns them, and true if a comma follows the last.
     fn list<T>(
         &mut self,
         close: &'static str,
@@ -291,7 +299,7 @@ impl Parser<'_> {
         let (mut items, mut comma) = (Vec::new(), false);
         while !self.is(close) {
             items.push(item(self)?);
-            comma = self.take(",");
+            comma = self.eat(",");
             if !comma {
                 break;
             }
@@ -302,37 +310,29 @@ impl Parser<'_> {
 
     fn argument(&mut self) -> Result<Argument> {
         if self.is("*") || self.is("**") {
-            return Err(self.unexpected("an argument").help("arguments are written one by one"));
+            return Err(self.unexpected("an argument").help("write out each argument"));
         }
         let start = self.span().start;
-        let named =
-            matches!(self.tokens.get(self.at + 1).map(|t| &t.what), Some(What::Symbol("=")));
-        let name = match self.peek() {
-            What::Name(name) if named => Some(name.clone()),
+        let following = self.tokens.get(self.position + 1).map(|t| &t.kind);
+        let name = match (self.peek(), following) {
+            (TokenKind::Name(name), Some(TokenKind::Symbol("="))) => Some(name.clone()),
             _ => None,
         };
-        self.at += if name.is_some() { 2 } else { 0 };
+        self.position += if name.is_some() { 2 } else { 0 };
         let value = self.expression(0)?;
-        Ok(Argument { name, value, span: start..self.end_of_last() })
+        Ok(Argument { name, value, span: start..self.previous_end() })
     }
 
     fn subscript(&mut self) -> Result<Subscript> {
         let span = self.span();
-        if self.take("...") {
+        if self.eat("...") {
             return Ok(Subscript::Ellipsis(span));
         }
-        let bound = |p: &mut Self| {
-            if [":", ",", "]"].iter().any(|s| p.is(s)) {
-                Ok(None)
-            } else {
-                p.expression(0).map(Some)
-            }
-        };
-        let start = bound(self)?;
-        match (start, self.take(":")) {
+        let start = self.bound()?;
+        match (start, self.eat(":")) {
             (start, true) => {
-                let stop = bound(self)?;
-                let step = if self.take(":") { bound(self)? } else { None };
+                let stop = self.bound()?;
+                let step = if self.eat(":") { self.bound()? } else { None };
                 Ok(Subscript::Slice { start, stop, step })
             }
             (Some(at), false) => Ok(Subscript::At(at)),
@@ -340,59 +340,49 @@ impl Parser<'_> {
         }
     }
 
-    /// `x.name`: how the same is written as a call.
-    fn attribute(&mut self, left: &Expr, start: usize) -> ExpressionError {
-        let object = self.text[start..self.end_of_last()].to_owned();
-        let dot = self.span();
-        self.at += 1;
-        let What::Name(name) = self.next() else {
-            return ExpressionError::new("`.` is unexpected", dot)
-                .label("here should be an operator or the end");
-        };
-        let error = ExpressionError::new(
-            "arrays have no attributes or methods here",
-            dot.start..self.end_of_last(),
-        )
-        .label("not part of expressions");
-        let function = vocabulary::function(&name)
-            .or_else(|| vocabulary::function(vocabulary::standard_name(&name)?));
-        if matches!(&left.kind, Kind::Name(n) if matches!(n.as_str(), "np" | "numpy" | "xp" | "da" | "jnp" | "xr"))
-        {
-            return error.help(format!(
-                "functions have no module: write `{}(…)`",
-                function.map_or(name.as_str(), |f| f.name)
-            ));
+    /// Parses a bound or step of a slice, which may be absent.
+    fn bound(&mut self) -> Result<Option<Expr>> {
+        if [":", ",", "]"].iter().any(|s| self.is(s)) {
+            return Ok(None);
         }
-        let opened = self.span();
-        let arguments: Option<Vec<String>> = if self.take("(") {
-            let parsed = self.list(")", opened, |p| {
-                let start = p.span().start;
-                p.argument().map(|_| p.text[start..p.end_of_last()].to_owned())
-            });
-            parsed.ok().map(|p| p.0)
-        } else {
-            None
-        };
-        match (function, name.as_str()) {
-            (_, "T" | "mT") => error.help(format!("write `permute_dims({object}, (1, 0))`")),
-            (Some(f), _) => error.help(format!(
-                "write \
-                `{}`",
-                f.written(&object, &arguments.unwrap_or_default())
-            )),
-            (None, _) => {
-                match nearest(&name, vocabulary::functions().iter().map(|f| f.name)).as_slice() {
-                    [] => error.help(format!(
-                        "functions are called with the array as their first \
-                    argument, `{name}({object})`; `freestone functions` lists them"
-                    )),
-                    near => error.help(format!(
-                        "did you mean {}, called as a function of \
-                    `{object}`?",
-                        either(near)
-                    )),
-                }
+        self.expression(0).map(Some)
+    }
+}
+
+/// Returns a hint for symbols of Python and other languages that are not supported.
+fn symbol_hint(symbol: &str) -> Option<&'static str> {
+    Some(match symbol {
+        "&&" => "write `&`, with comparisons in parentheses",
+        "||" => "write `|`, with comparisons in parentheses",
+        "!" => "write `~`",
+        "=" => "assignment is not supported; write `==` to compare",
+        ":=" | "+=" | "-=" | "*=" | "/=" | "**=" | "//=" | "<<=" | ">>=" => {
+            "assignment is not supported"
+        }
+        "?" => "write `where(condition, a, b)`",
+        ":" => "write slices in brackets: `x[1:5]`",
+        "..." => "write `...` in brackets: `x[..., 0]`",
+        "{" | "}" => "write sequences as `(1, 2)` or `[1, 2]`",
+        ";" => "pass each expression as a separate argument",
+        _ => return None,
+    })
+}
+
+impl Kind {
+    /// Returns the largest height of the operands.
+    fn operand_depth(&self) -> usize {
+        let highest = |depths: &mut dyn Iterator<Item = usize>| depths.max().unwrap_or(0);
+        match self {
+            Kind::Unary(_, a) => a.depth,
+            Kind::Binary(first, operations) => {
+                highest(&mut operations.iter().map(|o| o.right.depth)).max(first.depth)
             }
+            Kind::Call(_, arguments) => highest(&mut arguments.iter().map(|a| a.value.depth)),
+            Kind::Index(of, entries) => {
+                highest(&mut entries.iter().map(Subscript::depth)).max(of.depth)
+            }
+            Kind::Tuple(items) | Kind::List(items) => highest(&mut items.iter().map(|i| i.depth)),
+            _ => 0,
         }
     }
 }

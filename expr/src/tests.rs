@@ -1,9 +1,9 @@
-//! What is read as what, what is refused and how that looks, and laws over random expressions.
+//! Tests of parsing, evaluation and error messages, and properties of random expressions.
 
 use freestone_ops::full;
 use proptest::prelude::*;
 
-use super::ast::{Argument, Binary, Expr, Kind, Subscript, Unary};
+use super::ast::{Argument, Binary, Expr, Kind, Operation, Subscript, Unary};
 use super::*;
 use freestone_kernels::DType;
 
@@ -17,7 +17,9 @@ fn tree(e: &Expr) -> String {
         Kind::Imaginary(x) => format!("{x:?}j"),
         Kind::Text(t) => format!("'{t}'"),
         Kind::Unary(op, a) => format!("({} {})", op.symbol(), tree(a)),
-        Kind::Binary(op, a, b) => format!("({} {} {})", op.symbol(), tree(a), tree(b)),
+        Kind::Binary(first, operations) => operations.iter().fold(tree(first), |left, o| {
+            format!("({} {left} {})", o.operator.symbol(), tree(&o.right))
+        }),
         Kind::Call(name, arguments) => {
             let argument = |a: &Argument| {
                 format!(
@@ -185,13 +187,13 @@ fn arithmetic_of_numbers() {
         ("1 / 0", "division by zero"),
         ("1 % 0.0", "division by zero"),
         ("0 ** -1", "division by zero"),
-        ("2 ** 127", "the result is beyond 128 bits"),
-        ("1 << 127", "the result is beyond 128 bits"),
-        ("3 ** 10 ** 30", "the result is beyond 128 bits"),
-        ("1 << -1", "a shift by a negative number"),
-        ("10.0 ** 400", "the result is beyond float64"),
+        ("2 ** 127", "the result is exceeds 128 bits"),
+        ("1 << 127", "the result is exceeds 128 bits"),
+        ("3 ** 10 ** 30", "the result is exceeds 128 bits"),
+        ("1 << -1", "shift by a negative number"),
+        ("10.0 ** 400", "result exceeds float64"),
         ("1.5 & 1", "`&` is not defined for floats"),
-        ("2j < 1", "complex numbers have no order"),
+        ("2j < 1", "complex numbers are not ordered"),
         ("2 @ 3", "`@` is not defined for numbers"),
     ];
     for (text, expected) in impossible {
@@ -200,7 +202,7 @@ fn arithmetic_of_numbers() {
 }
 
 #[test]
-fn errors_show_the_place() {
+fn errors_point_to_the_position() {
     let texts = [
         "mean(u*v, axis=0",
         "u + * u",
@@ -231,7 +233,7 @@ fn errors_show_the_place() {
 }
 
 #[test]
-fn what_is_too_deep_or_too_long_is_refused() {
+fn deep_nesting_and_long_texts_are_rejected() {
     for (open, close) in [
         ("(", ")"),
         ("[", "]"),
@@ -249,15 +251,36 @@ fn what_is_too_deep_or_too_long_is_refused() {
             let _ = deep.map_err(|e| e.to_string());
         }
     }
-    let sum = |n: usize| vec!["u"; n].join("+");
-    assert!(evaluated(&sum(1000)).is_ok());
-    for n in [1001, 30_000, 1_000_000] {
-        let error = evaluated(&sum(n)).unwrap_err();
+    for text in [vec!["u"; 1_000_000].join("+"), format!("u{}", "[:]".repeat(1001))] {
+        let error = evaluated(&text).unwrap_err();
         assert!(error.to_string().len() < 2000 && error.cause.is_none(), "{error}");
     }
     let wide = format!("({})", vec!["1"; 30_000].join(","));
     assert!(evaluated(&wide).unwrap_err().label.contains("a sequence of 30000"));
     assert!(evaluated(&"u[0]".repeat(10)).is_err());
+}
+
+/// Evaluation, printing, cloning and dropping do not recurse over operators in a row.
+#[test]
+fn ten_thousand_operators_in_a_row_are_accepted() {
+    for operators in [&["+"][..], &["+", "-"], &["*", "/"], &["&"], &["+", "*", "-"]] {
+        let operand = if operators == ["&"] { "m" } else { "u" };
+        let mut text = operand.to_owned();
+        for i in 0..10_000 {
+            text.push_str(&format!(" {} {operand}", operators[i % operators.len()]));
+        }
+        let parsed = Expression::parse(&text).unwrap();
+        assert!(parsed.root().to_string() == text, "{operators:?}");
+        let copy = parsed.clone();
+        assert!(copy.root() == parsed.root(), "{operators:?}");
+        assert_eq!(copy.array(&inputs()).unwrap().shape().unwrap(), [12, 73, 144]);
+    }
+}
+
+#[test]
+fn errors_in_a_sum_span_the_operands_so_far() {
+    let error = evaluated("u - (u[0]) + u[:5] + u").unwrap_err();
+    assert_eq!(error.span, 0..18);
 }
 
 fn leaf() -> impl Strategy<Value = Expr> {
@@ -292,8 +315,11 @@ fn any_expr() -> impl Strategy<Value = Expr> {
         prop_oneof![
             (proptest::sample::select(Unary::ALL), boxed.clone())
                 .prop_map(|(op, a)| Kind::Unary(op, a)),
-            (proptest::sample::select(Binary::ALL), boxed.clone(), boxed.clone())
-                .prop_map(|(op, a, b)| Kind::Binary(op, a, b)),
+            (proptest::sample::select(Binary::ALL), boxed.clone(), inner.clone()).prop_map(
+                |(operator, first, right)| {
+                    Kind::Binary(first, vec![Operation { operator, right, end: 0 }])
+                }
+            ),
             ("f|g", prop::collection::vec(argument, 0..4)).prop_map(|(name, all)| {
                 Kind::Call(
                     name,
@@ -313,18 +339,20 @@ fn any_expr() -> impl Strategy<Value = Expr> {
 
 proptest! {
     #[test]
-    fn printing_and_reading_again_gives_the_same(e in any_expr()) {
+    fn printing_and_parsing_are_inverse(e in any_expr()) {
         let text = e.to_string();
         let again = Expression::parse(&text).map_err(|e| TestCaseError::fail(e.to_string()))?;
         prop_assert_eq!(tree(again.root()), tree(&e), "{}", text);
         prop_assert_eq!(again.root().to_string(), text);
     }
 
-    /// Neither reading, computing nor showing the error of any text panics, and a place is in the
+    /// Parsing, evaluating and rendering errors of any text do not panic. Positions are within the
     /// text.
     #[test]
     fn no_text_panics(text in "\\PC*|[-a-z0-9_.,:()\\[\\]*+/<>=&|^~%@!' \
-        \n\"ex×]{0,60}|(u|m|i|mean|sum|\\(|\\)|\\[|\\]|,|axis=|:|\\.\\.\\.|None|[-+*/<>&|~%^@]|==|\\*\\*|[0-9]|1e9|where| ){1,30}") {
+        \n\"ex×]{0,60}\
+        |(u|m|i|mean|sum|\\(|\\)|\\[|\\]|,|axis=|:|\\.\\.\\.|None|[-+*/<>&|~%^@]|==|\\*\\*|[0-9]\
+        |1e9|where| ){1,30}") {
         if let Err(error) = evaluated(&text) {
             prop_assert!(error.span.start <= error.span.end && error.span.end <= text.len());
             prop_assert!(!error.render(true).is_empty() && !error.message.is_empty());

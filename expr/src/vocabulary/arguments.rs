@@ -1,4 +1,4 @@
-//! Arguments of a call, by the name of their parameter and the kind that is needed.
+//! Access to the arguments of a call, by parameter name and kind.
 
 use freestone_kernels::{DType, Scalar};
 use freestone_ops::reduce::Axes;
@@ -7,7 +7,7 @@ use freestone_ops::{Array, Error, Operand, default_chunks};
 use super::signature::{Bound, Given};
 use super::{CallError, Value};
 
-/// The arguments of a call; each getter names a parameter of the function's signature.
+/// The arguments of a call. Each getter takes the name of a parameter in the function's signature.
 #[derive(Clone, Debug)]
 pub struct Arguments {
     pub(super) function: &'static str,
@@ -25,9 +25,9 @@ impl Arguments {
         match self.bound(name) {
             Ok(b) => {
                 let message = format!(
-                    "{name} is {}, but {} needs {expected}",
-                    b.value.describe(),
-                    self.function
+                    "{}: invalid argument `{name}`: expected {expected}, found {}",
+                    self.function,
+                    b.value.describe()
                 );
                 CallError::Kind { message, parameter: b.name, given: b.given.clone() }
             }
@@ -35,22 +35,22 @@ impl Arguments {
         }
     }
 
-    /// An error about one argument.
+    /// Returns an error about one argument.
     pub fn refuse(&self, name: &'static str, message: impl Into<String>) -> CallError {
         let given = self.bound(name).map_or(Given::Default, |b| b.given.clone());
         CallError::Kind { message: message.into(), parameter: name, given }
     }
 
-    /// Whatever it is.
+    /// Returns an argument of any kind.
     ///
     /// # Errors
-    /// Where the signature has no such parameter, which is a defect of the table; so it is with all
-    /// getters.
+    /// All getters return an error if the signature has no such parameter, which is a defect of
+    /// the table.
     pub fn value(&self, name: &str) -> Result<&Value, CallError> {
         Ok(&self.bound(name)?.value)
     }
 
-    /// True for None.
+    /// Returns true if the argument is `None`.
     ///
     /// # Errors
     /// As [`value`](Arguments::value).
@@ -58,10 +58,10 @@ impl Arguments {
         Ok(matches!(self.value(name)?, Value::None))
     }
 
-    /// An array.
+    /// Returns an array.
     ///
     /// # Errors
-    /// Where it is something else, as with all getters below.
+    /// This and all getters below return an error if the argument is of another kind.
     pub fn array(&self, name: &str) -> Result<&Array, CallError> {
         match self.value(name)? {
             Value::Array(a) => Ok(a),
@@ -69,10 +69,10 @@ impl Arguments {
         }
     }
 
-    /// An array, or a number that takes the dtype of the array beside it.
+    /// Returns an array, or a number that takes the dtype of the other operand.
     ///
     /// # Errors
-    /// Where it is neither.
+    /// As [`array`](Arguments::array).
     pub fn operand(&self, name: &str) -> Result<Operand, CallError> {
         let value = self.value(name)?;
         match (value, value.scalar()) {
@@ -82,10 +82,10 @@ impl Arguments {
         }
     }
 
-    /// A list or tuple of arrays.
+    /// Returns a list or tuple of arrays.
     ///
     /// # Errors
-    /// Where it is none, or one of its elements is no array.
+    /// As [`array`](Arguments::array).
     pub fn arrays(&self, name: &str) -> Result<Vec<Array>, CallError> {
         let Value::Sequence(items) = self.value(name)? else {
             return Err(self.wrong(name, "a list of arrays"));
@@ -95,9 +95,9 @@ impl Arguments {
             other => {
                 let b = self.bound(name)?;
                 let message = format!(
-                    "element {i} of {name} is {}, but {} needs arrays",
-                    other.describe(),
-                    self.function
+                    "{}: invalid element {i} of `{name}`: expected an array, found {}",
+                    self.function,
+                    other.describe()
                 );
                 Err(CallError::Kind { message, parameter: b.name, given: b.given.clone() })
             }
@@ -105,10 +105,10 @@ impl Arguments {
         items.iter().enumerate().map(array).collect()
     }
 
-    /// Axes to work along: None for all, one, or several.
+    /// Returns axes: one, several, or all for `None`.
     ///
     /// # Errors
-    /// Where it is something else.
+    /// As [`array`](Arguments::array).
     pub fn axes(&self, name: &str) -> Result<Axes, CallError> {
         if self.is_none(name)? {
             Ok(().into())
@@ -117,18 +117,18 @@ impl Arguments {
         }
     }
 
-    /// An integer.
+    /// Returns an integer of 64 bits.
     ///
     /// # Errors
-    /// Where it is none, or beyond 64 bits.
+    /// As [`array`](Arguments::array).
     pub fn integer(&self, name: &str) -> Result<i64, CallError> {
         int(self.value(name)?).ok_or_else(|| self.wrong(name, "an integer"))
     }
 
-    /// An integer, or None.
+    /// Returns an integer or `None`.
     ///
     /// # Errors
-    /// Where it is neither.
+    /// As [`array`](Arguments::array).
     pub fn optional_integer(&self, name: &str) -> Result<Option<i64>, CallError> {
         if self.is_none(name)? {
             Ok(None)
@@ -137,10 +137,10 @@ impl Arguments {
         }
     }
 
-    /// One integer or several.
+    /// Returns one or several integers.
     ///
     /// # Errors
-    /// Where it is something else.
+    /// As [`array`](Arguments::array).
     pub fn integers(&self, name: &str) -> Result<Vec<i64>, CallError> {
         self.integers_or(name, "an integer or a tuple of integers")
     }
@@ -153,16 +153,21 @@ impl Arguments {
         integers.ok_or_else(|| self.wrong(name, expected))
     }
 
-    /// A real number.
+    /// Returns a real number.
     ///
     /// # Errors
-    /// Where it is none.
+    /// Also returns an error for an integer that `f64` cannot represent.
     pub fn number(&self, name: &str) -> Result<f64, CallError> {
         match self.value(name)? {
             Value::Float(x) => Ok(*x),
-            // An integer that a float cannot hold would be another number.
             Value::Int(i) if *i as f64 as i128 == *i => Ok(*i as f64),
-            Value::Int(i) => Err(self.refuse_here(name, format!("{i} is not exact as float64"))),
+            Value::Int(i) => Err(self.refuse_here(
+                name,
+                format!(
+                    "{}: invalid argument `{name}`: float64 cannot represent {i}",
+                    self.function
+                ),
+            )),
             _ => Err(self.wrong(name, "a real number")),
         }
     }
@@ -174,10 +179,10 @@ impl Arguments {
         }
     }
 
-    /// True or False.
+    /// Returns `True` or `False`.
     ///
     /// # Errors
-    /// Where it is neither.
+    /// As [`array`](Arguments::array).
     pub fn flag(&self, name: &str) -> Result<bool, CallError> {
         match self.value(name)? {
             Value::Bool(b) => Ok(*b),
@@ -185,10 +190,10 @@ impl Arguments {
         }
     }
 
-    /// A dtype, or None. Its name as text will do.
+    /// Returns a dtype, also given by its name as text, or `None`.
     ///
     /// # Errors
-    /// Where it is neither.
+    /// As [`array`](Arguments::array).
     pub fn dtype(&self, name: &str) -> Result<Option<DType>, CallError> {
         match self.value(name)? {
             Value::None => Ok(None),
@@ -200,10 +205,10 @@ impl Arguments {
         }
     }
 
-    /// A number in the widest dtype of its kind.
+    /// Returns a number in the widest dtype of its kind.
     ///
     /// # Errors
-    /// Where it is none.
+    /// As [`array`](Arguments::array).
     pub fn scalar(&self, name: &str) -> Result<Scalar, CallError> {
         self.value(name)?
             .scalar()
@@ -211,10 +216,10 @@ impl Arguments {
             .map_err(CallError::from)
     }
 
-    /// Text.
+    /// Returns text.
     ///
     /// # Errors
-    /// Where it is none.
+    /// As [`array`](Arguments::array).
     pub fn text(&self, name: &str) -> Result<&str, CallError> {
         match self.value(name)? {
             Value::Text(text) => Ok(text),
@@ -222,21 +227,21 @@ impl Arguments {
         }
     }
 
-    /// Lengths of axes: a tuple, or one number for one axis.
+    /// Returns a shape: a tuple, or one number for one axis.
     ///
     /// # Errors
-    /// Where it is neither, or one is negative.
+    /// Also returns an error for a negative length.
     pub fn shape(&self, name: &str) -> Result<Vec<u64>, CallError> {
-        let integers = self.integers_or(name, "a shape: a tuple of integers")?;
+        let integers = self.integers_or(name, "a tuple of integers")?;
         let lengths = integers.iter().map(|n| u64::try_from(*n).ok()).collect::<Option<_>>();
         lengths.ok_or_else(|| self.wrong_lengths(name, &integers))
     }
 
-    /// Lengths of chunks for a shape: None for [`default_chunks`], one number for every axis, or a
-    /// tuple; -1 for a whole axis.
+    /// Returns a chunk shape: [`default_chunks`] for `None`, one length for all axes, or a tuple.
+    /// -1 stands for the whole axis.
     ///
     /// # Errors
-    /// Where it is something else, of another length than the shape, or has a length below 1.
+    /// Also returns an error if the rank differs from that of the shape, or for a length below 1.
     pub fn chunks(&self, name: &str, shape: &[u64], dtype: DType) -> Result<Vec<u64>, CallError> {
         let lengths = match self.value(name)? {
             Value::None => return Ok(default_chunks(shape, dtype.size())),
@@ -252,9 +257,10 @@ impl Arguments {
             return Err(self.refuse_here(
                 name,
                 format!(
-                    "{name} has {} lengths, but the array has {} axes",
-                    lengths.len(),
-                    shape.len()
+                    "{}: expected {} lengths in `{name}`, found {}",
+                    self.function,
+                    shape.len(),
+                    lengths.len()
                 ),
             ));
         }
@@ -276,7 +282,11 @@ impl Arguments {
             .position(|n| *n < 0)
             .or_else(|| lengths.iter().position(|n| *n == 0))
             .unwrap_or(0);
-        self.refuse_here(name, format!("{name} has the length {} along axis {axis}", lengths[axis]))
+        let length = lengths[axis];
+        self.refuse_here(
+            name,
+            format!("{}: invalid length {length} in `{name}` along axis {axis}", self.function),
+        )
     }
 }
 

@@ -1,8 +1,8 @@
-//! The functions by name, as data: for the command, for documentation and for tests.
+//! The vocabulary: functions by name, as data for the command, the documentation and tests.
 //!
-//! [`functions`] lists them; a call by name goes through [`Function::call`], which binds arguments
-//! to the signature as Python does. Another function is one more row in `table.rs`; elementwise
-//! functions of one or two operands come from lists.
+//! [`functions`] lists all functions. [`Function::call`] binds arguments to the signature as Python
+//! does, and calls the function. A new function is a row in `table.rs`. Elementwise functions of
+//! one or two operands come from the lists in `freestone-ops`.
 
 mod arguments;
 mod nearest;
@@ -25,7 +25,8 @@ pub use nearest::{either, nearest};
 pub use signature::Given;
 pub use value::{Value, constant, constants};
 
-/// Where the Array API standard has a function; the last two are ours.
+/// The section of the Array API standard that defines a function. `Random` and `Chunking` are
+/// extensions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(missing_docs)]
 pub enum Section {
@@ -45,7 +46,7 @@ pub enum Section {
 }
 
 impl Section {
-    /// For a heading.
+    /// Returns the title for headings.
     pub const fn title(self) -> &'static str {
         match self {
             Section::Elementwise => "Elementwise",
@@ -65,22 +66,22 @@ impl Section {
     }
 }
 
-/// A function that can be called by its name.
+/// A function of the vocabulary.
 #[derive(Clone, Debug)]
 pub struct Function {
-    /// As in the standard.
+    /// The name in the standard.
     pub name: &'static str,
-    /// Where the standard has it.
+    /// The section of the standard.
     pub section: Section,
-    /// Parameters as Python writes them: `(x, /, *, axis=None, keepdims=False)`.
+    /// The parameters in Python's syntax: `(x, /, *, axis=None, keepdims=False)`.
     pub signature: &'static str,
-    /// What it returns, in a sentence.
+    /// The result, in one sentence.
     pub summary: &'static str,
-    /// Shape of the result.
+    /// The shape of the result.
     pub shape: &'static str,
-    /// The dtypes that it is defined for.
+    /// The supported dtypes.
     pub dtypes: &'static str,
-    /// Stages, and what they read.
+    /// The number of stages, and what they read.
     pub cost: &'static str,
     parameters: Vec<Parameter>,
     call: Call,
@@ -103,27 +104,27 @@ impl fmt::Debug for Call {
     }
 }
 
-/// Why a call gives nothing.
+/// An error of a call.
 #[derive(Clone, Debug, ThisError)]
 #[allow(missing_docs)]
 pub enum CallError {
-    #[error("{function} misses its argument `{name}`")]
+    #[error("{function}: missing required argument `{name}`")]
     Missing { function: &'static str, name: &'static str },
-    #[error("{function} has no keyword `{name}`: {hint}")]
+    #[error("{function}: unexpected keyword argument `{name}` (hint: {hint})")]
     Unexpected { function: &'static str, name: String, hint: String },
-    #[error("{function} takes `{name}` by position only, not by keyword")]
+    #[error("{function}: argument `{name}` is positional-only")]
     PositionalOnly { function: &'static str, name: String },
-    #[error("{function} was given `{name}` twice")]
+    #[error("{function}: multiple values for argument `{name}`")]
     Twice { function: &'static str, name: String },
-    #[error("{function} takes {takes} positional argument{}, but {given} were \
-        given{}", if *takes == 1 { "" } else { "s" },
-        next.map(|n| format!("; write `{n}=`")).unwrap_or_default())]
+    #[error("{function}: expected {takes} positional argument{}, found {given}{}",
+        if *takes == 1 { "" } else { "s" },
+        next.map(|n| format!(" (hint: write `{n}=`)")).unwrap_or_default())]
     TooMany { function: &'static str, takes: usize, given: usize, next: Option<&'static str> },
-    /// An argument that is not what the function needs.
+    /// An argument of the wrong kind.
     #[error("{message}")]
     Kind { message: String, parameter: &'static str, given: Given },
-    /// The arguments are what they should be, but cannot be computed with; `axis` says which
-    /// argument named an axis.
+    /// The function rejected arguments of the right kind. `axis` is the argument that names an
+    /// invalid axis.
     #[error("{error}")]
     Refused { error: Error, axis: Option<Given> },
     #[error(transparent)]
@@ -131,10 +132,11 @@ pub enum CallError {
 }
 
 impl Function {
-    /// Calls it.
+    /// Calls the function.
     ///
     /// # Errors
-    /// Where the arguments do not fit the signature, or the function's own error.
+    /// Returns an error if the arguments do not match the signature, or if the function rejects
+    /// them.
     pub fn call(
         &self,
         positional: Vec<Value>,
@@ -152,7 +154,7 @@ impl Function {
                 (Operand::Number(_), Operand::Number(_)) => {
                     return Err(arguments.refuse(
                         "x1",
-                        format!("{} needs an array on one side at least", self.name),
+                        format!("{}: at least one operand must be an array", self.name),
                     ));
                 }
                 (a, b) => binary(op, a, b).map(Value::Array).map_err(CallError::from),
@@ -173,7 +175,7 @@ impl Function {
         })
     }
 
-    /// How a call reads whose first argument is `first`: for hints to who wrote
+    /// Formats a call with `first` as the first argument, for hints about the method call
     /// `first.name(arguments…)`.
     pub fn written(&self, first: &str, arguments: &[String]) -> String {
         format!("{}({first}{})", self.name, signature::with_keywords(&self.parameters, arguments))
@@ -211,7 +213,7 @@ static ALL: LazyLock<Vec<Function>> = LazyLock::new(|| {
     all
 });
 
-/// The dtypes of functions of two operands: bools stand for numbers there.
+/// Returns the dtypes of a binary function, where bools count as numbers.
 fn of_two(domain: Domain) -> &'static str {
     match domain {
         Domain::Numeric => Domain::All.name(),
@@ -223,7 +225,7 @@ fn of_two(domain: Domain) -> &'static str {
 
 fn function_of(section: Section, row: table::Row, call: Call) -> Function {
     let table::Row { name, signature, summary, shape, dtypes, cost, .. } = row;
-    // A signature that cannot be read is one of no parameters; a test reads all of them.
+    // A test parses all signatures, so the default is never used.
     Function {
         name,
         section,
@@ -237,20 +239,19 @@ fn function_of(section: Section, row: table::Row, call: Call) -> Function {
     }
 }
 
-/// The index of all functions, as Markdown: a table for each section.
+/// Returns the index of all functions as Markdown, with a table for each section.
 pub fn index() -> String {
     let mut text = String::from(
-        "The functions that expressions can call by name: the Array API standard's, with some of \
-            NumPy's and our own. In Rust they are functions \
-         of this crate or methods of `Array`. \"No stage\": what reads the result computes it as \
-         it goes.\n",
+        "Expressions can call these functions by name. Most are in the Array API standard, some \
+            are from NumPy or extensions. In Rust they are functions of this crate or methods of \
+            `Array`. \"No stage\" means that the stage that reads the result also computes it.\n",
     );
     let mut section = None;
     for f in functions() {
         if section.replace(f.section) != Some(f.section) {
             let _ = write!(
                 text,
-                "\n### {}\n\n| function | what it gives | shape | dtypes | cost |\n| --- | --- | \
+                "\n### {}\n\n| function | result | shape | dtypes | cost |\n| --- | --- | \
                     --- | --- | --- |\n",
                 f.section.title()
             );
@@ -270,17 +271,18 @@ pub fn index() -> String {
     text
 }
 
-/// All functions, by section and name.
+/// Returns all functions, sorted by section and name.
 pub fn functions() -> &'static [Function] {
     &ALL
 }
 
-/// The function of that name.
+/// Returns the function with that name.
 pub fn function(name: &str) -> Option<&'static Function> {
     ALL.iter().find(|f| f.name == name)
 }
 
-/// What NumPy and others call a function that the standard calls otherwise.
+/// Returns the standard's name of a function, for its name in NumPy or older versions of the
+/// standard.
 pub fn standard_name(name: &str) -> Option<&'static str> {
     table::ALIASES.iter().find(|(alias, _)| *alias == name).map(|(_, name)| *name)
 }

@@ -1,11 +1,10 @@
-//! What somebody may have meant.
+//! Suggestions for misspelt names.
 
-/// At most three of the names that are nearest to `name`, the nearest first; none where all are too
-/// far.
+/// Returns at most three known names similar to `name`, the most similar first.
 pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
     let lower = name.to_lowercase();
     let far = name.chars().count().div_ceil(3).clamp(1, 4);
-    // A word that is a part of the name, or has it as a part, is near too: `mean` for `nanmean`.
+    // A known name that contains the name, or is part of it, is similar too: `mean` for `nanmean`.
     let part =
         |k: &str| lower.len() >= 3 && k.len() >= 3 && (lower.contains(k) || k.contains(&lower));
     let mut found: Vec<(usize, &str)> = known
@@ -16,12 +15,12 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<
         .collect();
     found.sort();
     found.dedup();
-    // Where one name is near, those much farther say nothing.
+    // Names much farther than the nearest are left out.
     let best = found.first().map_or(0, |f| f.0);
     found.into_iter().filter(|(d, _)| *d <= best + best / 2).take(3).map(|(_, k)| k).collect()
 }
 
-/// `a`, `a` or `b`, in backticks.
+/// Formats names in backquotes: `a`, or `a` or `b`.
 pub fn either(names: &[&str]) -> String {
     names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(" or ")
 }

@@ -1,4 +1,4 @@
-//! Signatures as Python writes them, and arguments bound to them as Python does it.
+//! Signatures in Python's syntax, and the binding of arguments to them.
 
 use super::nearest::{either, nearest};
 use super::{CallError, Value};
@@ -16,22 +16,25 @@ enum Kind {
     PositionalOnly,
     Either,
     KeywordOnly,
-    /// `*arrays`: all positional arguments that are left.
+    /// `*arrays`: all remaining positional arguments.
     Rest,
 }
 
-/// Which of a call's arguments.
+/// The source of a parameter's value in a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Given {
-    /// The positional one of that number.
+    /// The positional argument with that index.
     Positional(usize),
-    /// The one with that keyword.
+    /// The keyword argument with that name.
     Named(String),
-    /// None: the default holds.
+    /// The default.
     Default,
 }
 
-/// The parameters, or what is wrong with the text.
+/// Parses a signature.
+///
+/// # Errors
+/// Returns a message if the text is not a signature.
 pub(super) fn parse(text: &'static str) -> Result<Vec<Parameter>, String> {
     let inner = text.strip_prefix('(').and_then(|t| t.strip_suffix(')')).ok_or("no parentheses")?;
     let mut parameters: Vec<Parameter> = Vec::new();
@@ -46,10 +49,10 @@ pub(super) fn parse(text: &'static str) -> Result<Vec<Parameter>, String> {
             }
             _ => {
                 let (name, default) = match part.split_once('=') {
-                    Some((name, default)) => (
-                        name,
-                        Some(literal(default).ok_or_else(|| format!("`{default}` is no default"))?),
-                    ),
+                    Some((name, default)) => {
+                        let value = literal(default);
+                        (name, Some(value.ok_or_else(|| format!("invalid default `{default}`"))?))
+                    }
                     None => (part, None),
                 };
                 parameters.push(Parameter { name, kind, default });
@@ -68,7 +71,7 @@ fn literal(text: &str) -> Option<Value> {
         .or_else(|| text.parse().ok().map(Value::Float))
 }
 
-/// A parameter's value, and where in the call it stands.
+/// A parameter's value, and its source in the call.
 #[derive(Clone, Debug)]
 pub(super) struct Bound {
     pub(super) name: &'static str,
@@ -76,7 +79,7 @@ pub(super) struct Bound {
     pub(super) given: Given,
 }
 
-/// Gives each parameter its value.
+/// Binds arguments to parameters.
 pub(super) fn bind(
     function: &'static str,
     parameters: &[Parameter],
@@ -125,8 +128,8 @@ pub(super) fn bind(
             let near = nearest(&name, known.clone());
             let hint = match (near.is_empty(), known.clone().count()) {
                 (false, _) => format!("did you mean {}?", either(&near)),
-                (true, 0) => "it has no keywords".into(),
-                (true, _) => format!("its keywords: {}", known.collect::<Vec<_>>().join(", ")),
+                (true, 0) => "it takes no keyword arguments".into(),
+                (true, _) => format!("the keywords are {}", known.collect::<Vec<_>>().join(", ")),
             };
             return Err(CallError::Unexpected { function, name, hint });
         };
@@ -151,8 +154,8 @@ pub(super) fn bind(
         .collect()
 }
 
-/// The call's arguments for a hint how to write it: those that stand by position, but cannot, get
-/// their keywords.
+/// Formats arguments for a hint. Keyword-only arguments that were given by position get their
+/// keywords.
 pub(super) fn with_keywords(parameters: &[Parameter], arguments: &[String]) -> String {
     let mut positional = parameters
         .iter()

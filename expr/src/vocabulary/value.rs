@@ -1,4 +1,4 @@
-//! What functions take and give.
+//! Arguments and results of functions.
 
 use freestone_kernels::{DType, Scalar};
 
@@ -21,7 +21,7 @@ pub enum Value {
 }
 
 impl Value {
-    /// The value for a message: `the number 3`, `an array`.
+    /// Describes the value for messages: `the number 3`, `an array`.
     pub fn describe(&self) -> String {
         match self {
             Value::Array(_) => "an array".into(),
@@ -36,19 +36,19 @@ impl Value {
         }
     }
 
-    /// True for bools and numbers.
+    /// Returns true for bools and numbers.
     pub fn is_number(&self) -> bool {
         matches!(self, Value::Bool(_) | Value::Int(_) | Value::Float(_) | Value::Complex(..))
     }
 
-    /// A number in the widest dtype of its kind.
+    /// Returns a number in the widest dtype of its kind.
     pub(crate) fn scalar(&self) -> Option<Result<Scalar, Error>> {
         Some(match self {
             Value::Bool(b) => Ok(Scalar::new(freestone_kernels::dtype::Bool::from(*b))),
             Value::Int(i) => match (i64::try_from(*i), u64::try_from(*i)) {
                 (Ok(i), _) => Ok(Scalar::new(i)),
                 (_, Ok(u)) => Ok(Scalar::new(u)),
-                _ => Err(Error::Argument(format!("{i} does not fit into an integer of 64 bits"))),
+                _ => Err(Error::Argument(format!("{i} exceeds 64 bits"))),
             },
             Value::Float(x) => Ok(Scalar::new(*x)),
             Value::Complex(re, im) => {
@@ -59,7 +59,7 @@ impl Value {
     }
 }
 
-/// The constants of the standard, the dtypes, and Python's three.
+/// Returns the constant with that name: one of the standard, a dtype, `True`, `False` or `None`.
 pub fn constant(name: &str) -> Option<Value> {
     Some(match name {
         "True" => Value::Bool(true),
@@ -73,7 +73,7 @@ pub fn constant(name: &str) -> Option<Value> {
     })
 }
 
-/// Names that [`constant`] knows.
+/// Returns the names of all constants.
 pub fn constants() -> impl Iterator<Item = &'static str> {
     ["True", "False", "None", "newaxis", "pi", "e", "inf", "nan"]
         .into_iter()
