@@ -107,16 +107,16 @@ fn run(arguments: &Arguments) -> Result<(), Error> {
     });
     let u = freestone::open(&format!("{}/u", arguments.input))?;
     let v = freestone::open(&format!("{}/v", arguments.input))?;
-    let speed = freestone::hypot(&u, &v)?;
+    let speed = freestone::hypot(&u, &v);
     // A percentile needs all times at once: one block along the first axis.
     let mut chunks = speed.grid()?.max_chunk();
     chunks[0] = speed.shape()?[0];
     let kernel = Percentile { percent: arguments.percent };
     let map = freestone::map_blocks(
         &kernel,
-        &[&speed.rechunk(&chunks)?],
+        &[&speed.rechunk(&chunks)],
         &BlocksOut::new(DType::Float32).drop_axis(0),
-    )?;
+    );
 
     let planned =
         freestone::plan(&[Target::in_group(&map, &output, "speed").overwrite(true)], &spec)?;
@@ -125,7 +125,7 @@ fn run(arguments: &Arguments) -> Result<(), Error> {
     println!("{report}\n");
 
     let stored = freestone::open(&format!("{output}/speed"))?;
-    let mean = freestone::compute::<f32>(&stored.mean(())?, &spec)?;
+    let mean = freestone::compute::<f32>(&stored.mean(()), &spec)?;
     println!(
         "{}th percentile of wind speed in {output}: {:.4} in the mean over the map",
         arguments.percent,

@@ -101,10 +101,10 @@ pub fn plan(targets: &[Target], spec: &Spec) -> Result<Planned, Error> {
 /// # let folder = tempfile::tempdir()?;
 /// # let out = folder.path().join("ramp").display().to_string();
 /// # let spec = Spec::load(Settings { work_dir: Some(folder.path().join("work").display().to_string()), ..Settings::default() })?;
-/// let ramp = freestone::arange(0.0, 100.0, 1.0, DType::Float64, 10)?;
+/// let ramp = freestone::arange(0.0, 100.0, 1.0, DType::Float64, 10);
 /// freestone::create(&[Target::array(&ramp, &out)], &spec)?;
 ///
-/// let part = Target::array(&ramp.slice(0, Some(20), Some(50), 1)?, &out).region(&[20..50]);
+/// let part = Target::array(&ramp.slice(0, Some(20), Some(50), 1), &out).region(&[20..50]);
 /// freestone::run(&freestone::plan(&[part], &spec)?, &spec, &Serial)?;
 /// assert_eq!(freestone::compute::<f64>(&freestone::open(&out)?, &spec)?.sum(), (20..50).sum::<i32>() as f64);
 /// # Ok::<(), Box<dyn std::error::Error>>(())

@@ -6,6 +6,7 @@ use freestone_engine::plan::PlanError;
 use freestone_engine::publish::{PublishError, Rejection};
 use freestone_engine::spec::SpecError;
 use freestone_engine::task::FailureKind;
+use freestone_ops::Error as ArrayError;
 use thiserror::Error;
 
 /// Why something was not computed.
@@ -72,7 +73,9 @@ impl Error {
         match self {
             Error::Plan(error) => of_plan(error),
             Error::Run(error) => of_run(error.cause()),
-            Error::Array(freestone_ops::Error::Coordinates { .. }) => ExitCode::Conflict,
+            Error::Array(error) if matches!(error.cause(), ArrayError::Coordinates { .. }) => {
+                ExitCode::Conflict
+            }
             Error::Array(_) | Error::Uneven { .. } | Error::ResultType { .. } => ExitCode::Input,
             Error::Internal { .. } => ExitCode::Failed,
             Error::NoSession { .. } => ExitCode::Usage,

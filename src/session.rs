@@ -28,7 +28,7 @@ use crate::error::Error;
 /// # let spec = Spec::load(Settings { work_dir: Some(folder.path().join("work").display().to_string()), ..Settings::default() })?;
 /// let repository = Repository::open_or_create(&place, Format::default())?;
 /// let mut session = freestone::Session::begin(&repository, MAIN)?;
-/// let ramp = freestone::arange(0.0, 100.0, 1.0, DType::Float64, 10)?;
+/// let ramp = freestone::arange(0.0, 100.0, 1.0, DType::Float64, 10);
 /// session.store(&ramp, "ramps/up")?;
 /// session.store(&(&ramp * -1.0), "ramps/down")?;
 /// let report = session.commit("two ramps", &spec)?;
@@ -180,13 +180,13 @@ impl Session {
     /// # let place = folder.path().join("climate").display().to_string();
     /// # let spec = Spec::load(Settings { work_dir: Some(folder.path().join("work").display().to_string()), ..Settings::default() })?;
     /// # let repository = Repository::open_or_create(&place, Format::default())?;
-    /// # let days = |from, to| freestone::arange(from, to, 1.0, DType::Float64, 10)?.with_dims(&[Some("time")]);
+    /// # let days = |from, to| freestone::arange(from, to, 1.0, DType::Float64, 10).with_dims(&[Some("time")]);
     /// # let mut session = freestone::Session::begin(&repository, MAIN)?;
-    /// # session.store(&days(0.0, 4.0)?, "wind/speed")?.store(&days(0.0, 4.0)?, "wind/time")?;
+    /// # session.store(&days(0.0, 4.0), "wind/speed")?.store(&days(0.0, 4.0), "wind/time")?;
     /// # session.commit("four days", &spec)?;
     /// let mut session = freestone::Session::begin(&repository, MAIN)?;
-    /// session.append(&days(4.0, 6.0)?, "wind/speed", 0)?;
-    /// session.append(&days(4.0, 6.0)?, "wind/time", 0)?;
+    /// session.append(&days(4.0, 6.0), "wind/speed", 0)?;
+    /// session.append(&days(4.0, 6.0), "wind/time", 0)?;
     /// session.commit("two more days", &spec)?;
     /// # assert_eq!(freestone::open_version(&repository, MAIN, "wind/time")?.shape()?, [6]);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -252,9 +252,9 @@ impl Session {
             return Err(freestone_ops::Error::Argument(text).into());
         } else {
             concat(
-                &[there.slice(axis as i64, Some(start as i64), None, 1)?, array.clone()],
+                &[there.slice(axis as i64, Some(start as i64), None, 1), array.clone()],
                 Some(axis as i64),
-            )?
+            )
         };
         let mut shape = before.clone();
         shape[axis] += new[axis];
@@ -338,7 +338,7 @@ impl Session {
                 None => return Ok(()),
             }
         }
-        self.grow(&concat(&parts, Some(0))?, path, 0).map(drop)
+        self.grow(&concat(&parts, Some(0)), path, 0).map(drop)
     }
 
     /// Arrays of the group of one that has grown whose length along the axis is what it was before.

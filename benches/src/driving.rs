@@ -174,7 +174,7 @@ pub(crate) fn run(child: &Child) -> Result<Cost, Failure> {
     }
     .resolve()?;
     let array = match child.stages {
-        Stages::One => freestone::arange(0.0, 10.0 * child.tasks as f64, 1.0, DType::Float64, 10)?,
+        Stages::One => freestone::arange(0.0, 10.0 * child.tasks as f64, 1.0, DType::Float64, 10),
         Stages::Several => {
             let x = freestone::random_uniform(
                 &[child.tasks / 3 * 10, 20],
@@ -183,8 +183,8 @@ pub(crate) fn run(child: &Child) -> Result<Cost, Failure> {
                 1,
                 DType::Float64,
                 &[10, 10],
-            )?;
-            &x - &x.mean(1)?.expand_dims(1)?
+            );
+            &x - &x.mean(1).expand_dims(1)
         }
     };
     let function = (child.workers == Workers::Function).then(Function::start).transpose()?;

@@ -57,7 +57,7 @@ pub(crate) fn first_answer_ms() -> Result<f64, Failure> {
 fn written(folder: &Path) -> Result<RunAddress, Failure> {
     let at = |name: &str| folder.join(name).display().to_string();
     let spec = Settings { work_dir: Some(at("work")), ..Settings::default() }.resolve()?;
-    let numbers = freestone::arange(0.0, 1000.0, 1.0, DType::Float64, 100)?;
+    let numbers = freestone::arange(0.0, 1000.0, 1.0, DType::Float64, 100);
     let planned = freestone::plan(&[Target::array(&numbers, &at("out"))], &spec)?;
     let address = RunAddress {
         work_dir: at("work"),

@@ -59,9 +59,8 @@ pub(crate) mod tests {
     /// A plan of so many stages, each over so many elements in chunks of 10. It is not to be run.
     pub(crate) fn planned(n_stages: usize, n_elements: u64) -> Planned {
         // Arrays of one shape would be one stage.
-        let array = |i: usize| {
-            freestone::full(&[n_elements + 10 * i as u64], 1.0, DType::Float64, &[10]).unwrap()
-        };
+        let array =
+            |i: usize| freestone::full(&[n_elements + 10 * i as u64], 1.0, DType::Float64, &[10]);
         let arrays: Vec<Array> = (0..n_stages).map(array).collect();
         let targets: Vec<Target> = arrays
             .iter()

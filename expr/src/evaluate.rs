@@ -32,10 +32,7 @@ pub(super) fn array(root: &Expr, inputs: &Inputs) -> Result<Array> {
 
 /// Replaces the location of a packed array in an error by the name of the input.
 fn name_packed_input(error: ExpressionError, inputs: &Inputs) -> ExpressionError {
-    let cause = error.cause.as_deref().map(|cause| match cause {
-        ArrayError::Deferred { source, .. } => &**source,
-        other => other,
-    });
+    let cause = error.cause.as_deref().map(ArrayError::cause);
     let Some(ArrayError::Packed(packed)) = cause else { return error };
     let is_packed = |array: &Array| match array.check_unpacked() {
         Err(ArrayError::Packed(p)) => p.place == packed.place,
@@ -133,12 +130,8 @@ fn operator(symbol: &str, name: &str, operands: Vec<Value>, span: &Span) -> Resu
 
 /// Converts the error of a function that rejected its arguments.
 fn refused(error: ArrayError, span: Span) -> ExpressionError {
-    let message = match &error {
-        // The location of a deferred error is in this crate.
-        ArrayError::Deferred { source, .. } => source.to_string(),
-        other => other.to_string(),
-    };
-    ExpressionError::new(message, span).cause(error)
+    // The location of a deferred error is in this crate.
+    ExpressionError::new(error.cause().to_string(), span).cause(error)
 }
 
 fn call(name: &str, arguments: &[Argument], expr: &Expr, inputs: &Inputs) -> Result<Value> {
@@ -240,7 +233,9 @@ fn index(of: &Expr, entries: &[Subscript], expr: &Expr, inputs: &Inputs) -> Resu
             Subscript::At(e) => push_entry(value(e, inputs)?, e, &mut index)?,
         }
     }
-    array.index(&index).map(Value::Array).map_err(|e| refused(e, expr.span.clone()))
+    let elements = array.index(&index);
+    elements.check().map_err(|e| refused(e, expr.span.clone()))?;
+    Ok(Value::Array(elements))
 }
 
 /// Adds one entry of an index. A tuple adds each of its elements.

@@ -8,7 +8,7 @@
 //! ```
 //! use freestone_expr::{Expression, Inputs};
 //!
-//! let x = freestone_ops::arange(0.0, 12.0, 1.0, freestone_kernels::DType::Float64, 5)?;
+//! let x = freestone_ops::arange(0.0, 12.0, 1.0, freestone_kernels::DType::Float64, 5);
 //! let inputs = Inputs::from([("x".to_owned(), x)]);
 //! let total = Expression::parse("sum(x[::-2] * 2)")?.array(&inputs)?;
 //! assert!(total.shape()?.is_empty());

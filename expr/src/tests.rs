@@ -106,7 +106,7 @@ fn numbers_are_pythons() {
 }
 
 fn inputs() -> Inputs {
-    let array = |shape: &[u64], dtype| full(shape, 1.0, dtype, shape).unwrap();
+    let array = |shape: &[u64], dtype| full(shape, 1.0, dtype, shape);
     let all = [
         ("u", array(&[12, 73, 144], DType::Float32)),
         ("m", array(&[12, 73, 144], DType::Bool)),

@@ -15,10 +15,12 @@ use crate::error::{Error, Packed};
 
 /// A lazy, chunked, immutable array.
 ///
-/// Cheap to clone. An operator that fails gives an array that carries its error with the place in
-/// the caller's code; the next method that returns a `Result`, and whatever stores or computes,
-/// raises it.
+/// Cheap to clone. Building never fails in the middle of a chain: a function or an operator that
+/// fails returns an array that holds the error and its location in the caller's code. Later
+/// operations pass the first error on. [`check`](Array::check), the properties such as
+/// [`shape`](Array::shape), and everything that plans, stores or computes return it.
 #[derive(Clone, Debug)]
+#[must_use = "arrays are lazy: store or compute them"]
 pub struct Array {
     pub(crate) inner: Result<Inner, Arc<Error>>,
 }
@@ -84,6 +86,14 @@ impl Array {
         Array { inner: Err(error) }
     }
 
+    /// Returns the first error of the expression that built this array, if it has one.
+    ///
+    /// # Errors
+    /// The first error, with the caller's location.
+    pub fn check(&self) -> Result<(), Error> {
+        self.get().map(drop)
+    }
+
     pub(crate) fn get(&self) -> Result<&Inner, Error> {
         self.inner.as_ref().map_err(|e| (**e).clone())
     }
@@ -140,7 +150,12 @@ impl Array {
     ///
     /// # Errors
     /// Where their number is not that of the axes.
-    pub fn with_dims(&self, names: &[Option<&str>]) -> Result<Array, Error> {
+    #[track_caller]
+    pub fn with_dims(&self, names: &[Option<&str>]) -> Array {
+        or_failed(self.try_with_dims(names))
+    }
+
+    pub(crate) fn try_with_dims(&self, names: &[Option<&str>]) -> Result<Array, Error> {
         let mut inner = self.get()?.clone();
         if names.len() != inner.dims.len() {
             return Err(Error::Argument(format!(
@@ -161,7 +176,16 @@ impl Array {
     ///
     /// # Errors
     /// The error that an operator left here.
-    pub fn with_attribute(&self, name: &str, value: impl Into<Value>) -> Result<Array, Error> {
+    #[track_caller]
+    pub fn with_attribute(&self, name: &str, value: impl Into<Value>) -> Array {
+        or_failed(self.try_with_attribute(name, value))
+    }
+
+    pub(crate) fn try_with_attribute(
+        &self,
+        name: &str,
+        value: impl Into<Value>,
+    ) -> Result<Array, Error> {
         let mut inner = self.get()?.clone();
         inner.attributes.insert(name.to_owned(), value.into());
         Ok(Array { inner: Ok(inner) })
@@ -178,19 +202,24 @@ impl Array {
     ///
     /// ```
     /// # use freestone_kernels::DType;
-    /// let stored = freestone_ops::arange(0, 4, 1, DType::Int16, 4)?.with_attribute("scale_factor", 0.1)?.with_attribute("_FillValue", 3)?;
-    /// let error = stored.mean(0).unwrap_err().to_string();
+    /// let stored = freestone_ops::arange(0, 4, 1, DType::Int16, 4).with_attribute("scale_factor", 0.1).with_attribute("_FillValue", 3);
+    /// let error = stored.mean(0).check().unwrap_err().to_string();
     /// assert!(error.contains("scale_factor=0.1") && error.contains("where(x == 3, nan, x * 0.1)"), "{error}");
     ///
-    /// let x = stored.raw()?;
-    /// let unpacked = freestone_ops::where_(&freestone_ops::equal(&x, 3)?, f64::NAN, &x * 0.1)?;
+    /// let x = stored.raw();
+    /// let unpacked = freestone_ops::where_(&freestone_ops::equal(&x, 3), f64::NAN, &x * 0.1);
     /// assert_eq!(unpacked.dtype()?, DType::Float64);
     /// # Ok::<(), freestone_ops::Error>(())
     /// ```
     ///
     /// # Errors
     /// The error that an operator left here.
-    pub fn raw(&self) -> Result<Array, Error> {
+    #[track_caller]
+    pub fn raw(&self) -> Array {
+        or_failed(self.try_raw())
+    }
+
+    pub(crate) fn try_raw(&self) -> Result<Array, Error> {
         let mut inner = self.get()?.clone();
         if inner.packing().is_some() {
             inner.attributes.retain(|name, _| !BOUND_TO_VALUES.contains(&name.as_str()));
@@ -221,7 +250,12 @@ impl Array {
     ///
     /// # Errors
     /// Where their number is not that of the axes, or one is 0.
-    pub fn rechunk(&self, chunks: &[u64]) -> Result<Array, Error> {
+    #[track_caller]
+    pub fn rechunk(&self, chunks: &[u64]) -> Array {
+        or_failed(self.try_rechunk(chunks))
+    }
+
+    pub(crate) fn try_rechunk(&self, chunks: &[u64]) -> Result<Array, Error> {
         let inner = self.get()?;
         let grid = ChunkGrid::regular(&inner.node.shape(), chunks)?;
         if grid == inner.node.grid {
@@ -254,6 +288,13 @@ impl Array {
             Err(Error::Axis { axis, rank })
         }
     }
+}
+
+/// Returns the array, or one that carries the error and the location of the public function's
+/// caller.
+#[track_caller]
+pub(crate) fn or_failed(result: Result<Array, Error>) -> Array {
+    result.unwrap_or_else(|error| Array::failed(error, Location::caller()))
 }
 
 impl Inner {

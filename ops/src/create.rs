@@ -1,6 +1,5 @@
 //! Arrays from nothing, and from the program's memory.
 
-use std::panic::Location;
 use std::sync::Arc;
 
 use freestone_engine::graph::{Node, Op};
@@ -12,8 +11,8 @@ use freestone_kernels::{Buffer, DType, Generate, Scalar};
 use ndarray::{ArrayBase, Data, Dimension};
 use serde_json::Map;
 
-use crate::array::Array;
-use crate::elementwise::{Operand, held, where_, whole};
+use crate::array::{Array, or_failed};
+use crate::elementwise::{Operand, held, try_where, whole};
 use crate::error::Error;
 use crate::range::length;
 
@@ -21,7 +20,12 @@ use crate::range::length;
 ///
 /// # Errors
 /// Where the dtype does not hold the value, or the chunks do not fit the shape.
-pub fn full(
+#[track_caller]
+pub fn full(shape: &[u64], value: impl Into<Scalar>, dtype: DType, chunks: &[u64]) -> Array {
+    or_failed(try_full(shape, value, dtype, chunks))
+}
+
+pub(crate) fn try_full(
     shape: &[u64],
     value: impl Into<Scalar>,
     dtype: DType,
@@ -34,24 +38,39 @@ pub fn full(
 ///
 /// # Errors
 /// Where the chunks do not fit the shape.
-pub fn zeros(shape: &[u64], dtype: DType, chunks: &[u64]) -> Result<Array, Error> {
-    full(shape, 0, dtype, chunks)
+#[track_caller]
+pub fn zeros(shape: &[u64], dtype: DType, chunks: &[u64]) -> Array {
+    or_failed(try_zeros(shape, dtype, chunks))
+}
+
+pub(crate) fn try_zeros(shape: &[u64], dtype: DType, chunks: &[u64]) -> Result<Array, Error> {
+    try_full(shape, 0, dtype, chunks)
 }
 
 /// Every element is 1.
 ///
 /// # Errors
 /// Where the chunks do not fit the shape.
-pub fn ones(shape: &[u64], dtype: DType, chunks: &[u64]) -> Result<Array, Error> {
-    full(shape, 1, dtype, chunks)
+#[track_caller]
+pub fn ones(shape: &[u64], dtype: DType, chunks: &[u64]) -> Array {
+    or_failed(try_ones(shape, dtype, chunks))
+}
+
+pub(crate) fn try_ones(shape: &[u64], dtype: DType, chunks: &[u64]) -> Result<Array, Error> {
+    try_full(shape, 1, dtype, chunks)
 }
 
 /// Every element is something: 0, since nothing is gained by less.
 ///
 /// # Errors
 /// Where the chunks do not fit the shape.
-pub fn empty(shape: &[u64], dtype: DType, chunks: &[u64]) -> Result<Array, Error> {
-    zeros(shape, dtype, chunks)
+#[track_caller]
+pub fn empty(shape: &[u64], dtype: DType, chunks: &[u64]) -> Array {
+    or_failed(try_empty(shape, dtype, chunks))
+}
+
+pub(crate) fn try_empty(shape: &[u64], dtype: DType, chunks: &[u64]) -> Result<Array, Error> {
+    try_zeros(shape, dtype, chunks)
 }
 
 /// `value` everywhere, in the shape and chunks of another array, and in its dtype unless one is
@@ -59,7 +78,12 @@ pub fn empty(shape: &[u64], dtype: DType, chunks: &[u64]) -> Result<Array, Error
 ///
 /// # Errors
 /// Where the dtype does not hold the value; the error that an operator left in the array.
-pub fn full_like(
+#[track_caller]
+pub fn full_like(array: &Array, value: impl Into<Scalar>, dtype: Option<DType>) -> Array {
+    or_failed(try_full_like(array, value, dtype))
+}
+
+pub(crate) fn try_full_like(
     array: &Array,
     value: impl Into<Scalar>,
     dtype: Option<DType>,
@@ -78,24 +102,39 @@ pub fn full_like(
 ///
 /// # Errors
 /// The error that an operator left in the array.
-pub fn zeros_like(array: &Array, dtype: Option<DType>) -> Result<Array, Error> {
-    full_like(array, 0, dtype)
+#[track_caller]
+pub fn zeros_like(array: &Array, dtype: Option<DType>) -> Array {
+    or_failed(try_zeros_like(array, dtype))
+}
+
+pub(crate) fn try_zeros_like(array: &Array, dtype: Option<DType>) -> Result<Array, Error> {
+    try_full_like(array, 0, dtype)
 }
 
 /// 1 everywhere, as [`full_like`].
 ///
 /// # Errors
 /// The error that an operator left in the array.
-pub fn ones_like(array: &Array, dtype: Option<DType>) -> Result<Array, Error> {
-    full_like(array, 1, dtype)
+#[track_caller]
+pub fn ones_like(array: &Array, dtype: Option<DType>) -> Array {
+    or_failed(try_ones_like(array, dtype))
+}
+
+pub(crate) fn try_ones_like(array: &Array, dtype: Option<DType>) -> Result<Array, Error> {
+    try_full_like(array, 1, dtype)
 }
 
 /// Anything everywhere, as [`full_like`].
 ///
 /// # Errors
 /// The error that an operator left in the array.
-pub fn empty_like(array: &Array, dtype: Option<DType>) -> Result<Array, Error> {
-    zeros_like(array, dtype)
+#[track_caller]
+pub fn empty_like(array: &Array, dtype: Option<DType>) -> Array {
+    or_failed(try_empty_like(array, dtype))
+}
+
+pub(crate) fn try_empty_like(array: &Array, dtype: Option<DType>) -> Result<Array, Error> {
+    try_zeros_like(array, dtype)
 }
 
 /// `start, start + step, …` up to but without `stop`.
@@ -106,7 +145,18 @@ pub fn empty_like(array: &Array, dtype: Option<DType>) -> Result<Array, Error> {
 /// # Errors
 /// Where the step is 0, a number is not finite or not real, `dtype` is bool or complex, or an
 /// integer dtype does not hold the elements.
+#[track_caller]
 pub fn arange(
+    start: impl Into<Scalar>,
+    stop: impl Into<Scalar>,
+    step: impl Into<Scalar>,
+    dtype: DType,
+    chunk: u64,
+) -> Array {
+    or_failed(try_arange(start, stop, step, dtype, chunk))
+}
+
+pub(crate) fn try_arange(
     start: impl Into<Scalar>,
     stop: impl Into<Scalar>,
     step: impl Into<Scalar>,
@@ -152,7 +202,12 @@ pub fn arange(
 ///
 /// # Errors
 /// Where `dtype` is bool or complex.
-pub fn linspace(
+#[track_caller]
+pub fn linspace(start: f64, stop: f64, n: u64, endpoint: bool, dtype: DType, chunk: u64) -> Array {
+    or_failed(try_linspace(start, stop, n, endpoint, dtype, chunk))
+}
+
+pub(crate) fn try_linspace(
     start: f64,
     stop: f64,
     n: u64,
@@ -176,7 +231,18 @@ pub fn linspace(
 ///
 /// # Errors
 /// Where the chunks do not fit the shape.
-pub fn eye(rows: u64, columns: u64, k: i64, dtype: DType, chunks: &[u64]) -> Result<Array, Error> {
+#[track_caller]
+pub fn eye(rows: u64, columns: u64, k: i64, dtype: DType, chunks: &[u64]) -> Array {
+    or_failed(try_eye(rows, columns, k, dtype, chunks))
+}
+
+pub(crate) fn try_eye(
+    rows: u64,
+    columns: u64,
+    k: i64,
+    dtype: DType,
+    chunks: &[u64],
+) -> Result<Array, Error> {
     generated(&[rows, columns], dtype, chunks, Generate::Eye { k })
 }
 
@@ -187,9 +253,14 @@ pub fn eye(rows: u64, columns: u64, k: i64, dtype: DType, chunks: &[u64]) -> Res
 ///
 /// # Errors
 /// Where there are not two axes.
-pub fn tril(array: &Array, k: i64) -> Result<Array, Error> {
+#[track_caller]
+pub fn tril(array: &Array, k: i64) -> Array {
+    or_failed(try_tril(array, k))
+}
+
+pub(crate) fn try_tril(array: &Array, k: i64) -> Result<Array, Error> {
     let zero = literal_zero(array)?;
-    where_(&triangle(array, k)?, array, zero)
+    try_where(&triangle(array, k)?, array, zero)
 }
 
 /// The upper triangle of the last two axes, from the `k`-th diagonal above the main one; 0
@@ -199,9 +270,14 @@ pub fn tril(array: &Array, k: i64) -> Result<Array, Error> {
 ///
 /// # Errors
 /// Where there are not two axes.
-pub fn triu(array: &Array, k: i64) -> Result<Array, Error> {
+#[track_caller]
+pub fn triu(array: &Array, k: i64) -> Array {
+    or_failed(try_triu(array, k))
+}
+
+pub(crate) fn try_triu(array: &Array, k: i64) -> Result<Array, Error> {
     let zero = literal_zero(array)?;
-    where_(&triangle(array, k.saturating_sub(1))?, zero, array)
+    try_where(&triangle(array, k.saturating_sub(1))?, zero, array)
 }
 
 fn literal_zero(array: &Array) -> Result<Operand, Error> {
@@ -260,8 +336,8 @@ pub fn meshgrid(arrays: &[Array], indexing: Indexing) -> Result<Vec<Array>, Erro
     let to: Vec<u64> = (0..shape.len()).map(|d| shape[place(d)]).collect();
     let spread = |(i, array): (usize, &Array)| {
         let thick =
-            (place(i) + 1..shape.len()).try_fold(array.clone(), |a, _| a.expand_dims(-1))?;
-        thick.broadcast_to(&to)
+            (place(i) + 1..shape.len()).try_fold(array.clone(), |a, _| a.try_expand_dims(-1))?;
+        thick.try_broadcast_to(&to)
     };
     arrays.iter().enumerate().map(spread).collect()
 }
@@ -273,7 +349,19 @@ pub fn meshgrid(arrays: &[Array], indexing: Indexing) -> Result<Vec<Array>, Erro
 ///
 /// # Errors
 /// Where `dtype` is not a real float, or the chunks do not fit the shape.
+#[track_caller]
 pub fn random_uniform(
+    shape: &[u64],
+    low: f64,
+    high: f64,
+    seed: u64,
+    dtype: DType,
+    chunks: &[u64],
+) -> Array {
+    or_failed(try_random_uniform(shape, low, high, seed, dtype, chunks))
+}
+
+pub(crate) fn try_random_uniform(
     shape: &[u64],
     low: f64,
     high: f64,
@@ -296,7 +384,19 @@ pub fn random_uniform(
 ///
 /// # Errors
 /// Where `dtype` is not a real float, or the chunks do not fit the shape.
+#[track_caller]
 pub fn random_normal(
+    shape: &[u64],
+    mean: f64,
+    deviation: f64,
+    seed: u64,
+    dtype: DType,
+    chunks: &[u64],
+) -> Array {
+    or_failed(try_random_normal(shape, mean, deviation, seed, dtype, chunks))
+}
+
+pub(crate) fn try_random_normal(
     shape: &[u64],
     mean: f64,
     deviation: f64,
@@ -321,7 +421,19 @@ pub fn random_normal(
 /// # Errors
 /// Where `dtype` is not an integer or does not hold the bounds, the range is empty, or the chunks
 /// do not fit the shape.
+#[track_caller]
 pub fn random_integers(
+    shape: &[u64],
+    low: i64,
+    high: i64,
+    seed: u64,
+    dtype: DType,
+    chunks: &[u64],
+) -> Array {
+    or_failed(try_random_integers(shape, low, high, seed, dtype, chunks))
+}
+
+pub(crate) fn try_random_integers(
     shape: &[u64],
     low: i64,
     high: i64,
@@ -366,8 +478,7 @@ const MEMORY_CHUNK_BYTES: usize = 8_000_000;
 /// other processes cannot see it: store it for those.
 #[track_caller]
 pub fn asarray<T: Element, S: Data<Elem = T>, D: Dimension>(values: &ArrayBase<S, D>) -> Array {
-    let at = Location::caller();
-    in_memory(values).unwrap_or_else(|e| Array::failed(e, at))
+    or_failed(in_memory(values))
 }
 
 fn in_memory<T: Element, S: Data<Elem = T>, D: Dimension>(
@@ -410,7 +521,16 @@ fn in_memory<T: Element, S: Data<Elem = T>, D: Dimension>(
 ///
 /// # Errors
 /// Where there are more or less of them than the shape has elements, or more than 1 MB.
-pub fn from_scalars(shape: &[usize], values: &[Scalar], dtype: DType) -> Result<Array, Error> {
+#[track_caller]
+pub fn from_scalars(shape: &[usize], values: &[Scalar], dtype: DType) -> Array {
+    or_failed(try_from_scalars(shape, values, dtype))
+}
+
+pub(crate) fn try_from_scalars(
+    shape: &[usize],
+    values: &[Scalar],
+    dtype: DType,
+) -> Result<Array, Error> {
     let shape: Vec<u64> = shape.iter().map(|n| *n as u64).collect();
     let n = values.len() * dtype.size();
     if shape.iter().product::<u64>() != values.len() as u64 || n > MAX_CONSTANT_BYTES {

@@ -3,7 +3,6 @@
 //! Operands broadcast and are promoted as the Array API standard says; casts are put into the
 //! expression here, so that the kernels never meet mixed dtypes. None of these costs a stage.
 
-use std::panic::Location;
 use std::sync::Arc;
 
 use freestone_engine::graph::{Node, NodeRef};
@@ -12,7 +11,7 @@ use freestone_kernels::dtype::{Complex128, Kind};
 use freestone_kernels::expr::ExprError;
 use freestone_kernels::{BinaryOp, DType, Domain, Expr, Node as ExprNode, Scalar, UnaryOp};
 
-use crate::array::{Array, Dim, computed_attributes};
+use crate::array::{Array, Dim, computed_attributes, or_failed};
 use crate::error::Error;
 
 /// An operand: an array, or a number that takes the array's dtype where it can, as Python's numbers
@@ -290,7 +289,12 @@ fn arrays_of(operands: &[Operand]) -> Vec<&Array> {
 ///
 /// # Errors
 /// Where shapes do not broadcast, or it is not defined for the dtype that both are promoted to.
-pub fn binary(op: BinaryOp, left: Operand, right: Operand) -> Result<Array, Error> {
+#[track_caller]
+pub fn binary(op: BinaryOp, left: Operand, right: Operand) -> Array {
+    or_failed(try_binary(op, left, right))
+}
+
+pub(crate) fn try_binary(op: BinaryOp, left: Operand, right: Operand) -> Result<Array, Error> {
     let operands = [left, right];
     if arrays_of(&operands).is_empty() {
         return Err(Error::Argument(format!(
@@ -321,7 +325,12 @@ pub fn binary(op: BinaryOp, left: Operand, right: Operand) -> Result<Array, Erro
 ///
 /// # Errors
 /// Where it is not defined for the dtype.
-pub fn unary(op: UnaryOp, a: &Array) -> Result<Array, Error> {
+#[track_caller]
+pub fn unary(op: UnaryOp, a: &Array) -> Array {
+    or_failed(try_unary(op, a))
+}
+
+pub(crate) fn try_unary(op: UnaryOp, a: &Array) -> Result<Array, Error> {
     map(&[a], |expr, slots| {
         let dtype = working(op.domain(), expr.dtype(slots[0]));
         let a = cast_to(expr, slots[0], dtype)?;
@@ -340,7 +349,8 @@ macro_rules! binary_functions {
             /// # Errors
             /// Where shapes do not broadcast, or it is not defined for the dtype that both are
             /// promoted to.
-            pub fn $name(x1: impl Into<Operand>, x2: impl Into<Operand>) -> Result<Array, Error> {
+            #[track_caller]
+            pub fn $name(x1: impl Into<Operand>, x2: impl Into<Operand>) -> Array {
                 binary(BinaryOp::$op, x1.into(), x2.into())
             }
         )*
@@ -393,7 +403,8 @@ macro_rules! unary_functions {
             ///
             /// # Errors
             /// Where it is not defined for the dtype.
-            pub fn $name(x: &Array) -> Result<Array, Error> {
+            #[track_caller]
+            pub fn $name(x: &Array) -> Array {
                 unary(UnaryOp::$op, x)
             }
         )*
@@ -450,7 +461,16 @@ unary_functions! {
 ///
 /// # Errors
 /// Where a bound does not fit the dtype or the shape.
-pub fn clip(x: &Array, min: Option<Operand>, max: Option<Operand>) -> Result<Array, Error> {
+#[track_caller]
+pub fn clip(x: &Array, min: Option<Operand>, max: Option<Operand>) -> Array {
+    or_failed(try_clip(x, min, max))
+}
+
+pub(crate) fn try_clip(
+    x: &Array,
+    min: Option<Operand>,
+    max: Option<Operand>,
+) -> Result<Array, Error> {
     let (dtype, shape) = (x.dtype()?, x.shape()?);
     if !dtype.is_real() {
         return Err(Error::Domain { op: "clip", dtype });
@@ -460,7 +480,7 @@ pub fn clip(x: &Array, min: Option<Operand>, max: Option<Operand>) -> Result<Arr
             if a.dtype()?.promote(dtype) == dtype
                 && broadcast_shapes(&shape, &a.shape()?)? == shape =>
         {
-            Ok(Some(Operand::Array(a.astype(dtype)?)))
+            Ok(Some(Operand::Array(a.try_astype(dtype)?)))
         }
         Some(Operand::Array(a)) => Err(Error::Argument(format!(
             "a bound of {} {:?} does not fit an array of {dtype} {shape:?}",
@@ -471,10 +491,10 @@ pub fn clip(x: &Array, min: Option<Operand>, max: Option<Operand>) -> Result<Arr
     };
     let mut clipped = x.clone();
     if let Some(min) = bound(min)? {
-        clipped = maximum(&clipped, min)?;
+        clipped = try_binary(BinaryOp::Maximum, clipped.into(), min)?;
     }
     if let Some(max) = bound(max)? {
-        clipped = minimum(&clipped, max)?;
+        clipped = try_binary(BinaryOp::Minimum, clipped.into(), max)?;
     }
     if clipped.dtype()? != dtype {
         return Err(Error::Argument(format!(
@@ -490,7 +510,12 @@ pub fn clip(x: &Array, min: Option<Operand>, max: Option<Operand>) -> Result<Arr
 ///
 /// # Errors
 /// Where shapes do not broadcast, or the expression's inputs are of other dtypes.
-pub fn apply(expr: &Expr, arrays: &[&Array]) -> Result<Array, Error> {
+#[track_caller]
+pub fn apply(expr: &Expr, arrays: &[&Array]) -> Array {
+    or_failed(try_apply(expr, arrays))
+}
+
+pub(crate) fn try_apply(expr: &Expr, arrays: &[&Array]) -> Result<Array, Error> {
     if arrays.is_empty() || expr.results().len() != 1 {
         return Err(Error::Argument(format!(
             "an expression of {} results cannot be applied to {} arrays",
@@ -505,7 +530,12 @@ pub fn apply(expr: &Expr, arrays: &[&Array]) -> Result<Array, Error> {
 ///
 /// # Errors
 /// Where shapes do not broadcast, or the condition is not bool.
-pub fn where_(
+#[track_caller]
+pub fn where_(condition: &Array, x1: impl Into<Operand>, x2: impl Into<Operand>) -> Array {
+    or_failed(try_where(condition, x1, x2))
+}
+
+pub(crate) fn try_where(
     condition: &Array,
     x1: impl Into<Operand>,
     x2: impl Into<Operand>,
@@ -525,7 +555,12 @@ impl Array {
     ///
     /// # Errors
     /// Where a complex array would become real.
-    pub fn astype(&self, dtype: DType) -> Result<Array, Error> {
+    #[track_caller]
+    pub fn astype(&self, dtype: DType) -> Array {
+        or_failed(self.try_astype(dtype))
+    }
+
+    pub(crate) fn try_astype(&self, dtype: DType) -> Result<Array, Error> {
         let from = self.dtype()?;
         if from.kind() == Kind::Complex
             && dtype.kind() != Kind::Complex
@@ -540,17 +575,13 @@ impl Array {
     }
 }
 
-fn or_failed(result: Result<Array, Error>, at: &'static Location<'static>) -> Array {
-    result.unwrap_or_else(|e| Array::failed(e, at))
-}
-
 macro_rules! operators {
     (@one $trait:ident $method:ident $op:ident, $left:ty, $right:ty) => {
         impl std::ops::$trait<$right> for $left {
             type Output = Array;
             #[track_caller]
             fn $method(self, other: $right) -> Array {
-                or_failed(binary(BinaryOp::$op, self.into(), other.into()), Location::caller())
+                binary(BinaryOp::$op, self.into(), other.into())
             }
         }
     };
@@ -589,7 +620,7 @@ macro_rules! prefixes {
             type Output = Array;
             #[track_caller]
             fn $method(self) -> Array {
-                or_failed(unary(UnaryOp::$op, &self), Location::caller())
+                unary(UnaryOp::$op, &self)
             }
         }
     )* };

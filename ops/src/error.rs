@@ -104,3 +104,13 @@ pub enum Error {
     #[error(transparent)]
     Storage(#[from] StorageError),
 }
+
+impl Error {
+    /// Returns the error without the location of the expression that it was deferred from.
+    pub fn cause(&self) -> &Error {
+        match self {
+            Error::Deferred { source, .. } => source.cause(),
+            other => other,
+        }
+    }
+}

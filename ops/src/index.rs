@@ -1,6 +1,6 @@
 //! Indexing as in Python: `x[3, ::2, ..., None]`.
 
-use crate::array::Array;
+use crate::array::{Array, or_failed};
 use crate::error::Error;
 
 /// One entry of an index.
@@ -35,7 +35,12 @@ impl Array {
     /// # Errors
     /// Where there are more entries than axes, an index is out of range, a step is 0, or there is
     /// more than one ellipsis or list.
-    pub fn index(&self, index: &[Index]) -> Result<Array, Error> {
+    #[track_caller]
+    pub fn index(&self, index: &[Index]) -> Array {
+        or_failed(self.try_index(index))
+    }
+
+    pub(crate) fn try_index(&self, index: &[Index]) -> Result<Array, Error> {
         let rank = self.dims()?.len();
         let taken = index.iter().filter(|i| !matches!(i, Index::Ellipsis | Index::NewAxis)).count();
         if taken > rank {
@@ -73,13 +78,17 @@ impl Array {
                             "index {at} is out of range for axis {own}, which has {n} elements"
                         )));
                     }
-                    result = result.at(axis, *at)?;
+                    result = result.try_at(axis, *at)?;
                 }
                 Index::Slice { start, stop, step } => {
                     // A step beyond the axis takes one element at most, whatever it is.
                     let most = result.shape()?[axis as usize].clamp(1, i64::MAX as u64) as i64;
-                    result =
-                        result.slice(axis, *start, *stop, step.unwrap_or(1).clamp(-most, most))?;
+                    result = result.try_slice(
+                        axis,
+                        *start,
+                        *stop,
+                        step.unwrap_or(1).clamp(-most, most),
+                    )?;
                     axis += 1;
                 }
                 Index::Ellipsis => {
@@ -88,19 +97,19 @@ impl Array {
                     continue;
                 }
                 Index::NewAxis => {
-                    result = result.expand_dims(axis)?;
+                    result = result.try_expand_dims(axis)?;
                     axis += 1;
                     continue;
                 }
                 Index::Take(list) => {
-                    result = result.take(list, axis)?;
+                    result = result.try_take(list, axis)?;
                     list_axis = axis;
                     axis += 1;
                 }
             }
             own += 1;
         }
-        if comes_first { result.moveaxis(list_axis, 0) } else { Ok(result) }
+        if comes_first { result.try_moveaxis(list_axis, 0) } else { Ok(result) }
     }
 }
 
@@ -111,8 +120,8 @@ mod tests {
 
     #[track_caller]
     fn check(index: &[Index], expected: Result<&[u64], &str>) {
-        let array = crate::full(&[4, 0, 6], 1.0, DType::Int8, &[2, 1, 3]).unwrap();
-        let found = array.index(index).map(|a| a.shape().unwrap()).map_err(|e| e.to_string());
+        let array = crate::full(&[4, 0, 6], 1.0, DType::Int8, &[2, 1, 3]);
+        let found = array.index(index).shape().map_err(|e| e.cause().to_string());
         assert_eq!(found.as_deref().map_err(String::as_str), expected);
     }
 

@@ -469,7 +469,7 @@ fn coordinate(dim: &Dim, len: u64) -> Result<Option<Array>, Error> {
     }
     let stop = origin.start as i64 + origin.step * len as i64;
     coordinate
-        .slice(0, Some(origin.start as i64), (stop >= 0).then_some(stop), origin.step)
+        .try_slice(0, Some(origin.start as i64), (stop >= 0).then_some(stop), origin.step)
         .map(Some)
 }
 

@@ -2,6 +2,8 @@
 //!
 //! An [`Array`] is a handle on an array that is read, generated or computed later; its dtype, shape
 //! and chunks are known now. Operators and methods build a graph and read nothing but metadata.
+//! They return an array in any case: an error stays with the array that could not be built. Inside
+//! this crate, `try_` variants return the error at once, so that its location is the caller's.
 //! [`io`] opens arrays and says where results go.
 
 mod array;

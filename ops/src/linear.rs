@@ -6,12 +6,12 @@ use freestone_engine::graph::{Node, Op};
 use freestone_engine::grid::ChunkGrid;
 use freestone_engine::stages::{ContractNode, ScanNode};
 use freestone_kernels::dtype::Kind;
-use freestone_kernels::{DType, Generate, Scalar, ScanOp};
+use freestone_kernels::{BinaryOp, DType, Generate, Scalar, ScanOp, UnaryOp};
 
-use crate::array::{Array, Dim, computed_attributes};
-use crate::elementwise::{broadcast_shapes, conj, multiply};
+use crate::array::{Array, Dim, computed_attributes, or_failed};
+use crate::elementwise::{broadcast_shapes, try_binary, try_unary};
 use crate::error::Error;
-use crate::manipulate::concat;
+use crate::manipulate::try_concat;
 use crate::reduce::{Along, Axes, summed};
 
 /// How a running sum or product goes: from the number of an axis, or `()` for the only axis, or
@@ -67,7 +67,12 @@ impl Array {
     ///
     /// # Errors
     /// Where the axis is out of range, or not said for an array of several.
-    pub fn cumulative_sum(&self, along: impl Into<Running>) -> Result<Array, Error> {
+    #[track_caller]
+    pub fn cumulative_sum(&self, along: impl Into<Running>) -> Array {
+        or_failed(self.try_cumulative_sum(along))
+    }
+
+    pub(crate) fn try_cumulative_sum(&self, along: impl Into<Running>) -> Result<Array, Error> {
         self.running("cumulative_sum", ScanOp::Sum, along.into())
     }
 
@@ -75,7 +80,12 @@ impl Array {
     ///
     /// # Errors
     /// As `cumulative_sum`.
-    pub fn cumulative_prod(&self, along: impl Into<Running>) -> Result<Array, Error> {
+    #[track_caller]
+    pub fn cumulative_prod(&self, along: impl Into<Running>) -> Array {
+        or_failed(self.try_cumulative_prod(along))
+    }
+
+    pub(crate) fn try_cumulative_prod(&self, along: impl Into<Running>) -> Result<Array, Error> {
         self.running("cumulative_prod", ScanOp::Prod, along.into())
     }
 
@@ -91,7 +101,7 @@ impl Array {
             }
         };
         let dtype = summed(self.dtype()?, along.dtype)?;
-        let input = self.astype(dtype)?;
+        let input = self.try_astype(dtype)?;
         let inner = input.get()?;
         let grid = inner.node.grid.clone();
         let value = if op == ScanOp::Sum { 0u8 } else { 1 };
@@ -123,7 +133,7 @@ impl Array {
             dtype,
             grid: ChunkGrid::regular(&shape, &chunks)?,
         }));
-        concat(&[first, result], Some(axis as i64))
+        try_concat(&[first, result], Some(axis as i64))
     }
 
     /// The product of matrices in the last two axes, or of vectors, as the Array API standard has
@@ -137,7 +147,12 @@ impl Array {
     ///
     /// # Errors
     /// Where an operand has no axes, or the lengths differ.
-    pub fn matmul(&self, other: &Array) -> Result<Array, Error> {
+    #[track_caller]
+    pub fn matmul(&self, other: &Array) -> Array {
+        or_failed(self.try_matmul(other))
+    }
+
+    pub(crate) fn try_matmul(&self, other: &Array) -> Result<Array, Error> {
         let (a, b) = (self.shape()?, other.shape()?);
         if a.is_empty() || b.is_empty() {
             return Err(Error::Argument(
@@ -152,14 +167,14 @@ impl Array {
                 a[a.len() - 1]
             )));
         }
-        let columns = if column { other.clone() } else { other.matrix_transpose()? };
+        let columns = if column { other.clone() } else { other.try_matrix_transpose()? };
         let free = [usize::from(a.len() > 1), usize::from(!column)];
         let stacks = [&a[..a.len() - 1 - free[0]], &b[..b.len() - 1 - free[1]]];
         let batch = broadcast_shapes(stacks[0], stacks[1])?;
         let spread = |x: &Array, free: usize| -> Result<Array, Error> {
             let own = x.shape()?;
             let shape = [&batch[..], &own[own.len() - 1 - free..]].concat();
-            if shape == own { Ok(x.clone()) } else { x.broadcast_to(&shape) }
+            if shape == own { Ok(x.clone()) } else { x.try_broadcast_to(&shape) }
         };
         contract(&spread(self, free[0])?, &spread(&columns, free[1])?, batch.len(), free)
     }
@@ -181,7 +196,12 @@ pub enum Contracted {
 ///
 /// # Errors
 /// Where axes are out of range, named twice, or of other lengths.
-pub fn tensordot(x1: &Array, x2: &Array, over: &Contracted) -> Result<Array, Error> {
+#[track_caller]
+pub fn tensordot(x1: &Array, x2: &Array, over: &Contracted) -> Array {
+    or_failed(try_tensordot(x1, x2, over))
+}
+
+pub(crate) fn try_tensordot(x1: &Array, x2: &Array, over: &Contracted) -> Result<Array, Error> {
     let (a, b) = (x1.shape()?, x2.shape()?);
     let (left, right) = match over {
         Contracted::Count(n) if *n > a.len().min(b.len()) => {
@@ -207,7 +227,7 @@ pub fn tensordot(x1: &Array, x2: &Array, over: &Contracted) -> Result<Array, Err
             .chain(summed.iter().copied())
             .map(|d| d as i64)
             .collect();
-        x.permute_dims(&order)
+        x.try_permute_dims(&order)
     };
     contract(
         &turned(x1, a.len(), &left)?,
@@ -224,7 +244,12 @@ pub fn tensordot(x1: &Array, x2: &Array, over: &Contracted) -> Result<Array, Err
 ///
 /// # Errors
 /// Where the axis is out of range or has other lengths, or the shapes do not broadcast.
-pub fn vecdot(x1: &Array, x2: &Array, axis: i64) -> Result<Array, Error> {
+#[track_caller]
+pub fn vecdot(x1: &Array, x2: &Array, axis: i64) -> Array {
+    or_failed(try_vecdot(x1, x2, axis))
+}
+
+pub(crate) fn try_vecdot(x1: &Array, x2: &Array, axis: i64) -> Result<Array, Error> {
     if axis >= 0 {
         return Err(Error::Argument(format!(
             "vecdot counts its axis from the end, from -1 down: {axis} is not such a number"
@@ -239,10 +264,14 @@ pub fn vecdot(x1: &Array, x2: &Array, axis: i64) -> Result<Array, Error> {
     }
     let dtype = common(x1, x2)?;
     if dtype == DType::Bool {
-        return multiply(x1, x2)?.any(axis);
+        return product(x1, x2)?.reduction("any", &axis.into());
     }
-    let left = if x1.dtype()?.kind() == Kind::Complex { conj(x1)? } else { x1.clone() };
-    multiply(left, x2)?.sum(Along::axes(axis).dtype(dtype))
+    let left = if x1.dtype()?.kind() == Kind::Complex {
+        try_unary(UnaryOp::Conj, x1)?
+    } else {
+        x1.clone()
+    };
+    product(&left, x2)?.reduction("sum", &Along::axes(axis).dtype(dtype))
 }
 
 /// Each element of one vector times each of another.
@@ -251,14 +280,23 @@ pub fn vecdot(x1: &Array, x2: &Array, axis: i64) -> Result<Array, Error> {
 ///
 /// # Errors
 /// Where an operand has not one axis.
-pub fn outer(x1: &Array, x2: &Array) -> Result<Array, Error> {
+#[track_caller]
+pub fn outer(x1: &Array, x2: &Array) -> Array {
+    or_failed(try_outer(x1, x2))
+}
+
+pub(crate) fn try_outer(x1: &Array, x2: &Array) -> Result<Array, Error> {
     let (a, b) = (x1.shape()?.len(), x2.shape()?.len());
     if (a, b) != (1, 1) {
         return Err(Error::Argument(format!(
             "outer multiplies two arrays of one axis, not of {a} and {b}"
         )));
     }
-    multiply(x1.expand_dims(1)?, x2.expand_dims(0)?)
+    product(&x1.try_expand_dims(1)?, &x2.try_expand_dims(0)?)
+}
+
+fn product(x1: &Array, x2: &Array) -> Result<Array, Error> {
+    try_binary(BinaryOp::Multiply, x1.into(), x2.into())
 }
 
 fn common(x1: &Array, x2: &Array) -> Result<DType, Error> {
@@ -270,7 +308,7 @@ fn contract(lhs: &Array, rhs: &Array, batch: usize, free: [usize; 2]) -> Result<
     let result = common(lhs, rhs)?;
     // Of bools whether a pair of them is true: a count of pairs that cannot come back to 0.
     let dtype = if result == DType::Bool { DType::Float32 } else { result };
-    let (lhs, rhs) = (lhs.astype(dtype)?, rhs.astype(dtype)?);
+    let (lhs, rhs) = (lhs.try_astype(dtype)?, rhs.try_astype(dtype)?);
     let (left, right) = (lhs.get()?, rhs.get()?);
     let (a, b) = (left.node.grid.axes(), right.node.grid.axes());
     // Of axes that both have, that which is cut says how.
@@ -309,5 +347,5 @@ fn contract(lhs: &Array, rhs: &Array, batch: usize, free: [usize; 2]) -> Result<
         )
     };
     let attributes = computed_attributes(&[&lhs, &rhs])?;
-    Array::from_parts(Arc::new(Node { op: work, dtype, grid }), dims, attributes).astype(result)
+    Array::from_parts(Arc::new(Node { op: work, dtype, grid }), dims, attributes).try_astype(result)
 }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use freestone_engine::graph::{Node, Op};
 use freestone_engine::grid::{AxisGrid, ChunkGrid, Region};
 use freestone_engine::readmap::{AxisMap, MAX_PIECES, Origin, Piece, ReadMap};
-use freestone_kernels::{DType, Generate, Scalar};
+use freestone_kernels::{BinaryOp, DType, Generate, Scalar};
 
-use crate::array::{Array, Dim, joined_attributes};
-use crate::elementwise::{broadcast_node, broadcast_shapes, held, not_equal};
+use crate::array::{Array, Dim, joined_attributes, or_failed};
+use crate::elementwise::{broadcast_node, broadcast_shapes, held, try_binary};
 use crate::error::Error;
 use crate::reduce::Axes;
 
@@ -18,7 +18,12 @@ impl Array {
     ///
     /// # Errors
     /// Where the axis is out of range or the step is 0.
-    pub fn slice(
+    #[track_caller]
+    pub fn slice(&self, axis: i64, start: Option<i64>, stop: Option<i64>, step: i64) -> Array {
+        or_failed(self.try_slice(axis, start, stop, step))
+    }
+
+    pub(crate) fn try_slice(
         &self,
         axis: i64,
         start: Option<i64>,
@@ -53,7 +58,12 @@ impl Array {
     ///
     /// # Errors
     /// Where axis or index are out of range.
-    pub fn at(&self, axis: i64, index: i64) -> Result<Array, Error> {
+    #[track_caller]
+    pub fn at(&self, axis: i64, index: i64) -> Array {
+        or_failed(self.try_at(axis, index))
+    }
+
+    pub(crate) fn try_at(&self, axis: i64, index: i64) -> Result<Array, Error> {
         let axis = self.axis(axis)?;
         let inner = self.get()?;
         let shape = inner.node.shape();
@@ -78,7 +88,12 @@ impl Array {
     ///
     /// # Errors
     /// Where axis or an index are out of range.
-    pub fn take(&self, indices: &[i64], axis: i64) -> Result<Array, Error> {
+    #[track_caller]
+    pub fn take(&self, indices: &[i64], axis: i64) -> Array {
+        or_failed(self.try_take(indices, axis))
+    }
+
+    pub(crate) fn try_take(&self, indices: &[i64], axis: i64) -> Result<Array, Error> {
         let axis = self.axis(axis)?;
         let n = self.shape()?[axis];
         let place = |i: &i64| {
@@ -112,17 +127,27 @@ impl Array {
     ///
     /// # Errors
     /// Where an axis is out of range or named twice.
-    pub fn flip(&self, axes: impl Into<Axes>) -> Result<Array, Error> {
+    #[track_caller]
+    pub fn flip(&self, axes: impl Into<Axes>) -> Array {
+        or_failed(self.try_flip(axes))
+    }
+
+    pub(crate) fn try_flip(&self, axes: impl Into<Axes>) -> Result<Array, Error> {
         let axes = axes.into().resolve(self.shape()?.len())?;
         axes.into_iter()
-            .try_fold(self.clone(), |array, axis| array.slice(axis as i64, None, None, -1))
+            .try_fold(self.clone(), |array, axis| array.try_slice(axis as i64, None, None, -1))
     }
 
     /// Axis `i` of the result is axis `axes[i]` of this array.
     ///
     /// # Errors
     /// Where `axes` is not a permutation.
-    pub fn permute_dims(&self, axes: &[i64]) -> Result<Array, Error> {
+    #[track_caller]
+    pub fn permute_dims(&self, axes: &[i64]) -> Array {
+        or_failed(self.try_permute_dims(axes))
+    }
+
+    pub(crate) fn try_permute_dims(&self, axes: &[i64]) -> Result<Array, Error> {
         let inner = self.get()?;
         let shape = inner.node.shape();
         let order = axes.iter().map(|a| self.axis(*a)).collect::<Result<Vec<_>, _>>()?;
@@ -145,14 +170,19 @@ impl Array {
     ///
     /// # Errors
     /// Where there are not as many.
-    pub fn matrix_transpose(&self) -> Result<Array, Error> {
+    #[track_caller]
+    pub fn matrix_transpose(&self) -> Array {
+        or_failed(self.try_matrix_transpose())
+    }
+
+    pub(crate) fn try_matrix_transpose(&self) -> Result<Array, Error> {
         let rank = self.shape()?.len() as i64;
         if rank < 2 {
             return Err(Error::Argument(format!(
                 "matrix_transpose needs at least 2 axes, not {rank}"
             )));
         }
-        self.permute_dims(&(0..rank - 2).chain([rank - 1, rank - 2]).collect::<Vec<_>>())
+        self.try_permute_dims(&(0..rank - 2).chain([rank - 1, rank - 2]).collect::<Vec<_>>())
     }
 
     /// Axes `source` of this array become axes `destination` of the result; the others keep their
@@ -160,7 +190,12 @@ impl Array {
     ///
     /// # Errors
     /// Where an axis is out of range or named twice, or the lists differ in length.
-    pub fn moveaxis(
+    #[track_caller]
+    pub fn moveaxis(&self, source: impl Into<Axes>, destination: impl Into<Axes>) -> Array {
+        or_failed(self.try_moveaxis(source, destination))
+    }
+
+    pub(crate) fn try_moveaxis(
         &self,
         source: impl Into<Axes>,
         destination: impl Into<Axes>,
@@ -181,14 +216,19 @@ impl Array {
             })
             .map(|d| d as i64)
             .collect();
-        self.permute_dims(&order)
+        self.try_permute_dims(&order)
     }
 
     /// A new axis of length 1 before axis `axis` of the result.
     ///
     /// # Errors
     /// Where the axis is out of range for the result.
-    pub fn expand_dims(&self, axis: i64) -> Result<Array, Error> {
+    #[track_caller]
+    pub fn expand_dims(&self, axis: i64) -> Array {
+        or_failed(self.try_expand_dims(axis))
+    }
+
+    pub(crate) fn try_expand_dims(&self, axis: i64) -> Result<Array, Error> {
         let inner = self.get()?;
         let shape = inner.node.shape();
         let rank = shape.len() + 1;
@@ -209,7 +249,12 @@ impl Array {
     ///
     /// # Errors
     /// Where an axis is out of range, named twice, or of another length.
-    pub fn squeeze(&self, axes: impl Into<Axes>) -> Result<Array, Error> {
+    #[track_caller]
+    pub fn squeeze(&self, axes: impl Into<Axes>) -> Array {
+        or_failed(self.try_squeeze(axes))
+    }
+
+    pub(crate) fn try_squeeze(&self, axes: impl Into<Axes>) -> Result<Array, Error> {
         let shape = self.shape()?;
         let axes = axes.into().resolve(shape.len())?;
         if let Some(axis) = axes.iter().find(|a| shape[**a] != 1) {
@@ -218,14 +263,19 @@ impl Array {
                 shape[*axis]
             )));
         }
-        axes.iter().rev().try_fold(self.clone(), |array, axis| array.at(*axis as i64, 0))
+        axes.iter().rev().try_fold(self.clone(), |array, axis| array.try_at(*axis as i64, 0))
     }
 
     /// The array in a shape that its own broadcasts to.
     ///
     /// # Errors
     /// Where it does not.
-    pub fn broadcast_to(&self, shape: &[u64]) -> Result<Array, Error> {
+    #[track_caller]
+    pub fn broadcast_to(&self, shape: &[u64]) -> Array {
+        or_failed(self.try_broadcast_to(shape))
+    }
+
+    pub(crate) fn try_broadcast_to(&self, shape: &[u64]) -> Result<Array, Error> {
         let inner = self.get()?;
         let own = inner.node.shape();
         if broadcast_shapes(&own, shape)? != shape {
@@ -251,14 +301,19 @@ impl Array {
     ///
     /// # Errors
     /// Where an axis is out of range or named twice.
-    pub fn roll(&self, shift: i64, axes: impl Into<Axes>) -> Result<Array, Error> {
+    #[track_caller]
+    pub fn roll(&self, shift: i64, axes: impl Into<Axes>) -> Array {
+        or_failed(self.try_roll(shift, axes))
+    }
+
+    pub(crate) fn try_roll(&self, shift: i64, axes: impl Into<Axes>) -> Result<Array, Error> {
         let shape = self.shape()?;
         match axes.into().0 {
-            None if shape.len() == 1 => self.roll(shift, 0),
+            None if shape.len() == 1 => self.try_roll(shift, 0),
             None => self
-                .reshape(&[-1])?
-                .roll(shift, 0)?
-                .reshape(&shape.iter().map(|n| *n as i64).collect::<Vec<_>>()),
+                .try_reshape(&[-1])?
+                .try_roll(shift, 0)?
+                .try_reshape(&shape.iter().map(|n| *n as i64).collect::<Vec<_>>()),
             Some(axes) => Axes(Some(axes)).resolve(shape.len())?.into_iter().try_fold(
                 self.clone(),
                 |array, axis| {
@@ -279,10 +334,15 @@ impl Array {
     ///
     /// # Errors
     /// Where the result is beyond what an array can be.
-    pub fn tile(&self, repetitions: &[u64]) -> Result<Array, Error> {
+    #[track_caller]
+    pub fn tile(&self, repetitions: &[u64]) -> Array {
+        or_failed(self.try_tile(repetitions))
+    }
+
+    pub(crate) fn try_tile(&self, repetitions: &[u64]) -> Result<Array, Error> {
         let mut array = self.clone();
         for _ in self.shape()?.len()..repetitions.len() {
-            array = array.expand_dims(0)?;
+            array = array.try_expand_dims(0)?;
         }
         let rank = array.shape()?.len();
         for (d, times) in repetitions.iter().enumerate() {
@@ -307,7 +367,12 @@ impl Array {
     ///
     /// # Errors
     /// Where the axis is out of range.
-    pub fn repeat(&self, times: u64, axis: i64) -> Result<Array, Error> {
+    #[track_caller]
+    pub fn repeat(&self, times: u64, axis: i64) -> Array {
+        or_failed(self.try_repeat(times, axis))
+    }
+
+    pub(crate) fn try_repeat(&self, times: u64, axis: i64) -> Result<Array, Error> {
         let at = self.axis(axis)?;
         let n = self.shape()?[at];
         let len = n.checked_mul(times).ok_or_else(|| too_large(n, times))?;
@@ -318,7 +383,12 @@ impl Array {
     ///
     /// # Errors
     /// Where the axis is out of range, or the list's length is not the axis's.
-    pub fn repeat_each(&self, times: &[u64], axis: i64) -> Result<Array, Error> {
+    #[track_caller]
+    pub fn repeat_each(&self, times: &[u64], axis: i64) -> Array {
+        or_failed(self.try_repeat_each(times, axis))
+    }
+
+    pub(crate) fn try_repeat_each(&self, times: &[u64], axis: i64) -> Result<Array, Error> {
         let at = self.axis(axis)?;
         let n = self.shape()?[at];
         if times.len() as u64 != n {
@@ -345,7 +415,12 @@ impl Array {
     /// # Errors
     /// Where the widths are not one pair for each axis, or there are not enough elements to take
     /// them from.
-    pub fn pad(&self, widths: &[(u64, u64)], mode: Pad) -> Result<Array, Error> {
+    #[track_caller]
+    pub fn pad(&self, widths: &[(u64, u64)], mode: Pad) -> Array {
+        or_failed(self.try_pad(widths, mode))
+    }
+
+    pub(crate) fn try_pad(&self, widths: &[(u64, u64)], mode: Pad) -> Result<Array, Error> {
         let shape = self.shape()?;
         if widths.len() != shape.len() {
             return Err(Error::Argument(format!(
@@ -450,7 +525,12 @@ impl Array {
     ///
     /// # Errors
     /// Where the number of elements is another.
-    pub fn reshape(&self, shape: &[i64]) -> Result<Array, Error> {
+    #[track_caller]
+    pub fn reshape(&self, shape: &[i64]) -> Array {
+        or_failed(self.try_reshape(shape))
+    }
+
+    pub(crate) fn try_reshape(&self, shape: &[i64]) -> Result<Array, Error> {
         let inner = self.get()?;
         let own = inner.node.shape();
         let n: u64 = own.iter().product();
@@ -511,7 +591,12 @@ impl Array {
     ///
     /// # Errors
     /// Where the axis is out of range, or `n` is over 32 and the axis as long.
-    pub fn diff(&self, axis: i64, n: u64) -> Result<Array, Error> {
+    #[track_caller]
+    pub fn diff(&self, axis: i64, n: u64) -> Array {
+        or_failed(self.try_diff(axis, n))
+    }
+
+    pub(crate) fn try_diff(&self, axis: i64, n: u64) -> Result<Array, Error> {
         let at = self.axis(axis)?;
         // Each difference doubles what there is to read: what is this often differenced should be
         // stored in between.
@@ -523,12 +608,14 @@ impl Array {
             )));
         }
         (0..n).try_fold(self.clone(), |array, _| {
-            let (high, low) =
-                (array.slice(axis, Some(1), None, 1)?, array.slice(axis, None, Some(-1), 1)?);
+            let (high, low) = (
+                array.try_slice(axis, Some(1), None, 1)?,
+                array.try_slice(axis, None, Some(-1), 1)?,
+            );
             if array.dtype()? == DType::Bool {
-                not_equal(high, low)
+                try_binary(BinaryOp::NotEqual, high.into(), low.into())
             } else {
-                crate::elementwise::subtract(high, low)
+                try_binary(BinaryOp::Subtract, high.into(), low.into())
             }
         })
     }
@@ -544,7 +631,7 @@ impl Array {
                 "unstack would make {n} arrays: at most {MAX_PIECES} are sensible"
             )));
         }
-        (0..n as i64).map(|i| self.at(axis, i)).collect()
+        (0..n as i64).map(|i| self.try_at(axis, i)).collect()
     }
 }
 
@@ -570,13 +657,18 @@ pub enum Pad {
 ///
 /// # Errors
 /// Where there are none, or they differ in number or length of the other axes.
-pub fn concat(arrays: &[Array], axis: Option<i64>) -> Result<Array, Error> {
+#[track_caller]
+pub fn concat(arrays: &[Array], axis: Option<i64>) -> Array {
+    or_failed(try_concat(arrays, axis))
+}
+
+pub(crate) fn try_concat(arrays: &[Array], axis: Option<i64>) -> Result<Array, Error> {
     let Some(first) = arrays.first() else {
         return Err(Error::Argument("there is nothing to join: give at least one array".into()));
     };
     let Some(axis) = axis else {
-        let flat = arrays.iter().map(|a| a.reshape(&[-1])).collect::<Result<Vec<_>, _>>()?;
-        return concat(&flat, Some(0));
+        let flat = arrays.iter().map(|a| a.try_reshape(&[-1])).collect::<Result<Vec<_>, _>>()?;
+        return try_concat(&flat, Some(0));
     };
     let axis = first.axis(axis)?;
     let mut shape = first.shape()?;
@@ -584,7 +676,7 @@ pub fn concat(arrays: &[Array], axis: Option<i64>) -> Result<Array, Error> {
         .iter()
         .skip(1)
         .try_fold(first.dtype()?, |left, a| Ok::<_, Error>(left.promote(a.dtype()?)))?;
-    let cast = arrays.iter().map(|a| a.astype(dtype)).collect::<Result<Vec<_>, _>>()?;
+    let cast = arrays.iter().map(|a| a.try_astype(dtype)).collect::<Result<Vec<_>, _>>()?;
     let mut all = Vec::new();
     let mut at = 0u64;
     for (source, array) in cast.iter().enumerate() {
@@ -628,9 +720,14 @@ pub fn concat(arrays: &[Array], axis: Option<i64>) -> Result<Array, Error> {
 ///
 /// # Errors
 /// Where there are none, or they differ in shape.
-pub fn stack(arrays: &[Array], axis: i64) -> Result<Array, Error> {
-    let thick = arrays.iter().map(|a| a.expand_dims(axis)).collect::<Result<Vec<_>, _>>()?;
-    concat(&thick, Some(axis))
+#[track_caller]
+pub fn stack(arrays: &[Array], axis: i64) -> Array {
+    or_failed(try_stack(arrays, axis))
+}
+
+pub(crate) fn try_stack(arrays: &[Array], axis: i64) -> Result<Array, Error> {
+    let thick = arrays.iter().map(|a| a.try_expand_dims(axis)).collect::<Result<Vec<_>, _>>()?;
+    try_concat(&thick, Some(axis))
 }
 
 /// The arrays in the shape that all broadcast to.
@@ -640,7 +737,7 @@ pub fn stack(arrays: &[Array], axis: i64) -> Result<Array, Error> {
 pub fn broadcast_arrays(arrays: &[Array]) -> Result<Vec<Array>, Error> {
     let shape =
         arrays.iter().try_fold(Vec::new(), |shape, a| broadcast_shapes(&shape, &a.shape()?))?;
-    arrays.iter().map(|a| a.broadcast_to(&shape)).collect()
+    arrays.iter().map(|a| a.try_broadcast_to(&shape)).collect()
 }
 
 /// Differences of differences in one expression.

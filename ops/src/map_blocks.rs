@@ -6,7 +6,7 @@ use freestone_engine::stages::UserNode;
 use freestone_engine::user::{UserKernel, make};
 use freestone_kernels::DType;
 
-use crate::array::{Array, Dim, computed_attributes};
+use crate::array::{Array, Dim, computed_attributes, or_failed};
 use crate::error::Error;
 
 /// What [`map_blocks`] makes of its arrays' blocks.
@@ -67,7 +67,12 @@ impl BlocksOut {
 ///
 /// # Errors
 /// Where the numbers of blocks differ, or the result's axes are not what is left of the arrays'.
-pub fn map_blocks<K: UserKernel>(
+#[track_caller]
+pub fn map_blocks<K: UserKernel>(kernel: &K, arrays: &[&Array], out: &BlocksOut) -> Array {
+    or_failed(try_map_blocks(kernel, arrays, out))
+}
+
+pub(crate) fn try_map_blocks<K: UserKernel>(
     kernel: &K,
     arrays: &[&Array],
     out: &BlocksOut,

@@ -7,10 +7,10 @@ use freestone_engine::grid::{AxisGrid, ChunkGrid};
 use freestone_engine::stages::ReduceNode;
 use freestone_kernels::dtype::{Complex128, Kind};
 use freestone_kernels::reduce::Finish;
-use freestone_kernels::{DType, Generate, ReduceOp, Scalar};
+use freestone_kernels::{BinaryOp, DType, Generate, ReduceOp, Scalar};
 
-use crate::array::{Array, Dim, computed_attributes};
-use crate::elementwise::not_equal;
+use crate::array::{Array, Dim, computed_attributes, or_failed};
+use crate::elementwise::try_binary;
 use crate::error::Error;
 
 /// Axes of an array: from a number, a list, or `()` for all of them. Negative ones count from the
@@ -126,8 +126,9 @@ macro_rules! reductions {
         /// # Errors
         /// Where an axis is out of range or named twice, it is not defined for the dtype, or an
         /// option is not one of this function.
-        pub fn $name(&self, along: impl Into<Along>) -> Result<Array, Error> {
-            self.reduction(stringify!($name), &along.into())
+        #[track_caller]
+        pub fn $name(&self, along: impl Into<Along>) -> Array {
+            or_failed(self.reduction(stringify!($name), &along.into()))
         }
     )* } };
 }
@@ -181,7 +182,7 @@ struct Parts {
 }
 
 impl Array {
-    fn reduction(&self, name: &'static str, along: &Along) -> Result<Array, Error> {
+    pub(crate) fn reduction(&self, name: &'static str, along: &Along) -> Result<Array, Error> {
         let shape = self.shape()?;
         let axes = along.axes.resolve(shape.len())?;
         if name.starts_with("arg") && along.axes.0.as_ref().is_some_and(|a| a.len() != 1) {
@@ -245,9 +246,9 @@ impl Array {
         // Whether elements are not 0, as bytes.
         let truth = || {
             if from == DType::Bool {
-                self.astype(DType::UInt8)
+                self.try_astype(DType::UInt8)
             } else {
-                not_equal(self, 0)?.astype(DType::UInt8)
+                try_binary(BinaryOp::NotEqual, self.into(), 0.into())?.try_astype(DType::UInt8)
             }
         };
         let parts = |input: Array, fold, finish, empty: Option<Scalar>| {
@@ -259,10 +260,10 @@ impl Array {
                 // Values that the accumulators hold exactly need no cast of their own.
                 let input = match (from.kind(), dtype.kind()) {
                     _ if from == dtype => self.clone(),
-                    (Kind::Bool, Kind::Signed | Kind::Unsigned) => self.astype(DType::UInt8)?,
+                    (Kind::Bool, Kind::Signed | Kind::Unsigned) => self.try_astype(DType::UInt8)?,
                     (Kind::Signed, Kind::Signed) | (Kind::Unsigned, Kind::Unsigned) => self.clone(),
-                    (_, Kind::Float) => self.astype(DType::Float64)?,
-                    _ => self.astype(dtype)?,
+                    (_, Kind::Float) => self.try_astype(DType::Float64)?,
+                    _ => self.try_astype(dtype)?,
                 };
                 let fold = if name == "sum" { ReduceOp::Sum } else { ReduceOp::Prod };
                 parts(
@@ -274,7 +275,7 @@ impl Array {
             }
             "mean" => {
                 let (input, dtype) = if integer {
-                    (self.astype(DType::Float64)?, DType::Float64)
+                    (self.try_astype(DType::Float64)?, DType::Float64)
                 } else {
                     (self.clone(), from)
                 };
@@ -283,7 +284,7 @@ impl Array {
             }
             "var" | "std" => {
                 let (input, dtype) = if integer {
-                    (self.astype(DType::Float64)?, DType::Float64)
+                    (self.try_astype(DType::Float64)?, DType::Float64)
                 } else {
                     (self.clone(), from)
                 };

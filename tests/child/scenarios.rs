@@ -69,15 +69,14 @@ pub mod driver {
     /// On `memory`, which is threads, there is room for intermediates in memory: they go with the
     /// process, and come back. Else there is none.
     pub fn plan(folder: &str, results: &str, on: &str) -> (Planned, Spec) {
-        let x =
-            freestone::random_uniform(&[2560, 96], 0.5, 1.0, 7, DType::Float64, &[16, 96]).unwrap();
-        let columns = x.rechunk(&[2560, 2]).unwrap() * 2.0;
-        let rows = columns.rechunk(&[16, 96]).unwrap() + 1.0;
+        let x = freestone::random_uniform(&[2560, 96], 0.5, 1.0, 7, DType::Float64, &[16, 96]);
+        let columns = x.rechunk(&[2560, 2]) * 2.0;
+        let rows = columns.rechunk(&[16, 96]) + 1.0;
         let zeros = &rows * 0.0;
         let group = format!("{folder}/{results}");
         let targets = [
             Target::in_group(&rows, &group, "rows"),
-            Target::in_group(&columns.sum(0).unwrap(), &group, "sums"),
+            Target::in_group(&columns.sum(0), &group, "sums"),
             Target::in_group(&zeros, &group, "zeros"),
         ];
         let spec = super::spec_in(LocalStore::new(format!("{folder}/work")).url());
@@ -126,8 +125,8 @@ pub mod repository {
     pub fn overwriting(folder: &str) -> (Planned, Spec, Session) {
         let repository = Repository::open(&format!("{folder}/repository")).unwrap();
         let session = Session::begin(&repository, MAIN).unwrap();
-        let x = freestone::random_uniform(&SHAPE, 0.5, 1.0, 7, DType::Float64, &[16, 64]).unwrap();
-        let rows = (x.rechunk(&[1280, 2]).unwrap() * 2.0).rechunk(&[16, 64]).unwrap();
+        let x = freestone::random_uniform(&SHAPE, 0.5, 1.0, 7, DType::Float64, &[16, 64]);
+        let rows = (x.rechunk(&[1280, 2]) * 2.0).rechunk(&[16, 64]);
         let spec = super::spec_in(&format!("{folder}/work"));
         let planned =
             freestone::plan(&[session.target(&rows, "data/rows").overwrite(true)], &spec).unwrap();

@@ -56,7 +56,7 @@ fn repository(place: &Place) -> Repository {
 }
 
 fn planned(session: &Session, spec: &Spec) -> Planned {
-    let ramp = freestone::arange(0.0, 200.0, 1.0, DType::Float64, 10).unwrap();
+    let ramp = freestone::arange(0.0, 200.0, 1.0, DType::Float64, 10);
     freestone::plan(&[session.target(&ramp, "ramp")], spec).unwrap()
 }
 

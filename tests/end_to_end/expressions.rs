@@ -27,9 +27,8 @@ fn run(place: &Place, command: &str, arguments: &[&str]) -> std::process::Output
 }
 
 fn total(place: &Place, name: &str) -> f64 {
-    let array =
-        freestone::open(&place.at(name)).unwrap().astype(freestone::DType::Float64).unwrap();
-    freestone::compute::<f64>(&array.sum(()).unwrap(), &place.spec()).unwrap().sum()
+    let array = freestone::open(&place.at(name)).unwrap().astype(freestone::DType::Float64);
+    freestone::compute::<f64>(&array.sum(()), &place.spec()).unwrap().sum()
 }
 
 #[track_caller]

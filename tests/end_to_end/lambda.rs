@@ -18,8 +18,7 @@ fn function() -> Emulator {
 
 /// `[0, 1, …]` in as many chunks, of 8 MB each.
 fn stored(place: &Place, n_chunks: u64) -> String {
-    let numbers =
-        freestone::arange(0.0, 1e6 * n_chunks as f64, 1.0, DType::Float64, 1_000_000).unwrap();
+    let numbers = freestone::arange(0.0, 1e6 * n_chunks as f64, 1.0, DType::Float64, 1_000_000);
     let spec = place.spec();
     let url = place.at("numbers");
     freestone::run(

@@ -257,8 +257,7 @@ fn killed(run: &std::process::Output) -> bool {
 #[test]
 fn long_lists_are_bounded_in_whole_processes() {
     let place = Place::new();
-    let x =
-        freestone::random_uniform(&[30_000, 4], 0.0, 1.0, 3, DType::Float32, &[30_000, 4]).unwrap();
+    let x = freestone::random_uniform(&[30_000, 4], 0.0, 1.0, 3, DType::Float32, &[30_000, 4]);
     let spec = place.spec();
     freestone::run(
         &freestone::plan(&[Target::array(&x, &place.at("x")).codec(CodecName::None)], &spec)
@@ -317,13 +316,11 @@ fn shared_expressions_are_planned_once() {
     let place = Place::new();
     let spec = place.spec();
     let mut x = freestone::random_uniform(&[6, 1], 0.0, 1.0, 3, DType::Float64, &[2, 1])
-        .unwrap()
-        .broadcast_to(&[6, 4])
-        .unwrap();
+        .broadcast_to(&[6, 4]);
     for _ in 0..60 {
         x = (&x + &x) * 0.5;
     }
-    for view in [x.take(&[3, 0, 5], 0).unwrap(), x.reshape(&[-1]).unwrap()] {
+    for view in [x.take(&[3, 0, 5], 0), x.reshape(&[-1])] {
         assert!(freestone::plan(&[Target::array(&view, &place.at("out"))], &spec).is_ok());
     }
 }
@@ -339,8 +336,7 @@ fn kernels_of_users_are_bounded() {
             3,
             DType::Float32,
             &[edge, edge],
-        )
-        .unwrap();
+        );
         let spec = place.spec();
         freestone::run(
             &freestone::plan(&[Target::array(&x, &place.at("x"))], &spec).unwrap(),

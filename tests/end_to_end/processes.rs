@@ -230,7 +230,7 @@ fn a_command_that_is_no_worker_is_named() {
 fn memory_cannot_be_seen_by_processes() {
     let place = Place::new();
     let store = in_memory(WINDS_V3);
-    let sum = open_in_memory(&store, "u").sum(0).unwrap();
+    let sum = open_in_memory(&store, "u").sum(0);
     let planned = freestone::plan(&[Target::array(&sum, &place.at("out"))], &place.spec()).unwrap();
     let error = freestone::run(&planned, &place.spec(), &processes(2)).unwrap_err();
     assert!(
@@ -294,7 +294,7 @@ fn an_executor_that_cannot_begin_leaves_what_was_to_be_overwritten() {
     let spec = place.spec();
     freestone::run(&many_tasks(&place.at("out"), &spec), &spec, &Threads::new(2)).unwrap();
     let before = tree(place.at("out"));
-    let hidden = open_in_memory(&store, "u").sum(0).unwrap();
+    let hidden = open_in_memory(&store, "u").sum(0);
     let planned =
         freestone::plan(&[Target::array(&hidden, &place.at("out")).overwrite(true)], &spec)
             .unwrap();

@@ -173,7 +173,7 @@ impl Request {
                 return Err(Failure::Usage(format!("the input `{name}` is given twice")));
             }
             let array = freestone::open(location)?;
-            inputs.insert(name.clone(), if self.raw { array.raw()? } else { array });
+            inputs.insert(name.clone(), if self.raw { array.raw() } else { array });
         }
         let evaluate = |(i, e): (usize, &Expression)| {
             e.array(&inputs).map_err(|e| Failure::Expression(e.named(&self.name(i))))
@@ -188,7 +188,7 @@ impl Request {
         session: Option<&Session>,
     ) -> Result<Target, Failure> {
         let target = match &self.chunks {
-            Some(chunks) => output.target(&array.rechunk(chunks)?, session)?.chunks(chunks),
+            Some(chunks) => output.target(&array.rechunk(chunks), session)?.chunks(chunks),
             None => output.target(array, session)?,
         };
         let target = match &self.shards {

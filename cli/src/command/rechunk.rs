@@ -55,7 +55,7 @@ pub(crate) fn rechunk(asked: &Arguments) -> Result<(), Failure> {
             array.shape()?
         )));
     }
-    let array = array.rechunk(&asked.chunks)?;
+    let array = array.rechunk(&asked.chunks);
     let names = [asked.target.clone()];
     let targets = |session: Option<&Session>| {
         let target = match (asked.consolidated, split_location(&asked.target)) {

@@ -147,9 +147,7 @@ impl Function {
             bound: signature::bind(self.name, &self.parameters, positional, named)?,
         };
         let result = match self.call {
-            Call::Unary(op) => {
-                unary(op, arguments.array("x")?).map(Value::Array).map_err(CallError::from)
-            }
+            Call::Unary(op) => Ok(Value::Array(unary(op, arguments.array("x")?))),
             Call::Binary(op) => match (arguments.operand("x1")?, arguments.operand("x2")?) {
                 (Operand::Number(_), Operand::Number(_)) => {
                     return Err(arguments.refuse(
@@ -157,12 +155,17 @@ impl Function {
                         format!("{}: at least one operand must be an array", self.name),
                     ));
                 }
-                (a, b) => binary(op, a, b).map(Value::Array).map_err(CallError::from),
+                (a, b) => Ok(Value::Array(binary(op, a, b))),
             },
             Call::General(call) => call(&arguments),
         };
-        result.map_err(|e| match e {
+        let checked = result.and_then(|value| {
+            value.check()?;
+            Ok(value)
+        });
+        checked.map_err(|e| match e {
             CallError::Array(error) => {
+                let error = error.cause().clone();
                 let names_axis = matches!(error, Error::Axis { .. } | Error::AxisTwice(_));
                 let axis = arguments
                     .bound

@@ -26,8 +26,8 @@ pub(super) struct Row {
     pub(super) call: fn(&Arguments) -> Result<Value, CallError>,
 }
 
-/// `name signature, summary, shape, dtypes, cost, arguments => result;` where the result is `Ok` of
-/// what a [`Value`] is made from.
+/// `name signature, summary, shape, dtypes, cost, arguments => result;` where a [`Value`] is made
+/// from the result.
 macro_rules! rows {
     ($($name:ident $signature:literal, $summary:literal, $shape:literal, $dtypes:expr, $cost:expr, $a:ident => $result:expr;)*) => {
         &[$(Row {
@@ -37,7 +37,7 @@ macro_rules! rows {
             shape: $shape,
             dtypes: $dtypes,
             cost: $cost,
-            call: |$a| Ok(Value::from($result?)),
+            call: |$a| Ok(Value::from($result)),
         }),*]
     };
 }
@@ -157,7 +157,7 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
                 let end = |name| if a.is_none(name)? { Ok::<_, CallError>(None) } else { a.array(name).map(|x| Some(x.clone())) };
                 let parts: Vec<Array> = [end("prepend")?, Some(a.array("x")?.clone()), end("append")?].into_iter().flatten().collect();
                 let n = u64::try_from(a.integer("n")?).map_err(|_| a.refuse("n", "n is negative"))?;
-                concat(&parts, Some(a.integer("axis")?))?.diff(a.integer("axis")?, n)
+                concat(&parts, Some(a.integer("axis")?)).diff(a.integer("axis")?, n)
             };
         },
     ),
@@ -166,7 +166,7 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
         rows! {
             broadcast_arrays "(*arrays)", "The arrays in the shape that all broadcast to.", "of \
                 each array, that to which all \
-                broadcast", ALL, VIEW, a => broadcast_arrays(&a.arrays("arrays")?);
+                broadcast", ALL, VIEW, a => broadcast_arrays(&a.arrays("arrays")?)?;
             broadcast_to "(x, /, shape)", "The array in a shape that its own broadcasts \
                 to.", "shape", ALL, VIEW, a => a.array("x")?.broadcast_to(&a.shape("shape")?);
             concat "(arrays, /, *, axis=0)", "Arrays one after the other along an axis; with None \
@@ -185,18 +185,18 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
                 a => a.array("x")?.moveaxis(a.integers("source")?, a.integers("destination")?);
             pad "(x, /, pad_width, *, mode='constant', constant_values=0)", "Elements added before \
                 and after each axis; modes as in NumPy.", "each length plus what is added before \
-                and after", ALL, PIECES, a => pad(a);
+                and after", ALL, PIECES, a => pad(a)?;
             permute_dims "(x, /, axes)", "Axis `i` of the result is axis `axes[i]`.", "lengths in \
                 the order of \
                 axes", ALL, VIEW, a => a.array("x")?.permute_dims(&a.integers("axes")?);
             repeat "(x, repeats, /, *, axis=None)", "Each element several times along an axis; \
                 with None the array is flattened first.", "length times repeats along axis, or the \
-                sum of a list of repeats; one axis with axis=None", ALL, LISTED, a => repeat(a);
+                sum of a list of repeats; one axis with axis=None", ALL, LISTED, a => repeat(a)?;
             reshape "(x, /, shape, *, copy=None)", "The elements in C order in another shape; -1 \
                 stands for what is left.", "shape, with what is left in place of -1", ALL, RESHAPED,
                 a => a.array("x")?.reshape(&a.integers("shape")?);
             roll "(x, /, shift, *, axis=None)", "Elements moved up along axes; with None in C \
-                order over all of them.", "that of x", ALL, FLATTENED, a => roll(a);
+                order over all of them.", "that of x", ALL, FLATTENED, a => roll(a)?;
             squeeze "(x, /, axis)", "Without axes of length 1.", "the named axes \
                 dropped", ALL, VIEW, a => a.array("x")?.squeeze(a.axes("axis")?);
             stack "(arrays, /, *, axis=0)", "Arrays of one shape along a new axis.", "the number \
@@ -210,7 +210,7 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
             triu "(x, /, *, k=0)", "The upper triangle of the last two axes; 0 elsewhere.", "that \
                 of x", ALL, VIEW, a => triu(a.array("x")?, a.integer("k")?);
             unstack "(x, /, *, axis=0)", "The arrays along an axis, without that axis.", "of each \
-                array, the axis dropped", ALL, VIEW, a => a.array("x")?.unstack(a.integer("axis")?);
+                array, the axis dropped", ALL, VIEW, a => a.array("x")?.unstack(a.integer("axis")?)?;
         },
     ),
     (
@@ -240,12 +240,12 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
         rows! {
             arange "(start, /, stop=None, step=1, *, dtype=None, chunks=None)", "`start, start + \
                 step, …` up to but without `stop`.", "(⌈(stop − start) / \
-                step⌉,)", REAL, MADE, a => range(a);
+                step⌉,)", REAL, MADE, a => range(a)?;
             asarray "(obj, /, *, dtype=None)", "A number or nested lists of numbers as an \
                 array.", "lengths of the lists from outside in; () for a number", ALL, "no stage; \
-                the values travel in the plan", a => listed(a);
+                the values travel in the plan", a => listed(a)?;
             empty "(shape, *, dtype=None, chunks=None)", "Every element is \
-                something.", "shape", ALL, MADE, a => filled(a, &a.shape("shape")?, Scalar::new(0u8), None);
+                something.", "shape", ALL, MADE, a => filled(a, &a.shape("shape")?, Scalar::new(0u8), None)?;
             empty_like "(x, /, *, dtype=None)", "As `empty`, with shape, dtype and chunks of \
                 `x`.", "that of x", ALL, MADE, a => empty_like(a.array("x")?, a.dtype("dtype")?);
             eye "(n_rows, n_cols=None, /, *, k=0, dtype=None, chunks=None)", "1 on one diagonal, 0 \
@@ -256,7 +256,7 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
             };
             full "(shape, fill_value, *, dtype=None, chunks=None)", "Every element is \
                 `fill_value`.", "shape", ALL, MADE,
-                a => filled(a, &a.shape("shape")?, a.scalar("fill_value")?, Some(a.scalar("fill_value")?.dtype()));
+                a => filled(a, &a.shape("shape")?, a.scalar("fill_value")?, Some(a.scalar("fill_value")?.dtype()))?;
             full_like "(x, /, fill_value, *, dtype=None)", "As `full`, with shape, dtype and \
                 chunks of `x`.", "that of x", ALL, MADE,
                 a => full_like(a.array("x")?, a.scalar("fill_value")?, a.dtype("dtype")?);
@@ -274,14 +274,14 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
                     other => return Err(a.refuse("indexing", format!("indexing is '{other}', but \
                         meshgrid knows 'xy' and 'ij'"))),
                 };
-                meshgrid(&a.arrays("arrays")?, indexing)
+                meshgrid(&a.arrays("arrays")?, indexing)?
             };
             ones "(shape, *, dtype=None, chunks=None)", "Every element is \
-                1.", "shape", ALL, MADE, a => filled(a, &a.shape("shape")?, Scalar::new(1u8), None);
+                1.", "shape", ALL, MADE, a => filled(a, &a.shape("shape")?, Scalar::new(1u8), None)?;
             ones_like "(x, /, *, dtype=None)", "As `ones`, with shape, dtype and chunks of \
                 `x`.", "that of x", ALL, MADE, a => ones_like(a.array("x")?, a.dtype("dtype")?);
             zeros "(shape, *, dtype=None, chunks=None)", "Every element is \
-                0.", "shape", ALL, MADE, a => filled(a, &a.shape("shape")?, Scalar::new(0u8), None);
+                0.", "shape", ALL, MADE, a => filled(a, &a.shape("shape")?, Scalar::new(0u8), None)?;
             zeros_like "(x, /, *, dtype=None)", "As `zeros`, with shape, dtype and chunks of \
                 `x`.", "that of x", ALL, MADE, a => zeros_like(a.array("x")?, a.dtype("dtype")?);
         },
@@ -414,7 +414,7 @@ fn count(a: &Arguments, name: &'static str) -> Result<u64, CallError> {
 fn roll(a: &Arguments) -> Result<Array, CallError> {
     let (x, shifts) = (a.array("x")?, a.integers("shift")?);
     if a.is_none("axis")? {
-        return Ok(x.roll(shifts.iter().sum(), ())?);
+        return Ok(x.roll(shifts.iter().sum(), ()));
     }
     let axes = a.integers("axis")?;
     if shifts.len() != axes.len() && shifts.len() != 1 {
@@ -426,19 +426,19 @@ fn roll(a: &Arguments) -> Result<Array, CallError> {
     Ok(axes
         .iter()
         .zip(shifts.iter().cycle())
-        .try_fold(x.clone(), |x, (axis, shift)| x.roll(*shift, *axis))?)
+        .fold(x.clone(), |x, (axis, shift)| x.roll(*shift, *axis)))
 }
 
 fn repeat(a: &Arguments) -> Result<Array, CallError> {
     let times: Vec<u64> = a.shape("repeats")?;
     let (x, axis) = match a.optional_integer("axis")? {
         Some(axis) => (a.array("x")?.clone(), axis),
-        None => (a.array("x")?.reshape(&[-1])?, 0),
+        None => (a.array("x")?.reshape(&[-1]), 0),
     };
     Ok(if let [times] = times.as_slice() {
-        x.repeat(*times, axis)?
+        x.repeat(*times, axis)
     } else {
-        x.repeat_each(&times, axis)?
+        x.repeat_each(&times, axis)
     })
 }
 
@@ -477,7 +477,7 @@ fn pad(a: &Arguments) -> Result<Array, CallError> {
             ));
         }
     };
-    Ok(x.pad(&widths, mode)?)
+    Ok(x.pad(&widths, mode))
 }
 
 fn range(a: &Arguments) -> Result<Array, CallError> {
@@ -494,8 +494,8 @@ fn range(a: &Arguments) -> Result<Array, CallError> {
         DType::Float64
     };
     let dtype = a.dtype("dtype")?.unwrap_or(own);
-    let n = arange(start, stop, step, dtype, 1)?.shape()?;
-    Ok(arange(start, stop, step, dtype, a.chunks("chunks", &n, dtype)?[0])?)
+    let n = arange(start, stop, step, dtype, 1).shape()?;
+    Ok(arange(start, stop, step, dtype, a.chunks("chunks", &n, dtype)?[0]))
 }
 
 fn filled(
@@ -505,7 +505,7 @@ fn filled(
     own: Option<DType>,
 ) -> Result<Array, CallError> {
     let dtype = a.dtype("dtype")?.or(own).unwrap_or(DType::Float64);
-    Ok(full(shape, value, dtype, &a.chunks("chunks", shape, dtype)?)?)
+    Ok(full(shape, value, dtype, &a.chunks("chunks", shape, dtype)?))
 }
 
 /// Numbers of nested lists, and their common dtype.
@@ -527,7 +527,7 @@ fn listed(a: &Arguments) -> Result<Array, CallError> {
         (depth == shape.len()).then_some(())
     }
     if let Value::Array(x) = a.value("obj")? {
-        return Ok(a.dtype("dtype")?.map_or_else(|| Ok(x.clone()), |d| x.astype(d))?);
+        return Ok(a.dtype("dtype")?.map_or_else(|| x.clone(), |d| x.astype(d)));
     }
     let (mut shape, mut flat) = (Vec::new(), Vec::new());
     let even = || {
@@ -539,5 +539,5 @@ fn listed(a: &Arguments) -> Result<Array, CallError> {
     walk(a.value("obj")?, 0, &mut shape, &mut flat).ok_or_else(even)?;
     let widest = flat.iter().map(Scalar::dtype).max().unwrap_or(DType::Float64);
     let dtype = a.dtype("dtype")?.unwrap_or(widest);
-    Ok(from_scalars(&shape, &flat, dtype)?)
+    Ok(from_scalars(&shape, &flat, dtype))
 }

@@ -36,6 +36,18 @@ impl Value {
         }
     }
 
+    /// Returns the first error of an array in the value.
+    ///
+    /// # Errors
+    /// The error of the array's expression.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        match self {
+            Value::Array(array) => array.check(),
+            Value::Sequence(items) => items.iter().try_for_each(Value::check),
+            _ => Ok(()),
+        }
+    }
+
     /// Returns true for bools and numbers.
     pub fn is_number(&self) -> bool {
         matches!(self, Value::Bool(_) | Value::Int(_) | Value::Float(_) | Value::Complex(..))

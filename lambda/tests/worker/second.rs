@@ -81,7 +81,7 @@ fn lambda_boto3_drives_both() {
     let numbers = |to: &str| {
         plan(
             &[Target::array(
-                &freestone_ops::arange(0.0, 30.0, 1.0, DType::Float64, 10).unwrap(),
+                &freestone_ops::arange(0.0, 30.0, 1.0, DType::Float64, 10),
                 &place.at(to),
             )],
             &spec,
@@ -97,10 +97,7 @@ fn lambda_boto3_drives_both() {
     let good = written(&numbers("numbers"), &spec);
     let mean = plan(
         &[Target::array(
-            &random_normal(&[400, 500], 0.0, 1.0, 1, DType::Float32, &[100, 500])
-                .unwrap()
-                .mean(0)
-                .unwrap(),
+            &random_normal(&[400, 500], 0.0, 1.0, 1, DType::Float32, &[100, 500]).mean(0),
             &place.at("mean"),
         )],
         &spec,
@@ -111,7 +108,7 @@ fn lambda_boto3_drives_both() {
         change(&mut body);
         body
     };
-    let big = random_normal(&[60_000_000], 0.0, 1.0, 1, DType::Float64, &[60_000_000]).unwrap();
+    let big = random_normal(&[60_000_000], 0.0, 1.0, 1, DType::Float64, &[60_000_000]);
     let big = written(
         &plan(
             &[Target::array(&big, &place.at("big"))],
@@ -134,10 +131,10 @@ fn lambda_boto3_drives_both() {
         "another engine": of(&|body| body["engine"] = "9.9.9".into()),
         "no invocation": [1, 2],
     });
-    let slow = random_normal(&[40_000_000], 0.0, 1.0, 1, DType::Float64, &[500_000]).unwrap();
+    let slow = random_normal(&[40_000_000], 0.0, 1.0, 1, DType::Float64, &[500_000]);
     let slow = written(
         &plan(
-            &[Target::array(&slow.mean(0).unwrap(), &place.at("slow"))],
+            &[Target::array(&slow.mean(0), &place.at("slow"))],
             &place.spec_with(|s| s.parallelism = Some(1)),
         ),
         &spec,

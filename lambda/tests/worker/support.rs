@@ -76,14 +76,13 @@ pub(crate) fn odd(n_chunks: u64, kernel: &Odd) -> Array {
         1.0,
         freestone_lambda::DType::Float64,
         10,
-    )
-    .unwrap();
+    );
     through(kernel, &numbers)
 }
 
 /// An array of float64 through [`Odd`].
 pub(crate) fn through(kernel: &Odd, array: &Array) -> Array {
-    map_blocks(kernel, &[array], &BlocksOut::new(freestone_lambda::DType::Float64)).unwrap()
+    map_blocks(kernel, &[array], &BlocksOut::new(freestone_lambda::DType::Float64))
 }
 
 pub(crate) fn plan(targets: &[Target], spec: &Spec) -> FinalizedPlan {

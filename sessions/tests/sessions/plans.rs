@@ -22,7 +22,7 @@ fn planned(
 ) -> Result<FinalizedPlan, freestone_ops::Error> {
     let stores = Stores::default();
     stores.insert(session.store());
-    let array = freestone_ops::arange(0.0, n, 1.0, DType::Float32, 2).unwrap();
+    let array = freestone_ops::arange(0.0, n, 1.0, DType::Float32, 2);
     let target = change(Target::in_group(&array, session.store().url(), "u").with_stores(&stores));
     Ok(lower(&outputs(&[target], &stores)?, &spec()).unwrap())
 }

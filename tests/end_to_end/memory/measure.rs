@@ -133,7 +133,7 @@ impl Bench {
     pub fn idle(&self) -> u64 {
         let (tiny, out) = (self.at("tiny"), self.at("tiny-out"));
         store(
-            &freestone::full(&[4], 1.0, freestone::DType::Float32, &[4]).unwrap(),
+            &freestone::full(&[4], 1.0, freestone::DType::Float32, &[4]),
             &tiny,
             "none",
             &self.place.spec(),
