@@ -224,10 +224,10 @@ fn print_projection(planned: &freestone::Planned, spec: &Spec) {
         let (total, allowed) =
             (freestone::size(layout.estimate.total()), freestone::size(spec.allowed_mem));
         println!(
-            "  {}: {} tasks, {} chunks ahead, {total} projected of {allowed} allowed",
+            "  {}: {} tasks, {} chunks prefetched, {total} projected of {allowed} allowed",
             stage.name,
             stage.n_tasks(),
-            layout.ahead
+            layout.prefetch
         );
     }
 }

@@ -252,11 +252,11 @@ impl<'a> Drive<'a> {
             before.removed.keys().map(|id| plan.plan().array(*id).name.clone()).collect();
         // Tasks see the memory tier in the place of the work directory; plan and journal do not go
         // through it.
-        let tier = (projection.kept > 0).then(|| {
+        let tier = (projection.intermediates > 0).then(|| {
             Arc::new(TieredStore::new(
                 Arc::clone(work),
                 format!("{folder}/"),
-                projection.kept,
+                projection.intermediates,
                 epoch,
             ))
         });

@@ -1,9 +1,9 @@
-//! Two arrays of different shapes with the same elements in C order: what do a chunk of one and a
-//! region of the other share?
+//! Arrays of different shapes with the same elements in C order: the elements that a chunk of one
+//! array and a region of the other share.
 
 use crate::grid::{Region, try_for_each_coord};
 
-/// A box that holds the elements `first..=last` of the C order.
+/// Returns a box that contains the elements `first..=last` in C order.
 pub(crate) fn flat_bounds(shape: &[u64], first: u64, last: u64) -> Region {
     let mut bounds = Region::whole(shape);
     let mut below: u64 = shape.iter().product();
@@ -20,9 +20,11 @@ pub(crate) fn flat_bounds(shape: &[u64], first: u64, last: u64) -> Region {
     bounds
 }
 
-/// Calls `f` for the runs of elements that are in a chunk of an array of one shape and in a region
-/// of an array of another, in C order: with the place in the chunk, the element of the region, and
-/// the number of elements. Ends, with true, as soon as `f` says so.
+/// Visits the runs of elements, in C order, that a chunk of an array of shape `chunked` and a region
+/// of an array of `shape` share.
+///
+/// Calls `f` with the position in the chunk, the index in the region, and the number of elements.
+/// Stops and returns true once `f` returns true.
 pub(crate) fn shared_rows(
     chunk: &Region,
     chunked: &[u64],
@@ -65,8 +67,8 @@ pub(crate) fn shared_rows(
     found.is_err()
 }
 
-/// The first element of a region, at `at` or after it in the C order of an array: its place there,
-/// its number in the region, and how many follow without a gap.
+/// Returns the first element of a region at or after `at` in the C order of an array: its position
+/// in the array, its index in the region, and the number of contiguous elements from there.
 fn first_in(region: &Region, shape: &[u64], at: u64) -> Option<(u64, u64, u64)> {
     let rank = shape.len();
     let mut index = vec![0; rank];
@@ -77,7 +79,7 @@ fn first_in(region: &Region, shape: &[u64], at: u64) -> Option<(u64, u64, u64)> 
     if rest > 0 {
         return None;
     }
-    // The next index that is inside, in lexicographic order.
+    // Find the next index inside the region, in lexicographic order.
     let mut d = 0;
     while d < rank {
         let (lo, hi) = (region.start[d], region.start[d] + region.shape[d]);
@@ -86,7 +88,7 @@ fn first_in(region: &Region, shape: &[u64], at: u64) -> Option<(u64, u64, u64)> 
             break;
         }
         if index[d] >= hi {
-            // Beyond the end along this axis: one further along an axis before it.
+            // The index is beyond the region along this axis: advance along an earlier axis.
             loop {
                 if d == 0 {
                     return None;
@@ -127,7 +129,7 @@ mod tests {
         Region { start, shape: size }
     }
 
-    /// Places in C order of a region's elements, in C order.
+    /// Returns the positions of a region's elements in C order.
     fn places(region: &Region, shape: &[u64]) -> Vec<u64> {
         let mut all = Vec::new();
         let _: Result<(), ()> = try_for_each_coord(
@@ -142,7 +144,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn shared_rows_are_what_both_hold(which in 0usize..6, chunk_cut: u64, region_cut: u64) {
+        fn shared_rows_are_the_common_elements(which in 0usize..6, chunk_cut: u64, region_cut: u64) {
             let shapes: [&[u64]; 6] = [&[24], &[4, 6], &[6, 4], &[2, 3, 4], &[3, 8, 1], &[1, 2, 12]];
             for to in shapes {
                 let from = shapes[which];

@@ -1,48 +1,48 @@
-//! All index arithmetic: how an axis is cut into chunks, and which elements a chunk holds.
+//! Chunk grids: the division of axes into chunks, and the index arithmetic of chunks.
 //!
-//! Grids are irregular inside: a slice, a concatenation or an intermediate of a rechunk cuts an
-//! axis where it must. Only stored outputs are regular. Nothing here works per chunk: a grid of 10⁹
-//! chunks is four numbers an axis.
+//! Slices, concatenations and intermediates of a rechunk have irregular grids. Only stored outputs
+//! are always regular. A grid of 10⁹ chunks takes four numbers per axis, and no operation on a
+//! regular axis works per chunk.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// Why a grid is not one.
+/// The error for an invalid grid.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[allow(missing_docs)]
 pub enum GridError {
-    #[error("chunks must have at least one element along every axis, not {0:?}")]
+    #[error("invalid chunk shape {0:?}: expected at least one element along every axis")]
     EmptyChunk(Vec<u64>),
-    #[error("{chunks} chunk sizes were given for {axes} axes: give one for each axis")]
+    #[error("invalid chunk shape: expected one size for each of {axes} axes, found {chunks}")]
     Rank { chunks: usize, axes: usize },
-    #[error("an array of shape {0:?} has more elements than 2^63 bytes can hold")]
+    #[error("invalid shape {0:?}: expected at most 2^63 bytes, at 16 bytes per element")]
     TooLarge(Vec<u64>),
-    #[error("the boundaries of an axis must rise from 0, not {0:?}")]
+    #[error("invalid chunk boundaries {0:?}: expected ascending positions from 0")]
     Boundaries(Vec<u64>),
 }
 
-/// How one axis is cut into chunks.
+/// The division of an axis into chunks.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AxisGrid {
-    /// `n` chunks: the first of `first` elements, the last of `last`, those between of `size`. One
-    /// chunk is both first and last; an axis of length 0 has none.
+    /// `n` chunks: the first of `first` elements, the last of `last`, and the others of `size`. A
+    /// single chunk is both first and last. An axis of length 0 has no chunks.
     Regular {
-        /// Elements in the first chunk.
+        /// The number of elements in the first chunk.
         first: u64,
-        /// Elements in each chunk between.
+        /// The number of elements in each chunk between the first and the last.
         size: u64,
-        /// Number of chunks.
+        /// The number of chunks.
         n: u64,
-        /// Elements in the last chunk.
+        /// The number of elements in the last chunk.
         last: u64,
     },
-    /// Rising positions from 0 to the length.
+    /// The boundaries of the chunks: ascending positions from 0 to the length.
     Bounds(Vec<u64>),
 }
 
 impl AxisGrid {
-    /// An axis of `len` elements in chunks of `size`, the last one shorter where it must be.
+    /// Returns an axis of `len` elements in chunks of `size`. The last chunk may be shorter.
     pub fn regular(len: u64, size: u64) -> AxisGrid {
         let size = size.max(1);
         let n = len.div_ceil(size);
@@ -52,7 +52,8 @@ impl AxisGrid {
         AxisGrid::Regular { first: size, size, n, last: len - (n - 1) * size }
     }
 
-    /// The first chunk of `first` elements, then chunks of `size`.
+    /// Returns an axis of `len` elements with a first chunk of `first` elements, and then chunks of
+    /// `size`.
     pub fn offset(len: u64, first: u64, size: u64) -> AxisGrid {
         if first >= len {
             return AxisGrid::regular(len, len);
@@ -62,10 +63,10 @@ impl AxisGrid {
         AxisGrid::Regular { first, size, n, last: rest - (n - 2) * size }
     }
 
-    /// Chunks between explicit boundaries.
+    /// Returns an axis with explicit chunk boundaries.
     ///
     /// # Errors
-    /// Where they do not start at 0 and rise.
+    /// Returns an error if the boundaries do not start at 0 or are not ascending.
     pub fn bounds(bounds: Vec<u64>) -> Result<AxisGrid, GridError> {
         if bounds.first() != Some(&0) || bounds.windows(2).any(|w| w[0] >= w[1]) {
             return Err(GridError::Boundaries(bounds));
@@ -73,7 +74,7 @@ impl AxisGrid {
         Ok(AxisGrid::Bounds(bounds))
     }
 
-    /// Number of elements.
+    /// Returns the number of elements.
     pub fn len(&self) -> u64 {
         match self {
             AxisGrid::Regular { n: 0, .. } => 0,
@@ -83,9 +84,9 @@ impl AxisGrid {
         }
     }
 
-    /// True if the numbers describe a cut: no chunk is empty, boundaries rise from 0, and the
-    /// length does not overflow. An axis that was read back from a plan may be none.
-    pub fn holds(&self) -> bool {
+    /// Returns true if the axis is valid: no chunk is empty, boundaries ascend from 0, and the length
+    /// does not overflow. A deserialized axis may be invalid.
+    pub fn is_valid(&self) -> bool {
         match self {
             AxisGrid::Regular { n: 0 | 1, .. } => true,
             AxisGrid::Regular { first, size, n, last } => {
@@ -102,12 +103,12 @@ impl AxisGrid {
         }
     }
 
-    /// True for an axis without elements.
+    /// Returns true if the axis has no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Number of chunks.
+    /// Returns the number of chunks.
     pub fn n_chunks(&self) -> u64 {
         match self {
             AxisGrid::Regular { n, .. } => *n,
@@ -115,7 +116,7 @@ impl AxisGrid {
         }
     }
 
-    /// First element of chunk `i`; the length for `i` = the number of chunks.
+    /// Returns the first element of chunk `i`, or the length if `i` is the number of chunks.
     pub fn start(&self, i: u64) -> u64 {
         match self {
             _ if i == 0 => 0,
@@ -125,12 +126,12 @@ impl AxisGrid {
         }
     }
 
-    /// Elements in chunk `i`.
+    /// Returns the number of elements in chunk `i`.
     pub fn extent(&self, i: u64) -> u64 {
         self.start(i + 1) - self.start(i)
     }
 
-    /// The chunk that holds element `x`, which must be inside.
+    /// Returns the chunk that contains element `x`, which must lie inside the axis.
     pub fn find(&self, x: u64) -> u64 {
         match self {
             AxisGrid::Regular { first, .. } if x < *first => 0,
@@ -139,7 +140,7 @@ impl AxisGrid {
         }
     }
 
-    /// Elements in the largest chunk.
+    /// Returns the number of elements in the largest chunk.
     pub fn max_extent(&self) -> u64 {
         match self {
             AxisGrid::Regular { n: 0, .. } => 0,
@@ -150,7 +151,7 @@ impl AxisGrid {
         }
     }
 
-    /// Every `k` neighbouring chunks as one.
+    /// Returns the axis with every `k` adjacent chunks merged.
     pub fn group(&self, k: u64) -> AxisGrid {
         let n = self.n_chunks();
         if k <= 1 || n <= 1 {
@@ -171,12 +172,12 @@ impl AxisGrid {
         }
     }
 
-    /// The grid of elements `start, start + step, …` (`len` of them), cut where the chunks are cut
-    /// if that stays simple.
+    /// Returns the grid of the `len` elements `start, start + step, …`. Its boundaries follow those of
+    /// the chunks where the result is a regular grid.
     ///
-    /// `step` may be negative, never 0.
+    /// `step` may be negative, but not 0.
     pub fn slice(&self, start: u64, step: i64, len: u64) -> AxisGrid {
-        let pace = step.unsigned_abs().max(1);
+        let stride = step.unsigned_abs().max(1);
         if len == 0 || self.n_chunks() <= 1 {
             return AxisGrid::regular(len, len);
         }
@@ -184,17 +185,29 @@ impl AxisGrid {
             AxisGrid::Regular { size, n, .. } if *n > 2 => *size,
             _ => self.max_extent(),
         };
-        // Elements until the first cut, going up from the chunk of `start` or down from it.
+        // The number of elements up to the first boundary, ascending or descending from `start`.
         let chunk = self.find(start);
         let room =
             if step > 0 { self.start(chunk + 1) - start } else { start - self.start(chunk) + 1 };
-        AxisGrid::offset(len, room.div_ceil(pace).min(len), size.div_ceil(pace))
+        AxisGrid::offset(len, room.div_ceil(stride).min(len), size.div_ceil(stride))
     }
 
-    /// True if each chunk of `self`, read as elements `start + step·i` of `other`, lies inside one
-    /// chunk of `other`.
+    /// Returns the axis with its chunks in reverse order.
+    fn reversed(&self) -> AxisGrid {
+        match self {
+            AxisGrid::Regular { first, size, n, last } => {
+                AxisGrid::Regular { first: *last, size: *size, n: *n, last: *first }
+            }
+            AxisGrid::Bounds(b) => {
+                AxisGrid::Bounds(b.iter().rev().map(|x| self.len() - x).collect())
+            }
+        }
+    }
+
+    /// Returns true if each chunk of `self`, as the elements `start + step·i` of `other`, lies inside
+    /// one chunk of `other`.
     ///
-    /// Decided in constant time for regular grids; `false` where it is not easily shown.
+    /// Takes constant time for regular grids. May return false for grids that nest.
     pub fn nests_in(&self, other: &AxisGrid, start: u64, step: i64) -> bool {
         if other.n_chunks() <= 1 || self.n_chunks() == 0 || self.max_extent() <= 1 {
             return true;
@@ -205,57 +218,49 @@ impl AxisGrid {
             return true;
         }
         if step == -1 {
-            let reversed = |g: &AxisGrid| match g {
-                AxisGrid::Regular { first, size, n, last } => {
-                    AxisGrid::Regular { first: *last, size: *size, n: *n, last: *first }
-                }
-                AxisGrid::Bounds(b) => {
-                    AxisGrid::Bounds(b.iter().rev().map(|x| g.len() - x).collect())
-                }
-            };
-            return self.nests_in(&reversed(other), other.len() - 1 - start, 1);
+            return self.nests_in(&other.reversed(), other.len() - 1 - start, 1);
         }
         if step != 1 {
             return false;
         }
-        // Every cut of `other` inside the window must be a cut of `self`.
+        // Every boundary of `other` inside the window must be a boundary of `self`.
         let (c0, c1) = (other.find(start) + 1, other.find(last));
-        let is_cut = |x: u64| self.start(self.find(x)) == x;
+        let is_boundary = |x: u64| self.start(self.find(x)) == x;
         match (self, other) {
             (AxisGrid::Regular { first, size, n, .. }, AxisGrid::Regular { size: theirs, .. }) => {
                 let (a, b) = (other.start(c0) - start, other.start(c1) - start);
-                (c0 == c1 && is_cut(a))
-                    || (is_cut(a)
-                        && is_cut(b)
+                (c0 == c1 && is_boundary(a))
+                    || (is_boundary(a)
+                        && is_boundary(b)
                         && (c1 - c0 < 2 || (theirs % size == 0 && a >= *first && *n > 1)))
             }
-            _ if c1 - c0 < 1 << 17 => (c0..=c1).all(|c| is_cut(other.start(c) - start)),
+            _ if c1 - c0 < 1 << 17 => (c0..=c1).all(|c| is_boundary(other.start(c) - start)),
             _ => false,
         }
     }
 }
 
-/// A box of elements.
+/// A box of elements or chunks.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Region {
-    /// First element along each axis.
+    /// The first element along each axis.
     pub start: Vec<u64>,
-    /// Elements along each axis.
+    /// The number of elements along each axis.
     pub shape: Vec<u64>,
 }
 
 impl Region {
-    /// All of an array.
+    /// Returns the region of a whole array.
     pub fn whole(shape: &[u64]) -> Region {
         Region { start: vec![0; shape.len()], shape: shape.to_vec() }
     }
 
-    /// Number of elements.
+    /// Returns the number of elements.
     pub fn n_elements(&self) -> u64 {
         self.shape.iter().product()
     }
 
-    /// What both hold, or `None` if that is nothing.
+    /// Returns the intersection, or `None` if it is empty.
     pub fn intersect(&self, other: &Region) -> Option<Region> {
         let mut both = Region {
             start: Vec::with_capacity(self.start.len()),
@@ -274,23 +279,23 @@ impl Region {
     }
 }
 
-/// How an array is cut into chunks.
+/// The division of an array into chunks.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ChunkGrid {
     axes: Vec<AxisGrid>,
 }
 
 impl ChunkGrid {
-    /// From one grid for each axis.
+    /// Creates a grid from the grid of each axis.
     pub fn new(axes: Vec<AxisGrid>) -> ChunkGrid {
         ChunkGrid { axes }
     }
 
-    /// Chunks of one shape, shorter at the upper edges.
+    /// Creates a grid of chunks of one shape, which are shorter at the upper edges.
     ///
     /// # Errors
-    /// Where the ranks differ, a chunk would be empty, or the array is beyond 2⁶³ bytes of 16-byte
-    /// elements.
+    /// Returns an error if the ranks differ, if a chunk would be empty, or if the array would exceed
+    /// 2⁶³ bytes at 16 bytes per element.
     pub fn regular(shape: &[u64], chunk: &[u64]) -> Result<ChunkGrid, GridError> {
         if shape.len() != chunk.len() {
             return Err(GridError::Rank { chunks: chunk.len(), axes: shape.len() });
@@ -307,32 +312,32 @@ impl ChunkGrid {
         })
     }
 
-    /// Each axis.
+    /// Returns the grid of each axis.
     pub fn axes(&self) -> &[AxisGrid] {
         &self.axes
     }
 
-    /// Elements along each axis.
+    /// Returns the number of elements along each axis.
     pub fn shape(&self) -> Vec<u64> {
         self.axes.iter().map(AxisGrid::len).collect()
     }
 
-    /// Number of chunks along each axis.
+    /// Returns the number of chunks along each axis.
     pub fn chunk_counts(&self) -> Vec<u64> {
         self.axes.iter().map(AxisGrid::n_chunks).collect()
     }
 
-    /// Number of chunks.
+    /// Returns the number of chunks.
     pub fn n_chunks(&self) -> u64 {
         self.axes.iter().map(AxisGrid::n_chunks).product()
     }
 
-    /// Elements along each axis of the largest chunk.
+    /// Returns the shape of the largest chunk.
     pub fn max_chunk(&self) -> Vec<u64> {
         self.axes.iter().map(AxisGrid::max_extent).collect()
     }
 
-    /// The coordinates of chunk `index` in C order.
+    /// Returns the coordinates of the chunk at `index` in C order.
     pub fn coords(&self, index: u64) -> Vec<u64> {
         let mut rest = index;
         let mut coords = vec![0; self.axes.len()];
@@ -343,12 +348,12 @@ impl ChunkGrid {
         coords
     }
 
-    /// The place of a chunk in C order.
+    /// Returns the index of a chunk in C order.
     pub fn index(&self, coords: &[u64]) -> u64 {
         self.axes.iter().zip(coords).fold(0, |i, (axis, c)| i * axis.n_chunks() + c)
     }
 
-    /// The elements of a chunk.
+    /// Returns the region of a chunk.
     pub fn region(&self, coords: &[u64]) -> Region {
         Region {
             start: self.axes.iter().zip(coords).map(|(a, c)| a.start(*c)).collect(),
@@ -356,7 +361,7 @@ impl ChunkGrid {
         }
     }
 
-    /// The chunks that a region touches: first coordinates, and how many along each axis.
+    /// Returns the chunks that a region overlaps, as a region of chunk coordinates.
     pub fn overlapping(&self, region: &Region) -> Region {
         let start: Vec<u64> = self
             .axes
@@ -375,12 +380,12 @@ impl ChunkGrid {
     }
 }
 
-/// Bytes of a block; `None` where they cannot be counted, or lie beyond what any memory has (2⁶⁰).
+/// Returns the size of a block in bytes, or `None` if it is 2⁶⁰ or more.
 pub fn block_bytes(shape: &[u64], size: usize) -> Option<u64> {
     shape.iter().try_fold(size as u64, |p, n| p.checked_mul(*n)).filter(|bytes| *bytes < 1 << 60)
 }
 
-/// Calls `f` with every coordinate of a box, in C order, until it fails.
+/// Calls `f` with every coordinate of a box in C order, until `f` returns an error.
 pub fn try_for_each_coord<E>(
     coords: &Region,
     mut f: impl FnMut(&[u64]) -> Result<(), E>,
@@ -430,7 +435,7 @@ mod tests {
         ]
     }
 
-    fn cuts(g: &AxisGrid) -> Vec<u64> {
+    fn boundaries(g: &AxisGrid) -> Vec<u64> {
         (0..=g.n_chunks()).map(|i| g.start(i)).collect()
     }
 
@@ -447,12 +452,12 @@ mod tests {
         }
 
         #[test]
-        fn grouping_keeps_every_kth_cut(g in axis(), k in 1u64..6) {
+        fn grouping_keeps_every_kth_boundary(g in axis(), k in 1u64..6) {
             let grouped = g.group(k);
             prop_assert_eq!(grouped.len(), g.len());
-            let mut expect: Vec<u64> = cuts(&g).into_iter().step_by(k as usize).collect();
+            let mut expect: Vec<u64> = boundaries(&g).into_iter().step_by(k as usize).collect();
             if expect.last() != Some(&g.len()) { expect.push(g.len()); }
-            prop_assert_eq!(cuts(&grouped), expect);
+            prop_assert_eq!(boundaries(&grouped), expect);
         }
 
         #[test]
@@ -472,7 +477,7 @@ mod tests {
         #[test]
         fn nesting_is_never_claimed_wrongly(a in axis(), b in axis(), start in 0u64..40, step in prop_oneof![-3i64..0, 1i64..4]) {
             prop_assume!(!a.is_empty() && !b.is_empty());
-            // Cut the window to what lies inside `b`.
+            // Restrict the window to the inside of `b`.
             let start = start % b.len();
             let room = if step > 0 { (b.len() - 1 - start) / step as u64 } else { start / step.unsigned_abs() } + 1;
             let a = a.slice(0, 1, a.len().min(room));

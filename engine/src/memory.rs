@@ -156,8 +156,8 @@ pub fn size(bytes: u64) -> bytesize::Display {
 /// A task wanted more than its projection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error(
-    "a task asked for {asked} bytes on top of {held}, over its projection of {limit}: this is a \
-        defect of the projection, please report it"
+    "a task that holds {held} bytes requested {asked} more, above its projection of {limit} (hint: \
+     this is a defect of the projection, please report it)"
 )]
 pub struct Overrun {
     /// What was asked for.

@@ -90,27 +90,27 @@ pub struct ProgramError(pub &'static str);
 /// The iterations of a program's loops.
 pub(crate) trait Loops {
     /// A position in the loops.
-    type At;
+    type Position;
 
     /// Calls `visit` for each iteration of a loop, with the position inside.
     fn each<E>(
         &self,
         over: Over,
-        at: &Self::At,
-        visit: impl FnMut(&Self::At) -> Result<(), E>,
+        at: &Self::Position,
+        visit: impl FnMut(&Self::Position) -> Result<(), E>,
     ) -> Result<(), E>;
 }
 
 /// A visitor of a program's steps.
-pub(crate) trait Visitor<At> {
+pub(crate) trait Visitor<Position> {
     /// The reason for which a visit ends early.
     type Stop;
 
     /// Visits a step other than a loop.
-    fn step(&mut self, step: &Step, at: &At) -> Result<(), Self::Stop>;
+    fn step(&mut self, step: &Step, at: &Position) -> Result<(), Self::Stop>;
 
     /// Called before each iteration of a loop.
-    fn enter(&mut self, body: &[Step], at: &At) -> Result<(), Self::Stop>;
+    fn enter(&mut self, body: &[Step], at: &Position) -> Result<(), Self::Stop>;
 
     /// Called after each iteration of a loop.
     fn leave(&mut self) -> Result<(), Self::Stop> {
@@ -119,10 +119,10 @@ pub(crate) trait Visitor<At> {
 }
 
 /// Visits steps in order, including the bodies of their loops.
-pub(crate) fn walk<L: Loops, V: Visitor<L::At>>(
+pub(crate) fn walk<L: Loops, V: Visitor<L::Position>>(
     steps: &[Step],
     loops: &L,
-    at: &L::At,
+    at: &L::Position,
     visitor: &mut V,
 ) -> Result<(), V::Stop> {
     for step in steps {
@@ -169,7 +169,7 @@ impl Program {
         };
         walk(&self.steps, &Once, &(), &mut water)?;
         if water.taken.contains(&true) {
-            return Err(ProgramError("the task ends with a buffer taken"));
+            return Err(ProgramError("the program ends with a slot taken"));
         }
         let held = self
             .slots
@@ -185,7 +185,7 @@ impl Program {
 struct Once;
 
 impl Loops for Once {
-    type At = ();
+    type Position = ();
 
     fn each<E>(
         &self,
@@ -215,7 +215,7 @@ impl Visitor<()> for HighWater<'_> {
         match step {
             Step::Take(SlotId(i)) => {
                 if std::mem::replace(&mut self.taken[*i], true) {
-                    return Err(ProgramError("a buffer is taken twice"));
+                    return Err(ProgramError("a slot is taken twice"));
                 }
                 self.now = self.now.saturating_add(self.slots[*i].bytes);
                 if self.now > self.worst {
@@ -225,7 +225,7 @@ impl Visitor<()> for HighWater<'_> {
             }
             Step::Release(SlotId(i)) => {
                 if !std::mem::replace(&mut self.taken[*i], false) {
-                    return Err(ProgramError("a buffer is released that is not taken"));
+                    return Err(ProgramError("a slot is released without being taken"));
                 }
                 self.now = self.now.saturating_sub(self.slots[*i].bytes);
             }
@@ -243,7 +243,7 @@ impl Visitor<()> for HighWater<'_> {
         if self.entered.pop().as_ref() == Some(&self.taken) {
             Ok(())
         } else {
-            Err(ProgramError("a loop's body does not release what it takes"))
+            Err(ProgramError("a loop body does not release the slots that it takes"))
         }
     }
 }
@@ -259,7 +259,7 @@ mod tests {
     struct Times(usize);
 
     impl Loops for Times {
-        type At = ();
+        type Position = ();
 
         fn each<E>(
             &self,
@@ -364,13 +364,16 @@ mod tests {
     #[test]
     fn a_program_that_leaks_is_refused() {
         let each = |body| vec![Step::ForEach { over: Over::Blocks, body }];
-        refused(|a| vec![Step::Take(a)], "the task ends with a buffer taken");
-        refused(|a| vec![Step::Take(a), Step::Take(a)], "a buffer is taken twice");
-        refused(|a| vec![Step::Release(a)], "a buffer is released that is not taken");
-        refused(|a| each(vec![Step::Take(a)]), "a loop's body does not release what it takes");
+        refused(|a| vec![Step::Take(a)], "the program ends with a slot taken");
+        refused(|a| vec![Step::Take(a), Step::Take(a)], "a slot is taken twice");
+        refused(|a| vec![Step::Release(a)], "a slot is released without being taken");
+        refused(
+            |a| each(vec![Step::Take(a)]),
+            "a loop body does not release the slots that it takes",
+        );
         refused(
             |a| [vec![Step::Take(a)], each(vec![Step::Release(a)])].concat(),
-            "a loop's body does not release what it takes",
+            "a loop body does not release the slots that it takes",
         );
     }
 }

@@ -55,7 +55,7 @@ pub struct Spec {
 impl Spec {
     /// Bytes that a task may grow to where that only saves time: within what it is allowed, and so
     /// that as many tasks as the plan keeps busy fit the local process together, if they run there.
-    pub fn growth_mem(&self) -> u64 {
+    pub fn soft_mem(&self) -> u64 {
         if self.parallelism > self.threads as u64 {
             return self.allowed_mem;
         }

@@ -5,11 +5,11 @@
 use freestone_kernels::{Buffer, DType, Generate, View, copy};
 
 use crate::grid::{ChunkGrid, Region};
+use crate::lru::Lru;
 use crate::memory::Overrun;
-use crate::plan::walk::At;
+use crate::plan::walk::Position;
 use crate::plan::{Stage, StageLayout};
 use crate::program::SlotId;
-use crate::recent::Recent;
 use crate::storage::reader::{ChunkAccess, ChunkError, ShardCache, WorkerResources};
 use crate::storage::{ArrayInfo, ObjectPart, PendingRead};
 use crate::task::{Cause, FailureKind, Receipt, cause_of_chunk, internal};
@@ -18,7 +18,7 @@ use crate::task::{Cause, FailureKind, Receipt, cause_of_chunk, internal};
 #[derive(Debug)]
 pub(crate) struct Opened {
     pub(crate) source: Source,
-    pub(crate) chunks: Recent<Buffer>,
+    pub(crate) chunks: Lru<Buffer>,
 }
 
 impl Opened {
@@ -221,7 +221,7 @@ impl TaskState<'_> {
     }
 
     /// Allocates the output blocks of the current object, including the padding of an edge chunk.
-    pub(crate) fn begin(&mut self, at: &At) -> Result<(), Cause> {
+    pub(crate) fn begin(&mut self, at: &Position) -> Result<(), Cause> {
         for j in 0..self.outputs.len() {
             let bytes = self.stored_bytes(j, at) as u64;
             self.blocks[j] = Some(self.room(self.layout.outputs[j].block, bytes)?);
@@ -230,14 +230,14 @@ impl TaskState<'_> {
     }
 
     /// Returns the stored size in bytes of the current object of output `j`.
-    pub(crate) fn stored_bytes(&self, j: usize, at: &At) -> usize {
+    pub(crate) fn stored_bytes(&self, j: usize, at: &Position) -> usize {
         let output = &self.outputs[j];
         sizes(&output.object_shape(&at.object)).iter().product::<usize>()
             * output.info().dtype.size()
     }
 
     /// Spreads the block of output `j` over its stored shape if that is larger.
-    pub(crate) fn pad(&mut self, j: usize, at: &At) {
+    pub(crate) fn pad(&mut self, j: usize, at: &Position) {
         let output = &self.outputs[j];
         let (shape, stored) = (
             sizes(&output.objects().region(&at.object).shape),
@@ -257,7 +257,7 @@ impl TaskState<'_> {
 
     /// Encodes and writes the block of output `j`, or its accumulators if these are stored
     /// unchanged.
-    pub(crate) fn store(&mut self, j: usize, at: &At) -> Result<(), Cause> {
+    pub(crate) fn store(&mut self, j: usize, at: &Position) -> Result<(), Cause> {
         let output = &self.outputs[j];
         let made = if self.layout.outputs[j].block.is_some() {
             &self.blocks[j]

@@ -69,8 +69,9 @@ pub struct BlockMut<'a> {
     pub bytes: &'a mut [u8],
 }
 
-fn not_of<T: Element>(dtype: DType) -> String {
-    format!("the block holds {dtype}, not {}", T::DTYPE)
+/// Returns the error for a view of a block as elements of another dtype.
+fn wrong_dtype<T: Element>(dtype: DType) -> String {
+    format!("invalid element type `{}`: the block has dtype `{dtype}`", T::DTYPE)
 }
 
 impl Block<'_> {
@@ -80,7 +81,7 @@ impl Block<'_> {
     /// Where `T` is not the block's dtype.
     pub fn array<T: Element>(&self) -> Result<ArrayViewD<'_, T>, String> {
         if T::DTYPE != self.dtype {
-            return Err(not_of::<T>(self.dtype));
+            return Err(wrong_dtype::<T>(self.dtype));
         }
         ArrayViewD::from_shape(IxDyn(&self.shape), bytemuck::cast_slice(self.bytes))
             .map_err(|e| e.to_string())
@@ -94,7 +95,7 @@ impl BlockMut<'_> {
     /// Where `T` is not the block's dtype.
     pub fn array<T: Element>(&mut self) -> Result<ArrayViewMutD<'_, T>, String> {
         if T::DTYPE != self.dtype {
-            return Err(not_of::<T>(self.dtype));
+            return Err(wrong_dtype::<T>(self.dtype));
         }
         ArrayViewMutD::from_shape(IxDyn(&self.shape), bytemuck::cast_slice_mut(self.bytes))
             .map_err(|e| e.to_string())
@@ -184,8 +185,10 @@ impl KernelRegistry {
         match self.kernels.get(&(name.to_owned(), version)) {
             Some(make) => {
                 let made = panics::caught(|| make(parameters))
-                    .unwrap_or_else(|panic| Err(format!("it panicked: {panic}")));
-                made.map_err(|e| format!("kernel `{name}` does not take its parameters: {e}"))
+                    .unwrap_or_else(|panic| Err(format!("deserialization panicked: {panic}")));
+                made.map_err(|e| {
+                    format!("cannot create the kernel `{name}` from its parameters: {e}")
+                })
             }
             None => {
                 let others: Vec<String> = self
@@ -196,14 +199,12 @@ impl KernelRegistry {
                     .collect();
                 Err(match others.as_slice() {
                     [] => format!(
-                        "this program does not know the kernel `{name}` (hint: use the program \
-                            that has it, and register it where a worker calls `serve` and \
-                         where a run is resumed)"
+                        "unknown kernel `{name}` (hint: use the program that contains it, and \
+                         register it where a worker calls `serve` and where a run is resumed)"
                     ),
                     _ => format!(
-                        "this program has version {} of the kernel `{name}`, the plan needs \
-                            version {version} (hint: use the same program in workers as in the \
-                         client)",
+                        "the plan needs version {version} of the kernel `{name}`, but this program \
+                         has version {} (hint: use the same program in workers and in the client)",
                         others.join(", ")
                     ),
                 })

@@ -146,7 +146,7 @@ fn a_panic_keeps_its_text() {
         let (failure, attempts) = failure(&error);
         assert_eq!((failure.kind, failure.task, attempts), (FailureKind::Kernel, 3, 1), "{error}");
         assert!(
-            failure.message.contains("kernel `odd`: it panicked: block 30 is told to panic ("),
+            failure.message.contains("kernel `odd` panicked: block 30 is told to panic ("),
             "{error}"
         );
         assert!(failure.message.contains("helper/kernel.rs:"), "{error}");
@@ -353,7 +353,7 @@ fn a_run_with_a_kernel_is_resumed_by_the_program_that_has_it() {
         assert!(
             error
                 .to_string()
-                .contains("does not know the kernel `odd` (hint: use the program that has it"),
+                .contains("unknown kernel `odd` (hint: use the program that contains it"),
             "{error}"
         );
         let error = resume(executor, &KernelRegistry::new().with::<Odd>());

@@ -274,7 +274,7 @@ impl Bench {
                 .any(|i| i.sources.iter().any(|a| is_far(plan.plan().array(*a))))
         });
         let (tasks, ahead) = reading.fold((0, 0), |(n, most), s| {
-            (n + plan.plan().stages[s.0].n_tasks() as usize, most.max(plan.layout(s).ahead))
+            (n + plan.plan().stages[s.0].n_tasks() as usize, most.max(plan.layout(s).prefetch))
         });
         println!("{name}: {reads} reads of {tasks} tasks, {waited} waited for, {ahead} ahead");
         assert_eq!(reads, expect, "{name}: nothing is read that is not wanted");
@@ -350,7 +350,7 @@ fn with_less_room_less_is_ahead() {
             &spec,
         )
         .unwrap();
-        (planned.plan().layout(StageId(0)).ahead, planned.plan().projected_mem())
+        (planned.plan().layout(StageId(0)).prefetch, planned.plan().projected_mem())
     };
     let mut found = vec![plan(60_000_000)];
     while let Some((ahead, projected)) = found.last().copied()

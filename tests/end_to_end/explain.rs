@@ -133,18 +133,22 @@ fn plans_say_why() {
     check(
         &plan(&[&xx.mean(0), &xy.mean(0)], &place, &place.spec()),
         &[
-            "while it reads, and then folds: multiply",
-            "out-0 and out-1 walk the same blocks",
+            "fuses 2 functions: multiply",
+            "out-0 and out-1 share one stage",
             "= sum(multiply(x, x))",
             "out-1 = merged mean(partial-mean-005)",
         ],
     );
     let view = x.slice(0, Some(1), None, 1).flip([1]);
-    check(&plan(&[&view], &place, &place.spec()), &["x[1:, ::-1] is a view: it costs no stage"]);
+    check(&plan(&[&view], &place, &place.spec()), &["x[1:, ::-1] is a view and needs no stage"]);
     let centred = &x - &x.mean(0);
     check(
         &plan(&[&centred], &place, &place.spec()),
-        &["waits for", "is stored in between: others read what a reduction gives", "broadcast"],
+        &[
+            "depends on",
+            "is an intermediate array: other operations read the result of a reduction",
+            "broadcast",
+        ],
     );
     let six: Vec<Array> = (0..6).map(|i| &x + f64::from(i)).collect();
     check(
@@ -154,12 +158,12 @@ fn plans_say_why() {
     let square = &x + &x;
     check(
         &plan(&[&square.reshape(&[300, 400]).flip([0])], &place, &place.spec()),
-        &["it is reshaped, and a view goes over that"],
+        &["a view of a reshaped array does not compose with the reshape"],
     );
     let alone = plan(&[&xx.mean(0)], &place, &place.spec()).projected_mem();
     let tight = Spec { allowed_mem: alone + 2_000, ..place.spec() };
     let (max, min) = (x.max(0), x.mean(0));
-    check(&plan(&[&xx.mean(0), &max, &min], &place, &tight), &["over allowed_mem"]);
+    check(&plan(&[&xx.mean(0), &max, &min], &place, &tight), &["above allowed_mem"]);
 }
 
 /// Two arrays in 10^9 chunks each are explained as fast as any: what that takes does not depend on
@@ -364,7 +368,7 @@ fn the_command_draws() {
         (
             read["traffic"]["requests"].as_u64(),
             read["traffic"]["exact"].as_bool(),
-            read["how"].as_str()
+            read["method"].as_str()
         ),
         (Some(4), Some(true), Some("chunk_by_chunk"))
     );

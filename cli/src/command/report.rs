@@ -12,7 +12,7 @@ pub(crate) fn plan(
     cost: Option<&Cost>,
 ) -> Value {
     let mut all = json!(explanation);
-    all["local_mem"] = json!(here.map(|p| json!({"projected_mem": p.total(), "base": p.base, "tasks": p.tasks, "intermediates": p.kept})));
+    all["local_mem"] = json!(here.map(|p| json!({"projected_mem": p.total(), "base": p.base, "tasks": p.tasks, "intermediates": p.intermediates})));
     if let Some(cost) = cost {
         all["cost"] = priced(cost);
     }

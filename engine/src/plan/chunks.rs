@@ -6,11 +6,11 @@
 
 use crate::flat::{flat_bounds, shared_rows};
 use crate::grid::{ChunkGrid, Region, try_for_each_coord};
-use crate::plan::walk::At;
+use crate::lru::Lru;
+use crate::plan::walk::Position;
 use crate::plan::{InputLayout, ReadMode, Stage, StageInput, StageLayout};
 use crate::program::{Step, Visitor};
 use crate::readmap::{AxisMap, Origin, Piece, Run};
-use crate::recent::Recent;
 use freestone_kernels::Scalar;
 
 /// A chunk that a block of an input overlaps, or a part of the block without chunks.
@@ -133,7 +133,7 @@ pub(crate) struct ChunkReads<'a, F> {
     /// The task's coordinates.
     pub(crate) coords: &'a [u64],
     /// The cached chunks of each source.
-    pub(crate) at_hand: Vec<Recent<()>>,
+    pub(crate) cached: Vec<Lru<()>>,
     /// The chunk that each input views.
     pub(crate) inside: Vec<Option<(usize, Vec<u64>)>>,
     /// Called with the source and the part that is read.
@@ -142,7 +142,7 @@ pub(crate) struct ChunkReads<'a, F> {
 
 impl<'a, E, F: FnMut(usize, &Touched<'_>) -> Result<(), E>> ChunkReads<'a, F> {
     fn read(&mut self, source: usize, touched: &Touched<'_>, coords: &[u64]) -> Result<(), E> {
-        if self.at_hand[source].touch(coords) {
+        if self.cached[source].touch(coords) {
             return Ok(());
         }
         let pinned: Vec<&[u64]> = self
@@ -152,8 +152,8 @@ impl<'a, E, F: FnMut(usize, &Touched<'_>) -> Result<(), E>> ChunkReads<'a, F> {
             .filter(|(s, _)| *s == source)
             .map(|(_, c)| c.as_slice())
             .collect();
-        while self.at_hand[source].evict(self.layout.sources[source].chunks, &pinned).is_some() {}
-        self.at_hand[source].push(coords, ());
+        while self.cached[source].evict(self.layout.sources[source].chunks, &pinned).is_some() {}
+        self.cached[source].push(coords, ());
         (self.visit)(source, touched)
     }
 
@@ -171,7 +171,7 @@ impl<'a, E, F: FnMut(usize, &Touched<'_>) -> Result<(), E>> ChunkReads<'a, F> {
             }
             Touched::Done { source } => {
                 if layout.sources[*source].slot.is_none() {
-                    self.at_hand[*source].clear();
+                    self.cached[*source].clear();
                 }
                 Ok(())
             }
@@ -180,16 +180,18 @@ impl<'a, E, F: FnMut(usize, &Touched<'_>) -> Result<(), E>> ChunkReads<'a, F> {
     }
 }
 
-impl<'a, E, F: FnMut(usize, &Touched<'_>) -> Result<(), E>> Visitor<At> for ChunkReads<'a, F> {
+impl<'a, E, F: FnMut(usize, &Touched<'_>) -> Result<(), E>> Visitor<Position>
+    for ChunkReads<'a, F>
+{
     type Stop = E;
 
-    fn step(&mut self, step: &Step, at: &At) -> Result<(), E> {
+    fn step(&mut self, step: &Step, at: &Position) -> Result<(), E> {
         match step {
             Step::Load(i) => self.load(*i, &at.cell)?,
             Step::Release(slot) => {
-                let sources = self.layout.sources.iter().zip(&mut self.at_hand);
+                let sources = self.layout.sources.iter().zip(&mut self.cached);
                 sources
-                    .filter(|(source, _)| source.slot == Some(*slot) && !source.kept)
+                    .filter(|(source, _)| source.slot == Some(*slot) && !source.retained)
                     .for_each(|(_, chunks)| chunks.clear());
             }
             Step::Take(_) | Step::Compute(_) | Step::Store(_) | Step::ForEach { .. } => {}
@@ -197,7 +199,7 @@ impl<'a, E, F: FnMut(usize, &Touched<'_>) -> Result<(), E>> Visitor<At> for Chun
         Ok(())
     }
 
-    fn enter(&mut self, body: &[Step], _: &At) -> Result<(), E> {
+    fn enter(&mut self, body: &[Step], _: &Position) -> Result<(), E> {
         forget(body, &mut self.inside);
         Ok(())
     }

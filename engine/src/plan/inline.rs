@@ -50,7 +50,7 @@ impl Lowering<'_> {
         let mut images: HashMap<*const Node, (ReadMap, NodeRef)> = HashMap::new();
         for node in order {
             match &node.op {
-                Op::Rechunk(_) => self.mark_one(node, "it is read in its new chunks"),
+                Op::Rechunk(_) => self.mark_one(node, "readers use its new chunks"),
                 Op::Staged(op) => {
                     self.mark_one(node, op.kind().reason());
                     op.kind().mark(self);
@@ -69,7 +69,10 @@ impl Lowering<'_> {
                         // No view composes with a reshape, so the reshaped node gets an array.
                         let found = sources.iter().filter(|s| reshaped.contains(&key(s)));
                         found.for_each(|s| {
-                            self.mark_one(s, "it is reshaped, and a view goes over that")
+                            self.mark_one(
+                                s,
+                                "a view of a reshaped array does not compose with the reshape",
+                            )
                         });
                     }
                     let below = match sources.as_slice() {
@@ -89,7 +92,7 @@ impl Lowering<'_> {
                         views.for_each(|s| {
                             self.mark_one(
                                 s,
-                                "the views over it have too many pieces, or go over a reshape",
+                                "the views of it have too many pieces or include a reshape",
                             )
                         });
                         continue;
@@ -107,7 +110,7 @@ impl Lowering<'_> {
                             simple || (chosen && self.passes(base, &only(&map, k, base.dtype)));
                         if !folds {
                             let why = if chosen {
-                                "the view that reads it does not compose with its own"
+                                "the view that reads it does not compose with the views that it reads"
                             } else {
                                 TOO_MANY
                             };
@@ -183,16 +186,17 @@ impl Lowering<'_> {
         while let Some(step) = inlining.steps.pop() {
             left -= 1;
             if left == 0 {
-                let what = "an array is read at more places than a plan can hold";
-                return Err(PlanError::BadOutput(format!(
-                    "{what} (hint: rechunk it, or store an array in between)"
-                )));
+                return Err(PlanError::BadOutput(
+                    "the computation reads arrays at too many places for one plan (hint: rechunk or \
+                     store an intermediate array)"
+                        .into(),
+                ));
             }
             match step {
                 Inline::Node(node, map) => self.inline_node(node, map, draft, &mut inlining)?,
                 Inline::Apply(node, map) => {
                     let Op::Map { expr, inputs, .. } = &node.op else {
-                        return Err(malformed("a node without a function is applied"));
+                        return Err(malformed("a node to apply is not an elementwise function"));
                     };
                     let arguments = inlining.values.split_off(inlining.values.len() - inputs.len());
                     let results = draft.expr.append(expr, &arguments).map_err(bad_expr)?;
@@ -361,7 +365,7 @@ const MAX_CHOICES: usize = 4;
 /// The maximum number of pieces of a view that are evaluated for every computed array.
 const MAX_CHOSEN_PIECES: usize = 64;
 /// The explanation for storing these arrays.
-const TOO_MANY: &str = "more than 4 computed arrays, or 64 pieces of them, meet in one view";
+const TOO_MANY: &str = "a view combines more than 4 computed arrays or more than 64 pieces";
 
 /// Returns true if a map's pieces can be selected from the computed values of its sources, without
 /// storing the sources.

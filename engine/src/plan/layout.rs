@@ -37,9 +37,9 @@ pub struct SourceLayout {
     /// loading.
     pub slot: Option<SlotId>,
     /// True if chunks remain in memory from block to block and from task to task.
-    pub kept: bool,
+    pub retained: bool,
     /// True if chunks are read over a network and each chunk is an object.
-    pub far: bool,
+    pub prefetch: bool,
 }
 
 /// The layout of a stage's input.
@@ -84,7 +84,7 @@ pub struct StageLayout {
     /// operands of a product.
     pub packed: Vec<Option<SlotId>>,
     /// The maximum number of prefetched chunks in flight while an earlier chunk is processed.
-    pub ahead: usize,
+    pub prefetch: usize,
 }
 
 /// The size that represents an overflow. No memory limit admits it.
@@ -150,7 +150,7 @@ impl<'a> Builder<'a> {
         for i in inputs {
             let input = &self.inputs[i];
             steps.extend(input.region.map(Step::Take));
-            for slot in self.passing(i) {
+            for slot in self.transient(i) {
                 if taken.insert(slot) {
                     steps.push(Step::Take(slot));
                 }
@@ -172,7 +172,7 @@ impl<'a> Builder<'a> {
         let mut released = HashSet::new();
         let regions = inputs.clone().filter_map(|i| self.inputs[i].region);
         regions
-            .chain(inputs.flat_map(|i| self.passing(i)))
+            .chain(inputs.flat_map(|i| self.transient(i)))
             .filter(|slot| released.insert(*slot))
             .map(Step::Release)
             .collect()
@@ -180,12 +180,12 @@ impl<'a> Builder<'a> {
 
     /// Returns the slots of decoded chunks that input `i` reads from sources that keep no chunks
     /// between blocks.
-    fn passing(&self, i: usize) -> Vec<SlotId> {
+    fn transient(&self, i: usize) -> Vec<SlotId> {
         self.inputs[i]
             .sources
             .iter()
             .map(|k| &self.sources[*k])
-            .filter(|s| !s.kept)
+            .filter(|s| !s.retained)
             .filter_map(|s| s.slot)
             .collect()
     }
@@ -243,7 +243,7 @@ impl StageLayout {
         let encode = targets.iter().map(|t| program.slot(Part::EncodeBuffer, t.encode)).collect();
         let encode_context = targets.iter().map(|t| t.context).max().unwrap_or(0);
         let contexts = program.slot(Part::CodecContext, read.context + encode_context);
-        let kept = read.sources.iter().filter(|s| s.kept).filter_map(|s| s.slot);
+        let kept = read.sources.iter().filter(|s| s.retained).filter_map(|s| s.slot);
         let held: Vec<SlotId> =
             [contexts, indexes, lists, kernel_scratch].into_iter().chain(kept).collect();
         let mut builder = Builder {
@@ -265,12 +265,12 @@ impl StageLayout {
         let Builder { mut program, sources, inputs, outputs, packed, .. } = builder;
         program.steps = holding(&held, steps);
         let estimate = program.estimate(scope.process_mem)?.with_repositories(scope.repository_mem);
-        Ok(StageLayout { program, estimate, sources, inputs, outputs, packed, ahead: 0 })
+        Ok(StageLayout { program, estimate, sources, inputs, outputs, packed, prefetch: 0 })
     }
 
     /// Returns true if a stage fits within the memory to which a task may grow.
     pub(crate) fn fits(scope: Scope<'_>, stage: &Stage) -> bool {
-        StageLayout::of(scope, stage).is_ok_and(|l| l.estimate.total() <= scope.growth_mem)
+        StageLayout::of(scope, stage).is_ok_and(|l| l.estimate.total() <= scope.soft_mem)
     }
 
     /// Adds prefetching of chunks that are read over a network.
@@ -280,22 +280,22 @@ impl StageLayout {
     ///
     /// # Errors
     /// Returns the errors of [`of`](StageLayout::of).
-    pub(super) fn with_ahead(
+    pub(super) fn with_prefetch(
         mut self,
         scope: Scope<'_>,
         stage: &Stage,
     ) -> Result<StageLayout, PlanError> {
         let mut chunk = 0;
-        for source in self.sources.iter().filter(|s| s.far) {
+        for source in self.sources.iter().filter(|s| s.prefetch) {
             let codec = codec(scope, source.array)?;
             chunk = codec.read_limit(codec.decoded_bytes()).max(chunk);
         }
-        let is_far = |id: &ArrayId| self.sources.iter().any(|s| s.array == *id && s.far);
+        let is_far = |id: &ArrayId| self.sources.iter().any(|s| s.array == *id && s.prefetch);
         let reads = traffic::reads(scope, stage).into_iter().filter(|(id, _)| is_far(id));
         let in_task =
             reads.map(|(_, read)| read.requests).sum::<f64>() / stage.n_tasks().max(1) as f64;
         // The task waits for its first chunk.
-        let others = (in_task.ceil() - 1.0).clamp(0.0, MOST_AHEAD as f64) as u64;
+        let others = (in_task.ceil() - 1.0).clamp(0.0, MAX_PREFETCH as f64) as u64;
         // Prefetching sorts the lists of indices a second time.
         let lists = LIST_BYTES
             + self
@@ -305,8 +305,8 @@ impl StageLayout {
                 .filter(|s| s.part == Part::Indices)
                 .map(|s| s.bytes)
                 .sum::<u64>();
-        let room = scope.growth_mem.saturating_sub(self.estimate.total()).saturating_sub(lists);
-        let most = AHEAD_BYTES.min(self.estimate.per_task() / 2);
+        let room = scope.soft_mem.saturating_sub(self.estimate.total()).saturating_sub(lists);
+        let most = MAX_PREFETCH_BYTES.min(self.estimate.per_task() / 2);
         let ahead = others.min(most / chunk.max(1)).min(room / (chunk + STREAM_BYTES));
         if ahead > 0 {
             let slot =
@@ -314,7 +314,7 @@ impl StageLayout {
             self.program.steps = holding(&[slot], std::mem::take(&mut self.program.steps));
             self.estimate =
                 self.program.estimate(scope.process_mem)?.with_repositories(scope.repository_mem);
-            self.ahead = ahead as usize;
+            self.prefetch = ahead as usize;
         }
         Ok(self)
     }
@@ -336,14 +336,14 @@ pub(super) fn without_chunks(plan: &Plan, stage: &Stage) -> Vec<(&'static str, u
 }
 
 /// The maximum number of prefetched chunks, and their maximum total size in bytes.
-const MOST_AHEAD: u64 = 4;
-const AHEAD_BYTES: u64 = 32_000_000;
+const MAX_PREFETCH: u64 = 4;
+const MAX_PREFETCH_BYTES: u64 = 32_000_000;
 /// The maximum length of the list of a task's upcoming chunks.
-pub(crate) const LISTED: usize = 16_384;
-const LIST_BYTES: u64 = 16 * LISTED as u64;
+pub(crate) const MAX_PREFETCH_LIST: usize = 16_384;
+const LIST_BYTES: u64 = 16 * MAX_PREFETCH_LIST as u64;
 
 /// Returns true if chunks of an array are read over a network and each chunk is an object.
-fn is_far(scope: Scope<'_>, array: &PlanArray) -> bool {
+fn is_prefetchable(scope: Scope<'_>, array: &PlanArray) -> bool {
     scope.is_remote(array) && array.info.shard.is_none()
 }
 
@@ -466,7 +466,7 @@ fn codec(scope: Scope<'_>, id: ArrayId) -> Result<Codec, PlanError> {
 
 /// Returns the maximum number of chunks of an array that the inputs of one block view. `readers`
 /// are the inputs that read the array. Inputs that certainly view the same chunk count once.
-fn chunks_looked_at(
+fn viewed_chunks(
     scope: Scope<'_>,
     stage: &Stage,
     array: ArrayId,
@@ -593,20 +593,20 @@ impl Sources {
             all.scratch = all.scratch.max(bounds.scratch);
             all.context = all.context.max(bounds.context);
             all.index += bounds.index;
-            let keep = stage.keep.iter().find(|k| k.array == *id).map_or(0, |k| k.chunks as usize);
-            let looked_at = chunks_looked_at(scope, stage, *id, own, modes);
+            let keep = stage.cache.iter().find(|k| k.array == *id).map_or(0, |k| k.chunks as usize);
+            let viewed = viewed_chunks(scope, stage, *id, own, modes);
             // An input that assembles blocks from an array whose chunks other inputs view needs one
             // more chunk, for chunks that no other input holds.
             let assembled = own.iter().any(|i| modes[*i] == ReadMode::Assembled);
-            let chunks = (looked_at + usize::from(assembled)).max(keep).max(1);
+            let chunks = (viewed + usize::from(assembled)).max(keep).max(1);
             let bytes = bounds.chunk.saturating_mul(chunks as u64).min(TOO_LARGE);
-            let slot = (keep > 0 || looked_at > 0).then(|| program.slot(Part::DecodedChunk, bytes));
+            let slot = (keep > 0 || viewed > 0).then(|| program.slot(Part::DecodedChunk, bytes));
             all.sources.push(SourceLayout {
                 array: *id,
                 chunks,
                 slot,
-                kept: keep > 0,
-                far: is_far(scope, scope.array(*id)),
+                retained: keep > 0,
+                prefetch: is_prefetchable(scope, scope.array(*id)),
             });
             all.chunk.push(bounds.chunk);
         }
@@ -631,12 +631,12 @@ fn input_layouts(
         } else {
             input.map.varies()
         };
-        let passing = own
+        let transient = own
             .iter()
             .filter(|s| read.sources[**s].slot.is_none() && *mode != ReadMode::Parts)
             .map(|s| read.chunk[*s])
             .max();
-        let chunk = passing.map(|bytes| program.slot(Part::DecodedChunk, bytes));
+        let chunk = transient.map(|bytes| program.slot(Part::DecodedChunk, bytes));
         let region = (*mode != ReadMode::InChunk).then(|| {
             let own = kind.input_block(i, block);
             let mut kept = own.iter().zip(&varies).filter(|(_, v)| **v);

@@ -1,4 +1,4 @@
-//! What a run holds of this machine's memory: tasks, and between them intermediates.
+//! The memory projection of the local machine: tasks, and intermediate arrays in memory.
 
 use std::fmt;
 
@@ -6,43 +6,44 @@ use super::{FinalizedPlan, Place, PlanError, StageId};
 use crate::memory::size;
 use crate::storage::TieredStore;
 
-/// How much the local machine may hold, and how tasks share it.
+/// The memory limit of the local machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LocalMemory {
-    /// Bytes in all.
+    /// The maximum bytes of all local tasks together.
     pub limit: u64,
-    /// Tasks share one process.
+    /// True if tasks share one process.
     pub shared: bool,
 }
 
 impl LocalMemory {
-    /// Bytes that are held whatever runs.
+    /// Returns the bytes that are held independent of tasks.
     pub fn base(&self, plan: &FinalizedPlan) -> u64 {
         if self.shared { plan.plan.process_mem().saturating_add(plan.plan.commit_mem()) } else { 0 }
     }
 
-    /// Bytes that a task of a stage adds.
+    /// Returns the bytes that a task of a stage adds.
     pub fn bytes(&self, plan: &FinalizedPlan, stage: StageId) -> u64 {
         let estimate = &plan.layout(stage).estimate;
         if self.shared { estimate.per_task() } else { estimate.total() }
     }
 }
 
-/// What the local machine holds at its worst, by parts.
+/// The projected peak memory of the local machine, by parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LocalProjection {
-    /// Whatever runs: reserved memory, repositories and their commit, where tasks share a process.
+    /// The memory independent of tasks: reserved memory, repositories and their commit. Zero if
+    /// each task has its own process.
     pub base: u64,
-    /// All tasks that run at once. No more are admitted.
+    /// The memory of all concurrent tasks, which is also the limit for admission.
     pub tasks: u64,
-    /// Intermediates that are kept in memory. What does not fit goes to the work directory.
-    pub kept: u64,
+    /// The memory for intermediate arrays. Chunks beyond it are written to the work directory.
+    pub intermediates: u64,
 }
 
 impl LocalProjection {
-    /// All parts.
+    /// Returns the sum of all parts.
     pub fn total(&self) -> u64 {
-        self.base.saturating_add(self.tasks).saturating_add(self.kept)
+        self.base.saturating_add(self.tasks).saturating_add(self.intermediates)
     }
 }
 
@@ -55,8 +56,8 @@ impl fmt::Display for LocalProjection {
             size(self.base),
             size(self.tasks)
         )?;
-        if self.kept > 0 {
-            write!(f, ", up to {} of intermediates", size(self.kept))
+        if self.intermediates > 0 {
+            write!(f, ", up to {} of intermediates", size(self.intermediates))
         } else {
             Ok(())
         }
@@ -64,12 +65,13 @@ impl fmt::Display for LocalProjection {
 }
 
 impl FinalizedPlan {
-    /// Projected memory of the whole local machine: reserved memory once if tasks share a process,
-    /// else once for each; the tasks that run at once; and intermediates in what that leaves over
-    /// of the limit, if tasks share a process.
+    /// Returns the projected memory of the local machine for `slots` concurrent tasks.
+    ///
+    /// If tasks share a process, reserved memory counts once, and intermediates use the remainder
+    /// of the limit. Otherwise reserved memory counts for each task.
     ///
     /// # Errors
-    /// Where a stage has no room for one task.
+    /// Returns an error if one task of a stage exceeds the limit.
     pub fn projected_local_mem(
         &self,
         slots: usize,
@@ -77,7 +79,7 @@ impl FinalizedPlan {
     ) -> Result<LocalProjection, PlanError> {
         let base = local.base(self);
         let room = local.limit.saturating_sub(base);
-        // Bytes of a task, and how many there are.
+        // The bytes of a task, and the number of concurrent tasks, of each stage.
         let mut stages = Vec::with_capacity(self.plan.stages.len());
         let mut alone = 0;
         for (id, stage, layout) in self.stages() {
@@ -93,8 +95,8 @@ impl FinalizedPlan {
             alone = alone.max(each * n.min(room / each));
             stages.push((each, n));
         }
-        // Stages run at the same time too: at worst the hungriest tasks of all. Where they don't
-        // fit together, as many run as of one stage.
+        // Stages may run concurrently. In the worst case, all slots run the largest tasks. If these
+        // exceed the limit, admission allows at most the tasks of one stage.
         stages.sort_unstable_by(|a, b| b.cmp(a));
         let mut left = slots as u64;
         let together = stages.into_iter().fold(0u64, |sum, (each, n)| {
@@ -111,7 +113,7 @@ impl FinalizedPlan {
                 .map(|a| TieredStore::bound(&a.info))
                 .fold(0, u64::saturating_add)
         };
-        let kept = if local.shared { between().min(room - tasks) } else { 0 };
-        Ok(LocalProjection { base, tasks, kept })
+        let intermediates = if local.shared { between().min(room - tasks) } else { 0 };
+        Ok(LocalProjection { base, tasks, intermediates })
     }
 }

@@ -1,11 +1,14 @@
-//! From a graph to stages.
+//! Lowering of a graph to stages.
 //!
-//! Only what must be stored becomes an array of its own: outputs, reductions, rechunks. Everything
-//! else is folded into who reads it: a chain of views into one read map, a tree of elementwise
-//! functions into one expression, and stages that walk the same space over common inputs into one
-//! stage with several outputs.
+//! Only outputs, reductions and rechunks get arrays of their own. All other nodes are folded into
+//! their readers: a chain of views into one read map, and a tree of elementwise functions into one
+//! expression. Stages that read the same blocks of common inputs become one stage with several
+//! outputs (`join`).
 
-use std::collections::{BTreeSet, HashMap};
+mod join;
+mod places;
+
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use freestone_kernels::Expr;
@@ -13,74 +16,69 @@ use petgraph::algo::toposort;
 use petgraph::graph::{DiGraph, NodeIndex};
 use serde_json::Value;
 
-use super::inline::push_input;
 use super::{
-    ArrayId, FORMAT, FinalizedPlan, Mode, Place, Plan, PlanArray, PlanError, Publication,
-    Repositories, Scope, Stage, StageId, StageInput, StageLayout, to_hex,
+    ArrayId, ENGINE, FORMAT, FinalizedPlan, Mode, Place, Plan, PlanArray, PlanError, Publication,
+    Repositories, Scope, Stage, StageId, StageInput, malformed, to_hex,
 };
 use crate::graph::{Node, NodeRef, Op};
 use crate::grid::{AxisGrid, ChunkGrid};
-use crate::memory::size;
 use crate::readmap::ReadMap;
 use crate::spec::Spec;
 use crate::stages::AnyDraft;
 use crate::stages::map::MapDraft;
 use crate::storage::array::ArrayInfo;
-use crate::storage::{Stores, identity, is_remote_url};
+use crate::storage::{CodecName, Stores, is_remote_url};
 use crate::user::KernelRegistry;
 
-/// An array to compute, and where it goes.
+use places::check_places;
+
+/// An array to compute, with its location.
 #[derive(Clone, Debug)]
 pub struct Output {
-    /// What to compute.
+    /// The array to compute.
     pub node: NodeRef,
-    /// The array's name, for people.
+    /// The display name.
     pub name: String,
-    /// The store.
+    /// The URL of the store.
     pub url: String,
-    /// The array's path there.
+    /// The path of the array in the store.
     pub path: String,
-    /// How its chunks will lie; shape and dtype are the node's.
+    /// The chunk grid and encoding. Shape and dtype are those of the node.
     pub info: ArrayInfo,
-    /// Its `zarr.json`.
+    /// The `zarr.json` of the array.
     pub document: Value,
-    /// `zarr.json` of the group that holds it.
+    /// The `zarr.json` of the parent group.
     pub group: Option<Value>,
-    /// What is there may be replaced.
+    /// True if an existing array or group may be replaced.
     pub overwrite: bool,
-    /// How much of it is made.
+    /// The part of the array that the run writes.
     pub mode: Mode,
-    /// The group gets consolidated metadata.
+    /// True if the parent group gets consolidated metadata.
     pub consolidated: bool,
 }
 
-/// Values in the plan itself may be so large; beyond that they must be stored first.
+/// The maximum size of values that are embedded in a plan.
 const MAX_CONSTANT_BYTES: usize = 1_000_000;
 
-/// A stage that makes so many outputs is not joined with further drafts.
-const MAX_JOINED: usize = 64;
-/// A draft that does not fit beside so many others is not tried with further ones.
-const MAX_TRIED: usize = 64;
-
-/// No more than so many notes are made of a stage.
+/// The maximum number of notes that lowering adds to a stage.
 const MAX_NOTES: usize = 6;
 
 /// Lowers outputs to a checked plan.
 ///
-/// Cost: a few microseconds a node; nothing per chunk.
+/// Cost: a few microseconds per node, independent of the number of chunks.
 ///
 /// # Errors
-/// Where a stage does not fit `spec.allowed_mem`, or what is asked for contradicts itself.
+/// Returns an error if a stage exceeds `spec.allowed_mem`, or if the outputs are inconsistent.
 pub fn lower(outputs: &[Output], spec: &Spec) -> Result<FinalizedPlan, PlanError> {
     if outputs.is_empty() {
         return Err(PlanError::BadOutput(
-            "there is nothing to compute: name at least one array to store".into(),
+            "no outputs to compute (hint: name at least one array to store)".into(),
         ));
     }
     spec.codec.check()?;
     check_places(outputs, &collect(outputs.iter())?)?;
     let order = collect(outputs.iter().filter(|o| o.mode != Mode::Metadata))?;
-    let mut lowering = Lowering::new(spec, listed_bytes(&order));
+    let mut lowering = Lowering::new(spec, index_list_bytes(&order));
     lowering.mark(&order);
     for output in outputs {
         lowering.add_output(output);
@@ -95,20 +93,23 @@ pub fn lower(outputs: &[Output], spec: &Spec) -> Result<FinalizedPlan, PlanError
     for (node, array) in &lowering.roots {
         roots.entry(key(node)).or_default().push(*array);
     }
-    // Roots in the order in which they can run.
+    // Lower the roots in topological order.
     for node in &order {
         let mut targets = roots.remove(&key(node)).unwrap_or_default();
-        // The array that others read it from comes first: another output may be a copy of that.
+        // The array from which other nodes read comes first, because other outputs may copy it.
         targets.sort_by_key(|t| lowering.stored.get(&key(node)) != Some(t));
         for target in targets {
             lowering.lower_root(node, target)?;
         }
     }
-    lowering.fuse_siblings()?;
+    lowering.join_siblings()?;
     lowering.emit()?.finalize()
 }
 
-/// Stores that the graph's arrays were opened in, so that the run finds those in memory.
+/// Returns the stores in which the graph's arrays were opened, so that a run finds stores in memory.
+///
+/// # Errors
+/// Returns an error if the graph has a cycle.
 pub fn stores_of(outputs: &[Output]) -> Result<Stores, PlanError> {
     let stores = Stores::default();
     for node in collect(outputs.iter())? {
@@ -119,14 +120,15 @@ pub fn stores_of(outputs: &[Output]) -> Result<Stores, PlanError> {
     Ok(stores)
 }
 
+/// Returns the identity of a node.
 pub(crate) fn key(node: &NodeRef) -> *const Node {
     Arc::as_ptr(node)
 }
 
-/// Kernels of users that the graph has, so that this process finds them.
+/// Returns the user kernels of the graph, so that this process can resolve them.
 ///
 /// # Errors
-/// Where the graph is none.
+/// Returns an error if the graph has a cycle.
 pub fn kernels_of(outputs: &[Output]) -> Result<KernelRegistry, PlanError> {
     let mut kernels = KernelRegistry::new();
     for node in collect(outputs.iter())? {
@@ -137,45 +139,7 @@ pub fn kernels_of(outputs: &[Output]) -> Result<KernelRegistry, PlanError> {
     Ok(kernels)
 }
 
-/// Two outputs at one place, or one inside the other, or over an input.
-fn check_places(outputs: &[Output], order: &[NodeRef]) -> Result<(), PlanError> {
-    let place = |url: &str, path: &str| identity(url, path) + "/";
-    let mut all: Vec<(String, usize)> =
-        outputs.iter().enumerate().map(|(i, o)| (place(&o.url, &o.path), i)).collect();
-    // Whatever a place holds comes right behind it.
-    all.sort();
-    if let Some(pair) = all.windows(2).find(|pair| pair[1].0.starts_with(&pair[0].0)) {
-        let (first, second) =
-            if pair[0].1 < pair[1].1 { (&pair[0].0, &pair[1].0) } else { (&pair[1].0, &pair[0].0) };
-        return Err(PlanError::BadOutput(format!(
-            "two results would be stored at {} and {}: give each a place of its own",
-            first.trim_end_matches('/'),
-            second.trim_end_matches('/')
-        )));
-    }
-    for node in order {
-        if let Op::Stored(array) = &node.op {
-            let input = place(array.store.url(), &array.path);
-            // The output that the input could be in, and the one that could be in the input.
-            let at = all.partition_point(|(o, _)| *o <= input);
-            let around = at.checked_sub(1).into_iter().chain([at]).filter_map(|i| all.get(i));
-            if let Some((out, _)) = around
-                .into_iter()
-                .find(|(o, _)| input.starts_with(o.as_str()) || o.starts_with(&input))
-            {
-                return Err(PlanError::BadOutput(format!(
-                    "the result at {} would replace {}, which it is computed from: store it \
-                        elsewhere",
-                    out.trim_end_matches('/'),
-                    input.trim_end_matches('/')
-                )));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The ancestors of the outputs as a graph, in an order in which each comes after its inputs.
+/// Returns the ancestors of the outputs in topological order.
 fn collect<'a>(
     outputs: impl DoubleEndedIterator<Item = &'a Output>,
 ) -> Result<Vec<NodeRef>, PlanError> {
@@ -195,21 +159,20 @@ fn collect<'a>(
             graph.add_edge(from, to, ());
         }
     }
-    let order = toposort(&graph, None)
-        .map_err(|_| PlanError::Malformed("an array is computed from itself".into()))?;
+    let order = toposort(&graph, None).map_err(|_| malformed("the graph has a cycle"))?;
     Ok(order.into_iter().map(|i| Arc::clone(&graph[i])).collect())
 }
 
-/// Bytes of the lists of indices in a graph: who made the plan holds them while it runs, also those
-/// that no stage needs any more.
-fn listed_bytes(nodes: &[NodeRef]) -> u64 {
+/// Returns the bytes of the index lists of a graph. The process that created the graph holds them
+/// during the run, including lists that no stage uses.
+fn index_list_bytes(nodes: &[NodeRef]) -> u64 {
     let of = |node: &NodeRef| {
         if let Op::View { map, .. } = &node.op { map.n_indices() * size_of::<u64>() } else { 0 }
     };
     nodes.iter().map(|n| of(n) as u64).sum()
 }
 
-/// A stage before its tasks are cut.
+/// A stage before its division into tasks.
 #[derive(Clone, Debug)]
 pub(crate) struct Draft {
     pub(crate) name: &'static str,
@@ -217,12 +180,12 @@ pub(crate) struct Draft {
     pub(crate) expr: Expr,
     pub(crate) inputs: Vec<StageInput>,
     pub(crate) outputs: Vec<ArrayId>,
-    /// Blocks in which the iteration space is walked.
+    /// The grid of blocks by which the iteration space is processed.
     pub(crate) walk: ChunkGrid,
 }
 
 impl Draft {
-    /// A draft without inputs.
+    /// Returns a draft without inputs.
     pub(crate) fn new(
         name: &'static str,
         kind: AnyDraft,
@@ -240,36 +203,37 @@ impl Draft {
     }
 }
 
+/// A lowering in progress.
 #[derive(Debug)]
 pub(crate) struct Lowering<'a> {
     pub(crate) spec: &'a Spec,
-    /// What the graph itself holds, in lists of indices.
-    listed_bytes: u64,
+    /// The bytes of the graph's index lists.
+    index_list_bytes: u64,
     pub(crate) arrays: Vec<PlanArray>,
     repositories: Repositories,
     publications: Vec<Publication>,
-    /// Nodes that have an array.
+    /// The arrays of nodes that have one.
     pub(crate) stored: HashMap<*const Node, ArrayId>,
-    /// Nodes that must get one, and why.
+    /// The nodes that need an array, with the reason.
     pub(crate) materialise: HashMap<*const Node, &'static str>,
-    /// Nodes to compute, and where to.
+    /// The nodes to compute, with their arrays.
     roots: Vec<(NodeRef, ArrayId)>,
     drafts: Vec<Draft>,
-    /// What there is to say of the stages that write these arrays.
-    remarks: Vec<(ArrayId, String)>,
+    /// The notes about the stages that write these arrays.
+    notes: Vec<(ArrayId, String)>,
 }
 
 impl<'a> Lowering<'a> {
-    fn new(spec: &'a Spec, listed_bytes: u64) -> Lowering<'a> {
+    fn new(spec: &'a Spec, index_list_bytes: u64) -> Lowering<'a> {
         Lowering {
             spec,
-            listed_bytes,
+            index_list_bytes,
             arrays: Vec::new(),
             repositories: Repositories::default(),
             publications: Vec::new(),
             stored: HashMap::new(),
             materialise: HashMap::new(),
-            remarks: Vec::new(),
+            notes: Vec::new(),
             roots: Vec::new(),
             drafts: Vec::new(),
         }
@@ -293,10 +257,14 @@ impl<'a> Lowering<'a> {
             return;
         }
         self.roots.push((Arc::clone(&output.node), id));
-        // What is stored anyway is read back by others instead of being stored twice. A user's
-        // kernel writes its own blocks only.
-        let as_it_is = !matches!(&output.node.op, Op::Staged(op) if !op.kind().is_readable_from(&output.node, &output.info.objects()));
-        if as_it_is && self.materialise.contains_key(&key(&output.node)) {
+        // Other nodes read the output instead of a second array, unless the output's chunks differ
+        // from the blocks that a user kernel writes.
+        let objects = output.info.objects();
+        let is_readable = match &output.node.op {
+            Op::Staged(op) => op.kind().is_readable_from(&output.node, &objects),
+            _ => true,
+        };
+        if is_readable && self.materialise.contains_key(&key(&output.node)) {
             self.stored.entry(key(&output.node)).or_insert(id);
         }
     }
@@ -308,7 +276,7 @@ impl<'a> Lowering<'a> {
         let id = ArrayId(self.arrays.len());
         let name = format!("{}-{:03}", node.name(), id.0);
         if let Some(why) = self.materialise.get(&key(node)) {
-            self.remark(id, format!("`{name}` is stored in between: {why}"));
+            self.add_note(id, format!("`{name}` is an intermediate array: {why}"));
         }
         self.add(PlanArray {
             name,
@@ -319,68 +287,24 @@ impl<'a> Lowering<'a> {
         self.roots.push((Arc::clone(node), id));
     }
 
-    /// Says something of the stage that writes an array.
-    pub(crate) fn remark(&mut self, array: ArrayId, note: String) {
-        self.remarks.push((array, note));
+    /// Adds a note about the stage that writes an array.
+    pub(crate) fn add_note(&mut self, array: ArrayId, note: String) {
+        self.notes.push((array, note));
     }
 
-    /// The array of a node that is not computed.
+    /// Returns the array of a node that is not computed.
     pub(crate) fn leaf(&mut self, node: &NodeRef) -> Result<ArrayId, PlanError> {
         if let Some(id) = self.stored.get(&key(node)) {
             return Ok(*id);
         }
         let id = ArrayId(self.arrays.len());
-        let own = |grid: &ChunkGrid| {
-            ArrayInfo::intermediate(node.dtype, grid.clone(), crate::storage::CodecName::None)
-        };
-        let array = match &node.op {
-            Op::Stored(array) => PlanArray {
-                name: if array.path.is_empty() {
-                    array.store.url().rsplit('/').next().unwrap_or_default().to_owned()
-                } else {
-                    array.path.clone()
-                },
-                info: array.info.clone(),
-                place: Place::Input {
-                    url: array.store.url().to_owned(),
-                    path: array.path.clone(),
-                    tag: array.tag.clone(),
-                },
-            },
-            Op::Constant(values) if values.len() > MAX_CONSTANT_BYTES => {
-                return Err(PlanError::BadOutput(format!(
-                    "an array of {} bytes from the program's memory is too large for a plan: store \
-                        it first",
-                    values.len()
-                )));
-            }
-            Op::Constant(values) => {
-                let shape = node.shape();
-                let whole =
-                    ChunkGrid::new(shape.iter().map(|n| AxisGrid::regular(*n, *n)).collect());
-                PlanArray {
-                    name: format!("constant-{:03}", id.0),
-                    info: own(&whole),
-                    place: Place::Constant(to_hex(values.bytes())),
-                }
-            }
-            Op::Generate(what) => PlanArray {
-                name: format!("generated-{:03}", id.0),
-                info: own(&node.grid),
-                place: Place::Generated(what.clone()),
-            },
-            _ => {
-                return Err(PlanError::Malformed(
-                    "a computed array is read before it is stored".into(),
-                ));
-            }
-        };
+        let array = leaf_array(node, id)?;
         self.add(array);
         self.stored.insert(key(node), id);
         Ok(id)
     }
 
-    /// Drafts the stage that computes a node.
+    /// Drafts the stage that computes a node into an array.
     fn lower_root(&mut self, root: &NodeRef, target: ArrayId) -> Result<(), PlanError> {
         let staged =
             if let Op::Staged(op) = &root.op { op.kind().draft(root, target, self)? } else { None };
@@ -414,12 +338,12 @@ impl<'a> Lowering<'a> {
         Ok(())
     }
 
-    /// The draft with the values of a node as its result.
+    /// Returns the draft with the values of a node as its result.
     pub(crate) fn draft_of(&mut self, node: &NodeRef, draft: Draft) -> Result<Draft, PlanError> {
         self.draft_over(node, &ReadMap::identity(&node.shape()), draft)
     }
 
-    /// The same, of a node at its image under a map.
+    /// Returns the draft with the values of a node at its image under a map as its result.
     pub(crate) fn draft_over(
         &mut self,
         node: &NodeRef,
@@ -431,107 +355,40 @@ impl<'a> Lowering<'a> {
         Ok(draft)
     }
 
-    /// True if an array is the one that others read a node from.
+    /// Returns true if other nodes read a node from this array.
     pub(crate) fn is_read_from(&self, node: &NodeRef, array: ArrayId) -> bool {
         self.stored.get(&key(node)) == Some(&array)
     }
 
-    /// Adds an array.
+    /// Adds an array and returns its id.
     pub(crate) fn add(&mut self, array: PlanArray) -> ArrayId {
         self.repositories.add(&array);
         self.arrays.push(array);
         ArrayId(self.arrays.len() - 1)
     }
 
-    /// The arrays so far, and the limits.
+    /// Returns the arrays so far and the limits.
     pub(crate) fn scope(&self) -> Scope<'_> {
         let repository_mem = self.repositories.bytes();
         Scope {
             arrays: &self.arrays,
             remote_work: is_remote_url(&self.spec.work_dir),
-            growth_mem: self.spec.growth_mem(),
+            soft_mem: self.spec.soft_mem(),
             process_mem: self.reserved_mem().saturating_add(repository_mem),
             repository_mem,
         }
     }
 
     fn reserved_mem(&self) -> u64 {
-        self.spec.reserved_mem.saturating_add(self.listed_bytes)
-    }
-
-    /// Joins drafts that walk one space over common inputs, where memory allows.
-    fn fuse_siblings(&mut self) -> Result<(), PlanError> {
-        let mut fused: Vec<Draft> = Vec::new();
-        // Places among these of the drafts that write, and of those that read, an array.
-        let mut writers: HashMap<ArrayId, usize> = HashMap::new();
-        let mut readers: HashMap<(ArrayId, ChunkGrid), Vec<usize>> = HashMap::new();
-        for draft in std::mem::take(&mut self.drafts) {
-            let inputs = draft.inputs.iter().chain(draft.kind.kind().more_inputs());
-            let reads: BTreeSet<ArrayId> = inputs.flat_map(arrays_of).collect();
-            // A draft may join any earlier one after which nothing comes that it waits for.
-            let first = reads.iter().filter_map(|id| writers.get(id)).max().map_or(0, |i| i + 1);
-            let shared: BTreeSet<usize> = draft
-                .inputs
-                .iter()
-                .flat_map(arrays_of)
-                .filter_map(|id| readers.get(&(id, draft.walk.clone())))
-                .flatten()
-                .copied()
-                .collect();
-            let (mut joined, mut too_large, mut tried) = (None, None, 0);
-            for at in shared.range(first..).copied() {
-                let other = &fused[at];
-                if other.outputs.len() < MAX_JOINED
-                    && let Some(both) = join(other, &draft)?
-                    && let Some(stage) = both.kind.kind().joined_stage(&both, self)
-                {
-                    let needs = StageLayout::of(self.scope(), &stage)
-                        .map_or(u64::MAX, |l| l.estimate.total());
-                    if needs <= self.spec.allowed_mem {
-                        joined = Some((at, both));
-                        break;
-                    }
-                    too_large.get_or_insert((other.outputs[0], needs));
-                    tried += 1;
-                    if tried == MAX_TRIED {
-                        break;
-                    }
-                }
-            }
-            let place = joined.as_ref().map_or(fused.len(), |(at, _)| *at);
-            writers.extend(draft.outputs.iter().map(|id| (*id, place)));
-            for id in reads {
-                let places = readers.entry((id, draft.walk.clone())).or_default();
-                if places.last() != Some(&place) {
-                    places.push(place);
-                }
-            }
-            match joined {
-                Some((at, both)) => fused[at] = both,
-                None => {
-                    if let Some((other, needs)) = too_large {
-                        let name = &self.arrays[other.0].name;
-                        let note = format!(
-                            "walks the blocks of `{name}` again: in one stage, a task would need \
-                                {}, over allowed_mem",
-                            size(needs)
-                        );
-                        self.remark(draft.outputs[0], note);
-                    }
-                    fused.push(draft);
-                }
-            }
-        }
-        self.drafts = fused;
-        Ok(())
+        self.spec.reserved_mem.saturating_add(self.index_list_bytes)
     }
 
     fn into_plan(self, stages: Vec<Stage>) -> Plan {
         Plan {
             format: FORMAT,
-            engine: env!("CARGO_PKG_VERSION").into(),
+            engine: ENGINE.to_owned(),
             allowed_mem: self.spec.allowed_mem,
-            growth_mem: self.spec.growth_mem(),
+            soft_mem: self.spec.soft_mem(),
             reserved_mem: self.reserved_mem(),
             parallelism: self.spec.parallelism,
             remote_work: is_remote_url(&self.spec.work_dir),
@@ -541,7 +398,7 @@ impl<'a> Lowering<'a> {
         }
     }
 
-    /// Cuts the drafts into tasks and puts the stages together.
+    /// Divides the drafts into tasks and assembles the plan.
     fn emit(mut self) -> Result<Plan, PlanError> {
         let mut stages: Vec<Stage> = Vec::new();
         for draft in std::mem::take(&mut self.drafts) {
@@ -565,7 +422,7 @@ impl<'a> Lowering<'a> {
             stage.after = after;
             stage.name = format!("{}-{i:03}", stage.name);
         }
-        for (array, note) in std::mem::take(&mut self.remarks) {
+        for (array, note) in std::mem::take(&mut self.notes) {
             if let Some(StageId(i)) = writer.get(&array)
                 && stages[*i].notes.len() < MAX_NOTES
             {
@@ -576,28 +433,33 @@ impl<'a> Lowering<'a> {
     }
 }
 
-/// The arrays that an input reads; a number of no array for one that reads none.
-fn arrays_of(input: &StageInput) -> Vec<ArrayId> {
-    if input.sources.is_empty() { vec![ArrayId(usize::MAX)] } else { input.sources.clone() }
-}
-
-/// One draft that does what two do, if they walk the same space and share an input.
-fn join(a: &Draft, b: &Draft) -> Result<Option<Draft>, PlanError> {
-    if a.walk != b.walk || !b.inputs.iter().any(|i| a.inputs.contains(i)) {
-        return Ok(None);
-    }
-    let Some(kind) = a.kind.join(&b.kind) else { return Ok(None) };
-    let mut both =
-        Draft { kind, outputs: a.outputs.iter().chain(&b.outputs).copied().collect(), ..a.clone() };
-    let bad = |e: freestone_kernels::ExprError| PlanError::Malformed(e.to_string());
-    let arguments = b
-        .inputs
-        .iter()
-        .zip(b.expr.inputs())
-        .map(|(input, dtype)| push_input(&mut both, input.clone(), *dtype))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(bad)?;
-    let results = both.expr.append(&b.expr, &arguments).map_err(bad)?;
-    both.expr.add_results(&results);
-    Ok(Some(both))
+/// Returns the array of a stored, constant or generated node. `id` distinguishes its name.
+fn leaf_array(node: &NodeRef, id: ArrayId) -> Result<PlanArray, PlanError> {
+    let unencoded = |grid: ChunkGrid| ArrayInfo::intermediate(node.dtype, grid, CodecName::None);
+    let (name, info, place) = match &node.op {
+        Op::Stored(array) => {
+            let (url, path) = (array.store.url().to_owned(), array.path.clone());
+            let folder = url.rsplit('/').next().unwrap_or_default();
+            let name = if path.is_empty() { folder.to_owned() } else { path.clone() };
+            (name, array.info.clone(), Place::Input { url, path, tag: array.tag.clone() })
+        }
+        Op::Constant(values) if values.len() > MAX_CONSTANT_BYTES => {
+            return Err(PlanError::BadOutput(format!(
+                "cannot embed an array of {} bytes from the program's memory in a plan: the limit is \
+                 {MAX_CONSTANT_BYTES} bytes (hint: store the array first)",
+                values.len()
+            )));
+        }
+        Op::Constant(values) => {
+            let whole = node.shape().iter().map(|n| AxisGrid::regular(*n, *n)).collect();
+            let place = Place::Constant(to_hex(values.bytes()));
+            (format!("constant-{:03}", id.0), unencoded(ChunkGrid::new(whole)), place)
+        }
+        Op::Generate(generate) => {
+            let place = Place::Generated(generate.clone());
+            (format!("generated-{:03}", id.0), unencoded(node.grid.clone()), place)
+        }
+        _ => return Err(malformed("a computed array is read before it is stored")),
+    };
+    Ok(PlanArray { name, info, place })
 }

@@ -1,16 +1,16 @@
 //! A plan: stages over arrays, checked before anything runs.
 //!
-//! [`lower()`](lower::lower) makes a [`Plan`] of a graph; [`Plan::finalize`] checks it and projects
-//! its memory. Only a [`FinalizedPlan`] runs, and reading one back from bytes goes through the same
-//! check. What a stage is says `stage`, what is checked `check`.
+//! [`lower()`](lower::lower) creates a [`Plan`] from a graph, and [`Plan::finalize`] checks it and
+//! projects its memory. Only a [`FinalizedPlan`] can run. Deserialization runs the same check.
+//! `stage` defines stages, and `check` defines the checks.
 
+pub(crate) mod access;
 mod check;
 pub(crate) mod chunks;
 pub mod explain;
 pub(crate) mod inline;
 pub(crate) mod layout;
 mod local;
-pub(crate) mod looks;
 pub mod lower;
 mod read_counts;
 pub mod reads;
@@ -39,65 +39,67 @@ use crate::storage::codec::CodecError;
 use crate::storage::{EncodingError, is_in_repository};
 
 pub use explain::PlanExplanation;
-pub(crate) use layout::LISTED;
+pub(crate) use layout::MAX_PREFETCH_LIST;
 pub use layout::{InputLayout, OutputLayout, ReadMode, StageLayout};
 pub use local::{LocalMemory, LocalProjection};
 pub(crate) use scope::Scope;
-pub use stage::{Keep, OutAxis, Stage, StageInput, StageOutput};
+pub use stage::{ChunkCache, OutAxis, Stage, StageInput, StageOutput};
 pub(crate) use traffic::MAX_PARTS;
 
-/// Version of the plan's format. A plan of another version is refused.
+/// The version of the plan format. Plans of other versions are rejected.
 pub const FORMAT: u32 = 3;
 
-/// Version of the engine. A plan of another version is refused: stages and their memory follow from
-/// the engine.
+/// The version of the engine. Plans of other versions are rejected, because the engine determines
+/// stages and their memory.
 pub const ENGINE: &str = env!("CARGO_PKG_VERSION");
 
-/// A worker keeps no more decoded chunks of an array than this.
-pub(crate) const MAX_KEPT: u64 = 4096;
+/// The maximum number of decoded chunks of an array that a worker caches.
+pub(crate) const MAX_CACHED_CHUNKS: u64 = 4096;
 
-/// Number of an array in its plan.
+/// The index of an array in its plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ArrayId(pub usize);
 
-/// Number of a stage in its plan.
+/// The index of a stage in its plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct StageId(pub usize);
 
-/// Stages in an order in which they can run, and the arrays between them.
+/// Stages in topological order, and the arrays that they read and write.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
-    /// [`FORMAT`].
+    /// The version of the plan format, [`FORMAT`].
     pub format: u32,
-    /// Version of the engine that made it.
+    /// The version of the engine that created the plan, [`ENGINE`].
     pub engine: String,
-    /// Bytes that a task may hold.
+    /// The maximum memory of a task in bytes.
     pub allowed_mem: u64,
-    /// Bytes of those that it may grow to where that only saves time, so that others of the plan
-    /// have room beside it.
-    pub growth_mem: u64,
-    /// Bytes of those that are not arrays.
+    /// The memory in bytes that a task may use for optimizations, which leaves room for other tasks
+    /// of the plan. At most `allowed_mem`.
+    #[serde(rename = "growth_mem")]
+    pub soft_mem: u64,
+    /// The part of `allowed_mem` in bytes that is reserved for the program itself.
     pub reserved_mem: u64,
-    /// Tasks that it was made to keep busy.
+    /// The number of concurrent tasks for which the plan was created.
     pub parallelism: u64,
-    /// The work directory is across a network, which holds bytes once more while they move.
+    /// True if the work directory is accessed over a network, whose client buffers bytes in
+    /// transfer.
     pub remote_work: bool,
     /// The arrays that stages read and write.
     pub arrays: Vec<PlanArray>,
-    /// The stages; each comes after those that it waits for.
+    /// The stages, each after the stages on which it depends.
     pub stages: Vec<Stage>,
-    /// What is published at the end.
+    /// The metadata to publish after all stages.
     pub publications: Vec<Publication>,
 }
 
 impl Plan {
-    /// Bytes that a process has once, for all of its tasks.
+    /// Returns the bytes that a process holds once, for all of its tasks.
     pub fn process_mem(&self) -> u64 {
         self.reserved_mem.saturating_add(self.repository_mem())
     }
 
-    /// Bytes that the driver's process holds besides for the commit, where outputs are in a
-    /// repository.
+    /// Returns the additional bytes that the driver's process holds for the commit, if outputs are
+    /// in a repository.
     pub fn commit_mem(&self) -> u64 {
         let chunks = |a: &PlanArray| match &a.place {
             Place::Output { url, .. } if is_in_repository(url) => a.info.objects().n_chunks(),
@@ -106,19 +108,20 @@ impl Plan {
         commit_bytes(self.arrays.iter().map(chunks).fold(0, u64::saturating_add))
     }
 
-    /// Bytes of those for repositories, where arrays are in some: what is known of chunks there is
-    /// held as long as the process lives.
+    /// Returns the part of [`process_mem`](Plan::process_mem) for repositories. A process holds the
+    /// references to their chunks until it ends.
     pub fn repository_mem(&self) -> u64 {
         Repositories::of(&self.arrays).bytes()
     }
 }
 
-/// The arrays of a plan that are in repositories.
+/// Statistics of the arrays of a plan that are in repositories.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Repositories {
     any: bool,
-    /// Chunks of those that are read: of all, and of the one that has most.
+    /// The total number of chunks of the arrays that are read.
     chunks: u64,
+    /// The number of chunks of the array with most chunks.
     most: u64,
 }
 
@@ -141,7 +144,7 @@ impl Repositories {
         }
     }
 
-    /// Bytes that a process holds for them.
+    /// Returns the bytes that a process holds for repositories.
     pub(crate) fn bytes(&self) -> u64 {
         repository_bytes(self.any, self.chunks, self.most)
     }
@@ -150,83 +153,84 @@ impl Repositories {
 /// An array that a plan reads or writes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PlanArray {
-    /// For people.
+    /// The display name.
     pub name: String,
-    /// How its chunks lie.
+    /// The dtype, chunk grid and encoding.
     pub info: ArrayInfo,
-    /// Where they are.
+    /// The location of the chunks.
     pub place: Place,
 }
 
-/// Where an array's chunks are.
+/// The location of an array's chunks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Place {
-    /// In a store that the plan only reads.
+    /// A store that the plan only reads.
     Input {
-        /// The store.
+        /// The URL of the store.
         url: String,
-        /// The array's path there.
+        /// The path of the array in the store.
         path: String,
-        /// Hash of its metadata when the plan was made.
+        /// The hash of the array's metadata at planning time.
         tag: String,
     },
-    /// In a store that the plan writes.
+    /// A store that the plan writes.
     Output {
-        /// The store.
+        /// The URL of the store.
         url: String,
-        /// The array's path there.
+        /// The path of the array in the store.
         path: String,
     },
-    /// In the run's folder of the work directory.
+    /// The run's folder in the work directory.
     Work,
-    /// In the plan itself: the values' bytes in C order, as hexadecimal text.
+    /// The plan itself: the bytes of the values in C order, as hexadecimal text.
     Constant(String),
-    /// Nowhere: values follow from indices.
+    /// No location: the values follow from indices.
     Generated(Generate),
 }
 
-/// An output array and what its metadata will say; the last thing that a run writes.
+/// The metadata of an output array. A run writes it last.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Publication {
     /// The array.
     pub array: ArrayId,
-    /// Its `zarr.json`.
+    /// The `zarr.json` of the array.
     pub document: Value,
-    /// The `zarr.json` of the group that holds it, written if there is none yet.
+    /// The `zarr.json` of the parent group, written if the group has none.
     pub group: Option<Value>,
-    /// What is there may be replaced.
+    /// True if an existing array or group may be replaced.
     pub overwrite: bool,
-    /// How much of it the run makes.
+    /// The part of the array that the run writes.
     #[serde(default)]
     pub mode: Mode,
-    /// The group that holds it gets consolidated metadata. What has some is kept up in any case.
+    /// True if the parent group gets consolidated metadata. Existing consolidated metadata are
+    /// always updated.
     #[serde(default)]
     pub consolidated: bool,
 }
 
-/// How much of a published array a run makes.
+/// The part of a published array that a run writes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
-    /// All of it.
+    /// The whole array.
     #[default]
     Whole,
-    /// Its metadata: the values are written by later runs, region by region.
+    /// Only the metadata. Later runs write the values, region by region.
     Metadata,
-    /// The values of a region of an array that is there; its metadata stay as they are.
+    /// The values of a region of an existing array, whose metadata do not change.
     Region {
-        /// Hash of the metadata when the plan was made.
+        /// The hash of the metadata at planning time.
         tag: String,
     },
 }
 
-/// Why a plan does not run.
+/// The error for a computation that cannot be planned, or for a plan that cannot run.
 #[derive(Clone, Debug, Error)]
 #[allow(missing_docs)]
 pub enum PlanError {
     #[error("stage `{stage}` needs {} per task, but allowed_mem is \
-        {}:\n{estimate}\n{advice}", apart(*projected, *allowed), apart(*allowed, *projected))]
+        {}:\n{estimate}\nhint: {advice}", distinct_size(*projected, *allowed), distinct_size(*allowed, *projected))]
     ExceedsMemory {
         stage: String,
         projected: u64,
@@ -234,24 +238,26 @@ pub enum PlanError {
         estimate: MemoryEstimate,
         advice: String,
     },
-    #[error("the local process may hold {} (local_mem), but one task of stage `{stage}` needs {}: \
-        raise local_mem", size(*allowed), size(*projected))]
+    #[error(
+        "one task of stage `{stage}` needs {}, but local_mem is {} (hint: raise local_mem)",
+        size(*projected), size(*allowed)
+    )]
     ExceedsLocalMemory { stage: String, projected: u64, allowed: u64 },
-    #[error("the plan is malformed: {0}")]
+    #[error("malformed plan: {0}")]
     Malformed(String),
     #[error(
-        "the plan has format {found}, this program reads format {FORMAT}: make the plan again with \
-            this version"
+        "the plan has format {found}, but this program reads format {FORMAT} (hint: create the plan \
+         again with this version)"
     )]
     Format { found: u32 },
     #[error(
-        "the plan was made by Freestone {found}, this program is Freestone {ENGINE} (hint: use \
-            version {found}, or make the plan again with this one)"
+        "the plan was created by Freestone {found}, but this program is Freestone {ENGINE} (hint: use \
+         version {found}, or create the plan again with this version)"
     )]
     Engine { found: String },
     #[error("`{array}`: {error}")]
     Codec { array: String, error: CodecError },
-    #[error("codec of intermediate arrays: {0}")]
+    #[error("invalid codec for intermediate arrays: {0}")]
     Encoding(#[from] EncodingError),
     #[error("{0}")]
     BadOutput(String),
@@ -263,12 +269,12 @@ pub enum PlanError {
     Program(#[from] ProgramError),
 }
 
-/// The error of a plan that contradicts itself.
+/// Returns the error for an inconsistent plan.
 pub(crate) fn malformed(why: impl Into<String>) -> PlanError {
     PlanError::Malformed(why.into())
 }
 
-/// A plan that was checked, with the memory of each stage's tasks.
+/// A checked plan, with the layout of each stage.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FinalizedPlan {
     plan: Plan,
@@ -276,7 +282,7 @@ pub struct FinalizedPlan {
     run: RunId,
 }
 
-/// Hash of a finalised plan's bytes: the same plan is the same run.
+/// The id of a run: the hash of the finalized plan's bytes. Equal plans have equal ids.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct RunId(String);
 
@@ -287,13 +293,13 @@ impl fmt::Display for RunId {
 }
 
 impl Plan {
-    /// Checks the plan and projects its memory; the only way to something that runs.
+    /// Checks the plan and projects its memory.
     ///
-    /// Cost: a few microseconds a stage; nothing per chunk or task.
+    /// Cost: a few microseconds per stage, independent of the number of chunks and tasks.
     ///
     /// # Errors
-    /// Where a stage does not fit `allowed_mem` (the worst one is named), or the plan contradicts
-    /// itself.
+    /// Returns an error if a stage exceeds `allowed_mem`, which names the stage that needs most, or
+    /// if the plan is inconsistent.
     pub fn finalize(self) -> Result<FinalizedPlan, PlanError> {
         if self.format != FORMAT {
             return Err(PlanError::Format { found: self.format });
@@ -308,7 +314,7 @@ impl Plan {
                 }
                 other => other,
             })?;
-            layouts.push(StageLayout::of(scope, stage)?.with_ahead(scope, stage)?);
+            layouts.push(StageLayout::of(scope, stage)?.with_prefetch(scope, stage)?);
         }
         self.check_writers()?;
         let worst = layouts.iter().zip(&self.stages).max_by_key(|(l, _)| l.estimate.total());
@@ -323,74 +329,74 @@ impl Plan {
             });
         }
         let mut hash = Sha256::new();
-        written(&self, |bytes| hash.update(bytes))?;
+        serialize(&self, |bytes| hash.update(bytes))?;
         let run = RunId(hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect());
         Ok(FinalizedPlan { plan: self, layouts, run })
     }
 
-    /// What the layout of its stages depends on.
+    /// Returns the arrays and limits on which the layouts of the stages depend.
     pub(crate) fn scope(&self) -> Scope<'_> {
         Scope {
             arrays: &self.arrays,
             remote_work: self.remote_work,
-            growth_mem: self.growth_mem,
+            soft_mem: self.soft_mem,
             process_mem: self.process_mem(),
             repository_mem: self.repository_mem(),
         }
     }
 
-    /// An array.
+    /// Returns an array.
     pub fn array(&self, id: ArrayId) -> &PlanArray {
         &self.arrays[id.0]
     }
 }
 
 impl FinalizedPlan {
-    /// The plan.
+    /// Returns the plan.
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
 
-    /// How a stage's tasks run.
+    /// Returns the layout of a stage.
     pub fn layout(&self, stage: StageId) -> &StageLayout {
         &self.layouts[stage.0]
     }
 
-    /// The stages with their layouts.
+    /// Returns the stages with their layouts.
     pub fn stages(&self) -> impl Iterator<Item = (StageId, &Stage, &StageLayout)> {
         self.plan.stages.iter().zip(&self.layouts).enumerate().map(|(i, (s, l))| (StageId(i), s, l))
     }
 
-    /// The run's name.
+    /// Returns the id of the run.
     pub fn run_id(&self) -> &RunId {
         &self.run
     }
 
-    /// Projected memory of one task of the hungriest stage, reserved memory included.
+    /// Returns the projected memory of a task of the stage that needs most, including reserved
+    /// memory.
     pub fn projected_mem(&self) -> u64 {
         self.layouts.iter().map(|l| l.estimate.total()).max().unwrap_or(self.plan.process_mem())
     }
 
-    /// The bytes that travel.
+    /// Serializes the plan.
     ///
     /// # Errors
-    /// Never for a plan that was finalised; the type says that it could.
+    /// Returns an error if serialization fails, which does not happen for a finalized plan.
     pub fn to_bytes(&self) -> Result<Vec<u8>, PlanError> {
-        // Counted first: a text that grows while it is written takes up to three times its length.
+        // Count the bytes first: a growing vector takes up to three times the final length.
         let mut n = 0;
-        written(&self.plan, |bytes| n += bytes.len())?;
+        serialize(&self.plan, |bytes| n += bytes.len())?;
         let mut text = Vec::with_capacity(n);
-        written(&self.plan, |bytes| text.extend_from_slice(bytes))?;
+        serialize(&self.plan, |bytes| text.extend_from_slice(bytes))?;
         Ok(text)
     }
 
-    /// Reads a plan back, and checks it as if it were new.
+    /// Deserializes and checks a plan.
     ///
     /// # Errors
-    /// As [`Plan::finalize`].
+    /// Returns the errors of [`Plan::finalize`].
     pub fn from_bytes(bytes: &[u8]) -> Result<FinalizedPlan, PlanError> {
-        // A plan of another version may have other fields, so versions are looked at before those
-        // are missed.
+        // A plan of another version may have other fields. Report the version, not the fields.
         let parsed = serde_json::from_slice::<Plan>(bytes);
         let versions = match &parsed {
             Ok(plan) => Some(Versions { format: plan.format, engine: plan.engine.clone() }),
@@ -408,15 +414,15 @@ impl FinalizedPlan {
     }
 }
 
-/// What says of a plan's text whether this engine can read it.
+/// The version fields of a serialized plan.
 #[derive(Deserialize)]
 struct Versions {
     format: u32,
     engine: String,
 }
 
-/// A size in words, or in bytes where words would not tell it from another.
-fn apart(bytes: u64, other: u64) -> String {
+/// Returns a size with a unit, or in bytes if the unit would hide the difference from `other`.
+fn distinct_size(bytes: u64, other: u64) -> String {
     if size(bytes).to_string() == size(other).to_string() {
         format!("{bytes} bytes")
     } else {
@@ -424,8 +430,9 @@ fn apart(bytes: u64, other: u64) -> String {
     }
 }
 
-/// Calls `f` with a plan's text, piece by piece: with long lists of indices it is better not held.
-fn written(plan: &Plan, f: impl FnMut(&[u8])) -> Result<(), PlanError> {
+/// Calls `f` with the parts of the serialized plan. Plans with long index lists are large, so the
+/// text is not buffered as a whole.
+fn serialize(plan: &Plan, f: impl FnMut(&[u8])) -> Result<(), PlanError> {
     struct Pieces<F>(F);
     impl<F: FnMut(&[u8])> std::io::Write for Pieces<F> {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -441,7 +448,7 @@ fn written(plan: &Plan, f: impl FnMut(&[u8])) -> Result<(), PlanError> {
         .map_err(|e| PlanError::Malformed(e.to_string()))
 }
 
-/// Bytes as hexadecimal text.
+/// Encodes bytes as hexadecimal text.
 pub(crate) fn to_hex(bytes: &[u8]) -> String {
     use fmt::Write as _;
     let mut text = String::with_capacity(2 * bytes.len());
@@ -451,7 +458,7 @@ pub(crate) fn to_hex(bytes: &[u8]) -> String {
     text
 }
 
-/// Bytes of hexadecimal text; `None` if it is none.
+/// Decodes hexadecimal text. Returns `None` if the text is invalid.
 pub(crate) fn from_hex(text: &str) -> Option<Vec<u8>> {
     let digits = text.as_bytes();
     let digit = |c: u8| (c as char).to_digit(16).map(|d| d as u8);

@@ -10,9 +10,9 @@ use super::traffic::{self, Traffic};
 use super::walk::{TaskLoops, objects};
 use super::{ArrayId, Scope, Stage, StageLayout};
 use crate::grid::ChunkGrid;
+use crate::lru::Lru;
 use crate::program::walk;
 use crate::readmap::Run;
-use crate::recent::Recent;
 
 /// The maximum number of chunk reads that are counted for a plan.
 pub(crate) const MAX_READS: u64 = 65_536;
@@ -52,7 +52,7 @@ pub(crate) fn reads(
     *left = counter.left;
     // Consecutive tasks may run on different workers, which share neither cached chunks nor shard
     // indexes.
-    let stays = |s: &SourceLayout| s.kept || scope.array(s.array).info.shard.is_some();
+    let stays = |s: &SourceLayout| s.retained || scope.array(s.array).info.shard.is_some();
     let exact = !layout.sources.iter().any(stays);
     let traffic = |(source, count): (&SourceLayout, Count)| {
         let Count { requests, bytes, whole_bytes, parts, .. } = count;
@@ -97,7 +97,7 @@ struct Counter<'a> {
     objects: Vec<ChunkGrid>,
     counts: Vec<Count>,
     /// Cached chunks of kept sources, which remain for the next task.
-    at_hand: Vec<Recent<()>>,
+    cached: Vec<Lru<()>>,
     left: u64,
 }
 
@@ -111,7 +111,7 @@ impl<'a> Counter<'a> {
             grids: layout.sources.iter().map(|s| &scope.array(s.array).info.grid).collect(),
             objects: objects(scope, stage),
             counts: vec![Count::default(); n],
-            at_hand: vec![Recent::default(); n],
+            cached: vec![Lru::default(); n],
             left,
         }
     }
@@ -127,12 +127,12 @@ impl<'a> Counter<'a> {
         };
         let region = stage.tasks.region(coords);
         let inside = vec![None; stage.inputs.len()];
-        let at_hand = std::mem::take(&mut self.at_hand);
+        let cached = std::mem::take(&mut self.cached);
         let mut reads =
-            ChunkReads { stage, layout, grids: &self.grids, coords, at_hand, inside, visit };
+            ChunkReads { stage, layout, grids: &self.grids, coords, cached, inside, visit };
         let loops = TaskLoops { stage, objects: &self.objects, coords, region: &region };
         walk(&layout.program.steps, &loops, &loops.outside(), &mut reads)?;
-        self.at_hand = reads.at_hand;
+        self.cached = reads.cached;
         Ok(())
     }
 }

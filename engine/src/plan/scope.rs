@@ -14,7 +14,7 @@ pub(crate) struct Scope<'a> {
     /// True if the work directory is accessed over a network.
     pub(crate) remote_work: bool,
     /// The maximum bytes to which a task may grow for optimizations that only save time.
-    pub(crate) growth_mem: u64,
+    pub(crate) soft_mem: u64,
     /// The bytes that a process holds once, for all of its tasks.
     pub(crate) process_mem: u64,
     /// The part of `process_mem` for repositories, in bytes.

@@ -1,7 +1,7 @@
 //! A stage: a kernel over a grid of tasks, with the arrays that it reads and writes.
 //!
-//! All of it is data that travels with the plan. `check` verifies it, `layout` derives how its
-//! tasks run, and what is particular to its kind is in `stages`.
+//! A stage is data and part of the serialized plan. `check` validates it, and `layout` derives its
+//! layout. The specifics of its kind are in `stages`.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,49 +10,49 @@ use crate::grid::{AxisGrid, ChunkGrid, Region};
 use crate::readmap::ReadMap;
 use crate::stages::Kernel;
 
-/// One lowered operation: many tasks that do not know of each other.
+/// A lowered operation, divided into independent tasks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Stage {
-    /// Unique, for people: `mean-003`.
+    /// The unique display name, such as `mean-003`.
     pub name: String,
-    /// What a task computes.
+    /// The computation of a task.
     pub kernel: Kernel,
-    /// What it reads, over the iteration space.
+    /// The inputs, over the iteration space.
     pub inputs: Vec<StageInput>,
-    /// What it writes.
+    /// The outputs.
     pub outputs: Vec<StageOutput>,
-    /// The tasks: one for each chunk of this grid over the iteration space.
+    /// The grid of tasks over the iteration space.
     pub tasks: ChunkGrid,
-    /// The blocks in which a task walks its part of the iteration space.
+    /// The grid of blocks by which a task processes its part of the iteration space.
     pub walk: ChunkGrid,
-    /// The axis along which neighbouring tasks follow each other; the last one if there is none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sweep: Option<usize>,
-    /// Decoded chunks that stay, because the next block or task reads them again.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub keep: Vec<Keep>,
-    /// Stages whose outputs it reads.
+    /// The axis along which consecutive tasks are adjacent; `None` for the last axis.
+    #[serde(default, rename = "sweep", skip_serializing_if = "Option::is_none")]
+    pub inner_axis: Option<usize>,
+    /// The caches of decoded chunks that the next block or task reads again.
+    #[serde(default, rename = "keep", skip_serializing_if = "Vec::is_empty")]
+    pub cache: Vec<ChunkCache>,
+    /// The stages whose outputs this one reads.
     pub after: Vec<StageId>,
-    /// Why it is as it is, for people.
+    /// The reasons for the form of the stage, for its explanation.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
 }
 
-/// How many decoded chunks of an array a worker keeps.
+/// The capacity of a worker's cache of decoded chunks of an array.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Keep {
+pub struct ChunkCache {
     /// The array.
     pub array: ArrayId,
-    /// Chunks.
+    /// The maximum number of chunks.
     pub chunks: u64,
 }
 
 /// An input of a stage.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct StageInput {
-    /// The arrays that the map names.
+    /// The arrays to which the map refers.
     pub sources: Vec<ArrayId>,
-    /// Where each element of the iteration space comes from.
+    /// The source of each element of the iteration space.
     pub map: ReadMap,
 }
 
@@ -61,31 +61,31 @@ pub struct StageInput {
 pub struct StageOutput {
     /// The array.
     pub array: ArrayId,
-    /// For each of its axes, where a task's part lies.
+    /// For each axis of the array, the position of a task's part.
     pub axes: Vec<OutAxis>,
 }
 
-/// Where along an axis of an output a task's part lies.
+/// The position of a task's part along an axis of an output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OutAxis {
-    /// At the task's elements along this axis of the iteration space.
+    /// The task's elements along this axis of the iteration space.
     Kept(usize),
-    /// At the task's number along this axis: a partial result.
+    /// The task's index along this axis, for a partial result.
     Part(usize),
-    /// At 0: a reduced axis that stays.
+    /// Index 0, for a reduced axis that remains with length 1.
     One,
 }
 
 impl StageOutput {
-    /// An output whose axes are those of the iteration space.
+    /// Returns an output whose axes are those of the iteration space.
     pub(crate) fn kept(array: ArrayId, rank: usize) -> StageOutput {
         StageOutput { array, axes: (0..rank).map(OutAxis::Kept).collect() }
     }
 }
 
 impl Stage {
-    /// A stage whose tasks load their whole region at once, and keep nothing.
+    /// Returns a stage whose tasks load their whole region at once, without a chunk cache.
     pub(crate) fn new(
         name: &str,
         kernel: Kernel,
@@ -100,14 +100,14 @@ impl Stage {
             outputs,
             walk: tasks.clone(),
             tasks,
-            sweep: None,
-            keep: Vec::new(),
+            inner_axis: None,
+            cache: Vec::new(),
             after: Vec::new(),
             notes: Vec::new(),
         }
     }
 
-    /// The blocks in which all tasks together go through the iteration space.
+    /// Returns the blocks by which all tasks together cover the iteration space.
     pub(crate) fn blocks(&self) -> ChunkGrid {
         if !self.kernel.kind().walks() {
             return self.tasks.clone();
@@ -118,7 +118,7 @@ impl Stage {
         ChunkGrid::new(self.tasks.axes().iter().zip(self.walk.axes()).map(finer).collect())
     }
 
-    /// Elements of a block along an axis, at most.
+    /// Returns the maximum number of elements of a block along an axis.
     pub(crate) fn block_extent(&self, d: usize) -> u64 {
         let task = self.tasks.axes()[d].max_extent().max(1);
         if self.kernel.kind().walks() {
@@ -128,18 +128,19 @@ impl Stage {
         }
     }
 
-    /// Number of tasks.
+    /// Returns the number of tasks.
     pub fn n_tasks(&self) -> u64 {
         self.tasks.n_chunks()
     }
 
-    /// The axes of the tasks in the order in which tasks are counted: C order, but for the axis of
-    /// the sweep, which comes last.
+    /// Returns the axes of the task grid from the slowest to the fastest: C order, except that
+    /// `inner_axis` comes last.
     pub fn order(&self) -> Vec<usize> {
-        (0..self.tasks.axes().len()).filter(|d| Some(*d) != self.sweep).chain(self.sweep).collect()
+        let outer = (0..self.tasks.axes().len()).filter(|d| Some(*d) != self.inner_axis);
+        outer.chain(self.inner_axis).collect()
     }
 
-    /// Coordinates of a task by its number.
+    /// Returns the coordinates of a task, given its number.
     pub fn task_coords(&self, number: u64) -> Vec<u64> {
         let counts = self.tasks.chunk_counts();
         let (mut rest, mut coords) = (number, vec![0; counts.len()]);
@@ -150,7 +151,7 @@ impl Stage {
         coords
     }
 
-    /// The part of output `output` that task `coords` writes.
+    /// Returns the region of an output that the task at `coords` writes.
     pub fn output_region(&self, output: &StageOutput, coords: &[u64]) -> Region {
         let task = self.tasks.region(coords);
         let along = |axis: &OutAxis| match axis {

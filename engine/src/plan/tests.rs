@@ -1,4 +1,4 @@
-//! What lowering makes, and what the check refuses.
+//! Tests of lowering and of the checks.
 
 use std::sync::Arc;
 
@@ -163,18 +163,18 @@ fn a_refusal_advises_what_can_help() {
         Place::Input { url: "s3://bucket/archive".into(), path: "x".into(), tag: String::new() };
     read.info.codecs = codecs;
     let mut check = |allowed: u64, advice: &str| {
-        (plan.allowed_mem, plan.growth_mem) = (allowed, allowed);
+        (plan.allowed_mem, plan.soft_mem) = (allowed, allowed);
         let error = plan.clone().finalize().unwrap_err().to_string();
         assert_eq!(error.lines().last().unwrap(), advice, "{error}");
     };
-    let least = "raise allowed_mem (whatever the chunks are, it must be more than 40.0 MB: 32.0 MB \
+    let least = "hint: raise allowed_mem above 40.0 MB (required for any chunk size: 32.0 MB \
         reserved, 8.0 MB for the network)";
     check(39_000_000, least);
     check(
         40_010_000,
         &format!(
-            "{least}, or use smaller chunks: those of `x` are [10, 100] (4.0 kB each), longest \
-                along axis 1"
+            "{least}, or use smaller chunks: the chunks of `x` are [10, 100] (4.0 kB each), \
+                longest along axis 1"
         ),
     );
 }
@@ -187,13 +187,12 @@ fn two_tasks_never_write_one_chunk() {
     bad.stages[0].tasks = ChunkGrid::regular(&[100, 100], &[15, 100]).unwrap();
     bad.stages[0].walk = bad.stages[0].tasks.clone();
     assert!(
-        matches!(bad.finalize(), Err(PlanError::Malformed(why)) if why.contains("two of its tasks"))
+        matches!(bad.finalize(), Err(PlanError::Malformed(why)) if why.contains("several tasks would write"))
     );
     let mut twice = plan.clone();
     twice.stages.push(twice.stages[0].clone());
     assert!(
-        matches!(twice.finalize(), Err(PlanError::Malformed(why)) if why.contains("written by 2 \
-            stages"))
+        matches!(twice.finalize(), Err(PlanError::Malformed(why)) if why.contains("written by 2 stages"))
     );
     let mut other = plan;
     other.format = 99;
@@ -218,18 +217,22 @@ fn malformed_plans_are_refused() {
             (plan.stages[0].tasks, plan.stages[0].walk) = (grid.clone(), grid);
         }
     };
-    check(&plan, broken(AxisGrid::Regular { first: 3, size: 0, n: 3, last: 1 }), "no grid");
-    check(&plan, broken(AxisGrid::Regular { first: 1, size: u64::MAX, n: 4, last: 1 }), "no grid");
-    check(&plan, broken(AxisGrid::Bounds(Vec::new())), "no grid");
-    check(&plan, broken(AxisGrid::Bounds(vec![0, 3, 2, 4])), "no grid");
-    check(&plan, |plan| plan.stages[0].outputs[0].axes.swap(0, 1), "other axes than its tasks");
+    check(&plan, broken(AxisGrid::Regular { first: 3, size: 0, n: 3, last: 1 }), "grid is invalid");
+    check(
+        &plan,
+        broken(AxisGrid::Regular { first: 1, size: u64::MAX, n: 4, last: 1 }),
+        "grid is invalid",
+    );
+    check(&plan, broken(AxisGrid::Bounds(Vec::new())), "grid is invalid");
+    check(&plan, broken(AxisGrid::Bounds(vec![0, 3, 2, 4])), "grid is invalid");
+    check(&plan, |plan| plan.stages[0].outputs[0].axes.swap(0, 1), "different axes than the tasks");
     check(
         &plan,
         |plan| plan.stages[0].outputs[0].axes[1] = OutAxis::One,
-        "other axes than its tasks",
+        "different axes than the tasks",
     );
-    check(&plan, |plan| plan.stages[0].outputs.clear(), "another number of results");
-    check(&plan, |plan| plan.stages[0].inputs.clear(), "another number of inputs");
+    check(&plan, |plan| plan.stages[0].outputs.clear(), "number of outputs");
+    check(&plan, |plan| plan.stages[0].inputs.clear(), "number of inputs");
     let nowhere = |plan: &mut Plan| {
         let map = &plan.stages[0].inputs[0].map;
         let along = |axis| AxisMap::Along { axis, start: 0, step: 1 };
@@ -240,7 +243,7 @@ fn malformed_plans_are_refused() {
         let pieces = map.pieces().iter().cloned().chain([empty]).collect();
         plan.stages[0].inputs[0].map = ReadMap::new(map.shape().to_vec(), pieces);
     };
-    check(&plan, nowhere, "runs along no axis");
+    check(&plan, nowhere, "follows an unknown axis");
 }
 
 /// Plans on a stack that recursion over ten thousand nodes would overflow.
@@ -307,7 +310,7 @@ fn the_memory_of_quadratic_means_by_parts() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
-    /// A plan that fits keeps fitting when more is allowed, keeps its parallelism, and every output
+    /// A plan that fits still fits if more memory is allowed and keeps its parallelism, and every output
     /// chunk has one task.
     #[test]
     fn more_memory_never_hurts(

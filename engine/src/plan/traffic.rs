@@ -35,7 +35,7 @@ pub(crate) fn reads(scope: Scope<'_>, stage: &Stage) -> Vec<(ArrayId, Traffic)> 
         own.retain(|(id, traffic)| match all.iter_mut().find(|(other, _)| other == id) {
             Some((_, sum)) => {
                 // Inputs that run along the same axes share decoded chunks, if chunks are kept.
-                let stays = stage.keep.iter().any(|k| k.array == *id) && alike(stage, i, *id);
+                let stays = stage.cache.iter().any(|k| k.array == *id) && alike(stage, i, *id);
                 let join = |a: f64, b: f64| if stays { a.max(b) } else { a + b };
                 *sum = Traffic {
                     requests: join(sum.requests, traffic.requests),
@@ -222,8 +222,11 @@ fn of_piece(
 ) -> (f64, f64, bool) {
     // Kept chunks remain from task to task of a sweep, else from block to block.
     let last = || (0..stage.walk.axes().len()).rev().find(|d| stage.walk.axes()[*d].n_chunks() > 1);
-    let kept =
-        if stage.keep.iter().any(|k| k.array == array) { stage.sweep.or_else(last) } else { None };
+    let kept = if stage.cache.iter().any(|k| k.array == array) {
+        stage.inner_axis.or_else(last)
+    } else {
+        None
+    };
     let stays = |d: usize| kept == Some(d);
     let (mut reads, mut needed, mut exact, mut along) =
         (1.0, 1.0, true, vec![false; blocks.axes().len()]);

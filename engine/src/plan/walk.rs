@@ -6,7 +6,7 @@ use crate::program::{Loops, Over};
 
 /// The position of a task in its program's loops.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct At {
+pub(crate) struct Position {
     /// The current part of the iteration space. In a loop over objects, the object's region in its
     /// array.
     pub(crate) cell: Region,
@@ -33,19 +33,19 @@ pub(crate) fn objects(scope: Scope<'_>, stage: &Stage) -> Vec<ChunkGrid> {
 
 impl TaskLoops<'_> {
     /// Returns the position outside all loops.
-    pub(crate) fn outside(&self) -> At {
-        At { cell: self.region.clone(), object: Vec::new() }
+    pub(crate) fn outside(&self) -> Position {
+        Position { cell: self.region.clone(), object: Vec::new() }
     }
 }
 
 impl Loops for TaskLoops<'_> {
-    type At = At;
+    type Position = Position;
 
     fn each<E>(
         &self,
         over: Over,
-        at: &At,
-        mut visit: impl FnMut(&At) -> Result<(), E>,
+        at: &Position,
+        mut visit: impl FnMut(&Position) -> Result<(), E>,
     ) -> Result<(), E> {
         let walk = &self.stage.walk;
         match over {
@@ -53,18 +53,18 @@ impl Loops for TaskLoops<'_> {
                 .region(block)
                 .intersect(self.region)
             {
-                Some(cell) => visit(&At { cell, object: at.object.clone() }),
+                Some(cell) => visit(&Position { cell, object: at.object.clone() }),
                 None => Ok(()),
             }),
             Over::Objects(j) => {
                 let part = self.stage.output_region(&self.stage.outputs[j], self.coords);
                 let objects = &self.objects[j];
                 try_for_each_coord(&objects.overlapping(&part), |object| {
-                    visit(&At { cell: objects.region(object), object: object.to_vec() })
+                    visit(&Position { cell: objects.region(object), object: object.to_vec() })
                 })
             }
             Over::Slices => try_for_each_coord(&walk.overlapping(&at.cell), |slice| {
-                visit(&At { cell: walk.region(slice), object: at.object.clone() })
+                visit(&Position { cell: walk.region(slice), object: at.object.clone() })
             }),
         }
     }

@@ -21,7 +21,7 @@ use crate::memory::Part;
 use crate::plan::explain::term;
 use crate::plan::layout::{Builder, StageLayout, TASK_OVERHEAD_BYTES, TOO_LARGE, holding};
 use crate::plan::lower::{Draft, Lowering};
-use crate::plan::walk::At;
+use crate::plan::walk::Position;
 use crate::plan::{
     ArrayId, OutAxis, Place, Plan, PlanArray, PlanError, ReadMode, Stage, StageInput, StageOutput,
     malformed, traffic,
@@ -87,7 +87,7 @@ impl StageKind for Contract {
         let rank = stage.tasks.axes().len();
         let counts = [self.batch, self.free[0], self.free[1]];
         let Some(kept) = counts.iter().try_fold(0usize, |p, n| p.checked_add(*n)) else {
-            return Err(malformed("its operands have too many axes"));
+            return Err(malformed("the operands have too many axes"));
         };
         match self.operands.iter().flat_map(Expr::result_dtypes).collect::<Vec<_>>()[..] {
             [a, b]
@@ -98,7 +98,7 @@ impl StageKind for Contract {
             {
                 Ok(vec![a])
             }
-            _ => Err(malformed("its operands are no matrices of one dtype")),
+            _ => Err(malformed("the operands are not matrices of one dtype")),
         }
     }
 
@@ -144,10 +144,6 @@ impl StageKind for Contract {
 
     fn folds(&self, axis: usize) -> bool {
         axis >= self.kept()
-    }
-
-    fn after_reading(&self) -> &'static str {
-        "reads, and then multiplies"
     }
 
     fn scratch_bytes(&self, block: &[u64]) -> u64 {
@@ -227,7 +223,12 @@ struct CompiledContract {
 }
 
 impl Compiled for CompiledContract {
-    fn compute(&mut self, phase: Phase, at: &At, task: &mut TaskState<'_>) -> Result<(), Cause> {
+    fn compute(
+        &mut self,
+        phase: Phase,
+        at: &Position,
+        task: &mut TaskState<'_>,
+    ) -> Result<(), Cause> {
         match phase {
             Phase::Start => {
                 let (kernel, dtype) = (&self.kernel, task.outputs[0].info().dtype);
@@ -236,14 +237,14 @@ impl Compiled for CompiledContract {
             }
             Phase::Block => self.multiply(at, task),
             Phase::Finish(_) => cut_out(at, task),
-            Phase::Begin => Err(internal("a product makes its output from accumulators")),
+            Phase::Begin => Err(internal("a matrix product has no begin phase")),
         }
     }
 }
 
 impl CompiledContract {
     /// Adds the product of the loaded operands to the accumulators.
-    fn multiply(&mut self, at: &At, task: &mut TaskState<'_>) -> Result<(), Cause> {
+    fn multiply(&mut self, at: &Position, task: &mut TaskState<'_>) -> Result<(), Cause> {
         let mut packs: [Option<Buffer>; 2] = [None, None];
         for (o, pack) in packs.iter_mut().enumerate() {
             if task.layout.packed[o].is_some() {
@@ -252,7 +253,7 @@ impl CompiledContract {
         }
         let mut accumulator = task.accumulators[0]
             .take()
-            .ok_or_else(|| internal("accumulators are there until the task ends"))?;
+            .ok_or_else(|| internal("accumulators exist until the task ends"))?;
         let added = self.add_products(at, task, &packs, accumulator.bytes_mut());
         task.accumulators[0] = Some(accumulator);
         packs.into_iter().flatten().for_each(|p| task.resources.arena.recycle(p));
@@ -260,7 +261,7 @@ impl CompiledContract {
     }
 
     /// Returns views of an operand's inputs, along the operand's axes.
-    fn views<'t>(&self, operand: usize, at: &At, task: &'t TaskState<'_>) -> Vec<View<'t>> {
+    fn views<'t>(&self, operand: usize, at: &Position, task: &'t TaskState<'_>) -> Vec<View<'t>> {
         let axes = self.kernel.axes_of(operand, at.cell.shape.len());
         let mut views = task.views_of(
             self.kernel.inputs_of(operand),
@@ -275,7 +276,12 @@ impl CompiledContract {
     }
 
     /// Evaluates an operand into a buffer with the layout of matrices.
-    fn pack(&mut self, operand: usize, at: &At, task: &mut TaskState<'_>) -> Result<Buffer, Cause> {
+    fn pack(
+        &mut self,
+        operand: usize,
+        at: &Position,
+        task: &mut TaskState<'_>,
+    ) -> Result<Buffer, Cause> {
         let axes = self.kernel.axes_of(operand, at.cell.shape.len());
         let shape: Vec<usize> = axes.iter().map(|d| at.cell.shape[*d] as usize).collect();
         let size = task.outputs[0].info().dtype.size();
@@ -292,7 +298,7 @@ impl CompiledContract {
     /// Adds the products of all batches.
     fn add_products(
         &self,
-        at: &At,
+        at: &Position,
         task: &TaskState<'_>,
         packs: &[Option<Buffer>; 2],
         out: &mut [u8],
@@ -318,7 +324,7 @@ impl CompiledContract {
         for b in 0..batches {
             let (left, right) = (matrix(0, b)?, matrix(1, b)?);
             if !contract::is_direct(&left) || !contract::is_direct(&right) {
-                return Err(internal("an operand that is not packed lies as a matrix"));
+                return Err(internal("an operand that is not packed has the layout of a matrix"));
             }
             contract::add_product(&left, &right, &mut out[b * each..(b + 1) * each]);
         }
@@ -359,7 +365,7 @@ fn matrix_of<'t>(
 
 /// Copies the current object from accumulators, which are in C order over the task's part of the
 /// output.
-fn cut_out(at: &At, task: &mut TaskState<'_>) -> Result<(), Cause> {
+fn cut_out(at: &Position, task: &mut TaskState<'_>) -> Result<(), Cause> {
     let all = task.stage.output_region(&task.stage.outputs[0], &task.coords);
     let (output, region) = (&task.outputs[0], &task.outputs[0].objects().region(&at.object));
     let (dtype, shape) = (output.info().dtype, sizes(&region.shape));
@@ -369,7 +375,7 @@ fn cut_out(at: &At, task: &mut TaskState<'_>) -> Result<(), Cause> {
     let mut block = task.room(task.layout.outputs[0].block, task.stored_bytes(0, at) as u64)?;
     let accumulator = task.accumulators[0]
         .as_ref()
-        .ok_or_else(|| internal("accumulators are there until the task ends"))?;
+        .ok_or_else(|| internal("accumulators exist until the task ends"))?;
     let view = View {
         dtype,
         bytes: accumulator.bytes(),
@@ -434,7 +440,7 @@ impl DraftKind for ContractDraft {
             place: Place::Work,
         });
         first.notes.push(format!(
-            "sums of {} parts, side by side, because the result has few chunks",
+            "computes {} partial sums in parallel, because the result has few chunks",
             split.iter().product::<u64>()
         ));
         let sum = ReduceDraft {
@@ -575,7 +581,7 @@ impl StageOp for ContractNode {
     }
 
     fn reason(&self) -> &'static str {
-        "others read a product of matrices"
+        "other operations read the result of a matrix product"
     }
 
     fn mark(&self, lowering: &mut Lowering<'_>) {
@@ -583,7 +589,7 @@ impl StageOp for ContractNode {
             if !lowering.passes(operand, &self.map(o)) {
                 lowering.mark_one(
                     operand,
-                    "the product that reads it would go through views that do not compose",
+                    "its views do not compose with those of the matrix product that reads it",
                 );
             }
         }

@@ -8,7 +8,7 @@ use freestone_kernels::{Expr, Node as ExprNode};
 use super::Kernel;
 use super::map::Map;
 use crate::grid::{AxisGrid, ChunkGrid};
-use crate::plan::looks::reads_per_chunk;
+use crate::plan::access::reads_per_chunk;
 use crate::plan::lower::{Draft, Lowering};
 use crate::plan::rechunk::{self, Prices, Problem};
 use crate::plan::{
@@ -19,7 +19,7 @@ use crate::storage::array::ArrayInfo;
 
 /// The maximum average of reads per chunk for which a single copy is kept without a search for a
 /// cheaper route.
-const WORTH_A_LOOK: f64 = 1.3;
+const MIN_READS_PER_CHUNK: f64 = 1.3;
 
 /// The maximum number of searches for a route, each with less memory.
 const ATTEMPTS: usize = 8;
@@ -33,8 +33,8 @@ pub(super) fn copies(
     direct: &Stage,
 ) -> Option<Vec<Stage>> {
     let [target] = draft.outputs.as_slice() else { return None };
-    let again = reads_per_chunk(direct, &lowering.looks(direct), direct.sweep);
-    if again <= WORTH_A_LOOK {
+    let reads = reads_per_chunk(direct, &lowering.patterns(direct), direct.inner_axis);
+    if reads <= MIN_READS_PER_CHUNK {
         return None;
     }
     let info = lowering.arrays[target.0].info.clone();
@@ -74,16 +74,17 @@ pub(super) fn copies(
         target: extents(grid.axes()),
         source_bytes: source_bytes.max(info.dtype.size()) as u64,
         bytes: info.dtype.size() as u64,
-        memory: lowering.spec.growth_mem().saturating_sub(lowering.scope().process_mem),
+        memory: lowering.spec.soft_mem().saturating_sub(lowering.scope().process_mem),
         tasks: lowering.spec.wanted_tasks(),
         prices,
     };
     for _ in 0..ATTEMPTS {
         let Some(route) = problem.route().filter(|r| r.boxes.len() > 1) else {
-            lowering.remark(
+            lowering.add_note(
                 *target,
                 format!(
-                    "chunks are read {again:.1} times: several copies that fit would not be cheaper"
+                    "chunks are read {reads:.1} times each: no route of several copies that fits in \
+                     memory is cheaper"
                 ),
             );
             return None;
@@ -95,8 +96,8 @@ pub(super) fn copies(
             let fits = stages.iter().all(|s| StageLayout::fits(lowering.scope(), s));
             if fits && all < 0.9 * direct_cost {
                 let note = format!(
-                    "in {} copies: about {all:.2} s of one worker, where one that reads chunks \
-                        again takes {direct_cost:.2} s",
+                    "split into {} copies: estimated {all:.2} s of worker time, instead of \
+                     {direct_cost:.2} s for one copy that reads chunks repeatedly",
                     stages.len()
                 );
                 stages.iter_mut().for_each(|s| s.notes.push(note.clone()));
@@ -106,10 +107,10 @@ pub(super) fn copies(
             if fits {
                 let n = stages.len();
                 let note = format!(
-                    "chunks are read {again:.1} times: about {direct_cost:.2} s of one worker, \
-                        where {n} copies take {all:.2} s"
+                    "chunks are read {reads:.1} times each: estimated {direct_cost:.2} s of worker \
+                     time, instead of {all:.2} s for {n} copies"
                 );
-                lowering.remark(*target, note);
+                lowering.add_note(*target, note);
                 return None;
             }
         }
@@ -181,7 +182,7 @@ fn route_stages(
 fn read_cost(lowering: &Lowering<'_>, stage: &Stage, prices: &Prices) -> f64 {
     // Ignore chunks that remain from task to task, because consecutive tasks may run on different
     // workers.
-    let apart = Stage { keep: Vec::new(), ..stage.clone() };
+    let apart = Stage { cache: Vec::new(), ..stage.clone() };
     traffic::reads(lowering.scope(), &apart)
         .iter()
         .map(|(_, t)| t.bytes * prices.source_byte + t.requests * prices.source_request)

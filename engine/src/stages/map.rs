@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{Compiled, DraftKind, Kernel, StageKind, copy};
 use crate::grid::{AxisGrid, ChunkGrid};
+use crate::plan::access::{MAX_PATTERNS, cached_chunks, reads_per_chunk};
 use crate::plan::explain::{counted, term};
 use crate::plan::layout::{Builder, StageLayout, holding};
-use crate::plan::looks::{MAX_LOOKS, keeps, reads_per_chunk};
 use crate::plan::lower::{Draft, Lowering};
-use crate::plan::walk::At;
+use crate::plan::walk::Position;
 use crate::plan::{Plan, PlanError, ReadMode, Stage, StageOutput, malformed};
 use crate::program::{Over, Phase, SlotId, Step};
 use crate::readmap::{AxisMap, Origin};
@@ -46,7 +46,9 @@ impl StageKind for Map {
                     .arrays
                     .get(output.array.0)
                     .filter(|a| are_slices(&stage.walk, &a.info.objects()));
-                array.ok_or_else(|| malformed("its walk does not cut its outputs into slices"))?;
+                array.ok_or_else(|| {
+                    malformed("the blocks are not contiguous slices of the outputs")
+                })?;
             }
         }
         Ok(self.0.result_dtypes())
@@ -108,10 +110,6 @@ impl StageKind for Map {
         term(&self.0, j, names)
     }
 
-    fn after_reading(&self) -> &'static str {
-        "reads"
-    }
-
     fn walks(&self) -> bool {
         false
     }
@@ -163,24 +161,28 @@ struct CompiledMap {
 }
 
 impl Compiled for CompiledMap {
-    fn compute(&mut self, phase: Phase, at: &At, task: &mut TaskState<'_>) -> Result<(), Cause> {
+    fn compute(
+        &mut self,
+        phase: Phase,
+        at: &Position,
+        task: &mut TaskState<'_>,
+    ) -> Result<(), Cause> {
         match phase {
             Phase::Begin => task.begin(at),
-            Phase::Block if task.is_stored_as_assembled() => match task.loaded[0]
-                .take()
-                .map(|loaded| loaded.values)
-            {
-                Some(Values::Own(mut block)) => {
-                    block.set_len(task.stored_bytes(0, at));
-                    task.blocks[0] = Some(block);
-                    task.pad(0, at);
-                    Ok(())
+            Phase::Block if task.is_stored_as_assembled() => {
+                match task.loaded[0].take().map(|loaded| loaded.values) {
+                    Some(Values::Own(mut block)) => {
+                        block.set_len(task.stored_bytes(0, at));
+                        task.blocks[0] = Some(block);
+                        task.pad(0, at);
+                        Ok(())
+                    }
+                    _ => Err(internal("a block that is stored as assembled has its own buffer")),
                 }
-                _ => Err(internal("a block that is stored as it was assembled is the task's own")),
-            },
+            }
             Phase::Block => self.evaluate(at, task),
             Phase::Start | Phase::Finish(_) => {
-                Err(internal("an elementwise stage accumulates nothing"))
+                Err(internal("an elementwise stage has no accumulators"))
             }
         }
     }
@@ -189,7 +191,7 @@ impl Compiled for CompiledMap {
 impl CompiledMap {
     /// Evaluates the current cell, which is a slice or the whole of the current object. Pads an
     /// edge chunk after the last slice.
-    fn evaluate(&mut self, at: &At, task: &mut TaskState<'_>) -> Result<(), Cause> {
+    fn evaluate(&mut self, at: &Position, task: &mut TaskState<'_>) -> Result<(), Cause> {
         let object = task.outputs[0].objects().region(&at.object);
         let (shape, all) = (sizes(&at.cell.shape), sizes(&object.shape));
         let before = (0..all.len())
@@ -201,7 +203,7 @@ impl CompiledMap {
             let size = output.info().dtype.size();
             let block = block
                 .as_mut()
-                .ok_or_else(|| internal("an output block is there before it is computed"))?;
+                .ok_or_else(|| internal("an output block is allocated before it is computed"))?;
             parts.push(&mut block.bytes_mut()[before * size..(before + n) * size]);
         }
         eval::map(&mut self.evaluator, &shape, &task.views(&self.dtypes, &at.cell), &mut parts);
@@ -290,18 +292,18 @@ fn map_stage(lowering: &Lowering<'_>, draft: &Draft, grid: &ChunkGrid) -> Stage 
 /// Returns the stage with the sweep along which caching decoded chunks saves most, if one saves
 /// reads and fits, and the reads per chunk.
 fn with_kept(lowering: &Lowering<'_>, stage: Stage, fits: &dyn Fn(&Stage) -> bool) -> (Stage, f64) {
-    let looks = lowering.looks(&stage);
-    let plain = reads_per_chunk(&stage, &looks, None);
+    let patterns = lowering.patterns(&stage);
+    let plain = reads_per_chunk(&stage, &patterns, None);
     if plain <= 1.05 {
         return (stage, plain);
     }
     let mut sweeps: Vec<(f64, usize)> = (0..stage.tasks.axes().len())
-        .map(|d| (reads_per_chunk(&stage, &looks, Some(d)), d))
+        .map(|d| (reads_per_chunk(&stage, &patterns, Some(d)), d))
         .collect();
     sweeps.sort_by(|a, b| a.0.total_cmp(&b.0));
     for (reads, d) in sweeps.into_iter().filter(|(r, _)| *r < 0.95 * plain) {
-        let keep = keeps(&stage, &looks);
-        let candidate = Stage { sweep: Some(d), keep, ..stage.clone() };
+        let cache = cached_chunks(&stage, &patterns);
+        let candidate = Stage { inner_axis: Some(d), cache, ..stage.clone() };
         let slim = in_slices(lowering, &candidate);
         if let Some(best) = slim.into_iter().chain([candidate]).find(fits) {
             return (best, reads);
@@ -320,7 +322,7 @@ fn in_slices(lowering: &Lowering<'_>, stage: &Stage) -> Option<Stage> {
         Origin::Flat => false,
     };
     let pieces: usize = stage.inputs.iter().map(|i| i.map.pieces().len()).sum();
-    if pieces > MAX_LOOKS
+    if pieces > MAX_PATTERNS
         || !stage.inputs.iter().flat_map(|i| i.map.pieces()).all(|p| plain(&p.from))
     {
         return None;

@@ -24,7 +24,7 @@ use crate::graph::NodeRef;
 use crate::grid::{ChunkGrid, Region};
 use crate::plan::layout::{Builder, TASK_OVERHEAD_BYTES};
 use crate::plan::lower::{Draft, Lowering};
-use crate::plan::walk::At;
+use crate::plan::walk::Position;
 use crate::plan::{ArrayId, Plan, PlanError, ReadMode, Stage, StageInput};
 use crate::program::{Phase, Step};
 use crate::state::TaskState;
@@ -143,7 +143,7 @@ pub(crate) trait StageKind: fmt::Debug {
     /// slots that they use.
     fn program(&self, layout: &mut Builder<'_>) -> Result<Vec<Step>, PlanError>;
 
-    /// Returns a description of the stage's work, such as "folds 2 results along axis 0".
+    /// Returns a description of the stage's work, such as "reduces 2 results along axis 0".
     fn description(&self) -> String;
 
     /// Returns the formula of output `j`, given the names of the inputs.
@@ -174,11 +174,6 @@ pub(crate) trait StageKind: fmt::Debug {
     /// Returns true if a task writes exactly one object of each output.
     fn writes_one_object(&self) -> bool {
         false
-    }
-
-    /// Returns a phrase for the stage's work after reading, for the explanation.
-    fn after_reading(&self) -> &'static str {
-        "reads, and then folds"
     }
 
     /// Returns the bytes of scratch memory for blocks of this shape, including those that a thread
@@ -230,7 +225,12 @@ pub(crate) trait StageKind: fmt::Debug {
 /// kernel.
 pub(crate) trait Compiled: fmt::Debug + Send {
     /// Runs a phase at a position of the task.
-    fn compute(&mut self, phase: Phase, at: &At, task: &mut TaskState<'_>) -> Result<(), Cause>;
+    fn compute(
+        &mut self,
+        phase: Phase,
+        at: &Position,
+        task: &mut TaskState<'_>,
+    ) -> Result<(), Cause>;
 }
 
 /// A stage before its division into tasks.

@@ -12,11 +12,11 @@ use serde::{Deserialize, Serialize};
 use super::{AnyDraft, Compiled, DraftKind, Kernel, StageKind, StageOp};
 use crate::graph::NodeRef;
 use crate::grid::{AxisGrid, ChunkGrid, Region};
+use crate::plan::access::{cached_chunks, reads_per_chunk};
 use crate::plan::explain::{counted, term};
 use crate::plan::layout::{Builder, StageLayout, holding};
-use crate::plan::looks::{keeps, reads_per_chunk};
 use crate::plan::lower::{Draft, Lowering};
-use crate::plan::walk::At;
+use crate::plan::walk::Position;
 use crate::plan::{
     ArrayId, OutAxis, Place, Plan, PlanArray, PlanError, Scope, Stage, StageInput, StageOutput,
     malformed, traffic,
@@ -102,26 +102,26 @@ impl StageKind for Reduce {
             || axes.iter().any(|a| *a >= space.len())
             || axes.windows(2).any(|w| w[0] >= w[1])
         {
-            return Err(malformed("its folds or axes do not fit"));
+            return Err(malformed("the reductions or the reduced axes are invalid"));
         }
         if let Some(parts) = parts {
             let one_each = |(a, part): (&usize, &AxisGrid)| {
-                part.holds()
+                part.is_valid()
                     && part.n_chunks() == space[*a]
                     && stage.walk.axes()[*a].max_extent() <= 1
             };
             if parts.len() != axes.len() || !axes.iter().zip(parts).all(one_each) {
-                return Err(malformed("its partial results are not those that it merges"));
+                return Err(malformed("the partial results do not match the reduced axes"));
             }
         }
         let reads =
             |f: &Fold| if parts.is_some() { f.op.accumulator(f.values) } else { Some(f.values) };
         if expr.result_dtypes().into_iter().zip(folds).any(|(d, f)| reads(f) != Some(d)) {
-            return Err(malformed("a fold reads another dtype than its expression gives"));
+            return Err(malformed("the dtype of a reduction does not match its expression"));
         }
         let finished: Option<Vec<DType>> =
             folds.iter().map(|f| f.finish.dtype(f.op, f.values)).collect();
-        finished.ok_or_else(|| malformed("a fold is not defined for its dtype"))
+        finished.ok_or_else(|| malformed("a reduction is not defined for its dtype"))
     }
 
     fn program(&self, layout: &mut Builder<'_>) -> Result<Vec<Step>, PlanError> {
@@ -150,7 +150,7 @@ impl StageKind for Reduce {
 
     fn description(&self) -> String {
         let axes: Vec<String> = self.axes.iter().map(|a| format!("axis {a}")).collect();
-        format!("folds {} along {}", counted(self.folds.len() as u64, "result"), axes.join(", "))
+        format!("reduces {} along {}", counted(self.folds.len() as u64, "result"), axes.join(", "))
     }
 
     fn formula(&self, j: usize, names: &[String]) -> String {
@@ -185,7 +185,12 @@ struct CompiledReduce {
 }
 
 impl Compiled for CompiledReduce {
-    fn compute(&mut self, phase: Phase, at: &At, task: &mut TaskState<'_>) -> Result<(), Cause> {
+    fn compute(
+        &mut self,
+        phase: Phase,
+        at: &Position,
+        task: &mut TaskState<'_>,
+    ) -> Result<(), Cause> {
         match phase {
             Phase::Start => {
                 let Reduce { folds, axes, .. } = &self.kernel;
@@ -199,7 +204,7 @@ impl Compiled for CompiledReduce {
             }
             Phase::Block => self.fold(at, task),
             Phase::Finish(j) => self.finish(j, at, task),
-            Phase::Begin => Err(internal("a reduction makes its outputs from accumulators")),
+            Phase::Begin => Err(internal("a reduction has no begin phase")),
         }
     }
 }
@@ -207,7 +212,7 @@ impl Compiled for CompiledReduce {
 impl CompiledReduce {
     /// Reduces the loaded blocks of the current cell into the accumulators, which are in C order
     /// over the kept axes of the task.
-    fn fold(&mut self, at: &At, task: &mut TaskState<'_>) -> Result<(), Cause> {
+    fn fold(&mut self, at: &Position, task: &mut TaskState<'_>) -> Result<(), Cause> {
         let Reduce { expr, folds, axes, parts } = &self.kernel;
         let (cell, region) = (&at.cell, &task.region);
         let kept: Vec<usize> = region
@@ -294,7 +299,7 @@ impl CompiledReduce {
     }
 
     /// Converts accumulator `j` to its output block.
-    fn finish(&mut self, j: usize, at: &At, task: &mut TaskState<'_>) -> Result<(), Cause> {
+    fn finish(&mut self, j: usize, at: &Position, task: &mut TaskState<'_>) -> Result<(), Cause> {
         let fold = &self.kernel.folds[j];
         let output = &task.outputs[j];
         let n =
@@ -302,7 +307,7 @@ impl CompiledReduce {
         let mut block = task.room(task.layout.outputs[j].block, task.stored_bytes(j, at) as u64)?;
         let accumulator = task.accumulators[j]
             .as_ref()
-            .ok_or_else(|| internal("accumulators are there until the task ends"))?;
+            .ok_or_else(|| internal("accumulators exist until the task ends"))?;
         fold.finish.apply(fold.op, fold.values, accumulator.bytes(), &mut block.bytes_mut()[..n]);
         task.blocks[j] = Some(block);
         task.pad(j, at);
@@ -439,16 +444,17 @@ impl ReduceDraft {
         }
         // Consecutive blocks differ along the last axis with several blocks. Chunks that they share
         // are kept, if memory permits.
-        let (looks, along) = (
-            lowering.looks(&stage),
+        let (patterns, along) = (
+            lowering.patterns(&stage),
             (0..stage.walk.axes().len()).rev().find(|d| stage.walk.axes()[*d].n_chunks() > 1),
         );
         if along.is_some()
-            && reads_per_chunk(&stage, &looks, along) < 0.95 * reads_per_chunk(&stage, &looks, None)
+            && reads_per_chunk(&stage, &patterns, along)
+                < 0.95 * reads_per_chunk(&stage, &patterns, None)
         {
-            stage.keep = keeps(&stage, &looks);
+            stage.cache = cached_chunks(&stage, &patterns);
             if !StageLayout::fits(lowering.scope(), &stage) {
-                stage.keep.clear();
+                stage.cache.clear();
             }
         }
         stage
@@ -546,7 +552,7 @@ impl StageOp for ReduceNode {
     }
 
     fn reason(&self) -> &'static str {
-        "others read what a reduction gives"
+        "other operations read the result of a reduction"
     }
 
     fn draft(

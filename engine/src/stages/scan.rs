@@ -15,7 +15,7 @@ use crate::grid::{AxisGrid, ChunkGrid, Region};
 use crate::plan::explain::term;
 use crate::plan::layout::{Builder, holding};
 use crate::plan::lower::{Draft, Lowering};
-use crate::plan::walk::At;
+use crate::plan::walk::Position;
 use crate::plan::{
     ArrayId, OutAxis, Place, Plan, PlanArray, PlanError, ReadMode, Stage, StageInput, StageOutput,
     malformed,
@@ -70,20 +70,18 @@ impl StageKind for Scan {
         let Scan { axis, carry, .. } = self;
         let Some((dtype, _)) = self.dtypes() else {
             return Err(malformed(
-                "it scans another number of results than one, or a dtype without sums",
+                "a scan requires exactly one result, of a dtype that supports the operation",
             ));
         };
         let Some(tasks) = stage.tasks.axes().get(*axis) else {
-            return Err(malformed("it scans along an axis that is not there"));
+            return Err(malformed("the scanned axis does not exist"));
         };
         let whole = |d: usize| d == *axis || stage.tasks.axes()[d] == stage.walk.axes()[d];
         if (!*carry && tasks.n_chunks() > 1)
             || !(0..stage.tasks.axes().len()).all(whole)
             || !stage.walk.axes()[*axis].nests_in(tasks, 0, 1)
         {
-            return Err(malformed(
-                "its tasks do not follow each other along the axis that it scans",
-            ));
+            return Err(malformed("the tasks are not consecutive along the scanned axis"));
         }
         let is_before = |i: &StageInput| {
             let [source] = i.sources[..] else { return false };
@@ -91,14 +89,15 @@ impl StageKind for Scan {
             i.map == ReadMap::identity(i.map.shape()) && parts == Some(stage.tasks.chunk_counts())
         };
         if *carry && !stage.inputs.last().is_some_and(is_before) {
-            return Err(malformed("what came before its tasks is not there"));
+            return Err(malformed("the input with the totals before each task is missing"));
         }
         Ok(vec![dtype])
     }
 
     fn program(&self, layout: &mut Builder<'_>) -> Result<Vec<Step>, PlanError> {
         let (n, all) = (self.expr.inputs().len(), layout.inputs.len());
-        let (_, carrier) = self.dtypes().ok_or_else(|| malformed("its scan is not defined"))?;
+        let (_, carrier) =
+            self.dtypes().ok_or_else(|| malformed("the scan is not defined for its dtype"))?;
         let accumulator =
             layout.accumulator(0, layout.kept_bytes(carrier.size(), |d| d != self.axis));
         let block = layout.output(0);
@@ -119,9 +118,9 @@ impl StageKind for Scan {
     fn description(&self) -> String {
         let axis = self.axis;
         if self.exclusive {
-            format!("finds what comes before each part along axis {axis}")
+            format!("computes the total before each part along axis {axis}")
         } else {
-            format!("runs along axis {axis}")
+            format!("scans along axis {axis}")
         }
     }
 
@@ -178,12 +177,17 @@ struct CompiledScan {
 }
 
 impl Compiled for CompiledScan {
-    fn compute(&mut self, phase: Phase, at: &At, task: &mut TaskState<'_>) -> Result<(), Cause> {
+    fn compute(
+        &mut self,
+        phase: Phase,
+        at: &Position,
+        task: &mut TaskState<'_>,
+    ) -> Result<(), Cause> {
         match phase {
             Phase::Start => self.start(task),
             Phase::Begin => task.begin(at),
             Phase::Block => self.run(at, task),
-            Phase::Finish(_) => Err(internal("a scan stores its output while it runs")),
+            Phase::Finish(_) => Err(internal("a scan has no finish phase")),
         }
     }
 }
@@ -195,15 +199,15 @@ impl CompiledScan {
         let (_, carrier) = self
             .kernel
             .dtypes()
-            .ok_or_else(|| internal("a scan that was checked has a carrier"))?;
+            .ok_or_else(|| internal("a checked scan has an accumulator dtype"))?;
         op.start(carrier, task.start(0, carrier, |d| d != axis)?);
         if let Some(i) = self.kernel.carried() {
-            let before = task.loaded[i]
-                .take()
-                .ok_or_else(|| internal("what came before a task is loaded before it starts"))?;
+            let before = task.loaded[i].take().ok_or_else(|| {
+                internal("the total before a task is loaded before the task starts")
+            })?;
             let mut accumulator = task.accumulators[0]
                 .take()
-                .ok_or_else(|| internal("a task has accumulators once it has started"))?;
+                .ok_or_else(|| internal("a started task has accumulators"))?;
             accumulator.bytes_mut().copy_from_slice(task.bytes(&before.values));
             task.accumulators[0] = Some(accumulator);
         }
@@ -211,7 +215,7 @@ impl CompiledScan {
     }
 
     /// Evaluates the current object and accumulates along it.
-    fn run(&mut self, at: &At, task: &mut TaskState<'_>) -> Result<(), Cause> {
+    fn run(&mut self, at: &Position, task: &mut TaskState<'_>) -> Result<(), Cause> {
         let Scan { expr, op, axis, exclusive, .. } = &self.kernel;
         let shape = sizes(&at.cell.shape);
         let dtype = task.outputs[0].info().dtype;
@@ -286,8 +290,8 @@ impl DraftKind for ScanDraft {
             Stage::new("partial", kernel, draft.inputs.clone(), vec![output], tasks.clone());
         first.walk = grid.clone();
         first.notes.push(format!(
-            "sums of {parts} parts along axis {axis}, so that the parts can \
-            run side by side; the input is read twice"
+            "computes the totals of {parts} parts along axis {axis}, so that the parts can be scanned \
+             in parallel; the input is read twice"
         ));
         let carried = |id: ArrayId| StageInput {
             sources: vec![id],
@@ -389,7 +393,7 @@ impl StageOp for ScanNode {
     }
 
     fn reason(&self) -> &'static str {
-        "others read what runs along an axis"
+        "other operations read the result of a scan"
     }
 
     fn draft(

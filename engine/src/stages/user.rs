@@ -14,7 +14,7 @@ use crate::plan::explain::listed;
 use crate::plan::inline::as_read;
 use crate::plan::layout::{Builder, TASK_OVERHEAD_BYTES, TOO_LARGE, holding};
 use crate::plan::lower::{Draft, Lowering};
-use crate::plan::walk::At;
+use crate::plan::walk::Position;
 use crate::plan::{ArrayId, Plan, PlanError, ReadMode, Stage, StageOutput, malformed};
 use crate::program::{Over, Phase, SlotId, Step};
 use crate::state::{Loaded, TaskState, Values, overrun, sizes};
@@ -68,19 +68,19 @@ impl StageKind for User {
 
     fn check(&self, _plan: &Plan, stage: &Stage) -> Result<Vec<DType>, PlanError> {
         let fits = |b: &UserBlocks| {
-            let holds = b.grid.axes().iter().all(AxisGrid::holds);
+            let is_valid = b.grid.axes().iter().all(AxisGrid::is_valid);
             let axis = |(axis, grid): (&Option<usize>, &AxisGrid)| match axis {
                 Some(a) => {
                     stage.tasks.axes().get(*a).is_some_and(|t| t.n_chunks() == grid.n_chunks())
                 }
                 None => grid.n_chunks() <= 1,
             };
-            holds
+            is_valid
                 && b.axes.len() == b.grid.axes().len()
                 && b.axes.iter().zip(b.grid.axes()).all(axis)
         };
         if !self.blocks.iter().all(fits) || stage.walk != stage.tasks {
-            return Err(malformed("its blocks are not those of its tasks"));
+            return Err(malformed("the blocks do not match the tasks"));
         }
         Ok(vec![self.dtype])
     }
@@ -162,17 +162,22 @@ struct CompiledUser {
 }
 
 impl Compiled for CompiledUser {
-    fn compute(&mut self, phase: Phase, at: &At, task: &mut TaskState<'_>) -> Result<(), Cause> {
+    fn compute(
+        &mut self,
+        phase: Phase,
+        at: &Position,
+        task: &mut TaskState<'_>,
+    ) -> Result<(), Cause> {
         match phase {
             Phase::Begin => task.begin(at),
             Phase::Block => self.apply(at, task),
-            Phase::Start | Phase::Finish(_) => Err(internal("a user's kernel accumulates nothing")),
+            Phase::Start | Phase::Finish(_) => Err(internal("a user kernel has no accumulators")),
         }
     }
 }
 
 impl CompiledUser {
-    fn apply(&self, at: &At, task: &mut TaskState<'_>) -> Result<(), Cause> {
+    fn apply(&self, at: &Position, task: &mut TaskState<'_>) -> Result<(), Cause> {
         let User { name, scratch_bytes, dtype, .. } = &self.kernel;
         let region = task.outputs[0].objects().region(&at.object);
         let shape = sizes(&region.shape);
@@ -180,11 +185,13 @@ impl CompiledUser {
         let mut scratch = task.resources.arena.buffer(*scratch_bytes).map_err(overrun)?;
         let mut block = task.blocks[0]
             .take()
-            .ok_or_else(|| internal("an output block is there before it is computed"))?;
+            .ok_or_else(|| internal("an output block is allocated before it is computed"))?;
         let mut inputs: Vec<Block<'_>> = Vec::with_capacity(task.loaded.len());
         for (loaded, blocks) in task.loaded.iter().zip(&self.kernel.blocks) {
             let Some(Loaded { values: Values::Own(values), cell, .. }) = loaded else {
-                return Err(internal("the blocks of a user's kernel are assembled before it runs"));
+                return Err(internal(
+                    "the blocks of a user kernel are assembled before the kernel runs",
+                ));
             };
             inputs.push(Block {
                 dtype: blocks.dtype,
@@ -202,9 +209,14 @@ impl CompiledUser {
         // A panic is a failure of the kernel, not of the worker.
         let scratch_part = &mut scratch.bytes_mut()[..*scratch_bytes as usize];
         let applied = panics::caught(|| self.code.apply(&inputs, &mut output, scratch_part));
-        let applied = applied.unwrap_or_else(|panic| Err(format!("it panicked: {panic}")));
         task.resources.arena.recycle(scratch);
-        applied.map_err(|e| (FailureKind::Kernel, format!("kernel `{name}`: {e}")))?;
+        let problem = match applied {
+            Ok(applied) => applied.err().map(|error| format!("kernel `{name}`: {error}")),
+            Err(panic) => Some(format!("kernel `{name}` panicked: {panic}")),
+        };
+        if let Some(problem) = problem {
+            return Err((FailureKind::Kernel, problem));
+        }
         task.blocks[0] = Some(block);
         task.pad(0, at);
         Ok(())
@@ -268,7 +280,7 @@ impl StageOp for UserNode {
     }
 
     fn reason(&self) -> &'static str {
-        "a user's kernel writes blocks"
+        "other operations read the blocks that a user kernel writes"
     }
 
     /// Marks elementwise functions among the inputs for arrays of their own, so that each input is
@@ -281,7 +293,7 @@ impl StageOp for UserNode {
                 |_| vec![Arc::clone(input)],
                 |bases| bases.into_iter().filter(computed).collect(),
             );
-            bases.iter().for_each(|b| lowering.mark_one(b, "a user's kernel reads blocks"));
+            bases.iter().for_each(|b| lowering.mark_one(b, "a user kernel reads whole blocks"));
         }
     }
 

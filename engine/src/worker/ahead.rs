@@ -7,11 +7,11 @@
 
 use std::collections::VecDeque;
 
-use crate::plan::LISTED;
+use crate::lru::Lru;
+use crate::plan::MAX_PREFETCH_LIST;
 use crate::plan::chunks::{ChunkReads, Touched};
 use crate::plan::walk::TaskLoops;
 use crate::program::walk;
-use crate::recent::Recent;
 use crate::state::{Opened, Source, TaskState};
 use crate::storage::PendingRead;
 use crate::storage::reader::WorkerResources;
@@ -23,7 +23,7 @@ type Wanted = (u32, u64);
 #[derive(Debug, Default)]
 pub(super) struct Ahead {
     /// The chunks cached when the task began, by source.
-    at_hand: Option<Vec<Recent<()>>>,
+    cached: Option<Vec<Lru<()>>>,
     /// The chunks that the task requests next, in order.
     list: VecDeque<Wanted>,
     /// The number of chunks listed so far.
@@ -47,7 +47,7 @@ impl Ahead {
         source: usize,
         coords: &[u64],
     ) -> Option<PendingRead> {
-        if task.layout.ahead == 0 || !task.layout.sources[source].far {
+        if task.layout.prefetch == 0 || !task.layout.sources[source].prefetch {
             return None;
         }
         let wanted = (source as u32, task.grids[source].index(coords));
@@ -66,7 +66,8 @@ impl Ahead {
             }
         };
         // Chunks that need no wait are checked a few at a time.
-        while self.in_flight() < task.layout.ahead && self.begun.len() < 4 * task.layout.ahead {
+        while self.in_flight() < task.layout.prefetch && self.begun.len() < 4 * task.layout.prefetch
+        {
             self.refill(task);
             let Some(next) = self.list.front().copied() else { break };
             let Source::Chunks(access, _) = &task.sources[next.0 as usize].source else { break };
@@ -108,17 +109,18 @@ impl Ahead {
         if !self.list.is_empty() || self.is_whole {
             return;
         }
-        let at_hand =
-            self.at_hand.get_or_insert_with(|| task.sources.iter().map(names).collect()).clone();
+        let cached =
+            self.cached.get_or_insert_with(|| task.sources.iter().map(names).collect()).clone();
         // The list's allocation is reused.
         let (mut list, mut skip) = (std::mem::take(&mut self.list), self.listed);
         let visit = |source: usize, touched: &Touched<'_>| {
-            let (true, Some(coords)) = (task.layout.sources[source].far, touched.coords()) else {
+            let (true, Some(coords)) = (task.layout.sources[source].prefetch, touched.coords())
+            else {
                 return Ok(());
             };
             if skip > 0 {
                 skip -= 1;
-            } else if list.len() == LISTED {
+            } else if list.len() == MAX_PREFETCH_LIST {
                 return Err(Full);
             } else {
                 list.push_back((source as u32, task.grids[source].index(coords)));
@@ -128,7 +130,7 @@ impl Ahead {
         let inside = vec![None; task.stage.inputs.len()];
         let (stage, layout, grids, coords) =
             (task.stage, task.layout, task.grids, task.coords.as_slice());
-        let mut reads = ChunkReads { stage, layout, grids, coords, at_hand, inside, visit };
+        let mut reads = ChunkReads { stage, layout, grids, coords, cached, inside, visit };
         let loops = TaskLoops { stage, objects: task.objects, coords, region: &task.region };
         self.is_whole = walk(&layout.program.steps, &loops, &loops.outside(), &mut reads).is_ok();
         self.listed += list.len() as u64;
@@ -137,8 +139,8 @@ impl Ahead {
 }
 
 /// Returns the coordinates of a source's cached chunks, without their values.
-fn names(opened: &Opened) -> Recent<()> {
-    let mut names = Recent::default();
+fn names(opened: &Opened) -> Lru<()> {
+    let mut names = Lru::default();
     opened.chunks.coords().for_each(|coords| names.push(coords, ()));
     names
 }

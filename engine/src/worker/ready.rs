@@ -10,9 +10,9 @@ use freestone_kernels::Buffer;
 
 use super::RunContext;
 use crate::grid::ChunkGrid;
+use crate::lru::Lru;
 use crate::plan::walk::objects;
 use crate::plan::{ArrayId, Place, PlanError, StageId, from_hex};
-use crate::recent::Recent;
 use crate::stages::Compiled;
 use crate::state::{Opened, Source};
 use crate::storage::reader::{ChunkAccess, Own, ShardCache};
@@ -36,7 +36,7 @@ impl RunContext {
         let plan = self.plan.plan();
         let stage = &plan.stages[stage_id.0];
         let layout = self.plan.layout(stage_id);
-        let opened = |id| Ok(Opened { source: self.source(id)?, chunks: Recent::default() });
+        let opened = |id| Ok(Opened { source: self.source(id)?, chunks: Lru::default() });
         Ok(Ready {
             stage: stage_id,
             sources: layout

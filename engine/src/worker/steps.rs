@@ -7,7 +7,7 @@
 use super::ahead::Ahead;
 use super::{Limits, overrun};
 use crate::plan::chunks::forget;
-use crate::plan::walk::{At, TaskLoops};
+use crate::plan::walk::{Position, TaskLoops};
 use crate::program::{SlotId, Step, Visitor, walk};
 use crate::stages::Compiled;
 use crate::state::{Loaded, TaskState, Values};
@@ -37,10 +37,10 @@ impl Execution<'_, '_> {
     }
 }
 
-impl Visitor<At> for Execution<'_, '_> {
+impl Visitor<Position> for Execution<'_, '_> {
     type Stop = Cause;
 
-    fn step(&mut self, step: &Step, at: &At) -> Result<(), Cause> {
+    fn step(&mut self, step: &Step, at: &Position) -> Result<(), Cause> {
         match step {
             Step::Take(slot) => self
                 .task
@@ -59,7 +59,7 @@ impl Visitor<At> for Execution<'_, '_> {
         }
     }
 
-    fn enter(&mut self, body: &[Step], _: &At) -> Result<(), Cause> {
+    fn enter(&mut self, body: &[Step], _: &Position) -> Result<(), Cause> {
         self.limits.check()?;
         forget(body, &mut self.task.loaded);
         Ok(())
@@ -77,7 +77,7 @@ impl TaskState<'_> {
             }
         }
         for (source, opened) in self.layout.sources.iter().zip(&mut *self.sources) {
-            if source.slot == Some(slot) && !source.kept {
+            if source.slot == Some(slot) && !source.retained {
                 opened.clear(self.resources);
             }
         }

@@ -189,7 +189,7 @@ fn what_cannot_be_run_is_refused_by_kind() {
         &emulator,
         &written(&plan_of(&kernel), &spec),
         RefusalKind::UnknownKernel,
-        "does not know the kernel `odd`",
+        "unknown kernel `odd`",
     );
 
     let numbers = plan_of_numbers(&place, 3);
@@ -395,7 +395,7 @@ fn a_kernel_that_panics_is_a_failure_and_no_more() {
         assert!(
             failure
                 .message
-                .contains("it panicked: assertion `left != right` failed: it was told to panic")
+                .contains("panicked: assertion `left != right` failed: it was told to panic")
                 && failure.message.contains("odd.rs:"),
             "{}",
             failure.message

@@ -138,7 +138,7 @@ impl Queue<'_> {
             .min((n - state.stages[id.0].next) / (2 * workers));
         // Tasks that keep chunks for each other go together, while every slot gets some.
         let together =
-            stage.sweep.map_or(1, |d| stage.tasks.axes()[d].n_chunks().min(n / (2 * workers)));
+            stage.inner_axis.map_or(1, |d| stage.tasks.axes()[d].n_chunks().min(n / (2 * workers)));
         // Not more than can be done again without much regret.
         let few = (MAX_BATCH_BYTES / self.input_bytes(stage)).min(
             (MAX_BATCH_TIME.as_nanos() / state.stages[id.0].walls.median().as_nanos().max(1))

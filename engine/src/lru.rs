@@ -1,21 +1,21 @@
 //! A least-recently-used list of chunks.
 //!
-//! A task caches decoded chunks in a [`Recent`]. The visitor that lists a task's reads uses a
-//! [`Recent`] without values, so both evict alike.
+//! A task caches decoded chunks in an [`Lru`]. The visitor that lists a task's reads uses an
+//! [`Lru`] without values, so both evict alike.
 
 /// Values by chunk coordinates, in order of last use.
 #[derive(Clone, Debug)]
-pub(crate) struct Recent<T> {
+pub(crate) struct Lru<T> {
     entries: Vec<(Vec<u64>, T)>,
 }
 
-impl<T> Default for Recent<T> {
-    fn default() -> Recent<T> {
-        Recent { entries: Vec::new() }
+impl<T> Default for Lru<T> {
+    fn default() -> Lru<T> {
+        Lru { entries: Vec::new() }
     }
 }
 
-impl<T> Recent<T> {
+impl<T> Lru<T> {
     /// Marks a chunk as the most recently used. Returns false if the chunk is not cached.
     pub(crate) fn touch(&mut self, coords: &[u64]) -> bool {
         let Some(at) = self.entries.iter().position(|(c, _)| c == coords) else { return false };

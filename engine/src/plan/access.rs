@@ -1,30 +1,30 @@
 //! Repeated chunk reads of a stage's tasks, and the number of chunks to cache so that each is read
 //! once.
 //!
-//! A [`Look`] is an access pattern: the axes of an array that an input reads, and the offset from
+//! A [`AccessPattern`] is an access pattern: the axes of an array that an input reads, and the offset from
 //! the task's position. Inputs with the same pattern read the same chunks. The number of chunks
 //! that a block overlaps follows from the pattern, the block extents and the chunk grid, without
 //! visiting tasks.
 
 use crate::plan::lower::Lowering;
-use crate::plan::{ArrayId, Keep, MAX_KEPT, Stage, traffic};
+use crate::plan::{ArrayId, ChunkCache, MAX_CACHED_CHUNKS, Stage, traffic};
 use crate::readmap::{AxisMap, Origin};
 
 /// The maximum number of distinct access patterns that are analyzed.
-pub(crate) const MAX_LOOKS: usize = 64;
+pub(crate) const MAX_PATTERNS: usize = 64;
 
 /// An access pattern of inputs on an array.
 #[derive(Clone, Debug)]
-pub(crate) struct Look {
+pub(crate) struct AccessPattern {
     array: ArrayId,
-    axes: Vec<Along>,
+    axes: Vec<AxisPattern>,
     /// The number of inputs with this pattern.
     inputs: u64,
 }
 
 /// An access pattern along one axis of an array.
 #[derive(Clone, Copy, Debug)]
-struct Along {
+struct AxisPattern {
     /// The axis of the iteration space that runs along the array's axis.
     axis: Option<usize>,
     /// The minimum and maximum offset of the read elements from the task's position.
@@ -41,8 +41,8 @@ struct Along {
 impl Lowering<'_> {
     /// Returns the access patterns of a stage's inputs. Inputs that read along the same axes at a
     /// small distance from each other share one pattern.
-    pub(crate) fn looks(&self, stage: &Stage) -> Vec<Look> {
-        let mut looks: Vec<Look> = Vec::new();
+    pub(crate) fn patterns(&self, stage: &Stage) -> Vec<AccessPattern> {
+        let mut patterns: Vec<AccessPattern> = Vec::new();
         for input in &stage.inputs {
             for piece in input.map.pieces() {
                 let Origin::Source { source, axes } = &piece.from else { continue };
@@ -51,7 +51,7 @@ impl Lowering<'_> {
                     continue;
                 }
                 let cuts = self.arrays[array.0].info.grid.axes();
-                let along: Vec<Along> = axes
+                let along: Vec<AxisPattern> = axes
                     .iter()
                     .zip(cuts)
                     .map(|(map, cut)| match map {
@@ -59,7 +59,7 @@ impl Lowering<'_> {
                             if *step == 1 && piece.to.shape[*axis] > 0 =>
                         {
                             let shift = *start as i64 - piece.to.start[*axis] as i64;
-                            Along {
+                            AxisPattern {
                                 axis: Some(*axis),
                                 least: shift,
                                 most: shift,
@@ -69,7 +69,7 @@ impl Lowering<'_> {
                                 chunks: cut.n_chunks(),
                             }
                         }
-                        AxisMap::Along { axis, step, .. } => Along {
+                        AxisMap::Along { axis, step, .. } => AxisPattern {
                             axis: Some(*axis),
                             least: 0,
                             most: 0,
@@ -79,7 +79,7 @@ impl Lowering<'_> {
                             chunks: cut.n_chunks(),
                         },
                         // The positions that a list selects are not analyzed.
-                        AxisMap::Gather { .. } | AxisMap::Fixed(_) => Along {
+                        AxisMap::Gather { .. } | AxisMap::Fixed(_) => AxisPattern {
                             axis: None,
                             least: 0,
                             most: 0,
@@ -90,20 +90,20 @@ impl Lowering<'_> {
                         },
                     })
                     .collect();
-                let near = |look: &&mut Look| {
+                let near = |look: &&mut AccessPattern| {
                     look.array == array
                         && look.axes.iter().zip(&along).all(|(a, b)| {
                             let apart = a.most.max(b.most) - a.least.min(b.least);
                             a.axis == b.axis && a.step == b.step && apart.unsigned_abs() <= a.chunk
                         })
                 };
-                let room = looks.len() < MAX_LOOKS;
-                match looks.iter_mut().find(near) {
+                let room = patterns.len() < MAX_PATTERNS;
+                match patterns.iter_mut().find(near) {
                     Some(look) => look.axes.iter_mut().zip(&along).for_each(|(a, b)| {
                         (a.least, a.most, a.len) =
                             (a.least.min(b.least), a.most.max(b.most), a.len.max(b.len));
                     }),
-                    None if room => looks.push(Look { array, axes: along, inputs: 0 }),
+                    None if room => patterns.push(AccessPattern { array, axes: along, inputs: 0 }),
                     None => {}
                 }
             }
@@ -112,15 +112,15 @@ impl Lowering<'_> {
             for id in &input.sources {
                 if !seen.contains(id) {
                     seen.push(*id);
-                    looks.iter_mut().filter(|l| l.array == *id).for_each(|l| l.inputs += 1);
+                    patterns.iter_mut().filter(|l| l.array == *id).for_each(|l| l.inputs += 1);
                 }
             }
         }
-        looks
+        patterns
     }
 }
 
-impl Along {
+impl AxisPattern {
     /// Returns the number of chunks that one block of `n` elements overlaps.
     fn touched(&self, n: u64) -> u64 {
         let (reach, chunk) = (
@@ -147,8 +147,12 @@ impl Along {
 
 /// Returns the reads per chunk for the worst access pattern, if chunks are kept between blocks
 /// along `sweep`.
-pub(crate) fn reads_per_chunk(stage: &Stage, looks: &[Look], sweep: Option<usize>) -> f64 {
-    let of = |look: &Look| {
+pub(crate) fn reads_per_chunk(
+    stage: &Stage,
+    patterns: &[AccessPattern],
+    sweep: Option<usize>,
+) -> f64 {
+    let of = |look: &AccessPattern| {
         let (mut reads, mut chunks, mut along) = (1.0, 1.0, vec![false; stage.tasks.axes().len()]);
         for axis in &look.axes {
             let Some(d) = axis.axis else { continue };
@@ -173,22 +177,25 @@ pub(crate) fn reads_per_chunk(stage: &Stage, looks: &[Look], sweep: Option<usize
             if sweep.is_none() && reads > chunks { look.inputs.max(1) as f64 } else { 1.0 };
         reads * again * together / chunks
     };
-    looks.iter().map(of).fold(1.0, f64::max)
+    patterns.iter().map(of).fold(1.0, f64::max)
 }
 
 /// Returns the number of chunks to keep of each array that is read repeatedly.
-pub(crate) fn keeps(stage: &Stage, looks: &[Look]) -> Vec<Keep> {
-    let mut keeps: Vec<Keep> = Vec::new();
-    for look in looks {
+pub(crate) fn cached_chunks(stage: &Stage, patterns: &[AccessPattern]) -> Vec<ChunkCache> {
+    let mut cached_chunks: Vec<ChunkCache> = Vec::new();
+    for look in patterns {
         let touched: u64 = look
             .axes
             .iter()
             .filter_map(|a| a.axis.map(|d| a.touched(stage.block_extent(d))))
             .product();
-        match keeps.iter_mut().find(|k| k.array == look.array) {
-            Some(keep) => keep.chunks = (keep.chunks + touched).min(MAX_KEPT),
-            None => keeps.push(Keep { array: look.array, chunks: touched.clamp(1, MAX_KEPT) }),
+        match cached_chunks.iter_mut().find(|k| k.array == look.array) {
+            Some(keep) => keep.chunks = (keep.chunks + touched).min(MAX_CACHED_CHUNKS),
+            None => cached_chunks.push(ChunkCache {
+                array: look.array,
+                chunks: touched.clamp(1, MAX_CACHED_CHUNKS),
+            }),
         }
     }
-    keeps
+    cached_chunks
 }

@@ -1,0 +1,188 @@
+//! Laws of read maps: composition and restriction agree with tracing elements.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// Where one element comes from, by looking through the pieces.
+fn trace(map: &ReadMap, index: &[u64]) -> Result<(usize, Vec<u64>), Scalar> {
+    let piece = map
+        .pieces
+        .iter()
+        .find(|p| {
+            (0..index.len())
+                .all(|d| p.to.start[d] <= index[d] && index[d] < p.to.start[d] + p.to.shape[d])
+        })
+        .expect("pieces cover the array");
+    match &piece.from {
+        Origin::Fill(v) => Err(*v),
+        Origin::Source { source, axes } => Ok((
+            *source,
+            axes.iter()
+                .map(|a| a.at(a.axis().map_or(0, |axis| index[axis] - piece.to.start[axis])))
+                .collect(),
+        )),
+        Origin::Flat => unreachable!(),
+    }
+}
+
+fn indices(shape: &[u64]) -> Vec<Vec<u64>> {
+    let mut all = Vec::new();
+    let _: Result<(), ()> = crate::grid::try_for_each_coord(&Region::whole(shape), |i| {
+        all.push(i.to_vec());
+        Ok(())
+    });
+    all
+}
+
+/// One random view of an array of `shape`: a slice with steps, a permutation, a broadcast, a
+/// pad, or two halves swapped.
+fn view(shape: Vec<u64>, seed: u64) -> ReadMap {
+    let pick = |k: u64, n: u64| {
+        (seed.rotate_left(k as u32 * 7 + 3) ^ seed.wrapping_mul(0x9E37_79B9_7F4A_7C15 + k))
+            % n.max(1)
+    };
+    let along = |axis: usize| AxisMap::Along { axis, start: 0, step: 1 };
+    let rank = shape.len();
+    match pick(0, 6) {
+        5 => {
+            // Some elements along one axis, in any order and repeated.
+            let axis = pick(1, rank as u64) as usize;
+            let indices: Arc<[u64]> =
+                (0..1 + pick(2, 7)).map(|i| pick(i + 3, shape[axis])).collect();
+            let mut out = shape.clone();
+            out[axis] = indices.len() as u64;
+            let gather = |d| {
+                if d == axis {
+                    AxisMap::Gather { axis, start: 0, step: 1, indices: Arc::clone(&indices) }
+                } else {
+                    along(d)
+                }
+            };
+            ReadMap::image(out, (0..rank).map(gather).collect())
+        }
+        0 => {
+            let mut out = Vec::new();
+            let axes = shape
+                .iter()
+                .enumerate()
+                .map(|(d, n)| {
+                    let pace = 1 + pick(d as u64 + 1, 3) as i64;
+                    let len = pick(d as u64 + 5, n.div_ceil(pace as u64)) + 1;
+                    let span = (len - 1) * pace as u64;
+                    let first = pick(d as u64 + 9, n - span);
+                    out.push(len);
+                    if pick(d as u64 + 13, 2) == 0 {
+                        AxisMap::Along { axis: d, start: first, step: pace }
+                    } else {
+                        AxisMap::Along { axis: d, start: first + span, step: -pace }
+                    }
+                })
+                .collect();
+            ReadMap::image(out, axes)
+        }
+        1 => ReadMap::image(
+            shape.iter().rev().copied().collect(),
+            (0..rank).rev().map(along).collect(),
+        ),
+        2 => ReadMap::image([vec![3], shape.clone()].concat(), (1..=rank).map(along).collect()),
+        3 => {
+            let mut out = shape.clone();
+            out[0] += 3;
+            let body =
+                Region { start: [vec![1], vec![0; rank - 1]].concat(), shape: shape.clone() };
+            let strip = |start: u64, n: u64| Region {
+                start: [vec![start], vec![0; rank - 1]].concat(),
+                shape: [vec![n], shape[1..].to_vec()].concat(),
+            };
+            let fill = Origin::Fill(Scalar::new(7i32));
+            ReadMap::new(
+                out,
+                vec![
+                    Piece { to: strip(0, 1), from: fill.clone() },
+                    Piece {
+                        to: body,
+                        from: Origin::Source { source: 0, axes: (0..rank).map(along).collect() },
+                    },
+                    Piece { to: strip(shape[0] + 1, 2), from: fill },
+                ],
+            )
+        }
+        _ => {
+            // Dropped to a fixed index along the first axis, where there are two; else rolled.
+            if rank > 1 {
+                let axes = std::iter::once(AxisMap::Fixed(pick(3, shape[0])))
+                    .chain((0..rank - 1).map(along))
+                    .collect();
+                return ReadMap::image(shape[1..].to_vec(), axes);
+            }
+            let by = pick(4, shape[0]);
+            let part = |to: u64, n: u64, from: u64| Piece {
+                to: Region { start: vec![to], shape: vec![n] },
+                from: Origin::Source {
+                    source: 0,
+                    axes: vec![AxisMap::Along { axis: 0, start: from, step: 1 }],
+                },
+            };
+            let pieces = [part(0, by, shape[0] - by), part(by, shape[0] - by, 0)]
+                .into_iter()
+                .filter(|p| p.to.shape[0] > 0)
+                .collect();
+            ReadMap::new(shape, pieces)
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+    #[test]
+    fn composition_is_composition(shape in prop::collection::vec(1u64..6, 1..4), seeds in prop::collection::vec(any::<u64>(), 1..5)) {
+        let mut whole = ReadMap::identity(&shape);
+        let mut chain: Vec<ReadMap> = Vec::new();
+        for seed in seeds {
+            let next = view(whole.shape().to_vec(), seed);
+            next.check(&[whole.shape().to_vec()]).unwrap();
+            whole = next.compose(std::slice::from_ref(&whole)).unwrap();
+            chain.push(next);
+        }
+        whole.check(&[shape]).unwrap();
+        for index in indices(whole.shape()) {
+            let mut at = Ok((0, index.clone()));
+            for map in chain.iter().rev() {
+                at = at.and_then(|(_, i)| trace(map, &i));
+            }
+            prop_assert_eq!(trace(&whole, &index), at);
+        }
+    }
+
+    #[test]
+    fn a_restriction_agrees_with_the_whole(shape in prop::collection::vec(1u64..6, 1..4), seed: u64, cut: u64) {
+        let map = view(shape, seed);
+        let start: Vec<u64> = map.shape().iter().enumerate().map(|(d, n)| cut.rotate_left(d as u32 * 9) % n).collect();
+        let size: Vec<u64> = map.shape().iter().zip(&start).enumerate().map(|(d, (n, s))| 1 + cut.rotate_right(d as u32 * 5) % (n - s)).collect();
+        let region = Region { start: start.clone(), shape: size.clone() };
+        let part = ReadMap::new(size.clone(), map.restrict(&region));
+        for index in indices(&size) {
+            let global: Vec<u64> = index.iter().zip(&start).map(|(a, b)| a + b).collect();
+            prop_assert_eq!(trace(&part, &index), trace(&map, &global));
+        }
+    }
+}
+
+#[test]
+fn concatenation_numbers_its_sources() {
+    let along = AxisMap::Along { axis: 0, start: 0, step: 1 };
+    let half = |at: u64, source: usize| Piece {
+        to: Region { start: vec![at], shape: vec![2] },
+        from: Origin::Source { source, axes: vec![along.clone()] },
+    };
+    let concat = ReadMap::new(vec![4], vec![half(0, 0), half(2, 1)]);
+    let flip = ReadMap::image(vec![2], vec![AxisMap::Along { axis: 0, start: 1, step: -1 }]);
+    let both = concat.compose(&[concat_of_one(), flip]).unwrap();
+    assert_eq!(trace(&both, &[1]), Ok((0, vec![1])));
+    assert_eq!(trace(&both, &[3]), Ok((1, vec![0])));
+}
+
+fn concat_of_one() -> ReadMap {
+    ReadMap::identity(&[2])
+}
