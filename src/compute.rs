@@ -216,7 +216,7 @@ pub fn run_with(
         stores: &stores,
         kernels: &planned.kernels,
         executor,
-        session,
+        publisher: session,
         observers: options.observers,
         cancel: options.cancel.clone(),
     };
@@ -280,7 +280,7 @@ pub fn resume(
         stores: &stores,
         kernels: &options.kernels,
         executor,
-        session,
+        publisher: session,
         observers,
         cancel,
     };

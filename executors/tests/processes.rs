@@ -80,7 +80,7 @@ fn watched(
             stores: &stores,
             kernels: &kernels,
             executor,
-            session: &session,
+            publisher: &session,
             observers,
             cancel: Cancel::default(),
         },
@@ -338,7 +338,7 @@ fn a_run_with_a_kernel_is_resumed_by_the_program_that_has_it() {
             stores: &stores,
             kernels,
             executor,
-            session: &session,
+            publisher: &session,
             observers: &[],
             cancel: Cancel::default(),
         };

@@ -771,7 +771,7 @@ fn s3_one_process_at_a_time_is_at_a_run() {
     let second = Once(std::sync::Once::new(), || {
         let stored =
             freestone::open_run(&format!("{}/{}", spec.work_dir, folder()), &stores).unwrap();
-        assert!(stored.standing(&stores).unwrap().is_running);
+        assert!(stored.status(&stores).unwrap().is_running);
         *meanwhile.lock().unwrap() = Some(resumed(&folder()));
     });
     observed(&second).unwrap();

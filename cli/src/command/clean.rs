@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use clap::Args;
 use freestone::engine::driver::RunError;
-use freestone::engine::driver::record::{self, Standing};
+use freestone::engine::driver::record::{self, RunStatus};
 use freestone::engine::storage::{StorageError, Store, identity};
 use freestone::engine::task::RunAddress;
 use freestone::{Error, StoredRun, size};
@@ -31,18 +31,18 @@ struct Found {
     address: RunAddress,
     bytes: u64,
     /// Why it is of no use any more, or the run that it is of.
-    run: Result<(StoredRun, Standing), String>,
+    run: Result<(StoredRun, RunStatus), String>,
 }
 
 impl Found {
     fn words(&self) -> String {
         let state = match &self.run {
-            Ok((_, standing)) if standing.is_running => "is running".to_owned(),
-            Ok((_, standing)) if standing.finished == standing.tasks => {
+            Ok((_, status)) if status.is_running => "is running".to_owned(),
+            Ok((_, status)) if status.finished == status.tasks => {
                 "all tasks finished, not published".to_owned()
             }
-            Ok((_, standing)) => {
-                format!("{} of {} tasks finished", standing.finished, standing.tasks)
+            Ok((_, status)) => {
+                format!("{} of {} tasks finished", status.finished, status.tasks)
             }
             Err(why) => why.clone(),
         };
@@ -62,7 +62,7 @@ impl Found {
 
     fn goes(&self, all: bool) -> bool {
         match &self.run {
-            Ok((_, standing)) => all && !standing.is_running,
+            Ok((_, status)) => all && !status.is_running,
             Err(_) => true,
         }
     }
@@ -79,7 +79,7 @@ pub(crate) fn clean(asked: &Arguments) -> Result<(), Failure> {
     for folder in record::folders(&stores, &work_dir)? {
         let address = RunAddress { work_dir: work_dir.clone(), folder };
         let run = match StoredRun::open(&stores, address.clone()) {
-            Ok(run) => run.standing(&stores).map(|standing| Ok((run, standing)))?,
+            Ok(run) => run.status(&stores).map(|status| Ok((run, status)))?,
             Err(error @ RunError::Work(_)) => return Err(error.into()),
             Err(error) => Err(error.to_string()),
         };

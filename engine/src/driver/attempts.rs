@@ -1,4 +1,4 @@
-//! What becomes of a task that failed: another try after a while, or the end of the run.
+//! The decision about a failed task: a retry after a pause, or the end of the run.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -7,15 +7,15 @@ use crate::plan::StageId;
 use crate::retry::Backoff;
 use crate::task::{FailureKind, TaskFailure};
 
-/// How often what is tried again.
+/// The limits of retries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Policy {
-    /// Tries of a task after a failure of storage or a lost worker; after throttling, four times as
-    /// many.
+    /// The maximum retries of a task after failures of storage or lost workers. After throttling,
+    /// the maximum is four times as high.
     pub(super) retries: u32,
-    /// Tries of all tasks of a run, throttling left out.
+    /// The maximum retries of all tasks of a run, not counting those after throttling.
     pub(super) budget: u64,
-    /// Sets the jitter of this run apart from that of others.
+    /// The seed of the jitter, different for each run.
     pub(super) seed: u64,
 }
 
@@ -23,63 +23,66 @@ pub(super) struct Policy {
 #[derive(Debug)]
 pub(super) struct Attempts {
     policy: Policy,
-    by_task: HashMap<(StageId, u64), Vec<Failed>>,
-    /// By kind.
+    by_task: HashMap<(StageId, u64), Vec<FailedAttempt>>,
+    /// The number of failures by kind.
     pub(super) failures: BTreeMap<&'static str, u64>,
     pub(super) retries: u64,
+    /// The number of retries that count against the budget.
     spent: u64,
 }
 
 #[derive(Clone, Debug)]
-struct Failed {
+struct FailedAttempt {
     failure: TaskFailure,
     worker: String,
 }
 
-/// What is to be done about a failure.
+/// The consequence of a failure.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Decision {
-    /// Try again, not before so long.
-    Again { attempt: u32, delay: Duration },
-    /// End the run with this failure of the task, after so many attempts, and what is to be said
-    /// besides.
+    /// Retry after `delay`.
+    Retry { attempt: u32, delay: Duration },
+    /// End the run with this failure of the task. The note adds details to its message.
     Stop { failure: TaskFailure, attempts: u32, note: String },
 }
 
-/// Pauses before a task is handed out again.
-const PAUSES: Backoff =
+/// The pauses before a task is retried.
+const BACKOFF: Backoff =
     Backoff { first: Duration::from_millis(50), longest: Duration::from_secs(10) };
-/// The same where a store asks for fewer requests.
-const THROTTLE_PAUSES: Backoff =
+/// The pauses after a store asked for fewer requests.
+const THROTTLE_BACKOFF: Backoff =
     Backoff { first: Duration::from_millis(200), longest: Duration::from_secs(20) };
-/// What a task does to its worker by itself is not tried more often, whoever the workers are.
-const SAME_WAY: usize = 3;
-/// A chunk that is damaged again and again is not computed more often.
+/// The maximum failures of one kind that the task itself may have caused, even if all happened on
+/// one worker.
+const MAX_SUSPECT_FAILURES: usize = 3;
+/// The maximum times that a task finds the same chunk damaged.
 const MAX_DAMAGES: usize = 4;
 
-/// Who is to blame.
+/// The probable cause of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cause {
-    /// Storage, the network, the machine: another try may end better.
-    Outside,
-    /// Perhaps the task itself: twice on different workers, and it is.
-    Perhaps,
-    /// What the task reads was damaged and is made anew.
+    /// Storage, the network or the machine. A retry may succeed.
+    External,
+    /// Possibly the task itself. Failures on two workers confirm it.
+    Suspect,
+    /// A damaged chunk, which is recomputed.
     Damage,
-    /// The task: another try would end the same way.
+    /// The task. A retry would fail in the same way.
     Task,
 }
 
 fn cause(kind: FailureKind) -> Cause {
     match kind {
-        FailureKind::Transient | FailureKind::Throttled | FailureKind::WorkerLost => Cause::Outside,
-        FailureKind::Crashed | FailureKind::TimedOut | FailureKind::OutOfMemory => Cause::Perhaps,
+        FailureKind::Transient | FailureKind::Throttled | FailureKind::WorkerLost => {
+            Cause::External
+        }
+        FailureKind::Crashed | FailureKind::TimedOut | FailureKind::OutOfMemory => Cause::Suspect,
         FailureKind::Damaged { .. } => Cause::Damage,
         _ => Cause::Task,
     }
 }
 
-/// How a worker ended, beside the message of the failure.
+/// Returns how a worker ended, for a note beside the failure's message.
 fn ending(kind: FailureKind) -> &'static str {
     if kind == FailureKind::OutOfMemory { "killed" } else { kind.name() }
 }
@@ -95,7 +98,7 @@ impl Attempts {
         }
     }
 
-    /// Takes note of a failure of a task of a stage.
+    /// Records a failure and decides whether its task is retried.
     pub(super) fn decide(
         &mut self,
         stage: StageId,
@@ -104,53 +107,31 @@ impl Attempts {
     ) -> Decision {
         *self.failures.entry(failure.kind.name()).or_default() += 1;
         let history = self.by_task.entry((stage, failure.task)).or_default();
-        history.push(Failed { failure: failure.clone(), worker: worker.to_owned() });
+        history.push(FailedAttempt { failure: failure.clone(), worker: worker.to_owned() });
         let attempts = history.len() as u32;
-        // Of damage, that of the same chunk: a task may find one after the other of those that it
-        // reads.
-        let alike: Vec<&Failed> =
+        // For damage, the same kind means the same chunk: a task may find each of its inputs
+        // damaged.
+        let same_kind: Vec<&FailedAttempt> =
             history.iter().filter(|f| f.failure.kind == failure.kind).collect();
-        let n = alike.len();
-        let throttled = failure.kind == FailureKind::Throttled;
-        let why = match cause(failure.kind) {
-            Cause::Task => Some(String::new()),
-            Cause::Perhaps if alike.iter().any(|f| f.worker != worker) => {
-                Some(format!("{} on two workers", ending(failure.kind)))
-            }
-            Cause::Perhaps if n >= SAME_WAY => Some(format!("{} {n} times", ending(failure.kind))),
-            Cause::Damage if n >= MAX_DAMAGES => Some(format!("recomputed {} times", n - 1)),
-            Cause::Outside if n as u32 > self.policy.retries * if throttled { 4 } else { 1 } => {
-                Some(String::new())
-            }
-            _ if !throttled && self.spent >= self.policy.budget => {
-                Some(format!("the run's {} retries are used up", self.policy.budget))
-            }
-            _ => None,
-        };
-        let Some(why) = why else {
-            self.retries += 1;
-            self.spent += u64::from(!throttled);
-            let pauses = if throttled { THROTTLE_PAUSES } else { PAUSES };
-            let delay = match cause(failure.kind) {
-                Cause::Damage => Duration::ZERO,
-                _ => pauses.pause(n as u32, self.jitter(stage, failure.task, attempts)),
-            };
-            return Decision::Again { attempt: attempts, delay };
-        };
-        let mut notes: Vec<String> = if why.is_empty() { Vec::new() } else { vec![why] };
-        // What the task did by itself says more than how its last worker went.
-        let own = history
-            .iter()
-            .find(|f| matches!(cause(f.failure.kind), Cause::Perhaps | Cause::Task))
-            .map_or(failure, |f| &f.failure);
-        if own.kind != failure.kind {
-            notes.push(format!("last failure: {}", failure.message));
+        if let Some(reason) =
+            self.policy.reason_to_stop(self.spent, &same_kind, failure.kind, worker)
+        {
+            return stop(history, failure, reason);
         }
-        Decision::Stop { failure: own.clone(), attempts, note: notes.join("; ") }
+        let n = same_kind.len() as u32;
+        let throttled = failure.kind == FailureKind::Throttled;
+        self.retries += 1;
+        self.spent += u64::from(!throttled);
+        let backoff = if throttled { THROTTLE_BACKOFF } else { BACKOFF };
+        let delay = match cause(failure.kind) {
+            Cause::Damage => Duration::ZERO,
+            _ => backoff.pause(n, self.jitter(stage, failure.task, attempts)),
+        };
+        Decision::Retry { attempt: attempts, delay }
     }
 
-    /// From 0 to 1: many tasks that failed together are not tried again together. The same in each
-    /// run of the same folder.
+    /// Returns a number from 0 to 1, the same in each run of a folder. Tasks that failed together
+    /// are not retried together.
     fn jitter(&self, stage: StageId, task: u64, attempt: u32) -> f64 {
         let words = [self.policy.seed, stage.0 as u64, task, u64::from(attempt)]
             .map(u64::to_le_bytes)
@@ -159,15 +140,62 @@ impl Attempts {
     }
 }
 
+impl Policy {
+    /// Returns the note of the run's error if the task must not be retried; the note may be empty.
+    /// `spent` is the number of retries that count against the budget, and `same_kind` are the
+    /// task's failures of this kind, with the last one by `worker`.
+    fn reason_to_stop(
+        &self,
+        spent: u64,
+        same_kind: &[&FailedAttempt],
+        kind: FailureKind,
+        worker: &str,
+    ) -> Option<String> {
+        let n = same_kind.len();
+        let throttled = kind == FailureKind::Throttled;
+        let max_retries = self.retries * if throttled { 4 } else { 1 };
+        match cause(kind) {
+            Cause::Task => Some(String::new()),
+            Cause::Suspect if same_kind.iter().any(|f| f.worker != worker) => {
+                Some(format!("{} on two workers", ending(kind)))
+            }
+            Cause::Suspect if n >= MAX_SUSPECT_FAILURES => {
+                Some(format!("{} {n} times", ending(kind)))
+            }
+            Cause::Damage if n >= MAX_DAMAGES => Some(format!("recomputed {} times", n - 1)),
+            Cause::External if n as u32 > max_retries => Some(String::new()),
+            _ if !throttled && spent >= self.budget => {
+                Some(format!("the run's {} retries are used up", self.budget))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Ends the run. A failure that the task itself may have caused is reported rather than the last
+/// one, because it says more.
+fn stop(history: &[FailedAttempt], last: &TaskFailure, reason: String) -> Decision {
+    let mut notes: Vec<String> = if reason.is_empty() { Vec::new() } else { vec![reason] };
+    let reported = history
+        .iter()
+        .find(|f| matches!(cause(f.failure.kind), Cause::Suspect | Cause::Task))
+        .map_or(last, |f| &f.failure);
+    if reported.kind != last.kind {
+        notes.push(format!("last failure: {}", last.message));
+    }
+    let attempts = history.len() as u32;
+    Decision::Stop { failure: reported.clone(), attempts, note: notes.join("; ") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::plan::ArrayId;
 
-    /// Feeds failures of one task, each by a worker, and says how many were tried again before the
-    /// run ended.
+    /// Checks the number of retries of one task, given its failures with their workers, and a part
+    /// of the error's text.
     #[track_caller]
-    fn check(failures: &[(FailureKind, &str)], again: usize, says: &str) {
+    fn check(failures: &[(FailureKind, &str)], retries: usize, says: &str) {
         let mut attempts = Attempts::new(Policy { retries: 4, budget: 100, seed: 1 });
         for (i, (kind, worker)) in failures.iter().enumerate() {
             let failure = TaskFailure {
@@ -177,28 +205,28 @@ mod tests {
                 task: 7,
             };
             match attempts.decide(StageId(0), &failure, worker) {
-                Decision::Again { attempt, delay } => {
-                    assert!(i < again, "failure {i} is tried again");
+                Decision::Retry { attempt, delay } => {
+                    assert!(i < retries, "failure {i} is retried");
                     assert_eq!(attempt as usize, i + 1);
-                    assert!(delay <= THROTTLE_PAUSES.longest);
+                    assert!(delay <= THROTTLE_BACKOFF.longest);
                 }
                 Decision::Stop { failure, attempts, note } => {
-                    assert_eq!((i, attempts as usize), (again, i + 1), "{note}");
-                    let said = format!("{} | {note}", failure.message);
-                    assert!(said.contains(says), "{said}");
+                    assert_eq!((i, attempts as usize), (retries, i + 1), "{note}");
+                    let text = format!("{} | {note}", failure.message);
+                    assert!(text.contains(says), "{text}");
                     return;
                 }
             }
         }
-        assert_eq!(again, failures.len(), "the run ends");
+        assert_eq!(retries, failures.len(), "the run ends");
     }
 
     #[test]
-    fn kinds_of_failures_are_told_apart() {
+    fn retries_depend_on_the_kind_of_failure() {
         use FailureKind as K;
         let same = |kind, n| vec![(kind, "a"); n];
         let turns = |kind, n| (0..n).map(|i| (kind, ["a", "b", "c"][i % 3])).collect::<Vec<_>>();
-        // Another try would end the same way.
+        // A retry would fail in the same way.
         for kind in [
             K::BadInput,
             K::Cancelled,
@@ -226,7 +254,7 @@ mod tests {
         let chunks: Vec<_> =
             (0..20).map(|object| (K::Damaged { array: ArrayId(0), object }, "a")).collect();
         check(&chunks, 20, "");
-        // Each kind counts for itself.
+        // Each kind is counted separately.
         check(
             &[
                 (K::Crashed, "a"),
@@ -239,7 +267,7 @@ mod tests {
             "",
         );
         check(&same(K::OutOfMemory, 9), 2, "failure 0 | killed 3 times");
-        // The task's own failure comes first, and one of the same kind says no more.
+        // The failure that the task may have caused is reported, with the last one in the note.
         check(
             &[
                 (K::Crashed, "a"),
@@ -255,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_has_a_budget_and_pauses_grow() {
+    fn retries_have_a_budget_and_exponential_backoff() {
         let mut attempts = Attempts::new(Policy { retries: 4, budget: 10, seed: 1 });
         let mut failure = TaskFailure {
             kind: FailureKind::Transient,
@@ -265,27 +293,28 @@ mod tests {
         };
         for task in 0..10 {
             failure.task = task;
-            assert!(matches!(attempts.decide(StageId(0), &failure, "a"), Decision::Again { .. }));
+            assert!(matches!(attempts.decide(StageId(0), &failure, "a"), Decision::Retry { .. }));
         }
         let throttled = TaskFailure { kind: FailureKind::Throttled, task: 50, ..failure.clone() };
         let mut last = Duration::ZERO;
         for i in 0..8 {
-            let Decision::Again { delay, .. } = attempts.decide(StageId(0), &throttled, "a") else {
-                panic!("throttling spends no budget")
+            let Decision::Retry { delay, .. } = attempts.decide(StageId(0), &throttled, "a") else {
+                panic!("throttling does not count against the budget")
             };
-            let whole = THROTTLE_PAUSES.first * (1 << i);
+            let full = THROTTLE_BACKOFF.first * (1 << i);
             assert!(
-                delay >= (whole / 2).min(THROTTLE_PAUSES.longest / 2)
-                    && delay <= whole.min(THROTTLE_PAUSES.longest),
-                "{delay:?} of {whole:?}"
+                delay >= (full / 2).min(THROTTLE_BACKOFF.longest / 2)
+                    && delay <= full.min(THROTTLE_BACKOFF.longest),
+                "{delay:?} of {full:?}"
             );
             assert!(delay > last / 4);
             last = delay;
         }
         failure.task = 11;
-        assert!(
-            matches!(attempts.decide(StageId(0), &failure, "a"), Decision::Stop { note, .. } if note.contains("10 retries"))
-        );
+        let Decision::Stop { note, .. } = attempts.decide(StageId(0), &failure, "a") else {
+            panic!("the budget is used up")
+        };
+        assert!(note.contains("10 retries"), "{note}");
         assert_eq!(
             (attempts.failures["storage"], attempts.failures["throttled"], attempts.retries),
             (11, 8, 18)

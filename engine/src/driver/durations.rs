@@ -1,15 +1,16 @@
-//! How long a stage's tasks take, to tell which take too long.
+//! The distribution of task durations of a stage.
 
 use std::time::Duration;
 
-/// Durations, counted in bins of a quarter of an octave: the same few bytes for any number of them.
+/// A histogram of durations with bins of a quarter octave. Its size does not depend on the number
+/// of durations.
 #[derive(Clone, Debug)]
 pub(super) struct Durations {
     bins: Vec<u64>,
     count: u64,
 }
 
-/// From a nanosecond to centuries.
+/// The number of bins, from a nanosecond to centuries.
 const BINS: usize = 4 * 64;
 
 impl Default for Durations {
@@ -19,18 +20,19 @@ impl Default for Durations {
 }
 
 impl Durations {
-    /// Adds `n` tasks that took so long each.
+    /// Adds `n` tasks of the same duration.
     pub(super) fn add(&mut self, each: Duration, n: u64) {
         let nanoseconds = (each.as_nanos() as f64).max(1.0);
         self.bins[((4.0 * nanoseconds.log2()) as usize).min(BINS - 1)] += n;
         self.count += n;
     }
 
+    /// Returns the number of tasks.
     pub(super) fn count(&self) -> u64 {
         self.count
     }
 
-    /// The median, not more than a fifth too high.
+    /// Returns the median, or up to a fifth more.
     pub(super) fn median(&self) -> Duration {
         let mut seen = 0;
         for (i, n) in self.bins.iter().enumerate() {

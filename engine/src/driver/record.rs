@@ -1,7 +1,7 @@
-//! Runs that are there: what a run's folder in the work directory says of it.
+//! Stored runs: the contents of a run's folder in the work directory.
 //!
-//! `plan.json`, `run.json` (how to go on), `journal/`, `lock`, `kept/` (small intermediates that
-//! were in memory), and a folder for each intermediate.
+//! The folder contains `run.json` (how to resume the run), `plan.json`, `journal/`, `lock`, `kept/`
+//! (small intermediates that were in memory), and a folder for each intermediate.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -12,72 +12,72 @@ use serde_json::Value;
 use super::RunError;
 use crate::finished::Finished;
 use crate::journal::Journal;
-use crate::plan::{FinalizedPlan, Place, PlanError};
+use crate::plan::{FinalizedPlan, Place, PlanArray, PlanError};
 use crate::storage::{Lock, StorageError, Store, Stores, is_in_memory, read_small};
 use crate::task::RunAddress;
 use crate::work_dir;
 use crate::worker::MAX_PLAN_BYTES;
 
-/// What must be known, besides plan and journal, to go on with a run in another process. No
-/// credentials.
+/// The information, besides plan and journal, that another process needs to resume a run. Contains
+/// no credentials.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunRecord {
-    /// [`RECORD_FORMAT`].
+    /// The format version, [`RECORD_FORMAT`].
     pub format: u32,
-    /// When the run began, in milliseconds since 1970.
+    /// The start of the run, in milliseconds since the Unix epoch.
     pub began_ms: u64,
-    /// What the session needs ([`Publisher::ticket`](crate::publish::Publisher::ticket)).
+    /// The publisher's ticket ([`Publisher::ticket`](crate::publish::Publisher::ticket)).
     pub session: Value,
 }
 
-/// Version of [`RunRecord`].
+/// The format version of [`RunRecord`].
 pub const RECORD_FORMAT: u32 = 1;
 const MAX_RECORD_BYTES: u64 = 1_000_000;
 
 impl RunRecord {
-    /// When the run began.
+    /// Returns the start of the run.
     pub fn began(&self) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_millis(self.began_ms)
     }
 }
 
-/// A run that was begun, as its folder has it.
+/// A run as stored in its folder.
 #[derive(Clone, Debug)]
 pub struct StoredRun {
-    /// Where it is.
+    /// The location of the folder.
     pub address: RunAddress,
-    /// How to go on with it.
+    /// The record of the run.
     pub record: RunRecord,
-    /// Its plan.
+    /// The plan of the run.
     pub plan: Arc<FinalizedPlan>,
 }
 
-/// How far a run has come.
+/// The progress of a stored run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Standing {
-    /// Finished tasks.
+pub struct RunStatus {
+    /// The number of finished tasks.
     pub finished: u64,
-    /// All tasks.
+    /// The number of tasks.
     pub tasks: u64,
-    /// A process is at it now.
+    /// True if a process drives the run.
     pub is_running: bool,
 }
 
 impl StoredRun {
-    /// Reads plan and record of a run.
+    /// Reads the plan and the record of a run.
     ///
     /// # Errors
-    /// Where there is no such run, or it is not one that this engine can run.
+    /// Returns [`RunError::NoRun`] if the folder is not a run that this engine version can resume.
     pub fn open(stores: &Stores, address: RunAddress) -> Result<StoredRun, RunError> {
-        let work = open_work(stores, &address.work_dir)?;
+        let work = open_work_dir(stores, &address.work_dir)?;
         let no_run = |why: &str| RunError::NoRun { run: address.path(), why: why.to_owned() };
         let get = |name: &str, limit: u64| {
             let found = read_small(&*work, &format!("{}/{name}", address.folder), limit)
                 .map_err(RunError::Work)?;
             found.ok_or_else(|| no_run(&format!("{name} is missing")))
         };
-        // It is the first to go, when a run has ended or is cleaned.
+        // The removal of a folder starts with `run.json`.
         let record = get("run.json", MAX_RECORD_BYTES).map_err(|error| {
             match (error, work.list(&format!("{}/", address.folder))) {
                 (RunError::NoRun { .. }, Ok(names)) if !names.is_empty() => no_run(
@@ -110,12 +110,12 @@ impl StoredRun {
         Ok(StoredRun { address, record, plan: Arc::new(plan) })
     }
 
-    /// Finds out whether a process is at it now.
+    /// Checks that no process drives the run.
     ///
     /// # Errors
-    /// [`RunError::Running`], and where the work directory cannot be read.
+    /// Returns [`RunError::Running`] if a process does, or an error of the work directory.
     pub fn check_idle(&self, stores: &Stores) -> Result<(), RunError> {
-        let work = open_work(stores, &self.address.work_dir)?;
+        let work = open_work_dir(stores, &self.address.work_dir)?;
         if self.address.is_locked(&*work)? {
             Err(RunError::Running { run: self.address.path() })
         } else {
@@ -123,76 +123,80 @@ impl StoredRun {
         }
     }
 
-    /// How far it has come.
+    /// Reads the progress of the run.
     ///
     /// # Errors
-    /// Where the work directory cannot be read.
-    pub fn standing(&self, stores: &Stores) -> Result<Standing, RunError> {
-        let work = open_work(stores, &self.address.work_dir)?;
+    /// Returns an error if the work directory cannot be read.
+    pub fn status(&self, stores: &Stores) -> Result<RunStatus, RunError> {
+        let work = open_work_dir(stores, &self.address.work_dir)?;
         let is_running = self.address.is_locked(&*work)?;
         let replay = Journal::read(&*work, &self.address.journal(), &self.plan, &mut |_, _| true)
             .map_err(RunError::Work)?;
         let finished = replay.finished.iter().map(Finished::count).sum();
         let tasks =
             self.plan.plan().stages.iter().map(|s| s.n_tasks()).fold(0, u64::saturating_add);
-        Ok(Standing { finished, tasks, is_running })
+        Ok(RunStatus { finished, tasks, is_running })
     }
 }
 
 impl RunAddress {
-    /// The folder's path or URL, which is how a run is called when it is to be resumed.
+    /// Returns the path or URL of the folder, which identifies the run when it is resumed.
     pub fn path(&self) -> String {
         format!("{}/{}", self.work_dir.trim_end_matches('/'), self.folder)
     }
 
-    /// True if the folder is one of a run of this plan: its name begins with the hash of the plan.
+    /// Returns true if the folder belongs to a run of this plan: its name begins with the plan's
+    /// hash.
     pub fn is_of(&self, plan: &FinalizedPlan) -> bool {
         self.folder.split('-').next() == Some(plan.run_id().to_string().as_str())
     }
 
+    /// Returns the prefix of the journal's keys.
     pub(super) fn journal(&self) -> String {
         format!("{}/journal", self.folder)
     }
 
-    /// `None` while a process is at the run.
+    /// Locks the run. Returns `None` if another process holds the lock.
     pub(super) fn lock(&self, work: &dyn Store) -> Result<Option<Lock>, RunError> {
         work.lock(&format!("{}/lock", self.folder)).map_err(RunError::Work)
     }
 
-    /// True while a process is at the run.
+    /// Returns true if a process holds the run's lock.
     fn is_locked(&self, work: &dyn Store) -> Result<bool, RunError> {
         work.is_locked(&format!("{}/lock", self.folder)).map_err(RunError::Work)
     }
 }
 
-/// Opens a work directory; the default one only if it is this user's alone.
-pub(super) fn open_work(stores: &Stores, work_dir: &str) -> Result<Arc<dyn Store>, RunError> {
+/// Opens a work directory. The default one must belong to this user alone.
+pub(super) fn open_work_dir(stores: &Stores, work_dir: &str) -> Result<Arc<dyn Store>, RunError> {
     work_dir::check(work_dir).and_then(|()| stores.open(work_dir)).map_err(RunError::Work)
 }
 
-/// Names of the folders in a work directory that are runs, or were meant to be.
+/// Returns the names of the run folders in a work directory, including incomplete ones.
 ///
 /// # Errors
-/// Where the work directory cannot be listed.
+/// Returns an error if the work directory cannot be listed.
 pub fn folders(stores: &Stores, work_dir: &str) -> Result<Vec<String>, RunError> {
-    let work = open_work(stores, work_dir)?;
+    let work = open_work_dir(stores, work_dir)?;
     let mut runs = Vec::new();
     for name in work.list("").map_err(RunError::Work)? {
-        // Anything else in the directory is not ours.
-        let ours = |name: &String| OURS.contains(&name.as_str());
-        if is_run(&name) && work.list(&format!("{name}/")).map_err(RunError::Work)?.iter().any(ours)
-        {
+        // Other programs may use the directory too.
+        if !is_run_name(&name) {
+            continue;
+        }
+        let files = work.list(&format!("{name}/")).map_err(RunError::Work)?;
+        if files.iter().any(|file| RUN_FILES.contains(&file.as_str())) {
             runs.push(name);
         }
     }
     Ok(runs)
 }
 
-/// One of these is in the folder of every run, also of one that was removed in part.
-const OURS: [&str; 4] = ["journal", "lock", "plan.json", "run.json"];
+/// The files of which every run folder has at least one, even if it was partly removed.
+const RUN_FILES: [&str; 4] = ["journal", "lock", "plan.json", "run.json"];
 
-/// True for names of runs' folders: hash of the plan, time, process.
-fn is_run(name: &str) -> bool {
+/// Returns true for names of run folders: hash of the plan, time, process.
+fn is_run_name(name: &str) -> bool {
     let hex = |part: &str| {
         !part.is_empty() && part.bytes().all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase())
     };
@@ -208,28 +212,31 @@ fn is_run(name: &str) -> bool {
     }
 }
 
-/// Removes a run's folder, unless a process is at it.
+/// Removes the folder of a run that no process drives.
 ///
 /// # Errors
-/// Where it is running, or storage fails.
+/// Returns [`RunError::Running`] if a process does, or an error of the work directory.
 pub fn remove(stores: &Stores, address: &RunAddress) -> Result<(), RunError> {
-    let work = open_work(stores, &address.work_dir)?;
+    let work = open_work_dir(stores, &address.work_dir)?;
     let Some(_lock) = address.lock(&*work)? else {
         return Err(RunError::Running { run: address.path() });
     };
-    clean(&*work, &address.folder).map_err(RunError::Work)
+    remove_folder(&*work, &address.folder).map_err(RunError::Work)
 }
 
-/// Removes a run's folder. What says that it is a run goes first: whatever is left of it after that
-/// is none.
-pub(super) fn clean(work: &dyn Store, folder: &str) -> Result<(), StorageError> {
+/// Removes a run's folder. `run.json` is removed first, so that a partly removed folder is not
+/// taken for a run.
+pub(super) fn remove_folder(work: &dyn Store, folder: &str) -> Result<(), StorageError> {
     work.remove(&format!("{folder}/run.json"))?;
     work.remove(&format!("{folder}/"))
 }
 
-/// True if another process, perhaps, could go on with a run: nothing that it reads or writes is in
-/// this one's memory.
+/// Returns true if another process could resume a run, because no location of the run is in this
+/// process's memory.
 pub(super) fn can_be_resumed(plan: &FinalizedPlan, work: &dyn Store) -> bool {
-    let places = plan.plan().arrays.iter().any(|a| matches!(&a.place, Place::Input { url, .. } | Place::Output { url, .. } if is_in_memory(url)));
-    !places && !is_in_memory(work.url())
+    let is_hidden = |array: &PlanArray| match &array.place {
+        Place::Input { url, .. } | Place::Output { url, .. } => is_in_memory(url),
+        _ => false,
+    };
+    !plan.plan().arrays.iter().any(is_hidden) && !is_in_memory(work.url())
 }

@@ -112,7 +112,7 @@ pub(crate) fn committed(
         stores: &stores,
         kernels: &kernels,
         executor,
-        session: &commit,
+        publisher: &commit,
         observers: &[],
         cancel: Cancel::default(),
     };

@@ -51,7 +51,7 @@ fn tried(targets: &[Target], spec: &Spec, executor: &dyn Executor) -> Result<Run
             stores: &stores,
             kernels: &kernels,
             executor,
-            session: &session,
+            publisher: &session,
             observers: &[],
             cancel: Cancel::default(),
         },
@@ -480,7 +480,7 @@ fn what_nobody_waits_for_is_not_begun() {
         stores: &stores,
         kernels: &kernels,
         executor: &executor,
-        session: &session,
+        publisher: &session,
         observers: &[],
         cancel: cancel.clone(),
     };
@@ -557,7 +557,7 @@ fn a_client_that_was_killed_goes_on() {
         stores: &stores,
         kernels: &kernels,
         executor: &executor,
-        session: &session,
+        publisher: &session,
         observers: &[],
         cancel: Cancel::default(),
     };

@@ -235,7 +235,7 @@ pub(crate) fn run(targets: &[Target], spec: &Spec, executor: &dyn Executor) -> R
         stores: &stores,
         kernels: &kernels,
         executor,
-        session: &session,
+        publisher: &session,
         observers: &[],
         cancel: Cancel::default(),
     };

@@ -1,54 +1,54 @@
-//! What becomes of an outcome: finished tasks count, what is left goes back into the queue, and
-//! what nobody reads any more may go.
+//! Processing of outcomes: finished tasks are recorded, unstarted tasks return to the queue, failed
+//! tasks are retried or end the run.
 //!
-//! Who is to blame for a failure, and whether it is tried again, `attempts` decides. Where results
-//! are damaged or gone, the tasks that made them are taken back, and those before these whose
-//! results were removed.
+//! `attempts` decides about retries. If results are damaged or lost, the tasks that wrote them are
+//! invalidated, and so are the tasks before these whose results were removed.
 
-use std::time::Duration;
+use std::ops::Range;
+use std::time::{Duration, Instant};
 
-use super::{Again, Flight, Queue, State, Told};
+use super::state::{InFlight, PendingEvents, RetryEntry};
+use super::{Queue, State};
 use crate::driver::RunError;
 use crate::driver::attempts::Decision;
-use crate::finished::Finished;
 use crate::memory::size;
 use crate::plan::reads::{TaskRange, tasks_read, tasks_writing};
-use crate::plan::{ArrayId, FinalizedPlan, Place, Stage, StageId};
-use crate::task::{FailureKind, TaskFailure, TaskOutcome, TaskReport};
+use crate::plan::{ArrayId, FinalizedPlan, Stage, StageId};
+use crate::task::{FailureKind, TaskFailure, TaskOutcome, TaskReport, TaskRequest};
 
 impl Queue<'_> {
-    /// The tasks' receipts name exactly the chunks that the plan gives to them.
+    /// Checks that an outcome's receipts name exactly the chunks that the plan assigns to its
+    /// tasks.
     pub(super) fn check_receipts(&self, outcome: &TaskOutcome) -> Result<(), RunError> {
         let stage = &self.plan.plan().stages[outcome.request.stage.0];
         for (i, report) in outcome.done.iter().enumerate() {
-            if report.task != outcome.request.first + i as u64
-                || !receipts_fit(self.plan, stage, report)
-            {
-                return Err(RunError::Receipts(format!(
-                    "task {} of stage `{}`",
-                    report.task, stage.name
-                )));
+            let is_next = report.task == outcome.request.first + i as u64;
+            if !is_next || !receipts_fit(self.plan, stage, report) {
+                let text = format!("task {} of stage `{}`", report.task, stage.name);
+                return Err(RunError::Receipts(text));
             }
         }
         Ok(())
     }
 
-    /// Takes note of an outcome's finished tasks.
-    pub(super) fn count(
+    /// Records the finished tasks of an outcome.
+    pub(super) fn record_finished(
         &self,
         state: &mut State,
         outcome: &TaskOutcome,
-        flight: &Flight,
-        told: &mut Told,
+        in_flight: &InFlight,
+        events: &mut PendingEvents,
     ) {
         let stage = &self.plan.plan().stages[outcome.request.stage.0];
         let progress = &mut state.stages[outcome.request.stage.0];
         for report in &outcome.done {
             if progress.finished.insert(report.task) {
-                told.counted += 1;
-                state.receipts.extend(self.kept.of_outputs(&report.receipts));
+                events.counted += 1;
+                state.receipts.extend(self.receipt_filter.select(&report.receipts));
                 for output in &stage.outputs {
-                    state.removed.get_mut(&output.array).map(|again| again.insert(report.task));
+                    if let Some(rewritten) = state.removed.get_mut(&output.array) {
+                        rewritten.insert(report.task);
+                    }
                 }
             }
             progress.walls.add(Duration::from_nanos(report.wall_ns), 1);
@@ -57,114 +57,80 @@ impl Queue<'_> {
             progress.report.peak_bytes = progress.report.peak_bytes.max(report.peak_bytes);
         }
         if let (Ok(n @ 1..), None) = (u32::try_from(outcome.done.len()), &outcome.failure) {
-            progress.durations.add(self.system().elapsed(flight.since) / n, u64::from(n));
+            progress.durations.add(self.system().elapsed(in_flight.since) / n, u64::from(n));
         }
-        if let Some(twin) = flight.twin.and_then(|id| state.flights.get_mut(&id))
-            && progress
-                .finished
-                .contains(twin.request.first, twin.request.first + twin.request.count)
-        {
-            twin.wanted = false;
-            state.backups[1] += u64::from(outcome.request.backup_of.is_some());
+        if let Some(twin) = in_flight.twin.and_then(|id| state.in_flight.get_mut(&id)) {
+            let TaskRequest { first, count, .. } = twin.request;
+            if progress.finished.contains(first, first + count) {
+                twin.is_wanted = false;
+                state.backups[1] += u64::from(outcome.request.backup_of.is_some());
+            }
         }
     }
 
-    /// The intermediates that a stage read and that no other stage will. Those that the journal has
-    /// nothing of are removed by the caller, the others after the next flush.
-    pub(super) fn superseded(&self, state: &mut State, ended: StageId) -> Vec<ArrayId> {
-        let plan = self.plan.plan();
-        let mut read: Vec<ArrayId> =
-            plan.stages[ended.0].inputs.iter().flat_map(|i| i.sources.iter().copied()).collect();
-        read.sort_unstable();
-        read.dedup();
-        read.retain(|id| {
-            let is_there = state.removed.get(id).is_none_or(|again| again.count() > 0)
-                && !state.removing.contains(id);
-            plan.array(*id).place == Place::Work && is_there && self.is_read_by_all(state, *id)
-        });
-        if let Some(journal) = self.folder.journal
-            && let Err(error) = read.iter().try_for_each(|id| journal.removed(*id))
-        {
-            self.fail_in(state, error);
-            return Vec::new();
-        }
-        let (later, now): (Vec<ArrayId>, Vec<ArrayId>) = read
-            .into_iter()
-            .partition(|id| self.writers[id.0].is_some_and(|w| state.stages[w.0.0].journaled));
-        state.removing.extend(later);
-        now.iter().for_each(|id| drop(state.removed.insert(*id, Finished::default())));
-        now
-    }
-
-    /// Tasks that a worker has not come to are nobody's fault: they are handed out again as they
-    /// were.
-    pub(super) fn given_back(&self, state: &mut State, outcome: &TaskOutcome) {
+    /// Requeues the tasks that a worker did not start. They keep their attempt number.
+    pub(super) fn requeue_unstarted(&self, state: &mut State, outcome: &TaskOutcome) {
         let request = &outcome.request;
-        let (first, end) =
-            (request.first + outcome.done.len() as u64, request.first + request.count);
-        if first < end {
-            let again = Again {
-                not_before: self.system().now(),
-                stage: request.stage,
-                first,
-                count: end - first,
-                attempt: request.attempt,
+        let first = request.first + outcome.done.len() as u64;
+        self.requeue(state, outcome, first..request.first + request.count, self.system().now());
+    }
+
+    /// Requeues tasks of an outcome's request, if there are any.
+    fn requeue(&self, state: &mut State, outcome: &TaskOutcome, tasks: Range<u64>, now: Instant) {
+        if tasks.start < tasks.end {
+            state.retries.push_back(RetryEntry {
+                not_before: now,
+                stage: outcome.request.stage,
+                first: tasks.start,
+                count: tasks.end - tasks.start,
+                attempt: outcome.request.attempt,
                 needs: Vec::new(),
-            };
-            state.again.push_back(again);
+            });
         }
     }
 
-    /// Puts what a failed request left undone back, or ends the run.
-    pub(super) fn failed(
+    /// Schedules a retry of a failed request's unfinished tasks, or ends the run.
+    pub(super) fn handle_failure(
         &self,
         state: &mut State,
         outcome: &TaskOutcome,
         failure: &TaskFailure,
         twin: Option<u64>,
-        told: &mut Told,
+        events: &mut PendingEvents,
     ) {
         let request = &outcome.request;
         if matches!(failure.kind, FailureKind::Cancelled | FailureKind::Superseded) {
             return;
         }
-        // What another worker is at, too, is left to it.
-        let in_hand = twin.is_some_and(|id| state.flights.contains_key(&id));
         let decision = state.attempts.decide(request.stage, failure, &outcome.worker);
         let (attempt, delay) = match decision {
-            Decision::Again { attempt, delay } => (attempt, delay),
+            Decision::Retry { attempt, delay } => (attempt, delay),
             Decision::Stop { failure, attempts, mut note } => {
                 if failure.kind == FailureKind::OutOfMemory {
                     let projected = self.plan.layout(request.stage).estimate.total();
                     note = format!("{note}; projected {}", size(projected));
                 }
-                return self.fail_in(state, RunError::Task { failure, attempts, note });
+                return self.fail_locked(state, RunError::Task { failure, attempts, note });
             }
         };
-        if in_hand {
-            // It may be repeated once more.
-            if let Some(other) = twin.and_then(|id| state.flights.get_mut(&id)) {
-                other.twin = None;
-            }
+        // The twin runs the same tasks, and may get another backup.
+        if let Some(twin) = twin.and_then(|id| state.in_flight.get_mut(&id)) {
+            twin.twin = None;
             return;
         }
-        told.retried = Some((attempt, delay));
+        events.retried = Some((attempt, delay));
         let mut needs = Vec::new();
         if let FailureKind::Damaged { array, object } = failure.kind {
-            for r in tasks_writing(self.plan.plan(), &self.writers, array, object) {
-                self.take_back(state, r, told);
+            let plan = self.plan.plan();
+            for tasks in tasks_writing(plan, &self.writers, array, object) {
+                self.invalidate(state, tasks, events);
             }
-            needs = tasks_read(
-                self.plan.plan(),
-                &self.writers,
-                request.stage,
-                failure.task..failure.task + 1,
-            );
+            let task = failure.task..failure.task + 1;
+            needs = tasks_read(plan, &self.writers, request.stage, task);
         }
-        let (now, end) = (self.system().now(), request.first + request.count);
-        // The task that failed alone, so that what comes after it does not wait for its next
-        // failure.
-        state.again.push_back(Again {
+        let now = self.system().now();
+        // The failed task is retried alone, so that the others do not wait for its delay.
+        state.retries.push_back(RetryEntry {
             not_before: now + delay,
             stage: request.stage,
             first: failure.task,
@@ -172,22 +138,12 @@ impl Queue<'_> {
             attempt,
             needs,
         });
-        if failure.task + 1 < end {
-            let (first, count) = (failure.task + 1, end - failure.task - 1);
-            state.again.push_back(Again {
-                not_before: now,
-                stage: request.stage,
-                first,
-                count,
-                attempt: request.attempt,
-                needs: Vec::new(),
-            });
-        }
+        self.requeue(state, outcome, failure.task + 1..request.first + request.count, now);
     }
 
-    /// Finished tasks are so no more, because what they wrote is damaged or gone; nor are those
-    /// whose results they read and that were removed.
-    fn take_back(&self, state: &mut State, tasks: TaskRange, told: &mut Told) {
+    /// Marks finished tasks as unfinished, because their results are damaged or lost. Also marks
+    /// the tasks whose results they read and that were removed.
+    fn invalidate(&self, state: &mut State, tasks: TaskRange, events: &mut PendingEvents) {
         let plan = self.plan.plan();
         let mut todo = vec![tasks];
         while let Some(TaskRange { stage, first, end }) = todo.pop() {
@@ -196,30 +152,17 @@ impl Queue<'_> {
                     continue;
                 }
                 state.recomputed += 1;
-                *told.recomputed.entry(stage).or_default() += 1;
+                *events.recomputed.entry(stage).or_default() += 1;
                 for output in &plan.stages[stage.0].outputs {
-                    state.removed.get_mut(&output.array).map(|again| again.remove(task));
+                    if let Some(rewritten) = state.removed.get_mut(&output.array) {
+                        rewritten.remove(task);
+                    }
                 }
                 let needs = tasks_read(plan, &self.writers, stage, task..task + 1);
                 for need in &needs {
-                    let reads = |id: &ArrayId| {
-                        plan.stages[stage.0].inputs.iter().any(|i| i.sources.contains(id))
-                    };
-                    let gone: Vec<ArrayId> = plan.stages[need.stage.0]
-                        .outputs
-                        .iter()
-                        .map(|o| o.array)
-                        .filter(|id| reads(id) && state.removed.contains_key(id))
-                        .collect();
-                    for t in need.first..need.end {
-                        if gone.iter().any(|id| {
-                            state.removed.get(id).is_some_and(|again| !again.contains(t, t + 1))
-                        }) {
-                            todo.push(TaskRange { stage: need.stage, first: t, end: t + 1 });
-                        }
-                    }
+                    todo.extend(self.removed_results(state, stage, need));
                 }
-                state.again.push_back(Again {
+                state.retries.push_back(RetryEntry {
                     not_before: self.system().now(),
                     stage,
                     first: task,
@@ -230,9 +173,28 @@ impl Queue<'_> {
             }
         }
     }
+
+    /// Returns the tasks of a range whose results `reader` reads and that were removed and not
+    /// rewritten, each as a range of its own.
+    fn removed_results(&self, state: &State, reader: StageId, tasks: &TaskRange) -> Vec<TaskRange> {
+        let stages = &self.plan.plan().stages;
+        let reads = |id: &ArrayId| stages[reader.0].inputs.iter().any(|i| i.sources.contains(id));
+        let removed: Vec<_> = stages[tasks.stage.0]
+            .outputs
+            .iter()
+            .filter(|o| reads(&o.array))
+            .filter_map(|o| state.removed.get(&o.array))
+            .collect();
+        let is_removed =
+            |task: &u64| removed.iter().any(|rewritten| !rewritten.contains(*task, task + 1));
+        (tasks.first..tasks.end)
+            .filter(is_removed)
+            .map(|task| TaskRange { stage: tasks.stage, first: task, end: task + 1 })
+            .collect()
+    }
 }
 
-/// A task's receipts name exactly the chunks that the plan gives to it.
+/// Returns true if a task's receipts name exactly the chunks that the plan assigns to it.
 pub(in crate::driver) fn receipts_fit(
     plan: &FinalizedPlan,
     stage: &Stage,
@@ -243,11 +205,11 @@ pub(in crate::driver) fn receipts_fit(
     for output in &stage.outputs {
         let grid = plan.plan().array(output.array).info.objects();
         let chunks = grid.overlapping(&stage.output_region(output, &coords));
-        let mine = report.receipts.iter().filter(|r| r.array == output.array);
-        let mut seen: Vec<u64> = mine.map(|r| r.chunk).collect();
+        let written = report.receipts.iter().filter(|r| r.array == output.array);
+        let mut seen: Vec<u64> = written.map(|r| r.chunk).collect();
         seen.sort_unstable();
         seen.dedup();
-        let inside = |c: &u64| {
+        let is_inside = |c: &u64| {
             *c < grid.n_chunks()
                 && grid
                     .coords(*c)
@@ -255,7 +217,7 @@ pub(in crate::driver) fn receipts_fit(
                     .zip(chunks.start.iter().zip(&chunks.shape))
                     .all(|(c, (s, n))| s <= c && *c < s + n)
         };
-        if seen.len() as u64 != chunks.n_elements() || !seen.iter().all(inside) {
+        if seen.len() as u64 != chunks.n_elements() || !seen.iter().all(is_inside) {
             return false;
         }
         left = left.saturating_sub(seen.len() as u64);
