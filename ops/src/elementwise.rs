@@ -212,7 +212,7 @@ fn of_bools(op: BinaryOp) -> Result<(BinaryOp, DType), Error> {
         }
         B::Less | B::LessEqual | B::Greater | B::GreaterEqual => (op, DType::UInt8),
         _ if matches!(op.domain(), Domain::Float | Domain::Inexact) => (op, DType::Float64),
-        _ if op.domain().has(DType::Bool) => (op, DType::Bool),
+        _ if op.domain().contains(DType::Bool) => (op, DType::Bool),
         _ => (op, DType::Int8),
     })
 }

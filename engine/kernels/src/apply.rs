@@ -1,4 +1,4 @@
-//! One function over one strip: the evaluation arms.
+//! Evaluation of one function over one strip.
 
 use num_complex::Complex;
 
@@ -23,9 +23,9 @@ wide_fn! {
     }
 }
 
-/// A choice by masks: `if` would be a branch for each element.
+/// Selection by masks, because `if` would compile to a branch per element.
 trait Blend: Copy {
-    /// `self` if it is chosen, else `other`.
+    /// Returns `self` if `chosen`, else `other`.
     fn blend(self, other: Self, chosen: bool) -> Self;
 }
 
@@ -46,20 +46,20 @@ impl Blend for [u64; 2] {
     }
 }
 
-fn see<T: Element>(bytes: &[u8]) -> &[T] {
+fn cast<T: Element>(bytes: &[u8]) -> &[T] {
     bytemuck::cast_slice(bytes)
 }
 
-fn see_mut<T: Element>(bytes: &mut [u8]) -> &mut [T] {
+fn cast_mut<T: Element>(bytes: &mut [u8]) -> &mut [T] {
     bytemuck::cast_slice_mut(bytes)
 }
 
-/// What every numeric dtype has; integers wrap.
+/// Operations of all numeric dtypes. Integers wrap.
 pub(crate) trait Numeric: Element {
     fn plus(self, other: Self) -> Self;
     fn minus(self, other: Self) -> Self;
     fn times(self, other: Self) -> Self;
-    /// As `times`, but 1 leaves every factor as it is.
+    /// Multiplies as `times` does, except that 1 returns the other factor unchanged.
     fn product(self, other: Self) -> Self {
         self.times(other)
     }
@@ -67,7 +67,7 @@ pub(crate) trait Numeric: Element {
     fn conjugate(self) -> Self {
         self
     }
-    fn nearest(self) -> Self {
+    fn round_even(self) -> Self {
         self
     }
     fn finite(self) -> bool {
@@ -81,35 +81,35 @@ pub(crate) trait Numeric: Element {
     }
 }
 
-/// What real dtypes have on top; minimum and maximum propagate NaN.
+/// Operations of real dtypes. Minimum and maximum propagate NaN.
 pub(crate) trait Real: Numeric + PartialOrd {
     fn least(self, other: Self) -> Self;
     fn greatest(self, other: Self) -> Self;
-    fn size(self) -> Self;
-    fn below(self) -> Self {
+    fn magnitude(self) -> Self;
+    fn round_down(self) -> Self {
         self
     }
-    fn above(self) -> Self {
+    fn round_up(self) -> Self {
         self
     }
-    fn whole(self) -> Self {
+    fn round_to_zero(self) -> Self {
         self
     }
 }
 
-/// What integers have on top; quotients are rounded to -inf, and a shift by the width or more, or
-/// by a negative number, shifts everything out.
+/// Operations of integers. Quotients are rounded towards -inf. A shift by the width or more, or by
+/// a negative number, shifts all bits out.
 pub(crate) trait Bits: Real {
     fn and(self, other: Self) -> Self;
     fn or(self, other: Self) -> Self;
     fn xor(self, other: Self) -> Self;
     fn invert(self) -> Self;
-    fn left(self, by: Self) -> Self;
-    fn right(self, by: Self) -> Self;
+    fn shift_left(self, by: Self) -> Self;
+    fn shift_right(self, by: Self) -> Self;
     fn power(self, other: Self) -> Self;
-    fn direction(self) -> Self;
-    fn quotient(self, other: Self) -> Self;
-    fn modulus(self, other: Self) -> Self;
+    fn sign(self) -> Self;
+    fn floor_quotient(self, other: Self) -> Self;
+    fn floor_modulus(self, other: Self) -> Self;
 }
 
 macro_rules! integers {
@@ -123,15 +123,21 @@ macro_rules! integers {
         impl Real for $t {
             #[inline(always)] fn least(self, other: Self) -> Self { self.min(other) }
             #[inline(always)] fn greatest(self, other: Self) -> Self { self.max(other) }
-            #[inline(always)] fn size(self) -> Self { let f: fn($t) -> $t = $abs; f(self) }
+            #[inline(always)] fn magnitude(self) -> Self { let f: fn($t) -> $t = $abs; f(self) }
         }
         impl Bits for $t {
-            #[inline(always)] fn direction(self) -> Self { let f: fn($t) -> $t = $sign; f(self) }
-            /// By squaring. A negative exponent truncates: 0, but for bases of 1 and -1.
+            #[inline(always)] fn sign(self) -> Self { let f: fn($t) -> $t = $sign; f(self) }
+            /// Raises by squaring. A negative exponent gives 0, except for bases of 1 and -1.
             #[inline(always)] fn power(self, other: Self) -> Self {
                 let negative: fn($t) -> bool = $below_zero;
                 if negative(other) {
-                    return match self { 1 => 1, x if negative(x) && x.wrapping_neg() == 1 => if other & 1 == 0 { 1 } else { x }, _ => 0 };
+                    return match self {
+                        1 => 1,
+                        x if negative(x) && x.wrapping_neg() == 1 => {
+                            if other & 1 == 0 { 1 } else { x }
+                        }
+                        _ => 0,
+                    };
                 }
                 let (mut result, mut base, mut rest): ($t, $t, $t) = (1, self, other);
                 while rest != 0 {
@@ -141,14 +147,15 @@ macro_rules! integers {
                 }
                 result
             }
-            /// By 0 it gives 0, as NumPy has it; the standard leaves it open.
-            #[inline(always)] fn quotient(self, other: Self) -> Self {
+            /// Division by 0 gives 0, as in NumPy; the standard does not define it.
+            #[inline(always)] fn floor_quotient(self, other: Self) -> Self {
                 let negative: fn($t) -> bool = $below_zero;
                 if other == 0 { return 0; }
                 let q = self.wrapping_div(other);
-                if self.wrapping_rem(other) != 0 && negative(self) != negative(other) { q.wrapping_sub(1) } else { q }
+                let inexact = self.wrapping_rem(other) != 0;
+                if inexact && negative(self) != negative(other) { q.wrapping_sub(1) } else { q }
             }
-            #[inline(always)] fn modulus(self, other: Self) -> Self {
+            #[inline(always)] fn floor_modulus(self, other: Self) -> Self {
                 let negative: fn($t) -> bool = $below_zero;
                 if other == 0 { return 0; }
                 let r = self.wrapping_rem(other);
@@ -158,9 +165,12 @@ macro_rules! integers {
             #[inline(always)] fn or(self, other: Self) -> Self { self | other }
             #[inline(always)] fn xor(self, other: Self) -> Self { self ^ other }
             #[inline(always)] fn invert(self) -> Self { !self }
-            #[inline(always)] fn left(self, by: Self) -> Self { if (by as u64) < <$t>::BITS as u64 { self << by } else { 0 } }
-            #[inline(always)] fn right(self, by: Self) -> Self {
-                if (by as u64) < <$t>::BITS as u64 { self >> by } else { (self >> (<$t>::BITS - 2)) >> 1 >> 1 }
+            #[inline(always)] fn shift_left(self, by: Self) -> Self {
+                if (by as u64) < <$t>::BITS as u64 { self << by } else { 0 }
+            }
+            #[inline(always)] fn shift_right(self, by: Self) -> Self {
+                let inside = (by as u64) < <$t>::BITS as u64;
+                if inside { self >> by } else { (self >> (<$t>::BITS - 2)) >> 1 >> 1 }
             }
         }
     )* };
@@ -183,34 +193,52 @@ macro_rules! floats {
             #[inline(always)] fn minus(self, other: Self) -> Self { self - other }
             #[inline(always)] fn times(self, other: Self) -> Self { self * other }
             #[inline(always)] fn neg(self) -> Self { -self }
-            #[inline(always)] fn nearest(self) -> Self { self.round_ties_even() }
+            #[inline(always)] fn round_even(self) -> Self { self.round_ties_even() }
             #[inline(always)] fn finite(self) -> bool { self.is_finite() }
             #[inline(always)] fn infinite(self) -> bool { self.is_infinite() }
             #[inline(always)] fn nan(self) -> bool { self.is_nan() }
         }
         impl Real for $t {
-            #[inline(always)] fn least(self, other: Self) -> Self { if (self < other) | self.is_nan() { self } else { other } }
-            #[inline(always)] fn greatest(self, other: Self) -> Self { if (self > other) | self.is_nan() { self } else { other } }
-            #[inline(always)] fn size(self) -> Self { self.abs() }
-            #[inline(always)] fn below(self) -> Self { self.floor() }
-            #[inline(always)] fn above(self) -> Self { self.ceil() }
-            #[inline(always)] fn whole(self) -> Self { self.trunc() }
+            #[inline(always)] fn least(self, other: Self) -> Self {
+                if (self < other) | self.is_nan() { self } else { other }
+            }
+            #[inline(always)] fn greatest(self, other: Self) -> Self {
+                if (self > other) | self.is_nan() { self } else { other }
+            }
+            #[inline(always)] fn magnitude(self) -> Self { self.abs() }
+            #[inline(always)] fn round_down(self) -> Self { self.floor() }
+            #[inline(always)] fn round_up(self) -> Self { self.ceil() }
+            #[inline(always)] fn round_to_zero(self) -> Self { self.trunc() }
         }
         impl Numeric for Complex<$t> {
             #[inline(always)] fn plus(self, other: Self) -> Self { self + other }
             #[inline(always)] fn minus(self, other: Self) -> Self { self - other }
             #[inline(always)] fn times(self, other: Self) -> Self { Elementary::times(self, other) }
-            // The formula makes NaN of 1 times an infinity, and loses the signs of zeros.
+            // The plain formula gives NaN for 1 times an infinity, and loses the signs of zeros.
             #[inline(always)] fn product(self, other: Self) -> Self {
                 let one = |z: Self| z.re == 1.0 && z.im.to_bits() == 0;
-                if one(self) { other } else if one(other) { self } else { Elementary::times(self, other) }
+                if one(self) {
+                    other
+                } else if one(other) {
+                    self
+                } else {
+                    Elementary::times(self, other)
+                }
             }
             #[inline(always)] fn neg(self) -> Self { -self }
             #[inline(always)] fn conjugate(self) -> Self { self.conj() }
-            #[inline(always)] fn nearest(self) -> Self { Complex::new(self.re.round_ties_even(), self.im.round_ties_even()) }
-            #[inline(always)] fn finite(self) -> bool { self.re.is_finite() && self.im.is_finite() }
-            #[inline(always)] fn infinite(self) -> bool { self.re.is_infinite() || self.im.is_infinite() }
-            #[inline(always)] fn nan(self) -> bool { self.re.is_nan() || self.im.is_nan() }
+            #[inline(always)] fn round_even(self) -> Self {
+                Complex::new(self.re.round_ties_even(), self.im.round_ties_even())
+            }
+            #[inline(always)] fn finite(self) -> bool {
+                self.re.is_finite() && self.im.is_finite()
+            }
+            #[inline(always)] fn infinite(self) -> bool {
+                self.re.is_infinite() || self.im.is_infinite()
+            }
+            #[inline(always)] fn nan(self) -> bool {
+                self.re.is_nan() || self.im.is_nan()
+            }
         }
     )* };
 }
@@ -220,28 +248,37 @@ floats!(f32, f64);
 pub(crate) fn unary(op: UnaryOp, dtype: DType, a: &[u8], out: &mut [u8]) {
     use UnaryOp as U;
     macro_rules! same {
-        ($kind:ident, $f:expr) => { dispatch!($kind, dtype, T => loop1(see::<T>(a), see_mut::<T>(out), $f), else => no_loop(&op, dtype)) };
+        ($kind:ident, $f:expr) => {
+            dispatch!($kind, dtype, T => loop1(cast::<T>(a), cast_mut::<T>(out), $f),
+                else => no_loop(&op, dtype))
+        };
     }
     macro_rules! elementary {
-        ($f:ident) => { dispatch!(inexact, dtype, T => math::$f::<T>(see(a), see_mut(out)), else => no_loop(&op, dtype)) };
+        ($f:ident) => {
+            dispatch!(inexact, dtype, T => math::$f::<T>(cast(a), cast_mut(out)),
+                else => no_loop(&op, dtype))
+        };
     }
     macro_rules! test {
-        ($kind:ident, $f:expr) => { dispatch!($kind, dtype, T => loop1(see::<T>(a), out, |x| u8::from($f(x))), else => no_loop(&op, dtype)) };
+        ($kind:ident, $f:expr) => {
+            dispatch!($kind, dtype, T => loop1(cast::<T>(a), out, |x| u8::from($f(x))),
+                else => no_loop(&op, dtype))
+        };
     }
     macro_rules! part {
         ($complex:expr, $real:expr) => {
             match dtype {
-                DType::Complex64 => loop1(see::<Complex64>(a), see_mut::<f32>(out), $complex),
-                DType::Complex128 => loop1(see::<Complex128>(a), see_mut::<f64>(out), $complex),
+                DType::Complex64 => loop1(cast::<Complex64>(a), cast_mut::<f32>(out), $complex),
+                DType::Complex128 => loop1(cast::<Complex128>(a), cast_mut::<f64>(out), $complex),
                 _ => same!(real, $real),
             }
         };
     }
     match op {
         U::Abs => match dtype {
-            DType::Complex64 => math::norm(see::<Complex64>(a), see_mut::<f32>(out)),
-            DType::Complex128 => math::norm(see::<Complex128>(a), see_mut::<f64>(out)),
-            _ => same!(real, Real::size),
+            DType::Complex64 => math::norm(cast::<Complex64>(a), cast_mut::<f32>(out)),
+            DType::Complex128 => math::norm(cast::<Complex128>(a), cast_mut::<f64>(out)),
+            _ => same!(real, Real::magnitude),
         },
         U::Acos => elementary!(acos),
         U::Acosh => elementary!(acosh),
@@ -251,13 +288,13 @@ pub(crate) fn unary(op: UnaryOp, dtype: DType, a: &[u8], out: &mut [u8]) {
         U::Atanh => elementary!(atanh),
         U::BitwiseInvert if dtype == DType::Bool => loop1(a, out, |x| u8::from(x == 0)),
         U::BitwiseInvert => same!(integer, Bits::invert),
-        U::Ceil => same!(real, Real::above),
+        U::Ceil => same!(real, Real::round_up),
         U::Conj => same!(numeric, Numeric::conjugate),
         U::Cos => elementary!(cos),
         U::Cosh => elementary!(cosh),
         U::Exp => elementary!(exp),
         U::Expm1 => elementary!(expm1),
-        U::Floor => same!(real, Real::below),
+        U::Floor => same!(real, Real::round_down),
         U::Imag => part!(|x| x.im, |_| Default::default()),
         U::Isfinite => test!(numeric, Numeric::finite),
         U::Isinf => test!(numeric, Numeric::infinite),
@@ -271,10 +308,9 @@ pub(crate) fn unary(op: UnaryOp, dtype: DType, a: &[u8], out: &mut [u8]) {
         U::Positive => out.copy_from_slice(a),
         U::Real => part!(|x| x.re, |x| x),
         U::Reciprocal => elementary!(reciprocal),
-        U::Round => same!(numeric, Numeric::nearest),
-        U::Sign => {
-            dispatch!(inexact, dtype, T => math::sign::<T>(see(a), see_mut(out)), else => same!(integer, Bits::direction))
-        }
+        U::Round => same!(numeric, Numeric::round_even),
+        U::Sign => dispatch!(inexact, dtype, T => math::sign::<T>(cast(a), cast_mut(out)),
+            else => same!(integer, Bits::sign)),
         U::Signbit => test!(float, |x: T| x.is_sign_negative()),
         U::Sin => elementary!(sin),
         U::Sinh => elementary!(sinh),
@@ -282,7 +318,7 @@ pub(crate) fn unary(op: UnaryOp, dtype: DType, a: &[u8], out: &mut [u8]) {
         U::Square => same!(numeric, |x| Numeric::times(x, x)),
         U::Tan => elementary!(tan),
         U::Tanh => elementary!(tanh),
-        U::Trunc => same!(real, Real::whole),
+        U::Trunc => same!(real, Real::round_to_zero),
     }
 }
 
@@ -290,14 +326,24 @@ pub(crate) fn unary(op: UnaryOp, dtype: DType, a: &[u8], out: &mut [u8]) {
 pub(crate) fn binary(op: BinaryOp, dtype: DType, a: &[u8], b: &[u8], out: &mut [u8]) {
     use BinaryOp as B;
     macro_rules! same {
-        ($kind:ident, $f:expr) => { dispatch!($kind, dtype, T => loop2(see::<T>(a), see(b), see_mut::<T>(out), $f), else => no_loop(&op, dtype)) };
+        ($kind:ident, $f:expr) => {
+            dispatch!($kind, dtype, T => loop2(cast::<T>(a), cast(b), cast_mut::<T>(out), $f),
+                else => no_loop(&op, dtype))
+        };
     }
     macro_rules! elementary {
         ($kind:ident, $f:ident) => { elementary!($kind, $f, else => no_loop(&op, dtype)) };
-        ($kind:ident, $f:ident, else => $else:expr) => { dispatch!($kind, dtype, T => math::$f::<T>(see(a), see(b), see_mut(out)), else => $else) };
+        ($kind:ident, $f:ident, else => $else:expr) => {
+            dispatch!($kind, dtype, T => math::$f::<T>(cast(a), cast(b), cast_mut(out)),
+                else => $else)
+        };
     }
     macro_rules! test {
-        ($kind:ident, $f:expr) => { dispatch!($kind, dtype, T => loop2(see::<T>(a), see(b), out, |x: T, y: T| u8::from($f(&x, &y))), else => no_loop(&op, dtype)) };
+        ($kind:ident, $f:expr) => {
+            dispatch!($kind, dtype, T => {
+                loop2(cast::<T>(a), cast(b), out, |x: T, y: T| u8::from($f(&x, &y)))
+            }, else => no_loop(&op, dtype))
+        };
     }
     let mut truth =
         |f: fn(bool, bool) -> bool| loop2(a, b, out, |x, y| u8::from(f(x != 0, y != 0)));
@@ -310,14 +356,16 @@ pub(crate) fn binary(op: BinaryOp, dtype: DType, a: &[u8], b: &[u8], out: &mut [
         B::Add => same!(numeric, Numeric::plus),
         B::Atan2 => elementary!(float, atan2),
         B::BitwiseAnd => same!(integer, Bits::and),
-        B::BitwiseLeftShift => same!(integer, Bits::left),
+        B::BitwiseLeftShift => same!(integer, Bits::shift_left),
         B::BitwiseOr => same!(integer, Bits::or),
-        B::BitwiseRightShift => same!(integer, Bits::right),
+        B::BitwiseRightShift => same!(integer, Bits::shift_right),
         B::BitwiseXor => same!(integer, Bits::xor),
         B::Copysign => elementary!(float, copysign),
         B::Divide => elementary!(inexact, divide),
         B::Equal => test!(numeric, PartialEq::eq),
-        B::FloorDivide => elementary!(float, floor_divide, else => same!(integer, Bits::quotient)),
+        B::FloorDivide => {
+            elementary!(float, floor_divide, else => same!(integer, Bits::floor_quotient))
+        }
         B::Greater => test!(real, PartialOrd::gt),
         B::GreaterEqual => test!(real, PartialOrd::ge),
         B::Hypot => elementary!(float, hypot),
@@ -330,38 +378,21 @@ pub(crate) fn binary(op: BinaryOp, dtype: DType, a: &[u8], b: &[u8], out: &mut [
         B::Nextafter => elementary!(float, nextafter),
         B::NotEqual => test!(numeric, PartialEq::ne),
         B::Pow => elementary!(inexact, pow, else => same!(integer, Bits::power)),
-        B::Remainder => elementary!(float, remainder, else => same!(integer, Bits::modulus)),
+        B::Remainder => elementary!(float, remainder, else => same!(integer, Bits::floor_modulus)),
         B::Subtract => same!(numeric, Numeric::minus),
     }
 }
 
-/// Elements of `a` where `c` is not 0, of `b` elsewhere.
+/// Selects elements of `a` where `c` is not 0, of `b` elsewhere.
 pub(crate) fn select(dtype: DType, c: &[u8], a: &[u8], b: &[u8], out: &mut [u8]) {
     match dtype.size() {
         1 => loop3::<u8>(c, a, b, out),
-        2 => loop3::<u16>(
-            c,
-            bytemuck::cast_slice(a),
-            bytemuck::cast_slice(b),
-            bytemuck::cast_slice_mut(out),
-        ),
-        4 => loop3::<u32>(
-            c,
-            bytemuck::cast_slice(a),
-            bytemuck::cast_slice(b),
-            bytemuck::cast_slice_mut(out),
-        ),
-        8 => loop3::<u64>(
-            c,
-            bytemuck::cast_slice(a),
-            bytemuck::cast_slice(b),
-            bytemuck::cast_slice_mut(out),
-        ),
-        _ => loop3::<[u64; 2]>(
-            c,
-            bytemuck::cast_slice(a),
-            bytemuck::cast_slice(b),
-            bytemuck::cast_slice_mut(out),
-        ),
+        2 => loop3::<u16>(c, cast(a), cast(b), cast_mut(out)),
+        4 => loop3::<u32>(c, cast(a), cast(b), cast_mut(out)),
+        8 => loop3::<u64>(c, cast(a), cast(b), cast_mut(out)),
+        _ => {
+            let (a, b) = (bytemuck::cast_slice(a), bytemuck::cast_slice(b));
+            loop3::<[u64; 2]>(c, a, b, bytemuck::cast_slice_mut(out))
+        }
     }
 }

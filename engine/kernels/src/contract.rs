@@ -1,7 +1,7 @@
-//! Products of matrices, added to what is there.
+//! Matrix products, added to an accumulator.
 //!
-//! Floats and complex numbers go to faer's matrix product on one thread; integers, for which no
-//! library is needed to keep up with memory, to plain loops in blocks.
+//! Floats and complex numbers use faer's matrix product on one thread. Integers use plain blocked
+//! loops, which are limited by memory bandwidth already.
 
 use faer::linalg::matmul::matmul;
 use faer::traits::{ComplexField, Conjugate};
@@ -12,11 +12,11 @@ use crate::buffer::View;
 use crate::dispatch;
 use crate::dtype::{DType, Kind, no_loop};
 
-/// Bytes that one product holds besides its operands and its result, at most: packed panels.
+/// Maximum bytes of packed panels that one product allocates besides operands and result.
 pub const SCRATCH_BYTES: u64 = 8 << 20;
 
-/// True if a matrix can be multiplied as it lies: rows, or columns, are contiguous and follow each
-/// other upwards.
+/// Returns true if a matrix can be multiplied without a copy: its rows or its columns are
+/// contiguous and do not overlap.
 pub fn is_direct(view: &View<'_>) -> bool {
     let &[rows, columns] = view.shape.as_slice() else { return false };
     let &[r, c] = view.strides.as_slice() else { return false };
@@ -37,10 +37,12 @@ pub fn add_product(lhs: &View<'_>, rhs: &View<'_>, out: &mut [u8]) {
     }
     match lhs.dtype.kind() {
         Kind::Float | Kind::Complex => {
-            dispatch!(inexact, lhs.dtype, T => floats::<T>(lhs, rhs, out), else => no_loop(&"contract", lhs.dtype))
+            dispatch!(inexact, lhs.dtype, T => floats::<T>(lhs, rhs, out),
+                else => no_loop(&"contract", lhs.dtype))
         }
         _ => {
-            dispatch!(integer, lhs.dtype, T => integers::<T>(lhs, rhs, out), else => no_loop(&"contract", lhs.dtype))
+            dispatch!(integer, lhs.dtype, T => integers::<T>(lhs, rhs, out),
+                else => no_loop(&"contract", lhs.dtype))
         }
     }
 }
@@ -87,7 +89,7 @@ fn matrix<'a, T: bytemuck::Pod>(view: &View<'a>) -> MatRef<'a, T> {
     }
 }
 
-/// Elements of `k` that stay in cache while rows pass by.
+/// Elements of `k` that stay in the cache while rows are processed.
 const BLOCK: usize = 256;
 
 fn integers<T: Numeric>(lhs: &View<'_>, rhs: &View<'_>, out: &mut [u8]) {
@@ -119,7 +121,7 @@ fn integers<T: Numeric>(lhs: &View<'_>, rhs: &View<'_>, out: &mut [u8]) {
     }
 }
 
-/// True for dtypes that are multiplied.
+/// Returns true if products of `dtype` are defined.
 pub fn is_defined(dtype: DType) -> bool {
     dtype.kind() != Kind::Bool
 }
@@ -132,7 +134,7 @@ mod tests {
     use crate::buffer::{Buffer, contiguous_strides};
     use crate::dtype::Complex128;
 
-    /// Small whole numbers, for which every order of additions is exact.
+    /// Returns small whole numbers, whose sums are exact in any order.
     fn values(n: usize, seed: i64) -> Vec<i64> {
         (0..n as i64).map(|i| (i * 7 + seed) % 11 - 5).collect()
     }
@@ -187,7 +189,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn products_are_what_the_sums_say(m in 1usize..40, n in 1usize..40, k in 1usize..300, left: bool, right: bool) {
+        fn products_match_plain_sums(
+            m in 1usize..40, n in 1usize..40, k in 1usize..300, left: bool, right: bool,
+        ) {
             let shape = [m, n, k];
             check(|x| x as f32, shape, [left, right]);
             check(|x| x as f64, shape, [left, right]);

@@ -1,4 +1,4 @@
-//! Moving boxes between strided layouts.
+//! Copies of boxes between strided layouts.
 
 use bytemuck::Pod;
 
@@ -10,7 +10,7 @@ use crate::scalar::Scalar;
 /// are `strides`.
 ///
 /// Both hold elements of `src.dtype`. Cost: one pass; runs that are contiguous on both sides are
-/// `memcpy`.
+/// copied by `memcpy`.
 pub fn strided(src: &View<'_>, dst: &mut [u8], offset: usize, strides: &[isize]) {
     match src.dtype.size() {
         1 => typed::<u8>(src, dst, offset, strides),
@@ -30,8 +30,8 @@ fn typed<T: Pod>(src: &View<'_>, dst: &mut [u8], offset: usize, strides: &[isize
     }
     let inner = nest.shape.len() - 1;
     let (n, si, di) = (nest.shape[inner], nest.strides[0][inner], nest.strides[1][inner]);
-    // Where the source jumps along the innermost axis, an axis along which it jumps less is walked
-    // beside it, in squares.
+    // If another axis of the source has a smaller stride than the innermost one, the two are
+    // transposed in squares.
     let closer = |d: &usize| {
         nest.strides[0][*d] != 0 && nest.strides[0][*d].abs() < si.abs() && nest.shape[*d] > 1
     };
@@ -65,9 +65,10 @@ fn typed<T: Pod>(src: &View<'_>, dst: &mut [u8], offset: usize, strides: &[isize
     });
 }
 
-/// The runs of elements that are contiguous both in `from` and in `to`:
-/// `(first in from, first in to, elements)`, as offsets from the box's own first; `None` if there
-/// are more than `most`.
+/// Returns the runs of elements that are contiguous in both `from` and `to`, or `None` if there are
+/// more than `most`.
+///
+/// A run is `(offset in from, offset in to, elements)`, relative to the first element of the box.
 pub fn runs(
     shape: &[usize],
     from: &[isize],
@@ -88,11 +89,11 @@ pub fn runs(
     Some(runs)
 }
 
-/// Side of a square that is turned at once: it stays in the cache, and its rows are whole cache
+/// Side of a square that is transposed at once. It fits in the cache, and its rows are whole cache
 /// lines.
 const SQUARE: usize = 32;
 
-/// Two axes of a copy: distances along the rows' axis and along the columns'.
+/// Two axes of a copy, with the strides along the rows' and the columns' axis.
 struct Plane {
     rows: usize,
     columns: usize,
@@ -101,8 +102,8 @@ struct Plane {
 }
 
 impl Plane {
-    /// Copies from `s` to `d` by squares, each through a buffer: rows whose distance is a power of
-    /// two share few places in a cache, so that each of its lines must be used up at once.
+    /// Copies from `s` to `d` in squares, each through a buffer. Rows at a distance of a power of
+    /// two share few cache sets, so all values of a cache line must be used at once.
     fn transpose<T: Pod>(&self, src: &[T], s: isize, dst: &mut [T], d: isize) {
         let mut square = [[T::zeroed(); SQUARE]; SQUARE];
         for row in (0..self.rows).step_by(SQUARE) {
@@ -140,7 +141,7 @@ impl Plane {
     }
 }
 
-/// Fills `dst` with one value, end to end.
+/// Fills `dst` with copies of one value.
 pub fn fill(value: &Scalar, dst: &mut [u8]) {
     let pattern = value.bytes();
     if pattern.iter().all(|b| *b == pattern[0]) {
@@ -164,8 +165,8 @@ pub fn fill_box(value: &Scalar, shape: &[usize], dst: &mut [u8], offset: usize, 
     strided(&src, dst, offset, strides);
 }
 
-/// True if every element of `bytes` has exactly the bytes of `value` (NaN equals NaN; -0.0 differs
-/// from 0.0).
+/// Returns true if every element has exactly the bytes of `value`. NaN equals NaN, and -0.0 differs
+/// from 0.0.
 pub fn is_all(value: &Scalar, bytes: &[u8]) -> bool {
     let pattern = value.bytes();
     let n = pattern.len();
@@ -173,9 +174,10 @@ pub fn is_all(value: &Scalar, bytes: &[u8]) -> bool {
     bytes.len() < n || (&bytes[..n] == pattern && bytes[n..] == bytes[..bytes.len() - n])
 }
 
-/// Spreads a block of `clipped` shape, which stands in C order at the front of `bytes`, over the
-/// `full` shape in place, and fills what is beyond with `fill`: how an edge chunk becomes a whole
-/// one without a second buffer.
+/// Pads a block of `clipped` shape to the `full` shape in place, with `fill` as the new elements.
+///
+/// The block is in C order at the front of `bytes`. This makes an edge chunk a whole chunk without
+/// a second buffer.
 pub fn pad_in_place(bytes: &mut [u8], clipped: &[usize], full: &[usize], fill: &Scalar) {
     let size = fill.dtype().size();
     let (Some((&n, outer)), Some((&width, full_outer))) = (clipped.split_last(), full.split_last())
@@ -184,7 +186,7 @@ pub fn pad_in_place(bytes: &mut [u8], clipped: &[usize], full: &[usize], fill: &
     };
     let (n, width) = (n * size, width * size);
     let rows: usize = full_outer.iter().product();
-    // From the last row to the first: a row's new place is never before its old one.
+    // From the last row to the first, because a row's new place is never before its old one.
     for row in (0..rows).rev() {
         let (mut rest, mut old, mut stride, mut inside) = (row, 0, 1, true);
         for (have, all) in outer.iter().zip(full_outer).rev() {

@@ -1,8 +1,7 @@
 //! The closed list of element types, and dispatch over it.
 //!
-//! One list, and one dispatch macro per bound whose body is one call of a generic function: a
-//! kernel is written once, for `T: Bound`, and [`dispatch!`](crate::dispatch) and its siblings
-//! choose `T` from a [`DType`] at run time.
+//! A kernel is written once, as a generic function of `T: Bound`.
+//! [`dispatch!`](crate::dispatch) selects `T` from a [`DType`] at run time.
 
 use std::fmt;
 
@@ -10,7 +9,7 @@ use bytemuck::{Pod, Zeroable};
 use num_complex::Complex;
 use serde::{Deserialize, Serialize};
 
-/// A truth value as stored: one byte, 0 or 1 (any other byte reads as true).
+/// A stored bool: one byte, 0 or 1. Any other byte reads as true.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(transparent)]
 pub struct Bool(pub u8);
@@ -21,12 +20,12 @@ impl From<bool> for Bool {
     }
 }
 
-/// Single-precision complex number.
+/// A single-precision complex number.
 pub type Complex64 = Complex<f32>;
-/// Double-precision complex number.
+/// A double-precision complex number.
 pub type Complex128 = Complex<f64>;
 
-/// Element type of an array, with the Array API standard's (and Zarr v3's) names.
+/// The element type of an array, named as in the Array API standard and Zarr v3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)]
@@ -46,7 +45,7 @@ pub enum DType {
     Complex128,
 }
 
-/// What a dtype is, for promotion and for the domain of functions.
+/// The kind of a dtype, for promotion and for the domains of functions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs)]
 pub enum Kind {
@@ -58,7 +57,7 @@ pub enum Kind {
 }
 
 impl DType {
-    /// All dtypes, in the order of the standard's text.
+    /// All dtypes, in the order of the standard.
     pub const ALL: [DType; 13] = [
         DType::Bool,
         DType::Int8,
@@ -75,7 +74,7 @@ impl DType {
         DType::Complex128,
     ];
 
-    /// Bytes per element.
+    /// Returns the number of bytes per element.
     pub const fn size(self) -> usize {
         match self {
             DType::Bool | DType::Int8 | DType::UInt8 => 1,
@@ -86,7 +85,7 @@ impl DType {
         }
     }
 
-    /// The kind that decides promotion.
+    /// Returns the kind, which determines promotion.
     pub const fn kind(self) -> Kind {
         match self {
             DType::Bool => Kind::Bool,
@@ -97,17 +96,17 @@ impl DType {
         }
     }
 
-    /// True for integers of either sign.
+    /// Returns true for signed and unsigned integers.
     pub const fn is_integer(self) -> bool {
         matches!(self.kind(), Kind::Signed | Kind::Unsigned)
     }
 
-    /// True for integers and real floats: what has an order.
+    /// Returns true for integers and real floats: the ordered dtypes.
     pub const fn is_real(self) -> bool {
         matches!(self.kind(), Kind::Signed | Kind::Unsigned | Kind::Float)
     }
 
-    /// The name in the Array API standard and in Zarr v3, as in `float32`.
+    /// Returns the name in the Array API standard and in Zarr v3, such as `float32`.
     pub const fn name(self) -> &'static str {
         match self {
             DType::Bool => "bool",
@@ -126,16 +125,16 @@ impl DType {
         }
     }
 
-    /// The dtype of that name, if it is on the list.
+    /// Returns the dtype of a name, or `None` if there is none.
     pub fn from_name(name: &str) -> Option<DType> {
         DType::ALL.into_iter().find(|d| d.name() == name)
     }
 
-    /// The dtype that both operands are cast to.
+    /// Returns the dtype that both operands are cast to.
     ///
-    /// Source: the Array API standard's promotion table. Where that leaves a pair open (a bool or
-    /// an integer with another kind, `uint64` with a signed integer), NumPy's answer is taken,
-    /// which is the least dtype that holds both, or `float64`.
+    /// Source: the promotion table of the Array API standard. For pairs that the standard leaves
+    /// open (a bool or an integer with another kind, `uint64` with a signed integer), the result is
+    /// NumPy's: the smallest dtype that holds both, or `float64`.
     pub fn promote(self, other: DType) -> DType {
         use DType as D;
         let (a, b) = if self.kind() <= other.kind() { (self, other) } else { (other, self) };
@@ -186,29 +185,33 @@ impl fmt::Display for DType {
     }
 }
 
-/// A Rust type that stands for a [`DType`].
+/// The Rust type of a [`DType`].
 pub trait Element: Pod + Default + PartialEq + Send + Sync + fmt::Debug {
-    /// Its place on the list.
+    /// The dtype.
     const DTYPE: DType;
 }
 
 macro_rules! elements {
     ($($t:ty => $d:ident),*) => { $(impl Element for $t { const DTYPE: DType = DType::$d; })* };
 }
-elements!(Bool => Bool, i8 => Int8, i16 => Int16, i32 => Int32, i64 => Int64, u8 => UInt8, u16 => UInt16, u32 => UInt32, u64 => UInt64,
-    f32 => Float32, f64 => Float64, Complex64 => Complex64, Complex128 => Complex128);
+elements!(
+    Bool => Bool, i8 => Int8, i16 => Int16, i32 => Int32, i64 => Int64,
+    u8 => UInt8, u16 => UInt16, u32 => UInt32, u64 => UInt64,
+    f32 => Float32, f64 => Float64, Complex64 => Complex64, Complex128 => Complex128
+);
 
-/// Fails where debug assertions are on: an expression or a plan that was checked never asks for a
-/// loop that is not there, which would leave zeros.
+/// Fails in debug builds. A checked expression or plan never requests a missing loop; a release
+/// build would leave zeros.
 #[cold]
 pub(crate) fn no_loop(what: &dyn fmt::Debug, dtype: DType) {
     debug_assert!(false, "invariant `checked dtypes`: {what:?} has no loop for {dtype}");
 }
 
-/// Calls the body with `$t` standing for the Rust type of a dtype, for the kinds named first.
+/// Evaluates an expression with `$t` as the Rust type of a dtype, or `else` for dtypes of other
+/// kinds.
 ///
-/// `dispatch!(real, dtype, T => f::<T>(x), else => y)`; the kinds are `all`, `numeric` (without
-/// bool), `real`, `integer`, `float`, `inexact` (floats and complex).
+/// Usage: `dispatch!(real, dtype, T => f::<T>(x), else => y)`. The kinds are `all`, `numeric`
+/// (without bool), `real`, `integer`, `float`, and `inexact` (floats and complex).
 #[macro_export]
 macro_rules! dispatch {
     (@arms $d:expr, $t:ident => $body:expr, $else:expr, $($variant:ident = $ty:ty),*) => {
@@ -219,21 +222,25 @@ macro_rules! dispatch {
         }
     };
     (all, $d:expr, $t:ident => $body:expr) => {
-        $crate::dispatch!(@arms $d, $t => $body, unreachable!(), Bool = $crate::dtype::Bool, Int8 = i8, Int16 = i16, Int32 = i32, Int64 = i64,
+        $crate::dispatch!(@arms $d, $t => $body, unreachable!(), Bool = $crate::dtype::Bool,
+            Int8 = i8, Int16 = i16, Int32 = i32, Int64 = i64,
             UInt8 = u8, UInt16 = u16, UInt32 = u32, UInt64 = u64, Float32 = f32, Float64 = f64,
             Complex64 = $crate::dtype::Complex64, Complex128 = $crate::dtype::Complex128)
     };
     (numeric, $d:expr, $t:ident => $body:expr, else => $else:expr) => {
-        $crate::dispatch!(@arms $d, $t => $body, $else, Int8 = i8, Int16 = i16, Int32 = i32, Int64 = i64,
+        $crate::dispatch!(@arms $d, $t => $body, $else,
+            Int8 = i8, Int16 = i16, Int32 = i32, Int64 = i64,
             UInt8 = u8, UInt16 = u16, UInt32 = u32, UInt64 = u64, Float32 = f32, Float64 = f64,
             Complex64 = $crate::dtype::Complex64, Complex128 = $crate::dtype::Complex128)
     };
     (real, $d:expr, $t:ident => $body:expr, else => $else:expr) => {
-        $crate::dispatch!(@arms $d, $t => $body, $else, Int8 = i8, Int16 = i16, Int32 = i32, Int64 = i64,
+        $crate::dispatch!(@arms $d, $t => $body, $else,
+            Int8 = i8, Int16 = i16, Int32 = i32, Int64 = i64,
             UInt8 = u8, UInt16 = u16, UInt32 = u32, UInt64 = u64, Float32 = f32, Float64 = f64)
     };
     (integer, $d:expr, $t:ident => $body:expr, else => $else:expr) => {
-        $crate::dispatch!(@arms $d, $t => $body, $else, Int8 = i8, Int16 = i16, Int32 = i32, Int64 = i64,
+        $crate::dispatch!(@arms $d, $t => $body, $else,
+            Int8 = i8, Int16 = i16, Int32 = i32, Int64 = i64,
             UInt8 = u8, UInt16 = u16, UInt32 = u32, UInt64 = u64)
     };
     (float, $d:expr, $t:ident => $body:expr, else => $else:expr) => {

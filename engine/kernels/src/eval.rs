@@ -1,7 +1,7 @@
-//! Evaluating an [`Expr`] in strips that stay in the cache.
+//! Evaluation of an [`Expr`] in cache-sized strips.
 //!
-//! Registers hold one strip of [`STRIP`] elements each, so the scratch memory of an expression does
-//! not grow with the block: it is registers × strip × itemsize. One pass over a strip per node
+//! A register holds one strip of [`STRIP`] elements. The scratch memory of an expression therefore
+//! does not grow with the block: it is registers × strip × itemsize. One pass over a strip per node
 //! costs little more than a hand-fused loop.
 
 use crate::apply::{binary, select, unary};
@@ -11,28 +11,28 @@ use crate::copy;
 use crate::expr::{Expr, Node};
 use crate::loops::{Nest, for_each_index};
 
-/// Elements per strip: with a handful of registers of 8 bytes an element this stays in the
-/// second-level cache.
+/// Elements per strip. A handful of registers with 8 bytes per element fits in the L2 cache.
 pub const STRIP: usize = 1024;
 
-/// Scratch bytes that a [`Evaluator`] for `expr` occupies, at most.
+/// Returns the maximum scratch bytes of an [`Evaluator`] for `expr`.
 pub fn scratch_bytes(expr: &Expr) -> u64 {
     let (_, registers) = allocate(expr);
     registers.iter().map(|size| (STRIP * size) as u64).sum()
 }
 
-/// An expression made ready to run: registers assigned, literals spread out.
+/// An expression evaluator: an expression with assigned registers and filled literals.
 #[derive(Debug)]
 pub struct Evaluator {
     expr: Expr,
+    /// The register of each node.
     place: Vec<usize>,
-    /// For each node the output that it can be written to, instead of its register: nobody else
-    /// reads it.
+    /// For each node, the output to write instead of the register. Requires that no other node
+    /// reads the value.
     direct: Vec<Option<usize>>,
     registers: Vec<Buffer>,
 }
 
-/// One operand's strip: values `offset`, `offset + stride`, … of a block.
+/// A strip of one operand: the elements `offset`, `offset + stride`, … of a block.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Strip<'a> {
     pub(crate) bytes: &'a [u8],
@@ -40,8 +40,8 @@ pub(crate) struct Strip<'a> {
     pub(crate) stride: isize,
 }
 
-/// The register of each node and the element size of each register. A register is free again after
-/// its last reader.
+/// Returns the register of each node and the element size of each register. A register becomes
+/// free after its last reader.
 fn allocate(expr: &Expr) -> (Vec<usize>, Vec<usize>) {
     let n = expr.nodes().len();
     let mut last_use: Vec<usize> = (0..n).collect();
@@ -54,8 +54,7 @@ fn allocate(expr: &Expr) -> (Vec<usize>, Vec<usize>) {
     let (mut place, mut sizes, mut free) = (Vec::with_capacity(n), Vec::new(), Vec::<usize>::new());
     for (i, node) in expr.nodes().iter().enumerate() {
         let size = expr.dtype(i as u32).size();
-        // A literal's register is filled once, before the first strip: nothing else may ever be in
-        // it.
+        // A literal's register is filled once, before the first strip, and must not be shared.
         let reusable = if matches!(node, Node::Literal(_)) {
             None
         } else {
@@ -66,7 +65,7 @@ fn allocate(expr: &Expr) -> (Vec<usize>, Vec<usize>) {
             sizes.push(size);
             sizes.len() - 1
         }));
-        // Literals and inputs are filled once or from outside; they keep their registers.
+        // Registers of literals and inputs are never reused: they are filled once or by the caller.
         let mut dead: Vec<u32> =
             operands(node).into_iter().filter(|o| last_use[*o as usize] == i).collect();
         dead.sort_unstable();
@@ -90,7 +89,7 @@ fn operands(node: &Node) -> Vec<u32> {
 }
 
 impl Evaluator {
-    /// Assigns registers and fills the literals'.
+    /// Creates an evaluator: assigns registers and fills those of literals.
     pub fn new(expr: &Expr) -> Evaluator {
         let (place, sizes) = allocate(expr);
         let mut registers: Vec<Buffer> =
@@ -114,7 +113,7 @@ impl Evaluator {
         Evaluator { direct: direct.collect(), expr: expr.clone(), place, registers }
     }
 
-    /// The expression.
+    /// Returns the expression.
     pub fn expr(&self) -> &Expr {
         &self.expr
     }
@@ -124,7 +123,7 @@ impl Evaluator {
         self.run_into(inputs, n, &mut [], 0);
     }
 
-    /// Evaluates one strip of `n` elements; nodes with an output write there, from element `first`.
+    /// Evaluates one strip of `n` elements. Nodes with an output write it from element `first` on.
     fn run_into(
         &mut self,
         inputs: &[Strip<'_>],
@@ -171,7 +170,7 @@ impl Evaluator {
         }
     }
 
-    /// The `n` values of a node after [`Evaluator::run`].
+    /// Returns the `n` values of a node after [`Evaluator::run`].
     pub(crate) fn value<'a>(&'a self, node: u32, inputs: &[Strip<'a>], n: usize) -> &'a [u8] {
         let bytes = n * self.expr.dtype(node).size();
         if let Node::Input(slot) = self.expr.nodes()[node as usize]
@@ -184,7 +183,7 @@ impl Evaluator {
     }
 }
 
-/// Evaluates an expression over whole blocks of one shape; each result fills one contiguous buffer.
+/// Evaluates an expression over blocks of one shape. Each result fills one contiguous buffer.
 pub fn map(
     evaluator: &mut Evaluator,
     shape: &[usize],
@@ -236,8 +235,7 @@ mod tests {
     use crate::expr::{BinaryOp, UnaryOp};
     use crate::scalar::Scalar;
 
-    /// A literal that comes after registers were given back once shared one with them, and was
-    /// right for the first strip only.
+    /// A literal once reused a freed register, and was correct for the first strip only.
     #[test]
     fn literals_keep_their_registers_over_many_strips() {
         let mut expr = Expr::new(vec![DType::Float32]);

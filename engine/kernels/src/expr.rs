@@ -1,8 +1,8 @@
 //! Elementwise expressions as data.
 //!
-//! An [`Expr`] is a list in which every node refers to earlier ones only, with one or more results.
-//! Fusing two operations is [`Expr::append`]: one expression's results become another's inputs.
-//! Dtypes never mix inside: casts are nodes, put in while the expression is built.
+//! An [`Expr`] is a list of nodes, each of which refers to earlier nodes only, with one or more
+//! results. [`Expr::append`] fuses two expressions: the results of one become inputs of the other.
+//! Operands of a node have one dtype; casts are nodes, inserted while the expression is built.
 
 use std::collections::HashMap;
 
@@ -12,12 +12,12 @@ use thiserror::Error;
 use crate::dtype::{DType, Kind};
 use crate::scalar::Scalar;
 
-/// The dtypes that a function is defined for.
+/// The set of dtypes for which a function is defined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Domain {
-    /// Every dtype.
+    /// All dtypes.
     All,
-    /// Bool only.
+    /// Bool.
     Bool,
     /// Bool and integers.
     Bits,
@@ -33,17 +33,17 @@ pub enum Domain {
     Float,
 }
 
-/// Dtype of a function's result.
+/// The dtype of a function's result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Gives {
+enum ResultType {
     Same,
     Bool,
-    /// Of a complex number the dtype of its parts.
+    /// The dtype of a complex number's parts.
     Part,
 }
 
 impl Domain {
-    /// In words, for people.
+    /// Returns a description, such as `integers, floats`.
     pub const fn name(self) -> &'static str {
         match self {
             Domain::All => "all",
@@ -57,8 +57,8 @@ impl Domain {
         }
     }
 
-    /// True if it has `dtype`.
-    pub fn has(self, dtype: DType) -> bool {
+    /// Returns true if the domain contains `dtype`.
+    pub fn contains(self, dtype: DType) -> bool {
         let kind = dtype.kind();
         match self {
             Domain::All => true,
@@ -73,18 +73,18 @@ impl Domain {
     }
 }
 
-impl Gives {
+impl ResultType {
     fn of(self, dtype: DType) -> DType {
         match (self, dtype) {
-            (Gives::Bool, _) => DType::Bool,
-            (Gives::Part, DType::Complex64) => DType::Float32,
-            (Gives::Part, DType::Complex128) => DType::Float64,
+            (ResultType::Bool, _) => DType::Bool,
+            (ResultType::Part, DType::Complex64) => DType::Float32,
+            (ResultType::Part, DType::Complex128) => DType::Float64,
             _ => dtype,
         }
     }
 }
 
-/// An enum of functions, and where each is defined.
+/// Defines an enum of functions, with the domain and the result dtype of each.
 macro_rules! functions {
     ($(#[$meta:meta])* $name:ident { $($op:ident: $domain:ident -> $gives:ident,)* }) => {
         $(#[$meta])*
@@ -94,32 +94,33 @@ macro_rules! functions {
         pub enum $name { $($op,)* }
 
         impl $name {
-            /// The dtypes that it is defined for.
+            /// Returns the dtypes for which the function is defined.
             pub fn domain(self) -> Domain {
                 match self { $($name::$op => Domain::$domain,)* }
             }
 
-            /// Dtype of the result for operands of `dtype`.
+            /// Returns the dtype of the result for operands of `dtype`.
             ///
             /// # Errors
-            /// Where it is not defined for `dtype`.
+            /// If the function is not defined for `dtype`.
             pub fn result(self, dtype: DType) -> Result<DType, ExprError> {
-                if !self.domain().has(dtype) {
+                if !self.domain().contains(dtype) {
                     return Err(ExprError::Domain { op: self.name(), dtype });
                 }
-                Ok(match self { $($name::$op => Gives::$gives,)* }.of(dtype))
+                Ok(match self { $($name::$op => ResultType::$gives,)* }.of(dtype))
             }
 
-            /// The function's name in the Array API standard.
+            /// Returns the function's name in the Array API standard.
             pub fn name(self) -> String {
-                serde_json::to_value(self).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
+                let name = serde_json::to_value(self).ok();
+                name.and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
             }
         }
     };
 }
 
 functions! {
-    /// Function of one element.
+    /// A function of one element.
     UnaryOp {
         Abs: Numeric -> Part,
         Acos: Inexact -> Same,
@@ -163,7 +164,7 @@ functions! {
 }
 
 functions! {
-    /// Function of two elements of one dtype.
+    /// A function of two elements of one dtype.
     BinaryOp {
         Add: Numeric -> Same,
         Atan2: Float -> Same,
@@ -196,7 +197,7 @@ functions! {
     }
 }
 
-/// One value of an expression; operands are indices of earlier nodes.
+/// A node of an expression. Operands are indices of earlier nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs)]
@@ -209,7 +210,7 @@ pub enum Node {
     Cast(DType, u32),
 }
 
-/// Why an expression is not one.
+/// An error in an expression.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[allow(missing_docs)]
 pub enum ExprError {
@@ -219,18 +220,18 @@ pub enum ExprError {
     MixedDTypes { op: String, left: DType, right: DType },
     #[error("the condition of `where` must be bool, not {0}")]
     Condition(DType),
-    #[error("node {node} refers to {operand}, which is not before it")]
+    #[error("invalid operand {operand} of node {node}: expected an earlier node")]
     Order { node: usize, operand: u32 },
-    #[error("there is no input {0}")]
+    #[error("invalid input {0}: the expression has fewer inputs")]
     NoInput(u32),
     #[error("an expression needs at least one result")]
     NoResult,
 }
 
-/// An elementwise expression: inputs' dtypes, nodes in order, indices of the nodes that are
-/// results.
+/// An elementwise expression: dtypes of the inputs, nodes in order, and indices of the result
+/// nodes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "ExprText", into = "ExprText")]
+#[serde(try_from = "SerializedExpr", into = "SerializedExpr")]
 pub struct Expr {
     inputs: Vec<DType>,
     nodes: Vec<Node>,
@@ -239,17 +240,17 @@ pub struct Expr {
     index: Index,
 }
 
-/// The first node of each value, in expressions of many nodes. It follows from the nodes, so
-/// comparisons leave it out.
+/// An index of the first node of each value, for expressions of many nodes. It is derived from the
+/// nodes, so comparisons ignore it.
 #[derive(Clone, Debug, Default)]
 struct Index {
     places: HashMap<Node, u32>,
-    /// Nodes that are in it.
+    /// The number of indexed nodes.
     n: usize,
 }
 
-/// Expressions of fewer nodes are searched one by one.
-const INDEXED: usize = 64;
+/// The number of nodes from which an expression is indexed. Shorter lists are searched linearly.
+const MIN_INDEXED_NODES: usize = 64;
 
 impl PartialEq for Index {
     fn eq(&self, _: &Index) -> bool {
@@ -264,9 +265,9 @@ impl std::hash::Hash for Index {
 }
 
 impl Index {
-    /// The first of `nodes` that equals `node`.
+    /// Returns the position of the first node equal to `node`.
     fn find(&mut self, nodes: &[Node], node: &Node) -> Option<usize> {
-        if nodes.len() < INDEXED {
+        if nodes.len() < MIN_INDEXED_NODES {
             return nodes.iter().position(|n| n == node);
         }
         for (place, node) in nodes.iter().enumerate().skip(self.n) {
@@ -278,14 +279,14 @@ impl Index {
 }
 
 #[derive(Clone, Serialize, Deserialize)]
-struct ExprText {
+struct SerializedExpr {
     inputs: Vec<DType>,
     nodes: Vec<Node>,
     results: Vec<u32>,
 }
 
 impl Expr {
-    /// An expression of these inputs with nothing in it yet.
+    /// Creates an expression of inputs without nodes.
     pub fn new(inputs: Vec<DType>) -> Expr {
         Expr {
             inputs,
@@ -296,7 +297,7 @@ impl Expr {
         }
     }
 
-    /// The expression that returns its only input.
+    /// Creates the expression that returns its single input.
     pub fn identity(dtype: DType) -> Expr {
         Expr {
             inputs: vec![dtype],
@@ -307,10 +308,10 @@ impl Expr {
         }
     }
 
-    /// One function of inputs in order.
+    /// Creates an expression with the node that `build` returns, given the input nodes, as result.
     ///
     /// # Errors
-    /// Where the function is not defined for those dtypes.
+    /// If `build` fails.
     pub fn of(
         inputs: &[DType],
         build: impl FnOnce(&mut Expr, &[u32]) -> Result<u32, ExprError>,
@@ -324,10 +325,11 @@ impl Expr {
         Ok(expr)
     }
 
-    /// Adds a node, or finds the equal one that is already there; returns its index.
+    /// Adds a node unless an equal node exists. Returns the index of the node.
     ///
     /// # Errors
-    /// Where an operand is not before it, or its function is not defined for the operands' dtypes.
+    /// If an operand is not an earlier node, or the function is not defined for the operands'
+    /// dtypes.
     pub fn push(&mut self, node: Node) -> Result<u32, ExprError> {
         if let Some(same) = self.index.find(&self.nodes, &node) {
             return Ok(same as u32);
@@ -338,27 +340,26 @@ impl Expr {
         Ok(self.nodes.len() as u32 - 1)
     }
 
-    /// Adds an input; returns its slot's number.
+    /// Adds an input and returns its index.
     pub fn add_input(&mut self, dtype: DType) -> u32 {
         self.inputs.push(dtype);
         self.inputs.len() as u32 - 1
     }
 
-    /// Declares nodes to be results, after those that there are.
+    /// Appends nodes to the results.
     pub fn add_results(&mut self, results: &[u32]) {
         self.results.extend_from_slice(results);
     }
 
-    /// Makes these the results.
+    /// Replaces the results.
     pub fn set_results(&mut self, results: &[u32]) {
         self.results = results.to_vec();
     }
 
-    /// Appends `other`, whose inputs are the nodes `arguments` of this expression; returns the
-    /// nodes of its results.
+    /// Appends `other` with the nodes `arguments` as its inputs. Returns the nodes of its results.
     ///
     /// # Errors
-    /// Where an argument's dtype is not that of the input.
+    /// If an argument is missing or its dtype differs from that of the input.
     pub fn append(&mut self, other: &Expr, arguments: &[u32]) -> Result<Vec<u32>, ExprError> {
         let mut place = Vec::with_capacity(other.nodes.len());
         for node in &other.nodes {
@@ -384,37 +385,41 @@ impl Expr {
         Ok(other.results.iter().map(|r| place[*r as usize]).collect())
     }
 
-    /// Dtypes of the inputs.
+    /// Returns the dtypes of the inputs.
     pub fn inputs(&self) -> &[DType] {
         &self.inputs
     }
 
-    /// The nodes, operands before their users.
+    /// Returns the nodes, operands before their users.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
     }
 
-    /// Indices of the results' nodes.
+    /// Returns the indices of the result nodes.
     pub fn results(&self) -> &[u32] {
         &self.results
     }
 
-    /// Dtype of a node.
+    /// Returns the dtype of a node.
     pub fn dtype(&self, node: u32) -> DType {
         self.dtypes[node as usize]
     }
 
-    /// Dtypes of the results.
+    /// Returns the dtypes of the results.
     pub fn result_dtypes(&self) -> Vec<DType> {
         self.results.iter().map(|r| self.dtype(*r)).collect()
     }
 
-    /// True if it returns its only input unchanged.
+    /// Returns true if the expression returns its single input unchanged.
     pub fn is_identity(&self) -> bool {
         self.nodes == [Node::Input(0)] && self.results == [0]
     }
 
-    /// What `node` yields, if it may stand at the end of the list.
+    /// Returns the dtype of `node` as the next node.
+    ///
+    /// # Errors
+    /// If an operand is not an earlier node, or the function is not defined for the operands'
+    /// dtypes.
     fn check(&self, node: &Node) -> Result<DType, ExprError> {
         let of = |i: u32| {
             self.dtypes
@@ -442,10 +447,10 @@ impl Expr {
     }
 }
 
-impl TryFrom<ExprText> for Expr {
+impl TryFrom<SerializedExpr> for Expr {
     type Error = ExprError;
 
-    fn try_from(text: ExprText) -> Result<Self, ExprError> {
+    fn try_from(text: SerializedExpr) -> Result<Self, ExprError> {
         let mut expr = Expr::new(text.inputs);
         for node in text.nodes {
             let dtype = expr.check(&node)?;
@@ -463,8 +468,8 @@ impl TryFrom<ExprText> for Expr {
     }
 }
 
-impl From<Expr> for ExprText {
+impl From<Expr> for SerializedExpr {
     fn from(expr: Expr) -> Self {
-        ExprText { inputs: expr.inputs, nodes: expr.nodes, results: expr.results }
+        SerializedExpr { inputs: expr.inputs, nodes: expr.nodes, results: expr.results }
     }
 }

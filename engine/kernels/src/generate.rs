@@ -1,4 +1,4 @@
-//! Blocks that are made, not read.
+//! Generated blocks: constants, ranges, diagonals, and random values.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,81 +9,81 @@ use crate::dtype::{DType, Element, no_loop};
 use crate::expr::UnaryOp;
 use crate::scalar::Scalar;
 
-/// An array whose values follow from their indices.
+/// An array whose values are functions of their indices.
 ///
-/// A value depends on its index in the array only, never on the chunking.
+/// A value depends only on its index in the array, never on the chunking.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Generate {
-    /// One value everywhere.
+    /// A constant.
     Full(Scalar),
-    /// `start + step·i` along the only axis.
+    /// `start + step·i` along the single axis.
     Arange {
-        /// Value at index 0.
+        /// The value at index 0.
         start: Scalar,
-        /// Distance of neighbours.
+        /// The difference of neighbours.
         step: Scalar,
     },
-    /// `n` values from `start` to `stop` at even distances along the only axis.
+    /// `n` evenly spaced values from `start` to `stop` along the single axis.
     Linspace {
-        /// Value at index 0.
+        /// The value at index 0.
         start: Scalar,
-        /// Value at index `n` − 1, or `n` if it is left out.
+        /// The value at index `n` − 1, or at index `n` if the end point is excluded.
         stop: Scalar,
-        /// Distances between the two.
+        /// The number of intervals between the two.
         intervals: u64,
     },
-    /// 1 where the index along the second axis is that along the first plus `k`, else 0.
+    /// 1 where the column index equals the row index plus `k`, else 0.
     Eye {
-        /// Which diagonal: 0 the main one, above it if positive.
+        /// The diagonal: 0 for the main diagonal, positive above it.
         k: i64,
     },
-    /// True where the index along the last axis is at most that along the last but one plus `k`.
+    /// True where the column index is at most the row index plus `k`.
     Triangle {
-        /// The last diagonal that is true.
+        /// The highest true diagonal.
         k: i64,
     },
-    /// Independent normal values, for floats.
+    /// Independent normally distributed floats.
     ///
     /// Source: Box & Muller (1958) over the words of [`Generate::Uniform`]'s generator.
     Normal {
         /// The key.
         seed: u64,
-        /// Mean.
+        /// The mean.
         mean: Scalar,
-        /// Standard deviation.
+        /// The standard deviation.
         deviation: Scalar,
     },
-    /// Independent integers, each of `low..high` as likely as the others but for one part in 2⁶⁴ of
-    /// their number.
+    /// Independent uniform integers in `low..low + range`. Probabilities differ by at most one part
+    /// in 2⁶⁴ of `range`.
     ///
     /// Source: the high word of a product with the range (Lemire, ACM TOMACS 29, 2019), without
     /// rejection.
     Integers {
         /// The key.
         seed: u64,
-        /// Least value.
+        /// The least value.
         low: i64,
-        /// Number of values.
+        /// The number of values.
         range: u64,
     },
-    /// Independent uniform values in `[low, high)`, for floats.
+    /// Independent uniform floats in `[low, high)`.
     ///
     /// Source: Philox4x32-10 (Salmon, Moraes, Dror & Shaw, "Parallel random numbers: as easy as 1,
     /// 2, 3", SC 2011), with the element's index as counter and the seed as key.
     Uniform {
         /// The key.
         seed: u64,
-        /// Least value.
+        /// The least value.
         low: Scalar,
-        /// Bound above.
+        /// The exclusive upper bound.
         high: Scalar,
     },
 }
 
 impl Generate {
     /// Fills `out` (C order, elements of `dtype`) with the box of the array that starts at `origin`
-    /// and has `block` elements along each axis. `shape` is the whole array's.
+    /// and has `block` elements along each axis. `shape` is the shape of the whole array.
     pub fn fill(
         &self,
         dtype: DType,
@@ -95,14 +95,16 @@ impl Generate {
         match self {
             Generate::Full(value) => copy::fill(value, out),
             Generate::Arange { start, step } => {
-                dispatch!(numeric, dtype, T => arange::<T>(start, step, first_index(origin), out), else => no_loop(&"arange", dtype))
+                let first = first_index(origin);
+                dispatch!(numeric, dtype, T => arange::<T>(start, step, first, out),
+                    else => no_loop(&"arange", dtype))
             }
             Generate::Linspace { start, stop, intervals } => {
                 let (a, b, n) = (real(start), real(stop), *intervals as f64);
                 let step = (b - a) / n;
                 let first = first_index(origin);
                 for (i, o) in (first..).zip(out.chunks_exact_mut(dtype.size())) {
-                    // The last value is `stop` itself, not what rounding makes of it.
+                    // The last value is `stop` itself, without rounding.
                     let value = if i == *intervals { b } else { a + step * i as f64 };
                     o.copy_from_slice(Scalar::from_f64(dtype, value).bytes());
                 }
@@ -180,7 +182,7 @@ impl Generate {
     }
 }
 
-/// Where a block of an array of one axis starts.
+/// Returns the first index of a block of a one-dimensional array.
 fn first_index(origin: &[u64]) -> u64 {
     debug_assert_eq!(origin.len(), 1, "invariant `ranges have one axis`");
     origin.first().copied().unwrap_or(0)
@@ -190,8 +192,8 @@ fn real(value: &Scalar) -> f64 {
     value.cast(DType::Float64).get().unwrap_or_default()
 }
 
-/// `start + step·i` in the widest arithmetic of the dtype's kind, then cast: no error piles up
-/// along the axis.
+/// Computes `start + step·i` in the widest arithmetic of the dtype's kind, then casts. No error
+/// accumulates along the axis.
 fn arange<T: Element>(start: &Scalar, step: &Scalar, first: u64, out: &mut [u8]) {
     let size = size_of::<T>();
     if T::DTYPE.is_integer() {
@@ -212,7 +214,7 @@ fn arange<T: Element>(start: &Scalar, step: &Scalar, first: u64, out: &mut [u8])
     }
 }
 
-/// A number as a `float64` and what that lacks: integers of 64 bits have more digits.
+/// Returns a number as a `float64` and the rounding error, which large 64-bit integers have.
 fn two_words(value: &Scalar) -> [f64; 2] {
     let nearest = real(value);
     let whole = match value.dtype() {
@@ -222,7 +224,7 @@ fn two_words(value: &Scalar) -> [f64; 2] {
     [nearest, whole.map_or(0.0, |whole| (whole - nearest as i128) as f64)]
 }
 
-/// `start + step·i` of numbers of two words, nearly as if rounded once.
+/// Returns `start + step·i` for numbers of two words, nearly as if rounded once.
 fn compensated([a, a_rest]: [f64; 2], [d, d_rest]: [f64; 2], i: f64) -> f64 {
     let product = d * i;
     let lost = d.mul_add(i, -product);
@@ -231,8 +233,8 @@ fn compensated([a, a_rest]: [f64; 2], [d, d_rest]: [f64; 2], i: f64) -> f64 {
     sum + ((a - (sum - back)) + (product - back) + (lost + d_rest.mul_add(i, a_rest)))
 }
 
-/// Calls `f` with what `of` makes of the last two indices of each element of a box, and with the
-/// element's place in it.
+/// Calls `f` for each element of a box for which `of`, given its last two indices, returns a value.
+/// The arguments are that value and the element's place in the box.
 fn for_diagonal<T>(
     origin: &[u64],
     block: &[usize],
@@ -252,7 +254,7 @@ fn for_diagonal<T>(
     }
 }
 
-/// Normal values `first…`: elements `2c` and `2c + 1` are the two of counter `c`.
+/// Fills `out` with normal values `first…`. Counter `c` gives elements `2c` and `2c + 1`.
 fn normal<T: Copy>(
     seed: u64,
     [mean, deviation]: [f64; 2],
@@ -270,7 +272,7 @@ fn normal<T: Copy>(
         let counter = (first + at as u64) / 2;
         for (i, (r, a)) in radius.iter_mut().zip(&mut angle).enumerate() {
             let w = philox(counter + i as u64, seed).map(u64::from);
-            // Uniform in (0, 1]: its logarithm is finite.
+            // Uniform in (0, 1], so that the logarithm is finite.
             *r = (((w[0] << 32 | w[1]) >> 11) + 1) as f64 * (1.0 / 9_007_199_254_740_992.0);
             *a = ((w[2] << 32 | w[3]) >> 11) as f64
                 * (std::f64::consts::TAU / 9_007_199_254_740_992.0);
@@ -315,7 +317,7 @@ fn rows(
     }
 }
 
-/// Philox4x32-10: four random words for a 64-bit counter and a 64-bit key.
+/// Returns the four random words of Philox4x32-10 for a 64-bit counter and a 64-bit key.
 #[inline(always)]
 fn philox(counter: u64, key: u64) -> [u32; 4] {
     let (mut c, mut k) =
@@ -329,7 +331,8 @@ fn philox(counter: u64, key: u64) -> [u32; 4] {
     c
 }
 
-/// Elements `first…` of a `float32` stream: element `i` is word `i % 4` of counter `i / 4`.
+/// Fills `out` with elements `first…` of a `float32` stream: element `i` is word `i % 4` of counter
+/// `i / 4`.
 fn uniform_f32(seed: u64, low: f32, high: f32, first: u64, out: &mut [f32]) {
     fill_words(
         out,
@@ -347,7 +350,8 @@ fn uniform_f32(seed: u64, low: f32, high: f32, first: u64, out: &mut [f32]) {
     );
 }
 
-/// Elements `first…` of a `float64` stream: element `i` is half `i % 2` of counter `i / 2`.
+/// Fills `out` with elements `first…` of a `float64` stream: element `i` is half `i % 2` of counter
+/// `i / 2`.
 fn uniform_f64(seed: u64, low: f64, high: f64, first: u64, out: &mut [f64]) {
     let unit = move |w: [u32; 4], lane: usize| {
         let bits = u64::from(w[2 * lane]) << 32 | u64::from(w[2 * lane + 1]);
@@ -365,7 +369,7 @@ fn uniform_f64(seed: u64, low: f64, high: f64, first: u64, out: &mut [f64]) {
     );
 }
 
-/// Whole counters by `group`, the ragged ends element by element.
+/// Fills whole counters by `group`, and the incomplete counters at both ends by `one`.
 fn fill_words<T>(
     out: &mut [T],
     first: u64,
@@ -401,7 +405,7 @@ mod tests {
         assert_eq!(philox(0, 0), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
     }
 
-    /// Integers beyond 2^53 keep their digits until the result is rounded.
+    /// Integers above 2^53 are exact until the result is rounded.
     #[test]
     fn ranges_of_large_integers_are_rounded_once() {
         let check = |start: Scalar, step: Scalar, n: usize, expect: &dyn Fn(i128) -> f64| {

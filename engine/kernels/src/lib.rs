@@ -1,11 +1,11 @@
-//! Loops over flat typed slices: what a task computes, without any notion of plans or storage.
+//! Single-threaded loops over flat typed slices, independent of plans and storage.
 //!
-//! The path of values: a [`View`] of decoded bytes → [`eval`] runs an [`Expr`] over it in
+//! The path of values: a [`View`] of decoded bytes → [`eval`] evaluates an [`Expr`] over it in
 //! cache-sized strips → the strips are written out ([`eval::map`]) or folded into accumulators
-//! ([`reduce::fold`]). [`copy`] moves boxes between strided layouts, [`generate`] fills boxes from
-//! nothing. Everything is single-threaded: a task computes on one thread.
+//! ([`reduce::fold`]). [`copy`] copies boxes between strided layouts, [`generate`] fills boxes with
+//! generated values.
 //!
-//! This is its own crate so that some hundreds of monomorphised loops are compiled once.
+//! The loops are a separate crate so that several hundred monomorphised loops are compiled once.
 
 #[macro_use]
 mod simd;

@@ -1,4 +1,4 @@
-//! Turning nested strided loops into as few as possible.
+//! Simplification of nested strided loops.
 
 /// The dimensions of a loop nest over several operands, outermost first.
 #[derive(Debug)]
@@ -10,9 +10,9 @@ pub(crate) struct Nest {
 }
 
 impl Nest {
-    /// Drops dimensions of length 1 and joins neighbours that every operand walks without a jump.
+    /// Drops dimensions of length 1 and merges neighbours that are contiguous for every operand.
     ///
-    /// The result has at least one dimension. Empty if any length is 0 (then `is_empty`).
+    /// The result has at least one dimension. It is empty if any length is 0.
     pub(crate) fn new(shape: &[usize], operands: &[&[isize]]) -> Nest {
         let mut nest = Nest {
             shape: Vec::with_capacity(shape.len()),
@@ -22,12 +22,12 @@ impl Nest {
             if n == 1 {
                 continue;
             }
-            let joins = nest.shape.last().is_some()
+            let merges = nest.shape.last().is_some()
                 && operands
                     .iter()
                     .zip(&nest.strides)
                     .all(|(new, old)| old.last().is_some_and(|s| *s == new[d] * n as isize));
-            if joins {
+            if merges {
                 if let Some(last) = nest.shape.last_mut() {
                     *last *= n;
                 }
@@ -50,14 +50,15 @@ impl Nest {
         nest
     }
 
+    /// Returns true if the nest has no iterations.
     pub(crate) fn is_empty(&self) -> bool {
         self.shape.contains(&0)
     }
 }
 
-/// Calls `f` with each operand's offset for every index of the chosen dimensions, in C order.
+/// Calls `f` with each operand's offset for every index of the dimensions `dims`, in C order.
 ///
-/// `offsets` are the operands' starting offsets; they are as before when this returns.
+/// `offsets` are the operands' starting offsets, and are restored on return.
 pub(crate) fn for_each_index(
     nest: &Nest,
     dims: &[usize],

@@ -1,4 +1,4 @@
-//! One value of any dtype, exact in text.
+//! Single values of any dtype, with an exact text form.
 
 use std::fmt;
 
@@ -6,30 +6,31 @@ use serde::{Deserialize, Serialize};
 
 use crate::dtype::{Bool, Complex64, Complex128, DType, Element};
 
-/// One element: a literal in an expression, a fill value.
+/// A single element, such as a literal in an expression or a fill value.
 ///
-/// Two scalars are equal when their bytes are: a NaN equals itself, and `-0.0` differs from `0.0`.
+/// Scalars are compared by their bytes: a NaN equals itself, and `-0.0` differs from `0.0`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "ScalarText", into = "ScalarText")]
+#[serde(try_from = "SerializedScalar", into = "SerializedScalar")]
 pub struct Scalar {
     dtype: DType,
     bytes: [u8; 16],
 }
 
 impl Scalar {
-    /// A scalar of `T`'s dtype.
+    /// Creates a scalar of `T`'s dtype.
     pub fn new<T: Element>(value: T) -> Scalar {
         let mut bytes = [0; 16];
         bytes[..size_of::<T>()].copy_from_slice(bytemuck::bytes_of(&value));
         Scalar { dtype: T::DTYPE, bytes }
     }
 
-    /// All-zero bytes: 0, 0.0, false.
+    /// Returns the scalar of all-zero bytes: 0, 0.0, or false.
     pub fn zero(dtype: DType) -> Scalar {
         Scalar { dtype, bytes: [0; 16] }
     }
 
-    /// A scalar from its bytes in native order, or `None` if their number is not the dtype's size.
+    /// Creates a scalar from bytes in native order, or returns `None` if `value` is not of the
+    /// dtype's size.
     pub fn from_bytes(dtype: DType, value: &[u8]) -> Option<Scalar> {
         let mut bytes = [0; 16];
         (value.len() == dtype.size()).then(|| {
@@ -38,32 +39,32 @@ impl Scalar {
         })
     }
 
-    /// A real number cast to `dtype` as the standard's `astype` does (towards zero, saturating).
+    /// Casts a real number to `dtype` as the standard's `astype` does (towards zero, saturating).
     pub fn from_f64(dtype: DType, value: f64) -> Scalar {
         Scalar::new(value).cast(dtype)
     }
 
-    /// Its dtype.
+    /// Returns the dtype.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
 
-    /// Its bytes in native order.
+    /// Returns the bytes in native order.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes[..self.dtype.size()]
     }
 
-    /// True if every byte is zero.
+    /// Returns true if every byte is zero.
     pub fn is_zero(&self) -> bool {
         self.bytes.iter().all(|b| *b == 0)
     }
 
-    /// The value as `T`, if that is its dtype.
+    /// Returns the value as `T`, or `None` if `T` is not its dtype.
     pub fn get<T: Element>(&self) -> Option<T> {
         (T::DTYPE == self.dtype).then(|| bytemuck::pod_read_unaligned(self.bytes()))
     }
 
-    /// The value in another dtype.
+    /// Casts the value to another dtype.
     pub fn cast(&self, dtype: DType) -> Scalar {
         let mut out = Scalar::zero(dtype);
         crate::cast::cast(self.dtype, self.bytes(), dtype, &mut out.bytes[..dtype.size()]);
@@ -71,7 +72,7 @@ impl Scalar {
     }
 }
 
-/// Python's four kinds of numbers.
+/// Conversions from the Rust types of Python's number types.
 macro_rules! from_numbers {
     ($($from:ty => $to:ty),*) => { $(
         impl From<$from> for Scalar {
@@ -100,15 +101,15 @@ impl fmt::Display for Scalar {
     }
 }
 
-/// The Zarr v3 fill-value encoding: numbers for integers, the hexadecimal bit pattern for floats
-/// (JSON numbers lose bits and cannot say NaN), a pair of those for complex numbers.
+/// The Zarr v3 fill-value encoding: numbers for integers, hexadecimal bit patterns for floats, and
+/// pairs of bit patterns for complex numbers. JSON numbers lose bits of floats and exclude NaN.
 #[derive(Serialize, Deserialize)]
-struct ScalarText {
+struct SerializedScalar {
     dtype: DType,
     value: serde_json::Value,
 }
 
-impl From<Scalar> for ScalarText {
+impl From<Scalar> for SerializedScalar {
     fn from(s: Scalar) -> Self {
         use serde_json::Value;
         let f32_hex = |x: f32| Value::from(format!("0x{:08x}", x.to_bits()));
@@ -133,16 +134,16 @@ impl From<Scalar> for ScalarText {
                 Value::from(vec![f64_hex(c.re), f64_hex(c.im)])
             }
         };
-        ScalarText { dtype: s.dtype, value }
+        SerializedScalar { dtype: s.dtype, value }
     }
 }
 
-impl TryFrom<ScalarText> for Scalar {
+impl TryFrom<SerializedScalar> for Scalar {
     type Error = String;
 
-    fn try_from(text: ScalarText) -> Result<Self, String> {
+    fn try_from(text: SerializedScalar) -> Result<Self, String> {
         use serde_json::Value;
-        let bad = || format!("{} is no {} value", text.value, text.dtype);
+        let bad = || format!("invalid {} value `{}`", text.dtype, text.value);
         let hex = |v: &Value| {
             v.as_str()
                 .and_then(|s| s.strip_prefix("0x"))
@@ -182,7 +183,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn text_is_exact(bytes: [u8; 16], which in 0..DType::ALL.len()) {
+        fn serialization_is_exact(bytes: [u8; 16], which in 0..DType::ALL.len()) {
             let dtype = DType::ALL[which];
             let mut bytes = bytes;
             if dtype == DType::Bool { bytes[0] &= 1; }

@@ -1,4 +1,4 @@
-//! Running sums and products along an axis, block by block.
+//! Cumulative sums and products along an axis, block by block.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +9,7 @@ use crate::dtype::{Complex64, Complex128, DType, Kind, no_loop};
 use crate::reduce::{ReduceOp, sum_identity};
 use crate::scalar::Scalar;
 
-/// What runs along.
+/// A cumulative operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ScanOp {
@@ -20,8 +20,8 @@ pub enum ScanOp {
 }
 
 impl ScanOp {
-    /// Dtype of what is carried from block to block: floats are added and multiplied in twice their
-    /// precision, up to 64 bits.
+    /// Returns the dtype of the carry from block to block, or `None` if undefined. Floats are added
+    /// and multiplied in twice their precision, up to 64 bits.
     pub fn carrier(self, values: DType) -> Option<DType> {
         match values.kind() {
             Kind::Bool => None,
@@ -31,7 +31,7 @@ impl ScanOp {
         }
     }
 
-    /// The fold that makes the carries.
+    /// Returns the reduction that computes the carries.
     pub fn fold(self) -> ReduceOp {
         match self {
             ScanOp::Sum => ReduceOp::Sum,
@@ -39,7 +39,7 @@ impl ScanOp {
         }
     }
 
-    /// Fills carries with what they hold before the first value.
+    /// Fills carries with their value before the first element.
     pub fn start(self, carrier: DType, carries: &mut [u8]) {
         match self {
             ScanOp::Sum => copy::fill(&sum_identity(carrier), carries),
@@ -47,9 +47,9 @@ impl ScanOp {
         }
     }
 
-    /// Replaces a block's values, `outer × n × inner` in C order, by those that run along the
-    /// middle axis, and brings the carries (`outer × inner`) up to its end. `exclusive`: each
-    /// becomes what was there before it.
+    /// Replaces a block's values, `outer × n × inner` in C order, by cumulative values along the
+    /// middle axis, and updates the carries (`outer × inner`). If `exclusive`, each result excludes
+    /// its own element.
     ///
     /// Cost: one pass.
     pub fn run(
@@ -60,11 +60,15 @@ impl ScanOp {
         carries: &mut [u8],
         exclusive: bool,
     ) {
-        dispatch!(numeric, dtype, T => <T as Carried>::run(self, [outer, n, inner], bytemuck::cast_slice_mut(values), bytemuck::cast_slice_mut(carries), exclusive), else => no_loop(&self, dtype));
+        dispatch!(numeric, dtype, T => {
+            let values: &mut [T] = bytemuck::cast_slice_mut(values);
+            let carries = bytemuck::cast_slice_mut(carries);
+            <T as Carried>::run(self, [outer, n, inner], values, carries, exclusive)
+        }, else => no_loop(&self, dtype));
     }
 }
 
-/// A dtype and what its running sums are kept in.
+/// A dtype with the type of its carries.
 trait Carried: Numeric + bytemuck::Pod {
     type Carrier: Numeric + bytemuck::Pod;
     fn widen(self) -> Self::Carrier;
@@ -127,10 +131,19 @@ macro_rules! carried {
     })* };
 }
 carried! {
-    i8 => i8, |x| x, |x| x; i16 => i16, |x| x, |x| x; i32 => i32, |x| x, |x| x; i64 => i64, |x| x, |x| x;
-    u8 => u8, |x| x, |x| x; u16 => u16, |x| x, |x| x; u32 => u32, |x| x, |x| x; u64 => u64, |x| x, |x| x;
-    f32 => f64, f64::from, |x| x as f32; f64 => f64, |x| x, |x| x;
-    Complex64 => Complex128, |x| Complex128::new(x.re.into(), x.im.into()), |x| Complex64::new(x.re as f32, x.im as f32);
+    i8 => i8, |x| x, |x| x;
+    i16 => i16, |x| x, |x| x;
+    i32 => i32, |x| x, |x| x;
+    i64 => i64, |x| x, |x| x;
+    u8 => u8, |x| x, |x| x;
+    u16 => u16, |x| x, |x| x;
+    u32 => u32, |x| x, |x| x;
+    u64 => u64, |x| x, |x| x;
+    f32 => f64, f64::from, |x| x as f32;
+    f64 => f64, |x| x, |x| x;
+    Complex64 => Complex128,
+        |x| Complex128::new(x.re.into(), x.im.into()),
+        |x| Complex64::new(x.re as f32, x.im as f32);
     Complex128 => Complex128, |x| x, |x| x;
 }
 
@@ -140,9 +153,10 @@ mod tests {
 
     use super::*;
 
-    /// Zeros keep their signs, and 1 times an infinity has no NaN, whatever comes before.
+    /// The initial carry changes no first value: zeros keep their signs, and a complex infinity
+    /// gets no NaN.
     #[test]
-    fn the_first_value_is_the_first_result() {
+    fn the_initial_carry_is_an_identity() {
         let check = |op: ScanOp, values: &[f64], dtype: DType, expect: &[f64]| {
             let mut out = values.to_vec();
             let carrier = op.carrier(dtype).unwrap();
@@ -171,9 +185,16 @@ mod tests {
     }
 
     proptest! {
-        /// Blocks one after the other give what one block gives, and what a loop gives.
+        /// Two consecutive blocks give the results of a plain loop over the whole.
         #[test]
-        fn carries_join_blocks(outer in 1usize..4, n in 1usize..20, inner in 1usize..5, cut in 0usize..20, exclusive: bool, product: bool) {
+        fn carries_connect_blocks(
+            outer in 1usize..4,
+            n in 1usize..20,
+            inner in 1usize..5,
+            cut in 0usize..20,
+            exclusive: bool,
+            product: bool,
+        ) {
             let cut = cut.min(n);
             let op = if product { ScanOp::Prod } else { ScanOp::Sum };
             let whole: Vec<i64> = (0..(outer * n * inner) as i64).map(|i| i % 5 - 2).collect();
@@ -182,7 +203,8 @@ mod tests {
                 let mut carry = i64::from(product);
                 for t in 0..n {
                     let at = (o * n + t) * inner + i;
-                    let next = if product { carry.wrapping_mul(whole[at]) } else { carry + whole[at] };
+                    let x = whole[at];
+                    let next = if product { carry.wrapping_mul(x) } else { carry + x };
                     expect[at] = if exclusive { carry } else { next };
                     carry = next;
                 }
@@ -192,8 +214,13 @@ mod tests {
             for (first, len) in [(0, cut), (cut, n - cut)] {
                 let at = |o: usize| (o * n + first) * inner..(o * n + first + len) * inner;
                 let mut block: Vec<i64> = (0..outer).flat_map(|o| whole[at(o)].to_vec()).collect();
-                op.run(DType::Int64, [outer, len, inner], bytemuck::cast_slice_mut(&mut block), bytemuck::cast_slice_mut(&mut carries), exclusive);
-                (0..outer).for_each(|o| out[at(o)].copy_from_slice(&block[o * len * inner..(o + 1) * len * inner]));
+                let values = bytemuck::cast_slice_mut(&mut block);
+                let carries = bytemuck::cast_slice_mut(&mut carries);
+                op.run(DType::Int64, [outer, len, inner], values, carries, exclusive);
+                let size = len * inner;
+                for o in 0..outer {
+                    out[at(o)].copy_from_slice(&block[o * size..(o + 1) * size]);
+                }
             }
             prop_assert_eq!(out, expect);
         }

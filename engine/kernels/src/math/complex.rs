@@ -1,12 +1,14 @@
-//! Complex functions, with the special cases of the standard (which are those of C99, Annex G).
+//! Complex functions, with the special cases of the standard (those of C99, Annex G).
 //!
-//! `Complex<f32>` is computed in `f64` and rounded, except for products. All is inlined, because
-//! only the copies of the loops that are compiled for FMA have it as an instruction; only products
-//! and quotients are vectorised.
+//! Functions of `Complex<f32>` are computed in `f64` and rounded, except for products. All
+//! functions are inlined into the loops, because FMA is an instruction only in the loops compiled
+//! for it. Only products and quotients are vectorised.
 //!
 //! Sources: Kahan, "Branch cuts for complex elementary functions" (1987) for tanh; Hull, Fairgrieve
 //! and Tang, "Implementing the complex arcsine and arccosine functions using exception handling"
 //! (1997) for asin and acos; Smith (1962) for quotients.
+
+use std::f64::consts::{FRAC_PI_2, FRAC_PI_4, LN_2, LN_10, PI};
 
 use num_complex::Complex;
 
@@ -19,11 +21,10 @@ use super::{Elementary, real64};
 
 type C64 = Complex<f64>;
 
-use std::f64::consts::{FRAC_PI_2, FRAC_PI_4, LN_2, LN_10, PI};
 const INFINITY: f64 = f64::INFINITY;
 const NAN: f64 = f64::NAN;
 
-/// The magnitude of a complex number, without undue overflow.
+/// The magnitude of a complex number, without overflow of intermediate results.
 pub(crate) trait Norm: Copy {
     type Part;
     fn norm(self) -> Self::Part;
@@ -34,15 +35,16 @@ fn c(re: f64, im: f64) -> C64 {
     Complex { re, im }
 }
 
-/// `i z`: functions of the circle are those of the hyperbola, turned: `sin z = -i sinh(i z)`.
+/// Returns `i z`. Trigonometric functions are hyperbolic functions of `i z`: `sin z = -i sinh(i
+/// z)`.
 #[inline(always)]
-fn ahead(z: C64) -> C64 {
+fn times_i(z: C64) -> C64 {
     c(-z.im, z.re)
 }
 
-/// `-i z`.
+/// Returns `-i z`.
 #[inline(always)]
-fn back(z: C64) -> C64 {
+fn divided_by_i(z: C64) -> C64 {
     c(z.im, -z.re)
 }
 
@@ -51,7 +53,7 @@ fn sin_cos(x: f64) -> (f64, f64) {
     if real64::trig_outside(x) { libm::sincos(x) } else { real64::sin_cos_lane(x) }
 }
 
-/// Adds two squares without losing the digits that cancel against -1: `a^2 + b^2 - 1` for `a >= b`.
+/// Returns `a^2 + b^2 - 1` for `a >= b`, without losing the digits that cancel.
 #[inline(always)]
 fn square_excess(a: f64, b: f64) -> f64 {
     let (aa, bb) = (a * a, b * b);
@@ -63,7 +65,7 @@ fn square_excess(a: f64, b: f64) -> f64 {
     t + (low + lost + lost_too)
 }
 
-/// `log |z|`.
+/// Returns `log |z|`.
 #[inline(always)]
 fn log_norm(z: C64) -> f64 {
     const UP: f64 = f64::from_bits((1023 + 200) << 52);
@@ -78,8 +80,8 @@ fn log_norm(z: C64) -> f64 {
     log_real(hypot(z.re * factor, z.im * factor)) + shift
 }
 
-/// `factor e^a (cos b + i sin b)` for finite `a`, where the exponential may overflow and the result
-/// not.
+/// Returns `factor e^a (cos b + i sin b)` for finite `a`, also if the exponential overflows and the
+/// result does not.
 #[inline(always)]
 fn exp_cis(a: f64, b: f64, factor: f64) -> C64 {
     let (sin, cos) = sin_cos(b);
@@ -136,7 +138,7 @@ fn log1p(z: C64) -> C64 {
     let re = if b == 0.0 && a > -1.0 {
         log1p_real(a)
     } else if a.abs() < 0.5 && b.abs() < 0.5 {
-        // 2 a + a^2 + b^2: the first and the last may cancel.
+        // 2 a + a^2 + b^2: the first and the last term may cancel.
         let (aa, bb) = (a * a, b * b);
         let t = 2.0 * a + bb;
         let lost = if 2.0 * a.abs() > bb { bb - (t - 2.0 * a) } else { 2.0 * a - (t - bb) };
@@ -178,8 +180,9 @@ fn sqrt(z: C64) -> C64 {
     }
     let large = a.abs().max(b.abs());
     let (down, up) = if large > 1e300 { (0.0625, 4.0) } else { (1.0, 1.0) };
-    let (down, up) =
-        if large < 1e-290 { (18014398509481984.0, 1.0 / 134217728.0) } else { (down, up) }; // 2^54 and 2^-27
+    const TWO_54: f64 = 18014398509481984.0;
+    const TWO_27: f64 = 134217728.0;
+    let (down, up) = if large < 1e-290 { (TWO_54, 1.0 / TWO_27) } else { (down, up) };
     let (a, b) = (a * down, b * down);
     let t = (0.5 * (a.abs() + hypot(a, b))).sqrt();
     let other = b.abs() / (2.0 * t);
@@ -187,7 +190,7 @@ fn sqrt(z: C64) -> C64 {
     c(re * up, (im * up).copysign(b))
 }
 
-/// Half of `e^a (cos b + i sin b)`, for large `a`.
+/// Returns half of `e^a (cos b + i sin b)`, for large `a`.
 #[inline(always)]
 fn exp_half(a: f64, b: f64) -> C64 {
     if a.is_finite() { exp_cis(a, b, 0.5) } else { product(a, sin_cos(b)) }
@@ -258,8 +261,8 @@ fn tanh(z: C64) -> C64 {
     c(beta * rho * s / d, t / d)
 }
 
-/// Real parts of asin and acos, and the imaginary part of asin, for finite `x, y >= 0`. The
-/// exceptional cases are those of Hull et al.
+/// Returns the real parts of asin and acos, and the imaginary part of asin, for finite `x, y >= 0`.
+/// The exceptional cases are those of Hull et al.
 #[inline(always)]
 fn arcs(x: f64, y: f64) -> (f64, f64, f64) {
     const SAFE_MIN: f64 = 6e-154; // 4 sqrt(f64::MIN_POSITIVE)
@@ -287,7 +290,7 @@ fn arcs(x: f64, y: f64) -> (f64, f64, f64) {
         };
         return (sine, cosine, height);
     }
-    // Not at 1 itself, which is a branch point.
+    // Excludes 1 itself, which is a branch point.
     if y < f64::EPSILON * down.abs() {
         if x < 1.0 {
             return (asin_real(x), acos_real(x), y / (-down * up).sqrt());
@@ -311,7 +314,7 @@ fn arcs(x: f64, y: f64) -> (f64, f64, f64) {
     }
 }
 
-/// [`arcs`] for all magnitudes.
+/// Extends [`arcs`] to infinities and NaN.
 #[inline(always)]
 fn arcs_special(z: C64) -> (f64, f64, f64) {
     let (x, y) = (z.re.abs(), z.im.abs());
@@ -388,27 +391,27 @@ fn atanh(z: C64) -> C64 {
 
 #[inline(always)]
 fn asinh(z: C64) -> C64 {
-    ahead(asin(back(z)))
+    times_i(asin(divided_by_i(z)))
 }
 
 #[inline(always)]
 fn atan_complex(z: C64) -> C64 {
-    back(atanh(ahead(z)))
+    divided_by_i(atanh(times_i(z)))
 }
 
 #[inline(always)]
 fn sin(z: C64) -> C64 {
-    back(sinh(ahead(z)))
+    divided_by_i(sinh(times_i(z)))
 }
 
 #[inline(always)]
 fn cos(z: C64) -> C64 {
-    cosh(ahead(z))
+    cosh(times_i(z))
 }
 
 #[inline(always)]
 fn tan(z: C64) -> C64 {
-    back(tanh(ahead(z)))
+    divided_by_i(tanh(times_i(z)))
 }
 
 #[inline(always)]
@@ -437,7 +440,8 @@ fn times(z: C64, w: C64) -> C64 {
     c(z.re * w.re - z.im * w.im, z.im * w.re + z.re * w.im)
 }
 
-/// Smith's quotient, as [`reciprocal`]. A divisor of zero divides both parts.
+/// Returns the quotient by Smith's method, as [`reciprocal`] does. A zero divisor divides both
+/// parts.
 #[inline(always)]
 fn divide(z: C64, w: C64) -> C64 {
     let huge = z.re.abs().max(z.im.abs()).max(w.re.abs()).max(w.im.abs()) > 1e300;
@@ -465,8 +469,8 @@ fn reciprocal(z: C64) -> C64 {
     c(re * factor, im * factor)
 }
 
-/// `exp(y log(x))`, except for small whole exponents, which are products: they keep whole numbers
-/// whole.
+/// Returns `exp(y log(x))`, or a product for small whole exponents, so that powers of whole numbers
+/// are whole.
 #[inline(always)]
 fn pow(x: C64, y: C64) -> C64 {
     if y.re == 0.0 && y.im == 0.0 {
@@ -477,7 +481,7 @@ fn pow(x: C64, y: C64) -> C64 {
     }
     if y.im == 0.0 && y.re.abs() <= 64.0 && y.re.floor() == y.re {
         let mut n = y.re.abs() as u32;
-        // Not from 1 on, whose product with a number loses the signs of zeros.
+        // The product does not start at 1, because a product with 1 loses the signs of zeros.
         let mut square = x;
         while n & 1 == 0 {
             square = times(square, square);
@@ -533,13 +537,19 @@ macro_rules! implement {
         }
         impl Elementary for Complex<f32> {
             $(#[inline(always)] fn $f(self) -> Self { rounded($path(widened(self))) })*
-            $(#[inline(always)] fn $two(self, other: Self) -> Self { rounded($two(widened(self), widened(other))) })*
+            $(#[inline(always)] fn $two(self, other: Self) -> Self {
+                rounded($two(widened(self), widened(other)))
+            })*
             #[inline(always)] fn times(self, other: Self) -> Self {
-                Complex { re: self.re * other.re - self.im * other.im, im: self.im * other.re + self.re * other.im }
+                let re = self.re * other.re - self.im * other.im;
+                Complex { re, im: self.im * other.re + self.re * other.im }
             }
         }
     };
 }
-implement!(acos: acos, acosh: acosh, asin: asin, asinh: asinh, atan: atan_complex, atanh: atanh, cos: cos, cosh: cosh, exp: exp, expm1: expm1,
-    log: log, log1p: log1p, log2: log2, log10: log10, sin: sin, sinh: sinh, sqrt: sqrt, tan: tan, tanh: tanh, reciprocal: reciprocal, sign: sign;
-    pow, divide);
+implement!(
+    acos: acos, acosh: acosh, asin: asin, asinh: asinh, atan: atan_complex, atanh: atanh, cos: cos,
+    cosh: cosh, exp: exp, expm1: expm1, log: log, log1p: log1p, log2: log2, log10: log10, sin: sin,
+    sinh: sinh, sqrt: sqrt, tan: tan, tanh: tanh, reciprocal: reciprocal, sign: sign;
+    pow, divide
+);

@@ -1,30 +1,50 @@
 //! Elementary functions of the Python Array API standard (2024.12) over slices of `f32`, `f64` and
 //! complex numbers.
 //!
-//! Call the functions of this module: `math::sin::<T>(a, out)`, `math::pow::<T>(a, b, out)`,
-//! `math::norm::<Complex<f32>>(a, out)`. They choose the instruction set at run time. The scalar
-//! methods of [`Elementary`] and [`RealMath`] give the same values bit for bit, and so does every
-//! x86-64 machine: nothing depends on the platform's `libm` but `fma` and `floor`, which are exact.
+//! The entry points are the slice functions of this module, such as `math::sin::<T>(a, out)`,
+//! `math::pow::<T>(a, b, out)` and `math::norm::<Complex<f32>>(a, out)`. They select the
+//! instruction set at run time. The scalar methods of [`Elementary`] and [`RealMath`] give the same
+//! bits, as does every x86-64 processor: of the platform's `libm` only `fma` and `floor` are used,
+//! which are exact.
 //!
-//! The real functions are branch-free and inlined, so that LLVM vectorises a loop over them. For
-//! trigonometric functions of huge arguments, and for quotients of more digits than a float has, no
-//! short branch-free code exists: there the `*_lane` methods are right only where `*_outside` says
-//! false, and a second pass over the strip repairs the other elements with the complete method.
+//! The real functions are branch-free and inlined, so that LLVM vectorises a loop over them. No
+//! short branch-free code exists for trigonometric functions of huge arguments, nor for quotients
+//! of more digits than a float has. The `*_lane` methods are correct only where `*_outside` returns
+//! false; a second pass over the strip recomputes the other elements with the complete method.
 //!
-//! Largest distance measured from the true value, in units in the last place (f32: every 29th bit
-//! pattern, every 2003rd for what goes through `f64`; f64: millions of arguments of all magnitudes
-//! against x87's 64-bit mantissas):
+//! Largest measured errors, in units in the last place (f32: every 29th bit pattern, every 2003rd
+//! for functions computed in `f64`; f64: millions of arguments of all magnitudes against x87's
+//! 64-bit mantissas):
 //!
-//! | | exp | log | log2 | log10 | log1p | expm1 | sin | cos | tan | sinh | cosh | tanh | asin | acos | atan | asinh | acosh | atanh | pow | atan2 | hypot |
-//! | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
-//! | f32 | 0.91 | 0.80 | 0.97 | 0.51 | 0.83 | 1.57 | 0.93 | 0.91 | 2.38 | 2.17 | 1.35 | 2.41 | 0.51 | 0.51 | 0.51 | 0.51 | 0.51 | 0.51 | 0.51 | 0.51 | 0.51 |
-//! | f64 | 0.89 | 0.78 | 0.75 | 0.66 | 0.81 | 1.78 | 0.79 | 0.78 | 2.14 | 2.08 | 1.33 | 2.35 | 1.53 | 0.82 | 0.85 | 1.65 | 2.20 | 1.89 | 0.94 | 1.49 | 1.01 |
+//! | function | f32 | f64 |
+//! | --- | --- | --- |
+//! | `exp` | 0.91 | 0.89 |
+//! | `log` | 0.80 | 0.78 |
+//! | `log2` | 0.97 | 0.75 |
+//! | `log10` | 0.51 | 0.66 |
+//! | `log1p` | 0.83 | 0.81 |
+//! | `expm1` | 1.57 | 1.78 |
+//! | `sin` | 0.93 | 0.79 |
+//! | `cos` | 0.91 | 0.78 |
+//! | `tan` | 2.38 | 2.14 |
+//! | `sinh` | 2.17 | 2.08 |
+//! | `cosh` | 1.35 | 1.33 |
+//! | `tanh` | 2.41 | 2.35 |
+//! | `asin` | 0.51 | 1.53 |
+//! | `acos` | 0.51 | 0.82 |
+//! | `atan` | 0.51 | 0.85 |
+//! | `asinh` | 0.51 | 1.65 |
+//! | `acosh` | 0.51 | 2.20 |
+//! | `atanh` | 0.51 | 1.89 |
+//! | `pow` | 0.51 | 0.94 |
+//! | `atan2` | 0.51 | 1.49 |
+//! | `hypot` | 0.51 | 1.01 |
 //!
-//! `sqrt`, quotients and products are exact to rounding. Complex functions of `Complex<f32>` stay
-//! within 0.51 in each part but where parts cancel; those of `Complex<f64>` within 3.1 of the
-//! magnitude, except `pow`, whose error grows with |y log x|.
+//! `sqrt`, quotients and products are correctly rounded. Errors of complex functions: for
+//! `Complex<f32>` at most 0.51 in each part, except where parts cancel; for `Complex<f64>` at most
+//! 3.1 of the magnitude, except for `pow`, whose error grows with |y log x|.
 
-// Published coefficients are kept as they were published.
+// Coefficients have the digits in which they were published.
 #![allow(clippy::excessive_precision)]
 
 mod complex;
@@ -35,7 +55,7 @@ mod tests;
 
 pub(crate) use complex::Norm;
 
-/// Functions of every inexact dtype.
+/// Functions of all inexact dtypes.
 pub(crate) trait Elementary: Copy {
     fn acos(self) -> Self;
     fn acosh(self) -> Self;
@@ -62,55 +82,54 @@ pub(crate) trait Elementary: Copy {
     fn divide(self, other: Self) -> Self;
     fn times(self, other: Self) -> Self;
 
-    /// `cos`, right where [`Elementary::trig_outside`] is false.
+    /// `cos`, correct where [`Elementary::trig_outside`] is false.
     #[inline(always)]
     fn cos_lane(self) -> Self {
         self.cos()
     }
-    /// `sin`, right where [`Elementary::trig_outside`] is false.
+    /// `sin`, correct where [`Elementary::trig_outside`] is false.
     #[inline(always)]
     fn sin_lane(self) -> Self {
         self.sin()
     }
-    /// `tan`, right where [`Elementary::trig_outside`] is false.
+    /// `tan`, correct where [`Elementary::trig_outside`] is false.
     #[inline(always)]
     fn tan_lane(self) -> Self {
         self.tan()
     }
-    /// True for the finite arguments that the trigonometric lanes don't reach.
+    /// Returns true for finite arguments outside the range of the trigonometric lanes.
     #[inline(always)]
     fn trig_outside(self) -> bool {
         false
     }
 }
 
-/// Functions of the real floats only.
+/// Functions of real floats.
 pub(crate) trait RealMath: Elementary {
     fn atan2(self, other: Self) -> Self;
     fn copysign(self, other: Self) -> Self;
     fn hypot(self, other: Self) -> Self;
     fn logaddexp(self, other: Self) -> Self;
     fn nextafter(self, other: Self) -> Self;
-    /// Has the sign of the divisor, as Python's `%`.
+    /// The remainder with the sign of the divisor, as Python's `%`.
     fn remainder(self, other: Self) -> Self;
-    /// The quotient towards -infinity, as Python's `//`; where an operand is infinite or the
-    /// divisor zero, `floor(a / b)`.
+    /// The quotient rounded towards -infinity, as Python's `//`; `floor(a / b)` if an operand is
+    /// infinite or the divisor is zero.
     fn floor_divide(self, other: Self) -> Self;
 
-    /// `remainder`, right where [`RealMath::quotient_outside`] is false.
+    /// `remainder`, correct where [`RealMath::quotient_outside`] is false.
     fn remainder_lane(self, other: Self) -> Self;
-    /// `floor_divide`, right where [`RealMath::quotient_outside`] is false.
+    /// `floor_divide`, correct where [`RealMath::quotient_outside`] is false.
     fn floor_divide_lane(self, other: Self) -> Self;
-    /// True for finite quotients of more digits than a float has.
+    /// Returns true for finite quotients of more digits than a float has.
     fn quotient_outside(self, other: Self) -> bool;
 }
 
-/// Elements that are repaired together: few enough to be in the first-level cache still.
-const REPAIR: usize = 1024;
+/// Elements per recomputation pass, few enough to stay in the L1 cache.
+const RECOMPUTE_BLOCK: usize = 1024;
 
-// Each loop names its function: a function that is passed as a generic parameter reaches the loop
-// through a shim, which LLVM does not inline where it is long, and then compiles without AVX2 and
-// FMA.
+// Each loop names its function. A function passed as a generic parameter would be called through a
+// shim, which LLVM does not inline if it is long, and compiles without AVX2 and FMA.
 macro_rules! over_slices {
     (unary: $($f:ident)*) => { $( wide_fn! {
         #[doc = concat!("`", stringify!($f), "` of each element.")]
@@ -123,7 +142,7 @@ macro_rules! over_slices {
     (trig: $($f:ident $lane:ident)*) => { $( wide_fn! {
         #[doc = concat!("`", stringify!($f), "` of each element.")]
         pub(crate) fn $f<T: Elementary>(a: &[T], out: &mut [T]) where {} {
-            for (a, out) in a.chunks(REPAIR).zip(out.chunks_mut(REPAIR)) {
+            for (a, out) in a.chunks(RECOMPUTE_BLOCK).zip(out.chunks_mut(RECOMPUTE_BLOCK)) {
                 for (o, x) in out.iter_mut().zip(a) {
                     *o = x.$lane();
                 }
@@ -146,12 +165,14 @@ macro_rules! over_slices {
     (quotient: $($f:ident $lane:ident)*) => { $( wide_fn! {
         #[doc = concat!("`", stringify!($f), "` of each pair of elements.")]
         pub(crate) fn $f<T: RealMath>(a: &[T], b: &[T], out: &mut [T]) where {} {
-            for ((a, b), out) in a.chunks(REPAIR).zip(b.chunks(REPAIR)).zip(out.chunks_mut(REPAIR)) {
+            let operands = a.chunks(RECOMPUTE_BLOCK).zip(b.chunks(RECOMPUTE_BLOCK));
+            for ((a, b), out) in operands.zip(out.chunks_mut(RECOMPUTE_BLOCK)) {
                 for ((o, x), y) in out.iter_mut().zip(a).zip(b) {
                     *o = x.$lane(*y);
                 }
                 if a.iter().zip(b).fold(false, |any, (x, y)| any | x.quotient_outside(*y)) {
-                    for ((o, x), y) in out.iter_mut().zip(a).zip(b).filter(|((_, x), y)| x.quotient_outside(**y)) {
+                    let all = out.iter_mut().zip(a).zip(b);
+                    for ((o, x), y) in all.filter(|((_, x), y)| x.quotient_outside(**y)) {
                         *o = <T as RealMath>::$f(*x, *y);
                     }
                 }
@@ -159,14 +180,15 @@ macro_rules! over_slices {
         }
     } )* };
 }
-over_slices!(unary: acos acosh asin asinh atan atanh cosh exp expm1 log log1p log2 log10 sinh sqrt tanh reciprocal sign);
+over_slices!(unary: acos acosh asin asinh atan atanh cosh exp expm1 log log1p log2 log10);
+over_slices!(unary: sinh sqrt tanh reciprocal sign);
 over_slices!(trig: cos cos_lane sin sin_lane tan tan_lane);
 over_slices!(binary Elementary: pow divide);
 over_slices!(binary RealMath: atan2 copysign hypot logaddexp nextafter);
 over_slices!(quotient: remainder remainder_lane floor_divide floor_divide_lane);
 
 wide_fn! {
-    /// Magnitudes of complex numbers.
+    /// The magnitude of each complex number.
     pub(crate) fn norm<T: Norm>(a: &[T], out: &mut [T::Part]) where {} {
         for (o, z) in out.iter_mut().zip(a) {
             *o = z.norm();
@@ -174,7 +196,7 @@ wide_fn! {
     }
 }
 
-/// Methods that call the free function of the same name.
+/// Defines methods that call the free function of the same name.
 macro_rules! forward {
     ($($f:ident),* $(; $test:ident -> bool)?) => {
         $(#[inline(always)] fn $f(self) -> Self { $f(self) })*
@@ -187,14 +209,14 @@ macro_rules! forward {
 }
 use forward;
 
-/// Functions of an `exp_parts`, which gives `(k, p)` such that `exp(x) = 2^k (1 + p)`. Nothing is
-/// left of 1 beyond `overflow`, nor of `x` in `exp(x)` below `tiny`.
+/// Defines functions in terms of `exp_parts`, which returns `(k, p)` such that `exp(x) = 2^k (1 +
+/// p)`. Above `overflow`, `exp(x)` overflows; below `tiny`, `x` is lost in `1 + x`.
 macro_rules! hyperbolic {
     ($t:ident, overflow $overflow:literal, tiny $tiny:literal) => {
         #[inline(always)]
         pub(super) fn expm1(x: $t) -> $t {
             let (k, p) = exp_parts(clamp(x, -64.0, $overflow - 1.0), 0.0);
-            // Half of everything, because 2^k may be out of range.
+            // Half of each term, because 2^k may be out of range.
             let s = exp2_int(k - 1.0);
             let h = p.mul_add(s, s - 0.5);
             if x.abs() < $tiny { x } else { h + h }
@@ -226,7 +248,7 @@ macro_rules! hyperbolic {
 }
 use hyperbolic;
 
-/// What differs between the floats in the type only.
+/// Defines functions whose code is the same for both float types.
 macro_rules! real_common {
     ($t:ident, $bits:ident, $digits:expr, $fmod:path) => {
         #[inline(always)]
@@ -251,7 +273,7 @@ macro_rules! real_common {
             x * y
         }
 
-        /// What `pow` gives for the special values, given `magnitude`: `|x|^y` for the others.
+        /// Returns `pow` of special values, or else `magnitude`, which is `|x|^y`, with its sign.
         #[inline(always)]
         fn pow_specials(x: $t, y: $t, magnitude: $t) -> $t {
             const INFINITY: $t = <$t>::INFINITY;
@@ -288,13 +310,13 @@ macro_rules! real_common {
             if x.is_nan() | y.is_nan() { <$t>::NAN } else { next }
         }
 
-        /// Finite operands of which the quotient, rounded, may be wrong by more than one.
+        /// Returns true for finite operands whose rounded quotient may be wrong by more than one.
         #[inline(always)]
         fn quotient_outside(x: $t, y: $t) -> bool {
             ((x / y).abs() >= $digits) & (x.abs() < <$t>::INFINITY) & (y != 0.0)
         }
 
-        /// The quotient towards zero, or one more, and its exact remainder.
+        /// Returns the quotient rounded towards zero, or one more, and its exact remainder.
         #[inline(always)]
         fn quotient(x: $t, y: $t) -> ($t, $t) {
             let q = (x / y).trunc();

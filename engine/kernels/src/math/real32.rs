@@ -1,4 +1,4 @@
-//! `f32` functions, branch-free. The ones that are not native are the `f64` function, rounded.
+//! Branch-free `f32` functions. The others round the `f64` function.
 //!
 //! Coefficients: Cephes (Moshier, 1992).
 
@@ -11,7 +11,7 @@ const PI_2_LO: f32 = -4.37113883e-08; // pi/2 - FRAC_PI_2
 const PI_2_LO2: f32 = -1.71512451e-15;
 const ROUNDER: f32 = 12582912.0; // 1.5 * 2^23
 
-/// Beyond it, the `f64` lane is used.
+/// Above this limit, the `f64` lane is used.
 const TRIG_LIMIT: f32 = 131072.0;
 
 #[inline(always)]
@@ -37,7 +37,7 @@ fn two_sum(a: f32, b: f32) -> (f32, f32) {
     (s, (a - (s - t)) + (b - t))
 }
 
-/// `2^k` for an integer `-127 < k < 128`.
+/// Returns `2^k` for an integer `-127 < k < 128`.
 #[inline(always)]
 fn exp2_int(k: f32) -> f32 {
     f32::from_bits((k + ROUNDER).to_bits().wrapping_add(127) << 23)
@@ -49,14 +49,14 @@ fn clamp(x: f32, low: f32, high: f32) -> f32 {
     if x > high { high } else { x }
 }
 
-/// `p 2^k` with one rounding, for `|k| < 250`.
+/// Returns `p 2^k` with one rounding, for `|k| < 250`.
 #[inline(always)]
 fn scale(p: f32, k: f32) -> f32 {
     let half = k.mul_add(0.5, ROUNDER) - ROUNDER;
     p * exp2_int(half) * exp2_int(k - half)
 }
 
-/// `(k, p)` such that `exp(x + lo) = 2^k (1 + p)`.
+/// Returns `(k, p)` such that `exp(x + lo) = 2^k (1 + p)`.
 #[inline(always)]
 fn exp_parts(x: f32, lo: f32) -> (f32, f32) {
     let k = x.mul_add(LOG2_E, ROUNDER) - ROUNDER;
@@ -85,7 +85,8 @@ fn exp(x: f32) -> f32 {
 
 super::hyperbolic!(f32, overflow 90.0, tiny 1e-9);
 
-/// `x = 2^k (1 + f)` with `sqrt(1/2) <= 1 + f < sqrt(2)`, for positive finite `x`.
+/// Returns `(k, f)` such that `x = 2^k (1 + f)` and `sqrt(1/2) <= 1 + f < sqrt(2)`, for positive
+/// finite `x`.
 #[inline(always)]
 fn log_parts(x: f32) -> (f32, f32) {
     const SQRT_HALF: u32 = 0x3f3504f3;
@@ -96,7 +97,7 @@ fn log_parts(x: f32) -> (f32, f32) {
     (k, f32::from_bits((bits & 0x007fffff) + SQRT_HALF) - 1.0)
 }
 
-/// `t` such that `log(1 + f) = f + t`.
+/// Returns `t` such that `log(1 + f) = f + t`.
 #[inline(always)]
 fn log_series(f: f32, lo: f32) -> f32 {
     let z = f * f;
@@ -114,11 +115,11 @@ fn log_series(f: f32, lo: f32) -> f32 {
             3.3333331174e-1,
         ],
     );
-    // The term of second order is the largest: it is added last.
+    // The second-order term is the largest, and is added last.
     (-0.5f32).mul_add(z, (f * z).mul_add(p, lo))
 }
 
-/// `y` where `x` is positive and finite, else the limits of every logarithm.
+/// Returns `y` if `x` is positive and finite, else the limit of any logarithm.
 #[inline(always)]
 fn log_specials(x: f32, y: f32) -> f32 {
     let y = if x == f32::INFINITY { x } else { y };
@@ -144,7 +145,7 @@ fn log2(x: f32) -> f32 {
 fn log1p(x: f32) -> f32 {
     let u = 1.0 + x;
     let (k, f) = log_parts(u);
-    // What the sum lost, relative to u.
+    // The rounding error of the sum, relative to u.
     let lost = if u > x.abs() { x - (u - 1.0) } else { 1.0 - (u - x) };
     let c = if (k == 0.0) | (u > 1e10) { 0.0 } else { lost / u };
     let f = if k == 0.0 { x } else { f };
@@ -152,7 +153,7 @@ fn log1p(x: f32) -> f32 {
     if x.abs() < 1e-9 { x } else { y }
 }
 
-/// sin and cos of `x` reduced to `|x| <= pi/4`, and the quadrant in the low two bits; see
+/// Returns sin and cos of `x` reduced to `|x| <= pi/4`, and the quadrant in the low two bits; see
 /// [`real64`].
 #[inline(always)]
 fn trig_parts(x: f32) -> (f32, f32, u32) {
@@ -202,14 +203,15 @@ fn trig_outside(x: f32) -> bool {
     (x.abs() > TRIG_LIMIT) & (x.abs() < f32::INFINITY)
 }
 
-/// In `f64`, with as many terms as `f32` needs: the series of atanh for the logarithm, Taylor's for
-/// the exponential.
+/// Computes in `f64`, with as many terms as `f32` needs: the series of atanh for the logarithm, the
+/// Taylor series for the exponential.
 #[inline(always)]
 fn pow(x: f32, y: f32) -> f32 {
     const SQRT_HALF: u64 = 0x3fe6a09e667f3bcd;
     const ROUNDER: f64 = 6755399441055744.0; // 1.5 * 2^52
     let bits = (x.abs() as f64).to_bits().wrapping_add(0x3ff0000000000000 - SQRT_HALF);
-    let k = f64::from_bits((bits >> 52) | 0x4330000000000000) - (4503599627370496.0 + 1023.0); // 2^52
+    const TWO_52: f64 = 4503599627370496.0;
+    let k = f64::from_bits((bits >> 52) | 0x4330000000000000) - (TWO_52 + 1023.0);
     let m = f64::from_bits((bits & 0x000fffffffffffff) + SQRT_HALF);
     let s = (m - 1.0) / (m + 1.0);
     let z = s * s;
@@ -276,5 +278,8 @@ impl Elementary for f32 {
 
 impl RealMath for f32 {
     through_f64!(two: atan2, hypot, logaddexp);
-    super::forward!(two: copysign, floor_divide, floor_divide_lane, nextafter, remainder, remainder_lane; quotient_outside -> bool);
+    super::forward!(
+        two: copysign, floor_divide, floor_divide_lane, nextafter, remainder, remainder_lane;
+        quotient_outside -> bool
+    );
 }

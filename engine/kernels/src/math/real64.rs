@@ -1,4 +1,4 @@
-//! `f64` functions, branch-free.
+//! Branch-free `f64` functions.
 //!
 //! Coefficients: fdlibm (Sun Microsystems, 1993) for log, sin, cos, asin, atan; SLEEF 3 (Shibata,
 //! 2016) for exp and pow.
@@ -11,13 +11,14 @@ const FRAC_PI_2: f64 = std::f64::consts::FRAC_PI_2;
 const PI_2_LO: f64 = 6.123233995736766036e-17; // pi/2 - FRAC_PI_2
 const PI_2_LO2: f64 = -1.497384904859169777e-33;
 const SIGN: u64 = 1 << 63;
-/// Adding it leaves the nearest integer in the low bits.
+/// Adding this constant leaves the nearest integer in the low bits.
 const ROUNDER: f64 = 6755399441055744.0; // 1.5 * 2^52
 
-/// Beyond it, three parts of pi/2 are not enough.
+/// Above this limit, three parts of pi/2 are not precise enough.
 const TRIG_LIMIT: f64 = 1.099511627776e12; // 2^40
 
-/// Highest power first; in two chains, because the longer functions are bound by latency.
+/// Evaluates a polynomial, highest power first, in two chains, because the longer functions are
+/// bound by latency.
 #[inline(always)]
 pub(super) fn polynomial<const N: usize>(x: f64, coefficients: [f64; N]) -> f64 {
     let square = x * x;
@@ -41,26 +42,26 @@ fn two_sum(a: f64, b: f64) -> (f64, f64) {
     (s, (a - (s - t)) + (b - t))
 }
 
-/// `2^k` for an integer `-1023 < k < 1024`.
+/// Returns `2^k` for an integer `-1023 < k < 1024`.
 #[inline(always)]
 fn exp2_int(k: f64) -> f64 {
     f64::from_bits((k + ROUNDER).to_bits().wrapping_add(1023) << 52)
 }
 
-/// `p 2^k` with one rounding, for `|k| < 2040`: two factors, because one may be out of range where
-/// the product is not.
+/// Returns `p 2^k` with one rounding, for `|k| < 2040`. Two factors are used, because one may be
+/// out of range where the product is not.
 #[inline(always)]
 fn scale(p: f64, k: f64) -> f64 {
     let half = (k * 0.5 + ROUNDER) - ROUNDER;
     p * exp2_int(half) * exp2_int(k - half)
 }
 
-/// `(k, p)` such that `exp(x + lo) = 2^k (1 + p)`, for `|x| < 2^20` and a small `lo`.
+/// Returns `(k, p)` such that `exp(x + lo) = 2^k (1 + p)`, for `|x| < 2^20` and a small `lo`.
 #[inline(always)]
 fn exp_parts(x: f64, lo: f64) -> (f64, f64) {
     let k = (x * std::f64::consts::LOG2_E + ROUNDER) - ROUNDER;
-    // The first difference is exact, and is added last: the rounding of `r` matters to the series
-    // only.
+    // The first difference is exact, and is added last. The rounding of `r` affects only the
+    // series.
     let r0 = (-k).mul_add(LN_2, x);
     let correction = (-k).mul_add(LN_2_LO, lo);
     let r = r0 + correction;
@@ -83,7 +84,7 @@ fn exp_parts(x: f64, lo: f64) -> (f64, f64) {
     (k, r0 + (r * r).mul_add(q, correction))
 }
 
-/// Clamped for the reductions above; NaN stays NaN.
+/// Clamps `x` for the range reductions. NaN stays NaN.
 #[inline(always)]
 fn clamp(x: f64, low: f64, high: f64) -> f64 {
     let x = if x < low { low } else { x };
@@ -98,19 +99,21 @@ pub(super) fn exp(x: f64) -> f64 {
 
 super::hyperbolic!(f64, overflow 711.0, tiny 1e-17);
 
-/// `x = 2^k (1 + f)` with `sqrt(1/2) <= 1 + f < sqrt(2)`, for positive finite `x`.
+/// Returns `(k, f)` such that `x = 2^k (1 + f)` and `sqrt(1/2) <= 1 + f < sqrt(2)`, for positive
+/// finite `x`.
 #[inline(always)]
 fn log_parts(x: f64) -> (f64, f64) {
     const SQRT_HALF: u64 = 0x3fe6a09e667f3bcd;
     let subnormal = x < f64::MIN_POSITIVE;
     let scaled = if subnormal { x * 18014398509481984.0 } else { x }; // 2^54
     let bits = scaled.to_bits().wrapping_add(0x3ff0000000000000 - SQRT_HALF);
-    let k = f64::from_bits((bits >> 52) | 0x4330000000000000) - (4503599627370496.0 + 1023.0); // 2^52
+    const TWO_52: f64 = 4503599627370496.0;
+    let k = f64::from_bits((bits >> 52) | 0x4330000000000000) - (TWO_52 + 1023.0);
     let m = f64::from_bits((bits & 0x000fffffffffffff) + SQRT_HALF);
     (if subnormal { k - 54.0 } else { k }, m - 1.0)
 }
 
-/// `(h, t)` such that `log(1 + f) = f - h + t`.
+/// Returns `(h, t)` such that `log(1 + f) = f - h + t`.
 #[inline(always)]
 fn log_series(f: f64) -> (f64, f64) {
     let h = 0.5 * f * f;
@@ -131,7 +134,7 @@ fn log_series(f: f64) -> (f64, f64) {
     (h, s * (h + r))
 }
 
-/// `y` where `x` is positive and finite, else the limits of every logarithm.
+/// Returns `y` if `x` is positive and finite, else the limit of any logarithm.
 #[inline(always)]
 fn log_specials(x: f64, y: f64) -> f64 {
     let y = if x == f64::INFINITY { x } else { y };
@@ -189,7 +192,7 @@ pub(super) fn log1p(x: f64) -> f64 {
     const LO: f64 = 1.90821492927058770002e-10;
     let u = 1.0 + x;
     let (k, f) = log_parts(u);
-    // What the sum lost, relative to u.
+    // The rounding error of the sum, relative to u.
     let lost = if u > x.abs() { x - (u - 1.0) } else { 1.0 - (u - x) };
     let c = if k == 0.0 || u > 1e20 { 0.0 } else { lost / u };
     let f = if k == 0.0 { x } else { f };
@@ -253,7 +256,7 @@ fn asin_series(z: f64) -> f64 {
     z * p / q
 }
 
-/// `(s, e)`: the root of `z`, and what is missing to it.
+/// Returns the square root of `z` and its rounding error.
 #[inline(always)]
 fn sqrt_parts(z: f64) -> (f64, f64) {
     let s = z.sqrt();
@@ -288,7 +291,7 @@ pub(super) fn acos(x: f64) -> f64 {
     if a <= 1.0 { y } else { f64::NAN }
 }
 
-/// atan of a magnitude.
+/// Returns atan of a positive number.
 #[inline(always)]
 fn atan_positive(a: f64) -> f64 {
     let b = if a > 1e300 { 1e300 } else { a };
@@ -348,10 +351,10 @@ pub(super) fn atan2(y: f64, x: f64) -> f64 {
     if x.is_nan() || y.is_nan() { f64::NAN } else { r.copysign(y) }
 }
 
-/// sin and cos of `x` reduced to `|x| <= pi/4`, and the quadrant in the low two bits.
+/// Returns sin and cos of `x` reduced to `|x| <= pi/4`, and the quadrant in the low two bits.
 ///
-/// Cody and Waite's reduction: with a fused multiply-add the first difference is exact, and the
-/// second's error is kept.
+/// The reduction is Cody and Waite's. With a fused multiply-add the first difference is exact; the
+/// error of the second is kept.
 #[inline(always)]
 fn trig_parts(x: f64) -> (f64, f64, u64) {
     let t = x * std::f64::consts::FRAC_2_PI + ROUNDER;
@@ -390,7 +393,7 @@ fn trig_parts(x: f64) -> (f64, f64, u64) {
     (sin, cos, t.to_bits())
 }
 
-/// The value with its sign changed where the quadrant is 2 or 3.
+/// Negates a value in quadrants 2 and 3.
 #[inline(always)]
 fn turn(x: f64, quadrant: u64) -> f64 {
     f64::from_bits(x.to_bits() ^ ((quadrant << 62) & SIGN))
@@ -428,7 +431,7 @@ pub(super) fn trig_outside(x: f64) -> bool {
     (x.abs() > TRIG_LIMIT) & (x.abs() < f64::INFINITY)
 }
 
-/// log of a positive finite `x` as an unevaluated sum, with some 12 extra bits.
+/// Returns log of a positive finite `x` as an unevaluated sum, with about 12 extra bits.
 #[inline(always)]
 fn log_double(x: f64) -> (f64, f64) {
     const TWO_THIRDS: f64 = 0.6666666666666666;
@@ -528,5 +531,8 @@ impl Elementary for f64 {
 }
 
 impl RealMath for f64 {
-    super::forward!(two: atan2, copysign, floor_divide, floor_divide_lane, hypot, logaddexp, nextafter, remainder, remainder_lane; quotient_outside -> bool);
+    super::forward!(
+        two: atan2, copysign, floor_divide, floor_divide_lane, hypot, logaddexp, nextafter,
+        remainder, remainder_lane; quotient_outside -> bool
+    );
 }

@@ -1,11 +1,11 @@
-//! Special cases as the standard lists them, and distances from an oracle in units in the last
-//! place.
+//! The special cases of the standard, and errors against an oracle in units in the last place.
 
 use num_complex::Complex;
 
 use super::{Elementary, RealMath};
 
-/// Values of a table: numbers, `pi` over something, and a leading `?` where the sign is left open.
+/// Parses a table's value: a number or a fraction of `pi`. A leading `?` means that either sign is
+/// right; the second result is true then.
 fn value(text: &str) -> (f64, bool) {
     let number = text.trim_start_matches('?');
     let v = match number.trim_start_matches('-') {
@@ -25,7 +25,7 @@ fn agree(got: f64, (expect, any_sign): (f64, bool), tolerance: f64) -> bool {
         || (near && got.is_sign_negative() == expect.is_sign_negative())
 }
 
-/// Rows of numbers: `n` arguments, then the expected parts.
+/// Checks `f` against rows of numbers: `n` arguments, then the expected parts.
 #[track_caller]
 fn rows(name: &str, table: &str, n: usize, f: impl Fn(&[f64]) -> Vec<f64>, tolerance: f64) {
     for row in table.split(';').map(str::trim).filter(|r| !r.is_empty()) {
@@ -38,8 +38,8 @@ fn rows(name: &str, table: &str, n: usize, f: impl Fn(&[f64]) -> Vec<f64>, toler
     }
 }
 
-/// Calls a slice function with one element, so that the vector loop's remainder is not all that is
-/// tested: seventeen copies.
+/// Calls a slice function with seventeen copies of one element, so that both the vector loop and
+/// its remainder run.
 fn spread<T: Copy + Default>(x: T, f: impl Fn(&[T], &mut [T])) -> T {
     let mut out = [T::default(); 17];
     f(&[x; 17], &mut out);
@@ -48,10 +48,10 @@ fn spread<T: Copy + Default>(x: T, f: impl Fn(&[T], &mut [T])) -> T {
 
 macro_rules! unary_specials {
     ($($f:ident $table:literal)*) => { $(
-        rows(concat!(stringify!($f), " \
-            f64"), $table, 1, |x| vec![spread(x[0], super::$f::<f64>)], 4e-16);
-        rows(concat!(stringify!($f), " \
-            f32"), $table, 1, |x| vec![spread(x[0] as f32, super::$f::<f32>) as f64], 2e-7);
+        let double = |x: &[f64]| vec![spread(x[0], super::$f::<f64>)];
+        rows(concat!(stringify!($f), " f64"), $table, 1, double, 4e-16);
+        let single = |x: &[f64]| vec![spread(x[0] as f32, super::$f::<f32>) as f64];
+        rows(concat!(stringify!($f), " f32"), $table, 1, single, 2e-7);
     )* };
 }
 
@@ -84,56 +84,66 @@ fn real_special_cases() {
 
 macro_rules! binary_specials {
     ($($f:ident $table:literal)*) => { $(
-        rows(concat!(stringify!($f), " \
-            f64"), $table, 2, |x| vec![spread(x[0], |a, o| super::$f::<f64>(a, &[x[1]; 17], o))], 4e-16);
-        rows(concat!(stringify!($f), " f32"), $table, 2, |x| {
+        let double = |x: &[f64]| {
+            vec![spread(x[0], |a, o| super::$f::<f64>(a, &[x[1]; 17], o))]
+        };
+        rows(concat!(stringify!($f), " f64"), $table, 2, double, 4e-16);
+        let single = |x: &[f64]| {
             vec![spread(x[0] as f32, |a, o| super::$f::<f32>(a, &[x[1] as f32; 17], o)) as f64]
-        }, 2e-7);
+        };
+        rows(concat!(stringify!($f), " f32"), $table, 2, single, 2e-7);
     )* };
 }
 
 #[test]
-fn special_pairs() {
+fn binary_special_cases() {
     binary_specials!(
-        atan2 "nan 1 nan; 1 nan nan; nan nan nan; 1 0 pi/2; 1 -0 pi/2; 0 1 0; 0 0 0; 0 -0 pi; 0 -1 \
-            pi; -0 1 -0; -0 0 -0; -0 -0 -pi; -0 -1 -pi;
-            -1 0 -pi/2; -1 -0 -pi/2; 1 inf 0; 1 -inf pi; -1 inf -0; -1 -inf -pi; inf 1 pi/2; -inf 1 -pi/2; inf inf pi/4; inf -inf 3pi/4;
-            -inf inf -pi/4; -inf -inf -3pi/4"
+        atan2 "nan 1 nan; 1 nan nan; nan nan nan; 1 0 pi/2; 1 -0 pi/2; 0 1 0; 0 0 0; 0 -0 pi;
+            0 -1 pi; -0 1 -0; -0 0 -0; -0 -0 -pi; -0 -1 -pi; -1 0 -pi/2; -1 -0 -pi/2; 1 inf 0;
+            1 -inf pi; -1 inf -0; -1 -inf -pi; inf 1 pi/2; -inf 1 -pi/2; inf inf pi/4;
+            inf -inf 3pi/4; -inf inf -pi/4; -inf -inf -3pi/4"
         copysign "1 -2 -1; -1 2 1; 1 -0 -1; -1 0 1; 3 inf 3; 3 -inf -3; inf -1 -inf; nan 1 nan"
-        hypot "inf nan inf; nan inf inf; -inf nan inf; nan -inf inf; 0 -3 3; -3 -0 3; 1 nan nan; \
+        hypot "inf nan inf; nan inf inf; -inf nan inf; nan -inf inf; 0 -3 3; -3 -0 3; 1 nan nan;
             nan 1 nan; nan nan nan; 3 4 5; -3 4 5; 0 0 0"
-        logaddexp "nan 1 nan; 1 nan nan; nan inf nan; inf 1 inf; 1 inf inf; inf inf inf; -inf inf \
-            inf; inf -inf inf; -inf -inf -inf; -inf 1 1; 2 -inf 2"
+        logaddexp "nan 1 nan; 1 nan nan; nan inf nan; inf 1 inf; 1 inf inf; inf inf inf;
+            -inf inf inf; inf -inf inf; -inf -inf -inf; -inf 1 1; 2 -inf 2"
         nextafter "nan 1 nan; 1 nan nan; -0 0 0; 0 -0 -0; inf inf inf; 2 2 2; -inf -inf -inf"
-        divide "nan 1 nan; 1 nan nan; inf inf nan; 0 0 nan; 1 0 inf; 1 -0 -inf; -1 0 -inf; 1 inf \
-            0; -1 inf -0; inf -2 -inf; -0 2 -0"
-        pow "2 nan nan; nan 0 1; nan -0 1; 0 0 1; inf -0 1; nan 2 nan; 2 inf inf; -2 inf inf; 2 \
-            -inf 0; -2 -inf 0; 1 inf 1; -1 inf 1; 1 -inf 1; -1 -inf 1;
-            1 nan 1; 1 5 1; 0.5 inf 0; -0.5 inf 0; 0.5 -inf inf; -0.5 -inf inf; inf 2 inf; inf 0.5 inf; inf -2 0; -inf 3 -inf; -inf 2 inf; -inf 0.5 inf;
-            -inf -3 -0; -inf -2 0; 0 2 0; 0 0.5 0; 0 -2 inf; 0 -0.5 inf; 0 -3 inf; -0 3 -0; -0 2 0; -0 0.5 0; -0 -3 -inf; -0 -2 inf; -0 -0.5 inf; -2 0.5 nan;
-            -2 3 -8; -2 2 4; -2 -1 -0.5; 10 400 inf; 10 -400 0; -10 401 -inf; -10 -401 -0; 0 inf 0; 0 -inf inf; inf inf inf; inf -inf 0; -inf inf inf;
-            -inf -inf 0"
-        remainder "nan 1 nan; 1 nan nan; inf inf nan; -inf inf nan; 0 0 nan; -0 0 nan; 0 3 0; -0 3 \
-            0; 0 -3 -0; -0 -3 -0; 1 0 nan; 1 -0 nan; -1 0 nan; inf 3 nan;
-            inf -3 nan; -inf 3 nan; -inf -3 nan; 2 inf 2; 2 -inf -inf; -2 inf inf; -2 -inf -2; 7 3 1; -7 3 2; 7 -3 -2; -7 -3 -1; 6 3 0; -6 3 0; 6 -3 -0"
-        floor_divide "nan 1 nan; 1 nan nan; inf inf nan; -inf inf nan; 0 0 nan; -0 0 nan; 0 3 0; \
-            -0 3 -0; 0 -3 -0; -0 -3 0; 1 0 inf; 1 -0 -inf; -1 0 -inf;
-            -1 -0 inf; inf 3 inf; inf -3 -inf; -inf 3 -inf; -inf -3 inf; 2 inf 0; 2 -inf -0; -2 inf -0; -2 -inf 0; 7 3 2; -7 3 -3; 7 -3 -3; -7 -3 2; 6 3 2;
-            -6 3 -2; 1 3 0; -1 3 -1"
+        divide "nan 1 nan; 1 nan nan; inf inf nan; 0 0 nan; 1 0 inf; 1 -0 -inf; -1 0 -inf; 1 inf 0;
+            -1 inf -0; inf -2 -inf; -0 2 -0"
+        pow "2 nan nan; nan 0 1; nan -0 1; 0 0 1; inf -0 1; nan 2 nan; 2 inf inf; -2 inf inf;
+            2 -inf 0; -2 -inf 0; 1 inf 1; -1 inf 1; 1 -inf 1; -1 -inf 1; 1 nan 1; 1 5 1; 0.5 inf 0;
+            -0.5 inf 0; 0.5 -inf inf; -0.5 -inf inf; inf 2 inf; inf 0.5 inf; inf -2 0; -inf 3 -inf;
+            -inf 2 inf; -inf 0.5 inf; -inf -3 -0; -inf -2 0; 0 2 0; 0 0.5 0; 0 -2 inf; 0 -0.5 inf;
+            0 -3 inf; -0 3 -0; -0 2 0; -0 0.5 0; -0 -3 -inf; -0 -2 inf; -0 -0.5 inf; -2 0.5 nan;
+            -2 3 -8; -2 2 4; -2 -1 -0.5; 10 400 inf; 10 -400 0; -10 401 -inf; -10 -401 -0; 0 inf 0;
+            0 -inf inf; inf inf inf; inf -inf 0; -inf inf inf; -inf -inf 0"
+        remainder "nan 1 nan; 1 nan nan; inf inf nan; -inf inf nan; 0 0 nan; -0 0 nan; 0 3 0;
+            -0 3 0; 0 -3 -0; -0 -3 -0; 1 0 nan; 1 -0 nan; -1 0 nan; inf 3 nan; inf -3 nan;
+            -inf 3 nan; -inf -3 nan; 2 inf 2; 2 -inf -inf; -2 inf inf; -2 -inf -2; 7 3 1; -7 3 2;
+            7 -3 -2; -7 -3 -1; 6 3 0; -6 3 0; 6 -3 -0"
+        floor_divide "nan 1 nan; 1 nan nan; inf inf nan; -inf inf nan; 0 0 nan; -0 0 nan; 0 3 0;
+            -0 3 -0; 0 -3 -0; -0 -3 0; 1 0 inf; 1 -0 -inf; -1 0 -inf; -1 -0 inf; inf 3 inf;
+            inf -3 -inf; -inf 3 -inf; -inf -3 inf; 2 inf 0; 2 -inf -0; -2 inf -0; -2 -inf 0; 7 3 2;
+            -7 3 -3; 7 -3 -3; -7 -3 2; 6 3 2; -6 3 -2; 1 3 0; -1 3 -1"
     );
 }
 
-/// C99's answers where the standard's text and C agree; conjugates follow.
+/// C99's results where the standard and C agree, also for the conjugates.
 macro_rules! complex_specials {
     ($($f:ident $table:literal)*) => { $(
         for (conjugate, sign) in [(false, 1.0), (true, -1.0)] {
             let parts = |w: Complex<f64>| vec![w.re, w.im * sign];
             let name = format!("{} {conjugate}", stringify!($f));
-            rows(&name, $table, 2, |x| parts(spread(Complex::new(x[0], x[1] * sign), super::$f::<Complex<f64>>)), 4e-16);
-            rows(&name, $table, 2, |x| {
-                let w = spread(Complex::new(x[0] as f32, (x[1] * sign) as f32), super::$f::<Complex<f32>>);
+            let double = |x: &[f64]| {
+                parts(spread(Complex::new(x[0], x[1] * sign), super::$f::<Complex<f64>>))
+            };
+            rows(&name, $table, 2, double, 4e-16);
+            let single = |x: &[f64]| {
+                let z = Complex::new(x[0] as f32, (x[1] * sign) as f32);
+                let w = spread(z, super::$f::<Complex<f32>>);
                 parts(Complex::new(w.re as f64, w.im as f64))
-            }, 2e-7);
+            };
+            rows(&name, $table, 2, single, 2e-7);
         }
     )* };
 }
@@ -141,56 +151,55 @@ macro_rules! complex_specials {
 #[test]
 fn complex_special_cases() {
     complex_specials!(
-        acos "0 0 pi/2 -0; -0 0 pi/2 -0; 0 nan pi/2 nan; -0 nan pi/2 nan; 2 inf pi/2 -inf; -2 inf \
-            pi/2 -inf; 2 nan nan nan; -inf 2 pi -inf; inf 2 0 -inf;
-            -inf inf 3pi/4 -inf; inf inf pi/4 -inf; inf nan nan ?inf; -inf nan nan ?inf; nan 2 nan nan; nan inf nan -inf; nan nan nan nan"
-        acosh "0 0 0 pi/2; -0 0 0 pi/2; 2 inf inf pi/2; -2 inf inf pi/2; 2 nan nan nan; 0 nan nan \
-            ?pi/2; -inf 2 inf pi; inf 2 inf 0; -inf inf inf 3pi/4;
-            inf inf inf pi/4; inf nan inf nan; -inf nan inf nan; nan 2 nan nan; nan inf inf nan; nan nan nan nan"
-        asinh "0 0 0 0; 2 inf inf pi/2; 2 nan nan nan; inf 2 inf 0; inf inf inf pi/4; nan 0 nan 0; \
-            nan 2 nan nan; nan inf ?inf nan; nan nan nan nan;
-            inf nan inf nan"
-        asin "0 0 0 0; -0 0 -0 0; 2 inf 0 inf; inf 2 pi/2 inf; inf inf pi/4 inf; 0 nan 0 nan; nan \
-            nan nan nan; -inf 2 -pi/2 inf"
-        atanh "0 0 0 0; 0 nan 0 nan; 1 0 inf 0; 2 inf 0 pi/2; 2 nan nan nan; inf 2 0 pi/2; inf inf \
-            0 pi/2; inf nan 0 nan; nan 2 nan nan; nan inf ?0 pi/2;
-            nan nan nan nan; -inf 2 -0 pi/2"
-        atan "0 0 0 0; nan 0 nan 0; 0 1 0 inf; inf 2 pi/2 0; inf inf pi/2 0; nan inf nan 0; nan \
-            nan nan nan"
-        cosh "0 0 1 0; 0 inf nan ?0; 0 nan nan ?0; 2 inf nan nan; 2 nan nan nan; inf 0 inf 0; inf \
-            2 -inf inf; inf inf ?inf nan; inf nan inf nan; nan 0 nan ?0;
-            nan 2 nan nan; nan nan nan nan; -inf 2 -inf -inf"
-        cos "0 0 1 -0; 0 inf inf -0; nan 0 nan ?0; nan nan nan nan"
-        exp "0 0 1 0; -0 0 1 0; 2 inf nan nan; 2 nan nan nan; inf 0 inf 0; -inf 0 0 0; -inf 2 -0 \
-            0; inf 2 -inf inf; -inf inf ?0 ?0; inf inf ?inf nan;
-            -inf nan ?0 ?0; inf nan ?inf nan; nan 0 nan 0; nan 2 nan nan; nan nan nan nan"
-        expm1 "0 0 0 0; 2 inf nan nan; 2 nan nan nan; inf 0 inf 0; -inf 2 -1 0; inf 2 -inf inf; \
-            -inf inf -1 ?0; inf inf ?inf nan; -inf nan -1 ?0;
-            inf nan ?inf nan; nan 0 nan 0; nan 2 nan nan; nan nan nan nan"
-        log "-0 0 -inf pi; 0 0 -inf 0; 2 inf inf pi/2; 2 nan nan nan; -inf 2 inf pi; inf 2 inf 0; \
-            -inf inf inf 3pi/4; inf inf inf pi/4; inf nan inf nan;
-            -inf nan inf nan; nan 2 nan nan; nan inf inf nan; nan nan nan nan; -1 0 0 pi"
-        log1p "-1 0 -inf 0; 2 inf inf pi/2; 2 nan nan nan; -inf 2 inf pi; inf 2 inf 0; -inf inf \
-            inf 3pi/4; inf inf inf pi/4; inf nan inf nan;
-            -inf nan inf nan; nan 2 nan nan; nan inf inf nan; nan nan nan nan; 0 0 0 0"
-        sinh "0 0 0 0; 0 inf ?0 nan; 0 nan ?0 nan; 2 inf nan nan; 2 nan nan nan; inf 0 inf 0; inf \
-            2 -inf inf; inf inf ?inf nan; inf nan ?inf nan; nan 0 nan 0;
-            nan 2 nan nan; nan nan nan nan"
-        sin "0 0 0 0; -0 0 -0 0; 0 inf 0 inf; inf 0 nan ?0; nan nan nan nan"
-        sqrt "0 0 0 0; -0 0 0 0; 2 inf inf inf; nan inf inf inf; inf inf inf inf; -inf inf inf \
-            inf; 2 nan nan nan; -inf 2 0 inf; inf 2 inf 0; -inf nan nan ?inf;
-            inf nan inf nan; nan 2 nan nan; nan nan nan nan; -4 0 0 2; 4 0 2 0"
-        tanh "0 0 0 0; 2 inf nan nan; 0 inf 0 nan; 2 nan nan nan; 0 nan 0 nan; inf 2 1 0; inf inf \
-            1 ?0; inf nan 1 ?0; nan 0 nan 0; nan 2 nan nan;
+        acos "0 0 pi/2 -0; -0 0 pi/2 -0; 0 nan pi/2 nan; -0 nan pi/2 nan; 2 inf pi/2 -inf;
+            -2 inf pi/2 -inf; 2 nan nan nan; -inf 2 pi -inf; inf 2 0 -inf; -inf inf 3pi/4 -inf;
+            inf inf pi/4 -inf; inf nan nan ?inf; -inf nan nan ?inf; nan 2 nan nan; nan inf nan -inf;
             nan nan nan nan"
+        acosh "0 0 0 pi/2; -0 0 0 pi/2; 2 inf inf pi/2; -2 inf inf pi/2; 2 nan nan nan;
+            0 nan nan ?pi/2; -inf 2 inf pi; inf 2 inf 0; -inf inf inf 3pi/4; inf inf inf pi/4;
+            inf nan inf nan; -inf nan inf nan; nan 2 nan nan; nan inf inf nan; nan nan nan nan"
+        asinh "0 0 0 0; 2 inf inf pi/2; 2 nan nan nan; inf 2 inf 0; inf inf inf pi/4; nan 0 nan 0;
+            nan 2 nan nan; nan inf ?inf nan; nan nan nan nan; inf nan inf nan"
+        asin "0 0 0 0; -0 0 -0 0; 2 inf 0 inf; inf 2 pi/2 inf; inf inf pi/4 inf; 0 nan 0 nan;
+            nan nan nan nan; -inf 2 -pi/2 inf"
+        atanh "0 0 0 0; 0 nan 0 nan; 1 0 inf 0; 2 inf 0 pi/2; 2 nan nan nan; inf 2 0 pi/2;
+            inf inf 0 pi/2; inf nan 0 nan; nan 2 nan nan; nan inf ?0 pi/2; nan nan nan nan;
+            -inf 2 -0 pi/2"
+        atan "0 0 0 0; nan 0 nan 0; 0 1 0 inf; inf 2 pi/2 0; inf inf pi/2 0; nan inf nan 0;
+            nan nan nan nan"
+        cosh "0 0 1 0; 0 inf nan ?0; 0 nan nan ?0; 2 inf nan nan; 2 nan nan nan; inf 0 inf 0;
+            inf 2 -inf inf; inf inf ?inf nan; inf nan inf nan; nan 0 nan ?0; nan 2 nan nan;
+            nan nan nan nan; -inf 2 -inf -inf"
+        cos "0 0 1 -0; 0 inf inf -0; nan 0 nan ?0; nan nan nan nan"
+        exp "0 0 1 0; -0 0 1 0; 2 inf nan nan; 2 nan nan nan; inf 0 inf 0; -inf 0 0 0; -inf 2 -0 0;
+            inf 2 -inf inf; -inf inf ?0 ?0; inf inf ?inf nan; -inf nan ?0 ?0; inf nan ?inf nan;
+            nan 0 nan 0; nan 2 nan nan; nan nan nan nan"
+        expm1 "0 0 0 0; 2 inf nan nan; 2 nan nan nan; inf 0 inf 0; -inf 2 -1 0; inf 2 -inf inf;
+            -inf inf -1 ?0; inf inf ?inf nan; -inf nan -1 ?0; inf nan ?inf nan; nan 0 nan 0;
+            nan 2 nan nan; nan nan nan nan"
+        log "-0 0 -inf pi; 0 0 -inf 0; 2 inf inf pi/2; 2 nan nan nan; -inf 2 inf pi; inf 2 inf 0;
+            -inf inf inf 3pi/4; inf inf inf pi/4; inf nan inf nan; -inf nan inf nan; nan 2 nan nan;
+            nan inf inf nan; nan nan nan nan; -1 0 0 pi"
+        log1p "-1 0 -inf 0; 2 inf inf pi/2; 2 nan nan nan; -inf 2 inf pi; inf 2 inf 0;
+            -inf inf inf 3pi/4; inf inf inf pi/4; inf nan inf nan; -inf nan inf nan; nan 2 nan nan;
+            nan inf inf nan; nan nan nan nan; 0 0 0 0"
+        sinh "0 0 0 0; 0 inf ?0 nan; 0 nan ?0 nan; 2 inf nan nan; 2 nan nan nan; inf 0 inf 0;
+            inf 2 -inf inf; inf inf ?inf nan; inf nan ?inf nan; nan 0 nan 0; nan 2 nan nan;
+            nan nan nan nan"
+        sin "0 0 0 0; -0 0 -0 0; 0 inf 0 inf; inf 0 nan ?0; nan nan nan nan"
+        sqrt "0 0 0 0; -0 0 0 0; 2 inf inf inf; nan inf inf inf; inf inf inf inf; -inf inf inf inf;
+            2 nan nan nan; -inf 2 0 inf; inf 2 inf 0; -inf nan nan ?inf; inf nan inf nan;
+            nan 2 nan nan; nan nan nan nan; -4 0 0 2; 4 0 2 0"
+        tanh "0 0 0 0; 2 inf nan nan; 0 inf 0 nan; 2 nan nan nan; 0 nan 0 nan; inf 2 1 0;
+            inf inf 1 ?0; inf nan 1 ?0; nan 0 nan 0; nan 2 nan nan; nan nan nan nan"
         tan "0 0 0 0; 2 inf 0 1; nan inf ?0 1; nan nan nan nan"
         sign "0 0 0 ?0; -0 0 0 ?0; nan 1 nan nan; 1 nan nan nan; 3 4 0.6 0.8; -5 0 -1 0"
         reciprocal "4 0 0.25 ?0; 0 2 ?0 -0.5; nan nan nan nan; inf 1 0 ?0"
     );
 }
 
-/// Distance of `got` from a more precise `expect`, in units in the last place of `got`'s type,
-/// which has `digits` digits and this exponent range.
+/// Returns the distance of `got` from a more precise `expect`, in units in the last place of a
+/// float type of `digits` binary digits and of this least exponent.
 fn ulps(got: f64, expect: f64, digits: i32, least_exponent: i32) -> f64 {
     if got.is_nan() && expect.is_nan() || got == expect {
         return 0.0;
@@ -218,7 +227,7 @@ macro_rules! f32_distances {
 }
 
 #[test]
-fn f32_is_near_over_all_bit_patterns() {
+fn f32_errors_are_bounded_over_all_exponents() {
     // libm's acosh is finite for some arguments below -1.
     f32_distances!(
         exp libm::exp, 1009 1.0;
@@ -252,7 +261,7 @@ fn numbers(n: u64) -> impl Iterator<Item = u64> {
     })
 }
 
-/// All magnitudes, and the range where the function is interesting.
+/// Returns arguments of all magnitudes, and more in `low..high`.
 fn arguments(low: f64, high: f64) -> Vec<f64> {
     let uniform = |z: u64| low + (high - low) * (z >> 11) as f64 * (1.0 / 9007199254740992.0);
     numbers(20000).map(f64::from_bits).chain(numbers(20000).map(uniform)).collect()
@@ -273,18 +282,34 @@ macro_rules! f64_distances {
     } )* };
 }
 
-/// The oracle is rounded correctly in all but rare cases: a distance of 1 means less than 1.5 from
-/// the truth.
+/// The oracle is correctly rounded except in rare cases, so a distance of 1 means an error below
+/// 1.5.
 #[test]
-fn f64_is_near() {
-    f64_distances!(exp f_exp -750.0 750.0 1.0 log f_log 0.0 10.0 1.0 sin f_sin -1000.0 1000.0 1.0 cos f_cos -1000.0 1000.0 1.0 tan f_tan -100.0 100.0 2.0
-        acos f_acos -1.0 1.0 1.0 acosh f_acosh 1.0 10.0 2.0 asin f_asin -1.0 1.0 2.0 asinh f_asinh -5.0 5.0 2.0 atan f_atan -5.0 5.0 1.0
-        atanh f_atanh -1.0 1.0 2.0 cosh f_cosh -5.0 5.0 2.0 expm1 f_expm1 -2.0 2.0 2.0 log1p f_log1p -0.9 3.0 1.0 log2 f_log2 0.0 10.0 1.0
-        log10 f_log10 0.0 10.0 1.0 sinh f_sinh -5.0 5.0 2.0 tanh f_tanh -2.0 2.0 2.0);
+fn f64_errors_are_bounded() {
+    f64_distances!(
+        exp f_exp -750.0 750.0 1.0
+        log f_log 0.0 10.0 1.0
+        sin f_sin -1000.0 1000.0 1.0
+        cos f_cos -1000.0 1000.0 1.0
+        tan f_tan -100.0 100.0 2.0
+        acos f_acos -1.0 1.0 1.0
+        acosh f_acosh 1.0 10.0 2.0
+        asin f_asin -1.0 1.0 2.0
+        asinh f_asinh -5.0 5.0 2.0
+        atan f_atan -5.0 5.0 1.0
+        atanh f_atanh -1.0 1.0 2.0
+        cosh f_cosh -5.0 5.0 2.0
+        expm1 f_expm1 -2.0 2.0 2.0
+        log1p f_log1p -0.9 3.0 1.0
+        log2 f_log2 0.0 10.0 1.0
+        log10 f_log10 0.0 10.0 1.0
+        sinh f_sinh -5.0 5.0 2.0
+        tanh f_tanh -2.0 2.0 2.0
+    );
 }
 
 #[test]
-fn pow_is_near() {
+fn pow_errors_are_bounded() {
     let x: Vec<f64> =
         numbers(30000).map(|z| (z >> 11) as f64 * (10.0 / 9007199254740992.0)).collect();
     let y: Vec<f64> = numbers(60000)
@@ -309,30 +334,35 @@ fn pow_is_near() {
     assert!(worst <= 1.0, "{worst}");
 }
 
-/// The scalar methods are compiled for the baseline here, where each fused multiply-add is a call.
+/// Compares slice functions with the scalar methods, which are compiled for the baseline here: each
+/// fused multiply-add is a call.
 macro_rules! same_bits {
     ($t:ident: $($f:ident)*) => { $( {
         let any = |z: u64| $t::from_bits((z >> (64 - 8 * size_of::<$t>())) as _);
-        let x: Vec<$t> = numbers(3000).map(|z| if z % 2 == 0 { z as $t * 1e-18 - 9.0 } else { any(z) }).collect();
+        let moderate = |z: u64| z as $t * 1e-18 - 9.0;
+        let pick = |z: u64| if z % 2 == 0 { moderate(z) } else { any(z) };
+        let x: Vec<$t> = numbers(3000).map(pick).collect();
         let mut y = vec![0.0; x.len()];
         super::$f(&x, &mut y);
         for (x, y) in x.iter().zip(&y) {
             let scalar = Elementary::$f(*x);
-            assert!(scalar.to_bits() == y.to_bits() || (scalar.is_nan() && y.is_nan()), "{} {x:e}: \
-                {scalar:e} {y:e}", stringify!($f));
+            let same = scalar.to_bits() == y.to_bits() || (scalar.is_nan() && y.is_nan());
+            assert!(same, "{} {x:e}: {scalar:e} {y:e}", stringify!($f));
         }
     } )* };
 }
 
 #[test]
-fn every_instruction_set_gives_the_same_bits() {
-    same_bits!(f32: acos acosh asin asinh atan atanh cos cosh exp expm1 log log1p log2 log10 sin sinh tan tanh);
-    same_bits!(f64: acos acosh asin asinh atan atanh cos cosh exp expm1 log log1p log2 log10 sin sinh tan tanh);
+fn results_do_not_depend_on_the_instruction_set() {
+    same_bits!(f32: acos acosh asin asinh atan atanh cos cosh exp expm1 log log1p log2 log10);
+    same_bits!(f32: sin sinh tan tanh);
+    same_bits!(f64: acos acosh asin asinh atan atanh cos cosh exp expm1 log log1p log2 log10);
+    same_bits!(f64: sin sinh tan tanh);
 }
 
-/// Every position of a slice, of every length, and one huge argument among moderate ones.
+/// One huge argument at the end of moderate ones, for slices of many lengths.
 #[test]
-fn repaired_lanes_are_where_they_belong() {
+fn huge_arguments_are_recomputed_in_place() {
     for n in [0, 1, 7, 64, 1023, 1025, 3000] {
         let mut a: Vec<f64> = (0..n).map(|i| i as f64 * 0.37).collect();
         if let Some(last) = a.last_mut() {
@@ -358,7 +388,7 @@ fn repaired_lanes_are_where_they_belong() {
     }
 }
 
-/// Python's answers.
+/// Results computed by Python.
 #[test]
 fn quotients_agree_with_python() {
     for (x, y, q, r) in [
@@ -377,7 +407,7 @@ fn quotients_agree_with_python() {
 }
 
 #[test]
-fn neighbours() {
+fn nextafter_steps_by_one_unit() {
     assert_eq!(RealMath::nextafter(0.0f64, -1.0), -5e-324);
     assert_eq!(RealMath::nextafter(5e-324f64, 0.0).to_bits(), 0);
     assert_eq!(RealMath::nextafter(-5e-324f64, 0.0).to_bits(), (-0.0f64).to_bits());
@@ -410,12 +440,11 @@ fn complex_arithmetic() {
     assert!(huge.re.is_finite() && huge.im.is_infinite());
 }
 
-/// Points of `tests/data/complex_points.txt`: every complex function at 0, 1, i, infinity and NaN,
-/// and beside them.
+/// The values of every complex function at and near 0, 1, i, infinity and NaN.
 const COMPLEX_POINTS: &str = include_str!("../../../../tests/data/complex_points.txt");
 
-/// Distance per component in units in the last place: infinite where a NaN, an infinity or the sign
-/// of a zero differs.
+/// Returns the distance of a component in units in the last place: infinite if a NaN, an infinity
+/// or the sign of a zero differs.
 fn component_distance(got: f64, text: &str, digits: i32, least_exponent: i32) -> f64 {
     let either = text.starts_with('±');
     let expect: f64 = text.trim_start_matches('±').parse().unwrap();
@@ -457,7 +486,8 @@ macro_rules! complex_points {
         }
     };
     ($part:ident, $name:expr, $z:expr) => {
-        complex_points!($part, $name, $z; acos acosh asin asinh atan atanh cos cosh exp expm1 log log1p log2 log10 reciprocal sign sin sinh sqrt tan tanh)
+        complex_points!($part, $name, $z; acos acosh asin asinh atan atanh cos cosh exp expm1 log
+            log1p log2 log10 reciprocal sign sin sinh sqrt tan tanh)
     };
 }
 
@@ -471,7 +501,7 @@ fn power(dtype: &str, x: Complex<f64>, y: Complex<f64>) -> Complex<f64> {
 }
 
 #[test]
-fn complex_functions_at_their_special_points_and_beside_them() {
+fn complex_functions_at_and_near_special_points() {
     let (mut failures, mut n) = (Vec::new(), 0);
     let mut worst = std::collections::BTreeMap::<(&str, &str), f64>::new();
     for line in COMPLEX_POINTS.lines().filter(|l| !l.starts_with('#')) {
@@ -484,7 +514,7 @@ fn complex_functions_at_their_special_points_and_beside_them() {
         let (Complex { re: a, im: b }, exponent) = (operands.next().unwrap(), operands.next());
         let (re, im) = if name == "abs" { (result, "0.0") } else { pair(result) };
         let (digits, least) = if dtype == "complex64" { (24, -126) } else { (53, -1022) };
-        // f(conj z) = conj f(z), on the cuts too.
+        // f(conj z) = conj f(z), also on the branch cuts.
         for conjugate in [1.0, -1.0] {
             let exponent = exponent.map(|y| Complex::new(y.re, y.im * conjugate));
             let w = if let Some(y) = exponent {
@@ -507,8 +537,8 @@ fn complex_functions_at_their_special_points_and_beside_them() {
                     .reduce(f64::max)
                     .filter(|x| x.is_finite() && *x > 0.0),
             ) {
-                // Of products and exponentials of products the parts are as precise as the larger
-                // one.
+                // The parts of products, and of their exponentials, are as precise as the larger
+                // part.
                 let off = [w.re, im_found]
                     .iter()
                     .zip(numbers)
@@ -525,8 +555,8 @@ fn complex_functions_at_their_special_points_and_beside_them() {
             n += 1;
             if distance > MOST_ULPS {
                 failures.push(format!(
-                    "{name} of {dtype} ({a:e}, {b:e}) {exponent:?} conjugate {conjugate}: ({:e}, \
-                        {im_found:e}), not {result}: {distance:.1}",
+                    "{name} of {dtype} ({a:e}, {b:e}) {exponent:?} conjugate {conjugate}: \
+                     ({:e}, {im_found:e}), not {result}: {distance:.1}",
                     w.re
                 ));
             }
@@ -539,5 +569,5 @@ fn complex_functions_at_their_special_points_and_beside_them() {
     assert!(n > 13_000, "rows are missing");
 }
 
-/// How far a component may be from the true value.
+/// The maximum error of a component.
 const MOST_ULPS: f64 = 4.0;
