@@ -1,0 +1,276 @@
+//! The suites, one function each.
+
+use std::fs;
+
+use super::context::{Context, TestCounts, count_lines, remove_dir, run, stdout_of, sum_cases};
+use super::context::{sum_rows, tee};
+use super::services::{Cgroup, FaultyProxy, S3Server};
+use super::{limits, needs};
+use crate::Result;
+
+/// Formatting, and the limits on the length of files and lines.
+pub(crate) fn format(context: &mut Context) -> Result<()> {
+    run(context.cargo(["fmt", "--all", "--check"]))?;
+    let n_files = limits::check(&context.root)?;
+    context.passed(n_files);
+    Ok(())
+}
+
+/// Clippy on everything, tests included; warnings are errors.
+pub(crate) fn clippy(context: &mut Context) -> Result<()> {
+    let options = ["--locked", "--release", "--workspace", "--all-targets"];
+    let mut command = context.cargo(["clippy"]);
+    command.args(options).args(["--", "-D", "warnings"]);
+    run(command)?;
+    context.passed(n_packages(context)?);
+    Ok(())
+}
+
+/// The documentation; warnings are errors.
+pub(crate) fn rustdoc(context: &mut Context) -> Result<()> {
+    context.set("RUSTDOCFLAGS", "-D warnings");
+    run(context.cargo(["doc", "--locked", "--release", "--workspace", "--no-deps"]))?;
+    context.passed(n_packages(context)?);
+    Ok(())
+}
+
+fn n_packages(context: &Context) -> Result<u64> {
+    let command = context.cargo(["metadata", "--locked", "--no-deps", "--format-version", "1"]);
+    Ok(stdout_of(command)?.matches("\"manifest_path\":").count() as u64)
+}
+
+/// All tests of the workspace that need only Rust.
+pub(crate) fn tests(context: &mut Context) -> Result<()> {
+    context.default_tests()
+}
+
+/// The examples. A user's kernel writes the same bytes on threads and in processes.
+pub(crate) fn example(context: &mut Context) -> Result<()> {
+    let n_results = run_examples(context)?;
+    context.passed(n_results);
+    Ok(())
+}
+
+fn run_examples(context: &mut Context) -> Result<u64> {
+    let means = context.out.join("means.zarr");
+    remove_dir(&means)?;
+    let mut command = context.cargo(["run", "--release", "--example", "quadratic_means", "--"]);
+    command.arg("--output").arg(means);
+    let mut output = tee(command, &context.out.join("example.log"))?;
+
+    let executors = ["threads", "processes"];
+    let folders = executors.map(|name| context.out.join(format!("percentile-{name}.zarr")));
+    for (executor, folder) in executors.iter().zip(&folders) {
+        remove_dir(folder)?;
+        let mut command = context.cargo(["run", "--release", "--example", "percentile", "--"]);
+        command.args(["--executor", executor, "--output"]).arg(folder);
+        output += &tee(command, &context.out.join(format!("percentile-{executor}.log")))?;
+    }
+    let mut diff = context.command("diff");
+    diff.arg("-r").args(&folders);
+    run(diff)?;
+    context.example_ran = true;
+    let is_result =
+        |line: &str| line.starts_with("  mean(") || line.contains("percentile of wind speed");
+    Ok(count_lines(&output, is_result))
+}
+
+/// Freestone reads what zarr-python wrote, and the other way round.
+pub(crate) fn interop(context: &mut Context) -> Result<()> {
+    let programs = needs::python(context)?;
+    if !context.example_ran {
+        run_examples(context)?;
+    }
+    let python = programs.join("python");
+    let folder = context.out.join("interop");
+    let mut write = context.command(&python);
+    write.arg("tests/interop/write_inputs.py").arg(&folder);
+    run(write)?;
+    context.set("FREESTONE_INTEROP", &folder);
+    context.ignored_tests("interop_", &[])?;
+    let mut read = context.command(&python);
+    read.arg("tests/interop/read_outputs.py");
+    read.args([context.out.join("means.zarr"), folder.join("outputs.zarr")]);
+    let output = tee(read, &context.out.join("interop.log"))?;
+    context.passed(count_ok(&output));
+    Ok(())
+}
+
+/// Repositories: Python's icechunk reads what Freestone commits, Freestone reads what it commits,
+/// and both write on.
+pub(crate) fn icechunk(context: &mut Context) -> Result<()> {
+    let folder = context.out.join("icechunk");
+    remove_dir(&folder)?;
+    fs::create_dir_all(&folder)?;
+    let pythons = needs::icechunk_pythons(context)?;
+    let scripts = |context: &Context, script: &str| -> Result<u64> {
+        let mut n_ok = 0;
+        for (index, python) in pythons.iter().enumerate() {
+            let mut command = context.command(python);
+            command.arg(format!("tests/interop/icechunk_{script}.py")).arg(&folder);
+            let log = context.out.join(format!("icechunk-{script}-{index}.log"));
+            n_ok += count_ok(&tee(command, &log)?);
+        }
+        Ok(n_ok)
+    };
+    let n_written = scripts(context, "write")?;
+    context.set("FREESTONE_ICECHUNK", &folder);
+    context.ignored_tests("icechunk_", &[])?;
+    let n_read = scripts(context, "read")?;
+    context.passed(n_written + n_read);
+    Ok(())
+}
+
+fn count_ok(output: &str) -> u64 {
+    count_lines(output, |line| line.starts_with("ok "))
+}
+
+/// Every kernel, read path and codec in a process of its own: measured against projected. The table
+/// is `target/ci/memory.md`.
+pub(crate) fn memory(context: &mut Context) -> Result<()> {
+    context.set("FREESTONE_MEMORY", context.out.join("memory.md"));
+    let log = context.ignored_tests("memory::memory_", &["--nocapture"])?;
+    context.passed(sum_rows(&log));
+    Ok(())
+}
+
+/// Runs on a full file system of 4 MB.
+///
+/// It is mounted in a mount namespace, which ends with the tests, however they end.
+pub(crate) fn disk(context: &mut Context) -> Result<()> {
+    let namespace = needs::mount_namespace(context)?;
+    let folder = context.out.join("small");
+    fs::create_dir_all(&folder)?;
+    context.set("FREESTONE_SMALL_DISK", &folder);
+    let tests = context.ignored_tests_command(&["end_to_end", "sessions"], "disk_", &[]);
+    let script = "mount -t tmpfs -o size=4m tmpfs \"$FREESTONE_SMALL_DISK\" && exec \"$@\"";
+    let mut command = context.command("unshare");
+    command.args(namespace).args(["sh", "-c", script, "sh"]);
+    command.arg(tests.get_program()).args(tests.get_args());
+    context.run_ignored_tests(command)?;
+    fs::remove_dir(&folder)?;
+    Ok(())
+}
+
+/// All rows of the suite `memory` under a memory limit of exactly the projection.
+pub(crate) fn cgroup(context: &mut Context) -> Result<()> {
+    let cgroup = Cgroup::new()?;
+    context.set("FREESTONE_CGROUP", &cgroup.folder);
+    let log = context.ignored_tests("cgroup_", &["--nocapture"])?;
+    context.passed(sum_rows(&log));
+    Ok(())
+}
+
+/// Tests on an S3 server; those of sessions once more through a proxy.
+///
+/// Commits and shared sessions depend on conditional puts: the proxy loses the answer of each one
+/// that is done.
+pub(crate) fn s3(context: &mut Context) -> Result<()> {
+    let programs = needs::python(context)?;
+    let server = S3Server::start(context, &programs, "s3")?;
+    context.set("FREESTONE_S3", "s3://freestone-ci/run");
+    context.ignored_tests("s3_", &[])?;
+
+    run(context.cargo(["build", "--release", "--workspace", "--bin", "freestone-store-proxy"]))?;
+    let faults = ["--slow-down", "0.01", "--fail", "0.01", "--lose", "0.01"];
+    let faults = [&faults[..], &["--lose-conditional", "1"]].concat();
+    let proxy = FaultyProxy::start(context, &server.endpoint, &faults)?;
+    context.set("AWS_ENDPOINT", &proxy.endpoint);
+    context.set("FREESTONE_S3", "s3://freestone-ci/faulty");
+    let tests = context.ignored_tests_command(&["sessions"], "s3_", &[]);
+    let log = tee(tests, &context.out.join("s3-faulty.log"))?;
+    context.passed(TestCounts::of(&log).passed);
+    print!("{}", proxy.stop()?);
+    Ok(())
+}
+
+/// AWS Lambda: the template; the package; the worker in the emulator where that needs memory
+/// cgroups or an S3 server; and ministack's Lambda. Every plan of the suite `memory` runs in
+/// environments of exactly its projection.
+///
+/// The log has the duration of starts. They have a limit only in `freestone-bench bars --only
+/// starts`, since machines differ.
+pub(crate) fn lambda(context: &mut Context) -> Result<()> {
+    let programs = needs::python(context)?;
+    let mut lint = context.command(programs.join("cfn-lint"));
+    lint.arg("lambda/template.yaml");
+    run(lint)?;
+    context.passed(1);
+    let package = package_lambda(context)?;
+    context.passed(1);
+
+    let cgroup = Cgroup::new()?;
+    let server = S3Server::start(context, &programs, "s3,lambda")?;
+    let python = programs.join("python");
+    let mut deploy = context.command(&python);
+    deploy.arg("tests/interop/lambda_deploy.py").arg(&server.endpoint).arg(package);
+    run(deploy)?;
+    context.set("FREESTONE_CGROUP", &cgroup.folder);
+    context.set("FREESTONE_S3", "s3://freestone-ci/run");
+    context.set("FREESTONE_SECOND_LAMBDA", &server.endpoint);
+    context.set("FREESTONE_PYTHON", python);
+    let test_programs = ["worker", "emulator", "end_to_end"];
+    let log = context.ignored_tests_of(&test_programs, "lambda_", &["--nocapture"])?;
+    context.passed(sum_rows(&log));
+
+    let mut starts = context.cargo(["test", "--release", "--workspace", "--test", "worker"]);
+    starts.args(["starts_and_rests", "--", "--nocapture"]);
+    let output = stdout_of(starts)?;
+    let lines: Vec<&str> = output.lines().filter(|line| line.contains("cold start")).collect();
+    if lines.is_empty() {
+        return Err("the test `starts_and_rests` printed no cold start".into());
+    }
+    println!("{}", lines.join("\n"));
+    Ok(())
+}
+
+/// Builds the package as the other suites build it, so that nothing is compiled again.
+fn package_lambda(context: &Context) -> Result<std::path::PathBuf> {
+    let programs = ["--bin", "bootstrap", "--bin", "freestone"];
+    let mut build = context.cargo(["build", "--release", "--workspace"]);
+    build.args(programs);
+    run(build)?;
+    let package = context.out.join("freestone.zip");
+    let mut command = context.command(context.program("freestone"));
+    command.args(["lambda", "package", "--bootstrap"]).arg(context.program("bootstrap"));
+    command.arg("--output").arg(&package);
+    run(command)?;
+    let bytes = fs::metadata(&package)?.len();
+    if bytes >= 12_000_000 {
+        return Err(format!("the package has {bytes} bytes: expected less than 12 MB").into());
+    }
+    Ok(package)
+}
+
+/// Random plans under random faults, and a driver that is killed. The log has the count of each
+/// fault and the times of the kills.
+pub(crate) fn faults(context: &mut Context) -> Result<()> {
+    context.set("FREESTONE_FAULT_CASES", "200");
+    let log = context.ignored_tests("faults_", &["--nocapture", "--test-threads=1"])?;
+    context.passed(sum_cases(&log));
+    Ok(())
+}
+
+/// Reports of real runs in Chromium, as a phone and as a desktop show them, light and dark. Pages
+/// and screenshots are in `target/ci/browser`.
+pub(crate) fn browser(context: &mut Context) -> Result<()> {
+    let mut needed = vec![("chromium", "chromium"), ("chromedriver", "chromium-driver")];
+    needed.extend([("python3", "python3")]);
+    needs::packages(context, &needed)?;
+    let folder = context.out.join("browser");
+    remove_dir(&folder)?;
+    fs::create_dir_all(&folder)?;
+    context.set("FREESTONE_BROWSER", &folder);
+    context.ignored_tests("browser_", &[])?;
+    let mut pages = Vec::new();
+    for entry in fs::read_dir(&folder)? {
+        pages.push(entry?.path());
+    }
+    pages.retain(|page| page.extension().is_some_and(|extension| extension == "html"));
+    pages.sort();
+    let mut check = context.command("python3");
+    check.arg("tests/browser/check.py").arg(&folder).args(pages);
+    let output = tee(check, &context.out.join("browser.log"))?;
+    context.passed(count_ok(&output));
+    Ok(())
+}
