@@ -13,9 +13,9 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use freestone::engine::driver::RunError;
-use freestone::{Block, BlockMut, BlocksOut, DType, Error, KernelRegistry, Target, UserKernel};
+use freestone::{Block, BlockMut, DType, Error, KernelRegistry, OutputBlocks, Target, UserKernel};
 use freestone_cli::limits::Limits;
+use freestone_engine::driver::RunError;
 use serde::{Deserialize, Serialize};
 
 #[global_allocator]
@@ -115,12 +115,12 @@ fn run(arguments: &Arguments) -> Result<(), Error> {
     let map = freestone::map_blocks(
         &kernel,
         &[&speed.rechunk(&chunks)],
-        &BlocksOut::new(DType::Float32).drop_axis(0),
+        &OutputBlocks::new(DType::Float32).drop_axis(0),
     );
 
     let planned =
         freestone::plan(&[Target::in_group(&map, &output, "speed").overwrite(true)], &spec)?;
-    println!("{}", planned.plan());
+    println!("{}", planned.finalized());
     let report = freestone::run(&planned, &spec, &*executor)?;
     println!("{report}\n");
 

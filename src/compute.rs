@@ -1,7 +1,7 @@
 //! From targets to a plan, from a plan to results.
 
-use std::io;
 use std::sync::Arc;
+use std::{fmt, io};
 
 use freestone_engine::driver::record::{self, StoredRun};
 use freestone_engine::driver::{self, Run, RunError};
@@ -9,7 +9,7 @@ use freestone_engine::events::{Observer, RunReport};
 use freestone_engine::executor::Executor;
 use freestone_engine::memory::Arena;
 use freestone_engine::plan::lower::{Output, kernels_of, lower, stores_of};
-use freestone_engine::plan::{FinalizedPlan, Mode};
+use freestone_engine::plan::{FinalizedPlan, Mode, PlanExplanation};
 use freestone_engine::publish::{PlainZarr, PublishError, Publisher};
 use freestone_engine::spec::Spec;
 use freestone_engine::storage::codec::Contexts;
@@ -30,16 +30,33 @@ use crate::error::Error;
 
 /// A checked plan and the stores that it reads and writes.
 #[derive(Clone, Debug)]
-pub struct Planned {
+pub struct Plan {
     plan: Arc<FinalizedPlan>,
     stores: Stores,
     kernels: KernelRegistry,
 }
 
-impl Planned {
-    /// The plan.
-    pub fn plan(&self) -> &FinalizedPlan {
+impl Plan {
+    /// Returns the data of the plan's explanation: stages, their tasks, memory and traffic.
+    pub fn explain(&self) -> PlanExplanation {
+        self.plan.explain()
+    }
+
+    /// Returns the largest projected memory of a task, in bytes.
+    pub fn projected_mem(&self) -> u64 {
+        self.plan.projected_mem()
+    }
+
+    /// Returns the checked stages.
+    pub fn finalized(&self) -> &FinalizedPlan {
         &self.plan
+    }
+}
+
+/// Writes the stages: inputs, outputs, and the memory of one task by purpose.
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.plan, f)
     }
 }
 
@@ -85,7 +102,7 @@ pub fn serve(kernels: &KernelRegistry) -> io::Result<()> {
 /// # Errors
 /// What an operator left in an array; a stage that does not fit `allowed_mem`; results that would
 /// be in each other's way, or in the place of something that is there and may not be replaced.
-pub fn plan(targets: &[Target], spec: &Spec) -> Result<Planned, Error> {
+pub fn plan(targets: &[Target], spec: &Spec) -> Result<Plan, Error> {
     planned(targets, &outputs(targets, &stores())?, spec)
 }
 
@@ -104,7 +121,7 @@ pub fn plan(targets: &[Target], spec: &Spec) -> Result<Planned, Error> {
 /// let ramp = freestone::arange(0.0, 100.0, 1.0, DType::Float64, 10);
 /// freestone::create(&[Target::array(&ramp, &out)], &spec)?;
 ///
-/// let part = Target::array(&ramp.slice(0, Some(20), Some(50), 1), &out).region(&[20..50]);
+/// let part = Target::array(&ramp.slice(20..50, 0), &out).region(&[20..50]);
 /// freestone::run(&freestone::plan(&[part], &spec)?, &spec, &Serial)?;
 /// assert_eq!(freestone::compute::<f64>(&freestone::open(&out)?, &spec)?.sum(), (20..50).sum::<i32>() as f64);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -117,13 +134,13 @@ pub fn create(targets: &[Target], spec: &Spec) -> Result<(), Error> {
     run(&planned, spec, &Serial).map(drop)
 }
 
-fn planned(targets: &[Target], outputs: &[Output], spec: &Spec) -> Result<Planned, Error> {
+fn planned(targets: &[Target], outputs: &[Output], spec: &Spec) -> Result<Plan, Error> {
     let plan = lower(outputs, spec)?;
     let stores = stores();
     stores.extend(&stores_of(outputs)?);
     targets.iter().for_each(|t| stores.extend(t.stores()));
     check_free(outputs, &stores)?;
-    Ok(Planned { plan: Arc::new(plan), stores, kernels: kernels_of(outputs)? })
+    Ok(Plan { plan: Arc::new(plan), stores, kernels: kernels_of(outputs)? })
 }
 
 /// Refuses results in the place of something that may not be replaced. The run looks again, and at
@@ -163,7 +180,7 @@ fn check_free(outputs: &[Output], stores: &Stores) -> Result<(), Error> {
 /// What a run may have besides an executor.
 #[derive(Clone, Default)]
 #[allow(missing_debug_implementations)]
-pub struct Options<'a> {
+pub struct RunOptions<'a> {
     /// Who looks on.
     pub observers: &'a [&'a dyn Observer],
     /// Stops the run when asked.
@@ -184,8 +201,8 @@ pub struct Options<'a> {
 /// # Errors
 /// Where something is in the way of a result, a task fails for good, or storage does; then nothing
 /// is published.
-pub fn run(planned: &Planned, spec: &Spec, executor: &dyn Executor) -> Result<RunReport, Error> {
-    run_with(planned, spec, executor, &Options::default())
+pub fn run(planned: &Plan, spec: &Spec, executor: &dyn Executor) -> Result<RunReport, Error> {
+    run_with(planned, spec, executor, &RunOptions::default())
 }
 
 /// Runs a plan with somebody looking on.
@@ -193,10 +210,10 @@ pub fn run(planned: &Planned, spec: &Spec, executor: &dyn Executor) -> Result<Ru
 /// # Errors
 /// As [`run`].
 pub fn run_with(
-    planned: &Planned,
+    planned: &Plan,
     spec: &Spec,
     executor: &dyn Executor,
-    options: &Options<'_>,
+    options: &RunOptions<'_>,
 ) -> Result<RunReport, Error> {
     // Not a handle on the plan's own: what one run adds is not the next one's.
     let stores = stores();
@@ -248,10 +265,10 @@ pub fn open_run(folder: &str, stores: &Stores) -> Result<StoredRun, Error> {
 /// in all but what the plan has fixed; its `work_dir` is not looked at.
 ///
 /// ```no_run
-/// # use freestone::{Options, Settings, Spec, Stores, Threads};
+/// # use freestone::{RunOptions, Settings, Spec, Stores, Threads};
 /// # let spec = Spec::load(Settings::default())?;
 /// let run = freestone::open_run("work/3f2a…-18c…-4711", &Stores::default())?;
-/// let report = freestone::resume(&run, &spec, &Threads::new(4), &Options::default())?;
+/// let report = freestone::resume(&run, &spec, &Threads::new(4), &RunOptions::default())?;
 /// println!("{report}");
 /// # Ok::<(), freestone::Error>(())
 /// ```
@@ -262,7 +279,7 @@ pub fn resume(
     stored: &StoredRun,
     spec: &Spec,
     executor: &dyn Executor,
-    options: &Options<'_>,
+    options: &RunOptions<'_>,
 ) -> Result<RunReport, Error> {
     let stores = stores();
     stores.extend(&options.stores);

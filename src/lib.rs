@@ -26,17 +26,18 @@ pub mod functions {}
 
 mod compute;
 mod error;
+mod index;
 #[cfg(feature = "sessions")]
 mod session;
 
 pub use compute::{
-    Options, Planned, compute, compute_with, create, discard, open, open_run, plan, resume, run,
+    Plan, RunOptions, compute, compute_with, create, discard, open, open_run, plan, resume, run,
     run_with, serve, stores,
 };
 pub use error::{Error, ExitCode};
-pub use freestone_engine as engine;
 pub use freestone_engine::driver::record::StoredRun;
-pub use freestone_engine::events::RunReport;
+pub use freestone_engine::events::{Event, Observer, RunReport};
+pub use freestone_engine::executor::Executor;
 pub use freestone_engine::memory::size;
 pub use freestone_engine::spec::{Settings, Spec, parse_size};
 pub use freestone_engine::storage::{CodecName, Encoding, MemoryStore, Stores};
@@ -49,13 +50,15 @@ pub use freestone_kernels::dtype::{Bool, Complex64, Complex128};
 pub use freestone_kernels::{BinaryOp, DType, Expr, ExprError, Node as ExprNode, Scalar, UnaryOp};
 pub use freestone_ops::elementwise::*;
 pub use freestone_ops::io::{Target, open_in};
-pub use freestone_ops::reduce::{Along, Axes};
-pub use freestone_ops::{Array, Dim, Index, Indexing, Pad, broadcast_arrays, concat, stack};
+pub use freestone_ops::reduce::Reduce;
 pub use freestone_ops::{
-    BlocksOut, DEFAULT_CHUNK_BYTES, Lengths, default_chunks, from_scalars, map_blocks,
+    Array, Axes, Axis, Dim, Index, Indexing, Number, Pad, Slice, broadcast_arrays, concat, stack,
 };
-pub use freestone_ops::{Contracted, Running, outer, tensordot, vecdot};
+pub use freestone_ops::{
+    BlockLengths, DEFAULT_CHUNK_BYTES, OutputBlocks, default_chunks, from_scalars, map_blocks,
+};
 pub use freestone_ops::{Error as ArrayError, Packed, RegionError};
+pub use freestone_ops::{Scan, TensordotAxes, outer, tensordot, vecdot};
 pub use freestone_ops::{
     arange, asarray, empty, empty_like, eye, full, full_like, linspace, meshgrid, ones, ones_like,
     scalar, tril, triu, zeros, zeros_like,

@@ -14,7 +14,7 @@ use freestone_sessions::{
     CommitOptions, Joiner, Repository, RepositoryPublisher, Version, WritableSession,
 };
 
-use crate::compute::{Options, plan, run_with};
+use crate::compute::{RunOptions, plan, run_with};
 use crate::error::Error;
 
 /// What is to be computed into a repository, by one plan and one commit.
@@ -180,7 +180,7 @@ impl Session {
     /// # let place = folder.path().join("climate").display().to_string();
     /// # let spec = Spec::load(Settings { work_dir: Some(folder.path().join("work").display().to_string()), ..Settings::default() })?;
     /// # let repository = Repository::open_or_create(&place, Format::default())?;
-    /// # let days = |from, to| freestone::arange(from, to, 1.0, DType::Float64, 10).with_dims(&[Some("time")]);
+    /// # let days = |from, to| freestone::arange(from, to, 1.0, DType::Float64, 10).with_dims(["time"]);
     /// # let mut session = freestone::Session::begin(&repository, MAIN)?;
     /// # session.store(&days(0.0, 4.0), "wind/speed")?.store(&days(0.0, 4.0), "wind/time")?;
     /// # session.commit("four days", &spec)?;
@@ -251,10 +251,7 @@ impl Session {
             );
             return Err(freestone_ops::Error::Argument(text).into());
         } else {
-            concat(
-                &[there.slice(axis as i64, Some(start as i64), None, 1), array.clone()],
-                Some(axis as i64),
-            )
+            concat([&there.slice(start as i64.., axis as i64), array], axis as i64)
         };
         let mut shape = before.clone();
         shape[axis] += new[axis];
@@ -338,7 +335,7 @@ impl Session {
                 None => return Ok(()),
             }
         }
-        self.grow(&concat(&parts, Some(0)), path, 0).map(drop)
+        self.grow(&concat(&parts, 0), path, 0).map(drop)
     }
 
     /// Arrays of the group of one that has grown whose length along the axis is what it was before.
@@ -378,7 +375,7 @@ impl Session {
             spec,
             &Threads::new(spec.threads),
             CommitOptions::default(),
-            &Options::default(),
+            &RunOptions::default(),
         )
     }
 
@@ -394,7 +391,7 @@ impl Session {
         spec: &Spec,
         executor: &dyn Executor,
         options: CommitOptions,
-        how: &Options<'_>,
+        how: &RunOptions<'_>,
     ) -> Result<RunReport, Error> {
         if self.targets.is_empty() {
             let snapshot = match self.how {
@@ -407,11 +404,11 @@ impl Session {
         self.grow_groups()?;
         let planned = plan(&self.targets, spec)?;
         let session = self.publishing(message, options);
-        run_with(&planned, spec, executor, &Options { session: Some(&session), ..how.clone() })
+        run_with(&planned, spec, executor, &RunOptions { session: Some(&session), ..how.clone() })
     }
 
     /// What a run needs to commit its results here, or to add them to the session that was joined:
-    /// for [`Options::session`].
+    /// for [`RunOptions::session`].
     pub fn publishing(self, message: &str, options: CommitOptions) -> RepositoryPublisher {
         match self.how {
             How::Own(session) => RepositoryPublisher::committing(&session, message, options),

@@ -17,14 +17,14 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
-use freestone::engine::executor::{Executor, ExecutorError, Invocations, Next, TaskSource};
-use freestone::engine::grid::try_for_each_coord;
-use freestone::engine::machine;
-use freestone::engine::storage::reader::{Traffic, Written};
-use freestone::engine::task::{Receipt, TaskOutcome, TaskReport, TaskRequest};
-use freestone::engine::worker::RunContext;
 use freestone::sessions::{CommitOptions, Format, MAIN, Repository};
-use freestone::{CodecName, DType, Options, Settings, Target};
+use freestone::{CodecName, DType, RunOptions, Settings, Target};
+use freestone_engine::executor::{Executor, ExecutorError, Invocations, Next, TaskSource};
+use freestone_engine::grid::try_for_each_coord;
+use freestone_engine::machine;
+use freestone_engine::storage::reader::{Traffic, Written};
+use freestone_engine::task::{Receipt, TaskOutcome, TaskReport, TaskRequest};
+use freestone_engine::worker::RunContext;
 use serde::{Deserialize, Serialize};
 
 use crate::{Failure, process};
@@ -203,7 +203,7 @@ pub(crate) fn run(child: &Child) -> Result<Cost, Failure> {
             &spec,
             executor,
             CommitOptions::default(),
-            &Options::default(),
+            &RunOptions::default(),
         )?
     } else {
         let planned =

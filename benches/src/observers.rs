@@ -10,17 +10,17 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use clap::Args;
-use freestone::engine::events::{Event, Observer, RunStart};
-use freestone::engine::machine;
-use freestone::engine::plan::StageId;
-use freestone::engine::storage::reader::Traffic;
-use freestone::engine::task::{
-    FailureKind, Receipt, TaskFailure, TaskOutcome, TaskReport, TaskRequest,
-};
 use freestone::{DType, RunReport, Settings, Spec, Target};
 use freestone_cli::history::History;
 use freestone_cli::progress::Progress;
 use freestone_cli::report::Report;
+use freestone_engine::events::{Event, Observer, RunStart};
+use freestone_engine::machine;
+use freestone_engine::plan::StageId;
+use freestone_engine::storage::reader::Traffic;
+use freestone_engine::task::{
+    FailureKind, Receipt, TaskFailure, TaskOutcome, TaskReport, TaskRequest,
+};
 use indicatif::{ProgressDrawTarget, TermLike};
 
 use crate::{Failure, process};
@@ -87,7 +87,7 @@ fn n_events(tasks: u64) -> u64 {
 fn tell(observers: &[&dyn Observer], tasks: u64, spec: &Spec, out: &Path) -> Result<u64, Failure> {
     let array = freestone::arange(0.0, 10.0 * tasks as f64, 1.0, DType::Float64, 10);
     let planned = freestone::plan(&[Target::array(&array, &out.display().to_string())], spec)?;
-    let plan = planned.plan();
+    let plan = planned.finalized();
     let tell = |event: Event<'_>| observers.iter().for_each(|o| o.on_event(&event));
     let start = RunStart {
         run: "observed",

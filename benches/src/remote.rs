@@ -7,14 +7,14 @@
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant, SystemTime};
 
-use freestone::engine::kernels::Buffer;
-use freestone::engine::machine;
-use freestone::engine::plan::StageId;
-use freestone::engine::storage::{
-    ByteRange, Lock, ObjectPart, PartsRead, PendingRead, StorageError, Store, read_each,
-};
 use freestone::{
     Array, CodecName, DType, Encoding, MemoryStore, Settings, Spec, Stores, Target, Threads,
+};
+use freestone_engine::kernels::Buffer;
+use freestone_engine::machine;
+use freestone_engine::plan::StageId;
+use freestone_engine::storage::{
+    ByteRange, Lock, ObjectPart, PartsRead, PendingRead, StorageError, Store, read_each,
 };
 
 use crate::{Failure, sample};
@@ -217,8 +217,8 @@ pub(crate) fn print_all(repeat: u32) -> Result<(), Failure> {
     Ok(())
 }
 
-fn print_projection(planned: &freestone::Planned, spec: &Spec) {
-    let plan = planned.plan();
+fn print_projection(planned: &freestone::Plan, spec: &Spec) {
+    let plan = planned.finalized();
     for (i, stage) in plan.plan().stages.iter().enumerate() {
         let layout = plan.layout(StageId(i));
         let (total, allowed) =

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use freestone::{
-    Block, BlockMut, BlocksOut, CodecName, DType, LambdaExecutor, RunReport, Settings, Stores,
+    Block, BlockMut, CodecName, DType, LambdaExecutor, OutputBlocks, RunReport, Settings, Stores,
     Target, UserKernel,
 };
 use freestone_lambda::{KernelRegistry, serve};
@@ -176,7 +176,7 @@ pub(crate) fn run(child: &Child) -> Result<Scaled, Failure> {
         let slept = freestone::map_blocks(
             &Sleeping { nanos_per_byte: NANOS_PER_BYTE },
             &[&numbers],
-            &BlocksOut::new(DType::Float64),
+            &OutputBlocks::new(DType::Float64),
         );
         let planned =
             freestone::plan(&[Target::array(&slept, &at("out")).codec(CodecName::None)], &spec)?;

@@ -9,8 +9,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use freestone::engine::task::RunAddress;
 use freestone::{DType, Settings, Target};
+use freestone_engine::task::RunAddress;
 use freestone_lambda_emulator::{Config, Emulator};
 use freestone_worker::{Answer, Call, Invocation};
 
@@ -61,10 +61,10 @@ fn written(folder: &Path) -> Result<RunAddress, Failure> {
     let planned = freestone::plan(&[Target::array(&numbers, &at("out"))], &spec)?;
     let address = RunAddress {
         work_dir: at("work"),
-        folder: format!("{}-1234567890abcdef-1", planned.plan().run_id()),
+        folder: format!("{}-1234567890abcdef-1", planned.finalized().run_id()),
     };
     let run = folder.join("work").join(&address.folder);
     fs::create_dir_all(&run)?;
-    fs::write(run.join("plan.json"), planned.plan().to_bytes()?)?;
+    fs::write(run.join("plan.json"), planned.finalized().to_bytes()?)?;
     Ok(address)
 }

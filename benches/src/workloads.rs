@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
-use freestone::engine::storage::metadata::array_document;
-use freestone::engine::storage::{ArrayInfo, Keys, Store, read_small};
-use freestone::engine::{grid::ChunkGrid, machine};
 use freestone::{
-    Array, CodecName, DType, Encoding, MemoryStore, Options, RunReport, Scalar, Spec, Stores,
+    Array, CodecName, DType, Encoding, MemoryStore, RunOptions, RunReport, Scalar, Spec, Stores,
     Target, Threads,
 };
+use freestone_engine::storage::metadata::array_document;
+use freestone_engine::storage::{ArrayInfo, Keys, Store, read_small};
+use freestone_engine::{grid::ChunkGrid, machine};
 use freestone_expr::{Expression, Inputs};
 use serde_json::Map;
 
@@ -148,7 +148,7 @@ pub(crate) fn run_case(child: &CaseChild) -> Result<Sample, Failure> {
     let report = freestone::run(&planned, &spec, &Threads::new(spec.threads))?;
     let sample = start.stop(Some(&report));
     if std::env::var_os(EXPLAIN).is_some() {
-        eprintln!("{}\n{report:#?}", planned.plan());
+        eprintln!("{}\n{report:#?}", planned.finalized());
     }
     Ok(sample)
 }
@@ -228,7 +228,7 @@ fn plan_scaling(spec: Spec) -> Result<Sample, Failure> {
         })
         .collect();
     let planned = freestone::plan(&targets, &spec)?;
-    let text = planned.plan().to_string();
+    let text = planned.finalized().to_string();
     let sample = start.stop(None);
     if text.lines().count() < 10 {
         return Err(format!("this is no plan: {text}").into());
@@ -314,7 +314,7 @@ fn exact_mean(x: &Array, spec: &Spec) -> Result<f64, Failure> {
     let (mut sum, mut inside) = (0i64, true);
     for first in (0..MANY).step_by(MANY_PART as usize) {
         let part = freestone::compute::<f32>(
-            &x.slice(0, Some(first as i64), Some((first + MANY_PART) as i64), 1),
+            &x.slice((first as i64)..((first + MANY_PART) as i64), 0),
             spec,
         )?;
         inside &= part.iter().all(|x| (256.0..512.0).contains(x));
@@ -353,7 +353,7 @@ fn number_of(array: &Array, spec: &Spec, stores: &Stores) -> Result<(f64, RunRep
 }
 
 fn run_in(target: &Target, spec: &Spec, stores: &Stores) -> Result<RunReport, Failure> {
-    let options = Options { stores: stores.clone(), ..Options::default() };
+    let options = RunOptions { stores: stores.clone(), ..RunOptions::default() };
     let planned = freestone::plan(std::slice::from_ref(target), spec)?;
     Ok(freestone::run_with(&planned, spec, &Threads::new(spec.threads), &options)?)
 }

@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use freestone::LambdaExecutor;
-use freestone::engine::driver::batching::{MAX_BATCH, REQUESTS_PER_WORKER};
-use freestone::engine::events::RunReport;
-use freestone::engine::plan::PlanExplanation;
+use freestone_engine::driver::batching::{MAX_BATCH, REQUESTS_PER_WORKER};
+use freestone_engine::events::RunReport;
+use freestone_engine::plan::PlanExplanation;
 use serde::{Deserialize, Serialize};
 
 /// Prices, and what is assumed where nothing was measured.
@@ -356,8 +356,8 @@ pub fn beside(measured: &Cost, projected: &Cost) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use freestone::engine::executor::Invocations;
     use freestone::{CodecName, DType, Settings, Target};
+    use freestone_engine::executor::Invocations;
 
     fn explained() -> PlanExplanation {
         let settings = Settings {
@@ -376,7 +376,7 @@ mod tests {
         );
         let y = x.rechunk(&[2000, 100, 100]);
         let target = Target::array(&y, "no-such-folder/out").codec(CodecName::None);
-        freestone::plan(&[target], &settings.resolve().unwrap()).unwrap().plan().explain()
+        freestone::plan(&[target], &settings.resolve().unwrap()).unwrap().finalized().explain()
     }
 
     fn place() -> Place {
@@ -404,7 +404,7 @@ mod tests {
             byte_ms,
             ..Invocations::default()
         });
-        let stage = freestone::engine::events::StageReport { tasks: 1000, ..Default::default() };
+        let stage = freestone_engine::events::StageReport { tasks: 1000, ..Default::default() };
         report.stages.push(stage);
         (report.stages[0].traffic.reads, report.stages[0].traffic.writes) = (4000, 1000);
         let cost = Prices::built_in().measured(&report, &place()).unwrap();

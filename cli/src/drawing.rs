@@ -9,9 +9,9 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
-use freestone::engine::memory::size;
-use freestone::engine::plan::PlanExplanation;
-use freestone::engine::plan::explain::{ArrayExplanation, Role, StageExplanation, Traffic};
+use freestone_engine::memory::size;
+use freestone_engine::plan::PlanExplanation;
+use freestone_engine::plan::explain::{ArrayExplanation, Role, StageExplanation, Traffic};
 
 /// A drawing of a plan, light or dark as its viewer is.
 ///

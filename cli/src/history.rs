@@ -9,9 +9,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use freestone::engine::driver::RunError;
-use freestone::engine::events::{Event, Observer, RunReport, RunStart};
-use freestone::engine::task::{TaskOutcome, TaskReport};
+use freestone_engine::driver::RunError;
+use freestone_engine::events::{Event, Observer, RunReport, RunStart};
+use freestone_engine::task::{TaskOutcome, TaskReport};
 use serde::Serialize;
 use serde::ser::{SerializeSeq, Serializer};
 

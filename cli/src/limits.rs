@@ -4,9 +4,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Args;
-use freestone::engine::executor::{Executor, ExecutorError};
-use freestone::engine::spec::{Settings, Spec, SpecError, parse_duration, parse_size};
 use freestone::{LambdaExecutor, Processes, Serial, Threads};
+use freestone_engine::executor::{Executor, ExecutorError};
+use freestone_engine::spec::{Settings, Spec, SpecError, parse_duration, parse_size};
 
 /// What a computation may use. What is not given comes from FREESTONE_… variables, freestone.toml,
 /// or the defaults.

@@ -9,10 +9,10 @@ use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use freestone::engine::events::{Event, Observer, RunStart};
-use freestone::engine::machine;
-use freestone::engine::memory::size;
-use freestone::engine::task::TaskOutcome;
+use freestone_engine::events::{Event, Observer, RunStart};
+use freestone_engine::machine;
+use freestone_engine::memory::size;
+use freestone_engine::task::TaskOutcome;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 /// Progress bars on standard error; silent where that is no terminal.

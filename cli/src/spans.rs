@@ -4,7 +4,7 @@
 //! When the first began follows from when the request was taken or came back, so events need not
 //! say it.
 
-use freestone::engine::task::TaskOutcome;
+use freestone_engine::task::TaskOutcome;
 
 /// The requests that are under way, and when each was taken, in microseconds.
 #[derive(Debug, Default)]
@@ -38,13 +38,13 @@ impl InFlight {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use freestone::engine::events::RunStart;
-    use freestone::engine::plan::StageId;
-    use freestone::engine::storage::reader::Traffic;
-    use freestone::engine::task::{FailureKind, TaskFailure, TaskReport, TaskRequest};
+    use freestone_engine::events::RunStart;
+    use freestone_engine::plan::StageId;
+    use freestone_engine::storage::reader::Traffic;
+    use freestone_engine::task::{FailureKind, TaskFailure, TaskReport, TaskRequest};
 
     use super::*;
-    use freestone::{Array, DType, Planned, Settings, Spec, Target};
+    use freestone::{Array, DType, Plan, Settings, Spec, Target};
 
     pub(crate) fn spec() -> Spec {
         let settings = Settings {
@@ -57,7 +57,7 @@ pub(crate) mod tests {
     }
 
     /// A plan of so many stages, each over so many elements in chunks of 10. It is not to be run.
-    pub(crate) fn planned(n_stages: usize, n_elements: u64) -> Planned {
+    pub(crate) fn planned(n_stages: usize, n_elements: u64) -> Plan {
         // Arrays of one shape would be one stage.
         let array =
             |i: usize| freestone::full(&[n_elements + 10 * i as u64], 1.0, DType::Float64, &[10]);
@@ -70,8 +70,8 @@ pub(crate) mod tests {
         freestone::plan(&targets, &spec()).unwrap()
     }
 
-    pub(crate) fn started<'a>(planned: &'a Planned, finished: &'a [u64]) -> RunStart<'a> {
-        let (plan, projected_bytes, local_mem) = (planned.plan(), 80_000_000, 1_000_000_000);
+    pub(crate) fn started<'a>(planned: &'a Plan, finished: &'a [u64]) -> RunStart<'a> {
+        let (plan, projected_bytes, local_mem) = (planned.finalized(), 80_000_000, 1_000_000_000);
         RunStart {
             run: "run-1",
             plan,

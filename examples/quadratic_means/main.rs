@@ -15,10 +15,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use freestone::engine::driver::RunError;
-use freestone::{Cancel, DType, Encoding, Error, Options, Target};
+use freestone::{Cancel, DType, Encoding, Error, RunOptions, Target};
 use freestone_cli::limits::Limits;
 use freestone_cli::progress::Progress;
+use freestone_engine::driver::RunError;
 use winds::synthetic_winds;
 
 #[global_allocator]
@@ -75,7 +75,8 @@ fn run(arguments: &Arguments) -> Result<(), Error> {
         if asked.is_cancelled() { std::process::exit(130) } else { asked.cancel() }
     });
     let progress = Progress::new();
-    let options = Options { observers: &[&progress], cancel: cancel.clone(), ..Options::default() };
+    let options =
+        RunOptions { observers: &[&progress], cancel: cancel.clone(), ..RunOptions::default() };
 
     let input = match arguments.generate {
         None => arguments.input.clone(),
@@ -104,10 +105,10 @@ fn run(arguments: &Arguments) -> Result<(), Error> {
         .collect();
 
     let planned = freestone::plan(&targets, &spec)?;
-    println!("{}", planned.plan());
-    freestone::engine::machine::reset_peak_rss();
+    println!("{}", planned.finalized());
+    freestone_engine::machine::reset_peak_rss();
     let progress = Progress::new();
-    let options = Options { observers: &[&progress], cancel, ..Options::default() };
+    let options = RunOptions { observers: &[&progress], cancel, ..RunOptions::default() };
     let report = freestone::run_with(&planned, &spec, &*executor, &options)?;
     println!("{report}\n");
 

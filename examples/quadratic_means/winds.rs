@@ -55,9 +55,8 @@ pub(crate) fn synthetic_winds(
         let exact = field + &noise;
         let shifted = &exact * KEEP_11_BITS;
         let rounded = &shifted - &(&shifted - &exact);
-        let named = rounded
-            .with_dims(&[Some("time"), Some("latitude"), Some("longitude")])
-            .with_attribute("units", "m s-1");
+        let named =
+            rounded.with_dims(["time", "latitude", "longitude"]).with_attribute("units", "m s-1");
         targets.push(
             Target::in_group(&named, group, name).chunks(&CHUNK).codec(codec).overwrite(true),
         );
@@ -66,7 +65,7 @@ pub(crate) fn synthetic_winds(
         [("latitude", "degrees_north", &latitude), ("longitude", "degrees_east", &longitude)]
     {
         let coordinate =
-            freestone::asarray(values).with_dims(&[Some(name)]).with_attribute("units", units);
+            freestone::asarray(values).with_dims([name]).with_attribute("units", units);
         targets.push(Target::in_group(&coordinate, group, name).overwrite(true));
     }
     Ok(targets)

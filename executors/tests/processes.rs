@@ -28,7 +28,7 @@ use freestone_engine::user::KernelRegistry;
 use freestone_engine::worker::{Cancel, RunContext};
 use freestone_executors::{Processes, Serial, Threads, WORKER_VARIABLE, conformance};
 use freestone_ops::io::{Target, outputs};
-use freestone_ops::{BlocksOut, arange, map_blocks};
+use freestone_ops::{OutputBlocks, arange, map_blocks};
 use kernel::Odd;
 
 const WORKER: &str = env!("CARGO_BIN_EXE_freestone-test-worker");
@@ -47,7 +47,7 @@ fn spec(folder: &Path) -> Spec {
 /// `0, 1, …` through the kernel, in `n` chunks of 10.
 fn targets(folder: &Path, kernel: &Odd, n: u32) -> [Target; 1] {
     let numbers = arange(0.0, 10.0 * f64::from(n), 1.0, DType::Float64, 10);
-    let odd = map_blocks(kernel, &[&numbers], &BlocksOut::new(DType::Float64));
+    let odd = map_blocks(kernel, &[&numbers], &OutputBlocks::new(DType::Float64));
     [Target::array(&odd, &folder.join("out").display().to_string())]
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use freestone_ops::{Array, Error as ArrayError, Index, Packed};
+use freestone_ops::{Array, Error as ArrayError, Index, Packed, Slice};
 
 use super::ast::{Argument, Binary, Expr, Kind, Operation, Span, Subscript, Unary};
 use super::error::ExpressionError;
@@ -224,11 +224,9 @@ fn index(of: &Expr, entries: &[Subscript], expr: &Expr, inputs: &Inputs) -> Resu
         match entry {
             Subscript::Ellipsis(_) => index.push(Index::Ellipsis),
             Subscript::Slice { start, stop, step } => {
-                index.push(Index::Slice {
-                    start: bound(start, inputs)?,
-                    stop: bound(stop, inputs)?,
-                    step: bound(step, inputs)?,
-                });
+                let (start, stop) = (bound(start, inputs)?, bound(stop, inputs)?);
+                let step = bound(step, inputs)?.unwrap_or(1);
+                index.push(Slice::new(start, stop, step).into());
             }
             Subscript::At(e) => push_entry(value(e, inputs)?, e, &mut index)?,
         }

@@ -1,4 +1,4 @@
-//! The handle.
+//! The handle of a lazy array.
 
 use std::panic::Location;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::error::{Error, Packed};
 /// fails returns an array that holds the error and its location in the caller's code. Later
 /// operations pass the first error on. [`check`](Array::check), the properties such as
 /// [`shape`](Array::shape), and everything that plans, stores or computes return it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[must_use = "arrays are lazy: store or compute them"]
 pub struct Array {
     pub(crate) inner: Result<Inner, Arc<Error>>,
@@ -32,10 +32,11 @@ pub(crate) struct Inner {
     pub(crate) attributes: Map<String, Value>,
 }
 
-/// What is known of an axis besides its length.
+/// The properties of an axis besides its length.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Dim {
-    /// Its name.
+    /// The name.
     pub name: Option<String>,
     /// Where its coordinate array is, if it comes from a stored array in a group.
     pub(crate) origin: Option<Origin>,
@@ -106,56 +107,100 @@ impl Array {
         Ok(&self.get()?.node)
     }
 
-    /// Elements along each axis.
+    /// Returns the number of elements along each axis.
     ///
     /// # Errors
-    /// The error that an operator left here.
+    /// The first error of the array's expression, as for all properties.
     pub fn shape(&self) -> Result<Vec<u64>, Error> {
         Ok(self.node()?.shape())
     }
 
-    /// Element type.
+    /// Returns the number of axes.
     ///
     /// # Errors
-    /// The error that an operator left here.
+    /// The first error of the array's expression.
+    pub fn ndim(&self) -> Result<usize, Error> {
+        Ok(self.get()?.dims.len())
+    }
+
+    /// Returns the number of elements.
+    ///
+    /// # Errors
+    /// The first error of the array's expression.
+    pub fn size(&self) -> Result<u64, Error> {
+        Ok(self.shape()?.iter().product())
+    }
+
+    /// Returns the element type.
+    ///
+    /// # Errors
+    /// The first error of the array's expression.
     pub fn dtype(&self) -> Result<DType, Error> {
         Ok(self.node()?.dtype)
     }
 
-    /// Chunks along each axis.
+    /// Returns the bytes of one element.
     ///
     /// # Errors
-    /// The error that an operator left here.
+    /// The first error of the array's expression.
+    pub fn itemsize(&self) -> Result<usize, Error> {
+        Ok(self.dtype()?.size())
+    }
+
+    /// Returns the bytes of all elements.
+    ///
+    /// # Errors
+    /// The first error of the array's expression.
+    pub fn nbytes(&self) -> Result<u64, Error> {
+        Ok(self.size()?.saturating_mul(self.itemsize()? as u64))
+    }
+
+    /// Returns the length of the largest chunk along each axis.
+    ///
+    /// # Errors
+    /// The first error of the array's expression.
+    pub fn chunks(&self) -> Result<Vec<u64>, Error> {
+        Ok(self.grid()?.max_chunk())
+    }
+
+    /// Returns the chunks along each axis.
+    ///
+    /// # Errors
+    /// The first error of the array's expression.
     pub fn grid(&self) -> Result<&ChunkGrid, Error> {
         Ok(&self.node()?.grid)
     }
 
-    /// Names of the axes.
+    /// Returns the name of each axis.
     ///
     /// # Errors
-    /// The error that an operator left here.
+    /// The first error of the array's expression.
     pub fn dims(&self) -> Result<&[Dim], Error> {
         Ok(&self.get()?.dims)
     }
 
-    /// User attributes that still hold.
+    /// Returns the user attributes that are still valid.
     ///
     /// # Errors
-    /// The error that an operator left here.
+    /// The first error of the array's expression.
     pub fn attributes(&self) -> Result<&Map<String, Value>, Error> {
         Ok(&self.get()?.attributes)
     }
 
-    /// The same array with other names for its axes; `None` leaves an axis without one.
+    /// Names the axes: `x.with_dims(["time", "lat"])`. `None` leaves an axis without a name.
     ///
     /// # Errors
-    /// Where their number is not that of the axes.
+    /// The number of names is not the number of axes.
     #[track_caller]
-    pub fn with_dims(&self, names: &[Option<&str>]) -> Array {
-        or_failed(self.try_with_dims(names))
+    pub fn with_dims<'a, N: Into<Option<&'a str>>>(
+        &self,
+        names: impl IntoIterator<Item = N>,
+    ) -> Array {
+        let names: Vec<Option<&str>> = names.into_iter().map(Into::into).collect();
+        or_failed(self.try_with_dims(&names))
     }
 
-    pub(crate) fn try_with_dims(&self, names: &[Option<&str>]) -> Result<Array, Error> {
+    fn try_with_dims(&self, names: &[Option<&str>]) -> Result<Array, Error> {
         let mut inner = self.get()?.clone();
         if names.len() != inner.dims.len() {
             return Err(Error::Argument(format!(
@@ -251,8 +296,8 @@ impl Array {
     /// # Errors
     /// Where their number is not that of the axes, or one is 0.
     #[track_caller]
-    pub fn rechunk(&self, chunks: &[u64]) -> Array {
-        or_failed(self.try_rechunk(chunks))
+    pub fn rechunk(&self, chunks: impl AsRef<[u64]>) -> Array {
+        or_failed(self.try_rechunk(chunks.as_ref()))
     }
 
     pub(crate) fn try_rechunk(&self, chunks: &[u64]) -> Result<Array, Error> {
@@ -277,16 +322,11 @@ impl Array {
             inner.attributes.clone(),
         ))
     }
+}
 
-    /// The number of an axis; negative ones count from the end.
-    pub(crate) fn axis(&self, axis: i64) -> Result<usize, Error> {
-        let rank = self.get()?.dims.len();
-        let at = if axis < 0 { axis + rank as i64 } else { axis };
-        if (0..rank as i64).contains(&at) {
-            Ok(at as usize)
-        } else {
-            Err(Error::Axis { axis, rank })
-        }
+impl AsRef<Array> for Array {
+    fn as_ref(&self) -> &Array {
+        self
     }
 }
 

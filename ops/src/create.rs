@@ -12,8 +12,10 @@ use ndarray::{ArrayBase, Data, Dimension};
 use serde_json::Map;
 
 use crate::array::{Array, or_failed};
-use crate::elementwise::{Operand, held, try_where, whole};
+use crate::elementwise::{Operand, try_where};
 use crate::error::Error;
+use crate::join::cloned;
+use crate::promotion::{held, whole};
 use crate::range::length;
 
 /// Every element is `value`, cast to `dtype`.
@@ -21,8 +23,13 @@ use crate::range::length;
 /// # Errors
 /// Where the dtype does not hold the value, or the chunks do not fit the shape.
 #[track_caller]
-pub fn full(shape: &[u64], value: impl Into<Scalar>, dtype: DType, chunks: &[u64]) -> Array {
-    or_failed(try_full(shape, value, dtype, chunks))
+pub fn full(
+    shape: impl AsRef<[u64]>,
+    value: impl Into<Scalar>,
+    dtype: DType,
+    chunks: impl AsRef<[u64]>,
+) -> Array {
+    or_failed(try_full(shape.as_ref(), value, dtype, chunks.as_ref()))
 }
 
 pub(crate) fn try_full(
@@ -39,8 +46,8 @@ pub(crate) fn try_full(
 /// # Errors
 /// Where the chunks do not fit the shape.
 #[track_caller]
-pub fn zeros(shape: &[u64], dtype: DType, chunks: &[u64]) -> Array {
-    or_failed(try_zeros(shape, dtype, chunks))
+pub fn zeros(shape: impl AsRef<[u64]>, dtype: DType, chunks: impl AsRef<[u64]>) -> Array {
+    or_failed(try_zeros(shape.as_ref(), dtype, chunks.as_ref()))
 }
 
 pub(crate) fn try_zeros(shape: &[u64], dtype: DType, chunks: &[u64]) -> Result<Array, Error> {
@@ -52,8 +59,8 @@ pub(crate) fn try_zeros(shape: &[u64], dtype: DType, chunks: &[u64]) -> Result<A
 /// # Errors
 /// Where the chunks do not fit the shape.
 #[track_caller]
-pub fn ones(shape: &[u64], dtype: DType, chunks: &[u64]) -> Array {
-    or_failed(try_ones(shape, dtype, chunks))
+pub fn ones(shape: impl AsRef<[u64]>, dtype: DType, chunks: impl AsRef<[u64]>) -> Array {
+    or_failed(try_ones(shape.as_ref(), dtype, chunks.as_ref()))
 }
 
 pub(crate) fn try_ones(shape: &[u64], dtype: DType, chunks: &[u64]) -> Result<Array, Error> {
@@ -65,8 +72,8 @@ pub(crate) fn try_ones(shape: &[u64], dtype: DType, chunks: &[u64]) -> Result<Ar
 /// # Errors
 /// Where the chunks do not fit the shape.
 #[track_caller]
-pub fn empty(shape: &[u64], dtype: DType, chunks: &[u64]) -> Array {
-    or_failed(try_empty(shape, dtype, chunks))
+pub fn empty(shape: impl AsRef<[u64]>, dtype: DType, chunks: impl AsRef<[u64]>) -> Array {
+    or_failed(try_empty(shape.as_ref(), dtype, chunks.as_ref()))
 }
 
 pub(crate) fn try_empty(shape: &[u64], dtype: DType, chunks: &[u64]) -> Result<Array, Error> {
@@ -232,8 +239,8 @@ pub(crate) fn try_linspace(
 /// # Errors
 /// Where the chunks do not fit the shape.
 #[track_caller]
-pub fn eye(rows: u64, columns: u64, k: i64, dtype: DType, chunks: &[u64]) -> Array {
-    or_failed(try_eye(rows, columns, k, dtype, chunks))
+pub fn eye(rows: u64, columns: u64, k: i64, dtype: DType, chunks: impl AsRef<[u64]>) -> Array {
+    or_failed(try_eye(rows, columns, k, dtype, chunks.as_ref()))
 }
 
 pub(crate) fn try_eye(
@@ -280,6 +287,22 @@ pub(crate) fn try_triu(array: &Array, k: i64) -> Result<Array, Error> {
     try_where(&triangle(array, k.saturating_sub(1))?, zero, array)
 }
 
+impl Array {
+    /// Sets elements above the `k`-th diagonal of the last two axes to 0. See
+    /// [`tril`](crate::tril()).
+    #[track_caller]
+    pub fn tril(&self, k: i64) -> Array {
+        tril(self, k)
+    }
+
+    /// Sets elements below the `k`-th diagonal of the last two axes to 0. See
+    /// [`triu`](crate::triu()).
+    #[track_caller]
+    pub fn triu(&self, k: i64) -> Array {
+        triu(self, k)
+    }
+}
+
 fn literal_zero(array: &Array) -> Result<Operand, Error> {
     Ok(if array.dtype()? == DType::Bool { false.into() } else { 0.into() })
 }
@@ -315,9 +338,13 @@ pub enum Indexing {
 ///
 /// # Errors
 /// Where one has another number of axes, or dtypes differ.
-pub fn meshgrid(arrays: &[Array], indexing: Indexing) -> Result<Vec<Array>, Error> {
+pub fn meshgrid(
+    arrays: impl IntoIterator<Item = impl AsRef<Array>>,
+    indexing: Indexing,
+) -> Result<Vec<Array>, Error> {
+    let arrays = cloned(arrays);
     let mut shape = Vec::with_capacity(arrays.len());
-    for array in arrays {
+    for array in &arrays {
         match array.shape()?.as_slice() {
             [n] => shape.push(*n),
             other => {
@@ -351,14 +378,14 @@ pub fn meshgrid(arrays: &[Array], indexing: Indexing) -> Result<Vec<Array>, Erro
 /// Where `dtype` is not a real float, or the chunks do not fit the shape.
 #[track_caller]
 pub fn random_uniform(
-    shape: &[u64],
+    shape: impl AsRef<[u64]>,
     low: f64,
     high: f64,
     seed: u64,
     dtype: DType,
-    chunks: &[u64],
+    chunks: impl AsRef<[u64]>,
 ) -> Array {
-    or_failed(try_random_uniform(shape, low, high, seed, dtype, chunks))
+    or_failed(try_random_uniform(shape.as_ref(), low, high, seed, dtype, chunks.as_ref()))
 }
 
 pub(crate) fn try_random_uniform(
@@ -386,14 +413,14 @@ pub(crate) fn try_random_uniform(
 /// Where `dtype` is not a real float, or the chunks do not fit the shape.
 #[track_caller]
 pub fn random_normal(
-    shape: &[u64],
+    shape: impl AsRef<[u64]>,
     mean: f64,
     deviation: f64,
     seed: u64,
     dtype: DType,
-    chunks: &[u64],
+    chunks: impl AsRef<[u64]>,
 ) -> Array {
-    or_failed(try_random_normal(shape, mean, deviation, seed, dtype, chunks))
+    or_failed(try_random_normal(shape.as_ref(), mean, deviation, seed, dtype, chunks.as_ref()))
 }
 
 pub(crate) fn try_random_normal(
@@ -423,14 +450,14 @@ pub(crate) fn try_random_normal(
 /// do not fit the shape.
 #[track_caller]
 pub fn random_integers(
-    shape: &[u64],
+    shape: impl AsRef<[u64]>,
     low: i64,
     high: i64,
     seed: u64,
     dtype: DType,
-    chunks: &[u64],
+    chunks: impl AsRef<[u64]>,
 ) -> Array {
-    or_failed(try_random_integers(shape, low, high, seed, dtype, chunks))
+    or_failed(try_random_integers(shape.as_ref(), low, high, seed, dtype, chunks.as_ref()))
 }
 
 pub(crate) fn try_random_integers(
@@ -522,8 +549,12 @@ fn in_memory<T: Element, S: Data<Elem = T>, D: Dimension>(
 /// # Errors
 /// Where there are more or less of them than the shape has elements, or more than 1 MB.
 #[track_caller]
-pub fn from_scalars(shape: &[usize], values: &[Scalar], dtype: DType) -> Array {
-    or_failed(try_from_scalars(shape, values, dtype))
+pub fn from_scalars(
+    shape: impl AsRef<[usize]>,
+    values: impl AsRef<[Scalar]>,
+    dtype: DType,
+) -> Array {
+    or_failed(try_from_scalars(shape.as_ref(), values.as_ref(), dtype))
 }
 
 pub(crate) fn try_from_scalars(

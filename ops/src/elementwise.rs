@@ -1,27 +1,37 @@
-//! Elementwise functions and the operators.
+//! Elementwise functions.
 //!
-//! Operands broadcast and are promoted as the Array API standard says; casts are put into the
-//! expression here, so that the kernels never meet mixed dtypes. None of these costs a stage.
+//! Operands broadcast and are promoted as the Array API standard says. Casts are inserted into the
+//! expression here, so that kernels never receive mixed dtypes. No function costs a stage.
 
 use std::sync::Arc;
 
 use freestone_engine::graph::{Node, NodeRef};
 use freestone_engine::readmap::{AxisMap, ReadMap};
-use freestone_kernels::dtype::{Complex128, Kind};
-use freestone_kernels::expr::ExprError;
-use freestone_kernels::{BinaryOp, DType, Domain, Expr, Node as ExprNode, Scalar, UnaryOp};
+use freestone_kernels::dtype::{Bool, Complex64, Complex128, Kind};
+use freestone_kernels::{BinaryOp, DType, Expr, Node as ExprNode, Scalar, UnaryOp};
 
 use crate::array::{Array, Dim, computed_attributes, or_failed};
 use crate::error::Error;
+use crate::join::cloned;
+use crate::promotion::{common, compared, is_comparison, of_bools, working};
 
-/// An operand: an array, or a number that takes the array's dtype where it can, as Python's numbers
-/// do.
+/// An operand: an array or a number.
+///
+/// A number takes the dtype of the array beside it where that dtype can hold it, as Python's numbers
+/// do. Its own dtype matters beyond its kind only where no array is involved.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Operand {
     /// An array.
     Array(Array),
-    /// A bool, `int64`, `float64` or `complex128`: what Python's four kinds of numbers are.
+    /// A number of kind bool, integer, float or complex.
     Number(Scalar),
+}
+
+impl From<Scalar> for Operand {
+    fn from(number: Scalar) -> Operand {
+        Operand::Number(number)
+    }
 }
 
 impl From<Array> for Operand {
@@ -36,16 +46,50 @@ impl From<&Array> for Operand {
     }
 }
 
+/// A bound of [`clip`]: an operand, or `None` for no bound.
+#[derive(Clone, Debug, Default)]
+pub struct Bound(Option<Operand>);
+
+impl From<Option<Operand>> for Bound {
+    fn from(operand: Option<Operand>) -> Bound {
+        Bound(operand)
+    }
+}
+
+/// Numbers become scalars of the widest dtype of their kind, as Python's numbers are.
 macro_rules! numbers {
-    ($($from:ty),*) => { $(
+    ($($from:ty => $wide:ty),* $(,)?) => { $(
         impl From<$from> for Operand {
             fn from(number: $from) -> Operand {
-                Operand::Number(number.into())
+                Operand::Number(Scalar::new(<$wide>::from(number)))
             }
         }
     )* };
 }
-numbers!(bool, i32, i64, f64, Complex128);
+numbers!(
+    bool => Bool,
+    i8 => i64, i16 => i64, i32 => i64, i64 => i64,
+    u8 => i64, u16 => i64, u32 => i64, u64 => u64,
+    f32 => f64, f64 => f64,
+    Complex128 => Complex128,
+);
+
+impl From<Complex64> for Operand {
+    fn from(number: Complex64) -> Operand {
+        Complex128::new(number.re.into(), number.im.into()).into()
+    }
+}
+
+macro_rules! bounds {
+    ($($from:ty),*) => { $(
+        impl From<$from> for Bound {
+            fn from(operand: $from) -> Bound {
+                Bound(Some(operand.into()))
+            }
+        }
+    )* };
+}
+bounds!(Operand, Array, &Array, Scalar, i8, i16, i32, i64, u8, u16, u32, u64, f32, f64);
 
 /// The shape that all broadcast to.
 pub(crate) fn broadcast_shapes(left: &[u64], right: &[u64]) -> Result<Vec<u64>, Error> {
@@ -132,153 +176,8 @@ fn map(
     Ok(Array::from_parts(Node::map(expr, nodes), dims, computed_attributes(operands)?))
 }
 
-fn cast_to(expr: &mut Expr, node: u32, dtype: DType) -> Result<u32, Error> {
+pub(crate) fn cast_to(expr: &mut Expr, node: u32, dtype: DType) -> Result<u32, Error> {
     Ok(if expr.dtype(node) == dtype { node } else { expr.push(ExprNode::Cast(dtype, node))? })
-}
-
-/// The value of a number that is whole.
-pub(crate) fn whole(number: Scalar) -> Option<i128> {
-    match number.get::<u64>() {
-        Some(large) => Some(large.into()),
-        None if number.dtype().kind() == Kind::Signed
-            || number.dtype().kind() == Kind::Unsigned =>
-        {
-            number.cast(DType::Int64).get::<i64>().map(i128::from)
-        }
-        None => number
-            .cast(DType::Float64)
-            .get::<f64>()
-            .filter(|x| x.fract() == 0.0 && x.abs() < 1e30)
-            .map(|x| x as i128),
-    }
-}
-
-/// A number in another dtype, if that holds it: integers are exact, and only complex numbers have
-/// an imaginary part.
-pub(crate) fn held(number: Scalar, dtype: DType) -> Result<Scalar, Error> {
-    let cast = number.cast(dtype);
-    let imaginary =
-        number.get::<Complex128>().is_some_and(|c| c.im != 0.0) && dtype.kind() != Kind::Complex;
-    if imaginary
-        || (dtype.is_integer() && (whole(number).is_none() || whole(number) != whole(cast)))
-    {
-        return Err(Error::Argument(format!(
-            "{number} is out of range for {dtype}: choose a dtype that holds it, or cast the array \
-                first"
-        )));
-    }
-    Ok(cast)
-}
-
-/// A number as a literal of the dtype that it takes beside an array of `dtype`.
-///
-/// Source: the Array API standard, "mixing arrays with Python scalars". Where it leaves a pair
-/// open, as NumPy: a number of another kind than bools or integers has its own dtype.
-fn weak(dtype: DType, number: Scalar) -> Result<Scalar, Error> {
-    let to = match (number.dtype().kind(), dtype.kind()) {
-        (Kind::Signed, Kind::Bool) => DType::Int64,
-        (Kind::Unsigned, Kind::Bool) => DType::UInt64,
-        (Kind::Float, Kind::Bool | Kind::Signed | Kind::Unsigned) => DType::Float64,
-        (Kind::Complex, Kind::Float) if dtype == DType::Float32 => DType::Complex64,
-        (Kind::Complex, Kind::Bool | Kind::Signed | Kind::Unsigned | Kind::Float) => {
-            DType::Complex128
-        }
-        _ => dtype,
-    };
-    held(number, to)
-}
-
-/// The dtype in which a function of a domain works on `dtype`: floats for integers where it needs
-/// them.
-fn working(domain: Domain, dtype: DType) -> DType {
-    if dtype.is_integer() && matches!(domain, Domain::Inexact | Domain::Float) {
-        DType::Float64
-    } else {
-        dtype
-    }
-}
-
-/// What stands for a function of two bools, and the dtype that it works on: as NumPy, the sum is
-/// `or`, the product is `and`, and of the others the operands are numbers.
-fn of_bools(op: BinaryOp) -> Result<(BinaryOp, DType), Error> {
-    use BinaryOp as B;
-    Ok(match op {
-        B::Add | B::Maximum => (B::LogicalOr, DType::Bool),
-        B::Multiply | B::Minimum => (B::LogicalAnd, DType::Bool),
-        B::Subtract => {
-            return Err(Error::Argument(
-                "cannot subtract bools (hint: use `logical_xor`, or cast one of them)".into(),
-            ));
-        }
-        B::Less | B::LessEqual | B::Greater | B::GreaterEqual => (op, DType::UInt8),
-        _ if matches!(op.domain(), Domain::Float | Domain::Inexact) => (op, DType::Float64),
-        _ if op.domain().contains(DType::Bool) => (op, DType::Bool),
-        _ => (op, DType::Int8),
-    })
-}
-
-/// Compares a signed integer with a `uint64`, exactly: `float64`, which both are promoted to, has
-/// too few digits.
-fn compared(expr: &mut Expr, op: BinaryOp, a: u32, b: u32) -> Result<u32, ExprError> {
-    use BinaryOp as B;
-    let (signed, turned) = if expr.dtype(b) == DType::UInt64 { (a, false) } else { (b, true) };
-    let zero = expr.push(ExprNode::Literal(Scalar::zero(expr.dtype(signed))))?;
-    let negative = expr.push(ExprNode::Binary(B::Less, signed, zero))?;
-    let unsigned = expr.push(ExprNode::Cast(DType::UInt64, signed))?;
-    let (a, b) = if turned { (a, unsigned) } else { (unsigned, b) };
-    let same_sign = expr.push(ExprNode::Binary(op, a, b))?;
-    let holds_below_zero = match op {
-        B::NotEqual => true,
-        B::Less | B::LessEqual => !turned,
-        B::Greater | B::GreaterEqual => turned,
-        _ => false,
-    };
-    if holds_below_zero {
-        return expr.push(ExprNode::Binary(B::LogicalOr, same_sign, negative));
-    }
-    let positive = expr.push(ExprNode::Unary(UnaryOp::LogicalNot, negative))?;
-    expr.push(ExprNode::Binary(B::LogicalAnd, same_sign, positive))
-}
-
-fn is_comparison(op: BinaryOp) -> bool {
-    use BinaryOp as B;
-    matches!(op, B::Equal | B::NotEqual | B::Less | B::LessEqual | B::Greater | B::GreaterEqual)
-}
-
-/// Operands in one expression with one dtype.
-fn common(
-    expr: &mut Expr,
-    operands: &[Operand],
-    slots: &[u32],
-) -> Result<(Vec<u32>, DType), Error> {
-    let dtype = slots.iter().map(|slot| expr.dtype(*slot)).reduce(DType::promote);
-    // Numbers alone have their own dtypes.
-    let numbers = || {
-        operands
-            .iter()
-            .filter_map(|o| if let Operand::Number(n) = o { Some(n.dtype()) } else { None })
-            .max()
-    };
-    let arrays =
-        dtype.or_else(numbers).ok_or_else(|| Error::Argument("there is no operand".into()))?;
-    let mut dtype = arrays;
-    let mut literals = Vec::new();
-    for operand in operands {
-        if let Operand::Number(number) = operand {
-            let literal = weak(arrays, *number)?;
-            dtype = dtype.promote(literal.dtype());
-            literals.push(literal);
-        }
-    }
-    let (mut arrays, mut literals) = (slots.iter(), literals.into_iter());
-    let nodes = operands.iter().filter_map(|operand| match operand {
-        Operand::Array(_) => arrays.next().copied().map(Ok),
-        Operand::Number(_) => literals.next().map(|l| expr.push(ExprNode::Literal(l.cast(dtype)))),
-    });
-    let nodes = nodes.collect::<Result<Vec<_>, _>>()?;
-    let nodes =
-        nodes.into_iter().map(|n| cast_to(expr, n, dtype)).collect::<Result<Vec<_>, _>>()?;
-    Ok((nodes, dtype))
 }
 
 fn arrays_of(operands: &[Operand]) -> Vec<&Array> {
@@ -355,6 +254,16 @@ macro_rules! binary_functions {
             }
         )*
 
+        impl Array { $(
+            #[doc = $doc]
+            ///
+            #[doc = concat!("See [`", stringify!($name), "`](crate::", stringify!($name), "()).")]
+            #[track_caller]
+            pub fn $name(&self, other: impl Into<Operand>) -> Array {
+                binary(BinaryOp::$op, self.into(), other.into())
+            }
+        )* }
+
         /// The functions of two operands: name in the standard, number, what it gives.
         pub const BINARY: &[(&str, BinaryOp, &str)] = &[$((stringify!($name), BinaryOp::$op, $doc)),*];
     };
@@ -409,6 +318,16 @@ macro_rules! unary_functions {
             }
         )*
 
+        impl Array { $(
+            #[doc = $doc]
+            ///
+            #[doc = concat!("See [`", stringify!($name), "`](crate::", stringify!($name), "()).")]
+            #[track_caller]
+            pub fn $name(&self) -> Array {
+                unary(UnaryOp::$op, self)
+            }
+        )* }
+
         /// The functions of one array: name in the standard, number, what it gives.
         pub const UNARY: &[(&str, UnaryOp, &str)] = &[$((stringify!($name), UnaryOp::$op, $doc)),*];
     };
@@ -455,46 +374,28 @@ unary_functions! {
     trunc Trunc "The integer next to it towards 0.";
 }
 
-/// The elements, but not below `min` and not above `max`; NaN where one is NaN.
+/// Limits elements to the range from `min` to `max`; a bound of `None` is no bound.
 ///
-/// Bounds take the array's dtype, and broadcast to it. Cost: no stage.
+/// The result is NaN where an element or a bound is NaN. Bounds take the array's dtype, and
+/// broadcast to its shape. Cost: no stage.
 ///
 /// # Errors
-/// Where a bound does not fit the dtype or the shape.
+/// A bound does not fit the dtype or the shape.
 #[track_caller]
-pub fn clip(x: &Array, min: Option<Operand>, max: Option<Operand>) -> Array {
-    or_failed(try_clip(x, min, max))
+pub fn clip(x: &Array, min: impl Into<Bound>, max: impl Into<Bound>) -> Array {
+    or_failed(try_clip(x, min.into(), max.into()))
 }
 
-pub(crate) fn try_clip(
-    x: &Array,
-    min: Option<Operand>,
-    max: Option<Operand>,
-) -> Result<Array, Error> {
+fn try_clip(x: &Array, min: Bound, max: Bound) -> Result<Array, Error> {
     let (dtype, shape) = (x.dtype()?, x.shape()?);
     if !dtype.is_real() {
         return Err(Error::Domain { op: "clip", dtype });
     }
-    let bound = |bound: Option<Operand>| match bound {
-        Some(Operand::Array(a))
-            if a.dtype()?.promote(dtype) == dtype
-                && broadcast_shapes(&shape, &a.shape()?)? == shape =>
-        {
-            Ok(Some(Operand::Array(a.try_astype(dtype)?)))
-        }
-        Some(Operand::Array(a)) => Err(Error::Argument(format!(
-            "a bound of {} {:?} does not fit an array of {dtype} {shape:?}",
-            a.dtype()?,
-            a.shape()?
-        ))),
-        other => Ok(other),
-    };
     let mut clipped = x.clone();
-    if let Some(min) = bound(min)? {
-        clipped = try_binary(BinaryOp::Maximum, clipped.into(), min)?;
-    }
-    if let Some(max) = bound(max)? {
-        clipped = try_binary(BinaryOp::Minimum, clipped.into(), max)?;
+    for (op, bound) in [(BinaryOp::Maximum, min), (BinaryOp::Minimum, max)] {
+        if let Some(bound) = bound.0 {
+            clipped = try_binary(op, clipped.into(), fitting(bound, dtype, &shape)?)?;
+        }
     }
     if clipped.dtype()? != dtype {
         return Err(Error::Argument(format!(
@@ -504,6 +405,18 @@ pub(crate) fn try_clip(
     Ok(clipped)
 }
 
+/// Casts an array that is a bound to the dtype, if it fits that and the shape.
+fn fitting(bound: Operand, dtype: DType, shape: &[u64]) -> Result<Operand, Error> {
+    let Operand::Array(array) = bound else { return Ok(bound) };
+    let (own, own_shape) = (array.dtype()?, array.shape()?);
+    if own.promote(dtype) == dtype && broadcast_shapes(shape, &own_shape)? == shape {
+        return Ok(Operand::Array(array.try_astype(dtype)?));
+    }
+    Err(Error::Argument(format!(
+        "a bound of {own} {own_shape:?} does not fit an array of {dtype} {shape:?}"
+    )))
+}
+
 /// Applies an elementwise expression of one result to arrays that broadcast.
 ///
 /// Cost: no stage.
@@ -511,8 +424,9 @@ pub(crate) fn try_clip(
 /// # Errors
 /// Where shapes do not broadcast, or the expression's inputs are of other dtypes.
 #[track_caller]
-pub fn apply(expr: &Expr, arrays: &[&Array]) -> Array {
-    or_failed(try_apply(expr, arrays))
+pub fn apply(expr: &Expr, arrays: impl IntoIterator<Item = impl AsRef<Array>>) -> Array {
+    let arrays = cloned(arrays);
+    or_failed(try_apply(expr, &arrays.iter().collect::<Vec<_>>()))
 }
 
 pub(crate) fn try_apply(expr: &Expr, arrays: &[&Array]) -> Result<Array, Error> {
@@ -549,6 +463,19 @@ pub(crate) fn try_where(
 }
 
 impl Array {
+    /// Limits elements to the range from `min` to `max`. See [`clip`](crate::clip()).
+    #[track_caller]
+    pub fn clip(&self, min: impl Into<Bound>, max: impl Into<Bound>) -> Array {
+        clip(self, min, max)
+    }
+
+    /// Selects elements of `x1` where this array is true, of `x2` elsewhere. See
+    /// [`where_`](crate::where_()).
+    #[track_caller]
+    pub fn where_(&self, x1: impl Into<Operand>, x2: impl Into<Operand>) -> Array {
+        where_(self, x1, x2)
+    }
+
     /// The array in another dtype; to integers towards zero.
     ///
     /// Cost: no stage.
@@ -573,62 +500,4 @@ impl Array {
         }
         map(&[self], |expr, slots| cast_to(expr, slots[0], dtype))
     }
-}
-
-macro_rules! operators {
-    (@one $trait:ident $method:ident $op:ident, $left:ty, $right:ty) => {
-        impl std::ops::$trait<$right> for $left {
-            type Output = Array;
-            #[track_caller]
-            fn $method(self, other: $right) -> Array {
-                binary(BinaryOp::$op, self.into(), other.into())
-            }
-        }
-    };
-    ($($trait:ident $method:ident $op:ident;)*) => { $(
-        operators!(@one $trait $method $op, &Array, &Array);
-        operators!(@one $trait $method $op, Array, Array);
-        operators!(@one $trait $method $op, Array, &Array);
-        operators!(@one $trait $method $op, &Array, Array);
-        operators!(@one $trait $method $op, &Array, f64);
-        operators!(@one $trait $method $op, Array, f64);
-        operators!(@one $trait $method $op, f64, &Array);
-        operators!(@one $trait $method $op, f64, Array);
-        operators!(@one $trait $method $op, &Array, i32);
-        operators!(@one $trait $method $op, Array, i32);
-        operators!(@one $trait $method $op, i32, &Array);
-        operators!(@one $trait $method $op, i32, Array);
-    )* };
-}
-
-operators! {
-    Add add Add;
-    Sub sub Subtract;
-    Mul mul Multiply;
-    Div div Divide;
-    Rem rem Remainder;
-    BitAnd bitand BitwiseAnd;
-    BitOr bitor BitwiseOr;
-    BitXor bitxor BitwiseXor;
-    Shl shl BitwiseLeftShift;
-    Shr shr BitwiseRightShift;
-}
-
-macro_rules! prefixes {
-    ($($trait:ident $method:ident $op:ident $type:ty;)*) => { $(
-        impl std::ops::$trait for $type {
-            type Output = Array;
-            #[track_caller]
-            fn $method(self) -> Array {
-                unary(UnaryOp::$op, &self)
-            }
-        }
-    )* };
-}
-
-prefixes! {
-    Neg neg Negative Array;
-    Neg neg Negative &Array;
-    Not not BitwiseInvert Array;
-    Not not BitwiseInvert &Array;
 }

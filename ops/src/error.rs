@@ -56,9 +56,18 @@ fn is_identifier(text: &str) -> bool {
     text.chars().all(inside) && text.chars().next().is_some_and(|c| !c.is_ascii_digit())
 }
 
+fn known_names(names: &[String]) -> String {
+    if names.is_empty() {
+        return "the axes have no names".to_owned();
+    }
+    let quoted: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+    format!("the names are {}", quoted.join(", "))
+}
+
 /// Why an array cannot be built or stored.
 #[derive(Clone, Debug, Error)]
 #[allow(missing_docs)]
+#[non_exhaustive]
 pub enum Error {
     #[error(
         "shapes {left:?} and {right:?} do not broadcast: along axis {axis} from the end they have \
@@ -70,6 +79,10 @@ pub enum Error {
     Axis { axis: i64, rank: usize },
     #[error("axis {0} is named twice")]
     AxisTwice(i64),
+    #[error("no axis is named `{name}`: {}", known_names(names))]
+    AxisName { name: String, names: Vec<String> },
+    #[error("axis name `{name}` is ambiguous: two axes have it, so give a number")]
+    AmbiguousAxis { name: String },
     #[error("{left} and {right} have no common type: cast one of them")]
     Promotion { left: DType, right: DType },
     #[error("{op} is not defined for {dtype}")]

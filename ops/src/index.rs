@@ -1,116 +1,241 @@
-//! Indexing as in Python: `x[3, ::2, ..., None]`.
+//! Slices and indices, with the meaning that they have in Python: `x[3, ::2, ..., None]`.
+
+use std::ops::{Range, RangeFrom, RangeFull, RangeInclusive, RangeTo, RangeToInclusive};
 
 use crate::array::{Array, or_failed};
+use crate::axes::Axis;
 use crate::error::Error;
 
-/// One entry of an index.
+/// A range of elements with a step. Bounds are those of Python: negative ones count from the end,
+/// and the part beyond the array is cut off.
+///
+/// ```
+/// use freestone_ops::Slice;
+///
+/// assert_eq!(Slice::from(1..-1), Slice::new(Some(1), Some(-1), 1));
+/// assert_eq!(Slice::from(..).step(-2), Slice::new(None, None, -2));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slice {
+    pub(crate) start: Option<i64>,
+    pub(crate) stop: Option<i64>,
+    pub(crate) step: i64,
+}
+
+impl Slice {
+    /// Creates a slice as Python's `slice(start, stop, step)` does. Without a bound, the slice
+    /// begins or ends at the end of the axis that the step's direction implies.
+    pub const fn new(start: Option<i64>, stop: Option<i64>, step: i64) -> Slice {
+        Slice { start, stop, step }
+    }
+
+    /// Sets the step. With a negative step, elements come in reverse order.
+    #[must_use]
+    pub const fn step(self, step: i64) -> Slice {
+        Slice { step, ..self }
+    }
+}
+
+impl From<RangeFull> for Slice {
+    fn from(_: RangeFull) -> Slice {
+        Slice::new(None, None, 1)
+    }
+}
+
+impl From<Range<i64>> for Slice {
+    fn from(range: Range<i64>) -> Slice {
+        Slice::new(Some(range.start), Some(range.end), 1)
+    }
+}
+
+impl From<RangeFrom<i64>> for Slice {
+    fn from(range: RangeFrom<i64>) -> Slice {
+        Slice::new(Some(range.start), None, 1)
+    }
+}
+
+impl From<RangeTo<i64>> for Slice {
+    fn from(range: RangeTo<i64>) -> Slice {
+        Slice::new(None, Some(range.end), 1)
+    }
+}
+
+impl From<RangeInclusive<i64>> for Slice {
+    fn from(range: RangeInclusive<i64>) -> Slice {
+        Slice::new(Some(*range.start()), after(*range.end()), 1)
+    }
+}
+
+impl From<RangeToInclusive<i64>> for Slice {
+    fn from(range: RangeToInclusive<i64>) -> Slice {
+        Slice::new(None, after(range.end), 1)
+    }
+}
+
+/// The exclusive bound after an inclusive one: after the last element (-1) there is no bound.
+fn after(last: i64) -> Option<i64> {
+    if last == -1 { None } else { Some(last.saturating_add(1)) }
+}
+
+/// One entry of an index. [`s!`](https://docs.rs/freestone) writes lists of entries as Python does.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Index {
-    /// One element of an axis, which is dropped; negative numbers count from the end.
+    /// One element of an axis, which is dropped. Negative numbers count from the end.
     At(i64),
-    /// Every `step`th element; bounds as in Python.
-    Slice {
-        /// First element; without one the first in the step's direction.
-        start: Option<i64>,
-        /// The element before which it ends.
-        stop: Option<i64>,
-        /// 1 if not given.
-        step: Option<i64>,
-    },
-    /// All axes that no other entry takes.
+    /// A range of elements.
+    Slice(Slice),
+    /// All axes that no other entry takes: `...` in Python.
     Ellipsis,
-    /// A new axis of length 1.
+    /// A new axis of length 1: `None` in Python.
     NewAxis,
-    /// These elements of an axis, in this order; one list at most.
+    /// These elements of an axis, in this order. An index can have one list.
     Take(Vec<i64>),
 }
 
+impl From<i64> for Index {
+    fn from(at: i64) -> Index {
+        Index::At(at)
+    }
+}
+
+impl From<Vec<i64>> for Index {
+    fn from(list: Vec<i64>) -> Index {
+        Index::Take(list)
+    }
+}
+
+impl From<&[i64]> for Index {
+    fn from(list: &[i64]) -> Index {
+        Index::Take(list.to_vec())
+    }
+}
+
+impl<const N: usize> From<[i64; N]> for Index {
+    fn from(list: [i64; N]) -> Index {
+        Index::Take(list.to_vec())
+    }
+}
+
+macro_rules! index_from_slices {
+    ($($type:ty),*) => { $(
+        impl From<$type> for Index {
+            fn from(slice: $type) -> Index {
+                Index::Slice(slice.into())
+            }
+        }
+    )* };
+}
+index_from_slices!(
+    Slice,
+    RangeFull,
+    Range<i64>,
+    RangeFrom<i64>,
+    RangeTo<i64>,
+    RangeInclusive<i64>,
+    RangeToInclusive<i64>
+);
+
+/// An index after checks that do not depend on the axes' lengths.
+struct Checked {
+    /// The entries that take an axis each.
+    n_taken: usize,
+    /// True if the axis of the list moves to the front.
+    list_moves: bool,
+}
+
+fn checked(index: &[Index], rank: usize) -> Result<Checked, Error> {
+    let takes_axis = |i: &&Index| !matches!(i, Index::Ellipsis | Index::NewAxis);
+    let n_taken = index.iter().filter(takes_axis).count();
+    if n_taken > rank {
+        return Err(Error::Argument(format!(
+            "{n_taken} indices for {rank} axes (axis {rank} does not exist)"
+        )));
+    }
+    if index.iter().filter(|i| **i == Index::Ellipsis).count() > 1 {
+        return Err(Error::Argument("an index can have one ellipsis (`...`)".into()));
+    }
+    let n_lists = index.iter().filter(|i| matches!(i, Index::Take(_))).count();
+    if n_lists > 1 {
+        return Err(Error::Argument(format!(
+            "an index can have one list of numbers, not {n_lists}: index twice"
+        )));
+    }
+    // Beside a list, integers are lists of one element. Where other entries separate them, NumPy
+    // puts their common axis first.
+    let advanced = |i: &Index| matches!(i, Index::At(_) | Index::Take(_));
+    let ends = index.iter().position(advanced).zip(index.iter().rposition(advanced));
+    let separated = |(first, last): (usize, usize)| index[first..last].iter().any(|i| !advanced(i));
+    Ok(Checked { n_taken, list_moves: n_lists == 1 && ends.is_some_and(separated) })
+}
+
 impl Array {
-    /// The elements at an index; axes without an entry stay whole.
+    /// Selects elements by an index; axes without an entry stay whole.
     ///
-    /// Shape: as NumPy's. A list's axis takes the list's place; beside integers that something
-    /// other than an integer separates from it, it comes first: `x[0, :, [0, 1]]` has the shape
-    /// `(2, …)`. Cost: no stage.
+    /// Shape: as in NumPy. A list's axis takes the list's place. Beside integers that something
+    /// other than an integer separates from it, the list's axis comes first: `x[0, :, [0, 1]]` has
+    /// the shape `(2, …)`. Cost: no stage.
     ///
     /// # Errors
-    /// Where there are more entries than axes, an index is out of range, a step is 0, or there is
-    /// more than one ellipsis or list.
+    /// There are more entries than axes, an index is out of range, a step is 0, or there is more
+    /// than one ellipsis or list.
     #[track_caller]
-    pub fn index(&self, index: &[Index]) -> Array {
-        or_failed(self.try_index(index))
+    pub fn index(&self, index: impl AsRef<[Index]>) -> Array {
+        or_failed(self.try_index(index.as_ref()))
     }
 
-    pub(crate) fn try_index(&self, index: &[Index]) -> Result<Array, Error> {
-        let rank = self.dims()?.len();
-        let taken = index.iter().filter(|i| !matches!(i, Index::Ellipsis | Index::NewAxis)).count();
-        if taken > rank {
-            return Err(Error::Argument(format!(
-                "{taken} indices for {rank} axes (axis {rank} does not exist)"
-            )));
-        }
-        if index.iter().filter(|i| **i == Index::Ellipsis).count() > 1 {
-            return Err(Error::Argument("an index can have one ellipsis (`...`)".into()));
-        }
-        let lists = index.iter().filter(|i| matches!(i, Index::Take(_))).count();
-        if lists > 1 {
-            return Err(Error::Argument(format!(
-                "an index can have one list of numbers, not {lists}: index twice"
-            )));
-        }
-        // Beside a list, integers are lists of one: where they do not stand together, NumPy puts
-        // their common axis first.
-        let advanced = |i: &Index| matches!(i, Index::At(_) | Index::Take(_));
-        let between = |first: usize, last: usize| index[first..last].iter().any(|i| !advanced(i));
-        let ends = (index.iter().position(advanced), index.iter().rposition(advanced));
-        let comes_first =
-            lists == 1 && matches!(ends, (Some(first), Some(last)) if between(first, last));
+    fn try_index(&self, index: &[Index]) -> Result<Array, Error> {
+        let shape = self.shape()?;
+        let rank = shape.len();
+        let Checked { n_taken, list_moves } = checked(index, rank)?;
         let mut list_axis = 0;
         let mut result = self.clone();
-        // Along the result, and along this array for messages.
+        // Axes of the result so far, and of this array for messages.
         let (mut axis, mut own) = (0, 0);
-        let shape = self.shape()?;
         for entry in index {
             match entry {
                 Index::At(at) => {
-                    let n = i128::from(shape[own]);
-                    if !(-n..n).contains(&i128::from(*at)) {
-                        return Err(Error::Argument(format!(
-                            "index {at} is out of range for axis {own}, which has {n} elements"
-                        )));
-                    }
-                    result = result.try_at(axis, *at)?;
+                    check_range(*at, own, shape[own])?;
+                    result = result.try_at(*at, &Axis::position(axis))?;
                 }
-                Index::Slice { start, stop, step } => {
-                    // A step beyond the axis takes one element at most, whatever it is.
-                    let most = result.shape()?[axis as usize].clamp(1, i64::MAX as u64) as i64;
-                    result = result.try_slice(
-                        axis,
-                        *start,
-                        *stop,
-                        step.unwrap_or(1).clamp(-most, most),
-                    )?;
+                Index::Slice(slice) => {
+                    result = result.try_slice(*slice, &Axis::position(axis))?;
                     axis += 1;
                 }
                 Index::Ellipsis => {
-                    axis += (rank - taken) as i64;
-                    own += rank - taken;
+                    axis += rank - n_taken;
+                    own += rank - n_taken;
                     continue;
                 }
                 Index::NewAxis => {
-                    result = result.try_expand_dims(axis)?;
+                    result = result.try_expand_dims(axis as i64)?;
                     axis += 1;
                     continue;
                 }
                 Index::Take(list) => {
-                    result = result.try_take(list, axis)?;
+                    result = result.try_take(list, &Axis::position(axis))?;
                     list_axis = axis;
                     axis += 1;
                 }
             }
             own += 1;
         }
-        if comes_first { result.try_moveaxis(list_axis, 0) } else { Ok(result) }
+        if list_moves {
+            result.try_moveaxis(&(list_axis as i64).into(), &0.into())
+        } else {
+            Ok(result)
+        }
     }
+}
+
+fn check_range(at: i64, axis: usize, len: u64) -> Result<(), Error> {
+    let n = i128::from(len);
+    if (-n..n).contains(&i128::from(at)) {
+        return Ok(());
+    }
+    Err(Error::Argument(format!(
+        "index {at} is out of range for axis {axis}, which has {n} elements"
+    )))
 }
 
 #[cfg(test)]
@@ -120,15 +245,15 @@ mod tests {
 
     #[track_caller]
     fn check(index: &[Index], expected: Result<&[u64], &str>) {
-        let array = crate::full(&[4, 0, 6], 1.0, DType::Int8, &[2, 1, 3]);
+        let array = crate::full([4, 0, 6], 1.0, DType::Int8, [2, 1, 3]);
         let found = array.index(index).shape().map_err(|e| e.cause().to_string());
         assert_eq!(found.as_deref().map_err(String::as_str), expected);
     }
 
     #[test]
     fn entries_take_axes_in_order() {
-        use Index::{At, Ellipsis, NewAxis, Slice};
-        let every = |step| Slice { start: None, stop: None, step: Some(step) };
+        use Index::{At, Ellipsis, NewAxis};
+        let every = |step| Index::from(Slice::from(..).step(step));
         check(&[], Ok(&[4, 0, 6]));
         check(&[At(-4), Ellipsis, At(5)], Ok(&[0]));
         check(&[NewAxis, every(-3), Ellipsis, NewAxis], Ok(&[1, 2, 0, 6, 1]));
@@ -156,5 +281,13 @@ mod tests {
             Err("an index can have one list of numbers, not 2: index twice"),
         );
         check(&[every(0)], Err("the step of a slice cannot be 0"));
+    }
+
+    #[test]
+    fn ranges_are_slices() {
+        check(&[(1..3).into(), (..).into(), (2..).into()], Ok(&[2, 0, 4]));
+        check(&[(..-1).into(), Index::Ellipsis, (1..=2).into()], Ok(&[3, 0, 2]));
+        check(&[Index::Ellipsis, (..=-1).into()], Ok(&[4, 0, 6]));
+        check(&[[3, 0].into()], Ok(&[2, 0, 6]));
     }
 }

@@ -20,6 +20,7 @@ use serde_json::{Map, Value};
 
 use crate::array::{Array, Dim, Origin};
 use crate::error::Error;
+use crate::index::Slice;
 use crate::region::{Region, RegionError, agrees, other_meaning, window};
 
 /// Opens an array of Zarr format 2 or 3 in a store that is open already. Reads its metadata,
@@ -468,9 +469,8 @@ fn coordinate(dim: &Dim, len: u64) -> Result<Option<Array>, Error> {
         return Ok(Some(coordinate));
     }
     let stop = origin.start as i64 + origin.step * len as i64;
-    coordinate
-        .try_slice(0, Some(origin.start as i64), (stop >= 0).then_some(stop), origin.step)
-        .map(Some)
+    let range = Slice::new(Some(origin.start as i64), (stop >= 0).then_some(stop), origin.step);
+    coordinate.try_slice(range, &0.into()).map(Some)
 }
 
 /// The coordinate array of an axis of an array, to be appended to another one: `None` where it has

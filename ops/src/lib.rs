@@ -7,26 +7,36 @@
 //! [`io`] opens arrays and says where results go.
 
 mod array;
+mod axes;
 mod chunking;
 mod create;
+mod display;
 pub mod elementwise;
 mod error;
 mod index;
 pub mod io;
+mod join;
 mod linear;
-mod manipulate;
 mod map_blocks;
+mod operators;
+mod promotion;
 mod range;
 pub mod reduce;
 mod region;
+mod repeat;
+mod reshape;
+mod views;
 
 pub use array::{Array, Dim};
+pub use axes::{Axes, Axis};
 pub use chunking::{DEFAULT_CHUNK_BYTES, default_chunks};
 pub use create::*;
 pub use elementwise::*;
 pub use error::{Error, Packed};
-pub use index::Index;
-pub use linear::{Contracted, Running, outer, tensordot, vecdot};
-pub use manipulate::{Pad, broadcast_arrays, concat, stack};
-pub use map_blocks::{BlocksOut, Lengths, map_blocks};
+pub use index::{Index, Slice};
+pub use join::{broadcast_arrays, concat, stack};
+pub use linear::{Scan, TensordotAxes, outer, tensordot, vecdot};
+pub use map_blocks::{BlockLengths, OutputBlocks, map_blocks};
+pub use operators::Number;
 pub use region::RegionError;
+pub use repeat::Pad;

@@ -9,49 +9,55 @@ use freestone_kernels::dtype::Kind;
 use freestone_kernels::{BinaryOp, DType, Generate, Scalar, ScanOp, UnaryOp};
 
 use crate::array::{Array, Dim, computed_attributes, or_failed};
+use crate::axes::{Axes, Axis, position};
 use crate::elementwise::{broadcast_shapes, try_binary, try_unary};
 use crate::error::Error;
-use crate::manipulate::try_concat;
-use crate::reduce::{Along, Axes, summed};
+use crate::join::try_concat;
+use crate::reduce::{Reduce, summed};
 
-/// How a running sum or product goes: from the number of an axis, or `()` for the only axis, or
-/// built up as in `Running::axis(0).include_initial()`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Running {
-    axis: Option<i64>,
+/// Options of a cumulative sum or product: the axis, as a number or a name, `()` for the only axis,
+/// or built up as in `Scan::axis(0).include_initial()`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scan {
+    axis: Option<Axis>,
     dtype: Option<DType>,
     include_initial: bool,
 }
 
-impl Running {
-    /// Along this axis; a negative one counts from the end.
-    pub fn axis(axis: i64) -> Running {
-        Running { axis: Some(axis), ..Running::default() }
+impl Scan {
+    /// Scans along this axis.
+    pub fn axis(axis: impl Into<Axis>) -> Scan {
+        Scan { axis: Some(axis.into()), ..Scan::default() }
     }
 
-    /// The result's dtype; values are cast to it first.
+    /// Sets the result's dtype. Values are cast to it first.
     #[must_use]
-    pub fn dtype(self, dtype: DType) -> Running {
-        Running { dtype: Some(dtype), ..self }
+    pub fn dtype(self, dtype: DType) -> Scan {
+        Scan { dtype: Some(dtype), ..self }
     }
 
-    /// The first element is what there is before any value: 0 for sums, 1 for products. The axis is
-    /// longer by one.
+    /// Begins with the value before any element: 0 for sums, 1 for products. The axis gets longer
+    /// by one.
     #[must_use]
-    pub fn include_initial(self) -> Running {
-        Running { include_initial: true, ..self }
+    pub fn include_initial(self) -> Scan {
+        Scan { include_initial: true, ..self }
     }
 }
 
-impl From<i64> for Running {
-    fn from(axis: i64) -> Running {
-        Running::axis(axis)
-    }
+macro_rules! scan_from_axis {
+    ($($type:ty),*) => { $(
+        impl From<$type> for Scan {
+            fn from(axis: $type) -> Scan {
+                Scan::axis(axis)
+            }
+        }
+    )* };
 }
+scan_from_axis!(i64, &str, String, Axis);
 
-impl From<()> for Running {
-    fn from((): ()) -> Running {
-        Running::default()
+impl From<()> for Scan {
+    fn from((): ()) -> Scan {
+        Scan::default()
     }
 }
 
@@ -59,7 +65,7 @@ impl Array {
     /// The running sum along an axis. Floats are added in `float64` and keep their dtype; integers
     /// give 64 bits and wrap.
     ///
-    /// Shape: that of the array; longer by one along the axis with [`Running::include_initial`].
+    /// Shape: that of the array; longer by one along the axis with [`Scan::include_initial`].
     /// Cost: one stage that reads the input once where enough tasks can go along the axis from end
     /// to end; else the input is read twice, and besides the result only one element for each part
     /// of the axis is written. Memory: a chunk of each input, of the result, and one element along
@@ -68,12 +74,8 @@ impl Array {
     /// # Errors
     /// Where the axis is out of range, or not said for an array of several.
     #[track_caller]
-    pub fn cumulative_sum(&self, along: impl Into<Running>) -> Array {
-        or_failed(self.try_cumulative_sum(along))
-    }
-
-    pub(crate) fn try_cumulative_sum(&self, along: impl Into<Running>) -> Result<Array, Error> {
-        self.running("cumulative_sum", ScanOp::Sum, along.into())
+    pub fn cumulative_sum(&self, options: impl Into<Scan>) -> Array {
+        or_failed(self.scan("cumulative_sum", ScanOp::Sum, &options.into()))
     }
 
     /// The running product along an axis; see [`cumulative_sum`](Array::cumulative_sum).
@@ -81,18 +83,14 @@ impl Array {
     /// # Errors
     /// As `cumulative_sum`.
     #[track_caller]
-    pub fn cumulative_prod(&self, along: impl Into<Running>) -> Array {
-        or_failed(self.try_cumulative_prod(along))
+    pub fn cumulative_prod(&self, options: impl Into<Scan>) -> Array {
+        or_failed(self.scan("cumulative_prod", ScanOp::Prod, &options.into()))
     }
 
-    pub(crate) fn try_cumulative_prod(&self, along: impl Into<Running>) -> Result<Array, Error> {
-        self.running("cumulative_prod", ScanOp::Prod, along.into())
-    }
-
-    fn running(&self, name: &'static str, op: ScanOp, along: Running) -> Result<Array, Error> {
+    fn scan(&self, name: &'static str, op: ScanOp, options: &Scan) -> Result<Array, Error> {
         let rank = self.shape()?.len();
-        let axis = match along.axis {
-            Some(axis) => self.axis(axis)?,
+        let axis = match &options.axis {
+            Some(axis) => axis.resolve(self.dims()?)?,
             None if rank == 1 => 0,
             None => {
                 return Err(Error::Argument(format!(
@@ -100,7 +98,7 @@ impl Array {
                 )));
             }
         };
-        let dtype = summed(self.dtype()?, along.dtype)?;
+        let dtype = summed(self.dtype()?, options.dtype)?;
         let input = self.try_astype(dtype)?;
         let inner = input.get()?;
         let grid = inner.node.grid.clone();
@@ -115,7 +113,7 @@ impl Array {
             inner.dims.clone(),
             computed_attributes(&[&input])?,
         );
-        if !along.include_initial {
+        if !options.include_initial {
             return Ok(result);
         }
         let mut shape = self.shape()?;
@@ -133,7 +131,7 @@ impl Array {
             dtype,
             grid: ChunkGrid::regular(&shape, &chunks)?,
         }));
-        try_concat(&[first, result], Some(axis as i64))
+        try_concat(&[first, result], &Axis::position(axis).into())
     }
 
     /// The product of matrices in the last two axes, or of vectors, as the Array API standard has
@@ -180,40 +178,51 @@ impl Array {
     }
 }
 
-/// Sums of products over axes of both: over the last `n` of `x1` and the first `n` of `x2`, or over
-/// pairs of axes.
+/// The axes that [`tensordot`] sums over: a number of axes, or a pair of lists of axes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Contracted {
-    /// So many.
+#[non_exhaustive]
+pub enum TensordotAxes {
+    /// The last `n` axes of `x1` and the first `n` of `x2`.
     Count(usize),
-    /// Axes of `x1`, and those of `x2` that they meet.
-    Pairs(Vec<i64>, Vec<i64>),
+    /// Axes of `x1`, and the axes of `x2` that they meet.
+    Pairs(Axes, Axes),
 }
 
-/// Sums of products over some axes of two arrays, as the Array API standard has it.
+impl From<usize> for TensordotAxes {
+    fn from(n: usize) -> TensordotAxes {
+        TensordotAxes::Count(n)
+    }
+}
+
+impl<L: Into<Axes>, R: Into<Axes>> From<(L, R)> for TensordotAxes {
+    fn from((left, right): (L, R)) -> TensordotAxes {
+        TensordotAxes::Pairs(left.into(), right.into())
+    }
+}
+
+/// Sums products over axes of two arrays: `tensordot(&x, &y, 2)`, `tensordot(&x, &y, ([0, 1], [1, 0]))`.
 ///
-/// Shape: the axes of `x1` that stay, then those of `x2`. Cost and memory as [`Array::matmul`].
+/// Shape: the remaining axes of `x1`, then those of `x2`. Cost and memory as [`Array::matmul`].
 ///
 /// # Errors
-/// Where axes are out of range, named twice, or of other lengths.
+/// Axes do not exist, are named twice, or differ in length.
 #[track_caller]
-pub fn tensordot(x1: &Array, x2: &Array, over: &Contracted) -> Array {
-    or_failed(try_tensordot(x1, x2, over))
+pub fn tensordot(x1: &Array, x2: &Array, axes: impl Into<TensordotAxes>) -> Array {
+    or_failed(try_tensordot(x1, x2, &axes.into()))
 }
 
-pub(crate) fn try_tensordot(x1: &Array, x2: &Array, over: &Contracted) -> Result<Array, Error> {
+fn try_tensordot(x1: &Array, x2: &Array, axes: &TensordotAxes) -> Result<Array, Error> {
     let (a, b) = (x1.shape()?, x2.shape()?);
-    let (left, right) = match over {
-        Contracted::Count(n) if *n > a.len().min(b.len()) => {
+    let (left, right) = match axes {
+        TensordotAxes::Count(n) if *n > a.len().min(b.len()) => {
             return Err(Error::Argument(format!(
                 "tensordot cannot sum over {n} axes of shapes {a:?} and {b:?}"
             )));
         }
-        Contracted::Count(n) => ((a.len() - n..a.len()).collect(), (0..*n).collect()),
-        Contracted::Pairs(left, right) => (
-            Axes::from(left.clone()).in_order(a.len())?,
-            Axes::from(right.clone()).in_order(b.len())?,
-        ),
+        TensordotAxes::Count(n) => ((a.len() - n..a.len()).collect(), (0..*n).collect()),
+        TensordotAxes::Pairs(left, right) => {
+            (left.in_order(x1.dims()?)?, right.in_order(x2.dims()?)?)
+        }
     };
     if left.len() != right.len() || left.iter().zip(&right).any(|(l, r)| a[*l] != b[*r]) {
         return Err(Error::Argument(format!(
@@ -222,11 +231,8 @@ pub(crate) fn try_tensordot(x1: &Array, x2: &Array, over: &Contracted) -> Result
         )));
     }
     let turned = |x: &Array, rank: usize, summed: &[usize]| {
-        let order: Vec<i64> = (0..rank)
-            .filter(|d| !summed.contains(d))
-            .chain(summed.iter().copied())
-            .map(|d| d as i64)
-            .collect();
+        let others = (0..rank).filter(|d| !summed.contains(d));
+        let order = others.chain(summed.iter().copied()).map(Axis::position).collect();
         x.try_permute_dims(&order)
     };
     contract(
@@ -255,7 +261,7 @@ pub(crate) fn try_vecdot(x1: &Array, x2: &Array, axis: i64) -> Result<Array, Err
             "vecdot counts its axis from the end, from -1 down: {axis} is not such a number"
         )));
     }
-    let (a, b) = (x1.axis(axis)?, x2.axis(axis)?);
+    let (a, b) = (position(axis, x1.ndim()?)?, position(axis, x2.ndim()?)?);
     let (m, n) = (x1.shape()?[a], x2.shape()?[b]);
     if m != n {
         return Err(Error::Argument(format!(
@@ -271,7 +277,7 @@ pub(crate) fn try_vecdot(x1: &Array, x2: &Array, axis: i64) -> Result<Array, Err
     } else {
         x1.clone()
     };
-    product(&left, x2)?.reduction("sum", &Along::axes(axis).dtype(dtype))
+    product(&left, x2)?.reduction("sum", &Reduce::axes(axis).dtype(dtype))
 }
 
 /// Each element of one vector times each of another.

@@ -11,31 +11,31 @@ use crate::error::Error;
 
 /// What [`map_blocks`] makes of its arrays' blocks.
 #[derive(Clone, Debug, PartialEq)]
-pub struct BlocksOut {
+pub struct OutputBlocks {
     dtype: DType,
     drop: Vec<usize>,
     add: Vec<(usize, u64)>,
-    lengths: Vec<(usize, Lengths)>,
+    lengths: Vec<(usize, BlockLengths)>,
 }
 
 /// Elements of the result's blocks along an axis.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Lengths {
+pub enum BlockLengths {
     /// As many in each.
     Each(u64),
     /// So many in one after the other.
     List(Vec<u64>),
 }
 
-impl BlocksOut {
+impl OutputBlocks {
     /// Blocks of that dtype, as many and as large as those of the arrays.
-    pub fn new(dtype: DType) -> BlocksOut {
-        BlocksOut { dtype, drop: Vec::new(), add: Vec::new(), lengths: Vec::new() }
+    pub fn new(dtype: DType) -> OutputBlocks {
+        OutputBlocks { dtype, drop: Vec::new(), add: Vec::new(), lengths: Vec::new() }
     }
 
     /// Without an axis of the arrays, along which they are one block.
     #[must_use]
-    pub fn drop_axis(mut self, axis: usize) -> BlocksOut {
+    pub fn drop_axis(mut self, axis: usize) -> OutputBlocks {
         self.drop.push(axis);
         self
     }
@@ -43,14 +43,14 @@ impl BlocksOut {
     /// With a new axis at that place of the result, of one block of `len` elements. Places are
     /// those after all drops and earlier additions.
     #[must_use]
-    pub fn new_axis(mut self, axis: usize, len: u64) -> BlocksOut {
+    pub fn new_axis(mut self, axis: usize, len: u64) -> OutputBlocks {
         self.add.push((axis, len));
         self
     }
 
     /// With blocks of other lengths along an axis of the result.
     #[must_use]
-    pub fn lengths(mut self, axis: usize, lengths: Lengths) -> BlocksOut {
+    pub fn lengths(mut self, axis: usize, lengths: BlockLengths) -> OutputBlocks {
         self.lengths.push((axis, lengths));
         self
     }
@@ -68,14 +68,14 @@ impl BlocksOut {
 /// # Errors
 /// Where the numbers of blocks differ, or the result's axes are not what is left of the arrays'.
 #[track_caller]
-pub fn map_blocks<K: UserKernel>(kernel: &K, arrays: &[&Array], out: &BlocksOut) -> Array {
+pub fn map_blocks<K: UserKernel>(kernel: &K, arrays: &[&Array], out: &OutputBlocks) -> Array {
     or_failed(try_map_blocks(kernel, arrays, out))
 }
 
 pub(crate) fn try_map_blocks<K: UserKernel>(
     kernel: &K,
     arrays: &[&Array],
-    out: &BlocksOut,
+    out: &OutputBlocks,
 ) -> Result<Array, Error> {
     let bad = |what: String| Error::Argument(format!("map_blocks with `{}`: {what}", K::NAME));
     let nodes = arrays.iter().map(|a| a.node().cloned()).collect::<Result<Vec<_>, _>>()?;
@@ -136,20 +136,20 @@ pub(crate) fn try_map_blocks<K: UserKernel>(
         };
         let n = grid.n_chunks();
         let resized = match lengths {
-            Lengths::Each(0) => {
+            BlockLengths::Each(0) => {
                 return Err(bad(format!("blocks of 0 elements along axis {axis} hold nothing")));
             }
-            Lengths::Each(each) => AxisGrid::regular(
+            BlockLengths::Each(each) => AxisGrid::regular(
                 n.checked_mul(*each).ok_or_else(|| bad("the result is too large".into()))?,
                 *each,
             ),
-            Lengths::List(list) if list.len() as u64 != n => {
+            BlockLengths::List(list) if list.len() as u64 != n => {
                 return Err(bad(format!(
                     "{} lengths were given for {n} blocks along axis {axis}",
                     list.len()
                 )));
             }
-            Lengths::List(list) => AxisGrid::bounds(
+            BlockLengths::List(list) => AxisGrid::bounds(
                 std::iter::once(0)
                     .chain(list.iter().scan(0u64, |at, n| {
                         *at += n;

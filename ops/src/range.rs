@@ -3,7 +3,7 @@
 use freestone_kernels::dtype::Kind;
 use freestone_kernels::{DType, Scalar};
 
-use crate::elementwise::whole;
+use crate::promotion::whole;
 
 /// `mantissa · 2^exponent`, exactly.
 #[derive(Clone, Copy, Debug)]

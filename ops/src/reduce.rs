@@ -10,108 +10,54 @@ use freestone_kernels::reduce::Finish;
 use freestone_kernels::{BinaryOp, DType, Generate, ReduceOp, Scalar};
 
 use crate::array::{Array, Dim, computed_attributes, or_failed};
+use crate::axes::Axes;
 use crate::elementwise::try_binary;
 use crate::error::Error;
 
-/// Axes of an array: from a number, a list, or `()` for all of them. Negative ones count from the
-/// end.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Axes(pub(crate) Option<Vec<i64>>);
-
-impl From<i64> for Axes {
-    fn from(axis: i64) -> Self {
-        Axes(Some(vec![axis]))
-    }
-}
-
-impl<const N: usize> From<[i64; N]> for Axes {
-    fn from(axes: [i64; N]) -> Self {
-        Axes(Some(axes.to_vec()))
-    }
-}
-
-impl From<Vec<i64>> for Axes {
-    fn from(axes: Vec<i64>) -> Self {
-        Axes(Some(axes))
-    }
-}
-
-impl From<()> for Axes {
-    fn from((): ()) -> Self {
-        Axes(None)
-    }
-}
-
-impl Axes {
-    /// Their numbers in an array of so many axes, in the order given.
-    pub(crate) fn in_order(&self, rank: usize) -> Result<Vec<usize>, Error> {
-        let Some(axes) = &self.0 else { return Ok((0..rank).collect()) };
-        let mut numbers: Vec<usize> = Vec::with_capacity(axes.len());
-        for axis in axes {
-            let at = if *axis < 0 { *axis + rank as i64 } else { *axis };
-            if !(0..rank as i64).contains(&at) {
-                return Err(Error::Axis { axis: *axis, rank });
-            }
-            if numbers.contains(&(at as usize)) {
-                return Err(Error::AxisTwice(at));
-            }
-            numbers.push(at as usize);
-        }
-        Ok(numbers)
-    }
-
-    /// Their numbers, rising.
-    pub(crate) fn resolve(&self, rank: usize) -> Result<Vec<usize>, Error> {
-        let mut numbers = self.in_order(rank)?;
-        numbers.sort_unstable();
-        Ok(numbers)
-    }
-}
-
-/// Along which axes a reduction goes, and how: from a number, a list (empty: along none), `()` for
-/// every axis, or built up as in `Along::axes([0, 1]).keepdims().correction(1.0)`.
+/// Options of a reduction: its axes, as a number, a name, a list (empty for no axis) or `()` for all
+/// axes, or built up as in `Reduce::axes([0, 1]).keepdims().correction(1.0)`.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Along {
+pub struct Reduce {
     axes: Axes,
     keepdims: bool,
     dtype: Option<DType>,
     correction: Option<f64>,
 }
 
-impl Along {
-    /// Every axis.
-    pub fn all() -> Along {
-        Along::default()
+impl Reduce {
+    /// Reduces all axes.
+    pub fn all() -> Reduce {
+        Reduce::default()
     }
 
-    /// These axes; negative ones count from the end.
-    pub fn axes(axes: impl Into<Axes>) -> Along {
-        Along { axes: axes.into(), ..Along::default() }
+    /// Reduces these axes.
+    pub fn axes(axes: impl Into<Axes>) -> Reduce {
+        Reduce { axes: axes.into(), ..Reduce::default() }
     }
 
-    /// The reduced axes stay, with length 1.
+    /// Keeps the reduced axes, with length 1.
     #[must_use]
-    pub fn keepdims(self) -> Along {
-        Along { keepdims: true, ..self }
+    pub fn keepdims(self) -> Reduce {
+        Reduce { keepdims: true, ..self }
     }
 
-    /// The result's dtype, for `sum` and `prod`; values are cast to it before they are folded.
+    /// Sets the result's dtype, for `sum` and `prod`. Values are cast to it before they are reduced.
     #[must_use]
-    pub fn dtype(self, dtype: DType) -> Along {
-        Along { dtype: Some(dtype), ..self }
+    pub fn dtype(self, dtype: DType) -> Reduce {
+        Reduce { dtype: Some(dtype), ..self }
     }
 
-    /// What is subtracted from the number of elements, for `var` and `std`: 1 makes the estimate of
-    /// a sample unbiased.
+    /// Sets the number that is subtracted from the number of elements, for `var` and `std`: 1 makes
+    /// the estimate of a sample unbiased.
     #[must_use]
-    pub fn correction(self, correction: f64) -> Along {
-        Along { correction: Some(correction), ..self }
+    pub fn correction(self, correction: f64) -> Reduce {
+        Reduce { correction: Some(correction), ..self }
     }
 }
 
-impl<T: Into<Axes>> From<T> for Along {
+impl<T: Into<Axes>> From<T> for Reduce {
     fn from(axes: T) -> Self {
-        Along::axes(axes)
+        Reduce::axes(axes)
     }
 }
 
@@ -119,7 +65,7 @@ macro_rules! reductions {
     ($($name:ident $doc:literal;)*) => { impl Array { $(
         #[doc = $doc]
         ///
-        /// Shape: the reduced axes are dropped, or stay with length 1 ([`Along::keepdims`]). `()`
+        /// Shape: the reduced axes are dropped, or stay with length 1 ([`Reduce::keepdims`]). `()`
         /// reduces all of them. Cost: one stage where one task can stream the reduced axes, else
         /// two. Memory: one chunk of each input and the accumulators.
         ///
@@ -127,8 +73,8 @@ macro_rules! reductions {
         /// Where an axis is out of range or named twice, it is not defined for the dtype, or an
         /// option is not one of this function.
         #[track_caller]
-        pub fn $name(&self, along: impl Into<Along>) -> Array {
-            or_failed(self.reduction(stringify!($name), &along.into()))
+        pub fn $name(&self, options: impl Into<Reduce>) -> Array {
+            or_failed(self.reduction(stringify!($name), &options.into()))
         }
     )* } };
 }
@@ -182,20 +128,20 @@ struct Parts {
 }
 
 impl Array {
-    pub(crate) fn reduction(&self, name: &'static str, along: &Along) -> Result<Array, Error> {
+    pub(crate) fn reduction(&self, name: &'static str, options: &Reduce) -> Result<Array, Error> {
         let shape = self.shape()?;
-        let axes = along.axes.resolve(shape.len())?;
-        if name.starts_with("arg") && along.axes.0.as_ref().is_some_and(|a| a.len() != 1) {
+        let axes = options.axes.resolve(self.dims()?)?;
+        if name.starts_with("arg") && options.axes.len().is_some_and(|n| n != 1) {
             return Err(Error::Argument(format!("{name} goes along one axis or all of them")));
         }
-        if along.dtype.is_some() && !matches!(name, "sum" | "prod") {
+        if options.dtype.is_some() && !matches!(name, "sum" | "prod") {
             return Err(Error::Argument(format!("{name} has no dtype to choose: cast its result")));
         }
-        if along.correction.is_some() && !matches!(name, "var" | "std") {
+        if options.correction.is_some() && !matches!(name, "var" | "std") {
             return Err(Error::Argument(format!("{name} has no correction: var and std have")));
         }
         let count = axes.iter().map(|a| shape[*a]).product();
-        let parts = self.parts(name, along, count)?;
+        let parts = self.parts(name, options, count)?;
         let dtype = parts
             .finish
             .dtype(parts.fold, parts.input.dtype()?)
@@ -208,7 +154,7 @@ impl Array {
                     fold: parts.fold,
                     finish: parts.finish,
                     axes: axes.clone(),
-                    keepdims: along.keepdims,
+                    keepdims: options.keepdims,
                 }
                 .into(),
             )),
@@ -220,7 +166,7 @@ impl Array {
         let axis = |d: usize| {
             if kept(&d) { inner.node.grid.axes()[d].clone() } else { AxisGrid::regular(1, 1) }
         };
-        let out: Vec<usize> = (0..shape.len()).filter(|d| along.keepdims || kept(d)).collect();
+        let out: Vec<usize> = (0..shape.len()).filter(|d| options.keepdims || kept(d)).collect();
         let grid = ChunkGrid::new(out.iter().map(|d| axis(*d)).collect());
         let dims = out
             .iter()
@@ -240,7 +186,7 @@ impl Array {
         ))
     }
 
-    fn parts(&self, name: &'static str, along: &Along, count: u64) -> Result<Parts, Error> {
+    fn parts(&self, name: &'static str, options: &Reduce, count: u64) -> Result<Parts, Error> {
         let from = self.dtype()?;
         let integer = from.is_integer() || from == DType::Bool;
         // Whether elements are not 0, as bytes.
@@ -256,7 +202,7 @@ impl Array {
         };
         match name {
             "sum" | "prod" => {
-                let dtype = summed(from, along.dtype)?;
+                let dtype = summed(from, options.dtype)?;
                 // Values that the accumulators hold exactly need no cast of their own.
                 let input = match (from.kind(), dtype.kind()) {
                     _ if from == dtype => self.clone(),
@@ -288,7 +234,7 @@ impl Array {
                 } else {
                     (self.clone(), from)
                 };
-                let correction = Scalar::new(along.correction.unwrap_or(0.0));
+                let correction = Scalar::new(options.correction.unwrap_or(0.0));
                 parts(
                     input,
                     ReduceOp::Var,

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use freestone::engine::events::{Event, Observer};
-use freestone::engine::storage::LocalStore;
-use freestone::{Options, Stores};
+use freestone::{RunOptions, Stores};
+use freestone_engine::events::{Event, Observer};
+use freestone_engine::storage::LocalStore;
 use serde_json::json;
 
 use crate::faults::store::{FaultStore, Holds};
@@ -88,7 +88,7 @@ pub fn run(asked: &Asked) {
     let executor = executor(&asked.on, &asked.binary, SLOTS);
     let told = Arc::new(Told {
         moment: asked.moment,
-        n_stages: planned.plan().plan().stages.len() as u64,
+        n_stages: planned.finalized().plan().stages.len() as u64,
         tasks: AtomicU64::new(0),
         stages_ended: AtomicU64::new(0),
         published: AtomicU64::new(0),
@@ -103,7 +103,7 @@ pub fn run(asked: &Asked) {
         })));
     }
     let observers: [&dyn Observer; 1] = [&*told];
-    let options = Options { observers: &observers, stores, ..Options::default() };
+    let options = RunOptions { observers: &observers, stores, ..RunOptions::default() };
     let ended = match &asked.resume {
         None => freestone::run_with(&planned, &spec, &*executor, &options),
         Some(run) => {

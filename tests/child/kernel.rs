@@ -31,7 +31,7 @@ impl freestone::UserKernel for Doubled {
 /// Doubles the array `x` in a place, and prints what that took.
 pub fn run(place: &str) {
     let x = freestone::open(&format!("{place}/x")).unwrap();
-    let y = freestone::map_blocks(&Doubled, &[&x], &freestone::BlocksOut::new(DType::Float32));
+    let y = freestone::map_blocks(&Doubled, &[&x], &freestone::OutputBlocks::new(DType::Float32));
     let spec = spec_in(&format!("{place}/work"));
     let report = freestone::run(
         &freestone::plan(&[Target::array(&y, &format!("{place}/y"))], &spec).unwrap(),

@@ -29,8 +29,8 @@ mod faults {
 
 use std::io::{Read, Write};
 
-use freestone::engine::executor::Executor;
 use freestone::{Processes, Threads, WORKER_ARGUMENT};
+use freestone_engine::executor::Executor;
 use serde_json::Value;
 
 fn main() {

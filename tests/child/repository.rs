@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use freestone::Options;
-use freestone::engine::events::{Event, Observer};
-use freestone::engine::plan::FinalizedPlan;
-use freestone::engine::publish::{PublishError, Publisher};
-use freestone::engine::storage::{StorageError, Store};
-use freestone::engine::task::Receipt;
+use freestone::RunOptions;
 use freestone::sessions::{CommitOptions, RepositoryPublisher};
+use freestone_engine::events::{Event, Observer};
+use freestone_engine::plan::FinalizedPlan;
+use freestone_engine::publish::{PublishError, Publisher};
+use freestone_engine::storage::{StorageError, Store};
+use freestone_engine::task::Receipt;
 use serde_json::{Value, json};
 
 use crate::scenarios::repository::{Asked, Moment, overwriting};
@@ -111,7 +111,7 @@ pub fn run(asked: &Asked) {
         &planned,
         &spec,
         &*executor,
-        &Options { session: Some(&stopping), observers: &[&stopping], ..Options::default() },
+        &RunOptions { session: Some(&stopping), observers: &[&stopping], ..RunOptions::default() },
     );
     panic!("the moment never came");
 }

@@ -1,7 +1,7 @@
 //! What tests and their child program share: settings, and the runs that are killed.
 
-use freestone::engine::plan::LocalMemory;
-use freestone::{Planned, Settings, Spec};
+use freestone::{Plan, Settings, Spec};
+use freestone_engine::plan::LocalMemory;
 
 /// Small, the same on every machine.
 pub fn spec_in(work_dir: &str) -> Spec {
@@ -17,16 +17,16 @@ pub fn spec_in(work_dir: &str) -> Spec {
 }
 
 /// So little memory that nothing but tasks has room.
-pub fn without_room(spec: &Spec, planned: &Planned, slots: usize) -> Spec {
+pub fn without_room(spec: &Spec, planned: &Plan, slots: usize) -> Spec {
     let local = LocalMemory { limit: spec.local_mem, shared: true };
-    let projection = planned.plan().projected_local_mem(slots, &local).unwrap();
+    let projection = planned.finalized().projected_local_mem(slots, &local).unwrap();
     Spec { local_mem: projection.base + projection.tasks, ..spec.clone() }
 }
 
 /// A run into plain arrays.
 pub mod driver {
-    use freestone::engine::storage::{LocalStore, Store};
-    use freestone::{DType, Planned, Spec, Target};
+    use freestone::{DType, Plan, Spec, Target};
+    use freestone_engine::storage::{LocalStore, Store};
     use serde::{Deserialize, Serialize};
 
     pub const SLOTS: usize = 2;
@@ -68,7 +68,7 @@ pub mod driver {
     ///
     /// On `memory`, which is threads, there is room for intermediates in memory: they go with the
     /// process, and come back. Else there is none.
-    pub fn plan(folder: &str, results: &str, on: &str) -> (Planned, Spec) {
+    pub fn plan(folder: &str, results: &str, on: &str) -> (Plan, Spec) {
         let x = freestone::random_uniform(&[2560, 96], 0.5, 1.0, 7, DType::Float64, &[16, 96]);
         let columns = x.rechunk(&[2560, 2]) * 2.0;
         let rows = columns.rechunk(&[16, 96]) + 1.0;
@@ -89,7 +89,7 @@ pub mod driver {
 /// A run that overwrites an array in a repository.
 pub mod repository {
     use freestone::sessions::{MAIN, Repository};
-    use freestone::{DType, Planned, Session, Spec};
+    use freestone::{DType, Plan, Session, Spec};
     use serde::{Deserialize, Serialize};
 
     /// When the driver is killed.
@@ -122,7 +122,7 @@ pub mod repository {
     pub const SHAPE: [u64; 2] = [1280, 64];
 
     /// From rows to columns and back, over what is there.
-    pub fn overwriting(folder: &str) -> (Planned, Spec, Session) {
+    pub fn overwriting(folder: &str) -> (Plan, Spec, Session) {
         let repository = Repository::open(&format!("{folder}/repository")).unwrap();
         let session = Session::begin(&repository, MAIN).unwrap();
         let x = freestone::random_uniform(&SHAPE, 0.5, 1.0, 7, DType::Float64, &[16, 64]);

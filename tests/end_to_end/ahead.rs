@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
-use freestone::engine::kernels::Buffer;
-use freestone::engine::plan::{Place as ArrayPlace, PlanArray, StageId};
-use freestone::engine::storage::{
-    ByteRange, Lock, ObjectPart, PartsRead, PendingRead, StorageError, Store, read_each,
-};
 use freestone::{
     Array, CodecName, DType, MemoryStore, Serial, Settings, Spec, Stores, Target, concat,
+};
+use freestone_engine::kernels::Buffer;
+use freestone_engine::plan::{Place as ArrayPlace, PlanArray, StageId};
+use freestone_engine::storage::{
+    ByteRange, Lock, ObjectPart, PartsRead, PendingRead, StorageError, Store, read_each,
 };
 
 use crate::support::{Place, tree};
@@ -265,7 +265,7 @@ impl Bench {
             "{name}"
         );
         let (reads, waited, most) = self.far.counts();
-        let plan = planned.plan();
+        let plan = planned.finalized();
         let stages = (0..plan.plan().stages.len()).map(StageId);
         let reading = stages.filter(|s| {
             plan.plan().stages[s.0]
@@ -310,7 +310,7 @@ fn what_comes_next_is_on_its_way() {
             ("all in one", 18, true, &|a, _| a.sum(())),
             ("means", 18, true, &|a, _| a.mean(0)),
             ("rechunked", 18, true, &|a, _| a.rechunk(&[120, 10])),
-            ("put together", 36, false, &|a, b| concat(&[a.clone(), b.clone()], Some(1))),
+            ("put together", 36, false, &|a, b| concat(&[a.clone(), b.clone()], 1)),
             ("of another shape", 18, true, &|a, _| a.reshape(&[90, 120])),
             ("taken", 9, true, &|a, _| a.take(&[3, 100, 7, 50], 0)),
             ("product", 108, true, &|a, b| a.matmul(&b.matrix_transpose())),
@@ -350,7 +350,7 @@ fn with_less_room_less_is_ahead() {
             &spec,
         )
         .unwrap();
-        (planned.plan().layout(StageId(0)).prefetch, planned.plan().projected_mem())
+        (planned.finalized().layout(StageId(0)).prefetch, planned.finalized().projected_mem())
     };
     let mut found = vec![plan(60_000_000)];
     while let Some((ahead, projected)) = found.last().copied()

@@ -4,16 +4,16 @@
 use std::fs;
 use std::path::Path;
 
-use freestone::engine::driver::RunError;
-use freestone::engine::plan::PlanError;
-use freestone::engine::publish::PublishError;
-use freestone::engine::storage::StorageError;
-use freestone::engine::storage::codec::CodecError;
-use freestone::engine::storage::metadata::MetadataError;
-use freestone::engine::task::FailureKind;
 use freestone::{
     Array, ArrayError, CodecName, DType, Error, ExitCode, Serial, Settings, Spec, Target, Threads,
 };
+use freestone_engine::driver::RunError;
+use freestone_engine::plan::PlanError;
+use freestone_engine::publish::PublishError;
+use freestone_engine::storage::StorageError;
+use freestone_engine::storage::codec::CodecError;
+use freestone_engine::storage::metadata::MetadataError;
+use freestone_engine::task::FailureKind;
 use serde_json::{Value, json};
 
 use crate::support::{Place, WINDS_V3, chunk_files, document, names, tree};
@@ -332,7 +332,7 @@ fn operations_that_do_not_fit() {
     check(u.rechunk(&[0, 1, 1]).check(), ExitCode::Input, "0", |e| {
         cause_is(e, |e| matches!(e, ArrayError::Grid(_)))
     });
-    check(u.slice(0, None, None, 0).check(), ExitCode::Input, "0", |e| {
+    check(u.slice(freestone::Slice::from(..).step(0), 0).check(), ExitCode::Input, "0", |e| {
         cause_is(e, |e| matches!(e, ArrayError::Argument(_)))
     });
     check(freestone::compute::<f64>(&u, &place.spec()), ExitCode::Input, "float32", |e| {
@@ -453,7 +453,7 @@ fn memory_one_byte_short_is_refused_and_nothing_is_touched() {
     let u = freestone::open(&format!("{WINDS_V3}/u")).unwrap();
     let mean = (&u * &u).mean(0);
     let targets = [Target::array(&mean, &place.at("out"))];
-    let projected = freestone::plan(&targets, &place.spec()).unwrap().plan().projected_mem();
+    let projected = freestone::plan(&targets, &place.spec()).unwrap().finalized().projected_mem();
     let allow = |allowed_mem: u64| Spec { allowed_mem, ..place.spec() };
     let refused = |e: &Error| matches!(e, Error::Plan(PlanError::ExceedsMemory { allowed, projected: p, .. }) if *allowed == projected - 1 && *p == projected);
     check(

@@ -5,15 +5,15 @@ use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use freestone::engine::driver::RunError;
-use freestone::engine::driver::record::folders;
-use freestone::engine::events::{Event, Observer};
-use freestone::engine::plan::FinalizedPlan;
-use freestone::engine::publish::{PublishError, Publisher};
-use freestone::engine::storage::{StorageError, Store};
-use freestone::engine::task::{FailureKind, Receipt};
 use freestone::sessions::{CommitOptions, Format, MAIN, Repository, RepositoryPublisher};
-use freestone::{Cancel, DType, Error, ExitCode, Options, Planned, Serial, Session, Spec, Stores};
+use freestone::{Cancel, DType, Error, ExitCode, Plan, RunOptions, Serial, Session, Spec, Stores};
+use freestone_engine::driver::RunError;
+use freestone_engine::driver::record::folders;
+use freestone_engine::events::{Event, Observer};
+use freestone_engine::plan::FinalizedPlan;
+use freestone_engine::publish::{PublishError, Publisher};
+use freestone_engine::storage::{StorageError, Store};
+use freestone_engine::task::{FailureKind, Receipt};
 use rustix::fs::{FlockOperation, flock};
 use serde_json::Value;
 
@@ -31,8 +31,8 @@ impl<F> Hook<F> {
         Hook { tasks: None, finished: AtomicU64::new(0), action }
     }
 
-    fn after_the_tasks(planned: &Planned, action: F) -> Hook<F> {
-        let tasks = planned.plan().plan().stages.iter().map(|s| s.n_tasks()).sum();
+    fn after_the_tasks(planned: &Plan, action: F) -> Hook<F> {
+        let tasks = planned.finalized().plan().stages.iter().map(|s| s.n_tasks()).sum();
         Hook { tasks: Some(tasks), finished: AtomicU64::new(0), action }
     }
 }
@@ -55,7 +55,7 @@ fn repository(place: &Place) -> Repository {
     Repository::open_or_create(&place.at("repository"), Format::default()).unwrap()
 }
 
-fn planned(session: &Session, spec: &Spec) -> Planned {
+fn planned(session: &Session, spec: &Spec) -> Plan {
     let ramp = freestone::arange(0.0, 200.0, 1.0, DType::Float64, 10);
     freestone::plan(&[session.target(&ramp, "ramp")], spec).unwrap()
 }
@@ -82,7 +82,7 @@ fn a_run_that_is_taken_over_ends_in_a_conflict_wherever_it_notices() {
             &planned,
             &spec,
             &Serial,
-            &Options { session: Some(&run), observers: &[&hook], ..Options::default() },
+            &RunOptions { session: Some(&run), observers: &[&hook], ..RunOptions::default() },
         )
         .unwrap_err();
         assert!(error.to_string().contains("another process has joined session"), "{error}");
@@ -113,14 +113,14 @@ fn a_run_that_goes_on_is_not_taken_over() {
         let stored =
             freestone::open_run(&format!("{}/{run}", spec.work_dir), &Stores::default()).unwrap();
         *refused.lock().unwrap() =
-            freestone::resume(&stored, &spec, &Serial, &Options::default()).err();
+            freestone::resume(&stored, &spec, &Serial, &RunOptions::default()).err();
     });
     let run = session.publishing("", CommitOptions::default());
     freestone::run_with(
         &planned,
         &spec,
         &Serial,
-        &Options { session: Some(&run), observers: &[&hook], ..Options::default() },
+        &RunOptions { session: Some(&run), observers: &[&hook], ..RunOptions::default() },
     )
     .unwrap();
     let refused = refused.lock().unwrap().take().unwrap();
@@ -210,7 +210,7 @@ fn a_commit_that_waits_for_the_lock_can_be_cancelled() {
         &planned,
         &spec,
         &Serial,
-        &Options { session: Some(&waiting), cancel, ..Options::default() },
+        &RunOptions { session: Some(&waiting), cancel, ..RunOptions::default() },
     )
     .unwrap_err();
     assert_eq!(waiting.asked.load(Ordering::SeqCst), 4, "it has waited");
@@ -221,7 +221,7 @@ fn a_commit_that_waits_for_the_lock_can_be_cancelled() {
 
     drop(lock);
     let stored = freestone::open_run(error.kept().unwrap(), &Stores::default()).unwrap();
-    let report = freestone::resume(&stored, &spec, &Serial, &Options::default()).unwrap();
+    let report = freestone::resume(&stored, &spec, &Serial, &RunOptions::default()).unwrap();
     assert!(report.snapshot.is_some() && report.finished_before > 0);
     let ramp = freestone::compute::<f64>(
         &freestone::open_version(&repository, MAIN, "ramp").unwrap(),

@@ -5,9 +5,9 @@ use std::cmp::Ordering;
 use std::fmt;
 use std::sync::Arc;
 
-use freestone::engine::kernels::dispatch;
-use freestone::engine::storage::Store;
 use freestone::{Array, Bool, Complex64, Complex128, DType, MemoryStore, Serial, Spec};
+use freestone_engine::kernels::dispatch;
+use freestone_engine::storage::Store;
 use ndarray::{ArrayD, IxDyn};
 use serde_json::json;
 
@@ -131,7 +131,7 @@ pub fn part(dtype: DType) -> DType {
 }
 
 /// A Rust type's values as elements.
-pub trait Seen: freestone::engine::kernels::dtype::Element {
+pub trait Seen: freestone_engine::kernels::dtype::Element {
     fn seen(self) -> Element;
 }
 

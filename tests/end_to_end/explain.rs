@@ -1,10 +1,10 @@
 //! What plans say of themselves: what is read, as a run reads it; why; and drawings in which
 //! nothing lies over anything else.
 
-use freestone::engine::machine::thread_cpu_ns;
-use freestone::engine::plan::{FinalizedPlan, PlanExplanation};
 use freestone::{Array, CodecName, DType, Serial, Spec, Target, concat};
 use freestone_cli::drawing::svg;
+use freestone_engine::machine::thread_cpu_ns;
+use freestone_engine::plan::{FinalizedPlan, PlanExplanation};
 
 use crate::command::{freestone, stdout};
 use crate::planner::planned;
@@ -16,7 +16,7 @@ fn plan(arrays: &[&Array], place: &Place, spec: &Spec) -> FinalizedPlan {
         .enumerate()
         .map(|(i, a)| Target::array(a, &place.at(&format!("out-{i}"))).codec(CodecName::None))
         .collect();
-    freestone::plan(&targets, spec).unwrap().plan().clone()
+    freestone::plan(&targets, spec).unwrap().finalized().clone()
 }
 
 /// An array of these chunks in a store.
@@ -39,7 +39,7 @@ fn check_traffic(arrays: &[&Array], place: &Place, within: f64, wrong: &mut Vec<
     let targets: Vec<Target> =
         arrays.iter().enumerate().map(|(i, a)| Target::array(a, &out(i)).overwrite(true)).collect();
     let planned = freestone::plan(&targets, &place.spec()).unwrap();
-    let explained = planned.plan().explain();
+    let explained = planned.finalized().explain();
     let report = freestone::run(&planned, &place.spec(), &Serial).unwrap();
     let mut exact = true;
     for (stage, took) in explained.stages.iter().zip(&report.stages) {
@@ -77,8 +77,8 @@ fn what_is_said_to_be_read_is_read() {
         &x + &y,
         x.sum([0, 1, 2]),
         x.rechunk(&[20, 40, 30]),
-        x.slice(0, Some(10), Some(50), 1),
-        x.at(1, 3),
+        x.slice(10..50, 0),
+        x.at(3, 1),
     ];
     for array in &exact {
         assert!(check_traffic(&[array], &place, 1.0, &mut wrong));
@@ -88,16 +88,16 @@ fn what_is_said_to_be_read_is_read() {
     let nearly = [
         x.rechunk(&[5, 20, 15]),
         x.rechunk(&[60, 7, 11]),
-        x.slice(0, Some(3), Some(50), 1),
+        x.slice(3..50, 0),
         x.flip([0]),
-        concat(&[x.clone(), y.clone()], Some(0)),
+        concat(&[x.clone(), y.clone()], 0),
         x.roll(3, 0),
         x.cumulative_sum(0),
         x.reshape(&[2400, 30]),
         a.matmul(&b),
         x.reshape(&[20, 3, 40, 30]).mean(0),
         x.reshape(&[40, 60, 30]).sum([1, 2]),
-        &a.slice(1, Some(0), Some(50), 1) + &a.slice(1, Some(0), Some(50), 1).matrix_transpose(),
+        &a.slice(0..50, 1) + &a.slice(0..50, 1).matrix_transpose(),
     ];
     for array in &nearly {
         check_traffic(&[array], &place, 1.1, &mut wrong);
@@ -139,7 +139,7 @@ fn plans_say_why() {
             "out-1 = merged mean(partial-mean-005)",
         ],
     );
-    let view = x.slice(0, Some(1), None, 1).flip([1]);
+    let view = x.slice(1.., 0).flip([1]);
     check(&plan(&[&view], &place, &place.spec()), &["x[1:, ::-1] is a view and needs no stage"]);
     let centred = &x - &x.mean(0);
     check(
@@ -151,10 +151,7 @@ fn plans_say_why() {
         ],
     );
     let six: Vec<Array> = (0..6).map(|i| &x + f64::from(i)).collect();
-    check(
-        &plan(&[&concat(&six, Some(0))], &place, &place.spec()),
-        &["more than 4 computed arrays"],
-    );
+    check(&plan(&[&concat(&six, 0)], &place, &place.spec()), &["more than 4 computed arrays"]);
     let square = &x + &x;
     check(
         &plan(&[&square.reshape(&[300, 400]).flip([0])], &place, &place.spec()),
@@ -173,7 +170,7 @@ fn a_billion_chunks_are_explained_at_once() {
     let place = Place::quick();
     let x = planned(&[1_000_000, 1_000_000], &[1_000, 1], "float64");
     let spec = Spec { parallelism: 1000, ..place.spec() };
-    let plan = plan(&[&(&x + &x).mean(0), &x.slice(0, Some(1), None, 1)], &place, &spec);
+    let plan = plan(&[&(&x + &x).mean(0), &x.slice(1.., 0)], &place, &spec);
     let start = thread_cpu_ns();
     let explained = plan.explain();
     let took = thread_cpu_ns() - start;

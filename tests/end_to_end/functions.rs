@@ -253,7 +253,7 @@ impl Case<'_> {
         let planned =
             freestone::plan(&[Target::array(array, &out).overwrite(true)], self.spec).unwrap();
         let report = freestone::run(&planned, self.spec, &Serial).unwrap();
-        for (stage, took) in planned.plan().explain().stages.iter().zip(&report.stages) {
+        for (stage, took) in planned.finalized().explain().stages.iter().zip(&report.stages) {
             let said: u64 = stage.reads.iter().map(|r| r.traffic.requests).sum();
             let (took, exact) = (took.traffic.reads, stage.reads.iter().all(|r| r.traffic.exact));
             let near = if exact { said == took } else { said.abs_diff(took) * 10 <= took };

@@ -4,16 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
-use freestone::engine::driver::RunError;
-use freestone::engine::events::{Event, Observer};
-use freestone::engine::kernels::Buffer;
-use freestone::engine::plan::{Place as ArrayPlace, StageId};
-use freestone::engine::storage::{
-    ByteRange, Lock, ObjectPart, PartsRead, PendingRead, StorageError, Store, read_each,
-};
 use freestone::{
-    Cancel, CodecName, DType, Error, MemoryStore, Options, Planned, RunReport, Serial, Spec,
+    Cancel, CodecName, DType, Error, MemoryStore, Plan, RunOptions, RunReport, Serial, Spec,
     Stores, Target, Threads,
+};
+use freestone_engine::driver::RunError;
+use freestone_engine::events::{Event, Observer};
+use freestone_engine::kernels::Buffer;
+use freestone_engine::plan::{Place as ArrayPlace, StageId};
+use freestone_engine::storage::{
+    ByteRange, Lock, ObjectPart, PartsRead, PendingRead, StorageError, Store, read_each,
 };
 
 use crate::scenarios::without_room;
@@ -182,7 +182,7 @@ impl Store for Watched {
 
 /// Four stages one after the other, with three arrays between them. Every chunk needs all of those
 /// before it.
-fn chain(output: &str, spec: &Spec) -> Planned {
+fn chain(output: &str, spec: &Spec) -> Plan {
     let mut x = freestone::random_uniform(&[240, 200], 0.5, 1.0, 7, DType::Float32, &[20, 200]);
     for chunks in [[240, 20], [20, 200], [240, 40]] {
         x = x.rechunk(&chunks) * 2.0;
@@ -190,8 +190,13 @@ fn chain(output: &str, spec: &Spec) -> Planned {
     let planned =
         freestone::plan(&[Target::array(&x, output).codec(CodecName::None)], spec).unwrap();
     let between =
-        planned.plan().plan().arrays.iter().filter(|a| a.place == ArrayPlace::Work).count();
-    assert_eq!((planned.plan().plan().stages.len(), between), (4, 3), "{}", planned.plan());
+        planned.finalized().plan().arrays.iter().filter(|a| a.place == ArrayPlace::Work).count();
+    assert_eq!(
+        (planned.finalized().plan().stages.len(), between),
+        (4, 3),
+        "{}",
+        planned.finalized()
+    );
     planned
 }
 
@@ -207,7 +212,7 @@ impl<F: Fn(StageId) + Send + Sync> Observer for Ended<F> {
 }
 
 fn run(
-    planned: &Planned,
+    planned: &Plan,
     spec: &Spec,
     work: &Arc<Watched>,
     observer: &dyn Observer,
@@ -219,12 +224,17 @@ fn run(
         planned,
         spec,
         &Serial,
-        &Options { observers: &[observer], cancel: cancel.clone(), stores, ..Options::default() },
+        &RunOptions {
+            observers: &[observer],
+            cancel: cancel.clone(),
+            stores,
+            ..RunOptions::default()
+        },
     )
 }
 
-fn written_by(planned: &Planned, stage: usize) -> String {
-    let plan = planned.plan().plan();
+fn written_by(planned: &Plan, stage: usize) -> String {
+    let plan = planned.finalized().plan();
     plan.array(plan.stages[stage].outputs[0].array).name.clone()
 }
 
@@ -277,7 +287,7 @@ fn a_failed_run_keeps_what_is_not_superseded() {
     let second = written_by(&planned, 1);
     let arrays = work.arrays();
     assert_eq!(arrays.keys().cloned().collect::<Vec<_>>(), [second.clone(), third]);
-    let info = &planned.plan().plan().arrays.iter().find(|a| a.name == second).unwrap().info;
+    let info = &planned.finalized().plan().arrays.iter().find(|a| a.name == second).unwrap().info;
     let chunks = work.store.keys().iter().filter(|k| k.contains(&second)).count() as u64;
     assert_eq!(chunks, info.grid.n_chunks());
 }
@@ -324,7 +334,7 @@ fn what_is_kept_in_memory_changes_no_byte() {
             &planned,
             &spec,
             &Threads::new(2),
-            &Options { stores, ..Options::default() },
+            &RunOptions { stores, ..RunOptions::default() },
         )
         .unwrap();
         // What is in memory is saved in `kept`, where a run takes so long that its journal is
@@ -354,14 +364,14 @@ fn a_small_sum_leaves_nothing_in_the_work_directory_but_plan_and_journal() {
     let spec = spec_in(work.url());
     let x = freestone::random_uniform(&[1000, 100], 0.0, 1.0, 7, DType::Float32, &[10, 100]);
     let planned = freestone::plan(&[Target::array(&x.sum(()), &place.at("out"))], &spec).unwrap();
-    assert_eq!(planned.plan().plan().stages.len(), 2);
+    assert_eq!(planned.finalized().plan().stages.len(), 2);
     let stores = Stores::default();
     stores.insert(Arc::<Watched>::clone(&work));
     freestone::run_with(
         &planned,
         &spec,
         &Threads::new(2),
-        &Options { stores, ..Options::default() },
+        &RunOptions { stores, ..RunOptions::default() },
     )
     .unwrap();
     let mut written: Vec<String> = work
@@ -383,7 +393,10 @@ fn processes_have_no_memory_tier() {
     let place = Place::new();
     let planned = chain(&place.at("out"), &place.spec());
     let report = freestone::run(&planned, &place.spec(), &processes(2)).unwrap();
-    assert_eq!((report.cached_bytes, report.projected_bytes), (0, planned.plan().projected_mem()));
+    assert_eq!(
+        (report.cached_bytes, report.projected_bytes),
+        (0, planned.finalized().projected_mem())
+    );
 }
 
 /// Whole processes, with room for all intermediates and for a part of them.

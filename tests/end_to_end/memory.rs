@@ -14,8 +14,8 @@ use std::process::Stdio;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use freestone::engine::memory::size;
 use freestone::{CodecName, DType, Serial, Target};
+use freestone_engine::memory::size;
 
 use measure::{Bench, Measured, command, measured};
 use table::{Data, Row, Size, n_rows, rows};
@@ -129,7 +129,7 @@ fn document(all: &[(&Row, Measured)], idle: u64) -> String {
         memory`), the suite `cgroup` runs every \
         row in a memory cgroup of exactly its projection.\n",
         all.len(),
-        size(freestone::engine::spec::DEFAULT_RESERVED_MEM),
+        size(freestone_engine::spec::DEFAULT_RESERVED_MEM),
         size(idle),
     );
     for (what, loose) in [("Closest to its projection", false), ("Farthest from it", true)] {
@@ -161,7 +161,7 @@ fn document(all: &[(&Row, Measured)], idle: u64) -> String {
                     row.codec(),
                     mb(found.projected),
                     mb(found.peak),
-                    mb(found.projected - freestone::engine::spec::DEFAULT_RESERVED_MEM),
+                    mb(found.projected - freestone_engine::spec::DEFAULT_RESERVED_MEM),
                     mb(found.peak.saturating_sub(idle)),
                     found.looseness(idle)
                 );

@@ -7,16 +7,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use freestone::engine::events::Observer;
-use freestone::engine::kernels::Buffer;
-use freestone::engine::storage::{
-    ByteRange, Lock, ObjectPart, PartsRead, PendingRead, StorageError, Store, read_each,
-};
 use freestone::{
-    Cancel, CodecName, DType, MemoryStore, Options, RunReport, Spec, Stores, Target, Threads,
+    Cancel, CodecName, DType, MemoryStore, RunOptions, RunReport, Spec, Stores, Target, Threads,
 };
 use freestone_cli::history::History;
 use freestone_cli::report::Report;
+use freestone_engine::events::Observer;
+use freestone_engine::kernels::Buffer;
+use freestone_engine::storage::{
+    ByteRange, Lock, ObjectPart, PartsRead, PendingRead, StorageError, Store, read_each,
+};
 use serde_json::Value;
 
 use crate::command::{check_failure, freestone, stdout};
@@ -161,7 +161,7 @@ fn a_cancelled_run_has_a_report_too() {
         &planned,
         &place.spec(),
         &Threads::new(2),
-        &Options { observers: &[&report], cancel, ..Options::default() },
+        &RunOptions { observers: &[&report], cancel, ..RunOptions::default() },
     )
     .unwrap_err();
     assert!(fs::read_to_string(&page).unwrap().contains(">Cancelled</p>"));
@@ -375,7 +375,7 @@ impl Store for Flaky {
 
 fn run(targets: &[Target], spec: &Spec, stores: &Stores, observers: &[&dyn Observer]) -> RunReport {
     let planned = freestone::plan(targets, spec).unwrap();
-    let options = Options { observers, stores: stores.clone(), ..Options::default() };
+    let options = RunOptions { observers, stores: stores.clone(), ..RunOptions::default() };
     freestone::run_with(&planned, spec, &Threads::new(spec.threads), &options).unwrap()
 }
 

@@ -3,12 +3,12 @@
 
 use std::fs;
 
-use freestone::engine::storage::metadata::{self, open_array};
-use freestone::engine::storage::packing::Packing;
 use freestone::{
     Array, ArrayError, DType, Error, ExitCode, Pad, RegionError, Scalar, Serial, Spec, Target,
     Threads,
 };
+use freestone_engine::storage::metadata::{self, open_array};
+use freestone_engine::storage::packing::Packing;
 use ndarray::{Array1, ArrayD};
 use serde_json::{Value, json};
 
@@ -113,9 +113,12 @@ fn packed_values_are_not_computed_with() {
             attributes(),
         ))
         .unwrap();
-        for t in
-            [t.clone(), t.slice(0, Some(1), None, 2), t.rechunk(&[3]), t.flip(0).reshape(&[2, 3])]
-        {
+        for t in [
+            t.clone(),
+            t.slice(freestone::Slice::from(1..).step(2), 0),
+            t.rechunk(&[3]),
+            t.flip(0).reshape(&[2, 3]),
+        ] {
             is_packed(t.mean(0));
             is_packed(t.max(()));
             is_packed(t.argmin(0));
@@ -124,19 +127,19 @@ fn packed_values_are_not_computed_with() {
             is_packed(freestone::less(&t, 3));
             is_packed(freestone::where_(&freestone::scalar(freestone::Bool(1)), &t, 0));
             is_packed(t.astype(DType::Float64));
-            is_packed(t.cumulative_sum(freestone::Running::axis(0)));
-            is_packed(freestone::tensordot(&t, &t, &freestone::Contracted::Count(0)));
-            is_packed(t.diff(0, 1));
+            is_packed(t.cumulative_sum(freestone::Scan::axis(0)));
+            is_packed(freestone::tensordot(&t, &t, freestone::TensordotAxes::Count(0)));
+            is_packed(t.diff(1, 0));
             is_packed(freestone::map_blocks(
                 &BlockSum,
                 &[&t],
-                &freestone::BlocksOut::new(DType::Int16),
+                &freestone::OutputBlocks::new(DType::Int16),
             ));
             let rank = t.shape().unwrap().len();
             is_packed(t.pad(&vec![(1, 0); rank], Pad::Constant(Scalar::new(0i16))));
             // Numbers of two kinds in one array.
-            is_packed(freestone::concat(&[t.clone(), t.raw()], Some(0)));
-            is_packed(freestone::concat(&[t.raw(), t.clone()], Some(0)));
+            is_packed(freestone::concat(&[t.clone(), t.raw()], 0));
+            is_packed(freestone::concat(&[t.raw(), t.clone()], 0));
         }
         // What comes back from here has no attributes that would tell.
         let error = freestone::compute::<i16>(&t, &place.spec()).unwrap_err();
@@ -245,8 +248,8 @@ fn copies_of_packed_values_keep_their_attributes() {
             json!({"units": "hours since 2000-01-01", "scale_factor": 0.5, "_FillValue": -9})
         );
         // Pieces of it are packed alike.
-        let pieces = [t.slice(0, Some(3), None, 1), t.slice(0, None, Some(3), 1)];
-        let joined = freestone::concat(&pieces, Some(0));
+        let pieces = [t.slice(3.., 0), t.slice(..3, 0)];
+        let joined = freestone::concat(&pieces, 0);
         assert!(Packing::same(joined.packing().unwrap().as_ref(), t.packing().unwrap().as_ref()));
         assert_eq!(values(&joined, &spec)[[0]], 300);
         // By the command, and what it says of the array.
@@ -334,7 +337,7 @@ fn regions_take_what_is_packed_alike() {
         let target = Target::in_group(array, &place.at("out"), "t").region(&[rows]);
         freestone::run(&freestone::plan(&[target], &spec)?, &spec, &Serial).map(drop)
     };
-    let half = |from, to| t.slice(0, Some(from), Some(to), 1);
+    let half = |from, to| t.slice(from..to, 0);
     write_region(&half(0, 3), 0..3).unwrap();
     write_region(&half(3, 6), 3..6).unwrap();
     assert_eq!(values(&freestone::open(&place.at("out/t")).unwrap(), &spec), stored());

@@ -5,32 +5,33 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::{Condvar, Mutex};
 
-use freestone::engine::driver::RunError;
-use freestone::engine::events::{Event, Observer};
-use freestone::engine::executor::{Executor, ExecutorError, Next, TaskSource};
-use freestone::engine::task::TaskOutcome;
-use freestone::engine::worker::RunContext;
 use freestone::{
-    Array, Cancel, Error, ExitCode, Options, Planned, Processes, RunReport, Spec, Target, Threads,
+    Array, Cancel, Error, ExitCode, Plan, Processes, RunOptions, RunReport, Spec, Target, Threads,
 };
+use freestone_engine::driver::RunError;
+use freestone_engine::events::{Event, Observer};
+use freestone_engine::executor::{Executor, ExecutorError, Next, TaskSource};
+use freestone_engine::task::TaskOutcome;
+use freestone_engine::worker::RunContext;
 
 use crate::support::{Place, WINDS_V3, in_memory, names, open_in_memory, processes, tree};
 
 /// Many small tasks: every chunk of the winds' time means in pieces of its own.
-fn many_tasks(output: &str, spec: &Spec) -> Planned {
+fn many_tasks(output: &str, spec: &Spec) -> Plan {
     let u = freestone::open(&format!("{WINDS_V3}/u")).unwrap();
     let doubled: Array = &u * 2.0;
     freestone::plan(&[Target::array(&doubled, output).chunks(&[1, 8, 8])], spec).unwrap()
 }
 
 fn run(
-    planned: &Planned,
+    planned: &Plan,
     spec: &Spec,
     executor: &dyn Executor,
     observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<RunReport, Error> {
-    let options = Options { observers: &[observer], cancel: cancel.clone(), ..Options::default() };
+    let options =
+        RunOptions { observers: &[observer], cancel: cancel.clone(), ..RunOptions::default() };
     freestone::run_with(planned, spec, executor, &options)
 }
 
@@ -255,7 +256,7 @@ fn an_interrupted_run_keeps_its_work_and_publishes_nothing() {
     );
     assert_eq!(error.exit_code(), ExitCode::Interrupted);
     let work = tree(place.at("work"));
-    let run = planned.plan().run_id().to_string();
+    let run = planned.finalized().run_id().to_string();
     assert!(
         work.keys().any(|k| k.starts_with(&run) && k.ends_with("/plan.json")),
         "{:?}",

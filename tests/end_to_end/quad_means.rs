@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use freestone::engine::executor::Executor;
-use freestone::engine::storage::Store;
 use freestone::{Array, CodecName, DType, Processes, Serial, Spec, Stores, Target, Threads};
+use freestone_engine::executor::Executor;
+use freestone_engine::storage::Store;
 use serde_json::Value;
 
 use crate::support::{BINARY, Place, WINDS_V2, WINDS_V3, in_memory, open_in_memory, tree};
@@ -117,11 +117,12 @@ fn three_means_are_one_stage_that_reads_each_chunk_once() {
     let outputs: Vec<Target> = means.iter().map(target).collect();
     let planned = freestone::plan(&outputs, &place.spec()).unwrap();
     let mean_stages: Vec<_> =
-        planned.plan().plan().stages.iter().filter(|s| s.name.starts_with("mean")).collect();
+        planned.finalized().plan().stages.iter().filter(|s| s.name.starts_with("mean")).collect();
     assert_eq!(mean_stages.len(), 1);
     assert_eq!(mean_stages[0].outputs.len(), 3);
 
-    let options = freestone::Options { stores: stores.clone(), ..freestone::Options::default() };
+    let options =
+        freestone::RunOptions { stores: stores.clone(), ..freestone::RunOptions::default() };
     freestone::run_with(&planned, &place.spec(), &Threads::new(2), &options).unwrap();
     let reads = input.counts().reads;
     let chunks: Vec<String> = input
@@ -214,7 +215,7 @@ fn partial_means_combine_to_the_same_values() {
     let mean = product.mean(());
     let stages = |spec: &Spec| {
         let planned = freestone::plan(&[Target::array(&mean, &place.at("unused"))], spec).unwrap();
-        planned.plan().plan().stages.iter().map(|s| s.name.clone()).collect::<Vec<_>>()
+        planned.finalized().plan().stages.iter().map(|s| s.name.clone()).collect::<Vec<_>>()
     };
     let (one, many) =
         (Spec { parallelism: 1, ..place.spec() }, Spec { parallelism: 64, ..place.spec() });

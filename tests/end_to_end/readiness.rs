@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use freestone::engine::events::{Event, Observer};
-use freestone::engine::executor::{Executor, ExecutorError, Next, TaskSource};
-use freestone::engine::storage::Store;
-use freestone::engine::worker::{RunContext, Worker};
-use freestone::{Array, CodecName, DType, Options, Planned, Serial, Spec, Stores, Target};
+use freestone::{Array, CodecName, DType, Plan, RunOptions, Serial, Spec, Stores, Target};
+use freestone_engine::events::{Event, Observer};
+use freestone_engine::executor::{Executor, ExecutorError, Next, TaskSource};
+use freestone_engine::storage::Store;
+use freestone_engine::worker::{RunContext, Worker};
 use proptest::prelude::*;
 
 use crate::intermediates::Watched;
@@ -129,15 +129,15 @@ fn apply(x: &Array, step: &Step) -> Array {
         Step::Take => {
             x.take(&(0..shape[0] as i64).map(|i| i * 7 % shape[0] as i64).collect::<Vec<_>>(), 0)
         }
-        Step::Every(n) => x.slice(0, None, None, *n),
+        Step::Every(n) => x.slice(freestone::Slice::from(..).step(*n), 0),
         Step::Repeat if shape[0] < 100 => x.repeat(2, 0),
         Step::Repeat => x.clone(),
         Step::Joined(axis) if shape[*axis] < 100 => {
-            freestone::concat(&[x.clone(), x * 3.0], Some(*axis as i64))
+            freestone::concat(&[x.clone(), x * 3.0], *axis as i64)
         }
         Step::Joined(_) => x.clone(),
         // All of an axis at once: every task of what comes before is read by all.
-        Step::Sum(axis) => x + &x.sum(freestone::Along::from(*axis as i64).keepdims()),
+        Step::Sum(axis) => x + &x.sum(freestone::Reduce::from(*axis as i64).keepdims()),
         Step::Mean => x - &(&x.mean(()) * 0.5),
     }
 }
@@ -155,11 +155,16 @@ fn run(x: &Array, slots: usize, seed: u64, room: u64) -> ndarray::ArrayD<f64> {
     let executor = Shuffled { slots, chance: Mutex::new(seed), ran: Mutex::default() };
     let stores = Stores::default();
     stores.insert(Arc::<Watched>::clone(&work));
-    freestone::run_with(&planned, &spec, &executor, &Options { stores, ..Options::default() })
-        .unwrap();
-    assert_eq!(work.missed(), [""; 0], "read before it was written, in\n{}", planned.plan());
+    freestone::run_with(
+        &planned,
+        &spec,
+        &executor,
+        &RunOptions { stores, ..RunOptions::default() },
+    )
+    .unwrap();
+    assert_eq!(work.missed(), [""; 0], "read before it was written, in\n{}", planned.finalized());
     let ran = executor.ran.into_inner().unwrap();
-    let tasks: u64 = planned.plan().plan().stages.iter().map(|s| s.n_tasks()).sum();
+    let tasks: u64 = planned.finalized().plan().stages.iter().map(|s| s.n_tasks()).sum();
     assert!(ran.len() as u64 == tasks && ran.values().all(|n| *n == 1), "{ran:?}");
     freestone::compute(&freestone::open(&place.at("out")).unwrap(), &place.spec()).unwrap()
 }
@@ -196,16 +201,16 @@ impl Observer for Order {
 }
 
 #[track_caller]
-fn check(planned: &Planned, spec: &Spec, expect: &[(&'static str, usize)]) {
+fn check(planned: &Plan, spec: &Spec, expect: &[(&'static str, usize)]) {
     let order = Order::default();
     freestone::run_with(
         planned,
         spec,
         &Serial,
-        &Options { observers: &[&order], ..Options::default() },
+        &RunOptions { observers: &[&order], ..RunOptions::default() },
     )
     .unwrap();
-    assert_eq!(order.0.into_inner().unwrap(), expect, "{}", planned.plan());
+    assert_eq!(order.0.into_inner().unwrap(), expect, "{}", planned.finalized());
 }
 
 #[test]

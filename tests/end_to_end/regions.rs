@@ -4,12 +4,12 @@ use std::fs;
 use std::ops::Range;
 use std::thread;
 
-use freestone::engine::driver::RunError;
-use freestone::engine::plan::PlanError;
-use freestone::engine::publish::PublishError;
 use freestone::{
     Array, ArrayError, CodecName, DType, Error, ExitCode, RegionError, Serial, Target, Threads,
 };
+use freestone_engine::driver::RunError;
+use freestone_engine::plan::PlanError;
+use freestone_engine::publish::PublishError;
 use serde_json::json;
 
 use crate::support::{Place, WINDS_V3, document, names, tree};
@@ -37,7 +37,7 @@ fn counted(rows: u64, columns: u64) -> Array {
 }
 
 fn part(array: &Array, rows: i64, columns: i64) -> Array {
-    array.slice(0, None, Some(rows), 1).slice(1, None, Some(columns), 1)
+    array.slice(..rows, 0).slice(..columns, 1)
 }
 
 fn zeros(
@@ -65,7 +65,7 @@ fn regions_are_written_one_after_the_other() {
         let planned = freestone::plan(std::slice::from_ref(&target), &place.spec()).unwrap();
         let chunks: u64 = region.iter().map(|r| (r.end - r.start).div_ceil(2)).product();
         assert_eq!(
-            planned.plan().plan().stages[0].n_tasks(),
+            planned.finalized().plan().stages[0].n_tasks(),
             chunks,
             "only chunks of the region are written"
         );
@@ -164,7 +164,7 @@ fn regions_that_do_not_fit() {
         "{error}"
     );
     // What a region of an array is computed from must not be that array.
-    let itself = freestone::open(&there).unwrap().slice(0, Some(2), Some(4), 1);
+    let itself = freestone::open(&there).unwrap().slice(2..4, 0);
     let error =
         freestone::plan(&[Target::array(&itself, &there).region(&[0..2, 0..5])], &place.spec())
             .unwrap_err();
@@ -204,7 +204,7 @@ fn two_runs_write_two_regions_at_once() {
         for half in 0..2i64 {
             let (place, location) = (&place, &location);
             scope.spawn(move || {
-                let rows = counted(400, 60).slice(0, Some(200 * half), Some(200 * half + 200), 1);
+                let rows = counted(400, 60).slice((200 * half)..(200 * half + 200), 0);
                 let from = 200 * half as u64;
                 let planned = freestone::plan(
                     &[Target::array(&rows, location).region(&[from..from + 200, 0..60])],
@@ -302,7 +302,7 @@ fn metadata_first_and_regions_by_coordinates() {
 
     let coordinates = tree(&group);
     for months in [0..5, 5..6, 6..12] {
-        let piece = u.slice(0, Some(months.start), Some(months.end), 1);
+        let piece = u.slice(months.start..months.end, 0);
         run(target(&piece).region_auto(), &place).unwrap();
     }
     assert_eq!(values(&format!("{group}/u"), &place), values(&format!("{WINDS_V3}/u"), &place));
@@ -312,7 +312,7 @@ fn metadata_first_and_regions_by_coordinates() {
     );
 
     let says = |why: &'static str| move |e: &RegionError| matches!(e, RegionError::Coordinate { axis: 0, name, why: w, .. } if name == "time" && w.contains(why));
-    let steps = u.slice(0, None, None, 2);
+    let steps = u.slice(freestone::Slice::from(..).step(2), 0);
     check_refused(target(&steps).region_auto(), &place, "without gaps", says("without gaps"));
     check_refused(target(&u.flip(0)).region_auto(), &place, "in this order", says("in this order"));
     // The coordinate that says where is not that of the stored array any more.
@@ -328,7 +328,7 @@ fn metadata_first_and_regions_by_coordinates() {
         "no coordinate of that name",
         says("no coordinate"),
     );
-    let renamed = u.with_dims(&[Some("month"), Some("latitude"), Some("longitude")]);
+    let renamed = u.with_dims(["month", "latitude", "longitude"]);
     check_refused(target(&renamed).region_auto(), &place, "named `month`", |e| {
         matches!(e, RegionError::Name { axis: 0, .. })
     });
@@ -359,7 +359,7 @@ fn stages_read_a_region_that_was_stored() {
         Target::array(&rechunked.sum(()), &place.at("sum")),
     ];
     let planned = freestone::plan(&targets, &place.spec()).unwrap();
-    let text = planned.plan().to_string();
+    let text = planned.finalized().to_string();
     assert!(
         text.contains("to a region from [4, 2] of") && text.contains("reads zeros float64 [4, 4]"),
         "{text}"

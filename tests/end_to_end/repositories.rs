@@ -10,13 +10,13 @@ mod shared;
 use std::fs;
 use std::process::Output;
 
-use freestone::engine::executor::Executor;
 use freestone::sessions::{
     CommitOptions, Format, MAIN, Rebase, Repository, RepositoryPublisher, Version,
 };
 use freestone::{
-    Array, DType, Error, ExitCode, Options, Serial, Session, Spec, Stores, Target, Threads,
+    Array, DType, Error, ExitCode, RunOptions, Serial, Session, Spec, Stores, Target, Threads,
 };
+use freestone_engine::executor::Executor;
 use ndarray::{ArrayD, Axis};
 
 use crate::command::stdout;
@@ -121,7 +121,7 @@ fn executors_commit_the_same() {
                 &place.spec(),
                 executor,
                 CommitOptions::default(),
-                &Options::default(),
+                &RunOptions::default(),
             )
             .unwrap();
         let mean = freestone::open_version(&repository, MAIN, "means/uu").unwrap();
@@ -197,9 +197,9 @@ fn an_array_grows_by_whole_chunks() {
 /// themselves.
 fn days(first: u64, n: u64) -> (Array, Array) {
     let time = freestone::arange(first as f64, (first + n) as f64, 1.0, DType::Float64, 4)
-        .with_dims(&[Some("time")]);
+        .with_dims(["time"]);
     let ones = freestone::full(&[n, 6], 1.0, DType::Float64, &[2, 3]);
-    ((&time.expand_dims(1) * &ones).with_dims(&[Some("time"), Some("x")]), time)
+    ((&time.expand_dims(1) * &ones).with_dims(["time", "x"]), time)
 }
 
 /// A group `wind` with `speed` and `direction` of four days, and `time`.
@@ -383,7 +383,8 @@ fn conflicts_say_what_helps() {
             let other = if overlap { begin("x", 10..30) } else { begin("y", 20..40) };
             other.commit("the other", &spec).unwrap();
             let options = CommitOptions { rebase, ..CommitOptions::default() };
-            let committed = late.commit_with("late", &spec, &Serial, options, &Options::default());
+            let committed =
+                late.commit_with("late", &spec, &Serial, options, &RunOptions::default());
             if !overlap && rebase == on_top {
                 committed.unwrap_or_else(|e| panic!("{case}: {e}"));
                 continue;
@@ -420,7 +421,7 @@ fn conflicts_say_what_helps() {
                     &stored,
                     &spec,
                     &Serial,
-                    &Options { session: Some(&session), ..Options::default() },
+                    &RunOptions { session: Some(&session), ..RunOptions::default() },
                 )
             };
             let text = resume(Rebase::Never).unwrap_err().to_string();
@@ -523,7 +524,7 @@ fn own_changes_are_read_where_they_are_known() {
         session
     };
     let error = begin()
-        .commit_with("y", &spec, &processes(1), CommitOptions::default(), &Options::default())
+        .commit_with("y", &spec, &processes(1), CommitOptions::default(), &RunOptions::default())
         .unwrap_err()
         .to_string();
     assert!(error.contains("commit it first, or compute on threads"), "{error}");
@@ -554,7 +555,7 @@ fn a_run_that_comes_second_can_go_on_top() {
     assert!(error.to_string().contains("changed nothing of the same"), "{error}");
     let stored = freestone::open_run(&run, &Stores::default()).unwrap();
     let again =
-        freestone::resume(&stored, &spec, &Serial, &Options::default()).unwrap_err().to_string();
+        freestone::resume(&stored, &spec, &Serial, &RunOptions::default()).unwrap_err().to_string();
     assert!(again.contains("came first"), "{again}");
     let on_top = RepositoryPublisher::of_ticket(&stored.record.session)
         .unwrap()
@@ -564,7 +565,7 @@ fn a_run_that_comes_second_can_go_on_top() {
         &stored,
         &spec,
         &Serial,
-        &Options { session: Some(&on_top), ..Options::default() },
+        &RunOptions { session: Some(&on_top), ..RunOptions::default() },
     )
     .unwrap();
     assert_eq!(report.finished_before, 3, "no task is run again");
@@ -584,7 +585,7 @@ fn a_run_that_comes_second_can_go_on_top() {
     let rebase =
         CommitOptions { rebase: Rebase::Disjoint { attempts: 5 }, ..CommitOptions::default() };
     let error =
-        session.commit_with("longer", &spec, &Serial, rebase, &Options::default()).unwrap_err();
+        session.commit_with("longer", &spec, &Serial, rebase, &RunOptions::default()).unwrap_err();
     assert!(error.to_string().contains("the metadata of `first`"), "{error}");
     assert_eq!(values(&repository, MAIN, "first", &spec).sum(), 45.0);
 }
@@ -617,7 +618,7 @@ fn what_is_in_the_way_is_found_before_anything_runs() {
         &planned,
         &spec,
         &Serial,
-        &Options { session: Some(&run), ..Options::default() },
+        &RunOptions { session: Some(&run), ..RunOptions::default() },
     )
     .unwrap_err()
     .to_string();
@@ -649,7 +650,7 @@ fn icechunk_reads_what_runs_commit() {
             &place.spec(),
             &processes(2),
             CommitOptions::default(),
-            &Options::default(),
+            &RunOptions::default(),
         )
         .unwrap();
     // In the format that Icechunk 1 reads: a group to which days were appended.

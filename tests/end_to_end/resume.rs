@@ -8,20 +8,20 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use std::{fs, thread};
 
-use freestone::engine::driver::RunError;
-use freestone::engine::driver::record::folders;
-use freestone::engine::events::{Event, Observer};
-use freestone::engine::executor::{Executor, ExecutorError, Next, TaskSource};
-use freestone::engine::machine::ProcessId;
-use freestone::engine::publish::PublishError;
-use freestone::engine::remote;
-use freestone::engine::storage::Store;
-use freestone::engine::task::{FailureKind, TaskOutcome};
-use freestone::engine::worker::RunContext;
 use freestone::{
-    Array, Cancel, CodecName, DType, Error, ExitCode, Options, Planned, RunReport, Serial, Spec,
+    Array, Cancel, CodecName, DType, Error, ExitCode, Plan, RunOptions, RunReport, Serial, Spec,
     Stores, Target, Threads,
 };
+use freestone_engine::driver::RunError;
+use freestone_engine::driver::record::folders;
+use freestone_engine::events::{Event, Observer};
+use freestone_engine::executor::{Executor, ExecutorError, Next, TaskSource};
+use freestone_engine::machine::ProcessId;
+use freestone_engine::publish::PublishError;
+use freestone_engine::remote;
+use freestone_engine::storage::Store;
+use freestone_engine::task::{FailureKind, TaskOutcome};
+use freestone_engine::worker::RunContext;
 
 use crate::suites::variable;
 use crate::support::{Place, processes, tree};
@@ -62,7 +62,7 @@ impl Observer for Counting {
 }
 
 fn run(
-    planned: &Planned,
+    planned: &Plan,
     spec: &Spec,
     executor: &dyn Executor,
     observer: &Counting,
@@ -71,7 +71,11 @@ fn run(
         planned,
         spec,
         executor,
-        &Options { observers: &[observer], cancel: observer.cancel.clone(), ..Options::default() },
+        &RunOptions {
+            observers: &[observer],
+            cancel: observer.cancel.clone(),
+            ..RunOptions::default()
+        },
     )
 }
 
@@ -86,7 +90,11 @@ fn resume(
         &stored,
         spec,
         executor,
-        &Options { observers: &[observer], cancel: observer.cancel.clone(), ..Options::default() },
+        &RunOptions {
+            observers: &[observer],
+            cancel: observer.cancel.clone(),
+            ..RunOptions::default()
+        },
     )
 }
 
@@ -106,7 +114,7 @@ fn input(place: &Place) -> Array {
 }
 
 /// Two results by several stages, with intermediates between them.
-fn stages(place: &Place, name: &str, spec: &Spec) -> Planned {
+fn stages(place: &Place, name: &str, spec: &Spec) -> Plan {
     let x = input(place);
     let y = (x.rechunk(&[600, 20]) * 2.0).rechunk(&[30, 400]);
     let z = x.sum(());
@@ -151,7 +159,8 @@ fn a_cancelled_run_goes_on_where_it_was() {
                 for after in [1, 20, 60, 90] {
                     let case = format!("{name}-{second_name}-{s}-{after}");
                     let planned = stages(&place, &case, spec);
-                    let n: u64 = planned.plan().plan().stages.iter().map(|s| s.n_tasks()).sum();
+                    let n: u64 =
+                        planned.finalized().plan().stages.iter().map(|s| s.n_tasks()).sum();
                     let stopped = Counting { cancel_after: Some(after), ..Counting::default() };
                     let error = match run(&planned, spec, &**first, &stopped) {
                         Ok(_) => continue,
@@ -193,7 +202,7 @@ fn a_run_of_fill_values_resumes_to_nothing() {
     let zeros = freestone::full(&[100, 100], 0.0, DType::Float64, &[10, 10]);
     let planned =
         freestone::plan(&[Target::array(&(zeros + 0.0), &place.at("out"))], &spec).unwrap();
-    let n = planned.plan().plan().stages[0].n_tasks();
+    let n = planned.finalized().plan().stages[0].n_tasks();
     let stopped = Counting { cancel_after: Some(n), ..Counting::default() };
     let Err(Error::Run(error)) = run(&planned, &spec, &Serial, &stopped) else {
         panic!("it is cancelled with its last task")
@@ -225,7 +234,7 @@ fn refused(folder: &str, spec: &Spec, verify: bool) -> RunError {
         &stored,
         spec,
         &Serial,
-        &Options { verify_inputs: verify, ..Options::default() },
+        &RunOptions { verify_inputs: verify, ..RunOptions::default() },
     ) {
         Err(Error::Run(error)) => error,
         other => panic!("{other:?}"),
@@ -317,7 +326,7 @@ fn a_place_where_a_run_is_at_work_is_refused() {
         &stages(&place, "out", &spec),
         &spec,
         &Threads::new(2),
-        &Options { observers: &[&other], ..Options::default() },
+        &RunOptions { observers: &[&other], ..RunOptions::default() },
     )
     .unwrap();
     assert_eq!(other.1.into_inner().unwrap(), Some(ExitCode::Conflict));
@@ -455,14 +464,15 @@ fn what_was_removed_is_made_again_where_it_is_needed() {
         let planned =
             freestone::plan(&[Target::array(&y, &place.at(name)).codec(CodecName::None)], spec)
                 .unwrap();
-        assert!(planned.plan().plan().stages.len() >= 3, "{}", planned.plan());
+        assert!(planned.finalized().plan().stages.len() >= 3, "{}", planned.finalized());
         planned
     };
     let spec = crate::scenarios::without_room(&place.spec(), &plan("expect", &place.spec()), 2);
     freestone::run(&plan("expect", &spec), &spec, &Serial).unwrap();
     for executor in [&Threads::new(2) as &dyn Executor, &processes(2)] {
         let planned = plan(executor.name(), &spec);
-        let tasks: Vec<u64> = planned.plan().plan().stages.iter().map(|s| s.n_tasks()).collect();
+        let tasks: Vec<u64> =
+            planned.finalized().plan().stages.iter().map(|s| s.n_tasks()).collect();
         let before_last: u64 = tasks[..tasks.len() - 1].iter().sum();
         let stopped = Counting { cancel_after: Some(before_last + 2), ..Counting::default() };
         let Err(Error::Run(error)) = run(&planned, &spec, &Serial, &stopped) else {
@@ -563,7 +573,8 @@ fn a_deadline_stops_a_run_and_it_can_be_resumed() {
     // Far more than the first request takes.
     let spec = Spec { deadline: Some(Duration::from_secs(3)), ..place.spec() };
     let planned = stages(&place, "out", &spec);
-    let error = freestone::run_with(&planned, &spec, &Stalling, &Options::default()).unwrap_err();
+    let error =
+        freestone::run_with(&planned, &spec, &Stalling, &RunOptions::default()).unwrap_err();
     assert_eq!(error.exit_code(), ExitCode::Deadline);
     let Error::Run(error) = error else { panic!("{error}") };
     assert!(matches!(error.cause(), RunError::Deadline(_)), "{error}");
@@ -595,9 +606,13 @@ fn a_run_that_finished_nothing_leaves_nothing() {
     let planned = stages(&place, "out", &spec);
     let cancel = Cancel::default();
     cancel.cancel();
-    let error =
-        freestone::run_with(&planned, &spec, &Serial, &Options { cancel, ..Options::default() })
-            .unwrap_err();
+    let error = freestone::run_with(
+        &planned,
+        &spec,
+        &Serial,
+        &RunOptions { cancel, ..RunOptions::default() },
+    )
+    .unwrap_err();
     let Error::Run(error) = error else { panic!("{error}") };
     assert!(matches!(error, RunError::Cancelled), "{error}");
     assert_eq!(folders(&Stores::default(), &spec.work_dir).unwrap(), Vec::<String>::new());
@@ -610,17 +625,17 @@ fn what_is_in_memory_is_not_kept() {
     let place = Place::new();
     let store = Arc::new(freestone::MemoryStore::new());
     let stores = Stores::default();
-    let store_dyn: Arc<dyn freestone::engine::storage::Store> =
+    let store_dyn: Arc<dyn freestone_engine::storage::Store> =
         Arc::<freestone::MemoryStore>::clone(&store);
     stores.insert(Arc::clone(&store_dyn));
     let spec = Spec { work_dir: store_dyn.url().to_owned(), ..place.spec() };
     let planned = stages(&place, "out", &spec);
     let stopped = Counting { cancel_after: Some(20), ..Counting::default() };
-    let options = Options {
+    let options = RunOptions {
         observers: &[&stopped],
         cancel: stopped.cancel.clone(),
         stores,
-        ..Options::default()
+        ..RunOptions::default()
     };
     let error = freestone::run_with(&planned, &spec, &Serial, &options).unwrap_err();
     assert!(matches!(&error, Error::Run(RunError::Cancelled)), "{error}");
@@ -691,7 +706,7 @@ fn records_of_workers_count_where_the_journal_is_silent() {
     };
     for (case, after) in [("early", 0.2), ("later", 0.5), ("late", 0.9)] {
         let planned = stages(&place, case, &spec);
-        let n: u64 = planned.plan().plan().stages.iter().map(|s| s.n_tasks()).sum();
+        let n: u64 = planned.finalized().plan().stages.iter().map(|s| s.n_tasks()).sum();
         let stopped =
             Counting { cancel_after: Some((n as f64 * after) as u64), ..Counting::default() };
         let Err(Error::Run(error)) =
@@ -763,7 +778,7 @@ fn s3_one_process_at_a_time_is_at_a_run() {
             &planned,
             &spec,
             &Serial,
-            &Options { observers: &[observer], ..Options::default() },
+            &RunOptions { observers: &[observer], ..RunOptions::default() },
         )
     };
 

@@ -114,7 +114,7 @@ fn stages_read_and_write_shards() {
         ];
         freestone::plan(&targets, &place.spec()).unwrap()
     };
-    let text = planned("text").plan().to_string();
+    let text = planned("text").finalized().to_string();
     assert!(text.contains("in chunks [10, 5] in shards [20, 10]"), "{text}");
     assert!(
         text.contains("reads text/x") || text.contains("reads x"),

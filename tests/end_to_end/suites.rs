@@ -6,15 +6,15 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use freestone::engine::driver::RunError;
-use freestone::engine::executor::Executor;
-use freestone::engine::kernels::dtype::{Complex128, Kind};
-use freestone::engine::storage::StorageError;
-use freestone::engine::task::FailureKind;
 use freestone::{
     Array, CodecName, DType, Error, ExitCode, Processes, Serial, Spec, Target, Threads,
     WORKER_ARGUMENT,
 };
+use freestone_engine::driver::RunError;
+use freestone_engine::executor::Executor;
+use freestone_engine::kernels::dtype::{Complex128, Kind};
+use freestone_engine::storage::StorageError;
+use freestone_engine::task::FailureKind;
 use serde_json::Value;
 
 use crate::support::{BINARY, Place, WINDS_V3, spec_in};
@@ -94,7 +94,7 @@ fn interop_writes_for_zarr_python() {
     };
     let numbers =
         ndarray::Array::from_shape_fn(ndarray::IxDyn(&[30, 41]), |i| (41 * i[0] + i[1]) as f32);
-    let numbers = freestone::asarray(&numbers).with_dims(&[Some("y"), Some("x")]);
+    let numbers = freestone::asarray(&numbers).with_dims(["y", "x"]);
     let target =
         |name: &str| Target::in_group(&numbers, &group, name).chunks(&[8, 8]).overwrite(true);
     for codec in ["none", "lz4", "zstd:5+crc32c", "gzip:1", "none+crc32c"] {
@@ -105,7 +105,7 @@ fn interop_writes_for_zarr_python() {
     }
     freestone::create(&[target("regions").shards(&[8, 16])], &place.spec()).unwrap();
     for rows in [0..16, 16..30] {
-        let part = numbers.slice(0, Some(rows.start), Some(rows.end), 1);
+        let part = numbers.slice(rows.start..rows.end, 0);
         run(Target::in_group(&part, &group, "regions")
             .region(&[rows.start as u64..rows.end as u64, 0..41]));
     }
@@ -119,8 +119,7 @@ fn interop_writes_for_zarr_python() {
     )
     .unwrap();
     for months in [0..7, 7..12] {
-        run(Target::in_group(&u.slice(0, Some(months.start), Some(months.end), 1), &group, "u")
-            .region_auto());
+        run(Target::in_group(&u.slice(months.start..months.end, 0), &group, "u").region_auto());
     }
     // After everything else, by a run that was not asked to consolidate.
     run(target("last"));
@@ -173,7 +172,7 @@ fn disk_full() {
     let output = format!("{small}/out");
     check_full(&output, &place.at("work"), &too_large(100), &Threads::new(2));
     // Space is free again: what was written is still no array, and not in the way of one.
-    let less = too_large(100).slice(0, None, Some(200), 1);
+    let less = too_large(100).slice(..200, 0);
     assert!(freestone::open(&output).is_err());
     let planned = freestone::plan(&[Target::array(&less, &output)], &place.spec()).unwrap();
     freestone::run(&planned, &place.spec(), &Serial).unwrap();
@@ -291,7 +290,7 @@ fn cgroup_bounds_hold_at_the_projection() {
         allowed_mem: freestone::parse_size(ALLOWED).unwrap(),
         ..place.spec()
     };
-    let projected = freestone::plan(&[target], &spec).unwrap().plan().projected_mem();
+    let projected = freestone::plan(&[target], &spec).unwrap().finalized().projected_mem();
     assert!(projected > 25_000_000, "{projected}");
 
     let run = rechunk(&place, "limited", &Cgroup::new("limited", projected));
@@ -329,7 +328,7 @@ fn cgroup_bounds_hold_for_workers() {
     let targets = means(&place.at("means"));
     let planned = freestone::plan(&targets, &place.spec()).unwrap();
     // Each worker is one process with one task: reserved memory and the task's projection.
-    let cgroup = Cgroup::new("worker", planned.plan().projected_mem());
+    let cgroup = Cgroup::new("worker", planned.finalized().projected_mem());
     let worker = Processes::new(
         1,
         "sh",
@@ -338,7 +337,7 @@ fn cgroup_bounds_hold_for_workers() {
     let report = freestone::run(&planned, &place.spec(), &worker).unwrap();
     assert_eq!(report.retries, 0, "no worker was killed");
     assert!(
-        report.worker_peak_bytes.is_some_and(|b| b <= planned.plan().projected_mem()),
+        report.worker_peak_bytes.is_some_and(|b| b <= planned.finalized().projected_mem()),
         "{report:?}"
     );
 }
@@ -366,7 +365,7 @@ fn values(location: &str, spec: &Spec) -> ndarray::ArrayD<f32> {
 #[ignore = "needs an S3 server: run by .ci/run"]
 fn s3_round_trip() {
     let (s3, place) = (variable("FREESTONE_S3"), Place::new());
-    freestone::engine::storage::conformance::check(
+    freestone_engine::storage::conformance::check(
         &*freestone::Stores::default().open(&s3).unwrap(),
         "conformance",
     );

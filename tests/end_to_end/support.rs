@@ -8,8 +8,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
-use freestone::engine::storage::Store;
 use freestone::{Array, MemoryStore, Processes, Spec, WORKER_ARGUMENT};
+use freestone_engine::storage::Store;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 

@@ -1,6 +1,8 @@
 //! Kernels that the library does not know: any blocks, any executor, and what goes wrong.
 
-use freestone::{Array, Block, BlockMut, BlocksOut, DType, Error, Lengths, Target, UserKernel};
+use freestone::{
+    Array, Block, BlockLengths, BlockMut, DType, Error, OutputBlocks, Target, UserKernel,
+};
 use ndarray::{Array2, ArrayD, Axis};
 use serde::{Deserialize, Serialize};
 
@@ -87,7 +89,7 @@ fn blocks_are_computed_one_by_one_whatever_is_around_them() {
     let whole = numbers(13, 7);
     for chunks in [[13, 7], [4, 3], [1, 7], [5, 1]] {
         let x = chunked(&whole, &chunks);
-        let out = BlocksOut::new(DType::Float64);
+        let out = OutputBlocks::new(DType::Float64);
         assert_eq!(
             compute(&freestone::map_blocks(&scaled(2.0), &[&x], &out)),
             (&whole * 2.0).into_dyn()
@@ -109,9 +111,9 @@ fn blocks_are_computed_one_by_one_whatever_is_around_them() {
 fn blocks_take_other_shapes() {
     let whole = numbers(10, 6);
     let x = chunked(&whole, &[4, 3]);
-    let out = BlocksOut::new(DType::Float64)
-        .lengths(0, Lengths::Each(1))
-        .lengths(1, Lengths::List(vec![1, 2]));
+    let out = OutputBlocks::new(DType::Float64)
+        .lengths(0, BlockLengths::Each(1))
+        .lengths(1, BlockLengths::List(vec![1, 2]));
     let sums = compute(&freestone::map_blocks(&BlockSum, &[&x], &out));
     assert_eq!(sums.shape(), [3, 3]);
     for (i, rows) in [0..4, 4..8, 8..10].into_iter().enumerate() {
@@ -124,13 +126,16 @@ fn blocks_take_other_shapes() {
     }
     // One row for every block of rows, and a new axis before it.
     let row = chunked(&numbers(1, 6), &[1, 3]);
-    let both =
-        freestone::map_blocks(&scaled(0.0), &[&x, &row.at(0, 0)], &BlocksOut::new(DType::Float64));
+    let both = freestone::map_blocks(
+        &scaled(0.0),
+        &[&x, &row.at(0, 0)],
+        &OutputBlocks::new(DType::Float64),
+    );
     assert_eq!(compute(&both), numbers(1, 6).broadcast((10, 6)).unwrap().to_owned().into_dyn());
     let dropped = freestone::map_blocks(
         &BlockSum,
         &[&x.rechunk(&[10, 3])],
-        &BlocksOut::new(DType::Float64).drop_axis(0).new_axis(1, 2),
+        &OutputBlocks::new(DType::Float64).drop_axis(0).new_axis(1, 2),
     );
     assert_eq!(dropped.shape().unwrap(), [6, 2]);
     assert_eq!(compute(&dropped)[[5, 1]], whole.slice(ndarray::s![.., 3..6]).sum());
@@ -139,9 +144,9 @@ fn blocks_take_other_shapes() {
 #[test]
 fn what_does_not_fit_is_refused_before_anything_runs() {
     let (x, y) = (chunked(&numbers(10, 6), &[4, 3]), chunked(&numbers(10, 6), &[5, 3]));
-    let out = BlocksOut::new(DType::Float64);
+    let out = OutputBlocks::new(DType::Float64);
     #[track_caller]
-    fn check(arrays: &[&Array], out: &BlocksOut, expected: &str) {
+    fn check(arrays: &[&Array], out: &OutputBlocks, expected: &str) {
         let error = freestone::map_blocks(&BlockSum, arrays, out).check().unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
@@ -152,10 +157,10 @@ fn what_does_not_fit_is_refused_before_anything_runs() {
     check(&[&x], &out.clone().new_axis(4, 1), "axis 4 is out of range");
     check(
         &[&x],
-        &out.clone().lengths(0, Lengths::List(vec![1])),
+        &out.clone().lengths(0, BlockLengths::List(vec![1])),
         "1 lengths were given for 3 blocks along axis 0",
     );
-    check(&[&x], &out.lengths(1, Lengths::Each(0)), "blocks of 0 elements");
+    check(&[&x], &out.lengths(1, BlockLengths::Each(0)), "blocks of 0 elements");
 }
 
 #[test]
@@ -167,14 +172,14 @@ fn a_kernel_that_fails_ends_the_run_with_its_words() {
         ("panic", "kernel `scaled` panicked"),
     ] {
         let kernel = Scaled { by: 1.0, trouble: Some(trouble.into()) };
-        let y = freestone::map_blocks(&kernel, &[&x], &BlocksOut::new(DType::Float64));
+        let y = freestone::map_blocks(&kernel, &[&x], &OutputBlocks::new(DType::Float64));
         let error = freestone::compute::<f64>(&y, &place.spec()).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
     let wrong = freestone::map_blocks(
         &scaled(1.0),
         &[&x.astype(DType::Float32)],
-        &BlocksOut::new(DType::Float64),
+        &OutputBlocks::new(DType::Float64),
     );
     let error = freestone::compute::<f64>(&wrong, &place.spec()).unwrap_err().to_string();
     assert!(error.contains("the block has dtype `float32`"), "{error}");
@@ -186,7 +191,7 @@ fn a_worker_without_the_kernel_is_found_before_the_first_task() {
     let place = Place::new();
     let winds =
         freestone::open(&format!("{}/u", crate::support::WINDS_V3)).unwrap().astype(DType::Float64);
-    let y = freestone::map_blocks(&scaled(1.0), &[&winds], &BlocksOut::new(DType::Float64));
+    let y = freestone::map_blocks(&scaled(1.0), &[&winds], &OutputBlocks::new(DType::Float64));
     let out = place.at("out.zarr");
     let planned = freestone::plan(&[Target::array(&y, &out)], &place.spec()).unwrap();
     let Err(error) = freestone::run(&planned, &place.spec(), &processes(1)) else {
@@ -200,10 +205,10 @@ fn a_worker_without_the_kernel_is_found_before_the_first_task() {
 #[test]
 fn scratch_memory_is_in_the_projection() {
     let x = chunked(&numbers(100, 100), &[100, 100]);
-    let y = freestone::map_blocks(&scaled(1.0), &[&x], &BlocksOut::new(DType::Float64));
+    let y = freestone::map_blocks(&scaled(1.0), &[&x], &OutputBlocks::new(DType::Float64));
     let spec = Place::new().spec();
     let plan = freestone::plan(&[Target::array(&y, "/nowhere")], &spec).unwrap();
-    let text = plan.plan().to_string();
+    let text = plan.finalized().to_string();
     // 80 000 bytes of scratch memory, and what a task keeps besides.
     assert!(
         text.contains("applies kernel scaled (version 3)")

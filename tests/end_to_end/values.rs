@@ -10,9 +10,9 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use freestone::engine::storage::Store;
-use freestone::engine::storage::metadata::open_array;
-use freestone::{Along, Array, Axes, CodecName, DType, MemoryStore, Spec};
+use freestone::{Array, Axes, CodecName, DType, MemoryStore, Reduce, Spec};
+use freestone_engine::storage::Store;
+use freestone_engine::storage::metadata::open_array;
 use ndarray::{ArrayD, Axis, IxDyn, Slice};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestCaseError, TestRunner};
@@ -217,7 +217,7 @@ fn partner(a: &Pair, pool: &[Pair], step: &Step) -> Pair {
         let n = a.whole.shape()[axis];
         if n > 0 {
             let at = step.c.unsigned_abs() as usize % n;
-            other.lazy = a.lazy.at(axis as i64, at as i64).expand_dims(axis as i64);
+            other.lazy = a.lazy.at(at as i64, axis as i64).expand_dims(axis as i64);
             other.whole = a.whole.clone();
             other.whole.slice_axis_inplace(Axis(axis), Slice::from(at..at + 1));
         }
@@ -385,7 +385,7 @@ fn apply(a: &Pair, pool: &[Pair], step: &Step, names: &mut Vec<&'static str>) ->
             let indices = python_slice(start, stop, pace, n);
             (
                 "slice",
-                a.lazy.slice(axis as i64, start, stop, pace),
+                a.lazy.slice(freestone::Slice::new(start, stop, pace), axis as i64),
                 a.whole.select(Axis(axis), &indices),
                 a.dtype,
             )
@@ -396,7 +396,7 @@ fn apply(a: &Pair, pool: &[Pair], step: &Step, names: &mut Vec<&'static str>) ->
             let from_end = if step.c < 0 { at as i64 - n as i64 } else { at as i64 };
             (
                 "at",
-                a.lazy.at(axis as i64 - rank as i64, from_end),
+                a.lazy.at(from_end, axis as i64 - rank as i64),
                 a.whole.index_axis(Axis(axis), at).to_owned(),
                 a.dtype,
             )
@@ -576,7 +576,7 @@ fn more(a: &Pair, pool: &[Pair], step: &Step, names: &mut Vec<&'static str>) -> 
                     d => zip(&high, &low, |x, y| rounded(x - y, d)),
                 };
             }
-            ("diff", a.lazy.diff(axis as i64, n.into()), whole, a.dtype)
+            ("diff", a.lazy.diff(n.into(), axis as i64), whole, a.dtype)
         }
         _ => return None,
     };
@@ -624,7 +624,7 @@ fn reduce(a: &Pair, step: &Step, names: &mut Vec<&'static str>) -> Option<Pair> 
         .into();
     let given: Axes = if axes.len() == rank && step.c % 3 == 0 { ().into() } else { given };
     let keepdims = step.b % 2 == 0;
-    let given = if keepdims { Along::axes(given).keepdims() } else { Along::axes(given) };
+    let given = if keepdims { Reduce::axes(given).keepdims() } else { Reduce::axes(given) };
     if step.operand.is_multiple_of(3) {
         return truth(a, step, &axes, given, names);
     }
@@ -675,7 +675,7 @@ fn truth(
     a: &Pair,
     step: &Step,
     axes: &[usize],
-    along: Along,
+    along: Reduce,
     names: &mut Vec<&'static str>,
 ) -> Option<Pair> {
     let keepdims = step.b % 2 == 0;
@@ -719,8 +719,8 @@ fn truth(
         kind if positions && len > 0 && a.dtype != DType::Bool => {
             let along = match (axes.len() == 1, keepdims) {
                 (true, _) => along,
-                (false, true) => Along::all().keepdims(),
-                (false, false) => Along::all(),
+                (false, true) => Reduce::all().keepdims(),
+                (false, false) => Reduce::all(),
             };
             let sign = if kind == 3 { 1.0 } else { -1.0 };
             let first = |v: &[f64]| {
@@ -744,7 +744,7 @@ fn truth(
 pub fn computed(pair: &Pair, spec: &Spec) -> Result<ArrayD<f64>, freestone::Error> {
     Ok(match pair.dtype {
         DType::Bool => {
-            freestone::compute::<freestone::engine::kernels::dtype::Bool>(&pair.lazy, spec)?
+            freestone::compute::<freestone_engine::kernels::dtype::Bool>(&pair.lazy, spec)?
                 .mapv(|x| f64::from(x.0))
         }
         DType::Float32 => freestone::compute::<f32>(&pair.lazy, spec)?.mapv(f64::from),

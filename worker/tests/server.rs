@@ -16,7 +16,7 @@ use freestone_engine::storage::Stores;
 use freestone_engine::task::{RunAddress, TaskOutcome, TaskRequest};
 use freestone_engine::user::{Block, BlockMut, KernelRegistry, UserKernel};
 use freestone_ops::io::{Target, outputs};
-use freestone_ops::{BlocksOut, arange, map_blocks};
+use freestone_ops::{OutputBlocks, arange, map_blocks};
 use freestone_worker::{Answer, Call, Invocation, Place, Server};
 use serde::{Deserialize, Serialize};
 
@@ -77,7 +77,7 @@ fn written(folder: &Path, kernel: &Counted) -> (FinalizedPlan, RunAddress) {
             .resolve()
             .unwrap();
     let numbers = arange(0.0, 120.0, 1.0, DType::Float64, 10);
-    let counted = map_blocks(kernel, &[&numbers], &BlocksOut::new(DType::Float64));
+    let counted = map_blocks(kernel, &[&numbers], &OutputBlocks::new(DType::Float64));
     let target =
         Target::array(&counted, &folder.join(format!("out-{}", kernel.plan)).display().to_string());
     let plan = lower(&outputs(&[target], &Stores::default()).unwrap(), &spec).unwrap();

@@ -13,10 +13,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use freestone::LambdaExecutor;
-use freestone::engine::remote;
-use freestone::engine::storage::Stores;
-use freestone::engine::user::KernelRegistry;
-use freestone::engine::worker::RunContext;
+use freestone_engine::remote;
+use freestone_engine::storage::Stores;
+use freestone_engine::user::KernelRegistry;
+use freestone_engine::worker::RunContext;
 use freestone_lambda_emulator::Answering;
 use freestone_worker::{Answer, Call, Environment, Invocation, fetch};
 

@@ -3,12 +3,12 @@
 use std::time::SystemTime;
 
 use clap::Args;
-use freestone::engine::driver::RunError;
-use freestone::engine::driver::record::{self, RunStatus};
-use freestone::engine::storage::{StorageError, Store, identity};
-use freestone::engine::task::RunAddress;
 use freestone::{Error, StoredRun, size};
 use freestone_cli::limits::Limits;
+use freestone_engine::driver::RunError;
+use freestone_engine::driver::record::{self, RunStatus};
+use freestone_engine::storage::{StorageError, Store, identity};
+use freestone_engine::task::RunAddress;
 
 use super::{Failure, say};
 

@@ -1,8 +1,8 @@
 //! `freestone info`.
 
-use freestone::engine::storage::metadata::{self, MetadataError};
-use freestone::engine::storage::{StoredArray, join, split_location};
 use freestone::size;
+use freestone_engine::storage::metadata::{self, MetadataError};
+use freestone_engine::storage::{StoredArray, join, split_location};
 
 use super::{Failure, say};
 

@@ -20,16 +20,16 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::{fs, process};
 
-use freestone::engine::driver::RunError;
-use freestone::engine::events::Observer;
-use freestone::engine::executor::Executor;
-use freestone::engine::plan::PlanExplanation;
-use freestone::engine::publish::Publisher;
 use freestone::sessions::RepositoryPublisher;
-use freestone::{Cancel, Error, ExitCode, Options, RunReport, Spec, Target};
+use freestone::{Cancel, Error, ExitCode, RunOptions, RunReport, Spec, Target};
 use freestone_cli::cost::{self, Cost, Place, Prices};
 use freestone_cli::drawing::svg;
 use freestone_cli::limits::Limits;
+use freestone_engine::driver::RunError;
+use freestone_engine::events::Observer;
+use freestone_engine::executor::Executor;
+use freestone_engine::plan::PlanExplanation;
+use freestone_engine::publish::Publisher;
 use freestone_expr::ExpressionError;
 use watching::Watching;
 
@@ -88,8 +88,8 @@ fn execute(
     }
     if mode.plan_only {
         let local = executor.local_memory(spec.local_mem);
-        let here = planned.plan().projected_local_mem(executor.slots(), &local);
-        let explanation = planned.plan().explain();
+        let here = planned.finalized().projected_local_mem(executor.slots(), &local);
+        let explanation = planned.finalized().explain();
         if let Some(file) = mode.svg {
             fs::write(file, svg(&explanation)).map_err(|e| {
                 Failure::Usage(format!("cannot write the drawing to {}: {e}", file.display()))
@@ -113,7 +113,7 @@ fn execute(
         });
     }
     // With JSON, one object is all that is said.
-    let said = if mode.json { Ok(()) } else { say(&planned.plan().to_string()) };
+    let said = if mode.json { Ok(()) } else { say(&planned.finalized().to_string()) };
     let cancel = interruptible(&spec.work_dir)?;
     let session = session.as_ref().map(|s| s as &dyn Publisher);
     let run = |observers: &[&dyn Observer]| {
@@ -121,12 +121,13 @@ fn execute(
             &planned,
             &spec,
             &*executor,
-            &Options { observers, cancel, session, ..Options::default() },
+            &RunOptions { observers, cancel, session, ..RunOptions::default() },
         )
     };
     let report = watching.watch(&spec, run)?.inspect_err(|_| spent(&*executor, &spec))?;
     // The work is done; that nobody hears of it is no failure.
-    let projected = report.invoked.and_then(|_| projected(&planned.plan().explain(), &spec).ok());
+    let projected =
+        report.invoked.and_then(|_| projected(&planned.finalized().explain(), &spec).ok());
     let _ = said.and_then(|()| say(&took(&report, projected.as_ref(), &spec, mode.json)));
     Ok(())
 }

@@ -1,9 +1,9 @@
 //! `freestone rechunk`.
 
 use clap::Args;
-use freestone::engine::storage::split_location;
 use freestone::{Encoding, Session, Target};
 use freestone_cli::limits::Limits;
+use freestone_engine::storage::split_location;
 
 use super::committing::{Committing, path};
 use super::watching::Watching;

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use clap::Subcommand;
-use freestone::engine::spec::parse_duration;
 use freestone::sessions::{Snapshot, Version};
 use freestone::size;
+use freestone_engine::spec::parse_duration;
 use serde_json::{Value, json};
 
 use super::committing::Place;

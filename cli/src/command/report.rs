@@ -1,8 +1,8 @@
 //! What a plan is and what a run took, as JSON.
 
 use freestone::RunReport;
-use freestone::engine::plan::{LocalProjection, PlanExplanation};
 use freestone_cli::cost::Cost;
+use freestone_engine::plan::{LocalProjection, PlanExplanation};
 use serde_json::{Value, json};
 
 /// A plan explained, and what this machine would hold if all of it has room. All sizes are bytes.

@@ -1,11 +1,11 @@
 //! `freestone resume`.
 
 use clap::Args;
-use freestone::Options;
-use freestone::engine::driver::RunError;
-use freestone::engine::events::Observer;
-use freestone::engine::publish::Publisher;
+use freestone::RunOptions;
 use freestone_cli::limits::Limits;
+use freestone_engine::driver::RunError;
+use freestone_engine::events::Observer;
+use freestone_engine::publish::Publisher;
 
 use super::watching::Watching;
 use super::{Failure, committing, interruptible, say, spent, took};
@@ -53,13 +53,13 @@ pub(crate) fn resume(asked: &Arguments) -> Result<(), Failure> {
             &stored,
             &spec,
             &*executor,
-            &Options {
+            &RunOptions {
                 observers,
                 cancel,
                 session,
                 stores,
                 verify_inputs: asked.verify_inputs,
-                ..Options::default()
+                ..RunOptions::default()
             },
         )
     };

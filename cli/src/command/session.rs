@@ -3,10 +3,10 @@
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, Subcommand};
-use freestone::engine::spec::parse_duration;
 use freestone::sessions::{
     Closed, CommitOptions, Format, SessionState, SharedCommit, SharedStatus,
 };
+use freestone_engine::spec::parse_duration;
 use serde_json::{Value, json};
 
 use super::committing::{Place, rebase};

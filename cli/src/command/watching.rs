@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use freestone::Spec;
-use freestone::engine::events::Observer;
 use freestone_cli::history::History;
 use freestone_cli::progress::Progress;
 use freestone_cli::report::Report;
+use freestone_engine::events::Observer;
 
 use super::Failure;
 

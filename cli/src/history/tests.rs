@@ -1,8 +1,8 @@
 use std::fs;
 
-use freestone::engine::events::MemoryExcess;
-use freestone::engine::plan::StageId;
-use freestone::engine::task::FailureKind;
+use freestone_engine::events::MemoryExcess;
+use freestone_engine::plan::StageId;
+use freestone_engine::task::FailureKind;
 use serde_json::{Value, json};
 
 use super::*;
@@ -23,7 +23,7 @@ fn tell_all(history: &History) {
         counted: 2,
     });
     let repeated =
-        freestone::engine::task::TaskRequest { backup_of: Some(5), ..request(6, 0, 22, 1) };
+        freestone_engine::task::TaskRequest { backup_of: Some(5), ..request(6, 0, 22, 1) };
     history.on_event(&Event::Started { request: &repeated });
     let lost = failure(FailureKind::WorkerLost, "<gone>\n", 22);
     let failed = TaskOutcome {

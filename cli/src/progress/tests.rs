@@ -1,6 +1,6 @@
-use freestone::engine::driver::RunError;
-use freestone::engine::plan::StageId;
-use freestone::engine::task::FailureKind;
+use freestone_engine::driver::RunError;
+use freestone_engine::plan::StageId;
+use freestone_engine::task::FailureKind;
 use indicatif::InMemoryTerm;
 
 use super::*;
@@ -134,7 +134,7 @@ fn backups_and_repetitions_are_told() {
         done(progress, now, 0, 0, 40);
         progress.on_at(
             &Event::Started {
-                request: &freestone::engine::task::TaskRequest {
+                request: &freestone_engine::task::TaskRequest {
                     backup_of: Some(1),
                     ..request(9, 0, 7, 1)
                 },

@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 
-use freestone::engine::memory::size;
+use freestone_engine::memory::size;
 
 use super::page::{duration, percent};
 use super::record::{Ended, Record};

@@ -16,8 +16,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use freestone::engine::events::{Event, Observer};
-use freestone::engine::spec::Spec;
+use freestone_engine::events::{Event, Observer};
+use freestone_engine::spec::Spec;
 
 use record::Record;
 

@@ -2,9 +2,9 @@
 
 use std::fmt::Write as _;
 
-use freestone::engine::memory::size;
-use freestone::engine::spec::Spec;
-use freestone::engine::storage::reader::Traffic;
+use freestone_engine::memory::size;
+use freestone_engine::spec::Spec;
+use freestone_engine::storage::reader::Traffic;
 use serde_json::Value;
 
 use super::charts::{self, colour};

@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::cost::{Cost, Place, Prices};
-use freestone::engine::driver::RunError;
-use freestone::engine::events::{Event, RunReport, RunStart};
-use freestone::engine::machine;
-use freestone::engine::plan::PlanExplanation;
-use freestone::engine::storage::reader::Traffic;
-use freestone::engine::task::{TaskOutcome, TaskReport};
+use freestone_engine::driver::RunError;
+use freestone_engine::events::{Event, RunReport, RunStart};
+use freestone_engine::machine;
+use freestone_engine::plan::PlanExplanation;
+use freestone_engine::storage::reader::Traffic;
+use freestone_engine::task::{TaskOutcome, TaskReport};
 
 use super::timeline::{Span, Timeline};
 use crate::spans::InFlight;

@@ -1,7 +1,7 @@
-use freestone::engine::driver::RunError;
-use freestone::engine::events::{MemoryExcess, RunReport, RunStart};
-use freestone::engine::plan::StageId;
-use freestone::engine::task::{FailureKind, TaskOutcome, TaskRequest};
+use freestone_engine::driver::RunError;
+use freestone_engine::events::{MemoryExcess, RunReport, RunStart};
+use freestone_engine::plan::StageId;
+use freestone_engine::task::{FailureKind, TaskOutcome, TaskRequest};
 
 use super::*;
 use crate::spans::tests::{failure, outcome, planned, request, spec, started};
@@ -258,7 +258,7 @@ fn a_page_of_a_run_that_is_paid_for_says_what_it_cost() {
     let mut record = record(1000, 2);
     let html = page_of(&mut record, Ok(&RunReport::default()));
     assert!(!html.contains("<h2>Cost</h2>"));
-    let invoked = freestone::engine::executor::Invocations {
+    let invoked = freestone_engine::executor::Invocations {
         invocations: 7,
         byte_ms: f64::from(1 << 30) * 3e6,
         ..Default::default()

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use freestone::engine::storage::reader::Traffic;
+use freestone_engine::storage::reader::Traffic;
 
 /// Bins of time.
 pub(super) const N_BINS: usize = 512;

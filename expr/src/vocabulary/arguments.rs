@@ -1,8 +1,7 @@
 //! Access to the arguments of a call, by parameter name and kind.
 
 use freestone_kernels::{DType, Scalar};
-use freestone_ops::reduce::Axes;
-use freestone_ops::{Array, Error, Operand, default_chunks};
+use freestone_ops::{Array, Axes, Error, Operand, default_chunks};
 
 use super::signature::{Bound, Given};
 use super::{CallError, Value};

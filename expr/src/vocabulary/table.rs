@@ -1,9 +1,9 @@
 //! The functions that are not elementwise of one or two operands: one row each.
 
 use freestone_kernels::{DType, Scalar};
-use freestone_ops::reduce::Along;
+use freestone_ops::reduce::Reduce;
 use freestone_ops::{
-    Array, Contracted, Indexing, Pad, Running, broadcast_arrays, clip, concat, outer, stack,
+    Array, Axes, Indexing, Pad, Scan, TensordotAxes, broadcast_arrays, clip, concat, outer, stack,
     tensordot, vecdot, where_,
 };
 use freestone_ops::{
@@ -73,37 +73,37 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
             sum "(x, /, *, axis=None, dtype=None, keepdims=False)", "The sum; integers give 64 \
                 bits and wrap.", "the reduced axes dropped, or 1 with keepdims", "all; bools \
                 count", FOLD,
-                a => a.array("x")?.sum(along(a)?);
+                a => a.array("x")?.sum(reduce(a)?);
             cumulative_prod "(x, /, *, axis=None, dtype=None, include_initial=False)", "The \
                 running product along an axis; integers give 64 bits and wrap.", "that of x; \
                 longer by 1 with include_initial", ALL, SCAN,
-                a => a.array("x")?.cumulative_prod(running(a)?);
+                a => a.array("x")?.cumulative_prod(scan(a)?);
             cumulative_sum "(x, /, *, axis=None, dtype=None, include_initial=False)", "The running \
                 sum along an axis; integers give 64 bits and wrap.", "that of x; longer by 1 with \
                 include_initial", ALL, SCAN,
-                a => a.array("x")?.cumulative_sum(running(a)?);
+                a => a.array("x")?.cumulative_sum(scan(a)?);
             prod "(x, /, *, axis=None, dtype=None, keepdims=False)", "The product; integers give \
                 64 bits and wrap.", "the reduced axes dropped, or 1 with keepdims", "all; bools \
                 count", FOLD,
-                a => a.array("x")?.prod(along(a)?);
+                a => a.array("x")?.prod(reduce(a)?);
             mean "(x, /, *, axis=None, keepdims=False)", "The mean; NaN if there is one. Integers \
                 give float64.", "the reduced axes dropped, or 1 with keepdims", "all; bools \
                 count", FOLD,
-                a => a.array("x")?.mean(along(a)?);
+                a => a.array("x")?.mean(reduce(a)?);
             var "(x, /, *, axis=None, correction=0.0, keepdims=False)", "The variance, with the \
                 number of elements less `correction` below the line.", "the reduced axes dropped, \
                 or 1 with keepdims", REAL, FOLD,
-                a => a.array("x")?.var(along(a)?);
+                a => a.array("x")?.var(reduce(a)?);
             std "(x, /, *, axis=None, correction=0.0, keepdims=False)", "The standard deviation: \
                 the square root of `var`.", "the reduced axes dropped, or 1 with \
                 keepdims", REAL, FOLD,
-                a => a.array("x")?.std(along(a)?);
+                a => a.array("x")?.std(reduce(a)?);
             min "(x, /, *, axis=None, keepdims=False)", "The least element; NaN if there is \
                 one.", "the reduced axes dropped, or 1 with \
-                keepdims", ORDERED, FOLD, a => a.array("x")?.min(along(a)?);
+                keepdims", ORDERED, FOLD, a => a.array("x")?.min(reduce(a)?);
             max "(x, /, *, axis=None, keepdims=False)", "The greatest element; NaN if there is \
                 one.", "the reduced axes dropped, or 1 with \
-                keepdims", ORDERED, FOLD, a => a.array("x")?.max(along(a)?);
+                keepdims", ORDERED, FOLD, a => a.array("x")?.max(reduce(a)?);
         },
     ),
     (
@@ -117,7 +117,7 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
             tensordot "(x1, x2, /, *, axes=2)", "Sums of products over the last axes of `x1` and \
                 the first of `x2`, or over two lists of axes.", "the axes of x1 that stay, then \
                 those of x2", ALL, PRODUCT,
-                a => tensordot(a.array("x1")?, a.array("x2")?, &contracted(a)?);
+                a => tensordot(a.array("x1")?, a.array("x2")?, tensordot_axes(a)?);
             vecdot "(x1, x2, /, *, axis=-1)", "The sum of products along an axis, of conjugates of \
                 `x1`; the others broadcast.", "that to which the other axes broadcast", ALL, FOLD,
                 a => vecdot(a.array("x1")?, a.array("x2")?, a.integer("axis")?);
@@ -129,14 +129,14 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
             argmax "(x, /, *, axis=None, keepdims=False)", "The index of the first greatest \
                 element, or of the first NaN.", "the axis dropped, or 1 with keepdims; all of them \
                 with axis=None", ORDERED, FOLD,
-                a => a.array("x")?.argmax(along(a)?);
+                a => a.array("x")?.argmax(reduce(a)?);
             argmin "(x, /, *, axis=None, keepdims=False)", "The index of the first least element, \
                 or of the first NaN.", "the axis dropped, or 1 with keepdims; all of them with \
                 axis=None", ORDERED, FOLD,
-                a => a.array("x")?.argmin(along(a)?);
+                a => a.array("x")?.argmin(reduce(a)?);
             count_nonzero "(x, /, *, axis=None, keepdims=False)", "The number of elements that are \
                 not 0.", "the reduced axes dropped, or 1 with keepdims", ALL, FOLD,
-                a => a.array("x")?.count_nonzero(along(a)?);
+                a => a.array("x")?.count_nonzero(reduce(a)?);
             where "(condition, x1, x2, /)", "Elements of `x1` where the condition is true, of `x2` \
                 elsewhere.", "that to which all three broadcast", ALL, VIEW,
                 a => where_(a.array("condition")?, a.operand("x1")?, a.operand("x2")?);
@@ -147,17 +147,17 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
         rows! {
             all "(x, /, *, axis=None, keepdims=False)", "True where all elements are not 0.", "the \
                 reduced axes dropped, or 1 with \
-                keepdims", ALL, FOLD, a => a.array("x")?.all(along(a)?);
+                keepdims", ALL, FOLD, a => a.array("x")?.all(reduce(a)?);
             any "(x, /, *, axis=None, keepdims=False)", "True where one element is not 0.", "the \
                 reduced axes dropped, or 1 with \
-                keepdims", ALL, FOLD, a => a.array("x")?.any(along(a)?);
+                keepdims", ALL, FOLD, a => a.array("x")?.any(reduce(a)?);
             diff "(x, /, *, axis=-1, n=1, prepend=None, append=None)", "The `n`-th difference of \
                 neighbours along an axis.", "n shorter along axis, after prepend and \
                 append", ALL, VIEW, a => {
                 let end = |name| if a.is_none(name)? { Ok::<_, CallError>(None) } else { a.array(name).map(|x| Some(x.clone())) };
                 let parts: Vec<Array> = [end("prepend")?, Some(a.array("x")?.clone()), end("append")?].into_iter().flatten().collect();
                 let n = u64::try_from(a.integer("n")?).map_err(|_| a.refuse("n", "n is negative"))?;
-                concat(&parts, Some(a.integer("axis")?)).diff(a.integer("axis")?, n)
+                concat(&parts, a.integer("axis")?).diff(n, a.integer("axis")?)
             };
         },
     ),
@@ -172,7 +172,7 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
             concat "(arrays, /, *, axis=0)", "Arrays one after the other along an axis; with None \
                 each is flattened first.", "lengths added along axis; (all elements,) with \
                 axis=None", ALL, PIECES,
-                a => concat(&a.arrays("arrays")?, a.optional_integer("axis")?);
+                a => concat(&a.arrays("arrays")?, a.optional_integer("axis")?.map_or_else(Axes::default, Axes::from));
             expand_dims "(x, /, axis=0)", "A new axis of length 1 before axis `axis` of the \
                 result.", "1 inserted at \
                 axis", ALL, VIEW, a => a.array("x")?.expand_dims(a.integer("axis")?);
@@ -362,31 +362,31 @@ impl From<Vec<Array>> for Value {
 }
 
 /// The options of a reduction, those that its signature has.
-fn along(a: &Arguments) -> Result<Along, CallError> {
-    let mut along = Along::axes(a.axes("axis")?);
+fn reduce(a: &Arguments) -> Result<Reduce, CallError> {
+    let mut reduce = Reduce::axes(a.axes("axis")?);
     if a.flag("keepdims")? {
-        along = along.keepdims();
+        reduce = reduce.keepdims();
     }
     if let Ok(Some(dtype)) = a.dtype("dtype") {
-        along = along.dtype(dtype);
+        reduce = reduce.dtype(dtype);
     } else if a.value("dtype").is_ok() {
         a.dtype("dtype")?;
     }
     if a.value("correction").is_ok() {
-        along = along.correction(a.number("correction")?);
+        reduce = reduce.correction(a.number("correction")?);
     }
-    Ok(along)
+    Ok(reduce)
 }
 
-fn running(a: &Arguments) -> Result<Running, CallError> {
-    let mut running = a.optional_integer("axis")?.map_or_else(Running::default, Running::axis);
+fn scan(a: &Arguments) -> Result<Scan, CallError> {
+    let mut scan = a.optional_integer("axis")?.map_or_else(Scan::default, Scan::axis);
     if let Some(dtype) = a.dtype("dtype")? {
-        running = running.dtype(dtype);
+        scan = scan.dtype(dtype);
     }
-    Ok(if a.flag("include_initial")? { running.include_initial() } else { running })
+    Ok(if a.flag("include_initial")? { scan.include_initial() } else { scan })
 }
 
-fn contracted(a: &Arguments) -> Result<Contracted, CallError> {
+fn tensordot_axes(a: &Arguments) -> Result<TensordotAxes, CallError> {
     let axes = |v: &Value| match v {
         Value::Int(i) => Some(vec![i64::try_from(*i).ok()?]),
         Value::Sequence(items) => items
@@ -396,9 +396,9 @@ fn contracted(a: &Arguments) -> Result<Contracted, CallError> {
         _ => None,
     };
     let over = match a.value("axes")? {
-        Value::Int(n) => usize::try_from(*n).ok().map(Contracted::Count),
+        Value::Int(n) => usize::try_from(*n).ok().map(TensordotAxes::Count),
         Value::Sequence(two) if two.len() == 2 => {
-            axes(&two[0]).zip(axes(&two[1])).map(|(l, r)| Contracted::Pairs(l, r))
+            axes(&two[0]).zip(axes(&two[1])).map(|(l, r)| TensordotAxes::Pairs(l.into(), r.into()))
         }
         _ => None,
     };

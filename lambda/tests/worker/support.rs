@@ -20,7 +20,7 @@ use freestone_engine::user::KernelRegistry;
 use freestone_engine::worker::{Cancel, RunContext};
 use freestone_lambda_emulator::{Config, Emulator};
 use freestone_ops::io::{Target, outputs};
-use freestone_ops::{Array, BlocksOut, map_blocks};
+use freestone_ops::{Array, OutputBlocks, map_blocks};
 use freestone_worker::{Answer, Call, Invocation};
 use tempfile::TempDir;
 
@@ -82,7 +82,7 @@ pub(crate) fn odd(n_chunks: u64, kernel: &Odd) -> Array {
 
 /// An array of float64 through [`Odd`].
 pub(crate) fn through(kernel: &Odd, array: &Array) -> Array {
-    map_blocks(kernel, &[array], &BlocksOut::new(freestone_lambda::DType::Float64))
+    map_blocks(kernel, &[array], &OutputBlocks::new(freestone_lambda::DType::Float64))
 }
 
 pub(crate) fn plan(targets: &[Target], spec: &Spec) -> FinalizedPlan {

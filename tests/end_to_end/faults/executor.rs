@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use freestone::engine::executor::{Executor, ExecutorError, Next, TaskSource};
-use freestone::engine::task::{FailureKind, TaskFailure, TaskOutcome, TaskRequest};
-use freestone::engine::worker::RunContext;
+use freestone_engine::executor::{Executor, ExecutorError, Next, TaskSource};
+use freestone_engine::task::{FailureKind, TaskFailure, TaskOutcome, TaskRequest};
+use freestone_engine::worker::RunContext;
 
 use super::{Fault, Faults, Part};
 

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use freestone::{Planned, Serial};
+use freestone::{Plan, Serial};
 use serde_json::Value;
 
 use super::model::{is_part, same_files};
@@ -117,7 +117,7 @@ fn check(
 
     // The same plan, for a place that is free.
     let (planned, _) = plan(&folder, "again", on);
-    for (i, stage) in planned.plan().plan().stages.iter().enumerate() {
+    for (i, stage) in planned.finalized().plan().stages.iter().enumerate() {
         let of = |tasks: &BTreeMap<u64, u64>| tasks.get(&(i as u64)).copied().unwrap_or(0);
         let under_way: u64 =
             first.under_way.values().filter(|(s, _)| *s == i as u64).map(|(_, n)| n).sum();
@@ -156,8 +156,8 @@ fn check_all(on: &str, moments: &[Moment], slow_ms: u64) -> [usize; 5] {
     histogram
 }
 
-fn total(planned: &Planned) -> u64 {
-    planned.plan().plan().stages.iter().map(|s| s.n_tasks()).sum()
+fn total(planned: &Plan) -> u64 {
+    planned.finalized().plan().stages.iter().map(|s| s.n_tasks()).sum()
 }
 
 /// In each quarter at four places, and four between the last task and the commit's end.

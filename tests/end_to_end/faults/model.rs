@@ -11,13 +11,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use freestone::engine::driver::RunError;
-use freestone::engine::events::{Event, Observer};
-use freestone::engine::executor::Executor;
-use freestone::engine::publish::PublishError;
-use freestone::engine::storage::{LocalStore, StorageError, Store};
-use freestone::engine::task::{FailureKind, TaskFailure};
-use freestone::{Cancel, Error, Options, Planned, RunReport, Serial, Spec, Stores, Threads};
+use freestone::{Cancel, Error, Plan, RunOptions, RunReport, Serial, Spec, Stores, Threads};
+use freestone_engine::driver::RunError;
+use freestone_engine::events::{Event, Observer};
+use freestone_engine::executor::Executor;
+use freestone_engine::publish::PublishError;
+use freestone_engine::storage::{LocalStore, StorageError, Store};
+use freestone_engine::task::{FailureKind, TaskFailure};
 
 use super::executor::FaultExecutor;
 use super::plans::Program;
@@ -35,7 +35,7 @@ pub fn resume(
     run: &str,
     spec: &Spec,
     executor: &dyn Executor,
-    options: &Options<'_>,
+    options: &RunOptions<'_>,
 ) -> Result<RunReport, Error> {
     let stored = freestone::open_run(&format!("{work_dir}/{run}"), &options.stores)?;
     freestone::resume(&stored, spec, executor, options)
@@ -395,7 +395,7 @@ fn check_case(on: On, seed: u64, tally: &Mutex<Tally>) {
             Arc::clone(&faults),
         )));
     }
-    let tasks: u64 = planned.plan().plan().stages.iter().map(|s| s.n_tasks()).sum();
+    let tasks: u64 = planned.finalized().plan().stages.iter().map(|s| s.n_tasks()).sum();
     let cancel_after = chance.one_in(6).then(|| 1 + chance.below(tasks.min(40)));
     let listener = Listener {
         told: Mutex::default(),
@@ -409,18 +409,18 @@ fn check_case(on: On, seed: u64, tally: &Mutex<Tally>) {
         Vandal::new(Arc::clone(&faults), &planned, &work_dir),
     );
     let observers: [&dyn Observer; 4] = [&listener, &watch, &killer, &vandal];
-    let options = Options {
+    let options = RunOptions {
         observers: &observers,
         cancel: listener.cancel.clone(),
         stores,
-        ..Options::default()
+        ..RunOptions::default()
     };
     let known = || {
         format!(
             "under way: {:?}\nfaults:\n  {}\n{}",
             executor.under_way(),
             faults.log().join("\n  "),
-            planned.plan()
+            planned.finalized()
         )
     };
     let ran = watch.watched(&format!("case {seed} on {on:?}"), known, || {
@@ -435,7 +435,7 @@ fn check_case(on: On, seed: u64, tally: &Mutex<Tally>) {
             faults.log().join("\n  "),
             watch.last(),
             program.names,
-            planned.plan()
+            planned.finalized()
         )
     };
     assert!(executor.violations().is_empty(), "{:#?}\n{}", executor.violations(), about());
@@ -472,7 +472,7 @@ fn check_case(on: On, seed: u64, tally: &Mutex<Tally>) {
             );
             // In the middle of the commit, some may be published, each of them whole.
             let may_publish = matches!(error, Error::Run(e) if matches!(e.cause(), RunError::Publish(PublishError::Storage(_))))
-                && told.ended.len() == planned.plan().plan().stages.len();
+                && told.ended.len() == planned.finalized().plan().stages.len();
             for (name, ..) in &program.results {
                 let document = format!("{name}/zarr.json");
                 assert!(
@@ -504,7 +504,7 @@ fn check_case(on: On, seed: u64, tally: &Mutex<Tally>) {
                 } else {
                     Box::new(processes(2))
                 };
-                let resumed = resume(&work_dir, &told.run, &spec, &*plain, &Options::default());
+                let resumed = resume(&work_dir, &told.run, &spec, &*plain, &RunOptions::default());
                 resumed.unwrap_or_else(|e| panic!("it could not be resumed: {e:?}\n{}", about()));
                 let mut found = tree(&group);
                 found.retain(|name, _| !is_part(name));
@@ -576,11 +576,7 @@ pub fn same_files(
 }
 
 /// What observers heard holds together.
-fn check_told(
-    ran: &Result<RunReport, Error>,
-    told: &Told,
-    planned: &Planned,
-) -> Result<(), String> {
+fn check_told(ran: &Result<RunReport, Error>, told: &Told, planned: &Plan) -> Result<(), String> {
     // A run that could not begin is not told of.
     if told.run_ended != u64::from(!told.run.is_empty()) {
         return Err(format!("the end was told {} times", told.run_ended));
@@ -588,7 +584,7 @@ fn check_told(
     if ran.is_err() {
         return Ok(());
     }
-    for (i, stage) in planned.plan().plan().stages.iter().enumerate() {
+    for (i, stage) in planned.finalized().plan().stages.iter().enumerate() {
         let again = told.recomputed.get(&i).copied().unwrap_or(0);
         let counted = told.counted.get(&i).copied().unwrap_or(0);
         if counted != stage.n_tasks() + again {

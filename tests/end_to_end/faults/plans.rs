@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use freestone::engine::storage::{LocalStore, Store};
-use freestone::{CodecName, Planned, Spec, Target};
+use freestone::{CodecName, Plan, Spec, Target};
+use freestone_engine::storage::{LocalStore, Store};
 use serde_json::{Value, json};
 
 use super::Chance;
@@ -67,7 +67,7 @@ impl Program {
     }
 
     /// All results into one group.
-    pub fn plan(&self, group: &str, spec: &Spec) -> (Planned, Spec) {
+    pub fn plan(&self, group: &str, spec: &Spec) -> (Plan, Spec) {
         let spec = Spec { parallelism: self.parallelism, codec: self.codec.into(), ..spec.clone() };
         let target = |(name, pair, chunks): &(String, Pair, Vec<u64>)| {
             let target = Target::in_group(&pair.lazy, group, name).codec(self.codec);
@@ -138,7 +138,7 @@ fn plans_have_stages_intermediates_and_several_results() {
         let place = crate::support::Place::quick();
         let program = Program::new(seed, &place.at("inputs"));
         let (planned, _) = program.plan(&place.at("results"), &place.spec());
-        let plan = planned.plan().plan();
+        let plan = planned.finalized().plan();
         stages.push(plan.stages.len());
         tasks.push(plan.stages.iter().map(|s| s.n_tasks()).sum::<u64>());
         many += usize::from(program.results.len() > 1);

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
-use freestone::engine::events::{Event, Observer};
-use freestone::engine::plan::{Place as ArrayPlace, StageId};
-use freestone::engine::storage::reader::Written;
-use freestone::engine::task::Receipt;
-use freestone::{Planned, engine::task::TaskRequest};
+use freestone::Plan;
+use freestone_engine::events::{Event, Observer};
+use freestone_engine::plan::{Place as ArrayPlace, StageId};
+use freestone_engine::storage::reader::Written;
+use freestone_engine::task::Receipt;
+use freestone_engine::task::TaskRequest;
 
 use super::{Fault, Faults, Part};
 
@@ -84,7 +85,7 @@ impl Observer for Killer {
 /// come back.
 pub struct Vandal<'a> {
     faults: Arc<Faults>,
-    planned: &'a Planned,
+    planned: &'a Plan,
     work_dir: PathBuf,
     run: Mutex<String>,
     /// How often each chunk was written.
@@ -92,7 +93,7 @@ pub struct Vandal<'a> {
 }
 
 impl<'a> Vandal<'a> {
-    pub fn new(faults: Arc<Faults>, planned: &'a Planned, work_dir: &str) -> Vandal<'a> {
+    pub fn new(faults: Arc<Faults>, planned: &'a Plan, work_dir: &str) -> Vandal<'a> {
         Vandal {
             faults,
             planned,
@@ -103,7 +104,7 @@ impl<'a> Vandal<'a> {
     }
 
     fn look_at(&self, stage: StageId, receipt: &Receipt) {
-        let array = self.planned.plan().plan().array(receipt.array);
+        let array = self.planned.finalized().plan().array(receipt.array);
         if array.place != ArrayPlace::Work || receipt.written == Written::Fill {
             return;
         }

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use freestone::engine::kernels::Buffer;
-use freestone::engine::storage::{
+use freestone_engine::kernels::Buffer;
+use freestone_engine::storage::{
     ByteRange, Lock, ObjectPart, PartsRead, PendingRead, StorageError, Store,
 };
 
@@ -349,7 +349,7 @@ impl Store for FaultStore {
 
 #[cfg(test)]
 mod tests {
-    use freestone::engine::storage::LocalStore;
+    use freestone_engine::storage::LocalStore;
 
     use super::super::Rule;
     use super::*;
@@ -368,7 +368,7 @@ mod tests {
     #[test]
     fn without_faults_it_keeps_the_contract_of_stores() {
         let (_folder, faults, store) = over_a_folder(Vec::new());
-        freestone::engine::storage::conformance::check(&store, "x");
+        freestone_engine::storage::conformance::check(&store, "x");
         assert!(faults.counts().is_empty());
     }
 

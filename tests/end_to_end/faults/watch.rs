@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
-use freestone::engine::events::{Event, Observer};
+use freestone_engine::events::{Event, Observer};
 
 /// A run from which nothing is heard for so long hangs. Its tasks take milliseconds, and it waits a
 /// few seconds at most before it tries again.

@@ -9,8 +9,8 @@ use std::process::{Command, Output};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use freestone::engine::spec::DEFAULT_RESERVED_MEM;
 use freestone::{Encoding, Serial, Spec, Target};
+use freestone_engine::spec::DEFAULT_RESERVED_MEM;
 use serde_json::{Value, json};
 
 use super::table::{Data, Row, Size, formats};

@@ -4,10 +4,10 @@
 use std::path::Path;
 use std::time::Duration;
 
-use freestone::engine::driver::RunError;
-use freestone::engine::memory::size;
-use freestone::engine::task::FailureKind;
 use freestone::{Error, LambdaExecutor, Spec, Target};
+use freestone_engine::driver::RunError;
+use freestone_engine::memory::size;
+use freestone_engine::task::FailureKind;
 use freestone_lambda_emulator::{Cap, Config, Emulator, Stats, worker_binary};
 use serde_json::Value;
 
@@ -122,12 +122,12 @@ fn in_half(bench: &Bench, row: &Row) -> Result<String, String> {
     let attempt = |name: &str, cap_bytes: Option<u64>| {
         let out = bench.at(&format!("{}-{}-{name}", row.what, row.stored).replace([' ', ','], "-"));
         let planned = freestone::plan(&[Target::array(&array, &out)], &spec).unwrap();
-        let emulator = function(planned.plan().projected_mem(), cap_bytes);
+        let emulator = function(planned.finalized().projected_mem(), cap_bytes);
         let executor = LambdaExecutor::new("freestone", "us-east-1")
             .endpoint(&emulator.url())
             .credentials("test", "test", None)
             .concurrency(1);
-        let stage = &planned.plan().plan().stages[0];
+        let stage = &planned.finalized().plan().stages[0];
         let ended = freestone::run(&planned, &spec, &executor);
         (ended, (stage.name.clone(), stage.n_tasks()), emulator.stats(), out)
     };

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use freestone::sessions::{CommitOptions, Format, MAIN, Repository};
-use freestone::{DType, Options, Serial, Session, Stores};
+use freestone::{DType, RunOptions, Serial, Session, Stores};
 use ndarray::ArrayD;
 use serde_json::{Value, json};
 
@@ -45,7 +45,7 @@ fn check_killed(place: &Place, on: &str, moment: Moment, expect: &ArrayD<f64>) -
         Moment::InCommit(_) => {}
     }
     let runs =
-        freestone::engine::driver::record::folders(&Stores::default(), &format!("{folder}/work"))
+        freestone_engine::driver::record::folders(&Stores::default(), &format!("{folder}/work"))
             .unwrap();
     let [run] = runs.as_slice() else { panic!("{moment:?}: {runs:?}") };
     let run = Path::new(&folder).join("work").join(run);
@@ -66,13 +66,13 @@ fn check_all_killed(on: &str, moments: &[Moment]) {
     let repository =
         Repository::open_or_create(&format!("{whole}/repository"), Format::default()).unwrap();
     let (planned, spec, session) = overwriting(&whole);
-    let total: u64 = planned.plan().plan().stages.iter().map(|s| s.n_tasks()).sum();
+    let total: u64 = planned.finalized().plan().stages.iter().map(|s| s.n_tasks()).sum();
     let run = session.publishing("undisturbed", CommitOptions::default());
     freestone::run_with(
         &planned,
         &spec,
         &Serial,
-        &Options { session: Some(&run), ..Options::default() },
+        &RunOptions { session: Some(&run), ..RunOptions::default() },
     )
     .unwrap();
     let expect = values(&repository, MAIN, "data/rows", &spec);

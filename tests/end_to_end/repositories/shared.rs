@@ -12,7 +12,7 @@ use std::time::Duration;
 use freestone::sessions::{
     Closed, CommitOptions, Error as RepositoryError, MAIN, Rebase, Repository, SessionState,
 };
-use freestone::{Array, Error, ExitCode, Options, Serial, Session};
+use freestone::{Array, Error, ExitCode, RunOptions, Serial, Session};
 
 use super::{id_of, n_snapshots, ramp, repository, values};
 use crate::command::{freestone_in, stdout};
@@ -203,7 +203,7 @@ fn arrays_hold_no_arrays() {
         let rebase =
             CommitOptions { rebase: Rebase::Disjoint { attempts: 5 }, ..CommitOptions::default() };
         let error =
-            late.commit_with("second", &spec, &Serial, rebase, &Options::default()).unwrap_err();
+            late.commit_with("second", &spec, &Serial, rebase, &RunOptions::default()).unwrap_err();
         assert!(
             error.to_string().contains("changed the same")
                 && error.exit_code() == ExitCode::Conflict,
