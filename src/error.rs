@@ -127,9 +127,9 @@ fn of_repository(error: &freestone_sessions::Error) -> ExitCode {
     use freestone_sessions::Error as E;
     match error {
         E::InvalidUrl { .. }
-        | E::BadFormat { .. }
-        | E::BadName { .. }
-        | E::BadRef { .. }
+        | E::InvalidFormat { .. }
+        | E::InvalidName { .. }
+        | E::InvalidRef { .. }
         | E::TooLong { .. }
         | E::SharingOff { .. } => ExitCode::Usage,
         E::NoRepository { .. }
@@ -137,7 +137,7 @@ fn of_repository(error: &freestone_sessions::Error) -> ExitCode {
         | E::NoVersion { .. }
         | E::NoNode { .. }
         | E::NoSession { .. }
-        | E::BadNode { .. } => ExitCode::Input,
+        | E::InvalidNode { .. } => ExitCode::Input,
         E::Exists { .. }
         | E::Occupied { .. }
         | E::RefExists { .. }
@@ -149,7 +149,7 @@ fn of_repository(error: &freestone_sessions::Error) -> ExitCode {
         | E::Stale { .. }
         | E::OpenJoiners { .. }
         | E::Replaced { .. }
-        | E::MadeTwice { .. }
+        | E::CreatedTwice { .. }
         | E::WrittenTwice { .. }
         | E::Collected { .. } => ExitCode::Conflict,
         E::Cancelled => ExitCode::Interrupted,

@@ -1,8 +1,8 @@
-//! Where tasks run.
+//! The executor trait: where tasks run.
 //!
-//! An executor pulls requests from the driver and gives outcomes back. It knows requests, not
-//! plans; the driver owns order, retries and budgets, the executor only how many requests it has
-//! under way.
+//! An executor pulls requests from the driver and returns outcomes. It handles requests, not plans.
+//! The driver controls order, retries and budgets; the executor controls the number of requests in
+//! flight.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -15,157 +15,156 @@ use crate::remote::Refusal;
 use crate::task::{TaskOutcome, TaskRequest};
 use crate::worker::RunContext;
 
-/// What an executor cannot do.
+/// The error of an executor.
 #[derive(Clone, Debug, Error)]
 #[allow(missing_docs)]
 pub enum ExecutorError {
-    #[error("threads could not be started: {0}")]
+    #[error("cannot start threads: {0}")]
     Threads(String),
-    #[error("the worker `{}` could not be started: {message}", command.display())]
+    #[error("cannot start the worker `{}`: {message}", command.display())]
     Start { command: PathBuf, message: String },
-    #[error("the worker `{}` does not speak this program's protocol: {message}", command.display())]
+    #[error("protocol error of the worker `{}`: {message}", command.display())]
     Protocol { command: PathBuf, message: String },
-    /// This process is a worker itself: it has been started as one, but does not serve.
+    /// This process was started as a worker, but does not serve.
     #[error(
         "cannot start worker processes: this process is itself a worker (`{variable}` is set) and \
-            would start itself over and over (hint: call \
-         `freestone::serve` first thing in `main` when the program is started with `{argument}`)"
+            would start itself without end (hint: call `freestone::serve` at the start of `main` \
+            if the program is started with `{argument}`)"
     )]
     Nested { argument: String, variable: &'static str },
-    /// A worker does not run this plan.
-    #[error("the worker {worker} does not run this plan: {}", refusal.message)]
+    /// A worker refuses to run this plan.
+    #[error("the worker `{worker}` refuses this plan: {}", refusal.message)]
     Refused { worker: String, refusal: Refusal },
-    /// A worker on another machine cannot be asked.
-    #[error("the worker {worker} cannot be asked: {message}")]
+    /// A worker on another machine is not available.
+    #[error("the worker `{worker}` is not available: {message}")]
     Unavailable { worker: String, message: String },
     #[error(
-        "{0} is in the memory of this process, where workers in other processes cannot see it: use \
-            a directory or an object store, or run on threads"
+        "{0} is in the memory of this process, which workers in other processes cannot access \
+            (hint: use a directory or an object store, or run on threads)"
     )]
     Unreachable(String),
-    /// The work directory is elsewhere, so the workers are.
+    /// An array is in a local directory, but the work directory and thus the workers are remote.
     #[error(
-        "{array} has its place in a directory of this machine, {place}, which workers that share \
-            the work directory {work_dir} do not see: give it one in \
-         an object store too, such as s3://BUCKET/PREFIX, or run on threads"
+        "{array} is in the local directory `{place}`, which workers with the work directory \
+            `{work_dir}` cannot access (hint: use an object store, such as s3://BUCKET/PREFIX, or \
+            run on threads)"
     )]
     Local { array: String, place: String, work_dir: String },
 }
 
-/// What a run has taken of somebody else's machines, where that is counted, and how their answers
-/// came.
+/// Statistics of a run's invocations on machines that are billed by use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Invocations {
-    /// Invocations that were accepted.
+    /// Accepted invocations.
     pub invocations: u64,
-    /// Of these, the first of an environment.
+    /// Accepted invocations that were the first of their environment.
     pub cold_starts: u64,
-    /// Requests that have ended, and have left a record.
+    /// Finished requests with a record.
     pub records: u64,
-    /// Environments that had to fetch the plan: cold ones, and those that had another.
+    /// Environments that fetched the plan: cold ones, and those that had another plan.
     pub plans: u64,
-    /// Bytes of the function's memory, once an environment has told it.
+    /// The function's memory in bytes, once an environment has reported it.
     pub memory_bytes: u64,
-    /// Memory of the function times the time that it ran, in bytes and milliseconds; what is paid
-    /// for.
+    /// The billed product of the function's memory in bytes and its duration in milliseconds.
     pub byte_ms: f64,
-    /// Invocations that were refused because there were too many, and made again.
+    /// Invocations that were rejected by a rate or concurrency limit, and repeated.
     pub throttled: u64,
-    /// Answers that did not come.
+    /// Lost answers.
     pub lost_answers: u64,
-    /// Requests whose answers did not come, and whose records told of them.
+    /// Requests with a lost answer whose outcome was found in a record.
     pub recovered: u64,
-    /// Environments that ended in the middle of an invocation.
+    /// Environments that ended during an invocation.
     pub crashes: u64,
-    /// The most invocations under way at once.
+    /// The maximum number of concurrent invocations.
     pub most_at_once: u64,
 }
 
 impl Invocations {
-    /// Gigabytes (2³⁰ bytes) times seconds, as clouds count them.
+    /// Returns the billed GB-seconds. A gigabyte is 2³⁰ bytes here, as in the bills of clouds.
     pub fn gb_seconds(&self) -> f64 {
         self.byte_ms / f64::from(1u32 << 30) / 1e3
     }
 }
 
-/// The driver's side: where requests come from and outcomes go. Shared by an executor's threads.
+/// The driver's interface to an executor: the source of requests and receiver of outcomes. An
+/// executor's threads share it.
 pub trait TaskSource: Sync {
-    /// The next request, without waiting.
+    /// Returns the next request without waiting.
     fn try_next(&self) -> Next;
 
-    /// Waits until something may have changed since a [`Next::Wait`].
+    /// Waits until the answer may have changed after a [`Next::Wait`].
     fn wait(&self);
 
-    /// False once nobody waits for a request's outcome any more: somebody else has finished it, or
-    /// the run ends. Who can stop it should, and give it back as
-    /// [`Superseded`](crate::task::FailureKind::Superseded).
+    /// Returns false if the driver does not need a request's outcome, because another worker has
+    /// finished it or the run is ending. An executor should then stop the request if it can, and
+    /// return it as [`Superseded`](crate::task::FailureKind::Superseded).
     fn is_wanted(&self, _request: &TaskRequest) -> bool {
         true
     }
 
-    /// Gives an outcome back. Every request that was handed out must come back once.
+    /// Returns an outcome to the driver. Each request must be returned exactly once.
     fn finished(&self, outcome: TaskOutcome);
 }
 
-/// What to do next.
+/// The result of [`TaskSource::try_next`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Run this.
+    /// A request to run.
     Run(TaskRequest),
-    /// Nothing just now: [`TaskSource::wait`], then ask again.
+    /// No request is available. Call [`TaskSource::wait`], then try again.
     Wait,
-    /// Nothing any more.
+    /// No request will follow.
     Stop,
 }
 
-/// Runs requests until there are none.
+/// Runs the requests of a [`TaskSource`].
 ///
-/// Contract: every request that is pulled is given back exactly once, also when its worker dies;
-/// nothing runs any more when [`run`](Executor::run) returns.
+/// Contract: each request is returned exactly once, also if its worker is lost. No request is
+/// running when [`run`](Executor::run) returns.
 pub trait Executor: Send + Sync + fmt::Debug {
-    /// For people.
+    /// Returns the executor's name for display.
     fn name(&self) -> &str;
 
-    /// Requests that it can have under way at once.
+    /// Returns the maximum number of requests in flight.
     fn slots(&self) -> usize;
 
-    /// Of these, requests that are worked at, if the others only wait with a worker: what tasks are
-    /// shared out among.
+    /// Returns the number of requests that are processed concurrently, if the others only wait at a
+    /// worker. The driver divides tasks among these.
     fn workers(&self) -> usize {
         self.slots()
     }
 
-    /// True if all its tasks run in this process, so that reserved memory counts once; false if
-    /// each has a process of its own.
+    /// Returns true if all tasks run in this process, so that reserved memory counts once. Returns
+    /// false if each runs in a process of its own.
     fn shares_process(&self) -> bool;
 
-    /// True if its tasks run on other machines, so that they take nothing of this one's memory.
-    /// What their machines may hold is theirs to check, in [`check`](Executor::check).
+    /// Returns true if tasks run on other machines and use no memory of this one. The memory of
+    /// those machines is checked in [`check`](Executor::check).
     fn is_remote(&self) -> bool {
         false
     }
 
-    /// What this machine may hold of a run, if it may hold so many bytes, and how tasks share that.
+    /// Returns the memory limit of this machine for a run, and whether tasks share a process.
     fn local_memory(&self, local_mem: u64) -> LocalMemory {
         let limit = if self.is_remote() { u64::MAX } else { local_mem };
         LocalMemory { limit, shared: self.shares_process() }
     }
 
-    /// What the last [`run`](Executor::run) has taken of machines that are paid for by use.
+    /// Returns the invocations of the last [`run`](Executor::run), if machines are billed by use.
     fn invoked(&self) -> Option<Invocations> {
         None
     }
 
-    /// Finds out whether its workers can be had and can reach what the plan names, before anything
-    /// is replaced.
+    /// Checks that workers are available and can access the plan's arrays. The driver calls this
+    /// before it replaces any output.
     ///
     /// # Errors
-    /// Where they cannot.
+    /// Returns an error if workers are not available or cannot access an array.
     fn check(&self, context: &RunContext) -> Result<(), ExecutorError>;
 
-    /// Pulls and runs until the source stops.
+    /// Runs requests until the source returns [`Next::Stop`].
     ///
     /// # Errors
-    /// Where no worker can be had at all; failures of tasks are outcomes.
+    /// Returns an error if no worker is available. Failures of tasks are outcomes, not errors.
     fn run(&self, context: &RunContext, source: &dyn TaskSource) -> Result<(), ExecutorError>;
 }

@@ -85,7 +85,9 @@ fn resume_hint(error: &RunError, run: &str, kernels: &[String]) -> String {
 /// Returns the option without which the resumed run would fail with the same error.
 fn required_option(error: &RunError) -> &'static str {
     match error.cause() {
-        RunError::Publish(PublishError::Rejected { why: Rejection::Moved, .. }) => " --rebase",
+        RunError::Publish(PublishError::Rejected { why: Rejection::NeedsRebase, .. }) => {
+            " --rebase"
+        }
         _ => "",
     }
 }

@@ -41,7 +41,7 @@ pub fn write(path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) -> Result<()> {
 /// # Errors
 /// See [`fs::File::create`].
 pub fn create(path: impl AsRef<Path>) -> Result<fs::File> {
-    named(path.as_ref(), "write", fs::File::create(path.as_ref()))
+    named(path.as_ref(), "create", fs::File::create(path.as_ref()))
 }
 
 /// Opens a file with options.
@@ -57,7 +57,7 @@ pub fn open_with(options: &fs::OpenOptions, path: impl AsRef<Path>) -> Result<fs
 /// # Errors
 /// See [`fs::create_dir_all`].
 pub fn create_dir_all(path: impl AsRef<Path>) -> Result<()> {
-    named(path.as_ref(), "make", fs::create_dir_all(path.as_ref()))
+    named(path.as_ref(), "create", fs::create_dir_all(path.as_ref()))
 }
 
 /// Removes a file.
@@ -81,7 +81,7 @@ pub fn read_dir(path: impl AsRef<Path>) -> Result<ReadDir> {
 /// # Errors
 /// See [`fs::metadata`].
 pub fn metadata(path: impl AsRef<Path>) -> Result<Metadata> {
-    named(path.as_ref(), "look at", fs::metadata(path.as_ref()))
+    named(path.as_ref(), "inspect", fs::metadata(path.as_ref()))
 }
 
 #[cfg(test)]

@@ -217,7 +217,7 @@ impl Journal {
                             );
                             return Err(StorageError::Io {
                                 place: store.place(&key),
-                                action: "used",
+                                action: "parse",
                                 message,
                                 transient: false,
                             });

@@ -1,4 +1,5 @@
-//! How results become visible: all at once, or not at all.
+//! Publication of a run's outputs: atomically in transactional stores, and metadata last in plain
+//! stores.
 
 mod plain;
 
@@ -13,118 +14,124 @@ use crate::task::Receipt;
 
 pub use plain::PlainZarr;
 
-/// Why results cannot be written or published.
+/// The error of checking, starting or committing a publication.
 #[derive(Clone, Debug, Error)]
 #[allow(missing_docs)]
 pub enum PublishError {
     #[error(
-        "{place} exists already (hint: choose another place, or replace it by `--overwrite`, in \
-            Rust `Target::overwrite`)"
+        "`{place}` already exists (hint: choose another location, or replace it with \
+            `--overwrite`, in Rust `Target::overwrite`)"
     )]
     Exists { place: String },
-    #[error("{place} holds files that are not Zarr's ({}): choose another place", names.join(", "))]
+    #[error("`{place}` contains files that are not part of a Zarr array: {} (hint: choose another \
+        location)", names.join(", "))]
     Foreign { place: String, names: Vec<String> },
-    #[error("{place} is {what}, so no array can be stored in it: choose another place")]
+    #[error("cannot store an array in `{place}`: it is {what} (hint: choose another location)")]
     NotAGroup { place: String, what: &'static str },
     #[error(
-        "{place} is not the array any more whose region this plan writes: it is gone, or its \
-            metadata have changed; plan again"
+        "array `{place}` was removed or its metadata changed since this plan was made (hint: plan \
+            again)"
     )]
     Changed { place: String },
     #[error(
-        "{place} is not this run's any more: another run has begun to write there since, or it was \
-            removed. This run's result is not published; start it anew"
+        "`{place}` was removed or claimed by another run; the result of this run is not published \
+            (hint: start a new run)"
     )]
     Taken { place: String },
-    #[error("another run writes {place} at the moment: wait for its end, or choose another place")]
+    #[error(
+        "another run is writing to `{place}` (hint: wait until it ends, or choose another location)"
+    )]
     Busy { place: String },
+    /// A transactional store rejected the publication.
     #[error("{message}")]
     Rejected { why: Rejection, message: String },
     #[error(transparent)]
     Storage(#[from] StorageError),
 }
 
-/// What a refusal of a transactional store means for a run.
+/// The reason for which a transactional store rejects a publication.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rejection {
-    /// Something else is in the way: what was computed stays, and may be published otherwise.
+    /// Another writer is in the way. Finished tasks are kept, and another publication of them may
+    /// succeed.
     Conflict,
-    /// Another commit came first that changed nothing of the same: what was computed can be
-    /// published on top of it, by a rebase.
-    Moved,
-    /// The session takes nothing any more.
-    Over,
-    /// It was asked to stop.
+    /// Another commit that changed nothing of the same came first. A rebase can publish the results
+    /// on top of it.
+    NeedsRebase,
+    /// The session has ended, so the run can never be published.
+    SessionEnded,
+    /// The caller cancelled the commit.
     Cancelled,
-    /// Trying again may help.
+    /// A retry may succeed.
     Transient,
-    /// The store failed.
+    /// The store failed permanently.
     Failed,
 }
 
 impl PublishError {
-    /// True if the run can never be published.
+    /// Returns true if the run can never be published.
     pub(crate) fn is_final(&self) -> bool {
         matches!(
             self,
             PublishError::Taken { .. }
                 | PublishError::Changed { .. }
-                | PublishError::Rejected { why: Rejection::Over, .. }
+                | PublishError::Rejected { why: Rejection::SessionEnded, .. }
         )
     }
 }
 
-/// Where a run's outputs go, and the commit that publishes them.
+/// The publication of a run's outputs: claims their locations and commits them.
 pub trait Publisher: Send + Sync {
-    /// The store that tasks in this process write, where the session has one of its own.
+    /// Returns the store to which tasks in this process write, if the publisher has its own.
     fn store(&self) -> Option<Arc<dyn Store>> {
         None
     }
 
-    /// True if the commit is made of receipts, so that the driver has to keep them.
+    /// Returns true if [`commit`](Publisher::commit) needs receipts, which the driver then retains.
     fn needs_receipts(&self) -> bool {
         false
     }
 
-    /// Finds out whether the outputs may be written, and changes nothing.
+    /// Checks that the outputs may be written. Changes nothing.
     ///
     /// # Errors
-    /// Where something is in the way.
+    /// Returns an error if an output cannot be written.
     fn check(&self, plan: &FinalizedPlan) -> Result<(), PublishError>;
 
-    /// Makes room: what will be overwritten stops being visible.
+    /// Claims the output locations and hides arrays that will be overwritten.
     ///
     /// # Errors
-    /// Where storage fails.
+    /// Returns an error if storage fails.
     fn begin(&self, plan: &FinalizedPlan) -> Result<(), PublishError>;
 
-    /// What another process needs to go on with this session, as plain data without credentials.
+    /// Returns the data with which another process can continue the publication. It contains no
+    /// credentials.
     fn ticket(&self) -> Value;
 
-    /// Finds out whether the outputs' places are still this session's, in another process than the
-    /// one that has begun it. If all tasks are `finished`, a part of them may be published already.
+    /// Checks, in a process that resumes the run, that the run still owns the output locations. If
+    /// all tasks are `finished`, some outputs may already be published.
     ///
     /// # Errors
-    /// Where somebody else has taken one of them since.
+    /// Returns an error if another run has claimed a location.
     fn resume(&self, plan: &FinalizedPlan, finished: bool) -> Result<(), PublishError>;
 
-    /// Finds out whether an output's chunk is stored as its receipt says, whatever happened to the
-    /// machine since: reads it.
+    /// Reads an output's chunk and returns whether it matches its receipt. A machine may have lost
+    /// chunks that were not flushed.
     ///
     /// # Errors
-    /// Where storage fails.
+    /// Returns an error if storage fails.
     fn is_intact(&self, plan: &FinalizedPlan, receipt: &Receipt) -> Result<bool, StorageError>;
 
-    /// Makes all chunks durable and publishes the outputs, after every task's receipts were
-    /// checked. Called again, it finishes what a call before has left undone. `receipts` are those
-    /// of the outputs' chunks, some perhaps twice, where
-    /// [`needs_receipts`](Publisher::needs_receipts). Gives the id of the snapshot that has the
-    /// outputs, where the store has snapshots. While it waits for others, it asks whether it
-    /// `is_cancelled`.
+    /// Flushes all chunks and publishes the outputs. The driver calls this after it has checked the
+    /// receipts of all tasks. A repeated call completes an interrupted one.
+    ///
+    /// If [`needs_receipts`](Publisher::needs_receipts), `receipts` are those of the outputs'
+    /// chunks, possibly with duplicates. Returns the id of the snapshot with the outputs, if the
+    /// store has snapshots. Polls `is_cancelled` while it waits for other writers.
     ///
     /// # Errors
-    /// Where storage fails or refuses; then nothing or, in plain stores, a part of the outputs is
-    /// visible, each of them whole. [`Rejection::Cancelled`]; then nothing is.
+    /// Returns an error if storage fails or rejects the commit. Then no outputs are visible or, in
+    /// plain stores, some outputs, each of them complete. After [`Rejection::Cancelled`] none are.
     fn commit(
         &self,
         plan: &FinalizedPlan,
@@ -132,7 +139,7 @@ pub trait Publisher: Send + Sync {
         is_cancelled: &dyn Fn() -> bool,
     ) -> Result<Option<String>, PublishError>;
 
-    /// Gives up: nothing will be published, and the outputs' places are free. Failing to tidy up is
-    /// no further failure.
+    /// Abandons the publication and releases the output locations. Errors of the cleanup are
+    /// ignored.
     fn abandon(&self, plan: &FinalizedPlan);
 }

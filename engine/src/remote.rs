@@ -93,7 +93,7 @@ pub fn write_record(
     let key = record_key(folder, client, &outcome.request);
     let body = serde_json::to_vec(outcome).map_err(|e| StorageError::Io {
         place: work.place(&key),
-        action: "serialized",
+        action: "serialize",
         message: e.to_string(),
         transient: false,
     })?;

@@ -1,7 +1,7 @@
-//! What a computation may use.
+//! Limits and locations of a computation.
 //!
-//! A [`Spec`] is resolved from layers, each of which sets some things and leaves others: code,
-//! command line, environment, file, defaults, in that precedence.
+//! A [`Spec`] is resolved from layers of [`Settings`], in this order of precedence: code, command
+//! line, environment, file, defaults.
 
 use std::path::Path;
 use std::time::Duration;
@@ -15,46 +15,46 @@ use crate::storage::{Encoding, EncodingError};
 use crate::work_dir::default_work_dir;
 use crate::{files, machine};
 
-/// Limits and places of a computation. The words mean what they mean in Cubed.
+/// The limits and locations of a computation. The names have the same meanings as in Cubed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
-    /// Directory or URL for intermediate arrays, plans and journals. Unless said, a directory of
-    /// the user's own: `freestone-UID` in `TMPDIR` where that is set, else `freestone` in
-    /// `XDG_CACHE_HOME`, else `/tmp/freestone-UID`.
+    /// The directory or URL for intermediate arrays, plans and journals. The default is private to
+    /// the user: `freestone-UID` in `TMPDIR` if that is set, else `freestone` in `XDG_CACHE_HOME`,
+    /// else `/tmp/freestone-UID`.
     pub work_dir: String,
-    /// Bytes that one task may hold, `reserved_mem` included.
+    /// The maximum memory of one task in bytes, including `reserved_mem`.
     pub allowed_mem: u64,
-    /// Bytes that a worker holds before any array: program, stacks, plan.
+    /// The memory of a worker without arrays, in bytes: program, stacks and plan.
     pub reserved_mem: u64,
-    /// Bytes that the local process may hold in all.
+    /// The maximum memory of the local process in bytes.
     pub local_mem: u64,
-    /// Tasks that the plan should keep busy at once. It is part of the plan, so it decides the bits
-    /// of partial sums.
+    /// The number of concurrent tasks that the plan is made for. It is part of the plan and
+    /// determines the order of partial sums, and so their bits.
     pub parallelism: u64,
-    /// Threads or processes of local executors.
+    /// The number of threads or processes of local executors.
     pub threads: usize,
-    /// Codec of intermediate arrays. They have a checksum in any case.
+    /// The codec of intermediate arrays. They always have a checksum.
     pub codec: Encoding,
-    /// How often a task is tried again that storage or its worker failed.
+    /// The maximum number of retries of a task after a failure of storage or of its worker.
     pub retries: u32,
-    /// What each task may take. Where tasks run on threads, it is looked at between chunks, blocks
-    /// and slices.
+    /// The maximum duration of a task. On threads, it is checked between chunks, blocks and slices.
     pub task_timeout: Option<Duration>,
-    /// What a whole run may take; then it stops as if it were cancelled, and can be resumed.
+    /// The maximum duration of a run. A run that exceeds it stops like a cancelled run, and can be
+    /// resumed.
     pub deadline: Option<Duration>,
-    /// The repository that results are committed to, where a run commits: a directory or URL.
+    /// The repository to which runs commit: a directory or URL.
     pub repository: String,
-    /// Its branch.
+    /// The branch of the repository.
     pub branch: String,
-    /// How long a shared session lives unless it is said.
+    /// The default lifetime of a shared session.
     pub session_expiry: Duration,
-    /// Whether sessions may be shared by their ids.
+    /// True if sessions may be shared by their ids.
     pub sharing: bool,
 }
 
 impl Spec {
-    /// Bytes that a task may grow to where that only saves time: within what it is allowed, and so
-    /// that as many tasks as the plan keeps busy fit the local process together, if they run there.
+    /// Returns the memory that a task may use to save time, in bytes. It is within `allowed_mem`.
+    /// If tasks run in the local process, `parallelism` tasks of this size fit it together.
     pub fn soft_mem(&self) -> u64 {
         if self.parallelism > self.threads as u64 {
             return self.allowed_mem;
@@ -63,17 +63,17 @@ impl Spec {
         self.allowed_mem.min(self.reserved_mem.saturating_add(each))
     }
 
-    /// Tasks that a stage should have where it can: the last ones to finish leave others idle for a
-    /// fraction of a task only.
+    /// Returns the desired number of tasks of a stage. With several tasks per slot, workers idle
+    /// only for a fraction of a task at the end of the stage.
     pub fn wanted_tasks(&self) -> u64 {
         self.parallelism.max((TASKS_PER_SLOT * self.parallelism).min(64))
     }
 }
 
-/// Tasks for each slot of parallelism, where there are few.
+/// The desired number of tasks per slot of parallelism.
 const TASKS_PER_SLOT: u64 = 4;
 
-/// One layer of settings; what is `None` is left to the layers below.
+/// One layer of settings. A `None` is resolved by the layers below.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
@@ -113,48 +113,51 @@ pub struct Settings {
     pub sharing: Option<bool>,
 }
 
-/// Why settings do not hold.
+/// The error of invalid settings.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[allow(missing_docs)]
 pub enum SpecError {
     #[error(
-        "`{value}` is no size: write bytes or a number with a unit, as in 500MB or \"2 GB\" \
-            (powers of 1000; GiB is 1024³)"
+        "invalid size `{value}`: expected bytes or a number with a unit, such as `500MB` or \
+            `2 GB` (powers of 1000; GiB is 1024³)"
     )]
-    Size { value: String },
-    #[error("`{value}` is no duration: write a number with a unit, as in 90s, 15m or \"2h 30m\"")]
-    Duration { value: String },
-    #[error("{place} cannot be used: {why}")]
+    InvalidSize { value: String },
+    #[error(
+        "invalid duration `{value}`: expected a number with a unit, such as `90s`, `15m` or \
+            `2h 30m`"
+    )]
+    InvalidDuration { value: String },
+    #[error("cannot use {place}: {why}")]
     Source { place: String, why: String },
-    #[error("{name} must be at least {least}, not {value}")]
+    #[error("invalid {name} `{value}`: expected at least {least}")]
     TooSmall { name: &'static str, value: u64, least: u64 },
     #[error(
-        "allowed_mem is {}, of which reserved_mem takes {}: no room is left for arrays (hint: \
-            raise allowed_mem above reserved_mem)",
+        "allowed_mem is {} but reserved_mem is {}: no memory is left for arrays (hint: raise \
+            allowed_mem above reserved_mem)",
         size(*allowed), size(*reserved)
     )]
     NoRoom { allowed: u64, reserved: u64 },
-    #[error("codec of intermediate arrays: {0}")]
+    #[error("invalid codec of intermediate arrays: {0}")]
     Codec(#[from] EncodingError),
 }
 
-/// Bytes of a text such as `2 GB` (powers of 1000), `1.5GiB` or `1000000`.
+/// Parses a size such as `2 GB` (powers of 1000), `1.5GiB` or `1000000`, and returns bytes.
 ///
 /// # Errors
-/// Where it is no size.
+/// Returns [`SpecError::InvalidSize`] for other texts.
 pub fn parse_size(text: &str) -> Result<u64, SpecError> {
     text.trim()
         .parse::<ByteSize>()
         .map(|b| b.as_u64())
-        .map_err(|_| SpecError::Size { value: text.to_owned() })
+        .map_err(|_| SpecError::InvalidSize { value: text.to_owned() })
 }
 
-/// The time of a text such as `90s` or `2h 30m`.
+/// Parses a duration such as `90s` or `2h 30m`.
 ///
 /// # Errors
-/// Where it is none, or no time at all.
+/// Returns [`SpecError::InvalidDuration`] for other texts and for a duration of zero.
 pub fn parse_duration(text: &str) -> Result<Duration, SpecError> {
-    let bad = || SpecError::Duration { value: text.to_owned() };
+    let bad = || SpecError::InvalidDuration { value: text.to_owned() };
     humantime::parse_duration(text.trim()).ok().filter(|d| *d > Duration::ZERO).ok_or_else(bad)
 }
 
@@ -177,28 +180,28 @@ fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::E
     }
 }
 
-/// What the defaults reserve: the program, its libraries and stacks, the allocator and the plan. An
-/// idle process of ours has 11 to 25 MB resident, of which the greater part are pages of the
-/// program's file.
+/// The default of [`Spec::reserved_mem`]: the program, its libraries and stacks, the allocator and
+/// the plan. An idle process has 11 to 25 MB resident, mostly pages of the program file.
 pub const DEFAULT_RESERVED_MEM: u64 = 32_000_000;
-/// What a task may hold if nothing is said.
+/// The default of [`Spec::allowed_mem`].
 pub const DEFAULT_ALLOWED_MEM: u64 = 2_000_000_000;
-/// How often a task is tried again if nothing is said.
+/// The default of [`Spec::retries`].
 pub const DEFAULT_RETRIES: u32 = 4;
-/// The repository if nothing is said, in the current directory, and its branch.
+/// The default of [`Spec::repository`], in the current directory.
 pub const DEFAULT_REPOSITORY: &str = "freestone.icechunk";
-/// See [`DEFAULT_REPOSITORY`].
+/// The default of [`Spec::branch`].
 pub const DEFAULT_BRANCH: &str = "main";
-/// How long a shared session lives if nothing is said.
+/// The default of [`Spec::session_expiry`].
 pub const DEFAULT_SESSION_EXPIRY: Duration = Duration::from_secs(24 * 3600);
-/// The file that is read if no other is named, in the current directory.
+/// The default settings file, in the current directory.
 pub const DEFAULT_FILE: &str = "freestone.toml";
 
 impl Settings {
-    /// From the variables `FREESTONE_WORK_DIR`, `FREESTONE_ALLOWED_MEM`, … .
+    /// Reads the environment variables of settings, such as `FREESTONE_WORK_DIR`. Empty variables
+    /// count as unset.
     ///
     /// # Errors
-    /// Where one of them cannot be read.
+    /// Returns an error if a variable has an invalid value.
     pub fn from_env(lookup: impl Fn(&str) -> Option<String>) -> Result<Settings, SpecError> {
         let text = |name: &str| lookup(&format!("FREESTONE_{name}")).filter(|v| !v.is_empty());
         let bad = |name: &str, why: String| SpecError::Source {
@@ -214,7 +217,8 @@ impl Settings {
         let count = |name: &str| {
             text(name)
                 .map(|v| {
-                    v.parse::<u64>().map_err(|_| bad(name, format!("`{v}` is no whole number")))
+                    v.parse::<u64>()
+                        .map_err(|_| bad(name, format!("invalid value `{v}`: expected an integer")))
                 })
                 .transpose()
         };
@@ -236,20 +240,20 @@ impl Settings {
             session_expiry: time("SESSION_EXPIRY")?,
             sharing: text("SHARING")
                 .map(|v| {
-                    v.parse()
-                        .map_err(|_| bad("SHARING", format!("`{v}` is neither true nor false")))
+                    let why = format!("invalid value `{v}`: expected true or false");
+                    v.parse().map_err(|_| bad("SHARING", why))
                 })
                 .transpose()?,
         })
     }
 
-    /// From a TOML file; one that is not there sets nothing.
+    /// Reads a TOML file. A missing file sets nothing.
     ///
     /// # Errors
-    /// Where it cannot be read or says what is not known.
+    /// Returns an error if the file cannot be read or contains unknown settings.
     pub fn from_file(path: &Path) -> Result<Settings, SpecError> {
         let bad = |why: String| SpecError::Source {
-            place: format!("the settings file {}", path.display()),
+            place: format!("the settings file `{}`", path.display()),
             why,
         };
         match files::read_to_string(path) {
@@ -259,7 +263,7 @@ impl Settings {
         }
     }
 
-    /// These settings, and what they leave open from `below`.
+    /// Returns these settings, with missing ones from `below`.
     #[must_use]
     pub fn or(self, below: Settings) -> Settings {
         Settings {
@@ -280,10 +284,10 @@ impl Settings {
         }
     }
 
-    /// Fills what is still open with the defaults.
+    /// Returns the settings with defaults for missing ones.
     ///
     /// # Errors
-    /// Where a limit is too small to mean anything.
+    /// Returns an error if a limit is too small.
     pub fn resolve(self) -> Result<Spec, SpecError> {
         let at_least = |name, value: u64, least| {
             if value < least { Err(SpecError::TooSmall { name, value, least }) } else { Ok(value) }
@@ -322,26 +326,26 @@ impl Settings {
 }
 
 impl Spec {
-    /// Resolves settings from code with those of the environment, of the file `FREESTONE_CONFIG` or
+    /// Resolves settings from code, the environment, the file `FREESTONE_CONFIG` or
     /// `freestone.toml`, and the defaults.
     ///
     /// # Errors
-    /// Where a layer cannot be read or a limit is too small.
+    /// Returns an error if a layer is invalid or a limit is too small.
     pub fn load(code: Settings) -> Result<Spec, SpecError> {
         Spec::load_over(code, Settings::default())
     }
 
-    /// The same, with other defaults for what no layer sets.
+    /// Resolves settings as [`load`](Spec::load) does, with other defaults.
     ///
     /// # Errors
-    /// As [`load`](Spec::load).
+    /// Returns the errors of [`load`](Spec::load).
     pub fn load_over(code: Settings, defaults: Settings) -> Result<Spec, SpecError> {
         let environment = Settings::from_env(|name| std::env::var(name).ok())?;
         let named = std::env::var("FREESTONE_CONFIG").ok().filter(|name| !name.is_empty());
         if let Some(name) = named.as_ref().filter(|name| !Path::new(name).exists()) {
             return Err(SpecError::Source {
-                place: format!("the settings file {name}, which FREESTONE_CONFIG names,"),
-                why: "there is no such file".into(),
+                place: format!("the settings file `{name}` of FREESTONE_CONFIG"),
+                why: "it does not exist".into(),
             });
         }
         let file = named.unwrap_or_else(|| DEFAULT_FILE.into());
@@ -359,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_powers_of_1000_unless_said() {
+    fn units_are_powers_of_1000_by_default() {
         check("2 GB", Some(2_000_000_000));
         check("500MB", Some(500_000_000));
         check("1.5 GiB", Some(1_610_612_736));
@@ -398,7 +402,7 @@ mod tests {
         assert!(Settings { threads: Some(0), ..Settings::default() }.resolve().is_err());
     }
 
-    /// Whichever layer says it: what a task may hold is more than what is reserved of it.
+    /// `allowed_mem` must exceed `reserved_mem`, whichever layers set them.
     #[test]
     fn allowed_mem_has_room_beside_reserved_mem() {
         let toml = |text: &str| toml::from_str::<Settings>(text).unwrap();
@@ -418,7 +422,7 @@ mod tests {
             env("FREESTONE_RESERVED_MEM", "3GB"),
             toml("allowed_mem = \"32 MB\""),
             toml("reserved_mem = \"2 GB\""),
-            // One layer says one thing, another the other.
+            // Two layers set one limit each.
             code(Some(100_000_000), None).or(toml("reserved_mem = \"200 MB\"")),
             env("FREESTONE_ALLOWED_MEM", "100MB").or(toml("reserved_mem = \"100 MB\"")),
         ];

@@ -45,7 +45,7 @@ impl Opened {
 
     /// Returns true if parts of a chunk can be read and the whole chunk is not cached.
     pub(crate) fn reads_parts(&self, coords: &[u64]) -> bool {
-        matches!(&self.source, Source::Chunks(access, _) if access.is_in_parts())
+        matches!(&self.source, Source::Chunks(access, _) if access.supports_parts())
             && self.chunks.get(coords).is_none()
     }
 
@@ -102,7 +102,7 @@ impl Source {
     ) -> Result<Option<Buffer>, ChunkError> {
         match self {
             Source::Chunks(access, cache) => {
-                access.read_begun(coords, begun, resources, cache).map(Some)
+                access.read_pending(coords, begun, resources, cache).map(Some)
             }
             Source::Constant(..) => Ok(None),
             Source::Generated(generate, info) => {

@@ -186,7 +186,7 @@ pub(crate) fn cause_of_chunk(error: &ChunkError) -> Cause {
             FailureKind::Overrun
         }
         ChunkError::Codec { .. } => FailureKind::BadInput,
-        ChunkError::Own { array, object, .. } => {
+        ChunkError::Damaged { array, object, .. } => {
             FailureKind::Damaged { array: ArrayId(*array), object: *object }
         }
     };

@@ -56,7 +56,7 @@ pub(crate) fn check(work_dir: &str) -> Result<(), StorageError> {
 const MODE: u32 = 0o700;
 
 fn make_at(path: &Path, user: u32) -> Result<(), StorageError> {
-    let failed = |error| StorageError::io(path.display().to_string(), "made", &error);
+    let failed = |error| StorageError::io(path.display().to_string(), "create", &error);
     if let Some(parent) = path.parent() {
         DirBuilder::new().recursive(true).mode(MODE).create(parent).map_err(failed)?;
     }
@@ -69,18 +69,16 @@ fn make_at(path: &Path, user: u32) -> Result<(), StorageError> {
 fn check_at(path: &Path, user: u32) -> Result<(), StorageError> {
     let metadata = match fs::symlink_metadata(path) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
-        other => {
-            other.map_err(|e| StorageError::io(path.display().to_string(), "looked at", &e))?
-        }
+        other => other.map_err(|e| StorageError::io(path.display().to_string(), "inspect", &e))?,
     };
     let why = if metadata.is_symlink() {
         "it is a symbolic link".to_owned()
     } else if !metadata.is_dir() {
         "it is not a directory".to_owned()
     } else if metadata.uid() != user {
-        format!("it belongs to user {}, not to user {user}", metadata.uid())
+        format!("it is owned by user {}, expected user {user}", metadata.uid())
     } else if metadata.mode() & 0o777 != MODE {
-        format!("its mode is {:o}, not {MODE:o}", metadata.mode() & 0o777)
+        format!("its mode is {:o}, expected {MODE:o}", metadata.mode() & 0o777)
     } else {
         return Ok(());
     };
@@ -144,12 +142,12 @@ mod tests {
     }
 
     #[test]
-    fn only_a_directory_of_the_user_alone_is_used() {
+    fn only_a_private_directory_is_used() {
         check_found(|path| made(path, 0o700), 0, None);
         check_found(|path| made(path, 0o755), 0, Some("mode is 755"));
         check_found(|path| made(path, 0o770), 0, Some("mode is 770"));
         check_found(|path| made(path, 0o777), 0, Some("mode is 777"));
-        check_found(|path| made(path, 0o700), 1, Some("belongs to user"));
+        check_found(|path| made(path, 0o700), 1, Some("owned by user"));
         check_found(|path| fs::write(path, "").unwrap(), 0, Some("not a directory"));
         check_found(|path| symlink("elsewhere", path).unwrap(), 0, Some("symbolic link"));
         let there = tempfile::tempdir().unwrap();
@@ -157,12 +155,12 @@ mod tests {
     }
 
     #[test]
-    fn it_is_made_for_the_user_alone_with_the_folders_around_it() {
+    fn directory_and_missing_parents_are_created_private() {
         let folder = tempfile::tempdir().unwrap();
         let (path, user) =
             (folder.path().join("cache/freestone"), rustix::process::geteuid().as_raw());
         check_at(&path, user).unwrap();
-        assert!(!path.exists(), "looking makes nothing");
+        assert!(!path.exists(), "a check creates nothing");
         make_at(&path, user).unwrap();
         make_at(&path, user).unwrap();
         for made in [path.parent().unwrap(), &path] {

@@ -248,13 +248,13 @@ impl Repository {
                     Some(config) => &repository
                         .reopen(Some(config), None)
                         .await
-                        .map_err(|e| failed(&place, "opened", e.kind))?,
+                        .map_err(|e| failed(&place, "open", e.kind))?,
                     None => &*repository,
                 };
                 let mut session = repository
                     .writable_session(&branch)
                     .await
-                    .map_err(|e| failed(&place, "written", e.kind))?;
+                    .map_err(|e| failed(&place, "write", e.kind))?;
                 if *session.snapshot_id() != tip {
                     return Ok(None);
                 }
@@ -292,7 +292,7 @@ impl Repository {
             match session.commit(message).properties(properties).execute().await {
                 Ok(id) => Ok(Some(id.to_string())),
                 Err(e) if matches!(e.kind, SessionErrorKind::Conflict { .. }) => Ok(None),
-                Err(e) => Err(lost(&place, "committed to")(e)),
+                Err(e) => Err(lost(&place, "commit to")(e)),
             }
         })
     }
@@ -345,7 +345,7 @@ impl Repository {
         draft: &Draft,
     ) -> Result<Vec<Clash>, Error> {
         let (from, to) = (snapshot_id(base)?, snapshot_id(tip)?);
-        let diff = self.ask("compared", move |r| async move {
+        let diff = self.ask("compare snapshots of", move |r| async move {
             match r.diff(&VersionInfo::SnapshotId(from), &VersionInfo::SnapshotId(to)).await {
                 Ok(diff) => Ok(Some(diff)),
                 Err(e) if matches!(e.kind, SessionErrorKind::BadSnapshotChainForDiff) => Ok(None),
@@ -447,7 +447,7 @@ fn pause(attempt: u32) -> Duration {
 /// Finds out whether arrays that must be complete are.
 fn check_complete(arrays: &[String], draft: &Draft) -> Result<(), Error> {
     for path in arrays {
-        let missing = || Error::BadNode {
+        let missing = || Error::InvalidNode {
             path: path.clone(),
             why: "it is no array that this session has made".into(),
         };
@@ -574,7 +574,7 @@ pub(crate) struct Shape {
 
 impl Shape {
     pub(crate) fn of(path: &str, document: &Value) -> Result<Shape, Error> {
-        let bad = |why: &str| Error::BadNode { path: path.to_owned(), why: why.to_owned() };
+        let bad = |why: &str| Error::InvalidNode { path: path.to_owned(), why: why.to_owned() };
         if document["node_type"] != "array" {
             return Err(bad("it is no array"));
         }
@@ -620,7 +620,7 @@ impl Shape {
     }
 
     fn icechunk(&self, path: &str) -> Result<ArrayShape, Error> {
-        let too_many = || Error::BadNode {
+        let too_many = || Error::InvalidNode {
             path: path.to_owned(),
             why: "it has more chunks along an axis than a repository can name: use larger chunks"
                 .into(),
@@ -651,7 +651,7 @@ async fn apply_node(
         SessionErrorKind::NodeNotFound { .. } => {
             Error::NoNode { place: place.to_owned(), path: path.to_owned() }
         }
-        kind => failed(place, "changed", kind),
+        kind => failed(place, "change", kind),
     };
     match change {
         NodeChange::Removed => remove_node(session, &at).await.map_err(lost),

@@ -159,7 +159,7 @@ impl Draft {
             match self.nodes.get(&path) {
                 None => drop(self.nodes.insert(path, change)),
                 Some(known) if known.document() == change.document() => {}
-                Some(_) => return Err(Error::MadeTwice { path }),
+                Some(_) => return Err(Error::CreatedTwice { path }),
             }
         }
         Ok(())
@@ -175,8 +175,9 @@ impl Draft {
         };
         for (path, _) in self.nodes.iter().filter(|(_, change)| change.document().is_some()) {
             if let Some(array) = ancestors(path).find(|a| is_array(a)) {
-                let why = format!("`{array}` is made an array, so nothing can lie in it");
-                return Err(Error::BadNode { path: path.clone(), why });
+                let why =
+                    format!("`{array}` is created as an array, which cannot contain other nodes");
+                return Err(Error::InvalidNode { path: path.clone(), why });
             }
         }
         Ok(())
@@ -201,7 +202,7 @@ pub(crate) fn ancestors(path: &str) -> impl Iterator<Item = &str> {
 /// A path as Icechunk has it.
 pub(crate) fn icechunk_path(path: &str) -> Result<icechunk::format::Path, Error> {
     let text = format!("/{path}");
-    icechunk::format::Path::try_from(text.as_str()).map_err(|e| Error::BadNode {
+    icechunk::format::Path::try_from(text.as_str()).map_err(|e| Error::InvalidNode {
         path: path.to_owned(),
         why: format!("its path is none: {e}"),
     })

@@ -1,4 +1,4 @@
-//! What can go wrong, by meaning, and what to do then.
+//! Errors of repositories and sessions.
 
 use std::fmt;
 use std::ops::Range;
@@ -10,143 +10,146 @@ use freestone_engine::storage::metadata::MetadataError;
 use freestone_engine::storage::reader::ChunkError;
 use thiserror::Error;
 
-/// Why something with a repository or a session did not work.
+/// The error of an operation on a repository or session.
 #[derive(Clone, Debug, Error)]
 #[allow(missing_docs)]
 #[non_exhaustive]
 pub enum Error {
-    #[error("`{url}` is no location of a repository: {why}")]
+    #[error("invalid repository location `{url}`: {why}")]
     InvalidUrl { url: String, why: String },
-    #[error("invalid format `{format}` of a repository: expected 1 or 2")]
-    BadFormat { format: String },
-    #[error("there is no repository at {place}: create one, or name another place")]
+    #[error("invalid repository format `{format}`: expected 1 or 2")]
+    InvalidFormat { format: String },
+    #[error("no repository at `{place}` (hint: create it, or use another location)")]
     NoRepository { place: String },
-    #[error("{place} holds something already: open it, or create the repository elsewhere")]
+    #[error("`{place}` is not empty (hint: open the repository there, or create one elsewhere)")]
     Exists { place: String },
-    #[error("{place} holds something that is no repository, or is a file: name another place")]
+    #[error(
+        "`{place}` is a file or contains other files than those of a repository (hint: use another \
+            location)"
+    )]
     Occupied { place: String },
-    #[error("{place} has a {what} already: choose another name")]
+    #[error("`{place}` already has {what} (hint: choose another name)")]
     RefExists { place: String, what: String },
     #[error(
-        "`{name}` cannot be the name of a branch or tag: it is empty, or is the branch that every \
-            repository has"
+        "invalid name `{name}` of a branch or tag: expected a name that is not empty and not the \
+            main branch"
     )]
-    BadRef { name: String },
+    InvalidRef { name: String },
     #[error(
-        "{place} is in the memory of another process or is gone: use a directory or an object store"
+        "repository `{place}` does not exist in the memory of this process (hint: use a directory \
+            or an object store)"
     )]
     NotInProcess { place: String },
-    #[error("{place} has no {what}")]
+    #[error("`{place}` has no {what}")]
     NoVersion { place: String, what: String },
-    #[error("there is no array or group `{path}` in {place}")]
+    #[error("no array or group `{path}` in `{place}`")]
     NoNode { place: String, path: String },
     #[error(
-        "there is an array or group `{path}` in {place} already (hint: choose another name, or \
-            replace it by `--overwrite`, in Rust `Target::overwrite`)"
+        "array or group `{path}` already exists in `{place}` (hint: choose another name, or \
+            replace it with `--overwrite`, in Rust `Target::overwrite`)"
     )]
     NodeExists { place: String, path: String },
-    #[error("the metadata of `{path}` cannot be used: {why}")]
-    BadNode { path: String, why: String },
+    #[error("invalid metadata of `{path}`: {why}")]
+    InvalidNode { path: String, why: String },
 
-    #[error("along axis {axis} the region {}..{} of `{array}` cuts what is stored in pieces of \
-        {size}: {}..{} is the smallest around it that does not",
+    #[error("region {}..{} along axis {axis} of `{array}` is not aligned with its chunks of \
+        {size} elements: {}..{} is the smallest aligned region around it",
         region.start, region.end, around.start, around.end)]
     Misaligned { array: String, axis: usize, region: Range<u64>, size: u64, around: Range<u64> },
-    #[error("along axis {axis} the region {}..{} does not lie in the {len} elements of \
-        `{array}`", region.start, region.end)]
+    #[error("region {}..{} along axis {axis} of `{array}` exceeds its length of {len}",
+        region.start, region.end)]
     Outside { array: String, axis: usize, region: Range<u64>, len: u64 },
-    #[error("{given} bytes were given for {what} of `{array}`, which takes {expected}")]
+    #[error("invalid length of {what} of `{array}`: {given} bytes, expected {expected}")]
     Length { array: String, what: String, given: u64, expected: u64 },
-    #[error("{given} numbers were given for the {expected} axes of `{array}`")]
+    #[error("invalid number of axes of `{array}`: {given}, expected {expected}")]
     Rank { array: String, given: usize, expected: usize },
     #[error("`{array}` has no chunk {chunk:?}")]
     NoChunk { array: String, chunk: Vec<u64> },
 
     #[error(
-        "chunk {chunk:?} of `{array}` was written twice, with different content: give it to one \
-            writer only"
+        "chunk {chunk:?} of `{array}` was written twice with different contents (hint: let only \
+            one writer write it)"
     )]
     WrittenTwice { array: String, chunk: Vec<u32> },
     #[error(
-        "{n_missing} chunks of `{array}` have no receipt, chunk {first:?} among them: run what \
-            writes them, then commit"
+        "{n_missing} chunks of `{array}` have no receipt, including chunk {first:?} (hint: run the \
+            tasks that write them, then commit)"
     )]
     Incomplete { array: String, n_missing: u64, first: Vec<u64> },
     #[error(
-        "`{path}` was made by two writers, with different metadata: let one of them make it, or \
-            who creates the session"
+        "`{path}` was created by two writers with different metadata (hint: let one of them create \
+            it, or the creator of the session)"
     )]
-    MadeTwice { path: String },
-    #[error("`{place}` is not in {expected}: all results of one run go to one session")]
+    CreatedTwice { path: String },
+    #[error("`{place}` is not in `{expected}`: all outputs of a run must be in one session")]
     Elsewhere { place: String, expected: String },
     #[error(
-        "another process knows what session `{session}` has changed, so nothing can be read from \
-            it here: commit it first, or compute on threads"
+        "cannot read from session `{session}` in this process: its changes are known only to the \
+            process that writes it (hint: commit it first, or compute on threads)"
     )]
     Unseen { session: String },
-    #[error("a receipt of {found} was given to {expected}: merge it there")]
+    #[error("cannot merge a receipt of {found} into {expected}")]
     Foreign { found: String, expected: String },
-    #[error("the commit was cancelled: nothing of it is visible, and it can be tried again")]
+    #[error("the commit was cancelled: no change is visible, and it can be retried")]
     Cancelled,
-    #[error("nothing has changed, so there is nothing to commit")]
+    #[error("no changes to commit")]
     NothingToCommit,
     #[error("{0}")]
     Conflict(Conflict),
     #[error(
-        "branch `{branch}` had moved each of the {attempts} times that a commit was tried: try \
-            again, or allow more attempts"
+        "branch `{branch}` moved during each of {attempts} commit attempts (hint: retry, or allow \
+            more attempts)"
     )]
     Contended { branch: String, attempts: u32 },
     #[error(
-        "garbage was collected in {place} since this session began, and may have taken its chunks: \
-            run it anew, and collect with this program, which spares live sessions"
+        "garbage was collected in `{place}` after this session began, and may have removed its \
+            chunks (hint: start a new session, and collect garbage with this program, which \
+            retains the chunks of live sessions)"
     )]
     Collected { place: String },
 
-    #[error("there is no session `{session}` in {place}")]
+    #[error("no session `{session}` in `{place}`")]
     NoSession { place: String, session: String },
-    #[error("session `{session}` is {state}: begin another")]
+    #[error("session `{session}` is {state} (hint: begin another)")]
     Closed { session: String, state: Closed },
     #[error(
-        "session `{session}` is being committed: wait, or commit it again if whoever did has died"
+        "session `{session}` is being committed (hint: wait, or commit it again if the committing \
+            process has ended)"
     )]
     Committing { session: String },
-    #[error(
-        "session `{session}` was changed by somebody else at the same time: look at its status, \
-            then try again"
-    )]
+    #[error("session `{session}` was changed concurrently (hint: check its status, then retry)")]
     Stale { session: String },
-    #[error("session `{session}` still has open writers ({}): wait until they close, or force the \
-        commit and drop what they wrote", joiners.join(", "))]
+    #[error("session `{session}` has open writers: {} (hint: wait until they close, or force the \
+        commit, which drops their changes)", joiners.join(", "))]
     OpenJoiners { session: String, joiners: Vec<String> },
     #[error(
-        "another process has joined session `{session}` as `{joiner}`: this one may write no more"
+        "another process has joined session `{session}` as `{joiner}`: this process can no longer \
+            write to it"
     )]
     Replaced { session: String, joiner: String },
-    #[error("a session may live for {}, but {} was asked for", hours(*.most), hours(*.asked))]
+    #[error("invalid session lifetime {}: expected at most {}", hours(*.asked), hours(*.most))]
     TooLong { asked: Duration, most: Duration },
-    #[error("shared sessions are switched off for {place}: switch them on, or use forks")]
+    #[error("shared sessions are disabled for `{place}` (hint: enable them, or use forks)")]
     SharingOff { place: String },
-    #[error(
-        "`{name}` is no name of a writer: use letters, digits, `-`, `_` and `.`, at most 64 of them"
-    )]
-    BadName { name: String },
+    #[error("invalid writer name `{name}`: expected at most 64 letters, digits, `-`, `_` and `.`")]
+    InvalidName { name: String },
 
     #[error(
-        "{what} is of version {found}, but this program knows version {known}: use one version of \
-            the program everywhere"
+        "{what} has version {found}, but this program supports version {known} (hint: use the \
+            same version of the program everywhere)"
     )]
     Version { what: &'static str, found: u32, known: u32 },
-    #[error("{place} cannot be understood: {why}")]
+    #[error("damaged object `{place}`: {why}")]
     Damaged { place: String, why: String },
-    #[error("{place} could not be {action}: {message}")]
+    /// The action is a verb in the infinitive, such as `read`.
+    #[error("cannot {action} `{place}`: {message}")]
     Repository { place: String, action: &'static str, message: String, transient: bool },
     #[error(
         "internal error: broken invariant: {invariant} (hint: this is a defect of Freestone, \
             please report it)"
     )]
     Internal { invariant: &'static str },
-    #[error("requests cannot be run: {message}")]
+    #[error("cannot start the I/O runtime: {message}")]
     Runtime { message: String },
     #[error(transparent)]
     Storage(#[from] StorageError),
@@ -165,19 +168,19 @@ fn hours(d: Duration) -> String {
     }
 }
 
-/// Why a session takes no more writes and no commit.
+/// The state of a session that accepts no writes and no commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Closed {
-    /// Its changes are in that snapshot.
+    /// Committed as a snapshot.
     Committed {
         /// The snapshot.
         snapshot: String,
     },
-    /// Somebody gave it up.
+    /// Abandoned.
     Abandoned,
-    /// It was shared: it is written and committed by its id.
+    /// Shared, so that it is written and committed by its id.
     Shared,
-    /// Its time is over.
+    /// Expired.
     Expired,
 }
 
@@ -186,41 +189,43 @@ impl fmt::Display for Closed {
         match self {
             Closed::Committed { snapshot } => write!(f, "committed as snapshot {snapshot}"),
             Closed::Abandoned => write!(f, "abandoned"),
-            Closed::Shared => write!(f, "shared, and written by who joins it"),
+            Closed::Shared => write!(f, "shared, and accessible only by its id"),
             Closed::Expired => write!(f, "expired"),
         }
     }
 }
 
-/// Another commit came first, and what stands against having both.
+/// A conflict with an earlier commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conflict {
     /// The branch.
     pub branch: String,
-    /// The snapshot that the session is based on.
+    /// The snapshot on which the session is based.
     pub base: String,
-    /// The snapshot that the branch is at.
+    /// The current snapshot of the branch.
     pub tip: String,
-    /// What both have changed; empty if the two are disjoint, and a rebase was not allowed.
+    /// The changes that both commits have made. Empty if the two are disjoint and a rebase was not
+    /// allowed.
     pub clashes: Vec<Clash>,
 }
 
-/// What two commits have both changed.
+/// A change that two commits have both made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Clash {
-    /// These chunks of an array.
+    /// Chunks of an array.
     Chunks {
-        /// Its path.
+        /// The path of the array.
         array: String,
         /// The chunks, in order.
         chunks: Vec<Vec<u32>>,
     },
-    /// The metadata of an array or group: it was made, changed, removed or resized there.
+    /// The metadata of an array or group, which was created, changed, removed or resized.
     Node {
-        /// Its path.
+        /// The path of the array or group.
         path: String,
     },
-    /// The whole history: the branch was reset to where the session's base is not.
+    /// The whole history: the branch was reset to a snapshot without the session's base in its
+    /// history.
     Reset,
 }
 
@@ -228,17 +233,17 @@ impl fmt::Display for Conflict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "another commit to branch `{}` came first (it is at {}, the session began at {})",
+            "conflict with an earlier commit to branch `{}` (at {}, session base {})",
             self.branch, self.tip, self.base
         )?;
         if self.clashes.is_empty() {
             return write!(
                 f,
-                ", but changed nothing of the same: commit with a rebase (`--rebase`, in Rust \
+                ": the changes are disjoint (hint: commit with a rebase, by `--rebase` or in Rust \
                     `Rebase::Disjoint`)"
             );
         }
-        write!(f, ", and changed the same:")?;
+        write!(f, ", which also changed:")?;
         for clash in &self.clashes {
             match clash {
                 Clash::Chunks { array, chunks } => {
@@ -256,15 +261,15 @@ impl fmt::Display for Conflict {
                     )?;
                 }
                 Clash::Node { path } => write!(f, " the metadata of `{path}`;")?,
-                Clash::Reset => write!(f, " the branch's history was rewritten;")?,
+                Clash::Reset => write!(f, " the history of the branch, by a reset;")?,
             }
         }
-        write!(f, " start again from the new state")
+        write!(f, " (hint: start again from the new state)")
     }
 }
 
 impl Error {
-    /// True if trying again may help.
+    /// Returns true if a retry may succeed.
     pub fn is_transient(&self) -> bool {
         match self {
             Error::Storage(e) => e.is_transient(),
@@ -274,7 +279,7 @@ impl Error {
         }
     }
 
-    /// The storage error that a store answers with.
+    /// Converts to the storage error that a store returns.
     pub(crate) fn into_storage(self, place: String, action: &'static str) -> StorageError {
         match self {
             Error::Storage(e) => e,
@@ -283,7 +288,7 @@ impl Error {
             e @ (Error::Closed { .. } | Error::Committing { .. } | Error::Replaced { .. }) => {
                 StorageError::Refused { place, message: e.to_string() }
             }
-            // Icechunk's client has retried it.
+            // Icechunk's client has already retried the request.
             e @ Error::Repository { transient: true, .. } => StorageError::RetriesExhausted {
                 place,
                 action,

@@ -35,7 +35,7 @@ impl Lock {
         let path = directory.join(crate::FOLDER).join("lock");
         let failed = |e: std::io::Error| Error::Repository {
             place: path.display().to_string(),
-            action: "locked",
+            action: "lock",
             message: e.to_string(),
             transient: false,
         };

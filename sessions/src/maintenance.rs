@@ -114,7 +114,7 @@ impl Repository {
                 settings.num_updates_per_repo_info_file(),
             )
             .await;
-            done.map_err(|e| failed(&place, "freed of garbage", e))
+            done.map_err(|e| failed(&place, "collect garbage in", e))
         })?;
         self.remove_parts(cutoff)?;
         self.records().create(
@@ -143,7 +143,7 @@ impl Repository {
             };
             if is_part && is_old() {
                 std::fs::remove_file(file.path())
-                    .map_err(|e| failed(&file.path().display().to_string(), "removed", e))?;
+                    .map_err(|e| failed(&file.path().display().to_string(), "remove", e))?;
             }
         }
         Ok(())
@@ -212,7 +212,7 @@ impl Repository {
                 settings.num_updates_per_repo_info_file(),
             )
             .await;
-            done.map_err(|e| failed(&place, "freed of old snapshots", e))
+            done.map_err(|e| failed(&place, "expire snapshots of", e))
         })?;
         let mut snapshots: Vec<String> =
             done.released_snapshots.iter().map(ToString::to_string).collect();

@@ -96,9 +96,9 @@ impl Objects {
                     assets
                         .write_chunk("", &[], id, bytes)
                         .await
-                        .map_err(|e| failed(&place, "written", e.kind))
+                        .map_err(|e| failed(&place, "write", e.kind))
                 });
-                written.map_err(|e| e.into_storage("a repository in memory".into(), "written"))
+                written.map_err(|e| e.into_storage("a repository in memory".into(), "write"))
             }
         }
     }

@@ -40,7 +40,7 @@ impl WritableSession {
     /// Finds out whether a plan's outputs may be written here, and changes nothing.
     ///
     /// # Errors
-    /// [`Error::NodeExists`] where something is that may not be replaced; [`Error::BadNode`] where
+    /// [`Error::NodeExists`] where something is that may not be replaced; [`Error::InvalidNode`] where
     /// a region's array is another than was planned for; [`Error::Elsewhere`] where an output is
     /// not in this session.
     pub fn check_plan(&self, plan: &FinalizedPlan) -> Result<(), Error> {
@@ -103,7 +103,7 @@ fn check_plan(store: &Arc<SessionStore>, plan: &FinalizedPlan) -> Result<(), Err
                 if there.tag != *tag {
                     let why =
                         "it is not the array any more that was planned for: plan again".to_owned();
-                    return Err(Error::BadNode { path: output.path.to_owned(), why });
+                    return Err(Error::InvalidNode { path: output.path.to_owned(), why });
                 }
             }
             Mode::Whole | Mode::Metadata => {
@@ -119,8 +119,9 @@ fn check_plan(store: &Arc<SessionStore>, plan: &FinalizedPlan) -> Result<(), Err
                 }
                 for group in crate::draft::ancestors(output.path) {
                     if store.parsed(group)?.is_some_and(|d| d["node_type"] != "group") {
-                        let why = format!("`{group}` is an array, so nothing can lie in it");
-                        return Err(Error::BadNode { path: output.path.to_owned(), why });
+                        let why =
+                            format!("`{group}` is an array, which cannot contain other nodes");
+                        return Err(Error::InvalidNode { path: output.path.to_owned(), why });
                     }
                 }
             }
@@ -560,21 +561,21 @@ impl From<Error> for PublishError {
             // Who has taken over goes on with the same run, perhaps, and needs its folder.
             Error::Replaced { .. } => Rejection::Conflict,
             // What both have changed stays so; what is disjoint can go on top.
-            Error::Conflict(conflict) if conflict.clashes.is_empty() => Rejection::Moved,
-            Error::Conflict(_) => Rejection::Over,
+            Error::Conflict(conflict) if conflict.clashes.is_empty() => Rejection::NeedsRebase,
+            Error::Conflict(_) => Rejection::SessionEnded,
             Error::NodeExists { .. }
             | Error::Committing { .. }
             | Error::OpenJoiners { .. }
             | Error::Contended { .. } => Rejection::Conflict,
-            Error::BadNode { .. }
+            Error::InvalidNode { .. }
             | Error::NoNode { .. }
             | Error::Elsewhere { .. }
-            | Error::MadeTwice { .. }
+            | Error::CreatedTwice { .. }
             | Error::WrittenTwice { .. }
             | Error::Collected { .. }
             | Error::Closed { .. }
             | Error::NoSession { .. }
-            | Error::NoVersion { .. } => Rejection::Over,
+            | Error::NoVersion { .. } => Rejection::SessionEnded,
             Error::Cancelled => Rejection::Cancelled,
             // Icechunk's client has retried it, and so has the commit where an answer was lost.
             Error::Repository { .. } => Rejection::Failed,

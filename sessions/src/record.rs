@@ -121,7 +121,7 @@ impl Records {
                     };
                     there.map(|there| there == bytes).map_err(|e| failed(&place, "read", e))
                 }
-                Err(e) => Err(failed(&place, "written", e)),
+                Err(e) => Err(failed(&place, "write", e)),
             }
         })
     }
@@ -133,7 +133,7 @@ impl Records {
         wait(async move {
             let found = match backend.list_with_delimiter(Some(&path)).await {
                 Err(object_store::Error::NotFound { .. }) => return Ok(Vec::new()),
-                other => other.map_err(|e| failed(&place, "listed", e))?,
+                other => other.map_err(|e| failed(&place, "list", e))?,
             };
             let all = found.objects.iter().map(|o| &o.location).chain(&found.common_prefixes);
             let mut names: Vec<String> =

@@ -133,7 +133,7 @@ impl FromStr for Format {
         match text {
             "1" => Ok(Format::V1),
             "2" => Ok(Format::V2),
-            _ => Err(Error::BadFormat { format: text.to_owned() }),
+            _ => Err(Error::InvalidFormat { format: text.to_owned() }),
         }
     }
 }
@@ -213,7 +213,7 @@ impl Repository {
                 // The second is of who lost a race.
                 RepositoryErrorKind::ParentDirectoryNotClean
                 | RepositoryErrorKind::RepoInfoUpdated => Error::Exists { place },
-                kind => failed(&place, "created", kind),
+                kind => failed(&place, "create", kind),
             })
         })?;
         Repository::opened(location, memory)
@@ -291,7 +291,7 @@ impl Repository {
             icechunk::Repository::open(backend).config(config()).execute().await.map_err(
                 |e| match e.kind {
                     RepositoryErrorKind::RepositoryDoesntExist => Error::NoRepository { place },
-                    kind => failed(&place, "opened", kind),
+                    kind => failed(&place, "open", kind),
                 },
             )
         })?;
@@ -414,12 +414,12 @@ impl Repository {
     /// Where there is none, or it is `main`.
     pub fn delete_branch(&self, name: &str) -> Result<(), Error> {
         if name == MAIN {
-            return Err(Error::BadRef { name: name.to_owned() });
+            return Err(Error::InvalidRef { name: name.to_owned() });
         }
         let name = name.to_owned();
         let _lock = self.lock()?;
         self.resolve(&Version::Branch(name.clone()))?;
-        self.ask("freed of a branch", move |r| async move {
+        self.ask("delete a branch of", move |r| async move {
             r.delete_branch(&name).await.map_err(|e| e.kind)
         })
     }
@@ -432,10 +432,7 @@ impl Repository {
         let (name, id) = (named(name)?, self.id(at)?);
         let _lock = self.lock()?;
         self.refuse_if_there(&Version::Tag(name.clone()))?;
-        self.ask(
-            "tagged",
-            move |r| async move { r.create_tag(&name, &id).await.map_err(|e| e.kind) },
-        )
+        self.ask("tag", move |r| async move { r.create_tag(&name, &id).await.map_err(|e| e.kind) })
     }
 
     /// Removes a tag.
@@ -446,10 +443,9 @@ impl Repository {
         let name = name.to_owned();
         let _lock = self.lock()?;
         self.resolve(&Version::Tag(name.clone()))?;
-        self.ask(
-            "freed of a tag",
-            move |r| async move { r.delete_tag(&name).await.map_err(|e| e.kind) },
-        )
+        self.ask("delete a tag of", move |r| async move {
+            r.delete_tag(&name).await.map_err(|e| e.kind)
+        })
     }
 
     fn refuse_if_there(&self, version: &Version) -> Result<(), Error> {
@@ -557,7 +553,7 @@ impl Repository {
 /// The name of a new branch or tag.
 fn named(name: &str) -> Result<String, Error> {
     if name.trim().is_empty() {
-        Err(Error::BadRef { name: name.to_owned() })
+        Err(Error::InvalidRef { name: name.to_owned() })
     } else {
         Ok(name.to_owned())
     }
@@ -652,7 +648,7 @@ fn storage(location: &Location, memory: Option<&Memory>) -> Result<Backend, Erro
                 let profile = if options.anonymous {
                     None
                 } else {
-                    aws::of_profile().await.map_err(|e| failed(&place, "opened", e))?
+                    aws::of_profile().await.map_err(|e| failed(&place, "open", e))?
                 };
                 let (options, credentials) = profile
                     .map_or((options.clone(), None), |profile| of_profile(options, &profile));
@@ -668,7 +664,7 @@ fn storage(location: &Location, memory: Option<&Memory>) -> Result<Backend, Erro
             })?
         }
     };
-    made.map_err(|e| failed(&place, "opened", e.kind))
+    made.map_err(|e| failed(&place, "open", e.kind))
 }
 
 /// Credentials of a profile, for Icechunk: it takes none that are renewed, and with them nothing
@@ -700,12 +696,12 @@ fn states(location: &Location, memory: Option<&Memory>) -> Result<Arc<dyn Object
         (Location::Memory(_), None) => return Err(Error::NotInProcess { place }),
         (Location::Local(path), _) => Arc::new(
             object_store::local::LocalFileSystem::new_with_prefix(path)
-                .map_err(|e| failed(&place, "opened", e))?,
+                .map_err(|e| failed(&place, "open", e))?,
         ),
         (Location::S3 { bucket, .. }, _) => {
             let built = aws::bucket(bucket)
                 .and_then(|b| b.with_conditional_put(S3ConditionalPut::ETagMatch).build());
-            Arc::new(built.map_err(|e| failed(&place, "opened", e))?)
+            Arc::new(built.map_err(|e| failed(&place, "open", e))?)
         }
     })
 }
@@ -718,7 +714,7 @@ fn exists(location: &Location, memory: Option<&Memory>) -> Result<bool, Error> {
     wait(async move {
         icechunk::Repository::exists(backend, None)
             .await
-            .map_err(|e| failed(&place, "looked at", e.kind))
+            .map_err(|e| failed(&place, "inspect", e.kind))
     })
 }
 
@@ -745,7 +741,7 @@ fn memory(location: &Location, make: bool) -> Result<Option<Arc<Memory>>, Error>
     }
     let place = location.to_string();
     let storage = wait(async move {
-        icechunk::new_in_memory_storage().await.map_err(|e| failed(&place, "made", e.kind))
+        icechunk::new_in_memory_storage().await.map_err(|e| failed(&place, "create", e.kind))
     })?;
     let memory = Arc::new(Memory { storage, records: Arc::new(InMemory::new()) });
     known.insert(name.clone(), Arc::downgrade(&memory));

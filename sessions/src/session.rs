@@ -185,7 +185,7 @@ impl WritableSession {
     /// Makes an array or group by its Zarr document.
     ///
     /// # Errors
-    /// [`Error::NodeExists`] where something of that name is, [`Error::BadNode`] where a repository
+    /// [`Error::NodeExists`] where something of that name is, [`Error::InvalidNode`] where a repository
     /// cannot hold it.
     pub fn create_node(&self, path: &str, document: Value) -> Result<(), Error> {
         if self.document(path)?.is_some() {
@@ -199,7 +199,7 @@ impl WritableSession {
     /// below it.
     ///
     /// # Errors
-    /// [`Error::BadNode`] where a repository cannot hold it.
+    /// [`Error::InvalidNode`] where a repository cannot hold it.
     pub fn replace_node(&self, path: &str, document: Value) -> Result<(), Error> {
         check_node(path, &document)?;
         self.change(path, NodeChange::Replaced(document))
@@ -397,7 +397,7 @@ pub(crate) fn check_node(path: &str, document: &Value) -> Result<(), Error> {
     match document["node_type"].as_str() {
         Some("group") => Ok(()),
         Some("array") => Shape::of(path, document).map(|_| ()),
-        _ => Err(Error::BadNode {
+        _ => Err(Error::InvalidNode {
             path: path.to_owned(),
             why: "its document is of no array and no group".into(),
         }),

@@ -152,7 +152,7 @@ pub fn open_store(url: &str) -> Result<Arc<dyn Store>, StorageError> {
         };
         SessionStore::new(&repository, snapshot, writes)
     };
-    let opened = open().map_err(|e: Error| e.into_storage(url.to_owned(), "opened"))?;
+    let opened = open().map_err(|e: Error| e.into_storage(url.to_owned(), "open"))?;
     Ok(Arc::new(opened))
 }
 
@@ -279,7 +279,7 @@ impl SessionStore {
 
     /// A node's document, taken apart.
     pub(crate) fn parsed(&self, path: &str) -> Result<Option<Value>, Error> {
-        let bad = |e: serde_json::Error| Error::BadNode {
+        let bad = |e: serde_json::Error| Error::InvalidNode {
             path: path.to_owned(),
             why: format!("it is no JSON: {e}"),
         };
@@ -386,11 +386,11 @@ impl SessionStore {
     fn writes(&self, key: &str) -> Result<&Writes, StorageError> {
         let refused = || StorageError::Denied {
             place: self.place(key),
-            action: "written in a session that only reads",
+            action: "write in the read-only session",
         };
         let writes = self.writes.as_ref().ok_or_else(refused)?;
         if let Some(gate) = &writes.gate {
-            gate().map_err(|e| e.into_storage(self.place(key), "written"))?;
+            gate().map_err(|e| e.into_storage(self.place(key), "write"))?;
         }
         Ok(writes)
     }
@@ -398,7 +398,7 @@ impl SessionStore {
     /// Names directly below a node.
     fn children(&self, path: &str) -> Result<Vec<String>, Error> {
         let (session, at, failed) =
-            (Arc::clone(&self.session), icechunk_path(path)?, self.failed("listed"));
+            (Arc::clone(&self.session), icechunk_path(path)?, self.failed("list"));
         let base: Vec<String> = wait(async move {
             let mut below = Vec::new();
             for node in session.list_nodes(&at).await.map_err(&failed)? {
@@ -573,7 +573,7 @@ impl Store for SessionStore {
             let why = "only chunks are written into a session: metadata are its creator's";
             return Err(StorageError::Io {
                 place: self.place(key),
-                action: "written",
+                action: "write",
                 message: why.into(),
                 transient: false,
             });
@@ -603,7 +603,7 @@ impl Store for SessionStore {
                 let why = "only chunks are removed in a session: nodes go by its creator's word";
                 Err(StorageError::Io {
                     place: self.place(key),
-                    action: "removed",
+                    action: "remove",
                     message: why.into(),
                     transient: false,
                 })
@@ -613,7 +613,7 @@ impl Store for SessionStore {
 
     fn list(&self, prefix: &str) -> Result<Vec<String>, StorageError> {
         let path = prefix.trim_end_matches('/');
-        let wrong = |e: Error| e.into_storage(self.place(prefix), "listed");
+        let wrong = |e: Error| e.into_storage(self.place(prefix), "list");
         let Some(document) = self.document(path).map_err(wrong)? else {
             return if path.is_empty() {
                 self.children(path).map_err(wrong)
@@ -643,7 +643,7 @@ impl Store for SessionStore {
         let why = "a session has no locks: its commit finds out whether another one was first";
         Err(StorageError::Io {
             place: self.place(key),
-            action: "locked",
+            action: "lock",
             message: why.into(),
             transient: false,
         })
@@ -655,7 +655,7 @@ impl Store for SessionStore {
     }
 
     fn size(&self, key: &str) -> Result<Option<u64>, StorageError> {
-        let wrong = |e: Error| e.into_storage(self.place(key), "looked at");
+        let wrong = |e: Error| e.into_storage(self.place(key), "inspect");
         Ok(match Key::parse(key) {
             Key::Nothing => None,
             Key::Document(path) => {
@@ -687,7 +687,7 @@ impl Store for SessionStore {
 impl SessionStore {
     fn note(&self, receipt: Receipt) -> Result<(), StorageError> {
         let noted = self.draft().map_or(Ok(()), |mut draft| draft.write(receipt));
-        noted.map_err(|e| e.into_storage(self.url.clone(), "written"))
+        noted.map_err(|e| e.into_storage(self.url.clone(), "write"))
     }
 
     /// Notes that a chunk is all fill values.

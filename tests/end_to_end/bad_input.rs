@@ -157,7 +157,7 @@ fn metadata_cut_short_anywhere() {
     let whole = fs::read(&path).unwrap();
     for len in 0..whole.len() {
         fs::write(&path, &whole[..len]).unwrap();
-        check(freestone::open(&place.at("in")), ExitCode::Input, "no JSON", |e| {
+        check(freestone::open(&place.at("in")), ExitCode::Input, "invalid JSON", |e| {
             is_metadata(e, |m| matches!(m, MetadataError::Malformed { .. }))
         });
     }
@@ -354,7 +354,7 @@ fn places_that_are_taken() {
     check(
         store(&array, &place.at("out"), &place, |t| t),
         ExitCode::Conflict,
-        "exists already",
+        "already exists",
         exists,
     );
     assert!(tree(place.at("out")) == before);

@@ -135,7 +135,7 @@ fn wrong_usage_is_2() {
         &place,
         &["rechunk", &u(), "out", "--chunks", "12,10,20", "--allowed-mem", "lots"],
         2,
-        &["lots", "is no size"],
+        &["lots", "invalid size"],
     );
     check_failure(
         &place,
@@ -240,7 +240,7 @@ fn what_is_in_the_way_is_5() {
     let place = Place::new();
     let again = ["rechunk", &u(), "out", "--chunks", "12,10,20"];
     stdout(&freestone(&place, &again));
-    check_failure(&place, &again, 5, &["exists already", "overwrite"]);
+    check_failure(&place, &again, 5, &["already exists", "overwrite"]);
     stdout(&freestone(&place, &[&again[..], &["--overwrite"]].concat()));
     fs::create_dir(place.at("mine")).unwrap();
     fs::write(place.at("mine/notes"), "mine").unwrap();

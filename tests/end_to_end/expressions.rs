@@ -212,7 +212,7 @@ fn arguments_that_make_no_sense() {
         &place,
         &["compute", "u[1]", "-i", &u, "-o", "a"],
         5,
-        &["exists already", "overwrite"],
+        &["already exists", "overwrite"],
     );
     stdout(&freestone(&place, &["compute", "u[1]", "-i", &u, "-o", "a", "--overwrite"]));
 }

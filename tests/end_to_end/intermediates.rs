@@ -98,7 +98,7 @@ impl Store for Watched {
             && self.sizes.lock().unwrap().keys().filter(|k| k.contains(array.as_str())).count()
                 >= *after
         {
-            return Err(StorageError::Denied { place: self.place(key), action: "written" });
+            return Err(StorageError::Denied { place: self.place(key), action: "write" });
         }
         self.sizes.lock().unwrap().insert(key.to_owned(), bytes.len() as u64);
         if key.contains("/journal/") {

@@ -218,13 +218,9 @@ fn check_start(command: &str, arguments: &[&str], expect: &str) {
 
 #[test]
 fn a_command_that_is_no_worker_is_named() {
-    check_start("/no/such/program", &[], "could not be started");
-    check_start("true", &[], "does not speak this program's protocol");
-    check_start(
-        "echo",
-        &["hello, this is no frame at all"],
-        "does not speak this program's protocol",
-    );
+    check_start("/no/such/program", &[], "cannot start the worker");
+    check_start("true", &[], "protocol error of the worker");
+    check_start("echo", &["hello, this is no frame at all"], "protocol error of the worker");
 }
 
 #[test]

@@ -395,7 +395,7 @@ fn conflicts_say_what_helps() {
             let Error::Run(ran) = &error else { panic!("{case}: {text}") };
             if overlap {
                 assert!(
-                    text.contains("changed the same")
+                    text.contains("also changed")
                         && text.contains("start again from the new state"),
                     "{case}: {text}"
                 );
@@ -407,7 +407,7 @@ fn conflicts_say_what_helps() {
             }
             let run = ran.kept().unwrap_or_else(|| panic!("{case}: {text}")).to_owned();
             assert!(
-                text.contains("changed nothing of the same")
+                text.contains("the changes are disjoint")
                     && text.contains(&format!("freestone resume {run} --rebase")),
                 "{case}: {text}"
             );
@@ -425,14 +425,14 @@ fn conflicts_say_what_helps() {
                 )
             };
             let text = resume(Rebase::Never).unwrap_err().to_string();
-            assert!(text.contains("changed nothing of the same"), "{case}: {text}");
+            assert!(text.contains("the changes are disjoint"), "{case}: {text}");
             // Meanwhile somebody changes the same: now neither can be resumed.
             begin("x", 0..10).commit("and another", &spec).unwrap();
             for rebase in [Rebase::Never, on_top] {
                 let error = resume(rebase).unwrap_err();
                 let text = error.to_string();
                 assert!(
-                    text.contains("changed the same") && !text.contains("nothing of the same"),
+                    text.contains("also changed") && !text.contains("disjoint"),
                     "{case}, resumed: {text}"
                 );
                 assert_eq!(error.exit_code(), ExitCode::Conflict);
@@ -458,7 +458,7 @@ fn a_plan_finds_what_is_in_its_way() {
         let target = Target::array(&ramp(20.0), &place.at(location));
         let error = freestone::plan(std::slice::from_ref(&target), &spec).unwrap_err();
         assert!(
-            error.to_string().contains("exists already")
+            error.to_string().contains("already exists")
                 && error.to_string().contains("--overwrite"),
             "{error}"
         );
@@ -492,7 +492,7 @@ fn a_plan_finds_what_is_in_its_way() {
     let session = Session::begin(&repository, MAIN).unwrap();
     let error = freestone::plan(&[session.target(&ramp(30.0), "x")], &spec).unwrap_err();
     assert!(
-        error.to_string().contains("there is an array or group `x`")
+        error.to_string().contains("array or group `x` already exists")
             && error.to_string().contains("--overwrite"),
         "{error}"
     );
@@ -552,11 +552,11 @@ fn a_run_that_comes_second_can_go_on_top() {
     assert_eq!(error.exit_code(), ExitCode::Conflict);
     let Error::Run(ran) = &error else { panic!("{error}") };
     let run = ran.kept().expect("what was computed is kept").to_owned();
-    assert!(error.to_string().contains("changed nothing of the same"), "{error}");
+    assert!(error.to_string().contains("the changes are disjoint"), "{error}");
     let stored = freestone::open_run(&run, &Stores::default()).unwrap();
     let again =
         freestone::resume(&stored, &spec, &Serial, &RunOptions::default()).unwrap_err().to_string();
-    assert!(again.contains("came first"), "{again}");
+    assert!(again.contains("conflict with an earlier commit"), "{again}");
     let on_top = RepositoryPublisher::of_ticket(&stored.record.session)
         .unwrap()
         .unwrap()
@@ -606,8 +606,8 @@ fn what_is_in_the_way_is_found_before_anything_runs() {
         assert!(error.to_string().contains(says), "{error}");
         assert_eq!(tree(place.at("repository")), before);
     };
-    check("x", "there is an array or group `x`");
-    check("x/y", "`x` is an array, so nothing can lie in it");
+    check("x", "array or group `x` already exists");
+    check("x/y", "`x` is an array, which cannot contain other nodes");
     // Results in two places cannot be published at once.
     let session = Session::begin(&repository, MAIN).unwrap();
     let targets =
@@ -622,7 +622,7 @@ fn what_is_in_the_way_is_found_before_anything_runs() {
     )
     .unwrap_err()
     .to_string();
-    assert!(error.contains("all results of one run go to one session"), "{error}");
+    assert!(error.contains("all outputs of a run must be in one session"), "{error}");
     let error = freestone::run(&planned, &spec, &Serial).unwrap_err().to_string();
     assert!(error.contains("give the run its session"), "{error}");
     assert_eq!(tree(place.at("repository")), before);

@@ -314,7 +314,7 @@ fn a_place_where_a_run_is_at_work_is_refused() {
                 let spec = self.0.spec();
                 let error =
                     freestone::run(&stages(self.0, "out", &spec), &spec, &Serial).unwrap_err();
-                assert!(error.to_string().contains("another run writes"), "{error}");
+                assert!(error.to_string().contains("another run is writing"), "{error}");
                 *found = Some(error.exit_code());
             }
         }

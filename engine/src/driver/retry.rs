@@ -79,7 +79,7 @@ mod tests {
         let place = || "p".to_owned();
         let failed = |transient| StorageError::Io {
             place: place(),
-            action: "removed",
+            action: "remove",
             message: "m".into(),
             transient,
         };

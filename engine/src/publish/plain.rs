@@ -429,7 +429,7 @@ mod tests {
     /// The driver retries transient storage failures. A session's own locks must not block its
     /// retries, but must block other sessions.
     #[test]
-    fn a_session_is_not_in_its_own_way() {
+    fn own_locks_do_not_block_retries() {
         let folder = tempfile::tempdir().unwrap();
         let mut target = output(&random(&[4, 4], &[2, 2], 1), "x", None);
         target.url = folder.path().display().to_string();
@@ -450,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_run_has_begun_is_not_published() {
+    fn outputs_claimed_by_another_run_are_not_published() {
         let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
         let stores = Stores::default();
         stores.insert(Arc::clone(&store));

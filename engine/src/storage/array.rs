@@ -1,4 +1,4 @@
-//! How an array's chunks lie in a store.
+//! The layout of an array's chunks in a store.
 
 use std::sync::Arc;
 
@@ -9,59 +9,59 @@ use super::codec::{Codec, CodecError};
 use super::{Encoding, Store, join};
 use crate::grid::ChunkGrid;
 
-/// Everything that reading or writing a chunk needs to know; it travels in plans.
+/// The description of an array that reads and writes of chunks need. It is part of plans.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArrayInfo {
-    /// Element type.
+    /// The element type.
     pub dtype: DType,
-    /// Value of chunks that are not there.
+    /// The value of elements in missing chunks.
     pub fill: Scalar,
-    /// The chunks that are read; of a sharded array the inner ones.
+    /// The chunks that are read: for a sharded array, the inner chunks.
     pub grid: ChunkGrid,
-    /// Shape in which every chunk is stored, edge chunks padded; `None` if chunks are stored as the
-    /// grid cuts them.
+    /// The stored shape of all chunks, with padded edge chunks. `None` if chunks are stored with
+    /// their shapes in the grid.
     pub stored_shape: Option<Vec<u64>>,
-    /// Zarr v3 codec list; of a sharded array that of the inner chunks.
+    /// The Zarr v3 codec list: for a sharded array, of the inner chunks.
     pub codecs: Vec<serde_json::Value>,
-    /// Names of the chunks.
+    /// The encoding of chunk keys.
     pub keys: Keys,
-    /// Where several chunks share an object.
+    /// The shard, if several chunks share an object.
     pub shard: Option<Shard>,
-    /// Set where only a part of the stored array is meant, and written in place: the coordinates
-    /// there of this grid's first chunk.
+    /// The coordinates in the stored array of this grid's first chunk, if the array is a region of
+    /// the stored array that is written in place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<Vec<u64>>,
 }
 
-/// Chunks inside one object, by Zarr's `sharding_indexed`.
+/// A shard: several chunks in one object, as in Zarr's `sharding_indexed`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shard {
-    /// Chunks along each axis of a shard.
+    /// The number of chunks along each axis of a shard.
     pub chunks: Vec<u64>,
-    /// Codec list of the index.
+    /// The codec list of the index.
     pub index_codecs: Vec<serde_json::Value>,
-    /// The index is at the end of the object, not at its start.
+    /// True if the index is at the end of the object, false if it is at the start.
     pub index_at_end: bool,
 }
 
-/// How a chunk's key is made of its coordinates.
+/// The encoding of chunk coordinates as keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Keys {
-    /// `c/0/1`, or `c.0.1`: Zarr v3's default.
+    /// Zarr v3's default: `c/0/1` or `c.0.1`.
     Default {
-        /// Between the numbers.
+        /// The separator between the numbers.
         separator: char,
     },
-    /// `0.1`, or `0/1`: Zarr v2's.
+    /// Zarr v2's encoding: `0.1` or `0/1`.
     V2 {
-        /// Between the numbers.
+        /// The separator between the numbers.
         separator: char,
     },
 }
 
 impl Shard {
-    /// With the index that everybody writes: little-endian, checked, at the end.
+    /// Creates a shard with the usual index: little-endian, with a checksum, at the end.
     pub fn new(chunks: Vec<u64>) -> Shard {
         let index_codecs = vec![
             serde_json::json!({"name": "bytes", "configuration": {"endian": "little"}}),
@@ -70,10 +70,10 @@ impl Shard {
         Shard { chunks, index_codecs, index_at_end: true }
     }
 
-    /// The codec of the index: offset and length of each chunk.
+    /// Returns the codec of the index, which holds offset and length of each chunk.
     ///
     /// # Errors
-    /// Where it cannot be used.
+    /// Returns an error if the codec is not supported.
     pub fn index_codec(&self) -> Result<Codec, CodecError> {
         let shape: Vec<u64> = self.chunks.iter().copied().chain([2]).collect();
         Codec::new(&self.index_codecs, DType::UInt64, &shape)
@@ -81,7 +81,7 @@ impl Shard {
 }
 
 impl Keys {
-    /// The key of a chunk, or of a shard, below the array's path.
+    /// Returns the key of a chunk or shard, relative to the array's path.
     pub fn key(self, coords: &[u64]) -> String {
         use std::fmt::Write as _;
         let (mut key, separator) = match self {
@@ -99,8 +99,8 @@ impl Keys {
 }
 
 impl ArrayInfo {
-    /// An array of our own between two stages: chunks as the grid cuts them, a codec from the plan,
-    /// and a checksum in any case.
+    /// Creates the description of an intermediate array: chunks with their shapes in the grid, a
+    /// codec from the plan, and always a checksum.
     pub fn intermediate(dtype: DType, grid: ChunkGrid, encoding: impl Into<Encoding>) -> ArrayInfo {
         ArrayInfo {
             dtype,
@@ -114,22 +114,22 @@ impl ArrayInfo {
         }
     }
 
-    /// Elements along each axis.
+    /// Returns the number of elements along each axis.
     pub fn shape(&self) -> Vec<u64> {
         self.grid.shape()
     }
 
-    /// Number of uncompressed bytes.
+    /// Returns the uncompressed size in bytes.
     pub fn n_bytes(&self) -> u128 {
         self.shape().iter().map(|n| u128::from(*n)).product::<u128>() * self.dtype.size() as u128
     }
 
-    /// Shape of the largest chunk as it is stored.
+    /// Returns the stored shape of the largest chunk.
     pub fn chunk_shape(&self) -> Vec<u64> {
         self.stored_shape.clone().unwrap_or_else(|| self.grid.max_chunk())
     }
 
-    /// The objects that are written: the chunks, or of a sharded array the shards.
+    /// Returns the grid of stored objects: the chunks, or the shards of a sharded array.
     pub fn objects(&self) -> ChunkGrid {
         match &self.shard {
             Some(shard) => ChunkGrid::new(
@@ -144,7 +144,7 @@ impl ArrayInfo {
         }
     }
 
-    /// Shape of the largest object as it is stored: a chunk's, or of a sharded array a shard's.
+    /// Returns the stored shape of the largest object: a chunk, or a shard of a sharded array.
     pub fn object_shape(&self) -> Vec<u64> {
         match &self.shard {
             Some(shard) => self
@@ -157,7 +157,7 @@ impl ArrayInfo {
         }
     }
 
-    /// The key of an object, by its coordinates in [`objects`](ArrayInfo::objects).
+    /// Returns the key of an object with coordinates in [`objects`](ArrayInfo::objects).
     pub fn object_key(&self, coords: &[u64]) -> String {
         let Some(first) = &self.window else { return self.keys.key(coords) };
         let per_object = |d: usize| self.shard.as_ref().map_or(1, |s| s.chunks[d]);
@@ -171,27 +171,27 @@ impl ArrayInfo {
     }
 }
 
-/// An array in a store: how its chunks lie, and what its metadata says besides.
+/// An array in a store, with its metadata.
 #[derive(Clone, Debug)]
 pub struct StoredArray {
-    /// Where.
+    /// The store.
     pub store: Arc<dyn Store>,
-    /// Path of the array in the store; empty for its root.
+    /// The path of the array in the store, empty for the root.
     pub path: String,
-    /// How its chunks lie.
+    /// The description of the array's chunks.
     pub info: ArrayInfo,
-    /// Zarr format: 2 or 3.
+    /// The Zarr format version: 2 or 3.
     pub format: u8,
-    /// Names of the axes, where the metadata gives them.
+    /// The names of the axes, if the metadata contains them.
     pub dims: Vec<Option<String>>,
-    /// User attributes.
+    /// The user attributes.
     pub attributes: serde_json::Map<String, serde_json::Value>,
-    /// Hash of the metadata's text: the input's identity in a plan.
+    /// The hash of the metadata text, which identifies the input in a plan.
     pub tag: String,
 }
 
 impl StoredArray {
-    /// Where it is, in words.
+    /// Returns the location of the array, for messages.
     pub fn location(&self) -> String {
         join(self.store.url(), &self.path)
     }

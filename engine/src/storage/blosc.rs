@@ -1,17 +1,17 @@
-//! Blosc frames, from and into memory that is ours.
+//! Blosc frames, encoded and decoded in given buffers.
 //!
-//! zarrs' own calls of the library allocate what they yield; here a frame is decoded into a buffer
-//! that was counted, and made in one.
+//! The calls of the library in zarrs allocate their results. Here the buffers are from the arena,
+//! which counts them.
 
 use std::ffi::c_char;
 
 use blosc_src::{blosc_cbuffer_validate, blosc_compress_ctx, blosc_decompress_ctx};
 use serde_json::Value;
 
-/// How frames are made. Reading one needs none of it.
+/// The compression settings. Decompression ignores all but the block size.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Settings {
-    /// The compressor's name, ended by a zero as C wants it.
+    /// The compressor's name as a C string.
     compressor: &'static [u8],
     level: i32,
     shuffle: i32,
@@ -19,22 +19,21 @@ pub(super) struct Settings {
     blocksize: usize,
 }
 
-/// Bytes that a frame takes at most besides those that went in.
+/// The maximum size of a frame in addition to its input, in bytes.
 pub(super) const OVERHEAD_BYTES: u64 = blosc_src::BLOSC_MAX_OVERHEAD as u64;
 
 /// The largest block that blosc chooses by itself (c-blosc 1.21, `compute_blocksize`).
 const BLOCK_BYTES: u64 = 1 << 20;
 
-/// State of zstd inside blosc, which compresses.
+/// The state of zstd in blosc while it compresses, in bytes.
 const ZSTD_BYTES: u64 = 1_300_000;
 
-/// State of the other compressors, and of all that decompress: a frame may be another's than the
-/// settings say.
+/// The state of the other compressors, and of all decompressors, in bytes. The compressor of a
+/// frame may differ from that of the settings.
 const INNER_BYTES: u64 = 400_000;
 
 impl Settings {
-    /// From the codec's configuration, Zarr's or numcodecs'; the size of an element stands in where
-    /// none is given.
+    /// Parses the codec's configuration of Zarr or numcodecs. `size` is the default for `typesize`.
     pub(super) fn new(configuration: &Value, size: usize) -> Result<Settings, String> {
         let number = |key: &str| configuration[key].as_i64();
         let compressor: &[u8] = match configuration["cname"].as_str() {
@@ -46,7 +45,7 @@ impl Settings {
             Some("zstd") => blosc_src::BLOSC_ZSTD_COMPNAME,
             _ => {
                 return Err(format!(
-                    "`cname` is {}, which is no compressor of blosc's",
+                    "invalid `cname` {}: expected blosclz, lz4, lz4hc, snappy, zlib or zstd",
                     configuration["cname"]
                 ));
             }
@@ -63,7 +62,7 @@ impl Settings {
             (_, Some(-1)) => blosc_src::BLOSC_SHUFFLE,
             _ => {
                 return Err(format!(
-                    "`shuffle` is {}, not noshuffle, shuffle or bitshuffle",
+                    "invalid `shuffle` {}: expected noshuffle, shuffle or bitshuffle",
                     configuration["shuffle"]
                 ));
             }
@@ -73,21 +72,21 @@ impl Settings {
             level: number("clevel")
                 .and_then(|n| i32::try_from(n).ok())
                 .filter(|n| (0..=9).contains(n))
-                .ok_or("`clevel` is not 0 to 9")?,
+                .ok_or("invalid `clevel`: expected 0 to 9")?,
             shuffle: shuffle as i32,
             typesize,
             blocksize: number("blocksize").and_then(|n| usize::try_from(n).ok()).unwrap_or(0),
         })
     }
 
-    /// The largest block that a frame may have; what is larger is not read.
+    /// Returns the maximum block size of a frame in bytes. Larger blocks are refused.
     pub(super) fn block_bytes(&self) -> u64 {
         (self.blocksize as u64).max(BLOCK_BYTES)
     }
 
-    /// Bytes that the library holds inside while it works on a frame of `size` bytes.
+    /// Returns the memory that the library allocates for a frame of `size` bytes, in bytes.
     pub(super) fn working_bytes(&self, size: u64) -> u64 {
-        // A block shuffled, and one compressed with a length for each byte of an element.
+        // One shuffled block, and one compressed block with a length for each byte of an element.
         let blocks = 2 * self.block_bytes().min(size + 64) + 4 * self.typesize as u64;
         let inner = if self.compressor == blosc_src::BLOSC_ZSTD_COMPNAME {
             ZSTD_BYTES
@@ -97,11 +96,11 @@ impl Settings {
         blocks + inner.min(size + 65_536)
     }
 
-    /// Makes a frame in `out`; its length.
+    /// Compresses into `out` and returns the length of the frame.
     #[allow(unsafe_code)]
     pub(super) fn compress(&self, bytes: &[u8], out: &mut [u8]) -> Result<usize, String> {
-        // SAFETY: both pointers are valid for the lengths beside them, the name ends with a zero,
-        // and the library keeps to `destsize`. One thread, and no state but its own.
+        // SAFETY: both pointers are valid for the given lengths, the name is null-terminated, and
+        // the library writes at most `destsize` bytes. It uses one thread and no global state.
         let made = unsafe {
             blosc_compress_ctx(
                 self.level,
@@ -119,11 +118,14 @@ impl Settings {
         usize::try_from(made)
             .ok()
             .filter(|n| *n > 0)
-            .ok_or_else(|| format!("blosc cannot compress {} bytes", bytes.len()))
+            .ok_or_else(|| format!("blosc failed to compress {} bytes", bytes.len()))
     }
 
-    /// Bytes in a frame, if its header agrees with its length and asks for no larger blocks than
-    /// these settings make.
+    /// Returns the decoded size of a frame in bytes.
+    ///
+    /// # Errors
+    /// Returns an error if the header contradicts the frame's length or has larger blocks than
+    /// these settings allow.
     pub(super) fn decoded_bytes(&self, frame: &[u8]) -> Result<u64, String> {
         // Header: version, versionlz, flags, typesize, nbytes, blocksize, cbytes (little-endian
         // u32).
@@ -131,38 +133,38 @@ impl Settings {
             frame.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes)
         };
         let (Some(n), Some(block), Some(len)) = (word(4), word(8), word(12)) else {
-            return Err("it is too short for a blosc header".into());
+            return Err("shorter than a blosc header".into());
         };
         if len as usize != frame.len() {
-            return Err("the blosc header does not agree with the length of the object".into());
+            return Err("the blosc header does not match the length of the object".into());
         }
         if u64::from(block) > self.block_bytes() {
-            return Err(format!("its blosc blocks are larger than {} bytes", self.block_bytes()));
+            return Err(format!("blosc blocks are larger than {} bytes", self.block_bytes()));
         }
         Ok(u64::from(n))
     }
 }
 
-/// Fills the front of `out` with what a frame holds; its length.
+/// Decompresses a frame into the front of `out` and returns the length.
 #[allow(unsafe_code)]
 pub(super) fn decompress(frame: &[u8], out: &mut [u8]) -> Result<usize, String> {
     let mut n = 0;
-    // SAFETY: the pointer is valid for the length beside it; only that much is looked at.
+    // SAFETY: the pointer is valid for the given length, and the library reads no further.
     let valid =
         unsafe { blosc_cbuffer_validate(frame.as_ptr().cast(), frame.len(), &raw mut n) } == 0;
     if !valid || n > out.len() {
-        return Err("the blosc header is not valid".into());
+        return Err("invalid blosc header".into());
     }
     if n == 0 {
         return Ok(0);
     }
-    // SAFETY: the frame's header was checked against its length, and the library against offsets
-    // that leave the frame; it keeps to `destsize`. One thread, and no state but its own.
+    // SAFETY: the header was checked against the frame's length. The library checks offsets against
+    // the frame and writes at most `destsize` bytes. It uses one thread and no global state.
     let made = unsafe {
         blosc_decompress_ctx(frame.as_ptr().cast(), out.as_mut_ptr().cast(), out.len(), 1)
     };
     usize::try_from(made)
         .ok()
         .filter(|made| *made == n)
-        .ok_or_else(|| "blosc cannot decompress it".into())
+        .ok_or_else(|| "blosc failed to decompress".into())
 }

@@ -1,8 +1,8 @@
 //! An HTTP client with retries: the only place that retries network requests.
 //!
 //! `object_store` sends its requests through a [`Connector`]. Transient failures are retried as
-//! [`Retry`] specifies. After the last try, the error's chain of sources contains a [`GaveUp`].
-//! `object_store` does not retry requests that this client gave up. It does resume interrupted
+//! [`Retry`] specifies. After the last try, the error's chain of sources contains a [`RequestFailed`].
+//! `object_store` does not retry those requests. It does resume interrupted
 //! response bodies, with the same policy.
 //!
 //! Every request may be retried, including a conditional put whose response was lost. The second
@@ -21,10 +21,10 @@ use thiserror::Error as ThisError;
 use crate::retry::Retry;
 use crate::system::System;
 
-/// The reason for which a request was given up.
+/// The reason for which a request failed after all retries.
 #[derive(Clone, Debug, PartialEq, Eq, ThisError)]
 #[error("{what}, {tries} {}", if *tries == 1 { "try" } else { "tries" })]
-pub(super) struct GaveUp {
+pub(super) struct RequestFailed {
     /// The last failure.
     what: String,
     tries: u32,
@@ -42,9 +42,9 @@ pub(super) enum Failure {
     Unsupported,
 }
 
-impl GaveUp {
-    /// Returns the [`GaveUp`] in an error of `object_store`, if there is one.
-    pub(super) fn of(error: &object_store::Error) -> Option<&GaveUp> {
+impl RequestFailed {
+    /// Returns the [`RequestFailed`] in an error of `object_store`, if there is one.
+    pub(super) fn of(error: &object_store::Error) -> Option<&RequestFailed> {
         chain(error).find_map(<dyn Error>::downcast_ref)
     }
 }
@@ -117,7 +117,7 @@ impl HttpService for Retrying {
                 None => {
                     return Err(HttpError::new(
                         HttpErrorKind::Unknown,
-                        GaveUp { what, tries, kind },
+                        RequestFailed { what, tries, kind },
                     ));
                 }
             }

@@ -1,37 +1,37 @@
-//! Consolidated metadata: a group's document with the documents of everything below it, so that one
-//! request tells all.
+//! Consolidated metadata: a copy of all documents below a group in the group's document, which
+//! readers get with one request.
 //!
-//! It is a copy: an array's own document is what counts. Zarr v3 keeps it in the group's
-//! `zarr.json` (as zarr-python does, which is its only definition), v2 in `.zmetadata`.
+//! The document of an array itself has precedence. In Zarr v3, consolidated metadata is part of the
+//! group's `zarr.json`, as defined by zarr-python only. In v2 it is `.zmetadata`.
 
 use serde_json::{Map, Value, json};
 
 use super::{StorageError, Store, join, read_small};
 
-/// Metadata documents are not larger.
+/// The maximum size of a metadata document in bytes.
 const MAX_DOCUMENT_BYTES: u64 = 64_000_000;
 
-/// A refresh that meets another writer each time gives up after so many rounds: then the other's is
-/// as good.
+/// The maximum number of rounds of a refresh. If another process writes in each round, its document
+/// is equally valid.
 const MAX_ROUNDS: usize = 16;
 
-/// A document; `Null` if it is no JSON.
+/// Reads a document. Returns `Null` if it is not valid JSON.
 pub(crate) fn document(store: &dyn Store, key: &str) -> Result<Option<Value>, StorageError> {
     Ok(read_small(store, key, MAX_DOCUMENT_BYTES)?
         .map(|bytes| serde_json::from_slice(&bytes).unwrap_or(Value::Null)))
 }
 
-/// A document as it is written.
+/// Serializes a document.
 pub(crate) fn pretty(document: &Value) -> Vec<u8> {
     serde_json::to_vec_pretty(document).unwrap_or_default()
 }
 
-/// True for the document of a v3 group that has consolidated metadata.
+/// Returns true for the document of a v3 group with consolidated metadata.
 pub(crate) fn has_consolidated(group: &Value) -> bool {
     group["consolidated_metadata"]["metadata"].is_object()
 }
 
-/// The names directly below a group, if consolidated metadata tell them.
+/// Returns the names directly below a group, if the group has consolidated metadata.
 pub(super) fn names(store: &dyn Store, path: &str) -> Result<Option<Vec<String>>, StorageError> {
     let metadata = match document(store, &join(path, "zarr.json"))? {
         Some(group) => group["consolidated_metadata"]["metadata"].clone(),
@@ -49,13 +49,13 @@ pub(super) fn names(store: &dyn Store, path: &str) -> Result<Option<Vec<String>>
     Ok(Some(names.into_iter().collect()))
 }
 
-/// Writes a group's consolidated metadata anew from the documents that are there, until they agree.
+/// Updates a group's consolidated metadata from the documents below it, until they agree.
 ///
-/// Runs that publish in one group at the same time may each undo what the other has written, but
-/// not both of them last: who writes last has looked after the other had published, or looks again.
+/// Runs that publish in the same group concurrently may overwrite each other's update. The last
+/// writer has read the documents after the other run published, or reads them again.
 ///
 /// # Errors
-/// Where the store fails or cannot list.
+/// Returns an error if the store fails or does not support listing.
 pub(crate) fn refresh(store: &dyn Store, group: &str) -> Result<(), StorageError> {
     let key = join(group, "zarr.json");
     for _ in 0..MAX_ROUNDS {
@@ -75,7 +75,7 @@ pub(crate) fn refresh(store: &dyn Store, group: &str) -> Result<(), StorageError
     Ok(())
 }
 
-/// The documents of all arrays and groups below a group.
+/// Collects the documents of all arrays and groups below a group.
 fn collect(
     store: &dyn Store,
     group: &str,

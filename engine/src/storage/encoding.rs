@@ -1,4 +1,4 @@
-//! How chunks can be asked to be encoded, by name: `zstd:3+crc32c`.
+//! Names of chunk encodings, such as `zstd:3+crc32c`.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -9,22 +9,22 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use thiserror::Error;
 
-/// Compressors that can be asked for by name. What they take is bounded.
+/// A compressor that can be selected by name. Its memory use is bounded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum CodecName {
     /// Uncompressed.
     #[default]
     None,
-    /// zstd at a level, -7 to 22; 0 is the library's default.
+    /// zstd with a level from -7 to 22. Level 0 is the library's default.
     Zstd(i32),
-    /// lz4 behind a byte shuffle, by blosc.
+    /// blosc with byte shuffle and lz4.
     Lz4,
-    /// gzip at a level, 0 to 9.
+    /// gzip with a level from 0 to 9.
     Gzip(u32),
 }
 
-/// A compressor, and whether a checksum follows. As text: `none`, `lz4`, `zstd`, `zstd:LEVEL`,
-/// `gzip`, `gzip:LEVEL`, each of them with `+crc32c` or without.
+/// A compressor with an optional checksum. As text: `none`, `lz4`, `zstd`, `zstd:LEVEL`, `gzip` or
+/// `gzip:LEVEL`, with an optional suffix `+crc32c`.
 ///
 /// ```
 /// # use freestone_engine::storage::{CodecName, Encoding};
@@ -38,35 +38,35 @@ pub enum CodecName {
 pub struct Encoding {
     /// The compressor.
     pub codec: CodecName,
-    /// Each chunk ends with its CRC-32C, so that a damaged one is found when it is read.
+    /// True if each chunk ends with its CRC-32C, so that readers detect damage.
     pub crc32c: bool,
 }
 
-/// Why chunks cannot be encoded as asked.
+/// The error of an invalid encoding.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[allow(missing_docs)]
 pub enum EncodingError {
-    #[error("invalid level `{level}` of codec {codec}: expected a whole number from {} to \
+    #[error("invalid level `{level}` of codec `{codec}`: expected an integer from {} to \
         {}", levels.start(), levels.end())]
     Level { codec: &'static str, level: String, levels: RangeInclusive<i64> },
-    #[error("codec {0} has no levels (hint: write `{0}`)")]
+    #[error("codec `{0}` has no levels (hint: write `{0}`)")]
     NoLevels(String),
     #[error("invalid suffix `+{0}` of a codec: expected `+crc32c`")]
     Suffix(String),
     #[error(
-        "unknown codec `{0}`: expected none, lz4, zstd, zstd:LEVEL, gzip or gzip:LEVEL, with \
-            +crc32c after it for a checksum"
+        "unknown codec `{0}`: expected none, lz4, zstd, zstd:LEVEL, gzip or gzip:LEVEL, optionally \
+            followed by +crc32c"
     )]
     Unknown(String),
 }
 
-/// What gzip's own command uses.
+/// The default level of the command `gzip`.
 const GZIP_LEVEL: u32 = 6;
 const GZIP_LEVELS: RangeInclusive<i64> = 0..=9;
 const ZSTD_LEVELS: RangeInclusive<i64> = -7..=22;
 
 impl CodecName {
-    /// Refuses a level that the compressor does not have.
+    /// Checks the level.
     fn check(self) -> Result<(), EncodingError> {
         let (codec, level, levels) = match self {
             CodecName::None | CodecName::Lz4 => return Ok(()),
@@ -82,16 +82,15 @@ impl CodecName {
 }
 
 impl Encoding {
-    /// Refuses a level that the compressor does not have: texts are checked when they are parsed,
-    /// values when they are used.
+    /// Checks the compressor's level. Parsing checks it too; values are checked when they are used.
     ///
     /// # Errors
-    /// [`EncodingError::Level`].
+    /// Returns [`EncodingError::Level`] if the compressor does not have the level.
     pub fn check(self) -> Result<(), EncodingError> {
         self.codec.check()
     }
 
-    /// The Zarr v3 codec list.
+    /// Returns the Zarr v3 codec list.
     pub fn codecs(self, dtype: DType) -> Vec<Value> {
         let bytes = if dtype.size() == 1 {
             json!({"name": "bytes"})
@@ -218,11 +217,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_name_says_what_is() {
+    fn invalid_names_are_errors_with_the_expected_form() {
         check("", "expected none, lz4, zstd");
         check("brotli", "unknown codec `brotli`");
-        check("zstd:23", "`23` of codec zstd: expected a whole number from -7 to 22");
-        check("zstd:-8", "`-8` of codec zstd");
+        check("zstd:23", "`23` of codec `zstd`: expected an integer from -7 to 22");
+        check("zstd:-8", "`-8` of codec `zstd`");
         check("zstd:99999999999", "-7 to 22");
         check("zstd:x", "invalid level `x`");
         check("gzip:10", "from 0 to 9");
@@ -233,7 +232,7 @@ mod tests {
         check("zstd+crc32c+crc32c", "expected `+crc32c`");
     }
 
-    /// A value is refused where its text is, with the same error.
+    /// A value and its text have the same error.
     #[test]
     fn levels_of_values_are_those_of_texts() {
         for level in -200..200 {

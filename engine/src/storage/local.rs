@@ -1,4 +1,4 @@
-//! A directory.
+//! A store in a directory.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -10,26 +10,28 @@ use std::time::{Duration, SystemTime};
 
 use freestone_kernels::Buffer;
 
-use super::{ByteRange, Held, Lock, ObjectPart, PartsRead, StorageError, Store};
+use super::lock::LockKind;
+use super::{ByteRange, Lock, ObjectPart, PartsRead, StorageError, Store};
 
-/// Objects as files below a directory, which is made by the first write.
+/// A store of files below a directory, which the first write creates.
 ///
-/// A write goes to a unique name beside its target and is renamed: readers never see a part, and a
-/// retry or a late twin does no harm. Nothing is flushed to the disk before [`Store::sync`].
+/// A write creates a file with a unique name beside its target and renames it. Readers thus never
+/// see a partial object, and retries and concurrent writes of the same object are harmless. Nothing
+/// is flushed to the disk before [`Store::sync`].
 #[derive(Debug)]
 pub struct LocalStore {
     root: PathBuf,
     url: String,
 }
 
-/// Above this number of files, where the system can, one flush of the whole file system is cheaper
-/// than one for each file.
+/// The number of files up to which [`Store::sync`] flushes each file. Above it, one flush of the
+/// whole file system is cheaper, if the operating system supports it.
 const SYNC_ONE_BY_ONE: usize = 256;
 
 static NEXT_NAME: AtomicU64 = AtomicU64::new(0);
 
 impl LocalStore {
-    /// The store at a directory, which need not exist.
+    /// Creates the store of a directory, which need not exist.
     pub fn new(root: impl AsRef<Path>) -> LocalStore {
         let root = resolved(root.as_ref());
         LocalStore { url: root.to_string_lossy().trim_end_matches('/').to_owned(), root }
@@ -49,7 +51,7 @@ impl LocalStore {
     }
 }
 
-/// The path without links and `..` as far as it exists: two names of one place become one.
+/// Resolves links and `..` in a path as far as it exists, so that equal locations have equal paths.
 pub(super) fn resolved(path: &Path) -> PathBuf {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let mut known = PathBuf::new();
@@ -67,7 +69,7 @@ pub(super) fn resolved(path: &Path) -> PathBuf {
     known
 }
 
-/// True for the names of files that are being written.
+/// Returns true for the names of files that are being written.
 fn is_temporary(name: &str) -> bool {
     name.starts_with('.') && name.ends_with(".part")
 }
@@ -154,19 +156,19 @@ impl Store for LocalStore {
         let mut file = match File::create_new(&temporary) {
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 fs::create_dir_all(target.parent().unwrap_or(&self.root))
-                    .map_err(self.failed(key, "written"))?;
+                    .map_err(self.failed(key, "write"))?;
                 File::create_new(&temporary)
             }
             other => other,
         }
-        .map_err(self.failed(key, "written"))?;
+        .map_err(self.failed(key, "write"))?;
         let written = parts.iter().try_for_each(|part| file.write_all(part)).and_then(|()| {
             drop(file);
             fs::rename(&temporary, &target)
         });
         written.map_err(|e| {
             let _ = fs::remove_file(&temporary);
-            self.failed(key, "written")(e)
+            self.failed(key, "write")(e)
         })
     }
 
@@ -177,7 +179,7 @@ impl Store for LocalStore {
         };
         match removed {
             Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-                Err(self.failed(key, "removed")(e))
+                Err(self.failed(key, "remove")(e))
             }
             _ => Ok(()),
         }
@@ -188,12 +190,12 @@ impl Store for LocalStore {
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
                 return Ok(Vec::new());
             }
-            other => other.map_err(self.failed(prefix, "listed"))?,
+            other => other.map_err(self.failed(prefix, "list"))?,
         };
         let mut names = Vec::new();
         for entry in entries {
             let name = entry
-                .map_err(self.failed(prefix, "listed"))?
+                .map_err(self.failed(prefix, "list"))?
                 .file_name()
                 .to_string_lossy()
                 .into_owned();
@@ -212,15 +214,15 @@ impl Store for LocalStore {
                 Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
                     continue;
                 }
-                other => other.map_err(self.failed(prefix, "listed"))?,
+                other => other.map_err(self.failed(prefix, "list"))?,
             };
             for entry in entries {
-                let entry = entry.map_err(self.failed(prefix, "listed"))?;
+                let entry = entry.map_err(self.failed(prefix, "list"))?;
                 // Links are not followed.
                 if entry.file_type().is_ok_and(|t| t.is_dir()) {
                     folders.push(entry.path());
                 } else if is_temporary(&entry.file_name().to_string_lossy()) {
-                    fs::remove_file(entry.path()).map_err(self.failed(prefix, "removed"))?;
+                    fs::remove_file(entry.path()).map_err(self.failed(prefix, "remove"))?;
                 }
             }
         }
@@ -233,16 +235,16 @@ impl Store for LocalStore {
         let file = match open() {
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 fs::create_dir_all(path.parent().unwrap_or(&self.root))
-                    .map_err(self.failed(key, "locked"))?;
+                    .map_err(self.failed(key, "lock"))?;
                 open()
             }
             other => other,
         };
-        let file = file.map_err(self.failed(key, "locked"))?;
+        let file = file.map_err(self.failed(key, "lock"))?;
         match file.try_lock() {
-            Ok(()) => Ok(Some(Lock(Held::File(file)))),
+            Ok(()) => Ok(Some(Lock(LockKind::File(file)))),
             Err(fs::TryLockError::WouldBlock) => Ok(None),
-            Err(fs::TryLockError::Error(e)) => Err(self.failed(key, "locked")(e)),
+            Err(fs::TryLockError::Error(e)) => Err(self.failed(key, "lock")(e)),
         }
     }
 
@@ -252,12 +254,12 @@ impl Store for LocalStore {
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
                 return Ok(false);
             }
-            Err(e) => return Err(self.failed(key, "looked at")(e)),
+            Err(e) => return Err(self.failed(key, "inspect")(e)),
         };
         match file.try_lock_shared() {
             Ok(()) => Ok(false),
             Err(fs::TryLockError::WouldBlock) => Ok(true),
-            Err(fs::TryLockError::Error(e)) => Err(self.failed(key, "looked at")(e)),
+            Err(fs::TryLockError::Error(e)) => Err(self.failed(key, "inspect")(e)),
         }
     }
 
@@ -267,7 +269,7 @@ impl Store for LocalStore {
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
                 Ok(None)
             }
-            Err(e) => Err(self.failed(key, "looked at")(e)),
+            Err(e) => Err(self.failed(key, "inspect")(e)),
         }
     }
 
@@ -277,10 +279,10 @@ impl Store for LocalStore {
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => None,
             other => Some(other),
         });
-        let Some(metadata) = found.transpose().map_err(self.failed(key, "looked at"))? else {
+        let Some(metadata) = found.transpose().map_err(self.failed(key, "inspect"))? else {
             return Ok(None);
         };
-        // When its entry changed: a copy that keeps the time of its original is found out too.
+        // The change time also detects a copy that preserves the modification time.
         let (seconds, nanoseconds) = (metadata.ctime(), metadata.ctime_nsec());
         Ok(SystemTime::UNIX_EPOCH.checked_add(Duration::new(
             seconds.max(0) as u64,
@@ -299,26 +301,26 @@ impl Store for LocalStore {
         #[cfg(target_os = "linux")]
         if first.len() > SYNC_ONE_BY_ONE {
             let root = match File::open(&self.root) {
-                // Nothing but fill values: no write has made the folder.
+                // If all chunks are fill values, no write has created the folder.
                 Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
-                other => other.map_err(self.failed("", "flushed"))?,
+                other => other.map_err(self.failed("", "flush"))?,
             };
-            return rustix::fs::syncfs(&root).map_err(|e| self.failed("", "flushed")(e.into()));
+            return rustix::fs::syncfs(&root).map_err(|e| self.failed("", "flush")(e.into()));
         }
         let mut folders = std::collections::BTreeSet::new();
-        // Where there is no flush of a file system, the others follow.
+        // Without a flush of the whole file system, the remaining keys follow.
         for key in first.into_iter().chain(keys) {
             let path = self.path(&key);
             match File::open(&path).and_then(|f| f.sync_all()) {
-                // A chunk of fill values is not stored.
+                // Chunks of fill values are not stored.
                 Err(e) if e.kind() == ErrorKind::NotFound => continue,
-                other => other.map_err(self.failed(&key, "flushed"))?,
+                other => other.map_err(self.failed(&key, "flush"))?,
             }
             folders.extend(path.parent().map(Path::to_owned));
         }
-        // A renamed file is found again after a power cut only if its folder is flushed too.
+        // A rename survives a power failure only if the folder is flushed too.
         for folder in folders {
-            File::open(&folder).and_then(|f| f.sync_all()).map_err(self.failed("", "flushed"))?;
+            File::open(&folder).and_then(|f| f.sync_all()).map_err(self.failed("", "flush"))?;
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! The memory of this process; it counts what is asked of it.
+//! A store in this process's memory, which counts its reads and writes.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,23 +7,23 @@ use std::time::SystemTime;
 
 use freestone_kernels::Buffer;
 
-use super::{
-    ByteRange, Held, Lock, Names, ObjectPart, PartsRead, StorageError, Store, copy_out, locked,
-};
+use super::lock::{LockKind, LockedKeys, guard};
+use super::store::copy_parts_of;
+use super::{ByteRange, Lock, ObjectPart, PartsRead, StorageError, Store};
 
-/// Objects in memory, for results that are wanted here and for tests.
+/// A store in memory, for results that this process uses and for tests.
 #[derive(Debug)]
 pub struct MemoryStore {
     url: String,
     objects: RwLock<BTreeMap<String, Arc<[u8]>>>,
     counts: Mutex<Counts>,
-    locks: Names,
+    locks: LockedKeys,
 }
 
-/// How often each key was read and written.
+/// The number of reads and writes of each key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Reads that found an object, by key.
+    /// Reads of existing objects, by key.
     pub reads: HashMap<String, u64>,
     /// Writes, by key.
     pub writes: HashMap<String, u64>,
@@ -32,23 +32,23 @@ pub struct Counts {
 static NEXT_STORE: AtomicU64 = AtomicU64::new(0);
 
 impl MemoryStore {
-    /// An empty store with a URL of its own.
+    /// Creates an empty store with a unique URL.
     #[allow(clippy::new_without_default)]
     pub fn new() -> MemoryStore {
         MemoryStore {
             url: format!("memory://{}", NEXT_STORE.fetch_add(1, Ordering::Relaxed)),
             objects: RwLock::default(),
             counts: Mutex::default(),
-            locks: Names::default(),
+            locks: LockedKeys::default(),
         }
     }
 
-    /// What was read and written so far.
+    /// Returns the counts so far.
     pub fn counts(&self) -> Counts {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        guard(&self.counts).clone()
     }
 
-    /// All keys.
+    /// Returns all keys in order.
     pub fn keys(&self) -> Vec<String> {
         self.objects.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
     }
@@ -78,13 +78,7 @@ impl Store for MemoryStore {
         let (offset, len) = ByteRange::of(range, object.len() as u64, limit, || self.place(key))?;
         into.set_len(len as usize);
         into.bytes_mut().copy_from_slice(&object[offset as usize..(offset + len) as usize]);
-        *self
-            .counts
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .reads
-            .entry(key.to_owned())
-            .or_default() += 1;
+        *guard(&self.counts).reads.entry(key.to_owned()).or_default() += 1;
         Ok(true)
     }
 
@@ -100,9 +94,9 @@ impl Store for MemoryStore {
         else {
             return Ok(PartsRead::Missing);
         };
-        let read = copy_out(&object, size, parts, into);
+        let read = copy_parts_of(&object, size, parts, into);
         if read == PartsRead::Done {
-            *locked(&self.counts).reads.entry(key.to_owned()).or_default() += 1;
+            *guard(&self.counts).reads.entry(key.to_owned()).or_default() += 1;
         }
         Ok(read)
     }
@@ -115,13 +109,7 @@ impl Store for MemoryStore {
         let object: Arc<[u8]> =
             if let [bytes] = parts { (*bytes).into() } else { parts.concat().into() };
         self.objects.write().unwrap_or_else(PoisonError::into_inner).insert(key.to_owned(), object);
-        *self
-            .counts
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .writes
-            .entry(key.to_owned())
-            .or_default() += 1;
+        *guard(&self.counts).writes.entry(key.to_owned()).or_default() += 1;
         Ok(())
     }
 
@@ -149,17 +137,17 @@ impl Store for MemoryStore {
     }
 
     fn remove_partial_writes(&self, _prefix: &str) -> Result<(), StorageError> {
-        // A write is never seen, or left, in part.
+        // Writes are never partial.
         Ok(())
     }
 
     fn lock(&self, key: &str) -> Result<Option<Lock>, StorageError> {
-        let is_free = locked(&self.locks).insert(key.to_owned());
-        Ok(is_free.then(|| Lock(Held::Memory(Arc::clone(&self.locks), key.to_owned()))))
+        let is_free = guard(&self.locks).insert(key.to_owned());
+        Ok(is_free.then(|| Lock(LockKind::Memory(Arc::clone(&self.locks), key.to_owned()))))
     }
 
     fn is_locked(&self, key: &str) -> Result<bool, StorageError> {
-        Ok(locked(&self.locks).contains(key))
+        Ok(guard(&self.locks).contains(key))
     }
 
     fn size(&self, key: &str) -> Result<Option<u64>, StorageError> {

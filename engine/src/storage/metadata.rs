@@ -1,4 +1,4 @@
-//! Zarr metadata: v2 and v3 in, v3 out.
+//! Zarr metadata: reads formats 2 and 3, writes format 3.
 
 use std::sync::Arc;
 
@@ -15,39 +15,39 @@ use super::codec::{Codec, CodecError};
 use super::{StorageError, Store, consolidated, join, packing, read_small};
 use crate::grid::{ChunkGrid, GridError};
 
-/// Metadata larger than this is not metadata.
+/// The maximum size of a metadata document in bytes.
 const MAX_METADATA_BYTES: u64 = 64_000_000;
 
-/// Why a location is not an array that can be read.
+/// The error of a location without a readable array or group.
 #[derive(Clone, Debug, Error)]
 #[allow(missing_docs)]
 pub enum MetadataError {
-    #[error("there is no Zarr array at {place}: neither zarr.json nor .zarray is there")]
+    #[error("no Zarr array at `{place}`: neither zarr.json nor .zarray exists")]
     NoZarr { place: String },
-    #[error("{place} is a Zarr group, not an array: name one of its arrays, such as \
-        {}", children.join(", "))]
+    #[error("`{place}` is a Zarr group, not an array (hint: name one of its arrays: {})",
+        children.join(", "))]
     Group { place: String, children: Vec<String> },
-    #[error("{place} is a Zarr array, not a group")]
+    #[error("`{place}` is a Zarr array, not a group")]
     NoGroup { place: String },
-    #[error("the Zarr metadata of {place} cannot be used: {why}")]
+    #[error("invalid Zarr metadata of `{place}`: {why}")]
     Malformed { place: String, why: String },
-    #[error("{place} has {what}, which is not supported")]
+    #[error("`{place}` has {what}, which is not supported")]
     Unsupported { place: String, what: String },
-    #[error("the codecs of {place} cannot be used: {error}")]
+    #[error("unsupported codecs of `{place}`: {error}")]
     Codec { place: String, error: CodecError },
     #[error(transparent)]
     Storage(#[from] StorageError),
 }
 
-/// Opens an array: reads its metadata, nothing else.
+/// Opens an array. Reads only its metadata.
 ///
 /// # Errors
-/// Where there is none, or it uses what is not supported.
+/// Returns an error if there is no array, or if it has unsupported features.
 pub fn open_array(store: &Arc<dyn Store>, path: &str) -> Result<StoredArray, MetadataError> {
     let place = store.place(path);
     let malformed = |why: String| MetadataError::Malformed { place: place.clone(), why };
     let parse = |bytes: &[u8]| {
-        serde_json::from_slice::<Value>(bytes).map_err(|e| malformed(format!("it is no JSON: {e}")))
+        serde_json::from_slice::<Value>(bytes).map_err(|e| malformed(format!("invalid JSON: {e}")))
     };
     if let Some(bytes) = read_small(&**store, &join(path, "zarr.json"), MAX_METADATA_BYTES)? {
         let document = parse(&bytes)?;
@@ -69,24 +69,24 @@ pub fn open_array(store: &Arc<dyn Store>, path: &str) -> Result<StoredArray, Met
     Err(MetadataError::NoZarr { place })
 }
 
-/// What a group holds, with its attributes.
+/// The attributes and children of a group.
 #[derive(Clone, Debug, Default)]
 pub struct Group {
-    /// User attributes.
+    /// The user attributes.
     pub attributes: Map<String, Value>,
-    /// Names directly below it.
+    /// The names directly below the group.
     pub children: Vec<String>,
 }
 
 /// Opens a group.
 ///
 /// # Errors
-/// Where there is none.
+/// Returns an error if there is no group.
 pub fn open_group(store: &dyn Store, path: &str) -> Result<Group, MetadataError> {
     let place = store.place(path);
     let malformed = |e: serde_json::Error| MetadataError::Malformed {
         place: place.clone(),
-        why: format!("it is no JSON: {e}"),
+        why: format!("invalid JSON: {e}"),
     };
     let object = |v: &Value| v.as_object().cloned().unwrap_or_default();
     if let Some(bytes) = read_small(store, &join(path, "zarr.json"), MAX_METADATA_BYTES)? {
@@ -109,10 +109,10 @@ pub fn open_group(store: &dyn Store, path: &str) -> Result<Group, MetadataError>
     Ok(Group { attributes, children: children(store, path)? })
 }
 
-/// True if any node of either format is there.
+/// Returns true if an array or group of either format exists.
 ///
 /// # Errors
-/// Where the store fails.
+/// Returns an error if the store fails.
 pub fn exists(store: &dyn Store, path: &str) -> Result<bool, StorageError> {
     for name in ["zarr.json", ".zarray", ".zgroup"] {
         if read_small(store, &join(path, name), MAX_METADATA_BYTES)?.is_some() {
@@ -122,10 +122,10 @@ pub fn exists(store: &dyn Store, path: &str) -> Result<bool, StorageError> {
     Ok(false)
 }
 
-/// The `zarr.json` of a node; `Null` where it is no JSON.
+/// Reads the `zarr.json` of a node. Returns `Null` if it is not valid JSON.
 ///
 /// # Errors
-/// Where the store fails.
+/// Returns an error if the store fails.
 pub fn document(store: &dyn Store, path: &str) -> Result<Option<Value>, StorageError> {
     consolidated::document(store, &join(path, "zarr.json"))
 }
@@ -135,8 +135,7 @@ fn is_group(store: &dyn Store, path: &str) -> Result<bool, StorageError> {
 }
 
 fn children(store: &dyn Store, path: &str) -> Result<Vec<String>, StorageError> {
-    // Plain web servers cannot list: there consolidated metadata are asked first, elsewhere what is
-    // there.
+    // Plain web servers cannot list, so consolidated metadata has precedence there.
     let consolidated = |no: Option<StorageError>| match (consolidated::names(store, path)?, no) {
         (None, Some(error)) => Err(error),
         (names, _) => Ok(names),
@@ -174,7 +173,7 @@ fn opened(
             serde_json::from_value(document.clone()).map_err(|e| malformed(e.to_string()))?,
         )
     };
-    // The codec list is looked at first: zarrs' message for an unknown codec names a plugin.
+    // The codec list is checked first, because zarrs' error for an unknown codec mentions plugins.
     if format == 3 {
         known_codecs(&document["codecs"])
             .map_err(|error| MetadataError::Codec { place: place.clone(), error })?;
@@ -184,12 +183,12 @@ fn opened(
     let name = array.data_type().name_v3().map(|n| n.into_owned()).unwrap_or_default();
     let dtype = DType::from_name(&name).ok_or_else(|| {
         unsupported(format!(
-            "elements of type `{}`",
+            "the element type `{}`",
             if name.is_empty() { document["dtype"].to_string() } else { name.clone() }
         ))
     })?;
     let fill = Scalar::from_bytes(dtype, array.fill_value().as_ne_bytes())
-        .ok_or_else(|| malformed("its fill value is of another type".into()))?;
+        .ok_or_else(|| malformed("the fill value does not match the element type".into()))?;
     if document["storage_transformers"].as_array().is_some_and(|t| !t.is_empty()) {
         return Err(unsupported("storage transformers".into()));
     }
@@ -224,11 +223,11 @@ fn opened(
     }
     let grid = ChunkGrid::regular(array.shape(), &chunk)
         .map_err(|e: GridError| malformed(e.to_string()))?;
-    // Attributes that cannot be read may say what the values mean.
+    // Invalid attributes are not ignored, because they may define a packing.
     let attributes = match attributes.as_ref().or(document.get("attributes")) {
         Some(Value::Object(attributes)) => attributes.clone(),
         None | Some(Value::Null) => Map::new(),
-        Some(_) => return Err(malformed("its attributes are no JSON object".into())),
+        Some(_) => return Err(malformed("the attributes are not a JSON object".into())),
     };
     let dims = dims(format, &document, &attributes, array.shape().len());
     let tag = Sha256::digest(text).iter().take(16).map(|b| format!("{b:02x}")).collect();
@@ -308,11 +307,11 @@ fn dims(
     }
 }
 
-/// Chunk shape, codecs, and the shard if there is one.
+/// The chunk shape, the codecs, and the shard if there is one.
 type Unsharded = (Vec<u64>, Vec<Value>, Option<Shard>);
 
-/// Inner chunk shape, inner codecs and the shard, for an array that is sharded; else what was
-/// given.
+/// Returns the inner chunk shape, the inner codecs and the shard of a sharded array. Returns the
+/// arguments for other arrays.
 fn unshard(outer: &[u64], codecs: Vec<Value>) -> Result<Unsharded, CodecError> {
     if !codecs.iter().any(|c| c["name"] == "sharding_indexed") {
         return Ok((outer.to_vec(), codecs, None));
@@ -320,19 +319,19 @@ fn unshard(outer: &[u64], codecs: Vec<Value>) -> Result<Unsharded, CodecError> {
     let unusable =
         |why: &str| CodecError::Unusable { name: "sharding_indexed".into(), why: why.into() };
     let [sharding] = codecs.as_slice() else {
-        return Err(unusable("only sharding on its own is supported, without codecs around it"));
+        return Err(unusable("codecs before or after sharding are not supported"));
     };
     let configuration = &sharding["configuration"];
     let list = |v: &Value| v.as_array().cloned().unwrap_or_default();
     let inner: Vec<u64> =
         list(&configuration["chunk_shape"]).iter().filter_map(Value::as_u64).collect();
     if inner.len() != outer.len() || inner.iter().zip(outer).any(|(i, o)| *i == 0 || o % i != 0) {
-        return Err(unusable("its chunks do not divide the shard"));
+        return Err(unusable("the chunk shape does not divide the shard shape"));
     }
     let inner_codecs = list(&configuration["codecs"]);
     known_codecs(&configuration["codecs"])?;
     if inner_codecs.iter().any(|c| c["name"] == "sharding_indexed") {
-        return Err(unusable("shards inside shards are not supported"));
+        return Err(unusable("nested sharding is not supported"));
     }
     let shard = Shard {
         chunks: outer.iter().zip(&inner).map(|(o, i)| o / i).collect(),
@@ -342,9 +341,7 @@ fn unshard(outer: &[u64], codecs: Vec<Value>) -> Result<Unsharded, CodecError> {
     Ok((inner, inner_codecs, Some(shard)))
 }
 
-/// A Zarr v3 array document.
-///
-/// `dims` may be empty.
+/// Returns the Zarr v3 document of an array. `dims` may be empty.
 pub fn array_document(
     info: &ArrayInfo,
     dims: &[Option<String>],
@@ -377,12 +374,12 @@ pub fn array_document(
     document
 }
 
-/// A Zarr v3 group document.
+/// Returns the Zarr v3 document of a group.
 pub fn group_document(attributes: &Map<String, Value>) -> Value {
     json!({"zarr_format": 3, "node_type": "group", "attributes": attributes})
 }
 
-/// A fill value as Zarr v3 writes it, in the most readable of its exact forms.
+/// Returns a fill value in the most readable exact form of Zarr v3.
 fn fill_value(fill: &Scalar) -> Value {
     let hex = || serde_json::to_value(fill).map(|v| v["value"].clone()).unwrap_or(Value::Null);
     let readable = |x: f64, exact: bool| match x {

@@ -1,8 +1,8 @@
-//! Object stores: S3 and what speaks its language, plain HTTP servers, and by features Google Cloud
-//! Storage and Azure.
+//! Object stores: S3 and compatible services, plain HTTP servers, and with features Google Cloud
+//! Storage and Azure Blob Storage.
 //!
-//! The engine is synchronous; requests run on a small runtime of their own, and a caller waits on a
-//! channel. That works from any thread, also from one that belongs to a runtime of the user's.
+//! The engine is synchronous. Requests run on a small runtime of their own, and callers wait on a
+//! channel. This works on any thread, including the threads of a user's runtime.
 
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::SystemTime;
@@ -16,13 +16,14 @@ use object_store::{ClientOptions, GetOptions, GetRange, ObjectStore as Backend, 
 use tokio::runtime::Runtime;
 
 use super::aws::{self, NoCredentials};
-use super::client::{Connector, Failure, GaveUp, retry_config};
+use super::client::{Connector, Failure, RequestFailed, retry_config};
 use super::lease::{self, Lease};
-use super::{ByteRange, Held, Lock, PendingRead, StorageError, Store};
+use super::lock::LockKind;
+use super::{ByteRange, Lock, PendingRead, StorageError, Store};
 use crate::retry::Retry;
 use crate::system::System;
 
-/// Objects below a prefix of a bucket or server.
+/// The objects below a prefix of a bucket or server.
 #[derive(Debug)]
 pub(super) struct ObjectStore {
     url: String,
@@ -31,7 +32,7 @@ pub(super) struct ObjectStore {
     system: System,
 }
 
-/// Threads that wait for sockets; they do no computing.
+/// The number of threads that wait for sockets. They perform no computation.
 const IO_THREADS: usize = 2;
 
 fn runtime() -> Result<&'static Runtime, StorageError> {
@@ -45,16 +46,16 @@ fn runtime() -> Result<&'static Runtime, StorageError> {
             .map_err(|e| e.to_string())
     });
     made.as_ref().map_err(|message| StorageError::Io {
-        place: "the network".into(),
-        action: "reached",
+        place: "the I/O runtime".into(),
+        action: "start",
         message: message.clone(),
         transient: false,
     })
 }
 
 impl ObjectStore {
-    /// Credentials, region and endpoint come from the environment (`AWS_…`, `GOOGLE_…`, `AZURE_…`);
-    /// those of AWS from a profile, too.
+    /// Opens a store with credentials, region and endpoint from the environment (`AWS_…`,
+    /// `GOOGLE_…`, `AZURE_…`). AWS credentials may also come from a profile.
     pub(super) fn open(url: &str, system: &System) -> Result<ObjectStore, StorageError> {
         ObjectStore::open_with(url, system, Retry::REQUESTS)
     }
@@ -65,10 +66,11 @@ impl ObjectStore {
         retry: Retry,
     ) -> Result<ObjectStore, StorageError> {
         let bad = |why: String| StorageError::InvalidUrl { url: url.to_owned(), why };
-        let (scheme, rest) = url.split_once("://").ok_or_else(|| bad("it has no scheme".into()))?;
+        let (scheme, rest) =
+            url.split_once("://").ok_or_else(|| bad("expected a URL with a scheme".into()))?;
         let (host, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         if host.is_empty() {
-            return Err(bad("it names no bucket or host".into()));
+            return Err(bad("missing bucket or host name".into()));
         }
         let (connector, retries) =
             (Connector { retry, system: system.clone() }, retry_config(&retry));
@@ -136,7 +138,7 @@ impl ObjectStore {
             .map_err(|e| StorageError::InvalidUrl { url: self.place(key), why: e.to_string() })
     }
 
-    /// Begins to read.
+    /// Starts a read.
     fn pending(
         &self,
         runtime: &Runtime,
@@ -154,7 +156,7 @@ impl ObjectStore {
             let dropped = || StorageError::Io {
                 place: place.clone(),
                 action: "read",
-                message: "the request was dropped".into(),
+                message: "the request was cancelled".into(),
                 transient: true,
             };
             let (read, buffer) = begun.result().and_then(Result::ok).ok_or_else(dropped)?;
@@ -175,7 +177,7 @@ impl ObjectStore {
 
     fn delete(&self, key: &str, path: &Path) -> Result<(), StorageError> {
         let (backend, path) = (Arc::clone(&self.backend), path.clone());
-        self.wait(key, "removed", async move { backend.delete(&path).await }).map(drop)
+        self.wait(key, "remove", async move { backend.delete(&path).await }).map(drop)
     }
 
     /// Runs a request on the runtime and waits for it.
@@ -189,17 +191,14 @@ impl ObjectStore {
     }
 }
 
-/// Finds out whether a lock is still this process's.
+/// Renews a lease and returns whether this process still holds it.
 pub(super) fn confirm(lease: &Lease) -> Result<bool, StorageError> {
-    let confirmed = outcome(
-        "the lock on the run".to_owned(),
-        "renewed",
-        begin(runtime()?, lease.confirm()).result(),
-    );
+    let confirmed =
+        outcome("the run's lock".to_owned(), "renew", begin(runtime()?, lease.confirm()).result());
     confirmed.map(|ours| ours.unwrap_or(false))
 }
 
-/// A request that runs on the runtime, and is called off when this is dropped.
+/// A request that runs on the runtime. Dropping it cancels the request.
 struct Begun<T> {
     answer: mpsc::Receiver<object_store::Result<T>>,
     task: tokio::task::AbortHandle,
@@ -217,7 +216,7 @@ fn begin<T: Send + 'static>(
 }
 
 impl<T> Begun<T> {
-    /// None if the request was dropped.
+    /// Waits for the result. Returns `None` if the request was cancelled.
     fn result(self) -> Option<object_store::Result<T>> {
         self.answer.recv().ok()
     }
@@ -229,7 +228,7 @@ impl<T> Drop for Begun<T> {
     }
 }
 
-/// What a request's result means; `None` if there is no such object.
+/// Converts a request's result. Returns `None` if the object does not exist.
 fn outcome<T>(
     place: String,
     action: &'static str,
@@ -239,7 +238,7 @@ fn outcome<T>(
         None => Err(StorageError::Io {
             place,
             action,
-            message: "the request was dropped".into(),
+            message: "the request was cancelled".into(),
             transient: true,
         }),
         Some(Ok(value)) => Ok(Some(value)),
@@ -252,12 +251,13 @@ fn outcome<T>(
             Err(StorageError::Io { place, action, message: source.to_string(), transient: false })
         }
         Some(Err(e)) => {
-            let (message, failure) = (e.to_string(), GaveUp::of(&e).map(|gave_up| gave_up.kind));
+            let (message, failure) =
+                (e.to_string(), RequestFailed::of(&e).map(|failed| failed.kind));
             match failure {
                 Some(Failure::Unsupported) => {
                     Err(StorageError::Io { place, action, message, transient: false })
                 }
-                // A remaining failure may pass later, or on another worker.
+                // Other generic failures may pass later, or on another worker.
                 None if !matches!(e, object_store::Error::Generic { .. }) => {
                     Err(StorageError::Io { place, action, message, transient: false })
                 }
@@ -272,8 +272,8 @@ fn outcome<T>(
     }
 }
 
-/// Reads an object, or a range of it, piece by piece into a buffer with room for `limit` bytes; its
-/// length if it is longer.
+/// Reads an object or a range of it, piece by piece, into a buffer with room for `limit` bytes.
+/// Returns the length as the inner error if it exceeds the limit.
 async fn fetch(
     backend: &dyn Backend,
     path: &Path,
@@ -287,7 +287,7 @@ async fn fetch(
     });
     let found = backend.get_opts(path, GetOptions { range, ..GetOptions::default() }).await?;
     let len = found.range.end - found.range.start;
-    // The length is known before the body is fetched: too much is never brought into memory.
+    // The length is known before the body is fetched, so memory use stays within the limit.
     if len > limit {
         return Ok(Err(len));
     }
@@ -320,8 +320,7 @@ impl Store for ObjectStore {
         limit: u64,
         into: &mut Buffer,
     ) -> Result<bool, StorageError> {
-        // The buffer goes to where the bytes arrive, and comes back full: they are never anywhere
-        // else as a whole.
+        // The request owns the buffer while it fills it, so that the bytes are in memory only once.
         let (path, buffer) = (self.path(key)?, std::mem::replace(into, Buffer::zeroed(0)));
         let (found, buffer) = self.pending(runtime()?, key, path, range, limit, buffer).wait()?;
         *into = buffer;
@@ -335,7 +334,7 @@ impl Store for ObjectStore {
         limit: u64,
         into: Buffer,
     ) -> Result<PendingRead, Buffer> {
-        // What is wrong with it is said when it is read.
+        // An invalid path is reported by `read`.
         match (self.path(key), runtime()) {
             (Ok(path), Ok(runtime)) => Ok(self.pending(runtime, key, path, range, limit, into)),
             _ => Err(into),
@@ -352,16 +351,12 @@ impl Store for ObjectStore {
             self.path(key)?,
             object_store::PutPayload::from(parts.concat()),
         );
-        match self.wait(
-            key,
-            "written",
-            async move { backend.put(&path, payload).await.map(drop) },
-        )? {
+        match self.wait(key, "write", async move { backend.put(&path, payload).await.map(drop) })? {
             Some(()) => Ok(()),
             None => Err(StorageError::Io {
                 place: self.place(key),
-                action: "written",
-                message: "there is no such bucket".into(),
+                action: "write",
+                message: "the bucket does not exist".into(),
                 transient: false,
             }),
         }
@@ -370,12 +365,8 @@ impl Store for ObjectStore {
     fn remove(&self, key: &str) -> Result<(), StorageError> {
         if let Some(prefix) = key.strip_suffix('/') {
             let (backend, path) = (Arc::clone(&self.backend), self.path(prefix)?);
-            let listed =
-                self.wait(
-                    key,
-                    "listed",
-                    async move { backend.list_with_delimiter(Some(&path)).await },
-                )?;
+            let listed = self
+                .wait(key, "list", async move { backend.list_with_delimiter(Some(&path)).await })?;
             if let Some(found) = listed {
                 for object in found.objects {
                     self.delete(key, &object.location)?;
@@ -397,12 +388,8 @@ impl Store for ObjectStore {
 
     fn list(&self, prefix: &str) -> Result<Vec<String>, StorageError> {
         let (backend, path) = (Arc::clone(&self.backend), self.path(prefix.trim_end_matches('/'))?);
-        let found =
-            self.wait(
-                prefix,
-                "listed",
-                async move { backend.list_with_delimiter(Some(&path)).await },
-            )?;
+        let found = self
+            .wait(prefix, "list", async move { backend.list_with_delimiter(Some(&path)).await })?;
         let mut names: Vec<String> = Vec::new();
         if let Some(found) = found {
             let all = found.objects.iter().map(|o| &o.location).chain(&found.common_prefixes);
@@ -417,8 +404,8 @@ impl Store for ObjectStore {
             (Arc::clone(&self.backend), self.path(key)?, self.system.clone());
         let taken = async move {
             match Lease::take(backend, path, system).await {
-                Ok(taken) => Ok(taken.map(|lease| Lock(Held::Lease(lease)))),
-                // It takes no conditions.
+                Ok(taken) => Ok(taken.map(|lease| Lock(LockKind::Lease(lease)))),
+                // The store does not support conditional puts.
                 Err(
                     object_store::Error::NotImplemented { .. }
                     | object_store::Error::NotSupported { .. },
@@ -428,29 +415,29 @@ impl Store for ObjectStore {
         };
         let no_bucket = || StorageError::Io {
             place: self.place(key),
-            action: "locked",
-            message: "there is no such bucket".into(),
+            action: "lock",
+            message: "the bucket does not exist".into(),
             transient: false,
         };
-        self.wait(key, "locked", taken)?.ok_or_else(no_bucket)
+        self.wait(key, "lock", taken)?.ok_or_else(no_bucket)
     }
 
     fn is_locked(&self, key: &str) -> Result<bool, StorageError> {
         let (backend, path, system) =
             (Arc::clone(&self.backend), self.path(key)?, self.system.clone());
-        Ok(self.wait(key, "looked at", lease::is_held(backend, path, system))?.unwrap_or(false))
+        Ok(self.wait(key, "inspect", lease::is_held(backend, path, system))?.unwrap_or(false))
     }
 
     fn size(&self, key: &str) -> Result<Option<u64>, StorageError> {
         let (backend, path) = (Arc::clone(&self.backend), self.path(key)?);
         Ok(self
-            .wait(key, "looked at", async move { backend.head(&path).await })?
+            .wait(key, "inspect", async move { backend.head(&path).await })?
             .map(|meta| meta.size))
     }
 
     fn modified(&self, key: &str) -> Result<Option<SystemTime>, StorageError> {
         let (backend, path) = (Arc::clone(&self.backend), self.path(key)?);
-        let found = self.wait(key, "looked at", async move { backend.head(&path).await })?;
+        let found = self.wait(key, "inspect", async move { backend.head(&path).await })?;
         Ok(found.map(|meta| meta.last_modified.into()))
     }
 
@@ -460,12 +447,12 @@ impl Store for ObjectStore {
     }
 
     fn remove_partial_writes(&self, _prefix: &str) -> Result<(), StorageError> {
-        // A put that was interrupted leaves nothing.
+        // An interrupted put leaves nothing.
         Ok(())
     }
 
     fn blocking_file(&self, _key: &str) -> Option<String> {
-        // There are no folders that a file could be in the place of.
+        // Object stores have no folders.
         None
     }
 }

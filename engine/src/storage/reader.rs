@@ -1,4 +1,4 @@
-//! One chunk, from or to a store.
+//! Reads and writes of one chunk.
 
 use std::sync::Arc;
 
@@ -12,36 +12,37 @@ use super::{ByteRange, ObjectPart, PartsRead, PendingRead, StorageError, Store, 
 use crate::grid::ChunkGrid;
 use crate::memory::{Arena, Overrun};
 
-/// Why a chunk did not come or go.
+/// The error of a read or write of a chunk.
 #[derive(Clone, Debug, Error)]
 #[allow(missing_docs)]
 pub enum ChunkError {
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// The place is a description such as "chunk [0, 1] at `PATH`".
     #[error("{place}: {error}")]
     Codec { place: String, error: CodecError },
     #[error(transparent)]
     Overrun(#[from] Overrun),
-    /// An object of an array that the run writes itself is damaged or gone.
-    #[error("{why}")]
-    Own { array: usize, object: u64, why: String },
+    /// An object that this run has written is damaged or missing.
+    #[error("{message}")]
+    Damaged { array: usize, object: u64, message: String },
 }
 
-/// What was moved.
+/// Bytes and requests of reads and writes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Traffic {
     /// Encoded bytes read.
     pub bytes_read: u64,
     /// Encoded bytes written.
     pub bytes_written: u64,
-    /// Requests that read, those that found nothing included.
+    /// Read requests, including those for missing objects.
     pub reads: u64,
-    /// Requests that wrote.
+    /// Write requests.
     pub writes: u64,
 }
 
 impl Traffic {
-    /// Adds another's.
+    /// Adds the counts of another.
     pub fn add(&mut self, other: Traffic) {
         self.bytes_read += other.bytes_read;
         self.bytes_written += other.bytes_written;
@@ -50,26 +51,26 @@ impl Traffic {
     }
 }
 
-/// What a thread holds besides the array: buffers, codec states, counters.
+/// The resources of a worker thread: buffers, codec contexts and counters.
 #[derive(Debug)]
 pub struct WorkerResources {
-    /// Buffers.
+    /// The buffers.
     pub arena: Arena,
-    /// Codec states.
+    /// The codec contexts.
     pub contexts: Contexts,
-    /// Counters.
+    /// The bytes and requests so far.
     pub traffic: Traffic,
 }
 
-/// The index of the shard that was read last.
+/// The index of the most recently read shard.
 #[derive(Debug, Default)]
 pub struct ShardCache {
     coords: Vec<u64>,
-    /// Offset and length of each chunk; `None` if there is no such shard.
+    /// Offset and length of each chunk, or `None` if the shard does not exist.
     entries: Option<Vec<[u64; 2]>>,
 }
 
-/// An array opened for its chunks.
+/// Access to the chunks of an array.
 #[derive(Debug)]
 pub struct ChunkAccess {
     store: Arc<dyn Store>,
@@ -78,42 +79,42 @@ pub struct ChunkAccess {
     objects: ChunkGrid,
     codec: Codec,
     index: Option<Codec>,
-    own: Option<Own>,
+    written_by_run: Option<WrittenByRun>,
 }
 
-/// What is known of an array that the run writes itself.
+/// Properties of an array that this run writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Own {
-    /// Its number in the plan.
+pub struct WrittenByRun {
+    /// The array's index in the plan.
     pub array: usize,
-    /// Every chunk is there once it is written, a mark in the place of one of fill values: what is
-    /// not there is lost.
-    pub whole: bool,
+    /// True if every chunk is stored, with a mark for a chunk of fill values. A missing chunk is
+    /// then a loss.
+    pub is_complete: bool,
 }
 
-/// An object in the place of a chunk of fill values, shorter than any chunk with its checksum.
+/// The object that represents a chunk of fill values. It is shorter than any chunk with a checksum.
 const FILL_MARK: &[u8] = b"fill";
 
-/// What became of a chunk that was written.
+/// The result of writing a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Written {
-    /// Every element is the fill value: nothing is stored.
+    /// All elements are the fill value, so nothing is stored.
     Fill,
-    /// An object of so many bytes with that xxh3 hash.
+    /// An object with this length and hash.
     Object {
         /// Encoded bytes.
         len: u64,
-        /// xxh3-64 of them.
+        /// The xxh3-64 hash of the encoded bytes.
         hash: u64,
     },
 }
 
 impl ChunkAccess {
-    /// Makes the codecs ready. No I/O.
+    /// Creates the codecs of an array. Performs no I/O.
     ///
     /// # Errors
-    /// Where a codec cannot be used.
+    /// Returns an error if a codec is not supported.
     pub fn new(
         store: Arc<dyn Store>,
         path: &str,
@@ -128,32 +129,32 @@ impl ChunkAccess {
             objects: info.objects(),
             codec,
             index,
-            own: None,
+            written_by_run: None,
         })
     }
 
-    /// The same, of an array that the run writes itself.
+    /// Marks the array as one that this run writes.
     #[must_use]
-    pub fn owned(self, own: Own) -> ChunkAccess {
-        ChunkAccess { own: Some(own), ..self }
+    pub fn written_by_run(self, array: WrittenByRun) -> ChunkAccess {
+        ChunkAccess { written_by_run: Some(array), ..self }
     }
 
-    /// The array.
+    /// Returns the description of the array.
     pub fn info(&self) -> &ArrayInfo {
         &self.info
     }
 
-    /// Shape of chunk `coords` as it is stored.
+    /// Returns the stored shape of the chunk `coords`.
     pub fn stored_shape(&self, coords: &[u64]) -> Vec<u64> {
         self.info.stored_shape.clone().unwrap_or_else(|| self.info.grid.region(coords).shape)
     }
 
-    /// The objects that are written: the chunks, or of a sharded array the shards.
+    /// Returns the grid of stored objects: the chunks, or the shards of a sharded array.
     pub fn objects(&self) -> &ChunkGrid {
         &self.objects
     }
 
-    /// Shape of object `coords` as it is stored.
+    /// Returns the stored shape of the object `coords`.
     pub fn object_shape(&self, coords: &[u64]) -> Vec<u64> {
         if self.info.stored_shape.is_some() {
             self.info.object_shape()
@@ -162,7 +163,7 @@ impl ChunkAccess {
         }
     }
 
-    /// The object that holds a chunk.
+    /// Returns the coordinates of the object that contains a chunk.
     fn object(&self, coords: &[u64]) -> Vec<u64> {
         match &self.info.shard {
             Some(shard) => coords.iter().zip(&shard.chunks).map(|(c, n)| c / n).collect(),
@@ -170,14 +171,15 @@ impl ChunkAccess {
         }
     }
 
-    /// The key of the object that holds a chunk.
+    /// Returns the key of the object that contains a chunk.
     pub fn key(&self, coords: &[u64]) -> String {
         join(&self.path, &self.info.object_key(&self.object(coords)))
     }
 
-    /// Begins to read a chunk, not of a shard, that [`read_begun`](ChunkAccess::read_begun) will be
-    /// asked for, into a buffer of [`encoded_limit`](ChunkAccess::encoded_limit) bytes, where the
-    /// store can.
+    /// Starts to read a chunk of an array without shards, for
+    /// [`read_pending`](ChunkAccess::read_pending). The buffer has room for
+    /// [`encoded_limit`](ChunkAccess::encoded_limit) bytes. Returns `None` if the store does not
+    /// support this.
     pub fn begin_read(
         &self,
         coords: &[u64],
@@ -196,47 +198,48 @@ impl ChunkAccess {
         }
     }
 
-    /// Most bytes of a chunk as it is stored.
+    /// Returns the maximum encoded size of a chunk in bytes.
     pub fn encoded_limit(&self, coords: &[u64]) -> u64 {
         self.codec.read_limit(self.decoded_bytes(coords))
     }
 
-    /// Bytes of a chunk as it is stored, decoded.
+    /// Returns the decoded size of a chunk in bytes.
     fn decoded_bytes(&self, coords: &[u64]) -> u64 {
         self.stored_shape(coords).iter().product::<u64>() * self.info.dtype.size() as u64
     }
 
-    /// Reads and decodes a chunk; one that is not there is all fill values.
-    ///
-    /// The block has the chunk's stored shape.
+    /// Reads and decodes a chunk into a block of the chunk's stored shape. A missing chunk consists
+    /// of fill values.
     ///
     /// # Errors
-    /// Where the store fails or the bytes are no such chunk.
+    /// Returns an error if the store fails or the chunk is damaged.
     pub fn read(
         &self,
         coords: &[u64],
         resources: &mut WorkerResources,
         cache: &mut ShardCache,
     ) -> Result<Buffer, ChunkError> {
-        self.read_begun(coords, None, resources, cache)
+        self.read_pending(coords, None, resources, cache)
     }
 
-    /// The same, of a chunk the read of which may have begun.
+    /// Reads and decodes a chunk whose read may be in progress.
     ///
     /// # Errors
-    /// As [`read`](ChunkAccess::read).
-    pub fn read_begun(
+    /// Returns the errors of [`read`](ChunkAccess::read).
+    pub fn read_pending(
         &self,
         coords: &[u64],
-        begun: Option<PendingRead>,
+        pending: Option<PendingRead>,
         resources: &mut WorkerResources,
         cache: &mut ShardCache,
     ) -> Result<Buffer, ChunkError> {
-        self.read_any(coords, begun, resources, cache).map_err(|error| self.blame(coords, error))
+        self.read_any(coords, pending, resources, cache)
+            .map_err(|error| self.attribute_damage(coords, error))
     }
 
-    /// What is wrong with a chunk that the run has written can be mended by who runs it.
-    fn blame(&self, coords: &[u64], error: ChunkError) -> ChunkError {
+    /// Converts damage to a chunk that this run has written to [`ChunkError::Damaged`], which the
+    /// driver repairs by repeating the task that wrote the chunk.
+    fn attribute_damage(&self, coords: &[u64], error: ChunkError) -> ChunkError {
         let is_damage = matches!(
             &error,
             ChunkError::Codec { error: CodecError::Corrupt(_) | CodecError::Length { .. }, .. }
@@ -244,11 +247,11 @@ impl ChunkAccess {
                     StorageError::TooLong { .. } | StorageError::Truncated { .. }
                 )
         );
-        match self.own {
-            Some(own) if is_damage => ChunkError::Own {
-                array: own.array,
+        match self.written_by_run {
+            Some(WrittenByRun { array, .. }) if is_damage => ChunkError::Damaged {
+                array,
                 object: self.objects.index(&self.object(coords)),
-                why: error.to_string(),
+                message: error.to_string(),
             },
             _ => error,
         }
@@ -257,7 +260,7 @@ impl ChunkAccess {
     fn read_any(
         &self,
         coords: &[u64],
-        begun: Option<PendingRead>,
+        pending: Option<PendingRead>,
         resources: &mut WorkerResources,
         cache: &mut ShardCache,
     ) -> Result<Buffer, ChunkError> {
@@ -265,20 +268,17 @@ impl ChunkAccess {
         let key = self.key(coords);
         let failed = |error| match error {
             CodecError::Overrun(o) => ChunkError::Overrun(o),
-            error => ChunkError::Codec {
-                place: format!("{} (chunk {coords:?})", self.store.place(&key)),
-                error,
-            },
+            error => ChunkError::Codec { place: self.describe(coords, &key), error },
         };
         let range = match &self.info.shard {
             None => None,
             Some(_) => match self.locate(coords, &key, resources, cache)? {
                 Some(range) => Some(range),
-                None => return self.filled(expected, resources),
+                None => return self.fill_block(expected, resources),
             },
         };
-        let (found, encoded) = match begun {
-            Some(begun) => begun.wait()?,
+        let (found, encoded) = match pending {
+            Some(pending) => pending.wait()?,
             None => {
                 let limit = self.codec.read_limit(expected);
                 let mut encoded = resources.arena.buffer(limit)?;
@@ -286,25 +286,24 @@ impl ChunkAccess {
                 (self.store.read(&key, range, limit, &mut encoded)?, encoded)
             }
         };
-        match self.own {
-            Some(Own { array, whole: true }) if !found => {
-                let why = format!(
-                    "{} (chunk {coords:?}), which this run has written, is gone",
-                    self.store.place(&key)
-                );
-                return Err(ChunkError::Own {
+        match self.written_by_run {
+            Some(WrittenByRun { array, is_complete: true }) if !found => {
+                return Err(ChunkError::Damaged {
                     array,
                     object: self.objects.index(&self.object(coords)),
-                    why,
+                    message: format!(
+                        "{}, which this run has written, is missing",
+                        self.describe(coords, &key)
+                    ),
                 });
             }
-            Some(Own { whole: true, .. }) if encoded.bytes() == FILL_MARK => {
+            Some(WrittenByRun { is_complete: true, .. }) if encoded.bytes() == FILL_MARK => {
                 resources.arena.recycle(encoded);
-                return self.filled(expected, resources);
+                return self.fill_block(expected, resources);
             }
             _ if !found => {
                 resources.arena.recycle(encoded);
-                return self.filled(expected, resources);
+                return self.fill_block(expected, resources);
             }
             _ => {}
         }
@@ -314,11 +313,16 @@ impl ChunkAccess {
             .map_err(failed)
     }
 
-    /// Reads parts of a chunk that is stored as it is, offsets and places in bytes, straight to
-    /// where they belong. False if there is no such chunk: then nothing is said of `into`.
+    /// Describes a chunk for messages.
+    fn describe(&self, coords: &[u64], key: &str) -> String {
+        format!("chunk {coords:?} at `{}`", self.store.place(key))
+    }
+
+    /// Reads parts of an unencoded chunk directly to their destinations. Offsets are in bytes.
+    /// Returns false if the chunk does not exist; the contents of `into` are then unspecified.
     ///
     /// # Errors
-    /// Where the store fails, or the chunk has another length.
+    /// Returns an error if the store fails or the chunk has another length.
     pub fn read_parts(
         &self,
         coords: &[u64],
@@ -336,8 +340,8 @@ impl ChunkAccess {
             }
             PartsRead::Missing => Ok(false),
             PartsRead::Length(found) => {
-                let place = format!("{} (chunk {coords:?})", self.store.place(&key));
-                Err(self.blame(
+                let place = self.describe(coords, &key);
+                Err(self.attribute_damage(
                     coords,
                     ChunkError::Codec { place, error: CodecError::Length { found, expected } },
                 ))
@@ -345,18 +349,22 @@ impl ChunkAccess {
         }
     }
 
-    /// True if parts of chunks can be read.
-    pub fn is_in_parts(&self) -> bool {
+    /// Returns true if parts of chunks can be read.
+    pub fn supports_parts(&self) -> bool {
         self.codec.is_raw() && self.info.shard.is_none() && !self.store.is_remote()
     }
 
-    fn filled(&self, bytes: u64, resources: &mut WorkerResources) -> Result<Buffer, ChunkError> {
+    fn fill_block(
+        &self,
+        bytes: u64,
+        resources: &mut WorkerResources,
+    ) -> Result<Buffer, ChunkError> {
         let mut block = resources.arena.buffer(bytes)?;
         copy::fill(&self.info.fill, block.bytes_mut());
         Ok(block)
     }
 
-    /// Where a chunk lies in its shard; `None` if it is not there.
+    /// Returns the range of a chunk in its shard, or `None` if the chunk is not stored.
     fn locate(
         &self,
         coords: &[u64],
@@ -380,7 +388,7 @@ impl ChunkAccess {
             if found {
                 resources.traffic.bytes_read += len;
                 let place = |error| ChunkError::Codec {
-                    place: format!("the shard index of {}", self.store.place(key)),
+                    place: format!("shard index of `{}`", self.store.place(key)),
                     error,
                 };
                 let block = index
@@ -417,10 +425,11 @@ impl ChunkAccess {
         Ok(Some(ByteRange::At { offset, len }))
     }
 
-    /// Encodes a block of an object's stored shape and writes it, unless it is all fill values.
+    /// Encodes a block of an object's stored shape and writes it. A block of fill values is not
+    /// stored.
     ///
     /// # Errors
-    /// Where a codec or the store fails.
+    /// Returns an error if a codec or the store fails.
     pub fn write(
         &self,
         object: &[u64],
@@ -429,25 +438,25 @@ impl ChunkAccess {
     ) -> Result<Written, ChunkError> {
         let key = join(&self.path, &self.info.object_key(object));
         if copy::is_all(&self.info.fill, block) {
-            if self.own.is_some_and(|own| own.whole) {
+            if self.written_by_run.is_some_and(|w| w.is_complete) {
                 self.store.write(&key, FILL_MARK)?;
                 resources.traffic.writes += 1;
             } else if self.info.window.is_some() {
-                // What was there before would be seen instead.
+                // Otherwise readers would see the previous chunk.
                 self.store.remove(&key)?;
             }
             return Ok(Written::Fill);
         }
         let failed = |error| match error {
             CodecError::Overrun(o) => ChunkError::Overrun(o),
-            error => ChunkError::Codec { place: self.store.place(&key), error },
+            error => ChunkError::Codec { place: format!("`{}`", self.store.place(&key)), error },
         };
         let written = match (&self.info.shard, &self.index) {
             (Some(shard), Some(index)) => {
                 let encoded =
                     shard::encode(&self.info, shard, [&self.codec, index], block, resources)
                         .map_err(failed)?;
-                let written = self.put(&key, &[encoded.bytes()], resources)?;
+                let written = self.write_object(&key, &[encoded.bytes()], resources)?;
                 resources.arena.recycle(encoded);
                 written
             }
@@ -456,7 +465,7 @@ impl ChunkAccess {
                     .codec
                     .encode(block, &mut resources.arena, &mut resources.contexts)
                     .map_err(failed)?;
-                let written = self.put(&key, &encoded.parts(block), resources)?;
+                let written = self.write_object(&key, &encoded.parts(block), resources)?;
                 encoded.recycle(&mut resources.arena);
                 written
             }
@@ -464,7 +473,7 @@ impl ChunkAccess {
         Ok(written)
     }
 
-    fn put(
+    fn write_object(
         &self,
         key: &str,
         parts: &[&[u8]],

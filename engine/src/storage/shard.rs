@@ -1,8 +1,8 @@
-//! A shard: several chunks in one object, with an index of where each of them is (Zarr's
+//! Shards: several chunks in one object with an index of their positions (Zarr's
 //! `sharding_indexed`).
 //!
-//! Of a sharded array the shard is what is written, the inner chunk what is read. What writing one
-//! holds is bounded beside the code that writes it.
+//! Sharded arrays are written by shards and read by inner chunks. The memory bounds of writing a
+//! shard are next to the function that writes it.
 
 use freestone_kernels::{Buffer, View, contiguous_strides, copy};
 
@@ -11,23 +11,23 @@ use super::codec::{Codec, CodecError};
 use super::reader::WorkerResources;
 use crate::grid::{Region, try_for_each_coord};
 
-/// Entry of a shard's index for a chunk that is not there.
+/// The entry of a shard's index for a chunk that is not stored.
 pub(super) const ABSENT: [u64; 2] = [u64::MAX, u64::MAX];
 
-/// Bytes of an encoded shard at most.
+/// Returns the maximum size of an encoded shard in bytes.
 pub(crate) fn encoded_bound(shard: &Shard, [inner, index]: [&Codec; 2]) -> u64 {
     let n = shard.chunks.iter().fold(1, |n: u64, c| n.saturating_mul(*c));
     n.saturating_mul(inner.encoded_bound()).saturating_add(index.encoded_bound())
 }
 
-/// Bytes that [`encode`] holds besides the block and the encoded shard: a chunk on its way, or the
-/// index.
+/// Returns the memory that [`encode`] uses in addition to the block and the encoded shard, in
+/// bytes: one chunk and the index.
 pub(crate) fn encode_scratch(codecs: [&Codec; 2]) -> u64 {
     let [chunk, index] = codecs.map(|codec| codec.decoded_bytes() + codec.encode_beside());
     chunk + index
 }
 
-/// Encodes a block of a whole shard's shape. Chunks of fill values are left out.
+/// Encodes a block of the shape of a whole shard. Chunks of fill values are omitted.
 pub(super) fn encode(
     info: &ArrayInfo,
     shard: &Shard,
@@ -80,9 +80,7 @@ pub(super) fn encode(
     let encoded = index.encode(entries.bytes(), &mut resources.arena, &mut resources.contexts)?;
     let parts = encoded.parts(entries.bytes());
     if parts.iter().map(|p| p.len()).sum::<usize>() != index_len {
-        return Err(CodecError::Encode(
-            "the codecs of the shard's index do not keep its length".into(),
-        ));
+        return Err(CodecError::Encode("the codecs of the shard index change its length".into()));
     }
     let mut at = if shard.index_at_end { end } else { 0 };
     for part in parts {

@@ -12,9 +12,8 @@ use freestone_kernels::Buffer;
 
 use super::array::ArrayInfo;
 use super::codec::Codec;
-use super::{
-    ByteRange, Lock, ObjectPart, PartsRead, PendingRead, StorageError, Store, copy_out, read_small,
-};
+use super::store::copy_parts_of;
+use super::{ByteRange, Lock, ObjectPart, PartsRead, PendingRead, StorageError, Store, read_small};
 
 /// A store over another one: what is written below a prefix stays in memory while it fits into a
 /// budget, and goes to the other store where it does not. Each object is in one of them, and is
@@ -410,7 +409,7 @@ impl Store for TieredStore {
         parts: &[ObjectPart],
         into: &mut [u8],
     ) -> Result<PartsRead, StorageError> {
-        let kept = self.with_kept(key, |bytes| Ok(copy_out(bytes, size, parts, into)))?;
+        let kept = self.with_kept(key, |bytes| Ok(copy_parts_of(bytes, size, parts, into)))?;
         kept.map_or_else(|| self.below.read_parts(key, size, parts, into), Ok)
     }
 

@@ -15,7 +15,7 @@ use crate::plan::walk::objects;
 use crate::plan::{ArrayId, Place, PlanError, StageId, from_hex};
 use crate::stages::Compiled;
 use crate::state::{Opened, Source};
-use crate::storage::reader::{ChunkAccess, Own, ShardCache};
+use crate::storage::reader::{ChunkAccess, ShardCache, WrittenByRun};
 use crate::storage::{Store, join};
 use crate::task::{Cause, FailureKind, cause_of_plan, kind_of_storage};
 
@@ -94,8 +94,10 @@ impl RunContext {
         let codec = |error| cause_of_plan(&PlanError::Codec { array: array.name.clone(), error });
         let access = ChunkAccess::new(store, &path, &array.info).map_err(codec)?;
         Ok(match &array.place {
-            Place::Work => access.owned(Own { array: id.0, whole: true }),
-            Place::Output { .. } => access.owned(Own { array: id.0, whole: false }),
+            Place::Work => access.written_by_run(WrittenByRun { array: id.0, is_complete: true }),
+            Place::Output { .. } => {
+                access.written_by_run(WrittenByRun { array: id.0, is_complete: false })
+            }
             _ => access,
         })
     }

@@ -142,7 +142,7 @@ impl SharedSession {
     /// Joins under a name, to write. Who joins under the name of somebody else takes over from it.
     ///
     /// # Errors
-    /// [`Error::Closed`], [`Error::Committing`], [`Error::SharingOff`], [`Error::BadName`].
+    /// [`Error::Closed`], [`Error::Committing`], [`Error::SharingOff`], [`Error::InvalidName`].
     pub fn join(&self, name: &str) -> Result<Joiner, Error> {
         if !self.repository.is_sharing() {
             return Err(Error::SharingOff { place: self.repository.url().to_owned() });
@@ -392,5 +392,5 @@ pub(super) fn check_name(name: &str) -> Result<&str, Error> {
     let fits = (1..=64).contains(&name.len())
         && !name.starts_with('.')
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
-    if fits { Ok(name) } else { Err(Error::BadName { name: name.to_owned() }) }
+    if fits { Ok(name) } else { Err(Error::InvalidName { name: name.to_owned() }) }
 }

@@ -397,7 +397,7 @@ fn regions_must_be_aligned(place: &Place) {
         matches!(&error, Error::Misaligned { axis: 1, size: 2, around, .. } if *around == (0..4)),
         "{error}"
     );
-    assert!(error.to_string().contains("0..4 is the smallest around it"), "{error}");
+    assert!(error.to_string().contains("0..4 is the smallest aligned region"), "{error}");
     assert!(matches!(
         u.write_region(&[0..5, 0..2], &bytes(&[0.0; 10])),
         Err(Error::Misaligned { axis: 0, .. })
@@ -694,7 +694,7 @@ fn a_shared_session_is_written_by_joiners(place: &Place) {
     let id = shared.id().to_owned();
     assert_eq!(repository.shared_session(&id).unwrap().id(), id);
     for name in ["", "a/b", ".hidden", "ü"] {
-        assert!(matches!(shared.join(name), Err(Error::BadName { .. })), "{name}");
+        assert!(matches!(shared.join(name), Err(Error::InvalidName { .. })), "{name}");
     }
     for i in 1..3u64 {
         let joiner = repository.join_session(&id, &format!("worker-{i}")).unwrap();

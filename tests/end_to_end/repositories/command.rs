@@ -117,7 +117,7 @@ fn settings_of_sessions_come_in_layers() {
     // With sharing off nobody shares or joins, and no record is kept.
     let refused = freestone_in(&place, &[], &["session", "create"]);
     assert_eq!(refused.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("switched off"));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("disabled"));
     assert!(!fs::exists(place.at("of-file/_freestone/sessions")).unwrap());
     let id = id_of(&freestone_in(&place, &[("FREESTONE_SHARING", "true")], &["session", "create"]));
     for arguments in [
@@ -239,15 +239,10 @@ fn wrong_places_in_repositories() {
             &[says],
         );
     };
-    compute("u", &["--session", "0123", "--repository", "none"], 4, "there is no repository at");
-    compute("u", &["--branch", "side"], 4, "there is no repository at");
+    compute("u", &["--session", "0123", "--repository", "none"], 4, "no repository at");
+    compute("u", &["--branch", "side"], 4, "no repository at");
     compute("u", &["--session", "0123", "-m", "x"], 2, "cannot be used with");
-    check_failure(
-        &place,
-        &["info", "icechunk+none#branch=main/x"],
-        4,
-        &["there is no repository at"],
-    );
+    check_failure(&place, &["info", "icechunk+none#branch=main/x"], 4, &["no repository at"]);
     check_failure(&place, &["info", "icechunk+none#main/x"], 4, &["#branch=NAME/PATH"]);
     check_failure(&place, &["repo", "log"], 4, &["freestone.icechunk"]);
     stdout(&freestone_in(&place, &[], &["compute", "u", "-i", &input, "-o", "u", "-m", "first"]));
@@ -261,12 +256,7 @@ fn wrong_places_in_repositories() {
         4,
         &["branch `side`"],
     );
-    check_failure(
-        &place,
-        &["session", "status", "0123456789"],
-        4,
-        &["there is no session `0123456789`"],
-    );
+    check_failure(&place, &["session", "status", "0123456789"], 4, &["no session `0123456789`"]);
 }
 
 /// What was found by hostile hands.

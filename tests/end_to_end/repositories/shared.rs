@@ -188,7 +188,10 @@ fn arrays_hold_no_arrays() {
         session.commit("", &spec).unwrap();
     }
     let error = shared.commit().unwrap_err().to_string();
-    assert!(error.contains("`m` is made an array, so nothing can lie in it"), "{error}");
+    assert!(
+        error.contains("`m` is created as an array, which cannot contain other nodes"),
+        "{error}"
+    );
     // One of them takes back what it wrote, and the other's work is not lost.
     shared.join("m").unwrap().retract().unwrap();
     shared.commit().unwrap();
@@ -205,8 +208,7 @@ fn arrays_hold_no_arrays() {
         let error =
             late.commit_with("second", &spec, &Serial, rebase, &RunOptions::default()).unwrap_err();
         assert!(
-            error.to_string().contains("changed the same")
-                && error.exit_code() == ExitCode::Conflict,
+            error.to_string().contains("also changed") && error.exit_code() == ExitCode::Conflict,
             "{error}"
         );
     }
@@ -248,7 +250,9 @@ fn who_joins_makes_arrays_of_its_own() {
         session.store(&ramp(n), "same").unwrap();
         session.commit("", &spec).unwrap();
     }
-    assert!(matches!(shared.commit(), Err(RepositoryError::MadeTwice { path }) if path == "same"));
+    assert!(
+        matches!(shared.commit(), Err(RepositoryError::CreatedTwice { path }) if path == "same")
+    );
     // One that fails to plan does not keep others waiting.
     let shared = repository.create_session(MAIN, "fails", None).unwrap();
     let mut session = Session::joined(shared.join("one").unwrap());
@@ -258,7 +262,7 @@ fn who_joins_makes_arrays_of_its_own() {
             .commit("", &spec)
             .unwrap_err()
             .to_string()
-            .contains("there is an array or group `g/a`")
+            .contains("array or group `g/a` already exists")
     );
     assert!(shared.status().unwrap().joiners.iter().all(|j| !j.open && j.n_chunks == 0));
 }
