@@ -1,8 +1,8 @@
-//! Links the C++ library into the worker: one of the codecs (snappy, in blosc) wants it, and
-//! Lambda's system is not bound to have it, or the same.
+//! Links the C++ standard library statically into the worker. A codec (snappy, in blosc) requires
+//! it, and Lambda's system may lack it or have another version.
 //!
-//! A folder that has only the static library, and is searched first, does it. Where there is none,
-//! the shared one is linked, and `freestone lambda package` will say so.
+//! The linker first searches a folder that holds only the static library. If the compiler has no
+//! static library, the shared one is linked, and `freestone lambda package` reports that.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -23,11 +23,11 @@ fn main() {
     }
 }
 
-/// Where the compiler has its static library.
+/// Returns the path of the compiler's static library.
 fn library() -> Option<PathBuf> {
     let compiler = env::var_os("CXX").unwrap_or_else(|| "c++".into());
     let output = Command::new(compiler).arg(format!("-print-file-name={LIBRARY}")).output().ok()?;
     let path = Path::new(std::str::from_utf8(&output.stdout).ok()?.trim()).to_owned();
-    // A compiler that has none gives back the bare name.
+    // A compiler without the library prints the bare name.
     path.is_absolute().then_some(path)
 }

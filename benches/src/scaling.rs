@@ -154,7 +154,7 @@ pub(crate) fn run(child: &Child) -> Result<Scaled, Failure> {
     let mut config = Config::new("scaling", std::env::current_exe()?);
     config.arguments = vec!["child-environment".into()];
     (config.memory_mib, config.concurrency, config.cap) =
-        (MEMORY_MIB, child.environments, Cap::WherePossible);
+        (MEMORY_MIB, child.environments, Cap::IfAvailable);
     config.timeout = Duration::from_secs(60);
     let emulator = Emulator::start(config)?;
     let executor = LambdaExecutor::new("scaling", "us-east-1")

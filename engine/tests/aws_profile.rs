@@ -1,21 +1,23 @@
-//! Credentials that the `aws` command gives, in a process with an environment of its own.
+//! Credentials from the `aws` command, in child processes with their own environment and clock.
 
-// Tests say by panicking that something is wrong, also in functions that only help them.
+// Tests and their helpers report errors by panicking.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::SystemTime;
 
+use freestone_engine::system::{Clock, ManualClock};
 use tempfile::TempDir;
 
-/// A bucket whose objects are all `here`; the key and the token that each request was signed with.
-fn bucket_of_signatures() -> (String, Receiver<(String, String)>) {
+/// Serves a bucket in which every object is `here`. Returns its URL, and the key and session token
+/// that signed each request.
+fn signature_recording_bucket() -> (String, Receiver<(String, String)>) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let (send, receive) = channel();
@@ -43,10 +45,11 @@ fn bucket_of_signatures() -> (String, Receiver<(String, String)>) {
     (url, receive)
 }
 
-/// A process that reads two objects, and a third one when it is told to. Its `aws` is a script.
+/// A child process that reads objects on request. Its `aws` command is a script.
 struct Reader {
     child: Child,
-    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+    commands: ChildStdin,
+    lines: std::io::Lines<BufReader<ChildStdout>>,
     _folder: TempDir,
 }
 
@@ -70,105 +73,122 @@ impl Reader {
             ("AWS_REGION", "r"),
             ("NO_PROXY", "127.0.0.1"),
         ]);
-        // The machine has no service for credentials.
+        // No instance role is available.
         command.env("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1").envs(variables.iter().copied());
         let mut child = command.spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        Reader { child, lines, _folder: folder }
+        let commands = child.stdin.take().unwrap();
+        Reader { child, commands, lines, _folder: folder }
     }
 
-    /// What it says of its first two reads.
-    fn first_two(&mut self) -> [String; 2] {
-        std::array::from_fn(|_| self.lines.next().unwrap().unwrap())
+    /// Reads an object and returns the child's report.
+    fn read(&mut self) -> String {
+        writeln!(self.commands, "read a").unwrap();
+        self.lines.next().unwrap().unwrap()
     }
 
-    /// What it says of the third, which it makes now.
-    fn third(mut self) -> String {
-        drop(self.child.stdin.take());
-        let said = self.lines.next().unwrap().unwrap();
+    fn read_three_times(&mut self) -> [String; 3] {
+        std::array::from_fn(|_| self.read())
+    }
+
+    /// Advances the child's clock.
+    fn advance(&mut self, seconds: u64) {
+        writeln!(self.commands, "advance {seconds}").unwrap();
+    }
+
+    fn end(mut self) {
+        drop(self.commands);
         assert!(self.child.wait().unwrap().success());
-        said
-    }
-
-    fn all(mut self) -> [String; 3] {
-        let [first, second] = self.first_two();
-        [first, second, self.third()]
     }
 }
 
-/// Gives `k1`, then `k2` and so on, which expire after so many seconds.
-fn counting(seconds: u64) -> String {
+/// The wall-clock time of a child's clock that has not been advanced, in seconds.
+fn start_seconds() -> u64 {
+    let start = ManualClock::default().system_time();
+    start.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()
+}
+
+/// The time for which credentials of [`counting`] are valid, and the time before expiry at which
+/// they are renewed.
+const VALID: u64 = 3600;
+const MARGIN: u64 = 300;
+
+/// Returns a script whose `n`-th call prints the credentials `k{n}`, which expire `n` times
+/// [`VALID`] seconds after the clock's start.
+fn counting() -> String {
+    let start = start_seconds();
     format!(
         r#"[ "$*" = "configure export-credentials --format process" ] || exit 1
         echo >>"$0.n"; n=$(wc -l <"$0.n")
-        at=$(date -u -d "+{seconds} seconds" +%Y-%m-%dT%H:%M:%S+00:00)
-        echo "{{\"Version\": 1, \"AccessKeyId\": \"k$n\", \"SecretAccessKey\": \"s\", \"SessionToken\": \"t$n\", \"Expiration\": \"$at\"}}""#
+        at=$(date -u -d "@$(({start} + n * {VALID}))" +%Y-%m-%dT%H:%M:%S+00:00)
+        echo "{{\"Version\": 1, \"AccessKeyId\": \"k$n\", \"SecretAccessKey\": \"s\", \
+            \"SessionToken\": \"t$n\", \"Expiration\": \"$at\"}}""#
     )
 }
 
-/// Credentials are valid for so long where they are to expire: enough for two requests to this
-/// machine, however busy it is.
-const VALID: u64 = 10;
-
 #[test]
-fn credentials_are_asked_for_once_and_those_of_the_environment_come_first() {
-    let (url, signed) = bucket_of_signatures();
-    assert_eq!(Reader::start(&counting(3600), &url, &[]).all(), ["read here"; 3]);
-    assert_eq!(keys(&signed), ["k1 t1"; 3], "it is asked once");
-    let of_environment =
+fn credentials_are_cached_and_the_environment_takes_precedence() {
+    let (url, signed) = signature_recording_bucket();
+    let mut reader = Reader::start(&counting(), &url, &[]);
+    assert_eq!(reader.read_three_times(), ["read here"; 3]);
+    reader.end();
+    assert_eq!(keys(&signed), ["k1 t1"; 3], "the command is called once");
+    let variables =
         [("AWS_ACCESS_KEY_ID", "env"), ("AWS_SECRET_ACCESS_KEY", "s"), ("AWS_PROFILE", "p")];
-    assert_eq!(Reader::start("exit 1", &url, &of_environment).all(), ["read here"; 3]);
+    let mut reader = Reader::start("exit 1", &url, &variables);
+    assert_eq!(reader.read_three_times(), ["read here"; 3]);
+    reader.end();
     assert_eq!(keys(&signed), ["env "; 3]);
 }
 
 #[test]
-fn credentials_are_asked_for_again_before_they_expire() {
-    let (url, signed) = bucket_of_signatures();
-    let mut reader = Reader::start(&counting(VALID), &url, &[]);
-    assert_eq!(reader.first_two(), ["read here"; 2]);
-    thread::sleep(Duration::from_secs(VALID + 1));
-    assert_eq!(reader.third(), "read here");
+fn credentials_are_renewed_before_they_expire() {
+    let (url, signed) = signature_recording_bucket();
+    let mut reader = Reader::start(&counting(), &url, &[]);
+    assert_eq!(reader.read(), "read here");
+    reader.advance(VALID - MARGIN - 1);
+    assert_eq!(reader.read(), "read here");
+    reader.advance(1);
+    assert_eq!(reader.read(), "read here");
+    reader.end();
     assert_eq!(keys(&signed), ["k1 t1", "k1 t1", "k2 t2"]);
 }
 
 #[test]
-fn credentials_that_cannot_be_asked_for_again_are_used_until_they_expire() {
-    let (url, signed) = bucket_of_signatures();
-    let once = format!("[ -e \"$0.n\" ] && exit 1\n{}", counting(VALID));
+fn credentials_that_cannot_be_renewed_are_used_until_they_expire() {
+    let (url, signed) = signature_recording_bucket();
+    let once = format!("[ -e \"$0.n\" ] && exit 1\n{}", counting());
     let mut reader = Reader::start(&once, &url, &[("AWS_PROFILE", "p")]);
-    assert_eq!(reader.first_two(), ["read here"; 2]);
-    thread::sleep(Duration::from_secs(VALID + 1));
-    let said = reader.third();
-    assert!(said.contains("there are no AWS credentials"), "{said}");
+    assert_eq!(reader.read(), "read here");
+    reader.advance(VALID - 1);
+    assert_eq!(reader.read(), "read here");
+    reader.advance(1);
+    let error = reader.read();
+    assert!(error.contains("cannot find AWS credentials"), "{error}");
+    reader.end();
     assert_eq!(keys(&signed), ["k1 t1"; 2]);
 }
 
-/// The key and the token of each request so far.
+/// Returns the key and session token of each request so far.
 fn keys(signed: &Receiver<(String, String)>) -> Vec<String> {
     signed.try_iter().map(|(key, token)| format!("{key} {token}")).collect()
 }
 
 #[test]
-fn a_profile_that_gives_nothing_says_why() {
-    let (url, signed) = bucket_of_signatures();
-    let said = Reader::start(
-        "echo 'Error: run aws sso login' >&2; exit 255",
-        &url,
-        &[("AWS_PROFILE", "p")],
-    )
-    .all();
-    assert!(said.iter().all(|s| s.contains("run aws sso login true")), "{said:?}");
-    let said = Reader::start("echo 'Error: run aws sso login' >&2; exit 255", &url, &[]).all();
-    assert!(said.iter().all(|s| s.contains("run aws sso login; and of the machine")), "{said:?}");
-    let said = Reader::start(
-        "echo '{\"AccessKeyId\": 7, \"SecretAccessKey\": \"hush\"}'",
-        &url,
-        &[("AWS_PROFILE", "p")],
-    )
-    .all();
-    assert!(
-        said.iter().all(|s| s.contains("answers no JSON of credentials") && !s.contains("hush")),
-        "{said:?}"
-    );
+fn a_profile_without_credentials_reports_the_reason() {
+    let (url, signed) = signature_recording_bucket();
+    let check = |script: &str, profile: &[(&str, &str)], expected: &str| {
+        let mut reader = Reader::start(script, &url, profile);
+        let errors = reader.read_three_times();
+        reader.end();
+        let is_expected = |error: &String| error.contains(expected) && !error.contains("hush");
+        assert!(errors.iter().all(is_expected), "{errors:?}");
+    };
+    let expired = "echo 'Error: run aws sso login' >&2; exit 255";
+    let malformed = "echo '{\"AccessKeyId\": 7, \"SecretAccessKey\": \"hush\"}'";
+    let profile = [("AWS_PROFILE", "p")];
+    check(expired, &profile, "run aws sso login true");
+    check(expired, &[], "run aws sso login; the machine's instance role");
+    check(malformed, &profile, "expected credentials as JSON");
     assert_eq!(signed.try_iter().count(), 0);
 }

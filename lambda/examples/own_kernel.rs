@@ -1,19 +1,19 @@
-//! A worker with a kernel of one's own, in place of the stock one.
+//! A worker with a user kernel, deployed in place of the stock worker.
 //!
 //!     cargo build --release -p freestone-lambda --example own_kernel
 //!     freestone lambda package --bootstrap target/release/examples/own_kernel
 //!
-//! The kernel itself is best in a library that the client uses too, so that both have the same.
+//! Define the kernel in a library that the client uses too, so that both have the same version.
 
 use freestone_lambda::{
     Allocator, Block, BlockMut, Error, KernelRegistry, UserKernel, serve, stores,
 };
 use serde::{Deserialize, Serialize};
 
-/// Elements above a level become the level.
+/// Replaces elements above a maximum by the maximum.
 #[derive(Debug, Serialize, Deserialize)]
 struct Clip {
-    most: f32,
+    max: f32,
 }
 
 impl UserKernel for Clip {
@@ -34,7 +34,7 @@ impl UserKernel for Clip {
             .array::<f32>()?
             .iter_mut()
             .zip(inputs[0].array::<f32>()?)
-            .for_each(|(out, x)| *out = x.min(self.most));
+            .for_each(|(out, x)| *out = x.min(self.max));
         Ok(())
     }
 }

@@ -1,13 +1,13 @@
-//! The worker that AWS Lambda runs.
+//! The worker for AWS Lambda.
 //!
-//! A client invokes the function with requests of a run (`freestone_engine::remote` has what
-//! travels); the worker fetches the run's plan, keeps it while it is warm, runs as many tasks at
-//! once as fit into the function's memory, writes the record of each request that has ended into
-//! the work directory, and answers with what became of them. Answers are data. What it cannot run
-//! it refuses before the first task; what it has no time for it gives back.
+//! A client invokes the function with requests of a run (`freestone_engine::remote` defines the
+//! messages). The worker fetches the run's plan and caches it while the environment is warm. It
+//! runs as many tasks at once as fit in the function's memory, and writes the record of each
+//! finished request into the work directory. It answers with the outcomes as plain data. It refuses
+//! plans that it cannot run before the first task, and returns requests for which no time is left.
 //!
-//! The program `bootstrap` is the worker without kernels of users. With kernels of one's own, it is
-//! a program of a few lines, which is deployed in its place:
+//! The program `bootstrap` is the worker without user kernels. A worker with user kernels is a
+//! program of a few lines, deployed in its place:
 //!
 //! ```no_run
 //! use freestone_lambda::{Allocator, Error, KernelRegistry, serve, stores};
@@ -21,8 +21,8 @@
 //! }
 //! ```
 //!
-//! The worker itself is `freestone-worker`; here is what Lambda's Runtime API and its environments
-//! add.
+//! The worker itself is in `freestone-worker`. This crate connects it to Lambda's Runtime API and
+//! describes Lambda's environments.
 
 pub use freestone_allocator::Allocator;
 pub use freestone_engine::kernels::DType;
@@ -39,20 +39,22 @@ use freestone_worker::{Place, Server};
 use lambda_runtime::{LambdaEvent, service_fn};
 use serde_json::Value;
 
-/// Lambda gives one CPU for so much memory.
+/// The memory for which Lambda allocates one CPU.
 const BYTES_PER_CPU: u64 = 1769 << 20;
-/// Tasks wait for storage most of the time, so more than one for each CPU are of use; beyond so
-/// many, each more would only take its share of memory that is not in its projection: a stack, and
-/// what the allocator keeps for its thread.
+/// The maximum number of concurrent tasks per CPU.
+///
+/// Tasks mostly wait for storage, so several tasks share a CPU. Each further task needs memory that
+/// its projection does not include: a stack, and the allocator's memory for its thread.
 const TASKS_PER_CPU: u64 = 4;
-const FEWEST_TASKS: u64 = 8;
+/// The maximum number of concurrent tasks in an environment with less than two CPUs.
+const MIN_MAX_TASKS: u64 = 8;
 
-/// This environment.
+/// Describes this environment, with the memory limit that Lambda states.
 fn place() -> std::io::Result<Place> {
     let mib =
         std::env::var("AWS_LAMBDA_FUNCTION_MEMORY_SIZE").ok().and_then(|v| v.parse::<u64>().ok());
     let memory_bytes = mib.map_or_else(machine::memory_bytes, |mib| mib << 20);
-    let max_tasks = (memory_bytes.div_ceil(BYTES_PER_CPU) * TASKS_PER_CPU).max(FEWEST_TASKS);
+    let max_tasks = (memory_bytes.div_ceil(BYTES_PER_CPU) * TASKS_PER_CPU).max(MIN_MAX_TASKS);
     let id = std::fs::read_to_string("/proc/sys/kernel/random/uuid")?.trim().to_owned();
     Ok(Place {
         kind: "lambda",
@@ -63,23 +65,24 @@ fn place() -> std::io::Result<Place> {
     })
 }
 
-/// Answers invocations until Lambda ends the process. The worker knows the users' kernels that it
-/// is given, and opens stores that the engine does not know as `stores` says.
+/// Answers invocations until Lambda ends the process. The worker runs the user kernels in
+/// `kernels`, and opens additional stores through `stores`.
 ///
 /// # Errors
-/// Where this is no Lambda environment, or its Runtime API breaks.
+/// Returns an error if the process does not run in a Lambda environment, or if the Runtime API
+/// fails.
 pub fn serve(kernels: KernelRegistry, stores: Stores) -> Result<(), Error> {
-    // A backtrace would bring the program's symbols into memory for good.
+    // A backtrace would load the program's symbols into memory, where they stay.
     std::panic::set_hook(Box::new(|panic| log(&panic.to_string())));
     let server = Server::new(place()?, kernels, stores);
     let handler = |event: LambdaEvent<Value>| {
-        // One invocation at a time: nothing else is on this thread, so the handler may block it.
+        // An environment has one invocation at a time, so the handler may block this thread.
         let answer = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map(|now| {
             let left = Duration::from_millis(event.context.deadline).saturating_sub(now);
             server.answer(event.payload, Some(left))
         });
         std::future::ready(answer.map_err(|_| {
-            Error::from("the clock is before 1970, so there is no deadline to keep to")
+            Error::from("invalid system time: expected a time after 1970 (needed for the deadline)")
         }))
     };
     tokio::runtime::Builder::new_current_thread()
@@ -88,7 +91,7 @@ pub fn serve(kernels: KernelRegistry, stores: Stores) -> Result<(), Error> {
         .block_on(lambda_runtime::run(service_fn(handler)))
 }
 
-/// A line for the function's log.
+/// Writes a line to the function's log.
 #[allow(clippy::print_stderr)]
 fn log(line: &str) {
     eprintln!("{line}");

@@ -648,7 +648,7 @@ fn storage(location: &Location, memory: Option<&Memory>) -> Result<Backend, Erro
                 let profile = if options.anonymous {
                     None
                 } else {
-                    aws::of_profile().await.map_err(|e| failed(&place, "open", e))?
+                    aws::profile_credentials().await.map_err(|e| failed(&place, "open", e))?
                 };
                 let (options, credentials) = profile
                     .map_or((options.clone(), None), |profile| of_profile(options, &profile));

@@ -17,7 +17,7 @@ use freestone_engine::remote;
 use freestone_engine::storage::Stores;
 use freestone_engine::user::KernelRegistry;
 use freestone_engine::worker::RunContext;
-use freestone_lambda_emulator::Answering;
+use freestone_lambda_emulator::StubFunction;
 use freestone_worker::{Answer, Call, Environment, Invocation, fetch};
 
 use super::{SLOTS, TASK_MICROS, WARM_MICROS};
@@ -67,13 +67,13 @@ impl Drop for Function {
 /// The process: answers until its standard input ends.
 pub(crate) fn answer() -> Result<(), Failure> {
     let (plan, n) = (Mutex::new(None), AtomicU64::new(0));
-    let answering = Answering::start(move |body| {
+    let stub = StubFunction::start(move |body| {
         let invocation =
             serde_json::from_slice(body).ok().and_then(|body| Invocation::from_json(&body).ok())?;
         let n = n.fetch_add(1, Ordering::Relaxed);
         answer_to(&invocation, &context(&plan, &invocation)?, n)
     })?;
-    println!("{}", answering.url());
+    println!("{}", stub.url());
     std::io::stdin().read_to_end(&mut Vec::new())?;
     Ok(())
 }

@@ -1,16 +1,18 @@
-//! Buckets of S3, and who we are to AWS.
+//! S3 buckets and AWS credentials.
 //!
-//! Credentials are what the environment says (keys, a web identity, a container), as `object_store`
-//! finds them. Where it says nothing, they are those of a profile, single sign-on included, which
-//! the `aws` command resolves; else those of the machine. Stores, repositories and whoever signs
-//! requests to other services of AWS take them from here.
+//! Credentials are searched in this order, for stores, repositories and requests to other AWS
+//! services:
+//!
+//! 1. the environment (keys, a web identity, or a container role), read by `object_store`
+//! 2. the profile in use, single sign-on included, through `aws configure export-credentials`
+//! 3. the machine's instance role
 
 use std::ffi::OsStr;
 use std::io::{self, Read};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use object_store::aws::{AmazonS3Builder, AwsCredential, AwsCredentialProvider};
 use object_store::{CredentialProvider, Error};
@@ -20,39 +22,41 @@ use tokio::sync::Mutex;
 
 use super::client::{Connector, retry_config};
 use crate::retry::Retry;
-use crate::system::System;
+use crate::system::{Clock, System};
 
-/// Credentials that say when they expire are asked for anew so long before that, others so often;
-/// after a failure one waits so long at least.
-const MARGIN: Duration = Duration::from_secs(300);
-const REFRESH: Duration = Duration::from_secs(600);
-const PAUSE: Duration = Duration::from_secs(60);
+/// The time before expiry at which credentials are renewed.
+const RENEWAL_MARGIN: Duration = Duration::from_secs(300);
+/// The interval at which credentials without an expiry are renewed.
+const RENEWAL_INTERVAL: Duration = Duration::from_secs(600);
+/// The minimum interval between calls of the `aws` command after a failure.
+const RETRY_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The AWS command has so long to answer. It may go over the network, or ask for a code.
-const LIMIT: Duration = Duration::from_secs(60);
+/// The timeout of the `aws` command, which may use the network or prompt for a code.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What says that the environment has credentials.
-const OF_ENVIRONMENT: [&str; 4] = [
+/// Variables whose presence means that the environment provides credentials.
+const ENVIRONMENT_CREDENTIALS: [&str; 4] = [
     "AWS_ACCESS_KEY_ID",
     "AWS_WEB_IDENTITY_TOKEN_FILE",
     "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
 ];
 
-/// A profile that was asked for must not be replaced by what a machine has.
+/// Variables that select a profile. The machine's credentials never replace a selected profile's.
 const PROFILES: [&str; 2] = ["AWS_PROFILE", "AWS_DEFAULT_PROFILE"];
 
 fn is_set(name: &&str) -> bool {
     std::env::var_os(name).is_some_and(|v| !v.is_empty())
 }
 
-/// A bucket as the environment (`AWS_…`) describes it, with its credentials or a profile's.
+/// Returns a builder for a bucket, configured by `AWS_…` variables, with the credentials that this
+/// module describes.
 ///
-/// Requests are retried by the client as [`Retry::REQUESTS`] says, also puts with a condition:
-/// whoever makes one and finds its condition false must look whether what is there is its own.
+/// The client retries requests as [`Retry::REQUESTS`] says, including conditional puts. A caller
+/// whose conditional put fails must check whether the stored object is its own.
 ///
 /// # Errors
-/// Where the environment holds nonsense.
+/// Returns an error if a variable has an invalid value.
 pub fn bucket(name: &str) -> object_store::Result<AmazonS3Builder> {
     bucket_with(name, Connector { retry: Retry::REQUESTS, system: System::default() })
 }
@@ -62,38 +66,42 @@ pub(super) fn bucket_with(
     connector: Connector,
 ) -> object_store::Result<AmazonS3Builder> {
     let retries = retry_config(&connector.retry);
+    let clock = Arc::clone(&connector.system.clock);
     let builder = AmazonS3Builder::from_env()
         .with_retry(retries)
         .with_http_connector(connector)
         .with_bucket_name(name);
-    if OF_ENVIRONMENT.iter().any(is_set) {
+    if ENVIRONMENT_CREDENTIALS.iter().any(is_set) {
         return Ok(builder);
     }
     let machine = Arc::clone(builder.clone().build()?.credentials());
-    Ok(builder.with_credentials(Arc::new(OfProfile { machine })))
+    Ok(builder.with_credentials(Arc::new(ProfileProvider { machine, clock })))
 }
 
-/// Credentials for other services in a region.
+/// Returns the credential provider for other AWS services in a region.
 ///
 /// # Errors
-/// Where the environment holds nonsense.
+/// Returns an error if a variable has an invalid value.
 pub fn credentials(region: &str) -> object_store::Result<AwsCredentialProvider> {
-    // The bucket is never asked for anything.
+    // The builder requires a bucket; no request is made to it.
     Ok(Arc::clone(bucket("freestone")?.with_region(region).build()?.credentials()))
 }
 
-/// The profile's credentials as they are now; `None` where the environment or the machine has
-/// others, which are found without us.
+/// Returns the profile's current credentials, or `None` if the environment or the machine provides
+/// them, in which case AWS clients find them on their own.
 ///
 /// # Errors
-/// Where a profile was asked for, and the `aws` command cannot give its credentials.
-pub async fn of_profile() -> object_store::Result<Option<Arc<AwsCredential>>> {
-    if OF_ENVIRONMENT.iter().any(is_set) { Ok(None) } else { Ok(ask().await?.0) }
+/// Returns an error if a profile is selected and the `aws` command cannot provide its credentials.
+pub async fn profile_credentials() -> object_store::Result<Option<Arc<AwsCredential>>> {
+    if ENVIRONMENT_CREDENTIALS.iter().any(is_set) {
+        return Ok(None);
+    }
+    Ok(cached_lookup(&*System::default().clock).await?.0)
 }
 
-/// Why there are no credentials.
+/// The reason why no credentials were found.
 #[derive(Debug, ThisError)]
-#[error("there are no AWS credentials: {0}")]
+#[error("cannot find AWS credentials: {0}")]
 pub(super) struct NoCredentials(String);
 
 impl From<NoCredentials> for Error {
@@ -102,84 +110,103 @@ impl From<NoCredentials> for Error {
     }
 }
 
-/// A profile's credentials, and the machine's where there is none.
+/// Provides the profile's credentials, or the machine's if there is no profile.
 #[derive(Debug)]
-struct OfProfile {
+struct ProfileProvider {
     machine: AwsCredentialProvider,
+    clock: Arc<dyn Clock>,
 }
 
 #[async_trait::async_trait]
-impl CredentialProvider for OfProfile {
+impl CredentialProvider for ProfileProvider {
     type Credential = AwsCredential;
 
     async fn get_credential(&self) -> object_store::Result<Arc<AwsCredential>> {
-        let (found, why) = ask().await?;
+        let (found, reason) = cached_lookup(&*self.clock).await?;
         match found {
             Some(credential) => Ok(credential),
-            None => self
-                .machine
-                .get_credential()
-                .await
-                .map_err(|e| NoCredentials(format!("{why}; and of the machine: {e}")).into()),
+            None => self.machine.get_credential().await.map_err(|e| {
+                NoCredentials(format!("{reason}; the machine's instance role: {e}")).into()
+            }),
         }
     }
 }
 
-/// What the AWS command has said.
-struct Said {
+/// A cached result of the `aws` command.
+struct Lookup {
     credential: Option<Arc<AwsCredential>>,
-    /// Why there is none.
-    why: String,
+    /// The reason why there is no credential.
+    reason: String,
     expires: Option<SystemTime>,
-    /// When it is asked again.
-    again: SystemTime,
+    /// The time of the next call.
+    renew_at: SystemTime,
 }
 
-/// It takes a second to answer, and whole processes have one profile.
-static SAID: Mutex<Option<Said>> = Mutex::const_new(None);
+/// The last result of the `aws` command. A call takes about a second, and a process uses one
+/// profile.
+static LOOKUP: Mutex<Option<Lookup>> = Mutex::const_new(None);
 
-/// What the AWS command says, or has said lately: credentials, or why there are none.
-async fn ask() -> Result<(Option<Arc<AwsCredential>>, String), NoCredentials> {
-    let mut said = SAID.lock().await;
-    let now = SystemTime::now();
-    if said.as_ref().is_none_or(|s| s.again <= now) {
-        let asked = tokio::task::spawn_blocking(|| exported("aws".as_ref(), LIMIT))
-            .await
-            .unwrap_or_else(|e| Err(e.to_string()));
-        let profile = PROFILES.iter().any(is_set);
-        *said = Some(match (asked, said.take()) {
-            (Ok((credential, expires)), _) => {
-                let again =
-                    expires.map_or(now + REFRESH, |at| (at - MARGIN).max(now + PAUSE).min(at));
-                Said { credential: Some(Arc::new(credential)), why: String::new(), expires, again }
-            }
-            // What is known holds a while longer.
-            (Err(_), Some(old))
-                if old.credential.is_some() && old.expires.is_none_or(|at| now < at) =>
-            {
-                let again = old.expires.map_or(now + PAUSE, |at| (now + PAUSE).min(at));
-                Said { again, ..old }
-            }
-            (Err(why), _) => Said {
-                credential: None,
-                why,
-                expires: None,
-                again: now + if profile { PAUSE } else { REFRESH },
-            },
-        });
+/// Returns the credentials of the `aws` command, or the reason why there are none. Calls the
+/// command if the cached result is due for renewal.
+async fn cached_lookup(
+    clock: &dyn Clock,
+) -> Result<(Option<Arc<AwsCredential>>, String), NoCredentials> {
+    let mut lookup = LOOKUP.lock().await;
+    let now = clock.system_time();
+    if lookup.as_ref().is_none_or(|l| l.renew_at <= now) {
+        let exported = tokio::task::spawn_blocking(|| {
+            export_credentials("aws".as_ref(), COMMAND_TIMEOUT, &*System::default().clock)
+        })
+        .await
+        .unwrap_or_else(|e| Err(e.to_string()));
+        *lookup = Some(next_lookup(exported, lookup.take(), now));
     }
-    if let Some(Said { credential: None, why, .. }) = &*said
+    if let Some(Lookup { credential: None, reason, .. }) = &*lookup
         && PROFILES.iter().any(is_set)
     {
-        return Err(NoCredentials(why.clone()));
+        return Err(NoCredentials(reason.clone()));
     }
-    Ok(said.as_ref().map_or((None, String::new()), |s| (s.credential.clone(), s.why.clone())))
+    Ok(lookup.as_ref().map_or((None, String::new()), |l| (l.credential.clone(), l.reason.clone())))
 }
 
-/// Credentials of the profile in use, and when they expire if they do.
-fn exported(
+/// Returns the lookup that replaces `previous`, given the output of the `aws` command. If the
+/// command failed, credentials that have not expired remain in use.
+fn next_lookup(
+    exported: Result<(AwsCredential, Option<SystemTime>), String>,
+    previous: Option<Lookup>,
+    now: SystemTime,
+) -> Lookup {
+    match (exported, previous) {
+        (Ok((credential, expires)), _) => {
+            let renew_at = expires.map_or(now + RENEWAL_INTERVAL, |at| {
+                (at - RENEWAL_MARGIN).max(now + RETRY_INTERVAL).min(at)
+            });
+            Lookup {
+                credential: Some(Arc::new(credential)),
+                reason: String::new(),
+                expires,
+                renew_at,
+            }
+        }
+        (Err(_), Some(old))
+            if old.credential.is_some() && old.expires.is_none_or(|at| now < at) =>
+        {
+            let retry_at = now + RETRY_INTERVAL;
+            Lookup { renew_at: old.expires.map_or(retry_at, |at| retry_at.min(at)), ..old }
+        }
+        (Err(reason), _) => {
+            let is_selected = PROFILES.iter().any(is_set);
+            let interval = if is_selected { RETRY_INTERVAL } else { RENEWAL_INTERVAL };
+            Lookup { credential: None, reason, expires: None, renew_at: now + interval }
+        }
+    }
+}
+
+/// Returns the credentials of the profile in use, with their expiry if they have one.
+fn export_credentials(
     program: &OsStr,
-    limit: Duration,
+    timeout: Duration,
+    clock: &dyn Clock,
 ) -> Result<(AwsCredential, Option<SystemTime>), String> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
@@ -190,78 +217,85 @@ fn exported(
         expiration: Option<String>,
     }
     const COMMAND: &str = "`aws configure export-credentials`";
-    // Those of the machine are renewed without it.
+    // The machine's credentials are renewed by `object_store`, so the command must not return them.
     let mut command = Command::new(program);
     command
         .args(["configure", "export-credentials", "--format", "process"])
         .env("AWS_EC2_METADATA_DISABLED", "true");
-    let output = output_within(&mut command, limit).map_err(|e| match e.kind() {
+    let output = output_within(&mut command, timeout, clock).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => {
-            "AWS_ACCESS_KEY_ID is not set, and there is no `aws` command to \
-            ask for a profile's"
+            "AWS_ACCESS_KEY_ID is not set, and the `aws` command, which provides a profile's \
+            credentials, is not installed"
                 .to_owned()
         }
         io::ErrorKind::TimedOut => {
-            let limit = humantime::format_duration(limit);
+            let timeout = humantime::format_duration(timeout);
             format!(
-                "{COMMAND} has not answered in {limit} and was stopped: run it by hand to see \
-                what it waits for, or set AWS_ACCESS_KEY_ID and the like"
+                "{COMMAND} timed out after {timeout} (hint: run it by hand to see what it waits \
+                for, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
             )
         }
-        _ => format!("{COMMAND}: {e}"),
+        _ => format!("cannot run {COMMAND}: {e}"),
     })?;
     if !output.status.success() {
-        return Err(format!("{COMMAND} says: {}", String::from_utf8_lossy(&output.stderr).trim()));
+        let message = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("{COMMAND} failed: {}", message.trim()));
     }
-    // Its output is a secret: an error must not quote it.
-    let found: Exported = serde_json::from_slice(&output.stdout)
-        .map_err(|e| format!("{COMMAND} answers no JSON of credentials ({:?})", e.classify()))?;
-    let expires = found.expiration.as_deref().and_then(time);
-    Ok((
-        AwsCredential {
-            key_id: found.access_key_id,
-            secret_key: found.secret_access_key,
-            token: found.session_token,
-        },
-        expires,
-    ))
+    // The output is secret, so errors must not quote it.
+    let found: Exported = serde_json::from_slice(&output.stdout).map_err(|e| {
+        format!("invalid output of {COMMAND}: expected credentials as JSON ({:?})", e.classify())
+    })?;
+    let expires = found.expiration.as_deref().and_then(timestamp);
+    let credential = AwsCredential {
+        key_id: found.access_key_id,
+        secret_key: found.secret_access_key,
+        token: found.session_token,
+    };
+    Ok((credential, expires))
 }
 
-/// What a command prints and how it ends; one that takes longer is killed.
-fn output_within(command: &mut Command, limit: Duration) -> io::Result<Output> {
-    let end = Instant::now() + limit;
+/// Returns a command's output and exit status. Kills the command after `timeout`.
+fn output_within(
+    command: &mut Command,
+    timeout: Duration,
+    clock: &dyn Clock,
+) -> io::Result<Output> {
+    let end = clock.now() + timeout;
     let mut child =
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let (stdout, stderr) = (child.stdout.take().map(reader), child.stderr.take().map(reader));
     loop {
-        // What it has started may keep the pipes open after it, and is not waited for any longer
-        // either.
+        // Processes that the command has started may keep the pipes open after it has ended. The
+        // timeout covers them too.
         if stdout.iter().chain(&stderr).all(thread::JoinHandle::is_finished)
             && let Some(status) = child.try_wait()?
         {
-            let read = |pipe: Option<thread::JoinHandle<_>>| {
-                pipe.and_then(|p| p.join().ok()).unwrap_or_else(|| Ok(Vec::new()))
-            };
-            return Ok(Output { status, stdout: read(stdout)?, stderr: read(stderr)? });
+            return Ok(Output { status, stdout: joined(stdout)?, stderr: joined(stderr)? });
         }
-        if Instant::now() >= end {
+        if clock.now() >= end {
             let _ = child.kill();
             child.wait()?;
             return Err(io::ErrorKind::TimedOut.into());
         }
-        thread::sleep(Duration::from_millis(20));
+        clock.sleep(Duration::from_millis(20));
     }
 }
 
-fn reader(mut pipe: impl Read + Send + 'static) -> thread::JoinHandle<io::Result<Vec<u8>>> {
+type Reader = thread::JoinHandle<io::Result<Vec<u8>>>;
+
+fn reader(mut pipe: impl Read + Send + 'static) -> Reader {
     thread::spawn(move || {
         let mut bytes = Vec::new();
         pipe.read_to_end(&mut bytes).map(|_| bytes)
     })
 }
 
-/// A time as `2026-11-22T20:00:00+00:00` or with a `Z`.
-fn time(text: &str) -> Option<SystemTime> {
+fn joined(reader: Option<Reader>) -> io::Result<Vec<u8>> {
+    reader.and_then(|r| r.join().ok()).unwrap_or_else(|| Ok(Vec::new()))
+}
+
+/// Parses a timestamp such as `2026-11-22T20:00:00+00:00` or `2026-11-22T20:00:00Z`.
+fn timestamp(text: &str) -> Option<SystemTime> {
     humantime::parse_rfc3339(&text.replace("+00:00", "Z")).ok()
 }
 
@@ -269,37 +303,72 @@ fn time(text: &str) -> Option<SystemTime> {
 mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
+    use std::path::{Path, PathBuf};
+    use std::time::Instant;
 
     use super::*;
+    use crate::system::ManualClock;
 
     #[test]
-    fn times_are_read() {
+    fn timestamps_are_parsed() {
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_379_768);
         assert_eq!(
-            (time("2026-11-22T20:36:08Z"), time("2026-11-22T20:36:08+00:00"), time("soon")),
+            (
+                timestamp("2026-11-22T20:36:08Z"),
+                timestamp("2026-11-22T20:36:08+00:00"),
+                timestamp("soon")
+            ),
             (Some(at), Some(at), None)
         );
     }
 
+    /// A clock that stands still until a file has a line, and then advances by a minute a sleep.
+    #[derive(Debug)]
+    struct ClockOfFile {
+        clock: ManualClock,
+        file: PathBuf,
+    }
+
+    impl Clock for ClockOfFile {
+        fn now(&self) -> Instant {
+            self.clock.now()
+        }
+
+        fn system_time(&self) -> SystemTime {
+            self.clock.system_time()
+        }
+
+        fn sleep(&self, time: Duration) {
+            if fs::read_to_string(&self.file).is_ok_and(|text| text.ends_with('\n')) {
+                self.clock.advance(Duration::from_secs(60));
+            }
+            thread::sleep(time);
+        }
+
+        fn wait_bound(&self, time: Duration) -> Duration {
+            self.clock.wait_bound(time)
+        }
+    }
+
     #[test]
-    fn a_command_that_hangs_is_stopped() {
+    fn a_command_that_hangs_is_killed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("aws");
-        // The second leaves a child that keeps its pipes open.
-        for rest in ["exec sleep 600", "sleep 20 & exit 0"] {
-            let text = format!("#!/bin/sh\necho $$ >\"$0.pid\"\n{rest}");
-            fs::write(&path, text).unwrap();
+        // The second script leaves a child that keeps its pipes open.
+        for script in
+            ["echo $$ >\"$0.pid\"; exec sleep 600", "sleep 60 & echo $$ >\"$0.pid\"; exit 0"]
+        {
+            fs::write(&path, format!("#!/bin/sh\n{script}")).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-            let said = exported(path.as_os_str(), Duration::from_secs(3)).unwrap_err();
-            assert!(
-                said.contains("has not answered in 3s and was stopped: run it by hand"),
-                "{said}"
-            );
-            let pid = fs::read_to_string(folder.path().join("aws.pid")).unwrap();
-            assert!(
-                !std::path::Path::new("/proc").join(pid.trim()).exists(),
-                "it is gone, and was waited for"
-            );
+            let file = folder.path().join("aws.pid");
+            let clock = ClockOfFile { clock: ManualClock::default(), file: file.clone() };
+            let timeout = Duration::from_secs(60);
+            let error = export_credentials(path.as_os_str(), timeout, &clock).unwrap_err();
+            assert!(error.contains("timed out after 1m (hint: run it by hand"), "{error}");
+            let pid = fs::read_to_string(&file).unwrap();
+            fs::remove_file(&file).unwrap();
+            let process = Path::new("/proc").join(pid.trim());
+            assert!(!process.exists(), "the process is killed and reaped");
         }
     }
 }

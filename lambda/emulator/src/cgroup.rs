@@ -1,5 +1,4 @@
-//! Memory cgroups, of version 1 or 2: what is in one cannot have more memory than it allows, and is
-//! killed where it tries.
+//! Memory cgroups, version 1 or 2. The kernel kills processes that exceed their cgroup's limit.
 
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -7,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use std::{io, process};
 
-/// Where cgroups are made.
+/// The directory in which cgroups are created.
 #[derive(Clone, Debug)]
 pub(crate) struct Parent {
     folder: PathBuf,
@@ -20,15 +19,18 @@ enum Version {
     Two,
 }
 
-/// A cgroup, which is removed when the value is dropped. Its processes must be gone by then.
+/// A cgroup, removed on drop. Its processes must have ended by then.
 #[derive(Debug)]
 pub(crate) struct Cgroup {
     folder: PathBuf,
     version: Version,
 }
 
-/// Where this process may make memory cgroups: below `FREESTONE_CGROUP` if that is set, else below
-/// the root.
+/// Returns the directory in which this process may create memory cgroups: `FREESTONE_CGROUP` if it
+/// is set, else the root of the hierarchy.
+///
+/// # Errors
+/// Returns an error if no cgroup can be created there.
 pub(crate) fn parent() -> io::Result<Parent> {
     let base = Path::new("/sys/fs/cgroup");
     let one = base.join("memory");
@@ -44,13 +46,13 @@ pub(crate) fn parent() -> io::Result<Parent> {
             fs::write(parent.folder.join("cgroup.subtree_control"), "+memory")?;
         }
     }
-    // Whether it can be done is found by doing it.
+    // Permission is tested by creating a cgroup.
     parent.make(1 << 30).map(drop)?;
     Ok(parent)
 }
 
 impl Parent {
-    /// A cgroup of so many bytes, without swap.
+    /// Creates a cgroup with a limit in bytes, without swap.
     pub(crate) fn make(&self, bytes: u64) -> io::Result<Cgroup> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let name = format!(
@@ -66,7 +68,7 @@ impl Parent {
             }
             Version::Two => {
                 fs::write(cgroup.folder.join("memory.max"), bytes.to_string())?;
-                // There is none where the system has no swap.
+                // The file does not exist on systems without swap.
                 let _ = fs::write(cgroup.folder.join("memory.swap.max"), "0");
             }
         }
@@ -75,19 +77,19 @@ impl Parent {
 }
 
 impl Cgroup {
-    /// The file to which a process writes `0` to be in it.
-    pub(crate) fn entrance(&self) -> io::Result<File> {
+    /// Opens the file to which a process writes `0` to join the cgroup.
+    pub(crate) fn procs(&self) -> io::Result<File> {
         OpenOptions::new().write(true).open(self.folder.join("cgroup.procs"))
     }
 
-    /// The most bytes that were in it.
+    /// Returns the peak memory usage in bytes.
     pub(crate) fn max_bytes(&self) -> Option<u64> {
         let file =
             if self.version == Version::One { "memory.max_usage_in_bytes" } else { "memory.peak" };
         fs::read_to_string(self.folder.join(file)).ok()?.trim().parse().ok()
     }
 
-    /// How many of its processes were killed for want of memory.
+    /// Returns the number of processes that the OOM killer ended.
     pub(crate) fn oom_kills(&self) -> u64 {
         let file =
             if self.version == Version::One { "memory.oom_control" } else { "memory.events" };
@@ -101,7 +103,7 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // A process that was killed a moment ago may still be on its way out.
+        // A killed process may take a moment to leave the cgroup.
         for _ in 0..100 {
             match fs::remove_dir(&self.folder) {
                 Err(e) if e.kind() == io::ErrorKind::ResourceBusy => {

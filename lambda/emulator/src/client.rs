@@ -1,42 +1,41 @@
-//! A client of one request for each connection, for tests that want nothing between themselves and
-//! the bytes.
+//! A minimal HTTP client with one request per connection, for tests that compare bytes.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// What came back.
+/// An HTTP response.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Invoked {
-    /// The status.
+pub struct HttpResponse {
+    /// The status code.
     pub status: u16,
-    /// Names, in lower case, and values.
+    /// The headers, with names in lower case.
     pub headers: Vec<(String, String)>,
     /// The body.
     pub body: Vec<u8>,
 }
 
-impl Invoked {
-    /// A header, by its name in lower case.
+impl HttpResponse {
+    /// Returns a header by its name in lower case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
     }
 
-    /// The function's own error, if it is one.
+    /// Returns true if the function itself reported an error.
     pub fn is_function_error(&self) -> bool {
         self.header("x-amz-function-error").is_some()
     }
 
-    /// The body as text.
+    /// Returns the body as text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 }
 
-/// Sends a request and reads the answer.
+/// Sends a request and returns the response.
 ///
 /// # Errors
-/// Where the connection breaks, or nothing comes within `timeout`.
+/// Returns an error if the connection fails, or if no data arrives within `timeout`.
 pub fn request(
     address: SocketAddr,
     method: &str,
@@ -44,7 +43,7 @@ pub fn request(
     headers: &[(&str, &str)],
     body: &[u8],
     timeout: Duration,
-) -> io::Result<Invoked> {
+) -> io::Result<HttpResponse> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(timeout))?;
@@ -57,16 +56,16 @@ pub fn request(
     head.push_str("\r\n");
     stream.write_all(head.as_bytes())?;
     stream.write_all(body)?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer)?;
-    parse(&answer).ok_or_else(|| {
-        io::Error::new(io::ErrorKind::UnexpectedEof, "the connection was closed without an answer")
+    let mut response = Vec::new();
+    stream.read_to_end(&mut response)?;
+    parse(&response).ok_or_else(|| {
+        io::Error::new(io::ErrorKind::UnexpectedEof, "connection closed without a response")
     })
 }
 
-fn parse(answer: &[u8]) -> Option<Invoked> {
-    let end = answer.windows(4).position(|w| w == b"\r\n\r\n")?;
-    let head = std::str::from_utf8(&answer[..end]).ok()?;
+fn parse(response: &[u8]) -> Option<HttpResponse> {
+    let end = response.windows(4).position(|w| w == b"\r\n\r\n")?;
+    let head = std::str::from_utf8(&response[..end]).ok()?;
     let mut lines = head.split("\r\n");
     let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
     let headers: Vec<(String, String)> = lines
@@ -75,10 +74,10 @@ fn parse(answer: &[u8]) -> Option<Invoked> {
                 .map(|(name, value)| (name.trim().to_ascii_lowercase(), value.trim().to_owned()))
         })
         .collect();
-    let body = answer[end + 4..].to_vec();
+    let body = response[end + 4..].to_vec();
     let length = headers
         .iter()
         .find(|(name, _)| name == "content-length")
         .and_then(|(_, n)| n.parse::<usize>().ok());
-    (length.is_none_or(|n| n == body.len())).then_some(Invoked { status, headers, body })
+    (length.is_none_or(|n| n == body.len())).then_some(HttpResponse { status, headers, body })
 }

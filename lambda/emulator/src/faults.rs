@@ -1,34 +1,34 @@
-//! What goes wrong on purpose, and to whom.
+//! Injected faults of invocations.
 
 use std::ops::Range;
 use std::time::Duration;
 
-/// What goes wrong. Each is a share of invocations, from 0 to 1; which ones follows from the seed
-/// and from the number of the invocation.
+/// The rates of injected faults, each as a fraction of invocations from 0 to 1. The seed and the
+/// number of an invocation determine its faults.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Faults {
-    /// Other seeds choose others.
+    /// The seed of the selection.
     pub seed: u64,
-    /// Gets a 429.
+    /// The client receives status 429.
     pub throttle: f64,
-    /// Its process is killed, after a time from [`kill_after`](Faults::kill_after), or when it
-    /// answers if that is sooner.
+    /// The process is killed after a delay in [`kill_after`](Faults::kill_after), or at its answer if
+    /// that is sooner.
     pub kill: f64,
-    /// When.
+    /// The range of delays before a kill.
     pub kill_after: Range<Duration>,
-    /// The work is done, but the client's connection is closed without an answer.
+    /// The invocation completes, but the client's connection is closed without an answer.
     pub lose: f64,
-    /// Runs in a second environment, too, whose answer nobody gets.
+    /// The invocation also runs in a second environment, whose answer is discarded.
     pub duplicate: f64,
-    /// Its process gets a share of its time only.
+    /// The process runs only a part of the time.
     pub slow: f64,
-    /// One part in so many.
+    /// The factor by which a process is slowed down.
     pub slow_factor: u32,
 }
 
-/// What goes wrong with one invocation.
+/// The faults of one invocation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Fate {
+pub(crate) struct InvocationFaults {
     pub(crate) throttle: bool,
     pub(crate) kill: Option<Duration>,
     pub(crate) lose: bool,
@@ -37,16 +37,17 @@ pub(crate) struct Fate {
 }
 
 impl Faults {
-    /// The fate of the `n`-th invocation. One that is killed loses nothing besides.
-    pub(crate) fn fate(&self, n: u64) -> Fate {
+    /// Returns the faults of the `n`-th invocation. A killed invocation does not also lose its
+    /// answer.
+    pub(crate) fn of_invocation(&self, n: u64) -> InvocationFaults {
         let hit = |kind: u64, share: f64| share > 0.0 && unit(self.seed, kind, n) < share;
         if hit(0, self.throttle) {
-            return Fate { throttle: true, ..Fate::default() };
+            return InvocationFaults { throttle: true, ..InvocationFaults::default() };
         }
         let span = self.kill_after.end.saturating_sub(self.kill_after.start);
         let kill =
             hit(1, self.kill).then(|| self.kill_after.start + span.mul_f64(unit(self.seed, 2, n)));
-        Fate {
+        InvocationFaults {
             throttle: false,
             lose: kill.is_none() && hit(3, self.lose),
             kill,
@@ -56,7 +57,8 @@ impl Faults {
     }
 }
 
-/// A number in [0, 1) that looks random: SplitMix64 (Steele, Lea & Flood, 2014) of what it is for.
+/// Returns a pseudorandom number in [0, 1): the SplitMix64 hash (Steele, Lea & Flood, 2014) of the
+/// arguments.
 pub(crate) fn unit(seed: u64, kind: u64, n: u64) -> f64 {
     let mix = |x: u64| {
         let mut z = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -72,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fates_follow_from_seed_and_number_and_come_as_often_as_asked() {
+    fn faults_are_deterministic_and_match_their_rates() {
         let faults = Faults {
             seed: 7,
             throttle: 0.1,
@@ -83,10 +85,11 @@ mod tests {
             slow: 0.02,
             slow_factor: 20,
         };
-        let fates: Vec<Fate> = (0..20_000).map(|n| faults.fate(n)).collect();
-        assert_eq!(fates, (0..20_000).map(|n| faults.fate(n)).collect::<Vec<_>>());
-        let share =
-            |is: &dyn Fn(&Fate) -> bool| fates.iter().filter(|f| is(f)).count() as f64 / 20_000.0;
+        let all: Vec<InvocationFaults> = (0..20_000).map(|n| faults.of_invocation(n)).collect();
+        assert_eq!(all, (0..20_000).map(|n| faults.of_invocation(n)).collect::<Vec<_>>());
+        let share = |is: &dyn Fn(&InvocationFaults) -> bool| {
+            all.iter().filter(|f| is(f)).count() as f64 / 20_000.0
+        };
         for (found, asked) in [
             (share(&|f| f.throttle), 0.1),
             (share(&|f| f.kill.is_some()), 0.045),
@@ -96,11 +99,15 @@ mod tests {
         ] {
             assert!((found / asked - 1.0).abs() < 0.2, "{found} of {asked}");
         }
-        assert!(fates.iter().filter_map(|f| f.kill).all(|t| faults.kill_after.contains(&t)));
+        assert!(all.iter().filter_map(|f| f.kill).all(|t| faults.kill_after.contains(&t)));
         assert_ne!(
-            fates,
-            (0..20_000).map(|n| Faults { seed: 8, ..faults.clone() }.fate(n)).collect::<Vec<_>>()
+            all,
+            (0..20_000)
+                .map(|n| Faults { seed: 8, ..faults.clone() }.of_invocation(n))
+                .collect::<Vec<_>>()
         );
-        assert!((0..1000).all(|n| Faults::default().fate(n) == Fate::default()));
+        assert!(
+            (0..1000).all(|n| Faults::default().of_invocation(n) == InvocationFaults::default())
+        );
     }
 }

@@ -1,30 +1,35 @@
-//! AWS Lambda on one machine, for tests.
+//! An emulator of AWS Lambda on one machine, for tests.
 //!
-//! One function behind the Invoke API. Every execution environment is an operating system's process
-//! of its own that runs the real worker program against a Runtime API of its own, under a memory
-//! cgroup of the function's size: who takes more is killed, as there. Time limits kill too;
-//! invocations beyond the function's concurrency or rates get a 429; bodies beyond 6 MiB are
-//! refused both ways; between invocations a process is stopped; a client that hangs up does not
-//! stop its invocation. What goes wrong besides is asked for by [`Faults`].
+//! The emulator serves one function behind the Invoke API. Each execution environment is a process
+//! that runs the real worker program against its own Runtime API, in a memory cgroup of the
+//! function's size. As on AWS:
 //!
-//! [`Emulator::start`] takes a [`Config`] and listens on 127.0.0.1, at a port that the system
-//! chooses; when the value is dropped, everything is stopped. `front` has the Invoke API,
-//! `environment` a process and its Runtime API, `cgroup` its memory. [`StoreProxy`] lets requests
-//! to an object store go wrong, and [`Answering`] is a function without environments, to measure
-//! clients with.
+//! - processes that exceed the memory limit or the timeout are killed
+//! - invocations beyond the function's concurrency or rates receive status 429
+//! - bodies beyond 6 MiB are refused in both directions
+//! - processes are stopped between invocations
+//! - an invocation continues if its client disconnects
 //!
-//! Left out: signatures are looked for, not verified; CPU is not rationed; response streams,
-//! layers, versions.
+//! [`Faults`] injects further failures. [`Emulator::start`] takes a [`Config`] and listens on
+//! 127.0.0.1, at a port chosen by the system. Dropping the value stops everything.
+//!
+//! `invoke_api` serves clients, `function` selects environments, `environment` runs a process with
+//! its `runtime_api`, and `cgroup` limits its memory. [`StoreProxy`] injects failures into requests
+//! to an object store. [`StubFunction`] is a function without environments, for measuring clients.
+//!
+//! Not emulated: verification of signatures (only their presence is checked), CPU limits, response
+//! streams, layers and versions.
 
-mod answering;
 mod cgroup;
 mod client;
 mod environment;
 mod faults;
-mod front;
 mod function;
+mod invoke_api;
 mod proxy;
+mod runtime_api;
 mod stats;
+mod stub;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -33,58 +38,61 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{fmt, io};
 
-pub use answering::Answering;
-pub use client::{Invoked, request};
+pub use client::{HttpResponse, request};
 pub use faults::Faults;
 pub use proxy::{StoreFaults, StoreProxy, StoreStats};
-pub use stats::{Ended, EnvironmentStats, FaultsFired, Kept, Stats};
+pub use stats::{EnvironmentStats, FaultCounts, InvocationEnd, RecordedInvocation, Stats};
+pub use stub::StubFunction;
 
 use function::Function;
 
-/// Bodies are not longer, in both directions.
+/// The maximum length of a body in either direction.
 pub const MAX_BODY_BYTES: usize = 6 * 1024 * 1024;
 
-/// A function, and what it runs.
+/// The configuration of a function.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Its name.
+    /// The function's name.
     pub function: String,
     /// The worker program.
     pub command: PathBuf,
-    /// Its arguments. On AWS there are none.
+    /// The worker's arguments. Workers on AWS have none.
     pub arguments: Vec<OsString>,
-    /// Its environment, besides what Lambda sets. Nothing is inherited.
+    /// Environment variables in addition to those of Lambda. None are inherited.
     pub variables: Vec<(String, String)>,
-    /// Memory of an environment.
+    /// The memory of an environment in MiB.
     pub memory_mib: u64,
-    /// What an invocation may take.
+    /// The timeout of an invocation.
     pub timeout: Duration,
-    /// Invocations at once; more get a 429.
+    /// The deadline that workers see, if it differs from `timeout`. Workers are not killed for
+    /// exceeding it, so that tests of deadlines do not depend on the load of the machine.
+    pub deadline: Option<Duration>,
+    /// The maximum number of concurrent invocations; further ones receive status 429.
     pub concurrency: usize,
-    /// How fast environments may be added.
+    /// The rate limit of new environments.
     pub scaling: Option<Rate>,
-    /// How fast invocations may come.
+    /// The rate limit of invocations.
     pub requests: Option<Rate>,
     /// Stops processes between invocations.
     pub freeze: bool,
-    /// Whether memory cgroups are needed.
+    /// Whether memory cgroups are required.
     pub cap: Cap,
-    /// The limit of an environment's memory cgroup, where it is not the memory that its worker is
-    /// told of.
-    pub cap_bytes: Option<u64>,
+    /// The limit of an environment's memory cgroup, if it differs from `memory_mib`, which its
+    /// worker sees.
+    pub cgroup_bytes: Option<u64>,
     /// Refuses invocations without a signature.
-    pub signed: bool,
-    /// Keeps the bodies of all invocations and answers ([`Emulator::kept`]).
-    pub keep_bodies: bool,
-    /// What goes wrong.
+    pub require_signatures: bool,
+    /// Records the bodies of all invocations and answers ([`Emulator::recorded_invocations`]).
+    pub record_bodies: bool,
+    /// Injected faults.
     pub faults: Faults,
-    /// Where workers' output goes; by itself to this process's standard error.
+    /// The file for workers' output; by default, it goes to this process's standard error.
     pub log: Option<PathBuf>,
 }
 
 impl Config {
-    /// A function of 256 MiB and 30 seconds that runs a program in up to 8 environments, on which
-    /// nothing goes wrong.
+    /// Returns the configuration of a function with 256 MiB, a timeout of 30 seconds, at most 8
+    /// environments, and no injected faults.
     pub fn new(function: impl Into<String>, command: impl Into<PathBuf>) -> Config {
         Config {
             function: function.into(),
@@ -93,39 +101,40 @@ impl Config {
             variables: Vec::new(),
             memory_mib: 256,
             timeout: Duration::from_secs(30),
+            deadline: None,
             concurrency: 8,
             scaling: None,
             requests: None,
             freeze: true,
-            cap: Cap::WherePossible,
-            cap_bytes: None,
-            signed: false,
-            keep_bodies: false,
+            cap: Cap::IfAvailable,
+            cgroup_bytes: None,
+            require_signatures: false,
+            record_bodies: false,
             faults: Faults::default(),
             log: None,
         }
     }
 }
 
-/// So many at once, and so many more each second.
+/// A rate limit: a token bucket.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rate {
-    /// At once, after a rest.
+    /// The capacity of the bucket.
     pub burst: u32,
-    /// More each second.
+    /// Tokens added per second.
     pub per_second: f64,
 }
 
-/// Whether environments have memory cgroups.
+/// Whether environments run in memory cgroups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cap {
-    /// Not starting without.
-    Always,
-    /// Where the system lets us.
-    WherePossible,
+    /// The emulator does not start without cgroups.
+    Required,
+    /// Cgroups are used if the process may create them.
+    IfAvailable,
 }
 
-/// A function that runs.
+/// A running function. Dropping it stops its environments.
 pub struct Emulator {
     runtime: Option<tokio::runtime::Runtime>,
     function: Arc<Function>,
@@ -139,24 +148,25 @@ impl fmt::Debug for Emulator {
 }
 
 impl Emulator {
-    /// Starts to listen. No process is started before the first invocation.
+    /// Starts to listen. The first invocation starts the first process.
     ///
     /// # Errors
-    /// Where there is no such program, nothing to listen on, or no memory cgroup but one is needed.
+    /// Returns an error if the program does not exist, no port is available, or required memory
+    /// cgroups cannot be created.
     pub fn start(config: Config) -> io::Result<Emulator> {
         if !config.command.is_file() {
             return Err(io::Error::new(
                 io::ErrorKind::NotFound,
-                format!("there is no worker program at {}", config.command.display()),
+                format!("no worker program at `{}`", config.command.display()),
             ));
         }
         let parent = match (cgroup::parent(), config.cap) {
             (Ok(parent), _) => Some(parent),
-            (Err(error), Cap::Always) => return Err(error),
-            (Err(_), Cap::WherePossible) => None,
+            (Err(error), Cap::Required) => return Err(error),
+            (Err(_), Cap::IfAvailable) => None,
         };
-        // Processes die with the thread that started them; these threads live as long as the
-        // runtime.
+        // Processes are killed when the thread that started them ends, so these threads live as
+        // long as the runtime.
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .thread_name("emulator")
@@ -165,20 +175,20 @@ impl Emulator {
         let listener = runtime.block_on(tokio::net::TcpListener::bind(("127.0.0.1", 0)))?;
         let address = listener.local_addr()?;
         let function = Arc::new(Function::new(config, parent));
-        runtime.spawn(front::listen(listener, Arc::clone(&function)));
+        runtime.spawn(invoke_api::listen(listener, Arc::clone(&function)));
         Ok(Emulator { runtime: Some(runtime), function, address })
     }
 
-    /// Where clients send to: what `AWS_ENDPOINT_URL_LAMBDA` would be.
+    /// Returns the URL for clients, as a value for `AWS_ENDPOINT_URL_LAMBDA`.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Invokes the function and waits for its answer, on a connection of its own.
+    /// Invokes the function on a new connection and waits for the answer.
     ///
     /// # Errors
-    /// Where the connection is closed without an answer.
-    pub fn invoke(&self, body: &[u8]) -> io::Result<Invoked> {
+    /// Returns an error if the connection is closed without an answer.
+    pub fn invoke(&self, body: &[u8]) -> io::Result<HttpResponse> {
         let path = format!("/2015-03-31/functions/{}/invocations", self.function.config.function);
         request(
             self.address,
@@ -190,34 +200,33 @@ impl Emulator {
         )
     }
 
-    /// Where it listens.
+    /// Returns the address on which the emulator listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// True if environments' memory is capped.
-    pub fn is_capped(&self) -> bool {
-        self.function.is_capped()
+    /// Returns true if environments run in memory cgroups.
+    pub fn has_cgroups(&self) -> bool {
+        self.function.has_cgroups()
     }
 
-    /// What has happened so far. The same is at `/_stats`, as JSON.
+    /// Returns the current counters, which `/_stats` serves as JSON.
     pub fn stats(&self) -> Stats {
         self.function.stats()
     }
 
-    /// Bodies of the invocations that have ended so far, where [`Config::keep_bodies`] asks for it.
-    pub fn kept(&self) -> Vec<Kept> {
-        self.function.kept()
+    /// Returns the invocations that have ended, if [`Config::record_bodies`] is set.
+    pub fn recorded_invocations(&self) -> Vec<RecordedInvocation> {
+        self.function.recorded()
     }
 
-    /// Replaces the faults from here on.
+    /// Replaces the fault rates for subsequent invocations.
     pub fn set_faults(&self, faults: Faults) {
         self.function.set_faults(faults);
     }
 
-    /// Ends all environments at once, also those at work, as if their machines were lost. The
-    /// function stays.
-    pub fn lose_environments(&self) {
+    /// Kills all environments, including busy ones, as if their machines had failed.
+    pub fn kill_environments(&self) {
         self.function.kill_all();
     }
 }
@@ -226,17 +235,17 @@ impl Drop for Emulator {
     fn drop(&mut self) {
         self.function.close();
         if let Some(runtime) = self.runtime.take() {
-            // Also where this is called on a thread of another runtime.
+            // A blocking shutdown would panic on a thread of another runtime.
             runtime.shutdown_background();
         }
     }
 }
 
-/// The worker program `bootstrap` of the build that the calling test belongs to: it lies beside the
-/// test's folder. The variable `FREESTONE_BOOTSTRAP` names another.
+/// Returns the path of the worker program `bootstrap`, which the build of the calling test places
+/// beside the test's folder. `FREESTONE_BOOTSTRAP` overrides the path.
 ///
 /// # Errors
-/// Where it was not built.
+/// Returns an error if the program has not been built.
 pub fn worker_binary() -> io::Result<PathBuf> {
     if let Some(path) = std::env::var_os("FREESTONE_BOOTSTRAP") {
         return Ok(path.into());
@@ -244,10 +253,11 @@ pub fn worker_binary() -> io::Result<PathBuf> {
     let this = std::env::current_exe()?;
     let candidates = this.ancestors().skip(1).take(3).map(|folder| folder.join("bootstrap"));
     candidates.into_iter().find(|path| path.is_file()).ok_or_else(|| {
-        let why = format!(
-            "there is no `bootstrap` near {}: cargo build --release -p freestone-lambda",
+        let message = format!(
+            "cannot find the worker program `bootstrap` near `{}` (hint: run `cargo build \
+                --release -p freestone-lambda`)",
             this.display()
         );
-        io::Error::new(io::ErrorKind::NotFound, why)
+        io::Error::new(io::ErrorKind::NotFound, message)
     })
 }

@@ -1,8 +1,8 @@
-//! A proxy before an object store, on which requests go wrong by plan.
+//! A proxy in front of an object store, with injected faults.
 //!
-//! Some are refused before the store hears of them; of others the store's answer gets lost, which a
-//! client cannot tell from the former, and which makes a conditional put find itself when it is
-//! tried again.
+//! Some requests are refused before they reach the store. Others reach it, but the answer is lost.
+//! A client cannot distinguish the two, and the retry of a conditional put then conflicts with the
+//! client's own object.
 
 use std::io;
 use std::net::SocketAddr;
@@ -21,64 +21,64 @@ use tokio::sync::Mutex as AsyncMutex;
 
 use crate::faults::unit;
 
-/// What goes wrong. Each is a share of requests, from 0 to 1; which ones follows from the seed and
-/// from the number of the request.
+/// The rates of injected faults, each as a fraction of requests from 0 to 1. The seed and the
+/// number of a request determine its fault.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StoreFaults {
-    /// Other seeds choose others.
+    /// The seed of the selection.
     pub seed: u64,
-    /// Is answered `503 SlowDown`, and not done.
+    /// The request is answered with `503 SlowDown` and not forwarded.
     pub slow_down: f64,
-    /// Is answered `500 InternalError`, and not done.
+    /// The request is answered with `500 InternalError` and not forwarded.
     pub fail: f64,
-    /// Is done, and the connection is closed or reset without an answer.
+    /// The request is forwarded, and the connection is closed or reset without an answer.
     pub lose: f64,
-    /// The same, of puts alone whose condition held: there are few, and they are what commits hang
-    /// on. With 1 each is done without an answer, and fails when it is tried again.
+    /// Like `lose`, but only for conditional puts whose condition held. There are few of them, and
+    /// commits depend on them. At 1, each such put loses its answer and fails when retried.
     pub lose_conditional: f64,
 }
 
-/// What has happened so far.
+/// The counters of a proxy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StoreStats {
-    /// Requests that came.
+    /// Received requests.
     pub requests: u64,
-    /// 503s by plan.
+    /// Injected responses with status 503.
     pub slowed_down: u64,
-    /// 500s by plan.
+    /// Injected responses with status 500.
     pub failed: u64,
-    /// Answers that got lost.
+    /// Lost answers.
     pub lost: u64,
-    /// Of these, to puts with a condition that the store had accepted.
+    /// Of these, answers to conditional puts that the store accepted.
     pub lost_conditional: u64,
 }
 
-/// What goes wrong with one request.
+/// The fault of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
-    Fine,
+enum Fault {
+    None,
     SlowDown,
     Fail,
     Lose,
-    /// If it is a put whose condition held.
+    /// Loses the answer to a conditional put whose condition held.
     LoseConditional,
 }
 
 impl StoreFaults {
-    fn fate(&self, n: u64) -> Fate {
-        // Kinds that the function's own faults do not have, so that one seed serves both.
+    fn of_request(&self, n: u64) -> Fault {
+        // These kinds differ from those of the function's faults, so both can use one seed.
         let at = unit(self.seed, 100, n);
         match () {
-            () if at < self.slow_down => Fate::SlowDown,
-            () if at < self.slow_down + self.fail => Fate::Fail,
-            () if at < self.slow_down + self.fail + self.lose => Fate::Lose,
-            () if unit(self.seed, 101, n) < self.lose_conditional => Fate::LoseConditional,
-            () => Fate::Fine,
+            () if at < self.slow_down => Fault::SlowDown,
+            () if at < self.slow_down + self.fail => Fault::Fail,
+            () if at < self.slow_down + self.fail + self.lose => Fault::Lose,
+            () if unit(self.seed, 101, n) < self.lose_conditional => Fault::LoseConditional,
+            () => Fault::None,
         }
     }
 }
 
-/// A proxy that runs until it is dropped.
+/// A proxy that stops on drop.
 #[derive(Debug)]
 pub struct StoreProxy {
     runtime: Option<tokio::runtime::Runtime>,
@@ -95,10 +95,10 @@ struct Shared {
 }
 
 impl StoreProxy {
-    /// Listens on 127.0.0.1, at a port that the system chooses, for a store that speaks plain HTTP.
+    /// Listens on 127.0.0.1, at a port chosen by the system. The store must use plain HTTP.
     ///
     /// # Errors
-    /// Where there is nothing to listen on.
+    /// Returns an error if no port is available.
     pub fn start(store: SocketAddr, faults: StoreFaults) -> io::Result<StoreProxy> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -117,17 +117,17 @@ impl StoreProxy {
         Ok(StoreProxy { runtime: Some(runtime), shared, address })
     }
 
-    /// Where clients send to: what `AWS_ENDPOINT` would be.
+    /// Returns the URL for clients, as a value for `AWS_ENDPOINT`.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// What has happened so far.
+    /// Returns the current counters.
     pub fn stats(&self) -> StoreStats {
         *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Replaces the faults from here on.
+    /// Replaces the fault rates for subsequent requests.
     pub fn set_faults(&self, faults: StoreFaults) {
         *self.shared.faults.lock().unwrap_or_else(PoisonError::into_inner) = faults;
     }
@@ -147,20 +147,20 @@ type Upstream = Arc<AsyncMutex<Option<client::SendRequest<Full<Bytes>>>>>;
 async fn listen(listener: TcpListener, shared: Arc<Shared>) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
-            // Too many files are open: some will be closed.
+            // Too many open files: retried once some have been closed.
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
             continue;
         };
         let _ = stream.set_nodelay(true);
-        // Clients do not take the two ways to break for the same: every second connection is reset
-        // where it breaks, the others are closed.
+        // Clients handle resets and closes differently, so every second connection is reset when
+        // it breaks and the others are closed.
         if shared.connections.fetch_add(1, Ordering::Relaxed) % 2 == 1 {
             let _ = stream.set_zero_linger();
         }
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
             let upstream = Upstream::default();
-            // That an answer fails closes the connection without one.
+            // An error closes the connection without an answer.
             let service = service_fn(move |request| {
                 answer(Arc::clone(&shared), Arc::clone(&upstream), request)
             });
@@ -170,15 +170,15 @@ async fn listen(listener: TcpListener, shared: Arc<Shared>) {
 }
 
 impl Shared {
-    /// The next request's fate, counted where it is one before the store hears of the request.
-    fn fate(&self) -> Fate {
+    /// Returns the fault of the next request. Counts faults that precede forwarding.
+    fn next_fault(&self) -> Fault {
         let faults = *self.faults.lock().unwrap_or_else(PoisonError::into_inner);
         let mut stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner);
-        let fate = faults.fate(stats.requests);
+        let fault = faults.of_request(stats.requests);
         stats.requests += 1;
-        stats.slowed_down += u64::from(fate == Fate::SlowDown);
-        stats.failed += u64::from(fate == Fate::Fail);
-        fate
+        stats.slowed_down += u64::from(fault == Fault::SlowDown);
+        stats.failed += u64::from(fault == Fault::Fail);
+        fault
     }
 }
 
@@ -187,31 +187,31 @@ async fn answer(
     upstream: Upstream,
     request: Request<Incoming>,
 ) -> io::Result<Answer> {
-    let fate = shared.fate();
+    let fault = shared.next_fault();
     let (head, body) = request.into_parts();
     let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
-    match fate {
-        Fate::SlowDown => {
+    match fault {
+        Fault::SlowDown => {
             return Ok(refuse(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "SlowDown",
                 "Please reduce your request rate.",
             ));
         }
-        Fate::Fail => {
+        Fault::Fail => {
             return Ok(refuse(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "InternalError",
                 "We encountered an internal error. Please try again.",
             ));
         }
-        Fate::Fine | Fate::Lose | Fate::LoseConditional => {}
+        Fault::None | Fault::Lose | Fault::LoseConditional => {}
     }
     let is_conditional = head.method == Method::PUT
         && (head.headers.contains_key("if-match") || head.headers.contains_key("if-none-match"));
     let response = forward(&shared, &upstream, Request::from_parts(head, Full::new(body))).await?;
     let is_conditional = is_conditional && response.status().is_success();
-    if fate == Fate::Lose || (fate == Fate::LoseConditional && is_conditional) {
+    if fault == Fault::Lose || (fault == Fault::LoseConditional && is_conditional) {
         let mut stats = shared.stats.lock().unwrap_or_else(PoisonError::into_inner);
         stats.lost += 1;
         stats.lost_conditional += u64::from(is_conditional);
@@ -220,7 +220,7 @@ async fn answer(
     Ok(response)
 }
 
-/// Asks the store, on a connection that belongs to the client's.
+/// Forwards a request to the store, on the upstream connection of the client's connection.
 async fn forward(
     shared: &Shared,
     upstream: &Upstream,
@@ -243,12 +243,12 @@ async fn forward(
         sender.send_request(request).await.map_err(io::Error::other)?.into_parts();
     let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
     *upstream = Some(sender);
-    // The body is in one piece now. What answers a HEAD has a length without a body.
+    // The body is complete now. The response to a HEAD request has a length without a body.
     head.headers.remove("transfer-encoding");
     Ok(Response::from_parts(head, Full::new(body)))
 }
 
-/// An answer in S3's words.
+/// Returns an error response in the format of S3.
 fn refuse(status: StatusCode, code: &str, message: &str) -> Answer {
     let body = format!(
         "<?xml version=\"1.0\" \
@@ -271,21 +271,26 @@ mod tests {
     use crate::request;
 
     #[test]
-    fn fates_follow_from_seed_and_number_and_come_as_often_as_asked() {
+    fn faults_are_deterministic_and_match_their_rates() {
         let faults =
             StoreFaults { seed: 3, slow_down: 0.05, fail: 0.03, lose: 0.02, lose_conditional: 0.0 };
-        let count =
-            |fate: Fate| (0..20_000).filter(|n| faults.fate(*n) == fate).count() as f64 / 20_000.0;
-        for (fate, asked) in
-            [(Fate::SlowDown, 0.05), (Fate::Fail, 0.03), (Fate::Lose, 0.02), (Fate::Fine, 0.9)]
+        let count = |fault: Fault| {
+            (0..20_000).filter(|n| faults.of_request(*n) == fault).count() as f64 / 20_000.0
+        };
+        for (fault, rate) in
+            [(Fault::SlowDown, 0.05), (Fault::Fail, 0.03), (Fault::Lose, 0.02), (Fault::None, 0.9)]
         {
-            assert!((count(fate) / asked - 1.0).abs() < 0.2, "{fate:?}");
+            assert!((count(fault) / rate - 1.0).abs() < 0.2, "{fault:?}");
         }
-        assert!((0..1000).any(|n| StoreFaults { seed: 4, ..faults }.fate(n) != faults.fate(n)));
-        assert!((0..1000).all(|n| StoreFaults::default().fate(n) == Fate::Fine));
+        assert!(
+            (0..1000)
+                .any(|n| StoreFaults { seed: 4, ..faults }.of_request(n) != faults.of_request(n))
+        );
+        assert!((0..1000).all(|n| StoreFaults::default().of_request(n) == Fault::None));
     }
 
-    /// A store that answers each request with its method, path and body.
+    /// Starts a store that answers each request with its method, path and body. Returns its address
+    /// and its number of requests.
     fn store() -> (SocketAddr, Arc<AtomicU64>) {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let (address, done) = (listener.local_addr().unwrap(), Arc::new(AtomicU64::new(0)));
@@ -333,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_is_not_done_and_what_gets_lost_is() {
+    fn refused_requests_are_not_forwarded_and_lost_ones_are() {
         let (store, done) = store();
         let proxy = StoreProxy::start(store, StoreFaults::default()).unwrap();
         let ask = |headers: &[(&str, &str)]| {

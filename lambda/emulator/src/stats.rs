@@ -1,96 +1,96 @@
-//! What has happened, counted.
+//! Counters of a function and its environments, and recorded invocations.
 
 use serde::{Deserialize, Serialize};
 
-/// What has happened to a function so far.
+/// The counters of a function.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Stats {
-    /// Invocations that were asked for, throttled ones included.
-    pub asked: u64,
-    /// Invocations that ran, duplicates included, and have ended.
+    /// Requested invocations, including throttled ones.
+    pub requested: u64,
+    /// Invocations that have run and ended, including duplicates.
     pub invocations: u64,
-    /// Milliseconds that these took together, until their answers and with the starts of
-    /// environments; what would be paid for.
-    pub ran_ms: f64,
-    /// 429s, of which `faults.throttled` by plan.
+    /// The total duration of these invocations in milliseconds, including starts of environments.
+    /// Lambda would bill this time.
+    pub billed_ms: f64,
+    /// Responses with status 429, of which `faults.throttled` were injected.
     pub throttled: u64,
-    /// Answers that were errors of the function.
+    /// Answers that reported an error of the function.
     pub function_errors: u64,
-    /// Invocations that were stopped because of their time.
+    /// Invocations that timed out.
     pub timeouts: u64,
     /// Environments that ended during an invocation.
     pub exits: u64,
-    /// Of these, killed for want of memory.
+    /// Of these, environments that the OOM killer ended.
     pub oom_kills: u64,
-    /// Clients that hung up before their answer came.
-    pub hung_up: u64,
-    /// Most invocations at once.
-    pub most_at_once: usize,
-    /// What went wrong on purpose.
-    pub faults: FaultsFired,
-    /// All environments, in the order of their starts.
+    /// Clients that disconnected before the answer.
+    pub disconnects: u64,
+    /// The maximum number of concurrent invocations.
+    pub max_concurrent: usize,
+    /// Injected faults.
+    pub faults: FaultCounts,
+    /// All environments in start order.
     pub environments: Vec<EnvironmentStats>,
 }
 
-/// How often each fault has happened.
+/// The number of injected faults of each kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FaultsFired {
-    /// 429s.
+pub struct FaultCounts {
+    /// Responses with status 429.
     pub throttled: u64,
     /// Killed processes.
     pub killed: u64,
-    /// Answers that got lost.
+    /// Lost answers.
     pub lost: u64,
     /// Invocations that ran twice.
     pub duplicated: u64,
-    /// Invocations that were slowed down.
+    /// Slowed invocations.
     pub slowed: u64,
 }
 
-/// One environment.
+/// The state of one environment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct EnvironmentStats {
-    /// Its name.
+    /// The name of the environment.
     pub id: String,
-    /// Its process.
+    /// The process id.
     pub pid: u32,
-    /// Invocations that it was given.
+    /// The number of invocations.
     pub invocations: u64,
     /// Milliseconds from the start of its process to its first request for work.
     pub init_ms: Option<f64>,
-    /// The most memory that it had, by its cgroup; `None` where it has none.
+    /// Peak memory usage of the cgroup; `None` without a cgroup.
     pub max_memory_bytes: Option<u64>,
-    /// Resident memory when it last was idle.
+    /// Resident memory when last idle.
     pub idle_rss_bytes: Option<u64>,
-    /// Times that it was stopped because an invocation was slowed down.
+    /// The number of stops by which invocations were slowed down.
     pub pauses: u64,
-    /// How it ended, if it has.
+    /// The cause of the exit, if the process has ended.
     pub ended: Option<String>,
 }
 
-/// How an invocation ended.
+/// The end of an invocation, as the client sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Ended {
-    /// With an answer.
+pub enum InvocationEnd {
+    /// The client received the answer.
     Answered,
-    /// With an answer that got lost.
+    /// The answer was lost.
     Lost,
-    /// With an error of the function.
+    /// The function reported an error.
     Error,
 }
 
-/// An invocation that has ended.
+/// A recorded invocation that has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Kept {
-    /// What it was asked.
+pub struct RecordedInvocation {
+    /// The request body.
     pub request: Vec<u8>,
-    /// What it answered.
+    /// The answer's body.
     pub answer: Vec<u8>,
-    /// How it ended.
-    pub ended: Ended,
-    /// Who ran it.
+    /// The end of the invocation.
+    pub end: InvocationEnd,
+    /// The name of the environment.
     pub environment: String,
-    /// True if it ran besides the one whose answer counted.
+    /// True for a duplicate, whose answer was discarded.
     pub is_duplicate: bool,
 }

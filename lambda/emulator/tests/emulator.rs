@@ -1,7 +1,6 @@
-//! The emulator behaves as AWS Lambda does, as far as a client and a worker can tell. Plain HTTP on
-//! both sides.
+//! The emulator behaves like AWS Lambda towards clients and workers. Both sides use plain HTTP.
 
-// Tests say by panicking that something is wrong, also in functions that only help them.
+// Tests and their helpers report errors by panicking.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -11,7 +10,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use freestone_lambda_emulator::{
-    Cap, Config, Emulator, Ended, Faults, Invoked, MAX_BODY_BYTES, Rate, request,
+    Cap, Config, Emulator, Faults, HttpResponse, InvocationEnd, MAX_BODY_BYTES, Rate, request,
 };
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use serde_json::{Value, json};
@@ -19,7 +18,7 @@ use tempfile::TempDir;
 
 const WORKER: &str = env!("CARGO_BIN_EXE_scripted-worker");
 
-/// Far longer than anything here takes, on however busy a machine: only what hangs takes so long.
+/// A time limit that only a deadlock exceeds, even on a busy machine.
 const LIMIT: Duration = Duration::from_secs(300);
 
 fn start(change: impl FnOnce(&mut Config)) -> Emulator {
@@ -29,16 +28,16 @@ fn start(change: impl FnOnce(&mut Config)) -> Emulator {
     Emulator::start(config).unwrap()
 }
 
-fn tell(emulator: &Emulator, body: Value) -> Invoked {
+fn invoke(emulator: &Emulator, body: Value) -> HttpResponse {
     emulator.invoke(body.to_string().as_bytes()).unwrap()
 }
 
-fn value(invoked: &Invoked) -> Value {
+fn value(invoked: &HttpResponse) -> Value {
     serde_json::from_slice(&invoked.body).unwrap()
 }
 
 #[track_caller]
-fn assert_error(invoked: &Invoked, kind: &str, says: &str) {
+fn assert_error(invoked: &HttpResponse, kind: &str, says: &str) {
     assert_eq!(
         (invoked.status, invoked.header("x-amz-function-error")),
         (200, Some("Unhandled")),
@@ -51,7 +50,7 @@ fn assert_error(invoked: &Invoked, kind: &str, says: &str) {
 }
 
 #[track_caller]
-fn assert_refused(invoked: &Invoked, status: u16, kind: &str) {
+fn assert_refused(invoked: &HttpResponse, status: u16, kind: &str) {
     assert_eq!(
         (invoked.status, invoked.header("x-amzn-errortype")),
         (status, Some(kind)),
@@ -70,7 +69,7 @@ fn eventually(condition: impl Fn() -> bool) {
     }
 }
 
-/// A file that workers wait for, which is not there before [`Gate::open`].
+/// A file for which workers wait, created by [`Gate::open`].
 struct Gate {
     folder: TempDir,
 }
@@ -89,8 +88,8 @@ impl Gate {
     }
 }
 
-/// Invocations of which a worker does not answer any before the file is there.
-fn once(file: &Path) -> Value {
+/// Returns an invocation that the worker answers only once the file exists.
+fn wait_for(file: &Path) -> Value {
     json!({ "once": file })
 }
 
@@ -99,10 +98,10 @@ fn is_alive(pid: u32) -> bool {
 }
 
 #[test]
-fn a_warm_process_is_used_again_and_all_are_gone_in_the_end() {
+fn warm_processes_are_reused_and_killed_on_drop() {
     let emulator = start(|_| ());
-    let first = value(&tell(&emulator, json!({ "do": "echo", "n": 7 })));
-    let second = value(&tell(&emulator, json!({ "do": "echo" })));
+    let first = value(&invoke(&emulator, json!({ "do": "echo", "n": 7 })));
+    let second = value(&invoke(&emulator, json!({ "do": "echo" })));
     assert_eq!(first["echo"]["n"], 7);
     assert_eq!(
         (first["pid"].clone(), first["count"].as_u64(), second["count"].as_u64()),
@@ -111,12 +110,12 @@ fn a_warm_process_is_used_again_and_all_are_gone_in_the_end() {
     let left = first["left_ms"].as_u64().unwrap();
     assert!(
         (1..=LIMIT.as_millis()).contains(&left.into()),
-        "the deadline is a time of day: {left}"
+        "the deadline is a wall-clock time: {left}"
     );
     let stats = emulator.stats();
     assert_eq!(
         (
-            stats.asked,
+            stats.requested,
             stats.invocations,
             stats.environments.len(),
             stats.environments[0].invocations
@@ -126,11 +125,11 @@ fn a_warm_process_is_used_again_and_all_are_gone_in_the_end() {
     assert!(
         stats.environments[0].init_ms.is_some() && stats.environments[0].idle_rss_bytes.is_some()
     );
-    let told: Value = serde_json::from_slice(
+    let served: Value = serde_json::from_slice(
         &request(emulator.address(), "GET", "/_stats", &[], b"", LIMIT).unwrap().body,
     )
     .unwrap();
-    assert_eq!(told["invocations"], 2);
+    assert_eq!(served["invocations"], 2);
     let pid = stats.environments[0].pid;
     assert!(is_alive(pid));
     drop(emulator);
@@ -138,9 +137,9 @@ fn a_warm_process_is_used_again_and_all_are_gone_in_the_end() {
 }
 
 #[test]
-fn between_invocations_processes_are_stopped() {
+fn processes_are_stopped_between_invocations() {
     let emulator = start(|_| ());
-    let pid = value(&tell(&emulator, json!({})))["pid"].as_u64().unwrap();
+    let pid = value(&invoke(&emulator, json!({})))["pid"].as_u64().unwrap();
     let state = || {
         fs::read_to_string(format!("/proc/{pid}/stat"))
             .unwrap()
@@ -152,16 +151,16 @@ fn between_invocations_processes_are_stopped() {
             .unwrap()
     };
     eventually(|| state() == 'T');
-    assert_eq!(value(&tell(&emulator, json!({})))["count"], 2);
+    assert_eq!(value(&invoke(&emulator, json!({})))["count"], 2);
     eventually(|| state() == 'T');
 }
 
 #[test]
-fn invocations_at_once_have_processes_of_their_own_and_beyond_the_cap_there_is_429() {
+fn concurrent_invocations_have_own_processes_up_to_the_limit() {
     let (emulator, gate) = (start(|c| c.concurrency = 3), Gate::new());
-    let answers: Vec<Invoked> = std::thread::scope(|s| {
+    let answers: Vec<HttpResponse> = std::thread::scope(|s| {
         let calls: Vec<_> =
-            (0..6).map(|_| s.spawn(|| tell(&emulator, once(&gate.file())))).collect();
+            (0..6).map(|_| s.spawn(|| invoke(&emulator, wait_for(&gate.file())))).collect();
         eventually(|| emulator.stats().throttled == 3);
         gate.open();
         calls.into_iter().map(|c| c.join().unwrap()).collect()
@@ -176,49 +175,49 @@ fn invocations_at_once_have_processes_of_their_own_and_beyond_the_cap_there_is_4
     pids.sort_unstable();
     pids.dedup();
     assert_eq!(pids.len(), 3);
-    assert_eq!((emulator.stats().most_at_once, emulator.stats().throttled), (3, 3));
-    assert_eq!(tell(&emulator, json!({})).status, 200);
+    assert_eq!((emulator.stats().max_concurrent, emulator.stats().throttled), (3, 3));
+    assert_eq!(invoke(&emulator, json!({})).status, 200);
 }
 
 #[test]
-fn invocations_and_new_environments_have_rates() {
+fn invocations_and_new_environments_are_rate_limited() {
     let emulator = start(|c| c.requests = Some(Rate { burst: 2, per_second: 0.0 }));
-    let statuses: Vec<u16> = (0..4).map(|_| tell(&emulator, json!({})).status).collect();
+    let statuses: Vec<u16> = (0..4).map(|_| invoke(&emulator, json!({})).status).collect();
     assert_eq!(statuses, [200, 200, 429, 429]);
     let (emulator, gate) =
         (start(|c| c.scaling = Some(Rate { burst: 1, per_second: 0.0 })), Gate::new());
     let statuses: Vec<u16> = std::thread::scope(|s| {
-        let slow = s.spawn(|| tell(&emulator, once(&gate.file())).status);
-        eventually(|| emulator.stats().most_at_once == 1);
-        let refused = tell(&emulator, json!({})).status;
+        let slow = s.spawn(|| invoke(&emulator, wait_for(&gate.file())).status);
+        eventually(|| emulator.stats().max_concurrent == 1);
+        let refused = invoke(&emulator, json!({})).status;
         gate.open();
-        // The one that there is can be used again and again.
+        // The existing environment is reusable.
         vec![
             slow.join().unwrap(),
             refused,
-            tell(&emulator, json!({})).status,
-            tell(&emulator, json!({})).status,
+            invoke(&emulator, json!({})).status,
+            invoke(&emulator, json!({})).status,
         ]
     });
     assert_eq!(statuses, [200, 429, 200, 200]);
 }
 
 #[test]
-fn processes_that_end_are_told_of_and_replaced() {
+fn exited_processes_are_reported_and_replaced() {
     let emulator = start(|_| ());
     assert_error(
-        &tell(&emulator, json!({ "do": "exit", "n": 3 })),
+        &invoke(&emulator, json!({ "do": "exit", "n": 3 })),
         "Runtime.ExitError",
         "exit status 3",
     );
     assert_error(
-        &tell(&emulator, json!({ "do": "abort" })),
+        &invoke(&emulator, json!({ "do": "abort" })),
         "Runtime.ExitError",
         "signal: aborted",
     );
-    assert_error(&tell(&emulator, json!({ "do": "error" })), "Told", "to fail");
-    let after = value(&tell(&emulator, json!({})));
-    assert_eq!(after["count"], 2, "an error is not the end of a process");
+    assert_error(&invoke(&emulator, json!({ "do": "error" })), "Requested", "as requested");
+    let after = value(&invoke(&emulator, json!({})));
+    assert_eq!(after["count"], 2, "a process survives an error");
     let stats = emulator.stats();
     assert_eq!(
         (stats.exits, stats.function_errors, stats.oom_kills, stats.environments.len()),
@@ -226,15 +225,15 @@ fn processes_that_end_are_told_of_and_replaced() {
     );
     assert_eq!(stats.environments[0].ended.as_deref(), Some("exit status 3"));
     let emulator = start(|c| c.variables.push(("FAIL_INIT".into(), "1".into())));
-    assert_error(&tell(&emulator, json!({})), "Runtime.ExitError", "exit status 1");
+    assert_error(&invoke(&emulator, json!({})), "Runtime.ExitError", "exit status 1");
 }
 
 #[test]
-fn time_limits_kill() {
+fn timeouts_kill() {
     let (emulator, gate) = (start(|c| c.timeout = Duration::from_millis(300)), Gate::new());
     let start = Instant::now();
     assert_error(
-        &tell(&emulator, once(&gate.file())),
+        &invoke(&emulator, wait_for(&gate.file())),
         "Sandbox.Timedout",
         "timed out after 0.30 seconds",
     );
@@ -244,31 +243,31 @@ fn time_limits_kill() {
         (stats.timeouts, stats.environments[0].ended.as_deref()),
         (1, Some("signal: killed"))
     );
-    // On a busy machine, others may be out of time too.
-    let next = std::iter::repeat_with(|| tell(&emulator, json!({})))
+    // On a busy machine, further invocations may time out too.
+    let next = std::iter::repeat_with(|| invoke(&emulator, json!({})))
         .find(|answer| !answer.is_function_error())
         .unwrap();
-    assert_eq!(value(&next)["count"], 1, "the next one has a new process");
+    assert_eq!(value(&next)["count"], 1, "the next invocation has a new process");
 }
 
 #[test]
-fn bodies_have_a_most_length_both_ways() {
+fn bodies_are_limited_in_both_directions() {
     let emulator = start(|_| ());
     let long = json!({ "do": "echo", "n": "x".repeat(MAX_BODY_BYTES) });
-    assert_refused(&tell(&emulator, long), 413, "RequestTooLargeException");
+    assert_refused(&invoke(&emulator, long), 413, "RequestTooLargeException");
     assert_error(
-        &tell(&emulator, json!({ "do": "long", "n": MAX_BODY_BYTES })),
+        &invoke(&emulator, json!({ "do": "long", "n": MAX_BODY_BYTES })),
         "Function.ResponseSizeTooLarge",
         "exceeded",
     );
-    let fits = tell(&emulator, json!({ "do": "long", "n": MAX_BODY_BYTES - 2 }));
+    let fits = invoke(&emulator, json!({ "do": "long", "n": MAX_BODY_BYTES - 2 }));
     assert_eq!((fits.is_function_error(), fits.body.len()), (false, MAX_BODY_BYTES));
     assert_eq!(emulator.stats().environments.len(), 1);
 }
 
 #[test]
-fn what_is_asked_wrongly_is_refused() {
-    let emulator = start(|c| c.signed = true);
+fn invalid_requests_are_refused() {
+    let emulator = start(|c| c.require_signatures = true);
     let post = |path: &str, headers: &[(&str, &str)], body: &[u8]| {
         request(emulator.address(), "POST", path, headers, body, LIMIT).unwrap()
     };
@@ -314,7 +313,7 @@ fn what_is_asked_wrongly_is_refused() {
 }
 
 #[test]
-fn a_client_that_hangs_up_stops_nothing() {
+fn invocations_continue_after_a_disconnect() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("log");
     let (emulator, gate) = (start(|_| ()), Gate::new());
@@ -329,15 +328,15 @@ fn a_client_that_hangs_up_stops_nothing() {
     .unwrap();
     eventually(|| emulator.stats().environments.first().is_some_and(|e| e.invocations == 1));
     drop(stream);
-    eventually(|| emulator.stats().hung_up == 1);
+    eventually(|| emulator.stats().disconnects == 1);
     gate.open();
     eventually(|| emulator.stats().invocations == 1);
     assert_eq!(fs::read(&file).unwrap(), b"x");
-    assert_eq!(value(&tell(&emulator, json!({})))["count"], 2);
+    assert_eq!(value(&invoke(&emulator, json!({})))["count"], 2);
 }
 
 #[test]
-fn events_are_answered_at_once_and_tried_three_times() {
+fn events_are_accepted_at_once_and_retried_twice() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("log");
     let emulator = start(|_| ());
@@ -357,14 +356,14 @@ fn events_are_answered_at_once_and_tried_three_times() {
     eventually(|| fs::read(&file).is_ok_and(|b| b == b"x"));
     assert_eq!(event(json!({ "do": "exit", "n": 1 })).status, 202);
     eventually(|| emulator.stats().exits == 3);
-    assert_eq!(emulator.stats().asked, 4);
+    assert_eq!(emulator.stats().requested, 4);
 }
 
-/// An emulator on which one thing goes wrong with every invocation.
+/// Starts an emulator that injects faults and records invocations.
 fn faulty(faults: Faults) -> Emulator {
     start(|c| {
         c.faults = faults;
-        c.keep_bodies = true;
+        c.record_bodies = true;
     })
 }
 
@@ -375,13 +374,13 @@ fn append(to: &Path) -> Value {
 #[test]
 fn throttled_invocations_are_refused_and_counted() {
     let emulator = faulty(Faults { throttle: 1.0, ..Faults::default() });
-    assert_refused(&tell(&emulator, json!({})), 429, "TooManyRequestsException");
+    assert_refused(&invoke(&emulator, json!({})), 429, "TooManyRequestsException");
     let stats = emulator.stats();
     assert_eq!((stats.faults.throttled, stats.invocations), (1, 0));
 }
 
 #[test]
-fn killed_invocations_end_after_a_while_or_with_their_answer() {
+fn killed_invocations_end_after_their_delay_or_at_their_answer() {
     let folder = tempfile::tempdir().unwrap();
     let (file, never) = (folder.path().join("log"), folder.path().join("never"));
     let emulator = faulty(Faults {
@@ -390,24 +389,24 @@ fn killed_invocations_end_after_a_while_or_with_their_answer() {
         ..Faults::default()
     });
     assert_error(
-        &tell(&emulator, json!({ "do": "append", "to": file, "once": never })),
+        &invoke(&emulator, json!({ "do": "append", "to": file, "once": never })),
         "Runtime.ExitError",
         "signal: killed",
     );
     assert!(!file.exists());
-    // One that answers before its time has come is killed as it answers.
+    // An invocation that answers before its delay has passed is killed at its answer.
     emulator.set_faults(Faults {
         kill: 1.0,
         kill_after: 2 * LIMIT..3 * LIMIT,
         ..Faults::default()
     });
-    assert_error(&tell(&emulator, append(&file)), "Runtime.ExitError", "signal: killed");
+    assert_error(&invoke(&emulator, append(&file)), "Runtime.ExitError", "signal: killed");
     assert_eq!((emulator.stats().faults.killed, emulator.stats().exits), (2, 2));
     assert_eq!(fs::read(&file).unwrap(), b"x");
 }
 
 #[test]
-fn lost_invocations_are_done_without_an_answer() {
+fn lost_invocations_complete_without_an_answer() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("log");
     let emulator = faulty(Faults { lose: 1.0, ..Faults::default() });
@@ -415,11 +414,11 @@ fn lost_invocations_are_done_without_an_answer() {
     assert_eq!(
         (emulator.stats().faults.lost, fs::read(&file).unwrap()),
         (1, b"x".to_vec()),
-        "the work is done"
+        "the work is complete"
     );
-    assert_eq!(emulator.kept()[0].ended, Ended::Lost);
+    assert_eq!(emulator.recorded_invocations()[0].end, InvocationEnd::Lost);
     emulator.set_faults(Faults::default());
-    assert_eq!(value(&tell(&emulator, json!({})))["count"], 2);
+    assert_eq!(value(&invoke(&emulator, json!({})))["count"], 2);
 }
 
 #[test]
@@ -427,34 +426,34 @@ fn duplicated_invocations_run_twice() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("log");
     let emulator = faulty(Faults { duplicate: 1.0, ..Faults::default() });
-    tell(&emulator, append(&file));
+    invoke(&emulator, append(&file));
     eventually(|| emulator.stats().faults.duplicated == 1);
     assert_eq!(fs::read(&file).unwrap(), b"xx");
-    let kept = emulator.kept();
-    assert_eq!(kept.iter().filter(|k| k.is_duplicate).count(), 1);
-    assert_eq!(kept[0].request, kept[1].request);
+    let recorded = emulator.recorded_invocations();
+    assert_eq!(recorded.iter().filter(|r| r.is_duplicate).count(), 1);
+    assert_eq!(recorded[0].request, recorded[1].request);
 }
 
 #[test]
-fn slow_invocations_are_paused_and_end_all_the_same() {
-    // Between invocations, nothing stops a process here but the fault.
+fn slow_invocations_are_paused_and_complete() {
+    // Without freezing, only the fault stops the process.
     let (emulator, gate) = (start(|c| c.freeze = false), Gate::new());
-    let pid = value(&tell(&emulator, json!({})))["pid"]
+    let pid = value(&invoke(&emulator, json!({})))["pid"]
         .as_i64()
         .and_then(|pid| Pid::from_raw(pid as i32))
         .unwrap();
-    // Workers are this process's children. The kernel remembers of each that it went on after a
-    // stop, until the next stop.
-    let went_on = || {
+    // Workers are children of this process. The kernel reports once that a stopped child continued,
+    // until its next stop.
+    let has_continued = || {
         waitid(WaitId::Pid(pid), WaitIdOptions::CONTINUED | WaitIdOptions::NOHANG)
             .unwrap()
             .is_some()
     };
-    assert!(!went_on());
+    assert!(!has_continued());
     emulator.set_faults(Faults { slow: 1.0, slow_factor: 10, ..Faults::default() });
     std::thread::scope(|s| {
-        let call = s.spawn(|| value(&tell(&emulator, once(&gate.file())))["count"].clone());
-        eventually(went_on);
+        let call = s.spawn(|| value(&invoke(&emulator, wait_for(&gate.file())))["count"].clone());
+        eventually(has_continued);
         eventually(|| emulator.stats().environments[0].pauses >= 2);
         gate.open();
         assert_eq!(call.join().unwrap(), 2);
@@ -463,34 +462,33 @@ fn slow_invocations_are_paused_and_end_all_the_same() {
 }
 
 #[test]
-fn environments_can_be_lost_all_at_once() {
+fn all_environments_can_be_killed() {
     let (emulator, gate) = (start(|_| ()), Gate::new());
-    tell(&emulator, json!({}));
+    invoke(&emulator, json!({}));
     std::thread::scope(|s| {
-        let call = s.spawn(|| tell(&emulator, once(&gate.file())));
+        let call = s.spawn(|| invoke(&emulator, wait_for(&gate.file())));
         eventually(|| emulator.stats().environments[0].invocations == 2);
-        emulator.lose_environments();
+        emulator.kill_environments();
         assert_error(&call.join().unwrap(), "Runtime.ExitError", "signal: killed");
     });
-    assert_eq!(value(&tell(&emulator, json!({})))["count"], 1);
+    assert_eq!(value(&invoke(&emulator, json!({})))["count"], 1);
 }
 
-/// Needs root and memory cgroups.
 #[test]
 #[ignore = "needs root and memory cgroups: .ci/run lambda"]
-fn lambda_who_takes_more_memory_than_the_function_has_is_killed() {
+fn lambda_processes_that_exceed_the_memory_limit_are_killed() {
     let emulator = start(|c| {
         c.memory_mib = 64;
-        c.cap = Cap::Always;
+        c.cap = Cap::Required;
     });
-    assert!(emulator.is_capped());
-    assert_eq!(value(&tell(&emulator, json!({ "do": "allocate", "n": 48 })))["sum"], 48 * 256);
+    assert!(emulator.has_cgroups());
+    assert_eq!(value(&invoke(&emulator, json!({ "do": "allocate", "n": 48 })))["sum"], 48 * 256);
     assert_error(
-        &tell(&emulator, json!({ "do": "allocate", "n": 80 })),
+        &invoke(&emulator, json!({ "do": "allocate", "n": 80 })),
         "Runtime.ExitError",
         "signal: killed",
     );
-    assert_eq!(value(&tell(&emulator, json!({})))["count"], 1);
+    assert_eq!(value(&invoke(&emulator, json!({})))["count"], 1);
     let stats = emulator.stats();
     assert_eq!((stats.exits, stats.oom_kills, stats.environments.len()), (1, 1, 2));
     let peak = stats.environments[0].max_memory_bytes.unwrap();

@@ -1,4 +1,4 @@
-//! The stock worker: all of the library, no kernels of users.
+//! The stock worker: the whole library, without user kernels.
 
 use freestone_lambda::{Allocator, Error, KernelRegistry, serve, stores};
 

@@ -21,7 +21,7 @@ fn function(memory_bytes: u64, cap_bytes: Option<u64>) -> Emulator {
     let mut config = Config::new("freestone", worker_binary().unwrap());
     config.memory_mib = memory_bytes.div_ceil(1 << 20);
     config.timeout = Duration::from_secs(600);
-    (config.cap, config.cap_bytes) = (Cap::Always, cap_bytes);
+    (config.cap, config.cgroup_bytes) = (Cap::Required, cap_bytes);
     Emulator::start(config).unwrap()
 }
 

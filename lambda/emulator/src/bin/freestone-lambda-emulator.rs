@@ -1,11 +1,14 @@
-//! The emulator as a program: runs until its standard input ends.
+//! The emulator as a program, which runs until its standard input ends.
 //!
-//!     freestone-lambda-emulator WORKER [--name freestone] [--memory 256] [--timeout 30] [--concurrency 8] [--env NAME=VALUE]…
+//! ```text
+//! freestone-lambda-emulator WORKER [--name freestone] [--memory 256] [--timeout 30]
+//!     [--concurrency 8] [--env NAME=VALUE]…
+//! ```
 //!
-//! Prints where it listens. Nothing is inherited by the workers but what `--env` names;
-//! `--env NAME` passes on this process's value.
+//! Prints its URL, and its counters at the end. Workers inherit only the variables that `--env`
+//! names; `--env NAME` passes on this process's value.
 
-// What it prints is what it is for.
+// The program reports on standard output.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::error::Error;
@@ -28,8 +31,10 @@ fn main() -> ExitCode {
 fn run() -> Result<(), Box<dyn Error>> {
     let emulator = Emulator::start(config(std::env::args().skip(1))?)?;
     println!("{}", emulator.url());
-    if !emulator.is_capped() {
-        eprintln!("memory is not capped: this needs root and a writable /sys/fs/cgroup");
+    if !emulator.has_cgroups() {
+        eprintln!(
+            "warning: memory is not limited (hint: run as root with a writable /sys/fs/cgroup)"
+        );
     }
     io::stdin().read_to_end(&mut Vec::new())?;
     println!("{}", serde_json::to_string(&emulator.stats())?);
@@ -37,9 +42,9 @@ fn run() -> Result<(), Box<dyn Error>> {
 }
 
 fn config(mut arguments: impl Iterator<Item = String>) -> Result<Config, Box<dyn Error>> {
-    let mut config = Config::new("freestone", arguments.next().ok_or("which worker program?")?);
+    let mut config = Config::new("freestone", arguments.next().ok_or("missing argument WORKER")?);
     while let Some(name) = arguments.next() {
-        let value = arguments.next().ok_or_else(|| format!("{name} needs a value"))?;
+        let value = arguments.next().ok_or_else(|| format!("missing value for `{name}`"))?;
         match name.as_str() {
             "--name" => config.function = value,
             "--memory" => config.memory_mib = value.parse()?,
@@ -52,7 +57,7 @@ fn config(mut arguments: impl Iterator<Item = String>) -> Result<Config, Box<dyn
                     variable.or_else(|| Some((value.clone(), std::env::var(&value).ok()?))),
                 );
             }
-            _ => return Err(format!("there is no option {name}").into()),
+            _ => return Err(format!("unknown option `{name}`").into()),
         }
     }
     Ok(config)

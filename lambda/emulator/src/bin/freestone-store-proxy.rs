@@ -1,11 +1,13 @@
-//! The proxy before an object store as a program: runs until its standard input ends, then says
-//! what has happened.
+//! The object store proxy as a program, which runs until its standard input ends.
 //!
-//!     freestone-store-proxy STORE [--seed 1] [--slow-down 0.01] [--fail 0.01] [--lose 0.01] [--lose-conditional 1]
+//! ```text
+//! freestone-store-proxy STORE [--seed 1] [--slow-down 0.01] [--fail 0.01] [--lose 0.01]
+//!     [--lose-conditional 1]
+//! ```
 //!
-//! STORE is `http://ADDRESS:PORT`. Prints where it listens.
+//! STORE is `http://ADDRESS:PORT`. Prints its URL, and its counters at the end.
 
-// What it prints is what it is for.
+// The program reports on standard output.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::error::Error;
@@ -25,18 +27,18 @@ fn main() -> ExitCode {
 }
 
 fn run(mut arguments: impl Iterator<Item = String>) -> Result<(), Box<dyn Error>> {
-    let store = arguments.next().ok_or("which store?")?;
+    let store = arguments.next().ok_or("missing argument STORE")?;
     let store = store.trim_start_matches("http://").trim_end_matches('/').parse()?;
     let mut faults = StoreFaults::default();
     while let Some(name) = arguments.next() {
-        let value = arguments.next().ok_or_else(|| format!("{name} needs a value"))?;
+        let value = arguments.next().ok_or_else(|| format!("missing value for `{name}`"))?;
         match name.as_str() {
             "--seed" => faults.seed = value.parse()?,
             "--slow-down" => faults.slow_down = value.parse()?,
             "--fail" => faults.fail = value.parse()?,
             "--lose" => faults.lose = value.parse()?,
             "--lose-conditional" => faults.lose_conditional = value.parse()?,
-            _ => return Err(format!("there is no option {name}").into()),
+            _ => return Err(format!("unknown option `{name}`").into()),
         }
     }
     let proxy = StoreProxy::start(store, faults)?;

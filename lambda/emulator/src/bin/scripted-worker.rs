@@ -1,8 +1,11 @@
-//! A worker without any library: does what each invocation tells it. For the emulator's own tests.
+//! A worker without Freestone, for the emulator's own tests. Each invocation names an action:
 //!
-//! `{"do": "echo" | "allocate" | "exit" | "abort" | "error" | "long" | "append", "n": 3, "to": "a file", "once": "another file"}`
+//! ```text
+//! {"do": "echo" | "allocate" | "exit" | "abort" | "error" | "long" | "append",
+//!  "n": 3, "to": "FILE", "once": "FILE"}
+//! ```
 //!
-//! With `once`, it first waits until that file exists.
+//! With `once`, the worker first waits until that file exists.
 
 use std::error::Error;
 use std::fs::OpenOptions;
@@ -18,7 +21,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let address: SocketAddr = std::env::var("AWS_LAMBDA_RUNTIME_API")?.parse()?;
     let long = Duration::from_secs(3600);
     if std::env::var("FAIL_INIT").is_ok() {
-        return Err("told to".into());
+        return Err("FAIL_INIT is set".into());
     }
     let mut count = 0;
     loop {
@@ -30,7 +33,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         count += 1;
         let body: Value = serde_json::from_slice(&job.body)?;
         let n = body["n"].as_u64().unwrap_or_default();
-        let mut answer = json!({ "pid": std::process::id(), "count": count, "left_ms": deadline.saturating_sub(now), "echo": body });
+        let mut answer = json!({
+            "pid": std::process::id(),
+            "count": count,
+            "left_ms": deadline.saturating_sub(now),
+            "echo": body,
+        });
         let mut kind = "response";
         if let Some(file) = body["once"].as_str() {
             while !Path::new(file).exists() {
@@ -47,7 +55,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             "abort" => std::process::abort(),
             "error" => {
                 kind = "error";
-                answer = json!({ "errorType": "Told", "errorMessage": "to fail" });
+                answer =
+                    json!({ "errorType": "Requested", "errorMessage": "an error as requested" });
             }
             "long" => answer = "x".repeat(n as usize).into(),
             "append" => {

@@ -1,9 +1,9 @@
-//! The worker with a kernel of its own that tests put under the emulator.
+//! The worker with the user kernel `scripted`, which tests run in the emulator.
 
-// A test that panics has failed.
-#![allow(clippy::unwrap_used, missing_docs)]
+// A worker of tests reports errors by panicking.
+#![allow(clippy::unwrap_used, dead_code, missing_docs)]
 
-mod odd;
+mod scripted;
 
 use freestone_lambda::{Allocator, Error, KernelRegistry, serve, stores};
 
@@ -11,5 +11,5 @@ use freestone_lambda::{Allocator, Error, KernelRegistry, serve, stores};
 static ALLOCATOR: Allocator = Allocator;
 
 fn main() -> Result<(), Error> {
-    serve(KernelRegistry::new().with::<odd::Odd>(), stores())
+    serve(KernelRegistry::new().with::<scripted::Scripted>(), stores())
 }

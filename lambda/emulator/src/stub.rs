@@ -1,4 +1,4 @@
-//! A function without environments: this process answers what is asked of it.
+//! A stub function without environments, whose answers this process computes.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -14,51 +14,50 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
-use crate::environment::read;
+use crate::runtime_api::read_body;
 
-/// The body of an answer, and how long it takes to come.
+/// The body of an answer and its delay; `None` for a service error.
 type Answer = Option<(Vec<u8>, Duration)>;
 
-/// A function that answers until it is dropped: to measure clients with, which must have a process
-/// of their own for that.
-pub struct Answering {
+/// A stub function, for measuring clients in other processes. It stops on drop.
+pub struct StubFunction {
     runtime: Option<tokio::runtime::Runtime>,
     address: SocketAddr,
 }
 
-impl fmt::Debug for Answering {
+impl fmt::Debug for StubFunction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Answering").field("url", &self.url()).finish_non_exhaustive()
+        f.debug_struct("StubFunction").field("url", &self.url()).finish_non_exhaustive()
     }
 }
 
-impl Answering {
-    /// Listens on 127.0.0.1, at a port that the system chooses. `answer` is given the body of each
-    /// invocation; where it has no answer, the service has failed.
+impl StubFunction {
+    /// Listens on 127.0.0.1, at a port chosen by the system. `answer` maps the body of each
+    /// invocation to its answer; the client receives status 500 if it returns `None`.
     ///
     /// # Errors
-    /// Where there is nothing to listen on.
+    /// Returns an error if no port is available.
     pub fn start(
         answer: impl Fn(&[u8]) -> Answer + Send + Sync + 'static,
-    ) -> io::Result<Answering> {
+    ) -> io::Result<StubFunction> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
-            .thread_name("answering")
+            .thread_name("stub-function")
             .enable_all()
             .build()?;
         let listener = runtime.block_on(TcpListener::bind(("127.0.0.1", 0)))?;
         let address = listener.local_addr()?;
         runtime.spawn(listen(listener, Arc::new(answer)));
-        Ok(Answering { runtime: Some(runtime), address })
+        Ok(StubFunction { runtime: Some(runtime), address })
     }
 
-    /// Where clients send to.
+    /// Returns the URL for clients.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 }
 
-impl Drop for Answering {
+impl Drop for StubFunction {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
@@ -72,7 +71,7 @@ async fn listen(
 ) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
-            // Too many files are open: some will be closed.
+            // Too many open files: retried once some have been closed.
             tokio::time::sleep(Duration::from_millis(10)).await;
             continue;
         };
@@ -82,7 +81,7 @@ async fn listen(
             let service = service_fn(move |request: Request<Incoming>| {
                 let answer = Arc::clone(&answer);
                 async move {
-                    let answered = match read(request.into_body()).await {
+                    let answered = match read_body(request.into_body()).await {
                         Some(Ok(body)) => answer(&body),
                         _ => None,
                     };

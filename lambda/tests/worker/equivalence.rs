@@ -1,25 +1,22 @@
-//! What a Lambda does through the client, whoever offers it: ours and another run the same plans,
-//! to the same bytes as threads.
+//! Plans that any implementation of Lambda must run to the same bytes as threads: the emulator and
+//! ministack.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use freestone_engine::driver::{self, Run};
 use freestone_engine::events::RunReport;
 use freestone_engine::executor::Executor;
-use freestone_engine::plan::lower::{kernels_of, lower};
 use freestone_engine::spec::Spec;
 use freestone_engine::storage::{Store, Stores, read_small};
-use freestone_engine::worker::Cancel;
 use freestone_executors::Threads;
 use freestone_lambda::DType;
-use freestone_ops::io::{Target, open_in, outputs};
+use freestone_ops::io::{Target, open_in};
 use freestone_ops::{Array, random_normal};
-use freestone_sessions::{CommitOptions, Format, MAIN, Repository, RepositoryPublisher, Snapshot};
+use freestone_sessions::{Format, MAIN, Repository};
 
-use crate::support::{Place, run, tree};
+use crate::functions::Place;
+use crate::runs::{committed, run, tree};
 
-/// Every object below a place, in a directory or on an object store.
+/// Returns all objects below a location, which is a directory or on an object store.
 pub(crate) fn objects(place: &str) -> BTreeMap<String, Vec<u8>> {
     fn walk(store: &dyn Store, folder: &str, found: &mut BTreeMap<String, Vec<u8>>) {
         for name in store.list(folder).unwrap() {
@@ -38,21 +35,21 @@ pub(crate) fn objects(place: &str) -> BTreeMap<String, Vec<u8>> {
     found
 }
 
-/// Tasks of at most 60 MB, and a work directory below `root`.
-fn spec(own: &Place, root: &str) -> Spec {
-    own.spec_with(|s| {
+/// Returns a spec with tasks of at most 60 MB, and a work directory below `root`.
+fn spec(local: &Place, root: &str) -> Spec {
+    local.spec_with(|s| {
         (s.allowed_mem, s.work_dir) = (Some(60_000_000), Some(format!("{root}/work")))
     })
 }
 
-/// Quad means, a rechunk and a product of matrices, with all that they read and write below `root`:
-/// the bytes are those that threads write here. What the runs on Lambda have reported.
-pub(crate) fn plans_have_the_same_bytes(lambda: &dyn Executor, root: &str) -> Vec<RunReport> {
-    let own = Place::new();
-    let spec = spec(&own, root);
+/// Runs quadratic means, a rechunk and a matrix product, with inputs and outputs below `root`.
+/// Asserts that they write the same bytes as threads. Returns the reports of the runs on Lambda.
+pub(crate) fn check_same_bytes(lambda: &dyn Executor, root: &str) -> Vec<RunReport> {
+    let local = Place::new();
+    let spec = spec(&local, root);
     let stored = |name: &str, array: &Array| {
         let place = format!("{root}/{name}");
-        run(&[Target::array(array, &place).overwrite(true)], &own.spec(), &Threads::new(2));
+        run(&[Target::array(array, &place).overwrite(true)], &local.spec(), &Threads::new(2));
         open_in(&Stores::default().open(&place).unwrap(), "").unwrap()
     };
     let u =
@@ -75,8 +72,8 @@ pub(crate) fn plans_have_the_same_bytes(lambda: &dyn Executor, root: &str) -> Ve
                 .map(|(name, array)| Target::in_group(array, to, name).overwrite(true))
                 .collect::<Vec<_>>()
         };
-        let (here, there) = (own.at(kind), format!("{root}/{kind}"));
-        // One `parallelism`: it is part of the plan, which decides the bits.
+        let (here, there) = (local.at(kind), format!("{root}/{kind}"));
+        // `parallelism` is part of the plan, which determines the exact bits, so it is the same.
         run(&targets(&here), &spec, &Threads::new(2));
         reports.push(run(&targets(&there), &spec, lambda));
         let (here, there) = (objects(&here), objects(&there));
@@ -86,55 +83,10 @@ pub(crate) fn plans_have_the_same_bytes(lambda: &dyn Executor, root: &str) -> Ve
     reports
 }
 
-/// Computes arrays into a repository, as one commit; who has committed it, and the run's report.
-pub(crate) fn committed(
-    repository: &Repository,
-    arrays: &[(&str, Array)],
-    spec: &Spec,
-    executor: &dyn Executor,
-) -> (Snapshot, RunReport) {
-    let before = repository.history(&MAIN.into()).unwrap().len();
-    let session = repository.writable_session(MAIN).unwrap();
-    let stores = freestone_lambda::stores();
-    stores.insert(session.store());
-    let url = session.store().url().to_owned();
-    let targets: Vec<Target> = arrays
-        .iter()
-        .map(|(name, array)| Target::in_group(array, &url, name).with_stores(&stores))
-        .collect();
-    let lowered = outputs(&targets, &stores).unwrap();
-    let plan = Arc::new(lower(&lowered, spec).unwrap());
-    let commit = RepositoryPublisher::committing(&session, "by many", CommitOptions::default());
-    stores.insert(freestone_engine::publish::Publisher::store(&commit).unwrap());
-    let kernels = kernels_of(&lowered).unwrap();
-    let run = Run {
-        spec,
-        stores: &stores,
-        kernels: &kernels,
-        executor,
-        publisher: &commit,
-        observers: &[],
-        cancel: Cancel::default(),
-    };
-    let report = driver::run(&plan, &run).unwrap();
-    let mut history = repository.history(&MAIN.into()).unwrap();
-    assert_eq!((history.len(), report.snapshot.as_ref()), (before + 1, Some(&history[0].id)));
-    let id = Some(session.id());
-    assert_eq!(
-        history
-            .iter()
-            .filter(|s| s.properties.get("freestone_session").and_then(|v| v.as_str()) == id)
-            .count(),
-        1,
-        "it is committed once"
-    );
-    (history.swap_remove(0), report)
-}
-
-/// Chunk objects of a repository, whatever their names, which follow from the session, too.
+/// Returns the sorted contents of a repository's chunk objects. Their names depend on the session.
 pub(crate) fn chunk_objects(repository: &str) -> Vec<Vec<u8>> {
-    // What killed workers were writing lies there too, under names that begin with a dot, until
-    // garbage is collected.
+    // Killed workers leave partial files, with names that begin with a dot, until garbage is
+    // collected.
     let mut chunks: Vec<Vec<u8>> = objects(&format!("{repository}/chunks"))
         .into_iter()
         .filter(|(name, _)| !name.starts_with('.'))
@@ -144,11 +96,11 @@ pub(crate) fn chunk_objects(repository: &str) -> Vec<Vec<u8>> {
     chunks
 }
 
-/// One commit for a whole run, into a repository below `root`, with receipts from the workers: the
-/// same objects as threads write.
-pub(crate) fn a_run_is_one_commit(lambda: &dyn Executor, root: &str) {
-    let own = Place::new();
-    let spec = spec(&own, root);
+/// Runs a plan as one commit into a repository below `root`, from the receipts of its workers.
+/// Asserts that it has the same objects as a run on threads.
+pub(crate) fn check_one_commit(lambda: &dyn Executor, root: &str) {
+    let local = Place::new();
+    let spec = spec(&local, root);
     let source = random_normal(&[200, 60], 0.0, 1.0, 1, DType::Float64, &[2, 60]);
     let arrays = [
         ("group/twice", &source * 2.0),
@@ -157,7 +109,7 @@ pub(crate) fn a_run_is_one_commit(lambda: &dyn Executor, root: &str) {
     ];
     let threads = Threads::new(2);
     let places: [(String, &dyn Executor); 2] = [
-        (own.at("repository"), &threads),
+        (local.at("repository"), &threads),
         (format!("{root}/repository-{}", std::process::id()), lambda),
     ];
     let mut found = Vec::new();

@@ -1,12 +1,13 @@
-//! A second Lambda, which others have made: ministack runs the stock package in processes behind
-//! Lambda's API and S3's. What holds on both is not a habit of our emulator's.
+//! The stock worker on ministack, an independent implementation of the Lambda and S3 APIs. These
+//! tests show that the worker and client do not depend on peculiarities of the emulator.
 //!
-//! It caps neither memory nor bodies, and does not stop processes between invocations; faults are
-//! for ours.
+//! Ministack limits neither memory nor bodies, does not stop processes between invocations, and
+//! injects no faults.
 
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use freestone_engine::task::RunAddress;
 use freestone_executors::conformance;
@@ -15,33 +16,31 @@ use freestone_ops::io::Target;
 use freestone_ops::random_normal;
 use freestone_worker::{Call, Invocation};
 use serde_json::{Value, json};
-use std::time::Duration;
 
-use crate::support::{CLIENT, Odd, Place, odd, plan, request, stock, written};
-use crate::{anywhere, client};
+use crate::equivalence;
+use crate::functions::{CLIENT, Place, request, stock_function, written};
+use crate::runs::{executor, numbers, plan, scripted};
+use crate::scripted::Scripted;
 
-/// Where it is; it has the functions that `tests/interop/lambda_deploy.py` makes.
+/// Returns the URL of ministack, to which `tests/interop/lambda_deploy.py` has deployed functions.
 fn endpoint() -> String {
     std::env::var("FREESTONE_SECOND_LAMBDA").unwrap()
 }
 
 #[test]
-#[ignore = "needs a second Lambda: .ci/run lambda"]
-fn lambda_second_passes_the_suite_for_executors() {
+#[ignore = "needs ministack: .ci/run lambda"]
+fn lambda_ministack_passes_the_executor_conformance_suite() {
     let place = Place::new();
     conformance::check(place.0.path(), |slots| {
-        Box::new(client::executor(&endpoint(), slots, 1000).batches(1, Duration::from_secs(1)))
+        Box::new(executor(&endpoint(), slots, 1000).batches(1, Duration::from_secs(1)))
     });
 }
 
 #[test]
-#[ignore = "needs a second Lambda: .ci/run lambda"]
-fn lambda_second_has_the_same_bytes() {
+#[ignore = "needs ministack: .ci/run lambda"]
+fn lambda_ministack_writes_the_same_bytes() {
     let place = Place::new();
-    let reports = anywhere::plans_have_the_same_bytes(
-        &client::executor(&endpoint(), 4, 200),
-        &place.at("there"),
-    );
+    let reports = equivalence::check_same_bytes(&executor(&endpoint(), 4, 200), &place.at("there"));
     let invoked: Vec<_> = reports.iter().map(|r| r.invoked.unwrap()).collect();
     assert!(
         invoked.iter().all(|i| i.invocations > 0 && i.crashes + i.lost_answers == 0),
@@ -50,43 +49,36 @@ fn lambda_second_has_the_same_bytes() {
 }
 
 #[test]
-#[ignore = "needs a second Lambda: .ci/run lambda"]
-fn lambda_second_has_the_same_bytes_on_an_object_store() {
+#[ignore = "needs ministack: .ci/run lambda"]
+fn lambda_ministack_writes_the_same_bytes_on_an_object_store() {
     let root = std::env::var("FREESTONE_S3").unwrap() + "/second";
-    anywhere::plans_have_the_same_bytes(&client::executor(&endpoint(), 4, 200), &root);
+    equivalence::check_same_bytes(&executor(&endpoint(), 4, 200), &root);
 }
 
 #[test]
-#[ignore = "needs a second Lambda: .ci/run lambda"]
-fn lambda_second_commits_once() {
+#[ignore = "needs ministack: .ci/run lambda"]
+fn lambda_ministack_makes_one_commit() {
     let place = Place::new();
-    anywhere::a_run_is_one_commit(&client::executor(&endpoint(), 4, 50), &place.at("there"));
+    equivalence::check_one_commit(&executor(&endpoint(), 4, 50), &place.at("there"));
 }
 
 #[test]
-#[ignore = "needs a second Lambda: .ci/run lambda"]
-fn lambda_second_commits_once_on_an_object_store() {
+#[ignore = "needs ministack: .ci/run lambda"]
+fn lambda_ministack_makes_one_commit_on_an_object_store() {
     let root = std::env::var("FREESTONE_S3").unwrap() + "/second-commit";
-    anywhere::a_run_is_one_commit(&client::executor(&endpoint(), 4, 50), &root);
+    equivalence::check_one_commit(&executor(&endpoint(), 4, 50), &root);
 }
 
-/// AWS's own client calls both, and is answered the same.
+/// The AWS SDK for Python receives the same answers from both implementations.
 #[test]
-#[ignore = "needs a second Lambda: .ci/run lambda"]
-fn lambda_boto3_drives_both() {
+#[ignore = "needs ministack: .ci/run lambda"]
+fn lambda_boto3_gets_the_same_answers_from_both() {
     let place = Place::new();
     let spec = place.spec();
-    let ours = stock(|_| ());
-    let narrow = stock(|config| (config.function, config.concurrency) = ("narrow".into(), 1));
-    let numbers = |to: &str| {
-        plan(
-            &[Target::array(
-                &freestone_ops::arange(0.0, 30.0, 1.0, DType::Float64, 10),
-                &place.at(to),
-            )],
-            &spec,
-        )
-    };
+    let ours = stock_function(|_| ());
+    let narrow =
+        stock_function(|config| (config.function, config.concurrency) = ("narrow".into(), 1));
+    let numbers_to = |to: &str| plan(&[Target::array(&numbers(3), &place.at(to))], &spec);
     let invocation = |address: &RunAddress, call: Call| {
         serde_json::to_value(Invocation::new(address.clone(), CLIENT, call)).unwrap()
     };
@@ -94,7 +86,7 @@ fn lambda_boto3_drives_both() {
         invocation(address, Call::Run((0..n).map(|i| request(i, 0, i..i + 1)).collect()))
     };
 
-    let good = written(&numbers("numbers"), &spec);
+    let good = written(&numbers_to("numbers"), &spec);
     let mean = plan(
         &[Target::array(
             &random_normal(&[400, 500], 0.0, 1.0, 1, DType::Float32, &[100, 500]).mean(0),
@@ -116,8 +108,10 @@ fn lambda_boto3_drives_both() {
         ),
         &spec,
     );
-    let kernel =
-        written(&plan(&[Target::array(&odd(2, &Odd::default()), &place.at("odd"))], &spec), &spec);
+    let kernel = written(
+        &plan(&[Target::array(&scripted(2, &Scripted::default()), &place.at("scripted"))], &spec),
+        &spec,
+    );
     let nowhere = RunAddress { folder: format!("{}-2", good.folder), ..good.clone() };
     let calls = json!({
         "a probe": invocation(&good, Call::Probe),
@@ -139,7 +133,10 @@ fn lambda_boto3_drives_both() {
         ),
         &spec,
     );
-    let event = |to: &str| json!({ "body": run(&written(&numbers(to), &spec), 3), "file": place.at(&format!("{to}/c/2")) });
+    let event = |to: &str| {
+        let body = run(&written(&numbers_to(to), &spec), 3);
+        json!({ "body": body, "file": place.at(&format!("{to}/c/2")) })
+    };
     let setup = json!({
         "sides": {
             "ours": { "freestone": ours.url(), "narrow": narrow.url() },
@@ -156,11 +153,11 @@ fn lambda_boto3_drives_both() {
         .arg(place.at("setup.json"))
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&driven.stdout);
-    println!("{said}");
+    let output = String::from_utf8_lossy(&driven.stdout);
+    println!("{output}");
     assert!(driven.status.success(), "{}", String::from_utf8_lossy(&driven.stderr));
     assert_eq!(
-        said.lines().filter(|l| l.starts_with("ok ")).count(),
+        output.lines().filter(|l| l.starts_with("ok ")).count(),
         calls.as_object().unwrap().len() + 2 * 5 + 2
     );
 }

@@ -13,9 +13,11 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::sync::oneshot;
 
-use crate::environment::read;
-use crate::function::{Function, Reply, Throttled};
+use crate::faults::InvocationFaults;
+use crate::function::{Function, Reply, Slot, Throttled};
+use crate::runtime_api::read_body;
 
 type Answer = Response<Full<Bytes>>;
 
@@ -23,14 +25,14 @@ type Answer = Response<Full<Bytes>>;
 pub(crate) async fn listen(listener: TcpListener, function: Arc<Function>) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
-            // Too many files are open: some will be closed.
+            // Too many open files: retried once some have been closed.
             tokio::time::sleep(Duration::from_millis(10)).await;
             continue;
         };
         let _ = stream.set_nodelay(true);
         let function = Arc::clone(&function);
         tokio::spawn(async move {
-            // That an answer fails closes the connection without one.
+            // An error closes the connection without an answer.
             let service = service_fn(move |request| answer(Arc::clone(&function), request));
             let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
         });
@@ -45,7 +47,7 @@ async fn answer(function: Arc<Function>, request: Request<Incoming>) -> io::Resu
             Ok(respond(StatusCode::OK, &[], serde_json::to_vec(&function.stats())?.into()))
         }
         (&Method::POST, ["2015-03-31", "functions", name, "invocations"]) => {
-            if is_it(&function.config.function, name) {
+            if is_name_of(&function.config.function, name) {
                 return invoke(function, request).await;
             }
             Ok(refuse(
@@ -57,120 +59,159 @@ async fn answer(function: Arc<Function>, request: Request<Incoming>) -> io::Resu
         _ => Ok(refuse(
             StatusCode::NOT_FOUND,
             "UnknownOperationException",
-            json!({ "Message": format!("nothing is at {path}") }),
+            json!({ "Message": format!("unknown operation {path}") }),
         )),
     }
 }
 
-/// True if a name in a path, or an ARN with or without a qualifier, is the function's.
-fn is_it(function: &str, name: &str) -> bool {
+/// Returns true if a path component names the function: its name or its ARN, with or without a
+/// qualifier.
+fn is_name_of(function: &str, name: &str) -> bool {
     let name = name.replace("%3A", ":").replace("%24", "$");
     let name = name.split_once(":function:").map_or(name.as_str(), |(_, rest)| rest);
     name.split(':').next() == Some(function)
 }
 
+/// The parts of an invoke request that matter.
+struct InvokeRequest {
+    invocation_type: String,
+    wants_log: bool,
+    body: Bytes,
+}
+
 async fn invoke(function: Arc<Function>, request: Request<Incoming>) -> io::Result<Answer> {
+    let request = match check(&function, request).await? {
+        Ok(request) => request,
+        Err(refusal) => return Ok(refusal),
+    };
+    match request.invocation_type.as_str() {
+        "" | "RequestResponse" => invoke_now(function, request).await,
+        "DryRun" => Ok(respond(StatusCode::NO_CONTENT, &[], Bytes::new())),
+        "Event" => {
+            tokio::spawn(event(function, request.body));
+            Ok(respond(StatusCode::ACCEPTED, &[], Bytes::new()))
+        }
+        other => {
+            let message = format!("invalid invocation type `{other}`");
+            Ok(refuse(
+                StatusCode::BAD_REQUEST,
+                "InvalidParameterValueException",
+                json!({ "message": message }),
+            ))
+        }
+    }
+}
+
+/// Checks signature, length and format of a request. Returns the refusal if it is invalid.
+async fn check(
+    function: &Function,
+    request: Request<Incoming>,
+) -> io::Result<Result<InvokeRequest, Answer>> {
     let header = |name: &str| {
         request.headers().get(name).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned()
     };
-    let kind = header("x-amz-invocation-type");
-    let (wants_log, its_size) = (header("x-amz-log-type") == "Tail", function.config.memory_mib);
-    if function.config.signed && !header("authorization").starts_with("AWS4-HMAC-SHA256 ") {
-        let why = json!({ "message": "Missing Authentication Token" });
-        return Ok(refuse(StatusCode::FORBIDDEN, "MissingAuthenticationTokenException", why));
+    let invocation_type = header("x-amz-invocation-type");
+    let wants_log = header("x-amz-log-type") == "Tail";
+    let is_signed = header("authorization").starts_with("AWS4-HMAC-SHA256 ");
+    if function.config.require_signatures && !is_signed {
+        let body = json!({ "message": "Missing Authentication Token" });
+        let kind = "MissingAuthenticationTokenException";
+        return Ok(Err(refuse(StatusCode::FORBIDDEN, kind, body)));
     }
-    let body = match read(request.into_body()).await {
+    let body = match read_body(request.into_body()).await {
         Some(Ok(body)) => body,
         Some(Err(length)) => {
-            let why = format!(
+            let message = format!(
                 "Request must be smaller than {} bytes for the InvokeFunction operation, it has \
                     {length}",
                 crate::MAX_BODY_BYTES
             );
-            return Ok(refuse(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "RequestTooLargeException",
-                json!({ "Type": "User", "message": why }),
-            ));
+            let body = json!({ "Type": "User", "message": message });
+            let kind = "RequestTooLargeException";
+            return Ok(Err(refuse(StatusCode::PAYLOAD_TOO_LARGE, kind, body)));
         }
         None => return Err(io::ErrorKind::UnexpectedEof.into()),
     };
     let body = if body.is_empty() { Bytes::from_static(b"{}") } else { body };
     if let Err(error) = serde_json::from_slice::<serde::de::IgnoredAny>(&body) {
-        let why = json!({ "Type": "User", "message": format!("Could not parse request body into \
-            json: {error}") });
-        return Ok(refuse(StatusCode::BAD_REQUEST, "InvalidRequestContentException", why));
+        let message = format!("Could not parse request body into json: {error}");
+        let body = json!({ "Type": "User", "message": message });
+        let kind = "InvalidRequestContentException";
+        return Ok(Err(refuse(StatusCode::BAD_REQUEST, kind, body)));
     }
-    match kind.as_str() {
-        "" | "RequestResponse" => {}
-        "DryRun" => return Ok(respond(StatusCode::NO_CONTENT, &[], Bytes::new())),
-        "Event" => {
-            tokio::spawn(event(function, body));
-            return Ok(respond(StatusCode::ACCEPTED, &[], Bytes::new()));
-        }
-        other => {
-            let why = json!({ "message": format!("`{other}` is no type of invocations") });
-            return Ok(refuse(StatusCode::BAD_REQUEST, "InvalidParameterValueException", why));
-        }
-    }
-    let fate = function.fate();
-    if fate.throttle {
+    Ok(Ok(InvokeRequest { invocation_type, wants_log, body }))
+}
+
+/// Runs an invocation and answers with its result.
+async fn invoke_now(function: Arc<Function>, request: InvokeRequest) -> io::Result<Answer> {
+    let faults = function.next_faults();
+    if faults.throttle {
         return Ok(throttled(Throttled::Concurrency));
     }
-    let lease = match function.lease() {
-        Ok(lease) => lease,
-        Err(why) => return Ok(throttled(why)),
+    let slot = match function.reserve_slot() {
+        Ok(slot) => slot,
+        Err(reason) => return Ok(throttled(reason)),
     };
-    // The invocation does not depend on this connection.
-    let (mut send, receive) = tokio::sync::oneshot::channel();
+    let memory_mib = function.config.memory_mib;
+    // The invocation continues if the client disconnects.
+    let (sender, receiver) = oneshot::channel();
     let id = request_id();
-    let (its_function, its_id) = (Arc::clone(&function), id.clone());
-    tokio::spawn(async move {
-        let mut invocation = pin!(Arc::clone(&its_function).invoke(lease, body, fate, its_id));
-        let reply = tokio::select! {
-            biased;
-            reply = &mut invocation => reply,
-            () = send.closed() => {
-                its_function.count_hang_up();
-                drop(invocation.await);
-                return;
-            }
-        };
-        if send.send(reply).is_err() {
-            its_function.count_hang_up();
-        }
-    });
+    tokio::spawn(run(function, slot, request.body, faults, (id.clone(), sender)));
     let version = ("X-Amz-Executed-Version", "$LATEST");
-    match receive.await {
+    match receiver.await {
         Ok(Reply::Response(body)) => {
             Ok(respond(StatusCode::OK, &[version, ("X-Amzn-RequestId", &id)], body))
         }
-        Ok(Reply::Error(body, used)) => {
+        Ok(Reply::Error(body, peak_bytes)) => {
             let mut headers =
                 vec![version, ("X-Amzn-RequestId", &id), ("X-Amz-Function-Error", "Unhandled")];
-            // What is of the log is the line with the figures.
-            let log = used.map(|used| {
-                let size = its_size;
-                base64(&format!(
-                    "REPORT RequestId: {id}\tMemory Size: {size} MB\tMax Memory Used: {} MB\t\n",
-                    (used >> 20).min(size)
-                ))
-            });
-            if let Some(log) = log.as_ref().filter(|_| wants_log) {
+            let log = peak_bytes.map(|bytes| report_line(&id, memory_mib, bytes));
+            if let Some(log) = log.as_ref().filter(|_| request.wants_log) {
                 headers.push(("X-Amz-Log-Result", log));
             }
             Ok(respond(StatusCode::OK, &headers, body))
         }
-        Ok(Reply::Service(why)) => Ok(refuse(
+        Ok(Reply::Service(message)) => Ok(refuse(
             StatusCode::INTERNAL_SERVER_ERROR,
             "ServiceException",
-            json!({ "Type": "Service", "Message": why }),
+            json!({ "Type": "Service", "Message": message }),
         )),
         Ok(Reply::Lost) | Err(_) => Err(io::ErrorKind::ConnectionReset.into()),
     }
 }
 
-/// A text in base 64.
+/// Runs an invocation to its end and sends the reply to the client, if it still waits.
+async fn run(
+    function: Arc<Function>,
+    slot: Slot,
+    body: Bytes,
+    faults: InvocationFaults,
+    (id, mut client): (String, oneshot::Sender<Reply>),
+) {
+    let mut invocation = pin!(Arc::clone(&function).invoke(slot, body, faults, id));
+    let reply = tokio::select! {
+        biased;
+        reply = &mut invocation => reply,
+        () = client.closed() => {
+            function.count_disconnect();
+            drop(invocation.await);
+            return;
+        }
+    };
+    if client.send(reply).is_err() {
+        function.count_disconnect();
+    }
+}
+
+/// Returns the end of the function's log, in base 64: the line that reports memory usage.
+fn report_line(id: &str, memory_mib: u64, peak_bytes: u64) -> String {
+    let used = (peak_bytes >> 20).min(memory_mib);
+    base64(&format!(
+        "REPORT RequestId: {id}\tMemory Size: {memory_mib} MB\tMax Memory Used: {used} MB\t\n"
+    ))
+}
+
+/// Encodes a text in base 64.
 fn base64(text: &str) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut coded = String::new();
@@ -189,18 +230,18 @@ fn base64(text: &str) -> String {
     coded
 }
 
-/// An invocation that nobody waits for: after an error of the function it is tried twice more.
+/// Runs an asynchronous invocation, with two retries after errors of the function.
 async fn event(function: Arc<Function>, body: Bytes) {
     let (mut tries, mut pause) = (0, Duration::from_millis(100));
     let id = request_id();
     while tries < 3 {
-        let fate = function.fate();
-        if !fate.throttle
-            && let Ok(lease) = function.lease()
+        let faults = function.next_faults();
+        if !faults.throttle
+            && let Ok(slot) = function.reserve_slot()
         {
             tries += 1;
             if matches!(
-                Arc::clone(&function).invoke(lease, body.clone(), fate, id.clone()).await,
+                Arc::clone(&function).invoke(slot, body.clone(), faults, id.clone()).await,
                 Reply::Response(_) | Reply::Lost
             ) {
                 return;
@@ -211,13 +252,13 @@ async fn event(function: Arc<Function>, body: Bytes) {
     }
 }
 
-/// A number that no other invocation has, in the form of a UUID.
+/// Returns a new request id: a random UUID.
 fn request_id() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap_or_default().trim().to_owned()
 }
 
-fn throttled(why: Throttled) -> Answer {
-    let body = json!({ "Type": "User", "Reason": why.reason(), "message": "Rate Exceeded." });
+fn throttled(reason: Throttled) -> Answer {
+    let body = json!({ "Type": "User", "Reason": reason.name(), "message": "Rate Exceeded." });
     refuse(StatusCode::TOO_MANY_REQUESTS, "TooManyRequestsException", body)
 }
 

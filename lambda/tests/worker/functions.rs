@@ -1,43 +1,51 @@
-//! Plans, a function to run them on, and an executor that is as simple as one can be.
+//! Functions in the emulator, requests to their workers, and a minimal executor.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
-use freestone_engine::driver::{self, Run};
-use freestone_engine::events::RunReport;
 use freestone_engine::executor::{Executor, ExecutorError, Next, TaskSource};
-use freestone_engine::plan::lower::{kernels_of, lower, stores_of};
 use freestone_engine::plan::{FinalizedPlan, StageId};
-use freestone_engine::publish::PlainZarr;
-use freestone_engine::remote::read_record;
+use freestone_engine::remote::{RefusalKind, read_record};
 use freestone_engine::spec::{Settings, Spec};
 use freestone_engine::storage::Stores;
 use freestone_engine::task::{FailureKind, RunAddress, TaskFailure, TaskOutcome, TaskRequest};
-use freestone_engine::user::KernelRegistry;
-use freestone_engine::worker::{Cancel, RunContext};
+use freestone_engine::worker::RunContext;
 use freestone_lambda_emulator::{Config, Emulator};
-use freestone_ops::io::{Target, outputs};
-use freestone_ops::{Array, OutputBlocks, map_blocks};
-use freestone_worker::{Answer, Call, Invocation};
+use freestone_worker::{Answer, Call, Environment, Invocation};
 use tempfile::TempDir;
 
-pub(crate) use crate::odd::Odd;
+use crate::runs::spec_in;
 
 /// The stock worker.
 pub(crate) const BOOTSTRAP: &str = env!("CARGO_BIN_EXE_bootstrap");
 
-/// A worker that knows [`Odd`].
-const OWN: &str = env!("CARGO_BIN_EXE_freestone-test-lambda-worker");
+/// The worker with the kernel `scripted`.
+const SCRIPTED_WORKER: &str = env!("CARGO_BIN_EXE_freestone-test-lambda-worker");
 
-/// What [`own`] functions know.
-pub(crate) fn kernels() -> KernelRegistry {
-    KernelRegistry::new().with::<Odd>()
+/// A time limit that only a deadlock exceeds, even on a busy machine.
+pub(crate) const LIMIT: Duration = Duration::from_secs(300);
+
+/// Returns the command of the test client, which is the example `test_client` of this build.
+pub(crate) fn test_client() -> Command {
+    let this = std::env::current_exe().unwrap();
+    let path: PathBuf = this.ancestors().nth(2).unwrap().join("examples/test_client");
+    let hint = "run `cargo build -p freestone-lambda --example test_client` in this profile";
+    assert!(path.exists(), "no test client at {} (hint: {hint})", path.display());
+    Command::new(path)
 }
 
-/// A folder for one test.
+/// Waits for a condition that stays true.
+#[track_caller]
+pub(crate) fn eventually(condition: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < LIMIT, "the condition is still false after {LIMIT:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A temporary folder of one test.
 pub(crate) struct Place(pub(crate) TempDir);
 
 impl Place {
@@ -49,47 +57,16 @@ impl Place {
         self.0.path().join(name).display().to_string()
     }
 
-    /// Tasks of at most 100 MB, two at once as far as the plan is concerned.
     pub(crate) fn spec(&self) -> Spec {
         self.spec_with(|_| ())
     }
 
     pub(crate) fn spec_with(&self, change: impl FnOnce(&mut Settings)) -> Spec {
-        let mut settings = Settings {
-            work_dir: Some(self.at("work")),
-            allowed_mem: Some(100_000_000),
-            local_mem: Some(1_000_000_000),
-            threads: Some(2),
-            parallelism: Some(2),
-            ..Settings::default()
-        };
-        change(&mut settings);
-        settings.resolve().unwrap()
+        spec_in(self.0.path(), change)
     }
 }
 
-/// `0, 1, …` in chunks of 10, through [`Odd`].
-pub(crate) fn odd(n_chunks: u64, kernel: &Odd) -> Array {
-    let numbers = freestone_ops::arange(
-        0.0,
-        10.0 * n_chunks as f64,
-        1.0,
-        freestone_lambda::DType::Float64,
-        10,
-    );
-    through(kernel, &numbers)
-}
-
-/// An array of float64 through [`Odd`].
-pub(crate) fn through(kernel: &Odd, array: &Array) -> Array {
-    map_blocks(kernel, &[array], &OutputBlocks::new(freestone_lambda::DType::Float64))
-}
-
-pub(crate) fn plan(targets: &[Target], spec: &Spec) -> FinalizedPlan {
-    lower(&outputs(targets, &Stores::default()).unwrap(), spec).unwrap()
-}
-
-/// Puts a plan where a driver would.
+/// Writes a plan where a driver would.
 pub(crate) fn written(plan: &FinalizedPlan, spec: &Spec) -> RunAddress {
     let address = RunAddress {
         work_dir: spec.work_dir.clone(),
@@ -100,26 +77,28 @@ pub(crate) fn written(plan: &FinalizedPlan, spec: &Spec) -> RunAddress {
     address
 }
 
-/// A function that runs the stock worker.
-pub(crate) fn stock(change: impl FnOnce(&mut Config)) -> Emulator {
+/// Starts a function with the stock worker.
+pub(crate) fn stock_function(change: impl FnOnce(&mut Config)) -> Emulator {
     let mut config = Config::new("freestone", BOOTSTRAP);
     change(&mut config);
     Emulator::start(config).unwrap()
 }
 
-/// A function that runs a worker which knows [`Odd`].
-pub(crate) fn own(change: impl FnOnce(&mut Config)) -> Emulator {
-    stock(|config| {
-        config.command = OWN.into();
+/// Starts a function with the worker that has the kernel `scripted`.
+pub(crate) fn scripted_function(change: impl FnOnce(&mut Config)) -> Emulator {
+    stock_function(|config| {
+        config.command = SCRIPTED_WORKER.into();
         change(config);
     })
 }
 
+/// The client's name in records.
 pub(crate) const CLIENT: &str = "test-1";
 
+/// Invokes a function and returns its answer.
 pub(crate) fn ask(emulator: &Emulator, address: &RunAddress, call: Call) -> Answer {
     let body = serde_json::to_vec(&Invocation::new(address.clone(), CLIENT, call)).unwrap();
-    // Where answers get lost on purpose, it asks again.
+    // Repeated if an injected fault loses the answer.
     let invoked = (0..20).find_map(|_| emulator.invoke(&body).ok()).unwrap();
     assert!(invoked.status == 200 && !invoked.is_function_error(), "{}", invoked.text());
     serde_json::from_slice(&invoked.body).unwrap()
@@ -137,18 +116,18 @@ pub(crate) fn request(id: u64, stage: usize, tasks: std::ops::Range<u64>) -> Tas
     }
 }
 
-/// Invokes a function once for each request.
+/// A minimal executor, with one invocation per request.
 #[derive(Debug)]
-pub(crate) struct Remote<'a> {
+pub(crate) struct EmulatorExecutor<'a> {
     pub(crate) emulator: &'a Emulator,
     pub(crate) slots: usize,
 }
 
-impl Remote<'_> {
+impl EmulatorExecutor<'_> {
     fn outcome(&self, context: &RunContext, request: TaskRequest) -> TaskOutcome {
         let call =
             Invocation::new(context.address.clone(), CLIENT, Call::Run(vec![request.clone()]));
-        let why = loop {
+        let message = loop {
             match self.emulator.invoke(&serde_json::to_vec(&call).unwrap()) {
                 Ok(answer) if answer.status == 429 => std::thread::sleep(Duration::from_millis(5)),
                 Ok(answer) if answer.status == 200 && !answer.is_function_error() => {
@@ -171,7 +150,7 @@ impl Remote<'_> {
         }
         let failure = TaskFailure {
             kind: FailureKind::WorkerLost,
-            message: why,
+            message,
             stage: String::new(),
             task: request.first,
         };
@@ -185,9 +164,9 @@ impl Remote<'_> {
     }
 }
 
-impl Executor for Remote<'_> {
+impl Executor for EmulatorExecutor<'_> {
     fn name(&self) -> &str {
-        "remote"
+        "emulator"
     }
 
     fn slots(&self) -> usize {
@@ -223,41 +202,66 @@ impl Executor for Remote<'_> {
     }
 }
 
-/// Plans and runs with the driver.
-pub(crate) fn run(targets: &[Target], spec: &Spec, executor: &dyn Executor) -> RunReport {
-    let lowered = outputs(targets, &Stores::default()).unwrap();
-    let plan = Arc::new(lower(&lowered, spec).unwrap());
-    let stores = stores_of(&lowered).unwrap();
-    let session = PlainZarr::new(stores.clone());
-    let kernels = kernels_of(&lowered).unwrap();
-    let run = Run {
-        spec,
-        stores: &stores,
-        kernels: &kernels,
-        executor,
-        publisher: &session,
-        observers: &[],
-        cancel: Cancel::default(),
-    };
-    driver::run(&plan, &run).unwrap()
+/// Returns the rest of an answer to [`Call::Run`].
+#[track_caller]
+pub(crate) fn done(answer: Answer) -> (Environment, Vec<TaskOutcome>, Vec<u64>, Vec<u64>) {
+    match answer {
+        Answer::Done { environment, outcomes, recorded, not_started, .. } => {
+            (environment, outcomes, recorded, not_started)
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
-/// Every file below a folder, by its path there.
-pub(crate) fn tree(folder: impl AsRef<Path>) -> BTreeMap<String, Vec<u8>> {
-    fn walk(root: &Path, folder: &Path, found: &mut BTreeMap<String, Vec<u8>>) {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                walk(root, &path, found);
-            } else {
-                found.insert(
-                    path.strip_prefix(root).unwrap().display().to_string(),
-                    fs::read(&path).unwrap(),
-                );
-            }
-        }
+#[track_caller]
+pub(crate) fn ready(answer: Answer) -> (Environment, Vec<u32>) {
+    match answer {
+        Answer::Ready { environment, slots, .. } => (environment, slots),
+        other => panic!("{other:?}"),
     }
-    let mut found = BTreeMap::new();
-    walk(folder.as_ref(), folder.as_ref(), &mut found);
-    found
+}
+
+#[track_caller]
+pub(crate) fn refused(answer: Answer) -> (RefusalKind, String) {
+    match answer {
+        Answer::Refused { refusal, .. } => (refusal.kind, refusal.message),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Asserts that all of a request's tasks are done.
+pub(crate) fn assert_complete(outcome: &TaskOutcome) {
+    assert_eq!(outcome.failure, None);
+    let tasks: Vec<u64> = outcome.done.iter().map(|d| d.task).collect();
+    let request = &outcome.request;
+    let expected: Vec<u64> = (request.first..request.first + request.count).collect();
+    assert_eq!(tasks, expected);
+}
+
+/// Returns a number of bytes in MiB, rounded up.
+pub(crate) fn mib(bytes: u64) -> u64 {
+    bytes.div_ceil(1 << 20)
+}
+
+/// Returns true if a function has no running invocations.
+pub(crate) fn is_idle(emulator: &Emulator) -> bool {
+    let stats = emulator.stats();
+    stats.requested == stats.invocations + stats.throttled
+}
+
+/// Returns the requests of the recorded invocations from a number on.
+pub(crate) fn recorded_requests(emulator: &Emulator, from: usize) -> Vec<TaskRequest> {
+    let recorded = emulator.recorded_invocations().split_off(from);
+    let calls = recorded.iter().map(|i| serde_json::from_slice::<Invocation>(&i.request).unwrap());
+    calls
+        .flat_map(|invocation| match invocation.call {
+            Call::Run(requests) => requests,
+            Call::Probe => Vec::new(),
+        })
+        .collect()
+}
+
+/// Returns the AWS variables of this process.
+pub(crate) fn aws_variables() -> Vec<(String, String)> {
+    std::env::vars().filter(|(name, _)| name.starts_with("AWS_")).collect()
 }
