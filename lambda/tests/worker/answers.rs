@@ -80,7 +80,7 @@ fn plans_that_do_not_fit_the_worker_are_refused() {
 
     let kernel = plan_of(&scripted(2, &Scripted::default()));
     let address = written(&kernel, &spec);
-    let expected = "does not know the kernel `scripted`";
+    let expected = "unknown kernel `scripted`";
     check_refusal(&emulator, &address, RefusalKind::UnknownKernel, expected);
 
     let good = written(&plan_of_numbers(&place, 3), &spec);
@@ -162,9 +162,7 @@ fn a_panic_of_a_kernel_fails_only_its_task() {
         let failure = failed.failure.as_ref().unwrap();
         assert_eq!((failed.done.len(), failure.kind, failure.task), (1, FailureKind::Kernel, 1));
         assert!(
-            failure
-                .message
-                .contains("it panicked: assertion `left != right` failed: requested panic")
+            failure.message.contains("panicked: assertion `left != right` failed: requested panic")
                 && failure.message.contains("scripted.rs:"),
             "{}",
             failure.message
