@@ -1,7 +1,8 @@
 //! From targets to a plan, from a plan to results.
 
+use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
-use std::{fmt, io};
 
 use freestone_engine::driver::record::{self, StoredRun};
 use freestone_engine::driver::{self, Run, RunError};
@@ -15,7 +16,7 @@ use freestone_engine::spec::Spec;
 use freestone_engine::storage::codec::Contexts;
 use freestone_engine::storage::reader::{ChunkAccess, ShardCache, WorkerResources};
 use freestone_engine::storage::{
-    CodecName, MemoryStore, StorageError, Store, Stores, identity, metadata, split_location,
+    CodecName, MemoryStore, Store, Stores, identity, metadata, split_location,
 };
 use freestone_engine::task::RunAddress;
 use freestone_engine::user::KernelRegistry;
@@ -78,9 +79,9 @@ pub fn stores() -> Stores {
 ///
 /// # Errors
 /// Where there is no array, or one that uses what is not supported.
-pub fn open(location: &str) -> Result<Array, freestone_ops::Error> {
-    let (url, name) = split_location(location);
-    open_in(&stores().open(&url)?, &name)
+pub fn open(location: impl AsRef<Path>) -> Result<Array, Error> {
+    let (url, name) = split_location(&location.as_ref().to_string_lossy());
+    Ok(open_in(&stores().open(&url)?, &name)?)
 }
 
 /// What a worker process does: answers the driver that has started it until that is gone. It knows
@@ -90,8 +91,8 @@ pub fn open(location: &str) -> Result<Array, freestone_ops::Error> {
 ///
 /// # Errors
 /// Where no driver has started this process as a worker, or the connection to it breaks.
-pub fn serve(kernels: &KernelRegistry) -> io::Result<()> {
-    freestone_executors::serve(kernels, stores())
+pub fn serve(kernels: &KernelRegistry) -> Result<(), Error> {
+    Ok(freestone_executors::serve(kernels, stores())?)
 }
 
 /// Plans to store arrays, all of them in one plan.
@@ -148,9 +149,8 @@ fn planned(targets: &[Target], outputs: &[Output], spec: &Spec) -> Result<Plan, 
 fn check_free(outputs: &[Output], stores: &Stores) -> Result<(), Error> {
     for output in outputs.iter().filter(|o| !o.overwrite && !matches!(o.mode, Mode::Region { .. }))
     {
-        let failed = |e: StorageError| Error::from(freestone_ops::Error::from(e));
-        let store = stores.open(&output.url).map_err(failed)?;
-        if !metadata::exists(&*store, &output.path).map_err(failed)? {
+        let store = stores.open(&output.url)?;
+        if !metadata::exists(&*store, &output.path)? {
             continue;
         }
         #[cfg(feature = "sessions")]
@@ -159,9 +159,7 @@ fn check_free(outputs: &[Output], stores: &Stores) -> Result<(), Error> {
         {
             // What the session itself has made, by its creator or by a commit that failed, may be
             // written: the run knows.
-            if metadata::document(&*store, &output.path).map_err(failed)?.as_ref()
-                == Some(&output.document)
-            {
+            if metadata::document(&*store, &output.path)?.as_ref() == Some(&output.document) {
                 continue;
             }
             return Err(freestone_sessions::Error::NodeExists {
@@ -255,8 +253,8 @@ fn is_in_repository(array: &freestone_engine::plan::PlanArray) -> bool {
 ///
 /// # Errors
 /// Where there is none that can be resumed.
-pub fn open_run(folder: &str, stores: &Stores) -> Result<StoredRun, Error> {
-    let (work_dir, folder) = split_location(folder);
+pub fn open_run(folder: impl AsRef<Path>, stores: &Stores) -> Result<StoredRun, Error> {
+    let (work_dir, folder) = split_location(&folder.as_ref().to_string_lossy());
     Ok(StoredRun::open(stores, RunAddress { work_dir: identity(&work_dir, ""), folder })?)
 }
 
@@ -372,7 +370,7 @@ pub fn compute_with<T: Element>(
 
 /// The result that [`compute_with`] stored, chunk by chunk.
 fn read_whole<T: Element>(store: &Arc<dyn Store>) -> Result<ArrayD<T>, Error> {
-    let stored = metadata::open_array(store, "result").map_err(freestone_ops::Error::from)?;
+    let stored = metadata::open_array(store, "result")?;
     let shape: Vec<usize> = stored.info.shape().iter().map(|n| *n as usize).collect();
     let mut values = ArrayD::<T>::from_elem(IxDyn(&shape), T::default());
     let access = ChunkAccess::new(Arc::clone(store), "result", &stored.info).map_err(|error| {

@@ -1,26 +1,45 @@
-//! One error for whoever uses the facade, and what a command exits with.
+//! The error of the facade, its kinds, and the exit codes that follow from them.
+
+use std::io;
 
 use freestone_engine::driver::RunError;
 use freestone_engine::executor::ExecutorError;
 use freestone_engine::plan::PlanError;
 use freestone_engine::publish::{PublishError, Rejection};
 use freestone_engine::spec::SpecError;
+use freestone_engine::storage::metadata::MetadataError;
+use freestone_engine::storage::{EncodingError, StorageError};
 use freestone_engine::task::FailureKind;
-use freestone_ops::Error as ArrayError;
+use freestone_kernels::{DType, ExprError};
+use freestone_ops::{Error as ArrayError, RegionError};
 use thiserror::Error;
 
-/// Why something was not computed.
+/// Any error of this crate.
+///
+/// [`kind`](Error::kind) says what a caller can do about it. The variants hold the details.
+///
+/// ```
+/// use freestone::{Error, ErrorKind};
+///
+/// let error: Error = freestone::open("no/such/array").unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::NotFound);
+/// ```
 #[derive(Debug, Error)]
 #[allow(missing_docs)]
+#[non_exhaustive]
 pub enum Error {
     #[error(transparent)]
-    Array(#[from] freestone_ops::Error),
+    Array(#[from] ArrayError),
     #[error(transparent)]
     Plan(#[from] PlanError),
     #[error(transparent)]
     Run(#[from] RunError),
     #[error(transparent)]
     Spec(#[from] SpecError),
+    #[error(transparent)]
+    Executor(#[from] ExecutorError),
+    #[error(transparent)]
+    Io(#[from] io::Error),
     #[cfg(feature = "sessions")]
     #[error(transparent)]
     Repository(#[from] freestone_sessions::Error),
@@ -39,7 +58,7 @@ pub enum Error {
     )]
     Internal { invariant: &'static str },
     #[error("the result is {found}, not {asked}")]
-    ResultType { found: freestone_kernels::DType, asked: freestone_kernels::DType },
+    ResultType { found: DType, asked: DType },
 }
 
 fn have(arrays: &[String]) -> String {
@@ -47,83 +66,236 @@ fn have(arrays: &[String]) -> String {
     format!("{} {}", names.join(", "), if names.len() == 1 { "has" } else { "have" })
 }
 
-/// What a command tells its caller.
+/// Conversions by way of the error that contains the other one.
+macro_rules! from_inner {
+    ($($inner:ty => $outer:ty),* $(,)?) => { $(
+        impl From<$inner> for Error {
+            fn from(error: $inner) -> Error {
+                <$outer>::from(error).into()
+            }
+        }
+    )* };
+}
+
+from_inner!(
+    EncodingError => ArrayError,
+    ExprError => ArrayError,
+    MetadataError => ArrayError,
+    RegionError => ArrayError,
+    StorageError => ArrayError,
+    PublishError => RunError,
+);
+
+/// What a caller can do about an [`Error`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// Storage or a worker did not answer: retry later.
+    Unavailable,
+    /// The memory limits are too low: raise them, or use smaller chunks.
+    ExceedsMemory,
+    /// Settings are missing or contradict each other: change them.
+    InvalidSettings,
+    /// An array, an argument or a stored input cannot be used: change the input.
+    InvalidInput,
+    /// An array, a run, a repository or a version does not exist.
+    NotFound,
+    /// Another array, run or commit is in the way: choose another place, overwrite, rebase or wait.
+    Conflict,
+    /// The caller cancelled the run. Finished tasks are kept.
+    Cancelled,
+    /// The run reached its deadline. Finished tasks are kept.
+    Deadline,
+    /// Storage failed for good: permissions, space or a damaged object.
+    Storage,
+    /// A worker cannot be started, or failed in the same way several times.
+    Worker,
+    /// A user's kernel failed: change the kernel or its input.
+    Kernel,
+    /// A defect of Freestone: report it.
+    Internal,
+}
+
+/// The exit status of the command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 #[repr(u8)]
 pub enum ExitCode {
     /// A task or the system failed.
     Failed = 1,
-    /// The command line makes no sense.
+    /// The command line or the settings are invalid.
     Usage = 2,
-    /// The plan does not fit the memory allowed.
+    /// The memory limits are too low.
     Memory = 3,
     /// An input cannot be used, or does not fit the others.
     Input = 4,
-    /// Something else is where the result should go.
+    /// Another array, run or commit is in the way.
     Conflict = 5,
-    /// Stopped at its deadline; finished work is kept.
+    /// The run reached its deadline; finished work is kept.
     Deadline = 124,
-    /// Stopped on request; finished work is kept.
+    /// The run was interrupted; finished work is kept.
     Interrupted = 130,
 }
 
+impl From<ErrorKind> for ExitCode {
+    fn from(kind: ErrorKind) -> ExitCode {
+        match kind {
+            ErrorKind::ExceedsMemory => ExitCode::Memory,
+            ErrorKind::InvalidSettings => ExitCode::Usage,
+            ErrorKind::InvalidInput | ErrorKind::NotFound => ExitCode::Input,
+            ErrorKind::Conflict => ExitCode::Conflict,
+            ErrorKind::Cancelled => ExitCode::Interrupted,
+            ErrorKind::Deadline => ExitCode::Deadline,
+            ErrorKind::Unavailable
+            | ErrorKind::Storage
+            | ErrorKind::Worker
+            | ErrorKind::Kernel
+            | ErrorKind::Internal => ExitCode::Failed,
+        }
+    }
+}
+
 impl Error {
-    /// The exit code for this error.
-    pub fn exit_code(&self) -> ExitCode {
+    /// Returns the kind of the error: what a caller can do about it.
+    pub fn kind(&self) -> ErrorKind {
         match self {
+            Error::Array(error) => of_array(error.cause()),
             Error::Plan(error) => of_plan(error),
             Error::Run(error) => of_run(error.cause()),
-            Error::Array(error) if matches!(error.cause(), ArrayError::Coordinates { .. }) => {
-                ExitCode::Conflict
-            }
-            Error::Array(_) | Error::Uneven { .. } | Error::ResultType { .. } => ExitCode::Input,
-            Error::Internal { .. } => ExitCode::Failed,
-            Error::NoSession { .. } => ExitCode::Usage,
+            Error::Executor(error) => of_executor(error),
+            Error::Io(error) => of_io(error),
+            Error::Uneven { .. } | Error::ResultType { .. } => ErrorKind::InvalidInput,
+            Error::Internal { .. } => ErrorKind::Internal,
             #[cfg(feature = "sessions")]
             Error::Repository(error) => of_repository(error),
-            Error::Spec(SpecError::NoRoom { .. }) => ExitCode::Memory,
-            Error::Spec(_) => ExitCode::Usage,
+            Error::Spec(SpecError::NoRoom { .. }) => ErrorKind::ExceedsMemory,
+            Error::Spec(_) | Error::NoSession { .. } => ErrorKind::InvalidSettings,
+        }
+    }
+
+    /// Returns the exit status for the error, which follows from its kind.
+    pub fn exit_code(&self) -> ExitCode {
+        self.kind().into()
+    }
+
+    /// Returns the folder of the failed run if it can be resumed, for
+    /// [`open_run`](crate::open_run).
+    pub fn resumable_run(&self) -> Option<&str> {
+        match self {
+            Error::Run(error) => error.kept(),
+            _ => None,
         }
     }
 }
 
-fn of_plan(error: &PlanError) -> ExitCode {
+fn of_array(error: &ArrayError) -> ErrorKind {
     match error {
-        PlanError::ExceedsMemory { .. } | PlanError::ExceedsLocalMemory { .. } => ExitCode::Memory,
-        _ => ExitCode::Input,
+        ArrayError::Coordinates { .. } => ErrorKind::Conflict,
+        ArrayError::Metadata(MetadataError::Storage(error)) | ArrayError::Storage(error) => {
+            of_storage(error)
+        }
+        ArrayError::Metadata(MetadataError::NoZarr { .. } | MetadataError::NoGroup { .. })
+        | ArrayError::Region(RegionError::Missing { .. }) => ErrorKind::NotFound,
+        _ => ErrorKind::InvalidInput,
     }
 }
 
-fn of_run(error: &RunError) -> ExitCode {
+fn of_storage(error: &StorageError) -> ErrorKind {
     match error {
-        RunError::Plan(PlanError::ExceedsMemory { .. } | PlanError::ExceedsLocalMemory { .. }) => {
-            ExitCode::Memory
+        StorageError::InvalidUrl { .. } | StorageError::NotInProcess(_) => ErrorKind::InvalidInput,
+        // Metadata that are too long or too short are no metadata.
+        StorageError::TooLong { .. } | StorageError::Truncated { .. } => ErrorKind::InvalidInput,
+        StorageError::NotPrivate { .. } => ErrorKind::InvalidSettings,
+        StorageError::Internal { .. } => ErrorKind::Internal,
+        error if error.is_transient() || error.is_throttle() => ErrorKind::Unavailable,
+        _ => ErrorKind::Storage,
+    }
+}
+
+fn of_plan(error: &PlanError) -> ErrorKind {
+    match error {
+        PlanError::ExceedsMemory { .. } | PlanError::ExceedsLocalMemory { .. } => {
+            ErrorKind::ExceedsMemory
         }
-        RunError::Publish(
-            PublishError::Storage(_)
-            | PublishError::Rejected { why: Rejection::Transient | Rejection::Failed, .. },
-        ) => ExitCode::Failed,
-        RunError::Publish(_) | RunError::Running { .. } | RunError::TakenOver { .. } => {
-            ExitCode::Conflict
+        _ => ErrorKind::InvalidInput,
+    }
+}
+
+fn of_io(error: &io::Error) -> ErrorKind {
+    match error.kind() {
+        io::ErrorKind::NotFound => ErrorKind::NotFound,
+        io::ErrorKind::InvalidInput => ErrorKind::InvalidInput,
+        io::ErrorKind::TimedOut | io::ErrorKind::Interrupted => ErrorKind::Unavailable,
+        _ => ErrorKind::Storage,
+    }
+}
+
+fn of_executor(error: &ExecutorError) -> ErrorKind {
+    match error {
+        ExecutorError::Unreachable(_) | ExecutorError::Local { .. } => ErrorKind::InvalidInput,
+        ExecutorError::Unavailable { .. } => ErrorKind::Unavailable,
+        _ => ErrorKind::Worker,
+    }
+}
+
+fn of_run(error: &RunError) -> ErrorKind {
+    match error {
+        RunError::Plan(
+            error @ (PlanError::ExceedsMemory { .. } | PlanError::ExceedsLocalMemory { .. }),
+        ) => of_plan(error),
+        RunError::Publish(error) => of_publish(error),
+        RunError::Executor(error) => of_executor(error),
+        RunError::Task { failure, .. } => of_failure(failure.kind),
+        RunError::Running { .. } | RunError::TakenOver { .. } => ErrorKind::Conflict,
+        RunError::Cancelled => ErrorKind::Cancelled,
+        RunError::Deadline(_) => ErrorKind::Deadline,
+        RunError::NoRun { .. } => ErrorKind::NotFound,
+        RunError::OtherEngine { .. } | RunError::InputChanged { .. } => ErrorKind::InvalidInput,
+        RunError::Work(error) if error.is_transient() || error.is_throttle() => {
+            ErrorKind::Unavailable
         }
-        RunError::Cancelled => ExitCode::Interrupted,
-        RunError::Deadline(_) => ExitCode::Deadline,
-        RunError::NoRun { .. }
-        | RunError::OtherEngine { .. }
-        | RunError::InputChanged { .. }
-        | RunError::Executor(ExecutorError::Unreachable(_) | ExecutorError::Local { .. }) => {
-            ExitCode::Input
+        RunError::Work(_) => ErrorKind::Storage,
+        _ => ErrorKind::Internal,
+    }
+}
+
+fn of_publish(error: &PublishError) -> ErrorKind {
+    match error {
+        PublishError::Storage(error) if error.is_transient() || error.is_throttle() => {
+            ErrorKind::Unavailable
         }
-        RunError::Task { failure, .. } if failure.kind == FailureKind::BadInput => ExitCode::Input,
-        RunError::Task { failure, .. } if failure.kind == FailureKind::Refused => {
-            ExitCode::Conflict
+        PublishError::Storage(_) => ErrorKind::Storage,
+        PublishError::Rejected { why, .. } => match why {
+            Rejection::Transient => ErrorKind::Unavailable,
+            Rejection::Failed => ErrorKind::Storage,
+            Rejection::Cancelled => ErrorKind::Cancelled,
+            _ => ErrorKind::Conflict,
+        },
+        _ => ErrorKind::Conflict,
+    }
+}
+
+fn of_failure(kind: FailureKind) -> ErrorKind {
+    match kind {
+        FailureKind::Transient | FailureKind::Throttled | FailureKind::TimedOut => {
+            ErrorKind::Unavailable
         }
-        _ => ExitCode::Failed,
+        FailureKind::OutOfMemory | FailureKind::Overrun => ErrorKind::ExceedsMemory,
+        FailureKind::BadInput => ErrorKind::InvalidInput,
+        FailureKind::Refused | FailureKind::Superseded => ErrorKind::Conflict,
+        FailureKind::Damaged { .. }
+        | FailureKind::NoSpace
+        | FailureKind::Denied
+        | FailureKind::Storage => ErrorKind::Storage,
+        FailureKind::WorkerLost | FailureKind::Crashed => ErrorKind::Worker,
+        FailureKind::Cancelled => ErrorKind::Cancelled,
+        FailureKind::Kernel => ErrorKind::Kernel,
+        _ => ErrorKind::Internal,
     }
 }
 
 #[cfg(feature = "sessions")]
-fn of_repository(error: &freestone_sessions::Error) -> ExitCode {
+fn of_repository(error: &freestone_sessions::Error) -> ErrorKind {
     use freestone_sessions::Error as E;
     match error {
         E::InvalidUrl { .. }
@@ -131,13 +303,11 @@ fn of_repository(error: &freestone_sessions::Error) -> ExitCode {
         | E::InvalidName { .. }
         | E::InvalidRef { .. }
         | E::TooLong { .. }
-        | E::SharingOff { .. } => ExitCode::Usage,
-        E::NoRepository { .. }
-        | E::NotInProcess { .. }
-        | E::NoVersion { .. }
-        | E::NoNode { .. }
-        | E::NoSession { .. }
-        | E::InvalidNode { .. } => ExitCode::Input,
+        | E::SharingOff { .. } => ErrorKind::InvalidSettings,
+        E::NoRepository { .. } | E::NoVersion { .. } | E::NoNode { .. } | E::NoSession { .. } => {
+            ErrorKind::NotFound
+        }
+        E::NotInProcess { .. } | E::InvalidNode { .. } => ErrorKind::InvalidInput,
         E::Exists { .. }
         | E::Occupied { .. }
         | E::RefExists { .. }
@@ -151,8 +321,10 @@ fn of_repository(error: &freestone_sessions::Error) -> ExitCode {
         | E::Replaced { .. }
         | E::CreatedTwice { .. }
         | E::WrittenTwice { .. }
-        | E::Collected { .. } => ExitCode::Conflict,
-        E::Cancelled => ExitCode::Interrupted,
-        _ => ExitCode::Failed,
+        | E::Collected { .. } => ErrorKind::Conflict,
+        E::Cancelled => ErrorKind::Cancelled,
+        E::Internal { .. } => ErrorKind::Internal,
+        E::Repository { transient: true, .. } => ErrorKind::Unavailable,
+        _ => ErrorKind::Storage,
     }
 }

@@ -34,7 +34,7 @@ pub use compute::{
     Plan, RunOptions, compute, compute_with, create, discard, open, open_run, plan, resume, run,
     run_with, serve, stores,
 };
-pub use error::{Error, ExitCode};
+pub use error::{Error, ErrorKind, ExitCode};
 pub use freestone_engine::driver::record::StoredRun;
 pub use freestone_engine::events::{Event, Observer, RunReport};
 pub use freestone_engine::executor::Executor;

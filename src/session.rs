@@ -312,7 +312,7 @@ impl Session {
                 | MetadataError::Group { .. }
                 | MetadataError::Unsupported { .. },
             ) => return Ok(()),
-            Err(e) => return Err(freestone_ops::Error::from(e).into()),
+            Err(e) => return Err(e.into()),
         };
         let mut parts = Vec::new();
         for part in along.iter().filter(|g| g.path == first.path) {
@@ -340,10 +340,9 @@ impl Session {
 
     /// Arrays of the group of one that has grown whose length along the axis is what it was before.
     fn left_behind(&self, grown: &Grown, after: u64) -> Result<Vec<String>, Error> {
-        let failed = |e: MetadataError| Error::from(freestone_ops::Error::from(e));
         let store = self.seen();
         let mut left = Vec::new();
-        for child in open_group(&*store, grown.group()).map_err(failed)?.children {
+        for child in open_group(&*store, grown.group())?.children {
             let path = join(grown.group(), &child);
             let array = match open_array(&store, &path) {
                 Ok(array) => array,
@@ -352,7 +351,7 @@ impl Session {
                     | MetadataError::Group { .. }
                     | MetadataError::Unsupported { .. },
                 ) => continue,
-                Err(e) => return Err(failed(e)),
+                Err(e) => return Err(e.into()),
             };
             let is_short = |(name, len): (&Option<String>, u64)| {
                 name.as_ref() == Some(&grown.name) && len == grown.before && len != after

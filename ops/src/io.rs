@@ -1,6 +1,7 @@
 //! Arrays in, arrays out.
 
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 use freestone_engine::graph::{Node, NodeRef, Op};
@@ -71,8 +72,8 @@ pub struct Target {
 
 impl Target {
     /// An array of its own at a location.
-    pub fn array(array: &Array, location: &str) -> Target {
-        let (url, path) = split_location(location);
+    pub fn array(array: &Array, location: impl AsRef<Path>) -> Target {
+        let (url, path) = split_location(&location.as_ref().to_string_lossy());
         Target::new(array, url, path, false)
     }
 
@@ -82,8 +83,9 @@ impl Target {
     /// Planning reads the coordinates that the group has already: all arrays of a group share them,
     /// so an array with others is refused. Axes without names get some, since readers of groups
     /// tell axes by their names.
-    pub fn in_group(array: &Array, group: &str, name: &str) -> Target {
-        Target::new(array, group.trim_end_matches('/').to_owned(), name.to_owned(), true)
+    pub fn in_group(array: &Array, group: impl AsRef<Path>, name: &str) -> Target {
+        let group = group.as_ref().to_string_lossy().trim_end_matches('/').to_owned();
+        Target::new(array, group, name.to_owned(), true)
     }
 
     fn new(array: &Array, url: String, path: String, in_group: bool) -> Target {
@@ -112,8 +114,8 @@ impl Target {
 
     /// Stored chunks of that shape; otherwise as the array is chunked, made regular.
     #[must_use]
-    pub fn chunks(mut self, chunks: &[u64]) -> Target {
-        self.chunks = Some(chunks.to_vec());
+    pub fn chunks(mut self, chunks: impl AsRef<[u64]>) -> Target {
+        self.chunks = Some(chunks.as_ref().to_vec());
         self
     }
 
@@ -123,8 +125,8 @@ impl Target {
     /// Each length must be a multiple of the chunks'. A shard is written by one task, which holds
     /// it whole; readers fetch single chunks.
     #[must_use]
-    pub fn shards(mut self, shards: &[u64]) -> Target {
-        self.shards = Some(shards.to_vec());
+    pub fn shards(mut self, shards: impl AsRef<[u64]>) -> Target {
+        self.shards = Some(shards.as_ref().to_vec());
         self
     }
 
@@ -168,8 +170,8 @@ impl Target {
     /// whole; the region is not: readers see new chunks beside old ones until the run has ended.
     /// Coordinates are not written. For all of this at once a transactional store is needed.
     #[must_use]
-    pub fn region(mut self, region: &[Range<u64>]) -> Target {
-        self.region = Some(Region::At(region.to_vec()));
+    pub fn region(mut self, region: impl AsRef<[Range<u64>]>) -> Target {
+        self.region = Some(Region::At(region.as_ref().to_vec()));
         self
     }
 
