@@ -1,7 +1,7 @@
-//! What a computation is: nodes that name their inputs.
+//! The graph of a computation.
 //!
-//! A [`Node`] is immutable and shared; a user's `Array` is a handle on one. Nodes know dtype, shape
-//! and chunks as soon as they are made. Nothing is read but input metadata.
+//! A [`Node`] is immutable and shared. A user's `Array` is a handle to a node. Dtype, shape and
+//! chunks of a node are known at creation, which reads only the metadata of inputs.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,50 +16,50 @@ use crate::storage::StoredArray;
 /// A shared node.
 pub type NodeRef = Arc<Node>;
 
-/// An array that is not computed yet.
+/// An array that has not been computed.
 pub struct Node {
-    /// What it is.
+    /// The operation that yields the array.
     pub op: Op,
-    /// Element type.
+    /// The element type.
     pub dtype: DType,
-    /// Shape and chunks.
+    /// The shape and chunks.
     pub grid: ChunkGrid,
 }
 
-/// What an array is made of.
+/// The operation that yields an array.
 #[derive(Debug)]
 pub enum Op {
     /// An array in a store.
     Stored(Box<StoredArray>),
-    /// Values that the program has in memory, in C order.
+    /// Values in the memory of the program, in C order.
     Constant(Arc<Buffer>),
     /// Values that follow from indices.
     Generate(Generate),
-    /// Elements of other arrays, elsewhere.
+    /// Elements of other arrays at other positions.
     View {
-        /// The arrays that the map's pieces name.
+        /// The arrays to which the map refers.
         sources: Vec<NodeRef>,
-        /// Where each element comes from.
+        /// The source of each element.
         map: ReadMap,
     },
     /// An elementwise function of arrays of this array's shape.
     Map {
-        /// The function, of one result.
+        /// The function, with one result.
         expr: Expr,
-        /// Its arguments.
+        /// The arguments.
         inputs: Vec<NodeRef>,
-        /// For each axis, whether the values may differ along it.
+        /// For each axis, whether values may differ along it.
         varies: Vec<bool>,
     },
-    /// The same values in other chunks.
+    /// The values of an array in other chunks.
     Rechunk(NodeRef),
-    /// An operation with a kind of stage of its own.
+    /// An operation with a stage kind of its own.
     Staged(Operation),
 }
 
 impl fmt::Debug for Node {
-    /// Writes the operation, dtype, shape and chunks, and nothing of the arguments: a graph has
-    /// more paths than nodes.
+    /// Writes operation, dtype, shape and chunks. Arguments are omitted, because the number of
+    /// paths in a graph may be exponential.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (shape, chunks) = (self.shape(), self.grid.max_chunk());
         f.debug_struct("Node")
@@ -74,17 +74,18 @@ impl fmt::Debug for Node {
 impl Drop for Node {
     /// Drops a deep graph without recursion.
     fn drop(&mut self) {
-        let nothing = || Op::Generate(Generate::Triangle { k: 0 });
-        let mut open = std::mem::replace(&mut self.op, nothing()).into_inputs();
+        let placeholder = || Op::Generate(Generate::Triangle { k: 0 });
+        let mut open = std::mem::replace(&mut self.op, placeholder()).into_inputs();
         while let Some(node) = open.pop() {
             if let Some(mut last) = Arc::into_inner(node) {
-                open.extend(std::mem::replace(&mut last.op, nothing()).into_inputs());
+                open.extend(std::mem::replace(&mut last.op, placeholder()).into_inputs());
             }
         }
     }
 }
 
 impl Op {
+    /// Returns the arguments by value.
     fn into_inputs(self) -> Vec<NodeRef> {
         match self {
             Op::Stored(_) | Op::Constant(_) | Op::Generate(_) => Vec::new(),
@@ -97,12 +98,12 @@ impl Op {
 }
 
 impl Node {
-    /// Elements along each axis.
+    /// Returns the number of elements along each axis.
     pub fn shape(&self) -> Vec<u64> {
         self.grid.shape()
     }
 
-    /// The nodes that it is made of.
+    /// Returns the arguments.
     pub fn inputs(&self) -> &[NodeRef] {
         match &self.op {
             Op::Stored(_) | Op::Constant(_) | Op::Generate(_) => &[],
@@ -113,7 +114,7 @@ impl Node {
         }
     }
 
-    /// The name of the stage that would compute it, for people.
+    /// Returns the display name of a stage that computes the node.
     pub fn name(&self) -> &'static str {
         match &self.op {
             Op::Staged(op) => op.kind().name(),
@@ -124,12 +125,12 @@ impl Node {
         }
     }
 
-    /// An operation with a kind of stage of its own.
+    /// Creates a node for an operation with a stage kind of its own.
     pub fn staged(op: impl Into<Operation>, dtype: DType, grid: ChunkGrid) -> NodeRef {
         Arc::new(Node { op: Op::Staged(op.into()), dtype, grid })
     }
 
-    /// True if its values may differ along an axis: it is not broadcast there.
+    /// Returns true if values may differ along an axis, so that it is not broadcast.
     fn varies(&self, axis: usize) -> bool {
         match &self.op {
             Op::View { map, .. } => map.varies()[axis],
@@ -138,18 +139,19 @@ impl Node {
         }
     }
 
-    /// A view; its chunks are cut where those of its sources are, where that is simple.
+    /// Creates a view. Its chunk boundaries follow those of its sources where the result is
+    /// regular.
     pub fn view(sources: Vec<NodeRef>, map: ReadMap) -> NodeRef {
         let dtype = sources[0].dtype;
         let grid = view_grid(&sources, &map);
         Arc::new(Node { op: Op::View { sources, map }, dtype, grid })
     }
 
-    /// An elementwise function; its chunks are those of the first of its largest inputs.
+    /// Creates an elementwise function. Along each axis, its chunks are those of the first input
+    /// that varies along the axis, preferably in several chunks.
     pub fn map(expr: Expr, inputs: Vec<NodeRef>) -> NodeRef {
         let dtype = expr.result_dtypes()[0];
-        // A broadcast axis says nothing of how to cut it: prefer, axis by axis, an input that is
-        // cut.
+        // A broadcast axis does not determine chunks, so prefer an input with several chunks.
         let rank = inputs.first().map_or(0, |i| i.grid.axes().len());
         let axes = (0..rank).map(|d| {
             let axis = |n: &NodeRef| n.grid.axes()[d].clone();
@@ -165,33 +167,29 @@ impl Node {
     }
 }
 
-/// Most elements along a broadcast axis in one chunk: without a cut of its own it is cut so that
-/// blocks stay small.
+/// The maximum number of elements of a chunk along a broadcast axis, which has no chunks of its
+/// own. It keeps blocks small.
 const BROADCAST_CHUNK: u64 = 1 << 20;
 
+/// Returns the chunks of a view.
 fn view_grid(sources: &[NodeRef], map: &ReadMap) -> ChunkGrid {
-    let shape = map.shape();
-    let axes = shape.iter().enumerate().map(|(d, n)| {
-        // The source axis that runs along `d` in the first piece that has one decides the cuts.
-        let along = map.pieces().iter().find_map(|piece| match &piece.from {
-            Origin::Source { source, axes } => axes.iter().enumerate().find_map(|(s, a)| match a {
-                AxisMap::Along { axis, start, step } if *axis == d => {
-                    Some((piece, &sources[*source].grid.axes()[s], Some((*start, *step))))
-                }
-                AxisMap::Gather { axis, .. } if *axis == d => {
-                    Some((piece, &sources[*source].grid.axes()[s], None))
-                }
-                _ => None,
-            }),
-            Origin::Fill(_) | Origin::Flat => None,
-        });
-        match along {
-            Some((piece, axis, Some((start, step)))) if piece.to.shape[d] == *n => {
-                axis.slice(start, step, *n)
-            }
-            Some((_, axis, ..)) => AxisGrid::regular(*n, axis.max_extent()),
-            None => AxisGrid::regular(*n, (*n).clamp(1, BROADCAST_CHUNK)),
-        }
-    });
+    let axes = map.shape().iter().enumerate().map(|(d, n)| view_axis(sources, map, d, *n));
     ChunkGrid::new(axes.collect())
+}
+
+/// Returns the chunks of a view along axis `d`, which has `n` elements. They follow the source axis
+/// that runs along `d` in the first piece that has one.
+fn view_axis(sources: &[NodeRef], map: &ReadMap, d: usize, n: u64) -> AxisGrid {
+    for piece in map.pieces() {
+        let Origin::Source { source, axes } = &piece.from else { continue };
+        let Some(s) = axes.iter().position(|a| a.axis() == Some(d)) else { continue };
+        let axis = &sources[*source].grid.axes()[s];
+        return match &axes[s] {
+            AxisMap::Along { start, step, .. } if piece.to.shape[d] == n => {
+                axis.slice(*start, *step, n)
+            }
+            _ => AxisGrid::regular(n, axis.max_extent()),
+        };
+    }
+    AxisGrid::regular(n, n.clamp(1, BROADCAST_CHUNK))
 }

@@ -1,15 +1,17 @@
-//! Plans of bounded memory over chunked arrays, and the worker and driver that run them.
+//! Plans with bounded memory over chunked arrays, and the worker and driver that run them.
 //!
-//! The path of a computation: a [`graph`] of nodes is [lowered](plan::lower::lower) to a
-//! [`Plan`](plan::Plan), whose memory is [projected](memory) and checked; the [`driver`] hands its
-//! tasks to an [`executor`], whose [`worker`]s read chunks from [`storage`], compute and write; a
-//! [`session`] publishes the results.
+//! A [`graph`] of nodes is [lowered](plan::lower::lower) to a [`Plan`](plan::Plan), whose memory is
+//! [projected](memory) and checked. The [`driver`] assigns the plan's tasks to an [`executor`]. The
+//! executor's [`worker`]s read chunks from [`storage`], compute, and write chunks. A [`session`]
+//! publishes the results.
 //!
-//! Time and randomness come from a [`System`](system::System) that is passed along, files from
-//! [`files`].
+//! Time and randomness come from a [`System`](system::System) that is passed as an argument. File
+//! access goes through [`files`].
 //!
-//! Nothing imports from what comes later in:
-//! `files · system · retry · machine · panics · grid · flat → readmap → memory → program → storage · work_dir · spec → user → graph → plan · stages · state → task · session → worker → executor · remote · events → journal → driver`.
+//! Each module imports only modules before it in this list:
+//! `files · system · retry · machine · panics · grid · flat → readmap → memory → program →
+//! storage · work_dir · spec → user → graph → plan · stages · state → task · session → worker →
+//! executor · remote · events → journal → driver`.
 
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 

@@ -1,8 +1,8 @@
-//! Projected memory by parts, and the arena that refuses to exceed it.
+//! The projected memory of a task by parts, and the arena that enforces it.
 //!
-//! A stage's [`Program`](crate::program::Program) says when a task takes and releases its buffers.
-//! Its high-water mark is the projection, a [`MemoryEstimate`]; a worker runs the same program
-//! through an [`Arena`] that refuses to hold more.
+//! A stage's [`Program`](crate::program::Program) determines when a task takes and releases its
+//! buffers. Its high-water mark is the projection, a [`MemoryEstimate`]. A worker executes the same
+//! program through an [`Arena`], which rejects allocations above the projection.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use freestone_kernels::Buffer;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// What a buffer is for: the rows of a memory projection.
+/// The purpose of a buffer: a row of a memory projection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs)]
@@ -32,7 +32,7 @@ pub enum Part {
 }
 
 impl Part {
-    /// In words, for people.
+    /// Returns the display name.
     pub const fn name(self) -> &'static str {
         match self {
             Part::Reserved => "reserved (program, stacks, plan)",
@@ -52,15 +52,15 @@ impl Part {
     }
 }
 
-/// Projected memory of one task, by parts, reserved memory first.
+/// The projected memory of one task by parts, with reserved memory first.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryEstimate {
     parts: Vec<(Part, u64)>,
 }
 
 impl MemoryEstimate {
-    /// Returns the estimate of a process with `reserved` bytes whose task holds buffers of these
-    /// parts at its worst.
+    /// Creates the estimate for a process with `reserved` bytes whose task holds these buffers at
+    /// its peak.
     pub(crate) fn new(reserved: u64, held: impl Iterator<Item = (Part, u64)>) -> MemoryEstimate {
         let mut parts = vec![(Part::Reserved, reserved)];
         for (part, bytes) in held.filter(|(_, bytes)| *bytes > 0) {
@@ -73,24 +73,20 @@ impl MemoryEstimate {
         MemoryEstimate { parts }
     }
 
-    /// Bytes, reserved memory included.
+    /// Returns the total bytes, including reserved memory.
     pub fn total(&self) -> u64 {
         self.parts.iter().fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes))
     }
 
-    /// Bytes without what a process has once, for all of its tasks: what each further task at the
-    /// same time adds.
+    /// Returns the bytes that each further concurrent task adds: the total without the memory that
+    /// a process holds once, for all of its tasks.
     pub fn per_task(&self) -> u64 {
-        self.total()
-            - self
-                .parts
-                .iter()
-                .filter(|(p, _)| matches!(p, Part::Reserved | Part::Repository))
-                .map(|(_, b)| b)
-                .sum::<u64>()
+        let is_shared = |part: Part| matches!(part, Part::Reserved | Part::Repository);
+        let shared = self.parts.iter().filter(|(part, _)| is_shared(*part));
+        self.total() - shared.map(|(_, bytes)| bytes).sum::<u64>()
     }
 
-    /// The same, where so much of what is reserved is for repositories.
+    /// Moves `bytes` of the reserved memory to a row for repositories.
     #[must_use]
     pub(crate) fn with_repositories(mut self, bytes: u64) -> MemoryEstimate {
         if let Some((at, (_, reserved))) =
@@ -103,7 +99,7 @@ impl MemoryEstimate {
         self
     }
 
-    /// The rows.
+    /// Returns the parts in order.
     pub fn parts(&self) -> &[(Part, u64)] {
         &self.parts
     }
@@ -119,17 +115,18 @@ impl fmt::Display for MemoryEstimate {
     }
 }
 
-/// What a process holds that has repositories open: its own threads for them, the code that it
-/// touches, snapshots. Measured: 10 to 12 MB, of which pages of the program are the greater part.
+/// The bytes that a process with open repositories holds: threads, resident code, and snapshots.
+/// Measured: 10 to 12 MB, mostly pages of the program.
 const REPOSITORY_BYTES: u64 = 14_000_000;
-/// References to chunks that a repository keeps decoded, at most, and the bytes of one. Measured:
-/// 65 to 70.
+/// The maximum number of decoded chunk references that a repository caches.
 pub const CACHED_REFERENCES: u64 = 2_000_000;
+/// The bytes of one chunk reference. Measured: 65 to 70.
 const REFERENCE_BYTES: u64 = 75;
 
-/// Bytes that a process holds for repositories besides all tasks: `chunks` are those of all arrays
-/// that are read from one, `most` those of the largest, whose references are held together while
-/// they are decoded.
+/// Returns the bytes that a process holds for repositories, independent of tasks.
+///
+/// `chunks` is the total number of chunks of the arrays that are read from repositories. `most` is
+/// that of the largest array, whose references are all in memory while they are decoded.
 pub(crate) fn repository_bytes(any: bool, chunks: u64, most: u64) -> u64 {
     let references = chunks.min(CACHED_REFERENCES.saturating_add(most));
     if any {
@@ -139,69 +136,73 @@ pub(crate) fn repository_bytes(any: bool, chunks: u64, most: u64) -> u64 {
     }
 }
 
-/// What a commit holds for each chunk that it refers to: receipts, and references until they are
-/// written. Measured: 370 to 430 bytes, and 40 to 80 of the driver.
+/// The bytes that a commit holds per chunk: receipts, and references until they are written.
+/// Measured: 370 to 430 bytes, and 40 to 80 bytes of the driver.
 const COMMIT_BYTES: u64 = 550;
 
-/// What the driver holds to commit so many chunks to a repository.
+/// Returns the bytes that the driver holds to commit a number of chunks to a repository.
 pub fn commit_bytes(chunks: u64) -> u64 {
     chunks.saturating_mul(COMMIT_BYTES)
 }
 
-/// Bytes as people read them, in powers of 1000.
+/// Formats a size with a decimal unit, such as `1.5 MB`.
 pub fn size(bytes: u64) -> bytesize::Display {
     ByteSize::b(bytes).display().si()
 }
 
-/// A task wanted more than its projection.
+/// The error for a task that exceeds its projection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error(
     "a task that holds {held} bytes requested {asked} more, above its projection of {limit} (hint: \
      this is a defect of the projection, please report it)"
 )]
 pub struct Overrun {
-    /// What was asked for.
+    /// The requested bytes.
     pub asked: u64,
-    /// What it held.
+    /// The bytes that the task holds.
     pub held: u64,
-    /// Its projection without reserved memory.
+    /// The projection without reserved memory.
     pub limit: u64,
 }
 
-/// A task's buffers: permits by the schedule's bounds, and memory that is used again.
+/// The buffers of a task: permits for the slots of its program, and a pool of reusable memory.
 ///
-/// Two things are held under the projection: the bounds of what is taken, and the bytes that really
-/// are allocated, idle buffers included.
+/// The arena limits two quantities to the projection: the bounds of the taken slots, and the
+/// allocated bytes including idle buffers.
 #[derive(Debug)]
 pub struct Arena {
     limit: u64,
     taken: u64,
     allocated: u64,
-    highest: u64,
-    /// Bytes under the limit that are allocated elsewhere: of a codec's context.
-    outside: u64,
+    peak: u64,
+    /// The bytes under the limit that a codec's context allocates.
+    external: u64,
     idle: Vec<Buffer>,
 }
 
+/// The bytes by which the capacities of a task's buffers may exceed their lengths, because buffers
+/// consist of whole cache lines.
+const CACHE_LINES_BYTES: u64 = 4096;
+
 impl Arena {
-    /// For tasks whose projection without reserved memory is `limit`.
+    /// Creates an arena for tasks whose projection without reserved memory is `limit`.
     pub fn new(limit: u64) -> Arena {
-        Arena { limit, taken: 0, allocated: 0, highest: 0, outside: 0, idle: Vec::new() }
+        Arena { limit, taken: 0, allocated: 0, peak: 0, external: 0, idle: Vec::new() }
     }
 
-    /// The limit becomes that of another stage; idle buffers beyond it go.
+    /// Sets the limit for the tasks of another stage and frees idle buffers above it.
     pub fn set_limit(&mut self, limit: u64) {
         self.limit = limit;
         self.taken = 0;
-        self.outside = 0;
+        self.external = 0;
         self.trim(0);
-        self.highest = self.allocated;
+        self.peak = self.allocated;
     }
 
-    /// A permit for a slot.
+    /// Takes the permit for a slot of `bytes`.
     ///
     /// # Errors
-    /// Where the projection would be exceeded.
+    /// Returns an error if the permits would exceed the projection.
     pub fn take(&mut self, bytes: u64) -> Result<(), Overrun> {
         if self.taken + bytes > self.limit {
             return Err(Overrun { asked: bytes, held: self.taken, limit: self.limit });
@@ -210,68 +211,66 @@ impl Arena {
         Ok(())
     }
 
-    /// Gives a permit back.
+    /// Returns the permit for a slot of `bytes`.
     pub fn release(&mut self, bytes: u64) {
         self.taken = self.taken.saturating_sub(bytes);
     }
 
-    /// A buffer of `len` bytes, whose content is left over from before.
+    /// Returns a buffer of `len` bytes with arbitrary content.
     ///
     /// # Errors
-    /// Where what is allocated would exceed the projection.
+    /// Returns an error if the allocated bytes would exceed the projection.
     pub fn buffer(&mut self, len: u64) -> Result<Buffer, Overrun> {
-        let fits = |b: &Buffer| b.capacity() as u64 >= len;
-        if let Some(best) = (0..self.idle.len()).filter(|i| fits(&self.idle[*i])).min_by_key(|i| self.idle[*i].capacity())
-            // A larger one is left for who needs it: counted as its capacity, it would take the
-            // place of another buffer.
-            && self.idle[best].capacity() as u64 <= len + 4096
-        {
+        // A much larger buffer is left idle: it counts by its capacity, and would use the room of
+        // another buffer.
+        let fits = |b: &Buffer| (len..=len + CACHE_LINES_BYTES).contains(&(b.capacity() as u64));
+        let fitting = (0..self.idle.len()).filter(|i| fits(&self.idle[*i]));
+        if let Some(best) = fitting.min_by_key(|i| self.idle[*i].capacity()) {
             let mut buffer = self.idle.swap_remove(best);
             buffer.set_len(len as usize);
             return Ok(buffer);
         }
-        self.room(len)?;
+        self.check_room(len)?;
         let buffer = Buffer::zeroed(len as usize);
         self.account(&buffer);
         Ok(buffer)
     }
 
-    /// A buffer of `len` bytes for a slot that is taken, whose bound is `bound`: it is made as
-    /// large as that, so that whatever the slot holds next fits it too. What was never touched of
-    /// it is not resident.
+    /// Returns a buffer of `len` bytes for a taken slot. Its capacity is the slot's `bound`, so
+    /// that the next content of the slot fits too. Pages that are never touched are not resident.
     ///
     /// # Errors
-    /// Where what is allocated would exceed the projection.
+    /// Returns an error if the allocated bytes would exceed the projection.
     pub fn buffer_in(&mut self, bound: u64, len: u64) -> Result<Buffer, Overrun> {
         let mut buffer = self.buffer(bound.max(len))?;
         buffer.set_len(len as usize);
         Ok(buffer)
     }
 
-    /// Takes over bytes that a codec allocated.
+    /// Accounts for bytes that a codec allocated, and returns them as a buffer.
     ///
     /// # Errors
-    /// Where what is allocated exceeds the projection.
+    /// Returns an error if the allocated bytes exceed the projection.
     pub fn adopt(&mut self, bytes: Vec<u8>) -> Result<Buffer, Overrun> {
-        self.room(bytes.len() as u64)?;
+        self.check_room(bytes.len() as u64)?;
         let buffer = Buffer::from_vec(bytes);
         self.account(&buffer);
         Ok(buffer)
     }
 
-    /// Lets idle buffers go, so that a codec can allocate so many bytes by itself.
-    pub fn prepare(&mut self, bytes: u64) {
+    /// Frees idle buffers, so that a codec can allocate `bytes` itself.
+    pub fn make_room(&mut self, bytes: u64) {
         self.trim(bytes);
     }
 
-    /// From now on, so many bytes under the limit are a codec's own, until there is another limit:
-    /// idle buffers do not take their place.
-    pub fn stand_outside(&mut self, bytes: u64) {
-        self.outside = self.outside.max(bytes);
+    /// Reserves `bytes` under the limit for the context of a codec, until the next call of
+    /// [`set_limit`](Arena::set_limit).
+    pub fn reserve_external(&mut self, bytes: u64) {
+        self.external = self.external.max(bytes);
         self.trim(0);
     }
 
-    /// Gives a buffer back for later use.
+    /// Returns a buffer to the pool.
     pub fn recycle(&mut self, buffer: Buffer) {
         if buffer.is_reusable() {
             self.idle.push(buffer);
@@ -280,26 +279,26 @@ impl Arena {
         }
     }
 
-    /// A buffer of so many bytes is gone, and will not come back.
-    pub fn lost(&mut self, bytes: u64) {
+    /// Accounts for a buffer of `bytes` that was freed elsewhere.
+    pub fn forget(&mut self, bytes: u64) {
         self.allocated = self.allocated.saturating_sub(bytes);
     }
 
-    /// Bytes of the permits that are taken.
+    /// Returns the bytes of the taken permits.
     #[cfg(test)]
     pub(crate) fn taken(&self) -> u64 {
         self.taken
     }
 
-    /// The most bytes that were allocated at once.
-    pub fn highest(&self) -> u64 {
-        self.highest
+    /// Returns the peak of the allocated bytes.
+    pub fn peak(&self) -> u64 {
+        self.peak
     }
 
-    fn room(&mut self, len: u64) -> Result<(), Overrun> {
+    /// Frees idle buffers and checks that `len` bytes can be allocated.
+    fn check_room(&mut self, len: u64) -> Result<(), Overrun> {
         self.trim(len);
-        // Buffers are whole cache lines: allow that much on top of the bound.
-        if self.allocated + len > self.limit + 4096 {
+        if self.allocated + len > self.limit + CACHE_LINES_BYTES {
             return Err(Overrun { asked: len, held: self.allocated, limit: self.limit });
         }
         Ok(())
@@ -307,12 +306,13 @@ impl Arena {
 
     fn account(&mut self, buffer: &Buffer) {
         self.allocated += buffer.capacity() as u64;
-        self.highest = self.highest.max(self.allocated);
+        self.peak = self.peak.max(self.allocated);
     }
 
+    /// Frees the largest idle buffers until `wanted` bytes fit.
     fn trim(&mut self, wanted: u64) {
         self.idle.sort_by_key(Buffer::capacity);
-        while self.allocated + self.outside + wanted > self.limit
+        while self.allocated + self.external + wanted > self.limit
             && let Some(largest) = self.idle.pop()
         {
             self.allocated = self.allocated.saturating_sub(largest.capacity() as u64);
@@ -328,21 +328,25 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_arena_never_allocates_over_its_limit(limit in 10_000u64..1_000_000, asks in prop::collection::vec((1u64..400_000, any::<bool>()), 1..40)) {
+        fn an_arena_never_allocates_above_its_limit(
+            limit in 10_000u64..1_000_000,
+            requests in prop::collection::vec((1u64..400_000, any::<bool>()), 1..40),
+        ) {
             let mut arena = Arena::new(limit);
             let mut held = Vec::new();
-            for (len, keep) in asks {
+            for (len, hold) in requests {
                 match arena.buffer(len) {
-                    Ok(b) if keep => held.push(b),
+                    Ok(b) if hold => held.push(b),
                     Ok(b) => arena.recycle(b),
                     Err(_) => held.drain(..).for_each(|b| arena.recycle(b)),
                 }
-                prop_assert!(arena.highest() <= limit + 8192);
+                prop_assert!(arena.peak() <= limit + 8192);
             }
         }
     }
 
-    /// A large idle buffer once served a smaller need, and the next large need was over the limit.
+    /// Regression: a large idle buffer served a small request, and the next large request exceeded
+    /// the limit.
     #[test]
     fn a_larger_buffer_does_not_stand_in_for_a_smaller_one() {
         let mut arena = Arena::new(900_000);

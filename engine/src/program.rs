@@ -1,4 +1,4 @@
-//! Task programs: the steps of one task as a tree, and the walker that all of its visitors share.
+//! Task programs: the steps of one task as a tree, and the traversal that all of its visitors share.
 //!
 //! A stage lowers to one [`Program`]. Three visitors share the tree, so none repeats a loop of
 //! another:
@@ -8,7 +8,7 @@
 //! - `worker/steps.rs` executes the task.
 //!
 //! A `Loops` defines the iterations of each loop. The projection runs each body once. The other
-//! visitors iterate over the blocks and objects of one task (`plan/walk.rs`).
+//! visitors iterate over the blocks and objects of one task (`plan/loops.rs`).
 
 use thiserror::Error;
 
@@ -52,11 +52,11 @@ pub enum Step {
 /// The parts of a task over which a loop iterates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Over {
-    /// The blocks of the stage's walk that overlap the task's region.
+    /// The blocks of the stage that overlap the task's region.
     Blocks,
     /// The objects (chunks or shards) that the task writes to an output, by output index.
     Objects(usize),
-    /// The blocks of the stage's walk inside the current object.
+    /// The blocks of the stage inside the current object.
     Slices,
 }
 
@@ -336,13 +336,17 @@ mod tests {
         /// of iterations.
         #[test]
         fn the_estimate_is_the_high_water_mark(
-            shape in bodies(), sizes in prop::collection::vec(0u64..1000, 12), times in 1usize..4, reserved in 0u64..50,
+            shape in bodies(),
+            sizes in prop::collection::vec(0u64..1000, 12),
+            times in 1usize..4,
+            reserved in 0u64..50,
         ) {
             let mut program = Program::default();
             let mut sizes = sizes.into_iter().cycle();
             program.steps = with_slots(&mut program, shape, &mut sizes);
             let estimate = program.estimate(reserved).unwrap();
-            let mut permits = Permits { program: &program, arena: Arena::new(estimate.per_task()), highest: 0 };
+            let arena = Arena::new(estimate.per_task());
+            let mut permits = Permits { program: &program, arena, highest: 0 };
             walk(&program.steps, &Times(times), &(), &mut permits).unwrap();
             prop_assert_eq!(permits.highest, estimate.per_task());
             prop_assert_eq!(estimate.total(), reserved + permits.highest);

@@ -7,7 +7,7 @@ use freestone_kernels::{Buffer, DType, Generate, View, copy};
 use crate::grid::{ChunkGrid, Region};
 use crate::lru::Lru;
 use crate::memory::Overrun;
-use crate::plan::walk::Position;
+use crate::plan::loops::Position;
 use crate::plan::{Stage, StageLayout};
 use crate::program::SlotId;
 use crate::storage::reader::{ChunkAccess, ChunkError, ShardCache, WorkerResources};
@@ -204,7 +204,7 @@ impl TaskState<'_> {
         self.resources.arena.buffer_in(bound, bytes).map_err(overrun)
     }
 
-    /// Allocates the accumulators of output `j`, over the axes of the task's region that are kept.
+    /// Allocates the accumulators of output `j`, over the kept axes of the task's region.
     pub(crate) fn start(
         &mut self,
         j: usize,

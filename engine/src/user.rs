@@ -1,9 +1,9 @@
-//! Kernels of users: a function on whole blocks that the library does not know.
+//! User kernels: functions on whole blocks, defined outside the library.
 //!
-//! A plan names a kernel by [`UserKernel::NAME`] and [`UserKernel::VERSION`] and carries its
-//! parameters as data. A worker finds the code in the [`KernelRegistry`] that its `main` built;
-//! what it does not find there it refuses before the first task. The process that made the plan
-//! knows the kernels of its own graph without being told.
+//! A plan refers to a kernel by [`UserKernel::NAME`] and [`UserKernel::VERSION`] and contains its
+//! parameters as data. A worker resolves the code in the [`KernelRegistry`] that its `main`
+//! function builds, and rejects a plan with an unknown kernel before the first task. The process
+//! that created the plan knows the kernels of its graph without registration.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,23 +18,24 @@ use serde_json::Value;
 
 use crate::panics;
 
-/// A function on blocks. Its fields are its parameters, and travel as JSON.
+/// A function on blocks. Its fields are its parameters, which plans contain as JSON.
 pub trait UserKernel: Serialize + DeserializeOwned + fmt::Debug + Send + Sync + 'static {
-    /// How plans call it; unique in a program.
+    /// The name of the kernel in plans, unique in a program.
     const NAME: &'static str;
-    /// To be raised when the same parameters give other values: a worker with another version
-    /// refuses the plan.
+    /// The version of the kernel. Increase it when the same parameters give different values. A
+    /// worker with another version rejects the plan.
     const VERSION: u32;
 
-    /// Most bytes of scratch memory that [`apply`](UserKernel::apply) needs for blocks of these
-    /// shapes. They are part of the projection, and what `apply` allocates by itself is not.
+    /// Returns the maximum scratch memory in bytes that [`apply`](UserKernel::apply) needs for
+    /// blocks of these shapes. The projection includes it. It does not include memory that `apply`
+    /// allocates itself.
     fn scratch_bytes(&self, inputs: &[&[usize]], output: &[usize]) -> u64;
 
-    /// Computes one block from the blocks of the inputs. It must give the same values for the same
-    /// blocks, and write every element.
+    /// Computes one block from the blocks of the inputs. Must be deterministic and write every
+    /// element of the output.
     ///
     /// # Errors
-    /// What it finds wrong, in words; the run ends with them.
+    /// Returns a message if the kernel fails. The run then fails with this message.
     fn apply(
         &self,
         inputs: &[Block<'_>],
@@ -46,26 +47,26 @@ pub trait UserKernel: Serialize + DeserializeOwned + fmt::Debug + Send + Sync + 
 /// A block of an input.
 #[derive(Clone, Debug)]
 pub struct Block<'a> {
-    /// Element type.
+    /// The element type.
     pub dtype: DType,
-    /// First element along each axis of the array.
+    /// The index of the first element along each axis of the array.
     pub start: Vec<u64>,
-    /// Elements along each axis.
+    /// The number of elements along each axis.
     pub shape: Vec<usize>,
-    /// The elements' bytes in C order.
+    /// The bytes of the elements in C order.
     pub bytes: &'a [u8],
 }
 
-/// A block of the result.
+/// A block of the output.
 #[derive(Debug)]
 pub struct BlockMut<'a> {
-    /// Element type.
+    /// The element type.
     pub dtype: DType,
-    /// First element along each axis of the array.
+    /// The index of the first element along each axis of the array.
     pub start: Vec<u64>,
-    /// Elements along each axis.
+    /// The number of elements along each axis.
     pub shape: Vec<usize>,
-    /// The elements' bytes in C order; what they hold is left over from before.
+    /// The bytes of the elements in C order, with arbitrary initial content.
     pub bytes: &'a mut [u8],
 }
 
@@ -75,10 +76,10 @@ fn wrong_dtype<T: Element>(dtype: DType) -> String {
 }
 
 impl Block<'_> {
-    /// The elements.
+    /// Returns a view of the elements.
     ///
     /// # Errors
-    /// Where `T` is not the block's dtype.
+    /// Returns an error if `T` is not the block's dtype.
     pub fn array<T: Element>(&self) -> Result<ArrayViewD<'_, T>, String> {
         if T::DTYPE != self.dtype {
             return Err(wrong_dtype::<T>(self.dtype));
@@ -89,10 +90,10 @@ impl Block<'_> {
 }
 
 impl BlockMut<'_> {
-    /// The elements, to write.
+    /// Returns a mutable view of the elements.
     ///
     /// # Errors
-    /// Where `T` is not the block's dtype.
+    /// Returns an error if `T` is not the block's dtype.
     pub fn array<T: Element>(&mut self) -> Result<ArrayViewMutD<'_, T>, String> {
         if T::DTYPE != self.dtype {
             return Err(wrong_dtype::<T>(self.dtype));
@@ -102,15 +103,15 @@ impl BlockMut<'_> {
     }
 }
 
-/// A kernel with its parameters, ready to run.
+/// A user kernel with its parameters, as a trait object.
 pub trait AnyKernel: fmt::Debug + Send + Sync {
-    /// As [`UserKernel::scratch_bytes`].
+    /// Calls [`UserKernel::scratch_bytes`].
     fn scratch_bytes(&self, inputs: &[&[usize]], output: &[usize]) -> u64;
 
-    /// As [`UserKernel::apply`].
+    /// Calls [`UserKernel::apply`].
     ///
     /// # Errors
-    /// The kernel's own.
+    /// Returns the error of the kernel.
     fn apply(
         &self,
         inputs: &[Block<'_>],
@@ -134,10 +135,10 @@ impl<K: UserKernel> AnyKernel for K {
     }
 }
 
-/// How a kernel is made of its parameters.
+/// A function that creates a kernel from its parameters.
 pub type MakeKernel = fn(&Value) -> Result<Arc<dyn AnyKernel>, String>;
 
-/// The kernels that a program knows, by name and version.
+/// The user kernels of a program, by name and version.
 #[derive(Clone, Default)]
 pub struct KernelRegistry {
     kernels: BTreeMap<(String, u32), MakeKernel>,
@@ -150,19 +151,19 @@ impl fmt::Debug for KernelRegistry {
 }
 
 impl KernelRegistry {
-    /// One that knows none.
+    /// Creates an empty registry.
     pub fn new() -> KernelRegistry {
         KernelRegistry::default()
     }
 
-    /// With one more.
+    /// Returns the registry with the kernel `K` added.
     #[must_use]
     pub fn with<K: UserKernel>(mut self) -> KernelRegistry {
         self.insert(K::NAME, K::VERSION, make::<K>);
         self
     }
 
-    /// Adds a kernel by what a graph's node knows of it.
+    /// Adds a kernel by name, version and constructor.
     pub fn insert(&mut self, name: &str, version: u32, make: MakeKernel) {
         self.kernels.insert((name.to_owned(), version), make);
     }
@@ -172,51 +173,47 @@ impl KernelRegistry {
         self.kernels.extend(other.kernels.iter().map(|(k, m)| (k.clone(), *m)));
     }
 
-    /// The kernel that a plan names, with its parameters.
+    /// Creates the kernel to which a plan refers from its parameters.
     ///
     /// # Errors
-    /// Where it is not here, only in other versions, or does not take the parameters.
+    /// Returns an error if the kernel is unknown, if only other versions are known, or if the
+    /// parameters are invalid.
     pub fn resolve(
         &self,
         name: &str,
         version: u32,
         parameters: &Value,
     ) -> Result<Arc<dyn AnyKernel>, String> {
-        match self.kernels.get(&(name.to_owned(), version)) {
-            Some(make) => {
-                let made = panics::caught(|| make(parameters))
-                    .unwrap_or_else(|panic| Err(format!("deserialization panicked: {panic}")));
-                made.map_err(|e| {
-                    format!("cannot create the kernel `{name}` from its parameters: {e}")
-                })
-            }
-            None => {
-                let others: Vec<String> = self
-                    .kernels
-                    .keys()
-                    .filter(|(n, _)| n == name)
-                    .map(|(_, v)| v.to_string())
-                    .collect();
-                Err(match others.as_slice() {
-                    [] => format!(
-                        "unknown kernel `{name}` (hint: use the program that contains it, and \
-                         register it where a worker calls `serve` and where a run is resumed)"
-                    ),
-                    _ => format!(
-                        "the plan needs version {version} of the kernel `{name}`, but this program \
-                         has version {} (hint: use the same program in workers and in the client)",
-                        others.join(", ")
-                    ),
-                })
-            }
+        let Some(make) = self.kernels.get(&(name.to_owned(), version)) else {
+            return Err(self.unknown(name, version));
+        };
+        let made = panics::caught(|| make(parameters))
+            .unwrap_or_else(|panic| Err(format!("deserialization panicked: {panic}")));
+        made.map_err(|e| format!("cannot create the kernel `{name}` from its parameters: {e}"))
+    }
+
+    /// Returns the error for a kernel that is not registered.
+    fn unknown(&self, name: &str, version: u32) -> String {
+        let versions = self.kernels.keys().filter(|(n, _)| n == name);
+        let versions: Vec<String> = versions.map(|(_, version)| version.to_string()).collect();
+        if versions.is_empty() {
+            return format!(
+                "unknown kernel `{name}` (hint: use the program that contains it, and register it \
+                 where a worker calls `serve` and where a run is resumed)"
+            );
         }
+        format!(
+            "the plan needs version {version} of the kernel `{name}`, but this program has version \
+             {} (hint: use the same program in workers and in the client)",
+            versions.join(", ")
+        )
     }
 }
 
-/// Makes a kernel of its parameters.
+/// Creates a kernel from its parameters.
 ///
 /// # Errors
-/// Where they are not the kernel's.
+/// Returns an error if the parameters do not deserialize.
 pub fn make<K: UserKernel>(parameters: &Value) -> Result<Arc<dyn AnyKernel>, String> {
     Ok(Arc::new(serde_json::from_value::<K>(parameters.clone()).map_err(|e| e.to_string())?))
 }

@@ -236,7 +236,7 @@ impl Worker {
             traffic: self.resources.traffic,
             cpu_ns: machine::thread_cpu_ns().saturating_sub(cpu),
             wall_ns: start.elapsed().as_nanos() as u64,
-            peak_bytes: self.resources.arena.highest(),
+            peak_bytes: self.resources.arena.peak(),
         })
     }
 }

@@ -1,14 +1,15 @@
-//! Repeated chunk reads of a stage's tasks, and the number of chunks to cache so that each is read
-//! once.
+//! Access patterns: the repeated chunk reads of a stage's tasks, and the number of chunks to cache
+//! so that each is read once.
 //!
-//! A [`AccessPattern`] is an access pattern: the axes of an array that an input reads, and the offset from
-//! the task's position. Inputs with the same pattern read the same chunks. The number of chunks
-//! that a block overlaps follows from the pattern, the block extents and the chunk grid, without
-//! visiting tasks.
+//! An [`AccessPattern`] describes the axes of an array that an input reads, and the offset from the
+//! task's position. Inputs with the same pattern read the same chunks. The number of chunks that a
+//! block overlaps follows from the pattern, the block extents and the chunk grid, without visiting
+//! tasks.
 
+use crate::grid::AxisGrid;
 use crate::plan::lower::Lowering;
 use crate::plan::{ArrayId, ChunkCache, MAX_CACHED_CHUNKS, Stage, traffic};
-use crate::readmap::{AxisMap, Origin};
+use crate::readmap::{AxisMap, Origin, Piece};
 
 /// The maximum number of distinct access patterns that are analyzed.
 pub(crate) const MAX_PATTERNS: usize = 64;
@@ -27,21 +28,23 @@ pub(crate) struct AccessPattern {
 struct AxisPattern {
     /// The axis of the iteration space that runs along the array's axis.
     axis: Option<usize>,
-    /// The minimum and maximum offset of the read elements from the task's position.
+    /// The minimum offset of the read elements from the task's position.
     least: i64,
+    /// The maximum offset of the read elements from the task's position.
     most: i64,
     step: u64,
     /// The total number of elements read along the axis.
     len: u64,
-    /// The number of elements in a chunk, and the number of chunks.
+    /// The number of elements in a chunk.
     chunk: u64,
+    /// The number of chunks.
     chunks: u64,
 }
 
 impl Lowering<'_> {
     /// Returns the access patterns of a stage's inputs. Inputs that read along the same axes at a
     /// small distance from each other share one pattern.
-    pub(crate) fn patterns(&self, stage: &Stage) -> Vec<AccessPattern> {
+    pub(crate) fn access_patterns(&self, stage: &Stage) -> Vec<AccessPattern> {
         let mut patterns: Vec<AccessPattern> = Vec::new();
         for input in &stage.inputs {
             for piece in input.map.pieces() {
@@ -50,69 +53,17 @@ impl Lowering<'_> {
                 if traffic::in_parts(self.scope(), stage, array, axes) {
                     continue;
                 }
-                let cuts = self.arrays[array.0].info.grid.axes();
-                let along: Vec<AxisPattern> = axes
-                    .iter()
-                    .zip(cuts)
-                    .map(|(map, cut)| match map {
-                        AxisMap::Along { axis, start, step }
-                            if *step == 1 && piece.to.shape[*axis] > 0 =>
-                        {
-                            let shift = *start as i64 - piece.to.start[*axis] as i64;
-                            AxisPattern {
-                                axis: Some(*axis),
-                                least: shift,
-                                most: shift,
-                                step: 1,
-                                len: piece.to.shape[*axis],
-                                chunk: cut.max_extent(),
-                                chunks: cut.n_chunks(),
-                            }
-                        }
-                        AxisMap::Along { axis, step, .. } => AxisPattern {
-                            axis: Some(*axis),
-                            least: 0,
-                            most: 0,
-                            step: step.unsigned_abs(),
-                            len: piece.to.shape[*axis],
-                            chunk: cut.max_extent(),
-                            chunks: cut.n_chunks(),
-                        },
-                        // The positions that a list selects are not analyzed.
-                        AxisMap::Gather { .. } | AxisMap::Fixed(_) => AxisPattern {
-                            axis: None,
-                            least: 0,
-                            most: 0,
-                            step: 1,
-                            len: 1,
-                            chunk: 1,
-                            chunks: 1,
-                        },
-                    })
-                    .collect();
-                let near = |look: &&mut AccessPattern| {
-                    look.array == array
-                        && look.axes.iter().zip(&along).all(|(a, b)| {
-                            let apart = a.most.max(b.most) - a.least.min(b.least);
-                            a.axis == b.axis && a.step == b.step && apart.unsigned_abs() <= a.chunk
-                        })
-                };
-                let room = patterns.len() < MAX_PATTERNS;
-                match patterns.iter_mut().find(near) {
-                    Some(look) => look.axes.iter_mut().zip(&along).for_each(|(a, b)| {
-                        (a.least, a.most, a.len) =
-                            (a.least.min(b.least), a.most.max(b.most), a.len.max(b.len));
-                    }),
-                    None if room => patterns.push(AccessPattern { array, axes: along, inputs: 0 }),
-                    None => {}
-                }
+                let grid = &self.arrays[array.0].info.grid;
+                let along = axes.iter().zip(grid.axes());
+                let along = along.map(|(map, axis)| AxisPattern::of(piece, map, axis)).collect();
+                add_pattern(&mut patterns, array, along);
             }
-            // If no chunks are kept, each distinct input decodes chunks for itself.
+            // Without a chunk cache, each distinct input decodes chunks for itself.
             let mut seen: Vec<ArrayId> = Vec::new();
             for id in &input.sources {
                 if !seen.contains(id) {
                     seen.push(*id);
-                    patterns.iter_mut().filter(|l| l.array == *id).for_each(|l| l.inputs += 1);
+                    patterns.iter_mut().filter(|p| p.array == *id).for_each(|p| p.inputs += 1);
                 }
             }
         }
@@ -120,7 +71,60 @@ impl Lowering<'_> {
     }
 }
 
+/// Adds a pattern, or extends one on the same axes at a distance of at most one chunk.
+fn add_pattern(patterns: &mut Vec<AccessPattern>, array: ArrayId, axes: Vec<AxisPattern>) {
+    let is_near = |pattern: &&mut AccessPattern| {
+        pattern.array == array && pattern.axes.iter().zip(&axes).all(|(a, b)| a.is_near(b))
+    };
+    if let Some(pattern) = patterns.iter_mut().find(is_near) {
+        pattern.axes.iter_mut().zip(&axes).for_each(|(a, b)| a.extend(b));
+    } else if patterns.len() < MAX_PATTERNS {
+        patterns.push(AccessPattern { array, axes, inputs: 0 });
+    }
+}
+
 impl AxisPattern {
+    /// Returns the pattern of a piece along a source axis with these chunks.
+    fn of(piece: &Piece, map: &AxisMap, chunks: &AxisGrid) -> AxisPattern {
+        // The positions that an index list selects are not analyzed.
+        let AxisMap::Along { axis, start, step } = map else {
+            return AxisPattern {
+                axis: None,
+                least: 0,
+                most: 0,
+                step: 1,
+                len: 1,
+                chunk: 1,
+                chunks: 1,
+            };
+        };
+        let (first, len) = (piece.to.start[*axis], piece.to.shape[*axis]);
+        let offset = if *step == 1 && len > 0 { *start as i64 - first as i64 } else { 0 };
+        AxisPattern {
+            axis: Some(*axis),
+            least: offset,
+            most: offset,
+            step: step.unsigned_abs(),
+            len,
+            chunk: chunks.max_extent(),
+            chunks: chunks.n_chunks(),
+        }
+    }
+
+    /// Returns true if another pattern reads along the same axis at a distance of at most one
+    /// chunk.
+    fn is_near(&self, other: &AxisPattern) -> bool {
+        let distance = self.most.max(other.most) - self.least.min(other.least);
+        self.axis == other.axis && self.step == other.step && distance.unsigned_abs() <= self.chunk
+    }
+
+    /// Extends the pattern by the reads of another.
+    fn extend(&mut self, other: &AxisPattern) {
+        self.least = self.least.min(other.least);
+        self.most = self.most.max(other.most);
+        self.len = self.len.max(other.len);
+    }
+
     /// Returns the number of chunks that one block of `n` elements overlaps.
     fn touched(&self, n: u64) -> u64 {
         let (reach, chunk) = (
@@ -145,57 +149,60 @@ impl AxisPattern {
     }
 }
 
-/// Returns the reads per chunk for the worst access pattern, if chunks are kept between blocks
-/// along `sweep`.
+/// Returns the reads per chunk for the worst access pattern, if chunks are cached between blocks
+/// along `cached_axis`.
 pub(crate) fn reads_per_chunk(
     stage: &Stage,
     patterns: &[AccessPattern],
-    sweep: Option<usize>,
+    cached_axis: Option<usize>,
 ) -> f64 {
-    let of = |look: &AccessPattern| {
-        let (mut reads, mut chunks, mut along) = (1.0, 1.0, vec![false; stage.tasks.axes().len()]);
-        for axis in &look.axes {
+    let reads = patterns.iter().map(|pattern| pattern.reads_per_chunk(stage, cached_axis));
+    reads.fold(1.0, f64::max)
+}
+
+impl AccessPattern {
+    fn reads_per_chunk(&self, stage: &Stage, cached_axis: Option<usize>) -> f64 {
+        let (mut reads, mut chunks) = (1.0, 1.0);
+        let mut is_along = vec![false; stage.tasks.axes().len()];
+        for axis in &self.axes {
             let Some(d) = axis.axis else { continue };
-            along[d] = true;
+            is_along[d] = true;
             let block = stage.block_extent(d);
             let blocks = axis.len.div_ceil(block).max(1) as f64;
             let whole = (axis.len as f64 * axis.step as f64 / axis.chunk.max(1) as f64)
                 .ceil()
                 .min(axis.chunks as f64)
                 .max(1.0);
-            reads *= if sweep == Some(d) {
+            reads *= if cached_axis == Some(d) {
                 whole
             } else {
                 (blocks * axis.touched(block) as f64).max(whole)
             };
             chunks *= whole;
         }
-        let others =
-            stage.tasks.axes().iter().enumerate().filter(|(d, _)| !along[*d] && sweep != Some(*d));
-        let again: f64 = others.map(|(_, t)| t.n_chunks().max(1) as f64).product();
-        let together =
-            if sweep.is_none() && reads > chunks { look.inputs.max(1) as f64 } else { 1.0 };
-        reads * again * together / chunks
-    };
-    patterns.iter().map(of).fold(1.0, f64::max)
+        let others = (0..is_along.len()).filter(|d| !is_along[*d] && cached_axis != Some(*d));
+        let repeats = others.map(|d| stage.tasks.axes()[d].n_chunks().max(1) as f64);
+        let repeats: f64 = repeats.product();
+        let is_shared = cached_axis.is_some() || reads <= chunks;
+        let inputs = if is_shared { 1.0 } else { self.inputs.max(1) as f64 };
+        reads * repeats * inputs / chunks
+    }
 }
 
-/// Returns the number of chunks to keep of each array that is read repeatedly.
+/// Returns the number of chunks to cache of each array that is read repeatedly.
 pub(crate) fn cached_chunks(stage: &Stage, patterns: &[AccessPattern]) -> Vec<ChunkCache> {
-    let mut cached_chunks: Vec<ChunkCache> = Vec::new();
-    for look in patterns {
-        let touched: u64 = look
-            .axes
-            .iter()
-            .filter_map(|a| a.axis.map(|d| a.touched(stage.block_extent(d))))
-            .product();
-        match cached_chunks.iter_mut().find(|k| k.array == look.array) {
-            Some(keep) => keep.chunks = (keep.chunks + touched).min(MAX_CACHED_CHUNKS),
-            None => cached_chunks.push(ChunkCache {
-                array: look.array,
+    let mut caches: Vec<ChunkCache> = Vec::new();
+    for pattern in patterns {
+        let axes = pattern.axes.iter();
+        let touched = axes.filter_map(|a| a.axis.map(|d| a.touched(stage.block_extent(d))));
+        let touched: u64 = touched.product();
+        match caches.iter_mut().find(|cache| cache.array == pattern.array) {
+            Some(cache) => cache.chunks = (cache.chunks + touched).min(MAX_CACHED_CHUNKS),
+            None => caches.push(ChunkCache {
+                array: pattern.array,
                 chunks: touched.clamp(1, MAX_CACHED_CHUNKS),
             }),
         }
     }
-    cached_chunks
+    caches
 }

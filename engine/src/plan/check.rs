@@ -27,10 +27,10 @@ impl Plan {
 
     /// Checks the stage at `index`, and its relation to arrays and earlier stages.
     pub(super) fn check_stage(&self, index: usize, stage: &Stage) -> Result<(), PlanError> {
-        if !stage.tasks.axes().iter().chain(stage.walk.axes()).all(AxisGrid::is_valid) {
+        if !stage.tasks.axes().iter().chain(stage.blocks.axes()).all(AxisGrid::is_valid) {
             return Err(malformed("the task grid or the block grid is invalid"));
         }
-        if stage.walk.shape() != stage.tasks.shape() {
+        if stage.blocks.shape() != stage.tasks.shape() {
             return Err(malformed("the block grid and the task grid differ in shape"));
         }
         self.check_inputs(stage)?;

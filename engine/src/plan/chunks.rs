@@ -7,7 +7,7 @@
 use crate::flat::{flat_bounds, shared_rows};
 use crate::grid::{ChunkGrid, Region, try_for_each_coord};
 use crate::lru::Lru;
-use crate::plan::walk::Position;
+use crate::plan::loops::Position;
 use crate::plan::{InputLayout, ReadMode, Stage, StageInput, StageLayout};
 use crate::program::{Step, Visitor};
 use crate::readmap::{AxisMap, Origin, Piece, Run};

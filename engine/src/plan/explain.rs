@@ -156,8 +156,8 @@ pub struct ArrayWrite {
     pub traffic: Traffic,
 }
 
-/// The number of storage requests, and their decoded bytes. A read is of a chunk or a part of one; a
-/// write is of an object.
+/// The number of storage requests, and their decoded bytes. A read is of a chunk or a part of one;
+/// a write is of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Traffic {
     /// The total decoded bytes.
@@ -224,7 +224,7 @@ fn explain_stage(
     let reads = read_counts::reads(scope, stage, layout, left);
     let reads = reads.into_iter().map(|(id, read)| explain_read(plan, stage, layout, id, &read));
     let task_shape = stage.tasks.max_chunk();
-    let block = stage.walk.max_chunk().into_iter().zip(&task_shape).map(|(w, t)| w.min(*t));
+    let block = stage.blocks.max_chunk().into_iter().zip(&task_shape).map(|(w, t)| w.min(*t));
     StageExplanation {
         name: stage.name.clone(),
         kernel: stage.kernel.kind().description(),

@@ -27,6 +27,15 @@ struct Inlining {
     slots: HashMap<(StageInput, DType), u32>,
 }
 
+/// The state of marking.
+#[derive(Default)]
+struct Marking {
+    /// The nodes that are reshapes, or elementwise functions of reshapes.
+    reshaped: HashSet<*const Node>,
+    /// The views that are an image of one node, composed down to that node.
+    images: HashMap<*const Node, (ReadMap, NodeRef)>,
+}
+
 /// A step of inlining. Each step yields one value.
 enum Inline {
     /// Evaluate a node at the iteration space's image under a map.
@@ -35,19 +44,16 @@ enum Inline {
     Apply(NodeRef, Rc<ReadMap>),
     /// Select between the last value, from one of the computed arrays, and the previously selected
     /// value.
-    Choose { mask: StageInput },
+    Select { mask: StageInput },
     /// Record the last value as the value of a node.
-    Know(NodeRef, Rc<ReadMap>),
+    Memoize(NodeRef, Rc<ReadMap>),
 }
 
 impl Lowering<'_> {
-    /// Finds the nodes that cannot be folded into their readers. These are reductions, rechunks,
+    /// Marks the nodes that cannot be folded into their readers. These are reductions, rechunks,
     /// views of too many computed arrays, and reshaped nodes that do not compose with a view.
     pub(crate) fn mark(&mut self, order: &[NodeRef]) {
-        let mut reshaped: HashSet<*const Node> = HashSet::new();
-        // Views that are an image of one node, composed down to it: a chain of them is composed
-        // once.
-        let mut images: HashMap<*const Node, (ReadMap, NodeRef)> = HashMap::new();
+        let mut marking = Marking::default();
         for node in order {
             match &node.op {
                 Op::Rechunk(_) => self.mark_one(node, "readers use its new chunks"),
@@ -55,90 +61,99 @@ impl Lowering<'_> {
                     self.mark_one(node, op.kind().reason());
                     op.kind().mark(self);
                 }
-                Op::Map { inputs, .. }
-                    if inputs.iter().any(|i| {
-                        reshaped.contains(&key(i)) && !self.materialise.contains_key(&key(i))
-                    }) =>
-                {
-                    reshaped.insert(key(node));
-                }
-                Op::View { sources, map } => {
-                    if map.is_flat() {
-                        reshaped.insert(key(node));
-                    } else {
-                        // No view composes with a reshape, so the reshaped node gets an array.
-                        let found = sources.iter().filter(|s| reshaped.contains(&key(s)));
-                        found.for_each(|s| {
-                            self.mark_one(
-                                s,
-                                "a view of a reshaped array does not compose with the reshape",
-                            )
-                        });
-                    }
-                    let below = match sources.as_slice() {
-                        [source] if !self.materialise.contains_key(&key(source)) => {
-                            images.get(&key(source))
-                        }
-                        _ => None,
-                    };
-                    let flat = match below {
-                        Some((inner, base)) => map
-                            .compose(std::slice::from_ref(inner))
-                            .map(|map| (map, vec![Arc::clone(base)])),
-                        None => self.flatten_marked(node),
-                    };
-                    let Ok((map, bases)) = flat else {
-                        let views = sources.iter().filter(|s| matches!(s.op, Op::View { .. }));
-                        views.for_each(|s| {
-                            self.mark_one(
-                                s,
-                                "the views of it have too many pieces or include a reshape",
-                            )
-                        });
-                        continue;
-                    };
-                    let simple = map.as_image().is_some() && map.n_indices() == 0;
-                    if let (true, [base]) = (simple, bases.as_slice()) {
-                        images.insert(key(node), (map.clone(), Arc::clone(base)));
-                    }
-                    let chosen =
-                        may_choose(&map, &bases, &|n| self.materialise.contains_key(&key(n)));
-                    for (k, base) in
-                        bases.iter().enumerate().filter(|(_, b)| matches!(b.op, Op::Map { .. }))
-                    {
-                        let folds =
-                            simple || (chosen && self.passes(base, &only(&map, k, base.dtype)));
-                        if !folds {
-                            let why = if chosen {
-                                "the view that reads it does not compose with the views that it reads"
-                            } else {
-                                TOO_MANY
-                            };
-                            self.mark_one(base, why);
-                        }
+                Op::Map { inputs, .. } => {
+                    let is_reshaped =
+                        |i: &NodeRef| marking.reshaped.contains(&key(i)) && !self.has_array(i);
+                    if inputs.iter().any(is_reshaped) {
+                        marking.reshaped.insert(key(node));
                     }
                 }
-                _ => {}
+                Op::View { sources, map } => self.mark_view(node, sources, map, &mut marking),
+                Op::Stored(_) | Op::Constant(_) | Op::Generate(_) => {}
             }
         }
     }
 
-    pub(crate) fn mark_one(&mut self, node: &NodeRef, why: &'static str) {
-        self.materialise.entry(key(node)).or_insert(why);
+    /// Marks the nodes that a view reads and that cannot be folded into its readers.
+    fn mark_view(
+        &mut self,
+        node: &NodeRef,
+        sources: &[NodeRef],
+        map: &ReadMap,
+        marking: &mut Marking,
+    ) {
+        if map.is_flat() {
+            marking.reshaped.insert(key(node));
+        } else {
+            let reason = "a view of a reshaped array does not compose with the reshape";
+            let reshaped = sources.iter().filter(|s| marking.reshaped.contains(&key(s)));
+            reshaped.for_each(|s| self.mark_one(s, reason));
+        }
+        let Ok((map, bases)) = self.compose_view(node, sources, map, marking) else {
+            let reason = "the views of it have too many pieces or include a reshape";
+            let views = sources.iter().filter(|s| matches!(s.op, Op::View { .. }));
+            views.for_each(|s| self.mark_one(s, reason));
+            return;
+        };
+        let is_simple = map.as_image().is_some() && map.n_indices() == 0;
+        if let (true, [base]) = (is_simple, bases.as_slice()) {
+            marking.images.insert(key(node), (map.clone(), Arc::clone(base)));
+        }
+        let selects = can_select(&map, &bases, &|n| self.has_array(n));
+        let computed = bases.iter().enumerate().filter(|(_, b)| matches!(b.op, Op::Map { .. }));
+        for (k, base) in computed {
+            if !selects {
+                self.mark_one(base, TOO_MANY);
+            } else if !is_simple && !self.composes(base, &only(&map, k, base.dtype)) {
+                let reason = "the view that reads it does not compose with the views that it reads";
+                self.mark_one(base, reason);
+            }
+        }
     }
 
+    /// Composes a view with the views that it reads. A chain of images of one node is composed
+    /// incrementally.
+    fn compose_view(
+        &self,
+        node: &NodeRef,
+        sources: &[NodeRef],
+        map: &ReadMap,
+        marking: &Marking,
+    ) -> Result<(ReadMap, Vec<NodeRef>), ReadMapError> {
+        let image = match sources {
+            [source] if !self.has_array(source) => marking.images.get(&key(source)),
+            _ => None,
+        };
+        match image {
+            Some((inner, base)) => {
+                let map = map.compose(std::slice::from_ref(inner))?;
+                Ok((map, vec![Arc::clone(base)]))
+            }
+            None => self.flatten_marked(node),
+        }
+    }
+
+    /// Returns true if a node is marked for an array of its own.
+    fn has_array(&self, node: &NodeRef) -> bool {
+        self.materialise.contains_key(&key(node))
+    }
+
+    /// Marks a node for an array of its own, with the reason.
+    pub(crate) fn mark_one(&mut self, node: &NodeRef, reason: &'static str) {
+        self.materialise.entry(key(node)).or_insert(reason);
+    }
+
+    /// Composes a chain of views down to nodes that are not views or are marked.
     pub(crate) fn flatten_marked(
         &self,
         node: &NodeRef,
     ) -> Result<(ReadMap, Vec<NodeRef>), ReadMapError> {
-        flatten(node, &ReadMap::identity(&node.shape()), &|n| {
-            self.materialise.contains_key(&key(n))
-        })
+        flatten(node, &ReadMap::identity(&node.shape()), &|n| self.has_array(n))
     }
 
     /// Returns true if a map composes with the elementwise functions and views of `node`.
-    pub(crate) fn passes(&self, node: &NodeRef, map: &ReadMap) -> bool {
-        let has_array = |n: &NodeRef| self.materialise.contains_key(&key(n));
+    pub(crate) fn composes(&self, node: &NodeRef, map: &ReadMap) -> bool {
+        let has_array = |n: &NodeRef| self.has_array(n);
         let mut seen: HashMap<*const Node, Vec<Rc<ReadMap>>> = HashMap::new();
         let mut open = vec![(Arc::clone(node), Rc::new(map.clone()))];
         let mut left = MAX_STEPS;
@@ -157,7 +172,7 @@ impl Lowering<'_> {
                     }
                 }
                 Op::View { .. } => match flatten(&node, &map, &has_array) {
-                    Ok((map, bases)) if may_choose(&map, &bases, &has_array) => {
+                    Ok((map, bases)) if can_select(&map, &bases, &has_array) => {
                         open.extend(
                             bases
                                 .iter()
@@ -187,8 +202,8 @@ impl Lowering<'_> {
             left -= 1;
             if left == 0 {
                 return Err(PlanError::BadOutput(
-                    "the computation reads arrays at too many places for one plan (hint: rechunk or \
-                     store an intermediate array)"
+                    "the computation reads arrays at too many places for one plan (hint: rechunk \
+                     or store an intermediate array)"
                         .into(),
                 ));
             }
@@ -201,9 +216,9 @@ impl Lowering<'_> {
                     let arguments = inlining.values.split_off(inlining.values.len() - inputs.len());
                     let results = draft.expr.append(expr, &arguments).map_err(bad_expr)?;
                     inlining.values.push(results[0]);
-                    inlining.know(&node, map);
+                    inlining.memoize(&node, map);
                 }
-                Inline::Choose { mask } => {
+                Inline::Select { mask } => {
                     let mask = inlining.push_input(draft, mask, DType::Bool)?;
                     let (Some(value), Some(others)) =
                         (inlining.values.pop(), inlining.values.pop())
@@ -214,7 +229,7 @@ impl Lowering<'_> {
                         draft.expr.push(ExprNode::Where(mask, value, others)).map_err(bad_expr)?,
                     );
                 }
-                Inline::Know(node, map) => inlining.know(&node, map),
+                Inline::Memoize(node, map) => inlining.memoize(&node, map),
             }
         }
         inlining.values.pop().ok_or_else(|| malformed("a node has no value"))
@@ -243,12 +258,12 @@ impl Lowering<'_> {
             Op::View { .. } if !self.stored.contains_key(&key(&node)) => {
                 let (composed, bases) =
                     flatten(&node, &map, &|n| self.stored.contains_key(&key(n)))?;
-                inlining.steps.push(Inline::Know(Arc::clone(&node), map));
+                inlining.steps.push(Inline::Memoize(Arc::clone(&node), map));
                 match bases.as_slice() {
                     [base] if composed.is_flat() || composed.as_image().is_some() => {
                         inlining.steps.push(Inline::Node(Arc::clone(base), Rc::new(composed)));
                     }
-                    _ => self.choose(&composed, &bases, node.dtype, draft, inlining)?,
+                    _ => self.select_pieces(&composed, &bases, node.dtype, draft, inlining)?,
                 }
             }
             _ => {
@@ -256,7 +271,7 @@ impl Lowering<'_> {
                 let input = StageInput { sources, map: filled_as(&map, node.dtype) };
                 let value = inlining.push_input(draft, input, node.dtype)?;
                 inlining.values.push(value);
-                inlining.know(&node, map);
+                inlining.memoize(&node, map);
             }
         }
         Ok(())
@@ -264,7 +279,7 @@ impl Lowering<'_> {
 
     /// Evaluates a view in several pieces. Computed pieces are evaluated everywhere, over fill
     /// values outside the piece, and selected by masks. Stored pieces and fill values are one read.
-    fn choose(
+    fn select_pieces(
         &mut self,
         map: &ReadMap,
         bases: &[NodeRef],
@@ -279,7 +294,10 @@ impl Lowering<'_> {
             })
             .collect();
         let stored: Vec<usize> = (0..bases.len()).filter(|k| !computed.contains(k)).collect();
-        let is_rest = |from: &Origin| !matches!(from, Origin::Source { source, .. } if computed.contains(source));
+        let is_rest = |from: &Origin| match from {
+            Origin::Source { source, .. } => !computed.contains(source),
+            Origin::Fill(_) | Origin::Flat => true,
+        };
         let mut has_value = false;
         if computed.is_empty() || map.pieces().iter().any(|p| is_rest(&p.from)) {
             let sources =
@@ -307,7 +325,7 @@ impl Lowering<'_> {
                     |from: &Origin| matches!(from, Origin::Source { source, .. } if *source == k);
                 let mask =
                     map.with_origins(|from| Origin::Fill(Scalar::new(Bool::from(is_here(from)))));
-                steps.push(Inline::Choose { mask: StageInput { sources: Vec::new(), map: mask } });
+                steps.push(Inline::Select { mask: StageInput { sources: Vec::new(), map: mask } });
             }
         }
         inlining.steps.extend(steps.into_iter().rev());
@@ -331,7 +349,7 @@ impl Inlining {
     }
 
     /// Records the last value as the value of a node.
-    fn know(&mut self, node: &NodeRef, map: Rc<ReadMap>) {
+    fn memoize(&mut self, node: &NodeRef, map: Rc<ReadMap>) {
         if let Some(value) = self.values.last() {
             self.known.entry(key(node)).or_default().push((map, *value));
         }
@@ -342,9 +360,8 @@ fn bad_expr(error: ExprError) -> PlanError {
     malformed(error.to_string())
 }
 
-/// Returns the reads of an array without arithmetic: the inputs of a stage that uses the values
-/// unchanged.
-pub(crate) fn as_read(
+/// Returns the inputs of a stage that reads the values of a node unchanged.
+pub(crate) fn read_inputs(
     lowering: &mut Lowering<'_>,
     node: &NodeRef,
 ) -> Result<Vec<StageInput>, PlanError> {
@@ -361,20 +378,20 @@ pub(crate) fn as_read(
 const MAX_STEPS: usize = 1 << 20;
 
 /// The maximum number of computed arrays that are evaluated side by side to select one of them.
-const MAX_CHOICES: usize = 4;
+const MAX_SELECTED: usize = 4;
 /// The maximum number of pieces of a view that are evaluated for every computed array.
-const MAX_CHOSEN_PIECES: usize = 64;
+const MAX_SELECTED_PIECES: usize = 64;
 /// The explanation for storing these arrays.
 const TOO_MANY: &str = "a view combines more than 4 computed arrays or more than 64 pieces";
 
 /// Returns true if a map's pieces can be selected from the computed values of its sources, without
 /// storing the sources.
-fn may_choose(map: &ReadMap, bases: &[NodeRef], has_array: &dyn Fn(&NodeRef) -> bool) -> bool {
+fn can_select(map: &ReadMap, bases: &[NodeRef], has_array: &dyn Fn(&NodeRef) -> bool) -> bool {
     let computed = bases.iter().filter(|b| matches!(b.op, Op::Map { .. }) && !has_array(b)).count();
     map.is_flat()
         || map.as_image().is_some()
         || computed == 0
-        || (computed <= MAX_CHOICES && map.pieces().len() <= MAX_CHOSEN_PIECES)
+        || (computed <= MAX_SELECTED && map.pieces().len() <= MAX_SELECTED_PIECES)
 }
 
 /// Returns the part of a map that reads one of its sources, which becomes source 0. Other elements
@@ -404,13 +421,13 @@ fn flatten(
     has_array: &dyn Fn(&NodeRef) -> bool,
 ) -> Result<(ReadMap, Vec<NodeRef>), ReadMapError> {
     let (mut map, mut bases) = (map.clone(), vec![Arc::clone(node)]);
-    let goes_on =
+    let is_open =
         |b: &NodeRef| matches!(b.op, Op::View { .. }) && (Arc::ptr_eq(b, node) || !has_array(b));
-    while bases.iter().any(goes_on) {
+    while bases.iter().any(is_open) {
         let inner: Vec<ReadMap> = bases
             .iter()
             .map(|b| match &b.op {
-                Op::View { map, .. } if goes_on(b) => map.clone(),
+                Op::View { map, .. } if is_open(b) => map.clone(),
                 _ => ReadMap::identity(&b.shape()),
             })
             .collect();
@@ -421,7 +438,7 @@ fn flatten(
             .iter()
             .zip(&inner)
             .flat_map(|(b, inner)| match &b.op {
-                Op::View { sources, .. } if goes_on(b) => sources[..inner.n_sources()].to_vec(),
+                Op::View { sources, .. } if is_open(b) => sources[..inner.n_sources()].to_vec(),
                 _ => vec![Arc::clone(b)],
             })
             .collect();

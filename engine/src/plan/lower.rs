@@ -106,7 +106,8 @@ pub fn lower(outputs: &[Output], spec: &Spec) -> Result<FinalizedPlan, PlanError
     lowering.emit()?.finalize()
 }
 
-/// Returns the stores in which the graph's arrays were opened, so that a run finds stores in memory.
+/// Returns the stores in which the graph's arrays were opened, so that a run finds stores in
+/// memory.
 ///
 /// # Errors
 /// Returns an error if the graph has a cycle.
@@ -181,7 +182,7 @@ pub(crate) struct Draft {
     pub(crate) inputs: Vec<StageInput>,
     pub(crate) outputs: Vec<ArrayId>,
     /// The grid of blocks by which the iteration space is processed.
-    pub(crate) walk: ChunkGrid,
+    pub(crate) blocks: ChunkGrid,
 }
 
 impl Draft {
@@ -190,7 +191,7 @@ impl Draft {
         name: &'static str,
         kind: AnyDraft,
         target: ArrayId,
-        walk: ChunkGrid,
+        blocks: ChunkGrid,
     ) -> Draft {
         Draft {
             name,
@@ -198,7 +199,7 @@ impl Draft {
             expr: Expr::new(Vec::new()),
             inputs: Vec::new(),
             outputs: vec![target],
-            walk,
+            blocks,
         }
     }
 }
@@ -445,8 +446,8 @@ fn leaf_array(node: &NodeRef, id: ArrayId) -> Result<PlanArray, PlanError> {
         }
         Op::Constant(values) if values.len() > MAX_CONSTANT_BYTES => {
             return Err(PlanError::BadOutput(format!(
-                "cannot embed an array of {} bytes from the program's memory in a plan: the limit is \
-                 {MAX_CONSTANT_BYTES} bytes (hint: store the array first)",
+                "cannot embed an array of {} bytes from the program's memory in a plan: the limit \
+                 is {MAX_CONSTANT_BYTES} bytes (hint: store the array first)",
                 values.len()
             )));
         }

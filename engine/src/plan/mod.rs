@@ -11,6 +11,7 @@ pub mod explain;
 pub(crate) mod inline;
 pub(crate) mod layout;
 mod local;
+pub(crate) mod loops;
 pub mod lower;
 mod read_counts;
 pub mod reads;
@@ -20,7 +21,6 @@ mod stage;
 #[cfg(test)]
 pub(crate) mod tests;
 pub(crate) mod traffic;
-pub(crate) mod walk;
 
 use std::fmt;
 
@@ -229,8 +229,11 @@ pub enum Mode {
 #[derive(Clone, Debug, Error)]
 #[allow(missing_docs)]
 pub enum PlanError {
-    #[error("stage `{stage}` needs {} per task, but allowed_mem is \
-        {}:\n{estimate}\nhint: {advice}", distinct_size(*projected, *allowed), distinct_size(*allowed, *projected))]
+    #[error(
+        "stage `{stage}` needs {} per task, but allowed_mem is {}:\n{estimate}\nhint: {advice}",
+        distinct_size(*projected, *allowed),
+        distinct_size(*allowed, *projected)
+    )]
     ExceedsMemory {
         stage: String,
         projected: u64,
@@ -246,13 +249,13 @@ pub enum PlanError {
     #[error("malformed plan: {0}")]
     Malformed(String),
     #[error(
-        "the plan has format {found}, but this program reads format {FORMAT} (hint: create the plan \
-         again with this version)"
+        "the plan has format {found}, but this program reads format {FORMAT} (hint: create the \
+         plan again with this version)"
     )]
     Format { found: u32 },
     #[error(
-        "the plan was created by Freestone {found}, but this program is Freestone {ENGINE} (hint: use \
-         version {found}, or create the plan again with this version)"
+        "the plan was created by Freestone {found}, but this program is Freestone {ENGINE} (hint: \
+         use version {found}, or create the plan again with this version)"
     )]
     Engine { found: String },
     #[error("`{array}`: {error}")]
@@ -275,11 +278,26 @@ pub(crate) fn malformed(why: impl Into<String>) -> PlanError {
 }
 
 /// A checked plan, with the layout of each stage.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct FinalizedPlan {
     plan: Plan,
     layouts: Vec<StageLayout>,
     run: RunId,
+}
+
+impl fmt::Debug for FinalizedPlan {
+    /// Writes the run id, the names of the stages, the number of tasks and the projected memory.
+    /// Read maps, constants and layouts are omitted, because they may be long.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let stages: Vec<&str> = self.plan.stages.iter().map(|s| s.name.as_str()).collect();
+        let n_tasks = self.plan.stages.iter().map(Stage::n_tasks).fold(0, u64::saturating_add);
+        f.debug_struct("FinalizedPlan")
+            .field("run_id", &self.run.0)
+            .field("stages", &stages)
+            .field("n_tasks", &n_tasks)
+            .field("projected_mem", &self.projected_mem())
+            .finish_non_exhaustive()
+    }
 }
 
 /// The id of a run: the hash of the finalized plan's bytes. Equal plans have equal ids.

@@ -6,8 +6,8 @@
 
 use super::chunks::{ChunkReads, Touched};
 use super::layout::SourceLayout;
+use super::loops::{TaskLoops, objects};
 use super::traffic::{self, Traffic};
-use super::walk::{TaskLoops, objects};
 use super::{ArrayId, Scope, Stage, StageLayout};
 use crate::grid::ChunkGrid;
 use crate::lru::Lru;
@@ -69,7 +69,7 @@ fn work(scope: Scope<'_>, stage: &Stage) -> Option<u64> {
     let mut all = stage.n_tasks().checked_mul(n_inputs)?;
     for (i, input) in stage.inputs.iter().enumerate() {
         let (blocks, _) = kind.input_blocks(stage, i);
-        let n = stage.blocks().n_chunks().max(blocks.n_chunks());
+        let n = stage.task_blocks().n_chunks().max(blocks.n_chunks());
         let each = if input.map.is_flat() {
             // Each chunk near a block is compared with the rows of the block.
             let rows =
@@ -96,7 +96,7 @@ struct Counter<'a> {
     grids: Vec<&'a ChunkGrid>,
     objects: Vec<ChunkGrid>,
     counts: Vec<Count>,
-    /// Cached chunks of kept sources, which remain for the next task.
+    /// Cached chunks of retained sources, which remain for the next task.
     cached: Vec<Lru<()>>,
     left: u64,
 }

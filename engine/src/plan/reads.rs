@@ -1,32 +1,32 @@
-//! Which tasks of earlier stages must be finished before a task can run.
+//! Dependencies between tasks: the tasks of earlier stages that must finish before a task can run.
 //!
-//! Answered from read maps when a request comes near its turn: nothing is kept for each chunk, and
-//! planning does not ask.
+//! They are derived from read maps when the driver is about to dispatch a request. No state is held
+//! per chunk, and planning does not use them.
 
 use std::ops::Range;
 
-use super::{ArrayId, OutAxis, Plan, Stage, StageId, StageOutput};
+use super::{ArrayId, OutAxis, Plan, Stage, StageId, StageInput, StageOutput};
 use crate::flat::flat_bounds;
 use crate::grid::{Region, try_for_each_coord};
 use crate::readmap::{AxisMap, Origin};
 
-/// Tasks of a stage, in its order.
+/// A range of tasks of a stage, in the order of the stage.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TaskRange {
     /// The stage.
     pub stage: StageId,
-    /// First task.
+    /// The first task.
     pub first: u64,
-    /// After the last.
+    /// One past the last task.
     pub end: u64,
 }
 
-/// What a request reads is not known by more ranges than these: it waits for whole stages then.
+/// The maximum number of ranges for a request. Beyond it, the request waits for whole stages.
 const MAX_RANGES: usize = 4096;
-/// Nor is it found by looking at more pieces of read maps, and entries of lists of indices.
-const MAX_LOOKED_AT: usize = 65_536;
+/// The maximum number of pieces and index list entries that are visited for a request.
+const MAX_VISITS: usize = 65_536;
 
-/// For each array, the stage that writes it and which of its outputs it is.
+/// Returns, for each array, the stage that writes it and the index of the output.
 pub fn writers(plan: &Plan) -> Vec<Option<(StageId, usize)>> {
     let mut writers = vec![None; plan.arrays.len()];
     for (i, stage) in plan.stages.iter().enumerate() {
@@ -39,11 +39,11 @@ pub fn writers(plan: &Plan) -> Vec<Option<(StageId, usize)>> {
     writers
 }
 
-/// What a range of a stage's tasks waits for: at least all tasks whose results it reads, in
-/// disjoint rising ranges.
+/// Returns the tasks on which a range of a stage's tasks depends, as disjoint ascending ranges.
+/// They include at least all tasks whose results the range reads.
 ///
-/// Cost: bounded, whatever the plan. Where it would take more, it is all tasks of the stages that
-/// are read.
+/// The cost is bounded for every plan. If the exact answer exceeds the bound, the result is all
+/// tasks of the stages on which the stage depends.
 pub fn tasks_read(
     plan: &Plan,
     writers: &[Option<(StageId, usize)>],
@@ -56,10 +56,11 @@ pub fn tasks_read(
         end: plan.stages[stage.0].n_tasks(),
     };
     let after = &plan.stages[stage.0].after;
-    let mut search = Search { plan, writers, ranges: Vec::new(), left: MAX_LOOKED_AT };
+    let mut search = Search { plan, writers, ranges: Vec::new(), left: MAX_VISITS };
     match search.stage(&plan.stages[stage.0], tasks) {
         Some(()) => {
-            // Whatever else it waits for, it does not read.
+            // Wait for all tasks of stages on which the stage depends without reading their
+            // outputs.
             let reads = |s: &&StageId| {
                 plan.stages[stage.0]
                     .inputs
@@ -75,7 +76,7 @@ pub fn tasks_read(
     }
 }
 
-/// The tasks that write an object of an array, given by its place in C order.
+/// Returns the tasks that write an object of an array, given the index of the object in C order.
 pub fn tasks_writing(
     plan: &Plan,
     writers: &[Option<(StageId, usize)>],
@@ -86,10 +87,8 @@ pub fn tasks_writing(
     if object >= objects.n_chunks() {
         return Vec::new();
     }
-    let region = objects.region(&objects.coords(object));
-    let spans: Vec<(u64, u64)> =
-        region.start.iter().zip(&region.shape).map(|(s, n)| (*s, s + n.max(&1) - 1)).collect();
-    let mut search = Search { plan, writers, ranges: Vec::new(), left: MAX_LOOKED_AT };
+    let spans = spans(&objects.region(&objects.coords(object)));
+    let mut search = Search { plan, writers, ranges: Vec::new(), left: MAX_VISITS };
     match (search.read(array, &spans), writers[array.0]) {
         (None, Some((stage, _))) => {
             vec![TaskRange { stage, first: 0, end: plan.stages[stage.0].n_tasks() }]
@@ -98,7 +97,7 @@ pub fn tasks_writing(
     }
 }
 
-/// Sorts ranges and joins those that touch.
+/// Sorts ranges and merges adjacent ones.
 fn merge(ranges: &mut Vec<TaskRange>) {
     ranges.sort_unstable();
     ranges.dedup_by(|next, last| {
@@ -110,77 +109,61 @@ fn merge(ranges: &mut Vec<TaskRange>) {
     });
 }
 
+/// A search for the tasks that write what other tasks read. Its methods return `None` when the
+/// search exceeds a limit.
 struct Search<'a> {
     plan: &'a Plan,
     writers: &'a [Option<(StageId, usize)>],
     ranges: Vec<TaskRange>,
-    /// What may still be looked at.
+    /// The remaining number of visits.
     left: usize,
 }
 
-// Everything here ends with `None` where it would take too long.
 impl Search<'_> {
+    /// Adds the tasks that write what a range of a stage's tasks reads.
     fn stage(&mut self, stage: &Stage, tasks: Range<u64>) -> Option<()> {
         for number in tasks {
             let coords = stage.task_coords(number);
+            let task = stage.tasks.region(&coords);
             for (i, input) in stage.inputs.iter().enumerate() {
                 if input.sources.iter().all(|s| self.writers[s.0].is_none()) {
                     continue;
                 }
-                let region = stage.kernel.kind().input_region(
-                    stage,
-                    i,
-                    &coords,
-                    &stage.tasks.region(&coords),
-                );
-                if region.n_elements() == 0 {
-                    continue;
-                }
-                self.left = self.left.checked_sub(input.map.pieces().len())?;
-                for piece in input.map.restrict(&region) {
-                    match &piece.from {
-                        Origin::Fill(_) => {}
-                        Origin::Source { source, axes } => {
-                            let id = input.sources[*source];
-                            let shape = self.plan.array(id).info.shape();
-                            let spans = axes
-                                .iter()
-                                .zip(&shape)
-                                .map(|(axis, n)| self.span(axis, &piece.to.shape, *n))
-                                .collect::<Option<Vec<_>>>()?;
-                            self.read(id, &spans)?;
-                        }
-                        Origin::Flat => {
-                            let at = |index: &mut dyn Iterator<Item = u64>| {
-                                index.zip(input.map.shape()).fold(0, |at, (i, n)| at * n + i)
-                            };
-                            let first = at(&mut region.start.iter().copied());
-                            let last = at(&mut region
-                                .start
-                                .iter()
-                                .zip(&region.shape)
-                                .map(|(s, n)| s + n - 1));
-                            let touched = flat_bounds(
-                                &self.plan.array(input.sources[0]).info.shape(),
-                                first,
-                                last,
-                            );
-                            let spans: Vec<(u64, u64)> = touched
-                                .start
-                                .iter()
-                                .zip(&touched.shape)
-                                .map(|(s, n)| (*s, s + n - 1))
-                                .collect();
-                            self.read(input.sources[0], &spans)?;
-                        }
-                    }
+                let region = stage.kernel.kind().input_region(stage, i, &coords, &task);
+                if region.n_elements() > 0 {
+                    self.input(input, &region)?;
                 }
             }
         }
         Some(())
     }
 
-    /// The lowest and the highest index along an axis of `n` elements, over a box of `to` elements.
+    /// Adds the tasks that write a region of an input.
+    fn input(&mut self, input: &StageInput, region: &Region) -> Option<()> {
+        self.left = self.left.checked_sub(input.map.pieces().len())?;
+        for piece in input.map.restrict(region) {
+            match &piece.from {
+                Origin::Fill(_) => {}
+                Origin::Source { source, axes } => {
+                    let id = input.sources[*source];
+                    let shape = self.plan.array(id).info.shape();
+                    let axes = axes.iter().zip(&shape);
+                    let spans = axes.map(|(axis, n)| self.span(axis, &piece.to.shape, *n));
+                    let spans = spans.collect::<Option<Vec<_>>>()?;
+                    self.read(id, &spans)?;
+                }
+                Origin::Flat => {
+                    let id = input.sources[0];
+                    let shape = self.plan.array(id).info.shape();
+                    self.read(id, &flat_spans(region, input.map.shape(), &shape))?;
+                }
+            }
+        }
+        Some(())
+    }
+
+    /// Returns the lowest and the highest index of an index map along a source axis of `n`
+    /// elements, over a box of shape `to`.
     fn span(&mut self, axis: &AxisMap, to: &[u64], n: u64) -> Option<(u64, u64)> {
         match axis {
             AxisMap::Fixed(x) => Some((*x, *x)),
@@ -199,7 +182,8 @@ impl Search<'_> {
         }
     }
 
-    /// Adds the tasks that write a box of an array, given by its first and last elements.
+    /// Adds the tasks that write a box of an array, given the first and the last element along each
+    /// axis.
     fn read(&mut self, array: ArrayId, spans: &[(u64, u64)]) -> Option<()> {
         let Some((id, output)) = self.writers[array.0] else { return Some(()) };
         let writer = &self.plan.stages[id.0];
@@ -208,7 +192,7 @@ impl Search<'_> {
         let tasks = writing_tasks(writer, &writer.outputs[output], spans);
         let (start, shape) = order.iter().map(|d| (tasks.start[*d], tasks.shape[*d])).unzip();
         let tasks = Region { start, shape };
-        // Axes at the end that are whole, and the one before them, are one range.
+        // Trailing axes that are covered entirely, and the axis before them, form one range.
         let mut inner = counts.len();
         while inner > 0 && tasks.shape[inner - 1] == counts[inner - 1] {
             inner -= 1;
@@ -237,7 +221,7 @@ impl Search<'_> {
         self.check()
     }
 
-    /// Keeps the ranges few.
+    /// Merges the ranges if there are too many.
     fn check(&mut self) -> Option<()> {
         if self.ranges.len() > MAX_RANGES {
             self.left = self.left.checked_sub(self.ranges.len())?;
@@ -247,7 +231,20 @@ impl Search<'_> {
     }
 }
 
-/// The box of tasks that write a box of an output.
+/// Returns the first and the last element along each axis of an array of `source` shape that a
+/// region of an array of `shape` with the same elements in C order may read.
+fn flat_spans(region: &Region, shape: &[u64], source: &[u64]) -> Vec<(u64, u64)> {
+    let position = |index: &[u64]| index.iter().zip(shape).fold(0, |at, (i, n)| at * n + i);
+    let last: Vec<u64> = region.start.iter().zip(&region.shape).map(|(s, n)| s + n - 1).collect();
+    spans(&flat_bounds(source, position(&region.start), position(&last)))
+}
+
+/// Returns the first and the last element of a region along each axis.
+fn spans(region: &Region) -> Vec<(u64, u64)> {
+    region.start.iter().zip(&region.shape).map(|(s, n)| (*s, s + (*n).max(1) - 1)).collect()
+}
+
+/// Returns the box of tasks that write a box of an output.
 fn writing_tasks(writer: &Stage, output: &StageOutput, spans: &[(u64, u64)]) -> Region {
     let mut tasks = Region::whole(&writer.tasks.chunk_counts());
     for (axis, (first, last)) in output.axes.iter().zip(spans) {
@@ -271,14 +268,14 @@ mod tests {
 
     use super::super::lower::lower;
     use super::super::tests::{output, random, spec};
-    use super::super::{FinalizedPlan, Place, StageInput};
+    use super::super::{FinalizedPlan, Place};
     use super::*;
     use crate::graph::{Node, Op};
     use crate::grid::ChunkGrid;
     use crate::readmap::ReadMap;
 
-    /// Tasks 0 to 29 of a stage over chunks of (10, 10) of (60, 50), and a copy of that by (20, 50)
-    /// whose read map is exchanged.
+    /// Returns a plan of two stages. The first has 30 tasks over chunks of (10, 10) of (60, 50).
+    /// The second reads its output through `map`.
     fn two_stages(map: ReadMap, tasks: &[u64]) -> FinalizedPlan {
         let x = random(&[60, 50], &[10, 10], 1);
         let expr = Expr::identity(DType::Float32);
@@ -302,7 +299,7 @@ mod tests {
         let shape = map.shape().to_vec();
         plan.stages[1].inputs = vec![StageInput { sources: vec![ArrayId(a)], map }];
         plan.stages[1].tasks = ChunkGrid::regular(&shape, tasks).unwrap();
-        plan.stages[1].walk = plan.stages[1].tasks.clone();
+        plan.stages[1].blocks = plan.stages[1].tasks.clone();
         plan.stages[1].after = vec![StageId(0)];
         let b = plan.stages[1].outputs[0].array;
         plan.stages[1].outputs[0].axes = (0..shape.len()).map(OutAxis::Kept).collect();
@@ -320,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_follows_from_the_map() {
+    fn dependencies_follow_from_the_read_map() {
         let along = |axis, start, step| AxisMap::Along { axis, start, step };
         let whole = || ReadMap::identity(&[60, 50]);
         check(whole(), &[20, 50], 1..2, &[(10, 20)]);
@@ -364,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn what_takes_too_long_waits_for_all() {
+    fn a_search_above_its_limit_waits_for_whole_stages() {
         let plan = two_stages(ReadMap::identity(&[60, 50]), &[1, 1]);
         let writers = writers(plan.plan());
         assert_eq!(

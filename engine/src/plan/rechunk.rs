@@ -1,117 +1,137 @@
-//! In how many copies an array gets other chunks, and through which intermediates.
+//! Routes of a rechunk: the number of copies, and the intermediate chunk shapes.
 //!
-//! A copy is a stage whose tasks each read one box of the array and write it in other chunks.
-//! Between two copies lies an intermediate array that is cut wherever a task of the one or of the
-//! other ends, so that each of its chunks has one writer and one reader. What is chosen is the
-//! shape of the boxes, by the time that a route takes: bytes moved, requests, tasks. The search
-//! climbs from boxes that lie evenly, on a logarithmic scale, between the two chunk shapes; it is
-//! exact in what it counts and greedy in where it goes.
+//! A copy is a stage whose tasks each read one box of the array and write it in other chunks. The
+//! intermediate array between two copies has a chunk boundary wherever a task of either copy ends,
+//! so each of its chunks has one writer and one reader. The search chooses the shapes of the boxes
+//! by the cost of the route: bytes moved, requests, and tasks. It is a greedy hill climb. It starts
+//! from boxes that are evenly spaced, on a logarithmic scale, between the two chunk shapes. The
+//! cost function is exact in its counts.
 
 use crate::grid::{AxisGrid, ChunkGrid};
 
-/// What a rechunk has to do with.
+/// The parameters of a rechunk.
 #[derive(Clone, Debug)]
 pub(crate) struct Problem {
-    /// Elements along each axis.
+    /// The number of elements along each axis.
     pub(crate) shape: Vec<u64>,
-    /// Elements of a source chunk along each axis.
+    /// The shape of a source chunk.
     pub(crate) source: Vec<u64>,
-    /// Elements of a stored object of the target along each axis.
+    /// The shape of a stored object of the target.
     pub(crate) target: Vec<u64>,
-    /// Bytes that an element of a box takes in the first copy, whose inputs may be several.
+    /// The bytes per element of a box in the first copy, which may have several inputs.
     pub(crate) source_bytes: u64,
-    /// Bytes of an element of the result.
+    /// The bytes per element of the result.
     pub(crate) bytes: u64,
-    /// Bytes that a task may hold.
+    /// The maximum memory of a task in bytes.
     pub(crate) memory: u64,
-    /// Tasks that a copy should have.
+    /// The minimum number of tasks of a copy.
     pub(crate) tasks: u64,
-    /// What things cost.
+    /// The costs of bytes and requests.
     pub(crate) prices: Prices,
 }
 
-/// Seconds of one worker, roughly: they weigh bytes against requests. Measured on local files and
-/// on object stores in the same region.
+/// Approximate costs in seconds of one worker, which weigh bytes against requests. Measured on
+/// local files and on object stores in the same region.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Prices {
-    /// To read and decode a byte of the source.
+    /// The cost to read and decode a byte of the source.
     pub(crate) source_byte: f64,
-    /// To ask for a chunk of the source.
+    /// The cost to request a chunk of the source.
     pub(crate) source_request: f64,
-    /// To write a byte of an intermediate.
+    /// The cost to write a byte of an intermediate.
     pub(crate) write_byte: f64,
-    /// To read a byte of an intermediate.
+    /// The cost to read a byte of an intermediate.
     pub(crate) read_byte: f64,
-    /// To write a chunk of an intermediate.
+    /// The cost to request a write of an intermediate chunk.
     pub(crate) write_request: f64,
-    /// To read a chunk of an intermediate.
+    /// The cost to request a read of an intermediate chunk.
     pub(crate) read_request: f64,
 }
 
 impl Prices {
-    /// Of chunks that are or are not compressed, and do or do not cross a network.
-    pub(crate) fn new(source: Kind, work: Kind) -> Prices {
-        let read = |k: Kind| if k.compressed { 0.9e-9 } else { 0.12e-9 } + if k.remote { 1e-8 } else { 0.0 };
-        let write = |k: Kind| if k.compressed { 2e-9 } else { 0.3e-9 } + if k.remote { 1.5e-8 } else { 0.0 };
-        let ask = |k: Kind| if k.remote { 2e-2 } else { 1e-4 };
+    /// Returns the costs for chunks of the source and of the work directory.
+    pub(crate) fn new(source: ChunkStorage, work: ChunkStorage) -> Prices {
         Prices {
-            source_byte: read(source),
-            source_request: ask(source),
-            write_byte: write(work),
-            read_byte: read(work),
-            write_request: if work.remote { 4e-2 } else { 2e-4 },
-            read_request: ask(work),
+            source_byte: source.read_byte(),
+            source_request: source.read_request(),
+            write_byte: work.write_byte(),
+            read_byte: work.read_byte(),
+            write_request: work.write_request(),
+            read_request: work.read_request(),
         }
     }
 }
 
-/// How chunks are stored.
+/// The properties of stored chunks that determine costs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Kind {
+pub(crate) struct ChunkStorage {
+    /// True if chunks are compressed.
     pub(crate) compressed: bool,
+    /// True if chunks are transferred over a network.
     pub(crate) remote: bool,
 }
 
-/// A way from the source's chunks to the target's.
+impl ChunkStorage {
+    fn read_byte(self) -> f64 {
+        let decode = if self.compressed { 0.9e-9 } else { 0.12e-9 };
+        decode + if self.remote { 1e-8 } else { 0.0 }
+    }
+
+    fn write_byte(self) -> f64 {
+        let encode = if self.compressed { 2e-9 } else { 0.3e-9 };
+        encode + if self.remote { 1.5e-8 } else { 0.0 }
+    }
+
+    fn read_request(self) -> f64 {
+        if self.remote { 2e-2 } else { 1e-4 }
+    }
+
+    fn write_request(self) -> f64 {
+        if self.remote { 4e-2 } else { 2e-4 }
+    }
+}
+
+/// A sequence of copies from the source's chunks to the target's.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Route {
-    /// The box of a task, copy by copy.
+    /// The box of a task of each copy.
     pub(crate) boxes: Vec<Vec<u64>>,
-    /// Seconds of one worker.
+    /// The cost in seconds of one worker.
     pub(crate) cost: f64,
 }
 
-/// What a route moves.
+/// The work of a route.
 #[cfg(test)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Moves {
-    /// Reads and writes, those of the source and of the target included.
+    /// The number of reads and writes, including those of the source and of the target.
     pub(crate) requests: f64,
-    /// Bytes written, the target included.
+    /// The bytes written, including the target.
     pub(crate) written: f64,
-    /// Tasks of the copy that has the fewest.
+    /// The number of tasks of the copy with the fewest.
     pub(crate) fewest_tasks: u64,
 }
 
-/// More copies than this are never worth it.
+/// The maximum number of copies.
 pub(crate) const MAX_COPIES: usize = 4;
-/// Sizes of the boxes at the ends from which the search may begin.
+/// The number of sizes of the first and last box from which the search chooses its start.
 const STARTS: u64 = 64;
-/// Steps of the climb, as a stop for what does not end.
+/// The maximum number of steps of a climb.
 const MAX_STEPS: usize = 400;
 
-/// Pieces of an axis that is cut at the multiples of `a` and of `b`: also the pairs of one of each
-/// that touch.
+/// Returns the number of pieces of an axis of `n` elements with boundaries at the multiples of `a`
+/// and of `b`. It equals the number of overlapping pairs of chunks of both sizes.
 fn pieces(n: u64, a: u64, b: u64) -> u64 {
     if n == 0 {
         return 0;
     }
-    let cuts = |x: u64| (n - 1) / x;
+    let boundaries = |x: u64| (n - 1) / x;
+    // The greatest common divisor, for the boundaries that coincide.
     let (mut x, mut y) = (a, b);
     while y > 0 {
         (x, y) = (y, x % y);
     }
-    1 + cuts(a) + cuts(b) - (a / x).checked_mul(b).map_or(0, cuts)
+    1 + boundaries(a) + boundaries(b) - (a / x).checked_mul(b).map_or(0, boundaries)
 }
 
 fn product(values: impl Iterator<Item = u64>) -> f64 {
@@ -119,7 +139,8 @@ fn product(values: impl Iterator<Item = u64>) -> f64 {
 }
 
 impl Problem {
-    fn counts(&self, a: &[u64], b: &[u64]) -> f64 {
+    /// Returns the number of overlapping pairs of boxes of both shapes.
+    fn overlaps(&self, a: &[u64], b: &[u64]) -> f64 {
         product((0..self.shape.len()).map(|d| pieces(self.shape[d], a[d], b[d])))
     }
 
@@ -127,7 +148,7 @@ impl Problem {
         product((0..self.shape.len()).map(|d| self.shape[d].div_ceil(shape[d])))
     }
 
-    /// Bytes that a task of copy `i` holds, nearly.
+    /// Returns the approximate bytes that a task of copy `i` holds.
     fn held(&self, boxes: &[Vec<u64>], i: usize) -> f64 {
         let volume = |shape: &[u64]| product(shape.iter().copied());
         let smaller = |a: &[u64], b: &[u64]| product(a.iter().zip(b).map(|(a, b)| *a.min(b)));
@@ -147,14 +168,14 @@ impl Problem {
             + 2.0 * written
     }
 
-    /// What a route costs; `None` if it does not fit memory or has too few tasks.
+    /// Returns the cost of a route, or `None` if it exceeds the memory or has too few tasks.
     fn cost(&self, boxes: &[Vec<u64>]) -> Option<f64> {
         let (p, last) = (&self.prices, boxes.len() - 1);
         let total = product(self.shape.iter().copied());
         let mut cost = 0.0;
         for (i, shape) in boxes.iter().enumerate() {
             let tasks = self.n_tasks(shape);
-            // There are never more tasks than whole chunks of the source or of the target.
+            // The source and the target limit the number of tasks by their numbers of chunks.
             let most = if i == last {
                 self.n_tasks(&self.target)
             } else if i == 0 {
@@ -166,15 +187,15 @@ impl Problem {
                 return None;
             }
             let read = if i == 0 {
-                self.first(shape)
+                self.source_cost(shape)
             } else {
-                self.counts(&boxes[i - 1], shape) * p.read_request
+                self.overlaps(&boxes[i - 1], shape) * p.read_request
                     + total * self.bytes as f64 * p.read_byte
             };
             let written = if i == last {
                 0.0
             } else {
-                self.counts(shape, &boxes[i + 1]) * p.write_request
+                self.overlaps(shape, &boxes[i + 1]) * p.write_request
                     + total * self.bytes as f64 * p.write_byte
             };
             cost += read + written;
@@ -182,21 +203,21 @@ impl Problem {
         Some(cost)
     }
 
-    /// What the first copy's reading costs.
-    fn first(&self, shape: &[u64]) -> f64 {
-        self.counts(shape, &self.source)
+    /// Returns the cost of reading the source by boxes of `shape`.
+    fn source_cost(&self, shape: &[u64]) -> f64 {
+        self.overlaps(shape, &self.source)
             * (product(self.source.iter().copied())
                 * self.source_bytes as f64
                 * self.prices.source_byte
                 + self.prices.source_request)
     }
 
-    /// The share of a route's cost that is reading the source.
-    pub(crate) fn first_read(&self, route: &Route) -> f64 {
-        self.first(&route.boxes[0])
+    /// Returns the part of a route's cost for reading the source.
+    pub(crate) fn source_read_cost(&self, route: &Route) -> f64 {
+        self.source_cost(&route.boxes[0])
     }
 
-    /// The cheapest route that the search finds; `None` if none fits.
+    /// Returns the cheapest route that the search finds, or `None` if no route fits.
     pub(crate) fn route(&self) -> Option<Route> {
         let mut best: Option<Route> = None;
         for copies in 1..=MAX_COPIES {
@@ -209,8 +230,8 @@ impl Problem {
         best
     }
 
-    /// Boxes evenly between source and target, those at the ends grown towards each other by
-    /// `grown`, from 0 to 1, on a logarithmic scale.
+    /// Returns boxes that are evenly spaced between source and target on a logarithmic scale. The
+    /// first and the last box grow towards the other end by the fraction `grown`, from 0 to 1.
     fn start(&self, copies: usize, grown: f64) -> Vec<Vec<u64>> {
         let (last, log) = ((copies - 1).max(1) as f64, |x: u64| (x.max(1) as f64).ln());
         let end = |d: usize, from: &[u64], to: &[u64]| {
@@ -237,9 +258,10 @@ impl Problem {
             .collect()
     }
 
-    /// The best of a few climbs.
+    /// Returns the best route of several climbs with a number of copies.
     fn best(&self, copies: usize) -> Option<Route> {
-        // The ends as large as memory and the number of tasks let them be, and as they are.
+        // Start once with the largest first and last boxes that memory and the number of tasks
+        // permit, and once with the chunks themselves.
         let grown = (1..=STARTS)
             .rev()
             .map(|k| k as f64 / STARTS as f64)
@@ -248,49 +270,11 @@ impl Problem {
         starts.filter_map(|s| self.climb(s)).min_by(|a, b| a.cost.total_cmp(&b.cost))
     }
 
+    /// Climbs from a start to a local minimum of the cost.
     fn climb(&self, start: Vec<Vec<u64>>) -> Option<Route> {
         let mut here = Route { cost: self.cost(&start)?, boxes: start };
         for _ in 0..MAX_STEPS {
-            let mut best: Option<Route> = None;
-            let mut look = |boxes: Vec<Vec<u64>>| {
-                if let Some(cost) = self
-                    .cost(&boxes)
-                    .filter(|c| *c < best.as_ref().map_or(here.cost * (1.0 - 1e-9), |b| b.cost))
-                {
-                    best = Some(Route { boxes, cost });
-                }
-            };
-            for i in 0..here.boxes.len() {
-                for d in 0..self.shape.len() {
-                    for value in self.values(&here.boxes, i, d) {
-                        let mut trial = here.boxes.clone();
-                        trial[i][d] = value;
-                        // Longer along one axis often asks for shorter along another, or for the
-                        // same in the neighbour.
-                        for e in (0..self.shape.len()).filter(|e| *e != d) {
-                            for other in [2, 3]
-                                .into_iter()
-                                .flat_map(|k| [here.boxes[i][e] * k, here.boxes[i][e] / k])
-                            {
-                                let mut both = trial.clone();
-                                both[i][e] = self.snap(other.max(1), both.len(), i, e);
-                                look(both);
-                            }
-                        }
-                        if i + 1 < trial.len() {
-                            for other in
-                                [value, trial[i + 1][d].saturating_mul(2), trial[i + 1][d] / 2]
-                            {
-                                let mut both = trial.clone();
-                                both[i + 1][d] = self.snap(other.max(1), both.len(), i + 1, d);
-                                look(both);
-                            }
-                        }
-                        look(trial);
-                    }
-                }
-            }
-            match best {
+            match self.best_neighbor(&here) {
                 Some(better) => here = better,
                 None => break,
             }
@@ -298,8 +282,56 @@ impl Problem {
         Some(here)
     }
 
-    /// A length that the box of copy `i` may have along axis `d`: the last copy writes whole
-    /// objects of the target, the first reads whole chunks of the source where it can.
+    /// Returns the cheapest route that differs from `here` in one or two lengths, if it is cheaper.
+    fn best_neighbor(&self, here: &Route) -> Option<Route> {
+        let mut best: Option<Route> = None;
+        for i in 0..here.boxes.len() {
+            for d in 0..self.shape.len() {
+                for boxes in self.neighbors(&here.boxes, i, d) {
+                    let bound = best.as_ref().map_or(here.cost * (1.0 - 1e-9), |b| b.cost);
+                    if let Some(cost) = self.cost(&boxes).filter(|cost| *cost < bound) {
+                        best = Some(Route { boxes, cost });
+                    }
+                }
+            }
+        }
+        best
+    }
+
+    /// Returns the boxes with another length of box `i` along axis `d`, alone or with one more
+    /// change: a longer box along one axis often requires a shorter one along another axis, or the
+    /// same length in the next box.
+    fn neighbors(&self, boxes: &[Vec<u64>], i: usize, d: usize) -> Vec<Vec<Vec<u64>>> {
+        let copies = boxes.len();
+        let mut neighbors = Vec::new();
+        for value in self.values(boxes, i, d) {
+            let mut trial = boxes.to_vec();
+            trial[i][d] = value;
+            let mut change = |copy: usize, axis: usize, length: u64| {
+                let mut both = trial.clone();
+                both[copy][axis] = self.snap(length.max(1), copies, copy, axis);
+                neighbors.push(both);
+            };
+            for e in (0..self.shape.len()).filter(|e| *e != d) {
+                let length = boxes[i][e];
+                for n in [length * 2, length / 2, length * 3, length / 3] {
+                    change(i, e, n);
+                }
+            }
+            if i + 1 < copies {
+                let length = boxes[i + 1][d];
+                for n in [value, length.saturating_mul(2), length / 2] {
+                    change(i + 1, d, n);
+                }
+            }
+            neighbors.push(trial);
+        }
+        neighbors
+    }
+
+    /// Rounds a length to one that the box of copy `i` may have along axis `d`. The last copy
+    /// writes whole objects of the target. The first copy reads whole chunks of the source if the
+    /// length exceeds one chunk.
     fn snap(&self, value: u64, copies: usize, i: usize, d: usize) -> u64 {
         let n = self.shape[d].max(1);
         let unit = if i + 1 == copies {
@@ -312,7 +344,7 @@ impl Problem {
         (value / unit).max(1).saturating_mul(unit).min(n)
     }
 
-    /// Lengths worth trying for the box of copy `i` along axis `d`.
+    /// Returns the lengths to try for the box of copy `i` along axis `d`.
     fn values(&self, boxes: &[Vec<u64>], i: usize, d: usize) -> Vec<u64> {
         let (n, now) = (self.shape[d].max(1), boxes[i][d]);
         let parts = n.div_ceil(now);
@@ -350,14 +382,14 @@ impl Problem {
         values
     }
 
-    /// What a route moves, counted.
+    /// Returns the work of a route.
     #[cfg(test)]
     fn moves(&self, route: &Route) -> Moves {
         let total = product(self.shape.iter().copied()) * self.bytes as f64;
         let boxes = &route.boxes;
-        let between: f64 = boxes.windows(2).map(|w| self.counts(&w[0], &w[1])).sum();
+        let between: f64 = boxes.windows(2).map(|w| self.overlaps(&w[0], &w[1])).sum();
         Moves {
-            requests: self.counts(&boxes[0], &self.source)
+            requests: self.overlaps(&boxes[0], &self.source)
                 + 2.0 * between
                 + self.n_tasks(&self.target),
             written: total * boxes.len() as f64,
@@ -366,10 +398,10 @@ impl Problem {
     }
 }
 
-/// More cuts than this along one axis of an intermediate are not written into a plan.
-const MAX_CUTS: u64 = 1 << 16;
+/// The maximum number of explicit boundaries along an axis of an intermediate in a plan.
+const MAX_BOUNDARIES: u64 = 1 << 16;
 
-/// The grid that is cut where either grid is; `None` where that has too many cuts to list.
+/// Returns the grid with the boundaries of both grids, or `None` if it has too many boundaries.
 pub(crate) fn between(a: &ChunkGrid, b: &ChunkGrid) -> Option<ChunkGrid> {
     let axis = |(a, b): (&AxisGrid, &AxisGrid)| {
         if a.nests_in(b, 0, 1) {
@@ -378,11 +410,12 @@ pub(crate) fn between(a: &ChunkGrid, b: &ChunkGrid) -> Option<ChunkGrid> {
         if b.nests_in(a, 0, 1) {
             return Some(b.clone());
         }
-        if a.n_chunks() + b.n_chunks() > MAX_CUTS {
+        if a.n_chunks() + b.n_chunks() > MAX_BOUNDARIES {
             return None;
         }
-        let cuts = |g: &AxisGrid| (0..=g.n_chunks()).map(|i| g.start(i)).collect::<Vec<u64>>();
-        let mut all = [cuts(a), cuts(b)].concat();
+        let boundaries =
+            |g: &AxisGrid| (0..=g.n_chunks()).map(|i| g.start(i)).collect::<Vec<u64>>();
+        let mut all = [boundaries(a), boundaries(b)].concat();
         all.sort_unstable();
         all.dedup();
         AxisGrid::bounds(all).ok()
@@ -402,7 +435,7 @@ mod tests {
         memory: u64,
         parallelism: u64,
     ) -> Problem {
-        let local = Kind { compressed: false, remote: parallelism > 64 };
+        let local = ChunkStorage { compressed: false, remote: parallelism > 64 };
         let tasks = if parallelism > 64 { parallelism } else { 4 * parallelism };
         Problem {
             shape: shape.to_vec(),

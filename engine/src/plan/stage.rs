@@ -24,7 +24,8 @@ pub struct Stage {
     /// The grid of tasks over the iteration space.
     pub tasks: ChunkGrid,
     /// The grid of blocks by which a task processes its part of the iteration space.
-    pub walk: ChunkGrid,
+    #[serde(rename = "walk")]
+    pub blocks: ChunkGrid,
     /// The axis along which consecutive tasks are adjacent; `None` for the last axis.
     #[serde(default, rename = "sweep", skip_serializing_if = "Option::is_none")]
     pub inner_axis: Option<usize>,
@@ -98,7 +99,7 @@ impl Stage {
             kernel,
             inputs,
             outputs,
-            walk: tasks.clone(),
+            blocks: tasks.clone(),
             tasks,
             inner_axis: None,
             cache: Vec::new(),
@@ -108,21 +109,21 @@ impl Stage {
     }
 
     /// Returns the blocks by which all tasks together cover the iteration space.
-    pub(crate) fn blocks(&self) -> ChunkGrid {
-        if !self.kernel.kind().walks() {
+    pub(crate) fn task_blocks(&self) -> ChunkGrid {
+        if !self.kernel.kind().iterates_blocks() {
             return self.tasks.clone();
         }
         let finer = |(t, w): (&AxisGrid, &AxisGrid)| {
             if w.n_chunks() >= t.n_chunks() { w.clone() } else { t.clone() }
         };
-        ChunkGrid::new(self.tasks.axes().iter().zip(self.walk.axes()).map(finer).collect())
+        ChunkGrid::new(self.tasks.axes().iter().zip(self.blocks.axes()).map(finer).collect())
     }
 
     /// Returns the maximum number of elements of a block along an axis.
     pub(crate) fn block_extent(&self, d: usize) -> u64 {
         let task = self.tasks.axes()[d].max_extent().max(1);
-        if self.kernel.kind().walks() {
-            self.walk.axes()[d].max_extent().clamp(1, task)
+        if self.kernel.kind().iterates_blocks() {
+            self.blocks.axes()[d].max_extent().clamp(1, task)
         } else {
             task
         }

@@ -34,7 +34,7 @@ pub(crate) fn reads(scope: Scope<'_>, stage: &Stage) -> Vec<(ArrayId, Traffic)> 
         let mut own = of_input(scope, stage, i);
         own.retain(|(id, traffic)| match all.iter_mut().find(|(other, _)| other == id) {
             Some((_, sum)) => {
-                // Inputs that run along the same axes share decoded chunks, if chunks are kept.
+                // Inputs that run along the same axes share decoded chunks, if chunks are cached.
                 let stays = stage.cache.iter().any(|k| k.array == *id) && alike(stage, i, *id);
                 let join = |a: f64, b: f64| if stays { a.max(b) } else { a + b };
                 *sum = Traffic {
@@ -142,7 +142,7 @@ pub(crate) fn only_parts(scope: Scope<'_>, stage: &Stage, input: &StageInput) ->
         return false;
     }
     let block =
-        |d: usize| stage.walk.axes()[d].max_extent().min(stage.tasks.axes()[d].max_extent());
+        |d: usize| stage.blocks.axes()[d].max_extent().min(stage.tasks.axes()[d].max_extent());
     // Rows: whole trailing axes, and a part of the next axis.
     let (mut row, mut rows, mut whole, mut before) =
         (array.info.dtype.size() as u64, 1u64, true, usize::MAX);
@@ -220,8 +220,9 @@ fn of_piece(
     axes: &[AxisMap],
     cuts: &ChunkGrid,
 ) -> (f64, f64, bool) {
-    // Kept chunks remain from task to task of a sweep, else from block to block.
-    let last = || (0..stage.walk.axes().len()).rev().find(|d| stage.walk.axes()[*d].n_chunks() > 1);
+    // Cached chunks remain from task to task along `inner_axis`, else from block to block.
+    let last =
+        || (0..stage.blocks.axes().len()).rev().find(|d| stage.blocks.axes()[*d].n_chunks() > 1);
     let kept = if stage.cache.iter().any(|k| k.array == array) {
         stage.inner_axis.or_else(last)
     } else {

@@ -92,7 +92,8 @@ impl ReadMap {
     }
 }
 
-/// Returns true if an index map over a box of shape `to` stays inside a source axis of `n` elements.
+/// Returns true if an index map over a box of shape `to` stays inside a source axis of `n`
+/// elements.
 fn reads_inside(axis: &AxisMap, to: &[u64], n: u64) -> bool {
     let last = |axis: usize, start: u64, step: i64| {
         i128::from(start) + i128::from(step) * (i128::from(to[axis]) - 1)

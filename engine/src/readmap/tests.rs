@@ -136,7 +136,10 @@ fn view(shape: Vec<u64>, seed: u64) -> ReadMap {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
     #[test]
-    fn composition_is_composition(shape in prop::collection::vec(1u64..6, 1..4), seeds in prop::collection::vec(any::<u64>(), 1..5)) {
+    fn composition_is_composition(
+        shape in prop::collection::vec(1u64..6, 1..4),
+        seeds in prop::collection::vec(any::<u64>(), 1..5),
+    ) {
         let mut whole = ReadMap::identity(&shape);
         let mut chain: Vec<ReadMap> = Vec::new();
         for seed in seeds {
@@ -156,10 +159,16 @@ proptest! {
     }
 
     #[test]
-    fn a_restriction_agrees_with_the_whole(shape in prop::collection::vec(1u64..6, 1..4), seed: u64, cut: u64) {
+    fn a_restriction_agrees_with_the_whole(
+        shape in prop::collection::vec(1u64..6, 1..4), seed: u64, cut: u64,
+    ) {
         let map = view(shape, seed);
-        let start: Vec<u64> = map.shape().iter().enumerate().map(|(d, n)| cut.rotate_left(d as u32 * 9) % n).collect();
-        let size: Vec<u64> = map.shape().iter().zip(&start).enumerate().map(|(d, (n, s))| 1 + cut.rotate_right(d as u32 * 5) % (n - s)).collect();
+        let shape = map.shape().iter().enumerate();
+        let start = shape.map(|(d, n)| cut.rotate_left(d as u32 * 9) % n);
+        let start: Vec<u64> = start.collect();
+        let rest = map.shape().iter().zip(&start).map(|(n, s)| n - s).enumerate();
+        let size = rest.map(|(d, n)| 1 + cut.rotate_right(d as u32 * 5) % n);
+        let size: Vec<u64> = size.collect();
         let region = Region { start: start.clone(), shape: size.clone() };
         let part = ReadMap::new(size.clone(), map.restrict(&region));
         for index in indices(&size) {

@@ -13,8 +13,8 @@ use crate::grid::{AxisGrid, ChunkGrid};
 use crate::plan::access::{MAX_PATTERNS, cached_chunks, reads_per_chunk};
 use crate::plan::explain::{counted, term};
 use crate::plan::layout::{Builder, StageLayout, holding};
+use crate::plan::loops::Position;
 use crate::plan::lower::{Draft, Lowering};
-use crate::plan::walk::Position;
 use crate::plan::{Plan, PlanError, ReadMode, Stage, StageOutput, malformed};
 use crate::program::{Over, Phase, SlotId, Step};
 use crate::readmap::{AxisMap, Origin};
@@ -40,12 +40,12 @@ impl StageKind for Map {
     }
 
     fn check(&self, plan: &Plan, stage: &Stage) -> Result<Vec<DType>, PlanError> {
-        if stage.walk != stage.tasks {
+        if stage.blocks != stage.tasks {
             for output in &stage.outputs {
                 let array = plan
                     .arrays
                     .get(output.array.0)
-                    .filter(|a| are_slices(&stage.walk, &a.info.objects()));
+                    .filter(|a| are_slices(&stage.blocks, &a.info.objects()));
                 array.ok_or_else(|| {
                     malformed("the blocks are not contiguous slices of the outputs")
                 })?;
@@ -79,7 +79,7 @@ impl StageKind for Map {
         let stores = (0..blocks.len()).flat_map(|j| layout.store(j));
         let (begin, compute) = (Step::Compute(Phase::Begin), Step::Compute(Phase::Block));
         let (loads, unloads) = (layout.loads(0..n), layout.unloads(0..n));
-        if stage.walk != stage.tasks {
+        if stage.blocks != stage.tasks {
             let slice = [loads, vec![compute], unloads].concat();
             let slices = Step::ForEach { over: Over::Slices, body: slice };
             return Ok(vec![objects(holding(
@@ -110,7 +110,7 @@ impl StageKind for Map {
         term(&self.0, j, names)
     }
 
-    fn walks(&self) -> bool {
+    fn iterates_blocks(&self) -> bool {
         false
     }
 
@@ -130,7 +130,7 @@ impl Map {
             return false;
         };
         self.0.is_identity()
-            && stage.walk == stage.tasks
+            && stage.blocks == stage.tasks
             && layout.inputs[0].mode != ReadMode::InChunk
             && layout.scope.array(output.array).info.objects().chunk_counts()
                 == stage.tasks.chunk_counts()
@@ -145,13 +145,13 @@ impl Map {
 
 /// Returns true if blocks are contiguous slices of objects: divided only along the first axis with
 /// a length above 1.
-fn are_slices(walk: &ChunkGrid, objects: &ChunkGrid) -> bool {
+fn are_slices(blocks: &ChunkGrid, objects: &ChunkGrid) -> bool {
     let first = objects.axes().iter().position(|a| a.max_extent() > 1);
     let axis = |(d, (w, o)): (usize, (&AxisGrid, &AxisGrid))| {
         if Some(d) == first { w.nests_in(o, 0, 1) } else { w == o }
     };
-    walk.axes().len() == objects.axes().len()
-        && walk.axes().iter().zip(objects.axes()).enumerate().all(axis)
+    blocks.axes().len() == objects.axes().len()
+        && blocks.axes().iter().zip(objects.axes()).enumerate().all(axis)
 }
 
 #[derive(Debug)]
@@ -253,7 +253,7 @@ fn map_stage(lowering: &Lowering<'_>, draft: &Draft, grid: &ChunkGrid) -> Stage 
             tasks,
         )
     };
-    // A task may write several chunks, or keep chunks for the next task, if that avoids repeated
+    // A task may write several chunks, or cache chunks for the next task, if that avoids repeated
     // reads of a source chunk.
     let scope = lowering.scope();
     let mut groups = vec![1u64; grid.axes().len()];
@@ -261,7 +261,7 @@ fn map_stage(lowering: &Lowering<'_>, draft: &Draft, grid: &ChunkGrid) -> Stage 
         ChunkGrid::new(grid.axes().iter().zip(groups).map(|(a, g)| a.group(*g)).collect())
     };
     let fits = |stage: &Stage| StageLayout::fits(scope, stage);
-    let (mut best, mut reads) = with_kept(lowering, stage(grid.clone()), &fits);
+    let (mut best, mut reads) = with_cache(lowering, stage(grid.clone()), &fits);
     while reads > 1.05 {
         let mut next: Option<(f64, Vec<u64>, Stage)> = None;
         for d in 0..groups.len() {
@@ -277,7 +277,7 @@ fn map_stage(lowering: &Lowering<'_>, draft: &Draft, grid: &ChunkGrid) -> Stage 
                 if candidate.n_tasks() < lowering.spec.wanted_tasks() || !fits(&candidate) {
                     continue;
                 }
-                let (candidate, saved) = with_kept(lowering, candidate, &fits);
+                let (candidate, saved) = with_cache(lowering, candidate, &fits);
                 if saved < reads && next.as_ref().is_none_or(|(r, ..)| saved < *r) {
                     next = Some((saved, trial, candidate));
                 }
@@ -289,19 +289,23 @@ fn map_stage(lowering: &Lowering<'_>, draft: &Draft, grid: &ChunkGrid) -> Stage 
     best
 }
 
-/// Returns the stage with the sweep along which caching decoded chunks saves most, if one saves
+/// Returns the stage with the order of tasks for which caching decoded chunks saves most, if one saves
 /// reads and fits, and the reads per chunk.
-fn with_kept(lowering: &Lowering<'_>, stage: Stage, fits: &dyn Fn(&Stage) -> bool) -> (Stage, f64) {
-    let patterns = lowering.patterns(&stage);
+fn with_cache(
+    lowering: &Lowering<'_>,
+    stage: Stage,
+    fits: &dyn Fn(&Stage) -> bool,
+) -> (Stage, f64) {
+    let patterns = lowering.access_patterns(&stage);
     let plain = reads_per_chunk(&stage, &patterns, None);
     if plain <= 1.05 {
         return (stage, plain);
     }
-    let mut sweeps: Vec<(f64, usize)> = (0..stage.tasks.axes().len())
+    let mut orders: Vec<(f64, usize)> = (0..stage.tasks.axes().len())
         .map(|d| (reads_per_chunk(&stage, &patterns, Some(d)), d))
         .collect();
-    sweeps.sort_by(|a, b| a.0.total_cmp(&b.0));
-    for (reads, d) in sweeps.into_iter().filter(|(r, _)| *r < 0.95 * plain) {
+    orders.sort_by(|a, b| a.0.total_cmp(&b.0));
+    for (reads, d) in orders.into_iter().filter(|(r, _)| *r < 0.95 * plain) {
         let cache = cached_chunks(&stage, &patterns);
         let candidate = Stage { inner_axis: Some(d), cache, ..stage.clone() };
         let slim = in_slices(lowering, &candidate);
@@ -342,7 +346,7 @@ fn in_slices(lowering: &Lowering<'_>, stage: &Stage) -> Option<Stage> {
     if slice == rows || slice * row < SLICE_BYTES / 16 {
         return None;
     }
-    let mut walk = objects.axes().to_vec();
-    walk[d] = AxisGrid::regular(walk[d].len(), slice);
-    Some(Stage { walk: ChunkGrid::new(walk), ..stage.clone() })
+    let mut blocks = objects.axes().to_vec();
+    blocks[d] = AxisGrid::regular(blocks[d].len(), slice);
+    Some(Stage { blocks: ChunkGrid::new(blocks), ..stage.clone() })
 }

@@ -23,8 +23,8 @@ use serde::{Deserialize, Serialize};
 use crate::graph::NodeRef;
 use crate::grid::{ChunkGrid, Region};
 use crate::plan::layout::{Builder, TASK_OVERHEAD_BYTES};
+use crate::plan::loops::Position;
 use crate::plan::lower::{Draft, Lowering};
-use crate::plan::walk::Position;
 use crate::plan::{ArrayId, Plan, PlanError, ReadMode, Stage, StageInput};
 use crate::program::{Phase, Step};
 use crate::state::TaskState;
@@ -120,7 +120,7 @@ stage_kinds! {
     Map(map::Map, map::MapDraft);
     /// Reductions of the results of an elementwise function along axes of the iteration space.
     Reduce(reduce::Reduce, reduce::ReduceDraft, reduce::ReduceNode);
-    /// A cumulative sum or product along an axis, chunk by chunk of the walk.
+    /// A cumulative sum or product along an axis, block by block.
     Scan(scan::Scan, scan::ScanDraft, scan::ScanNode);
     /// Matrix products, summed along axes of the iteration space.
     Contract(contract::Contract, contract::ContractDraft, contract::ContractNode);
@@ -211,12 +211,12 @@ pub(crate) trait StageKind: fmt::Debug {
     /// Returns the blocks in which all tasks read input `i`, and the number of times that all of
     /// them are read.
     fn input_blocks(&self, stage: &Stage, _i: usize) -> (ChunkGrid, f64) {
-        (stage.blocks(), 1.0)
+        (stage.task_blocks(), 1.0)
     }
 
-    /// Returns true if a task processes its region block by block of the stage's walk. Other tasks
+    /// Returns true if a task processes its region block by block. Other tasks
     /// load the whole region at once, or in slices.
-    fn walks(&self) -> bool {
+    fn iterates_blocks(&self) -> bool {
         true
     }
 }

@@ -15,8 +15,8 @@ use crate::grid::{AxisGrid, ChunkGrid, Region};
 use crate::plan::access::{cached_chunks, reads_per_chunk};
 use crate::plan::explain::{counted, term};
 use crate::plan::layout::{Builder, StageLayout, holding};
+use crate::plan::loops::Position;
 use crate::plan::lower::{Draft, Lowering};
-use crate::plan::walk::Position;
 use crate::plan::{
     ArrayId, OutAxis, Place, Plan, PlanArray, PlanError, Scope, Stage, StageInput, StageOutput,
     malformed, traffic,
@@ -108,7 +108,7 @@ impl StageKind for Reduce {
             let one_each = |(a, part): (&usize, &AxisGrid)| {
                 part.is_valid()
                     && part.n_chunks() == space[*a]
-                    && stage.walk.axes()[*a].max_extent() <= 1
+                    && stage.blocks.axes()[*a].max_extent() <= 1
             };
             if parts.len() != axes.len() || !axes.iter().zip(parts).all(one_each) {
                 return Err(malformed("the partial results do not match the reduced axes"));
@@ -133,9 +133,12 @@ impl StageKind for Reduce {
             // Accumulators that are stored unchanged need no block of their own.
             let stored_shape =
                 layout.scope.array(layout.stage.outputs[j].array).info.stored_shape.is_some();
-            let as_they_are = fold.finish.is_identity(fold.op, fold.values) && !stored_shape;
-            let block: Vec<SlotId> = if as_they_are { Vec::new() } else { vec![layout.output(j)] };
-            let finish = if as_they_are { None } else { Some(Step::Compute(Phase::Finish(j))) };
+            let stores_accumulators =
+                fold.finish.is_identity(fold.op, fold.values) && !stored_shape;
+            let block: Vec<SlotId> =
+                if stores_accumulators { Vec::new() } else { vec![layout.output(j)] };
+            let finish =
+                if stores_accumulators { None } else { Some(Step::Compute(Phase::Finish(j))) };
             let body = holding(&block, finish.into_iter().chain(layout.store(j)).collect());
             finishes.push(Step::ForEach { over: Over::Objects(j), body });
         }
@@ -333,14 +336,14 @@ impl DraftKind for ReduceDraft {
             .axes
             .iter()
             .zip(&groups)
-            .map(|(a, g)| draft.walk.axes()[*a].n_chunks().div_ceil(*g).max(1))
+            .map(|(a, g)| draft.blocks.axes()[*a].n_chunks().div_ceil(*g).max(1))
             .collect();
         if parts.iter().all(|p| *p <= 1) {
             return self.joined_stage(draft, lowering).into_iter().collect();
         }
         // Partial results have one element along each reduced axis for each task along that axis.
         let mut kept_axes = self.kept.iter();
-        let partial_axes: Vec<AxisGrid> = (0..draft.walk.axes().len())
+        let partial_axes: Vec<AxisGrid> = (0..draft.blocks.axes().len())
             .map(|d| match self.axes.iter().position(|a| *a == d) {
                 Some(i) => AxisGrid::regular(parts[i], 1),
                 None => kept_axes.next().cloned().unwrap_or_else(|| AxisGrid::regular(1, 1)),
@@ -354,7 +357,7 @@ impl DraftKind for ReduceDraft {
             expr: Expr::new(Vec::new()),
             inputs: Vec::new(),
             outputs: draft.outputs.clone(),
-            walk: partial_grid.clone(),
+            blocks: partial_grid.clone(),
         };
         for fold in &self.folds {
             let dtype = fold.accumulator();
@@ -390,7 +393,7 @@ impl DraftKind for ReduceDraft {
     /// Returns a stage that is whole along the reduced axes.
     fn joined_stage(&self, draft: &Draft, lowering: &Lowering<'_>) -> Option<Stage> {
         let whole: Vec<u64> =
-            self.axes.iter().map(|a| draft.walk.axes()[*a].n_chunks().max(1)).collect();
+            self.axes.iter().map(|a| draft.blocks.axes()[*a].n_chunks().max(1)).collect();
         Some(self.stage(draft, &whole, None, lowering))
     }
 }
@@ -411,7 +414,7 @@ impl ReduceDraft {
             Some(i) => axis.group(groups[i]),
             None => kept_axes.next().cloned().unwrap_or_else(|| axis.clone()),
         };
-        let tasks: Vec<AxisGrid> = draft.walk.axes().iter().enumerate().map(task).collect();
+        let tasks: Vec<AxisGrid> = draft.blocks.axes().iter().enumerate().map(task).collect();
         let outputs = (0..folds.len()).map(|i| {
             let axis = |d: usize| match (axes.contains(&d), partials.is_some(), keepdims[i]) {
                 (false, _, _) => Some(OutAxis::Kept(d)),
@@ -437,16 +440,16 @@ impl ReduceDraft {
         let outputs = outputs.collect();
         let mut stage =
             Stage::new(draft.name, kernel, draft.inputs.clone(), outputs, ChunkGrid::new(tasks));
-        stage.walk = draft.walk.clone();
-        if let Some(walk) = in_pieces(lowering.scope(), &stage, axes) {
-            stage.walk = walk;
+        stage.blocks = draft.blocks.clone();
+        if let Some(blocks) = in_pieces(lowering.scope(), &stage, axes) {
+            stage.blocks = blocks;
             return stage;
         }
         // Consecutive blocks differ along the last axis with several blocks. Chunks that they share
-        // are kept, if memory permits.
+        // are cached, if memory permits.
         let (patterns, along) = (
-            lowering.patterns(&stage),
-            (0..stage.walk.axes().len()).rev().find(|d| stage.walk.axes()[*d].n_chunks() > 1),
+            lowering.access_patterns(&stage),
+            (0..stage.blocks.axes().len()).rev().find(|d| stage.blocks.axes()[*d].n_chunks() > 1),
         );
         if along.is_some()
             && reads_per_chunk(&stage, &patterns, along)
@@ -464,10 +467,10 @@ impl ReduceDraft {
     fn groups(&self, draft: &Draft, lowering: &Lowering<'_>) -> Vec<u64> {
         let ReduceDraft { axes, kept, folds, .. } = self;
         let counts: Vec<u64> =
-            axes.iter().map(|a| draft.walk.axes()[*a].n_chunks().max(1)).collect();
+            axes.iter().map(|a| draft.blocks.axes()[*a].n_chunks().max(1)).collect();
         let kept_tasks: u64 = kept.iter().map(AxisGrid::n_chunks).product::<u64>().max(1);
         // The bytes that are reduced, at most the size of the arrays that are read.
-        let elements: u128 = draft.walk.shape().iter().map(|n| u128::from(*n)).product();
+        let elements: u128 = draft.blocks.shape().iter().map(|n| u128::from(*n)).product();
         let bytes = |i: &StageInput| {
             let arrays = i.sources.iter().map(|id| &lowering.arrays[id.0].info);
             arrays
@@ -499,14 +502,15 @@ impl ReduceDraft {
 /// Returns blocks that fit a CPU cache, if all inputs of a reduction can be read in such pieces.
 fn in_pieces(scope: Scope<'_>, stage: &Stage, axes: &[usize]) -> Option<ChunkGrid> {
     let size = stage.kernel.kind().inputs().iter().map(|t| t.size() as u64).max()?;
-    let mut walk = stage.walk.axes().to_vec();
-    let bytes =
-        |walk: &[AxisGrid]| walk.iter().fold(size, |p, a| p.saturating_mul(a.max_extent().max(1)));
+    let mut blocks = stage.blocks.axes().to_vec();
+    let bytes = |blocks: &[AxisGrid]| {
+        blocks.iter().fold(size, |p, a| p.saturating_mul(a.max_extent().max(1)))
+    };
     // Kept axes come first: along reduced axes, the same accumulators are used again.
-    let order = (0..walk.len()).filter(|d| !axes.contains(d)).chain(axes.iter().copied());
+    let order = (0..blocks.len()).filter(|d| !axes.contains(d)).chain(axes.iter().copied());
     for d in order {
         let (AxisGrid::Regular { first, size: each, n, .. }, over) =
-            (&walk[d], bytes(&walk).div_ceil(PIECE_BYTES))
+            (&blocks[d], bytes(&blocks).div_ceil(PIECE_BYTES))
         else {
             continue;
         };
@@ -515,12 +519,12 @@ fn in_pieces(scope: Scope<'_>, stage: &Stage, axes: &[usize]) -> Option<ChunkGri
         }
         let most = (each / over).max(1);
         let piece = (1..=most).rev().find(|p| each % p == 0).unwrap_or(1);
-        walk[d] = AxisGrid::regular(walk[d].len(), piece);
+        blocks[d] = AxisGrid::regular(blocks[d].len(), piece);
     }
-    let fine = Stage { walk: ChunkGrid::new(walk), ..stage.clone() };
-    let all = bytes(fine.walk.axes()) < bytes(stage.walk.axes())
+    let fine = Stage { blocks: ChunkGrid::new(blocks), ..stage.clone() };
+    let all = bytes(fine.blocks.axes()) < bytes(stage.blocks.axes())
         && fine.inputs.iter().all(|i| traffic::only_parts(scope, &fine, i));
-    all.then_some(fine.walk)
+    all.then_some(fine.blocks)
 }
 
 /// A reduction along axes.

@@ -14,8 +14,8 @@ use crate::graph::NodeRef;
 use crate::grid::{AxisGrid, ChunkGrid, Region};
 use crate::plan::explain::term;
 use crate::plan::layout::{Builder, holding};
+use crate::plan::loops::Position;
 use crate::plan::lower::{Draft, Lowering};
-use crate::plan::walk::Position;
 use crate::plan::{
     ArrayId, OutAxis, Place, Plan, PlanArray, PlanError, ReadMode, Stage, StageInput, StageOutput,
     malformed,
@@ -27,7 +27,7 @@ use crate::storage::array::ArrayInfo;
 use crate::task::{Cause, internal};
 use crate::user::KernelRegistry;
 
-/// A cumulative sum or product along an axis, chunk by chunk of the walk.
+/// A cumulative sum or product along an axis, block by block.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Scan {
     /// The expression of the values, with one result.
@@ -76,10 +76,10 @@ impl StageKind for Scan {
         let Some(tasks) = stage.tasks.axes().get(*axis) else {
             return Err(malformed("the scanned axis does not exist"));
         };
-        let whole = |d: usize| d == *axis || stage.tasks.axes()[d] == stage.walk.axes()[d];
+        let whole = |d: usize| d == *axis || stage.tasks.axes()[d] == stage.blocks.axes()[d];
         if (!*carry && tasks.n_chunks() > 1)
             || !(0..stage.tasks.axes().len()).all(whole)
-            || !stage.walk.axes()[*axis].nests_in(tasks, 0, 1)
+            || !stage.blocks.axes()[*axis].nests_in(tasks, 0, 1)
         {
             return Err(malformed("the tasks are not consecutive along the scanned axis"));
         }
@@ -154,7 +154,7 @@ impl StageKind for Scan {
 
     fn input_blocks(&self, stage: &Stage, i: usize) -> (ChunkGrid, f64) {
         if self.carried() != Some(i) {
-            return (stage.blocks(), 1.0);
+            return (stage.task_blocks(), 1.0);
         }
         let axis = |(d, t): (usize, &AxisGrid)| {
             if d == self.axis { AxisGrid::regular(t.n_chunks(), 1) } else { t.clone() }
@@ -254,66 +254,20 @@ impl DraftKind for ScanDraft {
     fn stages(&self, draft: &Draft, lowering: &mut Lowering<'_>) -> Vec<Stage> {
         let ScanDraft { op, axis, grid } = self;
         let tasks = self.with(grid.axes()[*axis].group(self.group(draft, lowering)));
-        let parts = tasks.axes()[*axis].n_chunks().max(1);
         let values = draft.expr.result_dtypes()[0];
         let carrier = op.carrier(values).unwrap_or(values);
         let mut widened = draft.expr.clone();
         let cast = widened.push(ExprNode::Cast(carrier, draft.expr.results()[0]));
-        let last = Scan {
-            expr: draft.expr.clone(),
-            op: *op,
-            axis: *axis,
-            exclusive: false,
-            carry: parts > 1,
-        };
-        let (Ok(cast), true) = (cast, parts > 1) else {
+        let carry = tasks.axes()[*axis].n_chunks() > 1;
+        let last = Scan { expr: draft.expr.clone(), op: *op, axis: *axis, exclusive: false, carry };
+        let (Ok(cast), true) = (cast, carry) else {
             return vec![self.stage(draft, last, draft.inputs.clone(), draft.outputs[0], tasks)];
         };
         widened.set_results(&[cast]);
-        let partial_grid = self.with(AxisGrid::regular(parts, 1));
-        let mut partial = |what: &str| {
-            let info = ArrayInfo::intermediate(carrier, partial_grid.clone(), lowering.spec.codec);
-            let name = format!("{what}-{}-{:03}", draft.name, lowering.arrays.len());
-            lowering.add(PlanArray { name, info, place: Place::Work })
-        };
-        let (sums, before) = (partial("partial"), partial("before"));
-        let out = |d: usize| if d == *axis { OutAxis::Part(d) } else { OutAxis::Kept(d) };
-        let fold = Fold { op: op.fold(), values: carrier, finish: Finish::Carry(carrier) };
-        let kernel = Kernel::Reduce(Reduce {
-            expr: widened,
-            folds: vec![fold],
-            axes: vec![*axis],
-            parts: None,
-        });
-        let output = StageOutput { array: sums, axes: (0..grid.axes().len()).map(out).collect() };
-        let mut first =
-            Stage::new("partial", kernel, draft.inputs.clone(), vec![output], tasks.clone());
-        first.walk = grid.clone();
-        first.notes.push(format!(
-            "computes the totals of {parts} parts along axis {axis}, so that the parts can be scanned \
-             in parallel; the input is read twice"
-        ));
-        let carried = |id: ArrayId| StageInput {
-            sources: vec![id],
-            map: ReadMap::identity(&partial_grid.shape()),
-        };
-        let exclusive = Scan {
-            expr: Expr::identity(carrier),
-            op: *op,
-            axis: *axis,
-            exclusive: true,
-            carry: false,
-        };
-        let whole = self.with(AxisGrid::regular(parts, parts));
-        let mut second = self.stage(
-            &Draft { name: "before", ..draft.clone() },
-            exclusive,
-            vec![carried(sums)],
-            before,
-            whole,
-        );
-        second.walk = partial_grid.clone();
-        let inputs = draft.inputs.iter().cloned().chain([carried(before)]).collect();
+        let (first, totals) = self.totals_stage(draft, widened, carrier, &tasks, lowering);
+        let (second, before) = self.before_stage(draft, totals, carrier, &tasks, lowering);
+        let carried = self.partial_input(before, &tasks);
+        let inputs = draft.inputs.iter().cloned().chain([carried]).collect();
         let third = self.stage(draft, last, inputs, draft.outputs[0], tasks);
         vec![first, second, third]
     }
@@ -325,6 +279,86 @@ impl ScanDraft {
         let axis =
             |(d, a): (usize, &AxisGrid)| if d == self.axis { along.clone() } else { a.clone() };
         ChunkGrid::new(self.grid.axes().iter().enumerate().map(axis).collect())
+    }
+
+    /// Returns the grid of partial results: one element along the axis for each task.
+    fn partial_grid(&self, tasks: &ChunkGrid) -> ChunkGrid {
+        let parts = tasks.axes()[self.axis].n_chunks().max(1);
+        self.with(AxisGrid::regular(parts, 1))
+    }
+
+    /// Returns the input that reads an array of partial results.
+    fn partial_input(&self, array: ArrayId, tasks: &ChunkGrid) -> StageInput {
+        let map = ReadMap::identity(&self.partial_grid(tasks).shape());
+        StageInput { sources: vec![array], map }
+    }
+
+    /// Adds an array of partial results.
+    fn partial_array(
+        &self,
+        prefix: &str,
+        draft: &Draft,
+        dtype: DType,
+        tasks: &ChunkGrid,
+        lowering: &mut Lowering<'_>,
+    ) -> ArrayId {
+        let grid = self.partial_grid(tasks);
+        let info = ArrayInfo::intermediate(dtype, grid, lowering.spec.codec);
+        let name = format!("{prefix}-{}-{:03}", draft.name, lowering.arrays.len());
+        lowering.add(PlanArray { name, info, place: Place::Work })
+    }
+
+    /// Returns the stage that computes the total of each task, and the array of the totals.
+    fn totals_stage(
+        &self,
+        draft: &Draft,
+        expr: Expr,
+        carrier: DType,
+        tasks: &ChunkGrid,
+        lowering: &mut Lowering<'_>,
+    ) -> (Stage, ArrayId) {
+        let ScanDraft { op, axis, grid } = self;
+        let array = self.partial_array("partial", draft, carrier, tasks, lowering);
+        let fold = Fold { op: op.fold(), values: carrier, finish: Finish::Carry(carrier) };
+        let kernel =
+            Kernel::Reduce(Reduce { expr, folds: vec![fold], axes: vec![*axis], parts: None });
+        let out = |d: usize| if d == *axis { OutAxis::Part(d) } else { OutAxis::Kept(d) };
+        let output = StageOutput { array, axes: (0..grid.axes().len()).map(out).collect() };
+        let inputs = draft.inputs.clone();
+        let mut stage = Stage::new("partial", kernel, inputs, vec![output], tasks.clone());
+        stage.blocks = grid.clone();
+        let parts = tasks.axes()[*axis].n_chunks();
+        stage.notes.push(format!(
+            "computes the totals of {parts} parts along axis {axis}, so that the parts can be \
+             scanned in parallel; the input is read twice"
+        ));
+        (stage, array)
+    }
+
+    /// Returns the stage that computes the total before each task, and the array of these totals.
+    fn before_stage(
+        &self,
+        draft: &Draft,
+        totals: ArrayId,
+        carrier: DType,
+        tasks: &ChunkGrid,
+        lowering: &mut Lowering<'_>,
+    ) -> (Stage, ArrayId) {
+        let array = self.partial_array("before", draft, carrier, tasks, lowering);
+        let kernel = Scan {
+            expr: Expr::identity(carrier),
+            op: self.op,
+            axis: self.axis,
+            exclusive: true,
+            carry: false,
+        };
+        let parts = tasks.axes()[self.axis].n_chunks();
+        let whole = self.with(AxisGrid::regular(parts, parts));
+        let draft = Draft { name: "before", ..draft.clone() };
+        let inputs = vec![self.partial_input(totals, tasks)];
+        let mut stage = self.stage(&draft, kernel, inputs, array, whole);
+        stage.blocks = self.partial_grid(tasks);
+        (stage, array)
     }
 
     /// Returns the number of chunks along the axis that one task processes.
@@ -363,7 +397,7 @@ impl ScanDraft {
     ) -> Stage {
         let outputs = vec![StageOutput::kept(output, self.grid.axes().len())];
         let mut stage = Stage::new(draft.name, Kernel::Scan(kernel), inputs, outputs, tasks);
-        stage.walk = self.grid.clone();
+        stage.blocks = self.grid.clone();
         stage
     }
 }

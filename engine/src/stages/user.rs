@@ -11,10 +11,10 @@ use crate::graph::{NodeRef, Op};
 use crate::grid::{AxisGrid, ChunkGrid, Region};
 use crate::panics;
 use crate::plan::explain::listed;
-use crate::plan::inline::as_read;
+use crate::plan::inline::read_inputs;
 use crate::plan::layout::{Builder, TASK_OVERHEAD_BYTES, TOO_LARGE, holding};
+use crate::plan::loops::Position;
 use crate::plan::lower::{Draft, Lowering};
-use crate::plan::walk::Position;
 use crate::plan::{ArrayId, Plan, PlanError, ReadMode, Stage, StageOutput, malformed};
 use crate::program::{Over, Phase, SlotId, Step};
 use crate::state::{Loaded, TaskState, Values, overrun, sizes};
@@ -79,7 +79,7 @@ impl StageKind for User {
                 && b.axes.len() == b.grid.axes().len()
                 && b.axes.iter().zip(b.grid.axes()).all(axis)
         };
-        if !self.blocks.iter().all(fits) || stage.walk != stage.tasks {
+        if !self.blocks.iter().all(fits) || stage.blocks != stage.tasks {
             return Err(malformed("the blocks do not match the tasks"));
         }
         Ok(vec![self.dtype])
@@ -150,7 +150,7 @@ impl StageKind for User {
         (grid.clone(), stage.n_tasks() as f64 / grid.n_chunks().max(1) as f64)
     }
 
-    fn walks(&self) -> bool {
+    fn iterates_blocks(&self) -> bool {
         false
     }
 }
@@ -234,14 +234,14 @@ impl DraftKind for UserDraft {
         let outputs = draft
             .outputs
             .iter()
-            .map(|array| StageOutput::kept(*array, draft.walk.axes().len()))
+            .map(|array| StageOutput::kept(*array, draft.blocks.axes().len()))
             .collect();
         vec![Stage::new(
             draft.name,
             Kernel::User(self.kernel.clone()),
             draft.inputs.clone(),
             outputs,
-            draft.walk.clone(),
+            draft.blocks.clone(),
         )]
     }
 }
@@ -310,7 +310,7 @@ impl StageOp for UserNode {
         let (mut inputs, mut blocks) =
             (Vec::with_capacity(self.inputs.len()), Vec::with_capacity(self.inputs.len()));
         for (input, axes) in self.inputs.iter().zip(&self.axes) {
-            inputs.extend(as_read(lowering, input)?);
+            inputs.extend(read_inputs(lowering, input)?);
             blocks.push(UserBlocks {
                 dtype: input.dtype,
                 grid: input.grid.clone(),

@@ -265,7 +265,7 @@ impl Codec {
             }
             let mut out = arena.buffer(most)?;
             // The codecs' own allocations are outside the pool.
-            arena.prepare(filter.working_bytes(most));
+            arena.make_room(filter.working_bytes(most));
             let n = filter.decode(bytes.bytes(), out.bytes_mut(), contexts)?;
             if i == 0 && n as u64 != expected {
                 return Err(CodecError::Length { found: n as u64, expected });
@@ -333,8 +333,8 @@ impl Codec {
         for filter in body {
             let from = bytes.as_ref().map_or(block, Buffer::bytes);
             let mut out = arena.buffer(filter.bound(from.len() as u64))?;
-            arena.stand_outside(self.encode_context_bytes());
-            arena.prepare(filter.working_bytes(from.len() as u64));
+            arena.reserve_external(self.encode_context_bytes());
+            arena.make_room(filter.working_bytes(from.len() as u64));
             let n = filter.encode(from, out.bytes_mut(), contexts)?;
             out.set_len(n);
             bytes.replace(out).into_iter().for_each(|b| arena.recycle(b));

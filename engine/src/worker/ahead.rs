@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use crate::lru::Lru;
 use crate::plan::MAX_PREFETCH_LIST;
 use crate::plan::chunks::{ChunkReads, Touched};
-use crate::plan::walk::TaskLoops;
+use crate::plan::loops::TaskLoops;
 use crate::program::walk;
 use crate::state::{Opened, Source, TaskState};
 use crate::storage::PendingRead;
@@ -94,7 +94,7 @@ impl Ahead {
             match pending.wait() {
                 Ok((_, buffer)) => resources.arena.recycle(buffer),
                 // The next request for this chunk reports the error.
-                Err(_) => resources.arena.lost(bytes),
+                Err(_) => resources.arena.forget(bytes),
             }
         }
     }

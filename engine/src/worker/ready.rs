@@ -11,7 +11,7 @@ use freestone_kernels::Buffer;
 use super::RunContext;
 use crate::grid::ChunkGrid;
 use crate::lru::Lru;
-use crate::plan::walk::objects;
+use crate::plan::loops::objects;
 use crate::plan::{ArrayId, Place, PlanError, StageId, from_hex};
 use crate::stages::Compiled;
 use crate::state::{Opened, Source};

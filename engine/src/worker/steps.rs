@@ -7,7 +7,7 @@
 use super::ahead::Ahead;
 use super::{Limits, overrun};
 use crate::plan::chunks::forget;
-use crate::plan::walk::{Position, TaskLoops};
+use crate::plan::loops::{Position, TaskLoops};
 use crate::program::{SlotId, Step, Visitor, walk};
 use crate::stages::Compiled;
 use crate::state::{Loaded, TaskState, Values};

@@ -28,8 +28,8 @@ struct Joined {
 enum Search {
     /// The joined draft, and its position.
     Found(usize, Box<Draft>),
-    /// No candidate fits. Holds the first candidate that exceeds the memory, if any: an output of it,
-    /// and the memory of the joined stage.
+    /// No candidate fits. Holds the first candidate that exceeds the memory, if any: an output of
+    /// it, and the memory of the joined stage.
     NotFound(Option<(ArrayId, u64)>),
 }
 
@@ -102,13 +102,13 @@ impl Lowering<'_> {
 }
 
 impl Joined {
-    /// Returns the positions of drafts that read an input of `draft` by the same blocks. A draft may
-    /// join any earlier one that no dependency of it follows.
+    /// Returns the positions of drafts that read an input of `draft` by the same blocks. A draft
+    /// may join any earlier one that no dependency of it follows.
     fn candidates(&self, draft: &Draft, reads: &BTreeSet<ArrayId>) -> Vec<usize> {
         let first = reads.iter().filter_map(|id| self.writers.get(id)).max().map_or(0, |i| i + 1);
         let inputs = draft.inputs.iter().flat_map(arrays_of);
         let shared: BTreeSet<usize> = inputs
-            .filter_map(|id| self.readers.get(&(id, draft.walk.clone())))
+            .filter_map(|id| self.readers.get(&(id, draft.blocks.clone())))
             .flatten()
             .copied()
             .collect();
@@ -119,7 +119,7 @@ impl Joined {
     fn add_indices(&mut self, draft: &Draft, reads: BTreeSet<ArrayId>, position: usize) {
         self.writers.extend(draft.outputs.iter().map(|id| (*id, position)));
         for id in reads {
-            let positions = self.readers.entry((id, draft.walk.clone())).or_default();
+            let positions = self.readers.entry((id, draft.blocks.clone())).or_default();
             if positions.last() != Some(&position) {
                 positions.push(position);
             }
@@ -136,7 +136,7 @@ fn arrays_of(input: &StageInput) -> Vec<ArrayId> {
 /// Returns a draft that computes the outputs of both drafts, if they process the same blocks and
 /// share an input.
 fn join(a: &Draft, b: &Draft) -> Result<Option<Draft>, PlanError> {
-    if a.walk != b.walk || !b.inputs.iter().any(|i| a.inputs.contains(i)) {
+    if a.blocks != b.blocks || !b.inputs.iter().any(|i| a.inputs.contains(i)) {
         return Ok(None);
     }
     let Some(kind) = a.kind.join(&b.kind) else { return Ok(None) };

@@ -34,8 +34,8 @@ fn check_disjoint(places: &[(String, usize)]) -> Result<(), PlanError> {
     let (first, second) =
         if pair[0].1 < pair[1].1 { (&pair[0].0, &pair[1].0) } else { (&pair[1].0, &pair[0].0) };
     Err(PlanError::BadOutput(format!(
-        "cannot store two results at `{}` and `{}`: the locations overlap (hint: give each result a \
-         location of its own)",
+        "cannot store two results at `{}` and `{}`: the locations overlap (hint: give each result \
+         a location of its own)",
         first.trim_end_matches('/'),
         second.trim_end_matches('/')
     )))

@@ -105,7 +105,7 @@ fn steps_stay_within_their_bounds() {
         let room = codec.encode_beside();
         let mut arena = Arena::new(room);
         let encoded = codec.encode(block, &mut arena, &mut contexts).unwrap().parts(block).concat();
-        assert!(arena.highest() <= room + 4096, "{codecs:?}: {} in {room}", arena.highest());
+        assert!(arena.peak() <= room + 4096, "{codecs:?}: {} in {room}", arena.peak());
 
         let room = codec.encoded_beside() + codec.decoded_bytes() + codec.decode_scratch();
         let mut arena = Arena::new(room);
@@ -114,7 +114,7 @@ fn steps_stay_within_their_bounds() {
         stored.bytes_mut().copy_from_slice(&encoded);
         let back = codec.decode(stored, codec.decoded_bytes(), &mut arena, &mut contexts).unwrap();
         assert!(back.bytes() == block, "{codecs:?}");
-        assert!(arena.highest() <= room + 4096, "{codecs:?}: {} in {room}", arena.highest());
+        assert!(arena.peak() <= room + 4096, "{codecs:?}: {} in {room}", arena.peak());
     }
 }
 

@@ -47,14 +47,13 @@ impl Loops for TaskLoops<'_> {
         at: &Position,
         mut visit: impl FnMut(&Position) -> Result<(), E>,
     ) -> Result<(), E> {
-        let walk = &self.stage.walk;
+        let blocks = &self.stage.blocks;
         match over {
-            Over::Blocks => try_for_each_coord(&walk.overlapping(self.region), |block| match walk
-                .region(block)
-                .intersect(self.region)
-            {
-                Some(cell) => visit(&Position { cell, object: at.object.clone() }),
-                None => Ok(()),
+            Over::Blocks => try_for_each_coord(&blocks.overlapping(self.region), |block| {
+                match blocks.region(block).intersect(self.region) {
+                    Some(cell) => visit(&Position { cell, object: at.object.clone() }),
+                    None => Ok(()),
+                }
             }),
             Over::Objects(j) => {
                 let part = self.stage.output_region(&self.stage.outputs[j], self.coords);
@@ -63,8 +62,8 @@ impl Loops for TaskLoops<'_> {
                     visit(&Position { cell: objects.region(object), object: object.to_vec() })
                 })
             }
-            Over::Slices => try_for_each_coord(&walk.overlapping(&at.cell), |slice| {
-                visit(&Position { cell: walk.region(slice), object: at.object.clone() })
+            Over::Slices => try_for_each_coord(&blocks.overlapping(&at.cell), |slice| {
+                visit(&Position { cell: blocks.region(slice), object: at.object.clone() })
             }),
         }
     }
