@@ -90,10 +90,10 @@ impl Observer for History {
         }
         let t = state.start.elapsed().as_micros() as u64;
         if let Event::Started { request } = event {
-            state.in_flight.taken(request.id, t);
+            state.in_flight.started(request.id, t);
         }
         let begun = if let Event::Outcome { outcome, .. } = event {
-            state.in_flight.came_back(outcome, t)
+            state.in_flight.returned(outcome, t)
         } else {
             t
         };

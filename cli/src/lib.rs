@@ -1,14 +1,14 @@
-//! The parts of the `freestone` command, for use by other programs. They include limits as
-//! command-line arguments, observers of runs, drawings of plans, AWS costs, and AWS Lambda
-//! packages.
+//! The parts of the `freestone` command, for use by other programs: limits as command-line
+//! arguments, observers of runs, drawings of plans, AWS costs, and AWS Lambda packages.
 //!
-//! The observers are [`progress`] bars on a terminal, [`history`] as lines of JSON, and [`report`]
-//! as an HTML page.
+//! The observers are [`progress`] bars on a terminal, [`logging`] of events, [`history`] as lines of
+//! JSON, and [`report`] as an HTML page.
 
 pub mod cost;
 pub mod drawing;
 pub mod history;
 pub mod limits;
+pub mod logging;
 pub mod package;
 pub mod progress;
 pub mod report;

@@ -1,4 +1,4 @@
-//! What a computation may use, on a command line.
+//! Command-line arguments for limits and executor of a computation.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -8,50 +8,51 @@ use freestone::{LambdaExecutor, Processes, Serial, Threads};
 use freestone_engine::executor::{Executor, ExecutorError};
 use freestone_engine::spec::{Settings, Spec, SpecError, parse_duration, parse_size};
 
-/// What a computation may use. What is not given comes from FREESTONE_… variables, freestone.toml,
-/// or the defaults.
+/// Limits and executor of a computation. Absent arguments come from `FREESTONE_…` variables,
+/// `freestone.toml` or the defaults.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Resource options (defaults: FREESTONE_… variables, freestone.toml)")]
 pub struct Limits {
-    /// Bytes that one task may hold, as in 200MB.
-    #[arg(long, value_parser = parse_size)]
+    /// Maximum memory of a task, such as 200MB
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub allowed_mem: Option<u64>,
-    /// Bytes of those that are not arrays.
-    #[arg(long, value_parser = parse_size)]
+    /// Part of `--allowed-mem` reserved for the program itself
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub reserved_mem: Option<u64>,
-    /// Bytes that the whole local process may hold.
-    #[arg(long, value_parser = parse_size)]
+    /// Maximum memory of the local process
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub local_mem: Option<u64>,
-    /// Directory or URL for intermediate arrays, plans and journals.
-    #[arg(long)]
+    /// Directory or URL for intermediate arrays, plans and journals
+    #[arg(long, value_name = "LOCATION")]
     pub work_dir: Option<String>,
-    /// Threads or processes.
-    #[arg(long)]
+    /// Number of threads or worker processes
+    #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
-    /// How often a task is tried again that storage or its worker failed.
-    #[arg(long)]
+    /// Maximum retries per task
+    #[arg(long, value_name = "N")]
     pub retries: Option<u32>,
-    /// What each task may take, as in 10m.
-    #[arg(long, value_parser = parse_duration)]
+    /// Maximum time of a task, such as 10m
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub task_timeout: Option<Duration>,
-    /// What the whole run may take, as in 2h; it can be resumed then.
-    #[arg(long, value_parser = parse_duration)]
+    /// Maximum time of the run, such as 2h; the run can then be resumed
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub deadline: Option<Duration>,
-    /// Where tasks run: serial, threads, processes, or lambda:FUNCTION on AWS Lambda.
+    /// Executor of tasks: serial, threads, processes, lambda or lambda:FUNCTION
     #[arg(long, value_name = "EXECUTOR", default_value = "threads")]
     pub executor: ExecutorName,
 }
 
-/// The executors by name.
+/// The name of an executor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ExecutorName {
-    /// One task after the other.
+    /// One task at a time in this process.
     Serial,
-    /// In this process.
+    /// Threads of this process.
     Threads,
-    /// In processes of this program, whose `main` must call [`serve`](freestone::serve) when it is
-    /// asked to.
+    /// Processes of this program, whose `main` must call [`serve`](freestone::serve) for the argument
+    /// [`WORKER_ARGUMENT`](freestone::WORKER_ARGUMENT).
     Processes,
-    /// On AWS Lambda: the function, if it is not the one that `FREESTONE_LAMBDA_FUNCTION` names.
+    /// AWS Lambda, with the function's name or that in `FREESTONE_LAMBDA_FUNCTION`.
     Lambda(Option<String>),
 }
 
@@ -65,17 +66,17 @@ impl FromStr for ExecutorName {
             ("processes", "") => Ok(ExecutorName::Processes),
             ("lambda", "") => Ok(ExecutorName::Lambda(None)),
             ("lambda", function) => Ok(ExecutorName::Lambda(Some(function.to_owned()))),
-            _ => Err("there are serial, threads, processes, lambda and lambda:FUNCTION".into()),
+            _ => Err("expected serial, threads, processes, lambda or lambda:FUNCTION".into()),
         }
     }
 }
 
-/// Tasks that a plan for AWS Lambda is cut for, unless it is said: as many as an account has
-/// invocations at once at first.
+/// The default `parallelism` of plans for AWS Lambda: the initial limit of concurrent invocations
+/// of an account.
 const LAMBDA_PARALLELISM: u64 = 1000;
 
 impl Limits {
-    /// Together with environment, file and defaults.
+    /// Returns the specification from these arguments, environment, file and defaults.
     ///
     /// # Errors
     /// As [`Spec::load`].
@@ -85,7 +86,7 @@ impl Limits {
         Spec::load_over(self.settings(), Settings { parallelism, ..Settings::default() })
     }
 
-    /// What is given here.
+    /// Returns the settings that these arguments set.
     pub fn settings(&self) -> Settings {
         Settings {
             work_dir: self.work_dir.clone(),
@@ -100,11 +101,11 @@ impl Limits {
         }
     }
 
-    /// The executor.
+    /// Returns the executor.
     ///
     /// # Errors
-    /// Where the system does not say which program this is, so that it could be started again;
-    /// where no function or region is named.
+    /// Returns an error if the path of this program is unknown, which worker processes require, or
+    /// if AWS Lambda's function or region is not set.
     pub fn executor(&self, spec: &Spec) -> Result<Box<dyn Executor>, ExecutorError> {
         Ok(match &self.executor {
             ExecutorName::Serial => Box::new(Serial),
@@ -121,15 +122,17 @@ impl Limits {
     }
 }
 
-/// Invokes a function as often at once as the plan has parts, or as `FREESTONE_LAMBDA_CONCURRENCY`
-/// says.
+/// Returns the executor for a function. The maximum of concurrent invocations is the plan's
+/// parallelism or `FREESTONE_LAMBDA_CONCURRENCY`.
 fn lambda(function: Option<&str>, spec: &Spec) -> Result<Box<dyn Executor>, ExecutorError> {
     let variable = |name: &str| std::env::var(name).ok();
     let executor = LambdaExecutor::from_env(function, variable)?;
     let concurrency = match variable("FREESTONE_LAMBDA_CONCURRENCY").filter(|v| !v.is_empty()) {
         Some(text) => text.parse().map_err(|_| ExecutorError::Unavailable {
             worker: "on AWS Lambda".into(),
-            message: format!("FREESTONE_LAMBDA_CONCURRENCY is `{text}`, which is no whole number"),
+            message: format!(
+                "invalid FREESTONE_LAMBDA_CONCURRENCY `{text}`: expected a whole number"
+            ),
         })?,
         None => usize::try_from(spec.parallelism).unwrap_or(usize::MAX),
     };

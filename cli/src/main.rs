@@ -1,110 +1,145 @@
-//! The `freestone` command: its arguments. What they ask for is done in [`command`].
+//! The `freestone` command: its arguments and exit codes. [`command`] has the subcommands.
 
 mod command;
 
-use std::io::{self, IsTerminal, Write};
 use std::process;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use command::Failure;
-use freestone::ExitCode;
+use command::console::{self, Console, Verbosity};
+use freestone_cli::logging;
 
 #[global_allocator]
 static ALLOCATOR: freestone_allocator::Allocator = freestone_allocator::Allocator;
 
-/// Computes on arrays that are larger than memory, within a memory that is promised.
+/// Compute on chunked arrays larger than memory, within a fixed memory limit
 ///
-/// Exit codes: 0 done, 1 failed, 2 wrong usage, 3 over allowed_mem, 4 an input cannot be used, 5
-/// something is in the way of the result, 124 over its deadline, 130 interrupted; finished work is
-/// kept then.
+/// Exit codes: 0 success, 1 failure, 2 invalid usage, 3 memory limit exceeded, 4 invalid input, 5
+/// conflict with existing data or another process, 124 deadline exceeded, 130 interrupted. After
+/// 124 and 130, finished work is kept and the run can be resumed.
 #[derive(Parser)]
 #[command(name = "freestone", version, disable_help_subcommand = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(clap::Args)]
+#[command(next_help_heading = "Output options")]
+struct OutputArgs {
+    /// Print the whole plan before a run
+    #[arg(short, long, global = true)]
+    verbose: bool,
+    /// Print nothing but data and errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+    /// Log events at LEVEL (error, warn, info, debug or trace) or per module, as in RUST_LOG
+    #[arg(long, global = true, value_name = "LEVEL")]
+    #[arg(env = "FREESTONE_LOG", hide_env_values = true)]
+    log: Option<logging::Filter>,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Computes arrays from expressions, as in: freestone compute "mean(u*v, axis=0)" -i u=STORE/u
-    /// -i v=STORE/v -o uv.zarr
+    /// Compute arrays from expressions and store them
     ///
-    /// Expressions are written as in Python, with the functions of the Array API standard:
-    /// freestone functions lists them. All of them are one plan.
+    /// Expressions use Python's syntax and the functions of the Array API standard, which
+    /// `freestone functions` lists. All expressions are computed in one plan. Example:
+    ///
+    /// freestone compute "mean(u*v, axis=0)" -i u=STORE/u -i v=STORE/v -o uv.zarr
     Compute(command::compute::Arguments),
-    /// Prints the plan of a computation and why it is so, and runs nothing.
+    /// Print and explain the plan of a computation without running it
     Plan(command::compute::PlanArguments),
-    /// Lists the functions that expressions can use, or explains one.
+    /// List the functions of expressions, or explain one of them
     Functions {
-        /// The function.
+        /// Function to explain
         name: Option<String>,
-        /// The index of all functions as Markdown, which is docs/functions.md.
+        /// Print the index of all functions as Markdown (docs/functions.md)
         #[arg(long, conflicts_with = "name")]
         markdown: bool,
     },
-    /// Says what is stored at a location: an array's shape, dtype, chunks and codecs, or a group's
-    /// arrays.
+    /// Print shape, dtype, chunks, codecs and attributes of an array, or the arrays of a group
     Info {
-        /// A path, file://…, s3://… or http(s)://….
+        /// Path, file://…, s3://… or http(s)://… location
         store: String,
     },
-    /// Copies an array into chunks of another shape.
+    /// Copy an array into chunks of another shape
     Rechunk(command::rechunk::Arguments),
-    /// Goes on with a run that was interrupted, killed or has failed: what it has finished is not
-    /// computed again.
+    /// Resume a run that was interrupted, killed or failed
+    ///
+    /// Finished tasks are not repeated.
     Resume(command::resume::Arguments),
-    /// Lists the runs in a work directory, and removes those that are of no use any more.
+    /// List the runs of a work directory and remove those that cannot be resumed
     Clean(command::clean::Arguments),
-    /// Sessions that several programs write together, and that become visible by one commit.
+    /// Manage sessions that several programs write and one commit publishes
     #[command(subcommand)]
     Session(command::session::Arguments),
-    /// A repository's history and branches, and what it need not keep any more.
+    /// Show history and branches of a repository, and remove old data
     #[command(subcommand)]
     Repo(command::repo::Arguments),
-    /// The worker for AWS Lambda.
+    /// Package the worker for AWS Lambda
     #[command(subcommand)]
     Lambda(command::lambda::Action),
-    /// Answers a driver's requests: the driver starts it.
+    /// Print a completion script for a shell
+    Completions {
+        /// Shell that reads the script
+        shell: clap_complete::Shell,
+    },
+    /// Write man pages
+    #[command(hide = true)]
+    Man {
+        /// Directory for the pages
+        dir: std::path::PathBuf,
+    },
+    /// Run as a worker process, started by a driver
     #[command(name = freestone::WORKER_ARGUMENT, hide = true)]
     Worker,
 }
 
 fn main() {
-    let arguments = command::negative::mark(std::env::args_os(), &Arguments::command());
-    let code = match run(Arguments::parse_from(arguments).command) {
-        Ok(()) | Err(Failure::Pipe) => 0,
-        Err(Failure::Usage(message)) => {
-            let _ = writeln!(io::stderr(), "error: {message}");
-            ExitCode::Usage as i32
-        }
-        Err(Failure::Freestone(error)) => {
-            let _ = writeln!(io::stderr(), "error: {error}");
-            error.exit_code() as i32
-        }
-        Err(Failure::Expression(error)) => {
-            let _ = writeln!(io::stderr(), "{}", error.render(io::stderr().is_terminal()));
-            // Well-formed, but wrong for these inputs, or wrong in itself.
-            (if error.cause.is_some() { ExitCode::Input } else { ExitCode::Usage }) as i32
+    let mut definition = Arguments::command();
+    // Global options belong to the subcommands only once they are built.
+    definition.build();
+    let arguments = command::negative::mark(std::env::args_os(), &definition);
+    let Arguments { command, output } = Arguments::parse_from(arguments);
+    let verbosity = match (output.quiet, output.verbose) {
+        (true, _) => Verbosity::Quiet,
+        (_, true) => Verbosity::Verbose,
+        _ => Verbosity::Normal,
+    };
+    let console = Console { verbosity, logs: output.log.is_some() };
+    if let Some(filter) = output.log {
+        logging::init(filter, console::has_colors());
+    }
+    let code = match run(command, &console) {
+        Ok(()) | Err(Failure::ClosedPipe) => 0,
+        Err(failure) => {
+            console::error(&failure);
+            failure.exit_code() as i32
         }
     };
     process::exit(code);
 }
 
-fn run(command: Command) -> Result<(), Failure> {
+fn run(command: Command, console: &Console) -> Result<(), Failure> {
     match command {
-        Command::Compute(arguments) => command::compute::compute(&arguments),
-        Command::Plan(arguments) => command::compute::plan(&arguments),
+        Command::Compute(arguments) => command::compute::compute(&arguments, console),
+        Command::Plan(arguments) => command::compute::plan(&arguments, console),
         Command::Functions { name, markdown } => {
             command::functions::functions(name.as_deref(), markdown)
         }
         Command::Info { store } => command::info::info(&store),
-        Command::Rechunk(arguments) => command::rechunk::rechunk(&arguments),
-        Command::Resume(arguments) => command::resume::resume(&arguments),
-        Command::Clean(arguments) => command::clean::clean(&arguments),
-        Command::Session(arguments) => command::session::session(&arguments),
-        Command::Repo(arguments) => command::repo::repo(&arguments),
-        Command::Lambda(action) => command::lambda::run(&action),
+        Command::Rechunk(arguments) => command::rechunk::rechunk(&arguments, console),
+        Command::Resume(arguments) => command::resume::resume(&arguments, console),
+        Command::Clean(arguments) => command::clean::clean(&arguments, console),
+        Command::Session(arguments) => command::session::session(&arguments, console),
+        Command::Repo(arguments) => command::repo::repo(&arguments, console),
+        Command::Lambda(action) => command::lambda::run(&action, console),
+        Command::Completions { shell } => command::docs::completions(shell, Arguments::command()),
+        Command::Man { dir } => command::docs::man(&dir, Arguments::command()),
         Command::Worker => freestone::serve(&freestone::KernelRegistry::new())
-            .map_err(|e| Failure::Usage(e.to_string())),
+            .map_err(|e| Failure::usage(e.to_string())),
     }
 }

@@ -1,8 +1,8 @@
-//! Bars for people who watch.
+//! Progress bars.
 //!
-//! A bar for each stage that runs, and below them a line for the whole run. Events only count; what
-//! is counted is drawn eight times a second. What goes wrong on the way is told in lines above the
-//! bars, a few of them at a time.
+//! Each running stage has a bar, and the whole run has a line below the bars. Events only update
+//! counters, which are drawn eight times a second. Retries and warnings are printed in lines above
+//! the bars, at a limited rate.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,24 +12,27 @@ use std::time::{Duration, Instant};
 use freestone_engine::events::{Event, Observer, RunStart};
 use freestone_engine::machine;
 use freestone_engine::memory::size;
-use freestone_engine::task::TaskOutcome;
+use freestone_engine::plan::StageId;
+use freestone_engine::system::System;
+use freestone_engine::task::{TaskFailure, TaskOutcome, TaskRequest};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
-/// Progress bars on standard error; silent where that is no terminal.
+/// An observer that draws progress bars to standard error, if that is a terminal.
 #[derive(Debug)]
 pub struct Progress {
     bars: MultiProgress,
     silent: bool,
-    /// Time between two drawings.
-    every: Duration,
+    /// The interval between drawings.
+    interval: Duration,
+    system: System,
     state: Mutex<Option<State>>,
 }
 
-/// Redraws a second: more is only flicker.
+/// The number of drawings per second.
 const HERTZ: u8 = 8;
-/// Stages that have a bar at once; others that run are counted.
+/// The maximum number of bars. Further running stages are only counted.
 const MAX_BARS: usize = 6;
-/// Rates are means over about so many seconds.
+/// The time constant of the mean rates, in seconds.
 const RATE_SECONDS: f64 = 5.0;
 
 const STAGE: &str = "{prefix:16!} [{wide_bar}] {pos}/{len} {msg} {eta} left";
@@ -42,19 +45,20 @@ impl Default for Progress {
 }
 
 impl Progress {
-    /// Bars that appear when a run starts.
+    /// Creates an observer whose bars appear when a run starts.
     pub fn new() -> Progress {
         Progress::drawing_to(ProgressDrawTarget::stderr_with_hz(2 * HERTZ))
     }
 
-    /// Bars somewhere else.
+    /// Creates an observer that draws to another target.
     pub fn drawing_to(target: ProgressDrawTarget) -> Progress {
         let bars = MultiProgress::with_draw_target(target);
         let silent = bars.is_hidden();
         Progress {
             bars,
             silent,
-            every: Duration::from_millis(1000 / u64::from(HERTZ)),
+            interval: Duration::from_millis(1000 / u64::from(HERTZ)),
+            system: System::default(),
             state: Mutex::default(),
         }
     }
@@ -63,7 +67,7 @@ impl Progress {
 impl Observer for Progress {
     fn on_event(&self, event: &Event<'_>) {
         if !self.silent {
-            self.on_at(event, Instant::now());
+            self.on_at(event, self.system.now());
         }
     }
 }
@@ -77,7 +81,7 @@ impl Progress {
         if let Some(state) = state.as_mut() {
             state.count(event, now);
             if now >= state.due {
-                state.due = now + self.every;
+                state.due = now + self.interval;
                 state.draw(now);
             }
         }
@@ -89,22 +93,22 @@ impl Progress {
     }
 }
 
-/// What a run has come to.
+/// The counters and bars of a run.
 #[derive(Debug)]
 struct State {
     bars: MultiProgress,
-    /// The line for the whole run.
+    /// The line of the whole run.
     whole: ProgressBar,
     local_mem: u64,
     projected_bytes: u64,
-    /// Memory of tasks that is no buffers.
+    /// The memory of a task apart from its buffers.
     reserved_mem: u64,
     stages: Vec<Stage>,
-    /// The highest memory of a worker process, where there are some.
+    /// The peak memory of a worker process, if there are any.
     worker_peak: Option<u64>,
-    again: u64,
-    lines: Lines,
-    /// When to draw next.
+    retries: u64,
+    lines: LineLimit,
+    /// The time of the next drawing.
     due: Instant,
 }
 
@@ -116,33 +120,33 @@ struct Stage {
     read: u64,
     written: u64,
     peak: u64,
-    /// What its tasks' buffers may take.
+    /// The projected memory of a task's buffers.
     buffers: u64,
     running: bool,
     bar: Option<ProgressBar>,
-    /// Tasks and bytes a second.
+    /// Tasks and bytes per second.
     rates: [Rate; 2],
 }
 
-/// A mean that forgets.
+/// An exponentially weighted moving average.
 #[derive(Debug, Default)]
 struct Rate {
-    looked: Option<(Instant, u64)>,
+    last: Option<(Instant, u64)>,
     mean: Option<f64>,
 }
 
 impl Rate {
     fn at(&mut self, now: Instant, count: u64) -> Option<f64> {
-        let Some((then, before)) = self.looked else {
-            self.looked = Some((now, count));
+        let Some((then, before)) = self.last else {
+            self.last = Some((now, count));
             return None;
         };
         let seconds = now.duration_since(then).as_secs_f64();
         if seconds > 0.0 {
             let rate = count.saturating_sub(before) as f64 / seconds;
-            let kept = (-seconds / RATE_SECONDS).exp();
-            self.mean = Some(self.mean.map_or(rate, |mean| mean * kept + rate * (1.0 - kept)));
-            self.looked = Some((now, count));
+            let weight = (-seconds / RATE_SECONDS).exp();
+            self.mean = Some(self.mean.map_or(rate, |mean| mean * weight + rate * (1.0 - weight)));
+            self.last = Some((now, count));
         }
         self.mean
     }
@@ -154,7 +158,7 @@ impl State {
         if let Ok(style) = ProgressStyle::with_template(WHOLE) {
             whole.set_style(style);
         }
-        // Time goes on where events do not.
+        // The elapsed time advances without events too.
         whole.enable_steady_tick(Duration::from_secs(1));
         let reserved_mem = start.plan.plan().reserved_mem;
         let stages = start.plan.stages().map(|(id, stage, layout)| Stage {
@@ -177,8 +181,8 @@ impl State {
             reserved_mem,
             stages: stages.collect(),
             worker_peak: None,
-            again: 0,
-            lines: Lines::new(now),
+            retries: 0,
+            lines: LineLimit::new(now),
             due: now,
         }
     }
@@ -189,42 +193,16 @@ impl State {
                 if let Some(stage) = self.stages.get_mut(stage.0) {
                     stage.running = true;
                 }
-                self.give_bars();
+                self.add_bars();
             }
-            Event::Started { request } if request.backup_of.is_some() => {
-                let stage = self.stages.get(request.stage.0).map_or("", |s| s.name.as_str());
-                let tasks = if request.count == 1 { "" } else { " and those after it" };
-                let line = format!(
-                    "task {}{tasks} of stage `{stage}` takes long: begun once more elsewhere",
-                    request.first
-                );
-                self.tell("backup", now, || line);
-            }
+            Event::Started { request } if request.backup_of.is_some() => self.backup(request, now),
             Event::Outcome { outcome, counted } => self.outcome(outcome, *counted),
             Event::Retried { failure, attempt, delay } => {
-                self.again += 1;
-                let wait = if delay.is_zero() {
-                    String::new()
-                } else {
-                    format!(" in {:.1} s", delay.as_secs_f64())
-                };
-                self.tell(failure.kind.name(), now, || {
-                    format!("{failure}; trying again{wait} ({attempt})")
-                });
+                self.retried(failure, *attempt, *delay, now);
             }
-            Event::Recomputed { stage, tasks, why } => {
-                let Some(stage) = self.stages.get_mut(stage.0) else { return };
-                stage.done = stage.done.saturating_sub(*tasks);
-                stage.running = true;
-                let line = format!(
-                    "{tasks} finished tasks of stage `{}` are run once more: {why}",
-                    stage.name
-                );
-                self.tell("recomputed", now, || line);
-                self.give_bars();
-            }
+            Event::Recomputed { stage, tasks, why } => self.recomputed(*stage, *tasks, why, now),
             Event::MemoryExceeded(excess) => {
-                self.tell("memory", now, || format!("warning: {excess}"))
+                self.print("memory", now, || format!("warning: {excess}"))
             }
             Event::StageEnded { stage } => {
                 let Some(stage) = self.stages.get_mut(stage.0) else { return };
@@ -233,16 +211,45 @@ impl State {
                     bar.finish_and_clear();
                     self.bars.remove(&bar);
                 }
-                self.give_bars();
+                self.add_bars();
                 self.due = now;
             }
             Event::RunEnded(_) => {
-                if let Some(line) = self.lines.rest() {
+                if let Some(line) = self.lines.suppressed() {
                     let _ = self.bars.println(line);
                 }
             }
             Event::RunStarted(_) | Event::Started { .. } => {}
         }
+    }
+
+    fn backup(&mut self, request: &TaskRequest, now: Instant) {
+        let stage = self.stages.get(request.stage.0).map_or("", |s| s.name.as_str());
+        let tasks = if request.count == 1 { "" } else { " and those after it" };
+        let line =
+            format!("task {}{tasks} of stage `{stage}` is slow: started a backup", request.first);
+        self.print("backup", now, || line);
+    }
+
+    fn retried(&mut self, failure: &TaskFailure, attempt: u32, delay: Duration, now: Instant) {
+        self.retries += 1;
+        let wait = if delay.is_zero() {
+            String::new()
+        } else {
+            format!(" in {:.1} s", delay.as_secs_f64())
+        };
+        self.print(failure.kind.name(), now, || {
+            format!("{failure}; retrying{wait} (retry {attempt})")
+        });
+    }
+
+    fn recomputed(&mut self, stage: StageId, tasks: u64, why: &str, now: Instant) {
+        let Some(stage) = self.stages.get_mut(stage.0) else { return };
+        stage.done = stage.done.saturating_sub(tasks);
+        stage.running = true;
+        let line = format!("repeating {tasks} finished tasks of stage `{}`: {why}", stage.name);
+        self.print("recomputed", now, || line);
+        self.add_bars();
     }
 
     fn outcome(&mut self, outcome: &TaskOutcome, counted: u64) {
@@ -256,17 +263,17 @@ impl State {
         }
     }
 
-    fn tell(&mut self, kind: &'static str, now: Instant, line: impl FnOnce() -> String) {
-        let (rest, told) = self.lines.may_tell(kind, now);
-        let lines = rest.into_iter().chain(told.then(line));
+    fn print(&mut self, kind: &'static str, now: Instant, line: impl FnOnce() -> String) {
+        let (suppressed, allowed) = self.lines.admit(kind, now);
+        let lines = suppressed.into_iter().chain(allowed.then(line));
         lines.for_each(|line| drop(self.bars.println(line)));
     }
 
-    /// Bars for the first stages that run and have none.
-    fn give_bars(&mut self) {
+    /// Adds bars for running stages that have none, up to the maximum.
+    fn add_bars(&mut self) {
         let free = MAX_BARS - self.stages.iter().filter(|s| s.bar.is_some()).count();
         for stage in self.stages.iter_mut().filter(|s| s.running && s.bar.is_none()).take(free) {
-            // Time that is left is estimated from what is done here and now, not by an earlier run.
+            // Tasks finished before a resume do not count for the remaining time.
             let bar = self.bars.insert_before(
                 &self.whole,
                 ProgressBar::new(stage.tasks).with_position(stage.done),
@@ -301,7 +308,7 @@ impl State {
         self.whole.set_message(self.to_string());
     }
 
-    /// Leaves the lines, and takes the bars away.
+    /// Removes the bars. Printed lines stay.
     fn clear(self) {
         self.stages.iter().filter_map(|s| s.bar.as_ref()).for_each(ProgressBar::finish_and_clear);
         self.whole.finish_and_clear();
@@ -310,7 +317,7 @@ impl State {
 }
 
 impl fmt::Display for State {
-    /// The whole run in a line.
+    /// Formats the line of the whole run.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ended = self.stages.iter().filter(|s| s.done >= s.tasks).count();
         let hidden = self.stages.iter().filter(|s| s.running && s.bar.is_none()).count();
@@ -335,14 +342,14 @@ impl fmt::Display for State {
                 size(self.projected_bytes.max(self.reserved_mem))
             )?;
         }
-        if self.again > 0 {
-            write!(f, ", {} tried again", self.again)?;
+        if self.retries > 0 {
+            write!(f, ", {} retries", self.retries)?;
         }
         Ok(())
     }
 }
 
-/// How long it takes still, or a dash where nothing is known.
+/// Writes the remaining time, or a dash if it is unknown.
 fn eta(state: &ProgressState, out: &mut dyn fmt::Write) {
     let left = state.eta().as_secs();
     let _ = match left {
@@ -353,42 +360,40 @@ fn eta(state: &ProgressState, out: &mut dyn fmt::Write) {
     };
 }
 
-/// Which lines are told: a few at once, then one a second, so that a storm of failures stays
-/// readable. What is left out is counted.
+/// A rate limit for lines: a burst, then one per second. Suppressed lines are counted by kind.
 #[derive(Debug)]
-struct Lines {
+struct LineLimit {
     allowance: f64,
-    looked: Instant,
-    held: BTreeMap<&'static str, u64>,
+    last: Instant,
+    suppressed: BTreeMap<&'static str, u64>,
 }
 
-/// Lines that may come at once.
+/// The maximum number of lines at once.
 const BURST: f64 = 5.0;
 
-impl Lines {
-    fn new(now: Instant) -> Lines {
-        Lines { allowance: BURST, looked: now, held: BTreeMap::new() }
+impl LineLimit {
+    fn new(now: Instant) -> LineLimit {
+        LineLimit { allowance: BURST, last: now, suppressed: BTreeMap::new() }
     }
 
-    /// True if this line may be told, and before it what is to be said of those that were not.
-    fn may_tell(&mut self, kind: &'static str, now: Instant) -> (Option<String>, bool) {
-        self.allowance =
-            (self.allowance + now.duration_since(self.looked).as_secs_f64()).min(BURST);
-        self.looked = now;
+    /// Returns true if a line may be printed, and a line about suppressed ones to print before it.
+    fn admit(&mut self, kind: &'static str, now: Instant) -> (Option<String>, bool) {
+        self.allowance = (self.allowance + now.duration_since(self.last).as_secs_f64()).min(BURST);
+        self.last = now;
         if self.allowance < 1.0 {
-            *self.held.entry(kind).or_insert(0) += 1;
+            *self.suppressed.entry(kind).or_insert(0) += 1;
             return (None, false);
         }
         self.allowance -= 1.0;
-        (self.rest(), true)
+        (self.suppressed(), true)
     }
 
-    /// What was not told.
-    fn rest(&mut self) -> Option<String> {
-        let held = std::mem::take(&mut self.held);
-        let kinds: Vec<String> = held.iter().map(|(kind, n)| format!("{kind} {n}")).collect();
-        (!held.is_empty()).then(|| {
-            format!("… and {} more like that ({})", held.values().sum::<u64>(), kinds.join(", "))
+    /// Returns a line that counts the suppressed lines, if there are any, and resets the counts.
+    fn suppressed(&mut self) -> Option<String> {
+        let counts = std::mem::take(&mut self.suppressed);
+        let kinds: Vec<String> = counts.iter().map(|(kind, n)| format!("{kind} {n}")).collect();
+        (!counts.is_empty()).then(|| {
+            format!("… and {} similar lines ({})", counts.values().sum::<u64>(), kinds.join(", "))
         })
     }
 }

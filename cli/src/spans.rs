@@ -1,36 +1,35 @@
-//! When tasks ran.
+//! Start times of tasks.
 //!
-//! A worker runs the tasks of a request one after the other, and says how long each of them took.
-//! When the first began follows from when the request was taken or came back, so events need not
-//! say it.
+//! A worker runs the tasks of a request in order and reports the duration of each. The start of the
+//! first task follows from the times at which the request started and returned.
 
 use freestone_engine::task::TaskOutcome;
 
-/// The requests that are under way, and when each was taken, in microseconds.
+/// The requests in flight, each with its start time in microseconds.
 #[derive(Debug, Default)]
 pub(crate) struct InFlight(Vec<(u64, u64)>);
 
 impl InFlight {
-    /// A request was taken.
-    pub(crate) fn taken(&mut self, request: u64, at: u64) {
+    /// Adds a request that started at `at`.
+    pub(crate) fn started(&mut self, request: u64, at: u64) {
         self.0.push((request, at));
     }
 
-    /// A request came back: when its first task began.
+    /// Removes a request that returned at `at`, and returns the start time of its first task.
     ///
-    /// If all went well, the last task ended now. If one failed, nothing says how long it ran; then
-    /// the first began when the request was taken.
-    pub(crate) fn came_back(&mut self, outcome: &TaskOutcome, at: u64) -> u64 {
-        let taken = self
+    /// If all tasks succeeded, the last one ended at `at`. The duration of a failed task is unknown, so
+    /// the first task then counts as started with the request.
+    pub(crate) fn returned(&mut self, outcome: &TaskOutcome, at: u64) -> u64 {
+        let started = self
             .0
             .iter()
             .position(|(id, _)| *id == outcome.request.id)
             .map(|i| self.0.swap_remove(i).1);
         let ran = outcome.done.iter().map(|t| t.wall_ns).sum::<u64>() / 1000;
         let latest = at.saturating_sub(ran);
-        match taken {
-            Some(taken) if outcome.failure.is_some() => taken.min(latest),
-            Some(taken) => latest.max(taken),
+        match started {
+            Some(started) if outcome.failure.is_some() => started.min(latest),
+            Some(started) => latest.max(started),
             None => latest,
         }
     }
@@ -56,9 +55,10 @@ pub(crate) mod tests {
         settings.resolve().unwrap()
     }
 
-    /// A plan of so many stages, each over so many elements in chunks of 10. It is not to be run.
+    /// Returns a plan of `n_stages` stages, each over `n_elements` elements in chunks of 10. Its inputs
+    /// do not exist.
     pub(crate) fn planned(n_stages: usize, n_elements: u64) -> Plan {
-        // Arrays of one shape would be one stage.
+        // Arrays of one shape would be planned as one stage.
         let array =
             |i: usize| freestone::full(&[n_elements + 10 * i as u64], 1.0, DType::Float64, &[10]);
         let arrays: Vec<Array> = (0..n_stages).map(array).collect();
@@ -95,7 +95,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// All of a request's tasks, each of which took so long and read so much.
+    /// Returns the outcome of a request whose tasks each took `wall_us` and read `bytes_read`.
     pub(crate) fn outcome(
         request: TaskRequest,
         worker: &str,
@@ -120,25 +120,25 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn tasks_end_when_their_request_comes_back() {
+    fn tasks_end_when_their_request_returns() {
         let mut flight = InFlight::default();
-        flight.taken(1, 100);
-        flight.taken(2, 150);
-        assert_eq!(flight.came_back(&outcome(request(1, 0, 0, 4), "w", 50, 0), 400), 200);
-        // Clocks of workers may be wrong.
-        assert_eq!(flight.came_back(&outcome(request(2, 0, 0, 4), "w", 500, 0), 400), 150);
-        assert_eq!(flight.came_back(&outcome(request(2, 0, 0, 4), "w", 50, 0), 400), 200);
+        flight.started(1, 100);
+        flight.started(2, 150);
+        assert_eq!(flight.returned(&outcome(request(1, 0, 0, 4), "w", 50, 0), 400), 200);
+        // The clocks of workers may differ.
+        assert_eq!(flight.returned(&outcome(request(2, 0, 0, 4), "w", 500, 0), 400), 150);
+        assert_eq!(flight.returned(&outcome(request(2, 0, 0, 4), "w", 50, 0), 400), 200);
         assert!(flight.0.is_empty());
     }
 
     #[test]
-    fn where_a_task_failed_the_others_began_when_the_request_was_taken() {
+    fn tasks_of_a_failed_request_start_with_the_request() {
         let mut flight = InFlight::default();
-        flight.taken(1, 100);
+        flight.started(1, 100);
         let failed = TaskOutcome {
             failure: Some(failure(FailureKind::Transient, "lost", 4)),
             ..outcome(request(1, 0, 0, 4), "w", 50, 0)
         };
-        assert_eq!(flight.came_back(&failed, 1000), 100);
+        assert_eq!(flight.returned(&failed, 1000), 100);
     }
 }

@@ -1,6 +1,6 @@
 //! `freestone clean`.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use clap::Args;
 use freestone::{Error, StoredRun, size};
@@ -8,36 +8,38 @@ use freestone_cli::limits::Limits;
 use freestone_engine::driver::RunError;
 use freestone_engine::driver::record::{self, RunStatus};
 use freestone_engine::storage::{StorageError, Store, identity};
+use freestone_engine::system::System;
 use freestone_engine::task::RunAddress;
 
-use super::{Failure, say};
+use super::console::Console;
+use super::{Failure, print};
 
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// The work directory; otherwise that of the settings.
+    /// Work directory [default: from settings]
     dir: Option<String>,
-    /// Also removes runs that could be resumed, with what they have written so far.
+    /// Remove also runs that can be resumed, with their results so far
     #[arg(long)]
     all: bool,
-    /// Only lists.
+    /// List runs without removing any
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
     limits: Limits,
 }
 
-/// A folder of a work directory.
-struct Found {
+/// A run's folder in a work directory.
+struct Folder {
     address: RunAddress,
     bytes: u64,
-    /// Why it is of no use any more, or the run that it is of.
+    /// The run, or the reason why it cannot be resumed.
     run: Result<(StoredRun, RunStatus), String>,
 }
 
-impl Found {
-    fn words(&self) -> String {
+impl Folder {
+    fn describe(&self, now: Duration) -> String {
         let state = match &self.run {
-            Ok((_, status)) if status.is_running => "is running".to_owned(),
+            Ok((_, status)) if status.is_running => "running".to_owned(),
             Ok((_, status)) if status.finished == status.tasks => {
                 "all tasks finished, not published".to_owned()
             }
@@ -46,21 +48,17 @@ impl Found {
             }
             Err(why) => why.clone(),
         };
-        let age = self
-            .run
-            .as_ref()
-            .ok()
-            .and_then(|(run, _)| SystemTime::now().duration_since(run.record.began()).ok());
+        let age = self.run.as_ref().ok().and_then(|(run, _)| {
+            let began = run.record.began().duration_since(SystemTime::UNIX_EPOCH).ok()?;
+            Some(Duration::from_secs(now.checked_sub(began)?.as_secs()))
+        });
         let age = age.map_or(String::new(), |age| {
-            format!(
-                ", begun {} ago",
-                humantime::format_duration(std::time::Duration::from_secs(age.as_secs()))
-            )
+            format!(", started {} ago", humantime::format_duration(age))
         });
         format!("{}  {}, {state}{age}", self.address.path(), size(self.bytes))
     }
 
-    fn goes(&self, all: bool) -> bool {
+    fn is_removable(&self, all: bool) -> bool {
         match &self.run {
             Ok((_, status)) => all && !status.is_running,
             Err(_) => true,
@@ -68,10 +66,10 @@ impl Found {
     }
 }
 
-pub(crate) fn clean(asked: &Arguments) -> Result<(), Failure> {
+pub(crate) fn clean(arguments: &Arguments, console: &Console) -> Result<(), Failure> {
     let stores = freestone::stores();
     let work_dir = identity(
-        &asked.dir.clone().map_or_else(|| asked.limits.spec().map(|s| s.work_dir), Ok)?,
+        &arguments.dir.clone().map_or_else(|| arguments.limits.spec().map(|s| s.work_dir), Ok)?,
         "",
     );
     let work = stores.open(&work_dir).map_err(RunError::Work)?;
@@ -84,36 +82,37 @@ pub(crate) fn clean(asked: &Arguments) -> Result<(), Failure> {
             Err(error) => Err(error.to_string()),
         };
         let bytes = bytes_below(&*work, &format!("{}/", address.folder)).map_err(RunError::Work)?;
-        found.push(Found { address, bytes, run });
+        found.push(Folder { address, bytes, run });
     }
-    for one in &found {
-        let verb = if one.goes(asked.all) { "removes" } else { "keeps  " };
-        say(&format!("{verb}  {}", one.words()))?;
+    let now = System::default().since_epoch();
+    for folder in &found {
+        let verb = if folder.is_removable(arguments.all) { "remove" } else { "keep  " };
+        print(&format!("{verb}  {}", folder.describe(now)))?;
     }
     if found.is_empty() {
-        return say(&format!("there are no runs in {work_dir}"));
+        console.note(&format!("no runs in {work_dir}"));
+        return Ok(());
     }
     let (mut removed, mut bytes) = (0, 0);
-    for one in found.iter().filter(|one| !asked.dry_run && one.goes(asked.all)) {
-        match &one.run {
+    for folder in found.iter().filter(|f| !arguments.dry_run && f.is_removable(arguments.all)) {
+        match &folder.run {
             Ok((run, _)) => freestone::discard(run, &stores)?,
-            Err(_) => record::remove(&stores, &one.address).map_err(Error::from)?,
+            Err(_) => record::remove(&stores, &folder.address).map_err(Error::from)?,
         }
         removed += 1;
-        bytes += one.bytes;
+        bytes += folder.bytes;
     }
     let kept = found.len() - removed;
-    say(&format!(
-        "{removed} removed ({}), {kept} kept{}",
-        size(bytes),
-        if kept > 0 && !asked.all {
-            "; --all removes those that could be resumed, too"
-        } else {
-            ""
-        }
-    ))
+    let hint = if kept > 0 && !arguments.all {
+        " (hint: --all removes also runs that can be resumed)"
+    } else {
+        ""
+    };
+    console.note(&format!("removed {removed} runs ({}), kept {kept}{hint}", size(bytes)));
+    Ok(())
 }
 
+/// Returns the size of all objects with that prefix.
 fn bytes_below(work: &dyn Store, prefix: &str) -> Result<u64, StorageError> {
     let mut bytes = 0;
     for name in work.list(prefix)? {

@@ -1,4 +1,4 @@
-//! `freestone compute` and `freestone plan`: expressions to targets.
+//! `freestone compute` and `freestone plan`.
 
 use std::path::PathBuf;
 
@@ -7,113 +7,112 @@ use freestone::{Array, Encoding, Session, Target};
 use freestone_cli::limits::Limits;
 use freestone_expr::{Expression, Inputs, is_identifier};
 
-use super::committing::Committing;
+use super::Failure;
+use super::commit::CommitArgs;
+use super::console::Console;
+use super::execute::{Mode, Run, execute};
 use super::negative::unmark;
+use super::observe::ObserverArgs;
 use super::output::Output;
-use super::watching::Watching;
-use super::{Failure, Mode, execute};
 
 #[derive(Args)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     request: Request,
-    /// Prints the plan and runs nothing.
+    /// Print the plan without running it
     #[arg(long)]
     plan_only: bool,
-    /// With --plan-only, also says what it would cost on AWS Lambda.
+    /// With --plan-only, print the projected cost on AWS Lambda
     #[arg(long)]
     cost: bool,
     #[command(flatten)]
-    watching: Watching,
+    observers: ObserverArgs,
+    #[command(flatten)]
+    commit: CommitArgs,
+    #[command(flatten)]
+    limits: Limits,
 }
 
 #[derive(Args)]
 pub(crate) struct PlanArguments {
     #[command(flatten)]
     request: Request,
-    /// Draws the plan into a file.
+    /// Draw the plan to FILE
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
-    /// Also says what it would cost on AWS Lambda.
+    /// Print the projected cost on AWS Lambda
     #[arg(long)]
     cost: bool,
+    #[command(flatten)]
+    commit: CommitArgs,
+    #[command(flatten)]
+    limits: Limits,
 }
 
 #[derive(Args)]
 pub(crate) struct Request {
-    /// What to compute, as in "mean(u*v, axis=0)" or "-u".
+    /// Expressions, such as "mean(u*v, axis=0)" or "-u"
     #[arg(required = true, value_name = "EXPR", value_parser = unmark)]
     expressions: Vec<String>,
-    /// A stored array and its name in the expressions, as in u=winds.zarr/u.
+    /// Name of an input in the expressions, and its location, such as u=winds.zarr/u
     #[arg(short, long = "input", value_name = "NAME=ARRAY", value_parser = input)]
     inputs: Vec<(String, String)>,
-    /// Compute on the stored numbers of packed inputs (scale_factor, add_offset, _FillValue, …) as
-    /// they are
+    /// Compute on the stored values of packed inputs (scale_factor, add_offset, _FillValue, …)
     #[arg(long)]
     raw: bool,
-    /// Where each result goes: a place for an array, or STORE:NAME for one in a group, with its
-    /// coordinates.
+    /// Location of each result: DIR for an array, or STORE:NAME for an array in a group
     #[arg(short, long = "output", value_name = "OUT")]
     outputs: Vec<Output>,
-    /// Elements along each axis of a stored chunk; otherwise as the result is chunked.
-    #[arg(long, value_delimiter = ',')]
+    /// Shape of stored chunks [default: chunks of the result]
+    #[arg(long, value_name = "N,…", value_delimiter = ',')]
     chunks: Option<Vec<u64>>,
-    /// Elements along each axis of a shard: so many chunks lie in one object.
-    #[arg(long, value_delimiter = ',')]
+    /// Shape of shards, which store several chunks in one object
+    #[arg(long, value_name = "N,…", value_delimiter = ',')]
     shards: Option<Vec<u64>>,
-    /// Codec of the results: none, lz4, zstd, zstd:LEVEL, gzip or gzip:LEVEL; with +crc32c after
-    /// it, they have a checksum.
+    /// Codec: none, lz4, zstd, zstd:LEVEL, gzip or gzip:LEVEL; append +crc32c for checksums
     #[arg(long, default_value = "zstd")]
     codec: Encoding,
-    /// Gives groups that results go into consolidated metadata.
+    /// Write consolidated metadata to the groups of the results
     #[arg(long)]
     consolidated: bool,
-    /// Replaces what is where the results go.
+    /// Replace existing arrays
     #[arg(long)]
     overwrite: bool,
-    /// Prints one JSON object: the plan, or what the run took.
+    /// Print the plan or the report of the run as one JSON object
     #[arg(long)]
     json: bool,
-    #[command(flatten)]
-    committing: Committing,
-    #[command(flatten)]
-    limits: Limits,
 }
 
 fn input(text: &str) -> Result<(String, String), String> {
     let (name, location) = text
         .split_once('=')
         .filter(|(_, l)| !l.is_empty())
-        .ok_or("write NAME=ARRAY, as in u=winds.zarr/u")?;
+        .ok_or("expected NAME=ARRAY, such as u=winds.zarr/u")?;
     if !is_identifier(name) {
         return Err(format!(
-            "`{name}` cannot be a name: letters, digits and _ can, if no digit comes first and \
-                Python has no other use for it"
+            "invalid name `{name}`: expected letters, digits and _, not starting with a digit, and \
+                not a keyword of Python"
         ));
     }
     Ok((name.to_owned(), location.to_owned()))
 }
 
-pub(crate) fn compute(asked: &Arguments) -> Result<(), Failure> {
-    let request = &asked.request;
-    if !asked.plan_only || !request.outputs.is_empty() {
+pub(crate) fn compute(arguments: &Arguments, console: &Console) -> Result<(), Failure> {
+    let Arguments { request, plan_only, cost, observers, commit, limits } = arguments;
+    if !plan_only || !request.outputs.is_empty() {
         request.check_outputs()?;
     }
-    request.execute(
-        &asked.watching,
-        Mode { plan_only: asked.plan_only, json: request.json, cost: asked.cost, svg: None },
-    )
+    let mode = Mode { plan_only: *plan_only, json: request.json, cost: *cost, svg: None };
+    request.execute(commit, Run { limits, observers, console }, mode)
 }
 
-pub(crate) fn plan(asked: &PlanArguments) -> Result<(), Failure> {
-    let request = &asked.request;
+pub(crate) fn plan(arguments: &PlanArguments, console: &Console) -> Result<(), Failure> {
+    let PlanArguments { request, svg, cost, commit, limits } = arguments;
     if !request.outputs.is_empty() {
         request.check_outputs()?;
     }
-    request.execute(
-        &Watching::default(),
-        Mode { plan_only: true, json: request.json, cost: asked.cost, svg: asked.svg.as_deref() },
-    )
+    let mode = Mode { plan_only: true, json: request.json, cost: *cost, svg: svg.as_deref() };
+    request.execute(commit, Run { limits, observers: &ObserverArgs::default(), console }, mode)
 }
 
 impl Request {
@@ -122,13 +121,13 @@ impl Request {
         if expressions == outputs {
             return Ok(());
         }
-        Err(Failure::Usage(format!(
-            "there are {expressions} expressions and {outputs} outputs: give one `-o` for each \
-                expression, in their order"
+        Err(Failure::usage(format!(
+            "expected one output for each expression, found {expressions} expressions and \
+                {outputs} outputs (hint: pass `-o` once for each expression, in their order)"
         )))
     }
 
-    fn execute(&self, watching: &Watching, mode: Mode<'_>) -> Result<(), Failure> {
+    fn execute(&self, commit: &CommitArgs, run: Run<'_>, mode: Mode<'_>) -> Result<(), Failure> {
         let arrays = self.arrays()?;
         let outputs: Vec<Output> = (0..arrays.len())
             .map(|i| self.outputs.get(i).cloned().unwrap_or_else(|| Output::placeholder(i)))
@@ -141,17 +140,12 @@ impl Request {
                 .map(|(array, output)| self.target(array, output, session))
                 .collect()
         };
-        let session = self.committing.begin(&self.limits, &names, mode.plan_only, &targets)?;
-        execute(
-            &targets(session.as_ref())?,
-            session.map(|s| self.committing.publishing(s, &names)),
-            &self.limits,
-            watching,
-            mode,
-        )
+        let session = commit.begin(run.limits, &names, mode.plan_only, &targets)?;
+        let targets = targets(session.as_ref())?;
+        execute(&targets, session.map(|s| commit.publishing(s, &names)), run, mode)
     }
 
-    /// Says which expression it is, where there are several.
+    /// Returns the name of an expression in errors, numbered if there are several.
     fn name(&self, index: usize) -> String {
         if self.expressions.len() == 1 {
             "expression".into()
@@ -161,7 +155,7 @@ impl Request {
     }
 
     fn arrays(&self) -> Result<Vec<Array>, Failure> {
-        // All texts are read before any store is.
+        // All expressions are parsed before any store is opened.
         let parse = |(i, text): (usize, &String)| {
             Expression::parse(text).map_err(|e| Failure::Expression(e.named(&self.name(i))))
         };
@@ -170,7 +164,7 @@ impl Request {
         let mut inputs = Inputs::new();
         for (name, location) in &self.inputs {
             if inputs.contains_key(name) {
-                return Err(Failure::Usage(format!("the input `{name}` is given twice")));
+                return Err(Failure::usage(format!("input `{name}` is given twice")));
             }
             let array = freestone::open(location)?;
             inputs.insert(name.clone(), if self.raw { array.raw() } else { array });
@@ -195,7 +189,7 @@ impl Request {
             Some(shards) => target.shards(shards),
             None => target,
         };
-        // Whatever is at a place that nobody has named is in nobody's way.
+        // Without outputs, the locations are placeholders that a plan never writes.
         let overwrite = self.overwrite || self.outputs.is_empty();
         Ok(target.codec(self.codec).overwrite(overwrite).consolidated(self.consolidated))
     }

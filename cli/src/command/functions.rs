@@ -1,16 +1,16 @@
-//! `freestone functions`: the vocabulary, for people.
+//! `freestone functions`: the list of functions, and explanations.
 
 use std::fmt::Write;
 
 use freestone_expr::vocabulary::{self, either, nearest};
 
-use super::{Failure, say};
+use super::{Failure, print};
 
 pub(crate) fn functions(name: Option<&str>, markdown: bool) -> Result<(), Failure> {
     if markdown {
-        return say(vocabulary::index().trim_end());
+        return print(vocabulary::index().trim_end());
     }
-    let Some(name) = name else { return say(list().trim_end()) };
+    let Some(name) = name else { return print(list().trim_end()) };
     let Some(f) = vocabulary::function(name) else {
         let standard =
             vocabulary::standard_name(name).filter(|n| vocabulary::function(n).is_some());
@@ -19,13 +19,13 @@ pub(crate) fn functions(name: Option<&str>, markdown: bool) -> Result<(), Failur
             |n| vec![n],
         );
         let hint = if near.is_empty() {
-            "`freestone functions` lists them".into()
+            "`freestone functions` lists all functions".into()
         } else {
             format!("did you mean {}?", either(&near))
         };
-        return Err(Failure::Usage(format!("there is no function `{name}`: {hint}")));
+        return Err(Failure::usage(format!("unknown function `{name}` (hint: {hint})")));
     };
-    say(&format!(
+    print(&format!(
         "{}{}\n\n{}\n\nsection  {}\nshape    {}\ndtypes   {}\ncost     {}",
         f.name,
         f.signature,
@@ -46,7 +46,7 @@ fn list() -> String {
                 writeln!(text, "{}{}", if text.is_empty() { "" } else { "\n" }, f.section.title());
         }
         let call = format!("{}{}", f.name, f.signature);
-        // A long signature has its line for itself.
+        // The summary of a long signature is on a line of its own.
         let _ = if call.len() <= 40 {
             writeln!(text, "  {call:<40}  {}", f.summary)
         } else {

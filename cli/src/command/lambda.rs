@@ -6,26 +6,27 @@ use std::process::{Command, Stdio};
 use clap::Subcommand;
 use freestone_cli::package::package;
 
-use super::{Failure, say};
+use super::Failure;
+use super::console::Console;
 
 #[derive(Subcommand)]
 pub(crate) enum Action {
-    /// Makes the zip that AWS Lambda takes as the function's program, and checks that Lambda can
-    /// run it.
+    /// Create the zip of the function's program, and check that AWS Lambda can run it
     Package {
-        /// The worker program: by itself the one named bootstrap beside this program.
-        #[arg(long)]
+        /// Worker program [default: bootstrap in the directory of this program]
+        #[arg(long, value_name = "FILE")]
         bootstrap: Option<PathBuf>,
-        /// Builds this package's program bootstrap with cargo first, in the current directory.
-        #[arg(long, value_name = "PACKAGE", num_args = 0..=1, default_missing_value = "freestone-lambda", conflicts_with = "bootstrap")]
+        /// Build the program bootstrap of PACKAGE with cargo first [default: freestone-lambda]
+        #[arg(long, value_name = "PACKAGE", num_args = 0..=1, conflicts_with = "bootstrap")]
+        #[arg(default_missing_value = "freestone-lambda")]
         build: Option<String>,
-        /// Where the zip goes.
-        #[arg(long, short, default_value = "target/lambda/freestone.zip")]
+        /// Location of the zip
+        #[arg(long, short, value_name = "FILE", default_value = "target/lambda/freestone.zip")]
         output: PathBuf,
     },
 }
 
-pub(crate) fn run(action: &Action) -> Result<(), Failure> {
+pub(crate) fn run(action: &Action, console: &Console) -> Result<(), Failure> {
     let Action::Package { bootstrap, build, output } = action;
     let program = match (bootstrap, build) {
         (Some(program), _) => program.clone(),
@@ -35,9 +36,9 @@ pub(crate) fn run(action: &Action) -> Result<(), Failure> {
                 .map_err(|e| Failure::Usage(e.to_string()))?
                 .with_file_name("bootstrap");
             if !beside.is_file() {
-                return Err(Failure::Usage(format!(
-                    "there is no {}: name the worker with --bootstrap, or have it made with \
-                        --build",
+                return Err(Failure::usage(format!(
+                    "worker program `{}` does not exist (hint: name it with --bootstrap, or build \
+                        it with --build)",
                     beside.display()
                 )));
             }
@@ -50,15 +51,16 @@ pub(crate) fn run(action: &Action) -> Result<(), Failure> {
         || "no C library".to_owned(),
         |(major, minor)| format!("glibc {major}.{minor}"),
     );
-    say(&format!(
+    console.note(&format!(
         "{}: {} of {}, for provided.al2023 on x86_64 (needs {glibc})",
         output.display(),
         megabytes(made.zip_bytes),
         megabytes(made.program_bytes)
-    ))
+    ));
+    Ok(())
 }
 
-/// Builds a package's program `bootstrap`; where it is then.
+/// Builds a package's program `bootstrap` and returns its path.
 fn built(package: &str) -> Result<PathBuf, Failure> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let arguments = [
@@ -75,9 +77,9 @@ fn built(package: &str) -> Result<PathBuf, Failure> {
         .args(arguments)
         .stderr(Stdio::inherit())
         .output()
-        .map_err(|e| Failure::Usage(format!("cargo cannot be run: {e}")))?;
+        .map_err(|e| Failure::Usage(format!("cannot run cargo: {e}")))?;
     if !output.status.success() {
-        return Err(Failure::Usage("cargo has built nothing".into()));
+        return Err(Failure::Usage("cargo failed to build the worker".into()));
     }
     let lines = String::from_utf8_lossy(&output.stdout);
     let mut programs = lines.lines().filter_map(|line| {
@@ -85,7 +87,5 @@ fn built(package: &str) -> Result<PathBuf, Failure> {
             .as_str()
             .map(PathBuf::from)
     });
-    programs
-        .next_back()
-        .ok_or_else(|| Failure::Usage("cargo does not say where the program is".into()))
+    programs.next_back().ok_or_else(|| Failure::Usage("cargo built no executable".into()))
 }

@@ -63,11 +63,14 @@ fn is_expression(text: &str, command: &Command) -> bool {
     let Some(short) = text.strip_prefix('-').and_then(|rest| rest.chars().next()) else {
         return false;
     };
-    match command.get_arguments().find(|a| a.get_short() == Some(short)) {
+    let option = |c: char| command.get_arguments().find(|a| a.get_short() == Some(c));
+    match option(short) {
         // `-iNAME=ARRAY` is an option; `-index*2` is an expression.
         Some(option) if option.get_id() == "inputs" => text.len() > 2 && !text.contains('='),
-        Some(_) => false,
-        None => short != 'h',
+        Some(option) if option.get_action().takes_values() => false,
+        // `-v` and `-vq` are flags; `-v*2` is an expression.
+        Some(_) => !text.chars().skip(1).all(|c| option(c).is_some()),
+        None => true,
     }
 }
 

@@ -1,14 +1,14 @@
-//! Where a result goes: `DIR` is an array of its own, `STORE:NAME` one in a group with its
-//! coordinates.
+//! The locations of results: `DIR` for an array, `STORE:NAME` for an array with coordinates in a
+//! group.
 
 use std::str::FromStr;
 
 use freestone::{Array, Session, Target};
 
 use super::Failure;
-use super::committing::path;
+use super::commit::path;
 
-/// An argument of `-o`. In a repository it is a path.
+/// The argument of `-o`. For repositories it is a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Output {
     Array(String),
@@ -16,7 +16,7 @@ pub(crate) enum Output {
 }
 
 impl Output {
-    /// In plain Zarr stores, or in a session.
+    /// Returns the target in a plain Zarr store, or in a session.
     pub(crate) fn target(
         &self,
         array: &Array,
@@ -29,12 +29,12 @@ impl Output {
         })
     }
 
-    /// For a plan that is only looked at, and needs no place.
+    /// Returns a location for a plan that does not run.
     pub(crate) fn placeholder(index: usize) -> Output {
         Output::Array(format!("result-{}", index + 1))
     }
 
-    /// As it was given.
+    /// Returns the argument's text.
     pub(crate) fn text(&self) -> String {
         match self {
             Output::Array(location) => location.clone(),
@@ -43,15 +43,15 @@ impl Output {
     }
 }
 
-/// A colon before a name without slashes separates it from its store: those of schemes and ports do
-/// not.
+/// The last colon separates store and name if the name has no slashes. The colons of schemes and
+/// ports do not count.
 impl FromStr for Output {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         let array = || Ok(Output::Array(text.to_owned()));
         if text.is_empty() {
-            return Err("it names no place".into());
+            return Err("expected DIR or STORE:NAME".into());
         }
         let Some((store, name)) =
             text.rsplit_once(':').filter(|(_, name)| !name.contains(['/', '\\']))
@@ -64,15 +64,15 @@ impl FromStr for Output {
         if in_host && !name.is_empty() && name.bytes().all(|b| b.is_ascii_digit()) {
             return array();
         }
-        // A drive of Windows.
+        // A drive letter.
         if cfg!(windows) && store.len() == 1 {
             return array();
         }
         if store.is_empty() || name.is_empty() {
-            return Err("write DIR, or STORE:NAME with both of them".into());
+            return Err("expected DIR, or STORE:NAME with a store and a name".into());
         }
         if name.starts_with("__") || name.bytes().all(|b| b == b'.') || name == "zarr.json" {
-            return Err(format!("Zarr does not allow an array to be called `{name}`"));
+            return Err(format!("invalid array name `{name}`: reserved by Zarr"));
         }
         Ok(Output::InGroup { store: store.to_owned(), name: name.to_owned() })
     }
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_none() {
+    fn invalid_names_are_rejected() {
         for text in ["", ":", "a:", ":b", "a:..", "a:__b", "a:zarr.json"] {
             assert!(text.parse::<Output>().is_err(), "{text}");
         }

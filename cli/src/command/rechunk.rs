@@ -5,80 +5,83 @@ use freestone::{Encoding, Session, Target};
 use freestone_cli::limits::Limits;
 use freestone_engine::storage::split_location;
 
-use super::committing::{Committing, path};
-use super::watching::Watching;
-use super::{Failure, Mode, execute};
+use super::Failure;
+use super::commit::{CommitArgs, path};
+use super::console::Console;
+use super::execute::{Mode, Run, execute};
+use super::observe::ObserverArgs;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// The array to read.
+    /// Location of the array to copy
     source: String,
-    /// Where the new array goes.
+    /// Location of the copy
     target: String,
-    /// Elements along each axis of a chunk, as in 1830,13,29. Only an array of no axes needs none.
-    #[arg(long, value_delimiter = ',')]
+    /// Shape of chunks, such as 1830,13,29; required unless the array has no axes
+    #[arg(long, value_name = "N,…", value_delimiter = ',')]
     chunks: Vec<u64>,
-    /// Elements along each axis of a shard: so many chunks lie in one object.
-    #[arg(long, value_delimiter = ',')]
+    /// Shape of shards, which store several chunks in one object
+    #[arg(long, value_name = "N,…", value_delimiter = ',')]
     shards: Vec<u64>,
-    /// Codec of the new chunks: none, lz4, zstd, zstd:LEVEL, gzip or gzip:LEVEL; with +crc32c after
-    /// it, they have a checksum.
+    /// Codec: none, lz4, zstd, zstd:LEVEL, gzip or gzip:LEVEL; append +crc32c for checksums
     #[arg(long, default_value = "zstd")]
     codec: Encoding,
-    /// Replaces what is at the target.
+    /// Replace an existing array
     #[arg(long)]
     overwrite: bool,
-    /// The target is GROUP/NAME: the group is made if it is not there, with the array's
-    /// coordinates, and gets consolidated metadata.
+    /// Write to the group of a target GROUP/NAME, with coordinates and consolidated metadata
     #[arg(long)]
     consolidated: bool,
-    /// Prints the plan and runs nothing.
+    /// Print the plan without running it
     #[arg(long)]
     plan_only: bool,
-    /// With --plan-only, also says what it would cost on AWS Lambda.
+    /// With --plan-only, print the projected cost on AWS Lambda
     #[arg(long)]
     cost: bool,
     #[command(flatten)]
-    watching: Watching,
+    observers: ObserverArgs,
     #[command(flatten)]
-    committing: Committing,
+    commit: CommitArgs,
     #[command(flatten)]
     limits: Limits,
 }
 
-pub(crate) fn rechunk(asked: &Arguments) -> Result<(), Failure> {
-    let array = freestone::open(&asked.source)?;
-    if asked.chunks.is_empty() && !array.shape()?.is_empty() {
+pub(crate) fn rechunk(arguments: &Arguments, console: &Console) -> Result<(), Failure> {
+    let array = freestone::open(&arguments.source)?;
+    if arguments.chunks.is_empty() && !array.shape()?.is_empty() {
         return Err(Failure::Usage(format!(
-            "--chunks is missing: {} has shape {:?}, give a length for each axis",
-            asked.source,
+            "missing required argument --chunks: `{}` has shape {:?}",
+            arguments.source,
             array.shape()?
         )));
     }
-    let array = array.rechunk(&asked.chunks);
-    let names = [asked.target.clone()];
+    let array = array.rechunk(&arguments.chunks);
+    let names = [arguments.target.clone()];
     let targets = |session: Option<&Session>| {
-        let target = match (asked.consolidated, split_location(&asked.target)) {
-            _ if let Some(session) = session => session.target(&array, path(&asked.target)?),
-            (false, _) => Target::array(&array, &asked.target),
+        let target = match (arguments.consolidated, split_location(&arguments.target)) {
+            _ if let Some(session) = session => session.target(&array, path(&arguments.target)?),
+            (false, _) => Target::array(&array, &arguments.target),
             (true, (group, _)) if group == "." => {
                 return Err(Failure::Usage(
-                    "--consolidated needs a group: write the target as GROUP/NAME".into(),
+                    "--consolidated requires a group (hint: write the target as GROUP/NAME)".into(),
                 ));
             }
             (true, (group, name)) => Target::in_group(&array, &group, &name).consolidated(true),
         };
-        let target = target.chunks(&asked.chunks).codec(asked.codec).overwrite(asked.overwrite);
-        Ok(vec![if asked.shards.is_empty() { target } else { target.shards(&asked.shards) }])
+        let target =
+            target.chunks(&arguments.chunks).codec(arguments.codec).overwrite(arguments.overwrite);
+        Ok(vec![if arguments.shards.is_empty() {
+            target
+        } else {
+            target.shards(&arguments.shards)
+        }])
     };
-    let session = asked.committing.begin(&asked.limits, &names, asked.plan_only, &targets)?;
+    let session =
+        arguments.commit.begin(&arguments.limits, &names, arguments.plan_only, &targets)?;
     let targets = targets(session.as_ref())?;
-    let session = session.map(|s| asked.committing.publishing(s, &names));
-    execute(
-        &targets,
-        session,
-        &asked.limits,
-        &asked.watching,
-        Mode { plan_only: asked.plan_only, json: false, cost: asked.cost, svg: None },
-    )
+    let session = session.map(|s| arguments.commit.publishing(s, &names));
+    let run = Run { limits: &arguments.limits, observers: &arguments.observers, console };
+    let mode =
+        Mode { plan_only: arguments.plan_only, json: false, cost: arguments.cost, svg: None };
+    execute(&targets, session, run, mode)
 }

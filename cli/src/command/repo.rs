@@ -1,115 +1,120 @@
-//! `freestone repo`: history, branches, and what is kept.
+//! `freestone repo`: history, branches, garbage collection and expiry of snapshots.
 
 use std::time::Duration;
 
 use clap::Subcommand;
-use freestone::sessions::{Snapshot, Version};
+use freestone::sessions::{Repository, Snapshot, Version};
 use freestone::size;
 use freestone_engine::spec::parse_duration;
 use serde_json::{Value, json};
 
-use super::committing::Place;
-use super::{Failure, say};
+use super::commit::RepositoryArgs;
+use super::console::Console;
+use super::{Failure, print};
 
 #[derive(Subcommand)]
 pub(crate) enum Arguments {
-    /// The snapshots of a branch, the newest first.
+    /// List the snapshots of a branch, newest first
     Log {
         #[command(flatten)]
-        place: Place,
-        /// So many.
+        repository: RepositoryArgs,
+        /// Show at most N snapshots
         #[arg(short, value_name = "N")]
         n: Option<usize>,
-        /// Prints one JSON list.
+        /// Print one JSON list
         #[arg(long)]
         json: bool,
     },
-    /// The branches and tags, and the snapshots that they lead to.
+    /// List branches and tags with their snapshots, and create or delete them
     Branches {
         #[command(flatten)]
-        place: Place,
-        /// Makes that branch where --branch is.
+        repository: RepositoryArgs,
+        /// Create branch NAME at --branch
         #[arg(long, value_name = "NAME")]
         create: Option<String>,
-        /// Names the snapshot where --branch is, for good.
+        /// Create tag NAME, which is permanent, at --branch
         #[arg(long, value_name = "NAME")]
         tag: Option<String>,
-        /// Removes that branch.
+        /// Delete branch NAME
         #[arg(long, value_name = "NAME")]
         delete: Option<String>,
     },
-    /// Removes what no snapshot refers to any more. What belongs to a live session is spared.
+    /// Remove objects that no snapshot and no live session refers to
     Gc {
         #[command(flatten)]
-        place: Place,
-        /// Only what is older, as in 3d; otherwise what is older than any session can be. A run
-        /// that began before and is not done is refused at its commit.
-        #[arg(long, value_parser = parse_duration)]
+        repository: RepositoryArgs,
+        /// Minimum age of removed objects, such as 3d [default: older than any session]
+        ///
+        /// The commit of a run that started earlier and is not finished is rejected.
+        #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
         older_than: Option<Duration>,
     },
-    /// Takes snapshots out of the history that are older; the newest of each branch stays. What
-    /// only they had goes with the next `gc`.
+    /// Remove old snapshots from the history, except the newest of each branch
+    ///
+    /// `freestone repo gc` then removes the objects that only these snapshots referred to.
     Expire {
         #[command(flatten)]
-        place: Place,
-        /// As in 30d.
-        #[arg(value_parser = parse_duration)]
+        repository: RepositoryArgs,
+        /// Minimum age of removed snapshots, such as 30d
+        #[arg(value_name = "DURATION", value_parser = parse_duration)]
         older_than: Duration,
     },
 }
 
-pub(crate) fn repo(asked: &Arguments) -> Result<(), Failure> {
-    match asked {
-        Arguments::Log { place, n, json } => {
-            let (repository, spec) = place.open()?;
-            let mut history = repository.history(&Version::Branch(spec.branch))?;
-            history.truncate(n.unwrap_or(usize::MAX));
-            if *json {
-                return say(&Value::Array(history.iter().map(as_json).collect()).to_string());
-            }
-            history.iter().try_for_each(|s| {
-                say(&format!(
-                    "{}  {}  {}",
-                    s.id,
-                    humantime::format_rfc3339_seconds(s.written_at),
-                    s.message
-                ))
-            })
-        }
-        Arguments::Branches { place, create, tag, delete } => {
-            let (repository, spec) = place.open()?;
-            let here = Version::Branch(spec.branch);
-            create.iter().try_for_each(|name| repository.create_branch(name, &here))?;
-            tag.iter().try_for_each(|name| repository.create_tag(name, &here))?;
+pub(crate) fn repo(arguments: &Arguments, console: &Console) -> Result<(), Failure> {
+    match arguments {
+        Arguments::Log { repository, n, json } => log(repository, *n, *json),
+        Arguments::Branches { repository, create, tag, delete } => {
+            let (repository, spec) = repository.open()?;
+            let branch = Version::Branch(spec.branch);
+            create.iter().try_for_each(|name| repository.create_branch(name, &branch))?;
+            tag.iter().try_for_each(|name| repository.create_tag(name, &branch))?;
             delete.iter().try_for_each(|name| repository.delete_branch(name))?;
-            for (what, names) in [("branch", repository.branches()?), ("tag", repository.tags()?)] {
-                for name in names {
-                    let version = if what == "tag" {
-                        Version::Tag(name.clone())
-                    } else {
-                        Version::Branch(name.clone())
-                    };
-                    say(&format!("{what:<6}  {name}  {}", repository.resolve(&version)?))?;
-                }
-            }
+            list_branches(&repository)
+        }
+        Arguments::Gc { repository, older_than } => {
+            let removed = repository.open()?.0.gc(*older_than)?;
+            console.note(&format!(
+                "removed {} chunks, {} manifests and {} snapshots ({})",
+                removed.n_chunks,
+                removed.n_manifests,
+                removed.n_snapshots,
+                size(removed.n_bytes)
+            ));
             Ok(())
         }
-        Arguments::Gc { place, older_than } => {
-            let done = place.open()?.0.gc(*older_than)?;
-            say(&format!(
-                "removed {} chunks, {} manifests and {} snapshots, {} in all",
-                done.n_chunks,
-                done.n_manifests,
-                done.n_snapshots,
-                size(done.n_bytes)
-            ))
-        }
-        Arguments::Expire { place, older_than } => {
-            let done = place.open()?.0.expire(*older_than)?;
-            say(&format!("{} snapshots are out of the history", done.snapshots.len()))?;
-            done.snapshots.iter().try_for_each(|id| say(&format!("  {id}")))
+        Arguments::Expire { repository, older_than } => {
+            let expired = repository.open()?.0.expire(*older_than)?.snapshots;
+            expired.iter().try_for_each(|id| print(id))?;
+            console.note(&format!("removed {} snapshots from the history", expired.len()));
+            Ok(())
         }
     }
+}
+
+fn log(repository: &RepositoryArgs, n: Option<usize>, json: bool) -> Result<(), Failure> {
+    let (repository, spec) = repository.open()?;
+    let mut history = repository.history(&Version::Branch(spec.branch))?;
+    history.truncate(n.unwrap_or(usize::MAX));
+    if json {
+        return print(&Value::Array(history.iter().map(as_json).collect()).to_string());
+    }
+    history.iter().try_for_each(|s| {
+        let written = humantime::format_rfc3339_seconds(s.written_at);
+        print(&format!("{}  {written}  {}", s.id, s.message))
+    })
+}
+
+fn list_branches(repository: &Repository) -> Result<(), Failure> {
+    for name in repository.branches()? {
+        let id = repository.resolve(&Version::Branch(name.clone()))?;
+        print(&format!("branch  {name}  {id}"))?;
+    }
+    for name in repository.tags()? {
+        let id = repository.resolve(&Version::Tag(name.clone()))?;
+        print(&format!("tag     {name}  {id}"))?;
+    }
+    Ok(())
 }
 
 fn as_json(snapshot: &Snapshot) -> Value {
@@ -117,5 +122,11 @@ fn as_json(snapshot: &Snapshot) -> Value {
         .written_at
         .duration_since(std::time::SystemTime::UNIX_EPOCH)
         .map_or(0, |d| d.as_millis() as u64);
-    json!({"id": snapshot.id, "parent": snapshot.parent, "written_ms": ms, "message": snapshot.message, "properties": snapshot.properties})
+    json!({
+        "id": snapshot.id,
+        "parent": snapshot.parent,
+        "written_ms": ms,
+        "message": snapshot.message,
+        "properties": snapshot.properties,
+    })
 }

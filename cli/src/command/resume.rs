@@ -7,46 +7,49 @@ use freestone_engine::driver::RunError;
 use freestone_engine::events::Observer;
 use freestone_engine::publish::Publisher;
 
-use super::watching::Watching;
-use super::{Failure, committing, interruptible, say, spent, took};
+use super::Failure;
+use super::commit;
+use super::console::Console;
+use super::execute::{cancel_on_signal, note_cost_of_failure, summarize};
+use super::observe::ObserverArgs;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// The run's folder, as its error says it; or its name only, in the work directory.
+    /// Folder of the run, or its name in the work directory
     run: String,
-    /// Also asks for each chunk of the inputs whether it was written since the run began.
+    /// Check that no input chunk was modified since the run started
     #[arg(long)]
     verify_inputs: bool,
-    /// Where another commit came first, goes on top of what it has changed if that is disjoint.
+    /// Rebase onto concurrent commits that changed other chunks
     #[arg(long)]
     rebase: bool,
-    /// Prints one JSON object: what the run took.
+    /// Print the report of the run as one JSON object
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    watching: Watching,
+    observers: ObserverArgs,
     #[command(flatten)]
     limits: Limits,
 }
 
-pub(crate) fn resume(asked: &Arguments) -> Result<(), Failure> {
-    let spec = asked.limits.spec()?;
+pub(crate) fn resume(arguments: &Arguments, console: &Console) -> Result<(), Failure> {
+    let spec = arguments.limits.spec()?;
     let stores = freestone::stores();
-    let folder = if asked.run.contains('/') {
-        asked.run.clone()
+    let folder = if arguments.run.contains('/') {
+        arguments.run.clone()
     } else {
-        format!("{}/{}", spec.work_dir.trim_end_matches('/'), asked.run)
+        format!("{}/{}", spec.work_dir.trim_end_matches('/'), arguments.run)
     };
     let stored = freestone::open_run(&folder, &stores)?;
-    let executor = asked.limits.executor(&spec).map_err(RunError::from)?;
-    let cancel = interruptible(&stored.address.work_dir)?;
+    let executor = arguments.limits.executor(&spec).map_err(RunError::from)?;
+    let cancel = cancel_on_signal(&stored.address.work_dir)?;
     stored.check_idle(&stores)?;
-    let rebased = if asked.rebase {
+    let rebased = if arguments.rebase {
         freestone::sessions::RepositoryPublisher::of_ticket(&stored.record.session)
     } else {
         None
     };
-    let rebased = rebased.transpose()?.map(|s| s.with_rebase(committing::rebase(true)));
+    let rebased = rebased.transpose()?.map(|s| s.with_rebase(commit::rebase(true)));
     let session = rebased.as_ref().map(|s| s as &dyn Publisher);
     let run = |observers: &[&dyn Observer]| {
         freestone::resume(
@@ -58,13 +61,15 @@ pub(crate) fn resume(asked: &Arguments) -> Result<(), Failure> {
                 cancel,
                 session,
                 stores,
-                verify_inputs: asked.verify_inputs,
+                verify_inputs: arguments.verify_inputs,
                 ..RunOptions::default()
             },
         )
     };
-    let report = asked.watching.watch(&spec, run)?.inspect_err(|_| spent(&*executor, &spec))?;
-    // The work is done; that nobody hears of it is no failure.
-    let _ = say(&took(&report, None, &spec, asked.json));
+    let report = arguments
+        .observers
+        .observe(&spec, console, run)?
+        .inspect_err(|_| note_cost_of_failure(&*executor, &spec, console))?;
+    summarize(&report, None, &spec, arguments.json, console);
     Ok(())
 }

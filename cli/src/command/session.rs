@@ -1,212 +1,196 @@
-//! `freestone session`: sessions that are shared by their ids.
+//! `freestone session`: sessions that several programs share by an id.
 
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, Subcommand};
 use freestone::sessions::{
-    Closed, CommitOptions, Format, SessionState, SharedCommit, SharedStatus,
+    Closed, CommitOptions, Format, SessionState, SharedCommit, SharedSession, SharedStatus,
 };
 use freestone_engine::spec::parse_duration;
+use freestone_engine::system::System;
 use serde_json::{Value, json};
 
-use super::committing::{Place, rebase};
-use super::{Failure, say};
+use super::commit::{RepositoryArgs, rebase};
+use super::console::Console;
+use super::{Failure, print};
 
 #[derive(Subcommand)]
 pub(crate) enum Arguments {
-    /// Begins a session, and prints its id: freestone compute … --session ID then writes into it.
+    /// Create a session and print its id, for `freestone compute … --session ID`
     Create {
         #[command(flatten)]
-        place: Place,
-        /// What the commit will say.
+        repository: RepositoryArgs,
+        /// Message of the commit
         #[arg(short, long, default_value = "a shared session")]
         message: String,
-        /// Format of a repository that is made: 1, which Icechunk 1.x reads too, or 2 (default),
-        /// which Icechunk 2 reads
-        #[arg(long, value_name = "1|2")]
+        /// Format of a new repository: 1 (Icechunk 1 and 2) or 2 (Icechunk 2) [default: 2]
+        #[arg(long, value_name = "FORMAT")]
         format: Option<Format>,
-        /// How long it lives, as in 2h or 3d; at most 7 days. Otherwise as the settings say.
-        #[arg(long, value_parser = parse_duration)]
+        /// Lifetime of the session, such as 2h; at most 7d [default: from settings]
+        #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
         expires_in: Option<Duration>,
     },
-    /// Announces a writer: the session is not committed before it has written and closed.
-    /// `compute --session ID --name NAME` writes under its name.
+    /// Announce a writer, so that a commit is rejected until the writer has closed
     Join {
         #[command(flatten)]
-        session: Which,
-        /// The writer.
+        session: SessionArgs,
+        /// Name of the writer, for `freestone compute --session ID --name NAME`
         #[arg(long)]
         name: String,
     },
-    /// Closes a writer that was announced and has nothing (more) to write.
+    /// Close a writer
     Leave {
         #[command(flatten)]
-        session: Which,
-        /// The writer.
+        session: SessionArgs,
+        /// Name of the writer
         #[arg(long)]
         name: String,
-        /// Takes back what it has written.
+        /// Discard the writer's chunks
         #[arg(long)]
         drop: bool,
     },
-    /// Says in what state a session is, when it ends by itself, and who has joined it.
+    /// Show state, expiry and writers of a session
     Status {
         #[command(flatten)]
-        session: Which,
-        /// Prints one JSON object.
+        session: SessionArgs,
+        /// Print one JSON object
         #[arg(long)]
         json: bool,
     },
-    /// Lists all sessions of a repository.
+    /// List the sessions of a repository
     List {
         #[command(flatten)]
-        place: Place,
-        /// Prints one JSON list.
+        repository: RepositoryArgs,
+        /// Print one JSON list
         #[arg(long)]
         json: bool,
     },
-    /// Lets a session live that long from now on.
+    /// Set the remaining lifetime of a session
     Extend {
         #[command(flatten)]
-        session: Which,
-        /// As in 2h or 3d.
-        #[arg(value_parser = parse_duration)]
+        session: SessionArgs,
+        /// Lifetime from now on, such as 2h or 3d
+        #[arg(value_name = "DURATION", value_parser = parse_duration)]
         expires_in: Duration,
     },
-    /// Gives a session up: nothing of it will be seen.
+    /// Abandon a session and discard its chunks
     Abandon {
         #[command(flatten)]
-        session: Which,
+        session: SessionArgs,
     },
-    /// Makes all that was written in a session visible at once, and prints the snapshot's id.
+    /// Publish all chunks of a session in one commit, and print the snapshot's id
     Commit {
         #[command(flatten)]
-        session: Which,
-        /// Drops what writers have written that are still open, and says whose, instead of
-        /// refusing.
+        session: SessionArgs,
+        /// Discard the chunks of open writers instead of rejecting the commit
         #[arg(long)]
         force: bool,
-        /// Where others have committed meanwhile, goes on top of what they have changed if that is
-        /// disjoint.
+        /// Rebase onto concurrent commits that changed other chunks
         #[arg(long)]
         rebase: bool,
     },
 }
 
-/// A session.
+/// A session of a repository.
 #[derive(Args)]
-pub(crate) struct Which {
-    /// The session's id.
+pub(crate) struct SessionArgs {
+    /// Id of the session
     id: String,
     #[command(flatten)]
-    place: Place,
+    repository: RepositoryArgs,
 }
 
-pub(crate) fn session(asked: &Arguments) -> Result<(), Failure> {
-    match asked {
-        Arguments::Create { place, message, format, expires_in } => {
-            let (repository, spec) = place.open_or_create(*format)?;
-            let session = repository.create_session(
-                &spec.branch,
-                message,
-                Some(expires_in.unwrap_or(spec.session_expiry)),
-            )?;
-            say(session.id())
+impl SessionArgs {
+    fn open(&self) -> Result<SharedSession, Failure> {
+        Ok(self.repository.open()?.0.shared_session(&self.id)?)
+    }
+}
+
+pub(crate) fn session(arguments: &Arguments, console: &Console) -> Result<(), Failure> {
+    match arguments {
+        Arguments::Create { repository, message, format, expires_in } => {
+            let (repository, spec) = repository.open_or_create(*format)?;
+            let expires_in = Some(expires_in.unwrap_or(spec.session_expiry));
+            print(repository.create_session(&spec.branch, message, expires_in)?.id())
         }
         Arguments::Join { session, name } => {
             let joiner = session.open()?.join(name)?;
-            // It is open until somebody who comes under its name closes.
+            // The writer stays open until a process closes it under its name.
             std::mem::forget(joiner);
-            say(&format!("{name} has joined: session {} waits until it has closed", session.id))
+            console.note(&format!("`{name}` joined session {}", session.id));
+            Ok(())
         }
         Arguments::Leave { session, name, drop } => {
             let joiner = session.open()?.join(name)?;
-            if *drop {
-                joiner.retract()?
-            } else {
-                joiner.close()?
-            };
-            say(&format!("{name} has left session {}", session.id))
+            if *drop { joiner.retract() } else { joiner.close() }?;
+            console.note(&format!("`{name}` left session {}", session.id));
+            Ok(())
         }
         Arguments::Status { session, json } => {
             let status = session.open()?.status()?;
-            if *json { say(&as_json(&status).to_string()) } else { describe(&status) }
+            if *json { print(&as_json(&status).to_string()) } else { describe(&status) }
         }
-        Arguments::List { place, json } => {
-            let mut all = place.open()?.0.list_sessions()?;
-            all.sort_by_key(|s| s.created_at);
-            if *json {
-                return say(&Value::Array(all.iter().map(as_json).collect()).to_string());
-            }
-            if all.is_empty() {
-                return say("there are no sessions");
-            }
-            let open = |s: &SharedStatus| s.joiners.iter().filter(|j| j.open).count();
-            all.iter().try_for_each(|s| {
-                say(&format!(
-                    "{}  {}, {} joined, {} open: {}",
-                    s.id,
-                    state(s),
-                    s.joiners.len(),
-                    open(s),
-                    s.message
-                ))
-            })
-        }
+        Arguments::List { repository, json } => list(repository, *json, console),
         Arguments::Extend { session, expires_in } => {
             session.open()?.update_expiration(*expires_in)?;
-            say(&format!(
-                "session {} ends in {}",
-                session.id,
-                humantime::format_duration(*expires_in)
-            ))
+            let left = humantime::format_duration(*expires_in);
+            console.note(&format!("session {} expires in {left}", session.id));
+            Ok(())
         }
         Arguments::Abandon { session } => {
             session.open()?.abandon()?;
-            say(&format!("session {} is abandoned", session.id))
+            console.note(&format!("abandoned session {}", session.id));
+            Ok(())
         }
-        Arguments::Commit { session, force, rebase: on_top } => {
-            let options = CommitOptions { rebase: rebase(*on_top), ..CommitOptions::default() };
+        Arguments::Commit { session, force, rebase: rebases } => {
+            let options = CommitOptions { rebase: rebase(*rebases), ..CommitOptions::default() };
             let done = session.open()?.commit_with(&SharedCommit { options, force: *force })?;
-            say(&done.snapshot)?;
-            done.dropped.iter().try_for_each(|j| {
-                say(&format!("dropped what {} had written: {} chunks", j.name, j.n_chunks))
-            })
+            print(&done.snapshot)?;
+            for writer in &done.dropped {
+                let (name, chunks) = (&writer.name, writer.n_chunks);
+                console.warn(&format!("discarded {chunks} chunks of open writer `{name}`"));
+            }
+            Ok(())
         }
     }
 }
 
-impl Which {
-    fn open(&self) -> Result<freestone::sessions::SharedSession, Failure> {
-        Ok(self.place.open()?.0.shared_session(&self.id)?)
+fn list(repository: &RepositoryArgs, json: bool, console: &Console) -> Result<(), Failure> {
+    let mut sessions = repository.open()?.0.list_sessions()?;
+    sessions.sort_by_key(|s| s.created_at);
+    if json {
+        return print(&Value::Array(sessions.iter().map(as_json).collect()).to_string());
     }
+    if sessions.is_empty() {
+        console.note("no sessions");
+    }
+    sessions.iter().try_for_each(|s| {
+        let (writers, open) = (s.joiners.len(), s.joiners.iter().filter(|j| j.open).count());
+        let state = state(s);
+        print(&format!("{}  {state}, {writers} writers, {open} open: {}", s.id, s.message))
+    })
 }
 
 fn state(status: &SharedStatus) -> String {
     match &status.state {
         SessionState::Open => {
-            let left = status.expires_at.duration_since(SystemTime::now()).unwrap_or_default();
-            format!(
-                "open, ends in {}",
-                humantime::format_duration(Duration::from_secs(left.as_secs()))
-            )
+            let expiry = status.expires_at.duration_since(SystemTime::UNIX_EPOCH);
+            let left = expiry.unwrap_or_default().saturating_sub(System::default().since_epoch());
+            let left = Duration::from_secs(left.as_secs());
+            format!("open, expires in {}", humantime::format_duration(left))
         }
-        SessionState::Committing => "being committed".into(),
+        SessionState::Committing => "committing".into(),
         SessionState::Closed(closed) => closed.to_string(),
         SessionState::Damaged => "damaged".into(),
     }
 }
 
 fn describe(status: &SharedStatus) -> Result<(), Failure> {
-    say(&format!("session {}: {}", status.id, state(status)))?;
-    say(&format!("  commits to {}, from {}: {}", status.branch, status.base, status.message))?;
+    print(&format!("session {}: {}", status.id, state(status)))?;
+    print(&format!("  commit to {}, based on {}: {}", status.branch, status.base, status.message))?;
     status.joiners.iter().try_for_each(|j| {
-        say(&format!(
-            "  {}: {} chunks, {}",
-            j.name,
-            j.n_chunks,
-            if j.open { "open" } else { "closed" }
-        ))
+        let state = if j.open { "open" } else { "closed" };
+        print(&format!("  {}: {} chunks, {state}", j.name, j.n_chunks))
     })
 }
 
@@ -229,7 +213,14 @@ fn as_json(status: &SharedStatus) -> Value {
         .map(|j| json!({"name": j.name, "open": j.open, "chunks": j.n_chunks}))
         .collect();
     json!({
-        "id": status.id, "state": state, "snapshot": snapshot, "branch": status.branch, "base": status.base, "message": status.message,
-        "created_ms": ms(status.created_at), "expires_ms": ms(status.expires_at), "joiners": joiners,
+        "id": status.id,
+        "state": state,
+        "snapshot": snapshot,
+        "branch": status.branch,
+        "base": status.base,
+        "message": status.message,
+        "created_ms": ms(status.created_at),
+        "expires_ms": ms(status.expires_at),
+        "joiners": joiners,
     })
 }

@@ -18,7 +18,7 @@ fn shown(
     let (plan, finished) = (planned(n_stages, 400), vec![finished; n_stages]);
     let terminal = InMemoryTerm::new(40, width);
     let progress = Progress {
-        every: Duration::ZERO,
+        interval: Duration::ZERO,
         ..Progress::drawing_to(ProgressDrawTarget::term_like(Box::new(terminal.clone())))
     };
     let start = Instant::now();
@@ -78,7 +78,7 @@ fn it_fits_a_narrow_terminal() {
 }
 
 #[test]
-fn a_run_that_goes_on_begins_where_it_was() {
+fn bars_of_a_resumed_run_start_at_the_finished_tasks() {
     let (during, _) = shown(1, 25, 110, |progress, now| {
         progress.on_at(&Event::StageStarted { stage: StageId(0) }, now);
         done(progress, now, 0, 25, 5);
@@ -102,7 +102,7 @@ fn many_stages_take_few_lines() {
 }
 
 #[test]
-fn a_storm_of_failures_is_a_few_lines() {
+fn many_failures_print_few_lines() {
     let throttled = failure(FailureKind::Throttled, "slow down", 3);
     let (during, after) = shown(1, 0, 110, |progress, now| {
         progress.on_at(&Event::StageStarted { stage: StageId(0) }, now);
@@ -114,21 +114,22 @@ fn a_storm_of_failures_is_a_few_lines() {
         }
     });
     assert!(
-        during.contains("task 3 of stage `copy-000` failed: slow down; trying again in 0.2 s (1)"),
+        during
+            .contains("task 3 of stage `copy-000` failed: slow down; retrying in 0.2 s (retry 1)"),
         "{during}"
     );
-    assert!(during.contains("5000 tried again"), "{during}");
+    assert!(during.contains("5000 retries"), "{during}");
     assert!(
-        during.contains("trying again in 0.2 s (5)")
-            && !during.contains("trying again in 0.2 s (6)"),
+        during.contains("retrying in 0.2 s (retry 5)")
+            && !during.contains("retrying in 0.2 s (retry 6)"),
         "{during}"
     );
-    assert!(after.contains("and 4995 more like that (throttled 4995)"), "{after}");
+    assert!(after.contains("and 4995 similar lines (throttled 4995)"), "{after}");
     assert_eq!(after.lines().count(), 6, "{after}");
 }
 
 #[test]
-fn backups_and_repetitions_are_told() {
+fn backups_and_repeated_tasks_are_printed() {
     let (during, _) = shown(1, 0, 110, |progress, now| {
         progress.on_at(&Event::StageStarted { stage: StageId(0) }, now);
         done(progress, now, 0, 0, 40);
@@ -146,10 +147,10 @@ fn backups_and_repetitions_are_told() {
             now,
         );
     });
-    assert!(during.contains("takes long: begun once more elsewhere"), "{during}");
+    assert!(during.contains("is slow: started a backup"), "{during}");
     assert!(
-        during.contains("15 finished tasks of stage `")
-            && during.contains("are run once more: chunk 3 is damaged"),
+        during.contains("repeating 15 finished tasks of stage `")
+            && during.contains("`: chunk 3 is damaged"),
         "{during}"
     );
     assert!(during.contains("] 25/40 "), "{during}");
@@ -167,18 +168,18 @@ fn rates_are_of_the_last_seconds() {
 }
 
 #[test]
-fn lines_come_again_after_a_while() {
+fn suppressed_lines_are_counted() {
     let start = Instant::now();
-    let mut lines = Lines::new(start);
-    let told = (0..100).filter(|_| lines.may_tell("throttled", start).1).count();
-    assert_eq!(told, BURST as usize);
+    let mut lines = LineLimit::new(start);
+    let printed = (0..100).filter(|_| lines.admit("throttled", start).1).count();
+    assert_eq!(printed, BURST as usize);
     let later = start + Duration::from_secs(2);
     assert_eq!(
-        lines.may_tell("crashed", later),
-        (Some("… and 95 more like that (throttled 95)".into()), true)
+        lines.admit("crashed", later),
+        (Some("… and 95 similar lines (throttled 95)".into()), true)
     );
-    assert_eq!(lines.may_tell("crashed", later), (None, true));
-    assert_eq!(lines.may_tell("crashed", later), (None, false));
-    assert_eq!(lines.rest(), Some("… and 1 more like that (crashed 1)".into()));
-    assert_eq!(lines.rest(), None);
+    assert_eq!(lines.admit("crashed", later), (None, true));
+    assert_eq!(lines.admit("crashed", later), (None, false));
+    assert_eq!(lines.suppressed(), Some("… and 1 similar lines (crashed 1)".into()));
+    assert_eq!(lines.suppressed(), None);
 }

@@ -201,7 +201,7 @@ impl Record {
         }
         match event {
             Event::Started { request } => {
-                self.in_flight.taken(request.id, now);
+                self.in_flight.started(request.id, now);
                 self.backups[0] += u64::from(request.backup_of.is_some());
             }
             Event::Outcome { outcome, counted } => self.outcome(now, outcome, *counted),
@@ -240,7 +240,7 @@ impl Record {
     }
 
     fn outcome(&mut self, now: u64, outcome: &TaskOutcome, counted: u64) {
-        let begun = self.in_flight.came_back(outcome, now);
+        let begun = self.in_flight.returned(outcome, now);
         let id = outcome.request.stage.0;
         self.worker_peak = self.worker_peak.max(outcome.worker_peak_bytes);
         self.backups[1] += u64::from(outcome.request.backup_of.is_some() && counted > 0);

@@ -8,7 +8,7 @@ use freestone::sessions::Repository;
 use serde_json::{Value, json};
 
 use super::{id_of, n_snapshots};
-use crate::command::{check_failure, freestone_in, stdout};
+use crate::command::{check_failure, freestone_in, stderr, stdout};
 use crate::support::{Place, WINDS_V3, tree};
 
 #[test]
@@ -48,7 +48,7 @@ fn sessions_by_command() {
     ];
     stdout(&run(&compute));
     let text = stdout(&run(&["session", "list"]));
-    assert!(text.contains("1 joined, 0 open: for a while"), "{text}");
+    assert!(text.contains("1 writers, 0 open: for a while"), "{text}");
     let snapshot = id_of(&run(&["session", "commit", &id]));
     let log: Value = serde_json::from_str(&stdout(&run(&["repo", "log", "--json"]))).unwrap();
     assert_eq!((&log[0]["id"], &log[0]["message"]), (&json!(snapshot), &json!("for a while")));
@@ -71,8 +71,8 @@ fn sessions_by_command() {
     ]));
     assert_eq!(stdout(&run(&["repo", "log", "--branch", "other"])).lines().count(), 3);
     assert_eq!(stdout(&run(&["repo", "log", "-n", "1"])).lines().count(), 1);
-    assert!(stdout(&run(&["repo", "gc"])).starts_with("removed 0 chunks"));
-    assert!(stdout(&run(&["repo", "expire", "30d"])).starts_with("0 snapshots"));
+    assert!(stderr(&run(&["repo", "gc"])).starts_with("removed 0 chunks"));
+    assert!(stderr(&run(&["repo", "expire", "30d"])).starts_with("removed 0 snapshots"));
 
     let gone = id_of(&run(&["session", "create", "--expires-in", "1h"]));
     stdout(&run(&["session", "abandon", &gone]));
@@ -178,10 +178,7 @@ fn repositories_are_made_in_a_format() {
     }
     let other = compute("one", &["--format", "2"]);
     assert_eq!(other.status.code(), Some(2));
-    assert!(
-        String::from_utf8_lossy(&other.stderr)
-            .contains("`one` is a repository of format 1 already")
-    );
+    assert!(String::from_utf8_lossy(&other.stderr).contains("repository `one` exists in format 1"));
     let u = format!("{WINDS_V3}/u");
     stdout(&freestone_in(
         &place,
@@ -247,7 +244,7 @@ fn wrong_places_in_repositories() {
     check_failure(&place, &["repo", "log"], 4, &["freestone.icechunk"]);
     stdout(&freestone_in(&place, &[], &["compute", "u", "-i", &input, "-o", "u", "-m", "first"]));
     for path in ["a:b", "a//b", "a/c", "..", "a/zarr.json"] {
-        compute(path, &["-m", "x"], 2, "is no path in a repository");
+        compute(path, &["-m", "x"], 2, "in a repository: expected GROUP/NAME");
     }
     compute("v", &["-m", "x", "--branch", "side"], 4, "branch `side`");
     check_failure(

@@ -1,32 +1,42 @@
-//! What a plan is and what a run took, as JSON.
+//! JSON forms of plans and reports.
 
 use freestone::RunReport;
 use freestone_cli::cost::Cost;
 use freestone_engine::plan::{LocalProjection, PlanExplanation};
 use serde_json::{Value, json};
 
-/// A plan explained, and what this machine would hold if all of it has room. All sizes are bytes.
+/// Returns the explanation of a plan, with the projected memory of the local process. All sizes are
+/// in bytes.
 pub(crate) fn plan(
     explanation: &PlanExplanation,
-    here: Option<LocalProjection>,
+    local_mem: Option<LocalProjection>,
     cost: Option<&Cost>,
 ) -> Value {
     let mut all = json!(explanation);
-    all["local_mem"] = json!(here.map(|p| json!({"projected_mem": p.total(), "base": p.base, "tasks": p.tasks, "intermediates": p.intermediates})));
+    let local = |p: LocalProjection| {
+        json!({
+            "projected_mem": p.total(),
+            "base": p.base,
+            "tasks": p.tasks,
+            "intermediates": p.intermediates,
+        })
+    };
+    all["local_mem"] = json!(local_mem.map(local));
     if let Some(cost) = cost {
         all["cost"] = priced(cost);
     }
     all
 }
 
+/// Returns a cost with its sum in dollars.
 fn priced(cost: &Cost) -> Value {
     let mut all = json!(cost);
     all["dollars"] = json!(cost.dollars());
     all
 }
 
-/// What a run took: projected and measured memory, bytes and requests, seconds; and what that has
-/// cost, where it is paid for.
+/// Returns the report of a run, with projected and measured memory, bytes, requests and seconds, and
+/// its cost if it is billed by use.
 pub(crate) fn run(report: &RunReport, measured: Option<&Cost>, projected: Option<&Cost>) -> Value {
     let stages = report.stages.iter().map(|s| {
         json!({

@@ -1,5 +1,4 @@
-//! Results that are committed to a repository: `--repository`, `--branch`, `--message`,
-//! `--session`.
+//! Commits of results to a repository: `--repository`, `--branch`, `--message`, `--session`.
 
 use clap::Args;
 use freestone::sessions::{
@@ -12,25 +11,25 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::Failure;
 
-/// Tries of a commit that may go on top of others.
-pub(crate) const REBASE_ATTEMPTS: u32 = 100;
+/// The maximum number of attempts to rebase a commit.
+const REBASE_ATTEMPTS: u32 = 100;
 
-/// The targets of a command, in a session or in plain Zarr stores.
+/// A function that returns the targets of a command, in a session or in plain Zarr stores.
 pub(crate) type Targets<'a> = &'a dyn Fn(Option<&Session>) -> Result<Vec<Target>, Failure>;
 
-/// Where a repository is.
+/// The location of a repository and the name of a branch.
 #[derive(Args, Clone, Default)]
-pub(crate) struct Place {
-    /// The repository, a directory or URL; otherwise that of the settings.
+pub(crate) struct RepositoryArgs {
+    /// Directory or URL of the repository [default: from settings]
     #[arg(long, value_name = "REPOSITORY")]
     pub(crate) repository: Option<String>,
-    /// Its branch.
+    /// Branch of the repository [default: from settings]
     #[arg(long)]
     pub(crate) branch: Option<String>,
 }
 
-impl Place {
-    /// Together with environment, file and defaults.
+impl RepositoryArgs {
+    /// Returns the specification from arguments, environment, file and defaults.
     pub(crate) fn spec(&self, settings: Settings) -> Result<Spec, Failure> {
         Ok(Spec::load(Settings {
             repository: self.repository.clone(),
@@ -44,7 +43,7 @@ impl Place {
         Ok((Repository::open(&spec.repository)?.sharing(spec.sharing), spec))
     }
 
-    /// A repository that is not there is made.
+    /// Opens the repository, and creates it if it does not exist.
     pub(crate) fn open_or_create(
         &self,
         format: Option<Format>,
@@ -54,7 +53,8 @@ impl Place {
     }
 }
 
-/// A new repository has one branch only: where another is asked for, there must be one.
+/// Opens a repository, and creates it if it does not exist and the branch is `main`. A new repository
+/// has no other branch.
 fn open_or_create(spec: &Spec, format: Option<Format>) -> Result<Repository, Failure> {
     let create = || Repository::open_or_create(&spec.repository, format.unwrap_or_default());
     let repository =
@@ -62,51 +62,51 @@ fn open_or_create(spec: &Spec, format: Option<Format>) -> Result<Repository, Fai
     let found = repository.format();
     if format.is_some_and(|format| format != found) {
         return Err(Failure::Usage(format!(
-            "`{}` is a repository of format {found} already (hint: leave --format away)",
+            "repository `{}` exists in format {found} (hint: remove --format)",
             spec.repository
         )));
     }
     Ok(repository.sharing(spec.sharing))
 }
 
-/// Commits the results to a repository, where any of these is given: then each output is a path
-/// there.
+/// The repository and session for results. With any of these arguments, outputs are paths in the
+/// repository.
 #[derive(Args, Default)]
-pub(crate) struct Committing {
+#[command(next_help_heading = "Repository options (outputs are paths in the repository)")]
+pub(crate) struct CommitArgs {
     #[command(flatten)]
-    place: Place,
-    /// Format of a repository that is made: 1, which Icechunk 1.x reads too, or 2 (default), which
-    /// Icechunk 2 reads
-    #[arg(long, value_name = "1|2", conflicts_with = "session")]
+    repository: RepositoryArgs,
+    /// Format of a new repository: 1 (Icechunk 1 and 2) or 2 (Icechunk 2) [default: 2]
+    #[arg(long, value_name = "FORMAT", conflicts_with = "session")]
     format: Option<Format>,
-    /// What the commit says.
+    /// Message of the commit
     #[arg(short, long)]
     message: Option<String>,
-    /// Where others commit meanwhile, goes on top of what they have changed if that is disjoint.
+    /// Rebase onto concurrent commits that changed other chunks
     #[arg(long)]
     rebase: bool,
-    /// Adds the results to that shared session, which somebody else commits.
+    /// Write to the shared session ID, which is committed separately
     #[arg(long, value_name = "ID", conflicts_with_all = ["message", "rebase", "branch"])]
     session: Option<String>,
-    /// The name to write under in the shared session; otherwise one that follows from the outputs.
-    /// Who comes under the same name takes over.
+    /// Writer's name in the shared session; replaces a writer of that name [default: from outputs]
     #[arg(long, value_name = "NAME", requires = "session")]
     name: Option<String>,
 }
 
-impl Committing {
-    fn is_asked(&self) -> bool {
-        self.place.repository.is_some()
-            || self.place.branch.is_some()
+impl CommitArgs {
+    fn is_any(&self) -> bool {
+        self.repository.repository.is_some()
+            || self.repository.branch.is_some()
             || self.message.is_some()
             || self.session.is_some()
             || self.rebase
             || self.format.is_some()
     }
 
-    /// The session that results go to, where they go to one. A repository that is not there yet is
-    /// made, unless nothing is to be run; first the targets are planned for one in memory, so that
-    /// nothing is left where the plan is refused.
+    /// Returns the session for the results, or `None` for plain Zarr stores.
+    ///
+    /// Creates the repository if it does not exist, except for `--plan-only`. The targets are planned
+    /// for a repository in memory first, so that a rejected plan creates nothing.
     pub(crate) fn begin(
         &self,
         limits: &Limits,
@@ -114,10 +114,10 @@ impl Committing {
         plan_only: bool,
         targets: Targets<'_>,
     ) -> Result<Option<Session>, Failure> {
-        if !self.is_asked() {
+        if !self.is_any() {
             return Ok(None);
         }
-        let spec = self.place.spec(limits.settings())?;
+        let spec = self.repository.spec(limits.settings())?;
         let repository = if plan_only || self.session.is_some() {
             Repository::open(&spec.repository)?.sharing(spec.sharing)
         } else {
@@ -143,7 +143,7 @@ impl Committing {
         Ok(Some(Session::joined(repository.join_session(id, &name)?)))
     }
 
-    /// What the run needs to commit.
+    /// Returns the session of a run, with message and options of its commit.
     pub(crate) fn publishing(&self, session: Session, outputs: &[String]) -> RepositoryPublisher {
         let message =
             self.message.clone().unwrap_or_else(|| format!("freestone: {}", outputs.join(", ")));
@@ -158,7 +158,7 @@ pub(crate) fn rebase(asked: bool) -> Rebase {
     if asked { Rebase::Disjoint { attempts: REBASE_ATTEMPTS } } else { Rebase::Never }
 }
 
-/// A path in a repository, of what was given as an output.
+/// Returns the path in a repository that an output names.
 pub(crate) fn path(output: &str) -> Result<&str, Failure> {
     let path = output.trim_matches('/');
     let is_name = |n: &str| {
@@ -172,14 +172,16 @@ pub(crate) fn path(output: &str) -> Result<&str, Failure> {
         || path.chars().any(char::is_control)
         || !path.split('/').all(is_name)
     {
-        let why = "write GROUP/NAME, of which none is `c`, `zarr.json`, dots, or begins with `__`";
-        return Err(Failure::Usage(format!("`{output}` is no path in a repository: {why}")));
+        return Err(Failure::usage(format!(
+            "invalid path `{output}` in a repository: expected GROUP/NAME, without names that are \
+                `c`, `zarr.json` or dots, or start with `__`"
+        )));
     }
     Ok(path)
 }
 
-/// The name of who writes these outputs, and nobody else does: the beginning of the first for
-/// people, and a hash of all.
+/// Returns a writer's name that is unique for these outputs: the start of the first output, and a
+/// hash of all.
 fn writer(outputs: &[String]) -> String {
     let first: String = outputs
         .first()

@@ -1,0 +1,78 @@
+//! Observers of a run: progress bars, log lines, a history and a report.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use freestone::Spec;
+use freestone_cli::history::History;
+use freestone_cli::logging::LogObserver;
+use freestone_cli::progress::Progress;
+use freestone_cli::report::Report;
+use freestone_engine::events::Observer;
+
+use super::Failure;
+use super::console::Console;
+
+/// Files about a run.
+#[derive(Args, Default)]
+#[command(next_help_heading = "Report options")]
+pub(crate) struct ObserverArgs {
+    /// Append each event of the run to FILE, as JSON lines
+    #[arg(long, value_name = "FILE")]
+    history: Option<PathBuf>,
+    /// Write an HTML report when the run ends, also after a failure
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+}
+
+impl ObserverArgs {
+    /// Returns true if a file is requested.
+    pub(crate) fn is_any(&self) -> bool {
+        self.history.is_some() || self.report.is_some()
+    }
+
+    /// Runs with all observers. A file that cannot be completed is a warning.
+    pub(crate) fn observe<T>(
+        &self,
+        spec: &Spec,
+        console: &Console,
+        run: impl FnOnce(&[&dyn Observer]) -> T,
+    ) -> Result<T, Failure> {
+        if self.history.is_some() && self.history == self.report {
+            return Err(Failure::usage("--history and --report require different files"));
+        }
+        let cannot = |file: &Path, error: io::Error| {
+            Failure::usage(format!("cannot write to `{}`: {error}", file.display()))
+        };
+        let history = match &self.history {
+            Some(file) => Some(History::append(file).map_err(|e| cannot(file, e))?),
+            None => None,
+        };
+        let report = match &self.report {
+            Some(file) => Some(Report::create(file, spec).map_err(|e| cannot(file, e))?),
+            None => None,
+        };
+        let (progress, log) = (Progress::new(), LogObserver::new());
+        let mut observers: Vec<&dyn Observer> = Vec::new();
+        if console.has_progress() {
+            observers.push(&progress);
+        }
+        if console.logs {
+            observers.push(&log);
+        }
+        observers.extend(history.as_ref().map(|h| h as &dyn Observer));
+        observers.extend(report.as_ref().map(|r| r as &dyn Observer));
+        let result = run(&observers);
+        let errors = [
+            (&self.history, history.and_then(|h| h.trouble())),
+            (&self.report, report.and_then(|r| r.trouble())),
+        ];
+        for (file, error) in errors {
+            if let (Some(file), Some(error)) = (file, error) {
+                console.warn(&format!("`{}` is incomplete: {error}", file.display()));
+            }
+        }
+        Ok(result)
+    }
+}
