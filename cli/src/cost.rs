@@ -9,6 +9,7 @@ use std::fmt;
 
 use freestone::LambdaExecutor;
 use freestone_engine::driver::batching::{MAX_BATCH, REQUESTS_PER_WORKER};
+use freestone_engine::environment;
 use freestone_engine::events::RunReport;
 use freestone_engine::plan::PlanExplanation;
 use serde::{Deserialize, Serialize};
@@ -135,7 +136,7 @@ impl Prices {
     /// # Errors
     /// Where the file cannot be read, or is none.
     pub fn load() -> Result<Prices, String> {
-        match std::env::var("FREESTONE_PRICES").ok().filter(|f| !f.is_empty()) {
+        match std::env::var(environment::PRICES).ok().filter(|f| !f.is_empty()) {
             Some(file) => {
                 let bad = |why: String| format!("the price table {file}: {why}");
                 serde_json::from_str(
@@ -268,17 +269,18 @@ impl Place {
         variable: impl Fn(&str) -> Option<String>,
     ) -> Result<Place, String> {
         let text = |name: &str| variable(name).filter(|v| !v.is_empty());
-        let architecture = text("FREESTONE_LAMBDA_ARCHITECTURE").unwrap_or_else(|| "x86_64".into());
+        let architecture =
+            text(environment::LAMBDA_ARCHITECTURE).unwrap_or_else(|| "x86_64".into());
         if !["x86_64", "arm64"].contains(&architecture.as_str()) {
             return Err(format!(
                 "FREESTONE_LAMBDA_ARCHITECTURE is `{architecture}`: there are x86_64 and arm64"
             ));
         }
-        let memory_mib = text("FREESTONE_LAMBDA_MEMORY").map(|v| {
+        let memory_mib = text(environment::LAMBDA_MEMORY).map(|v| {
             v.parse().map_err(|_| format!("FREESTONE_LAMBDA_MEMORY is `{v}`: mebibytes are meant"))
         });
-        let region = text("AWS_REGION")
-            .or_else(|| text("AWS_DEFAULT_REGION"))
+        let region = text(environment::AWS_REGION)
+            .or_else(|| text(environment::AWS_DEFAULT_REGION))
             .unwrap_or_else(|| KNOWN_REGION.into());
         Ok(Place { region, architecture, memory_mib: memory_mib.transpose()?, concurrency })
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use freestone::{LambdaExecutor, Processes, Serial, Threads};
+use freestone_engine::environment;
 use freestone_engine::executor::{Executor, ExecutorError};
 use freestone_engine::spec::{Settings, Spec, SpecError, parse_duration, parse_size};
 
@@ -127,7 +128,7 @@ impl Limits {
 fn lambda(function: Option<&str>, spec: &Spec) -> Result<Box<dyn Executor>, ExecutorError> {
     let variable = |name: &str| std::env::var(name).ok();
     let executor = LambdaExecutor::from_env(function, variable)?;
-    let concurrency = match variable("FREESTONE_LAMBDA_CONCURRENCY").filter(|v| !v.is_empty()) {
+    let concurrency = match variable(environment::LAMBDA_CONCURRENCY).filter(|v| !v.is_empty()) {
         Some(text) => text.parse().map_err(|_| ExecutorError::Unavailable {
             worker: "on AWS Lambda".into(),
             message: format!(

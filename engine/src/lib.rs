@@ -2,20 +2,21 @@
 //!
 //! A [`graph`] of nodes is [lowered](plan::lower::lower) to a [`Plan`](plan::Plan), whose memory is
 //! [projected](memory) and checked. The [`driver`] assigns the plan's tasks to an [`executor`]. The
-//! executor's [`worker`]s read chunks from [`storage`], compute, and write chunks. A [`session`]
-//! publishes the results.
+//! executor's [`worker`]s read chunks from [`storage`], compute, and write chunks. A
+//! [`Publisher`](publish::Publisher) publishes the results.
 //!
 //! Time and randomness come from a [`System`](system::System) that is passed as an argument. File
 //! access goes through [`files`].
 //!
 //! Each module imports only modules before it in this list:
-//! `files · system · retry · machine · panics · grid · flat → readmap → memory → program →
-//! storage · work_dir · spec → user → graph → plan · stages · state → task · session → worker →
-//! executor · remote · events → journal → driver`.
+//! `files · environment · system · retry · machine · panics · grid · flat → readmap → memory →
+//! program → storage · work_dir · spec → user → graph → plan · stages · state → task · publish →
+//! worker → executor · remote · events → journal → driver`.
 
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 pub mod driver;
+pub mod environment;
 pub mod events;
 pub mod executor;
 mod failure;

@@ -13,7 +13,7 @@ use thiserror::Error;
 use crate::memory::size;
 use crate::storage::{Encoding, EncodingError};
 use crate::work_dir::default_work_dir;
-use crate::{files, machine};
+use crate::{environment, files, machine};
 
 /// The limits and locations of a computation. The names have the same meanings as in Cubed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -203,9 +203,9 @@ impl Settings {
     /// # Errors
     /// Returns an error if a variable has an invalid value.
     pub fn from_env(lookup: impl Fn(&str) -> Option<String>) -> Result<Settings, SpecError> {
-        let text = |name: &str| lookup(&format!("FREESTONE_{name}")).filter(|v| !v.is_empty());
+        let text = |name: &str| lookup(name).filter(|v| !v.is_empty());
         let bad = |name: &str, why: String| SpecError::Source {
-            place: format!("the environment variable FREESTONE_{name}"),
+            place: format!("the environment variable {name}"),
             why,
         };
         let size = |name: &str| {
@@ -223,25 +223,27 @@ impl Settings {
                 .transpose()
         };
         Ok(Settings {
-            work_dir: text("WORK_DIR"),
-            allowed_mem: size("ALLOWED_MEM")?,
-            reserved_mem: size("RESERVED_MEM")?,
-            local_mem: size("LOCAL_MEM")?,
-            parallelism: count("PARALLELISM")?,
-            threads: count("THREADS")?.map(|n| n as usize),
-            codec: text("CODEC")
-                .map(|v| v.parse().map_err(|e: EncodingError| bad("CODEC", e.to_string())))
+            work_dir: text(environment::WORK_DIR),
+            allowed_mem: size(environment::ALLOWED_MEM)?,
+            reserved_mem: size(environment::RESERVED_MEM)?,
+            local_mem: size(environment::LOCAL_MEM)?,
+            parallelism: count(environment::PARALLELISM)?,
+            threads: count(environment::THREADS)?.map(|n| n as usize),
+            codec: text(environment::CODEC)
+                .map(|v| {
+                    v.parse().map_err(|e: EncodingError| bad(environment::CODEC, e.to_string()))
+                })
                 .transpose()?,
-            retries: count("RETRIES")?.map(|n| u32::try_from(n).unwrap_or(u32::MAX)),
-            task_timeout: time("TASK_TIMEOUT")?,
-            deadline: time("DEADLINE")?,
-            repository: text("REPOSITORY"),
-            branch: text("BRANCH"),
-            session_expiry: time("SESSION_EXPIRY")?,
-            sharing: text("SHARING")
+            retries: count(environment::RETRIES)?.map(|n| u32::try_from(n).unwrap_or(u32::MAX)),
+            task_timeout: time(environment::TASK_TIMEOUT)?,
+            deadline: time(environment::DEADLINE)?,
+            repository: text(environment::REPOSITORY),
+            branch: text(environment::BRANCH),
+            session_expiry: time(environment::SESSION_EXPIRY)?,
+            sharing: text(environment::SHARING)
                 .map(|v| {
                     let why = format!("invalid value `{v}`: expected true or false");
-                    v.parse().map_err(|_| bad("SHARING", why))
+                    v.parse().map_err(|_| bad(environment::SHARING, why))
                 })
                 .transpose()?,
         })
@@ -341,7 +343,7 @@ impl Spec {
     /// Returns the errors of [`load`](Spec::load).
     pub fn load_over(code: Settings, defaults: Settings) -> Result<Spec, SpecError> {
         let environment = Settings::from_env(|name| std::env::var(name).ok())?;
-        let named = std::env::var("FREESTONE_CONFIG").ok().filter(|name| !name.is_empty());
+        let named = std::env::var(environment::CONFIG).ok().filter(|name| !name.is_empty());
         if let Some(name) = named.as_ref().filter(|name| !Path::new(name).exists()) {
             return Err(SpecError::Source {
                 place: format!("the settings file `{name}` of FREESTONE_CONFIG"),

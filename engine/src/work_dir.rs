@@ -9,6 +9,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use crate::environment::{TMPDIR, XDG_CACHE_HOME};
 use crate::storage::StorageError;
 
 /// Returns the default work directory of this user, given the environment variables.
@@ -16,7 +17,7 @@ pub(crate) fn default_work_dir(variable: impl Fn(&str) -> Option<String>) -> Str
     // The XDG Base Directory Specification requires relative paths to be ignored.
     let folder = |name: &str| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let user = rustix::process::geteuid().as_raw();
-    let path = match (folder("TMPDIR"), folder("XDG_CACHE_HOME")) {
+    let path = match (folder(TMPDIR), folder(XDG_CACHE_HOME)) {
         (Some(temporary), _) => temporary.join(format!("freestone-{user}")),
         (None, Some(cache)) => cache.join("freestone"),
         (None, None) => PathBuf::from(format!("/tmp/freestone-{user}")),

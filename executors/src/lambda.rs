@@ -16,6 +16,7 @@ mod window;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use freestone_engine::environment;
 use freestone_engine::executor::{Executor, ExecutorError, Invocations, TaskSource};
 use freestone_engine::worker::RunContext;
 use freestone_worker::Environment;
@@ -126,16 +127,16 @@ impl LambdaExecutor {
         };
         let function = function
             .map(str::to_owned)
-            .or_else(|| variable("FREESTONE_LAMBDA_FUNCTION").filter(|v| !v.is_empty()));
+            .or_else(|| variable(environment::LAMBDA_FUNCTION).filter(|v| !v.is_empty()));
         let function = function.ok_or_else(|| {
             unnamed("missing function name (hint: set FREESTONE_LAMBDA_FUNCTION)")
         })?;
-        let region = first(["AWS_REGION", "AWS_DEFAULT_REGION"]);
+        let region = first([environment::AWS_REGION, environment::AWS_DEFAULT_REGION]);
         if region.is_none() && !function.starts_with("arn:") {
             return Err(unnamed("missing region (hint: set AWS_REGION)"));
         }
         let executor = LambdaExecutor::new(&function, &region.unwrap_or_default());
-        Ok(match first(["AWS_ENDPOINT_URL_LAMBDA", "AWS_ENDPOINT_URL"]) {
+        Ok(match first([environment::AWS_ENDPOINT_URL_LAMBDA, environment::AWS_ENDPOINT_URL]) {
             Some(endpoint) => executor.endpoint(&endpoint),
             None => executor,
         })

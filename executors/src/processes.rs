@@ -14,6 +14,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
+use freestone_engine::environment;
 use freestone_engine::executor::{Executor, ExecutorError, Next, TaskSource};
 use freestone_engine::machine;
 use freestone_engine::remote::RefusalKind;
@@ -33,7 +34,7 @@ pub const WORKER_ARGUMENT: &str = "freestone-worker";
 
 /// The environment variable that is set in worker processes. Worker processes must not start
 /// workers themselves.
-pub const WORKER_VARIABLE: &str = "FREESTONE_WORKER";
+pub const WORKER_VARIABLE: &str = environment::WORKER;
 
 /// An executor with a fixed number of worker processes, each of which runs one request at a time.
 #[derive(Clone, Debug)]
