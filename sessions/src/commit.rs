@@ -11,24 +11,24 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use freestone_allocator::EagerPurge;
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::TryStreamExt;
 use icechunk::config::{ManifestConfig, RepositoryConfig};
-use icechunk::diff::Diff;
 use icechunk::format::manifest::{ChunkPayload, ChunkRef};
 use icechunk::format::repo_info::UpdateType;
-use icechunk::format::snapshot::{ArrayShape, DimensionName, NodeData};
-use icechunk::format::{ChunkId, ChunkIndices, Path};
-use icechunk::repository::{RepositoryErrorKind, VersionInfo};
-use icechunk::session::{Session, SessionErrorKind};
+use icechunk::format::{ChunkId, ChunkIndices};
+use icechunk::repository::RepositoryErrorKind;
+use icechunk::session::SessionErrorKind;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::draft::{Draft, Known, NodeChange, ancestors, icechunk_path, our_path};
+use crate::draft::{Draft, Known, NodeChange, icechunk_path};
 use crate::error::{Clash, Conflict, Error};
 use crate::manifests;
+use crate::node::{Shape, apply_node};
 use crate::receipt::{Placed, Written};
-use crate::repository::{Format, Repository, Snapshot, Version, failed, snapshot_id};
+use crate::repository::{Repository, failed, snapshot_id};
 use crate::runtime::wait;
+use crate::version::{Format, Snapshot, Version};
 
 /// The property of a snapshot that says which session it is of.
 pub(crate) const SESSION_PROPERTY: &str = "freestone_session";
@@ -337,64 +337,6 @@ impl Repository {
         }))
     }
 
-    /// What a draft and the commits since its base have both changed.
-    pub(crate) fn clashes(
-        &self,
-        base: &str,
-        tip: &str,
-        draft: &Draft,
-    ) -> Result<Vec<Clash>, Error> {
-        let (from, to) = (snapshot_id(base)?, snapshot_id(tip)?);
-        let diff = self.ask("compare snapshots of", move |r| async move {
-            match r.diff(&VersionInfo::SnapshotId(from), &VersionInfo::SnapshotId(to)).await {
-                Ok(diff) => Ok(Some(diff)),
-                Err(e) if matches!(e.kind, SessionErrorKind::BadSnapshotChainForDiff) => Ok(None),
-                Err(e) => Err(RepositoryErrorKind::Other(e.kind.to_string())),
-            }
-        })?;
-        let Some(diff) = diff else { return Ok(vec![Clash::Reset]) };
-        let resized = self.reshaped(
-            base,
-            tip,
-            diff.updated_arrays.iter().map(our_path).filter(|p| draft.receipts.n_chunks(p) > 0),
-        )?;
-        Ok(clashes_of(&diff, &resized, draft))
-    }
-
-    /// Of arrays, those whose documents differ in more than attributes.
-    fn reshaped(
-        &self,
-        base: &str,
-        tip: &str,
-        arrays: impl Iterator<Item = String>,
-    ) -> Result<BTreeSet<String>, Error> {
-        let document = |session: &crate::ReadonlySession, path: &str| -> Result<Value, Error> {
-            let mut document = session
-                .session_store()
-                .parsed(path)?
-                .ok_or(Error::Internal { invariant: "an array that was changed is there" })?;
-            if let Some(document) = document.as_object_mut() {
-                document.remove("attributes");
-            }
-            Ok(document)
-        };
-        let mut differ = BTreeSet::new();
-        let mut sessions = None;
-        for path in arrays {
-            let (before, after) = match &mut sessions {
-                Some(sessions) => sessions,
-                none => none.insert((
-                    self.readonly_session(&Version::Snapshot(base.to_owned()))?,
-                    self.readonly_session(&Version::Snapshot(tip.to_owned()))?,
-                )),
-            };
-            if document(before, &path)? != document(after, &path)? {
-                differ.insert(path);
-            }
-        }
-        Ok(differ)
-    }
-
     /// Makes chunk objects durable, before anything refers to them.
     fn sync_objects(&self, draft: &Draft) -> Result<(), Error> {
         let Some(store) = self.base_store() else { return Ok(()) };
@@ -494,248 +436,4 @@ fn reference(
         })),
     };
     Some((ChunkIndices(chunk.to_vec()), payload))
-}
-
-/// What both a diff and a draft have changed.
-fn clashes_of(diff: &Diff, reshaped: &BTreeSet<String>, draft: &Draft) -> Vec<Clash> {
-    let paths = |set: &BTreeSet<Path>| set.iter().map(our_path).collect::<BTreeSet<String>>();
-    let (made, gone): (BTreeSet<_>, BTreeSet<_>) = (
-        &paths(&diff.new_groups) | &paths(&diff.new_arrays),
-        &paths(&diff.deleted_groups) | &paths(&diff.deleted_arrays),
-    );
-    let updated = &paths(&diff.updated_groups) | &paths(&diff.updated_arrays);
-    let arrays_made = paths(&diff.new_arrays);
-    let mut moved = BTreeSet::new();
-    for m in &diff.moved_nodes {
-        moved.extend([our_path(&m.from), our_path(&m.to)]);
-    }
-    let chunks: BTreeMap<String, &BTreeSet<ChunkIndices>> =
-        diff.updated_chunks.iter().map(|(path, c)| (our_path(path), c)).collect();
-    let within = |path: &str, set: &BTreeSet<String>| {
-        set.contains(path) || ancestors(path).any(|a| set.contains(a))
-    };
-    let below = |path: &str, other: &str| {
-        path.is_empty()
-            || other == path
-            || other.strip_prefix(path).is_some_and(|rest| rest.starts_with('/'))
-    };
-    let mut nodes = BTreeSet::new();
-    for (path, change) in &draft.nodes {
-        let touched = made.contains(path)
-            || updated.contains(path)
-            || within(path, &gone)
-            || within(path, &moved);
-        // A group that both have made, as an implied one, is one group.
-        let same_group = matches!(change, NodeChange::New(d) if d["node_type"] == "group")
-            && diff.new_groups.iter().any(|g| our_path(g) == *path)
-            && !gone.contains(path);
-        // What goes must not have been changed anywhere inside.
-        let inside = matches!(change, NodeChange::Removed | NodeChange::Replaced(_))
-            && (made
-                .iter()
-                .chain(&updated)
-                .chain(&moved)
-                .chain(chunks.keys())
-                .any(|other| below(path, other)));
-        let in_array =
-            change.document().is_some() && ancestors(path).any(|a| arrays_made.contains(a));
-        let over_chunks = change.hides() && chunks.contains_key(path);
-        if (touched && !same_group) || inside || in_array || over_chunks {
-            nodes.insert(path.clone());
-        }
-    }
-    let mut clashes = Vec::new();
-    for (array, ours) in draft.receipts.arrays().filter(|(_, ours)| !ours.is_empty()) {
-        if within(array, &gone) || within(array, &moved) || reshaped.contains(array) {
-            nodes.insert(array.clone());
-        }
-        let both: Vec<Vec<u32>> = chunks
-            .get(array)
-            .into_iter()
-            .flat_map(|c| c.iter())
-            .filter(|c| ours.get(&c.0).is_some())
-            .map(|c| c.0.clone())
-            .collect();
-        if !both.is_empty() {
-            clashes.push(Clash::Chunks { array: array.clone(), chunks: both });
-        }
-    }
-    clashes.extend(nodes.into_iter().map(|path| Clash::Node { path }));
-    clashes
-}
-
-/// How an array's document says that it is cut.
-#[derive(Debug)]
-pub(crate) struct Shape {
-    pub(crate) lens: Vec<u64>,
-    pub(crate) chunks: Vec<u64>,
-    names: Option<Vec<DimensionName>>,
-}
-
-impl Shape {
-    pub(crate) fn of(path: &str, document: &Value) -> Result<Shape, Error> {
-        let bad = |why: &str| Error::InvalidNode { path: path.to_owned(), why: why.to_owned() };
-        if document["node_type"] != "array" {
-            return Err(bad("it is no array"));
-        }
-        if document["chunk_grid"]["name"] != "regular" {
-            return Err(bad("its chunk grid is not regular"));
-        }
-        let encoding = &document["chunk_key_encoding"];
-        if encoding["name"].as_str().or(encoding.as_str()) != Some("default")
-            || encoding["configuration"]["separator"].as_str().is_some_and(|s| s != "/")
-        {
-            return Err(bad("its chunk keys are not Zarr's default ones, which a repository has"));
-        }
-        let numbers = |v: &Value| {
-            v.as_array()
-                .map(|a| a.iter().map(Value::as_u64).collect::<Option<Vec<u64>>>())
-                .unwrap_or_default()
-        };
-        let (lens, chunks) = (
-            numbers(&document["shape"]),
-            numbers(&document["chunk_grid"]["configuration"]["chunk_shape"]),
-        );
-        let (Some(lens), Some(chunks)) = (lens, chunks) else {
-            return Err(bad("its shape or chunk shape is no list of numbers"));
-        };
-        if lens.len() != chunks.len() || chunks.contains(&0) {
-            return Err(bad("its chunks do not fit its shape"));
-        }
-        let name = |v: &Value| {
-            v.as_str().map_or(DimensionName::NotSpecified, |n| DimensionName::Name(n.to_owned()))
-        };
-        let names =
-            document["dimension_names"].as_array().map(|names| names.iter().map(name).collect());
-        Ok(Shape { lens, chunks, names })
-    }
-
-    /// Number of chunks along each axis.
-    pub(crate) fn counts(&self) -> impl Iterator<Item = u64> {
-        self.lens.iter().zip(&self.chunks).map(|(len, chunk)| len.div_ceil(*chunk))
-    }
-
-    pub(crate) fn n_chunks(&self) -> u64 {
-        self.counts().product()
-    }
-
-    fn icechunk(&self, path: &str) -> Result<ArrayShape, Error> {
-        let too_many = || Error::InvalidNode {
-            path: path.to_owned(),
-            why: "it has more chunks along an axis than a repository can name: use larger chunks"
-                .into(),
-        };
-        let axes: Vec<(u64, u32)> = self
-            .lens
-            .iter()
-            .zip(self.counts())
-            .map(|(len, n)| u32::try_from(n).map(|n| (*len, n)))
-            .collect::<Result<_, _>>()
-            .map_err(|_| too_many())?;
-        ArrayShape::new(axes).ok_or_else(too_many)
-    }
-}
-
-/// Makes one change of a node.
-async fn apply_node(
-    session: &mut Session,
-    place: &str,
-    path: &str,
-    change: &NodeChange,
-) -> Result<(), Error> {
-    let at = icechunk_path(path)?;
-    let lost = |e: icechunk::session::SessionError| match e.kind {
-        SessionErrorKind::AlreadyExists { .. } => {
-            Error::NodeExists { place: place.to_owned(), path: path.to_owned() }
-        }
-        SessionErrorKind::NodeNotFound { .. } => {
-            Error::NoNode { place: place.to_owned(), path: path.to_owned() }
-        }
-        kind => failed(place, "change", kind),
-    };
-    match change {
-        NodeChange::Removed => remove_node(session, &at).await.map_err(lost),
-        NodeChange::New(document) | NodeChange::Replaced(document) => {
-            if matches!(change, NodeChange::Replaced(_)) {
-                remove_node(session, &at).await.map_err(lost)?;
-            }
-            for above in ancestors(path) {
-                match session.add_group(icechunk_path(above)?, group_document()).await {
-                    Err(e) if !matches!(e.kind, SessionErrorKind::AlreadyExists { .. }) => {
-                        return Err(lost(e));
-                    }
-                    _ => {}
-                }
-            }
-            let text = text_of(document);
-            if document["node_type"] == "group" {
-                return match session.add_group(at, text).await {
-                    // One of the same name may have been made meanwhile; clashes were looked for
-                    // before.
-                    Err(e) if matches!(&e.kind, SessionErrorKind::AlreadyExists { node, .. } if matches!(node.node_data, NodeData::Group)) => {
-                        Ok(())
-                    }
-                    other => other.map_err(lost),
-                };
-            }
-            let shape = Shape::of(path, document)?;
-            session.add_array(at, shape.icechunk(path)?, shape.names, text).await.map_err(lost)
-        }
-        NodeChange::Updated(document) if document["node_type"] == "group" => {
-            session.update_group(&at, text_of(document)).await.map_err(lost)
-        }
-        NodeChange::Updated(document) => {
-            let shape = Shape::of(path, document)?;
-            drop_outside(session, &at, &shape).await.map_err(lost)?;
-            session
-                .update_array(&at, shape.icechunk(path)?, shape.names, text_of(document))
-                .await
-                .map_err(lost)
-        }
-    }
-}
-
-/// Removes the chunks of an array that lie outside of its new shape, so that they do not come back
-/// when it grows again.
-async fn drop_outside(
-    session: &mut Session,
-    at: &Path,
-    shape: &Shape,
-) -> Result<(), icechunk::session::SessionError> {
-    let node = session.get_array(at).await?;
-    let counts: Vec<u64> = shape.counts().collect();
-    let NodeData::Array { shape: before, .. } = &node.node_data else { return Ok(()) };
-    if before.num_chunks().zip(&counts).all(|(before, after)| u64::from(before) <= *after) {
-        return Ok(());
-    }
-    let outside: Vec<ChunkIndices> = {
-        let chunks = session.chunk_coordinates(at).await?;
-        let is_outside =
-            |c: &ChunkIndices| c.0.iter().zip(&counts).any(|(c, n)| u64::from(*c) >= *n);
-        let found: Vec<Result<ChunkIndices, _>> = chunks
-            .filter(|c| std::future::ready(c.as_ref().map_or(true, is_outside)))
-            .collect()
-            .await;
-        found.into_iter().collect::<Result<_, _>>()?
-    };
-    session.delete_chunks(at, outside).await
-}
-
-async fn remove_node(
-    session: &mut Session,
-    at: &Path,
-) -> Result<(), icechunk::session::SessionError> {
-    match session.get_node(at).await {
-        Ok(node) => session.delete_node(node).await,
-        Err(e) if matches!(e.kind, SessionErrorKind::NodeNotFound { .. }) => Ok(()),
-        Err(e) => Err(e),
-    }
-}
-
-fn text_of(document: &Value) -> Bytes {
-    Bytes::from(document.to_string())
-}
-
-fn group_document() -> Bytes {
-    text_of(&freestone_engine::storage::metadata::group_document(&Map::new()))
 }

@@ -19,6 +19,8 @@ pub enum Error {
     InvalidUrl { url: String, why: String },
     #[error("invalid repository format `{format}`: expected 1 or 2")]
     InvalidFormat { format: String },
+    #[error("invalid version `{version}`: expected branch=NAME, tag=NAME or snapshot=ID")]
+    InvalidVersion { version: String },
     #[error("no repository at `{place}` (hint: create it, or use another location)")]
     NoRepository { place: String },
     #[error("`{place}` is not empty (hint: open the repository there, or create one elsewhere)")]

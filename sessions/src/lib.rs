@@ -25,15 +25,20 @@
 //! `array`, `shared`, `maintenance`.
 
 mod array;
+mod backend;
+mod clashes;
 mod commit;
 mod draft;
 mod error;
+mod key;
 mod location;
 mod lock;
 mod maintenance;
 mod manifests;
+mod node;
 mod objects;
 mod plan;
+mod publisher;
 mod receipt;
 mod record;
 mod repository;
@@ -41,20 +46,22 @@ mod runtime;
 mod session;
 mod shared;
 mod store;
+mod version;
 
 pub use array::SessionArray;
 pub use commit::{CommitOptions, Rebase};
 pub use error::{Clash, Closed, Conflict, Error};
 pub use location::SCHEME;
 pub use maintenance::{Collected, Expired};
-pub use plan::RepositoryPublisher;
+pub use publisher::RepositoryPublisher;
 pub use receipt::{Batch, Receipt, Receipts, Written};
-pub use repository::{Format, MAIN, Repository, Snapshot, Version};
+pub use repository::{MAIN, Repository};
 pub use session::{Fork, ReadonlySession, Ticket, WritableSession};
 pub use shared::{
     Committed, Joiner, JoinerStatus, SessionState, SharedCommit, SharedSession, SharedStatus,
 };
 pub use store::{SessionStore, open_store};
+pub use version::{Format, Snapshot, Version};
 
 /// The folder in a repository where our own records are.
 const FOLDER: &str = "_freestone";

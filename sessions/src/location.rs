@@ -11,7 +11,7 @@ use freestone_engine::storage::identity;
 use percent_encoding::percent_decode_str;
 
 use crate::error::Error;
-use crate::repository::Version;
+use crate::version::Version;
 
 /// What a store's URL begins with.
 pub const SCHEME: &str = "icechunk+";

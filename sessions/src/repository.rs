@@ -1,25 +1,16 @@
 //! An Icechunk repository: branches, tags, history, and sessions over them.
 
 use std::collections::HashMap;
-use std::fmt;
-use std::num::{NonZeroU16, NonZeroU64};
-use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::SystemTime;
 
-use freestone_engine::storage::{Store, Stores, aws};
+use freestone_engine::storage::{Store, Stores};
 use futures_util::TryStreamExt;
-use icechunk::config::{CachingConfig, RepositoryConfig};
-use icechunk::config::{S3Credentials, S3StaticCredentials};
 use icechunk::format::SnapshotId;
 use icechunk::format::format_constants::SpecVersionBin;
 use icechunk::repository::{RepositoryErrorKind, VersionInfo};
-use icechunk::storage::{ConcurrencySettings, S3Options, Settings, Storage, StorageErrorKind};
-use object_store::ObjectStore;
-use object_store::aws::{AwsCredential, S3ConditionalPut};
-use object_store::memory::InMemory;
-use serde_json::{Map, Value};
+use icechunk::storage::StorageErrorKind;
 
+use crate::backend::{Memory, check_free, config, exists, memory, states, storage};
 use crate::commit::LOST_ANSWERS;
 use crate::error::Error;
 use crate::location::Location;
@@ -28,16 +19,7 @@ use crate::objects::Objects;
 use crate::record::Records;
 use crate::runtime::wait;
 use crate::session::{ReadonlySession, WritableSession};
-
-/// Array and group nodes that are kept decoded, of snapshots.
-const CACHED_NODES: u64 = 20_000;
-
-/// References to chunks that are kept decoded, of manifests. An array with more has its manifest
-/// read again for each chunk.
-const CACHED_CHUNK_REFS: u64 = freestone_engine::memory::CACHED_REFERENCES;
-
-/// Requests that one repository has under way at a time.
-const CONCURRENT_REQUESTS: u16 = 16;
+use crate::version::{Format, Snapshot, Version};
 
 /// The branch that every repository has.
 pub const MAIN: &str = "main";
@@ -61,122 +43,6 @@ struct Inner {
     records: Records,
     /// Keeps what is in memory there.
     _memory: Option<Arc<Memory>>,
-}
-
-/// What a snapshot is found by.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Version {
-    /// The newest of a branch.
-    Branch(String),
-    /// The one that a tag names.
-    Tag(String),
-    /// The one of that id.
-    Snapshot(String),
-}
-
-impl fmt::Display for Version {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Version::Branch(name) => write!(f, "branch `{name}`"),
-            Version::Tag(name) => write!(f, "tag `{name}`"),
-            Version::Snapshot(id) => write!(f, "snapshot `{id}`"),
-        }
-    }
-}
-
-impl From<&str> for Version {
-    fn from(branch: &str) -> Version {
-        Version::Branch(branch.to_owned())
-    }
-}
-
-/// A commit.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Snapshot {
-    /// Its id.
-    pub id: String,
-    /// The one before; none of the first.
-    pub parent: Option<String>,
-    /// When it was written, by the clock of who wrote it.
-    pub written_at: SystemTime,
-    /// What it was committed with.
-    pub message: String,
-    /// What else is said of it.
-    pub properties: Map<String, Value>,
-}
-
-/// On-disk format of a new repository.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Format {
-    /// Version 1, which Icechunk 1.x reads too. It has no operations log, so that garbage
-    /// collections by other programs are not noticed.
-    V1,
-    /// Version 2, which Icechunk 1.x cannot read.
-    #[default]
-    V2,
-}
-
-impl fmt::Display for Format {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Format::V1 => "1",
-            Format::V2 => "2",
-        })
-    }
-}
-
-/// `1` or `2`.
-impl FromStr for Format {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Format, Error> {
-        match text {
-            "1" => Ok(Format::V1),
-            "2" => Ok(Format::V2),
-            _ => Err(Error::InvalidFormat { format: text.to_owned() }),
-        }
-    }
-}
-
-impl Format {
-    fn spec(self) -> SpecVersionBin {
-        match self {
-            Format::V1 => SpecVersionBin::V1,
-            Format::V2 => SpecVersionBin::V2,
-        }
-    }
-}
-
-/// Files and folders that a repository, or the beginning of one, has.
-const ICECHUNKS: [&str; 9] = [
-    "repo",
-    "config.yaml",
-    "refs",
-    "snapshots",
-    "manifests",
-    "chunks",
-    "transactions",
-    "overwritten",
-    "attributes",
-];
-
-/// Refuses a directory, or a file in the place of one, that holds anything else than a repository.
-fn check_free(location: &Location) -> Result<(), Error> {
-    let Some(path) = location.directory() else { return Ok(()) };
-    let occupied = || Error::Occupied { place: location.to_string() };
-    if path.ancestors().any(|p| p.exists() && !p.is_dir()) {
-        return Err(occupied());
-    }
-    // Who is killed while it writes leaves names with a `#` and a number.
-    let ours = |name: &std::ffi::OsStr| {
-        let name = name.to_string_lossy();
-        let name = name.split('#').next().unwrap_or_default();
-        name == crate::FOLDER || ICECHUNKS.contains(&name)
-    };
-    if std::fs::read_dir(path).into_iter().flatten().flatten().any(|e| !ours(&e.file_name())) {
-        return Err(occupied());
-    }
-    Ok(())
 }
 
 /// So often, with such pauses, one looks whether a repository is there that somebody else is
@@ -600,150 +466,4 @@ fn is_missing(kind: &RepositoryErrorKind) -> bool {
             )
             | RepositoryErrorKind::StorageError(StorageErrorKind::ObjectNotFound)
     )
-}
-
-/// Caches and requests are bounded: an object is fetched in one piece (in parallel parts it would
-/// be in memory twice), and no chunk is kept.
-fn config() -> RepositoryConfig {
-    let one_piece = ConcurrencySettings {
-        max_concurrent_requests_for_object: NonZeroU16::new(1),
-        ideal_concurrent_request_size: NonZeroU64::new(1 << 40),
-    };
-    RepositoryConfig {
-        max_concurrent_requests: Some(CONCURRENT_REQUESTS),
-        caching: Some(CachingConfig {
-            num_snapshot_nodes: Some(CACHED_NODES),
-            num_chunk_refs: Some(CACHED_CHUNK_REFS),
-            num_transaction_changes: Some(0),
-            num_bytes_attributes: Some(0),
-            num_bytes_chunks: Some(0),
-        }),
-        storage: Some(Settings { concurrency: Some(one_piece), ..Settings::default() }),
-        ..RepositoryConfig::default()
-    }
-}
-
-type Backend = Arc<dyn Storage + Send + Sync>;
-
-fn storage(location: &Location, memory: Option<&Memory>) -> Result<Backend, Error> {
-    let (location, place) = (location.clone(), location.to_string());
-    let made = match (location, memory) {
-        (_, Some(memory)) => return Ok(Arc::clone(&memory.storage)),
-        (Location::Memory(_), None) => return Err(Error::NotInProcess { place }),
-        (Location::Local(path), _) => {
-            wait(async move { Ok(icechunk::new_local_filesystem_storage(&path).await) })?
-        }
-        (Location::S3 { bucket, prefix }, _) => {
-            // What is not said here comes from the environment, with the credentials.
-            let flag = |name: &str| {
-                std::env::var(name).is_ok_and(|v| {
-                    ["1", "true", "yes", "on"].contains(&v.to_ascii_lowercase().as_str())
-                })
-            };
-            let options = S3Options::default()
-                .with_allow_http(flag("AWS_ALLOW_HTTP"))
-                .with_anonymous(flag("AWS_SKIP_SIGNATURE"));
-            let place = place.clone();
-            wait(async move {
-                let profile = if options.anonymous {
-                    None
-                } else {
-                    aws::profile_credentials().await.map_err(|e| failed(&place, "open", e))?
-                };
-                let (options, credentials) = profile
-                    .map_or((options.clone(), None), |profile| of_profile(options, &profile));
-                Ok(icechunk::new_s3_object_store_storage(
-                    options,
-                    bucket,
-                    Some(prefix),
-                    credentials,
-                    Vec::new(),
-                    Vec::new(),
-                )
-                .await)
-            })?
-        }
-    };
-    made.map_err(|e| failed(&place, "open", e.kind))
-}
-
-/// Credentials of a profile, for Icechunk: it takes none that are renewed, and with them nothing
-/// from the environment.
-fn of_profile(options: S3Options, profile: &AwsCredential) -> (S3Options, Option<S3Credentials>) {
-    let first = |names: &[&str]| {
-        names.iter().find_map(|name| std::env::var(name).ok().filter(|v| !v.is_empty()))
-    };
-    let region = first(&["AWS_REGION", "AWS_DEFAULT_REGION"]);
-    let endpoint = first(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"]);
-    let credentials = S3StaticCredentials {
-        access_key_id: profile.key_id.clone(),
-        secret_access_key: profile.secret_key.clone(),
-        session_token: profile.token.clone(),
-        expires_after: None,
-    };
-    let options = region.into_iter().fold(options, S3Options::with_region);
-    (
-        endpoint.into_iter().fold(options, S3Options::with_endpoint_url),
-        Some(S3Credentials::Static(credentials)),
-    )
-}
-
-/// Where records of shared sessions lie: beside Icechunk's own folders, which it alone lists.
-fn states(location: &Location, memory: Option<&Memory>) -> Result<Arc<dyn ObjectStore>, Error> {
-    let place = location.to_string();
-    Ok(match (location, memory) {
-        (_, Some(memory)) => Arc::clone(&memory.records),
-        (Location::Memory(_), None) => return Err(Error::NotInProcess { place }),
-        (Location::Local(path), _) => Arc::new(
-            object_store::local::LocalFileSystem::new_with_prefix(path)
-                .map_err(|e| failed(&place, "open", e))?,
-        ),
-        (Location::S3 { bucket, .. }, _) => {
-            let built = aws::bucket(bucket)
-                .and_then(|b| b.with_conditional_put(S3ConditionalPut::ETagMatch).build());
-            Arc::new(built.map_err(|e| failed(&place, "open", e))?)
-        }
-    })
-}
-
-fn exists(location: &Location, memory: Option<&Memory>) -> Result<bool, Error> {
-    if location.directory().is_some_and(|d| !d.exists()) {
-        return Ok(false);
-    }
-    let (backend, place) = (storage(location, memory)?, location.to_string());
-    wait(async move {
-        icechunk::Repository::exists(backend, None)
-            .await
-            .map_err(|e| failed(&place, "inspect", e.kind))
-    })
-}
-
-/// A repository in memory: what Icechunk keeps, and our records.
-#[derive(Debug)]
-struct Memory {
-    storage: Backend,
-    records: Arc<dyn ObjectStore>,
-}
-
-/// Repositories in memory are found by their names from anywhere in the process, as directories
-/// are; who holds a handle keeps one alive.
-fn memory(location: &Location, make: bool) -> Result<Option<Arc<Memory>>, Error> {
-    static KNOWN: Mutex<Option<HashMap<String, Weak<Memory>>>> = Mutex::new(None);
-    let Location::Memory(name) = location else { return Ok(None) };
-    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    let known = known.get_or_insert_default();
-    known.retain(|_, m| m.strong_count() > 0);
-    if let Some(memory) = known.get(name).and_then(Weak::upgrade) {
-        return Ok(Some(memory));
-    }
-    if !make {
-        return Err(Error::NotInProcess { place: location.to_string() });
-    }
-    let place = location.to_string();
-    let storage = wait(async move {
-        icechunk::new_in_memory_storage().await.map_err(|e| failed(&place, "create", e.kind))
-    })?;
-    let memory = Arc::new(Memory { storage, records: Arc::new(InMemory::new()) });
-    known.insert(name.clone(), Arc::downgrade(&memory));
-    Ok(Some(memory))
 }

@@ -8,12 +8,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::array::SessionArray;
-use crate::commit::{Commit, CommitOptions, Mark, Shape};
+use crate::commit::{Commit, CommitOptions, Mark};
 use crate::draft::{Draft, Known, NodeChange};
 use crate::error::{Closed, Error};
+use crate::node::Shape;
 use crate::receipt::{Batch, Receipt, VERSION};
-use crate::repository::{Repository, Version};
+use crate::repository::Repository;
 use crate::store::{Keep, SessionStore, Writes};
+use crate::version::Version;
 
 /// Reads one snapshot, whatever is committed meanwhile.
 #[derive(Clone, Debug)]
