@@ -50,8 +50,8 @@ pub enum RunError {
     )]
     TakenOver { run: String },
     #[error(
-        "input `{place}` {what} since the run began, and unfinished stages read it: {} (hint: start \
-            a new run)",
+        "input `{place}` {what} since the run began, and unfinished stages read it: {} \
+            (hint: start a new run)",
         stages.join(", ")
     )]
     InputChanged { place: String, what: &'static str, stages: Vec<String> },

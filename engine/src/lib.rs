@@ -45,7 +45,6 @@ pub mod task;
 pub mod user;
 #[allow(clippy::disallowed_methods, reason = "its errors name the path")]
 mod work_dir;
-#[allow(clippy::disallowed_methods, reason = "a worker measures its tasks by the machine's clock")]
 pub mod worker;
 
 pub use freestone_kernels as kernels;

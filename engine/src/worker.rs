@@ -1,13 +1,14 @@
 //! Execution of one task.
 //!
 //! A task runs in the same way in a thread, in a process and on AWS Lambda. A [`Worker`] needs only
-//! the plan and storage, and uses one thread. It opens a stage (`ready`) and runs each task through
-//! the stage's program (`steps`). The steps take and release buffers, load blocks (`load`), run the
-//! stage's kernel, and store results. Chunks that are read over a network are prefetched (`ahead`).
+//! the plan and storage, and uses one thread. It opens a stage (`open_stage`) and runs each task
+//! through the stage's program (`steps`). The steps take and release buffers, load blocks (`load`),
+//! run the stage's kernel, and store results. Chunks that are read over a network are prefetched
+//! (`prefetch`).
 
-mod ahead;
 mod load;
-mod ready;
+mod open_stage;
+mod prefetch;
 mod steps;
 
 use std::sync::Arc;
@@ -22,13 +23,14 @@ use crate::state::{TaskState, overrun};
 use crate::storage::Stores;
 use crate::storage::codec::Contexts;
 use crate::storage::reader::WorkerResources;
+use crate::system::System;
 use crate::task::{
     Cause, FailureKind, RunAddress, TaskFailure, TaskOutcome, TaskReport, TaskRequest, internal,
 };
 use crate::user::KernelRegistry;
 
-use ahead::Ahead;
-use ready::Ready;
+use open_stage::OpenStage;
+use prefetch::Prefetch;
 use steps::Execution;
 
 /// The context that all tasks of a run share.
@@ -77,6 +79,7 @@ impl Cancel {
 #[derive(Clone, Copy, Debug)]
 struct Limits<'a> {
     cancel: &'a Cancel,
+    system: &'a System,
     timeout: Option<(Instant, Duration)>,
 }
 
@@ -86,7 +89,7 @@ impl Limits<'_> {
             return Err((FailureKind::Cancelled, "the run was cancelled".to_owned()));
         }
         match self.timeout {
-            Some((start, limit)) if start.elapsed() > limit => Err((
+            Some((start, limit)) if self.system.elapsed(start) > limit => Err((
                 FailureKind::TimedOut,
                 format!("exceeded the `task_timeout` of {}", humantime::format_duration(limit)),
             )),
@@ -114,7 +117,7 @@ pub struct Worker {
     context: RunContext,
     name: String,
     resources: WorkerResources,
-    ready: Option<Ready>,
+    open: Option<OpenStage>,
 }
 
 impl Worker {
@@ -125,7 +128,7 @@ impl Worker {
             contexts: Contexts::default(),
             traffic: Default::default(),
         };
-        Worker { context, name, resources, ready: None }
+        Worker { context, name, resources, open: None }
     }
 
     /// Returns the worker's name in outcomes.
@@ -157,7 +160,7 @@ impl Worker {
                     outcome.failure = Some(TaskFailure { kind, message, stage, task });
                     // The buffers of the failed task are lost, so the worker starts with an empty
                     // resources.
-                    self.rest();
+                    self.release();
                     break;
                 }
             }
@@ -166,15 +169,16 @@ impl Worker {
     }
 
     /// Releases all memory and the open stage, for a worker that has to wait.
-    pub fn rest(&mut self) {
-        self.ready = None;
+    pub fn release(&mut self) {
+        self.open = None;
         self.resources.arena = Arena::new(0);
         self.resources.contexts = Contexts::default();
     }
 
     fn run_task(&mut self, request: &TaskRequest, number: u64) -> Result<TaskReport, Cause> {
         let stage_id = request.stage;
-        let (start, cpu) = (Instant::now(), machine::thread_cpu_ns());
+        let system = self.context.stores.system().clone();
+        let (start, cpu) = (system.now(), machine::thread_cpu_ns());
         let plan = Arc::clone(&self.context.plan);
         let stage =
             plan.plan().stages.get(stage_id.0).filter(|s| number < s.n_tasks()).ok_or_else(
@@ -186,16 +190,16 @@ impl Worker {
                 },
             )?;
         let layout = plan.layout(stage_id);
-        if self.ready.as_ref().is_none_or(|r| r.stage != stage_id) {
-            if let Some(before) = &mut self.ready {
+        if self.open.as_ref().is_none_or(|r| r.stage != stage_id) {
+            if let Some(before) = &mut self.open {
                 before.sources.iter_mut().for_each(|s| s.clear(&mut self.resources));
             }
             self.resources.arena.set_limit(layout.estimate.per_task());
             // The codec contexts of another stage are not part of this stage's projection.
             self.resources.contexts = Contexts::default();
-            self.ready = Some(self.context.ready(stage_id)?);
+            self.open = Some(self.context.open_stage(stage_id)?);
         }
-        let Some(ready) = self.ready.as_mut() else {
+        let Some(open) = self.open.as_mut() else {
             return Err(internal("a worker opens a stage before it runs a task of it"));
         };
         self.resources.traffic = Default::default();
@@ -206,10 +210,10 @@ impl Worker {
         let mut task = TaskState {
             stage,
             layout,
-            sources: &mut ready.sources,
+            sources: &mut open.sources,
             grids: &grids,
-            outputs: &ready.outputs,
-            objects: &ready.objects,
+            outputs: &open.outputs,
+            objects: &open.objects,
             resources: &mut self.resources,
             coords,
             region,
@@ -220,12 +224,13 @@ impl Worker {
         };
         let limits = Limits {
             cancel: &self.context.cancel,
+            system: &system,
             timeout: request.timeout_ms.map(|ms| (start, Duration::from_millis(ms))),
         };
         Execution {
             task: &mut task,
-            compiled: ready.compiled.as_mut(),
-            ahead: Ahead::default(),
+            compiled: open.compiled.as_mut(),
+            prefetch: Prefetch::default(),
             limits,
         }
         .run()?;
@@ -235,7 +240,7 @@ impl Worker {
             receipts,
             traffic: self.resources.traffic,
             cpu_ns: machine::thread_cpu_ns().saturating_sub(cpu),
-            wall_ns: start.elapsed().as_nanos() as u64,
+            wall_ns: system.elapsed(start).as_nanos() as u64,
             peak_bytes: self.resources.arena.peak(),
         })
     }

@@ -1,4 +1,4 @@
-//! A kernel that copies its block, and does something besides.
+//! A kernel that copies its block, with a side effect.
 
 use std::io::Read;
 use std::process::Command;
@@ -8,13 +8,13 @@ use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Odd {
-    /// Prints to standard output, also through another process, and reads standard input.
+    /// Prints to standard output, itself and through a child process, and reads standard input.
     Prints,
-    /// Panics at the block that begins here.
+    /// Panics at the block that starts at `at`.
     Panics { at: u64 },
-    /// Ends its process.
+    /// Exits its process.
     Exits,
-    /// Takes so many bytes that no projection knows of.
+    /// Allocates memory that is not projected.
     Hogs { bytes: usize },
 }
 

@@ -1,5 +1,5 @@
-//! The program that tests of processes start: a worker that knows the kernel `odd`, in one of
-//! several ways.
+//! The program that tests start: a worker with the kernel `odd`, or a client of Lambda. Its first
+//! argument is the mode.
 
 // A test that panics has failed.
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
@@ -13,34 +13,35 @@ use freestone_engine::executor::Executor;
 use freestone_engine::storage::Stores;
 use freestone_engine::task::RunAddress;
 use freestone_engine::user::KernelRegistry;
+use freestone_engine::worker::RunContext;
 use freestone_executors::{Processes, serve};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     let argument = |i: usize| arguments.get(i).map_or("", String::as_str);
     match argument(1) {
-        // Prints before it serves, as a program's `main` may.
+        // Prints before it serves.
         "noisy" => {
             println!("noisy prints before it serves");
             worker();
         }
-        // A `main` that never serves: the same again, whatever its arguments. It appends a line for
-        // each start, and what became of it.
+        // A program whose `main` starts itself as a worker but never serves. Appends a line for
+        // each start, and its error.
         "forgetful" => {
-            let [log, work_dir, folder] = [2, 3, 4].map(|i| argument(i).to_owned());
-            let say = |line: &str| {
-                writeln!(OpenOptions::new().create(true).append(true).open(&log).unwrap(), "{line}")
-                    .unwrap()
+            let log = |line: &str| {
+                let file = OpenOptions::new().create(true).append(true).open(argument(2));
+                writeln!(file.unwrap(), "{line}").unwrap()
             };
-            say("started");
-            let context = freestone_worker::fetch(
-                &RunAddress { work_dir, folder },
-                &Stores::default(),
-                &kernels(),
-            )
-            .unwrap();
-            let again = Processes::new(1, std::env::current_exe().unwrap(), &arguments[1..]);
-            say(&again.check(&context).unwrap_err().to_string());
+            log("started");
+            let itself = Processes::new(1, std::env::current_exe().unwrap(), &arguments[1..]);
+            let error = itself.check(&context(argument(3), argument(4))).unwrap_err();
+            log(&error.to_string());
+        }
+        // Probes the function at an endpoint, with the credentials of the environment.
+        #[cfg(feature = "lambda")]
+        "probe" => {
+            let executor = freestone_executors::LambdaExecutor::new("f", "eu-central-1");
+            executor.endpoint(argument(2)).check(&context(argument(3), argument(4))).unwrap();
         }
         _ => worker(),
     }
@@ -48,6 +49,11 @@ fn main() {
 
 fn kernels() -> KernelRegistry {
     KernelRegistry::new().with::<kernel::Odd>()
+}
+
+fn context(work_dir: &str, folder: &str) -> RunContext {
+    let address = RunAddress { work_dir: work_dir.to_owned(), folder: folder.to_owned() };
+    freestone_worker::fetch(&address, &Stores::default(), &kernels()).unwrap()
 }
 
 fn worker() {

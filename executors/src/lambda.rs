@@ -1,15 +1,19 @@
-//! On AWS Lambda, or what speaks its language.
+//! Execution on AWS Lambda, or on a service with the same API.
 //!
-//! A deployed function is the worker (`freestone-lambda`); here is who invokes it. `dispatch` is
-//! the loop that pulls requests, puts them into invocations and settles what comes back; `window`
-//! says how many invocations may be under way, `batch` how many requests go into one; `client`
-//! signs and sends, `reply` reads what Lambda says. Being told of too many invocations is no
-//! failure of any task: they are made again. An answer that does not come is looked for in the
-//! records that workers leave in the work directory, before its requests count as lost.
+//! A deployed function is the worker (`freestone-lambda`), and this module is its client. `probe`
+//! checks that the function can run a plan. `dispatch` is the loop that takes requests from the
+//! driver and reports their outcomes. `window` limits concurrent invocations, and `batch` the
+//! requests in one. `invocation` makes one invocation, `client` signs and sends it, and `reply`
+//! parses the reply.
+//!
+//! A throttled invocation is repeated and is not a failure of its tasks. If an answer is lost, the
+//! records that workers leave in the work directory are read before requests count as lost.
 
 mod batch;
 mod client;
 mod dispatch;
+mod invocation;
+mod probe;
 mod reply;
 mod window;
 
@@ -19,16 +23,16 @@ use std::time::Duration;
 use freestone_engine::environment;
 use freestone_engine::executor::{Executor, ExecutorError, Invocations, TaskSource};
 use freestone_engine::worker::RunContext;
-use freestone_worker::Environment;
 
 use client::Client;
 use object_store::StaticCredentialProvider;
 use object_store::aws::{AwsCredential, AwsCredentialProvider};
+use probe::Probed;
 
-/// Invokes a function for its tasks.
+/// An executor that invokes a function.
 ///
-/// Plans for it should have a `parallelism` of about its concurrency, and their arrays and work
-/// directory must be where the function can reach them: on an object store.
+/// Plans should have a `parallelism` close to the function's concurrency. Their arrays and work
+/// directory must be accessible to the function, so they belong in an object store.
 ///
 /// ```no_run
 /// # use freestone_executors::LambdaExecutor;
@@ -46,42 +50,34 @@ pub struct LambdaExecutor {
     function_timeout: Duration,
     grace: Duration,
     linger: Duration,
+    record_wait: Duration,
     credentials: Option<AwsCredentialProvider>,
     probed: Mutex<Option<Probed>>,
     invoked: Mutex<Invocations>,
 }
 
-/// What a probe has told.
-#[derive(Clone, Debug)]
-struct Probed {
-    /// The run's folder that it was for.
-    folder: String,
-    environment: Environment,
-    slots: Vec<u32>,
-    /// What an invocation may take.
-    time: Duration,
-}
-
-/// Invocations at once, as an account has them at first.
+/// The default maximum of concurrent invocations, which is the default limit of an AWS account.
 pub const DEFAULT_CONCURRENCY: usize = 1000;
-/// What an invocation should take.
+/// The default target duration of an invocation.
 const DEFAULT_BATCH_TIME: Duration = Duration::from_secs(10);
-/// The longest that Lambda lets a function run.
+/// The maximum time limit of a function on Lambda.
 const DEFAULT_FUNCTION_TIMEOUT: Duration = Duration::from_secs(900);
-/// An answer comes so long after the function's time is over at the latest: an environment may have
-/// to start before that time begins.
+/// The additional time for an answer beyond the function's time limit. The time limit begins after
+/// the environment has started.
 const GRACE: Duration = Duration::from_secs(10);
-/// Threads that find out the addresses of hosts for new connections.
-const NAMES: usize = 8;
-/// What is waited for invocations that nobody needs any more.
+/// The number of threads that resolve host names.
+const DNS_THREADS: usize = 8;
+/// The default time for which the end of a run waits for abandoned invocations.
 const DEFAULT_LINGER: Duration = Duration::from_secs(5);
+/// The minimum time for which the records of a lost answer are polled.
+const MIN_RECORD_WAIT: Duration = Duration::from_secs(2);
 
 impl LambdaExecutor {
-    /// Default maximum of requests in one invocation.
+    /// The default maximum of requests in one invocation.
     pub const DEFAULT_BATCH: usize = 64;
 
-    /// A function by its name, `NAME:ALIAS`, or its ARN (whose region comes before `region`), in a
-    /// region.
+    /// Creates an executor for a function, given its name, `NAME:ALIAS`, or its ARN. The region of
+    /// an ARN takes precedence over `region`.
     pub fn new(function: &str, region: &str) -> LambdaExecutor {
         let parts: Vec<&str> = function.split(':').collect();
         let (name, qualifier, region) = match parts[..] {
@@ -103,25 +99,28 @@ impl LambdaExecutor {
             function_timeout: DEFAULT_FUNCTION_TIMEOUT,
             grace: GRACE,
             linger: DEFAULT_LINGER,
+            record_wait: MIN_RECORD_WAIT,
             credentials: None,
             probed: Mutex::default(),
             invoked: Mutex::default(),
         }
     }
 
-    /// A function that is named here, or by the variable `FREESTONE_LAMBDA_FUNCTION`, in the region
-    /// and at the endpoint that `variable` tells: `AWS_REGION` or `AWS_DEFAULT_REGION`;
-    /// `AWS_ENDPOINT_URL_LAMBDA` or `AWS_ENDPOINT_URL`.
+    /// Creates an executor for `function`, or for the function that the environment variable
+    /// `FREESTONE_LAMBDA_FUNCTION` names.
+    ///
+    /// `variable` returns the values of environment variables. The region is read from `AWS_REGION`
+    /// or `AWS_DEFAULT_REGION`, the endpoint from `AWS_ENDPOINT_URL_LAMBDA` or `AWS_ENDPOINT_URL`.
     ///
     /// # Errors
-    /// Where no function or no region is named.
+    /// Returns an error if the function name or the region is missing.
     pub fn from_env(
         function: Option<&str>,
         variable: impl Fn(&str) -> Option<String>,
     ) -> Result<LambdaExecutor, ExecutorError> {
         let first =
             |names: [&str; 2]| names.iter().find_map(|n| variable(n).filter(|v| !v.is_empty()));
-        let unnamed = |message: &str| ExecutorError::Unavailable {
+        let missing = |message: &str| ExecutorError::Unavailable {
             worker: "on AWS Lambda".into(),
             message: message.into(),
         };
@@ -129,11 +128,11 @@ impl LambdaExecutor {
             .map(str::to_owned)
             .or_else(|| variable(environment::LAMBDA_FUNCTION).filter(|v| !v.is_empty()));
         let function = function.ok_or_else(|| {
-            unnamed("missing function name (hint: set FREESTONE_LAMBDA_FUNCTION)")
+            missing("missing function name (hint: set FREESTONE_LAMBDA_FUNCTION)")
         })?;
         let region = first([environment::AWS_REGION, environment::AWS_DEFAULT_REGION]);
         if region.is_none() && !function.starts_with("arn:") {
-            return Err(unnamed("missing region (hint: set AWS_REGION)"));
+            return Err(missing("missing region (hint: set AWS_REGION)"));
         }
         let executor = LambdaExecutor::new(&function, &region.unwrap_or_default());
         Ok(match first([environment::AWS_ENDPOINT_URL_LAMBDA, environment::AWS_ENDPOINT_URL]) {
@@ -142,48 +141,47 @@ impl LambdaExecutor {
         })
     }
 
-    /// Where requests go instead of to AWS: an emulator.
+    /// Sets the endpoint, such as the URL of an emulator.
     #[must_use]
     pub fn endpoint(mut self, url: &str) -> LambdaExecutor {
         url.clone_into(&mut self.endpoint);
         self
     }
 
-    /// Invocations at once, at most: what the account or the function's reserved concurrency
-    /// allows. 1000 unless said.
+    /// Sets the maximum of concurrent invocations, which the account or the function's reserved
+    /// concurrency limits. The default is 1000.
     #[must_use]
     pub fn concurrency(mut self, most: usize) -> LambdaExecutor {
         self.concurrency = most.max(1);
         self
     }
 
-    /// Requests in one invocation, at most, and what an invocation should take; 64 and 10 seconds
-    /// unless said.
+    /// Sets the maximum of requests in one invocation, and the target duration of an invocation.
+    /// The defaults are 64 requests and 10 seconds.
     #[must_use]
     pub fn batches(mut self, most: usize, time: Duration) -> LambdaExecutor {
         (self.batch, self.batch_time) = (most.max(1), time);
         self
     }
 
-    /// The function's own time limit until it has told it; 900 seconds unless said. An answer that
-    /// has not come 10 seconds after that is lost.
+    /// Sets the function's time limit, which applies until a probe returns the real one. The
+    /// default is 900 seconds. An answer counts as lost 10 seconds after the time limit.
     #[must_use]
     pub fn function_timeout(mut self, limit: Duration) -> LambdaExecutor {
         self.function_timeout = limit;
         self
     }
 
-    /// How long the end of a run waits for invocations that nobody needs any more: they give back
-    /// what they have not begun, but end what they have, and write what others have written. 5
-    /// seconds unless said.
+    /// Sets the time for which the end of a run waits for invocations whose outcomes are not wanted
+    /// any more. They start no further requests, but finish and write what they have started. The
+    /// default is 5 seconds.
     #[must_use]
     pub fn linger(mut self, limit: Duration) -> LambdaExecutor {
         self.linger = limit;
         self
     }
 
-    /// Credentials to sign with, instead of those of the environment, of a profile, or of the
-    /// machine.
+    /// Sets the credentials, which otherwise come from the environment, a profile, or the machine.
     #[must_use]
     pub fn credentials(
         mut self,
@@ -200,7 +198,7 @@ impl LambdaExecutor {
         self
     }
 
-    /// For messages.
+    /// Returns the worker's name for error messages.
     fn worker(&self) -> String {
         let qualifier = self.qualifier.as_ref().map(|q| format!(":{q}")).unwrap_or_default();
         format!("`{}{qualifier}` at {}", self.function, self.endpoint)
@@ -210,7 +208,7 @@ impl LambdaExecutor {
         ExecutorError::Unavailable { worker: self.worker(), message: message.into() }
     }
 
-    /// A client that waits for an invocation of so long.
+    /// Creates a client for invocations with a time limit of `time`, and its runtime.
     fn client(
         &self,
         time: Duration,
@@ -218,7 +216,7 @@ impl LambdaExecutor {
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
         let runtime = runtime
             .worker_threads(2)
-            .max_blocking_threads(dispatch::LOOKS + NAMES)
+            .max_blocking_threads(invocation::MAX_RECORD_READS + DNS_THREADS)
             .thread_name("freestone-lambda")
             .enable_all()
             .build();
@@ -237,7 +235,7 @@ impl Executor for LambdaExecutor {
         self.concurrency.saturating_mul(self.batch)
     }
 
-    /// Threads of all environments, as far as the function has told of its own.
+    /// Returns the number of concurrent tasks in all environments, according to the last probe.
     fn workers(&self) -> usize {
         let probed = self.probed.lock().unwrap_or_else(PoisonError::into_inner);
         let each = probed.iter().flat_map(|p| &p.slots).max().map_or(1, |n| *n as usize);
@@ -257,9 +255,9 @@ impl Executor for LambdaExecutor {
     }
 
     fn check(&self, context: &RunContext) -> Result<(), ExecutorError> {
-        crate::in_reach(context)?;
-        crate::in_reach_from_afar(context)?;
-        let probed = dispatch::probe(self, context)?;
+        crate::check_not_in_memory(context)?;
+        crate::check_reachable_remotely(context)?;
+        let probed = probe::probe(self, context)?;
         *self.probed.lock().unwrap_or_else(PoisonError::into_inner) = Some(probed);
         Ok(())
     }

@@ -1,13 +1,14 @@
-//! Where tasks run: one after the other ([`Serial`]), on threads ([`Threads`]), in processes
+//! Executors of tasks: sequential ([`Serial`]), on threads ([`Threads`]), in processes
 //! ([`Processes`]), and with feature `lambda` on AWS Lambda (`LambdaExecutor`).
 //!
-//! All of them pull requests from the driver. In this process they run them with the engine's
-//! [`Worker`](freestone_engine::worker::Worker), elsewhere they ask the worker of
-//! `freestone-worker`; every executor passes the suite in [`conformance`].
+//! Executors pull requests from the driver. Those in this process run requests with the engine's
+//! [`Worker`](freestone_engine::worker::Worker), the others send them to the worker of
+//! `freestone-worker`. Every executor passes the [`conformance`] suite.
+
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 pub mod conformance;
 #[cfg(feature = "lambda")]
-#[cfg_attr(not(test), warn(clippy::disallowed_methods))]
 mod lambda;
 mod processes;
 mod protocol;
@@ -27,28 +28,30 @@ use freestone_engine::storage::{is_remote_url, join};
 use freestone_engine::task::{FailureKind, TaskFailure, TaskOutcome, TaskRequest};
 use freestone_engine::worker::RunContext;
 
-/// Slots that a plan has tasks for.
-fn useful(slots: usize, context: &RunContext) -> usize {
+/// Returns the number of slots that a plan has tasks for, at most `slots`.
+fn useful_slots(slots: usize, context: &RunContext) -> usize {
     let tasks = context.plan.plan().stages.iter().map(|s| s.n_tasks()).fold(0, u64::saturating_add);
     slots.min(usize::try_from(tasks).unwrap_or(usize::MAX)).max(1)
 }
 
-/// What is in the memory of this process is not seen by workers in others.
-fn in_reach(context: &RunContext) -> Result<(), ExecutorError> {
-    let hidden = context.plan.plan().arrays.iter().find_map(|a| match &a.place {
+/// Checks that no location is in the memory of this process, which other processes cannot read.
+fn check_not_in_memory(context: &RunContext) -> Result<(), ExecutorError> {
+    let in_memory = context.plan.plan().arrays.iter().find_map(|a| match &a.place {
         Place::Input { url, .. } | Place::Output { url, .. } if is_in_memory(url) => {
             Some(a.name.clone())
         }
         _ => None,
     });
-    hidden.map_or(Ok(()), |name| Err(ExecutorError::Unreachable(format!("`{name}`"))))
+    in_memory.map_or(Ok(()), |name| Err(ExecutorError::Unreachable(format!("`{name}`"))))
 }
 
-/// Workers on other machines see directories of this one only if they have it as a network's file
-/// system; that they see the work directory, a plan that they have found there tells. Chunks that
-/// are not there would be fill values, and results would go where nobody looks.
+/// Checks that workers on other machines can reach all locations.
+///
+/// A local directory is reachable only through a network file system. If the work directory is
+/// local, a worker that finds the plan there has such a file system. Otherwise missing chunks would
+/// read as fill values, and results would be lost.
 #[cfg(feature = "lambda")]
-fn in_reach_from_afar(context: &RunContext) -> Result<(), ExecutorError> {
+fn check_reachable_remotely(context: &RunContext) -> Result<(), ExecutorError> {
     let work_dir = &context.address.work_dir;
     let local = context.plan.plan().arrays.iter().find_map(|a| match &a.place {
         Place::Input { url, path, .. } | Place::Output { url, path }
@@ -63,8 +66,8 @@ fn in_reach_from_afar(context: &RunContext) -> Result<(), ExecutorError> {
     })
 }
 
-/// Finds out whether this program knows the kernels of a plan.
-fn knows_kernels(context: &RunContext) -> Result<(), ExecutorError> {
+/// Checks that this program has the kernels of a plan.
+fn check_kernels(context: &RunContext) -> Result<(), ExecutorError> {
     let refused = |message| ExecutorError::Refused {
         worker: "in this process".into(),
         refusal: Refusal::new(RefusalKind::UnknownKernel, message),
@@ -72,7 +75,7 @@ fn knows_kernels(context: &RunContext) -> Result<(), ExecutorError> {
     context.check_kernels().map_err(refused)
 }
 
-/// The outcome of a request whose worker is gone.
+/// Returns the outcome of a request whose worker was lost or could not be used.
 fn lost(
     context: &RunContext,
     request: TaskRequest,

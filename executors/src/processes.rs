@@ -12,13 +12,14 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError, mpsc};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use freestone_engine::environment;
 use freestone_engine::executor::{Executor, ExecutorError, Next, TaskSource};
 use freestone_engine::machine;
 use freestone_engine::remote::RefusalKind;
 use freestone_engine::storage::Stores;
+use freestone_engine::system::System;
 use freestone_engine::task::{FailureKind, TaskOutcome, TaskRequest};
 use freestone_engine::user::KernelRegistry;
 use freestone_engine::worker::RunContext;
@@ -118,13 +119,14 @@ struct Process {
     name: String,
     /// The value of [`machine::oom_kills`] when the process was started.
     oom_kills: u64,
+    system: System,
 }
 
 /// The result of a request to a worker process.
 enum Reply {
     Outcome(TaskOutcome),
-    /// The process has ended, or must be stopped.
-    Gone(FailureKind, String),
+    /// The process has ended or must be stopped.
+    Lost(FailureKind, String),
 }
 
 /// The interval at which a slot checks whether its outcome is still needed.
@@ -135,6 +137,7 @@ const GRACE: Duration = Duration::from_secs(5);
 const START_LIMIT: Duration = Duration::from_secs(120);
 /// The time limit for a process to exit after its answers have ended.
 const EXIT_LIMIT: Duration = Duration::from_millis(500);
+const EXIT_POLL: Duration = Duration::from_millis(2);
 
 impl Process {
     /// Waits until an answer or its end arrives, or `given_up` returns a reason to stop.
@@ -173,17 +176,17 @@ impl Process {
         let limit = request.timeout_ms.map(|ms| {
             Duration::from_millis(ms.saturating_mul(request.count)).saturating_add(GRACE)
         });
-        let start = Instant::now();
+        let start = self.system.now();
         let given_up = || {
             if context.cancel.is_cancelled() {
-                Some(Reply::Gone(FailureKind::Cancelled, "the run was cancelled".into()))
+                Some(Reply::Lost(FailureKind::Cancelled, "the run was cancelled".into()))
             } else if !source.is_wanted(request) {
-                Some(Reply::Gone(
+                Some(Reply::Lost(
                     FailureKind::Superseded,
                     "another worker finished the request first".into(),
                 ))
-            } else if limit.is_some_and(|l| start.elapsed() > l) {
-                Some(Reply::Gone(
+            } else if limit.is_some_and(|l| self.system.elapsed(start) > l) {
+                Some(Reply::Lost(
                     FailureKind::TimedOut,
                     "the worker process exceeded its time limit and was stopped".into(),
                 ))
@@ -191,11 +194,11 @@ impl Process {
                 None
             }
         };
-        if let Err(gone) = self.wait(given_up, |e| Reply::Gone(FailureKind::WorkerLost, e)) {
-            return gone;
+        if let Err(lost) = self.wait(given_up, |e| Reply::Lost(FailureKind::WorkerLost, e)) {
+            return lost;
         }
         let invalid_answer = |what: &str| {
-            Reply::Gone(
+            Reply::Lost(
                 FailureKind::Internal,
                 format!("internal error: invalid answer from the worker process: {what}"),
             )
@@ -209,7 +212,7 @@ impl Process {
                 _ => invalid_answer("expected one outcome, of this request"),
             },
             Ok(Some(Answer::Refused { refusal, .. })) => {
-                Reply::Gone(FailureKind::Plan, refusal.message)
+                Reply::Lost(FailureKind::Plan, refusal.message)
             }
             Ok(Some(Answer::Ready { .. })) => {
                 invalid_answer("expected an outcome, got the answer to a probe")
@@ -221,25 +224,23 @@ impl Process {
 
     /// Determines why a process whose socket failed has ended.
     fn exit_cause(&mut self, symptom: &str) -> Reply {
-        let start = Instant::now();
+        let start = self.system.now();
         let status = loop {
             match self.child.try_wait() {
-                Ok(None) if start.elapsed() < EXIT_LIMIT => {
-                    std::thread::sleep(Duration::from_millis(2))
-                }
+                Ok(None) if self.system.elapsed(start) < EXIT_LIMIT => self.system.sleep(EXIT_POLL),
                 Ok(status) => break status,
                 Err(_) => break None,
             }
         };
         let signals = [
-            Some(from_outside::KILL),
-            Some(from_outside::TERM),
-            Some(from_outside::INT),
-            Some(from_outside::HUP),
+            Some(external_signals::KILL),
+            Some(external_signals::TERM),
+            Some(external_signals::INT),
+            Some(external_signals::HUP),
         ];
         let kind = match status {
             Some(status)
-                if status.signal() == Some(from_outside::KILL)
+                if status.signal() == Some(external_signals::KILL)
                     && machine::oom_kills() > self.oom_kills =>
             {
                 FailureKind::OutOfMemory
@@ -251,7 +252,7 @@ impl Process {
             None => FailureKind::WorkerLost,
         };
         let how = status.map_or_else(|| symptom.to_owned(), |s| s.to_string());
-        Reply::Gone(
+        Reply::Lost(
             kind,
             if kind == FailureKind::OutOfMemory {
                 OUT_OF_MEMORY.to_owned()
@@ -266,8 +267,8 @@ const OUT_OF_MEMORY: &str = "the worker process was killed because the system is
     (hint: give the machine or its container more memory, or lower `local_mem` so that fewer tasks \
     run at once)";
 
-/// Signals that other processes send.
-mod from_outside {
+/// Signals that other processes send to stop a process.
+mod external_signals {
     use rustix::process::Signal;
 
     pub(super) const KILL: i32 = Signal::KILL.as_raw();
@@ -313,17 +314,19 @@ impl Processes {
             }
         };
         let name = format!("process {}", child.id());
-        let mut process = Process { child, requests, answers, name, oom_kills };
+        let system = context.stores.system();
+        let mut process =
+            Process { child, requests, answers, name, oom_kills, system: system.clone() };
         // A program that has already exited is detected below by its missing answer.
         let _ = send(
             &mut process.requests,
             &Invocation::unrecorded(context.address.clone(), Call::Probe),
         );
-        let began = Instant::now();
+        let began = system.now();
         let given_up = || {
             if context.cancel.is_cancelled() {
                 Some((FailureKind::Cancelled, start("the run was cancelled".into()).1))
-            } else if began.elapsed() > START_LIMIT {
+            } else if system.elapsed(began) > START_LIMIT {
                 Some(protocol(format!(
                     "no answer to the probe within {} s {}",
                     START_LIMIT.as_secs(),
@@ -429,7 +432,7 @@ impl Processes {
             };
             match worker.run(context, &request, source) {
                 Reply::Outcome(outcome) => source.finished(outcome),
-                Reply::Gone(kind, message) => {
+                Reply::Lost(kind, message) => {
                     let name = worker.name.clone();
                     // Stop the process before reporting its loss, so that it writes nothing
                     // afterwards.
@@ -455,14 +458,14 @@ impl Executor for Processes {
     }
 
     fn check(&self, context: &RunContext) -> Result<(), ExecutorError> {
-        crate::in_reach(context)?;
+        crate::check_not_in_memory(context)?;
         self.start(context).map(drop).map_err(|(_, error)| error)
     }
 
     fn run(&self, context: &RunContext, source: &dyn TaskSource) -> Result<(), ExecutorError> {
         let error = Mutex::new(None);
         std::thread::scope(|scope| {
-            for index in 0..crate::useful(self.processes, context) {
+            for index in 0..crate::useful_slots(self.processes, context) {
                 let error = &error;
                 scope.spawn(move || self.work(context, source, index, error));
             }

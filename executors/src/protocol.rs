@@ -58,6 +58,7 @@ pub(crate) fn receive<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<O
 ///
 /// # Errors
 /// Returns an error if standard input is not a socket, because no driver has started this process.
+#[allow(clippy::disallowed_methods, reason = "the path is constant")]
 pub(crate) fn socket() -> io::Result<UnixStream> {
     let stdin = io::stdin();
     // A descriptor above those of the standard streams, which child processes do not inherit.

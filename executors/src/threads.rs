@@ -1,4 +1,4 @@
-//! In this process.
+//! Executors in this process.
 
 use freestone_engine::executor::{Executor, ExecutorError, Next, TaskSource};
 use freestone_engine::panics;
@@ -6,7 +6,7 @@ use freestone_engine::task::TaskOutcome;
 use freestone_engine::worker::{RunContext, Worker};
 use freestone_worker::panicked;
 
-/// One request after the other, on the calling thread.
+/// An executor that runs requests in sequence on the calling thread.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Serial;
 
@@ -24,7 +24,7 @@ impl Executor for Serial {
     }
 
     fn check(&self, context: &RunContext) -> Result<(), ExecutorError> {
-        crate::knows_kernels(context)
+        crate::check_kernels(context)
     }
 
     fn run(&self, context: &RunContext, source: &dyn TaskSource) -> Result<(), ExecutorError> {
@@ -33,14 +33,14 @@ impl Executor for Serial {
     }
 }
 
-/// On a pool of threads (rayon's).
+/// An executor with a pool of rayon threads.
 #[derive(Clone, Copy, Debug)]
 pub struct Threads {
     threads: usize,
 }
 
 impl Threads {
-    /// With so many threads, at least one.
+    /// Creates an executor with a number of threads, at least one.
     pub fn new(threads: usize) -> Threads {
         Threads { threads: threads.max(1) }
     }
@@ -60,12 +60,12 @@ impl Executor for Threads {
     }
 
     fn check(&self, context: &RunContext) -> Result<(), ExecutorError> {
-        crate::knows_kernels(context)
+        crate::check_kernels(context)
     }
 
     fn run(&self, context: &RunContext, source: &dyn TaskSource) -> Result<(), ExecutorError> {
         let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(crate::useful(self.threads, context))
+            .num_threads(crate::useful_slots(self.threads, context))
             .thread_name(|i| format!("freestone-{i}"))
             .build()
             .map_err(|e| ExecutorError::Threads(e.to_string()))?;
@@ -74,14 +74,14 @@ impl Executor for Threads {
     }
 }
 
-/// One worker's life.
+/// Runs requests with one worker until the source stops.
 fn work(context: &RunContext, source: &dyn TaskSource, name: &str) {
     let mut worker = Worker::new(context.clone(), name.to_owned());
     loop {
         match source.try_next() {
             Next::Run(request) => {
-                // A panic is a defect; it must end the run, not leave others waiting for its
-                // outcome.
+                // A panic is a defect that must end the run. Without an outcome the other threads
+                // would wait forever.
                 let ran = panics::caught(|| worker.run(&request)).unwrap_or_else(|panic| {
                     worker = Worker::new(context.clone(), name.to_owned());
                     let failure = Some(panicked(context, &request, &panic));
@@ -96,8 +96,8 @@ fn work(context: &RunContext, source: &dyn TaskSource, name: &str) {
                 source.finished(ran);
             }
             Next::Wait => {
-                // Who waits holds nothing: its share of memory is for those who work.
-                worker.rest();
+                // A waiting worker releases its memory for the others.
+                worker.release();
                 source.wait();
             }
             Next::Stop => return,

@@ -1,5 +1,4 @@
-//! The executors of this process pass the suite; processes do in the end-to-end tests, which have a
-//! worker program.
+//! Conformance of the executors in this process.
 
 // A test that panics has failed.
 #![allow(clippy::unwrap_used, missing_docs)]

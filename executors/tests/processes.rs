@@ -1,11 +1,10 @@
-//! Worker processes: the suite of executors, what workers and kernels print, how they fail, and
-//! programs that do not serve.
+//! Tests of worker processes: conformance, output of workers and kernels, failures, and programs
+//! that do not serve.
 
 // A test that panics has failed.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
-#[path = "../helper/kernel.rs"]
-mod kernel;
+mod support;
 
 use std::fs;
 use std::path::Path;
@@ -16,39 +15,20 @@ use freestone_engine::driver::record::StoredRun;
 use freestone_engine::driver::{self, Run, RunError};
 use freestone_engine::events::{Event, MemoryExcess, Observer, RunReport};
 use freestone_engine::executor::{Executor, ExecutorError};
-use freestone_engine::kernels::DType;
 use freestone_engine::plan::lower::{kernels_of, lower, stores_of};
 use freestone_engine::plan::{ENGINE, FinalizedPlan, PlanError};
 use freestone_engine::publish::PlainZarr;
 use freestone_engine::remote::RefusalKind;
-use freestone_engine::spec::{Settings, Spec};
 use freestone_engine::storage::Stores;
 use freestone_engine::task::{FailureKind, RunAddress, TaskFailure};
 use freestone_engine::user::KernelRegistry;
 use freestone_engine::worker::{Cancel, RunContext};
 use freestone_executors::{Processes, Serial, Threads, WORKER_VARIABLE, conformance};
-use freestone_ops::io::{Target, outputs};
-use freestone_ops::{OutputBlocks, arange, map_blocks};
-use kernel::Odd;
-
-const WORKER: &str = env!("CARGO_BIN_EXE_freestone-test-worker");
+use freestone_ops::io::outputs;
+use support::{HELPER, Odd, spec, store, targets, written};
 
 fn processes(n: usize) -> Processes {
-    Processes::new(n, WORKER, ["worker"])
-}
-
-fn spec(folder: &Path) -> Spec {
-    let work_dir = Some(folder.join("work").display().to_string());
-    Settings { work_dir, threads: Some(2), allowed_mem: Some(50_000_000), ..Settings::default() }
-        .resolve()
-        .unwrap()
-}
-
-/// `0, 1, …` through the kernel, in `n` chunks of 10.
-fn targets(folder: &Path, kernel: &Odd, n: u32) -> [Target; 1] {
-    let numbers = arange(0.0, 10.0 * f64::from(n), 1.0, DType::Float64, 10);
-    let odd = map_blocks(kernel, &[&numbers], &OutputBlocks::new(DType::Float64));
-    [Target::array(&odd, &folder.join("out").display().to_string())]
+    Processes::new(n, HELPER, ["worker"])
 }
 
 /// Plans and runs with the driver.
@@ -92,43 +72,17 @@ fn failure(error: &RunError) -> (&TaskFailure, u32) {
     (failure, *attempts)
 }
 
-/// A plan where a driver would put it.
-fn written(folder: &Path) -> RunContext {
-    let spec = spec(folder);
-    let lowered = outputs(&targets(folder, &Odd::Prints, 3), &Stores::default()).unwrap();
-    let plan = lower(&lowered, &spec).unwrap();
-    let address = RunAddress {
-        work_dir: spec.work_dir,
-        folder: format!("{}-1234567890abcdef-1", plan.run_id()),
-    };
-    let kernels = Arc::new(kernels_of(&lowered).unwrap());
-    let context = RunContext {
-        plan: Arc::new(plan),
-        address,
-        stores: Stores::default(),
-        kernels,
-        cancel: Cancel::default(),
-    };
-    store(&context, &context.plan.to_bytes().unwrap());
-    context
-}
-
-fn store(context: &RunContext, plan: &[u8]) {
-    fs::create_dir_all(context.address.path()).unwrap();
-    fs::write(format!("{}/plan.json", context.address.path()), plan).unwrap();
-}
-
 #[test]
-fn processes_pass_the_suite() {
+fn processes_pass_the_conformance_suite() {
     let folder = tempfile::tempdir().unwrap();
     conformance::check(folder.path(), |slots| Box::new(processes(slots)));
 }
 
-/// Standard output is no part of the protocol, whoever prints: kernels, their child processes,
-/// `main` before it serves.
+/// Output of kernels, of their child processes, and of `main` before it serves is not part of the
+/// protocol.
 #[test]
-fn what_workers_print_breaks_nothing() {
-    for program in [processes(2), Processes::new(2, WORKER, ["noisy"])] {
+fn output_of_workers_does_not_break_the_protocol() {
+    for program in [processes(2), Processes::new(2, HELPER, ["noisy"])] {
         let folder = tempfile::tempdir().unwrap();
         let report = run(folder.path(), &Odd::Prints, 20, &program).unwrap();
         assert_eq!((report.retries, report.stages[0].tasks), (0, 20));
@@ -136,9 +90,9 @@ fn what_workers_print_breaks_nothing() {
     }
 }
 
-/// A kernel's panic ends the run with its text and place, wherever it runs.
+/// The panic of a kernel ends the run with its message and location, with every executor.
 #[test]
-fn a_panic_keeps_its_text() {
+fn a_panic_keeps_its_message() {
     let executors: [&dyn Executor; 3] = [&Serial, &Threads::new(2), &processes(2)];
     for executor in executors {
         let folder = tempfile::tempdir().unwrap();
@@ -154,7 +108,7 @@ fn a_panic_keeps_its_text() {
 }
 
 #[test]
-fn a_worker_that_always_dies_ends_the_run() {
+fn a_worker_that_always_exits_ends_the_run() {
     let folder = tempfile::tempdir().unwrap();
     let error = run(folder.path(), &Odd::Exits, 3, &processes(1)).unwrap_err();
     let (failure, attempts) = failure(&error);
@@ -162,7 +116,7 @@ fn a_worker_that_always_dies_ends_the_run() {
     assert!(failure.message.contains("exit status: 3"), "{error}");
 }
 
-/// A program whose `main` never serves is told so, and does not start itself over and over.
+/// A program whose `main` never serves gets an error, and does not start itself recursively.
 #[test]
 fn a_program_that_does_not_serve_starts_itself_once() {
     let folder = tempfile::tempdir().unwrap();
@@ -170,16 +124,16 @@ fn a_program_that_does_not_serve_starts_itself_once() {
     let log = folder.path().join("log").display().to_string();
     let arguments = ["forgetful", &log, &context.address.work_dir, &context.address.folder];
     assert!(
-        Command::new(WORKER)
+        Command::new(HELPER)
             .args(arguments)
             .env_remove(WORKER_VARIABLE)
             .status()
             .unwrap()
             .success()
     );
-    let said = fs::read_to_string(&log).unwrap();
-    let lines: Vec<&str> = said.lines().collect();
-    let [first, second, inner, outer] = lines[..] else { panic!("{said}") };
+    let text = fs::read_to_string(&log).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    let [first, second, inner, outer] = lines[..] else { panic!("{text}") };
     assert_eq!([first, second], ["started"; 2]);
     assert!(
         inner.contains("this process is itself a worker")
@@ -194,20 +148,19 @@ fn a_program_that_does_not_serve_starts_itself_once() {
     );
 }
 
-/// Without a driver there is nothing to serve.
 #[test]
 fn serving_without_a_driver_is_refused() {
-    let output = Command::new(WORKER).stdin(Stdio::piped()).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
+    let output = Command::new(HELPER).stdin(Stdio::piped()).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
     assert!(
-        !output.status.success() && said.contains("standard input is not a driver's socket"),
-        "{said}"
+        !output.status.success() && text.contains("standard input is not a driver's socket"),
+        "{text}"
     );
 }
 
-/// The probe finds out before the first task what a worker cannot run, and says why by kind.
+/// A worker refuses a plan that it cannot run before the first task, with the kind of the reason.
 #[test]
-fn what_a_worker_cannot_run_is_refused_before_the_first_task() {
+fn unsupported_plans_are_refused_before_the_first_task() {
     let folder = tempfile::tempdir().unwrap();
     let context = written(folder.path());
     let text = String::from_utf8(context.plan.to_bytes().unwrap()).unwrap();
@@ -228,14 +181,13 @@ fn what_a_worker_cannot_run_is_refused_before_the_first_task() {
             && message.contains("hint:"),
         "{message}"
     );
-    // Also where the other version has other fields.
+    // Also if the other version has other fields.
     assert_eq!(refused(&other.replacen("\"arrays\":", "\"tensors\":", 1)).0, RefusalKind::Engine);
-    assert!(
-        matches!(FinalizedPlan::from_bytes(other.as_bytes()), Err(PlanError::Engine { found }) if found == "0.0.9")
-    );
+    let error = FinalizedPlan::from_bytes(other.as_bytes()).unwrap_err();
+    assert!(matches!(&error, PlanError::Engine { found } if found == "0.0.9"), "{error}");
     assert_eq!(refused(&text.replacen("\"format\":3", "\"format\":2", 1)).0, RefusalKind::Format);
     assert_eq!(refused("{}").0, RefusalKind::Plan);
-    let unknown = written_by_other(&context);
+    let unknown = refused_kernel_version(&context);
     assert_eq!(unknown.0, RefusalKind::UnknownKernel);
     assert!(
         unknown.1.contains("`odd`") && unknown.1.contains("version 1") && unknown.1.contains('2'),
@@ -244,8 +196,8 @@ fn what_a_worker_cannot_run_is_refused_before_the_first_task() {
     );
 }
 
-/// The refusal of a plan that needs another version of the kernel.
-fn written_by_other(context: &RunContext) -> (RefusalKind, String) {
+/// Returns the refusal of a plan that needs another version of the kernel.
+fn refused_kernel_version(context: &RunContext) -> (RefusalKind, String) {
     let text = String::from_utf8(context.plan.to_bytes().unwrap()).unwrap();
     let plan = FinalizedPlan::from_bytes(
         text.replacen("\"name\":\"odd\",\"version\":1", "\"name\":\"odd\",\"version\":2", 1)
@@ -279,16 +231,16 @@ impl Observer for Exceeded {
     }
 }
 
-/// What a kernel takes by itself is in no projection. The run says so, in this process and in
-/// others, and names the kernel.
+/// Memory that a kernel allocates itself is not projected. The run reports the excess and names the
+/// kernel, for tasks in this process and in others.
 #[test]
-fn a_kernel_that_takes_more_than_projected_is_named() {
+fn a_kernel_that_exceeds_the_projection_is_named() {
     const HOG: usize = 200_000_000;
     let executors: [&dyn Executor; 3] = [&processes(1), &Serial, &processes(2)];
     for executor in executors {
-        let (folder, told) = (tempfile::tempdir().unwrap(), Exceeded(Mutex::default()));
+        let (folder, observer) = (tempfile::tempdir().unwrap(), Exceeded(Mutex::default()));
         let report =
-            watched(folder.path(), &Odd::Hogs { bytes: HOG }, 6, executor, &[&told]).unwrap();
+            watched(folder.path(), &Odd::Hogs { bytes: HOG }, 6, executor, &[&observer]).unwrap();
         let excess = report.memory_excess.clone().unwrap();
         assert_eq!(
             (excess.kernel.as_deref(), excess.stage.as_str()),
@@ -305,18 +257,18 @@ fn a_kernel_that_takes_more_than_projected_is_named() {
                 && last.contains("kernel `odd` (hint:"),
             "{last}"
         );
-        let told = told.0.into_inner().unwrap();
-        assert!(told.len() == 1 && told[0].stage == excess.stage, "{told:?}");
+        let reported = observer.0.into_inner().unwrap();
+        assert!(reported.len() == 1 && reported[0].stage == excess.stage, "{reported:?}");
     }
     let folder = tempfile::tempdir().unwrap();
     let report = run(folder.path(), &Odd::Prints, 6, &processes(2)).unwrap();
     assert!(report.memory_excess.is_none() && !report.to_string().contains("warning"), "{report}");
 }
 
-/// A run that has a kernel of one's own, and has failed: the advice names what can resume it, and
-/// what cannot is refused before it changes anything.
+/// The error of a failed run with a user's kernel names the kernel in its hint. Programs without
+/// the kernel are refused before they change anything.
 #[test]
-fn a_run_with_a_kernel_is_resumed_by_the_program_that_has_it() {
+fn a_run_with_a_kernel_is_resumed_by_a_program_with_the_kernel() {
     let folder = tempfile::tempdir().unwrap();
     let error = run(folder.path(), &Odd::Panics { at: 30 }, 6, &Serial).unwrap_err();
     let RunError::Stopped { run: place, .. } = &error else { panic!("{error}") };
@@ -346,10 +298,10 @@ fn a_run_with_a_kernel_is_resumed_by_the_program_that_has_it() {
     };
     for executor in [&Serial as &dyn Executor, &Threads::new(2)] {
         let error = resume(executor, &KernelRegistry::new());
-        assert!(
-            matches!(&error, RunError::Executor(ExecutorError::Refused { refusal, .. }) if refusal.kind == RefusalKind::UnknownKernel),
-            "{error}"
-        );
+        let RunError::Executor(ExecutorError::Refused { refusal, .. }) = &error else {
+            panic!("{error}")
+        };
+        assert_eq!(refusal.kind, RefusalKind::UnknownKernel, "{error}");
         assert!(
             error
                 .to_string()
@@ -359,7 +311,7 @@ fn a_run_with_a_kernel_is_resumed_by_the_program_that_has_it() {
         let error = resume(executor, &KernelRegistry::new().with::<Odd>());
         assert_eq!(failure(&error).0.kind, FailureKind::Kernel, "{error}");
     }
-    // Nor by another version of the engine.
+    // Another engine version is refused, too.
     let plan = format!("{place}/plan.json");
     let text = fs::read_to_string(&plan).unwrap();
     fs::write(&plan, text.replacen(&format!("\"engine\":\"{ENGINE}\""), "\"engine\":\"0.0.9\"", 1))

@@ -440,7 +440,7 @@ fn a_work_dir_inside_of_a_result() {
         check(
             freestone::run(&planned, &spec, &Serial),
             ExitCode::Failed,
-            "choose another work_dir",
+            "choose another `work_dir`",
             refused,
         );
         assert!(tree(place.at("out")) == before);

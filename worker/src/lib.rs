@@ -1,5 +1,4 @@
-//! The worker, identical in every place: a process on this machine, or an environment of AWS
-//! Lambda.
+//! The worker in worker processes on this machine and in environments of AWS Lambda.
 //!
 //! A client sends an [`Invocation`]. A [`Server`] fetches the run's plan and caches it for the next
 //! invocation. It runs as many tasks at once as fit its memory, and returns an [`Answer`]. A worker
@@ -13,6 +12,8 @@
 //!
 //! `protocol` defines the messages, `plan` fetches and checks plans, `server` answers invocations,
 //! and `requests` runs tasks.
+
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 mod plan;
 mod protocol;
@@ -35,7 +36,7 @@ pub fn stores() -> Stores {
     stores
 }
 
-/// Writes a line to the log of the worker's place.
+/// Writes a line to the worker's log.
 pub(crate) fn log(line: &str) {
     eprintln!("{line}");
 }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use freestone_engine::plan::{FinalizedPlan, StageId};
 use freestone_engine::remote::{is_over, write_record};
 use freestone_engine::storage::Store;
+use freestone_engine::system::System;
 use freestone_engine::task::{FailureKind, TaskFailure, TaskOutcome, TaskRequest};
 use freestone_engine::worker::{RunContext, Worker};
 use freestone_engine::{machine, panics};
@@ -21,19 +22,21 @@ use freestone_engine::{machine, panics};
 use crate::log;
 
 /// The deadline of an invocation's answer; `None` in `end` means no limit.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Deadline {
+    system: System,
     end: Option<Instant>,
     /// The time reserved for records and the answer.
     reserve: Duration,
 }
 
 impl Deadline {
-    /// Creates the deadline of an invocation that began at `start`, with `left` as its limit.
-    /// Reserves a tenth of the limit, at most two seconds.
-    pub(crate) fn new(start: Instant, left: Option<Duration>) -> Deadline {
+    /// Creates the deadline of an invocation that begins now, with `left` as its limit. Reserves a
+    /// tenth of the limit, at most two seconds.
+    pub(crate) fn new(system: &System, left: Option<Duration>) -> Deadline {
         Deadline {
-            end: left.map(|left| start + left),
+            system: system.clone(),
+            end: left.map(|left| system.now() + left),
             reserve: left.map_or(Duration::ZERO, |left| (left / 10).min(Duration::from_secs(2))),
         }
     }
@@ -41,7 +44,7 @@ impl Deadline {
     /// Returns the time left for tasks.
     fn left(&self) -> Duration {
         self.end.map_or(Duration::MAX, |end| {
-            end.saturating_duration_since(Instant::now()).saturating_sub(self.reserve)
+            end.saturating_duration_since(self.system.now()).saturating_sub(self.reserve)
         })
     }
 }
@@ -176,7 +179,7 @@ fn bytes(plan: &FinalizedPlan, request: &TaskRequest) -> u64 {
     }
 }
 
-/// The results of requests. Each request is in one of the lists.
+/// The results of requests. Each request is in exactly one list.
 #[derive(Debug, Default)]
 pub(crate) struct Ended {
     pub(crate) outcomes: Vec<TaskOutcome>,
@@ -190,10 +193,10 @@ struct Shared<'a> {
     /// The worker's name in outcomes.
     name: &'a str,
     records: Option<Records<'a>>,
-    deadline: Deadline,
+    deadline: &'a Deadline,
     state: Mutex<State>,
     /// The time of the last check whether the client still waits, and the number of checks.
-    looked: Mutex<(Instant, u64)>,
+    last_check: Mutex<(Instant, u64)>,
     is_over: AtomicBool,
 }
 
@@ -217,7 +220,7 @@ const OUTCOME_BYTES: usize = 2_000_000;
 const RECORD_ATTEMPTS: u32 = 3;
 /// The minimum interval between checks whether the client still waits. Each check is a storage
 /// request.
-const LOOK: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Runs requests concurrently as far as memory permits. Records outcomes if the client has a name.
 pub(crate) fn run(
@@ -225,7 +228,7 @@ pub(crate) fn run(
     name: &str,
     client: Option<&str>,
     requests: Vec<TaskRequest>,
-    deadline: Deadline,
+    deadline: &Deadline,
 ) -> Ended {
     let most = requests.iter().map(|r| plan.slots(r.stage)).max().unwrap_or(0);
     let threads = most.min(u32::try_from(requests.len()).unwrap_or(u32::MAX));
@@ -243,7 +246,7 @@ pub(crate) fn run(
             ended: Ended::default(),
             answer_bytes: 0,
         }),
-        looked: Mutex::new((Instant::now(), 0)),
+        last_check: Mutex::new((deadline.system.now(), 0)),
         is_over: AtomicBool::new(false),
     };
     std::thread::scope(|scope| {
@@ -263,6 +266,10 @@ pub(crate) fn run(
 }
 
 impl Shared<'_> {
+    fn system(&self) -> &System {
+        &self.deadline.system
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -279,17 +286,17 @@ impl Shared<'_> {
     /// Returns true once the client no longer waits for results.
     fn is_over(&self) -> bool {
         let due = || {
-            let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
-            (looked.0.elapsed() >= LOOK).then(|| {
-                let number = looked.1;
-                *looked = (Instant::now(), number + 1);
+            let mut last = self.last_check.lock().unwrap_or_else(PoisonError::into_inner);
+            (self.system().elapsed(last.0) >= CHECK_INTERVAL).then(|| {
+                let number = last.1;
+                *last = (self.system().now(), number + 1);
                 number
             })
         };
         if !self.is_over.load(Ordering::Relaxed)
             && let Some(Records { client, work: Ok(work) }) = &self.records
-            && let Some(look) = due()
-            && is_over(&**work, &self.plan.context.address.folder, client, look)
+            && let Some(check) = due()
+            && is_over(&**work, &self.plan.context.address.folder, client, check)
         {
             self.is_over.store(true, Ordering::Relaxed);
         }
@@ -345,7 +352,7 @@ impl Shared<'_> {
             }
             // A waiting thread releases its memory for running threads.
             drop(state);
-            worker.iter_mut().for_each(Worker::rest);
+            worker.iter_mut().for_each(Worker::release);
             admission.wait();
         }
     }
@@ -381,7 +388,7 @@ impl Shared<'_> {
             let is_ours = limit.is_some_and(|limit| request.timeout_ms.is_none_or(|ms| limit < ms));
             let timeout_ms = request.timeout_ms.into_iter().chain(limit).min();
             let one = TaskRequest { first: task, count: 1, timeout_ms, ..request.clone() };
-            let start = Instant::now();
+            let start = self.system().now();
             // A panic is a defect, but must not discard the results of other tasks.
             let ran = panics::caught(|| worker.run(&one)).unwrap_or_else(|panic| {
                 *worker = self.worker(slot);
@@ -394,7 +401,7 @@ impl Shared<'_> {
                 Some(failure) if failure.kind == FailureKind::TimedOut && is_ours => {
                     // No slower task of this stage is known. With a whole invocation for itself,
                     // the task may still finish in time.
-                    pace.add(request.stage, start.elapsed());
+                    pace.add(request.stage, self.system().elapsed(start));
                     if first {
                         let message = format!(
                             "exceeded the {:.1} s that one invocation has for a task (hint: raise \
@@ -410,7 +417,7 @@ impl Shared<'_> {
                     break;
                 }
                 None => {
-                    pace.add(request.stage, start.elapsed());
+                    pace.add(request.stage, self.system().elapsed(start));
                     outcome.done.extend(ran.done);
                 }
             }

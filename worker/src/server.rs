@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use freestone_engine::machine;
 use freestone_engine::remote::{Refusal, RefusalKind};
@@ -71,9 +71,10 @@ impl Server {
 
     /// Answers an invocation, with `left` as its time limit.
     pub fn answer(&self, body: Value, left: Option<Duration>) -> Answer {
-        let start = Instant::now();
+        let system = self.stores.system();
+        let start = system.now();
         let number = self.invocations.fetch_add(1, Ordering::Relaxed) + 1;
-        let deadline = Deadline::new(start, left);
+        let deadline = Deadline::new(system, left);
         let mut had_plan = false;
         let invocation = Invocation::from_json(&body);
         drop(body);
@@ -86,7 +87,7 @@ impl Server {
                     Ok(Done::Ready(plan.slots.clone()))
                 }
                 Call::Run(requests) => {
-                    Ok(Done::Ran(run(plan, &self.name, client.as_deref(), requests, deadline)))
+                    Ok(Done::Ran(run(plan, &self.name, client.as_deref(), requests, &deadline)))
                 }
             })
         });
@@ -110,7 +111,7 @@ impl Server {
                 outcomes,
                 recorded,
                 not_started,
-                wall_ms: start.elapsed().as_millis() as u64,
+                wall_ms: system.elapsed(start).as_millis() as u64,
             },
         }
     }
@@ -123,16 +124,16 @@ impl Server {
         had_plan: &mut bool,
         f: impl FnOnce(&LoadedPlan) -> Result<T, Refusal>,
     ) -> Result<T, Refusal> {
-        let is_it = |held: &Option<LoadedPlan>| {
+        let is_loaded = |held: &Option<LoadedPlan>| {
             held.as_ref().is_some_and(|p| p.context.address == *address)
         };
         let mut held = self.plan.read().unwrap_or_else(PoisonError::into_inner);
-        *had_plan = is_it(&held);
+        *had_plan = is_loaded(&held);
         if !*had_plan {
             drop(held);
             let mut other = self.plan.write().unwrap_or_else(PoisonError::into_inner);
             // Another invocation may have fetched the plan meanwhile.
-            *had_plan = is_it(&other);
+            *had_plan = is_loaded(&other);
             if !*had_plan {
                 // No projection includes two plans at once.
                 *other = None;

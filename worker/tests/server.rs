@@ -1,4 +1,4 @@
-//! One server, many invocations: how they share memory and the plan, and what they leave behind.
+//! Tests of a server with concurrent invocations: shared memory, one plan at a time, and records.
 
 // A test that panics has failed.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
@@ -20,7 +20,7 @@ use freestone_ops::{OutputBlocks, arange, map_blocks};
 use freestone_worker::{Answer, Call, Invocation, Place, Server};
 use serde::{Deserialize, Serialize};
 
-/// Tasks of one test that run now, by plan, and the most that ever did at once.
+/// The plans of the running tasks of one test, and the maximum of concurrent tasks.
 #[derive(Debug, Default)]
 struct Running {
     now: Vec<u32>,
@@ -31,7 +31,8 @@ struct Running {
 static RUNNING: [(Mutex<Running>, Condvar); 2] =
     [const { (Mutex::new(Running { now: Vec::new(), most: 0, mixed: false }), Condvar::new()) }; 2];
 
-/// Copies its block. A task waits until `at_once` tasks have run at once, or a while.
+/// A kernel that copies its block. A task waits until `at_once` tasks have run concurrently, up to
+/// a limit.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Counted {
     test: usize,
@@ -69,7 +70,7 @@ impl UserKernel for Counted {
     }
 }
 
-/// A plan of 12 tasks, where a driver would put it.
+/// Returns a plan of 12 tasks, stored as by a driver.
 fn written(folder: &Path, kernel: &Counted) -> (FinalizedPlan, RunAddress) {
     let work_dir = folder.join("work").display().to_string();
     let spec =
@@ -114,8 +115,8 @@ fn outcomes(answer: Answer) -> Vec<TaskOutcome> {
     outcomes
 }
 
-/// However requests are spread over invocations, as many tasks run at once as memory has room for,
-/// and no more.
+/// The number of concurrent tasks is limited by memory, and does not depend on the distribution of
+/// requests over invocations.
 #[test]
 fn invocations_share_the_memory_of_a_process() {
     let folder = tempfile::tempdir().unwrap();
@@ -123,9 +124,9 @@ fn invocations_share_the_memory_of_a_process() {
     let memory = plan.plan().process_mem() + plan.layout(StageId(0)).estimate.per_task() * 5 / 2;
     let server = server(memory, 8);
     let invocation = |call| Invocation::unrecorded(address.clone(), call);
-    assert!(
-        matches!(ask(&server, &invocation(Call::Probe)), Answer::Ready { slots, remaining_ms: None, .. } if slots == [2])
-    );
+    let answer = ask(&server, &invocation(Call::Probe));
+    let Answer::Ready { slots, remaining_ms: None, .. } = answer else { panic!("{answer:?}") };
+    assert_eq!(slots, [2]);
     std::thread::scope(|scope| {
         for first in (0..12).step_by(3) {
             let (server, invocation) =
@@ -143,7 +144,7 @@ fn invocations_share_the_memory_of_a_process() {
     assert_eq!(RUNNING[0].0.lock().unwrap().most, 2);
     let tight = self::server(plan.projected_mem() - 4096, 8);
     let Answer::Refused { refusal, .. } = ask(&tight, &invocation(Call::Probe)) else {
-        panic!("it has too little memory")
+        panic!("the server has too little memory")
     };
     assert_eq!(refusal.kind, RefusalKind::ExceedsMemory);
     // Limits are in whole pages.
@@ -153,9 +154,9 @@ fn invocations_share_the_memory_of_a_process() {
     ));
 }
 
-/// Invocations of two plans take turns: two plans at once are in no projection.
+/// Invocations of two plans do not run concurrently, because projections include one plan.
 #[test]
-fn another_plan_waits_until_the_first_is_not_used() {
+fn plans_do_not_run_concurrently() {
     let folder = tempfile::tempdir().unwrap();
     let addresses =
         [0, 1].map(|plan| written(folder.path(), &Counted { test: 1, plan, at_once: 0 }).1);
@@ -180,7 +181,7 @@ fn another_plan_waits_until_the_first_is_not_used() {
         }
     });
     assert!(!RUNNING[1].0.lock().unwrap().mixed, "tasks of two plans ran at once");
-    // What a named client asks for is recorded, what another does is not.
+    // Only requests of named clients are recorded.
     let [_, address] = &addresses;
     let work = Stores::default().open(&address.work_dir).unwrap();
     let unrecorded = outcomes(ask(

@@ -5,7 +5,7 @@
 
 use freestone_kernels::{Buffer, View, contiguous_strides, copy};
 
-use super::ahead::Ahead;
+use super::prefetch::Prefetch;
 use crate::flat::shared_rows;
 use crate::grid::{ChunkGrid, Region, try_for_each_coord};
 use crate::plan::chunks::{Touched, touched};
@@ -37,7 +37,12 @@ struct Boxes<'a> {
 
 impl TaskState<'_> {
     /// Loads the block of input `i` for a cell.
-    pub(super) fn load(&mut self, i: usize, cell: &Region, ahead: &mut Ahead) -> Result<(), Cause> {
+    pub(super) fn load(
+        &mut self,
+        i: usize,
+        cell: &Region,
+        prefetch: &mut Prefetch,
+    ) -> Result<(), Cause> {
         let (stage, layout) = (self.stage, self.layout);
         let cell = stage.kernel.kind().input_region(stage, i, &self.coords, cell);
         let (input, mode) = (&layout.inputs[i], layout.inputs[i].mode);
@@ -49,7 +54,7 @@ impl TaskState<'_> {
         }
         touched(&stage.inputs[i], input, grids, &cell, |touched| {
             if let Touched::Inside { source, coords, axes, to } = touched {
-                self.fetch(source, &coords, ahead)?;
+                self.fetch(source, &coords, prefetch)?;
                 inside = Some(self.look_into(source, coords, axes, to, &cell)?);
                 return Ok(());
             }
@@ -59,7 +64,7 @@ impl TaskState<'_> {
                 // the block has no elements.
                 None => block.insert(self.block(i, &cell)?),
             };
-            self.copy(i, block, touched, &cell, ahead)
+            self.copy(i, block, touched, &cell, prefetch)
         })?;
         self.loaded[i] = Some(match (inside, block) {
             (Some(inside), _) => inside,
@@ -119,7 +124,12 @@ impl TaskState<'_> {
     }
 
     /// Fetches a chunk of a source, unless it is cached.
-    fn fetch(&mut self, source: usize, coords: &[u64], ahead: &mut Ahead) -> Result<(), Cause> {
+    fn fetch(
+        &mut self,
+        source: usize,
+        coords: &[u64],
+        prefetch: &mut Prefetch,
+    ) -> Result<(), Cause> {
         if self.sources[source].chunks.touch(coords) {
             return Ok(());
         }
@@ -134,7 +144,7 @@ impl TaskState<'_> {
         {
             self.resources.arena.recycle(gone);
         }
-        let begun = ahead.take(self, source, coords);
+        let begun = prefetch.take(self, source, coords);
         self.sources[source].fetch(coords, begun, self.resources).map_err(|e| cause_of_chunk(&e))
     }
 
@@ -145,7 +155,7 @@ impl TaskState<'_> {
         block: &mut Block,
         touched: Touched<'_>,
         cell: &Region,
-        ahead: &mut Ahead,
+        prefetch: &mut Prefetch,
     ) -> Result<(), Cause> {
         match touched {
             Touched::Fill { value, to } => {
@@ -173,7 +183,7 @@ impl TaskState<'_> {
                 if self.read_parts(i, source, &coords, block, &boxes)? {
                     return Ok(());
                 }
-                self.fetch(source, &coords, ahead)?;
+                self.fetch(source, &coords, prefetch)?;
                 let opened = &self.sources[source];
                 let (dtype, bytes) = (opened.source.info().dtype, opened.bytes(&coords));
                 boxes.each(|offset, strides, shape, to| {
@@ -187,7 +197,7 @@ impl TaskState<'_> {
                 });
             }
             Touched::Flat { source, coords } => {
-                self.fetch(source, &coords, ahead)?;
+                self.fetch(source, &coords, prefetch)?;
                 self.copy_flat(i, source, &coords, block, cell);
             }
             Touched::Done { source } => {

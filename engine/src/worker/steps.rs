@@ -4,7 +4,7 @@
 //! slot of the program. This module therefore decides neither the size nor the lifetime of buffers.
 //! Blocks are loaded in `load`, and kernels compute in `stages`.
 
-use super::ahead::Ahead;
+use super::prefetch::Prefetch;
 use super::{Limits, overrun};
 use crate::plan::chunks::forget;
 use crate::plan::loops::{Position, TaskLoops};
@@ -17,7 +17,7 @@ use crate::task::Cause;
 pub(super) struct Execution<'a, 't> {
     pub(super) task: &'a mut TaskState<'t>,
     pub(super) compiled: &'a mut dyn Compiled,
-    pub(super) ahead: Ahead,
+    pub(super) prefetch: Prefetch,
     pub(super) limits: Limits<'a>,
 }
 
@@ -32,7 +32,7 @@ impl Execution<'_, '_> {
             region: &region,
         };
         walk(&self.task.layout.program.steps, &loops, &loops.outside(), self)?;
-        self.ahead.finish(self.task.resources);
+        self.prefetch.finish(self.task.resources);
         Ok(())
     }
 }
@@ -52,7 +52,7 @@ impl Visitor<Position> for Execution<'_, '_> {
                 self.task.release(*slot);
                 Ok(())
             }
-            Step::Load(i) => self.task.load(*i, &at.cell, &mut self.ahead),
+            Step::Load(i) => self.task.load(*i, &at.cell, &mut self.prefetch),
             Step::Compute(phase) => self.compiled.compute(*phase, at, self.task),
             Step::Store(j) => self.task.store(*j, at),
             Step::ForEach { .. } => Ok(()),

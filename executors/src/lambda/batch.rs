@@ -1,8 +1,8 @@
-//! How many requests go into one invocation.
+//! The number of requests in one invocation.
 //!
-//! An invocation should be long enough that its own cost does not count, short enough that little
-//! is lost with it, and its answer small. Tasks are measured as their reports come in; before that,
-//! an invocation has as many requests as one environment runs at once.
+//! An invocation should be so long that its overhead is negligible, so short that little is lost
+//! with it, and its answer should be small. Tasks are measured by their reports. Before the first
+//! report of a stage, an invocation has as many requests as one environment runs at once.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
@@ -10,40 +10,41 @@ use std::time::Duration;
 use freestone_engine::plan::StageId;
 use freestone_engine::task::{TaskOutcome, TaskRequest};
 
-/// Bytes of the answer of one invocation, at most about: a thousand of them come at the same time.
+/// The approximate maximum size of an answer. A thousand answers may arrive at the same time.
 const MAX_ANSWER_BYTES: f64 = 500_000.0;
-/// What a report takes in an answer besides receipts, and what a receipt takes.
+/// The size in an answer of a report without receipts, and of a receipt.
 const REPORT_BYTES: f64 = 160.0;
 const RECEIPT_BYTES: f64 = 110.0;
 
-/// What is known of a run's tasks.
+/// Measurements of a run's tasks.
 #[derive(Clone, Debug)]
 pub(super) struct Pace {
-    /// How long an invocation should take.
+    /// The target duration of an invocation.
     target: Duration,
-    /// Requests in one, at most.
+    /// The maximum of requests in one invocation.
     most: usize,
     stages: Vec<StagePace>,
-    /// Tasks that no worker has been given yet, about.
+    /// The approximate number of tasks that were not dispatched yet.
     left: u64,
-    /// Environments that they are for.
+    /// The maximum of concurrent environments.
     environments: u64,
-    /// First tasks of requests that were in an invocation when it crashed: they go alone.
+    /// The first tasks of requests whose invocation crashed. These requests run alone.
     suspects: BTreeSet<(StageId, u64)>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct StagePace {
-    /// Tasks that one environment runs at once.
+    /// The number of concurrent tasks in one environment.
     slots: u32,
-    /// Mean seconds of a task, and bytes of its report in an answer.
+    /// The mean duration of a task in seconds, and the mean size of its report.
     seconds: f64,
     bytes: f64,
     tasks: f64,
 }
 
 impl Pace {
-    /// Of a plan with so many tasks, and so many of each stage at once in one environment.
+    /// Creates a pace without measurements. `slots` is the number of concurrent tasks of each stage
+    /// in one environment.
     pub(super) fn new(
         target: Duration,
         most: usize,
@@ -65,7 +66,7 @@ impl Pace {
         }
     }
 
-    /// Learns from an outcome. What is recent counts more.
+    /// Adds an outcome to the measurements, which weight recent tasks more.
     pub(super) fn learn(&mut self, outcome: &TaskOutcome) {
         let Some(stage) = self.stages.get_mut(outcome.request.stage.0) else { return };
         for report in &outcome.done {
@@ -77,7 +78,7 @@ impl Pace {
         }
     }
 
-    /// Requests that one invocation may have of this one's kind.
+    /// Returns the maximum of requests like this one in one invocation.
     pub(super) fn most(&self, request: &TaskRequest) -> usize {
         let Some(stage) = self.stages.get(request.stage.0) else { return 1 };
         let (slots, count) = (stage.slots as usize, request.count.max(1) as f64);
@@ -85,21 +86,21 @@ impl Pace {
             return slots.min(self.most);
         }
         let rounds = self.target.as_secs_f64() / (stage.seconds * count).max(1e-6);
-        // Towards the end, everybody still gets some.
+        // Towards the end of a run, all environments get requests.
         let fair = self.left as f64 / (2.0 * self.environments as f64 * count);
         let by_time = (rounds.min(1e6) * slots as f64).min(fair.max(slots as f64));
         let by_bytes = MAX_ANSWER_BYTES / (stage.bytes * count).max(1.0);
         (by_time.min(by_bytes) as usize).clamp(1, self.most)
     }
 
-    /// How long an invocation with these requests takes, about; zero if it is not known.
+    /// Returns the expected duration of an invocation with these requests; zero if it is unknown.
     pub(super) fn expected(&self, requests: &[TaskRequest]) -> Duration {
         let of = |r: &TaskRequest| {
             self.stages
                 .get(r.stage.0)
                 .map_or(0.0, |s| s.seconds * r.count as f64 / f64::from(s.slots))
         };
-        // Fewer requests than slots still take as long as one.
+        // Fewer requests than slots take as long as the longest of them.
         let longest = requests
             .iter()
             .map(|r| self.stages.get(r.stage.0).map_or(0.0, |s| s.seconds * r.count as f64))
@@ -107,13 +108,12 @@ impl Pace {
         Duration::from_secs_f64(requests.iter().map(of).sum::<f64>().max(longest).min(900.0))
     }
 
-    /// These requests were in an invocation that crashed, and it is not known which of them did it.
+    /// Marks requests whose invocation crashed, because any of them may have caused it.
     pub(super) fn suspect(&mut self, requests: &[TaskRequest]) {
         self.suspects.extend(requests.iter().map(|r| (r.stage, r.first)));
     }
 
-    /// Takes the requests of the next invocation from those that wait, if so many invocations can
-    /// be made.
+    /// Takes the requests of the next invocation from `waiting`, if `invocations` can start now.
     pub(super) fn next(
         &mut self,
         waiting: &mut VecDeque<TaskRequest>,
@@ -126,7 +126,7 @@ impl Pace {
             let slots = self.stages.get(batch[0].stage.0).map_or(1, |s| s.slots as usize);
             let even = (waiting.len() + 1).div_ceil(invocations.max(1)).max(slots);
             let most = self.most(&batch[0]).min(even);
-            // In whole rounds, of which the last would leave some of the environment idle.
+            // A partial last round would leave a part of the environment idle.
             let most = if most > slots { most - most % slots } else { most };
             while batch.len() < most
                 && let Some(next) = waiting.front()
@@ -162,8 +162,8 @@ mod tests {
             .collect()
     }
 
-    /// A pace of a million tasks on 100 environments, of 2 at once, that has seen tasks of so many
-    /// seconds and bytes.
+    /// Returns the pace of a million tasks on 100 environments with 2 slots each, after a task with
+    /// a duration and a number of receipts.
     fn pace(seconds: f64, receipts: usize) -> Pace {
         let mut pace = Pace::new(Duration::from_secs(10), 64, &[2], 1_000_000, 100);
         let receipt = freestone_engine::task::Receipt {
@@ -191,7 +191,7 @@ mod tests {
         pace
     }
 
-    /// Of so many that wait, requests in the first invocation if there is room for so many.
+    /// Checks the number of requests in the first invocation.
     #[track_caller]
     fn check(mut pace: Pace, waiting: u64, count: u64, invocations: usize, expect: usize) {
         let mut waiting = requests(waiting, count);
@@ -199,16 +199,16 @@ mod tests {
     }
 
     #[test]
-    fn an_invocation_takes_about_its_time() {
+    fn invocations_have_the_target_duration() {
         check(Pace::new(Duration::from_secs(10), 64, &[2], 1_000_000, 100), 1000, 1, 10, 2);
         check(pace(1.0, 1), 1000, 1, 10, 20);
         check(pace(1.0, 1), 1000, 5, 10, 4);
         check(pace(30.0, 1), 1000, 1, 10, 1);
         check(pace(0.001, 1), 1000, 1, 10, 64);
-        // Not more than what everybody gets, but as many as run at once.
+        // At most an equal share, at least the number of slots.
         check(pace(0.001, 1), 100, 1, 10, 10);
         check(pace(0.001, 1), 3, 1, 10, 2);
-        // Nor than its answer may have.
+        // At most what fits into an answer.
         check(pace(0.001, 1000), 1000, 1, 10, 4);
         let mut late = pace(0.001, 1);
         late.left = 1000;
@@ -223,13 +223,13 @@ mod tests {
     }
 
     #[test]
-    fn suspects_go_alone_once() {
+    fn suspects_run_alone_once() {
         let mut pace = pace(0.001, 1);
         let mut waiting = requests(40, 1);
         pace.suspect(&[waiting[0].clone(), waiting[3].clone()]);
         let sizes: Vec<usize> = (0..4).map(|_| pace.next(&mut waiting, 1).len()).collect();
         assert_eq!(sizes, [1, 2, 1, 36]);
-        let mut again = requests(40, 1);
-        assert_eq!(pace.next(&mut again, 1).len(), 40);
+        let mut repeated = requests(40, 1);
+        assert_eq!(pace.next(&mut repeated, 1).len(), 40);
     }
 }

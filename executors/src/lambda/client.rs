@@ -1,4 +1,4 @@
-//! The Invoke API, signed, without an SDK.
+//! A client of the Invoke API of AWS Lambda, with signed requests.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::LambdaExecutor;
 use super::reply::{Raw, Reply, read};
 
-/// Bodies of answers that may be in memory at once, in units: TCP holds the others back.
+/// The maximum size of the answers in memory at once, in units. Others are not read from their
+/// sockets yet.
 const BODY_UNITS: u32 = 1024;
 const UNIT_BYTES: u64 = 64 << 10;
 
@@ -30,11 +31,11 @@ pub(super) struct Client {
     bodies: Arc<Semaphore>,
 }
 
-/// A reply, and what holds the room that it takes.
+/// A reply with the permit for its memory.
 pub(super) type Replied = (Reply, Option<OwnedSemaphorePermit>);
 
 impl Client {
-    /// One that waits for an answer so long. No I/O.
+    /// Creates a client with a time limit for answers. Performs no I/O.
     pub(super) fn new(of: &LambdaExecutor, timeout: Duration) -> Result<Client, String> {
         let options = ClientOptions::new()
             .with_allow_http(of.endpoint.starts_with("http://"))
@@ -66,29 +67,27 @@ impl Client {
         })
     }
 
-    /// Invokes the function and waits for its answer.
+    /// Invokes the function and waits for its reply.
     pub(super) async fn invoke(&self, invocation: &Invocation) -> Replied {
-        let refused = |message: String, denied| (Reply::Refused { denied, message }, None);
-        let credential = match self.credentials.get_credential().await {
-            Ok(credential) => credential,
-            Err(error) => return refused(sources(&error), true),
-        };
-        let mut request = match serde_json::to_vec(invocation) {
-            Ok(body) => HttpRequest::new(HttpRequestBody::from(body)),
-            Err(error) => {
-                return refused(
-                    format!(
-                        "internal error: cannot serialize an invocation: {error} (hint: please report \
-                            this defect)"
-                    ),
-                    false,
-                );
-            }
-        };
-        match (self.url.parse(), "POST".parse()) {
-            (Ok(url), Ok(post)) => (*request.uri_mut(), *request.method_mut()) = (url, post),
-            _ => return refused(format!("invalid endpoint: `{}` is not a URL", self.url), false),
+        match self.signed_request(invocation).await {
+            Ok(request) => self.send(request).await,
+            Err(refused) => (refused, None),
         }
+    }
+
+    async fn signed_request(&self, invocation: &Invocation) -> Result<HttpRequest, Reply> {
+        let refused = |denied, message: String| Reply::Refused { denied, message };
+        let credential = self.credentials.get_credential().await;
+        let credential = credential.map_err(|e| refused(true, with_sources(&e)))?;
+        let body = serde_json::to_vec(invocation).map_err(|e| {
+            let text = "internal error: cannot serialize an invocation";
+            refused(false, format!("{text}: {e} (hint: please report this defect)"))
+        })?;
+        let mut request = HttpRequest::new(HttpRequestBody::from(body));
+        let (Ok(url), Ok(post)) = (self.url.parse(), "POST".parse()) else {
+            return Err(refused(false, format!("invalid endpoint: `{}` is not a URL", self.url)));
+        };
+        (*request.uri_mut(), *request.method_mut()) = (url, post);
         for (name, value) in [
             ("x-amz-invocation-type", "RequestResponse"),
             ("x-amz-log-type", "Tail"),
@@ -96,15 +95,17 @@ impl Client {
         ] {
             request.headers_mut().insert(name, HeaderValue::from_static(value));
         }
-        if let Err(error) = AwsAuthorizer::new(&credential, "lambda", &self.region)
+        AwsAuthorizer::new(&credential, "lambda", &self.region)
             .try_authorize(&mut request, None)
-        {
-            return refused(error.to_string(), true);
-        }
+            .map_err(|e| refused(true, e.to_string()))?;
+        Ok(request)
+    }
+
+    async fn send(&self, request: HttpRequest) -> Replied {
         let lost = |error: object_store::client::HttpError| {
-            // What was not sent is not run.
+            // A request that was not sent is not run.
             let is_over = error.kind() == HttpErrorKind::Connect;
-            (Reply::Lost { message: sources(&error), is_over }, None)
+            (Reply::Lost { message: with_sources(&error), is_over }, None)
         };
         let response = match self.http.execute(request).await {
             Ok(response) => response,
@@ -112,12 +113,10 @@ impl Client {
         };
         let (head, body) = response.into_parts();
         let header = |name: &str| head.headers.get(name).and_then(|v| v.to_str().ok());
-        let units = header("content-length")
-            .and_then(|v| v.parse::<u64>().ok())
-            .unwrap_or(UNIT_BYTES)
-            .div_ceil(UNIT_BYTES);
+        let length = header("content-length").and_then(|v| v.parse::<u64>().ok());
+        let units = u32::try_from(length.unwrap_or(UNIT_BYTES).div_ceil(UNIT_BYTES));
         let permit = Arc::clone(&self.bodies)
-            .acquire_many_owned(u32::try_from(units).unwrap_or(BODY_UNITS).clamp(1, BODY_UNITS))
+            .acquire_many_owned(units.unwrap_or(BODY_UNITS).clamp(1, BODY_UNITS))
             .await
             .ok();
         let body = match body.bytes().await {
@@ -135,24 +134,25 @@ impl Client {
     }
 }
 
-/// An error with all that is behind it.
-fn sources(error: &dyn std::error::Error) -> String {
+/// Returns the text of an error and its sources.
+fn with_sources(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(source) = next {
-        let said = source.to_string();
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
+        let cause = source.to_string();
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
         }
         next = source.source();
     }
     text
 }
 
-/// Descriptors that are not for sockets.
+/// The number of descriptors reserved for other purposes than invocations.
 const OTHER_DESCRIPTORS: u64 = 256;
 
-/// Sees to it that this process may have so many connections, where it may; how many it may have.
+/// Raises the limit of open descriptors for a number of connections, as far as permitted. Returns
+/// the possible number of connections.
 pub(super) fn sockets(wanted: usize) -> usize {
     let limit = getrlimit(Resource::Nofile);
     let needed = wanted as u64 + OTHER_DESCRIPTORS;
@@ -174,9 +174,9 @@ pub(super) fn sockets(wanted: usize) -> usize {
 mod tests {
     use super::*;
 
-    /// The limit is one of the whole process: it is only raised here, as a run would.
+    /// The limit belongs to the whole process, so the test only raises it, as a run would.
     #[test]
-    fn there_are_as_many_sockets_as_the_system_lets_us_have() {
+    fn sockets_raises_the_descriptor_limit() {
         let before = getrlimit(Resource::Nofile);
         let (current, maximum) =
             (before.current.unwrap_or(u64::MAX), before.maximum.unwrap_or(u64::MAX));
@@ -186,15 +186,15 @@ mod tests {
         assert_eq!(
             getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX),
             current,
-            "nothing is raised that is enough"
+            "a sufficient limit is not raised"
         );
         if maximum < 1 << 30 {
             assert_eq!(sockets(1 << 30) as u64, maximum - OTHER_DESCRIPTORS);
             assert_eq!(getrlimit(Resource::Nofile).current, Some(maximum));
         }
         assert!(
-            super::super::dispatch::LOOKS as u64 <= OTHER_DESCRIPTORS / 2,
-            "looking for records takes sockets too"
+            super::super::invocation::MAX_RECORD_READS as u64 <= OTHER_DESCRIPTORS / 2,
+            "reading records takes sockets too"
         );
     }
 }

@@ -1,143 +1,63 @@
-//! From requests to invocations, and from their replies to outcomes.
+//! Dispatch of requests to invocations, and of their results to the driver.
 //!
-//! One loop, on the thread that calls the executor, does everything but waiting for sockets and for
-//! storage; these are tasks of a small runtime, each of which sends what became of one invocation.
+//! One loop, on the thread that calls the executor, does everything except waiting for sockets and
+//! storage. The invocations are tasks of a small runtime, each of which sends its result to the
+//! loop.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use freestone_engine::executor::{ExecutorError, Invocations, Next, TaskSource};
-use freestone_engine::remote::{self, RefusalKind};
-use freestone_engine::retry::{Backoff, Retry};
-use freestone_engine::storage::Store;
+use freestone_engine::retry::Backoff;
 use freestone_engine::system::System;
-use freestone_engine::task::{FailureKind, RunAddress, TaskOutcome, TaskRequest};
+use freestone_engine::task::{FailureKind, TaskOutcome, TaskRequest};
 use freestone_engine::worker::RunContext;
-use freestone_worker::{Answer, Call, Environment, Invocation};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::LambdaExecutor;
 use super::batch::Pace;
-use super::client::{self, Client};
-use super::reply::Reply;
+use super::client;
+use super::invocation::{End, Ended, InvocationLimits, Invoker};
+use super::probe::Probed;
 use super::window::Window;
-use super::{LambdaExecutor, Probed};
 use crate::lost;
 
-/// A probe that is told of too many invocations is made again so long, and one that fails otherwise
-/// so often.
-const PROBE_TIME: Duration = Duration::from_secs(60);
-const PROBES: Retry = Retry {
-    tries: 4,
-    backoff: Backoff { first: Duration::from_millis(200), longest: Duration::from_secs(5) },
-    within: Duration::MAX,
-};
-/// The loop looks around so often at least, and asks so often whether outcomes are still wanted.
+/// The longest pause of the loop.
 const TICK: Duration = Duration::from_millis(20);
-const WANTED_TICK: Duration = Duration::from_millis(100);
-/// Pauses before invocations that were refused are made again. Their requests are not retried by
-/// anybody else: what they ask for is no request to a store.
-const PAUSES: Backoff =
+/// The interval of checks whether outcomes are still wanted.
+const WANTED_INTERVAL: Duration = Duration::from_millis(100);
+/// The pauses before a throttled invocation is repeated. No other level retries it, because
+/// throttling by Lambda is not a failure of storage.
+pub(super) const THROTTLE_BACKOFF: Backoff =
     Backoff { first: Duration::from_millis(50), longest: Duration::from_secs(5) };
-/// Where no invocation was accepted for so long, none will be.
-const STARVED: Duration = Duration::from_secs(600);
-/// The records of an answer that was lost are waited for so long at least, and looked for so often
-/// at first.
-const PATIENCE: Duration = Duration::from_secs(2);
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
-/// Answers whose records are looked for at once, each by a thread with a connection of its own:
-/// less than what `client` leaves for other descriptors than its own.
-pub(super) const LOOKS: usize = 32;
+/// The time without an accepted invocation after which the run fails.
+const THROTTLE_LIMIT: Duration = Duration::from_secs(600);
 
-/// Asks the function whether it can run the plan.
-pub(super) fn probe(of: &LambdaExecutor, context: &RunContext) -> Result<Probed, ExecutorError> {
-    let (runtime, client) = of.client(of.function_timeout)?;
-    let invocation =
-        Invocation::new(context.address.clone(), client_name(context.stores.system()), Call::Probe);
-    let system = context.stores.system();
-    let (start, mut refused, mut failures) = (system.now(), 0, 0);
-    loop {
-        let (reply, _) = runtime.block_on(client.invoke(&invocation));
-        let why = match reply {
-            Reply::Answer(answer) => match *answer {
-                Answer::Ready { environment, slots, remaining_ms } => {
-                    let time = remaining_ms.map_or(of.function_timeout, Duration::from_millis);
-                    return Ok(Probed {
-                        folder: context.address.folder.clone(),
-                        environment,
-                        slots,
-                        time,
-                    });
-                }
-                Answer::Refused { refusal, .. } if refusal.kind != RefusalKind::Storage => {
-                    return Err(ExecutorError::Refused { worker: of.worker(), refusal });
-                }
-                Answer::Refused { refusal, .. } => refusal.message,
-                Answer::Done { .. } => "expected the answer to a probe, got outcomes".into(),
-            },
-            Reply::Throttled { .. }
-                if system.elapsed(start) < PROBE_TIME && !context.cancel.is_cancelled() =>
-            {
-                refused += 1;
-                system.sleep(PAUSES.pause(refused, system.fraction()));
-                continue;
-            }
-            Reply::Throttled { why, .. } => return Err(of.unavailable(starved(&why))),
-            Reply::Ended(FailureKind::OutOfMemory, message) => message,
-            Reply::Ended(_, message) => format!("{message} (hint: see the function's log)"),
-            Reply::Lost { message, .. } => message,
-            Reply::Refused { message, .. } => return Err(of.unavailable(message)),
-        };
-        failures += 1;
-        match PROBES.next(failures, system.elapsed(start), system.fraction()) {
-            Some(pause) if !context.cancel.is_cancelled() => system.sleep(pause),
-            _ => return Err(of.unavailable(why)),
-        }
-    }
-}
-
-fn starved(why: &str) -> String {
+/// Returns the error message of a function whose invocations are all throttled.
+pub(super) fn throttled_message(reason: &str) -> String {
     format!(
-        "every invocation is throttled ({why}) (hint: the concurrency of the account or the \
+        "every invocation is throttled ({reason}) (hint: the concurrency of the account or the \
             function's reserved concurrency is 0 or used up)"
     )
 }
 
-/// Names this process, and no other that ever drives the run.
-fn client_name(system: &System) -> String {
-    format!("{:x}-{}", system.since_epoch().as_nanos(), std::process::id())
-}
-
-/// Runs until the source stops, and says what that took.
+/// Runs requests until the source stops. Returns the statistics of the invocations.
 pub(super) fn run(
-    of: &LambdaExecutor,
+    executor: &LambdaExecutor,
     probed: Option<Probed>,
     context: &RunContext,
     source: &dyn TaskSource,
 ) -> (Invocations, Result<(), ExecutorError>) {
-    let (system, time) =
-        (context.stores.system(), probed.as_ref().map_or(of.function_timeout, |p| p.time));
-    let opened = of.client(time).and_then(|(runtime, client)| {
-        let work = context
-            .stores
-            .open(&context.address.work_dir)
-            .map_err(|e| of.unavailable(e.to_string()))?;
-        Ok((
-            runtime,
-            Remote {
-                client,
-                work,
-                address: context.address.clone(),
-                name: client_name(system),
-                time,
-                looks: Semaphore::new(LOOKS),
-                system: system.clone(),
-            },
-        ))
+    let time = probed.as_ref().map_or(executor.function_timeout, |p| p.time);
+    let opened = executor.client(time).and_then(|(runtime, client)| {
+        let work = context.stores.open(&context.address.work_dir);
+        let work = work.map_err(|e| executor.unavailable(e.to_string()))?;
+        let limits = InvocationLimits { time, record_wait: executor.record_wait };
+        Ok((runtime, Invoker::new(client, work, context, limits)))
     });
-    let (runtime, remote) = match opened {
+    let (runtime, invoker) = match opened {
         Ok(opened) => opened,
         Err(error) => return (Invocations::default(), Err(error)),
     };
@@ -145,202 +65,159 @@ pub(super) fn run(
     let tasks = stages.iter().map(|s| s.n_tasks()).fold(0, u64::saturating_add);
     let (memory_bytes, slots) = probed
         .map_or_else(|| (0, vec![1; stages.len()]), |p| (p.environment.memory_bytes, p.slots));
-    let concurrency = client::sockets(of.concurrency);
+    let concurrency = client::sockets(executor.concurrency);
     let (send, receive) = channel();
-    let now = system.now();
-    let mut dispatch = Dispatch {
-        of,
+    let now = context.stores.system().now();
+    let mut dispatcher = Dispatcher {
+        executor,
         context,
         source,
         runtime: &runtime,
-        remote: Arc::new(remote),
+        invoker: Arc::new(invoker),
         send,
         window: Window::new(concurrency, now),
-        pace: Pace::new(of.batch_time, of.batch, &slots, tasks, concurrency),
+        pace: Pace::new(executor.batch_time, executor.batch, &slots, tasks, concurrency),
         waiting: VecDeque::new(),
-        again: VecDeque::new(),
-        calls: HashMap::new(),
-        out: 0,
-        n_calls: 0,
-        accepted: now,
-        looked: now,
+        throttled: VecDeque::new(),
+        active: HashMap::new(),
+        n_unreported: 0,
+        last_id: 0,
+        last_accepted: now,
+        last_wanted_check: now,
         invoked: Invocations { memory_bytes, ..Invocations::default() },
         error: None,
     };
-    dispatch.go(&receive);
-    let (invoked, error) = (dispatch.invoked, dispatch.error.take());
-    drop(dispatch);
+    dispatcher.run(&receive);
+    dispatcher.linger(&receive);
+    let (invoked, error) = (dispatcher.invoked, dispatcher.error.take());
+    drop(dispatcher);
     runtime.shutdown_background();
     (invoked, error.map_or(Ok(()), Err))
 }
 
-/// What tasks of the runtime share.
-#[derive(Debug)]
-struct Remote {
-    client: Arc<Client>,
-    work: Arc<dyn Store>,
-    address: RunAddress,
-    /// In the keys of records.
-    name: String,
-    /// What an invocation may take.
-    time: Duration,
-    /// So many may look for records.
-    looks: Semaphore,
-    system: System,
-}
-
-/// An invocation under way.
-struct UnderWay {
-    /// Requests whose outcomes are not given back yet; none if nobody needs them any more.
-    owed: Vec<TaskRequest>,
-    /// How often it was refused before.
-    refused: u32,
-    made: Instant,
+/// An invocation in flight.
+struct ActiveInvocation {
+    /// The requests whose outcomes are not reported yet; empty if none is wanted any more.
+    unreported: Vec<TaskRequest>,
+    /// The number of times that it was throttled before.
+    n_throttled: u32,
+    start: Instant,
     is_needed: Arc<AtomicBool>,
 }
 
-/// Requests that were in an invocation that was refused.
-struct Again {
+/// The requests of a throttled invocation.
+struct ThrottledEntry {
     not_before: Instant,
-    refused: u32,
+    n_throttled: u32,
     requests: Vec<TaskRequest>,
 }
 
-/// What became of an invocation.
-struct Settled {
-    call: u64,
-    how: How,
-    outcomes: Vec<TaskOutcome>,
-    /// Not started, and nobody's fault.
-    not_started: Vec<TaskRequest>,
-    /// Nothing is known of these.
-    left: Vec<TaskRequest>,
-    /// How many outcomes come from records.
-    recovered: u64,
-    environment: Option<Environment>,
-    wall_ms: u64,
-    /// Holds the room that the answer takes.
-    _permit: Option<OwnedSemaphorePermit>,
-}
-
-enum How {
-    Answered,
-    /// Too many at once, or in a time.
-    Throttled {
-        too_often: bool,
-    },
-    /// The environment has ended, or a whole invocation's time.
-    Ended(FailureKind, String),
-    Lost(String),
-    /// No further invocation will do better.
-    Hopeless(FailureKind, ExecutorError),
-}
-
-struct Dispatch<'a> {
-    of: &'a LambdaExecutor,
+struct Dispatcher<'a> {
+    executor: &'a LambdaExecutor,
     context: &'a RunContext,
     source: &'a dyn TaskSource,
     runtime: &'a tokio::runtime::Runtime,
-    remote: Arc<Remote>,
-    send: Sender<Settled>,
+    invoker: Arc<Invoker>,
+    send: Sender<Ended>,
     window: Window,
     pace: Pace,
-    /// Requests that are in no invocation yet.
+    /// The requests that were in no invocation yet.
     waiting: VecDeque<TaskRequest>,
-    again: VecDeque<Again>,
-    calls: HashMap<u64, UnderWay>,
-    /// Requests that were handed out to us and not given back.
-    out: usize,
-    n_calls: u64,
-    /// When the last invocation was accepted.
-    accepted: Instant,
-    looked: Instant,
+    throttled: VecDeque<ThrottledEntry>,
+    active: HashMap<u64, ActiveInvocation>,
+    /// The number of requests taken from the source and not reported yet.
+    n_unreported: usize,
+    last_id: u64,
+    /// The time of the last accepted invocation.
+    last_accepted: Instant,
+    last_wanted_check: Instant,
     invoked: Invocations,
     error: Option<ExecutorError>,
 }
 
-impl Dispatch<'_> {
+impl Dispatcher<'_> {
     fn system(&self) -> &System {
         self.context.stores.system()
     }
 
-    fn go(&mut self, settled: &Receiver<Settled>) {
+    /// Runs the loop until the source stops and all requests are reported.
+    fn run(&mut self, ended: &Receiver<Ended>) {
         loop {
-            while let Ok(settled) = settled.try_recv() {
-                self.settle(settled);
+            while let Ok(ended) = ended.try_recv() {
+                self.complete(ended);
             }
-            if self.system().elapsed(self.looked) >= WANTED_TICK
+            if self.system().elapsed(self.last_wanted_check) >= WANTED_INTERVAL
                 || self.context.cancel.is_cancelled()
             {
-                self.looked = self.system().now();
-                self.give_up_unwanted();
+                self.last_wanted_check = self.system().now();
+                self.abandon_unwanted();
             }
-            self.window.look(self.system().now(), self.calls.len());
-            let stopped = self.pull();
-            self.invoke();
-            if self.out == 0 {
-                if stopped {
-                    break;
+            self.window.update(self.system().now(), self.active.len());
+            let is_stopped = self.pull();
+            self.start_invocations();
+            if self.n_unreported == 0 {
+                if is_stopped {
+                    return;
                 }
                 self.source.wait();
                 continue;
             }
             let pause = self.window.pause(self.system().now());
-            match settled.recv_timeout(if pause.is_zero() { TICK } else { pause.min(TICK) }) {
-                Ok(settled) => self.settle(settled),
+            match ended.recv_timeout(if pause.is_zero() { TICK } else { pause.min(TICK) }) {
+                Ok(ended) => self.complete(ended),
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
         }
-        // They can only be waited for. Workers that are told so do not begin what nobody waits for;
-        // storage that does not answer is not waited for.
-        let end = self.system().now() + self.of.linger;
-        let told = (!self.calls.is_empty()).then(|| {
-            let (remote, (telling, told)) = (Arc::clone(&self.remote), channel());
+    }
+
+    /// Waits for invocations whose outcomes are not wanted any more, up to a limit. Workers are
+    /// told to start no further requests.
+    fn linger(&mut self, ended: &Receiver<Ended>) {
+        let limit = self.system().now() + self.executor.linger;
+        let written = (!self.active.is_empty()).then(|| {
+            let (invoker, (send, receive)) = (Arc::clone(&self.invoker), channel());
             #[allow(
                 clippy::disallowed_methods,
-                reason = "it ends with its one request, which is \
-                waited for as long as the invocations are"
+                reason = "the thread ends with its one request; the end of a run does not wait for \
+                    storage that does not answer"
             )]
             std::thread::spawn(move || {
-                telling.send(remote::write_over(
-                    &*remote.work,
-                    &remote.address.folder,
-                    &remote.name,
-                ))
+                invoker.write_over();
+                let _ = send.send(());
             });
-            told
+            receive
         });
-        while !self.calls.is_empty()
-            && let Ok(settled) =
-                settled.recv_timeout(end.saturating_duration_since(self.system().now()))
+        while !self.active.is_empty()
+            && let Ok(ended) =
+                ended.recv_timeout(limit.saturating_duration_since(self.system().now()))
         {
-            self.settle(settled);
+            self.complete(ended);
         }
-        // Not into a folder that is removed meanwhile.
-        if let Some(told) = told {
-            let _ = told.recv_timeout(end.saturating_duration_since(self.system().now()));
+        // The caller may remove the folder, so the request should end first.
+        if let Some(written) = written {
+            let _ = written.recv_timeout(limit.saturating_duration_since(self.system().now()));
         }
     }
 
-    /// Invocations that can be made now.
+    /// Returns the number of invocations that may start now.
     fn room(&self) -> usize {
-        self.window.size().saturating_sub(self.calls.len())
+        self.window.size().saturating_sub(self.active.len())
     }
 
-    /// Takes as many requests from the source as there is use for; true once there are no more.
+    /// Takes as many requests from the source as can be used. Returns true if the source has
+    /// stopped.
     fn pull(&mut self) -> bool {
         let room = self.room();
+        let limit = self.executor.batch.saturating_mul(self.executor.concurrency);
         loop {
             let useful = room.saturating_mul(self.waiting.back().map_or(1, |r| self.pace.most(r)));
-            if self.out > 0
-                && (self.waiting.len() >= useful
-                    || self.out >= self.of.batch.saturating_mul(self.of.concurrency))
+            if self.n_unreported > 0 && (self.waiting.len() >= useful || self.n_unreported >= limit)
             {
                 return false;
             }
             match self.source.try_next() {
                 Next::Run(request) => {
-                    self.out += 1;
+                    self.n_unreported += 1;
                     match &self.error {
                         Some(error) => {
                             self.fail(vec![request], FailureKind::Denied, &error.to_string())
@@ -354,14 +231,14 @@ impl Dispatch<'_> {
         }
     }
 
-    /// Makes invocations as there is room for them.
-    fn invoke(&mut self) {
+    /// Starts as many invocations as the window permits, throttled ones first.
+    fn start_invocations(&mut self) {
         let now = self.system().now();
         while self.room() > 0 && self.window.pause(now).is_zero() {
-            if let Some(at) = self.again.iter().position(|a| a.not_before <= now)
-                && let Some(Again { refused, requests, .. }) = self.again.remove(at)
+            if let Some(at) = self.throttled.iter().position(|entry| entry.not_before <= now)
+                && let Some(entry) = self.throttled.remove(at)
             {
-                self.call(requests, refused);
+                self.start(entry.requests, entry.n_throttled);
                 continue;
             }
             let room = self.room();
@@ -369,142 +246,160 @@ impl Dispatch<'_> {
             if requests.is_empty() {
                 break;
             }
-            self.call(requests, 0);
+            self.start(requests, 0);
         }
-        self.invoked.most_at_once = self.invoked.most_at_once.max(self.calls.len() as u64);
-        if self.calls.is_empty()
-            && !self.again.is_empty()
-            && self.system().elapsed(self.accepted) > STARVED
+        self.invoked.most_at_once = self.invoked.most_at_once.max(self.active.len() as u64);
+        if self.active.is_empty()
+            && !self.throttled.is_empty()
+            && self.system().elapsed(self.last_accepted) > THROTTLE_LIMIT
         {
-            self.give_up(FailureKind::Denied, self.of.unavailable(starved("for ten minutes")));
+            let message = throttled_message("for ten minutes");
+            self.fail_all(FailureKind::Denied, self.executor.unavailable(message));
         }
     }
 
-    fn call(&mut self, requests: Vec<TaskRequest>, refused: u32) {
-        self.n_calls += 1;
-        let call = self.n_calls;
+    fn start(&mut self, requests: Vec<TaskRequest>, n_throttled: u32) {
+        self.last_id += 1;
+        let id = self.last_id;
         let is_needed = Arc::new(AtomicBool::new(true));
         let expected = self.pace.expected(&requests);
-        let made = self.system().now();
-        self.window.made(made);
-        self.calls.insert(
-            call,
-            UnderWay { owed: requests.clone(), refused, made, is_needed: Arc::clone(&is_needed) },
-        );
-        let (remote, send) = (Arc::clone(&self.remote), self.send.clone());
+        let start = self.system().now();
+        self.window.started(start);
+        let active = ActiveInvocation {
+            unreported: requests.clone(),
+            n_throttled,
+            start,
+            is_needed: Arc::clone(&is_needed),
+        };
+        self.active.insert(id, active);
+        let (invoker, send) = (Arc::clone(&self.invoker), self.send.clone());
         self.runtime.spawn(async move {
-            let settled = remote.invoke(call, requests, expected, &is_needed).await;
-            let _ = send.send(settled);
+            let _ = send.send(invoker.invoke(id, requests, expected, &is_needed).await);
         });
     }
 
-    fn settle(&mut self, settled: Settled) {
-        let Settled {
-            call, how, outcomes, not_started, left, recovered, environment, wall_ms, ..
-        } = settled;
-        let Some(UnderWay { owed, refused, made, .. }) = self.calls.remove(&call) else {
+    /// Processes the end of an invocation.
+    fn complete(&mut self, mut ended: Ended) {
+        let id = ended.id;
+        let Some(active) = self.active.remove(&id) else {
             debug_assert!(false, "an invocation ends once");
-            let error = self.of.unavailable(format!(
-                "internal error: invocation {call} ended twice (hint: please report this defect)"
+            let error = self.executor.unavailable(format!(
+                "internal error: invocation {id} ended twice (hint: please report this defect)"
             ));
-            return self.give_up(FailureKind::Internal, error);
+            return self.fail_all(FailureKind::Internal, error);
         };
-        let mut owed: HashMap<u64, TaskRequest> = owed.into_iter().map(|r| (r.id, r)).collect();
         let now = self.system().now();
-        match &how {
-            How::Throttled { too_often } => {
+        match &ended.end {
+            End::Throttled { too_often } => {
                 self.invoked.throttled += 1;
-                if *too_often { self.window.slow(now, made) } else { self.window.shrink(now) }
+                if *too_often {
+                    self.window.slow(now, active.start);
+                } else {
+                    self.window.shrink(now);
+                }
             }
             _ => {
-                self.accepted = now;
-                self.invoked.invocations += 1;
-                self.invoked.recovered += recovered;
-                self.invoked.lost_answers += u64::from(matches!(how, How::Lost(_)));
-                self.invoked.crashes += u64::from(matches!(how, How::Ended(..)));
-                let is_cold = environment.as_ref().is_some_and(|e| e.invocations == 1);
-                self.invoked.cold_starts += u64::from(is_cold);
-                self.invoked.plans += u64::from(environment.as_ref().is_some_and(|e| !e.had_plan));
-                self.invoked.records += outcomes.len() as u64;
-                let init_ms = environment.as_ref().filter(|_| is_cold).map_or(0, |e| e.init_ms);
-                self.invoked.memory_bytes =
-                    environment.map_or(self.invoked.memory_bytes, |e| e.memory_bytes);
-                self.invoked.byte_ms +=
-                    self.invoked.memory_bytes as f64 * (wall_ms + init_ms) as f64;
+                self.last_accepted = now;
+                self.add_statistics(&ended);
             }
         }
-        // Storage asks for fewer, too: of tasks, or of workers that could not even fetch the plan.
-        let is_throttle =
-            |o: &TaskOutcome| o.failure.as_ref().is_some_and(|f| f.kind == FailureKind::Throttled);
-        if outcomes.iter().any(is_throttle) || matches!(how, How::Ended(FailureKind::Transient, _))
-        {
+        if is_throttled_by_storage(&ended) {
             self.window.shrink(now);
         }
-        for outcome in outcomes {
+        let mut unreported: HashMap<u64, TaskRequest> =
+            active.unreported.into_iter().map(|r| (r.id, r)).collect();
+        for outcome in std::mem::take(&mut ended.outcomes) {
             self.pace.learn(&outcome);
-            if owed.remove(&outcome.request.id).is_some() {
-                self.give_back(outcome);
+            if unreported.remove(&outcome.request.id).is_some() {
+                self.report(outcome);
             }
         }
-        let mut still = |requests: Vec<TaskRequest>| {
-            requests.into_iter().filter_map(|r| owed.remove(&r.id)).collect::<Vec<TaskRequest>>()
+        let mut still_wanted = |requests: Vec<TaskRequest>| {
+            requests.into_iter().filter_map(|r| unreported.remove(&r.id)).collect::<Vec<_>>()
         };
-        let (not_started, left) = (still(not_started), still(left));
-        let worker = format!("lambda invocation {call}");
-        self.unstarted(not_started, &worker);
-        if left.is_empty() && !matches!(how, How::Hopeless(..)) {
+        let not_started = still_wanted(std::mem::take(&mut ended.not_started));
+        let unknown = still_wanted(std::mem::take(&mut ended.unknown));
+        let worker = format!("lambda invocation {id}");
+        self.return_unstarted(not_started, &worker);
+        self.complete_unknown(unknown, ended.end, active.n_throttled, &worker);
+    }
+
+    /// Processes the requests of which an ended invocation tells nothing.
+    fn complete_unknown(
+        &mut self,
+        unknown: Vec<TaskRequest>,
+        end: End,
+        n_throttled: u32,
+        worker: &str,
+    ) {
+        if unknown.is_empty() && !matches!(end, End::Fatal(..)) {
             return;
         }
-        match how {
-            How::Throttled { .. } => {
-                // They do not come back together.
-                let not_before = now + PAUSES.pause(refused + 1, self.system().fraction());
-                self.again.push_back(Again { not_before, refused: refused + 1, requests: left });
+        match end {
+            End::Throttled { .. } => {
+                let n_throttled = n_throttled + 1;
+                // Jitter, so that the invocations are not repeated together.
+                let pause = THROTTLE_BACKOFF.pause(n_throttled, self.system().fraction());
+                let not_before = self.system().now() + pause;
+                let entry = ThrottledEntry { not_before, n_throttled, requests: unknown };
+                self.throttled.push_back(entry);
             }
-            How::Answered => self.lose(
-                left,
-                &worker,
-                FailureKind::WorkerLost,
-                "the request is in neither the answer nor the records",
-            ),
-            // Perhaps only one of them is to blame. Each is tried alone before it is said of any.
-            How::Ended(
+            End::Answered => {
+                let message = "the request is in neither the answer nor the records";
+                self.lose(unknown, worker, FailureKind::WorkerLost, message);
+            }
+            // One request may have caused the failure. Each runs alone before it counts as failed.
+            End::Failed(
                 FailureKind::Crashed | FailureKind::OutOfMemory | FailureKind::TimedOut,
                 _,
-            ) if left.len() > 1 => {
-                self.pace.suspect(&left);
-                self.unstarted(left, &worker);
+            ) if unknown.len() > 1 => {
+                self.pace.suspect(&unknown);
+                self.return_unstarted(unknown, worker);
             }
-            How::Ended(kind, message) => self.lose(left, &worker, kind, &message),
-            How::Lost(message) => self.lose(
-                left,
-                &worker,
-                FailureKind::WorkerLost,
-                &format!("lost the answer: {message}"),
-            ),
-            How::Hopeless(kind, error) => {
-                self.fail(left, kind, &error.to_string());
-                self.give_up(kind, error);
+            End::Failed(kind, message) => self.lose(unknown, worker, kind, &message),
+            End::Lost(message) => {
+                let message = format!("lost the answer: {message}");
+                self.lose(unknown, worker, FailureKind::WorkerLost, &message);
+            }
+            End::Fatal(kind, error) => {
+                self.fail(unknown, kind, &error.to_string());
+                self.fail_all(kind, error);
             }
         }
     }
 
-    /// Nothing that is asked of the function will go well.
-    fn give_up(&mut self, kind: FailureKind, error: ExecutorError) {
-        let requests =
-            self.waiting.drain(..).chain(self.again.drain(..).flat_map(|a| a.requests)).collect();
+    /// Adds an accepted invocation to the statistics.
+    fn add_statistics(&mut self, ended: &Ended) {
+        let (invoked, environment) = (&mut self.invoked, ended.environment.as_ref());
+        invoked.invocations += 1;
+        invoked.recovered += ended.recovered;
+        invoked.lost_answers += u64::from(matches!(ended.end, End::Lost(_)));
+        invoked.crashes += u64::from(matches!(ended.end, End::Failed(..)));
+        let is_cold = environment.is_some_and(|e| e.invocations == 1);
+        invoked.cold_starts += u64::from(is_cold);
+        invoked.plans += u64::from(environment.is_some_and(|e| !e.had_plan));
+        invoked.records += ended.outcomes.len() as u64;
+        let init_ms = environment.filter(|_| is_cold).map_or(0, |e| e.init_ms);
+        invoked.memory_bytes = environment.map_or(invoked.memory_bytes, |e| e.memory_bytes);
+        invoked.byte_ms += invoked.memory_bytes as f64 * (ended.wall_ms + init_ms) as f64;
+    }
+
+    /// Fails all waiting and future requests.
+    fn fail_all(&mut self, kind: FailureKind, error: ExecutorError) {
+        let throttled = self.throttled.drain(..).flat_map(|entry| entry.requests);
+        let requests = self.waiting.drain(..).chain(throttled).collect();
         self.fail(requests, kind, &error.to_string());
         self.error.get_or_insert(error);
     }
 
-    fn give_back(&mut self, outcome: TaskOutcome) {
-        self.out = self.out.saturating_sub(1);
+    fn report(&mut self, outcome: TaskOutcome) {
+        self.n_unreported = self.n_unreported.saturating_sub(1);
         self.source.finished(outcome);
     }
 
-    fn unstarted(&mut self, requests: Vec<TaskRequest>, worker: &str) {
+    fn return_unstarted(&mut self, requests: Vec<TaskRequest>, worker: &str) {
         for request in requests {
-            self.give_back(TaskOutcome {
+            self.report(TaskOutcome {
                 request,
                 worker: worker.to_owned(),
                 done: Vec::new(),
@@ -516,13 +411,8 @@ impl Dispatch<'_> {
 
     fn lose(&mut self, requests: Vec<TaskRequest>, worker: &str, kind: FailureKind, message: &str) {
         for request in requests {
-            self.give_back(lost(
-                self.context,
-                request,
-                worker.to_owned(),
-                kind,
-                message.to_owned(),
-            ));
+            let outcome = lost(self.context, request, worker.to_owned(), kind, message.to_owned());
+            self.report(outcome);
         }
     }
 
@@ -530,171 +420,43 @@ impl Dispatch<'_> {
         self.lose(requests, "lambda", kind, message);
     }
 
-    /// Gives back what nobody waits for any more. Its invocations go on; their outcomes are not
-    /// looked at.
-    fn give_up_unwanted(&mut self) {
-        let cancelled = self.context.cancel.is_cancelled();
+    /// Reports the requests whose outcomes are not wanted any more. Their invocations continue, but
+    /// the outcomes are discarded.
+    fn abandon_unwanted(&mut self) {
+        let is_cancelled = self.context.cancel.is_cancelled();
         let source = self.source;
-        let unwanted = |r: &TaskRequest| cancelled || !source.is_wanted(r);
-        let mut given_up = Vec::new();
-        let mut sift = |requests: Vec<TaskRequest>| -> Vec<TaskRequest> {
-            let (gone, kept): (Vec<_>, Vec<_>) = requests.into_iter().partition(unwanted);
-            given_up.extend(gone);
-            kept
+        let is_unwanted = |r: &TaskRequest| is_cancelled || !source.is_wanted(r);
+        let mut abandoned = Vec::new();
+        let mut retain_wanted = |requests: Vec<TaskRequest>| -> Vec<TaskRequest> {
+            let (unwanted, wanted): (Vec<_>, Vec<_>) = requests.into_iter().partition(is_unwanted);
+            abandoned.extend(unwanted);
+            wanted
         };
-        self.waiting = sift(std::mem::take(&mut self.waiting).into()).into();
-        self.again.iter_mut().for_each(|a| a.requests = sift(std::mem::take(&mut a.requests)));
-        self.again.retain(|a| !a.requests.is_empty());
-        for call in self.calls.values_mut() {
-            call.owed = sift(std::mem::take(&mut call.owed));
-            if call.owed.is_empty() {
-                call.is_needed.store(false, Ordering::Relaxed);
+        self.waiting = retain_wanted(std::mem::take(&mut self.waiting).into()).into();
+        for entry in &mut self.throttled {
+            entry.requests = retain_wanted(std::mem::take(&mut entry.requests));
+        }
+        self.throttled.retain(|entry| !entry.requests.is_empty());
+        for active in self.active.values_mut() {
+            active.unreported = retain_wanted(std::mem::take(&mut active.unreported));
+            if active.unreported.is_empty() {
+                active.is_needed.store(false, Ordering::Relaxed);
             }
         }
-        let (kind, message) = if cancelled {
+        let (kind, message) = if is_cancelled {
             (FailureKind::Cancelled, "the run was cancelled")
         } else {
             (FailureKind::Superseded, "another worker finished the request first")
         };
-        self.fail(given_up, kind, message);
+        self.fail(abandoned, kind, message);
     }
 }
 
-impl Remote {
-    /// Makes an invocation, waits for its answer, and looks for records of what is missing in it.
-    async fn invoke(
-        self: &Arc<Remote>,
-        call: u64,
-        requests: Vec<TaskRequest>,
-        expected: Duration,
-        is_needed: &AtomicBool,
-    ) -> Settled {
-        let start = self.system.now();
-        let invocation =
-            Invocation::new(self.address.clone(), self.name.as_str(), Call::Run(requests.clone()));
-        let (reply, permit) = self.client.invoke(&invocation).await;
-        let mut settled = Settled {
-            call,
-            how: How::Answered,
-            outcomes: Vec::new(),
-            not_started: Vec::new(),
-            left: requests,
-            recovered: 0,
-            environment: None,
-            wall_ms: 0,
-            _permit: permit,
-        };
-        match reply {
-            Reply::Answer(answer) => self.answered(&mut settled, *answer).await,
-            Reply::Throttled { too_often, .. } => settled.how = How::Throttled { too_often },
-            Reply::Ended(kind, message) => {
-                settled.how = How::Ended(kind, message);
-                settled.recovered = self.find_records(&mut settled).await;
-            }
-            Reply::Lost { message, is_over } => {
-                settled.how = How::Lost(message);
-                // Where only the connection is lost, its worker may still be at it.
-                let patience = if is_over {
-                    Duration::ZERO
-                } else {
-                    PATIENCE.max(expected.mul_f64(1.5)).min(self.time)
-                };
-                let mut pause = LOOK_AGAIN;
-                loop {
-                    settled.recovered += self.find_records(&mut settled).await;
-                    let now = self.system.elapsed(start);
-                    if settled.left.is_empty()
-                        || now >= patience
-                        || !is_needed.load(Ordering::Relaxed)
-                    {
-                        break;
-                    }
-                    self.system.wait(pause.min(patience - now)).await;
-                    pause = (2 * pause).min(Duration::from_secs(2));
-                }
-            }
-            Reply::Refused { denied, message } => {
-                let kind = if denied { FailureKind::Denied } else { FailureKind::Plan };
-                settled.how = How::Hopeless(
-                    kind,
-                    ExecutorError::Unavailable { worker: "on AWS Lambda".into(), message },
-                );
-            }
-        }
-        if settled.environment.is_none() {
-            settled.wall_ms = self.system.elapsed(start).as_millis() as u64;
-        }
-        settled
-    }
-
-    async fn answered(self: &Arc<Remote>, settled: &mut Settled, answer: Answer) {
-        match answer {
-            Answer::Done { environment, outcomes, not_started, wall_ms, .. } => {
-                (settled.environment, settled.wall_ms) = (Some(environment), wall_ms);
-                let ended: HashSet<u64> = outcomes.iter().map(|o| o.request.id).collect();
-                let free: HashSet<u64> = not_started.into_iter().collect();
-                let left = std::mem::take(&mut settled.left)
-                    .into_iter()
-                    .filter(|r| !ended.contains(&r.id));
-                (settled.not_started, settled.left) = left.partition(|r| free.contains(&r.id));
-                settled.outcomes = outcomes;
-                // What was too long for the answer.
-                self.find_records(settled).await;
-            }
-            Answer::Refused { environment, refusal } if refusal.kind == RefusalKind::Storage => {
-                settled.environment = Some(environment);
-                settled.how = How::Ended(FailureKind::Transient, refusal.message);
-            }
-            Answer::Refused { refusal, .. } => {
-                settled.how = How::Hopeless(
-                    FailureKind::Plan,
-                    ExecutorError::Refused { worker: "on AWS Lambda".into(), refusal },
-                );
-            }
-            Answer::Ready { .. } => {
-                settled.how = How::Lost("expected outcomes, got the answer to a probe".into())
-            }
-        }
-    }
-
-    /// Moves requests that have records from those of which nothing is known to the outcomes; how
-    /// many.
-    async fn find_records(self: &Arc<Remote>, settled: &mut Settled) -> u64 {
-        if settled.left.is_empty() {
-            return 0;
-        }
-        // Threads are left for others while these wait.
-        let _turn = self.looks.acquire().await;
-        let (remote, left) = (Arc::clone(self), std::mem::take(&mut settled.left));
-        let asked = left.clone();
-        let looked = tokio::task::spawn_blocking(move || {
-            let look = |request: TaskRequest| {
-                // One that cannot be read now is none.
-                let found = remote::read_record(
-                    &*remote.work,
-                    &remote.address.folder,
-                    &remote.name,
-                    &request,
-                )
-                .ok()
-                .flatten();
-                found
-                    .map(|mut outcome| {
-                        outcome.request = request.clone();
-                        outcome
-                    })
-                    .ok_or(request)
-            };
-            left.into_iter().map(look).collect::<Vec<_>>()
-        });
-        let before = settled.outcomes.len();
-        // Where the look itself breaks off, nothing is known of any of them.
-        for found in looked.await.unwrap_or_else(|_| asked.into_iter().map(Err).collect()) {
-            match found {
-                Ok(outcome) => settled.outcomes.push(outcome),
-                Err(request) => settled.left.push(request),
-            }
-        }
-        (settled.outcomes.len() - before) as u64
-    }
+/// Returns true if a store asked a task for fewer requests, or if a worker could not fetch the
+/// plan. Fewer concurrent invocations help in both cases.
+fn is_throttled_by_storage(ended: &Ended) -> bool {
+    let is_throttled =
+        |o: &TaskOutcome| o.failure.as_ref().is_some_and(|f| f.kind == FailureKind::Throttled);
+    ended.outcomes.iter().any(is_throttled)
+        || matches!(ended.end, End::Failed(FailureKind::Transient, _))
 }

@@ -1,43 +1,42 @@
-//! What a reply of the Invoke API means.
+//! Replies of the Invoke API.
 
 use freestone_engine::task::FailureKind;
 use freestone_worker::Answer;
 use serde::Deserialize;
 
-/// Status, the headers that matter, and body of a reply.
+/// The status, relevant headers and body of a reply.
 #[derive(Debug, Default)]
 pub(super) struct Raw<'a> {
     pub(super) status: u16,
-    /// `x-amz-function-error`.
+    /// The header `x-amz-function-error`.
     pub(super) function_error: Option<&'a str>,
-    /// `x-amzn-errortype`.
+    /// The header `x-amzn-errortype`.
     pub(super) error_type: Option<&'a str>,
-    /// `x-amz-log-result`: the end of the function's log, in base 64.
+    /// The header `x-amz-log-result`: the end of the function's log in base64.
     pub(super) log: Option<&'a str>,
     pub(super) body: &'a [u8],
 }
 
-/// What it means.
+/// A parsed reply.
 #[derive(Debug)]
 pub(super) enum Reply {
     /// The worker's answer.
     Answer(Box<Answer>),
-    /// Too many at once, or in a time: nothing was run.
+    /// Too many concurrent invocations, or with `too_often` too many per second. Nothing was run.
     Throttled { too_often: bool, why: String },
-    /// The environment came to its end, or its time did; of what it ran some may have been
-    /// finished.
+    /// The environment ended, or its time limit was reached. Some requests may be finished.
     Ended(FailureKind, String),
-    /// The service failed, or the answer was none; of what was run some may have been finished, and
-    /// may still go on unless it is over.
+    /// The service failed, or the answer is invalid. Some requests may be finished, and others may
+    /// still run unless `is_over`.
     Lost { message: String, is_over: bool },
-    /// No invocation of this function will go well.
+    /// All invocations of this function would be refused.
     Refused { denied: bool, message: String },
 }
 
-/// What Lambda says of a function that has failed, and of requests that it refuses.
+/// The body of an error reply.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Said {
+struct ErrorBody {
     #[serde(rename = "errorType")]
     error_type: String,
     #[serde(rename = "errorMessage")]
@@ -48,31 +47,31 @@ struct Said {
     reason: String,
 }
 
-/// A process that was killed with so much of its memory in use was killed for that.
+/// The share of its memory from which a killed process counts as out of memory.
 const FULL: f64 = 0.95;
 
-/// Reads a reply.
+/// Parses a reply.
 pub(super) fn read(raw: &Raw<'_>) -> Reply {
-    let said = || serde_json::from_slice::<Said>(raw.body).unwrap_or_default();
+    let error = || serde_json::from_slice::<ErrorBody>(raw.body).unwrap_or_default();
     match (raw.status, raw.function_error) {
         (200, None) => match serde_json::from_slice(raw.body) {
             Ok(answer) => Reply::Answer(Box::new(answer)),
             Err(error) => over(format!("invalid answer: {error}")),
         },
-        (200, Some(_)) => of_function(&said(), raw.log),
+        (200, Some(_)) => function_error(&error(), raw.log),
         (429, _) => {
-            let said = said();
-            // Of the function, of its reserved concurrency, or of the caller.
-            let too_often = said.reason.ends_with("RateLimitExceeded");
+            let error = error();
+            // The limit of the function, of its reserved concurrency, or of the caller.
+            let too_often = error.reason.ends_with("RateLimitExceeded");
             Reply::Throttled {
                 too_often,
-                why: if said.reason.is_empty() { said.message } else { said.reason },
+                why: if error.reason.is_empty() { error.message } else { error.reason },
             }
         }
         (status @ 500.., _) => over(format!(
             "Lambda answered with status {status} {}: {}",
             raw.error_type.unwrap_or_default(),
-            said().message
+            error().message
         )),
         (status, _) => {
             let kind = raw.error_type.map_or_else(
@@ -86,7 +85,7 @@ pub(super) fn read(raw: &Raw<'_>) -> Reply {
             };
             Reply::Refused {
                 denied: matches!(status, 401 | 403),
-                message: format!("{kind}: {}{hint}", said().message),
+                message: format!("{kind}: {}{hint}", error().message),
             }
         }
     }
@@ -96,21 +95,21 @@ fn over(message: String) -> Reply {
     Reply::Lost { message, is_over: true }
 }
 
-fn of_function(said: &Said, log: Option<&str>) -> Reply {
-    let Said { error_type, error_message, .. } = said;
+fn function_error(body: &ErrorBody, log: Option<&str>) -> Reply {
+    let ErrorBody { error_type, error_message, .. } = body;
     let text = if error_type.is_empty() {
         error_message.clone()
     } else {
         format!("{error_type}: {error_message}")
     };
     match error_type.as_str() {
-        // Its records have what it could not answer.
+        // The outcomes are in the records.
         "Function.ResponseSizeTooLarge" => over(text),
         "Sandbox.Timedout" => Reply::Ended(FailureKind::TimedOut, text),
         "Runtime.OutOfMemory" => out_of_memory(log),
         "Runtime.ExitError" if error_message.contains("signal: killed") => {
-            // Lambda says so where a process needs more memory than it has, and gives no other
-            // reason. The log has the figures, if it came.
+            // Lambda reports this if a process exceeds its memory, without the reason. The log, if
+            // present, has the memory figures.
             match log.and_then(megabytes) {
                 Some([size, used]) if used < FULL * size => {
                     Reply::Ended(FailureKind::WorkerLost, text)
@@ -134,7 +133,7 @@ fn out_of_memory(log: Option<&str>) -> Reply {
     )
 }
 
-/// The memory of a function and what it has used of it, by the REPORT line of its log.
+/// Returns the memory size and the used memory of a function, from the REPORT line of its log.
 fn megabytes(log: &str) -> Option<[f64; 2]> {
     let text = String::from_utf8_lossy(&base64(log)?).into_owned();
     let report = text.lines().rfind(|l| l.starts_with("REPORT "))?;
@@ -143,7 +142,7 @@ fn megabytes(log: &str) -> Option<[f64; 2]> {
     Some([megabytes("Memory Size: ")?, megabytes("Max Memory Used: ")?])
 }
 
-/// The bytes of a text in base 64.
+/// Decodes base64. Returns `None` if the text is invalid.
 fn base64(text: &str) -> Option<Vec<u8>> {
     let (mut bytes, mut bits, mut n) = (Vec::with_capacity(text.len() / 4 * 3), 0u32, 0);
     for c in text.bytes().filter(|c| *c != b'=') {
@@ -185,22 +184,28 @@ mod tests {
     }
 
     #[test]
-    fn replies_are_told_apart() {
+    fn replies_are_classified() {
         let failed = |body: &'static str| Raw {
             status: 200,
             function_error: Some("Unhandled"),
             body: body.as_bytes(),
             ..Raw::default()
         };
-        let killed = r#"{"errorType":"Runtime.ExitError","errorMessage":"RequestId: 7 Error: Runtime exited with error: signal: killed"}"#;
+        let killed = r#"{"errorType":"Runtime.ExitError",
+            "errorMessage":"RequestId: 7 Error: Runtime exited with error: signal: killed"}"#;
         check(
             &failed(killed),
             "out of memory: the environment was killed because it is out of memory (hint: give",
         );
-        // REPORT RequestId: 7 Memory Size: 256 MB Max Memory Used: 256 MB, and the same with 100
-        // MB.
-        let full = "UkVQT1JUIFJlcXVlc3RJZDogNwlNZW1vcnkgU2l6ZTogMjU2IE1CCU1heCBNZW1vcnkgVXNlZDogMjU2IE1CCQo=";
-        let half = "UkVQT1JUIFJlcXVlc3RJZDogNwlNZW1vcnkgU2l6ZTogMjU2IE1CCU1heCBNZW1vcnkgVXNlZDogMTAwIE1CCQo=";
+        // REPORT RequestId: 7 Memory Size: 256 MB Max Memory Used: 256 MB, and with 100 MB used.
+        let full = concat!(
+            "UkVQT1JUIFJlcXVlc3RJZDogNwlNZW1vcnkgU2l6ZTogMjU2IE1CCU1heCBNZW1vcnkgVXNl",
+            "ZDogMjU2IE1CCQo="
+        );
+        let half = concat!(
+            "UkVQT1JUIFJlcXVlc3RJZDogNwlNZW1vcnkgU2l6ZTogMjU2IE1CCU1heCBNZW1vcnkgVXNl",
+            "ZDogMTAwIE1CCQo="
+        );
         check(
             &Raw { log: Some(full), ..failed(killed) },
             "out of memory: the environment of 256 MB was killed because it is out of memory",
@@ -212,13 +217,15 @@ mod tests {
         check(&Raw { log: Some(half), ..failed(killed) }, "worker lost");
         check(
             &failed(
-                r#"{"errorType":"Runtime.ExitError","errorMessage":"Runtime exited with error: exit status 3"}"#,
+                r#"{"errorType":"Runtime.ExitError",
+                    "errorMessage":"Runtime exited with error: exit status 3"}"#,
             ),
             "crashed",
         );
         check(
             &failed(
-                r#"{"errorType":"Sandbox.Timedout","errorMessage":"Task timed out after 5.00 seconds"}"#,
+                r#"{"errorType":"Sandbox.Timedout",
+                    "errorMessage":"Task timed out after 5.00 seconds"}"#,
             ),
             "timed out",
         );
@@ -228,7 +235,8 @@ mod tests {
         );
         check(
             &failed(
-                r#"{"errorType":"Function.ResponseSizeTooLarge","errorMessage":"Response payload size"}"#,
+                r#"{"errorType":"Function.ResponseSizeTooLarge",
+                    "errorMessage":"Response payload size"}"#,
             ),
             "lost: Function.Resp",
         );
@@ -240,7 +248,8 @@ mod tests {
             body: body.as_bytes(),
             ..Raw::default()
         };
-        let many = r#"{"Type":"User","Reason":"ConcurrentInvocationLimitExceeded","message":"Rate Exceeded."}"#;
+        let many = r#"{"Type":"User","Reason":"ConcurrentInvocationLimitExceeded",
+            "message":"Rate Exceeded."}"#;
         check(
             &refused(429, "TooManyRequestsException", many),
             "throttled: ConcurrentInvocationLimitExceeded",
@@ -271,7 +280,10 @@ mod tests {
         check(&refused(403, "AccessDeniedException", "{}"), "refused, denied: AccessDenied");
         check(&refused(413, "RequestTooLargeException", "{}"), "refused: RequestTooLarge");
         check(&Raw { status: 200, body: b"null", ..Raw::default() }, "lost: invalid answer: ");
-        let refusal = br#"{"refused":{"environment":{"id":"e","invocations":1,"had_plan":false,"init_ms":1,"memory_bytes":1,"peak_bytes":1},"refusal":{"kind":"plan","message":"m"}}}"#;
+        let refusal = br#"{"refused":{
+            "environment":{"id":"e","invocations":1,"had_plan":false,"init_ms":1,
+                "memory_bytes":1,"peak_bytes":1},
+            "refusal":{"kind":"plan","message":"m"}}}"#;
         check(&Raw { status: 200, body: refusal, ..Raw::default() }, "answer");
     }
 }

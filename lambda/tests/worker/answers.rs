@@ -48,7 +48,7 @@ fn a_probe_reports_slots_and_caches_the_plan() {
     assert_complete(&outcomes[0]);
     assert!(outcomes[0].worker.contains(&environment.id), "{}", outcomes[0].worker);
     let (kind, message) = refused(ask(&emulator, &address, Call::Probe));
-    assert!(kind == RefusalKind::Plan && message.contains("there is no plan"), "{message}");
+    assert!(kind == RefusalKind::Plan && message.contains("cannot find the plan"), "{message}");
 }
 
 /// Plans an array of numbers in chunks of 10, of which each is a task.

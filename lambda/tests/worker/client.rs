@@ -151,7 +151,7 @@ fn refused_runs_change_nothing() {
         .endpoint(&emulator.url())
         .credentials("key", "secret", None);
     let error = try_run(&[Target::array(&array, &place.at("out"))], &spec, &other).unwrap_err();
-    assert!(error.to_string().contains("deploy it"), "{error}");
+    assert!(error.to_string().contains("deploy the function"), "{error}");
     assert!(!fs::exists(place.at("out")).unwrap());
 }
 

@@ -21,7 +21,7 @@ type Wanted = (u32, u64);
 
 /// The chunks that a task has in flight.
 #[derive(Debug, Default)]
-pub(super) struct Ahead {
+pub(super) struct Prefetch {
     /// The chunks cached when the task began, by source.
     cached: Option<Vec<Lru<()>>>,
     /// The chunks that the task requests next, in order.
@@ -38,7 +38,7 @@ pub(super) struct Ahead {
 /// The error that stops listing when the list is full.
 struct Full;
 
-impl Ahead {
+impl Prefetch {
     /// Returns the pending read of a requested chunk, if the read has started. Starts reads of the
     /// next chunks.
     pub(super) fn take(

@@ -21,7 +21,7 @@ use crate::task::{Cause, FailureKind, cause_of_plan, kind_of_storage};
 
 /// A stage with open arrays and a compiled kernel.
 #[derive(Debug)]
-pub(super) struct Ready {
+pub(super) struct OpenStage {
     pub(super) stage: StageId,
     /// The sources, in the order of the layout.
     pub(super) sources: Vec<Opened>,
@@ -32,12 +32,12 @@ pub(super) struct Ready {
 }
 
 impl RunContext {
-    pub(super) fn ready(&self, stage_id: StageId) -> Result<Ready, Cause> {
+    pub(super) fn open_stage(&self, stage_id: StageId) -> Result<OpenStage, Cause> {
         let plan = self.plan.plan();
         let stage = &plan.stages[stage_id.0];
         let layout = self.plan.layout(stage_id);
         let opened = |id| Ok(Opened { source: self.source(id)?, chunks: Lru::default() });
-        Ok(Ready {
+        Ok(OpenStage {
             stage: stage_id,
             sources: layout
                 .sources
