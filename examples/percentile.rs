@@ -13,7 +13,10 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use freestone::{Block, BlockMut, DType, Error, KernelRegistry, OutputBlocks, Target, UserKernel};
+use freestone::{
+    Block, BlockMut, DType, Error, KernelError, KernelRegistry, OutputBlocks, Scratch, Target,
+    UserKernel,
+};
 use freestone_cli::limits::Limits;
 use freestone_engine::driver::RunError;
 use serde::{Deserialize, Serialize};
@@ -43,21 +46,19 @@ impl UserKernel for Percentile {
         &self,
         inputs: &[Block<'_>],
         output: &mut BlockMut<'_>,
-        scratch: &mut [u8],
-    ) -> Result<(), String> {
+        scratch: &mut Scratch<'_>,
+    ) -> Result<(), KernelError> {
         let values = inputs[0].array::<f32>()?;
         let mut out = output.array::<f32>()?;
         let n = inputs[0].shape[0];
         let at = ((n.max(1) - 1) as f64 * (self.percent / 100.0).clamp(0.0, 1.0)).round() as usize;
-        let column = scratch.as_chunks_mut::<4>().0;
+        let column = scratch.slice::<f32>(n)?;
         for (out, lane) in out.iter_mut().zip(values.lanes(ndarray::Axis(0))) {
             for (c, x) in column.iter_mut().zip(lane) {
-                *c = x.to_ne_bytes();
+                *c = *x;
             }
-            let (_, found, _) = column[..n].select_nth_unstable_by(at, |a, b| {
-                f32::from_ne_bytes(*a).total_cmp(&f32::from_ne_bytes(*b))
-            });
-            *out = f32::from_ne_bytes(*found);
+            let (_, found, _) = column.select_nth_unstable_by(at, f32::total_cmp);
+            *out = *found;
         }
         Ok(())
     }

@@ -39,9 +39,11 @@ pub use freestone_engine::driver::record::StoredRun;
 pub use freestone_engine::events::{Event, Observer, RunReport};
 pub use freestone_engine::executor::Executor;
 pub use freestone_engine::memory::size;
-pub use freestone_engine::spec::{Settings, Spec, parse_size};
+pub use freestone_engine::spec::{Settings, Size, Spec, SpecBuilder, parse_size};
 pub use freestone_engine::storage::{CodecName, Encoding, MemoryStore, Stores};
-pub use freestone_engine::user::{Block, BlockMut, KernelRegistry, UserKernel};
+pub use freestone_engine::user::{
+    Block, BlockError, BlockMut, KernelError, KernelRegistry, Scratch, UserKernel,
+};
 pub use freestone_engine::worker::Cancel;
 #[cfg(feature = "lambda")]
 pub use freestone_executors::LambdaExecutor;

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use freestone::{
-    Block, BlockMut, CodecName, DType, LambdaExecutor, OutputBlocks, RunReport, Settings, Stores,
-    Target, UserKernel,
+    Block, BlockMut, CodecName, DType, KernelError, LambdaExecutor, OutputBlocks, RunReport,
+    Scratch, Settings, Stores, Target, UserKernel,
 };
 use freestone_lambda::{KernelRegistry, serve};
 use freestone_lambda_emulator::{Cap, Config, Emulator};
@@ -53,8 +53,8 @@ impl UserKernel for Sleeping {
         &self,
         inputs: &[Block<'_>],
         output: &mut BlockMut<'_>,
-        _scratch: &mut [u8],
-    ) -> Result<(), String> {
+        _scratch: &mut Scratch<'_>,
+    ) -> Result<(), KernelError> {
         std::thread::sleep(Duration::from_nanos(
             self.nanos_per_byte * inputs[0].bytes.len() as u64,
         ));

@@ -3,6 +3,8 @@
 //! A [`Spec`] is resolved from layers of [`Settings`], in this order of precedence: code, command
 //! line, environment, file, defaults.
 
+mod builder;
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -14,6 +16,8 @@ use crate::memory::size;
 use crate::storage::{Encoding, EncodingError};
 use crate::work_dir::default_work_dir;
 use crate::{environment, files, machine};
+
+pub use builder::{IntoSize, Size, SpecBuilder};
 
 /// The limits and locations of a computation. The names have the same meanings as in Cubed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -328,6 +332,12 @@ impl Settings {
 }
 
 impl Spec {
+    /// Returns a builder, which takes the environment, the settings file and the defaults for what
+    /// it does not set.
+    pub fn builder() -> SpecBuilder {
+        SpecBuilder::default()
+    }
+
     /// Resolves settings from code, the environment, the file `FREESTONE_CONFIG` or
     /// `freestone.toml`, and the defaults.
     ///

@@ -15,6 +15,7 @@ use ndarray::{ArrayViewD, ArrayViewMutD, IxDyn};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use thiserror::Error;
 
 use crate::panics;
 
@@ -40,8 +41,8 @@ pub trait UserKernel: Serialize + DeserializeOwned + fmt::Debug + Send + Sync + 
         &self,
         inputs: &[Block<'_>],
         output: &mut BlockMut<'_>,
-        scratch: &mut [u8],
-    ) -> Result<(), String>;
+        scratch: &mut Scratch<'_>,
+    ) -> Result<(), KernelError>;
 }
 
 /// A block of an input.
@@ -70,9 +71,65 @@ pub struct BlockMut<'a> {
     pub bytes: &'a mut [u8],
 }
 
-/// Returns the error for a view of a block as elements of another dtype.
-fn wrong_dtype<T: Element>(dtype: DType) -> String {
-    format!("invalid element type `{}`: the block has dtype `{dtype}`", T::DTYPE)
+/// The error of a kernel: any error, or a message by `.into()`.
+pub type KernelError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The error of a typed view of a block or of scratch memory.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+#[allow(missing_docs)]
+pub enum BlockError {
+    #[error("invalid element type `{asked}`: the block has dtype `{found}`")]
+    DType { found: DType, asked: DType },
+    #[error("the block has {len} bytes, which do not match its shape {shape:?}")]
+    Shape { len: usize, shape: Vec<usize> },
+    #[error("the scratch memory has {len} bytes, but {wanted} are needed")]
+    Scratch { len: usize, wanted: usize },
+}
+
+/// Scratch memory of a kernel, of the length that [`UserKernel::scratch_bytes`] returned.
+///
+/// The contents are unspecified when [`apply`](UserKernel::apply) begins. The bytes are aligned for
+/// every element type.
+#[derive(Debug)]
+pub struct Scratch<'a> {
+    bytes: &'a mut [u8],
+}
+
+impl<'a> Scratch<'a> {
+    pub(crate) fn new(bytes: &'a mut [u8]) -> Scratch<'a> {
+        Scratch { bytes }
+    }
+
+    /// Returns the first `n` elements of the memory as a slice.
+    ///
+    /// # Errors
+    /// The memory is shorter than that.
+    pub fn slice<T: Element>(&mut self, n: usize) -> Result<&mut [T], BlockError> {
+        let (len, wanted) = (self.bytes.len(), n.saturating_mul(size_of::<T>()));
+        let too_short = BlockError::Scratch { len, wanted };
+        let bytes = self.bytes.get_mut(..wanted).ok_or_else(|| too_short.clone())?;
+        bytemuck::try_cast_slice_mut(bytes).map_err(|_| too_short)
+    }
+}
+
+impl std::ops::Deref for Scratch<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.bytes
+    }
+}
+
+impl std::ops::DerefMut for Scratch<'_> {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        self.bytes
+    }
+}
+
+fn check_dtype<T: Element>(found: DType) -> Result<(), BlockError> {
+    let asked = T::DTYPE;
+    if found == asked { Ok(()) } else { Err(BlockError::DType { found, asked }) }
 }
 
 impl Block<'_> {
@@ -80,12 +137,11 @@ impl Block<'_> {
     ///
     /// # Errors
     /// Returns an error if `T` is not the block's dtype.
-    pub fn array<T: Element>(&self) -> Result<ArrayViewD<'_, T>, String> {
-        if T::DTYPE != self.dtype {
-            return Err(wrong_dtype::<T>(self.dtype));
-        }
+    pub fn array<T: Element>(&self) -> Result<ArrayViewD<'_, T>, BlockError> {
+        check_dtype::<T>(self.dtype)?;
+        let len = self.bytes.len();
         ArrayViewD::from_shape(IxDyn(&self.shape), bytemuck::cast_slice(self.bytes))
-            .map_err(|e| e.to_string())
+            .map_err(|_| BlockError::Shape { len, shape: self.shape.clone() })
     }
 }
 
@@ -94,12 +150,11 @@ impl BlockMut<'_> {
     ///
     /// # Errors
     /// Returns an error if `T` is not the block's dtype.
-    pub fn array<T: Element>(&mut self) -> Result<ArrayViewMutD<'_, T>, String> {
-        if T::DTYPE != self.dtype {
-            return Err(wrong_dtype::<T>(self.dtype));
-        }
+    pub fn array<T: Element>(&mut self) -> Result<ArrayViewMutD<'_, T>, BlockError> {
+        check_dtype::<T>(self.dtype)?;
+        let len = self.bytes.len();
         ArrayViewMutD::from_shape(IxDyn(&self.shape), bytemuck::cast_slice_mut(self.bytes))
-            .map_err(|e| e.to_string())
+            .map_err(|_| BlockError::Shape { len, shape: self.shape.clone() })
     }
 }
 
@@ -116,8 +171,8 @@ pub trait AnyKernel: fmt::Debug + Send + Sync {
         &self,
         inputs: &[Block<'_>],
         output: &mut BlockMut<'_>,
-        scratch: &mut [u8],
-    ) -> Result<(), String>;
+        scratch: &mut Scratch<'_>,
+    ) -> Result<(), KernelError>;
 }
 
 impl<K: UserKernel> AnyKernel for K {
@@ -129,8 +184,8 @@ impl<K: UserKernel> AnyKernel for K {
         &self,
         inputs: &[Block<'_>],
         output: &mut BlockMut<'_>,
-        scratch: &mut [u8],
-    ) -> Result<(), String> {
+        scratch: &mut Scratch<'_>,
+    ) -> Result<(), KernelError> {
         UserKernel::apply(self, inputs, output, scratch)
     }
 }

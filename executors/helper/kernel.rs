@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::process::Command;
 
-use freestone_engine::user::{Block, BlockMut, UserKernel};
+use freestone_engine::user::{Block, BlockMut, KernelError, Scratch, UserKernel};
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,19 +30,16 @@ impl UserKernel for Odd {
         &self,
         inputs: &[Block<'_>],
         output: &mut BlockMut<'_>,
-        _scratch: &mut [u8],
-    ) -> Result<(), String> {
+        _scratch: &mut Scratch<'_>,
+    ) -> Result<(), KernelError> {
         match self {
             Odd::Prints => {
                 println!("kernel prints {:?}", inputs[0].start);
-                let echo = Command::new("echo")
-                    .arg("another process prints")
-                    .status()
-                    .map_err(|e| e.to_string())?;
+                let echo = Command::new("echo").arg("another process prints").status()?;
                 let mut text = String::new();
-                let n = std::io::stdin().read_to_string(&mut text).map_err(|e| e.to_string())?;
+                let n = std::io::stdin().read_to_string(&mut text)?;
                 if !echo.success() || n > 0 {
-                    return Err(format!("{echo}, and {n} bytes of standard input: {text}"));
+                    return Err(format!("{echo}, and {n} bytes of standard input: {text}").into());
                 }
             }
             Odd::Panics { at } => assert!(inputs[0].start[0] != *at, "block {at} is told to panic"),

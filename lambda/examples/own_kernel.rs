@@ -6,7 +6,8 @@
 //! Define the kernel in a library that the client uses too, so that both have the same version.
 
 use freestone_lambda::{
-    Allocator, Block, BlockMut, Error, KernelRegistry, UserKernel, serve, stores,
+    Allocator, Block, BlockMut, Error, KernelError, KernelRegistry, Scratch, UserKernel, serve,
+    stores,
 };
 use serde::{Deserialize, Serialize};
 
@@ -28,8 +29,8 @@ impl UserKernel for Clip {
         &self,
         inputs: &[Block<'_>],
         output: &mut BlockMut<'_>,
-        _scratch: &mut [u8],
-    ) -> Result<(), String> {
+        _scratch: &mut Scratch<'_>,
+    ) -> Result<(), KernelError> {
         output
             .array::<f32>()?
             .iter_mut()

@@ -27,7 +27,9 @@
 pub use freestone_allocator::Allocator;
 pub use freestone_engine::kernels::DType;
 pub use freestone_engine::storage::Stores;
-pub use freestone_engine::user::{Block, BlockMut, KernelRegistry, UserKernel};
+pub use freestone_engine::user::{
+    Block, BlockMut, KernelError, KernelRegistry, Scratch, UserKernel,
+};
 pub use lambda_runtime::Error;
 
 pub use freestone_worker::stores;

@@ -334,7 +334,11 @@ impl AsRef<Array> for Array {
 /// caller.
 #[track_caller]
 pub(crate) fn or_failed(result: Result<Array, Error>) -> Array {
-    result.unwrap_or_else(|error| Array::failed(error, Location::caller()))
+    // Not in a closure, which has a location of its own.
+    match result {
+        Ok(array) => array,
+        Err(error) => Array::failed(error, Location::caller()),
+    }
 }
 
 impl Inner {

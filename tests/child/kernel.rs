@@ -20,8 +20,8 @@ impl freestone::UserKernel for Doubled {
         &self,
         inputs: &[freestone::Block<'_>],
         output: &mut freestone::BlockMut<'_>,
-        scratch: &mut [u8],
-    ) -> Result<(), String> {
+        scratch: &mut freestone::Scratch<'_>,
+    ) -> Result<(), freestone::KernelError> {
         scratch[..inputs[0].bytes.len()].copy_from_slice(inputs[0].bytes);
         output.array::<f32>()?.assign(&inputs[0].array::<f32>()?.mapv(|x| 2.0 * x));
         Ok(())

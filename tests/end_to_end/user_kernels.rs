@@ -1,7 +1,8 @@
 //! Kernels that the library does not know: any blocks, any executor, and what goes wrong.
 
 use freestone::{
-    Array, Block, BlockLengths, BlockMut, DType, Error, OutputBlocks, Target, UserKernel,
+    Array, Block, BlockLengths, BlockMut, DType, Error, KernelError, OutputBlocks, Scratch, Target,
+    UserKernel,
 };
 use ndarray::{Array2, ArrayD, Axis};
 use serde::{Deserialize, Serialize};
@@ -27,8 +28,8 @@ impl UserKernel for Scaled {
         &self,
         inputs: &[Block<'_>],
         output: &mut BlockMut<'_>,
-        scratch: &mut [u8],
-    ) -> Result<(), String> {
+        scratch: &mut Scratch<'_>,
+    ) -> Result<(), KernelError> {
         match self.trouble.as_deref() {
             Some("panic") => panic!("on purpose"),
             Some(trouble) => return Err(trouble.into()),
@@ -61,8 +62,8 @@ impl UserKernel for BlockSum {
         &self,
         inputs: &[Block<'_>],
         output: &mut BlockMut<'_>,
-        _scratch: &mut [u8],
-    ) -> Result<(), String> {
+        _scratch: &mut Scratch<'_>,
+    ) -> Result<(), KernelError> {
         output.array::<f64>()?.fill(inputs[0].array::<f64>()?.sum());
         Ok(())
     }

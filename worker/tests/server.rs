@@ -14,7 +14,7 @@ use freestone_engine::remote::{RefusalKind, read_record};
 use freestone_engine::spec::Settings;
 use freestone_engine::storage::Stores;
 use freestone_engine::task::{RunAddress, TaskOutcome, TaskRequest};
-use freestone_engine::user::{Block, BlockMut, KernelRegistry, UserKernel};
+use freestone_engine::user::{Block, BlockMut, KernelError, KernelRegistry, Scratch, UserKernel};
 use freestone_ops::io::{Target, outputs};
 use freestone_ops::{OutputBlocks, arange, map_blocks};
 use freestone_worker::{Answer, Call, Invocation, Place, Server};
@@ -52,8 +52,8 @@ impl UserKernel for Counted {
         &self,
         inputs: &[Block<'_>],
         output: &mut BlockMut<'_>,
-        _scratch: &mut [u8],
-    ) -> Result<(), String> {
+        _scratch: &mut Scratch<'_>,
+    ) -> Result<(), KernelError> {
         let (running, changed) = &RUNNING[self.test];
         let mut state = running.lock().unwrap();
         state.now.push(self.plan);

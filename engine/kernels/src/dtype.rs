@@ -4,6 +4,7 @@
 //! [`dispatch!`](crate::dispatch) selects `T` from a [`DType`] at run time.
 
 use std::fmt;
+use std::str::FromStr;
 
 use bytemuck::{Pod, Zeroable};
 use num_complex::Complex;
@@ -17,6 +18,12 @@ pub struct Bool(pub u8);
 impl From<bool> for Bool {
     fn from(value: bool) -> Self {
         Bool(u8::from(value))
+    }
+}
+
+impl From<Bool> for bool {
+    fn from(value: Bool) -> Self {
+        value.0 != 0
     }
 }
 
@@ -176,6 +183,29 @@ impl DType {
                 }
             }
         }
+    }
+}
+
+/// The error of a text that is not the name of a dtype.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParseDTypeError {
+    text: String,
+}
+
+impl fmt::Display for ParseDTypeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = DType::ALL.map(DType::name).join(", ");
+        write!(f, "invalid dtype `{}`: expected one of {names}", self.text)
+    }
+}
+
+impl std::error::Error for ParseDTypeError {}
+
+impl FromStr for DType {
+    type Err = ParseDTypeError;
+
+    fn from_str(text: &str) -> Result<DType, ParseDTypeError> {
+        DType::from_name(text).ok_or_else(|| ParseDTypeError { text: text.to_owned() })
     }
 }
 

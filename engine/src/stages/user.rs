@@ -19,7 +19,7 @@ use crate::plan::{ArrayId, Plan, PlanError, ReadMode, Stage, StageOutput, malfor
 use crate::program::{Over, Phase, SlotId, Step};
 use crate::state::{Loaded, TaskState, Values, overrun, sizes};
 use crate::task::{Cause, FailureKind, internal};
-use crate::user::{AnyKernel, Block, BlockMut, KernelRegistry, MakeKernel};
+use crate::user::{AnyKernel, Block, BlockMut, KernelRegistry, MakeKernel, Scratch};
 
 /// A user's kernel on whole blocks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -207,8 +207,8 @@ impl CompiledUser {
             bytes: &mut block.bytes_mut()[..n],
         };
         // A panic is a failure of the kernel, not of the worker.
-        let scratch_part = &mut scratch.bytes_mut()[..*scratch_bytes as usize];
-        let applied = panics::caught(|| self.code.apply(&inputs, &mut output, scratch_part));
+        let mut scratch_part = Scratch::new(&mut scratch.bytes_mut()[..*scratch_bytes as usize]);
+        let applied = panics::caught(|| self.code.apply(&inputs, &mut output, &mut scratch_part));
         task.resources.arena.recycle(scratch);
         let problem = match applied {
             Ok(applied) => applied.err().map(|error| format!("kernel `{name}`: {error}")),

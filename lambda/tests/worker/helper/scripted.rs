@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use freestone_lambda::{Block, BlockMut, UserKernel};
+use freestone_lambda::{Block, BlockMut, KernelError, Scratch, UserKernel};
 use serde::{Deserialize, Serialize};
 
 /// The kernel's side effects. By default it has none.
@@ -56,8 +56,8 @@ impl UserKernel for Scripted {
         &self,
         inputs: &[Block<'_>],
         output: &mut BlockMut<'_>,
-        _scratch: &mut [u8],
-    ) -> Result<(), String> {
+        _scratch: &mut Scratch<'_>,
+    ) -> Result<(), KernelError> {
         self.append_to_log(b"+");
         let start = inputs[0].start[0];
         assert_ne!(self.panic_at, Some(start), "requested panic");
