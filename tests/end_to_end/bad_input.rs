@@ -380,7 +380,7 @@ fn places_that_are_taken() {
         check(
             store(&tripled, &output, &place, |t| t.overwrite(true)),
             ExitCode::Input,
-            "computed from",
+            "from which it is computed",
             over_input,
         );
         assert!(tree(place.at("in")) == input, "{output}");

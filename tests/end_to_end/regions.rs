@@ -361,7 +361,7 @@ fn stages_read_a_region_that_was_stored() {
     let planned = freestone::plan(&targets, &place.spec()).unwrap();
     let text = planned.finalized().to_string();
     assert!(
-        text.contains("to a region from [4, 2] of") && text.contains("reads zeros float64 [4, 4]"),
+        text.contains("to the region at [4, 2] of") && text.contains("reads zeros float64 [4, 4]"),
         "{text}"
     );
     freestone::run(&planned, &place.spec(), &Serial).unwrap();
