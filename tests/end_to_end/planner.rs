@@ -97,7 +97,10 @@ fn a_climate_archive_is_rechunked_in_three_copies() {
             "{} copies, {written} bytes, {requests} requests",
             stages.len()
         );
-        assert!(plan.to_string().contains(&format!("split into {} copies", stages.len())), "{plan}");
+        assert!(
+            plan.to_string().contains(&format!("split into {} copies", stages.len())),
+            "{plan}"
+        );
     }
 }
 

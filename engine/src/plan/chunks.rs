@@ -79,17 +79,7 @@ pub(crate) fn touched<E>(
             }
             Origin::Source { source, axes } => {
                 let source = layout.sources[*source];
-                let length = |a: &AxisMap| a.axis().map_or(1, |d| to.shape[d]);
-                let hits: Vec<_> = axes
-                    .iter()
-                    .zip(grids[source].axes())
-                    .map(|(a, grid)| a.hits(grid, length(a)))
-                    .collect();
-                let counts: Vec<u64> = hits.iter().map(|h| h.len() as u64).collect();
-                try_for_each_coord(&Region::whole(&counts), |hit| {
-                    let here = hits.iter().zip(hit).map(|(h, i)| &h[*i as usize]);
-                    let (coords, runs) =
-                        here.map(|(chunk, runs)| (*chunk, runs.as_slice())).unzip();
+                box_chunks(grids[source], axes, to, |coords, runs| {
                     visit(Touched::Part { source, coords, axes, runs, to })
                 })?;
                 source
@@ -98,6 +88,24 @@ pub(crate) fn touched<E>(
         visit(Touched::Done { source })?;
     }
     Ok(())
+}
+
+/// Visits the chunks that a box overlaps, with the runs of the box in each chunk.
+fn box_chunks<E>(
+    grid: &ChunkGrid,
+    axes: &[AxisMap],
+    to: &Region,
+    mut visit: impl FnMut(Vec<u64>, Vec<&[Run]>) -> Result<(), E>,
+) -> Result<(), E> {
+    let length = |map: &AxisMap| map.axis().map_or(1, |d| to.shape[d]);
+    let axes = axes.iter().zip(grid.axes());
+    let hits: Vec<_> = axes.map(|(map, chunks)| map.hits(chunks, length(map))).collect();
+    let counts: Vec<u64> = hits.iter().map(|h| h.len() as u64).collect();
+    try_for_each_coord(&Region::whole(&counts), |hit| {
+        let here = hits.iter().zip(hit).map(|(h, i)| &h[*i as usize]);
+        let (coords, runs) = here.map(|(chunk, runs)| (*chunk, runs.as_slice())).unzip();
+        visit(coords, runs)
+    })
 }
 
 /// Visits the chunks of an array that share elements with a region of an array of `shape`, which
@@ -135,7 +143,7 @@ pub(crate) struct ChunkReads<'a, F> {
     /// The cached chunks of each source.
     pub(crate) cached: Vec<Lru<()>>,
     /// The chunk that each input views.
-    pub(crate) inside: Vec<Option<(usize, Vec<u64>)>>,
+    pub(crate) viewed: Vec<Option<(usize, Vec<u64>)>>,
     /// Called with the source and the part that is read.
     pub(crate) visit: F,
 }
@@ -146,7 +154,7 @@ impl<'a, E, F: FnMut(usize, &Touched<'_>) -> Result<(), E>> ChunkReads<'a, F> {
             return Ok(());
         }
         let pinned: Vec<&[u64]> = self
-            .inside
+            .viewed
             .iter()
             .flatten()
             .filter(|(s, _)| *s == source)
@@ -163,7 +171,7 @@ impl<'a, E, F: FnMut(usize, &Touched<'_>) -> Result<(), E>> ChunkReads<'a, F> {
         touched(&stage.inputs[i], &layout.inputs[i], grids, &cell, |touched| match &touched {
             Touched::Inside { source, coords, .. } => {
                 self.read(*source, &touched, coords)?;
-                self.inside[i] = Some((*source, coords.clone()));
+                self.viewed[i] = Some((*source, coords.clone()));
                 Ok(())
             }
             Touched::Part { source, coords, .. } | Touched::Flat { source, coords } => {
@@ -200,14 +208,14 @@ impl<'a, E, F: FnMut(usize, &Touched<'_>) -> Result<(), E>> Visitor<Position>
     }
 
     fn enter(&mut self, body: &[Step], _: &Position) -> Result<(), E> {
-        forget(body, &mut self.inside);
+        clear_loads(body, &mut self.viewed);
         Ok(())
     }
 }
 
 /// Clears the blocks that a loop body loads, before its next iteration. Chunks that the previous
 /// iteration viewed may then be evicted.
-pub(crate) fn forget<T>(body: &[Step], loaded: &mut [Option<T>]) {
+pub(crate) fn clear_loads<T>(body: &[Step], loaded: &mut [Option<T>]) {
     for step in body {
         if let Step::Load(i) = step {
             loaded[*i] = None;

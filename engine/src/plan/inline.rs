@@ -56,9 +56,9 @@ impl Lowering<'_> {
         let mut marking = Marking::default();
         for node in order {
             match &node.op {
-                Op::Rechunk(_) => self.mark_one(node, "readers use its new chunks"),
+                Op::Rechunk(_) => self.materialize(node, "readers use its new chunks"),
                 Op::Staged(op) => {
-                    self.mark_one(node, op.kind().reason());
+                    self.materialize(node, op.kind().reason());
                     op.kind().mark(self);
                 }
                 Op::Map { inputs, .. } => {
@@ -87,12 +87,12 @@ impl Lowering<'_> {
         } else {
             let reason = "a view of a reshaped array does not compose with the reshape";
             let reshaped = sources.iter().filter(|s| marking.reshaped.contains(&key(s)));
-            reshaped.for_each(|s| self.mark_one(s, reason));
+            reshaped.for_each(|s| self.materialize(s, reason));
         }
         let Ok((map, bases)) = self.compose_view(node, sources, map, marking) else {
             let reason = "the views of it have too many pieces or include a reshape";
             let views = sources.iter().filter(|s| matches!(s.op, Op::View { .. }));
-            views.for_each(|s| self.mark_one(s, reason));
+            views.for_each(|s| self.materialize(s, reason));
             return;
         };
         let is_simple = map.as_image().is_some() && map.n_indices() == 0;
@@ -103,10 +103,10 @@ impl Lowering<'_> {
         let computed = bases.iter().enumerate().filter(|(_, b)| matches!(b.op, Op::Map { .. }));
         for (k, base) in computed {
             if !selects {
-                self.mark_one(base, TOO_MANY);
+                self.materialize(base, TOO_MANY);
             } else if !is_simple && !self.composes(base, &only(&map, k, base.dtype)) {
                 let reason = "the view that reads it does not compose with the views that it reads";
-                self.mark_one(base, reason);
+                self.materialize(base, reason);
             }
         }
     }
@@ -135,12 +135,12 @@ impl Lowering<'_> {
 
     /// Returns true if a node is marked for an array of its own.
     fn has_array(&self, node: &NodeRef) -> bool {
-        self.materialise.contains_key(&key(node))
+        self.materialized.contains_key(&key(node))
     }
 
     /// Marks a node for an array of its own, with the reason.
-    pub(crate) fn mark_one(&mut self, node: &NodeRef, reason: &'static str) {
-        self.materialise.entry(key(node)).or_insert(reason);
+    pub(crate) fn materialize(&mut self, node: &NodeRef, reason: &'static str) {
+        self.materialized.entry(key(node)).or_insert(reason);
     }
 
     /// Composes a chain of views down to nodes that are not views or are marked.
@@ -173,12 +173,10 @@ impl Lowering<'_> {
                 }
                 Op::View { .. } => match flatten(&node, &map, &has_array) {
                     Ok((map, bases)) if can_select(&map, &bases, &has_array) => {
-                        open.extend(
-                            bases
-                                .iter()
-                                .enumerate()
-                                .map(|(k, b)| (Arc::clone(b), Rc::new(only(&map, k, b.dtype)))),
-                        );
+                        let part = |(k, base): (usize, &NodeRef)| {
+                            (Arc::clone(base), Rc::new(only(&map, k, base.dtype)))
+                        };
+                        open.extend(bases.iter().enumerate().map(part));
                     }
                     _ => return false,
                 },

@@ -84,7 +84,8 @@ pub fn lower(outputs: &[Output], spec: &Spec) -> Result<FinalizedPlan, PlanError
         lowering.add_output(output);
     }
     for node in &order {
-        if lowering.stored.contains_key(&key(node)) || lowering.materialise.contains_key(&key(node))
+        if lowering.stored.contains_key(&key(node))
+            || lowering.materialized.contains_key(&key(node))
         {
             lowering.add_intermediate(node);
         }
@@ -103,7 +104,7 @@ pub fn lower(outputs: &[Output], spec: &Spec) -> Result<FinalizedPlan, PlanError
         }
     }
     lowering.join_siblings()?;
-    lowering.emit()?.finalize()
+    lowering.assemble().finalize()
 }
 
 /// Returns the stores in which the graph's arrays were opened, so that a run finds stores in
@@ -216,7 +217,7 @@ pub(crate) struct Lowering<'a> {
     /// The arrays of nodes that have one.
     pub(crate) stored: HashMap<*const Node, ArrayId>,
     /// The nodes that need an array, with the reason.
-    pub(crate) materialise: HashMap<*const Node, &'static str>,
+    pub(crate) materialized: HashMap<*const Node, &'static str>,
     /// The nodes to compute, with their arrays.
     roots: Vec<(NodeRef, ArrayId)>,
     drafts: Vec<Draft>,
@@ -233,7 +234,7 @@ impl<'a> Lowering<'a> {
             repositories: Repositories::default(),
             publications: Vec::new(),
             stored: HashMap::new(),
-            materialise: HashMap::new(),
+            materialized: HashMap::new(),
             notes: Vec::new(),
             roots: Vec::new(),
             drafts: Vec::new(),
@@ -265,7 +266,7 @@ impl<'a> Lowering<'a> {
             Op::Staged(op) => op.kind().is_readable_from(&output.node, &objects),
             _ => true,
         };
-        if is_readable && self.materialise.contains_key(&key(&output.node)) {
+        if is_readable && self.materialized.contains_key(&key(&output.node)) {
             self.stored.entry(key(&output.node)).or_insert(id);
         }
     }
@@ -276,8 +277,8 @@ impl<'a> Lowering<'a> {
         }
         let id = ArrayId(self.arrays.len());
         let name = format!("{}-{:03}", node.name(), id.0);
-        if let Some(why) = self.materialise.get(&key(node)) {
-            self.add_note(id, format!("`{name}` is an intermediate array: {why}"));
+        if let Some(reason) = self.materialized.get(&key(node)) {
+            self.add_note(id, format!("`{name}` is an intermediate array: {reason}"));
         }
         self.add(PlanArray {
             name,
@@ -400,7 +401,7 @@ impl<'a> Lowering<'a> {
     }
 
     /// Divides the drafts into tasks and assembles the plan.
-    fn emit(mut self) -> Result<Plan, PlanError> {
+    fn assemble(mut self) -> Plan {
         let mut stages: Vec<Stage> = Vec::new();
         for draft in std::mem::take(&mut self.drafts) {
             stages.extend(draft.kind.kind().stages(&draft, &mut self));
@@ -430,7 +431,7 @@ impl<'a> Lowering<'a> {
                 stages[*i].notes.push(note);
             }
         }
-        Ok(self.into_plan(stages))
+        self.into_plan(stages)
     }
 }
 

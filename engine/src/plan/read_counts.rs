@@ -126,10 +126,10 @@ impl<'a> Counter<'a> {
             Ok(())
         };
         let region = stage.tasks.region(coords);
-        let inside = vec![None; stage.inputs.len()];
+        let viewed = vec![None; stage.inputs.len()];
         let cached = std::mem::take(&mut self.cached);
         let mut reads =
-            ChunkReads { stage, layout, grids: &self.grids, coords, cached, inside, visit };
+            ChunkReads { stage, layout, grids: &self.grids, coords, cached, viewed, visit };
         let loops = TaskLoops { stage, objects: &self.objects, coords, region: &region };
         walk(&layout.program.steps, &loops, &loops.outside(), &mut reads)?;
         self.cached = reads.cached;

@@ -94,14 +94,14 @@ fn quad_means(shape: &[u64], chunk: &[u64]) -> Vec<Output> {
 }
 
 #[test]
-fn quadratic_means_are_one_stage_where_tasks_are_enough() {
+fn quadratic_means_are_one_stage_if_there_are_enough_tasks() {
     let plan = lower(&quad_means(&[12, 73, 144], &[3, 37, 72]), &spec(100_000_000, 2)).unwrap();
     let [stage] = plan.plan().stages.as_slice() else { panic!("{plan}") };
     assert_eq!((stage.inputs.len(), stage.outputs.len(), stage.n_tasks()), (2, 3, 4));
 }
 
 #[test]
-fn a_long_reduction_is_two_stages_and_never_more() {
+fn a_long_reduction_is_two_stages() {
     let plan =
         lower(&quad_means(&[1_460, 360, 720], &[20, 360, 720]), &spec(400_000_000, 2)).unwrap();
     let names: Vec<&str> = plan.plan().stages.iter().map(|s| s.name.as_str()).collect();
@@ -111,7 +111,7 @@ fn a_long_reduction_is_two_stages_and_never_more() {
 }
 
 #[test]
-fn a_plan_of_a_billion_chunks_is_as_small_as_any() {
+fn a_plan_of_a_billion_chunks_is_small() {
     let plan = lower(
         &quad_means(&[1_000_000_000, 16_000, 8_000], &[1_000, 160, 800]),
         &spec(4_000_000_000, 1000),
@@ -125,7 +125,7 @@ fn a_plan_of_a_billion_chunks_is_as_small_as_any() {
 }
 
 #[test]
-fn what_travels_is_what_was_planned() {
+fn serialization_round_trips() {
     let plan = lower(&quad_means(&[40, 73, 144], &[3, 37, 72]), &spec(100_000_000, 8)).unwrap();
     let back = FinalizedPlan::from_bytes(&plan.to_bytes().unwrap()).unwrap();
     assert_eq!(back, plan);
@@ -133,11 +133,11 @@ fn what_travels_is_what_was_planned() {
 }
 
 #[test]
-fn one_byte_too_little_is_refused() {
+fn one_byte_below_the_projection_is_rejected() {
     let outputs = quad_means(&[1_460, 360, 720], &[20, 360, 720]);
     let needs = lower(&outputs, &spec(u64::MAX / 8, 2)).unwrap().projected_mem();
     assert!(lower(&outputs, &spec(needs, 2)).is_ok());
-    // Siblings come apart before anything is refused: one product alone needs less.
+    // Siblings are separated before a plan is rejected: one product alone needs less.
     let alone = lower(&outputs[..1], &spec(u64::MAX / 8, 2)).unwrap().projected_mem();
     let error = lower(&outputs[..1], &spec(alone - 1, 2)).unwrap_err();
     let PlanError::ExceedsMemory { projected, allowed, .. } = &error else { panic!("{error}") };
@@ -145,9 +145,9 @@ fn one_byte_too_little_is_refused() {
     assert!(error.to_string().contains("use smaller chunks"), "{error}");
 }
 
-/// Once smaller chunks were advised where nothing but the client of the network was too much.
+/// Regression: smaller chunks were advised although the network client alone exceeded the limit.
 #[test]
-fn a_refusal_advises_what_can_help() {
+fn the_advice_for_too_little_memory_is_applicable() {
     let x = random(&[100, 100], &[10, 100], 1);
     let mut plan = lower(&[output(&x, "x", None)], &spec(100_000_000, 2)).unwrap().plan().clone();
     let codecs = plan
@@ -197,9 +197,9 @@ fn two_tasks_never_write_one_chunk() {
     assert!(matches!(other.finalize(), Err(PlanError::Format { found: 99 })));
 }
 
-/// Plans come from storage: what does not hold together is an error, whatever it is.
+/// Plans come from storage, so every inconsistency is an error.
 #[test]
-fn malformed_plans_are_refused() {
+fn malformed_plans_are_rejected() {
     let x = random(&[4, 4], &[2, 2], 1);
     let plan = lower(&[output(&x, "x", None)], &spec(100_000_000, 2)).unwrap().plan().clone();
     #[track_caller]
@@ -244,7 +244,7 @@ fn malformed_plans_are_refused() {
     check(&plan, nowhere, "follows an unknown axis");
 }
 
-/// Plans on a stack that recursion over ten thousand nodes would overflow.
+/// Runs a test on a stack that recursion over ten thousand nodes would overflow.
 fn on_a_small_stack(test: impl FnOnce() + Send + 'static) {
     std::thread::Builder::new().stack_size(256 << 10).spawn(test).unwrap().join().unwrap();
 }

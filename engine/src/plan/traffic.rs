@@ -31,7 +31,7 @@ pub(crate) struct Traffic {
 pub(crate) fn reads(scope: Scope<'_>, stage: &Stage) -> Vec<(ArrayId, Traffic)> {
     let mut all: Vec<(ArrayId, Traffic)> = Vec::new();
     for i in 0..stage.inputs.len() {
-        let mut own = of_input(scope, stage, i);
+        let mut own = input_reads(scope, stage, i);
         own.retain(|(id, traffic)| match all.iter_mut().find(|(other, _)| other == id) {
             Some((_, sum)) => {
                 // Inputs that run along the same axes share decoded chunks, if chunks are cached.
@@ -165,7 +165,7 @@ pub(crate) fn only_parts(scope: Scope<'_>, stage: &Stage, input: &StageInput) ->
     row >= 2 * PART_BYTES && rows <= MAX_PARTS
 }
 
-fn of_input(scope: Scope<'_>, stage: &Stage, i: usize) -> Vec<(ArrayId, Traffic)> {
+fn input_reads(scope: Scope<'_>, stage: &Stage, i: usize) -> Vec<(ArrayId, Traffic)> {
     let input = &stage.inputs[i];
     let (blocks, times) = stage.kernel.kind().input_blocks(stage, i);
     let mut all: Vec<(ArrayId, Traffic)> = Vec::new();
@@ -179,19 +179,23 @@ fn of_input(scope: Scope<'_>, stage: &Stage, i: usize) -> Vec<(ArrayId, Traffic)
         let whole = info.chunk_shape().iter().fold(info.dtype.size() as f64, |p, n| p * *n as f64);
         let mean = info.n_bytes() as f64 / info.grid.n_chunks().max(1) as f64;
         let chunk = if info.stored_shape.is_some() { whole } else { mean };
-        let (requests, needed, exact) = match axes {
-            Some(axes) => of_piece(stage, &blocks, id, piece, axes, &info.grid),
-            None => (flat_reads(&blocks, &info.grid), f64::INFINITY, false),
+        let reads = match axes {
+            Some(axes) => piece_reads(stage, &blocks, id, piece, axes, &info.grid),
+            None => PieceReads {
+                chunks: flat_reads(&blocks, &info.grid),
+                elements: f64::INFINITY,
+                exact: false,
+            },
         };
-        let (requests, whole_bytes) = (requests * times, requests * times * chunk);
-        let needed = needed * times * info.dtype.size() as f64;
+        let (requests, whole_bytes) = (reads.chunks * times, reads.chunks * times * chunk);
+        let needed = reads.elements * times * info.dtype.size() as f64;
         let parts = needed < 0.99 * whole_bytes
             && axes.is_some_and(|axes| in_parts(scope, stage, id, axes));
         let found = Traffic {
             requests,
             bytes: if parts { needed } else { whole_bytes },
             whole_bytes,
-            exact,
+            exact: reads.exact,
             parts,
         };
         match all.iter_mut().find(|(other, _)| *other == id) {
@@ -210,69 +214,90 @@ fn of_input(scope: Scope<'_>, stage: &Stage, i: usize) -> Vec<(ArrayId, Traffic)
     all
 }
 
-/// Returns the chunk reads for one piece of a map, the needed elements counted for each block that
-/// needs them, and whether the reads are exact.
-fn of_piece(
+/// The reads of one piece of a map.
+struct PieceReads {
+    /// The number of chunk reads.
+    chunks: f64,
+    /// The number of needed elements, counted for each block that needs them.
+    elements: f64,
+    /// True if the figures are exact.
+    exact: bool,
+}
+
+/// Returns the reads of the chunks of `grid` for one piece, by blocks of these sizes.
+fn piece_reads(
     stage: &Stage,
     blocks: &ChunkGrid,
     array: ArrayId,
     piece: &Piece,
     axes: &[AxisMap],
-    cuts: &ChunkGrid,
-) -> (f64, f64, bool) {
-    // Cached chunks remain from task to task along `inner_axis`, else from block to block.
-    let last =
-        || (0..stage.blocks.axes().len()).rev().find(|d| stage.blocks.axes()[*d].n_chunks() > 1);
-    let kept = if stage.cache.iter().any(|k| k.array == array) {
-        stage.inner_axis.or_else(last)
-    } else {
-        None
-    };
-    let stays = |d: usize| kept == Some(d);
-    let (mut reads, mut needed, mut exact, mut along) =
-        (1.0, 1.0, true, vec![false; blocks.axes().len()]);
-    for (map, cut) in axes.iter().zip(cuts.axes()) {
-        let (AxisMap::Along { axis, .. } | AxisMap::Gather { axis, .. }) = map else { continue };
-        let d = *axis;
-        let (first, len) = (piece.to.start[d], piece.to.shape[d]);
-        along[d] = true;
-        needed *= len as f64;
-        if len == 0 || cut.is_empty() {
-            continue;
+    grid: &ChunkGrid,
+) -> PieceReads {
+    let cached = cached_axis(stage, array);
+    let mut reads = PieceReads { chunks: 1.0, elements: 1.0, exact: true };
+    let mut is_along = vec![false; blocks.axes().len()];
+    for (map, chunks) in axes.iter().zip(grid.axes()) {
+        let Some(d) = map.axis() else { continue };
+        is_along[d] = true;
+        let len = piece.to.shape[d];
+        reads.elements *= len as f64;
+        if len > 0 && !chunks.is_empty() {
+            let (n, exact) = axis_reads(map, chunks, &blocks.axes()[d], piece, cached == Some(d));
+            reads.chunks *= n;
+            reads.exact &= exact;
         }
-        // The blocks within the piece.
-        let block = if len == blocks.axes()[d].len() {
-            blocks.axes()[d].clone()
-        } else {
-            blocks.axes()[d].slice(first, 1, len)
-        };
-        let n = block.n_chunks() as f64;
-        let AxisMap::Along { start, step, .. } = map else {
-            // The positions that a list selects are not analyzed.
-            (reads, exact) = (reads * (cut.n_chunks() as f64).min(len as f64), false);
-            continue;
-        };
-        let touched = (cut.find(map.at(0)).abs_diff(cut.find(map.at(len - 1))) + 1) as f64;
-        let (taken, chunk) =
-            (block.max_extent() as f64 * step.unsigned_abs() as f64, cut.max_extent() as f64);
-        let known =
-            if stays(d) || n <= 1.0 || (*step == 1 && *start == 0 && cut.nests_in(&block, 0, 1)) {
-                Some(touched)
-            } else if touched <= 1.0 || block.nests_in(cut, *start, *step) {
-                Some(n)
-            } else {
-                None
-            };
-        reads *= known
-            .unwrap_or_else(|| (n * ((taken + chunk - 1.0) / chunk).min(touched)).max(touched));
-        exact &= known.is_some() && !stays(d);
     }
-    let met = |d: usize| {
-        let (block, first, len) = (&blocks.axes()[d], piece.to.start[d], piece.to.shape[d]);
-        if len == 0 { 1.0 } else { (block.find(first + len - 1) - block.find(first) + 1) as f64 }
+    // Blocks along other axes read the same chunks again.
+    let overlapped = |d: usize| {
+        let (blocks, first, len) = (&blocks.axes()[d], piece.to.start[d], piece.to.shape[d]);
+        if len == 0 { 1.0 } else { (blocks.find(first + len - 1) - blocks.find(first) + 1) as f64 }
     };
-    let again: f64 = (0..along.len()).filter(|d| !along[*d] && !stays(*d)).map(met).product();
-    (reads * again, needed * again, exact)
+    let others = (0..is_along.len()).filter(|d| !is_along[*d] && cached != Some(*d));
+    let repeats: f64 = others.map(overlapped).product();
+    reads.chunks *= repeats;
+    reads.elements *= repeats;
+    reads
+}
+
+/// Returns the axis along which chunks of an array remain cached: from task to task along
+/// `inner_axis`, else from block to block.
+fn cached_axis(stage: &Stage, array: ArrayId) -> Option<usize> {
+    if !stage.cache.iter().any(|cache| cache.array == array) {
+        return None;
+    }
+    let axes = stage.blocks.axes();
+    stage.inner_axis.or_else(|| (0..axes.len()).rev().find(|d| axes[*d].n_chunks() > 1))
+}
+
+/// Returns the reads of chunks along one source axis of a piece, and whether the number is exact.
+/// `is_cached` is true if chunks remain cached along the axis.
+fn axis_reads(
+    map: &AxisMap,
+    chunks: &AxisGrid,
+    blocks: &AxisGrid,
+    piece: &Piece,
+    is_cached: bool,
+) -> (f64, bool) {
+    let d = map.axis().unwrap_or(0);
+    let (first, len) = (piece.to.start[d], piece.to.shape[d]);
+    let AxisMap::Along { start, step, .. } = map else {
+        // The positions that a list selects are not analyzed.
+        return ((chunks.n_chunks() as f64).min(len as f64), false);
+    };
+    // The blocks within the piece.
+    let blocks = if len == blocks.len() { blocks.clone() } else { blocks.slice(first, 1, len) };
+    let n = blocks.n_chunks() as f64;
+    let touched = (chunks.find(map.at(0)).abs_diff(chunks.find(map.at(len - 1))) + 1) as f64;
+    let is_aligned = *step == 1 && *start == 0 && chunks.nests_in(&blocks, 0, 1);
+    if is_cached || n <= 1.0 || is_aligned {
+        return (touched, !is_cached);
+    }
+    if touched <= 1.0 || blocks.nests_in(chunks, *start, *step) {
+        return (n, true);
+    }
+    let extent = blocks.max_extent() as f64 * step.unsigned_abs() as f64;
+    let chunk = chunks.max_extent() as f64;
+    ((n * ((extent + chunk - 1.0) / chunk).min(touched)).max(touched), false)
 }
 
 /// Returns the reads of an array's chunks by blocks of an array of another shape. Each block counts

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Where one element comes from, by looking through the pieces.
+/// Returns the source of one element by a search of the pieces.
 fn trace(map: &ReadMap, index: &[u64]) -> Result<(usize, Vec<u64>), Scalar> {
     let piece = map
         .pieces
@@ -35,102 +35,108 @@ fn indices(shape: &[u64]) -> Vec<Vec<u64>> {
     all
 }
 
-/// One random view of an array of `shape`: a slice with steps, a permutation, a broadcast, a
-/// pad, or two halves swapped.
-fn view(shape: Vec<u64>, seed: u64) -> ReadMap {
-    let pick = |k: u64, n: u64| {
-        (seed.rotate_left(k as u32 * 7 + 3) ^ seed.wrapping_mul(0x9E37_79B9_7F4A_7C15 + k))
-            % n.max(1)
-    };
-    let along = |axis: usize| AxisMap::Along { axis, start: 0, step: 1 };
-    let rank = shape.len();
-    match pick(0, 6) {
-        5 => {
-            // Some elements along one axis, in any order and repeated.
-            let axis = pick(1, rank as u64) as usize;
-            let indices: Arc<[u64]> =
-                (0..1 + pick(2, 7)).map(|i| pick(i + 3, shape[axis])).collect();
-            let mut out = shape.clone();
-            out[axis] = indices.len() as u64;
-            let gather = |d| {
-                if d == axis {
-                    AxisMap::Gather { axis, start: 0, step: 1, indices: Arc::clone(&indices) }
-                } else {
-                    along(d)
-                }
-            };
-            ReadMap::image(out, (0..rank).map(gather).collect())
-        }
-        0 => {
-            let mut out = Vec::new();
-            let axes = shape
-                .iter()
-                .enumerate()
-                .map(|(d, n)| {
-                    let pace = 1 + pick(d as u64 + 1, 3) as i64;
-                    let len = pick(d as u64 + 5, n.div_ceil(pace as u64)) + 1;
-                    let span = (len - 1) * pace as u64;
-                    let first = pick(d as u64 + 9, n - span);
-                    out.push(len);
-                    if pick(d as u64 + 13, 2) == 0 {
-                        AxisMap::Along { axis: d, start: first, step: pace }
-                    } else {
-                        AxisMap::Along { axis: d, start: first + span, step: -pace }
-                    }
-                })
-                .collect();
-            ReadMap::image(out, axes)
-        }
-        1 => ReadMap::image(
-            shape.iter().rev().copied().collect(),
-            (0..rank).rev().map(along).collect(),
-        ),
-        2 => ReadMap::image([vec![3], shape.clone()].concat(), (1..=rank).map(along).collect()),
-        3 => {
-            let mut out = shape.clone();
-            out[0] += 3;
-            let body =
-                Region { start: [vec![1], vec![0; rank - 1]].concat(), shape: shape.clone() };
-            let strip = |start: u64, n: u64| Region {
-                start: [vec![start], vec![0; rank - 1]].concat(),
-                shape: [vec![n], shape[1..].to_vec()].concat(),
-            };
-            let fill = Origin::Fill(Scalar::new(7i32));
-            ReadMap::new(
-                out,
-                vec![
-                    Piece { to: strip(0, 1), from: fill.clone() },
-                    Piece {
-                        to: body,
-                        from: Origin::Source { source: 0, axes: (0..rank).map(along).collect() },
-                    },
-                    Piece { to: strip(shape[0] + 1, 2), from: fill },
-                ],
-            )
-        }
-        _ => {
-            // Dropped to a fixed index along the first axis, where there are two; else rolled.
-            if rank > 1 {
-                let axes = std::iter::once(AxisMap::Fixed(pick(3, shape[0])))
-                    .chain((0..rank - 1).map(along))
-                    .collect();
-                return ReadMap::image(shape[1..].to_vec(), axes);
-            }
-            let by = pick(4, shape[0]);
-            let part = |to: u64, n: u64, from: u64| Piece {
-                to: Region { start: vec![to], shape: vec![n] },
-                from: Origin::Source {
-                    source: 0,
-                    axes: vec![AxisMap::Along { axis: 0, start: from, step: 1 }],
-                },
-            };
-            let pieces = [part(0, by, shape[0] - by), part(by, shape[0] - by, 0)]
-                .into_iter()
-                .filter(|p| p.to.shape[0] > 0)
-                .collect();
-            ReadMap::new(shape, pieces)
-        }
+/// A source of small pseudo-random numbers, by index.
+#[derive(Clone, Copy)]
+struct Picks(u64);
+
+impl Picks {
+    /// Returns number `k`, below `n`.
+    fn pick(self, k: u64, n: u64) -> u64 {
+        let mixed = self.0.wrapping_mul(0x9E37_79B9_7F4A_7C15 + k);
+        (self.0.rotate_left(k as u32 * 7 + 3) ^ mixed) % n.max(1)
     }
+}
+
+fn along(axis: usize) -> AxisMap {
+    AxisMap::Along { axis, start: 0, step: 1 }
+}
+
+/// Returns a random view of an array of `shape`: a slice with steps, a permutation, a broadcast, a
+/// pad, a list of indices, one index, or two halves swapped.
+fn view(shape: Vec<u64>, seed: u64) -> ReadMap {
+    let picks = Picks(seed);
+    let rank = shape.len();
+    match picks.pick(0, 6) {
+        0 => sliced(&shape, picks),
+        1 => {
+            let reversed = shape.iter().rev().copied().collect();
+            ReadMap::image(reversed, (0..rank).rev().map(along).collect())
+        }
+        2 => ReadMap::image([vec![3], shape].concat(), (1..=rank).map(along).collect()),
+        3 => padded(shape),
+        5 => taken(shape, picks),
+        _ if rank > 1 => {
+            let fixed = AxisMap::Fixed(picks.pick(3, shape[0]));
+            let axes = std::iter::once(fixed).chain((0..rank - 1).map(along)).collect();
+            ReadMap::image(shape[1..].to_vec(), axes)
+        }
+        _ => swapped(shape, picks),
+    }
+}
+
+/// Returns a slice along each axis, ascending or descending.
+fn sliced(shape: &[u64], picks: Picks) -> ReadMap {
+    let mut out = Vec::new();
+    let mut axes = Vec::new();
+    for (axis, n) in shape.iter().enumerate() {
+        let d = axis as u64;
+        let stride = 1 + picks.pick(d + 1, 3);
+        let len = picks.pick(d + 5, n.div_ceil(stride)) + 1;
+        let span = (len - 1) * stride;
+        let first = picks.pick(d + 9, n - span);
+        out.push(len);
+        axes.push(if picks.pick(d + 13, 2) == 0 {
+            AxisMap::Along { axis, start: first, step: stride as i64 }
+        } else {
+            AxisMap::Along { axis, start: first + span, step: -(stride as i64) }
+        });
+    }
+    ReadMap::image(out, axes)
+}
+
+/// Returns some elements along one axis, in any order and repeated.
+fn taken(shape: Vec<u64>, picks: Picks) -> ReadMap {
+    let rank = shape.len();
+    let axis = picks.pick(1, rank as u64) as usize;
+    let indices: Arc<[u64]> =
+        (0..1 + picks.pick(2, 7)).map(|i| picks.pick(i + 3, shape[axis])).collect();
+    let mut out = shape;
+    out[axis] = indices.len() as u64;
+    let mut axes: Vec<AxisMap> = (0..rank).map(along).collect();
+    axes[axis] = AxisMap::Gather { axis, start: 0, step: 1, indices };
+    ReadMap::image(out, axes)
+}
+
+/// Returns the array with one row of fill values before it and two after it.
+fn padded(shape: Vec<u64>) -> ReadMap {
+    let rank = shape.len();
+    let rows = |start: u64, n: u64| Region {
+        start: [vec![start], vec![0; rank - 1]].concat(),
+        shape: [vec![n], shape[1..].to_vec()].concat(),
+    };
+    let fill = Origin::Fill(Scalar::new(7i32));
+    let body = Origin::Source { source: 0, axes: (0..rank).map(along).collect() };
+    let pieces = vec![
+        Piece { to: rows(0, 1), from: fill.clone() },
+        Piece { to: rows(1, shape[0]), from: body },
+        Piece { to: rows(shape[0] + 1, 2), from: fill },
+    ];
+    ReadMap::new([vec![shape[0] + 3], shape[1..].to_vec()].concat(), pieces)
+}
+
+/// Returns an array of one axis with two halves swapped.
+fn swapped(shape: Vec<u64>, picks: Picks) -> ReadMap {
+    let by = picks.pick(4, shape[0]);
+    let part = |to: u64, n: u64, from: u64| Piece {
+        to: Region { start: vec![to], shape: vec![n] },
+        from: Origin::Source {
+            source: 0,
+            axes: vec![AxisMap::Along { axis: 0, start: from, step: 1 }],
+        },
+    };
+    let parts = [part(0, by, shape[0] - by), part(by, shape[0] - by, 0)];
+    let pieces = parts.into_iter().filter(|p| p.to.shape[0] > 0).collect();
+    ReadMap::new(shape, pieces)
 }
 
 proptest! {

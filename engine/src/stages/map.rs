@@ -239,66 +239,80 @@ impl DraftKind for MapDraft {
     }
 }
 
-/// Returns the stage of an elementwise draft over a grid of output objects, with as many chunks per
-/// task as reduce the cost.
+/// The maximum average of reads per chunk at which the planner does not search for fewer reads.
+const FEW_READS: f64 = 1.05;
+
+/// A division of an elementwise draft into tasks.
+struct Division {
+    stage: Stage,
+    /// The number of chunks per task along each axis.
+    groups: Vec<u64>,
+    /// The reads per chunk.
+    reads: f64,
+}
+
+/// Returns the stage of an elementwise draft over a grid of output objects. A task may write
+/// several chunks, or cache chunks for the next task, if that avoids repeated reads of a source
+/// chunk.
 fn map_stage(lowering: &Lowering<'_>, draft: &Draft, grid: &ChunkGrid) -> Stage {
-    let rank = grid.axes().len();
-    let stage = |tasks: ChunkGrid| {
-        let outputs = draft.outputs.iter().map(|array| StageOutput::kept(*array, rank)).collect();
-        Stage::new(
-            draft.name,
-            Kernel::Map(Map(draft.expr.clone())),
-            draft.inputs.clone(),
-            outputs,
-            tasks,
-        )
-    };
-    // A task may write several chunks, or cache chunks for the next task, if that avoids repeated
-    // reads of a source chunk.
-    let scope = lowering.scope();
-    let mut groups = vec![1u64; grid.axes().len()];
-    let grouped = |groups: &[u64]| {
-        ChunkGrid::new(grid.axes().iter().zip(groups).map(|(a, g)| a.group(*g)).collect())
-    };
-    let fits = |stage: &Stage| StageLayout::fits(scope, stage);
-    let (mut best, mut reads) = with_cache(lowering, stage(grid.clone()), &fits);
-    while reads > 1.05 {
-        let mut next: Option<(f64, Vec<u64>, Stage)> = None;
-        for d in 0..groups.len() {
-            let all = grid.axes()[d].n_chunks();
-            if groups[d] >= all {
+    let (stage, reads) = with_cache(lowering, grouped_stage(draft, grid.clone()));
+    let mut best = Division { stage, groups: vec![1; grid.axes().len()], reads };
+    while best.reads > FEW_READS
+        && let Some(better) = larger_tasks(lowering, draft, grid, &best)
+    {
+        best = better;
+    }
+    best.stage
+}
+
+/// Returns the stage with these tasks.
+fn grouped_stage(draft: &Draft, tasks: ChunkGrid) -> Stage {
+    let rank = tasks.axes().len();
+    let outputs = draft.outputs.iter().map(|array| StageOutput::kept(*array, rank)).collect();
+    let kernel = Kernel::Map(Map(draft.expr.clone()));
+    Stage::new(draft.name, kernel, draft.inputs.clone(), outputs, tasks)
+}
+
+/// Returns the division with larger tasks along one axis and the fewest reads, if any of these has
+/// fewer reads than `division`, fits, and leaves enough tasks.
+fn larger_tasks(
+    lowering: &Lowering<'_>,
+    draft: &Draft,
+    grid: &ChunkGrid,
+    division: &Division,
+) -> Option<Division> {
+    let mut best: Option<Division> = None;
+    for (d, axis) in grid.axes().iter().enumerate() {
+        let (group, all) = (division.groups[d], axis.n_chunks());
+        if group >= all {
+            continue;
+        }
+        // A task of whole rows may avoid reads of adjacent elements.
+        for larger in [(2 * group).min(all), all] {
+            let mut groups = division.groups.clone();
+            groups[d] = larger;
+            let tasks = grid.axes().iter().zip(&groups).map(|(axis, n)| axis.group(*n)).collect();
+            let stage = grouped_stage(draft, ChunkGrid::new(tasks));
+            if stage.n_tasks() < lowering.spec.wanted_tasks()
+                || !StageLayout::fits(lowering.scope(), &stage)
+            {
                 continue;
             }
-            // A task of whole rows may avoid reads of adjacent elements.
-            for wider in [(2 * groups[d]).min(all), all] {
-                let mut trial = groups.clone();
-                trial[d] = wider;
-                let candidate = stage(grouped(&trial));
-                if candidate.n_tasks() < lowering.spec.wanted_tasks() || !fits(&candidate) {
-                    continue;
-                }
-                let (candidate, saved) = with_cache(lowering, candidate, &fits);
-                if saved < reads && next.as_ref().is_none_or(|(r, ..)| saved < *r) {
-                    next = Some((saved, trial, candidate));
-                }
+            let (stage, reads) = with_cache(lowering, stage);
+            if reads < best.as_ref().map_or(division.reads, |best| best.reads) {
+                best = Some(Division { stage, groups, reads });
             }
         }
-        let Some((saved, trial, candidate)) = next else { break };
-        (reads, groups, best) = (saved, trial, candidate);
     }
     best
 }
 
-/// Returns the stage with the order of tasks for which caching decoded chunks saves most, if one saves
-/// reads and fits, and the reads per chunk.
-fn with_cache(
-    lowering: &Lowering<'_>,
-    stage: Stage,
-    fits: &dyn Fn(&Stage) -> bool,
-) -> (Stage, f64) {
+/// Returns the stage with the order of tasks for which caching decoded chunks saves most, if one
+/// saves reads and fits. Returns also the reads per chunk.
+fn with_cache(lowering: &Lowering<'_>, stage: Stage) -> (Stage, f64) {
     let patterns = lowering.access_patterns(&stage);
     let plain = reads_per_chunk(&stage, &patterns, None);
-    if plain <= 1.05 {
+    if plain <= FEW_READS {
         return (stage, plain);
     }
     let mut orders: Vec<(f64, usize)> = (0..stage.tasks.axes().len())
@@ -308,8 +322,9 @@ fn with_cache(
     for (reads, d) in orders.into_iter().filter(|(r, _)| *r < 0.95 * plain) {
         let cache = cached_chunks(&stage, &patterns);
         let candidate = Stage { inner_axis: Some(d), cache, ..stage.clone() };
-        let slim = in_slices(lowering, &candidate);
-        if let Some(best) = slim.into_iter().chain([candidate]).find(fits) {
+        let sliced = in_slices(lowering, &candidate);
+        let fits = |stage: &Stage| StageLayout::fits(lowering.scope(), stage);
+        if let Some(best) = sliced.into_iter().chain([candidate]).find(fits) {
             return (best, reads);
         }
     }

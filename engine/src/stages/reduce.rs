@@ -445,22 +445,7 @@ impl ReduceDraft {
             stage.blocks = blocks;
             return stage;
         }
-        // Consecutive blocks differ along the last axis with several blocks. Chunks that they share
-        // are cached, if memory permits.
-        let (patterns, along) = (
-            lowering.access_patterns(&stage),
-            (0..stage.blocks.axes().len()).rev().find(|d| stage.blocks.axes()[*d].n_chunks() > 1),
-        );
-        if along.is_some()
-            && reads_per_chunk(&stage, &patterns, along)
-                < 0.95 * reads_per_chunk(&stage, &patterns, None)
-        {
-            stage.cache = cached_chunks(&stage, &patterns);
-            if !StageLayout::fits(lowering.scope(), &stage) {
-                stage.cache.clear();
-            }
-        }
-        stage
+        with_cache(lowering, stage)
     }
 
     /// Returns the number of blocks along each reduced axis that one task reduces.
@@ -497,6 +482,20 @@ impl ReduceDraft {
             })
             .collect()
     }
+}
+
+/// Returns the stage with a cache of the chunks that consecutive blocks share, if it saves reads and
+/// fits the memory. Consecutive blocks differ along the last axis with several blocks.
+fn with_cache(lowering: &Lowering<'_>, stage: Stage) -> Stage {
+    let axes = stage.blocks.axes();
+    let along = (0..axes.len()).rev().find(|d| axes[*d].n_chunks() > 1);
+    let patterns = lowering.access_patterns(&stage);
+    let reads = |cached_axis| reads_per_chunk(&stage, &patterns, cached_axis);
+    if along.is_none() || reads(along) >= 0.95 * reads(None) {
+        return stage;
+    }
+    let cached = Stage { cache: cached_chunks(&stage, &patterns), ..stage.clone() };
+    if StageLayout::fits(lowering.scope(), &cached) { cached } else { stage }
 }
 
 /// Returns blocks that fit a CPU cache, if all inputs of a reduction can be read in such pieces.

@@ -293,7 +293,7 @@ impl StageOp for UserNode {
                 |_| vec![Arc::clone(input)],
                 |bases| bases.into_iter().filter(computed).collect(),
             );
-            bases.iter().for_each(|b| lowering.mark_one(b, "a user kernel reads whole blocks"));
+            bases.iter().for_each(|b| lowering.materialize(b, "a user kernel reads whole blocks"));
         }
     }
 

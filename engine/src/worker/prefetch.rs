@@ -127,10 +127,10 @@ impl Prefetch {
             }
             Ok(())
         };
-        let inside = vec![None; task.stage.inputs.len()];
+        let viewed = vec![None; task.stage.inputs.len()];
         let (stage, layout, grids, coords) =
             (task.stage, task.layout, task.grids, task.coords.as_slice());
-        let mut reads = ChunkReads { stage, layout, grids, coords, cached, inside, visit };
+        let mut reads = ChunkReads { stage, layout, grids, coords, cached, viewed, visit };
         let loops = TaskLoops { stage, objects: task.objects, coords, region: &task.region };
         self.is_whole = walk(&layout.program.steps, &loops, &loops.outside(), &mut reads).is_ok();
         self.listed += list.len() as u64;

@@ -6,7 +6,7 @@
 
 use super::prefetch::Prefetch;
 use super::{Limits, overrun};
-use crate::plan::chunks::forget;
+use crate::plan::chunks::clear_loads;
 use crate::plan::loops::{Position, TaskLoops};
 use crate::program::{SlotId, Step, Visitor, walk};
 use crate::stages::Compiled;
@@ -61,7 +61,7 @@ impl Visitor<Position> for Execution<'_, '_> {
 
     fn enter(&mut self, body: &[Step], _: &Position) -> Result<(), Cause> {
         self.limits.check()?;
-        forget(body, &mut self.task.loaded);
+        clear_loads(body, &mut self.task.loaded);
         Ok(())
     }
 }

@@ -236,7 +236,7 @@ impl StageOp for ContractNode {
     fn mark(&self, lowering: &mut Lowering<'_>) {
         for (o, operand) in self.operands.iter().enumerate() {
             if !lowering.composes(operand, &self.map(o)) {
-                lowering.mark_one(
+                lowering.materialize(
                     operand,
                     "its views do not compose with those of the matrix product that reads it",
                 );
