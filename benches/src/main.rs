@@ -11,6 +11,11 @@
 #![allow(clippy::print_stdout, reason = "results go to stdout")]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+#[path = "../../tests/support/forward_store.rs"]
+#[macro_use]
+#[allow(unused_macros, reason = "some are for stores of the tests")]
+mod forward_store;
+
 mod bars;
 mod compile;
 mod driving;

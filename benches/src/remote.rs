@@ -5,7 +5,7 @@
 //! does not; the plan is the same.
 
 use std::sync::{Arc, mpsc};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use freestone::{
     Array, CodecName, DType, Encoding, MemoryStore, Settings, Spec, Stores, Target, Threads,
@@ -13,9 +13,7 @@ use freestone::{
 use freestone_engine::kernels::Buffer;
 use freestone_engine::machine;
 use freestone_engine::plan::StageId;
-use freestone_engine::storage::{
-    ByteRange, Lock, ObjectPart, PartsRead, PendingRead, StorageError, Store, read_each,
-};
+use freestone_engine::storage::{ByteRange, PendingRead, StorageError, Store};
 
 use crate::{Failure, sample};
 
@@ -48,6 +46,10 @@ fn deliver(
 
 #[deny(clippy::missing_trait_methods)]
 impl Store for Distant {
+    forward_store!(store: write remove list sync remove_partial_writes);
+    forward_store!(store: lock is_locked size modified blocking_file);
+    parts_by_whole_objects!();
+
     fn url(&self) -> &str {
         "s3://distant/store"
     }
@@ -88,60 +90,6 @@ impl Store for Distant {
             transient: false,
         };
         Ok(PendingRead::new(move || receive.recv().map_err(dropped)?))
-    }
-
-    fn write(&self, key: &str, bytes: &[u8]) -> Result<(), StorageError> {
-        self.store.write(key, bytes)
-    }
-
-    fn remove(&self, key: &str) -> Result<(), StorageError> {
-        self.store.remove(key)
-    }
-
-    fn list(&self, prefix: &str) -> Result<Vec<String>, StorageError> {
-        self.store.list(prefix)
-    }
-
-    fn sync(&self, keys: &mut dyn Iterator<Item = String>) -> Result<(), StorageError> {
-        self.store.sync(keys)
-    }
-
-    fn read_parts(
-        &self,
-        key: &str,
-        _size: u64,
-        parts: &[ObjectPart],
-        into: &mut [u8],
-    ) -> Result<PartsRead, StorageError> {
-        read_each(self, key, parts, into)
-    }
-
-    fn write_parts(&self, key: &str, parts: &[&[u8]]) -> Result<(), StorageError> {
-        self.write(key, &parts.concat())
-    }
-
-    fn remove_partial_writes(&self, prefix: &str) -> Result<(), StorageError> {
-        self.store.remove_partial_writes(prefix)
-    }
-
-    fn lock(&self, key: &str) -> Result<Option<Lock>, StorageError> {
-        self.store.lock(key)
-    }
-
-    fn is_locked(&self, key: &str) -> Result<bool, StorageError> {
-        self.store.is_locked(key)
-    }
-
-    fn size(&self, key: &str) -> Result<Option<u64>, StorageError> {
-        self.store.size(key)
-    }
-
-    fn modified(&self, key: &str) -> Result<Option<SystemTime>, StorageError> {
-        self.store.modified(key)
-    }
-
-    fn blocking_file(&self, key: &str) -> Option<String> {
-        self.store.blocking_file(key)
     }
 
     fn place(&self, key: &str) -> String {

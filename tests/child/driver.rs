@@ -63,9 +63,8 @@ impl Observer for Told {
             ),
             Event::Outcome { outcome, counted } => {
                 let tasks = self.tasks.fetch_add(*counted, Ordering::SeqCst) + counted;
-                say(
-                    &json!({"back": outcome.request.stage.0, "counted": counted, "id": outcome.request.id}),
-                );
+                let (stage, id) = (outcome.request.stage.0, outcome.request.id);
+                say(&json!({"back": stage, "counted": counted, "id": id}));
                 if let Some(Moment::Tasks(n)) = self.moment {
                     self.reached(tasks >= n);
                 }
@@ -80,9 +79,9 @@ impl Observer for Told {
     }
 }
 
-/// Runs, or resumes.
+/// Starts or resumes a run.
 pub fn run(asked: &Asked) {
-    // A resumed run has its plan from the run's folder; a part of the results may be there.
+    // A resumed run reads its plan from the run's folder; some of the results may exist already.
     let (planned, spec) =
         plan(&asked.folder, if asked.resume.is_none() { "results" } else { "again" }, &asked.on);
     let executor = executor(&asked.on, &asked.binary, SLOTS);
@@ -114,7 +113,12 @@ pub fn run(asked: &Asked) {
     };
     say(&match ended {
         Ok(report) => {
-            json!({"ended": "well", "finished_before": report.finished_before, "recomputed": report.recomputed, "in_memory": report.cached_bytes > 0})
+            json!({
+                "ended": "well",
+                "finished_before": report.finished_before,
+                "recomputed": report.recomputed,
+                "in_memory": report.cached_bytes > 0,
+            })
         }
         Err(error) => json!({"ended": error.to_string()}),
     });

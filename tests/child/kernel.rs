@@ -28,7 +28,7 @@ impl freestone::UserKernel for Doubled {
     }
 }
 
-/// Doubles the array `x` in a place, and prints what that took.
+/// Doubles the array `x` in a folder, and prints the run's resource use.
 pub fn run(place: &str) {
     let x = freestone::open(&format!("{place}/x")).unwrap();
     let y = freestone::map_blocks(&Doubled, &[&x], &freestone::OutputBlocks::new(DType::Float32));
@@ -40,7 +40,10 @@ pub fn run(place: &str) {
     )
     .unwrap();
     let said = serde_json::json!({
-        "projected_mem": report.projected_bytes, "peak_mem": report.peak_rss_bytes, "bytes_read": report.traffic().bytes_read, "stages": [],
+        "projected_mem": report.projected_bytes,
+        "peak_mem": report.peak_rss_bytes,
+        "bytes_read": report.traffic().bytes_read,
+        "stages": [],
     });
     say(&said);
 }

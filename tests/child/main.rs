@@ -1,8 +1,8 @@
-//! What end-to-end tests run in other processes: `freestone-test-child ROLE ARGUMENT`.
+//! Child processes of end-to-end tests: `freestone-test-child ROLE ARGUMENT`.
 //!
-//! It ends when its standard input does, so that none outlives the test that has started it.
+//! A child ends when its standard input closes, so that it never outlives its test.
 
-// A child of tests says by panicking that something is wrong, as they do.
+// Children panic on failure, as tests do.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -12,12 +12,17 @@
     unreachable_pub
 )]
 
+#[path = "../support/forward_store.rs"]
+#[macro_use]
+#[allow(unused_macros, reason = "some are for stores of the tests")]
+mod forward_store;
+
 mod driver;
 mod kernel;
 mod repository;
 mod scenarios;
 
-/// The store that fails; here, one that can be watched.
+/// The store of injected faults, used here to observe requests.
 #[path = "../end_to_end/faults"]
 #[allow(dead_code, unused_imports)]
 mod faults {

@@ -4,16 +4,13 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
 
 use freestone::{
     Array, CodecName, DType, MemoryStore, Serial, Settings, Spec, Stores, Target, concat,
 };
 use freestone_engine::kernels::Buffer;
 use freestone_engine::plan::{Place as ArrayPlace, PlanArray, StageId};
-use freestone_engine::storage::{
-    ByteRange, Lock, ObjectPart, PartsRead, PendingRead, StorageError, Store, read_each,
-};
+use freestone_engine::storage::{ByteRange, PendingRead, StorageError, Store};
 
 use crate::support::{Place, tree};
 
@@ -76,6 +73,10 @@ impl Drop for UnderWay {
 
 #[deny(clippy::missing_trait_methods)]
 impl Store for FarAway {
+    forward_store!(store: write remove list sync remove_partial_writes);
+    forward_store!(store: lock is_locked size modified blocking_file);
+    parts_by_whole_objects!();
+
     fn url(&self) -> &str {
         "s3://bucket/archive"
     }
@@ -120,60 +121,6 @@ impl Store for FarAway {
             drop(counted);
             read.map(|found| (found, into))
         }))
-    }
-
-    fn write(&self, key: &str, bytes: &[u8]) -> Result<(), StorageError> {
-        self.store.write(key, bytes)
-    }
-
-    fn remove(&self, key: &str) -> Result<(), StorageError> {
-        self.store.remove(key)
-    }
-
-    fn list(&self, prefix: &str) -> Result<Vec<String>, StorageError> {
-        self.store.list(prefix)
-    }
-
-    fn sync(&self, keys: &mut dyn Iterator<Item = String>) -> Result<(), StorageError> {
-        self.store.sync(keys)
-    }
-
-    fn read_parts(
-        &self,
-        key: &str,
-        _size: u64,
-        parts: &[ObjectPart],
-        into: &mut [u8],
-    ) -> Result<PartsRead, StorageError> {
-        read_each(self, key, parts, into)
-    }
-
-    fn write_parts(&self, key: &str, parts: &[&[u8]]) -> Result<(), StorageError> {
-        self.write(key, &parts.concat())
-    }
-
-    fn remove_partial_writes(&self, prefix: &str) -> Result<(), StorageError> {
-        self.store.remove_partial_writes(prefix)
-    }
-
-    fn lock(&self, key: &str) -> Result<Option<Lock>, StorageError> {
-        self.store.lock(key)
-    }
-
-    fn is_locked(&self, key: &str) -> Result<bool, StorageError> {
-        self.store.is_locked(key)
-    }
-
-    fn size(&self, key: &str) -> Result<Option<u64>, StorageError> {
-        self.store.size(key)
-    }
-
-    fn modified(&self, key: &str) -> Result<Option<SystemTime>, StorageError> {
-        self.store.modified(key)
-    }
-
-    fn blocking_file(&self, key: &str) -> Option<String> {
-        self.store.blocking_file(key)
     }
 
     fn place(&self, key: &str) -> String {

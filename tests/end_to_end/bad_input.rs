@@ -73,7 +73,9 @@ fn is_metadata(error: &Error, is: fn(&MetadataError) -> bool) -> bool {
 }
 
 fn is_bad_chunk(error: &Error) -> bool {
-    matches!(error, Error::Run(e) if matches!(e.cause(), RunError::Task { failure, attempts: 1, .. } if failure.kind == FailureKind::BadInput))
+    let Error::Run(error) = error else { return false };
+    let RunError::Task { failure, attempts: 1, .. } = error.cause() else { return false };
+    failure.kind == FailureKind::BadInput
 }
 
 /// Reads the whole array: an error of damaged input that publishes nothing.
@@ -93,12 +95,11 @@ fn what_is_no_array() {
             is_metadata(e, |m| matches!(m, MetadataError::NoZarr { .. }))
         });
     }
-    let group = |e: &Error| {
-        is_metadata(
-            e,
-            |m| matches!(m, MetadataError::Group { children, .. } if children.contains(&"u".to_owned())),
-        )
-    };
+    fn is_group(e: &MetadataError) -> bool {
+        let MetadataError::Group { children, .. } = e else { return false };
+        children.contains(&"u".to_owned())
+    }
+    let group = |e: &Error| is_metadata(e, is_group);
     check(freestone::open(WINDS_V3), ExitCode::Input, "is a Zarr group", group);
     check(freestone::open("ftp://host/array"), ExitCode::Input, "ftp", |e| {
         matches!(e, Error::Array(ArrayError::Storage(StorageError::InvalidUrl { .. })))
@@ -125,7 +126,10 @@ fn metadata_that_makes_no_sense() {
                 | MetadataError::Codec { .. }
         )
     };
-    let unknown: fn(&MetadataError) -> bool = |e| matches!(e, MetadataError::Codec { error: CodecError::Unknown(n), .. } if n == "lossy_magic");
+    let unknown: fn(&MetadataError) -> bool = |e| {
+        let MetadataError::Codec { error: CodecError::Unknown(name), .. } = e else { return false };
+        name == "lossy_magic"
+    };
     check_metadata(|d| also(d, "lossy_magic"), "lossy_magic", unknown);
     check_metadata(|d| d["shape"] = json!("seven"), "/in", malformed);
     check_metadata(|d| d["shape"] = json!([7, -5]), "/in", malformed);
@@ -363,7 +367,12 @@ fn places_that_are_taken() {
 
     fs::create_dir(place.at("notes")).unwrap();
     fs::write(place.at("notes/thesis.tex"), "years of work").unwrap();
-    let foreign = |e: &Error| matches!(e, Error::Run(RunError::Publish(PublishError::Foreign { names, .. })) if *names == ["thesis.tex"]);
+    let foreign = |e: &Error| {
+        let Error::Run(RunError::Publish(PublishError::Foreign { names, .. })) = e else {
+            return false;
+        };
+        *names == ["thesis.tex"]
+    };
     for overwrite in [false, true] {
         check(
             store(&array, &place.at("notes"), &place, |t| t.overwrite(overwrite)),
@@ -455,7 +464,12 @@ fn memory_one_byte_short_is_refused_and_nothing_is_touched() {
     let targets = [Target::array(&mean, &place.at("out"))];
     let projected = freestone::plan(&targets, &place.spec()).unwrap().finalized().projected_mem();
     let allow = |allowed_mem: u64| Spec { allowed_mem, ..place.spec() };
-    let refused = |e: &Error| matches!(e, Error::Plan(PlanError::ExceedsMemory { allowed, projected: p, .. }) if *allowed == projected - 1 && *p == projected);
+    let refused = |e: &Error| {
+        let Error::Plan(PlanError::ExceedsMemory { allowed, projected: p, .. }) = e else {
+            return false;
+        };
+        *allowed == projected - 1 && *p == projected
+    };
     check(
         freestone::plan(&targets, &allow(projected - 1)),
         ExitCode::Memory,

@@ -136,12 +136,29 @@ pub trait Seen: freestone_engine::kernels::dtype::Element {
 }
 
 macro_rules! seen {
-    ($($t:ty: $x:ident => $seen:expr),*) => { $(impl Seen for $t { fn seen(self) -> Element { let $x = self; $seen } })* };
+    ($($t:ty: $x:ident => $seen:expr),* $(,)?) => { $(
+        impl Seen for $t {
+            fn seen(self) -> Element {
+                let $x = self;
+                $seen
+            }
+        }
+    )* };
 }
 seen! {
-    Bool: x => Truth(x.0 != 0), i8: x => Int(x.into()), i16: x => Int(x.into()), i32: x => Int(x.into()), i64: x => Int(x.into()),
-    u8: x => Int(x.into()), u16: x => Int(x.into()), u32: x => Int(x.into()), u64: x => Int(x.into()), f32: x => Real(x.into()), f64: x => Real(x),
-    Complex64: x => Complex(Complex128::new(x.re.into(), x.im.into())), Complex128: x => Complex(x)
+    Bool: x => Truth(x.0 != 0),
+    i8: x => Int(x.into()),
+    i16: x => Int(x.into()),
+    i32: x => Int(x.into()),
+    i64: x => Int(x.into()),
+    u8: x => Int(x.into()),
+    u16: x => Int(x.into()),
+    u32: x => Int(x.into()),
+    u64: x => Int(x.into()),
+    f32: x => Real(x.into()),
+    f64: x => Real(x),
+    Complex64: x => Complex(Complex128::new(x.re.into(), x.im.into())),
+    Complex128: x => Complex(x),
 }
 
 /// An array of these values in a store of its own, in chunks of that shape.
@@ -162,7 +179,9 @@ pub fn stored(values: &ArrayD<Element>, dtype: DType, chunks: &[u64]) -> Array {
 
 /// What the library computes.
 pub fn computed(array: &Array, spec: &Spec) -> Result<ArrayD<Element>, freestone::Error> {
-    dispatch!(all, array.dtype().unwrap(), T => freestone::compute_with::<T>(array, spec, &Serial).map(|a| a.mapv(Seen::seen)))
+    dispatch!(all, array.dtype().unwrap(), T => {
+        freestone::compute_with::<T>(array, spec, &Serial).map(|a| a.mapv(Seen::seen))
+    })
 }
 
 /// A vector of elements.

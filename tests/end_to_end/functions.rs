@@ -1,8 +1,8 @@
-//! Every function of the vocabulary, called by its name on several dtypes in four chunkings,
-//! against an oracle that shares no code with the library: ndarray, Rust's own functions of `f64`,
-//! num-complex, and `i128` for integers.
+//! Every function of the vocabulary, on several dtypes in four chunkings, against an oracle that
+//! shares no code with the library: ndarray, Rust's functions of `f64`, num-complex, and `i128` for
+//! integers.
 //!
-//! Tables have a row for each function, with its oracle: [`ELEMENTWISE`] and [`OF_SEVERAL`] in
+//! Tables have a row with an oracle for each function: [`ELEMENTWISE`] and [`OF_SEVERAL`] in
 //! `elementwise`, [`REDUCED`], [`PRODUCTS`], [`MOVED`] and [`MADE`] each in the file of its name. A
 //! function without a row fails the test.
 
@@ -32,7 +32,7 @@ use reduced::REDUCED;
 
 const NUMERIC: &[DType] = &[Int8, UInt8, Int32, Int64, Float32, Float64, Complex64, Complex128];
 const REALS: &[DType] = &[Int8, UInt16, Int64, UInt64, Float32, Float64];
-/// With an integer dtype for functions that give floats for them.
+/// Includes an integer dtype, for which functions return floats.
 const INEXACT: &[DType] = &[Int16, Float32, Float64, Complex64, Complex128];
 const FLOATS: &[DType] = &[Int32, Float32, Float64];
 const INTEGERS: &[DType] = &[Int8, UInt8, Int16, UInt32, Int64, UInt64];
@@ -41,7 +41,7 @@ const SOME: &[DType] = &[Bool, UInt8, Int32, Float32, Complex128];
 const EVERY: &[DType] = &DType::ALL;
 const BOOL: &[DType] = &[Bool];
 
-/// What the oracles see of one function's turn: a dtype and a chunking.
+/// A call of a function for one dtype and one chunking.
 struct Case<'a> {
     name: &'static str,
     dtype: DType,
@@ -54,26 +54,25 @@ struct Case<'a> {
     failures: &'a RefCell<Vec<String>>,
 }
 
-/// An array, and what it holds.
+/// An array with its values.
 struct Pair {
     lazy: Value,
     whole: ArrayD<Element>,
 }
 
-/// A row of a table of functions that need more than [`Elementwise`](elementwise::Elementwise) has.
+/// A row of a table of functions that do not fit [`Elementwise`](elementwise::Elementwise).
 struct Other {
     name: &'static str,
     dtypes: &'static [DType],
     run: fn(&Case<'_>),
 }
 
-macro_rules! others {
-    ($($name:ident $dtypes:ident $run:expr;)*) => { &[$(Other { name: stringify!($name), dtypes: $dtypes, run: $run }),*] };
+const fn other(name: &'static str, dtypes: &'static [DType], run: fn(&Case<'_>)) -> Other {
+    Other { name, dtypes, run }
 }
-use others;
 
 #[test]
-fn every_function_is_what_its_oracle_says() {
+fn every_function_matches_its_oracle() {
     let (place, mut turns, mut checks) =
         (Place::quick(), BTreeMap::<&str, BTreeSet<(DType, usize)>>::new(), 0);
     let (spec, failures) = (place.spec(), RefCell::default());
@@ -111,10 +110,10 @@ fn every_function_is_what_its_oracle_says() {
     );
     for f in functions() {
         let turns = turns.get(f.name).unwrap_or_else(|| {
-            panic!("{} has no row in any table: write what it must give", f.name)
+            panic!("function {} has no row in any table: add one with an oracle", f.name)
         });
         let dtypes: BTreeSet<DType> = turns.iter().map(|t| t.0).collect();
-        // Some are not defined for as many.
+        // Some functions are defined for fewer dtypes.
         let least = match f.dtypes {
             "bool" => 1,
             "floats" if f.name.starts_with("random") => 2,
@@ -131,7 +130,7 @@ fn every_function_is_what_its_oracle_says() {
         turns.len(),
         turns.values().map(BTreeSet::len).sum::<usize>()
     );
-    assert_eq!(turns.len(), functions().len(), "a row is of no function, or one function has two");
+    assert_eq!(turns.len(), functions().len(), "a row has no function, or a function has two rows");
 }
 
 impl Case<'_> {
@@ -145,8 +144,8 @@ impl Case<'_> {
         (state >> 33) as f64 / (1u64 << 31) as f64
     }
 
-    /// An element of `low..high`: multiples of 1/64, so that `float32` holds them and sums are
-    /// exact.
+    /// Returns a random element of `low..high`: a multiple of 1/64, so that `float32` holds it and
+    /// sums are exact.
     fn element(&self, dtype: DType, (low, high): (f64, f64)) -> Element {
         let part = || ((low + (high - low) * self.draw()) * 64.0).floor() / 64.0;
         match dtype {
@@ -169,7 +168,7 @@ impl Case<'_> {
         Pair { lazy: Value::Array(array), whole }
     }
 
-    /// Of the turn's dtype, on three axes.
+    /// Returns an array of the case's dtype with three axes.
     fn cube(&self) -> Pair {
         self.of(self.dtype, &[4, 6, 10], (-9.0, 9.0))
     }
@@ -187,7 +186,7 @@ impl Case<'_> {
         )
     }
 
-    /// Calls the function; its results, which are the library's, are what the oracle says.
+    /// Calls the function and compares its results with the oracle's.
     #[track_caller]
     fn check(
         &self,
@@ -231,7 +230,7 @@ impl Case<'_> {
             assert_eq!(shape, whole.shape(), "{}", what());
             let values = computed(array, self.spec).unwrap_or_else(|e| panic!("{}: {e}", what()));
             if self.chunking == 2 && matches!(self.dtype, Float64 | Bool) {
-                self.reads_what_is_said(array, &what());
+                self.check_requests(array, &what());
             }
             let differ = values.iter().zip(whole).position(|(x, y)| !near.agree(*x, *y, *dtype));
             if let Some(at) = differ {
@@ -246,9 +245,9 @@ impl Case<'_> {
         self.checks.set(self.checks.get() + 1);
     }
 
-    /// Compares the requests that a plan announces with those of its run: equal where the plan says
-    /// so, else within a tenth.
-    fn reads_what_is_said(&self, array: &Array, what: &str) {
+    /// Compares the requests that a plan predicts with those of its run: equal if the prediction is
+    /// exact, else within a tenth.
+    fn check_requests(&self, array: &Array, what: &str) {
         let out = format!("{}/reads", self.spec.work_dir);
         let planned =
             freestone::plan(&[Target::array(array, &out).overwrite(true)], self.spec).unwrap();
@@ -259,14 +258,14 @@ impl Case<'_> {
             let near = if exact { said == took } else { said.abs_diff(took) * 10 <= took };
             if !near {
                 self.failures.borrow_mut().push(format!(
-                    "{what}: `{}` says {said} requests and makes {took}",
+                    "{what}: `{}` predicts {said} requests and makes {took}",
                     stage.name
                 ));
             }
         }
     }
 
-    /// For functions that move elements and keep the dtype.
+    /// Checks a function that keeps the dtype, without a tolerance.
     #[track_caller]
     fn moves(&self, positional: Vec<Value>, named: Vec<(&str, Value)>, whole: ArrayD<Element>) {
         self.check(positional, named, &[(self.dtype, whole)], Near::Exact);
@@ -303,7 +302,7 @@ fn full(shape: &[usize], value: Element) -> ArrayD<Element> {
     ArrayD::from_elem(IxDyn(shape), value)
 }
 
-/// The dtype of a result of this kind for operands of `dtype`.
+/// Returns the dtype of a result like `sample` for operands of `dtype`.
 fn result(dtype: DType, sample: Element) -> DType {
     match sample {
         Element::Bool(_) => Bool,
@@ -313,7 +312,7 @@ fn result(dtype: DType, sample: Element) -> DType {
     }
 }
 
-/// The shape that two broadcast to, and an array in it.
+/// Broadcasts an array to a shape.
 fn spread(a: &ArrayD<Element>, shape: &[usize]) -> ArrayD<Element> {
     a.broadcast(IxDyn(shape)).unwrap().to_owned()
 }

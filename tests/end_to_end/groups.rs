@@ -159,7 +159,11 @@ fn a_group_behind_a_web_server_is_listed_by_its_consolidated_metadata() {
         fs::write(path, bytes).unwrap();
     }
     let document = |name: &str| read(place.at(&format!("v2.zarr/{name}")));
-    let metadata = json!({".zgroup": document(".zgroup"), "u/.zarray": document("u/.zarray"), "latitude/.zarray": document("latitude/.zarray")});
+    let metadata = json!({
+        ".zgroup": document(".zgroup"),
+        "u/.zarray": document("u/.zarray"),
+        "latitude/.zarray": document("latitude/.zarray"),
+    });
     fs::write(
         place.at("v2.zarr/.zmetadata"),
         json!({"zarr_consolidated_format": 1, "metadata": metadata}).to_string(),

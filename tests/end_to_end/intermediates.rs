@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
 
 use freestone::{
     Cancel, CodecName, DType, Error, MemoryStore, Plan, RunOptions, RunReport, Serial, Spec,
@@ -12,9 +11,7 @@ use freestone_engine::driver::RunError;
 use freestone_engine::events::{Event, Observer};
 use freestone_engine::kernels::Buffer;
 use freestone_engine::plan::{Place as ArrayPlace, StageId};
-use freestone_engine::storage::{
-    ByteRange, Lock, ObjectPart, PartsRead, PendingRead, StorageError, Store, read_each,
-};
+use freestone_engine::storage::{ByteRange, StorageError, Store};
 
 use crate::scenarios::without_room;
 use crate::support::{Place, processes, spec_in, tree};
@@ -70,6 +67,11 @@ impl Watched {
 
 #[deny(clippy::missing_trait_methods)]
 impl Store for Watched {
+    forward_store!(store: list sync remove_partial_writes lock);
+    forward_store!(store: is_locked size modified blocking_file);
+    no_read_ahead!();
+    parts_by_whole_objects!();
+
     fn url(&self) -> &str {
         &self.url
     }
@@ -117,62 +119,6 @@ impl Store for Watched {
             .unwrap()
             .retain(|k, _| !(k == key || key.ends_with('/') && k.starts_with(key)));
         self.store.remove(key)
-    }
-
-    fn list(&self, prefix: &str) -> Result<Vec<String>, StorageError> {
-        self.store.list(prefix)
-    }
-
-    fn sync(&self, keys: &mut dyn Iterator<Item = String>) -> Result<(), StorageError> {
-        self.store.sync(keys)
-    }
-
-    fn begin_read(
-        &self,
-        _key: &str,
-        _range: Option<ByteRange>,
-        _limit: u64,
-        into: Buffer,
-    ) -> Result<PendingRead, Buffer> {
-        Err(into)
-    }
-
-    fn read_parts(
-        &self,
-        key: &str,
-        _size: u64,
-        parts: &[ObjectPart],
-        into: &mut [u8],
-    ) -> Result<PartsRead, StorageError> {
-        read_each(self, key, parts, into)
-    }
-
-    fn write_parts(&self, key: &str, parts: &[&[u8]]) -> Result<(), StorageError> {
-        self.write(key, &parts.concat())
-    }
-
-    fn remove_partial_writes(&self, prefix: &str) -> Result<(), StorageError> {
-        self.store.remove_partial_writes(prefix)
-    }
-
-    fn lock(&self, key: &str) -> Result<Option<Lock>, StorageError> {
-        self.store.lock(key)
-    }
-
-    fn is_locked(&self, key: &str) -> Result<bool, StorageError> {
-        self.store.is_locked(key)
-    }
-
-    fn size(&self, key: &str) -> Result<Option<u64>, StorageError> {
-        self.store.size(key)
-    }
-
-    fn modified(&self, key: &str) -> Result<Option<SystemTime>, StorageError> {
-        self.store.modified(key)
-    }
-
-    fn blocking_file(&self, key: &str) -> Option<String> {
-        self.store.blocking_file(key)
     }
 
     fn place(&self, key: &str) -> String {

@@ -13,6 +13,10 @@
 // Regions of one axis are arrays of one range.
 #![allow(clippy::single_range_in_vec_init)]
 
+#[path = "../support/forward_store.rs"]
+#[macro_use]
+mod forward_store;
+
 mod ahead;
 mod bad_input;
 mod command;

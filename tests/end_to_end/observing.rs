@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use freestone::{
     Cancel, CodecName, DType, MemoryStore, RunOptions, RunReport, Spec, Stores, Target, Threads,
@@ -14,9 +14,7 @@ use freestone_cli::history::History;
 use freestone_cli::report::Report;
 use freestone_engine::events::Observer;
 use freestone_engine::kernels::Buffer;
-use freestone_engine::storage::{
-    ByteRange, Lock, ObjectPart, PartsRead, PendingRead, StorageError, Store, read_each,
-};
+use freestone_engine::storage::{ByteRange, StorageError, Store};
 use serde_json::Value;
 
 use crate::command::{check_failure, freestone, stdout};
@@ -245,8 +243,7 @@ fn damaged(place: &Place, name: &str) -> String {
     copy.display().to_string()
 }
 
-// --- Pages for a browser
-// --------------------------------------------------------------------------------------------
+// Pages for a browser.
 
 /// A store that is slow, and fails or asks for patience when some chunks are read for the first
 /// time.
@@ -283,9 +280,10 @@ impl Flaky {
 
 #[deny(clippy::missing_trait_methods)]
 impl Store for Flaky {
-    fn url(&self) -> &str {
-        self.store.url()
-    }
+    forward_store!(store: url place write remove list sync);
+    forward_store!(store: remove_partial_writes lock is_locked size modified blocking_file);
+    no_read_ahead!();
+    parts_by_whole_objects!();
 
     fn is_remote(&self) -> bool {
         false
@@ -302,74 +300,6 @@ impl Store for Flaky {
             self.wait(key)?;
         }
         self.store.read(key, range, limit, into)
-    }
-
-    fn write(&self, key: &str, bytes: &[u8]) -> Result<(), StorageError> {
-        self.store.write(key, bytes)
-    }
-
-    fn remove(&self, key: &str) -> Result<(), StorageError> {
-        self.store.remove(key)
-    }
-
-    fn list(&self, prefix: &str) -> Result<Vec<String>, StorageError> {
-        self.store.list(prefix)
-    }
-
-    fn sync(&self, keys: &mut dyn Iterator<Item = String>) -> Result<(), StorageError> {
-        self.store.sync(keys)
-    }
-
-    fn begin_read(
-        &self,
-        _key: &str,
-        _range: Option<ByteRange>,
-        _limit: u64,
-        into: Buffer,
-    ) -> Result<PendingRead, Buffer> {
-        Err(into)
-    }
-
-    fn read_parts(
-        &self,
-        key: &str,
-        _size: u64,
-        parts: &[ObjectPart],
-        into: &mut [u8],
-    ) -> Result<PartsRead, StorageError> {
-        read_each(self, key, parts, into)
-    }
-
-    fn write_parts(&self, key: &str, parts: &[&[u8]]) -> Result<(), StorageError> {
-        self.write(key, &parts.concat())
-    }
-
-    fn remove_partial_writes(&self, prefix: &str) -> Result<(), StorageError> {
-        self.store.remove_partial_writes(prefix)
-    }
-
-    fn lock(&self, key: &str) -> Result<Option<Lock>, StorageError> {
-        self.store.lock(key)
-    }
-
-    fn is_locked(&self, key: &str) -> Result<bool, StorageError> {
-        self.store.is_locked(key)
-    }
-
-    fn size(&self, key: &str) -> Result<Option<u64>, StorageError> {
-        self.store.size(key)
-    }
-
-    fn modified(&self, key: &str) -> Result<Option<SystemTime>, StorageError> {
-        self.store.modified(key)
-    }
-
-    fn blocking_file(&self, key: &str) -> Option<String> {
-        self.store.blocking_file(key)
-    }
-
-    fn place(&self, key: &str) -> String {
-        self.store.place(key)
     }
 }
 

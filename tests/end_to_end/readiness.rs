@@ -173,14 +173,19 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(150))]
     #[test]
     fn no_task_runs_before_what_it_reads(
-        shape in (1u64..60, 1u64..40), chunks in (1u64..12, 1u64..12), steps in prop::collection::vec(step(), 1..7),
-        slots in 1usize..6, seed: u64, in_memory: bool,
+        shape in (1u64..60, 1u64..40),
+        chunks in (1u64..12, 1u64..12),
+        steps in prop::collection::vec(step(), 1..7),
+        slots in 1usize..6,
+        seed: u64,
+        in_memory: bool,
     ) {
         let chunks = [chunks.0.min(shape.0), chunks.1.min(shape.1)];
-        let x = freestone::random_uniform(&[shape.0, shape.1], 0.5, 1.0, 5, DType::Float64, &chunks);
+        let shape = [shape.0, shape.1];
+        let x = freestone::random_uniform(&shape, 0.5, 1.0, 5, DType::Float64, &chunks);
         let y = steps.iter().fold(x, |x, s| apply(&x, s));
         let found = run(&y, slots, seed, if in_memory { 100_000_000 } else { 0 });
-        // One task after the other, in the order of chance 0.
+        // One task at a time, in the order of seed 0.
         let expect = run(&y, 1, 0, 0);
         prop_assert_eq!(found, expect);
     }

@@ -124,9 +124,15 @@ fn regions_that_do_not_fit() {
         |e| matches!(e, RegionError::Missing { .. }),
     );
     let there = zeros(&place, &[7, 5], &[2, 2], |t| t);
-    let shape = |e: &RegionError| matches!(e, RegionError::Shape { axis: 1, region, len: 3, .. } if *region == (2..4));
+    let shape = |e: &RegionError| {
+        let RegionError::Shape { axis: 1, region, len: 3, .. } = e else { return false };
+        *region == (2..4)
+    };
     check_refused(target(3, &there).region(&[0..4, 2..4]), &place, "axis 1 the region 2..4", shape);
-    let unaligned = |e: &RegionError| matches!(e, RegionError::Unaligned { axis: 1, around, .. } if *around == (0..4));
+    let unaligned = |e: &RegionError| {
+        let RegionError::Unaligned { axis: 1, around, .. } = e else { return false };
+        *around == (0..4)
+    };
     check_refused(
         target(3, &there).region(&[0..4, 1..4]),
         &place,
@@ -225,8 +231,21 @@ fn regions_of_arrays_that_others_made() {
     let place = Place::new();
     let mut v3 = document(&[5, 4], &[2, 2], "float64");
     v3["chunk_key_encoding"] = json!({"name": "v2", "configuration": {"separator": "."}});
-    v3["codecs"] = json!([{"name": "transpose", "configuration": {"order": [1, 0]}}, {"name": "bytes", "configuration": {"endian": "big"}}, {"name": "crc32c"}]);
-    let v2 = json!({"zarr_format": 2, "shape": [5, 4], "chunks": [2, 2], "dtype": ">f8", "compressor": null, "fill_value": 0, "order": "C", "filters": null});
+    v3["codecs"] = json!([
+        {"name": "transpose", "configuration": {"order": [1, 0]}},
+        {"name": "bytes", "configuration": {"endian": "big"}},
+        {"name": "crc32c"},
+    ]);
+    let v2 = json!({
+        "zarr_format": 2,
+        "shape": [5, 4],
+        "chunks": [2, 2],
+        "dtype": ">f8",
+        "compressor": null,
+        "fill_value": 0,
+        "order": "C",
+        "filters": null,
+    });
     for (name, file, text) in [("v3", "zarr.json", v3), ("v2", ".zarray", v2)] {
         fs::create_dir(place.at(name)).unwrap();
         fs::write(place.at(&format!("{name}/{file}")), text.to_string()).unwrap();
@@ -311,7 +330,12 @@ fn metadata_first_and_regions_by_coordinates() {
         "coordinates and metadata stay"
     );
 
-    let says = |why: &'static str| move |e: &RegionError| matches!(e, RegionError::Coordinate { axis: 0, name, why: w, .. } if name == "time" && w.contains(why));
+    let says = |expected: &'static str| {
+        move |e: &RegionError| {
+            let RegionError::Coordinate { axis: 0, name, why, .. } = e else { return false };
+            name == "time" && why.contains(expected)
+        }
+    };
     let steps = u.slice(freestone::Slice::from(..).step(2), 0);
     check_refused(target(&steps).region_auto(), &place, "without gaps", says("without gaps"));
     check_refused(target(&u.flip(0)).region_auto(), &place, "in this order", says("in this order"));

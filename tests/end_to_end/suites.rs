@@ -24,8 +24,7 @@ pub fn variable(name: &str) -> String {
         .unwrap_or_else(|_| panic!("{name} is not set: these tests are run by .ci/run"))
 }
 
-// --- Files that zarr-python wrote
-// -----------------------------------------------------------------------------------
+// Files that zarr-python wrote.
 
 fn close(found: f64, expect: f64) -> bool {
     found == expect || (found - expect).abs() <= 1e-12 * expect.abs()
@@ -125,8 +124,7 @@ fn interop_writes_for_zarr_python() {
     run(target("last"));
 }
 
-// --- A disk that runs full
-// ------------------------------------------------------------------------------------------
+// A disk that runs full.
 
 /// 5.8 MB that do not compress.
 fn too_large(chunk: u64) -> Array {
@@ -198,8 +196,7 @@ fn disk_full() {
     emptied(&small);
 }
 
-// --- A memory limit that kills
-// --------------------------------------------------------------------------------------
+// A memory limit that kills.
 
 /// A cgroup below the one that we may write, with a limit.
 pub struct Cgroup(PathBuf);
@@ -350,8 +347,7 @@ fn means(output: &str) -> Vec<Target> {
         .collect()
 }
 
-// --- An S3 server
-// ---------------------------------------------------------------------------------------------------
+// An S3 server.
 
 fn stored(target: Target, spec: &Spec) -> Result<(), Error> {
     freestone::run(&freestone::plan(&[target], spec)?, spec, &Threads::new(2)).map(drop)

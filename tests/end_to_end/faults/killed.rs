@@ -9,7 +9,8 @@ use std::path::Path;
 use freestone::{Plan, Serial};
 use serde_json::Value;
 
-use super::model::{is_part, same_files};
+use super::model::is_part;
+use super::verdict::same_files;
 use crate::scenarios::driver::{Asked, Moment, plan};
 use crate::support::{BINARY, Place, TestChild, tree};
 

@@ -9,10 +9,12 @@
 mod decisions;
 mod executor;
 mod killed;
+mod menu;
 mod model;
 mod plans;
 mod processes;
 mod store;
+mod verdict;
 mod watch;
 
 pub use decisions::{Chance, Fault, Faults, Part, Rule, mix};

@@ -7,9 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use freestone_engine::kernels::Buffer;
-use freestone_engine::storage::{
-    ByteRange, Lock, ObjectPart, PartsRead, PendingRead, StorageError, Store,
-};
+use freestone_engine::storage::{ByteRange, ObjectPart, PartsRead, StorageError, Store};
 
 use super::{Fault, Faults, Part};
 
@@ -203,13 +201,8 @@ impl Request<'_> {
 
 #[deny(clippy::missing_trait_methods)]
 impl Store for FaultStore {
-    fn url(&self) -> &str {
-        self.inner.url()
-    }
-
-    fn is_remote(&self) -> bool {
-        self.inner.is_remote()
-    }
+    forward_store!(inner: url is_remote lock is_locked blocking_file place remove_partial_writes);
+    no_read_ahead!();
 
     fn read(
         &self,
@@ -302,14 +295,6 @@ impl Store for FaultStore {
         self.inner.sync(keys)
     }
 
-    fn lock(&self, key: &str) -> Result<Option<Lock>, StorageError> {
-        self.inner.lock(key)
-    }
-
-    fn is_locked(&self, key: &str) -> Result<bool, StorageError> {
-        self.inner.is_locked(key)
-    }
-
     fn size(&self, key: &str) -> Result<Option<u64>, StorageError> {
         self.request("measured", key).begin()?;
         self.inner.size(key)
@@ -320,30 +305,8 @@ impl Store for FaultStore {
         self.inner.modified(key)
     }
 
-    fn blocking_file(&self, key: &str) -> Option<String> {
-        self.inner.blocking_file(key)
-    }
-
-    fn place(&self, key: &str) -> String {
-        self.inner.place(key)
-    }
-
-    fn begin_read(
-        &self,
-        _key: &str,
-        _range: Option<ByteRange>,
-        _limit: u64,
-        into: Buffer,
-    ) -> Result<PendingRead, Buffer> {
-        Err(into)
-    }
-
     fn write_parts(&self, key: &str, parts: &[&[u8]]) -> Result<(), StorageError> {
         self.write(key, &parts.concat())
-    }
-
-    fn remove_partial_writes(&self, prefix: &str) -> Result<(), StorageError> {
-        self.inner.remove_partial_writes(prefix)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Reductions, and running totals and products.
+//! Reductions, and cumulative sums and products.
 
 use std::cmp::Ordering;
 
@@ -7,26 +7,31 @@ use freestone_expr::vocabulary::Value;
 use ndarray::{ArrayD, Axis, IxDyn};
 
 use super::elementwise::C;
-use super::{Case, FLOATS, NUMERIC, Other, Pair, REALS, SOME, full, ints, others};
+use super::{Case, FLOATS, NUMERIC, Other, Pair, REALS, SOME, full, ints, other};
 use crate::elements::Element::{self, Complex, Int, Real};
 use crate::elements::Near::{self, Exact, Ulps};
 use crate::elements::{is_complex, is_signed, list, ulps};
 use crate::support::Place;
 use DType::*;
 
-/// Along axes one value, or a running one.
-pub(super) static REDUCED: &[Other] = others! {
-    sum SOME |c| {
+/// Reductions and cumulative functions.
+pub(super) static REDUCED: &[Other] = &[
+    other("sum", SOME, |c| {
         let x = c.cube();
         reduction(c, &x, summed(c.dtype), &[], Exact, &total);
         let wider = if is_complex(c.dtype) { Complex128 } else { Float64 };
         reduction(c, &x, wider, &[("dtype", Value::DType(wider))], Exact, &|v| total(v).fit(wider));
-    };
-    prod NUMERIC |c| {
+    }),
+    other("prod", NUMERIC, |c| {
         // Powers of 2, so that floats are exact too; integers wrap.
         let value = |_| match c.dtype {
-            d if is_complex(d) => Complex([C::new(1.0, 0.0), C::new(0.0, -1.0), C::new(0.0, 2.0), C::new(-0.5, 0.0)][(4.0 * c.draw()) as usize]),
-            d if d.is_integer() => Int(1 + (3.0 * c.draw()) as i128 - if is_signed(d) { 4 } else { 0 }),
+            d if is_complex(d) => Complex(
+                [C::new(1.0, 0.0), C::new(0.0, -1.0), C::new(0.0, 2.0), C::new(-0.5, 0.0)]
+                    [(4.0 * c.draw()) as usize],
+            ),
+            d if d.is_integer() => {
+                Int(1 + (3.0 * c.draw()) as i128 - if is_signed(d) { 4 } else { 0 })
+            }
             _ => Real([1.0, -2.0, 0.5, -1.0][(4.0 * c.draw()) as usize]),
         };
         let x = c.pair(ArrayD::from_shape_fn(IxDyn(&[4, 6, 10]), |_| value(())), c.dtype);
@@ -34,47 +39,74 @@ pub(super) static REDUCED: &[Other] = others! {
         if c.dtype.is_integer() {
             reduction(c, &x, Int32, &[("dtype", Value::DType(Int32))], Exact, &product);
         }
-    };
-    cumulative_sum SOME |c| running(c, &c.cube(), summed(c.dtype), &total);
-    cumulative_prod NUMERIC |c| {
+    }),
+    other("cumulative_sum", SOME, |c| running(c, &c.cube(), summed(c.dtype), &total)),
+    other("cumulative_prod", NUMERIC, |c| {
         let value = |_| match c.dtype {
-            d if is_complex(d) => Complex([C::new(1.0, 0.0), C::new(0.0, -1.0)][(2.0 * c.draw()) as usize]),
+            d if is_complex(d) => {
+                Complex([C::new(1.0, 0.0), C::new(0.0, -1.0)][(2.0 * c.draw()) as usize])
+            }
             d if d.is_integer() => Int(1 + (2.0 * c.draw()) as i128),
             _ => Real([1.0, -2.0, 0.5, -1.0][(4.0 * c.draw()) as usize]),
         };
         let x = c.pair(ArrayD::from_shape_fn(IxDyn(&[4, 6, 5]), |_| value(())), c.dtype);
         running(c, &x, summed(c.dtype), &product);
-    };
-
-    mean SOME |c| {
+    }),
+    other("mean", SOME, |c| {
         let dtype = averaged(c.dtype);
         reduction(c, &c.cube(), dtype, &[], Ulps(1), &|v| {
             let (sum, n) = (total(v), v.len() as f64);
             if let Complex(sum) = sum { Complex(sum / n) } else { Real(sum.real() / n) }
         });
-    };
-    var FLOATS var_or_std;
-    std FLOATS var_or_std;
-    min REALS |c| reduction(c, &c.cube(), c.dtype, &[], Exact, &|v| v[first_best(v, Ordering::Less).int() as usize]);
-    max REALS |c| reduction(c, &c.cube(), c.dtype, &[], Exact, &|v| v[first_best(v, Ordering::Greater).int() as usize]);
-    argmin REALS |c| reduction(c, &c.of(c.dtype, &[4, 6, 10], (-3.0, 3.0)), Int64, &[], Exact, &|v| first_best(v, Ordering::Less));
-    argmax REALS |c| reduction(c, &c.of(c.dtype, &[4, 6, 10], (-3.0, 3.0)), Int64, &[], Exact, &|v| first_best(v, Ordering::Greater));
-    count_nonzero SOME |c| {
+    }),
+    other("var", FLOATS, var_or_std),
+    other("std", FLOATS, var_or_std),
+    other("min", REALS, |c| {
+        reduction(c, &c.cube(), c.dtype, &[], Exact, &|v| {
+            v[first_best(v, Ordering::Less).int() as usize]
+        })
+    }),
+    other("max", REALS, |c| {
+        reduction(c, &c.cube(), c.dtype, &[], Exact, &|v| {
+            v[first_best(v, Ordering::Greater).int() as usize]
+        })
+    }),
+    other("argmin", REALS, |c| {
+        reduction(c, &c.of(c.dtype, &[4, 6, 10], (-3.0, 3.0)), Int64, &[], Exact, &|v| {
+            first_best(v, Ordering::Less)
+        })
+    }),
+    other("argmax", REALS, |c| {
+        reduction(c, &c.of(c.dtype, &[4, 6, 10], (-3.0, 3.0)), Int64, &[], Exact, &|v| {
+            first_best(v, Ordering::Greater)
+        })
+    }),
+    other("count_nonzero", SOME, |c| {
         let x = c.of(c.dtype, &[4, 6, 10], (-0.1, 0.1));
-        reduction(c, &x, Int64, &[], Exact, &|v| Int(v.iter().filter(|x| x.truth()).count() as i128));
-    };
-    all SOME |c| reduction(c, &c.of(c.dtype, &[4, 6, 10], (-0.2, 9.0)), Bool, &[], Exact, &|v| Element::Bool(v.iter().all(|x| x.truth())));
-    any SOME |c| reduction(c, &c.of(c.dtype, &[4, 6, 10], (-0.02, 0.02)), Bool, &[], Exact, &|v| Element::Bool(v.iter().any(|x| x.truth())));
-};
+        reduction(c, &x, Int64, &[], Exact, &|v| {
+            Int(v.iter().filter(|x| x.truth()).count() as i128)
+        });
+    }),
+    other("all", SOME, |c| {
+        reduction(c, &c.of(c.dtype, &[4, 6, 10], (-0.2, 9.0)), Bool, &[], Exact, &|v| {
+            Element::Bool(v.iter().all(|x| x.truth()))
+        })
+    }),
+    other("any", SOME, |c| {
+        reduction(c, &c.of(c.dtype, &[4, 6, 10], (-0.02, 0.02)), Bool, &[], Exact, &|v| {
+            Element::Bool(v.iter().any(|x| x.truth()))
+        })
+    }),
+];
 
-/// A sum of `float64` is as if it were rounded once, also where each term alone would be lost.
+/// Sums of `float64` are nearly as if rounded once, also if rounding would lose each term.
 #[test]
-fn sums_keep_what_each_addition_would_lose() {
+fn sums_are_compensated() {
     let place = Place::quick();
     let n = 1_000_001;
     let check = |what: &str, values: Vec<f64>, exact: f64| {
         let line = ndarray::Array::from_shape_vec(IxDyn(&[n]), values).unwrap();
-        // Contiguous, in two rows, and in two columns, where it is not contiguous.
+        // One contiguous row, two rows, and two columns.
         let twice = |axis| {
             ndarray::stack(Axis(axis), &[line.view(), line.view()])
                 .unwrap()
@@ -97,11 +129,11 @@ fn sums_keep_what_each_addition_would_lose() {
     };
     check("1 and 1e-16 a million times", with(1.0, &|_| 1e-16), 1.0 + 1e-10);
     check("1e16 and 1 a million times", with(1e16, &|_| 1.0), 1e16 + 1e6);
-    check("what cancels", with(1.0, &|i| [1e16, 3.0, -1e16, -3.0][i % 4]), 1.0);
+    check("cancelling terms", with(1.0, &|i| [1e16, 3.0, -1e16, -3.0][i % 4]), 1.0);
     check("a tenth", vec![0.1; n], 100_000.1);
 }
 
-/// What `f` makes of the elements along axes, in C order.
+/// Applies `f` to the elements along axes, in C order.
 fn fold(
     a: &ArrayD<Element>,
     axes: &[usize],
@@ -121,7 +153,7 @@ fn fold(
     ArrayD::from_shape_vec(IxDyn(&out), results).unwrap()
 }
 
-/// A reduction along all axes, one, or several; every other time the reduced axes stay.
+/// Checks a reduction along all axes, one, and several; every other time with `keepdims`.
 fn reduction(
     c: &Case<'_>,
     x: &Pair,
@@ -167,7 +199,7 @@ pub(super) fn product(v: &[Element]) -> Element {
     })
 }
 
-/// Of integers the widest of their sign, of floats their own.
+/// Returns the dtype of sums: the widest integer of the same sign, or the float dtype itself.
 fn summed(dtype: DType) -> DType {
     match dtype {
         UInt8 | UInt16 | UInt32 | UInt64 => UInt64,
@@ -180,7 +212,7 @@ fn averaged(dtype: DType) -> DType {
     if dtype.is_integer() || dtype == Bool { Float64 } else { dtype }
 }
 
-/// In two passes.
+/// Returns the variance, in two passes.
 fn variance(v: &[Element], correction: f64) -> f64 {
     let n = v.len() as f64;
     let mean = v.iter().map(|x| x.real()).sum::<f64>() / n;
@@ -205,7 +237,7 @@ fn var_or_std(c: &Case<'_>) {
         });
     }
     if c.dtype == Float64 {
-        // Far from 0, where sums of squares have no digits left.
+        // Values far from 0, for which sums of squares lose all digits.
         let far = c.pair(list([4.0, 7.0, 13.0, 16.0].map(|x| Real(x + 1e9)).to_vec()), Float64);
         for (correction, var) in [(0, 22.5), (1, 30.0)] {
             c.check(
@@ -218,7 +250,7 @@ fn var_or_std(c: &Case<'_>) {
     }
 }
 
-/// The running total or product along each axis, with what there is before it and without.
+/// Checks a cumulative sum or product along each axis, with and without the initial value.
 fn running(c: &Case<'_>, x: &Pair, dtype: DType, f: &dyn Fn(&[Element]) -> Element) {
     for axis in [0, 1, -1i64] {
         let at = if axis < 0 { x.whole.ndim() - 1 } else { axis as usize };

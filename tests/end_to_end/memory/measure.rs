@@ -330,7 +330,16 @@ fn to_zarr_2(folder: &Path, shape: &[u64], chunks: &[u64], codecs: &[Value]) {
     } else {
         "<f4"
     };
-    let document = json!({"zarr_format": 2, "shape": shape, "chunks": chunks, "dtype": dtype, "fill_value": 0.0, "order": order, "filters": null, "compressor": compressor});
+    let document = json!({
+        "zarr_format": 2,
+        "shape": shape,
+        "chunks": chunks,
+        "dtype": dtype,
+        "fill_value": 0.0,
+        "order": order,
+        "filters": null,
+        "compressor": compressor,
+    });
     fs::write(folder.join(".zarray"), document.to_string()).unwrap();
     fs::remove_file(folder.join("zarr.json")).unwrap();
     let counts: Vec<u64> = shape.iter().zip(chunks).map(|(n, c)| n.div_ceil(*c)).collect();

@@ -170,7 +170,16 @@ pub fn formats() -> Vec<(&'static str, bool, Vec<Value>)> {
     let transpose = json!({"name": "transpose", "configuration": {"order": [1, 0]}});
     let zstd = json!({"name": "zstd", "configuration": {"level": 1, "checksum": true}});
     let crc32c = json!({"name": "crc32c"});
-    let blosc = |cname: &str, clevel: u32, shuffle: &str| json!({"name": "blosc", "configuration": {"cname": cname, "clevel": clevel, "shuffle": shuffle, "typesize": 4, "blocksize": 0}});
+    let blosc = |cname: &str, clevel: u32, shuffle: &str| {
+        let configuration = json!({
+            "cname": cname,
+            "clevel": clevel,
+            "shuffle": shuffle,
+            "typesize": 4,
+            "blocksize": 0,
+        });
+        json!({"name": "blosc", "configuration": configuration})
+    };
     vec![
         ("big-endian", false, vec![big.clone()]),
         ("big-endian, zstd", false, vec![big.clone(), zstd.clone()]),
