@@ -84,6 +84,12 @@ variables! {
         /// `true` or `false`: whether sessions can be shared by their ids. The default is `true`.
         SHARING = "FREESTONE_SHARING";
     }
+    "Command", "These change the output of the command." {
+        /// The level of logged events, or levels per module, as `--log` accepts them.
+        LOG = "FREESTONE_LOG";
+        /// Disables colors on standard error if it is not empty.
+        NO_COLOR = "NO_COLOR";
+    }
     "Directories", "The default work directory is private to the user. Relative paths are \
         ignored." {
         /// The directory for temporary files, which schedulers set for each job.

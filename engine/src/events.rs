@@ -1,4 +1,4 @@
-//! What a run tells while it goes on.
+//! Events of a run, observers, and the report of a finished run.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,68 +10,68 @@ use crate::plan::{FinalizedPlan, StageId};
 use crate::storage::reader::Traffic;
 use crate::task::{TaskFailure, TaskOutcome, TaskRequest};
 
-/// Something happened.
+/// An event of a run.
 #[derive(Debug)]
 #[allow(missing_docs)]
 pub enum Event<'a> {
-    /// The run begins, or goes on.
+    /// The run starts or resumes.
     RunStarted(&'a RunStart<'a>),
-    /// A stage has its first task under way.
+    /// A stage has started its first task.
     StageStarted { stage: StageId },
-    /// A worker takes a request; a backup says which one it repeats.
+    /// A worker receives a request. A backup names the request that it repeats.
     Started { request: &'a TaskRequest },
-    /// A request came back; some or all of its tasks are finished. `counted` of them were not
-    /// before.
+    /// A request was returned with some or all of its tasks finished. `counted` of them were not
+    /// finished before.
     Outcome { outcome: &'a TaskOutcome, counted: u64 },
-    /// A task failed and is tried again, not before `delay`.
+    /// A task failed and will be retried after `delay`.
     Retried { failure: &'a TaskFailure, attempt: u32, delay: Duration },
-    /// Finished tasks of a stage are run once more, because what they wrote is damaged or gone.
+    /// Finished tasks of a stage are repeated, because their chunks are damaged or lost.
     Recomputed { stage: StageId, tasks: u64, why: &'a str },
-    /// A process that runs tasks was measured to hold more than was projected. Told once in a run.
+    /// The memory of a process that runs tasks exceeded its projection. Reported once per run.
     MemoryExceeded(&'a MemoryExcess),
     /// A stage has finished its last task.
     StageEnded { stage: StageId },
-    /// Everything is written and published, or why not.
+    /// The run has ended: all outputs are published, or it failed.
     RunEnded(Result<&'a RunReport, &'a RunError>),
 }
 
-/// What is known when a run begins.
+/// Properties of a run at its start.
 #[derive(Debug)]
 pub struct RunStart<'a> {
-    /// The run's name: of its folder in the work directory.
+    /// The name of the run, which is its folder in the work directory.
     pub run: &'a str,
     /// The plan.
     pub plan: &'a FinalizedPlan,
     /// The executor's name.
     pub executor: &'a str,
-    /// Requests that it can have at work at once.
+    /// The maximum number of requests in flight.
     pub slots: usize,
-    /// Projected memory of the process that runs tasks, in bytes.
+    /// The projected memory of the process that runs tasks, in bytes.
     pub projected_bytes: u64,
-    /// What all of this machine may hold, in bytes.
+    /// The memory limit of this machine's processes, in bytes.
     pub local_mem: u64,
-    /// For each stage, tasks that were finished before, where a run is resumed.
+    /// The number of tasks of each stage that were finished before the run was resumed.
     pub finished: &'a [u64],
 }
 
-/// Somebody who looks on. Called from workers' threads: be quick.
+/// A run observer. It is called on the threads of workers and must return quickly.
 pub trait Observer: Send + Sync {
-    /// Is told of an event.
+    /// Receives an event.
     fn on_event(&self, event: &Event<'_>);
 }
 
-/// A process that ran tasks held more memory than was projected.
+/// The excess of a process's memory over its projection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemoryExcess {
-    /// Name of the stage that ran when it was noticed.
+    /// The name of the stage that was running when the excess was detected.
     pub stage: String,
-    /// Name of that stage's kernel, if it is a user's.
+    /// The name of that stage's kernel, if it is a user kernel.
     pub kernel: Option<String>,
-    /// The worker whose process it was: a thread's or process's name.
+    /// The worker: the name of a thread or process.
     pub worker: String,
-    /// Highest resident memory that was measured of the process.
+    /// The measured peak resident memory of the process.
     pub measured_bytes: u64,
-    /// Projected memory of the process.
+    /// The projected memory of the process.
     pub projected_bytes: u64,
 }
 
@@ -93,74 +93,73 @@ impl fmt::Display for MemoryExcess {
             ),
             None => write!(
                 f,
-                " (hint: raise `reserved_mem`; if the program itself does not take as much, please \
+                " (hint: raise `reserved_mem`; if the program itself does not use as much, please \
                     report this)"
             ),
         }
     }
 }
 
-/// What a run took.
+/// The report of a finished run.
 #[derive(Clone, Debug, Default)]
 pub struct RunReport {
-    /// The run's name.
+    /// The name of the run.
     pub run: String,
-    /// The snapshot that has the results, where they were committed to a repository.
+    /// The snapshot with the outputs, if they were committed to a repository.
     pub snapshot: Option<String>,
-    /// Bytes and requests of each stage, in the plan's order.
+    /// The reports of all stages, in the plan's order.
     pub stages: Vec<StageReport>,
-    /// Time from start to end.
+    /// The duration.
     pub wall: Duration,
-    /// CPU time of this process during the run.
+    /// The CPU time of this process during the run.
     pub process_cpu: Duration,
-    /// Threads or processes that ran tasks.
+    /// The number of threads or processes that ran tasks.
     pub slots: usize,
-    /// Highest resident memory of this process so far.
+    /// The peak resident memory of this process since its start.
     pub peak_rss_bytes: u64,
-    /// Highest resident memory of a worker process, where there were some.
+    /// The peak resident memory of a worker process, if there were any.
     pub worker_peak_bytes: Option<u64>,
-    /// Projected memory of the process that ran tasks: of this one with all its tasks and the
-    /// intermediates that it keeps, or of one worker process.
+    /// The projected memory of the process that ran tasks: of this process with its concurrent
+    /// tasks and cached intermediates, or of one worker process.
     pub projected_bytes: u64,
-    /// Where more was measured than projected.
+    /// The excess over the projection, if there was one.
     pub memory_excess: Option<MemoryExcess>,
-    /// The most bytes of intermediates that this process kept in memory at once.
+    /// The peak size of intermediates in this process's memory, in bytes.
     pub cached_bytes: u64,
-    /// Tasks that were tried again.
+    /// The number of retries of tasks.
     pub retries: u64,
-    /// Failures that the run survived, by kind
+    /// The number of failures that were retried, by kind
     /// ([`FailureKind::name`](crate::task::FailureKind::name)).
     pub failures: BTreeMap<&'static str, u64>,
-    /// Requests that were repeated because they took long, and of those the ones that came back
-    /// first.
+    /// The number of backups of slow requests, and of backups that finished before their request.
     pub backups: [u64; 2],
-    /// Finished tasks that were run once more, because what they had written was damaged or gone.
+    /// The number of finished tasks that were repeated because their chunks were damaged or lost.
     pub recomputed: u64,
-    /// Tasks that were finished before the run was resumed.
+    /// The number of tasks that were finished before the run was resumed.
     pub finished_before: u64,
-    /// What was taken of machines that are paid for by use.
+    /// The invocations on machines that are billed by use.
     pub invoked: Option<Invocations>,
 }
 
-/// What a stage took.
+/// The report of a stage.
 #[derive(Clone, Debug, Default)]
 pub struct StageReport {
-    /// Its name.
+    /// The name of the stage.
     pub name: String,
-    /// Tasks.
+    /// The number of tasks.
     pub tasks: u64,
-    /// Bytes and requests.
+    /// The bytes and requests.
     pub traffic: Traffic,
-    /// CPU time of its tasks.
+    /// The CPU time of the tasks.
     pub cpu: Duration,
-    /// Projected memory of one task, reserved memory included.
+    /// The projected memory of one task, including reserved memory.
     pub projected_bytes: u64,
-    /// The most bytes that a task's buffers took.
+    /// The peak size of a task's buffers in bytes.
     pub peak_bytes: u64,
 }
 
 impl RunReport {
-    /// Bytes and requests of all stages.
+    /// Returns the bytes and requests of all stages.
     pub fn traffic(&self) -> Traffic {
         let mut all = Traffic::default();
         self.stages.iter().for_each(|s| all.add(s.traffic));
@@ -200,7 +199,7 @@ impl fmt::Display for RunReport {
         )?;
         writeln!(
             f,
-            "{:.2} s, {:.2} s of CPU, {} at once, {} tried again",
+            "{:.2} s, {:.2} s of CPU, {} slots, {} retries",
             self.wall.as_secs_f64(),
             self.process_cpu.as_secs_f64(),
             self.slots,
@@ -209,13 +208,13 @@ impl fmt::Display for RunReport {
         if !self.failures.is_empty() {
             let kinds: Vec<String> =
                 self.failures.iter().map(|(kind, n)| format!("{kind} {n}")).collect();
-            writeln!(f, "survived: {}", kinds.join(", "))?;
+            writeln!(f, "retried failures: {}", kinds.join(", "))?;
         }
         if let Some(i) = &self.invoked {
             let cold = i.cold_starts;
             writeln!(
                 f,
-                "{} invocations, {cold} of them cold starts, up to {} at once, {:.1} GB-seconds",
+                "{} invocations, {cold} cold starts, up to {} concurrent, {:.1} GB-seconds",
                 i.invocations,
                 i.most_at_once,
                 i.gb_seconds()
@@ -225,30 +224,30 @@ impl fmt::Display for RunReport {
                     [i.throttled, i.lost_answers, i.recovered, i.crashes];
                 writeln!(
                     f,
-                    "invoked again {throttled} times when throttled; {lost} answers lost, \
-                        {recovered} requests found by their records; {crashes} crashes"
+                    "{throttled} throttled invocations, {lost} lost answers, {recovered} outcomes \
+                        recovered from records, {crashes} crashes"
                 )?;
             }
         }
         if self.backups[0] > 0 {
             writeln!(
                 f,
-                "repeated {} slow requests, {} of which came back first",
+                "{} backups of slow requests, {} of which finished first",
                 self.backups[0], self.backups[1]
             )?;
         }
         if self.recomputed > 0 {
             writeln!(
                 f,
-                "computed {} tasks again whose results were damaged or gone",
+                "{} tasks repeated because their chunks were damaged or lost",
                 self.recomputed
             )?;
         }
         if self.finished_before > 0 {
-            writeln!(f, "{} tasks were finished before", self.finished_before)?;
+            writeln!(f, "{} tasks were finished before this run resumed", self.finished_before)?;
         }
         if self.cached_bytes > 0 {
-            writeln!(f, "kept up to {} of intermediates in memory", size(self.cached_bytes))?;
+            writeln!(f, "up to {} of intermediates in memory", size(self.cached_bytes))?;
         }
         if let Some(snapshot) = &self.snapshot {
             writeln!(f, "committed as snapshot {snapshot}")?;
@@ -258,7 +257,7 @@ impl fmt::Display for RunReport {
             size(self.projected_bytes),
         );
         match self.invoked {
-            // Where as many tasks run at once as have room.
+            // An environment runs as many concurrent tasks as fit its memory.
             Some(_) => write!(
                 f,
                 "peak memory of an environment {measured} measured, {projected} projected for one \

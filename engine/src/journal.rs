@@ -1,8 +1,9 @@
-//! What is finished, where a crash cannot take it away.
+//! The journal of a run: a durable record of finished tasks.
 //!
-//! Lines are collected and written as one object now and then (the driver's keeper does it every
-//! second). Whole objects, never appends: object stores know nothing else. Each ends with a
-//! checksum; one that is damaged counts as not written, and what it told is done again.
+//! Lines are collected and written as one object at intervals; the driver's keeper thread does this
+//! every second. The journal uses whole objects instead of appends, which object stores do not
+//! support. Each object ends with a checksum. A damaged object counts as missing, and the tasks
+//! that it lists are repeated.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,10 +23,10 @@ use crate::task::{Receipt, TaskOutcome};
 pub struct Journal {
     store: Arc<dyn Store>,
     prefix: String,
-    /// How often the run was taken up: sets this process's objects apart from those before it.
+    /// The number of earlier processes of the run, which distinguishes the objects of processes.
     epoch: u32,
     pending: Mutex<Pending>,
-    /// Number of objects written; held while one is.
+    /// The number of objects written. Locked during a write.
     written: Mutex<u64>,
     system: System,
 }
@@ -36,44 +37,44 @@ struct Pending {
     since: Option<Instant>,
 }
 
-/// One line.
+/// A line of the journal.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Line {
-    /// A process takes the run up, and the outputs' places are the run's: which boot of which
-    /// machine it is.
+    /// A process has started or resumed the run, and the run owns the output locations. The value
+    /// identifies the boot of the machine.
     Begun(String),
-    /// A task is finished: stage, task, what it wrote.
+    /// A task is finished: stage, task, and receipts.
     Done(StageId, u64, Vec<Receipt>),
-    /// An intermediate was removed, because nobody reads it any more.
+    /// An intermediate was removed, because all of its readers are finished.
     Removed(ArrayId),
     /// CRC-32C of all bytes before this line, which is the last.
     Crc32c(u32),
 }
 
-/// What a journal tells of a run.
+/// The contents of a journal.
 #[derive(Debug, Default)]
 pub(crate) struct Replay {
-    /// Boots of machines under which processes took the run up; none if the outputs' places never
-    /// were the run's.
+    /// The boots of the machines of the run's processes. Empty if the run never owned the output
+    /// locations.
     pub(crate) begun: Vec<String>,
-    /// For each stage, its finished tasks.
+    /// The finished tasks of each stage.
     pub(crate) finished: Vec<Finished>,
-    /// Removed intermediates, and the tasks that wrote theirs again afterwards.
+    /// Removed intermediates, with the tasks that have written their chunks again since.
     pub(crate) removed: BTreeMap<ArrayId, Finished>,
-    /// One more than the highest epoch so far.
+    /// The next epoch.
     pub(crate) epoch: u32,
-    /// Objects that were damaged and are ignored.
+    /// The damaged objects, which are ignored.
     pub(crate) damaged: Vec<String>,
 }
 
-/// So many bytes wait at most, then they are due whatever the time.
+/// The size of pending lines from which they are written without delay, in bytes.
 const MAX_PENDING_BYTES: usize = 1_000_000;
-/// Objects of a journal are not larger: what is pending, and one outcome.
+/// The maximum size of an object in bytes: pending lines and one outcome.
 const MAX_OBJECT_BYTES: u64 = 1 << 28;
 
 impl Journal {
-    /// A journal below `prefix`.
+    /// Creates the journal of one process below `prefix`.
     pub fn new(store: Arc<dyn Store>, prefix: String, epoch: u32, system: System) -> Journal {
         Journal {
             store,
@@ -95,11 +96,11 @@ impl Journal {
         pending.since.get_or_insert_with(|| self.system.now());
     }
 
-    /// Records that a process under this boot of a machine has taken the run up, and that the
-    /// outputs' places are the run's.
+    /// Records that a process under this boot of a machine has started or resumed the run, and that
+    /// the run owns the output locations.
     ///
     /// # Errors
-    /// [`RunError::Internal`], as those below.
+    /// Returns [`RunError::Internal`] if a line cannot be serialized.
     pub fn begun(&self, boot: &str) -> Result<(), RunError> {
         self.add(&line(&Line::Begun(boot.to_owned()))?);
         Ok(())
@@ -108,7 +109,7 @@ impl Journal {
     /// Records the finished tasks of an outcome.
     ///
     /// # Errors
-    /// [`RunError::Internal`].
+    /// Returns [`RunError::Internal`] if a line cannot be serialized.
     pub fn done(&self, outcome: &TaskOutcome) -> Result<(), RunError> {
         let mut lines = Vec::with_capacity(128 * outcome.done.len());
         for report in &outcome.done {
@@ -125,23 +126,23 @@ impl Journal {
     /// Records that an intermediate is about to be removed.
     ///
     /// # Errors
-    /// [`RunError::Internal`].
+    /// Returns [`RunError::Internal`] if the line cannot be serialized.
     pub fn removed(&self, array: ArrayId) -> Result<(), RunError> {
         self.add(&line(&Line::Removed(array))?);
         Ok(())
     }
 
-    /// True if something has waited so long, or much of it waits.
+    /// Returns true if lines have been pending for `delay`, or if many are pending.
     pub fn is_due(&self, delay: Duration) -> bool {
         let pending = self.pending();
         pending.since.is_some_and(|s| self.system.elapsed(s) >= delay)
             || pending.lines.len() >= MAX_PENDING_BYTES
     }
 
-    /// Writes what is pending, after `first`, which makes durable what it tells of.
+    /// Calls `first`, which makes the recorded chunks durable, and writes pending lines.
     ///
     /// # Errors
-    /// Where storage fails; then what was pending still is.
+    /// Returns an error if storage fails. The lines are then still pending.
     pub fn flush(
         &self,
         first: impl FnOnce() -> Result<(), StorageError>,
@@ -156,7 +157,7 @@ impl Journal {
         let result = first().and_then(|()| {
             let sum = crc32c::crc32c(&lines);
             lines.extend(line(&Line::Crc32c(sum)).map_err(|_| {
-                StorageError::internal(self.store.place(&key), "a checksum has a JSON")
+                StorageError::internal(self.store.place(&key), "a checksum is serializable")
             })?);
             self.store.write(&key, &lines)
         });
@@ -172,11 +173,11 @@ impl Journal {
         result
     }
 
-    /// Reads the journal below a prefix. A finished task counts if `holds` says so of what it
-    /// wrote.
+    /// Reads the journal below a prefix. A finished task counts if `holds` returns true for its
+    /// receipts.
     ///
     /// # Errors
-    /// Where storage fails.
+    /// Returns an error if storage fails.
     pub(crate) fn read(
         store: &dyn Store,
         prefix: &str,
@@ -193,7 +194,7 @@ impl Journal {
             if let Some(epoch) = name.split('-').next().and_then(|e| e.parse::<u32>().ok()) {
                 replay.epoch = replay.epoch.max(epoch + 1);
             }
-            // One that is listed and gone is damaged, too.
+            // A listed but missing object counts as damaged.
             let Some(lines) = read_small(store, &key, MAX_OBJECT_BYTES)?.as_deref().and_then(lines)
             else {
                 replay.damaged.push(store.place(&key));
@@ -250,7 +251,7 @@ fn line(line: &Line) -> Result<Vec<u8>, RunError> {
     Ok(bytes)
 }
 
-/// The lines of an object, if it is whole.
+/// Parses the lines of an object. Returns `None` if it is damaged.
 fn lines(bytes: &[u8]) -> Option<Vec<Line>> {
     let text = bytes.strip_suffix(b"\n")?;
     let last = text.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);

@@ -1,10 +1,10 @@
 //! Machine resources (CPUs, memory, cgroup limits), and this process's usage of them.
 //!
-//! Linux and macOS on 64-bit processors are supported. What only one of them tells is in a file of
-//! its own; where macOS does not tell it, the function says what it returns instead.
+//! Linux and macOS on 64-bit processors are supported. Each has a file for its own interfaces. The
+//! functions document what they return if macOS does not provide a value.
 
 #[cfg(target_os = "linux")]
-#[allow(clippy::disallowed_methods, reason = "what the system does not tell is no error")]
+#[allow(clippy::disallowed_methods, reason = "missing system information is not an error")]
 #[path = "machine/linux.rs"]
 mod system;
 #[cfg(target_os = "macos")]
@@ -25,71 +25,71 @@ use serde::{Deserialize, Serialize};
 /// The memory that is assumed if the system does not report its own, in bytes.
 const UNKNOWN_MEMORY_BYTES: u64 = 4_000_000_000;
 
-/// Bytes of memory that this process may use: the machine's, or its memory cgroup's limit if that
-/// is lower.
+/// Returns the memory that this process may use, in bytes: the machine's memory, or the limit of
+/// the memory cgroup if that is lower.
 pub fn memory_bytes() -> u64 {
     let machine = system::total_memory().unwrap_or(UNKNOWN_MEMORY_BYTES);
     system::memory_limit().map_or(machine, |limit| limit.min(machine))
 }
 
-/// Names this start of this machine; empty where the system does not tell.
+/// Returns an identifier of the current boot of this machine, or an empty string if the system
+/// provides none.
 pub fn boot_id() -> String {
     system::boot_id()
 }
 
-/// How often the system has ended a process of this process's memory cgroup for want of memory; 0
-/// where there is none.
+/// Returns the number of processes in this process's memory cgroup that the system has killed
+/// because memory was exhausted. Returns 0 without a cgroup.
 pub fn oom_kills() -> u64 {
     system::oom_kills()
 }
 
-/// Cores that this process may use.
+/// Returns the number of CPUs that this process may use.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// The highest resident memory of this process so far, in bytes; 0 where the system does not tell.
+/// Returns the peak resident memory of this process in bytes, or 0 if not available.
 pub fn peak_rss_bytes() -> u64 {
     system::peak_rss_bytes()
 }
 
-/// The resident memory of this process, in bytes; 0 where the system does not tell.
+/// Returns the resident memory of this process in bytes, or 0 if not available.
 pub fn rss_bytes() -> u64 {
     system::rss_bytes()
 }
 
-/// How long ago this process was started, to a hundredth of a second; 0 where the system does not
-/// tell.
+/// Returns the age of this process with a resolution of 10 ms, or 0 if not available.
 pub fn process_age() -> Duration {
     system::process_age()
 }
 
-/// Starts [`peak_rss_bytes`] anew from what is resident now, where the system allows it.
+/// Resets [`peak_rss_bytes`] to the current resident memory, if the system supports it.
 pub fn reset_peak_rss() {
     system::reset_peak_rss();
 }
 
-/// A process, such that others can tell whether it still runs: on the same start of the same
-/// machine, among the same processes.
+/// An identifier of a process with which other processes can determine whether it is running. It
+/// includes the boot of the machine and the process namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessId {
-    /// [`boot_id`].
+    /// The [`boot_id`].
     pub boot: String,
-    /// Names the processes that see each other.
+    /// The process namespace.
     pub namespace: String,
-    /// Its number there.
+    /// The process id in the namespace.
     pub pid: u32,
-    /// When it was started, as the system tells it: numbers are used again.
+    /// The start time of the process, because ids are reused.
     pub started: u64,
 }
 
 impl ProcessId {
-    /// This process.
+    /// Returns the identifier of this process.
     pub fn own() -> ProcessId {
         ProcessId::of(std::process::id())
     }
 
-    /// A process that this one sees.
+    /// Returns the identifier of a process in this process's namespace.
     pub fn of(pid: u32) -> ProcessId {
         ProcessId {
             boot: boot_id(),
@@ -99,10 +99,11 @@ impl ProcessId {
         }
     }
 
-    /// True if it was one that this process would see, and it is not there any more.
+    /// Returns true if the process is known to have ended. Returns false if it is on another
+    /// machine or in another namespace.
     pub fn is_gone(&self) -> bool {
         let now = ProcessId::of(self.pid);
-        // Where those of others are hidden, the first one is.
+        // Process 1 is hidden if the processes of other users are.
         let sees_all = system::started("1").is_some();
         sees_all
             && !self.boot.is_empty()
@@ -111,12 +112,12 @@ impl ProcessId {
     }
 }
 
-/// CPU time of this process in nanoseconds, all threads.
+/// Returns the CPU time of all threads of this process in nanoseconds.
 pub fn process_cpu_ns() -> u64 {
     clock(rustix::time::ClockId::ProcessCPUTime)
 }
 
-/// CPU time of this thread in nanoseconds.
+/// Returns the CPU time of this thread in nanoseconds.
 pub fn thread_cpu_ns() -> u64 {
     clock(rustix::time::ClockId::ThreadCPUTime)
 }

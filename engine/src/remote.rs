@@ -123,13 +123,12 @@ fn read_outcome(work: &dyn Store, key: &str) -> Result<Option<TaskOutcome>, Stor
         .and_then(|bytes| serde_json::from_slice(&bytes).ok()))
 }
 
-/// Returns the key of the object that a client writes, beside its records, once it waits for no
-/// request.
+/// Returns the key of the object that a client writes beside its records once it needs no outcomes.
 fn over_key(folder: &str, client: &str) -> String {
     format!("{}/{client}/over", answers(folder))
 }
 
-/// Writes the object that tells a client's workers that the client waits for no request.
+/// Writes the object by which a client's workers know that the client needs no outcomes.
 ///
 /// # Errors
 /// Returns an error if storage fails.
@@ -137,7 +136,7 @@ pub fn write_over(work: &dyn Store, folder: &str, client: &str) -> Result<(), St
     work.write(&over_key(folder, client), b"{}")
 }
 
-/// Returns true if a worker need not start a client's requests.
+/// Returns true if the client needs no outcomes, so that workers skip its requests.
 ///
 /// Either the client has written its end object, or the run has ended and its folder is gone. Each
 /// check costs one storage request. Even and odd values of `look` check one and the other

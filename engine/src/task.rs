@@ -1,4 +1,4 @@
-//! What travels between driver and workers: plain data, no code, no credentials.
+//! Messages between driver and workers: plain data without code and credentials.
 
 use std::fmt;
 
@@ -9,129 +9,128 @@ use crate::storage::StorageError;
 use crate::storage::codec::CodecError;
 use crate::storage::reader::{ChunkError, Traffic, Written};
 
-/// Where a run's plan lies: workers fetch it from there, requests carry only this.
+/// The location of a run's plan, from which workers fetch it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RunAddress {
     /// The work directory.
     pub work_dir: String,
-    /// The run's folder in it: the run's name, and what sets this try apart from others of the same
-    /// plan.
+    /// The run's folder in the work directory: the run's name with a suffix that distinguishes runs
+    /// of the same plan.
     pub folder: String,
 }
 
-/// A range of tasks of one stage, to be run by one worker one after the other.
+/// A range of tasks of one stage, which one worker runs in sequence.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskRequest {
-    /// Its number in this run: no two requests have the same.
+    /// The unique number of the request in this run.
     pub id: u64,
     /// The stage.
     pub stage: StageId,
-    /// First task.
+    /// The first task.
     pub first: u64,
-    /// Number of tasks.
+    /// The number of tasks.
     pub count: u64,
-    /// 0 for the first try.
+    /// The number of earlier attempts.
     pub attempt: u32,
-    /// The request that this one repeats while it is still under way, because it takes so long.
+    /// The slow request in flight of which this one is a backup.
     pub backup_of: Option<u64>,
-    /// Milliseconds that each task may take.
+    /// The maximum duration of each task in milliseconds.
     pub timeout_ms: Option<u64>,
 }
 
-/// What became of a request.
+/// The outcome of a request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TaskOutcome {
     /// The request.
     pub request: TaskRequest,
-    /// Which worker ran it: a thread's or process's name.
+    /// The worker: the name of a thread or process.
     pub worker: String,
-    /// The tasks that were finished, in order.
+    /// The finished tasks, in order.
     pub done: Vec<TaskReport>,
-    /// Why the next one was not. If there is no reason, the rest was not started, and is handed out
-    /// again at no cost.
+    /// The failure of the next task. If there is none, the remaining tasks were not started and are
+    /// scheduled again without counting as retries.
     pub failure: Option<TaskFailure>,
-    /// Highest resident memory of the worker's process since it fetched the plan, where the worker
-    /// is one of its own.
+    /// The peak resident memory of a worker process since it fetched the plan.
     pub worker_peak_bytes: Option<u64>,
 }
 
 /// A finished task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TaskReport {
-    /// Its number.
+    /// The index of the task.
     pub task: u64,
-    /// What it wrote, one receipt for each chunk.
+    /// The receipts of the written chunks.
     pub receipts: Vec<Receipt>,
-    /// What it moved.
+    /// The bytes and requests.
     pub traffic: Traffic,
-    /// CPU time of its thread.
+    /// The CPU time of the thread.
     pub cpu_ns: u64,
-    /// Time from start to end.
+    /// The duration.
     pub wall_ns: u64,
-    /// The most bytes that its buffers took.
+    /// The peak size of the task's buffers in bytes.
     pub peak_bytes: u64,
 }
 
-/// Proof that a chunk was written, or that nothing had to be.
+/// The receipt of a written chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Receipt {
     /// The array.
     pub array: ArrayId,
-    /// The place, in C order, of the chunk or shard that was written.
+    /// The index of the chunk or shard in C order.
     pub chunk: u64,
-    /// What became of it.
+    /// The result of the write.
     pub written: Written,
 }
 
-/// Why a task failed; decides whether it is tried again.
+/// The kind of a failure, which determines whether the task is retried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureKind {
-    /// The store may answer next time.
+    /// A transient failure of storage.
     Transient,
-    /// The store asks for fewer requests.
+    /// The store limited the request rate.
     Throttled,
-    /// The worker was stopped from outside, or nothing is heard of it any more.
+    /// The worker was stopped or does not respond.
     WorkerLost,
-    /// The worker ended by itself in the middle of the task.
+    /// The worker crashed during the task.
     Crashed,
-    /// The task took longer than it may.
+    /// The task exceeded its timeout.
     TimedOut,
-    /// The system stopped the worker for want of memory.
+    /// The system killed the worker because memory was exhausted.
     OutOfMemory,
-    /// A chunk that this run has written is damaged or gone.
+    /// A chunk that this run has written is damaged or missing.
     Damaged {
         /// The array.
         array: ArrayId,
-        /// The place, in C order, of the object.
+        /// The index of the object in C order.
         object: u64,
     },
-    /// An object is damaged or of another kind.
+    /// An input object is damaged or of another kind.
     BadInput,
-    /// No space is left.
+    /// The storage is full.
     NoSpace,
-    /// Not permitted.
+    /// Permission was denied.
     Denied,
-    /// Somebody else has what the task writes.
+    /// The store accepts no writes from this run.
     Refused,
-    /// The store failed for good.
+    /// A permanent failure of storage.
     Storage,
-    /// More memory was asked for than was projected.
+    /// The task requested more memory than projected.
     Overrun,
     /// The run was cancelled.
     Cancelled,
-    /// Somebody else has finished the request meanwhile.
+    /// Another worker has finished the request.
     Superseded,
-    /// Plan and worker do not fit together.
+    /// The worker cannot run the plan.
     Plan,
     /// A user's kernel failed.
     Kernel,
-    /// An invariant of the engine does not hold: a defect, never the user's to mend.
+    /// A broken invariant of the engine: a defect.
     Internal,
 }
 
 impl FailureKind {
-    /// For people, and for counting.
+    /// Returns the name of the kind, for display and counting.
     pub fn name(self) -> &'static str {
         match self {
             FailureKind::Transient => "storage",
@@ -145,7 +144,7 @@ impl FailureKind {
             FailureKind::NoSpace => "no space",
             FailureKind::Denied => "denied",
             FailureKind::Refused => "refused",
-            FailureKind::Storage => "storage, for good",
+            FailureKind::Storage => "permanent storage failure",
             FailureKind::Overrun => "memory overrun",
             FailureKind::Cancelled => "cancelled",
             FailureKind::Superseded => "superseded",
@@ -159,9 +158,9 @@ impl FailureKind {
 /// A failed task, as plain data.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskFailure {
-    /// Why.
+    /// The kind.
     pub kind: FailureKind,
-    /// In words.
+    /// The message.
     pub message: String,
     /// The stage's name.
     pub stage: String,
@@ -175,10 +174,10 @@ impl fmt::Display for TaskFailure {
     }
 }
 
-/// The kind of a failure and its words.
+/// The kind and message of a failure.
 pub(crate) type Cause = (FailureKind, String);
 
-/// The cause of a chunk that did not come or go.
+/// Returns the cause of a failed read or write of a chunk.
 pub(crate) fn cause_of_chunk(error: &ChunkError) -> Cause {
     let kind = match error {
         ChunkError::Storage(e) => kind_of_storage(e),
@@ -193,7 +192,7 @@ pub(crate) fn cause_of_chunk(error: &ChunkError) -> Cause {
     (kind, error.to_string())
 }
 
-/// What a storage error means for a task.
+/// Returns the failure kind of a storage error.
 pub fn kind_of_storage(error: &StorageError) -> FailureKind {
     match error {
         e if e.is_transient() => FailureKind::Transient,
@@ -207,8 +206,8 @@ pub fn kind_of_storage(error: &StorageError) -> FailureKind {
     }
 }
 
-/// The cause of a broken invariant: a panic in debug builds, else an error that ends the run, never
-/// a wrong result.
+/// Returns the cause of a broken invariant, which ends the run before it can publish a wrong
+/// result. Panics in debug builds.
 pub(crate) fn internal(invariant: &str) -> Cause {
     debug_assert!(false, "broken invariant: {invariant}");
     (
@@ -220,7 +219,7 @@ pub(crate) fn internal(invariant: &str) -> Cause {
     )
 }
 
-/// The cause of a plan that a worker cannot run.
+/// Returns the cause of a plan that a worker cannot run.
 pub(crate) fn cause_of_plan(error: &PlanError) -> Cause {
     (FailureKind::Plan, error.to_string())
 }

@@ -1,14 +1,13 @@
-//! The suite that every store passes.
+//! The conformance suite of stores.
 
 use freestone_kernels::Buffer;
 
 use super::{ByteRange, ObjectPart, PartsRead, PendingRead, StorageError, Store, read_small};
 
-/// Holds a store, empty below `prefix`, against the contract of [`Store`]; panics where it breaks
-/// it.
+/// Checks that a store, which is empty below `prefix`, fulfils the contract of [`Store`].
 ///
 /// # Panics
-/// With what is wrong.
+/// Panics with a description of the first violation.
 #[allow(clippy::panic, clippy::expect_used, clippy::unwrap_used)]
 pub fn check(store: &dyn Store, prefix: &str) {
     let key = |name: &str| format!("{prefix}/{name}");
@@ -21,17 +20,17 @@ pub fn check(store: &dyn Store, prefix: &str) {
     };
     let bytes: Vec<u8> = (0..100_000u32).map(|i| (i % 251) as u8).collect();
 
-    assert_eq!(whole("a"), None, "what was never written is not there");
-    assert_eq!(part("a", ByteRange::Last(4), 4).unwrap(), None, "nor is a part of it");
-    store.remove(&key("a")).expect("removing nothing is no error");
-    store.remove(&key("a/")).expect("nor is removing nothing below a prefix");
+    assert_eq!(whole("a"), None, "a missing object is not found");
+    assert_eq!(part("a", ByteRange::Last(4), 4).unwrap(), None, "nor is a range of it");
+    store.remove(&key("a")).expect("removing a missing object is not an error");
+    store.remove(&key("a/")).expect("nor is removing an empty prefix");
 
     store.write(&key("a"), &bytes).unwrap();
     store.write(&key("b/c/0/1"), b"").unwrap();
     store.write(&key("b/c/0/2"), b"two").unwrap();
     assert_eq!(whole("a").as_deref(), Some(bytes.as_slice()));
-    assert_eq!(whole("b/c/0/1").as_deref(), Some(b"".as_slice()), "an empty object is there");
-    assert_eq!(whole("b"), None, "a prefix is no object");
+    assert_eq!(whole("b/c/0/1").as_deref(), Some(b"".as_slice()), "an empty object exists");
+    assert_eq!(whole("b"), None, "a prefix is not an object");
     assert_eq!(part("a", ByteRange::At { offset: 7, len: 5 }, 5).unwrap().unwrap(), bytes[7..12]);
     assert_eq!(part("a", ByteRange::Last(9), 20).unwrap().unwrap(), bytes[bytes.len() - 9..]);
 
@@ -40,7 +39,7 @@ pub fn check(store: &dyn Store, prefix: &str) {
             part("a", ByteRange::At { offset: 0, len: 50 }, 49),
             Err(StorageError::TooLong { .. })
         ),
-        "a limit holds for parts"
+        "the limit applies to ranges"
     );
     assert!(matches!(
         store.read(&key("a"), None, 10, &mut Buffer::zeroed(10)),
@@ -50,7 +49,7 @@ pub fn check(store: &dyn Store, prefix: &str) {
         let beyond = part("a", ByteRange::At { offset, len }, 100);
         assert!(
             beyond.is_err(),
-            "a part from {offset} of {len} bytes reaches beyond the object: {beyond:?}"
+            "a range of {len} bytes from {offset} exceeds the object: {beyond:?}"
         );
     }
 
@@ -60,7 +59,7 @@ pub fn check(store: &dyn Store, prefix: &str) {
     assert_eq!(store.list(&key("b/c/0/")).unwrap(), ["1", "2"]);
     store
         .sync(&mut ["a", "not there", "b/c/0/2"].into_iter().map(key))
-        .expect("what is not there is flushed");
+        .expect("flushing a missing object is not an error");
 
     store.remove(&key("b/")).unwrap();
     assert_eq!((whole("b/c/0/1"), whole("b/c/0/2")), (None, None));
@@ -77,7 +76,11 @@ pub fn check(store: &dyn Store, prefix: &str) {
         store.read_parts(&key("d/parts"), 100_000, &wanted, &mut into).unwrap(),
         PartsRead::Done
     );
-    assert_eq!((into[0], &into[4..7]), (bytes[99_999], &bytes[10..13]), "parts go to their places");
+    assert_eq!(
+        (into[0], &into[4..7]),
+        (bytes[99_999], &bytes[10..13]),
+        "parts are read to their destinations"
+    );
     assert_eq!(
         store.read_parts(&key("d/none"), 100_000, &wanted, &mut into).unwrap(),
         PartsRead::Missing
@@ -86,45 +89,42 @@ pub fn check(store: &dyn Store, prefix: &str) {
     assert_eq!(
         whole("d/parts").as_deref(),
         Some(b"onetwo".as_slice()),
-        "what is written in parts is one object"
+        "parts are written as one object"
     );
     assert!(
         matches!(store.size(&key("d/parts")).unwrap(), None | Some(6))
             && store.size(&key("d/none")).unwrap().is_none(),
-        "the size, if it is told"
+        "the size, if it is reported"
     );
     store.remove_partial_writes(&key("d/")).unwrap();
     assert_eq!(
         whole("d/parts").as_deref(),
         Some(b"onetwo".as_slice()),
-        "what was written is not swept away"
+        "complete objects are not removed"
     );
     match store.begin_read(&key("d/parts"), None, 10, Buffer::zeroed(10)).map(PendingRead::wait) {
         Ok(read) => assert!(read.is_ok_and(|(found, buffer)| found && buffer.bytes() == b"onetwo")),
-        Err(buffer) => assert_eq!(buffer.len(), 10, "the buffer is the caller's again"),
+        Err(buffer) => assert_eq!(buffer.len(), 10, "the buffer is returned"),
     }
     store.remove(&key("d/")).unwrap();
 
     let is_locked = || store.is_locked(&key("lock")).unwrap();
-    assert!(!is_locked(), "nobody has the lock");
+    assert!(!is_locked(), "the key is not locked");
     let lock = store.lock(&key("lock")).unwrap().expect("the lock is free");
     assert!(!lock.is_lost() && lock.confirm().unwrap());
     if !lock.is_noop() {
-        assert!(
-            is_locked() && store.lock(&key("lock")).unwrap().is_none(),
-            "one has a lock at a time"
-        );
-        assert!(store.lock(&key("other")).unwrap().is_some(), "of a key");
+        assert!(is_locked() && store.lock(&key("lock")).unwrap().is_none(), "a lock is exclusive");
+        assert!(store.lock(&key("other")).unwrap().is_some(), "other keys are not locked");
         drop(lock);
         assert!(
             !is_locked() && store.lock(&key("lock")).unwrap().is_some(),
-            "who lets go of a lock leaves it to others"
+            "a released lock can be taken"
         );
     }
     store.remove(&key("lock")).unwrap();
     store.remove(&key("other")).unwrap();
 
-    // Readers see one whole object or the other, never a part or a mixture.
+    // Readers see one whole object or the other, never a partial object or a mixture.
     let kinds = [vec![1u8; 60_000], vec![2u8; 90_000]];
     store.write(&key("race"), &kinds[0]).unwrap();
     std::thread::scope(|scope| {
@@ -133,7 +133,7 @@ pub fn check(store: &dyn Store, prefix: &str) {
             .map(|k| scope.spawn(|| (0..20).for_each(|_| store.write(&key("race"), k).unwrap())))
             .collect();
         for _ in 0..40 {
-            let seen = whole("race").expect("it is there all the time");
+            let seen = whole("race").expect("the object exists at all times");
             assert!(kinds.contains(&seen), "a reader saw {} bytes of a mixture", seen.len());
         }
         writers.into_iter().for_each(|w| w.join().unwrap());
@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stores_keep_their_contract() {
+    fn local_and_memory_stores_conform() {
         let folder = tempfile::tempdir().unwrap();
         check(&LocalStore::new(folder.path()), "x");
         check(&MemoryStore::new(), "x");

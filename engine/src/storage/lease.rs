@@ -1,10 +1,10 @@
-//! Locks in object stores: an object that says who has the lock, written again every few seconds.
+//! Locks in object stores: a lease object that names its holder and is renewed every few seconds.
 //!
-//! It is made and renewed by puts with a condition, of which a store lets one win. Who finds the
-//! lock taken waits for a sign of life, unless the holder was a process of this machine that is
-//! gone. To take it, no clocks are compared: what counts is whether the object changes while
-//! somebody looks. Who only asks whether it is taken ([`is_held`]) gets an answer at once, by the
-//! store's time of the last sign.
+//! Conditional puts create and renew the object, so that one of several competitors wins. A process
+//! that finds the lease held waits for a renewal. It does not wait if the holder was a process of
+//! this machine that has ended. Taking a lease compares no clocks: the lease is expired if the
+//! object does not change while it is observed. [`is_held`] returns at once and uses the store's
+//! time of the last renewal.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -23,8 +23,7 @@ use tokio::task::AbortHandle;
 use crate::machine::ProcessId;
 use crate::system::System;
 
-/// How often a holder gives a sign of life, and how long it may give none before others take the
-/// lock.
+/// The intervals of renewals, and the time without a renewal after which a lease expires.
 #[derive(Clone, Copy, Debug)]
 struct Terms {
     renew: Duration,
@@ -32,13 +31,13 @@ struct Terms {
 }
 
 const TERMS: Terms = Terms { renew: Duration::from_secs(5), expire: Duration::from_secs(40) };
-/// Whoever waits for a lock looks at it so often in twice that time.
+/// The number of polls of a held lease within twice its expiry time.
 const TURNS: u32 = 40;
-/// Letting go of a lock takes no longer.
+/// The maximum duration of the release of a lease.
 const RELEASE: Duration = Duration::from_secs(5);
 const MAX_BYTES: u64 = 10_000;
 
-/// What the object says.
+/// The contents of the lease object.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Holder {
     id: String,
@@ -46,7 +45,7 @@ struct Holder {
     renewed: u64,
 }
 
-/// A lock that this process has, as long as it lives.
+/// A lease held by this process. Dropping it releases the lease.
 #[derive(Debug)]
 pub(super) struct Lease {
     held: Arc<Held>,
@@ -58,15 +57,15 @@ pub(super) struct Lease {
 struct Held {
     backend: Arc<dyn Backend>,
     path: Path,
-    /// What was written last, and which version of the object that is.
+    /// The last written contents, and the version of that object.
     last: Mutex<(Holder, UpdateVersion)>,
     is_lost: AtomicBool,
     system: System,
 }
 
 impl Lease {
-    /// Takes the lock at a path; `None` if somebody has it who lives. That may take as long as a
-    /// sign of life of somebody who gives none.
+    /// Takes the lease at a path. Returns `None` if another process holds and renews it. Waits for
+    /// the expiry time if the holder does not renew it.
     pub(super) async fn take(
         backend: Arc<dyn Backend>,
         path: Path,
@@ -106,12 +105,12 @@ impl Lease {
         Ok(Some(Lease { held, runtime, renewal }))
     }
 
-    /// True once it is known that somebody else has taken the lock, or removed it.
+    /// Returns true if the lease is known to be taken or removed by another process.
     pub(super) fn is_lost(&self) -> bool {
         self.held.is_lost.load(Ordering::Relaxed)
     }
 
-    /// Finds out whether the lock is still this process's, by a sign of life.
+    /// Renews the lease and returns whether this process still holds it.
     pub(super) fn confirm(&self) -> impl Future<Output = Result<bool>> + Send + 'static {
         let held = Arc::clone(&self.held);
         async move { held.renew().await.map(|()| !held.is_lost.load(Ordering::Relaxed)) }
@@ -127,7 +126,7 @@ impl Drop for Lease {
         let held = Arc::clone(&self.held);
         let (done, wait) = std::sync::mpsc::sync_channel(1);
         self.runtime.spawn(async move {
-            // One that cannot be removed runs out.
+            // A lease that cannot be removed expires.
             let last = held.last.lock().await;
             if let Ok(Some((holder, _))) = look(&*held.backend, &held.path).await
                 && holder.id == last.0.id
@@ -141,7 +140,7 @@ impl Drop for Lease {
 }
 
 impl Held {
-    /// Gives a sign of life, and takes note if the lock is somebody else's.
+    /// Renews the lease, or records that it is lost.
     async fn renew(&self) -> Result<()> {
         let mut last = self.last.lock().await;
         let now = Holder { renewed: last.0.renewed + 1, ..last.0.clone() };
@@ -151,7 +150,7 @@ impl Held {
             *last = (now, version);
             return Ok(());
         }
-        // An earlier one whose answer was lost may have been ours.
+        // An earlier renewal may have succeeded although its response was lost.
         match look(&*self.backend, &self.path).await? {
             Some((holder, meta)) if holder.id == now.id => *last = (holder, version_of(meta)),
             _ => self.is_lost.store(true, Ordering::Relaxed),
@@ -160,8 +159,8 @@ impl Held {
     }
 }
 
-/// True if somebody has the lock at a path who has given a sign of life of late, by the clocks of
-/// this machine and the store, or is a process of this machine. Nothing is written.
+/// Returns true if the lease at a path was renewed within its expiry time, by the clocks of this
+/// machine and the store, and its holder is not known to have ended. Writes nothing.
 pub(super) async fn is_held(backend: Arc<dyn Backend>, path: Path, system: System) -> Result<bool> {
     let Some((holder, meta)) = look(&*backend, &path).await? else { return Ok(false) };
     let age =
@@ -169,7 +168,7 @@ pub(super) async fn is_held(backend: Arc<dyn Backend>, path: Path, system: Syste
     Ok(age < TERMS.expire && !holder.process.is_gone())
 }
 
-/// Makes the object, or takes it over from somebody who gives no sign of life.
+/// Creates the lease object, or replaces an expired one.
 async fn acquire(
     backend: &dyn Backend,
     path: &Path,
@@ -182,7 +181,7 @@ async fn acquire(
         if let Some(version) = put(backend, path, me, PutMode::Create).await? {
             return Ok(Some(version));
         }
-        // It may be gone again.
+        // The holder may have released it since.
         if let Some((holder, meta)) = look(backend, path).await? {
             let version = version_of(meta);
             if holder.id == me.id {
@@ -202,21 +201,22 @@ async fn acquire(
         }
         system.wait(terms.expire / (TURNS / 2)).await;
     }
-    // Others come and go too fast.
+    // Other processes take and release the lease too often.
     Ok(None)
 }
 
-/// Gives signs of life until the lock is somebody else's.
+/// Renews the lease until it is lost.
 async fn keep(held: Arc<Held>, terms: Terms) {
     while !held.is_lost.load(Ordering::Relaxed) {
         held.system.wait(terms.renew).await;
-        // One that fails, or takes too long, is made up for by the next.
+        // The next renewal makes up for one that fails or takes too long.
         let _ = tokio::time::timeout(terms.renew, held.renew()).await;
     }
 }
 
-/// Writes the object if a condition holds; `None` if it does not, or if it was this put that has
-/// made it so: the client repeats one whose answer was lost. What is there then tells.
+/// Writes the object if a condition holds. Returns `None` if it does not. The client retries a put
+/// whose response was lost, so this process may have made the condition false itself; callers read
+/// the object to find out.
 async fn put(
     backend: &dyn Backend,
     path: &Path,
@@ -237,7 +237,7 @@ async fn put(
     }
 }
 
-/// Who has the lock; nothing is known of one who has written something else.
+/// Reads the holder. An object with other contents has a default holder.
 async fn look(backend: &dyn Backend, path: &Path) -> Result<Option<(Holder, ObjectMeta)>> {
     match backend.get(path).await {
         Ok(found) => {
@@ -268,11 +268,11 @@ mod tests {
 
     const QUICK: Terms =
         Terms { renew: Duration::from_millis(20), expire: Duration::from_millis(400) };
-    /// As if it had been killed.
+    /// The terms of a holder that never renews, like a killed process.
     const NEVER: Terms =
         Terms { renew: Duration::from_secs(1_000_000), expire: Duration::from_millis(400) };
 
-    /// A store, and a clock that the tests move.
+    /// A store, and a clock that tests advance.
     struct Bench {
         runtime: tokio::runtime::Runtime,
         backend: Arc<dyn Backend>,
@@ -308,8 +308,7 @@ mod tests {
             ))
         }
 
-        /// Takes the lock, or learns that it cannot be had, while the clock is moved on by
-        /// `advance`.
+        /// Tries to take the lease while `advance` advances the clock.
         fn take_while(&self, terms: Terms, advance: impl Fn()) -> Option<Lease> {
             let taking = self.begin(terms);
             while !taking.is_finished() {
@@ -318,7 +317,7 @@ mod tests {
             self.runtime.block_on(taking).unwrap().unwrap()
         }
 
-        /// Takes the lock where nobody gives signs of life.
+        /// Takes a lease whose holder does not renew it.
         fn take(&self, terms: Terms) -> Option<Lease> {
             self.take_while(terms, || {
                 self.clock.advance(Duration::from_millis(1));
@@ -330,11 +329,11 @@ mod tests {
             self.runtime.block_on(look(&*self.backend, &self.path)).unwrap().map(|(h, _)| h)
         }
 
-        /// Moves the clock on until the holder has given one more sign of life.
+        /// Advances the clock until the holder has renewed the lease.
         fn renew(&self) {
             let Some(before) = self.holder() else { return };
-            // A holder that began to wait after the clock moved waits for the next move. So few do
-            // not expire it.
+            // A holder that started to wait after an advance waits for the next. This number of
+            // advances does not expire the lease.
             let mut pause = Duration::from_millis(20);
             for _ in 0..12 {
                 self.clock.advance(QUICK.renew);
@@ -347,15 +346,15 @@ mod tests {
                 }
                 pause *= 2;
             }
-            panic!("the holder gives no sign of life");
+            panic!("the holder does not renew the lease");
         }
     }
 
     #[test]
-    fn one_has_the_lock_until_it_lets_go() {
+    fn lease_is_exclusive_until_released() {
         let bench = Bench::new();
         let first = bench.take(QUICK).unwrap();
-        // The store in memory dates its objects by the machine's clock.
+        // The store in memory uses the machine's clock.
         let is_held = || {
             bench
                 .runtime
@@ -377,13 +376,13 @@ mod tests {
     }
 
     #[test]
-    fn who_gives_no_sign_of_life_loses_it_and_notices() {
+    fn expired_lease_is_taken_over_and_reported_lost() {
         let bench = Bench::new();
         let silent = bench.take(NEVER).unwrap();
         let begun = bench.clock.passed();
         let next = bench.take(NEVER).unwrap();
-        assert!(bench.clock.passed() - begun >= NEVER.expire, "it is waited for");
-        // It wakes up.
+        assert!(bench.clock.passed() - begun >= NEVER.expire, "the expiry time passes first");
+        // The first holder continues.
         assert!(
             !bench.runtime.block_on(silent.confirm()).unwrap()
                 && bench.runtime.block_on(next.confirm()).unwrap()
@@ -391,11 +390,11 @@ mod tests {
         assert!(silent.is_lost() && !next.is_lost());
         let taken = bench.holder().unwrap().id;
         drop(silent);
-        assert_eq!(bench.holder().unwrap().id, taken, "who has lost it does not remove it");
+        assert_eq!(bench.holder().unwrap().id, taken, "a lost lease is not removed");
     }
 
     #[test]
-    fn a_process_of_this_machine_that_is_gone_is_not_waited_for() {
+    fn lease_of_an_ended_local_process_is_taken_at_once() {
         let bench = Bench::new();
         let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
         let process = ProcessId::of(child.id());
@@ -410,7 +409,7 @@ mod tests {
         for _ in 0..10 {
             bench.clock.advance(Duration::from_secs(50));
             std::thread::sleep(Duration::from_millis(5));
-            assert!(!waits.is_finished(), "it is there");
+            assert!(!waits.is_finished(), "the process is running");
         }
         waits.abort();
         child.kill().unwrap();
@@ -421,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_who_want_it_at_once_one_gets_it() {
+    fn one_of_many_competitors_takes_the_lease() {
         let bench = Bench::new();
         for _ in 0..20 {
             let taking: Vec<_> = (0..8).map(|_| bench.begin(QUICK)).collect();
@@ -437,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn what_somebody_else_has_written_there_runs_out() {
+    fn invalid_lease_object_expires() {
         let bench = Bench::new();
         bench
             .runtime
