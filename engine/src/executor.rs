@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::plan::LocalMemory;
+use crate::plan::{FinalizedPlan, LocalMemory};
 use crate::remote::Refusal;
 use crate::task::{TaskOutcome, TaskRequest};
 use crate::worker::RunContext;
@@ -148,6 +148,12 @@ pub trait Executor: Send + Sync + fmt::Debug {
     fn local_memory(&self, local_mem: u64) -> LocalMemory {
         let limit = if self.is_remote() { u64::MAX } else { local_mem };
         LocalMemory { limit, shared: self.shares_process() }
+    }
+
+    /// Returns the projected memory of a worker on another machine, in bytes, after a successful
+    /// [`check`](Executor::check). Returns `None` if it is unknown, or if tasks run on this machine.
+    fn remote_worker_mem(&self, _plan: &FinalizedPlan) -> Option<u64> {
+        None
     }
 
     /// Returns the invocations of the last [`run`](Executor::run), if machines are billed by use.

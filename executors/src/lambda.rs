@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use freestone_engine::environment;
 use freestone_engine::executor::{Executor, ExecutorError, Invocations, TaskSource};
+use freestone_engine::plan::FinalizedPlan;
 use freestone_engine::worker::RunContext;
 
 use client::Client;
@@ -248,6 +249,19 @@ impl Executor for LambdaExecutor {
 
     fn is_remote(&self) -> bool {
         true
+    }
+
+    /// Returns the projection of an environment: the process, and as many tasks as may run at once
+    /// within the function's memory.
+    fn remote_worker_mem(&self, plan: &FinalizedPlan) -> Option<u64> {
+        let probed = self.probed.lock().unwrap_or_else(PoisonError::into_inner);
+        let probed = probed.as_ref()?;
+        let process = plan.plan().process_mem();
+        let largest = plan.stages().map(|(_, _, layout)| layout.estimate.per_task()).max()?;
+        let n_tasks = probed.slots.iter().max().map_or(1, |n| u64::from(*n));
+        let room = probed.environment.memory_bytes.saturating_sub(process);
+        // A single task is always admitted.
+        Some(process.saturating_add(n_tasks.saturating_mul(largest).min(room).max(largest)))
     }
 
     fn invoked(&self) -> Option<Invocations> {

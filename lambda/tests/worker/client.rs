@@ -199,6 +199,22 @@ fn locations_that_the_function_cannot_reach_are_refused() {
     }
 }
 
+/// A kernel exceeds its projection, but not the memory of the function. The run reports the kernel.
+#[test]
+fn memory_above_the_projection_is_reported() {
+    for allocate_mib in [0, 300] {
+        let place = Place::new();
+        let emulator = scripted_function(|config| config.memory_mib = 1024);
+        let kernel = Scripted { allocate_mib, ..Scripted::default() };
+        let targets = [Target::array(&scripted(1, &kernel), &place.at("out"))];
+        let report = run(&targets, &place.spec(), &executor(&emulator.url(), 1, 1000));
+        let excess = report.memory_excess.as_ref();
+        assert_eq!(excess.is_some(), allocate_mib > 0, "{report}");
+        assert!(excess.is_none_or(|e| e.measured_bytes > 300 << 20), "{report}");
+        assert!(excess.is_none_or(|e| e.kernel.is_some()), "{report}");
+    }
+}
+
 /// A kernel exceeds its projection, and its environment is killed. The run fails and names the
 /// stage.
 #[test]

@@ -14,10 +14,12 @@ pub(super) struct MemoryWatch {
 }
 
 impl Queue<'_> {
-    /// Starts to compare the memory of processes that run tasks with a projection. Processes on
-    /// other machines are not watched.
+    /// Starts to compare the memory of processes that run tasks with their projection, which is
+    /// `projected` on this machine. The executor projects workers on other machines.
     pub(in crate::driver) fn watch_memory(&mut self, projected: u64) {
         if self.run.executor.is_remote() {
+            let projected = self.run.executor.remote_worker_mem(self.plan);
+            self.memory = projected.map(|projected| MemoryWatch { projected, limit: projected });
             return;
         }
         let already_held = if self.run.executor.shares_process() {
