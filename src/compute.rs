@@ -8,24 +8,17 @@ use freestone_engine::driver::record::{self, StoredRun};
 use freestone_engine::driver::{self, Run, RunError};
 use freestone_engine::events::{Observer, RunReport};
 use freestone_engine::executor::Executor;
-use freestone_engine::memory::Arena;
 use freestone_engine::plan::lower::{Output, kernels_of, lower, stores_of};
 use freestone_engine::plan::{FinalizedPlan, Mode, PlanExplanation};
 use freestone_engine::publish::{PlainZarr, PublishError, Publisher};
 use freestone_engine::spec::Spec;
-use freestone_engine::storage::codec::Contexts;
-use freestone_engine::storage::reader::{ChunkAccess, ShardCache, WorkerResources};
-use freestone_engine::storage::{
-    CodecName, MemoryStore, Store, Stores, identity, metadata, split_location,
-};
+use freestone_engine::storage::{Stores, identity, metadata, split_location};
 use freestone_engine::task::RunAddress;
 use freestone_engine::user::KernelRegistry;
 use freestone_engine::worker::Cancel;
-use freestone_executors::{Serial, Threads};
-use freestone_kernels::dtype::Element;
+use freestone_executors::Serial;
 use freestone_ops::Array;
 use freestone_ops::io::{Target, metadata_outputs, open_in, outputs};
-use ndarray::{ArrayD, IxDyn};
 
 use crate::error::Error;
 
@@ -331,82 +324,4 @@ pub fn discard(stored: &StoredRun, stores: &Stores) -> Result<(), Error> {
         session.abandon(&stored.plan);
     }
     Ok(())
-}
-
-/// Computes an array into memory, on threads.
-///
-/// # Errors
-/// As [`plan`] and [`run`]; where `T` is not the array's dtype; where the array's values are packed
-/// ([`Array::raw`]).
-pub fn compute<T: Element>(array: &Array, spec: &Spec) -> Result<ArrayD<T>, Error> {
-    compute_with(array, spec, &Threads::new(spec.threads))
-}
-
-/// Computes an array into memory.
-///
-/// # Errors
-/// As [`compute`]; executors that run processes cannot see this memory.
-pub fn compute_with<T: Element>(
-    array: &Array,
-    spec: &Spec,
-    executor: &dyn Executor,
-) -> Result<ArrayD<T>, Error> {
-    // What comes back has no attributes that would tell.
-    array.check_unpacked()?;
-    let found = array.dtype()?;
-    if found != T::DTYPE {
-        return Err(Error::ResultType { found, asked: T::DTYPE });
-    }
-    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
-    let stores = Stores::default();
-    stores.insert(Arc::clone(&store));
-    let target = Target::array(array, &format!("{}/result", store.url()))
-        .with_stores(&stores)
-        .codec(CodecName::None);
-    let planned = plan(&[target], spec)?;
-    run(&planned, spec, executor)?;
-    read_whole(&store)
-}
-
-/// The result that [`compute_with`] stored, chunk by chunk.
-fn read_whole<T: Element>(store: &Arc<dyn Store>) -> Result<ArrayD<T>, Error> {
-    let stored = metadata::open_array(store, "result")?;
-    let shape: Vec<usize> = stored.info.shape().iter().map(|n| *n as usize).collect();
-    let mut values = ArrayD::<T>::from_elem(IxDyn(&shape), T::default());
-    let access = ChunkAccess::new(Arc::clone(store), "result", &stored.info).map_err(|error| {
-        freestone_engine::plan::PlanError::Codec { array: "result".into(), error }
-    })?;
-    let mut resources = WorkerResources {
-        arena: Arena::new(u64::MAX / 4),
-        contexts: Contexts::default(),
-        traffic: Default::default(),
-    };
-    let grid = &stored.info.grid;
-    for index in 0..grid.n_chunks() {
-        let coords = grid.coords(index);
-        let region = grid.region(&coords);
-        let block =
-            access.read(&coords, &mut resources, &mut ShardCache::default()).map_err(|e| {
-                freestone_ops::Error::Argument(format!("the result could not be read back: {e}"))
-            })?;
-        let whole: Vec<usize> = access.stored_shape(&coords).iter().map(|n| *n as usize).collect();
-        let view = ndarray::ArrayViewD::from_shape(IxDyn(&whole), block.as_slice::<T>()).map_err(
-            |_| Error::Internal {
-                invariant: "a chunk that was read has the elements of its stored shape",
-            },
-        )?;
-        let clipped = view.slice_each_axis(|axis| {
-            ndarray::Slice::from(0..region.shape[axis.axis.index()] as usize)
-        });
-        values
-            .slice_each_axis_mut(|axis| {
-                let d = axis.axis.index();
-                ndarray::Slice::from(
-                    region.start[d] as usize..(region.start[d] + region.shape[d]) as usize,
-                )
-            })
-            .assign(&clipped);
-        resources.arena.recycle(block);
-    }
-    Ok(values)
 }

@@ -4,6 +4,7 @@ use std::io;
 
 use freestone_engine::driver::RunError;
 use freestone_engine::executor::ExecutorError;
+use freestone_engine::memory::size;
 use freestone_engine::plan::PlanError;
 use freestone_engine::publish::{PublishError, Rejection};
 use freestone_engine::spec::SpecError;
@@ -59,6 +60,15 @@ pub enum Error {
     Internal { invariant: &'static str },
     #[error("the result is {found}, not {asked}")]
     ResultType { found: DType, asked: DType },
+    #[error("invalid result shape {shape:?}: expected one element")]
+    NotScalar { shape: Vec<u64> },
+    #[error(
+        "the result has {}, but local_mem is {} (hint: store it instead, or raise local_mem)",
+        size(*bytes), size(*local_mem)
+    )]
+    ResultExceedsMemory { bytes: u64, local_mem: u64 },
+    #[error("the session has been committed (hint: begin another session)")]
+    SessionEnded,
 }
 
 fn have(arrays: &[String]) -> String {
@@ -164,7 +174,11 @@ impl Error {
             Error::Run(error) => of_run(error.cause()),
             Error::Executor(error) => of_executor(error),
             Error::Io(error) => of_io(error),
-            Error::Uneven { .. } | Error::ResultType { .. } => ErrorKind::InvalidInput,
+            Error::Uneven { .. } | Error::ResultType { .. } | Error::NotScalar { .. } => {
+                ErrorKind::InvalidInput
+            }
+            Error::ResultExceedsMemory { .. } => ErrorKind::ExceedsMemory,
+            Error::SessionEnded => ErrorKind::Conflict,
             Error::Internal { .. } => ErrorKind::Internal,
             #[cfg(feature = "sessions")]
             Error::Repository(error) => of_repository(error),

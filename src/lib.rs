@@ -26,13 +26,14 @@ pub mod functions {}
 
 mod compute;
 mod error;
+mod in_memory;
 mod index;
+pub mod prelude;
 #[cfg(feature = "sessions")]
 mod session;
 
 pub use compute::{
-    Plan, RunOptions, compute, compute_with, create, discard, open, open_run, plan, resume, run,
-    run_with, serve, stores,
+    Plan, RunOptions, create, discard, open, open_run, plan, resume, run, run_with, serve, stores,
 };
 pub use error::{Error, ErrorKind, ExitCode};
 pub use freestone_engine::driver::record::StoredRun;
@@ -69,5 +70,6 @@ pub use freestone_ops::{random_integers, random_normal, random_uniform};
 /// Repositories, sessions, tickets and receipts.
 #[cfg(feature = "sessions")]
 pub use freestone_sessions as sessions;
+pub use in_memory::{Compute, Value, compute, compute_scalar, compute_with};
 #[cfg(feature = "sessions")]
 pub use session::{Session, open_version};

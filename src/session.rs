@@ -9,12 +9,12 @@ use freestone_engine::storage::metadata::{MetadataError, open_array, open_group}
 use freestone_engine::storage::{Store, Stores, join};
 use freestone_executors::Threads;
 use freestone_ops::io::{Target, coordinate_after, open_in};
-use freestone_ops::{Array, RegionError, concat};
+use freestone_ops::{Array, Axis, RegionError, concat};
 use freestone_sessions::{
     CommitOptions, Joiner, Repository, RepositoryPublisher, Version, WritableSession,
 };
 
-use crate::compute::{RunOptions, plan, run_with};
+use crate::compute::{Plan, RunOptions, plan, run_with};
 use crate::error::Error;
 
 /// What is to be computed into a repository, by one plan and one commit.
@@ -77,6 +77,8 @@ impl Grown {
 enum How {
     Own(WritableSession),
     Joined(RepositoryPublisher, Arc<dyn Store>),
+    /// The session has been committed.
+    Ended(Arc<dyn Store>),
 }
 
 impl Session {
@@ -114,14 +116,14 @@ impl Session {
     pub fn writable(&self) -> Option<&WritableSession> {
         match &self.how {
             How::Own(session) => Some(session),
-            How::Joined(..) => None,
+            How::Joined(..) | How::Ended(_) => None,
         }
     }
 
     fn seen(&self) -> Arc<dyn Store> {
         match &self.how {
             How::Own(session) => session.store(),
-            How::Joined(_, store) => Arc::clone(store),
+            How::Joined(_, store) | How::Ended(store) => Arc::clone(store),
         }
     }
 
@@ -137,7 +139,7 @@ impl Session {
                 Version::Snapshot(session.base().to_owned()),
                 path,
             ),
-            How::Own(_) | How::Joined(..) => Ok(open_in(&self.seen(), path)?),
+            How::Own(_) | How::Joined(..) | How::Ended(_) => Ok(open_in(&self.seen(), path)?),
         }
     }
 
@@ -200,9 +202,10 @@ impl Session {
         &mut self,
         array: &Array,
         path: &str,
-        axis: usize,
+        axis: impl Into<Axis>,
     ) -> Result<&mut Session, Error> {
         let path = path.trim_matches('/');
+        let axis = self.open(path)?.axis(axis)?;
         if let Some(grown) = self.grow(array, path, axis)? {
             self.grown.push(grown);
         }
@@ -363,12 +366,24 @@ impl Session {
         Ok(left)
     }
 
-    /// Plans all that was stored as one plan, runs it on threads, and commits it as one snapshot.
+    /// Plans to compute all results of the session, as one plan: what
+    /// [`commit`](Session::commit) would run.
     ///
     /// # Errors
-    /// As [`plan`] and [`run`](crate::run); [`Error::Uneven`]; where another commit came first.
-    /// Nothing is visible then.
-    pub fn commit(self, message: &str, spec: &Spec) -> Result<RunReport, Error> {
+    /// As [`plan`]; [`Error::Uneven`].
+    pub fn plan(&mut self, spec: &Spec) -> Result<Plan, Error> {
+        self.grow_groups()?;
+        self.grown.clear();
+        plan(&self.targets, spec)
+    }
+
+    /// Computes all results as one plan, on threads, and commits them as one snapshot. The session
+    /// ends.
+    ///
+    /// # Errors
+    /// As [`plan`] and [`run`](crate::run); [`Error::Uneven`]; another commit came first. Nothing
+    /// is visible then.
+    pub fn commit(&mut self, message: &str, spec: &Spec) -> Result<RunReport, Error> {
         self.commit_with(
             message,
             spec,
@@ -378,40 +393,61 @@ impl Session {
         )
     }
 
-    /// As [`commit`](Session::commit), on an executor, with options of the commit and of the run. A
-    /// session without arrays to compute commits what was changed otherwise. Of a shared session
-    /// that was joined, nothing is committed here: `message` and `options` are its creator's.
+    /// Commits as [`commit`](Session::commit), on an executor, with options of the commit and of
+    /// the run.
+    ///
+    /// A session without arrays to compute commits its other changes. Of a shared session that was
+    /// joined, nothing is committed here: `message` and `options` are its creator's.
     ///
     /// # Errors
     /// As [`commit`](Session::commit).
     pub fn commit_with(
-        mut self,
+        &mut self,
         message: &str,
         spec: &Spec,
         executor: &dyn Executor,
         options: CommitOptions,
-        how: &RunOptions<'_>,
+        run_options: &RunOptions<'_>,
     ) -> Result<RunReport, Error> {
         if self.targets.is_empty() {
-            let snapshot = match self.how {
+            let snapshot = match self.end() {
                 How::Own(session) => Some(session.commit_with(message, &options)?),
-                // That it ends is all.
+                // The joined session ends here, without a commit.
                 How::Joined(..) => None,
+                How::Ended(_) => return Err(Error::SessionEnded),
             };
             return Ok(RunReport { snapshot, ..RunReport::default() });
         }
-        self.grow_groups()?;
-        let planned = plan(&self.targets, spec)?;
-        let session = self.publishing(message, options);
-        run_with(&planned, spec, executor, &RunOptions { session: Some(&session), ..how.clone() })
+        let planned = self.plan(spec)?;
+        let publisher = match self.end() {
+            How::Own(session) => RepositoryPublisher::committing(&session, message, options),
+            How::Joined(publisher, _) => publisher,
+            How::Ended(_) => return Err(Error::SessionEnded),
+        };
+        let run_options = RunOptions { session: Some(&publisher), ..run_options.clone() };
+        run_with(&planned, spec, executor, &run_options)
     }
 
-    /// What a run needs to commit its results here, or to add them to the session that was joined:
-    /// for [`RunOptions::session`].
-    pub fn publishing(self, message: &str, options: CommitOptions) -> RepositoryPublisher {
-        match self.how {
-            How::Own(session) => RepositoryPublisher::committing(&session, message, options),
-            How::Joined(session, _) => session,
+    /// Ends the session, and returns what it was.
+    fn end(&mut self) -> How {
+        let ended = How::Ended(self.seen());
+        std::mem::replace(&mut self.how, ended)
+    }
+
+    /// Returns the publisher that commits the results of a run here, or adds them to the session
+    /// that was joined: for [`RunOptions::session`].
+    ///
+    /// # Errors
+    /// The session has been committed.
+    pub fn publishing(
+        mut self,
+        message: &str,
+        options: CommitOptions,
+    ) -> Result<RepositoryPublisher, Error> {
+        match self.end() {
+            How::Own(session) => Ok(RepositoryPublisher::committing(&session, message, options)),
+            How::Joined(publisher, _) => Ok(publisher),
+            How::Ended(_) => Err(Error::SessionEnded),
         }
     }
 }

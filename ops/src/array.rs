@@ -11,6 +11,7 @@ use freestone_engine::storage::packing::{PACKING_ATTRIBUTES, Packing};
 use freestone_kernels::DType;
 use serde_json::{Map, Value};
 
+use crate::axes::Axis;
 use crate::error::{Error, Packed};
 
 /// A lazy, chunked, immutable array.
@@ -169,6 +170,14 @@ impl Array {
     /// The first error of the array's expression.
     pub fn grid(&self) -> Result<&ChunkGrid, Error> {
         Ok(&self.node()?.grid)
+    }
+
+    /// Returns the position of an axis, for instance of a name.
+    ///
+    /// # Errors
+    /// The axis does not exist.
+    pub fn axis(&self, axis: impl Into<Axis>) -> Result<usize, Error> {
+        axis.into().resolve(&self.get()?.dims)
     }
 
     /// Returns the name of each axis.

@@ -8,6 +8,7 @@ use freestone_kernels::DType;
 
 use crate::array::{Array, Dim, computed_attributes, or_failed};
 use crate::error::Error;
+use crate::join::cloned;
 
 /// What [`map_blocks`] makes of its arrays' blocks.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,11 +69,16 @@ impl OutputBlocks {
 /// # Errors
 /// Where the numbers of blocks differ, or the result's axes are not what is left of the arrays'.
 #[track_caller]
-pub fn map_blocks<K: UserKernel>(kernel: &K, arrays: &[&Array], out: &OutputBlocks) -> Array {
-    or_failed(try_map_blocks(kernel, arrays, out))
+pub fn map_blocks<K: UserKernel>(
+    kernel: &K,
+    arrays: impl IntoIterator<Item = impl AsRef<Array>>,
+    out: &OutputBlocks,
+) -> Array {
+    let arrays = cloned(arrays);
+    or_failed(try_map_blocks(kernel, &arrays.iter().collect::<Vec<_>>(), out))
 }
 
-pub(crate) fn try_map_blocks<K: UserKernel>(
+fn try_map_blocks<K: UserKernel>(
     kernel: &K,
     arrays: &[&Array],
     out: &OutputBlocks,

@@ -103,7 +103,7 @@ pub fn run(asked: &Asked) {
     let (planned, spec, session) = overwriting(&asked.folder);
     let stopping = Stopping {
         moment: asked.moment,
-        inner: session.publishing("overwritten", CommitOptions::default()),
+        inner: session.publishing("overwritten", CommitOptions::default()).unwrap(),
         tasks: AtomicU64::new(0),
     };
     let executor = executor(&asked.on, &asked.binary, 2);

@@ -77,7 +77,7 @@ fn a_run_that_is_taken_over_ends_in_a_conflict_wherever_it_notices() {
         } else {
             Hook::after_the_tasks(&planned, take)
         };
-        let run = session.publishing("", CommitOptions::default());
+        let run = session.publishing("", CommitOptions::default()).unwrap();
         let error = freestone::run_with(
             &planned,
             &spec,
@@ -115,7 +115,7 @@ fn a_run_that_goes_on_is_not_taken_over() {
         *refused.lock().unwrap() =
             freestone::resume(&stored, &spec, &Serial, &RunOptions::default()).err();
     });
-    let run = session.publishing("", CommitOptions::default());
+    let run = session.publishing("", CommitOptions::default()).unwrap();
     freestone::run_with(
         &planned,
         &spec,
@@ -202,7 +202,7 @@ fn a_commit_that_waits_for_the_lock_can_be_cancelled() {
     flock(&lock, FlockOperation::LockExclusive).unwrap();
     let cancel = Cancel::default();
     let waiting = Impatient {
-        inner: session.publishing("a ramp", CommitOptions::default()),
+        inner: session.publishing("a ramp", CommitOptions::default()).unwrap(),
         cancel: cancel.clone(),
         asked: AtomicU64::new(0),
     };

@@ -144,13 +144,15 @@ impl CommitArgs {
     }
 
     /// Returns the session of a run, with message and options of its commit.
-    pub(crate) fn publishing(&self, session: Session, outputs: &[String]) -> RepositoryPublisher {
+    pub(crate) fn publishing(
+        &self,
+        session: Session,
+        outputs: &[String],
+    ) -> Result<RepositoryPublisher, Failure> {
         let message =
             self.message.clone().unwrap_or_else(|| format!("freestone: {}", outputs.join(", ")));
-        session.publishing(
-            &message,
-            CommitOptions { rebase: rebase(self.rebase), ..CommitOptions::default() },
-        )
+        let options = CommitOptions { rebase: rebase(self.rebase), ..CommitOptions::default() };
+        Ok(session.publishing(&message, options)?)
     }
 }
 

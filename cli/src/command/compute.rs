@@ -142,7 +142,8 @@ impl Request {
         };
         let session = commit.begin(run.limits, &names, mode.plan_only, &targets)?;
         let targets = targets(session.as_ref())?;
-        execute(&targets, session.map(|s| commit.publishing(s, &names)), run, mode)
+        let publisher = session.map(|s| commit.publishing(s, &names)).transpose()?;
+        execute(&targets, publisher, run, mode)
     }
 
     /// Returns the name of an expression in errors, numbered if there are several.

@@ -79,7 +79,7 @@ pub(crate) fn rechunk(arguments: &Arguments, console: &Console) -> Result<(), Fa
     let session =
         arguments.commit.begin(&arguments.limits, &names, arguments.plan_only, &targets)?;
     let targets = targets(session.as_ref())?;
-    let session = session.map(|s| arguments.commit.publishing(s, &names));
+    let session = session.map(|s| arguments.commit.publishing(s, &names)).transpose()?;
     let run = Run { limits: &arguments.limits, observers: &arguments.observers, console };
     let mode =
         Mode { plan_only: arguments.plan_only, json: false, cost: arguments.cost, svg: None };

@@ -39,8 +39,8 @@ fn conflicts_name_a_remedy() {
                 session.add(target);
                 session
             };
-            let late = begin("x", 0..20);
-            let other = if overlap { begin("x", 10..30) } else { begin("y", 20..40) };
+            let mut late = begin("x", 0..20);
+            let mut other = if overlap { begin("x", 10..30) } else { begin("y", 20..40) };
             other.commit("the other", &spec).unwrap();
             let options = CommitOptions { rebase, ..CommitOptions::default() };
             let committed =
@@ -177,7 +177,7 @@ fn a_run_that_commits_second_can_be_rebased() {
         session.store(&ramp(30.0), name).unwrap();
         sessions.push(session);
     }
-    let second = sessions.pop().unwrap();
+    let mut second = sessions.pop().unwrap();
     sessions.pop().unwrap().commit("first", &spec).unwrap();
     let error = second.commit("second", &spec).unwrap_err();
     assert_eq!(error.exit_code(), ExitCode::Conflict);
@@ -244,7 +244,7 @@ fn existing_outputs_are_found_before_the_run() {
     let targets =
         [session.target(&ramp(20.0), "y"), Target::array(&ramp(20.0), &place.at("plain"))];
     let planned = freestone::plan(&targets, &spec).unwrap();
-    let run = session.publishing("both", CommitOptions::default());
+    let run = session.publishing("both", CommitOptions::default()).unwrap();
     let error = freestone::run_with(
         &planned,
         &spec,

@@ -67,7 +67,7 @@ fn check_all_killed(on: &str, moments: &[Moment]) {
         Repository::open_or_create(&format!("{whole}/repository"), Format::default()).unwrap();
     let (planned, spec, session) = overwriting(&whole);
     let total: u64 = planned.finalized().plan().stages.iter().map(|s| s.n_tasks()).sum();
-    let run = session.publishing("undisturbed", CommitOptions::default());
+    let run = session.publishing("undisturbed", CommitOptions::default()).unwrap();
     freestone::run_with(
         &planned,
         &spec,

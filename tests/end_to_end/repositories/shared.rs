@@ -201,7 +201,7 @@ fn arrays_hold_no_arrays() {
             [first, second].iter().map(|_| Session::begin(&repository, MAIN).unwrap()).collect();
         sessions[0].store(&ramp(20.0), first).unwrap();
         sessions[1].store(&ramp(20.0), second).unwrap();
-        let late = sessions.pop().unwrap();
+        let mut late = sessions.pop().unwrap();
         sessions.pop().unwrap().commit("first", &spec).unwrap();
         let rebase =
             CommitOptions { rebase: Rebase::Disjoint { attempts: 5 }, ..CommitOptions::default() };
