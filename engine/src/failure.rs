@@ -12,18 +12,24 @@ use crate::task::TaskFailure;
 
 /// The error of a run. A run that returns an error has published nothing.
 #[derive(Debug, Error)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "the fields have the names that messages use")]
 pub enum RunError {
+    /// The plan cannot run on this machine, or cannot be read.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// The outputs cannot be written or published.
     #[error(transparent)]
     Publish(#[from] PublishError),
+    /// An operation in the work directory failed.
     #[error("cannot use the work directory: {0}")]
     Work(#[source] StorageError),
+    /// The executor cannot run the plan.
     #[error(transparent)]
     Executor(#[from] ExecutorError),
+    /// A task failed and is not retried. The note adds details to the failure's message.
     #[error("{failure}{}", attempts_and_note(*attempts, note))]
     Task { failure: TaskFailure, attempts: u32, note: String },
+    /// The receipts of finished tasks are not those that the plan requires: a defect of the engine.
     #[error("receipts do not match the plan: {0}")]
     Receipts(String),
     /// A violated invariant: a defect of the engine.
@@ -32,12 +38,16 @@ pub enum RunError {
             please report it)"
     )]
     Internal { invariant: String },
+    /// The run was cancelled.
     #[error("the run was cancelled")]
     Cancelled,
+    /// The run exceeded its deadline.
     #[error("the run exceeded its deadline of {}", humantime::format_duration(*.0))]
     Deadline(Duration),
+    /// The folder is not a run that this program can resume.
     #[error("no resumable run at `{run}`: {why}")]
     NoRun { run: String, why: String },
+    /// Another process drives the run.
     #[error(
         "the run `{run}` is in progress in another process (hint: if that process has ended, retry \
             in a minute)"
@@ -49,6 +59,7 @@ pub enum RunError {
             removed; stopping without publishing"
     )]
     TakenOver { run: String },
+    /// An input has changed since the run began.
     #[error(
         "input `{place}` {what} since the run began, and unfinished stages read it: {} \
             (hint: start a new run)",

@@ -1,24 +1,24 @@
-//! Which tasks of a stage are finished.
+//! The set of finished tasks of a stage.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// A set of task numbers, as ranges: as many as there were tasks under way out of order, whatever
-/// the number of tasks.
+/// A set of task numbers, stored as ranges. Its size depends on the number of tasks that finish out
+/// of order, not on the number of tasks.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Finished {
-    /// First task and the one after the last.
+    /// The ranges, by first task, with the task after the last.
     ranges: BTreeMap<u64, u64>,
     count: u64,
 }
 
 impl Finished {
-    /// Number of tasks.
+    /// Returns the number of tasks in the set.
     pub(crate) fn count(&self) -> u64 {
         self.count
     }
 
-    /// False if it was there already.
+    /// Inserts a task. Returns false if it was already in the set.
     pub(crate) fn insert(&mut self, task: u64) -> bool {
         let before = self
             .ranges
@@ -35,7 +35,7 @@ impl Finished {
         true
     }
 
-    /// False if it was not there.
+    /// Removes a task. Returns false if it was not in the set.
     pub(crate) fn remove(&mut self, task: u64) -> bool {
         let Some((first, end)) = self
             .ranges
@@ -57,8 +57,8 @@ impl Finished {
         true
     }
 
-    /// The first run of tasks from `first` on that are not in it, at most up to `end`; empty at
-    /// `end` if there is none.
+    /// Returns the first range of tasks in `first..end` that are not in the set. Returns an empty
+    /// range at `end` if all are.
     pub(crate) fn gap(&self, first: u64, end: u64) -> Range<u64> {
         let covering =
             self.ranges.range(..=first).next_back().map(|(_, end)| *end).filter(|end| *end > first);
@@ -67,7 +67,7 @@ impl Finished {
         start..next.max(start)
     }
 
-    /// True if it has all of `first..end`.
+    /// Returns true if all of `first..end` are in the set.
     pub(crate) fn contains(&self, first: u64, end: u64) -> bool {
         first >= end
             || self.ranges.range(..=first).next_back().is_some_and(|(_, last)| *last >= end)
@@ -82,11 +82,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_a_set(tasks in prop::collection::vec((0u64..40, prop::bool::weighted(0.7)), 0..60)) {
+        fn finished_is_a_set(
+            tasks in prop::collection::vec((0u64..40, prop::bool::weighted(0.7)), 0..60)
+        ) {
             let mut found = Finished::default();
             let mut expect = std::collections::BTreeSet::new();
-            for (task, comes) in tasks {
-                if comes {
+            for (task, is_inserted) in tasks {
+                if is_inserted {
                     prop_assert_eq!(found.insert(task), expect.insert(task));
                 } else {
                     prop_assert_eq!(found.remove(task), expect.remove(&task));
@@ -100,7 +102,8 @@ mod tests {
                     let start = (first..end).find(|t| !expect.contains(t)).unwrap_or(end);
                     let stop = (start..end).find(|t| expect.contains(t)).unwrap_or(end);
                     prop_assert_eq!(found.gap(first, end), start..stop);
-                    prop_assert_eq!(found.contains(first, end), (first..end).all(|t| expect.contains(&t)));
+                    let contains = (first..end).all(|t| expect.contains(&t));
+                    prop_assert_eq!(found.contains(first, end), contains);
                 }
             }
         }

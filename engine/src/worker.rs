@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use crate::grid::ChunkGrid;
 use crate::machine;
 use crate::memory::Arena;
-use crate::plan::FinalizedPlan;
+use crate::plan::{FinalizedPlan, StageId};
 use crate::state::{TaskState, overrun};
 use crate::storage::Stores;
 use crate::storage::codec::Contexts;
@@ -175,30 +175,33 @@ impl Worker {
         self.resources.contexts = Contexts::default();
     }
 
+    /// Opens a stage, unless it is open.
+    fn open_stage(&mut self, stage: StageId) -> Result<(), Cause> {
+        if self.open.as_ref().is_some_and(|open| open.stage == stage) {
+            return Ok(());
+        }
+        if let Some(previous) = &mut self.open {
+            previous.sources.iter_mut().for_each(|s| s.clear(&mut self.resources));
+        }
+        self.resources.arena.set_limit(self.context.plan.layout(stage).estimate.per_task());
+        // The codec contexts of another stage are not part of this stage's projection.
+        self.resources.contexts = Contexts::default();
+        self.open = Some(self.context.open_stage(stage)?);
+        Ok(())
+    }
+
     fn run_task(&mut self, request: &TaskRequest, number: u64) -> Result<TaskReport, Cause> {
         let stage_id = request.stage;
         let system = self.context.stores.system().clone();
         let (start, cpu) = (system.now(), machine::thread_cpu_ns());
         let plan = Arc::clone(&self.context.plan);
-        let stage =
-            plan.plan().stages.get(stage_id.0).filter(|s| number < s.n_tasks()).ok_or_else(
-                || {
-                    (
-                        FailureKind::Plan,
-                        format!("the plan has no task {number} of stage {}", stage_id.0),
-                    )
-                },
-            )?;
+        let stage = plan.plan().stages.get(stage_id.0).filter(|s| number < s.n_tasks());
+        let Some(stage) = stage else {
+            let message = format!("the plan has no task {number} of stage {}", stage_id.0);
+            return Err((FailureKind::Plan, message));
+        };
         let layout = plan.layout(stage_id);
-        if self.open.as_ref().is_none_or(|r| r.stage != stage_id) {
-            if let Some(before) = &mut self.open {
-                before.sources.iter_mut().for_each(|s| s.clear(&mut self.resources));
-            }
-            self.resources.arena.set_limit(layout.estimate.per_task());
-            // The codec contexts of another stage are not part of this stage's projection.
-            self.resources.contexts = Contexts::default();
-            self.open = Some(self.context.open_stage(stage_id)?);
-        }
+        self.open_stage(stage_id)?;
         let Some(open) = self.open.as_mut() else {
             return Err(internal("a worker opens a stage before it runs a task of it"));
         };

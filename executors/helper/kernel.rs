@@ -42,7 +42,9 @@ impl UserKernel for Odd {
                     return Err(format!("{echo}, and {n} bytes of standard input: {text}").into());
                 }
             }
-            Odd::Panics { at } => assert!(inputs[0].start[0] != *at, "block {at} is told to panic"),
+            Odd::Panics { at } => {
+                assert!(inputs[0].start[0] != *at, "block {at} was requested to panic")
+            }
             Odd::Exits => std::process::exit(3),
             Odd::Hogs { bytes } => drop(std::hint::black_box(vec![1u8; *bytes])),
         }

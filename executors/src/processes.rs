@@ -279,7 +279,7 @@ mod external_signals {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // The process holds no state that could be lost: a killed task is run again.
+        // The process holds no state that could be lost: a killed task is retried.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -289,14 +289,18 @@ impl Drop for Process {
 type NotStarted = (FailureKind, ExecutorError);
 
 impl Processes {
+    fn start_error(&self, message: String) -> ExecutorError {
+        ExecutorError::Start { command: self.command.clone(), message }
+    }
+
+    fn protocol_error(&self, message: String) -> NotStarted {
+        let command = self.command.clone();
+        (FailureKind::Plan, ExecutorError::Protocol { command, message })
+    }
+
     /// Starts a worker and sends it a probe.
     fn start(&self, context: &RunContext) -> Result<Process, NotStarted> {
-        let start = |message: String| {
-            (FailureKind::Plan, ExecutorError::Start { command: self.command.clone(), message })
-        };
-        let protocol = |message: String| {
-            (FailureKind::Plan, ExecutorError::Protocol { command: self.command.clone(), message })
-        };
+        let failed = |e: io::Error| (FailureKind::Plan, self.start_error(e.to_string()));
         // A program that does not call `serve` would start itself recursively.
         if std::env::var_os(WORKER_VARIABLE).is_some() {
             return Err((
@@ -305,43 +309,47 @@ impl Processes {
             ));
         }
         let oom_kills = machine::oom_kills();
-        let (mut child, requests) = self.spawn().map_err(|e| start(e.to_string()))?;
+        let (mut child, requests) = self.spawn().map_err(failed)?;
         let answers = match requests.try_clone() {
             Ok(answers) => BufReader::new(answers),
             Err(e) => {
                 let _ = child.kill().and_then(|()| child.wait());
-                return Err(start(e.to_string()));
+                return Err(failed(e));
             }
         };
         let name = format!("process {}", child.id());
-        let system = context.stores.system();
-        let mut process =
-            Process { child, requests, answers, name, oom_kills, system: system.clone() };
+        let system = context.stores.system().clone();
+        let mut process = Process { child, requests, answers, name, oom_kills, system };
+        self.probe(&mut process, context)?;
+        Ok(process)
+    }
+
+    /// Checks that a started worker can run the plan.
+    fn probe(&self, process: &mut Process, context: &RunContext) -> Result<(), NotStarted> {
         // A program that has already exited is detected below by its missing answer.
         let _ = send(
             &mut process.requests,
             &Invocation::unrecorded(context.address.clone(), Call::Probe),
         );
-        let began = system.now();
+        let (system, began) = (context.stores.system(), context.stores.system().now());
         let given_up = || {
             if context.cancel.is_cancelled() {
-                Some((FailureKind::Cancelled, start("the run was cancelled".into()).1))
+                let error = self.start_error("the run was cancelled".into());
+                Some((FailureKind::Cancelled, error))
             } else if system.elapsed(began) > START_LIMIT {
-                Some(protocol(format!(
-                    "no answer to the probe within {} s {}",
-                    START_LIMIT.as_secs(),
-                    self.hint()
-                )))
+                let limit = START_LIMIT.as_secs();
+                let message = format!("no answer to the probe within {limit} s {}", self.hint());
+                Some(self.protocol_error(message))
             } else {
                 None
             }
         };
-        process.wait(given_up, protocol)?;
+        process.wait(given_up, |message| self.protocol_error(message))?;
         match receive::<Answer>(&mut process.answers) {
             Ok(Some(Answer::Ready { environment, .. })) => {
                 // The worker may not be the child itself, because a shell may have started it.
                 process.name = format!("process {}", environment.id);
-                Ok(process)
+                Ok(())
             }
             Ok(Some(Answer::Refused { refusal, .. })) => {
                 let kind = if refusal.kind == RefusalKind::Storage {
@@ -349,19 +357,17 @@ impl Processes {
                 } else {
                     FailureKind::Plan
                 };
-                Err((
-                    kind,
-                    ExecutorError::Refused {
-                        worker: format!("`{}`", self.command.display()),
-                        refusal,
-                    },
-                ))
+                let worker = format!("`{}`", self.command.display());
+                Err((kind, ExecutorError::Refused { worker, refusal }))
             }
             Ok(Some(Answer::Done { .. })) => {
-                Err(protocol("expected the answer to a probe, got outcomes".into()))
+                Err(self.protocol_error("expected the answer to a probe, got outcomes".into()))
             }
-            Ok(None) => Err(protocol(format!("exited before answering the probe {}", self.hint()))),
-            Err(e) => Err(protocol(e.to_string())),
+            Ok(None) => {
+                let message = format!("exited before answering the probe {}", self.hint());
+                Err(self.protocol_error(message))
+            }
+            Err(e) => Err(self.protocol_error(e.to_string())),
         }
     }
 

@@ -100,7 +100,7 @@ fn a_panic_keeps_its_message() {
         let (failure, attempts) = failure(&error);
         assert_eq!((failure.kind, failure.task, attempts), (FailureKind::Kernel, 3, 1), "{error}");
         assert!(
-            failure.message.contains("kernel `odd` panicked: block 30 is told to panic ("),
+            failure.message.contains("kernel `odd` panicked: block 30 was requested to panic ("),
             "{error}"
         );
         assert!(failure.message.contains("helper/kernel.rs:"), "{error}");

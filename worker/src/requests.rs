@@ -385,31 +385,18 @@ impl Shared<'_> {
                 break;
             }
             let limit = self.deadline.end.map(|_| left.as_millis() as u64);
-            let is_ours = limit.is_some_and(|limit| request.timeout_ms.is_none_or(|ms| limit < ms));
+            let is_deadline =
+                limit.is_some_and(|limit| request.timeout_ms.is_none_or(|ms| limit < ms));
             let timeout_ms = request.timeout_ms.into_iter().chain(limit).min();
             let one = TaskRequest { first: task, count: 1, timeout_ms, ..request.clone() };
             let start = self.system().now();
-            // A panic is a defect, but must not discard the results of other tasks.
-            let ran = panics::caught(|| worker.run(&one)).unwrap_or_else(|panic| {
-                *worker = self.worker(slot);
-                TaskOutcome {
-                    failure: Some(panicked(&self.plan.context, &one, &panic)),
-                    ..outcome.clone()
-                }
-            });
+            let ran = self.run_task(worker, one, slot);
             match ran.failure {
-                Some(failure) if failure.kind == FailureKind::TimedOut && is_ours => {
+                Some(failure) if failure.kind == FailureKind::TimedOut && is_deadline => {
                     // No slower task of this stage is known. With a whole invocation for itself,
                     // the task may still finish in time.
                     pace.add(request.stage, self.system().elapsed(start));
-                    if first {
-                        let message = format!(
-                            "exceeded the {:.1} s that one invocation has for a task (hint: raise \
-                                the function's timeout, or make tasks smaller)",
-                            left.as_secs_f64()
-                        );
-                        outcome.failure = Some(TaskFailure { message, ..failure });
-                    }
+                    outcome.failure = first.then(|| over_deadline(failure, left));
                     break;
                 }
                 Some(failure) => {
@@ -424,6 +411,21 @@ impl Shared<'_> {
         }
         outcome.worker_peak_bytes = Some(machine::peak_rss_bytes());
         outcome
+    }
+
+    /// Runs a request of one task.
+    fn run_task(&self, worker: &mut Worker, request: TaskRequest, slot: u32) -> TaskOutcome {
+        // A panic is a defect, but must not discard the results of other tasks.
+        panics::caught(|| worker.run(&request)).unwrap_or_else(|panic| {
+            *worker = self.worker(slot);
+            TaskOutcome {
+                failure: Some(panicked(&self.plan.context, &request, &panic)),
+                request,
+                worker: worker.name().to_owned(),
+                done: Vec::new(),
+                worker_peak_bytes: None,
+            }
+        })
     }
 
     /// Records a finished request and adds it to the answer.
@@ -469,6 +471,16 @@ impl Shared<'_> {
             }
         }
     }
+}
+
+/// Returns the failure of a task that exceeds the time of a whole invocation.
+fn over_deadline(failure: TaskFailure, left: Duration) -> TaskFailure {
+    let message = format!(
+        "exceeded the {:.1} s that one invocation has for a task (hint: raise the function's \
+            timeout, or make tasks smaller)",
+        left.as_secs_f64()
+    );
+    TaskFailure { message, ..failure }
 }
 
 /// Returns the failure of a task that panicked outside a user's kernel.

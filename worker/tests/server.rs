@@ -79,8 +79,8 @@ fn written(folder: &Path, kernel: &Counted) -> (FinalizedPlan, RunAddress) {
             .unwrap();
     let numbers = arange(0.0, 120.0, 1.0, DType::Float64, 10);
     let counted = map_blocks(kernel, &[&numbers], &OutputBlocks::new(DType::Float64));
-    let target =
-        Target::array(&counted, &folder.join(format!("out-{}", kernel.plan)).display().to_string());
+    let output = folder.join(format!("out-{}", kernel.plan)).display().to_string();
+    let target = Target::array(&counted, output);
     let plan = lower(&outputs(&[target], &Stores::default()).unwrap(), &spec).unwrap();
     let address = RunAddress { work_dir, folder: format!("{}-1234567890abcdef-1", plan.run_id()) };
     std::fs::create_dir_all(address.path()).unwrap();

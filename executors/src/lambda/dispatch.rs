@@ -324,7 +324,7 @@ impl Dispatcher<'_> {
         self.complete_unknown(unknown, ended.end, active.n_throttled, &worker);
     }
 
-    /// Processes the requests of which an ended invocation tells nothing.
+    /// Processes the requests of which nothing is known after their invocation.
     fn complete_unknown(
         &mut self,
         unknown: Vec<TaskRequest>,

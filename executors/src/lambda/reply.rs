@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_are_classified() {
+    fn errors_of_the_function_are_classified() {
         let failed = |body: &'static str| Raw {
             status: 200,
             function_error: Some("Unhandled"),
@@ -242,6 +242,10 @@ mod tests {
         );
         check(&failed(r#"{"errorType":"panic","errorMessage":"oh"}"#), "crashed: panic: oh");
         check(&failed("not json"), "crashed");
+    }
+
+    #[test]
+    fn errors_of_the_service_are_classified() {
         let refused = |status, kind, body: &'static str| Raw {
             status,
             error_type: Some(kind),
@@ -279,6 +283,10 @@ mod tests {
         );
         check(&refused(403, "AccessDeniedException", "{}"), "refused, denied: AccessDenied");
         check(&refused(413, "RequestTooLargeException", "{}"), "refused: RequestTooLarge");
+    }
+
+    #[test]
+    fn answers_are_parsed() {
         check(&Raw { status: 200, body: b"null", ..Raw::default() }, "lost: invalid answer: ");
         let refusal = br#"{"refused":{
             "environment":{"id":"e","invocations":1,"had_plan":false,"init_ms":1,

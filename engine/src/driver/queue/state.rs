@@ -16,7 +16,7 @@ use crate::task::{Receipt, TaskRequest};
 /// The state behind the queue's lock.
 pub(in crate::driver) struct State {
     pub(in crate::driver) stages: Vec<StageProgress>,
-    /// Tasks to run again, in order of their rescheduling.
+    /// The tasks to retry, in the order in which they were rescheduled.
     pub(super) retries: VecDeque<RetryEntry>,
     /// The requests in flight, by id.
     pub(super) in_flight: HashMap<u64, InFlight>,
@@ -119,7 +119,7 @@ pub(super) struct InFlight {
     pub(super) is_wanted: bool,
 }
 
-/// Tasks that run again.
+/// Tasks to retry or to recompute.
 pub(super) struct RetryEntry {
     pub(super) not_before: Instant,
     pub(super) stage: StageId,

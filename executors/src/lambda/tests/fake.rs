@@ -206,11 +206,15 @@ impl Shared {
         drop(self.changed.wait_timeout_while(in_flight, WAIT_LIMIT, |i| !is_met(i)).unwrap());
     }
 
-    fn reply(&self, invocation: &Invocation) -> Option<(u16, String, String)> {
+    /// Returns the reply to an invocation, or `None` to break the connection.
+    fn reply(&self, invocation: &Invocation) -> Option<Response> {
         let n = self.invocations.fetch_add(1, Ordering::Relaxed);
         let fate = (self.fate)(n, invocation);
         let name = format!("{fate:?}").split('(').next().unwrap_or_default().to_owned();
         *self.fates.lock().unwrap().entry(name).or_default() += 1;
+        if let Some(error) = service_error(fate) {
+            return Some(error);
+        }
         let environment = Environment {
             id: "e".into(),
             invocations: n + 1,
@@ -219,128 +223,126 @@ impl Shared {
             memory_bytes: 1 << 30,
             peak_bytes: 1,
         };
-        let answer =
-            |answer: &Answer| Some((200, String::new(), serde_json::to_string(answer).unwrap()));
-        let failed = |kind: &str, message: &str| {
-            Some((
-                200,
-                "x-amz-function-error: Unhandled\r\n".into(),
-                format!("{{\"errorType\":\"{kind}\",\"errorMessage\":\"{message}\"}}"),
-            ))
-        };
-        match fate {
-            Fate::Throttled => {
-                return Some((
-                    429,
-                    "x-amzn-errortype: TooManyRequestsException\r\n".into(),
-                    "{\"Reason\":\"Many\"}".into(),
-                ));
+        match (&invocation.call, fate) {
+            (_, Fate::Refused(kind)) => {
+                let refusal = Refusal::new(kind, "the worker refuses it");
+                Some(answered(&Answer::Refused { environment, refusal }))
             }
-            Fate::Failed => {
-                return Some((500, "x-amzn-errortype: ServiceException\r\n".into(), "{}".into()));
+            (Call::Probe, _) => {
+                let ms = if let Fate::Brief(ms) = fate { ms } else { 20_000 };
+                let remaining_ms = Some(ms);
+                Some(answered(&Answer::Ready { environment, slots: vec![1], remaining_ms }))
             }
-            Fate::Denied => {
-                return Some((
-                    403,
-                    "x-amzn-errortype: AccessDeniedException\r\n".into(),
-                    "{\"Message\":\"no\"}".into(),
-                ));
+            (Call::Run(requests), Fate::StorageThrottled) => {
+                let outcomes = requests.iter().map(slow_down).collect();
+                Some(done(environment, outcomes, Vec::new(), Vec::new()))
             }
-            Fate::Crashed => {
-                return failed("Runtime.ExitError", "Runtime exited with error: exit status 3");
-            }
-            Fate::TimedOut => {
-                return failed("Sandbox.Timedout", "Task timed out after 3.00 seconds");
-            }
-            Fate::Refused(kind) => {
-                return answer(&Answer::Refused {
-                    environment,
-                    refusal: Refusal::new(kind, "the worker refuses it"),
+            (Call::Run(requests), Fate::Late(ms)) => {
+                let (invocation, requests) = (invocation.clone(), requests.clone());
+                thread::spawn(move || {
+                    thread::sleep(Duration::from_millis(ms));
+                    run(&invocation, &requests, false)
                 });
+                None
             }
-            _ => {}
+            (Call::Run(requests), _) => self.run(invocation, requests, fate, environment),
         }
-        let Call::Run(requests) = &invocation.call else {
-            let remaining_ms = if let Fate::Brief(ms) = fate { ms } else { 20_000 };
-            return answer(&Answer::Ready {
-                environment,
-                slots: vec![1],
-                remaining_ms: Some(remaining_ms),
-            });
-        };
-        if fate == Fate::StorageThrottled {
-            let slow_down = |request: &TaskRequest| {
-                let failure = TaskFailure {
-                    kind: FailureKind::Throttled,
-                    message: "SlowDown".into(),
-                    stage: String::new(),
-                    task: request.first,
-                };
-                TaskOutcome {
-                    request: request.clone(),
-                    worker: "w".into(),
-                    done: Vec::new(),
-                    failure: Some(failure),
-                    worker_peak_bytes: None,
-                }
-            };
-            let outcomes = requests.iter().map(slow_down).collect();
-            return answer(&Answer::Done {
-                environment,
-                outcomes,
-                recorded: Vec::new(),
-                not_started: Vec::new(),
-                wall_ms: 1,
-            });
+    }
+
+    /// Runs requests of an invocation, as many as its fate says.
+    fn run(
+        &self,
+        invocation: &Invocation,
+        requests: &[TaskRequest],
+        fate: Fate,
+        environment: Environment,
+    ) -> Option<Response> {
+        match fate {
+            Fate::Gather(n) => self.wait(|in_flight| in_flight.most_late >= n),
+            Fate::Slow(ms) => thread::sleep(Duration::from_millis(ms)),
+            _ => {}
         }
         let n_requests = match fate {
             Fate::Killed => requests.len() / 2,
             Fate::Short => 1,
             _ => requests.len(),
         };
-        let wait = if let Fate::Slow(ms) | Fate::Late(ms) = fate { ms } else { 0 };
-        if matches!(fate, Fate::Late(_)) {
-            let (invocation, requests) = (invocation.clone(), requests.clone());
-            thread::spawn(move || {
-                thread::sleep(Duration::from_millis(wait));
-                run(&invocation, &requests, false)
-            });
-            return None;
-        }
-        match fate {
-            Fate::Gather(n) => self.wait(|in_flight| in_flight.most_late >= n),
-            _ => thread::sleep(Duration::from_millis(wait)),
-        }
         let outcomes = run(invocation, &requests[..n_requests], fate == Fate::Part);
         let mut tasks = self.tasks.lock().unwrap();
-        outcomes.iter().for_each(|o| {
-            o.done.iter().for_each(|d| *tasks.entry((o.request.stage.0, d.task)).or_default() += 1)
-        });
+        for outcome in &outcomes {
+            for report in &outcome.done {
+                *tasks.entry((outcome.request.stage.0, report.task)).or_default() += 1;
+            }
+        }
         drop(tasks);
-        let not_started = requests[n_requests..].iter().map(|r| r.id).collect();
+        let ids = |requests: &[TaskRequest]| requests.iter().map(|r| r.id).collect::<Vec<u64>>();
+        let not_started = ids(&requests[n_requests..]);
         match fate {
             Fate::Lost => None,
-            Fate::Killed => {
-                failed("Runtime.ExitError", "Runtime exited with error: signal: killed")
-            }
-            Fate::Recorded => {
-                let recorded = requests.iter().map(|r| r.id).collect();
-                answer(&Answer::Done {
-                    environment,
-                    outcomes: Vec::new(),
-                    recorded,
-                    not_started,
-                    wall_ms: 1,
-                })
-            }
-            _ => answer(&Answer::Done {
-                environment,
-                outcomes,
-                recorded: Vec::new(),
-                not_started,
-                wall_ms: 1,
-            }),
+            Fate::Killed => Some(function_error(
+                "Runtime.ExitError",
+                "Runtime exited with error: signal: killed",
+            )),
+            Fate::Recorded => Some(done(environment, Vec::new(), ids(requests), not_started)),
+            _ => Some(done(environment, outcomes, Vec::new(), not_started)),
         }
+    }
+}
+
+/// The status, headers and body of a reply.
+type Response = (u16, String, String);
+
+/// Returns the reply of a fate whose requests are not run.
+fn service_error(fate: Fate) -> Option<Response> {
+    let error = |status, kind: &str, body: &str| {
+        Some((status, format!("x-amzn-errortype: {kind}\r\n"), body.to_owned()))
+    };
+    match fate {
+        Fate::Throttled => error(429, "TooManyRequestsException", r#"{"Reason":"Many"}"#),
+        Fate::Failed => error(500, "ServiceException", "{}"),
+        Fate::Denied => error(403, "AccessDeniedException", r#"{"Message":"no"}"#),
+        Fate::Crashed => {
+            Some(function_error("Runtime.ExitError", "Runtime exited with error: exit status 3"))
+        }
+        Fate::TimedOut => {
+            Some(function_error("Sandbox.Timedout", "Task timed out after 3.00 seconds"))
+        }
+        _ => None,
+    }
+}
+
+fn function_error(kind: &str, message: &str) -> Response {
+    let body = format!(r#"{{"errorType":"{kind}","errorMessage":"{message}"}}"#);
+    (200, "x-amz-function-error: Unhandled\r\n".into(), body)
+}
+
+fn answered(answer: &Answer) -> Response {
+    (200, String::new(), serde_json::to_string(answer).unwrap())
+}
+
+fn done(
+    environment: Environment,
+    outcomes: Vec<TaskOutcome>,
+    recorded: Vec<u64>,
+    not_started: Vec<u64>,
+) -> Response {
+    answered(&Answer::Done { environment, outcomes, recorded, not_started, wall_ms: 1 })
+}
+
+/// Returns the outcome of a request that storage has throttled.
+fn slow_down(request: &TaskRequest) -> TaskOutcome {
+    let failure = TaskFailure {
+        kind: FailureKind::Throttled,
+        message: "SlowDown".into(),
+        stage: String::new(),
+        task: request.first,
+    };
+    TaskOutcome {
+        request: request.clone(),
+        worker: "w".into(),
+        done: Vec::new(),
+        failure: Some(failure),
+        worker_peak_bytes: None,
     }
 }
 
