@@ -3,23 +3,6 @@
 //! # Status
 //!
 #![doc = include_str!("../docs/status.md")]
-//!
-//! # Features
-//!
-//! | feature | default | what it adds |
-//! | --- | --- | --- |
-//! | `object-stores` | yes | `s3://` and `http(s)://` stores |
-//! | `lambda` | yes | [`LambdaExecutor`]: runs on AWS Lambda; includes `object-stores` |
-//! | `sessions` | yes | [`Session`] and [`sessions`]: transactional repositories in Icechunk's format; includes `object-stores` |
-//! | `gcs` | no | `gs://` stores: Google Cloud Storage |
-//! | `azure` | no | `az://` stores: Azure Blob Storage |
-//!
-//! Without default features, plans run on this machine, over stores in directories and in memory.
-//!
-//! The other crates of the workspace pass these features on: `freestone-cli`, the `freestone`
-//! command with its progress bars, histories, reports, drawings and costs, has `gcs` and `azure`;
-//! `freestone-lambda`, the worker on AWS Lambda, has `sessions` (default). `freestone-expr`, which
-//! makes arrays from text, has none.
 
 #[doc = include_str!("../docs/functions.md")]
 pub mod functions {}
