@@ -196,7 +196,7 @@ impl Error {
     /// [`open_run`](crate::open_run).
     pub fn resumable_run(&self) -> Option<&str> {
         match self {
-            Error::Run(error) => error.kept(),
+            Error::Run(error) => error.resumable_run(),
             _ => None,
         }
     }

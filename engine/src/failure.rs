@@ -135,7 +135,7 @@ impl RunError {
     }
 
     /// Returns the run's folder if the run can be resumed.
-    pub fn kept(&self) -> Option<&str> {
+    pub fn resumable_run(&self) -> Option<&str> {
         match self {
             RunError::Stopped { run, .. } => Some(run),
             _ => None,

@@ -1,7 +1,7 @@
 //! The journal of a run: a durable record of finished tasks.
 //!
-//! Lines are collected and written as one object at intervals; the driver's keeper thread does this
-//! every second. The journal uses whole objects instead of appends, which object stores do not
+//! Lines are collected and written as one object at intervals; the driver's supervisor thread does
+//! this every second. The journal uses whole objects instead of appends, which object stores do not
 //! support. Each object ends with a checksum. A damaged object counts as missing, and the tasks
 //! that it lists are repeated.
 

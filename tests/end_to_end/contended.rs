@@ -220,7 +220,7 @@ fn a_commit_that_waits_for_the_lock_can_be_cancelled() {
     assert_eq!(repository.history(&MAIN.into()).unwrap().len(), 1, "nothing is committed");
 
     drop(lock);
-    let stored = freestone::open_run(error.kept().unwrap(), &Stores::default()).unwrap();
+    let stored = freestone::open_run(error.resumable_run().unwrap(), &Stores::default()).unwrap();
     let report = freestone::resume(&stored, &spec, &Serial, &RunOptions::default()).unwrap();
     assert!(report.snapshot.is_some() && report.finished_before > 0);
     let ramp = freestone::compute::<f64>(

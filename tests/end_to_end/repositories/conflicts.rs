@@ -60,12 +60,12 @@ fn conflicts_name_a_remedy() {
                     "{case}: {text}"
                 );
                 assert!(
-                    ran.kept().is_none() && !text.contains("resume"),
+                    ran.resumable_run().is_none() && !text.contains("resume"),
                     "{case}: no remedy is named: {text}"
                 );
                 continue;
             }
-            let run = ran.kept().unwrap_or_else(|| panic!("{case}: {text}")).to_owned();
+            let run = ran.resumable_run().unwrap_or_else(|| panic!("{case}: {text}")).to_owned();
             assert!(
                 text.contains("the changes are disjoint")
                     && text.contains(&format!("freestone resume {run} --rebase")),
@@ -182,7 +182,7 @@ fn a_run_that_commits_second_can_be_rebased() {
     let error = second.commit("second", &spec).unwrap_err();
     assert_eq!(error.exit_code(), ExitCode::Conflict);
     let Error::Run(ran) = &error else { panic!("{error}") };
-    let run = ran.kept().expect("the finished work is kept").to_owned();
+    let run = ran.resumable_run().expect("the run can be resumed").to_owned();
     assert!(error.to_string().contains("the changes are disjoint"), "{error}");
     let stored = freestone::open_run(&run, &Stores::default()).unwrap();
     let again =

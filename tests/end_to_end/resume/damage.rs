@@ -129,7 +129,7 @@ fn removed_sources_of_lost_chunks_are_recomputed() {
         let Err(Error::Run(error)) = run(&planned, &spec, &Serial, &stopped) else {
             panic!("the run is cancelled")
         };
-        let folder = error.kept().unwrap();
+        let folder = error.resumable_run().unwrap();
         let arrays = fs::read_dir(folder)
             .unwrap()
             .map(|e| e.unwrap().path())
@@ -157,7 +157,8 @@ fn a_run_is_resumed_after_its_input_is_repaired() {
     assert!(error.to_string().contains("x/c/17/0"), "{error}");
     let Error::Run(error) = error else { panic!() };
     fs::write(&chunk, bytes).unwrap();
-    let report = resume(error.kept().unwrap(), &spec, &Serial, &Counting::default()).unwrap();
+    let report =
+        resume(error.resumable_run().unwrap(), &spec, &Serial, &Counting::default()).unwrap();
     assert!(report.finished_before > 0);
     freestone::run(&stages(&place, "expect", &spec), &spec, &Serial).unwrap();
     assert!(both(&place, "out") == both(&place, "expect"));

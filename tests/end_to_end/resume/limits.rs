@@ -84,7 +84,7 @@ fn a_deadline_stops_a_run_and_it_can_be_resumed() {
         assert_eq!(error.exit_code(), ExitCode::Deadline);
         let Error::Run(error) = error else { panic!("{error}") };
         assert!(matches!(error.cause(), RunError::Deadline(_)), "{error}");
-        error.kept().map(str::to_owned)
+        error.resumable_run().map(str::to_owned)
     };
     let folder = [1, 5, 25, 125].into_iter().find_map(stopped).expect("one request is finished");
     resume(&folder, &place.spec(), &Serial, &Counting::default()).unwrap();

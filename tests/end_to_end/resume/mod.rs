@@ -138,7 +138,7 @@ fn interrupted(place: &Place, name: &str, after: u64) -> (Spec, String) {
     let Err(Error::Run(error)) = run(&stages(place, name, &spec), &spec, &Serial, &stopped) else {
         panic!("the run is cancelled")
     };
-    (spec, error.kept().unwrap().to_owned())
+    (spec, error.resumable_run().unwrap().to_owned())
 }
 
 fn refused(folder: &str, spec: &Spec, verify: bool) -> RunError {
@@ -189,7 +189,7 @@ fn a_cancelled_run_is_resumed_without_repeating_tasks() {
                         freestone::open(&place.at(&format!("{case}-y"))).is_err(),
                         "{case}: nothing is published"
                     );
-                    let folder = error.kept().unwrap().to_owned();
+                    let folder = error.resumable_run().unwrap().to_owned();
                     assert!(
                         error.to_string().contains(&format!("freestone resume {folder}")),
                         "{error}"
@@ -225,7 +225,7 @@ fn a_finished_run_of_fill_values_resumes_without_tasks() {
         panic!("the run is cancelled after its last task")
     };
     let resumed = Counting::default();
-    let report = resume(error.kept().unwrap(), &spec, &Serial, &resumed).unwrap();
+    let report = resume(error.resumable_run().unwrap(), &spec, &Serial, &resumed).unwrap();
     assert_eq!((resumed.total(), report.finished_before), (0, n));
     assert_eq!(
         freestone::compute::<f64>(&freestone::open(&place.at("out")).unwrap(), &spec)

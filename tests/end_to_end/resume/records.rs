@@ -86,7 +86,7 @@ fn records_of_workers_replace_missing_journal_entries() {
         else {
             panic!("the run is cancelled")
         };
-        let folder = error.kept().unwrap().to_owned();
+        let folder = error.resumable_run().unwrap().to_owned();
         // Keep only the batch that records the start of the run.
         let mut journal: Vec<_> =
             fs::read_dir(format!("{folder}/journal")).unwrap().map(|e| e.unwrap().path()).collect();
