@@ -1,8 +1,8 @@
-//! What a run costs on AWS: projected from its plan, and afterwards from what was measured.
+//! The cost of a run on AWS, projected from its plan or measured.
 //!
-//! Prices and what is assumed of the cloud's speed are data (`prices.json`, or the file that
-//! `FREESTONE_PRICES` names), with the date when they were read. A projection is as good as these:
-//! bytes are those of decoded chunks, of which codecs make fewer, so it is rather too high.
+//! Prices and assumed speeds are data, with the date of the price list: `prices.json`, or the file
+//! in `FREESTONE_PRICES`. A projection depends on these assumptions. It counts decoded bytes, and
+//! codecs transfer fewer, so it tends to be too high.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,17 +14,17 @@ use freestone_engine::events::RunReport;
 use freestone_engine::plan::PlanExplanation;
 use serde::{Deserialize, Serialize};
 
-/// Prices, and what is assumed where nothing was measured.
+/// Prices, and assumptions for projections.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Prices {
-    /// When they were read, as YYYY-MM-DD.
+    /// The date of the price list, as YYYY-MM-DD.
     pub date: String,
-    /// Where.
+    /// The source of the price list.
     pub source: String,
-    /// By the region's name.
+    /// Prices by region.
     pub regions: BTreeMap<String, RegionPrices>,
-    /// Speeds.
+    /// Assumed speeds.
     pub assumed: Assumed,
 }
 
@@ -32,91 +32,91 @@ pub struct Prices {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RegionPrices {
-    /// A gigabyte (2³⁰ bytes) of a function for a second, by architecture.
+    /// The price of a GB-second (2³⁰ bytes for a second), by architecture.
     pub gb_second: BTreeMap<String, f64>,
-    /// An invocation.
+    /// The price of an invocation.
     pub invocation: f64,
-    /// A request to S3 that writes.
+    /// The price of an S3 PUT request.
     pub put: f64,
-    /// A request to S3 that reads.
+    /// The price of an S3 GET request.
     pub get: f64,
 }
 
-/// What is assumed of tasks that did not run yet.
+/// Assumed speeds of tasks that have not run yet.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Assumed {
-    /// Of one environment, from and to S3.
+    /// The bandwidth between an environment and S3.
     pub network_bytes_per_second: f64,
-    /// Decoded, computed and encoded by a whole CPU.
+    /// The bytes that one CPU decodes, computes and encodes per second.
     pub compute_bytes_per_second: f64,
-    /// Until a request's first byte.
+    /// The latency of a request.
     pub request_seconds: f64,
-    /// What an environment takes to start.
+    /// The start time of an environment.
     pub cold_start_seconds: f64,
-    /// What an invocation takes, if there is that much to do.
+    /// The duration of an invocation with enough tasks.
     pub invocation_seconds: f64,
 }
 
-/// Where a function runs, and how large it is.
+/// The location and size of a function.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     /// The region.
     pub region: String,
-    /// `x86_64` or `arm64`.
+    /// The architecture: `x86_64` or `arm64`.
     pub architecture: String,
-    /// Mebibytes of its memory; otherwise what the plan needs.
+    /// The memory in MiB; the plan determines it if `None`.
     pub memory_mib: Option<u64>,
-    /// Environments at once.
+    /// The maximum number of environments.
     pub concurrency: u64,
 }
 
-/// What a run takes, and what that costs.
+/// The resources of a run and their cost.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Cost {
-    /// The region, and whose prices these are if its own are not known.
+    /// The region of the function.
     pub region: String,
-    /// Whose prices.
+    /// The region of the prices, which differs if the function's region has none.
     pub prices_of: String,
     /// The architecture.
     pub architecture: String,
-    /// When the prices were read.
+    /// The date of the price list.
     pub date: String,
-    /// Mebibytes of the function's memory.
+    /// The function's memory in MiB.
     pub memory_mib: Option<u64>,
-    /// Invocations.
+    /// The number of invocations.
     pub invocations: u64,
-    /// Gigabytes (2³⁰ bytes) of memory times seconds.
+    /// GB-seconds: memory in units of 2³⁰ bytes times seconds.
     pub gb_seconds: f64,
-    /// Requests to S3 that write.
+    /// The number of S3 PUT requests.
     pub puts: u64,
-    /// Requests to S3 that read.
+    /// The number of S3 GET requests.
     pub gets: u64,
-    /// Of invocations, in dollars.
+    /// The cost of invocations in dollars.
     pub invocation_dollars: f64,
-    /// Of gigabytes times seconds.
+    /// The cost of GB-seconds in dollars.
     pub compute_dollars: f64,
-    /// Of requests that write.
+    /// The cost of PUT requests in dollars.
     pub put_dollars: f64,
-    /// Of requests that read.
+    /// The cost of GET requests in dollars.
     pub get_dollars: f64,
 }
 
-/// Lambda gives a whole CPU with so much memory.
+/// The memory for which Lambda allocates one CPU.
 const MIB_PER_CPU: f64 = 1769.0;
-/// Memory sizes that functions can have.
+/// The minimum and maximum memory of a function.
 const MEMORY_MIB: [u64; 2] = [128, 10_240];
-/// A task's projection is so much of a function's memory, so that there is some to spare.
-const PART_OF_MEMORY: f64 = 0.9;
-/// Maximum tasks in one invocation: those of its requests.
+/// The fraction of a function's memory that a task's projection may use.
+const USABLE_MEMORY: f64 = 0.9;
+/// The maximum number of tasks in one invocation, over all its requests.
 const MAX_TASKS: f64 = MAX_BATCH as f64 * LambdaExecutor::DEFAULT_BATCH as f64;
-/// What is assumed where no region is named, or its prices are not known.
-const KNOWN_REGION: &str = "us-east-1";
+/// The region that is assumed if none is set, and whose prices replace unknown ones.
+const DEFAULT_REGION: &str = "us-east-1";
 
 impl Prices {
-    /// Those that came with this version.
+    /// Returns the prices that are built into this version.
     pub fn built_in() -> Prices {
-        // A test reads it.
+        // A test checks that it can be read.
         serde_json::from_str(include_str!("prices.json")).unwrap_or_else(|_| Prices {
             date: String::new(),
             source: String::new(),
@@ -131,14 +131,14 @@ impl Prices {
         })
     }
 
-    /// Those of the file that `FREESTONE_PRICES` names, else those that came with this version.
+    /// Returns the prices of the file in `FREESTONE_PRICES`, or the built-in ones.
     ///
     /// # Errors
-    /// Where the file cannot be read, or is none.
+    /// Returns an error if the file cannot be read or is invalid.
     pub fn load() -> Result<Prices, String> {
         match std::env::var(environment::PRICES).ok().filter(|f| !f.is_empty()) {
             Some(file) => {
-                let bad = |why: String| format!("the price table {file}: {why}");
+                let bad = |message: String| format!("cannot read prices from `{file}`: {message}");
                 serde_json::from_str(
                     &std::fs::read_to_string(&file).map_err(|e| bad(e.to_string()))?,
                 )
@@ -148,13 +148,12 @@ impl Prices {
         }
     }
 
-    /// What a plan is going to take in all, if all that it reads and writes is on S3.
+    /// Projects the cost of a plan whose arrays are all on S3.
     pub fn project(&self, plan: &PlanExplanation, place: &Place) -> Cost {
-        let needed =
-            (plan.projected_mem as f64 / PART_OF_MEMORY / f64::from(1 << 20)).ceil() as u64;
+        let needed = (plan.projected_mem as f64 / USABLE_MEMORY / f64::from(1 << 20)).ceil() as u64;
         let memory_mib = place.memory_mib.unwrap_or(needed).clamp(MEMORY_MIB[0], MEMORY_MIB[1]);
         let cpu = (memory_mib as f64 / MIB_PER_CPU).min(1.0);
-        let at_once =
+        let concurrent =
             ((memory_mib << 20) as f64 / plan.projected_mem.max(1) as f64).floor().max(1.0);
         let a = &self.assumed;
         let (mut invocations, mut seconds, mut records) = (0.0, 0.0, 0.0);
@@ -172,61 +171,61 @@ impl Prices {
                 .chain(stage.writes.iter().map(|w| w.traffic.requests))
                 .sum::<u64>() as f64;
             let tasks = stage.tasks as f64;
-            // Tasks wait for storage beside each other, and share the CPU.
+            // Concurrent tasks wait for storage at the same time, and share the CPU.
             let waiting = bytes / a.network_bytes_per_second + requests * a.request_seconds;
             let computing = bytes / (a.compute_bytes_per_second * cpu);
             let all = (waiting + computing)
-                / at_once.min(tasks.max(1.0)).min(1.0 + waiting / computing.max(1e-9));
+                / concurrent.min(tasks.max(1.0)).min(1.0 + waiting / computing.max(1e-9));
             let each = all / tasks.max(1.0);
-            // Requests are shared out among all that environments run at once.
+            // Requests are distributed over all concurrent tasks of all environments.
             let even = (tasks
                 / (REQUESTS_PER_WORKER as f64
                     * place.concurrency.max(1) as f64
-                    * at_once.min(MAX_TASKS)))
+                    * concurrent.min(MAX_TASKS)))
             .ceil()
             .max(1.0);
             let together = (a.invocation_seconds / each.max(1e-6)).clamp(1.0, MAX_TASKS).min(even);
             invocations += (tasks / together).ceil();
-            // A record for each request.
+            // Each request has a record.
             records += (tasks / even.min(MAX_BATCH as f64)).ceil();
             seconds += all;
         }
         let starts = invocations.min(place.concurrency as f64);
         seconds += starts * a.cold_start_seconds;
-        let taken = Taken {
+        let used = Usage {
             invocations: invocations as u64,
             gb_seconds: seconds * memory_mib as f64 / 1024.0,
             puts: plan.written.requests + records as u64,
-            // Once a second an environment looks whether anybody waits for it.
+            // Each environment checks once a second whether its client still waits.
             gets: plan.read.requests + (starts + seconds) as u64,
         };
-        self.price(place, Some(memory_mib), taken)
+        self.price(place, Some(memory_mib), used)
     }
 
-    /// What a run has taken, as far as it is known: requests of tasks that were killed are not, nor
-    /// is the probe before it. `None` where it ran on no machines that are paid for by use.
+    /// Returns the cost of a run, or `None` if its executor is not billed by use. Storage requests
+    /// of killed tasks and the probe before the run are unknown and not counted.
     pub fn measured(&self, report: &RunReport, place: &Place) -> Option<Cost> {
         let invoked = report.invoked?;
         let traffic = report.traffic();
         let memory_mib =
             place.memory_mib.or_else(|| Some(invoked.memory_bytes >> 20).filter(|mib| *mib > 0));
-        // Once a second an environment looks whether anybody waits for it.
-        let looks =
+        // Each environment checks once a second whether its client still waits.
+        let checks =
             memory_mib.map_or(0, |mib| (invoked.gb_seconds() * 1024.0 / mib.max(1) as f64) as u64);
-        let taken = Taken {
+        let used = Usage {
             invocations: invoked.invocations,
             gb_seconds: invoked.gb_seconds(),
             puts: traffic.writes + invoked.records,
-            gets: traffic.reads + invoked.plans + looks,
+            gets: traffic.reads + invoked.plans + checks,
         };
-        Some(self.price(place, memory_mib, taken))
+        Some(self.price(place, memory_mib, used))
     }
 
-    fn price(&self, place: &Place, memory_mib: Option<u64>, taken: Taken) -> Cost {
+    fn price(&self, place: &Place, memory_mib: Option<u64>, used: Usage) -> Cost {
         let known = self
             .regions
             .get_key_value(&place.region)
-            .or_else(|| self.regions.get_key_value(KNOWN_REGION));
+            .or_else(|| self.regions.get_key_value(DEFAULT_REGION));
         let of = |price: fn(&RegionPrices) -> f64| known.map_or(0.0, |(_, prices)| price(prices));
         let gb_second = known
             .and_then(|(_, prices)| prices.gb_second.get(&place.architecture))
@@ -238,20 +237,20 @@ impl Prices {
             architecture: place.architecture.clone(),
             date: self.date.clone(),
             memory_mib,
-            invocations: taken.invocations,
-            gb_seconds: taken.gb_seconds,
-            puts: taken.puts,
-            gets: taken.gets,
-            invocation_dollars: taken.invocations as f64 * of(|p| p.invocation),
-            compute_dollars: taken.gb_seconds * gb_second,
-            put_dollars: taken.puts as f64 * of(|p| p.put),
-            get_dollars: taken.gets as f64 * of(|p| p.get),
+            invocations: used.invocations,
+            gb_seconds: used.gb_seconds,
+            puts: used.puts,
+            gets: used.gets,
+            invocation_dollars: used.invocations as f64 * of(|p| p.invocation),
+            compute_dollars: used.gb_seconds * gb_second,
+            put_dollars: used.puts as f64 * of(|p| p.put),
+            get_dollars: used.gets as f64 * of(|p| p.get),
         }
     }
 }
 
-/// What is paid for.
-struct Taken {
+/// The billed quantities.
+struct Usage {
     invocations: u64,
     gb_seconds: f64,
     puts: u64,
@@ -259,11 +258,11 @@ struct Taken {
 }
 
 impl Place {
-    /// As the environment says: `AWS_REGION`, `FREESTONE_LAMBDA_ARCHITECTURE` (`x86_64`),
-    /// `FREESTONE_LAMBDA_MEMORY` in mebibytes.
+    /// Reads the variables `AWS_REGION`, `FREESTONE_LAMBDA_ARCHITECTURE` (default `x86_64`), and
+    /// `FREESTONE_LAMBDA_MEMORY` in MiB.
     ///
     /// # Errors
-    /// Where a variable has no such value.
+    /// Returns an error if a variable has an invalid value.
     pub fn from_env(
         concurrency: u64,
         variable: impl Fn(&str) -> Option<String>,
@@ -273,44 +272,50 @@ impl Place {
             text(environment::LAMBDA_ARCHITECTURE).unwrap_or_else(|| "x86_64".into());
         if !["x86_64", "arm64"].contains(&architecture.as_str()) {
             return Err(format!(
-                "FREESTONE_LAMBDA_ARCHITECTURE is `{architecture}`: there are x86_64 and arm64"
+                "invalid FREESTONE_LAMBDA_ARCHITECTURE `{architecture}`: expected x86_64 or arm64"
             ));
         }
         let memory_mib = text(environment::LAMBDA_MEMORY).map(|v| {
-            v.parse().map_err(|_| format!("FREESTONE_LAMBDA_MEMORY is `{v}`: mebibytes are meant"))
+            v.parse().map_err(|_| {
+                format!("invalid FREESTONE_LAMBDA_MEMORY `{v}`: expected a number of MiB")
+            })
         });
         let region = text(environment::AWS_REGION)
             .or_else(|| text(environment::AWS_DEFAULT_REGION))
-            .unwrap_or_else(|| KNOWN_REGION.into());
+            .unwrap_or_else(|| DEFAULT_REGION.into());
         Ok(Place { region, architecture, memory_mib: memory_mib.transpose()?, concurrency })
     }
 }
 
 impl Cost {
-    /// In all.
+    /// Returns the total cost in dollars.
     pub fn dollars(&self) -> f64 {
         self.invocation_dollars + self.compute_dollars + self.put_dollars + self.get_dollars
     }
 
-    fn of(&self) -> String {
-        let whose = if self.prices_of == self.region {
+    /// Describes the function and the price list.
+    fn basis(&self) -> String {
+        let other_region = if self.prices_of == self.region {
             String::new()
         } else {
-            format!(", at prices of {}", self.prices_of)
+            format!(" for {}", self.prices_of)
         };
         let memory = self.memory_mib.map(|mib| format!(", {mib} MiB")).unwrap_or_default();
-        format!("{} {}{memory}; prices of {}{whose}", self.region, self.architecture, self.date)
+        format!(
+            "{} {}{memory}; prices of {}{other_region}",
+            self.region, self.architecture, self.date
+        )
     }
 }
 
-/// Dollars with as many digits as say something.
+/// Formats an amount with two or four decimal digits.
 pub fn dollars(amount: f64) -> String {
     if amount >= 0.1 || amount == 0.0 { format!("${amount:.2}") } else { format!("${amount:.4}") }
 }
 
 impl fmt::Display for Cost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "cost on AWS Lambda ({}): {}", self.of(), dollars(self.dollars()))?;
+        writeln!(f, "cost on AWS Lambda ({}): {}", self.basis(), dollars(self.dollars()))?;
         writeln!(
             f,
             "  {:>14} invocations   {:>10}",
@@ -323,16 +328,16 @@ impl fmt::Display for Cost {
             self.gb_seconds,
             dollars(self.compute_dollars)
         )?;
-        writeln!(f, "  {:>14} puts to S3    {:>10}", self.puts, dollars(self.put_dollars))?;
-        write!(f, "  {:>14} gets from S3  {:>10}", self.gets, dollars(self.get_dollars))
+        writeln!(f, "  {:>14} PUT requests  {:>10}", self.puts, dollars(self.put_dollars))?;
+        write!(f, "  {:>14} GET requests  {:>10}", self.gets, dollars(self.get_dollars))
     }
 }
 
-/// What was measured beside what was projected, in a table.
+/// Returns a table that compares measured and projected cost.
 pub fn beside(measured: &Cost, projected: &Cost) -> String {
     let mut text = format!(
         "cost on AWS Lambda ({})\n{:<14} {:>14} {:>14}",
-        measured.of(),
+        measured.basis(),
         "",
         "measured",
         "projected"
@@ -346,7 +351,7 @@ pub fn beside(measured: &Cost, projected: &Cost) -> String {
             dollars(c.dollars()),
         ]
     };
-    let names = ["invocations", "GB-seconds", "puts to S3", "gets from S3", "dollars"];
+    let names = ["invocations", "GB-seconds", "PUT requests", "GET requests", "dollars"];
     for (name, (measured, projected)) in
         names.into_iter().zip(figures(measured).into_iter().zip(figures(projected)))
     {
@@ -387,16 +392,16 @@ mod tests {
     }
 
     #[test]
-    fn prices_that_came_with_it_can_be_read() {
+    fn built_in_prices_can_be_read() {
         let prices: Prices = serde_json::from_str(include_str!("prices.json")).unwrap();
         assert_eq!(prices, Prices::built_in());
-        assert!(prices.regions[KNOWN_REGION].gb_second.keys().eq(["arm64", "x86_64"]));
+        assert!(prices.regions[DEFAULT_REGION].gb_second.keys().eq(["arm64", "x86_64"]));
     }
 
-    /// 1000 tasks of 10 s on 2 GB with 4 gets and a put each: by the price list, 0.333 dollars of
-    /// compute and 0.0066 of requests.
+    /// Prices 1000 tasks of 10 s on 2 GB, with 4 GET and one PUT request each: by the price list,
+    /// 0.333 dollars for compute and 0.0066 for requests.
     #[test]
-    fn what_was_measured_is_priced() {
+    fn measured_runs_are_priced() {
         let mut report = RunReport::default();
         assert_eq!(Prices::built_in().measured(&report, &place()), None);
         let byte_ms = 1000.0 * 10_000.0 * f64::from(1u32 << 31);
@@ -416,23 +421,23 @@ mod tests {
             "{cost:?}"
         );
         insta::assert_snapshot!(cost, @r"
-        cost on AWS Lambda (eu-central-1 x86_64; prices of 2026-11-22, at prices of us-east-1): $0.35
+        cost on AWS Lambda (eu-central-1 x86_64; prices of 2026-11-22 for us-east-1): $0.35
                     1000 invocations      $0.0002
                  20000.0 GB-seconds         $0.33
-                    2000 puts to S3       $0.0100
-                    4000 gets from S3     $0.0016
+                    2000 PUT requests     $0.0100
+                    4000 GET requests     $0.0016
         ");
         insta::assert_snapshot!(beside(&cost, &Prices::built_in().project(&explained(), &place())), @r"
-        cost on AWS Lambda (eu-central-1 x86_64; prices of 2026-11-22, at prices of us-east-1)
+        cost on AWS Lambda (eu-central-1 x86_64; prices of 2026-11-22 for us-east-1)
                              measured      projected
         invocations              1000            300
         GB-seconds            20000.0          657.4
-        puts to S3               2000          20400
-        gets from S3             4000          23583
+        PUT requests             2000          20400
+        GET requests             4000          23583
         dollars                 $0.35          $0.12
         ");
-        // The function has told its memory; its environments have looked 10 000 times whether
-        // anybody waits, and 16 of them have fetched the plan.
+        // The function has reported its memory. Its environments have checked 10 000 times whether
+        // the client waits, and 16 of them have fetched the plan.
         report.invoked = report.invoked.map(|i| Invocations {
             memory_bytes: 1 << 31,
             plans: 16,
@@ -441,7 +446,7 @@ mod tests {
         });
         let cost = Prices::built_in().measured(&report, &place()).unwrap();
         assert_eq!((cost.memory_mib, cost.puts, cost.gets), (Some(2048), 6000, 14_016));
-        let arm = Place { architecture: "arm64".into(), region: KNOWN_REGION.into(), ..place() };
+        let arm = Place { architecture: "arm64".into(), region: DEFAULT_REGION.into(), ..place() };
         assert!(
             (Prices::built_in().measured(&report, &arm).unwrap().compute_dollars - 0.2667).abs()
                 < 1e-3
@@ -449,21 +454,21 @@ mod tests {
     }
 
     #[test]
-    fn a_plan_is_priced() {
+    fn plans_are_priced() {
         let plan = explained();
         insta::assert_snapshot!(Prices::built_in().project(&plan, &place()), @r"
-        cost on AWS Lambda (eu-central-1 x86_64, 205 MiB; prices of 2026-11-22, at prices of us-east-1): $0.12
+        cost on AWS Lambda (eu-central-1 x86_64, 205 MiB; prices of 2026-11-22 for us-east-1): $0.12
                      300 invocations      $0.0001
                    657.4 GB-seconds       $0.0110
-                   20400 puts to S3         $0.10
-                   23583 gets from S3     $0.0094
+                   20400 PUT requests       $0.10
+                   23583 GET requests     $0.0094
         ");
         let larger = Place { memory_mib: Some(10_240), ..place() };
         assert!(Prices::built_in().project(&plan, &larger).gb_seconds > 0.0);
     }
 
     #[test]
-    fn bad_variables_are_told() {
+    fn invalid_variables_are_refused() {
         let set = |name: &'static str, value: &'static str| {
             Place::from_env(1, move |n| (n == name).then(|| value.to_owned()))
         };
@@ -472,6 +477,6 @@ mod tests {
                 && set("FREESTONE_LAMBDA_MEMORY", "2GB").is_err()
         );
         assert_eq!(set("FREESTONE_LAMBDA_MEMORY", "2048").unwrap().memory_mib, Some(2048));
-        assert_eq!(set("", "").unwrap().region, KNOWN_REGION);
+        assert_eq!(set("", "").unwrap().region, DEFAULT_REGION);
     }
 }

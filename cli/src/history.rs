@@ -1,4 +1,4 @@
-//! What happened in a run, as lines of JSON for other programs.
+//! The history of a run as lines of JSON, for other programs.
 //!
 #![doc = include_str!("../../docs/history.md")]
 
@@ -17,13 +17,13 @@ use serde::ser::{SerializeSeq, Serializer};
 
 use crate::spans::InFlight;
 
-/// The version of the lines.
+/// The version of the format.
 pub const VERSION: u32 = 1;
 
 /// An observer that appends a line to a file for each event.
 ///
-/// Lines are collected and written at least every second, at a run's end, and when this is dropped.
-/// That they cannot be written is no failure of the run: [`History::trouble`] tells it.
+/// Lines are buffered, and written every second, at the end of a run, and on drop. An error of
+/// writing does not fail the run. [`History::trouble`] returns it.
 #[derive(Debug)]
 pub struct History {
     shared: Arc<Shared>,
@@ -33,8 +33,8 @@ pub struct History {
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
-    /// The history is dropped.
-    ended: Condvar,
+    /// Notified when the history is dropped.
+    dropped: Condvar,
 }
 
 #[derive(Debug)]
@@ -43,20 +43,20 @@ struct State {
     lines: Vec<u8>,
     start: Instant,
     in_flight: InFlight,
-    trouble: Option<io::Error>,
+    error: Option<io::Error>,
     ended: bool,
 }
 
-/// Lines wait so long at most.
+/// The maximum time for which lines are buffered.
 const MAX_DELAY: Duration = Duration::from_secs(1);
-/// And so many bytes of them.
+/// The maximum number of buffered bytes.
 const MAX_PENDING_BYTES: usize = 256 * 1024;
 
 impl History {
-    /// A history in a file, after what is there.
+    /// Creates a history that appends to a file.
     ///
     /// # Errors
-    /// Where the file cannot be opened for writing.
+    /// Returns an error if the file cannot be opened for writing.
     pub fn append(file: &Path) -> io::Result<History> {
         let file = File::options().append(true).create(true).open(file)?;
         let state = State {
@@ -64,20 +64,20 @@ impl History {
             lines: Vec::new(),
             start: Instant::now(),
             in_flight: InFlight::default(),
-            trouble: None,
+            error: None,
             ended: false,
         };
-        let shared = Arc::new(Shared { state: Mutex::new(state), ended: Condvar::new() });
-        let theirs = Arc::clone(&shared);
+        let shared = Arc::new(Shared { state: Mutex::new(state), dropped: Condvar::new() });
+        let of_writer = Arc::clone(&shared);
         let writer = thread::Builder::new()
             .name("history".into())
-            .spawn(move || theirs.write_every(MAX_DELAY))?;
+            .spawn(move || of_writer.write_every(MAX_DELAY))?;
         Ok(History { shared, writer: Some(writer) })
     }
 
-    /// Why lines are missing, if some are. Told once.
+    /// Takes the error because of which lines are missing.
     pub fn trouble(&self) -> Option<io::Error> {
-        self.shared.lock().trouble.take()
+        self.shared.lock().error.take()
     }
 }
 
@@ -97,8 +97,9 @@ impl Observer for History {
         } else {
             t
         };
-        // Serialising plain data to memory cannot fail.
-        let _ = serde_json::to_writer(&mut state.lines, &Line { t, what: What::of(event, begun) });
+        // Serializing plain data into memory cannot fail.
+        let _ =
+            serde_json::to_writer(&mut state.lines, &Line { t, entry: Entry::of(event, begun) });
         state.lines.push(b'\n');
         if state.lines.len() >= MAX_PENDING_BYTES || matches!(event, Event::RunEnded(_)) {
             state.write();
@@ -109,7 +110,7 @@ impl Observer for History {
 impl Drop for History {
     fn drop(&mut self) {
         self.shared.lock().ended = true;
-        self.shared.ended.notify_all();
+        self.shared.dropped.notify_all();
         if let Some(writer) = self.writer.take() {
             let _ = writer.join();
         }
@@ -124,21 +125,22 @@ impl Shared {
     fn write_every(&self, delay: Duration) {
         let mut state = self.lock();
         while !state.ended {
-            state = self.ended.wait_timeout(state, delay).unwrap_or_else(PoisonError::into_inner).0;
+            state =
+                self.dropped.wait_timeout(state, delay).unwrap_or_else(PoisonError::into_inner).0;
             state.write();
         }
     }
 }
 
 impl State {
-    /// Writes what is pending, or keeps why it could not be.
+    /// Writes the buffered lines, and stores the first error.
     fn write(&mut self) {
         let lines = std::mem::take(&mut self.lines);
-        if lines.is_empty() || self.trouble.is_some() {
+        if lines.is_empty() || self.error.is_some() {
             return;
         }
-        self.trouble = self.file.write_all(&lines).err();
-        // The same memory for the next lines.
+        self.error = self.file.write_all(&lines).err();
+        // The buffer is reused.
         self.lines = lines;
         self.lines.clear();
     }
@@ -148,12 +150,12 @@ impl State {
 struct Line<'a> {
     t: u64,
     #[serde(flatten)]
-    what: What<'a>,
+    entry: Entry<'a>,
 }
 
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
-enum What<'a> {
+enum Entry<'a> {
     Run(Box<Run<'a>>),
     Stage {
         stage: usize,
@@ -201,7 +203,7 @@ enum What<'a> {
         result: &'static str,
         error: Option<String>,
         #[serde(flatten)]
-        took: Option<Took>,
+        totals: Option<Totals>,
     },
 }
 
@@ -234,14 +236,14 @@ struct Failure<'a> {
     message: &'a str,
 }
 
-/// Tasks that ran one after the other, the first of them from `begun` on.
+/// Tasks that ran in sequence, the first of which started at `begun`.
 struct Tasks<'a> {
     begun: u64,
     done: &'a [TaskReport],
 }
 
 #[derive(Serialize)]
-struct Took {
+struct Totals {
     cpu_us: u64,
     retries: u64,
     peak_mem: u64,
@@ -252,12 +254,12 @@ struct Took {
     writes: u64,
 }
 
-impl<'a> What<'a> {
-    fn of(event: &'a Event<'a>, begun: u64) -> What<'a> {
+impl<'a> Entry<'a> {
+    fn of(event: &'a Event<'a>, begun: u64) -> Entry<'a> {
         match event {
-            Event::RunStarted(start) => What::Run(Box::new(Run::of(start))),
-            Event::StageStarted { stage } => What::Stage { stage: stage.0 },
-            Event::Started { request } => What::Taken {
+            Event::RunStarted(start) => Entry::Run(Box::new(Run::of(start))),
+            Event::StageStarted { stage } => Entry::Stage { stage: stage.0 },
+            Event::Started { request } => Entry::Taken {
                 request: request.id,
                 stage: request.stage.0,
                 first: request.first,
@@ -274,7 +276,7 @@ impl<'a> What<'a> {
                 });
                 let tasks = Tasks { begun, done };
                 let (request, stage) = (request.id, request.stage.0);
-                What::Outcome {
+                Entry::Outcome {
                     request,
                     stage,
                     worker,
@@ -284,7 +286,7 @@ impl<'a> What<'a> {
                     worker_peak_mem: *worker_peak_bytes,
                 }
             }
-            Event::Retried { failure, attempt, delay } => What::Retry {
+            Event::Retried { failure, attempt, delay } => Entry::Retry {
                 stage: &failure.stage,
                 failure: Failure {
                     kind: failure.kind.name(),
@@ -295,18 +297,18 @@ impl<'a> What<'a> {
                 delay_us: delay.as_micros() as u64,
             },
             Event::Recomputed { stage, tasks, why } => {
-                What::Recompute { stage: stage.0, tasks: *tasks, why }
+                Entry::Recompute { stage: stage.0, tasks: *tasks, why }
             }
-            Event::MemoryExceeded(excess) => What::Memory {
+            Event::MemoryExceeded(excess) => Entry::Memory {
                 stage: &excess.stage,
                 kernel: excess.kernel.as_deref(),
                 worker: &excess.worker,
                 measured_mem: excess.measured_bytes,
                 projected_mem: excess.projected_bytes,
             },
-            Event::StageEnded { stage } => What::StageEnd { stage: stage.0 },
+            Event::StageEnded { stage } => Entry::StageEnd { stage: stage.0 },
             Event::RunEnded(Ok(report)) => {
-                What::End { result: "done", error: None, took: Some(Took::of(report)) }
+                Entry::End { result: "done", error: None, totals: Some(Totals::of(report)) }
             }
             Event::RunEnded(Err(error)) => {
                 let result = if matches!(error.cause(), RunError::Cancelled) {
@@ -314,7 +316,7 @@ impl<'a> What<'a> {
                 } else {
                     "failed"
                 };
-                What::End { result, error: Some(error.to_string()), took: None }
+                Entry::End { result, error: Some(error.to_string()), totals: None }
             }
         }
     }
@@ -346,10 +348,10 @@ impl<'a> Run<'a> {
     }
 }
 
-impl Took {
-    fn of(report: &RunReport) -> Took {
+impl Totals {
+    fn of(report: &RunReport) -> Totals {
         let traffic = report.traffic();
-        Took {
+        Totals {
             cpu_us: report.process_cpu.as_micros() as u64,
             retries: report.retries,
             peak_mem: report.worker_peak_bytes.unwrap_or(report.peak_rss_bytes),

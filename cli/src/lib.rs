@@ -13,3 +13,5 @@ pub mod package;
 pub mod progress;
 pub mod report;
 mod spans;
+
+pub mod trace;

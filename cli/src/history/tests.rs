@@ -12,8 +12,8 @@ fn lines(file: &Path) -> Vec<Value> {
     fs::read_to_string(file).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect()
 }
 
-/// A run in which everything happens.
-fn tell_all(history: &History) {
+/// Sends every kind of event.
+fn send_all_events(history: &History) {
     let plan = planned(2, 400);
     history.on_event(&Event::RunStarted(&started(&plan, &[0, 7])));
     history.on_event(&Event::StageStarted { stage: StageId(0) });
@@ -56,14 +56,14 @@ fn every_event_is_a_line() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("history.jsonl");
     let history = History::append(&file).unwrap();
-    tell_all(&history);
+    send_all_events(&history);
     history.on_event(&Event::RunEnded(Ok(&RunReport {
         retries: 1,
         process_cpu: Duration::from_millis(3),
         peak_rss_bytes: 123,
         ..RunReport::default()
     })));
-    // Written when the run ends, not when the history is dropped.
+    // Lines are written at the end of the run, before the history is dropped.
     let mut lines = lines(&file);
     let names: Vec<&str> = lines.iter().map(|l| l["event"].as_str().unwrap()).collect();
     assert_eq!(
@@ -153,13 +153,13 @@ fn every_event_is_a_line() {
 }
 
 #[test]
-fn runs_that_fail_or_are_cancelled_end_too_and_follow_each_other() {
+fn failed_and_cancelled_runs_are_appended() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("history.jsonl");
     let errors = [RunError::Cancelled, RunError::Receipts("none".into())];
     for error in &errors {
         let history = History::append(&file).unwrap();
-        tell_all(&history);
+        send_all_events(&history);
         history.on_event(&Event::RunEnded(Err(error)));
     }
     let lines = lines(&file);
@@ -172,11 +172,11 @@ fn runs_that_fail_or_are_cancelled_end_too_and_follow_each_other() {
 }
 
 #[test]
-fn lines_are_written_within_a_second_or_when_it_is_dropped() {
+fn lines_are_written_periodically_and_on_drop() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("history.jsonl");
     let history = History::append(&file).unwrap();
-    tell_all(&history);
+    send_all_events(&history);
     let start = Instant::now();
     while lines(&file).len() < 10 {
         assert!(start.elapsed() < Duration::from_secs(300), "nothing was written");
@@ -188,9 +188,9 @@ fn lines_are_written_within_a_second_or_when_it_is_dropped() {
 }
 
 #[test]
-fn a_full_disk_is_told_once_and_stops_nobody() {
+fn a_full_disk_is_reported_once_and_does_not_fail_the_run() {
     let history = History::append(Path::new("/dev/full")).unwrap();
-    tell_all(&history);
+    send_all_events(&history);
     history.on_event(&Event::RunEnded(Ok(&RunReport::default())));
     assert_eq!(history.trouble().map(|e| e.kind()), Some(io::ErrorKind::StorageFull));
     assert!(history.trouble().is_none());

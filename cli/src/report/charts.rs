@@ -1,245 +1,258 @@
 //! Charts over the time of a run.
 //!
-//! Shapes are SVG that is stretched to the width that there is; words are HTML beside them, so that
-//! they stay legible on a narrow screen.
+//! Shapes are SVG, stretched to the available width. Labels are HTML beside them, so that they stay
+//! legible on narrow screens.
 
 use std::fmt::Write as _;
 
 use freestone_engine::memory::size;
+use maud::{Markup, html};
 
-use super::page::{duration, percent};
-use super::record::{Ended, Record};
-use super::timeline::{Bin, Lane, MAX_LANES, Moved, Span};
-use crate::drawing::{escaped, grouped};
+use super::format::{duration, percent};
+use super::record::{Record, RunEnd};
+use super::timeline::{Bin, Lane, MAX_LANES, Sample, Span};
+use crate::drawing::grouped;
 
-/// Stages have so many colours in turn.
+/// The number of stage colours, which repeat.
 const N_COLOURS: usize = 8;
-/// Bins that are drawn of all lanes together.
+/// The maximum number of drawn bins of all lanes together.
 const MAX_DRAWN: usize = 8192;
-/// Points of a curve.
+/// The maximum number of points of a curve.
 const MAX_POINTS: usize = 160;
-/// Height of a lane in its own units: so many steps of business can be told apart.
+/// The height of a lane in steps of the fraction of busy time.
 const STEPS: u64 = 10;
+/// The width of a lane in which every task is drawn.
+const LANE_WIDTH: f64 = 10_000.0;
 
-/// The class of a stage's colour.
+/// Returns the class of a stage's colour.
 pub(super) fn colour(stage: usize) -> String {
     format!("s{}", stage % N_COLOURS)
 }
 
-/// Who ran what when, with an axis below.
-pub(super) fn timeline(html: &mut String, record: &Record, wall: u64) {
+/// Returns the lanes of all workers with a time axis.
+pub(super) fn timeline(record: &Record, wall: u64) -> Markup {
     let timeline = &record.timeline;
-    html.push_str("<div class=\"chart lanes\">\n");
-    // At least so many that the page stays small.
-    let halvings = (0..)
-        .find(|h| timeline.lanes.iter().map(|l| l.bins.len() >> h).sum::<usize>() <= MAX_DRAWN)
-        .unwrap_or(0);
+    // Bins are merged until the page is small.
+    let n_bins =
+        |halvings: u32| timeline.lanes.iter().map(|l| l.bins.len() >> halvings).sum::<usize>();
+    let halvings = (0..).find(|h| n_bins(*h) <= MAX_DRAWN).unwrap_or(0);
     let mut lanes: Vec<(usize, &Lane)> = timeline.lanes.iter().enumerate().collect();
-    // As people count: worker 9 before worker 10.
-    lanes.sort_by_key(|(at, lane)| {
-        (
-            *at + 1 == MAX_LANES,
-            lane.name.trim_end_matches(|c: char| c.is_ascii_digit()),
-            lane.name.len(),
-            &lane.name,
-        )
-    });
-    for (at, lane) in lanes {
-        let others = if at + 1 == MAX_LANES { timeline.n_others() } else { 0 };
-        let name = if others > 0 { format!("{} and others", lane.name) } else { lane.name.clone() };
-        let busy = lane.bins.iter().map(|b| b.busy).sum::<u64>() as f64
-            / (wall.max(1) as f64 * (others + 1) as f64);
-        let n_tasks: u64 = lane.bins.iter().map(|b| u64::from(b.tasks)).sum();
-        let _ = write!(
-            html,
-            "<div class=\"row\"><span class=\"who\" title=\"{}\">{}</span>",
-            escaped(&format!("{name}: {} tasks, busy {}", grouped(n_tasks), percent(busy))),
-            escaped(&name)
-        );
-        match timeline.spans() {
-            Some(spans) => {
-                each_task(html, record, spans.iter().filter(|s| s.0 == at).map(|s| &s.1), wall)
-            }
-            None => each_bin(html, lane, timeline.width, halvings, wall),
+    lanes.sort_by_key(|(at, lane)| lane_order(*at, lane));
+    html! {
+        div.chart.lanes {
+            @for (at, lane) in lanes { (lane_row(record, at, lane, halvings, wall)) }
+            (axis(wall))
         }
-        let _ = writeln!(html, "<span class=\"side\">{}</span></div>", percent(busy));
     }
-    axis(html, wall);
-    html.push_str("</div>\n");
 }
 
-/// A lane in which every task is a box.
-fn each_task<'a>(
-    html: &mut String,
-    record: &Record,
-    spans: impl Iterator<Item = &'a Span>,
-    wall: u64,
-) {
-    const WIDE: f64 = 10_000.0;
-    let _ = write!(
-        html,
-        "<svg class=\"strip\" viewBox=\"0 0 {WIDE} 10\" preserveAspectRatio=\"none\" \
-            aria-hidden=\"true\">"
-    );
-    for span in spans {
-        let scale = WIDE / wall.max(1) as f64;
-        let (x, w) = (span.start as f64 * scale, (span.end - span.start) as f64 * scale);
-        // A gap between neighbours, and something to see of the shortest.
-        let w = (w - (w * 0.1).min(12.0)).max(6.0);
-        let class = if span.failed { "bad".into() } else { colour(span.stage as usize) };
-        let name = record.stages.get(span.stage as usize).map_or("", |s| s.name.as_str());
-        // Not told apart by colour alone.
-        let (what, shape) =
-            if span.failed { (" failed", "y=\"2\" height=\"6\"") } else { ("", "height=\"10\"") };
-        let _ = write!(
-            html,
-            "<rect class=\"{class}\" x=\"{x:.0}\" width=\"{w:.0}\" {shape}><title>{} task \
-                {}{what}, {} from {}</title></rect>",
-            escaped(name),
-            span.task,
-            duration(span.end - span.start),
-            duration(span.start)
-        );
-    }
-    html.push_str("</svg>");
+/// Returns the sort key of a lane: by name, with worker 9 before worker 10, and the shared lane
+/// last.
+fn lane_order(at: usize, lane: &Lane) -> (bool, &str, usize, &str) {
+    let stem = lane.name.trim_end_matches(|c: char| c.is_ascii_digit());
+    (at + 1 == MAX_LANES, stem, lane.name.len(), &lane.name)
 }
 
-/// A lane in which a column is as high as the worker was busy, in the colour of the stage that had
-/// most of its time.
-fn each_bin(html: &mut String, lane: &Lane, width: u64, halvings: u32, wall: u64) {
+fn lane_row(record: &Record, at: usize, lane: &Lane, halvings: u32, wall: u64) -> Markup {
+    let timeline = &record.timeline;
+    let others = if at + 1 == MAX_LANES { timeline.n_others() } else { 0 };
+    let name = if others > 0 { format!("{} and others", lane.name) } else { lane.name.clone() };
+    let busy = lane.bins.iter().map(|b| b.busy).sum::<u64>() as f64
+        / (wall.max(1) as f64 * (others + 1) as f64);
+    let n_tasks: u64 = lane.bins.iter().map(|b| u64::from(b.tasks)).sum();
+    let title = format!("{name}: {} tasks, busy {}", grouped(n_tasks), percent(busy));
+    html! {
+        div.row {
+            span.label title=(title) { (name) }
+            @if let Some(spans) = timeline.spans() {
+                (all_tasks(record, spans.iter().filter(|s| s.0 == at).map(|s| &s.1), wall))
+            } @else {
+                (all_bins(lane, timeline.width, halvings, wall))
+            }
+            span.side { (percent(busy)) }
+        }
+        "\n"
+    }
+}
+
+/// Returns a strip with a view box that is stretched to the available width.
+fn strip(width: &str, height: u64, shapes: Markup) -> Markup {
+    html! {
+        svg.strip viewBox={ "0 0 " (width) " " (height) } preserveAspectRatio="none"
+            aria-hidden="true" { (shapes) }
+    }
+}
+
+/// Returns a lane in which every task is a box.
+fn all_tasks<'a>(record: &Record, spans: impl Iterator<Item = &'a Span>, wall: u64) -> Markup {
+    let boxes = html! { @for span in spans { (task_box(record, span, wall)) } };
+    strip(&LANE_WIDTH.to_string(), 10, boxes)
+}
+
+fn task_box(record: &Record, span: &Span, wall: u64) -> Markup {
+    let scale = LANE_WIDTH / wall.max(1) as f64;
+    let (x, width) = (span.start as f64 * scale, (span.end - span.start) as f64 * scale);
+    // Leaves a gap between neighbours, and keeps the shortest task visible.
+    let width = (width - (width * 0.1).min(12.0)).max(6.0);
+    let class = if span.failed { "bad".into() } else { colour(span.stage as usize) };
+    let name = record.stages.get(span.stage as usize).map_or("", |s| s.name.as_str());
+    // Failed tasks differ in shape too, not only in colour.
+    let (result, y, height) =
+        if span.failed { (" failed", Some("2"), "6") } else { ("", None, "10") };
+    html! {
+        rect class=(class) x=(format!("{x:.0}")) width=(format!("{width:.0}")) y=[y]
+            height=(height) {
+            title {
+                (name) " task " (span.task) (result) ", " (duration(span.end - span.start))
+                " from " (duration(span.start))
+            }
+        }
+    }
+}
+
+/// A column of a lane: merged bins.
+#[derive(Clone, Copy)]
+struct Column {
+    colour: usize,
+    /// The height in steps.
+    height: u64,
+    has_failures: bool,
+}
+
+impl Column {
+    fn of(bins: &[Bin], width: u64) -> Column {
+        let busy: u64 = bins.iter().map(|b| b.busy).sum();
+        let stage = bins.iter().max_by_key(|b| b.busy).map_or(0, |b| b.stage as usize);
+        Column {
+            colour: stage % N_COLOURS,
+            height: (busy * STEPS).div_ceil(width).min(STEPS),
+            has_failures: bins.iter().any(|b| b.failed > 0),
+        }
+    }
+}
+
+/// Returns a lane of columns. A column's height is the fraction of busy time, and its colour that of
+/// the stage with most of that time.
+fn all_bins(lane: &Lane, width: u64, halvings: u32, wall: u64) -> Markup {
     let width = width << halvings;
-    let bins: Vec<&[Bin]> = lane.bins.chunks(1 << halvings).collect();
-    let columns: Vec<(usize, u64, bool)> = bins
-        .iter()
-        .map(|part| {
-            let busy: u64 = part.iter().map(|b| b.busy).sum();
-            let most = part.iter().max_by_key(|b| b.busy).map_or(0, |b| b.stage as usize);
-            (
-                most % N_COLOURS,
-                (busy * STEPS).div_ceil(width).min(STEPS),
-                part.iter().any(|b| b.failed > 0),
-            )
-        })
-        .collect();
-    let wide = wall as f64 / width as f64;
-    let _ = write!(
-        html,
-        "<svg class=\"strip\" viewBox=\"0 0 {wide:.2} {STEPS}\" preserveAspectRatio=\"none\" \
-            aria-hidden=\"true\">"
-    );
-    for stage in 0..N_COLOURS {
-        let mut path = String::new();
-        let mut at = 0;
-        while at < columns.len() {
-            let (its, high, _) = columns[at];
-            let n = columns[at..].iter().take_while(|c| (c.0, c.1) == (its, high)).count();
-            if its == stage && high > 0 {
-                let _ = write!(path, "M{at} {}h{n}v{high}h-{n}z", STEPS - high);
+    let columns: Vec<Column> =
+        lane.bins.chunks(1 << halvings).map(|bins| Column::of(bins, width)).collect();
+    let mut failures = String::new();
+    for (at, _) in columns.iter().enumerate().filter(|c| c.1.has_failures) {
+        let _ = write!(failures, "M{at} 0h1v2.5h-1z");
+    }
+    let shapes = html! {
+        @for colour in 0..N_COLOURS {
+            @let path = columns_of(&columns, colour);
+            @if !path.is_empty() { path class={ "s" (colour) } d=(path) {} }
+        }
+        @if !failures.is_empty() { path.bad d=(failures) {} }
+    };
+    strip(&format!("{:.2}", wall as f64 / width as f64), STEPS, shapes)
+}
+
+/// Returns the path of the columns with a colour. Equal neighbours are one rectangle.
+fn columns_of(columns: &[Column], colour: usize) -> String {
+    let mut path = String::new();
+    let mut at = 0;
+    while at < columns.len() {
+        let first = columns[at];
+        let is_same = |c: &&Column| (c.colour, c.height) == (first.colour, first.height);
+        let n = columns[at..].iter().take_while(is_same).count();
+        if first.colour == colour && first.height > 0 {
+            let height = first.height;
+            let _ = write!(path, "M{at} {}h{n}v{height}h-{n}z", STEPS - height);
+        }
+        at += n;
+    }
+    path
+}
+
+/// Returns the chart of bytes read and written per second.
+pub(super) fn throughput(record: &Record, wall: u64) -> Markup {
+    let (points, width) = curve(&record.timeline.samples, record.timeline.width);
+    let rate = |bytes: u64| bytes as f64 * 1e6 / width as f64;
+    let read: Vec<f64> = points.iter().map(|s| rate(s.bytes_read)).collect();
+    let written: Vec<f64> = points.iter().map(|s| rate(s.bytes_written)).collect();
+    let top = read.iter().chain(&written).fold(0.0f64, |a, b| a.max(*b));
+    if top <= 0.0 {
+        return Markup::default();
+    }
+    let areas = html! {
+        path.read d=(area(&read, top)) {}
+        path.written d=(area(&written, top)) {}
+    };
+    html! {
+        h3 { "Throughput" }
+        div.chart {
+            div.row.tall {
+                span.label { i.key.read {} "read" br; i.key.written {} "written" }
+                (tall_strip(wall, width, areas))
+                span.side.top { (size(top as u64)) "/s" }
             }
-            at += n;
-        }
-        if !path.is_empty() {
-            let _ = write!(html, "<path class=\"s{stage}\" d=\"{path}\"/>");
+            (axis(wall))
         }
     }
-    let mut failed = String::new();
-    for (at, _) in columns.iter().enumerate().filter(|c| c.1.2) {
-        let _ = write!(failed, "M{at} 0h1v2.5h-1z");
-    }
-    if !failed.is_empty() {
-        let _ = write!(html, "<path class=\"bad\" d=\"{failed}\"/>");
-    }
-    html.push_str("</svg>");
 }
 
-/// Bytes a second that were read and written.
-pub(super) fn throughput(html: &mut String, record: &Record, wall: u64) {
-    let (points, width) = curve(&record.timeline.moved, record.timeline.width);
-    let read: Vec<f64> = points.iter().map(|m| m.bytes_read as f64 * 1e6 / width as f64).collect();
-    let written: Vec<f64> =
-        points.iter().map(|m| m.bytes_written as f64 * 1e6 / width as f64).collect();
-    let high = read.iter().chain(&written).fold(0.0f64, |a, b| a.max(*b));
-    if high <= 0.0 {
-        return;
-    }
-    html.push_str("<h3>Throughput</h3>\n<div class=\"chart\"><div class=\"row tall\">");
-    html.push_str(
-        "<span class=\"who\"><i class=\"key read\"></i>read<br><i class=\"key \
-        written\"></i>written</span>",
-    );
-    open(html, wall, width);
-    for (class, values) in [("read", &read), ("written", &written)] {
-        let _ = write!(html, "<path class=\"{class}\" d=\"{}\"/>", steps(values, high));
-    }
-    let _ = writeln!(html, "</svg><span class=\"side top\">{}/s</span></div>", size(high as u64));
-    axis(html, wall);
-    html.push_str("</div>\n");
-}
-
-/// Memory of this process beside what was projected for it and what it may have.
-pub(super) fn memory(html: &mut String, record: &Record, ended: &Ended) {
-    let (points, width) = curve(&record.timeline.moved, record.timeline.width);
-    let mut last = points.iter().map(|m| m.rss_bytes).find(|b| *b > 0).unwrap_or(0);
-    let rss = points.iter().map(|m| {
-        last = if m.rss_bytes > 0 { m.rss_bytes } else { last };
+/// Returns the chart of this process's memory, with its projection and limit.
+pub(super) fn memory(record: &Record, end: &RunEnd) -> Markup {
+    let (points, width) = curve(&record.timeline.samples, record.timeline.width);
+    let mut last = points.iter().map(|s| s.rss_bytes).find(|b| *b > 0).unwrap_or(0);
+    let rss = points.iter().map(|s| {
+        last = if s.rss_bytes > 0 { s.rss_bytes } else { last };
         last as f64
     });
     let rss: Vec<f64> = rss.collect();
-    let high = 1.1 * rss.iter().fold(record.projected_bytes as f64, |a, b| a.max(*b));
-    // A limit far away would press the curve flat.
+    let projected = record.projected_bytes as f64;
+    let top = 1.1 * rss.iter().fold(projected, |a, b| a.max(*b));
+    // A distant limit is not drawn, because it would flatten the curve.
     let limit = record.local_mem as f64;
-    let (high, limit_fits) =
-        if limit <= 3.0 * high { (high.max(1.05 * limit), true) } else { (high, false) };
-    html.push_str("<h3>Memory of this process</h3>\n<div class=\"chart\"><div class=\"row tall\">");
-    html.push_str(
-        "<span class=\"who\"><i class=\"key rss\"></i>resident<br><i class=\"line \
-        projected\"></i>projected",
-    );
-    html.push_str(if limit_fits {
-        "<br><i class=\"line limit\"></i>limit</span>"
-    } else {
-        "</span>"
-    });
-    open(html, ended.wall, width);
-    let _ = write!(html, "<path class=\"rss\" d=\"{}\"/>", steps(&rss, high));
-    let mut line = |class: &str, value: f64| {
-        let y = 100.0 - 100.0 * value / high;
-        let _ = write!(html, "<path class=\"{class}\" d=\"M0 {y:.1}H1000000\"/>");
+    let (top, limit_fits) =
+        if limit <= 3.0 * top { (top.max(1.05 * limit), true) } else { (top, false) };
+    let line = |value: f64| format!("M0 {:.1}H1000000", 100.0 - 100.0 * value / top);
+    let shapes = html! {
+        path.rss d=(area(&rss, top)) {}
+        path.projected d=(line(projected)) {}
+        @if limit_fits { path.limit d=(line(limit)) {} }
     };
-    line("projected", record.projected_bytes as f64);
-    if limit_fits {
-        line("limit", limit);
+    html! {
+        h3 { "Memory of this process" }
+        div.chart {
+            div.row.tall {
+                span.label {
+                    i.key.rss {} "resident" br; i.line.projected {} "projected"
+                    @if limit_fits { br; i.line.limit {} "limit" }
+                }
+                (tall_strip(end.wall, width, shapes))
+                span.side.top { (size(top as u64)) }
+            }
+            (axis(end.wall))
+        }
     }
-    let _ = writeln!(html, "</svg><span class=\"side top\">{}</span></div>", size(high as u64));
-    axis(html, ended.wall);
-    html.push_str("</div>\n");
 }
 
-/// As many points as can be told apart, and the time of each.
-fn curve(moved: &[Moved], width: u64) -> (Vec<Moved>, u64) {
-    let (mut points, mut width) = (moved.to_vec(), width);
+/// Merges samples until there are few enough to draw. Returns them with their width in time.
+fn curve(samples: &[Sample], width: u64) -> (Vec<Sample>, u64) {
+    let (mut points, mut width) = (samples.to_vec(), width);
     while points.len() > MAX_POINTS {
         points = points
             .chunks(2)
-            .map(|pair| pair.iter().copied().reduce(Moved::and).unwrap_or_default())
+            .map(|pair| pair.iter().copied().reduce(Sample::merge).unwrap_or_default())
             .collect();
         width *= 2;
     }
     (points, width)
 }
 
-fn open(html: &mut String, wall: u64, width: u64) {
-    let wide = (wall as f64 / width as f64).max(1e-3);
-    let _ = write!(
-        html,
-        "<svg class=\"strip\" viewBox=\"0 0 {wide:.3} 100\" preserveAspectRatio=\"none\" \
-            aria-hidden=\"true\">"
-    );
+fn tall_strip(wall: u64, width: u64, shapes: Markup) -> Markup {
+    let n_points = (wall as f64 / width as f64).max(1e-3);
+    strip(&format!("{n_points:.3}"), 100, shapes)
 }
 
-/// The area below steps.
-fn steps(values: &[f64], high: f64) -> String {
-    let y = |value: f64| 100.0 - 100.0 * value / high;
+/// Returns the path of the area below a step function.
+fn area(values: &[f64], top: f64) -> String {
+    let y = |value: f64| 100.0 - 100.0 * value / top;
     let mut path = String::from("M0 100");
     for (at, value) in values.iter().enumerate() {
         let _ = write!(path, "V{:.1}H{}", y(*value), at + 1);
@@ -248,18 +261,24 @@ fn steps(values: &[f64], high: f64) -> String {
     path
 }
 
-/// Round times below a chart.
-fn axis(html: &mut String, wall: u64) {
-    html.push_str("<div class=\"row axis\"><span class=\"who\"></span><div class=\"ticks\">");
-    for (at, label) in ticks(wall) {
-        // Where there is no room on its right, a label stands on the left of its time.
-        let class = if at > 0.9 { " class=\"end\"" } else { "" };
-        let _ = write!(html, "<span{class} style=\"left:{:.2}%\">{label}</span>", 100.0 * at);
+/// Returns the time axis of a chart.
+fn axis(wall: u64) -> Markup {
+    html! {
+        div.row.axis {
+            span.label {}
+            div.ticks {
+                @for (at, label) in ticks(wall) {
+                    // Near the right edge, a label is left of its tick.
+                    @let position = format!("left:{:.2}%", 100.0 * at);
+                    span class=[(at > 0.9).then_some("end")] style=(position) { (label) }
+                }
+            }
+            span.side {}
+        }
     }
-    html.push_str("</div><span class=\"side\"></span></div>\n");
 }
 
-/// Round times, as parts of the whole: about four of them.
+/// Returns about four round times with their positions as fractions of the run.
 fn ticks(wall: u64) -> Vec<(f64, String)> {
     const MINUTE: u64 = 60_000_000;
     const LONG: [u64; 9] = [1, 2, 5, 10, 20, 30, 60, 120, 240];
@@ -278,7 +297,7 @@ fn ticks(wall: u64) -> Vec<(f64, String)> {
     (0..=wall / step).map(|i| (i as f64 * step as f64 / wall as f64, tick(i * step))).collect()
 }
 
-/// A round time without what would be zeros.
+/// Formats a round time without trailing zeros.
 fn tick(us: u64) -> String {
     match us {
         0 => "0".into(),
@@ -311,11 +330,11 @@ mod tests {
     }
 
     #[test]
-    fn curves_have_few_points_and_lose_nothing() {
-        let moved = vec![Moved { bytes_read: 1, bytes_written: 2, rss_bytes: 7 }; 501];
-        let (points, width) = curve(&moved, 16);
+    fn merged_curves_keep_their_sums() {
+        let samples = vec![Sample { bytes_read: 1, bytes_written: 2, rss_bytes: 7 }; 501];
+        let (points, width) = curve(&samples, 16);
         assert_eq!((points.len(), width), (126, 64));
-        assert_eq!(points.iter().map(|m| m.bytes_read).sum::<u64>(), 501);
-        assert!(points.iter().all(|m| m.rss_bytes == 7));
+        assert_eq!(points.iter().map(|s| s.bytes_read).sum::<u64>(), 501);
+        assert!(points.iter().all(|s| s.rss_bytes == 7));
     }
 }

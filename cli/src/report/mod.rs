@@ -1,14 +1,16 @@
-//! A run as one page of HTML that needs nothing else: no network, no script.
+//! A report of a run: one HTML page without scripts or external resources.
 //!
-//! [`Report`] looks on and keeps what the page will say: sums for each stage, the slowest tasks,
-//! the first message of each kind of failure (`record.rs`), and the timeline in bins that grow
-//! wider as the run goes on (`timeline.rs`). That is a few hundred bytes a stage and at most 2 MB
-//! besides, whatever the number of tasks. When the run ends, well or not, `page.rs` writes the
-//! page, with charts by `charts.rs`.
+//! [`Report`] observes the run and records sums of each stage, the slowest tasks and the first
+//! message of each kind of failure (`record`), and a timeline in bins that widen as the run
+//! proceeds (`timeline`). The record has a few hundred bytes per stage and at most 2 MB otherwise,
+//! independent of the number of tasks. When the run ends, successfully or not, `page` renders it,
+//! with `tables` and `charts`.
 
 mod charts;
+mod format;
 mod page;
 mod record;
+mod tables;
 mod timeline;
 
 use std::fs::{self, File};
@@ -21,9 +23,9 @@ use freestone_engine::spec::Spec;
 
 use record::Record;
 
-/// An observer that writes a page of HTML when its run ends: done, failed or cancelled.
+/// An observer that writes an HTML page when its run succeeds, fails or is cancelled.
 ///
-/// Failing to write is no failure of the run: [`Report::trouble`] tells it.
+/// An error of writing does not fail the run. [`Report::trouble`] returns it.
 #[derive(Debug)]
 pub struct Report {
     file: PathBuf,
@@ -34,23 +36,23 @@ pub struct Report {
 #[derive(Debug, Default)]
 struct State {
     record: Option<Record>,
-    trouble: Option<io::Error>,
+    error: Option<io::Error>,
 }
 
 impl Report {
-    /// A report of runs with these settings. The file is made now, so that it is known before the
-    /// run that it can be.
+    /// Creates a report of runs with the settings `spec`. Creates the file now, so that errors
+    /// precede the run.
     ///
     /// # Errors
-    /// Where the file cannot be opened for writing.
+    /// Returns an error if the file cannot be opened for writing.
     pub fn create(file: &Path, spec: &Spec) -> io::Result<Report> {
         File::options().append(true).create(true).open(file)?;
         Ok(Report { file: file.to_owned(), spec: spec.clone(), state: Mutex::default() })
     }
 
-    /// Why there is no page, if there is none. Told once.
+    /// Takes the error because of which there is no page.
     pub fn trouble(&self) -> Option<io::Error> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).trouble.take()
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).error.take()
     }
 }
 
@@ -61,9 +63,9 @@ impl Observer for Report {
             Event::RunStarted(start) => state.record = Some(Record::new(start)),
             Event::RunEnded(result) => {
                 if let Some(mut record) = state.record.take() {
-                    let ended = record.ended(*result);
-                    state.trouble =
-                        fs::write(&self.file, page::page(&record, &ended, &self.spec)).err();
+                    let end = record.ended(*result);
+                    state.error =
+                        fs::write(&self.file, page::page(&record, &end, &self.spec)).err();
                 }
             }
             _ => {

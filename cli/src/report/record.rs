@@ -1,4 +1,4 @@
-//! What is kept of a run while it goes on.
+//! The data that the page needs, collected during a run.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -15,12 +15,12 @@ use freestone_engine::task::{TaskOutcome, TaskReport};
 use super::timeline::{Span, Timeline};
 use crate::spans::InFlight;
 
-/// So many of the slowest tasks are kept.
+/// The number of slowest tasks to keep.
 const N_SLOWEST: usize = 12;
-/// Longer messages are cut off.
+/// The maximum length of a message in characters.
 const MAX_MESSAGE: usize = 400;
 
-/// A run, as far as its page tells of it. Times are microseconds since the run began.
+/// The record of a run. Times are in microseconds since its start.
 #[derive(Debug)]
 pub(super) struct Record {
     pub(super) run: String,
@@ -30,36 +30,36 @@ pub(super) struct Record {
     pub(super) local_mem: u64,
     pub(super) reserved_mem: u64,
     pub(super) explanation: PlanExplanation,
-    /// Tasks that the plan keeps busy.
+    /// The parallelism of the plan.
     parallelism: u64,
-    /// Since 1970.
-    pub(super) unix: Duration,
+    /// The start since the Unix epoch.
+    pub(super) started: Duration,
     pub(super) stages: Vec<Stage>,
     pub(super) timeline: Timeline,
-    pub(super) troubles: BTreeMap<(Sort, String), Trouble>,
-    /// Requests that were repeated, and those of them that brought something.
+    pub(super) incidents: BTreeMap<(IncidentKind, String), Incidents>,
+    /// The number of backups of slow requests, and of those that finished first.
     pub(super) backups: [u64; 2],
     pub(super) recomputed: u64,
     pub(super) worker_peak: Option<u64>,
-    slowest: BinaryHeap<Reverse<Slow>>,
+    slowest: BinaryHeap<Reverse<SlowTask>>,
     in_flight: InFlight,
     start: Instant,
     cpu_ns: u64,
-    /// When to look at this process's memory next.
-    look: u64,
+    /// The time of the next measurement of this process's memory.
+    next_measurement: u64,
 }
 
-/// What a stage has taken so far.
+/// The figures of a stage.
 #[derive(Debug)]
 pub(super) struct Stage {
     pub(super) name: String,
     pub(super) tasks: u64,
-    /// Before this run went on.
+    /// The number of tasks that were finished before this run.
     pub(super) finished: u64,
     pub(super) done: u64,
     pub(super) traffic: Traffic,
     pub(super) cpu: Duration,
-    /// When its first task began and its last ended.
+    /// The start of the first task, and the end of the last one.
     pub(super) first: Option<u64>,
     pub(super) last: u64,
     pub(super) peak_bytes: u64,
@@ -67,7 +67,7 @@ pub(super) struct Stage {
     pub(super) walls: Durations,
 }
 
-/// How long tasks took: counts by powers of √2 from a microsecond on.
+/// A histogram of durations, with bins by powers of √2 from a microsecond.
 #[derive(Debug)]
 pub(super) struct Durations([u32; 64]);
 
@@ -75,13 +75,13 @@ impl Durations {
     fn add(&mut self, ns: u64) {
         let ns = ns.max(1024);
         let octave = ns.ilog2();
-        // The bit after the first: below or above 1.5.
+        // The bit after the first: below or above 1.5 times the power of two.
         let half = (ns >> (octave - 1)) & 1;
         let at = (2 * (octave as usize - 10) + half as usize).min(self.0.len() - 1);
         self.0[at] = self.0[at].saturating_add(1);
     }
 
-    /// About the median, in microseconds.
+    /// Returns the approximate median in microseconds.
     pub(super) fn median_us(&self) -> Option<u64> {
         let n: u64 = self.0.iter().map(|c| u64::from(*c)).sum();
         let mut before = 0;
@@ -95,9 +95,9 @@ impl Durations {
     }
 }
 
-/// A task that took long.
+/// One of the slowest tasks.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Slow {
+pub(super) struct SlowTask {
     pub(super) wall_ns: u64,
     pub(super) stage: usize,
     pub(super) task: u64,
@@ -108,37 +108,37 @@ pub(super) struct Slow {
     pub(super) worker: String,
 }
 
-/// What kind of thing went another way.
+/// The kind of an incident.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Sort {
+pub(super) enum IncidentKind {
     Failure,
     Recompute,
     Memory,
 }
 
-/// Things of one kind.
+/// The incidents of one kind and name.
 #[derive(Debug, Default)]
-pub(super) struct Trouble {
+pub(super) struct Incidents {
     pub(super) count: u64,
     pub(super) retried: u64,
     pub(super) first: u64,
     pub(super) last: u64,
-    /// Where and why, of the first.
+    /// The place and message of the first incident.
     pub(super) place: String,
     pub(super) message: String,
 }
 
-/// How a run ended.
+/// The end of a run.
 #[derive(Debug)]
-pub(super) struct Ended {
-    pub(super) result: Outcome,
-    /// In words, where it did not end well.
+pub(super) struct RunEnd {
+    pub(super) outcome: Outcome,
+    /// The error, if the run did not succeed.
     pub(super) error: Option<String>,
     pub(super) wall: u64,
     pub(super) process_cpu: Duration,
     pub(super) peak_rss_bytes: u64,
     pub(super) cached_bytes: u64,
-    /// What it has cost, and what was projected, where it ran on machines that are paid for by use.
+    /// The measured and the projected cost, if the executor is billed by use.
     pub(super) cost: Option<[Cost; 2]>,
 }
 
@@ -174,10 +174,10 @@ impl Record {
             reserved_mem: plan.reserved_mem,
             explanation: start.plan.explain(),
             parallelism: plan.parallelism,
-            unix: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
+            started: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
             stages: stages.collect(),
             timeline: Timeline::default(),
-            troubles: BTreeMap::new(),
+            incidents: BTreeMap::new(),
             backups: [0; 2],
             recomputed: 0,
             worker_peak: None,
@@ -185,7 +185,7 @@ impl Record {
             in_flight: InFlight::default(),
             start: Instant::now(),
             cpu_ns: machine::process_cpu_ns(),
-            look: 0,
+            next_measurement: 0,
         }
     }
 
@@ -194,10 +194,10 @@ impl Record {
     }
 
     pub(super) fn at(&mut self, now: u64, event: &Event<'_>) {
-        if now >= self.look {
-            // Often in a short run, not too often in any.
-            self.look = now + (now / 256).max(10_000);
-            self.timeline.memory(now, machine::rss_bytes());
+        if now >= self.next_measurement {
+            // The interval grows with the run, so that the number of measurements is bounded.
+            self.next_measurement = now + (now / 256).max(10_000);
+            self.timeline.add_memory(now, machine::rss_bytes());
         }
         match event {
             Event::Started { request } => {
@@ -206,10 +206,10 @@ impl Record {
             }
             Event::Outcome { outcome, counted } => self.outcome(now, outcome, *counted),
             Event::Retried { failure, .. } => {
-                if let Some(trouble) =
-                    self.troubles.get_mut(&(Sort::Failure, failure.kind.name().to_owned()))
+                if let Some(incidents) =
+                    self.incidents.get_mut(&(IncidentKind::Failure, failure.kind.name().to_owned()))
                 {
-                    trouble.retried += 1;
+                    incidents.retried += 1;
                 }
             }
             Event::Recomputed { stage, tasks, why } => {
@@ -218,19 +218,19 @@ impl Record {
                 if let Some(stage) = self.stages.get_mut(stage.0) {
                     stage.done = stage.done.saturating_sub(*tasks);
                 }
-                let trouble = self.trouble(Sort::Recompute, "computed again", now, || {
-                    (format!("stage {name}"), cut(why))
+                let incidents = self.incident(IncidentKind::Recompute, "recomputed", now, || {
+                    (format!("stage {name}"), truncated(why))
                 });
-                trouble.count += tasks;
+                incidents.count += tasks;
             }
             Event::MemoryExceeded(excess) => {
                 let place = || {
                     (
                         format!("stage {}, on {}", excess.stage, excess.worker),
-                        cut(&excess.to_string()),
+                        truncated(&excess.to_string()),
                     )
                 };
-                self.trouble(Sort::Memory, "memory exceeded", now, place).count += 1;
+                self.incident(IncidentKind::Memory, "memory exceeded", now, place).count += 1;
             }
             Event::RunStarted(_)
             | Event::StageStarted { .. }
@@ -250,7 +250,7 @@ impl Record {
             let start = begun + ran_ns / 1000;
             ran_ns += task.wall_ns;
             let end = begun + ran_ns / 1000;
-            self.timeline.ran(
+            self.timeline.add_task(
                 lane,
                 Span { start, end, stage: id as u32, task: task.task, failed: false },
                 task.traffic,
@@ -258,14 +258,14 @@ impl Record {
             if let Some(stage) = self.stages.get_mut(id) {
                 stage.add(task, start, end);
             }
-            self.slow(id, task, start, &outcome.worker);
+            self.add_slow(id, task, start, &outcome.worker);
         }
         if let Some(stage) = self.stages.get_mut(id) {
             stage.done += counted;
         }
         if let Some(failure) = &outcome.failure {
             let start = begun + ran_ns / 1000;
-            self.timeline.ran(
+            self.timeline.add_task(
                 lane,
                 Span {
                     start,
@@ -282,21 +282,21 @@ impl Record {
                         "task {} of stage {}, on {}",
                         failure.task, failure.stage, outcome.worker
                     ),
-                    cut(&failure.message),
+                    truncated(&failure.message),
                 )
             };
-            self.trouble(Sort::Failure, failure.kind.name(), now, place).count += 1;
+            self.incident(IncidentKind::Failure, failure.kind.name(), now, place).count += 1;
         }
     }
 
-    fn slow(&mut self, stage: usize, task: &TaskReport, start: u64, worker: &str) {
+    fn add_slow(&mut self, stage: usize, task: &TaskReport, start: u64, worker: &str) {
         if self.slowest.len() >= N_SLOWEST
             && self.slowest.peek().is_some_and(|least| least.0.wall_ns >= task.wall_ns)
         {
             return;
         }
         let TaskReport { task, traffic, cpu_ns, wall_ns, peak_bytes, .. } = *task;
-        self.slowest.push(Reverse(Slow {
+        self.slowest.push(Reverse(SlowTask {
             wall_ns,
             stage,
             task,
@@ -311,31 +311,31 @@ impl Record {
         }
     }
 
-    fn trouble(
+    fn incident(
         &mut self,
-        sort: Sort,
-        kind: &str,
+        kind: IncidentKind,
+        name: &str,
         now: u64,
         first: impl FnOnce() -> (String, String),
-    ) -> &mut Trouble {
-        let trouble = self.troubles.entry((sort, kind.to_owned())).or_insert_with(|| {
+    ) -> &mut Incidents {
+        let incidents = self.incidents.entry((kind, name.to_owned())).or_insert_with(|| {
             let (place, message) = first();
-            Trouble { first: now, place, message, ..Trouble::default() }
+            Incidents { first: now, place, message, ..Incidents::default() }
         });
-        trouble.last = now;
-        trouble
+        incidents.last = now;
+        incidents
     }
 
-    /// The slowest tasks, the slowest first.
-    pub(super) fn slowest(&self) -> Vec<&Slow> {
-        let mut all: Vec<&Slow> = self.slowest.iter().map(|s| &s.0).collect();
+    /// Returns the slowest tasks, starting with the slowest.
+    pub(super) fn slowest(&self) -> Vec<&SlowTask> {
+        let mut all: Vec<&SlowTask> = self.slowest.iter().map(|s| &s.0).collect();
         all.sort_unstable_by(|a, b| b.cmp(a));
         all
     }
 
-    pub(super) fn ended(&mut self, result: Result<&RunReport, &RunError>) -> Ended {
+    pub(super) fn ended(&mut self, result: Result<&RunReport, &RunError>) -> RunEnd {
         let wall = self.start.elapsed().as_micros() as u64;
-        self.timeline.memory(wall, machine::rss_bytes());
+        self.timeline.add_memory(wall, machine::rss_bytes());
         let (outcome, error) = match result {
             Ok(_) => (Outcome::Done, None),
             Err(error) if matches!(error.cause(), RunError::Cancelled) => {
@@ -343,8 +343,8 @@ impl Record {
             }
             Err(error) => (Outcome::Failed, Some(error.to_string())),
         };
-        Ended {
-            result: outcome,
+        RunEnd {
+            outcome,
             error,
             wall,
             process_cpu: Duration::from_nanos(
@@ -374,8 +374,8 @@ impl Stage {
     }
 }
 
-/// A message that is not too long.
-fn cut(message: &str) -> String {
+/// Truncates a message to [`MAX_MESSAGE`] characters.
+fn truncated(message: &str) -> String {
     let mut kept: String = message.chars().take(MAX_MESSAGE).collect();
     if kept.len() < message.len() {
         kept.push('…');
@@ -388,7 +388,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_is_right_within_a_quarter() {
+    fn the_median_is_within_a_quarter() {
         for us in [2, 17, 300, 4_000, 65_000, 1_000_000, 3_600_000_000] {
             let mut walls = Durations([0; 64]);
             (0..10).for_each(|_| walls.add(us * 1000));
@@ -400,9 +400,9 @@ mod tests {
     }
 
     #[test]
-    fn long_messages_are_cut_between_characters() {
-        assert_eq!(cut("short"), "short");
-        let long = cut(&"é".repeat(1000));
+    fn long_messages_are_truncated_at_a_character() {
+        assert_eq!(truncated("short"), "short");
+        let long = truncated(&"é".repeat(1000));
         assert_eq!((long.chars().count(), long.ends_with('…')), (MAX_MESSAGE + 1, true));
     }
 }

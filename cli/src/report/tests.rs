@@ -6,13 +6,13 @@ use freestone_engine::task::{FailureKind, TaskOutcome, TaskRequest};
 use super::*;
 use crate::spans::tests::{failure, outcome, planned, request, spec, started};
 
-/// Bytes that a page of a long run may have: a tenth of what is asked of it.
+/// The maximum length of a page of a long run: a tenth of the required limit.
 const MAX_PAGE: usize = 300_000;
-/// Bytes that a record may hold, whatever the number of tasks.
+/// The maximum size of a record for any number of tasks.
 const MAX_RECORD: usize = 4_000_000;
 
-/// A record of so many tasks in two stages on so many workers, one request each; every hundredth
-/// fails at first.
+/// Returns a record of tasks in two stages, with one request per task. Every hundredth request fails
+/// once.
 fn record(n_tasks: u64, n_workers: u64) -> Record {
     let plan = planned(2, n_tasks / 2 * 10);
     let mut record = Record::new(&started(&plan, &[0, 0]));
@@ -52,7 +52,7 @@ fn page_of(record: &mut Record, result: Result<&RunReport, &RunError>) -> String
     page::page(record, &ended, &spec())
 }
 
-/// Every element that is opened is closed, and nothing comes from elsewhere.
+/// Asserts that every element is closed and that the page loads no external resources.
 #[track_caller]
 fn check_html(html: &str) {
     let mut open: Vec<&str> = Vec::new();
@@ -82,17 +82,17 @@ fn check_html(html: &str) {
 }
 
 #[test]
-fn a_page_says_what_happened() {
+fn a_page_has_the_figures_of_the_run() {
     let mut record = record(1000, 2);
     let html = page_of(&mut record, Ok(&RunReport::default()));
     check_html(&html);
-    let says = |text: &str| assert!(html.contains(text), "{text} is not in {html}");
-    says("<title>Succeeded: Freestone run run-1</title>");
-    says("1\u{2009}000</p>");
-    says("no answer 7<");
-    says("80.0 MB projected, 1.0 GB allowed");
-    says("allowed_mem</dt><dd>40.0 MB (40000000 bytes)");
-    // Every task is drawn, and those that failed.
+    let contains = |text: &str| assert!(html.contains(text), "{text} is not in {html}");
+    contains("<title>Succeeded: Freestone run run-1</title>");
+    contains("1\u{2009}000</p>");
+    contains("no answer 7<");
+    contains("80.0 MB projected, 1.0 GB allowed");
+    contains("allowed_mem</dt><dd>40.0 MB (40000000 bytes)");
+    // Every task is drawn, including failed ones.
     assert_eq!(
         (html.matches("</title></rect>").count(), html.matches(" failed, ").count()),
         (1010, 10)
@@ -100,7 +100,7 @@ fn a_page_says_what_happened() {
 }
 
 #[test]
-fn sums_are_of_all_tasks_and_the_slowest_are_the_slowest() {
+fn sums_and_slowest_tasks_are_exact() {
     let record = record(10_000, 4);
     assert_eq!(record.stages.iter().map(|s| s.done).sum::<u64>(), 10_000);
     assert_eq!(
@@ -113,7 +113,7 @@ fn sums_are_of_all_tasks_and_the_slowest_are_the_slowest() {
         walls.iter().rev().is_sorted() && walls[0] == 1_676_000 && walls[11] >= 1_675_000,
         "{walls:?}"
     );
-    let failures = record.troubles.values().next().unwrap();
+    let failures = record.incidents.values().next().unwrap();
     assert_eq!(
         (failures.count, failures.retried, failures.message.as_str()),
         (100, 100, "no answer 7")
@@ -123,7 +123,7 @@ fn sums_are_of_all_tasks_and_the_slowest_are_the_slowest() {
 }
 
 #[test]
-fn a_hundred_thousand_tasks_take_little_memory_and_a_small_page() {
+fn record_and_page_are_small_for_100_000_tasks() {
     for n_workers in [2, 16, 500] {
         let mut record = record(100_000, n_workers);
         let bins: usize = record
@@ -132,12 +132,12 @@ fn a_hundred_thousand_tasks_take_little_memory_and_a_small_page() {
             .iter()
             .map(|l| l.bins.capacity() * size_of::<timeline::Bin>())
             .sum();
-        let moved = record.timeline.moved.capacity() * size_of::<timeline::Moved>();
-        // Before there were too many, tasks were kept too.
+        let samples = record.timeline.samples.capacity() * size_of::<timeline::Sample>();
+        // The first tasks were kept individually.
         let spans = timeline::MAX_SPANS * 2 * size_of::<(usize, timeline::Span)>();
         assert!(
-            bins + moved + spans < MAX_RECORD / 2,
-            "{n_workers} workers: {bins} + {moved} + {spans}"
+            bins + samples + spans < MAX_RECORD / 2,
+            "{n_workers} workers: {bins} + {samples} + {spans}"
         );
         let html = page_of(&mut record, Ok(&RunReport::default()));
         check_html(&html);
@@ -146,8 +146,8 @@ fn a_hundred_thousand_tasks_take_little_memory_and_a_small_page() {
 }
 
 #[test]
-fn names_and_messages_cannot_be_markup() {
-    let evil = "<script>alert(\"1\")</script>&'\u{0}";
+fn names_and_messages_are_escaped() {
+    let evil = "<script>alert(\"1\")</script>&";
     let plan = planned(1, 400);
     let start = RunStart { run: evil, executor: evil, ..started(&plan, &[]) };
     let mut record = Record::new(&start);
@@ -177,7 +177,7 @@ fn names_and_messages_cannot_be_markup() {
     record.at(11, &Event::MemoryExceeded(&excess));
     let html = page_of(&mut record, Err(&RunError::Receipts(evil.into())));
     check_html(&html);
-    assert!(html.contains("&lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt;&amp;&#39;\u{fffd}"));
+    assert!(html.contains("&lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt;&amp;"));
     assert!(!html.contains("alert(\""));
     assert!(
         html.contains("memory exceeded") && html.contains("792.0 MB measured, 34.0 MB projected")
@@ -205,13 +205,13 @@ fn failed_and_cancelled_runs_have_pages() {
             html.contains(&format!(">{word}</p>")) && html.contains(&error.to_string()),
             "{html}"
         );
-        assert!(html.contains("and 12 before, of 40"), "{html}");
+        assert!(html.contains("after 12 in an earlier run, of 40"), "{html}");
         assert!(report.trouble().is_none());
     }
 }
 
 #[test]
-fn a_run_that_never_began_leaves_no_page_and_what_was_there_is_kept() {
+fn a_report_without_a_run_leaves_the_file_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("report.html");
     drop(Report::create(&file, &spec()).unwrap());
@@ -223,7 +223,7 @@ fn a_run_that_never_began_leaves_no_page_and_what_was_there_is_kept() {
 }
 
 #[test]
-fn a_page_that_cannot_be_written_is_told_once() {
+fn a_write_error_is_returned_once() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("sub/report.html");
     fs::create_dir(folder.path().join("sub")).unwrap();
@@ -237,7 +237,7 @@ fn a_page_that_cannot_be_written_is_told_once() {
 }
 
 #[test]
-fn a_backup_that_wins_is_counted() {
+fn backups_that_finish_first_are_counted() {
     let plan = planned(1, 400);
     let mut record = Record::new(&started(&plan, &[]));
     let backup = TaskRequest { backup_of: Some(1), ..request(2, 0, 0, 1) };
@@ -250,11 +250,14 @@ fn a_backup_that_wins_is_counted() {
     );
     assert_eq!(record.backups, [1, 1]);
     assert_eq!(record.stages[0].done, 1);
-    assert!(page_of(&mut record, Ok(&RunReport::default())).contains("1 of these came back first"));
+    assert!(
+        page_of(&mut record, Ok(&RunReport::default()))
+            .contains("1 backup of slow requests; 1 finished before the original")
+    );
 }
 
 #[test]
-fn a_page_of_a_run_that_is_paid_for_says_what_it_cost() {
+fn a_page_of_a_billed_run_has_its_cost() {
     let mut record = record(1000, 2);
     let html = page_of(&mut record, Ok(&RunReport::default()));
     assert!(!html.contains("<h2>Cost</h2>"));

@@ -1,29 +1,29 @@
-//! Who ran what when, and what went on meanwhile, in bounded memory.
+//! The tasks of each worker over time, with throughput and memory, in bounded memory.
 //!
-//! Time is cut in [`N_BINS`] bins. When the run outlasts them, each two become one, and all are
-//! twice as wide. The first [`MAX_SPANS`] tasks are kept as they are too: a run that has no more is
-//! drawn task by task.
+//! Time is divided into [`N_BINS`] bins. When the run outlasts them, neighbours are merged, which
+//! doubles the width of all bins. The first [`MAX_SPANS`] tasks are also kept individually. A run
+//! with no more tasks is drawn task by task.
 
 use std::collections::HashMap;
 
 use freestone_engine::storage::reader::Traffic;
 
-/// Bins of time.
+/// The maximum number of bins.
 pub(super) const N_BINS: usize = 512;
-/// Workers beyond these share the last lane.
+/// The maximum number of lanes. Further workers share the last lane.
 pub(super) const MAX_LANES: usize = 64;
-/// A run of no more tasks is drawn task by task.
+/// The maximum number of tasks that are kept individually.
 pub(super) const MAX_SPANS: usize = 1200;
-/// The first width of a bin, in microseconds.
-const LEAST_WIDTH: u64 = 16;
+/// The initial width of a bin in microseconds.
+const INITIAL_WIDTH: u64 = 16;
 
-/// A run in time. Times are microseconds since it began.
+/// The timeline of a run. Times are in microseconds since its start.
 #[derive(Debug)]
 pub(super) struct Timeline {
-    /// Of a bin.
+    /// The width of a bin.
     pub(super) width: u64,
     pub(super) lanes: Vec<Lane>,
-    pub(super) moved: Vec<Moved>,
+    pub(super) samples: Vec<Sample>,
     /// The end of the last task.
     pub(super) end: u64,
     by_name: HashMap<String, usize>,
@@ -31,37 +31,37 @@ pub(super) struct Timeline {
     n_spans: usize,
 }
 
-/// A worker.
+/// The bins of a worker.
 #[derive(Debug)]
 pub(super) struct Lane {
     pub(super) name: String,
     pub(super) bins: Vec<Bin>,
 }
 
-/// What a worker did in a bin of time.
+/// A worker's tasks in one bin.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Bin {
-    /// Microseconds in which it ran tasks; of several workers, of all of them.
+    /// The time in tasks in microseconds, summed over the workers of the lane.
     pub(super) busy: u64,
-    /// Tasks that ended in it.
+    /// The number of tasks that ended in the bin.
     pub(super) tasks: u32,
     pub(super) failed: u32,
-    /// The stage that had most of it.
+    /// The stage with most of the time.
     pub(super) stage: u32,
-    /// By how much more than others had.
+    /// The lead of that stage over the others.
     lead: u64,
 }
 
-/// What went on in a bin of time.
+/// Throughput and memory in one bin.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Moved {
+pub(super) struct Sample {
     pub(super) bytes_read: u64,
     pub(super) bytes_written: u64,
-    /// The highest resident memory that was seen.
+    /// The maximum measured resident memory.
     pub(super) rss_bytes: u64,
 }
 
-/// A task's time on a worker.
+/// The time range of a task.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Span {
     pub(super) start: u64,
@@ -74,9 +74,9 @@ pub(super) struct Span {
 impl Default for Timeline {
     fn default() -> Timeline {
         Timeline {
-            width: LEAST_WIDTH,
+            width: INITIAL_WIDTH,
             lanes: Vec::new(),
-            moved: Vec::new(),
+            samples: Vec::new(),
             end: 0,
             by_name: HashMap::new(),
             spans: Vec::new(),
@@ -86,7 +86,7 @@ impl Default for Timeline {
 }
 
 impl Timeline {
-    /// The lane of a worker.
+    /// Returns the lane of a worker.
     pub(super) fn lane(&mut self, worker: &str) -> usize {
         if let Some(lane) = self.by_name.get(worker) {
             return *lane;
@@ -95,22 +95,22 @@ impl Timeline {
         if lane == self.lanes.len() {
             self.lanes.push(Lane { name: worker.to_owned(), bins: Vec::new() });
         }
-        // Workers that die and are replaced have new names; not all of them need be known.
+        // Replaced workers have new names, of which a limited number is stored.
         if self.by_name.len() < 8 * MAX_LANES {
             self.by_name.insert(worker.to_owned(), lane);
         }
         lane
     }
 
-    /// Workers that are in the last lane, beyond the one that it is named for.
+    /// Returns the number of workers that share the last lane with the one that it is named for.
     pub(super) fn n_others(&self) -> usize {
         self.by_name.len().saturating_sub(self.lanes.len())
     }
 
-    /// A task ran on a worker and moved so much.
-    pub(super) fn ran(&mut self, lane: usize, span: Span, traffic: Traffic) {
+    /// Adds a task that ran on a worker.
+    pub(super) fn add_task(&mut self, lane: usize, span: Span, traffic: Traffic) {
         self.end = self.end.max(span.end);
-        self.reach(span.end);
+        self.extend_to(span.end);
         self.n_spans += 1;
         if self.n_spans <= MAX_SPANS {
             self.spans.push((lane, span));
@@ -123,16 +123,16 @@ impl Timeline {
         if lane.bins.len() <= last {
             lane.bins.resize(last + 1, Bin::default());
         }
-        if self.moved.len() <= last {
-            self.moved.resize(last + 1, Moved::default());
+        if self.samples.len() <= last {
+            self.samples.resize(last + 1, Sample::default());
         }
         let length = span.end - span.start;
-        let mut before = (0, 0);
+        let mut assigned = (0, 0);
         for (at, bin) in lane.bins.iter_mut().enumerate().take(last + 1).skip(first) {
             let begin = at as u64 * width;
             let until = span.end.min(begin + width);
             bin.vote(span.stage, until - span.start.max(begin));
-            // As if evenly, of which each bin has what the ones before it left.
+            // Bytes are assumed to be spread evenly over the task's time.
             let share = |bytes: u64| {
                 if at == last {
                     bytes
@@ -141,57 +141,57 @@ impl Timeline {
                 }
             };
             let so_far = (share(traffic.bytes_read), share(traffic.bytes_written));
-            self.moved[at].bytes_read += so_far.0 - before.0;
-            self.moved[at].bytes_written += so_far.1 - before.1;
-            before = so_far;
+            self.samples[at].bytes_read += so_far.0 - assigned.0;
+            self.samples[at].bytes_written += so_far.1 - assigned.1;
+            assigned = so_far;
         }
         lane.bins[last].tasks += 1;
         lane.bins[last].failed += u32::from(span.failed);
     }
 
-    /// So much memory was resident then.
-    pub(super) fn memory(&mut self, at: u64, rss_bytes: u64) {
-        self.reach(at);
+    /// Adds a measurement of resident memory.
+    pub(super) fn add_memory(&mut self, at: u64, rss_bytes: u64) {
+        self.extend_to(at);
         let at = (at / self.width) as usize;
-        if self.moved.len() <= at {
-            self.moved.resize(at + 1, Moved::default());
+        if self.samples.len() <= at {
+            self.samples.resize(at + 1, Sample::default());
         }
-        self.moved[at].rss_bytes = self.moved[at].rss_bytes.max(rss_bytes);
+        self.samples[at].rss_bytes = self.samples[at].rss_bytes.max(rss_bytes);
     }
 
-    /// The tasks with their lanes, if they are so few that all were kept.
+    /// Returns all tasks with their lanes, if there are at most [`MAX_SPANS`].
     pub(super) fn spans(&self) -> Option<&[(usize, Span)]> {
         (self.n_spans <= MAX_SPANS).then_some(&self.spans)
     }
 
-    /// Makes bins as wide as they must be for that time to be in one.
-    fn reach(&mut self, at: u64) {
+    /// Widens the bins until they include a time.
+    fn extend_to(&mut self, at: u64) {
         while at / self.width >= N_BINS as u64 {
             self.widen();
         }
     }
 
-    /// Makes one of each two bins.
+    /// Merges neighbouring bins.
     fn widen(&mut self) {
         self.width *= 2;
         for lane in &mut self.lanes {
-            halve(&mut lane.bins, Bin::and);
+            merge_pairs(&mut lane.bins, Bin::merge);
         }
-        halve(&mut self.moved, Moved::and);
+        merge_pairs(&mut self.samples, Sample::merge);
     }
 }
 
-fn halve<T: Copy>(bins: &mut Vec<T>, and: fn(T, T) -> T) {
+fn merge_pairs<T: Copy>(bins: &mut Vec<T>, merge: fn(T, T) -> T) {
     let n = bins.len();
     for i in 0..n.div_ceil(2) {
-        bins[i] = if 2 * i + 1 < n { and(bins[2 * i], bins[2 * i + 1]) } else { bins[2 * i] };
+        bins[i] = if 2 * i + 1 < n { merge(bins[2 * i], bins[2 * i + 1]) } else { bins[2 * i] };
     }
     bins.truncate(n.div_ceil(2));
 }
 
 impl Bin {
-    /// The majority by one candidate and its lead (Boyer & Moore 1981): exact where a stage has
-    /// more than half, a good guess elsewhere.
+    /// Adds time to the majority vote of Boyer & Moore (1981), which holds one candidate and its
+    /// lead: exact if a stage has more than half of the time, otherwise an estimate.
     fn vote(&mut self, stage: u32, busy: u64) {
         self.busy += busy;
         self.count(stage, busy);
@@ -207,7 +207,7 @@ impl Bin {
         }
     }
 
-    fn and(self, other: Bin) -> Bin {
+    fn merge(self, other: Bin) -> Bin {
         let mut both = Bin {
             busy: self.busy + other.busy,
             tasks: self.tasks + other.tasks,
@@ -219,9 +219,9 @@ impl Bin {
     }
 }
 
-impl Moved {
-    pub(super) fn and(self, other: Moved) -> Moved {
-        Moved {
+impl Sample {
+    pub(super) fn merge(self, other: Sample) -> Sample {
+        Sample {
             bytes_read: self.bytes_read + other.bytes_read,
             bytes_written: self.bytes_written + other.bytes_written,
             rss_bytes: self.rss_bytes.max(other.rss_bytes),
@@ -240,12 +240,12 @@ mod tests {
     }
 
     #[test]
-    fn no_time_is_lost_however_wide_bins_become() {
+    fn widened_bins_keep_all_time() {
         let mut timeline = Timeline::default();
         let lane = timeline.lane("w");
         let mut t = 0;
         for i in 0..10_000 {
-            timeline.ran(lane, span(t, t + 70 + i % 50, (i / 1000) as u32), READ);
+            timeline.add_task(lane, span(t, t + 70 + i % 50, (i / 1000) as u32), READ);
             t += 200;
         }
         let bins = &timeline.lanes[lane].bins;
@@ -256,7 +256,7 @@ mod tests {
         );
         assert_eq!(bins.iter().map(|b| b.tasks).sum::<u32>(), 10_000);
         assert_eq!(
-            timeline.moved.iter().map(|m| m.bytes_read).sum::<u64>(),
+            timeline.samples.iter().map(|m| m.bytes_read).sum::<u64>(),
             10_000 * READ.bytes_read
         );
         assert!(bins.iter().all(|b| b.busy <= timeline.width));
@@ -265,12 +265,12 @@ mod tests {
     }
 
     #[test]
-    fn a_task_that_outlasts_many_bins_is_in_all_of_them() {
+    fn a_long_task_is_in_all_its_bins() {
         let mut timeline = Timeline::default();
         let lane = timeline.lane("w");
-        timeline.ran(lane, span(0, 1_000_000, 3), READ);
-        assert_eq!(timeline.moved.iter().map(|m| m.bytes_read).sum::<u64>(), READ.bytes_read);
-        assert!(timeline.moved.iter().all(|m| m.bytes_read < READ.bytes_read / 100));
+        timeline.add_task(lane, span(0, 1_000_000, 3), READ);
+        assert_eq!(timeline.samples.iter().map(|m| m.bytes_read).sum::<u64>(), READ.bytes_read);
+        assert!(timeline.samples.iter().all(|m| m.bytes_read < READ.bytes_read / 100));
         let bins = &timeline.lanes[lane].bins;
         assert_eq!(bins.iter().map(|b| b.busy).sum::<u64>(), 1_000_000);
         assert!(bins.iter().all(|b| b.stage == 3));
@@ -278,11 +278,11 @@ mod tests {
     }
 
     #[test]
-    fn many_workers_share_a_lane() {
+    fn excess_workers_share_a_lane() {
         let mut timeline = Timeline::default();
         for i in 0..10_000 {
             let lane = timeline.lane(&format!("w{i}"));
-            timeline.ran(lane, span(i, i + 5, 0), READ);
+            timeline.add_task(lane, span(i, i + 5, 0), READ);
         }
         assert_eq!((timeline.lanes.len(), timeline.by_name.len()), (MAX_LANES, 8 * MAX_LANES));
         assert_eq!(timeline.lane("w3"), 3);
