@@ -72,7 +72,7 @@ pub(crate) fn run(child: &Child) -> Result<f64, Failure> {
     let (history, report) =
         (History::append(&at("history.jsonl"))?, Report::create(&at("report.html"), &spec)?);
     let cpu_ns = tell(&[&progress, &history, &report], child.tasks, &spec, &at("out"))?;
-    match history.trouble().or(report.trouble()) {
+    match history.take_error().or(report.take_error()) {
         Some(error) => Err(error.into()),
         None => Ok(cpu_ns as f64 * 1e-3 / n_events(child.tasks) as f64),
     }

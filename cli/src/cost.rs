@@ -334,7 +334,7 @@ impl fmt::Display for Cost {
 }
 
 /// Returns a table that compares measured and projected cost.
-pub fn beside(measured: &Cost, projected: &Cost) -> String {
+pub fn comparison(measured: &Cost, projected: &Cost) -> String {
     let mut text = format!(
         "cost on AWS Lambda ({})\n{:<14} {:>14} {:>14}",
         measured.basis(),
@@ -427,7 +427,7 @@ mod tests {
                     2000 PUT requests     $0.0100
                     4000 GET requests     $0.0016
         ");
-        insta::assert_snapshot!(beside(&cost, &Prices::built_in().project(&explained(), &place())), @r"
+        insta::assert_snapshot!(comparison(&cost, &Prices::built_in().project(&explained(), &place())), @r"
         cost on AWS Lambda (eu-central-1 x86_64; prices of 2026-11-22 for us-east-1)
                              measured      projected
         invocations              1000            300

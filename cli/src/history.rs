@@ -23,7 +23,7 @@ pub const VERSION: u32 = 1;
 /// An observer that appends a line to a file for each event.
 ///
 /// Lines are buffered, and written every second, at the end of a run, and on drop. An error of
-/// writing does not fail the run. [`History::trouble`] returns it.
+/// writing does not fail the run. [`History::take_error`] returns it.
 #[derive(Debug)]
 pub struct History {
     shared: Arc<Shared>,
@@ -76,7 +76,7 @@ impl History {
     }
 
     /// Takes the error because of which lines are missing.
-    pub fn trouble(&self) -> Option<io::Error> {
+    pub fn take_error(&self) -> Option<io::Error> {
         self.shared.lock().error.take()
     }
 }

@@ -2,7 +2,7 @@
 //! arguments, observers of runs, drawings of plans, AWS costs, and AWS Lambda packages.
 //!
 //! The observers are [`progress`] bars on a terminal, [`logging`] of events, [`history`] as lines of
-//! JSON, and [`report`] as an HTML page.
+//! JSON, [`report`] as an HTML page, and [`trace`] for Perfetto.
 
 pub mod cost;
 pub mod drawing;
@@ -13,5 +13,4 @@ pub mod package;
 pub mod progress;
 pub mod report;
 mod spans;
-
 pub mod trace;

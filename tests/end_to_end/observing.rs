@@ -172,7 +172,7 @@ fn what_cannot_be_written_is_told_before_the_run_or_after_it() {
     let taken = place.at("taken");
     fs::create_dir(&taken).unwrap();
     fs::write(place.at("taken/file"), "text").unwrap();
-    for option in ["--history", "--report"] {
+    for option in ["--history", "--report", "--trace"] {
         let out = place.at("out");
         check_failure(
             &place,
@@ -193,7 +193,7 @@ fn what_cannot_be_written_is_told_before_the_run_or_after_it() {
                 &place.at("f"),
             ],
             2,
-            &["--plan-only runs nothing"],
+            &["require a run: remove --plan-only"],
         );
         // A run that does not begin leaves no file.
         check_failure(
@@ -204,7 +204,7 @@ fn what_cannot_be_written_is_told_before_the_run_or_after_it() {
         );
     }
     // A disk that is full stops no run.
-    for option in ["--history", "--report"] {
+    for option in ["--history", "--report", "--trace"] {
         let output = freestone(
             &place,
             &[
@@ -353,7 +353,7 @@ fn long_run(place: &Place, page: &Path, history: &Path) {
         (Report::create(page, &spec).unwrap(), History::append(history).unwrap());
     let took = run(&[target], &spec, &stores, &[&report, &history]);
     assert_eq!(took.stages[0].tasks, 100_000);
-    assert!(report.trouble().is_none() && history.trouble().is_none());
+    assert!(report.take_error().is_none() && history.take_error().is_none());
 }
 
 #[test]

@@ -48,7 +48,9 @@ pub(super) fn execute(
     mode: Mode<'_>,
 ) -> Result<(), Failure> {
     if mode.plan_only && run.observers.is_any() {
-        return Err(Failure::usage("--history and --report require a run: remove --plan-only"));
+        return Err(Failure::usage(
+            "--history, --report and --trace require a run: remove --plan-only",
+        ));
     }
     if mode.cost && !mode.plan_only {
         return Err(Failure::usage(
@@ -151,7 +153,7 @@ pub(super) fn summarize(
     }
     console.note(&report.to_string());
     match (measured.as_ref(), projected) {
-        (Some(measured), Some(projected)) => console.note(&cost::beside(measured, projected)),
+        (Some(measured), Some(projected)) => console.note(&cost::comparison(measured, projected)),
         (Some(measured), None) => console.note(&measured.to_string()),
         (None, _) => {}
     }

@@ -1,4 +1,4 @@
-//! Observers of a run: progress bars, log lines, a history and a report.
+//! Observers of a run: progress bars, log lines, a history, a report and a trace.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,6 +9,7 @@ use freestone_cli::history::History;
 use freestone_cli::logging::LogObserver;
 use freestone_cli::progress::Progress;
 use freestone_cli::report::Report;
+use freestone_cli::trace::Trace;
 use freestone_engine::events::Observer;
 
 use super::Failure;
@@ -24,12 +25,24 @@ pub(crate) struct ObserverArgs {
     /// Write an HTML report when the run ends, also after a failure
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// Write all tasks to FILE in the Chrome trace format, which Perfetto displays
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
 }
 
 impl ObserverArgs {
     /// Returns true if a file is requested.
     pub(crate) fn is_any(&self) -> bool {
-        self.history.is_some() || self.report.is_some()
+        self.files().next().is_some()
+    }
+
+    fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        [&self.history, &self.report, &self.trace].into_iter().flatten()
+    }
+
+    /// Returns true if two options name the same file.
+    fn has_shared_file(&self) -> bool {
+        self.files().enumerate().any(|(i, file)| self.files().skip(i + 1).any(|f| f == file))
     }
 
     /// Runs with all observers. A file that cannot be completed is a warning.
@@ -39,8 +52,8 @@ impl ObserverArgs {
         console: &Console,
         run: impl FnOnce(&[&dyn Observer]) -> T,
     ) -> Result<T, Failure> {
-        if self.history.is_some() && self.history == self.report {
-            return Err(Failure::usage("--history and --report require different files"));
+        if self.has_shared_file() {
+            return Err(Failure::usage("--history, --report and --trace require different files"));
         }
         let cannot = |file: &Path, error: io::Error| {
             Failure::usage(format!("cannot write to `{}`: {error}", file.display()))
@@ -53,6 +66,10 @@ impl ObserverArgs {
             Some(file) => Some(Report::create(file, spec).map_err(|e| cannot(file, e))?),
             None => None,
         };
+        let trace = match &self.trace {
+            Some(file) => Some(Trace::create(file).map_err(|e| cannot(file, e))?),
+            None => None,
+        };
         let (progress, log) = (Progress::new(), LogObserver::new());
         let mut observers: Vec<&dyn Observer> = Vec::new();
         if console.has_progress() {
@@ -63,10 +80,12 @@ impl ObserverArgs {
         }
         observers.extend(history.as_ref().map(|h| h as &dyn Observer));
         observers.extend(report.as_ref().map(|r| r as &dyn Observer));
+        observers.extend(trace.as_ref().map(|t| t as &dyn Observer));
         let result = run(&observers);
         let errors = [
-            (&self.history, history.and_then(|h| h.trouble())),
-            (&self.report, report.and_then(|r| r.trouble())),
+            (&self.history, history.and_then(|h| h.take_error())),
+            (&self.report, report.and_then(|r| r.take_error())),
+            (&self.trace, trace.and_then(|t| t.take_error())),
         ];
         for (file, error) in errors {
             if let (Some(file), Some(error)) = (file, error) {

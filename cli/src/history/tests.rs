@@ -149,7 +149,7 @@ fn every_event_is_a_line() {
         assert_eq!(without_time(&lines[at]), expect);
     }
     assert_eq!(lines[4]["backup_of"], json!(5));
-    assert!(history.trouble().is_none());
+    assert!(history.take_error().is_none());
 }
 
 #[test]
@@ -192,7 +192,7 @@ fn a_full_disk_is_reported_once_and_does_not_fail_the_run() {
     let history = History::append(Path::new("/dev/full")).unwrap();
     send_all_events(&history);
     history.on_event(&Event::RunEnded(Ok(&RunReport::default())));
-    assert_eq!(history.trouble().map(|e| e.kind()), Some(io::ErrorKind::StorageFull));
-    assert!(history.trouble().is_none());
+    assert_eq!(history.take_error().map(|e| e.kind()), Some(io::ErrorKind::StorageFull));
+    assert!(history.take_error().is_none());
     assert!(History::append(Path::new("/nowhere/at/all")).is_err());
 }

@@ -25,7 +25,7 @@ use record::Record;
 
 /// An observer that writes an HTML page when its run succeeds, fails or is cancelled.
 ///
-/// An error of writing does not fail the run. [`Report::trouble`] returns it.
+/// An error of writing does not fail the run. [`Report::take_error`] returns it.
 #[derive(Debug)]
 pub struct Report {
     file: PathBuf,
@@ -51,7 +51,7 @@ impl Report {
     }
 
     /// Takes the error because of which there is no page.
-    pub fn trouble(&self) -> Option<io::Error> {
+    pub fn take_error(&self) -> Option<io::Error> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).error.take()
     }
 }

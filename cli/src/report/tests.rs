@@ -206,7 +206,7 @@ fn failed_and_cancelled_runs_have_pages() {
             "{html}"
         );
         assert!(html.contains("after 12 in an earlier run, of 40"), "{html}");
-        assert!(report.trouble().is_none());
+        assert!(report.take_error().is_none());
     }
 }
 
@@ -232,8 +232,8 @@ fn a_write_error_is_returned_once() {
     let plan = planned(1, 400);
     report.on_event(&Event::RunStarted(&started(&plan, &[])));
     report.on_event(&Event::RunEnded(Ok(&RunReport::default())));
-    assert!(report.trouble().is_some());
-    assert!(report.trouble().is_none());
+    assert!(report.take_error().is_some());
+    assert!(report.take_error().is_none());
 }
 
 #[test]
