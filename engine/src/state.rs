@@ -14,14 +14,14 @@ use crate::storage::reader::{ChunkAccess, ChunkError, ShardCache, WorkerResource
 use crate::storage::{ArrayInfo, ObjectPart, PendingRead};
 use crate::task::{Cause, FailureKind, Receipt, cause_of_chunk, internal};
 
-/// An input array with its cached decoded chunks.
+/// A source of the stage with its cached decoded chunks.
 #[derive(Debug)]
-pub(crate) struct Opened {
+pub(crate) struct OpenSource {
     pub(crate) source: Source,
     pub(crate) chunks: Lru<Buffer>,
 }
 
-impl Opened {
+impl OpenSource {
     /// Decodes a chunk that is not cached. `begun` is its read if one is in flight.
     pub(crate) fn fetch(
         &mut self,
@@ -146,7 +146,7 @@ pub(crate) enum Values {
 pub(crate) struct TaskState<'a> {
     pub(crate) stage: &'a Stage,
     pub(crate) layout: &'a StageLayout,
-    pub(crate) sources: &'a mut [Opened],
+    pub(crate) sources: &'a mut [OpenSource],
     /// The chunk grid of each source.
     pub(crate) grids: &'a [&'a ChunkGrid],
     pub(crate) outputs: &'a [ChunkAccess],

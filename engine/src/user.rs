@@ -71,7 +71,7 @@ pub struct BlockMut<'a> {
     pub bytes: &'a mut [u8],
 }
 
-/// The error of a kernel: any error, or a message by `.into()`.
+/// The error of a kernel. Any error converts to it, and so does a message by `.into()`.
 pub type KernelError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The error of a typed view of a block or of scratch memory.
@@ -79,12 +79,12 @@ pub type KernelError = Box<dyn std::error::Error + Send + Sync>;
 #[non_exhaustive]
 #[allow(missing_docs)]
 pub enum BlockError {
-    #[error("invalid element type `{asked}`: the block has dtype `{found}`")]
-    DType { found: DType, asked: DType },
-    #[error("the block has {len} bytes, which do not match its shape {shape:?}")]
+    #[error("invalid element type `{requested}`: the block has dtype `{found}`")]
+    DType { found: DType, requested: DType },
+    #[error("the block has {len} bytes, which does not match its shape {shape:?}")]
     Shape { len: usize, shape: Vec<usize> },
-    #[error("the scratch memory has {len} bytes, but {wanted} are needed")]
-    Scratch { len: usize, wanted: usize },
+    #[error("cannot use {needed} bytes of scratch memory: `scratch_bytes` returned {len}")]
+    Scratch { len: usize, needed: usize },
 }
 
 /// Scratch memory of a kernel, of the length that [`UserKernel::scratch_bytes`] returned.
@@ -104,11 +104,11 @@ impl<'a> Scratch<'a> {
     /// Returns the first `n` elements of the memory as a slice.
     ///
     /// # Errors
-    /// The memory is shorter than that.
+    /// Returns an error if the memory is shorter.
     pub fn slice<T: Element>(&mut self, n: usize) -> Result<&mut [T], BlockError> {
-        let (len, wanted) = (self.bytes.len(), n.saturating_mul(size_of::<T>()));
-        let too_short = BlockError::Scratch { len, wanted };
-        let bytes = self.bytes.get_mut(..wanted).ok_or_else(|| too_short.clone())?;
+        let (len, needed) = (self.bytes.len(), n.saturating_mul(size_of::<T>()));
+        let too_short = BlockError::Scratch { len, needed };
+        let bytes = self.bytes.get_mut(..needed).ok_or_else(|| too_short.clone())?;
         bytemuck::try_cast_slice_mut(bytes).map_err(|_| too_short)
     }
 }
@@ -127,9 +127,10 @@ impl std::ops::DerefMut for Scratch<'_> {
     }
 }
 
+/// Checks that elements of type `T` have the dtype of a block.
 fn check_dtype<T: Element>(found: DType) -> Result<(), BlockError> {
-    let asked = T::DTYPE;
-    if found == asked { Ok(()) } else { Err(BlockError::DType { found, asked }) }
+    let requested = T::DTYPE;
+    if found == requested { Ok(()) } else { Err(BlockError::DType { found, requested }) }
 }
 
 impl Block<'_> {

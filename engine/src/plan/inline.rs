@@ -275,6 +275,28 @@ impl Lowering<'_> {
         Ok(())
     }
 
+    /// Returns the input that reads the pieces of a view other than those of the computed bases.
+    /// The computed pieces become fill values.
+    fn rest(
+        &mut self,
+        map: &ReadMap,
+        bases: &[NodeRef],
+        computed: &[usize],
+        dtype: DType,
+    ) -> Result<StageInput, PlanError> {
+        let stored: Vec<usize> = (0..bases.len()).filter(|k| !computed.contains(k)).collect();
+        let sources: Result<Vec<ArrayId>, PlanError> =
+            stored.iter().map(|k| self.leaf(&bases[*k])).collect();
+        let rest = map.with_origins(|from| match from {
+            Origin::Source { source, axes } => match stored.iter().position(|k| k == source) {
+                Some(at) => Origin::Source { source: at, axes: axes.clone() },
+                None => Origin::Fill(Scalar::zero(dtype)),
+            },
+            other => other.clone(),
+        });
+        Ok(StageInput { sources: sources?, map: filled_as(&rest, dtype) })
+    }
+
     /// Evaluates a view in several pieces. Computed pieces are evaluated everywhere, over fill
     /// values outside the piece, and selected by masks. Stored pieces and fill values are one read.
     fn select_pieces(
@@ -291,27 +313,14 @@ impl Lowering<'_> {
                     && !self.stored.contains_key(&key(&bases[*k]))
             })
             .collect();
-        let stored: Vec<usize> = (0..bases.len()).filter(|k| !computed.contains(k)).collect();
         let is_rest = |from: &Origin| match from {
             Origin::Source { source, .. } => !computed.contains(source),
             Origin::Fill(_) | Origin::Flat => true,
         };
         let mut has_value = false;
         if computed.is_empty() || map.pieces().iter().any(|p| is_rest(&p.from)) {
-            let sources =
-                stored.iter().map(|k| self.leaf(&bases[*k])).collect::<Result<Vec<_>, _>>()?;
-            let rest = map.with_origins(|from| match from {
-                Origin::Source { source, axes } => match stored.iter().position(|k| k == source) {
-                    Some(at) => Origin::Source { source: at, axes: axes.clone() },
-                    None => Origin::Fill(Scalar::zero(dtype)),
-                },
-                other => other.clone(),
-            });
-            let value = inlining.push_input(
-                draft,
-                StageInput { sources, map: filled_as(&rest, dtype) },
-                dtype,
-            )?;
+            let rest = self.rest(map, bases, &computed, dtype)?;
+            let value = inlining.push_input(draft, rest, dtype)?;
             inlining.values.push(value);
             has_value = true;
         }

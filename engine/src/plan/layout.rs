@@ -41,7 +41,7 @@ pub struct SourceLayout {
     pub slot: Option<SlotId>,
     /// True if chunks remain in memory from block to block and from task to task.
     pub retained: bool,
-    /// True if chunks are read over a network and each chunk is an object.
+    /// True if chunks can be prefetched: each is an object that is read over a network.
     pub prefetch: bool,
 }
 
@@ -107,8 +107,9 @@ pub(crate) struct Builder<'a> {
     pub(crate) inputs: Vec<InputLayout>,
     pub(crate) outputs: Vec<OutputLayout>,
     pub(crate) packed: Vec<Option<SlotId>>,
-    /// The extents of the largest block and the largest task, in elements along each axis.
+    /// The shape of the largest block.
     pub(crate) block: Vec<u64>,
+    /// The shape of the largest task.
     pub(crate) task: Vec<u64>,
     targets: Vec<TargetBounds>,
     encode: Vec<SlotId>,

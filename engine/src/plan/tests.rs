@@ -133,6 +133,13 @@ fn serialization_round_trips() {
 }
 
 #[test]
+fn the_debug_output_of_a_plan_is_short() {
+    let plan = lower(&quad_means(&[40, 73, 144], &[3, 37, 72]), &spec(100_000_000, 8)).unwrap();
+    let text = format!("{plan:?}");
+    assert!(text.contains("mean-000") && text.len() < 300, "{text}");
+}
+
+#[test]
 fn one_byte_below_the_projection_is_rejected() {
     let outputs = quad_means(&[1_460, 360, 720], &[20, 360, 720]);
     let needs = lower(&outputs, &spec(u64::MAX / 8, 2)).unwrap().projected_mem();

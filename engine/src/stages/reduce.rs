@@ -484,8 +484,8 @@ impl ReduceDraft {
     }
 }
 
-/// Returns the stage with a cache of the chunks that consecutive blocks share, if it saves reads and
-/// fits the memory. Consecutive blocks differ along the last axis with several blocks.
+/// Returns the stage with a cache of the chunks that consecutive blocks share, if it saves reads
+/// and fits the memory. Consecutive blocks differ along the last axis with several blocks.
 fn with_cache(lowering: &Lowering<'_>, stage: Stage) -> Stage {
     let axes = stage.blocks.axes();
     let along = (0..axes.len()).rev().find(|d| axes[*d].n_chunks() > 1);

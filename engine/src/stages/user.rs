@@ -19,7 +19,7 @@ use crate::plan::{ArrayId, Plan, PlanError, ReadMode, Stage, StageOutput, malfor
 use crate::program::{Over, Phase, SlotId, Step};
 use crate::state::{Loaded, TaskState, Values, overrun, sizes};
 use crate::task::{Cause, FailureKind, internal};
-use crate::user::{AnyKernel, Block, BlockMut, KernelRegistry, MakeKernel, Scratch};
+use crate::user::{AnyKernel, Block, BlockMut, KernelError, KernelRegistry, MakeKernel, Scratch};
 
 /// A user's kernel on whole blocks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -177,8 +177,9 @@ impl Compiled for CompiledUser {
 }
 
 impl CompiledUser {
+    /// Applies the kernel to the loaded blocks of the task.
     fn apply(&self, at: &Position, task: &mut TaskState<'_>) -> Result<(), Cause> {
-        let User { name, scratch_bytes, dtype, .. } = &self.kernel;
+        let User { scratch_bytes, dtype, .. } = &self.kernel;
         let region = task.outputs[0].objects().region(&at.object);
         let shape = sizes(&region.shape);
         let n = shape.iter().product::<usize>() * dtype.size();
@@ -186,40 +187,46 @@ impl CompiledUser {
         let mut block = task.blocks[0]
             .take()
             .ok_or_else(|| internal("an output block is allocated before it is computed"))?;
-        let mut inputs: Vec<Block<'_>> = Vec::with_capacity(task.loaded.len());
-        for (loaded, blocks) in task.loaded.iter().zip(&self.kernel.blocks) {
+        let inputs = self.inputs(task)?;
+        let bytes = &mut block.bytes_mut()[..n];
+        let mut output = BlockMut { dtype: *dtype, start: region.start, shape, bytes };
+        let mut scratch_part = Scratch::new(&mut scratch.bytes_mut()[..*scratch_bytes as usize]);
+        // A panic is a failure of the kernel, not of the worker.
+        let applied = panics::caught(|| self.code.apply(&inputs, &mut output, &mut scratch_part));
+        task.resources.arena.recycle(scratch);
+        self.check(applied)?;
+        task.blocks[0] = Some(block);
+        task.pad(0, at);
+        Ok(())
+    }
+
+    /// Returns the loaded blocks of the task.
+    fn inputs<'t>(&self, task: &'t TaskState<'_>) -> Result<Vec<Block<'t>>, Cause> {
+        let inputs = task.loaded.iter().zip(&self.kernel.blocks).map(|(loaded, blocks)| {
             let Some(Loaded { values: Values::Own(values), cell, .. }) = loaded else {
                 return Err(internal(
                     "the blocks of a user kernel are assembled before the kernel runs",
                 ));
             };
-            inputs.push(Block {
+            Ok(Block {
                 dtype: blocks.dtype,
                 start: cell.start.clone(),
                 shape: sizes(&cell.shape),
                 bytes: values.bytes(),
-            });
-        }
-        let mut output = BlockMut {
-            dtype: *dtype,
-            start: region.start,
-            shape,
-            bytes: &mut block.bytes_mut()[..n],
-        };
-        // A panic is a failure of the kernel, not of the worker.
-        let mut scratch_part = Scratch::new(&mut scratch.bytes_mut()[..*scratch_bytes as usize]);
-        let applied = panics::caught(|| self.code.apply(&inputs, &mut output, &mut scratch_part));
-        task.resources.arena.recycle(scratch);
+            })
+        });
+        inputs.collect()
+    }
+
+    /// Returns the failure of a kernel that returned an error or panicked.
+    fn check(&self, applied: Result<Result<(), KernelError>, String>) -> Result<(), Cause> {
+        let name = &self.kernel.name;
         let problem = match applied {
-            Ok(applied) => applied.err().map(|error| format!("kernel `{name}`: {error}")),
-            Err(panic) => Some(format!("kernel `{name}` panicked: {panic}")),
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => format!("kernel `{name}`: {error}"),
+            Err(panic) => format!("kernel `{name}` panicked: {panic}"),
         };
-        if let Some(problem) = problem {
-            return Err((FailureKind::Kernel, problem));
-        }
-        task.blocks[0] = Some(block);
-        task.pad(0, at);
-        Ok(())
+        Err((FailureKind::Kernel, problem))
     }
 }
 

@@ -12,7 +12,7 @@ use crate::plan::MAX_PREFETCH_LIST;
 use crate::plan::chunks::{ChunkReads, Touched};
 use crate::plan::loops::TaskLoops;
 use crate::program::walk;
-use crate::state::{Opened, Source, TaskState};
+use crate::state::{OpenSource, Source, TaskState};
 use crate::storage::PendingRead;
 use crate::storage::reader::WorkerResources;
 
@@ -139,7 +139,7 @@ impl Prefetch {
 }
 
 /// Returns the coordinates of a source's cached chunks, without their values.
-fn names(opened: &Opened) -> Lru<()> {
+fn names(opened: &OpenSource) -> Lru<()> {
     let mut names = Lru::default();
     opened.chunks.coords().for_each(|coords| names.push(coords, ()));
     names
