@@ -1,4 +1,4 @@
-//! A user's own function on whole blocks.
+//! Functions of a user on whole blocks.
 
 use freestone_engine::graph::{Node, NodeRef};
 use freestone_engine::grid::{AxisGrid, ChunkGrid};
@@ -10,7 +10,7 @@ use crate::array::{Array, Dim, computed_attributes, or_failed};
 use crate::error::Error;
 use crate::join::cloned;
 
-/// What [`map_blocks`] makes of its arrays' blocks.
+/// The dtype and the blocks of a result of [`map_blocks`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct OutputBlocks {
     dtype: DType,
@@ -21,35 +21,36 @@ pub struct OutputBlocks {
 
 /// Elements of the result's blocks along an axis.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum BlockLengths {
-    /// As many in each.
+    /// The same number in each block.
     Each(u64),
-    /// So many in one after the other.
+    /// One number for each block, in order.
     List(Vec<u64>),
 }
 
 impl OutputBlocks {
-    /// Blocks of that dtype, as many and as large as those of the arrays.
+    /// Describes blocks of a dtype, with the number and the lengths of the arrays' blocks.
     pub fn new(dtype: DType) -> OutputBlocks {
         OutputBlocks { dtype, drop: Vec::new(), add: Vec::new(), lengths: Vec::new() }
     }
 
-    /// Without an axis of the arrays, along which they are one block.
+    /// Drops an axis of the arrays, along which they must be one block.
     #[must_use]
     pub fn drop_axis(mut self, axis: usize) -> OutputBlocks {
         self.drop.push(axis);
         self
     }
 
-    /// With a new axis at that place of the result, of one block of `len` elements. Places are
-    /// those after all drops and earlier additions.
+    /// Inserts an axis of one block of `len` elements. Positions are those of the result after all
+    /// drops and earlier insertions.
     #[must_use]
     pub fn new_axis(mut self, axis: usize, len: u64) -> OutputBlocks {
         self.add.push((axis, len));
         self
     }
 
-    /// With blocks of other lengths along an axis of the result.
+    /// Sets the lengths of the blocks along an axis of the result.
     #[must_use]
     pub fn lengths(mut self, axis: usize, lengths: BlockLengths) -> OutputBlocks {
         self.lengths.push((axis, lengths));
@@ -57,70 +58,88 @@ impl OutputBlocks {
     }
 }
 
-/// Applies a kernel to blocks: block `i` of the result is made of block `i` of each array.
+/// Applies a kernel to blocks: block `i` of the result is computed from block `i` of each array.
 ///
-/// The arrays' axes are aligned at the last; along each of them an array has as many blocks as the
-/// others, or one, which then is given to all. Kernels that run in other processes must be in the
-/// registry that their `main` passes to `serve`.
+/// The arrays' axes are aligned at the last. Along each axis, an array has the same number of blocks
+/// as the others, or one block, which is then passed to every call. Kernels that run in other
+/// processes must be in the registry that their `main` passes to `serve`.
 ///
-/// Cost: one stage; arrays that are computed get a stage of their own before it. Memory: a block of
-/// each array, one stored chunk, the result's block, and the kernel's scratch memory.
+/// Cost: one stage; computed arrays get a stage of their own before it. Memory: a block of each
+/// array, one stored chunk, the result's block, and the kernel's scratch memory.
 ///
 /// # Errors
-/// Where the numbers of blocks differ, or the result's axes are not what is left of the arrays'.
+/// The numbers of blocks differ, or the result's axes do not follow from those of the arrays.
 #[track_caller]
 pub fn map_blocks<K: UserKernel>(
     kernel: &K,
     arrays: impl IntoIterator<Item = impl AsRef<Array>>,
     out: &OutputBlocks,
 ) -> Array {
-    let arrays = cloned(arrays);
-    or_failed(try_map_blocks(kernel, &arrays.iter().collect::<Vec<_>>(), out))
+    or_failed(try_map_blocks(kernel, &cloned(arrays), out))
 }
 
 fn try_map_blocks<K: UserKernel>(
     kernel: &K,
-    arrays: &[&Array],
+    arrays: &[Array],
     out: &OutputBlocks,
 ) -> Result<Array, Error> {
-    let bad = |what: String| Error::Argument(format!("map_blocks with `{}`: {what}", K::NAME));
+    let named = |error: Error| match error {
+        Error::Argument(text) => Error::Argument(format!("map_blocks with `{}`: {text}", K::NAME)),
+        other => other,
+    };
     let nodes = arrays.iter().map(|a| a.node().cloned()).collect::<Result<Vec<_>, _>>()?;
-    let rank = nodes
-        .iter()
-        .map(|n| n.grid.axes().len())
-        .max()
-        .ok_or_else(|| bad("give at least one array".into()))?;
-    // Along each axis, the array that has most blocks.
-    let shift = |node: &NodeRef| rank - node.grid.axes().len();
-    let mut grids: Vec<(AxisGrid, Dim)> = Vec::with_capacity(rank);
+    let result = result_axes(arrays, &nodes, out).map_err(named)?;
+    let grid = ChunkGrid::new(result.iter().map(|axis| axis.grid.clone()).collect());
+    let parameters = serde_json::to_value(kernel)
+        .map_err(|e| named(argument(format!("its parameters are no JSON: {e}"))))?;
+    make::<K>(&parameters)
+        .map_err(|e| named(argument(format!("its parameters do not come back from JSON: {e}"))))?;
+    let attributes = computed_attributes(&arrays.iter().collect::<Vec<_>>())?;
+    let user = UserNode {
+        axes: block_axes(&nodes, &result),
+        name: K::NAME,
+        version: K::VERSION,
+        parameters,
+        scratch_bytes: scratch_bytes(kernel, &nodes, &grid),
+        make: make::<K>,
+        inputs: nodes,
+    };
+    let node = Node::staged(user, out.dtype, grid);
+    let dims = result.into_iter().map(|axis| axis.dim).collect();
+    Ok(Array::from_parts(node, dims, attributes))
+}
+
+fn argument(text: impl Into<String>) -> Error {
+    Error::Argument(text.into())
+}
+
+/// An axis of the result, and the axis of the arrays that it comes from.
+struct ResultAxis {
+    from: Option<usize>,
+    grid: AxisGrid,
+    dim: Dim,
+}
+
+/// The number of axes that an array lacks in front, of `rank`.
+fn shift(node: &NodeRef, rank: usize) -> usize {
+    rank - node.grid.axes().len()
+}
+
+/// Returns the axes of the result.
+fn result_axes(
+    arrays: &[Array],
+    nodes: &[NodeRef],
+    out: &OutputBlocks,
+) -> Result<Vec<ResultAxis>, Error> {
+    let rank = nodes.iter().map(|n| n.grid.axes().len()).max();
+    let rank = rank.ok_or_else(|| argument("give at least one array"))?;
+    let mut result = Vec::new();
     for d in 0..rank {
-        let axis = |(i, node): (usize, &NodeRef)| {
-            d.checked_sub(shift(node)).map(|own| (node.grid.axes()[own].clone(), i, own))
-        };
-        let along: Vec<(AxisGrid, usize, usize)> =
-            nodes.iter().enumerate().filter_map(axis).collect();
-        let Some((most, i, own)) = along.iter().max_by_key(|(g, ..)| (g.n_chunks(), g.len()))
-        else {
-            continue;
-        };
-        if let Some((other, ..)) =
-            along.iter().find(|(g, ..)| g.n_chunks() != most.n_chunks() && g.n_chunks() > 1)
-        {
-            return Err(bad(format!(
-                "the arrays have {} and {} blocks along axis {d}: rechunk one of them",
-                most.n_chunks(),
-                other.n_chunks()
-            )));
-        }
-        grids.push((most.clone(), arrays[*i].dims()?[*own].clone()));
-    }
-    // The result's axes: what is left, and where each axis of the arrays went.
-    let mut result: Vec<(Option<usize>, AxisGrid, Dim)> = Vec::new();
-    for (d, (grid, dim)) in grids.into_iter().enumerate() {
+        let Some((grid, dim)) = common_axis(arrays, nodes, d, rank)? else { continue };
         if !out.drop.contains(&d) {
-            result.push((Some(d), grid, dim));
+            result.push(ResultAxis { from: Some(d), grid, dim });
         } else if grid.n_chunks() > 1 {
-            return Err(bad(format!(
+            return Err(argument(format!(
                 "axis {d} cannot be dropped while it has {} blocks: rechunk it to one",
                 grid.n_chunks()
             )));
@@ -133,72 +152,87 @@ fn try_map_blocks<K: UserKernel>(
         if *at > result.len() {
             return Err(Error::Axis { axis: *at as i64, rank: result.len() + 1 });
         }
-        result.insert(*at, (None, AxisGrid::regular(*len, *len), Dim::default()));
+        let grid = AxisGrid::regular(*len, *len);
+        result.insert(*at, ResultAxis { from: None, grid, dim: Dim::default() });
     }
     for (axis, lengths) in &out.lengths {
-        let n_axes = result.len();
-        let Some((_, grid, dim)) = result.get_mut(*axis) else {
-            return Err(Error::Axis { axis: *axis as i64, rank: n_axes });
-        };
-        let n = grid.n_chunks();
-        let resized = match lengths {
-            BlockLengths::Each(0) => {
-                return Err(bad(format!("blocks of 0 elements along axis {axis} hold nothing")));
-            }
-            BlockLengths::Each(each) => AxisGrid::regular(
-                n.checked_mul(*each).ok_or_else(|| bad("the result is too large".into()))?,
-                *each,
-            ),
-            BlockLengths::List(list) if list.len() as u64 != n => {
-                return Err(bad(format!(
-                    "{} lengths were given for {n} blocks along axis {axis}",
-                    list.len()
-                )));
-            }
-            BlockLengths::List(list) => AxisGrid::bounds(
-                std::iter::once(0)
-                    .chain(list.iter().scan(0u64, |at, n| {
-                        *at += n;
-                        Some(*at)
-                    }))
-                    .collect(),
-            )?,
-        };
-        (*grid, *dim) = (resized, Dim { name: dim.name.clone(), origin: None });
+        let rank = result.len();
+        let resized = result.get_mut(*axis).ok_or(Error::Axis { axis: *axis as i64, rank })?;
+        resized.grid = resized_grid(resized.grid.n_chunks(), lengths, *axis)?;
+        resized.dim.origin = None;
     }
-    let grid = ChunkGrid::new(result.iter().map(|(_, g, _)| g.clone()).collect());
-    let place = |d: usize| result.iter().position(|(from, ..)| *from == Some(d));
-    let axes = nodes
-        .iter()
-        .map(|node| {
-            node.grid
-                .axes()
-                .iter()
-                .enumerate()
-                .map(|(own, g)| if g.n_chunks() > 1 { place(own + shift(node)) } else { None })
-                .collect()
-        })
-        .collect();
+    Ok(result)
+}
+
+/// Returns the blocks along axis `d`: those of the array that has most blocks there.
+fn common_axis(
+    arrays: &[Array],
+    nodes: &[NodeRef],
+    d: usize,
+    rank: usize,
+) -> Result<Option<(AxisGrid, Dim)>, Error> {
+    let own_axis = |(i, node): (usize, &NodeRef)| {
+        d.checked_sub(shift(node, rank)).map(|own| (node.grid.axes()[own].clone(), i, own))
+    };
+    let axes: Vec<(AxisGrid, usize, usize)> =
+        nodes.iter().enumerate().filter_map(own_axis).collect();
+    let Some((most, i, own)) = axes.iter().max_by_key(|(g, ..)| (g.n_chunks(), g.len())) else {
+        return Ok(None);
+    };
+    let differs = |g: &AxisGrid| g.n_chunks() != most.n_chunks() && g.n_chunks() > 1;
+    if let Some((other, ..)) = axes.iter().find(|(g, ..)| differs(g)) {
+        return Err(argument(format!(
+            "the arrays have {} and {} blocks along axis {d}: rechunk one of them",
+            most.n_chunks(),
+            other.n_chunks()
+        )));
+    }
+    Ok(Some((most.clone(), arrays[*i].dims()?[*own].clone())))
+}
+
+/// Returns an axis of `n` blocks of the given lengths.
+fn resized_grid(n: u64, lengths: &BlockLengths, axis: usize) -> Result<AxisGrid, Error> {
+    match lengths {
+        BlockLengths::Each(0) => {
+            Err(argument(format!("blocks of 0 elements along axis {axis} hold nothing")))
+        }
+        BlockLengths::Each(each) => {
+            let len = n.checked_mul(*each).ok_or_else(|| argument("the result is too large"))?;
+            Ok(AxisGrid::regular(len, *each))
+        }
+        BlockLengths::List(list) if list.len() as u64 != n => Err(argument(format!(
+            "{} lengths were given for {n} blocks along axis {axis}",
+            list.len()
+        ))),
+        BlockLengths::List(list) => {
+            let mut bounds = vec![0u64];
+            for n in list {
+                bounds.push(bounds[bounds.len() - 1] + n);
+            }
+            Ok(AxisGrid::bounds(bounds)?)
+        }
+    }
+}
+
+/// Returns, for each axis of each array, the axis of the result that selects its block; `None` where
+/// the array has one block.
+fn block_axes(nodes: &[NodeRef], result: &[ResultAxis]) -> Vec<Vec<Option<usize>>> {
+    let rank = nodes.iter().map(|n| n.grid.axes().len()).max().unwrap_or(0);
+    let place = |d: usize| result.iter().position(|axis| axis.from == Some(d));
+    let axes = |node: &NodeRef| {
+        let shift = shift(node, rank);
+        let selects = |(own, g): (usize, &AxisGrid)| {
+            if g.n_chunks() > 1 { place(own + shift) } else { None }
+        };
+        node.grid.axes().iter().enumerate().map(selects).collect()
+    };
+    nodes.iter().map(axes).collect()
+}
+
+fn scratch_bytes<K: UserKernel>(kernel: &K, nodes: &[NodeRef], grid: &ChunkGrid) -> u64 {
     let sizes =
         |grid: &ChunkGrid| -> Vec<usize> { grid.max_chunk().iter().map(|n| *n as usize).collect() };
     let shapes: Vec<Vec<usize>> = nodes.iter().map(|n| sizes(&n.grid)).collect();
-    let scratch_bytes =
-        kernel.scratch_bytes(&shapes.iter().map(Vec::as_slice).collect::<Vec<_>>(), &sizes(&grid));
-    let parameters = serde_json::to_value(kernel)
-        .map_err(|e| bad(format!("its parameters are no JSON: {e}")))?;
-    make::<K>(&parameters)
-        .map_err(|e| bad(format!("its parameters do not come back from JSON: {e}")))?;
-    let attributes = computed_attributes(arrays)?;
-    let user = UserNode {
-        inputs: nodes.clone(),
-        axes,
-        name: K::NAME,
-        version: K::VERSION,
-        parameters,
-        scratch_bytes,
-        make: make::<K>,
-    };
-    let node = Node::staged(user, out.dtype, grid);
-    let dims = result.into_iter().map(|(.., dim)| dim).collect();
-    Ok(Array::from_parts(node, dims, attributes))
+    let shapes: Vec<&[usize]> = shapes.iter().map(Vec::as_slice).collect();
+    kernel.scratch_bytes(&shapes, &sizes(grid))
 }
