@@ -2,7 +2,7 @@
 
 // A test that panics has failed.
 #![cfg(feature = "lambda")]
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
 mod support;
 

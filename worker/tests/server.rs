@@ -78,7 +78,7 @@ fn written(folder: &Path, kernel: &Counted) -> (FinalizedPlan, RunAddress) {
             .resolve()
             .unwrap();
     let numbers = arange(0.0, 120.0, 1.0, DType::Float64, 10);
-    let counted = map_blocks(kernel, &[&numbers], &OutputBlocks::new(DType::Float64));
+    let counted = map_blocks(kernel, [&numbers], &OutputBlocks::new(DType::Float64));
     let output = folder.join(format!("out-{}", kernel.plan)).display().to_string();
     let target = Target::array(&counted, output);
     let plan = lower(&outputs(&[target], &Stores::default()).unwrap(), &spec).unwrap();

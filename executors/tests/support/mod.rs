@@ -31,7 +31,7 @@ pub(crate) fn spec(folder: &Path) -> Spec {
 /// Returns `0, 1, …` through the kernel, in `n` chunks of 10.
 pub(crate) fn targets(folder: &Path, kernel: &Odd, n: u32) -> [Target; 1] {
     let numbers = arange(0.0, 10.0 * f64::from(n), 1.0, DType::Float64, 10);
-    let odd = map_blocks(kernel, &[&numbers], &OutputBlocks::new(DType::Float64));
+    let odd = map_blocks(kernel, [&numbers], &OutputBlocks::new(DType::Float64));
     [Target::array(&odd, folder.join("out").display().to_string())]
 }
 
