@@ -1,9 +1,10 @@
 //! Retry policies: the number of tries and the pauses between them.
 //!
 //! Each failure is retried at one level. The store's client retries network requests
-//! ([`Retry::REQUESTS`]), and then reports that it [gave up](crate::storage::StorageError::RetriesExhausted).
-//! The driver retries failures that no client retries, such as a busy file ([`Retry::STORAGE`]).
-//! The driver's queue reschedules a task whose requests were given up or whose worker was lost.
+//! ([`Retry::REQUESTS`]), and then reports that it [gave
+//! up](crate::storage::StorageError::RetriesExhausted). The driver retries failures that no client
+//! retries, such as a busy file ([`Retry::STORAGE`]). The driver's queue reschedules a task whose
+//! requests were given up or whose worker was lost.
 
 use std::time::Duration;
 

@@ -36,7 +36,8 @@ fn main() -> Result<(), Error> {
 /// The Zarr document of an array of `n` numbers in chunks of 3.
 fn array_of(n: u64) -> Value {
     json!({
-        "zarr_format": 3, "node_type": "array", "shape": [n], "data_type": "float32", "fill_value": 0.0, "attributes": Map::new(),
+        "zarr_format": 3, "node_type": "array", "shape": [n], "data_type": "float32", "fill_value": 0.0,
+        "attributes": Map::new(),
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [3]}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],

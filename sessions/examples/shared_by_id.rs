@@ -73,7 +73,8 @@ fn worker(place: &str, id: &str, chunk: u64) -> Result<(), Failed> {
 /// The Zarr document of an array of `n` numbers, each a chunk.
 fn array_of(n: u64) -> Value {
     json!({
-        "zarr_format": 3, "node_type": "array", "shape": [n], "data_type": "float32", "fill_value": 0.0, "attributes": Map::new(),
+        "zarr_format": 3, "node_type": "array", "shape": [n], "data_type": "float32", "fill_value": 0.0,
+        "attributes": Map::new(),
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1]}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],

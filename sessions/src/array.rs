@@ -1,7 +1,7 @@
-//! An array of a session, chunk by chunk and region by region.
+//! Access to an array of a session by chunks and regions.
 //!
-//! For small and irregular work. Whole arrays are computed by plans, whose memory is projected;
-//! here the caller holds the values.
+//! This is for small and irregular work, because the caller holds the values. Plans compute whole
+//! arrays within projected memory.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -18,13 +18,13 @@ use freestone_engine::storage::{ArrayInfo, Store, StoredArray};
 use crate::error::Error;
 use crate::store::SessionStore;
 
-/// An array of a session. Values are bytes in C order, in the machine's byte order.
+/// An array of a session. Values are bytes in C order and native byte order.
 #[derive(Debug)]
 pub struct SessionArray {
     store: Arc<SessionStore>,
     stored: StoredArray,
     access: ChunkAccess,
-    /// The chunks that are written whole: of a sharded array the shards.
+    /// The grid of stored objects: chunks, or the shards of a sharded array.
     objects: ChunkGrid,
     resources: WorkerResources,
 }
@@ -35,7 +35,7 @@ impl SessionArray {
         let stored = open_array(&shared, path)?;
         let access = ChunkAccess::new(shared, path, &stored.info)?;
         let objects = stored.info.objects();
-        // No limit: the caller holds the values, and no projection was made.
+        // There is no limit, because the caller holds the values and no projection exists.
         let resources = WorkerResources {
             arena: Arena::new(1 << 60),
             contexts: Contexts::default(),
@@ -44,12 +44,12 @@ impl SessionArray {
         Ok(SessionArray { store: Arc::clone(store), stored, access, objects, resources })
     }
 
-    /// How its chunks lie.
+    /// Returns the description of the array's chunks.
     pub fn info(&self) -> &ArrayInfo {
         &self.stored.info
     }
 
-    /// What its metadata say.
+    /// Returns the array with its metadata.
     pub fn stored(&self) -> &StoredArray {
         &self.stored
     }
@@ -58,19 +58,19 @@ impl SessionArray {
         &self.stored.path
     }
 
-    /// The values of all of the array.
+    /// Reads the whole array.
     ///
     /// # Errors
-    /// Where storage fails or a chunk is damaged.
+    /// Returns an error if storage fails or a chunk is damaged.
     pub fn read(&mut self) -> Result<Vec<u8>, Error> {
         let whole: Vec<Range<u64>> = self.stored.info.shape().iter().map(|n| 0..*n).collect();
         self.read_region(&whole)
     }
 
-    /// The values of a region, one range for each axis. Missing chunks have the fill value.
+    /// Reads a region, given by one range per axis. Missing chunks have the fill value.
     ///
     /// # Errors
-    /// Where the region does not lie in the array, storage fails or a chunk is damaged.
+    /// Returns an error if the region exceeds the array, storage fails or a chunk is damaged.
     pub fn read_region(&mut self, region: &[Range<u64>]) -> Result<Vec<u8>, Error> {
         let region = self.inside(region)?;
         let size = self.stored.info.dtype.size();
@@ -92,11 +92,12 @@ impl SessionArray {
         Ok(values)
     }
 
-    /// Writes one chunk (of a sharded array: one shard), its values padded to the full chunk shape.
+    /// Writes one chunk, or one shard of a sharded array. Values are padded to the full chunk
+    /// shape.
     ///
     /// # Errors
-    /// Where there is no such chunk, the number of bytes is another, the session is closed, or
-    /// storage fails.
+    /// Returns an error if the chunk does not exist, the number of bytes is wrong, the session is
+    /// closed, or storage fails.
     pub fn write_chunk(&mut self, chunk: &[u64], values: &[u8]) -> Result<(), Error> {
         let counts = self.objects.chunk_counts();
         if chunk.len() != counts.len() || chunk.iter().zip(&counts).any(|(c, n)| c >= n) {
@@ -113,7 +114,7 @@ impl SessionArray {
             });
         }
         if let Written::Fill = self.access.write(chunk, values, &mut self.resources)? {
-            // Nothing was stored, and nothing must be seen of what was there before.
+            // Nothing was stored, so the previous chunk must be hidden.
             let chunk: Vec<u32> =
                 chunk.iter().map(|c| u32::try_from(*c).unwrap_or(u32::MAX)).collect();
             self.store.note_fill(self.path(), &chunk)?;
@@ -121,11 +122,10 @@ impl SessionArray {
         Ok(())
     }
 
-    /// Writes a region that begins and ends where stored chunks (or shards) do, or at the array's
-    /// end.
+    /// Writes a region that is aligned with stored chunks or shards, or ends at the array's end.
     ///
     /// # Errors
-    /// [`Error::Misaligned`], which names the boundaries around, and as
+    /// Returns [`Error::Misaligned`], which names the smallest aligned region, and the errors of
     /// [`write_chunk`](SessionArray::write_chunk).
     pub fn write_region(&mut self, region: &[Range<u64>], values: &[u8]) -> Result<(), Error> {
         let inside = self.inside(region)?;

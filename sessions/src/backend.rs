@@ -17,17 +17,17 @@ use crate::location::Location;
 use crate::repository::failed;
 use crate::runtime::wait;
 
-/// Array and group nodes that are kept decoded, of snapshots.
+/// The number of decoded array and group nodes in the cache.
 const CACHED_NODES: u64 = 20_000;
 
-/// References to chunks that are kept decoded, of manifests. An array with more has its manifest
-/// read again for each chunk.
+/// The number of decoded chunk references in the cache. The manifest of an array with more is read
+/// again for each chunk.
 const CACHED_CHUNK_REFS: u64 = freestone_engine::memory::CACHED_REFERENCES;
 
-/// Requests that one repository has under way at a time.
+/// The maximum number of concurrent requests of a repository.
 const CONCURRENT_REQUESTS: u16 = 16;
 
-/// Files and folders that a repository, or the beginning of one, has.
+/// The files and folders of a repository, including one that is being created.
 const ICECHUNKS: [&str; 9] = [
     "repo",
     "config.yaml",
@@ -40,14 +40,15 @@ const ICECHUNKS: [&str; 9] = [
     "attributes",
 ];
 
-/// Refuses a directory, or a file in the place of one, that holds anything else than a repository.
+/// Checks that a location is not a file, and not a directory with other files than those of a
+/// repository.
 pub(crate) fn check_free(location: &Location) -> Result<(), Error> {
     let Some(path) = location.directory() else { return Ok(()) };
     let occupied = || Error::Occupied { place: location.to_string() };
     if path.ancestors().any(|p| p.exists() && !p.is_dir()) {
         return Err(occupied());
     }
-    // Who is killed while it writes leaves names with a `#` and a number.
+    // A killed writer leaves names with a `#` and a number.
     let ours = |name: &std::ffi::OsStr| {
         let name = name.to_string_lossy();
         let name = name.split('#').next().unwrap_or_default();
@@ -59,8 +60,8 @@ pub(crate) fn check_free(location: &Location) -> Result<(), Error> {
     Ok(())
 }
 
-/// Caches and requests are bounded: an object is fetched in one piece (in parallel parts it would
-/// be in memory twice), and no chunk is kept.
+/// Returns Icechunk's settings, which bound caches and requests. An object is fetched in one piece,
+/// because parallel parts would be in memory twice. Chunks are not cached.
 pub(crate) fn config() -> RepositoryConfig {
     let one_piece = ConcurrencySettings {
         max_concurrent_requests_for_object: NonZeroU16::new(1),
@@ -91,7 +92,7 @@ pub(crate) fn storage(location: &Location, memory: Option<&Memory>) -> Result<Ba
             wait(async move { Ok(icechunk::new_local_filesystem_storage(&path).await) })?
         }
         (Location::S3 { bucket, prefix }, _) => {
-            // What is not said here comes from the environment, with the credentials.
+            // Other options come from the environment, like the credentials.
             let flag = |name: &str| {
                 std::env::var(name).is_ok_and(|v| {
                     ["1", "true", "yes", "on"].contains(&v.to_ascii_lowercase().as_str())
@@ -124,8 +125,8 @@ pub(crate) fn storage(location: &Location, memory: Option<&Memory>) -> Result<Ba
     made.map_err(|e| failed(&place, "open", e.kind))
 }
 
-/// Credentials of a profile, for Icechunk: it takes none that are renewed, and with them nothing
-/// from the environment.
+/// Returns a profile's credentials for Icechunk. Icechunk does not support renewed credentials, and
+/// with static ones ignores the environment.
 fn of_profile(options: S3Options, profile: &AwsCredential) -> (S3Options, Option<S3Credentials>) {
     let first = |names: &[&str]| {
         names.iter().find_map(|name| std::env::var(name).ok().filter(|v| !v.is_empty()))
@@ -145,7 +146,8 @@ fn of_profile(options: S3Options, profile: &AwsCredential) -> (S3Options, Option
     )
 }
 
-/// Where records of shared sessions lie: beside Icechunk's own folders, which it alone lists.
+/// Returns the store of the records of shared sessions. They are beside Icechunk's folders, which
+/// are the only ones that Icechunk lists.
 pub(crate) fn states(
     location: &Location,
     memory: Option<&Memory>,
@@ -178,15 +180,15 @@ pub(crate) fn exists(location: &Location, memory: Option<&Memory>) -> Result<boo
     })
 }
 
-/// A repository in memory: what Icechunk keeps, and our records.
+/// A repository in memory: Icechunk's storage and this crate's records.
 #[derive(Debug)]
 pub(crate) struct Memory {
     storage: Backend,
     records: Arc<dyn ObjectStore>,
 }
 
-/// Repositories in memory are found by their names from anywhere in the process, as directories
-/// are; who holds a handle keeps one alive.
+/// Returns the repository in memory with the location's name. Names are shared by the whole
+/// process. Handles keep a repository alive.
 pub(crate) fn memory(location: &Location, make: bool) -> Result<Option<Arc<Memory>>, Error> {
     static KNOWN: Mutex<Option<HashMap<String, Weak<Memory>>>> = Mutex::new(None);
     let Location::Memory(name) = location else { return Ok(None) };

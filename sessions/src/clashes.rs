@@ -14,7 +14,7 @@ use crate::repository::{Repository, snapshot_id};
 use crate::version::Version;
 
 impl Repository {
-    /// What a draft and the commits since its base have both changed.
+    /// Returns the changes that a draft and the commits since its base have both made.
     pub(crate) fn clashes(
         &self,
         base: &str,
@@ -73,7 +73,7 @@ impl Repository {
     }
 }
 
-/// What both a diff and a draft have changed.
+/// Returns the changes that a diff and a draft have both made.
 fn clashes_of(diff: &Diff, reshaped: &BTreeSet<String>, draft: &Draft) -> Vec<Clash> {
     let paths = |set: &BTreeSet<Path>| set.iter().map(our_path).collect::<BTreeSet<String>>();
     let (made, gone): (BTreeSet<_>, BTreeSet<_>) = (
@@ -102,11 +102,11 @@ fn clashes_of(diff: &Diff, reshaped: &BTreeSet<String>, draft: &Draft) -> Vec<Cl
             || updated.contains(path)
             || within(path, &gone)
             || within(path, &moved);
-        // A group that both have made, as an implied one, is one group.
+        // A group that both have created, possibly implicitly, is not a conflict.
         let same_group = matches!(change, NodeChange::New(d) if d["node_type"] == "group")
             && diff.new_groups.iter().any(|g| our_path(g) == *path)
             && !gone.contains(path);
-        // What goes must not have been changed anywhere inside.
+        // A removed node must not have been changed at or below its path.
         let inside = matches!(change, NodeChange::Removed | NodeChange::Replaced(_))
             && (made
                 .iter()

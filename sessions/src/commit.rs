@@ -1,9 +1,9 @@
-//! One commit: all that a session has changed becomes visible at once, or nothing does.
+//! Commits: all changes of a session become visible at once, or none do.
 //!
-//! Icechunk's own rebase is not used. Where the branch has moved, what happened meanwhile (one read
-//! of its transaction logs) is held against what the session has changed; if the two are disjoint,
-//! the changes are made on top of the new tip. So a conflict names arrays and chunks, and a commit
-//! can be tried again by anybody who has the receipts.
+//! Icechunk's rebase is not used. If the branch has moved, the changes since the base, from its
+//! transaction logs, are compared with those of the session. If both are disjoint, the session's
+//! changes are applied to the new tip. Conflicts thus name arrays and chunks, and any process with
+//! the receipts can retry a commit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -30,44 +30,44 @@ use crate::repository::{Repository, failed, snapshot_id};
 use crate::runtime::wait;
 use crate::version::{Format, Snapshot, Version};
 
-/// The property of a snapshot that says which session it is of.
+/// The property of a snapshot with the id of its session.
 pub(crate) const SESSION_PROPERTY: &str = "freestone_session";
 
-/// References that are given to Icechunk in one go.
+/// The number of references that are passed to Icechunk at once.
 const REFERENCES_AT_ONCE: usize = 4096;
 
-/// How often a commit is tried again because storage did not answer, whatever happens where the
-/// branch has moved; and so is making a repository.
+/// The maximum number of retries of a commit, or of the creation of a repository, whose response
+/// was lost.
 pub(crate) const LOST_ANSWERS: u32 = 5;
 
-/// What happens where the branch has moved since the session began.
+/// The handling of a branch that has moved since the session began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Rebase {
-    /// The commit is refused with a [`Conflict`].
+    /// Refuses the commit with a [`Conflict`].
     #[default]
     Never,
-    /// It goes on top of the others if it changes other chunks and nodes than they did, else it is
-    /// refused. What the session has read is not looked at: a result that was computed from what
-    /// another commit has changed is not computed again.
+    /// Commits on top of the new tip if the changes are disjoint, and refuses the commit otherwise.
+    /// Data that the session has read are not compared: a result that was computed from data that
+    /// another commit has changed is not recomputed.
     Disjoint {
-        /// Tries before [`Error::Contended`], with a pause before each that grows.
+        /// The number of attempts before [`Error::Contended`], with exponential backoff.
         attempts: u32,
     },
 }
 
-/// How to commit.
+/// The options of a commit.
 #[derive(Clone, Debug, Default)]
 pub struct CommitOptions {
-    /// What happens where the branch has moved.
+    /// The handling of a branch that has moved.
     pub rebase: Rebase,
-    /// Arrays of which every chunk must have a receipt; otherwise a chunk without one is as it was
-    /// before.
+    /// The arrays of which every chunk must have a receipt. Other chunks without a receipt are
+    /// unchanged.
     pub complete: Vec<String>,
-    /// What else the snapshot should say of itself.
+    /// Further properties of the snapshot.
     pub properties: Map<String, Value>,
 }
 
-/// What a commit is made of.
+/// The parameters of a commit.
 pub(crate) struct Commit<'a> {
     pub(crate) branch: &'a str,
     pub(crate) base: &'a str,
@@ -75,21 +75,22 @@ pub(crate) struct Commit<'a> {
     pub(crate) mark: Option<Mark>,
     pub(crate) message: &'a str,
     pub(crate) options: &'a CommitOptions,
-    /// Asked while it waits for others.
+    /// Polled while the commit waits for other writers.
     pub(crate) is_cancelled: &'a dyn Fn() -> bool,
 }
 
-/// Where the operations log was, and when, as a session began.
+/// The position of the operations log and the time at the start of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Mark {
-    /// Time of the newest entry, in microseconds: no two entries have the same.
+    /// The unique time of the newest entry in microseconds.
     newest: i64,
-    /// When the session began, by its own clock, in milliseconds.
+    /// The start of the session by its own clock, in milliseconds.
     pub(crate) began: i64,
 }
 
 impl Repository {
-    /// The mark of now; none in format 1, which has no operations log. One read.
+    /// Returns the current mark with one read. Returns `None` in format 1, which has no operations
+    /// log.
     pub(crate) fn mark(&self) -> Result<Option<Mark>, Error> {
         if self.format() == Format::V1 {
             return Ok(None);
@@ -104,15 +105,15 @@ impl Repository {
         })
     }
 
-    /// Refuses a session whose chunks a garbage collection may have taken: one that ran since,
-    /// unless it was ours and spared what is so young.
+    /// Returns [`Error::Collected`] if a garbage collection since the mark may have removed chunks
+    /// of the session. A collection of this crate that has retained objects of its age is harmless.
     fn check_not_collected(&self, mark: Option<Mark>) -> Result<(), Error> {
         let Some(mark) = mark else { return Ok(()) };
         let times: Vec<i64> = self.ask("read", move |r| async move {
             let (log, ..) = r.ops_log().await.map_err(|e| e.kind)?;
             let (mut log, mut collections) = (Box::pin(log), Vec::new());
             while let Some((at, update, _)) = log.try_next().await.map_err(|e| e.kind)? {
-                // Times are of many clocks: the entry itself is looked for, not an earlier one.
+                // Times are from different clocks, so the entry itself is searched.
                 if at.timestamp_micros() == mark.newest {
                     break;
                 }
@@ -128,7 +129,7 @@ impl Repository {
         Err(Error::Collected { place: self.url().to_owned() })
     }
 
-    /// Commits a draft. On a local repository nobody else commits meanwhile.
+    /// Commits a draft. A lock excludes concurrent commits to a local repository.
     pub(crate) fn commit(&self, commit: &Commit<'_>, draft: &Draft) -> Result<String, Error> {
         if draft.is_empty() {
             return Err(Error::NothingToCommit);
@@ -168,15 +169,15 @@ impl Repository {
                 }
                 Ok(None) => moved += 1,
                 Err(e @ Error::Repository { .. }) => {
-                    // The answer may have been lost, not the commit.
+                    // The commit may have succeeded although its response was lost.
                     if let Some(done) =
                         self.committed(commit.session, commit.branch, commit.base)?
                     {
                         self.sync_snapshot(&done.id)?;
                         return Ok(done.id);
                     }
-                    // Nobody else tries it again: a put with a condition is not repeated by the
-                    // client, which cannot know what became of it. We look.
+                    // Icechunk's client does not retry conditional puts, because it cannot know
+                    // whether they succeeded. This code checks for the snapshot instead.
                     if !e.is_transient() || lost == LOST_ANSWERS {
                         return Err(e);
                     }
@@ -185,7 +186,7 @@ impl Repository {
                 Err(e) => return Err(e),
             }
         }
-        // Whoever was faster may have committed this very session.
+        // A concurrent process may have committed this session.
         if let Some(done) = self.committed(commit.session, commit.branch, commit.base)? {
             return Ok(done.id);
         }
@@ -201,8 +202,7 @@ impl Repository {
         }
     }
 
-    /// The snapshot that a session was committed as, if it was: looked for from the tip of its
-    /// branch down to its base.
+    /// Returns the snapshot of a committed session. Searches its branch from the tip to the base.
     pub(crate) fn committed(
         &self,
         session: &str,
@@ -220,7 +220,7 @@ impl Repository {
         Ok(None)
     }
 
-    /// One try on top of a tip; none if the branch moved meanwhile.
+    /// Attempts to commit on top of a tip. Returns `None` if the branch has moved.
     fn try_commit(
         &self,
         commit: &Commit<'_>,
@@ -244,7 +244,7 @@ impl Repository {
             let place = place.clone();
             async move {
                 let repository = match splitting {
-                    // It shares all that is open.
+                    // The reopened repository shares all caches and connections.
                     Some(config) => &repository
                         .reopen(Some(config), None)
                         .await
@@ -267,16 +267,16 @@ impl Repository {
         let Some(mut session) = session else { return Ok(None) };
         for (array, chunks) in draft.receipts.arrays() {
             let path = icechunk_path(array)?;
-            // What an array that is made here does not have need not be said.
+            // Missing chunks of a new array need no reference.
             let fresh = draft.hides_chunks(array);
-            // All references at once would be a second copy of them.
+            // Passing all references at once would copy all of them.
             for numbers in chunks.for_tree().chunks(REFERENCES_AT_ONCE) {
                 let refs: Vec<_> = numbers
                     .iter()
                     .filter_map(|n| chunks.nth(*n))
                     .filter_map(|(chunk, placed)| reference(chunk, placed, fresh))
                     .collect();
-                let (path, lost) = (path.clone(), lost(&place, "given chunks"));
+                let (path, lost) = (path.clone(), lost(&place, "set chunk references of"));
                 session = wait(async move {
                     for (chunk, payload) in refs {
                         session.set_chunk_ref(path.clone(), chunk, payload).await.map_err(&lost)?;
@@ -297,8 +297,8 @@ impl Repository {
         })
     }
 
-    /// How manifests of the arrays that a draft changes are cut, unless the repository says it
-    /// itself or all are kept whole.
+    /// Returns the configuration that divides the manifests of changed arrays. Returns `None` if
+    /// the repository has its own, or if no manifest is divided.
     fn splitting(&self, tip: &str, draft: &Draft) -> Result<Option<RepositoryConfig>, Error> {
         if self.icechunk().config().manifest.as_ref().is_some_and(|m| m.splitting.is_some()) {
             return Ok(None);
@@ -324,7 +324,7 @@ impl Repository {
                     base.session_store().parsed(path)?
                 }
             };
-            // What is no array that a repository can hold is refused by who makes it.
+            // Unsupported arrays are refused when they are created.
             if let Some(shape) = document.and_then(|d| Shape::of(path, &d).ok()) {
                 arrays.push((path.as_str(), shape.counts().collect()));
             }
@@ -337,7 +337,7 @@ impl Repository {
         }))
     }
 
-    /// Makes chunk objects durable, before anything refers to them.
+    /// Flushes chunk objects before references to them are written.
     fn sync_objects(&self, draft: &Draft) -> Result<(), Error> {
         let Some(store) = self.base_store() else { return Ok(()) };
         let objects = draft.receipts.arrays().flat_map(|(_, chunks)| chunks.iter()).filter_map(
@@ -349,7 +349,7 @@ impl Repository {
         Ok(store.sync(&mut objects.into_iter())?)
     }
 
-    /// Makes a local snapshot durable, and the branch that leads there.
+    /// Flushes a local snapshot and its branch.
     fn sync_snapshot(&self, id: &str) -> Result<(), Error> {
         let Some(store) = self.base_store().filter(|s| !s.is_remote()) else { return Ok(()) };
         let snapshot = snapshot_id(id)?;
@@ -373,8 +373,7 @@ fn conflict(commit: &Commit<'_>, tip: String, clashes: Vec<Clash>) -> Conflict {
     Conflict { branch: commit.branch.to_owned(), base: commit.base.to_owned(), tip, clashes }
 }
 
-/// Between tries: 10 ms, doubled up to 2 s, and anything from half of it to all, so that racers
-/// drift apart.
+/// Returns the pause between attempts: 10 ms, doubled up to 2 s, with a jitter of up to half.
 fn pause(attempt: u32) -> Duration {
     let most = 10_000u64.saturating_mul(1 << attempt.min(10)).min(2_000_000);
     let now = std::time::SystemTime::now()
@@ -386,12 +385,12 @@ fn pause(attempt: u32) -> Duration {
     )
 }
 
-/// Finds out whether arrays that must be complete are.
+/// Checks that arrays that must be complete have receipts for all chunks.
 fn check_complete(arrays: &[String], draft: &Draft) -> Result<(), Error> {
     for path in arrays {
         let missing = || Error::InvalidNode {
             path: path.clone(),
-            why: "it is no array that this session has made".into(),
+            why: "this session has not created this array".into(),
         };
         let shape = Shape::of(
             path,
@@ -419,7 +418,7 @@ fn check_complete(arrays: &[String], draft: &Draft) -> Result<(), Error> {
     Ok(())
 }
 
-/// What is said of a chunk; none if nothing need be said.
+/// Returns the reference of a chunk, or `None` if it needs none.
 fn reference(
     chunk: &[u32],
     (written, _): &Placed,

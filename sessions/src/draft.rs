@@ -1,4 +1,4 @@
-//! What a session has changed and not yet committed: nodes and chunks.
+//! The uncommitted changes of a session: nodes and chunks.
 
 use std::collections::BTreeMap;
 
@@ -8,22 +8,22 @@ use serde_json::Value;
 use crate::error::Error;
 use crate::receipt::{Receipt, Receipts};
 
-/// What becomes of an array or group.
+/// A change of an array or group.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum NodeChange {
-    /// It is made, where there is none.
+    /// Created where none existed.
     New(Value),
-    /// It is made; what is there goes, with its chunks.
+    /// Created in place of an existing one, whose chunks are removed.
     Replaced(Value),
-    /// Its document changes, its chunks stay.
+    /// Another document, with the same chunks.
     Updated(Value),
-    /// It goes, with all below it.
+    /// Removed with everything below it.
     Removed,
 }
 
 impl NodeChange {
-    /// The Zarr document that it has afterwards.
+    /// Returns the Zarr document after the change.
     pub(crate) fn document(&self) -> Option<&Value> {
         match self {
             NodeChange::New(document)
@@ -33,22 +33,22 @@ impl NodeChange {
         }
     }
 
-    /// True if nothing of what was there before is seen any more.
+    /// Returns true if the previous node is no longer visible.
     pub(crate) fn hides(&self) -> bool {
         !matches!(self, NodeChange::Updated(_))
     }
 }
 
-/// What a session has changed.
+/// The uncommitted changes of a session.
 #[derive(Debug, Default)]
 pub(crate) struct Draft {
     pub(crate) nodes: BTreeMap<String, NodeChange>,
     pub(crate) receipts: Receipts,
-    /// What is not yet told to others; `None` where nobody is told.
+    /// The changes that were not flushed to a shared session. `None` for other sessions.
     pub(crate) pending: Option<Pending>,
 }
 
-/// What others are still to be told.
+/// Changes that were not flushed.
 #[derive(Debug, Default)]
 pub(crate) struct Pending {
     pub(crate) nodes: BTreeMap<String, NodeChange>,
@@ -61,18 +61,18 @@ impl Pending {
     }
 }
 
-/// What a draft knows of a node.
+/// The state of a node in a draft.
 pub(crate) enum Known<'a> {
-    /// It has that document now.
+    /// Changed to this document.
     Document(&'a Value),
-    /// It is not there.
+    /// Removed.
     Gone,
-    /// It is as in the base.
+    /// The same as in the base.
     Unchanged,
 }
 
 impl Draft {
-    /// What became of a node.
+    /// Returns the state of a node.
     pub(crate) fn node(&self, path: &str) -> Known<'_> {
         match self.nodes.get(path) {
             Some(change) => change.document().map_or(Known::Gone, Known::Document),
@@ -88,7 +88,7 @@ impl Draft {
         }
     }
 
-    /// True if chunks of an array in the base are not seen any more.
+    /// Returns true if the base's chunks of an array are no longer visible.
     pub(crate) fn hides_chunks(&self, path: &str) -> bool {
         match self.nodes.get(path) {
             Some(change) => change.hides(),
@@ -96,7 +96,7 @@ impl Draft {
         }
     }
 
-    /// Notes a chunk that this writer has written, in place of what it wrote there before.
+    /// Records a chunk of this writer, replacing an earlier one.
     pub(crate) fn write(&mut self, receipt: Receipt) -> Result<(), Error> {
         let told = self.pending.is_some().then(|| receipt.clone());
         self.receipts.replace(receipt)?;
@@ -106,7 +106,7 @@ impl Draft {
         Ok(())
     }
 
-    /// Takes over a chunk that a task has written; the same again changes nothing.
+    /// Records a chunk of a task. A duplicate changes nothing.
     pub(crate) fn add(&mut self, receipt: Receipt) -> Result<(), Error> {
         let known = self.receipts.get(&receipt.array, &receipt.chunk).is_some();
         if let (Some(pending), false) = (&mut self.pending, known) {
@@ -115,13 +115,13 @@ impl Draft {
         self.receipts.add(receipt)
     }
 
-    /// Notes what becomes of a node. Chunks that were written into what goes are forgotten.
+    /// Records a change of a node, and removes the receipts of nodes that it removes.
     pub(crate) fn change(&mut self, path: &str, change: NodeChange) {
         if change.hides() {
             self.receipts.remove(path);
         }
         let change = match (self.nodes.get(path), change) {
-            // What was made here is still made when its document changes.
+            // A new node remains new if its document changes.
             (
                 Some(NodeChange::New(_)),
                 NodeChange::Updated(document) | NodeChange::Replaced(document),
@@ -153,7 +153,7 @@ impl Draft {
         self.nodes.insert(path.to_owned(), change);
     }
 
-    /// Takes over what another writer has made of nodes.
+    /// Merges the changes of nodes by another writer.
     pub(crate) fn merge_nodes(&mut self, nodes: BTreeMap<String, NodeChange>) -> Result<(), Error> {
         for (path, change) in nodes {
             match self.nodes.get(&path) {
@@ -165,7 +165,7 @@ impl Draft {
         Ok(())
     }
 
-    /// Nothing lies in an array that is made here.
+    /// Checks that new arrays do not contain other nodes.
     pub(crate) fn check_hierarchy(&self) -> Result<(), Error> {
         let is_array = |path: &str| {
             self.nodes
@@ -183,13 +183,13 @@ impl Draft {
         Ok(())
     }
 
-    /// True if there is nothing to commit.
+    /// Returns true if there are no changes.
     pub(crate) fn is_empty(&self) -> bool {
         self.nodes.is_empty() && self.receipts.is_empty()
     }
 }
 
-/// Paths of the groups around a node, from inside out; the root's is empty.
+/// Returns the paths of the groups that contain a node, innermost first. The root's path is empty.
 pub(crate) fn ancestors(path: &str) -> impl Iterator<Item = &str> {
     let mut rest = (!path.is_empty()).then_some(path);
     std::iter::from_fn(move || {
@@ -199,16 +199,16 @@ pub(crate) fn ancestors(path: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// A path as Icechunk has it.
+/// Converts a path to Icechunk's form.
 pub(crate) fn icechunk_path(path: &str) -> Result<icechunk::format::Path, Error> {
     let text = format!("/{path}");
     icechunk::format::Path::try_from(text.as_str()).map_err(|e| Error::InvalidNode {
         path: path.to_owned(),
-        why: format!("its path is none: {e}"),
+        why: format!("invalid path: {e}"),
     })
 }
 
-/// A path as we have it.
+/// Converts a path from Icechunk's form.
 pub(crate) fn our_path(path: &icechunk::format::Path) -> String {
     path.as_str().trim_start_matches('/').to_owned()
 }

@@ -1,6 +1,6 @@
 //! Keys of Zarr documents and chunks.
 
-/// What a key names.
+/// A parsed key.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Key<'a> {
     Document(&'a str),

@@ -1,28 +1,26 @@
-//! Transactional sessions: outputs become visible all at once, or not at all, however many workers
-//! wrote them.
+//! Transactional sessions: all outputs become visible at once, or none do, for any number of
+//! workers.
 //!
-//! A [`Repository`] is an Icechunk repository in a directory, in an S3 bucket or in memory:
-//! snapshots of arrays, which branches and tags lead to. A [`ReadonlySession`] reads one snapshot.
-//! A [`WritableSession`] begins at the newest snapshot of a branch, collects what is changed
-//! (arrays made, replaced, resized; chunks written), and commits it once. Chunks are written by
-//! whoever has them:
+//! A [`Repository`] is an Icechunk repository in a directory, in an S3 bucket or in memory. It
+//! consists of snapshots of arrays, to which branches and tags refer. A [`ReadonlySession`] reads
+//! one snapshot. A [`WritableSession`] starts at the newest snapshot of a branch, collects changes
+//! of arrays, groups and chunks, and commits them once. Chunks are written by:
 //!
-//! - the session itself, [`WritableSession::array`];
-//! - forks: a [`Ticket`] travels, a [`Fork`] writes with it anywhere, its [`Receipt`]s travel back
-//!   and are [merged](WritableSession::merge);
-//! - those who join a [`SharedSession`] by its id, from processes that share nothing but the
-//!   repository.
+//! - the session itself, with [`WritableSession::array`];
+//! - forks: a process opens a [`Ticket`] as a [`Fork`], writes, and returns [`Receipt`]s, which are
+//!   [merged](WritableSession::merge);
+//! - joiners of a [`SharedSession`], in processes that share only the repository.
 //!
-//! What travels holds no credentials; every process takes its own from the environment. Receipts
-//! are this crate's record, not Icechunk's.
+//! Tickets and receipts contain no credentials; each process takes its own from the environment.
+//! Receipts are records of this crate, not of Icechunk.
 //!
-//! Two sessions may commit to one branch: one comes first, the other gets a [`Conflict`] that names
-//! what both have changed, or goes on top if they are disjoint and it [may](Rebase).
+//! If two sessions commit to one branch, the second gets a [`Conflict`] that names the common
+//! changes. If the changes are disjoint, a [`Rebase`] can commit them on top.
 //!
-//! The modules, from below: `error`, `location`, `runtime`, `lock`, `objects` (bytes of chunks),
-//! `record` (our own objects), `repository`, `receipt`, `draft` (what a session has changed),
-//! `store` (the engine's view of it), `commit`, `session`, `plan` (what the engine's driver needs),
-//! `array`, `shared`, `maintenance`.
+//! The modules in import order: `error`, `location`, `runtime`, `lock`, `objects` (chunk bytes),
+//! `record` (JSON records), `version`, `backend`, `repository`, `receipt`, `draft` (uncommitted
+//! changes), `key`, `store` (the engine's view of a session), `node`, `clashes`, `commit`,
+//! `session`, `plan`, `publisher` (for the engine's driver), `array`, `shared`, `maintenance`.
 
 mod array;
 mod backend;
@@ -63,10 +61,10 @@ pub use shared::{
 pub use store::{SessionStore, open_store};
 pub use version::{Format, Snapshot, Version};
 
-/// The folder in a repository where our own records are.
+/// The folder of this crate's records in a repository.
 const FOLDER: &str = "_freestone";
 
-/// A name that nobody else has: 96 random bits.
+/// Returns a unique name of 96 random bits.
 fn new_id() -> String {
     icechunk::format::SnapshotId::random().to_string().to_lowercase()
 }

@@ -1,8 +1,8 @@
-//! Where a repository is, and what a store over one of its sessions is called.
+//! Locations of repositories, and URLs of their stores.
 //!
-//! A store's URL is all that a worker needs to open it: `icechunk+REPOSITORY#snapshot=ID` to read a
-//! snapshot, with `&session=ID` behind it to write for a session. Credentials are never part of it;
-//! they come from the environment of whoever opens it.
+//! A worker opens a store given only its URL: `icechunk+REPOSITORY#snapshot=ID` to read a snapshot,
+//! followed by `&session=ID` to write to a session. Credentials are never part of a URL; each
+//! process takes them from its environment.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -13,45 +13,45 @@ use percent_encoding::percent_decode_str;
 use crate::error::Error;
 use crate::version::Version;
 
-/// What a store's URL begins with.
+/// The prefix of the URLs of stores.
 pub const SCHEME: &str = "icechunk+";
 
-/// Where a repository is.
+/// The location of a repository.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Location {
     /// In a directory.
     Local(PathBuf),
-    /// Below a prefix of a bucket.
+    /// Below a prefix of an S3 bucket.
     S3 { bucket: String, prefix: String },
     /// In the memory of this process, under a name.
     Memory(String),
 }
 
 impl Location {
-    /// Of a path, `file://PATH`, `s3://BUCKET/PREFIX` or `memory://NAME`.
+    /// Parses a path, `file://PATH`, `s3://BUCKET/PREFIX` or `memory://NAME`.
     pub(crate) fn parse(url: &str) -> Result<Location, Error> {
         let bad = |why: &str| Error::InvalidUrl { url: url.to_owned(), why: why.to_owned() };
         if url.contains(['#', '?']) {
-            return Err(bad("a repository's location has no `#` and no `?` in it"));
+            return Err(bad("`#` and `?` are not allowed"));
         }
         let (scheme, rest) = url.split_once("://").unwrap_or(("file", url));
         let rest = rest.trim_end_matches('/');
         match scheme {
-            "file" if rest.is_empty() => Err(bad("it names no directory")),
+            "file" if rest.is_empty() => Err(bad("missing directory")),
             "file" => Ok(Location::Local(PathBuf::from(identity(rest, "")))),
-            "memory" if rest.is_empty() => Err(bad("it has no name")),
+            "memory" if rest.is_empty() => Err(bad("missing name")),
             "memory" => Ok(Location::Memory(rest.to_owned())),
             "s3" => match rest.split_once('/') {
                 Some((bucket, prefix)) if !bucket.is_empty() => {
                     Ok(Location::S3 { bucket: bucket.to_owned(), prefix: prefix.to_owned() })
                 }
-                _ => Err(bad("a repository needs a bucket and a prefix in it: s3://BUCKET/PREFIX")),
+                _ => Err(bad("expected a bucket and a prefix: s3://BUCKET/PREFIX")),
             },
-            _ => Err(bad("repositories are at a path, s3://BUCKET/PREFIX or memory://NAME")),
+            _ => Err(bad("expected a path, s3://BUCKET/PREFIX or memory://NAME")),
         }
     }
 
-    /// The directory, where it is one.
+    /// Returns the directory of a local repository.
     pub(crate) fn directory(&self) -> Option<&Path> {
         match self {
             Location::Local(path) => Some(path),
@@ -70,25 +70,25 @@ impl fmt::Display for Location {
     }
 }
 
-/// What a store's URL says.
+/// The parsed URL of a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StoreUrl {
     /// The repository's location.
     pub(crate) repository: String,
-    /// What is read.
+    /// The version that is read.
     pub(crate) version: Version,
-    /// The session that is written for.
+    /// The id of the session that is written.
     pub(crate) session: Option<String>,
 }
 
 impl StoreUrl {
-    /// Takes a store's URL apart.
+    /// Parses the URL of a store.
     pub(crate) fn parse(url: &str) -> Result<StoreUrl, Error> {
         let bad = || Error::InvalidUrl {
             url: url.to_owned(),
             why: format!(
-                "what a repository holds is at `{SCHEME}REPOSITORY#branch=NAME/PATH`, \
-                    `#tag=NAME/PATH` or `#snapshot=ID/PATH`, with %2F for a `/` in a name"
+                "expected `{SCHEME}REPOSITORY#branch=NAME/PATH`, `#tag=NAME/PATH` or \
+                    `#snapshot=ID/PATH`, with `%2F` for `/` in a name"
             ),
         };
         let (repository, rest) =
@@ -106,7 +106,7 @@ impl StoreUrl {
                 _ => return Err(bad()),
             }
         }
-        // What is written has one base.
+        // A session has a snapshot as its base.
         match version {
             Some(version) if session.is_none() || matches!(version, Version::Snapshot(_)) => {
                 Ok(StoreUrl { repository: repository.to_owned(), version, session })

@@ -1,12 +1,12 @@
-//! Who may change a local repository.
+//! The lock of a local repository.
 //!
-//! A file system has no compare-and-swap, and Icechunk alone loses racing commits to one directory
-//! while it reports success (up to a tenth of them, measured). So whatever moves a branch, or
-//! anything else of a repository in a directory, holds an exclusive lock on a file beside it.
+//! File systems have no compare-and-swap. Icechunk alone loses concurrent commits to one directory
+//! while it reports success (up to a tenth of them, measured). Operations that change a branch or
+//! other metadata of a repository in a directory therefore hold an exclusive lock on a file there.
 //!
-//! The lock holds programs that use this crate, on one machine or on file systems that carry
-//! `flock` between machines. It does not hold other programs: two that commit to one directory, one
-//! of them not this crate's, can lose a commit. The lock of a process that dies is free at once.
+//! The lock excludes programs that use this crate, on one machine or on file systems that share
+//! `flock` between machines. It does not exclude other programs, whose concurrent commits to the
+//! same directory can be lost. The lock of a process that ends is released at once.
 
 use std::fs::{self, File};
 use std::thread;
@@ -18,15 +18,15 @@ use rustix::io::Errno;
 use crate::error::Error;
 use crate::location::Location;
 
-/// While somebody else has the lock, it is looked for so often.
+/// The polling interval while another process holds the lock.
 const TICK: Duration = Duration::from_millis(5);
 
-/// The right to change a repository; ends when it is dropped.
+/// A lock on a repository, released when dropped.
 #[derive(Debug)]
 pub(crate) struct Lock(Option<File>);
 
 impl Lock {
-    /// Waits for the lock of a local repository, unless that is cancelled; elsewhere there is none.
+    /// Waits for the lock of a local repository, unless cancelled. Other repositories need no lock.
     pub(crate) fn take(
         location: &Location,
         is_cancelled: &dyn Fn() -> bool,
@@ -44,8 +44,7 @@ impl Lock {
         }
         let file = File::options().create(true).append(true).open(&path).map_err(failed)?;
         loop {
-            // All who wait do it in this way: one who slept in the system would be served before
-            // those who ask.
+            // All waiters poll, because the system would prefer a blocked waiter over pollers.
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Err(Errno::INTR) => {}
                 Err(Errno::WOULDBLOCK) if is_cancelled() => return Err(Error::Cancelled),

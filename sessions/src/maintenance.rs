@@ -1,10 +1,8 @@
-//! What keeps a repository from growing for ever: expiry of old snapshots, and removal of what
-//! nothing refers to.
+//! Maintenance of repositories: expiry of old snapshots, and garbage collection.
 //!
-//! Icechunk's own collection knows nothing of sessions: it removes chunks that are not committed
-//! yet, and lets the later commit succeed. Ours spares what is younger than the oldest live
-//! session, and notes what it has spared, so that sessions can tell a harmless collection from
-//! another.
+//! Icechunk's garbage collection does not know sessions: it removes uncommitted chunks, and a later
+//! commit still succeeds. This one retains objects younger than the oldest live session, and
+//! records what it retains, so that sessions can recognize a harmless collection.
 
 use std::num::{NonZeroU16, NonZeroUsize};
 use std::sync::Arc;
@@ -20,17 +18,17 @@ use crate::repository::{Repository, failed, snapshot_id};
 use crate::runtime::wait;
 use crate::shared::LONGEST_LIFE;
 
-/// Clocks of who writes and who collects may differ by so much.
+/// The maximum difference of the clocks of writers and collectors.
 const MARGIN: Duration = Duration::from_secs(600);
 
-/// A collection of ours that was killed has ended by then. One that took longer is taken for
-/// somebody else's, which is the safe mistake.
+/// The assumed maximum duration of an interrupted collection of this crate. A longer one counts as
+/// a collection by another program, which is the safe assumption.
 const LONGEST_COLLECTION_MS: i64 = 3_600_000;
 
-/// Manifests that a collection has in memory at a time, encoded and decoded.
+/// The memory for encoded and decoded manifests during a collection.
 const MANIFEST_MEM: NonZeroUsize = NonZeroUsize::MIN.saturating_add((64 << 20) - 1);
 
-/// What a collection has removed.
+/// The result of a garbage collection: the number of removed objects.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Collected {
     /// Snapshots.
@@ -39,43 +37,42 @@ pub struct Collected {
     pub n_manifests: u64,
     /// Chunk objects.
     pub n_chunks: u64,
-    /// Bytes of all of them.
+    /// The size of all removed objects in bytes.
     pub n_bytes: u64,
 }
 
-/// What an expiry has taken out of histories.
+/// The result of an expiry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Expired {
-    /// Ids of snapshots that no branch or tag leads to any more; a collection removes them.
+    /// The ids of snapshots to which no branch or tag refers. A garbage collection removes them.
     pub snapshots: Vec<String>,
 }
 
-/// A collection of ours.
+/// The record of a collection of this crate.
 #[derive(Debug, Serialize, Deserialize)]
 struct Collection {
     version: u32,
-    /// When it began, in milliseconds since 1970, by the clock that its entries in the operations
-    /// log have.
+    /// The start time in milliseconds since 1970, by the clock of the operations log's entries.
     began: i64,
-    /// Nothing younger was removed.
+    /// The time after which nothing was removed.
     cutoff: i64,
 }
 
-/// And its end.
+/// The record of the end of a collection.
 #[derive(Debug, Serialize, Deserialize)]
 struct CollectionEnd {
     ended: i64,
 }
 
 impl Repository {
-    /// Removes objects that no snapshot refers to and that are older than some time: 7 days unless
-    /// said, which no session lives longer than.
+    /// Removes unreferenced objects older than `older_than`. The default is 7 days, the maximum
+    /// lifetime of sessions.
     ///
-    /// What belongs to a live shared session is spared, whatever is asked for. Other sessions that
-    /// are younger than `older_than` are not known, and refused when they commit.
+    /// Objects of live shared sessions are always retained. Other sessions are not known. Commits
+    /// of those that are older than `older_than` are refused.
     ///
     /// # Errors
-    /// Where storage fails; then some objects are removed, none that a snapshot refers to.
+    /// Returns an error if storage fails. Some unreferenced objects may then be removed.
     pub fn gc(&self, older_than: Option<Duration>) -> Result<Collected, Error> {
         let _lock = self.lock()?;
         let now = Utc::now();
@@ -129,7 +126,7 @@ impl Repository {
         })
     }
 
-    /// Removes what writers that were killed have left half-written in a directory.
+    /// Removes the partial files of killed writers from a directory.
     fn remove_parts(&self, cutoff: DateTime<Utc>) -> Result<(), Error> {
         let Some(directory) = self.directory() else { return Ok(()) };
         let Ok(files) = std::fs::read_dir(directory.join("chunks")) else { return Ok(()) };
@@ -149,8 +146,8 @@ impl Repository {
         Ok(())
     }
 
-    /// True if all collections that ran at these times, in milliseconds, were ours and removed
-    /// nothing that is as young as a session.
+    /// Returns true if all collections at these times, in milliseconds, were of this crate and
+    /// removed no objects as young as a session.
     pub(crate) fn spared(&self, times: &[i64], began: i64) -> Result<bool, Error> {
         let names = self.records().list("gc")?;
         let ids: Vec<&str> = names
@@ -160,7 +157,7 @@ impl Repository {
         let begins = match self.records().get_all::<Collection>(
             &ids.iter().map(|id| format!("gc/{id}.json")).collect::<Vec<_>>(),
         ) {
-            // What it has spared is not known any more.
+            // The cutoff of a damaged record is unknown.
             Err(Error::Damaged { .. }) => return Ok(false),
             other => other?,
         };
@@ -182,11 +179,11 @@ impl Repository {
         Ok(times.iter().all(spared))
     }
 
-    /// Takes snapshots older than some time out of the histories of all branches and tags; their
-    /// tips stay, and the bases of live shared sessions.
+    /// Removes snapshots older than `older_than` from the histories of all branches and tags. The
+    /// newest snapshots and the bases of live shared sessions are retained.
     ///
     /// # Errors
-    /// Where storage fails.
+    /// Returns an error if storage fails.
     pub fn expire(&self, older_than: Duration) -> Result<Expired, Error> {
         let _lock = self.lock()?;
         let (_, bases) = self.live_sessions()?;
@@ -221,7 +218,8 @@ impl Repository {
     }
 }
 
-/// Nothing younger goes: what was asked for, but nothing of the oldest live session.
+/// Returns the time after which objects are retained: as requested, but before the oldest live
+/// session.
 fn cutoff(now: DateTime<Utc>, older_than: Duration, oldest: Option<u64>) -> DateTime<Utc> {
     let asked = chrono::TimeDelta::from_std(older_than)
         .ok()

@@ -1,22 +1,23 @@
-//! How references to chunks are cut into manifests.
+//! The division of chunk references into manifests.
 //!
-//! By itself Icechunk keeps all of an array's references in one manifest, which is made as a whole,
-//! read as a whole and made anew with each chunk that changes. Here an array with many chunks gets
-//! one for each part of its grid: who commits holds one of them in memory, and who changes some
-//! chunks writes the manifests of these. The cut depends on the number of chunks along each axis
-//! alone, so that it is the same in the next commit.
+//! By default, Icechunk stores all references of an array in one manifest, which is read as a whole
+//! and rewritten with each changed chunk. This crate divides the grid of a large array among
+//! manifests. A commit then holds one manifest in memory, and writes only the manifests of changed
+//! chunks. The division depends only on the number of chunks along each axis, so that all commits
+//! agree.
 
 use icechunk::config::{
     ManifestSplitCondition, ManifestSplitDim, ManifestSplitDimCondition, ManifestSplittingConfig,
 };
 
-/// References in a manifest, at most, where an array has not more than [`MANIFESTS`] times as many.
+/// The maximum number of references in a manifest, unless the array has more than [`MANIFESTS`]
+/// times as many.
 const REFERENCES: u64 = 1 << 16;
-/// Manifests of an array, at most about: Icechunk looks through all changes for each.
+/// The approximate maximum number of manifests of an array. Icechunk scans all changes for each.
 const MANIFESTS: u64 = 64;
 
-/// How the manifests of arrays are cut, by their paths and their numbers of chunks along each axis;
-/// none if all are kept whole.
+/// Returns the division of arrays, given their paths and numbers of chunks along each axis. Returns
+/// `None` if no array is divided.
 pub(crate) fn splitting<'a>(
     arrays: impl Iterator<Item = (&'a str, Vec<u64>)>,
 ) -> Option<ManifestSplittingConfig> {
@@ -37,7 +38,8 @@ pub(crate) fn splitting<'a>(
     (!sizes.is_empty()).then_some(ManifestSplittingConfig { split_sizes: Some(sizes) })
 }
 
-/// Chunks of one manifest along each axis: whole rows, as far as they fit; none if all fit.
+/// Returns the number of chunks of one manifest along each axis: whole rows, as far as they fit.
+/// Returns `None` if all chunks fit.
 fn counts_in_one(counts: &[u64]) -> Option<Vec<u64>> {
     let all = counts.iter().fold(1u64, |all, n| all.saturating_mul(*n));
     let most = REFERENCES.max((all / MANIFESTS).next_power_of_two());

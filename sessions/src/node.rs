@@ -11,7 +11,7 @@ use crate::draft::{NodeChange, ancestors, icechunk_path};
 use crate::error::Error;
 use crate::repository::failed;
 
-/// How an array's document says that it is cut.
+/// The shape and chunk shape of an array.
 #[derive(Debug)]
 pub(crate) struct Shape {
     pub(crate) lens: Vec<u64>,
@@ -23,16 +23,16 @@ impl Shape {
     pub(crate) fn of(path: &str, document: &Value) -> Result<Shape, Error> {
         let bad = |why: &str| Error::InvalidNode { path: path.to_owned(), why: why.to_owned() };
         if document["node_type"] != "array" {
-            return Err(bad("it is no array"));
+            return Err(bad("expected an array"));
         }
         if document["chunk_grid"]["name"] != "regular" {
-            return Err(bad("its chunk grid is not regular"));
+            return Err(bad("unsupported chunk grid: expected a regular grid"));
         }
         let encoding = &document["chunk_key_encoding"];
         if encoding["name"].as_str().or(encoding.as_str()) != Some("default")
             || encoding["configuration"]["separator"].as_str().is_some_and(|s| s != "/")
         {
-            return Err(bad("its chunk keys are not Zarr's default ones, which a repository has"));
+            return Err(bad("unsupported chunk keys: expected Zarr's default encoding"));
         }
         let numbers = |v: &Value| {
             v.as_array()
@@ -44,10 +44,10 @@ impl Shape {
             numbers(&document["chunk_grid"]["configuration"]["chunk_shape"]),
         );
         let (Some(lens), Some(chunks)) = (lens, chunks) else {
-            return Err(bad("its shape or chunk shape is no list of numbers"));
+            return Err(bad("invalid shape or chunk shape: expected lists of integers"));
         };
         if lens.len() != chunks.len() || chunks.contains(&0) {
-            return Err(bad("its chunks do not fit its shape"));
+            return Err(bad("invalid chunk shape: expected a positive size for each axis"));
         }
         let name = |v: &Value| {
             v.as_str().map_or(DimensionName::NotSpecified, |n| DimensionName::Name(n.to_owned()))
@@ -57,7 +57,7 @@ impl Shape {
         Ok(Shape { lens, chunks, names })
     }
 
-    /// Number of chunks along each axis.
+    /// Returns the number of chunks along each axis.
     pub(crate) fn counts(&self) -> impl Iterator<Item = u64> {
         self.lens.iter().zip(&self.chunks).map(|(len, chunk)| len.div_ceil(*chunk))
     }
@@ -69,8 +69,7 @@ impl Shape {
     fn icechunk(&self, path: &str) -> Result<ArrayShape, Error> {
         let too_many = || Error::InvalidNode {
             path: path.to_owned(),
-            why: "it has more chunks along an axis than a repository can name: use larger chunks"
-                .into(),
+            why: "too many chunks along an axis for a repository (hint: use larger chunks)".into(),
         };
         let axes: Vec<(u64, u32)> = self
             .lens
@@ -83,7 +82,7 @@ impl Shape {
     }
 }
 
-/// Makes one change of a node.
+/// Applies one change of a node.
 pub(crate) async fn apply_node(
     session: &mut Session,
     place: &str,
@@ -117,11 +116,8 @@ pub(crate) async fn apply_node(
             let text = text_of(document);
             if document["node_type"] == "group" {
                 return match session.add_group(at, text).await {
-                    // One of the same name may have been made meanwhile; clashes were looked for
-                    // before.
-                    Err(e) if matches!(&e.kind, SessionErrorKind::AlreadyExists { node, .. } if matches!(node.node_data, NodeData::Group)) => {
-                        Ok(())
-                    }
+                    // Another commit may have created the group. Conflicts were checked before.
+                    Err(e) if is_existing_group(&e.kind) => Ok(()),
                     other => other.map_err(lost),
                 };
             }
@@ -142,8 +138,16 @@ pub(crate) async fn apply_node(
     }
 }
 
-/// Removes the chunks of an array that lie outside of its new shape, so that they do not come back
-/// when it grows again.
+/// Returns true if an error states that a group exists.
+fn is_existing_group(kind: &SessionErrorKind) -> bool {
+    match kind {
+        SessionErrorKind::AlreadyExists { node, .. } => matches!(node.node_data, NodeData::Group),
+        _ => false,
+    }
+}
+
+/// Removes the chunks of an array outside of its new shape, so that they do not reappear if the
+/// array grows again.
 async fn drop_outside(
     session: &mut Session,
     at: &Path,

@@ -1,7 +1,7 @@
-//! Chunk objects, by their id: our own path for bytes.
+//! Chunk objects by id.
 //!
-//! Icechunk says where a chunk lies; its bytes go through the engine's stores, into the buffer
-//! where they are wanted and nowhere else. That is what the projection of memory knows of.
+//! Icechunk provides the references of chunks. Their bytes are transferred by the engine's stores
+//! directly into the destination buffer, as the memory projection assumes.
 
 use std::sync::Arc;
 
@@ -14,16 +14,16 @@ use icechunk::format::ChunkId;
 use crate::repository::failed;
 use crate::runtime::wait;
 
-/// Where chunk objects are.
+/// The store of chunk objects.
 #[derive(Debug)]
 pub(crate) enum Objects {
-    /// Below `chunks/` in a directory or bucket, as Icechunk's specification says.
+    /// Below `chunks/` in a directory or bucket, as in Icechunk's specification.
     Store(Arc<dyn Store>),
-    /// Inside of Icechunk.
+    /// In Icechunk's memory storage.
     Memory(Arc<AssetManager>),
 }
 
-/// The key of a chunk object below the repository.
+/// Returns the key of a chunk object in the repository.
 pub(crate) fn key(id: &ChunkId) -> String {
     format!("chunks/{id}")
 }
@@ -36,8 +36,8 @@ impl Objects {
         }
     }
 
-    /// Reads `len` bytes from `offset` of an object into a buffer with room for them; false if the
-    /// object is not there.
+    /// Reads `len` bytes from `offset` of an object into a buffer with room for them. Returns false
+    /// if the object does not exist.
     pub(crate) fn read(
         &self,
         id: &ChunkId,
@@ -68,7 +68,7 @@ impl Objects {
         }
     }
 
-    /// Begins to read the same, where it has to be waited for.
+    /// Starts to read bytes of an object, if the read would block.
     pub(crate) fn begin_read(
         &self,
         id: &ChunkId,

@@ -1,8 +1,8 @@
-//! One plan, one commit: a plan's outputs in a session.
+//! A plan's outputs in a session: one commit for each plan.
 //!
-//! A target of a plan is in a session if its store is the session's ([`WritableSession::store`]).
-//! Workers write it by the URL alone; the receipts of their tasks, which know nothing of Icechunk,
-//! are enough to commit it. [`RepositoryPublisher`] is what the engine's driver needs for that.
+//! An output of a plan is in a session if its store is that of the session
+//! ([`WritableSession::store`]). Workers write it given only the store's URL. The engine's
+//! receipts, which do not depend on Icechunk, are sufficient to commit it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -29,26 +29,25 @@ pub(crate) struct Output<'a> {
 }
 
 impl WritableSession {
-    /// Finds out whether a plan's outputs may be written here, and changes nothing.
+    /// Checks that a plan's outputs may be written to this session. Changes nothing.
     ///
     /// # Errors
-    /// [`Error::NodeExists`] where something is that may not be replaced; [`Error::InvalidNode`] where
-    /// a region's array is another than was planned for; [`Error::Elsewhere`] where an output is
-    /// not in this session.
+    /// Returns [`Error::NodeExists`] if an output exists and may not be replaced,
+    /// [`Error::InvalidNode`] if the array of a region has changed since the plan was made, and
+    /// [`Error::Elsewhere`] if an output is not in this session.
     pub fn check_plan(&self, plan: &FinalizedPlan) -> Result<(), Error> {
         check_plan(self.session_store(), plan)
     }
 
-    /// Commits a plan's outputs from the receipts of its tasks: arrays are made, references set,
-    /// and all of it becomes visible at once.
+    /// Commits a plan's outputs from the receipts of its tasks, which become visible at once.
     ///
-    /// A task that was run twice has given the same receipts twice. Where it fails, it can be
-    /// called again, with all receipts.
+    /// Duplicate receipts of repeated tasks are allowed. A failed commit can be retried with all
+    /// receipts.
     ///
     /// # Errors
-    /// [`Error::Incomplete`] where a chunk has no receipt, and as
+    /// Returns [`Error::Incomplete`] if a chunk has no receipt, and the errors of
     /// [`check_plan`](WritableSession::check_plan) and
-    /// [`commit_with`](WritableSession::commit_with). Nothing is visible then.
+    /// [`commit_with`](WritableSession::commit_with). No change is visible then.
     pub fn commit_plan(
         &self,
         plan: &FinalizedPlan,
@@ -61,7 +60,7 @@ impl WritableSession {
     }
 }
 
-/// A plan's outputs, all of which must be in a session.
+/// Returns a plan's outputs, all of which must be in the session.
 fn outputs<'a>(
     store: &SessionStore,
     plan: &'a FinalizedPlan,
@@ -93,8 +92,8 @@ pub(crate) fn check_plan(store: &Arc<SessionStore>, plan: &FinalizedPlan) -> Res
             Mode::Region { tag } => {
                 let there = open_array(&(Arc::clone(store) as Arc<dyn Store>), output.path)?;
                 if there.tag != *tag {
-                    let why =
-                        "it is not the array any more that was planned for: plan again".to_owned();
+                    let why = "the array has changed since the plan was made (hint: plan again)"
+                        .to_owned();
                     return Err(Error::InvalidNode { path: output.path.to_owned(), why });
                 }
             }
@@ -122,7 +121,7 @@ pub(crate) fn check_plan(store: &Arc<SessionStore>, plan: &FinalizedPlan) -> Res
     Ok(())
 }
 
-/// True if the session has made this very array: its creator, or a commit that failed.
+/// Returns true if the session has already created this array, by its user or a failed commit.
 fn is_made(store: &SessionStore, output: &Output<'_>) -> bool {
     let made = |change: &NodeChange| {
         change.hides() && change.document() == Some(&output.publication.document)
@@ -130,7 +129,7 @@ fn is_made(store: &SessionStore, output: &Output<'_>) -> bool {
     store.draft().is_some_and(|d| d.nodes.get(output.path).is_some_and(made))
 }
 
-/// Takes a plan's outputs into a session's draft.
+/// Adds a plan's outputs to a session's draft.
 pub(crate) fn take_plan(
     store: &Arc<SessionStore>,
     plan: &FinalizedPlan,
@@ -140,7 +139,7 @@ pub(crate) fn take_plan(
     let outputs = outputs(store, plan)?;
     for output in outputs.values().filter(|o| !matches!(o.publication.mode, Mode::Region { .. })) {
         if is_made(store, output) {
-            // A try before this one has told of a part, perhaps.
+            // An earlier attempt may have added some of the receipts.
             if output.publication.mode == Mode::Whole {
                 store.own_draft()?.receipts.remove(output.path);
             }
@@ -155,7 +154,7 @@ pub(crate) fn take_plan(
             if matches!(plan.plan().array(receipt.array).place, Place::Output { .. }) {
                 return Err(Error::Internal { invariant: "every output of a plan is published" });
             }
-            // Of an intermediate array.
+            // The receipt of an intermediate array.
             continue;
         };
         let receipt = ours(&session, output, &receipt)?;
@@ -167,8 +166,8 @@ pub(crate) fn take_plan(
         .try_for_each(|o| check_written(store, o))
 }
 
-/// What becomes of nodes by an output: the array is made, and the root group where there is none.
-/// Nothing by a region, or if the session has it already.
+/// Returns the changes of nodes by an output: the new array, and the root group if missing. Returns
+/// none for a region, or if the session has created the array already.
 fn nodes_of<'a>(
     store: &SessionStore,
     output: &Output<'a>,
@@ -194,7 +193,7 @@ fn nodes_of<'a>(
     Ok(nodes)
 }
 
-/// All that a session will have changed once a plan's outputs are in it.
+/// Returns the draft of a session including a plan's outputs.
 pub(crate) fn draft_of(session: &WritableSession, plan: &FinalizedPlan) -> Result<Draft, Error> {
     let store = session.session_store();
     let mut draft = session.draft(|d| Draft { nodes: d.nodes.clone(), ..Draft::default() });
@@ -202,7 +201,7 @@ pub(crate) fn draft_of(session: &WritableSession, plan: &FinalizedPlan) -> Resul
         for (path, made) in nodes_of(store, output)? {
             draft.change(path, made);
         }
-        // An array that is made clashes as a whole.
+        // A new array conflicts as a whole.
         if matches!(output.publication.mode, Mode::Region { .. }) {
             for i in 0..output.info.objects().n_chunks() {
                 draft.add(Receipt::fill(output.path, &chunk_of(output, i)?))?;
@@ -218,7 +217,7 @@ fn change(store: &SessionStore, path: &str, change: NodeChange) -> Result<(), Er
     Ok(())
 }
 
-/// A task's receipt as one of ours.
+/// Converts an engine's receipt.
 pub(crate) fn ours(
     session: &str,
     output: &Output<'_>,
@@ -231,7 +230,7 @@ pub(crate) fn ours(
     })
 }
 
-/// Every chunk that the plan writes of an output has a receipt.
+/// Checks that every chunk of an output has a receipt.
 fn check_written(store: &SessionStore, output: &Output<'_>) -> Result<(), Error> {
     let wanted = output.info.objects().n_chunks();
     let draft = store.own_draft()?;
@@ -258,8 +257,8 @@ fn check_written(store: &SessionStore, output: &Output<'_>) -> Result<(), Error>
     }
 }
 
-/// The coordinates in the stored array of the chunk or shard of that number: a region's first one
-/// is not the array's.
+/// Returns the coordinates in the stored array of a chunk or shard of an output. The first chunk of
+/// a region is not that of the array.
 fn chunk_of(output: &Output<'_>, number: u64) -> Result<Vec<u32>, Error> {
     let objects = output.info.objects();
     match Key::parse(&output.info.object_key(&objects.coords(number))) {

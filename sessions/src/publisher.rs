@@ -23,16 +23,16 @@ use crate::shared::Joiner;
 use crate::store::SessionStore;
 use crate::version::Version;
 
-/// What a run needs of a session: the engine's driver begins, resumes and commits it.
+/// A publisher for a repository, which the engine's driver begins, resumes and commits.
 ///
-/// A run of its own commits when it is done ([`committing`](RepositoryPublisher::committing)). One that has
-/// joined a shared session adds what it has made to that ([`joining`](RepositoryPublisher::joining)), which
-/// somebody else commits.
+/// It commits a session at the end of the run
+/// ([`committing`](RepositoryPublisher::committing)), or adds the run's changes to a shared session
+/// that another process commits ([`joining`](RepositoryPublisher::joining)).
 #[derive(Debug)]
 pub struct RepositoryPublisher {
     store: Arc<SessionStore>,
     how: How,
-    /// A run has begun with it, and says how it ends.
+    /// True if a run has begun, and will end, with this publisher.
     begun: AtomicBool,
 }
 
@@ -43,14 +43,14 @@ enum How {
         message: String,
         options: CommitOptions,
     },
-    /// Gone once it has closed.
+    /// The joiner is `None` once it has closed.
     Joined {
         name: String,
         joiner: Mutex<Option<Joiner>>,
     },
 }
 
-/// What is written into a run's record: how to go on with its session in another process.
+/// The data in a run's record with which another process can continue the publication.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Record {
@@ -58,11 +58,11 @@ enum Record {
     Joined { repository: String, session: String, joiner: String },
 }
 
-/// The field of a run's record.
+/// The field of the ticket.
 const RECORD: &str = "icechunk";
 
 impl RepositoryPublisher {
-    /// Commits a session when the run is done.
+    /// Creates a publisher that commits a session at the end of the run.
     pub fn committing(
         session: &WritableSession,
         message: &str,
@@ -76,7 +76,8 @@ impl RepositoryPublisher {
         }
     }
 
-    /// Adds what the run has made to a shared session, and closes the joiner when it is done.
+    /// Creates a publisher that adds the run's changes to a shared session and closes the joiner at
+    /// the end of the run.
     pub fn joining(joiner: Joiner) -> RepositoryPublisher {
         let (store, name) = (Arc::clone(joiner.session_store()), joiner.name().to_owned());
         RepositoryPublisher {
@@ -86,11 +87,11 @@ impl RepositoryPublisher {
         }
     }
 
-    /// The session of a run that is resumed, from its record; none if it was begun with another
-    /// kind of session.
+    /// Restores the publisher of a resumed run. Returns `None` if the ticket is of another type.
     ///
     /// # Errors
-    /// Where the repository cannot be opened; [`Error::Closed`] where the shared session has ended.
+    /// Returns an error if the repository cannot be opened, and [`Error::Closed`] if the shared
+    /// session has ended.
     pub fn of_ticket(ticket: &Value) -> Option<Result<RepositoryPublisher, Error>> {
         let bad = |e: serde_json::Error| Error::Damaged {
             place: "the run's record".into(),
@@ -113,7 +114,7 @@ impl RepositoryPublisher {
         }))
     }
 
-    /// As it was begun, but with another answer where the branch has moved.
+    /// Sets the handling of a branch that has moved.
     #[must_use]
     pub fn with_rebase(mut self, rebase: Rebase) -> RepositoryPublisher {
         if let How::Own { options, .. } = &mut self.how {
@@ -126,8 +127,8 @@ impl RepositoryPublisher {
         joiner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Closes a joiner that has added nothing. One that has told others a part of what it made
-    /// stays open, so that nobody commits that part without a word.
+    /// Closes a joiner that has flushed nothing. A joiner that has flushed receipts stays open, so
+    /// that no commit includes a part of its changes unnoticed.
     fn leave(&self) {
         let How::Joined { joiner, .. } = &self.how else { return };
         let told = self.store.draft().is_some_and(|d| !d.receipts.is_empty());
@@ -141,7 +142,7 @@ impl RepositoryPublisher {
             How::Own { session, options, .. } => {
                 let repository = session.repository();
                 let tip = repository.resolve(&Version::Branch(session.branch().to_owned()))?;
-                // Better now than after the work, unless this very session has moved the branch.
+                // Conflicts are reported before the work, unless this session moved the branch.
                 if tip != session.base()
                     && repository
                         .committed(session.id(), session.branch(), session.base())?
@@ -211,8 +212,7 @@ impl Publisher for RepositoryPublisher {
     }
 
     fn begin(&self, _plan: &FinalizedPlan) -> Result<(), PublishError> {
-        // Nothing has to make room: what is there stays visible until the commit, and the base that
-        // was looked at is what it was.
+        // Existing arrays stay visible until the commit, and the base does not change.
         self.begun.store(true, Ordering::Relaxed);
         Ok(())
     }
@@ -272,8 +272,7 @@ impl Publisher for RepositoryPublisher {
                     Err(_) => Ok(false),
                 }
             }
-            // An intermediate, fill values, or an object of a store that keeps what it has answered
-            // for.
+            // An intermediate, fill values, or an object in a store whose writes are durable.
             _ => Ok(true),
         }
     }
@@ -296,8 +295,8 @@ impl Publisher for RepositoryPublisher {
 }
 
 impl Drop for RepositoryPublisher {
-    /// A shared session is not committed while somebody who has joined it is open: who never began
-    /// need not be waited for. A run that can be resumed must be.
+    /// Closes a joiner whose run never began, because open joiners prevent the commit. A joiner of
+    /// a resumable run stays open.
     fn drop(&mut self) {
         if !self.begun.load(Ordering::Relaxed) {
             self.leave();
@@ -309,9 +308,9 @@ impl From<Error> for PublishError {
     fn from(error: Error) -> PublishError {
         let why = match &error {
             Error::Storage(e) => return PublishError::Storage(e.clone()),
-            // Who has taken over goes on with the same run, perhaps, and needs its folder.
+            // The process that has joined since may resume the same run and need its folder.
             Error::Replaced { .. } => Rejection::Conflict,
-            // What both have changed stays so; what is disjoint can go on top.
+            // A rebase can commit disjoint changes. Others conflict permanently.
             Error::Conflict(conflict) if conflict.clashes.is_empty() => Rejection::NeedsRebase,
             Error::Conflict(_) => Rejection::SessionEnded,
             Error::NodeExists { .. }
@@ -328,7 +327,7 @@ impl From<Error> for PublishError {
             | Error::NoSession { .. }
             | Error::NoVersion { .. } => Rejection::SessionEnded,
             Error::Cancelled => Rejection::Cancelled,
-            // Icechunk's client has retried it, and so has the commit where an answer was lost.
+            // Icechunk's client has retried the request, and the commit a lost response.
             Error::Repository { .. } => Rejection::Failed,
             e if e.is_transient() => Rejection::Transient,
             _ => Rejection::Failed,

@@ -1,6 +1,6 @@
-//! Proof that a chunk was written: what workers give back, and what a commit is made of.
+//! Receipts of written chunks, which workers return and commits consist of.
 //!
-//! A receipt is this crate's own record, not Icechunk's: it is stable between versions, and holds
+//! A receipt is a record of this crate, not of Icechunk. It is stable between versions and contains
 //! no credentials.
 
 use std::collections::BTreeMap;
@@ -14,39 +14,39 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::draft::NodeChange;
 use crate::error::Error;
 
-/// Version of what is written to files and sent between processes.
+/// The version of records in files and messages between processes.
 pub(crate) const VERSION: u32 = 1;
 
-/// Chunks of at most that many bytes need no object: their bytes are in the receipt, and then in
-/// the manifest. Icechunk's own default.
+/// The maximum size of inline chunks, whose bytes are in the receipt and the manifest instead of an
+/// object. This is Icechunk's default.
 pub(crate) const INLINE_BYTES: usize = 512;
 
-/// One chunk of one array was written.
+/// The receipt of a written chunk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Receipt {
-    /// Path of the array in the repository.
+    /// The path of the array in the repository.
     pub array: String,
-    /// The chunk's coordinates; of a sharded array, the shard's.
+    /// The coordinates of the chunk, or of the shard of a sharded array.
     pub chunk: Vec<u32>,
-    /// What became of it.
+    /// The result of the write.
     pub written: Written,
-    /// xxh3-64 of the encoded bytes; 0 for fill values.
+    /// The xxh3-64 hash of the encoded bytes, or 0 for fill values.
     pub hash: u64,
 }
 
-/// What became of a chunk.
+/// The result of writing a chunk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Written {
-    /// Every element is the fill value: there is nothing to store.
+    /// All elements are the fill value, so nothing is stored.
     Fill,
-    /// It is so small that its bytes are here.
+    /// A small chunk, stored inline.
     Inline {
-        /// Encoded bytes.
+        /// The encoded bytes.
         #[serde(with = "hex")]
         bytes: Vec<u8>,
     },
-    /// It is part of an object in the repository.
+    /// A part of an object in the repository.
     Object {
         /// The object's id.
         #[serde(with = "hex")]
@@ -59,12 +59,12 @@ pub enum Written {
 }
 
 impl Receipt {
-    /// Of a chunk of fill values.
+    /// Returns the receipt of a chunk of fill values.
     pub fn fill(array: &str, chunk: &[u32]) -> Receipt {
         Receipt { array: array.to_owned(), chunk: chunk.to_vec(), written: Written::Fill, hash: 0 }
     }
 
-    /// Of a chunk whose encoded bytes are kept in the receipt.
+    /// Returns the receipt of an inline chunk.
     pub fn inline(array: &str, chunk: &[u32], bytes: &[u8]) -> Receipt {
         Receipt {
             array: array.to_owned(),
@@ -74,12 +74,11 @@ impl Receipt {
         }
     }
 
-    /// Of a chunk that was written for a session as an object of so many bytes with that xxh3-64
-    /// hash.
+    /// Returns the receipt of a chunk that was written for a session as an object with this length
+    /// and xxh3-64 hash.
     ///
-    /// The object's id follows from these, so that a receipt which knows nothing of Icechunk (the
-    /// engine's) is enough to find the object, and a task that is run again writes the same object
-    /// again instead of leaving an orphan.
+    /// The object's id follows from the arguments. The engine's receipts are therefore sufficient
+    /// to find the object, and a repeated task writes the same object again.
     pub fn object(session: &str, array: &str, chunk: &[u32], len: u64, hash: u64) -> Receipt {
         let id = object_id(session, array, chunk, len, hash);
         Receipt {
@@ -91,7 +90,7 @@ impl Receipt {
     }
 }
 
-/// The id of the object that holds a chunk's bytes.
+/// Returns the id of the object of a chunk.
 fn object_id(session: &str, array: &str, chunk: &[u32], len: u64, hash: u64) -> [u8; 12] {
     let mut digest = Sha256::new();
     for text in [session, array] {
@@ -106,7 +105,7 @@ fn object_id(session: &str, array: &str, chunk: &[u32], len: u64, hash: u64) -> 
     id
 }
 
-/// What is known of a written chunk: how, and its hash.
+/// The result of writing a chunk, and the hash.
 pub(crate) type Placed = (Written, u64);
 
 /// Receipts by array and chunk, each chunk once.
@@ -115,54 +114,54 @@ pub struct Receipts {
     arrays: BTreeMap<String, Chunks>,
 }
 
-/// One array's chunks, in the order in which they came. Some 50 bytes a chunk: a run's client holds
-/// those of all of its outputs.
+/// The chunks of one array in insertion order, with about 50 bytes per chunk. The driver holds
+/// those of all outputs of a run.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Chunks {
-    /// Coordinates of each.
+    /// The number of coordinates of each chunk.
     rank: usize,
-    /// Coordinates, one chunk's after the other.
+    /// The coordinates of all chunks.
     coords: Vec<u32>,
     placed: Vec<Placed>,
-    /// Numbers of chunks, by their coordinates.
+    /// The indices of chunks by their coordinates.
     numbers: HashTable<u32>,
     hasher: RandomState,
 }
 
 impl Chunks {
-    /// Number of chunks.
+    /// Returns the number of chunks.
     pub(crate) fn len(&self) -> usize {
         self.placed.len()
     }
 
-    /// True if there are none.
+    /// Returns true if there are none.
     pub(crate) fn is_empty(&self) -> bool {
         self.placed.is_empty()
     }
 
-    /// What is known of a chunk.
+    /// Returns the result of writing a chunk.
     pub(crate) fn get(&self, chunk: &[u32]) -> Option<&Placed> {
         let number =
             self.numbers.find(self.hasher.hash_one(chunk), |n| self.coords_of(*n) == chunk)?;
         self.placed.get(*number as usize)
     }
 
-    /// The chunk of a number.
+    /// Returns the chunk at an index.
     pub(crate) fn nth(&self, number: u32) -> Option<(&[u32], &Placed)> {
         self.placed.get(number as usize).map(|placed| (self.coords_of(number), placed))
     }
 
-    /// All of them.
+    /// Returns all chunks.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&[u32], &Placed)> {
         (0..self.len() as u32).filter_map(|n| self.nth(n))
     }
 
-    /// Numbers of all, in an order in which a [`BTreeMap`] that takes them has full nodes. Icechunk
-    /// keeps changes in one.
+    /// Returns all indices in an order in which insertion into a [`BTreeMap`] fills its nodes.
+    /// Icechunk stores changes in one.
     ///
-    /// A node has room for 11. Keys that come in their order leave 6 in each: where a twelfth
-    /// comes, the seventh goes up and a new node begins. So of each twelve, every other and the
-    /// last come in a first round, and in a second one the five that lie between the six.
+    /// A node has room for 11 keys. Insertion in order leaves 6 keys in each node: the twelfth
+    /// insertion moves the seventh key up and starts a new node. Therefore a first round inserts
+    /// every other key and the last of each twelve, and a second round the five keys between them.
     pub(crate) fn for_tree(&self) -> Vec<u32> {
         let mut sorted: Vec<u32> = (0..self.len() as u32).collect();
         sorted.sort_unstable_by_key(|n| self.coords_of(*n));
@@ -177,8 +176,7 @@ impl Chunks {
         &self.coords[number as usize * self.rank..][..self.rank]
     }
 
-    /// Adds a chunk, or replaces what is known of it. False if the others have another number of
-    /// coordinates.
+    /// Adds or replaces a chunk. Returns false if other chunks have another number of coordinates.
     #[must_use]
     fn insert(&mut self, chunk: &[u32], placed: Placed) -> bool {
         if self.is_empty() {
@@ -194,7 +192,7 @@ impl Chunks {
             return true;
         }
         let Chunks { rank, coords, numbers, hasher, .. } = self;
-        // A manifest has no room for more chunks than there are such numbers.
+        // A manifest does not support more chunks.
         let number = self.placed.len() as u32;
         coords.extend_from_slice(chunk);
         numbers.insert_unique(hash, number, |n| {
@@ -206,11 +204,11 @@ impl Chunks {
 }
 
 impl Receipts {
-    /// Adds one; the same again changes nothing.
+    /// Adds a receipt. A duplicate changes nothing.
     ///
     /// # Errors
-    /// [`Error::WrittenTwice`] where the chunk has a receipt of other content, [`Error::NoChunk`]
-    /// where the array's others have another rank.
+    /// Returns [`Error::WrittenTwice`] if the chunk has a receipt of other contents, and
+    /// [`Error::NoChunk`] if the array's other chunks have another rank.
     pub fn add(&mut self, receipt: Receipt) -> Result<(), Error> {
         if let Some((written, hash)) = self.get(&receipt.array, &receipt.chunk) {
             let fill = |w: &Written| matches!(w, Written::Fill);
@@ -222,10 +220,10 @@ impl Receipts {
         self.replace(receipt)
     }
 
-    /// Adds one, in place of what the same writer wrote before.
+    /// Adds a receipt, replacing an earlier one of the same writer.
     ///
     /// # Errors
-    /// [`Error::NoChunk`] as [`add`](Receipts::add).
+    /// Returns [`Error::NoChunk`] if the array's other chunks have another rank.
     pub(crate) fn replace(&mut self, receipt: Receipt) -> Result<(), Error> {
         let chunks = match self.arrays.get_mut(&receipt.array) {
             Some(chunks) => chunks,
@@ -240,37 +238,37 @@ impl Receipts {
         })
     }
 
-    /// What is known of a chunk.
+    /// Returns the result of writing a chunk.
     pub(crate) fn get(&self, array: &str, chunk: &[u32]) -> Option<&Placed> {
         self.arrays.get(array)?.get(chunk)
     }
 
-    /// Arrays with their chunks.
+    /// Returns all arrays with their chunks.
     pub(crate) fn arrays(&self) -> impl Iterator<Item = (&String, &Chunks)> {
         self.arrays.iter()
     }
 
-    /// Forgets an array.
+    /// Removes an array.
     pub(crate) fn remove(&mut self, array: &str) {
         self.arrays.remove(array);
     }
 
-    /// Number of chunks.
+    /// Returns the number of chunks.
     pub fn len(&self) -> usize {
         self.arrays.values().map(Chunks::len).sum()
     }
 
-    /// True if there are none.
+    /// Returns true if there are none.
     pub fn is_empty(&self) -> bool {
         self.arrays.values().all(Chunks::is_empty)
     }
 
-    /// Number of chunks of an array.
+    /// Returns the number of chunks of an array.
     pub fn n_chunks(&self, array: &str) -> usize {
         self.arrays.get(array).map_or(0, Chunks::len)
     }
 
-    /// All of them, to be sent.
+    /// Returns all receipts.
     pub fn to_vec(&self) -> Vec<Receipt> {
         let of = |array: &String, (chunk, (written, hash)): (&[u32], &Placed)| Receipt {
             array: array.clone(),
@@ -285,20 +283,20 @@ impl Receipts {
     }
 }
 
-/// Receipts on their way: of one session, with what a reader must know to trust them.
+/// A batch of receipts of one session, as a message between processes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Batch {
-    /// Version of this record.
+    /// The version of this record.
     pub version: u32,
-    /// The session that they are of.
+    /// The id of the session.
     pub session: String,
-    /// What its writer has made of arrays and groups.
+    /// The writer's changes of arrays and groups.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) nodes: BTreeMap<String, NodeChange>,
-    /// The run that they are of, if of one: they count once its end was told, too.
+    /// The run of the receipts. They count only with a batch that ends the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) run: Option<String>,
-    /// All of the run's receipts are told.
+    /// True if this is the last batch of the run.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) ends: bool,
     /// The receipts.
@@ -317,7 +315,7 @@ impl Batch {
         }
     }
 
-    /// Finds out whether these are of a session and of a version that is known.
+    /// Checks the session and the version.
     pub(crate) fn check(&self, session: &str) -> Result<(), Error> {
         if self.version != VERSION {
             return Err(Error::Version { what: "a receipt", found: self.version, known: VERSION });
@@ -393,9 +391,10 @@ mod tests {
             Receipt::fill("a", &[0]),
             Receipt::inline("a", &[0], b"x"),
         ] {
-            assert!(
-                matches!(receipts.add(other), Err(Error::WrittenTwice { array, chunk }) if array == "a" && chunk == [0])
-            );
+            let Err(Error::WrittenTwice { array, chunk }) = receipts.add(other) else {
+                panic!("other contents are refused");
+            };
+            assert!(array == "a" && chunk == [0]);
         }
     }
 

@@ -38,7 +38,7 @@ impl Records {
         Records { backend, place: format!("{location}/{}", crate::FOLDER), prefix, remote }
     }
 
-    /// True if each request crosses a network.
+    /// Returns true if requests are sent over a network.
     pub(crate) fn is_remote(&self) -> bool {
         self.remote
     }
@@ -96,10 +96,10 @@ impl Records {
         found.into_iter().zip(keys).map(parse).collect()
     }
 
-    /// Makes a record; false if there is one.
+    /// Creates a record. Returns false if it exists.
     ///
-    /// A put whose answer was lost is repeated by the client, and finds itself: so what is there is
-    /// looked at.
+    /// The client retries a put whose response was lost, and then finds its own record. The
+    /// existing record is therefore compared.
     pub(crate) fn create(&self, key: &str, record: &impl Serialize) -> Result<bool, Error> {
         let (path, place) = (self.path(key)?, self.place_of(key));
         let bytes = bytes::Bytes::from(
@@ -126,7 +126,7 @@ impl Records {
         })
     }
 
-    /// Names of the records and folders directly below a folder, in order.
+    /// Lists the names of records and folders directly below a folder, in order.
     pub(crate) fn list(&self, folder: &str) -> Result<Vec<String>, Error> {
         let (path, place, backend) =
             (self.path(folder)?, self.place_of(folder), Arc::clone(&self.backend));
@@ -144,7 +144,7 @@ impl Records {
     }
 }
 
-/// The name of a generation; they sort as their numbers do.
+/// Returns the name of a numbered record. Names sort like their numbers.
 pub(crate) fn numbered(n: u64) -> String {
     format!("{n:06}.json")
 }

@@ -26,8 +26,8 @@ pub const MAIN: &str = "main";
 
 /// A versioned store of arrays: in a directory, below a prefix of an S3 bucket, or in memory.
 ///
-/// Cheap to clone. All of its methods wait for what they ask for; they work from inside a user's
-/// runtime, too.
+/// Clones are cheap and share the repository. Methods block until their requests are finished; they
+/// also work on the threads of an asynchronous runtime.
 #[derive(Clone, Debug)]
 pub struct Repository {
     inner: Arc<Inner>,
@@ -41,23 +41,24 @@ struct Inner {
     repository: Arc<icechunk::Repository>,
     objects: Objects,
     records: Records,
-    /// Keeps what is in memory there.
+    /// Keeps a repository in memory alive.
     _memory: Option<Arc<Memory>>,
 }
 
-/// So often, with such pauses, one looks whether a repository is there that somebody else is
-/// making.
+/// The number of polls, and the pause between them, for a repository that another process is
+/// creating.
 const MAKING_ATTEMPTS: u32 = 250;
 const MAKING_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
 
 impl Repository {
-    /// Makes a repository at a path, `s3://BUCKET/PREFIX` or `memory://NAME`, where nothing is yet.
+    /// Creates a repository at a path, `s3://BUCKET/PREFIX` or `memory://NAME`.
     ///
     /// # Errors
-    /// [`Error::Exists`] where something is, and where storage fails.
+    /// Returns [`Error::Exists`] or [`Error::Occupied`] if the location is not empty, and an error
+    /// if storage fails.
     pub fn create(url: &str, format: Format) -> Result<Repository, Error> {
         let location = Location::parse(url)?;
-        // Looked at before a lock is left there.
+        // Checked before a lock file is created there.
         check_free(&location)?;
         let _lock = Lock::take(&location, &|| false)?;
         let memory = memory(&location, true)?;
@@ -66,8 +67,8 @@ impl Repository {
         }
         check_free(&location)?;
         let (backend, place) = (storage(&location, memory.as_deref())?, location.to_string());
-        // Nothing of our settings is written into the repository: they are ours, not those of other
-        // readers. The directory was looked at already.
+        // This crate's settings are not stored in the repository, because other readers have their
+        // own. The directory has been checked already.
         let clean = location.directory().is_none();
         wait(async move {
             let created = icechunk::Repository::create(backend)
@@ -76,7 +77,7 @@ impl Repository {
                 .execute()
                 .await;
             created.map(drop).map_err(|e| match e.kind {
-                // The second is of who lost a race.
+                // The second kind is a lost race.
                 RepositoryErrorKind::ParentDirectoryNotClean
                 | RepositoryErrorKind::RepoInfoUpdated => Error::Exists { place },
                 kind => failed(&place, "create", kind),
@@ -85,29 +86,28 @@ impl Repository {
         Repository::opened(location, memory)
     }
 
-    /// A new repository in the memory of this process. It is there as long as a handle on it is.
+    /// Creates a repository in the memory of this process. It exists as long as a handle to it.
     ///
     /// # Errors
-    /// As [`create`](Repository::create).
+    /// Returns the errors of [`create`](Repository::create).
     pub fn in_memory() -> Result<Repository, Error> {
         Repository::create(&format!("memory://{}", crate::new_id()), Format::default())
     }
 
-    /// Opens the repository at a path, `s3://BUCKET/PREFIX`, or at the `memory://NAME` of one of
-    /// this process.
+    /// Opens the repository at a path, at `s3://BUCKET/PREFIX`, or at a `memory://NAME` of this
+    /// process.
     ///
     /// Credentials, region and endpoint of S3 come from the environment (`AWS_…`).
     ///
     /// # Errors
-    /// [`Error::NoRepository`] where there is none, and where storage fails.
+    /// Returns [`Error::NoRepository`] if there is none, and an error if storage fails.
     pub fn open(url: &str) -> Result<Repository, Error> {
         let location = Location::parse(url)?;
         let memory = memory(&location, false)?;
         Repository::opened(location, memory)
     }
 
-    /// As [`open`](Repository::open), but whoever in this process opens it this way shares its
-    /// caches.
+    /// Opens a repository whose caches are shared by all callers of this function in this process.
     pub(crate) fn open_shared(url: &str) -> Result<Repository, Error> {
         static OPEN: Mutex<Option<HashMap<String, Weak<Inner>>>> = Mutex::new(None);
         let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -122,10 +122,10 @@ impl Repository {
         Ok(repository)
     }
 
-    /// Opens the repository, or makes one where there is none.
+    /// Opens a repository, or creates it if it does not exist.
     ///
     /// # Errors
-    /// As [`open`](Repository::open) and [`create`](Repository::create).
+    /// Returns the errors of [`open`](Repository::open) and [`create`](Repository::create).
     pub fn open_or_create(url: &str, format: Format) -> Result<Repository, Error> {
         let mut lost = 0;
         for _ in 0..MAKING_ATTEMPTS {
@@ -134,9 +134,9 @@ impl Repository {
                 other => return other,
             }
             match Repository::create(url, format) {
-                // Somebody else is making it.
+                // Another process is creating it.
                 Err(Error::Exists { .. }) => std::thread::sleep(MAKING_PAUSE),
-                // It is not known whether it was made.
+                // The repository may or may not have been created.
                 Err(e) if e.is_transient() && lost < LOST_ANSWERS => {
                     lost += 1;
                     std::thread::sleep(MAKING_PAUSE * lost);
@@ -175,20 +175,19 @@ impl Repository {
         })
     }
 
-    /// With shared sessions switched on or off: off, none is created or joined, and no record of
-    /// any is kept.
+    /// Enables or disables shared sessions. If disabled, none can be created or joined.
     #[must_use]
     pub fn sharing(mut self, yes: bool) -> Repository {
         self.sharing = yes;
         self
     }
 
-    /// Where it is, as [`open`](Repository::open) takes it.
+    /// Returns the location, as [`open`](Repository::open) accepts it.
     pub fn url(&self) -> &str {
         &self.inner.url
     }
 
-    /// The format on disk.
+    /// Returns the on-disk format.
     pub fn format(&self) -> Format {
         if self.inner.repository.spec_version() == SpecVersionBin::V1 {
             Format::V1
@@ -197,33 +196,33 @@ impl Repository {
         }
     }
 
-    /// A session that reads one snapshot, whatever is committed meanwhile.
+    /// Returns a session that reads one snapshot, independently of later commits.
     ///
     /// # Errors
-    /// [`Error::NoVersion`] where there is no such version.
+    /// Returns [`Error::NoVersion`] if the version does not exist.
     pub fn readonly_session(&self, version: &Version) -> Result<ReadonlySession, Error> {
         ReadonlySession::new(self, self.resolve(version)?)
     }
 
-    /// A session that begins at the newest snapshot of a branch, and commits to it.
+    /// Returns a session that starts at the newest snapshot of a branch and commits to it.
     ///
     /// # Errors
-    /// [`Error::NoVersion`] where there is no such branch.
+    /// Returns [`Error::NoVersion`] if the branch does not exist.
     pub fn writable_session(&self, branch: &str) -> Result<WritableSession, Error> {
         WritableSession::new(self, branch)
     }
 
-    /// The id of the snapshot of a version.
+    /// Returns the snapshot id of a version.
     ///
     /// # Errors
-    /// [`Error::NoVersion`] where there is none.
+    /// Returns [`Error::NoVersion`] if the version does not exist.
     pub fn resolve(&self, version: &Version) -> Result<String, Error> {
         let wanted = self.info_of(version)?;
         let (what, exact) = (version.to_string(), matches!(version, Version::Snapshot(_)));
         let place = self.url().to_owned();
         self.ask("read", move |r| async move {
             let found = if exact {
-                // Ids of snapshots are resolved without a look: this one has one.
+                // Icechunk resolves snapshot ids without checking that they exist.
                 match &wanted {
                     VersionInfo::SnapshotId(id) => r.lookup_snapshot(id).await.map(|s| s.id),
                     other => r.resolve_version(other).await,
@@ -240,44 +239,44 @@ impl Repository {
         .map_err(|()| Error::NoVersion { place, what })
     }
 
-    /// Names of all branches.
+    /// Returns the names of all branches.
     ///
     /// # Errors
-    /// Where storage fails.
+    /// Returns an error if storage fails.
     pub fn branches(&self) -> Result<Vec<String>, Error> {
         self.ask("read", |r| async move {
             r.list_branches().await.map(|b| b.into_iter().collect()).map_err(|e| e.kind)
         })
     }
 
-    /// Names of all tags.
+    /// Returns the names of all tags.
     ///
     /// # Errors
-    /// Where storage fails.
+    /// Returns an error if storage fails.
     pub fn tags(&self) -> Result<Vec<String>, Error> {
         self.ask("read", |r| async move {
             r.list_tags().await.map(|t| t.into_iter().collect()).map_err(|e| e.kind)
         })
     }
 
-    /// Makes a branch at a version.
+    /// Creates a branch at a version.
     ///
     /// # Errors
-    /// Where there is one of that name, or no such version.
+    /// Returns an error if a branch of that name exists or the version does not exist.
     pub fn create_branch(&self, name: &str, at: &Version) -> Result<(), Error> {
         let (name, id) = (named(name)?, self.id(at)?);
         let _lock = self.lock()?;
         self.refuse_if_there(&Version::Branch(name.clone()))?;
-        self.ask("given a branch", move |r| async move {
+        self.ask("create a branch of", move |r| async move {
             r.create_branch(&name, &id).await.map_err(|e| e.kind)
         })
     }
 
-    /// Removes a branch. Its snapshots go with the next garbage collection, unless others lead
-    /// there.
+    /// Deletes a branch. The next garbage collection removes snapshots to which no other branch or
+    /// tag refers.
     ///
     /// # Errors
-    /// Where there is none, or it is `main`.
+    /// Returns an error if the branch does not exist or is `main`.
     pub fn delete_branch(&self, name: &str) -> Result<(), Error> {
         if name == MAIN {
             return Err(Error::InvalidRef { name: name.to_owned() });
@@ -290,10 +289,11 @@ impl Repository {
         })
     }
 
-    /// Names a snapshot for good.
+    /// Creates a tag at a version.
     ///
     /// # Errors
-    /// Where there is, or ever was, a tag of that name, or no such version.
+    /// Returns an error if a tag of that name exists or has existed, or if the version does not
+    /// exist.
     pub fn create_tag(&self, name: &str, at: &Version) -> Result<(), Error> {
         let (name, id) = (named(name)?, self.id(at)?);
         let _lock = self.lock()?;
@@ -301,10 +301,10 @@ impl Repository {
         self.ask("tag", move |r| async move { r.create_tag(&name, &id).await.map_err(|e| e.kind) })
     }
 
-    /// Removes a tag.
+    /// Deletes a tag.
     ///
     /// # Errors
-    /// Where there is none.
+    /// Returns an error if the tag does not exist.
     pub fn delete_tag(&self, name: &str) -> Result<(), Error> {
         let name = name.to_owned();
         let _lock = self.lock()?;
@@ -324,10 +324,10 @@ impl Repository {
         }
     }
 
-    /// A version's snapshots, the newest first.
+    /// Returns a version's snapshots, newest first.
     ///
     /// # Errors
-    /// Where there is no such version.
+    /// Returns an error if the version does not exist.
     pub fn history(&self, of: &Version) -> Result<Vec<Snapshot>, Error> {
         let id = self.id(of)?;
         self.ask("read", move |r| async move {
@@ -365,7 +365,7 @@ impl Repository {
         Error::NoVersion { place: self.url().to_owned(), what: version.to_string() }
     }
 
-    /// Asks Icechunk for something and waits.
+    /// Runs a request of Icechunk and waits for it.
     pub(crate) fn ask<T, F, A>(&self, action: &'static str, question: F) -> Result<T, Error>
     where
         T: Send + 'static,
@@ -376,13 +376,13 @@ impl Repository {
         wait(async move { asked.await.map_err(|kind| failed(&place, action, kind)) })
     }
 
-    /// Holds what must not happen twice at once in a local repository; nothing elsewhere, where the
-    /// store compares and swaps.
+    /// Locks a local repository. Elsewhere no lock is needed, because the store supports
+    /// conditional puts.
     pub(crate) fn lock(&self) -> Result<Lock, Error> {
         Lock::take(&self.inner.location, &|| false)
     }
 
-    /// The same, unless it is cancelled while it waits.
+    /// Locks a local repository, unless cancelled while waiting.
     pub(crate) fn lock_unless(&self, is_cancelled: &dyn Fn() -> bool) -> Result<Lock, Error> {
         Lock::take(&self.inner.location, is_cancelled)
     }
@@ -407,7 +407,7 @@ impl Repository {
         self.sharing
     }
 
-    /// The store that lies below, where there is one of ours for it.
+    /// Returns the engine's store of the repository's objects, unless they are in memory.
     pub(crate) fn base_store(&self) -> Option<&Arc<dyn Store>> {
         match &self.inner.objects {
             Objects::Store(store) => Some(store),
@@ -416,7 +416,7 @@ impl Repository {
     }
 }
 
-/// The name of a new branch or tag.
+/// Checks the name of a new branch or tag.
 fn named(name: &str) -> Result<String, Error> {
     if name.trim().is_empty() {
         Err(Error::InvalidRef { name: name.to_owned() })
@@ -428,12 +428,12 @@ fn named(name: &str) -> Result<String, Error> {
 pub(crate) fn snapshot_id(id: &str) -> Result<SnapshotId, Error> {
     SnapshotId::try_from(id).map_err(|e| Error::InvalidUrl {
         url: id.to_owned(),
-        why: format!("it is no id of a snapshot: {e}"),
+        why: format!("invalid snapshot id: {e}"),
     })
 }
 
-/// An error of Icechunk's, of which only the kind is kept: its trace of spans is for its own
-/// developers.
+/// Converts an error of Icechunk. Only its kind is used, because its trace of spans is for
+/// Icechunk's developers.
 pub(crate) fn failed(
     place: &str,
     action: &'static str,
@@ -446,8 +446,8 @@ pub(crate) fn failed(
         if !message.contains(&text) {
             message = format!("{message}: {text}");
         }
-        // As in the engine's object stores: the client has tried what it knows to be transient
-        // again; another worker may still get through.
+        // As in the engine's object stores: the client has retried transient errors, but another
+        // worker may still succeed.
         transient |= matches!(error.downcast_ref(), Some(object_store::Error::Generic { .. }));
         cause = error.source();
     }

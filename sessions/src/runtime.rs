@@ -1,14 +1,14 @@
-//! Where requests run: a small runtime of this crate's own.
+//! The runtime for requests.
 //!
-//! The public API is synchronous. A caller waits on a channel, which works from any thread, also
-//! from one that belongs to a runtime of the user's.
+//! The public API is synchronous. Callers wait on a channel, which works on any thread, including
+//! the threads of a user's runtime.
 
 use std::sync::{OnceLock, mpsc};
 use std::task::{Context, Poll, Waker};
 
 use crate::error::Error;
 
-/// Threads that wait for disks and sockets, and encode manifests.
+/// The number of threads that wait for disks and sockets, and encode manifests.
 const IO_THREADS: usize = 2;
 
 fn runtime() -> Result<&'static tokio::runtime::Runtime, Error> {
@@ -26,8 +26,8 @@ fn runtime() -> Result<&'static tokio::runtime::Runtime, Error> {
 
 /// Runs a request and waits for it.
 ///
-/// What needs no waiting, as a reference in a manifest that is at hand, is answered where it was
-/// asked: going to another thread and back takes many times as long.
+/// A request that is ready at once, such as a reference in a cached manifest, is completed on the
+/// calling thread, because a switch to another thread would take many times as long.
 pub(crate) fn wait<T: Send + 'static>(
     request: impl Future<Output = Result<T, Error>> + Send + 'static,
 ) -> Result<T, Error> {
@@ -46,5 +46,5 @@ pub(crate) fn wait<T: Send + 'static>(
     });
     receive
         .recv()
-        .unwrap_or_else(|_| Err(Error::Runtime { message: "a request was dropped".into() }))
+        .unwrap_or_else(|_| Err(Error::Runtime { message: "the request was cancelled".into() }))
 }

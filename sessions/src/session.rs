@@ -1,4 +1,4 @@
-//! Sessions of one process, and what its forks need.
+//! Sessions of one process, and their forks.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -17,7 +17,7 @@ use crate::repository::Repository;
 use crate::store::{Keep, SessionStore, Writes};
 use crate::version::Version;
 
-/// Reads one snapshot, whatever is committed meanwhile.
+/// A session that reads one snapshot, independently of later commits.
 #[derive(Clone, Debug)]
 pub struct ReadonlySession {
     store: Arc<SessionStore>,
@@ -28,12 +28,13 @@ impl ReadonlySession {
         Ok(ReadonlySession { store: Arc::new(SessionStore::new(repository, snapshot, None)?) })
     }
 
-    /// The snapshot's id.
+    /// Returns the snapshot's id.
     pub fn snapshot(&self) -> &str {
         self.store.snapshot()
     }
 
-    /// The engine's view, whose URL names the snapshot: arrays opened from it are pinned to that.
+    /// Returns the engine's view of the snapshot. Its URL names the snapshot, so arrays opened from
+    /// it are pinned to it.
     pub fn store(&self) -> Arc<dyn Store> {
         Arc::clone(&self.store) as Arc<dyn Store>
     }
@@ -42,19 +43,19 @@ impl ReadonlySession {
         &self.store
     }
 
-    /// An array, to be read.
+    /// Opens an array for reading.
     ///
     /// # Errors
-    /// Where there is none, or one that uses what is not supported.
+    /// Returns an error if the array does not exist or has unsupported features.
     pub fn array(&self, path: &str) -> Result<SessionArray, Error> {
         SessionArray::open(&self.store, path)
     }
 }
 
-/// Collects changes, and commits them once.
+/// A session that collects changes and commits them once.
 ///
-/// Cheap to clone; clones are one session, and may be used by several threads at once. After the
-/// commit all of them refuse to write.
+/// Clones are cheap, refer to the same session, and can be used on several threads. After the
+/// commit, all of them refuse writes.
 #[derive(Clone, Debug)]
 pub struct WritableSession {
     store: Arc<SessionStore>,
@@ -70,27 +71,27 @@ struct Inner {
     closed: Arc<Mutex<Option<Closed>>>,
 }
 
-/// What another process needs to write for a session: no credentials, and nothing of Icechunk's
-/// own.
+/// The data with which another process can write to a session. It contains no credentials and no
+/// data formats of Icechunk.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ticket {
-    /// Version of this record.
+    /// The version of this record.
     pub version: u32,
     /// The repository's URL.
     pub repository: String,
-    /// The snapshot that the session is based on.
+    /// The snapshot on which the session is based.
     pub base: String,
-    /// The session.
+    /// The id of the session.
     pub session: String,
-    /// The branch that it will be committed to.
+    /// The branch to which the session commits.
     pub branch: String,
-    /// Where the operations log was as it began.
+    /// The position of the operations log at the start of the session.
     mark: Option<Mark>,
-    /// What the session has made or changed before.
+    /// The changes of arrays and groups before the ticket was created.
     nodes: std::collections::BTreeMap<String, NodeChange>,
 }
 
-/// Writes for a session that is elsewhere.
+/// A writer for a session of another process.
 #[derive(Clone, Debug)]
 pub struct Fork {
     store: Arc<SessionStore>,
@@ -99,7 +100,7 @@ pub struct Fork {
 
 impl WritableSession {
     pub(crate) fn new(repository: &Repository, branch: &str) -> Result<WritableSession, Error> {
-        // First the mark: what is collected after it is noticed.
+        // The mark comes first, so that later garbage collections are detected.
         let mark = repository.mark()?;
         let base = repository.resolve(&Version::Branch(branch.to_owned()))?;
         let inner = Inner {
@@ -125,17 +126,17 @@ impl WritableSession {
         Ok(WritableSession { store, inner: Arc::new(inner) })
     }
 
-    /// The branch that it commits to.
+    /// Returns the branch to which the session commits.
     pub fn branch(&self) -> &str {
         &self.inner.branch
     }
 
-    /// The snapshot that it is based on.
+    /// Returns the snapshot on which the session is based.
     pub fn base(&self) -> &str {
         self.store.snapshot()
     }
 
-    /// Its id: in tickets, receipts, and the snapshot's properties.
+    /// Returns the id, which is part of tickets, receipts and the snapshot's properties.
     pub fn id(&self) -> &str {
         &self.inner.id
     }
@@ -144,7 +145,7 @@ impl WritableSession {
         self.inner.mark
     }
 
-    /// The repository.
+    /// Returns the repository.
     pub fn repository(&self) -> &Repository {
         self.store.repository()
     }
@@ -153,15 +154,15 @@ impl WritableSession {
         &self.store
     }
 
-    /// The engine's view: the base, with what this session has written over it.
+    /// Returns the engine's view: the base with the changes of this session.
     pub fn store(&self) -> Arc<dyn Store> {
         Arc::clone(&self.store) as Arc<dyn Store>
     }
 
-    /// Makes a group, and those around it; nothing happens where it is already.
+    /// Creates a group and its parent groups, unless they exist.
     ///
     /// # Errors
-    /// Where an array of that name is.
+    /// Returns an error if an array of that name exists.
     pub fn create_group(&self, path: &str, attributes: &Map<String, Value>) -> Result<(), Error> {
         match self.document(path)? {
             Some(document) if document["node_type"] == "group" => Ok(()),
@@ -170,10 +171,10 @@ impl WritableSession {
         }
     }
 
-    /// Makes an array of fill values, and groups around it.
+    /// Creates an array of fill values, and its parent groups.
     ///
     /// # Errors
-    /// [`Error::NodeExists`] where something of that name is.
+    /// Returns [`Error::NodeExists`] if an array or group of that name exists.
     pub fn create_array(
         &self,
         path: &str,
@@ -184,11 +185,11 @@ impl WritableSession {
         self.create_node(path, array_document(info, dims, attributes))
     }
 
-    /// Makes an array or group by its Zarr document.
+    /// Creates an array or group from its Zarr document.
     ///
     /// # Errors
-    /// [`Error::NodeExists`] where something of that name is, [`Error::InvalidNode`] where a repository
-    /// cannot hold it.
+    /// Returns [`Error::NodeExists`] if an array or group of that name exists, and
+    /// [`Error::InvalidNode`] if a repository does not support the document.
     pub fn create_node(&self, path: &str, document: Value) -> Result<(), Error> {
         if self.document(path)?.is_some() {
             return Err(self.exists(path));
@@ -197,40 +198,40 @@ impl WritableSession {
         self.change(path, NodeChange::New(document))
     }
 
-    /// Makes an array or group by its Zarr document; what is there goes with the commit, and all
-    /// below it.
+    /// Creates an array or group from its Zarr document. The commit removes an existing one and
+    /// everything below it.
     ///
     /// # Errors
-    /// [`Error::InvalidNode`] where a repository cannot hold it.
+    /// Returns [`Error::InvalidNode`] if a repository does not support the document.
     pub fn replace_node(&self, path: &str, document: Value) -> Result<(), Error> {
         check_node(path, &document)?;
         self.change(path, NodeChange::Replaced(document))
     }
 
-    /// Gives an array or group other attributes.
+    /// Replaces the attributes of an array or group.
     ///
     /// # Errors
-    /// [`Error::NoNode`] where there is none.
+    /// Returns [`Error::NoNode`] if it does not exist.
     pub fn set_attributes(&self, path: &str, attributes: &Map<String, Value>) -> Result<(), Error> {
         let mut document = self.document(path)?.ok_or_else(|| self.no_node(path))?;
         document["attributes"] = Value::Object(attributes.clone());
         self.change(path, NodeChange::Updated(document))
     }
 
-    /// Attributes of an array or group.
+    /// Returns the attributes of an array or group.
     ///
     /// # Errors
-    /// [`Error::NoNode`] where there is none.
+    /// Returns [`Error::NoNode`] if it does not exist.
     pub fn attributes(&self, path: &str) -> Result<Map<String, Value>, Error> {
         let document = self.document(path)?.ok_or_else(|| self.no_node(path))?;
         Ok(document["attributes"].as_object().cloned().unwrap_or_default())
     }
 
-    /// Gives an array another shape: chunks inside of both stay, what is new has fill values, what
-    /// is outside goes.
+    /// Resizes an array. Chunks in both shapes stay, chunks outside of the new shape are removed,
+    /// and new elements have the fill value.
     ///
     /// # Errors
-    /// [`Error::Rank`] where the array has another number of axes.
+    /// Returns [`Error::Rank`] if the array has another number of axes.
     pub fn resize(&self, path: &str, shape: &[u64]) -> Result<(), Error> {
         let mut document = self.document(path)?.ok_or_else(|| self.no_node(path))?;
         let before = Shape::of(path, &document)?;
@@ -245,28 +246,28 @@ impl WritableSession {
         self.change(path, NodeChange::Updated(document))
     }
 
-    /// Removes an array or a group with all below it.
+    /// Removes an array, or a group with everything below it.
     ///
     /// # Errors
-    /// [`Error::NoNode`] where there is none.
+    /// Returns [`Error::NoNode`] if it does not exist.
     pub fn remove(&self, path: &str) -> Result<(), Error> {
         self.document(path)?.ok_or_else(|| self.no_node(path))?;
         self.change(path, NodeChange::Removed)
     }
 
-    /// An array, to be read and written.
+    /// Opens an array for reading and writing.
     ///
     /// # Errors
-    /// Where there is none, or one that uses what is not supported.
+    /// Returns an error if the array does not exist or has unsupported features.
     pub fn array(&self, path: &str) -> Result<SessionArray, Error> {
         SessionArray::open(&self.store, path)
     }
 
-    /// What another process needs to write for this session, with the arrays that were made so far.
-    /// It can be used any number of times.
+    /// Returns a ticket with which other processes can write to this session, including the arrays
+    /// created so far. A ticket can be opened any number of times.
     ///
     /// # Errors
-    /// After the commit.
+    /// Returns an error after the commit.
     pub fn fork(&self) -> Result<Ticket, Error> {
         refuse(&self.inner.closed, &self.inner.id)?;
         Ok(Ticket {
@@ -280,57 +281,58 @@ impl WritableSession {
         })
     }
 
-    /// Takes over what a fork has written.
+    /// Merges the chunks that a fork has written.
     ///
     /// # Errors
-    /// [`Error::WrittenTwice`] where a chunk has other content already, [`Error::Foreign`] for
-    /// another session's receipts.
+    /// Returns [`Error::WrittenTwice`] if a chunk has other contents already, and
+    /// [`Error::Foreign`] for the receipts of another session.
     pub fn merge(&self, batch: Batch) -> Result<(), Error> {
         refuse(&self.inner.closed, &self.inner.id)?;
         batch.check(&self.inner.id)?;
         self.merge_receipts(batch.receipts)
     }
 
-    /// Takes over receipts, for instance those that [`Receipt::object`] makes of a task's.
+    /// Merges receipts, for example those that [`Receipt::object`] returns for the receipts of a
+    /// task.
     ///
     /// # Errors
-    /// As [`merge`](WritableSession::merge).
+    /// Returns the errors of [`merge`](WritableSession::merge).
     pub fn merge_receipts(&self, receipts: impl IntoIterator<Item = Receipt>) -> Result<(), Error> {
         refuse(&self.inner.closed, &self.inner.id)?;
         self.draft(|d| receipts.into_iter().try_for_each(|r| d.receipts.add(r)))
     }
 
-    /// Number of chunks that were written or merged so far.
+    /// Returns the number of chunks that were written or merged.
     pub fn n_chunks(&self) -> usize {
         self.draft(|d| d.receipts.len())
     }
 
-    /// Makes everything visible, at once, as one snapshot on the branch; its id.
+    /// Commits all changes as one snapshot on the branch, and returns its id.
     ///
     /// # Errors
-    /// As [`commit_with`](WritableSession::commit_with).
+    /// Returns the errors of [`commit_with`](WritableSession::commit_with).
     pub fn commit(&self, message: &str) -> Result<String, Error> {
         self.commit_with(message, &CommitOptions::default())
     }
 
-    /// As [`commit`](WritableSession::commit), with options.
+    /// Commits all changes with options, and returns the id of the snapshot.
     ///
     /// # Errors
-    /// [`Error::Conflict`] where the branch has moved and that was not allowed, or both have
-    /// changed the same; [`Error::Incomplete`]; [`Error::Collected`]; [`Error::NothingToCommit`].
-    /// Nothing is visible then, and the session can be committed again.
+    /// Returns [`Error::Conflict`] if the branch has moved and a rebase is not allowed or not
+    /// possible, [`Error::Incomplete`], [`Error::Collected`], or [`Error::NothingToCommit`]. No
+    /// change is visible then, and the commit can be retried.
     pub fn commit_with(&self, message: &str, options: &CommitOptions) -> Result<String, Error> {
         self.commit_unless(message, options, &|| false)
     }
 
-    /// The same, unless it is cancelled while it waits for others.
+    /// Commits all changes, unless cancelled while it waits for other writers.
     pub(crate) fn commit_unless(
         &self,
         message: &str,
         options: &CommitOptions,
         is_cancelled: &dyn Fn() -> bool,
     ) -> Result<String, Error> {
-        // Who writes while a commit goes on waits, and is refused afterwards.
+        // Concurrent writers wait during the commit and are refused after it.
         let mut closed = self.inner.closed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(state) = &*closed {
             return Err(Error::Closed { session: self.inner.id.clone(), state: state.clone() });
@@ -349,8 +351,8 @@ impl WritableSession {
         Ok(snapshot)
     }
 
-    /// Gives up: nothing more can be written or committed. Objects that were written go with a
-    /// later garbage collection.
+    /// Abandons the session, which then accepts no writes and no commit. A later garbage collection
+    /// removes the written objects.
     pub fn abandon(&self) {
         self.close(Closed::Abandoned);
     }
@@ -369,8 +371,8 @@ impl WritableSession {
         Ok(())
     }
 
-    /// True if an array or group, or one around it, was made, changed or removed, or chunks of it
-    /// were written.
+    /// Returns true if an array or group or one of its parents was created, changed or removed, or
+    /// if its chunks were written.
     pub fn has_changed(&self, path: &str) -> bool {
         self.draft(|d| !matches!(d.node(path), Known::Unchanged) || d.receipts.n_chunks(path) > 0)
     }
@@ -401,17 +403,18 @@ pub(crate) fn check_node(path: &str, document: &Value) -> Result<(), Error> {
         Some("array") => Shape::of(path, document).map(|_| ()),
         _ => Err(Error::InvalidNode {
             path: path.to_owned(),
-            why: "its document is of no array and no group".into(),
+            why: "the document describes neither an array nor a group".into(),
         }),
     }
 }
 
 impl Ticket {
-    /// Begins to write, with the credentials of this process. Reads the base's documents when they
-    /// are asked for, nothing else.
+    /// Opens the session for writing with the credentials of this process. Reads documents of the
+    /// base on demand.
     ///
     /// # Errors
-    /// Where the repository cannot be opened, or another version of the program made the ticket.
+    /// Returns an error if the repository cannot be opened, or if another version of the program
+    /// created the ticket.
     pub fn open(&self) -> Result<Fork, Error> {
         let repository = self.repository()?;
         let draft = Draft { nodes: self.nodes.clone(), ..Draft::default() };
@@ -425,12 +428,12 @@ impl Ticket {
         Ok(Fork { store, session: self.session.clone() })
     }
 
-    /// Goes on with the session itself, where the process that began it has died: receipts that
-    /// were kept elsewhere can be merged and committed. If it was committed already, committing it
-    /// again finds that snapshot.
+    /// Resumes the session itself after the process that started it has ended. Receipts stored
+    /// elsewhere can be merged and committed. If the session was committed already, another commit
+    /// returns that snapshot.
     ///
     /// # Errors
-    /// As [`open`](Ticket::open).
+    /// Returns the errors of [`open`](Ticket::open).
     pub fn resume(&self) -> Result<WritableSession, Error> {
         let draft = Draft { nodes: self.nodes.clone(), ..Draft::default() };
         let (branch, id) = (self.branch.clone(), self.session.clone());
@@ -456,8 +459,8 @@ impl Ticket {
         Repository::open(&self.repository)
     }
 
-    /// The URL of a store that writes for this session, as [`open_store`](crate::open_store) takes
-    /// it.
+    /// Returns the URL of a store that writes to this session, as
+    /// [`open_store`](crate::open_store) accepts it.
     pub fn store_url(&self) -> String {
         crate::location::StoreUrl {
             repository: self.repository.clone(),
@@ -469,21 +472,20 @@ impl Ticket {
 }
 
 impl Fork {
-    /// The engine's view: the base, with what the session had made and this fork has written over
-    /// it.
+    /// Returns the engine's view: the base with the changes in the ticket and those of this fork.
     pub fn store(&self) -> Arc<dyn Store> {
         Arc::clone(&self.store) as Arc<dyn Store>
     }
 
-    /// An array, to be read and written.
+    /// Opens an array for reading and writing.
     ///
     /// # Errors
-    /// Where there is none, or one that uses what is not supported.
+    /// Returns an error if the array does not exist or has unsupported features.
     pub fn array(&self, path: &str) -> Result<SessionArray, Error> {
         SessionArray::open(&self.store, path)
     }
 
-    /// Receipts of everything that was written so far, for [`WritableSession::merge`].
+    /// Returns the receipts of all written chunks, for [`WritableSession::merge`].
     pub fn receipts(&self) -> Batch {
         let draft = self.store.draft();
         debug_assert!(draft.is_some(), "broken invariant: a fork keeps its receipts");

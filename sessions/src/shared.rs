@@ -1,10 +1,9 @@
-//! Sessions that are found by their id, by workers that share nothing but the repository: no
-//! server.
+//! Shared sessions: found by id, by processes that share only the repository. No server is needed.
 //!
-//! Each session has a folder of records in the repository, `_freestone/sessions/ID/`, all of them
+//! Each session has a folder of records in the repository, `_freestone/sessions/ID/`. Records are
 //! created once and never changed:
 //!
-//! | record | says |
+//! | record | contents |
 //! | --- | --- |
 //! | `session.json` | branch, base, message, what was made before it was shared |
 //! | `state/000001.json`, … | one generation each: state and expiry. The highest counts, and who creates the next has swapped |
@@ -12,16 +11,16 @@
 //! | `joiners/NAME/000001.closed.json` | and has closed |
 //! | `receipts/NAME/000001-000001-8.json` | the first 8 chunks that it has written |
 //!
-//! The creator makes metadata before it shares. A joiner reads the base, what was made, and its own
-//! writes; its receipts are made durable when it closes and every second. A commit goes through the
-//! state `Committing`, in which nobody joins or writes; whoever commits a session again whose
-//! coordinator died there finds its snapshot by the session's id in the snapshot's properties, and
-//! finishes.
+//! The creator creates arrays and groups before it shares the session. A joiner reads the base,
+//! those arrays, and its own writes. Its receipts are flushed every second and when it closes. A
+//! commit passes through the state `Committing`, in which nobody can join or write. If the
+//! committing process ends in that state, another commit finds the snapshot by the session's id in
+//! the snapshot's properties, and completes.
 //!
-//! Expiry goes by the clock of whoever looks: clocks should agree to within the minute.
+//! Expiry is determined by the clock of each process, so clocks should agree to within a minute.
 //!
-//! Here is what a user does with one as a whole. `folder` has the records, `joiner` those who join
-//! and write, `commit` how all of it becomes one commit.
+//! This module has the operations on a session. `folder` has the records, `joiner` the writers, and
+//! `commit` the commit.
 
 mod commit;
 mod folder;
@@ -43,74 +42,72 @@ pub use joiner::Joiner;
 use folder::{Generation, Joined, JoinedClosed, Record, State, now, time};
 use joiner::check_name;
 
-/// How long a session lives unless something else was asked for.
+/// The default lifetime of a session.
 const DEFAULT_LIFE: Duration = Duration::from_secs(24 * 3600);
 
-/// How long a session may live. Garbage collection spares what is younger.
+/// The maximum lifetime of a session. Garbage collection retains younger objects.
 pub(crate) const LONGEST_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// A session that anybody may join who knows its id. The handle is small, and can be sent to other
-/// processes as it is.
+/// A session that can be joined by its id. The handle is small and serializable.
 #[derive(Clone, Debug)]
 pub struct SharedSession {
     repository: Repository,
     id: String,
 }
 
-/// In what state a session is.
+/// The state of a shared session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SessionState {
-    /// It may be joined.
+    /// Open for joiners.
     Open,
-    /// A commit is under way, or who did it died.
+    /// A commit is in progress or was interrupted.
     Committing,
-    /// It takes nothing more.
+    /// Closed for joiners and commits.
     Closed(Closed),
-    /// Its records cannot be understood.
+    /// The records are damaged.
     Damaged,
 }
 
-/// What is known of a shared session.
+/// The status of a shared session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SharedStatus {
-    /// Its id.
+    /// The id.
     pub id: String,
-    /// The branch that it will be committed to.
+    /// The branch to which the session commits.
     pub branch: String,
-    /// The snapshot that it is based on.
+    /// The snapshot on which the session is based.
     pub base: String,
-    /// The message that it will be committed with.
+    /// The commit message.
     pub message: String,
-    /// Its state.
+    /// The state.
     pub state: SessionState,
-    /// When it was made.
+    /// The creation time.
     pub created_at: SystemTime,
-    /// When it ends by itself.
+    /// The expiry time.
     pub expires_at: SystemTime,
-    /// Who has joined.
+    /// The joiners.
     pub joiners: Vec<JoinerStatus>,
 }
 
-/// Somebody who has joined a session.
+/// The status of a joiner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JoinerStatus {
-    /// Its name.
+    /// The name.
     pub name: String,
-    /// It has not closed yet.
+    /// True if the joiner has not closed.
     pub open: bool,
-    /// Chunks whose receipts are durable; those that were written twice count twice.
+    /// The number of chunks with durable receipts. Chunks that were written twice count twice.
     pub n_chunks: u64,
 }
 
 impl Repository {
-    /// Begins a session on a branch that others may join, which ends by itself after some time (24
-    /// hours unless said; at most 7 days).
+    /// Creates a shared session on a branch. It expires after 24 hours by default, and after at
+    /// most 7 days.
     ///
-    /// Arrays that are to be made belong into a [`WritableSession`] that is then
-    /// [shared](WritableSession::share).
+    /// To create arrays first, [share](WritableSession::share) a [`WritableSession`] instead.
     ///
     /// # Errors
-    /// [`Error::SharingOff`], [`Error::TooLong`], [`Error::NoVersion`].
+    /// Returns [`Error::SharingOff`], [`Error::TooLong`] or [`Error::NoVersion`].
     pub fn create_session(
         &self,
         branch: &str,
@@ -120,10 +117,10 @@ impl Repository {
         self.writable_session(branch)?.share(message, expires_in)
     }
 
-    /// The handle of a shared session, without joining it.
+    /// Returns the handle of a shared session without joining it.
     ///
     /// # Errors
-    /// [`Error::NoSession`], [`Error::SharingOff`].
+    /// Returns [`Error::NoSession`] or [`Error::SharingOff`].
     pub fn shared_session(&self, id: &str) -> Result<SharedSession, Error> {
         if !self.is_sharing() {
             return Err(Error::SharingOff { place: self.url().to_owned() });
@@ -134,25 +131,25 @@ impl Repository {
         Ok(session)
     }
 
-    /// Joins a shared session under a name. Who joins under the name of somebody else takes over
-    /// from it: a worker that died and was started again is the same one.
+    /// Joins a shared session under a name. A later joiner of the same name replaces an earlier
+    /// one, such as a worker that was restarted.
     ///
     /// # Errors
-    /// As [`SharedSession::join`].
+    /// Returns the errors of [`SharedSession::join`].
     pub fn join_session(&self, id: &str, name: &str) -> Result<Joiner, Error> {
         self.shared_session(id)?.join(name)
     }
 
-    /// All shared sessions of which there are records, in no order of time.
+    /// Returns the status of all shared sessions with records, in no particular order.
     ///
     /// # Errors
-    /// Where storage fails.
+    /// Returns an error if storage fails.
     pub fn list_sessions(&self) -> Result<Vec<SharedStatus>, Error> {
         let mut all = Vec::new();
         for id in self.records().list("sessions")? {
             match (SharedSession { repository: self.clone(), id: id.clone() }).status() {
                 Ok(status) => all.push(status),
-                // Who made it has died before it was there.
+                // The creator ended before the session was complete.
                 Err(Error::NoSession { .. }) => {}
                 Err(Error::Damaged { why, .. }) => all.push(SharedStatus {
                     id,
@@ -170,8 +167,8 @@ impl Repository {
         Ok(all)
     }
 
-    /// When the oldest session that is still open or being committed began, in milliseconds since
-    /// 1970, and the bases of all of them.
+    /// Returns the creation time of the oldest session that is open or being committed, in
+    /// milliseconds since 1970, and the bases of all such sessions.
     pub(crate) fn live_sessions(&self) -> Result<(Option<u64>, Vec<String>), Error> {
         let (mut oldest, mut bases) = (None, Vec::new());
         for id in self.records().list("sessions")? {
@@ -180,7 +177,7 @@ impl Repository {
                 match session.record().and_then(|r| Ok((r, session.generation()?.1))) {
                     Ok(known) => known,
                     Err(Error::NoSession { .. }) => continue,
-                    // It may live: what is as young as a session can be is spared.
+                    // A damaged session may be live, so objects of its possible age are retained.
                     Err(Error::Damaged { .. }) => {
                         let began = now().saturating_sub(LONGEST_LIFE.as_millis() as u64);
                         oldest = Some(oldest.map_or(began, |o: u64| o.min(began)));
@@ -188,7 +185,7 @@ impl Repository {
                     }
                     Err(e) => return Err(e),
                 };
-            // One that was being committed when it expired may still be finished.
+            // A session that expired during its commit may still be completed.
             if matches!(generation.state, State::Committing)
                 || (generation.state == State::Open && generation.expires_at > now())
             {
@@ -201,11 +198,11 @@ impl Repository {
 }
 
 impl WritableSession {
-    /// Shares this session: from now on it is written and committed by its id. What was made in it
-    /// before, others see.
+    /// Shares this session, which is then written and committed by its id. Joiners see its arrays
+    /// and groups.
     ///
     /// # Errors
-    /// [`Error::SharingOff`], [`Error::TooLong`], and where storage fails.
+    /// Returns [`Error::SharingOff`] or [`Error::TooLong`], or an error if storage fails.
     pub fn share(
         self,
         message: &str,
@@ -233,7 +230,7 @@ impl WritableSession {
             mark: self.mark(),
             nodes,
         };
-        // The state comes last: a session without one is not there.
+        // The state comes last, because a session without a state does not exist.
         if !receipts.is_empty() {
             let name = format!("receipts/creator/000001-000001-{}.json", receipts.len());
             session.create(&name, &Batch::new(&session.id, receipts))?;
@@ -263,20 +260,20 @@ impl WritableSession {
 }
 
 impl SharedSession {
-    /// Its id.
+    /// Returns the id.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// The repository.
+    /// Returns the repository.
     pub fn repository(&self) -> &Repository {
         &self.repository
     }
 
-    /// What is known of it.
+    /// Returns the status.
     ///
     /// # Errors
-    /// Where there is none, or storage fails.
+    /// Returns an error if the session does not exist or storage fails.
     pub fn status(&self) -> Result<SharedStatus, Error> {
         let (record, (_, generation)) = (self.record()?, self.generation()?);
         let state = match generation.state {
@@ -305,11 +302,11 @@ impl SharedSession {
         })
     }
 
-    /// Lets it end that long from now; at most 7 days after it began.
+    /// Sets the expiry to a duration from now, at most 7 days after the session's creation.
     ///
     /// # Errors
-    /// [`Error::TooLong`], [`Error::Closed`], and [`Error::Stale`] where somebody else changes it
-    /// at the same time.
+    /// Returns [`Error::TooLong`], [`Error::Closed`], or [`Error::Stale`] if the session is changed
+    /// concurrently.
     pub fn update_expiration(&self, expires_in: Duration) -> Result<(), Error> {
         let (number, _) = self.open_generation()?;
         let expires_at =
@@ -324,15 +321,15 @@ impl SharedSession {
         self.swap(number, State::Open, expires_at).map(|_| ())
     }
 
-    /// Gives it up: nothing of it will be seen. Objects that were written go with a later garbage
-    /// collection.
+    /// Abandons the session, so that its changes never become visible. A later garbage collection
+    /// removes the written objects.
     ///
     /// # Errors
-    /// [`Error::Closed`], [`Error::Committing`], [`Error::Stale`].
+    /// Returns [`Error::Closed`], [`Error::Committing`] or [`Error::Stale`].
     pub fn abandon(&self) -> Result<(), Error> {
         let (number, expires_at) = match self.open_generation() {
             Ok((number, generation)) => (number, generation.expires_at),
-            // What cannot be understood can still be given up.
+            // A damaged session can still be abandoned.
             Err(Error::Damaged { .. }) => (self.newest_generation()?, now()),
             Err(e) => return Err(e),
         };
@@ -340,7 +337,7 @@ impl SharedSession {
     }
 }
 
-/// A handle travels as the repository's URL and the id.
+/// The serialized handle: the repository's URL and the session's id.
 #[derive(Serialize, Deserialize)]
 struct Handle {
     version: u32,

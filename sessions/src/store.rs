@@ -1,8 +1,8 @@
-//! The engine's view of a session: a [`Store`] whose keys are Zarr's.
+//! The engine's view of a session: a [`Store`] with Zarr's keys.
 //!
 //! `u/zarr.json` is the document of a node and `u/c/0/1` a chunk, which is read through a reference
-//! in a manifest. A missing chunk is not found, whichever way it is asked for; readers then have
-//! fill values. What a session has written itself is seen by it.
+//! in a manifest. A missing chunk is a missing object, so that readers use fill values. A session
+//! sees its own changes.
 
 mod zarr;
 
@@ -28,7 +28,7 @@ use crate::repository::{Repository, failed, snapshot_id};
 use crate::runtime::wait;
 use crate::version::Version;
 
-/// A snapshot of a repository, with what a session has written over it.
+/// A snapshot of a repository with the changes of a session.
 #[derive(Debug)]
 pub struct SessionStore {
     url: String,
@@ -38,28 +38,28 @@ pub struct SessionStore {
     writes: Option<Writes>,
 }
 
-/// How a store takes chunks.
+/// The handling of writes.
 pub(crate) struct Writes {
-    /// The session that they are of.
+    /// The id of the session.
     pub(crate) session: String,
-    /// What becomes of their receipts.
+    /// The handling of receipts.
     pub(crate) receipts: Keep,
-    /// What was changed so far; none where only another process knows it. Then nothing is read,
-    /// since it would be the base's.
+    /// The changes so far. `None` if only another process knows them; reads are then refused,
+    /// because they would return data of the base.
     pub(crate) draft: Option<Arc<Mutex<Draft>>>,
-    /// Whether more may be written.
+    /// The check before each write.
     pub(crate) gate: Option<Gate>,
 }
 
-/// Asks whether more may be written.
+/// A check that writes are allowed.
 pub(crate) type Gate = Arc<dyn Fn() -> Result<(), Error> + Send + Sync>;
 
-/// What becomes of receipts.
+/// The handling of receipts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Keep {
-    /// They are kept in the draft, with the bytes of small chunks.
+    /// The draft records them, with the bytes of small chunks.
     Here,
-    /// The writer's caller makes them, from length and hash: every chunk is an object.
+    /// The caller creates them from length and hash. Every chunk is an object.
     Elsewhere,
 }
 
@@ -72,7 +72,7 @@ impl fmt::Debug for Writes {
     }
 }
 
-/// Where a chunk's bytes are.
+/// The location of a chunk's bytes.
 enum Found {
     Nowhere,
     Here(Bytes),
@@ -81,22 +81,24 @@ enum Found {
         offset: u64,
         len: u64,
     },
-    /// In a file of somebody else's.
+    /// In a file outside of the repository.
     Virtual {
         len: u64,
     },
 }
 
-/// Opens the store at a URL of this crate's: `icechunk+REPOSITORY#snapshot=ID`, `#branch=NAME` or
-/// `#tag=NAME` to read, `#snapshot=ID&session=ID` to write. For
-/// [`Stores::with_opener`](freestone_engine::storage::Stores::with_opener). Of a branch, its newest
-/// snapshot is opened, and named by the store's own URL.
+/// Opens the store at a URL of this crate, for
+/// [`Stores::with_opener`](freestone_engine::storage::Stores::with_opener):
+/// `icechunk+REPOSITORY#snapshot=ID`, `#branch=NAME` or `#tag=NAME` for reading, and
+/// `#snapshot=ID&session=ID` for writing. For a branch, opens its newest snapshot, which the URL of
+/// the store then names.
 ///
-/// A store that writes reads nothing, and keeps no receipts: who calls it makes them, by
-/// [`Receipt::object`], from what [`Store::write`] was given.
+/// A store for writing refuses reads and records no receipts. Its caller creates them with
+/// [`Receipt::object`] from the arguments of [`Store::write`]. Credentials come from the
+/// environment.
 ///
 /// # Errors
-/// Where there is no such repository or snapshot. Credentials come from the environment.
+/// Returns an error if the repository or snapshot does not exist.
 pub fn open_store(url: &str) -> Result<Arc<dyn Store>, StorageError> {
     let open = || {
         let parsed = StoreUrl::parse(url)?;
@@ -147,7 +149,7 @@ impl SessionStore {
         })
     }
 
-    /// The snapshot that it is based on.
+    /// Returns the snapshot on which the store is based.
     pub fn snapshot(&self) -> &str {
         &self.snapshot
     }
@@ -156,7 +158,7 @@ impl SessionStore {
         &self.repository
     }
 
-    /// The same view, for tasks of a plan: who runs them makes the receipts.
+    /// Returns the same view for the tasks of a plan, whose receipts the driver creates.
     pub(crate) fn for_tasks(&self) -> SessionStore {
         let writes = |w: &Writes| Writes {
             session: w.session.clone(),
@@ -173,14 +175,14 @@ impl SessionStore {
         }
     }
 
-    /// The session that is written for.
+    /// Returns the id of the session that is written.
     pub(crate) fn session_id(&self) -> Result<&str, Error> {
         self.writes.as_ref().map(|w| w.session.as_str()).ok_or(Error::Internal {
             invariant: "a run's outputs are in a session that is written",
         })
     }
 
-    /// What the session has changed, of one whose changes are known here.
+    /// Returns the draft of a session whose changes are known to this process.
     pub(crate) fn own_draft(&self) -> Result<MutexGuard<'_, Draft>, Error> {
         self.draft().ok_or(Error::Internal {
             invariant: "a session that takes receipts knows what it has changed",
@@ -195,7 +197,7 @@ impl SessionStore {
             .map(|d| d.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Refuses to read where what was changed is not known.
+    /// Returns [`Error::Unseen`] if the session's changes are not known to this process.
     fn check_seen(&self) -> Result<(), Error> {
         match &self.writes {
             Some(Writes { draft: None, session, .. }) => {
@@ -213,7 +215,7 @@ impl SessionStore {
         move |e| failed(&place, action, e.kind)
     }
 
-    /// The node in the base.
+    /// Returns the node in the base.
     fn base_node(&self, path: &str) -> Result<Option<NodeSnapshot>, Error> {
         let (session, at, failed) =
             (Arc::clone(&self.session), icechunk_path(path)?, self.failed("read"));
@@ -226,7 +228,7 @@ impl SessionStore {
         })
     }
 
-    /// A node's document.
+    /// Returns a node's document.
     pub(crate) fn document(&self, path: &str) -> Result<Option<Vec<u8>>, Error> {
         self.check_seen()?;
         if let Some(draft) = self.draft() {
@@ -239,11 +241,11 @@ impl SessionStore {
         Ok(self.base_node(path)?.map(|node| node.user_data.to_vec()))
     }
 
-    /// A node's document, taken apart.
+    /// Returns a node's parsed document.
     pub(crate) fn parsed(&self, path: &str) -> Result<Option<Value>, Error> {
         let bad = |e: serde_json::Error| Error::InvalidNode {
             path: path.to_owned(),
-            why: format!("it is no JSON: {e}"),
+            why: format!("invalid JSON: {e}"),
         };
         self.document(path)?.map(|text| serde_json::from_slice(&text).map_err(bad)).transpose()
     }
@@ -293,7 +295,7 @@ impl SessionStore {
         })
     }
 
-    /// Reads bytes of a chunk's object, which has to be there.
+    /// Reads bytes of a chunk's object, which must exist.
     fn read_object(
         &self,
         key: &str,
@@ -311,13 +313,13 @@ impl SessionStore {
 
     fn gone(&self, key: &str, id: &ChunkId) -> StorageError {
         let message = format!(
-            "its object {} is gone: was garbage collected while it was written?",
+            "its object {} is missing (hint: garbage collection may have removed it)",
             crate::objects::key(id)
         );
         StorageError::Io { place: self.place(key), action: "read", message, transient: false }
     }
 
-    /// Bytes of a chunk that lies in a file of somebody else's.
+    /// Reads bytes of a virtual chunk in a file outside of the repository.
     fn read_virtual(
         &self,
         array: &str,
@@ -340,7 +342,7 @@ impl SessionStore {
         })
     }
 
-    /// Refuses where nothing may be written any more.
+    /// Checks that writes are allowed.
     pub(crate) fn check_open(&self) -> Result<(), Error> {
         self.writes.as_ref().and_then(|w| w.gate.as_ref()).map_or(Ok(()), |gate| gate())
     }
@@ -357,7 +359,7 @@ impl SessionStore {
         Ok(writes)
     }
 
-    /// Names directly below a node.
+    /// Returns the names directly below a node.
     fn children(&self, path: &str) -> Result<Vec<String>, Error> {
         let (session, at, failed) =
             (Arc::clone(&self.session), icechunk_path(path)?, self.failed("list"));
@@ -396,7 +398,7 @@ impl SessionStore {
         noted.map_err(|e| e.into_storage(self.url.clone(), "write"))
     }
 
-    /// Notes that a chunk is all fill values.
+    /// Records that a chunk consists of fill values.
     pub(crate) fn note_fill(&self, array: &str, chunk: &[u32]) -> Result<(), Error> {
         self.remove(&join(array, &chunk.iter().fold("c".to_owned(), |key, c| format!("{key}/{c}"))))
             .map_err(Error::from)

@@ -68,8 +68,8 @@ pub struct Snapshot {
 /// The on-disk format of a repository.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
-    /// Version 1, which Icechunk 1.x also reads. It has no operations log, so garbage collections by
-    /// other programs are not detected.
+    /// Version 1, which Icechunk 1.x also reads. It has no operations log, so garbage collections
+    /// by other programs are not detected.
     V1,
     /// Version 2, which Icechunk 1.x cannot read.
     #[default]

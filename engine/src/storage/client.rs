@@ -1,7 +1,8 @@
 //! An HTTP client with retries: the only place that retries network requests.
 //!
 //! `object_store` sends its requests through a [`Connector`]. Transient failures are retried as
-//! [`Retry`] specifies. After the last try, the error's chain of sources contains a [`RequestFailed`].
+//! [`Retry`] specifies. After the last try, the error's chain of sources contains a
+//! [`RequestFailed`].
 //! `object_store` does not retry those requests. It does resume interrupted
 //! response bodies, with the same policy.
 //!

@@ -1,9 +1,9 @@
 //! Storage: stores and their adapters, array metadata, codecs, and reads and writes of chunks.
 //!
 //! A [`Store`] transfers whole objects and ranges of them: [`LocalStore`], [`MemoryStore`], object
-//! stores, and [`TieredStore`] as a memory tier over another store. The module [`mod@array`] defines
-//! the layout of an array's chunks in a store, [`codec`] encodes and decodes blocks within bounds,
-//! and [`reader`] combines them to read or write one chunk.
+//! stores, and [`TieredStore`] as a memory tier over another store. The module [`mod@array`]
+//! defines the layout of an array's chunks in a store, [`codec`] encodes and decodes blocks within
+//! bounds, and [`reader`] combines them to read or write one chunk.
 
 pub mod array;
 #[cfg(feature = "object-stores")]

@@ -1,7 +1,7 @@
-//! How what all joiners wrote becomes one commit.
+//! The commit of a shared session.
 //!
-//! While the state is `Committing` nobody joins or writes, so that what is gathered is all there
-//! is. Each step can be found half done by whoever commits the session again.
+//! In the state `Committing`, nobody can join or write, so the collected receipts are complete. An
+//! interrupted commit can be repeated after any step.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,33 +14,32 @@ use crate::draft::{Draft, NodeChange};
 use crate::error::Error;
 use crate::receipt::{Batch, Receipts};
 
-/// How to commit a shared session.
+/// The options of the commit of a shared session.
 #[derive(Clone, Debug, Default)]
 pub struct SharedCommit {
-    /// As for any session.
+    /// The options of all commits.
     pub options: CommitOptions,
-    /// What open joiners wrote is dropped, instead of refusing the commit because of them.
+    /// True to drop the changes of open joiners. Otherwise open joiners prevent the commit.
     pub force: bool,
 }
 
-/// A shared session was committed.
+/// The result of the commit of a shared session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Committed {
     /// The snapshot's id.
     pub snapshot: String,
-    /// Joiners that had not closed: what they wrote is not in it.
+    /// The joiners that had not closed, whose changes are not in the snapshot.
     pub dropped: Vec<JoinerStatus>,
 }
 
-/// The property of a snapshot that says which joiners' writes are not in it: names, and numbers of
-/// chunks.
+/// The property of a snapshot that lists dropped joiners and their numbers of chunks.
 const DROPPED_PROPERTY: &str = "freestone_dropped";
 
 impl SharedSession {
-    /// Commits what all joiners wrote, with the message that the session was made with.
+    /// Commits the changes of all joiners with the session's message.
     ///
     /// # Errors
-    /// As [`commit_with`](SharedSession::commit_with).
+    /// Returns the errors of [`commit_with`](SharedSession::commit_with).
     pub fn commit(&self) -> Result<Committed, Error> {
         self.commit_with(&SharedCommit::default())
     }
@@ -86,7 +85,7 @@ impl SharedSession {
             }
             Err(e) => return Err(e),
         };
-        // Who is asked to wait need not be told that the session is being committed.
+        // Open joiners prevent the commit before it changes the state.
         if generation.state == State::Open && !how.force {
             self.refuse_open(&self.joiners()?)?;
         }
@@ -110,9 +109,9 @@ impl SharedSession {
         }
     }
 
-    /// Commits while nobody joins or writes.
+    /// Commits while the state excludes joiners and writers.
     fn gather_and_commit(&self, record: &Record, how: &SharedCommit) -> Result<Committed, Error> {
-        // Looked at once more: somebody may have joined before the state said `Committing`.
+        // Checked again, because a process may have joined before the state was `Committing`.
         let joiners = self.joiners()?;
         if !how.force {
             self.refuse_open(&joiners)?;
@@ -154,7 +153,7 @@ impl SharedSession {
         Ok(Committed { snapshot, dropped })
     }
 
-    /// All that who has closed last says to have told is there.
+    /// Checks that all batches that the last closed joiner of a name has flushed exist.
     fn check_told(&self, name: &str, turns: &Turns) -> Result<(), Error> {
         if turns.closed <= turns.dropped {
             return Ok(());
@@ -162,21 +161,24 @@ impl SharedSession {
         let key = self.key(&format!("joiners/{name}/{:06}.closed.json", turns.closed));
         let closed = self.repository.records().get::<JoinedClosed>(&key)?;
         let said = closed
-            .ok_or_else(|| Error::Damaged { place: key, why: "it was listed and is gone".into() })?
+            .ok_or_else(|| Error::Damaged {
+                place: key,
+                why: "it was listed but is missing".into(),
+            })?
             .batches;
         let found = turns.receipts.iter().filter(|(turn, ..)| *turn == turns.closed).count() as u64;
         if found < said {
             let why = format!(
-                "{found} of the {said} records of what `{name}` has written are there: run it \
-                    again, or take back what it wrote"
+                "{found} of the {said} records of joiner `{name}` exist (hint: run it again, or \
+                    retract its changes)"
             );
             return Err(Error::Damaged { place: self.key(&format!("receipts/{name}")), why });
         }
         Ok(())
     }
 
-    /// What was written under one name: of those who came one after the other, the later counts.
-    /// What was written after the last one closed is dropped.
+    /// Returns the changes of all joiners of one name. Later joiners have precedence. Changes after
+    /// the last one closed are dropped.
     fn written_by(&self, turns: &Turns) -> Result<(BTreeMap<String, NodeChange>, Receipts), Error> {
         let counts = |turn: u64| turn > turns.dropped && (!turns.is_open() || turn <= turns.closed);
         let keys: Vec<String> = turns
@@ -190,19 +192,21 @@ impl SharedSession {
         for (batch, key) in
             self.repository.records().get_all::<Batch>(&keys)?.into_iter().zip(&keys)
         {
-            let batch = batch
-                .ok_or_else(|| Error::Damaged { place: key.clone(), why: "it is gone".into() })?;
+            let batch = batch.ok_or_else(|| Error::Damaged {
+                place: key.clone(),
+                why: "it is missing".into(),
+            })?;
             batch.check(&self.id)?;
             batches.push(batch);
         }
-        // What a run has told in part, before it died, is nothing.
+        // The changes of runs that have not ended are ignored.
         let ended: BTreeSet<String> =
             batches.iter().filter(|b| b.ends).filter_map(|b| b.run.clone()).collect();
         for batch in
             batches.into_iter().filter(|b| b.run.as_ref().is_none_or(|run| ended.contains(run)))
         {
             for (path, change) in batch.nodes {
-                // What was written into an array that was made anew since goes with that.
+                // Chunks of an array that was created again since are dropped.
                 if nodes
                     .get(&path)
                     .is_some_and(|known: &NodeChange| known.document() != change.document())
@@ -216,7 +220,7 @@ impl SharedSession {
         Ok((nodes, receipts))
     }
 
-    /// Notes that it is committed. Who has taken over meanwhile notes the same.
+    /// Records the commit. A concurrent commit of the same session records the same.
     fn finish(
         &self,
         mut number: u64,

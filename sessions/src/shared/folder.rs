@@ -1,8 +1,7 @@
-//! What a shared session's folder says: its records, the newest generation of its state, who has
-//! joined.
+//! The folder of a shared session: its record, the generations of its state, and its joiners.
 //!
-//! Records are created once, so that two who do the same at one time are told apart by who was
-//! first; the table of them is in `shared`.
+//! Records are created once, so that one of several concurrent processes succeeds. The table of
+//! records is in `shared`.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -16,30 +15,30 @@ use crate::error::{Closed, Error};
 use crate::receipt::VERSION;
 use crate::record::numbered;
 
-/// What was said of a session when it was shared.
+/// The record of a session at its creation.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Record {
     pub(super) version: u32,
-    /// Version of the program, for people.
+    /// The version of the program, for display.
     pub(super) program: String,
     pub(super) id: String,
     pub(super) branch: String,
     pub(super) base: String,
     pub(super) message: String,
-    /// Milliseconds since 1970.
+    /// The creation time in milliseconds since 1970.
     pub(super) created_at: u64,
     pub(super) mark: Option<Mark>,
     pub(super) nodes: BTreeMap<String, NodeChange>,
 }
 
-/// One generation of a session's state.
+/// A generation of a session's state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Generation {
     pub(super) version: u32,
     pub(super) state: State,
-    /// Milliseconds since 1970.
+    /// The expiry time in milliseconds since 1970.
     pub(super) expires_at: u64,
-    /// Who made it: tells two that were made at once apart.
+    /// A unique id, which distinguishes generations that were created concurrently.
     pub(super) by: String,
 }
 
@@ -50,41 +49,41 @@ pub(super) enum State {
     Committing,
     Committed {
         snapshot: String,
-        /// Names of joiners whose writes are not in it.
+        /// The names of joiners whose changes are not in the snapshot.
         #[serde(default)]
         dropped: Vec<String>,
     },
     Abandoned,
 }
 
-/// Somebody writes.
+/// The record of a joiner.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Joined {
     pub(super) version: u32,
     pub(super) at: u64,
     pub(super) process: u32,
-    /// Tells two that came at once apart.
+    /// A unique id, which distinguishes joiners that joined concurrently.
     pub(super) by: String,
 }
 
-/// And has closed.
+/// The record of a closed joiner.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct JoinedClosed {
     pub(super) at: u64,
-    /// Batches of receipts that it has told.
+    /// The number of flushed batches of receipts.
     #[serde(default)]
     pub(super) batches: u64,
 }
 
-/// Those who joined under one name, one after the other.
+/// The successive joiners of one name.
 #[derive(Debug, Default)]
 pub(super) struct Turns {
     pub(super) newest: u64,
-    /// The last one that closed.
+    /// The last joiner that closed.
     pub(super) closed: u64,
-    /// The last one that took back all that was written until then.
+    /// The last joiner that retracted all earlier changes of the name.
     pub(super) dropped: u64,
-    /// Turn, number of chunks, and key of each batch of receipts, in order.
+    /// Joiner, number of chunks and key of each batch of receipts, in order.
     pub(super) receipts: Vec<(u64, u64, String)>,
 }
 
@@ -131,7 +130,7 @@ impl SharedSession {
         Ok(record)
     }
 
-    /// The newest generation, and its number.
+    /// Returns the newest generation and its number.
     pub(super) fn generation(&self) -> Result<(u64, Generation), Error> {
         let number = self.newest_generation()?;
         let generation = self
@@ -142,17 +141,17 @@ impl SharedSession {
         Ok((number, generation))
     }
 
-    /// The number of the newest generation.
+    /// Returns the number of the newest generation.
     pub(super) fn newest_generation(&self) -> Result<u64, Error> {
         let names = self.repository.records().list(&self.key("state"))?;
         let newest = names.last().ok_or_else(|| self.no_session())?;
         newest.trim_end_matches(".json").parse().map_err(|_| Error::Damaged {
             place: self.key("state"),
-            why: format!("`{newest}` is no number"),
+            why: format!("invalid generation `{newest}`: expected a number"),
         })
     }
 
-    /// The newest generation, if it takes writes.
+    /// Returns the newest generation if it accepts writes.
     pub(super) fn open_generation(&self) -> Result<(u64, Generation), Error> {
         let (number, generation) = self.generation()?;
         match &generation.state {
@@ -170,7 +169,7 @@ impl SharedSession {
         Error::Closed { session: self.id.clone(), state }
     }
 
-    /// Makes the next generation; refused if somebody else has made it.
+    /// Creates the next generation. Fails if another process has created it.
     pub(super) fn swap(&self, number: u64, state: State, expires_at: u64) -> Result<u64, Error> {
         self.create(
             &format!("state/{}", numbered(number + 1)),
@@ -179,7 +178,7 @@ impl SharedSession {
         Ok(number + 1)
     }
 
-    /// Who has joined, by name.
+    /// Returns the joiners by name.
     pub(super) fn joiners(&self) -> Result<BTreeMap<String, Turns>, Error> {
         let records = self.repository.records();
         let mut joiners = BTreeMap::new();

@@ -1,8 +1,8 @@
-//! Those who join a shared session, and write.
+//! Joiners of a shared session, which write to it.
 //!
-//! A [`Joiner`] writes as a session of its own does; what it wrote is told to the others by its
-//! receipts, which a thread makes durable every second. Before each batch it looks whether it may
-//! still write: the session may have ended, or somebody else have taken over its name.
+//! A [`Joiner`] writes like a session of its own. A thread flushes its receipts every second.
+//! Before each batch it checks that it may still write: the session may have ended, or another
+//! process may have joined under its name.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -18,20 +18,19 @@ use crate::receipt::{Batch, VERSION};
 use crate::record::numbered;
 use crate::store::{Keep, SessionStore, Writes};
 
-/// Receipts in one object.
+/// The maximum number of receipts in one object.
 const MAX_BATCH: usize = 50_000;
 
-/// Receipts are made durable that often.
+/// The interval of flushes.
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
 
-/// Who has closed while a commit goes on waits so long for its end.
+/// The maximum wait of a joiner that closes during a commit.
 const LONGEST_COMMIT: Duration = Duration::from_secs(30);
 
-/// Somebody who has joined a shared session, and writes.
+/// A writer that has joined a shared session.
 ///
-/// It must be [closed](Joiner::close): a session is not committed while somebody is open, since
-/// what it still writes would be lost. One that is dropped without that is taken for dead; who
-/// joins under its name takes over.
+/// It must be [closed](Joiner::close), because open joiners prevent the commit. A joiner that is
+/// dropped without a close counts as lost until another process joins under its name.
 #[derive(Debug)]
 pub struct Joiner {
     store: Arc<SessionStore>,
@@ -39,21 +38,21 @@ pub struct Joiner {
 }
 
 impl Joiner {
-    /// The name that it has joined under.
+    /// Returns the name.
     pub fn name(&self) -> &str {
         &self.flusher.joined.name
     }
 
-    /// The engine's view: the base, with what was made before the session was shared and this
-    /// joiner has written.
+    /// Returns the engine's view: the base with the changes before the session was shared and those
+    /// of this joiner.
     pub fn store(&self) -> Arc<dyn Store> {
         Arc::clone(&self.store) as Arc<dyn Store>
     }
 
-    /// An array, to be read and written.
+    /// Opens an array for reading and writing.
     ///
     /// # Errors
-    /// Where there is none, or one that uses what is not supported.
+    /// Returns an error if the array does not exist or has unsupported features.
     pub fn array(&self, path: &str) -> Result<SessionArray, Error> {
         SessionArray::open(&self.store, path)
     }
@@ -62,36 +61,35 @@ impl Joiner {
         &self.store
     }
 
-    /// Finds out whether the session takes writes, now.
+    /// Checks that the session accepts writes.
     ///
     /// # Errors
-    /// [`Error::Closed`] and its like.
+    /// Returns [`Error::Closed`], [`Error::Committing`] or [`Error::Replaced`] if it does not.
     pub fn check(&self) -> Result<(), Error> {
         self.flusher.joined.check_now()
     }
 
-    /// Makes receipts of all that was written durable now.
+    /// Flushes the receipts of all written chunks.
     ///
     /// # Errors
-    /// [`Error::Closed`] and its like where the session takes nothing more, and where storage
-    /// fails.
+    /// Returns the errors of [`check`](Joiner::check), and an error if storage fails.
     pub fn flush(&self) -> Result<(), Error> {
         self.flusher.flush()
     }
 
-    /// Ends: makes receipts durable, and says that no more come.
+    /// Flushes all receipts and closes the joiner.
     ///
     /// # Errors
-    /// As [`flush`](Joiner::flush). Then what was not durable before is not part of the session,
-    /// and it is still open under this name.
+    /// Returns the errors of [`flush`](Joiner::flush). Receipts that were not flushed are then not
+    /// part of the session, and the joiner remains open.
     pub fn close(self) -> Result<(), Error> {
         self.end()
     }
 
-    /// Takes back all that was written under this name so far, and closes.
+    /// Retracts all changes of this name, and closes the joiner.
     ///
     /// # Errors
-    /// As [`close`](Joiner::close).
+    /// Returns the errors of [`close`](Joiner::close).
     pub fn retract(self) -> Result<(), Error> {
         if let Some(pending) = self.store.draft().as_mut().and_then(|d| d.pending.as_mut()) {
             *pending = Pending::default();
@@ -105,7 +103,7 @@ impl Joiner {
         self.end()
     }
 
-    /// Adds what a run has written, all of it or nothing, and closes.
+    /// Adds the changes of a run atomically, and closes the joiner.
     pub(crate) fn end_with(
         &self,
         run: &str,
@@ -139,10 +137,11 @@ impl Drop for Joiner {
 }
 
 impl SharedSession {
-    /// Joins under a name, to write. Who joins under the name of somebody else takes over from it.
+    /// Joins under a name for writing. A later joiner of the same name replaces an earlier one.
     ///
     /// # Errors
-    /// [`Error::Closed`], [`Error::Committing`], [`Error::SharingOff`], [`Error::InvalidName`].
+    /// Returns [`Error::Closed`], [`Error::Committing`], [`Error::SharingOff`] or
+    /// [`Error::InvalidName`].
     pub fn join(&self, name: &str) -> Result<Joiner, Error> {
         if !self.repository.is_sharing() {
             return Err(Error::SharingOff { place: self.repository.url().to_owned() });
@@ -157,7 +156,7 @@ impl SharedSession {
             turn,
             checked: Mutex::new(None),
         });
-        // A commit may have begun since the state was looked at, and not have seen us.
+        // A commit may have started since the state was checked, without seeing this joiner.
         if let Err(refused) = joined.check_now() {
             let _ = self.create(
                 &format!("joiners/{name}/{turn:06}.closed.json"),
@@ -190,7 +189,7 @@ impl SharedSession {
         Ok(Joiner { store, flusher })
     }
 
-    /// The number of who joins next under a name, taken.
+    /// Claims and returns the next number of a joiner of a name.
     fn next_turn(&self, name: &str) -> Result<u64, Error> {
         loop {
             let names = self.repository.records().list(&self.key(&format!("joiners/{name}")))?;
@@ -217,19 +216,19 @@ impl SharedSession {
     }
 }
 
-/// That somebody may write.
+/// The right of a joiner to write.
 #[derive(Debug)]
 struct Membership {
     session: SharedSession,
     name: String,
     turn: u64,
-    /// When it was looked at last.
+    /// The time of the last check.
     checked: Mutex<Option<Instant>>,
 }
 
 impl Membership {
-    /// Refuses who may not write any more. Where a look crosses a network, one a second is enough:
-    /// what is written in between is not made durable.
+    /// Checks that the joiner may write. In remote repositories, one check per second suffices,
+    /// because receipts are not flushed in between.
     fn check(&self) -> Result<(), Error> {
         let mut checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner);
         if self.session.repository.records().is_remote()
@@ -242,8 +241,8 @@ impl Membership {
         Ok(())
     }
 
-    /// Finds out, after it has closed, whether a commit that was forced at the same moment has
-    /// dropped what it wrote.
+    /// Checks, after closing, that a concurrent forced commit has not dropped this joiner's
+    /// changes.
     fn check_taken(&self) -> Result<(), Error> {
         let start = Instant::now();
         loop {
@@ -281,14 +280,14 @@ impl Membership {
     }
 }
 
-/// Makes receipts durable.
+/// The flusher of a joiner's receipts.
 #[derive(Debug)]
 struct Flusher {
     joined: Arc<Membership>,
     draft: Arc<Mutex<Draft>>,
-    /// Number of the next batch; held while one is written.
+    /// The number of the next batch. Locked during a write.
     next: Mutex<u64>,
-    /// The run that all batches from now on are of.
+    /// The run to which further batches belong.
     run: Mutex<Option<String>>,
     stop: (Mutex<bool>, Condvar),
 }
@@ -305,11 +304,11 @@ impl Flusher {
             let batch = Batch { nodes, run, ..Batch::new(&self.joined.session.id, receipts) };
             let written = self.tell(*next, &batch);
             if written.is_err() {
-                // They are still to be told: storage may be better next time.
+                // The receipts stay pending for the next flush.
                 let mut draft = self.draft.lock().unwrap_or_else(PoisonError::into_inner);
                 if let Some(pending) = &mut draft.pending {
                     pending.receipts.splice(0..0, batch.receipts);
-                    // What was made of a node since is newer.
+                    // Later changes of a node have precedence.
                     for (path, change) in batch.nodes {
                         pending.nodes.entry(path).or_insert(change);
                     }
@@ -331,8 +330,7 @@ impl Flusher {
         self.joined.session.create(&name, batch)
     }
 
-    /// From now on, what is written is of a run, and counts once [`end_run`](Flusher::end_run) was
-    /// told.
+    /// Starts a run. Its batches count once [`end_run`](Flusher::end_run) has succeeded.
     fn begin_run(&self, run: String) {
         *self.run.lock().unwrap_or_else(PoisonError::into_inner) = Some(run);
     }
@@ -349,7 +347,7 @@ impl Flusher {
         Ok(())
     }
 
-    /// What is told next.
+    /// Takes the receipts and nodes of the next batch.
     fn take(&self) -> Pending {
         let mut draft = self.draft.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(pending) = draft.pending.as_mut().filter(|p| !p.is_empty()) else {
@@ -363,8 +361,7 @@ impl Flusher {
     }
 }
 
-/// Flushes every second, for as long as the joiner is there. Errors come up when it writes or
-/// closes.
+/// Flushes at intervals for the lifetime of the joiner. Writes and closes report errors.
 fn flush_regularly(flusher: Weak<Flusher>) -> Result<(), Error> {
     let run = move || {
         while let Some(flusher) = flusher.upgrade() {
@@ -387,7 +384,7 @@ fn flush_regularly(flusher: Weak<Flusher>) -> Result<(), Error> {
         .map_err(|e| Error::Runtime { message: e.to_string() })
 }
 
-/// Names become parts of keys.
+/// Checks a name, which becomes part of keys.
 pub(super) fn check_name(name: &str) -> Result<&str, Error> {
     let fits = (1..=64).contains(&name.len())
         && !name.starts_with('.')

@@ -71,7 +71,7 @@ impl Store for SessionStore {
         limit: u64,
         into: Buffer,
     ) -> Result<PendingRead, Buffer> {
-        // What is here need not be waited for, and what is wrong is said when it is read.
+        // Reads from memory do not block, and errors are reported by `read`.
         let Key::Chunk(array, chunk) = Key::parse(key) else { return Err(into) };
         let Ok(Found::Object { id, offset, len }) = self.locate(array, &chunk) else {
             return Err(into);
@@ -120,7 +120,7 @@ impl Store for SessionStore {
                         store.read_parts(&crate::objects::key(&id), size, parts, into)?
                 {
                     return match done {
-                        // The reference says that it is there: reading it whole says what is wrong.
+                        // A referenced object is missing. A whole read returns the error.
                         PartsRead::Missing => self
                             .read_object(key, &id, 0, size, &mut Buffer::zeroed(size as usize))
                             .map(|()| PartsRead::Done),
@@ -147,7 +147,7 @@ impl Store for SessionStore {
     }
 
     fn write_parts(&self, key: &str, parts: &[&[u8]]) -> Result<(), StorageError> {
-        // Its receipt is of the whole.
+        // The receipt is for the whole object.
         match parts {
             [bytes] | [bytes, []] => self.write(key, bytes),
             _ => self.write(key, &parts.concat()),
@@ -157,7 +157,7 @@ impl Store for SessionStore {
     fn write(&self, key: &str, bytes: &[u8]) -> Result<(), StorageError> {
         let writes = self.writes(key)?;
         let Key::Chunk(array, chunk) = Key::parse(key) else {
-            let why = "only chunks are written into a session: metadata are its creator's";
+            let why = "a session's store accepts only chunks, not metadata";
             return Err(StorageError::Io {
                 place: self.place(key),
                 action: "write",
@@ -187,7 +187,7 @@ impl Store for SessionStore {
                 }
             }
             Key::Document(_) | Key::Nothing => {
-                let why = "only chunks are removed in a session: nodes go by its creator's word";
+                let why = "a session's store removes only chunks, not arrays and groups";
                 Err(StorageError::Io {
                     place: self.place(key),
                     action: "remove",
@@ -217,17 +217,17 @@ impl Store for SessionStore {
     }
 
     fn sync(&self, _keys: &mut dyn Iterator<Item = String>) -> Result<(), StorageError> {
-        // The commit does, for all objects together.
+        // The commit flushes all objects.
         Ok(())
     }
 
     fn remove_partial_writes(&self, _prefix: &str) -> Result<(), StorageError> {
-        // Objects that no snapshot refers to go with a garbage collection.
+        // A garbage collection removes unreferenced objects.
         Ok(())
     }
 
     fn lock(&self, key: &str) -> Result<Option<Lock>, StorageError> {
-        let why = "a session has no locks: its commit finds out whether another one was first";
+        let why = "a session's store has no locks";
         Err(StorageError::Io {
             place: self.place(key),
             action: "lock",
@@ -237,7 +237,7 @@ impl Store for SessionStore {
     }
 
     fn is_locked(&self, _key: &str) -> Result<bool, StorageError> {
-        // Nobody can have one.
+        // A session's store has no locks.
         Ok(false)
     }
 
@@ -257,12 +257,12 @@ impl Store for SessionStore {
     }
 
     fn modified(&self, _key: &str) -> Result<Option<SystemTime>, StorageError> {
-        // A snapshot does not change; when its parts came about, it does not tell.
+        // Snapshots have no times of their objects.
         Ok(None)
     }
 
     fn blocking_file(&self, _key: &str) -> Option<String> {
-        // The draft finds an array in the way when it is told of a node.
+        // The draft checks that no array contains other nodes.
         None
     }
 
