@@ -64,11 +64,13 @@ impl UserKernel for Percentile {
     }
 }
 
+const WINDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/winds-v3.zarr");
+
 /// Percentiles of wind speed over time.
 #[derive(Parser)]
 struct Arguments {
     /// A group with arrays `u` and `v` whose first axis is time.
-    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/winds-v3.zarr"))]
+    #[arg(long, default_value = WINDS)]
     input: String,
     /// Where the group of results goes; it is replaced.
     #[arg(long)]

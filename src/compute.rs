@@ -108,16 +108,17 @@ pub fn plan(targets: &[Target], spec: &Spec) -> Result<Plan, Error> {
 /// thread.
 ///
 /// ```
-/// # use freestone::{DType, Serial, Settings, Spec, Target};
+/// # use freestone::{DType, Serial, Spec, Target};
 /// # let folder = tempfile::tempdir()?;
 /// # let out = folder.path().join("ramp").display().to_string();
-/// # let spec = Spec::load(Settings { work_dir: Some(folder.path().join("work").display().to_string()), ..Settings::default() })?;
+/// # let spec = Spec::builder().work_dir(folder.path().join("work")).build()?;
 /// let ramp = freestone::arange(0.0, 100.0, 1.0, DType::Float64, 10);
 /// freestone::create(&[Target::array(&ramp, &out)], &spec)?;
 ///
 /// let part = Target::array(&ramp.slice(20..50, 0), &out).region(&[20..50]);
 /// freestone::run(&freestone::plan(&[part], &spec)?, &spec, &Serial)?;
-/// assert_eq!(freestone::compute::<f64>(&freestone::open(&out)?, &spec)?.sum(), (20..50).sum::<i32>() as f64);
+/// let sum = freestone::open(&out)?.sum(());
+/// assert_eq!(freestone::compute_scalar::<f64>(&sum, &spec)?, (20..50).sum::<i32>() as f64);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
@@ -238,11 +239,13 @@ pub fn run_with(
 
 #[cfg(feature = "sessions")]
 fn is_in_repository(array: &freestone_engine::plan::PlanArray) -> bool {
-    matches!(&array.place, freestone_engine::plan::Place::Output { url, .. } if url.starts_with(freestone_sessions::SCHEME))
+    use freestone_engine::plan::Place;
+    let Place::Output { url, .. } = &array.place else { return false };
+    url.starts_with(freestone_sessions::SCHEME)
 }
 
-/// Opens a run that has ended early, by its folder: a path or URL, as its error and the command say
-/// it.
+/// Opens a run that has ended early, by its folder: a path or URL, as the error
+/// ([`Error::resumable_run`]) and the command name it.
 ///
 /// # Errors
 /// Where there is none that can be resumed.

@@ -2,8 +2,8 @@
 
 /// Writes an index as Python does between brackets: `s![0, 1..5, ..;2, ..., None]`.
 ///
-/// An entry is an integer, a range (with `;step` for a step), a list of integers, `...` for all axes
-/// that no other entry takes, or `None` for a new axis. The result is for
+/// An entry is an integer, a range (with `;step` for a step), a list of integers, `...` for all
+/// axes that no other entry takes, or `None` for a new axis. The result is for
 /// [`Array::index`](crate::Array::index).
 ///
 /// ```

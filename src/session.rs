@@ -17,30 +17,31 @@ use freestone_sessions::{
 use crate::compute::{Plan, RunOptions, plan, run_with};
 use crate::error::Error;
 
-/// What is to be computed into a repository, by one plan and one commit.
+/// Arrays to compute into a repository, by one plan and one commit.
 ///
 /// ```
-/// # use freestone::{DType, Settings, Spec};
+/// # use freestone::{DType, Spec};
 /// use freestone::sessions::{Format, MAIN, Repository};
 ///
 /// # let folder = tempfile::tempdir()?;
 /// # let place = folder.path().join("climate").display().to_string();
-/// # let spec = Spec::load(Settings { work_dir: Some(folder.path().join("work").display().to_string()), ..Settings::default() })?;
+/// # let spec = Spec::builder().work_dir(folder.path().join("work")).build()?;
 /// let repository = Repository::open_or_create(&place, Format::default())?;
-/// let mut session = freestone::Session::begin(&repository, MAIN)?;
 /// let ramp = freestone::arange(0.0, 100.0, 1.0, DType::Float64, 10);
-/// session.store(&ramp, "ramps/up")?;
-/// session.store(&(&ramp * -1.0), "ramps/down")?;
-/// let report = session.commit("two ramps", &spec)?;
+/// let report = freestone::Session::begin(&repository, MAIN)?
+///     .store(&ramp, "ramps/up")?
+///     .store(&(&ramp * -1.0), "ramps/down")?
+///     .commit("two ramps", &spec)?;
 ///
 /// let down = freestone::open_version(&repository, MAIN, "ramps/down")?;
 /// assert_eq!(freestone::compute::<f64>(&down, &spec)?.sum(), -4950.0);
-/// assert_eq!(report.snapshot, Some(repository.history(&freestone::sessions::Version::Branch(MAIN.into()))?[0].id.clone()));
+/// let newest = &repository.history(&MAIN.into())?[0];
+/// assert_eq!(report.snapshot.as_ref(), Some(&newest.id));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// Nothing is written before [`commit`](Session::commit), and nothing is visible before that has
-/// ended well.
+/// Nothing is written before [`commit`](Session::commit), and nothing is visible before it has
+/// succeeded.
 #[derive(Debug)]
 pub struct Session {
     how: How,
@@ -176,19 +177,21 @@ impl Session {
     /// give its values:
     ///
     /// ```
-    /// # use freestone::{DType, Settings, Spec};
+    /// # use freestone::{DType, Spec};
     /// # use freestone::sessions::{Format, MAIN, Repository};
     /// # let folder = tempfile::tempdir()?;
     /// # let place = folder.path().join("climate").display().to_string();
-    /// # let spec = Spec::load(Settings { work_dir: Some(folder.path().join("work").display().to_string()), ..Settings::default() })?;
+    /// # let spec = Spec::builder().work_dir(folder.path().join("work")).build()?;
     /// # let repository = Repository::open_or_create(&place, Format::default())?;
-    /// # let days = |from, to| freestone::arange(from, to, 1.0, DType::Float64, 10).with_dims(["time"]);
+    /// # let days = |from, to| {
+    /// #     freestone::arange(from, to, 1.0, DType::Float64, 10).with_dims(["time"])
+    /// # };
     /// # let mut session = freestone::Session::begin(&repository, MAIN)?;
     /// # session.store(&days(0.0, 4.0), "wind/speed")?.store(&days(0.0, 4.0), "wind/time")?;
     /// # session.commit("four days", &spec)?;
     /// let mut session = freestone::Session::begin(&repository, MAIN)?;
-    /// session.append(&days(4.0, 6.0), "wind/speed", 0)?;
-    /// session.append(&days(4.0, 6.0), "wind/time", 0)?;
+    /// session.append(&days(4.0, 6.0), "wind/speed", "time")?;
+    /// session.append(&days(4.0, 6.0), "wind/time", "time")?;
     /// session.commit("two more days", &spec)?;
     /// # assert_eq!(freestone::open_version(&repository, MAIN, "wind/time")?.shape()?, [6]);
     /// # Ok::<(), Box<dyn std::error::Error>>(())

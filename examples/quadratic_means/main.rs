@@ -25,10 +25,12 @@ use winds::synthetic_winds;
 static ALLOCATOR: freestone_allocator::Allocator = freestone_allocator::Allocator;
 
 /// Means over time of u·u, u·v and v·v.
+const WINDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/winds-v3.zarr");
+
 #[derive(Parser)]
 struct Arguments {
     /// A group with arrays `u` and `v` whose first axis is time.
-    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/winds-v3.zarr"))]
+    #[arg(long, default_value = WINDS)]
     input: String,
     /// Where the group of results goes; it is replaced.
     #[arg(long)]

@@ -17,8 +17,8 @@ use crate::promotion::{common, compared, is_comparison, of_bools, working};
 
 /// An operand: an array or a number.
 ///
-/// A number takes the dtype of the array beside it where that dtype can hold it, as Python's numbers
-/// do. Its own dtype matters beyond its kind only where no array is involved.
+/// A number takes the dtype of the array beside it where that dtype can hold it, as Python's
+/// numbers do. Otherwise only the kind of its dtype matters.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Operand {
@@ -184,7 +184,7 @@ fn arrays_of(operands: &[Operand]) -> Vec<&Array> {
     operands.iter().filter_map(|o| if let Operand::Array(a) = o { Some(a) } else { None }).collect()
 }
 
-/// A function of two operands by its number, as the named functions below.
+/// Applies a function of two operands by its operation, as the named functions below do.
 ///
 /// # Errors
 /// Where shapes do not broadcast, or it is not defined for the dtype that both are promoted to.
@@ -220,7 +220,7 @@ pub(crate) fn try_binary(op: BinaryOp, left: Operand, right: Operand) -> Result<
     })
 }
 
-/// A function of one array by its number, as the named functions below.
+/// Applies a function of one array by its operation, as the named functions below do.
 ///
 /// # Errors
 /// Where it is not defined for the dtype.
@@ -264,8 +264,9 @@ macro_rules! binary_functions {
             }
         )* }
 
-        /// The functions of two operands: name in the standard, number, what it gives.
-        pub const BINARY: &[(&str, BinaryOp, &str)] = &[$((stringify!($name), BinaryOp::$op, $doc)),*];
+        /// The functions of two operands: name in the standard, operation, description.
+        pub const BINARY: &[(&str, BinaryOp, &str)] =
+            &[$((stringify!($name), BinaryOp::$op, $doc)),*];
     };
 }
 
@@ -328,7 +329,7 @@ macro_rules! unary_functions {
             }
         )* }
 
-        /// The functions of one array: name in the standard, number, what it gives.
+        /// The functions of one array: name in the standard, operation, description.
         pub const UNARY: &[(&str, UnaryOp, &str)] = &[$((stringify!($name), UnaryOp::$op, $doc)),*];
     };
 }

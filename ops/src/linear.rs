@@ -200,7 +200,8 @@ impl<L: Into<Axes>, R: Into<Axes>> From<(L, R)> for TensordotAxes {
     }
 }
 
-/// Sums products over axes of two arrays: `tensordot(&x, &y, 2)`, `tensordot(&x, &y, ([0, 1], [1, 0]))`.
+/// Sums products over axes of two arrays: `tensordot(&x, &y, 2)` or
+/// `tensordot(&x, &y, ([0, 1], [1, 0]))`.
 ///
 /// Shape: the remaining axes of `x1`, then those of `x2`. Cost and memory as [`Array::matmul`].
 ///

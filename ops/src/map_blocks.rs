@@ -60,9 +60,9 @@ impl OutputBlocks {
 
 /// Applies a kernel to blocks: block `i` of the result is computed from block `i` of each array.
 ///
-/// The arrays' axes are aligned at the last. Along each axis, an array has the same number of blocks
-/// as the others, or one block, which is then passed to every call. Kernels that run in other
-/// processes must be in the registry that their `main` passes to `serve`.
+/// The arrays' axes are aligned at the last. Along each axis, an array has the same number of
+/// blocks as the others, or one block, which is then passed to every call. Kernels that run in
+/// other processes must be in the registry that their `main` passes to `serve`.
 ///
 /// Cost: one stage; computed arrays get a stage of their own before it. Memory: a block of each
 /// array, one stored chunk, the result's block, and the kernel's scratch memory.
@@ -214,8 +214,8 @@ fn resized_grid(n: u64, lengths: &BlockLengths, axis: usize) -> Result<AxisGrid,
     }
 }
 
-/// Returns, for each axis of each array, the axis of the result that selects its block; `None` where
-/// the array has one block.
+/// Returns, for each axis of each array, the axis of the result that selects its block; `None`
+/// where the array has one block.
 fn block_axes(nodes: &[NodeRef], result: &[ResultAxis]) -> Vec<Vec<Option<usize>>> {
     let rank = nodes.iter().map(|n| n.grid.axes().len()).max().unwrap_or(0);
     let place = |d: usize| result.iter().position(|axis| axis.from == Some(d));

@@ -14,8 +14,8 @@ use crate::axes::Axes;
 use crate::elementwise::try_binary;
 use crate::error::Error;
 
-/// Options of a reduction: its axes, as a number, a name, a list (empty for no axis) or `()` for all
-/// axes, or built up as in `Reduce::axes([0, 1]).keepdims().correction(1.0)`.
+/// Options of a reduction: its axes, as a number, a name, a list (empty for no axis) or `()` for
+/// all axes, or built up as in `Reduce::axes([0, 1]).keepdims().correction(1.0)`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Reduce {
     axes: Axes,
@@ -41,7 +41,7 @@ impl Reduce {
         Reduce { keepdims: true, ..self }
     }
 
-    /// Sets the result's dtype, for `sum` and `prod`. Values are cast to it before they are reduced.
+    /// Sets the result's dtype, for `sum` and `prod`. Values are cast to it first.
     #[must_use]
     pub fn dtype(self, dtype: DType) -> Reduce {
         Reduce { dtype: Some(dtype), ..self }
@@ -188,85 +188,78 @@ impl Array {
 
     fn parts(&self, name: &'static str, options: &Reduce, count: u64) -> Result<Parts, Error> {
         let from = self.dtype()?;
-        let integer = from.is_integer() || from == DType::Bool;
-        // Whether elements are not 0, as bytes.
-        let truth = || {
-            if from == DType::Bool {
-                self.try_astype(DType::UInt8)
-            } else {
-                try_binary(BinaryOp::NotEqual, self.into(), 0.into())?.try_astype(DType::UInt8)
-            }
-        };
         let parts = |input: Array, fold, finish, empty: Option<Scalar>| {
             Ok(Parts { input, fold, finish, empty })
         };
         match name {
             "sum" | "prod" => {
                 let dtype = summed(from, options.dtype)?;
-                // Values that the accumulators hold exactly need no cast of their own.
-                let input = match (from.kind(), dtype.kind()) {
-                    _ if from == dtype => self.clone(),
-                    (Kind::Bool, Kind::Signed | Kind::Unsigned) => self.try_astype(DType::UInt8)?,
-                    (Kind::Signed, Kind::Signed) | (Kind::Unsigned, Kind::Unsigned) => self.clone(),
-                    (_, Kind::Float) => self.try_astype(DType::Float64)?,
-                    _ => self.try_astype(dtype)?,
-                };
                 let fold = if name == "sum" { ReduceOp::Sum } else { ReduceOp::Prod };
-                parts(
-                    input,
-                    fold,
-                    Finish::Value(dtype),
-                    Some(Scalar::new(u8::from(name == "prod"))),
-                )
+                let empty = Scalar::new(u8::from(name == "prod"));
+                parts(self.summand(from, dtype)?, fold, Finish::Value(dtype), Some(empty))
             }
             "mean" => {
-                let (input, dtype) = if integer {
-                    (self.try_astype(DType::Float64)?, DType::Float64)
-                } else {
-                    (self.clone(), from)
-                };
-                let nothing = Scalar::new(Complex128::new(f64::NAN, f64::NAN));
-                parts(input, ReduceOp::Sum, Finish::Mean { count, dtype }, Some(nothing))
+                let (input, dtype) = self.as_inexact(from)?;
+                let empty = Scalar::new(Complex128::new(f64::NAN, f64::NAN));
+                parts(input, ReduceOp::Sum, Finish::Mean { count, dtype }, Some(empty))
             }
             "var" | "std" => {
-                let (input, dtype) = if integer {
-                    (self.try_astype(DType::Float64)?, DType::Float64)
-                } else {
-                    (self.clone(), from)
-                };
+                let (input, dtype) = self.as_inexact(from)?;
                 let correction = Scalar::new(options.correction.unwrap_or(0.0));
-                parts(
-                    input,
-                    ReduceOp::Var,
-                    Finish::Var { count, correction, root: name == "std", dtype },
-                    Some(Scalar::new(f64::NAN)),
-                )
+                let finish = Finish::Var { count, correction, root: name == "std", dtype };
+                parts(input, ReduceOp::Var, finish, Some(Scalar::new(f64::NAN)))
             }
             "any" => {
-                parts(truth()?, ReduceOp::Max, Finish::Value(DType::Bool), Some(Scalar::new(0u8)))
+                let empty = Scalar::new(0u8);
+                parts(self.truth(from)?, ReduceOp::Max, Finish::Value(DType::Bool), Some(empty))
             }
             "all" => {
-                parts(truth()?, ReduceOp::Min, Finish::Value(DType::Bool), Some(Scalar::new(1u8)))
+                let empty = Scalar::new(1u8);
+                parts(self.truth(from)?, ReduceOp::Min, Finish::Value(DType::Bool), Some(empty))
             }
             "count_nonzero" => {
-                parts(truth()?, ReduceOp::Sum, Finish::Value(DType::Int64), Some(Scalar::new(0u8)))
+                let empty = Scalar::new(0u8);
+                parts(self.truth(from)?, ReduceOp::Sum, Finish::Value(DType::Int64), Some(empty))
             }
-            "min" if from == DType::Bool => {
-                parts(truth()?, ReduceOp::Min, Finish::Value(from), None)
+            _ => {
+                let (fold, dtype) = match name {
+                    "min" => (ReduceOp::Min, from),
+                    "max" => (ReduceOp::Max, from),
+                    "argmin" => (ReduceOp::Argmin, DType::Int64),
+                    _ => (ReduceOp::Argmax, DType::Int64),
+                };
+                let is_bool = from == DType::Bool;
+                let input = if is_bool { self.truth(from)? } else { self.clone() };
+                parts(input, fold, Finish::Value(dtype), None)
             }
-            "max" if from == DType::Bool => {
-                parts(truth()?, ReduceOp::Max, Finish::Value(from), None)
-            }
-            "argmin" if from == DType::Bool => {
-                parts(truth()?, ReduceOp::Argmin, Finish::Value(DType::Int64), None)
-            }
-            "argmax" if from == DType::Bool => {
-                parts(truth()?, ReduceOp::Argmax, Finish::Value(DType::Int64), None)
-            }
-            "min" => parts(self.clone(), ReduceOp::Min, Finish::Value(from), None),
-            "max" => parts(self.clone(), ReduceOp::Max, Finish::Value(from), None),
-            "argmin" => parts(self.clone(), ReduceOp::Argmin, Finish::Value(DType::Int64), None),
-            _ => parts(self.clone(), ReduceOp::Argmax, Finish::Value(DType::Int64), None),
+        }
+    }
+
+    /// Returns whether elements are not 0, as bytes.
+    fn truth(&self, from: DType) -> Result<Array, Error> {
+        if from == DType::Bool {
+            return self.try_astype(DType::UInt8);
+        }
+        try_binary(BinaryOp::NotEqual, self.into(), 0.into())?.try_astype(DType::UInt8)
+    }
+
+    /// Returns the array in a float or complex dtype, and that dtype.
+    fn as_inexact(&self, from: DType) -> Result<(Array, DType), Error> {
+        if from.is_integer() || from == DType::Bool {
+            return Ok((self.try_astype(DType::Float64)?, DType::Float64));
+        }
+        Ok((self.clone(), from))
+    }
+
+    /// Returns the array as the accumulators of a sum or product in `dtype` take it. Values that
+    /// these hold exactly need no cast.
+    fn summand(&self, from: DType, dtype: DType) -> Result<Array, Error> {
+        match (from.kind(), dtype.kind()) {
+            _ if from == dtype => Ok(self.clone()),
+            (Kind::Bool, Kind::Signed | Kind::Unsigned) => self.try_astype(DType::UInt8),
+            (Kind::Signed, Kind::Signed) | (Kind::Unsigned, Kind::Unsigned) => Ok(self.clone()),
+            (_, Kind::Float) => self.try_astype(DType::Float64),
+            _ => self.try_astype(dtype),
         }
     }
 }
