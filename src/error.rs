@@ -219,6 +219,7 @@ fn of_storage(error: &StorageError) -> ErrorKind {
         StorageError::InvalidUrl { .. } | StorageError::NotInProcess(_) => ErrorKind::InvalidInput,
         // Metadata that are too long or too short are no metadata.
         StorageError::TooLong { .. } | StorageError::Truncated { .. } => ErrorKind::InvalidInput,
+        StorageError::NotFound { .. } => ErrorKind::NotFound,
         StorageError::NotPrivate { .. } => ErrorKind::InvalidSettings,
         StorageError::Internal { .. } => ErrorKind::Internal,
         error if error.is_transient() || error.is_throttle() => ErrorKind::Unavailable,

@@ -290,6 +290,9 @@ impl Error {
             e @ (Error::Closed { .. } | Error::Committing { .. } | Error::Replaced { .. }) => {
                 StorageError::Refused { place, message: e.to_string() }
             }
+            e @ (Error::NoRepository { .. } | Error::NoVersion { .. } | Error::NoNode { .. }) => {
+                StorageError::NotFound { place, action, message: e.to_string() }
+            }
             // Icechunk's client has already retried the request.
             e @ Error::Repository { transient: true, .. } => StorageError::RetriesExhausted {
                 place,

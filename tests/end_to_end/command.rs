@@ -212,12 +212,7 @@ fn too_little_memory_is_3_and_leaves_nothing() {
         &["stage `rechunk-000` needs", "allowed_mem is 32.1 MB", "encode buffers"],
     );
     let arguments = ["rechunk", &u(), "out", "--chunks", "12,73,144", "--allowed-mem", "16100kB"];
-    check_failure(
-        &place,
-        &arguments,
-        3,
-        &["allowed_mem is 16.1 MB, of which reserved_mem takes 32.0 MB"],
-    );
+    check_failure(&place, &arguments, 3, &["allowed_mem is 16.1 MB but reserved_mem is 32.0 MB"]);
     assert!(!Path::new(&place.at("out")).exists() && !Path::new(&place.at("work")).exists());
 }
 
@@ -264,7 +259,7 @@ fn what_is_in_the_way_is_5() {
             &place,
             &["rechunk", &u(), target, "--chunks", "12,10,20", "--overwrite"],
             5,
-            &["file is a file"],
+            &["file`: it is a file"],
         );
     }
 }

@@ -17,6 +17,10 @@ pub enum StorageError {
     TooLong { place: String, len: u64, limit: u64 },
     #[error("object `{place}` is truncated: it ends before byte {wanted}")]
     Truncated { place: String, wanted: u64 },
+    /// A repository, version or other container of objects does not exist. A missing object is not
+    /// an error.
+    #[error("cannot {action} `{place}`: {message}")]
+    NotFound { place: String, action: &'static str, message: String },
     #[error(
         "no space left at `{place}` (hint: free some space, or choose another work directory or \
             output)"

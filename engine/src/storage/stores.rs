@@ -179,7 +179,7 @@ mod tests {
         for (scheme, ..) in REMOTE_SCHEMES.iter().filter(|(.., built)| *built) {
             let error =
                 Stores::default().open(&format!("{scheme}:///prefix")).unwrap_err().to_string();
-            assert!(error.contains("no bucket"), "{error}");
+            assert!(error.contains("missing bucket"), "{error}");
         }
     }
 

@@ -33,7 +33,7 @@ fn sessions_by_command() {
     stdout(&run(&["session", "join", &id, "--name", "later"]));
     let refused = run(&["session", "commit", &id]);
     assert_eq!(refused.status.code(), Some(5));
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("(later)"));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("has open writers: later"));
     let compute = [
         "compute",
         "u + 1",
@@ -196,7 +196,7 @@ fn repositories_are_made_in_a_format() {
         &place,
         &["session", "create", "--repository", "none", "--format", "3"],
         2,
-        &["invalid format `3`", "expected 1 or 2"],
+        &["invalid repository format `3`", "expected 1 or 2"],
     );
 }
 
@@ -269,13 +269,13 @@ fn places_that_are_no_repositories() {
             &place,
             &["compute", "u", "-i", &input, "-o", "u", "--repository", at],
             5,
-            &["name another place"],
+            &["use another location"],
         );
         check_failure(
             &place,
             &["session", "create", "--repository", at],
             5,
-            &["name another place"],
+            &["use another location"],
         );
     }
     let run =
