@@ -1,5 +1,4 @@
-//! Regions of arrays that are there already: which chunks they are, and where coordinates say that
-//! they lie.
+//! Regions of existing arrays: their chunks, and their location by coordinates.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -21,62 +20,62 @@ use crate::error::Error;
 /// Why a region cannot be written.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[allow(missing_docs)]
+#[non_exhaustive]
 pub enum RegionError {
     #[error(
-        "there is no array at {place} to write a region of: make it first, by `freestone::create` \
-            or by storing it whole"
+        "no array at {place} to write a region of (hint: create it by `freestone::create`, or \
+            store it whole)"
     )]
     Missing { place: String },
     #[error(
-        "a region of {place} was asked for with {what}: these are the stored array's, and stay; \
-            leave them away"
+        "cannot set {what} for a region of {place}: the stored array determines it (hint: remove \
+            the option)"
     )]
     Fixed { place: String, what: &'static str },
     #[error(
-        "metadata come first for whole arrays, not for a region of {place}: leave the region away"
+        "cannot create {place} from a region: `create` writes the metadata of whole arrays (hint: \
+            remove the region)"
     )]
     Metadata { place: String },
     #[error(
-        "a region of {region} axes was given for {place}, which has {array}: give one range for \
-            each axis"
+        "invalid region of {region} axes for {place}: expected one range for each of {array} axes"
     )]
     Rank { place: String, region: usize, array: usize },
-    #[error("{place} is {stored}, but what is to be written is {array}: cast it with astype")]
+    #[error("cannot write {array} to {place}, which is {stored} (hint: cast it by `astype`)")]
     DType { place: String, stored: DType, array: DType },
     #[error(
-        "cannot write a region of {place}: its readers unpack values by {stored}, but what is to \
-            be written has {array} (hint: give it the same attributes by \
-         `Array::with_attribute` if its values are packed so, or store it as an array of its own)"
+        "cannot write a region of {place}: its readers unpack values by {stored}, but the array \
+            has {array} (hint: set the same attributes by `Array::with_attribute` if its values \
+            are packed so, or store the array separately)"
     )]
     Packing { place: String, stored: String, array: String },
-    #[error("along axis {axis} the region {}..{} of {place} does not lie in its {len} \
-        elements", region.start, region.end)]
+    #[error("invalid region {}..{} along axis {axis} of {place}: the axis has {len} elements",
+        region.start, region.end)]
     Outside { place: String, axis: usize, region: Range<u64>, len: u64 },
-    #[error("along axis {axis} the region {}..{} of {place} has {} elements, but what is to be \
-        written has {len}", region.start, region.end, region.end - region.start)]
+    #[error("invalid region {}..{} along axis {axis} of {place}: it has {} elements, but the \
+        array has {len}", region.start, region.end, region.end - region.start)]
     Shape { place: String, axis: usize, region: Range<u64>, len: u64 },
-    #[error("along axis {axis} the region {}..{} of {place} cuts what is stored in pieces of \
-        {size}: {}..{} is the smallest around it that does not",
+    #[error("region {}..{} along axis {axis} of {place} is not aligned to stored objects of \
+        {size} elements: {}..{} is the smallest aligned region around it",
         region.start, region.end, around.start, around.end)]
     Unaligned { place: String, axis: usize, region: Range<u64>, size: u64, around: Range<u64> },
     #[error(
-        "axis {axis} is {array} in what is to be written, but {stored} in {place}: give the \
-            region's ranges, or the same names"
+        "axis {axis} is {array} in the array, but {stored} in {place} (hint: give the region's \
+            ranges, or use the same names)"
     )]
     Name { place: String, axis: usize, array: String, stored: String },
     #[error(
-        "where axis {axis} (`{name}`) lies in {place} cannot be found: {why}; give the region's \
-            ranges instead"
+        "cannot locate axis {axis} (`{name}`) in {place}: {why} (hint: give the region's ranges)"
     )]
     Coordinate { place: String, axis: usize, name: String, why: String },
 }
 
-/// What a target says of its region.
+/// The region of a target.
 #[derive(Clone, Debug)]
 pub(crate) enum Region {
     /// One range for each axis.
     At(Vec<Range<u64>>),
-    /// Where the coordinates say.
+    /// The location of the array's coordinates in those of the stored array.
     Auto,
 }
 
@@ -94,7 +93,7 @@ pub(crate) fn other_meaning(
     MEANING.into_iter().find(|a| ours.get(*a) != theirs.get(*a))
 }
 
-/// The part of a stored array that a region is, as an array whose chunks are there.
+/// Returns the region of a stored array, as an array with the same chunks.
 pub(crate) fn window(
     array: &Array,
     stored: &StoredArray,
@@ -162,7 +161,7 @@ pub(crate) fn window(
     Ok(ArrayInfo { grid: ChunkGrid::new(axes), window: Some(first), ..stored.info.clone() })
 }
 
-/// Where the values of the array's coordinates lie in those of the stored array's.
+/// Locates the values of the array's coordinates in those of the stored array.
 fn located(array: &Array, stored: &StoredArray) -> Result<Vec<Range<u64>>, Error> {
     let group = stored.path.rsplit_once('/').map_or("", |(group, _)| group);
     let (shape, there) = (array.shape()?, stored.info.shape());
@@ -223,8 +222,7 @@ fn find(stored: &StoredArray, group: &str, there: u64, dim: &Dim, len: u64) -> R
         }
         None => None,
     };
-    let (ours, origin) =
-        ours.ok_or_else(|| why("what is to be written has no coordinate for it"))?;
+    let (ours, origin) = ours.ok_or_else(|| why("the array has no coordinate for it"))?;
     if ours.info.dtype != theirs.info.dtype {
         return Err(Search::Why(format!(
             "its coordinate is {} here and {} there",

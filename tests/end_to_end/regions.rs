@@ -128,7 +128,12 @@ fn regions_that_do_not_fit() {
         let RegionError::Shape { axis: 1, region, len: 3, .. } = e else { return false };
         *region == (2..4)
     };
-    check_refused(target(3, &there).region(&[0..4, 2..4]), &place, "axis 1 the region 2..4", shape);
+    check_refused(
+        target(3, &there).region(&[0..4, 2..4]),
+        &place,
+        "region 2..4 along axis 1",
+        shape,
+    );
     let unaligned = |e: &RegionError| {
         let RegionError::Unaligned { axis: 1, around, .. } = e else { return false };
         *around == (0..4)
@@ -136,10 +141,15 @@ fn regions_that_do_not_fit() {
     check_refused(
         target(3, &there).region(&[0..4, 1..4]),
         &place,
-        "0..4 is the smallest around it",
+        "0..4 is the smallest aligned region",
         unaligned,
     );
-    check_refused(target(3, &there).region(&[0..4, 0..3]), &place, "pieces of 2: 0..4", unaligned);
+    check_refused(
+        target(3, &there).region(&[0..4, 0..3]),
+        &place,
+        "objects of 2 elements: 0..4",
+        unaligned,
+    );
     check_refused(target(3, &there).region(&[4..8, 2..5]), &place, "7 elements", |e| {
         matches!(e, RegionError::Outside { axis: 0, len: 7, .. })
     });
