@@ -230,7 +230,7 @@ pub enum Mode {
 #[allow(missing_docs)]
 pub enum PlanError {
     #[error(
-        "stage `{stage}` needs {} per task, but allowed_mem is {}:\n{estimate}\nhint: {advice}",
+        "stage `{stage}` needs {} per task, but allowed_mem is {}:\n{estimate}\n\nhint: {advice}",
         distinct_size(*projected, *allowed),
         distinct_size(*allowed, *projected)
     )]
