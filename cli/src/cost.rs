@@ -427,7 +427,8 @@ mod tests {
                     2000 PUT requests     $0.0100
                     4000 GET requests     $0.0016
         ");
-        insta::assert_snapshot!(comparison(&cost, &Prices::built_in().project(&explained(), &place())), @r"
+        let projected = Prices::built_in().project(&explained(), &place());
+        insta::assert_snapshot!(comparison(&cost, &projected), @r"
         cost on AWS Lambda (eu-central-1 x86_64; prices of 2026-11-22 for us-east-1)
                              measured      projected
         invocations              1000            300

@@ -1,8 +1,8 @@
 //! A drawing of a plan as a self-contained SVG document.
 //!
 //! Stages are boxes and arrays are rounded boxes, in layers: each after its inputs (`layout`).
-//! Layers are columns, or rows if there are more layers than nodes in any layer, so that large plans
-//! grow downwards. Labels of edges are in the gaps between layers (`render`).
+//! Layers are columns, or rows if there are more layers than nodes in any layer, so that large
+//! plans grow downwards. Labels of edges are in the gaps between layers (`render`).
 
 mod layout;
 mod render;

@@ -111,39 +111,43 @@ fn every_event_is_a_line() {
         line.as_object_mut().unwrap().remove("t");
         line
     };
+    let started = json!({
+        "event": "taken", "request": 5, "stage": 0, "first": 20, "count": 2, "attempt": 0,
+        "backup_of": null,
+    });
+    let done = json!({
+        "event": "outcome", "request": 5, "stage": 0, "worker": "worker \"1\"", "counted": 2,
+        "tasks": null, "failure": null, "worker_peak_mem": null,
+    });
+    let failed = json!({
+        "event": "outcome", "request": 6, "stage": 0, "worker": "w2", "counted": 0, "tasks": [],
+        "failure": { "kind": "worker lost", "task": 22, "message": "<gone>\n" },
+        "worker_peak_mem": 99,
+    });
+    let retried = json!({
+        "event": "retry", "stage": "copy-000", "kind": "worker lost", "task": 22,
+        "message": "<gone>\n", "attempt": 1, "delay_us": 250_000,
+    });
+    let recomputed =
+        json!({ "event": "recompute", "stage": 0, "tasks": 3, "why": "chunk 1 is gone" });
+    let memory_exceeded = json!({
+        "event": "memory", "stage": "copy-000", "kernel": "hog", "worker": "w2",
+        "measured_mem": 792, "projected_mem": 34,
+    });
+    let ended = json!({
+        "event": "end", "result": "done", "error": null, "cpu_us": 3000, "retries": 1,
+        "peak_mem": 123, "kept_mem": 0, "bytes_read": 0, "reads": 0, "bytes_written": 0,
+        "writes": 0,
+    });
     let expect = [
-        (
-            2,
-            json!({"event": "taken", "request": 5, "stage": 0, "first": 20, "count": 2, "attempt": 0, "backup_of": null}),
-        ),
-        (
-            3,
-            json!({"event": "outcome", "request": 5, "stage": 0, "worker": "worker \
-                \"1\"", "counted": 2, "tasks": null,
-            "failure": null, "worker_peak_mem": null}),
-        ),
-        (
-            5,
-            json!({"event": "outcome", "request": 6, "stage": 0, "worker": "w2", "counted": 0, "tasks": [],
-            "failure": {"kind": "worker \
-                lost", "task": 22, "message": "<gone>\n"}, "worker_peak_mem": 99}),
-        ),
-        (
-            6,
-            json!({"event": "retry", "stage": "copy-000", "kind": "worker \
-                lost", "task": 22, "message": "<gone>\n", "attempt": 1, "delay_us": 250_000}),
-        ),
-        (7, json!({"event": "recompute", "stage": 0, "tasks": 3, "why": "chunk 1 is gone"})),
-        (
-            8,
-            json!({"event": "memory", "stage": "copy-000", "kernel": "hog", "worker": "w2", "measured_mem": 792, "projected_mem": 34}),
-        ),
-        (9, json!({"event": "stage_end", "stage": 0})),
-        (
-            10,
-            json!({"event": "end", "result": "done", "error": null, "cpu_us": 3000, "retries": 1, "peak_mem": 123, "kept_mem": 0,
-            "bytes_read": 0, "reads": 0, "bytes_written": 0, "writes": 0}),
-        ),
+        (2, started),
+        (3, done),
+        (5, failed),
+        (6, retried),
+        (7, recomputed),
+        (8, memory_exceeded),
+        (9, json!({ "event": "stage_end", "stage": 0 })),
+        (10, ended),
     ];
     for (at, expect) in expect {
         assert_eq!(without_time(&lines[at]), expect);

@@ -131,8 +131,8 @@ impl Column {
     }
 }
 
-/// Returns a lane of columns. A column's height is the fraction of busy time, and its colour that of
-/// the stage with most of that time.
+/// Returns a lane of columns. A column's height is the fraction of busy time, and its colour that
+/// of the stage with most of that time.
 fn all_bins(lane: &Lane, width: u64, halvings: u32, wall: u64) -> Markup {
     let width = width << halvings;
     let columns: Vec<Column> =

@@ -11,8 +11,8 @@ const MAX_PAGE: usize = 300_000;
 /// The maximum size of a record for any number of tasks.
 const MAX_RECORD: usize = 4_000_000;
 
-/// Returns a record of tasks in two stages, with one request per task. Every hundredth request fails
-/// once.
+/// Returns a record of tasks in two stages, with one request per task. Every hundredth request
+/// fails once.
 fn record(n_tasks: u64, n_workers: u64) -> Record {
     let plan = planned(2, n_tasks / 2 * 10);
     let mut record = Record::new(&started(&plan, &[0, 0]));

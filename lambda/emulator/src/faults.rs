@@ -11,8 +11,8 @@ pub struct Faults {
     pub seed: u64,
     /// The client receives status 429.
     pub throttle: f64,
-    /// The process is killed after a delay in [`kill_after`](Faults::kill_after), or at its answer if
-    /// that is sooner.
+    /// The process is killed after a delay in [`kill_after`](Faults::kill_after), or at its answer
+    /// if that is sooner.
     pub kill: f64,
     /// The range of delays before a kill.
     pub kill_after: Range<Duration>,

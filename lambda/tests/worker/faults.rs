@@ -209,7 +209,7 @@ fn a_run_of_a_killed_client_is_resumed() {
     let place = Place::new();
     let log = place.at("log");
     let emulator = scripted_function(|config| {
-        config.concurrency = 8;
+        (config.concurrency, config.timeout, config.record_bodies) = (8, LIMIT, true);
         config.faults = Faults { seed: 3, lose: 0.2, ..Faults::default() };
     });
     // Tasks from the 200th on wait for the gate, so that the client cannot finish.
@@ -231,7 +231,8 @@ fn a_run_of_a_killed_client_is_resumed() {
     client.wait().unwrap();
     fs::write(place.at("gate"), "").unwrap();
     eventually(|| is_idle(&emulator));
-    let before = begun(&log);
+    let written = tree(place.at("out/c")).len();
+    assert!(written >= 150, "{written} of {N} chunks are written");
     let stores = Stores::default();
     let spec = place.spec();
     let [folder] = &folders(&stores, &spec.work_dir).unwrap()[..] else {
@@ -252,15 +253,12 @@ fn a_run_of_a_killed_client_is_resumed() {
         cancel: Cancel::default(),
     };
     let report = driver::resume(&stored, &run, false).unwrap();
-    println!(
-        "{before} of {N} tasks begun before the resume, {} of them known; {} answers lost",
-        report.finished_before,
-        emulator.stats().faults.lost
-    );
-    assert_eq!(report.finished_before, before as u64);
+    assert_eq!(report.finished_before, written as u64);
     eventually(|| is_idle(&emulator));
-    // On a busy machine, the driver may start backups of slow requests.
-    assert!(begun(&log) == N || report.backups[0] > 0, "each task is computed once");
+    // The driver may start backups of slow requests, such as those that waited for the gate.
+    let requests = recorded_requests(&emulator, 0);
+    let backups: u64 = requests.iter().filter(|r| r.backup_of.is_some()).map(|r| r.count).sum();
+    assert!(begun(&log) as u64 <= N as u64 + backups, "{} tasks have begun", begun(&log));
     assert!(emulator.stats().faults.lost > 0);
     assert_eq!(tree(place.at("out/c")).len(), N);
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use freestone_engine::plan::StageId;
 use freestone_engine::remote::read_record;
 use freestone_engine::storage::Stores;
-use freestone_engine::task::{FailureKind, TaskFailure};
+use freestone_engine::task::{FailureKind, TaskFailure, TaskRequest};
 use freestone_lambda::DType;
 use freestone_lambda_emulator::{Cap, Emulator};
 use freestone_ops::io::Target;
@@ -120,9 +120,9 @@ fn a_request_is_completed_by_several_invocations() {
     let (mut first, mut n_late) = (0, 0);
     while first < 60 {
         let call = Call::Run(vec![request(first, 0, first..60)]);
-        let (_, outcomes, _, not_started) = done(ask(&emulator, &address, call));
-        assert!(not_started.is_empty(), "a new invocation starts a task");
-        let outcome = &outcomes[0];
+        let (_, outcomes, _, _) = done(ask(&emulator, &address, call));
+        // On a busy machine, the deadline may pass before the first task starts.
+        let Some(outcome) = outcomes.first() else { continue };
         assert!(is_at_most_late(outcome.failure.as_ref()), "{outcome:?}");
         n_late += usize::from(outcome.failure.is_some());
         first += outcome.done.len() as u64;
@@ -141,9 +141,13 @@ fn a_task_longer_than_the_deadline_times_out() {
     let plan = plan(&[Target::array(&long.mean(0), &place.at("mean"))], &spec);
     let address = written(&plan, &spec);
     let emulator = with_deadline(Duration::from_secs(4), 256);
-    let failure = |task| {
-        let (_, outcomes, _, _) = done(ask(&emulator, &address, Call::Run(vec![task])));
-        outcomes[0].failure.clone().unwrap()
+    let failure = |task: TaskRequest| loop {
+        let call = Call::Run(vec![task.clone()]);
+        let (_, outcomes, _, _) = done(ask(&emulator, &address, call));
+        // On a busy machine, the deadline may pass before the task starts.
+        if let Some(outcome) = outcomes.first() {
+            break outcome.failure.clone().unwrap();
+        }
     };
     let late = failure(request(1, 0, 0..1));
     assert!(
