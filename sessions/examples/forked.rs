@@ -1,5 +1,5 @@
-//! A ticket goes to other processes, their receipts come back, and one commit shows what all of
-//! them wrote.
+//! Other processes receive a ticket, write chunks and return receipts. One commit publishes all
+//! chunks.
 //!
 //! ```sh
 //! cargo run --release -p freestone-sessions --example forked -- REPOSITORY
@@ -29,7 +29,7 @@ fn main() -> Result<(), Failed> {
     let session = repository.writable_session(MAIN)?;
     session.replace_node("squares", array_of(WORKERS))?;
 
-    // No credentials are in it: each process takes its own from the environment.
+    // A ticket contains no credentials. Each process takes its own from the environment.
     let ticket = serde_json::to_vec(&session.fork()?)?;
     let mut workers = Vec::new();
     for chunk in 0..WORKERS {
@@ -62,7 +62,7 @@ fn main() -> Result<(), Failed> {
     Ok(())
 }
 
-/// Reads a ticket, writes one chunk, and gives its receipt.
+/// Reads a ticket, writes one chunk, and prints its receipt.
 fn worker(chunk: u64) -> Result<(), Failed> {
     let mut ticket = Vec::new();
     std::io::stdin().read_to_end(&mut ticket)?;
@@ -72,10 +72,11 @@ fn worker(chunk: u64) -> Result<(), Failed> {
     Ok(())
 }
 
-/// The Zarr document of an array of `n` numbers, each a chunk.
+/// Returns the Zarr document of an array of `n` numbers in chunks of one.
 fn array_of(n: u64) -> Value {
     json!({
-        "zarr_format": 3, "node_type": "array", "shape": [n], "data_type": "float32", "fill_value": 0.0,
+        "zarr_format": 3, "node_type": "array", "shape": [n], "data_type": "float32",
+        "fill_value": 0.0,
         "attributes": Map::new(),
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1]}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},

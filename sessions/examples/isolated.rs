@@ -1,4 +1,4 @@
-//! One process, one session: several arrays become visible by one commit, and an old snapshot stays
+//! One session in one process: one commit publishes several arrays, and an old snapshot stays
 //! readable.
 //!
 //! ```sh
@@ -33,10 +33,11 @@ fn main() -> Result<(), Error> {
     Ok(())
 }
 
-/// The Zarr document of an array of `n` numbers in chunks of 3.
+/// Returns the Zarr document of an array of `n` numbers in chunks of 3.
 fn array_of(n: u64) -> Value {
     json!({
-        "zarr_format": 3, "node_type": "array", "shape": [n], "data_type": "float32", "fill_value": 0.0,
+        "zarr_format": 3, "node_type": "array", "shape": [n], "data_type": "float32",
+        "fill_value": 0.0,
         "attributes": Map::new(),
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [3]}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},

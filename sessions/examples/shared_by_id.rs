@@ -1,4 +1,4 @@
-//! Workers that know nothing but the repository and a session's id write one commit together.
+//! Workers that know only the repository and a session's id write to one commit.
 //!
 //! ```sh
 //! cargo run --release -p freestone-sessions --example shared_by_id -- REPOSITORY
@@ -26,7 +26,7 @@ fn main() -> Result<(), Failed> {
         arguments.first().ok_or("name a directory or s3://BUCKET/PREFIX for the repository")?;
     let repository = Repository::open_or_create(place, Format::default())?;
 
-    // What is made before a session is shared, all who join see.
+    // All joiners see arrays that were created before the session was shared.
     let session = repository.writable_session(MAIN)?;
     session.replace_node("squares", array_of(WORKERS))?;
     let shared = session.share("squares by four who joined", Some(Duration::from_secs(3600)))?;
@@ -63,17 +63,18 @@ fn main() -> Result<(), Failed> {
     Ok(())
 }
 
-/// Joins under a name of its own, so that one that is started again takes over from one that died.
+/// Joins under a name of its own, so that a restarted worker replaces its predecessor.
 fn worker(place: &str, id: &str, chunk: u64) -> Result<(), Failed> {
     let joiner = Repository::open(place)?.join_session(id, &format!("worker-{chunk}"))?;
     joiner.array("squares")?.write_chunk(&[chunk], &((chunk * chunk) as f32).to_ne_bytes())?;
     Ok(joiner.close()?)
 }
 
-/// The Zarr document of an array of `n` numbers, each a chunk.
+/// Returns the Zarr document of an array of `n` numbers in chunks of one.
 fn array_of(n: u64) -> Value {
     json!({
-        "zarr_format": 3, "node_type": "array", "shape": [n], "data_type": "float32", "fill_value": 0.0,
+        "zarr_format": 3, "node_type": "array", "shape": [n], "data_type": "float32",
+        "fill_value": 0.0,
         "attributes": Map::new(),
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1]}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},

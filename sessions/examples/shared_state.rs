@@ -1,4 +1,4 @@
-//! Threads of one program share a session: its handle is cloned, nobody has to join.
+//! Threads of one program share a session by cloning its handle.
 //!
 //! ```sh
 //! cargo run --release -p freestone-sessions --example shared_state -- REPOSITORY
@@ -44,10 +44,11 @@ fn main() -> Result<(), Failed> {
     Ok(())
 }
 
-/// The Zarr document of an array of `n` numbers, each a chunk.
+/// Returns the Zarr document of an array of `n` numbers in chunks of one.
 fn array_of(n: u64) -> Value {
     json!({
-        "zarr_format": 3, "node_type": "array", "shape": [n], "data_type": "float32", "fill_value": 0.0,
+        "zarr_format": 3, "node_type": "array", "shape": [n], "data_type": "float32",
+        "fill_value": 0.0,
         "attributes": Map::new(),
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1]}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},

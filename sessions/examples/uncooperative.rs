@@ -1,5 +1,5 @@
-//! Processes that know nothing of each other change the same attribute: one commit wins, the others
-//! read it and try again.
+//! Independent processes change the same attribute. One commit succeeds, and the others read the
+//! attribute again and retry.
 //!
 //! ```sh
 //! cargo run --release -p freestone-sessions --example uncooperative -- REPOSITORY
@@ -46,7 +46,7 @@ fn main() -> Result<(), Failed> {
     Ok(())
 }
 
-/// Reads the list, appends its name, commits; where somebody else was faster, from the beginning.
+/// Reads the list, appends its name, and commits. Starts again after a conflict.
 fn worker(place: &str, name: &str) -> Result<(), Error> {
     let repository = Repository::open(place)?;
     loop {
@@ -67,10 +67,11 @@ fn worker(place: &str, name: &str) -> Result<(), Error> {
     }
 }
 
-/// The Zarr document of an array of `n` numbers, each a chunk.
+/// Returns the Zarr document of an array of `n` numbers in chunks of one.
 fn array_of(n: u64) -> Value {
     json!({
-        "zarr_format": 3, "node_type": "array", "shape": [n], "data_type": "float32", "fill_value": 0.0,
+        "zarr_format": 3, "node_type": "array", "shape": [n], "data_type": "float32",
+        "fill_value": 0.0,
         "attributes": Map::new(),
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1]}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},

@@ -200,7 +200,7 @@ impl SessionArray {
     }
 }
 
-/// Values of a part of an array, and where it lies there.
+/// The values of a region of an array, with its stored shape and start.
 struct Values<'a> {
     bytes: &'a [u8],
     shape: &'a [u64],

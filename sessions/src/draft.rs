@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_removed_is_not_seen() {
+    fn removed_nodes_are_hidden() {
         let mut draft = Draft::default();
         draft.write(Receipt::fill("g/a", &[0])).unwrap();
         draft.change("g", NodeChange::Removed);
@@ -235,7 +235,7 @@ mod tests {
         draft.change("g", NodeChange::New(json!({"node_type": "group"})));
         assert!(
             matches!(draft.nodes["g"], NodeChange::Replaced(_)),
-            "what was there still has to go"
+            "the commit must still remove the previous node"
         );
         assert!(matches!(draft.node("other"), Known::Unchanged));
     }

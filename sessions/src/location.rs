@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_location_is_printed_as_it_is_read() {
+    fn locations_round_trip() {
         for url in ["file:///a/b", "s3://bucket/a/b", "memory://x"] {
             assert_eq!(Location::parse(url).unwrap().to_string(), url);
         }
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_url_is_printed_as_it_is_read() {
+    fn store_urls_round_trip() {
         for url in [
             "icechunk+s3://b/p#snapshot=ABC",
             "icechunk+file:///p#snapshot=ABC&session=d",

@@ -365,7 +365,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn receipts_travel_as_text() {
+    fn receipts_round_trip_as_json() {
         let batch = Batch::new(
             "s",
             vec![
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chunk_is_written_once_or_with_the_same_content() {
+    fn repeated_receipts_must_have_equal_contents() {
         let mut receipts = Receipts::default();
         receipts.add(Receipt::object("s", "a", &[0], 9, 7)).unwrap();
         receipts.add(Receipt::object("s", "a", &[0], 9, 7)).unwrap();
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_is_named_by_all_that_tells_it_from_others() {
+    fn object_ids_depend_on_all_arguments() {
         let one = object_id("s", "ab", &[1, 2], 9, 7);
         assert_eq!(one, object_id("s", "ab", &[1, 2], 9, 7));
         for other in [

@@ -1,7 +1,8 @@
-//! Our own objects beside Icechunk's: small JSON documents that are created once and never changed.
+//! Records of this crate: small JSON documents beside Icechunk's objects, which are created once
+//! and never changed.
 //!
-//! Whatever changes is a new generation with the next number, made by a put that fails where there
-//! is one: a compare-and-swap that directories, memory and object stores all have.
+//! A change creates a new generation with the next number by a put that fails if it exists. This is
+//! a compare-and-swap that directories, memory and object stores support.
 
 use std::sync::Arc;
 

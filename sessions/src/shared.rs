@@ -5,11 +5,11 @@
 //!
 //! | record | contents |
 //! | --- | --- |
-//! | `session.json` | branch, base, message, what was made before it was shared |
-//! | `state/000001.json`, … | one generation each: state and expiry. The highest counts, and who creates the next has swapped |
-//! | `joiners/NAME/000001.json`, … | somebody writes under that name; who comes later under the same name takes over |
-//! | `joiners/NAME/000001.closed.json` | and has closed |
-//! | `receipts/NAME/000001-000001-8.json` | the first 8 chunks that it has written |
+//! | `session.json` | branch, base, message, arrays and groups created before |
+//! | `state/000001.json`, … | generations of state and expiry, of which the highest counts |
+//! | `joiners/NAME/000001.json`, … | joiners of a name, of which the last may write |
+//! | `joiners/NAME/000001.closed.json` | the close of a joiner |
+//! | `receipts/NAME/000001-000001-8.json` | the first batch of a joiner, of 8 chunks |
 //!
 //! The creator creates arrays and groups before it shares the session. A joiner reads the base,
 //! those arrays, and its own writes. Its receipts are flushed every second and when it closes. A

@@ -102,8 +102,13 @@ impl Encoding {
             CodecName::Zstd(level) => {
                 Some(json!({"name": "zstd", "configuration": {"level": level, "checksum": false}}))
             }
-            CodecName::Lz4 => Some(json!({"name": "blosc", "configuration":
-                {"cname": "lz4", "clevel": 5, "shuffle": if dtype.size() == 1 { "noshuffle" } else { "shuffle" }, "typesize": dtype.size(), "blocksize": 0}})),
+            CodecName::Lz4 => {
+                let shuffle = if dtype.size() == 1 { "noshuffle" } else { "shuffle" };
+                Some(json!({"name": "blosc", "configuration": {
+                    "cname": "lz4", "clevel": 5, "shuffle": shuffle, "typesize": dtype.size(),
+                    "blocksize": 0
+                }}))
+            }
             CodecName::Gzip(level) => {
                 Some(json!({"name": "gzip", "configuration": {"level": level}}))
             }

@@ -362,7 +362,10 @@ pub fn array_document(
         "node_type": "array",
         "shape": info.shape(),
         "data_type": info.dtype.name(),
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": at_least_one(info.object_shape())}},
+        "chunk_grid": {
+            "name": "regular",
+            "configuration": {"chunk_shape": at_least_one(info.object_shape())},
+        },
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "fill_value": fill_value(&info.fill),
         "codecs": codecs,

@@ -56,8 +56,8 @@ impl SharedSession {
         let (number, generation) = match self.open_generation() {
             Ok(open) => open,
             Err(Error::Committing { .. }) => {
-                // Where the coordinator lives on, whoever comes first moves the branch; the other
-                // then finds the snapshot.
+                // If the other committing process is alive, one of the two moves the branch first,
+                // and the other finds its snapshot.
                 let (number, generation) = self.generation()?;
                 if let Some(snapshot) =
                     self.repository.committed(&self.id, &record.branch, &record.base)?

@@ -1,9 +1,8 @@
-//! What the tests of this package run in other processes:
-//! `freestone-sessions-test-child ROLE ARGUMENT…`.
+//! The child process of this package's tests: `freestone-sessions-test-child ROLE ARGUMENT…`.
 //!
-//! Prints its results, one a line. Exits with a failure if anything is not as it should be.
+//! Prints its results, one per line. Exits with a failure if an assertion fails.
 
-// A child of tests says by panicking that something is wrong, as they do.
+// A child process of tests panics like a test.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -25,7 +24,7 @@ use serde_json::json;
 
 use arrays::{bytes, create, floats, info, read};
 
-/// As the programs have it, so that what is measured is what they take.
+/// The allocator of the programs, so that measurements apply to them.
 #[global_allocator]
 static ALLOCATOR: freestone_allocator::Allocator = freestone_allocator::Allocator;
 
@@ -52,7 +51,7 @@ fn main() {
     }
 }
 
-/// Makes a repository with one array, and reads it.
+/// Creates a repository with one array, and reads it.
 fn make(url: &str) {
     let repository = Repository::create(url, Format::default()).unwrap();
     let session = repository.writable_session(MAIN).unwrap();
@@ -67,7 +66,7 @@ fn make(url: &str) {
     );
 }
 
-/// Commits its own chunk again and again, and says each snapshot's id.
+/// Commits its own chunk repeatedly, and prints each snapshot's id.
 fn race(url: &str, name: &str, commits: u64) {
     let repository = Repository::open(url).unwrap();
     let chunk: u64 = name.parse().unwrap();
@@ -82,8 +81,7 @@ fn race(url: &str, name: &str, commits: u64) {
     }
 }
 
-/// The read-modify-write loop: each adds its name to a list in an array's attributes, until all are
-/// in.
+/// Runs a read-modify-write loop that adds its name to a list in an array's attributes.
 fn append(url: &str, name: &str) {
     let repository = Repository::open(url).unwrap();
     let deadline = Instant::now() + Duration::from_secs(300);
@@ -107,7 +105,7 @@ fn append(url: &str, name: &str) {
     }
 }
 
-/// Joins a session, writes chunks, and closes. One that is to wait half-way goes on when its
+/// Joins a session, writes chunks, and closes. If asked to wait half-way, continues when its
 /// standard input ends.
 fn join(url: &str, id: &str, worker: u64, chunks: u64, waits: bool) {
     let joiner =
@@ -123,7 +121,7 @@ fn join(url: &str, id: &str, worker: u64, chunks: u64, waits: bool) {
     joiner.close().unwrap();
 }
 
-/// Resident memory now, and the most so far, in MB.
+/// Returns the current and peak resident memory in MB.
 fn memory() -> (f64, f64) {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let of = |name: &str| {
@@ -140,14 +138,14 @@ fn memory() -> (f64, f64) {
     (of("VmRSS:"), of("VmHWM:"))
 }
 
-/// Seconds of CPU of this process.
+/// Returns the CPU time of this process in seconds.
 fn cpu() -> f64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     time.tv_sec as f64 + 1e-9 * time.tv_nsec as f64
 }
 
-/// Merges and commits receipts as they come from tasks. Prints the seconds of CPU and the MB that
-/// this took.
+/// Merges and commits receipts as they come from tasks. Prints the CPU time in seconds and the
+/// memory in MB.
 fn many_receipts(url: &str, n: u64) {
     let repository = Repository::open(url).unwrap();
     let session = repository.writable_session(MAIN).unwrap();
@@ -167,14 +165,13 @@ fn many_receipts(url: &str, n: u64) {
     println!("{} {}", cpu() - start, memory().1 - before);
 }
 
-/// Reads references of each array, some of each manifest, as a worker does, and says what that
-/// took.
+/// Reads references of each array, some of each manifest, as a worker does. Prints the costs.
 fn read_references(url: &str, arrays: u64, chunks: u64) {
     let (before, _) = memory();
     let store = open_store(&format!("{SCHEME}{url}#branch=main")).unwrap();
     for i in 0..arrays {
         for chunk in (7..chunks).step_by(10_000) {
-            // The object is not there, but the reference is read.
+            // The object does not exist, but the reference is read.
             let _ =
                 store.read(&format!("u{i}/c/{chunk}"), None, 100_000, &mut Buffer::zeroed(100_000));
         }
@@ -182,7 +179,7 @@ fn read_references(url: &str, arrays: u64, chunks: u64) {
     println!("{}", memory().1 - before);
 }
 
-/// Receipts of all chunks of a cube with that many along each edge.
+/// Returns the receipts of all chunks of a cube with `edge` chunks along each axis.
 fn cube_receipts(session: &str, edge: u64, rank: u32) -> impl Iterator<Item = Receipt> {
     (0..edge.pow(rank)).map(move |i| {
         let chunk: Vec<u32> = (0..rank).map(|axis| (i / edge.pow(axis) % edge) as u32).collect();
@@ -190,7 +187,7 @@ fn cube_receipts(session: &str, edge: u64, rank: u32) -> impl Iterator<Item = Re
     })
 }
 
-/// Commits all chunks of an array, and says what that took.
+/// Commits all chunks of an array, and prints the costs.
 fn commit_cube(url: &str, edge: u64, rank: u32) {
     let repository = Repository::open(url).unwrap();
     let session = repository.writable_session(MAIN).unwrap();

@@ -1,4 +1,4 @@
-//! Small arrays, for the tests and for their child program.
+//! Small arrays for the tests and their child process.
 
 use freestone_engine::grid::ChunkGrid;
 use freestone_engine::kernels::{DType, Scalar};
@@ -6,7 +6,7 @@ use freestone_engine::storage::{ArrayInfo, CodecName, Encoding, Keys};
 use freestone_sessions::{SessionArray, WritableSession};
 use serde_json::Map;
 
-/// A `float32` array, compressed; its fill value is -1.
+/// Returns the description of a compressed `float32` array with a fill value of -1.
 pub(crate) fn info(shape: &[u64], chunks: &[u64]) -> ArrayInfo {
     ArrayInfo {
         dtype: DType::Float32,

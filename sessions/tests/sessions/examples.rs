@@ -1,4 +1,4 @@
-//! Each example runs, and prints what it says.
+//! Tests of the examples and their output.
 
 use std::process::Command;
 

@@ -1,5 +1,5 @@
-//! Repositories that Python's icechunk wrote, and ours for it to read:
-//! `tests/interop/icechunk_*.py` are the other side.
+//! Interoperability with Icechunk's Python package, in both directions. The Python side is
+//! `tests/interop/icechunk_*.py`.
 
 use freestone_sessions::{Format, MAIN, Repository, Version};
 use serde_json::{Map, Value, json};
@@ -79,7 +79,7 @@ fn icechunk_wrote_what_we_read() {
         assert_eq!(u.stored().dims, [Some("y".to_owned()), Some("x".to_owned())]);
         let long = read(at(Version::Branch(MAIN.into())).array("g/long").unwrap());
         assert_eq!((long[0], long[499], long[500], long[999]), (-1.0, -1.0, 0.0, 499.0));
-        // And we go on from there.
+        // Continue from that snapshot.
         let session = repository.writable_session(MAIN).unwrap();
         session.resize("u", &[5, 4]).unwrap();
         session.commit("by us").unwrap();

@@ -1,4 +1,4 @@
-//! What sessions promise, in memory, in directories and on an S3 server.
+//! Tests of sessions in memory, in directories and on an S3 server.
 
 #![allow(
     clippy::unwrap_used,
@@ -16,6 +16,6 @@ mod plans;
 mod processes;
 mod support;
 
-/// As the programs have it, so that what is measured is what they take.
+/// The allocator of the programs, so that measurements apply to them.
 #[global_allocator]
 static ALLOCATOR: freestone_allocator::Allocator = freestone_allocator::Allocator;

@@ -1,4 +1,4 @@
-//! Plans whose outputs are in a session, with receipts as the engine's workers give them.
+//! Plans with outputs in a session, and the receipts of the engine's workers.
 
 use freestone_engine::kernels::DType;
 use freestone_engine::memory::Arena;
@@ -14,7 +14,7 @@ use freestone_sessions::{
 
 use crate::support::{Place, bytes, create, info, read, spec};
 
-/// A plan that writes an array of numbers into a session, with the target changed.
+/// Plans the write of an array of numbers to a session, with a modified target.
 fn planned(
     session: &WritableSession,
     n: f64,
@@ -27,8 +27,8 @@ fn planned(
     Ok(lower(&outputs(&[target], &stores)?, &spec()).unwrap())
 }
 
-/// Writes every chunk of the outputs with one value, as workers in other processes do: by the plan
-/// alone.
+/// Writes every chunk of the outputs with one value, given only the plan, like workers in other
+/// processes.
 fn work(plan: &FinalizedPlan, value: f32) -> Vec<Receipt> {
     let stores = Stores::default().with_opener(SCHEME, open_store);
     let mut resources = WorkerResources {
@@ -77,7 +77,7 @@ fn a_plan_is_one_commit() {
         matches!(&error, Error::Incomplete { n_missing: 1, first, .. } if *first == [2]),
         "{error}"
     );
-    // The driver dies, and another goes on with what it kept.
+    // The driver ends, and another process resumes with the retained receipts.
     let kept =
         serde_json::to_string(&repository.writable_session(MAIN).unwrap().fork().unwrap()).unwrap();
     drop(session);
@@ -87,7 +87,7 @@ fn a_plan_is_one_commit() {
     let snapshot =
         resumed.commit_plan(&plan, once.iter().chain(&again).copied(), "run", &options).unwrap();
     assert_eq!(values(&repository), [3.0; 6]);
-    // Dead once more, after the commit: it is found.
+    // After the driver ends again, the commit is found.
     let resumed = serde_json::from_str::<Ticket>(&kept).unwrap().resume().unwrap();
     assert_eq!(resumed.commit_plan(&plan, once, "run", &options).unwrap(), snapshot);
     assert_eq!(repository.history(&Version::Branch(MAIN.into())).unwrap().len(), 2);
@@ -108,7 +108,7 @@ fn outputs_overwrite_and_write_regions() {
     session.commit_plan(&plan, work(&plan, 5.0), "region", &options).unwrap();
     assert_eq!(values(&repository), [1.0, 1.0, 1.0, 1.0, 5.0, 5.0, 5.0, 5.0, 1.0]);
 
-    // Fill values hide what was there.
+    // Fill values hide previous chunks.
     let session = repository.writable_session(MAIN).unwrap();
     let plan = planned(&session, 3.0, |t| t.region(&[6..9])).unwrap();
     session.commit_plan(&plan, work(&plan, -1.0), "fill", &options).unwrap();

@@ -1,4 +1,4 @@
-//! Several processes and one repository. What the other processes do is in `tests/child`.
+//! Several processes with one repository. The other processes run `tests/child`.
 
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use freestone_sessions::{CommitOptions, Error, MAIN, Receipt, Repository, Versio
 
 use crate::support::{Place, create, info, raw, read, spec};
 
-/// Starts the test child, to do one thing only.
+/// Starts the child process with a role.
 fn begin(role: &str, arguments: &[&str]) -> Child {
     another(role, arguments).spawn().unwrap()
 }
@@ -27,7 +27,7 @@ fn another(role: &str, arguments: &[&str]) -> Command {
     command
 }
 
-/// The lines that it printed.
+/// Waits for a child process and returns the lines that it printed.
 #[track_caller]
 fn end(child: Child) -> Vec<String> {
     let output = child.wait_with_output().unwrap();
@@ -36,8 +36,8 @@ fn end(child: Child) -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }
 
-/// Who has a profile only, which the `aws` command knows, can use repositories: Icechunk's objects,
-/// chunks, and our records.
+/// Repositories work with the credentials of a profile, which the `aws` command resolves: for
+/// Icechunk's objects, chunks, and records.
 #[test]
 #[ignore = "needs an S3 server: run by .ci/run"]
 fn s3_a_profile_opens_repositories() {
@@ -101,18 +101,18 @@ fn race_in(place: &Place) {
 }
 
 #[test]
-fn racing_commits_to_a_directory_are_all_there() {
+fn concurrent_commits_to_a_directory_all_succeed() {
     race_in(&Place::local());
 }
 
 #[test]
 #[ignore = "needs an S3 server: run by .ci/run"]
-fn s3_racing_commits_are_all_there() {
+fn s3_concurrent_commits_all_succeed() {
     race_in(&Place::s3("race"));
 }
 
 #[test]
-fn a_list_that_eight_processes_append_to_has_all_of_them() {
+fn eight_processes_append_to_one_list() {
     let place = Place::local();
     let repository = place.new_repository();
     let session = repository.writable_session(MAIN).unwrap();
@@ -142,7 +142,7 @@ fn join_in(place: &Place) {
     let mut killed = begin_join("join and wait half-way", 0);
     let others: Vec<Child> = (1..RACERS).map(|n| begin_join("join", n)).collect();
     others.into_iter().for_each(|c| drop(end(c)));
-    // It has written half of its chunks, and some of its receipts are there.
+    // The joiner has written half of its chunks and flushed some receipts.
     let deadline = Instant::now() + Duration::from_secs(300);
     while !shared
         .status()
@@ -175,13 +175,13 @@ fn join_in(place: &Place) {
 }
 
 #[test]
-fn eight_processes_join_and_one_is_killed_and_run_again() {
+fn eight_processes_join_and_one_is_restarted() {
     join_in(&Place::local());
 }
 
 #[test]
 #[ignore = "needs an S3 server: run by .ci/run"]
-fn s3_eight_processes_join_and_one_is_killed_and_run_again() {
+fn s3_eight_processes_join_and_one_is_restarted() {
     join_in(&Place::s3("join"));
 }
 
@@ -195,10 +195,9 @@ fn ten_thousand_receipts_take_less_than_a_second_of_cpu_and_50_mb() {
     assert!(numbers[0] < 1.0 && numbers[1] < 50.0, "{said:?}");
 }
 
-/// What a commit takes for each chunk: of an array that has none yet, and of one whose references
-/// are all replaced.
+/// The memory of a commit per chunk, for a new array and for one whose references are all replaced.
 #[test]
-fn commits_take_what_is_projected() {
+fn commits_stay_within_projection() {
     for (edge, rank) in [(200_000, 1), (21, 4)] {
         let place = Place::local();
         let repository = place.new_repository();
@@ -219,9 +218,9 @@ fn commits_take_what_is_projected() {
     }
 }
 
-/// What the planner counts for repositories is what they take: not less, and not much more.
+/// The planner's projection for repositories is at least the measured memory, and not much more.
 #[test]
-fn references_take_what_is_projected() {
+fn references_stay_within_projection() {
     for (arrays, chunks) in [(1, 10), (1, 200_000), (4, 50_000)] {
         let place = Place::local();
         let repository = place.new_repository();
@@ -252,7 +251,7 @@ fn references_take_what_is_projected() {
     }
 }
 
-/// The plan's part for repositories, of a plan that reads the arrays, in MB.
+/// Returns the part for repositories, in MB, of the projection of a plan that reads the arrays.
 fn projected_for(repository: &Repository, arrays: u64) -> f64 {
     let store = repository.readonly_session(&MAIN.into()).unwrap().store();
     let targets: Vec<Target> = (0..arrays)

@@ -1,4 +1,4 @@
-//! Places for repositories.
+//! Locations of the tests' repositories.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use freestone_sessions::{Format, Repository};
 
 pub(crate) use crate::arrays::{bytes, create, floats, info, read};
 
-/// Where a test's repositories are.
+/// The location of a test's repositories.
 pub(crate) struct Place {
     root: Root,
 }
@@ -31,7 +31,7 @@ impl Place {
         Place { root: Root::Local(tempfile::tempdir().unwrap()) }
     }
 
-    /// Below what `.ci/run` says, a folder for each test.
+    /// Returns a folder for each test below the prefix of `FREESTONE_S3`.
     pub(crate) fn s3(test: &str) -> Place {
         let root = std::env::var("FREESTONE_S3").expect("FREESTONE_S3 is set by .ci/run");
         Place {
@@ -59,7 +59,7 @@ impl Place {
     }
 }
 
-/// [`info`] without compression, so that chunks are as long as their values.
+/// Returns [`info`] without compression, so that encoded chunks have the size of their values.
 pub(crate) fn raw(shape: &[u64], chunks: &[u64]) -> ArrayInfo {
     ArrayInfo {
         codecs: Encoding::from(CodecName::None).codecs(DType::Float32),
@@ -67,7 +67,7 @@ pub(crate) fn raw(shape: &[u64], chunks: &[u64]) -> ArrayInfo {
     }
 }
 
-/// The same on every machine, and in every environment.
+/// Returns a spec that does not depend on machine and environment.
 pub(crate) fn spec() -> Spec {
     let settings = Settings {
         allowed_mem: Some(100_000_000),
@@ -79,7 +79,7 @@ pub(crate) fn spec() -> Spec {
     settings.resolve().unwrap()
 }
 
-/// All values of an array, as the engine opens it.
+/// Reads all values of an array through the engine.
 pub(crate) fn through_engine(store: &Arc<dyn Store>, path: &str) -> Vec<f32> {
     use freestone_engine::memory::Arena;
     use freestone_engine::storage::codec::Contexts;

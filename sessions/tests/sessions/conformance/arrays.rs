@@ -23,7 +23,7 @@ fn commit_is_atomic(place: &Place) {
     let values: Vec<f32> = (0..15).map(|i| i as f32).collect();
     session.array("g/a").unwrap().write_region(&[0..3, 0..5], &bytes(&values)).unwrap();
     session.array("g/b").unwrap().write_chunk(&[1], &bytes(&long(200, 7.0))).unwrap();
-    // Its own writes are seen by itself, and by nobody else.
+    // Only the session itself sees its writes before the commit.
     assert_eq!(read(session.array("g/a").unwrap()), values);
     assert!(main(&repository).array("g/a").is_err());
     let snapshot = session.commit("both").unwrap();
@@ -67,7 +67,7 @@ fn missing_chunks_read_as_fill_values(place: &Place) {
     let session = repository.writable_session(MAIN).unwrap();
     create(&session, "u", &raw(&[2000], &[500]));
     session.array("u").unwrap().write_chunk(&[2], &bytes(&long(500, 1.0))).unwrap();
-    // Fill values are not stored, and hide what was written before.
+    // Fill values are not stored, and hide previous chunks.
     session.array("u").unwrap().write_chunk(&[3], &bytes(&long(500, 1.0))).unwrap();
     session.array("u").unwrap().write_chunk(&[3], &bytes(&[-1.0; 500])).unwrap();
     session.commit("sparse").unwrap();
@@ -129,7 +129,7 @@ fn arrays_are_replaced_resized_and_removed(place: &Place) {
         [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
     );
 
-    // What was cut off does not come back.
+    // Removed chunks do not reappear.
     for shape in [[2], [6]] {
         let session = repository.writable_session(MAIN).unwrap();
         session.resize("u", &shape).unwrap();

@@ -48,7 +48,7 @@ fn disjoint_sessions_rebase(place: &Place) {
     let error = sessions[1].commit("second").unwrap_err();
     assert!(matches!(&error, Error::Conflict(c) if c.clashes.is_empty()), "{error}");
     assert!(error.to_string().contains("commit with a rebase"), "{error}");
-    // Other attributes are no reason to refuse chunks, another shape is.
+    // Changed attributes do not conflict with chunks, a changed shape does.
     let attributes = repository.writable_session(MAIN).unwrap();
     attributes.set_attributes("u", &Map::from_iter([("a".to_owned(), json!(1))])).unwrap();
     attributes.commit("attributes").unwrap();
@@ -81,17 +81,17 @@ fn changes_of_nodes_conflict(place: &Place) {
         other => panic!("{other:?}, but expected {expect:?}"),
     };
     let same = Map::from_iter([("a".to_owned(), json!(1))]);
-    // Two change the attributes of one array.
+    // Both change the attributes of one array.
     let (ours, theirs) = (begin(), begin());
     [&ours, &theirs].iter().for_each(|s| s.set_attributes("u", &same).unwrap());
     theirs.commit("theirs").unwrap();
     check(ours, node("u"));
-    // Two make an array of one name.
+    // Both create an array of the same name.
     let (ours, theirs) = (begin(), begin());
     [&ours, &theirs].iter().for_each(|s| create(s, "g/new", &info(&[2], &[2])));
     theirs.commit("theirs").unwrap();
     check(ours, node("g/new"));
-    // One writes what the other removes, and the other way round.
+    // One writes an array that the other removes, and vice versa.
     let (writes, removes, removes_too) = (begin(), begin(), begin());
     writes.array("u").unwrap().write_chunk(&[0], &bytes(&[1.0, 1.0])).unwrap();
     [&removes, &removes_too].iter().for_each(|s| s.remove("u").unwrap());
@@ -109,7 +109,7 @@ fn changes_of_nodes_conflict(place: &Place) {
             Clash::Node { path: "u".into() },
         ],
     );
-    // Two make groups of one name, with arrays of different names in them: that is no conflict.
+    // Both create a group of the same name with different arrays, which is not a conflict.
     let (ours, theirs) = (begin(), begin());
     create(&ours, "h/a", &info(&[2], &[2]));
     create(&theirs, "h/b", &info(&[2], &[2]));

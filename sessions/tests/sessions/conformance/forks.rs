@@ -44,7 +44,7 @@ fn forks_write_and_are_merged(place: &Place) {
         )
         .unwrap();
     assert_eq!(read(main(&repository).array("u").unwrap()), long(800, 0.0));
-    // Receipts of one session are not another's.
+    // Receipts of another session are refused.
     let other = repository.writable_session(MAIN).unwrap();
     assert!(matches!(
         other.merge(serde_json::from_str(&batches[0]).unwrap()),
@@ -80,7 +80,7 @@ fn engine_receipts_suffice_to_commit(place: &Place) {
     let session = repository.writable_session(MAIN).unwrap();
     create(&session, "u", &info(&[6], &[2]));
     let ticket = session.fork().unwrap();
-    // As the engine's worker writes: a store by its URL, and an array by what the plan says of it.
+    // Write like the engine's worker: open a store by URL and an array by its description.
     let store: Arc<dyn Store> =
         Stores::default().with_opener(SCHEME, open_store).open(&ticket.store_url()).unwrap();
     let access =
@@ -129,7 +129,7 @@ fn missing_receipts_are_an_error(place: &Place) {
     session.commit_with("complete", &complete).unwrap();
 }
 
-/// A fork in what could be another process.
+/// Opens a serialized ticket, as another process would.
 fn travelled(ticket: &Ticket) -> Fork {
     let text = serde_json::to_string(ticket).unwrap();
     no_secrets(&text);

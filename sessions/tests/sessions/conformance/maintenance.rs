@@ -22,7 +22,7 @@ fn collection_retains_live_sessions(place: &Place) {
     let shared = session.share("lives", None).unwrap();
     let joiner = shared.join("a").unwrap();
     joiner.array("v").unwrap().write_chunk(&[0], &bytes(&long(200, 0.0))).unwrap();
-    // What an abandoned session has left would go, were it older than the one that lives.
+    // Objects of an abandoned session are retained if they are younger than a live session.
     let unknown = repository.writable_session(MAIN).unwrap();
     unknown.array("u").unwrap().write_chunk(&[0], &bytes(&[1.0, 1.0])).unwrap();
     repository.gc(Some(Duration::ZERO)).unwrap();
@@ -30,12 +30,12 @@ fn collection_retains_live_sessions(place: &Place) {
     joiner.close().unwrap();
     shared.commit().unwrap();
     assert_eq!(read(main(&repository).array("v").unwrap()), long(400, 0.0));
-    // Nobody lives: all goes that no snapshot has.
+    // Without live sessions, all unreferenced objects are removed.
     let left = repository.writable_session(MAIN).unwrap();
     create(&left, "w", &raw(&[200], &[200]));
     left.array("w").unwrap().write_chunk(&[0], &bytes(&long(200, 5.0))).unwrap();
     std::thread::sleep(Duration::from_millis(1100));
-    // A writer was killed in the middle of a file.
+    // A partial file of a killed writer.
     let part = format!("{}/chunks/.X.1-1.part", repository.url().trim_start_matches("file://"));
     if repository.url().starts_with("file://") {
         std::fs::write(&part, b"half").unwrap();
@@ -47,7 +47,7 @@ fn collection_retains_live_sessions(place: &Place) {
     assert!(matches!(left.commit("lost"), Err(Error::Collected { .. })));
     assert_eq!(read(main(&repository).array("v").unwrap()), long(400, 0.0));
     assert!(main(&repository).array("w").is_err());
-    // One that begins afterwards has nothing to fear.
+    // Later sessions are not affected.
     let after = repository.writable_session(MAIN).unwrap();
     after.resize("v", &[200]).unwrap();
     after.commit("after").unwrap();
@@ -91,7 +91,7 @@ fn expiry_retains_bases_of_live_sessions(place: &Place) {
     repository.gc(Some(Duration::ZERO)).unwrap();
     let history = repository.history(&Version::Branch(MAIN.into())).unwrap();
     assert!(history.iter().any(|s| s.id == base), "{history:?}");
-    // The session's array was given another shape meanwhile.
+    // The session's array was resized concurrently.
     let how = SharedCommit {
         options: CommitOptions {
             rebase: Rebase::Disjoint { attempts: 3 },
@@ -108,7 +108,7 @@ fn expiry_retains_bases_of_live_sessions(place: &Place) {
     assert_eq!(read(main(&repository).array("u").unwrap())[..6], [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
 }
 
-/// Another program's collection, which removes whatever is not committed.
+/// Runs the collection of another program, which removes all uncommitted objects.
 fn foreign_collection(path: &str) {
     use icechunk::ops::gc::{GCConfig, garbage_collect};
     use std::num::{NonZeroU16, NonZeroUsize};

@@ -18,7 +18,7 @@ everywhere!(
     sessions_expire_and_are_extended,
 );
 
-/// Between the commit and its record, and before the commit.
+/// Tests interruptions between the commit and its record, and before the commit.
 fn interrupted_commit_is_completed(place: &Place) {
     let root = place.url("repository");
     if !root.starts_with('/') {
@@ -45,7 +45,7 @@ fn interrupted_commit_is_completed(place: &Place) {
     assert!(matches!(shared.join("b"), Err(Error::Committing { .. })));
     assert!(matches!(shared.abandon(), Err(Error::Committing { .. })));
     let before = history();
-    // Others have committed meanwhile.
+    // Other sessions have committed concurrently.
     let session = repository.writable_session(MAIN).unwrap();
     session.resize("u", &[8]).unwrap();
     session.commit("longer").unwrap();
@@ -60,7 +60,7 @@ fn interrupted_commit_is_completed(place: &Place) {
     let done = shared.commit().unwrap();
     assert_eq!(repository.history(&Version::Branch(MAIN.into())).unwrap()[0].id, done.snapshot);
 
-    // Who swaps what somebody else has swapped is refused.
+    // A second concurrent change of the state is refused.
     let shared = written("stale");
     let stale = std::thread::scope(|scope| {
         let swaps: Vec<_> = (0..8)
@@ -86,7 +86,7 @@ fn joiners_write_to_a_shared_session(place: &Place) {
         let joiner = repository.join_session(&id, &format!("worker-{i}")).unwrap();
         let mut u = joiner.array("u").unwrap();
         u.write_chunk(&[i], &bytes(&long(200, 200.0 * i as f32))).unwrap();
-        // It sees what was made before it was shared, and its own.
+        // A joiner sees the arrays of the shared session and its own writes.
         assert_eq!(
             floats(&u.read_region(&[i * 200..i * 200 + 2]).unwrap()),
             long(2, 200.0 * i as f32)
@@ -106,7 +106,7 @@ fn joiners_write_to_a_shared_session(place: &Place) {
             ("worker-2".to_owned(), false, 1)
         ]
     );
-    // A handle is enough for another process.
+    // Another process needs only the handle.
     let handle = serde_json::to_string(&shared).unwrap();
     no_secrets(&handle);
     let done = serde_json::from_str::<SharedSession>(&handle).unwrap().commit().unwrap();
@@ -159,7 +159,7 @@ fn later_joiners_replace_earlier_ones(place: &Place) {
     dead.array("u").unwrap().write_region(&[0..4], &bytes(&[7.0; 4])).unwrap();
     dead.flush().unwrap();
     let alive = shared.join("worker").unwrap();
-    // The one before is no longer listened to.
+    // The earlier joiner is refused.
     let _ = dead.array("u").unwrap().write_chunk(&[2], &bytes(&[7.0, 7.0]));
     assert!(matches!(dead.close(), Err(Error::Replaced { .. })));
     alive.array("u").unwrap().write_chunk(&[0], &bytes(&[8.0, 8.0])).unwrap();
@@ -217,7 +217,7 @@ fn sharing_can_be_disabled(place: &Place) {
     assert!(matches!(off.create_session(MAIN, "off", None), Err(Error::SharingOff { .. })));
     assert!(matches!(off.join_session(shared.id(), "a"), Err(Error::SharingOff { .. })));
     assert_eq!(off.list_sessions().unwrap().len(), 1, "no record was kept");
-    // Sessions of its own work as ever.
+    // Other sessions still work.
     let session = off.writable_session(MAIN).unwrap();
     session.resize("u", &[8]).unwrap();
     session.commit("longer").unwrap();
