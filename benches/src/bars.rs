@@ -1,4 +1,4 @@
-//! What Freestone promises of itself, checked.
+//! The performance bars: limits that the measurements must meet.
 
 use crate::driving::{self, Stages, Workers};
 use crate::sample::{Measured, Row};
@@ -6,10 +6,10 @@ use crate::table::{CASES, Case};
 use crate::workloads::{N_SMALL, Work};
 use crate::{Failure, Part, Peer, Setup, kernels, observers, report, rounds, scaling, starts};
 
-/// A figure that must not be beyond its limit.
+/// A measured figure with its limit.
 struct Bar {
     name: String,
-    /// `None` where a system failed.
+    /// `None` if a system failed.
     measured: Option<f64>,
     limit: Limit,
     unit: &'static str,
@@ -34,27 +34,28 @@ const MICROS_PER_SMALL_CHUNK: f64 = 80.0;
 const MICROS_PER_CHUNK_IN_MEMORY: f64 = 30.0;
 const MICROS_PER_TASK: f64 = 60.0;
 const MICROS_PER_EVENT: f64 = 3.0;
-/// The same at two instructions a nanosecond.
+/// The same, at two instructions per nanosecond.
 const INSTRUCTIONS_PER_EVENT: f64 = 6000.0;
-/// Of a driver with a million tasks, whose results are plain Zarr, or are committed.
+/// The driver's peak memory for a million tasks, with plain results and with a commit.
 const MICROS_TO_DRIVE: f64 = 25.0;
 const MB_TO_DRIVE: f64 = 200.0;
 const MB_TO_COMMIT: f64 = 400.0;
-/// Descriptors of a client besides one for each invocation at once.
+/// Open descriptors of a client, besides one per concurrent invocation.
 const OTHER_DESCRIPTORS: f64 = 256.0;
-/// What a thousand simulated environments wait for requests, of their time.
+/// The share of time that a thousand simulated environments wait for requests.
 const WAITED: f64 = 0.05;
-/// The slowest of more environments with as many times the work, over one.
+/// The ratio of the slowest run on several environments, with work in proportion, to the run on
+/// one.
 const SLOWEST_OVER_ONE: f64 = 1.15;
-/// Until a worker for AWS Lambda that has to be started gives its first answer.
+/// Milliseconds until a new AWS Lambda worker answers.
 const MS_TO_FIRST_ANSWER: f64 = 100.0;
-/// Of a `float32` mean of 10⁹ values of about 300.
+/// The relative error of a `float32` mean of 10⁹ values of about 300.
 const MEAN_ERROR: f64 = 1e-7;
 
-/// The peers that a row of the table is held against.
+/// The peers with which rows of the table are compared.
 const ROW_PEERS: [Peer; 2] = [Peer::Dask, Peer::Tensorstore];
 
-/// Measures everything, or the parts that are named, prints each bar, and tells whether all hold.
+/// Measures all parts or the named ones, and prints each bar. Returns true if all bars hold.
 pub(crate) fn check(setup: &Setup, no_peers: bool, only: &[Part]) -> Result<bool, Failure> {
     let asked = |part: Part| only.is_empty() || only.contains(&part);
     let (mut bars, mut missing) = (Vec::new(), Vec::new());
@@ -77,7 +78,7 @@ pub(crate) fn check(setup: &Setup, no_peers: bool, only: &[Part]) -> Result<bool
         for (case, measured) in &rows {
             match case.lacks() {
                 Some(function) => {
-                    missing.push(format!("{}: there is no {function} yet", case.name))
+                    missing.push(format!("{}: missing function {function}", case.name))
                 }
                 None => bars.extend(of_row(case, measured)),
             }
@@ -91,7 +92,7 @@ pub(crate) fn check(setup: &Setup, no_peers: bool, only: &[Part]) -> Result<bool
     if asked(Part::Observers) {
         let cost = observers::measure(setup.repeat)?;
         let bar = |what: &str, measured, limit, unit| Bar {
-            name: format!("observers: {what} an event"),
+            name: format!("observers: {what} per event"),
             measured,
             limit: AtMost(limit),
             unit,
@@ -107,7 +108,7 @@ pub(crate) fn check(setup: &Setup, no_peers: bool, only: &[Part]) -> Result<bool
         let all = scaling::measure(setup.repeat)?;
         println!("\n{}", scaling::markdown(&all));
         bars.push(Bar {
-            name: "scaling: the slowest of 2 to 16 environments, over one".into(),
+            name: "scaling: slowest of 2 to 16 environments over one".into(),
             measured: scaling::slowest_over_one(&all),
             limit: AtMost(SLOWEST_OVER_ONE),
             unit: "",
@@ -125,15 +126,15 @@ pub(crate) fn check(setup: &Setup, no_peers: bool, only: &[Part]) -> Result<bool
     bars.iter().for_each(Bar::print);
     missing.iter().for_each(|why| println!("skip  {why}"));
     if no_peers {
-        println!("skip  what is compared with peers: --no-peers was given");
+        println!("skip  comparisons with peers (`--no-peers`)");
     }
     let missed = bars.iter().filter(|b| !b.holds()).count();
     println!("{} of {} bars hold", bars.len() - missed, bars.len());
     Ok(missed == 0)
 }
 
-/// CPU time over the floor, memory within its projection, and wall time and memory not behind any
-/// peer.
+/// Bars of a row: CPU time over the floor, memory within the projection, and wall time and memory
+/// within those of the peers.
 fn of_row(case: &Case, measured: &Measured) -> Vec<Bar> {
     let bar = |what: String, measured, limit| Bar {
         name: format!("{}: {what}", case.name),
@@ -147,12 +148,12 @@ fn of_row(case: &Case, measured: &Measured) -> Vec<Bar> {
         vec![bar("CPU over the floor".into(), over_floor, case.bar), within_projection(measured)];
     for peer in measured.rows.iter().skip(1).filter(|r| r.failure.is_none()) {
         bars.push(bar(
-            format!("wall time over that of {}", peer.system),
+            format!("wall time over {}", peer.system),
             measured.ratio(peer.system, Row::wall_s),
             1.0,
         ));
         bars.push(bar(
-            format!("peak RSS over that of {}", peer.system),
+            format!("peak RSS over {}", peer.system),
             measured.ratio(peer.system, Row::peak_rss_bytes),
             1.0,
         ));
@@ -162,7 +163,7 @@ fn of_row(case: &Case, measured: &Measured) -> Vec<Bar> {
 
 fn against_peers(winds: &Measured, vs: &[Peer]) -> Vec<Bar> {
     let over = |peer: Peer, what: &str, of: fn(&Row) -> Option<f64>, limit: f64| Bar {
-        name: format!("quad_means: {what} over that of {}", peer.system()),
+        name: format!("quad_means: {what} over {}", peer.system()),
         measured: winds.ratio(peer.system(), of),
         limit: AtMost(limit),
         unit: "",
@@ -178,20 +179,20 @@ fn against_peers(winds: &Measured, vs: &[Peer]) -> Vec<Bar> {
     bars
 }
 
-/// The highest peak of all runs, not a median: the projection is a promise.
+/// The highest peak of all runs, not the median, because the projection is a bound.
 fn within_projection(measured: &Measured) -> Bar {
     let ours = &measured.rows[0];
     let peak = ours.samples.iter().map(|s| s.peak_rss_bytes).max();
     let projected = ours.projected_bytes().unwrap_or_default();
     Bar {
-        name: format!("{}: highest peak RSS, within its projection", measured.workload),
+        name: format!("{}: highest peak RSS, bounded by the projection", measured.workload),
         measured: peak.map(|b| b as f64 * 1e-6),
         limit: AtMost(projected as f64 * 1e-6),
         unit: " MB",
     }
 }
 
-/// The speed of a kernel, if it has a bar.
+/// Returns the bar of a kernel's speed, if it has one.
 fn speed(row: &kernels::Row) -> Option<Bar> {
     Some(Bar {
         name: format!("kernels: speed of {} over NumPy's", row.case),
@@ -201,7 +202,7 @@ fn speed(row: &kernels::Row) -> Option<Bar> {
     })
 }
 
-/// The bars that need nobody else.
+/// Returns the bars that need no peers.
 fn alone(setup: &Setup) -> Result<Vec<Bar>, Failure> {
     let small = rounds::many_small(setup, &[])?.rows[0].cpu_s().map(|s| s * 1e6 / N_SMALL as f64);
     let (plan_s, plan_bytes, slowest_s) = rounds::plan_scaling(setup)?;
@@ -215,19 +216,24 @@ fn alone(setup: &Setup) -> Result<Vec<Bar>, Failure> {
         bar("plan_scaling: time to plan 1 EB", Some(plan_s), PLAN_SECONDS, " s"),
         bar("plan_scaling: memory to plan 1 EB", Some(plan_bytes as f64 * 1e-6), PLAN_MB, " MB"),
         bar(
-            "plan_scaling: time of the slowest of other vast plans",
+            "plan_scaling: time of the slowest other large plan",
             Some(slowest_s),
             SLOWEST_PLAN_SECONDS,
             " s",
         ),
-        bar("many_small: CPU a chunk", small, MICROS_PER_SMALL_CHUNK, " µs"),
+        bar("many_small: CPU per chunk", small, MICROS_PER_SMALL_CHUNK, " µs"),
         bar(
-            "memory_sum: CPU a chunk",
+            "memory_sum: CPU per chunk",
             Some(rounds::micros(setup, Work::MemorySum)?),
             MICROS_PER_CHUNK_IN_MEMORY,
             " µs",
         ),
-        bar("tasks: CPU a task", Some(rounds::micros(setup, Work::Tasks)?), MICROS_PER_TASK, " µs"),
+        bar(
+            "tasks: CPU per task",
+            Some(rounds::micros(setup, Work::Tasks)?),
+            MICROS_PER_TASK,
+            " µs",
+        ),
         bar(
             "mean of 10⁹ values of about 300: relative error",
             Some(rounds::mean_accuracy(setup)?),
@@ -237,7 +243,7 @@ fn alone(setup: &Setup) -> Result<Vec<Bar>, Failure> {
     ])
 }
 
-/// What the driver takes, alone and with environments that take their time.
+/// Returns the bars of the driver, alone and with slow environments.
 fn driver() -> Result<Vec<Bar>, Failure> {
     let mut bars = Vec::new();
     let rows = [
@@ -253,13 +259,13 @@ fn driver() -> Result<Vec<Bar>, Failure> {
             limit: AtMost(limit),
             unit,
         };
-        bars.push(bar("CPU a task", cost.micros_per_task, MICROS_TO_DRIVE, " µs"));
+        bars.push(bar("CPU per task", cost.micros_per_task, MICROS_TO_DRIVE, " µs"));
         bars.push(bar("peak RSS", cost.peak_rss_bytes as f64 * 1e-6, most_mb, " MB"));
     }
     let cost = driving::measure(Workers::Simulated, Stages::One, false)?;
     println!("driving 1000 simulated environments: {:.0} tasks/s", cost.tasks as f64 / cost.wall_s);
     bars.push(Bar {
-        name: "driving 1000 environments: part of their time that they wait".into(),
+        name: "driving 1000 environments: share of idle time".into(),
         measured: Some(cost.waited),
         limit: AtMost(WAITED),
         unit: "",
@@ -267,7 +273,7 @@ fn driver() -> Result<Vec<Bar>, Failure> {
     let cost = driving::measure(Workers::Function, Stages::One, false)?;
     let said = cost.client.map(|c| c.to_string()).unwrap_or_default();
     println!(
-        "driving a function, {} at once: {:.0} tasks/s; {said}",
+        "driving a function, {} concurrent invocations: {:.0} tasks/s; {said}",
         driving::SLOTS,
         cost.tasks as f64 / cost.wall_s
     );
@@ -277,7 +283,7 @@ fn driver() -> Result<Vec<Bar>, Failure> {
         limit: AtMost(most),
         unit,
     };
-    bars.push(bar("CPU a task", Some(cost.micros_per_task), MICROS_TO_DRIVE, " µs"));
+    bars.push(bar("CPU per task", Some(cost.micros_per_task), MICROS_TO_DRIVE, " µs"));
     bars.push(bar("peak RSS", Some(cost.peak_rss_bytes as f64 * 1e-6), MB_TO_DRIVE, " MB"));
     bars.push(bar(
         "open descriptors",
@@ -313,7 +319,7 @@ impl Bar {
     }
 }
 
-/// With three decimals, unless none of them would be other than 0.
+/// Formats a number with three decimals, or in exponential form if all would be 0.
 fn number(value: f64) -> String {
     if value != 0.0 && value.abs() < 1e-3 { format!("{value:.1e}") } else { format!("{value:.3}") }
 }

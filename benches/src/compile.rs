@@ -1,7 +1,6 @@
-//! CPU time of compiling: after a change in an elementwise loop, and from nothing.
+//! CPU time of compilation: after a change in an elementwise loop, and from a clean state.
 //!
-//! The CPU time is that of `cargo` and everything that it starts. Dependencies must be there;
-//! nothing is downloaded.
+//! The CPU time includes `cargo` and all its children. Dependencies must be downloaded already.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,21 +9,21 @@ use std::time::Duration;
 
 use crate::{Failure, process};
 
-/// CPU seconds until the test binary is linked again, in the profile for development.
+/// CPU seconds to relink the test binary in the development profile.
 const CHANGE_SECONDS: f64 = 60.0;
-/// CPU seconds of a release build from nothing: of the library and the command, and of a program on
+/// CPU seconds of a clean release build: of the library and the command, and of a program that uses
 /// the library without default features.
 const COLD_SECONDS: f64 = 720.0;
 const PROGRAM_SECONDS: f64 = 300.0;
-/// The loops that are changed, in the workspace.
+/// The file of the changed loops.
 const LOOPS: &str = "engine/kernels/src/apply.rs";
-/// The sum of two integers, and as it is changed.
+/// The changed line, before and after.
 const LOOP: &str = "self.wrapping_add(other) }";
 const CHANGED_LOOP: &str = "self.wrapping_add(other).wrapping_add(0) }";
 const TIME_LIMIT: Duration = Duration::from_secs(3600);
 
-/// Measures and prints what a change takes, and with `cold` also builds from nothing; tells whether
-/// all stay below their bars.
+/// Measures and prints the time after a change, and with `cold` also of clean builds. Returns true
+/// if all bars hold.
 pub(crate) fn measure(cold: bool) -> Result<bool, Failure> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().ok_or("the workspace has no root")?;
     let test_binary = [
@@ -76,8 +75,8 @@ pub(crate) fn measure(cold: bool) -> Result<bool, Failure> {
     Ok(hold)
 }
 
-/// A change of one line in a source file, undone when this is dropped. A new time alone would leave
-/// incremental compilation nothing to do.
+/// A change of one line in a source file, reverted on drop. A new modification time alone would
+/// leave incremental compilation nothing to do.
 struct Edit {
     file: PathBuf,
     before: String,
@@ -103,7 +102,7 @@ impl Drop for Edit {
     }
 }
 
-/// A user's program: a workspace of its own, so that none of this workspace's profiles apply to it.
+/// A user's program in a separate workspace, so that no profile of this workspace applies.
 fn write_program(root: &Path, folder: &Path) -> Result<(), Failure> {
     let manifest = format!(
         "[workspace]\n[package]\nname = \"program\"\nedition = \"2024\"\n[dependencies]\nfreestone \
@@ -128,19 +127,19 @@ fn judged(what: &str, seconds: f64, bar: f64) -> bool {
     seconds <= bar
 }
 
-/// CPU seconds of a run of cargo with all its children.
+/// Returns the CPU seconds of cargo and all its children.
 fn cargo(root: &Path, arguments: &[&str]) -> Result<f64, Failure> {
     let before = children_cpu_s()?;
     process::checked(Command::new("cargo").current_dir(root).args(arguments), TIME_LIMIT)?;
     Ok(children_cpu_s()? - before)
 }
 
-/// CPU seconds of children that have ended, and of theirs.
+/// Returns the CPU seconds of all ended children.
 fn children_cpu_s() -> Result<f64, Failure> {
-    /// Linux counts in these for people, whatever its own clock is.
+    /// Linux reports these times in units of 1/100 s.
     const TICKS: f64 = 100.0;
     let stat = fs::read_to_string("/proc/self/stat")?;
-    // The second field is a name in brackets, which may have spaces; `cutime` and `cstime` are
+    // The second field is a name in parentheses that may contain spaces; `cutime` and `cstime` are
     // fields 16 and 17.
     let fields = stat.rsplit_once(')').ok_or("/proc/self/stat is not understood")?.1;
     let ticks: Vec<f64> =

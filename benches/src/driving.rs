@@ -1,11 +1,11 @@
-//! What it costs to drive a run: a million tasks on workers that compute nothing.
+//! The cost of driving a run: a million tasks on workers that compute nothing.
 //!
-//! The executor here answers each request with the receipts that its tasks would have, of chunks
-//! that nobody wrote. What is left is the driver: order, receipts checked, journal, commit.
-//! [`Workers::AtOnce`] answers at once, with as many requests under way as there are slots;
-//! [`Workers::Simulated`] are a thousand environments that start, take requests and answer after a
-//! while, by a clock, on one thread. [`Workers::Function`] is the executor for AWS Lambda itself,
-//! with a thousand invocations at once of a function in another process ([`function`]).
+//! The executor answers each request with valid receipts for chunks that were never written. The
+//! remaining cost is the driver's: scheduling, checks of receipts, journal, commit.
+//! [`Workers::AtOnce`] answers immediately, with one request in flight per slot.
+//! [`Workers::Simulated`] simulates a thousand environments that start, take requests and answer
+//! after a delay, on one thread. [`Workers::Function`] is the AWS Lambda executor with a thousand
+//! concurrent invocations of a function in another process ([`function`]).
 
 pub(crate) mod function;
 
@@ -30,89 +30,88 @@ use serde::{Deserialize, Serialize};
 use crate::{Failure, process};
 use function::{Descriptors, Function};
 
-/// Requests under way, or invocations of a function.
+/// Requests in flight, or concurrent invocations.
 pub(crate) const SLOTS: usize = 1000;
-/// Of every run.
+/// The number of tasks of every run.
 const N_TASKS: u64 = 1_000_000;
-/// What an environment takes to start, and a request until it is with its environment and its
-/// answer back: of the emulator (FACTS), in µs.
+/// The start time of an environment, and the latency of a request and of its answer, as in the
+/// emulator (FACTS), in µs.
 const COLD_MICROS: u64 = 44_000;
 const WARM_MICROS: u64 = 2_000;
-/// What a task takes, in µs: short for a thousand environments, so that the driver is asked for
-/// much.
+/// The duration of a task in µs, short for a thousand environments, so that the driver is busy.
 const TASK_MICROS: u64 = 25_000;
 
-/// Who answers.
+/// The kind of workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Workers {
-    /// At once, in an order of its own.
+    /// Immediate answers, out of order.
     AtOnce,
-    /// Environments with latencies.
+    /// Simulated environments with latencies.
     Simulated,
-    /// A function, through the client.
+    /// A function, invoked through the client.
     Function,
 }
 
-/// What is driven.
+/// The stages of the plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Stages {
-    /// One stage, of independent tasks.
+    /// One stage of independent tasks.
     One,
-    /// Means of rows, and what is left of each chunk without them: two stages, the second waiting
-    /// for parts of the first.
+    /// Means of rows and the chunks less their means: two stages, of which the second waits for
+    /// parts of the first.
     Several,
 }
 
-/// One measurement, as the parent process asks for it.
+/// The arguments of one measurement in a child process.
 #[derive(Args)]
 pub(crate) struct Child {
     #[arg(long)]
     workers: Workers,
     #[arg(long)]
     stages: Stages,
-    /// Into a repository, with a commit at the end.
+    /// Whether to write to a repository, with a commit at the end.
     #[arg(long)]
     commit: bool,
     #[arg(long, default_value_t = N_TASKS)]
     tasks: u64,
-    /// Where the work directory is made.
+    /// The parent folder of the work directory.
     #[arg(long)]
     folder: Option<PathBuf>,
 }
 
-/// What driving took.
+/// The cost of driving.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Cost {
     pub(crate) tasks: u64,
     pub(crate) wall_s: f64,
-    /// Of everything in the process, receipts included that workers make here.
+    /// Of the whole process, including the receipts created by the workers.
     pub(crate) micros_per_task: f64,
     pub(crate) peak_rss_bytes: u64,
-    /// Of the time of simulated environments until the last request was handed out, what they
-    /// waited for one.
+    /// The share of time that simulated environments waited for a request, until the last request
+    /// was taken.
     pub(crate) waited: f64,
-    /// Of a function.
+    /// Figures of a function.
     pub(crate) client: Option<Client>,
 }
 
-/// What the client of a function did.
+/// Figures of a function's client.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Client {
     pub(crate) invocations: u64,
     pub(crate) most_at_once: u64,
-    /// Requests whose answers got lost, and whose records told of them.
+    /// Requests whose answers were lost and recovered from records.
     pub(crate) recovered: u64,
-    /// Open at once, at most.
+    /// The maximum number of open descriptors.
     pub(crate) descriptors: u64,
 }
 
-/// Measures in fresh processes.
+/// Measures in new processes.
 pub(crate) fn measure(workers: Workers, stages: Stages, commit: bool) -> Result<Cost, Failure> {
     let name = |v: Option<clap::builder::PossibleValue>| {
         v.map(|v| v.get_name().to_owned()).unwrap_or_default()
     };
     let mut command = process::own("child-driving")?;
-    // What a machine has to say about the way to the network does not concern its own addresses.
+    // Proxy settings must not apply to local addresses.
     command.env("NO_PROXY", "127.0.0.1").env("no_proxy", "127.0.0.1");
     command.args([
         "--workers",
@@ -124,7 +123,7 @@ pub(crate) fn measure(workers: Workers, stages: Stages, commit: bool) -> Result<
     process::json(&mut command, process::TIME_LIMIT)
 }
 
-/// Measures everything and prints it.
+/// Measures all cases and prints the results.
 pub(crate) fn print_all() -> Result<(), Failure> {
     let at_once = Workers::AtOnce;
     let [simulated, function] =
@@ -160,7 +159,7 @@ pub(crate) fn print_all() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Drives a run, and says what it took.
+/// Drives a run and returns its cost.
 pub(crate) fn run(child: &Child) -> Result<Cost, Failure> {
     let folder = match &child.folder {
         Some(folder) => tempfile::tempdir_in(folder)?,
@@ -243,7 +242,7 @@ impl fmt::Display for Client {
     }
 }
 
-/// Answers requests without computing.
+/// An executor that answers requests without computing.
 #[derive(Debug)]
 struct Answering {
     workers: Workers,
@@ -274,7 +273,7 @@ impl Executor for Answering {
     fn run(&self, context: &RunContext, source: &dyn TaskSource) -> Result<(), ExecutorError> {
         match self.workers {
             Workers::AtOnce => at_once(context, source),
-            // That has an executor of its own.
+            // This variant uses the AWS Lambda executor.
             Workers::Function => {}
             Workers::Simulated => {
                 *self.waited.lock().unwrap_or_else(PoisonError::into_inner) =
@@ -285,7 +284,7 @@ impl Executor for Answering {
     }
 }
 
-/// Takes as many as there are slots, then gives one back that is not the first.
+/// Fills all slots with requests, then returns one that is not the first.
 fn at_once(context: &RunContext, source: &dyn TaskSource) {
     let (mut flights, mut at) = (Vec::with_capacity(SLOTS), 0);
     loop {
@@ -302,7 +301,7 @@ fn at_once(context: &RunContext, source: &dyn TaskSource) {
     }
 }
 
-/// A request with an environment, due at some time.
+/// A request in an environment, with its completion time.
 struct Flight {
     due: Instant,
     environment: usize,
@@ -329,13 +328,12 @@ impl Ord for Flight {
     }
 }
 
-/// Gives each request to an environment that has nothing to do, and its outcome back when its time
-/// has come. Gives the time that environments waited for a request until the last was handed out,
-/// over all of their time until then.
+/// Assigns requests to idle environments, and returns outcomes at their completion times. Returns
+/// the share of time that environments waited for a request, until the last request was taken.
 fn simulated(context: &RunContext, source: &dyn TaskSource) -> f64 {
     let mut flights: BinaryHeap<Reverse<Flight>> = BinaryHeap::with_capacity(SLOTS);
     let begin = Instant::now();
-    // Those that have nothing to do, and since when.
+    // Idle environments, with the start of their idle time.
     let mut idle: VecDeque<(usize, Instant)> = (0..SLOTS).map(|e| (e, begin)).collect();
     let (mut is_warm, mut n) = (vec![false; SLOTS], 0u64);
     let (mut waited, mut last) = (Duration::ZERO, begin);
@@ -353,7 +351,7 @@ fn simulated(context: &RunContext, source: &dyn TaskSource) -> f64 {
             } else {
                 COLD_MICROS + WARM_MICROS
             };
-            // From a half to one and a half, the same in each run.
+            // A factor from 0.5 to 1.5, equal in each run.
             let spread =
                 0.5 + (n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40) as f64 / (1u64 << 24) as f64;
             let work = Duration::from_micros(TASK_MICROS * request.count).mul_f64(spread);
@@ -369,7 +367,7 @@ fn simulated(context: &RunContext, source: &dyn TaskSource) -> f64 {
             && let Some(Reverse(flight)) = flights.pop()
         {
             any = true;
-            // It has waited since then, also for this thread.
+            // The wait includes delays of this thread.
             idle.push_back((flight.environment, flight.due));
             source.finished(answer(context, flight.request, TASK_MICROS * 1000));
         }
@@ -386,7 +384,7 @@ fn simulated(context: &RunContext, source: &dyn TaskSource) -> f64 {
     }
 }
 
-/// What a worker would say that has run the request.
+/// Returns the outcome of a worker that ran the request.
 fn answer(context: &RunContext, request: TaskRequest, wall_ns: u64) -> TaskOutcome {
     let plan = context.plan.plan();
     let stage = &plan.stages[request.stage.0];

@@ -1,10 +1,10 @@
-//! What a workload costs if nothing but the necessary is done.
+//! The minimum cost of a workload.
 //!
-//! The necessary is: every input chunk is read from the page cache and decoded by the codec's C
-//! library once (twice where values are needed again after all have been seen: `cumulative_sum`,
-//! `anomalies`), one pass of arithmetic, and every output chunk encoded once and written to a new
-//! file; all of it in buffers that are warm, on one thread. A part of the chunks is measured by the
-//! thread's CPU clock and scaled to all of them. No engine comes into it.
+//! Each input chunk is read from the page cache and decoded by the codec's C library once (twice if
+//! values are needed after all have been seen: `cumulative_sum`, `anomalies`). One pass of
+//! arithmetic follows, and each output chunk is encoded once and written to a new file. All steps
+//! use warm buffers on one thread, without an engine. A part of the chunks is measured by the
+//! thread's CPU clock and scaled to all of them.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -21,29 +21,29 @@ use zstd_safe::{CCtx, CParameter, DCtx};
 use crate::table::{COLUMN, Case, Kind};
 use crate::{Codec, Failure, loops, native};
 
-/// Units of work that are measured, again from the first if there are fewer: where a unit is only
-/// read, and where it is encoded too.
+/// The number of measured units of work, repeated from the first if there are fewer: for units that
+/// are only read, and for units that are also encoded.
 const READ_ONLY: u64 = 20;
 const ENCODED: u64 = 8;
-/// A unit of small chunks has so many.
+/// The number of chunks in a unit of small chunks.
 const SMALL: u64 = 100;
-/// Columns that are encoded.
+/// The number of encoded columns.
 const COLUMNS: usize = 5;
 
-/// One measurement, as the parent process asks for it.
+/// The arguments of one measurement in a child process.
 #[derive(Args)]
 pub(crate) struct Child {
-    /// Row of the table.
+    /// The row of the table.
     case: String,
-    /// Group of inputs.
+    /// The group of inputs.
     #[arg(long)]
     input: PathBuf,
-    /// Folder for what is written.
+    /// The output folder.
     #[arg(long)]
     scratch: PathBuf,
 }
 
-/// CPU seconds of the whole workload, by what they are spent on.
+/// CPU seconds of the whole workload, by step.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Floor {
     pub(crate) read_s: f64,
@@ -67,14 +67,14 @@ impl Floor {
     }
 }
 
-/// An input, as far as the floor needs it.
+/// An input's layout.
 struct Stored {
     folder: PathBuf,
     shape: Vec<u64>,
     chunk: Vec<u64>,
 }
 
-/// Codec states and a buffer that are used for every chunk, and what has been measured.
+/// Codec states and a buffer that are reused for all chunks, and the measured times.
 struct Bench {
     codec: Codec,
     decoder: DCtx<'static>,
@@ -82,7 +82,7 @@ struct Bench {
     encoded: Vec<u8>,
     scratch: PathBuf,
     n_written: u64,
-    /// Of the unit at hand.
+    /// Times of the current unit.
     unit: Floor,
 }
 
@@ -123,12 +123,12 @@ impl Stored {
         Ok(Stored { folder: folder.to_owned(), shape, chunk })
     }
 
-    /// Of a chunk.
+    /// The number of elements of a chunk.
     fn elements(&self) -> usize {
         self.chunk.iter().product::<u64>() as usize
     }
 
-    /// Of a map, if its chunks hold whole maps.
+    /// The number of elements of a map, if chunks hold whole maps.
     fn cells(&self) -> usize {
         self.chunk[1..].iter().product::<u64>() as usize
     }
@@ -141,7 +141,7 @@ impl Stored {
         self.counts().iter().product()
     }
 
-    /// The file of a chunk, in C order; beyond the last it goes on from the first.
+    /// Returns the file of a chunk, in C order; numbers beyond the last wrap around.
     fn file(&self, index: u64) -> PathBuf {
         let mut left = index % self.n_chunks();
         let mut key: Vec<String> = Vec::new();
@@ -153,7 +153,7 @@ impl Stored {
         self.folder.join("c").join(key.join("/"))
     }
 
-    /// The chunk on the other side of the diagonal.
+    /// Returns the chunk on the other side of the diagonal.
     fn mirrored(&self, index: u64) -> u64 {
         let n = self.counts()[0];
         index % n * n + index / n % n
@@ -232,7 +232,7 @@ impl Bench {
             let [x, y] = &mut chunks;
             bench.load(&a.file(i), x)?;
             if kind == Kind::TransposeAdd {
-                // What is on the other side is there already, if each chunk is decoded once.
+                // If each chunk is decoded once, the chunk on the other side is decoded already.
                 let unit = bench.unit;
                 bench.load(&a.file(a.mirrored(i)), y)?;
                 bench.unit = unit;
@@ -254,7 +254,7 @@ impl Bench {
         let n_columns = u.cells() / column.iter().product::<usize>();
         let part = u.elements() / n_columns;
         let (mut values, mut laid_out) = (vec![0.0f32; u.elements()], vec![0.0f32; u.elements()]);
-        // Columns from all over the map, put together without counting that.
+        // The copy of columns from all over the map is not measured.
         let mut columns =
             vec![Vec::with_capacity(part * u.n_chunks() as usize); COLUMNS.min(n_columns)];
         for t in 0..u.n_chunks() {
@@ -343,8 +343,8 @@ impl Bench {
         Ok(floor)
     }
 
-    /// Measures `most` of `n` units of work, spread over all, after a first one that does not
-    /// count; scaled to all.
+    /// Measures `most` of `n` evenly spaced units of work, after a first one that is discarded, and
+    /// scales the times to all units.
     fn sampled(
         &mut self,
         n: u64,
@@ -361,7 +361,7 @@ impl Bench {
         Ok(floor)
     }
 
-    /// Encoding and writing one map.
+    /// Encodes and writes one map.
     fn map<T: bytemuck::Pod>(&mut self, values: &[T]) -> Result<Floor, Failure> {
         self.sampled(1, 1, |bench, _| bench.store(values))
     }
@@ -389,8 +389,7 @@ impl Bench {
         timed(&mut self.unit.compute_s, work)
     }
 
-    /// Encodes a chunk and writes it to a new file, which is removed when nobody looks at the
-    /// clock.
+    /// Encodes a chunk and writes it to a new file. The removal of the file is not measured.
     fn store<T: bytemuck::Pod>(&mut self, values: &[T]) -> Result<(), Failure> {
         let bytes: &[u8] = bytemuck::cast_slice(values);
         self.fit(bytes.len());
@@ -409,7 +408,7 @@ impl Bench {
         Ok(fs::remove_file(path)?)
     }
 
-    /// Makes room for what so many bytes may become.
+    /// Resizes the buffer for the encoded form of a number of bytes.
     fn fit(&mut self, bytes: usize) {
         let bound = zstd_safe::compress_bound(bytes).max(native::blosc_bound(bytes));
         if self.encoded.len() < bound {
@@ -430,7 +429,7 @@ fn timed<T>(seconds: &mut f64, work: impl FnOnce() -> T) -> T {
     done
 }
 
-/// Reads a whole file to the start of a buffer.
+/// Reads a whole file into a buffer.
 fn read(path: &Path, into: &mut [u8]) -> std::io::Result<usize> {
     let mut file = File::open(path)?;
     let len = file.metadata()?.len() as usize;

@@ -1,4 +1,4 @@
-//! Inputs that are made once and kept.
+//! Generated inputs, kept between runs.
 
 use std::f64::consts::PI;
 use std::path::{Path, PathBuf};
@@ -11,11 +11,11 @@ use crate::table::{BLOCK, Case, Geometry, Group, TILE};
 use crate::winds::synthetic_winds;
 use crate::{Codec, Failure, Setup};
 
-/// Elements along an axis of `tiny`, and of its chunks: 10 000 chunks of 16 KB.
+/// The number of elements along an axis of `tiny`, and of its chunks: 10 000 chunks of 16 KB.
 const TINY: [u64; 2] = [6400, 6400];
 const TINY_CHUNK: [u64; 2] = [64, 64];
 
-/// The group that holds winds `u` and `v`, of so many bytes together.
+/// Returns the group of the winds `u` and `v`, of a total size.
 pub(crate) fn winds(setup: &Setup, size: u64, codec: Codec) -> Result<PathBuf, Failure> {
     let folder = setup.data.join(format!("{}-{}", label(size), codec.name()));
     let parameters = json!({"field": "winds-1", "bytes": size, "codec": codec.name()});
@@ -24,7 +24,7 @@ pub(crate) fn winds(setup: &Setup, size: u64, codec: Codec) -> Result<PathBuf, F
     })
 }
 
-/// The group that a row of the table reads.
+/// Returns the input group of a row.
 pub(crate) fn of(setup: &Setup, case: &Case) -> Result<PathBuf, Failure> {
     let geometry = Geometry::of(setup.row_size());
     match case.kind.group() {
@@ -35,7 +35,7 @@ pub(crate) fn of(setup: &Setup, case: &Case) -> Result<PathBuf, Failure> {
     }
 }
 
-/// The group that holds `a` and `b`, of so many chunks along each axis: waves and some noise,
+/// Returns the group of `a` and `b`, with a number of chunks along each axis: waves and noise,
 /// rounded to 10 bits.
 fn tiles(setup: &Setup, n: u64) -> Result<PathBuf, Failure> {
     let folder = setup.data.join(format!("tiles-{n}-zstd"));
@@ -65,13 +65,14 @@ fn tiles(setup: &Setup, n: u64) -> Result<PathBuf, Failure> {
     })
 }
 
-/// By adding and subtracting what has the bits that go (T. J. Dekker, as for winds).
+/// Rounds by adding and subtracting a multiple (T. J. Dekker), as the winds do.
 fn rounded(exact: &Array) -> Result<Array, Failure> {
     let shifted = exact * 8193.0;
     Ok(&shifted - &(&shifted - exact))
 }
 
-/// The group that holds `A` and `B`, of so many chunks along each axis: numbers of three decimals.
+/// Returns the group of `A` and `B`, with a number of chunks along each axis: numbers of three
+/// decimals.
 fn matrices(setup: &Setup, n: u64) -> Result<PathBuf, Failure> {
     let folder = setup.data.join(format!("matrices-{n}-zstd"));
     let parameters = json!({"field": "matrices-1", "n": n, "codec": Codec::Zstd.name()});
@@ -94,7 +95,7 @@ fn matrices(setup: &Setup, n: u64) -> Result<PathBuf, Failure> {
     })
 }
 
-/// The group that holds `tiny`: noise of limited precision, so that zstd has something to do.
+/// Returns the group of `tiny`: noise of limited precision, which zstd can compress.
 pub(crate) fn tiny(setup: &Setup) -> Result<PathBuf, Failure> {
     let folder = setup.data.join("many_small-zstd");
     let parameters =
@@ -111,8 +112,7 @@ pub(crate) fn tiny(setup: &Setup) -> Result<PathBuf, Failure> {
     })
 }
 
-/// Makes a group unless a stamp says that it is there with the same parameters; the stamp is
-/// written last.
+/// Creates a group unless a stamp file has the same parameters. The stamp is written last.
 fn made(
     folder: &Path,
     parameters: &Value,
@@ -122,7 +122,7 @@ fn made(
     let (group, stamp) = (folder.join("inputs.zarr"), folder.join("stamp.json"));
     let found = fs::read(&stamp).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
     if found.as_ref() != Some(parameters) {
-        eprintln!("making inputs in {}", folder.display());
+        eprintln!("generating inputs in {}", folder.display());
         match fs::remove_file(&stamp) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e.into()),
             _ => fs::create_dir_all(folder)?,
@@ -137,8 +137,8 @@ fn made(
     Ok(group)
 }
 
-/// Limits for everything that Freestone does here: each thread may take its share. The user's own
-/// settings do not count.
+/// Returns the limits of Freestone's measurements: each thread may use its share. The user's
+/// settings do not apply.
 pub(crate) fn spec(work_dir: &Path, threads: usize, local_mem: u64) -> Result<Spec, Failure> {
     let settings = Settings {
         work_dir: Some(work_dir.display().to_string()),
@@ -150,8 +150,7 @@ pub(crate) fn spec(work_dir: &Path, threads: usize, local_mem: u64) -> Result<Sp
     Ok(settings.resolve()?)
 }
 
-/// Reads every file once, so that the first system that is measured finds them in the page cache as
-/// the others do.
+/// Reads every file once, so that the page cache is warm for the first system.
 pub(crate) fn warm(folder: &Path) -> Result<(), Failure> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
@@ -164,7 +163,7 @@ pub(crate) fn warm(folder: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A size as a file name has it: `2GB`, `1.5GB`.
+/// Formats a size for a file name, such as `2GB` or `1.5GB`.
 pub(crate) fn label(bytes: u64) -> String {
     freestone::size(bytes).to_string().replace(".0 ", "").replace(' ', "")
 }

@@ -1,9 +1,9 @@
-//! What kernels take without an engine around them, beside NumPy on one thread.
+//! The speed of kernels without an engine, compared with NumPy on one thread.
 //!
-//! A case is one operation on a block that is out of any cache, which is what a task does, and on
-//! one that stays in it. Our side evaluates an expression by [`eval::map`] or [`reduce::fold`], as
-//! a worker does; theirs is `peers/kernels.py`. Both make the same operands, measure in the same
-//! way and tell the size of their results, which must agree.
+//! A case is one operation, on a block larger than any cache, as in a task, and on one that fits in
+//! the cache. Freestone evaluates an expression by [`eval::map`] or [`reduce::fold`], as a worker
+//! does; NumPy's side is `peers/kernels.py`. Both generate the same operands, measure equally, and
+//! report the magnitude of their results, which must agree.
 
 use freestone_engine::kernels::reduce::{self, Finish, FoldBlock, FoldSpec};
 use freestone_engine::kernels::{
@@ -15,25 +15,25 @@ use serde::{Deserialize, Serialize};
 use crate::sample::median;
 use crate::{Failure, Setup, process};
 
-/// Elements of a block that is out of any cache: 64 MiB of `float32`.
+/// Elements of a block larger than any cache: 64 MiB of `float32`.
 const BLOCK: usize = 16 << 20;
-/// Elements of a block that stays in one.
+/// Elements of a block that fits in the cache.
 const CACHED: usize = 64 << 10;
-/// Measurements of a case in each process; the median counts.
+/// The number of measurements of a case in each process, of which the median counts.
 const REPEATS: usize = 3;
-/// Calls on the small block that are measured together.
+/// Calls on the small block per measurement.
 const LOOPS: usize = 64;
-/// How far apart the magnitudes of results may be: NumPy adds `float32` in `float32`.
+/// The maximum relative difference of magnitudes: NumPy adds `float32` in `float32`.
 const TOLERANCE: f64 = 1e-4;
 
-/// Speed over NumPy's that arithmetic, comparisons and casts must reach, and that of elementary
+/// The minimum speed over NumPy's: of arithmetic, comparisons and casts, and of elementary
 /// functions.
 const SIMPLE: Option<f64> = Some(0.8);
 const ELEMENTARY: Option<f64> = Some(0.5);
 const INFORMATION: Option<f64> = None;
 
-/// Operations as both sides read them (a name of NumPy's, dtypes, the axis of a reduction), with
-/// the least speed over NumPy's of the block that is out of any cache.
+/// Operations in the notation of both sides (NumPy's name, dtypes, the axis of a reduction), with
+/// the minimum speed over NumPy's for the large block.
 const CASES: [(&str, Option<f64>); 47] = [
     ("add float32", SIMPLE),
     ("subtract float32", SIMPLE),
@@ -84,24 +84,24 @@ const CASES: [(&str, Option<f64>); 47] = [
     ("var float64 axis 1", INFORMATION),
 ];
 
-/// What a side reports of a case.
+/// One side's result of a case.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Timing {
-    /// CPU nanoseconds an element.
+    /// CPU nanoseconds per element.
     pub(crate) block_ns: f64,
     pub(crate) cached_ns: f64,
-    /// Sum of the absolute values of the small result.
+    /// The sum of absolute values of the small result.
     magnitude: f64,
 }
 
-/// What one process reports.
+/// The report of one process.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Timings {
     version: String,
     timings: Vec<Timing>,
 }
 
-/// A case, with a timing of each round.
+/// A case with the timings of all rounds.
 #[derive(Debug, Serialize)]
 pub(crate) struct Row {
     pub(crate) case: &'static str,
@@ -120,13 +120,13 @@ pub(crate) struct Table {
 }
 
 impl Row {
-    /// Our median speed over NumPy's.
+    /// Returns the median speed over NumPy's.
     pub(crate) fn ratio(&self, of: fn(&Timing) -> f64) -> Option<f64> {
         Some(median(self.numpy.iter().map(of))? / median(self.ours.iter().map(of))?)
     }
 }
 
-/// Measures every case, in turn with NumPy if that is asked for.
+/// Measures every case, alternating with NumPy if requested.
 pub(crate) fn measure(setup: &Setup, with_numpy: bool) -> Result<Table, Failure> {
     if with_numpy {
         process::set_up_peers()?;
@@ -154,8 +154,7 @@ pub(crate) fn measure(setup: &Setup, with_numpy: bool) -> Result<Table, Failure>
 
 fn numpy() -> Result<Timings, Failure> {
     let mut command = process::script("kernels.py");
-    // So that memory which NumPy allocates itself is warm as well: malloc keeps what was given
-    // back.
+    // Makes malloc retain freed memory, so that NumPy's allocations are warm, too.
     command
         .env("MALLOC_MMAP_THRESHOLD_", "4294967296")
         .env("MALLOC_TRIM_THRESHOLD_", "68719476736")
@@ -166,7 +165,7 @@ fn numpy() -> Result<Timings, Failure> {
     process::json(&mut command, process::TIME_LIMIT)
 }
 
-/// Speeds of wrong results mean nothing.
+/// The speed of a wrong result is meaningless.
 fn agree(row: &Row) -> Result<(), Failure> {
     let (Some(ours), Some(theirs)) = (row.ours.first(), row.numpy.first()) else { return Ok(()) };
     let (ours, theirs) = (ours.magnitude, theirs.magnitude);
@@ -179,7 +178,7 @@ fn agree(row: &Row) -> Result<(), Failure> {
     }
 }
 
-/// Our side, in a process of its own.
+/// Measures Freestone in a child process.
 pub(crate) fn run() -> Result<Timings, Failure> {
     let timings = CASES.map(|(case, _)| {
         let (block_ns, _) = timed(case, BLOCK, 1)?;
@@ -192,7 +191,7 @@ pub(crate) fn run() -> Result<Timings, Failure> {
     })
 }
 
-/// CPU nanoseconds an element of a case, and the magnitude of its result.
+/// Returns the CPU nanoseconds per element of a case, and the magnitude of its result.
 fn timed(case: &str, n: usize, calls: usize) -> Result<(f64, f64), Failure> {
     let mut bench = Bench::new(case, n)?;
     bench.call();
@@ -212,7 +211,7 @@ fn timed(case: &str, n: usize, calls: usize) -> Result<(f64, f64), Failure> {
     ))
 }
 
-/// A case that is ready to run.
+/// A prepared case.
 struct Bench {
     evaluator: eval::Evaluator,
     shape: Vec<usize>,
@@ -306,7 +305,7 @@ impl Bench {
         })
     }
 
-    /// What is measured: what a worker does with a block that it has decoded.
+    /// Runs the measured code: the work of a worker on a decoded block.
     fn call(&mut self) {
         let views: Vec<View<'_>> = self
             .inputs
@@ -342,7 +341,7 @@ impl Bench {
     }
 }
 
-/// A dtype or an operation by its name.
+/// Parses a dtype or an operation.
 fn named<T: for<'a> Deserialize<'a>>(name: &str) -> Result<T, Failure> {
     Ok(serde_json::from_value(name.into())?)
 }
@@ -355,7 +354,7 @@ fn first_operand(n: usize, name: &str, dtype: DType) -> Buffer {
     }
 }
 
-/// Pseudo-random values in `[low, low + width)`: the finalizer of MurmurHash3 over indices.
+/// Returns pseudo-random values in `[low, low + width)`: the finalizer of MurmurHash3 over indices.
 fn filled(n: usize, seed: u32, width: f64, low: f64, dtype: DType) -> Buffer {
     let hashed = (0..n as u32).map(|i| {
         let mut h = i.wrapping_add(seed);
@@ -379,7 +378,7 @@ fn converted(from: DType, values: &Buffer, to: DType) -> Buffer {
     }
 }
 
-/// An expression of one block.
+/// Returns an expression of one block.
 fn mapped(expr: &Expr, dtype: DType, values: &Buffer) -> Buffer {
     let shape = [values.len() / dtype.size()];
     let mut out = Buffer::zeroed(shape[0] * expr.result_dtypes()[0].size());
@@ -400,7 +399,8 @@ mod tests {
     fn every_case_runs() {
         for (case, _) in CASES {
             let mut bench = Bench::new(case, 4096).unwrap();
-            // Comparisons may all be false: what is there afterwards is not what was there before.
+            // All comparisons may be false; the check needs an output that differs from its initial
+            // state.
             bench.out.bytes_mut().fill(0xaa);
             bench.call();
             assert!(bench.out.bytes().iter().any(|b| *b != 0xaa), "{case}");

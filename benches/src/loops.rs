@@ -1,20 +1,19 @@
-//! What each workload computes of a chunk, in one pass: the arithmetic of the
-//! [floor](crate::floor).
+//! The arithmetic of each workload on a chunk, in one pass, for the [floor](crate::floor).
 //!
-//! Plain loops that the compiler makes vectors of, with accumulators that stay in a cache.
+//! Plain loops that the compiler vectorises, with accumulators that fit in a cache.
 
 use crate::native::wide;
 
-/// Cells of a strip: its sums stay in the first-level cache while time goes by.
+/// Cells of a strip, whose sums stay in the L1 cache over all times.
 const STRIP: usize = 1024;
-/// Maps that are added at once, so that sums are loaded and stored less often.
+/// Maps that are added together, which reduces loads and stores of sums.
 const TIMES: usize = 4;
-/// Sums that are kept apart, so that additions need not wait for each other.
+/// Independent sums, so that additions do not wait for each other.
 const LANES: usize = 32;
-/// Elements along an axis of the squares in which a square is transposed.
+/// The side of the squares in which a square is transposed.
 const SQUARE: usize = 16;
 
-/// Adds u·u, u·v and v·v of one chunk of maps to sums over time, of [`TIMES`] maps at once.
+/// Adds u·u, u·v and v·v of one chunk of maps to sums over time, [`TIMES`] maps at a time.
 pub(crate) fn quadratic(u: &[f32], v: &[f32], sums: &mut [Vec<f64>; 3]) {
     let cells = sums[0].len();
     wide(
@@ -45,7 +44,7 @@ pub(crate) fn quadratic(u: &[f32], v: &[f32], sums: &mut [Vec<f64>; 3]) {
     );
 }
 
-/// Adds products of strips of so many times, which have the same cells.
+/// Adds products of strips of several times with the same cells.
 #[inline(always)]
 fn products<const T: usize>(
     u: [&[f32]; T],
@@ -68,7 +67,7 @@ fn products<const T: usize>(
     }
 }
 
-/// The sum of all values, or of what is made of them.
+/// Returns the sum of all values, or of a function of them.
 pub(crate) fn sum(values: &[f32], of: impl Fn(f32) -> f32 + Copy) -> f64 {
     wide(
         #[inline(always)]
@@ -108,7 +107,7 @@ pub(crate) fn add_maps(u: &[f32], sums: &mut [f64]) {
     );
 }
 
-/// Adds one chunk of maps, less a map, and their squares to sums over time.
+/// Adds one chunk of maps, less a map, and their squares, to sums over time.
 pub(crate) fn add_squares(u: &[f32], less: &[f32], sums: &mut [f64], squares: &mut [f64]) {
     wide(
         #[inline(always)]
@@ -134,7 +133,7 @@ pub(crate) fn add_squares(u: &[f32], less: &[f32], sums: &mut [f64], squares: &m
     );
 }
 
-/// Keeps the first greatest value of each cell, and its time.
+/// Updates the first maximum of each cell, and its time.
 pub(crate) fn keep_greatest(u: &[f32], first: u32, best: &mut [f32], at: &mut [u32]) {
     wide(
         #[inline(always)]
@@ -160,7 +159,7 @@ pub(crate) fn keep_greatest(u: &[f32], first: u32, best: &mut [f32], at: &mut [u
     );
 }
 
-/// Sums along time, which go on from chunk to chunk.
+/// Cumulative sums along time, continued from chunk to chunk.
 pub(crate) fn accumulate(u: &[f32], running: &mut [f64], out: &mut [f32]) {
     wide(
         #[inline(always)]
@@ -186,7 +185,7 @@ pub(crate) fn accumulate(u: &[f32], running: &mut [f64], out: &mut [f32]) {
     );
 }
 
-/// Maps less a map.
+/// Subtracts a map from maps.
 pub(crate) fn subtract(u: &[f32], less: &[f32], out: &mut [f32]) {
     wide(
         #[inline(always)]
@@ -198,7 +197,7 @@ pub(crate) fn subtract(u: &[f32], less: &[f32], out: &mut [f32]) {
     );
 }
 
-/// sqrt(a·a + b·b) · exp(−|a − b|) + 1.
+/// Computes sqrt(a·a + b·b) · exp(−|a − b|) + 1.
 pub(crate) fn chain(a: &[f32], b: &[f32], out: &mut [f32]) {
     wide(
         #[inline(always)]
@@ -210,10 +209,10 @@ pub(crate) fn chain(a: &[f32], b: &[f32], out: &mut [f32]) {
     );
 }
 
-/// `a` and the transposed `b`, both squares whose side is a multiple of 16 or below that.
+/// Adds the transposed `b` to `a`, both squares whose side is a multiple of 16 or less than 16.
 ///
-/// Rows of a large power of two meet in the same lines of a cache, hence through small squares that
-/// are kept elsewhere.
+/// Rows at a distance of a large power of two share cache sets, hence small squares in a separate
+/// buffer.
 pub(crate) fn add_transposed(a: &[f32], b: &[f32], out: &mut [f32]) {
     let n = a.len().isqrt();
     let side = SQUARE.min(n);
@@ -241,8 +240,8 @@ pub(crate) fn add_transposed(a: &[f32], b: &[f32], out: &mut [f32]) {
     );
 }
 
-/// Central differences of `b` along the second axis less those of `a` along the first, of squares;
-/// nothing at their borders.
+/// Computes central differences of `b` along the second axis less those of `a` along the first, of
+/// squares with zero borders.
 pub(crate) fn curl(a: &[f32], b: &[f32], out: &mut [f32]) {
     let n = a.len().isqrt();
     wide(
@@ -263,7 +262,7 @@ pub(crate) fn curl(a: &[f32], b: &[f32], out: &mut [f32]) {
     );
 }
 
-/// Lays maps (time, y, x) out as columns (y / ny, x / nx, time, ny, nx).
+/// Copies maps (time, y, x) to columns (y / ny, x / nx, time, ny, nx).
 pub(crate) fn scatter(u: &[f32], map: [usize; 2], column: [usize; 2], out: &mut [f32]) {
     let ([height, width], [ny, nx]) = (map, column);
     let times = u.len() / (height * width);
@@ -287,10 +286,11 @@ fn strips(cells: usize, mut of: impl FnMut(std::ops::Range<usize>)) {
     }
 }
 
-/// The exponential of what is not positive, to 2 ulp: 2ⁿ times a Taylor polynomial.
+/// Returns the exponential of a number that is not positive, to 2 ulp: 2ⁿ times a Taylor
+/// polynomial.
 #[inline(always)]
 fn exp_below_zero(x: f32) -> f32 {
-    // Adding it leaves an integer in the lowest bits.
+    // Adding this constant leaves an integer in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
     const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
     let shifted = x.max(-87.0) * std::f32::consts::LOG2_E + ROUND;
@@ -307,7 +307,7 @@ mod tests {
 
     #[test]
     fn quadratic_sums_are_over_time() {
-        // 5000 cells: a whole strip and a ragged one.
+        // 5000 cells: one whole strip and a partial one.
         let (cells, times) = (5000, 3);
         let u: Vec<f32> = (0..cells * times).map(|i| (i % 17) as f32 - 8.0).collect();
         let v: Vec<f32> = (0..cells * times).map(|i| (i % 5) as f32).collect();

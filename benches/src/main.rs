@@ -1,12 +1,12 @@
-//! Freestone against its peers, against the floor, and against its own bars.
+//! Benchmarks of Freestone against peers, against a floor, and against bars.
 //!
-//! `run` and `bars` only direct: every measurement is made in a fresh process, one system after the
-//! other ([`rounds`]), on inputs that are made once ([`inputs`]). A process of ours is this program
-//! again, with a hidden subcommand: [`workloads`] is what Freestone does there, [`floor`] what the
-//! C libraries and [`loops`] alone would take. Peers are `peers/peer.py`. [`table`] has the
-//! workloads that are held against the floor, [`observers`] what looking on costs, [`scaling`] what
-//! environments of AWS Lambda gain, [`starts`] how soon they answer, [`remote`] what chunks gain
-//! that are fetched ahead. [`report`] prints and keeps the results; [`bars`] judges them.
+//! `run` and `bars` start each measurement in a new process, one system after the other
+//! ([`rounds`]), on inputs that are generated once ([`inputs`]). Freestone's processes are this
+//! program with a hidden subcommand: [`workloads`] runs Freestone, and [`floor`] measures the C
+//! libraries and [`loops`] alone. Peers are in `peers/peer.py`. [`table`] has the workloads that
+//! are compared with the floor, [`observers`] the cost of observers, [`scaling`] the scaling over
+//! AWS Lambda environments, [`starts`] their start time, and [`remote`] the gain of prefetch.
+//! [`report`] prints and stores the results; [`bars`] checks the limits.
 
 #![allow(clippy::print_stdout, reason = "results go to stdout")]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -50,7 +50,7 @@ static ALLOCATOR: freestone_allocator::Allocator = freestone_allocator::Allocato
 
 type Failure = Box<dyn Error>;
 
-/// Measures Freestone.
+/// Measure Freestone
 #[derive(Parser)]
 #[command(name = "freestone-bench")]
 struct Arguments {
@@ -60,32 +60,32 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Measures one workload, in turn with other systems, and keeps the result.
+    /// Measure one workload, alternating with other systems, and store the result
     Run {
         workload: Workload,
-        /// Rows of the table (`workload`); all of them if none is named.
+        /// Rows of the table, for `workload` (default: all)
         #[arg(value_name = "NAME", value_parser = table::Case::named)]
         cases: Vec<table::Case>,
         #[command(flatten)]
         setup: Setup,
-        /// Systems to compare with, as in dask,cubed,tensorstore.
+        /// Systems to compare with, such as dask,cubed,tensorstore
         #[arg(long, value_delimiter = ',')]
         vs: Vec<Peer>,
-        /// Date of the result, YYYY-MM-DD; otherwise today.
+        /// Date of the result, YYYY-MM-DD (default: today)
         #[arg(long)]
         date: Option<String>,
-        /// Also builds from nothing, which takes long (`compile_time`).
+        /// Also measure clean builds, which take long, for `compile_time`
         #[arg(long)]
         cold: bool,
     },
-    /// Measures everything and compares it with the bars; fails if one is missed.
+    /// Measure all parts and compare them with the bars; fails if one is missed
     Bars {
         #[command(flatten)]
         setup: Setup,
-        /// Leaves out the bars that need Python.
+        /// Skip the bars that need Python
         #[arg(long)]
         no_peers: bool,
-        /// Parts to check, as in spine,workloads; otherwise all.
+        /// Parts to check, such as spine,workloads (default: all)
         #[arg(long, value_delimiter = ',')]
         only: Vec<Part>,
     },
@@ -109,99 +109,99 @@ enum Command {
     ChildEnvironment,
 }
 
-/// A part of the bars.
+/// A part of the bars
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
-    /// Quadratic means beside the peers; planning, tasks and small chunks.
+    /// Quadratic means compared with the peers; planning, tasks and small chunks
     Spine,
-    /// The rows of the table, beside the floor and the peers.
+    /// The rows of the table, compared with the floor and the peers
     Workloads,
-    /// Kernels beside NumPy.
+    /// Kernels compared with NumPy
     Kernels,
-    /// What an event costs those who look on.
+    /// The cost of an event for observers
     Observers,
     /// A million tasks on workers that compute nothing.
     Driving,
     /// More work on more environments.
     Scaling,
-    /// How soon a new environment answers.
+    /// The time to the first answer of a new environment
     Starts,
 }
 
-/// What `run` measures.
+/// A benchmark of `run`
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
 enum Workload {
-    /// Means over time of u·u, u·v and v·v, from Zarr to Zarr.
+    /// Means over time of u·u, u·v and v·v, from Zarr to Zarr
     QuadMeans,
-    /// A sum over 10 000 small chunks, and what chunks and tasks cost in memory.
+    /// A sum over 10 000 small chunks, and the memory cost of chunks and tasks
     ManySmall,
-    /// Rows of the table in the README, each beside its floor: those that are named, or all.
+    /// Rows of the table in the README, each compared with its floor
     #[value(name = "workload")]
     Rows,
-    /// Chunks from across a network, on their way before they are asked for and not.
+    /// Reads of remote chunks with and without prefetch
     Remote,
-    /// Planning quadratic means of 1 EB in 10⁹ chunks.
+    /// Planning of quadratic means of 1 EB in 10⁹ chunks
     PlanScaling,
-    /// Operations on blocks without any engine; `--vs numpy` compares.
+    /// Operations on blocks without an engine; `--vs numpy` compares
     Kernels,
-    /// An event told to bars, history and report: CPU time, and instructions by callgrind.
+    /// An event for progress bars, history and report: CPU time, and instructions by callgrind
     Observers,
-    /// A million tasks on workers that compute nothing: what the driver takes, and what it keeps a
-    /// thousand of them waiting.
+    /// A million tasks on workers that compute nothing: cost of the driver, and idle time of a
+    /// thousand workers
     Driving,
-    /// 1 to 16 environments with as many times the work: how long that takes.
+    /// 1 to 16 environments with work in proportion: total time
     Scaling,
-    /// The first answer of a worker for AWS Lambda that has to be started.
+    /// The time to the first answer of a new AWS Lambda worker
     Starts,
-    /// Compiling after a change in an elementwise loop; fails if it takes too long.
+    /// Compilation after a change in an elementwise loop; fails if it takes too long
     CompileTime,
 }
 
-/// How it is measured.
+/// Parameters of the measurement
 #[derive(Args, Clone)]
 struct Setup {
-    /// Bytes of the largest inputs: 2 GB for `quad_means`, 600 MB for `workload` if it is not said.
+    /// Size of the largest inputs (default: 2 GB for `quad_means`, 600 MB for `workload`)
     #[arg(long, value_parser = freestone::parse_size)]
     size: Option<u64>,
-    /// Codec of inputs and outputs (`quad_means`).
+    /// Codec of inputs and outputs, for `quad_means`
     #[arg(long, value_enum, default_value_t = Codec::Zstd)]
     codec: Codec,
-    /// Threads of every system.
+    /// Threads of every system
     #[arg(long, default_value_t = 2)]
     threads: usize,
-    /// Bytes that Freestone's process may hold.
+    /// Memory limit of Freestone's process
     #[arg(long, default_value = "400MB", value_parser = freestone::parse_size)]
     local_mem: u64,
-    /// Fresh processes of each system; medians count.
+    /// Number of processes of each system, of which the median counts
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     repeat: u32,
-    /// Where inputs are kept and, while it runs, outputs.
+    /// Folder of inputs and temporary outputs
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/data"))]
     data: PathBuf,
 }
 
 impl Setup {
-    /// Bytes of u and v together (`quad_means`).
+    /// Returns the total bytes of u and v, for `quad_means`.
     fn size(&self) -> u64 {
         self.size.unwrap_or(2_000_000_000)
     }
 
-    /// About the bytes of the largest inputs of a row of the table.
+    /// Returns the approximate bytes of a row's largest inputs.
     fn row_size(&self) -> u64 {
         self.size.unwrap_or(600_000_000)
     }
 }
 
-/// Codecs that every system has.
+/// Codecs that every system supports
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Codec {
-    /// zstd at its default level.
+    /// zstd at its default level
     Zstd,
-    /// lz4 behind a byte shuffle, by blosc.
+    /// lz4 with byte shuffle, by blosc
     Blosc,
-    /// Uncompressed.
+    /// Uncompressed
     None,
 }
 
@@ -223,23 +223,23 @@ impl Codec {
     }
 }
 
-/// The other systems.
+/// The systems to compare with
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Peer {
-    /// dask.array on its threaded scheduler.
+    /// dask.array on its threaded scheduler
     Dask,
-    /// Cubed with more fusion and uncompressed intermediates.
+    /// Cubed with more fusion and uncompressed intermediates
     Cubed,
-    /// Cubed as it comes.
+    /// Cubed with default settings
     CubedDefault,
-    /// A hand-written loop over TensorStore.
+    /// A hand-written loop over TensorStore
     Tensorstore,
-    /// NumPy on one thread, for `kernels` only.
+    /// NumPy on one thread, for `kernels` only
     Numpy,
 }
 
 impl Peer {
-    /// The name that `peer.py` knows.
+    /// Returns the name in `peer.py`.
     fn system(self) -> &'static str {
         match self {
             Peer::Dask => "dask",
@@ -262,18 +262,18 @@ fn main() -> ExitCode {
     }
 }
 
-/// True if nothing was missed.
+/// Runs a command. Returns true if no bar was missed.
 fn dispatch(command: Command) -> Result<bool, Failure> {
     match command {
         Command::Run { workload, ref vs, .. }
             if vs.iter().any(|p| (*p == Peer::Numpy) != (workload == Workload::Kernels)) =>
         {
-            return Err("kernels are compared with numpy, and nothing else is".into());
+            return Err("invalid `--vs`: expected numpy for `kernels`, and only for it".into());
         }
         Command::Run { workload, ref cases, .. }
             if !cases.is_empty() && workload != Workload::Rows =>
         {
-            return Err("only `run workload` has rows".into());
+            return Err("rows are valid for `run workload` only".into());
         }
         Command::Run { workload: Workload::Rows, cases, setup, vs, date, .. } => {
             let cases = if cases.is_empty() { table::CASES.to_vec() } else { cases };
@@ -300,7 +300,7 @@ fn dispatch(command: Command) -> Result<bool, Failure> {
         }
         Command::Run { workload: Workload::PlanScaling, setup, .. } => {
             let (seconds, grown, slowest) = rounds::plan_scaling(&setup)?;
-            println!("the slowest of other vast plans took {slowest:.4} s");
+            println!("slowest other large plan: {slowest:.4} s");
             println!(
                 "planned quadratic means of 1 EB in 10⁹ chunks, and wrote the plan as text: \
                     {seconds:.4} s, {} more memory",
@@ -310,11 +310,11 @@ fn dispatch(command: Command) -> Result<bool, Failure> {
         Command::Run { workload: Workload::Observers, setup, .. } => {
             let observers::Cost { micros, instructions } = observers::measure(setup.repeat)?;
             let instructions = instructions
-                .map_or("instructions not counted: there is no valgrind".into(), |n| {
+                .map_or("instructions not counted (valgrind is missing)".into(), |n| {
                     format!("{n:.0} instructions")
                 });
             println!(
-                "an event, told to bars, history and report: {micros:.2} µs of CPU, {instructions}"
+                "an event for bars, history and report: {micros:.2} µs of CPU, {instructions}"
             );
         }
         Command::Run { workload: Workload::Driving, .. } => driving::print_all()?,

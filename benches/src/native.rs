@@ -1,11 +1,11 @@
-//! The calls that Rust cannot check: blosc, and loops compiled for AVX2.
+//! Unsafe calls: blosc, and loops compiled for AVX2.
 //!
 //! Only the [floor](crate::floor) uses them.
 #![allow(unsafe_code, reason = "a C library, and instructions that are looked for first")]
 
 use std::ffi::c_int;
 
-/// Runs a loop as compiled for AVX2, where there is that; what it calls must be inlined.
+/// Runs a loop compiled for AVX2 if available. The functions that it calls must be inlined.
 pub(crate) fn wide<R>(work: impl FnOnce() -> R) -> R {
     #[cfg(target_arch = "x86_64")]
     if std::is_x86_feature_detected!("avx2") {
@@ -21,7 +21,8 @@ fn wide_avx2<R>(work: impl FnOnce() -> R) -> R {
     work()
 }
 
-/// Decodes a blosc buffer into `out`, which it must fill; false if it does not.
+/// Decodes a blosc buffer into `out`. Returns false if the buffer is invalid or does not fill
+/// `out`.
 pub(crate) fn blosc_decode(bytes: &[u8], out: &mut [u8]) -> bool {
     let mut found = 0usize;
     // SAFETY: the pointer is valid for the length beside it, and blosc only reads it.
@@ -44,13 +45,13 @@ pub(crate) fn blosc_decode(bytes: &[u8], out: &mut [u8]) -> bool {
     usize::try_from(written) == Ok(out.len())
 }
 
-/// Most bytes that [`blosc_encode`] writes.
+/// Returns the maximum number of bytes that [`blosc_encode`] writes.
 pub(crate) fn blosc_bound(bytes: usize) -> usize {
     bytes + blosc_src::BLOSC_MAX_OVERHEAD as usize
 }
 
-/// Encodes 4-byte elements with lz4 at level 5 behind a byte shuffle; `out` has room for the bound.
-/// Their length, or none if it fails.
+/// Encodes 4-byte elements with lz4 at level 5 and byte shuffle. `out` has room for the bound.
+/// Returns the encoded length, or `None` on failure.
 pub(crate) fn blosc_encode(bytes: &[u8], out: &mut [u8]) -> Option<usize> {
     let (level, shuffle, type_size) = (5, blosc_src::BLOSC_SHUFFLE as c_int, 4);
     // SAFETY: both pointers are valid for the lengths beside them and do not overlap, and the name

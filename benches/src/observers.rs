@@ -1,8 +1,8 @@
-//! What it costs to look on: an event, told to bars, history and report together.
+//! The cost of observers: an event for progress bars, history and report together.
 //!
-//! Events are made here, as those of a run on two workers that finishes a task with each request.
-//! CPU time is measured in a fresh process, as everywhere; instructions are counted by callgrind,
-//! as the difference of two runs, so that what does not depend on events falls out.
+//! The events are synthetic, as of a run on two workers that finishes a task with each request. CPU
+//! time is measured in a new process. Instructions are counted by callgrind, as the difference of
+//! two runs, so that fixed costs cancel.
 
 use std::io;
 use std::path::Path;
@@ -25,27 +25,27 @@ use indicatif::{ProgressDrawTarget, TermLike};
 
 use crate::{Failure, process};
 
-/// Tasks of a measurement, and of the two under callgrind.
+/// The number of tasks of a measurement, and of the two runs under callgrind.
 const N_TASKS: u64 = 500_000;
 const COUNTED: [u64; 2] = [20_000, 70_000];
-/// One task in so many fails once.
+/// One of this many tasks fails once.
 const FAILS: u64 = 1000;
 
-/// One measurement, as the parent process asks for it.
+/// The arguments of one measurement in a child process.
 #[derive(Args)]
 pub(crate) struct Child {
     #[arg(long)]
     tasks: u64,
 }
 
-/// What an event costs.
+/// The cost of an event.
 pub(crate) struct Cost {
     pub(crate) micros: f64,
     /// `None` without valgrind.
     pub(crate) instructions: Option<f64>,
 }
 
-/// Measures the CPU time of an event, the median of so many processes, and counts its instructions.
+/// Measures the CPU time of an event, the median of several processes, and counts its instructions.
 pub(crate) fn measure(repeat: u32) -> Result<Cost, Failure> {
     let micros = (0..repeat).map(|_| {
         process::json(
@@ -61,7 +61,7 @@ pub(crate) fn measure(repeat: u32) -> Result<Cost, Failure> {
     Ok(Cost { micros: crate::sample::median(micros.into_iter()).unwrap_or_default(), instructions })
 }
 
-/// Tells observers of so many tasks, and gives the microseconds of CPU that each event took.
+/// Sends the events of several tasks to the observers. Returns the CPU microseconds per event.
 pub(crate) fn run(child: &Child) -> Result<f64, Failure> {
     let folder = tempfile::tempdir()?;
     let at = |name: &str| folder.path().join(name);
@@ -78,12 +78,12 @@ pub(crate) fn run(child: &Child) -> Result<f64, Failure> {
     }
 }
 
-/// A request taken, its outcome, and now and then a retry.
+/// The start of a request, its outcome, and sometimes a retry.
 fn n_events(tasks: u64) -> u64 {
     2 * tasks + tasks / FAILS
 }
 
-/// CPU time, in nanoseconds, of everything but beginning and end.
+/// CPU nanoseconds, except for start and end.
 fn tell(observers: &[&dyn Observer], tasks: u64, spec: &Spec, out: &Path) -> Result<u64, Failure> {
     let array = freestone::arange(0.0, 10.0 * tasks as f64, 1.0, DType::Float64, 10);
     let planned = freestone::plan(&[Target::array(&array, &out.display().to_string())], spec)?;
@@ -154,7 +154,8 @@ fn tell(observers: &[&dyn Observer], tasks: u64, spec: &Spec, out: &Path) -> Res
     Ok(took)
 }
 
-/// Instructions of a process that tells of so many tasks; `None` where there is no valgrind.
+/// Counts the instructions of a process that sends the events of several tasks. Returns `None`
+/// without valgrind.
 fn instructions(tasks: u64) -> Result<Option<f64>, Failure> {
     let mut command = Command::new("valgrind");
     command
@@ -174,7 +175,7 @@ fn instructions(tasks: u64) -> Result<Option<f64>, Failure> {
     }
 }
 
-/// A terminal that shows nothing: bars are made for it all the same.
+/// A hidden terminal, for which progress bars are still rendered.
 #[derive(Debug)]
 struct Nowhere;
 

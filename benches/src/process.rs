@@ -1,4 +1,4 @@
-//! Fresh processes that print one line of JSON.
+//! Child processes that print one line of JSON.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -11,24 +11,23 @@ use serde::de::DeserializeOwned;
 
 use crate::Failure;
 
-/// Nothing here takes longer unless it hangs.
+/// A time limit that only a hanging process reaches.
 pub(crate) const TIME_LIMIT: Duration = Duration::from_secs(600);
 
-/// Runs a command to its end and reads the last line of its stdout.
+/// Runs a command and parses the last line of its standard output.
 ///
-/// Both streams go to files: a pipe that nobody reads would stop the process, and a thread that
-/// reads would share its cores.
+/// Both streams go to files. An unread pipe would block the process, and a reader thread would
+/// share its cores.
 pub(crate) fn json<T: DeserializeOwned>(
     command: &mut Command,
     limit: Duration,
 ) -> Result<T, Failure> {
     let stdout = checked(command, limit)?;
-    let line = stdout.lines().rfind(|l| !l.trim().is_empty()).ok_or("it printed nothing")?;
-    serde_json::from_str(line)
-        .map_err(|e| format!("what it printed last is not understood ({e}): {line}").into())
+    let line = stdout.lines().rfind(|l| !l.trim().is_empty()).ok_or("printed nothing")?;
+    serde_json::from_str(line).map_err(|e| format!("invalid last line `{line}`: {e}").into())
 }
 
-/// Runs a command to its end and gives its stdout; what it said on stderr is shown if it fails.
+/// Runs a command and returns its standard output. Its standard error is shown if it fails.
 pub(crate) fn checked(command: &mut Command, limit: Duration) -> Result<String, Failure> {
     let (mut stdout, mut stderr) = (tempfile::tempfile()?, tempfile::tempfile()?);
     let mut child = command
@@ -44,7 +43,7 @@ pub(crate) fn checked(command: &mut Command, limit: Duration) -> Result<String, 
         if start.elapsed() > limit {
             child.kill()?;
             child.wait()?;
-            return Err(format!("stopped after its time limit of {} s", limit.as_secs()).into());
+            return Err(format!("exceeded the time limit of {} s", limit.as_secs()).into());
         }
         std::thread::sleep(Duration::from_millis(10));
     };
@@ -62,28 +61,28 @@ fn text(file: &mut File) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The folder of the peers' scripts.
+/// Returns the folder of the peers' scripts.
 fn peers() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("peers")
 }
 
-/// An interpreter that has the peers already, if the user names one.
+/// Returns the user's Python interpreter with the peers, if set.
 fn given_python() -> Option<OsString> {
     std::env::var_os("FREESTONE_PEERS_PYTHON").filter(|p| !p.is_empty())
 }
 
-/// Makes the peers' environment if need be; the first time it downloads them.
+/// Creates the peers' environment if it is missing, with downloads.
 pub(crate) fn set_up_peers() -> Result<(), Failure> {
     if given_python().is_some() {
         return Ok(());
     }
-    eprintln!("setting up the peers");
+    eprintln!("installing the peers");
     checked(Command::new("sh").arg(peers().join("setup.sh")), TIME_LIMIT)
-        .map_err(|e| format!("the peers' setup.sh {e}"))?;
+        .map_err(|e| format!("cannot run the peers' setup.sh: {e}"))?;
     Ok(())
 }
 
-/// One of the peers' scripts, in their environment.
+/// Returns the command of a peers' script.
 pub(crate) fn script(name: &str) -> Command {
     let mut command =
         Command::new(given_python().unwrap_or_else(|| peers().join(".venv/bin/python").into()));
@@ -91,7 +90,7 @@ pub(crate) fn script(name: &str) -> Command {
     command
 }
 
-/// This program again.
+/// Returns a command of this program.
 pub(crate) fn own(subcommand: &str) -> Result<Command, Failure> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg(subcommand);

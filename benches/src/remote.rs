@@ -1,8 +1,7 @@
-//! What it gains that chunks from across a network are on their way before they are asked for.
+//! The gain of prefetching chunks from a remote store.
 //!
-//! The store here keeps its objects in memory, and hands them out as S3 does: after a while, and as
-//! fast as one connection is (FACTS). Once it lets reads begin before they are waited for, once it
-//! does not; the plan is the same.
+//! The store keeps its objects in memory, and delivers them with the latency and the bandwidth of
+//! one S3 connection (FACTS). The same plan runs with prefetch and without.
 
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -17,10 +16,10 @@ use freestone_engine::storage::{ByteRange, PendingRead, StorageError, Store};
 
 use crate::{Failure, sample};
 
-/// Until the first byte, and bytes of a second on one connection.
+/// The latency of the first byte, and the bandwidth of one connection.
 const LATENCY: Duration = Duration::from_millis(20);
 const BYTES_PER_SECOND: f64 = 90e6;
-/// Days of 4 MB each, in chunks of one day.
+/// Days of 4 MB, in chunks of one day.
 const SHAPE: [u64; 3] = [64, 1000, 1000];
 const CHUNK: [u64; 3] = [1, 1000, 1000];
 const THREADS: usize = 2;
@@ -31,7 +30,7 @@ struct Distant {
     ahead: bool,
 }
 
-/// Reads when its time has come.
+/// Reads an object with the simulated delay.
 fn deliver(
     store: &MemoryStore,
     key: &str,
@@ -97,7 +96,7 @@ impl Store for Distant {
     }
 }
 
-/// Measures means over time and a rechunk, and prints what they took.
+/// Measures means over time and a rechunk, and prints the results.
 pub(crate) fn print_all(repeat: u32) -> Result<(), Failure> {
     let store = Arc::new(MemoryStore::new());
     let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir())?;

@@ -1,4 +1,4 @@
-//! Results in a table, on the terminal and in files.
+//! Reports of results, on the terminal and in files.
 
 use std::path::Path;
 use std::process::Command;
@@ -14,7 +14,7 @@ use crate::sample::{Measured, Row, median};
 use crate::table::Case;
 use crate::{Codec, Failure, Setup, inputs};
 
-/// Prints the result, and keeps it as Markdown and as JSON in `benches/results`.
+/// Prints a result, and stores it as Markdown and JSON in `benches/results`.
 pub(crate) fn keep(
     measured: &Measured,
     setup: &Setup,
@@ -30,13 +30,20 @@ pub(crate) fn keep(
         .chain(iter::once(codec.name()))
         .collect();
     let document = json!({
-        "date": date, "revision": revision(), "machine": machine_in_words(), "size_bytes": size.is_some().then_some(setup.size()), "codec": codec,
-        "threads": setup.threads, "local_mem": setup.local_mem, "repeat": setup.repeat, "measured": measured,
+        "date": date,
+        "revision": revision(),
+        "machine": describe_machine(),
+        "size_bytes": size.is_some().then_some(setup.size()),
+        "codec": codec,
+        "threads": setup.threads,
+        "local_mem": setup.local_mem,
+        "repeat": setup.repeat,
+        "measured": measured,
     });
     save(&name.join("-"), &text, &document)
 }
 
-/// Prints what kernels take, and keeps it likewise.
+/// Prints and stores the results of kernels.
 pub(crate) fn keep_kernels(
     table: &kernels::Table,
     setup: &Setup,
@@ -45,11 +52,17 @@ pub(crate) fn keep_kernels(
     let date = date.unwrap_or_else(today);
     let text = kernels_markdown(table, setup, &date);
     println!("\n{text}");
-    let document = json!({ "date": date, "revision": revision(), "machine": machine_in_words(), "repeat": setup.repeat, "measured": table });
+    let document = json!({
+        "date": date,
+        "revision": revision(),
+        "machine": describe_machine(),
+        "repeat": setup.repeat,
+        "measured": table,
+    });
     save(&format!("{date}-kernels"), &text, &document)
 }
 
-/// Prints rows of the table, and keeps them likewise.
+/// Prints and stores rows of the table.
 pub(crate) fn keep_rows(
     rows: &[(Case, Measured)],
     setup: &Setup,
@@ -60,8 +73,14 @@ pub(crate) fn keep_rows(
     println!("\n{text}");
     let measured: Vec<&Measured> = rows.iter().map(|(_, m)| m).collect();
     let document = json!({
-        "date": date, "revision": revision(), "machine": machine_in_words(), "size_bytes": setup.row_size(), "threads": setup.threads,
-        "local_mem": setup.local_mem, "repeat": setup.repeat, "measured": measured,
+        "date": date,
+        "revision": revision(),
+        "machine": describe_machine(),
+        "size_bytes": setup.row_size(),
+        "threads": setup.threads,
+        "local_mem": setup.local_mem,
+        "repeat": setup.repeat,
+        "measured": measured,
     });
     let name = match rows {
         [(case, _)] => format!("{date}-{}-{}", case.name, inputs::label(setup.row_size())),
@@ -70,7 +89,7 @@ pub(crate) fn keep_rows(
     save(&name, &text, &document)
 }
 
-/// A line for each row: beside the floor, within its projection, and beside each peer.
+/// Formats a line for each row: relative to the floor, the projection, and each peer.
 pub(crate) fn rows_markdown(rows: &[(Case, Measured)], setup: &Setup, date: &str) -> String {
     let dash = || "-".to_owned();
     let number = |value: Option<f64>| value.map_or_else(dash, |v| format!("{v:.2}"));
@@ -136,7 +155,7 @@ pub(crate) fn rows_markdown(rows: &[(Case, Measured)], setup: &Setup, date: &str
          Of the floor, in CPU seconds:\n\n{}{}",
         inputs::label(setup.row_size()),
         revision(),
-        machine_in_words(),
+        describe_machine(),
         setup.repeat,
         setup.threads,
         freestone::size(setup.local_mem),
@@ -145,7 +164,7 @@ pub(crate) fn rows_markdown(rows: &[(Case, Measured)], setup: &Setup, date: &str
     )
 }
 
-/// Medians of what the floor consists of.
+/// Formats the medians of the floor's steps.
 fn in_parts(measured: &Measured) -> Option<String> {
     let part = |name: &str, of: fn(&Floor) -> f64| {
         Some(format!("{name} {:.2}", median(measured.floors.iter().map(of))?))
@@ -165,11 +184,11 @@ fn save(name: &str, text: &str, document: &Value) -> Result<(), Failure> {
     fs::create_dir_all(&folder)?;
     fs::write(folder.join(format!("{name}.md")), text)?;
     fs::write(folder.join(format!("{name}.json")), serde_json::to_vec_pretty(document)?)?;
-    println!("kept as benches/results/{name}.md and .json");
+    println!("stored as benches/results/{name}.md and .json");
     Ok(())
 }
 
-/// Speeds in millions of elements a second, of both sizes on both sides.
+/// Formats speeds in millions of elements per second, for both sizes and both sides.
 pub(crate) fn kernels_markdown(table: &kernels::Table, setup: &Setup, date: &str) -> String {
     let head = ["operation", "bar", "block", "NumPy", "ratio", "cached", "NumPy", "ratio"]
         .map(str::to_owned)
@@ -202,7 +221,7 @@ pub(crate) fn kernels_markdown(table: &kernels::Table, setup: &Setup, date: &str
         "# kernels\n\n{date}, revision {}, {}. Medians of {} fresh processes each, in \
             turn.\n\n{}\n{}",
         revision(),
-        machine_in_words(),
+        describe_machine(),
         setup.repeat,
         aligned(iter::once(head).chain(rows).collect()),
         format_args!(
@@ -217,7 +236,7 @@ pub(crate) fn kernels_markdown(table: &kernels::Table, setup: &Setup, date: &str
     )
 }
 
-/// Size, where the workload has several, and codec.
+/// Returns the size, if the workload has several, and the codec.
 fn parameters(measured: &Measured, setup: &Setup) -> (Option<String>, Codec) {
     if measured.workload == "quad_means" {
         (Some(inputs::label(setup.size())), setup.codec)
@@ -226,7 +245,7 @@ fn parameters(measured: &Measured, setup: &Setup) -> (Option<String>, Codec) {
     }
 }
 
-/// The whole report.
+/// Formats the whole report.
 pub(crate) fn markdown(measured: &Measured, setup: &Setup, date: &str) -> String {
     let (size, codec) = parameters(measured, setup);
     let mut text = format!(
@@ -239,7 +258,7 @@ pub(crate) fn markdown(measured: &Measured, setup: &Setup, date: &str) -> String
         "{date}, revision {}, {}. Medians of {} fresh processes each, in turn; inputs in the page \
             cache; local_mem {}.\n\n",
         revision(),
-        machine_in_words(),
+        describe_machine(),
         setup.repeat,
         freestone::size(setup.local_mem)
     );
@@ -314,8 +333,8 @@ fn table(measured: &Measured, setup: &Setup, codec: Codec) -> String {
     )
 }
 
-/// A Markdown table that can also be read as text: the first two columns to the left, the others to
-/// the right.
+/// Formats a Markdown table that is aligned as plain text: the first two columns to the left, the
+/// others to the right.
 fn aligned(rows: Vec<Vec<String>>) -> String {
     let width =
         |column: usize| rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0).max(3);
@@ -336,7 +355,7 @@ fn aligned(rows: Vec<Vec<String>>) -> String {
     text
 }
 
-fn machine_in_words() -> String {
+fn describe_machine() -> String {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpuinfo
         .lines()
@@ -346,7 +365,7 @@ fn machine_in_words() -> String {
     format!("{} cores of {model}, {}", machine::cores(), freestone::size(machine::memory_bytes()))
 }
 
-/// The commit that is checked out, with a `+` where files differ from it.
+/// Returns the current commit, with a `+` if files were changed.
 fn revision() -> String {
     let git = |arguments: &[&str]| {
         let output = Command::new("git")
@@ -365,16 +384,16 @@ fn revision() -> String {
     }
 }
 
-/// Today's date, UTC.
+/// Returns today's date, UTC.
 pub(crate) fn today() -> String {
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     date_of(seconds / 86_400)
 }
 
-/// The Gregorian date so many days after 1970-01-01 (Hinnant, "chrono-compatible low-level date
-/// algorithms", 2013).
+/// Returns the Gregorian date a number of days after 1970-01-01 (Hinnant, "chrono-compatible
+/// low-level date algorithms", 2013).
 fn date_of(days: u64) -> String {
-    // Years begin on 1 March, so that the leap day is a year's last.
+    // Years start on 1 March, so that the leap day is the last day.
     let days = days + 719_468;
     let (era, day) = (days / 146_097, days % 146_097);
     let year_of_era = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;

@@ -1,6 +1,6 @@
-//! Systems in turn, each time in a fresh process.
+//! Alternating measurements of systems, each in a new process.
 //!
-//! A round runs every system once, so that whatever else the machine does meets all of them.
+//! A round runs every system once, so that other load on the machine affects all of them.
 
 use std::fs;
 use std::path::Path;
@@ -13,11 +13,11 @@ use crate::table::{BLOCK, CASES, Case, Geometry, Kind};
 use crate::workloads::{N_SMALL, Work};
 use crate::{Codec, Failure, Peer, Setup, inputs, process};
 
-/// Sums of the same values in another order agree to this.
+/// The tolerance of sums in different orders.
 const SUM_TOLERANCE: f64 = 1e-8;
 
-/// Quadratic means on Freestone and the peers, with their floor. That they agree is checked in the
-/// first round.
+/// Measures quadratic means on Freestone and the peers, with their floor. The first round checks
+/// that results agree.
 pub(crate) fn quad_means(setup: &Setup, vs: &[Peer]) -> Result<Measured, Failure> {
     measure(
         setup,
@@ -27,18 +27,18 @@ pub(crate) fn quad_means(setup: &Setup, vs: &[Peer]) -> Result<Measured, Failure
     )
 }
 
-/// A sum over many small chunks on Freestone and the peers.
+/// Measures a sum over many small chunks on Freestone and the peers.
 pub(crate) fn many_small(setup: &Setup, vs: &[Peer]) -> Result<Measured, Failure> {
     measure(setup, Job::Work(Work::ManySmall), &inputs::tiny(setup)?, vs)
 }
 
-/// CPU time of a chunk or task in memory, in microseconds.
+/// Measures the CPU microseconds per chunk or task in memory.
 pub(crate) fn micros(setup: &Setup, work: Work) -> Result<f64, Failure> {
     let samples = repeated(setup, work)?;
     Ok(median(samples.iter().map(|s| s.cpu_s)).unwrap_or_default() * 1e6 / N_SMALL as f64)
 }
 
-/// Seconds to plan quadratic means of 1 EB and write the plan as text, and the memory that takes.
+/// Measures the seconds to plan quadratic means of 1 EB and to serialize the plan, and the memory.
 pub(crate) fn plan_scaling(setup: &Setup) -> Result<(f64, u64, f64), Failure> {
     let samples = repeated(setup, Work::PlanScaling)?;
     let grown = samples.iter().filter_map(|s| s.grown_bytes).max().unwrap_or_default();
@@ -46,28 +46,28 @@ pub(crate) fn plan_scaling(setup: &Setup) -> Result<(f64, u64, f64), Failure> {
     Ok((median(samples.iter().map(|s| s.wall_s)).unwrap_or_default(), grown, slowest))
 }
 
-/// Relative error of `float32` means of 10⁹ values of about 300; once, since it is the same each
-/// time.
+/// Measures the relative error of `float32` means of 10⁹ values of about 300, once, because it is
+/// deterministic.
 pub(crate) fn mean_accuracy(setup: &Setup) -> Result<f64, Failure> {
     let scratch = scratch(setup)?;
     freestone(setup, Work::MeanAccuracy, scratch.path(), scratch.path())?
         .result
-        .ok_or_else(|| "there is no mean".into())
+        .ok_or_else(|| "missing mean".into())
 }
 
-/// A workload that is Freestone's alone.
+/// Runs a workload of Freestone without peers.
 fn repeated(setup: &Setup, work: Work) -> Result<Vec<Sample>, Failure> {
     let scratch = scratch(setup)?;
     (0..setup.repeat).map(|_| freestone(setup, work, scratch.path(), scratch.path())).collect()
 }
 
-/// A folder for outputs that goes when it is dropped, on the file system of the inputs.
+/// A temporary folder for outputs on the file system of the inputs.
 fn scratch(setup: &Setup) -> Result<tempfile::TempDir, Failure> {
     fs::create_dir_all(&setup.data)?;
     Ok(tempfile::Builder::new().prefix("out-").tempdir_in(&setup.data)?)
 }
 
-/// What is measured in rounds: a workload with parameters of its own, or a row of the table.
+/// A job measured in rounds: a workload with parameters, or a row of the table.
 #[derive(Clone, Copy)]
 enum Job {
     Work(Work),
@@ -82,7 +82,7 @@ impl Job {
         }
     }
 
-    /// The name that `peer.py` knows, and the codec of outputs.
+    /// Returns the name in `peer.py`, and the codec of outputs.
     fn of_peers(self, setup: &Setup) -> (&'static str, Codec) {
         match self {
             Job::Work(Work::QuadMeans) => ("quad_means", setup.codec),
@@ -91,7 +91,7 @@ impl Job {
         }
     }
 
-    /// The row that has its floor.
+    /// Returns the row with its floor.
     fn floor(self, setup: &Setup) -> Option<Case> {
         match self {
             Job::Work(Work::QuadMeans) => {
@@ -102,13 +102,13 @@ impl Job {
         }
     }
 
-    /// Why Freestone cannot do it yet.
+    /// Returns the reason if Freestone lacks a function.
     fn lacks(self) -> Option<String> {
         let Job::Row(case) = self else { return None };
-        case.lacks().map(|function| format!("there is no {function} yet"))
+        case.lacks().map(|function| format!("missing function {function}"))
     }
 
-    /// The arrays that it writes; none if it gives one number.
+    /// Returns the written arrays; none if the result is one number.
     fn outputs(self) -> Vec<&'static str> {
         match self {
             Job::Work(Work::QuadMeans) => vec!["uu", "uv", "vv"],
@@ -138,7 +138,8 @@ impl Job {
     }
 }
 
-/// A row of the table on Freestone and the peers, with its floor. What fails is said in the result.
+/// Measures a row of the table on Freestone and the peers, with its floor. The result includes
+/// failures.
 pub(crate) fn row(setup: &Setup, case: Case, vs: &[Peer]) -> Result<Measured, Failure> {
     let input = inputs::of(setup, &case)?;
     Ok(measure(setup, Job::Row(case), &input, vs).unwrap_or_else(|e| {
@@ -166,7 +167,7 @@ fn measure(setup: &Setup, job: Job, input: &Path, vs: &[Peer]) -> Result<Measure
         for row in measured.rows.iter_mut().filter(|r| r.failure.is_none()) {
             let run = match row.system {
                 "freestone" => {
-                    job.ours(setup, input, scratch.path()).map_err(|e| format!("freestone {e}"))?
+                    job.ours(setup, input, scratch.path()).map_err(|e| format!("freestone: {e}"))?
                 }
                 system => match peer(setup, job, input, scratch.path(), system) {
                     Ok(sample) => sample,
@@ -182,7 +183,7 @@ fn measure(setup: &Setup, job: Job, input: &Path, vs: &[Peer]) -> Result<Measure
         }
         if let Some(case) = job.floor(setup) {
             let floor = floor(setup, case, input, scratch.path(), !vs.is_empty())
-                .map_err(|e| format!("the floor {e}"))?;
+                .map_err(|e| format!("floor: {e}"))?;
             eprint!(" floor {:.2} s", floor.total());
             measured.floors.push(floor);
         }
@@ -194,7 +195,7 @@ fn measure(setup: &Setup, job: Job, input: &Path, vs: &[Peer]) -> Result<Measure
     Ok(measured)
 }
 
-/// With Python, products of matrices are as fast as NumPy's, if that is faster than what Rust has.
+/// With Python, the floor of matrix products is NumPy's time, if that is shorter than Rust's.
 fn floor(
     setup: &Setup,
     case: Case,
@@ -256,7 +257,7 @@ fn peer(
     process::json(command.arg("--data").arg(input).arg("--out").arg(&out), process::TIME_LIMIT)
 }
 
-/// Removes outputs of the round before, so that no system does that while it is measured.
+/// Removes outputs of the previous round, so that the removal is not measured.
 fn cleared(folder: &Path) -> Result<(), Failure> {
     if folder.exists() {
         fs::remove_dir_all(folder)?;
@@ -264,8 +265,8 @@ fn cleared(folder: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Compares every peer's result with Freestone's: how far they are apart, or an error, since times
-/// of wrong results mean nothing.
+/// Compares every peer's result with Freestone's. Returns the largest difference, or an error,
+/// because times of wrong results are meaningless.
 fn agreements(rows: &[Row], job: Job, scratch: &Path) -> Result<Vec<String>, Failure> {
     #[derive(Deserialize)]
     struct Compared {
@@ -277,7 +278,7 @@ fn agreements(rows: &[Row], job: Job, scratch: &Path) -> Result<Vec<String>, Fai
     for row in rows.iter().skip(1).filter(|r| !r.samples.is_empty()) {
         let apart = if outputs.is_empty() {
             let (Some(ours), Some(theirs)) = (ours, row.samples[0].result) else {
-                return Err(format!("{} gave no result to compare", row.system).into());
+                return Err(format!("{} returned no result to compare", row.system).into());
             };
             let apart = ((ours - theirs) / theirs).abs();
             if apart.is_nan() || apart > SUM_TOLERANCE {
@@ -292,7 +293,7 @@ fn agreements(rows: &[Row], job: Job, scratch: &Path) -> Result<Vec<String>, Fai
             let mut command = process::script("compare.py");
             command.arg(scratch.join("freestone")).arg(scratch.join(row.system)).args(&outputs);
             let compared: Compared = process::json(&mut command, process::TIME_LIMIT)
-                .map_err(|e| format!("comparing with {} {e}", row.system))?;
+                .map_err(|e| format!("cannot compare with {}: {e}", row.system))?;
             compared.max_rel
         };
         notes.push(format!(

@@ -1,4 +1,4 @@
-//! What one process reports, and what follows from several.
+//! Reports of processes, and statistics of them.
 
 use std::collections::BTreeMap;
 
@@ -6,21 +6,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::floor::Floor;
 
-/// One run of one system in a fresh process; `peer.py` prints the same fields.
+/// One run of one system in a new process; `peer.py` prints the same fields.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Sample {
     pub(crate) versions: BTreeMap<String, String>,
-    /// From after set-up until the results are written.
+    /// The wall time from the end of set-up until the results are written.
     pub(crate) wall_s: f64,
     pub(crate) cpu_s: f64,
-    /// Of the whole process.
+    /// The peak of the whole process.
     pub(crate) peak_rss_bytes: u64,
     pub(crate) tasks: u64,
-    /// Where the workload gives one number.
+    /// The result, if it is one number.
     pub(crate) result: Option<f64>,
-    /// Freestone's promise for the whole process.
+    /// Freestone's projection for the whole process.
     pub(crate) projected_bytes: Option<u64>,
-    /// Resident memory that was added while it was measured, where that is what counts.
+    /// The growth of resident memory during the measurement, if that is measured.
     pub(crate) grown_bytes: Option<u64>,
 }
 
@@ -29,16 +29,16 @@ pub(crate) struct Sample {
 pub(crate) struct Row {
     pub(crate) system: &'static str,
     pub(crate) samples: Vec<Sample>,
-    /// Why there are no more of them.
+    /// The failure that ended the runs.
     pub(crate) failure: Option<String>,
 }
 
-/// A workload on all systems; Freestone's row comes first.
+/// A workload on all systems; Freestone's row is the first.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Measured {
     pub(crate) workload: &'static str,
     pub(crate) rows: Vec<Row>,
-    /// One for each repetition, if the workload has one.
+    /// One per repetition, if the workload has a floor.
     pub(crate) floors: Vec<Floor>,
     pub(crate) notes: Vec<String>,
 }
@@ -68,7 +68,7 @@ impl Row {
         self.samples.first()?.projected_bytes
     }
 
-    /// The version of the system itself.
+    /// Returns the version of the system.
     pub(crate) fn version(&self) -> Option<&str> {
         let package = self.system.trim_end_matches("-tuned");
         self.samples.first()?.versions.get(package).map(String::as_str)
@@ -76,19 +76,19 @@ impl Row {
 }
 
 impl Measured {
-    /// Freestone's median over that of the system named.
+    /// Returns the ratio of Freestone's median to that of another system.
     pub(crate) fn ratio(&self, system: &str, of: impl Fn(&Row) -> Option<f64>) -> Option<f64> {
         let theirs = self.rows.iter().find(|r| r.system == system)?;
         Some(of(self.rows.first()?)? / of(theirs)?)
     }
 
-    /// CPU seconds of the whole workload at the floor.
+    /// Returns the CPU seconds of the whole workload at the floor.
     pub(crate) fn floor_s(&self) -> Option<f64> {
         median(self.floors.iter().map(Floor::total))
     }
 }
 
-/// The middle value; `None` of none.
+/// Returns the median, or `None` without values.
 pub(crate) fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
     let mut sorted: Vec<f64> = values.collect();
     sorted.sort_by(f64::total_cmp);
@@ -117,9 +117,12 @@ mod tests {
     }
 
     #[test]
-    fn what_peers_print_is_read() {
-        let line = r#"{"system": "dask", "workload": "many_small", "versions": {"dask": "2026.8.0"}, "threads": 2, "codec": "zstd",
-            "wall_s": 1.5, "cpu_s": 2.5, "peak_rss_bytes": 1000, "import_s": 0.1, "tasks": 7, "result": 0.25}"#;
+    fn reports_of_peers_are_parsed() {
+        let line = r#"{
+            "system": "dask", "workload": "many_small", "versions": {"dask": "2026.8.0"},
+            "threads": 2, "codec": "zstd", "wall_s": 1.5, "cpu_s": 2.5, "peak_rss_bytes": 1000,
+            "import_s": 0.1, "tasks": 7, "result": 0.25
+        }"#;
         let sample: Sample = serde_json::from_str(line).unwrap();
         assert_eq!((sample.wall_s, sample.result, sample.projected_bytes), (1.5, Some(0.25), None));
         let row = Row { samples: vec![sample], ..Row::new("dask") };

@@ -1,13 +1,12 @@
-//! Weak scaling on AWS Lambda: as many times the work on as many times the environments, which
-//! should take the same time.
+//! Weak scaling on AWS Lambda: work in proportion to the number of environments, which should take
+//! constant time.
 //!
-//! Real worker processes under the emulator, invoked by the real executor. The worker is this
-//! program ([`environment`]), with a kernel that sleeps in proportion to its bytes, so that two
-//! cores are enough for sixteen environments: what is left is what the client, the driver, the
-//! workers and their storage take. That is a folder in memory where there is one: one disk would be
-//! asked by all of them, as S3 is not. Each number of environments has a process of its own: its
-//! first run finds no environment and starts all, the others find them warm, and their median
-//! counts.
+//! Real worker processes run under the emulator, invoked by the real executor. The worker is this
+//! program ([`environment`]) with a kernel that sleeps in proportion to its bytes, so that two
+//! cores suffice for sixteen environments. The remaining cost is that of client, driver, workers
+//! and storage. Storage is a folder in memory if available, because all environments would share
+//! one disk, unlike S3. Each number of environments has its own process. Its first run starts all
+//! environments; the others reuse them, and their median counts.
 
 use std::fmt::Write;
 use std::time::{Duration, Instant};
@@ -23,19 +22,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Failure, process, sample};
 
-/// Environments, and with them the work.
+/// The numbers of environments, and the factors of the work.
 const ENVIRONMENTS: [usize; 5] = [1, 2, 4, 8, 16];
-/// For each environment.
+/// The number of tasks per environment.
 const N_TASKS: u64 = 192;
-/// Elements of a task: 80 kB.
+/// Elements of a task, 80 kB.
 const CHUNK: u64 = 10_000;
-/// So that a task sleeps for 250 ms.
+/// The speed at which a task sleeps for 250 ms.
 const NANOS_PER_BYTE: u64 = 3125;
-/// As many as an environment of [`MEMORY_MIB`] runs at once.
+/// The number of concurrent tasks of an environment with [`MEMORY_MIB`].
 const TASKS_AT_ONCE: u64 = 8;
 const MEMORY_MIB: u64 = 256;
 
-/// Copies its block after a while.
+/// A kernel that copies its block after a delay.
 #[derive(Debug, Serialize, Deserialize)]
 struct Sleeping {
     nanos_per_byte: u64,
@@ -63,31 +62,31 @@ impl UserKernel for Sleeping {
     }
 }
 
-/// What the emulator starts.
+/// The worker program that the emulator starts.
 pub(crate) fn environment() -> Result<(), Failure> {
     Ok(serve(KernelRegistry::new().with::<Sleeping>(), Stores::default())
         .map_err(|e| e.to_string())?)
 }
 
-/// One number of environments, as the parent process asks for it.
+/// The arguments of one measurement in a child process.
 #[derive(Args)]
 pub(crate) struct Child {
     #[arg(long)]
     environments: usize,
-    /// Runs that find their environments warm.
+    /// The number of runs with warm environments.
     #[arg(long)]
     repeat: u32,
 }
 
-/// What so many environments took.
+/// The result for a number of environments.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Scaled {
     environments: usize,
     tasks: u64,
-    /// The first run, which starts the environments.
+    /// The duration of the first run, which starts the environments.
     cold_s: f64,
     warm_s: Vec<f64>,
-    /// Of the last run.
+    /// Figures of the last run.
     invocations: u64,
     most_at_once: u64,
 }
@@ -98,13 +97,12 @@ impl Scaled {
     }
 }
 
-/// Measures in fresh processes, with so many warm runs of each.
+/// Measures in new processes, with several warm runs each.
 pub(crate) fn measure(repeat: u32) -> Result<Vec<Scaled>, Failure> {
     let one = |n: usize| {
         eprintln!("{n} environments");
         let mut command = process::own("child-scaling")?;
-        // What a machine has to say about the way to the network does not concern its own
-        // addresses.
+        // Proxy settings must not apply to local addresses.
         command.env("NO_PROXY", "127.0.0.1").env("no_proxy", "127.0.0.1");
         process::json(
             command.args(["--environments", &n.to_string(), "--repeat", &repeat.to_string()]),
@@ -114,13 +112,13 @@ pub(crate) fn measure(repeat: u32) -> Result<Vec<Scaled>, Failure> {
     ENVIRONMENTS.into_iter().map(one).collect()
 }
 
-/// The slowest of several environments over one.
+/// Returns the ratio of the slowest of several environments to one.
 pub(crate) fn slowest_over_one(all: &[Scaled]) -> Option<f64> {
     let (one, more) = all.split_first()?;
     more.iter().map(|s| s.median_s() / one.median_s()).max_by(f64::total_cmp)
 }
 
-/// The table.
+/// Formats the table.
 pub(crate) fn markdown(all: &[Scaled]) -> String {
     let ideal = (N_TASKS / TASKS_AT_ONCE * NANOS_PER_BYTE * CHUNK * 8) as f64 * 1e-9;
     let mut text = format!(

@@ -1,8 +1,8 @@
-//! How long a client waits for the first answer of a worker that is not there yet.
+//! The time to the first answer of a worker that is not running yet.
 //!
-//! The stock worker (`bootstrap`) under the emulator: a process is started, asks for work, fetches
-//! a plan from a folder and answers a probe. On AWS Lambda it takes as much longer as Lambda needs
-//! to find a machine and bring the program to it.
+//! The stock worker (`bootstrap`) runs under the emulator: a process starts, asks for work, fetches
+//! a plan from a folder and answers a probe. AWS Lambda adds the time to find a machine and to load
+//! the program.
 
 use std::fs;
 use std::path::Path;
@@ -16,14 +16,14 @@ use freestone_worker::{Answer, Call, Invocation};
 
 use crate::{Failure, process, sample};
 
-/// Workers that are started, one after the other.
+/// The number of workers started, one after the other.
 const STARTS: usize = 5;
 const BUILD_LIMIT: Duration = Duration::from_secs(3600);
 
-/// Milliseconds from an invocation to its answer where no worker runs, in the median.
+/// Measures the median milliseconds from an invocation to its answer if no worker runs.
 pub(crate) fn first_answer_ms() -> Result<f64, Failure> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().ok_or("the workspace has no root")?;
-    // The worker as it is now, not as it was when it was last built.
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().ok_or("missing workspace root")?;
+    // Builds the current worker first.
     process::checked(
         Command::new("cargo").current_dir(root).args([
             "build",
@@ -39,21 +39,21 @@ pub(crate) fn first_answer_ms() -> Result<f64, Failure> {
     let probe =
         serde_json::to_vec(&Invocation::new(written(folder.path())?, "starts-1", Call::Probe))?;
     let one = |_| -> Result<f64, Failure> {
-        // Each finds nobody who was started before.
+        // Each invocation finds no running worker.
         let emulator = Emulator::start(Config::new("starts", &worker))?;
         let start = Instant::now();
         let invoked = emulator.invoke(&probe)?;
         let ms = start.elapsed().as_secs_f64() * 1e3;
         match serde_json::from_slice(&invoked.body) {
             Ok(Answer::Ready { .. }) => Ok(ms),
-            _ => Err(format!("a worker does not answer a probe: {}", invoked.text()).into()),
+            _ => Err(format!("the worker did not answer the probe: {}", invoked.text()).into()),
         }
     };
     let all = (0..STARTS).map(one).collect::<Result<Vec<_>, Failure>>()?;
-    sample::median(all.into_iter()).ok_or_else(|| "nothing was started".into())
+    sample::median(all.into_iter()).ok_or_else(|| "no worker was started".into())
 }
 
-/// Puts a plan where a driver would.
+/// Writes a plan as a driver does.
 fn written(folder: &Path) -> Result<RunAddress, Failure> {
     let at = |name: &str| folder.join(name).display().to_string();
     let spec = Settings { work_dir: Some(at("work")), ..Settings::default() }.resolve()?;

@@ -1,5 +1,4 @@
-//! The workloads that are held against the floor: what is computed, of what, and how near to the
-//! floor it must stay.
+//! The workloads that are compared with the floor: computation, inputs, and bar.
 
 use freestone_expr::vocabulary;
 
@@ -10,13 +9,13 @@ use crate::{Codec, winds};
 pub(crate) struct Case {
     pub(crate) name: &'static str,
     pub(crate) kind: Kind,
-    /// Of inputs and outputs.
+    /// The codec of inputs and outputs.
     pub(crate) codec: Codec,
-    /// CPU time over the floor, at most.
+    /// The maximum ratio of CPU time to the floor.
     pub(crate) bar: f64,
 }
 
-/// What is computed.
+/// The computation of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     QuadMeans,
@@ -34,7 +33,7 @@ pub(crate) enum Kind {
     ManySmall,
 }
 
-/// Which group of inputs a workload reads.
+/// The input group of a workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Group {
     /// `u` and `v`, `float32` (time, y, x) in chunks of 20 MB.
@@ -71,25 +70,25 @@ pub(crate) const CASES: [Case; 16] = [
     case("many_small", Kind::ManySmall, Codec::Zstd, 1.2),
 ];
 
-/// Elements along an axis of a chunk of tiles, and of matrices.
+/// Elements along an axis of a chunk: of tiles, and of matrices.
 pub(crate) const TILE: u64 = 2048;
 pub(crate) const BLOCK: u64 = 1536;
-/// Cells of the chunks that a rechunk makes.
+/// Cells of the chunks of a rechunk's result.
 pub(crate) const COLUMN: [u64; 2] = [36, 72];
-/// Days of a year that has no 29 February, by month.
+/// Days of each month of a year without 29 February.
 const DAYS: [u64; 12] = [31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
 
 impl Case {
-    /// The row of that name.
+    /// Returns the row of a name.
     pub(crate) fn named(name: &str) -> Result<Case, String> {
         let known = || CASES.map(|c| c.name).join(", ");
         CASES
             .into_iter()
             .find(|c| c.name == name)
-            .ok_or_else(|| format!("there is no such workload; there are {}", known()))
+            .ok_or_else(|| format!("unknown workload: expected one of {}", known()))
     }
 
-    /// The function that is not there yet, if it lacks one.
+    /// Returns the missing function, if there is one.
     pub(crate) fn lacks(&self) -> Option<&'static str> {
         let needed = match self.kind {
             Kind::Matmul => "matmul",
@@ -101,7 +100,7 @@ impl Case {
 }
 
 impl Kind {
-    /// The name that `peer.py` knows.
+    /// Returns the name in `peer.py`.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Kind::QuadMeans => "quad_means",
@@ -129,7 +128,7 @@ impl Kind {
         }
     }
 
-    /// The arrays that it reads.
+    /// Returns the arrays that the row reads.
     pub(crate) fn inputs(self) -> &'static [&'static str] {
         match self {
             Kind::QuadMeans => &["u", "v"],
@@ -141,12 +140,13 @@ impl Kind {
         }
     }
 
-    /// True if it gives one number, which goes to memory.
+    /// Returns true if the result is one number in memory.
     pub(crate) fn is_number(self) -> bool {
         matches!(self, Kind::Sum | Kind::ManySmall)
     }
 
-    /// Names and expressions of what it computes, of so many times where it reads winds.
+    /// Returns the names and expressions of the outputs, for a number of times if the row reads
+    /// winds.
     pub(crate) fn outputs(self, times: u64) -> Vec<(&'static str, String)> {
         let one = |text: &str| vec![("out", text.to_owned())];
         match self {
@@ -174,7 +174,7 @@ impl Kind {
         }
     }
 
-    /// Chunks of an output in more than one, of so many times where it is of winds.
+    /// Returns the chunks of an output, for a number of times if it is of winds.
     pub(crate) fn chunks(self, times: u64) -> Option<Vec<u64>> {
         match self {
             Kind::Chain | Kind::TransposeAdd | Kind::Vorticity => Some(vec![TILE; 2]),
@@ -186,13 +186,13 @@ impl Kind {
     }
 }
 
-/// The month, from 0, of each of so many days.
+/// Returns the month, from 0, of each of a number of days.
 pub(crate) fn months(times: u64) -> Vec<usize> {
     let year = DAYS.iter().enumerate().flat_map(|(month, days)| vec![month; *days as usize]);
     year.cycle().take(times as usize).collect()
 }
 
-/// `u` less the mean of its month over all years.
+/// Returns `u` less the mean of its month over all years.
 fn anomalies(times: u64) -> String {
     let months = months(times);
     let days = |month: usize| {
@@ -212,8 +212,8 @@ fn anomalies(times: u64) -> String {
     format!("u - take(stack([{}]), {months:?}, axis=0)", means.join(", "))
 }
 
-/// How many times winds have, chunks an axis of tiles has, and chunks an axis of matrices, if the
-/// largest inputs are of about so many bytes.
+/// Returns the number of times of winds, and of chunks along an axis of tiles and of matrices, for
+/// a size of the largest inputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Geometry {
     pub(crate) times: u64,
@@ -231,7 +231,7 @@ impl Geometry {
         }
     }
 
-    /// Bytes of both winds.
+    /// Returns the bytes of both winds.
     pub(crate) fn winds_bytes(&self) -> u64 {
         let [_, ny, nx] = winds::CHUNK;
         2 * 4 * self.times * ny * nx

@@ -1,4 +1,4 @@
-//! What Freestone does in a fresh process of this program.
+//! Freestone's side of the measurements, in a child process.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -54,7 +54,7 @@ pub(crate) struct CaseChild {
     local_mem: u64,
 }
 
-/// What is measured.
+/// The measured quantity.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
 pub(crate) enum Work {
@@ -78,15 +78,15 @@ impl Work {
         }
     }
 
-    /// What its CPU time is divided by.
+    /// Returns the divisor of the CPU time.
     pub(crate) fn per(self) -> &'static str {
         if self == Work::Tasks { "a task" } else { "a chunk" }
     }
 }
 
-/// If it is set, the plan of a row and the report of its run go to stderr.
+/// An environment variable: prints the plan of a row and the report of its run to standard error.
 const EXPLAIN: &str = "FREESTONE_BENCH_EXPLAIN";
-/// Chunks of every workload that has small ones.
+/// The number of chunks of workloads with small chunks.
 pub(crate) const N_SMALL: u64 = 10_000;
 /// 10 000 chunks of 1 KB of `float32`.
 const MEMORY: [u64; 2] = [1600, 1600];
@@ -95,12 +95,12 @@ const MEMORY_CHUNK: [u64; 2] = [16, 16];
 const VAST: [u64; 3] = [50_000_000, 50_000, 50_000];
 const VAST_CHUNK: [u64; 3] = [1000, 500, 500];
 const VAST_ALLOWED_MEM: u64 = 10_000_000_000;
-/// 10⁹ values, in chunks and in the parts that are read back.
+/// 10⁹ values, in chunks and in parts that are read back.
 const MANY: u64 = 1_000_000_000;
 const MANY_CHUNK: u64 = 1_000_000;
 const MANY_PART: u64 = 10_000_000;
 
-/// Runs it, and says what it took.
+/// Runs a measurement and returns its cost.
 pub(crate) fn run(child: &Child) -> Result<Sample, Failure> {
     let start = Clocks::start();
     let spec = inputs::spec(&child.out.with_extension("work"), child.threads, child.local_mem)?;
@@ -114,7 +114,7 @@ pub(crate) fn run(child: &Child) -> Result<Sample, Failure> {
     }
 }
 
-/// Evaluates a row's expressions and stores what they give, and says what it took.
+/// Evaluates a row's expressions, stores the results, and returns the cost.
 pub(crate) fn run_case(child: &CaseChild) -> Result<Sample, Failure> {
     let case = Case::named(&child.case)?;
     let start = Clocks::start();
@@ -215,7 +215,7 @@ fn plan_scaling(spec: Spec) -> Result<Sample, Failure> {
     for name in ["u", "v"] {
         store.write(&format!("{name}/zarr.json"), &document)?;
     }
-    // Room for the searches of the planner to go on.
+    // Memory limits that leave the planner a choice.
     let spec = Spec { allowed_mem: VAST_ALLOWED_MEM, local_mem: 4 * VAST_ALLOWED_MEM, ..spec };
     machine::reset_peak_rss();
     let (start, before) = (Clocks::start(), machine::peak_rss_bytes());
@@ -240,10 +240,10 @@ fn plan_scaling(spec: Spec) -> Result<Sample, Failure> {
     })
 }
 
-/// A large array's shape and chunks, an expression of it, and the chunks of the result if it has
-/// others.
+/// Shape and chunks of a large array, an expression of it, and the chunks of the result if
+/// different.
 type VastPlan = (&'static [u64], &'static [u64], &'static str, Option<&'static [u64]>);
-/// What Cubed's own tests plan, and the searches of this planner.
+/// Plans of Cubed's own tests, and difficult cases for this planner.
 const PLANS: &[VastPlan] = &[
     (&[25_000_000, 25_000_000], &[5000, 5000], "matmul(x, x)", None),
     (&[50_000, 987, 1920], &[10, 987, 1920], "mean(x*x, axis=0)", None),
@@ -256,7 +256,7 @@ const PLANS: &[VastPlan] = &[
     (&[1_000_000, 1_000_000], &[1000, 1000], "reshape(x, [-1])", None),
 ];
 
-/// Seconds that the slowest of some plans takes.
+/// Returns the planning seconds of the slowest of several plans.
 fn slowest_plan(stores: &Stores, store: &Arc<dyn Store>, spec: &Spec) -> Result<f64, Failure> {
     let mut slowest: f64 = 0.0;
     for (i, (shape, chunk, text, chunks)) in PLANS.iter().enumerate() {
@@ -290,8 +290,8 @@ fn slowest_plan(stores: &Stores, store: &Arc<dyn Store>, spec: &Spec) -> Result<
     Ok(slowest)
 }
 
-/// The relative error of `float32` means of 10⁹ values of about 300, the larger one of two: of
-/// random values and of equal ones.
+/// Returns the larger relative error of `float32` means of 10⁹ values of about 300: of random
+/// values and of equal ones.
 fn mean_accuracy(spec: &Spec, start: &Clocks) -> Result<Sample, Failure> {
     let mean = |x: &Array| {
         Ok::<f64, Failure>(f64::from(freestone::compute::<f32>(&x.mean(()), spec)?.sum()))
@@ -308,7 +308,7 @@ fn mean_accuracy(spec: &Spec, start: &Clocks) -> Result<Sample, Failure> {
     Ok(Sample { result: Some(errors.fold(0.0, f64::max)), ..start.stop(None) })
 }
 
-/// By integers: between 256 and 512 a `float32` is a multiple of 2⁻¹⁵.
+/// Computed in integers: between 256 and 512 a `float32` is a multiple of 2⁻¹⁵.
 fn exact_mean(x: &Array, spec: &Spec) -> Result<f64, Failure> {
     const STEPS: f32 = 32_768.0;
     let (mut sum, mut inside) = (0i64, true);
@@ -335,13 +335,13 @@ fn quadratic(u: &Array, v: &Array) -> Result<[(&'static str, Array); 3], Failure
     Ok([("uu", (u * u).mean(0)), ("uv", (u * v).mean(0)), ("vv", (v * v).mean(0))])
 }
 
-/// The `float64` sum of an array, and what it took.
+/// Returns the `float64` sum of an array, and the cost.
 fn sum_of(array: &Array, spec: &Spec, stores: &Stores) -> Result<(f64, RunReport), Failure> {
     number_of(&array.astype(DType::Float64).sum(()), spec, stores)
 }
 
-/// The value of an array that has one, a `float64`, and what it took. Not by `compute`, which gives
-/// no report.
+/// Returns the value of a `float64` array with one element, and the cost. `compute` would return no
+/// report.
 fn number_of(array: &Array, spec: &Spec, stores: &Stores) -> Result<(f64, RunReport), Failure> {
     let store = memory_store(stores);
     let target = Target::array(array, &format!("{}/sum", store.url()))
@@ -358,7 +358,7 @@ fn run_in(target: &Target, spec: &Spec, stores: &Stores) -> Result<RunReport, Fa
     Ok(freestone::run_with(&planned, spec, &Threads::new(spec.threads), &options)?)
 }
 
-/// An array of small chunks of noise in memory, and the stores that have it.
+/// Creates an array of small chunks of noise in memory. Returns it with its stores.
 fn in_memory(spec: &Spec) -> Result<(Stores, Array), Failure> {
     let stores = Stores::default();
     let store = memory_store(&stores);
@@ -372,19 +372,19 @@ fn in_memory(spec: &Spec) -> Result<(Stores, Array), Failure> {
     Ok((stores, x))
 }
 
-/// A new store in memory.
+/// Creates a store in memory.
 fn memory_store(stores: &Stores) -> Arc<dyn Store> {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
     stores.insert(Arc::clone(&store));
     store
 }
 
-/// An array's location in a new store in memory.
+/// Returns an array's location in a new store in memory.
 fn place(stores: &Stores, name: &str) -> String {
     format!("{}/{name}", memory_store(stores).url())
 }
 
-/// When the measurement began.
+/// The start of the measurement.
 struct Clocks {
     wall: Instant,
     cpu_ns: u64,
@@ -395,7 +395,7 @@ impl Clocks {
         Clocks { wall: Instant::now(), cpu_ns: machine::process_cpu_ns() }
     }
 
-    /// What was taken since.
+    /// Returns the cost since the start.
     fn stop(&self, report: Option<&RunReport>) -> Sample {
         let zstd = zstd_safe::version_string().to_owned();
         Sample {

@@ -1,4 +1,4 @@
-//! A driver that says what it does, and stops at its moment.
+//! A driver that reports its progress and stops at its moment.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +13,7 @@ use crate::faults::store::{FaultStore, Holds};
 use crate::scenarios::driver::{Asked, Moment, SLOTS, plan};
 use crate::{executor, say, stop};
 
-/// What this process says, and when it stops.
+/// The observer that reports events and stops at the moment.
 struct Told {
     moment: Option<Moment>,
     n_stages: u64,
@@ -24,7 +24,7 @@ struct Told {
 }
 
 impl Told {
-    /// Stops the thread that calls where this is the moment.
+    /// Stops the calling thread if the moment is reached.
     fn reached(&self, is_it: bool) {
         if is_it {
             say(&json!({"stopped": self.moment, "tasks": self.tasks.load(Ordering::SeqCst)}));

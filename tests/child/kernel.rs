@@ -1,4 +1,4 @@
-//! A program with a kernel of its own.
+//! A program with a user kernel.
 
 use freestone::{DType, Serial, Target};
 

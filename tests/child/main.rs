@@ -55,11 +55,11 @@ fn main() {
 /// Prints a line.
 fn say(what: &Value) {
     let mut out = std::io::stdout().lock();
-    // A parent that is gone is no matter.
+    // A closed pipe is not an error.
     let _ = writeln!(out, "{what}").and_then(|()| out.flush());
 }
 
-/// Stops the thread that calls, for ever: the parent kills the process.
+/// Stops the calling thread forever; the parent kills the process.
 fn stop() -> ! {
     loop {
         std::thread::park();

@@ -1,4 +1,4 @@
-//! A driver that overwrites an array in a repository, and stops at its moment.
+//! A driver that overwrites an array in a repository and stops at its moment.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,13 +17,13 @@ use serde_json::{Value, json};
 use crate::scenarios::repository::{Asked, Moment, overwriting};
 use crate::{executor, say, stop};
 
-/// Says that this is the moment, and goes no further.
+/// Reports that the moment is reached, and stops.
 fn reached() -> ! {
     say(&json!("stopped"));
     stop()
 }
 
-/// Stops at its moment.
+/// An observer and publisher that stop at the moment.
 struct Stopping {
     moment: Moment,
     inner: RepositoryPublisher,
@@ -37,7 +37,7 @@ impl Observer for Stopping {
             if matches!(self.moment, Moment::Tasks(n) if tasks >= n) {
                 reached();
             }
-            // So that the journal is written in between.
+            // The pause lets the driver write journal batches.
             thread::sleep(Duration::from_millis(30));
         }
     }
@@ -98,7 +98,7 @@ impl Publisher for Stopping {
     }
 }
 
-/// Runs until the moment.
+/// Runs until the moment is reached.
 pub fn run(asked: &Asked) {
     let (planned, spec, session) = overwriting(&asked.folder);
     let stopping = Stopping {

@@ -1,9 +1,9 @@
-//! What tests and their child program share: settings, and the runs that are killed.
+//! Settings and runs shared by tests and their child program.
 
 use freestone::{Plan, Settings, Spec};
 use freestone_engine::plan::LocalMemory;
 
-/// Small, the same on every machine.
+/// Returns a small spec that is equal on all machines.
 pub fn spec_in(work_dir: &str) -> Spec {
     let settings = Settings {
         work_dir: Some(work_dir.into()),
@@ -16,14 +16,14 @@ pub fn spec_in(work_dir: &str) -> Spec {
     settings.resolve().unwrap()
 }
 
-/// So little memory that nothing but tasks has room.
+/// Returns a spec with memory for tasks only.
 pub fn without_room(spec: &Spec, planned: &Plan, slots: usize) -> Spec {
     let local = LocalMemory { limit: spec.local_mem, shared: true };
     let projection = planned.finalized().projected_local_mem(slots, &local).unwrap();
     Spec { local_mem: projection.base + projection.tasks, ..spec.clone() }
 }
 
-/// A run into plain arrays.
+/// A run with plain arrays as results.
 pub mod driver {
     use freestone::{DType, Plan, Spec, Target};
     use freestone_engine::storage::{LocalStore, Store};
@@ -34,15 +34,15 @@ pub mod driver {
     /// When the driver is killed.
     #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
     pub enum Moment {
-        /// When so many tasks are finished.
+        /// After a number of finished tasks.
         Tasks(u64),
-        /// When the next chunk is about to be written after so many tasks.
+        /// Before the next write of a chunk, after a number of tasks.
         Chunk(u64),
-        /// All stages have ended, and what the journal did not get yet is only in memory.
+        /// After the end of all stages, while the last journal entries are in memory.
         StagesEnded,
-        /// The journal is whole, and the results are about to be flushed.
+        /// Before the results are flushed, with a complete journal.
         Flush,
-        /// Before the next result is published, after this number of results.
+        /// Before the next result is published, after a number of results.
         Published(u64),
     }
 
@@ -63,11 +63,11 @@ pub mod driver {
         pub slow_ms: u64,
     }
 
-    /// Some hundred tasks: there and back between rows and columns, a sum, and a result that is all
-    /// fill values.
+    /// Plans several hundred tasks: rechunks between rows and columns, a sum, and a result of fill
+    /// values.
     ///
-    /// On `memory`, which is threads, there is room for intermediates in memory: they go with the
-    /// process, and come back. Else there is none.
+    /// With `memory`, intermediates are in memory and are lost with the process; tasks run on
+    /// threads. With the others, no memory tier exists.
     pub fn plan(folder: &str, results: &str, on: &str) -> (Plan, Spec) {
         let x = freestone::random_uniform(&[2560, 96], 0.5, 1.0, 7, DType::Float64, &[16, 96]);
         let columns = x.rechunk(&[2560, 2]) * 2.0;
@@ -86,7 +86,7 @@ pub mod driver {
     }
 }
 
-/// A run that overwrites an array in a repository.
+/// A run that overwrites an array of a repository.
 pub mod repository {
     use freestone::sessions::{MAIN, Repository};
     use freestone::{DType, Plan, Session, Spec};
@@ -95,14 +95,14 @@ pub mod repository {
     /// When the driver is killed.
     #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
     pub enum Moment {
-        /// When so many tasks are finished.
+        /// After a number of finished tasks.
         Tasks(u64),
-        /// All tasks are finished, and the commit is about to begin.
+        /// Before the commit, with all tasks finished.
         BeforeCommit,
-        /// This number of microseconds after the commit began. The machine decides which part of
-        /// the commit that is, and which array a reader sees.
+        /// A number of microseconds after the start of the commit. The machine determines which
+        /// part of the commit that is, and which array a reader sees.
         InCommit(u64),
-        /// It is done, and the driver does not know it yet.
+        /// After the commit, before the driver knows of it.
         AfterCommit,
     }
 
@@ -121,7 +121,7 @@ pub mod repository {
 
     pub const SHAPE: [u64; 2] = [1280, 64];
 
-    /// From rows to columns and back, over what is there.
+    /// Rechunks from rows to columns and back, and overwrites the array.
     pub fn overwriting(folder: &str) -> (Plan, Spec, Session) {
         let repository = Repository::open(&format!("{folder}/repository")).unwrap();
         let session = Session::begin(&repository, MAIN).unwrap();

@@ -1,5 +1,5 @@
-//! Chunks from across a network are on their way before they are asked for: each once, none for
-//! nothing, as many as the projection has room for.
+//! Prefetch of chunks from remote stores: each chunk once, none in vain, as many as the projection
+//! allows.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,16 +14,16 @@ use freestone_engine::storage::{ByteRange, PendingRead, StorageError, Store};
 
 use crate::support::{Place, tree};
 
-/// A store that says that it is far away, and notes what is asked of it.
+/// A remote store that counts requests.
 #[derive(Debug)]
 pub struct FarAway {
     store: MemoryStore,
-    /// Objects of chunks, and how often each was read.
+    /// The number of reads of each chunk object.
     reads: Mutex<BTreeMap<String, usize>>,
     waited_for: AtomicUsize,
     under_way: Arc<AtomicUsize>,
     most: AtomicUsize,
-    /// Reads of this object fail after they have begun.
+    /// The object whose reads fail after they have started.
     broken: Mutex<Option<String>>,
 }
 
@@ -45,8 +45,8 @@ impl FarAway {
         }
     }
 
-    /// Reads so far, those that somebody waited for from the beginning, and the most that were
-    /// under way while something else was done.
+    /// Returns the number of reads, of reads that were waited for from the start, and the maximum
+    /// number of prefetched reads in flight.
     fn counts(&self) -> (usize, usize, usize) {
         (
             self.reads.lock().unwrap().values().sum(),
@@ -62,7 +62,7 @@ impl FarAway {
     }
 }
 
-/// One of those that are under way, until it is waited for or dropped.
+/// A read in flight, until it is waited for or dropped.
 struct UnderWay(Arc<AtomicUsize>);
 
 impl Drop for UnderWay {
@@ -128,7 +128,7 @@ impl Store for FarAway {
     }
 }
 
-/// The same arrays near and far.
+/// The same arrays in a local and a remote store.
 struct Bench {
     place: Place,
     spec: Spec,
@@ -161,7 +161,7 @@ impl Bench {
                 .codec(codec);
             freestone::run(&freestone::plan(&[target], &bench.spec).unwrap(), &bench.spec, &Serial)
                 .unwrap();
-            // One chunk is not there: all of it is fill values.
+            // One chunk is missing, so it consists of fill values.
             bench.near.remove(&format!("{name}/c/1/1")).unwrap();
             let mut keys = vec![format!("{name}/zarr.json")];
             for row in bench.near.list(&format!("{name}/c/")).unwrap() {
@@ -187,7 +187,8 @@ impl Bench {
         freestone::open_in(&(Arc::clone(&self.far) as Arc<dyn Store>), name).unwrap()
     }
 
-    /// Computes the same near and far, with so many reads. What is ahead was not waited for.
+    /// Computes an expression on both stores, expecting a number of remote reads. Prefetched reads
+    /// are not waited for.
     #[track_caller]
     fn check(
         &self,
@@ -230,7 +231,7 @@ impl Bench {
             waited <= if ahead > 0 { tasks } else { reads },
             "{name}: of each task, the first is waited for"
         );
-        // The one that is waited for is not ahead.
+        // The read that is waited for is not prefetched.
         assert!(most <= ahead + 1, "{name}: {most} under way, {ahead} projected");
         assert_eq!(
             self.far.under_way.load(Ordering::Relaxed),
@@ -245,10 +246,10 @@ fn is_far(array: &PlanArray) -> bool {
     matches!(&array.place, ArrayPlace::Input { url, .. } if url.starts_with("s3:"))
 }
 
-/// For all ways to read: the same values, no read for nothing, and of each task only the first is
+/// All kinds of reads: the same values, no read in vain, and only the first read of each task is
 /// waited for.
 #[test]
-fn what_comes_next_is_on_its_way() {
+fn remote_chunks_are_prefetched() {
     for codec in [CodecName::None, CodecName::Zstd(1)] {
         let bench = Bench::new(codec);
         type Row<'a> = (&'a str, usize, bool, &'a dyn Fn(&Array, &Array) -> Array);
@@ -269,10 +270,9 @@ fn what_comes_next_is_on_its_way() {
     }
 }
 
-/// A read that fails after it has begun is told of by the task that wants it; the next run is
-/// right.
+/// A prefetched read that fails is reported by the task that needs it; the next run succeeds.
 #[test]
-fn what_fails_on_its_way_is_told() {
+fn failed_prefetches_are_reported() {
     let bench = Bench::new(CodecName::Zstd(1));
     *bench.far.broken.lock().unwrap() = Some("a/c/4/1".into());
     let spec = Spec { retries: 0, ..bench.spec.clone() };
@@ -286,9 +286,9 @@ fn what_fails_on_its_way_is_told() {
     bench.check("means", 18, true, &|a, _| a.mean(0));
 }
 
-/// Where a task has less room, less is ahead, down to nothing; no plan is refused for it.
+/// With less memory, fewer chunks are prefetched, down to none; no plan is refused.
 #[test]
-fn with_less_room_less_is_ahead() {
+fn prefetch_shrinks_with_memory() {
     let bench = Bench::new(CodecName::Zstd(1));
     let plan = |allowed_mem| {
         let spec = Spec { allowed_mem, ..bench.spec.clone() };

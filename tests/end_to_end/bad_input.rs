@@ -1,5 +1,4 @@
-//! What cannot be read, and what cannot be written: a typed error, its exit code, and nothing left
-//! behind.
+//! Invalid inputs and outputs: a typed error, its exit code, and no files left.
 
 use std::fs;
 use std::path::Path;
@@ -35,7 +34,7 @@ fn also(document: &mut Value, codec: &str) {
     document["codecs"].as_array_mut().unwrap().push(json!({"name": codec}));
 }
 
-/// The library's own encoding of that array.
+/// The same array as the library stores it.
 fn encoded(place: &Place, name: &str, codec: CodecName) -> String {
     small(&place.at("plain"), |_| {});
     let array = freestone::open(&place.at("plain")).unwrap();
@@ -78,7 +77,7 @@ fn is_bad_chunk(error: &Error) -> bool {
     failure.kind == FailureKind::BadInput
 }
 
-/// Reads the whole array: an error of damaged input that publishes nothing.
+/// Reads a damaged array: an error of kind input, and nothing is published.
 #[track_caller]
 fn check_damaged(place: &Place, input: &str, says: &str) {
     let array = freestone::open(input).unwrap();
@@ -87,7 +86,7 @@ fn check_damaged(place: &Place, input: &str, says: &str) {
 }
 
 #[test]
-fn what_is_no_array() {
+fn paths_without_an_array() {
     let place = Place::new();
     fs::write(place.at("file"), "text").unwrap();
     for path in [place.at("nothing"), place.at("file"), place.folder.path().display().to_string()] {
@@ -116,7 +115,7 @@ fn check_metadata(change: impl FnOnce(&mut Value), says: &str, is: fn(&MetadataE
 }
 
 #[test]
-fn metadata_that_makes_no_sense() {
+fn invalid_metadata() {
     let malformed: fn(&MetadataError) -> bool = |e| matches!(e, MetadataError::Malformed { .. });
     let refused: fn(&MetadataError) -> bool = |e| {
         matches!(
@@ -154,7 +153,7 @@ fn metadata_that_makes_no_sense() {
 }
 
 #[test]
-fn metadata_cut_short_anywhere() {
+fn truncated_metadata() {
     let place = Place::new();
     small(&place.at("in"), |_| {});
     let path = place.at("in/zarr.json");
@@ -167,7 +166,7 @@ fn metadata_cut_short_anywhere() {
     }
 }
 
-/// Refused as it is opened or planned: no panic, no overflow, no attempt to hold it.
+/// Opening or planning fails without a panic, an overflow, or an allocation.
 #[track_caller]
 fn check_absurd(shape: [u64; 2], chunk: [u64; 2]) {
     let place = Place::new();
@@ -185,14 +184,14 @@ fn check_absurd(shape: [u64; 2], chunk: [u64; 2]) {
 }
 
 #[test]
-fn chunks_of_more_elements_than_can_be_counted() {
+fn chunks_whose_elements_overflow() {
     check_absurd([u64::MAX, 5], [u64::MAX, 2]);
     check_absurd([7, 5], [u64::MAX, u64::MAX]);
     check_absurd([1 << 40, 1 << 40], [1 << 40, 1 << 40]);
 }
 
 #[test]
-fn chunks_of_more_bytes_than_can_be_counted() {
+fn chunks_whose_bytes_overflow() {
     check_absurd([1 << 62, 4], [1 << 62, 1]);
     check_absurd([1 << 61, 4], [1 << 61, 1]);
 }
@@ -204,17 +203,17 @@ fn chunks_larger_than_memory() {
 }
 
 #[test]
-fn more_elements_than_can_be_counted() {
+fn arrays_whose_elements_overflow() {
     check_absurd([1 << 40, 1 << 40], [1 << 10, 1 << 10]);
 }
 
 #[test]
-fn the_longest_axes_there_are() {
+fn the_longest_axes() {
     check_absurd([u64::MAX, u64::MAX], [3, 2]);
 }
 
 #[test]
-fn an_axis_of_more_elements_than_a_signed_index() {
+fn an_axis_longer_than_a_signed_index() {
     check_absurd([u64::MAX, 1], [1 << 20, 1]);
 }
 
@@ -238,7 +237,7 @@ fn damaged_chunks() {
         freestone::compute::<f32>(&freestone::open(&place.at(name)).unwrap(), &place.spec())
             .unwrap()
     };
-    // Magic, frame header descriptor, window or frame content size.
+    // The magic number, the frame header descriptor, the window or the frame content size.
     for at in 0..6 {
         for bit in 0..8 {
             let mut damaged = whole.clone();
@@ -246,8 +245,8 @@ fn damaged_chunks() {
             fs::write(&chunk, &damaged).unwrap();
             let array = freestone::open(&zstd).unwrap();
             match store(&array, &place.at("flipped"), &place, |t| t.overwrite(true)) {
-                // A bit that only says whether there is a dictionary or a checksum may go unseen,
-                // where it changes no value.
+                // A bit that declares a dictionary or a checksum may go unnoticed if no value
+                // changes.
                 Ok(()) => assert!(
                     values("flipped") == values("plain"),
                     "byte {at}, bit {bit}: other values"
@@ -259,7 +258,7 @@ fn damaged_chunks() {
             }
         }
     }
-    // The content size that claims terabytes: single segment, eight bytes of size.
+    // A content size of terabytes: single segment, eight bytes of size.
     let mut liar = whole[..4].to_vec();
     liar.push(0xe0);
     liar.extend((1u64 << 45).to_le_bytes());
@@ -275,7 +274,7 @@ fn damaged_chunks() {
 }
 
 #[test]
-fn every_flipped_byte_of_a_checksummed_chunk_is_found() {
+fn checksums_detect_every_flipped_byte() {
     let place = Place::new();
     let crc = place.at("crc");
     small(&crc, |d| also(d, "crc32c"));
@@ -295,7 +294,7 @@ fn every_flipped_byte_of_a_checksummed_chunk_is_found() {
     }
 }
 
-/// Castagnoli's polynomial, bit by bit.
+/// Computes the CRC-32C bit by bit.
 fn crc32c(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0u32, |crc, byte| {
         (0..8).fold(
@@ -305,13 +304,13 @@ fn crc32c(bytes: &[u8]) -> u32 {
     })
 }
 
-/// True if an array's error, without the location that it was deferred from, is that.
+/// Returns true if `is` holds for an array's error, without the location that it was deferred from.
 fn cause_is(error: &Error, is: impl Fn(&ArrayError) -> bool) -> bool {
     matches!(error, Error::Array(error) if is(error.cause()))
 }
 
 #[test]
-fn operations_that_do_not_fit() {
+fn invalid_operations() {
     let u = freestone::open(&format!("{WINDS_V3}/u")).unwrap();
     let latitude = freestone::open(&format!("{WINDS_V3}/latitude")).unwrap();
     let line = line!() + 1;
@@ -346,7 +345,7 @@ fn operations_that_do_not_fit() {
 }
 
 #[test]
-fn places_that_are_taken() {
+fn existing_outputs_are_refused() {
     let place = Place::new();
     small(&place.at("in"), |_| {});
     let array = freestone::open(&place.at("in")).unwrap();
@@ -397,12 +396,12 @@ fn places_that_are_taken() {
 }
 
 #[test]
-fn an_overwrite_that_fails_half_way_leaves_no_array() {
+fn a_failed_overwrite_leaves_no_array() {
     let place = Place::new();
     small(&place.at("in"), |_| {});
     let array = freestone::open(&place.at("in")).unwrap();
     store(&(&array * 3.0), &place.at("out"), &place, |t| t).unwrap();
-    // The last chunk: those before it are written already.
+    // The last chunk, so that the others are already written.
     fs::write(place.at("in/c/2/2"), [1]).unwrap();
     check(
         store(&array, &place.at("out"), &place, |t| t.overwrite(true)),
@@ -411,14 +410,14 @@ fn an_overwrite_that_fails_half_way_leaves_no_array() {
         is_bad_chunk,
     );
     check(freestone::open(&place.at("out")), ExitCode::Input, "no Zarr array", |_| true);
-    // And what it left is not in the way.
+    // The files of the failed run do not block another run.
     small(&place.at("in"), |_| {});
     store(&array, &place.at("out"), &place, |t| t).unwrap();
     assert!(freestone::open(&place.at("out")).is_ok());
 }
 
 #[test]
-fn a_work_dir_that_cannot_be_made() {
+fn a_work_dir_that_cannot_be_created() {
     let place = Place::new();
     small(&place.at("in"), |_| {});
     fs::write(place.at("file"), "").unwrap();
@@ -432,9 +431,9 @@ fn a_work_dir_that_cannot_be_made() {
     assert_eq!(names(place.folder.path()), before);
 }
 
-/// The run's own plan and journal would be removed with what is replaced.
+/// The overwrite would remove the run's own plan and journal.
 #[test]
-fn a_work_dir_inside_of_a_result() {
+fn a_work_dir_inside_a_result_is_refused() {
     let place = Place::new();
     small(&place.at("in"), |_| {});
     let array = freestone::open(&place.at("in")).unwrap();
@@ -457,7 +456,7 @@ fn a_work_dir_inside_of_a_result() {
 }
 
 #[test]
-fn memory_one_byte_short_is_refused_and_nothing_is_touched() {
+fn memory_one_byte_short_is_refused() {
     let place = Place::new();
     let u = freestone::open(&format!("{WINDS_V3}/u")).unwrap();
     let mean = (&u * &u).mean(0);
@@ -497,7 +496,7 @@ fn memory_one_byte_short_is_refused_and_nothing_is_touched() {
 }
 
 #[test]
-fn arrays_of_nothing_and_of_one() {
+fn empty_and_zero_dimensional_arrays() {
     let place = Place::new();
     for (name, shape) in [("empty", vec![0, 5]), ("none", vec![7, 0]), ("zero-d", vec![])] {
         let folder = place.at(name);
@@ -527,7 +526,7 @@ fn arrays_of_nothing_and_of_one() {
         empty.max(1).check().is_ok(),
         "a row of none is no extreme of nothing: there is no row"
     );
-    // A chunk of a 0-d array has the key `c`.
+    // A chunk of a zero-dimensional array has the key `c`.
     fs::remove_dir(place.at("zero-d/c")).unwrap();
     fs::write(place.at("zero-d/c"), 4.25f32.to_le_bytes()).unwrap();
     assert_eq!(
@@ -538,9 +537,9 @@ fn arrays_of_nothing_and_of_one() {
     );
 }
 
-/// The input under another name must not be replaced by what is computed from it.
+/// The output is the input under another name, and must not replace it.
 #[test]
-fn an_output_that_is_the_input_by_another_name() {
+fn an_output_that_is_the_input_is_refused() {
     let place = Place::new();
     small(&place.at("in"), |_| {});
     fs::create_dir(place.at("other")).unwrap();
@@ -554,9 +553,9 @@ fn an_output_that_is_the_input_by_another_name() {
     }
 }
 
-/// A folder of the user's that happens to be called as chunks' folders are.
+/// A user's folder with the name of a chunk folder.
 #[test]
-fn a_folder_named_c_is_not_ours() {
+fn a_folder_named_c_is_kept() {
     let place = Place::new();
     std::fs::create_dir_all(place.at("project/c")).unwrap();
     std::fs::write(place.at("project/c/main.c"), "code").unwrap();
@@ -568,8 +567,7 @@ fn a_folder_named_c_is_not_ours() {
     assert_eq!(std::fs::read_to_string(place.at("project/c/main.c")).unwrap(), "code");
 }
 
-/// Missing data stay missing in a copy, and more than some hundred chunks of them in a new folder
-/// are no failure.
+/// Missing chunks stay missing in a copy. Several hundred of them in a new folder are not an error.
 #[test]
 fn a_copy_keeps_its_fill_value() {
     let place = Place::new();

@@ -13,7 +13,7 @@ pub fn freestone(place: &Place, arguments: &[&str]) -> Output {
 
 pub fn freestone_in(place: &Place, variables: &[(&str, &str)], arguments: &[&str]) -> Output {
     let mut command = Command::new(BINARY);
-    // Nobody's settings but ours.
+    // The environment has no other settings.
     std::env::vars().filter(|(name, _)| name.starts_with("FREESTONE_")).for_each(|(name, _)| {
         command.env_remove(name);
     });
@@ -132,7 +132,7 @@ fn rechunk_writes_an_equal_array() {
 }
 
 #[test]
-fn wrong_usage_is_2() {
+fn wrong_usage_exits_with_2() {
     let place = Place::new();
     check_failure(&place, &[], 2, &["Usage"]);
     check_failure(&place, &["reshape"], 2, &["reshape"]);
@@ -165,9 +165,9 @@ fn wrong_usage_is_2() {
     );
 }
 
-/// It was ignored once.
+/// A missing settings file was once ignored.
 #[test]
-fn a_settings_file_that_is_named_must_be_there() {
+fn a_missing_settings_file_is_an_error() {
     let place = Place::new();
     let rechunk = ["rechunk", &u(), "out", "--chunks", "12,10,20"];
     let output = freestone_in(&place, &[("FREESTONE_CONFIG", "nothing.toml")], &rechunk);
@@ -183,7 +183,7 @@ fn a_settings_file_that_is_named_must_be_there() {
 }
 
 #[test]
-fn an_array_of_no_axes_is_copied() {
+fn zero_dimensional_arrays_are_copied() {
     let place = Place::new();
     let one = freestone::Target::array(&freestone::scalar(1.5), &place.at("one"));
     freestone::run(
@@ -202,7 +202,7 @@ fn an_array_of_no_axes_is_copied() {
 }
 
 #[test]
-fn too_little_memory_is_3_and_leaves_nothing() {
+fn too_little_memory_exits_with_3() {
     let place = Place::new();
     let arguments = ["rechunk", &u(), "out", "--chunks", "12,73,144", "--allowed-mem", "32100kB"];
     check_failure(
@@ -217,7 +217,7 @@ fn too_little_memory_is_3_and_leaves_nothing() {
 }
 
 #[test]
-fn an_input_that_cannot_be_used_is_4() {
+fn an_invalid_input_exits_with_4() {
     let place = Place::new();
     check_failure(&place, &["info", "nothing.zarr"], 4, &["no Zarr array", "nothing.zarr"]);
     check_failure(
@@ -238,7 +238,7 @@ fn an_input_that_cannot_be_used_is_4() {
 }
 
 #[test]
-fn what_is_in_the_way_is_5() {
+fn an_existing_output_exits_with_5() {
     let place = Place::new();
     let again = ["rechunk", &u(), "out", "--chunks", "12,10,20"];
     stdout(&freestone(&place, &again));
@@ -252,7 +252,7 @@ fn what_is_in_the_way_is_5() {
         5,
         &["notes"],
     );
-    // Found before anything is computed.
+    // The error comes before any computation.
     fs::write(place.at("file"), "mine").unwrap();
     for target in ["file", "file/u"] {
         check_failure(
@@ -265,7 +265,7 @@ fn what_is_in_the_way_is_5() {
 }
 
 #[test]
-fn a_failed_run_is_1() {
+fn a_failed_run_exits_with_1() {
     let place = Place::new();
     fs::write(place.at("file"), "").unwrap();
     let work_dir = place.at("file/work");
@@ -278,9 +278,9 @@ fn a_failed_run_is_1() {
 }
 
 #[test]
-fn a_reader_that_goes_away_is_no_failure() {
+fn a_closed_pipe_is_not_an_error() {
     let place = Place::new();
-    // It begins when nobody reads any more.
+    // The command starts after the reader has closed the pipe.
     let script = format!("read line; {BINARY} info {WINDS_V3}; echo $? >&2");
     let mut child = Command::new("sh")
         .current_dir(place.folder.path())
@@ -295,7 +295,7 @@ fn a_reader_that_goes_away_is_no_failure() {
     assert_eq!(String::from_utf8(child.wait_with_output().unwrap().stderr).unwrap(), "0\n");
 }
 
-/// A program in cargo's place says what it would have made.
+/// A stub in place of cargo prints its arguments.
 #[test]
 fn a_worker_is_built_by_cargo_and_packed() {
     let place = Place::new();
@@ -326,7 +326,7 @@ fn a_worker_is_built_by_cargo_and_packed() {
                     --package {package}"
             )
         );
-        // A system may be newer than Lambda's.
+        // The system's libraries may be newer than Lambda's.
         assert!(
             said.starts_with(&format!("{zip}: ")) || said.contains("`/bin/true` requires glibc"),
             "{said}"

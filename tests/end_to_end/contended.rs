@@ -1,5 +1,4 @@
-//! Runs into repositories that meet others: who take a run over, and who have the repository's
-//! lock.
+//! Competing runs: takeovers, and the lock of a repository.
 
 use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +18,7 @@ use serde_json::Value;
 
 use crate::support::Place;
 
-/// Does something when the run of that name begins, or once all of its tasks are finished.
+/// Calls a function when the named run starts, or once all of its tasks are finished.
 struct Hook<F> {
     tasks: Option<u64>,
     finished: AtomicU64,
@@ -60,10 +59,10 @@ fn planned(session: &Session, spec: &Spec) -> Plan {
     freestone::plan(&[session.target(&ramp, "ramp")], spec).unwrap()
 }
 
-/// The exit code was that of a failure where a task noticed, and that of a conflict where the
-/// commit did.
+/// The exit code once was that of a failure if a task noticed the takeover, and of a conflict if
+/// the commit did.
 #[test]
-fn a_run_that_is_taken_over_ends_in_a_conflict_wherever_it_notices() {
+fn a_taken_over_run_ends_with_a_conflict() {
     let place = Place::quick();
     let (repository, spec) = (repository(&place), place.spec());
     let check = |by_tasks: bool, expect: &dyn Fn(&RunError) -> bool| {
@@ -95,14 +94,14 @@ fn a_run_that_is_taken_over_ends_in_a_conflict_wherever_it_notices() {
         &|e| matches!(e, RunError::Task { failure, .. } if failure.kind == FailureKind::Refused),
     );
     check(false, &|e| matches!(e, RunError::Publish(PublishError::Rejected { .. })));
-    // Who has taken it over needs what is finished.
+    // The process that took the run over needs the finished tasks.
     assert_eq!(folders(&Stores::default(), &spec.work_dir).unwrap().len(), 1);
 }
 
-/// `resume` of a run that goes on was refused, but had joined its session before, so that the run
-/// itself could not end.
+/// Resuming an active run was refused only after it had joined the run's session, so that the run
+/// could not end.
 #[test]
-fn a_run_that_goes_on_is_not_taken_over() {
+fn an_active_run_is_not_taken_over() {
     let place = Place::quick();
     let (repository, spec) = (repository(&place), place.spec());
     let shared = repository.create_session(MAIN, "kept", None).unwrap();
@@ -132,8 +131,8 @@ fn a_run_that_goes_on_is_not_taken_over() {
     shared.commit().unwrap();
 }
 
-/// Cancels the run once its commit has asked that often whether it is cancelled, as it does while
-/// it waits for the lock.
+/// Cancels the run after its commit has checked for cancellation a number of times, which it does
+/// while it waits for the lock.
 struct Impatient {
     inner: RepositoryPublisher,
     cancel: Cancel,
@@ -188,7 +187,7 @@ impl Publisher for Impatient {
     }
 }
 
-/// A run that is asked to stop while its commit waits for the repository's lock stops.
+/// A cancelled run stops while its commit waits for the repository's lock.
 #[test]
 fn a_commit_that_waits_for_the_lock_can_be_cancelled() {
     let place = Place::quick();

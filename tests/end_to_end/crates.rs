@@ -1,9 +1,8 @@
-//! Which crate may link which: the layers of ARCHITECTURE.md, as cargo resolves them.
+//! The layers of ARCHITECTURE.md, checked against cargo's dependency graph.
 
 use std::process::Command;
 
-/// Asserts that a package of the workspace links none of the others, directly or through its
-/// dependencies.
+/// Asserts that a package links none of the other packages, directly or indirectly.
 #[track_caller]
 fn check(package: &str, absent: &[&str]) {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());

@@ -1,10 +1,10 @@
-//! What stands in two places says the same.
+//! Texts that appear in two places are equal.
 
 use crate::command::{freestone, stdout};
 use crate::support::Place;
 
 #[test]
-fn the_index_of_functions_is_that_of_the_program() {
+fn the_documented_functions_are_those_of_the_program() {
     let printed = stdout(&freestone(&Place::new(), &["functions", "--markdown"]));
     assert!(
         include_str!("../../docs/functions.md") == printed,
@@ -13,7 +13,7 @@ fn the_index_of_functions_is_that_of_the_program() {
 }
 
 #[test]
-fn the_status_of_the_readme_is_that_of_the_guide() {
+fn readme_and_guide_have_the_same_status() {
     assert!(
         include_str!("../../README.md").contains(include_str!("../../docs/status.md").trim()),
         "README.md has another table than docs/status.md"

@@ -1,5 +1,5 @@
-//! Elements of every dtype as one type: arrays of them, written to Zarr by this suite's own writer,
-//! computed, and compared.
+//! Elements of every dtype as one type, with arrays of them that are written by the tests' own
+//! writer, computed, and compared.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::support::{chunk_files, document};
 
-/// An element as an oracle sees it.
+/// An element in the oracles' representation.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Element {
     Bool(bool),
@@ -58,7 +58,7 @@ impl Element {
         if let Complex(x) = self { x } else { Complex128::new(self.real(), 0.0) }
     }
 
-    /// Not 0, as Python has it.
+    /// Returns true if the element is not zero, as in Python.
     pub fn truth(self) -> bool {
         match self {
             Truth(x) => x,
@@ -68,7 +68,7 @@ impl Element {
         }
     }
 
-    /// The order of real elements; none with NaN.
+    /// Compares real elements. Returns `None` for NaN.
     pub fn order(self, other: Element) -> Option<Ordering> {
         match (self, other) {
             (Real(x), Real(y)) => x.partial_cmp(&y),
@@ -76,7 +76,8 @@ impl Element {
         }
     }
 
-    /// What a dtype holds of it: floats rounded, integers wrapped, to integers towards zero.
+    /// Converts the element to a dtype: floats are rounded, integers wrapped, and floats truncated
+    /// to integers.
     pub fn fit(self, dtype: DType) -> Element {
         let narrow = |x: f64| f64::from(x as f32);
         match dtype {
@@ -121,7 +122,7 @@ pub fn is_complex(dtype: DType) -> bool {
     matches!(dtype, DType::Complex64 | DType::Complex128)
 }
 
-/// The dtype of the parts of a complex one; of others themselves.
+/// Returns the dtype of a complex dtype's parts, or the dtype itself.
 pub fn part(dtype: DType) -> DType {
     match dtype {
         DType::Complex64 => DType::Float32,
@@ -130,7 +131,7 @@ pub fn part(dtype: DType) -> DType {
     }
 }
 
-/// A Rust type's values as elements.
+/// Conversion of a Rust type to elements.
 pub trait Seen: freestone_engine::kernels::dtype::Element {
     fn seen(self) -> Element;
 }
@@ -161,7 +162,7 @@ seen! {
     Complex128: x => Complex(x),
 }
 
-/// An array of these values in a store of its own, in chunks of that shape.
+/// Stores values in a new store, in chunks of a shape.
 pub fn stored(values: &ArrayD<Element>, dtype: DType, chunks: &[u64]) -> Array {
     let shape: Vec<u64> = values.shape().iter().map(|n| *n as u64).collect();
     let mut zarr = document(&shape, chunks, dtype.name());
@@ -177,28 +178,28 @@ pub fn stored(values: &ArrayD<Element>, dtype: DType, chunks: &[u64]) -> Array {
     freestone::open_in(&store, "a").unwrap()
 }
 
-/// What the library computes.
+/// Computes an array with the library.
 pub fn computed(array: &Array, spec: &Spec) -> Result<ArrayD<Element>, freestone::Error> {
     dispatch!(all, array.dtype().unwrap(), T => {
         freestone::compute_with::<T>(array, spec, &Serial).map(|a| a.mapv(Seen::seen))
     })
 }
 
-/// A vector of elements.
+/// Returns a one-dimensional array.
 pub fn list(values: Vec<Element>) -> ArrayD<Element> {
     ArrayD::from_shape_vec(IxDyn(&[values.len()]), values).unwrap()
 }
 
-/// How near a result must be.
+/// The tolerance of a comparison.
 #[derive(Clone, Copy, Debug)]
 pub enum Near {
-    /// The same value; zeros of either sign are, and NaNs.
+    /// Equal values. Zeros of either sign are equal, and NaN equals NaN.
     Exact,
-    /// Units in the last place; complex numbers by magnitude, in so many times 16 of them.
+    /// Units in the last place; for complex numbers, 16 times as many, relative to the magnitude.
     Ulps(u64),
 }
 
-/// Distance in units in the last place of a float's dtype.
+/// Returns the distance in units in the last place of a float dtype.
 pub fn ulps(x: f64, y: f64, dtype: DType) -> u64 {
     let wide = |x: f64| {
         if x.is_sign_negative() {
@@ -221,7 +222,7 @@ pub fn ulps(x: f64, y: f64, dtype: DType) -> u64 {
 }
 
 impl Near {
-    /// True if `found` is `expected`, as near as that.
+    /// Returns true if `found` is within the tolerance of `expected`.
     pub fn agree(self, found: Element, expected: Element, dtype: DType) -> bool {
         let same = |x: f64, y: f64| x == y || (x.is_nan() && y.is_nan());
         match (found, expected, self) {

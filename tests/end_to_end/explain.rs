@@ -1,5 +1,4 @@
-//! What plans say of themselves: what is read, as a run reads it; why; and drawings in which
-//! nothing lies over anything else.
+//! Explanations of plans: predicted reads, reasons, and drawings without overlaps.
 
 use freestone::{Array, CodecName, DType, Serial, Spec, Target, concat};
 use freestone_cli::drawing::svg;
@@ -19,7 +18,7 @@ fn plan(arrays: &[&Array], place: &Place, spec: &Spec) -> FinalizedPlan {
     freestone::plan(&targets, spec).unwrap().finalized().clone()
 }
 
-/// An array of these chunks in a store.
+/// Stores an array in chunks of a shape.
 fn stored(place: &Place, name: &str, shape: &[u64], chunks: &[u64]) -> Array {
     let x = freestone::random_uniform(shape, 0.0, 1.0, 1, DType::Float32, chunks);
     freestone::run(
@@ -31,8 +30,8 @@ fn stored(place: &Place, name: &str, shape: &[u64], chunks: &[u64]) -> Array {
     freestone::open(&place.at(name)).unwrap()
 }
 
-/// Holds what a plan says that its stages read and write against what a run takes; and whether all
-/// of it was said to be exact.
+/// Compares a plan's predicted traffic with that of its run. Returns true if all predictions were
+/// exact.
 #[track_caller]
 fn check_traffic(arrays: &[&Array], place: &Place, within: f64, wrong: &mut Vec<String>) -> bool {
     let out = |i: usize| place.at(&format!("out-{i}-{}", std::panic::Location::caller().line()));
@@ -67,7 +66,7 @@ fn check_traffic(arrays: &[&Array], place: &Place, within: f64, wrong: &mut Vec<
 }
 
 #[test]
-fn what_is_said_to_be_read_is_read() {
+fn predicted_reads_match_the_run() {
     let place = Place::new();
     let x = stored(&place, "x", &[60, 40, 30], &[10, 20, 15]);
     let y = stored(&place, "y", &[60, 40, 30], &[10, 20, 15]);
@@ -105,8 +104,8 @@ fn what_is_said_to_be_read_is_read() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
 }
 
-/// A mean over a reshaped array in chunks along its first axis was said to take ten times its
-/// requests.
+/// The predicted requests of a mean over a reshaped array, in chunks along its first axis, were
+/// once ten times too many.
 #[test]
 fn a_reshaped_mean_reads_each_chunk_about_once() {
     let planned = planned(&[480, 181, 360], &[4, 181, 360], "float32");
@@ -117,7 +116,7 @@ fn a_reshaped_mean_reads_each_chunk_about_once() {
 }
 
 #[test]
-fn plans_say_why() {
+fn plans_give_reasons() {
     let place = Place::quick();
     let (x, y) =
         (planned(&[400, 300], &[40, 300], "float64"), planned(&[400, 300], &[40, 300], "float64"));
@@ -163,10 +162,10 @@ fn plans_say_why() {
     check(&plan(&[&xx.mean(0), &max, &min], &place, &tight), &["above allowed_mem"]);
 }
 
-/// Two arrays in 10^9 chunks each are explained as fast as any: what that takes does not depend on
-/// the number of chunks.
+/// The time of an explanation does not depend on the number of chunks, here 10^9 in each of two
+/// arrays.
 #[test]
-fn a_billion_chunks_are_explained_at_once() {
+fn explanations_do_not_depend_on_the_number_of_chunks() {
     let place = Place::quick();
     let x = planned(&[1_000_000, 1_000_000], &[1_000, 1], "float64");
     let spec = Spec { parallelism: 1000, ..place.spec() };
@@ -178,7 +177,7 @@ fn a_billion_chunks_are_explained_at_once() {
     assert!(explained.read.requests >= 2_000_000_000, "{explained}");
 }
 
-/// A tag of an XML document: its name and its attributes, and the text that follows it.
+/// A tag of an XML document: name, attributes, and the following text.
 struct Tag {
     name: String,
     attributes: Vec<(String, String)>,
@@ -195,7 +194,7 @@ impl Tag {
     }
 }
 
-/// The tags of a document that is well-formed.
+/// Parses the tags of a well-formed document.
 fn tags(xml: &str) -> Vec<Tag> {
     fn unescape(text: &str) -> String {
         let mut rest = text;
@@ -245,15 +244,15 @@ fn tags(xml: &str) -> Vec<Tag> {
     found
 }
 
-/// Corners of a box.
+/// The corners of a box.
 type Corners = [f64; 4];
 
 fn overlap(a: &Corners, b: &Corners) -> bool {
     a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3]
 }
 
-/// That a drawing is well-formed, has all boxes inside and none over another, and no text on lines
-/// over a box.
+/// Checks that a drawing is well-formed, that all boxes are inside and do not overlap, and that no
+/// text crosses a box.
 #[track_caller]
 fn check_drawing(explained: &PlanExplanation, name: &str) {
     let drawn = svg(explained);
@@ -292,7 +291,7 @@ fn check_drawing(explained: &PlanExplanation, name: &str) {
     assert_eq!(boxes.len(), explained.stages.len() + arrays.len());
     let mut labels: Vec<Corners> = Vec::new();
     for t in tags.iter().filter(|t| t.name == "text") {
-        // Wider than most fonts are.
+        // Wider than most fonts.
         let (x, y, w) = (t.number("x"), t.number("y"), 5.0 * t.text.chars().count() as f64);
         let x = if has(t, "before") { x - w } else { x };
         assert!(x >= 0.0 && x + w <= width, "{name}: `{}` is cut off", t.text);
@@ -315,7 +314,7 @@ fn check_drawing(explained: &PlanExplanation, name: &str) {
 }
 
 #[test]
-fn drawings_can_be_read_at_any_size() {
+fn drawings_have_no_overlaps() {
     let place = Place::quick();
     let spec = place.spec();
     let input = |t: u64| planned(&[t, 300, 200], &[50, 100, 100], "float32");

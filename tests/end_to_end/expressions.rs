@@ -1,5 +1,5 @@
-//! `freestone compute`, `plan` and `functions`: what expressions give, and what is refused before
-//! anything is written.
+//! `freestone compute`, `plan` and `functions`: results of expressions, and errors before anything
+//! is written.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::command::{check_failure, freestone, stderr, stdout};
 use crate::support::{Place, WINDS_V3, names};
 
-/// Inputs: the winds, and their sizes along with other dtypes.
+/// Returns inputs: the winds, and random arrays of other dtypes.
 fn inputs() -> Vec<String> {
     ["u", "v", "latitude"]
         .iter()
@@ -139,7 +139,7 @@ fn json_is_one_object() {
 }
 
 #[test]
-fn a_plan_needs_no_outputs() {
+fn plans_without_outputs() {
     let place = Place::new();
     let text = stdout(&run(&place, "plan", &["mean(u, axis=0)", "u[0]"]));
     assert!(text.starts_with("plan ") && text.contains("mean-000"), "{text}");
@@ -167,7 +167,7 @@ fn functions_are_listed_and_explained() {
 }
 
 #[test]
-fn arguments_that_make_no_sense() {
+fn invalid_arguments() {
     let place = Place::new();
     let u = format!("u={WINDS_V3}/u");
     check_failure(&place, &["compute"], 2, &["<EXPR>"]);
@@ -217,7 +217,7 @@ fn arguments_that_make_no_sense() {
     stdout(&freestone(&place, &["compute", "u[1]", "-i", &u, "-o", "a", "--overwrite"]));
 }
 
-/// They were taken for options.
+/// Such expressions were once parsed as options.
 #[test]
 fn expressions_that_start_with_a_minus() {
     let place = Place::new();
@@ -226,7 +226,7 @@ fn expressions_that_start_with_a_minus() {
     let (u, v) = (total(&place, "u.zarr"), total(&place, "v.zarr"));
     out(&["-u", "-(v)", "-oa.zarr", "-o", "b.zarr"]);
     assert_eq!((total(&place, "a.zarr"), total(&place, "b.zarr")), (-u, -v));
-    // After options, between them, with names like theirs, twice negative, a number first.
+    // After options, between them, with names like options, twice negative, and a leading number.
     out(&["-o", "c.zarr", "-u", "--codec", "none"]);
     assert_eq!(total(&place, "c.zarr"), -u);
     out(&["--(u)", "-o", "d.zarr"]);
@@ -239,14 +239,14 @@ fn expressions_that_start_with_a_minus() {
     stdout(&freestone(&place, &["compute", "-i", &winds, "-o", "g.zarr", "--", "-index"]));
     assert_eq!(total(&place, "g.zarr"), -u);
     assert!(stdout(&run(&place, "plan", &["-u", "-v*2"])).contains("negative"));
-    // The mark in an error is where the mistake is.
+    // The caret in an error points to the mistake.
     let errors = run(&place, "plan", &["-u + w"]);
     assert!(
         String::from_utf8_lossy(&errors.stderr).contains("expression:1:6"),
         "{}",
         String::from_utf8_lossy(&errors.stderr)
     );
-    // Options are options, misspelt ones too.
+    // Options are still parsed, including misspelt ones.
     let u = format!("u={WINDS_V3}/u");
     check_failure(
         &place,
@@ -259,7 +259,7 @@ fn expressions_that_start_with_a_minus() {
     assert!(stdout(&freestone(&place, &["compute", "-h"])).contains("<EXPR>"));
 }
 
-/// Each of them beside an expression that could be computed: nothing of that is written either.
+/// Each next to a valid expression, which is not written either.
 fn check_all(table: &[(&str, &str)], code: i32, marked: impl Fn(&str) -> bool) {
     let place = Place::new();
     for (text, says) in table {
@@ -281,7 +281,7 @@ fn check_all(table: &[(&str, &str)], code: i32, marked: impl Fn(&str) -> bool) {
     }
 }
 
-/// A line of the error has nothing but the caret and its label beside the margin.
+/// Apart from the margin, the caret's line of an error has only the caret and its label.
 fn has_caret(errors: &str) -> bool {
     errors.lines().any(|line| {
         line.trim_start().strip_prefix('|').is_some_and(|l| l.trim_start().starts_with('^'))

@@ -1,4 +1,4 @@
-//! Groups: consolidated metadata, written, kept up to date, and read where nothing can be listed.
+//! Groups: consolidated metadata, written, updated, and read from stores without listings.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -25,7 +25,7 @@ fn read(path: impl AsRef<Path>) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
-/// A group's consolidated metadata are the documents of everything below it.
+/// Checks that a group's consolidated metadata are the documents of all its nodes.
 #[track_caller]
 fn check(group: &str, names: &[&str]) {
     let found = read(format!("{group}/zarr.json"))["consolidated_metadata"].clone();
@@ -42,7 +42,7 @@ fn check(group: &str, names: &[&str]) {
 }
 
 #[test]
-fn consolidated_metadata_are_kept_up_to_date() {
+fn consolidated_metadata_are_updated() {
     let place = Place::new();
     let group = place.at("winds.zarr");
     let [u, v] = ["u", "v"].map(|name| freestone::open(&format!("{WINDS_V3}/{name}")).unwrap());
@@ -60,8 +60,8 @@ fn consolidated_metadata_are_kept_up_to_date() {
     run(&[Target::in_group(&v, &group, "v").consolidated(true)], &place).unwrap();
     check(&group, &and(&["u", "v"]));
 
-    // From here on nobody asks: new arrays, replaced ones, those of inner groups, and metadata that
-    // come first.
+    // Consolidated metadata are updated without a request: for new arrays, replaced ones, inner
+    // groups, and metadata that are stored first.
     run(&[zeros(&group, "w")], &place).unwrap();
     check(&group, &and(&["u", "v", "w"]));
     let changed = u.with_attribute("history", "changed");
@@ -73,7 +73,8 @@ fn consolidated_metadata_are_kept_up_to_date() {
     freestone::create(&[Target::array(&v, &format!("{group}/y"))], &place.spec()).unwrap();
     check(&group, &and(&["inner", "inner/x", "u", "v", "w", "y"]));
 
-    // An array that is being replaced is gone from the copy too, or readers would see fill values.
+    // An array is removed from the consolidated metadata while it is replaced; readers would see
+    // fill values.
     let bad = place.at("bad");
     fs::create_dir(&bad).unwrap();
     fs::write(
@@ -99,7 +100,7 @@ fn consolidated_metadata_are_kept_up_to_date() {
 }
 
 #[test]
-fn runs_that_publish_at_once_are_all_consolidated() {
+fn concurrent_runs_are_all_consolidated() {
     let place = Place::new();
     let group = place.at("many.zarr");
     run(&[zeros(&group, "first").consolidated(true)], &place).unwrap();
@@ -112,7 +113,7 @@ fn runs_that_publish_at_once_are_all_consolidated() {
     check(&group, &["a", "b", "c", "d", "e", "f", "first"]);
 }
 
-/// A web server that has files and no listings.
+/// Serves files without listings.
 fn serve(folder: String) -> String {
     fn answer(mut stream: TcpStream, folder: &str) -> std::io::Result<()> {
         let mut request = Vec::new();
@@ -147,12 +148,12 @@ fn serve(folder: String) -> String {
 }
 
 #[test]
-fn a_group_behind_a_web_server_is_listed_by_its_consolidated_metadata() {
+fn http_groups_are_listed_by_consolidated_metadata() {
     let place = Place::new();
     let group = place.at("winds.zarr");
     let u = freestone::open(&format!("{WINDS_V3}/u")).unwrap();
     run(&[Target::in_group(&u, &group, "u").consolidated(true)], &place).unwrap();
-    // Format 2 keeps them in an object of their own.
+    // Zarr 2 has consolidated metadata in a separate object.
     for (name, bytes) in tree(WINDS_V2) {
         let path = place.folder.path().join("v2.zarr").join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -226,14 +227,14 @@ fn the_command_consolidates() {
     assert_eq!(sharding["configuration"]["codecs"][2], json!({"name": "crc32c"}));
 }
 
-/// What a stranger found: groups whose arrays shared a coordinate that was only one of theirs.
+/// Arrays of one group once shared a coordinate that belonged to only one of them.
 #[test]
-fn arrays_of_one_group_have_one_set_of_coordinates() {
+fn arrays_of_a_group_share_coordinates() {
     use crate::command::freestone;
     let place = crate::support::Place::new();
     let u = format!("u={}/u", crate::support::WINDS_V3);
     let run = |arguments: &[&str]| freestone(&place, &[&["compute", "-i", &u], arguments].concat());
-    // Places that are relative, however they are written, are one group.
+    // Relative paths in different spellings name one group.
     let both = run(&["mean(u, axis=0)", "max(u, axis=0)", "-o", "co:a", "-o", "./co:b"]);
     assert_eq!(both.status.code(), Some(0), "{}", String::from_utf8_lossy(&both.stderr));
     let before = crate::support::tree(place.at("co"));
@@ -246,15 +247,15 @@ fn arrays_of_one_group_have_one_set_of_coordinates() {
         assert!(said.contains("`latitude` of `c` has other coordinates"), "{said}");
     }
     assert_eq!(crate::support::tree(place.at("co")), before);
-    // In one plan too, before anything is written.
+    // Also within one plan, before anything is written.
     assert_eq!(run(&["u", "u[::2]", "-o", "new:a", "-o", "new:b"]).status.code(), Some(5));
     assert!(!std::path::Path::new(&place.at("new")).exists());
-    // What agrees joins; what has the coordinate for itself may replace it.
+    // Equal coordinates are shared; the only user of a coordinate may replace it.
     assert_eq!(run(&["u[0] * 2", "-o", "co:c"]).status.code(), Some(0));
     assert_eq!(run(&["u", "-o", "alone:a"]).status.code(), Some(0));
     assert_eq!(run(&["u[::2]", "-o", "alone:a", "--overwrite"]).status.code(), Some(0));
     assert_eq!(run(&["u", "-o", "other:time"]).status.code(), Some(4));
-    // Axes without names get some.
+    // Axes without names get names.
     assert_eq!(run(&["reshape(u, (12, -1))", "-o", "co:flat"]).status.code(), Some(0));
     let text = std::fs::read_to_string(place.at("co/flat/zarr.json")).unwrap();
     assert!(text.contains("flat_dim_1"), "{text}");

@@ -1,4 +1,4 @@
-//! What lies between stages: where it is kept, and how long.
+//! The place and the lifetime of intermediates.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -16,18 +16,18 @@ use freestone_engine::storage::{ByteRange, StorageError, Store};
 use crate::scenarios::without_room;
 use crate::support::{Place, processes, spec_in, tree};
 
-/// A work directory in memory that knows how many bytes lie in it, refuses what it is told to, and
-/// remembers reads of what is not there.
+/// A work directory in memory that counts bytes, denies chosen writes, and records reads of missing
+/// objects.
 #[derive(Debug)]
 pub struct Watched {
     store: MemoryStore,
-    /// Of a directory: a run in it can be resumed.
+    /// The URL of a directory, so that a run in it can be resumed.
     url: String,
     sizes: Mutex<BTreeMap<String, u64>>,
     missed: Mutex<Vec<String>>,
-    /// Stages of which the journal has told something.
+    /// Stages with entries in the journal.
     told: Mutex<BTreeSet<u64>>,
-    /// Objects of this array are refused after so many.
+    /// Writes to this array are denied after a number of objects.
     refuses: Option<(String, usize)>,
 }
 
@@ -45,7 +45,7 @@ impl Watched {
         })
     }
 
-    /// Bytes of intermediates, by array.
+    /// Returns the bytes of intermediates by array.
     pub fn arrays(&self) -> BTreeMap<String, u64> {
         let mut arrays = BTreeMap::new();
         for (key, size) in self.sizes.lock().unwrap().iter() {
@@ -59,7 +59,7 @@ impl Watched {
         arrays
     }
 
-    /// Intermediates that were read before they were there.
+    /// Returns the intermediates that were read before they were written.
     pub fn missed(&self) -> Vec<String> {
         self.missed.lock().unwrap().clone()
     }
@@ -126,8 +126,8 @@ impl Store for Watched {
     }
 }
 
-/// Four stages one after the other, with three arrays between them. Every chunk needs all of those
-/// before it.
+/// Plans a chain of four stages with three intermediates. Each chunk depends on all chunks of the
+/// stage before.
 fn chain(output: &str, spec: &Spec) -> Plan {
     let mut x = freestone::random_uniform(&[240, 200], 0.5, 1.0, 7, DType::Float32, &[20, 200]);
     for chunks in [[240, 20], [20, 200], [240, 40]] {
@@ -146,7 +146,7 @@ fn chain(output: &str, spec: &Spec) -> Plan {
     planned
 }
 
-/// Calls back when a stage has ended.
+/// An observer that calls a function when a stage has ended.
 struct Ended<F>(F);
 
 impl<F: Fn(StageId) + Send + Sync> Observer for Ended<F> {
@@ -184,10 +184,10 @@ fn written_by(planned: &Plan, stage: usize) -> String {
     plan.array(plan.stages[stage].outputs[0].array).name.clone()
 }
 
-/// The journal is written now and then. Until it tells of an intermediate, that goes as soon as the
-/// next stage has ended; after that, with the next part of the journal.
+/// An intermediate without journal entries is removed as soon as the next stage has ended;
+/// otherwise with the next journal batch.
 #[test]
-fn an_intermediate_goes_when_it_was_read() {
+fn intermediates_are_removed_after_their_readers() {
     let (place, work) = (Place::new(), Watched::new(None));
     let spec = spec_in(work.url());
     let planned = chain(&place.at("out"), &spec);
@@ -198,7 +198,7 @@ fn an_intermediate_goes_when_it_was_read() {
     assert_eq!(seen.len(), 4);
     let told = work.told.lock().unwrap();
     for (stage, arrays) in seen.iter().enumerate() {
-        // The next stage reads it.
+        // The next stage reads this intermediate.
         assert!(
             stage == 3 || arrays.contains_key(&written_by(&planned, stage)),
             "after stage {stage}: {arrays:?}"
@@ -216,7 +216,7 @@ fn an_intermediate_goes_when_it_was_read() {
 }
 
 #[test]
-fn a_failed_run_keeps_what_is_not_superseded() {
+fn a_failed_run_keeps_needed_intermediates() {
     let place = Place::new();
     let planned = |work: &Arc<Watched>| chain(&place.at("out"), &spec_in(work.url()));
     let third = written_by(&planned(&Watched::new(None)), 2);
@@ -229,7 +229,7 @@ fn a_failed_run_keeps_what_is_not_superseded() {
         matches!(&error, Error::Run(e) if matches!(e.cause(), RunError::Task { .. })),
         "{error:?}"
     );
-    // What the third stage reads is whole, and so much of what it writes as it came to.
+    // The third stage's input is complete, and its partial output is kept.
     let second = written_by(&planned, 1);
     let arrays = work.arrays();
     assert_eq!(arrays.keys().cloned().collect::<Vec<_>>(), [second.clone(), third]);
@@ -239,7 +239,7 @@ fn a_failed_run_keeps_what_is_not_superseded() {
 }
 
 #[test]
-fn a_cancelled_run_keeps_what_is_not_superseded() {
+fn a_cancelled_run_keeps_needed_intermediates() {
     let (place, work) = (Place::new(), Watched::new(None));
     let spec = spec_in(work.url());
     let planned = chain(&place.at("out"), &spec);
@@ -259,9 +259,9 @@ fn a_cancelled_run_keeps_what_is_not_superseded() {
     assert!(freestone::open(&place.at("out")).is_err());
 }
 
-/// With room for all, for nothing, and for a part of the intermediates.
+/// With memory for all intermediates, for none, and for some.
 #[test]
-fn what_is_kept_in_memory_changes_no_byte() {
+fn the_memory_tier_changes_no_byte() {
     let place = Place::new();
     let mut expect = None;
     for room in [None, Some(0), Some(300_000)] {
@@ -283,8 +283,8 @@ fn what_is_kept_in_memory_changes_no_byte() {
             &RunOptions { stores, ..RunOptions::default() },
         )
         .unwrap();
-        // What is in memory is saved in `kept`, where a run takes so long that its journal is
-        // written on the way.
+        // If a run takes long enough for a journal batch, intermediates in memory are saved in
+        // `kept`.
         let is_chunk = |k: &String| {
             k.matches('/').count() == 2 && !k.contains("/journal/") && !k.contains("/kept/")
         };
@@ -305,7 +305,7 @@ fn what_is_kept_in_memory_changes_no_byte() {
 }
 
 #[test]
-fn a_small_sum_leaves_nothing_in_the_work_directory_but_plan_and_journal() {
+fn a_small_sum_writes_only_plan_and_journal() {
     let (place, work) = (Place::new(), Watched::new(None));
     let spec = spec_in(work.url());
     let x = freestone::random_uniform(&[1000, 100], 0.0, 1.0, 7, DType::Float32, &[10, 100]);
@@ -328,8 +328,8 @@ fn a_small_sum_leaves_nothing_in_the_work_directory_but_plan_and_journal() {
         .map(|k| k.split_once('/').unwrap().1.to_owned())
         .collect();
     written.sort_unstable();
-    // How often the journal is written depends on how long the run takes, and with it, what is only
-    // in memory is saved.
+    // The number of journal batches, and of intermediates saved with them, depends on the run's
+    // duration.
     written.retain(|name| !name.starts_with("journal/") && !name.starts_with("kept/"));
     assert_eq!(written, ["plan.json", "run.json"]);
 }
@@ -345,9 +345,9 @@ fn processes_have_no_memory_tier() {
     );
 }
 
-/// Whole processes, with room for all intermediates and for a part of them.
+/// Whole processes, with memory for all intermediates and for some.
 #[test]
-fn what_is_kept_in_memory_is_in_the_projection() {
+fn the_memory_tier_is_in_the_projection() {
     let place = Place::new();
     let spec = place.spec();
     let x = freestone::random_uniform(&[4000, 2000], 0.0, 1.0, 3, DType::Float32, &[500, 2000]);
@@ -388,7 +388,7 @@ fn what_is_kept_in_memory_is_in_the_projection() {
             peak <= projected && projected <= freestone::parse_size(local).unwrap(),
             "{name} in {local}: {peak} measured, {projected} projected"
         );
-        // Two intermediates of 32 MB; both are there while the second one is made.
+        // Two intermediates of 32 MB coexist while the second is written.
         assert!(kept > if local == "1GB" { 64_000_000 } else { 10_000_000 }, "{kept}");
         assert!(peak > kept);
     }

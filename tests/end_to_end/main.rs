@@ -1,7 +1,7 @@
-//! The whole library from outside: from Zarr to Zarr, through every executor, with damaged inputs
-//! and dying workers.
+//! End-to-end tests of the library and the command: from Zarr to Zarr, on every executor, with
+//! damaged inputs and killed workers.
 
-// Tests say by panicking that something is wrong.
+// Tests panic on failure.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

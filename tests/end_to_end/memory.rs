@@ -1,9 +1,8 @@
-//! The bound of every read path, kernel and codec: what a process takes is under its projection,
-//! and not far under.
+//! The memory bound of every read path, kernel and codec: a process stays below its projection, and
+//! not far below.
 //!
-//! `table` has the rows, `measure` runs one in a fresh process. A few rows run with all tests, all
-//! of them in the suite `memory` of `.ci/run`, and again in its suite `cgroup` under a limit that
-//! kills.
+//! `table` has the rows, and `measure` runs one in a new process. A few rows run with all tests;
+//! all of them run in the CI suite `memory`, and in the suite `cgroup` under a limit that kills.
 
 mod measure;
 mod table;
@@ -23,10 +22,10 @@ use table::{Data, Row, Size, n_rows, rows};
 use crate::suites::{Cgroup, variable};
 use crate::support::{Place, TEST_CHILD};
 
-/// Projected for the task over what it takes, at most, where chunks are large and do not compress.
+/// The maximum ratio of a task's projected to its measured bytes, for large incompressible chunks.
 const TIGHT: f64 = 1.4;
 
-/// Runs `work` on every row, two at a time.
+/// Calls `work` for every row, two at a time.
 fn each<T: Send>(rows: &[Row], work: impl Fn(&Row) -> T + Sync) -> Vec<T> {
     let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
@@ -46,7 +45,7 @@ fn each<T: Send>(rows: &[Row], work: impl Fn(&Row) -> T + Sync) -> Vec<T> {
     done.into_iter().map(|(_, result)| result).collect()
 }
 
-/// What is wrong with what a row took.
+/// Returns the violations of a row's bounds.
 fn faults(row: &Row, found: &Measured, idle: u64) -> Vec<String> {
     let name = row.name();
     let mut faults = Vec::new();
@@ -75,7 +74,7 @@ fn faults(row: &Row, found: &Measured, idle: u64) -> Vec<String> {
     faults
 }
 
-/// Runs the rows, prints the table, and says what is wrong with it; the table.
+/// Runs the rows, prints the table, and checks it. Returns the table.
 #[track_caller]
 fn check(rows: &[Row]) -> String {
     let bench = Bench::new();
@@ -96,7 +95,7 @@ fn check(rows: &[Row]) -> String {
     text
 }
 
-/// The table, as Markdown.
+/// Formats the table as Markdown.
 fn document(all: &[(&Row, Measured)], idle: u64) -> String {
     let git = |arguments: &[&str]| {
         let run = std::process::Command::new("git")
@@ -171,7 +170,7 @@ fn document(all: &[(&Row, Measured)], idle: u64) -> String {
     text
 }
 
-/// All rows with `MEMORY_ROWS=all`.
+/// `MEMORY_ROWS=all` runs all rows.
 fn chosen() -> Vec<Row> {
     let everything = std::env::var("MEMORY_ROWS").is_ok_and(|v| v == "all");
     let rows = rows(everything);
@@ -184,9 +183,9 @@ fn chosen() -> Vec<Row> {
     rows
 }
 
-/// The table in the documentation has as many rows as the suites run.
+/// The documented table has as many rows as the suites run.
 #[test]
-fn no_row_is_left_out() {
+fn the_documentation_has_all_rows() {
     let documented = include_str!("../../docs/memory.md")
         .lines()
         .find_map(|l| l.split_once(" rows, each"))
@@ -220,7 +219,7 @@ fn memory_of_all_rows_is_bounded() {
 
 #[test]
 #[ignore = "needs a memory cgroup: run by .ci/run"]
-fn cgroup_of_the_projection_is_enough_for_every_row() {
+fn cgroup_projected_memory_is_enough_for_all_rows() {
     let (rows, bench, number) = (chosen(), Bench::new(), AtomicUsize::new(0));
     let faults: Vec<Vec<String>> = each(&rows, |row| {
         let (projected, id) = (bench.projected(row), number.fetch_add(1, Ordering::Relaxed));
@@ -229,8 +228,8 @@ fn cgroup_of_the_projection_is_enough_for_every_row() {
         if let Err(failure) = measured(&row.name(), &limited) {
             faults.push(format!("in {}: {failure}", size(projected)));
         }
-        // The limit bites: half of what such a run takes is not enough. (Of small chunks, most is
-        // the program, whose pages need not stay.)
+        // The limit is effective: half of such a run's memory is not enough. (With small chunks,
+        // most of it is the program, whose pages can be evicted.)
         if row.is_tight() && row.what == "copy" {
             let half = bench.measure(row).unwrap().peak / 2;
             if !killed(&bench.run(row, Some(&Cgroup::new(&format!("half-{id}"), half).enter()))) {
@@ -252,8 +251,8 @@ fn killed(run: &std::process::Output) -> bool {
     std::os::unix::process::ExitStatusExt::signal(&run.status) == Some(9)
 }
 
-/// Long lists of indices are in the plan and in its text: a whole process, from storage, is within
-/// its projection on every executor.
+/// Long index lists are part of the plan and its JSON. A whole process stays within its projection
+/// on every executor.
 #[test]
 fn long_lists_are_bounded_in_whole_processes() {
     let place = Place::new();
@@ -267,7 +266,7 @@ fn long_lists_are_bounded_in_whole_processes() {
     )
     .unwrap();
     let input = format!("x={}", place.at("x"));
-    // All of a list, and next to nothing of one that is longer.
+    // A complete list, and almost none of a longer one.
     let expressions =
         ["repeat(x, 100, axis=0)", "take(repeat(x, 200, axis=0)[::-3], [5, 7, 1000000], axis=0)"];
     for (i, (executor, expression)) in
@@ -295,7 +294,7 @@ fn long_lists_are_bounded_in_whole_processes() {
         ));
         let report: serde_json::Value = serde_json::from_str(&said).unwrap();
         let projected = report["projected_mem"].as_u64().unwrap();
-        // The driver holds the plan too, and the workers read it.
+        // The driver holds the plan, too, and the workers read it.
         let measured =
             [&report["peak_mem"], &report["worker_peak_mem"]].map(|v| v.as_u64().unwrap_or(0));
         assert!(measured[0] > 0 && (executor == "threads" || measured[1] > 0), "{said}");
@@ -310,7 +309,7 @@ fn long_lists_are_bounded_in_whole_processes() {
     }
 }
 
-/// Sums of sums share their parts: planning once went through each of the 2^60 ways.
+/// Nested sums share their parts. Planning once followed each of the 2^60 paths.
 #[test]
 fn shared_expressions_are_planned_once() {
     let place = Place::new();
@@ -326,7 +325,7 @@ fn shared_expressions_are_planned_once() {
 }
 
 #[test]
-fn kernels_of_users_are_bounded() {
+fn user_kernels_are_bounded() {
     let took = |edge: u64| {
         let place = Place::new();
         let x = freestone::random_uniform(
@@ -352,7 +351,7 @@ fn kernels_of_users_are_bounded() {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let mut child = child.spawn().unwrap();
-        // It ends when this is closed.
+        // The process ends when this handle is closed.
         let input = child.stdin.take();
         let output = child.wait_with_output().unwrap();
         drop(input);

@@ -1,4 +1,4 @@
-//! Who looks on at a run: its history and its report, from real runs.
+//! Run observers: history and report of real runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -29,7 +29,7 @@ fn winds(name: &str) -> String {
     format!("{name}={WINDS_V3}/{name}")
 }
 
-/// What the lines of a run add up to: tasks by stage, bytes read.
+/// Returns the number of tasks by stage, and the bytes read, from history lines.
 fn sums(lines: &[Value]) -> (BTreeMap<u64, u64>, u64) {
     let (mut tasks, mut read) = (BTreeMap::new(), 0);
     for outcome in lines.iter().filter(|l| l["event"] == "outcome") {
@@ -46,7 +46,7 @@ fn sums(lines: &[Value]) -> (BTreeMap<u64, u64>, u64) {
 }
 
 #[test]
-fn a_history_and_a_report_agree_with_what_the_run_took() {
+fn history_and_report_match_the_run() {
     for executor in ["serial", "threads", "processes"] {
         let place = Place::new();
         let [history, page, out] =
@@ -110,7 +110,7 @@ fn a_history_and_a_report_agree_with_what_the_run_took() {
 }
 
 #[test]
-fn a_run_that_fails_has_a_report_too() {
+fn a_failed_run_has_a_report() {
     let place = Place::new();
     let [history, page] = ["history.jsonl", "report.html"].map(|n| place.at(n));
     let input = damaged(&place, "x<b>&amp;");
@@ -146,7 +146,7 @@ fn a_run_that_fails_has_a_report_too() {
 }
 
 #[test]
-fn a_cancelled_run_has_a_report_too() {
+fn a_cancelled_run_has_a_report() {
     let place = Place::new();
     let page = place.at("report.html");
     let report = Report::create(Path::new(&page), &place.spec()).unwrap();
@@ -166,7 +166,7 @@ fn a_cancelled_run_has_a_report_too() {
 }
 
 #[test]
-fn what_cannot_be_written_is_told_before_the_run_or_after_it() {
+fn unwritable_reports_are_errors_or_warnings() {
     let place = Place::new();
     let (source, nowhere) = (format!("{WINDS_V3}/u"), place.at("no/such/folder/file"));
     let taken = place.at("taken");
@@ -195,7 +195,7 @@ fn what_cannot_be_written_is_told_before_the_run_or_after_it() {
             2,
             &["require a run: remove --plan-only"],
         );
-        // A run that does not begin leaves no file.
+        // A run that does not start leaves no file.
         check_failure(
             &place,
             &["rechunk", &source, &taken, "--chunks", "12,73,144", "--report", &place.at("f")],
@@ -203,7 +203,7 @@ fn what_cannot_be_written_is_told_before_the_run_or_after_it() {
             &[],
         );
     }
-    // A disk that is full stops no run.
+    // A full disk does not stop the run.
     for option in ["--history", "--report", "--trace"] {
         let output = freestone(
             &place,
@@ -228,7 +228,7 @@ fn what_cannot_be_written_is_told_before_the_run_or_after_it() {
     }
 }
 
-/// A copy of an array of which a chunk is cut short.
+/// Copies an array and damages one of its chunks.
 fn damaged(place: &Place, name: &str) -> String {
     let source = Path::new(WINDS_V3).join("u");
     let copy = Path::new(&place.at(name)).to_owned();
@@ -245,8 +245,7 @@ fn damaged(place: &Place, name: &str) -> String {
 
 // Pages for a browser.
 
-/// A store that is slow, and fails or asks for patience when some chunks are read for the first
-/// time.
+/// A slow store that fails or is rate limited when some chunks are read for the first time.
 #[derive(Debug)]
 struct Flaky {
     store: MemoryStore,
@@ -255,7 +254,7 @@ struct Flaky {
 }
 
 impl Flaky {
-    /// No task reads so many of these chunks that it fails for good.
+    /// Fails the first read of some chunks, of which no task reads enough to fail permanently.
     fn wait(&self, key: &str) -> Result<(), StorageError> {
         let n = self.requests.fetch_add(1, Ordering::Relaxed);
         std::thread::sleep(Duration::from_micros(300 + n * 7919 % 2500));
@@ -309,7 +308,7 @@ fn run(targets: &[Target], spec: &Spec, stores: &Stores, observers: &[&dyn Obser
     freestone::run_with(&planned, spec, &Threads::new(spec.threads), &options).unwrap()
 }
 
-/// Means, anomalies and products of an array in a store that fails now and then.
+/// Computes means, anomalies and products of an array in a flaky store.
 fn flaky_run(place: &Place, page: &Path) {
     let stores = Stores::default();
     let store: Arc<dyn Store> = Arc::new(Flaky {
@@ -339,7 +338,7 @@ fn flaky_run(place: &Place, page: &Path) {
     assert!(took.retries > 5, "only {} were tried again", took.retries);
 }
 
-/// One task for each of 100 000 chunks.
+/// Runs one task for each of 100 000 chunks.
 fn long_run(place: &Place, page: &Path, history: &Path) {
     let stores = Stores::default();
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
@@ -357,7 +356,7 @@ fn long_run(place: &Place, page: &Path, history: &Path) {
 }
 
 #[test]
-fn the_report_of_a_long_run_is_small_and_its_history_whole() {
+fn a_long_run_has_a_small_report_and_a_complete_history() {
     let place = Place::quick();
     let (page, history) = (place.at("report.html"), place.at("history.jsonl"));
     long_run(&place, Path::new(&page), Path::new(&history));

@@ -1,5 +1,5 @@
-//! Packed values, by `scale_factor`, `add_offset`, `_Unsigned`, `_FillValue` and `missing_value`:
-//! copied with what says so, and not computed with unless their stored numbers are asked for.
+//! Packed values (`scale_factor`, `add_offset`, `_Unsigned`, `_FillValue`, `missing_value`): copied
+//! with their attributes, and not computed with unless stored values are requested.
 
 use std::fs;
 
@@ -17,7 +17,7 @@ use crate::support::{Place, WINDS_V2, chunk_files, document};
 use crate::user_kernels::BlockSum;
 
 const N: u64 = 6;
-/// What is stored: the last two are missing.
+/// The stored values; the last two are missing.
 const STORED: [i16; 6] = [0, 100, 200, 300, -32767, -1];
 
 fn attributes() -> Value {
@@ -31,8 +31,8 @@ fn attributes() -> Value {
     })
 }
 
-/// An array `t` along `time`, in a group with its coordinate; of format 3, or of 2 with its fill
-/// value where Xarray has it.
+/// Writes an array `t` along `time` with its coordinate, in format 3, or in format 2 with Xarray's
+/// place for the fill value.
 fn write(place: &Place, name: &str, format: u8, dtype: DType, attributes: Value) -> String {
     let group = place.at(name);
     let array = |path: &str, dtype: DType, attributes: Value, values: &[f64]| {
@@ -76,7 +76,7 @@ fn write(place: &Place, name: &str, format: u8, dtype: DType, attributes: Value)
     };
     fs::write(format!("{group}/{}", marker.0), marker.1.to_string()).unwrap();
     array("t", dtype, attributes, &STORED.map(f64::from));
-    // The coordinate is packed, too: it goes along as it is.
+    // The coordinate is packed, too, and is copied unchanged.
     array(
         "time",
         DType::Int16,
@@ -113,9 +113,9 @@ fn stored() -> ArrayD<i16> {
     Array1::from(STORED.to_vec()).into_dyn()
 }
 
-/// Everything that computes is refused, of either format; so is a view of packed values.
+/// All computations on packed values, of either format, are refused, and so are views of them.
 #[test]
-fn packed_values_are_not_computed_with() {
+fn computations_on_packed_values_are_refused() {
     let place = Place::quick();
     for format in [2, 3] {
         let t = freestone::open(&write(
@@ -150,20 +150,20 @@ fn packed_values_are_not_computed_with() {
             ));
             let rank = t.shape().unwrap().len();
             is_packed(t.pad(&vec![(1, 0); rank], Pad::Constant(Scalar::new(0i16))));
-            // Numbers of two kinds in one array.
+            // Packed and stored values in one array.
             is_packed(freestone::concat(&[t.clone(), t.raw()], 0));
             is_packed(freestone::concat(&[t.raw(), t.clone()], 0));
         }
-        // What comes back from here has no attributes that would tell.
+        // The result has no attributes that describe the packing.
         let error = freestone::compute::<i16>(&t, &place.spec()).unwrap_err();
         let Error::Array(ArrayError::Packed(packed)) = &error else { panic!("{error}") };
         assert!(packed.place.as_deref().is_some_and(|p| p.ends_with("/t")), "{error}");
     }
 }
 
-/// The expression of the message gives what the attributes mean.
+/// The expression in the message gives the values that the attributes describe.
 #[test]
-fn stored_numbers_unpack_as_the_message_says() {
+fn the_suggested_expression_unpacks_values() {
     let place = Place::quick();
     write(&place, "in", 2, DType::Int16, attributes());
     let refused = ["compute", "mean(celsius - 273.15)", "-i", "celsius=in/t", "-o", "out"];
@@ -184,13 +184,13 @@ fn stored_numbers_unpack_as_the_message_says() {
         found.iter().zip(expect).all(|(a, b)| (a - b).abs() < 1e-9 || (a.is_nan() && b.is_nan())),
         "{found}"
     );
-    // The coordinate went along as it is.
+    // The coordinate was copied unchanged.
     let time = freestone::open(&place.at("kelvin/time")).unwrap();
     assert_eq!(
         Value::Object(time.attributes().unwrap().clone()),
         json!({"units": "hours since 2000-01-01", "scale_factor": 0.5, "_FillValue": -9})
     );
-    // Floats, and integers of the other sign.
+    // Floats, and integers of the other signedness.
     for (dtype, given, name, expression, expect) in [
         (
             DType::Float32,
@@ -229,8 +229,8 @@ fn stored_numbers_unpack_as_the_message_says() {
     }
 }
 
-/// Copies and rearrangements keep what says how values are packed, from either format, by each
-/// executor, and the missing values of format 2 are where readers of format 3 look for them.
+/// Copies and rearrangements on every executor keep the packing attributes of both formats. Missing
+/// values of format 2 become fill values of format 3.
 #[test]
 fn copies_of_packed_values_keep_their_attributes() {
     let place = Place::quick();
@@ -258,12 +258,12 @@ fn copies_of_packed_values_keep_their_attributes() {
             Value::Object(time.attributes().unwrap().clone()),
             json!({"units": "hours since 2000-01-01", "scale_factor": 0.5, "_FillValue": -9})
         );
-        // Pieces of it are packed alike.
+        // All parts have the same packing.
         let pieces = [t.slice(3.., 0), t.slice(..3, 0)];
         let joined = freestone::concat(&pieces, 0);
         assert!(Packing::same(joined.packing().unwrap().as_ref(), t.packing().unwrap().as_ref()));
         assert_eq!(values(&joined, &spec)[[0]], 300);
-        // By the command, and what it says of the array.
+        // The command's copy, and its description of the array.
         let name = format!("copy-{format}");
         stdout(&freestone(
             &place,
@@ -287,7 +287,7 @@ fn copies_of_packed_values_keep_their_attributes() {
                 .contains("_FillValue: -32767")
         );
     }
-    // A float's fill value of format 2 has the form that Xarray has in format 3.
+    // A float fill value of format 2 has the encoding that Xarray uses in format 3.
     let t = freestone::open(&write(
         &place,
         "floats",
@@ -303,10 +303,10 @@ fn copies_of_packed_values_keep_their_attributes() {
     );
 }
 
-/// What changes no value is in nobody's way: NaN as the missing value, fill values of arrays whose
-/// axes have no names, units.
+/// Attributes that change no value are no packing: NaN as the missing value, fill values of arrays
+/// without axis names, units.
 #[test]
-fn harmless_attributes_are_no_packing() {
+fn harmless_attributes_are_not_packing() {
     let place = Place::quick();
     let u = freestone::open(&format!("{WINDS_V2}/u")).unwrap();
     assert!(u.packing().unwrap().is_none());
@@ -329,7 +329,7 @@ fn harmless_attributes_are_no_packing() {
         );
         freestone::compute::<f32>(&t.mean(0), &place.spec()).unwrap();
     }
-    // What is computed and of another sign now is not read as it was.
+    // A computed result of another signedness is not read as packed.
     let t =
         freestone::open(&write(&place, "bytes", 3, DType::UInt16, json!({"_Unsigned": "true"})))
             .unwrap();
@@ -337,9 +337,9 @@ fn harmless_attributes_are_no_packing() {
     assert!(signed.packing().unwrap().is_none());
 }
 
-/// A region takes what its array's readers unpack rightly, and nothing else.
+/// A region accepts only values that readers of its array unpack correctly.
 #[test]
-fn regions_take_what_is_packed_alike() {
+fn regions_accept_values_of_the_same_packing() {
     let place = Place::quick();
     let spec = place.spec();
     let t = freestone::open(&write(&place, "in", 2, DType::Int16, attributes())).unwrap();
@@ -352,7 +352,7 @@ fn regions_take_what_is_packed_alike() {
     write_region(&half(0, 3), 0..3).unwrap();
     write_region(&half(3, 6), 3..6).unwrap();
     assert_eq!(values(&freestone::open(&place.at("out/t")).unwrap(), &spec), stored());
-    // Real numbers would be read as packed ones.
+    // Plain values would be read as packed ones.
     let error = write_region(&half(0, 3).raw(), 0..3).unwrap_err();
     assert!(
         matches!(&error, Error::Array(ArrayError::Region(RegionError::Packing { .. }))),
@@ -365,14 +365,14 @@ fn regions_take_what_is_packed_alike() {
     );
     let other = half(0, 3).with_attribute("scale_factor", 0.02);
     assert!(write_region(&other, 0..3).unwrap_err().to_string().contains("scale_factor=0.02"));
-    // Unless they are said to be packed so.
+    // They are accepted with the attributes of the same packing.
     let same = attributes()
         .as_object()
         .unwrap()
         .iter()
         .fold(half(0, 3).raw(), |array, (k, v)| array.with_attribute(k, v.clone()));
     write_region(&same, 0..3).unwrap();
-    // Packed ones into an array of real numbers.
+    // Packed values into an array of plain ones.
     freestone::create(&[Target::array(&t.raw(), &place.at("real")).chunks(&[3])], &spec).unwrap();
     let target =
         Target::array(&half(0, 3), &place.at("real")).region(std::slice::from_ref(&(0..3)));
@@ -380,12 +380,12 @@ fn regions_take_what_is_packed_alike() {
         freestone::plan(&[target], &spec),
         Err(Error::Array(ArrayError::Region(RegionError::Packing { .. })))
     ));
-    // Nothing was written where it was refused.
+    // Refused regions are not written.
     let store = freestone::Stores::default().open(&place.at("out")).unwrap();
     assert_eq!(open_array(&store, "t").unwrap().attributes["_FillValue"], json!(-32767));
 }
 
-/// For `tests/interop/read_outputs.py`: arrays that Xarray has packed, copied in groups.
+/// Writes copies of Xarray's packed arrays for `tests/interop/read_outputs.py`.
 #[test]
 #[ignore = "needs files of Xarray: run by .ci/run"]
 fn interop_copies_what_xarray_packed() {

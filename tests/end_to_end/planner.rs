@@ -1,5 +1,5 @@
-//! What plans look like, how often chunks are read, and that many-stage results are right:
-//! rechunks, products of matrices, running sums.
+//! Structure of plans, reads per chunk, and results of multi-stage plans: rechunks, matrix
+//! products, cumulative sums.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use proptest::test_runner::{Config, RngSeed, TestRunner};
 use crate::ahead::FarAway;
 use crate::support::{Place, document, open_in_memory};
 
-/// An array whose chunks are not there: enough for a plan.
+/// An array without chunks, which is enough for planning.
 pub(crate) fn planned(shape: &[u64], chunks: &[u64], dtype: &str) -> Array {
     planned_in(Arc::new(MemoryStore::new()), shape, chunks, dtype)
 }
@@ -38,7 +38,7 @@ fn plan(x: &Array, place: &Place, spec: &Spec) -> FinalizedPlan {
         .clone()
 }
 
-/// Chunks read and objects written by all tasks, and bytes written.
+/// Returns the chunks read, objects written and bytes written by all tasks.
 fn traffic(plan: &FinalizedPlan) -> (u128, u128) {
     let pieces = |n: u64, a: &dyn Fn(u64) -> u64, b: &dyn Fn(u64) -> u64| {
         let (mut at, mut count) = (0, 0u128);
@@ -73,7 +73,7 @@ fn traffic(plan: &FinalizedPlan) -> (u128, u128) {
 #[test]
 fn a_climate_archive_is_rechunked_in_three_copies() {
     let place = Place::quick();
-    // Requests are cheap on local files, and bytes are not: two copies do there.
+    // On local files, requests are cheap and bytes are not, so the plan has two copies.
     let cases: [(Arc<dyn Store>, String, u128); 2] = [
         (Arc::new(FarAway::new()), "s3://bucket/work".to_owned(), 250_000),
         (Arc::new(MemoryStore::new()), place.at("work"), 3_000_000),
@@ -105,7 +105,7 @@ fn a_climate_archive_is_rechunked_in_three_copies() {
 }
 
 #[test]
-fn a_square_is_turned_with_one_intermediate() {
+fn a_square_rechunk_has_one_intermediate() {
     let place = Place::quick();
     let x = planned(&[10_000, 10_000], &[10_000, 100], "float64").rechunk(&[100, 10_000]);
     let plan = plan(&x, &place, &Spec { allowed_mem: 2_000_000_000, ..place.spec() });
@@ -131,7 +131,7 @@ fn more_memory_never_costs_parallelism() {
     }
 }
 
-/// A store with a counted array of random whole numbers, and these.
+/// Creates a store with a random array of whole numbers.
 fn integers(
     shape: &[u64],
     chunks: &[u64],
@@ -152,7 +152,7 @@ fn integers(
     (store, x, whole)
 }
 
-/// The same array compressed, of which no parts can be read.
+/// The same array, compressed, so that partial reads are impossible.
 fn compressed(x: &Array, spec: &Spec) -> Array {
     let store = Arc::new(MemoryStore::new());
     let stores = Stores::default();
@@ -165,7 +165,7 @@ fn compressed(x: &Array, spec: &Spec) -> Array {
 
 #[derive(Clone, Debug)]
 struct Rechunk {
-    /// Length, and chunk before and after, along each axis.
+    /// Length, and chunk lengths before and after, along each axis.
     axes: Vec<(u64, u64, u64)>,
     compressed: bool,
 }
@@ -182,10 +182,10 @@ fn rechunks() -> impl Strategy<Value = Rechunk> {
     (axes, prop::bool::weighted(0.7)).prop_map(|(axes, compressed)| Rechunk { axes, compressed })
 }
 
-/// As Cubed's property test: memory for five of the largest chunks is enough, values stay, and each
-/// object is written once.
+/// As Cubed's property test: memory for five of the largest chunks is enough, values are unchanged,
+/// and each object is written once.
 #[test]
-fn any_rechunk_fits_five_chunks_and_keeps_every_value() {
+fn rechunks_fit_in_five_chunks_and_keep_values() {
     let place = Place::quick();
     let (several, cases) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
     let config = Config {
@@ -199,7 +199,7 @@ fn any_rechunk_fits_five_chunks_and_keeps_every_value() {
         let (shape, source): (Vec<u64>, Vec<u64>) = case.axes.iter().map(|a| (a.0, a.1)).unzip();
         let target: Vec<u64> = case.axes.iter().map(|a| a.2).collect();
         let largest = 8 * source.iter().product::<u64>().max(target.iter().product());
-        // What a task holds whatever the chunks: kernels' scratch, and states of codecs.
+        // Memory that does not depend on chunks: scratch of kernels, and codec contexts.
         let allowed_mem = 5 * largest + 400_000;
         let spec =
             Spec { reserved_mem: 0, allowed_mem, local_mem: 8 * allowed_mem, ..place.spec() };
@@ -238,7 +238,7 @@ fn any_rechunk_fits_five_chunks_and_keeps_every_value() {
     assert!(cases.get() >= 300 && several.get() >= 8, "{} of {}", several.get(), cases.get());
 }
 
-/// Stages of what is stored, of a view of a computed array: views cost none.
+/// Returns the stages of a stored view of a computed array. Views cost no stage.
 #[test]
 fn views_of_computed_arrays_cost_no_stage() {
     let place = Place::quick();
@@ -296,7 +296,7 @@ fn views_of_computed_arrays_cost_no_stage() {
     }
 }
 
-/// Reads of each chunk, at most and on average, in one worker.
+/// Returns the maximum and the mean number of reads of a chunk by one worker.
 #[track_caller]
 fn reads(name: &str, make: impl Fn(&Array) -> Array, average: f64) {
     let place = Place::quick();
@@ -356,7 +356,7 @@ fn product(
 }
 
 #[test]
-fn products_of_matrices_in_any_shape_of_memory() {
+fn matrix_products_with_any_memory() {
     let place = Place::quick();
     let spec = place.spec();
     let real = |shape: &[u64], chunks: &[u64], seed| {
@@ -369,7 +369,7 @@ fn products_of_matrices_in_any_shape_of_memory() {
     let (a, wa) = real(&[70, 90], &[16, 25], 1);
     let (b, wb) = real(&[90, 50], &[31, 14], 2);
     product(&a, &b, &spec, 1, &wa.dot(&wb));
-    // With producers, and through views.
+    // With computed operands, and through views.
     let (a1, b2) = (&a + 1.0, &b * 2.0);
     product(&a1, &b2, &spec, 1, &(&wa + 1.0).dot(&(&wb * 2.0)));
     product(&a.flip(0), &b, &spec, 1, &wa.slice(ndarray::s![..;-1, ..]).dot(&wb));
@@ -385,7 +385,7 @@ fn products_of_matrices_in_any_shape_of_memory() {
     product(&a.roll(3, 1), &b.roll(3, 0), &spec, 1, &wa.dot(&wb));
     let ones = freestone::ones(&[1, 90], DType::Float64, &[1, 90]).broadcast_to(&[20, 90]);
     product(&ones, &b, &spec, 1, &Array2::ones((20, 90)).dot(&wb));
-    // A long sum with one chunk for its result is made in parts.
+    // A long contraction with one result chunk is computed in parts.
     let (long, wl) = real(&[6000, 8], &[100, 8], 3);
     let plan = product(
         &long.matrix_transpose(),
@@ -399,7 +399,7 @@ fn products_of_matrices_in_any_shape_of_memory() {
             && plan.plan().stages[0].outputs[0].axes.contains(&OutAxis::Part(2)),
         "{plan}"
     );
-    // More memory makes larger boxes, of which each reads the operands once.
+    // More memory allows larger boxes, each of which reads the operands once.
     let (big, wbig) = real(&[120, 120], &[10, 10], 4);
     let boxes = |allowed_mem: u64| {
         let spec =
@@ -424,9 +424,9 @@ fn tensors_are_contracted_over_several_axes() {
     assert_eq!(freestone::compute_with::<i64>(&z, &place.spec(), &Serial).unwrap(), expect);
 }
 
-/// Cubed's fails for 6 to 9 blocks, 11 to 14 and many more.
+/// Cubed fails for 6 to 9 blocks, 11 to 14, and many more.
 #[test]
-fn running_sums_over_any_number_of_blocks() {
+fn cumulative_sums_over_any_number_of_blocks() {
     let place = Place::quick();
     for blocks in (1..=40).chain([130]) {
         for (parallelism, columns) in [(1, 3), (3, 3), (3, 1), (50, 3)] {
@@ -482,9 +482,9 @@ fn sums_of_a_million_chunks_are_two_stages() {
     }
 }
 
-/// What is cut away is neither read nor computed: it may be damaged.
+/// Chunks outside a slice are neither read nor computed, and may be damaged.
 #[test]
-fn chunks_that_are_cut_away_are_not_read() {
+fn chunks_outside_slices_are_not_read() {
     let place = Place::quick();
     let (_, x, whole) = integers(&[24, 30], &[6, 10], 11, &place.spec());
     let store = Arc::new(MemoryStore::new());
@@ -495,7 +495,7 @@ fn chunks_that_are_cut_away_are_not_read() {
         .codec("zstd+crc32c".parse::<freestone::Encoding>().unwrap());
     freestone::run(&freestone::plan(&[target], &place.spec()).unwrap(), &place.spec(), &Serial)
         .unwrap();
-    // Every chunk of the last two columns of chunks, and of the last row.
+    // All chunks of the last two columns of chunks, and of the last row.
     for key in store.keys().into_iter().filter(|k| {
         k.starts_with("x/c/") && (k.ends_with("/1") || k.ends_with("/2") || k.starts_with("x/c/3/"))
     }) {
@@ -536,10 +536,9 @@ fn chunks_that_are_cut_away_are_not_read() {
     );
 }
 
-/// What is stored stays stored when something is computed from it: Cubed's fusion once left it
-/// empty.
+/// A stored result that is also an operand is stored, too. Cubed's fusion once left it empty.
 #[test]
-fn what_others_are_computed_from_is_stored_too() {
+fn stored_operands_are_stored() {
     let place = Place::quick();
     let (_, x, whole) = integers(&[24, 30], &[6, 10], 2, &place.spec());
     let d = -&(-&x);

@@ -1,4 +1,4 @@
-//! Workers that are processes: who they are, how they die, and what is left of an interrupted run.
+//! Worker processes: identity, failures, and interrupted runs.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -16,7 +16,7 @@ use freestone_engine::worker::RunContext;
 
 use crate::support::{Place, WINDS_V3, in_memory, names, open_in_memory, processes, tree};
 
-/// Many small tasks: every chunk of the winds' time means in pieces of its own.
+/// Many small tasks: time means of the winds, with one task per chunk.
 fn many_tasks(output: &str, spec: &Spec) -> Plan {
     let u = freestone::open(&format!("{WINDS_V3}/u")).unwrap();
     let doubled: Array = &u * 2.0;
@@ -35,7 +35,7 @@ fn run(
     freestone::run_with(planned, spec, executor, &options)
 }
 
-/// Does something with each worker's name that outcomes carry.
+/// Calls a function with the worker's name of each outcome.
 struct Workers<F>(F);
 
 impl<F: Fn(&str) + Send + Sync> Observer for Workers<F> {
@@ -46,7 +46,7 @@ impl<F: Fn(&str) + Send + Sync> Observer for Workers<F> {
     }
 }
 
-/// The pid in "process PID (i)".
+/// Parses the process id of a worker's name, `process PID (i)`.
 fn pid(worker: &str) -> u32 {
     worker
         .split_whitespace()
@@ -63,11 +63,11 @@ fn signal(which: &str, pid: u32) {
     assert!(Command::new("kill").args([which, &pid.to_string()]).status().unwrap().success());
 }
 
-/// Processes whose outcomes reach the driver once each of them has had one.
+/// A process executor that delays outcomes until each worker has one.
 #[derive(Debug)]
 struct Together {
     inner: Processes,
-    /// Names of the workers.
+    /// The workers' names.
     worked: Mutex<BTreeSet<String>>,
     changed: Condvar,
 }
@@ -119,14 +119,14 @@ impl TaskSource for Waiting<'_> {
 }
 
 #[test]
-fn workers_are_processes_of_their_own() {
+fn workers_are_separate_processes() {
     let place = Place::new();
     let seen = Mutex::new(BTreeSet::new());
     let observer = Workers(|worker: &str| {
         seen.lock().unwrap().insert(pid(worker));
     });
     let planned = many_tasks(&place.at("out"), &place.spec());
-    // The first outcomes wait until all have one, so that none is too late for the last task.
+    // The first outcomes are delayed until every worker has one, so that all workers take part.
     let executor =
         Together { inner: processes(3), worked: Mutex::default(), changed: Condvar::new() };
     let report = run(&planned, &place.spec(), &executor, &observer, &Cancel::default()).unwrap();
@@ -138,10 +138,9 @@ fn workers_are_processes_of_their_own() {
     assert!(pids.iter().all(|pid| !Path::new(&format!("/proc/{pid}")).exists()), "none is left");
 }
 
-/// Two workers that were stopped, not killed: they answer no more. What they have in hand is
-/// started a second time.
+/// Two stopped workers no longer respond. Their requests are started a second time.
 #[test]
-fn a_worker_that_hangs_is_overtaken() {
+fn a_hanging_worker_is_backed_up() {
     let place = Place::new();
     let (expect, found) = (place.at("expect"), place.at("found"));
     freestone::run(&many_tasks(&expect, &place.spec()), &place.spec(), &Threads::new(1)).unwrap();
@@ -217,14 +216,14 @@ fn check_start(command: &str, arguments: &[&str], expect: &str) {
 }
 
 #[test]
-fn a_command_that_is_no_worker_is_named() {
+fn an_invalid_worker_command_is_named() {
     check_start("/no/such/program", &[], "cannot start the worker");
     check_start("true", &[], "protocol error of the worker");
     check_start("echo", &["hello, this is no frame at all"], "protocol error of the worker");
 }
 
 #[test]
-fn memory_cannot_be_seen_by_processes() {
+fn processes_cannot_use_memory_stores() {
     let place = Place::new();
     let store = in_memory(WINDS_V3);
     let sum = open_in_memory(&store, "u").sum(0);
@@ -269,23 +268,23 @@ fn an_interrupted_run_keeps_its_work_and_publishes_nothing() {
     );
     assert!(freestone::open(&place.at("out")).is_err());
 
-    // What is left is not in the way of another try.
+    // Remaining files do not block another run.
     freestone::run(&planned, &place.spec(), &Threads::new(2)).unwrap();
     assert!(freestone::open(&place.at("out")).is_ok());
     assert!(tree(place.at("work")) == work, "each try has a folder of its own");
 }
 
 #[test]
-fn processes_pass_the_suite_of_executors() {
+fn processes_conform() {
     let place = Place::new();
     freestone_executors::conformance::check(place.folder.path(), |slots| {
         Box::new(processes(slots))
     });
 }
 
-/// An executor that cannot begin is found out before anything is removed.
+/// An executor that cannot start fails before anything is removed.
 #[test]
-fn an_executor_that_cannot_begin_leaves_what_was_to_be_overwritten() {
+fn a_failed_executor_start_keeps_existing_outputs() {
     let place = Place::new();
     let store = in_memory(WINDS_V3);
     let spec = place.spec();

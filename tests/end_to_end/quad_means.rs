@@ -1,4 +1,4 @@
-//! The quadratic means of the shipped winds: known answers, the same bytes everywhere, every chunk
+//! Quadratic means of the shipped winds: known results, equal bytes on all executors, each chunk
 //! read once.
 
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::support::{BINARY, Place, WINDS_V2, WINDS_V3, in_memory, open_in_memory, tree};
 
-/// Sums over the maps of the means, by NumPy in float64.
+/// Sums of the means, computed by NumPy in float64.
 const SUMS: [(&str, f64); 3] = [("uu", 3836151.0286), ("uv", 30828.0636), ("vv", 108203.8186)];
 
 fn means(u: &Array, v: &Array) -> [(&'static str, Array); 3] {
@@ -25,7 +25,7 @@ fn winds(group: &str) -> (Array, Array) {
     )
 }
 
-/// Stores the means of a group of winds; the files of the result.
+/// Stores the means of a group of winds. Returns the files of the result.
 fn stored(
     input: &str,
     output: &str,
@@ -53,7 +53,7 @@ fn check_sums(output: &str, spec: &Spec) {
 }
 
 #[test]
-fn the_sums_are_known() {
+fn sums_match_numpy() {
     let place = Place::new();
     for (name, input) in [("v3", WINDS_V3), ("v2", WINDS_V2)] {
         stored(input, &place.at(name), &place.spec(), &Threads::new(2));
@@ -66,7 +66,7 @@ fn both_formats_of_the_winds_give_the_same_bits() {
     let place = Place::new();
     let mut v2 = stored(WINDS_V2, &place.at("v2"), &place.spec(), &Serial);
     let mut v3 = stored(WINDS_V3, &place.at("v3"), &place.spec(), &Serial);
-    // Coordinates and attributes are copies of what each format says; the means are computed.
+    // Coordinates and attributes are copies from each format; the means are computed.
     for name in ["uu", "uv", "vv"] {
         let chunks = |files: &mut BTreeMap<String, Vec<u8>>| -> Vec<(String, Vec<u8>)> {
             files.extract_if(.., |key, _| key.starts_with(&format!("{name}/c/"))).collect()
@@ -143,8 +143,7 @@ fn three_means_are_one_stage_that_reads_each_chunk_once() {
     }
 }
 
-/// The coordinates of an array come from the store that the array was opened in: nobody has to name
-/// it again.
+/// Coordinates come from the store in which the array was opened.
 #[test]
 fn coordinates_are_found_in_the_store_of_their_array() {
     let (place, input) = (Place::new(), in_memory(WINDS_V3));
@@ -205,12 +204,12 @@ fn the_group_has_names_coordinates_and_attributes() {
     );
 }
 
-/// A plan in two stages, whose partial results are combined, gives the values of one stage.
+/// A plan in two stages, which merges partial results, gives the values of one stage.
 #[test]
 fn partial_means_combine_to_the_same_values() {
     let place = Place::new();
     let (u, v) = winds(WINDS_V3);
-    // The partials of a whole-array mean are a few numbers, so that a split is worth it.
+    // Partial results of a whole-array mean are small, so that a split pays.
     let product = (&u * &v).astype(DType::Float64).rechunk(&[1, 20, 20]);
     let mean = product.mean(());
     let stages = |spec: &Spec| {
@@ -225,10 +224,10 @@ fn partial_means_combine_to_the_same_values() {
         .map(|spec| freestone::compute::<f64>(&mean, spec).unwrap().sum())
         .collect();
     assert!(((values[0] - values[1]) / values[0]).abs() < 1e-13, "{values:?}");
-    // uv's map sums to its mean times the number of its points.
+    // The sum of uv's map is its mean times the number of points.
     let sum = values[1] * 73.0 * 144.0;
     assert!(((sum - SUMS[1].1) / SUMS[1].1).abs() < 1e-5, "{sum}");
-    // The same plan gives the same bits, whoever runs it.
+    // The same plan gives the same bits on every executor.
     let bits: Vec<u64> = [1, 2, 3]
         .iter()
         .map(|n| {

@@ -1,4 +1,4 @@
-//! When tasks run: never before what they read is finished, and as soon as it is.
+//! Readiness of tasks: never before their inputs are finished, and as soon as they are.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -14,12 +14,12 @@ use crate::intermediates::Watched;
 use crate::scenarios::without_room;
 use crate::support::{Place, spec_in};
 
-/// Has several requests under way, and runs that one first which chance says.
+/// An executor with several requests in flight, completed in random order.
 #[derive(Debug)]
 struct Shuffled {
     slots: usize,
     chance: Mutex<u64>,
-    /// How often each task ran.
+    /// The number of runs of each task.
     ran: Mutex<BTreeMap<(usize, u64), usize>>,
 }
 
@@ -61,8 +61,8 @@ impl Executor for Shuffled {
                         !under_way.is_empty(),
                         "nothing is under way, and nothing is handed out"
                     );
-                    // A request is run when it ends: what others under way will write is not there
-                    // before.
+                    // A request runs at its end, so the outputs of other requests in flight do not
+                    // exist before.
                     let outcome = worker.run(&under_way.swap_remove(self.pick(under_way.len())));
                     assert_eq!(outcome.failure, None);
                     for report in &outcome.done {
@@ -80,7 +80,7 @@ impl Executor for Shuffled {
     }
 }
 
-/// Something that is done to an array of two axes.
+/// An operation on an array of two axes.
 #[derive(Clone, Debug)]
 enum Step {
     Rechunk(u64, u64),
@@ -136,14 +136,14 @@ fn apply(x: &Array, step: &Step) -> Array {
             freestone::concat(&[x.clone(), x * 3.0], *axis as i64)
         }
         Step::Joined(_) => x.clone(),
-        // All of an axis at once: every task of what comes before is read by all.
+        // One chunk along an axis: every task reads all tasks of the stage before.
         Step::Sum(axis) => x + &x.sum(freestone::Reduce::from(*axis as i64).keepdims()),
         Step::Mean => x - &(&x.mean(()) * 0.5),
     }
 }
 
-/// Runs by chance, with so much memory for intermediates, and gives the result's values; everything
-/// must have been read after it was written.
+/// Runs requests in random order, with a memory limit for intermediates. Returns the values, after
+/// checking that everything was read after it was written.
 fn run(x: &Array, slots: usize, seed: u64, room: u64) -> ndarray::ArrayD<f64> {
     let (place, work) = (Place::quick(), Watched::new(None));
     let spec = Spec { parallelism: 8, ..spec_in(work.url()) };
@@ -172,7 +172,7 @@ fn run(x: &Array, slots: usize, seed: u64, room: u64) -> ndarray::ArrayD<f64> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(150))]
     #[test]
-    fn no_task_runs_before_what_it_reads(
+    fn no_task_runs_before_its_inputs(
         shape in (1u64..60, 1u64..40),
         chunks in (1u64..12, 1u64..12),
         steps in prop::collection::vec(step(), 1..7),
@@ -191,7 +191,7 @@ proptest! {
     }
 }
 
-/// Stages as they start and end.
+/// Records starts and ends of stages.
 #[derive(Default)]
 struct Order(Mutex<Vec<(&'static str, usize)>>);
 
@@ -219,7 +219,7 @@ fn check(planned: &Plan, spec: &Spec, expect: &[(&'static str, usize)]) {
 }
 
 #[test]
-fn a_stage_starts_before_the_one_that_it_reads_has_ended() {
+fn stages_overlap() {
     let place = Place::new();
     let spec = Spec { parallelism: 16, ..place.spec() };
     let x = freestone::random_uniform(&[2000, 100], 0.5, 1.0, 7, DType::Float32, &[10, 100]);
@@ -230,17 +230,17 @@ fn a_stage_starts_before_the_one_that_it_reads_has_ended() {
     let merged = x.rechunk(&[40, 100]) * 2.0;
     let overlap = [("started", 0), ("started", 1), ("ended", 0), ("ended", 1)];
     check(&plan(&merged.rechunk(&[80, 100]), "merged"), &spec, &overlap);
-    // Every chunk needs all others.
+    // Every chunk depends on all others.
     let columns = x.rechunk(&[2000, 10]) * 2.0;
     let barrier = [("started", 0), ("ended", 0), ("started", 1), ("ended", 1)];
     check(&plan(&columns.rechunk(&[100, 100]), "columns"), &spec, &barrier);
-    // Rows are folded in parts, and each row's parts are merged while others are folded.
+    // Rows are folded in parts. The parts of one row are merged while others are folded.
     let wide = freestone::random_uniform(&[8, 100_000], 0.5, 1.0, 7, DType::Float32, &[1, 500]);
     check(&plan(&wide.sum(1), "rows"), &spec, &overlap);
 }
 
 #[test]
-fn a_stage_that_reads_a_stored_result_waits_for_its_chunks_only() {
+fn stored_results_are_read_chunk_by_chunk() {
     let place = Place::new();
     let x = freestone::random_uniform(&[600, 10], 0.5, 1.0, 7, DType::Float32, &[10, 10]);
     let store: Arc<dyn Store> = Arc::new(freestone::MemoryStore::new());

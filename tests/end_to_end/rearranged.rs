@@ -1,12 +1,11 @@
-//! The views of random programs, and what they must give: mostly lists of indices, since that is
-//! what a view is.
+//! Views in random programs, with their oracle: mostly lists of indices.
 
 use freestone::{Index, Pad};
 use ndarray::{ArrayD, Axis, Dimension, IxDyn};
 
 use crate::values::{Pair, Step, promoted, python_slice, rounded};
 
-/// Applies one of the functions that rearrange; `None` where it is not defined for what there is.
+/// Applies a view. Returns `None` if it is undefined for its operand.
 pub fn rearrange(
     a: &Pair,
     pool: &[Pair],
@@ -172,7 +171,7 @@ pub fn rearrange(
             if step.c % 2 == 0 {
                 ("moveaxis", a.lazy.moveaxis(at, to as i64), moved)
             } else {
-                // Everything that brackets take, at once.
+                // All kinds of indices at once.
                 let slice = python_slice(None, Some(-1), -2, n as i64);
                 let indices: Vec<Index> = (0..axis)
                     .map(|_| Index::from(..))
@@ -196,10 +195,10 @@ pub fn rearrange(
     Some(Pair { lazy, whole, dtype: a.dtype })
 }
 
-/// The start of an array looks like the identity map of its own shape; reshaping it once read the
-/// whole.
+/// The read map of an array's start looks like the identity. Reshaping it once read the whole
+/// array.
 #[test]
-fn the_start_of_an_array_is_reshaped_as_what_it_is() {
+fn the_start_of_an_array_is_reshaped() {
     let x = freestone::arange(0, 24, 1, freestone::DType::Int64, 5);
     let spec = crate::support::Place::new().spec();
     let start = x.slice(..12, 0).reshape(&[3, 4]);

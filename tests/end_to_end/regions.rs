@@ -1,4 +1,4 @@
-//! Metadata first, and regions of arrays that are there.
+//! Arrays created from metadata, and regions of existing arrays.
 
 use std::fs;
 use std::ops::Range;
@@ -27,7 +27,7 @@ fn values(location: &str, place: &Place) -> ndarray::ArrayD<f64> {
     .unwrap()
 }
 
-/// 1, 2, 3, … in rows.
+/// Returns 1, 2, 3, … in C order.
 fn counted(rows: u64, columns: u64) -> Array {
     let along = |n: u64, by: f64| {
         freestone::arange(0.0, n as f64, 1.0, DType::Int64, 2).astype(DType::Float64) * by
@@ -53,9 +53,9 @@ fn zeros(
     location
 }
 
-/// Cubed's cases: regions of 5 × 5 zeros in chunks of 2 × 2, one after the other.
+/// Cubed's cases: successive regions of 5 × 5 zeros in chunks of 2 × 2.
 #[test]
-fn regions_are_written_one_after_the_other() {
+fn successive_regions() {
     let place = Place::new();
     let array = counted(5, 4);
     let location = zeros(&place, &[5, 5], &[2, 2], |t| t);
@@ -110,10 +110,10 @@ fn check_refused(target: Target, place: &Place, says: &str, is: impl FnOnce(&Reg
     assert!(tree(place.folder.path()) == before);
 }
 
-/// Cubed's errors among them.
+/// Includes Cubed's error cases.
 #[test]
 #[allow(clippy::reversed_empty_ranges, clippy::single_range_in_vec_init)]
-fn regions_that_do_not_fit() {
+fn invalid_regions() {
     let place = Place::new();
     let array = counted(4, 4);
     let target = |columns: i64, location: &str| Target::array(&part(&array, 4, columns), location);
@@ -179,7 +179,7 @@ fn regions_that_do_not_fit() {
         matches!(error, Error::Array(ArrayError::Region(RegionError::Metadata { .. }))),
         "{error}"
     );
-    // What a region of an array is computed from must not be that array.
+    // The input of a region must not be the array itself.
     let itself = freestone::open(&there).unwrap().slice(2..4, 0);
     let error =
         freestone::plan(&[Target::array(&itself, &there).region(&[0..2, 0..5])], &place.spec())
@@ -187,9 +187,9 @@ fn regions_that_do_not_fit() {
     assert!(matches!(error, Error::Plan(PlanError::BadOutput(_))), "{error}");
 }
 
-/// A chunk that becomes all fill values replaces one that was not.
+/// A chunk of fill values replaces an existing chunk.
 #[test]
-fn fill_values_replace_what_was_there() {
+fn fill_values_replace_chunks() {
     for shards in [None, Some([4, 4])] {
         let place = Place::new();
         let location =
@@ -213,7 +213,7 @@ fn fill_values_replace_what_was_there() {
 }
 
 #[test]
-fn two_runs_write_two_regions_at_once() {
+fn concurrent_runs_write_two_regions() {
     let place = Place::new();
     let location = zeros(&place, &[400, 60], &[10, 10], |t| t.shards(&[20, 30]));
     thread::scope(|scope| {
@@ -235,9 +235,9 @@ fn two_runs_write_two_regions_at_once() {
     assert!(found.iter().enumerate().all(|(i, x)| *x == i as f64 + 1.0));
 }
 
-/// Arrays of other writers keep their keys, their byte order and their codecs.
+/// Arrays of other writers keep their keys, byte order and codecs.
 #[test]
-fn regions_of_arrays_that_others_made() {
+fn regions_of_foreign_arrays() {
     let place = Place::new();
     let mut v3 = document(&[5, 4], &[2, 2], "float64");
     v3["chunk_key_encoding"] = json!({"name": "v2", "configuration": {"separator": "."}});
@@ -282,9 +282,9 @@ fn regions_of_arrays_that_others_made() {
     }
 }
 
-/// Metadata that changed between plan and run, or while it ran.
+/// Metadata that change between planning and running, or during the run.
 #[test]
-fn an_array_that_changed_meanwhile_is_not_written() {
+fn changed_arrays_are_not_written() {
     let place = Place::new();
     let location = zeros(&place, &[4, 4], &[2, 2], |t| t);
     let planned = freestone::plan(
@@ -305,15 +305,15 @@ fn an_array_that_changed_meanwhile_is_not_written() {
     assert!(freestone::run(&planned, &place.spec(), &Serial).is_err());
 }
 
-/// The winds' metadata and coordinates, then the winds, piece by piece: by ranges that their
-/// coordinates give.
+/// Metadata and coordinates of the winds are stored first, then the values in parts whose ranges
+/// follow from coordinates.
 #[test]
 fn metadata_first_and_regions_by_coordinates() {
     let place = Place::new();
     let group = place.at("winds.zarr");
     let u = freestone::open(&format!("{WINDS_V3}/u")).unwrap();
     let target = |array: &Array| Target::in_group(array, &group, "u");
-    // One step for time, so that any month is a region.
+    // Time chunks of one step, so that any month is a region.
     freestone::create(&[target(&u).chunks(&[1, 37, 72]).shards(&[1, 74, 144])], &place.spec())
         .unwrap();
     assert!(freestone::create(&[target(&u)], &place.spec()).is_err(), "it is there");
@@ -349,7 +349,7 @@ fn metadata_first_and_regions_by_coordinates() {
     let steps = u.slice(freestone::Slice::from(..).step(2), 0);
     check_refused(target(&steps).region_auto(), &place, "without gaps", says("without gaps"));
     check_refused(target(&u.flip(0)).region_auto(), &place, "in this order", says("in this order"));
-    // The coordinate that says where is not that of the stored array any more.
+    // The region's coordinate no longer matches that of the stored array.
     let path = format!("{group}/time/zarr.json");
     let mut time: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     time["attributes"]["units"] = json!("days since the flood");
@@ -369,7 +369,7 @@ fn metadata_first_and_regions_by_coordinates() {
 }
 
 #[test]
-fn axes_without_names_are_whole_in_a_region_by_coordinates() {
+fn axes_without_names_are_complete_in_automatic_regions() {
     let place = Place::new();
     let location = zeros(&place, &[5, 4], &[2, 2], |t| t);
     run(Target::array(&counted(5, 4), &location).region_auto(), &place).unwrap();
@@ -382,9 +382,9 @@ fn axes_without_names_are_whole_in_a_region_by_coordinates() {
     );
 }
 
-/// What a plan stores as a region is read back by its later stages.
+/// Later stages read a region that the same plan stored.
 #[test]
-fn stages_read_a_region_that_was_stored() {
+fn later_stages_read_stored_regions() {
     let place = Place::new();
     let location = zeros(&place, &[8, 6], &[2, 2], |t| t.shards(&[4, 2]));
     let rechunked = counted(4, 4).rechunk(&[4, 1]);

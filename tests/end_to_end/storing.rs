@@ -1,4 +1,4 @@
-//! How results are stored: shards and codecs.
+//! Storage of results: shards and codecs.
 
 use std::fs;
 
@@ -19,7 +19,7 @@ fn noise(shape: &[u64], chunks: &[u64]) -> Array {
     freestone::random_uniform(shape, 0.0, 1.0, 11, DType::Float32, chunks)
 }
 
-/// Stored in shards, an array has the same values, in as many objects as there are shards.
+/// A sharded array has the same values, in as many objects as shards.
 #[track_caller]
 fn check_shards(shape: &[u64], made: &[u64], chunks: &[u64], shards: &[u64], codec: &str) {
     let place = Place::new();
@@ -34,7 +34,7 @@ fn check_shards(shape: &[u64], made: &[u64], chunks: &[u64], shards: &[u64], cod
     let objects =
         tree(place.at("out")).into_iter().filter(|(name, _)| name != "zarr.json").count() as u64;
     assert_eq!(objects, shape.iter().zip(shards).map(|(n, s)| n.div_ceil(*s)).product::<u64>());
-    // What views and reductions read are chunks inside of shards.
+    // Views and reductions read chunks inside shards.
     let array = freestone::open(&place.at("out")).unwrap();
     assert_eq!(
         array.grid().unwrap().max_chunk(),
@@ -47,7 +47,7 @@ fn check_shards(shape: &[u64], made: &[u64], chunks: &[u64], shards: &[u64], cod
 }
 
 #[test]
-fn shards_hold_what_was_computed() {
+fn shards_hold_the_result() {
     for codec in ["none", "zstd:1", "lz4+crc32c"] {
         check_shards(&[30, 41], &[30, 41], &[8, 8], &[16, 24], codec);
     }
@@ -58,13 +58,13 @@ fn shards_hold_what_was_computed() {
     check_shards(&[], &[], &[], &[], "zstd");
 }
 
-/// The index is at the end: offset and length of each chunk, then a checksum; a chunk of fill
-/// values has the largest numbers.
+/// The index at the end has the offset and length of each chunk, and a checksum. A chunk of fill
+/// values has the maximum offset and length.
 #[test]
-fn chunks_of_fill_values_are_left_out() {
+fn chunks_of_fill_values_are_not_stored() {
     let place = Place::new();
     let column = freestone::arange(0.0, 6.0, 1.0, DType::Float32, 2);
-    // Columns 0 to 3 are zero, 4 and 5 are 4 and 5; rows alike.
+    // Columns 0 to 3 are zero, 4 and 5 are 4 and 5 in all rows.
     let kept = freestone::where_(
         &freestone::greater(&column, freestone::scalar(3.5f32)),
         &column,
@@ -96,8 +96,8 @@ fn chunks_of_fill_values_are_left_out() {
     );
 }
 
-/// A plan's later stage reads what an earlier one stored in shards; reductions write shards too, by
-/// any executor.
+/// A later stage reads a sharded result of an earlier one. Reductions write shards, too, on every
+/// executor.
 #[test]
 fn stages_read_and_write_shards() {
     let place = Place::new();
@@ -134,7 +134,7 @@ fn stages_read_and_write_shards() {
 }
 
 #[test]
-fn shards_that_do_not_fit() {
+fn invalid_shards() {
     let place = Place::new();
     let array = noise(&[30, 41], &[8, 8]);
     for (shards, says) in [
@@ -157,7 +157,7 @@ fn shards_that_do_not_fit() {
             "{error}"
         );
     }
-    // A shard larger than memory is refused, and named as one.
+    // A shard larger than memory is refused, and the error names the shard.
     let target = Target::array(&array, &place.at("out")).chunks(&[8, 8]).shards(&[80_000, 80_000]);
     let error = freestone::plan(&[target], &place.spec()).unwrap_err();
     assert!(error.to_string().contains("smaller shards"), "{error}");

@@ -1,5 +1,5 @@
-//! What needs more than a folder: files of zarr-python, a disk that runs full, a memory limit, an
-//! S3 server. `.ci/run` sets these up and runs each group of tests by the prefix of its names.
+//! Tests that need more than a folder: zarr-python's files, a full disk, a memory limit, an S3
+//! server. CI sets these up and runs each group of tests by the prefix of its names.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -30,7 +30,7 @@ fn close(found: f64, expect: f64) -> bool {
     found == expect || (found - expect).abs() <= 1e-12 * expect.abs()
 }
 
-/// Sum and weighted sum of what is no NaN, real and imaginary parts apart.
+/// Returns the sum and the weighted sum of all values except NaN, by real and imaginary parts.
 fn sums(array: &Array, spec: &Spec) -> [Complex128; 2] {
     let values = freestone::compute::<Complex128>(&array.astype(DType::Complex128), spec).unwrap();
     let mut sums = [Complex128::default(); 2];
@@ -67,7 +67,7 @@ fn interop_reads_what_zarr_python_wrote() {
         for (f, w) in found.iter().zip(wanted) {
             assert!(close(f.re, w.re) && close(f.im, w.im), "{path}: {found:?}, not {wanted:?}");
         }
-        // And by the library's own reduction, chunk by chunk.
+        // The library's own reduction, chunk by chunk.
         if expect["n_nan"] == 0 && array.dtype().unwrap().kind() != Kind::Complex {
             let sum = array.astype(DType::Float64).sum(());
             let sum = freestone::compute::<f64>(&sum, &place.spec()).unwrap().sum();
@@ -77,8 +77,8 @@ fn interop_reads_what_zarr_python_wrote() {
     println!("{} arrays", listed.len());
 }
 
-/// What `read_outputs.py` reads: numbers in C order, stored in every way that we can, and the
-/// winds, piece by piece.
+/// The inputs of `read_outputs.py`: numbers in C order in all supported formats, and the winds,
+/// stored in regions.
 #[test]
 #[ignore = "zarr-python reads what it writes: run by .ci/run"]
 fn interop_writes_for_zarr_python() {
@@ -120,13 +120,13 @@ fn interop_writes_for_zarr_python() {
     for months in [0..7, 7..12] {
         run(Target::in_group(&u.slice(months.start..months.end, 0), &group, "u").region_auto());
     }
-    // After everything else, by a run that was not asked to consolidate.
+    // Last, by a run without consolidated metadata.
     run(target("last"));
 }
 
 // A disk that runs full.
 
-/// 5.8 MB that do not compress.
+/// Returns 5.8 MB of incompressible data.
 fn too_large(chunk: u64) -> Array {
     freestone::random_uniform(&[1200, 1200], 0.0, 1.0, 7, DType::Float32, &[chunk, chunk])
 }
@@ -169,7 +169,7 @@ fn disk_full() {
     let (small, place) = (variable("FREESTONE_SMALL_DISK"), Place::new());
     let output = format!("{small}/out");
     check_full(&output, &place.at("work"), &too_large(100), &Threads::new(2));
-    // Space is free again: what was written is still no array, and not in the way of one.
+    // After space is freed, the partial output is still no array, and does not block another run.
     let less = too_large(100).slice(..200, 0);
     assert!(freestone::open(&output).is_err());
     let planned = freestone::plan(&[Target::array(&less, &output)], &place.spec()).unwrap();
@@ -177,7 +177,7 @@ fn disk_full() {
     assert!(freestone::open(&output).is_ok());
     emptied(&small);
 
-    // The intermediate of a rechunk does not fit into the work directory. (Threads would keep it in
+    // The intermediate of a rechunk does not fit in the work directory. (Threads would keep it in
     // memory.)
     let rechunked = too_large(100).rechunk(&[1200, 50]);
     check_full(
@@ -189,7 +189,7 @@ fn disk_full() {
     assert!(!Path::new(&place.at("out/zarr.json")).exists());
     emptied(&small);
 
-    // Not even the plan fits.
+    // The plan itself does not fit.
     fs::write(format!("{small}/ballast"), vec![1; 8 << 20]).unwrap_err();
     check_full(&place.at("out"), &format!("{small}/work"), &too_large(100), &Threads::new(2));
     assert!(!Path::new(&place.at("out/zarr.json")).exists());
@@ -198,7 +198,7 @@ fn disk_full() {
 
 // A memory limit that kills.
 
-/// A cgroup below the one that we may write, with a limit.
+/// A child of the writable cgroup, with a memory limit.
 pub struct Cgroup(PathBuf);
 
 impl Cgroup {
@@ -208,7 +208,7 @@ impl Cgroup {
         let version_1 = folder.join("memory.limit_in_bytes");
         let limits = if version_1.exists() { version_1 } else { folder.join("memory.max") };
         fs::write(limits, limit.to_string()).unwrap();
-        // Swapping would hide what is over the limit.
+        // Swap would hide an excess.
         for (file, value) in
             [("memory.swap.max", "0"), ("memory.swappiness", "0"), ("memory.oom.group", "0")]
         {
@@ -219,7 +219,7 @@ impl Cgroup {
         Cgroup(folder)
     }
 
-    /// A shell script that goes into the cgroup and becomes the command.
+    /// Returns a shell script that enters the cgroup and executes the command.
     pub fn enter(&self) -> String {
         format!("echo $$ > {}/cgroup.procs && exec \"$0\" \"$@\"", self.0.display())
     }
@@ -245,7 +245,8 @@ fn rechunk(place: &Place, output: &str, cgroup: &Cgroup) -> Output {
         "--allowed-mem",
         ALLOWED,
     ];
-    // By default the command would see the limit and refuse: here the limit must do it.
+    // By default the command would read the limit and refuse. Here the limit must be enforced by
+    // the kernel.
     let limits = [
         "--work-dir",
         &place.at("work"),
@@ -277,7 +278,7 @@ fn cgroup_bounds_hold_at_the_projection() {
     .unwrap();
     freestone::run(&planned, &place.spec(), &Serial).unwrap();
 
-    // The plan that the command will make.
+    // The plan that the command will create.
     let stored = freestone::open(&place.at("in")).unwrap().rechunk(&[4096, 256]);
     let target =
         Target::array(&stored, &place.at("limited")).chunks(&[4096, 256]).codec(CodecName::None);
@@ -300,7 +301,7 @@ fn cgroup_bounds_hold_at_the_projection() {
     );
     assert!(freestone::open(&place.at("limited")).is_ok());
 
-    // The limit is real: half of what the run took is not enough.
+    // The limit is effective: half of the run's memory is not enough.
     let peak = text
         .split("peak memory ")
         .nth(1)
@@ -370,7 +371,7 @@ fn s3_round_trip() {
     stored(Target::array(&u, &format!("{s3}/u")), &place.spec()).unwrap();
     assert_eq!(values(&format!("{s3}/u"), &place.spec()), values(&source, &place.spec()));
 
-    // From S3 to S3, with the work directory there too: in two stages, by threads and by processes.
+    // From S3 to S3 with the work directory on S3: in two stages, on threads and processes.
     let spec = Spec { work_dir: format!("{s3}/work"), ..place.spec() };
     let on_s3 = freestone::open(&format!("{s3}/u")).unwrap();
     let doubled = &on_s3.rechunk(&[3, 37, 72]) * 2.0;
@@ -395,7 +396,7 @@ fn s3_round_trip() {
 
 #[test]
 #[ignore = "needs an S3 server: run by .ci/run"]
-fn s3_conflicts_and_what_is_not_there() {
+fn s3_conflicts_and_missing_objects() {
     let (s3, place) = (variable("FREESTONE_S3"), Place::new());
     let target = |location: &str| {
         Target::array(&freestone::open(&format!("{WINDS_V3}/u")).unwrap(), location)

@@ -1,5 +1,5 @@
-//! What several of these tests need: places, file trees, other processes, and a Zarr writer that
-//! shares no code with the library.
+//! Shared support: folders, file trees, processes, and a Zarr writer that shares no code with the
+//! library.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,13 +15,13 @@ use tempfile::TempDir;
 
 pub use crate::scenarios::spec_in;
 
-/// The program of `tests/child`.
+/// The path of the program `tests/child`.
 pub const TEST_CHILD: &str = env!("CARGO_BIN_EXE_freestone-test-child");
 pub const BINARY: &str = env!("CARGO_BIN_EXE_freestone");
 pub const WINDS_V3: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/data/winds-v3.zarr");
 pub const WINDS_V2: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/winds-v2.zarr");
 
-/// A folder for one test, with names for what may come in it.
+/// A temporary folder for one test.
 pub struct Place {
     pub folder: TempDir,
 }
@@ -31,8 +31,8 @@ impl Place {
         Place { folder: TempDir::new().unwrap() }
     }
 
-    /// For tests that compute often: in memory, where the machine has a folder that is, with room
-    /// for what they write. Containers often have little.
+    /// Creates a folder in memory, for tests that compute often, if the machine has a memory file
+    /// system with enough space. Containers often have little.
     pub fn quick() -> Place {
         let has_room = rustix::fs::statvfs("/dev/shm")
             .is_ok_and(|s| s.f_bavail.saturating_mul(s.f_frsize) >= 1 << 30);
@@ -45,18 +45,18 @@ impl Place {
         self.folder.path().join(name).display().to_string()
     }
 
-    /// Small, the same on every machine, and with its work directory in this folder.
+    /// Returns a small spec that is equal on all machines, with the work directory in this folder.
     pub fn spec(&self) -> Spec {
         spec_in(&self.at("work"))
     }
 }
 
-/// Processes of the command's binary.
+/// Returns an executor of the command's binary.
 pub fn processes(n: usize) -> Processes {
     Processes::new(n, BINARY, [WORKER_ARGUMENT])
 }
 
-/// The test child in a role; killed when it is dropped.
+/// A test child in a role. It is killed when dropped.
 pub struct TestChild(Child);
 
 impl TestChild {
@@ -73,12 +73,12 @@ impl TestChild {
         )
     }
 
-    /// The lines of JSON that it prints, until it ends. It is killed at the first one that `stops`;
-    /// what it has printed by then is in the answer.
+    /// Returns the JSON lines of the child until it ends, or is killed at the first line for which
+    /// `stops` returns true.
     pub fn hear(mut self, stops: impl Fn(&Value) -> bool) -> Vec<Value> {
         let mut heard = Vec::new();
         for line in BufReader::new(self.0.stdout.take().unwrap()).lines().map_while(Result::ok) {
-            // It may be killed in the middle of a line.
+            // The last line may be incomplete.
             let Ok(said) = serde_json::from_str::<Value>(&line) else { continue };
             let stopped = stops(&said);
             heard.push(said);
@@ -98,7 +98,7 @@ impl Drop for TestChild {
     }
 }
 
-/// Every file below a folder, by its path there.
+/// Returns all files of a folder by relative path.
 pub fn tree(folder: impl AsRef<Path>) -> BTreeMap<String, Vec<u8>> {
     fn walk(root: &Path, folder: &Path, found: &mut BTreeMap<String, Vec<u8>>) {
         let Ok(entries) = fs::read_dir(folder) else { return };
@@ -119,7 +119,7 @@ pub fn tree(folder: impl AsRef<Path>) -> BTreeMap<String, Vec<u8>> {
     found
 }
 
-/// Every file and folder below a folder, by its path there: finds what only an empty folder tells.
+/// Returns all files and folders of a folder by relative path, including empty folders.
 pub fn names(folder: impl AsRef<Path>) -> Vec<String> {
     let mut all: Vec<String> = Vec::new();
     let mut open = vec![folder.as_ref().to_owned()];
@@ -136,7 +136,7 @@ pub fn names(folder: impl AsRef<Path>) -> Vec<String> {
     all
 }
 
-/// A folder's files in a store that counts.
+/// Copies a folder's files to a counting store.
 pub fn in_memory(folder: &str) -> Arc<MemoryStore> {
     let store = Arc::new(MemoryStore::new());
     for (key, bytes) in tree(folder) {
@@ -150,7 +150,7 @@ pub fn open_in_memory(store: &Arc<MemoryStore>, path: &str) -> Array {
     freestone::open_in(&store, path).unwrap()
 }
 
-/// `zarr.json` of an array of plain bytes.
+/// Returns `zarr.json` of an array of plain bytes.
 pub fn document(shape: &[u64], chunks: &[u64], dtype: &str) -> Value {
     json!({
         "zarr_format": 3, "node_type": "array", "shape": shape, "data_type": dtype,
@@ -162,8 +162,8 @@ pub fn document(shape: &[u64], chunks: &[u64], dtype: &str) -> Value {
     })
 }
 
-/// Chunk keys of a regular grid with the bytes of each chunk, edges filled up with zeros;
-/// `elements` in C order.
+/// Returns the keys and bytes of the chunks of a regular grid, padded with zeros. `elements` are in
+/// C order.
 pub fn chunk_files(shape: &[u64], chunks: &[u64], elements: &[Vec<u8>]) -> Vec<(String, Vec<u8>)> {
     let counts: Vec<u64> = shape.iter().zip(chunks).map(|(n, c)| n.div_ceil(*c)).collect();
     let mut files = Vec::new();
@@ -193,7 +193,7 @@ pub fn chunk_files(shape: &[u64], chunks: &[u64], elements: &[Vec<u8>]) -> Vec<(
     files
 }
 
-/// Chunks of a regular grid.
+/// Returns the number of chunks of a regular grid.
 pub fn chunk_count(shape: &[u64], chunks: &[u64]) -> u64 {
     shape.iter().zip(chunks).map(|(n, c)| n.div_ceil(*c)).product()
 }

@@ -1,4 +1,4 @@
-//! Kernels that the library does not know: any blocks, any executor, and what goes wrong.
+//! User kernels: any blocks, any executor, and failures.
 
 use freestone::{
     Array, Block, BlockLengths, BlockMut, DType, Error, KernelError, OutputBlocks, Scratch, Target,
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::support::{Place, processes};
 
-/// `a·x + y` over blocks, or trouble.
+/// A kernel that computes `a·x + y`, or fails.
 #[derive(Debug, Serialize, Deserialize)]
 struct Scaled {
     by: f64,
@@ -46,7 +46,7 @@ impl UserKernel for Scaled {
     }
 }
 
-/// Block sums: each block becomes one element along every axis.
+/// A kernel of block sums: each block becomes one element.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct BlockSum;
 
@@ -86,7 +86,7 @@ fn compute(array: &Array) -> ArrayD<f64> {
 }
 
 #[test]
-fn blocks_are_computed_one_by_one_whatever_is_around_them() {
+fn user_kernels_combine_with_other_stages() {
     let whole = numbers(13, 7);
     for chunks in [[13, 7], [4, 3], [1, 7], [5, 1]] {
         let x = chunked(&whole, &chunks);
@@ -95,7 +95,7 @@ fn blocks_are_computed_one_by_one_whatever_is_around_them() {
             compute(&freestone::map_blocks(&scaled(2.0), &[&x], &out)),
             (&whole * 2.0).into_dyn()
         );
-        // Elementwise before and after, another chunking after, a view before, and two arrays.
+        // Elementwise stages before and after, another chunking, a view, and two arrays.
         let y = freestone::map_blocks(&scaled(3.0), &[&(&x + 1.0), &x], &out);
         let expected = ((&whole + 1.0) * 3.0 + &whole).into_dyn();
         assert_eq!(compute(&(&y * 0.5)), &expected * 0.5);
@@ -109,7 +109,7 @@ fn blocks_are_computed_one_by_one_whatever_is_around_them() {
 }
 
 #[test]
-fn blocks_take_other_shapes() {
+fn blocks_change_shape() {
     let whole = numbers(10, 6);
     let x = chunked(&whole, &[4, 3]);
     let out = OutputBlocks::new(DType::Float64)
@@ -125,7 +125,7 @@ fn blocks_take_other_shapes() {
             [block(0..3), block(3..6), block(3..6)]
         );
     }
-    // One row for every block of rows, and a new axis before it.
+    // One row per block of rows, with a new leading axis.
     let row = chunked(&numbers(1, 6), &[1, 3]);
     let both = freestone::map_blocks(
         &scaled(0.0),
@@ -143,7 +143,7 @@ fn blocks_take_other_shapes() {
 }
 
 #[test]
-fn what_does_not_fit_is_refused_before_anything_runs() {
+fn invalid_kernels_are_refused_before_the_run() {
     let (x, y) = (chunked(&numbers(10, 6), &[4, 3]), chunked(&numbers(10, 6), &[5, 3]));
     let out = OutputBlocks::new(DType::Float64);
     #[track_caller]
@@ -165,7 +165,7 @@ fn what_does_not_fit_is_refused_before_anything_runs() {
 }
 
 #[test]
-fn a_kernel_that_fails_ends_the_run_with_its_words() {
+fn a_failed_kernel_fails_the_run_with_its_message() {
     let x = chunked(&numbers(10, 6), &[4, 3]);
     let place = Place::new();
     for (trouble, expected) in [
@@ -186,9 +186,9 @@ fn a_kernel_that_fails_ends_the_run_with_its_words() {
     assert!(error.contains("the block has dtype `float32`"), "{error}");
 }
 
-/// The command's workers know no kernels of ours: they say so before anything is written.
+/// Workers of the command lack this kernel. They are refused before anything is written.
 #[test]
-fn a_worker_without_the_kernel_is_found_before_the_first_task() {
+fn workers_without_the_kernel_are_refused() {
     let place = Place::new();
     let winds =
         freestone::open(&format!("{}/u", crate::support::WINDS_V3)).unwrap().astype(DType::Float64);
@@ -210,7 +210,7 @@ fn scratch_memory_is_in_the_projection() {
     let spec = Place::new().spec();
     let plan = freestone::plan(&[Target::array(&y, "/nowhere")], &spec).unwrap();
     let text = plan.finalized().to_string();
-    // 80 000 bytes of scratch memory, and what a task keeps besides.
+    // 80 000 bytes of scratch memory, and the rest of a task.
     assert!(
         text.contains("applies kernel scaled (version 3)")
             && text.contains("145.5 kB  kernel scratch"),

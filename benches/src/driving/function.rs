@@ -1,9 +1,9 @@
-//! The executor for AWS Lambda, driven against a function that computes nothing.
+//! The AWS Lambda executor, with a function that computes nothing.
 //!
-//! The function is a process of its own ([`answer`]), so that what it takes is not counted: it
-//! reads an invocation as a worker does, and answers with the receipts of the tasks after as long
-//! as these would have taken. What is left beside the driver is the client: batches, window, JSON,
-//! signatures, HTTP, and the records of answers that got lost.
+//! The function runs in another process ([`answer`]), so that its cost is not counted. It reads
+//! invocations as a worker does, and answers with the receipts of the tasks after their simulated
+//! duration. Besides the driver, the cost is that of the client: batches, window, JSON, signatures,
+//! HTTP, and records of lost answers.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStdin, Stdio};
@@ -23,16 +23,16 @@ use freestone_worker::{Answer, Call, Environment, Invocation, fetch};
 use super::{SLOTS, TASK_MICROS, WARM_MICROS};
 use crate::{Failure, process};
 
-/// Of so many answers, one gets lost.
+/// One of this many answers is lost.
 const PER_LOST: u64 = 100;
-/// Open descriptors are counted so often: each time takes a while.
+/// The interval of counting open descriptors, which takes time.
 const COUNT: Duration = Duration::from_millis(100);
 
-/// A process that answers.
+/// The process of the function.
 pub(super) struct Function {
     url: String,
     child: Child,
-    /// It ends when this is closed.
+    /// The process ends when this handle is closed.
     stdin: Option<ChildStdin>,
 }
 
@@ -48,7 +48,7 @@ impl Function {
         Ok(Function { url: url.trim().to_owned(), child, stdin })
     }
 
-    /// As many environments as all the simulations here have.
+    /// As many environments as in the simulation.
     pub(super) fn executor(&self) -> LambdaExecutor {
         LambdaExecutor::new("driven", "us-east-1")
             .endpoint(&self.url)
@@ -64,7 +64,7 @@ impl Drop for Function {
     }
 }
 
-/// The process: answers until its standard input ends.
+/// Runs the function's process, which answers until its standard input ends.
 pub(crate) fn answer() -> Result<(), Failure> {
     let (plan, n) = (Mutex::new(None), AtomicU64::new(0));
     let stub = StubFunction::start(move |body| {
@@ -87,8 +87,8 @@ fn context(plan: &Mutex<Option<RunContext>>, invocation: &Invocation) -> Option<
     plan.clone()
 }
 
-/// The body of the `n`-th answer, and how long its tasks would have taken, one after the other;
-/// `None` if it gets lost.
+/// Returns the body of the `n`-th answer, and the total duration of its tasks, or `None` if it is
+/// lost.
 fn answer_to(invocation: &Invocation, context: &RunContext, n: u64) -> Option<(Vec<u8>, Duration)> {
     let environment = Environment {
         id: "driven".into(),
@@ -133,7 +133,7 @@ fn answer_to(invocation: &Invocation, context: &RunContext, n: u64) -> Option<(V
     Some((serde_json::to_vec(&done).ok()?, warm + work))
 }
 
-/// Counts this process's open descriptors, from time to time.
+/// Counts this process's open descriptors periodically.
 pub(super) struct Descriptors {
     is_over: Arc<AtomicBool>,
     counting: JoinHandle<u64>,
@@ -155,7 +155,7 @@ impl Descriptors {
         Descriptors { is_over, counting }
     }
 
-    /// The most that were open at once.
+    /// The maximum number of open descriptors.
     pub(super) fn most(self) -> Result<u64, Failure> {
         self.is_over.store(true, Ordering::Relaxed);
         self.counting.join().map_err(|_| "descriptors were not counted".into())

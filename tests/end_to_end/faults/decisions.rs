@@ -1,66 +1,65 @@
-//! Whether a fault strikes, and what has been struck.
+//! Decisions on faults, and their log.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-/// What can go wrong.
+/// A kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Fault {
-    // Of stores.
-    /// A request takes a while.
+    // Store faults.
+    /// A delayed request.
     Delay,
-    /// A request fails, and nothing was done.
+    /// A transient failure without effect.
     Transient,
-    /// The store asks for fewer requests.
+    /// A request refused by a rate limit.
     Throttled,
-    /// What was asked for was done, and the answer says that it failed.
+    /// A request that takes effect but reports a failure.
     LostResponse,
-    /// A part of the object is written, and the answer says that it failed.
+    /// A partial write that reports a failure.
     Torn,
-    /// One byte is another one than was written.
+    /// A write that changes a byte.
     CorruptWrite,
-    /// One byte is another one than is there.
+    /// A read that changes a byte.
     CorruptRead,
-    /// An object that was written is gone.
+    /// A lost object.
     Dropped,
-    /// From some byte on, nothing can be written.
+    /// Full storage.
     NoSpace,
-    /// This object may not be read or written.
+    /// Access to an object is denied.
     Denied,
-    // Of executors.
-    /// An outcome is held back until others have come.
+    // Executor faults.
+    /// An outcome delayed until others have arrived.
     Straggler,
-    /// The work is done, and the worker is gone before it says so.
+    /// A worker lost after the work, before the outcome.
     LostOutcome,
-    /// The worker is gone after some tasks of the request, which are reported.
+    /// A worker lost after some tasks, which are reported.
     PartOutcome,
-    /// The worker is gone, and nothing was done.
+    /// A worker lost before the work.
     WorkerLost,
-    /// The worker ended by itself, and nothing was done.
+    /// A worker that crashed before the work.
     Crashed,
-    /// The task took too long, and nothing was done.
+    /// A task timeout without effect.
     TimedOut,
-    /// The worker took too much memory, and nothing was done.
+    /// A worker out of memory, without effect.
     OutOfMemory,
-    /// The request is run twice, and comes back once, after the second time.
+    /// A request that runs twice and returns once, after the second run.
     Twice,
-    /// The request is run once more after it has come back, as when an attempt that was given up
-    /// goes on.
+    /// A request that runs again after its return, like an abandoned attempt that continues.
     LateTwin,
-    /// An outcome is held back until a backup of its request is handed out, or for long.
+    /// An outcome delayed until a backup is started, or for a long time.
     Stuck,
-    // Of processes and their files.
+    // Faults of processes and their files.
     /// A worker process is killed.
     Sigkill,
-    /// A worker process breaks.
+    /// A worker process with a segmentation fault.
     Sigsegv,
     /// One byte of an intermediate's file changes.
     FlippedFile,
-    /// An intermediate's file loses its end.
+    /// An intermediate's file is truncated.
     CutFile,
-    /// An intermediate's file goes.
+    /// An intermediate's file is removed.
     RemovedFile,
-    // Of the run.
+    // Run faults.
     /// The run is asked to stop.
     Cancelled,
 }
@@ -99,21 +98,21 @@ impl Fault {
 /// The part of a run that a fault affects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Part {
-    /// Chunks between stages.
+    /// Chunks of intermediates.
     Intermediates,
-    /// The plan, the journal, and whatever else a run keeps of itself.
+    /// The plan, the journal, and other records of a run.
     Journal,
     /// Chunks of results.
     Outputs,
-    /// What makes results visible, and claims.
+    /// Metadata of results, and claims.
     Documents,
     /// Chunks of inputs.
     Inputs,
-    /// Requests and who runs them.
+    /// Requests and their workers.
     Requests,
 }
 
-/// The share of tries of a part that a fault affects, on average.
+/// The mean share of attempts on a part that a fault affects.
 #[derive(Clone, Copy, Debug)]
 pub struct Rule {
     pub fault: Fault,
@@ -121,7 +120,7 @@ pub struct Rule {
     pub rate: f64,
 }
 
-/// Decides and keeps account.
+/// Decides on faults, and logs them.
 #[derive(Debug)]
 pub struct Faults {
     seed: u64,
@@ -135,8 +134,8 @@ impl Faults {
         Faults { seed, rules, fired: Mutex::default(), log: Mutex::default() }
     }
 
-    /// Whether a fault strikes this time, with bits of chance for how; it is counted when it is
-    /// [`fired`](Faults::fired).
+    /// Decides whether a fault strikes an attempt. Returns random bits that determine its effect. A
+    /// fault counts once it has [`fired`](Faults::fired).
     pub fn strikes(&self, fault: Fault, part: Part, what: &str, attempt: u64) -> Option<u64> {
         let rate: f64 =
             self.rules.iter().filter(|r| r.fault == fault && r.part == part).map(|r| r.rate).sum();
@@ -144,23 +143,23 @@ impl Faults {
         ((chance >> 11) as f64 / (1u64 << 53) as f64).lt(&rate).then(|| mix(chance))
     }
 
-    /// Counts a fault that took effect.
+    /// Logs a fault that took effect.
     pub fn fired(&self, fault: Fault, part: Part, what: &str) {
         *self.fired.lock().unwrap().entry((fault, part)).or_default() += 1;
         self.log.lock().unwrap().push(format!("{fault:?} of {part:?}: {what}"));
     }
 
-    /// The number of times that each fault took effect.
+    /// Returns the number of times that each fault took effect, by part.
     pub fn counts(&self) -> BTreeMap<(Fault, Part), u64> {
         self.fired.lock().unwrap().clone()
     }
 
-    /// True if one of these took effect on one of these.
+    /// Returns true if one of `faults` took effect on one of `parts`.
     pub fn any(&self, faults: &[Fault], parts: &[Part]) -> bool {
         self.counts().keys().any(|(f, p)| faults.contains(f) && parts.contains(p))
     }
 
-    /// The faults that took effect, in order.
+    /// Returns the faults that took effect, in order.
     pub fn log(&self) -> Vec<String> {
         self.log.lock().unwrap().clone()
     }
@@ -174,7 +173,7 @@ pub fn mix(x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// The same on every machine and in every version (FNV-1a, spread).
+/// Hashes a text, equally on every machine and in every version (FNV-1a, mixed).
 fn hash(seed: u64, texts: &[&str]) -> u64 {
     let bytes = texts.iter().flat_map(|t| t.bytes());
     mix(bytes.fold(0xcbf2_9ce4_8422_2325 ^ mix(seed), |h, b| {
@@ -182,7 +181,7 @@ fn hash(seed: u64, texts: &[&str]) -> u64 {
     }))
 }
 
-/// Numbers one after the other.
+/// A generator of random numbers.
 #[derive(Clone, Debug)]
 pub struct Chance(u64);
 
@@ -196,7 +195,7 @@ impl Chance {
         self.0
     }
 
-    /// Below `n`.
+    /// Returns a number below `n`.
     pub fn below(&mut self, n: u64) -> u64 {
         self.next() % n
     }

@@ -1,4 +1,4 @@
-//! An executor that fails.
+//! An executor with injected faults.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -10,10 +10,9 @@ use freestone_engine::worker::RunContext;
 
 use super::{Fault, Faults, Part};
 
-/// An executor around another one: what passes between that and the driver meets the faults of
-/// [`Part::Requests`].
+/// An executor around another one that applies the faults of [`Part::Requests`].
 ///
-/// It holds driver and executor against their contract on the way, and keeps what breaks it.
+/// It also checks the contracts of driver and executor, and records violations.
 #[derive(Debug)]
 pub struct FaultExecutor {
     inner: Box<dyn Executor>,
@@ -21,11 +20,11 @@ pub struct FaultExecutor {
     account: Mutex<Account>,
 }
 
-/// What passed.
+/// The observed requests and outcomes.
 #[derive(Debug, Default)]
 struct Account {
     ids: BTreeSet<u64>,
-    /// With the driver's word that they are under way, which includes what is held back.
+    /// Requests in flight from the driver's view, which includes delayed outcomes.
     under_way: BTreeMap<u64, TaskRequest>,
     violations: Vec<String>,
 }
@@ -63,12 +62,12 @@ impl FaultExecutor {
         FaultExecutor { inner, faults, account: Mutex::default() }
     }
 
-    /// What broke the contract of executors and task sources.
+    /// Returns the violations of the contracts of executors and task sources.
     pub fn violations(&self) -> Vec<String> {
         self.account.lock().unwrap().violations.clone()
     }
 
-    /// Requests that are under way, as the driver sees it.
+    /// Returns the requests in flight from the driver's view.
     pub fn under_way(&self) -> Vec<TaskRequest> {
         self.account.lock().unwrap().under_way.values().cloned().collect()
     }
@@ -110,7 +109,7 @@ impl Executor for FaultExecutor {
     }
 }
 
-/// Between a driver and an executor.
+/// A task source between the driver and the executor.
 struct FaultSource<'a> {
     source: &'a dyn TaskSource,
     executor: &'a FaultExecutor,
@@ -121,38 +120,36 @@ struct FaultSource<'a> {
 #[derive(Default)]
 struct Between {
     running: HashMap<u64, TaskRequest>,
-    /// Slots that are taken, by whatever is under way as the driver sees it, and by who asks for a
-    /// request just now.
+    /// Slots in use, by requests in flight from the driver's view and by callers that ask for one.
     taken: usize,
     held: VecDeque<Held>,
     delivered: u64,
-    /// Requests that are to be run once more.
+    /// Requests to run again.
     again: VecDeque<TaskRequest>,
     twice: BTreeSet<u64>,
-    /// Requests that came back, and are to be run once more after so many outcomes; and those which
-    /// run.
+    /// Returned requests to run again after a number of outcomes, and those in progress.
     late: VecDeque<(TaskRequest, u64)>,
     late_running: BTreeSet<u64>,
 }
 
-/// An outcome that is held back.
+/// A delayed outcome.
 struct Held {
     outcome: TaskOutcome,
-    /// It is let go after so many outcomes.
+    /// The number of outcomes after which it is released.
     after: u64,
-    /// Or when this often there was nothing else to do.
+    /// The number of idle polls after which it is released.
     waits: u64,
 }
 
-/// Answers of [`Next::Wait`] for which an outcome is held back until there is a backup: some
-/// seconds.
+/// The number of [`Next::Wait`] results, a few seconds, for which an outcome is delayed until a
+/// backup exists.
 const WAITS_FOR_BACKUP: u64 = 150;
 
 fn name(request: &TaskRequest) -> String {
     format!("{}/{}+{}", request.stage.0, request.first, request.count)
 }
 
-/// Faults that are reported without anything done.
+/// Faults that are reported without running the request.
 const NOTHING_DONE: [(Fault, FailureKind); 4] = [
     (Fault::WorkerLost, FailureKind::WorkerLost),
     (Fault::Crashed, FailureKind::Crashed),
@@ -196,7 +193,7 @@ impl FaultSource<'_> {
         TaskFailure { kind, message: format!("injected: {fault:?}"), stage, task }
     }
 
-    /// The outcome of a request that is not run at all.
+    /// Returns the outcome of a request that does not run.
     fn nothing_done(&self, request: &TaskRequest) -> Option<TaskOutcome> {
         let (fault, kind) =
             *NOTHING_DONE.iter().find(|(fault, _)| self.strikes(*fault, request).is_some())?;
@@ -211,7 +208,7 @@ impl FaultSource<'_> {
         })
     }
 
-    /// An outcome as it arrives.
+    /// Applies faults to an arriving outcome.
     fn changed(&self, mut outcome: TaskOutcome) -> TaskOutcome {
         let request = outcome.request.clone();
         let n = outcome.done.len() as u64;
@@ -238,7 +235,7 @@ impl FaultSource<'_> {
         outcome
     }
 
-    /// Gives an outcome to the driver, and those that were held back until then.
+    /// Passes an outcome to the driver, followed by the delayed outcomes that are due.
     fn deliver(&self, outcome: TaskOutcome) {
         let mut next = Some(outcome);
         while let Some(outcome) = next {
@@ -252,7 +249,7 @@ impl FaultSource<'_> {
         }
     }
 
-    /// What is held back is let go where nothing else is under way, sooner or later.
+    /// Releases delayed outcomes if nothing else is in flight.
     fn let_go(&self) -> Option<TaskOutcome> {
         let mut state = self.state.lock().unwrap();
         if !state.running.is_empty() {
@@ -263,7 +260,7 @@ impl FaultSource<'_> {
         if first.waits == 0 { state.held.pop_front().map(|h| h.outcome) } else { None }
     }
 
-    /// A request that is to be run once more.
+    /// Returns a request to run again.
     fn once_more(&self, is_over: bool) -> Option<TaskRequest> {
         let mut state = self.state.lock().unwrap();
         if let Some(request) = state.again.pop_front() {
@@ -277,7 +274,7 @@ impl FaultSource<'_> {
         Some(request)
     }
 
-    /// Asks the driver, unless all slots are taken: what is held back has one.
+    /// Asks the driver, unless all slots are in use. Delayed outcomes use a slot.
     fn ask(&self) -> Next {
         {
             let mut state = self.state.lock().unwrap();
@@ -294,7 +291,7 @@ impl FaultSource<'_> {
                 let delivered = state.delivered;
                 let repeated =
                     state.held.iter_mut().find(|h| Some(h.outcome.request.id) == request.backup_of);
-                // After the backup, or after whatever comes before it.
+                // After the backup, or after any outcome before it.
                 repeated.into_iter().for_each(|h| h.after = delivered + 1 + request.id % 2);
                 state.running.insert(request.id, request.clone());
             }
@@ -382,7 +379,7 @@ impl TaskSource for FaultSource<'_> {
         if let Some(bits) = self.strikes(Fault::LateTwin, &request) {
             self.fired(Fault::LateTwin, &request);
             let mut state = self.state.lock().unwrap();
-            // Soon, or when all else is over.
+            // Soon, or at the end of the run.
             let after =
                 if bits.is_multiple_of(3) { u64::MAX } else { state.delivered + 1 + bits % 12 };
             state.late.push_back((request, after));
@@ -391,9 +388,9 @@ impl TaskSource for FaultSource<'_> {
     }
 }
 
-/// Without faults, nobody sees it.
+/// Without faults, the adapter is invisible.
 #[test]
-fn without_faults_it_passes_the_suite_of_executors() {
+fn without_faults_the_adapter_conforms() {
     let place = crate::support::Place::new();
     let faults = Arc::new(Faults::new(1, Vec::new()));
     freestone_executors::conformance::check(place.folder.path(), |slots| {
@@ -402,10 +399,10 @@ fn without_faults_it_passes_the_suite_of_executors() {
     assert!(faults.counts().is_empty());
 }
 
-/// Nor is the contract broken by outcomes that are held back and requests that are run twice: no
-/// more is under way than there are slots.
+/// Delayed outcomes and repeated requests keep the contract: no more requests are in flight than
+/// slots exist.
 #[test]
-fn stragglers_and_twins_pass_the_suite_of_executors() {
+fn stragglers_and_repeated_requests_conform() {
     let place = crate::support::Place::new();
     let rules = [Fault::Straggler, Fault::Twice, Fault::Delay].map(|fault| super::Rule {
         fault,

@@ -1,7 +1,7 @@
-//! The driver itself is killed, at moments that its progress defines, and another process goes on.
+//! Drivers killed at defined moments of their progress, and resumed by another process.
 //!
-//! The run is made by the test child. It says on its standard output what it does, stops at the
-//! moment, and is killed there. It is slowed down, so that its journal is written several times.
+//! The test child runs the driver. It reports its progress on standard output, stops at the moment,
+//! and is killed there. Pauses make it write several journal batches.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,23 +14,23 @@ use super::verdict::same_files;
 use crate::scenarios::driver::{Asked, Moment, plan};
 use crate::support::{BINARY, Place, TestChild, tree};
 
-/// What the child says until it has stopped, where it is killed, or ended.
+/// Returns the child's reports until it stops or ends.
 fn hear(asked: &Asked) -> Vec<Value> {
     TestChild::start("driver", &serde_json::to_string(asked).unwrap())
         .hear(|said| said.get("stopped").is_some())
 }
 
-/// What is known of a run from what its process said.
+/// The state of a run, derived from its process's reports.
 #[derive(Debug, Default)]
 struct Known {
     run: String,
     stopped_at: Option<u64>,
     ended: Option<Value>,
-    /// Tasks of each stage that were finished before, and in this process.
+    /// Finished tasks of each stage, from before and in this process.
     before: BTreeMap<u64, u64>,
     counted: BTreeMap<u64, u64>,
-    /// Finished when the last journal object was whole, and when the one before was: these are in
-    /// the journal for sure.
+    /// Tasks finished at the last complete journal object, and at the one before: the latter are
+    /// certainly in the journal.
     wrote: BTreeMap<u64, u64>,
     saved: BTreeMap<u64, u64>,
     under_way: BTreeMap<u64, (u64, u64)>,
@@ -55,8 +55,7 @@ fn known(heard: &[Value]) -> Known {
             *known.counted.entry(stage).or_default() += counted;
         } else if said["journal"].is_string() && said["is"] == "wrote" {
             known.journals += 1;
-            // The driver takes what it writes once the object before is whole, and what comes back
-            // after that waits for the next one.
+            // An object contains what was finished when the object before was complete.
             let earlier = std::mem::replace(&mut known.wrote, known.counted.clone());
             known.saved = earlier;
         } else if said.get("stopped").is_some() {
@@ -68,8 +67,8 @@ fn known(heard: &[Value]) -> Known {
     known
 }
 
-/// Runs, kills at the moment, looks at what is left, goes on in a third process, and looks again.
-/// Gives the tasks that were finished at the moment.
+/// Runs, kills the driver at the moment, checks the files, resumes in a third process, and checks
+/// again. Returns the number of finished tasks at the moment.
 fn check(
     place: &Place,
     on: &str,
@@ -116,7 +115,7 @@ fn check(
         "{moment:?}: the run's folder is left"
     );
 
-    // The same plan, for a place that is free.
+    // The same plan, with a free location.
     let (planned, _) = plan(&folder, "again", on);
     for (i, stage) in planned.finalized().plan().stages.iter().enumerate() {
         let of = |tasks: &BTreeMap<u64, u64>| tasks.get(&(i as u64)).copied().unwrap_or(0);
@@ -138,7 +137,7 @@ fn check(
     stopped_at
 }
 
-/// Kills at the moments, and says when that was.
+/// Kills drivers at the moments, and prints the finished tasks.
 fn check_all(on: &str, moments: &[Moment], slow_ms: u64) -> [usize; 5] {
     let place = Place::quick();
     let folder = place.at("undisturbed");
@@ -161,9 +160,10 @@ fn total(planned: &Plan) -> u64 {
     planned.finalized().plan().stages.iter().map(|s| s.n_tasks()).sum()
 }
 
-/// In each quarter at four places, and four between the last task and the commit's end.
+/// Four moments in each quarter of the tasks, and four between the last task and the end of the
+/// commit.
 fn moments(total: u64, in_chunks: bool) -> Vec<Moment> {
-    // Requests have up to forty tasks: each of them stays inside its quarter.
+    // Requests have up to forty tasks, so each moment stays within its quarter.
     let tasks = (0..16).map(|i| (i, i / 4 * total / 4 + i % 4 * total / 40 + total / 80));
     let during = tasks
         .map(|(i, n)| if in_chunks && i % 2 == 1 { Moment::Chunk(n) } else { Moment::Tasks(n) });
@@ -173,7 +173,7 @@ fn moments(total: u64, in_chunks: bool) -> Vec<Moment> {
 }
 
 #[test]
-fn a_killed_driver_publishes_nothing_and_can_be_followed() {
+fn a_killed_driver_publishes_nothing_and_is_resumed() {
     check_all(
         "threads",
         &[Moment::Tasks(30), Moment::Chunk(150), Moment::StagesEnded, Moment::Published(1)],

@@ -1,10 +1,10 @@
-//! What goes wrong, by chance that can be had again.
+//! Injection of reproducible random faults.
 //!
-//! [`Faults`] in [`decisions`] decides: whether a fault strikes follows from its seed, the kind of
-//! fault, what it would strike and how often that was tried, never from time or from which thread
-//! asks. The adapters ask it: [`store`] around a store, [`executor`] around an executor,
-//! [`processes`] kills workers and damages files. [`model`] runs random plans under random faults
-//! and says what must have come of it; [`killed`] kills the driver itself.
+//! [`Faults`] in [`decisions`] decides whether a fault strikes, from its seed, the kind of fault,
+//! its target and the number of attempts, never from time or threads. The adapters are [`store`]
+//! around a store, [`executor`] around an executor, and [`processes`], which kills workers and
+//! damages files. [`menu`] has the faults of a case. [`model`] runs random plans with random
+//! faults, and [`verdict`] checks the outcome. [`killed`] kills the driver itself.
 
 mod decisions;
 mod executor;
@@ -20,7 +20,7 @@ mod watch;
 pub use decisions::{Chance, Fault, Faults, Part, Rule, mix};
 
 #[test]
-fn decisions_follow_from_the_seed_and_what_is_struck() {
+fn decisions_depend_on_the_seed_and_the_target() {
     let rules = vec![Rule { fault: Fault::Transient, part: Part::Inputs, rate: 0.25 }];
     let struck = |seed: u64| -> Vec<bool> {
         let faults = Faults::new(seed, rules.clone());

@@ -1,4 +1,4 @@
-//! Random plans whose results are known.
+//! Random plans with known results.
 
 use std::sync::Arc;
 
@@ -10,9 +10,9 @@ use super::Chance;
 use crate::support::tree;
 use crate::values::{DTYPES, Input, Pair, Step, apply_all, stored};
 
-/// Inputs on a disk, and what is to be computed from them.
+/// A random program: inputs on disk, and results to compute.
 pub struct Program {
-    /// The results, with how each is cut.
+    /// The results, with their chunks.
     pub results: Vec<(String, Pair, Vec<u64>)>,
     pub names: Vec<&'static str>,
     parallelism: u64,
@@ -20,8 +20,8 @@ pub struct Program {
 }
 
 impl Program {
-    /// What follows from a seed, with its inputs in a folder. Mostly several stages: what needs all
-    /// of an axis comes often.
+    /// Creates the program of a seed, with its inputs in a folder. Most programs have several
+    /// stages, because operations on whole axes are frequent.
     pub fn new(seed: u64, inputs: &str) -> Program {
         let mut chance = Chance::new(seed);
         let store: Arc<dyn Store> = Arc::new(LocalStore::new(inputs));
@@ -66,7 +66,7 @@ impl Program {
         }
     }
 
-    /// All results into one group.
+    /// Plans all results into one group.
     pub fn plan(&self, group: &str, spec: &Spec) -> (Plan, Spec) {
         let spec = Spec { parallelism: self.parallelism, codec: self.codec.into(), ..spec.clone() };
         let target = |(name, pair, chunks): &(String, Pair, Vec<u64>)| {
@@ -80,7 +80,7 @@ impl Program {
     }
 }
 
-/// Length and chunk.
+/// Length and chunk length.
 fn axis(chance: &mut Chance, most: u64) -> (u64, u64) {
     let n = most / 4 + 1 + chance.below(most);
     (n, (n / (1 + chance.below(8))).max(1))
@@ -91,7 +91,7 @@ fn cut(pair: &Pair, chance: &mut Chance) -> Vec<u64> {
 }
 
 fn step(chance: &mut Chance) -> Step {
-    // Rechunk, a reduction, a roll, a reshape; or anything.
+    // A rechunk, a reduction, a roll, a reshape, or any operation.
     let op = if chance.one_in(2) {
         chance.pick(&[22, 22, 23, 28, 29, 36, 45])
     } else {
@@ -106,7 +106,7 @@ fn step(chance: &mut Chance) -> Step {
     }
 }
 
-/// Makes chunks of plain bytes chunks with a checksum, so that damage is found.
+/// Adds a checksum to chunks of plain bytes, so that damage is detected.
 fn add_checksums(folder: &str) {
     for (name, mut bytes) in tree(folder) {
         if name == "zarr.json" {
@@ -126,11 +126,11 @@ fn crc32c(bytes: &[u8]) -> u32 {
 }
 
 #[test]
-fn the_checksum_is_castagnolis() {
+fn the_checksum_is_crc32c() {
     assert_eq!(crc32c(b"123456789"), 0xe306_9283);
 }
 
-/// Plans are of all kinds, most of them of several stages.
+/// Most plans have several stages.
 #[test]
 fn plans_have_stages_intermediates_and_several_results() {
     let (mut stages, mut tasks, mut many) = (Vec::new(), Vec::new(), 0);

@@ -1,4 +1,4 @@
-//! Worker processes that are killed, and files that are damaged between tasks.
+//! Killed worker processes, and damaged files of intermediates.
 
 use std::collections::HashMap;
 use std::fs;
@@ -15,7 +15,7 @@ use freestone_engine::task::TaskRequest;
 
 use super::{Fault, Faults, Part};
 
-/// Kills workers when outcomes arrive: one that is at work, or that is about to be.
+/// Kills an active or idle worker when an outcome arrives.
 pub struct Killer {
     faults: Arc<Faults>,
     seen: Mutex<Vec<u32>>,
@@ -27,12 +27,12 @@ impl Killer {
     }
 }
 
-/// The pid in "process PID (i)".
+/// Parses the process id of a worker's name, `process PID (i)`.
 fn pid(worker: &str) -> Option<u32> {
     worker.strip_prefix("process ")?.split_whitespace().next()?.parse().ok()
 }
 
-/// True if a process runs that this one has started.
+/// Returns true if the process is a running child of this one.
 fn is_child(pid: u32) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let field =
@@ -63,7 +63,7 @@ impl Observer for Killer {
                 continue;
             }
             let victim = seen[bits as usize % seen.len()];
-            // It may end by itself just now.
+            // The process may have ended meanwhile.
             if Command::new("kill")
                 .args([signal, &victim.to_string()])
                 .stderr(Stdio::null())
@@ -81,14 +81,13 @@ impl Observer for Killer {
     }
 }
 
-/// Damages the files of intermediates, which later tasks read, when the task that wrote them has
-/// come back.
+/// Damages files of intermediates after the task that wrote them, before later tasks read them.
 pub struct Vandal<'a> {
     faults: Arc<Faults>,
     planned: &'a Plan,
     work_dir: PathBuf,
     run: Mutex<String>,
-    /// How often each chunk was written.
+    /// The number of writes of each chunk.
     tries: Mutex<HashMap<String, u64>>,
 }
 
@@ -134,8 +133,7 @@ impl<'a> Vandal<'a> {
     }
 }
 
-/// False where there is nothing to damage any more. Who reads meanwhile sees the old file or the
-/// damaged one.
+/// Damages a file. Returns false if it is gone. Concurrent readers see the old or the damaged file.
 fn damage(fault: Fault, path: &Path, bits: u64) -> bool {
     if fault == Fault::RemovedFile {
         return fs::remove_file(path).is_ok();

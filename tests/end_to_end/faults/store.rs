@@ -1,4 +1,4 @@
-//! A store that fails.
+//! A store with injected faults.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -11,35 +11,35 @@ use freestone_engine::storage::{ByteRange, ObjectPart, PartsRead, StorageError, 
 
 use super::{Fault, Faults, Part};
 
-/// Whose objects a store holds.
+/// The role of a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Holds {
-    /// The work directory's. Its first folder is the run's, whose name is another one each time,
-    /// and left out where faults are decided.
+    /// The work directory. Its first folder has the run's name, which differs each time and is
+    /// ignored by decisions.
     Work,
     Outputs,
     Inputs,
 }
 
-/// A store in front of another one, at its URL, that does to requests what [`Faults`] decide.
+/// A store around another one, at its URL, that applies the faults that [`Faults`] decides.
 ///
-/// It keeps the contract of [`Store`] but for [`Fault::Torn`], which leaves a part of an object as
+/// It keeps the contract of [`Store`], except for [`Fault::Torn`], which leaves a partial object as
 /// a crash may where no rename protects it, and the three that no store admits:
 /// [`Fault::CorruptWrite`], [`Fault::CorruptRead`], [`Fault::Dropped`].
 pub struct FaultStore {
     inner: Arc<dyn Store>,
     holds: Holds,
     faults: Arc<Faults>,
-    /// How often each was asked for.
+    /// The number of requests for each key.
     tries: Mutex<HashMap<String, u64>>,
-    /// Bytes that were written, and how many may be, by part.
+    /// Written bytes, and the limit by part.
     full: Vec<(Part, u64)>,
     written: AtomicU64,
     watcher: Option<Watcher>,
 }
 
-/// Is called before every request, with what is asked and for which key, and after a write, which
-/// is `wrote` then.
+/// A function called before every request with its action and key, and after a write with the
+/// action `wrote`.
 type Watcher = Box<dyn Fn(&str, &str) + Send + Sync>;
 
 impl fmt::Debug for FaultStore {
@@ -71,7 +71,7 @@ impl FaultStore {
         }
     }
 
-    /// A store without faults of its own, at which somebody looks.
+    /// Creates a store without faults that reports its requests.
     #[allow(dead_code)] // by the program in `tests/child`
     pub fn watched(
         inner: Arc<dyn Store>,
@@ -92,7 +92,7 @@ impl FaultStore {
                 Part::Documents
             }
             Holds::Outputs => Part::Outputs,
-            // An intermediate has a folder, and its chunks' names begin with a c.
+            // The chunks of an intermediate are in a folder and start with `c`.
             Holds::Work if key.matches('/').count() == 2 && name.starts_with('c') => {
                 Part::Intermediates
             }
@@ -120,7 +120,7 @@ impl FaultStore {
     }
 }
 
-/// A request on its way.
+/// A request in progress.
 struct Request<'a> {
     store: &'a FaultStore,
     action: &'static str,
@@ -153,13 +153,13 @@ impl Request<'_> {
         }
     }
 
-    /// What every request may meet before anything is done.
+    /// Applies the faults that strike before the request.
     fn begin(&self) -> Result<(), StorageError> {
         if let Some(bits) = self.strikes(Fault::Delay) {
             self.fired(Fault::Delay);
             std::thread::sleep(Duration::from_micros(100 + bits % 1500));
         }
-        // Whoever is not permitted once never is.
+        // A denied key stays denied.
         if self.store.faults.strikes(Fault::Denied, self.part, &self.what, 0).is_some() {
             self.fired(Fault::Denied);
             return Err(StorageError::Denied { place: self.place(), action: self.action });
@@ -177,7 +177,7 @@ impl Request<'_> {
         Ok(())
     }
 
-    /// True if the object is gone.
+    /// Applies a lost object. Returns true if the object is gone.
     fn drops(&self) -> Result<bool, StorageError> {
         let drops = self.strikes(Fault::Dropped).is_some();
         if drops {
@@ -187,7 +187,7 @@ impl Request<'_> {
         Ok(drops)
     }
 
-    /// One byte becomes another one.
+    /// Changes a byte.
     fn corrupt(&self, fault: Fault, bytes: &mut [u8]) {
         if let Some(bits) = self.strikes(fault)
             && !bytes.is_empty()
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn without_faults_it_keeps_the_contract_of_stores() {
+    fn without_faults_the_adapter_conforms() {
         let (_folder, faults, store) = over_a_folder(Vec::new());
         freestone_engine::storage::conformance::check(&store, "x");
         assert!(faults.counts().is_empty());
@@ -352,13 +352,13 @@ mod tests {
             there.map_or(0, |b| b.len())
         );
         assert_eq!(faults.counts(), [((fault, Part::Outputs), 1)].into());
-        // Other parts are not struck.
+        // Other parts have no faults.
         store.write("zarr.json", &bytes).unwrap();
         assert_eq!(faults.counts().len(), 1);
     }
 
     #[test]
-    fn each_fault_of_a_write_is_what_it_says() {
+    fn write_faults_have_their_documented_effect() {
         let bytes: Vec<u8> = (0..100_000u32).map(|i| i as u8).collect();
         let transient =
             |said: &Result<(), StorageError>| said.as_ref().is_err_and(StorageError::is_transient);
@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn a_byte_that_is_corrupt_when_read_is_whole_in_the_store() {
+    fn corrupt_reads_leave_the_object_intact() {
         let (folder, faults, store) =
             over_a_folder(vec![Rule { fault: Fault::CorruptRead, part: Part::Outputs, rate: 1.0 }]);
         store.write("c/0", &[0; 1000]).unwrap();

@@ -1,4 +1,4 @@
-//! Finds out that a run hangs.
+//! Detection of runs that hang.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex};
@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use freestone_engine::events::{Event, Observer};
 
-/// A run from which nothing is heard for so long hangs. Its tasks take milliseconds, and it waits a
-/// few seconds at most before it tries again.
+/// A run without events for this long hangs. Tasks take milliseconds, and retries wait a few
+/// seconds at most.
 const SILENCE: Duration = Duration::from_secs(180);
 
-/// Events to show of a run that hangs.
+/// The number of last events to print.
 const LAST: usize = 60;
 
-/// Hears every event of a run.
+/// An observer that keeps the last events.
 #[derive(Default)]
 pub struct Watch {
     heard: Mutex<Heard>,
@@ -28,8 +28,8 @@ struct Heard {
 }
 
 impl Watch {
-    /// Does something. If nothing is heard of it for a long time, says what is known, and ends the
-    /// process: nothing else ends a thread that hangs.
+    /// Calls `what`. If no event arrives for a long time, prints the state and aborts the process,
+    /// because a hanging thread cannot be ended.
     pub fn watched<T>(
         &self,
         name: &str,
@@ -71,7 +71,7 @@ impl Watch {
         heard.last.iter().cloned().collect::<Vec<_>>().join("\n  ")
     }
 
-    /// The last events.
+    /// Returns the last events.
     pub fn last(&self) -> String {
         self.text(&self.heard.lock().unwrap())
     }

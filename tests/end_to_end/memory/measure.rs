@@ -1,4 +1,4 @@
-//! One row in a process of its own: its inputs, its run, and what it took.
+//! The measurement of one row in a new process: inputs, run, and resource use.
 
 use std::collections::HashMap;
 use std::fs;
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::table::{Data, Row, Size, formats};
 use crate::support::{BINARY, Place, chunk_count, document, spec_in};
 
-/// Where inputs and results lie, and a server of the inputs.
+/// Folders of inputs and results, and a server of the inputs.
 pub struct Bench {
     place: Place,
     made: Mutex<HashMap<String, Arc<Mutex<bool>>>>,
@@ -24,18 +24,18 @@ pub struct Bench {
     runs: AtomicUsize,
 }
 
-/// What a row took, in bytes.
+/// The memory use of a row, in bytes.
 #[derive(Clone, Debug)]
 pub struct Measured {
     pub projected: u64,
     pub peak: u64,
     pub bytes_read: u64,
-    /// Projected and allocated bytes of the buffers of each stage's tasks.
+    /// Projected and allocated bytes of the task buffers of each stage.
     pub stages: Vec<(String, u64, u64)>,
 }
 
 impl Measured {
-    /// Of a report as `--json` prints it.
+    /// Parses a report of `--json`.
     pub fn new(report: &Value) -> Measured {
         let bytes = |v: &Value| v.as_u64().unwrap_or_else(|| panic!("{report}"));
         let stages = report["stages"].as_array().unwrap().iter();
@@ -55,7 +55,7 @@ impl Measured {
         }
     }
 
-    /// Projected for the task over what it took.
+    /// Returns the ratio of a task's projected to its measured bytes.
     pub fn looseness(&self, idle: u64) -> f64 {
         (self.projected - DEFAULT_RESERVED_MEM) as f64
             / self.peak.saturating_sub(idle).max(1) as f64
@@ -73,8 +73,8 @@ impl Bench {
         self.place.at(name)
     }
 
-    /// The command for a row, whose inputs are there when this returns, and where its results go. A
-    /// shell may prepare its process: a script that ends by becoming its arguments.
+    /// Returns the command for a row and its output location, after creating the inputs. `prepare`
+    /// may be a shell script that ends by executing its arguments.
     pub fn command(&self, row: &Row, executor: &str, shell: Option<&str>) -> (Command, String) {
         let out = self.place.at(&format!("out-{}", self.runs.fetch_add(1, Ordering::Relaxed)));
         let mut arguments = vec!["compute".to_owned()];
@@ -109,7 +109,7 @@ impl Bench {
         (command, out)
     }
 
-    /// Runs a row in a fresh process, and keeps nothing that it has written.
+    /// Runs a row in a new process, and removes its output.
     pub fn run(&self, row: &Row, shell: Option<&str>) -> Output {
         let (mut command, out) = self.command(row, "serial", shell);
         let run = command.output().unwrap();
@@ -117,7 +117,7 @@ impl Bench {
         run
     }
 
-    /// The projection of a row's plan, without a run.
+    /// Returns the projection of a row's plan, without a run.
     pub fn projected(&self, row: &Row) -> u64 {
         let run = self.command(row, "serial", None).0.arg("--plan-only").output().unwrap();
         let plan: Value = serde_json::from_slice(&run.stdout)
@@ -129,7 +129,7 @@ impl Bench {
         measured(&row.name(), &self.run(row, None))
     }
 
-    /// The peak of the same program at a plan that needs next to nothing.
+    /// Returns the peak memory of the program for a minimal plan.
     pub fn idle(&self) -> u64 {
         let (tiny, out) = (self.at("tiny"), self.at("tiny-out"));
         store(
@@ -159,13 +159,13 @@ impl Bench {
             .peak
     }
 
-    /// An array as a row reads it: made when it is wanted first.
+    /// Returns the input array of a row, which is created at first use.
     pub fn input(&self, name: &str, row: &Row) -> String {
         let (network, stored) = row
             .stored
             .strip_prefix("http ")
             .map_or((false, row.stored.as_str()), |codec| (true, codec));
-        // The array that is copied into a codec is not stored in it.
+        // The source of a codec's copy is not stored in that codec.
         let (source, stored) = if name == "p" { ("a", "none") } else { (name, stored) };
         let folder = format!(
             "{source}-{}-{}-{}",
@@ -225,7 +225,7 @@ impl Bench {
         else {
             return store(&array, to, stored, &spec);
         };
-        // Into an array that is there already, as others have made it.
+        // The output is an array of another writer.
         fs::create_dir_all(to).unwrap();
         let mut document = document(&shape, &chunks, dtype);
         document["codecs"] = json!(codecs);
@@ -239,7 +239,7 @@ impl Bench {
     }
 }
 
-/// Removes what a command has written.
+/// Removes the output of a command.
 pub fn remove(out: &str) {
     for folder in [out.to_owned(), format!("{out}-work")] {
         let _ = fs::remove_dir_all(folder);
@@ -251,7 +251,7 @@ fn store(array: &freestone::Array, to: &str, codec: &str, spec: &Spec) {
     freestone::run(&freestone::plan(&[target], spec).unwrap(), spec, &Serial).unwrap();
 }
 
-/// A command in nobody's environment but ours.
+/// Returns a command without inherited settings.
 pub fn command(shell: Option<&str>, program: &Path) -> Command {
     let mut command = match shell {
         Some(_) => Command::new("sh"),
@@ -267,7 +267,7 @@ pub fn command(shell: Option<&str>, program: &Path) -> Command {
     command
 }
 
-/// What a run said that it took, or how it failed.
+/// Parses the report of a run, or its error.
 pub fn measured(what: &str, run: &Output) -> Result<Measured, String> {
     let said = String::from_utf8_lossy(&run.stdout);
     match said.lines().find(|l| l.starts_with('{')) {
@@ -280,7 +280,7 @@ pub fn measured(what: &str, run: &Output) -> Result<Measured, String> {
     }
 }
 
-/// An array of plain bytes, written by no code of the library's.
+/// Writes an array of plain bytes without code of the library.
 fn write_raw(folder: &Path, [shape, chunks]: [&[u64]; 2], dtype: &str, data: Data, seed: u64) {
     fs::create_dir_all(folder).unwrap();
     fs::write(folder.join("zarr.json"), document(shape, chunks, dtype).to_string()).unwrap();
@@ -297,8 +297,7 @@ fn write_raw(folder: &Path, [shape, chunks]: [&[u64]; 2], dtype: &str, data: Dat
         let mut bytes = Vec::with_capacity(4 * elements);
         for i in 0..elements {
             let word = match data {
-                // Without the exponent's highest bit: any number below 2, and none that is not
-                // finite.
+                // Clears the exponent's highest bit, so that all numbers are finite and below 2.
                 Data::Incompressible if dtype == "float32" => next() & 0xbfff_ffff,
                 Data::Incompressible => next(),
                 Data::Compressible if dtype == "float32" => ((i / 4096 + 1) as f32).to_bits(),
@@ -313,7 +312,7 @@ fn write_raw(folder: &Path, [shape, chunks]: [&[u64]; 2], dtype: &str, data: Dat
     }
 }
 
-/// Zarr 2's documents and keys for the same chunks.
+/// Converts the metadata and keys to Zarr 2.
 fn to_zarr_2(folder: &Path, shape: &[u64], chunks: &[u64], codecs: &[Value]) {
     let has = |name: &str| codecs.iter().find(|c| c["name"] == name);
     let compressor = codecs.iter().find_map(|c| match c["name"].as_str()? {
@@ -351,7 +350,7 @@ fn to_zarr_2(folder: &Path, shape: &[u64], chunks: &[u64], codecs: &[Value]) {
     fs::remove_dir_all(folder.join("c")).unwrap();
 }
 
-/// A server of a folder's files on this machine, as long as the program runs; its port.
+/// Serves a folder's files until the program ends. Returns the port.
 fn serve_files(folder: PathBuf) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -367,7 +366,7 @@ fn serve_files(folder: PathBuf) -> u16 {
 fn answer(mut stream: TcpStream, folder: &Path) -> std::io::Result<()> {
     let mut lines = BufReader::new(stream.try_clone()?).lines();
     let request = lines.next().unwrap_or_else(|| Ok(String::new()))?;
-    // Headers end with an empty line; none of them matters here.
+    // Skips the headers, which end with an empty line.
     for line in lines {
         if line?.is_empty() {
             break;

@@ -1,11 +1,12 @@
-//! The rows of the memory suite: one line for each way to compute, and one for each way to store.
+//! The rows of the memory suite: one line for each kind of computation, and one for each kind of
+//! storage.
 //!
-//! To add a row, add a line. Inputs are square, of 2 × 2 chunks of `{c}` × `{c}` elements of 4
+//! To add a row, add a line. Inputs are square, with 2 × 2 chunks of `{c}` × `{c}` elements of 4
 //! bytes.
 
 use serde_json::{Value, json};
 
-/// How large chunks are.
+/// The chunk size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Size {
     /// 1 MB.
@@ -17,7 +18,7 @@ pub enum Size {
 impl Size {
     pub const ALL: [Size; 2] = [Size::Small, Size::Large];
 
-    /// Elements along each axis of a chunk.
+    /// Returns the number of elements along each axis of a chunk.
     pub fn edge(self) -> u64 {
         match self {
             Size::Small => 512,
@@ -33,7 +34,7 @@ impl Size {
     }
 }
 
-/// What chunks hold.
+/// The contents of chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Data {
     Incompressible,
@@ -51,11 +52,10 @@ impl Data {
     }
 }
 
-/// A computation: what it is called, its expressions separated by `;`, and more arguments of
-/// `freestone compute`.
+/// A computation: name, expressions separated by `;`, and further arguments of `freestone compute`.
 ///
-/// `a` and `b` are aligned `float32`, `m` has other chunks, `i` is `int32`, `v` a vector, `s` in
-/// one shard. `PARALLELISM=n` among the arguments is how many tasks the plan should keep busy.
+/// `a` and `b` are aligned `float32`, `m` has other chunks, `i` is `int32`, `v` a vector, and `s` a
+/// single shard. The argument `PARALLELISM=n` sets the parallelism of the plan.
 pub const KERNELS: &[(&str, &str, &str)] = &[
     ("copy", "a", ""),
     ("elementwise chain", "(a * 2 + 1) / (a * a + 3)", ""),
@@ -138,15 +138,15 @@ pub const KERNELS: &[(&str, &str, &str)] = &[
     ("sharded write of a mean", "mean(a, axis=0)", "--chunks {c/4} --shards {c}"),
 ];
 
-/// What is done with stored chunks of one codec: name, expression, and whether its result is in
-/// that codec too.
+/// An operation on stored chunks of one codec: name, expression, and whether the result has the
+/// same codec.
 pub const PATHS: &[(&str, &str, bool)] = &[
     ("read", "sum(a, axis=0)", false),
     ("partial read", "a[5:{c+9}, 7:{c+3}]", false),
     ("write", "p", true),
 ];
 
-/// Codecs that can be asked for by name: read, read in part, and written.
+/// Codecs with a name: read, read partially, and written.
 pub const CODECS: &[&str] = &[
     "none",
     "zstd:1",
@@ -163,7 +163,7 @@ pub const CODECS: &[&str] = &[
     "gzip:6+crc32c",
 ];
 
-/// Ways of storing that others use and we read: name, whether it is Zarr 2, and the codecs.
+/// Formats of other writers: name, whether it is Zarr 2, and the codecs.
 pub fn formats() -> Vec<(&'static str, bool, Vec<Value>)> {
     let bytes = |endian: &str| json!({"name": "bytes", "configuration": {"endian": endian}});
     let (little, big) = (bytes("little"), bytes("big"));
@@ -218,14 +218,14 @@ pub fn formats() -> Vec<(&'static str, bool, Vec<Value>)> {
     ]
 }
 
-/// One row of the table, for each size and kind of data.
+/// A row of the table, for one size and one kind of data.
 #[derive(Clone, Debug)]
 pub struct Row {
-    /// What is computed, or done with chunks.
+    /// The computation or the operation on chunks.
     pub what: String,
-    /// The codec of what is read, by name, or a format; of `http …`, over the network.
+    /// The codec or format of the input; `http …` reads over the network.
     pub stored: String,
-    /// The codec of what is written.
+    /// The codec of the output.
     pub written: String,
     pub expressions: Vec<String>,
     pub arguments: Vec<String>,
@@ -235,7 +235,7 @@ pub struct Row {
 }
 
 impl Row {
-    /// What stands in the table.
+    /// Returns the row's label in the table.
     pub fn name(&self) -> String {
         format!(
             "{}, {}, {} chunks, {} data",
@@ -246,7 +246,7 @@ impl Row {
         )
     }
 
-    /// True if its projection must be near to what it takes.
+    /// Returns true if the projection must be close to the measurement.
     pub fn is_tight(&self) -> bool {
         self.size == Size::Large && self.data == Data::Incompressible
     }
@@ -290,8 +290,8 @@ fn row(
     }
 }
 
-/// The rows: all of `kernels` over arrays in zstd, all of `paths` over all codecs. With
-/// `everything`, the kernels over all codecs too.
+/// Returns the rows: all of `kernels` with zstd, and all of `paths` with all codecs. With
+/// `everything`, also the kernels with all codecs.
 pub fn rows(everything: bool) -> Vec<Row> {
     let mut rows = Vec::new();
     for size in Size::ALL {
@@ -303,8 +303,7 @@ pub fn rows(everything: bool) -> Vec<Row> {
                 }));
             }
             for (what, expression, writes) in PATHS {
-                // What costs most is done once: levels that are slow to write are read from what
-                // one row has written.
+                // Codec levels that are slow to write are read from the output of one row.
                 rows.extend(CODECS.iter().map(|codec| {
                     let codecs = if *writes { ["none", codec] } else { [codec, "none"] };
                     row(what, codecs, [expression, ""], size, data)
@@ -322,17 +321,17 @@ pub fn rows(everything: bool) -> Vec<Row> {
         }
     }
     if !everything {
-        // What compresses is far below its bound: one chunk size shows that it stays there.
+        // Compressible data are far below the bound; one chunk size is enough.
         rows.retain(|r| r.data == Data::Incompressible || r.size == Size::Small);
     }
     rows
 }
 
-/// How many there are, by the lengths of the lists.
+/// Returns the number of rows, from the lengths of the lists.
 pub fn n_rows(everything: bool) -> usize {
     let read = PATHS.iter().filter(|(.., writes)| !writes).count();
     let paths = PATHS.len() * CODECS.len() + read * (formats().len() + 2);
-    // Without everything, large chunks that compress are left out.
+    // Without `everything`, large compressible chunks are omitted.
     if everything {
         4 * (KERNELS.len() * CODECS.len() + paths)
     } else {

@@ -1,5 +1,5 @@
-//! The rows on the worker for AWS Lambda, each in environments of exactly its projection that are
-//! killed where they take more.
+//! The rows on the AWS Lambda worker, in environments that have exactly the projected memory and
+//! are killed above it.
 
 use std::path::Path;
 use std::time::Duration;
@@ -16,7 +16,8 @@ use super::table::Row;
 use super::{chosen, each};
 use crate::support::{spec_in, tree};
 
-/// A function of so much memory, whose environments are killed beyond it, or beyond `cap_bytes`.
+/// Creates a function of a memory size whose environments are killed above it, or above
+/// `cap_bytes`.
 fn function(memory_bytes: u64, cap_bytes: Option<u64>) -> Emulator {
     let mut config = Config::new("freestone", worker_binary().unwrap());
     config.memory_mib = memory_bytes.div_ceil(1 << 20);
@@ -25,22 +26,22 @@ fn function(memory_bytes: u64, cap_bytes: Option<u64>) -> Emulator {
     Emulator::start(config).unwrap()
 }
 
-/// The most bytes that an environment had, as its cgroup counts: pages of files too, up to the
+/// Returns the peak memory of an environment by its cgroup, which includes page cache up to the
 /// limit.
 fn most(stats: &Stats) -> u64 {
     stats.environments.iter().filter_map(|e| e.max_memory_bytes).max().unwrap()
 }
 
-/// What a row took on the worker.
+/// The memory use of a row on the worker.
 struct Ran {
     projected: u64,
-    /// Resident memory at its highest, of what the worker itself can see.
+    /// The peak resident memory measured by the worker.
     peak: u64,
     most: u64,
     environments: usize,
 }
 
-/// Runs a row by the command, here and through the function, and compares.
+/// Runs a row locally and through the function, and compares the results.
 fn run(bench: &Bench, row: &Row) -> Result<Ran, String> {
     let (mut here, expect) = bench.command(row, "serial", None);
     let here = here.output().unwrap();
@@ -86,7 +87,7 @@ fn run(bench: &Bench, row: &Row) -> Result<Ran, String> {
 
 #[test]
 #[ignore = "needs memory cgroups and the worker: run by .ci/run lambda"]
-fn lambda_memory_of_the_projection_is_enough_for_every_row() {
+fn lambda_projected_memory_is_enough_for_all_rows() {
     let (rows, bench) = (chosen(), Bench::new());
     let ran = each(&rows, |row| run(&bench, row));
     assert_eq!(ran.len(), rows.len());
@@ -108,8 +109,8 @@ fn lambda_memory_of_the_projection_is_enough_for_every_row() {
     assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
 }
 
-/// Where a row's plan needs more than there is, although the worker was told of enough: what is
-/// wrong with how the run ends.
+/// Runs a row whose plan needs more memory than the environment has. Returns the violations of the
+/// expected failure.
 fn in_half(bench: &Bench, row: &Row) -> Result<String, String> {
     let a = freestone::open(&bench.input("a", row)).unwrap();
     let array = if row.what == "copy" { a } else { a.sum(0) };
@@ -143,8 +144,8 @@ fn in_half(bench: &Bench, row: &Row) -> Result<String, String> {
     let RunError::Task { failure, attempts, .. } = error.cause() else {
         return Err(format!("it ends otherwise: {error}"));
     };
-    // Twice in different environments. Meanwhile each of the other tasks has come to the same end
-    // once at most.
+    // The task fails twice, in different environments. Each other task fails at most once
+    // meanwhile.
     let told = failure.kind == FailureKind::OutOfMemory
         && failure.stage == stage
         && error.to_string().contains(&stage)
@@ -159,10 +160,10 @@ fn in_half(bench: &Bench, row: &Row) -> Result<String, String> {
     Ok(format!("{} of {}: {error}", size(peak / 2), size(peak)))
 }
 
-/// The limit bites: half of what a task takes is not enough, and whose task it was is told.
+/// The limit is effective: half of a task's memory is not enough, and the error names the task.
 #[test]
 #[ignore = "needs memory cgroups and the worker: run by .ci/run lambda"]
-fn lambda_memory_of_half_is_told_of() {
+fn lambda_half_of_the_memory_is_reported() {
     let bench = Bench::new();
     let rows: Vec<Row> = chosen()
         .into_iter()

@@ -1,5 +1,5 @@
-//! Repositories and sessions by command: what it prints, which setting counts, what it refuses with
-//! which exit code, and what it leaves behind.
+//! Repositories and sessions by command: output, precedence of settings, errors with exit codes,
+//! and files.
 
 use std::time::Duration;
 use std::{fs, thread};
@@ -92,9 +92,9 @@ fn sessions_by_command() {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("expired"));
 }
 
-/// Code, then command line, environment, file, defaults.
+/// Precedence: code, command line, environment, file, defaults.
 #[test]
-fn settings_of_sessions_come_in_layers() {
+fn session_settings_have_a_precedence() {
     let place = Place::quick();
     fs::write(place.at("freestone.toml"), "repository = \"of-file\"\nsharing = false\n").unwrap();
     let create = |variables: &[(&str, &str)], arguments: &[&str]| {
@@ -114,7 +114,7 @@ fn settings_of_sessions_come_in_layers() {
     for name in ["of-file", "of-environment", "of-command-line"] {
         assert_eq!(n_snapshots(&Repository::open(&place.at(name)).unwrap()), 2, "{name}");
     }
-    // With sharing off nobody shares or joins, and no record is kept.
+    // Without sharing, sessions cannot be shared or joined, and have no records.
     let refused = freestone_in(&place, &[], &["session", "create"]);
     assert_eq!(refused.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("disabled"));
@@ -129,7 +129,7 @@ fn settings_of_sessions_come_in_layers() {
     }
     let refused = freestone_in(&place, &[("FREESTONE_SHARING", "perhaps")], &["session", "create"]);
     assert_eq!(refused.status.code(), Some(2));
-    // Without any of its arguments, nothing is committed anywhere.
+    // Without one of the arguments, nothing is committed.
     stdout(&freestone_in(
         &place,
         &[],
@@ -138,9 +138,9 @@ fn settings_of_sessions_come_in_layers() {
     assert!(fs::exists(place.at("plain.zarr/zarr.json")).unwrap());
 }
 
-/// `--format` is that of a repository that is made; one that is there has its own.
+/// `--format` applies to new repositories. An existing repository has its own format.
 #[test]
-fn repositories_are_made_in_a_format() {
+fn new_repositories_have_the_requested_format() {
     use freestone::sessions::Format;
     let place = Place::quick();
     let input = format!("u={WINDS_V3}/u");
@@ -200,9 +200,9 @@ fn repositories_are_made_in_a_format() {
     );
 }
 
-/// A plan that is refused leaves no repository, whatever it is refused for; nor does an expression.
+/// A refused plan or expression creates no repository.
 #[test]
-fn a_refused_plan_makes_no_repository() {
+fn a_refused_plan_creates_no_repository() {
     let place = Place::quick();
     let u = format!("{WINDS_V3}/u");
     let input = format!("u={u}");
@@ -225,7 +225,7 @@ fn a_refused_plan_makes_no_repository() {
 }
 
 #[test]
-fn wrong_places_in_repositories() {
+fn invalid_paths_in_repositories() {
     let place = Place::quick();
     let input = format!("u={WINDS_V3}/u");
     let compute = |output: &str, more: &[&str], code: i32, says: &str| {
@@ -256,9 +256,9 @@ fn wrong_places_in_repositories() {
     check_failure(&place, &["session", "status", "0123456789"], 4, &["no session `0123456789`"]);
 }
 
-/// What was found by hostile hands.
+/// Malicious input that once had an effect.
 #[test]
-fn places_that_are_no_repositories() {
+fn invalid_repositories() {
     let place = Place::quick();
     let input = format!("u={WINDS_V3}/u");
     fs::create_dir(place.at("other")).unwrap();
@@ -299,7 +299,7 @@ fn places_that_are_no_repositories() {
     assert!(stdout(&run(&["info", "icechunk+r#branch=side%2Fx/u"])).contains("float32"));
 }
 
-/// A commit's memory is part of the projection, and a record that got lost is missed.
+/// A commit's memory is part of the projection, and a lost record is detected.
 #[test]
 fn commits_of_many_chunks() {
     let place = Place::quick();
@@ -342,9 +342,9 @@ fn commits_of_many_chunks() {
     assert!(!run(&["session", "commit", &id]).status.success(), "nothing is left to commit");
 }
 
-/// Nothing that is written for others, or for later, has the secrets that a process was given.
+/// No stored file contains the credentials of a process.
 #[test]
-fn credentials_do_not_travel() {
+fn credentials_are_not_stored() {
     let place = Place::quick();
     let secrets = [
         ("AWS_ACCESS_KEY_ID", "AKIASECRETKEYID"),
@@ -371,7 +371,7 @@ fn credentials_do_not_travel() {
         "r.html",
     ]));
     stdout(&run(&["session", "commit", &id, "--repository", "r"]));
-    // A run that is stopped leaves its plan, its journal and its ticket.
+    // A stopped run leaves its plan, journal and ticket.
     let stopped = run(&[
         "compute",
         "u",

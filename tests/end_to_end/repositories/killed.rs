@@ -1,5 +1,5 @@
-//! Drivers that are killed while they overwrite an array: a reader sees the old one or the new one,
-//! and who resumes the run commits once.
+//! Drivers killed while they overwrite an array. Readers see the old array or the new one, and a
+//! resumed run commits once.
 //!
 //! The driver is the test child, which stops at its [`Moment`] and is killed there.
 
@@ -16,8 +16,8 @@ use crate::command::stdout;
 use crate::scenarios::repository::{Asked, Moment, SHAPE, overwriting};
 use crate::support::{BINARY, Place, TestChild, spec_in};
 
-/// Kills at the moment, looks at what readers see, resumes, and looks again. Gives the number of
-/// finished tasks, and whether the commit had come through.
+/// Kills the driver at the moment, checks the readers' view, resumes, and checks again. Returns the
+/// number of finished tasks, and whether the commit had succeeded.
 fn check_killed(place: &Place, on: &str, moment: Moment, expect: &ArrayD<f64>) -> bool {
     let folder = place.at(&format!("{on}-{moment:?}").replace(['(', ')'], "-"));
     let repository =
@@ -100,7 +100,7 @@ fn check_all_killed(on: &str, moments: &[Moment]) {
 }
 
 #[test]
-fn a_killed_driver_leaves_the_old_array_or_the_new_one() {
+fn a_killed_driver_leaves_the_old_or_the_new_array() {
     check_all_killed(
         "threads",
         &[Moment::Tasks(9), Moment::BeforeCommit, Moment::InCommit(3_000), Moment::AfterCommit],
@@ -108,7 +108,7 @@ fn a_killed_driver_leaves_the_old_array_or_the_new_one() {
 }
 
 fn twenty() -> Vec<Moment> {
-    // Four of each quarter, between a fortieth and the next quarter.
+    // Four moments of each quarter, between a fortieth and the next quarter.
     let tasks = [1, 2, 3, 4, 6, 7, 8, 9, 11, 12, 13, 14, 16, 17, 18, 19].map(Moment::Tasks);
     tasks
         .into_iter()

@@ -1,5 +1,5 @@
-//! Sessions that several join by their id: programs that know nothing else of each other, writers
-//! that die and come again, arrays that clash.
+//! Shared sessions, joined by id: independent programs, writers that are killed and start again,
+//! conflicting arrays.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -18,8 +18,7 @@ use super::{id_of, n_snapshots, ramp, repository, values};
 use crate::command::{freestone_in, stdout};
 use crate::support::{BINARY, Place, WINDS_V3, tree};
 
-/// A server of a folder's documents that never answers when it is asked for a chunk, but says so to
-/// the test.
+/// Serves a folder's metadata. Requests for a chunk are reported to the test and never answered.
 fn serve_no_chunks(folder: &'static str) -> (String, Receiver<()>) {
     fn answer(mut stream: TcpStream, folder: &str, asked: &Sender<()>) -> std::io::Result<()> {
         let mut lines = BufReader::new(stream.try_clone()?).lines();
@@ -32,7 +31,7 @@ fn serve_no_chunks(folder: &'static str) -> (String, Receiver<()>) {
         let path = request.split(' ').nth(1).unwrap_or_default().trim_start_matches('/');
         if path.contains("/c/") {
             let _ = asked.send(());
-            // Until the client is gone.
+            // Wait until the client disconnects.
             return lines.try_for_each(|line| line.map(drop));
         }
         match fs::read(Path::new(folder).join(path)) {
@@ -62,10 +61,10 @@ fn serve_no_chunks(folder: &'static str) -> (String, Receiver<()>) {
     (url, heard)
 }
 
-/// Eight programs that know the repository and an id only; one is killed half-way and started
-/// again: one commit, all values.
+/// Eight programs that know only the repository and the id. One is killed half-way and started
+/// again. The result is one commit with all values.
 #[test]
-fn programs_join_by_id_and_one_dies() {
+fn programs_join_by_id_and_one_is_killed() {
     let place = Place::quick();
     let run = |arguments: &[&str]| freestone_in(&place, &[], arguments);
     let id = id_of(&run(&["session", "create", "--repository", "r", "-m", "by eight"]));
@@ -93,7 +92,7 @@ fn programs_join_by_id_and_one_dies() {
     let (stalled, asked) = serve_no_chunks(WINDS_V3);
     let mut children: Vec<_> =
         (0..8).map(|n| compute(n, if n == 3 { &stalled } else { WINDS_V3 })).collect();
-    // It has joined, and waits for its first chunk.
+    // The program has joined, and waits for its first chunk.
     asked.recv_timeout(Duration::from_secs(300)).expect("it asks for a chunk");
     children[3].kill().unwrap();
     let refused = run(&["session", "commit", &id, "--repository", "r"]);
@@ -123,7 +122,7 @@ fn programs_join_by_id_and_one_dies() {
         .unwrap();
         assert_eq!(found, &u * n as f32, "{n}");
     }
-    // After the commit nobody joins.
+    // A committed session cannot be joined.
     let late = freestone_in(
         &place,
         &[],
@@ -147,10 +146,10 @@ fn programs_join_by_id_and_one_dies() {
     );
 }
 
-/// A writer that comes again with other metadata takes back what it wrote before, and one that died
-/// in the middle of telling has told nothing.
+/// A writer that starts again with other metadata replaces its earlier work. Incomplete records of
+/// a killed writer are ignored.
 #[test]
-fn writers_that_come_again() {
+fn restarted_writers_replace_their_work() {
     let place = Place::quick();
     let spec = place.spec();
     let repository = repository(&place);
@@ -160,7 +159,8 @@ fn writers_that_come_again() {
         session.store(&ramp(n), "g/a").unwrap();
         session.commit("", &spec).unwrap();
     }
-    // As a run leaves it that is killed while it tells: its batches are there, their end is not.
+    // The state of a run killed while it writes records: the batches exist, the final record is
+    // missing.
     let mut session = Session::joined(shared.join("dead").unwrap());
     session.store(&ramp(30.0), "g/b").unwrap();
     session.commit("", &spec).unwrap();
@@ -175,9 +175,9 @@ fn writers_that_come_again() {
     assert!(freestone::open_version(&repository, MAIN, "g/b").is_err());
 }
 
-/// Nothing comes to lie in an array, whoever comes first.
+/// No node can be inside an array, in any order of writers.
 #[test]
-fn arrays_hold_no_arrays() {
+fn arrays_contain_no_nodes() {
     let place = Place::quick();
     let spec = place.spec();
     let repository = repository(&place);
@@ -192,7 +192,7 @@ fn arrays_hold_no_arrays() {
         error.contains("`m` is created as an array, which cannot contain other nodes"),
         "{error}"
     );
-    // One of them takes back what it wrote, and the other's work is not lost.
+    // One writer withdraws its array, and the work of the other is kept.
     shared.join("m").unwrap().retract().unwrap();
     shared.commit().unwrap();
     assert_eq!(values(&repository, MAIN, "m/n", &spec).sum(), 190.0);
@@ -214,10 +214,9 @@ fn arrays_hold_no_arrays() {
     }
 }
 
-/// A session that its creator has shared takes whole arrays of who joins, each made by one of them
-/// only.
+/// Each array of a shared session is created by one participant.
 #[test]
-fn who_joins_makes_arrays_of_its_own() {
+fn participants_create_arrays() {
     let place = Place::quick();
     let spec = place.spec();
     let repository = repository(&place);
@@ -229,7 +228,7 @@ fn who_joins_makes_arrays_of_its_own() {
     };
     assert_eq!(add("one", "g/a", &ramp(30.0)).unwrap().snapshot, None);
     add("two", "g/b", &ramp(20.0)).unwrap();
-    // The same once more under the same name takes its place; nobody notices.
+    // The same array by the same participant replaces the first, without an error.
     add("two", "g/b", &ramp(20.0)).unwrap();
     assert!(freestone::open_version(&repository, MAIN, "g/a").is_err());
     shared.commit().unwrap();
@@ -243,7 +242,7 @@ fn who_joins_makes_arrays_of_its_own() {
         SessionState::Closed(Closed::Committed { .. })
     ));
 
-    // Two who make different arrays at one place are told so, and nothing is committed.
+    // Different arrays at one path by two participants are an error, and nothing is committed.
     let shared = repository.create_session(MAIN, "clash", None).unwrap();
     for (name, n) in [("one", 30.0), ("two", 20.0)] {
         let mut session = Session::joined(shared.join(name).unwrap());
@@ -253,7 +252,7 @@ fn who_joins_makes_arrays_of_its_own() {
     assert!(
         matches!(shared.commit(), Err(RepositoryError::CreatedTwice { path }) if path == "same")
     );
-    // One that fails to plan does not keep others waiting.
+    // A participant whose planning fails does not block others.
     let shared = repository.create_session(MAIN, "fails", None).unwrap();
     let mut session = Session::joined(shared.join("one").unwrap());
     session.store(&ramp(30.0), "g/a").unwrap();
@@ -267,7 +266,7 @@ fn who_joins_makes_arrays_of_its_own() {
     assert!(shared.status().unwrap().joiners.iter().all(|j| !j.open && j.n_chunks == 0));
 }
 
-/// Sessions that are there in part, or damaged, are in nobody's way.
+/// Incomplete and damaged sessions block nothing.
 #[test]
 fn damaged_sessions_block_nothing() {
     let place = Place::quick();
