@@ -54,8 +54,8 @@ impl fmt::Display for Plan {
     }
 }
 
-/// Stores, with ways to open all that this program knows: those of the engine, and with the feature
-/// `sessions` versions of repositories, `icechunk+REPOSITORY#branch=NAME`, `#tag=NAME` or
+/// Returns stores that open all URLs this program knows: those of the engine and, with the feature
+/// `sessions`, versions of repositories: `icechunk+REPOSITORY#branch=NAME`, `#tag=NAME` or
 /// `#snapshot=ID`.
 pub fn stores() -> Stores {
     let stores = Stores::default();
@@ -64,48 +64,47 @@ pub fn stores() -> Stores {
     stores
 }
 
-/// Opens a stored array, `winds.zarr/u`, `s3://bucket/winds.zarr/u` or
-/// `icechunk+repository#branch=main/winds/u`, of Zarr format 2 or 3.
+/// Opens a stored array of Zarr format 2 or 3: `winds.zarr/u`, `s3://bucket/winds.zarr/u` or
+/// `icechunk+repository#branch=main/winds/u`.
 ///
-/// Reads its metadata, nothing else. Of a repository's branch, it is the newest snapshot that is
-/// read, whatever is committed later.
+/// Reads only metadata. Of a repository's branch, the newest snapshot is read, whatever is
+/// committed later.
 ///
 /// # Errors
-/// Where there is no array, or one that uses what is not supported.
+/// Fails if there is no array, or it uses an unsupported feature.
 pub fn open(location: impl AsRef<Path>) -> Result<Array, Error> {
     let (url, name) = split_location(&location.as_ref().to_string_lossy());
     Ok(open_in(&stores().open(&url)?, &name)?)
 }
 
-/// What a worker process does: answers the driver that has started it until that is gone. It knows
-/// the users' kernels that it is given.
+/// Serves as a worker process: answers the driver that started it until the driver ends. Knows the
+/// given users' kernels.
 ///
-/// What the process prints to its standard output goes to the driver's standard error.
+/// The standard output of the process goes to the driver's standard error.
 ///
 /// # Errors
-/// Where no driver has started this process as a worker, or the connection to it breaks.
+/// Fails if no driver started this process as a worker, or the connection breaks.
 pub fn serve(kernels: &KernelRegistry) -> Result<(), Error> {
     Ok(freestone_executors::serve(kernels, stores())?)
 }
 
 /// Plans to store arrays, all of them in one plan.
 ///
-/// Reads metadata only and writes nothing. Cost: microseconds an operation, whatever the number of
+/// Reads only metadata and writes nothing. Cost: microseconds per operation, for any number of
 /// chunks.
 ///
 /// # Errors
-/// What an operator left in an array; a stage that does not fit `allowed_mem`; results that would
-/// be in each other's way, or in the place of something that is there and may not be replaced.
+/// Fails with the first error of an array's expression; if a stage does not fit `allowed_mem`; if
+/// results overlap, or would replace existing data without `overwrite`.
 pub fn plan(targets: &[Target], spec: &Spec) -> Result<Plan, Error> {
     planned(targets, &outputs(targets, &stores())?, spec)
 }
 
-/// Makes arrays without their values: writes the metadata of targets, and the coordinates of their
-/// axes.
+/// Creates arrays without their values: writes the metadata of targets, and the coordinates of
+/// their axes.
 ///
-/// The values are written later, region by region ([`Target::region`]), by this program or others;
-/// until then they are fill values. Of the arrays nothing is computed but coordinates, in this
-/// thread.
+/// Values are written later, region by region ([`Target::region`]), by this program or others.
+/// Until then, elements have the fill value. Only coordinates are computed, in this thread.
 ///
 /// ```
 /// # use freestone::{DType, Serial, Spec, Target};
@@ -123,7 +122,7 @@ pub fn plan(targets: &[Target], spec: &Spec) -> Result<Plan, Error> {
 /// ```
 ///
 /// # Errors
-/// As [`plan`] and [`run`]; a target that is a region.
+/// Fails as [`plan`] and [`run`], and for a target that is a region.
 pub fn create(targets: &[Target], spec: &Spec) -> Result<(), Error> {
     let planned = planned(targets, &metadata_outputs(targets, &stores())?, spec)?;
     run(&planned, spec, &Serial).map(drop)
@@ -138,8 +137,8 @@ fn planned(targets: &[Target], outputs: &[Output], spec: &Spec) -> Result<Plan, 
     Ok(Plan { plan: Arc::new(plan), stores, kernels: kernels_of(outputs)? })
 }
 
-/// Refuses results in the place of something that may not be replaced. The run looks again, and at
-/// more; this is found out before anything is prepared for it.
+/// Refuses results at locations of existing data that may not be replaced. The run checks again,
+/// and more; this check comes before the run prepares anything.
 fn check_free(outputs: &[Output], stores: &Stores) -> Result<(), Error> {
     for output in outputs.iter().filter(|o| !o.overwrite && !matches!(o.mode, Mode::Region { .. }))
     {
@@ -169,19 +168,19 @@ fn check_free(outputs: &[Output], stores: &Stores) -> Result<(), Error> {
     Ok(())
 }
 
-/// What a run may have besides an executor.
+/// Options of a run.
 #[derive(Clone, Default)]
 #[allow(missing_debug_implementations)]
 pub struct RunOptions<'a> {
-    /// Who looks on.
+    /// The observers of the run.
     pub observers: &'a [&'a dyn Observer],
-    /// Stops the run when asked.
+    /// Cancels the run.
     pub cancel: Cancel,
-    /// What the results are committed by; otherwise they go to plain Zarr stores.
+    /// The publisher of the results. The default publishes to plain Zarr stores.
     pub session: Option<&'a dyn Publisher>,
     /// Stores in memory that targets name.
     pub stores: Stores,
-    /// Users' kernels that the plan of a resumed run names.
+    /// The users' kernels of a resumed run.
     pub kernels: KernelRegistry,
     /// Chunks of the inputs of a resumed run must not have been written or removed since it began:
     /// one request for each.
@@ -191,16 +190,16 @@ pub struct RunOptions<'a> {
 /// Runs a plan.
 ///
 /// # Errors
-/// Where something is in the way of a result, a task fails for good, or storage does; then nothing
-/// is published.
+/// Fails if data at the destination may not be replaced, a task fails permanently, or storage
+/// fails. Then nothing is published.
 pub fn run(planned: &Plan, spec: &Spec, executor: &dyn Executor) -> Result<RunReport, Error> {
     run_with(planned, spec, executor, &RunOptions::default())
 }
 
-/// Runs a plan with somebody looking on.
+/// Runs a plan with options.
 ///
 /// # Errors
-/// As [`run`].
+/// Fails as [`run`].
 pub fn run_with(
     planned: &Plan,
     spec: &Spec,
@@ -244,19 +243,19 @@ fn is_in_repository(array: &freestone_engine::plan::PlanArray) -> bool {
     url.starts_with(freestone_sessions::SCHEME)
 }
 
-/// Opens a run that has ended early, by its folder: a path or URL, as the error
+/// Opens a run that ended early, by its folder: a path or URL, as the error
 /// ([`Error::resumable_run`]) and the command name it.
 ///
 /// # Errors
-/// Where there is none that can be resumed.
+/// Fails if there is no run that can be resumed.
 pub fn open_run(folder: impl AsRef<Path>, stores: &Stores) -> Result<StoredRun, Error> {
     let (work_dir, folder) = split_location(&folder.as_ref().to_string_lossy());
     Ok(StoredRun::open(stores, RunAddress { work_dir: identity(&work_dir, ""), folder })?)
 }
 
-/// Goes on with a run that was killed, cancelled or has failed, in this process or another one:
-/// nothing is planned anew, and no task that the journal tells of is run again. `spec` may differ
-/// in all but what the plan has fixed; its `work_dir` is not looked at.
+/// Resumes a run that was killed, was cancelled or failed, in this process or another one. Nothing
+/// is planned again, and no task in the journal is run again. `spec` may differ in everything that
+/// the plan does not determine; its `work_dir` is ignored.
 ///
 /// ```no_run
 /// # use freestone::{RunOptions, Settings, Spec, Stores, Threads};
@@ -268,7 +267,8 @@ pub fn open_run(folder: impl AsRef<Path>, stores: &Stores) -> Result<StoredRun, 
 /// ```
 ///
 /// # Errors
-/// As [`run`]; where the run is still going on, or its inputs or outputs' places have changed.
+/// Fails as [`run`], or if the run is still in progress, or its inputs or destinations have
+/// changed.
 pub fn resume(
     stored: &StoredRun,
     spec: &Spec,
@@ -298,7 +298,7 @@ pub fn resume(
     Ok(driver::resume(stored, &run, options.verify_inputs)?)
 }
 
-/// The session that a run was begun with.
+/// Returns the publisher that a run was started with.
 fn session_of(stored: &StoredRun, stores: &Stores) -> Result<Box<dyn Publisher>, Error> {
     if let Some(plain) = PlainZarr::of_ticket(stores.clone(), &stored.record.session) {
         return Ok(Box::new(plain));
@@ -314,11 +314,11 @@ fn session_of(stored: &StoredRun, stores: &Stores) -> Result<Box<dyn Publisher>,
     .into())
 }
 
-/// Gives a run up: its folder and what it has written so far are removed, unless a process is at
+/// Discards a run: removes its folder and what it has written so far, unless a process is running
 /// it.
 ///
 /// # Errors
-/// Where it is still going on, or storage fails.
+/// Fails if the run is in progress, or storage fails.
 pub fn discard(stored: &StoredRun, stores: &Stores) -> Result<(), Error> {
     record::remove(stores, &stored.address)?;
     let known = self::stores();

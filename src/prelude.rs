@@ -1,4 +1,4 @@
-//! What most programs use: `use freestone::prelude::*;`.
+//! The items that most programs use: `use freestone::prelude::*;`.
 
 #[cfg(feature = "sessions")]
 pub use crate::{Session, open_version};

@@ -50,7 +50,7 @@ pub struct Session {
     grown: Vec<Grown>,
 }
 
-/// What was appended to an array along an axis that has a name.
+/// An array that was appended along a named axis.
 #[derive(Clone, Debug)]
 struct Grown {
     path: String,
@@ -60,7 +60,7 @@ struct Grown {
     /// Its length before and after.
     before: u64,
     after: u64,
-    /// What was appended.
+    /// The appended array.
     array: Array,
 }
 
@@ -86,7 +86,7 @@ impl Session {
     /// Begins at the newest snapshot of a branch.
     ///
     /// # Errors
-    /// Where there is no such branch.
+    /// Fails if there is no such branch.
     pub fn begin(repository: &Repository, branch: &str) -> Result<Session, Error> {
         Ok(Session::of(repository.writable_session(branch)?))
     }
@@ -132,7 +132,7 @@ impl Session {
     /// only, so on threads.
     ///
     /// # Errors
-    /// Where there is none.
+    /// Fails if there is none.
     pub fn open(&self, path: &str) -> Result<Array, Error> {
         match &self.how {
             How::Own(session) if !session.has_changed(path) => open_version(
@@ -144,9 +144,9 @@ impl Session {
         }
     }
 
-    /// Where a result goes in the session, to be given chunks, a codec, a region; then
-    /// [`add`](Session::add) it. The path leads through groups, which are made; the coordinates of
-    /// the array's axes are stored beside it.
+    /// Returns the target of a result in the session, for options such as chunks, a codec or a
+    /// region; then [`add`](Session::add) it. The path leads through groups, which are created. The
+    /// coordinates of the array's axes are stored in the same group.
     pub fn target(&self, array: &Array, path: &str) -> Target {
         Target::in_group(array, self.seen().url(), path.trim_matches('/')).with_stores(&self.stores)
     }
@@ -198,9 +198,9 @@ impl Session {
     /// ```
     ///
     /// # Errors
-    /// Where the shapes do not fit; where the array ends inside of a chunk and has been changed in
-    /// this session already. Nothing has changed then. That an array of the group is left behind is
-    /// an error of the [`commit`](Session::commit).
+    /// Fails if the shapes do not fit, or if the array ends inside a chunk and has been changed in
+    /// this session already. Then nothing has changed. An array of the group that is not extended
+    /// is an error of [`commit`](Session::commit).
     pub fn append(
         &mut self,
         array: &Array,
@@ -459,7 +459,7 @@ impl Session {
 /// [`Version`]. Its plans name the snapshot, so they read that, whatever is committed later.
 ///
 /// # Errors
-/// Where there is no such version, or no array in it.
+/// Fails if there is no such version, or no array in it.
 pub fn open_version(
     repository: &Repository,
     version: impl Into<Version>,

@@ -39,7 +39,7 @@ pub(crate) struct Inner {
 pub struct Dim {
     /// The name.
     pub name: Option<String>,
-    /// Where its coordinate array is, if it comes from a stored array in a group.
+    /// The location of the coordinate array, if the axis comes from a stored array in a group.
     pub(crate) origin: Option<Origin>,
 }
 
@@ -103,7 +103,7 @@ impl Array {
     /// The node of the engine's graph.
     ///
     /// # Errors
-    /// The error that an operator left here.
+    /// Fails with the first error of the array's expression.
     pub fn node(&self) -> Result<&NodeRef, Error> {
         Ok(&self.get()?.node)
     }
@@ -119,7 +119,7 @@ impl Array {
     /// Returns the number of axes.
     ///
     /// # Errors
-    /// The first error of the array's expression.
+    /// Fails with the first error of the array's expression.
     pub fn ndim(&self) -> Result<usize, Error> {
         Ok(self.get()?.dims.len())
     }
@@ -127,7 +127,7 @@ impl Array {
     /// Returns the number of elements.
     ///
     /// # Errors
-    /// The first error of the array's expression.
+    /// Fails with the first error of the array's expression.
     pub fn size(&self) -> Result<u64, Error> {
         Ok(self.shape()?.iter().product())
     }
@@ -135,7 +135,7 @@ impl Array {
     /// Returns the element type.
     ///
     /// # Errors
-    /// The first error of the array's expression.
+    /// Fails with the first error of the array's expression.
     pub fn dtype(&self) -> Result<DType, Error> {
         Ok(self.node()?.dtype)
     }
@@ -143,7 +143,7 @@ impl Array {
     /// Returns the bytes of one element.
     ///
     /// # Errors
-    /// The first error of the array's expression.
+    /// Fails with the first error of the array's expression.
     pub fn itemsize(&self) -> Result<usize, Error> {
         Ok(self.dtype()?.size())
     }
@@ -151,7 +151,7 @@ impl Array {
     /// Returns the bytes of all elements.
     ///
     /// # Errors
-    /// The first error of the array's expression.
+    /// Fails with the first error of the array's expression.
     pub fn nbytes(&self) -> Result<u64, Error> {
         Ok(self.size()?.saturating_mul(self.itemsize()? as u64))
     }
@@ -159,7 +159,7 @@ impl Array {
     /// Returns the length of the largest chunk along each axis.
     ///
     /// # Errors
-    /// The first error of the array's expression.
+    /// Fails with the first error of the array's expression.
     pub fn chunks(&self) -> Result<Vec<u64>, Error> {
         Ok(self.grid()?.max_chunk())
     }
@@ -167,7 +167,7 @@ impl Array {
     /// Returns the chunks along each axis.
     ///
     /// # Errors
-    /// The first error of the array's expression.
+    /// Fails with the first error of the array's expression.
     pub fn grid(&self) -> Result<&ChunkGrid, Error> {
         Ok(&self.node()?.grid)
     }
@@ -183,7 +183,7 @@ impl Array {
     /// Returns the name of each axis.
     ///
     /// # Errors
-    /// The first error of the array's expression.
+    /// Fails with the first error of the array's expression.
     pub fn dims(&self) -> Result<&[Dim], Error> {
         Ok(&self.get()?.dims)
     }
@@ -191,7 +191,7 @@ impl Array {
     /// Returns the user attributes that are still valid.
     ///
     /// # Errors
-    /// The first error of the array's expression.
+    /// Fails with the first error of the array's expression.
     pub fn attributes(&self) -> Result<&Map<String, Value>, Error> {
         Ok(&self.get()?.attributes)
     }
@@ -229,7 +229,7 @@ impl Array {
     /// The same array with an attribute.
     ///
     /// # Errors
-    /// The error that an operator left here.
+    /// Fails with the first error of the array's expression.
     #[track_caller]
     pub fn with_attribute(&self, name: &str, value: impl Into<Value>) -> Array {
         or_failed(self.try_with_attribute(name, value))
@@ -270,7 +270,7 @@ impl Array {
     /// ```
     ///
     /// # Errors
-    /// The error that an operator left here.
+    /// Fails with the first error of the array's expression.
     #[track_caller]
     pub fn raw(&self) -> Array {
         or_failed(self.try_raw())
@@ -284,10 +284,10 @@ impl Array {
         Ok(Array { inner: Ok(inner) })
     }
 
-    /// How the values are packed, if they are.
+    /// Returns how the values are packed, if they are.
     ///
     /// # Errors
-    /// The error that an operator left here.
+    /// Fails with the first error of the array's expression.
     pub fn packing(&self) -> Result<Option<Packing>, Error> {
         Ok(self.get()?.packing())
     }
@@ -306,7 +306,7 @@ impl Array {
     /// again would cost more; a plan says which and why.
     ///
     /// # Errors
-    /// Where their number is not that of the axes, or one is 0.
+    /// Fails if their number is not that of the axes, or one is 0.
     #[track_caller]
     pub fn rechunk(&self, chunks: impl AsRef<[u64]>) -> Array {
         or_failed(self.try_rechunk(chunks.as_ref()))
@@ -364,7 +364,7 @@ impl Inner {
     }
 }
 
-/// Where the values of a copy were stored first.
+/// Returns the location that the values of a copy come from.
 fn source(node: &NodeRef) -> Option<String> {
     match &node.op {
         Op::Stored(stored) => Some(stored.location()),

@@ -1,4 +1,4 @@
-//! Chunks for arrays that nobody has chunked yet.
+//! Default chunks.
 
 /// Bytes of a chunk where nothing else is asked for.
 pub const DEFAULT_CHUNK_BYTES: u64 = 16_000_000;

@@ -18,10 +18,10 @@ use crate::join::cloned;
 use crate::promotion::{held, whole};
 use crate::range::length;
 
-/// Every element is `value`, cast to `dtype`.
+/// Creates an array filled with `value`, cast to `dtype`.
 ///
 /// # Errors
-/// Where the dtype does not hold the value, or the chunks do not fit the shape.
+/// Fails if the dtype cannot hold the value, or the chunks do not fit the shape.
 #[track_caller]
 pub fn full(
     shape: impl AsRef<[u64]>,
@@ -41,10 +41,10 @@ pub(crate) fn try_full(
     generated(shape, dtype, chunks, Generate::Full(held(value.into(), dtype)?))
 }
 
-/// Every element is 0.
+/// Creates an array of zeros.
 ///
 /// # Errors
-/// Where the chunks do not fit the shape.
+/// Fails if the chunks do not fit the shape.
 #[track_caller]
 pub fn zeros(shape: impl AsRef<[u64]>, dtype: DType, chunks: impl AsRef<[u64]>) -> Array {
     or_failed(try_zeros(shape.as_ref(), dtype, chunks.as_ref()))
@@ -54,10 +54,10 @@ pub(crate) fn try_zeros(shape: &[u64], dtype: DType, chunks: &[u64]) -> Result<A
     try_full(shape, 0, dtype, chunks)
 }
 
-/// Every element is 1.
+/// Creates an array of ones.
 ///
 /// # Errors
-/// Where the chunks do not fit the shape.
+/// Fails if the chunks do not fit the shape.
 #[track_caller]
 pub fn ones(shape: impl AsRef<[u64]>, dtype: DType, chunks: impl AsRef<[u64]>) -> Array {
     or_failed(try_ones(shape.as_ref(), dtype, chunks.as_ref()))
@@ -67,10 +67,10 @@ pub(crate) fn try_ones(shape: &[u64], dtype: DType, chunks: &[u64]) -> Result<Ar
     try_full(shape, 1, dtype, chunks)
 }
 
-/// Every element is something: 0, since nothing is gained by less.
+/// Creates an array of unspecified values: zeros, since other values would not be cheaper.
 ///
 /// # Errors
-/// Where the chunks do not fit the shape.
+/// Fails if the chunks do not fit the shape.
 #[track_caller]
 pub fn empty(shape: impl AsRef<[u64]>, dtype: DType, chunks: impl AsRef<[u64]>) -> Array {
     or_failed(try_empty(shape.as_ref(), dtype, chunks.as_ref()))
@@ -80,11 +80,11 @@ pub(crate) fn try_empty(shape: &[u64], dtype: DType, chunks: &[u64]) -> Result<A
     try_zeros(shape, dtype, chunks)
 }
 
-/// `value` everywhere, in the shape and chunks of another array, and in its dtype unless one is
-/// given.
+/// Creates an array filled with `value`, with the shape and chunks of another array, and its dtype
+/// unless one is given.
 ///
 /// # Errors
-/// Where the dtype does not hold the value; the error that an operator left in the array.
+/// Fails if the dtype cannot hold the value, and with the first error of the array's expression.
 #[track_caller]
 pub fn full_like(array: &Array, value: impl Into<Scalar>, dtype: Option<DType>) -> Array {
     or_failed(try_full_like(array, value, dtype))
@@ -105,10 +105,10 @@ pub(crate) fn try_full_like(
     Ok(Array::from_parts(Arc::new(node), inner.dims.clone(), Map::new()))
 }
 
-/// 0 everywhere, as [`full_like`].
+/// Creates an array of zeros. See [`full_like`].
 ///
 /// # Errors
-/// The error that an operator left in the array.
+/// Fails with the first error of the array's expression.
 #[track_caller]
 pub fn zeros_like(array: &Array, dtype: Option<DType>) -> Array {
     or_failed(try_zeros_like(array, dtype))
@@ -118,10 +118,10 @@ pub(crate) fn try_zeros_like(array: &Array, dtype: Option<DType>) -> Result<Arra
     try_full_like(array, 0, dtype)
 }
 
-/// 1 everywhere, as [`full_like`].
+/// Creates an array of ones. See [`full_like`].
 ///
 /// # Errors
-/// The error that an operator left in the array.
+/// Fails with the first error of the array's expression.
 #[track_caller]
 pub fn ones_like(array: &Array, dtype: Option<DType>) -> Array {
     or_failed(try_ones_like(array, dtype))
@@ -131,10 +131,10 @@ pub(crate) fn try_ones_like(array: &Array, dtype: Option<DType>) -> Result<Array
     try_full_like(array, 1, dtype)
 }
 
-/// Anything everywhere, as [`full_like`].
+/// Creates an array of unspecified values. See [`full_like`].
 ///
 /// # Errors
-/// The error that an operator left in the array.
+/// Fails with the first error of the array's expression.
 #[track_caller]
 pub fn empty_like(array: &Array, dtype: Option<DType>) -> Array {
     or_failed(try_empty_like(array, dtype))
@@ -144,14 +144,14 @@ pub(crate) fn try_empty_like(array: &Array, dtype: Option<DType>) -> Result<Arra
     try_zeros_like(array, dtype)
 }
 
-/// `start, start + step, …` up to but without `stop`.
+/// Creates the values `start, start + step, …` up to but without `stop`.
 ///
-/// Shape: `(⌈(stop − start) / step⌉,)` by exact arithmetic of the values given, or no elements.
+/// Shape: `(⌈(stop − start) / step⌉,)` by exact arithmetic of the given values, or no elements.
 /// Integers are exact.
 ///
 /// # Errors
-/// Where the step is 0, a number is not finite or not real, `dtype` is bool or complex, or an
-/// integer dtype does not hold the elements.
+/// Fails if the step is 0, a number is not finite or not real, `dtype` is bool or complex, or an
+/// integer dtype cannot hold the elements.
 #[track_caller]
 pub fn arange(
     start: impl Into<Scalar>,
@@ -204,11 +204,11 @@ pub(crate) fn try_arange(
     generated(&[n], dtype, &[chunk], Generate::Arange { start, step })
 }
 
-/// `n` values from `start` to `stop` at even distances, which is the last one if `endpoint` says
-/// so, else the one after it.
+/// Creates `n` evenly spaced values from `start` to `stop`. With `endpoint`, `stop` is the last
+/// value; otherwise it would be the next one.
 ///
 /// # Errors
-/// Where `dtype` is bool or complex.
+/// Fails if `dtype` is bool or complex.
 #[track_caller]
 pub fn linspace(start: f64, stop: f64, n: u64, endpoint: bool, dtype: DType, chunk: u64) -> Array {
     or_failed(try_linspace(start, stop, n, endpoint, dtype, chunk))
@@ -234,10 +234,10 @@ pub(crate) fn try_linspace(
     )
 }
 
-/// 1 on one diagonal of a matrix, 0 elsewhere; `k` is how far above the main diagonal it is.
+/// Creates a matrix with ones on one diagonal, `k` above the main diagonal, and zeros elsewhere.
 ///
 /// # Errors
-/// Where the chunks do not fit the shape.
+/// Fails if the chunks do not fit the shape.
 #[track_caller]
 pub fn eye(rows: u64, columns: u64, k: i64, dtype: DType, chunks: impl AsRef<[u64]>) -> Array {
     or_failed(try_eye(rows, columns, k, dtype, chunks.as_ref()))
@@ -253,13 +253,13 @@ pub(crate) fn try_eye(
     generated(&[rows, columns], dtype, chunks, Generate::Eye { k })
 }
 
-/// The lower triangle of the last two axes, up to the `k`-th diagonal above the main one; 0
-/// elsewhere.
+/// Keeps the lower triangle of the last two axes, up to the `k`-th diagonal above the main one.
+/// Other elements are 0.
 ///
 /// Cost: no stage.
 ///
 /// # Errors
-/// Where there are not two axes.
+/// Fails if the array has fewer than two axes.
 #[track_caller]
 pub fn tril(array: &Array, k: i64) -> Array {
     or_failed(try_tril(array, k))
@@ -270,13 +270,13 @@ pub(crate) fn try_tril(array: &Array, k: i64) -> Result<Array, Error> {
     try_where(&triangle(array, k)?, array, zero)
 }
 
-/// The upper triangle of the last two axes, from the `k`-th diagonal above the main one; 0
-/// elsewhere.
+/// Keeps the upper triangle of the last two axes, from the `k`-th diagonal above the main one.
+/// Other elements are 0.
 ///
 /// Cost: no stage.
 ///
 /// # Errors
-/// Where there are not two axes.
+/// Fails if the array has fewer than two axes.
 #[track_caller]
 pub fn triu(array: &Array, k: i64) -> Array {
     or_failed(try_triu(array, k))
@@ -307,7 +307,7 @@ fn literal_zero(array: &Array) -> Result<Operand, Error> {
     Ok(if array.dtype()? == DType::Bool { false.into() } else { 0.into() })
 }
 
-/// Where the last two axes are in the lower triangle.
+/// Returns the mask of the lower triangle of the last two axes.
 fn triangle(array: &Array, k: i64) -> Result<Array, Error> {
     let grid = array.grid()?;
     let Some(axes) = grid.axes().len().checked_sub(2).map(|n| grid.axes()[n..].to_vec()) else {
@@ -323,7 +323,7 @@ fn triangle(array: &Array, k: i64) -> Result<Array, Error> {
     })))
 }
 
-/// How [`meshgrid`] orders its axes.
+/// The order of the axes of [`meshgrid`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Indexing {
     /// The first array runs along the second axis.
@@ -332,12 +332,12 @@ pub enum Indexing {
     Ij,
 }
 
-/// One-dimensional arrays, each spread over the grid that all of them span.
+/// Broadcasts one-dimensional arrays over the grid that they span.
 ///
 /// Cost: no stage.
 ///
 /// # Errors
-/// Where one has another number of axes, or dtypes differ.
+/// Fails if an array has another number of axes, or dtypes differ.
 pub fn meshgrid(
     arrays: impl IntoIterator<Item = impl AsRef<Array>>,
     indexing: Indexing,
@@ -369,13 +369,13 @@ pub fn meshgrid(
     arrays.iter().enumerate().map(spread).collect()
 }
 
-/// Independent uniform values in `[low, high)`.
+/// Creates independent uniform values in `[low, high)`.
 ///
-/// The same seed gives the same values whatever the chunks are: each follows from its index
-/// (Philox4x32-10).
+/// A value follows from the seed and its index (Philox4x32-10), so it does not depend on the
+/// chunks.
 ///
 /// # Errors
-/// Where `dtype` is not a real float, or the chunks do not fit the shape.
+/// Fails if `dtype` is not a real float, or the chunks do not fit the shape.
 #[track_caller]
 pub fn random_uniform(
     shape: impl AsRef<[u64]>,
@@ -407,10 +407,11 @@ pub(crate) fn try_random_uniform(
     )
 }
 
-/// Independent normal values, by Box & Muller; independent of the chunks as in [`random_uniform`].
+/// Creates independent normal values, by the method of Box & Muller. Values do not depend on the
+/// chunks, as in [`random_uniform`].
 ///
 /// # Errors
-/// Where `dtype` is not a real float, or the chunks do not fit the shape.
+/// Fails if `dtype` is not a real float, or the chunks do not fit the shape.
 #[track_caller]
 pub fn random_normal(
     shape: impl AsRef<[u64]>,
@@ -442,11 +443,11 @@ pub(crate) fn try_random_normal(
     )
 }
 
-/// Independent integers of `low..high`, each as likely as the others; independent of the chunks as
-/// in [`random_uniform`].
+/// Creates independent, uniformly distributed integers of `low..high`. Values do not depend on the
+/// chunks, as in [`random_uniform`].
 ///
 /// # Errors
-/// Where `dtype` is not an integer or does not hold the bounds, the range is empty, or the chunks
+/// Fails if `dtype` is not an integer or cannot hold the bounds, the range is empty, or the chunks
 /// do not fit the shape.
 #[track_caller]
 pub fn random_integers(
@@ -493,16 +494,17 @@ fn generated(shape: &[u64], dtype: DType, chunks: &[u64], what: Generate) -> Res
     Ok(Array::unnamed(Arc::new(Node { op: Op::Generate(what), dtype, grid })))
 }
 
-/// Values of more bytes are put into a store of their own, in this process's memory.
+/// Maximum bytes of a constant in a plan. Larger arrays go to a store in the memory of this
+/// process.
 const MAX_CONSTANT_BYTES: usize = 1_000_000;
 
-/// Chunks of an array in memory are about so large.
+/// Approximate bytes of a chunk of an array in memory.
 const MEMORY_CHUNK_BYTES: usize = 8_000_000;
 
-/// An array of the values of one in memory.
+/// Creates an array from an `ndarray` array.
 ///
-/// Up to 1 MB it becomes part of the plan; a larger one stays in this process, where workers in
-/// other processes cannot see it: store it for those.
+/// Up to 1 MB becomes part of the plan. A larger array stays in this process, where workers in
+/// other processes cannot access it: store it for those.
 #[track_caller]
 pub fn asarray<T: Element, S: Data<Elem = T>, D: Dimension>(values: &ArrayBase<S, D>) -> Array {
     or_failed(in_memory(values))
@@ -544,10 +546,10 @@ fn in_memory<T: Element, S: Data<Elem = T>, D: Dimension>(
     crate::io::open_in(&store, "values")
 }
 
-/// An array of numbers in C order, each cast to `dtype`.
+/// Creates an array from numbers in C order, each cast to `dtype`.
 ///
 /// # Errors
-/// Where there are more or less of them than the shape has elements, or more than 1 MB.
+/// Fails if the number of values does not match the shape, or they exceed 1 MB.
 #[track_caller]
 pub fn from_scalars(
     shape: impl AsRef<[usize]>,
@@ -577,7 +579,7 @@ pub(crate) fn try_from_scalars(
     Ok(constant(&shape, dtype, buffer))
 }
 
-/// An array of no axes.
+/// Creates an array without axes.
 pub fn scalar<T: Element>(value: T) -> Array {
     constant(&[], T::DTYPE, Buffer::from_slice(&[value]))
 }

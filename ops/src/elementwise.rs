@@ -187,7 +187,7 @@ fn arrays_of(operands: &[Operand]) -> Vec<&Array> {
 /// Applies a function of two operands by its operation, as the named functions below do.
 ///
 /// # Errors
-/// Where shapes do not broadcast, or it is not defined for the dtype that both are promoted to.
+/// Fails if shapes do not broadcast, or it is not defined for the dtype that both are promoted to.
 #[track_caller]
 pub fn binary(op: BinaryOp, left: Operand, right: Operand) -> Array {
     or_failed(try_binary(op, left, right))
@@ -223,7 +223,7 @@ pub(crate) fn try_binary(op: BinaryOp, left: Operand, right: Operand) -> Result<
 /// Applies a function of one array by its operation, as the named functions below do.
 ///
 /// # Errors
-/// Where it is not defined for the dtype.
+/// Fails if it is not defined for the dtype.
 #[track_caller]
 pub fn unary(op: UnaryOp, a: &Array) -> Array {
     or_failed(try_unary(op, a))
@@ -246,7 +246,7 @@ macro_rules! binary_functions {
             /// is silent as NumPy does. Cost: no stage.
             ///
             /// # Errors
-            /// Where shapes do not broadcast, or it is not defined for the dtype that both are
+            /// Fails if shapes do not broadcast, or it is not defined for the dtype that both are
             /// promoted to.
             #[track_caller]
             pub fn $name(x1: impl Into<Operand>, x2: impl Into<Operand>) -> Array {
@@ -312,7 +312,7 @@ macro_rules! unary_functions {
             /// Cost: no stage.
             ///
             /// # Errors
-            /// Where it is not defined for the dtype.
+            /// Fails if it is not defined for the dtype.
             #[track_caller]
             pub fn $name(x: &Array) -> Array {
                 unary(UnaryOp::$op, x)
@@ -423,7 +423,7 @@ fn fitting(bound: Operand, dtype: DType, shape: &[u64]) -> Result<Operand, Error
 /// Cost: no stage.
 ///
 /// # Errors
-/// Where shapes do not broadcast, or the expression's inputs are of other dtypes.
+/// Fails if shapes do not broadcast, or the expression's inputs are of other dtypes.
 #[track_caller]
 pub fn apply(expr: &Expr, arrays: impl IntoIterator<Item = impl AsRef<Array>>) -> Array {
     let arrays = cloned(arrays);
@@ -444,7 +444,7 @@ pub(crate) fn try_apply(expr: &Expr, arrays: &[&Array]) -> Result<Array, Error> 
 /// Elements of `a` where `condition` is true, of `b` elsewhere.
 ///
 /// # Errors
-/// Where shapes do not broadcast, or the condition is not bool.
+/// Fails if shapes do not broadcast, or the condition is not bool.
 #[track_caller]
 pub fn where_(condition: &Array, x1: impl Into<Operand>, x2: impl Into<Operand>) -> Array {
     or_failed(try_where(condition, x1, x2))
@@ -482,7 +482,7 @@ impl Array {
     /// Cost: no stage.
     ///
     /// # Errors
-    /// Where a complex array would become real.
+    /// Fails if a complex array would become real.
     #[track_caller]
     pub fn astype(&self, dtype: DType) -> Array {
         or_failed(self.try_astype(dtype))

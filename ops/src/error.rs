@@ -1,4 +1,4 @@
-//! What cannot be built.
+//! Errors of building and storing arrays.
 
 use std::panic::Location;
 use std::sync::Arc;
@@ -23,9 +23,9 @@ use crate::region::RegionError;
         array".to_owned(), |place| format!("`{place}`")), packing.attributes(), self.unpacked()
 )]
 pub struct Packed {
-    /// Where it is stored, if it is.
+    /// The location of the stored array.
     pub place: Option<String>,
-    /// What an expression calls it.
+    /// The name of the array in an expression.
     pub name: String,
     /// How its values are packed.
     pub packing: Box<Packing>,

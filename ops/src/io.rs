@@ -24,11 +24,10 @@ use crate::error::Error;
 use crate::index::Slice;
 use crate::region::{Region, RegionError, agrees, other_meaning, window};
 
-/// Opens an array of Zarr format 2 or 3 in a store that is open already. Reads its metadata,
-/// nothing else.
+/// Opens an array of Zarr format 2 or 3 in an open store. Reads only metadata.
 ///
 /// # Errors
-/// Where there is no array, or one that uses what is not supported.
+/// Fails if there is no array, or it uses an unsupported feature.
 pub fn open_in(store: &Arc<dyn Store>, path: &str) -> Result<Array, Error> {
     let stored = open_array(store, path)?;
     let group = path.rsplit_once('/').map_or("", |(group, _)| group).to_owned();
@@ -53,7 +52,7 @@ pub fn open_in(store: &Arc<dyn Store>, path: &str) -> Result<Array, Error> {
     Ok(Array::from_parts(node, dims, attributes))
 }
 
-/// Where a result goes, and how.
+/// The destination of a result, and the options of storing it.
 #[derive(Clone, Debug)]
 pub struct Target {
     array: Array,
@@ -71,18 +70,18 @@ pub struct Target {
 }
 
 impl Target {
-    /// An array of its own at a location.
+    /// Stores an array of its own at a location.
     pub fn array(array: &Array, location: impl AsRef<Path>) -> Target {
         let (url, path) = split_location(&location.as_ref().to_string_lossy());
         Target::new(array, url, path, false)
     }
 
-    /// An array in a group, which is made if it is not there, with the coordinate arrays of its
-    /// axes.
+    /// Stores an array in a group, with the coordinate arrays of its axes. A missing group is
+    /// created.
     ///
-    /// Planning reads the coordinates that the group has already: all arrays of a group share them,
-    /// so an array with others is refused. Axes without names get some, since readers of groups
-    /// tell axes by their names.
+    /// Planning reads the existing coordinates of the group: all arrays of a group share them, so
+    /// an array with other coordinates is refused. Axes without names get names, since readers of
+    /// groups identify axes by name.
     pub fn in_group(array: &Array, group: impl AsRef<Path>, name: &str) -> Target {
         let group = group.as_ref().to_string_lossy().trim_end_matches('/').to_owned();
         Target::new(array, group, name.to_owned(), true)
@@ -105,24 +104,24 @@ impl Target {
         }
     }
 
-    /// Uses stores that are open already, for instance in memory.
+    /// Uses open stores, for instance in memory.
     #[must_use]
     pub fn with_stores(mut self, stores: &Stores) -> Target {
         self.stores = stores.clone();
         self
     }
 
-    /// Stored chunks of that shape; otherwise as the array is chunked, made regular.
+    /// Sets the shape of stored chunks. The default is the array's chunks, made regular.
     #[must_use]
     pub fn chunks(mut self, chunks: impl AsRef<[u64]>) -> Target {
         self.chunks = Some(chunks.as_ref().to_vec());
         self
     }
 
-    /// Stored objects are shards of that shape, each of which holds several chunks; otherwise every
-    /// chunk is an object.
+    /// Stores shards of this shape, each of which holds several chunks. The default is one object
+    /// for each chunk.
     ///
-    /// Each length must be a multiple of the chunks'. A shard is written by one task, which holds
+    /// Each length must be a multiple of the chunk's. A shard is written by one task, which holds
     /// it whole; readers fetch single chunks.
     #[must_use]
     pub fn shards(mut self, shards: impl AsRef<[u64]>) -> Target {
@@ -130,54 +129,54 @@ impl Target {
         self
     }
 
-    /// Stored with that codec, for instance `CodecName::Zstd(3)` or `"zstd:3+crc32c".parse()?`;
-    /// otherwise zstd at its default level.
+    /// Sets the codec, for instance `CodecName::Zstd(3)` or `"zstd:3+crc32c".parse()?`. The default
+    /// is zstd at its default level.
     #[must_use]
     pub fn codec(mut self, codec: impl Into<Encoding>) -> Target {
         self.codec = Some(codec.into());
         self
     }
 
-    /// The value of chunks that are not stored; otherwise 0.
+    /// Sets the value of missing chunks. The default is 0.
     #[must_use]
     pub fn fill(mut self, value: f64) -> Target {
         self.fill = Some(value);
         self
     }
 
-    /// What is there may be replaced.
+    /// Replaces an existing array.
     #[must_use]
     pub fn overwrite(mut self, yes: bool) -> Target {
         self.overwrite = yes;
         self
     }
 
-    /// The group gets consolidated metadata, which tell readers all of its arrays in one request; a
-    /// group that has some keeps them up to date in any case.
+    /// Writes consolidated metadata of the group, from which readers learn of all arrays in one
+    /// request. Existing consolidated metadata are updated in any case.
     ///
-    /// For arrays [in groups](Target::in_group).
+    /// Applies to arrays [in groups](Target::in_group).
     #[must_use]
     pub fn consolidated(mut self, yes: bool) -> Target {
         self.consolidated = yes;
         self
     }
 
-    /// Writes a region of an array that is there already, one range for each axis; the array's
-    /// metadata stay as they are.
+    /// Writes a region of an existing array, one range for each axis. The array's metadata stay
+    /// unchanged.
     ///
-    /// A region begins and ends where the stored chunks (or shards) do, or at the array's end. Runs
-    /// may write different regions of one array at the same time. Each chunk is replaced as a
-    /// whole; the region is not: readers see new chunks beside old ones until the run has ended.
-    /// Coordinates are not written. For all of this at once a transactional store is needed.
+    /// A region begins and ends at boundaries of stored chunks (or shards), or at the array's end.
+    /// Runs may write different regions of one array concurrently. Each chunk is replaced
+    /// atomically; the region is not: readers see new chunks beside old ones until the run has
+    /// ended. Coordinates are not written. An atomic region needs a transactional store.
     #[must_use]
     pub fn region(mut self, region: impl AsRef<[Range<u64>]>) -> Target {
         self.region = Some(Region::At(region.as_ref().to_vec()));
         self
     }
 
-    /// As [`region`](Target::region), where the coordinates say: each named axis lies where the
-    /// values of its coordinate are found, all of them and in one piece, in the coordinate of the
-    /// stored array's group.
+    /// Writes a region, as [`region`](Target::region), that is located by coordinates: the values
+    /// of each named axis's coordinate must occur, contiguously, in the coordinate of the stored
+    /// array's group.
     ///
     /// Planning reads these coordinates.
     #[must_use]
@@ -186,27 +185,27 @@ impl Target {
         self
     }
 
-    /// The stores that it was given.
+    /// Returns the stores of [`with_stores`](Target::with_stores).
     pub fn stores(&self) -> &Stores {
         &self.stores
     }
 
-    /// The store that it goes to.
+    /// Returns the destination store.
     fn store(&self, stores: &Stores) -> Result<Arc<dyn Store>, Error> {
         Ok(self.stores.get(&self.url).map_or_else(|| stores.open(&self.url), Ok)?)
     }
 
-    /// The path in the store of what lies beside it.
+    /// Returns the path of a sibling in the same group.
     fn beside(&self, name: &str) -> String {
         join(self.path.rsplit_once('/').map_or("", |(group, _)| group), name)
     }
 }
 
-/// What the planner needs of targets; coordinates of the axes of arrays in groups are added. Stores
-/// that the targets were not given are opened by `stores`.
+/// Returns the planner's outputs for targets. Coordinates of the axes of arrays in groups are
+/// added. `stores` opens stores that the targets were not given.
 ///
 /// # Errors
-/// What an operator left in an array, or chunks that do not fit.
+/// Fails with the first error of an array's expression, or if chunks do not fit.
 pub fn outputs(targets: &[Target], stores: &Stores) -> Result<Vec<EngineOutput>, Error> {
     let mut all = Vec::new();
     for target in targets {
@@ -255,11 +254,11 @@ pub fn outputs(targets: &[Target], stores: &Stores) -> Result<Vec<EngineOutput>,
     Ok(all)
 }
 
-/// What the planner needs to write the metadata of targets, and the coordinates of their axes with
-/// their values.
+/// Returns the planner's outputs for the metadata of targets, and for the coordinates of their axes
+/// with their values.
 ///
 /// # Errors
-/// As [`outputs`], and for regions.
+/// Fails as [`outputs`], and for regions.
 pub fn metadata_outputs(targets: &[Target], stores: &Stores) -> Result<Vec<EngineOutput>, Error> {
     if let Some(target) = targets.iter().find(|t| t.region.is_some()) {
         return Err(RegionError::Metadata { place: join(&target.url, &target.path) }.into());
@@ -269,7 +268,7 @@ pub fn metadata_outputs(targets: &[Target], stores: &Stores) -> Result<Vec<Engin
     Ok(all)
 }
 
-/// True if another array of the group than the one named has an axis of that name.
+/// Returns true if an array of the group other than the named one has an axis of this name.
 fn is_used(store: &Arc<dyn Store>, name: &str, but: &str) -> Result<bool, Error> {
     let group = name.rsplit_once('/').map_or("", |(group, _)| group);
     let (own, but) = (last(name), last(but));
@@ -289,12 +288,12 @@ fn is_used(store: &Arc<dyn Store>, name: &str, but: &str) -> Result<bool, Error>
     Ok(false)
 }
 
-/// A path without the groups around it.
+/// Returns the last part of a path.
 fn last(path: &str) -> &str {
     path.rsplit_once('/').map_or(path, |(_, name)| name)
 }
 
-/// A region of an array that is there.
+/// Returns the output for a region of an existing array.
 fn region_output(target: &Target, region: &Region, stores: &Stores) -> Result<EngineOutput, Error> {
     let store = target.store(stores)?;
     let place = || store.place(&target.path);
@@ -397,7 +396,7 @@ fn output(
     })
 }
 
-/// Shards of a shape, out of chunks of another.
+/// Returns shards of a shape, for chunks of a shape.
 fn shard(shards: &[u64], chunks: &[u64]) -> Result<Shard, Error> {
     if shards.len() != chunks.len() {
         return Err(Error::Shards(format!(
@@ -424,8 +423,8 @@ fn shard(shards: &[u64], chunks: &[u64]) -> Result<Shard, Error> {
     Ok(Shard::new(shards.iter().zip(chunks).map(|(s, c)| s / (*c).max(1)).collect()))
 }
 
-/// A copy keeps the value of chunks that are not there, whatever its chunks are: it may stand for
-/// missing data.
+/// Returns the fill value of the array that a copy comes from. It may stand for missing data, so a
+/// copy keeps it, whatever its chunks are.
 fn inherited_fill(node: &NodeRef) -> Option<Scalar> {
     match &node.op {
         Op::Stored(stored) => Some(stored.info.fill),
@@ -435,8 +434,8 @@ fn inherited_fill(node: &NodeRef) -> Option<Scalar> {
     }
 }
 
-/// Coordinate arrays of a target's axes: one-dimensional, of the axis's name, beside the array that
-/// the axis comes from.
+/// Returns the coordinate arrays of a target's axes: one-dimensional arrays with the axis's name,
+/// in the group of the array that the axis comes from.
 fn coordinates(target: &Target) -> Result<Vec<(String, Dim, Array)>, Error> {
     let mut found = Vec::new();
     let shape = target.array.shape()?;
@@ -451,8 +450,8 @@ fn coordinates(target: &Target) -> Result<Vec<(String, Dim, Array)>, Error> {
     Ok(found)
 }
 
-/// The coordinate array of an axis of `len` elements, where the array that the axis comes from has
-/// one.
+/// Returns the coordinate array of an axis of `len` elements, if the array that the axis comes from
+/// has one.
 fn coordinate(dim: &Dim, len: u64) -> Result<Option<Array>, Error> {
     let (Some(name), Some(origin)) = (&dim.name, &dim.origin) else { return Ok(None) };
     let path = join(&origin.group, name);
@@ -475,12 +474,12 @@ fn coordinate(dim: &Dim, len: u64) -> Result<Option<Array>, Error> {
     coordinate.try_slice(range, &0.into()).map(Some)
 }
 
-/// The coordinate array of an axis of an array, to be appended to another one: `None` where it has
-/// none.
+/// Returns the coordinate array of an axis of an array, to be appended to another one, or `None` if
+/// it has none.
 ///
 /// # Errors
-/// [`Error::Coordinates`] where numbers of the two do not mean the same, for instance because their
-/// units differ.
+/// Fails with [`Error::Coordinates`] if the numbers of the two have different meanings, for
+/// instance because their units differ.
 pub fn coordinate_after(
     array: &Array,
     axis: usize,

@@ -72,7 +72,7 @@ impl Array {
     /// the axis.
     ///
     /// # Errors
-    /// Where the axis is out of range, or not said for an array of several.
+    /// Fails if the axis is out of range, or not said for an array of several.
     #[track_caller]
     pub fn cumulative_sum(&self, options: impl Into<Scan>) -> Array {
         or_failed(self.scan("cumulative_sum", ScanOp::Sum, &options.into()))
@@ -144,7 +144,7 @@ impl Array {
     /// box of the result, and a chunk of each operand as wide as that.
     ///
     /// # Errors
-    /// Where an operand has no axes, or the lengths differ.
+    /// Fails if an operand has no axes, or the lengths differ.
     #[track_caller]
     pub fn matmul(&self, other: &Array) -> Array {
         or_failed(self.try_matmul(other))
@@ -250,7 +250,7 @@ fn try_tensordot(x1: &Array, x2: &Array, axes: &TensordotAxes) -> Result<Array, 
 /// Shape: that to which the others broadcast. Cost and memory as `sum`.
 ///
 /// # Errors
-/// Where the axis is out of range or has other lengths, or the shapes do not broadcast.
+/// Fails if the axis is out of range or has other lengths, or the shapes do not broadcast.
 #[track_caller]
 pub fn vecdot(x1: &Array, x2: &Array, axis: i64) -> Array {
     or_failed(try_vecdot(x1, x2, axis))
@@ -286,7 +286,7 @@ pub(crate) fn try_vecdot(x1: &Array, x2: &Array, axis: i64) -> Result<Array, Err
 /// Shape: `(m,)` and `(n,)` give `(m, n)`. Cost: no stage.
 ///
 /// # Errors
-/// Where an operand has not one axis.
+/// Fails if an operand has not one axis.
 #[track_caller]
 pub fn outer(x1: &Array, x2: &Array) -> Array {
     or_failed(try_outer(x1, x2))

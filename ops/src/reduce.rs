@@ -70,7 +70,7 @@ macro_rules! reductions {
         /// two. Memory: one chunk of each input and the accumulators.
         ///
         /// # Errors
-        /// Where an axis is out of range or named twice, it is not defined for the dtype, or an
+        /// Fails if an axis is out of range or named twice, it is not defined for the dtype, or an
         /// option is not one of this function.
         #[track_caller]
         pub fn $name(&self, options: impl Into<Reduce>) -> Array {
@@ -104,7 +104,7 @@ reductions! {
 /// bits.
 ///
 /// # Errors
-/// Where what is asked for cannot hold them.
+/// Fails if what is asked for cannot hold them.
 pub(crate) fn summed(from: DType, asked: Option<DType>) -> Result<DType, Error> {
     let natural = match from.kind() {
         Kind::Bool | Kind::Signed => DType::Int64,
@@ -118,7 +118,7 @@ pub(crate) fn summed(from: DType, asked: Option<DType>) -> Result<DType, Error> 
     Ok(dtype)
 }
 
-/// What a reduction folds, and what it makes of that.
+/// The parts of a reduction: its input, the fold and the conversion of accumulators.
 struct Parts {
     input: Array,
     fold: ReduceOp,
