@@ -171,24 +171,7 @@ impl fmt::Display for RunReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use crate::memory::size;
         let all = self.traffic();
-        writeln!(
-            f,
-            "{:<24} {:>9} {:>10} {:>10} {:>9} {:>11} {:>11}",
-            "stage", "tasks", "read", "written", "CPU s", "projected", "buffers"
-        )?;
-        for s in &self.stages {
-            writeln!(
-                f,
-                "{:<24} {:>9} {:>10} {:>10} {:>9.2} {:>11} {:>11}",
-                s.name,
-                s.tasks,
-                size(s.traffic.bytes_read).to_string(),
-                size(s.traffic.bytes_written).to_string(),
-                s.cpu.as_secs_f64(),
-                size(s.projected_bytes).to_string(),
-                size(s.peak_bytes).to_string()
-            )?;
-        }
+        self.write_stages(f)?;
         writeln!(
             f,
             "read {} in {} requests, wrote {} in {}",
@@ -210,25 +193,58 @@ impl fmt::Display for RunReport {
                 self.failures.iter().map(|(kind, n)| format!("{kind} {n}")).collect();
             writeln!(f, "retried failures: {}", kinds.join(", "))?;
         }
-        if let Some(i) = &self.invoked {
-            let cold = i.cold_starts;
+        if let Some(invocations) = &self.invoked {
+            write_invocations(invocations, f)?;
+        }
+        self.write_repetitions(f)?;
+        if let Some(snapshot) = &self.snapshot {
+            writeln!(f, "committed as snapshot {snapshot}")?;
+        }
+        let (measured, projected) = (
+            size(self.worker_peak_bytes.unwrap_or(self.peak_rss_bytes)),
+            size(self.projected_bytes),
+        );
+        match self.invoked {
+            // An environment runs as many concurrent tasks as fit its memory.
+            Some(_) => write!(
+                f,
+                "peak memory of an environment {measured} measured, {projected} projected for one \
+                    task in it"
+            ),
+            None => write!(f, "peak memory {measured} measured, {projected} projected"),
+        }?;
+        self.memory_excess.as_ref().map_or(Ok(()), |excess| write!(f, "\nwarning: {excess}"))
+    }
+}
+
+impl RunReport {
+    /// Writes the table of stages.
+    fn write_stages(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use crate::memory::size;
+        writeln!(
+            f,
+            "{:<24} {:>9} {:>10} {:>10} {:>9} {:>11} {:>11}",
+            "stage", "tasks", "read", "written", "CPU s", "projected", "buffers"
+        )?;
+        for s in &self.stages {
             writeln!(
                 f,
-                "{} invocations, {cold} cold starts, up to {} concurrent, {:.1} GB-seconds",
-                i.invocations,
-                i.most_at_once,
-                i.gb_seconds()
+                "{:<24} {:>9} {:>10} {:>10} {:>9.2} {:>11} {:>11}",
+                s.name,
+                s.tasks,
+                size(s.traffic.bytes_read).to_string(),
+                size(s.traffic.bytes_written).to_string(),
+                s.cpu.as_secs_f64(),
+                size(s.projected_bytes).to_string(),
+                size(s.peak_bytes).to_string()
             )?;
-            if i.throttled + i.lost_answers + i.crashes > 0 {
-                let [throttled, lost, recovered, crashes] =
-                    [i.throttled, i.lost_answers, i.recovered, i.crashes];
-                writeln!(
-                    f,
-                    "{throttled} throttled invocations, {lost} lost answers, {recovered} outcomes \
-                        recovered from records, {crashes} crashes"
-                )?;
-            }
         }
+        Ok(())
+    }
+
+    /// Writes the numbers of backups, of repeated and earlier tasks, and of cached bytes.
+    fn write_repetitions(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use crate::memory::size;
         if self.backups[0] > 0 {
             writeln!(
                 f,
@@ -249,22 +265,27 @@ impl fmt::Display for RunReport {
         if self.cached_bytes > 0 {
             writeln!(f, "up to {} of intermediates in memory", size(self.cached_bytes))?;
         }
-        if let Some(snapshot) = &self.snapshot {
-            writeln!(f, "committed as snapshot {snapshot}")?;
-        }
-        let (measured, projected) = (
-            size(self.worker_peak_bytes.unwrap_or(self.peak_rss_bytes)),
-            size(self.projected_bytes),
-        );
-        match self.invoked {
-            // An environment runs as many concurrent tasks as fit its memory.
-            Some(_) => write!(
-                f,
-                "peak memory of an environment {measured} measured, {projected} projected for one \
-                    task in it"
-            ),
-            None => write!(f, "peak memory {measured} measured, {projected} projected"),
-        }?;
-        self.memory_excess.as_ref().map_or(Ok(()), |excess| write!(f, "\nwarning: {excess}"))
+        Ok(())
     }
+}
+
+fn write_invocations(i: &Invocations, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let cold = i.cold_starts;
+    writeln!(
+        f,
+        "{} invocations, {cold} cold starts, up to {} concurrent, {:.1} GB-seconds",
+        i.invocations,
+        i.most_at_once,
+        i.gb_seconds()
+    )?;
+    if i.throttled + i.lost_answers + i.crashes > 0 {
+        let [throttled, lost, recovered, crashes] =
+            [i.throttled, i.lost_answers, i.recovered, i.crashes];
+        writeln!(
+            f,
+            "{throttled} throttled invocations, {lost} lost answers, {recovered} outcomes \
+                recovered from records, {crashes} crashes"
+        )?;
+    }
+    Ok(())
 }

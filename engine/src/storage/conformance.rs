@@ -10,6 +10,18 @@ use super::{ByteRange, ObjectPart, PartsRead, PendingRead, StorageError, Store, 
 /// Panics with a description of the first violation.
 #[allow(clippy::panic, clippy::expect_used, clippy::unwrap_used)]
 pub fn check(store: &dyn Store, prefix: &str) {
+    check_objects(store, prefix);
+    check_parts(store, prefix);
+    check_locks(store, prefix);
+    check_atomic_writes(store, prefix);
+}
+
+fn test_bytes() -> Vec<u8> {
+    (0..100_000u32).map(|i| (i % 251) as u8).collect()
+}
+
+#[allow(clippy::panic, clippy::expect_used, clippy::unwrap_used)]
+fn check_objects(store: &dyn Store, prefix: &str) {
     let key = |name: &str| format!("{prefix}/{name}");
     let whole = |name: &str| read_small(store, &key(name), 1_000_000).unwrap();
     let part = |name: &str, range: ByteRange, limit: u64| {
@@ -18,7 +30,7 @@ pub fn check(store: &dyn Store, prefix: &str) {
             .read(&key(name), Some(range), limit, &mut buffer)
             .map(|found| found.then(|| buffer.bytes().to_vec()))
     };
-    let bytes: Vec<u8> = (0..100_000u32).map(|i| (i % 251) as u8).collect();
+    let bytes = test_bytes();
 
     assert_eq!(whole("a"), None, "a missing object is not found");
     assert_eq!(part("a", ByteRange::Last(4), 4).unwrap(), None, "nor is a range of it");
@@ -65,6 +77,13 @@ pub fn check(store: &dyn Store, prefix: &str) {
     assert_eq!((whole("b/c/0/1"), whole("b/c/0/2")), (None, None));
     store.remove(&key("a")).unwrap();
     assert_eq!(store.list(&format!("{prefix}/")).unwrap(), Vec::<String>::new());
+}
+
+#[allow(clippy::panic, clippy::expect_used, clippy::unwrap_used)]
+fn check_parts(store: &dyn Store, prefix: &str) {
+    let key = |name: &str| format!("{prefix}/{name}");
+    let whole = |name: &str| read_small(store, &key(name), 1_000_000).unwrap();
+    let bytes = test_bytes();
 
     store.write(&key("d/parts"), &bytes).unwrap();
     let wanted = [
@@ -107,6 +126,11 @@ pub fn check(store: &dyn Store, prefix: &str) {
         Err(buffer) => assert_eq!(buffer.len(), 10, "the buffer is returned"),
     }
     store.remove(&key("d/")).unwrap();
+}
+
+#[allow(clippy::panic, clippy::expect_used, clippy::unwrap_used)]
+fn check_locks(store: &dyn Store, prefix: &str) {
+    let key = |name: &str| format!("{prefix}/{name}");
 
     let is_locked = || store.is_locked(&key("lock")).unwrap();
     assert!(!is_locked(), "the key is not locked");
@@ -123,8 +147,14 @@ pub fn check(store: &dyn Store, prefix: &str) {
     }
     store.remove(&key("lock")).unwrap();
     store.remove(&key("other")).unwrap();
+}
 
-    // Readers see one whole object or the other, never a partial object or a mixture.
+/// Checks that readers see one whole object or the other, never a partial object or a mixture.
+#[allow(clippy::panic, clippy::expect_used, clippy::unwrap_used)]
+fn check_atomic_writes(store: &dyn Store, prefix: &str) {
+    let key = |name: &str| format!("{prefix}/{name}");
+    let whole = |name: &str| read_small(store, &key(name), 1_000_000).unwrap();
+
     let kinds = [vec![1u8; 60_000], vec![2u8; 90_000]];
     store.write(&key("race"), &kinds[0]).unwrap();
     std::thread::scope(|scope| {

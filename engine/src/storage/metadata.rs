@@ -192,19 +192,7 @@ fn opened(
     if document["storage_transformers"].as_array().is_some_and(|t| !t.is_empty()) {
         return Err(unsupported("storage transformers".into()));
     }
-    let grid_document = if format == 3 {
-        if document["chunk_grid"]["name"] != "regular" {
-            return Err(unsupported(format!(
-                "a chunk grid of type {}",
-                document["chunk_grid"]["name"]
-            )));
-        }
-        &document["chunk_grid"]["configuration"]["chunk_shape"]
-    } else {
-        &document["chunks"]
-    };
-    let outer: Vec<u64> =
-        serde_json::from_value(grid_document.clone()).map_err(|e| malformed(e.to_string()))?;
+    let outer = outer_chunks(&place, format, &document)?;
     let keys = keys(format, &document).ok_or_else(|| {
         unsupported(format!("chunk keys of type {}", document["chunk_key_encoding"]))
     })?;
@@ -223,12 +211,7 @@ fn opened(
     }
     let grid = ChunkGrid::regular(array.shape(), &chunk)
         .map_err(|e: GridError| malformed(e.to_string()))?;
-    // Invalid attributes are not ignored, because they may define a packing.
-    let attributes = match attributes.as_ref().or(document.get("attributes")) {
-        Some(Value::Object(attributes)) => attributes.clone(),
-        None | Some(Value::Null) => Map::new(),
-        Some(_) => return Err(malformed("the attributes are not a JSON object".into())),
-    };
+    let attributes = attributes_of(&place, attributes.as_ref(), &document)?;
     let dims = dims(format, &document, &attributes, array.shape().len());
     let tag = Sha256::digest(text).iter().take(16).map(|b| format!("{b:02x}")).collect();
     let info = ArrayInfo {
@@ -255,6 +238,39 @@ fn opened(
         attributes,
         tag,
     })
+}
+
+/// Returns the shape of stored objects: chunks, or the shards of a sharded array.
+fn outer_chunks(place: &str, format: u8, document: &Value) -> Result<Vec<u64>, MetadataError> {
+    let shape = if format == 3 {
+        let grid = &document["chunk_grid"];
+        if grid["name"] != "regular" {
+            let what = format!("a chunk grid of type {}", grid["name"]);
+            return Err(MetadataError::Unsupported { place: place.to_owned(), what });
+        }
+        &grid["configuration"]["chunk_shape"]
+    } else {
+        &document["chunks"]
+    };
+    serde_json::from_value(shape.clone())
+        .map_err(|e| MetadataError::Malformed { place: place.to_owned(), why: e.to_string() })
+}
+
+/// Returns the attributes of format 2, or those of the document.
+fn attributes_of(
+    place: &str,
+    attributes: Option<&Value>,
+    document: &Value,
+) -> Result<Map<String, Value>, MetadataError> {
+    match attributes.or(document.get("attributes")) {
+        Some(Value::Object(attributes)) => Ok(attributes.clone()),
+        None | Some(Value::Null) => Ok(Map::new()),
+        // Invalid attributes are not ignored, because they may define a packing.
+        Some(_) => Err(MetadataError::Malformed {
+            place: place.to_owned(),
+            why: "the attributes are not a JSON object".into(),
+        }),
+    }
 }
 
 fn known_codecs(codecs: &Value) -> Result<(), CodecError> {
