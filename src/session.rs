@@ -83,7 +83,7 @@ enum How {
 }
 
 impl Session {
-    /// Begins at the newest snapshot of a branch.
+    /// Begins a session at the newest snapshot of a branch.
     ///
     /// # Errors
     /// Fails if there is no such branch.
@@ -91,15 +91,15 @@ impl Session {
         Ok(Session::of(repository.writable_session(branch)?))
     }
 
-    /// With a session that was begun elsewhere, and what it has changed already.
+    /// Wraps a session that was begun elsewhere, with the changes that it has already.
     pub fn of(session: WritableSession) -> Session {
         let stores = crate::stores();
         stores.insert(session.store());
         Session { how: How::Own(session), targets: Vec::new(), stores, grown: Vec::new() }
     }
 
-    /// With a shared session that was joined: [`commit`](Session::commit) adds the results to it,
-    /// and who made it commits them with those of others.
+    /// Wraps a shared session that was joined: [`commit`](Session::commit) adds the results to it,
+    /// and its creator commits them with those of other writers.
     pub fn joined(joiner: Joiner) -> Session {
         let stores = crate::stores();
         let store = joiner.store();
@@ -112,8 +112,8 @@ impl Session {
         }
     }
 
-    /// The session itself, to make groups, set attributes, resize, write chunks; none where a
-    /// shared one was joined.
+    /// Returns the session itself, for groups, attributes, resizing and chunks; `None` for a shared
+    /// session that was joined.
     pub fn writable(&self) -> Option<&WritableSession> {
         match &self.how {
             How::Own(session) => Some(session),
@@ -128,11 +128,11 @@ impl Session {
         }
     }
 
-    /// An array as the session sees it. What it has changed itself can be read in this process
-    /// only, so on threads.
+    /// Opens an array as the session sees it. Arrays that the session has changed can be read in
+    /// this process only, so on threads.
     ///
     /// # Errors
-    /// Fails if there is none.
+    /// Fails if there is no array.
     pub fn open(&self, path: &str) -> Result<Array, Error> {
         match &self.how {
             How::Own(session) if !session.has_changed(path) => open_version(
@@ -151,30 +151,30 @@ impl Session {
         Target::in_group(array, self.seen().url(), path.trim_matches('/')).with_stores(&self.stores)
     }
 
-    /// Will compute what a target of this session says.
+    /// Adds a target of this session to the results.
     pub fn add(&mut self, target: Target) -> &mut Session {
         self.targets.push(target);
         self
     }
 
-    /// Will compute an array into a path, where nothing is yet.
+    /// Adds an array to the results, at a path without an array.
     ///
     /// # Errors
-    /// What an operator left in the array.
+    /// Fails with the first error of the array's expression.
     pub fn store(&mut self, array: &Array, path: &str) -> Result<&mut Session, Error> {
         array.shape()?;
         let target = self.target(array, path);
         Ok(self.add(target))
     }
 
-    /// Will append an array to one that is there, along an axis that gets longer by its length. Its
-    /// other axes are of the same length. Where what is there ends inside of a chunk (or shard),
-    /// that chunk is written again.
+    /// Appends an array to a stored array, along an axis that gets longer by its length. The other
+    /// axes must have equal lengths. If the stored array ends inside a chunk (or shard), that chunk
+    /// is written again.
     ///
-    /// All arrays of a group that have the axis must grow alike, or readers such as Xarray refuse
-    /// the group: append to each of them in the same session. The coordinate of the axis is
-    /// appended by itself if the array has one, because it comes from a stored array; otherwise
-    /// give its values:
+    /// All arrays of a group that have the axis must grow together, or readers such as Xarray
+    /// refuse the group: append to each of them in the same session. The coordinate of the axis is
+    /// appended automatically if the appended array comes from a stored array with a coordinate.
+    /// Otherwise append its values:
     ///
     /// ```
     /// # use freestone::{DType, Spec};
@@ -280,8 +280,8 @@ impl Session {
         }))
     }
 
-    /// Appends the coordinates of axes along which arrays have grown, and refuses to leave arrays
-    /// of their groups behind.
+    /// Appends the coordinates of axes along which arrays have grown. Fails if an array of their
+    /// groups has not grown.
     fn grow_groups(&mut self) -> Result<(), Error> {
         let grown = self.grown.clone();
         for (i, first) in grown.iter().enumerate() {
@@ -303,7 +303,7 @@ impl Session {
         Ok(())
     }
 
-    /// Appends to the coordinate of an axis what that of the arrays has which were appended.
+    /// Appends the coordinates of the appended arrays to the coordinate of an axis.
     fn grow_coordinate(
         &mut self,
         path: &str,
@@ -344,7 +344,7 @@ impl Session {
         self.grow(&concat(&parts, 0), path, 0).map(drop)
     }
 
-    /// Arrays of the group of one that has grown whose length along the axis is what it was before.
+    /// Returns the arrays of a group that still have the previous length along a grown axis.
     fn left_behind(&self, grown: &Grown, after: u64) -> Result<Vec<String>, Error> {
         let store = self.seen();
         let mut left = Vec::new();
@@ -455,8 +455,8 @@ impl Session {
     }
 }
 
-/// An array as a version of a repository has it: `"main"` or any other branch's name, or a
-/// [`Version`]. Its plans name the snapshot, so they read that, whatever is committed later.
+/// Opens an array of a version of a repository: the name of a branch, such as `"main"`, or a
+/// [`Version`]. Plans name the snapshot, so they read it, whatever is committed later.
 ///
 /// # Errors
 /// Fails if there is no such version, or no array in it.
