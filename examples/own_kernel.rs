@@ -2,6 +2,9 @@
 //!
 //! `cargo run --example own_kernel`
 
+// Results go to standard output.
+#![allow(clippy::print_stdout)]
+
 use freestone::prelude::*;
 use freestone::{
     Block, BlockMut, Cancel, Event, KernelError, KernelRegistry, Observer, OutputBlocks,

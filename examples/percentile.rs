@@ -7,7 +7,7 @@
 //! much scratch memory it needs, and computes one block. The same `main` is the worker: it
 //! registers the kernel where it calls `serve`.
 
-// What it prints is what it is for.
+// Results go to standard output.
 #![allow(clippy::print_stdout)]
 
 use std::process::ExitCode;
@@ -18,7 +18,6 @@ use freestone::{
     UserKernel,
 };
 use freestone_cli::limits::Limits;
-use freestone_engine::driver::RunError;
 use serde::{Deserialize, Serialize};
 
 #[global_allocator]
@@ -72,7 +71,7 @@ struct Arguments {
     /// A group with arrays `u` and `v` whose first axis is time.
     #[arg(long, default_value = WINDS)]
     input: String,
-    /// Where the group of results goes; it is replaced.
+    /// The group of results, which is replaced.
     #[arg(long)]
     output: Option<String>,
     /// From 0, the least, to 100, the greatest.
@@ -104,35 +103,31 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<(), Error> {
     let spec = arguments.limits.spec()?;
-    let executor = arguments.limits.executor(&spec).map_err(RunError::from)?;
+    let executor = arguments.limits.executor(&spec)?;
     let output = arguments.output.clone().unwrap_or_else(|| {
         std::env::temp_dir().join("freestone-percentile.zarr").display().to_string()
     });
-    let u = freestone::open(&format!("{}/u", arguments.input))?;
-    let v = freestone::open(&format!("{}/v", arguments.input))?;
-    let speed = freestone::hypot(&u, &v);
+    let u = freestone::open(format!("{}/u", arguments.input))?;
+    let v = freestone::open(format!("{}/v", arguments.input))?;
+    let speed = u.hypot(v);
     // A percentile needs all times at once: one block along the first axis.
-    let mut chunks = speed.grid()?.max_chunk();
+    let mut chunks = speed.chunks()?;
     chunks[0] = speed.shape()?[0];
     let kernel = Percentile { percent: arguments.percent };
-    let map = freestone::map_blocks(
-        &kernel,
-        &[&speed.rechunk(&chunks)],
-        &OutputBlocks::new(DType::Float32).drop_axis(0),
-    );
+    let out = OutputBlocks::new(DType::Float32).drop_axis(0);
+    let map = freestone::map_blocks(&kernel, [speed.rechunk(chunks)], &out);
 
     let planned =
         freestone::plan(&[Target::in_group(&map, &output, "speed").overwrite(true)], &spec)?;
-    println!("{}", planned.finalized());
+    println!("{planned}");
     let report = freestone::run(&planned, &spec, &*executor)?;
     println!("{report}\n");
 
-    let stored = freestone::open(&format!("{output}/speed"))?;
-    let mean = freestone::compute::<f32>(&stored.mean(()), &spec)?;
+    let stored = freestone::open(format!("{output}/speed"))?;
+    let mean: f32 = freestone::compute_scalar(&stored.mean(()), &spec)?;
     println!(
         "{}th percentile of wind speed in {output}: {:.4} in the mean over the map",
-        arguments.percent,
-        mean.sum()
+        arguments.percent, mean
     );
     Ok(())
 }

@@ -2,6 +2,9 @@
 //!
 //! `cargo run --example versions -- climate`
 
+// Results go to standard output.
+#![allow(clippy::print_stdout)]
+
 use freestone::prelude::*;
 use freestone::sessions::{Format, MAIN, Repository, Version};
 

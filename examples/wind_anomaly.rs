@@ -2,6 +2,9 @@
 //!
 //! `cargo run --example wind_anomaly -- means.zarr`
 
+// Results go to standard output.
+#![allow(clippy::print_stdout)]
+
 use freestone::prelude::*;
 
 const WINDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/winds-v3.zarr");

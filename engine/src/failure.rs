@@ -87,7 +87,7 @@ fn resume_hint(error: &RunError, run: &str, kernels: &[String]) -> String {
         [] => format!("continue with `freestone resume {run}{}`", required_option(error)),
         _ => format!(
             "call `freestone::resume` for {run} in the program that has the kernel {}, registered \
-                in `Options::kernels`; the command `freestone resume` does not know the kernel",
+                in `RunOptions::kernels`; the command `freestone resume` does not know the kernel",
             kernels.join(", ")
         ),
     }

@@ -6,7 +6,7 @@
 //! The first runs on monthly winds that the repository ships; the second makes a wind field of any
 //! size and runs on that.
 
-// What it prints is what it is for.
+// Results go to standard output.
 #![allow(clippy::print_stdout)]
 
 mod winds;
@@ -18,21 +18,20 @@ use clap::Parser;
 use freestone::{Cancel, DType, Encoding, Error, RunOptions, Target};
 use freestone_cli::limits::Limits;
 use freestone_cli::progress::Progress;
-use freestone_engine::driver::RunError;
 use winds::synthetic_winds;
 
 #[global_allocator]
 static ALLOCATOR: freestone_allocator::Allocator = freestone_allocator::Allocator;
 
-/// Means over time of u·u, u·v and v·v.
 const WINDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/winds-v3.zarr");
 
+/// Means over time of u·u, u·v and v·v.
 #[derive(Parser)]
 struct Arguments {
     /// A group with arrays `u` and `v` whose first axis is time.
     #[arg(long, default_value = WINDS)]
     input: String,
-    /// Where the group of results goes; it is replaced.
+    /// The group of results, which is replaced.
     #[arg(long)]
     output: Option<String>,
     /// Makes a wind field of this size first, beside the output, and runs on it.
@@ -66,7 +65,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<(), Error> {
     let spec = arguments.limits.spec()?;
-    let executor = arguments.limits.executor(&spec).map_err(RunError::from)?;
+    let executor = arguments.limits.executor(&spec)?;
     let output = arguments.output.clone().unwrap_or_else(|| {
         let folder: PathBuf = std::env::temp_dir().join("freestone-quadratic-means");
         folder.join("means.zarr").display().to_string()
