@@ -17,7 +17,7 @@ use crate::storage::{
 };
 use crate::task::Receipt;
 
-/// A session for plain Zarr stores. Each array's `zarr.json` is written last, so that a killed run
+/// The publisher for plain Zarr stores. Each array's `zarr.json` is written last, so that a killed run
 /// leaves no array, and an overwrite removes it first.
 ///
 /// A run writes a claim at each output, and does not publish an output that another run has claimed
@@ -28,7 +28,7 @@ use crate::task::Receipt;
 /// the run, and after a failed run, readers see new chunks beside old ones. Runs that write
 /// different regions do not interfere.
 ///
-/// In local directories, an active session holds a lock on its claims, and other runs are refused.
+/// In local directories, an active publisher holds a lock on its claims, and other runs are refused.
 #[derive(Debug)]
 pub struct PlainZarr {
     stores: Stores,
@@ -43,7 +43,7 @@ const CLAIM: &str = ".freestone-claim";
 const MAX_DOCUMENT_BYTES: u64 = 64_000_000;
 
 impl PlainZarr {
-    /// Creates a session that uses these open stores.
+    /// Creates a publisher that uses these open stores.
     pub fn new(stores: Stores) -> PlainZarr {
         let now = stores.system().since_epoch().as_nanos();
         PlainZarr {
@@ -53,7 +53,7 @@ impl PlainZarr {
         }
     }
 
-    /// Restores the session of a ticket. Returns `None` if the ticket is not from a session of this
+    /// Restores the publisher of a ticket. Returns `None` if the ticket is of another
     /// type.
     pub fn of_ticket(stores: Stores, ticket: &Value) -> Option<PlainZarr> {
         Some(PlainZarr {
@@ -63,7 +63,7 @@ impl PlainZarr {
         })
     }
 
-    /// Locks the claim on a target for the lifetime of this session. Remote stores are not locked;
+    /// Locks the claim on a target for the lifetime of this publisher. Remote stores are not locked;
     /// their lock would be an object at the claim's key.
     fn lock(&self, target: &Target<'_>) -> Result<(), PublishError> {
         if target.store.is_remote() {
@@ -426,8 +426,8 @@ mod tests {
     use crate::plan::tests::{output, random, spec};
     use crate::storage::MemoryStore;
 
-    /// The driver retries transient storage failures. A session's own locks must not block its
-    /// retries, but must block other sessions.
+    /// The driver retries transient storage failures. A publisher's own locks must not block its
+    /// retries, but must block other publishers.
     #[test]
     fn own_locks_do_not_block_retries() {
         let folder = tempfile::tempdir().unwrap();

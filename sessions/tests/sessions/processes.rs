@@ -258,7 +258,7 @@ fn projected_for(repository: &Repository, arrays: u64) -> f64 {
         .map(|i| {
             Target::array(
                 &freestone_ops::io::open_in(&store, &format!("u{i}")).unwrap().sum(()),
-                &format!("/tmp/none/sum{i}"),
+                format!("/tmp/none/sum{i}"),
             )
         })
         .collect();
