@@ -214,6 +214,7 @@ fn of_array(error: &ArrayError) -> ErrorKind {
     }
 }
 
+/// The kind of an error of opening an array.
 fn of_storage(error: &StorageError) -> ErrorKind {
     match error {
         StorageError::InvalidUrl { .. } | StorageError::NotInProcess(_) => ErrorKind::InvalidInput,
@@ -223,6 +224,8 @@ fn of_storage(error: &StorageError) -> ErrorKind {
         StorageError::NotPrivate { .. } => ErrorKind::InvalidSettings,
         StorageError::Internal { .. } => ErrorKind::Internal,
         error if error.is_transient() || error.is_throttle() => ErrorKind::Unavailable,
+        // For instance a location that is a file, or a repository that does not exist.
+        StorageError::Io { .. } => ErrorKind::InvalidInput,
         _ => ErrorKind::Storage,
     }
 }
