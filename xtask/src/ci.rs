@@ -19,9 +19,10 @@ use context::Context;
 type Suite = (&'static str, fn(&mut Context) -> Result<()>);
 
 /// All suites in the order in which they run.
-const SUITES: [Suite; 14] = [
+const SUITES: [Suite; 15] = [
     ("format", suites::format),
     ("clippy", suites::clippy),
+    ("features", suites::features),
     ("rustdoc", suites::rustdoc),
     ("tests", suites::tests),
     ("example", suites::example),

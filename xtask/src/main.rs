@@ -4,6 +4,8 @@
 //! compiles within seconds on a fresh clone.
 #![allow(clippy::print_stdout, reason = "progress and results go to stdout")]
 
+#[cfg(test)]
+mod architecture;
 mod ci;
 
 use std::process::ExitCode;

@@ -139,6 +139,7 @@ impl ObjectStore {
     }
 
     /// Starts a read.
+    #[expect(clippy::too_many_arguments, reason = "internal, called with all parts of a request")]
     fn pending(
         &self,
         runtime: &Runtime,

@@ -5,6 +5,7 @@ use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
+use std::iter;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -251,7 +252,7 @@ pub(crate) fn tee(mut command: Command, log: &Path) -> Result<String> {
     let (reader, writer) = io::pipe()?;
     command.stdout(writer.try_clone()?).stderr(writer);
     let mut child = command.spawn().map_err(|e| cannot_start(&command, &e))?;
-    let description = format!("{command:?}");
+    let description = describe(&command);
     // The command holds the pipe's writing ends; reading would not end while it is open here.
     drop(command);
     let text = copy_lines(reader, log)?;
@@ -307,12 +308,14 @@ fn cannot_start(command: &Command, error: &io::Error) -> Box<dyn std::error::Err
 }
 
 fn failed(command: &Command, status: std::process::ExitStatus) -> Box<dyn std::error::Error> {
-    let mut line = command.get_program().to_string_lossy().into_owned();
-    for argument in command.get_args() {
-        line.push(' ');
-        line.push_str(&argument.to_string_lossy());
-    }
-    format!("`{line}`: {status}").into()
+    format!("{}: {status}", describe(command)).into()
+}
+
+/// The command line in backquotes.
+fn describe(command: &Command) -> String {
+    let words = iter::once(command.get_program()).chain(command.get_args());
+    let words: Vec<_> = words.map(OsStr::to_string_lossy).collect();
+    format!("`{}`", words.join(" "))
 }
 
 #[cfg(test)]

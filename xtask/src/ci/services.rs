@@ -120,7 +120,8 @@ impl S3Server {
             command.env_remove(name);
         }
         command.env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_SECRET_ACCESS_KEY");
-        let server = command.stdout(file.try_clone()?).stderr(file).spawn()?;
+        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        let server = command.spawn()?;
         let id = server.id().to_string();
         let mut started = Self { endpoint, server, guard: None };
         started.guard = Some(Guard::new("kill \"$1\" 2>/dev/null", id)?);

@@ -26,6 +26,19 @@ pub(crate) fn clippy(context: &mut Context) -> Result<()> {
     Ok(())
 }
 
+/// Clippy on the facade without default features, and with each of its features alone.
+pub(crate) fn features(context: &mut Context) -> Result<()> {
+    for feature in ["", "object-stores", "sessions", "lambda", "gcs", "azure"] {
+        let mut command = context.cargo(["clippy", "--locked", "--release"]);
+        command.args(["--package", "freestone", "--lib", "--no-default-features"]);
+        command.args(["--features", feature]).args(["--", "-D", "warnings"]);
+        println!("features: {}", if feature.is_empty() { "none" } else { feature });
+        run(command)?;
+        context.passed(1);
+    }
+    Ok(())
+}
+
 /// The documentation; warnings are errors.
 pub(crate) fn rustdoc(context: &mut Context) -> Result<()> {
     context.set("RUSTDOCFLAGS", "-D warnings");
