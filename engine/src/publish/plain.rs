@@ -17,8 +17,8 @@ use crate::storage::{
 };
 use crate::task::Receipt;
 
-/// The publisher for plain Zarr stores. Each array's `zarr.json` is written last, so that a killed run
-/// leaves no array, and an overwrite removes it first.
+/// The publisher for plain Zarr stores. Each array's `zarr.json` is written last, so that a killed
+/// run leaves no array, and an overwrite removes it first.
 ///
 /// A run writes a claim at each output, and does not publish an output that another run has claimed
 /// since. Claims prevent two runs from publishing a mixture by accident. They are not locks:
@@ -53,8 +53,7 @@ impl PlainZarr {
         }
     }
 
-    /// Restores the publisher of a ticket. Returns `None` if the ticket is of another
-    /// type.
+    /// Restores the publisher of a ticket. Returns `None` if the ticket is of another type.
     pub fn of_ticket(stores: Stores, ticket: &Value) -> Option<PlainZarr> {
         Some(PlainZarr {
             stores,
