@@ -7,6 +7,10 @@
 #[doc = include_str!("../docs/functions.md")]
 pub mod functions {}
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}
+
 mod compute;
 mod error;
 mod in_memory;

@@ -11,7 +11,7 @@ use freestone_engine::events::{Event, Observer, RunStart};
 use freestone_engine::plan::StageId;
 use freestone_engine::task::TaskOutcome;
 use tracing::{debug, error, info, warn};
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -23,7 +23,10 @@ impl FromStr for Filter {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Filter, String> {
-        text.parse().map(Filter).map_err(|_| {
+        // `Targets` accepts a word without a level as the name of a module.
+        let is_level = |part: &str| part.contains('=') || part.parse::<LevelFilter>().is_ok();
+        let filter = if text.split(',').all(is_level) { text.parse().ok() } else { None };
+        filter.map(Filter).ok_or_else(|| {
             "expected error, warn, info, debug, trace or off, or levels by module as in \
                 `warn,freestone=debug`"
                 .to_owned()
@@ -134,6 +137,21 @@ impl Observer for LogObserver {
                 "run ended"
             ),
             Event::RunEnded(Err(error)) => error!(target: "freestone", "run failed: {error}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_are_levels_or_levels_by_module() {
+        for text in ["info", "off", "warn,freestone=debug", "icechunk=trace"] {
+            assert!(text.parse::<Filter>().is_ok(), "{text}");
+        }
+        for text in ["", "loud", "freestone", "freestone=loud"] {
+            assert!(text.parse::<Filter>().is_err(), "{text}");
         }
     }
 }

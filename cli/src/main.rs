@@ -13,18 +13,25 @@ use freestone_cli::logging;
 static ALLOCATOR: freestone_allocator::Allocator = freestone_allocator::Allocator;
 
 /// Compute on chunked arrays larger than memory, within a fixed memory limit
-///
-/// Exit codes: 0 success, 1 failure, 2 invalid usage, 3 memory limit exceeded, 4 invalid input, 5
-/// conflict with existing data or another process, 124 deadline exceeded, 130 interrupted. After
-/// 124 and 130, finished work is kept and the run can be resumed.
 #[derive(Parser)]
-#[command(name = "freestone", version, disable_help_subcommand = true)]
+#[command(name = "freestone", version, disable_help_subcommand = true, after_help = EXIT_CODES)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
     #[command(flatten)]
     output: OutputArgs,
 }
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    Success
+  1    Failure of a task or of storage
+  2    Invalid usage
+  3    Memory limit exceeded
+  4    Invalid input
+  5    Conflict with existing data or another process
+  124  Deadline exceeded; the run can be resumed
+  130  Interrupted; the run can be resumed";
 
 #[derive(clap::Args)]
 #[command(next_help_heading = "Output options")]
@@ -35,7 +42,7 @@ struct OutputArgs {
     /// Print nothing but data and errors
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     quiet: bool,
-    /// Log events at LEVEL (error, warn, info, debug or trace) or per module, as in RUST_LOG
+    /// Log events at LEVEL, such as info, or by module as in RUST_LOG
     #[arg(long, global = true, value_name = "LEVEL")]
     #[arg(env = "FREESTONE_LOG", hide_env_values = true)]
     log: Option<logging::Filter>,

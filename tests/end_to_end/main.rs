@@ -33,6 +33,7 @@ mod intermediates;
 mod lambda;
 mod memory;
 mod observing;
+mod outputs;
 mod packed;
 mod planner;
 mod processes;

@@ -2,6 +2,8 @@
 
 use std::io::{self, IsTerminal, Write};
 
+use freestone::Error;
+
 use super::Failure;
 
 /// How much the command prints besides data and errors.
@@ -56,6 +58,8 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
 pub(crate) fn error(failure: &Failure) {
     let text = match failure {
         Failure::Expression(error) => return to_stderr(&error.render(has_colors())),
+        // The location of a deferred error is in this program.
+        Failure::Freestone(Error::Array(error)) => error.cause().to_string(),
         Failure::Freestone(error) => error.to_string(),
         Failure::Usage(message) => message.clone(),
         Failure::ClosedPipe => return,

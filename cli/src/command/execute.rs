@@ -57,6 +57,7 @@ pub(super) fn execute(
             "--cost requires --plan-only (hint: the cost of a run is printed when it ends)",
         ));
     }
+    run.observers.check()?;
     let spec = run.limits.spec()?;
     let planned = freestone::plan(targets, &spec)?;
     let executor = run.limits.executor(&spec).map_err(RunError::from)?;

@@ -40,9 +40,12 @@ impl ObserverArgs {
         [&self.history, &self.report, &self.trace].into_iter().flatten()
     }
 
-    /// Returns true if two options name the same file.
-    fn has_shared_file(&self) -> bool {
-        self.files().enumerate().any(|(i, file)| self.files().skip(i + 1).any(|f| f == file))
+    /// Checks that the files differ.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        if self.files().enumerate().any(|(i, file)| self.files().skip(i + 1).any(|f| f == file)) {
+            return Err(Failure::usage("--history, --report and --trace require different files"));
+        }
+        Ok(())
     }
 
     /// Runs with all observers. A file that cannot be completed is a warning.
@@ -52,9 +55,6 @@ impl ObserverArgs {
         console: &Console,
         run: impl FnOnce(&[&dyn Observer]) -> T,
     ) -> Result<T, Failure> {
-        if self.has_shared_file() {
-            return Err(Failure::usage("--history, --report and --trace require different files"));
-        }
         let cannot = |file: &Path, error: io::Error| {
             Failure::usage(format!("cannot write to `{}`: {error}", file.display()))
         };

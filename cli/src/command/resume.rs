@@ -33,6 +33,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn resume(arguments: &Arguments, console: &Console) -> Result<(), Failure> {
+    arguments.observers.check()?;
     let spec = arguments.limits.spec()?;
     let stores = freestone::stores();
     let folder = if arguments.run.contains('/') {
