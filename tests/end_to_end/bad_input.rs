@@ -59,11 +59,9 @@ fn check(
     says: &str,
     is: impl FnOnce(&Error) -> bool,
 ) {
-    let Err(error) = result.map_err(Into::into) else {
-        panic!("it should have failed with: {says}")
-    };
+    let Err(error) = result.map_err(Into::into) else { panic!("expected an error with: {says}") };
     assert!(is(&error), "another error than expected: {error:?}");
-    assert!(error.to_string().contains(says), "`{error}` does not say `{says}`");
+    assert!(error.to_string().contains(says), "`{error}` does not contain `{says}`");
     assert_eq!(error.exit_code(), code, "{error}");
 }
 

@@ -335,7 +335,7 @@ fn flaky_run(place: &Place, page: &Path) {
     ];
     let report = Report::create(page, &spec).unwrap();
     let took = run(&targets, &spec, &stores, &[&report]);
-    assert!(took.retries > 5, "only {} were tried again", took.retries);
+    assert!(took.retries > 5, "only {} retries", took.retries);
 }
 
 /// Runs one task for each of 100 000 chunks.

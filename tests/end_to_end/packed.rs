@@ -310,7 +310,7 @@ fn harmless_attributes_are_not_packing() {
     let place = Place::quick();
     let u = freestone::open(&format!("{WINDS_V2}/u")).unwrap();
     assert!(u.packing().unwrap().is_none());
-    assert!(!u.attributes().unwrap().contains_key("_FillValue"), "a copy is what it was");
+    assert!(!u.attributes().unwrap().contains_key("_FillValue"), "a copy has the same attributes");
     freestone::compute::<f32>(&u.mean(()), &place.spec()).unwrap();
     for (i, harmless) in [
         json!({"_FillValue": "AAAAAAAA+H8="}),

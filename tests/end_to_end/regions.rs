@@ -105,7 +105,7 @@ fn check_refused(target: Target, place: &Place, says: &str, is: impl FnOnce(&Reg
     let before = tree(place.folder.path());
     let error = freestone::plan(&[target], &place.spec()).expect_err(says);
     assert!(matches!(&error, Error::Array(ArrayError::Region(e)) if is(e)), "{error:?}");
-    assert!(error.to_string().contains(says), "`{error}` does not say `{says}`");
+    assert!(error.to_string().contains(says), "`{error}` does not contain `{says}`");
     assert_eq!(error.exit_code(), ExitCode::Input);
     assert!(tree(place.folder.path()) == before);
 }

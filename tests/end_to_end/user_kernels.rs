@@ -196,7 +196,7 @@ fn workers_without_the_kernel_are_refused() {
     let out = place.at("out.zarr");
     let planned = freestone::plan(&[Target::array(&y, &out)], &place.spec()).unwrap();
     let Err(error) = freestone::run(&planned, &place.spec(), &processes(1)) else {
-        panic!("a worker had a kernel that nobody gave it")
+        panic!("a worker has an unregistered kernel")
     };
     assert!(error.to_string().contains("unknown kernel `scaled` (hint:"), "{error}");
     assert!(matches!(error, Error::Run(_)));

@@ -199,7 +199,7 @@ fn a_run_that_commits_second_can_be_rebased() {
         &RunOptions { session: Some(&on_top), ..RunOptions::default() },
     )
     .unwrap();
-    assert_eq!(report.finished_before, 3, "no task is run again");
+    assert_eq!(report.finished_before, 3, "no task runs again");
     assert_eq!(
         values(&repository, MAIN, "second", &spec).sum(),
         values(&repository, MAIN, "first", &spec).sum()
