@@ -1,9 +1,12 @@
 //! The page of a run.
 
+use std::time::Duration;
+
 use freestone_engine::memory::size;
 use freestone_engine::spec::Spec;
 use freestone_engine::storage::reader::Traffic;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::charts::{self, colour};
@@ -314,7 +317,12 @@ fn settings(record: &Record, spec: &Spec) -> Markup {
 }
 
 fn setting(name: &str, value: &Value) -> String {
+    // A duration is an object with seconds and nanoseconds.
+    if let Ok(duration) = Duration::deserialize(value) {
+        return humantime::format_duration(duration).to_string();
+    }
     match (value, name.ends_with("_mem")) {
+        (Value::Null, _) => "not set".into(),
         (Value::Number(n), true) => {
             n.as_u64().map_or(n.to_string(), |n| format!("{} ({n} bytes)", size(n)))
         }
