@@ -28,7 +28,7 @@ use crate::task::Receipt;
 /// the run, and after a failed run, readers see new chunks beside old ones. Runs that write
 /// different regions do not interfere.
 ///
-/// In local directories, an active publisher holds a lock on its claims, and other runs are refused.
+/// In local directories, an active publisher holds a lock on its claims. Other runs are refused.
 #[derive(Debug)]
 pub struct PlainZarr {
     stores: Stores,
@@ -62,8 +62,8 @@ impl PlainZarr {
         })
     }
 
-    /// Locks the claim on a target for the lifetime of this publisher. Remote stores are not locked;
-    /// their lock would be an object at the claim's key.
+    /// Locks the claim on a target for the lifetime of this publisher. Remote stores are not
+    /// locked; their lock would be an object at the claim's key.
     fn lock(&self, target: &Target<'_>) -> Result<(), PublishError> {
         if target.store.is_remote() {
             return Ok(());
