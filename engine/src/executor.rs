@@ -151,7 +151,7 @@ pub trait Executor: Send + Sync + fmt::Debug {
     }
 
     /// Returns the projected memory of a worker on another machine, in bytes, after a successful
-    /// [`check`](Executor::check). Returns `None` if it is unknown, or if tasks run on this machine.
+    /// [`check`](Executor::check). Returns `None` if it is unknown or tasks run on this machine.
     fn remote_worker_mem(&self, _plan: &FinalizedPlan) -> Option<u64> {
         None
     }

@@ -1,4 +1,4 @@
-//! Task programs: the steps of one task as a tree, and the traversal that all of its visitors share.
+//! Task programs: the steps of one task as a tree, and the traversal that its visitors share.
 //!
 //! A stage lowers to one [`Program`]. Three visitors share the tree, so none repeats a loop of
 //! another:

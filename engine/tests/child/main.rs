@@ -1,4 +1,4 @@
-//! The program that this package's tests run as a child process: `freestone-engine-test-child ROLE`.
+//! The child process of this package's tests: `freestone-engine-test-child ROLE`.
 
 // A test child reports errors by panicking.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
