@@ -50,8 +50,8 @@ pub enum ExecutorName {
     Serial,
     /// Threads of this process.
     Threads,
-    /// Processes of this program, whose `main` must call [`serve`](freestone::serve) for the argument
-    /// [`WORKER_ARGUMENT`](freestone::WORKER_ARGUMENT).
+    /// Processes of this program, whose `main` must call [`serve`](freestone::serve) for the
+    /// argument [`WORKER_ARGUMENT`](freestone::WORKER_ARGUMENT).
     Processes,
     /// AWS Lambda, with the function's name or that in `FREESTONE_LAMBDA_FUNCTION`.
     Lambda(Option<String>),

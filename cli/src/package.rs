@@ -75,8 +75,8 @@ pub struct Package {
 /// Packages a worker program for Lambda. Equal programs give equal zips.
 ///
 /// # Errors
-/// Returns an error if Lambda cannot run the program, or if a file cannot be read or written. No zip
-/// is written then.
+/// Returns an error if Lambda cannot run the program, or if a file cannot be read or written. No
+/// zip is written then.
 pub fn package(program: &Path, zip: &Path) -> Result<Package, PackageError> {
     let bytes = files::read(program).map_err(|error| PackageError::Read { error })?;
     let required = Requirements::of(&bytes)

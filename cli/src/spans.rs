@@ -17,8 +17,8 @@ impl InFlight {
 
     /// Removes a request that returned at `at`, and returns the start time of its first task.
     ///
-    /// If all tasks succeeded, the last one ended at `at`. The duration of a failed task is unknown, so
-    /// the first task then counts as started with the request.
+    /// If all tasks succeeded, the last one ended at `at`. The duration of a failed task is
+    /// unknown, so the first task then counts as started with the request.
     pub(crate) fn returned(&mut self, outcome: &TaskOutcome, at: u64) -> u64 {
         let started = self
             .0
@@ -55,8 +55,8 @@ pub(crate) mod tests {
         settings.resolve().unwrap()
     }
 
-    /// Returns a plan of `n_stages` stages, each over `n_elements` elements in chunks of 10. Its inputs
-    /// do not exist.
+    /// Returns a plan of `n_stages` stages, each over `n_elements` elements in chunks of 10. Its
+    /// inputs do not exist.
     pub(crate) fn planned(n_stages: usize, n_elements: u64) -> Plan {
         // Arrays of one shape would be planned as one stage.
         let array =

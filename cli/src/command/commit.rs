@@ -53,8 +53,8 @@ impl RepositoryArgs {
     }
 }
 
-/// Opens a repository, and creates it if it does not exist and the branch is `main`. A new repository
-/// has no other branch.
+/// Opens a repository, and creates it if it does not exist and the branch is `main`. A new
+/// repository has no other branch.
 fn open_or_create(spec: &Spec, format: Option<Format>) -> Result<Repository, Failure> {
     let create = || Repository::open_or_create(&spec.repository, format.unwrap_or_default());
     let repository =
@@ -105,8 +105,8 @@ impl CommitArgs {
 
     /// Returns the session for the results, or `None` for plain Zarr stores.
     ///
-    /// Creates the repository if it does not exist, except for `--plan-only`. The targets are planned
-    /// for a repository in memory first, so that a rejected plan creates nothing.
+    /// Creates the repository if it does not exist, except for `--plan-only`. The targets are
+    /// planned for a repository in memory first, so that a rejected plan creates nothing.
     pub(crate) fn begin(
         &self,
         limits: &Limits,

@@ -35,8 +35,8 @@ fn priced(cost: &Cost) -> Value {
     all
 }
 
-/// Returns the report of a run, with projected and measured memory, bytes, requests and seconds, and
-/// its cost if it is billed by use.
+/// Returns the report of a run, with projected and measured memory, bytes, requests and seconds,
+/// and its cost if it is billed by use.
 pub(crate) fn run(report: &RunReport, measured: Option<&Cost>, projected: Option<&Cost>) -> Value {
     let stages = report.stages.iter().map(|s| {
         json!({

@@ -29,7 +29,8 @@ pub(super) struct Row {
 /// `name signature, summary, shape, dtypes, cost, arguments => result;` where a [`Value`] is made
 /// from the result.
 macro_rules! rows {
-    ($($name:ident $signature:literal, $summary:literal, $shape:literal, $dtypes:expr, $cost:expr, $a:ident => $result:expr;)*) => {
+    ($($name:ident $signature:literal, $summary:literal, $shape:literal, $dtypes:expr, $cost:expr,
+       $a:ident => $result:expr;)*) => {
         &[$(Row {
             name: stringify!($name),
             signature: $signature,
@@ -62,7 +63,10 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
         rows! {
             clip "(x, /, min=None, max=None)", "The elements, but not below `min` and not above \
                 `max`; NaN where one is NaN.", "that of x", REAL, VIEW, a => {
-                let bound = |name| if a.is_none(name)? { Ok::<_, CallError>(None) } else { a.operand(name).map(Some) };
+                let bound = |name| match a.is_none(name)? {
+                    true => Ok::<_, CallError>(None),
+                    false => a.operand(name).map(Some),
+                };
                 clip(a.array("x")?, bound("min")?, bound("max")?)
             };
         },
@@ -154,8 +158,12 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
             diff "(x, /, *, axis=-1, n=1, prepend=None, append=None)", "The `n`-th difference of \
                 neighbours along an axis.", "n shorter along axis, after prepend and \
                 append", ALL, VIEW, a => {
-                let end = |name| if a.is_none(name)? { Ok::<_, CallError>(None) } else { a.array(name).map(|x| Some(x.clone())) };
-                let parts: Vec<Array> = [end("prepend")?, Some(a.array("x")?.clone()), end("append")?].into_iter().flatten().collect();
+                let end = |name| match a.is_none(name)? {
+                    true => Ok::<_, CallError>(None),
+                    false => a.array(name).map(|x| Some(x.clone())),
+                };
+                let parts = [end("prepend")?, Some(a.array("x")?.clone()), end("append")?];
+                let parts: Vec<Array> = parts.into_iter().flatten().collect();
                 let n = u64::try_from(a.integer("n")?).map_err(|_| a.refuse("n", "n is negative"))?;
                 concat(&parts, a.integer("axis")?).diff(n, a.integer("axis")?)
             };
@@ -172,7 +180,10 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
             concat "(arrays, /, *, axis=0)", "Arrays one after the other along an axis; with None \
                 each is flattened first.", "lengths added along axis; (all elements,) with \
                 axis=None", ALL, PIECES,
-                a => concat(&a.arrays("arrays")?, a.optional_integer("axis")?.map_or_else(Axes::default, Axes::from));
+                a => {
+                    let axis = a.optional_integer("axis")?;
+                    concat(&a.arrays("arrays")?, axis.map_or_else(Axes::default, Axes::from))
+                };
             expand_dims "(x, /, axis=0)", "A new axis of length 1 before axis `axis` of the \
                 result.", "1 inserted at \
                 axis", ALL, VIEW, a => a.array("x")?.expand_dims(a.integer("axis")?);
@@ -210,7 +221,8 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
             triu "(x, /, *, k=0)", "The upper triangle of the last two axes; 0 elsewhere.", "that \
                 of x", ALL, VIEW, a => triu(a.array("x")?, a.integer("k")?);
             unstack "(x, /, *, axis=0)", "The arrays along an axis, without that axis.", "of each \
-                array, the axis dropped", ALL, VIEW, a => a.array("x")?.unstack(a.integer("axis")?)?;
+                array, the axis dropped", ALL, VIEW,
+                a => a.array("x")?.unstack(a.integer("axis")?)?;
         },
     ),
     (
@@ -220,7 +232,9 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
                 axis.", "the number of indices along axis", ALL, LISTED, a => {
                 let x = a.array("x")?;
                 let only = (x.shape()?.len() == 1).then_some(0);
-                let axis = a.optional_integer("axis")?.or(only).ok_or_else(|| a.refuse("axis", "axis is None, but take needs one for an array of several axes"))?;
+                let none = "axis is None, but take needs one for an array of several axes";
+                let axis = a.optional_integer("axis")?.or(only);
+                let axis = axis.ok_or_else(|| a.refuse("axis", none))?;
                 x.take(&a.integers("indices")?, axis)
             };
         },
@@ -245,25 +259,32 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
                 array.", "lengths of the lists from outside in; () for a number", ALL, "no stage; \
                 the values travel in the plan", a => listed(a)?;
             empty "(shape, *, dtype=None, chunks=None)", "Every element is \
-                something.", "shape", ALL, MADE, a => filled(a, &a.shape("shape")?, Scalar::new(0u8), None)?;
+                something.", "shape", ALL, MADE,
+                a => filled(a, &a.shape("shape")?, Scalar::new(0u8), None)?;
             empty_like "(x, /, *, dtype=None)", "As `empty`, with shape, dtype and chunks of \
                 `x`.", "that of x", ALL, MADE, a => empty_like(a.array("x")?, a.dtype("dtype")?);
             eye "(n_rows, n_cols=None, /, *, k=0, dtype=None, chunks=None)", "1 on one diagonal, 0 \
                 elsewhere.", "(n_rows, n_cols), or (n_rows, n_rows)", ALL, MADE, a => {
                 let columns = if a.is_none("n_cols")? { "n_rows" } else { "n_cols" };
-                let (shape, dtype) = ([count(a, "n_rows")?, count(a, columns)?], a.dtype("dtype")?.unwrap_or(DType::Float64));
+                let shape = [count(a, "n_rows")?, count(a, columns)?];
+                let dtype = a.dtype("dtype")?.unwrap_or(DType::Float64);
                 eye(shape[0], shape[1], a.integer("k")?, dtype, &a.chunks("chunks", &shape, dtype)?)
             };
             full "(shape, fill_value, *, dtype=None, chunks=None)", "Every element is \
                 `fill_value`.", "shape", ALL, MADE,
-                a => filled(a, &a.shape("shape")?, a.scalar("fill_value")?, Some(a.scalar("fill_value")?.dtype()))?;
+                a => {
+                    let value = a.scalar("fill_value")?;
+                    filled(a, &a.shape("shape")?, value, Some(value.dtype()))?
+                };
             full_like "(x, /, fill_value, *, dtype=None)", "As `full`, with shape, dtype and \
                 chunks of `x`.", "that of x", ALL, MADE,
                 a => full_like(a.array("x")?, a.scalar("fill_value")?, a.dtype("dtype")?);
             linspace "(start, stop, /, num, *, dtype=None, endpoint=True, chunks=None)", "`num` \
                 values from `start` to `stop` at even distances.", "(num,)", REAL, MADE, a => {
                 let (n, dtype) = (count(a, "num")?, a.dtype("dtype")?.unwrap_or(DType::Float64));
-                linspace(a.number("start")?, a.number("stop")?, n, a.flag("endpoint")?, dtype, a.chunks("chunks", &[n], dtype)?[0])
+                let chunk = a.chunks("chunks", &[n], dtype)?[0];
+                let (start, stop) = (a.number("start")?, a.number("stop")?);
+                linspace(start, stop, n, a.flag("endpoint")?, dtype, chunk)
             };
             meshgrid "(*arrays, indexing='xy')", "Arrays of one axis, each spread over the grid \
                 that all of them span.", "of each array, the lengths of all; the first two \
@@ -277,11 +298,13 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
                 meshgrid(&a.arrays("arrays")?, indexing)?
             };
             ones "(shape, *, dtype=None, chunks=None)", "Every element is \
-                1.", "shape", ALL, MADE, a => filled(a, &a.shape("shape")?, Scalar::new(1u8), None)?;
+                1.", "shape", ALL, MADE,
+                a => filled(a, &a.shape("shape")?, Scalar::new(1u8), None)?;
             ones_like "(x, /, *, dtype=None)", "As `ones`, with shape, dtype and chunks of \
                 `x`.", "that of x", ALL, MADE, a => ones_like(a.array("x")?, a.dtype("dtype")?);
             zeros "(shape, *, dtype=None, chunks=None)", "Every element is \
-                0.", "shape", ALL, MADE, a => filled(a, &a.shape("shape")?, Scalar::new(0u8), None)?;
+                0.", "shape", ALL, MADE,
+                a => filled(a, &a.shape("shape")?, Scalar::new(0u8), None)?;
             zeros_like "(x, /, *, dtype=None)", "As `zeros`, with shape, dtype and chunks of \
                 `x`.", "that of x", ALL, MADE, a => zeros_like(a.array("x")?, a.dtype("dtype")?);
         },
@@ -292,18 +315,26 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
             random_integers "(shape, low, high, *, seed, dtype=int64, chunks=None)", "Independent \
                 integers of `low..high`.", "shape", "integers", MADE, a => {
                 let (shape, dtype) = (a.shape("shape")?, a.dtype("dtype")?.unwrap_or(DType::Int64));
-                random_integers(&shape, a.integer("low")?, a.integer("high")?, count(a, "seed")?, dtype, &a.chunks("chunks", &shape, dtype)?)
+                let chunks = a.chunks("chunks", &shape, dtype)?;
+                let (low, high) = (a.integer("low")?, a.integer("high")?);
+                random_integers(&shape, low, high, count(a, "seed")?, dtype, &chunks)
             };
             random_normal "(shape, mean=0.0, deviation=1.0, *, seed, dtype=float64, \
                 chunks=None)", "Independent normal values.", "shape", "floats", MADE, a => {
-                let (shape, dtype) = (a.shape("shape")?, a.dtype("dtype")?.unwrap_or(DType::Float64));
-                random_normal(&shape, a.number("mean")?, a.number("deviation")?, count(a, "seed")?, dtype, &a.chunks("chunks", &shape, dtype)?)
+                let shape = a.shape("shape")?;
+                let dtype = a.dtype("dtype")?.unwrap_or(DType::Float64);
+                let chunks = a.chunks("chunks", &shape, dtype)?;
+                let (mean, deviation) = (a.number("mean")?, a.number("deviation")?);
+                random_normal(&shape, mean, deviation, count(a, "seed")?, dtype, &chunks)
             };
             random_uniform "(shape, low=0.0, high=1.0, *, seed, dtype=float64, \
                 chunks=None)", "Independent uniform values in `[low, \
                 high)`.", "shape", "floats", MADE, a => {
-                let (shape, dtype) = (a.shape("shape")?, a.dtype("dtype")?.unwrap_or(DType::Float64));
-                random_uniform(&shape, a.number("low")?, a.number("high")?, count(a, "seed")?, dtype, &a.chunks("chunks", &shape, dtype)?)
+                let shape = a.shape("shape")?;
+                let dtype = a.dtype("dtype")?.unwrap_or(DType::Float64);
+                let chunks = a.chunks("chunks", &shape, dtype)?;
+                let (low, high) = (a.number("low")?, a.number("high")?);
+                random_uniform(&shape, low, high, count(a, "seed")?, dtype, &chunks)
             };
         },
     ),

@@ -82,8 +82,8 @@ fn arguments_of_the_wrong_kind_are_named() {
         "mean",
         vec![x()],
         vec![("axis", Float(0.5))],
-        "mean: invalid argument `axis`: expected an axis, a tuple of axes, or None, found the number \
-            0.5",
+        "mean: invalid argument `axis`: expected an axis, a tuple of axes, or None, found the \
+            number 0.5",
     );
     check(
         "mean",
@@ -96,7 +96,8 @@ fn arguments_of_the_wrong_kind_are_named() {
         "astype",
         vec![x(), Text("float31".into())],
         vec![],
-        "astype: invalid argument `dtype`: expected a dtype such as float32, found the text 'float31'",
+        "astype: invalid argument `dtype`: expected a dtype such as float32, found the text \
+            'float31'",
     );
     check(
         "broadcast_to",
