@@ -6,6 +6,7 @@ use ndarray::{ArrayD, Axis, Dimension, IxDyn};
 use crate::values::{Pair, Step, promoted, python_slice, rounded};
 
 /// Applies a view. Returns `None` if it is undefined for its operand.
+#[expect(clippy::too_many_lines, reason = "a table: one arm for each view")]
 pub fn rearrange(
     a: &Pair,
     pool: &[Pair],

@@ -1,4 +1,5 @@
-//! The global allocator of programs that run tasks: mimalloc, configured to commit memory on demand.
+//! The global allocator of programs that run tasks: mimalloc, configured to commit memory on
+//! demand.
 //!
 //! By default, mimalloc commits its first gigabyte at once and requests huge pages for it. Each
 //! thread that allocates a little then occupies about 2 MB: 8 MB in an idle process, 30 MB in one

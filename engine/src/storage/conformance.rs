@@ -9,7 +9,6 @@ use super::{ByteRange, ObjectPart, PartsRead, PendingRead, StorageError, Store, 
 /// # Panics
 /// Panics with a description of the first violation.
 #[allow(clippy::panic, clippy::expect_used, clippy::unwrap_used)]
-#[expect(clippy::too_many_lines, reason = "a list of checks")]
 pub fn check(store: &dyn Store, prefix: &str) {
     check_objects(store, prefix);
     check_parts(store, prefix);
