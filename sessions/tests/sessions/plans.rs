@@ -119,7 +119,7 @@ fn outputs_overwrite_and_write_regions() {
         planned(&session, 3.0, |t| t.region(&[5..8]))
             .unwrap_err()
             .to_string()
-            .contains("4..8 is the smallest around it")
+            .contains("4..8 is the smallest aligned region")
     );
     let plan = planned(&session, 5.0, |t| t).unwrap();
     assert!(matches!(session.check_plan(&plan), Err(Error::NodeExists { .. })));

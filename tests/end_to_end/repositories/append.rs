@@ -54,7 +54,8 @@ fn an_array_grows_by_whole_chunks() {
         "{error}"
     );
     let ints = freestone::zeros(&[1, 6], DType::Int64, &[1, 6]);
-    assert!(session.append(&ints, "t", 0).unwrap_err().to_string().contains("cast it with astype"));
+    let error = session.append(&ints, "t", 0).unwrap_err().to_string();
+    assert!(error.contains("cast it by `astype`"), "{error}");
     session.commit("inside", &spec).unwrap();
     let rows: Vec<f64> =
         values(&repository, MAIN, "t", &spec).mean_axis(Axis(1)).unwrap().into_iter().collect();
