@@ -176,12 +176,12 @@ pub(crate) fn run(child: &Child) -> Result<Cost, Failure> {
         Stages::One => freestone::arange(0.0, 10.0 * child.tasks as f64, 1.0, DType::Float64, 10),
         Stages::Several => {
             let x = freestone::random_uniform(
-                &[child.tasks / 3 * 10, 20],
+                [child.tasks / 3 * 10, 20],
                 0.0,
                 1.0,
                 1,
                 DType::Float64,
-                &[10, 10],
+                [10, 10],
             );
             &x - &x.mean(1).expand_dims(1)
         }
@@ -206,7 +206,7 @@ pub(crate) fn run(child: &Child) -> Result<Cost, Failure> {
         )?
     } else {
         let planned =
-            freestone::plan(&[Target::array(&array, &at("out")).codec(CodecName::None)], &spec)?;
+            freestone::plan(&[Target::array(&array, at("out")).codec(CodecName::None)], &spec)?;
         (start, cpu) = (Instant::now(), machine::process_cpu_ns());
         freestone::run(&planned, &spec, executor)?
     };

@@ -49,14 +49,13 @@ fn tiles(setup: &Setup, n: u64) -> Result<PathBuf, Failure> {
             let waves = freestone::sin(&(&y * 0.7 + shift)) * freestone::cos(&(&x * 0.31)) * 10.0
                 + freestone::cos(&((&y + &x) * 0.11)) * 5.0
                 + 1.0;
-            let noise =
-                freestone::random_uniform(&shape, -0.35, 0.35, seed, DType::Float32, &chunk);
+            let noise = freestone::random_uniform(shape, -0.35, 0.35, seed, DType::Float32, chunk);
             rounded(&(waves + noise))
         };
         [("a", 3), ("b", 4)]
             .map(|(name, seed)| {
                 Ok(Target::in_group(&field(seed)?, group, name)
-                    .chunks(&chunk)
+                    .chunks(chunk)
                     .codec(CodecName::Zstd(0))
                     .overwrite(true))
             })
@@ -79,14 +78,13 @@ fn matrices(setup: &Setup, n: u64) -> Result<PathBuf, Failure> {
     made(&folder, &parameters, setup, |group| {
         let (shape, chunk) = ([n * BLOCK; 2], [BLOCK; 2]);
         let field = |seed| {
-            let normal =
-                freestone::random_normal(&shape, 0.0, 1000.0, seed, DType::Float64, &chunk);
+            let normal = freestone::random_normal(shape, 0.0, 1000.0, seed, DType::Float64, chunk);
             Ok::<Array, Failure>(freestone::round(&normal) / 1000.0)
         };
         [("A", 5), ("B", 6)]
             .map(|(name, seed)| {
                 Ok(Target::in_group(&field(seed)?, group, name)
-                    .chunks(&chunk)
+                    .chunks(chunk)
                     .codec(CodecName::Zstd(0))
                     .overwrite(true))
             })
@@ -101,11 +99,11 @@ pub(crate) fn tiny(setup: &Setup) -> Result<PathBuf, Failure> {
     let parameters =
         json!({"field": "tiny-1", "shape": TINY, "chunk": TINY_CHUNK, "codec": Codec::Zstd.name()});
     made(&folder, &parameters, setup, |group| {
-        let noise = freestone::random_uniform(&TINY, -30.0, 30.0, 21, DType::Float32, &TINY_CHUNK);
+        let noise = freestone::random_uniform(TINY, -30.0, 30.0, 21, DType::Float32, TINY_CHUNK);
         let rounded = freestone::round(&(noise * 32.0)) / 32.0;
         Ok(vec![
             Target::in_group(&rounded, group, "tiny")
-                .chunks(&TINY_CHUNK)
+                .chunks(TINY_CHUNK)
                 .codec(CodecName::Zstd(0))
                 .overwrite(true),
         ])

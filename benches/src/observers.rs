@@ -86,7 +86,7 @@ fn n_events(tasks: u64) -> u64 {
 /// CPU nanoseconds, except for start and end.
 fn tell(observers: &[&dyn Observer], tasks: u64, spec: &Spec, out: &Path) -> Result<u64, Failure> {
     let array = freestone::arange(0.0, 10.0 * tasks as f64, 1.0, DType::Float64, 10);
-    let planned = freestone::plan(&[Target::array(&array, &out.display().to_string())], spec)?;
+    let planned = freestone::plan(&[Target::array(&array, out.display().to_string())], spec)?;
     let plan = planned.finalized();
     let tell = |event: Event<'_>| observers.iter().for_each(|o| o.on_event(&event));
     let start = RunStart {

@@ -110,10 +110,10 @@ pub(crate) fn print_all(repeat: u32) -> Result<(), Failure> {
     let spec = settings.resolve()?;
     let stores = Stores::default();
     stores.insert(Arc::clone(&store) as Arc<dyn Store>);
-    let random = freestone::random_normal(&SHAPE, 0.0, 1.0, 3, DType::Float32, &CHUNK);
+    let random = freestone::random_normal(SHAPE, 0.0, 1.0, 3, DType::Float32, CHUNK);
     let zstd = Encoding::from(CodecName::Zstd(1));
     let target =
-        Target::array(&random, &format!("{}/x", store.url())).with_stores(&stores).codec(zstd);
+        Target::array(&random, format!("{}/x", store.url())).with_stores(&stores).codec(zstd);
     freestone::run(&freestone::plan(&[target], &spec)?, &spec, &Threads::new(THREADS))?;
     println!(
         "{} chunks of {} MB of noise (zstd), {} ms and {:.0} MB/s away; {THREADS} threads, medians \
@@ -126,7 +126,7 @@ pub(crate) fn print_all(repeat: u32) -> Result<(), Failure> {
     type Work = fn(&Array) -> Result<Array, Failure>;
     let works: [(&str, Work); 2] = [
         ("mean over time", |x| Ok(x.mean(0))),
-        ("rechunk to rows", |x| Ok(x.rechunk(&[64, 50, 1000]))),
+        ("rechunk to rows", |x| Ok(x.rechunk([64, 50, 1000]))),
     ];
     for (name, work) in works {
         let mut medians = Vec::new();
@@ -140,7 +140,7 @@ pub(crate) fn print_all(repeat: u32) -> Result<(), Failure> {
             let (array, mut walls, mut cpus) = (work(&open()?)?, Vec::new(), Vec::new());
             for _ in 0..repeat {
                 let planned =
-                    freestone::plan(&[Target::array(&array, &at(name)).overwrite(true)], &spec)?;
+                    freestone::plan(&[Target::array(&array, at(name)).overwrite(true)], &spec)?;
                 let (start, cpu) = (Instant::now(), machine::process_cpu_ns());
                 freestone::run(&planned, &spec, &Threads::new(THREADS))?;
                 walls.push(start.elapsed().as_secs_f64());

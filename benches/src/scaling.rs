@@ -173,11 +173,11 @@ pub(crate) fn run(child: &Child) -> Result<Scaled, Failure> {
         let numbers = freestone::arange(0.0, (CHUNK * tasks) as f64, 1.0, DType::Float64, CHUNK);
         let slept = freestone::map_blocks(
             &Sleeping { nanos_per_byte: NANOS_PER_BYTE },
-            &[&numbers],
+            [&numbers],
             &OutputBlocks::new(DType::Float64),
         );
         let planned =
-            freestone::plan(&[Target::array(&slept, &at("out")).codec(CodecName::None)], &spec)?;
+            freestone::plan(&[Target::array(&slept, at("out")).codec(CodecName::None)], &spec)?;
         let start = Instant::now();
         let report = freestone::run(&planned, &spec, &executor)?;
         Ok((start.elapsed().as_secs_f64(), report))

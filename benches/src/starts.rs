@@ -58,7 +58,7 @@ fn written(folder: &Path) -> Result<RunAddress, Failure> {
     let at = |name: &str| folder.join(name).display().to_string();
     let spec = Settings { work_dir: Some(at("work")), ..Settings::default() }.resolve()?;
     let numbers = freestone::arange(0.0, 1000.0, 1.0, DType::Float64, 100);
-    let planned = freestone::plan(&[Target::array(&numbers, &at("out"))], &spec)?;
+    let planned = freestone::plan(&[Target::array(&numbers, at("out"))], &spec)?;
     let address = RunAddress {
         work_dir: at("work"),
         folder: format!("{}-1234567890abcdef-1", planned.finalized().run_id()),

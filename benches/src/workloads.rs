@@ -182,9 +182,9 @@ fn tasks(spec: &Spec) -> Result<Sample, Failure> {
     let (stores, x) = in_memory(spec)?;
     let start = Clocks::start();
     let y = x * 2.0 + 1.0;
-    let target = Target::array(&y, &place(&stores, "y"))
+    let target = Target::array(&y, place(&stores, "y"))
         .with_stores(&stores)
-        .chunks(&MEMORY_CHUNK)
+        .chunks(MEMORY_CHUNK)
         .codec(CodecName::None);
     let report = run_in(&target, spec, &stores)?;
     let sample = start.stop(Some(&report));
@@ -224,7 +224,7 @@ fn plan_scaling(spec: Spec) -> Result<Sample, Failure> {
     let targets: Vec<Target> = means
         .iter()
         .map(|(name, mean)| {
-            Target::array(mean, &format!("{}/{name}", store.url())).with_stores(&stores)
+            Target::array(mean, format!("{}/{name}", store.url())).with_stores(&stores)
         })
         .collect();
     let planned = freestone::plan(&targets, &spec)?;
@@ -282,7 +282,7 @@ fn slowest_plan(stores: &Stores, store: &Arc<dyn Store>, spec: &Spec) -> Result<
             .map_err(|e| e.to_string())?;
         let result = chunks.map_or_else(|| result.clone(), |c| result.rechunk(c));
         freestone::plan(
-            &[Target::array(&result, &format!("{}/out-{i}", store.url())).with_stores(stores)],
+            &[Target::array(&result, format!("{}/out-{i}", store.url())).with_stores(stores)],
             spec,
         )?;
         slowest = slowest.max(start.elapsed().as_secs_f64());
@@ -296,12 +296,11 @@ fn mean_accuracy(spec: &Spec, start: &Clocks) -> Result<Sample, Failure> {
     let mean = |x: &Array| {
         Ok::<f64, Failure>(f64::from(freestone::compute::<f32>(&x.mean(()), spec)?.sum()))
     };
-    let random =
-        freestone::random_uniform(&[MANY], 299.0, 301.0, 41, DType::Float32, &[MANY_CHUNK]);
+    let random = freestone::random_uniform([MANY], 299.0, 301.0, 41, DType::Float32, [MANY_CHUNK]);
     let equal = 300.1f32;
     let means = [
         mean(&random)?,
-        mean(&freestone::full(&[MANY], f64::from(equal), DType::Float32, &[MANY_CHUNK]))?,
+        mean(&freestone::full([MANY], f64::from(equal), DType::Float32, [MANY_CHUNK]))?,
     ];
     let expect = [exact_mean(&random, spec)?, f64::from(equal)];
     let errors = means.iter().zip(expect).map(|(mean, expect)| (mean - expect).abs() / expect);
@@ -328,7 +327,7 @@ fn exact_mean(x: &Array, spec: &Spec) -> Result<f64, Failure> {
 }
 
 fn open(group: &Path, name: &str) -> Result<Array, Failure> {
-    Ok(freestone::open(&group.join(name).display().to_string())?)
+    Ok(freestone::open(group.join(name).display().to_string())?)
 }
 
 fn quadratic(u: &Array, v: &Array) -> Result<[(&'static str, Array); 3], Failure> {
@@ -344,7 +343,7 @@ fn sum_of(array: &Array, spec: &Spec, stores: &Stores) -> Result<(f64, RunReport
 /// report.
 fn number_of(array: &Array, spec: &Spec, stores: &Stores) -> Result<(f64, RunReport), Failure> {
     let store = memory_store(stores);
-    let target = Target::array(array, &format!("{}/sum", store.url()))
+    let target = Target::array(array, format!("{}/sum", store.url()))
         .with_stores(stores)
         .codec(CodecName::None);
     let report = run_in(&target, spec, stores)?;
@@ -362,10 +361,10 @@ fn run_in(target: &Target, spec: &Spec, stores: &Stores) -> Result<RunReport, Fa
 fn in_memory(spec: &Spec) -> Result<(Stores, Array), Failure> {
     let stores = Stores::default();
     let store = memory_store(&stores);
-    let noise = freestone::random_uniform(&MEMORY, -1.0, 1.0, 31, DType::Float32, &MEMORY_CHUNK);
-    let target = Target::array(&noise, &format!("{}/x", store.url()))
+    let noise = freestone::random_uniform(MEMORY, -1.0, 1.0, 31, DType::Float32, MEMORY_CHUNK);
+    let target = Target::array(&noise, format!("{}/x", store.url()))
         .with_stores(&stores)
-        .chunks(&MEMORY_CHUNK)
+        .chunks(MEMORY_CHUNK)
         .codec(CodecName::None);
     run_in(&target, spec, &stores)?;
     let x = freestone::open_in(&store, "x")?;

@@ -374,14 +374,14 @@ mod tests {
         };
         // 16 GB in chunks of 80 MB.
         let x = freestone::random_uniform(
-            &[2000, 1000, 1000],
+            [2000, 1000, 1000],
             0.0,
             1.0,
             1,
             DType::Float64,
-            &[10, 1000, 1000],
+            [10, 1000, 1000],
         );
-        let y = x.rechunk(&[2000, 100, 100]);
+        let y = x.rechunk([2000, 100, 100]);
         let target = Target::array(&y, "no-such-folder/out").codec(CodecName::None);
         freestone::plan(&[target], &settings.resolve().unwrap()).unwrap().finalized().explain()
     }

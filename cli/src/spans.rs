@@ -60,12 +60,12 @@ pub(crate) mod tests {
     pub(crate) fn planned(n_stages: usize, n_elements: u64) -> Plan {
         // Arrays of one shape would be planned as one stage.
         let array =
-            |i: usize| freestone::full(&[n_elements + 10 * i as u64], 1.0, DType::Float64, &[10]);
+            |i: usize| freestone::full([n_elements + 10 * i as u64], 1.0, DType::Float64, [10]);
         let arrays: Vec<Array> = (0..n_stages).map(array).collect();
         let targets: Vec<Target> = arrays
             .iter()
             .enumerate()
-            .map(|(i, a)| Target::array(a, &format!("/nowhere/out{i}")))
+            .map(|(i, a)| Target::array(a, format!("/nowhere/out{i}")))
             .collect();
         freestone::plan(&targets, &spec()).unwrap()
     }

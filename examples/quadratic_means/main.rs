@@ -95,8 +95,8 @@ fn run(arguments: &Arguments) -> Result<(), Error> {
             input
         }
     };
-    let u = freestone::open(&format!("{input}/u"))?;
-    let v = freestone::open(&format!("{input}/v"))?;
+    let u = freestone::open(format!("{input}/u"))?;
+    let v = freestone::open(format!("{input}/v"))?;
     let means = [("uu", (&u * &u).mean(0)), ("uv", (&u * &v).mean(0)), ("vv", (&v * &v).mean(0))];
     let targets: Vec<Target> = means
         .iter()
@@ -115,7 +115,7 @@ fn run(arguments: &Arguments) -> Result<(), Error> {
 
     println!("sums over the maps in {output}:");
     for (name, _) in &means {
-        let map = freestone::open(&format!("{output}/{name}"))?;
+        let map = freestone::open(format!("{output}/{name}"))?;
         let sum = freestone::compute::<f64>(&map.astype(DType::Float64).sum(()), &spec)?;
         println!("  mean({}·{})  {:.4}", &name[..1], &name[1..], sum.sum());
     }

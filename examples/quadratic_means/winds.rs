@@ -49,17 +49,16 @@ pub(crate) fn synthetic_winds(
                 (along_x(&|x| (k as f64 * x).cos()), along_x(&|x| (k as f64 * x).sin()));
             let (cos_t, sin_t) =
                 (along_t(&|t| (pace * t + phase).cos()), along_t(&|t| (pace * t + phase).sin()));
-            field = field + &envelope * (&cos_x * &cos_t + &sin_x * &sin_t);
+            field += &envelope * (&cos_x * &cos_t + &sin_x * &sin_t);
         }
-        let noise = freestone::random_uniform(&shape, -1.4, 1.4, seed, DType::Float32, &CHUNK);
+        let noise = freestone::random_uniform(shape, -1.4, 1.4, seed, DType::Float32, CHUNK);
         let exact = field + &noise;
         let shifted = &exact * KEEP_11_BITS;
         let rounded = &shifted - &(&shifted - &exact);
         let named =
             rounded.with_dims(["time", "latitude", "longitude"]).with_attribute("units", "m s-1");
-        targets.push(
-            Target::in_group(&named, group, name).chunks(&CHUNK).codec(codec).overwrite(true),
-        );
+        targets
+            .push(Target::in_group(&named, group, name).chunks(CHUNK).codec(codec).overwrite(true));
     }
     for (name, units, values) in
         [("latitude", "degrees_north", &latitude), ("longitude", "degrees_east", &longitude)]

@@ -182,7 +182,7 @@ mod tests {
         check((), Ok(&[0, 1, 2]));
         check(-1, Ok(&[2]));
         check([2, 0], Ok(&[2, 0]));
-        check(&[0, 1], Ok(&[0, 1]));
+        check([0, 1], Ok(&[0, 1]));
         check(Vec::<i64>::new(), Ok(&[]));
         check("lat", Ok(&[1]));
         check(["lon", "time"], Ok(&[2, 0]));

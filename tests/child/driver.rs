@@ -107,7 +107,7 @@ pub fn run(asked: &Asked) {
         None => freestone::run_with(&planned, &spec, &*executor, &options),
         Some(run) => {
             let stored =
-                freestone::open_run(&format!("{}/{run}", spec.work_dir), &options.stores).unwrap();
+                freestone::open_run(format!("{}/{run}", spec.work_dir), &options.stores).unwrap();
             freestone::resume(&stored, &spec, &*executor, &options)
         }
     };

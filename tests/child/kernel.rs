@@ -30,11 +30,11 @@ impl freestone::UserKernel for Doubled {
 
 /// Doubles the array `x` in a folder, and prints the run's resource use.
 pub fn run(place: &str) {
-    let x = freestone::open(&format!("{place}/x")).unwrap();
-    let y = freestone::map_blocks(&Doubled, &[&x], &freestone::OutputBlocks::new(DType::Float32));
+    let x = freestone::open(format!("{place}/x")).unwrap();
+    let y = freestone::map_blocks(&Doubled, [&x], &freestone::OutputBlocks::new(DType::Float32));
     let spec = spec_in(&format!("{place}/work"));
     let report = freestone::run(
-        &freestone::plan(&[Target::array(&y, &format!("{place}/y"))], &spec).unwrap(),
+        &freestone::plan(&[Target::array(&y, format!("{place}/y"))], &spec).unwrap(),
         &spec,
         &Serial,
     )

@@ -69,9 +69,9 @@ pub mod driver {
     /// With `memory`, intermediates are in memory and are lost with the process; tasks run on
     /// threads. With the others, no memory tier exists.
     pub fn plan(folder: &str, results: &str, on: &str) -> (Plan, Spec) {
-        let x = freestone::random_uniform(&[2560, 96], 0.5, 1.0, 7, DType::Float64, &[16, 96]);
-        let columns = x.rechunk(&[2560, 2]) * 2.0;
-        let rows = columns.rechunk(&[16, 96]) + 1.0;
+        let x = freestone::random_uniform([2560, 96], 0.5, 1.0, 7, DType::Float64, [16, 96]);
+        let columns = x.rechunk([2560, 2]) * 2.0;
+        let rows = columns.rechunk([16, 96]) + 1.0;
         let zeros = &rows * 0.0;
         let group = format!("{folder}/{results}");
         let targets = [
@@ -125,8 +125,8 @@ pub mod repository {
     pub fn overwriting(folder: &str) -> (Plan, Spec, Session) {
         let repository = Repository::open(&format!("{folder}/repository")).unwrap();
         let session = Session::begin(&repository, MAIN).unwrap();
-        let x = freestone::random_uniform(&SHAPE, 0.5, 1.0, 7, DType::Float64, &[16, 64]);
-        let rows = (x.rechunk(&[1280, 2]) * 2.0).rechunk(&[16, 64]);
+        let x = freestone::random_uniform(SHAPE, 0.5, 1.0, 7, DType::Float64, [16, 64]);
+        let rows = (x.rechunk([1280, 2]) * 2.0).rechunk([16, 64]);
         let spec = super::spec_in(&format!("{folder}/work"));
         let planned =
             freestone::plan(&[session.target(&rows, "data/rows").overwrite(true)], &spec).unwrap();

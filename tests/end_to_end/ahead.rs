@@ -153,10 +153,10 @@ impl Bench {
         };
         for (name, shape, chunks) in [("a", [120u64, 90], [20u64, 30]), ("b", [120, 90], [40, 15])]
         {
-            let random = freestone::random_normal(&shape, 0.0, 1.0, 5, DType::Float64, &chunks);
+            let random = freestone::random_normal(shape, 0.0, 1.0, 5, DType::Float64, chunks);
             let stores = Stores::default();
             stores.insert(Arc::clone(&bench.near));
-            let target = Target::array(&random, &format!("{}/{name}", bench.near.url()))
+            let target = Target::array(&random, format!("{}/{name}", bench.near.url()))
                 .with_stores(&stores)
                 .codec(codec);
             freestone::run(&freestone::plan(&[target], &bench.spec).unwrap(), &bench.spec, &Serial)
@@ -200,7 +200,7 @@ impl Bench {
         let near = |name| freestone::open_in(&self.near, name).unwrap();
         let run = |array: &Array, to: &str| {
             let planned =
-                freestone::plan(&[Target::array(array, &self.place.at(to))], &self.spec).unwrap();
+                freestone::plan(&[Target::array(array, self.place.at(to))], &self.spec).unwrap();
             freestone::run(&planned, &self.spec, &Serial).unwrap();
             planned
         };
@@ -257,10 +257,10 @@ fn remote_chunks_are_prefetched() {
             ("two inputs", 21, false, &|a, _| a + &(a * 2.0).roll(20, 0)),
             ("all in one", 18, true, &|a, _| a.sum(())),
             ("means", 18, true, &|a, _| a.mean(0)),
-            ("rechunked", 18, true, &|a, _| a.rechunk(&[120, 10])),
+            ("rechunked", 18, true, &|a, _| a.rechunk([120, 10])),
             ("put together", 36, false, &|a, b| concat(&[a.clone(), b.clone()], 1)),
-            ("of another shape", 18, true, &|a, _| a.reshape(&[90, 120])),
-            ("taken", 9, true, &|a, _| a.take(&[3, 100, 7, 50], 0)),
+            ("of another shape", 18, true, &|a, _| a.reshape([90, 120])),
+            ("taken", 9, true, &|a, _| a.take([3, 100, 7, 50], 0)),
             ("product", 108, true, &|a, b| a.matmul(&b.matrix_transpose())),
             ("running sums", 18, true, &|a, _| a.cumulative_sum(0)),
         ];
@@ -277,7 +277,7 @@ fn failed_prefetches_are_reported() {
     *bench.far.broken.lock().unwrap() = Some("a/c/4/1".into());
     let spec = Spec { retries: 0, ..bench.spec.clone() };
     let planned =
-        freestone::plan(&[Target::array(&bench.far("a").mean(0), &bench.place.at("out"))], &spec)
+        freestone::plan(&[Target::array(&bench.far("a").mean(0), bench.place.at("out"))], &spec)
             .unwrap();
     let error = freestone::run(&planned, &spec, &Serial).unwrap_err();
     assert!(error.to_string().contains("the line was cut"), "{error}");
@@ -293,7 +293,7 @@ fn prefetch_shrinks_with_memory() {
     let plan = |allowed_mem| {
         let spec = Spec { allowed_mem, ..bench.spec.clone() };
         let planned = freestone::plan(
-            &[Target::array(&bench.far("a").mean(0), &bench.place.at("out"))],
+            &[Target::array(&bench.far("a").mean(0), bench.place.at("out"))],
             &spec,
         )
         .unwrap();

@@ -37,7 +37,7 @@ fn also(document: &mut Value, codec: &str) {
 /// The same array as the library stores it.
 fn encoded(place: &Place, name: &str, codec: CodecName) -> String {
     small(&place.at("plain"), |_| {});
-    let array = freestone::open(&place.at("plain")).unwrap();
+    let array = freestone::open(place.at("plain")).unwrap();
     store(&array, &place.at(name), place, |t| t.codec(codec)).unwrap();
     place.at(name)
 }
@@ -80,7 +80,7 @@ fn is_bad_chunk(error: &Error) -> bool {
 fn check_damaged(place: &Place, input: &str, says: &str) {
     let array = freestone::open(input).unwrap();
     check(store(&array, &place.at("copy"), place, |t| t), ExitCode::Input, says, is_bad_chunk);
-    assert!(freestone::open(&place.at("copy")).is_err(), "nothing is published");
+    assert!(freestone::open(place.at("copy")).is_err(), "nothing is published");
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn check_metadata(change: impl FnOnce(&mut Value), says: &str, is: fn(&MetadataE
     let place = Place::new();
     small(&place.at("in"), change);
     let before = names(place.folder.path());
-    check(freestone::open(&place.at("in")), ExitCode::Input, says, |e| is_metadata(e, is));
+    check(freestone::open(place.at("in")), ExitCode::Input, says, |e| is_metadata(e, is));
     assert_eq!(names(place.folder.path()), before);
 }
 
@@ -158,7 +158,7 @@ fn truncated_metadata() {
     let whole = fs::read(&path).unwrap();
     for len in 0..whole.len() {
         fs::write(&path, &whole[..len]).unwrap();
-        check(freestone::open(&place.at("in")), ExitCode::Input, "invalid JSON", |e| {
+        check(freestone::open(place.at("in")), ExitCode::Input, "invalid JSON", |e| {
             is_metadata(e, |m| matches!(m, MetadataError::Malformed { .. }))
         });
     }
@@ -172,9 +172,9 @@ fn check_absurd(shape: [u64; 2], chunk: [u64; 2]) {
         d["shape"] = json!(shape);
         d["chunk_grid"]["configuration"]["chunk_shape"] = json!(chunk);
     });
-    let planned = freestone::open(&place.at("in")).map_err(Error::from).and_then(|array| {
+    let planned = freestone::open(place.at("in")).and_then(|array| {
         let sum = array.sum(());
-        freestone::plan(&[Target::array(&sum, &place.at("out"))], &place.spec())
+        freestone::plan(&[Target::array(&sum, place.at("out"))], &place.spec())
     });
     let error = planned.expect_err("it cannot be held");
     assert!([ExitCode::Input, ExitCode::Memory].contains(&error.exit_code()), "{error}");
@@ -232,8 +232,7 @@ fn damaged_chunks() {
     fs::write(&chunk, &whole[..whole.len() - 2]).unwrap();
     check_damaged(&place, &zstd, "c/0/1");
     let values = |name: &str| {
-        freestone::compute::<f32>(&freestone::open(&place.at(name)).unwrap(), &place.spec())
-            .unwrap()
+        freestone::compute::<f32>(&freestone::open(place.at(name)).unwrap(), &place.spec()).unwrap()
     };
     // The magic number, the frame header descriptor, the window or the frame content size.
     for at in 0..6 {
@@ -309,8 +308,8 @@ fn cause_is(error: &Error, is: impl Fn(&ArrayError) -> bool) -> bool {
 
 #[test]
 fn invalid_operations() {
-    let u = freestone::open(&format!("{WINDS_V3}/u")).unwrap();
-    let latitude = freestone::open(&format!("{WINDS_V3}/latitude")).unwrap();
+    let u = freestone::open(format!("{WINDS_V3}/u")).unwrap();
+    let latitude = freestone::open(format!("{WINDS_V3}/latitude")).unwrap();
     let line = line!() + 1;
     let failed = &u + &latitude;
     let here = format!("{}:{line}:", file!());
@@ -330,7 +329,7 @@ fn invalid_operations() {
     check(u.mean([0, -3]).check(), ExitCode::Input, "twice", |e| {
         cause_is(e, |e| matches!(e, ArrayError::AxisTwice(_)))
     });
-    check(u.rechunk(&[0, 1, 1]).check(), ExitCode::Input, "0", |e| {
+    check(u.rechunk([0, 1, 1]).check(), ExitCode::Input, "0", |e| {
         cause_is(e, |e| matches!(e, ArrayError::Grid(_)))
     });
     check(u.slice(freestone::Slice::from(..).step(0), 0).check(), ExitCode::Input, "0", |e| {
@@ -346,7 +345,7 @@ fn invalid_operations() {
 fn existing_outputs_are_refused() {
     let place = Place::new();
     small(&place.at("in"), |_| {});
-    let array = freestone::open(&place.at("in")).unwrap();
+    let array = freestone::open(place.at("in")).unwrap();
     let tripled = &array * 3.0;
     store(&tripled, &place.at("out"), &place, |t| t).unwrap();
     let before = tree(place.at("out"));
@@ -397,7 +396,7 @@ fn existing_outputs_are_refused() {
 fn a_failed_overwrite_leaves_no_array() {
     let place = Place::new();
     small(&place.at("in"), |_| {});
-    let array = freestone::open(&place.at("in")).unwrap();
+    let array = freestone::open(place.at("in")).unwrap();
     store(&(&array * 3.0), &place.at("out"), &place, |t| t).unwrap();
     // The last chunk, so that the others are already written.
     fs::write(place.at("in/c/2/2"), [1]).unwrap();
@@ -407,11 +406,11 @@ fn a_failed_overwrite_leaves_no_array() {
         "c/2/2",
         is_bad_chunk,
     );
-    check(freestone::open(&place.at("out")), ExitCode::Input, "no Zarr array", |_| true);
+    check(freestone::open(place.at("out")), ExitCode::Input, "no Zarr array", |_| true);
     // The files of the failed run do not block another run.
     small(&place.at("in"), |_| {});
     store(&array, &place.at("out"), &place, |t| t).unwrap();
-    assert!(freestone::open(&place.at("out")).is_ok());
+    assert!(freestone::open(place.at("out")).is_ok());
 }
 
 #[test]
@@ -420,8 +419,8 @@ fn a_work_dir_that_cannot_be_created() {
     small(&place.at("in"), |_| {});
     fs::write(place.at("file"), "").unwrap();
     let spec = Spec { work_dir: place.at("file/work"), ..place.spec() };
-    let array = freestone::open(&place.at("in")).unwrap();
-    let planned = freestone::plan(&[Target::array(&array, &place.at("out"))], &spec).unwrap();
+    let array = freestone::open(place.at("in")).unwrap();
+    let planned = freestone::plan(&[Target::array(&array, place.at("out"))], &spec).unwrap();
     let before = names(place.folder.path());
     check(freestone::run(&planned, &spec, &Serial), ExitCode::Failed, "work directory", |e| {
         matches!(e, Error::Run(RunError::Work(_)))
@@ -434,13 +433,13 @@ fn a_work_dir_that_cannot_be_created() {
 fn a_work_dir_inside_a_result_is_refused() {
     let place = Place::new();
     small(&place.at("in"), |_| {});
-    let array = freestone::open(&place.at("in")).unwrap();
+    let array = freestone::open(place.at("in")).unwrap();
     store(&array, &place.at("out"), &place, |t| t).unwrap();
     let before = tree(place.at("out"));
     for work_dir in [place.at("out"), place.at("out/work"), place.at("in/../out/c")] {
         let spec = Spec { work_dir, ..place.spec() };
         let planned =
-            freestone::plan(&[Target::array(&array, &place.at("out")).overwrite(true)], &spec)
+            freestone::plan(&[Target::array(&array, place.at("out")).overwrite(true)], &spec)
                 .unwrap();
         let refused = |e: &Error| matches!(e, Error::Run(RunError::Plan(PlanError::BadOutput(_))));
         check(
@@ -456,9 +455,9 @@ fn a_work_dir_inside_a_result_is_refused() {
 #[test]
 fn memory_one_byte_short_is_refused() {
     let place = Place::new();
-    let u = freestone::open(&format!("{WINDS_V3}/u")).unwrap();
+    let u = freestone::open(format!("{WINDS_V3}/u")).unwrap();
     let mean = (&u * &u).mean(0);
-    let targets = [Target::array(&mean, &place.at("out"))];
+    let targets = [Target::array(&mean, place.at("out"))];
     let projected = freestone::plan(&targets, &place.spec()).unwrap().finalized().projected_mem();
     let allow = |allowed_mem: u64| Spec { allowed_mem, ..place.spec() };
     let refused = |e: &Error| {
@@ -488,7 +487,7 @@ fn memory_one_byte_short_is_refused() {
     );
     assert!(names(place.folder.path()).is_empty());
     freestone::run(&planned, &Spec { local_mem: projected, ..spec }, &Threads::new(2)).unwrap();
-    assert!(freestone::open(&place.at("out")).is_ok());
+    assert!(freestone::open(place.at("out")).is_ok());
     let zero = Settings { allowed_mem: Some(0), ..Settings::default() }.resolve();
     check(zero, ExitCode::Usage, "allowed_mem", |e| matches!(e, Error::Spec(_)));
 }
@@ -509,14 +508,14 @@ fn empty_and_zero_dimensional_arrays() {
         assert_eq!(values.len(), shape.iter().product::<u64>() as usize);
         assert!(values.iter().all(|x| *x == 1.5));
         store(&(&array + 1.0), &place.at(&format!("{name}-out")), &place, |t| t).unwrap();
-        let back = freestone::open(&place.at(&format!("{name}-out"))).unwrap();
+        let back = freestone::open(place.at(&format!("{name}-out"))).unwrap();
         assert_eq!(back.shape().unwrap(), shape);
         let sum = freestone::compute::<f32>(&back.sum(()), &place.spec()).unwrap().sum();
         assert_eq!(sum, if shape.is_empty() { 2.5 } else { 0.0 });
         let mean = freestone::compute::<f32>(&array.mean(()), &place.spec()).unwrap().sum();
         assert!(if shape.is_empty() { mean == 1.5 } else { mean.is_nan() }, "{name}: {mean}");
     }
-    let empty = freestone::open(&place.at("empty")).unwrap();
+    let empty = freestone::open(place.at("empty")).unwrap();
     check(empty.max(0).check(), ExitCode::Input, "no elements", |e| {
         cause_is(e, |e| matches!(e, ArrayError::Empty { .. }))
     });
@@ -528,7 +527,7 @@ fn empty_and_zero_dimensional_arrays() {
     fs::remove_dir(place.at("zero-d/c")).unwrap();
     fs::write(place.at("zero-d/c"), 4.25f32.to_le_bytes()).unwrap();
     assert_eq!(
-        freestone::compute::<f32>(&freestone::open(&place.at("zero-d")).unwrap(), &place.spec())
+        freestone::compute::<f32>(&freestone::open(place.at("zero-d")).unwrap(), &place.spec())
             .unwrap()
             .sum(),
         4.25
@@ -543,7 +542,7 @@ fn an_output_that_is_the_input_is_refused() {
     fs::create_dir(place.at("other")).unwrap();
     std::os::unix::fs::symlink(place.at("in"), place.at("link")).unwrap();
     let before = tree(place.at("in"));
-    let array = freestone::open(&place.at("in")).unwrap();
+    let array = freestone::open(place.at("in")).unwrap();
     for output in ["other/../in", "link"] {
         let ended = store(&(&array * 3.0), &place.at(output), &place, |t| t.overwrite(true));
         assert!(tree(place.at("in")) == before, "{output}: the input was replaced");
@@ -557,7 +556,7 @@ fn a_folder_named_c_is_kept() {
     let place = Place::new();
     std::fs::create_dir_all(place.at("project/c")).unwrap();
     std::fs::write(place.at("project/c/main.c"), "code").unwrap();
-    let target = Target::array(&freestone::scalar(1.0), &place.at("project"));
+    let target = Target::array(&freestone::scalar(1.0), place.at("project"));
     let error = freestone::plan(&[target], &place.spec())
         .and_then(|p| freestone::run(&p, &place.spec(), &freestone::Serial))
         .unwrap_err();
@@ -570,19 +569,19 @@ fn a_folder_named_c_is_kept() {
 fn a_copy_keeps_its_fill_value() {
     let place = Place::new();
     let spec = place.spec();
-    let nan = freestone::full(&[3000], f64::NAN, freestone::DType::Float64, &[1000]);
-    let first = Target::array(&nan, &place.at("new/folder/a")).fill(f64::NAN);
+    let nan = freestone::full([3000], f64::NAN, freestone::DType::Float64, [1000]);
+    let first = Target::array(&nan, place.at("new/folder/a")).fill(f64::NAN);
     freestone::run(&freestone::plan(&[first], &spec).unwrap(), &spec, &freestone::Serial).unwrap();
-    let again = freestone::open(&place.at("new/folder/a")).unwrap().rechunk(&[5]);
+    let again = freestone::open(place.at("new/folder/a")).unwrap().rechunk([5]);
     let report = freestone::run(
-        &freestone::plan(&[Target::array(&again, &place.at("b/c"))], &spec).unwrap(),
+        &freestone::plan(&[Target::array(&again, place.at("b/c"))], &spec).unwrap(),
         &spec,
         &freestone::Serial,
     )
     .unwrap();
     assert_eq!(report.traffic().bytes_written, 0);
     assert!(
-        freestone::compute::<f64>(&freestone::open(&place.at("b/c")).unwrap(), &spec)
+        freestone::compute::<f64>(&freestone::open(place.at("b/c")).unwrap(), &spec)
             .unwrap()
             .iter()
             .all(|x| x.is_nan())

@@ -117,7 +117,7 @@ fn rechunk_writes_an_equal_array() {
         ));
         assert!(text.contains("rechunk-000") && text.contains("peak memory"), "{text}");
         let (source, copy) =
-            (freestone::open(&u()).unwrap(), freestone::open(&place.at(name)).unwrap());
+            (freestone::open(u()).unwrap(), freestone::open(place.at(name)).unwrap());
         assert_eq!(copy.grid().unwrap().max_chunk(), [12, 10, 20]);
         let values = |array| freestone::compute::<f32>(array, &place.spec()).unwrap();
         assert_eq!(values(&source), values(&copy), "{executor}");
@@ -185,7 +185,7 @@ fn a_missing_settings_file_is_an_error() {
 #[test]
 fn zero_dimensional_arrays_are_copied() {
     let place = Place::new();
-    let one = freestone::Target::array(&freestone::scalar(1.5), &place.at("one"));
+    let one = freestone::Target::array(&freestone::scalar(1.5), place.at("one"));
     freestone::run(
         &freestone::plan(&[one], &place.spec()).unwrap(),
         &place.spec(),
@@ -194,7 +194,7 @@ fn zero_dimensional_arrays_are_copied() {
     .unwrap();
     stdout(&freestone(&place, &["rechunk", "one", "copy"]));
     assert_eq!(
-        freestone::compute::<f64>(&freestone::open(&place.at("copy")).unwrap(), &place.spec())
+        freestone::compute::<f64>(&freestone::open(place.at("copy")).unwrap(), &place.spec())
             .unwrap()
             .sum(),
         1.5

@@ -110,7 +110,7 @@ fn an_active_run_is_not_taken_over() {
     let refused = Mutex::new(None);
     let hook = Hook::at_the_beginning(|run: &str| {
         let stored =
-            freestone::open_run(&format!("{}/{run}", spec.work_dir), &Stores::default()).unwrap();
+            freestone::open_run(format!("{}/{run}", spec.work_dir), &Stores::default()).unwrap();
         *refused.lock().unwrap() =
             freestone::resume(&stored, &spec, &Serial, &RunOptions::default()).err();
     });

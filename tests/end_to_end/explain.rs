@@ -13,7 +13,7 @@ fn plan(arrays: &[&Array], place: &Place, spec: &Spec) -> FinalizedPlan {
     let targets: Vec<Target> = arrays
         .iter()
         .enumerate()
-        .map(|(i, a)| Target::array(a, &place.at(&format!("out-{i}"))).codec(CodecName::None))
+        .map(|(i, a)| Target::array(a, place.at(&format!("out-{i}"))).codec(CodecName::None))
         .collect();
     freestone::plan(&targets, spec).unwrap().finalized().clone()
 }
@@ -22,12 +22,12 @@ fn plan(arrays: &[&Array], place: &Place, spec: &Spec) -> FinalizedPlan {
 fn stored(place: &Place, name: &str, shape: &[u64], chunks: &[u64]) -> Array {
     let x = freestone::random_uniform(shape, 0.0, 1.0, 1, DType::Float32, chunks);
     freestone::run(
-        &freestone::plan(&[Target::array(&x, &place.at(name))], &place.spec()).unwrap(),
+        &freestone::plan(&[Target::array(&x, place.at(name))], &place.spec()).unwrap(),
         &place.spec(),
         &Serial,
     )
     .unwrap();
-    freestone::open(&place.at(name)).unwrap()
+    freestone::open(place.at(name)).unwrap()
 }
 
 /// Compares a plan's predicted traffic with that of its run. Returns true if all predictions were
@@ -36,7 +36,7 @@ fn stored(place: &Place, name: &str, shape: &[u64], chunks: &[u64]) -> Array {
 fn check_traffic(arrays: &[&Array], place: &Place, within: f64, wrong: &mut Vec<String>) -> bool {
     let out = |i: usize| place.at(&format!("out-{i}-{}", std::panic::Location::caller().line()));
     let targets: Vec<Target> =
-        arrays.iter().enumerate().map(|(i, a)| Target::array(a, &out(i)).overwrite(true)).collect();
+        arrays.iter().enumerate().map(|(i, a)| Target::array(a, out(i)).overwrite(true)).collect();
     let planned = freestone::plan(&targets, &place.spec()).unwrap();
     let explained = planned.finalized().explain();
     let report = freestone::run(&planned, &place.spec(), &Serial).unwrap();
@@ -75,7 +75,7 @@ fn predicted_reads_match_the_run() {
         (&x * &y).mean(0),
         &x + &y,
         x.sum([0, 1, 2]),
-        x.rechunk(&[20, 40, 30]),
+        x.rechunk([20, 40, 30]),
         x.slice(10..50, 0),
         x.at(3, 1),
     ];
@@ -85,17 +85,17 @@ fn predicted_reads_match_the_run() {
     let (a, b) =
         (stored(&place, "a", &[50, 60], &[10, 20]), stored(&place, "b", &[60, 40], &[20, 8]));
     let nearly = [
-        x.rechunk(&[5, 20, 15]),
-        x.rechunk(&[60, 7, 11]),
+        x.rechunk([5, 20, 15]),
+        x.rechunk([60, 7, 11]),
         x.slice(3..50, 0),
         x.flip([0]),
         concat(&[x.clone(), y.clone()], 0),
         x.roll(3, 0),
         x.cumulative_sum(0),
-        x.reshape(&[2400, 30]),
+        x.reshape([2400, 30]),
         a.matmul(&b),
-        x.reshape(&[20, 3, 40, 30]).mean(0),
-        x.reshape(&[40, 60, 30]).sum([1, 2]),
+        x.reshape([20, 3, 40, 30]).mean(0),
+        x.reshape([40, 60, 30]).sum([1, 2]),
         &a.slice(0..50, 1) + &a.slice(0..50, 1).matrix_transpose(),
     ];
     for array in &nearly {
@@ -110,7 +110,7 @@ fn predicted_reads_match_the_run() {
 fn a_reshaped_mean_reads_each_chunk_about_once() {
     let planned = planned(&[480, 181, 360], &[4, 181, 360], "float32");
     let place = Place::quick();
-    let mean = planned.reshape(&[40, 12, 181, 360]).mean(0);
+    let mean = planned.reshape([40, 12, 181, 360]).mean(0);
     let read = plan(&[&mean], &place, &place.spec()).explain().read;
     assert!((120..=264).contains(&read.requests), "{read}");
 }
@@ -153,7 +153,7 @@ fn plans_give_reasons() {
     check(&plan(&[&concat(&six, 0)], &place, &place.spec()), &["more than 4 computed arrays"]);
     let square = &x + &x;
     check(
-        &plan(&[&square.reshape(&[300, 400]).flip([0])], &place, &place.spec()),
+        &plan(&[&square.reshape([300, 400]).flip([0])], &place, &place.spec()),
         &["a view of a reshaped array does not compose with the reshape"],
     );
     let alone = plan(&[&xx.mean(0)], &place, &place.spec()).projected_mem();
@@ -322,7 +322,7 @@ fn drawings_have_no_overlaps() {
     check_drawing(&plan(&[&x.mean(0)], &place, &spec).explain(), "one");
 
     let anomaly = &x - &x.mean(0);
-    let turned = anomaly.rechunk(&[1000, 30, 40]);
+    let turned = anomaly.rechunk([1000, 30, 40]);
     let sums = turned.cumulative_sum(0);
     check_drawing(
         &plan(&[&sums, &anomaly.std([1, 2]), &x.max(0)], &place, &spec).explain(),
@@ -343,7 +343,7 @@ fn drawings_have_no_overlaps() {
     let mut results: Vec<Array> =
         inputs.iter().zip(&means).map(|(x, m)| (x - m).max([1, 2])).collect();
     results.push(means.iter().skip(1).fold(means[0].clone(), |sum, m| &sum + m));
-    results.push(stds.iter().skip(1).fold(stds[0].clone(), |sum, m| &sum + m).rechunk(&[300, 10]));
+    results.push(stds.iter().skip(1).fold(stds[0].clone(), |sum, m| &sum + m).rechunk([300, 10]));
     results.push(means[3].matmul(&stds[4].matrix_transpose()).cumulative_sum(1));
     let wide = plan(&results.iter().collect::<Vec<_>>(), &place, &spec).explain();
     assert!(wide.stages.len() >= 30, "{}", wide.stages.len());

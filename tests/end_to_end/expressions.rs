@@ -27,7 +27,7 @@ fn run(place: &Place, command: &str, arguments: &[&str]) -> std::process::Output
 }
 
 fn total(place: &Place, name: &str) -> f64 {
-    let array = freestone::open(&place.at(name)).unwrap().astype(freestone::DType::Float64);
+    let array = freestone::open(place.at(name)).unwrap().astype(freestone::DType::Float64);
     freestone::compute::<f64>(&array.sum(()), &place.spec()).unwrap().sum()
 }
 
@@ -81,8 +81,8 @@ fn results_in_a_group_have_coordinates() {
     ));
     near(total(&place, "m.zarr/uu"), 3836151.0286);
     let (uv, latitude) = (
-        freestone::open(&place.at("other.zarr/uv")).unwrap(),
-        freestone::open(&place.at("other.zarr/latitude")).unwrap(),
+        freestone::open(place.at("other.zarr/uv")).unwrap(),
+        freestone::open(place.at("other.zarr/latitude")).unwrap(),
     );
     assert_eq!((uv.shape().unwrap(), latitude.shape().unwrap()), (vec![37, 144], vec![37]));
     assert_eq!(uv.grid().unwrap().max_chunk(), [20, 50]);

@@ -18,7 +18,7 @@ fn run(targets: &[Target], place: &Place) -> Result<(), Error> {
 }
 
 fn zeros(group: &str, name: &str) -> Target {
-    Target::in_group(&freestone::full(&[4], 1.0, DType::Float32, &[2]), group, name)
+    Target::in_group(&freestone::full([4], 1.0, DType::Float32, [2]), group, name)
 }
 
 fn read(path: impl AsRef<Path>) -> Value {
@@ -45,7 +45,7 @@ fn check(group: &str, names: &[&str]) {
 fn consolidated_metadata_are_updated() {
     let place = Place::new();
     let group = place.at("winds.zarr");
-    let [u, v] = ["u", "v"].map(|name| freestone::open(&format!("{WINDS_V3}/{name}")).unwrap());
+    let [u, v] = ["u", "v"].map(|name| freestone::open(format!("{WINDS_V3}/{name}")).unwrap());
     run(&[Target::in_group(&u, &group, "u")], &place).unwrap();
     assert!(
         read(format!("{group}/zarr.json")).get("consolidated_metadata").is_none(),
@@ -70,7 +70,7 @@ fn consolidated_metadata_are_updated() {
     run(&[zeros(&format!("{group}/inner"), "x").consolidated(true)], &place).unwrap();
     check(&group, &and(&["inner", "inner/x", "u", "v", "w"]));
     check(&format!("{group}/inner"), &["x"]);
-    freestone::create(&[Target::array(&v, &format!("{group}/y"))], &place.spec()).unwrap();
+    freestone::create(&[Target::array(&v, format!("{group}/y"))], &place.spec()).unwrap();
     check(&group, &and(&["inner", "inner/x", "u", "v", "w", "y"]));
 
     // An array is removed from the consolidated metadata while it is replaced; readers would see
@@ -94,7 +94,7 @@ fn consolidated_metadata_are_updated() {
     check(&group, &and(&["inner", "inner/x", "u", "v", "y"]));
 
     let error =
-        freestone::plan(&[Target::array(&u, &place.at("alone")).consolidated(true)], &place.spec())
+        freestone::plan(&[Target::array(&u, place.at("alone")).consolidated(true)], &place.spec())
             .unwrap_err();
     assert!(error.to_string().contains("Target::in_group"), "{error}");
 }
@@ -151,7 +151,7 @@ fn serve(folder: String) -> String {
 fn http_groups_are_listed_by_consolidated_metadata() {
     let place = Place::new();
     let group = place.at("winds.zarr");
-    let u = freestone::open(&format!("{WINDS_V3}/u")).unwrap();
+    let u = freestone::open(format!("{WINDS_V3}/u")).unwrap();
     run(&[Target::in_group(&u, &group, "u").consolidated(true)], &place).unwrap();
     // Zarr 2 has consolidated metadata in a separate object.
     for (name, bytes) in tree(WINDS_V2) {

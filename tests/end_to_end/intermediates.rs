@@ -129,9 +129,9 @@ impl Store for Watched {
 /// Plans a chain of four stages with three intermediates. Each chunk depends on all chunks of the
 /// stage before.
 fn chain(output: &str, spec: &Spec) -> Plan {
-    let mut x = freestone::random_uniform(&[240, 200], 0.5, 1.0, 7, DType::Float32, &[20, 200]);
+    let mut x = freestone::random_uniform([240, 200], 0.5, 1.0, 7, DType::Float32, [20, 200]);
     for chunks in [[240, 20], [20, 200], [240, 40]] {
-        x = x.rechunk(&chunks) * 2.0;
+        x = x.rechunk(chunks) * 2.0;
     }
     let planned =
         freestone::plan(&[Target::array(&x, output).codec(CodecName::None)], spec).unwrap();
@@ -256,7 +256,7 @@ fn a_cancelled_run_keeps_needed_intermediates() {
         "{error:?}"
     );
     assert_eq!(work.arrays().keys().cloned().collect::<Vec<_>>(), [written_by(&planned, 1)]);
-    assert!(freestone::open(&place.at("out")).is_err());
+    assert!(freestone::open(place.at("out")).is_err());
 }
 
 /// With memory for all intermediates, for none, and for some.
@@ -308,8 +308,8 @@ fn the_memory_tier_changes_no_byte() {
 fn a_small_sum_writes_only_plan_and_journal() {
     let (place, work) = (Place::new(), Watched::new(None));
     let spec = spec_in(work.url());
-    let x = freestone::random_uniform(&[1000, 100], 0.0, 1.0, 7, DType::Float32, &[10, 100]);
-    let planned = freestone::plan(&[Target::array(&x.sum(()), &place.at("out"))], &spec).unwrap();
+    let x = freestone::random_uniform([1000, 100], 0.0, 1.0, 7, DType::Float32, [10, 100]);
+    let planned = freestone::plan(&[Target::array(&x.sum(()), place.at("out"))], &spec).unwrap();
     assert_eq!(planned.finalized().plan().stages.len(), 2);
     let stores = Stores::default();
     stores.insert(Arc::<Watched>::clone(&work));
@@ -350,11 +350,11 @@ fn processes_have_no_memory_tier() {
 fn the_memory_tier_is_in_the_projection() {
     let place = Place::new();
     let spec = place.spec();
-    let x = freestone::random_uniform(&[4000, 2000], 0.0, 1.0, 3, DType::Float32, &[500, 2000]);
-    let small = x.rechunk(&[100, 200]);
+    let x = freestone::random_uniform([4000, 2000], 0.0, 1.0, 3, DType::Float32, [500, 2000]);
+    let small = x.rechunk([100, 200]);
     for (name, x) in [("large", &x), ("small", &small)] {
         freestone::run(
-            &freestone::plan(&[Target::array(x, &place.at(name)).codec(CodecName::None)], &spec)
+            &freestone::plan(&[Target::array(x, place.at(name)).codec(CodecName::None)], &spec)
                 .unwrap(),
             &spec,
             &Serial,

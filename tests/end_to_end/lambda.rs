@@ -52,7 +52,7 @@ fn reported_gb_seconds(emulator: &Emulator, memory_mib: u64) -> f64 {
 fn lambda_reported_cost_matches_the_counters_of_the_function() {
     const N: u64 = 60;
     let place = Place::new();
-    let numbers = freestone::open(&stored(&place, N)).unwrap();
+    let numbers = freestone::open(stored(&place, N)).unwrap();
     let emulator = function();
     let executor = LambdaExecutor::new("freestone", "us-east-1")
         .endpoint(&emulator.url())
@@ -60,7 +60,7 @@ fn lambda_reported_cost_matches_the_counters_of_the_function() {
         .concurrency(3);
     let spec = place.spec();
     let planned =
-        freestone::plan(&[Target::array(&(&numbers * 2.0), &place.at("out"))], &spec).unwrap();
+        freestone::plan(&[Target::array(&(&numbers * 2.0), place.at("out"))], &spec).unwrap();
     let report = freestone::run(&planned, &spec, &executor).unwrap();
     let cost =
         Prices::built_in().measured(&report, &Region::from_env(3, |_| None).unwrap()).unwrap();

@@ -256,10 +256,10 @@ fn killed(run: &std::process::Output) -> bool {
 #[test]
 fn long_lists_are_bounded_in_whole_processes() {
     let place = Place::new();
-    let x = freestone::random_uniform(&[30_000, 4], 0.0, 1.0, 3, DType::Float32, &[30_000, 4]);
+    let x = freestone::random_uniform([30_000, 4], 0.0, 1.0, 3, DType::Float32, [30_000, 4]);
     let spec = place.spec();
     freestone::run(
-        &freestone::plan(&[Target::array(&x, &place.at("x")).codec(CodecName::None)], &spec)
+        &freestone::plan(&[Target::array(&x, place.at("x")).codec(CodecName::None)], &spec)
             .unwrap(),
         &spec,
         &Serial,
@@ -314,13 +314,13 @@ fn long_lists_are_bounded_in_whole_processes() {
 fn shared_expressions_are_planned_once() {
     let place = Place::new();
     let spec = place.spec();
-    let mut x = freestone::random_uniform(&[6, 1], 0.0, 1.0, 3, DType::Float64, &[2, 1])
-        .broadcast_to(&[6, 4]);
+    let mut x =
+        freestone::random_uniform([6, 1], 0.0, 1.0, 3, DType::Float64, [2, 1]).broadcast_to([6, 4]);
     for _ in 0..60 {
         x = (&x + &x) * 0.5;
     }
-    for view in [x.take(&[3, 0, 5], 0), x.reshape(&[-1])] {
-        assert!(freestone::plan(&[Target::array(&view, &place.at("out"))], &spec).is_ok());
+    for view in [x.take([3, 0, 5], 0), x.reshape([-1])] {
+        assert!(freestone::plan(&[Target::array(&view, place.at("out"))], &spec).is_ok());
     }
 }
 
@@ -329,16 +329,16 @@ fn user_kernels_are_bounded() {
     let took = |edge: u64| {
         let place = Place::new();
         let x = freestone::random_uniform(
-            &[2 * edge, 2 * edge],
+            [2 * edge, 2 * edge],
             0.0,
             1.0,
             3,
             DType::Float32,
-            &[edge, edge],
+            [edge, edge],
         );
         let spec = place.spec();
         freestone::run(
-            &freestone::plan(&[Target::array(&x, &place.at("x"))], &spec).unwrap(),
+            &freestone::plan(&[Target::array(&x, place.at("x"))], &spec).unwrap(),
             &spec,
             &Serial,
         )

@@ -152,9 +152,9 @@ fn a_cancelled_run_has_a_report() {
     let report = Report::create(Path::new(&page), &place.spec()).unwrap();
     let cancel = Cancel::default();
     cancel.cancel();
-    let array = freestone::ones(&[100], DType::Float64, &[10]);
+    let array = freestone::ones([100], DType::Float64, [10]);
     let planned =
-        freestone::plan(&[Target::array(&array, &place.at("out"))], &place.spec()).unwrap();
+        freestone::plan(&[Target::array(&array, place.at("out"))], &place.spec()).unwrap();
     freestone::run_with(
         &planned,
         &place.spec(),
@@ -319,15 +319,14 @@ fn flaky_run(place: &Place, page: &Path) {
     stores.insert(Arc::clone(&store));
     let spec = Spec { threads: 6, parallelism: 6, local_mem: 600_000_000, ..place.spec() };
     let at = |name: &str| format!("{}/{name}", store.url());
-    let noise =
-        freestone::random_uniform(&[480, 60, 80], 0.0, 1.0, 3, DType::Float32, &[4, 30, 40]);
+    let noise = freestone::random_uniform([480, 60, 80], 0.0, 1.0, 3, DType::Float32, [4, 30, 40]);
     let target = |array: &freestone::Array, name: &str| {
-        Target::array(array, &at(name)).with_stores(&stores).codec(CodecName::None)
+        Target::array(array, at(name)).with_stores(&stores).codec(CodecName::None)
     };
-    run(&[target(&noise, "x").chunks(&[4, 30, 40])], &spec, &stores, &[]);
+    run(&[target(&noise, "x").chunks([4, 30, 40])], &spec, &stores, &[]);
     let x = freestone::open_in(&store, "x").unwrap();
     let mean = x.mean(0);
-    let anomalies = (&x - &mean).rechunk(&[60, 10, 80]);
+    let anomalies = (&x - &mean).rechunk([60, 10, 80]);
     let targets = [
         target(&mean, "mean"),
         target(&anomalies, "anomalies"),
@@ -345,7 +344,7 @@ fn long_run(place: &Place, page: &Path, history: &Path) {
     stores.insert(Arc::clone(&store));
     let spec = place.spec();
     let array = freestone::arange(0.0, 1_000_000.0, 1.0, DType::Float64, 10);
-    let target = Target::array(&array, &format!("{}/x", store.url()))
+    let target = Target::array(&array, format!("{}/x", store.url()))
         .with_stores(&stores)
         .codec(CodecName::None);
     let (report, history) =

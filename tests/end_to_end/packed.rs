@@ -118,7 +118,7 @@ fn stored() -> ArrayD<i16> {
 fn computations_on_packed_values_are_refused() {
     let place = Place::quick();
     for format in [2, 3] {
-        let t = freestone::open(&write(
+        let t = freestone::open(write(
             &place,
             &format!("in-{format}"),
             format,
@@ -129,8 +129,8 @@ fn computations_on_packed_values_are_refused() {
         for t in [
             t.clone(),
             t.slice(freestone::Slice::from(1..).step(2), 0),
-            t.rechunk(&[3]),
-            t.flip(0).reshape(&[2, 3]),
+            t.rechunk([3]),
+            t.flip(0).reshape([2, 3]),
         ] {
             is_packed(t.mean(0));
             is_packed(t.max(()));
@@ -145,11 +145,11 @@ fn computations_on_packed_values_are_refused() {
             is_packed(t.diff(1, 0));
             is_packed(freestone::map_blocks(
                 &BlockSum,
-                &[&t],
+                [&t],
                 &freestone::OutputBlocks::new(DType::Int16),
             ));
             let rank = t.shape().unwrap().len();
-            is_packed(t.pad(&vec![(1, 0); rank], Pad::Constant(Scalar::new(0i16))));
+            is_packed(t.pad(vec![(1, 0); rank], Pad::Constant(Scalar::new(0i16))));
             // Packed and stored values in one array.
             is_packed(freestone::concat(&[t.clone(), t.raw()], 0));
             is_packed(freestone::concat(&[t.raw(), t.clone()], 0));
@@ -176,7 +176,7 @@ fn the_suggested_expression_unpacks_values() {
     check_failure(&place, &["plan", "sum(t)", "-i", "t=in/t"], 4, &["where((t == -32767)"]);
     let expression = "where((t == -32767) | (t == -1), nan, t * 0.01 + 273.15)";
     stdout(&freestone(&place, &["compute", expression, "-i", "t=in/t", "-o", "kelvin:t", "--raw"]));
-    let kelvin = freestone::open(&place.at("kelvin/t")).unwrap();
+    let kelvin = freestone::open(place.at("kelvin/t")).unwrap();
     assert!(kelvin.packing().unwrap().is_none());
     let found = freestone::compute::<f64>(&kelvin, &place.spec()).unwrap();
     let expect = [273.15, 274.15, 275.15, 276.15, f64::NAN, f64::NAN];
@@ -185,7 +185,7 @@ fn the_suggested_expression_unpacks_values() {
         "{found}"
     );
     // The coordinate was copied unchanged.
-    let time = freestone::open(&place.at("kelvin/time")).unwrap();
+    let time = freestone::open(place.at("kelvin/time")).unwrap();
     assert_eq!(
         Value::Object(time.attributes().unwrap().clone()),
         json!({"units": "hours since 2000-01-01", "scale_factor": 0.5, "_FillValue": -9})
@@ -222,7 +222,7 @@ fn the_suggested_expression_unpacks_values() {
             ],
         ));
         let found =
-            freestone::compute::<f64>(&freestone::open(&place.at("out")).unwrap(), &place.spec())
+            freestone::compute::<f64>(&freestone::open(place.at("out")).unwrap(), &place.spec())
                 .unwrap();
         assert!(found[[5]] == expect || (found[[5]].is_nan() && expect.is_nan()), "{found}");
         assert_eq!(found[[1]], 100.0);
@@ -240,7 +240,7 @@ fn copies_of_packed_values_keep_their_attributes() {
             .unwrap()
     };
     for format in [2, 3] {
-        let t = freestone::open(&write(
+        let t = freestone::open(write(
             &place,
             &format!("in-{format}"),
             format,
@@ -249,11 +249,11 @@ fn copies_of_packed_values_keep_their_attributes() {
         ))
         .unwrap();
         let out = place.at(&format!("out-{format}"));
-        run(Target::in_group(&t.rechunk(&[3]), &out, "t"));
-        let copy = freestone::open(&format!("{out}/t")).unwrap();
+        run(Target::in_group(&t.rechunk([3]), &out, "t"));
+        let copy = freestone::open(format!("{out}/t")).unwrap();
         assert_eq!(Value::Object(copy.attributes().unwrap().clone()), attributes());
         assert_eq!(values(&copy, &spec), stored());
-        let time = freestone::open(&format!("{out}/time")).unwrap();
+        let time = freestone::open(format!("{out}/time")).unwrap();
         assert_eq!(
             Value::Object(time.attributes().unwrap().clone()),
             json!({"units": "hours since 2000-01-01", "scale_factor": 0.5, "_FillValue": -9})
@@ -288,7 +288,7 @@ fn copies_of_packed_values_keep_their_attributes() {
         );
     }
     // A float fill value of format 2 has the encoding that Xarray uses in format 3.
-    let t = freestone::open(&write(
+    let t = freestone::open(write(
         &place,
         "floats",
         2,
@@ -296,9 +296,9 @@ fn copies_of_packed_values_keep_their_attributes() {
         json!({"_FillValue": -32767.0}),
     ))
     .unwrap();
-    run(Target::array(&t, &place.at("out-floats")));
+    run(Target::array(&t, place.at("out-floats")));
     assert_eq!(
-        freestone::open(&place.at("out-floats")).unwrap().attributes().unwrap()["_FillValue"],
+        freestone::open(place.at("out-floats")).unwrap().attributes().unwrap()["_FillValue"],
         "AAAAAMD/38A="
     );
 }
@@ -308,7 +308,7 @@ fn copies_of_packed_values_keep_their_attributes() {
 #[test]
 fn harmless_attributes_are_not_packing() {
     let place = Place::quick();
-    let u = freestone::open(&format!("{WINDS_V2}/u")).unwrap();
+    let u = freestone::open(format!("{WINDS_V2}/u")).unwrap();
     assert!(u.packing().unwrap().is_none());
     assert!(!u.attributes().unwrap().contains_key("_FillValue"), "a copy has the same attributes");
     freestone::compute::<f32>(&u.mean(()), &place.spec()).unwrap();
@@ -320,7 +320,7 @@ fn harmless_attributes_are_not_packing() {
     .into_iter()
     .enumerate()
     {
-        let t = freestone::open(&write(&place, &format!("in-{i}"), 3, DType::Float32, harmless))
+        let t = freestone::open(write(&place, &format!("in-{i}"), 3, DType::Float32, harmless))
             .unwrap();
         assert_eq!(
             t.raw().attributes().unwrap(),
@@ -330,9 +330,8 @@ fn harmless_attributes_are_not_packing() {
         freestone::compute::<f32>(&t.mean(0), &place.spec()).unwrap();
     }
     // A computed result of another signedness is not read as packed.
-    let t =
-        freestone::open(&write(&place, "bytes", 3, DType::UInt16, json!({"_Unsigned": "true"})))
-            .unwrap();
+    let t = freestone::open(write(&place, "bytes", 3, DType::UInt16, json!({"_Unsigned": "true"})))
+        .unwrap();
     let signed = t.astype(DType::Int16);
     assert!(signed.packing().unwrap().is_none());
 }
@@ -342,16 +341,16 @@ fn harmless_attributes_are_not_packing() {
 fn regions_accept_values_of_the_same_packing() {
     let place = Place::quick();
     let spec = place.spec();
-    let t = freestone::open(&write(&place, "in", 2, DType::Int16, attributes())).unwrap();
-    freestone::create(&[Target::in_group(&t, &place.at("out"), "t").chunks(&[3])], &spec).unwrap();
+    let t = freestone::open(write(&place, "in", 2, DType::Int16, attributes())).unwrap();
+    freestone::create(&[Target::in_group(&t, place.at("out"), "t").chunks([3])], &spec).unwrap();
     let write_region = |array: &Array, rows: std::ops::Range<u64>| {
-        let target = Target::in_group(array, &place.at("out"), "t").region(&[rows]);
+        let target = Target::in_group(array, place.at("out"), "t").region(&[rows]);
         freestone::run(&freestone::plan(&[target], &spec)?, &spec, &Serial).map(drop)
     };
     let half = |from, to| t.slice(from..to, 0);
     write_region(&half(0, 3), 0..3).unwrap();
     write_region(&half(3, 6), 3..6).unwrap();
-    assert_eq!(values(&freestone::open(&place.at("out/t")).unwrap(), &spec), stored());
+    assert_eq!(values(&freestone::open(place.at("out/t")).unwrap(), &spec), stored());
     // Plain values would be read as packed ones.
     let error = write_region(&half(0, 3).raw(), 0..3).unwrap_err();
     assert!(
@@ -373,9 +372,8 @@ fn regions_accept_values_of_the_same_packing() {
         .fold(half(0, 3).raw(), |array, (k, v)| array.with_attribute(k, v.clone()));
     write_region(&same, 0..3).unwrap();
     // Packed values into an array of plain ones.
-    freestone::create(&[Target::array(&t.raw(), &place.at("real")).chunks(&[3])], &spec).unwrap();
-    let target =
-        Target::array(&half(0, 3), &place.at("real")).region(std::slice::from_ref(&(0..3)));
+    freestone::create(&[Target::array(&t.raw(), place.at("real")).chunks([3])], &spec).unwrap();
+    let target = Target::array(&half(0, 3), place.at("real")).region(std::slice::from_ref(&(0..3)));
     assert!(matches!(
         freestone::plan(&[target], &spec),
         Err(Error::Array(ArrayError::Region(RegionError::Packing { .. })))
@@ -398,11 +396,11 @@ fn interop_copies_what_xarray_packed() {
             .collect();
         assert!(names.len() >= 6, "{names:?}");
         for name in names {
-            let array = freestone::open(&format!("{folder}/packed-v{format}.zarr/{name}")).unwrap();
+            let array = freestone::open(format!("{folder}/packed-v{format}.zarr/{name}")).unwrap();
             assert_eq!(array.mean(()).check().is_err(), !name.starts_with("plain"), "{name}");
             let target = Target::in_group(
-                &array.rechunk(&[5]),
-                &format!("{folder}/copied-v{format}.zarr"),
+                &array.rechunk([5]),
+                format!("{folder}/copied-v{format}.zarr"),
                 &name,
             )
             .overwrite(true);

@@ -32,7 +32,7 @@ fn planned_in(store: Arc<dyn Store>, shape: &[u64], chunks: &[u64], dtype: &str)
 }
 
 fn plan(x: &Array, place: &Place, spec: &Spec) -> FinalizedPlan {
-    freestone::plan(&[Target::array(x, &place.at("out")).codec(CodecName::None)], spec)
+    freestone::plan(&[Target::array(x, place.at("out")).codec(CodecName::None)], spec)
         .unwrap()
         .finalized()
         .clone()
@@ -80,7 +80,7 @@ fn a_climate_archive_is_rechunked_in_three_copies() {
     ];
     for (store, work_dir, most) in cases {
         let x = planned_in(store, &[350_640, 721, 1440], &[31, 721, 1440], "float32")
-            .rechunk(&[350_640, 10, 10]);
+            .rechunk([350_640, 10, 10]);
         let spec = Spec { allowed_mem: 2_500_000_000, parallelism: 1000, work_dir, ..place.spec() };
         let plan = plan(&x, &place, &spec);
         let stages = &plan.plan().stages;
@@ -107,7 +107,7 @@ fn a_climate_archive_is_rechunked_in_three_copies() {
 #[test]
 fn a_square_rechunk_has_one_intermediate() {
     let place = Place::quick();
-    let x = planned(&[10_000, 10_000], &[10_000, 100], "float64").rechunk(&[100, 10_000]);
+    let x = planned(&[10_000, 10_000], &[10_000, 100], "float64").rechunk([100, 10_000]);
     let plan = plan(&x, &place, &Spec { allowed_mem: 2_000_000_000, ..place.spec() });
     let stages = &plan.plan().stages;
     assert!(stages.len() <= 2 && stages.iter().all(|s| s.n_tasks() >= 8), "{plan}");
@@ -118,7 +118,7 @@ fn more_memory_never_costs_parallelism() {
     let place = Place::quick();
     let x = planned(&[1000, 1000], &[100, 100], "float64");
     for (array, least) in
-        [(x.reshape(&[-1]), 8), (&x + &x.rechunk(&[70, 300]), 8), (x.rechunk(&[1000, 100]), 8)]
+        [(x.reshape([-1]), 8), (&x + &x.rechunk([70, 300]), 8), (x.rechunk([1000, 100]), 8)]
     {
         for allowed_mem in [50_000_000, 2_000_000_000, 60_000_000_000] {
             let plan = plan(
@@ -262,11 +262,11 @@ fn views_of_computed_arrays_cost_no_stage() {
         ("x[1:]", y.slice(1.., 0), pick(0, (1..24).collect())),
         ("flip", y.flip(0), pick(0, (0..24).rev().collect())),
         ("roll", y.roll(5, 0), pick(0, (0..24).map(|i| (i + 19) % 24).collect())),
-        ("take", y.take(&[3, 3, 20, 1], 0), pick(0, vec![3, 3, 20, 1])),
+        ("take", y.take([3, 3, 20, 1], 0), pick(0, vec![3, 3, 20, 1])),
         ("repeat", y.repeat(2, 1), pick(1, (0..60).map(|i| i / 2).collect())),
-        ("tile", y.tile(&[2, 1]), pick(0, (0..48).map(|i| i % 24).collect())),
+        ("tile", y.tile([2, 1]), pick(0, (0..48).map(|i| i % 24).collect())),
         ("diff", y.diff(1, 0), &pick(0, (1..24).collect()) - &pick(0, (0..23).collect())),
-        ("pad", y.pad(&[(2, 3), (0, 3)], Pad::Constant(7.into())), padded(7)),
+        ("pad", y.pad([(2, 3), (0, 3)], Pad::Constant(7.into())), padded(7)),
         ("concat", concat(&[y.clone(), x.clone(), &x * &x], 0), {
             let x = whole.mapv(|v| (v - 1) / 3);
             ndarray::concatenate(Axis(0), &[whole.view(), x.view(), (&x * &x).view()]).unwrap()
@@ -325,7 +325,7 @@ fn chunks_are_decoded_once_where_blocks_overlap() {
     reads("x[1:]", |x| cut(x, 0, 1, None), 1.2);
     reads("x[:, 1:]", |x| cut(x, 1, 1, None), 1.2);
     reads("x[1:] - x[:-1]", |x| x.diff(1, 0), 1.2);
-    reads("pad", |x| x.pad(&[(3, 3), (4, 4)], Pad::Constant(0.into())), 2.2);
+    reads("pad", |x| x.pad([(3, 3), (4, 4)], Pad::Constant(0.into())), 2.2);
     reads(
         "stencil",
         |x| &(&cut(x, 0, 2, None) - &cut(x, 0, 0, Some(-2))) + &cut(x, 0, 1, Some(-1)),
@@ -383,7 +383,7 @@ fn matrix_products_with_any_memory() {
     );
     product(&a, &a.matrix_transpose(), &spec, 1, &wa.dot(&wa.t()));
     product(&a.roll(3, 1), &b.roll(3, 0), &spec, 1, &wa.dot(&wb));
-    let ones = freestone::ones(&[1, 90], DType::Float64, &[1, 90]).broadcast_to(&[20, 90]);
+    let ones = freestone::ones([1, 90], DType::Float64, [1, 90]).broadcast_to([20, 90]);
     product(&ones, &b, &spec, 1, &Array2::ones((20, 90)).dot(&wb));
     // A long contraction with one result chunk is computed in parts.
     let (long, wl) = real(&[6000, 8], &[100, 8], 3);
@@ -504,7 +504,7 @@ fn chunks_outside_slices_are_not_read() {
     let x = open_in_memory(&store, "x");
     let cut = |x: &Array| x.slice(..10, 1).slice(..18, 0);
     let kept = whole.slice(ndarray::s![..18, ..10]).to_owned();
-    let y = cut(&x.cumulative_sum(0).rechunk(&[24, 30]));
+    let y = cut(&x.cumulative_sum(0).rechunk([24, 30]));
     assert!(
         freestone::compute_with::<i64>(&y, &place.spec(), &Serial).is_err(),
         "the poison works"
@@ -542,12 +542,12 @@ fn stored_operands_are_stored() {
     let place = Place::quick();
     let (_, x, whole) = integers(&[24, 30], &[6, 10], 2, &place.spec());
     let d = -&(-&x);
-    let targets = [Target::array(&d, &place.at("d")), Target::array(&(&d + 1), &place.at("e"))];
+    let targets = [Target::array(&d, place.at("d")), Target::array(&(&d + 1), place.at("e"))];
     freestone::run(&freestone::plan(&targets, &place.spec()).unwrap(), &place.spec(), &Serial)
         .unwrap();
     let read = |name: &str| {
         freestone::compute_with::<i64>(
-            &freestone::open(&place.at(name)).unwrap(),
+            &freestone::open(place.at(name)).unwrap(),
             &place.spec(),
             &Serial,
         )

@@ -18,9 +18,9 @@ use crate::support::{Place, WINDS_V3, in_memory, names, open_in_memory, processe
 
 /// Many small tasks: time means of the winds, with one task per chunk.
 fn many_tasks(output: &str, spec: &Spec) -> Plan {
-    let u = freestone::open(&format!("{WINDS_V3}/u")).unwrap();
+    let u = freestone::open(format!("{WINDS_V3}/u")).unwrap();
     let doubled: Array = &u * 2.0;
-    freestone::plan(&[Target::array(&doubled, output).chunks(&[1, 8, 8])], spec).unwrap()
+    freestone::plan(&[Target::array(&doubled, output).chunks([1, 8, 8])], spec).unwrap()
 }
 
 fn run(
@@ -227,7 +227,7 @@ fn processes_cannot_use_memory_stores() {
     let place = Place::new();
     let store = in_memory(WINDS_V3);
     let sum = open_in_memory(&store, "u").sum(0);
-    let planned = freestone::plan(&[Target::array(&sum, &place.at("out"))], &place.spec()).unwrap();
+    let planned = freestone::plan(&[Target::array(&sum, place.at("out"))], &place.spec()).unwrap();
     let error = freestone::run(&planned, &place.spec(), &processes(2)).unwrap_err();
     assert!(
         matches!(&error, Error::Run(RunError::Executor(ExecutorError::Unreachable(_)))),
@@ -266,11 +266,11 @@ fn an_interrupted_run_keeps_its_work_and_publishes_nothing() {
         names(place.at("out")).iter().all(|n| !n.ends_with("zarr.json")),
         "no array can be opened"
     );
-    assert!(freestone::open(&place.at("out")).is_err());
+    assert!(freestone::open(place.at("out")).is_err());
 
     // Remaining files do not block another run.
     freestone::run(&planned, &place.spec(), &Threads::new(2)).unwrap();
-    assert!(freestone::open(&place.at("out")).is_ok());
+    assert!(freestone::open(place.at("out")).is_ok());
     assert!(tree(place.at("work")) == work, "each try has a folder of its own");
 }
 
@@ -292,8 +292,7 @@ fn a_failed_executor_start_keeps_existing_outputs() {
     let before = tree(place.at("out"));
     let hidden = open_in_memory(&store, "u").sum(0);
     let planned =
-        freestone::plan(&[Target::array(&hidden, &place.at("out")).overwrite(true)], &spec)
-            .unwrap();
+        freestone::plan(&[Target::array(&hidden, place.at("out")).overwrite(true)], &spec).unwrap();
     assert!(freestone::run(&planned, &spec, &processes(1)).is_err());
     assert!(tree(place.at("out")) == before, "the old array is gone");
 }

@@ -19,10 +19,7 @@ fn means(u: &Array, v: &Array) -> [(&'static str, Array); 3] {
 }
 
 fn winds(group: &str) -> (Array, Array) {
-    (
-        freestone::open(&format!("{group}/u")).unwrap(),
-        freestone::open(&format!("{group}/v")).unwrap(),
-    )
+    (freestone::open(format!("{group}/u")).unwrap(), freestone::open(format!("{group}/v")).unwrap())
 }
 
 /// Stores the means of a group of winds. Returns the files of the result.
@@ -44,7 +41,7 @@ fn stored(
 #[track_caller]
 fn check_sums(output: &str, spec: &Spec) {
     for (name, expect) in SUMS {
-        let map = freestone::open(&format!("{output}/{name}")).unwrap();
+        let map = freestone::open(format!("{output}/{name}")).unwrap();
         assert_eq!((map.shape().unwrap(), map.dtype().unwrap()), (vec![73, 144], DType::Float32));
         let sum =
             freestone::compute::<f64>(&map.astype(DType::Float64).sum(()), spec).unwrap().sum();
@@ -149,7 +146,7 @@ fn coordinates_are_found_in_the_store_of_their_array() {
     let (place, input) = (Place::new(), in_memory(WINDS_V3));
     let mean = open_in_memory(&input, "u").mean(0);
     let planned =
-        freestone::plan(&[Target::in_group(&mean, &place.at("out"), "mean")], &place.spec());
+        freestone::plan(&[Target::in_group(&mean, place.at("out"), "mean")], &place.spec());
     assert!(planned.is_ok(), "{}", planned.unwrap_err());
 }
 
@@ -185,7 +182,7 @@ fn the_group_has_names_coordinates_and_attributes() {
         );
         let read = |group: &str| {
             freestone::compute::<f32>(
-                &freestone::open(&format!("{group}/{name}")).unwrap(),
+                &freestone::open(format!("{group}/{name}")).unwrap(),
                 &place.spec(),
             )
             .unwrap()
@@ -194,7 +191,7 @@ fn the_group_has_names_coordinates_and_attributes() {
         assert_eq!(copy.len(), n);
         assert_eq!(copy, read(WINDS_V3));
         let attributes = |group: &str| {
-            freestone::open(&format!("{group}/{name}")).unwrap().attributes().unwrap().clone()
+            freestone::open(format!("{group}/{name}")).unwrap().attributes().unwrap().clone()
         };
         assert_eq!(attributes(&output).get("units"), attributes(WINDS_V3).get("units"));
     }
@@ -210,10 +207,10 @@ fn partial_means_combine_to_the_same_values() {
     let place = Place::new();
     let (u, v) = winds(WINDS_V3);
     // Partial results of a whole-array mean are small, so that a split pays.
-    let product = (&u * &v).astype(DType::Float64).rechunk(&[1, 20, 20]);
+    let product = (&u * &v).astype(DType::Float64).rechunk([1, 20, 20]);
     let mean = product.mean(());
     let stages = |spec: &Spec| {
-        let planned = freestone::plan(&[Target::array(&mean, &place.at("unused"))], spec).unwrap();
+        let planned = freestone::plan(&[Target::array(&mean, place.at("unused"))], spec).unwrap();
         planned.finalized().plan().stages.iter().map(|s| s.name.clone()).collect::<Vec<_>>()
     };
     let (one, many) =

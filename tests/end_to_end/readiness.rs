@@ -117,17 +117,17 @@ fn step() -> impl Strategy<Value = Step> {
 fn apply(x: &Array, step: &Step) -> Array {
     let shape = x.shape().unwrap();
     match step {
-        Step::Rechunk(a, b) => x.rechunk(&[(*a).min(shape[0]), (*b).min(shape[1])]),
+        Step::Rechunk(a, b) => x.rechunk([(*a).min(shape[0]), (*b).min(shape[1])]),
         Step::Double => x * 2.0,
         Step::Roll(by) => x.roll(*by, 0),
         Step::Flip(axis) => x.flip(*axis as i64),
-        Step::Transpose => x.permute_dims(&[1, 0]),
+        Step::Transpose => x.permute_dims([1, 0]),
         Step::Flat(rows) if (shape[0] * shape[1]).is_multiple_of(*rows) => {
-            x.reshape(&[*rows as i64, -1])
+            x.reshape([*rows as i64, -1])
         }
-        Step::Flat(_) => x.reshape(&[1, -1]),
+        Step::Flat(_) => x.reshape([1, -1]),
         Step::Take => {
-            x.take(&(0..shape[0] as i64).map(|i| i * 7 % shape[0] as i64).collect::<Vec<_>>(), 0)
+            x.take((0..shape[0] as i64).map(|i| i * 7 % shape[0] as i64).collect::<Vec<_>>(), 0)
         }
         Step::Every(n) => x.slice(freestone::Slice::from(..).step(*n), 0),
         Step::Repeat if shape[0] < 100 => x.repeat(2, 0),
@@ -148,7 +148,7 @@ fn run(x: &Array, slots: usize, seed: u64, room: u64) -> ndarray::ArrayD<f64> {
     let (place, work) = (Place::quick(), Watched::new(None));
     let spec = Spec { parallelism: 8, ..spec_in(work.url()) };
     let planned =
-        freestone::plan(&[Target::array(x, &place.at("out")).codec(CodecName::None)], &spec)
+        freestone::plan(&[Target::array(x, place.at("out")).codec(CodecName::None)], &spec)
             .unwrap();
     let tight = without_room(&spec, &planned, slots);
     let spec = Spec { local_mem: tight.local_mem + room, ..spec };
@@ -166,7 +166,7 @@ fn run(x: &Array, slots: usize, seed: u64, room: u64) -> ndarray::ArrayD<f64> {
     let ran = executor.ran.into_inner().unwrap();
     let tasks: u64 = planned.finalized().plan().stages.iter().map(|s| s.n_tasks()).sum();
     assert!(ran.len() as u64 == tasks && ran.values().all(|n| *n == 1), "{ran:?}");
-    freestone::compute(&freestone::open(&place.at("out")).unwrap(), &place.spec()).unwrap()
+    freestone::compute(&freestone::open(place.at("out")).unwrap(), &place.spec()).unwrap()
 }
 
 proptest! {
@@ -182,7 +182,7 @@ proptest! {
     ) {
         let chunks = [chunks.0.min(shape.0), chunks.1.min(shape.1)];
         let shape = [shape.0, shape.1];
-        let x = freestone::random_uniform(&shape, 0.5, 1.0, 5, DType::Float64, &chunks);
+        let x = freestone::random_uniform(shape, 0.5, 1.0, 5, DType::Float64, chunks);
         let y = steps.iter().fold(x, |x, s| apply(&x, s));
         let found = run(&y, slots, seed, if in_memory { 100_000_000 } else { 0 });
         // One task at a time, in the order of seed 0.
@@ -222,34 +222,34 @@ fn check(planned: &Plan, spec: &Spec, expect: &[(&'static str, usize)]) {
 fn stages_overlap() {
     let place = Place::new();
     let spec = Spec { parallelism: 16, ..place.spec() };
-    let x = freestone::random_uniform(&[2000, 100], 0.5, 1.0, 7, DType::Float32, &[10, 100]);
+    let x = freestone::random_uniform([2000, 100], 0.5, 1.0, 7, DType::Float32, [10, 100]);
     let plan = |x: &Array, name: &str| {
-        freestone::plan(&[Target::array(x, &place.at(name))], &spec).unwrap()
+        freestone::plan(&[Target::array(x, place.at(name))], &spec).unwrap()
     };
     // Chunks are merged.
-    let merged = x.rechunk(&[40, 100]) * 2.0;
+    let merged = x.rechunk([40, 100]) * 2.0;
     let overlap = [("started", 0), ("started", 1), ("ended", 0), ("ended", 1)];
-    check(&plan(&merged.rechunk(&[80, 100]), "merged"), &spec, &overlap);
+    check(&plan(&merged.rechunk([80, 100]), "merged"), &spec, &overlap);
     // Every chunk depends on all others.
-    let columns = x.rechunk(&[2000, 10]) * 2.0;
+    let columns = x.rechunk([2000, 10]) * 2.0;
     let barrier = [("started", 0), ("ended", 0), ("started", 1), ("ended", 1)];
-    check(&plan(&columns.rechunk(&[100, 100]), "columns"), &spec, &barrier);
+    check(&plan(&columns.rechunk([100, 100]), "columns"), &spec, &barrier);
     // Rows are folded in parts. The parts of one row are merged while others are folded.
-    let wide = freestone::random_uniform(&[8, 100_000], 0.5, 1.0, 7, DType::Float32, &[1, 500]);
+    let wide = freestone::random_uniform([8, 100_000], 0.5, 1.0, 7, DType::Float32, [1, 500]);
     check(&plan(&wide.sum(1), "rows"), &spec, &overlap);
 }
 
 #[test]
 fn stored_results_are_read_chunk_by_chunk() {
     let place = Place::new();
-    let x = freestone::random_uniform(&[600, 10], 0.5, 1.0, 7, DType::Float32, &[10, 10]);
+    let x = freestone::random_uniform([600, 10], 0.5, 1.0, 7, DType::Float32, [10, 10]);
     let store: Arc<dyn Store> = Arc::new(freestone::MemoryStore::new());
     let stores = Stores::default();
     stores.insert(Arc::clone(&store));
-    let doubled = (&x * 2.0).rechunk(&[30, 10]);
+    let doubled = (&x * 2.0).rechunk([30, 10]);
     let targets = [("a", &doubled), ("b", &(&doubled + 1.0).flip(0))];
     let targets = targets
-        .map(|(name, x)| Target::array(x, &format!("{}/{name}", store.url())).with_stores(&stores));
+        .map(|(name, x)| Target::array(x, format!("{}/{name}", store.url())).with_stores(&stores));
     let spec = place.spec();
     let planned = freestone::plan(&targets, &spec).unwrap();
     let executor = Shuffled { slots: 3, chance: Mutex::new(1), ran: Mutex::default() };

@@ -202,9 +202,9 @@ pub fn rearrange(
 fn the_start_of_an_array_is_reshaped() {
     let x = freestone::arange(0, 24, 1, freestone::DType::Int64, 5);
     let spec = crate::support::Place::new().spec();
-    let start = x.slice(..12, 0).reshape(&[3, 4]);
+    let start = x.slice(..12, 0).reshape([3, 4]);
     let values: Vec<i64> = freestone::compute::<i64>(&start, &spec).unwrap().into_iter().collect();
     assert_eq!(values, (0..12).collect::<Vec<_>>());
-    let rows = x.reshape(&[6, 4]).slice(..2, 0);
+    let rows = x.reshape([6, 4]).slice(..2, 0);
     assert_eq!(freestone::compute::<i64>(&rows, &spec).unwrap().sum(), (0..8).sum::<i64>());
 }

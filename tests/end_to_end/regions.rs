@@ -164,7 +164,7 @@ fn invalid_regions() {
         matches!(e, RegionError::DType { .. })
     });
     for (how, what) in [
-        (target(4, &there).chunks(&[2, 2]), "chunks"),
+        (target(4, &there).chunks([2, 2]), "chunks"),
         (target(4, &there).codec(CodecName::None), "a codec"),
         (target(4, &there).fill(1.0), "a fill value"),
         (target(4, &there).overwrite(true), "overwrite"),
@@ -193,14 +193,9 @@ fn fill_values_replace_chunks() {
     for shards in [None, Some([4, 4])] {
         let place = Place::new();
         let location =
-            zeros(
-                &place,
-                &[8, 6],
-                &[2, 2],
-                |t| if let Some(s) = shards { t.shards(&s) } else { t },
-            );
+            zeros(&place, &[8, 6], &[2, 2], |t| if let Some(s) = shards { t.shards(s) } else { t });
         run(Target::array(&counted(8, 6), &location).region(&[0..8, 0..6]), &place).unwrap();
-        let zero = freestone::full(&[4, 6], 0.0, DType::Float64, &[4, 6]);
+        let zero = freestone::full([4, 6], 0.0, DType::Float64, [4, 6]);
         run(Target::array(&zero, &location).region(&[4..8, 0..6]), &place).unwrap();
         let found = values(&location, &place);
         assert!(
@@ -215,7 +210,7 @@ fn fill_values_replace_chunks() {
 #[test]
 fn concurrent_runs_write_two_regions() {
     let place = Place::new();
-    let location = zeros(&place, &[400, 60], &[10, 10], |t| t.shards(&[20, 30]));
+    let location = zeros(&place, &[400, 60], &[10, 10], |t| t.shards([20, 30]));
     thread::scope(|scope| {
         for half in 0..2i64 {
             let (place, location) = (&place, &location);
@@ -260,7 +255,7 @@ fn regions_of_foreign_arrays() {
         fs::create_dir(place.at(name)).unwrap();
         fs::write(place.at(&format!("{name}/{file}")), text.to_string()).unwrap();
         run(
-            Target::array(&part(&counted(5, 4), 5, 2), &place.at(name)).region(&[0..5, 2..4]),
+            Target::array(&part(&counted(5, 4), 5, 2), place.at(name)).region(&[0..5, 2..4]),
             &place,
         )
         .unwrap();
@@ -292,7 +287,7 @@ fn changed_arrays_are_not_written() {
         &place.spec(),
     )
     .unwrap();
-    let other = freestone::full(&[4, 4], 0.0, DType::Float64, &[1, 4]);
+    let other = freestone::full([4, 4], 0.0, DType::Float64, [1, 4]);
     freestone::create(&[Target::array(&other, &location).overwrite(true)], &place.spec()).unwrap();
     let error = freestone::run(&planned, &place.spec(), &Serial).unwrap_err();
     assert!(
@@ -311,10 +306,10 @@ fn changed_arrays_are_not_written() {
 fn metadata_first_and_regions_by_coordinates() {
     let place = Place::new();
     let group = place.at("winds.zarr");
-    let u = freestone::open(&format!("{WINDS_V3}/u")).unwrap();
+    let u = freestone::open(format!("{WINDS_V3}/u")).unwrap();
     let target = |array: &Array| Target::in_group(array, &group, "u");
     // Time chunks of one step, so that any month is a region.
-    freestone::create(&[target(&u).chunks(&[1, 37, 72]).shards(&[1, 74, 144])], &place.spec())
+    freestone::create(&[target(&u).chunks([1, 37, 72]).shards([1, 74, 144])], &place.spec())
         .unwrap();
     assert!(freestone::create(&[target(&u)], &place.spec()).is_err(), "it is there");
     let stored = names(&group);
@@ -386,11 +381,11 @@ fn axes_without_names_are_complete_in_automatic_regions() {
 #[test]
 fn later_stages_read_stored_regions() {
     let place = Place::new();
-    let location = zeros(&place, &[8, 6], &[2, 2], |t| t.shards(&[4, 2]));
-    let rechunked = counted(4, 4).rechunk(&[4, 1]);
+    let location = zeros(&place, &[8, 6], &[2, 2], |t| t.shards([4, 2]));
+    let rechunked = counted(4, 4).rechunk([4, 1]);
     let targets = [
         Target::array(&rechunked, &location).region(&[4..8, 2..6]),
-        Target::array(&rechunked.sum(()), &place.at("sum")),
+        Target::array(&rechunked.sum(()), place.at("sum")),
     ];
     let planned = freestone::plan(&targets, &place.spec()).unwrap();
     let text = planned.finalized().to_string();

@@ -25,7 +25,7 @@ fn check_shards(shape: &[u64], made: &[u64], chunks: &[u64], shards: &[u64], cod
     let place = Place::new();
     let array = noise(shape, made);
     let whole = freestone::compute::<f32>(&array, &place.spec()).unwrap();
-    let target = Target::array(&array, &place.at("out"))
+    let target = Target::array(&array, place.at("out"))
         .chunks(chunks)
         .shards(shards)
         .codec(codec.parse::<Encoding>().unwrap());
@@ -35,7 +35,7 @@ fn check_shards(shape: &[u64], made: &[u64], chunks: &[u64], shards: &[u64], cod
         tree(place.at("out")).into_iter().filter(|(name, _)| name != "zarr.json").count() as u64;
     assert_eq!(objects, shape.iter().zip(shards).map(|(n, s)| n.div_ceil(*s)).product::<u64>());
     // Views and reductions read chunks inside shards.
-    let array = freestone::open(&place.at("out")).unwrap();
+    let array = freestone::open(place.at("out")).unwrap();
     assert_eq!(
         array.grid().unwrap().max_chunk(),
         shape.iter().zip(chunks).map(|(n, c)| *n.min(c)).collect::<Vec<_>>()
@@ -70,11 +70,11 @@ fn chunks_of_fill_values_are_not_stored() {
         &column,
         freestone::scalar(0f32),
     );
-    let array = kept.broadcast_to(&[8, 6]);
+    let array = kept.broadcast_to([8, 6]);
     run(
-        &[Target::array(&array, &place.at("out"))
-            .chunks(&[2, 2])
-            .shards(&[4, 4])
+        &[Target::array(&array, place.at("out"))
+            .chunks([2, 2])
+            .shards([4, 4])
             .codec(CodecName::None)],
         &place,
     )
@@ -101,16 +101,16 @@ fn chunks_of_fill_values_are_not_stored() {
 #[test]
 fn stages_read_and_write_shards() {
     let place = Place::new();
-    let rechunked = noise(&[40, 30], &[7, 30]).rechunk(&[10, 5]);
+    let rechunked = noise(&[40, 30], &[7, 30]).rechunk([10, 5]);
     let (sum, mean) = (rechunked.sum(0), rechunked.mean(0));
     let whole = freestone::compute::<f32>(&rechunked, &place.spec()).unwrap();
     let planned = |folder: &str| {
         let targets = [
-            Target::array(&rechunked, &place.at(&format!("{folder}/x")))
-                .chunks(&[10, 5])
-                .shards(&[20, 10]),
-            Target::array(&sum, &place.at(&format!("{folder}/sum"))).chunks(&[5]).shards(&[10]),
-            Target::array(&mean, &place.at(&format!("{folder}/mean"))).chunks(&[5]).shards(&[30]),
+            Target::array(&rechunked, place.at(&format!("{folder}/x")))
+                .chunks([10, 5])
+                .shards([20, 10]),
+            Target::array(&sum, place.at(&format!("{folder}/sum"))).chunks([5]).shards([10]),
+            Target::array(&mean, place.at(&format!("{folder}/mean"))).chunks([5]).shards([30]),
         ];
         freestone::plan(&targets, &place.spec()).unwrap()
     };
@@ -147,7 +147,7 @@ fn invalid_shards() {
         (vec![16], "1 shard sizes were given for 2 axes"),
     ] {
         let error = freestone::plan(
-            &[Target::array(&array, &place.at("out")).chunks(&[8, 8]).shards(&shards)],
+            &[Target::array(&array, place.at("out")).chunks([8, 8]).shards(&shards)],
             &place.spec(),
         )
         .unwrap_err();
@@ -158,13 +158,13 @@ fn invalid_shards() {
         );
     }
     // A shard larger than memory is refused, and the error names the shard.
-    let target = Target::array(&array, &place.at("out")).chunks(&[8, 8]).shards(&[80_000, 80_000]);
+    let target = Target::array(&array, place.at("out")).chunks([8, 8]).shards([80_000, 80_000]);
     let error = freestone::plan(&[target], &place.spec()).unwrap_err();
     assert!(error.to_string().contains("smaller shards"), "{error}");
     for shards in [[u64::MAX / 8 * 8, u64::MAX / 8 * 8], [1 << 40, 8]] {
         assert!(
             freestone::plan(
-                &[Target::array(&array, &place.at("out")).chunks(&[8, 8]).shards(&shards)],
+                &[Target::array(&array, place.at("out")).chunks([8, 8]).shards(shards)],
                 &place.spec()
             )
             .is_err()
@@ -190,7 +190,7 @@ fn codecs_by_name_are_read_back() {
         let place = Place::new();
         let array = noise(&[30, 41], &[8, 16]);
         run(
-            &[Target::array(&array, &place.at("out")).codec(name.parse::<Encoding>().unwrap())],
+            &[Target::array(&array, place.at("out")).codec(name.parse::<Encoding>().unwrap())],
             &place,
         )
         .unwrap();

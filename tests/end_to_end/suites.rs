@@ -52,7 +52,7 @@ fn interop_reads_what_zarr_python_wrote() {
     for expect in &listed {
         let path = expect["path"].as_str().unwrap();
         let array =
-            freestone::open(&format!("{folder}/{path}")).unwrap_or_else(|e| panic!("{path}: {e}"));
+            freestone::open(format!("{folder}/{path}")).unwrap_or_else(|e| panic!("{path}: {e}"));
         let numbers = |v: &Value| -> Vec<u64> {
             v.as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect()
         };
@@ -95,23 +95,23 @@ fn interop_writes_for_zarr_python() {
         ndarray::Array::from_shape_fn(ndarray::IxDyn(&[30, 41]), |i| (41 * i[0] + i[1]) as f32);
     let numbers = freestone::asarray(&numbers).with_dims(["y", "x"]);
     let target =
-        |name: &str| Target::in_group(&numbers, &group, name).chunks(&[8, 8]).overwrite(true);
+        |name: &str| Target::in_group(&numbers, &group, name).chunks([8, 8]).overwrite(true);
     for codec in ["none", "lz4", "zstd:5+crc32c", "gzip:1", "none+crc32c"] {
         let encoding: freestone::Encoding = codec.parse().unwrap();
         let name = codec.replace([':', '+'], "-");
         run(target(&name).codec(encoding));
-        run(target(&format!("shards-{name}")).shards(&[16, 24]).codec(encoding));
+        run(target(&format!("shards-{name}")).shards([16, 24]).codec(encoding));
     }
-    freestone::create(&[target("regions").shards(&[8, 16])], &place.spec()).unwrap();
+    freestone::create(&[target("regions").shards([8, 16])], &place.spec()).unwrap();
     for rows in [0..16, 16..30] {
         let part = numbers.slice(rows.start..rows.end, 0);
         run(Target::in_group(&part, &group, "regions")
             .region(&[rows.start as u64..rows.end as u64, 0..41]));
     }
-    let u = freestone::open(&format!("{WINDS_V3}/u")).unwrap();
+    let u = freestone::open(format!("{WINDS_V3}/u")).unwrap();
     freestone::create(
         &[Target::in_group(&u, &group, "u")
-            .chunks(&[1, 73, 144])
+            .chunks([1, 73, 144])
             .overwrite(true)
             .consolidated(true)],
         &place.spec(),
@@ -128,7 +128,7 @@ fn interop_writes_for_zarr_python() {
 
 /// Returns 5.8 MB of incompressible data.
 fn too_large(chunk: u64) -> Array {
-    freestone::random_uniform(&[1200, 1200], 0.0, 1.0, 7, DType::Float32, &[chunk, chunk])
+    freestone::random_uniform([1200, 1200], 0.0, 1.0, 7, DType::Float32, [chunk, chunk])
 }
 
 fn is_no_space(error: &Error) -> bool {
@@ -179,7 +179,7 @@ fn disk_full() {
 
     // The intermediate of a rechunk does not fit in the work directory. (Threads would keep it in
     // memory.)
-    let rechunked = too_large(100).rechunk(&[1200, 50]);
+    let rechunked = too_large(100).rechunk([1200, 50]);
     check_full(
         &place.at("out"),
         &format!("{small}/work"),
@@ -269,19 +269,18 @@ fn rechunk(place: &Place, output: &str, cgroup: &Cgroup) -> Output {
 #[ignore = "needs a memory cgroup: run by .ci/run"]
 fn cgroup_bounds_hold_at_the_projection() {
     let place = Place::new();
-    let source =
-        freestone::random_uniform(&[4096, 2048], 0.0, 1.0, 3, DType::Float32, &[1024, 2048]);
+    let source = freestone::random_uniform([4096, 2048], 0.0, 1.0, 3, DType::Float32, [1024, 2048]);
     let planned = freestone::plan(
-        &[Target::array(&source, &place.at("in")).codec(CodecName::None)],
+        &[Target::array(&source, place.at("in")).codec(CodecName::None)],
         &place.spec(),
     )
     .unwrap();
     freestone::run(&planned, &place.spec(), &Serial).unwrap();
 
     // The plan that the command will create.
-    let stored = freestone::open(&place.at("in")).unwrap().rechunk(&[4096, 256]);
+    let stored = freestone::open(place.at("in")).unwrap().rechunk([4096, 256]);
     let target =
-        Target::array(&stored, &place.at("limited")).chunks(&[4096, 256]).codec(CodecName::None);
+        Target::array(&stored, place.at("limited")).chunks([4096, 256]).codec(CodecName::None);
     let spec = Spec {
         parallelism: 1,
         threads: 1,
@@ -299,7 +298,7 @@ fn cgroup_bounds_hold_at_the_projection() {
         run.status,
         String::from_utf8_lossy(&run.stderr)
     );
-    assert!(freestone::open(&place.at("limited")).is_ok());
+    assert!(freestone::open(place.at("limited")).is_ok());
 
     // The limit is effective: half of the run's memory is not enough.
     let peak = text
@@ -316,7 +315,7 @@ fn cgroup_bounds_hold_at_the_projection() {
         run.status,
         peak / 2
     );
-    assert!(freestone::open(&place.at("killed")).is_err(), "a killed run publishes nothing");
+    assert!(freestone::open(place.at("killed")).is_err(), "a killed run publishes nothing");
 }
 
 #[test]
@@ -341,7 +340,7 @@ fn cgroup_bounds_hold_for_workers() {
 }
 
 fn means(output: &str) -> Vec<Target> {
-    let [u, v] = ["u", "v"].map(|name| freestone::open(&format!("{WINDS_V3}/{name}")).unwrap());
+    let [u, v] = ["u", "v"].map(|name| freestone::open(format!("{WINDS_V3}/{name}")).unwrap());
     [("uu", &u * &u), ("uv", &u * &v), ("vv", &v * &v)]
         .iter()
         .map(|(name, x)| Target::in_group(&x.mean(0), output, name))
@@ -367,15 +366,15 @@ fn s3_round_trip() {
         "conformance",
     );
     let source = format!("{WINDS_V3}/u");
-    let u = freestone::open(&source).unwrap().rechunk(&[12, 10, 20]);
-    stored(Target::array(&u, &format!("{s3}/u")), &place.spec()).unwrap();
+    let u = freestone::open(&source).unwrap().rechunk([12, 10, 20]);
+    stored(Target::array(&u, format!("{s3}/u")), &place.spec()).unwrap();
     assert_eq!(values(&format!("{s3}/u"), &place.spec()), values(&source, &place.spec()));
 
     // From S3 to S3 with the work directory on S3: in two stages, on threads and processes.
     let spec = Spec { work_dir: format!("{s3}/work"), ..place.spec() };
-    let on_s3 = freestone::open(&format!("{s3}/u")).unwrap();
-    let doubled = &on_s3.rechunk(&[3, 37, 72]) * 2.0;
-    stored(Target::array(&doubled, &format!("{s3}/doubled")), &spec).unwrap();
+    let on_s3 = freestone::open(format!("{s3}/u")).unwrap();
+    let doubled = &on_s3.rechunk([3, 37, 72]) * 2.0;
+    stored(Target::array(&doubled, format!("{s3}/doubled")), &spec).unwrap();
     assert_eq!(
         values(&format!("{s3}/doubled"), &place.spec()),
         values(&source, &place.spec()) * 2.0
@@ -399,13 +398,13 @@ fn s3_round_trip() {
 fn s3_conflicts_and_missing_objects() {
     let (s3, place) = (variable("FREESTONE_S3"), Place::new());
     let target = |location: &str| {
-        Target::array(&freestone::open(&format!("{WINDS_V3}/u")).unwrap(), location)
+        Target::array(&freestone::open(format!("{WINDS_V3}/u")).unwrap(), location)
     };
     stored(target(&format!("{s3}/taken")), &place.spec()).unwrap();
     let error = stored(target(&format!("{s3}/taken")), &place.spec()).unwrap_err();
     assert_eq!(error.exit_code(), ExitCode::Conflict, "{error}");
     stored(target(&format!("{s3}/taken")).overwrite(true), &place.spec()).unwrap();
-    assert!(freestone::open(&format!("{s3}/nothing")).is_err());
+    assert!(freestone::open(format!("{s3}/nothing")).is_err());
 
     let missing = "s3://freestone-no-such-bucket/u";
     assert!(freestone::open(missing).is_err());

@@ -92,15 +92,15 @@ fn user_kernels_combine_with_other_stages() {
         let x = chunked(&whole, &chunks);
         let out = OutputBlocks::new(DType::Float64);
         assert_eq!(
-            compute(&freestone::map_blocks(&scaled(2.0), &[&x], &out)),
+            compute(&freestone::map_blocks(&scaled(2.0), [&x], &out)),
             (&whole * 2.0).into_dyn()
         );
         // Elementwise stages before and after, another chunking, a view, and two arrays.
-        let y = freestone::map_blocks(&scaled(3.0), &[&(&x + 1.0), &x], &out);
+        let y = freestone::map_blocks(&scaled(3.0), [&(&x + 1.0), &x], &out);
         let expected = ((&whole + 1.0) * 3.0 + &whole).into_dyn();
         assert_eq!(compute(&(&y * 0.5)), &expected * 0.5);
-        assert_eq!(compute(&y.rechunk(&[6, 2])), expected);
-        let flipped = freestone::map_blocks(&scaled(1.0), &[&x.flip(0)], &out);
+        assert_eq!(compute(&y.rechunk([6, 2])), expected);
+        let flipped = freestone::map_blocks(&scaled(1.0), [&x.flip(0)], &out);
         let mut reversed = whole.clone();
         reversed.invert_axis(Axis(0));
         assert_eq!(compute(&flipped), reversed.into_dyn());
@@ -115,7 +115,7 @@ fn blocks_change_shape() {
     let out = OutputBlocks::new(DType::Float64)
         .lengths(0, BlockLengths::Each(1))
         .lengths(1, BlockLengths::List(vec![1, 2]));
-    let sums = compute(&freestone::map_blocks(&BlockSum, &[&x], &out));
+    let sums = compute(&freestone::map_blocks(&BlockSum, [&x], &out));
     assert_eq!(sums.shape(), [3, 3]);
     for (i, rows) in [0..4, 4..8, 8..10].into_iter().enumerate() {
         let block =
@@ -129,13 +129,13 @@ fn blocks_change_shape() {
     let row = chunked(&numbers(1, 6), &[1, 3]);
     let both = freestone::map_blocks(
         &scaled(0.0),
-        &[&x, &row.at(0, 0)],
+        [&x, &row.at(0, 0)],
         &OutputBlocks::new(DType::Float64),
     );
     assert_eq!(compute(&both), numbers(1, 6).broadcast((10, 6)).unwrap().to_owned().into_dyn());
     let dropped = freestone::map_blocks(
         &BlockSum,
-        &[&x.rechunk(&[10, 3])],
+        [&x.rechunk([10, 3])],
         &OutputBlocks::new(DType::Float64).drop_axis(0).new_axis(1, 2),
     );
     assert_eq!(dropped.shape().unwrap(), [6, 2]);
@@ -173,13 +173,13 @@ fn a_failed_kernel_fails_the_run_with_its_message() {
         ("panic", "kernel `scaled` panicked"),
     ] {
         let kernel = Scaled { by: 1.0, trouble: Some(trouble.into()) };
-        let y = freestone::map_blocks(&kernel, &[&x], &OutputBlocks::new(DType::Float64));
+        let y = freestone::map_blocks(&kernel, [&x], &OutputBlocks::new(DType::Float64));
         let error = freestone::compute::<f64>(&y, &place.spec()).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
     let wrong = freestone::map_blocks(
         &scaled(1.0),
-        &[&x.astype(DType::Float32)],
+        [&x.astype(DType::Float32)],
         &OutputBlocks::new(DType::Float64),
     );
     let error = freestone::compute::<f64>(&wrong, &place.spec()).unwrap_err().to_string();
@@ -191,8 +191,8 @@ fn a_failed_kernel_fails_the_run_with_its_message() {
 fn workers_without_the_kernel_are_refused() {
     let place = Place::new();
     let winds =
-        freestone::open(&format!("{}/u", crate::support::WINDS_V3)).unwrap().astype(DType::Float64);
-    let y = freestone::map_blocks(&scaled(1.0), &[&winds], &OutputBlocks::new(DType::Float64));
+        freestone::open(format!("{}/u", crate::support::WINDS_V3)).unwrap().astype(DType::Float64);
+    let y = freestone::map_blocks(&scaled(1.0), [&winds], &OutputBlocks::new(DType::Float64));
     let out = place.at("out.zarr");
     let planned = freestone::plan(&[Target::array(&y, &out)], &place.spec()).unwrap();
     let Err(error) = freestone::run(&planned, &place.spec(), &processes(1)) else {
@@ -206,7 +206,7 @@ fn workers_without_the_kernel_are_refused() {
 #[test]
 fn scratch_memory_is_in_the_projection() {
     let x = chunked(&numbers(100, 100), &[100, 100]);
-    let y = freestone::map_blocks(&scaled(1.0), &[&x], &OutputBlocks::new(DType::Float64));
+    let y = freestone::map_blocks(&scaled(1.0), [&x], &OutputBlocks::new(DType::Float64));
     let spec = Place::new().spec();
     let plan = freestone::plan(&[Target::array(&y, "/nowhere")], &spec).unwrap();
     let text = plan.finalized().to_string();

@@ -464,7 +464,7 @@ fn repeat(a: &Arguments) -> Result<Array, CallError> {
     let times: Vec<u64> = a.shape("repeats")?;
     let (x, axis) = match a.optional_integer("axis")? {
         Some(axis) => (a.array("x")?.clone(), axis),
-        None => (a.array("x")?.reshape(&[-1]), 0),
+        None => (a.array("x")?.reshape([-1]), 0),
     };
     Ok(if let [times] = times.as_slice() {
         x.repeat(*times, axis)

@@ -3,7 +3,7 @@ use freestone_kernels::DType;
 use freestone_ops::full;
 
 fn x() -> Value {
-    Value::Array(full(&[4, 6], 1.0, DType::Float32, &[2, 3]))
+    Value::Array(full([4, 6], 1.0, DType::Float32, [2, 3]))
 }
 
 /// The shape of a call's result, or its error.
@@ -118,7 +118,7 @@ fn arguments_of_the_wrong_kind_are_named() {
 #[test]
 fn numbers_take_the_dtype_of_the_array_beside_them() {
     use Value::{Bool, Complex, Float, Int};
-    let small = || Value::Array(full(&[2], 1.0, DType::Int8, &[2]));
+    let small = || Value::Array(full([2], 1.0, DType::Int8, [2]));
     check("add", vec![x(), Int(3)], vec![], "[4, 6] float32 [2, 3]");
     check("add", vec![Float(0.1), x()], vec![], "[4, 6] float32 [2, 3]");
     check("add", vec![small(), Int(-128)], vec![], "[2] int8 [2]");

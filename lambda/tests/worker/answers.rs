@@ -27,8 +27,8 @@ fn a_probe_reports_slots_and_caches_the_plan() {
     let place = Place::new();
     let spec = place.spec();
     let emulator = stock_function(|c| c.memory_mib = 128);
-    let array = random_normal(&[1000, 1000], 0.0, 1.0, 1, DType::Float64, &[500, 1000]);
-    let plan = plan(&[Target::array(&array.mean(0), &place.at("mean"))], &spec);
+    let array = random_normal([1000, 1000], 0.0, 1.0, 1, DType::Float64, [500, 1000]);
+    let plan = plan(&[Target::array(&array.mean(0), place.at("mean"))], &spec);
     let address = written(&plan, &spec);
     let (environment, found) = ready(ask(&emulator, &address, Call::Probe));
     assert_eq!(found, slots(&plan, 128 << 20, 8).unwrap());
@@ -53,7 +53,7 @@ fn a_probe_reports_slots_and_caches_the_plan() {
 
 /// Plans an array of numbers in chunks of 10, of which each is a task.
 fn plan_of_numbers(place: &Place, n_chunks: u64) -> FinalizedPlan {
-    plan(&[Target::array(&numbers(n_chunks), &place.at("numbers")).overwrite(true)], &place.spec())
+    plan(&[Target::array(&numbers(n_chunks), place.at("numbers")).overwrite(true)], &place.spec())
 }
 
 /// Asserts that a probe and a run are both refused, for a reason of this kind.
@@ -72,9 +72,9 @@ fn plans_that_do_not_fit_the_worker_are_refused() {
     let emulator = stock_function(|c| c.memory_mib = 128);
     let plan_of = |array: &Array| {
         let spec = place.spec_with(|s| s.allowed_mem = Some(1_000_000_000));
-        plan(&[Target::array(array, &place.at("out"))], &spec)
+        plan(&[Target::array(array, place.at("out"))], &spec)
     };
-    let big = random_normal(&[20_000_000], 0.0, 1.0, 1, DType::Float64, &[20_000_000]);
+    let big = random_normal([20_000_000], 0.0, 1.0, 1, DType::Float64, [20_000_000]);
     let address = written(&plan_of(&big), &spec);
     check_refusal(&emulator, &address, RefusalKind::ExceedsMemory, "give the worker more memory");
 
@@ -145,7 +145,7 @@ fn a_panic_of_a_kernel_fails_only_its_task() {
     let plan = plan(
         &[Target::array(
             &scripted(4, &Scripted { panic_at: Some(10), ..Scripted::default() }),
-            &place.at("out"),
+            place.at("out"),
         )],
         &spec,
     );
@@ -181,7 +181,7 @@ fn lost_answers_are_recovered_from_records() {
     let log = place.at("log");
     let targets = [Target::array(
         &scripted(40, &Scripted { log: Some(log.clone()), ..Scripted::default() }),
-        &place.at("out"),
+        place.at("out"),
     )];
     let plan = plan(&targets, &spec);
     let address = written(&plan, &spec);
@@ -234,7 +234,7 @@ fn duplicate_invocations_write_the_same_bytes() {
     let make = |to: &str| {
         [Target::array(
             &scripted(30, &Scripted { sleep_ms: 5, ..Scripted::default() }),
-            &place.at(to),
+            place.at(to),
         )]
     };
     run(&make("here"), &spec, &Threads::new(2));
@@ -256,7 +256,7 @@ fn outcomes_that_exceed_the_answer_are_in_records() {
     let place = Place::new();
     let spec = place.spec_with(|s| s.work_dir = Some(place.at("work")));
     let numbers = freestone_ops::arange(0.0, 24_000.0, 1.0, DType::Float64, 1);
-    let plan = plan(&[Target::array(&numbers, &place.at("numbers"))], &spec);
+    let plan = plan(&[Target::array(&numbers, place.at("numbers"))], &spec);
     let address = written(&plan, &spec);
     let emulator = stock_function(|_| ());
     let requests: Vec<_> = (0..48).map(|i| request(i, 0, 500 * i..500 * (i + 1))).collect();

@@ -55,7 +55,7 @@ fn credentials_are_neither_sent_nor_stored() {
     // A failed run keeps its folder.
     let kernel = Scripted { panic_at: Some(100), ..Scripted::default() };
     let error =
-        try_run(&[Target::array(&scripted(20, &kernel), &place.at("out"))], &place.spec(), &lambda)
+        try_run(&[Target::array(&scripted(20, &kernel), place.at("out"))], &place.spec(), &lambda)
             .unwrap_err();
     assert!(matches!(error, RunError::Stopped { .. }), "{error}");
     let found = tree(place.at("work"));
@@ -89,7 +89,7 @@ fn a_function_with_a_short_timeout_is_invoked_more_often() {
     // Eight tasks at a time take twice the deadline.
     let kernel = Scripted { sleep_ms: 300, ..Scripted::default() };
     run(
-        &[Target::array(&scripted(150, &kernel), &place.at("out"))],
+        &[Target::array(&scripted(150, &kernel), place.at("out"))],
         &place.spec(),
         &lambda.concurrency(1).batches(150, Duration::from_secs(600)),
     );
@@ -128,7 +128,7 @@ fn refused_runs_change_nothing() {
     let spec = place.spec_with(|s| s.allowed_mem = Some(400_000_000));
     let array = freestone_ops::arange(0.0, 1e7, 1.0, DType::Float64, 10_000_000);
     let error = try_run(
-        &[Target::array(&array, &place.at("out"))],
+        &[Target::array(&array, place.at("out"))],
         &spec,
         &executor(&emulator.url(), 2, 1000),
     )
@@ -138,7 +138,7 @@ fn refused_runs_change_nothing() {
     };
     assert_eq!(refusal.kind, RefusalKind::ExceedsMemory);
     let error = try_run(
-        &[Target::array(&scripted(3, &Scripted::default()), &place.at("out"))],
+        &[Target::array(&scripted(3, &Scripted::default()), place.at("out"))],
         &place.spec(),
         &executor(&emulator.url(), 2, 1000),
     )
@@ -150,7 +150,7 @@ fn refused_runs_change_nothing() {
     let other = LambdaExecutor::new("other", "r")
         .endpoint(&emulator.url())
         .credentials("key", "secret", None);
-    let error = try_run(&[Target::array(&array, &place.at("out"))], &spec, &other).unwrap_err();
+    let error = try_run(&[Target::array(&array, place.at("out"))], &spec, &other).unwrap_err();
     assert!(error.to_string().contains("deploy the function"), "{error}");
     assert!(!fs::exists(place.at("out")).unwrap());
 }
@@ -162,9 +162,9 @@ fn locations_that_the_function_cannot_reach_are_refused() {
     let place = Place::new();
     let emulator = stock_function(|_| ());
     let (spec, executor) = (place.spec(), executor(&emulator.url(), 2, 1000));
-    run(&[Target::array(&numbers(3), &place.at("in"))], &spec, &Threads::new(2));
+    run(&[Target::array(&numbers(3), place.at("in"))], &spec, &Threads::new(2));
     let input = open_in(&Stores::default().open(&place.at("in")).unwrap(), "").unwrap();
-    let plan = Arc::new(plan(&[Target::array(&input.rechunk(&[15]), &place.at("out"))], &spec));
+    let plan = Arc::new(plan(&[Target::array(&input.rechunk([15]), place.at("out"))], &spec));
     let context = |address: RunAddress| RunContext {
         plan: Arc::clone(&plan),
         address,
@@ -206,7 +206,7 @@ fn memory_above_the_projection_is_reported() {
         let place = Place::new();
         let emulator = scripted_function(|config| config.memory_mib = 1024);
         let kernel = Scripted { allocate_mib, ..Scripted::default() };
-        let targets = [Target::array(&scripted(1, &kernel), &place.at("out"))];
+        let targets = [Target::array(&scripted(1, &kernel), place.at("out"))];
         let report = run(&targets, &place.spec(), &executor(&emulator.url(), 1, 1000));
         let excess = report.memory_excess.as_ref();
         assert_eq!(excess.is_some(), allocate_mib > 0, "{report}");
@@ -224,7 +224,7 @@ fn an_out_of_memory_kill_is_reported_as_such() {
         scripted_function(|config| (config.memory_mib, config.cap) = (192, Cap::Required));
     let kernel = Scripted { allocate_mib: 400, ..Scripted::default() };
     let error = try_run(
-        &[Target::array(&scripted(12, &kernel), &place.at("out"))],
+        &[Target::array(&scripted(12, &kernel), place.at("out"))],
         &place.spec(),
         &executor(&emulator.url(), 3, 1000),
     )

@@ -52,16 +52,14 @@ pub(crate) fn check_same_bytes(lambda: &dyn Executor, root: &str) -> Vec<RunRepo
         run(&[Target::array(array, &place).overwrite(true)], &local.spec(), &Threads::new(2));
         open_in(&Stores::default().open(&place).unwrap(), "").unwrap()
     };
-    let u =
-        stored("u", &random_normal(&[64, 150, 100], 0.0, 1.0, 1, DType::Float32, &[8, 150, 100]));
-    let v =
-        stored("v", &random_normal(&[64, 150, 100], 1.0, 2.0, 2, DType::Float32, &[8, 150, 100]));
-    let a = stored("a", &random_normal(&[300, 400], 0.0, 1.0, 3, DType::Float64, &[100, 100]));
+    let u = stored("u", &random_normal([64, 150, 100], 0.0, 1.0, 1, DType::Float32, [8, 150, 100]));
+    let v = stored("v", &random_normal([64, 150, 100], 1.0, 2.0, 2, DType::Float32, [8, 150, 100]));
+    let a = stored("a", &random_normal([300, 400], 0.0, 1.0, 3, DType::Float64, [100, 100]));
     let quad = [("uu", &u * &u), ("uv", &u * &v), ("vv", &v * &v)]
         .map(|(name, product)| (name, product.mean(0)));
     let kinds = [
         ("quad", quad.to_vec()),
-        ("rechunk", vec![("columns", u.rechunk(&[64, 30, 20]))]),
+        ("rechunk", vec![("columns", u.rechunk([64, 30, 20]))]),
         ("matmul", vec![("product", a.matmul(&a.matrix_transpose()))]),
     ];
     let mut reports = Vec::new();
@@ -101,10 +99,10 @@ pub(crate) fn chunk_objects(repository: &str) -> Vec<Vec<u8>> {
 pub(crate) fn check_one_commit(lambda: &dyn Executor, root: &str) {
     let local = Place::new();
     let spec = spec(&local, root);
-    let source = random_normal(&[200, 60], 0.0, 1.0, 1, DType::Float64, &[2, 60]);
+    let source = random_normal([200, 60], 0.0, 1.0, 1, DType::Float64, [2, 60]);
     let arrays = [
         ("group/twice", &source * 2.0),
-        ("group/rows", source.rechunk(&[20, 30])),
+        ("group/rows", source.rechunk([20, 30])),
         ("group/mean", source.mean(0)),
     ];
     let threads = Threads::new(2);

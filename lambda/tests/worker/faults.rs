@@ -83,12 +83,12 @@ fn a_run_survives_faults_of_the_function() {
     let emulator = faulty_function(Vec::new());
     // Short invocations, so that many can fail.
     let report = run(
-        &[Target::array(&scripted(N_TASKS, &kernel), &place.at("out"))],
+        &[Target::array(&scripted(N_TASKS, &kernel), place.at("out"))],
         &place.spec(),
         &executor(&emulator.url(), 16, 30).batches(4, Duration::from_millis(30)),
     );
     run(
-        &[Target::array(&scripted(N_TASKS, &Scripted::default()), &place.at("expect"))],
+        &[Target::array(&scripted(N_TASKS, &Scripted::default()), place.at("expect"))],
         &place.spec(),
         &Threads::new(2),
     );
@@ -173,7 +173,7 @@ fn workers_of_a_cancelled_run_stop() {
     let executor = executor(&emulator.url(), 1, 60_000).batches(64, Duration::from_secs(60));
     let spec = place.spec();
     let lowered =
-        outputs(&[Target::array(&scripted(2000, &kernel), &place.at("out"))], &Stores::default())
+        outputs(&[Target::array(&scripted(2000, &kernel), place.at("out"))], &Stores::default())
             .unwrap();
     let plan = Arc::new(lower(&lowered, &spec).unwrap());
     let (stores, kernels, cancel) =
@@ -277,9 +277,9 @@ fn invocations_adapt_to_a_low_rate_limit() {
         let lambda = executor(&emulator.url(), 8, 1000).batches(64, Duration::from_millis(1));
         let kernel = Scripted { sleep_ms: 4, ..Scripted::default() };
         let report =
-            run(&[Target::array(&scripted(N, &kernel), &place.at("out"))], &place.spec(), &lambda);
+            run(&[Target::array(&scripted(N, &kernel), place.at("out"))], &place.spec(), &lambda);
         run(
-            &[Target::array(&scripted(N, &kernel), &place.at("expect"))],
+            &[Target::array(&scripted(N, &kernel), place.at("expect"))],
             &place.spec(),
             &Threads::new(8),
         );

@@ -43,7 +43,7 @@ fn tasks_run_concurrently_as_memory_permits() {
     let place = Place::new();
     let spec = place.spec();
     let log = place.at("log");
-    let blocks = random_normal(&[6 * 500_000], 0.0, 1.0, 1, DType::Float64, &[500_000]);
+    let blocks = random_normal([6 * 500_000], 0.0, 1.0, 1, DType::Float64, [500_000]);
     for n_concurrent in [2, 6] {
         // Tasks wait until as many have begun as memory permits.
         let kernel = Scripted {
@@ -52,7 +52,7 @@ fn tasks_run_concurrently_as_memory_permits() {
             sleep_ms: 50,
             ..Scripted::default()
         };
-        let target = Target::array(&through(&kernel, &blocks), &place.at("out")).overwrite(true);
+        let target = Target::array(&through(&kernel, &blocks), place.at("out")).overwrite(true);
         let plan = plan(&[target], &spec);
         let address = written(&plan, &spec);
         let task_bytes = plan.layout(StageId(0)).estimate.per_task();
@@ -88,7 +88,7 @@ fn requests_without_time_left_are_returned() {
     let spec = place.spec();
     let log = place.at("log");
     let kernel = Scripted { sleep_ms: 80, log: Some(log.clone()), ..Scripted::default() };
-    let plan = plan(&[Target::array(&scripted(60, &kernel), &place.at("out"))], &spec);
+    let plan = plan(&[Target::array(&scripted(60, &kernel), place.at("out"))], &spec);
     let address = written(&plan, &spec);
     let deadline = Duration::from_millis(2500);
     let work = Stores::default().open(&address.work_dir).unwrap();
@@ -113,7 +113,7 @@ fn a_request_is_completed_by_several_invocations() {
     let spec = place.spec();
     let log = place.at("log");
     let kernel = Scripted { sleep_ms: 80, log: Some(log.clone()), ..Scripted::default() };
-    let plan = plan(&[Target::array(&scripted(60, &kernel), &place.at("out"))], &spec);
+    let plan = plan(&[Target::array(&scripted(60, &kernel), place.at("out"))], &spec);
     let address = written(&plan, &spec);
     // One task at a time: the sleeps alone take 4.8 s.
     let emulator = with_deadline(Duration::from_millis(2500), mib(plan.projected_mem()));
@@ -137,10 +137,10 @@ fn a_request_is_completed_by_several_invocations() {
 fn a_task_longer_than_the_deadline_times_out() {
     let place = Place::new();
     let spec = place.spec_with(|s| s.parallelism = Some(1));
-    let random = random_normal(&[4_000_000_000], 0.0, 1.0, 1, DType::Float64, &[500_000]);
+    let random = random_normal([4_000_000_000], 0.0, 1.0, 1, DType::Float64, [500_000]);
     // A task takes a multiple of the deadline on any machine.
     let long = (0..40).fold(random, |x, _| x.sin());
-    let plan = plan(&[Target::array(&long.mean(0), &place.at("mean"))], &spec);
+    let plan = plan(&[Target::array(&long.mean(0), place.at("mean"))], &spec);
     let address = written(&plan, &spec);
     let emulator = with_deadline(Duration::from_secs(4), 256);
     let failure = |task: TaskRequest| loop {
@@ -177,7 +177,7 @@ fn lambda_a_task_that_exceeds_its_memory_is_killed_and_reported() {
     let plan = plan(
         &[Target::array(
             &scripted(3, &Scripted { allocate_mib: 200, ..Scripted::default() }),
-            &place.at("out"),
+            place.at("out"),
         )],
         &spec,
     );

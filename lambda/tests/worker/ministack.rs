@@ -78,7 +78,7 @@ fn lambda_boto3_gets_the_same_answers_from_both() {
     let ours = stock_function(|_| ());
     let narrow =
         stock_function(|config| (config.function, config.concurrency) = ("narrow".into(), 1));
-    let numbers_to = |to: &str| plan(&[Target::array(&numbers(3), &place.at(to))], &spec);
+    let numbers_to = |to: &str| plan(&[Target::array(&numbers(3), place.at(to))], &spec);
     let invocation = |address: &RunAddress, call: Call| {
         serde_json::to_value(Invocation::new(address.clone(), CLIENT, call)).unwrap()
     };
@@ -89,8 +89,8 @@ fn lambda_boto3_gets_the_same_answers_from_both() {
     let good = written(&numbers_to("numbers"), &spec);
     let mean = plan(
         &[Target::array(
-            &random_normal(&[400, 500], 0.0, 1.0, 1, DType::Float32, &[100, 500]).mean(0),
-            &place.at("mean"),
+            &random_normal([400, 500], 0.0, 1.0, 1, DType::Float32, [100, 500]).mean(0),
+            place.at("mean"),
         )],
         &spec,
     );
@@ -100,16 +100,16 @@ fn lambda_boto3_gets_the_same_answers_from_both() {
         change(&mut body);
         body
     };
-    let big = random_normal(&[60_000_000], 0.0, 1.0, 1, DType::Float64, &[60_000_000]);
+    let big = random_normal([60_000_000], 0.0, 1.0, 1, DType::Float64, [60_000_000]);
     let big = written(
         &plan(
-            &[Target::array(&big, &place.at("big"))],
+            &[Target::array(&big, place.at("big"))],
             &place.spec_with(|s| s.allowed_mem = Some(2_000_000_000)),
         ),
         &spec,
     );
     let kernel = written(
-        &plan(&[Target::array(&scripted(2, &Scripted::default()), &place.at("scripted"))], &spec),
+        &plan(&[Target::array(&scripted(2, &Scripted::default()), place.at("scripted"))], &spec),
         &spec,
     );
     let nowhere = RunAddress { folder: format!("{}-2", good.folder), ..good.clone() };
@@ -125,10 +125,10 @@ fn lambda_boto3_gets_the_same_answers_from_both() {
         "another engine": of(&|body| body["engine"] = "9.9.9".into()),
         "no invocation": [1, 2],
     });
-    let slow = random_normal(&[40_000_000], 0.0, 1.0, 1, DType::Float64, &[500_000]);
+    let slow = random_normal([40_000_000], 0.0, 1.0, 1, DType::Float64, [500_000]);
     let slow = written(
         &plan(
-            &[Target::array(&slow.mean(0), &place.at("slow"))],
+            &[Target::array(&slow.mean(0), place.at("slow"))],
             &place.spec_with(|s| s.parallelism = Some(1)),
         ),
         &spec,

@@ -19,21 +19,19 @@ fn plans_write_the_same_bytes_as_threads() {
     let spec = place.spec_with(|s| s.allowed_mem = Some(60_000_000));
     let emulator = stock_function(|_| ());
     let stored = |name: &str, array: &Array| {
-        run(&[Target::array(array, &place.at(name))], &spec, &Threads::new(2));
+        run(&[Target::array(array, place.at(name))], &spec, &Threads::new(2));
         open_in(&Stores::default().open(&place.at(name)).unwrap(), "").unwrap()
     };
-    let u =
-        stored("u", &random_normal(&[64, 300, 200], 0.0, 1.0, 1, DType::Float32, &[8, 300, 200]));
-    let v =
-        stored("v", &random_normal(&[64, 300, 200], 1.0, 2.0, 2, DType::Float32, &[8, 300, 200]));
-    let a = stored("a", &random_normal(&[300, 400], 0.0, 1.0, 3, DType::Float64, &[100, 100]));
+    let u = stored("u", &random_normal([64, 300, 200], 0.0, 1.0, 1, DType::Float32, [8, 300, 200]));
+    let v = stored("v", &random_normal([64, 300, 200], 1.0, 2.0, 2, DType::Float32, [8, 300, 200]));
+    let a = stored("a", &random_normal([300, 400], 0.0, 1.0, 3, DType::Float64, [100, 100]));
     let quad = |to: &str| {
         [("uu", &u * &u), ("uv", &u * &v), ("vv", &v * &v)]
-            .map(|(name, product)| Target::in_group(&product.mean(0), &place.at(to), name))
+            .map(|(name, product)| Target::in_group(&product.mean(0), place.at(to), name))
             .to_vec()
     };
-    let rechunk = |to: &str| vec![Target::array(&u.rechunk(&[64, 30, 20]), &place.at(to))];
-    let matmul = |to: &str| vec![Target::array(&a.matmul(&a.matrix_transpose()), &place.at(to))];
+    let rechunk = |to: &str| vec![Target::array(&u.rechunk([64, 30, 20]), place.at(to))];
+    let matmul = |to: &str| vec![Target::array(&a.matmul(&a.matrix_transpose()), place.at(to))];
     type Targets<'a> = &'a dyn Fn(&str) -> Vec<Target>;
     let kinds: [(&str, Targets<'_>); 3] =
         [("quad", &quad), ("rechunk", &rechunk), ("matmul", &matmul)];
@@ -69,29 +67,25 @@ fn lambda_plans_run_in_their_projected_memory() {
     let place = Place::new();
     let spec = place.spec();
     let stored = |name: &str, array: &Array| {
-        run(&[Target::array(array, &place.at(name))], &spec, &Threads::new(2));
+        run(&[Target::array(array, place.at(name))], &spec, &Threads::new(2));
         open_in(&Stores::default().open(&place.at(name)).unwrap(), "").unwrap()
     };
     // Incompressible chunks of 8 MB, so that codecs need their maximum memory.
-    let u = stored(
-        "u",
-        &random_normal(&[16, 1000, 1000], 0.0, 1.0, 1, DType::Float32, &[2, 1000, 1000]),
-    );
-    let v = stored(
-        "v",
-        &random_normal(&[16, 1000, 1000], 1.0, 2.0, 2, DType::Float32, &[2, 1000, 1000]),
-    );
-    let a = stored("a", &random_normal(&[2000, 2000], 0.0, 1.0, 3, DType::Float64, &[1000, 1000]));
+    let u =
+        stored("u", &random_normal([16, 1000, 1000], 0.0, 1.0, 1, DType::Float32, [2, 1000, 1000]));
+    let v =
+        stored("v", &random_normal([16, 1000, 1000], 1.0, 2.0, 2, DType::Float32, [2, 1000, 1000]));
+    let a = stored("a", &random_normal([2000, 2000], 0.0, 1.0, 3, DType::Float64, [1000, 1000]));
     let results = [
         ("mean", (&u * &v).mean(0)),
         ("sum of all", u.sum(())),
         ("elementwise", &(&u * &v) + &u),
-        ("rechunk", u.rechunk(&[16, 100, 1000])),
+        ("rechunk", u.rechunk([16, 100, 1000])),
         ("matmul", a.matmul(&a.matrix_transpose())),
     ];
     let mut rows = 0;
     for (name, array) in &results {
-        let targets = [Target::array(array, &place.at("out")).overwrite(true)];
+        let targets = [Target::array(array, place.at("out")).overwrite(true)];
         let plan = plan(&targets, &spec);
         let emulator = stock_function(|c| {
             c.memory_mib = mib(plan.projected_mem());
@@ -123,9 +117,9 @@ fn lambda_plans_run_on_an_object_store() {
         c.variables = aws_variables();
     });
     let stored = |name: &str, seed: u64| {
-        let array = random_normal(&[24, 200, 200], 0.0, 1.0, seed, DType::Float32, &[8, 200, 200]);
+        let array = random_normal([24, 200, 200], 0.0, 1.0, seed, DType::Float32, [8, 200, 200]);
         run(
-            &[Target::array(&array, &format!("{place}/{name}")).overwrite(true)],
+            &[Target::array(&array, format!("{place}/{name}")).overwrite(true)],
             &spec,
             &EmulatorExecutor { emulator: &emulator, slots: 3 },
         );
@@ -133,7 +127,7 @@ fn lambda_plans_run_on_an_object_store() {
     };
     let (u, v) = (stored("u", 1), stored("v", 2));
     let targets =
-        |to: &str| [Target::array(&(&u * &v).rechunk(&[24, 50, 50]).mean(0), to).overwrite(true)];
+        |to: &str| [Target::array(&(&u * &v).rechunk([24, 50, 50]).mean(0), to).overwrite(true)];
     run(&targets(&local.at("here")), &spec, &Threads::new(2));
     run(
         &targets(&format!("{place}/there")),

@@ -56,7 +56,7 @@ pub(crate) fn scripted(n_chunks: u64, kernel: &Scripted) -> Array {
 
 /// Maps an array of float64 by the kernel.
 pub(crate) fn through(kernel: &Scripted, array: &Array) -> Array {
-    map_blocks(kernel, &[array], &OutputBlocks::new(DType::Float64))
+    map_blocks(kernel, [array], &OutputBlocks::new(DType::Float64))
 }
 
 pub(crate) fn plan(targets: &[Target], spec: &Spec) -> FinalizedPlan {

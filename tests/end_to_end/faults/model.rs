@@ -38,7 +38,7 @@ pub fn resume(
     executor: &dyn Executor,
     options: &RunOptions<'_>,
 ) -> Result<RunReport, Error> {
-    let stored = freestone::open_run(&format!("{work_dir}/{run}"), &options.stores)?;
+    let stored = freestone::open_run(format!("{work_dir}/{run}"), &options.stores)?;
     freestone::resume(&stored, spec, executor, options)
 }
 
@@ -266,7 +266,7 @@ fn undisturbed(program: &Program, place: &Place) -> BTreeMap<String, Vec<u8>> {
     freestone::run(&planned, &spec, &Serial).unwrap_or_else(|e| panic!("{:?}: {e}", program.names));
     for (name, pair, _) in &program.results {
         let stored = crate::values::Pair {
-            lazy: freestone::open(&format!("{group}/{name}")).unwrap(),
+            lazy: freestone::open(format!("{group}/{name}")).unwrap(),
             ..pair.clone()
         };
         let found = computed(&stored, &place.spec()).unwrap();

@@ -356,24 +356,24 @@ fn numbers_outside_the_dtype_are_refused() {
         (1e300, DType::Int64),
         (9_223_372_036_854_775_808.0, DType::Int64),
     ] {
-        assert!(full(&[2], value, dtype, &[2]).check().is_err(), "{value} as {dtype}");
+        assert!(full([2], value, dtype, [2]).check().is_err(), "{value} as {dtype}");
     }
     assert!(
-        full(&[2], 300, DType::UInt8, &[2]).check().is_err()
-            && full(&[2], -1i64, DType::UInt64, &[2]).check().is_err()
+        full([2], 300, DType::UInt8, [2]).check().is_err()
+            && full([2], -1i64, DType::UInt64, [2]).check().is_err()
     );
-    assert!(full(&[2], Complex128::new(0.0, 1.0), DType::Float64, &[2]).check().is_err());
+    assert!(full([2], Complex128::new(0.0, 1.0), DType::Float64, [2]).check().is_err());
     assert!(
         arange(0, 300, 1, DType::UInt8, 9).check().is_err()
             && arange(0, 256, 1, DType::UInt8, 9).check().is_ok()
     );
-    let x = full(&[2], 7.0, DType::Int8, &[2]);
+    let x = full([2], 7.0, DType::Int8, [2]);
     assert!(
-        x.pad(&[(1, 1)], Pad::Constant(300.into())).check().is_err()
-            && x.pad(&[(1, 1)], Pad::Constant((-7).into())).check().is_ok()
+        x.pad([(1, 1)], Pad::Constant(300.into())).check().is_err()
+            && x.pad([(1, 1)], Pad::Constant((-7).into())).check().is_ok()
     );
     assert!(x.diff(u64::MAX, 0).shape().is_ok_and(|shape| shape == [0]));
-    assert!(freestone::zeros(&[99], DType::Int8, &[9]).diff(50, 0).check().is_err());
+    assert!(freestone::zeros([99], DType::Int8, [9]).diff(50, 0).check().is_err());
 }
 
 fn filled(c: &Case<'_>, more: Vec<Value>, value: i128) {

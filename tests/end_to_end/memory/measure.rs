@@ -133,7 +133,7 @@ impl Bench {
     pub fn idle(&self) -> u64 {
         let (tiny, out) = (self.at("tiny"), self.at("tiny-out"));
         store(
-            &freestone::full(&[4], 1.0, freestone::DType::Float32, &[4]),
+            &freestone::full([4], 1.0, freestone::DType::Float32, [4]),
             &tiny,
             "none",
             &self.place.spec(),
@@ -210,7 +210,7 @@ impl Bench {
                 name.as_bytes()[0].into(),
             )
         });
-        let array = freestone::open(&self.at(&raw)).unwrap();
+        let array = freestone::open(self.at(&raw)).unwrap();
         let spec = Spec { allowed_mem: 2_000_000_000, ..spec_in(&self.at(&format!("{raw}-work"))) };
         if name == "s" {
             let target = Target::array(&array, to)

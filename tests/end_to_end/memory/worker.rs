@@ -112,7 +112,7 @@ fn lambda_projected_memory_is_enough_for_all_rows() {
 /// Runs a row whose plan needs more memory than the environment has. Returns the violations of the
 /// expected failure.
 fn in_half(bench: &Bench, row: &Row) -> Result<String, String> {
-    let a = freestone::open(&bench.input("a", row)).unwrap();
+    let a = freestone::open(bench.input("a", row)).unwrap();
     let array = if row.what == "copy" { a } else { a.sum(0) };
     let spec = Spec {
         parallelism: 1,

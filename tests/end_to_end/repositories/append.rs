@@ -12,7 +12,7 @@ fn an_array_grows_by_whole_chunks() {
     let place = Place::quick();
     let spec = place.spec();
     let repository = repository(&place);
-    let part = |n: u64, value: f64| freestone::full(&[n, 6], value, DType::Float64, &[2, 3]);
+    let part = |n: u64, value: f64| freestone::full([n, 6], value, DType::Float64, [2, 3]);
     let mut session = Session::begin(&repository, MAIN).unwrap();
     session.store(&part(4, 1.0), "t").unwrap();
     session.commit("first", &spec).unwrap();
@@ -26,7 +26,7 @@ fn an_array_grows_by_whole_chunks() {
     assert_eq!(rows, [1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 3.0]);
     let mut session = Session::begin(&repository, MAIN).unwrap();
     let error = session
-        .append(&freestone::zeros(&[2, 5], DType::Float64, &[2, 5]), "t", 0)
+        .append(&freestone::zeros([2, 5], DType::Float64, [2, 5]), "t", 0)
         .unwrap_err()
         .to_string();
     assert!(error.contains("all other axes must be of the same length"), "{error}");
@@ -53,7 +53,7 @@ fn an_array_grows_by_whole_chunks() {
         ),
         "{error}"
     );
-    let ints = freestone::zeros(&[1, 6], DType::Int64, &[1, 6]);
+    let ints = freestone::zeros([1, 6], DType::Int64, [1, 6]);
     let error = session.append(&ints, "t", 0).unwrap_err().to_string();
     assert!(error.contains("cast it by `astype`"), "{error}");
     session.commit("inside", &spec).unwrap();
@@ -66,7 +66,7 @@ fn an_array_grows_by_whole_chunks() {
 pub(super) fn days(first: u64, n: u64) -> (Array, Array) {
     let time = freestone::arange(first as f64, (first + n) as f64, 1.0, DType::Float64, 4)
         .with_dims(["time"]);
-    let ones = freestone::full(&[n, 6], 1.0, DType::Float64, &[2, 3]);
+    let ones = freestone::full([n, 6], 1.0, DType::Float64, [2, 3]);
     ((&time.expand_dims(1) * &ones).with_dims(["time", "x"]), time)
 }
 
@@ -155,11 +155,11 @@ fn coordinates_are_appended_automatically() {
         let (wind, time) = days(first, n);
         let time = time.with_attribute("units", units);
         let targets = [
-            Target::in_group(&wind, &place.at(name), "w"),
-            Target::in_group(&time, &place.at(name), "time"),
+            Target::in_group(&wind, place.at(name), "w"),
+            Target::in_group(&time, place.at(name), "time"),
         ];
         freestone::run(&freestone::plan(&targets, &spec).unwrap(), &spec, &Serial).unwrap();
-        freestone::open(&place.at(&format!("{name}/w"))).unwrap()
+        freestone::open(place.at(&format!("{name}/w"))).unwrap()
     };
     for (i, (first, n)) in [(4, 3), (7, 1), (8, 2)].into_iter().enumerate() {
         let wind = source(&format!("part-{i}"), "days since 2000-01-01", first, n);

@@ -110,12 +110,12 @@ fn planning_refuses_existing_outputs() {
     let run = |target: Target| {
         freestone::run(&freestone::plan(&[target], &spec)?, &spec, &Serial).map(drop)
     };
-    run(Target::array(&ramp(20.0), &place.at("plain"))).unwrap();
-    run(Target::in_group(&ramp(20.0), &place.at("group"), "x")).unwrap();
+    run(Target::array(&ramp(20.0), place.at("plain"))).unwrap();
+    run(Target::in_group(&ramp(20.0), place.at("group"), "x")).unwrap();
     fs::create_dir_all(place.at("old")).unwrap();
     fs::write(place.at("old/.zgroup"), "{\"zarr_format\": 2}").unwrap();
     for location in ["plain", "group", "group/x", "old"] {
-        let target = Target::array(&ramp(20.0), &place.at(location));
+        let target = Target::array(&ramp(20.0), place.at(location));
         let error = freestone::plan(std::slice::from_ref(&target), &spec).unwrap_err();
         assert!(
             error.to_string().contains("already exists")
@@ -125,21 +125,20 @@ fn planning_refuses_existing_outputs() {
         assert_eq!(error.exit_code(), ExitCode::Conflict);
         freestone::plan(&[target.overwrite(true)], &spec).unwrap();
         assert_eq!(
-            freestone::create(&[Target::array(&ramp(20.0), &place.at(location))], &spec)
+            freestone::create(&[Target::array(&ramp(20.0), place.at(location))], &spec)
                 .unwrap_err()
                 .exit_code(),
             ExitCode::Conflict
         );
     }
     freestone::plan(
-        &[Target::array(&ramp(10.0), &place.at("plain")).region(std::slice::from_ref(&(0..10)))],
+        &[Target::array(&ramp(10.0), place.at("plain")).region(std::slice::from_ref(&(0..10)))],
         &spec,
     )
     .unwrap();
     // The run finds outputs that were created after planning.
-    let planned =
-        freestone::plan(&[Target::array(&ramp(20.0), &place.at("later"))], &spec).unwrap();
-    run(Target::array(&ramp(20.0), &place.at("later"))).unwrap();
+    let planned = freestone::plan(&[Target::array(&ramp(20.0), place.at("later"))], &spec).unwrap();
+    run(Target::array(&ramp(20.0), place.at("later"))).unwrap();
     assert_eq!(
         freestone::run(&planned, &spec, &Serial).unwrap_err().exit_code(),
         ExitCode::Conflict
@@ -241,8 +240,7 @@ fn existing_outputs_are_found_before_the_run() {
     check("x/y", "`x` is an array, which cannot contain other nodes");
     // Outputs in two places cannot be published at once.
     let session = Session::begin(&repository, MAIN).unwrap();
-    let targets =
-        [session.target(&ramp(20.0), "y"), Target::array(&ramp(20.0), &place.at("plain"))];
+    let targets = [session.target(&ramp(20.0), "y"), Target::array(&ramp(20.0), place.at("plain"))];
     let planned = freestone::plan(&targets, &spec).unwrap();
     let run = session.publishing("both", CommitOptions::default()).unwrap();
     let error = freestone::run_with(

@@ -23,7 +23,7 @@ fn check_killed(place: &Place, on: &str, moment: Moment, expect: &ArrayD<f64>) -
     let repository =
         Repository::open_or_create(&format!("{folder}/repository"), Format::default()).unwrap();
     let mut session = Session::begin(&repository, MAIN).unwrap();
-    session.store(&freestone::full(&SHAPE, -1.0, DType::Float64, &[16, 64]), "data/rows").unwrap();
+    session.store(&freestone::full(SHAPE, -1.0, DType::Float64, [16, 64]), "data/rows").unwrap();
     let spec = spec_in(&format!("{folder}/reader"));
     session.commit("old", &spec).unwrap();
 

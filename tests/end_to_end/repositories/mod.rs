@@ -85,19 +85,18 @@ fn a_plan_reads_the_snapshot_of_its_planning() {
     let repository = repository(&place);
     let commit = |value: f64| {
         let mut session = Session::begin(&repository, MAIN).unwrap();
-        let array = freestone::full(&[20], value, DType::Float64, &[10]);
+        let array = freestone::full([20], value, DType::Float64, [10]);
         let target = session.target(&array, "x").overwrite(true);
         session.add(target);
         session.commit("a value", &spec).unwrap();
     };
     commit(1.0);
-    let x = freestone::open(&format!("icechunk+{}#branch=main/x", place.at("repository"))).unwrap();
-    let planned =
-        freestone::plan(&[Target::array(&(&x + 0.0), &place.at("plain"))], &spec).unwrap();
+    let x = freestone::open(format!("icechunk+{}#branch=main/x", place.at("repository"))).unwrap();
+    let planned = freestone::plan(&[Target::array(&(&x + 0.0), place.at("plain"))], &spec).unwrap();
     commit(2.0);
     freestone::run(&planned, &spec, &processes(2)).unwrap();
     let plain =
-        freestone::compute::<f64>(&freestone::open(&place.at("plain")).unwrap(), &spec).unwrap();
+        freestone::compute::<f64>(&freestone::open(place.at("plain")).unwrap(), &spec).unwrap();
     assert_eq!(plain.sum(), 20.0);
 }
 
@@ -105,7 +104,7 @@ fn a_plan_reads_the_snapshot_of_its_planning() {
 #[test]
 fn executors_commit_the_same_bytes() {
     let place = Place::quick();
-    let u = freestone::open(&format!("{WINDS_V3}/u")).unwrap();
+    let u = freestone::open(format!("{WINDS_V3}/u")).unwrap();
     let (threads, processes) = (Threads::new(2), processes(2));
     let executors: [&dyn Executor; 3] = [&Serial, &threads, &processes];
     let mut chunks = Vec::new();
@@ -116,7 +115,7 @@ fn executors_commit_the_same_bytes() {
         session
             .store(&(&u * &u).mean(0), "means/uu")
             .unwrap()
-            .store(&u.rechunk(&[12, 20, 20]), "means/u")
+            .store(&u.rechunk([12, 20, 20]), "means/u")
             .unwrap();
         session
             .commit_with(
@@ -179,7 +178,7 @@ fn icechunk_reads_committed_runs() {
     let path = format!("{folder}/ours-run");
     let _ = fs::remove_dir_all(&path);
     let repository = Repository::create(&path, Format::default()).unwrap();
-    let u = freestone::open(&format!("{WINDS_V3}/u")).unwrap();
+    let u = freestone::open(format!("{WINDS_V3}/u")).unwrap();
     let mut session = Session::begin(&repository, MAIN).unwrap();
     session.store(&(&u * &u).mean(0), "means/uu").unwrap();
     session.commit("squares", &place.spec()).unwrap();

@@ -112,7 +112,7 @@ fn programs_join_by_id_and_one_is_killed() {
     assert_eq!(n_snapshots(&repository), 2);
     assert_eq!(repository.resolve(&MAIN.into()).unwrap(), snapshot);
     let spec = place.spec();
-    let u = freestone::compute::<f32>(&freestone::open(&format!("{WINDS_V3}/u")).unwrap(), &spec)
+    let u = freestone::compute::<f32>(&freestone::open(format!("{WINDS_V3}/u")).unwrap(), &spec)
         .unwrap();
     for n in 0..8 {
         let found = freestone::compute::<f32>(

@@ -174,7 +174,7 @@ fn s3_a_run_has_one_process_at_a_time() {
     let meanwhile = Mutex::new(None);
     let second = Once(std::sync::Once::new(), || {
         let stored =
-            freestone::open_run(&format!("{}/{}", spec.work_dir, folder()), &stores).unwrap();
+            freestone::open_run(format!("{}/{}", spec.work_dir, folder()), &stores).unwrap();
         assert!(stored.status(&stores).unwrap().is_running);
         *meanwhile.lock().unwrap() = Some(resumed(&folder()));
     });

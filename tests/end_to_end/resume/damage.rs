@@ -113,7 +113,7 @@ fn removed_sources_of_lost_chunks_are_recomputed() {
             .iter()
             .fold(input(&place), |x, chunks| x.rechunk(chunks) * 2.0);
         let planned =
-            freestone::plan(&[Target::array(&y, &place.at(name)).codec(CodecName::None)], spec)
+            freestone::plan(&[Target::array(&y, place.at(name)).codec(CodecName::None)], spec)
                 .unwrap();
         assert!(planned.finalized().plan().stages.len() >= 3, "{}", planned.finalized());
         planned

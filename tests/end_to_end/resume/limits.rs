@@ -93,18 +93,18 @@ fn a_deadline_stops_a_run_and_it_can_be_resumed() {
 #[test]
 fn a_task_over_its_timeout_fails_the_run() {
     let place = Place::new();
-    let x = freestone::random_uniform(&[4000, 4000], 0.5, 1.0, 7, DType::Float32, &[1000, 1000]);
+    let x = freestone::random_uniform([4000, 4000], 0.5, 1.0, 7, DType::Float32, [1000, 1000]);
     // Each task reads many chunks; the timeout is checked between them.
     for executor in [&Threads::new(2) as &dyn Executor, &processes(2)] {
         let spec = Spec { task_timeout: Some(Duration::from_millis(1)), ..place.spec() };
         let planned =
-            freestone::plan(&[Target::array(&x.std(()), &place.at("out"))], &spec).unwrap();
+            freestone::plan(&[Target::array(&x.std(()), place.at("out"))], &spec).unwrap();
         let error = freestone::run(&planned, &spec, executor).unwrap_err();
         let Error::Run(ran) = &error else { panic!("{error}") };
         let RunError::Task { failure, .. } = ran.cause() else { panic!("{error}") };
         assert_eq!(failure.kind, FailureKind::TimedOut, "{error}");
         assert!(error.to_string().contains("exceeded the `task_timeout` of 1ms"), "{error}");
-        assert!(freestone::open(&place.at("out")).is_err());
+        assert!(freestone::open(place.at("out")).is_err());
     }
 }
 

@@ -94,27 +94,27 @@ fn resume(
 
 fn input(place: &Place) -> Array {
     let spec = place.spec();
-    let x = freestone::random_uniform(&[600, 400], 0.5, 1.0, 7, DType::Float32, &[20, 400]);
+    let x = freestone::random_uniform([600, 400], 0.5, 1.0, 7, DType::Float32, [20, 400]);
     if !Path::new(&place.at("x")).exists() {
         freestone::run(
-            &freestone::plan(&[Target::array(&x, &place.at("x")).codec(CodecName::None)], &spec)
+            &freestone::plan(&[Target::array(&x, place.at("x")).codec(CodecName::None)], &spec)
                 .unwrap(),
             &spec,
             &Serial,
         )
         .unwrap();
     }
-    freestone::open(&place.at("x")).unwrap()
+    freestone::open(place.at("x")).unwrap()
 }
 
 /// Two results by several stages, with intermediates between them.
 fn stages(place: &Place, name: &str, spec: &Spec) -> Plan {
     let x = input(place);
-    let y = (x.rechunk(&[600, 20]) * 2.0).rechunk(&[30, 400]);
+    let y = (x.rechunk([600, 20]) * 2.0).rechunk([30, 400]);
     let z = x.sum(());
     let to = |part: &str| place.at(&format!("{name}-{part}"));
     freestone::plan(
-        &[Target::array(&y, &to("y")).codec(CodecName::None), Target::array(&z, &to("z"))],
+        &[Target::array(&y, to("y")).codec(CodecName::None), Target::array(&z, to("z"))],
         spec,
     )
     .unwrap()
@@ -186,7 +186,7 @@ fn a_cancelled_run_is_resumed_without_repeating_tasks() {
                     };
                     assert!(matches!(error.cause(), RunError::Cancelled), "{case}: {error}");
                     assert!(
-                        freestone::open(&place.at(&format!("{case}-y"))).is_err(),
+                        freestone::open(place.at(&format!("{case}-y"))).is_err(),
                         "{case}: nothing is published"
                     );
                     let folder = error.resumable_run().unwrap().to_owned();
@@ -216,9 +216,9 @@ fn a_cancelled_run_is_resumed_without_repeating_tasks() {
 fn a_finished_run_of_fill_values_resumes_without_tasks() {
     let place = Place::new();
     let spec = place.spec();
-    let zeros = freestone::full(&[100, 100], 0.0, DType::Float64, &[10, 10]);
+    let zeros = freestone::full([100, 100], 0.0, DType::Float64, [10, 10]);
     let planned =
-        freestone::plan(&[Target::array(&(zeros + 0.0), &place.at("out"))], &spec).unwrap();
+        freestone::plan(&[Target::array(&(zeros + 0.0), place.at("out"))], &spec).unwrap();
     let n = planned.finalized().plan().stages[0].n_tasks();
     let stopped = Counting { cancel_after: Some(n), ..Counting::default() };
     let Err(Error::Run(error)) = run(&planned, &spec, &Serial, &stopped) else {
@@ -228,9 +228,7 @@ fn a_finished_run_of_fill_values_resumes_without_tasks() {
     let report = resume(error.resumable_run().unwrap(), &spec, &Serial, &resumed).unwrap();
     assert_eq!((resumed.total(), report.finished_before), (0, n));
     assert_eq!(
-        freestone::compute::<f64>(&freestone::open(&place.at("out")).unwrap(), &spec)
-            .unwrap()
-            .sum(),
+        freestone::compute::<f64>(&freestone::open(place.at("out")).unwrap(), &spec).unwrap().sum(),
         0.0
     );
 }

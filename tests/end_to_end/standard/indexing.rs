@@ -12,7 +12,7 @@ const INDEXING: &str = include_str!("../../data/indexing.txt");
 fn indexing_matches_numpy() {
     let (place, mut rows) = (Place::quick(), 0);
     let counted =
-        freestone::arange(0, 60, 1, DType::Int64, 60).reshape(&[3, 4, 5]).rechunk(&[2, 3, 2]);
+        freestone::arange(0, 60, 1, DType::Int64, 60).reshape([3, 4, 5]).rechunk([2, 3, 2]);
     let inputs = Inputs::from([("x".to_owned(), counted)]);
     for line in INDEXING.lines().filter(|l| !l.starts_with('#')) {
         let [index, shape, elements] = line.split('\t').collect::<Vec<_>>().try_into().unwrap();

@@ -276,7 +276,7 @@ fn the_tests_writer_produces_valid_arrays() {
 #[test]
 fn empty_views_of_several_dtypes() {
     let place = Place::quick();
-    let empty = |dtype| freestone::zeros(&[2, 0], dtype, &[1, 1]).roll(1, 0);
+    let empty = |dtype| freestone::zeros([2, 0], dtype, [1, 1]).roll(1, 0);
     let sum = &empty(DType::Float64) + &(&empty(DType::Float32) + &empty(DType::Float64));
     assert_eq!(freestone::compute::<f64>(&sum, &place.spec()).unwrap().shape(), [2, 0]);
 }

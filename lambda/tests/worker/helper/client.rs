@@ -64,6 +64,6 @@ fn gated(url: &str, root: &str, n_tasks: u64, first_gated: u64) {
         gate: Some((10 * first_gated, at("gate"))),
         ..Scripted::default()
     };
-    let targets = [Target::array(&through_numbers(n_tasks, &kernel), &at("out"))];
+    let targets = [Target::array(&through_numbers(n_tasks, &kernel), at("out"))];
     run(&targets, &spec_in(Path::new(root), |_| ()), &executor(url, 8, 100));
 }
