@@ -271,37 +271,41 @@ macro_rules! binary_functions {
 }
 
 binary_functions! {
-    add Add "The sum; integers wrap. Of two bools whether one is true.";
+    add Add "The sum; integers wrap on overflow. For two bools, the logical OR.";
     atan2 Atan2 "The angle of the point (x2, x1), in radians.";
-    bitwise_and BitwiseAnd "Bits that both integers, or bools, have.";
-    bitwise_left_shift BitwiseLeftShift "The bits of an integer moved up by another; beyond its \
-        width nothing is left.";
-    bitwise_or BitwiseOr "Bits that one of two integers, or bools, has.";
-    bitwise_right_shift BitwiseRightShift "The bits of an integer moved down by another, keeping \
-        its sign.";
-    bitwise_xor BitwiseXor "Bits that just one of two integers, or bools, has.";
-    copysign Copysign "The magnitude of the first with the sign of the second.";
-    divide Divide "The true quotient; integers give `float64`.";
-    equal Equal "True where equal.";
-    floor_divide FloorDivide "The quotient rounded to -infinity; integers by 0 give 0.";
-    greater Greater "True where the first is greater.";
-    greater_equal GreaterEqual "True where the first is not less.";
-    hypot Hypot "The square root of the sum of squares, without overflow between.";
-    less Less "True where the first is less.";
-    less_equal LessEqual "True where the first is not greater.";
-    logaddexp Logaddexp "The logarithm of the sum of exponentials, without overflow between.";
-    logical_and LogicalAnd "True where both bools are.";
-    logical_or LogicalOr "True where one of two bools is.";
-    logical_xor LogicalXor "True where just one of two bools is.";
-    maximum Maximum "The greater of two real numbers; NaN if one is NaN.";
-    minimum Minimum "The lesser of two real numbers; NaN if one is NaN.";
-    multiply Multiply "The product; integers wrap. Of two bools whether both are true.";
-    nextafter Nextafter "The next float after the first towards the second.";
-    not_equal NotEqual "True where not equal.";
-    pow Pow "The first to the power of the second; integers wrap, and negative exponents truncate.";
-    remainder Remainder "What `floor_divide` leaves, with the sign of the divisor; integers by 0 \
-        give 0.";
-    subtract Subtract "The difference; integers wrap. Not defined for two bools.";
+    bitwise_and BitwiseAnd "The bitwise AND of integers, or the logical AND of bools.";
+    bitwise_left_shift BitwiseLeftShift "The first operand shifted left by the second; 0 for \
+        shifts of its width or more.";
+    bitwise_or BitwiseOr "The bitwise OR of integers, or the logical OR of bools.";
+    bitwise_right_shift BitwiseRightShift "The first operand shifted right by the second; \
+        signed integers keep their sign.";
+    bitwise_xor BitwiseXor "The bitwise XOR of integers, or the logical XOR of bools.";
+    copysign Copysign "The magnitude of the first operand with the sign of the second.";
+    divide Divide "The quotient; integers give `float64`.";
+    equal Equal "True where the operands are equal.";
+    floor_divide FloorDivide "The quotient rounded towards negative infinity; integer division \
+        by 0 gives 0.";
+    greater Greater "True where the first operand is greater than the second.";
+    greater_equal GreaterEqual "True where the first operand is greater than or equal to the \
+        second.";
+    hypot Hypot "The square root of the sum of squares, without intermediate overflow.";
+    less Less "True where the first operand is less than the second.";
+    less_equal LessEqual "True where the first operand is less than or equal to the second.";
+    logaddexp Logaddexp "The logarithm of the sum of exponentials, without intermediate \
+        overflow.";
+    logical_and LogicalAnd "True where both operands are true.";
+    logical_or LogicalOr "True where at least one operand is true.";
+    logical_xor LogicalXor "True where exactly one operand is true.";
+    maximum Maximum "The greater operand; NaN if either is NaN.";
+    minimum Minimum "The lesser operand; NaN if either is NaN.";
+    multiply Multiply "The product; integers wrap on overflow. For two bools, the logical AND.";
+    nextafter Nextafter "The next float after the first operand in the direction of the second.";
+    not_equal NotEqual "True where the operands are not equal.";
+    pow Pow "The first operand raised to the power of the second. Integers wrap on overflow; \
+        negative exponents truncate.";
+    remainder Remainder "The remainder of `floor_divide`, with the sign of the divisor; \
+        integers modulo 0 give 0.";
+    subtract Subtract "The difference; integers wrap on overflow. Not defined for two bools.";
 }
 
 macro_rules! unary_functions {
@@ -335,44 +339,45 @@ macro_rules! unary_functions {
 }
 
 unary_functions! {
-    abs Abs "The magnitude; real for complex numbers.";
-    acos Acos "The arc cosine, in radians; integers give `float64`, here as below.";
+    abs Abs "The absolute value; real for complex numbers.";
+    acos Acos "The arc cosine, in radians.";
     acosh Acosh "The inverse hyperbolic cosine.";
     asin Asin "The arc sine, in radians.";
     asinh Asinh "The inverse hyperbolic sine.";
     atan Atan "The arc tangent, in radians.";
     atanh Atanh "The inverse hyperbolic tangent.";
-    bitwise_invert BitwiseInvert "The bits of an integer, or a bool, turned round.";
-    ceil Ceil "The least integer that is not less.";
+    bitwise_invert BitwiseInvert "The bitwise NOT of integers, or the logical NOT of bools.";
+    ceil Ceil "The smallest integer greater than or equal to the element.";
     conj Conj "The complex conjugate.";
-    cos Cos "The cosine of radians.";
+    cos Cos "The cosine of an angle in radians.";
     cosh Cosh "The hyperbolic cosine.";
-    exp Exp "e to the power of it.";
-    expm1 Expm1 "e to the power of it, less 1, precise near 0.";
-    floor Floor "The greatest integer that is not greater.";
+    exp Exp "e raised to the power of the element.";
+    expm1 Expm1 "The exponential minus 1, accurate near 0.";
+    floor Floor "The largest integer less than or equal to the element.";
     imag Imag "The imaginary part; 0 for real numbers.";
-    isfinite Isfinite "True where neither infinite nor NaN.";
-    isinf Isinf "True where infinite.";
-    isnan Isnan "True where NaN.";
-    log Log "The natural logarithm; NaN below 0.";
-    log10 Log10 "The logarithm to base 10.";
-    log1p Log1p "The natural logarithm of 1 more, precise near 0.";
-    log2 Log2 "The logarithm to base 2.";
-    logical_not LogicalNot "True where a bool is false.";
-    negative Negative "The negative; integers wrap.";
-    positive Positive "The number itself.";
+    isfinite Isfinite "True where the element is neither infinite nor NaN.";
+    isinf Isinf "True where the element is infinite.";
+    isnan Isnan "True where the element is NaN.";
+    log Log "The natural logarithm; NaN for negative real numbers.";
+    log10 Log10 "The base-10 logarithm.";
+    log1p Log1p "The natural logarithm of 1 plus the element, accurate near 0.";
+    log2 Log2 "The base-2 logarithm.";
+    logical_not LogicalNot "True where the element is false.";
+    negative Negative "The negation; integers wrap on overflow.";
+    positive Positive "The element, unchanged.";
     real Real "The real part.";
-    reciprocal Reciprocal "1 divided by it.";
+    reciprocal Reciprocal "The reciprocal, 1 divided by the element.";
     round Round "The nearest integer, ties to even.";
-    sign Sign "-1, 0 or 1; of complex numbers the direction.";
-    signbit Signbit "True where a float's sign bit is set, as in -0.0.";
-    sin Sin "The sine of radians.";
+    sign Sign "The sign: -1, 0 or 1; for complex numbers, the element divided by its absolute \
+        value.";
+    signbit Signbit "True where the sign bit is set, as in -0.0.";
+    sin Sin "The sine of an angle in radians.";
     sinh Sinh "The hyperbolic sine.";
-    sqrt Sqrt "The square root; NaN below 0.";
-    square Square "It times itself; integers wrap.";
-    tan Tan "The tangent of radians.";
+    sqrt Sqrt "The square root; NaN for negative real numbers.";
+    square Square "The square; integers wrap on overflow.";
+    tan Tan "The tangent of an angle in radians.";
     tanh Tanh "The hyperbolic tangent.";
-    trunc Trunc "The integer next to it towards 0.";
+    trunc Trunc "The element rounded towards 0 to an integer.";
 }
 
 /// Limits elements to the range from `min` to `max`; a bound of `None` is no bound.

@@ -202,9 +202,9 @@ static ALL: LazyLock<Vec<Function>> = LazyLock::new(|| {
         )
     };
     let unary = UNARY.iter().map(|(name, op, doc)| {
-        elementwise(name, "(x, /)", doc, "the same", op.domain().name(), Call::Unary(*op))
+        elementwise(name, "(x, /)", doc, "the shape of x", op.domain().name(), Call::Unary(*op))
     });
-    let together = "what the operands broadcast to";
+    let together = "the broadcast shape of the operands";
     let binary = BINARY.iter().map(|(name, op, doc)| {
         elementwise(name, "(x1, x2, /)", doc, together, of_two(op.domain()), Call::Binary(*op))
     });

@@ -47,22 +47,24 @@ const ALL: &str = "all";
 const REAL: &str = "integers, floats";
 const ORDERED: &str = "bool, integers, floats";
 pub(super) const VIEW: &str = "no stage";
-const FOLD: &str = "one stage where one task can stream the reduced axes, else two";
-const MADE: &str = "no stage: values follow from indices";
-const PIECES: &str = "no stage; more than four computed arrays get one each first";
-const FLATTENED: &str = "no stage; with axis=None as `reshape`";
-const SCAN: &str = "one stage where enough tasks go along the axis from end to end, else three \
+const FOLD: &str = "one stage if one task can stream the reduced axes, otherwise two";
+const MADE: &str = "no stage: values are computed from indices";
+const PIECES: &str = "no stage; more than four computed arrays are stored first, in one stage \
+    each";
+const FLATTENED: &str = "no stage; with axis=None the cost of `reshape`";
+const SCAN: &str = "one stage if enough tasks can each process the whole axis, otherwise three \
     that read the input twice";
-const PRODUCT: &str = "one stage; two where the result has few chunks and sums are long";
-const LISTED: &str = "no stage; a list of indices travels in the plan";
-const RESHAPED: &str = "no stage where only axes of length 1 come or go, else one";
+const PRODUCT: &str = "one stage; two if the result has few chunks and the sums are long";
+const LISTED: &str = "no stage; the plan contains the list of indices";
+const RESHAPED: &str = "no stage if only axes of length 1 are added or removed, otherwise one";
 
 pub(super) static ROWS: &[(Section, &[Row])] = &[
     (
         Section::Elementwise,
         rows! {
-            clip "(x, /, min=None, max=None)", "The elements, but not below `min` and not above \
-                `max`; NaN where one is NaN.", "that of x", REAL, VIEW, a => {
+            clip "(x, /, min=None, max=None)", "The elements, limited to the range from `min` \
+                to `max`; NaN where the element or a bound is NaN.", "the shape of x", REAL, VIEW,
+                a => {
                 let bound = |name| match a.is_none(name)? {
                     true => Ok::<_, CallError>(None),
                     false => a.operand(name).map(Some),
@@ -74,90 +76,91 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
     (
         Section::Statistical,
         rows! {
-            sum "(x, /, *, axis=None, dtype=None, keepdims=False)", "The sum; integers give 64 \
-                bits and wrap.", "the reduced axes dropped, or 1 with keepdims", "all; bools \
-                count", FOLD,
+            sum "(x, /, *, axis=None, dtype=None, keepdims=False)", "The sum. Integers are \
+                summed in 64 bits and wrap on overflow.", "without the reduced axes; with \
+                keepdims they have length 1", "all; bools count as 0 and 1", FOLD,
                 a => a.array("x")?.sum(reduce(a)?);
             cumulative_prod "(x, /, *, axis=None, dtype=None, include_initial=False)", "The \
-                running product along an axis; integers give 64 bits and wrap.", "that of x; \
-                longer by 1 with include_initial", ALL, SCAN,
+                cumulative product along an axis. Integers give 64 bits and wrap on overflow.",
+                "the shape of x; 1 longer along axis with include_initial", ALL, SCAN,
                 a => a.array("x")?.cumulative_prod(scan(a)?);
-            cumulative_sum "(x, /, *, axis=None, dtype=None, include_initial=False)", "The running \
-                sum along an axis; integers give 64 bits and wrap.", "that of x; longer by 1 with \
-                include_initial", ALL, SCAN,
+            cumulative_sum "(x, /, *, axis=None, dtype=None, include_initial=False)", "The \
+                cumulative sum along an axis. Integers give 64 bits and wrap on overflow.",
+                "the shape of x; 1 longer along axis with include_initial", ALL, SCAN,
                 a => a.array("x")?.cumulative_sum(scan(a)?);
-            prod "(x, /, *, axis=None, dtype=None, keepdims=False)", "The product; integers give \
-                64 bits and wrap.", "the reduced axes dropped, or 1 with keepdims", "all; bools \
-                count", FOLD,
+            prod "(x, /, *, axis=None, dtype=None, keepdims=False)", "The product. Integers \
+                give 64 bits and wrap on overflow.", "without the reduced axes; with keepdims \
+                they have length 1", "all; bools count as 0 and 1", FOLD,
                 a => a.array("x")?.prod(reduce(a)?);
-            mean "(x, /, *, axis=None, keepdims=False)", "The mean; NaN if there is one. Integers \
-                give float64.", "the reduced axes dropped, or 1 with keepdims", "all; bools \
-                count", FOLD,
+            mean "(x, /, *, axis=None, keepdims=False)", "The arithmetic mean; NaN if any \
+                element is NaN. Integers give `float64`.", "without the reduced axes; with \
+                keepdims they have length 1", "all; bools count as 0 and 1", FOLD,
                 a => a.array("x")?.mean(reduce(a)?);
-            var "(x, /, *, axis=None, correction=0.0, keepdims=False)", "The variance, with the \
-                number of elements less `correction` below the line.", "the reduced axes dropped, \
-                or 1 with keepdims", REAL, FOLD,
+            var "(x, /, *, axis=None, correction=0.0, keepdims=False)", "The variance; the \
+                divisor is the number of elements minus `correction`.", "without the reduced \
+                axes; with keepdims they have length 1", REAL, FOLD,
                 a => a.array("x")?.var(reduce(a)?);
             std "(x, /, *, axis=None, correction=0.0, keepdims=False)", "The standard deviation: \
-                the square root of `var`.", "the reduced axes dropped, or 1 with \
-                keepdims", REAL, FOLD,
+                the square root of `var`.", "without the reduced axes; with keepdims they have \
+                length 1", REAL, FOLD,
                 a => a.array("x")?.std(reduce(a)?);
-            min "(x, /, *, axis=None, keepdims=False)", "The least element; NaN if there is \
-                one.", "the reduced axes dropped, or 1 with \
-                keepdims", ORDERED, FOLD, a => a.array("x")?.min(reduce(a)?);
-            max "(x, /, *, axis=None, keepdims=False)", "The greatest element; NaN if there is \
-                one.", "the reduced axes dropped, or 1 with \
-                keepdims", ORDERED, FOLD, a => a.array("x")?.max(reduce(a)?);
+            min "(x, /, *, axis=None, keepdims=False)", "The smallest element; NaN if any \
+                element is NaN.", "without the reduced axes; with keepdims they have length 1",
+                ORDERED, FOLD, a => a.array("x")?.min(reduce(a)?);
+            max "(x, /, *, axis=None, keepdims=False)", "The largest element; NaN if any \
+                element is NaN.", "without the reduced axes; with keepdims they have length 1",
+                ORDERED, FOLD, a => a.array("x")?.max(reduce(a)?);
         },
     ),
     (
         Section::LinearAlgebra,
         rows! {
-            matmul "(x1, x2, /)", "The product of matrices in the last two axes, or of vectors; \
-                the axes before broadcast.", "(…, m, k) by (…, k, n) gives (…, m, \
+            matmul "(x1, x2, /)", "The matrix product over the last two axes, or the product of \
+                vectors. The other axes broadcast.", "(…, m, k) by (…, k, n) gives (…, m, \
                 n)", ALL, PRODUCT, a => a.array("x1")?.matmul(a.array("x2")?);
-            outer "(x1, x2, /)", "Each element of one vector times each of another.", "(m,) and \
+            outer "(x1, x2, /)", "The outer product of two vectors.", "(m,) and \
                 (n,) give (m, n)", ALL, VIEW, a => outer(a.array("x1")?, a.array("x2")?);
-            tensordot "(x1, x2, /, *, axes=2)", "Sums of products over the last axes of `x1` and \
-                the first of `x2`, or over two lists of axes.", "the axes of x1 that stay, then \
-                those of x2", ALL, PRODUCT,
+            tensordot "(x1, x2, /, *, axes=2)", "Sums of products over the last axes of `x1` \
+                and the first axes of `x2`, or over two lists of axes.", "the remaining axes of \
+                x1, then those of x2", ALL, PRODUCT,
                 a => tensordot(a.array("x1")?, a.array("x2")?, tensordot_axes(a)?);
-            vecdot "(x1, x2, /, *, axis=-1)", "The sum of products along an axis, of conjugates of \
-                `x1`; the others broadcast.", "that to which the other axes broadcast", ALL, FOLD,
+            vecdot "(x1, x2, /, *, axis=-1)", "The dot product along an axis, with the complex \
+                conjugate of `x1`. The other axes broadcast.", "the broadcast shape of the \
+                other axes", ALL, FOLD,
                 a => vecdot(a.array("x1")?, a.array("x2")?, a.integer("axis")?);
         },
     ),
     (
         Section::Searching,
         rows! {
-            argmax "(x, /, *, axis=None, keepdims=False)", "The index of the first greatest \
-                element, or of the first NaN.", "the axis dropped, or 1 with keepdims; all of them \
-                with axis=None", ORDERED, FOLD,
+            argmax "(x, /, *, axis=None, keepdims=False)", "The index of the first largest \
+                element, or of the first NaN.", "without the axis, or all axes with axis=None; \
+                with keepdims they have length 1", ORDERED, FOLD,
                 a => a.array("x")?.argmax(reduce(a)?);
-            argmin "(x, /, *, axis=None, keepdims=False)", "The index of the first least element, \
-                or of the first NaN.", "the axis dropped, or 1 with keepdims; all of them with \
-                axis=None", ORDERED, FOLD,
+            argmin "(x, /, *, axis=None, keepdims=False)", "The index of the first smallest \
+                element, or of the first NaN.", "without the axis, or all axes with axis=None; \
+                with keepdims they have length 1", ORDERED, FOLD,
                 a => a.array("x")?.argmin(reduce(a)?);
-            count_nonzero "(x, /, *, axis=None, keepdims=False)", "The number of elements that are \
-                not 0.", "the reduced axes dropped, or 1 with keepdims", ALL, FOLD,
+            count_nonzero "(x, /, *, axis=None, keepdims=False)", "The number of nonzero \
+                elements.", "without the reduced axes; with keepdims they have length 1", ALL, FOLD,
                 a => a.array("x")?.count_nonzero(reduce(a)?);
-            where "(condition, x1, x2, /)", "Elements of `x1` where the condition is true, of `x2` \
-                elsewhere.", "that to which all three broadcast", ALL, VIEW,
+            where "(condition, x1, x2, /)", "Elements of `x1` where `condition` is true, and of \
+                `x2` elsewhere.", "the broadcast shape of the operands", ALL, VIEW,
                 a => where_(a.array("condition")?, a.operand("x1")?, a.operand("x2")?);
         },
     ),
     (
         Section::Utility,
         rows! {
-            all "(x, /, *, axis=None, keepdims=False)", "True where all elements are not 0.", "the \
-                reduced axes dropped, or 1 with \
-                keepdims", ALL, FOLD, a => a.array("x")?.all(reduce(a)?);
-            any "(x, /, *, axis=None, keepdims=False)", "True where one element is not 0.", "the \
-                reduced axes dropped, or 1 with \
-                keepdims", ALL, FOLD, a => a.array("x")?.any(reduce(a)?);
-            diff "(x, /, *, axis=-1, n=1, prepend=None, append=None)", "The `n`-th difference of \
-                neighbours along an axis.", "n shorter along axis, after prepend and \
-                append", ALL, VIEW, a => {
+            all "(x, /, *, axis=None, keepdims=False)", "True if all elements are nonzero.",
+                "without the reduced axes; with keepdims they have length 1", ALL, FOLD,
+                a => a.array("x")?.all(reduce(a)?);
+            any "(x, /, *, axis=None, keepdims=False)", "True if any element is nonzero.",
+                "without the reduced axes; with keepdims they have length 1", ALL, FOLD,
+                a => a.array("x")?.any(reduce(a)?);
+            diff "(x, /, *, axis=-1, n=1, prepend=None, append=None)", "The `n`-th difference \
+                of adjacent elements along an axis.", "n shorter along axis, after prepend and \
+                append are added", ALL, VIEW, a => {
                 let end = |name| match a.is_none(name)? {
                     true => Ok::<_, CallError>(None),
                     false => a.array(name).map(|x| Some(x.clone())),
@@ -172,56 +175,61 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
     (
         Section::Manipulation,
         rows! {
-            broadcast_arrays "(*arrays)", "The arrays in the shape that all broadcast to.", "of \
-                each array, that to which all \
-                broadcast", ALL, VIEW, a => broadcast_arrays(&a.arrays("arrays")?)?;
-            broadcast_to "(x, /, shape)", "The array in a shape that its own broadcasts \
-                to.", "shape", ALL, VIEW, a => a.array("x")?.broadcast_to(&a.shape("shape")?);
-            concat "(arrays, /, *, axis=0)", "Arrays one after the other along an axis; with None \
-                each is flattened first.", "lengths added along axis; (all elements,) with \
-                axis=None", ALL, PIECES,
+            broadcast_arrays "(*arrays)", "The arrays, broadcast to a common shape.", "the \
+                common broadcast shape, for each array", ALL, VIEW,
+                a => broadcast_arrays(&a.arrays("arrays")?)?;
+            broadcast_to "(x, /, shape)", "The array, broadcast to `shape`.", "shape", ALL, VIEW,
+                a => a.array("x")?.broadcast_to(&a.shape("shape")?);
+            concat "(arrays, /, *, axis=0)", "The arrays joined along an axis. With \
+                `axis=None`, each array is flattened first.", "the sum of the lengths along \
+                axis; (number of elements,) with axis=None", ALL, PIECES,
                 a => {
                     let axis = a.optional_integer("axis")?;
                     concat(&a.arrays("arrays")?, axis.map_or_else(Axes::default, Axes::from))
                 };
-            expand_dims "(x, /, axis=0)", "A new axis of length 1 before axis `axis` of the \
-                result.", "1 inserted at \
-                axis", ALL, VIEW, a => a.array("x")?.expand_dims(a.integer("axis")?);
-            flip "(x, /, *, axis=None)", "Backwards along axes.", "that of \
-                x", ALL, VIEW, a => a.array("x")?.flip(a.axes("axis")?);
-            matrix_transpose "(x, /)", "The last two axes exchanged.", "the last two lengths \
-                exchanged", ALL, VIEW, a => a.array("x")?.matrix_transpose();
-            moveaxis "(x, source, destination, /)", "Axes moved to other places.", "lengths in the \
-                new order of axes", ALL, VIEW,
+            expand_dims "(x, /, axis=0)", "The array with a new axis of length 1 at position \
+                `axis`.", "the shape of x, with 1 inserted at axis", ALL, VIEW,
+                a => a.array("x")?.expand_dims(a.integer("axis")?);
+            flip "(x, /, *, axis=None)", "The elements in reverse order along axes.", "the \
+                shape of x", ALL, VIEW, a => a.array("x")?.flip(a.axes("axis")?);
+            matrix_transpose "(x, /)", "The array with its last two axes exchanged.", "the \
+                shape of x, with the last two lengths exchanged", ALL, VIEW,
+                a => a.array("x")?.matrix_transpose();
+            moveaxis "(x, source, destination, /)", "The array with axes moved to other \
+                positions.", "the lengths of x in the new order of axes", ALL, VIEW,
                 a => a.array("x")?.moveaxis(a.integers("source")?, a.integers("destination")?);
-            pad "(x, /, pad_width, *, mode='constant', constant_values=0)", "Elements added before \
-                and after each axis; modes as in NumPy.", "each length plus what is added before \
-                and after", ALL, PIECES, a => pad(a)?;
-            permute_dims "(x, /, axes)", "Axis `i` of the result is axis `axes[i]`.", "lengths in \
-                the order of \
-                axes", ALL, VIEW, a => a.array("x")?.permute_dims(&a.integers("axes")?);
-            repeat "(x, repeats, /, *, axis=None)", "Each element several times along an axis; \
-                with None the array is flattened first.", "length times repeats along axis, or the \
-                sum of a list of repeats; one axis with axis=None", ALL, LISTED, a => repeat(a)?;
-            reshape "(x, /, shape, *, copy=None)", "The elements in C order in another shape; -1 \
-                stands for what is left.", "shape, with what is left in place of -1", ALL, RESHAPED,
+            pad "(x, /, pad_width, *, mode='constant', constant_values=0)", "The array with \
+                elements added before and after each axis. The modes are those of NumPy.",
+                "each length plus the elements added before and after", ALL, PIECES, a => pad(a)?;
+            permute_dims "(x, /, axes)", "Axis `i` of the result is axis `axes[i]`.", "the \
+                lengths of x in the order of axes", ALL, VIEW,
+                a => a.array("x")?.permute_dims(&a.integers("axes")?);
+            repeat "(x, repeats, /, *, axis=None)", "Each element repeated along an axis. With \
+                `axis=None`, the array is flattened first.", "along axis, the length times \
+                repeats, or the sum of a list of repeats; one axis with axis=None", ALL, LISTED,
+                a => repeat(a)?;
+            reshape "(x, /, shape, *, copy=None)", "The elements in C order in another shape. \
+                One length can be -1 and is then inferred.", "shape, with the inferred length \
+                in place of -1", ALL, RESHAPED,
                 a => a.array("x")?.reshape(&a.integers("shape")?);
-            roll "(x, /, shift, *, axis=None)", "Elements moved up along axes; with None in C \
-                order over all of them.", "that of x", ALL, FLATTENED, a => roll(a)?;
-            squeeze "(x, /, axis)", "Without axes of length 1.", "the named axes \
-                dropped", ALL, VIEW, a => a.array("x")?.squeeze(a.axes("axis")?);
-            stack "(arrays, /, *, axis=0)", "Arrays of one shape along a new axis.", "the number \
-                of arrays inserted at \
-                axis", ALL, PIECES, a => stack(&a.arrays("arrays")?, a.integer("axis")?);
-            tile "(x, repetitions, /)", "The array beside itself.", "each length times its \
-                repetition; new axes in front for more \
-                repetitions", ALL, PIECES, a => a.array("x")?.tile(&a.shape("repetitions")?);
-            tril "(x, /, *, k=0)", "The lower triangle of the last two axes; 0 elsewhere.", "that \
-                of x", ALL, VIEW, a => tril(a.array("x")?, a.integer("k")?);
-            triu "(x, /, *, k=0)", "The upper triangle of the last two axes; 0 elsewhere.", "that \
-                of x", ALL, VIEW, a => triu(a.array("x")?, a.integer("k")?);
-            unstack "(x, /, *, axis=0)", "The arrays along an axis, without that axis.", "of each \
-                array, the axis dropped", ALL, VIEW,
+            roll "(x, /, shift, *, axis=None)", "The elements shifted cyclically along axes. \
+                With `axis=None`, they are shifted in C order.", "the shape of x", ALL, FLATTENED,
+                a => roll(a)?;
+            squeeze "(x, /, axis)", "The array without the named axes, which have length 1.",
+                "the shape of x without the named axes", ALL, VIEW,
+                a => a.array("x")?.squeeze(a.axes("axis")?);
+            stack "(arrays, /, *, axis=0)", "Arrays of equal shape, joined along a new axis.",
+                "the shape of the arrays, with their number inserted at axis", ALL, PIECES,
+                a => stack(&a.arrays("arrays")?, a.integer("axis")?);
+            tile "(x, repetitions, /)", "The array repeated along each axis.", "each length \
+                times its repetitions; additional repetitions add leading axes", ALL, PIECES,
+                a => a.array("x")?.tile(&a.shape("repetitions")?);
+            tril "(x, /, *, k=0)", "The lower triangle of the last two axes; 0 elsewhere.",
+                "the shape of x", ALL, VIEW, a => tril(a.array("x")?, a.integer("k")?);
+            triu "(x, /, *, k=0)", "The upper triangle of the last two axes; 0 elsewhere.",
+                "the shape of x", ALL, VIEW, a => triu(a.array("x")?, a.integer("k")?);
+            unstack "(x, /, *, axis=0)", "The array split into its elements along an axis.",
+                "the shape of x without the axis, for each array", ALL, VIEW,
                 a => a.array("x")?.unstack(a.integer("axis")?)?;
         },
     ),
@@ -229,7 +237,7 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
         Section::Indexing,
         rows! {
             take "(x, indices, /, *, axis=None)", "Elements at a list of indices along an \
-                axis.", "the number of indices along axis", ALL, LISTED, a => {
+                axis.", "the shape of x, with the number of indices along axis", ALL, LISTED, a => {
                 let x = a.array("x")?;
                 let only = (x.shape()?.len() == 1).then_some(0);
                 let none = "axis is None, but take needs one for an array of several axes";
@@ -242,8 +250,8 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
     (
         Section::DataType,
         rows! {
-            astype "(x, dtype, /, *, copy=True)", "The array in another dtype; to integers towards \
-                zero.", "that of x", ALL, VIEW, a => {
+            astype "(x, dtype, /, *, copy=True)", "The array cast to a dtype. Casts from floats \
+                to integers round towards 0.", "the shape of x", ALL, VIEW, a => {
                 a.array("x")?.astype(a.dtype("dtype")?.ok_or_else(|| a.refuse("dtype", "dtype is \
                     None, but astype needs one"))?)
             };
@@ -252,43 +260,45 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
     (
         Section::Creation,
         rows! {
-            arange "(start, /, stop=None, step=1, *, dtype=None, chunks=None)", "`start, start + \
-                step, …` up to but without `stop`.", "(⌈(stop − start) / \
+            arange "(start, /, stop=None, step=1, *, dtype=None, chunks=None)", "Values from \
+                `start` up to, but excluding, `stop` in steps of `step`.", "(⌈(stop − start) / \
                 step⌉,)", REAL, MADE, a => range(a)?;
-            asarray "(obj, /, *, dtype=None)", "A number or nested lists of numbers as an \
-                array.", "lengths of the lists from outside in; () for a number", ALL, "no stage; \
-                the values travel in the plan", a => listed(a)?;
-            empty "(shape, *, dtype=None, chunks=None)", "Every element is \
-                something.", "shape", ALL, MADE,
+            asarray "(obj, /, *, dtype=None)", "An array of a number or of nested lists of \
+                numbers.", "the lengths of the lists, outermost first; () for a number", ALL,
+                "no stage; the plan contains the values", a => listed(a)?;
+            empty "(shape, *, dtype=None, chunks=None)", "An array of unspecified values.", "shape",
+                ALL, MADE,
                 a => filled(a, &a.shape("shape")?, Scalar::new(0u8), None)?;
-            empty_like "(x, /, *, dtype=None)", "As `empty`, with shape, dtype and chunks of \
-                `x`.", "that of x", ALL, MADE, a => empty_like(a.array("x")?, a.dtype("dtype")?);
-            eye "(n_rows, n_cols=None, /, *, k=0, dtype=None, chunks=None)", "1 on one diagonal, 0 \
-                elsewhere.", "(n_rows, n_cols), or (n_rows, n_rows)", ALL, MADE, a => {
+            empty_like "(x, /, *, dtype=None)", "Like `empty`, with the shape, dtype and chunks \
+                of `x`.", "the shape of x", ALL, MADE,
+                a => empty_like(a.array("x")?, a.dtype("dtype")?);
+            eye "(n_rows, n_cols=None, /, *, k=0, dtype=None, chunks=None)", "A matrix with \
+                ones on diagonal `k` and zeros elsewhere.", "(n_rows, n_cols), or (n_rows, n_rows)",
+                ALL, MADE, a => {
                 let columns = if a.is_none("n_cols")? { "n_rows" } else { "n_cols" };
                 let shape = [count(a, "n_rows")?, count(a, columns)?];
                 let dtype = a.dtype("dtype")?.unwrap_or(DType::Float64);
                 eye(shape[0], shape[1], a.integer("k")?, dtype, &a.chunks("chunks", &shape, dtype)?)
             };
-            full "(shape, fill_value, *, dtype=None, chunks=None)", "Every element is \
-                `fill_value`.", "shape", ALL, MADE,
+            full "(shape, fill_value, *, dtype=None, chunks=None)", "An array in which every \
+                element is `fill_value`.", "shape", ALL, MADE,
                 a => {
                     let value = a.scalar("fill_value")?;
                     filled(a, &a.shape("shape")?, value, Some(value.dtype()))?
                 };
-            full_like "(x, /, fill_value, *, dtype=None)", "As `full`, with shape, dtype and \
-                chunks of `x`.", "that of x", ALL, MADE,
+            full_like "(x, /, fill_value, *, dtype=None)", "Like `full`, with the shape, dtype \
+                and chunks of `x`.", "the shape of x", ALL, MADE,
                 a => full_like(a.array("x")?, a.scalar("fill_value")?, a.dtype("dtype")?);
             linspace "(start, stop, /, num, *, dtype=None, endpoint=True, chunks=None)", "`num` \
-                values from `start` to `stop` at even distances.", "(num,)", REAL, MADE, a => {
+                evenly spaced values from `start` to `stop`.", "(num,)", REAL, MADE, a => {
                 let (n, dtype) = (count(a, "num")?, a.dtype("dtype")?.unwrap_or(DType::Float64));
                 let chunk = a.chunks("chunks", &[n], dtype)?[0];
                 let (start, stop) = (a.number("start")?, a.number("stop")?);
                 linspace(start, stop, n, a.flag("endpoint")?, dtype, chunk)
             };
-            meshgrid "(*arrays, indexing='xy')", "Arrays of one axis, each spread over the grid \
-                that all of them span.", "of each array, the lengths of all; the first two \
-                exchanged with indexing='xy'", ALL, VIEW, a => {
+            meshgrid "(*arrays, indexing='xy')", "Coordinate arrays of the grid that \
+                one-dimensional arrays span.", "the lengths of all arrays, for each array; the \
+                first two exchanged with indexing='xy'", ALL, VIEW, a => {
                 let indexing = match a.text("indexing")? {
                     "xy" => Indexing::Xy,
                     "ij" => Indexing::Ij,
@@ -297,30 +307,31 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
                 };
                 meshgrid(&a.arrays("arrays")?, indexing)?
             };
-            ones "(shape, *, dtype=None, chunks=None)", "Every element is \
-                1.", "shape", ALL, MADE,
+            ones "(shape, *, dtype=None, chunks=None)", "An array of ones.", "shape", ALL, MADE,
                 a => filled(a, &a.shape("shape")?, Scalar::new(1u8), None)?;
-            ones_like "(x, /, *, dtype=None)", "As `ones`, with shape, dtype and chunks of \
-                `x`.", "that of x", ALL, MADE, a => ones_like(a.array("x")?, a.dtype("dtype")?);
-            zeros "(shape, *, dtype=None, chunks=None)", "Every element is \
-                0.", "shape", ALL, MADE,
+            ones_like "(x, /, *, dtype=None)", "Like `ones`, with the shape, dtype and chunks \
+                of `x`.", "the shape of x", ALL, MADE,
+                a => ones_like(a.array("x")?, a.dtype("dtype")?);
+            zeros "(shape, *, dtype=None, chunks=None)", "An array of zeros.", "shape", ALL, MADE,
                 a => filled(a, &a.shape("shape")?, Scalar::new(0u8), None)?;
-            zeros_like "(x, /, *, dtype=None)", "As `zeros`, with shape, dtype and chunks of \
-                `x`.", "that of x", ALL, MADE, a => zeros_like(a.array("x")?, a.dtype("dtype")?);
+            zeros_like "(x, /, *, dtype=None)", "Like `zeros`, with the shape, dtype and chunks \
+                of `x`.", "the shape of x", ALL, MADE,
+                a => zeros_like(a.array("x")?, a.dtype("dtype")?);
         },
     ),
     (
         Section::Random,
         rows! {
-            random_integers "(shape, low, high, *, seed, dtype=int64, chunks=None)", "Independent \
-                integers of `low..high`.", "shape", "integers", MADE, a => {
+            random_integers "(shape, low, high, *, seed, dtype=int64, chunks=None)",
+                "Independent uniform integers in `[low, high)`.", "shape", "integers", MADE, a => {
                 let (shape, dtype) = (a.shape("shape")?, a.dtype("dtype")?.unwrap_or(DType::Int64));
                 let chunks = a.chunks("chunks", &shape, dtype)?;
                 let (low, high) = (a.integer("low")?, a.integer("high")?);
                 random_integers(&shape, low, high, count(a, "seed")?, dtype, &chunks)
             };
             random_normal "(shape, mean=0.0, deviation=1.0, *, seed, dtype=float64, \
-                chunks=None)", "Independent normal values.", "shape", "floats", MADE, a => {
+                chunks=None)", "Independent normally distributed values.", "shape", "floats", MADE,
+                a => {
                 let shape = a.shape("shape")?;
                 let dtype = a.dtype("dtype")?.unwrap_or(DType::Float64);
                 let chunks = a.chunks("chunks", &shape, dtype)?;
@@ -328,8 +339,8 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
                 random_normal(&shape, mean, deviation, count(a, "seed")?, dtype, &chunks)
             };
             random_uniform "(shape, low=0.0, high=1.0, *, seed, dtype=float64, \
-                chunks=None)", "Independent uniform values in `[low, \
-                high)`.", "shape", "floats", MADE, a => {
+                chunks=None)", "Independent uniformly distributed values in `[low, high)`.",
+                "shape", "floats", MADE, a => {
                 let shape = a.shape("shape")?;
                 let dtype = a.dtype("dtype")?.unwrap_or(DType::Float64);
                 let chunks = a.chunks("chunks", &shape, dtype)?;
@@ -341,8 +352,9 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
     (
         Section::Chunking,
         rows! {
-            rechunk "(x, /, chunks)", "The same values in chunks of another shape; -1 stands for a \
-                whole axis.", "that of x", ALL, "one copy, or several where that costs less", a => {
+            rechunk "(x, /, chunks)", "The same values in chunks of another shape. A length of \
+                -1 is the length of the axis.", "the shape of x", ALL, "one copy, or several if \
+                they cost less", a => {
                 let x = a.array("x")?;
                 x.rechunk(&a.chunks("chunks", &x.shape()?, x.dtype()?)?)
             };
