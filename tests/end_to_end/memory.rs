@@ -118,15 +118,14 @@ fn document(all: &[(&Row, Measured)], idle: u64) -> String {
     };
     let mut text = format!(
         "# Memory: projected and measured\n\n\
-        {} rows, each a process of its own with one thread, which reads 2 × 2 chunks from a disk; \
-        at revision {revision}. The process's peak \
-        (`VmHWM`) must be below its projection, for any data. Where chunks of 9 MB do not \
-        compress, what is projected for the task, without \
-        {} for the program, must be at most {TIGHT} times what it takes: the peak less the {} of \
-        an idle run. Of compressible chunks less than \
-        the bound is read. Figures are MB. The suite `memory` of `.ci/run` makes this table (`just \
-        memory`), the suite `cgroup` runs every \
-        row in a memory cgroup of exactly its projection.\n",
+        This page has {} rows, measured at revision {revision}. Each row is a process with one \
+        thread that reads 2 × 2 chunks from a disk. The peak of the process (`VmHWM`) must be \
+        below its projection, for any data. The projection of the task excludes the {} of the \
+        program, and its measurement the {} of an idle run. For incompressible chunks of 9 MB, \
+        the projection of the task must be at most {TIGHT} times the measurement. Compressible \
+        chunks have fewer encoded bytes than the bound. Figures are in MB. The suite `memory` of \
+        `.ci/run` generates this page (`just memory`). The suite `cgroup` runs every row in a \
+        memory cgroup limited to its projection.\n",
         all.len(),
         size(freestone_engine::spec::DEFAULT_RESERVED_MEM),
         size(idle),
@@ -150,8 +149,8 @@ fn document(all: &[(&Row, Measured)], idle: u64) -> String {
                 continue;
             }
             text += &format!("\n## Chunks of {}, {} data\n\n", size.name(), data.name());
-            text += "| what | codec | projected | measured | of the task: projected | measured | \
-                ratio |\n| --- | --- | ---: | ---: | ---: | ---: | ---: |\n";
+            text += "| operation | codec | projected | measured | task: projected | task: \
+                measured | ratio |\n| --- | --- | ---: | ---: | ---: | ---: | ---: |\n";
             for (row, found) in chosen {
                 let mb = |bytes: u64| bytes as f64 / 1e6;
                 text += &format!(
