@@ -23,8 +23,10 @@ impl FromStr for Filter {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Filter, String> {
-        // `Targets` accepts a word without a level as the name of a module.
-        let is_level = |part: &str| part.contains('=') || part.parse::<LevelFilter>().is_ok();
+        // `Targets` accepts a word without a level as the name of a module, and no text as `error`.
+        let is_level = |part: &str| {
+            !part.is_empty() && (part.contains('=') || part.parse::<LevelFilter>().is_ok())
+        };
         let filter = if text.split(',').all(is_level) { text.parse().ok() } else { None };
         filter.map(Filter).ok_or_else(|| {
             "expected error, warn, info, debug, trace or off, or levels by module as in \
