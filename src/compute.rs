@@ -1,4 +1,4 @@
-//! From targets to a plan, from a plan to results.
+//! Planning, execution and resumption of runs.
 
 use std::fmt;
 use std::path::Path;
@@ -47,15 +47,16 @@ impl Plan {
     }
 }
 
-/// Writes the stages: inputs, outputs, and the memory of one task by purpose.
+/// Writes the text of the plan's explanation: stages, inputs, outputs, and the memory of a task by
+/// parts.
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(&self.plan, f)
     }
 }
 
-/// Returns stores that open all URLs this program knows: those of the engine and, with the feature
-/// `sessions`, versions of repositories: `icechunk+REPOSITORY#branch=NAME`, `#tag=NAME` or
+/// Returns the stores of this program: those of the engine and, with the feature `sessions`, those
+/// of repositories. A repository's URL is `icechunk+REPOSITORY#branch=NAME`, `#tag=NAME` or
 /// `#snapshot=ID`.
 pub fn stores() -> Stores {
     let stores = Stores::default();
@@ -67,44 +68,45 @@ pub fn stores() -> Stores {
 /// Opens a stored array of Zarr format 2 or 3: `winds.zarr/u`, `s3://bucket/winds.zarr/u` or
 /// `icechunk+repository#branch=main/winds/u`.
 ///
-/// Reads only metadata. Of a repository's branch, the newest snapshot is read, whatever is
-/// committed later.
+/// Reads only metadata. An array of a branch is read from the branch's newest snapshot; later
+/// commits have no effect.
 ///
 /// # Errors
-/// Fails if there is no array, or it uses an unsupported feature.
+/// Returns an error if there is no array, or if it uses an unsupported feature.
 pub fn open(location: impl AsRef<Path>) -> Result<Array, Error> {
     let (url, name) = split_location(&location.as_ref().to_string_lossy());
     Ok(open_in(&stores().open(&url)?, &name)?)
 }
 
-/// Serves as a worker process: answers the driver that started it until the driver ends. Knows the
-/// given users' kernels.
+/// Runs the worker loop of a worker process: executes requests of the driver that started it, until
+/// the driver ends. `kernels` are the available users' kernels.
 ///
-/// The standard output of the process goes to the driver's standard error.
+/// Standard output is redirected to the driver's standard error.
 ///
 /// # Errors
-/// Fails if no driver started this process as a worker, or the connection breaks.
+/// Returns an error if no driver started this process as a worker, or if the connection breaks.
 pub fn serve(kernels: &KernelRegistry) -> Result<(), Error> {
     Ok(freestone_executors::serve(kernels, stores())?)
 }
 
-/// Plans to store arrays, all of them in one plan.
+/// Creates one plan that stores all targets.
 ///
 /// Reads only metadata and writes nothing. Cost: microseconds per operation, for any number of
 /// chunks.
 ///
 /// # Errors
-/// Fails with the first error of an array's expression; if a stage does not fit `allowed_mem`; if
-/// results overlap, or would replace existing data without `overwrite`.
+/// Returns the first error of an array's expression. Returns an error if a stage exceeds
+/// `allowed_mem`, if results overlap, or if results would replace existing data without
+/// `overwrite`.
 pub fn plan(targets: &[Target], spec: &Spec) -> Result<Plan, Error> {
     planned(targets, &outputs(targets, &stores())?, spec)
 }
 
-/// Creates arrays without their values: writes the metadata of targets, and the coordinates of
-/// their axes.
+/// Creates arrays without values: writes the metadata of targets, and the coordinates of their
+/// axes.
 ///
-/// Values are written later, region by region ([`Target::region`]), by this program or others.
-/// Until then, elements have the fill value. Only coordinates are computed, in this thread.
+/// Values are written later by regions ([`Target::region`]), in this process or others. Until then,
+/// elements have the fill value. Coordinates are computed in the calling thread.
 ///
 /// ```
 /// # use freestone::{DType, Serial, Spec, Target};
@@ -122,7 +124,7 @@ pub fn plan(targets: &[Target], spec: &Spec) -> Result<Plan, Error> {
 /// ```
 ///
 /// # Errors
-/// Fails as [`plan`] and [`run`], and for a target that is a region.
+/// Returns the errors of [`plan`] and [`run`], and an error for a target that is a region.
 pub fn create(targets: &[Target], spec: &Spec) -> Result<(), Error> {
     let planned = planned(targets, &metadata_outputs(targets, &stores())?, spec)?;
     run(&planned, spec, &Serial).map(drop)
@@ -137,8 +139,8 @@ fn planned(targets: &[Target], outputs: &[Output], spec: &Spec) -> Result<Plan, 
     Ok(Plan { plan: Arc::new(plan), stores, kernels: kernels_of(outputs)? })
 }
 
-/// Refuses results at locations of existing data that may not be replaced. The run checks again,
-/// and more; this check comes before the run prepares anything.
+/// Rejects results at locations of data that may not be replaced. The run repeats this check with
+/// others; this one precedes all preparation.
 fn check_free(outputs: &[Output], stores: &Stores) -> Result<(), Error> {
     for output in outputs.iter().filter(|o| !o.overwrite && !matches!(o.mode, Mode::Region { .. }))
     {
@@ -150,8 +152,8 @@ fn check_free(outputs: &[Output], stores: &Stores) -> Result<(), Error> {
         if let Some((repository, _)) =
             output.url.strip_prefix(freestone_sessions::SCHEME).and_then(|url| url.split_once('#'))
         {
-            // What the session itself has made, by its creator or by a commit that failed, may be
-            // written: the run knows.
+            // The session's own arrays may be written, including those of a failed commit. The run
+            // checks this.
             if metadata::document(&*store, &output.path)?.as_ref() == Some(&output.document) {
                 continue;
             }
@@ -168,30 +170,30 @@ fn check_free(outputs: &[Output], stores: &Stores) -> Result<(), Error> {
     Ok(())
 }
 
-/// Options of a run.
+/// The options of a run.
 #[derive(Clone, Default)]
 #[allow(missing_debug_implementations)]
 pub struct RunOptions<'a> {
     /// The observers of the run.
     pub observers: &'a [&'a dyn Observer],
-    /// Cancels the run.
+    /// The flag that cancels the run.
     pub cancel: Cancel,
     /// The publisher of the results. The default publishes to plain Zarr stores.
     pub session: Option<&'a dyn Publisher>,
-    /// Stores in memory that targets name.
+    /// The in-memory stores to which targets refer.
     pub stores: Stores,
     /// The users' kernels of a resumed run.
     pub kernels: KernelRegistry,
-    /// Chunks of the inputs of a resumed run must not have been written or removed since it began:
-    /// one request for each.
+    /// If true, a resumed run checks that no chunk of its inputs was written or removed since it
+    /// began. This takes one request per chunk.
     pub verify_inputs: bool,
 }
 
 /// Runs a plan.
 ///
 /// # Errors
-/// Fails if data at the destination may not be replaced, a task fails permanently, or storage
-/// fails. Then nothing is published.
+/// Returns an error if existing data at the destination may not be replaced, if a task fails
+/// permanently, or if storage fails. Nothing is published then.
 pub fn run(planned: &Plan, spec: &Spec, executor: &dyn Executor) -> Result<RunReport, Error> {
     run_with(planned, spec, executor, &RunOptions::default())
 }
@@ -199,14 +201,14 @@ pub fn run(planned: &Plan, spec: &Spec, executor: &dyn Executor) -> Result<RunRe
 /// Runs a plan with options.
 ///
 /// # Errors
-/// Fails as [`run`].
+/// Returns the errors of [`run`].
 pub fn run_with(
     planned: &Plan,
     spec: &Spec,
     executor: &dyn Executor,
     options: &RunOptions<'_>,
 ) -> Result<RunReport, Error> {
-    // Not a handle on the plan's own: what one run adds is not the next one's.
+    // A copy, so that stores added by this run do not become part of the plan.
     let stores = stores();
     stores.extend(&planned.stores);
     stores.extend(&options.stores);
@@ -230,7 +232,7 @@ pub fn run_with(
     };
     let ran = driver::run(&planned.plan, &run);
     if ran.as_ref().is_err_and(RunError::is_final) {
-        // Also where it did not even begin.
+        // Also required if the run did not begin.
         session.abandon(&planned.plan);
     }
     Ok(ran?)
@@ -243,19 +245,19 @@ fn is_in_repository(array: &freestone_engine::plan::PlanArray) -> bool {
     url.starts_with(freestone_sessions::SCHEME)
 }
 
-/// Opens a run that ended early, by its folder: a path or URL, as the error
-/// ([`Error::resumable_run`]) and the command name it.
+/// Opens a run that ended early, given its folder: a path or URL, as [`Error::resumable_run`] and
+/// the command report it.
 ///
 /// # Errors
-/// Fails if there is no run that can be resumed.
+/// Returns an error if the folder is not a resumable run.
 pub fn open_run(folder: impl AsRef<Path>, stores: &Stores) -> Result<StoredRun, Error> {
     let (work_dir, folder) = split_location(&folder.as_ref().to_string_lossy());
     Ok(StoredRun::open(stores, RunAddress { work_dir: identity(&work_dir, ""), folder })?)
 }
 
-/// Resumes a run that was killed, was cancelled or failed, in this process or another one. Nothing
-/// is planned again, and no task in the journal is run again. `spec` may differ in everything that
-/// the plan does not determine; its `work_dir` is ignored.
+/// Resumes a run that was killed or cancelled or that failed, in this process or another one. The
+/// stored plan is used, and tasks in the journal are not run again. `spec` may change any setting
+/// that is not part of the plan; its `work_dir` is ignored.
 ///
 /// ```no_run
 /// # use freestone::{RunOptions, Settings, Spec, Stores, Threads};
@@ -267,8 +269,8 @@ pub fn open_run(folder: impl AsRef<Path>, stores: &Stores) -> Result<StoredRun, 
 /// ```
 ///
 /// # Errors
-/// Fails as [`run`], or if the run is still in progress, or its inputs or destinations have
-/// changed.
+/// Returns the errors of [`run`], and an error if the run is still in progress, or if its inputs or
+/// destinations have changed.
 pub fn resume(
     stored: &StoredRun,
     spec: &Spec,
@@ -277,7 +279,7 @@ pub fn resume(
 ) -> Result<RunReport, Error> {
     let stores = stores();
     stores.extend(&options.stores);
-    // To go on with its session may take it from the process that is at it.
+    // Restoring the session would take it over from a process that still drives the run.
     stored.check_idle(&stores)?;
     let own = if options.session.is_none() { Some(session_of(stored, &stores)?) } else { None };
     let Some(session) = options.session.or(own.as_deref()) else {
@@ -298,7 +300,7 @@ pub fn resume(
     Ok(driver::resume(stored, &run, options.verify_inputs)?)
 }
 
-/// Returns the publisher that a run was started with.
+/// Returns the publisher with which a run was started.
 fn session_of(stored: &StoredRun, stores: &Stores) -> Result<Box<dyn Publisher>, Error> {
     if let Some(plain) = PlainZarr::of_ticket(stores.clone(), &stored.record.session) {
         return Ok(Box::new(plain));
@@ -314,11 +316,10 @@ fn session_of(stored: &StoredRun, stores: &Stores) -> Result<Box<dyn Publisher>,
     .into())
 }
 
-/// Discards a run: removes its folder and what it has written so far, unless a process is running
-/// it.
+/// Discards a run: removes its folder and its unpublished chunks.
 ///
 /// # Errors
-/// Fails if the run is in progress, or storage fails.
+/// Returns an error if a process drives the run, or if storage fails.
 pub fn discard(stored: &StoredRun, stores: &Stores) -> Result<(), Error> {
     record::remove(stores, &stored.address)?;
     let known = self::stores();

@@ -1,4 +1,4 @@
-//! The error of the facade, its kinds, and the exit codes that follow from them.
+//! The error of the facade, its kinds, and exit statuses.
 
 use std::io;
 
@@ -17,7 +17,7 @@ use thiserror::Error;
 
 /// Any error of this crate.
 ///
-/// [`kind`](Error::kind) says what a caller can do about it. The variants hold the details.
+/// [`kind`](Error::kind) returns the action that a caller can take. The variants hold the details.
 ///
 /// ```
 /// use freestone::{Error, ErrorKind};
@@ -76,7 +76,7 @@ fn have(arrays: &[String]) -> String {
     format!("{} {}", names.join(", "), if names.len() == 1 { "has" } else { "have" })
 }
 
-/// Conversions by way of the error that contains the other one.
+/// Conversions of an error to the error that contains it.
 macro_rules! from_inner {
     ($($inner:ty => $outer:ty),* $(,)?) => { $(
         impl From<$inner> for Error {
@@ -96,7 +96,7 @@ from_inner!(
     PublishError => RunError,
 );
 
-/// What a caller can do about an [`Error`].
+/// The kind of an [`Error`], by the action that a caller can take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -110,15 +110,15 @@ pub enum ErrorKind {
     InvalidInput,
     /// An array, a run, a repository or a version does not exist.
     NotFound,
-    /// Another array, run or commit is in the way: choose another place, overwrite, rebase or wait.
+    /// Another array, run or commit conflicts: choose another location, overwrite, rebase or wait.
     Conflict,
     /// The caller cancelled the run. Finished tasks are kept.
     Cancelled,
     /// The run reached its deadline. Finished tasks are kept.
     Deadline,
-    /// Storage failed for good: permissions, space or a damaged object.
+    /// Storage failed permanently: check permissions, space and damaged objects.
     Storage,
-    /// A worker cannot be started, or failed in the same way several times.
+    /// A worker cannot be started, or failed repeatedly in the same way.
     Worker,
     /// A user's kernel failed: change the kernel or its input.
     Kernel,
@@ -137,9 +137,9 @@ pub enum ExitCode {
     Usage = 2,
     /// The memory limits are too low.
     Memory = 3,
-    /// An input cannot be used, or does not fit the others.
+    /// An input is invalid, or does not match the others.
     Input = 4,
-    /// Another array, run or commit is in the way.
+    /// Another array, run or commit conflicts.
     Conflict = 5,
     /// The run reached its deadline; finished work is kept.
     Deadline = 124,
@@ -166,7 +166,7 @@ impl From<ErrorKind> for ExitCode {
 }
 
 impl Error {
-    /// Returns the kind of the error: what a caller can do about it.
+    /// Returns the kind of the error, by the action that a caller can take.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Error::Array(error) => of_array(error.cause()),
@@ -187,7 +187,7 @@ impl Error {
         }
     }
 
-    /// Returns the exit status for the error, which follows from its kind.
+    /// Returns the exit status for the error's kind.
     pub fn exit_code(&self) -> ExitCode {
         self.kind().into()
     }
@@ -214,17 +214,17 @@ fn of_array(error: &ArrayError) -> ErrorKind {
     }
 }
 
-/// The kind of an error of opening an array.
+/// Returns the kind of an error that occurred while opening an array.
 fn of_storage(error: &StorageError) -> ErrorKind {
     match error {
         StorageError::InvalidUrl { .. } | StorageError::NotInProcess(_) => ErrorKind::InvalidInput,
-        // Metadata that are too long or too short are no metadata.
+        // Metadata with an unexpected length are invalid metadata.
         StorageError::TooLong { .. } | StorageError::Truncated { .. } => ErrorKind::InvalidInput,
         StorageError::NotFound { .. } => ErrorKind::NotFound,
         StorageError::NotPrivate { .. } => ErrorKind::InvalidSettings,
         StorageError::Internal { .. } => ErrorKind::Internal,
         error if error.is_transient() || error.is_throttle() => ErrorKind::Unavailable,
-        // For instance a location that is a file, or a repository that does not exist.
+        // For example, the location is a file, or the repository does not exist.
         StorageError::Io { .. } => ErrorKind::InvalidInput,
         _ => ErrorKind::Storage,
     }

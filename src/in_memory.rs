@@ -19,9 +19,9 @@ use ndarray::{ArrayD, ArrayViewD, IxDyn, Slice};
 use crate::compute::{Plan, plan, run};
 use crate::error::Error;
 
-/// The type of elements of a result in memory: every element type, and `bool`.
+/// The type of the elements of a result in memory: every element type, and `bool`.
 pub trait Value: Sized {
-    /// The type of the stored elements.
+    /// The type of the elements in storage.
     type Stored: Element;
 
     /// Converts the result.
@@ -63,8 +63,8 @@ impl Value for bool {
 /// ```
 ///
 /// # Errors
-/// As [`plan`] and [`run`]. `T` is not the array's dtype, the array's values are packed
-/// ([`Array::raw`]), or the result does not fit `local_mem`.
+/// Returns the errors of [`plan`] and [`run`]. Returns an error if `T` is not the array's dtype, if
+/// the array's values are packed ([`Array::raw`]), or if the result exceeds `local_mem`.
 pub fn compute<T: Value>(array: &Array, spec: &Spec) -> Result<ArrayD<T>, Error> {
     compute_with(array, spec, &Threads::new(spec.threads))
 }
@@ -72,7 +72,7 @@ pub fn compute<T: Value>(array: &Array, spec: &Spec) -> Result<ArrayD<T>, Error>
 /// Computes an array of one element, on threads.
 ///
 /// # Errors
-/// As [`compute`]; the array has more than one element, or none.
+/// Returns the errors of [`compute`], and an error if the array does not have exactly one element.
 pub fn compute_scalar<T: Value>(array: &Array, spec: &Spec) -> Result<T, Error> {
     let shape = array.shape()?;
     let not_one = || Error::NotScalar { shape: shape.clone() };
@@ -85,7 +85,8 @@ pub fn compute_scalar<T: Value>(array: &Array, spec: &Spec) -> Result<T, Error> 
 /// Computes an array into memory, on an executor.
 ///
 /// # Errors
-/// As [`compute`]. Executors that run processes cannot access this memory.
+/// Returns the errors of [`compute`]. Executors that run processes cannot access this memory, and
+/// return an error.
 pub fn compute_with<T: Value>(
     array: &Array,
     spec: &Spec,
@@ -100,7 +101,7 @@ pub fn compute_with<T: Value>(
     read_whole(&store).map(T::from_stored)
 }
 
-/// Plans to compute an array into a store in memory.
+/// Creates a plan that computes an array into an in-memory store.
 fn plan_in_memory(array: &Array, spec: &Spec) -> Result<(Plan, Arc<dyn Store>), Error> {
     // The result has no attributes that would tell that its values are packed.
     array.check_unpacked()?;
@@ -117,7 +118,7 @@ fn plan_in_memory(array: &Array, spec: &Spec) -> Result<(Plan, Arc<dyn Store>), 
     Ok((plan(&[target], spec)?, store))
 }
 
-/// Moves the result out of the store, chunk by chunk, so that memory holds it once.
+/// Moves the result out of the store chunk by chunk, so that memory never holds it twice.
 fn read_whole<T: Element>(store: &Arc<dyn Store>) -> Result<ArrayD<T>, Error> {
     let stored = metadata::open_array(store, "result")?;
     let shape: Vec<usize> = stored.info.shape().iter().map(|n| *n as usize).collect();
@@ -157,28 +158,28 @@ fn read_whole<T: Element>(store: &Arc<dyn Store>) -> Result<ArrayD<T>, Error> {
 
 /// Methods that plan and run an array. Part of the [`prelude`](crate::prelude).
 pub trait Compute {
-    /// Plans to compute the array into memory: what [`compute`](Compute::compute) would run.
+    /// Creates the plan that [`compute`](Compute::compute) runs.
     ///
     /// # Errors
-    /// As [`plan`].
+    /// Returns the errors of [`plan`].
     fn plan(&self, spec: &Spec) -> Result<Plan, Error>;
 
     /// Computes the array into memory, on threads. See [`compute`].
     ///
     /// # Errors
-    /// As [`compute`].
+    /// Returns the errors of [`compute`].
     fn compute<T: Value>(&self, spec: &Spec) -> Result<ArrayD<T>, Error>;
 
-    /// Computes the array, which has one element, on threads.
+    /// Computes the array, which must have one element, on threads.
     ///
     /// # Errors
-    /// As [`compute_scalar`].
+    /// Returns the errors of [`compute_scalar`].
     fn compute_scalar<T: Value>(&self, spec: &Spec) -> Result<T, Error>;
 
-    /// Computes the array into a Zarr array at a location, on threads.
+    /// Stores the array as a Zarr array at a location, computed on threads.
     ///
     /// # Errors
-    /// As [`plan`] and [`run`].
+    /// Returns the errors of [`plan`] and [`run`].
     fn store(&self, location: impl AsRef<std::path::Path>, spec: &Spec)
     -> Result<RunReport, Error>;
 }

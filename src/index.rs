@@ -1,9 +1,9 @@
 //! The macro [`s!`](crate::s).
 
-/// Writes an index as Python does between brackets: `s![0, 1..5, ..;2, ..., None]`.
+/// Creates an index in Python's bracket notation: `s![0, 1..5, ..;2, ..., None]`.
 ///
-/// An entry is an integer, a range (with `;step` for a step), a list of integers, `...` for all
-/// axes that no other entry takes, or `None` for a new axis. The result is for
+/// An entry is an integer, a range (`;step` sets its step), a list of integers, `...` for all axes
+/// without an entry, or `None` for a new axis. Pass the result to
 /// [`Array::index`](crate::Array::index).
 ///
 /// ```

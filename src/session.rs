@@ -1,4 +1,4 @@
-//! Computing into repositories: several arrays, one plan, one commit.
+//! Results in repositories: several arrays, one plan, one commit.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use freestone_sessions::{
 use crate::compute::{Plan, RunOptions, plan, run_with};
 use crate::error::Error;
 
-/// Arrays to compute into a repository, by one plan and one commit.
+/// The arrays that one plan computes and one commit adds to a repository.
 ///
 /// ```
 /// # use freestone::{DType, Spec};
@@ -40,8 +40,8 @@ use crate::error::Error;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// Nothing is written before [`commit`](Session::commit), and nothing is visible before it has
-/// succeeded.
+/// Nothing is written before [`commit`](Session::commit), and nothing is visible until the commit
+/// has succeeded.
 #[derive(Debug)]
 pub struct Session {
     how: How,
@@ -50,14 +50,14 @@ pub struct Session {
     grown: Vec<Grown>,
 }
 
-/// An array that was appended along a named axis.
+/// An array that was extended along a named axis.
 #[derive(Clone, Debug)]
 struct Grown {
     path: String,
-    /// The axis's name, and its number in the array.
+    /// The name of the axis, and its position in the array.
     name: String,
     axis: usize,
-    /// Its length before and after.
+    /// The length of the axis before and after.
     before: u64,
     after: u64,
     /// The appended array.
@@ -78,7 +78,7 @@ impl Grown {
 enum How {
     Own(WritableSession),
     Joined(RepositoryPublisher, Arc<dyn Store>),
-    /// The session has been committed.
+    /// The session was committed.
     Ended(Arc<dyn Store>),
 }
 
@@ -86,20 +86,20 @@ impl Session {
     /// Begins a session at the newest snapshot of a branch.
     ///
     /// # Errors
-    /// Fails if there is no such branch.
+    /// Returns an error if the branch does not exist.
     pub fn begin(repository: &Repository, branch: &str) -> Result<Session, Error> {
         Ok(Session::of(repository.writable_session(branch)?))
     }
 
-    /// Wraps a session that was begun elsewhere, with the changes that it has already.
+    /// Wraps an existing session, including its changes.
     pub fn of(session: WritableSession) -> Session {
         let stores = crate::stores();
         stores.insert(session.store());
         Session { how: How::Own(session), targets: Vec::new(), stores, grown: Vec::new() }
     }
 
-    /// Wraps a shared session that was joined: [`commit`](Session::commit) adds the results to it,
-    /// and its creator commits them with those of other writers.
+    /// Wraps a joined shared session. [`commit`](Session::commit) adds the results to it; its
+    /// creator commits them with those of other writers.
     pub fn joined(joiner: Joiner) -> Session {
         let stores = crate::stores();
         let store = joiner.store();
@@ -112,8 +112,8 @@ impl Session {
         }
     }
 
-    /// Returns the session itself, for groups, attributes, resizing and chunks; `None` for a shared
-    /// session that was joined.
+    /// Returns the wrapped session, for access to groups, attributes, resizing and chunks. Returns
+    /// `None` for a joined shared session.
     pub fn writable(&self) -> Option<&WritableSession> {
         match &self.how {
             How::Own(session) => Some(session),
@@ -128,11 +128,11 @@ impl Session {
         }
     }
 
-    /// Opens an array as the session sees it. Arrays that the session has changed can be read in
-    /// this process only, so on threads.
+    /// Opens an array with the session's changes. Changed arrays can be read in this process only,
+    /// hence with executors that use threads.
     ///
     /// # Errors
-    /// Fails if there is no array.
+    /// Returns an error if the array does not exist.
     pub fn open(&self, path: &str) -> Result<Array, Error> {
         match &self.how {
             How::Own(session) if !session.has_changed(path) => open_version(
@@ -144,9 +144,9 @@ impl Session {
         }
     }
 
-    /// Returns the target of a result in the session, for options such as chunks, a codec or a
-    /// region; then [`add`](Session::add) it. The path leads through groups, which are created. The
-    /// coordinates of the array's axes are stored in the same group.
+    /// Returns a target in the session, for options such as chunks, a codec or a region. Pass it to
+    /// [`add`](Session::add). Groups in the path are created. The coordinates of the array's axes
+    /// are stored in the same group.
     pub fn target(&self, array: &Array, path: &str) -> Target {
         Target::in_group(array, self.seen().url(), path.trim_matches('/')).with_stores(&self.stores)
     }
@@ -157,22 +157,21 @@ impl Session {
         self
     }
 
-    /// Adds an array to the results, at a path without an array.
+    /// Adds an array to the results, at a new path.
     ///
     /// # Errors
-    /// Fails with the first error of the array's expression.
+    /// Returns the first error of the array's expression.
     pub fn store(&mut self, array: &Array, path: &str) -> Result<&mut Session, Error> {
         array.shape()?;
         let target = self.target(array, path);
         Ok(self.add(target))
     }
 
-    /// Appends an array to a stored array, along an axis that gets longer by its length. The other
-    /// axes must have equal lengths. If the stored array ends inside a chunk (or shard), that chunk
-    /// is written again.
+    /// Appends an array to a stored array along an axis. All other axes must have equal lengths. If
+    /// the stored array ends inside a chunk or shard, that chunk or shard is rewritten.
     ///
-    /// All arrays of a group that have the axis must grow together, or readers such as Xarray
-    /// refuse the group: append to each of them in the same session. The coordinate of the axis is
+    /// All arrays of a group that have the axis must be extended in the same session, because
+    /// readers such as Xarray refuse a group with unequal lengths. The coordinate of the axis is
     /// appended automatically if the appended array comes from a stored array with a coordinate.
     /// Otherwise append its values:
     ///
@@ -198,9 +197,9 @@ impl Session {
     /// ```
     ///
     /// # Errors
-    /// Fails if the shapes do not fit, or if the array ends inside a chunk and has been changed in
-    /// this session already. Then nothing has changed. An array of the group that is not extended
-    /// is an error of [`commit`](Session::commit).
+    /// Returns an error if the shapes do not match, or if the array ends inside a chunk and was
+    /// already changed in this session. Nothing is changed then. If an array of the group is not
+    /// extended, [`commit`](Session::commit) returns an error.
     pub fn append(
         &mut self,
         array: &Array,
@@ -280,8 +279,8 @@ impl Session {
         }))
     }
 
-    /// Appends the coordinates of axes along which arrays have grown. Fails if an array of their
-    /// groups has not grown.
+    /// Appends the coordinates of extended axes. Returns an error if an array of their groups was
+    /// not extended.
     fn grow_groups(&mut self) -> Result<(), Error> {
         let grown = self.grown.clone();
         for (i, first) in grown.iter().enumerate() {
@@ -322,7 +321,7 @@ impl Session {
         };
         let mut parts = Vec::new();
         for part in along.iter().filter(|g| g.path == first.path) {
-            // The same elements of another array, whose coordinate must be the same.
+            // Arrays that were extended by the same elements must agree on their coordinate.
             for other in along.iter().filter(|g| g.path != first.path && g.before == part.before) {
                 let (ours, theirs) =
                     (&part.array.dims()?[part.axis], &other.array.dims()?[other.axis]);
@@ -344,7 +343,7 @@ impl Session {
         self.grow(&concat(&parts, 0), path, 0).map(drop)
     }
 
-    /// Returns the arrays of a group that still have the previous length along a grown axis.
+    /// Returns the arrays of a group that still have the previous length along an extended axis.
     fn left_behind(&self, grown: &Grown, after: u64) -> Result<Vec<String>, Error> {
         let store = self.seen();
         let mut left = Vec::new();
@@ -369,23 +368,22 @@ impl Session {
         Ok(left)
     }
 
-    /// Plans to compute all results of the session, as one plan: what
-    /// [`commit`](Session::commit) would run.
+    /// Creates the plan that [`commit`](Session::commit) runs, for all results of the session.
     ///
     /// # Errors
-    /// As [`plan`]; [`Error::Uneven`].
+    /// Returns the errors of [`plan`], and [`Error::Uneven`].
     pub fn plan(&mut self, spec: &Spec) -> Result<Plan, Error> {
         self.grow_groups()?;
         self.grown.clear();
         plan(&self.targets, spec)
     }
 
-    /// Computes all results as one plan, on threads, and commits them as one snapshot. The session
-    /// ends.
+    /// Computes all results with one plan, on threads, and commits them as one snapshot. The
+    /// session ends.
     ///
     /// # Errors
-    /// As [`plan`] and [`run`](crate::run); [`Error::Uneven`]; another commit came first. Nothing
-    /// is visible then.
+    /// Returns the errors of [`plan`] and [`run`](crate::run), [`Error::Uneven`], and an error if
+    /// another commit conflicts. Nothing is visible then.
     pub fn commit(&mut self, message: &str, spec: &Spec) -> Result<RunReport, Error> {
         self.commit_with(
             message,
@@ -396,14 +394,14 @@ impl Session {
         )
     }
 
-    /// Commits as [`commit`](Session::commit), on an executor, with options of the commit and of
-    /// the run.
+    /// Computes and commits all results, like [`commit`](Session::commit), with an executor and
+    /// with options of the commit and the run.
     ///
-    /// A session without arrays to compute commits its other changes. Of a shared session that was
-    /// joined, nothing is committed here: `message` and `options` are its creator's.
+    /// A session without results commits its other changes. A joined shared session is not
+    /// committed here; its creator chooses `message` and `options`.
     ///
     /// # Errors
-    /// As [`commit`](Session::commit).
+    /// Returns the errors of [`commit`](Session::commit).
     pub fn commit_with(
         &mut self,
         message: &str,
@@ -415,7 +413,7 @@ impl Session {
         if self.targets.is_empty() {
             let snapshot = match self.end() {
                 How::Own(session) => Some(session.commit_with(message, &options)?),
-                // The joined session ends here, without a commit.
+                // A joined session ends here without a commit.
                 How::Joined(..) => None,
                 How::Ended(_) => return Err(Error::SessionEnded),
             };
@@ -431,17 +429,17 @@ impl Session {
         run_with(&planned, spec, executor, &run_options)
     }
 
-    /// Ends the session, and returns what it was.
+    /// Ends the session, and returns its previous state.
     fn end(&mut self) -> How {
         let ended = How::Ended(self.seen());
         std::mem::replace(&mut self.how, ended)
     }
 
-    /// Returns the publisher that commits the results of a run here, or adds them to the session
-    /// that was joined: for [`RunOptions::session`].
+    /// Returns the publisher that commits a run's results to this session, or adds them to the
+    /// joined session. Use it as [`RunOptions::session`].
     ///
     /// # Errors
-    /// The session has been committed.
+    /// Returns an error if the session was committed.
     pub fn publishing(
         mut self,
         message: &str,
@@ -455,11 +453,11 @@ impl Session {
     }
 }
 
-/// Opens an array of a version of a repository: the name of a branch, such as `"main"`, or a
-/// [`Version`]. Plans name the snapshot, so they read it, whatever is committed later.
+/// Opens an array of a version of a repository: a branch name, such as `"main"`, or a [`Version`].
+/// Plans refer to the snapshot, so later commits have no effect.
 ///
 /// # Errors
-/// Fails if there is no such version, or no array in it.
+/// Returns an error if the version or the array does not exist.
 pub fn open_version(
     repository: &Repository,
     version: impl Into<Version>,

@@ -16,10 +16,10 @@ use crate::error::{Error, Packed};
 
 /// A lazy, chunked, immutable array.
 ///
-/// Cheap to clone. Building never fails in the middle of a chain: a function or an operator that
-/// fails returns an array that holds the error and its location in the caller's code. Later
-/// operations pass the first error on. [`check`](Array::check), the properties such as
-/// [`shape`](Array::shape), and everything that plans, stores or computes return it.
+/// Clones are cheap. A chain of operations never fails halfway: a function or operator that fails
+/// returns an array with the error and its location in the caller's code. Later operations pass the
+/// first error on. [`check`](Array::check), the properties such as [`shape`](Array::shape), and all
+/// functions that plan, store or compute return it.
 #[derive(Clone)]
 #[must_use = "arrays are lazy: store or compute them"]
 pub struct Array {
@@ -46,12 +46,12 @@ pub struct Dim {
 /// An axis of a stored array, or a slice of it.
 #[derive(Clone, Debug)]
 pub(crate) struct Origin {
-    /// The store, and the group's path in it, of the array that the axis comes from.
+    /// The store of the array that the axis comes from, and the path of its group.
     pub(crate) store: Arc<dyn Store>,
     pub(crate) group: String,
-    /// Length of the stored axis.
+    /// The length of the stored axis.
     pub(crate) len: u64,
-    /// First element and pace.
+    /// The first element and the step.
     pub(crate) start: u64,
     pub(crate) step: i64,
 }
@@ -79,7 +79,7 @@ impl Array {
         Array::from_parts(node, dims, Map::new())
     }
 
-    /// An array that is an error.
+    /// Returns an array that holds an error.
     pub(crate) fn failed(error: Error, at: &'static Location<'static>) -> Array {
         let error = match error {
             Error::Deferred { .. } => Arc::new(error),
@@ -88,10 +88,10 @@ impl Array {
         Array { inner: Err(error) }
     }
 
-    /// Returns the first error of the expression that built this array, if it has one.
+    /// Checks the expression that built this array.
     ///
     /// # Errors
-    /// The first error, with the caller's location.
+    /// Returns the first error of the expression, with the caller's location.
     pub fn check(&self) -> Result<(), Error> {
         self.get().map(drop)
     }
@@ -100,7 +100,7 @@ impl Array {
         self.inner.as_ref().map_err(|e| (**e).clone())
     }
 
-    /// The node of the engine's graph.
+    /// Returns the node of the engine's graph.
     ///
     /// # Errors
     /// Fails with the first error of the array's expression.
@@ -111,7 +111,7 @@ impl Array {
     /// Returns the number of elements along each axis.
     ///
     /// # Errors
-    /// The first error of the array's expression, as for all properties.
+    /// Fails with the first error of the array's expression.
     pub fn shape(&self) -> Result<Vec<u64>, Error> {
         Ok(self.node()?.shape())
     }
@@ -140,7 +140,7 @@ impl Array {
         Ok(self.node()?.dtype)
     }
 
-    /// Returns the bytes of one element.
+    /// Returns the size of one element in bytes.
     ///
     /// # Errors
     /// Fails with the first error of the array's expression.
@@ -148,7 +148,7 @@ impl Array {
         Ok(self.dtype()?.size())
     }
 
-    /// Returns the bytes of all elements.
+    /// Returns the size of all elements in bytes.
     ///
     /// # Errors
     /// Fails with the first error of the array's expression.
@@ -164,7 +164,7 @@ impl Array {
         Ok(self.grid()?.max_chunk())
     }
 
-    /// Returns the chunks along each axis.
+    /// Returns the chunk lengths along each axis.
     ///
     /// # Errors
     /// Fails with the first error of the array's expression.
@@ -172,10 +172,10 @@ impl Array {
         Ok(&self.node()?.grid)
     }
 
-    /// Returns the position of an axis, for instance of a name.
+    /// Returns the position of an axis, for example of a named one.
     ///
     /// # Errors
-    /// The axis does not exist.
+    /// Fails if the axis does not exist.
     pub fn axis(&self, axis: impl Into<Axis>) -> Result<usize, Error> {
         axis.into().resolve(&self.get()?.dims)
     }
@@ -188,7 +188,7 @@ impl Array {
         Ok(&self.get()?.dims)
     }
 
-    /// Returns the user attributes that are still valid.
+    /// Returns the user attributes that are valid for this array.
     ///
     /// # Errors
     /// Fails with the first error of the array's expression.
@@ -199,7 +199,7 @@ impl Array {
     /// Names the axes: `x.with_dims(["time", "lat"])`. `None` leaves an axis without a name.
     ///
     /// # Errors
-    /// The number of names is not the number of axes.
+    /// Fails if the number of names differs from the number of axes.
     #[track_caller]
     pub fn with_dims<'a, N: Into<Option<&'a str>>>(
         &self,
@@ -226,7 +226,7 @@ impl Array {
         Ok(Array { inner: Ok(inner) })
     }
 
-    /// The same array with an attribute.
+    /// Returns the array with an attribute added.
     ///
     /// # Errors
     /// Fails with the first error of the array's expression.
@@ -245,14 +245,13 @@ impl Array {
         Ok(Array { inner: Ok(inner) })
     }
 
-    /// The stored numbers of a packed array as they are: without the attributes that say how they
-    /// are packed, and those that hold for unpacked values. An array that is not packed stays as it
-    /// is.
+    /// Returns the stored numbers of a packed array, without the attributes that describe the
+    /// packing and those that apply to unpacked values. An array that is not packed is returned
+    /// unchanged.
     ///
-    /// Values that were packed by the attributes `scale_factor`, `add_offset`, `_Unsigned`,
-    /// `_FillValue` or `missing_value` are not unpacked when they are read. They can be copied;
-    /// what computes on them is refused with [`Error::Packed`], unless they are asked for by this
-    /// method.
+    /// Values are packed if the array has an attribute `scale_factor`, `add_offset`, `_Unsigned`,
+    /// `_FillValue` or `missing_value`. Reading does not unpack them. Packed arrays can be copied,
+    /// but computations on them return [`Error::Packed`] unless this method is called first.
     ///
     /// ```
     /// # use freestone_kernels::DType;
@@ -284,7 +283,7 @@ impl Array {
         Ok(Array { inner: Ok(inner) })
     }
 
-    /// Returns how the values are packed, if they are.
+    /// Returns the packing of the values; `None` if they are not packed.
     ///
     /// # Errors
     /// Fails with the first error of the array's expression.
@@ -292,21 +291,21 @@ impl Array {
         Ok(self.get()?.packing())
     }
 
-    /// Refuses an array whose values are packed, before something else than a copy is made of it.
+    /// Rejects an array with packed values. Called for all operations except copies.
     ///
     /// # Errors
-    /// [`Error::Packed`]; the error that an operator left here.
+    /// Returns [`Error::Packed`], or the error that this array holds.
     pub fn check_unpacked(&self) -> Result<(), Error> {
         self.get()?.check_unpacked()
     }
 
-    /// The same values in chunks of another shape.
+    /// Returns the same values in chunks of another shape.
     ///
-    /// Cost: one copy, or several with intermediates between them where reading chunks again and
-    /// again would cost more; a plan says which and why.
+    /// Cost: one copy, or several copies with intermediates if a single copy would read chunks
+    /// repeatedly. The explanation of a plan states the choice and its reason.
     ///
     /// # Errors
-    /// Fails if their number is not that of the axes, or one is 0.
+    /// Fails if the number of chunk lengths differs from the number of axes, or if a length is 0.
     #[track_caller]
     pub fn rechunk(&self, chunks: impl AsRef<[u64]>) -> Array {
         or_failed(self.try_rechunk(chunks.as_ref()))
@@ -342,11 +341,11 @@ impl AsRef<Array> for Array {
     }
 }
 
-/// Returns the array, or one that carries the error and the location of the public function's
+/// Returns the array, or an array that holds the error with the location of the public function's
 /// caller.
 #[track_caller]
 pub(crate) fn or_failed(result: Result<Array, Error>) -> Array {
-    // Not in a closure, which has a location of its own.
+    // A closure would have a location of its own.
     match result {
         Ok(array) => array,
         Err(error) => Array::failed(error, Location::caller()),
@@ -364,7 +363,7 @@ impl Inner {
     }
 }
 
-/// Returns the location that the values of a copy come from.
+/// Returns the location of the array whose values are copied.
 fn source(node: &NodeRef) -> Option<String> {
     match &node.op {
         Op::Stored(stored) => Some(stored.location()),
@@ -374,7 +373,7 @@ fn source(node: &NodeRef) -> Option<String> {
     }
 }
 
-/// Attributes that lose their meaning when values or dtype change.
+/// The attributes that become invalid when values or dtype change.
 const BOUND_TO_VALUES: [&str; 13] = [
     "_FillValue",
     "missing_value",
@@ -391,24 +390,23 @@ const BOUND_TO_VALUES: [&str; 13] = [
     "actual_range",
 ];
 
-/// The attributes of an array that is computed: those that all its inputs agree on and that do not
-/// describe their values.
+/// Returns the attributes of a computed array: those on which all inputs agree and that do not
+/// describe values.
 ///
-/// All that computes asks for them here, so this is where packed values are refused.
+/// All computations call this function, which therefore rejects packed values.
 ///
 /// # Errors
-/// [`Error::Packed`]; the error that an operator left in an input.
+/// Returns [`Error::Packed`], or the error that an input holds.
 pub(crate) fn computed_attributes(inputs: &[&Array]) -> Result<Map<String, Value>, Error> {
     inputs.iter().try_for_each(|array| array.check_unpacked())?;
     kept_attributes(inputs)
 }
 
-/// The attributes of an array whose elements are those of others, one beside the other: as of a
-/// computed one, and how the values are packed.
+/// Returns the attributes of an array that joins the elements of others: those of a computed array,
+/// and the attributes of the packing.
 ///
 /// # Errors
-/// [`Error::Packed`] where they are not all packed alike; the error that an operator left in an
-/// input.
+/// Returns [`Error::Packed`] if the packings differ, or the error that an input holds.
 pub(crate) fn joined_attributes(inputs: &[&Array]) -> Result<Map<String, Value>, Error> {
     let Some(first) = inputs.first() else { return Ok(Map::new()) };
     let packing = first.packing()?;

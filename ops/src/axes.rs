@@ -5,7 +5,7 @@ use std::fmt;
 use crate::array::Dim;
 use crate::error::Error;
 
-/// One axis of an array: a number or the name of a dimension.
+/// An axis of an array: its position or its name.
 ///
 /// Negative numbers count from the end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,12 +45,12 @@ impl fmt::Display for Axis {
 }
 
 impl Axis {
-    /// The axis at a position that is known to exist.
+    /// Returns the axis at a valid position.
     pub(crate) fn position(at: usize) -> Axis {
         Axis::Number(at as i64)
     }
 
-    /// The axis's position in an array with these dimensions.
+    /// Returns the position of the axis in an array with these dimensions.
     pub(crate) fn resolve(&self, dims: &[Dim]) -> Result<usize, Error> {
         match self {
             Axis::Number(axis) => position(*axis, dims.len()),
@@ -136,12 +136,12 @@ impl<T: Into<Axis>> FromIterator<T> for Axes {
 }
 
 impl Axes {
-    /// The number of axes; `None` for all axes.
+    /// Returns the number of axes; `None` for all axes.
     pub(crate) fn len(&self) -> Option<usize> {
         self.0.as_ref().map(Vec::len)
     }
 
-    /// The positions in an array with these dimensions, in the given order.
+    /// Returns the positions in an array with these dimensions, in the given order.
     pub(crate) fn in_order(&self, dims: &[Dim]) -> Result<Vec<usize>, Error> {
         let Some(axes) = &self.0 else { return Ok((0..dims.len()).collect()) };
         let mut positions: Vec<usize> = Vec::with_capacity(axes.len());
@@ -155,7 +155,7 @@ impl Axes {
         Ok(positions)
     }
 
-    /// The positions in an array with these dimensions, in ascending order.
+    /// Returns the positions in an array with these dimensions, in ascending order.
     pub(crate) fn resolve(&self, dims: &[Dim]) -> Result<Vec<usize>, Error> {
         let mut positions = self.in_order(dims)?;
         positions.sort_unstable();

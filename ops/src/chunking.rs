@@ -1,16 +1,16 @@
 //! Default chunks.
 
-/// Bytes of a chunk where nothing else is asked for.
+/// The approximate size of default chunks in bytes.
 pub const DEFAULT_CHUNK_BYTES: u64 = 16_000_000;
 
-/// Chunks of about [`DEFAULT_CHUNK_BYTES`], as near to cubes as the shape allows, and of nearly
-/// equal lengths along each axis.
+/// Returns chunks of about [`DEFAULT_CHUNK_BYTES`]. They are as close to cubes as the shape allows,
+/// and of nearly equal lengths along each axis.
 pub fn default_chunks(shape: &[u64], itemsize: usize) -> Vec<u64> {
     let mut chunks = vec![1; shape.len()];
     let mut order: Vec<usize> = (0..shape.len()).collect();
     order.sort_by_key(|d| shape[*d]);
     let mut elements = (DEFAULT_CHUNK_BYTES / itemsize.max(1) as u64).max(1);
-    // Short axes first: what they leave is for the longer ones.
+    // Short axes first, so that the longer ones can use the remainder.
     for (i, d) in order.iter().enumerate() {
         let side = (elements as f64).powf(1.0 / (shape.len() - i) as f64).floor().max(1.0) as u64;
         let n = shape[*d].max(1);

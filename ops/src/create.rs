@@ -1,4 +1,4 @@
-//! Arrays from nothing, and from the program's memory.
+//! Creation of arrays.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use crate::range::length;
 /// Creates an array filled with `value`, cast to `dtype`.
 ///
 /// # Errors
-/// Fails if the dtype cannot hold the value, or the chunks do not fit the shape.
+/// Fails if the dtype cannot hold the value, or if the chunks do not match the shape.
 #[track_caller]
 pub fn full(
     shape: impl AsRef<[u64]>,
@@ -44,7 +44,7 @@ pub(crate) fn try_full(
 /// Creates an array of zeros.
 ///
 /// # Errors
-/// Fails if the chunks do not fit the shape.
+/// Fails if the chunks do not match the shape.
 #[track_caller]
 pub fn zeros(shape: impl AsRef<[u64]>, dtype: DType, chunks: impl AsRef<[u64]>) -> Array {
     or_failed(try_zeros(shape.as_ref(), dtype, chunks.as_ref()))
@@ -57,7 +57,7 @@ pub(crate) fn try_zeros(shape: &[u64], dtype: DType, chunks: &[u64]) -> Result<A
 /// Creates an array of ones.
 ///
 /// # Errors
-/// Fails if the chunks do not fit the shape.
+/// Fails if the chunks do not match the shape.
 #[track_caller]
 pub fn ones(shape: impl AsRef<[u64]>, dtype: DType, chunks: impl AsRef<[u64]>) -> Array {
     or_failed(try_ones(shape.as_ref(), dtype, chunks.as_ref()))
@@ -67,10 +67,11 @@ pub(crate) fn try_ones(shape: &[u64], dtype: DType, chunks: &[u64]) -> Result<Ar
     try_full(shape, 1, dtype, chunks)
 }
 
-/// Creates an array of unspecified values: zeros, since other values would not be cheaper.
+/// Creates an array of unspecified values. They are zeros, because other values would not be
+/// cheaper.
 ///
 /// # Errors
-/// Fails if the chunks do not fit the shape.
+/// Fails if the chunks do not match the shape.
 #[track_caller]
 pub fn empty(shape: impl AsRef<[u64]>, dtype: DType, chunks: impl AsRef<[u64]>) -> Array {
     or_failed(try_empty(shape.as_ref(), dtype, chunks.as_ref()))
@@ -80,8 +81,8 @@ pub(crate) fn try_empty(shape: &[u64], dtype: DType, chunks: &[u64]) -> Result<A
     try_zeros(shape, dtype, chunks)
 }
 
-/// Creates an array filled with `value`, with the shape and chunks of another array, and its dtype
-/// unless one is given.
+/// Creates an array filled with `value`, with the shape and chunks of another array. The default
+/// dtype is that of the other array.
 ///
 /// # Errors
 /// Fails if the dtype cannot hold the value, and with the first error of the array's expression.
@@ -144,14 +145,14 @@ pub(crate) fn try_empty_like(array: &Array, dtype: Option<DType>) -> Result<Arra
     try_zeros_like(array, dtype)
 }
 
-/// Creates the values `start, start + step, …` up to but without `stop`.
+/// Creates the values `start, start + step, …` up to but not including `stop`.
 ///
-/// Shape: `(⌈(stop − start) / step⌉,)` by exact arithmetic of the given values, or no elements.
+/// Shape: `(⌈(stop − start) / step⌉,)`, by exact arithmetic, or no elements if this is negative.
 /// Integers are exact.
 ///
 /// # Errors
-/// Fails if the step is 0, a number is not finite or not real, `dtype` is bool or complex, or an
-/// integer dtype cannot hold the elements.
+/// Fails if the step is 0, if a number is not finite or not real, if `dtype` is bool or complex, or
+/// if an integer dtype cannot hold the elements.
 #[track_caller]
 pub fn arange(
     start: impl Into<Scalar>,
@@ -183,7 +184,7 @@ pub(crate) fn try_arange(
     if !dtype.is_integer() {
         return generated(&[n], dtype, &[chunk], Generate::Arange { start, step });
     }
-    // As NumPy, integers start from an integer and go on by one.
+    // As in NumPy, integers start at an integer and advance by an integer.
     let truncated = |s: Scalar| whole(s).or_else(|| whole(s.cast(DType::Int64))).ok_or_else(bad);
     let held = |value: i128| {
         let number = i64::try_from(value)
@@ -204,8 +205,8 @@ pub(crate) fn try_arange(
     generated(&[n], dtype, &[chunk], Generate::Arange { start, step })
 }
 
-/// Creates `n` evenly spaced values from `start` to `stop`. With `endpoint`, `stop` is the last
-/// value; otherwise it would be the next one.
+/// Creates `n` evenly spaced values from `start` to `stop`. `stop` is the last value if `endpoint`
+/// is true, and otherwise the value that would follow the last one.
 ///
 /// # Errors
 /// Fails if `dtype` is bool or complex.
@@ -237,7 +238,7 @@ pub(crate) fn try_linspace(
 /// Creates a matrix with ones on one diagonal, `k` above the main diagonal, and zeros elsewhere.
 ///
 /// # Errors
-/// Fails if the chunks do not fit the shape.
+/// Fails if the chunks do not match the shape.
 #[track_caller]
 pub fn eye(rows: u64, columns: u64, k: i64, dtype: DType, chunks: impl AsRef<[u64]>) -> Array {
     or_failed(try_eye(rows, columns, k, dtype, chunks.as_ref()))
@@ -253,8 +254,8 @@ pub(crate) fn try_eye(
     generated(&[rows, columns], dtype, chunks, Generate::Eye { k })
 }
 
-/// Keeps the lower triangle of the last two axes, up to the `k`-th diagonal above the main one.
-/// Other elements are 0.
+/// Keeps the lower triangle of the last two axes, up to and including the `k`-th diagonal above the
+/// main one. Other elements are 0.
 ///
 /// Cost: no stage.
 ///
@@ -323,21 +324,21 @@ fn triangle(array: &Array, k: i64) -> Result<Array, Error> {
     })))
 }
 
-/// The order of the axes of [`meshgrid`].
+/// The order of the first two axes of [`meshgrid`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Indexing {
-    /// The first array runs along the second axis.
+    /// The first array varies along the second axis, and the second along the first.
     Xy,
-    /// Array `i` runs along axis `i`.
+    /// Array `i` varies along axis `i`.
     Ij,
 }
 
-/// Broadcasts one-dimensional arrays over the grid that they span.
+/// Broadcasts one-dimensional arrays to the grid that they span.
 ///
 /// Cost: no stage.
 ///
 /// # Errors
-/// Fails if an array has another number of axes, or dtypes differ.
+/// Fails if an array is not one-dimensional, or if dtypes differ.
 pub fn meshgrid(
     arrays: impl IntoIterator<Item = impl AsRef<Array>>,
     indexing: Indexing,
@@ -371,11 +372,10 @@ pub fn meshgrid(
 
 /// Creates independent uniform values in `[low, high)`.
 ///
-/// A value follows from the seed and its index (Philox4x32-10), so it does not depend on the
-/// chunks.
+/// Each value depends only on the seed and its index (Philox4x32-10), not on the chunks.
 ///
 /// # Errors
-/// Fails if `dtype` is not a real float, or the chunks do not fit the shape.
+/// Fails if `dtype` is not a real float, or if the chunks do not match the shape.
 #[track_caller]
 pub fn random_uniform(
     shape: impl AsRef<[u64]>,
@@ -407,11 +407,11 @@ pub(crate) fn try_random_uniform(
     )
 }
 
-/// Creates independent normal values, by the method of Box & Muller. Values do not depend on the
-/// chunks, as in [`random_uniform`].
+/// Creates independent normal values by the Box–Muller method. As for [`random_uniform`], values do
+/// not depend on the chunks.
 ///
 /// # Errors
-/// Fails if `dtype` is not a real float, or the chunks do not fit the shape.
+/// Fails if `dtype` is not a real float, or if the chunks do not match the shape.
 #[track_caller]
 pub fn random_normal(
     shape: impl AsRef<[u64]>,
@@ -443,12 +443,12 @@ pub(crate) fn try_random_normal(
     )
 }
 
-/// Creates independent, uniformly distributed integers of `low..high`. Values do not depend on the
-/// chunks, as in [`random_uniform`].
+/// Creates independent, uniformly distributed integers in `low..high`. As for [`random_uniform`],
+/// values do not depend on the chunks.
 ///
 /// # Errors
-/// Fails if `dtype` is not an integer or cannot hold the bounds, the range is empty, or the chunks
-/// do not fit the shape.
+/// Fails if `dtype` is not an integer or cannot hold the bounds, if the range is empty, or if the
+/// chunks do not match the shape.
 #[track_caller]
 pub fn random_integers(
     shape: impl AsRef<[u64]>,
@@ -494,17 +494,17 @@ fn generated(shape: &[u64], dtype: DType, chunks: &[u64], what: Generate) -> Res
     Ok(Array::unnamed(Arc::new(Node { op: Op::Generate(what), dtype, grid })))
 }
 
-/// Maximum bytes of a constant in a plan. Larger arrays go to a store in the memory of this
-/// process.
+/// The maximum size of a constant in a plan, in bytes. Larger arrays are kept in an in-memory store
+/// of this process.
 const MAX_CONSTANT_BYTES: usize = 1_000_000;
 
-/// Approximate bytes of a chunk of an array in memory.
+/// The approximate size of a chunk of an in-memory array, in bytes.
 const MEMORY_CHUNK_BYTES: usize = 8_000_000;
 
 /// Creates an array from an `ndarray` array.
 ///
-/// Up to 1 MB becomes part of the plan. A larger array stays in this process, where workers in
-/// other processes cannot access it: store it for those.
+/// An array of up to 1 MB becomes part of the plan. A larger array stays in this process, where
+/// workers in other processes cannot access it; store it first for these.
 #[track_caller]
 pub fn asarray<T: Element, S: Data<Elem = T>, D: Dimension>(values: &ArrayBase<S, D>) -> Array {
     or_failed(in_memory(values))
@@ -518,7 +518,7 @@ fn in_memory<T: Element, S: Data<Elem = T>, D: Dimension>(
     if size_of_val(flat.as_slice()) <= MAX_CONSTANT_BYTES {
         return Ok(constant(&shape, T::DTYPE, Buffer::from_slice(&flat)));
     }
-    // Chunks of whole rows, the last one filled up.
+    // Chunks are whole rows; the last one is padded.
     let row: usize = values.shape()[1..].iter().product();
     let rows = (MEMORY_CHUNK_BYTES / (row * size_of::<T>()).max(1)).clamp(1, values.shape()[0]);
     let chunk: Vec<u64> = std::iter::once(rows as u64).chain(shape[1..].iter().copied()).collect();
@@ -549,7 +549,7 @@ fn in_memory<T: Element, S: Data<Elem = T>, D: Dimension>(
 /// Creates an array from numbers in C order, each cast to `dtype`.
 ///
 /// # Errors
-/// Fails if the number of values does not match the shape, or they exceed 1 MB.
+/// Fails if the number of values does not match the shape, or if the array exceeds 1 MB.
 #[track_caller]
 pub fn from_scalars(
     shape: impl AsRef<[usize]>,

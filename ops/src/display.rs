@@ -1,4 +1,4 @@
-//! The short text of an array: dtype, shape, chunks, bytes and the size of its graph.
+//! The summary of an array: dtype, shape, chunks, size, and the number of nodes of its graph.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -9,8 +9,8 @@ use freestone_engine::memory::size;
 
 use crate::array::{Array, Inner};
 
-/// Writes for instance `Array float32 [time 12, lat 73, lon 144], chunks [3, 37, 72], 504.6 kB, 3
-/// nodes`.
+/// Writes a summary such as `Array float32 [time 12, lat 73, lon 144], chunks [3, 37, 72], 504.6
+/// kB, 3 nodes`.
 impl fmt::Display for Array {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.inner {
@@ -47,7 +47,7 @@ fn write_array(inner: &Inner, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     )
 }
 
-/// Returns the number of distinct nodes that an array is computed from, its own included.
+/// Returns the number of distinct nodes in the graph of an array, including its own.
 fn count_nodes(root: &NodeRef) -> usize {
     let (mut seen, mut pending) = (HashSet::new(), vec![root]);
     while let Some(node) = pending.pop() {

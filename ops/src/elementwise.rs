@@ -1,6 +1,6 @@
 //! Elementwise functions.
 //!
-//! Operands broadcast and are promoted as the Array API standard says. Casts are inserted into the
+//! Operands are broadcast and promoted as in the Array API standard. Casts are inserted into the
 //! expression here, so that kernels never receive mixed dtypes. No function costs a stage.
 
 use std::sync::Arc;
@@ -17,8 +17,8 @@ use crate::promotion::{common, compared, is_comparison, of_bools, working};
 
 /// An operand: an array or a number.
 ///
-/// A number takes the dtype of the array beside it where that dtype can hold it, as Python's
-/// numbers do. Otherwise only the kind of its dtype matters.
+/// A number takes the dtype of the other operand if that dtype can hold the number, like a Python
+/// scalar in the Array API standard. Otherwise, only the kind of the number's dtype matters.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Operand {
@@ -91,7 +91,7 @@ macro_rules! bounds {
 }
 bounds!(Operand, Array, &Array, Scalar, i8, i16, i32, i64, u8, u16, u32, u64, f32, f64);
 
-/// The shape that all broadcast to.
+/// Returns the shape to which all operands broadcast.
 pub(crate) fn broadcast_shapes(left: &[u64], right: &[u64]) -> Result<Vec<u64>, Error> {
     let rank = left.len().max(right.len());
     let at = |shape: &[u64], from_end: usize| {
@@ -109,7 +109,7 @@ pub(crate) fn broadcast_shapes(left: &[u64], right: &[u64]) -> Result<Vec<u64>, 
         .collect()
 }
 
-/// The node seen in a shape that its own broadcasts to.
+/// Returns a node broadcast to a shape.
 pub(crate) fn broadcast_node(node: &NodeRef, shape: &[u64]) -> NodeRef {
     let own = node.shape();
     if own == shape {
@@ -126,8 +126,8 @@ pub(crate) fn broadcast_node(node: &NodeRef, shape: &[u64]) -> NodeRef {
     Node::view(vec![Arc::clone(node)], ReadMap::image(shape.to_vec(), axes.collect()))
 }
 
-/// Names of the axes of a broadcast result: the first operand that names an axis and has its full
-/// length decides.
+/// Returns the dimensions of a broadcast result. Of the operands that have an axis in its full
+/// length, the first one with a name determines it.
 fn broadcast_dims(operands: &[&Array], shape: &[u64]) -> Result<Vec<Dim>, Error> {
     let mut dims = vec![Dim::default(); shape.len()];
     for array in operands {
@@ -145,7 +145,7 @@ fn broadcast_dims(operands: &[&Array], shape: &[u64]) -> Result<Vec<Dim>, Error>
                     && name.origin.is_some()
                     && target.origin != name.origin)
             {
-                // Names or coordinates that disagree: neither can be right for the result.
+                // The coordinates differ, so neither is that of the result.
                 target.origin = None;
             }
         }
@@ -153,7 +153,7 @@ fn broadcast_dims(operands: &[&Array], shape: &[u64]) -> Result<Vec<Dim>, Error>
     Ok(dims)
 }
 
-/// Applies a function to arrays that broadcast.
+/// Applies a function to arrays after broadcasting them.
 fn map(
     operands: &[&Array],
     build: impl FnOnce(&mut Expr, &[u32]) -> Result<u32, Error>,
@@ -184,10 +184,10 @@ fn arrays_of(operands: &[Operand]) -> Vec<&Array> {
     operands.iter().filter_map(|o| if let Operand::Array(a) = o { Some(a) } else { None }).collect()
 }
 
-/// Applies a function of two operands by its operation, as the named functions below do.
+/// Applies a binary operation to two operands, like the function named after the operation.
 ///
 /// # Errors
-/// Fails if shapes do not broadcast, or it is not defined for the dtype that both are promoted to.
+/// Fails if the shapes do not broadcast, or if the operation is not defined for the promoted dtype.
 #[track_caller]
 pub fn binary(op: BinaryOp, left: Operand, right: Operand) -> Array {
     or_failed(try_binary(op, left, right))
@@ -197,7 +197,7 @@ pub(crate) fn try_binary(op: BinaryOp, left: Operand, right: Operand) -> Result<
     let operands = [left, right];
     if arrays_of(&operands).is_empty() {
         return Err(Error::Argument(format!(
-            "{} of two numbers is no array: make one of them an array",
+            "{} of two numbers is not an array (hint: create an array from one of them)",
             op.name()
         )));
     }
@@ -220,10 +220,10 @@ pub(crate) fn try_binary(op: BinaryOp, left: Operand, right: Operand) -> Result<
     })
 }
 
-/// Applies a function of one array by its operation, as the named functions below do.
+/// Applies a unary operation to an array, like the function named after the operation.
 ///
 /// # Errors
-/// Fails if it is not defined for the dtype.
+/// Fails if the operation is not defined for the dtype.
 #[track_caller]
 pub fn unary(op: UnaryOp, a: &Array) -> Array {
     or_failed(try_unary(op, a))
@@ -242,12 +242,12 @@ macro_rules! binary_functions {
         $(
             #[doc = $doc]
             ///
-            /// Shapes broadcast, dtypes are promoted as the Array API standard says, and where it
-            /// is silent as NumPy does. Cost: no stage.
+            /// Shapes broadcast. Dtypes are promoted as specified by the Array API standard; cases
+            /// that it leaves open follow NumPy. Cost: no stage.
             ///
             /// # Errors
-            /// Fails if shapes do not broadcast, or it is not defined for the dtype that both are
-            /// promoted to.
+            /// Fails if the shapes do not broadcast, or if the function is not defined for the
+            /// promoted dtype.
             #[track_caller]
             pub fn $name(x1: impl Into<Operand>, x2: impl Into<Operand>) -> Array {
                 binary(BinaryOp::$op, x1.into(), x2.into())
@@ -264,7 +264,7 @@ macro_rules! binary_functions {
             }
         )* }
 
-        /// The functions of two operands: name in the standard, operation, description.
+        /// The binary functions: name in the standard, operation, description.
         pub const BINARY: &[(&str, BinaryOp, &str)] =
             &[$((stringify!($name), BinaryOp::$op, $doc)),*];
     };
@@ -316,7 +316,7 @@ macro_rules! unary_functions {
             /// Cost: no stage.
             ///
             /// # Errors
-            /// Fails if it is not defined for the dtype.
+            /// Fails if the function is not defined for the dtype.
             #[track_caller]
             pub fn $name(x: &Array) -> Array {
                 unary(UnaryOp::$op, x)
@@ -333,7 +333,7 @@ macro_rules! unary_functions {
             }
         )* }
 
-        /// The functions of one array: name in the standard, operation, description.
+        /// The unary functions: name in the standard, operation, description.
         pub const UNARY: &[(&str, UnaryOp, &str)] = &[$((stringify!($name), UnaryOp::$op, $doc)),*];
     };
 }
@@ -380,13 +380,13 @@ unary_functions! {
     trunc Trunc "The element rounded towards 0 to an integer.";
 }
 
-/// Limits elements to the range from `min` to `max`; a bound of `None` is no bound.
+/// Limits elements to the range from `min` to `max`. `None` disables a bound.
 ///
-/// The result is NaN where an element or a bound is NaN. Bounds take the array's dtype, and
+/// The result is NaN where an element or a bound is NaN. Bounds are cast to the array's dtype and
 /// broadcast to its shape. Cost: no stage.
 ///
 /// # Errors
-/// A bound does not fit the dtype or the shape.
+/// Fails if a bound cannot be cast to the dtype or broadcast to the shape.
 #[track_caller]
 pub fn clip(x: &Array, min: impl Into<Bound>, max: impl Into<Bound>) -> Array {
     or_failed(try_clip(x, min.into(), max.into()))
@@ -405,13 +405,13 @@ fn try_clip(x: &Array, min: Bound, max: Bound) -> Result<Array, Error> {
     }
     if clipped.dtype()? != dtype {
         return Err(Error::Argument(format!(
-            "a float does not bound an array of {dtype}: cast the array first"
+            "a float cannot bound an array of {dtype} (hint: cast the array first)"
         )));
     }
     Ok(clipped)
 }
 
-/// Casts an array that is a bound to the dtype, if it fits that and the shape.
+/// Casts a bound to the dtype, if dtype and shape permit.
 fn fitting(bound: Operand, dtype: DType, shape: &[u64]) -> Result<Operand, Error> {
     let Operand::Array(array) = bound else { return Ok(bound) };
     let (own, own_shape) = (array.dtype()?, array.shape()?);
@@ -419,16 +419,16 @@ fn fitting(bound: Operand, dtype: DType, shape: &[u64]) -> Result<Operand, Error
         return Ok(Operand::Array(array.try_astype(dtype)?));
     }
     Err(Error::Argument(format!(
-        "a bound of {own} {own_shape:?} does not fit an array of {dtype} {shape:?}"
+        "cannot bound an array of {dtype} {shape:?} by one of {own} {own_shape:?}"
     )))
 }
 
-/// Applies an elementwise expression of one result to arrays that broadcast.
+/// Applies an elementwise expression with one result to arrays after broadcasting them.
 ///
 /// Cost: no stage.
 ///
 /// # Errors
-/// Fails if shapes do not broadcast, or the expression's inputs are of other dtypes.
+/// Fails if the shapes do not broadcast, or if the dtypes are not those of the expression's inputs.
 #[track_caller]
 pub fn apply(expr: &Expr, arrays: impl IntoIterator<Item = impl AsRef<Array>>) -> Array {
     let arrays = cloned(arrays);
@@ -446,10 +446,10 @@ pub(crate) fn try_apply(expr: &Expr, arrays: &[&Array]) -> Result<Array, Error> 
     map(arrays, |whole, slots| Ok(whole.append(expr, slots)?[0]))
 }
 
-/// Elements of `a` where `condition` is true, of `b` elsewhere.
+/// Selects elements of `a` where `condition` is true, and of `b` elsewhere.
 ///
 /// # Errors
-/// Fails if shapes do not broadcast, or the condition is not bool.
+/// Fails if the shapes do not broadcast, or if the condition is not bool.
 #[track_caller]
 pub fn where_(condition: &Array, x1: impl Into<Operand>, x2: impl Into<Operand>) -> Array {
     or_failed(try_where(condition, x1, x2))
@@ -475,19 +475,19 @@ impl Array {
         clip(self, min, max)
     }
 
-    /// Selects elements of `x1` where this array is true, of `x2` elsewhere. See
+    /// Selects elements of `x1` where this array is true, and of `x2` elsewhere. See
     /// [`where_`](crate::where_()).
     #[track_caller]
     pub fn where_(&self, x1: impl Into<Operand>, x2: impl Into<Operand>) -> Array {
         where_(self, x1, x2)
     }
 
-    /// The array in another dtype; to integers towards zero.
+    /// Casts the array to another dtype. Casts to integers round towards zero.
     ///
     /// Cost: no stage.
     ///
     /// # Errors
-    /// Fails if a complex array would become real.
+    /// Fails for a cast from a complex to a real dtype.
     #[track_caller]
     pub fn astype(&self, dtype: DType) -> Array {
         or_failed(self.try_astype(dtype))

@@ -13,7 +13,7 @@ use thiserror::Error;
 
 use crate::region::RegionError;
 
-/// An array whose values would have to be unpacked first.
+/// An array with packed values, in a computation that requires unpacked ones.
 #[derive(Clone, Debug, Error)]
 #[error(
     "cannot compute on {}: its values are packed ({}), and are not unpacked when they are read \
@@ -27,12 +27,12 @@ pub struct Packed {
     pub place: Option<String>,
     /// The name of the array in an expression.
     pub name: String,
-    /// How its values are packed.
+    /// The packing of its values.
     pub packing: Box<Packing>,
 }
 
 impl Packed {
-    /// Named by the last part of its place, where that can be a name.
+    /// Named after the last part of its location, if that is a valid name.
     pub(crate) fn new(place: Option<String>, packing: Packing) -> Packed {
         let last = place
             .as_deref()
@@ -64,7 +64,7 @@ fn known_names(names: &[String]) -> String {
     format!("the names are {}", quoted.join(", "))
 }
 
-/// Why an array cannot be built or stored.
+/// The error of building or storing an array.
 #[derive(Clone, Debug, Error)]
 #[allow(missing_docs)]
 #[non_exhaustive]
@@ -119,7 +119,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Returns the error without the location of the expression that it was deferred from.
+    /// Returns the error without the location of its expression.
     pub fn cause(&self) -> &Error {
         match self {
             Error::Deferred { source, .. } => source.cause(),

@@ -1,4 +1,4 @@
-//! Slices and indices, with the meaning that they have in Python: `x[3, ::2, ..., None]`.
+//! Slices and indices with Python's semantics: `x[3, ::2, ..., None]`.
 
 use std::ops::{Range, RangeFrom, RangeFull, RangeInclusive, RangeTo, RangeToInclusive};
 
@@ -6,8 +6,8 @@ use crate::array::{Array, or_failed};
 use crate::axes::Axis;
 use crate::error::Error;
 
-/// A range of elements with a step. Bounds are those of Python: negative ones count from the end,
-/// and the part beyond the array is cut off.
+/// A range of elements with a step. Bounds are as in Python: negative bounds count from the end,
+/// and bounds beyond the axis are clamped.
 ///
 /// ```
 /// use freestone_ops::Slice;
@@ -23,13 +23,13 @@ pub struct Slice {
 }
 
 impl Slice {
-    /// Creates a slice as Python's `slice(start, stop, step)` does. Without a bound, the slice
-    /// begins or ends at the end of the axis that the step's direction implies.
+    /// Creates a slice like Python's `slice(start, stop, step)`. A missing bound is the end of the
+    /// axis at which the slice begins or ends, in the direction of the step.
     pub const fn new(start: Option<i64>, stop: Option<i64>, step: i64) -> Slice {
         Slice { start, stop, step }
     }
 
-    /// Sets the step. With a negative step, elements come in reverse order.
+    /// Sets the step. A negative step reverses the order of elements.
     #[must_use]
     pub const fn step(self, step: i64) -> Slice {
         Slice { step, ..self }
@@ -72,24 +72,25 @@ impl From<RangeToInclusive<i64>> for Slice {
     }
 }
 
-/// The exclusive bound after an inclusive one: after the last element (-1) there is no bound.
+/// Returns the exclusive bound for an inclusive one. After the last element (-1) there is no bound.
 fn after(last: i64) -> Option<i64> {
     if last == -1 { None } else { Some(last.saturating_add(1)) }
 }
 
-/// One entry of an index. [`s!`](https://docs.rs/freestone) writes lists of entries as Python does.
+/// An entry of an index. [`s!`](https://docs.rs/freestone) creates lists of entries in Python's
+/// notation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Index {
-    /// One element of an axis, which is dropped. Negative numbers count from the end.
+    /// An element of an axis, which is dropped. Negative indices count from the end.
     At(i64),
     /// A range of elements.
     Slice(Slice),
-    /// All axes that no other entry takes: `...` in Python.
+    /// All axes without another entry: `...` in Python.
     Ellipsis,
     /// A new axis of length 1: `None` in Python.
     NewAxis,
-    /// These elements of an axis, in this order. An index can have one list.
+    /// The elements of an axis at these indices, in this order. An index can have one list.
     Take(Vec<i64>),
 }
 
@@ -136,9 +137,9 @@ index_from_slices!(
     RangeToInclusive<i64>
 );
 
-/// An index after checks that do not depend on the axes' lengths.
+/// An index after the checks that do not depend on the lengths of axes.
 struct Checked {
-    /// The entries that take an axis each.
+    /// The entries that index one axis each.
     n_taken: usize,
     /// True if the axis of the list moves to the front.
     list_moves: bool,
@@ -161,8 +162,8 @@ fn checked(index: &[Index], rank: usize) -> Result<Checked, Error> {
             "an index can have one list of numbers, not {n_lists}: index twice"
         )));
     }
-    // Beside a list, integers are lists of one element. Where other entries separate them, NumPy
-    // puts their common axis first.
+    // If an index has a list, integers are lists of one element. If other entries separate them
+    // from the list, NumPy puts their common axis first.
     let advanced = |i: &Index| matches!(i, Index::At(_) | Index::Take(_));
     let ends = index.iter().position(advanced).zip(index.iter().rposition(advanced));
     let separated = |(first, last): (usize, usize)| index[first..last].iter().any(|i| !advanced(i));
@@ -170,15 +171,15 @@ fn checked(index: &[Index], rank: usize) -> Result<Checked, Error> {
 }
 
 impl Array {
-    /// Selects elements by an index; axes without an entry stay whole.
+    /// Selects elements by an index. Axes without an entry are selected whole.
     ///
-    /// Shape: as in NumPy. A list's axis takes the list's place. Beside integers that something
-    /// other than an integer separates from it, the list's axis comes first: `x[0, :, [0, 1]]` has
-    /// the shape `(2, …)`. Cost: no stage.
+    /// Shape: as in NumPy. The axis of a list replaces the indexed axis. If other entries separate
+    /// an integer from the list, the list's axis comes first: `x[0, :, [0, 1]]` has the shape `(2,
+    /// …)`. Cost: no stage.
     ///
     /// # Errors
-    /// There are more entries than axes, an index is out of range, a step is 0, or there is more
-    /// than one ellipsis or list.
+    /// Fails if there are more entries than axes, if an index is out of range, if a step is 0, or
+    /// if there is more than one ellipsis or list.
     #[track_caller]
     pub fn index(&self, index: impl AsRef<[Index]>) -> Array {
         or_failed(self.try_index(index.as_ref()))
@@ -190,7 +191,7 @@ impl Array {
         let Checked { n_taken, list_moves } = checked(index, rank)?;
         let mut list_axis = 0;
         let mut result = self.clone();
-        // Axes of the result so far, and of this array for messages.
+        // The next axis of the result, and of this array for messages.
         let (mut axis, mut own) = (0, 0);
         for entry in index {
             match entry {

@@ -1,4 +1,4 @@
-//! Arrays in, arrays out.
+//! Input and output: stored arrays, and targets of results.
 
 use std::ops::Range;
 use std::path::Path;
@@ -27,7 +27,7 @@ use crate::region::{Region, RegionError, agrees, other_meaning, window};
 /// Opens an array of Zarr format 2 or 3 in an open store. Reads only metadata.
 ///
 /// # Errors
-/// Fails if there is no array, or it uses an unsupported feature.
+/// Fails if there is no array, or if it uses an unsupported feature.
 pub fn open_in(store: &Arc<dyn Store>, path: &str) -> Result<Array, Error> {
     let stored = open_array(store, path)?;
     let group = path.rsplit_once('/').map_or("", |(group, _)| group).to_owned();
@@ -52,7 +52,7 @@ pub fn open_in(store: &Arc<dyn Store>, path: &str) -> Result<Array, Error> {
     Ok(Array::from_parts(node, dims, attributes))
 }
 
-/// The destination of a result, and the options of storing it.
+/// The destination of a result, and its storage options.
 #[derive(Clone, Debug)]
 pub struct Target {
     array: Array,
@@ -70,17 +70,17 @@ pub struct Target {
 }
 
 impl Target {
-    /// Stores an array of its own at a location.
+    /// Stores an array by itself at a location.
     pub fn array(array: &Array, location: impl AsRef<Path>) -> Target {
         let (url, path) = split_location(&location.as_ref().to_string_lossy());
         Target::new(array, url, path, false)
     }
 
-    /// Stores an array in a group, with the coordinate arrays of its axes. A missing group is
-    /// created.
+    /// Stores an array in a group, with the coordinate arrays of its axes. Creates the group if it
+    /// is missing.
     ///
-    /// Planning reads the existing coordinates of the group: all arrays of a group share them, so
-    /// an array with other coordinates is refused. Axes without names get names, since readers of
+    /// Planning reads the group's existing coordinates. All arrays of a group share them, so an
+    /// array with other coordinates is rejected. Unnamed axes receive names, because readers of
     /// groups identify axes by name.
     pub fn in_group(array: &Array, group: impl AsRef<Path>, name: &str) -> Target {
         let group = group.as_ref().to_string_lossy().trim_end_matches('/').to_owned();
@@ -104,32 +104,31 @@ impl Target {
         }
     }
 
-    /// Uses open stores, for instance in memory.
+    /// Uses stores that are already open, for example in-memory stores.
     #[must_use]
     pub fn with_stores(mut self, stores: &Stores) -> Target {
         self.stores = stores.clone();
         self
     }
 
-    /// Sets the shape of stored chunks. The default is the array's chunks, made regular.
+    /// Sets the shape of stored chunks. The default is the array's chunk shape, made regular.
     #[must_use]
     pub fn chunks(mut self, chunks: impl AsRef<[u64]>) -> Target {
         self.chunks = Some(chunks.as_ref().to_vec());
         self
     }
 
-    /// Stores shards of this shape, each of which holds several chunks. The default is one object
-    /// for each chunk.
+    /// Stores shards of this shape, each with several chunks. By default, each chunk is an object.
     ///
-    /// Each length must be a multiple of the chunk's. A shard is written by one task, which holds
-    /// it whole; readers fetch single chunks.
+    /// Each length must be a multiple of the chunk's. A task holds and writes a whole shard;
+    /// readers fetch single chunks.
     #[must_use]
     pub fn shards(mut self, shards: impl AsRef<[u64]>) -> Target {
         self.shards = Some(shards.as_ref().to_vec());
         self
     }
 
-    /// Sets the codec, for instance `CodecName::Zstd(3)` or `"zstd:3+crc32c".parse()?`. The default
+    /// Sets the codec, for example `CodecName::Zstd(3)` or `"zstd:3+crc32c".parse()?`. The default
     /// is zstd at its default level.
     #[must_use]
     pub fn codec(mut self, codec: impl Into<Encoding>) -> Target {
@@ -151,8 +150,8 @@ impl Target {
         self
     }
 
-    /// Writes consolidated metadata of the group, from which readers learn of all arrays in one
-    /// request. Existing consolidated metadata are updated in any case.
+    /// Writes consolidated metadata of the group, with which readers list all arrays in one
+    /// request. Existing consolidated metadata are always updated.
     ///
     /// Applies to arrays [in groups](Target::in_group).
     #[must_use]
@@ -161,21 +160,21 @@ impl Target {
         self
     }
 
-    /// Writes a region of an existing array, one range for each axis. The array's metadata stay
-    /// unchanged.
+    /// Writes a region of an existing array, given by one range for each axis. The array's metadata
+    /// remain unchanged.
     ///
-    /// A region begins and ends at boundaries of stored chunks (or shards), or at the array's end.
+    /// A region begins and ends at boundaries of stored chunks or shards, or at the array's end.
     /// Runs may write different regions of one array concurrently. Each chunk is replaced
-    /// atomically; the region is not: readers see new chunks beside old ones until the run has
-    /// ended. Coordinates are not written. An atomic region needs a transactional store.
+    /// atomically, but the region is not: until the run ends, readers see a mixture of new and old
+    /// chunks. Coordinates are not written. An atomic region requires a transactional store.
     #[must_use]
     pub fn region(mut self, region: impl AsRef<[Range<u64>]>) -> Target {
         self.region = Some(Region::At(region.as_ref().to_vec()));
         self
     }
 
-    /// Writes a region, as [`region`](Target::region), that is located by coordinates: the values
-    /// of each named axis's coordinate must occur, contiguously, in the coordinate of the stored
+    /// Writes a region that is located by coordinates, like [`region`](Target::region). The values
+    /// of each named axis's coordinate must occur contiguously in the coordinate of the stored
     /// array's group.
     ///
     /// Planning reads these coordinates.
@@ -201,18 +200,18 @@ impl Target {
     }
 }
 
-/// Returns the planner's outputs for targets. Coordinates of the axes of arrays in groups are
-/// added. `stores` opens stores that the targets were not given.
+/// Returns the planner's outputs for targets, including the coordinates of arrays in groups.
+/// `stores` opens the stores of targets without stores of their own.
 ///
 /// # Errors
-/// Fails with the first error of an array's expression, or if chunks do not fit.
+/// Fails with the first error of an array's expression, or if chunks do not match a shape.
 pub fn outputs(targets: &[Target], stores: &Stores) -> Result<Vec<EngineOutput>, Error> {
     let mut all = Vec::new();
     for target in targets {
         all.push(output(target, &target.array, &target.path, stores)?);
     }
     let own: Vec<String> = all.iter().map(|o| identity(&o.url, &o.path)).collect();
-    // Coordinates that this plan writes or leaves, with the axis that each is of.
+    // The coordinates that this plan writes or keeps, each with its axis.
     let mut settled: Vec<(String, Dim, u64)> = Vec::new();
     for target in targets.iter().filter(|t| t.in_group && t.region.is_none()) {
         for (name, dim, coordinate) in coordinates(target)? {
@@ -244,7 +243,7 @@ pub fn outputs(targets: &[Target], stores: &Stores) -> Result<Vec<EngineOutput>,
             }
             settled.push((place, dim, len));
             if same != Some(true) {
-                // A coordinate is small: one chunk.
+                // Coordinates are small enough for one chunk.
                 let chunks = Some(coordinate.shape()?.iter().map(|n| (*n).max(1)).collect());
                 let whole = Target { chunks, shards: None, fill: None, ..target.clone() };
                 all.push(output(&whole, &coordinate, &name, stores)?);
@@ -254,11 +253,11 @@ pub fn outputs(targets: &[Target], stores: &Stores) -> Result<Vec<EngineOutput>,
     Ok(all)
 }
 
-/// Returns the planner's outputs for the metadata of targets, and for the coordinates of their axes
-/// with their values.
+/// Returns the planner's outputs for the metadata of targets, and for the values of their
+/// coordinates.
 ///
 /// # Errors
-/// Fails as [`outputs`], and for regions.
+/// Returns the errors of [`outputs`], and an error for regions.
 pub fn metadata_outputs(targets: &[Target], stores: &Stores) -> Result<Vec<EngineOutput>, Error> {
     if let Some(target) = targets.iter().find(|t| t.region.is_some()) {
         return Err(RegionError::Metadata { place: join(&target.url, &target.path) }.into());
@@ -268,7 +267,7 @@ pub fn metadata_outputs(targets: &[Target], stores: &Stores) -> Result<Vec<Engin
     Ok(all)
 }
 
-/// Returns true if an array of the group other than the named one has an axis of this name.
+/// Returns true if an array of the group, except the array `but`, has an axis of this name.
 fn is_used(store: &Arc<dyn Store>, name: &str, but: &str) -> Result<bool, Error> {
     let group = name.rsplit_once('/').map_or("", |(group, _)| group);
     let (own, but) = (last(name), last(but));
@@ -278,7 +277,7 @@ fn is_used(store: &Arc<dyn Store>, name: &str, but: &str) -> Result<bool, Error>
         Err(e) => return Err(e.into()),
     };
     for child in children.iter().filter(|c| *c != own && *c != but) {
-        // What cannot be read may well use it.
+        // An unreadable array may use the name.
         match open_array(store, &join(group, child)) {
             Ok(array) if !array.dims.iter().flatten().any(|d| d == own) => {}
             Err(MetadataError::Group { .. } | MetadataError::NoZarr { .. }) => {}
@@ -366,8 +365,8 @@ fn output(
         shard,
         window: None,
     };
-    // Readers of groups tell axes by their names: one without a name gets one that no other array
-    // has.
+    // Readers of groups identify axes by name, so an unnamed axis receives a name that no other
+    // array has.
     let unnamed = |d: usize| target.in_group.then(|| format!("{}_dim_{d}", last(path)));
     let names: Vec<Option<String>> = inner
         .dims
@@ -396,7 +395,7 @@ fn output(
     })
 }
 
-/// Returns shards of a shape, for chunks of a shape.
+/// Returns the shard shape, for chunks of a shape.
 fn shard(shards: &[u64], chunks: &[u64]) -> Result<Shard, Error> {
     if shards.len() != chunks.len() {
         return Err(Error::Shards(format!(
@@ -423,8 +422,8 @@ fn shard(shards: &[u64], chunks: &[u64]) -> Result<Shard, Error> {
     Ok(Shard::new(shards.iter().zip(chunks).map(|(s, c)| s / (*c).max(1)).collect()))
 }
 
-/// Returns the fill value of the array that a copy comes from. It may stand for missing data, so a
-/// copy keeps it, whatever its chunks are.
+/// Returns the fill value of the array that a copy reads. It may represent missing data, so copies
+/// keep it for any chunk shape.
 fn inherited_fill(node: &NodeRef) -> Option<Scalar> {
     match &node.op {
         Op::Stored(stored) => Some(stored.info.fill),
@@ -434,7 +433,7 @@ fn inherited_fill(node: &NodeRef) -> Option<Scalar> {
     }
 }
 
-/// Returns the coordinate arrays of a target's axes: one-dimensional arrays with the axis's name,
+/// Returns the coordinate arrays of a target's axes: one-dimensional arrays named after the axis,
 /// in the group of the array that the axis comes from.
 fn coordinates(target: &Target) -> Result<Vec<(String, Dim, Array)>, Error> {
     let mut found = Vec::new();
@@ -450,14 +449,14 @@ fn coordinates(target: &Target) -> Result<Vec<(String, Dim, Array)>, Error> {
     Ok(found)
 }
 
-/// Returns the coordinate array of an axis of `len` elements, if the array that the axis comes from
-/// has one.
+/// Returns the coordinate array of an axis of `len` elements. Returns `None` if the axis has no
+/// origin or its group has no coordinate.
 fn coordinate(dim: &Dim, len: u64) -> Result<Option<Array>, Error> {
     let (Some(name), Some(origin)) = (&dim.name, &dim.origin) else { return Ok(None) };
     let path = join(&origin.group, name);
     let coordinate = match metadata::open_array(&origin.store, &path) {
         Ok(stored) if stored.info.shape() == [origin.len] => open_in(&origin.store, &path)?,
-        // No coordinate, or another array of that name: the axis has a name only.
+        // There is no coordinate of that name, or another array has the name.
         Ok(_)
         | Err(
             MetadataError::NoZarr { .. }
@@ -474,12 +473,12 @@ fn coordinate(dim: &Dim, len: u64) -> Result<Option<Array>, Error> {
     coordinate.try_slice(range, &0.into()).map(Some)
 }
 
-/// Returns the coordinate array of an axis of an array, to be appended to another one, or `None` if
-/// it has none.
+/// Returns the coordinate array of an axis, to be appended to another coordinate. Returns `None` if
+/// there is none.
 ///
 /// # Errors
-/// Fails with [`Error::Coordinates`] if the numbers of the two have different meanings, for
-/// instance because their units differ.
+/// Fails with [`Error::Coordinates`] if the numbers of the two coordinates have different meanings,
+/// for example different units.
 pub fn coordinate_after(
     array: &Array,
     axis: usize,

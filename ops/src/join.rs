@@ -1,4 +1,4 @@
-//! Several arrays as one: concatenation, stacking and common shapes.
+//! Joining of arrays: concatenation, stacking and broadcasting to a common shape.
 
 use freestone_engine::grid::Region;
 use freestone_engine::readmap::{AxisMap, MAX_PIECES, Origin, Piece, ReadMap};
@@ -10,19 +10,19 @@ use crate::axes::{Axes, Axis};
 use crate::elementwise::broadcast_shapes;
 use crate::error::Error;
 
-/// Concatenates arrays along an axis: `concat([&a, &b], 0)`. Along `()` each array is flattened
+/// Concatenates arrays along an axis: `concat([&a, &b], 0)`. With `()`, each array is flattened
 /// first, which costs a stage.
 ///
 /// Dtypes are promoted. Cost: no stage.
 ///
 /// # Errors
-/// There are no arrays, or they differ in the number or length of the other axes.
+/// Fails if there are no arrays, or if they differ in rank or in the length of another axis.
 #[track_caller]
 pub fn concat(arrays: impl IntoIterator<Item = impl AsRef<Array>>, axis: impl Into<Axes>) -> Array {
     or_failed(try_concat(&cloned(arrays), &axis.into()))
 }
 
-/// Returns handles on the arrays.
+/// Clones the handles of the arrays.
 pub(crate) fn cloned(arrays: impl IntoIterator<Item = impl AsRef<Array>>) -> Vec<Array> {
     arrays.into_iter().map(|array| array.as_ref().clone()).collect()
 }
@@ -83,12 +83,12 @@ fn check_joinable(shape: &[u64], own: &[u64], axis: usize) -> Result<(), Error> 
     )))
 }
 
-/// Joins arrays of one shape along a new axis, which is at position `axis` of the result.
+/// Joins arrays of the same shape along a new axis at position `axis` of the result.
 ///
 /// Dtypes are promoted. Cost: no stage.
 ///
 /// # Errors
-/// There are no arrays, or they differ in shape.
+/// Fails if there are no arrays, or if their shapes differ.
 #[track_caller]
 pub fn stack(arrays: impl IntoIterator<Item = impl AsRef<Array>>, axis: i64) -> Array {
     or_failed(try_stack(&cloned(arrays), axis))
@@ -99,10 +99,10 @@ fn try_stack(arrays: &[Array], axis: i64) -> Result<Array, Error> {
     try_concat(&expanded, &Axis::Number(axis).into())
 }
 
-/// Broadcasts arrays to the shape that all of them broadcast to.
+/// Broadcasts arrays to their common shape.
 ///
 /// # Errors
-/// The shapes do not broadcast.
+/// Fails if the shapes do not broadcast.
 pub fn broadcast_arrays(
     arrays: impl IntoIterator<Item = impl AsRef<Array>>,
 ) -> Result<Vec<Array>, Error> {

@@ -1,10 +1,10 @@
 //! Lazy arrays.
 //!
-//! An [`Array`] is a handle on an array that is read, generated or computed later; its dtype, shape
-//! and chunks are known now. Operators and methods build a graph and read nothing but metadata.
-//! They return an array in any case: an error stays with the array that could not be built. Inside
-//! this crate, `try_` variants return the error at once, so that its location is the caller's.
-//! [`io`] opens arrays and says where results go.
+//! An [`Array`] is a handle to an array that is read, generated or computed later. Its dtype, shape
+//! and chunks are already known. Operators and methods build a graph, and read only metadata. They
+//! always return an array: an array that cannot be built holds the error. In this crate, `try_`
+//! variants return the error directly, so that its location is the caller's. [`io`] opens arrays
+//! and specifies the targets of results.
 
 mod array;
 mod axes;

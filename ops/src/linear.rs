@@ -1,4 +1,4 @@
-//! Products of matrices, and running sums and products.
+//! Matrix products, and cumulative sums and products.
 
 use std::sync::Arc;
 
@@ -15,8 +15,8 @@ use crate::error::Error;
 use crate::join::try_concat;
 use crate::reduce::{Reduce, summed};
 
-/// Options of a cumulative sum or product: the axis, as a number or a name, `()` for the only axis,
-/// or built up as in `Scan::axis(0).include_initial()`.
+/// The options of a cumulative sum or product: the axis, as a number, a name, or `()` for the only
+/// axis. [`Scan`]'s methods set more: `Scan::axis(0).include_initial()`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Scan {
     axis: Option<Axis>,
@@ -36,8 +36,8 @@ impl Scan {
         Scan { dtype: Some(dtype), ..self }
     }
 
-    /// Begins with the value before any element: 0 for sums, 1 for products. The axis gets longer
-    /// by one.
+    /// Inserts the initial value at the start: 0 for sums, 1 for products. The axis becomes longer
+    /// by 1.
     #[must_use]
     pub fn include_initial(self) -> Scan {
         Scan { include_initial: true, ..self }
@@ -62,26 +62,25 @@ impl From<()> for Scan {
 }
 
 impl Array {
-    /// The running sum along an axis. Floats are added in `float64` and keep their dtype; integers
-    /// give 64 bits and wrap.
+    /// Returns the cumulative sum along an axis. Floats are accumulated in `float64` and keep their
+    /// dtype; integers give 64 bits and wrap.
     ///
-    /// Shape: that of the array; longer by one along the axis with [`Scan::include_initial`].
-    /// Cost: one stage that reads the input once where enough tasks can go along the axis from end
-    /// to end; else the input is read twice, and besides the result only one element for each part
-    /// of the axis is written. Memory: a chunk of each input, of the result, and one element along
-    /// the axis.
+    /// Shape: that of the array; longer by 1 along the axis with [`Scan::include_initial`]. Cost:
+    /// one stage if enough tasks can run along the whole axis. Otherwise, three stages read the
+    /// input twice, and write one additional element for each part of the axis. Memory: a chunk of
+    /// each input and of the result, and one element along the axis.
     ///
     /// # Errors
-    /// Fails if the axis is out of range, or not said for an array of several.
+    /// Fails if the axis is out of range, or if `()` is given for an array of several axes.
     #[track_caller]
     pub fn cumulative_sum(&self, options: impl Into<Scan>) -> Array {
         or_failed(self.scan("cumulative_sum", ScanOp::Sum, &options.into()))
     }
 
-    /// The running product along an axis; see [`cumulative_sum`](Array::cumulative_sum).
+    /// Returns the cumulative product along an axis. See [`cumulative_sum`](Array::cumulative_sum).
     ///
     /// # Errors
-    /// As `cumulative_sum`.
+    /// Fails like `cumulative_sum`.
     #[track_caller]
     pub fn cumulative_prod(&self, options: impl Into<Scan>) -> Array {
         or_failed(self.scan("cumulative_prod", ScanOp::Prod, &options.into()))
@@ -134,17 +133,18 @@ impl Array {
         try_concat(&[first, result], &Axis::position(axis).into())
     }
 
-    /// The product of matrices in the last two axes, or of vectors, as the Array API standard has
-    /// it; the axes before broadcast.
+    /// Returns the product of matrices in the last two axes, or of vectors, as in the Array API
+    /// standard. The leading axes broadcast.
     ///
-    /// Shape: `(…, m, k)` by `(…, k, n)` gives `(…, m, n)`; an operand of one axis is a row or a
-    /// column, whose axis goes. Floats are added in their own precision, integers wrap. Cost: one
-    /// stage, each operand read once for each box of the result that memory holds; two where the
-    /// result has few chunks and the sums are long. Nothing but the result is written. Memory: a
-    /// box of the result, and a chunk of each operand as wide as that.
+    /// Shape: `(…, m, k)` by `(…, k, n)` gives `(…, m, n)`. A one-dimensional operand is a row or a
+    /// column, whose axis is dropped. Floats are accumulated in their own precision; integers wrap.
+    ///
+    /// Cost: one stage, or two if the result has few chunks and the sums are long. Each operand is
+    /// read once for each box of the result that fits in memory. Memory: a box of the result, and a
+    /// chunk of each operand as wide as the box.
     ///
     /// # Errors
-    /// Fails if an operand has no axes, or the lengths differ.
+    /// Fails if an operand has no axes, or if the lengths differ.
     #[track_caller]
     pub fn matmul(&self, other: &Array) -> Array {
         or_failed(self.try_matmul(other))
@@ -178,13 +178,13 @@ impl Array {
     }
 }
 
-/// The axes that [`tensordot`] sums over: a number of axes, or a pair of lists of axes.
+/// The contracted axes of [`tensordot`]: a number of axes, or a pair of lists of axes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TensordotAxes {
     /// The last `n` axes of `x1` and the first `n` of `x2`.
     Count(usize),
-    /// Axes of `x1`, and the axes of `x2` that they meet.
+    /// The axes of `x1`, and the corresponding axes of `x2`.
     Pairs(Axes, Axes),
 }
 
@@ -200,13 +200,15 @@ impl<L: Into<Axes>, R: Into<Axes>> From<(L, R)> for TensordotAxes {
     }
 }
 
-/// Sums products over axes of two arrays: `tensordot(&x, &y, 2)` or
+/// Returns sums of products over axes of two arrays: `tensordot(&x, &y, 2)` or
 /// `tensordot(&x, &y, ([0, 1], [1, 0]))`.
 ///
-/// Shape: the remaining axes of `x1`, then those of `x2`. Cost and memory as [`Array::matmul`].
+/// Shape: the remaining axes of `x1`, then those of `x2`. Cost and memory: as for
+/// [`Array::matmul`].
 ///
 /// # Errors
-/// Axes do not exist, are named twice, or differ in length.
+/// Fails if an axis does not exist or is named twice, or if the lengths of corresponding axes
+/// differ.
 #[track_caller]
 pub fn tensordot(x1: &Array, x2: &Array, axes: impl Into<TensordotAxes>) -> Array {
     or_failed(try_tensordot(x1, x2, &axes.into()))
@@ -244,13 +246,13 @@ fn try_tensordot(x1: &Array, x2: &Array, axes: &TensordotAxes) -> Result<Array, 
     )
 }
 
-/// The sum of products along an axis of both, the first operand's conjugates taken; the other axes
-/// broadcast.
+/// Returns the sum of products along an axis, with the conjugates of the first operand. The other
+/// axes broadcast.
 ///
-/// Shape: that to which the others broadcast. Cost and memory as `sum`.
+/// Shape: that to which the other axes broadcast. Cost and memory: as for `sum`.
 ///
 /// # Errors
-/// Fails if the axis is out of range or has other lengths, or the shapes do not broadcast.
+/// Fails if the axis is out of range or its lengths differ, or if the shapes do not broadcast.
 #[track_caller]
 pub fn vecdot(x1: &Array, x2: &Array, axis: i64) -> Array {
     or_failed(try_vecdot(x1, x2, axis))
@@ -281,12 +283,12 @@ pub(crate) fn try_vecdot(x1: &Array, x2: &Array, axis: i64) -> Result<Array, Err
     product(&left, x2)?.reduction("sum", &Reduce::axes(axis).dtype(dtype))
 }
 
-/// Each element of one vector times each of another.
+/// Returns the outer product of two vectors.
 ///
 /// Shape: `(m,)` and `(n,)` give `(m, n)`. Cost: no stage.
 ///
 /// # Errors
-/// Fails if an operand has not one axis.
+/// Fails if an operand is not one-dimensional.
 #[track_caller]
 pub fn outer(x1: &Array, x2: &Array) -> Array {
     or_failed(try_outer(x1, x2))
@@ -310,22 +312,22 @@ fn common(x1: &Array, x2: &Array) -> Result<DType, Error> {
     Ok(x1.dtype()?.promote(x2.dtype()?))
 }
 
-/// `out[b…, i…, j…] = Σ lhs[b…, i…, k…] · rhs[b…, j…, k…]`.
+/// Contracts two arrays: `out[b…, i…, j…] = Σ lhs[b…, i…, k…] · rhs[b…, j…, k…]`.
 fn contract(lhs: &Array, rhs: &Array, batch: usize, free: [usize; 2]) -> Result<Array, Error> {
     let result = common(lhs, rhs)?;
-    // Of bools whether a pair of them is true: a count of pairs that cannot come back to 0.
+    // Products of bools are counted in floats, because an integer count can wrap to 0.
     let dtype = if result == DType::Bool { DType::Float32 } else { result };
     let (lhs, rhs) = (lhs.try_astype(dtype)?, rhs.try_astype(dtype)?);
     let (left, right) = (lhs.get()?, rhs.get()?);
     let (a, b) = (left.node.grid.axes(), right.node.grid.axes());
-    // Of axes that both have, that which is cut says how.
+    // A shared axis takes the chunks of the operand that has more of them.
     let shared = (0..batch)
         .map(|d| if a[d].n_chunks() >= b[d].n_chunks() { a[d].clone() } else { b[d].clone() });
     let axes = shared
         .chain(a[batch..batch + free[0]].iter().cloned())
         .chain(b[batch..batch + free[1]].iter().cloned());
     let grid = ChunkGrid::new(axes.collect());
-    // One name twice says nothing.
+    // An axis name may occur only once.
     let shared = (0..batch).map(|d| {
         if left.dims[d].name.is_some() { left.dims[d].clone() } else { right.dims[d].clone() }
     });

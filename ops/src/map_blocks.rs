@@ -1,4 +1,4 @@
-//! Functions of a user on whole blocks.
+//! Users' functions on whole blocks.
 
 use freestone_engine::graph::{Node, NodeRef};
 use freestone_engine::grid::{AxisGrid, ChunkGrid};
@@ -19,31 +19,31 @@ pub struct OutputBlocks {
     lengths: Vec<(usize, BlockLengths)>,
 }
 
-/// Elements of the result's blocks along an axis.
+/// The lengths of the result's blocks along an axis.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BlockLengths {
-    /// The same number in each block.
+    /// The same length for every block.
     Each(u64),
-    /// One number for each block, in order.
+    /// One length for each block, in order.
     List(Vec<u64>),
 }
 
 impl OutputBlocks {
-    /// Describes blocks of a dtype, with the number and the lengths of the arrays' blocks.
+    /// Describes blocks of this dtype, by default with the lengths of the arrays' blocks.
     pub fn new(dtype: DType) -> OutputBlocks {
         OutputBlocks { dtype, drop: Vec::new(), add: Vec::new(), lengths: Vec::new() }
     }
 
-    /// Drops an axis of the arrays, along which they must be one block.
+    /// Drops an axis of the arrays. They must have a single block along it.
     #[must_use]
     pub fn drop_axis(mut self, axis: usize) -> OutputBlocks {
         self.drop.push(axis);
         self
     }
 
-    /// Inserts an axis of one block of `len` elements. Positions are those of the result after all
-    /// drops and earlier insertions.
+    /// Inserts an axis with one block of `len` elements. The position is that in the result after
+    /// all drops and earlier insertions.
     #[must_use]
     pub fn new_axis(mut self, axis: usize, len: u64) -> OutputBlocks {
         self.add.push((axis, len));
@@ -60,15 +60,16 @@ impl OutputBlocks {
 
 /// Applies a kernel to blocks: block `i` of the result is computed from block `i` of each array.
 ///
-/// The arrays' axes are aligned at the last. Along each axis, an array has the same number of
-/// blocks as the others, or one block, which is then passed to every call. Kernels that run in
-/// other processes must be in the registry that their `main` passes to `serve`.
+/// Arrays are aligned at their last axes. Along each axis, an array has the same number of blocks
+/// as the others, or a single block, which is passed to every call. Kernels that run in other
+/// processes must be in the registry that their `main` passes to `serve`.
 ///
-/// Cost: one stage; computed arrays get a stage of their own before it. Memory: a block of each
-/// array, one stored chunk, the result's block, and the kernel's scratch memory.
+/// Cost: one stage; computed arrays get a stage of their own first. Memory: a block of each array,
+/// one stored chunk, the result's block, and the kernel's scratch memory.
 ///
 /// # Errors
-/// The numbers of blocks differ, or the result's axes do not follow from those of the arrays.
+/// Fails if the numbers of blocks differ, or if the drops and insertions do not fit the arrays'
+/// axes.
 #[track_caller]
 pub fn map_blocks<K: UserKernel>(
     kernel: &K,
@@ -120,7 +121,7 @@ struct ResultAxis {
     dim: Dim,
 }
 
-/// The number of axes that an array lacks in front, of `rank`.
+/// Returns the number of leading axes that an array lacks, compared with `rank`.
 fn shift(node: &NodeRef, rank: usize) -> usize {
     rank - node.grid.axes().len()
 }
@@ -164,7 +165,7 @@ fn result_axes(
     Ok(result)
 }
 
-/// Returns the blocks along axis `d`: those of the array that has most blocks there.
+/// Returns the blocks along axis `d` of the array that has most blocks there.
 fn common_axis(
     arrays: &[Array],
     nodes: &[NodeRef],
@@ -214,8 +215,8 @@ fn resized_grid(n: u64, lengths: &BlockLengths, axis: usize) -> Result<AxisGrid,
     }
 }
 
-/// Returns, for each axis of each array, the axis of the result that selects its block; `None`
-/// where the array has one block.
+/// Returns, for each axis of each array, the axis of the result that selects its block. The entry
+/// is `None` for an axis with a single block.
 fn block_axes(nodes: &[NodeRef], result: &[ResultAxis]) -> Vec<Vec<Option<usize>>> {
     let rank = nodes.iter().map(|n| n.grid.axes().len()).max().unwrap_or(0);
     let place = |d: usize| result.iter().position(|axis| axis.from == Some(d));

@@ -20,11 +20,11 @@ macro_rules! operator {
     };
 }
 
-/// A number to the right of an operator, of any dtype.
+/// A number as the right operand, of any dtype.
 ///
-/// Operators are generic over it, so that the type of `(&x * 2.0).mean(0)` does not depend on which
-/// float `2.0` is. To the left, where Rust allows no generic implementation, numbers are `i32`,
-/// `f64`, `bool` or complex.
+/// Operators are generic over it, so that the type of `(&x * 2.0).mean(0)` does not depend on the
+/// float type of `2.0`. As left operands, where Rust allows no generic implementation, numbers are
+/// `i32`, `f64`, `bool` or complex.
 pub trait Number: Into<Operand> {}
 
 macro_rules! number {

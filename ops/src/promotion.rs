@@ -1,4 +1,4 @@
-//! The dtype in which an elementwise function computes, and numbers beside arrays.
+//! Type promotion: the dtype of an elementwise function, and of numbers combined with arrays.
 
 use freestone_kernels::dtype::{Complex128, Kind};
 use freestone_kernels::expr::ExprError;
@@ -7,7 +7,7 @@ use freestone_kernels::{BinaryOp, DType, Domain, Expr, Node as ExprNode, Scalar,
 use crate::elementwise::{Operand, cast_to};
 use crate::error::Error;
 
-/// The value of a number that is whole.
+/// Returns the value of an integral number.
 pub(crate) fn whole(number: Scalar) -> Option<i128> {
     match number.get::<u64>() {
         Some(large) => Some(large.into()),
@@ -24,8 +24,8 @@ pub(crate) fn whole(number: Scalar) -> Option<i128> {
     }
 }
 
-/// A number in another dtype, if that holds it: integers are exact, and only complex numbers have
-/// an imaginary part.
+/// Converts a number to another dtype, if the dtype holds it: integers must be exact, and only
+/// complex dtypes hold an imaginary part.
 pub(crate) fn held(number: Scalar, dtype: DType) -> Result<Scalar, Error> {
     let cast = number.cast(dtype);
     let imaginary =
@@ -41,10 +41,10 @@ pub(crate) fn held(number: Scalar, dtype: DType) -> Result<Scalar, Error> {
     Ok(cast)
 }
 
-/// A number as a literal of the dtype that it takes beside an array of `dtype`.
+/// Returns a number as a literal of the dtype that it takes in combination with `dtype`.
 ///
-/// Source: the Array API standard, "mixing arrays with Python scalars". Where it leaves a pair
-/// open, as NumPy: a number of another kind than bools or integers has its own dtype.
+/// Source: the Array API standard, "mixing arrays with Python scalars". Cases that it leaves open
+/// follow NumPy: a number that is neither bool nor integer has its own dtype.
 fn weak(dtype: DType, number: Scalar) -> Result<Scalar, Error> {
     let to = match (number.dtype().kind(), dtype.kind()) {
         (Kind::Signed, Kind::Bool) => DType::Int64,
@@ -59,8 +59,8 @@ fn weak(dtype: DType, number: Scalar) -> Result<Scalar, Error> {
     held(number, to)
 }
 
-/// The dtype in which a function of a domain works on `dtype`: floats for integers where it needs
-/// them.
+/// Returns the dtype in which a function of a domain computes on `dtype`: integers become floats if
+/// the function requires it.
 pub(crate) fn working(domain: Domain, dtype: DType) -> DType {
     if dtype.is_integer() && matches!(domain, Domain::Inexact | Domain::Float) {
         DType::Float64
@@ -69,8 +69,8 @@ pub(crate) fn working(domain: Domain, dtype: DType) -> DType {
     }
 }
 
-/// What stands for a function of two bools, and the dtype that it works on: as NumPy, the sum is
-/// `or`, the product is `and`, and of the others the operands are numbers.
+/// Returns the operation that replaces a binary operation on bools, and the dtype of its operands.
+/// As in NumPy, a sum is `or`, a product is `and`, and other arithmetic converts bools to numbers.
 pub(crate) fn of_bools(op: BinaryOp) -> Result<(BinaryOp, DType), Error> {
     use BinaryOp as B;
     Ok(match op {
@@ -88,8 +88,8 @@ pub(crate) fn of_bools(op: BinaryOp) -> Result<(BinaryOp, DType), Error> {
     })
 }
 
-/// Compares a signed integer with a `uint64`, exactly: `float64`, which both are promoted to, has
-/// too few digits.
+/// Compares a signed integer with a `uint64` exactly. Both are promoted to `float64`, which has too
+/// few digits.
 pub(crate) fn compared(expr: &mut Expr, op: BinaryOp, a: u32, b: u32) -> Result<u32, ExprError> {
     use BinaryOp as B;
     let (signed, turned) = if expr.dtype(b) == DType::UInt64 { (a, false) } else { (b, true) };
@@ -116,14 +116,14 @@ pub(crate) fn is_comparison(op: BinaryOp) -> bool {
     matches!(op, B::Equal | B::NotEqual | B::Less | B::LessEqual | B::Greater | B::GreaterEqual)
 }
 
-/// Operands in one expression with one dtype.
+/// Promotes the operands of one expression to one dtype.
 pub(crate) fn common(
     expr: &mut Expr,
     operands: &[Operand],
     slots: &[u32],
 ) -> Result<(Vec<u32>, DType), Error> {
     let dtype = slots.iter().map(|slot| expr.dtype(*slot)).reduce(DType::promote);
-    // Numbers alone have their own dtypes.
+    // Without arrays, numbers have their own dtypes.
     let numbers = || {
         operands
             .iter()

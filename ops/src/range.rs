@@ -38,11 +38,11 @@ impl Exact {
     }
 }
 
-/// Words of a sum in two's complement: exponents span 2046 bits, mantissas 128, and three of them
-/// are added.
+/// The number of words of a sum in two's complement: exponents span 2046 bits, mantissas 128 bits,
+/// and a sum has three terms.
 const WORDS: usize = 36;
 
-/// Whether a sum is below 0.
+/// Returns true if a sum is negative.
 fn is_negative(terms: [Exact; 3]) -> bool {
     let least = terms.iter().map(|t| t.exponent).min().unwrap_or(0);
     let mut sum = [0u64; WORDS];
@@ -61,7 +61,7 @@ fn is_negative(terms: [Exact; 3]) -> bool {
     sum[WORDS - 1] >> 63 == 1
 }
 
-/// Ranges are shorter than this.
+/// The exclusive upper bound of lengths of ranges.
 const MAX_LENGTH: i128 = 1 << 59;
 
 /// Returns `⌈(stop − start) / step⌉` of the exact values, at least 0; `None` if it is not finite or
@@ -92,7 +92,7 @@ pub(crate) fn length(start: Scalar, stop: Scalar, step: Scalar) -> Option<u64> {
 mod tests {
     use super::*;
 
-    /// `start stop step length`, as Python's `fractions.Fraction` has them.
+    /// Rows of `start stop step length`, computed by Python's `fractions.Fraction`.
     const TABLE: &str = include_str!("../../tests/data/ranges.txt");
 
     fn number(text: &str) -> Scalar {

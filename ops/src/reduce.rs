@@ -14,8 +14,8 @@ use crate::axes::Axes;
 use crate::elementwise::try_binary;
 use crate::error::Error;
 
-/// Options of a reduction: its axes, as a number, a name, a list (empty for no axis) or `()` for
-/// all axes, or built up as in `Reduce::axes([0, 1]).keepdims().correction(1.0)`.
+/// The options of a reduction: its axes, as a number, a name, a list (empty for no axis) or `()`
+/// for all axes. [`Reduce`]'s methods set more: `Reduce::axes([0, 1]).keepdims().correction(1.0)`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Reduce {
     axes: Axes,
@@ -47,8 +47,8 @@ impl Reduce {
         Reduce { dtype: Some(dtype), ..self }
     }
 
-    /// Sets the number that is subtracted from the number of elements, for `var` and `std`: 1 makes
-    /// the estimate of a sample unbiased.
+    /// Sets the correction of `var` and `std`, which is subtracted from the number of elements: 1
+    /// makes the estimate from a sample unbiased.
     #[must_use]
     pub fn correction(self, correction: f64) -> Reduce {
         Reduce { correction: Some(correction), ..self }
@@ -65,13 +65,13 @@ macro_rules! reductions {
     ($($name:ident $doc:literal;)*) => { impl Array { $(
         #[doc = $doc]
         ///
-        /// Shape: the reduced axes are dropped, or stay with length 1 ([`Reduce::keepdims`]). `()`
-        /// reduces all of them. Cost: one stage where one task can stream the reduced axes, else
-        /// two. Memory: one chunk of each input and the accumulators.
+        /// Shape: the reduced axes are dropped, or kept with length 1 ([`Reduce::keepdims`]). `()`
+        /// reduces all axes. Cost: one stage if one task can stream the reduced axes, else two.
+        /// Memory: one chunk of each input and the accumulators.
         ///
         /// # Errors
-        /// Fails if an axis is out of range or named twice, it is not defined for the dtype, or an
-        /// option is not one of this function.
+        /// Fails if an axis is out of range or named twice, if the function is not defined for the
+        /// dtype, or if it does not support an option.
         #[track_caller]
         pub fn $name(&self, options: impl Into<Reduce>) -> Array {
             or_failed(self.reduction(stringify!($name), &options.into()))
@@ -100,11 +100,11 @@ reductions! {
         far from 0. NaN where no more elements are than the correction.";
 }
 
-/// The dtype of sums and products of values of a dtype, if it is not asked for: integers have 64
-/// bits.
+/// Returns the dtype of sums and products of values of a dtype: `asked`, if given. By default,
+/// integers and bools have 64 bits, and other dtypes are kept.
 ///
 /// # Errors
-/// Fails if what is asked for cannot hold them.
+/// Fails if the requested dtype cannot hold the values.
 pub(crate) fn summed(from: DType, asked: Option<DType>) -> Result<DType, Error> {
     let natural = match from.kind() {
         Kind::Bool | Kind::Signed => DType::Int64,
@@ -123,7 +123,7 @@ struct Parts {
     input: Array,
     fold: ReduceOp,
     finish: Finish,
-    /// The result of folding nothing.
+    /// The result of reducing no elements.
     empty: Option<Scalar>,
 }
 
@@ -235,7 +235,7 @@ impl Array {
         }
     }
 
-    /// Returns whether elements are not 0, as bytes.
+    /// Returns as bytes whether elements are not 0.
     fn truth(&self, from: DType) -> Result<Array, Error> {
         if from == DType::Bool {
             return self.try_astype(DType::UInt8);
@@ -243,7 +243,7 @@ impl Array {
         try_binary(BinaryOp::NotEqual, self.into(), 0.into())?.try_astype(DType::UInt8)
     }
 
-    /// Returns the array in a float or complex dtype, and that dtype.
+    /// Casts the array to a float or complex dtype, and returns it with that dtype.
     fn as_inexact(&self, from: DType) -> Result<(Array, DType), Error> {
         if from.is_integer() || from == DType::Bool {
             return Ok((self.try_astype(DType::Float64)?, DType::Float64));
@@ -251,8 +251,8 @@ impl Array {
         Ok((self.clone(), from))
     }
 
-    /// Returns the array as the accumulators of a sum or product in `dtype` take it. Values that
-    /// these hold exactly need no cast.
+    /// Casts the array to the input dtype of the accumulators of a sum or product in `dtype`.
+    /// Values that the accumulators hold exactly are not cast.
     fn summand(&self, from: DType, dtype: DType) -> Result<Array, Error> {
         match (from.kind(), dtype.kind()) {
             _ if from == dtype => Ok(self.clone()),

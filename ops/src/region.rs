@@ -17,7 +17,7 @@ use thiserror::Error;
 use crate::array::{Array, Dim};
 use crate::error::Error;
 
-/// Why a region cannot be written.
+/// The reason for which a region cannot be written.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[allow(missing_docs)]
 #[non_exhaustive]
@@ -79,13 +79,13 @@ pub(crate) enum Region {
     Auto,
 }
 
-/// Coordinates larger than this are not compared.
+/// The maximum size of coordinates that are compared, in bytes.
 const MAX_COORDINATE_BYTES: u64 = 64_000_000;
 
-/// Attributes without which equal numbers do not mean equal places.
+/// The attributes that give a coordinate's numbers their meaning.
 const MEANING: [&str; 5] = ["units", "calendar", "scale_factor", "add_offset", "_Unsigned"];
 
-/// The attribute by which equal numbers of two coordinates mean different places, if there is one.
+/// Returns the first attribute by which equal numbers of two coordinates have different meanings.
 pub(crate) fn other_meaning(
     ours: &Map<String, Value>,
     theirs: &Map<String, Value>,
@@ -198,7 +198,7 @@ fn located(array: &Array, stored: &StoredArray) -> Result<Vec<Range<u64>>, Error
     Ok(ranges)
 }
 
-/// Why an axis was not found.
+/// The reason for which an axis was not located.
 enum Search {
     Why(String),
     Failed(Error),
@@ -210,7 +210,8 @@ impl From<Error> for Search {
     }
 }
 
-/// The first element, along a stored axis of `there` elements, of the `len` elements of an axis.
+/// Locates the `len` elements of an axis along a stored axis of `there` elements. Returns the
+/// index of the first one.
 fn find(stored: &StoredArray, group: &str, there: u64, dim: &Dim, len: u64) -> Result<u64, Search> {
     let why = |text: &str| Search::Why(text.to_owned());
     let Some(name) = dim.name.as_deref() else { return Err(why("the axis has no name")) };
@@ -258,8 +259,8 @@ fn find(stored: &StoredArray, group: &str, there: u64, dim: &Dim, len: u64) -> R
     }
 }
 
-/// True if a coordinate that a group has is that of an axis: the same values, and attributes that
-/// give them their meaning.
+/// Returns true if a group's coordinate equals that of an axis: the same values, with the same
+/// meaning by their attributes.
 pub(crate) fn agrees(there: &StoredArray, dim: &Dim, len: u64) -> Result<bool, Error> {
     if there.info.shape() != [len] {
         return Ok(false);
@@ -272,7 +273,7 @@ pub(crate) fn agrees(there: &StoredArray, dim: &Dim, len: u64) -> Result<bool, E
     }
 }
 
-/// A one-dimensional array of a name and length in a group.
+/// Opens the one-dimensional array of a name and length in a group.
 fn coordinate(
     store: &Arc<dyn Store>,
     group: &str,
@@ -291,7 +292,7 @@ fn coordinate(
     }
 }
 
-/// All values of a one-dimensional array.
+/// Reads all values of a one-dimensional array.
 fn values(stored: &StoredArray) -> Result<Vec<u8>, Search> {
     let n_bytes = stored.info.n_bytes();
     if n_bytes > u128::from(MAX_COORDINATE_BYTES) {

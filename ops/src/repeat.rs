@@ -13,24 +13,25 @@ use crate::elementwise::try_binary;
 use crate::error::Error;
 use crate::promotion::held;
 
-/// The elements that [`Array::pad`] adds.
+/// The values of elements that [`Array::pad`] adds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Pad {
-    /// One value, cast to the array's dtype.
+    /// A constant, cast to the array's dtype.
     Constant(Scalar),
     /// The element at the edge.
     Edge,
-    /// The elements mirrored at the edge, without the edge itself.
+    /// The elements mirrored at the edge, excluding the edge.
     Reflect,
-    /// The elements mirrored at the edge, with the edge.
+    /// The elements mirrored at the edge, including the edge.
     Symmetric,
     /// The elements of the opposite end.
     Wrap,
 }
 
 impl Pad {
-    /// Most elements that can be added to each end of an axis of `n` elements.
+    /// Returns the maximum number of elements that can be added to each end of an axis of `n`
+    /// elements.
     fn limit(self, n: u64) -> u64 {
         match self {
             Pad::Constant(_) => u64::MAX,
@@ -41,7 +42,7 @@ impl Pad {
         }
     }
 
-    /// The sources of the elements before and after an axis of `n` elements.
+    /// Returns the sources of the elements before and after an axis of `n` elements.
     fn sources(self, before: u64, n: u64) -> [Source; 2] {
         let last = n.saturating_sub(1);
         match self {
@@ -58,12 +59,12 @@ impl Pad {
     }
 }
 
-/// The elements of a piece along an axis.
+/// The source of the elements of a piece along an axis.
 #[derive(Clone, Copy, Debug)]
 enum Source {
     /// The fill value.
     Fill,
-    /// Elements of the array from `start`; a step of 0 repeats the element.
+    /// The elements of the array from `start` by `step`. A step of 0 repeats the element.
     Elements { start: u64, step: i64 },
 }
 
@@ -74,13 +75,13 @@ impl Source {
 }
 
 impl Array {
-    /// Shifts elements along axes by `shift`; elements beyond the end come in at the start.
+    /// Shifts elements along axes by `shift`. Elements beyond the end reappear at the start.
     ///
-    /// Along `()` elements are shifted in C order over all axes, which costs a stage for the
-    /// reshaping.
+    /// With `()`, elements are shifted in C order over all axes, which costs a stage for the
+    /// reshape.
     ///
     /// # Errors
-    /// An axis does not exist or is named twice.
+    /// Fails if an axis does not exist or is named twice.
     #[track_caller]
     pub fn roll(&self, shift: i64, axes: impl Into<Axes>) -> Array {
         or_failed(self.try_roll(shift, &axes.into()))
@@ -102,10 +103,11 @@ impl Array {
         axes.resolve(&inner.dims)?.into_iter().try_fold(self.clone(), rolled)
     }
 
-    /// Repeats the array `repetitions[i]` times along axis `i`, counted from the last axis.
+    /// Repeats the array `repetitions[i]` times along axis `i`. Axes and repetitions are aligned at
+    /// the last ones.
     ///
     /// # Errors
-    /// The result is larger than an array can be.
+    /// Fails if the result exceeds the maximum size of an array.
     #[track_caller]
     pub fn tile(&self, repetitions: impl AsRef<[u64]>) -> Array {
         or_failed(self.try_tile(repetitions.as_ref()))
@@ -134,7 +136,7 @@ impl Array {
     /// Repeats each element along an axis `times` times.
     ///
     /// # Errors
-    /// The axis does not exist.
+    /// Fails if the axis does not exist.
     #[track_caller]
     pub fn repeat(&self, times: u64, axis: impl Into<Axis>) -> Array {
         or_failed(self.try_repeat(times, &axis.into()))
@@ -148,10 +150,10 @@ impl Array {
         if times == 1 { Ok(self.clone()) } else { self.gathered(at, list(len, |i| i / times)?) }
     }
 
-    /// Repeats each element along an axis as often as its entry in `times` says.
+    /// Repeats each element along an axis by its entry in `times`.
     ///
     /// # Errors
-    /// The axis does not exist, or the list and the axis differ in length.
+    /// Fails if the axis does not exist, or if the list and the axis differ in length.
     #[track_caller]
     pub fn repeat_each(&self, times: impl AsRef<[u64]>, axis: impl Into<Axis>) -> Array {
         or_failed(self.try_repeat_each(times.as_ref(), &axis.into()))
@@ -179,8 +181,8 @@ impl Array {
     /// Adds `before` and `after` elements to the ends of each axis.
     ///
     /// # Errors
-    /// The widths are not one pair for each axis, or the array has too few elements to take the
-    /// padding from.
+    /// Fails if there is not one pair of widths for each axis, or if the array has too few elements
+    /// for the padding.
     #[track_caller]
     pub fn pad(&self, widths: impl AsRef<[(u64, u64)]>, mode: Pad) -> Array {
         or_failed(self.try_pad(widths.as_ref(), mode))
@@ -197,7 +199,7 @@ impl Array {
         }
         let fill = if let Pad::Constant(value) = mode { Some(value) } else { None };
         if fill.is_some() {
-            // The fill value is not a packed number.
+            // The fill value of padding is not a packed number.
             self.check_unpacked()?;
         }
         let mut array = self.clone();
@@ -259,13 +261,13 @@ impl Array {
         self.view(ReadMap::new(shape, all), dims)
     }
 
-    /// Computes the `n`-th difference of neighbours along an axis, which gets `n` shorter. For
+    /// Computes the `n`-th difference of neighbours along an axis, which becomes `n` shorter. For
     /// bools, a difference is true where neighbours differ.
     ///
     /// Cost: no stage.
     ///
     /// # Errors
-    /// The axis does not exist, or both `n` and the axis's length exceed 32.
+    /// Fails if the axis does not exist, or if both `n` and the length of the axis exceed 32.
     #[track_caller]
     pub fn diff(&self, n: u64, axis: impl Into<Axis>) -> Array {
         or_failed(self.try_diff(n, &axis.into()))
@@ -273,8 +275,8 @@ impl Array {
 
     fn try_diff(&self, n: u64, axis: &Axis) -> Result<Array, Error> {
         let inner = self.get()?;
-        // Each difference doubles the reads, so the result of many differences should be stored in
-        // between.
+        // Each difference doubles the reads, so intermediate results of many differences should be
+        // stored.
         let n = n.min(inner.node.shape()[axis.resolve(&inner.dims)?]);
         if n > MAX_DIFFERENCES {
             return Err(Error::Argument(format!(
@@ -294,13 +296,13 @@ impl Array {
     }
 }
 
-/// Most differences of differences in one expression.
+/// The maximum number of nested differences in one expression.
 const MAX_DIFFERENCES: u64 = 32;
 
-/// More repetitions than this become a list of indices.
+/// The number of repetitions above which a list of indices is used.
 const MAX_TILES_AS_PIECES: u64 = 64;
 
-/// Most indices of a list, which its readers hold in memory.
+/// The maximum length of a list of indices, which readers hold in memory.
 const MAX_LIST: u64 = 1 << 24;
 
 fn list(len: u64, index: impl Fn(u64) -> u64) -> Result<Arc<[u64]>, Error> {

@@ -11,13 +11,14 @@ use crate::array::{Array, Dim, or_failed};
 use crate::error::Error;
 
 impl Array {
-    /// Reshapes the elements, in C order. One length may be -1: it follows from the others.
+    /// Returns the elements in C order in another shape. One length may be -1 and is then derived
+    /// from the others.
     ///
-    /// Cost: no stage where only axes of length 1 are added or dropped; otherwise one stage, unless
-    /// the result is stored unchanged. Chunks follow those of this array.
+    /// Cost: no stage if only axes of length 1 are added or dropped, or if the result is stored
+    /// unchanged. Otherwise, one stage. Chunks are derived from those of this array.
     ///
     /// # Errors
-    /// The shape has another number of elements.
+    /// Fails if the shape has another number of elements.
     #[track_caller]
     pub fn reshape(&self, shape: impl AsRef<[i64]>) -> Array {
         or_failed(self.try_reshape(shape.as_ref()))
@@ -78,12 +79,12 @@ impl Array {
     }
 }
 
-/// Largest chunk of a reshaped array that is made so that each source chunk is read once.
+/// The maximum size of a chunk that is enlarged so that each source chunk is read once, in bytes.
 const MAX_RESHAPED_CHUNK_BYTES: u64 = 128_000_000;
 
-/// Chunks of an array of `to` with the elements of another in C order: where groups of axes with
-/// the same number of elements correspond, a group's chunks are as large as the source's and follow
-/// the C order.
+/// Returns the chunks of an array of shape `to` with the same elements in C order. Groups of axes
+/// with equal numbers of elements correspond: a group's chunks are as large as the source's and
+/// follow the C order.
 fn reshaped_grid(from: &ChunkGrid, to: &[u64], size: u64) -> ChunkGrid {
     let own = from.shape();
     let mut axes: Vec<AxisGrid> = Vec::with_capacity(to.len());
@@ -103,7 +104,7 @@ fn reshaped_grid(from: &ChunkGrid, to: &[u64], size: u64) -> ChunkGrid {
                 break;
             }
         }
-        // What is left at the end has length 1.
+        // The remaining axes have length 1.
         while a == b && i == own.len() && j < to.len() && to[j] == 1 {
             j += 1;
         }
@@ -113,7 +114,7 @@ fn reshaped_grid(from: &ChunkGrid, to: &[u64], size: u64) -> ChunkGrid {
         }
         let chunk: Vec<u64> = from.axes()[i0..i].iter().map(AxisGrid::max_extent).collect();
         let linear: u64 = chunk.iter().product();
-        // Rows of chunks as wide as the axes inside the outermost that is cut.
+        // Rows of chunks are contiguous in C order from the first axis that is divided into chunks.
         let cut = chunk.iter().zip(&own[i0..i]).position(|(c, n)| *c > 1 && c <= n).unwrap_or(0);
         let wide =
             chunk.get(cut).copied().unwrap_or(1) * own[i0..i].iter().skip(cut + 1).product::<u64>();

@@ -1,4 +1,4 @@
-//! Views: selections and rearrangements of axes. A view costs no stage.
+//! Views: selections and rearrangements of axes, which cost no stage.
 
 use std::sync::Arc;
 
@@ -14,11 +14,11 @@ impl Array {
     /// Selects a range of elements along one axis: `x.slice(1..5, 0)`, `x.slice(..-1, "time")`,
     /// `x.slice(Slice::from(..).step(2), 0)`.
     ///
-    /// Bounds are those of Python: negative ones count from the end, and the part beyond the array
-    /// is cut off. Cost: no stage.
+    /// Bounds are as in Python: negative bounds count from the end, and bounds beyond the array are
+    /// clamped. Cost: no stage.
     ///
     /// # Errors
-    /// The axis does not exist, or the step is 0.
+    /// Fails if the axis does not exist, or if the step is 0.
     #[track_caller]
     pub fn slice(&self, range: impl Into<Slice>, axis: impl Into<Axis>) -> Array {
         or_failed(self.try_slice(range.into(), &axis.into()))
@@ -28,7 +28,7 @@ impl Array {
         let inner = self.get()?;
         let axis = axis.resolve(&inner.dims)?;
         let shape = inner.node.shape();
-        // A step beyond the axis takes at most one element, whatever the step is.
+        // A step longer than the axis selects at most one element, so it can be clamped.
         let most = shape[axis].clamp(1, i64::MAX as u64) as i64;
         let range = range.step(range.step.clamp(-most, most));
         let (first, len) = bounds(range, shape[axis])?;
@@ -52,7 +52,7 @@ impl Array {
     /// the end.
     ///
     /// # Errors
-    /// The axis or the index is out of range.
+    /// Fails if the axis or the index is out of range.
     #[track_caller]
     pub fn at(&self, index: i64, axis: impl Into<Axis>) -> Array {
         or_failed(self.try_at(index, &axis.into()))
@@ -77,11 +77,11 @@ impl Array {
     /// Selects the elements at `indices` along one axis, in that order. Negative indices count from
     /// the end.
     ///
-    /// Shape: the axis has the length of the list. Cost: no stage; the list travels in the plan.
-    /// Only chunks that hold a selected element are read.
+    /// Shape: the axis has the length of the list. Cost: no stage; the list becomes part of the
+    /// plan. Only chunks that contain selected elements are read.
     ///
     /// # Errors
-    /// The axis or an index is out of range.
+    /// Fails if the axis or an index is out of range.
     #[track_caller]
     pub fn take(&self, indices: impl AsRef<[i64]>, axis: impl Into<Axis>) -> Array {
         or_failed(self.try_take(indices.as_ref(), &axis.into()))
@@ -116,7 +116,7 @@ impl Array {
     /// Reverses the order of elements along axes; `()` reverses all axes.
     ///
     /// # Errors
-    /// An axis does not exist or is named twice.
+    /// Fails if an axis does not exist or is named twice.
     #[track_caller]
     pub fn flip(&self, axes: impl Into<Axes>) -> Array {
         or_failed(self.try_flip(&axes.into()))
@@ -132,7 +132,7 @@ impl Array {
     /// Rearranges the axes: axis `i` of the result is axis `axes[i]` of this array.
     ///
     /// # Errors
-    /// `axes` is not a permutation of the array's axes.
+    /// Fails if `axes` is not a permutation of the array's axes.
     #[track_caller]
     pub fn permute_dims(&self, axes: impl Into<Axes>) -> Array {
         or_failed(self.try_permute_dims(&axes.into()))
@@ -158,7 +158,7 @@ impl Array {
     /// Exchanges the last two axes.
     ///
     /// # Errors
-    /// The array has fewer than two axes.
+    /// Fails if the array has fewer than two axes.
     #[track_caller]
     pub fn matrix_transpose(&self) -> Array {
         or_failed(self.try_matrix_transpose())
@@ -178,7 +178,7 @@ impl Array {
     /// keep their order.
     ///
     /// # Errors
-    /// An axis does not exist or is named twice, or the lists differ in length.
+    /// Fails if an axis does not exist or is named twice, or if the lists differ in length.
     #[track_caller]
     pub fn moveaxis(&self, source: impl Into<Axes>, destination: impl Into<Axes>) -> Array {
         or_failed(self.try_moveaxis(&source.into(), &destination.into()))
@@ -204,7 +204,7 @@ impl Array {
     /// Inserts an axis of length 1 before position `axis` of the result.
     ///
     /// # Errors
-    /// The position is out of range for the result.
+    /// Fails if the position is out of range for the result.
     #[track_caller]
     pub fn expand_dims(&self, axis: i64) -> Array {
         or_failed(self.try_expand_dims(axis))
@@ -225,7 +225,7 @@ impl Array {
     /// Drops axes of length 1.
     ///
     /// # Errors
-    /// An axis does not exist, is named twice, or has another length.
+    /// Fails if an axis does not exist, is named twice, or does not have length 1.
     #[track_caller]
     pub fn squeeze(&self, axes: impl Into<Axes>) -> Array {
         or_failed(self.try_squeeze(&axes.into()))
@@ -249,7 +249,7 @@ impl Array {
     /// Broadcasts the array to a shape.
     ///
     /// # Errors
-    /// The array's shape does not broadcast to `shape`.
+    /// Fails if the array's shape does not broadcast to `shape`.
     #[track_caller]
     pub fn broadcast_to(&self, shape: impl AsRef<[u64]>) -> Array {
         or_failed(self.try_broadcast_to(shape.as_ref()))
@@ -277,7 +277,7 @@ impl Array {
     /// Splits the array along an axis into arrays without that axis.
     ///
     /// # Errors
-    /// The axis does not exist, or is longer than 4096.
+    /// Fails if the axis does not exist, or if it is longer than 4096.
     pub fn unstack(&self, axis: impl Into<Axis>) -> Result<Vec<Array>, Error> {
         let axis = axis.into();
         let inner = self.get()?;
