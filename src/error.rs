@@ -44,7 +44,10 @@ pub enum Error {
     #[cfg(feature = "sessions")]
     #[error(transparent)]
     Repository(#[from] freestone_sessions::Error),
-    #[error("`{place}` is in a repository: give the run its session, which commits it")]
+    #[error(
+        "`{place}` is in a repository, but the run has no session (hint: set \
+            `RunOptions::session`)"
+    )]
     NoSession { place: String },
     #[error(
         "cannot commit: `{grown}` has {after} elements along `{axis}` now, but {} still {before}, \

@@ -217,8 +217,7 @@ impl Session {
     fn grow(&mut self, array: &Array, path: &str, axis: usize) -> Result<Option<Grown>, Error> {
         let How::Own(session) = &self.how else {
             return Err(freestone_ops::Error::Argument(
-                "an array is appended by the session that \
-                will be committed, not by one that was joined"
+                "cannot append in a joined session (hint: append in the session that is committed)"
                     .into(),
             )
             .into());

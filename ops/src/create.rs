@@ -177,7 +177,7 @@ pub(crate) fn try_arange(
     }
     let bad = || {
         Error::Argument(format!(
-            "a range from {start} to {stop} in steps of {step} has no number of elements"
+            "invalid range from {start} to {stop} by {step}: its length is undefined or too large"
         ))
     };
     let n = length(start, stop, step).ok_or_else(bad)?;
@@ -313,7 +313,7 @@ fn triangle(array: &Array, k: i64) -> Result<Array, Error> {
     let grid = array.grid()?;
     let Some(axes) = grid.axes().len().checked_sub(2).map(|n| grid.axes()[n..].to_vec()) else {
         return Err(Error::Argument(format!(
-            "a triangle needs at least 2 axes, not {}",
+            "expected an array of at least 2 axes, found {}",
             grid.axes().len()
         )));
     };
@@ -350,7 +350,7 @@ pub fn meshgrid(
             [n] => shape.push(*n),
             other => {
                 return Err(Error::Argument(format!(
-                    "meshgrid takes arrays of one axis, not of shape {other:?}"
+                    "meshgrid requires one-dimensional arrays, found shape {other:?}"
                 )));
             }
         }
@@ -477,9 +477,7 @@ pub(crate) fn try_random_integers(
             && (x >= 0 || dtype != DType::UInt64)
     };
     if low >= high || !holds(low) || !holds(high - 1) {
-        return Err(Error::Argument(format!(
-            "integers from {low} to before {high} are no range of {dtype}"
-        )));
+        return Err(Error::Argument(format!("invalid range {low}..{high} for {dtype}")));
     }
     generated(
         shape,
@@ -568,7 +566,8 @@ pub(crate) fn try_from_scalars(
     let n = values.len() * dtype.size();
     if shape.iter().product::<u64>() != values.len() as u64 || n > MAX_CONSTANT_BYTES {
         return Err(Error::Argument(format!(
-            "{} numbers are no array of shape {shape:?} that a plan could hold",
+            "cannot create an array of shape {shape:?} from {} numbers: expected one per element, \
+                at most {MAX_CONSTANT_BYTES} bytes",
             values.len()
         )));
     }

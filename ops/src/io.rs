@@ -376,8 +376,8 @@ fn output(
         .collect();
     if target.in_group && names.len() > 1 && names.iter().flatten().any(|n| n == last(path)) {
         return Err(Error::Argument(format!(
-            "an array of several axes cannot be called `{path}`, as one of them is: that is the \
-                name of its coordinate"
+            "invalid name `{path}` of an array of several axes: an axis has this name, which \
+                is that of its coordinate"
         )));
     }
     let url = target.store(stores)?.url().to_owned();
@@ -414,8 +414,8 @@ fn shard(shards: &[u64], chunks: &[u64]) -> Result<Shard, Error> {
                 format!("{below} or {}", below.saturating_add(chunk))
             };
             return Err(Error::Shards(format!(
-                "along axis {axis} a shard of {shard} is no multiple of the chunks of {chunk}: use \
-                    {nearest}"
+                "along axis {axis} a shard of {shard} is not a multiple of the chunks of {chunk}: \
+                    use {nearest}"
             )));
         }
     }

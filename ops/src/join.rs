@@ -29,14 +29,14 @@ pub(crate) fn cloned(arrays: impl IntoIterator<Item = impl AsRef<Array>>) -> Vec
 
 pub(crate) fn try_concat(arrays: &[Array], axis: &Axes) -> Result<Array, Error> {
     let Some(first) = arrays.first() else {
-        return Err(Error::Argument("there is nothing to join: give at least one array".into()));
+        return Err(Error::Argument("no arrays to join: expected at least one".into()));
     };
     if axis.len().is_none() {
         let flat = arrays.iter().map(|a| a.try_reshape(&[-1])).collect::<Result<Vec<_>, _>>()?;
         return try_concat(&flat, &0.into());
     }
     let &[axis] = axis.in_order(&first.get()?.dims)?.as_slice() else {
-        return Err(Error::Argument("concat joins along one axis, or along `()`".into()));
+        return Err(Error::Argument("invalid axes for concat: expected one axis or `()`".into()));
     };
     let mut dtype = first.dtype()?;
     for array in &arrays[1..] {
@@ -52,7 +52,7 @@ pub(crate) fn try_concat(arrays: &[Array], axis: &Axes) -> Result<Array, Error> 
         let mut to = Region::whole(&own);
         to.start[axis] = at;
         at = at.checked_add(own[axis]).ok_or_else(|| {
-            Error::Argument(format!("{at} elements 2 times are beyond what an array can hold"))
+            Error::Argument(format!("the joined array exceeds the maximum size of an array"))
         })?;
         if !own.contains(&0) {
             let axes = (0..own.len()).map(AxisMap::whole).collect();
@@ -61,7 +61,7 @@ pub(crate) fn try_concat(arrays: &[Array], axis: &Axes) -> Result<Array, Error> 
     }
     if pieces.len() > MAX_PIECES {
         return Err(Error::Argument(format!(
-            "{} arrays cannot be joined at once: join and store at most {MAX_PIECES}",
+            "cannot join {} arrays at once: expected at most {MAX_PIECES} (hint: store parts)",
             pieces.len()
         )));
     }
@@ -78,8 +78,8 @@ fn check_joinable(shape: &[u64], own: &[u64], axis: usize) -> Result<(), Error> 
     let first = (0..shape.len().max(own.len())).find(differs);
     let Some(d) = first.or((own.len() <= axis).then_some(axis)) else { return Ok(()) };
     Err(Error::Argument(format!(
-        "arrays of shape {shape:?} and {own:?} cannot be joined along axis {axis}: they differ \
-            along axis {d}"
+        "cannot join arrays of shapes {shape:?} and {own:?} along axis {axis}: they differ along \
+            axis {d}"
     )))
 }
 

@@ -93,7 +93,7 @@ impl Array {
             None if rank == 1 => 0,
             None => {
                 return Err(Error::Argument(format!(
-                    "{name} goes along one axis: say which of {rank}"
+                    "{name} requires an axis of an array with {rank} axes"
                 )));
             }
         };
@@ -154,14 +154,13 @@ impl Array {
         let (a, b) = (self.shape()?, other.shape()?);
         if a.is_empty() || b.is_empty() {
             return Err(Error::Argument(
-                "matmul needs operands of at least one axis: multiply by numbers with `*`".into(),
+                "matmul requires at least one axis (hint: multiply by numbers with `*`)".into(),
             ));
         }
         let (column, inner) = (b.len() == 1, if b.len() == 1 { b[0] } else { b[b.len() - 2] });
         if a[a.len() - 1] != inner {
             return Err(Error::Argument(format!(
-                "matmul sums over axes of one length, but shapes {a:?} and {b:?} have {} and \
-                    {inner}",
+                "cannot multiply matrices of shapes {a:?} and {b:?}: lengths {} and {inner} differ",
                 a[a.len() - 1]
             )));
         }
@@ -229,8 +228,8 @@ fn try_tensordot(x1: &Array, x2: &Array, axes: &TensordotAxes) -> Result<Array, 
     };
     if left.len() != right.len() || left.iter().zip(&right).any(|(l, r)| a[*l] != b[*r]) {
         return Err(Error::Argument(format!(
-            "tensordot sums over pairs of axes of one length, but axes {left:?} of shape {a:?} and \
-                {right:?} of {b:?} are none"
+            "cannot contract axes {left:?} of shape {a:?} with axes {right:?} of shape {b:?}: \
+                expected pairs of equal lengths"
         )));
     }
     let turned = |x: &Array, rank: usize, summed: &[usize]| {
@@ -261,14 +260,14 @@ pub fn vecdot(x1: &Array, x2: &Array, axis: i64) -> Array {
 pub(crate) fn try_vecdot(x1: &Array, x2: &Array, axis: i64) -> Result<Array, Error> {
     if axis >= 0 {
         return Err(Error::Argument(format!(
-            "vecdot counts its axis from the end, from -1 down: {axis} is not such a number"
+            "invalid axis {axis} for vecdot: expected a negative axis, counted from the end"
         )));
     }
     let (a, b) = (position(axis, x1.ndim()?)?, position(axis, x2.ndim()?)?);
     let (m, n) = (x1.shape()?[a], x2.shape()?[b]);
     if m != n {
         return Err(Error::Argument(format!(
-            "vecdot sums along axes of one length, not of {m} and {n}"
+            "vecdot requires axes of equal lengths, found {m} and {n}"
         )));
     }
     let dtype = common(x1, x2)?;
@@ -298,7 +297,7 @@ pub(crate) fn try_outer(x1: &Array, x2: &Array) -> Result<Array, Error> {
     let (a, b) = (x1.shape()?.len(), x2.shape()?.len());
     if (a, b) != (1, 1) {
         return Err(Error::Argument(format!(
-            "outer multiplies two arrays of one axis, not of {a} and {b}"
+            "outer requires one-dimensional arrays, found {a} and {b} axes"
         )));
     }
     product(&x1.try_expand_dims(1)?, &x2.try_expand_dims(0)?)

@@ -92,9 +92,9 @@ fn try_map_blocks<K: UserKernel>(
     let result = result_axes(arrays, &nodes, out).map_err(named)?;
     let grid = ChunkGrid::new(result.iter().map(|axis| axis.grid.clone()).collect());
     let parameters = serde_json::to_value(kernel)
-        .map_err(|e| named(argument(format!("its parameters are no JSON: {e}"))))?;
+        .map_err(|e| named(argument(format!("its parameters cannot be serialized: {e}"))))?;
     make::<K>(&parameters)
-        .map_err(|e| named(argument(format!("its parameters do not come back from JSON: {e}"))))?;
+        .map_err(|e| named(argument(format!("its parameters cannot be deserialized: {e}"))))?;
     let attributes = computed_attributes(&arrays.iter().collect::<Vec<_>>())?;
     let user = UserNode {
         axes: block_axes(&nodes, &result),
@@ -133,7 +133,7 @@ fn result_axes(
     out: &OutputBlocks,
 ) -> Result<Vec<ResultAxis>, Error> {
     let rank = nodes.iter().map(|n| n.grid.axes().len()).max();
-    let rank = rank.ok_or_else(|| argument("give at least one array"))?;
+    let rank = rank.ok_or_else(|| argument("expected at least one array"))?;
     let mut result = Vec::new();
     for d in 0..rank {
         let Some((grid, dim)) = common_axis(arrays, nodes, d, rank)? else { continue };
@@ -194,9 +194,7 @@ fn common_axis(
 /// Returns an axis of `n` blocks of the given lengths.
 fn resized_grid(n: u64, lengths: &BlockLengths, axis: usize) -> Result<AxisGrid, Error> {
     match lengths {
-        BlockLengths::Each(0) => {
-            Err(argument(format!("blocks of 0 elements along axis {axis} hold nothing")))
-        }
+        BlockLengths::Each(0) => Err(argument(format!("the blocks along axis {axis} are empty"))),
         BlockLengths::Each(each) => {
             let len = n.checked_mul(*each).ok_or_else(|| argument("the result is too large"))?;
             Ok(AxisGrid::regular(len, *each))

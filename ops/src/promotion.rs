@@ -130,8 +130,9 @@ pub(crate) fn common(
             .filter_map(|o| if let Operand::Number(n) = o { Some(n.dtype()) } else { None })
             .max()
     };
-    let arrays =
-        dtype.or_else(numbers).ok_or_else(|| Error::Argument("there is no operand".into()))?;
+    let arrays = dtype
+        .or_else(numbers)
+        .ok_or_else(|| Error::Argument("expected at least one operand".into()))?;
     let mut dtype = arrays;
     let mut literals = Vec::new();
     for operand in operands {

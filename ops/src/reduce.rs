@@ -80,24 +80,25 @@ macro_rules! reductions {
 }
 
 reductions! {
-    all "True where all elements are: not 0, NaN included. Of none it is true.";
-    any "True where one element is not 0. Of none it is false.";
-    argmax "The index of the first greatest element, or of the first NaN, as `int64`: along one \
-        axis, or in C order over all.";
-    argmin "The index of the first least element, or of the first NaN, as `int64`: along one axis, \
-        or in C order over all.";
+    all "True if all elements are not 0; NaN counts as true. True for no elements.";
+    any "True if at least one element is not 0. False for no elements.";
+    argmax "The index of the first maximum, or of the first NaN, as `int64`: along one axis, or in \
+        C order over all axes.";
+    argmin "The index of the first minimum, or of the first NaN, as `int64`: along one axis, or in \
+        C order over all axes.";
     count_nonzero "The number of elements that are not 0, as `int64`.";
-    max "The greatest element; NaN if there is one.";
-    mean "The mean, ignoring nothing: a NaN makes its result NaN. Floats keep their dtype and are \
-        summed as in `sum`; integers give `float64`.";
-    min "The least element; NaN if there is one.";
+    max "The maximum; NaN if an element is NaN.";
+    mean "The mean; NaN if an element is NaN. Floats keep their dtype and are accumulated as in \
+        `sum`; integers give `float64`.";
+    min "The minimum; NaN if an element is NaN.";
     prod "The product. Floats are multiplied in `float64` and keep their dtype; integers give \
         `int64` or `uint64` and wrap.";
     std "The standard deviation: the square root of `var`.";
-    sum "The sum. `float32` is summed in `float64`, `float64` in twice its precision, and both \
-        keep their dtype; integers give `int64` or `uint64` and wrap.";
-    var "The variance, by Welford's algorithm merged as Chan, Golub & LeVeque do (1979): precise \
-        far from 0. NaN where no more elements are than the correction.";
+    sum "The sum. `float32` is accumulated in `float64`, `float64` in twice its precision, and \
+        both keep their dtype; integers give `int64` or `uint64` and wrap.";
+    var "The variance, by Welford's algorithm with the merge of Chan, Golub & LeVeque (1979), \
+        which is accurate for a large mean. NaN if the correction is at least the number of \
+        elements.";
 }
 
 /// Returns the dtype of sums and products of values of a dtype: `asked`, if given. By default,
@@ -132,13 +133,17 @@ impl Array {
         let shape = self.shape()?;
         let axes = options.axes.resolve(self.dims()?)?;
         if name.starts_with("arg") && options.axes.len().is_some_and(|n| n != 1) {
-            return Err(Error::Argument(format!("{name} goes along one axis or all of them")));
+            return Err(Error::Argument(format!("{name} requires one axis or all axes")));
         }
         if options.dtype.is_some() && !matches!(name, "sum" | "prod") {
-            return Err(Error::Argument(format!("{name} has no dtype to choose: cast its result")));
+            return Err(Error::Argument(format!(
+                "{name} has no option `dtype` (hint: cast its result)"
+            )));
         }
         if options.correction.is_some() && !matches!(name, "var" | "std") {
-            return Err(Error::Argument(format!("{name} has no correction: var and std have")));
+            return Err(Error::Argument(format!(
+                "{name} has no option `correction`: only var and std do"
+            )));
         }
         let count = axes.iter().map(|a| shape[*a]).product();
         let parts = self.parts(name, options, count)?;

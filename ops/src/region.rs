@@ -223,10 +223,10 @@ fn find(stored: &StoredArray, group: &str, there: u64, dim: &Dim, len: u64) -> R
         }
         None => None,
     };
-    let (ours, origin) = ours.ok_or_else(|| why("the array has no coordinate for it"))?;
+    let (ours, origin) = ours.ok_or_else(|| why("the array has no coordinate for the axis"))?;
     if ours.info.dtype != theirs.info.dtype {
         return Err(Search::Why(format!(
-            "its coordinate is {} here and {} there",
+            "its coordinate is {} in the array, but {} in the store",
             ours.info.dtype, theirs.info.dtype
         )));
     }
@@ -254,8 +254,8 @@ fn find(stored: &StoredArray, group: &str, there: u64, dim: &Dim, len: u64) -> R
         .filter(|s| theirs[*s..].starts_with(&wanted));
     match (starts.next(), starts.next()) {
         (Some(start), None) => Ok((start / size) as u64),
-        (Some(_), Some(_)) => Err(why("its coordinate's values occur there more than once")),
-        _ => Err(why("its coordinate's values are not there, in this order and without gaps")),
+        (Some(_), Some(_)) => Err(why("the stored coordinate contains its values more than once")),
+        _ => Err(why("the stored coordinate lacks its values in this order and without gaps")),
     }
 }
 

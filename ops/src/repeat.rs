@@ -209,7 +209,7 @@ impl Array {
             let most = *before.max(after);
             if most > mode.limit(*n) {
                 return Err(Error::Argument(format!(
-                    "axis {axis} has {n} elements, too few for {most} of padding like this"
+                    "axis {axis} has {n} elements, too few to pad {most} elements in this mode"
                 )));
             }
             let [low, high] = mode.sources(*before, *n);
@@ -280,8 +280,8 @@ impl Array {
         let n = n.min(inner.node.shape()[axis.resolve(&inner.dims)?]);
         if n > MAX_DIFFERENCES {
             return Err(Error::Argument(format!(
-                "{n} differences at once are too many: store the result of at most \
-                    {MAX_DIFFERENCES} and go on from there"
+                "cannot compute {n} differences at once: expected at most {MAX_DIFFERENCES} (hint: \
+                    store an intermediate result)"
             )));
         }
         (0..n).try_fold(self.clone(), |array, _| array.differences(axis))
@@ -308,8 +308,8 @@ const MAX_LIST: u64 = 1 << 24;
 fn list(len: u64, index: impl Fn(u64) -> u64) -> Result<Arc<[u64]>, Error> {
     if len > MAX_LIST {
         return Err(Error::Argument(format!(
-            "{len} repeated elements along one axis are more than {MAX_LIST}: repeat a part at a \
-                time"
+            "{len} repeated elements along one axis exceed the maximum of {MAX_LIST} (hint: repeat \
+                the array in parts)"
         )));
     }
     Ok((0..len).map(index).collect())
@@ -317,8 +317,8 @@ fn list(len: u64, index: impl Fn(u64) -> u64) -> Result<Arc<[u64]>, Error> {
 
 fn too_large(n: u64, times: u64) -> Error {
     Error::Argument(if times == u64::MAX {
-        format!("the {n} repetitions are together beyond {MAX_LIST}")
+        format!("the sum of the {n} repetitions exceeds {MAX_LIST}")
     } else {
-        format!("{n} elements {times} times are beyond what an array can hold")
+        format!("{times} times {n} elements exceed the maximum size of an array")
     })
 }

@@ -168,7 +168,7 @@ impl Array {
         let rank = self.get()?.dims.len() as i64;
         if rank < 2 {
             return Err(Error::Argument(format!(
-                "matrix_transpose needs at least 2 axes, not {rank}"
+                "matrix_transpose requires at least 2 axes, found {rank}"
             )));
         }
         self.try_permute_dims(&(0..rank - 2).chain([rank - 1, rank - 2]).collect())
@@ -189,7 +189,7 @@ impl Array {
         let (from, to) = (source.in_order(dims)?, destination.in_order(dims)?);
         if from.len() != to.len() {
             return Err(Error::Argument(format!(
-                "moveaxis needs as many destinations as sources, not {} and {}",
+                "moveaxis requires one destination per source, found {} for {} sources",
                 to.len(),
                 from.len()
             )));
@@ -284,7 +284,7 @@ impl Array {
         let n = inner.node.shape()[axis.resolve(&inner.dims)?];
         if n > MAX_PIECES as u64 {
             return Err(Error::Argument(format!(
-                "unstack would make {n} arrays: at most {MAX_PIECES} are sensible"
+                "unstack would create {n} arrays: expected at most {MAX_PIECES}"
             )));
         }
         (0..n as i64).map(|i| self.try_at(i, &axis)).collect()

@@ -140,7 +140,7 @@ fn invalid_shards() {
     for (shards, says) in [
         (
             vec![16, 20],
-            "along axis 1 a shard of 20 is no multiple of the chunks of 8: use 16 or 24",
+            "along axis 1 a shard of 20 is not a multiple of the chunks of 8: use 16 or 24",
         ),
         (vec![16, 4], "use 8"),
         (vec![0, 8], "along axis 0"),

@@ -253,6 +253,6 @@ fn existing_outputs_are_found_before_the_run() {
     .to_string();
     assert!(error.contains("all outputs of a run must be in one session"), "{error}");
     let error = freestone::run(&planned, &spec, &Serial).unwrap_err().to_string();
-    assert!(error.contains("give the run its session"), "{error}");
+    assert!(error.contains("but the run has no session"), "{error}");
     assert_eq!(tree(place.at("repository")), before);
 }
