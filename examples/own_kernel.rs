@@ -12,7 +12,7 @@ use freestone::{
 };
 use serde::{Deserialize, Serialize};
 
-/// The median of each row, which must be one block.
+/// The upper median of each row, which must be one block.
 #[derive(Debug, Serialize, Deserialize)]
 struct RowMedian {
     /// Whether a row with a NaN is an error.

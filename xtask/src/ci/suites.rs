@@ -82,10 +82,17 @@ fn run_examples(context: &mut Context) -> Result<u64> {
     let mut diff = context.command("diff");
     diff.arg("-r").args(&folders);
     run(diff)?;
+    for example in ["wind_anomaly", "versions", "own_kernel"] {
+        let folder = context.out.join(example);
+        remove_dir(&folder)?;
+        let mut command = context.cargo(["run", "--release", "--example", example, "--"]);
+        command.arg(&folder);
+        output += &tee(command, &context.out.join(format!("{example}.log")))?;
+    }
     context.example_ran = true;
-    let is_result =
-        |line: &str| line.starts_with("  mean(") || line.contains("percentile of wind speed");
-    Ok(count_lines(&output, is_result))
+    let results =
+        ["  mean(", "percentile of wind speed", "the largest anomaly", "before: ", "as expected: "];
+    Ok(count_lines(&output, |line| results.iter().any(|result| line.contains(result))))
 }
 
 /// Freestone reads what zarr-python wrote, and the other way round.
