@@ -40,14 +40,14 @@ pub enum PackageError {
     #[error("`{}` is not a program for x86-64 Linux: {why}", path.display())]
     NotAProgram { path: PathBuf, why: String },
     #[error(
-        "`{}` requires glibc {}.{}, but Lambda's provided.al2023 has {}.{} (hint: build it on a \
-            system with an older glibc, such as Amazon Linux 2023)",
+        "`{}` requires glibc {}.{}, but Lambda's provided.al2023 has {}.{} (hint: build the \
+            worker on a system with an older glibc, such as Amazon Linux 2023)",
         path.display(), wants.0, wants.1, GLIBC.0, GLIBC.1
     )]
     Glibc { path: PathBuf, wants: (u32, u32) },
     #[error(
-        "`{}` requires the shared library {library}, which Lambda does not have (hint: link it \
-            statically)",
+        "`{}` requires the shared library {library}, which Lambda does not have (hint: link the \
+            library statically)",
         path.display()
     )]
     Library { path: PathBuf, library: String },
@@ -122,7 +122,7 @@ impl Requirements {
         if header.e_machine.get(endian) != EM_X86_64
             || ![ET_DYN, ET_EXEC].contains(&header.e_type.get(endian))
         {
-            return Err("it is for another machine, or not executable".to_owned());
+            return Err("expected an ELF executable for x86-64".to_owned());
         }
         let sections = header.sections(endian, bytes).map_err(text)?;
         let mut found = Requirements { glibc: None, libraries: Vec::new() };

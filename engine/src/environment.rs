@@ -43,9 +43,9 @@ macro_rules! variables {
 }
 
 variables! {
-    "Settings", "Each overrides the setting of the same name in the settings file. Options of \
-        the command and values in code take precedence. Sizes are bytes or have a unit, such as \
-        `500MB` or `2 GB`; durations have a unit, such as `90s` or `2h 30m`. Empty variables \
+    "Settings", "Each variable overrides the setting of the same name in the settings file. \
+        Options of the command and values in code take precedence. Sizes are bytes or have a \
+        unit, such as `500MB` or `2 GB`; durations have a unit, such as `90s` or `2h 30m`. Empty variables \
         count as unset." {
         /// The settings file. The default is `freestone.toml` in the current directory.
         CONFIG = "FREESTONE_CONFIG";
@@ -84,7 +84,7 @@ variables! {
         /// `true` or `false`: whether sessions can be shared by their ids. The default is `true`.
         SHARING = "FREESTONE_SHARING";
     }
-    "Command", "These change the output of the command." {
+    "Command", "These variables change the output of the command." {
         /// The level of logged events, or levels per module, as `--log` accepts them.
         LOG = "FREESTONE_LOG";
         /// Disables colors on standard error if it is not empty.
@@ -97,8 +97,8 @@ variables! {
         /// The directory for caches, as in the XDG Base Directory Specification.
         XDG_CACHE_HOME = "XDG_CACHE_HOME";
     }
-    "Costs and AWS Lambda", "These describe the function that runs tasks, and the prices for \
-        projections of costs." {
+    "Costs and AWS Lambda", "These variables describe the function that runs tasks, and the \
+        prices for projections of costs." {
         /// The name or ARN of the Lambda function that runs tasks.
         LAMBDA_FUNCTION = "FREESTONE_LAMBDA_FUNCTION";
         /// The memory of the function in MiB, for projections of costs.
@@ -149,12 +149,12 @@ variables! {
         /// `true` for requests without credentials, to public buckets.
         AWS_SKIP_SIGNATURE = "AWS_SKIP_SIGNATURE";
     }
-    "Internal", "Set by the programs themselves, not by users." {
+    "Internal", "The programs set these variables themselves." {
         /// Marks a worker process, which must not start worker processes.
         WORKER = "FREESTONE_WORKER";
     }
-    "Tests and benchmarks", "Read by tests and benchmarks only. `.ci/run` sets those that name \
-        servers, folders and interpreters." {
+    "Tests and benchmarks", "Only tests and benchmarks read these variables. `.ci/run` sets \
+        those that name servers, folders and interpreters." {
         /// Writes generated pages such as this one instead of comparing them.
         UPDATE_DOCS = "FREESTONE_UPDATE_DOCS";
         /// The URL of an S3 bucket or prefix for tests.
@@ -183,7 +183,7 @@ variables! {
         TEST_BOOTSTRAP = "FREESTONE_BOOTSTRAP";
         /// The number of cases of the fault injection tests.
         TEST_FAULT_CASES = "FREESTONE_FAULT_CASES";
-        /// The one case of the fault injection tests to repeat.
+        /// The case of the fault injection tests to repeat.
         TEST_FAULT_SEED = "FREESTONE_FAULT_SEED";
         /// Prints the plans of benchmarks.
         BENCH_EXPLAIN = "FREESTONE_BENCH_EXPLAIN";

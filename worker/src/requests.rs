@@ -476,7 +476,7 @@ impl Shared<'_> {
 /// Returns the failure of a task that exceeds the time of a whole invocation.
 fn over_deadline(failure: TaskFailure, left: Duration) -> TaskFailure {
     let message = format!(
-        "exceeded the {:.1} s that one invocation has for a task (hint: raise the function's \
+        "exceeded {:.1} s, the time limit of a task in one invocation (hint: raise the function's \
             timeout, or make tasks smaller)",
         left.as_secs_f64()
     );

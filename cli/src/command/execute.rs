@@ -104,7 +104,7 @@ fn explain(
         return print(&json::plan(&explanation, local.ok(), cost.as_ref()).to_string());
     }
     let local = match local {
-        _ if executor.is_remote() => "memory is the function's".to_owned(),
+        _ if executor.is_remote() => "memory is limited by the function".to_owned(),
         Ok(local) => local.to_string(),
         Err(error) => error.to_string(),
     };
@@ -161,12 +161,12 @@ pub(super) fn summarize(
 }
 
 /// Returns a handle that the first interrupt or termination signal cancels. A second signal exits
-/// the process at once.
+/// the process immediately.
 pub(super) fn cancel_on_signal(work_dir: &str) -> Result<Cancel, Failure> {
     let cancel = Cancel::default();
     let signalled = cancel.clone();
     let stopped = format!(
-        "stopped at once\n\nhint: `freestone clean --dry-run {work_dir}` lists \
+        "stopped immediately\n\nhint: `freestone clean --dry-run {work_dir}` lists \
         runs that can be resumed"
     );
     let handler = move || {

@@ -38,8 +38,8 @@ const THROTTLE_LIMIT: Duration = Duration::from_secs(600);
 /// Returns the error message of a function whose invocations are all throttled.
 pub(super) fn throttled_message(reason: &str) -> String {
     format!(
-        "every invocation is throttled ({reason}) (hint: the concurrency of the account or the \
-            function's reserved concurrency is 0 or used up)"
+        "every invocation is throttled ({reason}) (hint: raise the account's concurrency limit \
+            or the function's reserved concurrency)"
     )
 }
 

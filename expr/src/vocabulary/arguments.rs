@@ -20,7 +20,7 @@ impl Arguments {
         })
     }
 
-    fn wrong(&self, name: &str, expected: &str) -> CallError {
+    pub(super) fn wrong(&self, name: &str, expected: &str) -> CallError {
         match self.bound(name) {
             Ok(b) => {
                 let message = format!(

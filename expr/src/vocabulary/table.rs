@@ -167,7 +167,7 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
                 };
                 let parts = [end("prepend")?, Some(a.array("x")?.clone()), end("append")?];
                 let parts: Vec<Array> = parts.into_iter().flatten().collect();
-                let n = u64::try_from(a.integer("n")?).map_err(|_| a.refuse("n", "n is negative"))?;
+                let n = count(a, "n")?;
                 concat(&parts, a.integer("axis")?).diff(n, a.integer("axis")?)
             };
         },
@@ -240,9 +240,9 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
                 axis.", "the shape of x, with the number of indices along axis", ALL, LISTED, a => {
                 let x = a.array("x")?;
                 let only = (x.shape()?.len() == 1).then_some(0);
-                let none = "axis is None, but take needs one for an array of several axes";
                 let axis = a.optional_integer("axis")?.or(only);
-                let axis = axis.ok_or_else(|| a.refuse("axis", none))?;
+                let expected = "an integer for an array of several axes";
+                let axis = axis.ok_or_else(|| a.wrong("axis", expected))?;
                 x.take(&a.integers("indices")?, axis)
             };
         },
@@ -252,8 +252,8 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
         rows! {
             astype "(x, dtype, /, *, copy=True)", "The array cast to a dtype. Casts from floats \
                 to integers round towards 0.", "the shape of x", ALL, VIEW, a => {
-                a.array("x")?.astype(a.dtype("dtype")?.ok_or_else(|| a.refuse("dtype", "dtype is \
-                    None, but astype needs one"))?)
+                let dtype = a.dtype("dtype")?;
+                a.array("x")?.astype(dtype.ok_or_else(|| a.wrong("dtype", "a dtype"))?)
             };
         },
     ),
@@ -302,8 +302,7 @@ pub(super) static ROWS: &[(Section, &[Row])] = &[
                 let indexing = match a.text("indexing")? {
                     "xy" => Indexing::Xy,
                     "ij" => Indexing::Ij,
-                    other => return Err(a.refuse("indexing", format!("indexing is '{other}', but \
-                        meshgrid knows 'xy' and 'ij'"))),
+                    _ => return Err(a.wrong("indexing", "'xy' or 'ij'")),
                 };
                 meshgrid(&a.arrays("arrays")?, indexing)?
             };
@@ -446,12 +445,12 @@ fn tensordot_axes(a: &Arguments) -> Result<TensordotAxes, CallError> {
         _ => None,
     };
     over.ok_or_else(|| {
-        a.refuse("axes", "axes is a number of axes, or a list of axes of x1 and one of x2")
+        a.wrong("axes", "a number of axes, or a list of axes of x1 and a list of axes of x2")
     })
 }
 
 fn count(a: &Arguments, name: &'static str) -> Result<u64, CallError> {
-    u64::try_from(a.integer(name)?).map_err(|_| a.refuse(name, format!("{name} is negative")))
+    u64::try_from(a.integer(name)?).map_err(|_| a.wrong(name, "a nonnegative integer"))
 }
 
 fn roll(a: &Arguments) -> Result<Array, CallError> {
@@ -463,7 +462,7 @@ fn roll(a: &Arguments) -> Result<Array, CallError> {
     if shifts.len() != axes.len() && shifts.len() != 1 {
         return Err(a.refuse(
             "shift",
-            format!("{} shifts were given for {} axes", shifts.len(), axes.len()),
+            format!("roll: expected 1 or {} shifts, found {}", axes.len(), shifts.len()),
         ));
     }
     Ok(axes
@@ -502,7 +501,7 @@ fn pad(a: &Arguments) -> Result<Array, CallError> {
         one => pair(one).map(|p| vec![p; rank]),
     };
     let widths = widths.ok_or_else(|| {
-        a.refuse("pad_width", "pad_width is a number, a pair, or a pair for each axis")
+        a.wrong("pad_width", "an integer, a pair of integers, or a pair for each axis")
     })?;
     let mode = match a.text("mode")? {
         "constant" => Pad::Constant(a.scalar("constant_values")?),
@@ -510,14 +509,9 @@ fn pad(a: &Arguments) -> Result<Array, CallError> {
         "reflect" => Pad::Reflect,
         "symmetric" => Pad::Symmetric,
         "wrap" => Pad::Wrap,
-        other => {
-            return Err(a.refuse(
-                "mode",
-                format!(
-                    "mode is '{other}', but pad knows 'constant', \
-            'edge', 'reflect', 'symmetric' and 'wrap'"
-                ),
-            ));
+        _ => {
+            let expected = "'constant', 'edge', 'reflect', 'symmetric' or 'wrap'";
+            return Err(a.wrong("mode", expected));
         }
     };
     Ok(x.pad(&widths, mode))
@@ -573,12 +567,8 @@ fn listed(a: &Arguments) -> Result<Array, CallError> {
         return Ok(a.dtype("dtype")?.map_or_else(|| x.clone(), |d| x.astype(d)));
     }
     let (mut shape, mut flat) = (Vec::new(), Vec::new());
-    let even = || {
-        a.refuse(
-            "obj",
-            "obj is neither a number nor nested lists of numbers, all of one length at each depth",
-        )
-    };
+    let even =
+        || a.wrong("obj", "a number or nested lists of numbers, of equal lengths at each depth");
     walk(a.value("obj")?, 0, &mut shape, &mut flat).ok_or_else(even)?;
     let widest = flat.iter().map(Scalar::dtype).max().unwrap_or(DType::Float64);
     let dtype = a.dtype("dtype")?.unwrap_or(widest);
