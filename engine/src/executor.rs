@@ -119,7 +119,7 @@ pub enum Next {
 
 /// Runs the requests of a [`TaskSource`].
 ///
-/// Contract: each request is returned exactly once, also if its worker is lost. No request is
+/// Contract: each request is returned exactly once, even if its worker is lost. No request is
 /// running when [`run`](Executor::run) returns.
 pub trait Executor: Send + Sync + fmt::Debug {
     /// Returns the executor's name for display.

@@ -2,7 +2,7 @@
 //!
 //! Arrays and runs are accessed through [`storage`](crate::storage), whose errors name their
 //! location.
-#![allow(clippy::disallowed_methods, reason = "the one place that calls std::fs for others")]
+#![allow(clippy::disallowed_methods, reason = "the only module that calls std::fs")]
 
 use std::fs::{self, Metadata, ReadDir};
 use std::io::{Error, Result};

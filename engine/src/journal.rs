@@ -212,8 +212,7 @@ impl Journal {
                         };
                         let Some(stage) = stages.get(id.0).filter(is_of_it) else {
                             let message = format!(
-                                "it tells of task {task} of stage {}, which is not one of the plan \
-                                    beside it",
+                                "it lists task {task} of stage {}, which is not in the plan",
                                 id.0
                             );
                             return Err(StorageError::Io {

@@ -8,10 +8,7 @@
 //! Time and randomness come from a [`System`](system::System) that is passed as an argument. File
 //! access goes through [`files`].
 //!
-//! Each module imports only modules before it in this list:
-//! `files · environment · system · retry · machine · panics · grid · flat → readmap → memory →
-//! program → storage · work_dir · spec → user → graph → plan · stages · state → task · publish →
-//! worker → executor · remote · events → journal → driver`.
+//! `ARCHITECTURE.md` lists the modules in import order.
 
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 

@@ -52,11 +52,10 @@ pub enum PublishError {
 /// The reason for which a transactional store rejects a publication.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rejection {
-    /// Another writer is in the way. Finished tasks are kept, and another publication of them may
+    /// Another writer conflicts. Finished tasks are kept, and another attempt to publish them may
     /// succeed.
     Conflict,
-    /// Another commit that changed nothing of the same came first. A rebase can publish the results
-    /// on top of it.
+    /// An earlier commit made disjoint changes. A rebase can publish the results on top of it.
     NeedsRebase,
     /// The session has ended, so the run can never be published.
     SessionEnded,

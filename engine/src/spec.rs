@@ -332,8 +332,8 @@ impl Settings {
 }
 
 impl Spec {
-    /// Returns a builder, which takes the environment, the settings file and the defaults for what
-    /// it does not set.
+    /// Returns a builder. Values that it does not set come from the environment, the settings file
+    /// and the defaults, in that order.
     pub fn builder() -> SpecBuilder {
         SpecBuilder::default()
     }
@@ -347,7 +347,7 @@ impl Spec {
         Spec::load_over(code, Settings::default())
     }
 
-    /// Resolves settings as [`load`](Spec::load) does, with other defaults.
+    /// Resolves settings like [`load`](Spec::load), with other defaults.
     ///
     /// # Errors
     /// Returns the errors of [`load`](Spec::load).

@@ -91,7 +91,7 @@ impl System {
 #[derive(Clone, Copy, Debug)]
 pub struct MachineClock;
 
-#[allow(clippy::disallowed_methods, reason = "the one place that asks the machine for the time")]
+#[allow(clippy::disallowed_methods, reason = "the only place that reads the machine's clock")]
 impl Clock for MachineClock {
     fn now(&self) -> Instant {
         Instant::now()
@@ -169,7 +169,7 @@ impl SplitMix {
     /// Creates a generator with a seed from the operating system.
     #[allow(
         clippy::disallowed_methods,
-        reason = "the one place that asks the system for randomness"
+        reason = "the only place that reads the system's randomness"
     )]
     pub fn from_machine() -> SplitMix {
         SplitMix::new(std::collections::hash_map::RandomState::new().build_hasher().finish())

@@ -244,7 +244,7 @@ macro_rules! floats {
 }
 floats!(f32, f64);
 
-/// Applies a function of one element to a strip of `dtype`.
+/// Applies a unary function to a strip of `dtype`.
 pub(crate) fn unary(op: UnaryOp, dtype: DType, a: &[u8], out: &mut [u8]) {
     use UnaryOp as U;
     macro_rules! same {
@@ -322,7 +322,7 @@ pub(crate) fn unary(op: UnaryOp, dtype: DType, a: &[u8], out: &mut [u8]) {
     }
 }
 
-/// Applies a function of two elements to strips of `dtype`.
+/// Applies a binary function to strips of `dtype`.
 pub(crate) fn binary(op: BinaryOp, dtype: DType, a: &[u8], b: &[u8], out: &mut [u8]) {
     use BinaryOp as B;
     macro_rules! same {
@@ -383,7 +383,7 @@ pub(crate) fn binary(op: BinaryOp, dtype: DType, a: &[u8], b: &[u8], out: &mut [
     }
 }
 
-/// Selects elements of `a` where `c` is not 0, of `b` elsewhere.
+/// Selects elements of `a` where `c` is not 0, and of `b` elsewhere.
 pub(crate) fn select(dtype: DType, c: &[u8], a: &[u8], b: &[u8], out: &mut [u8]) {
     match dtype.size() {
         1 => loop3::<u8>(c, a, b, out),

@@ -94,7 +94,7 @@ impl Buffer {
     /// unspecified.
     ///
     /// # Panics
-    /// If `len` exceeds that capacity.
+    /// Panics if `len` exceeds that capacity.
     pub fn set_len(&mut self, len: usize) {
         let room = match &self.memory {
             Memory::Lines(lines) => lines.len() * 64,

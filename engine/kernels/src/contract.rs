@@ -134,7 +134,7 @@ mod tests {
     use crate::buffer::{Buffer, contiguous_strides};
     use crate::dtype::Complex128;
 
-    /// Returns small whole numbers, whose sums are exact in any order.
+    /// Returns small integers, whose sums are exact in any order.
     fn values(n: usize, seed: i64) -> Vec<i64> {
         (0..n as i64).map(|i| (i * 7 + seed) % 11 - 5).collect()
     }

@@ -102,7 +102,7 @@ macro_rules! functions {
             /// Returns the dtype of the result for operands of `dtype`.
             ///
             /// # Errors
-            /// If the function is not defined for `dtype`.
+            /// Returns an error if the function is not defined for `dtype`.
             pub fn result(self, dtype: DType) -> Result<DType, ExprError> {
                 if !self.domain().contains(dtype) {
                     return Err(ExprError::Domain { op: self.name(), dtype });
@@ -120,7 +120,7 @@ macro_rules! functions {
 }
 
 functions! {
-    /// A function of one element.
+    /// A unary elementwise function.
     UnaryOp {
         Abs: Numeric -> Part,
         Acos: Inexact -> Same,
@@ -164,7 +164,7 @@ functions! {
 }
 
 functions! {
-    /// A function of two elements of one dtype.
+    /// A binary elementwise function of operands of one dtype.
     BinaryOp {
         Add: Numeric -> Same,
         Atan2: Float -> Same,
@@ -216,7 +216,7 @@ pub enum Node {
 pub enum ExprError {
     #[error("{op} is not defined for {dtype}")]
     Domain { op: String, dtype: DType },
-    #[error("{op} needs operands of one dtype, not {left} and {right}: cast one of them")]
+    #[error("{op} requires operands of one dtype, found {left} and {right} (hint: cast one)")]
     MixedDTypes { op: String, left: DType, right: DType },
     #[error("the condition of `where` must be bool, not {0}")]
     Condition(DType),
@@ -311,7 +311,7 @@ impl Expr {
     /// Creates an expression with the node that `build` returns, given the input nodes, as result.
     ///
     /// # Errors
-    /// If `build` fails.
+    /// Returns the error of `build`.
     pub fn of(
         inputs: &[DType],
         build: impl FnOnce(&mut Expr, &[u32]) -> Result<u32, ExprError>,
@@ -328,8 +328,8 @@ impl Expr {
     /// Adds a node unless an equal node exists. Returns the index of the node.
     ///
     /// # Errors
-    /// If an operand is not an earlier node, or the function is not defined for the operands'
-    /// dtypes.
+    /// Returns an error if an operand is not an earlier node, or if the function is not defined for
+    /// the operands' dtypes.
     pub fn push(&mut self, node: Node) -> Result<u32, ExprError> {
         if let Some(same) = self.index.find(&self.nodes, &node) {
             return Ok(same as u32);
@@ -359,7 +359,7 @@ impl Expr {
     /// Appends `other` with the nodes `arguments` as its inputs. Returns the nodes of its results.
     ///
     /// # Errors
-    /// If an argument is missing or its dtype differs from that of the input.
+    /// Returns an error if an argument is missing, or if its dtype differs from that of the input.
     pub fn append(&mut self, other: &Expr, arguments: &[u32]) -> Result<Vec<u32>, ExprError> {
         let mut place = Vec::with_capacity(other.nodes.len());
         for node in &other.nodes {
@@ -418,8 +418,8 @@ impl Expr {
     /// Returns the dtype of `node` as the next node.
     ///
     /// # Errors
-    /// If an operand is not an earlier node, or the function is not defined for the operands'
-    /// dtypes.
+    /// Returns an error if an operand is not an earlier node, or if the function is not defined for
+    /// the operands' dtypes.
     fn check(&self, node: &Node) -> Result<DType, ExprError> {
         let of = |i: u32| {
             self.dtypes

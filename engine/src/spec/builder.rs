@@ -75,7 +75,7 @@ impl IntoSize for &str {
 
 /// Builds a [`Spec`]. Created by [`Spec::builder`].
 ///
-/// What is not set here comes from the environment, the settings file and the defaults, in that
+/// Values that are not set come from the environment, the settings file and the defaults, in that
 /// order, as in [`Spec::load`].
 ///
 /// ```
@@ -104,26 +104,26 @@ impl SpecBuilder {
         self
     }
 
-    /// Sets the bytes that one task may hold, `reserved_mem` included.
+    /// Sets the maximum memory of one task in bytes, including `reserved_mem`.
     pub fn allowed_mem(mut self, size: impl IntoSize) -> SpecBuilder {
         self.settings.allowed_mem = self.bytes(size);
         self
     }
 
-    /// Sets the bytes that a worker holds before any array: program, stacks and plan.
+    /// Sets the memory of a worker without arrays, in bytes: program, stacks and plan.
     pub fn reserved_mem(mut self, size: impl IntoSize) -> SpecBuilder {
         self.settings.reserved_mem = self.bytes(size);
         self
     }
 
-    /// Sets the bytes that the local process may hold in all.
+    /// Sets the maximum memory of the local process in bytes.
     pub fn local_mem(mut self, size: impl IntoSize) -> SpecBuilder {
         self.settings.local_mem = self.bytes(size);
         self
     }
 
-    /// Sets the number of tasks that the plan keeps busy at once. It is part of the plan, so it
-    /// determines the bits of partial sums.
+    /// Sets the number of concurrent tasks that the plan is made for. It is part of the plan and
+    /// determines the order of partial sums, and so their bits.
     pub fn parallelism(mut self, n_tasks: u64) -> SpecBuilder {
         self.settings.parallelism = Some(n_tasks);
         self
@@ -153,7 +153,7 @@ impl SpecBuilder {
         self
     }
 
-    /// Sets the maximum duration of a run. A run that reaches it stops and can be resumed.
+    /// Sets the maximum duration of a run. A run that exceeds it stops and can be resumed.
     pub fn deadline(mut self, deadline: Duration) -> SpecBuilder {
         self.settings.deadline = Some(deadline);
         self
@@ -162,8 +162,8 @@ impl SpecBuilder {
     /// Builds the spec.
     ///
     /// # Errors
-    /// A size is invalid, the environment or the settings file cannot be read, or a limit is too
-    /// small.
+    /// Returns an error if a size is invalid, if the environment or the settings file cannot be
+    /// read, or if a limit is too small.
     pub fn build(self) -> Result<Spec, SpecError> {
         match self.error {
             Some(error) => Err(error),

@@ -52,7 +52,7 @@ fn is_set(name: &&str) -> bool {
 /// Returns a builder for a bucket, configured by `AWS_…` variables, with the credentials that this
 /// module describes.
 ///
-/// The client retries requests as [`Retry::REQUESTS`] says, including conditional puts. A caller
+/// The client retries requests by [`Retry::REQUESTS`], including conditional puts. A caller
 /// whose conditional put fails must check whether the stored object is its own.
 ///
 /// # Errors

@@ -44,13 +44,13 @@ impl SharedSession {
         self.commit_with(&SharedCommit::default())
     }
 
-    /// As [`commit`](SharedSession::commit), with options. A session whose coordinator died while
-    /// it committed is committed by this too, or its snapshot found.
+    /// Commits like [`commit`](SharedSession::commit), with options. Also completes the commit of a
+    /// process that ended during it, or finds its snapshot.
     ///
     /// # Errors
-    /// [`Error::OpenJoiners`] with their names, [`Error::Closed`], [`Error::WrittenTwice`], and as
-    /// [`WritableSession::commit_with`](crate::WritableSession::commit_with). After these the
-    /// session is open again.
+    /// Returns [`Error::OpenJoiners`] with their names, [`Error::Closed`], [`Error::WrittenTwice`],
+    /// or the errors of [`WritableSession::commit_with`](crate::WritableSession::commit_with). The
+    /// session is open again after an error.
     pub fn commit_with(&self, how: &SharedCommit) -> Result<Committed, Error> {
         let record = self.record()?;
         let (number, generation) = match self.open_generation() {

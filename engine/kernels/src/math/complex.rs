@@ -469,8 +469,8 @@ fn reciprocal(z: C64) -> C64 {
     c(re * factor, im * factor)
 }
 
-/// Returns `exp(y log(x))`, or a product for small whole exponents, so that powers of whole numbers
-/// are whole.
+/// Returns `exp(y log(x))`, or a product for small integer exponents, so that powers of integers
+/// are integers.
 #[inline(always)]
 fn pow(x: C64, y: C64) -> C64 {
     if y.re == 0.0 && y.im == 0.0 {
