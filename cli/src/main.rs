@@ -39,7 +39,7 @@ struct OutputArgs {
     /// Print the whole plan before a run
     #[arg(short, long, global = true)]
     verbose: bool,
-    /// Print nothing but data and errors
+    /// Print only data and errors
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     quiet: bool,
     /// Log events at LEVEL, such as info, or by module as in RUST_LOG

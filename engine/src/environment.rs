@@ -45,8 +45,8 @@ macro_rules! variables {
 variables! {
     "Settings", "Each variable overrides the setting of the same name in the settings file. \
         Options of the command and values in code take precedence. Sizes are bytes or have a \
-        unit, such as `500MB` or `2 GB`; durations have a unit, such as `90s` or `2h 30m`. Empty variables \
-        count as unset." {
+        unit, such as `500MB` or `2 GB`; durations have a unit, such as `90s` or `2h 30m`. Empty \
+        variables count as unset." {
         /// The settings file. The default is `freestone.toml` in the current directory.
         CONFIG = "FREESTONE_CONFIG";
         /// The directory or URL for intermediate arrays, plans and journals. The default is
