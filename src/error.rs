@@ -15,9 +15,10 @@ use freestone_kernels::{DType, ExprError};
 use freestone_ops::{Error as ArrayError, RegionError};
 use thiserror::Error;
 
-/// Any error of this crate.
+/// The error of this crate.
 ///
-/// [`kind`](Error::kind) returns the action that a caller can take. The variants hold the details.
+/// [`kind`](Error::kind) classifies errors by the action that a caller can take. The variants hold
+/// the details.
 ///
 /// ```
 /// use freestone::{Error, ErrorKind};
@@ -61,7 +62,7 @@ pub enum Error {
             please report it)"
     )]
     Internal { invariant: &'static str },
-    #[error("the result is {found}, not {asked}")]
+    #[error("invalid element type {asked}: the result has dtype {found}")]
     ResultType { found: DType, asked: DType },
     #[error("invalid result shape {shape:?}: expected one element")]
     NotScalar { shape: Vec<u64> },

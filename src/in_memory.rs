@@ -103,7 +103,7 @@ pub fn compute_with<T: Value>(
 
 /// Creates a plan that computes an array into an in-memory store.
 fn plan_in_memory(array: &Array, spec: &Spec) -> Result<(Plan, Arc<dyn Store>), Error> {
-    // The result has no attributes that would tell that its values are packed.
+    // The result cannot have the attributes that describe packed values.
     array.check_unpacked()?;
     let bytes = array.nbytes()?;
     if bytes > spec.local_mem {

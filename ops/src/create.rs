@@ -147,7 +147,7 @@ pub(crate) fn try_empty_like(array: &Array, dtype: Option<DType>) -> Result<Arra
 
 /// Creates the values `start, start + step, …` up to but not including `stop`.
 ///
-/// Shape: `(⌈(stop − start) / step⌉,)`, by exact arithmetic, or no elements if this is negative.
+/// Shape: `(⌈(stop − start) / step⌉,)` by exact arithmetic, or `(0,)` if the quotient is negative.
 /// Integers are exact.
 ///
 /// # Errors

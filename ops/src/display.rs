@@ -9,8 +9,8 @@ use freestone_engine::memory::size;
 
 use crate::array::{Array, Inner};
 
-/// Writes a summary such as `Array float32 [time 12, lat 73, lon 144], chunks [3, 37, 72], 504.6
-/// kB, 3 nodes`.
+/// Writes a summary, such as
+/// `Array float32 [time 12, lat 73, lon 144], chunks [3, 37, 72], 504.6 kB, 3 nodes`.
 impl fmt::Display for Array {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.inner {

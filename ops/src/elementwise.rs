@@ -56,7 +56,7 @@ impl From<Option<Operand>> for Bound {
     }
 }
 
-/// Numbers become scalars of the widest dtype of their kind, as Python's numbers are.
+/// Numbers become scalars of the widest dtype of their kind, like Python's numbers.
 macro_rules! numbers {
     ($($from:ty => $wide:ty),* $(,)?) => { $(
         impl From<$from> for Operand {
@@ -313,7 +313,8 @@ macro_rules! unary_functions {
         $(
             #[doc = $doc]
             ///
-            /// Cost: no stage.
+            /// Integers are cast to `float64` unless the function is defined for integers. Cost: no
+            /// stage.
             ///
             /// # Errors
             /// Fails if the function is not defined for the dtype.

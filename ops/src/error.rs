@@ -83,15 +83,15 @@ pub enum Error {
     AxisName { name: String, names: Vec<String> },
     #[error("axis name `{name}` is ambiguous: two axes have it, so give a number")]
     AmbiguousAxis { name: String },
-    #[error("{left} and {right} have no common type: cast one of them")]
+    #[error("cannot promote {left} and {right} to a common dtype (hint: cast one of them)")]
     Promotion { left: DType, right: DType },
     #[error("{op} is not defined for {dtype}")]
     Domain { op: &'static str, dtype: DType },
-    #[error("the {op} of no elements does not exist: axis {axis} has length 0")]
+    #[error("{op} of no elements is not defined: axis {axis} has length 0")]
     Empty { op: &'static str, axis: usize },
     #[error(
-        "axis `{name}` of `{array}` has other coordinates than the arrays that are in {place}: \
-            store it in another group, or rename the axis"
+        "axis `{name}` of `{array}` has other coordinates than the arrays in {place} (hint: store \
+            it in another group, or rename the axis)"
     )]
     Coordinates { place: String, array: String, name: String },
     #[error(transparent)]

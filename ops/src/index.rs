@@ -159,7 +159,7 @@ fn checked(index: &[Index], rank: usize) -> Result<Checked, Error> {
     let n_lists = index.iter().filter(|i| matches!(i, Index::Take(_))).count();
     if n_lists > 1 {
         return Err(Error::Argument(format!(
-            "an index can have one list of numbers, not {n_lists}: index twice"
+            "invalid index: expected at most one list, found {n_lists} (hint: index twice)"
         )));
     }
     // If an index has a list, integers are lists of one element. If other entries separate them
@@ -174,8 +174,8 @@ impl Array {
     /// Selects elements by an index. Axes without an entry are selected whole.
     ///
     /// Shape: as in NumPy. The axis of a list replaces the indexed axis. If other entries separate
-    /// an integer from the list, the list's axis comes first: `x[0, :, [0, 1]]` has the shape `(2,
-    /// …)`. Cost: no stage.
+    /// an integer from the list, the list's axis comes first: `x[0, :, [0, 1]]` has a shape
+    /// `(2, …)`. Cost: no stage.
     ///
     /// # Errors
     /// Fails if there are more entries than axes, if an index is out of range, if a step is 0, or
@@ -279,7 +279,7 @@ mod tests {
         );
         check(
             &[Index::Take(vec![0]), Index::Take(vec![])],
-            Err("an index can have one list of numbers, not 2: index twice"),
+            Err("invalid index: expected at most one list, found 2 (hint: index twice)"),
         );
         check(&[every(0)], Err("the step of a slice cannot be 0"));
     }

@@ -338,7 +338,7 @@ fn output(
     }
     if target.consolidated && !target.in_group {
         return Err(Error::Argument(format!(
-            "consolidated metadata belong to a group: store `{path}` by Target::in_group"
+            "consolidated metadata require a group (hint: use `Target::in_group` for `{path}`)"
         )));
     }
     let inner = array.get()?;

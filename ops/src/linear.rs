@@ -93,7 +93,7 @@ impl Array {
             None if rank == 1 => 0,
             None => {
                 return Err(Error::Argument(format!(
-                    "{name} requires an axis of an array with {rank} axes"
+                    "{name} requires an axis: the array has {rank} axes"
                 )));
             }
         };

@@ -49,8 +49,8 @@ impl SharedSession {
     ///
     /// # Errors
     /// Returns [`Error::OpenJoiners`] with their names, [`Error::Closed`], [`Error::WrittenTwice`],
-    /// or the errors of [`WritableSession::commit_with`](crate::WritableSession::commit_with). The
-    /// session is open again after an error.
+    /// or the errors of [`WritableSession::commit_with`](crate::WritableSession::commit_with).
+    /// After an error other than [`Error::Closed`], the session is open again.
     pub fn commit_with(&self, how: &SharedCommit) -> Result<Committed, Error> {
         let record = self.record()?;
         let (number, generation) = match self.open_generation() {

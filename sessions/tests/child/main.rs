@@ -86,7 +86,7 @@ fn append(url: &str, name: &str) {
     let repository = Repository::open(url).unwrap();
     let deadline = Instant::now() + Duration::from_secs(300);
     loop {
-        assert!(Instant::now() < deadline, "{name} never got its turn");
+        assert!(Instant::now() < deadline, "{name} could not commit in time");
         let session = repository.writable_session(MAIN).unwrap();
         let mut attributes = session.attributes("u").unwrap();
         let mut done =

@@ -90,7 +90,7 @@ fn long(n: usize, first: f32) -> Vec<f32> {
     (0..n).map(|i| first + i as f32).collect()
 }
 
-/// What travels holds nothing that would open a store.
+/// Checks that a ticket or receipt contains no credentials.
 #[track_caller]
 fn no_secrets(text: &str) {
     assert!(!text.contains("secret") && !text.contains("credential"), "{text}");

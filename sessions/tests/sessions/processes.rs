@@ -62,7 +62,7 @@ fn s3_a_profile_opens_repositories() {
     assert_eq!(
         std::fs::read(folder.path().join("aws.asked")).unwrap().len(),
         1,
-        "it is asked once"
+        "the command is called once"
     );
 }
 
@@ -91,7 +91,7 @@ fn race_in(place: &Place) {
         "each commit is in the history, and no other"
     );
     let lost: Vec<&String> = reported.iter().filter(|id| !history.contains(id)).collect();
-    assert!(lost.is_empty(), "reported but not there: {lost:?}");
+    assert!(lost.is_empty(), "reported but missing: {lost:?}");
     assert_eq!(
         read(
             repository.readonly_session(&Version::Branch(MAIN.into())).unwrap().array("u").unwrap()

@@ -98,7 +98,7 @@ fn missing_chunks_read_as_fill_values(place: &Place) {
             .unwrap()
     );
     assert_eq!(floats(buffer.bytes()), [500.0]);
-    assert!(store.read("u/c/2", None, 1999, &mut buffer).is_err(), "a limit holds");
+    assert!(store.read("u/c/2", None, 1999, &mut buffer).is_err(), "reads are limited");
     let mut parts = [0; 8];
     let part = freestone_engine::storage::ObjectPart { offset: 8, place: 4, len: 4 };
     assert_eq!(
@@ -110,7 +110,10 @@ fn missing_chunks_read_as_fill_values(place: &Place) {
         store.read_parts("u/c/1", 2000, &[part], &mut parts).unwrap(),
         freestone_engine::storage::PartsRead::Missing
     );
-    assert!(store.write("u/c/2", b"x").is_err() && store.remove("u/c/2").is_err(), "it only reads");
+    assert!(
+        store.write("u/c/2", b"x").is_err() && store.remove("u/c/2").is_err(),
+        "the store is read-only"
+    );
 }
 
 fn arrays_are_replaced_resized_and_removed(place: &Place) {
@@ -144,7 +147,7 @@ fn arrays_are_replaced_resized_and_removed(place: &Place) {
         &Map::new(),
     );
     session.replace_node("u", document).unwrap();
-    assert_eq!(read(session.array("u").unwrap()), [-1.0; 4], "what was there is not seen any more");
+    assert_eq!(read(session.array("u").unwrap()), [-1.0; 4], "the replaced chunks are not visible");
     session.commit("replaced").unwrap();
     let stored = main(&repository).array("u").unwrap();
     assert_eq!(

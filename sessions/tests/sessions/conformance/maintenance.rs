@@ -68,7 +68,7 @@ fn collection_by_other_programs_is_detected(place: &Place) {
     assert_eq!(
         read(main(&repository).array("u").unwrap()),
         [0.0, 1.0, 2.0, 3.0, 4.0, 5.0],
-        "nothing of it is visible"
+        "no change is visible"
     );
 }
 

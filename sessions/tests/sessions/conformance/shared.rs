@@ -243,7 +243,7 @@ fn sessions_expire_and_are_extended(place: &Place) {
             shared.update_expiration(week + Duration::from_secs(1)),
             Err(Error::TooLong { .. })
         ),
-        "a life is counted from its beginning"
+        "the lifetime begins at the creation"
     );
     let default = repository.create_session(MAIN, "default", None).unwrap();
     assert_eq!(life(&default), Duration::from_secs(24 * 3600));
