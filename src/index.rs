@@ -2,8 +2,8 @@
 
 /// Creates an index in Python's bracket notation: `s![0, 1..5, ..;2, ..., None]`.
 ///
-/// An entry is an integer, a range (`;step` sets its step), a list of integers, `...` for all axes
-/// without an entry, or `None` for a new axis. Pass the result to
+/// An entry is an integer, a range or a list of integers. `;step` sets the step of a range, `...`
+/// selects all axes without an entry, and `None` inserts an axis. Pass the result to
 /// [`Array::index`](crate::Array::index).
 ///
 /// ```

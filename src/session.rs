@@ -170,10 +170,10 @@ impl Session {
     /// Appends an array to a stored array along an axis. All other axes must have equal lengths. If
     /// the stored array ends inside a chunk or shard, that chunk or shard is rewritten.
     ///
-    /// All arrays of a group that have the axis must be extended in the same session, because
-    /// readers such as Xarray refuse a group with unequal lengths. The coordinate of the axis is
-    /// appended automatically if the appended array comes from a stored array with a coordinate.
-    /// Otherwise append its values:
+    /// All arrays of a group that have the axis must be extended in the same session. Readers such
+    /// as Xarray refuse a group with unequal lengths. The coordinate of the axis is appended
+    /// automatically if the appended array comes from a stored array with a coordinate. Otherwise
+    /// append its values:
     ///
     /// ```
     /// # use freestone::{DType, Spec};

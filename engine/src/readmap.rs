@@ -218,8 +218,8 @@ impl AxisMap {
         }
     }
 
-    /// Composes this map, over the box of an intermediate array that starts at `first`, with the
-    /// index maps `outer` from a box of shape `to` into the intermediate array.
+    /// Composes this map with the index maps `outer` from a box of shape `to` into an intermediate
+    /// array. This map covers the box of the intermediate array that starts at `first`.
     fn after(&self, outer: &[AxisMap], first: &[u64], to: &[u64]) -> AxisMap {
         let Some(middle) = self.axis() else { return self.clone() };
         match (self, &outer[middle]) {

@@ -151,8 +151,8 @@ pub(crate) fn try_empty_like(array: &Array, dtype: Option<DType>) -> Result<Arra
 /// Integers are exact.
 ///
 /// # Errors
-/// Fails if the step is 0, if a number is not finite or not real, if `dtype` is bool or complex, or
-/// if an integer dtype cannot hold the elements.
+/// Fails if the step is 0, or if a number is not finite or not real. Also fails if `dtype` is bool
+/// or complex, or if an integer dtype cannot hold the elements.
 #[track_caller]
 pub fn arange(
     start: impl Into<Scalar>,
@@ -447,8 +447,8 @@ pub(crate) fn try_random_normal(
 /// values do not depend on the chunks.
 ///
 /// # Errors
-/// Fails if `dtype` is not an integer or cannot hold the bounds, if the range is empty, or if the
-/// chunks do not match the shape.
+/// Fails if `dtype` is not an integer or cannot hold the bounds. Also fails if the range is empty,
+/// or if the chunks do not match the shape.
 #[track_caller]
 pub fn random_integers(
     shape: impl AsRef<[u64]>,

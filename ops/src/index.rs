@@ -178,8 +178,8 @@ impl Array {
     /// `(2, …)`. Cost: no stage.
     ///
     /// # Errors
-    /// Fails if there are more entries than axes, if an index is out of range, if a step is 0, or
-    /// if there is more than one ellipsis or list.
+    /// Fails if there are more entries than axes or more than one ellipsis or list. Also fails if
+    /// an index is out of range, or if a step is 0.
     #[track_caller]
     pub fn index(&self, index: impl AsRef<[Index]>) -> Array {
         or_failed(self.try_index(index.as_ref()))

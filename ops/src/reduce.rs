@@ -70,8 +70,8 @@ macro_rules! reductions {
         /// Memory: one chunk of each input and the accumulators.
         ///
         /// # Errors
-        /// Fails if an axis is out of range or named twice, if the function is not defined for the
-        /// dtype, or if it does not support an option.
+        /// Fails if an axis is out of range or named twice. Also fails if the function is not
+        /// defined for the dtype or does not support an option.
         #[track_caller]
         pub fn $name(&self, options: impl Into<Reduce>) -> Array {
             or_failed(self.reduction(stringify!($name), &options.into()))

@@ -32,8 +32,8 @@ impl WritableSession {
     /// Checks that a plan's outputs may be written to this session. Changes nothing.
     ///
     /// # Errors
-    /// Returns [`Error::NodeExists`] if an output exists and may not be replaced,
-    /// [`Error::InvalidNode`] if the array of a region has changed since the plan was made, and
+    /// Returns [`Error::NodeExists`] if an output exists and may not be replaced. Returns
+    /// [`Error::InvalidNode`] if the array of a region has changed since the plan was made. Returns
     /// [`Error::Elsewhere`] if an output is not in this session.
     pub fn check_plan(&self, plan: &FinalizedPlan) -> Result<(), Error> {
         check_plan(self.session_store(), plan)

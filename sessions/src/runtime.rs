@@ -27,7 +27,7 @@ fn runtime() -> Result<&'static tokio::runtime::Runtime, Error> {
 /// Runs a request and waits for it.
 ///
 /// A request that is ready at once, such as a reference in a cached manifest, is completed on the
-/// calling thread, because a switch to another thread would take many times as long.
+/// calling thread. A switch to another thread would take many times as long.
 pub(crate) fn wait<T: Send + 'static>(
     request: impl Future<Output = Result<T, Error>> + Send + 'static,
 ) -> Result<T, Error> {

@@ -231,8 +231,8 @@ impl Search<'_> {
     }
 }
 
-/// Returns the first and the last element along each axis of an array of `source` shape that a
-/// region of an array of `shape` with the same elements in C order may read.
+/// Returns the first and the last element along each axis that a region may read. The region is in
+/// an array of `shape`, and the elements are in one of `source` shape with the same C order.
 fn flat_spans(region: &Region, shape: &[u64], source: &[u64]) -> Vec<(u64, u64)> {
     let position = |index: &[u64]| index.iter().zip(shape).fold(0, |at, (i, n)| at * n + i);
     let last: Vec<u64> = region.start.iter().zip(&region.shape).map(|(s, n)| s + n - 1).collect();

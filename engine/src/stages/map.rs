@@ -273,8 +273,8 @@ fn grouped_stage(draft: &Draft, tasks: ChunkGrid) -> Stage {
     Stage::new(draft.name, kernel, draft.inputs.clone(), outputs, tasks)
 }
 
-/// Returns the division with larger tasks along one axis and the fewest reads, if any of these has
-/// fewer reads than `division`, fits, and leaves enough tasks.
+/// Returns the division with larger tasks along one axis that has the fewest reads, fits, and
+/// leaves enough tasks. Returns `None` if none of these has fewer reads than `division`.
 fn larger_tasks(
     lowering: &Lowering<'_>,
     draft: &Draft,

@@ -159,8 +159,8 @@ impl Held {
     }
 }
 
-/// Returns true if the lease at a path was renewed within its expiry time, by the clocks of this
-/// machine and the store, and its holder is not known to have ended. Writes nothing.
+/// Returns true if the lease at a path was renewed within its expiry time, and its holder is not
+/// known to have ended. Compares the clocks of this machine and the store. Writes nothing.
 pub(super) async fn is_held(backend: Arc<dyn Backend>, path: Path, system: System) -> Result<bool> {
     let Some((holder, meta)) = look(&*backend, &path).await? else { return Ok(false) };
     let age =

@@ -129,7 +129,7 @@ pub(crate) trait RealMath: Elementary {
 const RECOMPUTE_BLOCK: usize = 1024;
 
 // Each loop names its function. A function passed as a generic parameter would be called through a
-// shim, which LLVM does not inline if it is long, and compiles without AVX2 and FMA.
+// shim. LLVM does not inline a long shim, and compiles it without AVX2 and FMA.
 macro_rules! over_slices {
     (unary: $($f:ident)*) => { $( wide_fn! {
         #[doc = concat!("`", stringify!($f), "` of each element.")]

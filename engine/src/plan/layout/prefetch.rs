@@ -49,7 +49,8 @@ impl StageLayout {
     }
 
     /// Returns the maximum encoded size of a chunk that can be prefetched, and the number of such
-    /// chunks for which a task does not wait anyway, at most [`MAX_PREFETCH`].
+    /// chunks. Chunks for which a task waits anyway do not count. The number is at most
+    /// [`MAX_PREFETCH`].
     fn prefetched(&self, scope: Scope<'_>, stage: &Stage) -> Result<(u64, u64), PlanError> {
         let mut chunk = 0;
         for source in self.sources.iter().filter(|s| s.prefetch) {
