@@ -354,7 +354,7 @@ impl<'a> ActiveRun<'a> {
         })
     }
 
-    /// Removes what interrupted writes have left beside the outputs. A failure to remove it does
+    /// Removes the remains of interrupted writes next to the outputs. A failure to remove it does
     /// not fail the run.
     fn remove_partial_writes(&self) {
         for array in &self.prepared.plan.plan().arrays {

@@ -25,7 +25,7 @@ use crate::task::Receipt;
 /// protection from late writers requires a transactional store.
 ///
 /// A region of an existing array is written in place, chunk by chunk, without a transaction. During
-/// the run, and after a failed run, readers see new chunks beside old ones. Runs that write
+/// the run, and after a failed run, readers see a mixture of new and old chunks. Runs that write
 /// different regions do not interfere.
 ///
 /// In local directories, an active publisher holds a lock on its claims. Other runs are refused.
