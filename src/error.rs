@@ -100,7 +100,7 @@ from_inner!(
     PublishError => RunError,
 );
 
-/// The kind of an [`Error`], by the action that a caller can take.
+/// The kind of an [`Error`](enum@Error), by the action that a caller can take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {

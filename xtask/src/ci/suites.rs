@@ -82,7 +82,7 @@ fn run_examples(context: &mut Context) -> Result<u64> {
     let mut diff = context.command("diff");
     diff.arg("-r").args(&folders);
     run(diff)?;
-    for example in ["wind_anomaly", "versions", "own_kernel"] {
+    for example in ["wind_anomaly", "versions", "row_median"] {
         let folder = context.out.join(example);
         remove_dir(&folder)?;
         let mut command = context.cargo(["run", "--release", "--example", example, "--"]);

@@ -1,6 +1,6 @@
 //! A kernel of the program's own. A run with it is cancelled and resumed, and its error is matched.
 //!
-//! `cargo run --example own_kernel`
+//! `cargo run --example row_median`
 
 // Results go to standard output.
 #![allow(clippy::print_stdout)]
