@@ -238,6 +238,9 @@ fn expressions_that_start_with_a_minus() {
     assert_eq!(total(&place, "f.zarr"), -2.0 * u);
     stdout(&freestone(&place, &["compute", "-i", &winds, "-o", "g.zarr", "--", "-index"]));
     assert_eq!(total(&place, "g.zarr"), -u);
+    let arguments = ["-q", "compute", "-index", "-i", &winds, "-o", "h.zarr"];
+    stdout(&freestone(&place, &arguments));
+    assert_eq!(total(&place, "h.zarr"), -u);
     assert!(stdout(&run(&place, "plan", &["-u", "-v*2"])).contains("negative"));
     // The caret in an error points to the mistake.
     let errors = run(&place, "plan", &["-u + w"]);

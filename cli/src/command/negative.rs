@@ -15,13 +15,15 @@ const MARK: char = '\0';
 /// Returns the arguments with marks before expressions that start with a minus sign.
 pub(crate) fn mark(arguments: impl Iterator<Item = OsString>, command: &Command) -> Vec<OsString> {
     let mut all: Vec<OsString> = arguments.collect();
-    let Some(command) =
-        all.get(1).and_then(|name| command.find_subcommand(name)).filter(|c| takes_expressions(c))
+    // Options such as `-q` may precede the subcommand.
+    let subcommand = |(i, name): (usize, &OsString)| Some((i, command.find_subcommand(name)?));
+    let Some((position, command)) =
+        all.iter().enumerate().skip(1).find_map(subcommand).filter(|(_, c)| takes_expressions(c))
     else {
         return all;
     };
     let mut is_value = false;
-    for argument in all.iter_mut().skip(2) {
+    for argument in all.iter_mut().skip(position + 1) {
         let Some(text) = argument.to_str() else {
             is_value = false;
             continue;
