@@ -218,7 +218,7 @@ mod tests {
         check(&this[..100], "is not a program for x86-64");
         let mut arm = this.clone();
         arm[18] = 183;
-        check(&arm, "another machine");
+        check(&arm, "expected an ELF executable for x86-64");
         // A library of another name: the first `libc.so.6` of the program's strings.
         let mut other = this;
         let at = other.windows(10).position(|w| w == b"libc.so.6\0").unwrap();

@@ -158,7 +158,7 @@ fn check_full(output: &str, work_dir: &str, array: &Array, executor: &dyn Execut
         freestone::plan(&[Target::array(array, output).codec(CodecName::None)], &spec).unwrap();
     let error = freestone::run(&planned, &spec, executor).unwrap_err();
     assert!(is_no_space(&error), "{error:?}");
-    assert!(error.to_string().contains("no space is left"), "{error}");
+    assert!(error.to_string().contains("no space left"), "{error}");
     assert_eq!(error.exit_code(), ExitCode::Failed);
     assert!(freestone::open(output).is_err(), "nothing is published");
 }

@@ -161,7 +161,7 @@ fn invalid_kernels_are_refused_before_the_run() {
         &out.clone().lengths(0, BlockLengths::List(vec![1])),
         "1 lengths were given for 3 blocks along axis 0",
     );
-    check(&[&x], &out.lengths(1, BlockLengths::Each(0)), "blocks of 0 elements");
+    check(&[&x], &out.lengths(1, BlockLengths::Each(0)), "the blocks along axis 1 are empty");
 }
 
 #[test]
