@@ -52,7 +52,7 @@ pub(crate) fn try_concat(arrays: &[Array], axis: &Axes) -> Result<Array, Error> 
         let mut to = Region::whole(&own);
         to.start[axis] = at;
         at = at.checked_add(own[axis]).ok_or_else(|| {
-            Error::Argument(format!("the joined array exceeds the maximum size of an array"))
+            Error::Argument("the joined array exceeds the maximum size of an array".to_owned())
         })?;
         if !own.contains(&0) {
             let axes = (0..own.len()).map(AxisMap::whole).collect();
