@@ -19,7 +19,7 @@ use super::console::{Console, print, to_stderr};
 use super::observe::ObserverArgs;
 use super::{Failure, json};
 
-/// What is done with a plan, and the form of the output.
+/// The action on a plan (print, draw or run) and the format of the output.
 #[derive(Clone, Copy)]
 pub(super) struct Mode<'a> {
     /// Prints the plan instead of running it.
