@@ -76,6 +76,7 @@ impl Store for FarAway {
     forward_store!(store: write remove list sync remove_partial_writes);
     forward_store!(store: lock is_locked size modified blocking_file);
     parts_by_whole_objects!();
+    no_shared_writes!();
 
     fn url(&self) -> &str {
         "s3://bucket/archive"

@@ -71,6 +71,7 @@ impl Store for Watched {
     forward_store!(store: is_locked size modified blocking_file);
     no_read_ahead!();
     parts_by_whole_objects!();
+    no_shared_writes!();
 
     fn url(&self) -> &str {
         &self.url

@@ -283,6 +283,7 @@ impl Store for Flaky {
     forward_store!(store: remove_partial_writes lock is_locked size modified blocking_file);
     no_read_ahead!();
     parts_by_whole_objects!();
+    no_shared_writes!();
 
     fn is_remote(&self) -> bool {
         false

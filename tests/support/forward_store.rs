@@ -87,3 +87,16 @@ macro_rules! no_read_ahead {
         }
     };
 }
+
+/// Implements `begin_shared_write` of a store that starts no write before it is waited for.
+macro_rules! no_shared_writes {
+    () => {
+        fn begin_shared_write(
+            &self,
+            _key: &str,
+            _bytes: &freestone_engine::storage::SharedBytes,
+        ) -> Option<freestone_engine::storage::PendingWrite> {
+            None
+        }
+    };
+}

@@ -1,7 +1,8 @@
 //! Execution of a prepared run, from its start to the commit.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::Duration;
 
 use super::queue::{MemoryBudget, Queue, RunFolder};
@@ -20,6 +21,9 @@ use crate::storage::{Lock, StorageError, Store, TieredStore, identity};
 use crate::system::System;
 use crate::task::RunAddress;
 use crate::worker::RunContext;
+
+/// The longest time that a run waits for the removal of its folder.
+const REMOVAL: Duration = Duration::from_secs(10);
 
 /// Takes the output locations for the run.
 type Begin<'a> = &'a dyn Fn() -> Result<(), PublishError>;
@@ -201,7 +205,6 @@ impl<'a> ActiveRun<'a> {
             Err(_) if !self.is_owner() => return Err(self.taken_over()),
             Err(failure) => return Err(self.fail(failure, finished.iter().any(|n| *n > 0))),
         };
-        self.remove_folder();
         report.wall = system.elapsed(start);
         report.process_cpu = Duration::from_nanos(machine::process_cpu_ns().saturating_sub(cpu));
         report.peak_rss_bytes = machine::peak_rss_bytes();
@@ -211,6 +214,7 @@ impl<'a> ActiveRun<'a> {
         report.finished_before = finished.iter().sum();
         report.invoked = run.executor.invoked();
         self.notify(&Event::RunEnded(Ok(&report)));
+        self.remove_folder();
         Ok(report)
     }
 
@@ -296,9 +300,19 @@ impl<'a> ActiveRun<'a> {
         error
     }
 
-    /// Removes the run's folder. A failure to remove it does not fail the run.
+    /// Removes the run's folder, for at most [`REMOVAL`]. Another thread continues after that; the
+    /// command `clean` removes what is left if the process ends first. A failure to remove the
+    /// folder does not fail the run.
     fn remove_folder(&self) {
-        let _ = record::remove_folder(self.prepared.work(), &self.address.folder);
+        let (work, folder) = (Arc::clone(&self.prepared.work), self.address.folder.clone());
+        let (removed, wait) = mpsc::sync_channel(1);
+        let remove = move || {
+            let _ = record::remove_folder(&*work, &folder);
+            let _ = removed.send(());
+        };
+        // Without a thread, `remove` is dropped, and the wait ends at once.
+        let _ = thread::Builder::new().name("freestone-removal".into()).spawn(remove);
+        let _ = wait.recv_timeout(REMOVAL);
     }
 
     /// Commits the outputs if all tasks are finished.

@@ -180,20 +180,18 @@ pub fn folders(stores: &Stores, work_dir: &str) -> Result<Vec<String>, RunError>
     let work = open_work_dir(stores, work_dir)?;
     let mut runs = Vec::new();
     for name in work.list("").map_err(RunError::Work)? {
-        // Other programs may use the directory too.
+        // Other programs may use the directory too, but not names of this form.
         if !is_run_name(&name) {
             continue;
         }
         let files = work.list(&format!("{name}/")).map_err(RunError::Work)?;
-        if files.iter().any(|file| RUN_FILES.contains(&file.as_str())) {
+        // A removal may have been interrupted after any file.
+        if !files.is_empty() {
             runs.push(name);
         }
     }
     Ok(runs)
 }
-
-/// The files of which every run folder has at least one, even if it was partly removed.
-const RUN_FILES: [&str; 4] = ["journal", "lock", "plan.json", "run.json"];
 
 /// Returns true for names of run folders: hash of the plan, time, process.
 fn is_run_name(name: &str) -> bool {

@@ -473,6 +473,36 @@ mod tests {
         assert_eq!((reading.join().unwrap(), seen.lock().unwrap().len()), ("throttled", 3));
     }
 
+    /// A listing of two objects, and the response to their deletion.
+    const LISTED: &str = "<ListBucketResult><IsTruncated>false</IsTruncated>\
+        <Contents><Key>a/b/0</Key><LastModified>2026-11-22T20:00:00.000Z</LastModified>\
+        <ETag>1</ETag><Size>1</Size></Contents>\
+        <Contents><Key>a/c/d/1</Key><LastModified>2026-11-22T20:00:00.000Z</LastModified>\
+        <ETag>1</ETag><Size>1</Size></Contents></ListBucketResult>";
+    const DELETED: &str = "<DeleteResult><Deleted><Key>a/b/0</Key></Deleted>\
+        <Deleted><Key>a/c/d/1</Key></Deleted></DeleteResult>";
+    const KEPT: &str = "<DeleteResult><Deleted><Key>a/b/0</Key></Deleted><Error>\
+        <Key>a/c/d/1</Key><Code>AccessDenied</Code><Message>no</Message></Error></DeleteResult>";
+
+    #[test]
+    fn prefix_is_removed_with_one_listing_and_one_deletion() {
+        let remove = |replies: &'static [Reply]| {
+            let (url, seen) = server(replies, || {});
+            let removed = stores(&url, &System::default())[0].remove("a/");
+            let seen = seen.lock().unwrap().clone();
+            (removed, seen)
+        };
+        let (removed, seen) = remove(&[Answer(200, LISTED), Answer(200, DELETED)]);
+        assert!(removed.is_ok(), "{removed:?}");
+        assert_eq!(seen, ["GET", "POST"]);
+        // A deletion whose response was lost is repeated.
+        let (removed, seen) =
+            remove(&[Answer(200, LISTED), Lose, Answer(503, ""), Answer(200, DELETED)]);
+        assert!(removed.is_ok() && seen.len() == 4, "{removed:?} after {seen:?}");
+        let (removed, _) = remove(&[Answer(200, LISTED), Answer(200, KEPT)]);
+        assert!(removed.unwrap_err().to_string().contains("AccessDenied"));
+    }
+
     #[test]
     fn the_code_is_that_of_the_error() {
         assert_eq!(code(SLOW_DOWN), Some("SlowDown"));

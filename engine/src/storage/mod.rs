@@ -46,6 +46,9 @@ pub use location::{identity, is_in_memory, is_in_repository, is_remote_url, join
 pub use lock::Lock;
 pub use memory::{Counts, MemoryStore};
 pub(crate) use store::PART_BYTES;
-pub use store::{ByteRange, ObjectPart, PartsRead, PendingRead, Store, read_each, read_small};
+pub use store::{
+    ByteRange, ObjectPart, PartsRead, PendingRead, PendingWrite, SharedBytes, Store, read_each,
+    read_small,
+};
 pub use stores::{Opener, Stores};
 pub use tiered::TieredStore;

@@ -4,22 +4,26 @@
 //! The engine is synchronous. Requests run on a small runtime of their own, and callers wait on a
 //! channel. This works on any thread, including the threads of a user's runtime.
 
-use std::sync::{Arc, OnceLock, mpsc};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
+use bytes::Bytes;
 use freestone_kernels::Buffer;
-use futures_util::TryStreamExt;
+use futures_util::{StreamExt, TryStreamExt};
 use object_store::aws::AmazonS3Builder;
 use object_store::http::HttpBuilder;
 use object_store::path::Path;
-use object_store::{ClientOptions, GetOptions, GetRange, ObjectStore as Backend, ObjectStoreExt};
+use object_store::{
+    ClientOptions, GetOptions, GetRange, ObjectStore as Backend, ObjectStoreExt, PutPayload,
+};
 use tokio::runtime::Runtime;
 
 use super::aws::{self, NoCredentials};
 use super::client::{Connector, Failure, RequestFailed, retry_config};
 use super::lease::{self, Lease};
 use super::lock::LockKind;
-use super::{ByteRange, Lock, PendingRead, StorageError, Store};
+use super::{ByteRange, Lock, PendingRead, PendingWrite, SharedBytes, StorageError, Store};
 use crate::retry::Retry;
 use crate::system::System;
 
@@ -176,11 +180,6 @@ impl ObjectStore {
         })
     }
 
-    fn delete(&self, key: &str, path: &Path) -> Result<(), StorageError> {
-        let (backend, path) = (Arc::clone(&self.backend), path.clone());
-        self.wait(key, "remove", async move { backend.delete(&path).await }).map(drop)
-    }
-
     /// Runs a request on the runtime and waits for it.
     fn wait<T: Send + 'static>(
         &self,
@@ -273,6 +272,25 @@ fn outcome<T>(
     }
 }
 
+/// Converts the result of a put.
+fn written(place: String, result: Option<object_store::Result<()>>) -> Result<(), StorageError> {
+    outcome(place.clone(), "write", result)?.ok_or_else(|| StorageError::Io {
+        place,
+        action: "write",
+        message: "the bucket does not exist".into(),
+        transient: false,
+    })
+}
+
+/// Shared bytes as the owner of a payload.
+struct Owned(SharedBytes);
+
+impl AsRef<[u8]> for Owned {
+    fn as_ref(&self) -> &[u8] {
+        (*self.0).as_ref()
+    }
+}
+
 /// Reads an object or a range of it, piece by piece, into a buffer with room for `limit` bytes.
 /// Returns the length as the inner error if it exceeds the limit.
 async fn fetch(
@@ -303,6 +321,20 @@ async fn fetch(
     }
     into.set_len(end);
     Ok(Ok(()))
+}
+
+/// Deletes all objects below a path, as pages of one recursive listing arrive. The backend bounds
+/// the number of deletions in flight; S3 and Azure delete many objects with one request.
+async fn delete_below(backend: &dyn Backend, path: &Path) -> object_store::Result<()> {
+    let below = backend.list(Some(path)).map_ok(|found| found.location).boxed();
+    let mut deleted = backend.delete_stream(below);
+    while let Some(result) = deleted.next().await {
+        match result {
+            Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
 }
 
 impl Store for ObjectStore {
@@ -347,44 +379,33 @@ impl Store for ObjectStore {
     }
 
     fn write_parts(&self, key: &str, parts: &[&[u8]]) -> Result<(), StorageError> {
-        let (backend, path, payload) = (
-            Arc::clone(&self.backend),
-            self.path(key)?,
-            object_store::PutPayload::from(parts.concat()),
-        );
-        match self.wait(key, "write", async move { backend.put(&path, payload).await.map(drop) })? {
-            Some(()) => Ok(()),
-            None => Err(StorageError::Io {
-                place: self.place(key),
-                action: "write",
-                message: "the bucket does not exist".into(),
-                transient: false,
-            }),
-        }
+        let (backend, path, payload) =
+            (Arc::clone(&self.backend), self.path(key)?, PutPayload::from(parts.concat()));
+        let put = async move { backend.put(&path, payload).await.map(drop) };
+        written(self.place(key), begin(runtime()?, put).result())
+    }
+
+    fn begin_shared_write(&self, key: &str, bytes: &SharedBytes) -> Option<PendingWrite> {
+        // An invalid path is reported by `write`.
+        let (path, runtime) = (self.path(key).ok()?, runtime().ok()?);
+        let (backend, place) = (Arc::clone(&self.backend), self.place(key));
+        let payload = PutPayload::from(Bytes::from_owner(Owned(Arc::clone(bytes))));
+        let begun = begin(runtime, async move { backend.put(&path, payload).await.map(drop) });
+        Some(PendingWrite::new(move |time| match begun.answer.recv_timeout(time) {
+            Err(RecvTimeoutError::Timeout) => None,
+            answer => Some(written(place.clone(), answer.ok())),
+        }))
     }
 
     fn remove(&self, key: &str) -> Result<(), StorageError> {
-        if let Some(prefix) = key.strip_suffix('/') {
-            let (backend, path) = (Arc::clone(&self.backend), self.path(prefix)?);
-            let listed = self
-                .wait(key, "list", async move { backend.list_with_delimiter(Some(&path)).await })?;
-            if let Some(found) = listed {
-                for object in found.objects {
-                    self.delete(key, &object.location)?;
-                }
-                for folder in found.common_prefixes {
-                    let below = folder
-                        .as_ref()
-                        .strip_prefix(&self.prefix)
-                        .unwrap_or(folder.as_ref())
-                        .trim_start_matches('/')
-                        .to_owned();
-                    self.remove(&format!("{below}/"))?;
-                }
-            }
-            return Ok(());
-        }
-        self.delete(key, &self.path(key)?)
+        let (backend, path) =
+            (Arc::clone(&self.backend), self.path(key.strip_suffix('/').unwrap_or(key))?);
+        let removed = if key.ends_with('/') {
+            self.wait(key, "remove", async move { delete_below(&*backend, &path).await })
+        } else {
+            self.wait(key, "remove", async move { backend.delete(&path).await })
+        };
+        removed.map(drop)
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<String>, StorageError> {

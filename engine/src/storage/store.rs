@@ -1,7 +1,8 @@
 //! The [`Store`] trait: whole objects and ranges of them, by key.
 
 use std::fmt;
-use std::time::SystemTime;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use freestone_kernels::Buffer;
 
@@ -193,6 +194,12 @@ pub trait Store: Send + Sync + fmt::Debug {
         }
     }
 
+    /// Starts a [`write`](Store::write) without waiting for it and without copying the bytes.
+    /// Returns `None` if the store does not support this, or if the write would not block.
+    fn begin_shared_write(&self, _key: &str, _bytes: &SharedBytes) -> Option<PendingWrite> {
+        None
+    }
+
     /// Removes an object, or all objects below a prefix that ends in `/`. A missing object is not
     /// an error.
     ///
@@ -287,6 +294,37 @@ impl PendingRead {
 impl fmt::Debug for PendingRead {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("PendingRead")
+    }
+}
+
+/// Bytes that a write in progress shares with their owner.
+pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+/// A write in progress ([`Store::begin_shared_write`]). Dropping it cancels the write, whose object
+/// may then be the old or the new one.
+pub struct PendingWrite(WaitFor);
+
+/// Waits for a result for at most a given time.
+type WaitFor = Box<dyn FnMut(Duration) -> Option<Result<(), StorageError>> + Send>;
+
+impl PendingWrite {
+    /// Creates a pending write from a function that waits for its result for at most a given time.
+    pub fn new(
+        wait: impl FnMut(Duration) -> Option<Result<(), StorageError>> + Send + 'static,
+    ) -> PendingWrite {
+        PendingWrite(Box::new(wait))
+    }
+
+    /// Waits for the write for at most `time`. Returns its result once, and `None` if it has not
+    /// ended.
+    pub fn wait_for(&mut self, time: Duration) -> Option<Result<(), StorageError>> {
+        self.0(time)
+    }
+}
+
+impl fmt::Debug for PendingWrite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PendingWrite")
     }
 }
 

@@ -3,6 +3,7 @@
 //! The driver substitutes it for the work directory of a run whose tasks share its process.
 
 mod cache;
+mod save;
 #[cfg(test)]
 mod tests;
 
@@ -20,7 +21,10 @@ use cache::{
 use super::array::ArrayInfo;
 use super::codec::Codec;
 use super::store::copy_parts_of;
-use super::{ByteRange, Lock, ObjectPart, PartsRead, PendingRead, StorageError, Store, read_small};
+use super::{
+    ByteRange, Lock, ObjectPart, PartsRead, PendingRead, PendingWrite, SharedBytes, StorageError,
+    Store, read_small,
+};
 
 /// A store that holds objects below a prefix in memory, up to a budget, and writes others to the
 /// store below. Each object is in one of the two.
@@ -59,82 +63,6 @@ impl TieredStore {
     /// Creates a tier of up to `budget` bytes for objects below `prefix`, which ends in `/`.
     pub fn new(below: Arc<dyn Store>, prefix: String, budget: u64, epoch: u32) -> TieredStore {
         TieredStore { below, prefix, budget, epoch, cache: RwLock::default() }
-    }
-
-    /// Writes unsaved objects to the store below, small objects together in one object per slab.
-    /// Omits folders for which `skip` returns true.
-    ///
-    /// # Errors
-    /// Returns an error if the store below fails. Objects written before are saved.
-    pub fn save(&self, skip: &dyn Fn(&str) -> bool) -> Result<(), StorageError> {
-        let skips = |folder: &str| skip(folder.strip_prefix(&self.prefix).unwrap_or(folder));
-        let (own, slabs) = {
-            let cache = self.read_cache();
-            let unsaved = |(key, object): (&String, &Object)| match object {
-                Object::Large { buffer, saved: false } if !skips(folder_of(key)) => {
-                    Some((key.clone(), Arc::clone(buffer)))
-                }
-                _ => None,
-            };
-            let own: Vec<(String, Arc<Buffer>)> =
-                cache.objects.iter().filter_map(unsaved).collect();
-            let mut slabs: Vec<u64> = cache
-                .slabs
-                .iter()
-                .filter(|(_, s)| s.saved < s.filled && !skips(&s.folder))
-                .map(|(id, _)| *id)
-                .collect();
-            slabs.sort_unstable();
-            (own, slabs)
-        };
-        for (key, bytes) in own {
-            self.below.write(&key, bytes.bytes())?;
-            // An object that was removed or replaced since is not marked. Its copy below is unused
-            // or identical.
-            if let Some(Object::Large { buffer, saved }) = self.write_cache().objects.get_mut(&key)
-                && Arc::ptr_eq(buffer, &bytes)
-            {
-                *saved = true;
-            }
-        }
-        for id in slabs {
-            let filled = {
-                let cache = self.read_cache();
-                let Some(slab) = cache.slabs.get(&id) else { continue };
-                let inside = |(key, object): (&String, &Object)| match object {
-                    Object::Packed { slab, offset, len } if *slab == id => {
-                        Some((key.clone(), *offset, *len))
-                    }
-                    _ => None,
-                };
-                let below = cache
-                    .objects
-                    .range(format!("{}/", slab.folder)..)
-                    .take_while(|(key, _)| folder_of(key).starts_with(&slab.folder));
-                let new = below
-                    .filter_map(inside)
-                    .filter(|(_, offset, _)| *offset >= slab.saved)
-                    .map(|(key, offset, len)| (key, offset - slab.saved, len));
-                let contents = serde_json::to_vec(&new.collect::<Vec<_>>()).map_err(|_| {
-                    StorageError::internal(
-                        self.place(&slab.folder),
-                        "the names of packed objects are serializable",
-                    )
-                })?;
-                let name =
-                    format!("{}{SAVED}/{:03}-{id:06}-{:07}", self.prefix, self.epoch, slab.saved);
-                let new_bytes = &slab.bytes.bytes()[slab.saved..slab.filled];
-                self.below.write_parts(
-                    &name,
-                    &[&(contents.len() as u64).to_le_bytes(), &contents, new_bytes],
-                )?;
-                slab.filled
-            };
-            if let Some(slab) = self.write_cache().slabs.get_mut(&id) {
-                slab.saved = filled;
-            }
-        }
-        Ok(())
     }
 
     /// Writes saved small objects below a prefix to a store, in the order in which they were saved.
@@ -225,7 +153,7 @@ impl TieredStore {
                 let buffer = Arc::clone(buffer);
                 // Copy without holding the lock.
                 drop(cache);
-                look(buffer.bytes()).map(Some)
+                look((*buffer).as_ref()).map(Some)
             }
         }
     }
@@ -243,7 +171,9 @@ impl TieredStore {
         // Copy without holding the lock.
         let mut copy = Buffer::zeroed(len);
         copy_parts(parts, copy.bytes_mut());
-        self.write_cache().insert(key, Object::Large { buffer: Arc::new(copy), saved: false });
+        let mut cache = self.write_cache();
+        let buffer = Arc::new(cache.hold(copy, cost));
+        cache.insert(key, Object::Large { buffer, saved: false });
         true
     }
 }
@@ -316,6 +246,11 @@ impl Store for TieredStore {
         Ok(())
     }
 
+    fn begin_shared_write(&self, key: &str, bytes: &SharedBytes) -> Option<PendingWrite> {
+        // A write to memory does not block.
+        if key.starts_with(&self.prefix) { None } else { self.below.begin_shared_write(key, bytes) }
+    }
+
     fn remove(&self, key: &str) -> Result<(), StorageError> {
         let mut cache = self.write_cache();
         let below = || {
@@ -362,7 +297,7 @@ impl Store for TieredStore {
     fn size(&self, key: &str) -> Result<Option<u64>, StorageError> {
         let len = match self.read_cache().objects.get(key) {
             Some(Object::Packed { len, .. }) => Some(*len as u64),
-            Some(Object::Large { buffer, .. }) => Some(buffer.len() as u64),
+            Some(Object::Large { buffer, .. }) => Some((**buffer).as_ref().len() as u64),
             None => None,
         };
         if len.is_some() { Ok(len) } else { self.below.size(key) }

@@ -4,7 +4,8 @@ use std::time::SystemTime;
 
 use freestone_engine::kernels::Buffer;
 use freestone_engine::storage::{
-    ByteRange, Lock, ObjectPart, PartsRead, PendingRead, StorageError, Store,
+    ByteRange, Lock, ObjectPart, PartsRead, PendingRead, PendingWrite, SharedBytes, StorageError,
+    Store,
 };
 use icechunk::format::ChunkId;
 use serde_json::Value;
@@ -174,6 +175,11 @@ impl Store for SessionStore {
             self.repository.objects().write(&ChunkId::new(*id), bytes)?;
         }
         if writes.receipts == Keep::Here { self.note(receipt) } else { Ok(()) }
+    }
+
+    fn begin_shared_write(&self, _key: &str, _bytes: &SharedBytes) -> Option<PendingWrite> {
+        // A chunk's receipt is made when it is written.
+        None
     }
 
     fn remove(&self, key: &str) -> Result<(), StorageError> {

@@ -203,6 +203,7 @@ impl Request<'_> {
 impl Store for FaultStore {
     forward_store!(inner: url is_remote lock is_locked blocking_file place remove_partial_writes);
     no_read_ahead!();
+    no_shared_writes!();
 
     fn read(
         &self,

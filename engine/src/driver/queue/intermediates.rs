@@ -7,8 +7,11 @@ use crate::storage::StorageError;
 
 impl Queue<'_> {
     /// Flushes the journal, and removes the intermediates whose removal it records. `save` makes
-    /// the results of finished tasks durable first; its argument returns true for an array that is
-    /// about to be removed.
+    /// the results of finished tasks durable first; its argument returns true for an array that
+    /// needs no saving: it is about to be removed, or all tasks are finished.
+    ///
+    /// If this process is killed between such an omission and the next flush, the array's chunks
+    /// are missing. A task that reads them when the run is resumed has them written again.
     ///
     /// A failure to remove an intermediate is ignored: it is removed with the run's folder.
     pub(in crate::driver) fn flush(
@@ -21,8 +24,7 @@ impl Queue<'_> {
             state.removals.clone()
         };
         if let Some(journal) = self.folder.journal {
-            let is_removed =
-                |name: &str| recorded.iter().any(|id| self.plan.plan().array(*id).name == name);
+            let is_removed = |name: &str| self.is_unneeded(name);
             journal.flush(|| save(&is_removed))?;
         }
         let removable = {
@@ -39,6 +41,14 @@ impl Queue<'_> {
         };
         self.remove(&removable);
         Ok(())
+    }
+
+    /// Returns true if no task needs an array again: it waits for its removal, or all tasks are
+    /// finished.
+    fn is_unneeded(&self, name: &str) -> bool {
+        let has_name = |id: &ArrayId| self.plan.plan().array(*id).name == name;
+        let is_removed = self.lock().removals.iter().any(has_name);
+        is_removed || self.is_done()
     }
 
     /// Returns true if intermediates wait for a flush to be removed.

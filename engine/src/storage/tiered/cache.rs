@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use freestone_kernels::Buffer;
 
@@ -12,12 +13,38 @@ pub(super) struct Cache {
     /// The slab of each folder that is being filled.
     pub(super) filling: HashMap<String, u64>,
     pub(super) next_slab: u64,
-    pub(super) used: u64,
+    /// The bytes in memory, including buffers of removed objects that are still in use.
+    used: Arc<AtomicU64>,
     pub(super) highest: u64,
 }
 
+/// Bytes that count as used until they are freed, also if their object was removed before.
+pub(super) struct Held<B = Buffer> {
+    bytes: B,
+    cost: u64,
+    used: Arc<AtomicU64>,
+}
+
+impl<B> Drop for Held<B> {
+    fn drop(&mut self) {
+        self.used.fetch_sub(self.cost, Ordering::Relaxed);
+    }
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes.bytes()
+    }
+}
+
+impl AsRef<[u8]> for Held<Vec<u8>> {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
 pub(super) enum Object {
-    Large { buffer: Arc<Buffer>, saved: bool },
+    Large { buffer: Arc<Held>, saved: bool },
     Packed { slab: u64, offset: usize, len: usize },
 }
 
@@ -63,13 +90,27 @@ pub(super) fn copy_parts(parts: &[&[u8]], into: &mut [u8]) {
 }
 
 impl Cache {
+    pub(super) fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    fn free(&self, cost: u64) {
+        self.used.fetch_sub(cost, Ordering::Relaxed);
+    }
+
     pub(super) fn reserve(&mut self, cost: u64, budget: u64) -> bool {
-        if cost > budget.saturating_sub(self.used) {
+        let used = self.used();
+        if cost > budget.saturating_sub(used) {
             return false;
         }
-        self.used += cost;
-        self.highest = self.highest.max(self.used);
+        self.used.fetch_add(cost, Ordering::Relaxed);
+        self.highest = self.highest.max(used + cost);
         true
+    }
+
+    /// Binds a reserved cost to the lifetime of bytes.
+    pub(super) fn hold<B>(&self, bytes: B, cost: u64) -> Held<B> {
+        Held { bytes, cost, used: Arc::clone(&self.used) }
     }
 
     /// Inserts an object whose cost is reserved, replacing an existing one.
@@ -80,10 +121,10 @@ impl Cache {
 
     pub(super) fn forget(&mut self, key: &str) {
         match self.objects.remove(key) {
-            None => {}
-            Some(Object::Large { buffer, .. }) => self.used -= large_cost(key, buffer.len()),
+            // The memory of a large object is free once no read and no save uses it.
+            None | Some(Object::Large { .. }) => {}
             Some(Object::Packed { slab, .. }) => {
-                self.used -= packed_cost(key);
+                self.free(packed_cost(key));
                 let Some(entry) = self.slabs.get_mut(&slab) else {
                     return debug_assert!(
                         false,
@@ -92,7 +133,8 @@ impl Cache {
                 };
                 entry.objects -= 1;
                 if entry.objects == 0 {
-                    self.used -= entry.bytes.len() as u64;
+                    let len = entry.bytes.len() as u64;
+                    self.free(len);
                     self.slabs.remove(&slab);
                     self.filling.retain(|_, filling| *filling != slab);
                 }
